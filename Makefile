@@ -1,0 +1,62 @@
+# Needs make, Python 3.11 or newer with its venv module, and a package registry. Nothing else.
+# The environment is made once; it is made anew only when pyproject.toml or constraints.txt changes.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+# Two processes, one arithmetic thread each (tests/conftest.py). `make unit WORKERS=0` runs in one process.
+WORKERS ?= 2
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install demo test lint types unit slow bench format clean distclean
+
+help: ## Show this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## Make the environment in .venv
+
+demo: $(STAMP) ## Fine-tune the bundled model across simulated clients
+	$(BIN)/fedelta run recipes/demo.toml
+
+test: lint types unit ## Run every check: format, lint, types, tests
+
+lint: $(STAMP) ## Check format and lint rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(STAMP) ## Check types
+	$(BIN)/mypy
+
+unit: $(STAMP) ## Run the tests with coverage; PYTEST_ARGS="-k fedlama" narrows them
+	$(BIN)/pytest -n $(WORKERS) --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+
+slow: $(STAMP) ## Run the tests marked slow
+	$(BIN)/pytest -m slow $(PYTEST_ARGS)
+
+bench: $(STAMP) ## Run the benchmarks
+	$(BIN)/python benchmarks/bench.py
+
+format: $(STAMP) ## Format the code and apply safe lint fixes
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## Delete caches and build results; keep the environment and runs/
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.* htmlcov
+	find src tests benchmarks pretraining -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+distclean: clean ## Delete the environment too
+	rm -rf $(VENV)
+
+# torch goes first and exactly as constrained: given a choice of builds, the resolver then settles on it before
+# anything that depends on torch can ask for another.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: fedelta needs Python 3.11 or newer, \
+	this is " + sys.version.split()[0] + "\nhint: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -qq -c constraints.txt torch
+	$(PIP) install -qq -c constraints.txt -e '.[dev]'
+	@touch $@

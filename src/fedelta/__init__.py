@@ -1,0 +1,86 @@
+"""Federated fine-tuning of pre-trained models that sends almost nothing over the network.
+
+Everything public is here; names are imported on first use, so that `import fedelta` is instant.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fedelta.codecs.cast import Cast as Cast
+    from fedelta.config import Config as Config
+    from fedelta.config import load_config as load_config
+    from fedelta.data.batches import FederatedData as FederatedData
+    from fedelta.data.batches import LabelledData as LabelledData
+    from fedelta.data.partition import Dirichlet as Dirichlet
+    from fedelta.data.partition import Iid as Iid
+    from fedelta.data.partition import Natural as Natural
+    from fedelta.data.partition import Pathological as Pathological
+    from fedelta.data.partition import Quantity as Quantity
+    from fedelta.data.sources import DataSource as DataSource
+    from fedelta.errors import FedeltaError as FedeltaError
+    from fedelta.errors import InputError as InputError
+    from fedelta.errors import RoundError as RoundError
+    from fedelta.experiment import Experiment as Experiment
+    from fedelta.experiment import Result as Result
+    from fedelta.federation.optimizers import AdamW as AdamW
+    from fedelta.federation.optimizers import Constant as Constant
+    from fedelta.federation.optimizers import Cosine as Cosine
+    from fedelta.federation.optimizers import Sgd as Sgd
+    from fedelta.federation.optimizers import Step as Step
+    from fedelta.federation.training import ClientSettings as ClientSettings
+    from fedelta.inference.predict import Prediction as Prediction
+    from fedelta.inference.predict import Predictor as Predictor
+    from fedelta.models.anatomy import Anatomy as Anatomy
+    from fedelta.models.hub import Backbone as Backbone
+    from fedelta.models.hub import ModelSource as ModelSource
+    from fedelta.models.hub import bundled_path as bundled_path
+    from fedelta.results.report import write_report as write_report
+    from fedelta.runtimes.simulation import SimulationSettings as SimulationSettings
+    from fedelta.strategies.fedavg import FedAvg as FedAvg
+    from fedelta.strategies.local import FedProx as FedProx
+    from fedelta.strategies.local import Plain as Plain
+    from fedelta.tuning.bias import Bias as Bias
+    from fedelta.tuning.full import Full as Full
+    from fedelta.tuning.head import Head as Head
+    from fedelta.tuning.lora import Lora as Lora
+
+__version__ = "0.1.0"
+
+_MODULES = {
+    "codecs.cast": ("Cast",),
+    "config": ("Config", "load_config"),
+    "data.batches": ("FederatedData", "LabelledData"),
+    "data.partition": ("Dirichlet", "Iid", "Natural", "Pathological", "Quantity"),
+    "data.sources": ("DataSource",),
+    "errors": ("FedeltaError", "InputError", "RoundError"),
+    "experiment": ("Experiment", "Result"),
+    "federation.optimizers": ("AdamW", "Constant", "Cosine", "Sgd", "Step"),
+    "federation.training": ("ClientSettings",),
+    "inference.predict": ("Prediction", "Predictor"),
+    "models.anatomy": ("Anatomy",),
+    "models.hub": ("Backbone", "ModelSource", "bundled_path"),
+    "results.report": ("write_report",),
+    "runtimes.simulation": ("SimulationSettings",),
+    "strategies.fedavg": ("FedAvg",),
+    "strategies.local": ("FedProx", "Plain"),
+    "tuning.bias": ("Bias",),
+    "tuning.full": ("Full",),
+    "tuning.head": ("Head",),
+    "tuning.lora": ("Lora",),
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = sorted(_HOMES)  # noqa: PLE0605 the names are literals above
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fedelta' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(f"fedelta.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,235 @@
+"""The command line. Results go to standard output, progress and errors to standard error.
+
+Exit codes: 0 done; 1 training failed; 2 something given cannot be used; 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fedelta.errors import FedeltaError, InputError
+
+if TYPE_CHECKING:
+    from fedelta.experiment import OnRound, Result
+
+MIB = 2**20
+
+app = typer.Typer(
+    help="Federated fine-tuning of pre-trained models that sends almost nothing over the network.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out_console = Console()
+err_console = Console(stderr=True)
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="a TOML file, such as recipes/demo.toml")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="a run directory")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="override, e.g. --set tuning.r=4; repeatable"),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bar and no table")]
+
+
+def main() -> None:
+    """Entry point of the `fedelta` command."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app(standalone_mode=True)
+    except InputError as error:
+        _fail(error, 2)
+    except FedeltaError as error:
+        _fail(error, 1)
+    except KeyboardInterrupt:
+        err_console.print("stopped")
+        sys.exit(130)
+
+
+@app.command()
+def run(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="the run directory; default runs/<name of CONFIG>")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Run an experiment."""
+    from fedelta.experiment import Experiment
+
+    experiment = Experiment.from_toml(config, overrides or ())
+    with _progress(experiment.config.strategy.num_rounds, quiet) as on_round:
+        result = experiment.run(out, on_round=on_round)
+    _conclude(result, quiet)
+
+
+@app.command()
+def resume(directory: RunPath, quiet: Quiet = False) -> None:
+    """Continue a run that was stopped or killed."""
+    from fedelta.experiment import Experiment
+
+    experiment = Experiment.from_run(directory)
+    with _progress(experiment.config.strategy.num_rounds, quiet) as on_round:
+        result = experiment.resume(directory, on_round=on_round)
+    _conclude(result, quiet)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="one or more run directories")],
+    out: Annotated[Path, typer.Option(help="the HTML file to write")] = Path("report.html"),
+) -> None:
+    """Write one self-contained HTML page about one or more runs."""
+    from fedelta.results.report import write_report
+
+    write_report(runs, out)
+    out_console.print(f"{out}", soft_wrap=True)
+
+
+@app.command()
+def inspect(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Show what would be tuned and sent, without training."""
+    from fedelta.config import load_config
+    from fedelta.inspection import inspect as look
+
+    found = look(load_config(config, overrides or ()))
+    if as_json:
+        print(json.dumps(found.as_dict(), indent=2))
+        return
+    table = Table("group", "tuned parameters", title=f"{config}")
+    for group, count in found.groups.items():
+        table.add_row(group, f"{count:,}")
+    table.add_section()
+    table.add_row("tuned", f"{found.tuned_parameters:,} of {found.total_parameters:,} "
+                           f"({found.tuned_parameters / found.total_parameters:.2%})")  # fmt: skip
+    table.add_row("per client and direction", f"{found.payload_bytes / MIB:.3f} MiB")
+    table.add_row("full model in float32", f"{found.full_model_bytes / MIB:.3f} MiB")
+    out_console.print(table)
+
+
+@app.command()
+def evaluate(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG|RUN", help="a TOML file or a run directory")],
+    overrides: Overrides = None,
+    adapter: Annotated[Path | None, typer.Option(help="a PEFT adapter directory; of a RUN its own")] = None,
+) -> None:
+    """Measure a model on the test set of a configuration or a run."""
+    from fedelta.experiment import evaluate_adapter
+
+    found = evaluate_adapter(config, adapter, overrides or ())
+    print(json.dumps({"accuracy": found.accuracy, "test_loss_nats": found.loss}))
+
+
+@app.command()
+def predict(
+    directory: RunPath,
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="image files; texts for a text model")],
+) -> None:
+    """Classify images or texts with the model of a run."""
+    from fedelta.inference.predict import Predictor
+
+    for name, prediction in zip(inputs, Predictor.open(directory).predict(inputs), strict=True):
+        print(f"{name}\t{prediction.label}\t{prediction.probability:.4f}")
+
+
+@app.command()
+def check(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Check a configuration, its data and its model; nothing is trained or written."""
+    from fedelta.experiment import Experiment
+
+    assembly = Experiment.from_toml(config, overrides or ()).assembly
+    sizes = [len(rows) for rows in assembly.data.partition.values()]
+    print(
+        f"{config}: good. {len(sizes)} clients with {min(sizes)} to {max(sizes)} examples, "
+        f"{len(assembly.data.test)} test examples, {len(assembly.data.class_names)} classes, "
+        f"{assembly.spec.num_parameters:,} of {assembly.total_parameters:,} parameters tuned, "
+        f"{assembly.engine.lanes.num} lanes."
+    )
+
+
+@app.command("list")
+def list_names() -> None:
+    """List everything that a configuration can name."""
+    from fedelta.inspection import choices
+
+    table = Table("section", "choices")
+    for section, names in choices().items():
+        table.add_row(section, ", ".join(names))
+    out_console.print(table)
+
+
+@contextmanager
+def _progress(num_rounds: int, quiet: bool) -> Iterator[OnRound | None]:
+    """A bar with round, accuracy and bytes on standard error; None when quiet."""
+    if quiet:
+        yield None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from fedelta.federation.records import RoundOutcome
+    from fedelta.results.ledger import Ledger
+
+    columns = (
+        TextColumn("round"),
+        MofNCompleteColumn(),
+        BarColumn(),
+        TextColumn("accuracy {task.fields[accuracy]}"),
+        TextColumn("sent {task.fields[sent]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err_console) as progress:
+        task = progress.add_task("round", total=num_rounds, accuracy="...", sent="0 MiB")
+
+        def on_round(outcome: RoundOutcome, ledger: Ledger) -> None:
+            progress.update(task, completed=outcome.round, sent=f"{ledger.total_bytes / MIB:.2f} MiB")
+            if outcome.accuracy is not None:
+                progress.update(task, accuracy=f"{outcome.accuracy:.1%}")
+
+        yield on_round
+
+
+def _conclude(result: Result, quiet: bool) -> None:
+    """The report, and the table on standard output."""
+    report_path = result.path / "report.html"
+    from fedelta.results.report import write_report
+
+    write_report([result.path], report_path)
+    if quiet:
+        return
+    summary, ledger = result.summary, result.ledger
+    sent = ledger.total_bytes
+    table = Table(show_header=False, title=str(result.path))
+    table.add_row("accuracy", f"{summary['final_accuracy']:.2%} (best {summary['best_accuracy']:.2%})")
+    share = summary["tuned_parameters"] / summary["total_parameters"]
+    table.add_row(
+        "tuned parameters",
+        f"{summary['tuned_parameters']:,} of {summary['total_parameters']:,} ({share:.2%})",
+    )
+    per_payload = sent / ledger.num_transfers
+    table.add_row("sent per client, round and direction", f"{per_payload / MIB:.3f} MiB")
+    table.add_row("sent in all", f"{sent / MIB:.2f} MiB")
+    full = summary["full_model_bytes"]
+    table.add_row("full fine-tuning would have sent", f"{full / MIB:.2f} MiB ({full / sent:.0f} times as much)")
+    table.add_row("time", f"{summary['wall_seconds']:.0f} s")
+    table.add_row("report", str(report_path))
+    out_console.print(table)
+
+
+def _fail(error: FedeltaError, code: int) -> None:
+    err_console.print(f"error: {error.message}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+    if error.hint is not None:
+        err_console.print(f"hint: {error.hint}", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(code)

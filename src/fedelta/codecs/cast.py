@@ -1,0 +1,47 @@
+"""Codecs that write every number in one floating-point format."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fedelta.errors import PayloadError
+from fedelta.settings import Settings
+
+
+class Cast(Settings):
+    """Little-endian numbers in row-major order.
+
+    Args:
+        name: the format: `float32` is exact; `float16` keeps 11 significant bits up to 65,504; `bfloat16` keeps
+            8 with the range of float32.
+    """
+
+    name: Literal["float32", "float16", "bfloat16"] = "float32"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The torch type of the format."""
+        return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[self.name]
+
+    def pack(self, tensor: Tensor) -> bytes:
+        """See `Codec.pack`."""
+        numbers = tensor.detach().to("cpu", self.dtype).contiguous()
+        if not torch.isfinite(numbers).all():
+            largest = float(tensor.abs().max())
+            raise PayloadError(
+                f"a tensor holds values that are not finite in {self.name}; its largest magnitude is {largest:.3g}.",
+                hint='training diverged (lower `client.lr`), or the values need `codec.name = "bfloat16"`.',
+            )
+        # numpy has no bfloat16: the bytes are taken as they are.
+        return numbers.reshape(-1).view(torch.uint8).numpy().tobytes()
+
+    def unpack(self, data: bytes, shape: tuple[int, ...]) -> Tensor:
+        """See `Codec.unpack`."""
+        expected = prod(shape) * self.dtype.itemsize
+        if len(data) != expected:
+            raise PayloadError(f"{len(data)} bytes for a tensor {shape} in {self.name}, expected {expected}.")
+        return torch.frombuffer(bytearray(data), dtype=self.dtype).reshape(shape).float()

@@ -1,0 +1,144 @@
+"""The payload: which tensors, and their bytes, with as little around them as can be checked.
+
+Both ends know the `ParamSpec`, so names and shapes do not travel; a fingerprint proves that they agree.
+
+    "FDLT" | version, 1 byte | fingerprint, 8 bytes | codec name, length byte + ASCII |
+    presence, one bit a tensor in the order of the spec | length of each present tensor, LEB128 |
+    the tensors' bytes | CRC-32 of all before it, 4 bytes little-endian
+
+Nothing is executed or allocated on the word of a payload: the checksum, the fingerprint, the codec and every
+length are checked before a tensor is made.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from fedelta.codecs.base import Codec
+from fedelta.errors import PayloadError
+from fedelta.params import Params, ParamSpec
+
+_MAGIC = b"FDLT\x01"
+_CRC_BYTES = 4
+
+
+def encode(params: Mapping[str, Tensor], spec: ParamSpec, codec: Codec) -> tuple[bytes, dict[str, int]]:
+    """The payload of `params`, and the bytes of its tensors by group.
+
+    Args:
+        params: some or all of the tensors of `spec`.
+        spec: gives the order.
+        codec: writes each tensor.
+
+    Raises:
+        PayloadError: the codec cannot hold a value; the message names the tensor.
+    """
+    present = [name for name in spec if name in params]
+    bodies = [_pack(name, params[name], codec) for name in present]
+    bits = sum(1 << index for index, name in enumerate(spec) if name in params)
+    codec_name = codec.name.encode("ascii")
+    header = b"".join(
+        [
+            _MAGIC,
+            spec.fingerprint,
+            bytes([len(codec_name)]),
+            codec_name,
+            bits.to_bytes(_presence_bytes(spec), "little"),
+            *(_leb128(len(body)) for body in bodies),
+        ]
+    )
+    message = b"".join([header, *bodies])
+    lengths = [len(body) for body in bodies]
+    return message + zlib.crc32(message).to_bytes(_CRC_BYTES, "little"), _by_group(spec, present, lengths)
+
+
+def decode(payload: bytes, spec: ParamSpec, codec: Codec) -> tuple[Params, dict[str, int]]:
+    """The tensors of `payload`, float32, in the order of `spec`, and their bytes by group.
+
+    Raises:
+        PayloadError: truncated, altered, for another model or tuning, or of another codec.
+    """
+    message, crc = payload[:-_CRC_BYTES], payload[-_CRC_BYTES:]
+    if not payload.startswith(_MAGIC):
+        raise PayloadError(f"{len(payload)} bytes that are no fedelta payload: they start with {payload[:5]!r}.")
+    if zlib.crc32(message).to_bytes(_CRC_BYTES, "little") != crc:
+        raise PayloadError(f"a payload of {len(payload)} bytes is truncated or altered: its checksum is wrong.")
+    reader = _Reader(message, len(_MAGIC))
+    if (fingerprint := reader.take(8)) != spec.fingerprint:
+        raise PayloadError(
+            f"the payload is for other tensors: fingerprint {fingerprint.hex()}, here {spec.fingerprint.hex()}.",
+            hint="compare sections [model] and [tuning] of the server and the client.",
+        )
+    codec_name = reader.take(reader.take(1)[0]).decode("ascii", "replace")
+    if codec_name != codec.name:
+        raise PayloadError(f"the payload was written with codec {codec_name!r}, expected {codec.name!r}.")
+    bits = int.from_bytes(reader.take(_presence_bytes(spec)), "little")
+    if bits >> len(spec):
+        raise PayloadError(f"the payload names tensors beyond the {len(spec)} of the specification.")
+    present = [name for index, name in enumerate(spec) if bits >> index & 1]
+    lengths = [reader.leb128() for _ in present]
+    if sum(lengths) != reader.left:
+        raise PayloadError(f"the payload announces {sum(lengths)} bytes of tensors and holds {reader.left}.")
+    params = {
+        name: codec.unpack(reader.take(length), spec.tensors[name].shape)
+        for name, length in zip(present, lengths, strict=True)
+    }
+    return params, _by_group(spec, present, lengths)
+
+
+def _pack(name: str, tensor: Tensor, codec: Codec) -> bytes:
+    try:
+        return codec.pack(tensor)
+    except PayloadError as error:
+        raise PayloadError(f"`{name}`: {error.message}", hint=error.hint) from error
+
+
+def _by_group(spec: ParamSpec, names: list[str], lengths: list[int]) -> dict[str, int]:
+    groups: dict[str, int] = {}
+    for name, length in zip(names, lengths, strict=True):
+        group = spec.tensors[name].group
+        groups[group] = groups.get(group, 0) + length
+    return groups
+
+
+def _presence_bytes(spec: ParamSpec) -> int:
+    return (len(spec) + 7) // 8
+
+
+def _leb128(number: int) -> bytes:
+    """Seven bits a byte, the lowest first, the top bit set on all but the last."""
+    digits = bytearray()
+    while number > 0x7F:
+        digits.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*digits, number])
+
+
+class _Reader:
+    """Takes bytes from a message and refuses to run past its end."""
+
+    def __init__(self, message: bytes, position: int) -> None:
+        self._message = message
+        self._position = position
+
+    @property
+    def left(self) -> int:
+        return len(self._message) - self._position
+
+    def take(self, count: int) -> bytes:
+        if count > self.left:
+            raise PayloadError(f"the payload ends after {len(self._message)} bytes, {count - self.left} too early.")
+        self._position += count
+        return self._message[self._position - count : self._position]
+
+    def leb128(self) -> int:
+        number = 0
+        for shift in range(0, 63, 7):
+            digit = self.take(1)[0]
+            number |= (digit & 0x7F) << shift
+            if digit < 0x80:
+                return number
+        raise PayloadError("the payload holds a length of more than 63 bits.")

@@ -1,0 +1,282 @@
+"""Configurations: TOML, with `--set` on top, to frozen objects; every problem in one message.
+
+A section is validated on its own, so that a typing error in one does not hide a wrong value in another; then
+come the checks that look at several sections at once. Numbers that depend on the data are checked by those who
+read the data.
+"""
+
+from __future__ import annotations
+
+import copy
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin
+
+import tomli_w
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from fedelta.codecs.cast import Cast
+from fedelta.data.partition import Dirichlet, Iid, Natural, Pathological, Quantity
+from fedelta.data.sources import DataSource
+from fedelta.errors import ConfigError, ModelError
+from fedelta.federation.optimizers import Sgd
+from fedelta.federation.training import ClientSettings
+from fedelta.models.hub import ModelSource, locate
+from fedelta.runtimes.simulation import SimulationSettings
+from fedelta.settings import Settings
+from fedelta.strategies.fedavg import FedAvg
+from fedelta.strategies.local import FedProx, Plain
+from fedelta.tuning.bias import Bias
+from fedelta.tuning.full import Full
+from fedelta.tuning.head import Head
+from fedelta.tuning.lora import Lora
+
+# Any, in this file: values of a TOML table before they are checked, and type annotations as objects.
+Table = dict[str, Any]
+
+
+class Config(Settings):
+    """Everything that a run depends on.
+
+    Args:
+        seed: of every random stream of the run.
+        byte_budget_mib: the run ends with the round in which its traffic reaches this many MiB.
+        evaluate_every: rounds between evaluations on the test set; the last round is always evaluated.
+        model, tuning, data, partition, strategy, local_rule, client, codec, runtime: the sections.
+    """
+
+    seed: int = Field(default=0, ge=0)
+    byte_budget_mib: float | None = Field(default=None, gt=0)
+    evaluate_every: int = Field(default=1, ge=1)
+    model: ModelSource
+    data: DataSource
+    partition: Annotated[Iid | Dirichlet | Pathological | Natural | Quantity, Field(discriminator="name")]
+    tuning: Annotated[Full | Head | Bias | Lora, Field(discriminator="name")] = Lora()
+    strategy: FedAvg = FedAvg()
+    local_rule: Annotated[Plain | FedProx, Field(discriminator="name")] = Plain()
+    client: ClientSettings = ClientSettings()
+    codec: Cast = Cast()
+    runtime: SimulationSettings = SimulationSettings()
+
+    def to_toml(self) -> str:
+        """The configuration with every default written out; `load_config` reads it back to an equal one."""
+        return tomli_w.dumps(_without_none(self.model_dump(mode="json")))
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """The configuration in a TOML file.
+
+    Args:
+        path: of the file.
+        overrides: `section.key=value`, as given to `--set`; values in TOML, or bare words.
+
+    Raises:
+        ConfigError: unreadable, or wrong in any number of ways, all named.
+    """
+    try:
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError([f"cannot be read: {error.strerror}"], origin=f"{path}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError([f"is not TOML: {error}"], origin=f"{path}") from error
+    return parse_config(table, overrides, origin=str(path))
+
+
+def parse_config(table: Table, overrides: Iterable[str] = (), *, origin: str = "configuration") -> Config:
+    """The configuration in a nested dictionary; arguments and errors as for `load_config`."""
+    table = copy.deepcopy(table)
+    problems = _override(table, overrides)
+    sections: Table = {}
+    for key, value in table.items():
+        if key not in Config.model_fields:
+            problems.append(_unknown(key, "", Config))
+            continue
+        field = Config.model_fields[key]
+        try:
+            checked: Any = Annotated[field.annotation, field]
+            sections[key] = TypeAdapter(checked).validate_python(value)
+        except ValidationError as error:
+            problems += _explain(error.errors(), key, value)
+    missing = [key for key, field in Config.model_fields.items() if field.is_required() and key not in table]
+    problems += [f"section `[{key}]` is missing" for key in missing]
+    problems += _cross_check(sections)
+    if problems:
+        raise ConfigError(problems, origin=origin, hint="`fedelta list` names what can be chosen.")
+    return Config(**sections)
+
+
+def choices_of(section: str, field: str | None = None) -> list[str]:
+    """What `section.name`, or `section.field.name`, can be."""
+    annotation: Any = Config.model_fields[section].annotation
+    if field is not None and isinstance(annotation, type) and issubclass(annotation, Settings):
+        annotation = annotation.model_fields[field].annotation
+    members = _members(annotation)
+    return list(members) or list(get_args(annotation.model_fields["name"].annotation))
+
+
+def _override(table: Table, overrides: Iterable[str]) -> list[str]:
+    """Puts `section.key=value` strings into `table`; returns what was wrong with them."""
+    problems = []
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        *parents, key = path.strip().split(".")
+        if not equals or not key:
+            problems.append(f"`--set {override}`: expected `section.key=value`")
+            continue
+        target = table
+        for parent in parents:
+            target = target.setdefault(parent, {})
+            if not isinstance(target, dict):
+                problems.append(f"`--set {override}`: `{parent}` is a value, not a section")
+                break
+        else:
+            _assign(target, key, _toml_value(text.strip()))
+    return problems
+
+
+def _assign(target: Table, key: str, value: object) -> None:
+    if key == "name" and target.get("name") != value:
+        # Another method is chosen: the fields of the one in the file do not belong to it.
+        target.clear()
+    target[key] = value
+
+
+def _toml_value(text: str) -> object:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _explain(errors: Iterable[ErrorDetails], section: str, value: object) -> list[str]:
+    """Problems in our words, one for each place: where, what was found, what was expected."""
+    explained: dict[str, str] = {}
+    for error in errors:
+        path, parent, own = _locate(section, value, error["loc"])
+        kind, found, context = error["type"], error["input"], error.get("ctx", {})
+        expectation = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+        if kind == "extra_forbidden":
+            explained[path] = _unknown(path.rpartition(".")[2], path.rpartition(".")[0], parent)
+        elif kind == "missing":
+            explained[path] = f"`{path}` is missing"
+        elif kind == "union_tag_not_found":
+            explained[path] = f"`{path}.name` is missing, expected one of {', '.join(_members(own))}"
+        elif kind == "union_tag_invalid":
+            explained[path] = _unknown_choice(f"{path}.name", context["tag"], _members(own))
+        elif kind == "value_error":
+            explained[path] = f"`{path}`: {expectation}"
+        elif path in explained:
+            explained[path] += f" or {expectation}"
+        else:
+            explained[path] = f"`{path}` is {found!r}, expected: {expectation}"
+    return list(explained.values())
+
+
+def _locate(section: str, value: Any, location: Sequence[str | int]) -> tuple[str, Any, Any]:
+    """Dotted path of a pydantic location, the annotation around its last part, and that part's own.
+
+    Pydantic puts the chosen member of a union into the location; the user never wrote it there.
+    """
+    path = section
+    parent: Any = Config
+    own: Any = Config.model_fields[section].annotation
+    for part in location:
+        members = _members(own)
+        if part in members:
+            own = members[str(part)]
+        elif isinstance(value, dict) or isinstance(part, int):
+            path += f".{part}"
+            value = value.get(part) if isinstance(value, dict) else None
+            fields = own.model_fields if isinstance(own, type) and issubclass(own, Settings) else {}
+            parent, own = own, fields[part].annotation if part in fields else None
+    return path, parent, own
+
+
+def _members(annotation: Any) -> dict[str, Any]:
+    """Name to class of a union of settings; nothing for any other annotation."""
+    if get_origin(annotation) is Annotated:
+        return _members(get_args(annotation)[0])
+    classes = [kind for kind in get_args(annotation) if isinstance(kind, type) and issubclass(kind, Settings)]
+    return {get_args(kind.model_fields["name"].annotation)[0]: kind for kind in classes}
+
+
+def _unknown(key: str, parent: str, owner: Any) -> str:
+    """An unknown key, and the nearest that is known."""
+    prefix = f"{parent}." if parent else ""
+    known = list(owner.model_fields)
+    nearest = get_close_matches(key, known, n=1)
+    advice = f"did you mean `{prefix}{nearest[0]}`?" if nearest else f"known: {', '.join(known)}"
+    return f"`{prefix}{key}` is unknown; {advice}"
+
+
+def _unknown_choice(path: str, found: object, known: Iterable[str]) -> str:
+    known = list(known)
+    nearest = get_close_matches(str(found), known, n=1)
+    return f"`{path}` is {found!r}, expected one of {', '.join(known)}" + (
+        f"; did you mean {nearest[0]!r}?" if nearest else ""
+    )
+
+
+def _cross_check(sections: Table) -> list[str]:
+    """What is wrong between sections that are fine on their own; a section that is not there is passed over."""
+    problems = []
+    strategy, partition = sections.get("strategy", FedAvg()), sections.get("partition")
+    num_clients = None if partition is None else partition.num_clients
+    if num_clients is not None and strategy.clients_per_round > num_clients:
+        problems.append(
+            f"`strategy.clients_per_round` is {strategy.clients_per_round}, "
+            f"more than `partition.num_clients` = {num_clients}"
+        )
+    if strategy.min_replies > strategy.clients_per_round:
+        problems.append(
+            f"`strategy.min_replies` is {strategy.min_replies}, "
+            f"more than `strategy.clients_per_round` = {strategy.clients_per_round}"
+        )
+    problems += _check_client(sections, strategy.num_rounds)
+    runtime, tuning = sections.get("runtime"), sections.get("tuning", Lora())
+    if runtime is not None and runtime.lanes not in ("auto", 1) and tuning.max_lanes == 1:
+        problems.append(f"`runtime.lanes` is {runtime.lanes}, but tuning method {tuning.name!r} has one lane, in place")
+    if isinstance(partition, Natural) and "data" in sections and sections["data"].client_column is None:
+        problems.append("`partition.name` is 'natural', which needs `data.client_column`")
+    return problems + _check_paths(sections)
+
+
+def _check_client(sections: Table, num_rounds: int) -> list[str]:
+    client = sections.get("client")
+    if client is None:
+        return []
+    problems = []
+    if isinstance(client.optimizer, Sgd) and client.optimizer.nesterov and client.optimizer.momentum == 0:
+        problems.append("`client.optimizer.nesterov` needs `client.optimizer.momentum` above 0")
+    if client.schedule.warmup_rounds > num_rounds:
+        problems.append(
+            f"`client.schedule.warmup_rounds` is {client.schedule.warmup_rounds}, "
+            f"more than `strategy.num_rounds` = {num_rounds}"
+        )
+    return problems
+
+
+def _check_paths(sections: Table) -> list[str]:
+    """Directories that should be there and are not."""
+    problems = []
+    model = sections.get("model")
+    if model is not None and model.source is None and model.architecture is None:
+        problems.append('`model.source` is missing; for example "bundled:vit-micro"')
+    if model is not None and model.source is not None:
+        try:
+            locate(model.source)
+        except ModelError as error:
+            problems.append(f"`model.source`: {error.message}")
+    if model is not None and model.adapter is not None and not Path(model.adapter).is_dir():
+        problems.append(f"`model.adapter` is {model.adapter!r}, which is no directory")
+    return problems
+
+
+def _without_none(value: Any) -> Any:
+    """TOML has no null: a key that is None is left out, and reading gives it its default, which is None."""
+    if isinstance(value, Mapping):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return value

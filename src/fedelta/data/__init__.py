@@ -1,0 +1,1 @@
+"""Data sets: read, divided among clients, and served as model inputs by row."""

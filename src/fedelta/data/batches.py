@@ -1,0 +1,68 @@
+"""Labelled data as the engine sees it: rows that can be fetched by index, and the order of batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Generator, Tensor
+
+
+class Inputs(Protocol):
+    """Model inputs by row."""
+
+    def __len__(self) -> int:
+        """Number of rows."""
+
+    def fetch(self, rows: Tensor) -> dict[str, Tensor]:
+        """Keyword arguments of the model for `rows` (int64, one axis); every tensor has the batch first."""
+
+
+@dataclass(frozen=True)
+class LabelledData:
+    """Inputs and their labels.
+
+    Args:
+        inputs: N rows.
+        labels: int64 of shape [N], each in 0..num_classes-1.
+    """
+
+    inputs: Inputs
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class FederatedData:
+    """Training data divided among clients, and a test set that belongs to nobody.
+
+    Args:
+        train: rows of all clients.
+        test: rows for evaluation.
+        class_names: one name per label, in label order.
+        partition: client id (0, 1, ...) to its rows of `train`, int64; no row belongs to two clients.
+    """
+
+    train: LabelledData
+    test: LabelledData
+    class_names: tuple[str, ...]
+    partition: Mapping[int, Tensor]
+
+
+def batches(rows: Tensor, batch_size: int, num_steps: int, generator: Generator) -> Iterator[Tensor]:
+    """Yields `num_steps` batches of `rows`: a new random order each epoch, the last batch of an epoch ragged.
+
+    >>> rows = torch.arange(5)
+    >>> [len(batch) for batch in batches(rows, 2, 4, torch.Generator().manual_seed(0))]
+    [2, 2, 1, 2]
+    """
+    step = 0
+    while step < num_steps:
+        shuffled = rows[torch.randperm(len(rows), generator=generator)]
+        for batch in shuffled.split(batch_size)[: num_steps - step]:
+            yield batch
+            step += 1

@@ -1,0 +1,224 @@
+"""Dividing training rows among clients.
+
+Each partitioner is a settings object (partition.py); the work is done by `flwr_datasets.partitioner`,
+seeded from the stream (seed, "partition"). It differs from what flwr-datasets does alone in three points:
+
+- Dirichlet with a minimum size does not give up after ten draws. Of ten draws the one that falls short by the
+  fewest rows is taken, and its small clients are topped up (see `Dirichlet`).
+- IID and quantity skew divide the rows in a seeded random order; there they are cut in the order of the file.
+- What cannot be done is refused before the attempt, with all reasons at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedelta.data.partition import Dirichlet, Iid, Natural, PartitionSettings, Pathological, Quantity
+from fedelta.data.problems import refuse
+from fedelta.errors import DataError
+from fedelta.seeds import derive, stream
+
+if TYPE_CHECKING:
+    from flwr_datasets.partitioner import Partitioner
+
+
+# flwr-datasets draws as often before it gives up.
+_NUM_DRAWS = 10
+
+
+def divide(
+    settings: PartitionSettings, labels: Tensor, client_ids: Sequence[object] | None, *, seed: int
+) -> dict[int, Tensor]:
+    """The rows of each client.
+
+    Args:
+        settings: how to divide.
+        labels: int64 of shape [N], the label of each row.
+        client_ids: the natural client of each row, N values; only `Natural` reads it.
+        seed: of the run.
+
+    Returns:
+        Client id (0, 1, ..., ascending) to its rows (int64, ascending). No client is empty, no row belongs to
+        two clients, and every row to one (but see `Pathological`).
+
+    Raises:
+        DataError: the data cannot be divided like that; names every reason.
+    """
+    refuse("`[partition]`", _problems(settings, labels, client_ids))
+    if isinstance(settings, Natural):
+        return _natural(client_ids or [])
+    if isinstance(settings, Dirichlet):
+        return _dirichlet(settings, labels, seed)
+    if isinstance(settings, Pathological):
+        return _pathological(settings, labels, seed)
+    return _shuffled(settings, len(labels), seed)
+
+
+def _problems(settings: PartitionSettings, labels: Tensor, client_ids: Sequence[object] | None) -> list[str]:
+    if isinstance(settings, Natural):
+        return _natural_problems(settings, client_ids)
+    num_rows, num_clients, problems = len(labels), settings.num_clients, []
+    if num_clients > num_rows:
+        problems.append(f"num_clients is {num_clients}, expected at most {num_rows}, the number of training rows")
+    elif isinstance(settings, Dirichlet | Quantity) and num_clients * settings.min_size > num_rows:
+        problems.append(
+            f"min_size is {settings.min_size}, but {num_rows} training rows give {num_clients} clients "
+            f"{num_rows // num_clients} rows each on average: lower min_size or num_clients"
+        )
+    num_labels = len(labels.unique())
+    if isinstance(settings, Pathological) and settings.labels_per_client > num_labels:
+        problems.append(
+            f"labels_per_client is {settings.labels_per_client}, expected at most {num_labels}, "
+            "the number of labels among the training rows"
+        )
+    return problems
+
+
+def _natural_problems(settings: Natural, client_ids: Sequence[object] | None) -> list[str]:
+    if client_ids is None:
+        return ['name is "natural", but `data.client_column` is not set: name the column of client ids']
+    problems = []
+    missing = [row for row, client in enumerate(client_ids) if client is None]
+    if missing:
+        problems.append(f"{len(missing)} rows have no client id, first row {missing[0]}: give each row one")
+    found = len({client for client in client_ids if client is not None})
+    if settings.num_clients not in {None, found}:
+        problems.append(f"num_clients is {settings.num_clients}, found {found} client ids: leave it out")
+    return problems
+
+
+def _natural(client_ids: Sequence[object]) -> dict[int, Tensor]:
+    from flwr_datasets.partitioner import NaturalIdPartitioner
+
+    return _rows(NaturalIdPartitioner("client"), {"client": list(client_ids)})
+
+
+def _pathological(settings: Pathological, labels: Tensor, seed: int) -> dict[int, Tensor]:
+    from flwr_datasets.partitioner import PathologicalPartitioner
+
+    drawn = PathologicalPartitioner(
+        settings.num_clients,
+        "label",
+        settings.labels_per_client,
+        class_assignment_mode="first-deterministic",
+        seed=derive(seed, "partition"),
+    )
+    try:
+        rows = _rows(drawn, {"label": labels.tolist()})
+    except ValueError as error:
+        # The only rule left that data can break: one row of a label for each client that drew it.
+        rarest = int(labels.unique(return_counts=True)[1].min())
+        raise DataError(
+            f"`[partition]`: a label was drawn by more of the {settings.num_clients} clients than it has training "
+            f"rows; the rarest label has {rarest}",
+            hint="lower `partition.num_clients` or `partition.labels_per_client`",
+        ) from error
+    unused = len(labels) - sum(len(of_client) for of_client in rows.values())
+    if unused:
+        warnings.warn(
+            f"{unused} of {len(labels)} training rows have labels that no client drew and are not used: "
+            "raise `partition.num_clients` or `partition.labels_per_client`",
+            stacklevel=2,
+        )
+    return rows
+
+
+def _shuffled(settings: Iid | Quantity, num_rows: int, seed: int) -> dict[int, Tensor]:
+    from flwr_datasets.partitioner import IidPartitioner, SizePartitioner
+
+    order = torch.randperm(num_rows, generator=stream(seed, "partition", "order"))
+    if isinstance(settings, Iid):
+        places = _rows(IidPartitioner(settings.num_clients), {"row": order.tolist()})
+    else:
+        places = _rows(SizePartitioner(_quantities(settings, num_rows, seed)), {"row": order.tolist()})
+    return {client: order[at].sort().values for client, at in places.items()}
+
+
+def _quantities(settings: Quantity, num_rows: int, seed: int) -> list[int]:
+    """Sizes that sum to `num_rows`, each at least `min_size`."""
+    rng = np.random.default_rng(derive(seed, "partition"))
+    shares = rng.dirichlet(np.full(settings.num_clients, settings.alpha))
+    spare = num_rows - settings.num_clients * settings.min_size
+    cuts = np.concatenate([[0.0], np.cumsum(shares)[:-1] * spare, [spare]]).astype(int)
+    return [settings.min_size + int(size) for size in np.diff(cuts)]
+
+
+def _dirichlet(settings: Dirichlet, labels: Tensor, seed: int) -> dict[int, Tensor]:
+    best: dict[int, Tensor] = {}
+    fewest = len(labels) + 1
+    for draw in range(_NUM_DRAWS):
+        rows = _draw(settings, labels, derive(seed, "partition", draw))
+        lacking = sum(max(0, settings.min_size - len(of_client)) for of_client in rows.values())
+        if rows and lacking < fewest:
+            best, fewest = rows, lacking
+        if fewest == 0:
+            return best
+    if not best:
+        raise DataError(
+            f"`[partition]`: at alpha {settings.alpha}, balancing leaves labels that no client may take",
+            hint="raise `partition.alpha`, or set `partition.self_balancing` to false",
+        )
+    return _top_up(best, labels, settings.min_size)
+
+
+def _draw(settings: Dirichlet, labels: Tensor, seed: int) -> dict[int, Tensor]:
+    """One draw without a minimum size; empty where balancing left no client that could take a label."""
+    from flwr_datasets.partitioner import DirichletPartitioner
+
+    drawn = DirichletPartitioner(
+        settings.num_clients,
+        "label",
+        settings.alpha,
+        min_partition_size=0,
+        self_balancing=settings.self_balancing,
+        seed=seed,
+    )
+    try:
+        # With balancing, the proportions of a label are divided by their sum, which may be 0.
+        with np.errstate(invalid="raise", divide="raise"):
+            return _rows(drawn, {"label": labels.tolist()})
+    except FloatingPointError:
+        return {}
+
+
+def _top_up(rows: Mapping[int, Tensor], labels: Tensor, min_size: int) -> dict[int, Tensor]:
+    """Moves single rows from the largest clients to those below `min_size`; changes no input."""
+    held = {client: of_client.tolist() for client, of_client in rows.items()}
+    label_of = labels.tolist()
+    for client in sorted(held):
+        own_labels = {label_of[row] for row in held[client]}
+        while len(held[client]) < min_size:
+            largest_first = sorted(held, key=lambda other: (-len(held[other]), other))
+            givers = [other for other in largest_first if len(held[other]) > min_size]
+            fitting = ((g, row) for g in givers for row in held[g] if label_of[row] in own_labels)
+            # There is a giver as long as num_clients * min_size rows exist, which `_problems` has checked.
+            giver, row = next(fitting, None) or (givers[0], held[givers[0]][0])
+            held[giver].remove(row)
+            held[client].append(row)
+            own_labels.add(label_of[row])
+    return {client: torch.tensor(sorted(of_client)) for client, of_client in held.items()}
+
+
+def _rows(partitioner: Partitioner, columns: Mapping[str, list[object]]) -> dict[int, Tensor]:
+    """Runs a partitioner of flwr-datasets on a table of nothing but `columns` and the row numbers."""
+    from datasets import Dataset
+
+    num_rows = len(next(iter(columns.values())))
+    partitioner.dataset = Dataset.from_dict({**columns, "place": range(num_rows)})
+    rows = {}
+    # The natural partitioner draws a progress bar that cannot be switched off; the pathological one
+    # warns of unused labels, which `_pathological` says in our words.
+    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for client in range(partitioner.num_partitions):
+            places = partitioner.load_partition(client).with_format("numpy")["place"][:]
+            rows[client] = torch.from_numpy(np.sort(places.astype(np.int64)))
+    return rows

@@ -1,0 +1,58 @@
+"""From rows to federated data: inputs for a model, and the rows of each client."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from fedelta.data.batches import FederatedData, Inputs, LabelledData
+from fedelta.data.division import divide
+from fedelta.data.partition import PartitionSettings
+from fedelta.data.sources import RawData
+from fedelta.data.stores import image_inputs, text_inputs
+from fedelta.errors import DataError
+from fedelta.models.transforms import ImageTransform, TextTransform
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def federate(
+    raw: RawData, settings: PartitionSettings, transform: ImageTransform | TextTransform, *, seed: int
+) -> FederatedData:
+    """The data of all clients, ready for a model.
+
+    Args:
+        raw: what `read` returned.
+        settings: section `[partition]`.
+        transform: of the model; a text transform is used with `data.max_length`.
+        seed: of the run.
+
+    Raises:
+        DataError: the data cannot be divided like that, an input is unreadable, or the model takes the other
+            kind of input.
+    """
+    takes = "image" if isinstance(transform, ImageTransform) else "text"
+    if takes != raw.modality:
+        raise DataError(
+            f"column {raw.columns.input!r} holds {raw.modality}s, but the model takes {takes}s",
+            hint="choose another `model.source`, or set `data.image_column` or `data.text_column`",
+        )
+    client = raw.columns.client
+    # Before the inputs: an impossible division is found at once, decoding takes a while.
+    rows = divide(settings, raw.train_labels, None if client is None else raw.train[client][:], seed=seed)
+    return FederatedData(
+        train=LabelledData(_inputs(raw, raw.train, transform, "training set"), raw.train_labels),
+        test=LabelledData(_inputs(raw, raw.test, transform, "test set"), raw.test_labels),
+        class_names=raw.class_names,
+        partition=rows,
+    )
+
+
+def _inputs(raw: RawData, dataset: Dataset, transform: ImageTransform | TextTransform, what: str) -> Inputs:
+    origin = f"the {what} of data source {raw.source.source!r}"
+    if isinstance(transform, TextTransform):
+        transform = replace(transform, max_length=raw.source.max_length)
+        return text_inputs(dataset, raw.columns.input, transform, origin=origin)
+    limit = raw.source.max_memory_mib
+    return image_inputs(dataset, raw.columns.input, transform, origin=origin, max_memory_mib=limit)

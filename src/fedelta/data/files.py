@@ -1,0 +1,162 @@
+"""Training and test set as `datasets.Dataset`, from each kind of place a data set may be in.
+
+Local files are never cached in the user's home: folders of images are read in place, tables pass through a
+temporary directory that is gone when the function returns (the memory map keeps its content).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedelta.data.problems import listed, refuse
+from fedelta.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+# Suffix to the loader of `datasets` that reads it.
+_TABLES = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
+_IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+# What file managers leave behind.
+_LITTER = frozenset({"thumbs.db", "desktop.ini"})
+
+
+def load_splits(source: str, subset: str | None, train_split: str) -> dict[str, Dataset]:
+    """All splits of a data set by name; data without splits are one split named `train_split`.
+
+    Args:
+        source: "digits", a file, a folder or a hub name (see `sources.DataSource`).
+        subset: configuration of a hub data set or of a folder in the hub's layout.
+        train_split: a sub-folder of this name makes a folder of images one with splits.
+
+    Raises:
+        DataError: nothing is there, or it cannot be read.
+    """
+    if source == "digits":
+        return {train_split: _digits()}
+    path = Path(source).expanduser()
+    if path.is_dir() and _holds_images(path):
+        return _image_folder(path, train_split)
+    if path.is_dir() or path.is_file():
+        return _tables(path, subset, train_split)
+    if source.startswith((".", "/", "~")) or source.count("/") > 1 or path.suffix.lower() in _TABLES:
+        raise DataError(
+            f"data source {source!r} does not exist (looked in {path.absolute().parent})",
+            hint="give a file, a folder, the name of a data set on the hub, or `digits`",
+        )
+    return _hub(source, subset)
+
+
+def _digits() -> Dataset:
+    """scikit-learn's handwritten digits: 1,797 images of 8x8 gray pixels, 0..16 there and 0..255 here."""
+    from datasets import Array2D, ClassLabel, Dataset, Features
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    features = Features({"image": Array2D(shape=(8, 8), dtype="uint8"), "label": ClassLabel(num_classes=10)})
+    pixels = (digits.images * (255 / 16)).round().astype("uint8")
+    return Dataset.from_dict({"image": list(pixels), "label": digits.target.tolist()}, features=features)
+
+
+def _holds_images(folder: Path) -> bool:
+    """Whether `folder` is one of images: some in a sub-folder, and no Parquet file, which would win."""
+    found = False
+    for parent, _, names in os.walk(folder):
+        suffixes = {Path(name).suffix.lower() for name in names}
+        if ".parquet" in suffixes:
+            return False
+        found = found or (parent != str(folder) and not suffixes.isdisjoint(_IMAGES))
+    return found
+
+
+def _image_folder(folder: Path, train_split: str) -> dict[str, Dataset]:
+    if (folder / train_split).is_dir():
+        roots = {entry.name: entry for entry in _visible(folder) if entry.is_dir()}
+    else:
+        roots = {train_split: folder}
+    problems: list[str] = []
+    splits = {name: _classes(root, problems) for name, root in roots.items()}
+    refuse(f"image folder {str(folder)!r}", problems, hint="expected one sub-folder of images for each class")
+    return splits
+
+
+def _classes(root: Path, problems: list[str]) -> Dataset:
+    """One row for each file below `root`, labelled with the sub-folder it is in; adds to `problems`."""
+    from datasets import Dataset, Features, Image, Value
+
+    paths: list[str] = []
+    labels: list[str] = []
+    for entry in _visible(root):
+        files = [path for path in _visible(entry, "**/*") if path.is_file()] if entry.is_dir() else []
+        if not files:
+            problems.append(f"{str(entry)!r} is {'an empty folder' if entry.is_dir() else 'in no class folder'}")
+        problems += [f"{str(path)!r} is no image" for path in files if path.suffix.lower() not in _IMAGES]
+        paths += [str(path) for path in files]
+        labels += [entry.name] * len(files)
+    features = Features({"image": Image(), "label": Value("string")})
+    return Dataset.from_dict({"image": paths, "label": labels}, features=features)
+
+
+def _visible(folder: Path, pattern: str = "*") -> list[Path]:
+    entries = sorted(folder.glob(pattern))
+    return [entry for entry in entries if not entry.name.startswith(".") and entry.name.lower() not in _LITTER]
+
+
+def _tables(path: Path, subset: str | None, train_split: str) -> dict[str, Dataset]:
+    from datasets import load_dataset
+
+    if path.is_file() and path.suffix.lower() not in _TABLES:
+        expected = listed(sorted(_TABLES))
+        raise DataError(f"{str(path)!r} is of an unknown kind, expected a folder or a file ending in {expected}")
+    if path.is_file() and path.stat().st_size == 0:
+        raise DataError(f"{str(path)!r} is an empty file, expected a table")
+    # The temporary name is the loader's cache; nothing outlives this call but the mapped rows.
+    with (
+        tempfile.TemporaryDirectory(prefix="fedelta-", ignore_cleanup_errors=True) as cache,
+        _failures(str(path)),
+    ):
+        if path.is_dir():
+            return dict(load_dataset(str(path), subset, cache_dir=cache))
+        # A name such as `data[1].csv` is a pattern to `datasets` unless it is escaped.
+        files = {train_split: glob.escape(str(path.absolute()))}
+        return dict(load_dataset(_TABLES[path.suffix.lower()], data_files=files, cache_dir=cache))
+
+
+def _hub(name: str, subset: str | None) -> dict[str, Dataset]:
+    from datasets import load_dataset
+
+    with _failures(name):
+        loaded: DatasetDict = load_dataset(name, subset)
+        return dict(loaded)
+
+
+@contextlib.contextmanager
+def _failures(source: str) -> Iterator[None]:
+    """Without progress bars; what `datasets` raises becomes a `DataError`."""
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    were_disabled = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        with warnings.catch_warnings():
+            # The CSV loader of `datasets` leaves closing its file to the garbage collector.
+            warnings.simplefilter("ignore", ResourceWarning)
+            yield
+    except Exception as error:
+        # The loaders raise what their parsers raise, which has no common root.
+        reason = error.__cause__ or error
+        raise DataError(
+            f"data source {source!r} cannot be read: {reason}",
+            hint="expected a folder of images by class, Parquet, CSV, JSON or JSON Lines files, a data set "
+            "on the hub (cached, where there is no network), or `digits`",
+        ) from error
+    finally:
+        if not were_disabled:
+            enable_progress_bars()

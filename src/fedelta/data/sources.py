@@ -1,0 +1,169 @@
+"""Where the data come from: the `[data]` section, and reading it.
+
+Two steps, because a model can only be built when the classes are known, and inputs only when the model is:
+
+    raw = read(source, seed=seed)                           # rows, labels, class names
+    data = federate(raw, settings, transform, seed=seed)    # in federate.py: inputs, rows of each client
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from fedelta.data.columns import (
+    Columns,
+    Modality,
+    Wanted,
+    class_values,
+    find_columns,
+    label_numbers,
+    missing_columns,
+)
+from fedelta.data.files import load_splits
+from fedelta.data.problems import listed, refuse
+from fedelta.data.splits import Rows, hold_out, limit
+from fedelta.seeds import stream
+from fedelta.settings import Settings
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+class DataSource(Settings):
+    """Which data are learned from: section `[data]`.
+
+    Args:
+        source: `digits` (scikit-learn's, embedded); a folder of images with one sub-folder for each class,
+            or with such folders below `train/` and `test/`; a Parquet, CSV, JSON or JSON Lines file, or a
+            folder of them; else the name of a data set on the hub.
+        test_source: where the test set is, if not in `source`.
+        subset: configuration of a data set on the hub.
+        label_column: holds the class: an integer, a text or a class label.
+        image_column: holds images: encoded, as arrays (integers 0..255 or floats 0..1), or as paths of files
+            from the working directory.
+        text_column: holds texts; not together with `image_column`.
+        client_column: holds the id of the client that a row comes from.
+        train_split: the split to learn from.
+        test_split: the split to evaluate on. Where there is none of the default name, `test_fraction` counts.
+        test_fraction: share of the training rows that becomes the test set, the same share of each class.
+        max_length: most tokens of a text; longer ones are cut.
+        max_train_examples: learn from no more rows than this, drawn in equal shares of each class.
+        max_test_examples: evaluate on no more rows than this, drawn likewise.
+        max_memory_mib: images are kept decoded up to this many MiB, per training and test set.
+    """
+
+    source: str
+    test_source: str | None = None
+    subset: str | None = None
+    # None: found from the features (see columns.py); an ambiguity is an error.
+    label_column: str | None = None
+    image_column: str | None = None
+    text_column: str | None = None
+    client_column: str | None = None
+    train_split: str = "train"  # the hub's usual names
+    test_split: str = "test"
+    test_fraction: float = Field(default=0.2, gt=0, lt=1)  # 1,437 of the 1,797 digits remain for training
+    max_length: int = Field(default=128, ge=1)  # the text classification example of transformers
+    max_train_examples: int | None = Field(default=None, ge=2)  # all
+    max_test_examples: int | None = Field(default=None, ge=1)  # all
+    max_memory_mib: int = Field(default=2048, ge=0)  # a quarter of a small machine's 8 GiB
+
+    @model_validator(mode="after")
+    def _one_modality(self) -> DataSource:
+        if self.image_column is not None and self.text_column is not None:
+            raise ValueError("image_column and text_column are both set, expected one of them: remove the other")
+        return self
+
+
+@dataclass(frozen=True)
+class RawData:
+    """Rows as they were read, before any model is known.
+
+    Args:
+        source: what was read.
+        train: N training rows.
+        test: M test rows.
+        train_labels: int64 of shape [N], in 0..num_classes-1.
+        test_labels: int64 of shape [M], likewise.
+        class_names: one name per label, in label order.
+        columns: which column is what.
+    """
+
+    source: DataSource
+    train: Dataset
+    test: Dataset
+    train_labels: Tensor
+    test_labels: Tensor
+    class_names: tuple[str, ...]
+    columns: Columns
+
+    @property
+    def modality(self) -> Modality:
+        """Whether the inputs are images or texts."""
+        return self.columns.modality
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+
+def read(source: DataSource, *, seed: int) -> RawData:
+    """Training and test set of `source`.
+
+    Args:
+        source: section `[data]`.
+        seed: of the run; decides which rows become test rows where the data have no test split, and which
+            remain where their number is limited.
+
+    Raises:
+        DataError: the data are missing, unreadable, or lack what is needed; names every problem.
+    """
+    origin = f"data source {source.source!r}"
+    train, test = _load(source, origin)
+    wanted = Wanted(source.label_column, source.image_column, source.text_column, source.client_column)
+    columns = find_columns(train, wanted, origin=origin)
+    classes, class_names = class_values(train, columns.label, origin=origin)
+    labels, problems = label_numbers(train, columns.label, classes, "training set")
+    learned = Rows(train, labels)
+    if test is None:
+        refuse(origin, problems)
+        learned, held_out = hold_out(learned, source.test_fraction, stream(seed, "data", "test"))
+    else:
+        problems += missing_columns(train, test, columns)
+        refuse(origin, problems)
+        labels, problems = label_numbers(test, columns.label, classes, "test set")
+        refuse(origin, problems)
+        held_out = Rows(test, labels)
+    learned = limit(learned, source.max_train_examples, stream(seed, "data", "train subset"))
+    held_out = limit(held_out, source.max_test_examples, stream(seed, "data", "test subset"))
+    return RawData(source, learned.dataset, held_out.dataset, learned.labels, held_out.labels, class_names, columns)
+
+
+def _load(source: DataSource, origin: str) -> tuple[Dataset, Dataset | None]:
+    """The training split, and the test split where there is one."""
+    splits = load_splits(source.source, source.subset, source.train_split)
+    problems = []
+    if source.train_split not in splits:
+        problems.append(f"no split {source.train_split!r} (`data.train_split`), found {listed(sorted(splits))}")
+    elif len(splits[source.train_split]) < 2:
+        problems.append(f"the training set has {len(splits[source.train_split])} rows, expected 2 or more")
+    test = splits.get(source.test_split)
+    default = DataSource.model_fields["test_split"].default
+    if source.test_source is not None:
+        others = load_splits(source.test_source, source.subset, source.test_split)
+        # Table files without splits of their own are called "train" by `datasets`.
+        test = others.get(source.test_split, next(iter(others.values())) if len(others) == 1 else None)
+        if test is None:
+            found = listed(sorted(others))
+            problems.append(f"no split {source.test_split!r} in `data.test_source`, found {found}")
+    elif test is None and source.test_split != default:
+        problems.append(f"no split {source.test_split!r} (`data.test_split`), found {listed(sorted(splits))}")
+    if test is not None and len(test) == 0:
+        problems.append("the test set has no rows, expected 1 or more")
+    refuse(origin, problems)
+    return splits[source.train_split], test

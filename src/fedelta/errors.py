@@ -1,0 +1,74 @@
+"""Every error that fedelta raises on purpose.
+
+`FedeltaError` is the root. Its text says what is wrong, what was expected and what was found; `hint`, where
+there is one, says what to do. `InputError` and its children are the user's to mend: the command line ends
+with exit code 2 for them and leaves no run directory behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class FedeltaError(Exception):
+    """Root of all errors of this package.
+
+    Args:
+        message: what is wrong, with the observed and the expected value.
+        hint: what to do next, or nothing.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        """The message, with the hint on a line of its own."""
+        return self.message if self.hint is None else f"{self.message}\nhint: {self.hint}"
+
+
+class InputError(FedeltaError):
+    """Something that the user gave cannot be used."""
+
+
+class ConfigError(InputError):
+    """One or more problems in a configuration, all in one message."""
+
+    def __init__(self, problems: Sequence[str], *, origin: str = "configuration", hint: str | None = None) -> None:
+        self.problems = tuple(problems)
+        count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
+        lines = "".join(f"\n  - {problem}" for problem in self.problems)
+        super().__init__(f"{count} in {origin}:{lines}", hint=hint)
+
+
+class DataError(InputError):
+    """The data set is missing, unreadable or does not fit the configuration."""
+
+
+class ModelError(InputError):
+    """The model is missing, unreadable or does not fit the tuning method or the data."""
+
+
+class AdapterError(InputError):
+    """An adapter directory is unreadable or belongs to another model."""
+
+
+class RunError(InputError):
+    """A run directory is missing, incomplete or already taken."""
+
+
+class SpecError(FedeltaError):
+    """Named tensors do not match the specification: names, shapes or finiteness."""
+
+
+class PayloadError(FedeltaError):
+    """Bytes from the wire are truncated, corrupt or meant for another model."""
+
+
+class CheckpointError(FedeltaError):
+    """A checkpoint file is truncated, corrupt or belongs to another run."""
+
+
+class RoundError(FedeltaError):
+    """A round cannot be completed: too few usable replies, or a model that is no longer finite."""

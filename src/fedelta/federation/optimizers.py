@@ -1,0 +1,135 @@
+"""Optimizers and schedules on stacked lanes: every lane has its own state and its own count of steps.
+
+Shapes: K lanes, P tuned scalars. All tuned tensors of a lane lie side by side in one row, so an update is a few
+operations on one matrix, whatever the number of tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from fedelta.settings import Settings
+
+OptimizerState = dict[str, Tensor]
+
+
+class Sgd(Settings):
+    """Stochastic gradient descent; weight decay is added to the gradient, as in PyTorch.
+
+    Args:
+        momentum: 0 is plain SGD.
+        nesterov: look ahead by one momentum step (needs momentum).
+        weight_decay: factor of the L2 term.
+    """
+
+    name: Literal["sgd"] = "sgd"
+    momentum: float = Field(default=0.9, ge=0, lt=1)  # FedPEFT
+    nesterov: bool = False  # PyTorch's default
+    weight_decay: float = Field(default=0.0, ge=0)  # PyTorch's default
+
+    def state(self, values_KP: Tensor) -> OptimizerState:
+        """Zeroed state for the lanes of `values_KP`."""
+        return {"momentum": torch.zeros_like(values_KP)} if self.momentum else {}
+
+    def step(self, values_KP: Tensor, grads_KP: Tensor, state: OptimizerState, lr: float) -> None:
+        """One step; changes all of `values_KP`, `grads_KP` and `state` in place."""
+        if self.weight_decay:
+            grads_KP.add_(values_KP, alpha=self.weight_decay)
+        if self.momentum:
+            momentum_KP = state["momentum"].mul_(self.momentum).add_(grads_KP)
+            grads_KP = grads_KP.add_(momentum_KP, alpha=self.momentum) if self.nesterov else momentum_KP
+        values_KP.add_(grads_KP, alpha=-lr)
+
+
+class AdamW(Settings):
+    """Adam with decoupled weight decay.
+
+    Source: Loshchilov and Hutter 2019 (arXiv 1711.05101), Algorithm 2, with PyTorch's defaults.
+    """
+
+    name: Literal["adamw"] = "adamw"
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+
+    def state(self, values_KP: Tensor) -> OptimizerState:
+        """Zeroed state for the lanes of `values_KP`."""
+        return {
+            "first": torch.zeros_like(values_KP),
+            "second": torch.zeros_like(values_KP),
+            "steps": values_KP.new_zeros(values_KP.shape[0], 1),
+        }
+
+    def step(self, values_KP: Tensor, grads_KP: Tensor, state: OptimizerState, lr: float) -> None:
+        """One step; changes `values_KP` and `state` in place."""
+        first_KP, second_KP, steps_K1 = state["first"], state["second"], state["steps"].add_(1)
+        values_KP.mul_(1 - lr * self.weight_decay)
+        first_KP.lerp_(grads_KP, 1 - self.beta1)
+        second_KP.mul_(self.beta2).addcmul_(grads_KP, grads_KP, value=1 - self.beta2)
+        scale_K1 = (1 - self.beta2**steps_K1).sqrt()
+        denominator_KP = second_KP.sqrt().div_(scale_K1).add_(self.eps)
+        values_KP.sub_(first_KP / denominator_KP * (lr / (1 - self.beta1**steps_K1)))
+
+
+Optimizer = Annotated[Sgd | AdamW, Field(discriminator="name")]
+
+
+class Constant(Settings):
+    """The same learning rate in every round, after warm-up."""
+
+    name: Literal["constant"] = "constant"
+    warmup_rounds: int = Field(default=0, ge=0)
+
+    def factor(self, round: int, num_rounds: int) -> float:
+        """Factor of `client.lr` in `round` (from 1)."""
+        return _warmup(round, self.warmup_rounds)
+
+
+class Cosine(Settings):
+    """Half a cosine from 1 to `final_fraction` over the rounds after warm-up.
+
+    Source: Loshchilov and Hutter 2017 (SGDR, arXiv 1608.03983), Eq. 5 without restarts.
+    """
+
+    name: Literal["cosine"] = "cosine"
+    warmup_rounds: int = Field(default=0, ge=0)
+    final_fraction: float = Field(default=0.0, ge=0, le=1)
+
+    def factor(self, round: int, num_rounds: int) -> float:
+        """Factor of `client.lr` in `round` (from 1).
+
+        >>> [round(Cosine().factor(r, 4), 3) for r in (1, 2, 3, 4)]
+        [1.0, 0.854, 0.5, 0.146]
+        """
+        if round <= self.warmup_rounds:
+            return _warmup(round, self.warmup_rounds)
+        progress = (round - 1 - self.warmup_rounds) / max(1, num_rounds - self.warmup_rounds)
+        return self.final_fraction + (1 - self.final_fraction) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class Step(Settings):
+    """The learning rate is multiplied by `factor_per_step` after each of the rounds in `after_rounds`."""
+
+    name: Literal["step"] = "step"
+    warmup_rounds: int = Field(default=0, ge=0)
+    after_rounds: Annotated[tuple[int, ...], Field(strict=False)] = ()
+    factor_per_step: float = Field(default=0.1, gt=0)  # FedLAMA's code: a tenth at two points
+
+    def factor(self, round: int, num_rounds: int) -> float:
+        """Factor of `client.lr` in `round` (from 1)."""
+        passed = sum(round > boundary for boundary in self.after_rounds)
+        return _warmup(round, self.warmup_rounds) * self.factor_per_step**passed
+
+
+Schedule = Annotated[Constant | Cosine | Step, Field(discriminator="name")]
+
+
+def _warmup(round: int, warmup_rounds: int) -> float:
+    """Rises linearly and reaches 1 in the last warm-up round."""
+    return min(1.0, round / warmup_rounds) if warmup_rounds else 1.0

@@ -1,0 +1,91 @@
+"""The values that the round loop gets from clients and hands to whoever keeps the records.
+
+A `RoundPlan` (strategies/base.py) goes out, a `Reply` comes back. A reply that cannot be used becomes a
+`Rejection`; every payload, used or not, becomes a `Transfer`. A `RoundOutcome` holds all of a round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fedelta.params import Params
+from fedelta.strategies.base import State
+
+Direction = Literal["down", "up"]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What one client sends back.
+
+    Args:
+        client_id: who.
+        num_examples: size of the client's training data, its weight in the mean.
+        payload: the encoded delta; empty when `fault` is given.
+        metrics: named numbers of the local training, such as `train_loss`.
+        fault: why there is no payload; None when there is one.
+    """
+
+    client_id: int
+    num_examples: int
+    payload: bytes
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    fault: str | None = None
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A reply that does not enter the mean, and why."""
+
+    client_id: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """One payload that travelled.
+
+    Args:
+        round: number of the round, from 1.
+        client_id: the client at the other end.
+        direction: "down" to the client, "up" from it.
+        payload_bytes: length of what was really serialised, header included.
+        tensor_bytes: group to the bytes of its encoded tensors; their sum is less than `payload_bytes`.
+    """
+
+    round: int
+    client_id: int
+    direction: Direction
+    payload_bytes: int
+    tensor_bytes: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class RoundOutcome:
+    """Everything that a finished round leaves behind.
+
+    Args:
+        round: number of the round, from 1.
+        params: server params after the round.
+        state: strategy state after the round.
+        cohort: ids of the clients that were asked, ascending.
+        rejections: replies that did not enter the mean.
+        transfers: payloads in the order down, up and ascending client id.
+        num_examples: training examples behind the mean.
+        train_loss: mean local loss over the accepted clients, weighted by examples; nats per example.
+        test_loss: nats per example on the test set, or None when this round was not evaluated.
+        accuracy: fraction of the test set that is classified correctly, or None likewise.
+    """
+
+    round: int
+    params: Params
+    state: State
+    cohort: tuple[int, ...]
+    rejections: tuple[Rejection, ...]
+    transfers: tuple[Transfer, ...]
+    num_examples: int
+    train_loss: float
+    test_loss: float | None
+    accuracy: float | None

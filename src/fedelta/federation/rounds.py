@@ -1,0 +1,185 @@
+"""The one loop: plan, send, train, check, combine, evaluate.
+
+Whatever differs between algorithms, byte formats and places where clients run is behind the protocols that a
+`Federation` holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from fedelta.codecs.base import Codec
+from fedelta.codecs.wire import decode, encode
+from fedelta.errors import PayloadError, RoundError, SpecError
+from fedelta.federation.records import Rejection, Reply, RoundOutcome, Transfer
+from fedelta.federation.training import Evaluation
+from fedelta.params import Params, ParamSpec, select
+from fedelta.seeds import stream
+from fedelta.strategies.base import RoundPlan, State, Strategy, Update
+
+
+class Runtime(Protocol):
+    """Where clients run."""
+
+    def run(self, plan: RoundPlan, payloads: Mapping[int, bytes]) -> Iterable[Reply]:
+        """Sends each client its payload and gives their replies, in any order.
+
+        A client that fails gives a reply with a `fault`; one that cannot be reached gives none.
+        """
+
+
+@dataclass(frozen=True)
+class Federation:
+    """Everything that stays the same from round to round.
+
+    Args:
+        strategy: draws cohorts and combines deltas.
+        runtime: runs clients.
+        codec: of both directions.
+        spec: what is tuned.
+        client_ids: all clients, ascending.
+        seed: of the run; cohorts are streams of it.
+        evaluate: server params to accuracy and loss.
+        evaluate_every: rounds between evaluations; the last round is always evaluated.
+        byte_budget: the run ends with the round in which its payloads reach this many bytes; None for no bound.
+    """
+
+    strategy: Strategy
+    runtime: Runtime
+    codec: Codec
+    spec: ParamSpec
+    client_ids: Sequence[int]
+    seed: int
+    evaluate: Callable[[Params], Evaluation]
+    evaluate_every: int = 1
+    byte_budget: int | None = None
+
+
+def federate(
+    federation: Federation, params: Params, state: State, *, rounds_done: int = 0, bytes_sent: int = 0
+) -> Iterator[RoundOutcome]:
+    """Runs the rounds after `rounds_done` and yields each when it is complete.
+
+    Args:
+        federation: what stays the same.
+        params: server params, float32.
+        state: of the strategy.
+        rounds_done: rounds behind `params` and `state`.
+        bytes_sent: payload bytes of those rounds.
+
+    Raises:
+        RoundError: too few usable replies, or params that are no longer finite.
+    """
+    num_rounds = federation.strategy.num_rounds
+    for round in range(rounds_done + 1, num_rounds + 1):
+        cohort = stream(federation.seed, "cohort", round)
+        plan = federation.strategy.plan(state, round, federation.client_ids, federation.spec, cohort)
+        payloads, transfers = _send(federation, plan, params)
+        replies = sorted(federation.runtime.run(plan, payloads), key=lambda reply: reply.client_id)
+        updates, rejections, uploads = _check(federation, plan, replies)
+        transfers += uploads
+        _require_enough(federation.strategy.min_replies, plan, updates, rejections)
+        params, state = federation.strategy.update(state, params, plan, updates)
+        _require_finite(round, params)
+        bytes_sent += sum(transfer.payload_bytes for transfer in transfers)
+        last = round == num_rounds or _spent(federation, bytes_sent)
+        evaluation = federation.evaluate(params) if last or round % federation.evaluate_every == 0 else None
+        yield RoundOutcome(
+            round=round,
+            params=params,
+            state=state,
+            cohort=plan.cohort,
+            rejections=tuple(rejections),
+            transfers=tuple(transfers),
+            num_examples=sum(update.num_examples for update in updates),
+            train_loss=_train_loss(replies, updates),
+            test_loss=evaluation.loss if evaluation else None,
+            accuracy=evaluation.accuracy if evaluation else None,
+        )
+        if last:
+            return
+
+
+def _send(federation: Federation, plan: RoundPlan, params: Params) -> tuple[dict[int, bytes], list[Transfer]]:
+    """Encodes each client's download; clients that get the same tensors share one payload."""
+    encoded: dict[tuple[str, ...], tuple[bytes, dict[str, int]]] = {}
+    payloads: dict[int, bytes] = {}
+    transfers = []
+    for client_id in plan.cohort:
+        names = plan.download[client_id]
+        if names not in encoded:
+            encoded[names] = encode(select(params, names), federation.spec, federation.codec)
+        payloads[client_id], groups = encoded[names]
+        transfers.append(Transfer(plan.round, client_id, "down", len(payloads[client_id]), groups))
+    return payloads, transfers
+
+
+def _check(
+    federation: Federation, plan: RoundPlan, replies: Sequence[Reply]
+) -> tuple[list[Update], list[Rejection], list[Transfer]]:
+    """Decodes the replies; one that cannot be used is rejected with its reason, and its bytes count all the same."""
+    updates: dict[int, Update] = {}
+    rejections, transfers = [], []
+    for reply in replies:
+        groups: dict[str, int] = {}
+        try:
+            if reply.client_id not in plan.upload or reply.client_id in updates:
+                raise SpecError("a reply that nobody asked for")
+            updates[reply.client_id], groups = _open(federation, plan, reply)
+        except (PayloadError, SpecError) as error:
+            rejections.append(Rejection(reply.client_id, str(error)))
+        if reply.payload:
+            transfers.append(Transfer(plan.round, reply.client_id, "up", len(reply.payload), groups))
+    answered = {reply.client_id for reply in replies}
+    rejections += [Rejection(client_id, "no reply") for client_id in plan.cohort if client_id not in answered]
+    return list(updates.values()), rejections, transfers
+
+
+def _open(federation: Federation, plan: RoundPlan, reply: Reply) -> tuple[Update, dict[str, int]]:
+    """The decoded reply, and the bytes of its tensors by group."""
+    if reply.fault is not None:
+        raise PayloadError(reply.fault)
+    if reply.num_examples < 1:
+        raise SpecError(f"the client claims {reply.num_examples} examples, expected at least 1")
+    delta, groups = decode(reply.payload, federation.spec, federation.codec)
+    federation.spec.check(delta, plan.upload[reply.client_id])
+    return Update(reply.client_id, reply.num_examples, delta), groups
+
+
+def _spent(federation: Federation, bytes_sent: int) -> bool:
+    return federation.byte_budget is not None and bytes_sent >= federation.byte_budget
+
+
+def _require_enough(
+    min_replies: int, plan: RoundPlan, updates: Sequence[Update], rejections: Sequence[Rejection]
+) -> None:
+    if len(updates) >= min_replies:
+        return
+    reasons = "".join(f"\n  - client {rejection.client_id}: {rejection.reason}" for rejection in rejections[:5])
+    raise RoundError(
+        f"round {plan.round}: {len(updates)} of {len(plan.cohort)} replies are usable, "
+        f"`strategy.min_replies` is {min_replies}.{reasons}",
+        hint="if losses are not finite, lower `client.lr` or warm up over a few rounds "
+        "(`client.schedule.warmup_rounds`).",
+    )
+
+
+def _require_finite(round: int, params: Params) -> None:
+    broken = [name for name, tensor in params.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise RoundError(
+            f"round {round}: {len(broken)} of {len(params)} tensors of the server are no longer finite, "
+            f"first {broken[:3]}.",
+            hint="lower `client.lr` or `strategy.server_lr`.",
+        )
+
+
+def _train_loss(replies: Sequence[Reply], updates: Sequence[Update]) -> float:
+    """Mean of the clients' training losses over the accepted replies, weighted by examples."""
+    accepted = {update.client_id for update in updates}
+    pairs = [(r.num_examples, r.metrics["train_loss"]) for r in replies if r.client_id in accepted]
+    return sum(weight * loss for weight, loss in pairs) / sum(weight for weight, _ in pairs)

@@ -1,0 +1,271 @@
+"""The lane engine: trains many clients in one forward and backward pass of a shared model.
+
+Lanes are refilled continuously: when a client has done its steps, the last lane in use moves into its place and
+the next client of the cohort takes the lane that became free, with zeroed optimizer state. Batches of unequal
+size are padded, and padding has weight zero in the loss. A deployed client is the same code with one lane.
+
+Shapes: A lanes in use, K lanes, B samples of the largest batch of a step, C classes, P tuned scalars.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Generator, Tensor, nn
+
+from fedelta.data.batches import Inputs, LabelledData, batches
+from fedelta.federation.bank import LaneBank
+from fedelta.federation.optimizers import Constant, Optimizer, Schedule, Sgd
+from fedelta.federation.prefix import CachedInputs, find_prefix
+from fedelta.models.hub import Backbone
+from fedelta.params import Params, ParamSpec
+from fedelta.settings import Settings
+from fedelta.strategies.base import LocalRule
+from fedelta.tuning.lanes import Lanes
+
+_EVALUATION_ROWS = 256  # rows of an evaluation batch; fixed, so that the accuracy's bits are too
+
+
+class ClientSettings(Settings):
+    """What a client does in a round: section `[client]`.
+
+    Args:
+        local_epochs: passes over the client's data; 1 when neither this nor `local_steps` is given.
+        local_steps: optimizer steps instead of epochs.
+        batch_size: samples of a step.
+        lr: learning rate, multiplied by the schedule's factor for the round.
+        optimizer: `sgd` or `adamw`; its state starts at zero for every client and round.
+        schedule: `constant`, `cosine` or `step` over the rounds.
+    """
+
+    local_epochs: int | None = Field(default=None, ge=1)
+    local_steps: int | None = Field(default=None, ge=1)
+    batch_size: int = Field(default=32, ge=1)
+    lr: float = Field(default=0.01, gt=0)
+    optimizer: Optimizer = Sgd()
+    schedule: Schedule = Constant()
+
+    @model_validator(mode="after")
+    def _one_measure_of_work(self) -> ClientSettings:
+        if self.local_epochs is not None and self.local_steps is not None:
+            raise ValueError("give `local_epochs` or `local_steps`, not both")
+        return self
+
+    def num_steps(self, num_examples: int) -> int:
+        """Optimizer steps of a client with `num_examples` in one round."""
+        return self.local_steps or (self.local_epochs or 1) * -(-num_examples // self.batch_size)
+
+    def lr_in(self, round: int, num_rounds: int) -> float:
+        """Learning rate of `round` (from 1) in a run of `num_rounds`."""
+        return self.lr * self.schedule.factor(round, num_rounds)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One client's training in one round.
+
+    Args:
+        client_id: who.
+        rows: its rows of the training data, int64.
+        anchor: the tensors it starts from.
+        generator: for the order of its batches.
+    """
+
+    client_id: int
+    rows: Tensor
+    anchor: Params
+    generator: Generator
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The result of a job: local minus anchor, and the mean loss over its steps in nats per example."""
+
+    client_id: int
+    delta: Params
+    train_loss: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Result on a labelled set: fraction correct, and mean cross-entropy in nats per example."""
+
+    accuracy: float
+    loss: float
+
+
+@dataclass
+class _Slot:
+    """A job in a lane."""
+
+    job: Job
+    batches: Iterator[Tensor]
+    steps_left: int
+    steps_done: int = 0
+
+
+class LaneEngine:
+    """Trains and evaluates on one model instance.
+
+    Args:
+        backbone: with the tuning method applied, on its device.
+        spec: what is tuned.
+        lanes: of the model.
+        train: rows of all clients.
+        client: steps, batch size, optimizer.
+        rule: correction of each gradient.
+        cache_bytes: most memory for features of frozen modules; 0 switches the cache off.
+        compute_dtype: `bfloat16` runs the model under autocast; the tuned tensors stay float32.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        spec: ParamSpec,
+        lanes: Lanes,
+        train: LabelledData,
+        *,
+        client: ClientSettings,
+        rule: LocalRule,
+        cache_bytes: int = 0,
+        compute_dtype: Literal["float32", "bfloat16"] = "float32",
+    ) -> None:
+        self.spec = spec
+        self.lanes = lanes
+        self.bank = LaneBank(backbone.module, spec, lanes.num)
+        self.client = client
+        self.notes: list[str] = []
+        self._backbone = backbone
+        self._rule = rule
+        self._device = self.bank.values_KP.device
+        self._autocast = compute_dtype == "bfloat16"
+        self._cache_bytes = cache_bytes
+        self._prefix = None
+        if cache_bytes:
+            sample = train.inputs.fetch(torch.arange(min(2, len(train))))
+            self._prefix = find_prefix(backbone, spec, lanes, self._to_device(sample))
+        self._train = self._cached(train)
+        self._evaluated: tuple[LabelledData, LabelledData] | None = None
+
+    def train(self, jobs: Sequence[Job], lr: float) -> Iterator[Trained]:
+        """Trains every job and yields each when it is done; jobs enter lanes in the order given.
+
+        Args:
+            jobs: at most one per client.
+            lr: learning rate of this round.
+        """
+        waiting = iter(jobs)
+        slots: list[_Slot] = []
+        self._state = self.client.optimizer.state(self.bank.values_KP)
+        self._losses_K = torch.zeros(self.lanes.num, device=self._device, dtype=torch.float64)
+        while True:
+            while len(slots) < self.lanes.num and (job := next(waiting, None)) is not None:
+                slots.append(self._admit(len(slots), job))
+            if not slots:
+                return
+            self._step(slots, lr)
+            for lane in reversed(range(len(slots))):
+                if slots[lane].steps_left == 0:
+                    yield self._result(lane, slots[lane])
+                    self._release(lane, slots)
+
+    @torch.no_grad()
+    def evaluate(self, params: Params, data: LabelledData) -> Evaluation:
+        """Accuracy and loss of `params` on `data`, in lane 0."""
+        if self._evaluated is None or self._evaluated[0] is not data:
+            self._evaluated = (data, self._cached(data))
+        cached = self._evaluated[1]
+        self.lanes.active = 1
+        self.bank.load(0, params)
+        correct, loss = 0, 0.0
+        for rows in torch.arange(len(data)).split(_EVALUATION_ROWS):
+            self._prepare(cached.inputs, rows)
+            labels = data.labels[rows].to(self._device)
+            logits = self._logits(cached.inputs, rows).float()
+            correct += int((logits.argmax(1) == labels).sum())
+            loss += float(nn.functional.cross_entropy(logits, labels, reduction="sum").double())
+        return Evaluation(correct / len(data), loss / len(data))
+
+    def _admit(self, lane: int, job: Job) -> _Slot:
+        self._prepare(self._train.inputs, job.rows)
+        self.bank.load(lane, job.anchor)
+        for state in self._state.values():
+            state[lane] = 0
+        self._losses_K[lane] = 0
+        num_steps = self.client.num_steps(len(job.rows))
+        return _Slot(job, batches(job.rows, self.client.batch_size, num_steps, job.generator), num_steps)
+
+    def _release(self, lane: int, slots: list[_Slot]) -> None:
+        """The last lane in use takes the place of `lane`."""
+        last = len(slots) - 1
+        if lane != last:
+            self.bank.move(last, lane)
+            for state in self._state.values():
+                state[lane] = state[last]
+            self._losses_K[lane] = self._losses_K[last]
+            slots[lane] = slots[last]
+        slots.pop()
+
+    def _result(self, lane: int, slot: _Slot) -> Trained:
+        loss = float(self._losses_K[lane]) / slot.steps_done
+        return Trained(slot.job.client_id, self.bank.delta(lane), loss)
+
+    def _step(self, slots: list[_Slot], lr: float) -> None:
+        """One optimizer step in every lane in use."""
+        rows_AB, weights_AB = _pad([next(slot.batches) for slot in slots])
+        self.lanes.active = active = len(slots)
+        labels = self._train.labels[rows_AB.flatten()].to(self._device)
+        logits = self._logits(self._train.inputs, rows_AB.flatten()).float()
+        losses_AB = nn.functional.cross_entropy(logits, labels, reduction="none").view(rows_AB.shape)
+        losses_A = (losses_AB * weights_AB.to(self._device)).sum(1)
+        self.bank.backward(losses_A.sum())
+        self._losses_K[:active] += losses_A.detach()
+        values_AP, grads_AP = self.bank.values_KP[:active], self.bank.grads_KP[:active]
+        with torch.no_grad():
+            self._rule.correct(grads_AP, values_AP, self.bank.anchors_KP[:active])
+            state = {name: tensor[:active] for name, tensor in self._state.items()}
+            self.client.optimizer.step(values_AP, grads_AP, state, lr)
+        for slot in slots:
+            slot.steps_left -= 1
+            slot.steps_done += 1
+
+    def _logits(self, inputs: Inputs, rows: Tensor) -> Tensor:
+        tensors = self._to_device(inputs.fetch(rows))
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
+            return (inputs if isinstance(inputs, CachedInputs) else self._backbone).logits(tensors)
+
+    def _to_device(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.to(self._device) for name, tensor in tensors.items()}
+
+    def _prepare(self, inputs: Inputs, rows: Tensor) -> None:
+        if isinstance(inputs, CachedInputs):
+            inputs.prepare(rows)
+
+    def _cached(self, data: LabelledData) -> LabelledData:
+        """`data` behind the prefix cache where there is a prefix and its features fit."""
+        if self._prefix is None:
+            return data
+        cached = CachedInputs(data.inputs, self._prefix, self._device)
+        if cached.num_bytes > self._cache_bytes:
+            self.notes.append(
+                f"frozen-prefix cache off: the features of {len(data):,} rows would take "
+                f"{cached.num_bytes / 2**20:,.0f} MiB, more than `runtime.cache_mib` = "
+                f"{self._cache_bytes / 2**20:,.0f}; raise it to compute them only once."
+            )
+            return data
+        return LabelledData(cached, data.labels)
+
+
+def _pad(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Batches of unequal size as [A, B], and weights that average each over its own rows and ignore padding."""
+    longest = max(len(batch) for batch in rows)
+    weights_AB = torch.zeros(len(rows), longest)
+    for lane, batch in enumerate(rows):
+        weights_AB[lane, : len(batch)] = 1 / len(batch)
+    # Padding repeats the lane's own first row: a row of another client could carry its NaN over.
+    padded = [torch.cat([batch, batch[:1].expand(longest - len(batch))]) for batch in rows]
+    return torch.stack(padded), weights_AB

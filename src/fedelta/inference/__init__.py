@@ -1,0 +1,1 @@
+"""What a run is for: adapters on disk, and predictions."""

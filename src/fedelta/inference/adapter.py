@@ -1,0 +1,171 @@
+"""Adapter directories: what a run gives away, and what it can start from.
+
+adapter_model.safetensors   the tuned tensors, by the keys of Hugging Face PEFT
+adapter_config.json         what stock PEFT has to know; for the tuning methods that it lacks, our own `peft_type`
+README.md                   the model card
+fedelta.json                class names and the tuning section (a file of its own: stock PEFT warns about keys
+                            that it does not know)
+
+For LoRA, stock PEFT loads the directory onto the base model and computes the same logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from fedelta import __version__
+from fedelta.data.problems import listed
+from fedelta.errors import AdapterError
+from fedelta.inference.card import render
+from fedelta.inference.directory import (
+    CARD,
+    CONFIG,
+    OWN,
+    WEIGHTS,
+    read_object,
+    read_tensors,
+    refuse_foreign,
+    replace_directory,
+)
+from fedelta.inference.fit import misfits
+from fedelta.inference.layout import Tuning, from_layout, is_pair, to_layout
+from fedelta.models.anatomy import Anatomy
+from fedelta.models.hub import Backbone
+from fedelta.params import Params
+from fedelta.results.files import to_json
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Tuned tensors and where they belong.
+
+    Args:
+        tuning: the settings that make places for `params` in a model. Those of an adapter that was read name every
+            layer by its full path.
+        params: by our names, paths in the edited module such as `vit.layers.0.attention.q_proj.lora_A`; no lane
+            axis, float32. LoRA made elsewhere may lack the head or a part of it: the model's own then stays
+            (`LaneBank.load` keeps what it is not given).
+        base: name or path of the base model, "" when unknown.
+        class_names: in label order; None when an adapter made elsewhere does not say.
+    """
+
+    tuning: Tuning
+    params: Params
+    base: str
+    class_names: tuple[str, ...] | None
+
+
+def write_adapter(directory: Path, adapter: Adapter, anatomy: Anatomy, card: Mapping[str, object]) -> None:
+    """Writes `adapter` to `directory`, which appears as a whole or not at all and replaces a previous adapter.
+
+    Args:
+        directory: new, empty, or an adapter; missing parents are made.
+        adapter: what to write.
+        anatomy: of the model.
+        card: what the model card tells of the run, units in the key names. Three keys have a meaning: `modality`
+            ("image" or "text"; PEFT gets its task type from it), `extra_inputs` (`Backbone.extra_inputs`: how the
+            model has to be called) and `config` (the configuration as nested dictionaries).
+
+    Raises:
+        AdapterError: `directory` holds something else than an adapter.
+        OSError: the disk is full or the place cannot be written; a previous adapter is still there.
+    """
+    target = directory.resolve()
+    refuse_foreign(directory, target)
+    tensors, config = to_layout(adapter.tuning, adapter.params, anatomy)
+    # PEFT's wrapper for text classifiers takes a head for granted, so without one the plain wrapper is named.
+    is_text_with_head = card.get("modality") == "text" and config.get("modules_to_save") is not None
+    config |= {
+        "base_model_name_or_path": adapter.base,
+        "task_type": "SEQ_CLS" if is_text_with_head else None,
+        "inference_mode": True,
+    }
+    own = {
+        "fedelta_version": __version__,
+        "tuning": adapter.tuning.model_dump(mode="json"),
+        "class_names": None if adapter.class_names is None else list(adapter.class_names),
+    }
+    contents: dict[str, str | bytes] = {
+        WEIGHTS: safetensors.torch.save(tensors, {"format": "pt"}),
+        CONFIG: to_json(dict(sorted(config.items())), indent=2) + "\n",
+        CARD: render(adapter.tuning.name, adapter.base, adapter.class_names, card),
+        OWN: to_json(own, indent=2) + "\n",
+    }
+    replace_directory(target, contents)
+
+
+def read_adapter(directory: str | Path, anatomy: Anatomy | None = None) -> Adapter:
+    """The adapter in `directory`: one of ours, or LoRA on linear layers made by stock PEFT.
+
+    Args:
+        directory: in PEFT's layout; never unpickled.
+        anatomy: of the model that it is meant for; tensors that were saved whole must then be in its head.
+
+    Raises:
+        AdapterError: missing, damaged, not finite, or of a kind that has no equivalent here; says which and why.
+    """
+    path = Path(directory)
+    where = f"adapter {str(directory)!r}"
+    if not path.is_dir():
+        raise AdapterError(
+            f"{where} {'is a file' if path.exists() else 'does not exist'}, expected a directory.",
+            hint=f"an adapter directory holds `{CONFIG}` and `{WEIGHTS}`.",
+        )
+    config = read_object(path / CONFIG)
+    tuning, params = from_layout(read_tensors(path), config, where)
+    if infinite := [name for name, tensor in params.items() if not torch.isfinite(tensor).all()]:
+        raise AdapterError(f"{where} holds NaN or infinity in {len(infinite)} tensors: {listed(infinite, 3)}.")
+    if anatomy is not None:
+        _refuse_whole_modules(where, tuning, params, anatomy)
+    base = config.get("base_model_name_or_path") or ""
+    return Adapter(tuning, params, str(base), _class_names(path / OWN))
+
+
+def check_fits(adapter: Adapter, backbone: Backbone) -> None:
+    """Refuses an adapter whose tensors have no place in `backbone`.
+
+    Args:
+        adapter: what to check.
+        backbone: before any tuning method is applied; it stays as it is.
+
+    Raises:
+        AdapterError: names or shapes differ; names the adapter's base model and the first differences.
+    """
+    problems = misfits(adapter.tuning, adapter.params, backbone)
+    if problems:
+        lines = "".join(f"\n  - {problem}" for problem in problems[:4])
+        more = f"\n  - and {len(problems) - 4} more" if len(problems) > 4 else ""
+        raise AdapterError(
+            f"the adapter was made for {adapter.base or 'an unnamed model'!r} and does not fit this "
+            f"{type(backbone.module).__name__}:{lines}{more}",
+            hint="give the same base model and number of classes. If only the names of modules differ, it was made "
+            "with another release of transformers: load it with stock PEFT and save it again.",
+        )
+
+
+def _refuse_whole_modules(where: str, tuning: Tuning, params: Params, anatomy: Anatomy) -> None:
+    """LoRA trains pairs and the head; another module that was saved whole has no place."""
+    outside = [name for name in params if not is_pair(name) and name.partition(".")[0] not in anatomy.head]
+    if tuning.name == "lora" and outside:
+        raise AdapterError(
+            f"{where} holds modules that were trained whole and are not in the head {list(anatomy.head)}: "
+            f"{listed(outside, 3)}.",
+            hint="keep `modules_to_save` to the classification head.",
+        )
+
+
+def _class_names(path: Path) -> tuple[str, ...] | None:
+    """Class names in `fedelta.json`; an adapter made elsewhere has no such file."""
+    if not path.exists():
+        return None
+    names = read_object(path).get("class_names")
+    if names is None:
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise AdapterError(f"{str(path)!r}: `class_names` is {names!r}, expected a list of texts.")
+    return tuple(names)

@@ -1,0 +1,122 @@
+"""The model card of an adapter: what it is, how it was made, how to load it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+# Keys of a card that are told in words or are of no use to a reader.
+_UNLISTED = frozenset({"modality", "extra_inputs", "config"})
+_MIB = 2**20
+
+
+def render(tuning_name: str, base: str, class_names: tuple[str, ...] | None, card: Mapping[str, object]) -> str:
+    """Markdown with the hub's YAML header.
+
+    Args:
+        tuning_name: such as "lora".
+        base: name or path of the base model.
+        class_names: in label order, or None.
+        card: figures of the run, units in the key names (`*_bytes`, `*_seconds`); `modality`, `extra_inputs` and
+            `config` as for `write_adapter`.
+    """
+    return "\n".join([
+        *_header(tuning_name, base, card),
+        f"# {tuning_name} adapter of `{base}`\n",
+        "Fine-tuned with [fedelta](https://pypi.org/project/fedelta/) across clients that kept their data: only the",
+        "tensors in this directory travelled.\n",
+        *([f"Classes: {', '.join(class_names)}\n"] if class_names else []),
+        "## Federated training\n",
+        *_figures(card),
+        "\n## Loading\n",
+        *_loading(tuning_name, base, class_names, card),
+    ])  # fmt: skip
+
+
+def _header(tuning_name: str, base: str, card: Mapping[str, object]) -> list[str]:
+    kind = {"image": "image-classification", "text": "text-classification"}.get(str(card.get("modality")))
+    return [
+        "---",
+        "library_name: peft",
+        f"base_model: {json.dumps(base, ensure_ascii=False)}",
+        *([f"pipeline_tag: {kind}"] if kind else []),
+        "tags:",
+        "- federated-learning",
+        "- fedelta",
+        f"- {tuning_name}",
+        "---",
+        "",
+    ]
+
+
+def _figures(card: Mapping[str, object]) -> list[str]:
+    rows = {key: value for key, value in card.items() if key not in _UNLISTED and value is not None}
+    config = card.get("config")
+    if isinstance(config, Mapping):
+        for section in ("data", "partition", "strategy", "client", "codec"):
+            if section in config:
+                rows[section] = config[section]
+    if not rows:
+        return ["Not recorded."]
+    return ["| | |", "|---|---|", *(f"| {_label(key)} | {_text(key, value)} |" for key, value in rows.items())]
+
+
+def _label(key: str) -> str:
+    return key.removeprefix("num_").removesuffix("_bytes").removesuffix("_seconds").replace("_", " ")
+
+
+def _text(key: str, value: object) -> str:
+    if isinstance(value, Mapping):
+        text = ", ".join(f"{name} {_text(str(name), item)}" for name, item in value.items() if item is not None)
+    elif key.endswith("_bytes") and isinstance(value, int | float):
+        text = f"{value / _MIB:,.2f} MiB"
+    elif key.endswith("_seconds") and isinstance(value, int | float):
+        text = f"{value:,.1f} s"
+    elif key.endswith("accuracy") and isinstance(value, int | float):
+        text = f"{100 * value:.2f} %"
+    elif isinstance(value, float):
+        text = f"{value:g}"
+    else:
+        text = str(value)
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _loading(tuning_name: str, base: str, class_names: tuple[str, ...] | None, card: Mapping[str, object]) -> list[str]:
+    ours = [
+        "With fedelta:\n",
+        "```python",
+        "from fedelta.inference.predict import Predictor",
+        'Predictor.from_adapter("path/of/this/directory").predict([...])',
+        "```",
+    ]
+    if tuning_name != "lora":
+        return [
+            f"Stock PEFT cannot load this directory: it does not know the tuning method `{tuning_name}`.",
+            "The tensors in `adapter_model.safetensors` are the base model's own, under their own names after `base_model.model.`.\n",
+            *ours,
+        ]
+    auto = "AutoModelForSequenceClassification" if card.get("modality") == "text" else "AutoModelForImageClassification"
+    labels = f", num_labels={len(class_names)}" if class_names else ""
+    bundled = base.startswith("bundled:")
+    source = (
+        f'str(bundled_path("{base.removeprefix("bundled:")}"))' if bundled else json.dumps(base, ensure_ascii=False)
+    )
+    lines = [
+        "With stock PEFT:\n",
+        "```python",
+        "from peft import PeftModel",
+        f"from transformers import {auto}",
+        *(["from fedelta.models.hub import bundled_path"] if bundled else []),
+        "",
+        f"base = {auto}.from_pretrained({source}{labels}, ignore_mismatched_sizes=True)",
+        'model = PeftModel.from_pretrained(base, "path/of/this/directory").eval()',
+        "```\n",
+    ]
+    extra = card.get("extra_inputs")
+    if isinstance(extra, Mapping) and extra:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in extra.items())
+        lines += [
+            "It was trained at another image size than the base model's, with interpolated position embeddings;",
+            f"call it as `model(pixel_values, {arguments})`.\n",
+        ]
+    return [*lines, *ours]

@@ -1,0 +1,99 @@
+"""The files of an adapter directory: replaced as a whole, and read without trust."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from fedelta.data.problems import listed
+from fedelta.errors import AdapterError
+from fedelta.results.files import Record, sync_directory, write_atomic
+
+WEIGHTS, CONFIG, CARD, OWN = "adapter_model.safetensors", "adapter_config.json", "README.md", "fedelta.json"
+
+
+def refuse_foreign(directory: Path, target: Path) -> None:
+    """What is no adapter must not be replaced by one."""
+    if target.is_dir():
+        foreign = sorted({entry.name for entry in target.iterdir()} - {WEIGHTS, CONFIG, CARD, OWN})
+    else:
+        foreign = [target.name] if target.exists() else []
+    if foreign:
+        raise AdapterError(
+            f"{str(directory)!r} is no adapter directory: it holds {listed(foreign, 3)}.",
+            hint="give a new or empty directory.",
+        )
+
+
+def replace_directory(target: Path, contents: Mapping[str, str | bytes]) -> None:
+    """Puts a directory with `contents` at `target`.
+
+    A directory that is not empty cannot be replaced in one step: the old one is moved aside first. A kill between
+    the two renames leaves it under its hidden name, and the next write finds it there.
+    """
+    building, previous = target.with_name(f".{target.name}.partial"), target.with_name(f".{target.name}.previous")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if previous.is_dir() and not target.exists():
+        previous.rename(target)
+    shutil.rmtree(building, ignore_errors=True)
+    try:
+        building.mkdir()
+        for name, content in contents.items():
+            write_atomic(building / name, content)
+        shutil.rmtree(previous, ignore_errors=True)
+        if target.is_dir():
+            target.rename(previous)
+        building.rename(target)
+    except BaseException:
+        if previous.is_dir() and not target.exists():
+            previous.rename(target)
+        raise
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    shutil.rmtree(previous, ignore_errors=True)
+    sync_directory(target.parent)
+
+
+def read_object(path: Path) -> Record:
+    """The JSON object in `path`."""
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise AdapterError(f"adapter {str(path.parent)!r} lacks `{path.name}`.") from error
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{str(path)!r} is not readable as JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise AdapterError(f"{str(path)!r} holds a JSON {type(value).__name__}, expected an object.")
+    return value
+
+
+def read_tensors(directory: Path) -> dict[str, Tensor]:
+    """All tensors of the file, in the order of their keys."""
+    path = directory / WEIGHTS
+    try:
+        tensors = safetensors.torch.load(path.read_bytes())
+    except FileNotFoundError as error:
+        pickled = (directory / "adapter_model.bin").exists()
+        raise AdapterError(
+            f"adapter {str(directory)!r} lacks `{WEIGHTS}`"
+            + (", it holds `adapter_model.bin`, a pickle, which may run code and is not read." if pickled else "."),
+            hint="load it with stock PEFT where you trust it, and save it again with `save_pretrained`, "
+            "which writes safetensors."
+            if pickled
+            else None,
+        ) from error
+    except (OSError, SafetensorError) as error:
+        raise AdapterError(
+            f"{str(path)!r} is damaged: {error}.", hint="copy the adapter again, or write it anew."
+        ) from error
+    if not tensors:
+        raise AdapterError(f"{str(path)!r} holds no tensors.")
+    if strange := [key for key, tensor in tensors.items() if not tensor.is_floating_point()]:
+        raise AdapterError(f"{str(path)!r} holds tensors that are no floating-point numbers: {listed(strange, 3)}.")
+    return {key: tensors[key] for key in sorted(tensors)}

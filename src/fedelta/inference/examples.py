@@ -1,0 +1,79 @@
+"""Single texts and images to batches of model inputs, by the code that reads training data."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fedelta.data.images import ImageError, ImageShape, decode, measure
+from fedelta.data.problems import refuse
+from fedelta.models.transforms import ImageTransform, TextTransform
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    Example = str | Path | Image | Tensor
+
+_BATCH_SIZE = 32  # examples of one pass through the model
+
+
+def text_batches(texts: Sequence[Example], transform: TextTransform) -> Iterator[dict[str, Tensor]]:
+    refuse(
+        "texts",
+        [
+            f"input {index}: {'an empty text' if isinstance(text, str) else f'no text but {type(text).__name__}'}"
+            for index, text in enumerate(texts)
+            if not isinstance(text, str) or not text.strip()
+        ],
+    )
+    checked = [text for text in texts if isinstance(text, str)]
+    return (transform(checked[start : start + _BATCH_SIZE]) for start in range(0, len(checked), _BATCH_SIZE))
+
+
+def image_batches(images: Sequence[Example], transform: ImageTransform) -> Iterator[dict[str, Tensor]]:
+    """Every image is read before the first batch is made, so that all problems are in one message."""
+    pixels: list[Tensor] = []
+    problems: list[str] = []
+    for index, image in enumerate(images):
+        try:
+            pixels.append(transform(_pixels(image, transform.image_size)[None])["pixel_values"])
+        except ImageError as error:
+            name = repr(str(image)) if isinstance(image, str | Path) else f"input {index}"
+            problems.append(f"{name}: {error}")
+    refuse("images", problems, hint="give image files that Pillow can open, Pillow images, or uint8 tensors [C, H, W].")
+    chunks = (pixels[start : start + _BATCH_SIZE] for start in range(0, len(pixels), _BATCH_SIZE))
+    return ({"pixel_values": torch.cat(chunk)} for chunk in chunks)
+
+
+def _pixels(image: Example, image_size: int) -> Tensor:
+    """uint8 [C, H, W], no larger than the model's input: decoded as the images of a data set are."""
+    if isinstance(image, Tensor):
+        if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] not in {1, 3} or image.numel() == 0:
+            raise ImageError(f"a {image.dtype} tensor of shape {tuple(image.shape)}, expected uint8 [1 or 3, H, W]")
+        return image
+    encoded = _encoded(image)
+    shape = measure(encoded)
+    if max(shape.height, shape.width) > image_size:
+        shape = ImageShape(shape.channels, image_size, image_size)
+    return torch.from_numpy(decode(encoded, shape))
+
+
+def _encoded(image: str | Path | Image) -> bytes:
+    from PIL import Image, ImageOps
+
+    if isinstance(image, str | Path):
+        try:
+            return Path(image).expanduser().read_bytes()
+        except OSError as error:
+            raise ImageError(error.strerror or str(error)) from error
+    if not isinstance(image, Image.Image):
+        raise ImageError(f"no image but {type(image).__name__}")
+    buffer = io.BytesIO()
+    # TIFF keeps every mode of Pillow as it is; turned first, because it would turn by the camera's note on its own.
+    ImageOps.exif_transpose(image).save(buffer, "TIFF")
+    return buffer.getvalue()

@@ -1,0 +1,79 @@
+"""Whether tuned tensors belong to a model: names, kinds of layers, shapes and completeness."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from fedelta.inference.layout import Tuning, is_pair
+from fedelta.models.hub import Backbone
+from fedelta.params import ParamSpec
+from fedelta.seeds import stream
+from fedelta.tuning.lanes import Lanes
+from fedelta.tuning.lora import Lora
+
+
+def misfits(tuning: Tuning, params: Mapping[str, Tensor], backbone: Backbone) -> list[str]:
+    """What keeps `params` from being the tensors of `tuning` in `backbone`; nothing when they are.
+
+    Args:
+        tuning: made `params`.
+        params: may lack tensors of the head when `tuning` is LoRA.
+        backbone: not yet edited; it stays as it is.
+    """
+    if isinstance(tuning, Lora):
+        problems = [problem for name, tensor in params.items() if (problem := _misplaced(name, tensor, backbone))]
+        if problems:
+            # The method's own errors would speak of `[tuning]`, which the user never wrote.
+            return problems
+    spec = _specification(tuning, backbone)
+    problems = []
+    for name, tensor in params.items():
+        if name not in spec.tensors:
+            problems.append(f"the model has no `{name}` that {tuning.name!r} tunes")
+        elif tuple(tensor.shape) != spec.tensors[name].shape:
+            problems.append(_other_shape(name, tensor, spec.tensors[name].shape))
+    for name in spec:
+        if name not in params and (is_pair(name) or not isinstance(tuning, Lora)):
+            problems.append(f"the adapter lacks `{name}`")
+    return problems
+
+
+def _misplaced(name: str, tensor: Tensor, backbone: Backbone) -> str | None:
+    """What is wrong with the place of one tensor of a LoRA adapter."""
+    in_head = name.partition(".")[0] in backbone.anatomy.head
+    path = name.rpartition(".")[0]
+    if not is_pair(name):
+        return None if in_head else f"`{name}` was saved whole and is not in the head {list(backbone.anatomy.head)}"
+    layer = dict(backbone.module.named_modules()).get(path)
+    if layer is None:
+        return f"the model has no module `{path}`"
+    if not isinstance(layer, nn.Linear):
+        return f"`{path}` is a {type(layer).__name__}, expected a linear layer"
+    if in_head:
+        return f"`{path}` is in the head, which is tuned as a whole and has no pairs"
+    rank_axis = 0 if name.endswith(".lora_A") else 1
+    expected = [layer.in_features, layer.in_features] if rank_axis == 0 else [layer.out_features, layer.out_features]
+    expected[rank_axis] = tensor.shape[rank_axis]
+    return None if list(tensor.shape) == expected else _other_shape(name, tensor, tuple(expected))
+
+
+def _other_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> str:
+    return f"`{name}` has shape {tuple(tensor.shape)}, the model's is {expected}"
+
+
+def _specification(tuning: Tuning, backbone: Backbone) -> ParamSpec:
+    """What `tuning` would tune in `backbone`, found on a copy that has no memory for weights."""
+    tensors = [*backbone.module.parameters(), *backbone.module.buffers()]
+    memo: dict[int, object] = {id(tensor): _without_memory(tensor) for tensor in tensors}
+    skeleton = replace(backbone, module=copy.deepcopy(backbone.module, memo))
+    return tuning.apply(skeleton, Lanes(1), stream(0))
+
+
+def _without_memory(tensor: Tensor) -> Tensor:
+    empty = torch.empty_like(tensor, device="meta")
+    return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty

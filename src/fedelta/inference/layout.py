@@ -1,0 +1,225 @@
+"""The Hugging Face PEFT layout: our names and settings to its keys and configuration, and back.
+
+Reading needs no model and does not re-implement PEFT's rules for which modules are meant: the keys in the file
+are full paths of the modules that have a pair, and the shapes give the ranks. Only the factor alpha follows
+PEFT's own rule (`peft.utils.other.get_pattern_key`), because no tensor shows it.
+
+`peft` itself is not imported: it would load all of transformers for a handful of JSON keys.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+from torch import Tensor
+
+from fedelta.data.problems import listed
+from fedelta.errors import AdapterError
+from fedelta.models.anatomy import Anatomy
+from fedelta.params import Params
+from fedelta.results.files import Record
+from fedelta.tuning.bias import Bias
+from fedelta.tuning.full import Full
+from fedelta.tuning.head import Head
+from fedelta.tuning.lora import Lora
+
+T = TypeVar("T", int, float)
+Tuning = Full | Head | Bias | Lora
+
+# What stock PEFT puts before the path of a module: its two wrappers.
+_PREFIX = "base_model.model."
+_OWN_TYPES: dict[str, Tuning] = {"FEDELTA_FULL": Full(), "FEDELTA_HEAD": Head(), "FEDELTA_BIAS": Bias()}
+
+_MERGE = "fold it into the base model with PEFT's `merge_and_unload()`"
+
+# Fields of `LoraConfig` that cannot change what a trained pair of linear maps computes: where the pairs are and
+# how large (the keys and shapes say it), how they began, how they were trained, and parameters of variants.
+_NO_EFFECT = frozenset({
+    "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision",
+    "task_type", "exclude_modules", "layers_pattern", "layers_to_transform", "modules_to_save", "r", "rank_pattern",
+    "target_modules", "corda_config", "eva_config", "init_lora_weights", "loftq_config", "lora_ga_config",
+    "fan_in_fan_out", "lora_dropout", "megatron_core", "qalora_group_size",
+    "alpha_pattern", "lora_alpha", "use_rslora", "bias",  # read below
+})  # fmt: skip
+
+# Beginnings that leave the base model as it is; the others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) take a part
+# out of the base weights, also when PEFT loads the adapter, so that the pair fits changed weights only.
+_PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
+
+
+def to_layout(tuning: Tuning, params: Mapping[str, Tensor], anatomy: Anatomy) -> tuple[Params, Record]:
+    """Tensors by PEFT key, and the content of `adapter_config.json` without what describes the base model.
+
+    Args:
+        tuning: what `params` was made by.
+        params: our names; float32 copies of them are returned.
+        anatomy: of the model.
+    """
+    tensors = {_key(name): tensor.detach().cpu().float().contiguous().clone() for name, tensor in params.items()}
+    if not isinstance(tuning, Lora):
+        return tensors, {"peft_type": f"FEDELTA_{tuning.name.upper()}"}
+    ranks = {path: params[f"{path}.lora_A"].shape[0] for path in pair_paths(params)}
+    rank, rank_pattern = _common(ranks)
+    alpha, alpha_pattern = _common({path: _own_alpha(tuning, path) for path in ranks})
+    has_head = any(not is_pair(name) for name in params)
+    return tensors, {
+        "peft_type": "LORA",
+        "r": rank,
+        "rank_pattern": rank_pattern,
+        "lora_alpha": alpha,
+        "alpha_pattern": alpha_pattern,
+        "use_rslora": tuning.use_rslora,
+        "target_modules": list(ranks),
+        "modules_to_save": list(anatomy.head) if has_head else None,
+        "bias": "none",
+        "lora_dropout": 0.0,
+        "fan_in_fan_out": False,
+    }
+
+
+def from_layout(tensors: Mapping[str, Tensor], config: Record, where: str) -> tuple[Tuning, Params]:
+    """What `to_layout` was given, or the equivalent for an adapter made by stock PEFT; float32 tensors.
+
+    Args:
+        tensors: by PEFT key, in the order in which the result has them.
+        config: content of `adapter_config.json`.
+        where: names the adapter in messages.
+
+    Raises:
+        AdapterError: no LoRA on linear layers and none of our own kinds; names every reason.
+    """
+    kind = config.get("peft_type")
+    if kind not in ("LORA", *_OWN_TYPES):
+        raise AdapterError(
+            f"{where}: `peft_type` is {kind!r}, expected 'LORA' or one of {listed(sorted(_OWN_TYPES))}.",
+            hint=f"{_MERGE}, save that, and give it as `model.source`.",
+        )
+    params = {_name(key): tensor.float() for key, tensor in tensors.items()}
+    if kind in _OWN_TYPES:
+        return _OWN_TYPES[str(kind)], params
+    problems = [*_config_problems(config), *_tensor_problems(params)]
+    alphas: dict[str, float] = {}
+    for path in pair_paths(params):
+        try:
+            alphas[path] = _peft_alpha(config, path)
+        except (TypeError, ValueError) as error:
+            problems.append(f"factor of `{path}`: {error}")
+    if problems:
+        lines = "".join(f"\n  - {problem}" for problem in problems[:10])
+        raise AdapterError(
+            f"{where} cannot be taken over:{lines}",
+            hint="supported is plain LoRA on linear layers, with or without a classification head in "
+            f"`modules_to_save`; {_MERGE}, save that, and give it as `model.source`.",
+        )
+    rank, rank_pattern = _common({path: params[f"{path}.lora_A"].shape[0] for path in alphas})
+    alpha, alpha_pattern = _common(alphas)
+    return Lora(
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=tuple(alphas),
+        rank_pattern=rank_pattern,
+        alpha_pattern=alpha_pattern,
+        use_rslora=bool(config.get("use_rslora")),
+        train_head=any(not is_pair(name) for name in params),
+    ), params
+
+
+def is_pair(name: str) -> bool:
+    """Whether a name of ours is one of the two factors of a LoRA pair."""
+    return name.endswith((".lora_A", ".lora_B"))
+
+
+def pair_paths(params: Iterable[str]) -> list[str]:
+    """Paths of the layers that have a pair, in the order of their first factors."""
+    return [name.removesuffix(".lora_A") for name in params if name.endswith(".lora_A")]
+
+
+def _key(name: str) -> str:
+    return f"{_PREFIX}{name}.weight" if is_pair(name) else _PREFIX + name
+
+
+def _name(key: str) -> str:
+    path = key.removeprefix(_PREFIX)
+    return path.removesuffix(".weight") if is_pair(path.removesuffix(".weight")) else path
+
+
+def _common(values: Mapping[str, T]) -> tuple[T, dict[str, T]]:
+    """The most frequent value, and by full path those that differ from it."""
+    default = Counter(values.values()).most_common(1)[0][0]
+    return default, {path: value for path, value in values.items() if value != default}
+
+
+def _own_alpha(tuning: Lora, path: str) -> float:
+    """`tuning`'s alpha for the layer at `path`: by full path or its last parts, as in tuning/lora.py."""
+    matches = (alpha for name, alpha in tuning.alpha_pattern.items() if f".{path}".endswith(f".{name}"))
+    return next(matches, tuning.lora_alpha)
+
+
+def _peft_alpha(config: Record, path: str) -> float:
+    """PEFT's alpha for the layer at `path`: the first key of `alpha_pattern` that is a regular expression for it."""
+    alpha: object = config.get("lora_alpha", 8)  # PEFT's default
+    patterns = config.get("alpha_pattern") or {}
+    if not isinstance(patterns, Mapping):
+        raise TypeError(f"`alpha_pattern` is {patterns!r}, expected an object")
+    for pattern, value in patterns.items():
+        try:
+            matches = re.match(rf"(.*\.)?({pattern})$", path)
+        except re.error as error:
+            raise ValueError(f"`alpha_pattern` key {pattern!r} is no regular expression: {error}") from error
+        if matches:
+            alpha = value
+            break
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < float("inf"):
+        raise ValueError(f"alpha is {alpha!r}, expected a number above 0")
+    return float(alpha)
+
+
+def _config_problems(config: Record) -> list[str]:
+    problems = []
+    if config.get("bias", "none") != "none":
+        problems.append(f"`bias` is {config['bias']!r}, expected 'none'")
+    init = config.get("init_lora_weights", True)
+    if init not in _PLAIN_INITS:
+        problems.append(
+            f"`init_lora_weights` is {init!r}, which changes the base model; save the adapter again in PEFT with "
+            "`path_initial_model_for_weight_conversion`"
+        )
+    # Any other switch belongs to a variant of LoRA, maybe of a later PEFT: on, it changes what the pair computes.
+    switches = {key: config[key] for key in sorted(set(config) - _NO_EFFECT)}
+    problems += [f"`{key}` is {value!r}, expected it to be off" for key, value in switches.items() if _is_on(value)]
+    return problems
+
+
+def _is_on(value: object) -> bool:
+    return value is True or (isinstance(value, dict | list) and len(value) > 0)
+
+
+def _tensor_problems(params: Mapping[str, Tensor]) -> list[str]:
+    """Tensors that are no pair of linear maps and no part of a module that was saved whole."""
+    problems = []
+    if not pair_paths(params):
+        problems.append("it holds no LoRA pair")
+    for name, tensor in params.items():
+        if "lora_" in name and not is_pair(name):
+            problems.append(f"`{name}` belongs to a variant of LoRA (an embedding, a bias, DoRA or another)")
+        elif is_pair(name) and tensor.dim() != 2:
+            problems.append(f"`{name}` has shape {tuple(tensor.shape)}, expected two axes: no linear layer")
+        elif name.endswith(".lora_B") and f"{name[:-1]}A" not in params:
+            problems.append(f"`{name}` lacks its `lora_A`")
+        elif name.endswith(".lora_A"):
+            problems += _pair_problems(name.removesuffix(".lora_A"), tensor, params.get(f"{name[:-1]}B"))
+    return problems
+
+
+def _pair_problems(path: str, a_RI: Tensor, b_OR: Tensor | None) -> list[str]:
+    if b_OR is None:
+        return [f"`{path}.lora_A` lacks its `lora_B`"]
+    rank = a_RI.shape[0]
+    if b_OR.dim() == 2 and b_OR.shape[1] != rank:
+        return [f"`{path}.lora_B` has shape {tuple(b_OR.shape)}, expected (out, {rank}) as `lora_A` has rank {rank}"]
+    if b_OR.dim() == 2 and not 0 < rank <= min(a_RI.shape[1], b_OR.shape[0]):
+        return [f"`{path}` has rank {rank}, expected 1 to {min(a_RI.shape[1], b_OR.shape[0])}, the size of the layer"]
+    return []

@@ -1,0 +1,165 @@
+"""Predictions of a tuned model for single images and texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fedelta.config import load_config
+from fedelta.errors import AdapterError, RunError
+from fedelta.inference.adapter import Adapter, check_fits, read_adapter
+from fedelta.inference.examples import Example, image_batches, text_batches
+from fedelta.models.hub import Backbone, ModelSource, build, read_config
+from fedelta.models.transforms import ImageTransform, TextTransform
+from fedelta.results import rundir
+from fedelta.results.files import read_json
+from fedelta.seeds import stream
+from fedelta.tuning.lanes import Lanes
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says about one example.
+
+    Args:
+        label: name of the most probable class.
+        probability: of that class, 0 to 1.
+        probabilities: class name to probability, in label order; the sum is 1.
+    """
+
+    label: str
+    probability: float
+    probabilities: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A tuned model that is ready to answer; made by `open` or `from_adapter`.
+
+    Args:
+        backbone: tuned, one lane, in evaluation mode.
+        class_names: one per class, in label order.
+    """
+
+    backbone: Backbone
+    class_names: tuple[str, ...]
+
+    @classmethod
+    def open(cls, run: str | Path) -> Predictor:
+        """The result of the run in the directory `run`.
+
+        Raises:
+            RunError: no run directory, or the run is not finished.
+            AdapterError, ConfigError, ModelError: the run's adapter, configuration or base model is unreadable.
+        """
+        path = Path(run)
+        if not (path / rundir.CONFIG).is_file():
+            raise RunError(
+                f"{str(run)!r} is no run directory: it has no `{rundir.CONFIG}`.",
+                hint="give the directory that `fedelta run` printed, or use `Predictor.from_adapter`.",
+            )
+        if not (path / rundir.ADAPTER).is_dir():
+            raise RunError(
+                f"{str(run)!r} has no `{rundir.ADAPTER}/`: the run is not finished.",
+                hint=f"finish it with `fedelta resume {run}`.",
+            )
+        config = load_config(path / rundir.CONFIG)
+        names = read_json(path / rundir.PARTITION).get("class_names")
+        if not isinstance(names, list):
+            raise RunError(f"{str(path / rundir.PARTITION)!r} has no list `class_names`.")
+        return cls.from_adapter(
+            path / rundir.ADAPTER,
+            config.model,
+            tuple(str(name) for name in names),
+            seed=config.seed,
+            max_length=config.data.max_length,
+        )
+
+    @classmethod
+    def from_adapter(
+        cls,
+        directory: str | Path,
+        model: ModelSource | None = None,
+        class_names: Sequence[str] | None = None,
+        *,
+        seed: int = 0,
+        max_length: int | None = None,
+    ) -> Predictor:
+        """The base model with an adapter in it, ours or made by stock PEFT.
+
+        Args:
+            directory: of the adapter.
+            model: the base model; by default the one that the adapter names, at its own image size.
+            class_names: by default those that the adapter holds, else those of the base model.
+            seed: of the run, for a base model whose weights are random.
+            max_length: most tokens of a text; by default the transform's own.
+
+        Raises:
+            AdapterError: unreadable, or does not fit the base model.
+            ModelError: the base model is unreadable.
+        """
+        adapter = read_adapter(directory)
+        if model is None and not adapter.base:
+            raise AdapterError(
+                f"adapter {str(directory)!r} does not name its base model.",
+                hint='give it: `Predictor.from_adapter(directory, ModelSource(source="..."))`.',
+            )
+        model = model or ModelSource(source=adapter.base)
+        names = tuple(class_names or adapter.class_names or _class_names(model))
+        backbone = build(model, names, seed=seed)
+        if max_length is not None and isinstance(backbone.transform, TextTransform):
+            backbone = replace(backbone, transform=replace(backbone.transform, max_length=max_length))
+        install(adapter, backbone)
+        return cls(backbone, names)
+
+    def predict(self, inputs: Sequence[Example]) -> list[Prediction]:
+        """The most probable class of each example, in order.
+
+        Args:
+            inputs: texts for a text model. For an image model, in any mixture: paths of image files, Pillow images,
+                uint8 tensors of shape [C, H, W].
+
+        Raises:
+            DataError: examples that cannot be read, all of them in one message.
+        """
+        if isinstance(inputs, str | Path | Tensor):
+            raise TypeError(f"`inputs` is one {type(inputs).__name__}, expected a list of examples")
+        transform = self.backbone.transform
+        if isinstance(transform, TextTransform):
+            batches = text_batches(inputs, transform)
+        elif isinstance(transform, ImageTransform):
+            batches = image_batches(inputs, transform)
+        else:
+            raise TypeError("this backbone has no transform from images or texts to its inputs")
+        with torch.no_grad():
+            return [each for batch in batches for each in self._answers(self.backbone.logits(batch))]
+
+    def _answers(self, logits_BC: Tensor) -> Iterator[Prediction]:
+        for row in torch.softmax(logits_BC.double(), dim=1).tolist():
+            probabilities = dict(zip(self.class_names, row, strict=True))
+            label = max(probabilities, key=probabilities.__getitem__)
+            yield Prediction(label, probabilities[label], probabilities)
+
+
+def install(adapter: Adapter, backbone: Backbone) -> None:
+    """Puts the adapter's tensors into `backbone`, which is edited in place and has one lane from then on.
+
+    Raises:
+        AdapterError: it does not fit.
+    """
+    check_fits(adapter, backbone)
+    adapter.tuning.apply(backbone, Lanes(1), stream(0))
+    with torch.no_grad():
+        for name, tensor in adapter.params.items():
+            # Broadcasts over the lane axis, which full fine-tuning does not have.
+            backbone.module.get_parameter(name).copy_(tensor)
+
+
+def _class_names(model: ModelSource) -> tuple[str, ...]:
+    """The class names in the base model's own configuration, in label order."""
+    names = {int(index): str(name) for index, name in (read_config(model).id2label or {}).items()}
+    return tuple(names[index] for index in sorted(names))

@@ -1,0 +1,86 @@
+"""What a configuration would tune and send, and what a configuration can name; nothing is trained."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+
+from fedelta.codecs.wire import encode
+from fedelta.config import Config, choices_of
+from fedelta.data.sources import read
+from fedelta.models.anatomy import ANATOMIES
+from fedelta.models.hub import build, bundled_names
+from fedelta.seeds import stream
+from fedelta.tuning.lanes import Lanes
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Sizes of what is tuned.
+
+    Args:
+        tuned_parameters: number of scalars that are trained and sent.
+        total_parameters: number of scalars of the model.
+        groups: group to its tuned scalars.
+        payload_bytes: length of one payload with all tensors, header included: one client, one direction.
+        tensor_bytes: the tensors' part of it.
+        full_model_bytes: one payload of the whole model in float32.
+    """
+
+    tuned_parameters: int
+    total_parameters: int
+    groups: dict[str, int]
+    payload_bytes: int
+    tensor_bytes: int
+    full_model_bytes: int
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return asdict(self)
+
+
+def inspect(config: Config) -> Inspection:
+    """Builds the model without memory, applies the tuning method, and encodes zeros of the tuned shapes.
+
+    Reads the data only when `model.num_classes` is not given.
+
+    Raises:
+        InputError: something in the configuration cannot be used.
+    """
+    if config.model.num_classes is None:
+        class_names = read(config.data, seed=config.seed).class_names
+    else:
+        class_names = tuple(str(index) for index in range(config.model.num_classes))
+    backbone = build(config.model, class_names, seed=config.seed, device="meta")
+    total_parameters = backbone.num_parameters
+    spec = config.tuning.apply(backbone, Lanes(1), stream(config.seed, "tuning"))
+    zeros = {name: torch.zeros(tensor.shape) for name, tensor in spec.tensors.items()}
+    payload, tensor_bytes = encode(zeros, spec, config.codec)
+    return Inspection(
+        tuned_parameters=spec.num_parameters,
+        total_parameters=total_parameters,
+        groups={group: sum(spec.tensors[n].numel for n in names) for group, names in spec.groups.items()},
+        payload_bytes=len(payload),
+        tensor_bytes=sum(tensor_bytes.values()),
+        full_model_bytes=4 * total_parameters,
+    )
+
+
+def choices() -> dict[str, list[str]]:
+    """Key of a configuration to the names it takes."""
+    named = {
+        "tuning.name": choices_of("tuning"),
+        "partition.name": choices_of("partition"),
+        "strategy.name": choices_of("strategy"),
+        "local_rule.name": choices_of("local_rule"),
+        "client.optimizer.name": choices_of("client", "optimizer"),
+        "client.schedule.name": choices_of("client", "schedule"),
+        "codec.name": choices_of("codec"),
+        "runtime.name": choices_of("runtime"),
+    }
+    return {
+        "model.source": [*(f"bundled:{name}" for name in bundled_names()), "a directory", "a hub name"],
+        "model families with roles": list(ANATOMIES),
+        "data.source": ["digits", "a folder of images by class", "Parquet, CSV or JSON files", "a hub name"],
+    } | named

@@ -1,0 +1,11 @@
+"""The output object of a transformers base model, made from cached features."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+
+def base_output(last_hidden_state: Tensor, pooler_output: Tensor | None) -> BaseModelOutputWithPooling:
+    """What a base model returns, for tokens [B, T, D] and a pooled output [B, D] or none."""
+    return BaseModelOutputWithPooling(last_hidden_state=last_hidden_state, pooler_output=pooler_output)

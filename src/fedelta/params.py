@@ -1,0 +1,143 @@
+"""Named tensors and what is known about them: the vocabulary of everything that travels.
+
+`Params` is an ordered dictionary of name to tensor and holds only what is tuned. `ParamSpec` says, in the same
+order, which shape each tensor has and to which *group* it belongs; the tensors of a group (a layer) travel
+together. A *delta* is `Params` too: local minus anchor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+import torch
+from torch import Tensor
+
+from fedelta.errors import SpecError
+
+Params = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape of one tuned tensor (without the lane axis) and the group it travels with."""
+
+    shape: tuple[int, ...]
+    group: str
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class ParamSpec:
+    """What is tuned, by name and in order; equal on the server and on every client.
+
+    Args:
+        tensors: name to shape and group. The order is the order on the wire.
+    """
+
+    tensors: Mapping[str, TensorSpec]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """All names in order."""
+        return tuple(self.tensors)
+
+    @cached_property
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """Group to the names of its tensors, both in order."""
+        groups: dict[str, list[str]] = {}
+        for name, tensor in self.tensors.items():
+            groups.setdefault(tensor.group, []).append(name)
+        return {group: tuple(names) for group, names in groups.items()}
+
+    @cached_property
+    def num_parameters(self) -> int:
+        """Number of tuned scalars."""
+        return sum(tensor.numel for tensor in self.tensors.values())
+
+    @cached_property
+    def fingerprint(self) -> bytes:
+        """Eight bytes that differ between specifications with other names, shapes or order."""
+        described = repr([(name, tensor.shape) for name, tensor in self.tensors.items()])
+        return hashlib.sha256(described.encode()).digest()[:8]
+
+    def check(self, params: Mapping[str, Tensor], names: Iterable[str] | None = None) -> None:
+        """Refuse `params` that lack one of `names` (default: all), hold another, or differ in shape or finiteness.
+
+        Raises:
+            SpecError: every problem in one message.
+        """
+        expected = self.names if names is None else tuple(names)
+        problems = [f"lacks `{name}`" for name in expected if name not in params]
+        problems += [f"holds `{name}`, which was not asked for" for name in params if name not in expected]
+        for name in expected:
+            if name in params:
+                problems += self._problems_of(name, params[name])
+        if problems:
+            shown = "; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
+            raise SpecError(f"{len(problems)} of {len(expected)} tensors do not fit: {shown}")
+
+    def _problems_of(self, name: str, tensor: Tensor) -> list[str]:
+        expected = self.tensors[name].shape
+        if tuple(tensor.shape) != expected:
+            return [f"`{name}` has shape {tuple(tensor.shape)}, expected {expected}"]
+        finite = int(torch.isfinite(tensor).sum())
+        if finite < tensor.numel():
+            return [f"`{name}` holds {tensor.numel() - finite} values that are NaN or infinite"]
+        return []
+
+
+def select(params: Mapping[str, Tensor], names: Iterable[str]) -> Params:
+    """The tensors of `names`, not copied, in the order of `names`."""
+    return {name: params[name] for name in names}
+
+
+def subtract(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Params:
+    """`left - right` for every name of `left`."""
+    return {name: tensor - right[name] for name, tensor in left.items()}
+
+
+def add(params: Mapping[str, Tensor], delta: Mapping[str, Tensor], scale: float = 1.0) -> Params:
+    """`params + scale * delta`; names that `delta` lacks keep their tensor. Computed in float64."""
+    moved = dict(params)
+    for name, change in delta.items():
+        moved[name] = (params[name].double() + scale * change.double()).to(params[name].dtype)
+    return moved
+
+
+def weighted_mean(updates: Iterable[tuple[float, Mapping[str, Tensor]]]) -> Params:
+    """Mean of each tensor over the updates that hold it, weighted, in float64.
+
+    Args:
+        updates: pairs of weight (> 0) and tensors; names may differ between them. Consumed once, in order:
+            the caller fixes the order (ascending client id), so that the result does not depend on arrival.
+
+    Returns:
+        Float64 tensors in the order in which the names first appear.
+
+    >>> one, two = {"w": torch.tensor(2.0)}, {"w": torch.tensor(6.0)}
+    >>> weighted_mean([(1, one), (3, two)])["w"].item()  # (1 * 2 + 3 * 6) / 4
+    5.0
+    """
+    totals: Params = {}
+    weights: dict[str, float] = {}
+    for weight, tensors in updates:
+        for name, tensor in tensors.items():
+            # float64: over 100 clients a float32 running sum can lose two decimal digits.
+            scaled = tensor.double() * weight
+            totals[name] = totals[name] + scaled if name in totals else scaled
+            weights[name] = weights.get(name, 0.0) + weight
+    return {name: total / weights[name] for name, total in totals.items()}

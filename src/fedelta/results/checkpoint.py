@@ -1,0 +1,174 @@
+"""Checkpoints: all that a run needs to continue with the same bits, in one safetensors file.
+
+The file is replaced atomically after every round. Its header carries, beside the names, a JSON object with
+the counters of the run and a SHA-256 over counters, names, types, shapes and bytes: a file that loads is the
+file that was saved. There is no generator state in it, because streams are named (seeds.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors import torch as safetensors
+from torch import Tensor
+
+from fedelta.errors import CheckpointError, SpecError
+from fedelta.params import Params, ParamSpec
+from fedelta.results.files import write_atomic
+from fedelta.strategies.base import State
+
+FORMAT = "fedelta-checkpoint-1"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a run at the end of a round.
+
+    Args:
+        round: the last finished round; 0 before the first.
+        params: server params after that round, in the order of the spec.
+        state: strategy state after that round.
+        log_bytes: length of `rounds.jsonl` at that moment.
+        ledger_bytes: length of `ledger.jsonl`.
+        timing_bytes: length of `timings.jsonl`.
+        accuracy: fraction, of the last round that was evaluated; None before.
+        best_accuracy: fraction, the highest so far; None before the first evaluation.
+        run_fingerprint: text that differs between configurations that may not continue each other.
+    """
+
+    round: int
+    params: Params
+    state: State
+    log_bytes: int
+    ledger_bytes: int
+    timing_bytes: int
+    accuracy: float | None
+    best_accuracy: float | None
+    run_fingerprint: str
+
+
+def save(path: Path, checkpoint: Checkpoint) -> None:
+    """Replaces the checkpoint at `path`; on any exception the previous one survives.
+
+    Raises:
+        OSError: the disk is full or the directory cannot be written.
+    """
+    write_atomic(path, encode(checkpoint))
+
+
+def load(path: Path, spec: ParamSpec | None = None, run_fingerprint: str | None = None) -> Checkpoint:
+    """The checkpoint at `path`, complete and verified, on the CPU.
+
+    Args:
+        path: a file that `save` wrote.
+        spec: what the model of this run tunes; None accepts any.
+        run_fingerprint: of this run; None accepts any.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, corrupt, or belongs to another run.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"cannot read checkpoint {str(path)!r}: {error.strerror or error}.") from error
+    try:
+        checkpoint = decode(content)
+        _check_origin(checkpoint, spec, run_fingerprint)
+    except CheckpointError as error:
+        raise CheckpointError(f"checkpoint {str(path)!r}: {error.message}", hint=error.hint) from error
+    return checkpoint
+
+
+def encode(checkpoint: Checkpoint) -> bytes:
+    """`checkpoint` as the content of a safetensors file. Tensors of any device and layout are accepted."""
+    tensors = _separate({"params": checkpoint.params, "state": checkpoint.state})
+    facts = {
+        "format": FORMAT,
+        "params": list(checkpoint.params),
+        "state": list(checkpoint.state),
+        "counters": _counters(checkpoint),
+    }
+    described = json.dumps(facts)
+    metadata = {"fedelta": described, "sha256": _digest(described, tensors)}
+    return bytes(safetensors.save(tensors, metadata))
+
+
+def decode(content: bytes) -> Checkpoint:
+    """The checkpoint whose `encode` gave `content`.
+
+    Raises:
+        CheckpointError: `content` is anything else, if only by one bit.
+    """
+    try:
+        tensors = safetensors.load(content)
+        length = int.from_bytes(content[:8], "little")
+        metadata = json.loads(content[8 : 8 + length])["__metadata__"]
+        described, expected = metadata["fedelta"], metadata["sha256"]
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise _corrupt(f"no complete checkpoint file ({len(content)} bytes read: {error})") from error
+    if _digest(described, tensors) != expected:
+        raise _corrupt("its content does not match its checksum")
+    facts = json.loads(described)
+    if facts["format"] != FORMAT:
+        raise CheckpointError(f"has format {facts['format']!r}, this version reads {FORMAT!r}.")
+    return Checkpoint(
+        params={name: tensors[f"params/{name}"] for name in facts["params"]},
+        state={name: tensors[f"state/{name}"] for name in facts["state"]},
+        **facts["counters"],
+    )
+
+
+def _check_origin(checkpoint: Checkpoint, spec: ParamSpec | None, run_fingerprint: str | None) -> None:
+    if run_fingerprint is not None and checkpoint.run_fingerprint != run_fingerprint:
+        raise CheckpointError(
+            f"belongs to another run: fingerprint {checkpoint.run_fingerprint!r}, expected {run_fingerprint!r}.",
+            hint="`config.toml` was changed after the run began; start a new run with another `--out`.",
+        )
+    if spec is None:
+        return
+    try:
+        spec.check(checkpoint.params)
+    except SpecError as error:
+        raise CheckpointError(f"does not fit the model of this run: {error.message}.") from error
+    if tuple(checkpoint.params) != spec.names:
+        raise CheckpointError("does not fit the model of this run: its tensors come in another order.")
+
+
+def _counters(checkpoint: Checkpoint) -> dict[str, Any]:
+    # `Any`: numbers, text and None, as JSON holds them.
+    return {name: value for name, value in vars(checkpoint).items() if name not in {"params", "state"}}
+
+
+def _separate(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Flat names to contiguous CPU tensors, no two in the same memory, as safetensors demands."""
+    separate: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for part, tensors in parts.items():
+        for name, tensor in tensors.items():
+            plain = tensor.detach().cpu().contiguous()
+            memory = plain.untyped_storage().data_ptr()
+            separate[f"{part}/{name}"] = plain.clone() if memory in seen else plain
+            seen.add(memory)
+    return separate
+
+
+def _digest(described: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(described.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _corrupt(what: str) -> CheckpointError:
+    return CheckpointError(
+        f"{what}; it was truncated or damaged.", hint="restore the file from a copy, or start the run anew."
+    )

@@ -1,0 +1,66 @@
+"""The papers behind a run: `citations.bib`, made from its resolved configuration.
+
+To cite a paper for a new method, add its entry to papers.bib and one row to `WORKS`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+ALWAYS = ("fedelta", "paszke2019pytorch", "wolf2020transformers", "lhoest2021datasets")
+
+# Key and value in the configuration, and what they stand on. "*" is any value.
+WORKS: dict[tuple[str, object], tuple[str, ...]] = {
+    ("model.source", "bundled:vit-micro"): (
+        "dosovitskiy2021image",
+        "kataoka2020pretraining",
+        "nakashima2022can",
+    ),
+    ("model.architecture.model_type", "vit"): ("dosovitskiy2021image",),
+    ("tuning.name", "head"): ("sun2022fedpeft",),
+    ("tuning.name", "bias"): ("sun2022fedpeft", "benzaken2022bitfit"),
+    ("tuning.name", "lora"): ("sun2022fedpeft", "hu2022lora"),
+    ("tuning.use_rslora", True): ("kalajdzievski2023rank",),
+    ("data.source", "digits"): ("alpaydin1998optical", "pedregosa2011scikit"),
+    ("partition.name", "*"): ("beutel2020flower",),
+    ("partition.name", "dirichlet"): ("hsu2019measuring", "yurochkin2019bayesian", "li2022silos"),
+    ("partition.name", "pathological"): ("mcmahan2017communication", "li2022silos"),
+    ("partition.name", "quantity"): ("li2022silos",),
+    ("strategy.name", "fedavg"): ("mcmahan2017communication",),
+    ("local_rule.name", "fedprox"): ("li2020federated",),
+    ("client.optimizer.name", "adamw"): ("loshchilov2019decoupled",),
+    ("client.schedule.name", "cosine"): ("loshchilov2017sgdr",),
+}
+
+
+def citations(config: Mapping[str, object]) -> str:
+    """BibTeX entries of what a run used, each once, in the order of papers.bib.
+
+    Args:
+        config: the resolved configuration, sections as nested mappings. What no paper stands behind, or what
+            fedelta does not know (a model by its directory, say), is left out.
+    """
+    cited = set(ALWAYS)
+    for (path, value), keys in WORKS.items():
+        found = _at(config, path)
+        if found is not None and value in {"*", found}:
+            cited.update(keys)
+    return "\n\n".join(entry for key, entry in entries().items() if key in cited) + "\n"
+
+
+def entries() -> dict[str, str]:
+    """Every entry of papers.bib by its key."""
+    text = Path(__file__).with_name("papers.bib").read_text(encoding="utf-8")
+    found = (entry.strip() for entry in re.split(r"\n(?=@)", text))
+    return {entry[entry.index("{") + 1 : entry.index(",")]: entry for entry in found}
+
+
+def _at(config: Mapping[str, object], path: str) -> object:
+    value: object = config
+    for key in path.split("."):
+        if not isinstance(value, Mapping):
+            return None
+        value = value.get(key)
+    return value if isinstance(value, str | bool) else None

@@ -1,0 +1,106 @@
+"""How every figure looks, and the way from a figure to SVG or PNG.
+
+Colours are constants here. `to_svg` turns them into CSS variables, so that one drawing serves the light page,
+the dark page and paper; a PNG has the colours as they stand. The series colours are those of Okabe and Ito
+(2008), which stay apart for colour-blind readers; runs differ in line style too.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+INK, MUTED, GRID = "#1c2126", "#5d6670", "#dfe3e7"
+SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+# Line styles as lengths on and off, in line widths; solid, dashed, dash-dotted, dotted.
+STYLES = ((), (3.7, 1.6), (6.4, 1.6, 1.0, 1.6), (1.5, 1.0))
+# Inches: two figures side by side on a desktop page, one fills a phone; 9 points stay readable there.
+SIZE = (4.7, 3.1)
+_SETTINGS: dict[Any, object] = {  # Any: matplotlib types the keys as one Literal of all names
+    "font.size": 9,
+    "font.family": "sans-serif",
+    "text.color": INK,
+    "text.parse_math": False,  # a run may be called `$x$`
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.titlesize": 9,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "lines.linewidth": 1.7,
+    "legend.frameon": False,
+    "legend.handlelength": 2.4,
+    "svg.fonttype": "none",  # text stays text: small, selectable, in the page's font
+    "svg.hashsalt": "fedelta",  # ids do not change from one report to the next
+}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Settings that hold while a figure is made or saved, and no longer."""
+    with mpl.rc_context(_SETTINGS), warnings.catch_warnings():
+        # Names in a script that matplotlib's font lacks: the page's font draws them.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield
+
+
+def single() -> tuple[Figure, Axes]:
+    """An empty figure of one plot."""
+    figure = blank(SIZE)
+    return figure, figure.subplots()
+
+
+def blank(size: tuple[float, float]) -> Figure:
+    """An empty figure of `size` in inches."""
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def to_svg(figure: Figure, prefix: str, description: str) -> str:
+    """`figure` as an SVG element for an HTML page.
+
+    Args:
+        figure: as `plots.py` draws them.
+        prefix: makes its ids unique within the page.
+        description: for readers who do not see it; must be HTML-escaped.
+    """
+    buffer = io.StringIO()
+    with style():
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg)
+    for number, color in enumerate(SERIES, start=1):
+        svg = svg.replace(color, f"var(--series-{number})")
+    for color, name in ((INK, "ink"), (MUTED, "muted"), (GRID, "grid")):
+        svg = svg.replace(color, f"var(--{name})")
+    return svg.replace("<svg", f'<svg role="img" aria-label="{description}"', 1)
+
+
+def to_png(figure: Figure, dots_per_inch: int = 200) -> bytes:
+    """`figure` as a PNG on white."""
+    buffer = io.BytesIO()
+    with style():
+        figure.savefig(buffer, format="png", dpi=dots_per_inch, facecolor="white")
+    return buffer.getvalue()

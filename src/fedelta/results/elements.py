@@ -1,0 +1,57 @@
+"""HTML elements of the report. Text is escaped here; what is trusted as HTML is said so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from html import escape
+
+from fedelta.results.drawing import SERIES, STYLES
+from fedelta.results.history import History
+from fedelta.results.numbers import UNKNOWN
+
+
+def figure(svg: str, title: str, note: str = "") -> str:
+    """A figure with its title above and a note below; `svg` is trusted, the others are escaped."""
+    caption = f"<figcaption>{escape(note)}</figcaption>" if note else ""
+    return f"<figure><h3>{escape(title)}</h3>{svg}{caption}</figure>"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, numbers_from: int | None = None) -> str:
+    """A table; columns from `numbers_from` on are aligned right."""
+
+    def cell(kind: str, column: int, text: str) -> str:
+        number = numbers_from is not None and column >= numbers_from
+        return f"<{kind}{' class=number' if number else ''}>{escape(text)}</{kind}>"
+
+    head = "".join(cell("th", column, text) for column, text in enumerate(header))
+    body = "".join(
+        f"<tr>{''.join(cell('td' if column else 'th', column, text) for column, text in enumerate(row))}</tr>"
+        for row in rows
+    )
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def legend(runs: Sequence[History]) -> str:
+    """The runs by name, each with its line as the plots draw it."""
+    items = []
+    for index, run in enumerate(runs):
+        color = index % len(SERIES) + 1
+        dashes = " ".join(f"{2.4 * length:g}" for length in STYLES[index % len(STYLES)])
+        items.append(
+            f'<li><svg width="30" height="8" aria-hidden="true"><line x1="1" y1="4" x2="29" y2="4" '
+            f'stroke="var(--series-{color})" stroke-width="2.4" stroke-dasharray="{dashes}"/></svg>'
+            f"{escape(run.name)}</li>"
+        )
+    return f'<ul class="legend">{"".join(items)}</ul>'
+
+
+def flatten(mapping: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted key and value as text, for every leaf of nested mappings."""
+    for key, value in mapping.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, str):
+            yield f"{prefix}{key}", value
+        else:
+            yield f"{prefix}{key}", UNKNOWN if value is None else json.dumps(value, default=str)

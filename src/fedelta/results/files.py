@@ -1,0 +1,175 @@
+"""Files that survive a kill, Ctrl-C and a full disk.
+
+`write_atomic` replaces a file as a whole: a reader sees the old or the new content, never a mixture.
+`JsonLines` grows a file by whole records and takes a failed append back.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedelta.errors import RunError
+
+# Whatever `json.loads` makes of a line; the readers check the fields that they use.
+Record = dict[str, Any]
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Puts `content` at `path`, replacing what was there; the directory must exist.
+
+    The content and its name are on the disk when this returns. On any exception, Ctrl-C included, the
+    previous file is untouched and no temporary file remains.
+
+    Raises:
+        OSError: the disk is full or the directory cannot be written.
+    """
+    # A fixed name, so that what a kill leaves behind is overwritten by the next attempt and does not pile up.
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        with temporary.open("wb", buffering=0) as file:
+            _write_all(file.fileno(), content.encode() if isinstance(content, str) else content)
+            os.fsync(file.fileno())
+        os.replace(temporary, path)  # noqa: PTH105 -- the tests replace `os.replace` by a failing one
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_directory(path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Makes renames and new names in `directory` durable, where the system knows how."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def to_json(value: object, *, indent: int | None = None) -> str:
+    """`value` as standard JSON, keys in their own order; NaN and infinity, which JSON lacks, become null."""
+    return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, indent=indent)
+
+
+def read_json(path: Path) -> Record:
+    """The JSON object in `path`.
+
+    Raises:
+        RunError: the file is missing or is not a JSON object.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise RunError(f"cannot read {str(path)!r}: {error.strerror or error}.") from error
+    except ValueError as error:
+        raise RunError(f"{str(path)!r} is not valid JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise RunError(f"{str(path)!r} holds a JSON {type(value).__name__}, expected an object.")
+    return value
+
+
+@dataclass(frozen=True)
+class JsonLines:
+    """A file of JSON objects, one a line, that only grows; a missing file counts as empty.
+
+    Args:
+        path: where. Nothing is kept open between calls.
+    """
+
+    path: Path
+
+    @property
+    def num_bytes(self) -> int:
+        """Length of the file: what a checkpoint stores so that `truncate` can come back to it."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def append(self, records: Iterable[Mapping[str, object]]) -> None:
+        """Adds `records` and returns when they are on the disk; call it once a round.
+
+        On an exception the file is cut back to its previous length.
+
+        Raises:
+            OSError: the disk is full or the file cannot be written.
+        """
+        content = "".join(to_json(record) + "\n" for record in records).encode()
+        before = self.num_bytes
+        with self.path.open("ab", buffering=0) as file:
+            try:
+                _write_all(file.fileno(), content)
+                os.fsync(file.fileno())
+            except BaseException:
+                os.ftruncate(file.fileno(), before)
+                raise
+        if not before:
+            sync_directory(self.path.parent)
+
+    def truncate(self, num_bytes: int) -> None:
+        """Forgets everything after the first `num_bytes` bytes.
+
+        Raises:
+            RunError: the file is shorter, or does not end a line there; nothing is cut then.
+        """
+        found = self.num_bytes
+        if found < num_bytes:
+            raise RunError(
+                f"{str(self.path)!r} has {found} bytes, the checkpoint was written when it had {num_bytes}.",
+                hint="the file was cut or replaced; restore it, or start the run anew with another `--out`.",
+            )
+        if found == num_bytes == 0:
+            return
+        with self.path.open("rb+") as file:
+            file.seek(max(num_bytes - 1, 0))
+            if num_bytes and file.read(1) != b"\n":
+                raise RunError(
+                    f"{str(self.path)!r} has no end of line at byte {num_bytes}, where a round ended.",
+                    hint="the file was edited; restore it, or start the run anew with another `--out`.",
+                )
+            file.truncate(num_bytes)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read(self) -> list[Record]:
+        """All records, in order.
+
+        An unterminated last line is left out: it is an append under way or one that a kill cut off.
+
+        Raises:
+            RunError: a line is no JSON object; the message names file and line.
+        """
+        if not self.path.exists():
+            return []
+        *lines, _ = self.path.read_bytes().split(b"\n")
+        return [self._parse(number, line) for number, line in enumerate(lines, start=1)]
+
+    def _parse(self, number: int, line: bytes) -> Record:
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise RunError(f"{str(self.path)!r}, line {number}: not valid JSON: {error}.") from error
+        if not isinstance(record, dict):
+            raise RunError(f"{str(self.path)!r}, line {number}: expected a JSON object, found {line[:40]!r}.")
+        return record
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def _finite(value: object) -> object:
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case Mapping():
+            return {str(key): _finite(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_finite(item) for item in value]
+        case _:
+            return value

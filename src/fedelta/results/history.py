@@ -1,0 +1,179 @@
+"""A run read back from its directory, finished or not: what the report and its plots are made of."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from fedelta.errors import RunError
+from fedelta.results.files import JsonLines, Record, read_json
+from fedelta.results.ledger import Ledger
+from fedelta.results.rundir import CITATIONS, CONFIG, ENVIRONMENT, LEDGER, MODEL, PARTITION, SUMMARY, RunDirectory
+from fedelta.results.runlog import full_model_bytes
+
+_ROUND_FIELDS = frozenset(
+    {"round", "accuracy", "test_loss_nats", "train_loss_nats", "cohort", "rejections", "cumulative_bytes"}
+)
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Who holds what.
+
+    Args:
+        class_names: names of the classes, in the order of the counts.
+        counts: client id to the number of its examples of each class.
+    """
+
+    class_names: tuple[str, ...]
+    counts: Mapping[int, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class History:
+    """Everything that a run directory tells.
+
+    Args:
+        name: what the run is called in legends.
+        path: of the run directory.
+        config: the resolved configuration.
+        rounds: lines of `rounds.jsonl`.
+        timings: lines of `timings.jsonl`.
+        ledger: totals of what travelled.
+        environment: content of `environment.json`.
+        model: `tuned_parameters` and `total_parameters`, if known.
+        summary: content of `summary.json`; empty while the run is unfinished.
+        partition: who holds what, if known.
+        citations: BibTeX.
+    """
+
+    name: str
+    path: Path
+    config: Mapping[str, Any]  # Any: whatever TOML holds
+    rounds: Sequence[Record]
+    timings: Sequence[Record]
+    ledger: Ledger
+    environment: Record
+    model: Record
+    summary: Record
+    partition: Partition | None
+    citations: str
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return bool(self.summary)
+
+    @cached_property
+    def evaluated(self) -> list[Record]:
+        """The rounds with an accuracy."""
+        return [record for record in self.rounds if record["accuracy"] is not None]
+
+    @property
+    def final_accuracy(self) -> float | None:
+        """Fraction, of the last evaluated round."""
+        return self.evaluated[-1]["accuracy"] if self.evaluated else None
+
+    @property
+    def best_accuracy(self) -> float | None:
+        """Fraction, the highest of all rounds."""
+        return max((record["accuracy"] for record in self.evaluated), default=None)
+
+    @property
+    def full_model_bytes(self) -> int | None:
+        """What the same payloads would weigh with the whole model in float32; None if its size is unknown."""
+        total = self.model.get("total_parameters")
+        return None if total is None else full_model_bytes(total, self.ledger.num_transfers)
+
+    @property
+    def full_round_bytes(self) -> int | None:
+        """What the first round would have sent with the whole model in float32, both directions."""
+        total = self.model.get("total_parameters")
+        return full_model_bytes(total, 2 * len(self.rounds[0]["cohort"])) if total and self.rounds else None
+
+    @property
+    def wall_seconds(self) -> float:
+        """Time in all rounds so far."""
+        return float(sum(timing.get("wall_seconds") or 0.0 for timing in self.timings))
+
+    def value(self, path: str) -> object:
+        """The value at a dotted path such as `tuning.name`, or None."""
+        found: object = self.config
+        for key in path.split("."):
+            found = found.get(key) if isinstance(found, Mapping) else None
+        return found
+
+
+def read_histories(paths: Sequence[Path]) -> list[History]:
+    """One history per run directory; runs of the same name are called by their path.
+
+    Raises:
+        RunError: some cannot be read; all of them are named, with the reason.
+    """
+    histories, problems = [], []
+    names = [path.resolve().name for path in paths]
+    for path, name in zip(paths, names, strict=True):
+        try:
+            histories.append(_read(path, name if names.count(name) == 1 else str(path)))
+        except RunError as error:
+            problems.append(error.message)
+    if problems:
+        lines = "".join(f"\n  - {problem}" for problem in problems)
+        raise RunError(f"{len(problems)} of {len(paths)} runs cannot be reported:{lines}")
+    return histories
+
+
+def _read(path: Path, name: str) -> History:
+    run = RunDirectory.open(path)
+    summary = _json_if_there(path / SUMMARY)
+    return History(
+        name=name,
+        path=path,
+        config=_toml(path / CONFIG),
+        rounds=_rounds(run.rounds),
+        timings=run.timings.read(),
+        ledger=Ledger.read(path / LEDGER),
+        environment=read_json(path / ENVIRONMENT),
+        model=_json_if_there(path / MODEL) or summary,
+        summary=summary,
+        partition=_partition(path / PARTITION),
+        citations=(path / CITATIONS).read_text(encoding="utf-8", errors="replace"),
+    )
+
+
+def _json_if_there(path: Path) -> Record:
+    return read_json(path) if path.exists() else {}
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{str(path)!r} cannot be read: {error}.") from error
+
+
+def _rounds(log: JsonLines) -> list[Record]:
+    records = log.read()
+    for number, record in enumerate(records, start=1):
+        missing = sorted(_ROUND_FIELDS - record.keys())
+        if missing:
+            raise RunError(f"{str(log.path)!r}, line {number}: lacks {', '.join(missing)}.")
+    return records
+
+
+def _partition(path: Path) -> Partition | None:
+    content = _json_if_there(path)
+    if not content:
+        return None
+    try:
+        names = tuple(str(name) for name in content["class_names"])
+        counts = {int(client): tuple(map(int, row)) for client, row in content["clients"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RunError(f"{str(path)!r} does not hold class names and counts by client: {error!r}.") from error
+    if not counts or any(len(row) != len(names) for row in counts.values()):
+        raise RunError(f"{str(path)!r} does not hold one count per class for every client.")
+    return Partition(names, dict(sorted(counts.items())))

@@ -1,0 +1,74 @@
+"""Quantities as people read them in tables."""
+
+from __future__ import annotations
+
+KIB, MIB, GIB = 2**10, 2**20, 2**30
+TIMES = "\N{MULTIPLICATION SIGN}"
+UNKNOWN = "\N{EN DASH}"
+_SPACE = "\N{NARROW NO-BREAK SPACE}"
+
+
+def percent(fraction: float | None, digits: int = 1) -> str:
+    """A fraction in percent.
+
+    >>> percent(0.9312).split()
+    ['93.1', '%']
+    """
+    return UNKNOWN if fraction is None else f"{100 * fraction:.{digits}f}{_SPACE}%"
+
+
+def size(num_bytes: float | None) -> str:
+    """Bytes in the binary unit that suits them, three digits.
+
+    >>> [size(n).split() for n in (900, 98_304, 2**20, 1_500 * 2**20)]
+    [['900', 'B'], ['96.0', 'KiB'], ['1.00', 'MiB'], ['1.46', 'GiB']]
+    """
+    if num_bytes is None:
+        return UNKNOWN
+    for unit, name in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
+        if num_bytes >= unit:
+            return f"{three_digits(num_bytes / unit)}{_SPACE}{name}"
+    return f"{num_bytes:.0f}{_SPACE}B"
+
+
+def mebibytes(num_bytes: float | None) -> str:
+    """Bytes in MiB whatever their size, for columns that are compared.
+
+    >>> mebibytes(5 * 2**20), mebibytes(52_429)
+    ('5.00', '0.0500')
+    """
+    return UNKNOWN if num_bytes is None else three_digits(num_bytes / MIB)
+
+
+def three_digits(value: float) -> str:
+    """At least three significant digits, no exponent.
+
+    >>> [three_digits(x) for x in (0, 0.01234, 1.234, 12.34, 123.4, 12345.6)]
+    ['0', '0.0123', '1.23', '12.3', '123', '12,346']
+    """
+    if value == 0:
+        return "0"
+    digits = next((digits for bound, digits in ((100, 0), (10, 1), (1, 2), (0.1, 3)) if abs(value) >= bound), 4)
+    return f"{value:,.{digits}f}"
+
+
+def count(number: int | None) -> str:
+    """A whole number with separators.
+
+    >>> count(1234567)
+    '1,234,567'
+    """
+    return UNKNOWN if number is None else f"{number:,}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as seconds, minutes or hours.
+
+    >>> duration(4.25), duration(95), duration(8000)
+    ('4.2 s', '1 min 35 s', '2 h 13 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    if seconds < 3600:
+        return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"

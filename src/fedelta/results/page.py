@@ -1,0 +1,198 @@
+"""The sections of the report's page, as HTML. Every value that comes from a run passes through `escape`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+import tomli_w
+
+from fedelta.results.drawing import to_svg
+from fedelta.results.elements import figure, flatten, legend, table
+from fedelta.results.history import History, Partition
+from fedelta.results.numbers import TIMES, UNKNOWN, count, duration, mebibytes, percent, size
+from fedelta.results.plots import (
+    accuracy_by_round,
+    accuracy_by_traffic,
+    bytes_by_group,
+    label_distribution,
+    loss_by_round,
+)
+
+MAX_REJECTIONS = 100
+
+
+def headline(run: History) -> str:
+    """Name, what was done, and the key figures of one run."""
+    tiles = [
+        ("Test accuracy", percent(run.final_accuracy), f"best {percent(run.best_accuracy)}"),
+        ("Tuned parameters", count(run.model.get("tuned_parameters")), _tuned_share(run)),
+        ("Per client and round", size(per_client(run)), "down and up together"),
+        ("Sent in total", size(run.ledger.total_bytes), _directions(run)),
+        ("Saving", _saving(run), f"full fine-tuning: {size(run.full_model_bytes)}"),
+        ("Time", duration(run.wall_seconds), f"peak memory {size(_peak_memory(run))}"),
+    ]
+    cells = "".join(
+        f'<div><dt>{escape(name)}</dt><dd class="value">{escape(value)}</dd>'
+        f'<dd class="detail">{escape(detail)}</dd></div>'
+        for name, value, detail in tiles
+    )
+    title = f'<h1>{escape(run.name)}</h1>\n<p class="kicker">{_setting(run)}</p>'
+    return f'{title}\n{_state(run)}<dl class="tiles">{cells}</dl>'
+
+
+def comparison(runs: Sequence[History]) -> str:
+    """A table of several runs, and what their configurations do not share."""
+    header = ["Run", "Rounds", "Accuracy", "Best", "Tuned", "MiB per client and round"]
+    header += ["MiB in total", "MiB if fully tuned", "Saving", "Time"]
+    rows = [
+        [
+            run.name,
+            f"{len(run.rounds)}" if run.finished else f"{len(run.rounds)} (unfinished)",
+            percent(run.final_accuracy),
+            percent(run.best_accuracy),
+            count(run.model.get("tuned_parameters")),
+            mebibytes(per_client(run)),
+            mebibytes(run.ledger.total_bytes),
+            mebibytes(run.full_model_bytes),
+            _saving(run),
+            duration(run.wall_seconds),
+        ]
+        for run in runs
+    ]
+    parts = [f"<h1>{len(runs)} runs compared</h1>", table(header, rows, numbers_from=1)]
+    differences = _differences(runs)
+    if differences:
+        parts += ["<h2>What differs</h2>", table(["Setting", *(run.name for run in runs)], differences)]
+    return "\n".join(parts)
+
+
+def curves(runs: Sequence[History]) -> str:
+    """Accuracy against rounds and traffic, and losses."""
+    names = legend(runs) if len(runs) > 1 else ""
+    figures = [
+        figure(to_svg(accuracy_by_round(runs), "a", "Test accuracy against rounds"), "Accuracy against rounds"),
+        figure(
+            to_svg(accuracy_by_traffic(runs), "b", "Test accuracy against MiB sent"),
+            "Accuracy against traffic",
+            "Dotted: where full fine-tuning in float32 would be after its first three rounds.",
+        ),
+        figure(to_svg(loss_by_round(runs), "c", "Loss against rounds"), "Loss against rounds"),
+    ]
+    if len(runs) == 1:
+        figures.append(traffic(runs[0], "d", "Traffic by group and direction"))
+    return f'<h2>Results</h2>\n{names}<div class="figures">{"".join(figures)}</div>'
+
+
+def traffic(run: History, prefix: str, title: str) -> str:
+    """Bytes by group and direction, and the cost of the backbone."""
+    num_clients = len(run.ledger.client_ids)
+    note = f"Once per client, beside this: the frozen backbone, {size(run.ledger.backbone_bytes)}"
+    if num_clients:
+        delivered = size(num_clients * run.ledger.backbone_bytes)
+        note += f"; {delivered} for the {count(num_clients)} clients that took part"
+    return figure(to_svg(bytes_by_group(run), prefix, "MiB by group and direction"), title, f"{note}.")
+
+
+def clients(partition: Partition, prefix: str, names: str = "") -> str:
+    """Sizes and labels of the clients; `names` are the runs it belongs to, when there are several."""
+    sizes = [sum(row) for row in partition.counts.values()]
+    held = sorted(sum(each > 0 for each in row) for row in partition.counts.values())
+    text = (
+        f"{count(len(sizes))} clients hold {count(sum(sizes))} training examples of "
+        f"{count(len(partition.class_names))} classes: {count(min(sizes))} to {count(max(sizes))} examples and "
+        f"{held[0]} to {held[-1]} classes each (median {held[len(held) // 2]})."
+    )
+    svg = to_svg(label_distribution(partition), prefix, "Examples and share of each class by client")
+    title = f"Clients of {names}" if names else "Clients"
+    return f'<h2>{escape(title)}</h2>\n<p>{escape(text)}</p>\n<figure><div class="wide">{svg}</div></figure>'
+
+
+def rejections(runs: Sequence[History]) -> str:
+    """Replies that did not enter the mean; nothing when there are none."""
+    rows = [
+        [run.name, str(record["round"]), str(each.get("client_id")), str(each.get("reason"))]
+        for run in runs
+        for record in run.rounds
+        for each in record["rejections"]
+    ]
+    if not rows:
+        return ""
+    more = f'<p class="note">and {count(len(rows) - MAX_REJECTIONS)} more.</p>' if len(rows) > MAX_REJECTIONS else ""
+    header = ["Run", "Round", "Client", "Reason"]
+    first = 0 if len(runs) > 1 else 1
+    shown = table(header[first:], [row[first:] for row in rows[:MAX_REJECTIONS]])
+    return f"<h2>Rejected replies</h2>\n{shown}{more}"
+
+
+def details(run: History, *, titled: bool) -> str:
+    """Configuration, environment and citations of one run, folded."""
+    title = f"<h2>{escape(run.name)}</h2>" if titled else "<h2>Details</h2>"
+    environment = [[name, value] for name, value in flatten(run.environment)]
+    folded = [
+        ("Configuration", f"<pre>{escape(tomli_w.dumps(run.config))}</pre>"),
+        ("Environment", table(["What", "Value"], environment)),
+        ("Citations", f"<pre>{escape(run.citations)}</pre>"),
+    ]
+    opened = "" if titled else " open"
+    blocks = "".join(f"<details{opened}><summary>{name}</summary>{content}</details>" for name, content in folded)
+    return f"{title}\n{blocks}"
+
+
+def per_client(run: History) -> float | None:
+    """Mean payload bytes of one client in one round, both directions; None before the first."""
+    sent = run.ledger.transfers
+    if not sent["down"] or not sent["up"]:
+        return None
+    return run.ledger.downlink_bytes / sent["down"] + run.ledger.uplink_bytes / sent["up"]
+
+
+def _setting(run: History) -> str:
+    names = ("model.source", "tuning.name", "strategy.name", "data.source", "partition.name")
+    words = [str(value) for name in names if (value := run.value(name)) is not None]
+    return " · ".join(escape(word) for word in words)
+
+
+def _state(run: History) -> str:
+    planned = run.value("strategy.num_rounds")
+    per_round = len(run.rounds[0]["cohort"]) if run.rounds else run.value("strategy.clients_per_round")
+    num_clients = len(run.partition.counts) if run.partition else None
+    of = f" of {count(num_clients)}" if num_clients else ""
+    text = f"{len(run.rounds)} rounds, {per_round}{of} clients a round, begun {_date(run)}"
+    if run.finished:
+        return f'<p class="kicker">{escape(text)}</p>\n'
+    done = f"Unfinished: {len(run.rounds)} of {planned} rounds. " if planned else "Unfinished. "
+    return f'<p class="kicker"><span class="unfinished">{escape(done)}</span>{escape(text)}</p>\n'
+
+
+def _date(run: History) -> str:
+    """Day, hour and minute of ISO 8601, as `environment` writes it."""
+    return str(run.environment.get("date", UNKNOWN))[:16].replace("T", " ")
+
+
+def _tuned_share(run: History) -> str:
+    tuned, total = run.model.get("tuned_parameters"), run.model.get("total_parameters")
+    return f"{percent(tuned / total, 2)} of {count(total)}" if tuned is not None and total else UNKNOWN
+
+
+def _directions(run: History) -> str:
+    return f"{size(run.ledger.downlink_bytes)} down, {size(run.ledger.uplink_bytes)} up"
+
+
+def _saving(run: History) -> str:
+    full, sent = run.full_model_bytes, run.ledger.total_bytes
+    if not full or not sent:
+        return UNKNOWN
+    ratio = full / sent
+    return f"{ratio:.0f} {TIMES}" if ratio >= 10 else f"{ratio:.1f} {TIMES}"
+
+
+def _peak_memory(run: History) -> int | None:
+    return max((timing.get("peak_memory_bytes") or 0 for timing in run.timings), default=None)
+
+
+def _differences(runs: Sequence[History]) -> list[list[str]]:
+    flat = [dict(flatten(run.config)) for run in runs]
+    keys = dict.fromkeys(key for each in flat for key in each)
+    rows = ([key, *(each.get(key, UNKNOWN) for each in flat)] for key in keys)
+    return [row for row in rows if len(set(row[1:])) > 1]

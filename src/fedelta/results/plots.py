@@ -1,0 +1,229 @@
+"""The figures of the report, drawn with matplotlib's objects (no pyplot, no global figure)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, to_rgba
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from fedelta.results.drawing import INK, MUTED, SERIES, SIZE, STYLES, blank, single, style
+from fedelta.results.history import History, Partition
+
+MIB = 2**20
+MAX_GROUPS = 20
+
+
+def accuracy_by_round(runs: Sequence[History], *, legend: bool = False) -> Figure:
+    """Test accuracy in percent against the round."""
+    with style():
+        figure, axes = single()
+        _draw_accuracy_by_round(axes, runs)
+        if legend:
+            axes.legend(loc="lower right", fontsize=8)
+        return figure
+
+
+def accuracy_by_traffic(runs: Sequence[History], *, legend: bool = False) -> Figure:
+    """Test accuracy in percent against MiB sent so far, with full fine-tuning's first round marked."""
+    with style():
+        figure, axes = single()
+        _draw_accuracy_by_traffic(axes, runs)
+        if legend:
+            axes.legend(loc="lower right", fontsize=8)
+        return figure
+
+
+def accuracy_figure(runs: Sequence[History]) -> Figure:
+    """Both accuracy plots side by side, with a legend: a picture for a README or a paper."""
+    with style():
+        figure = blank((2 * SIZE[0], SIZE[1]))
+        left, right = figure.subplots(1, 2, sharey=True)
+        _draw_accuracy_by_round(left, runs)
+        _draw_accuracy_by_traffic(right, runs)
+        right.set_ylabel("")
+        if len(runs) > 1:
+            left.legend(loc="lower right", fontsize=8)
+        return figure
+
+
+def loss_by_round(runs: Sequence[History]) -> Figure:
+    """Test loss (strong) and training loss (faint) in nats per example against the round."""
+    with style():
+        figure, axes = single()
+        for index, run in enumerate(runs):
+            for key, alpha in (("train_loss_nats", 0.4), ("test_loss_nats", 1.0)):
+                points = [(each["round"], each[key]) for each in run.rounds if each[key] is not None]
+                _line(axes, points, index, alpha=alpha)
+        axes.set(xlabel="Round", ylabel="Loss (nats per example)")
+        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        axes.plot([], [], color=INK, label="test")
+        axes.plot([], [], color=INK, alpha=0.4, label="training")
+        axes.legend(loc="upper right", fontsize=8)
+        return figure
+
+
+def bytes_by_group(run: History) -> Figure:
+    """MiB by group and direction over the whole run; `headers` is what payloads hold beside tensors."""
+    groups = _largest_groups(run)
+    with style():
+        figure = blank((SIZE[0], max(1.5, 0.7 + 0.3 * len(groups))))
+        axes = figure.subplots()
+        rows = np.arange(len(groups))
+        for offset, column, color, label in ((-0.19, 0, SERIES[0], "down"), (0.19, 1, SERIES[1], "up")):
+            widths = [pair[column] / MIB for pair in groups.values()]
+            axes.barh(rows + offset, widths, height=0.36, color=color, label=label)
+        axes.set_yticks(rows, list(groups))
+        axes.tick_params(axis="y", length=0)
+        axes.invert_yaxis()
+        axes.grid(visible=False, axis="y")
+        axes.set(xlabel="Sent over the run (MiB)")
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize=8)
+        return figure
+
+
+def label_distribution(partition: Partition) -> Figure:
+    """Examples of each client, above the share of each class among them."""
+    counts = np.array(list(partition.counts.values()), dtype=float)
+    sizes = counts.sum(axis=1)
+    shares = counts / np.maximum(sizes, 1)[:, None]
+    num_classes = counts.shape[1]
+    with style():
+        height = 1.7 + min(3.4, max(1.2, 0.17 * num_classes))
+        figure = blank((2 * SIZE[0], height))
+        grid = {"height_ratios": [1.2, height - 1.7], "hspace": 0.04}
+        above, below = figure.subplots(2, 1, sharex=True, gridspec_kw=grid)
+        above.bar(np.arange(len(sizes)), sizes, width=0.8, color=SERIES[0])
+        above.set_ylabel("Examples")
+        above.grid(visible=False, axis="x")
+        above.tick_params(axis="x", length=0)
+        image = below.imshow(
+            shares.T, aspect="auto", cmap=_transparent_to(SERIES[0]), vmin=0, vmax=shares.max(), interpolation="nearest"
+        )
+        below.grid(visible=False)
+        below.set(xlabel="Client", ylabel="Class")
+        _name_rows(below, partition.class_names)
+        _name_columns(below, list(partition.counts))
+        bar = figure.colorbar(image, ax=[above, below], pad=0.01, fraction=0.02, aspect=30)
+        bar.set_label("Share of the client's examples")
+        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.0f} %"))
+        bar.outline.set_visible(False)
+        return figure
+
+
+def _draw_accuracy_by_round(axes: Axes, runs: Sequence[History]) -> None:
+    for index, run in enumerate(runs):
+        points = [(each["round"], 100 * each["accuracy"]) for each in run.evaluated]
+        _line(axes, points, index, label=run.name)
+    axes.set(xlabel="Round", ylabel="Test accuracy (%)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    _accuracy_limits(axes, runs)
+
+
+def _draw_accuracy_by_traffic(axes: Axes, runs: Sequence[History]) -> None:
+    positions: list[float] = []
+    for index, run in enumerate(runs):
+        points = [(each["cumulative_bytes"] / MIB, 100 * each["accuracy"]) for each in run.evaluated]
+        positions += [position for position, _ in points]
+        _line(axes, points, index, label=run.name)
+    axes.set(xlabel="Sent so far, both directions (MiB)", ylabel="Test accuracy (%)")
+    full_round = min((run.full_round_bytes / MIB for run in runs if run.full_round_bytes is not None), default=None)
+    reach = max([*positions, full_round or 0])
+    # A linear axis would press everything against the left edge.
+    if min(positions, default=0) > 0 and reach > 10 * min(positions):
+        subdivisions = (1, 2, 5) if reach < 300 * min(positions) else (1,)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(base=10, subs=subdivisions, numticks=12))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    if full_round is not None:
+        _mark_full_rounds(axes, full_round)
+    _accuracy_limits(axes, runs)
+
+
+def _mark_full_rounds(axes: Axes, full_round: float) -> None:
+    """Dotted lines where full fine-tuning would be after its first three rounds, named above the plot."""
+    for number in (1, 2, 3):
+        axes.axvline(number * full_round, color=MUTED, linewidth=1.0, linestyle=(0, (1, 2)))
+    axes.autoscale_view()
+    place = axes.transAxes.inverted().transform(axes.transData.transform((full_round, 0.0)))[0]
+    axes.annotate(
+        "full fine-tuning, rounds 1 to 3",
+        (3 * full_round if place > 0.5 else full_round, 1),
+        xycoords=("data", "axes fraction"),
+        xytext=(0, 3),
+        textcoords="offset points",
+        ha="right" if place > 0.5 else "left",
+        va="bottom",
+        color=MUTED,
+        fontsize=8,
+    )
+
+
+def _accuracy_limits(axes: Axes, runs: Sequence[History]) -> None:
+    lowest = min((each["accuracy"] for run in runs for each in run.evaluated), default=0.0)
+    axes.set_ylim(0 if lowest < 0.5 else None, 101 if lowest < 0.5 else None)
+    if not any(run.evaluated for run in runs):
+        axes.text(0.5, 0.5, "no round evaluated yet", transform=axes.transAxes, ha="center", color=MUTED)
+
+
+def _line(
+    axes: Axes,
+    points: Sequence[tuple[float, float]],
+    index: int,
+    *,
+    label: str | None = None,
+    alpha: float = 1.0,
+) -> None:
+    """One run's curve; a single point is shown as a dot."""
+    color = SERIES[index % len(SERIES)]
+    dashes = STYLES[index % len(STYLES)]
+    # A leading underscore would hide the run from the legend.
+    label = f" {label}" if label is not None and label.startswith("_") else label
+    x, y = [point[0] for point in points], [point[1] for point in points]
+    axes.plot(x, y, color=color, linestyle=(0, dashes) if dashes else "-", label=label, alpha=alpha)
+    axes.plot(x[-1:], y[-1:], color=color, marker="o", markersize=4, alpha=alpha, linestyle="none")
+
+
+def _largest_groups(run: History) -> dict[str, tuple[int, int]]:
+    """Bytes down and up by group in the model's order, the smallest ones merged, and what is not tensors."""
+    down, up = run.ledger.groups["down"], run.ledger.groups["up"]
+    groups = {group: (down.get(group, 0), up.get(group, 0)) for group in {**down, **up}}
+    kept = sorted(groups, key=lambda group: -sum(groups[group]))[:MAX_GROUPS]
+    shown = {group: pair for group, pair in groups.items() if group in kept}
+    rest = [pair for group, pair in groups.items() if group not in kept]
+    if rest:
+        shown[f"{len(rest)} more"] = (sum(pair[0] for pair in rest), sum(pair[1] for pair in rest))
+    shown["headers"] = (
+        run.ledger.downlink_bytes - run.ledger.downlink_tensor_bytes,
+        run.ledger.uplink_bytes - run.ledger.uplink_tensor_bytes,
+    )
+    return shown
+
+
+def _name_rows(axes: Axes, names: Sequence[str]) -> None:
+    """Class names where they fit, numbers where there are too many."""
+    axes.tick_params(axis="both", length=0)
+    if len(names) <= 20:
+        axes.set_yticks(range(len(names)), [name if len(name) <= 16 else f"{name[:15]}…" for name in names])
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+
+
+def _name_columns(axes: Axes, client_ids: Sequence[int]) -> None:
+    step = max(1, -(-len(client_ids) // 16))
+    places = range(0, len(client_ids), step)
+    axes.set_xticks(places, [str(client_ids[place]) for place in places])
+    axes.set_xlim(-0.5, len(client_ids) - 0.5)
+
+
+def _transparent_to(color: str) -> LinearSegmentedColormap:
+    """From nothing to `color` through its opacity, so that it suits any background; zero stays empty."""
+    red, green, blue, _ = to_rgba(color)
+    opacities = np.concatenate([[0.0], np.linspace(0.15, 1.0, 255)])
+    return LinearSegmentedColormap.from_list("share", [(red, green, blue, each) for each in opacities], N=256)

@@ -1,0 +1,68 @@
+"""All clients in this process, on the lane engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+
+from fedelta.federation.client import Site, serve
+from fedelta.federation.records import Reply
+from fedelta.settings import Settings
+from fedelta.strategies.base import RoundPlan
+
+# Samples of a step at which folding more clients into it no longer pays, measured on 2 CPU cores (benchmarks/);
+# an accelerator needs far more to be busy.
+_SAMPLES_PER_STEP = {"cpu": 64, "cuda": 1024}
+
+
+class SimulationSettings(Settings):
+    """Where and how the simulated clients run: section `[runtime]`.
+
+    Args:
+        lanes: clients that share a forward pass; "auto" fills a step with 64 samples on a CPU, 1,024 on a GPU.
+        device: "auto" takes a GPU where there is one.
+        compute_dtype: `bfloat16` runs the frozen model in half precision; tuned tensors stay float32.
+        cache_mib: most memory for features of frozen modules, for the training and for the test data; 0: no cache.
+    """
+
+    name: Literal["simulation"] = "simulation"
+    lanes: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    cache_mib: int = Field(default=1024, ge=0)  # an eighth of a small machine's 8 GiB
+
+    def torch_device(self) -> str:
+        """`cpu` or `cuda`."""
+        if self.device != "auto":
+            return self.device
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    def num_lanes(self, *, clients_per_round: int, batch_size: int, max_lanes: int | None) -> int:
+        """Lanes for cohorts of `clients_per_round`.
+
+        >>> SimulationSettings().num_lanes(clients_per_round=16, batch_size=8, max_lanes=None)
+        8
+        """
+        if isinstance(self.lanes, int):
+            wanted = self.lanes
+        else:
+            wanted = max(1, _SAMPLES_PER_STEP[self.torch_device()] // batch_size)
+        return min(wanted, clients_per_round, max_lanes or wanted)
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """Serves every client of a round from one site that holds the data of all.
+
+    Downloads and replies are the bytes that would travel, so sizes and rounding are those of a deployment.
+    """
+
+    site: Site
+
+    def run(self, plan: RoundPlan, payloads: Mapping[int, bytes]) -> Iterator[Reply]:
+        """See `Runtime.run`."""
+        return serve(self.site, plan, payloads)

@@ -1,0 +1,39 @@
+"""Local rules: the client's side of an algorithm, as a correction of each step's gradient on stacked lanes.
+
+Shapes: K lanes, P tuned scalars.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from fedelta.settings import Settings
+
+
+class Plain(Settings):
+    """The gradient as it is (FedAvg)."""
+
+    name: Literal["plain"] = "plain"
+
+    def correct(self, grads_KP: Tensor, values_KP: Tensor, anchors_KP: Tensor) -> None:
+        """Changes nothing."""
+
+
+class FedProx(Settings):
+    """Pulls each client towards where it started: gradient of (mu / 2) ||w - anchor||^2 added.
+
+    Args:
+        mu: strength of the pull; 0 is FedAvg.
+
+    Source: Li et al. 2020 (FedProx, arXiv 1812.06127), Eq. 2.
+    """
+
+    name: Literal["fedprox"] = "fedprox"
+    mu: float = Field(default=0.01, ge=0)  # the best value of most experiments in the paper's Figure 2
+
+    def correct(self, grads_KP: Tensor, values_KP: Tensor, anchors_KP: Tensor) -> None:
+        """Adds mu (w - anchor)."""
+        grads_KP.add_(values_KP - anchors_KP, alpha=self.mu)

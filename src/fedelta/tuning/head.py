@@ -1,0 +1,35 @@
+"""Head tuning: only the classification head is trained, the backbone is a fixed feature extractor.
+
+Source: Sun et al. 2022 (FedPEFT, arXiv 2210.01708), prototype "Head-tuning".
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Generator
+
+from fedelta.models.hub import Backbone
+from fedelta.params import ParamSpec
+from fedelta.settings import Settings
+from fedelta.tuning.base import freeze, merge_head, tune_head
+from fedelta.tuning.lanes import Lanes
+
+
+class Head(Settings):
+    """Trains the classification head alone."""
+
+    name: Literal["head"] = "head"
+
+    @property
+    def max_lanes(self) -> None:
+        """No bound."""
+
+    def apply(self, backbone: Backbone, lanes: Lanes, generator: Generator) -> ParamSpec:
+        """See `TuningMethod.apply`."""
+        freeze(backbone.module)
+        return ParamSpec(tune_head(backbone, lanes))
+
+    def merge(self, backbone: Backbone) -> None:
+        """Puts the trained head in place of its lanes."""
+        merge_head(backbone)

@@ -1,0 +1,214 @@
+"""Every partitioner, against what all must hold and against its own definition."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from fedelta.data.division import divide
+from fedelta.data.partition import (
+    PARTITIONERS,
+    Dirichlet,
+    Iid,
+    Natural,
+    PartitionSettings,
+    Pathological,
+    Quantity,
+)
+from fedelta.errors import DataError
+
+EXAMPLES: dict[str, PartitionSettings] = {
+    "iid": Iid(num_clients=7),
+    "dirichlet": Dirichlet(num_clients=7, alpha=0.3, min_size=5),
+    "pathological": Pathological(num_clients=10, labels_per_client=2),
+    "natural": Natural(),
+    "quantity": Quantity(num_clients=7, alpha=0.3, min_size=5),
+}
+
+
+@pytest.fixture
+def labels() -> Tensor:
+    # 200 rows: 29 rows of label 0 down to 11 of label 9, in mixed order
+    sizes = torch.arange(29, 10, -2)
+    order = torch.randperm(200, generator=torch.Generator().manual_seed(1))
+    return torch.arange(10).repeat_interleave(sizes)[order]
+
+
+@pytest.fixture
+def client_ids() -> list[str]:
+    return [f"site {row % 6}" for row in range(200)]
+
+
+def test_the_table_holds_every_partitioner_by_its_name():
+    assert sorted(PARTITIONERS) == sorted(EXAMPLES)
+    for name, kind in PARTITIONERS.items():
+        assert EXAMPLES[name].name == name
+        assert type(EXAMPLES[name]) is kind
+        assert TypeAdapter(PartitionSettings).validate_python(EXAMPLES[name].model_dump()) == EXAMPLES[name]
+
+
+@pytest.mark.parametrize("name", sorted(PARTITIONERS))
+def test_no_row_has_two_clients_and_no_client_is_empty(name, labels, client_ids):
+    rows = divide(EXAMPLES[name], labels, client_ids, seed=3)
+    assert list(rows) == list(range(len(rows)))
+    assert all(len(of_client) > 0 and of_client.dtype == torch.int64 for of_client in rows.values())
+    assert all(torch.equal(of_client, of_client.sort().values) for of_client in rows.values())
+    assert torch.equal(torch.cat(list(rows.values())).sort().values, torch.arange(200))
+
+
+@pytest.mark.parametrize("name", sorted(PARTITIONERS))
+def test_the_seed_alone_decides_and_global_generators_are_left_alone(name, labels, client_ids):
+    before = global_generators()
+    first, again, other = (divide(EXAMPLES[name], labels, client_ids, seed=seed) for seed in (3, 3, 4))
+    assert all(torch.equal(first[client], again[client]) for client in first)
+    if name != "natural":
+        assert any(not torch.equal(first[client], other[client]) for client in first)
+    assert before == global_generators()
+
+
+def test_dividing_prints_nothing(labels, client_ids, capfd):
+    for settings in EXAMPLES.values():
+        divide(settings, labels, client_ids, seed=3)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_iid_sizes_differ_by_at_most_one(labels):
+    # 200 = 4 * 29 + 3 * 28
+    sizes = sorted(len(rows) for rows in divide(Iid(num_clients=7), labels, None, seed=0).values())
+    assert sizes == [28, 28, 28, 29, 29, 29, 29]
+
+
+def test_iid_mixes_labels_that_the_file_holds_in_order():
+    labels = torch.arange(4).repeat_interleave(50)
+    for rows in divide(Iid(num_clients=4), labels, None, seed=0).values():
+        assert len(labels[rows].unique()) == 4
+
+
+def test_small_alpha_gives_few_labels_and_large_alpha_gives_all(labels):
+    few = divide(Dirichlet(num_clients=5, alpha=0.01, min_size=1), labels, None, seed=0)
+    many = divide(Dirichlet(num_clients=5, alpha=1e5, min_size=1), labels, None, seed=0)
+    assert num_labels(few, labels) < 4 < 8 < num_labels(many, labels)
+
+
+@pytest.mark.parametrize("self_balancing", [False, True])
+def test_sixty_four_clients_at_alpha_a_tenth_all_get_the_minimum(self_balancing):
+    # The size of the digits' training set; no draw of the Dirichlet distribution succeeds here.
+    labels = torch.arange(1437) % 10
+    settings = Dirichlet(num_clients=64, alpha=0.1, min_size=8, self_balancing=self_balancing)
+    rows = divide(settings, labels, None, seed=7)
+    assert min(len(of_client) for of_client in rows.values()) == 8
+    assert max(len(of_client) for of_client in rows.values()) > 40
+    assert sum(len(of_client) for of_client in rows.values()) == 1437
+    # Topping up with labels a client holds keeps the skew: IID clients of 22 rows hold 9 labels.
+    assert num_labels(rows, labels) < 5
+
+
+def test_a_minimum_that_takes_every_row_makes_all_clients_equal(labels):
+    rows = divide(Dirichlet(num_clients=10, alpha=0.1, min_size=20), labels, None, seed=0)
+    assert [len(of_client) for of_client in rows.values()] == [20] * 10
+
+
+def test_pathological_clients_hold_exactly_their_number_of_labels():
+    labels = torch.arange(300) % 10
+    rows = divide(Pathological(num_clients=12, labels_per_client=3), labels, None, seed=0)
+    assert all(len(labels[of_client].unique()) == 3 for of_client in rows.values())
+
+
+def test_labels_that_no_client_drew_are_left_out_with_a_warning():
+    labels = torch.arange(100) % 10
+    with pytest.warns(UserWarning, match="of 100 training rows have labels that no client drew"):
+        rows = divide(Pathological(num_clients=2, labels_per_client=2), labels, None, seed=0)
+    assert sum(len(of_client) for of_client in rows.values()) < 100
+
+
+def test_natural_clients_are_numbered_in_the_order_of_their_ids():
+    rows = divide(Natural(num_clients=3), torch.zeros(5).long(), [20, 3, 100, 3, 20], seed=0)
+    assert {client: of_client.tolist() for client, of_client in rows.items()} == {
+        0: [1, 3],
+        1: [0, 4],
+        2: [2],
+    }
+
+
+def test_quantity_skew_differs_in_size_and_not_in_labels():
+    labels = torch.arange(4000) % 4
+    rows = divide(Quantity(num_clients=10, alpha=0.5, min_size=40), labels, None, seed=0)
+    sizes = sorted(len(of_client) for of_client in rows.values())
+    assert sizes[0] >= 40
+    assert sizes[-1] > 4 * sizes[0]
+    assert all(len(labels[of_client].unique()) == 4 for of_client in rows.values())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (Iid(num_clients=201), "num_clients is 201, expected at most 200"),
+        (
+            Dirichlet(num_clients=64, alpha=1.0, min_size=4),
+            "min_size is 4, but 200 training rows give 64 .* 3 ",
+        ),
+        (Quantity(num_clients=64, alpha=1.0, min_size=4), "lower min_size or num_clients"),
+        (Pathological(num_clients=5, labels_per_client=11), "labels_per_client is 11, expected at most 10"),
+        (
+            Pathological(num_clients=201, labels_per_client=11),
+            "(?s)2 problems.*num_clients.*labels_per_client",
+        ),
+        (
+            Pathological(num_clients=150, labels_per_client=10),
+            "(?s)the rarest label has 11.*hint: lower `partition.num_clients`",
+        ),
+        (Natural(num_clients=5), "num_clients is 5, found 6 client ids"),
+    ],
+)
+def test_what_the_data_cannot_give_is_refused(settings, message, labels, client_ids):
+    with pytest.raises(DataError, match=message):
+        divide(settings, labels, client_ids, seed=0)
+
+
+def test_natural_clients_need_a_column_without_gaps(labels):
+    with pytest.raises(DataError, match=r"`data.client_column` is not set"):
+        divide(Natural(), labels, None, seed=0)
+    with pytest.raises(DataError, match="2 rows have no client id, first row 1"):
+        divide(Natural(), labels[:3], ["a", None, None], seed=0)
+
+
+def test_balancing_at_tiny_alpha_assigns_every_row_or_is_refused(labels):
+    # Proportions underflow to 0 for all clients but one, which may be full already: such draws are dropped.
+    rows = divide(Dirichlet(num_clients=6, alpha=0.01, min_size=1, self_balancing=True), labels, None, seed=0)
+    assert sum(len(of_client) for of_client in rows.values()) == 200
+    with pytest.raises(DataError, match=r"(?s)balancing leaves labels .* set `partition.self_balancing` to false"):
+        divide(Dirichlet(num_clients=6, alpha=1e-5, self_balancing=True), torch.arange(200) % 10, None, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "message"),
+    [
+        (Dirichlet, {"num_clients": 4, "alpha": 0.0}, "greater than 0"),
+        (Dirichlet, {"num_clients": 4, "alpha": float("nan")}, "finite"),
+        (Dirichlet, {"num_clients": 4, "alpha": 1.0, "min_size": 0}, "greater than or equal to 1"),
+        (Iid, {"num_clients": 0}, "greater than or equal to 1"),
+        (Iid, {"num_clients": 2.5}, "valid integer"),
+        (Pathological, {"num_clients": 4, "labels_per_client": 0}, "greater than or equal to 1"),
+        (Quantity, {"num_clients": 4, "alpha": -1.0}, "greater than 0"),
+        (Natural, {"clients": 4}, "Extra inputs"),
+    ],
+)
+def test_impossible_values_are_refused_when_the_settings_are_made(kind, values, message):
+    with pytest.raises(ValidationError, match=message):
+        kind(**values)
+
+
+def global_generators() -> tuple[str, ...]:
+    """The states of all generators that a library may have touched."""
+    legacy = np.random.get_state()  # noqa: NPY002  the global state is what is checked
+    return (repr(torch.get_rng_state().tolist()), repr(legacy[1].tolist()), repr(random.getstate()))
+
+
+def num_labels(rows: dict[int, Tensor], labels: Tensor) -> float:
+    """Mean number of labels of a client."""
+    return sum(len(labels[of_client].unique()) for of_client in rows.values()) / len(rows)

@@ -1,0 +1,79 @@
+"""From a section `[data]` and a section `[partition]` to what the engine works on."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from fedelta.data.federate import federate
+from fedelta.data.partition import Dirichlet, Iid, Natural
+from fedelta.data.sources import DataSource, read
+from fedelta.errors import DataError
+from fedelta.models.transforms import TextTransform, image_transform
+
+
+def text_transform() -> TextTransform:
+    words = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, "good": 2, "bad": 3}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return TextTransform(PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]"))
+
+
+def test_the_digits_of_sixty_four_clients_are_ready_for_a_model():
+    raw = read(DataSource(source="digits"), seed=7)
+    data = federate(raw, Dirichlet(num_clients=64, alpha=0.1), image_transform({}, 16, 3), seed=7)
+    assert (len(data.train), len(data.test), len(data.partition)) == (1437, 360, 64)
+    rows = data.partition[5]
+    assert data.train.inputs.fetch(rows)["pixel_values"].shape == (len(rows), 3, 16, 16)
+    # A row's label belongs to its image: the same label as in the data set it came from.
+    assert data.train.labels[rows].tolist() == raw.train.select(rows.tolist())["label"][:]
+
+
+def test_texts_with_natural_clients(tmp_path):
+    lines = ["text,mood,clinic", *(f"{'good ' * (row % 3 + 1)},{row % 2},c{row % 4}" for row in range(40))]
+    (tmp_path / "d.csv").write_text("\n".join(lines))
+    source = DataSource(source=str(tmp_path / "d.csv"), label_column="mood", text_column="text", max_length=2)
+    raw = read(source.model_copy(update={"client_column": "clinic"}), seed=0)
+    data = federate(raw, Natural(num_clients=4), text_transform(), seed=0)
+    assert [set(raw.train.select(rows.tolist())["clinic"]) for rows in data.partition.values()] == [
+        {"c0"},
+        {"c1"},
+        {"c2"},
+        {"c3"},
+    ]
+    assert data.train.inputs.fetch(torch.arange(len(data.train)))["input_ids"].shape == (32, 2)
+
+
+def test_a_model_for_the_other_kind_of_input_is_refused():
+    raw = read(DataSource(source="digits"), seed=0)
+    with pytest.raises(DataError, match=r"(?s)'image' holds images, but the model takes texts.*hint: choose another"):
+        federate(raw, Iid(num_clients=2), text_transform(), seed=0)
+
+
+def test_a_file_that_is_no_image_is_named(tmp_path):
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        for row in range(3):
+            (tmp_path / label / f"{row}.png").write_bytes(b"no image at all")
+    raw = read(DataSource(source=str(tmp_path)), seed=0)
+    with pytest.raises(
+        DataError, match=r"(?s)4 problems in the training set of .*/a/\d.png\): no image in a known format"
+    ):
+        federate(raw, Iid(num_clients=2), image_transform({}, 8, 3), seed=0)
+
+
+@pytest.mark.shared
+def test_cifar_100_is_read_in_seconds_with_its_published_clients(shared_dir):
+    start = time.monotonic()
+    source = DataSource(source=str(shared_dir / "data" / "cifar100"), client_column="client")
+    raw = read(source, seed=0)
+    data = federate(raw, Natural(num_clients=100), image_transform({}, 224, 3), seed=0)
+    seconds = time.monotonic() - start
+    assert (len(data.train), len(data.test), len(data.class_names)) == (25000, 5000, 100)
+    assert data.train.inputs.images.shape == (25000, 3, 32, 32)
+    assert raw.train.select(data.partition[17].tolist()).unique("client") == [17]
+    # Five on an idle machine; the bound is for one that decodes with every attempt of every format.
+    assert seconds < 60

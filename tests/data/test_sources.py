@@ -1,0 +1,301 @@
+"""Reading data sets from every kind of place, and everything that can be wrong with them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Value, load_dataset
+from datasets import Image as ImageFeature
+from PIL import Image
+from pydantic import ValidationError
+
+from fedelta.data.sources import DataSource, RawData, read
+from fedelta.errors import DataError
+
+ROWS = {"text": ["one", "two", "three", "four"] * 5, "label": ["b", "a", "c", "a"] * 5, "site": [3, 1, 1, 2] * 5}
+
+
+def load(source: Path | str, **options: object) -> RawData:
+    return read(DataSource(source=str(source), **options), seed=7)
+
+
+def image(path: Path, value: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((4, 4, 3), value, dtype=np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Two classes of five images."""
+    for row in range(5):
+        image(tmp_path / "pets" / "dog" / f"{row}.png")
+        image(tmp_path / "pets" / "cat" / "deep" / f"{row}.jpg")
+    (tmp_path / "pets" / ".DS_Store").write_bytes(b"litter")
+    return tmp_path / "pets"
+
+
+def test_the_digits_are_embedded():
+    raw = load("digits")
+    # ceil(0.2 * 1797) = 360 test rows
+    assert (len(raw.train), len(raw.test), raw.num_classes, raw.modality) == (1437, 360, 10, "image")
+    assert max(max(row) for row in raw.train[0]["image"]) > 200
+    # The classes have 174 to 183 images; a fifth of each.
+    assert set(raw.test_labels.bincount().tolist()) <= {35, 36, 37}
+
+
+def test_a_test_set_is_held_out_by_the_seed_alone():
+    first, again = load("digits"), load("digits")
+    assert torch.equal(first.test_labels, again.test_labels)
+    assert first.train[:]["image"] == again.train[:]["image"]
+    other = read(DataSource(source="digits"), seed=8)
+    assert first.test[:]["image"] != other.test[:]["image"]
+
+
+def test_numbers_of_examples_can_be_limited_in_equal_shares():
+    raw = load("digits", max_train_examples=100, max_test_examples=20)
+    assert set(raw.train_labels.bincount().tolist()) <= {9, 10, 11}
+    assert raw.test_labels.bincount().tolist() == [2] * 10
+    assert load("digits", max_test_examples=5000).test.num_rows == 360
+
+
+def test_a_folder_of_images_has_its_sub_folders_as_classes(folder):
+    raw = load(folder)
+    assert (raw.class_names, raw.modality, len(raw.train), len(raw.test)) == (("cat", "dog"), "image", 8, 2)
+    assert raw.train_labels.bincount().tolist() == [4, 4]
+
+
+def test_a_folder_may_have_folders_for_training_and_test(tmp_path):
+    for name in ("train/a/1.png", "train/b/2.png", "test/b/3.png", "val/a/4.png"):
+        image(tmp_path / name)
+    assert load(tmp_path).test_labels.tolist() == [1]
+    assert load(tmp_path, test_split="val").test_labels.tolist() == [0]
+
+
+def write(path: Path, rows: dict[str, list[object]]) -> Path:
+    table = pa.table(rows)
+    records = table.to_pylist()
+    if path.suffix == ".parquet":
+        pq.write_table(table, path)
+    elif path.suffix == ".csv":
+        path.write_text(
+            "\n".join(",".join(map(str, row)) for row in [table.column_names, *zip(*rows.values(), strict=True)])
+        )
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(records))
+    else:
+        path.write_text("\n".join(json.dumps(record) for record in records))
+    return path
+
+
+@pytest.mark.parametrize("name", ["d.parquet", "d.csv", "d.json", "d.jsonl", "odd [1] *name.csv"])
+def test_a_file_is_a_table(tmp_path, name):
+    raw = load(write(tmp_path / name, ROWS), client_column="site")
+    assert (raw.modality, raw.class_names) == ("text", ("a", "b", "c"))
+    assert (raw.columns.input, raw.columns.label, raw.columns.client) == ("text", "label", "site")
+    names = [raw.class_names[label] for label in raw.train_labels]
+    assert names == raw.train["label"][:]
+
+
+def test_a_folder_of_files_has_splits_by_name(tmp_path):
+    write(tmp_path / "train.csv", ROWS)
+    write(tmp_path / "test.csv", {name: values[:3] for name, values in ROWS.items()})
+    raw = load(tmp_path)
+    assert (len(raw.train), len(raw.test)) == (20, 3)
+
+
+def test_a_file_may_have_its_test_set_in_another_file(tmp_path):
+    test = write(tmp_path / "later.jsonl", {name: values[:3] for name, values in ROWS.items()})
+    raw = load(write(tmp_path / "d.parquet", ROWS), test_source=str(test))
+    assert raw.test_labels.tolist() == [1, 0, 2]
+
+
+def test_images_in_parquet_are_found_with_and_without_the_hubs_features(tmp_path, folder):
+    content = image(tmp_path / "x.png").read_bytes()
+    cells = [{"bytes": content, "path": None}] * 4
+    pq.write_table(pa.table({"pixels": cells, "label": [0, 1, 0, 1]}), tmp_path / "plain.parquet")
+    features = Features({"img": ImageFeature(), "kind": ClassLabel(names=["x", "y"]), "note": Value("string")})
+    hub = Dataset.from_dict({"img": cells, "kind": [0, 1, 0, 1], "note": [""] * 4}, features=features)
+    hub.to_parquet(tmp_path / "hub.parquet")
+    assert load(tmp_path / "plain.parquet").columns.input == "pixels"
+    raw = load(tmp_path / "hub.parquet")
+    assert (raw.columns.input, raw.columns.label, raw.class_names) == ("img", "kind", ("x", "y"))
+
+
+def test_integer_labels_need_not_start_at_zero(tmp_path):
+    raw = load(write(tmp_path / "d.csv", {"text": ["w"] * 6, "label": [10, 7, 9, 10, 7, 9]}), test_fraction=0.5)
+    assert raw.class_names == ("7", "9", "10")
+    assert sorted(raw.train_labels.tolist()) == [0, 1, 2]
+
+
+def test_local_files_leave_nothing_in_the_home(tmp_path, monkeypatch, capfd):
+    for name in ("HF_HOME", "HF_DATASETS_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "home")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    raw = load(write(tmp_path / "d.parquet", ROWS))
+    assert raw.train[0]["text"] in ROWS["text"]
+    assert not (tmp_path / "home").exists()
+    assert list((tmp_path / "temporary").iterdir()) == []
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        ({"text": ["a", "b"], "kind": [0, 1]}, {}, "column of class labels.*`data.label_column`.*'text', 'kind'"),
+        ({"words": ["a", "b"], "label": [0, 1], "more": ["", ""]}, {}, "2 columns that could be it .'words', 'more'"),
+        ({"number": [1, 2], "label": [0, 1]}, {}, "images or, failing that, of texts, found no such column"),
+        ({"number": [1, 2]}, {}, "(?s)2 problems.*class labels.*images"),
+        (
+            {"text": ["a", "b"], "label": [0, 1]},
+            {"label_column": "kind", "client_column": "site"},
+            "(?s)2 problems.*no column 'kind' .*no column 'site' .*columns are 'text', 'label'",
+        ),
+        ({"text": ["a", "b"], "label": [0.5, 1.5]}, {}, "'label' holds 'float', expected integers or texts"),
+        ({"text": ["a", "b"], "label": ["x", "x"]}, {}, "has one class only, 'x'"),
+        ({"text": ["a", "b", "c"], "label": [0, None, 1]}, {}, "1 rows without a label in column 'label': rows 1"),
+        (
+            {"text": [1, 2], "label": [0, 1]},
+            {"text_column": "text"},
+            r"'text' \(`data.text_column`\) is Value.'int64'.",
+        ),
+        ({"text": ["a", "b"], "label": [None, None]}, {}, "'label' holds nothing"),
+        ({"text": ["a"], "label": [0]}, {}, "the training set has 1 rows, expected 2 or more"),
+        ({"text": ["a", "b"], "label": [0, 1]}, {"test_split": "tset"}, "no split 'tset'"),
+    ],
+)
+def test_a_table_that_lacks_something_is_refused(tmp_path, rows, options, message):
+    with pytest.raises(DataError, match=message):
+        load(write(tmp_path / "d.parquet", rows), **options)
+
+
+def test_a_missing_split_is_refused_with_those_there_are(tmp_path):
+    write(tmp_path / "test.csv", ROWS)
+    with pytest.raises(DataError, match=r"no split 'train' \(`data.train_split`\), found 'test'"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            {"text": ["a"] * 2, "label": ["a", "z"]},
+            "test set: 1 rows with labels outside the 3 classes: labels 'z', rows 1",
+        ),
+        ({"text": ["a"], "kind": ["a"]}, "test set: no column 'label'"),
+    ],
+)
+def test_a_test_set_that_differs_is_refused(tmp_path, rows, message):
+    test = write(tmp_path / "other.parquet", rows)
+    with pytest.raises(DataError, match=message):
+        load(write(tmp_path / "d.parquet", ROWS), test_source=str(test))
+
+
+def test_class_labels_of_a_test_set_must_mean_the_same(tmp_path):
+    for name, classes in (("a", ["x", "y"]), ("b", ["y", "x"])):
+        features = Features({"text": Value("string"), "label": ClassLabel(names=classes)})
+        Dataset.from_dict({"text": ["w"] * 4, "label": [0, 1] * 2}, features=features).to_parquet(
+            tmp_path / f"{name}.parquet"
+        )
+    with pytest.raises(DataError, match="classes 'y', 'x' differ from the training set's 'x', 'y'"):
+        load(tmp_path / "a.parquet", test_source=str(tmp_path / "b.parquet"))
+
+
+def test_unlabelled_rows_of_a_hub_test_set_are_refused(tmp_path):
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["x", "y"])})
+    for name, labels in (("train", [0, 1]), ("test", [-1, -1])):
+        Dataset.from_dict({"text": ["w"] * 2, "label": labels}, features=features).to_parquet(
+            tmp_path / f"{name}.parquet"
+        )
+    with pytest.raises(DataError, match="test set: 2 rows with labels outside the 2 classes: labels '-1', rows 0, 1"):
+        load(tmp_path)
+
+
+def test_a_test_source_needs_the_split_and_rows(tmp_path):
+    data = write(tmp_path / "d.parquet", ROWS)
+    (tmp_path / "later").mkdir()
+    for name in ("train", "validation"):
+        write(tmp_path / "later" / f"{name}.csv", ROWS)
+    with pytest.raises(DataError, match=r"no split 'test' in `data.test_source`, found 'train', 'validation'"):
+        load(data, test_source=str(tmp_path / "later"))
+
+
+def test_an_empty_test_folder_is_refused(folder):
+    (folder / "test").mkdir()
+    (folder / "train").mkdir()
+    for name in ("cat", "dog"):
+        (folder / name).rename(folder / "train" / name)
+    with pytest.raises(DataError, match="the test set has no rows"):
+        load(folder)
+
+
+def test_everything_wrong_in_a_folder_of_images_is_named_at_once(folder):
+    (folder / "cat" / "notes.txt").write_text("not an image")
+    (folder / "bird").mkdir()
+    image(folder / "lost.png")
+    with pytest.raises(
+        DataError, match=r"(?s)3 problems.*bird' is an empty folder.*notes.txt' is no image.*lost.png' is in no class"
+    ):
+        load(folder)
+
+
+@pytest.mark.parametrize("source", ["./absent", "/absent/folder", "a/b/c", "absent.csv", "~/absent.parquet"])
+def test_what_looks_like_a_path_and_is_absent_is_not_sought_on_the_hub(source):
+    with pytest.raises(DataError, match="does not exist"):
+        load(source)
+
+
+def test_a_hub_name_that_is_cached_loads_without_network(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "tiny").mkdir()
+    write(tmp_path / "tiny" / "train.parquet", ROWS)
+    load_dataset(str(tmp_path / "tiny"))
+    # Where `datasets` keeps the data set `tiny` of the organisation `somebody`.
+    (tmp_path / "cache" / "tiny").rename(tmp_path / "cache" / "somebody___tiny")
+    assert load("somebody/tiny").class_names == ("a", "b", "c")
+
+
+def test_a_hub_name_that_cannot_be_loaded_is_an_error_with_a_hint():
+    with pytest.raises(DataError, match=r"(?s)'nobody/nothing' cannot be read.*hint: expected a folder"):
+        load("nobody/nothing")
+
+
+@pytest.mark.parametrize(("name", "content"), [("d.parquet", b"PAR1 no"), ("d.json", b"{")])
+def test_a_damaged_file_is_refused(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match="cannot be read"):
+        load(tmp_path / name)
+
+
+def test_files_of_other_kinds_and_empty_folders_are_refused(tmp_path):
+    (tmp_path / "d.xyz").write_text("?")
+    with pytest.raises(DataError, match=r"unknown kind, expected a folder or a file ending in '.csv'"):
+        load(tmp_path / "d.xyz")
+    (tmp_path / "d.csv").touch()
+    with pytest.raises(DataError, match=r"d.csv' is an empty file"):
+        load(tmp_path / "d.csv")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="cannot be read"):
+        load(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"test_fraction": 0.0}, "greater than 0"),
+        ({"max_length": 0}, "greater than or equal to 1"),
+        ({"image_column": "a", "text_column": "b"}, "image_column and text_column are both set"),
+        ({"label": "x"}, "Extra inputs"),
+    ],
+)
+def test_impossible_settings_are_refused(options, message):
+    with pytest.raises(ValidationError, match=message):
+        DataSource(source="digits", **options)

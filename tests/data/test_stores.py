@@ -1,0 +1,146 @@
+"""Images and texts by row: what is kept, and what a model gets."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from datasets import Array2D, Dataset, Features, List, Value
+from datasets import Image as ImageFeature
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from fedelta.data.stores import EncodedImages, StoredImages, StoredTexts, image_inputs, text_inputs
+from fedelta.errors import DataError
+from fedelta.models.transforms import TextTransform, image_transform
+
+TO_8 = image_transform({}, 8, 3)
+
+
+def png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def pictures(*sizes: tuple[int, int]) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
+
+
+def stored(values: list[object], feature: object | None = None, max_memory_mib: int = 1):
+    features = None if feature is None else Features({"image": feature})
+    dataset = Dataset.from_dict({"image": values}, features=features)
+    return image_inputs(dataset, "image", TO_8, origin="the test", max_memory_mib=max_memory_mib)
+
+
+def test_images_of_one_small_size_are_kept_as_they_are():
+    inputs = stored([png(pixels) for pixels in pictures((4, 6), (4, 6))], Value("binary"))
+    assert isinstance(inputs, StoredImages)
+    assert inputs.images.shape == (2, 3, 4, 6)
+    assert inputs.fetch(torch.tensor([1, 0, 1]))["pixel_values"].shape == (3, 3, 8, 8)
+
+
+@pytest.mark.parametrize("sizes", [[(4, 4), (5, 4)], [(16, 16), (16, 16)], [(4, 16), (4, 16)]])
+def test_images_of_many_sizes_or_too_large_are_resized_when_read(sizes):
+    inputs = stored([png(pixels) for pixels in pictures(*sizes)], Value("binary"))
+    assert inputs.images.shape == (2, 3, 8, 8)
+
+
+def test_rows_come_in_the_order_asked_for():
+    flat = [np.full((8, 8), 51 * row, dtype=np.uint8) for row in range(4)]
+    inputs = stored([png(pixels) for pixels in flat], Value("binary"))
+    # (51 * row / 255 - 0.5) / 0.5 = 0.4 * row - 1
+    pixels = inputs.fetch(torch.tensor([3, 0, 2]))["pixel_values"]
+    torch.testing.assert_close(pixels[:, 0, 0, 0], torch.tensor([0.2, -1.0, -0.2]))
+
+
+@pytest.mark.parametrize(
+    "feature",
+    [
+        Array2D((8, 8), "uint8"),
+        List(List(Value("int64"))),
+        List(Value("int32"), length=8),
+    ],
+)
+def test_arrays_are_images(feature):
+    pixels = np.arange(64).reshape(8, 8)
+    if feature == List(Value("int32"), length=8):
+        feature = List(feature, length=8)
+    assert torch.equal(stored([pixels], feature).images, torch.from_numpy(pixels)[None, None].byte())
+
+
+@pytest.mark.parametrize("sizes", [[(4, 6), (4, 6)], [(16, 12), (5, 7)]])
+@pytest.mark.parametrize("feature", [Value("binary"), ImageFeature()])
+def test_without_memory_images_are_decoded_at_every_fetch_to_the_same_values(sizes, feature):
+    values = [png(pixels) for pixels in pictures(*sizes)]
+    lazy, eager = stored(values, feature, max_memory_mib=0), stored(values, feature)
+    assert isinstance(lazy, EncodedImages)
+    assert len(lazy) == len(eager) == 2
+    rows = torch.tensor([1, 0])
+    assert torch.equal(lazy.fetch(rows)["pixel_values"], eager.fetch(rows)["pixel_values"])
+
+
+def test_rows_of_a_selection_are_numbered_within_it():
+    dataset = Dataset.from_dict({"image": [png(np.full((8, 8), v, dtype=np.uint8)) for v in (10, 20, 30)]})
+    inputs = image_inputs(dataset.select([2, 0]), "image", TO_8, origin="x", max_memory_mib=1)
+    assert inputs.images[:, 0, 0, 0].tolist() == [30, 10]
+
+
+def test_every_row_without_an_image_is_named():
+    good = png(np.zeros((8, 8), dtype=np.uint8))
+    values = [
+        {"bytes": b"text", "path": "a.png"},
+        {"bytes": good, "path": "b.png"},
+        {"bytes": b"", "path": None},
+    ]
+    with pytest.raises(
+        DataError, match=r"(?s)2 problems in the test.*row 0 \(a.png\).*row 2: .*hint: remove"
+    ) as raised:
+        stored(values)
+    assert "b.png" not in str(raised.value)
+
+
+def test_ten_bad_rows_are_named_and_the_others_counted():
+    with pytest.raises(DataError, match=r"(?s)14 problems.*row 9: .*and 4 more"):
+        stored([b"text"] * 14, Value("binary"))
+
+
+def test_a_damaged_image_is_refused_when_it_is_read_or_fetched():
+    content = png(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    values = [content, content[: len(content) // 2]]
+    with pytest.raises(DataError, match="row 1: damaged image"):
+        stored(values, Value("binary"))
+    lazy = stored(values, Value("binary"), max_memory_mib=0)
+    with pytest.raises(DataError, match=r"row 1: damaged image"):
+        lazy.fetch(torch.tensor([0, 1]))
+
+
+def transform() -> TextTransform:
+    words = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, "a": 2, "b": 3}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return TextTransform(PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]"), max_length=4)
+
+
+def test_texts_are_tokenised_once_and_padded_per_batch():
+    dataset = Dataset.from_dict({"text": ["a", "b a", "a b a b a b"]})
+    inputs = text_inputs(dataset, "text", transform(), origin="the test")
+    assert isinstance(inputs, StoredTexts)
+    assert len(inputs) == 3
+    batch = inputs.fetch(torch.tensor([1, 0]))
+    assert batch["input_ids"].tolist() == [[3, 2], [2, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1], [1, 0]]
+    assert inputs.fetch(torch.tensor([2, 0, 1]))["input_ids"].tolist() == [
+        [2, 3, 2, 3],
+        [2, 0, 0, 0],
+        [3, 2, 0, 0],
+    ]
+
+
+def test_rows_without_text_are_refused():
+    dataset = Dataset.from_dict({"text": ["a", None, ""]})
+    with pytest.raises(DataError, match="2 rows of column 'text' hold no text: rows 1, 2"):
+        text_inputs(dataset, "text", transform(), origin="the test")

@@ -1,0 +1,169 @@
+"""Run directories as a run leaves them, with invented but plausible numbers; what the report is looked at with.
+
+python -m tests.results.synthetic OUT    writes runs and reports below OUT
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tomli_w
+import torch
+
+from fedelta.federation.records import Rejection, RoundOutcome, Transfer
+from fedelta.results.checkpoint import Checkpoint, encode
+from fedelta.results.citations import citations
+from fedelta.results.environment import environment
+from fedelta.results.files import to_json
+from fedelta.results.ledger import Ledger, opening_row
+from fedelta.results.rundir import (
+    CHECKPOINT,
+    CITATIONS,
+    CONFIG,
+    ENVIRONMENT,
+    LEDGER,
+    MODEL,
+    PARTITION,
+    RunDirectory,
+)
+from fedelta.results.runlog import round_record, summary, timing_record
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a synthetic run looks like."""
+
+    tuning: str = "lora"
+    num_rounds: int = 30
+    num_finished: int = 30
+    num_clients: int = 64
+    clients_per_round: int = 8
+    class_names: tuple[str, ...] = tuple("0123456789")
+    groups: tuple[tuple[str, int], ...] = (*((f"layers.{index}", 3_072) for index in range(8)), ("head", 1_940))
+    total_parameters: int = 1_214_000
+    plateau: float = 0.93
+    pace: float = 5.0
+    rejections: tuple[Rejection, ...] = ()
+    evaluate_every: int = 1
+    seed: int = 7
+
+
+def make_run(path: Path, shape: Shape = Shape()) -> RunDirectory:
+    """A run directory at `path`, finished when all rounds are."""
+    opening = opening_row(backbone_bytes=2 * shape.total_parameters)
+    counts = _partition(shape)
+    files = {
+        CONFIG: tomli_w.dumps(config_of(shape)),
+        ENVIRONMENT: to_json(environment(), indent=2),
+        CITATIONS: citations(config_of(shape)),
+        PARTITION: to_json({"class_names": shape.class_names, "clients": counts}),
+        MODEL: to_json({"tuned_parameters": _tuned(shape), "total_parameters": shape.total_parameters}),
+        LEDGER: opening,
+        CHECKPOINT: encode(Checkpoint(0, {"w": torch.zeros(2)}, {}, 0, len(opening), 0, None, None, "run")),
+    }
+    run = RunDirectory.create(path, files)
+    ledger = Ledger.read(run.ledger)
+    for outcome in _outcomes(shape, counts):
+        ledger.append(outcome.transfers)
+        run.rounds.append([round_record(outcome, ledger.total_bytes)])
+        run.timings.append([timing_record(outcome.round, 1.7, 900 * 2**20 + outcome.round)])
+    if shape.num_finished == shape.num_rounds:
+        facts = {"tuned_parameters": _tuned(shape), "total_parameters": shape.total_parameters}
+        run.write_summary(summary(run.rounds.read(), run.timings.read(), ledger, **facts))
+    return run
+
+
+def config_of(shape: Shape) -> dict[str, object]:
+    """The resolved configuration of a synthetic run."""
+    return {
+        "seed": shape.seed,
+        "model": {"source": "bundled:vit-micro"},
+        "tuning": {"name": shape.tuning, "r": 8, "lora_alpha": 16.0}
+        if shape.tuning == "lora"
+        else {"name": shape.tuning},
+        "data": {"source": "digits", "test_fraction": 0.2},
+        "partition": {"name": "dirichlet", "num_clients": shape.num_clients, "alpha": 0.1, "min_size": 5},
+        "strategy": {
+            "name": "fedavg",
+            "num_rounds": shape.num_rounds,
+            "clients_per_round": shape.clients_per_round,
+        },
+        "local_rule": {"name": "plain"},
+        "client": {"local_epochs": 2, "batch_size": 16, "lr": 0.05, "optimizer": {"name": "adamw"}},
+        "codec": {"name": "cast", "dtype": "float16"},
+    }
+
+
+def _tuned(shape: Shape) -> int:
+    return sum(number for _, number in shape.groups)
+
+
+def _partition(shape: Shape) -> dict[str, list[int]]:
+    rng = np.random.default_rng(shape.num_clients)
+    classes = len(shape.class_names)
+    shares = rng.dirichlet([0.1] * shape.num_clients, size=classes)
+    counts = rng.multinomial(max(144, 4 * shape.num_clients), shares).T
+    counts[np.arange(shape.num_clients), np.arange(shape.num_clients) % classes] += 3
+    return {str(client): row.tolist() for client, row in enumerate(counts)}
+
+
+def _outcomes(shape: Shape, counts: dict[str, list[int]]) -> Sequence[RoundOutcome]:
+    rng = np.random.default_rng(shape.seed)
+    outcomes = []
+    for round in range(1, shape.num_finished + 1):
+        cohort = tuple(sorted(rng.choice(shape.num_clients, shape.clients_per_round, replace=False).tolist()))
+        accuracy = shape.plateau - 0.85 * np.exp(-round / shape.pace) + rng.normal(0, 0.035) * np.exp(-round / 12)
+        evaluated = round % shape.evaluate_every == 0
+        tensor_bytes = {group: 2 * number for group, number in shape.groups}
+        payload = sum(tensor_bytes.values()) + 612
+        outcomes.append(
+            RoundOutcome(
+                round=round,
+                params={},
+                state={},
+                cohort=cohort,
+                rejections=shape.rejections if round == 4 else (),
+                transfers=tuple(
+                    Transfer(round, client, direction, payload, tensor_bytes)
+                    for direction in ("down", "up")
+                    for client in cohort
+                ),
+                num_examples=sum(sum(counts[str(client)]) for client in cohort),
+                train_loss=float(0.25 + 1.9 * np.exp(-round / 4) + abs(rng.normal(0, 0.04))),
+                test_loss=float(0.3 + 2.0 * np.exp(-round / shape.pace)) if evaluated else None,
+                accuracy=float(np.clip(accuracy, 0, 1)) if evaluated else None,
+            )
+        )
+    return outcomes
+
+
+def main(out: Path) -> None:
+    """Runs and reports to look at."""
+    from fedelta.results.drawing import to_png
+    from fedelta.results.report import accuracy_figure, write_report
+
+    head = (("head", 1_940),)
+    full = (*((f"layers.{index}", 148_000) for index in range(8)), ("embeddings", 28_000), ("head", 1_940))
+    hundred = tuple(f"class {index}" for index in range(100))
+    runs = [
+        make_run(out / "lora", Shape()).path,
+        make_run(out / "head only", Shape(tuning="head", groups=head, plateau=0.74, pace=8.0, seed=3)).path,
+        make_run(out / "full", Shape(tuning="full", groups=full, plateau=0.95, pace=7.0, seed=5)).path,
+    ]
+    rejection = Rejection(12, "`layers.0.q.lora_a` holds 24 values that are NaN or infinite")
+    wide = Shape(num_finished=12, num_clients=200, class_names=hundred, rejections=(rejection,), evaluate_every=3)
+    unfinished = make_run(out / "cifar <100> & $more$", wide).path
+    empty = make_run(out / "just begun", Shape(num_finished=0)).path
+    write_report(runs[:1], out / "one.html")
+    write_report([*runs, unfinished], out / "many.html")
+    write_report([unfinished], out / "unfinished.html")
+    write_report([empty], out / "empty.html")
+    (out / "figure.png").write_bytes(to_png(accuracy_figure(runs)))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
