@@ -1,6 +1,5 @@
 """Files that are either whole or absent."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,4 +9,4 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     write(temporary)
-    os.replace(temporary, path)
+    temporary.replace(path)

@@ -16,7 +16,7 @@ OUTLINE = 2 * HARMONICS
 
 
 def make_classes(num_classes: int, generator: torch.Generator) -> torch.Tensor:
-    """One row per class: 12 outline numbers, two wave vectors (4), their depth inside and outside (2), base tones (2)."""
+    """One row per class: outline (12 numbers), two wave vectors (4), depth inside and outside (2), base tones (2)."""
     falloff = 1.0 / torch.arange(1, HARMONICS + 1).repeat_interleave(2)
     outline = torch.randn(num_classes, OUTLINE, generator=generator) * 0.35 * falloff.sqrt()
     angle = uniform(generator, 0.0, math.pi, num_classes, 2)

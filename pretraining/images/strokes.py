@@ -45,7 +45,7 @@ def _ink(
     """Ink that is one half at distance sigma from the line and falls off the faster the harder the pen."""
     steps_BP = (points[:, 1:] - points[:, :-1]).norm(dim=-1) * (stroke_BP[:, 1:] == stroke_BP[:, :-1])
     spacing_B = steps_BP.mean(1).clamp_min(1e-3)
-    # On a long straight line the sum of spots is sigma * sqrt(2 pi) / spacing: divided out, it is exp(-d^2 / 2 sigma^2).
+    # On a long straight line the spots add up to sigma * sqrt(2 pi) / spacing times exp(-d^2 / 2 sigma^2).
     height_B = spacing_B / (sigma_B * math.sqrt(2 * math.pi))
     coverage = splat(points, sigma_B, side) * height_B[:, None, None]
     return torch.sigmoid(hardness_B[:, None, None] * (torch.log(coverage.clamp_min(1e-6)) + 0.5) * 2.0)

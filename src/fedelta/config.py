@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
@@ -48,9 +48,10 @@ class Config(Settings):
         model, tuning, data, partition, strategy, local_rule, client, codec, runtime: the sections.
     """
 
-    seed: int = Field(default=0, ge=0)
-    byte_budget_mib: float | None = Field(default=None, gt=0)
-    evaluate_every: int = Field(default=1, ge=1)
+    # Strict once more: a value outside any section is checked on its own, where the class's rules do not reach.
+    seed: int = Field(default=0, ge=0, strict=True)
+    byte_budget_mib: float | None = Field(default=None, gt=0, strict=True, allow_inf_nan=False)
+    evaluate_every: int = Field(default=1, ge=1, strict=True)
     model: ModelSource
     data: DataSource
     partition: Annotated[Iid | Dirichlet | Pathological | Natural | Quantity, Field(discriminator="name")]
@@ -102,7 +103,7 @@ def parse_config(table: Table, overrides: Iterable[str] = (), *, origin: str = "
             problems += _explain(error.errors(), key, value)
     missing = [key for key, field in Config.model_fields.items() if field.is_required() and key not in table]
     problems += [f"section `[{key}]` is missing" for key in missing]
-    problems += _cross_check(sections)
+    problems += _cross_check(sections, unread=table.keys() - sections.keys())
     if problems:
         raise ConfigError(problems, origin=origin, hint="`fedelta list` names what can be chosen.")
     return Config(**sections)
@@ -120,7 +121,8 @@ def choices_of(section: str, field: str | None = None) -> list[str]:
 def _override(table: Table, overrides: Iterable[str]) -> list[str]:
     """Puts `section.key=value` strings into `table`; returns what was wrong with them."""
     problems = []
-    for override in overrides:
+    # Names first: choosing a method drops the fields of another one, whichever of the two was given first.
+    for override in sorted(overrides, key=lambda override: not override.partition("=")[0].strip().endswith(".name")):
         path, equals, text = override.partition("=")
         *parents, key = path.strip().split(".")
         if not equals or not key:
@@ -138,7 +140,7 @@ def _override(table: Table, overrides: Iterable[str]) -> list[str]:
 
 
 def _assign(target: Table, key: str, value: object) -> None:
-    if key == "name" and target.get("name") != value:
+    if key == "name" and target.get("name", value) != value:
         # Another method is chosen: the fields of the one in the file do not belong to it.
         target.clear()
     target[key] = value
@@ -220,10 +222,23 @@ def _unknown_choice(path: str, found: object, known: Iterable[str]) -> str:
     )
 
 
-def _cross_check(sections: Table) -> list[str]:
-    """What is wrong between sections that are fine on their own; a section that is not there is passed over."""
+def _cross_check(sections: Table, unread: Set[str]) -> list[str]:
+    """What is wrong between sections that are fine on their own; one that could not be read is passed over."""
+    problems: list[str] = []
+    if "strategy" not in unread:
+        problems += _check_strategy(sections.get("strategy", FedAvg()), sections)
+    runtime, tuning = sections.get("runtime"), sections.get("tuning", Lora())
+    if runtime is not None and runtime.lanes not in ("auto", 1) and tuning.max_lanes == 1:
+        problems.append(f"`runtime.lanes` is {runtime.lanes}, but tuning method {tuning.name!r} has one lane, in place")
+    partition = sections.get("partition")
+    if isinstance(partition, Natural) and "data" in sections and sections["data"].client_column is None:
+        problems.append("`partition.name` is 'natural', which needs `data.client_column`")
+    return problems + _check_client(sections) + _check_paths(sections)
+
+
+def _check_strategy(strategy: FedAvg, sections: Table) -> list[str]:
     problems = []
-    strategy, partition = sections.get("strategy", FedAvg()), sections.get("partition")
+    partition, client = sections.get("partition"), sections.get("client")
     num_clients = None if partition is None else partition.num_clients
     if num_clients is not None and strategy.clients_per_round > num_clients:
         problems.append(
@@ -235,28 +250,21 @@ def _cross_check(sections: Table) -> list[str]:
             f"`strategy.min_replies` is {strategy.min_replies}, "
             f"more than `strategy.clients_per_round` = {strategy.clients_per_round}"
         )
-    problems += _check_client(sections, strategy.num_rounds)
-    runtime, tuning = sections.get("runtime"), sections.get("tuning", Lora())
-    if runtime is not None and runtime.lanes not in ("auto", 1) and tuning.max_lanes == 1:
-        problems.append(f"`runtime.lanes` is {runtime.lanes}, but tuning method {tuning.name!r} has one lane, in place")
-    if isinstance(partition, Natural) and "data" in sections and sections["data"].client_column is None:
-        problems.append("`partition.name` is 'natural', which needs `data.client_column`")
-    return problems + _check_paths(sections)
-
-
-def _check_client(sections: Table, num_rounds: int) -> list[str]:
-    client = sections.get("client")
-    if client is None:
-        return []
-    problems = []
-    if isinstance(client.optimizer, Sgd) and client.optimizer.nesterov and client.optimizer.momentum == 0:
-        problems.append("`client.optimizer.nesterov` needs `client.optimizer.momentum` above 0")
-    if client.schedule.warmup_rounds > num_rounds:
+    if client is not None and client.schedule.warmup_rounds > strategy.num_rounds:
         problems.append(
             f"`client.schedule.warmup_rounds` is {client.schedule.warmup_rounds}, "
-            f"more than `strategy.num_rounds` = {num_rounds}"
+            f"more than `strategy.num_rounds` = {strategy.num_rounds}"
         )
     return problems
+
+
+def _check_client(sections: Table) -> list[str]:
+    client = sections.get("client")
+    if client is None or not isinstance(client.optimizer, Sgd):
+        return []
+    if client.optimizer.nesterov and client.optimizer.momentum == 0:
+        return ["`client.optimizer.nesterov` needs `client.optimizer.momentum` above 0"]
+    return []
 
 
 def _check_paths(sections: Table) -> list[str]:

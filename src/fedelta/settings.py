@@ -13,4 +13,4 @@ from pydantic import BaseModel, ConfigDict
 class Settings(BaseModel):
     """A frozen, strictly checked value; subclasses are final."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())

@@ -59,7 +59,7 @@ def test_weights_start_as_in_pytorchs_own_layers(layer: str, fan_in: int):
     for name in ("weight", "bias"):
         assert module.get_parameter(f"{layer}.{name}").abs().max() <= bound
     # The standard deviation of a uniform distribution over (-b, b) is b / sqrt 3; 50 numbers or more.
-    assert module.get_parameter(f"{layer}.weight").std() == pytest.approx(bound / math.sqrt(3), rel=0.2)
+    assert module.get_parameter(f"{layer}.weight").std().item() == pytest.approx(bound / math.sqrt(3), rel=0.2)
 
 
 def test_full_tuning_names_its_tensors_and_groups_them_by_layer():

@@ -6,6 +6,7 @@ Whatever differs between algorithms, byte formats and places where clients run i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -80,7 +81,8 @@ def federate(
         plan = federation.strategy.plan(state, round, federation.client_ids, federation.spec, cohort)
         payloads, transfers = _send(federation, plan, params)
         replies = sorted(federation.runtime.run(plan, payloads), key=lambda reply: reply.client_id)
-        updates, rejections, uploads = _check(federation, plan, replies)
+        accepted, rejections, uploads = _check(federation, plan, replies)
+        updates = [update for _, update in accepted]
         transfers += uploads
         _require_enough(federation.strategy.min_replies, plan, updates, rejections)
         params, state = federation.strategy.update(state, params, plan, updates)
@@ -96,7 +98,7 @@ def federate(
             rejections=tuple(rejections),
             transfers=tuple(transfers),
             num_examples=sum(update.num_examples for update in updates),
-            train_loss=_train_loss(replies, updates),
+            train_loss=_train_loss([reply for reply, _ in accepted]),
             test_loss=evaluation.loss if evaluation else None,
             accuracy=evaluation.accuracy if evaluation else None,
         )
@@ -120,23 +122,24 @@ def _send(federation: Federation, plan: RoundPlan, params: Params) -> tuple[dict
 
 def _check(
     federation: Federation, plan: RoundPlan, replies: Sequence[Reply]
-) -> tuple[list[Update], list[Rejection], list[Transfer]]:
+) -> tuple[list[tuple[Reply, Update]], list[Rejection], list[Transfer]]:
     """Decodes the replies; one that cannot be used is rejected with its reason, and its bytes count all the same."""
-    updates: dict[int, Update] = {}
+    accepted: dict[int, tuple[Reply, Update]] = {}
     rejections, transfers = [], []
     for reply in replies:
         groups: dict[str, int] = {}
         try:
-            if reply.client_id not in plan.upload or reply.client_id in updates:
+            if reply.client_id not in plan.upload or reply.client_id in accepted:
                 raise SpecError("a reply that nobody asked for")
-            updates[reply.client_id], groups = _open(federation, plan, reply)
+            update, groups = _open(federation, plan, reply)
+            accepted[reply.client_id] = (reply, update)
         except (PayloadError, SpecError) as error:
             rejections.append(Rejection(reply.client_id, str(error)))
         if reply.payload:
             transfers.append(Transfer(plan.round, reply.client_id, "up", len(reply.payload), groups))
     answered = {reply.client_id for reply in replies}
     rejections += [Rejection(client_id, "no reply") for client_id in plan.cohort if client_id not in answered]
-    return list(updates.values()), rejections, transfers
+    return list(accepted.values()), rejections, transfers
 
 
 def _open(federation: Federation, plan: RoundPlan, reply: Reply) -> tuple[Update, dict[str, int]]:
@@ -145,6 +148,8 @@ def _open(federation: Federation, plan: RoundPlan, reply: Reply) -> tuple[Update
         raise PayloadError(reply.fault)
     if reply.num_examples < 1:
         raise SpecError(f"the client claims {reply.num_examples} examples, expected at least 1")
+    if not math.isfinite(loss := reply.metrics.get("train_loss", math.nan)):
+        raise SpecError(f"the client's metric `train_loss` is {loss}, expected a finite number")
     delta, groups = decode(reply.payload, federation.spec, federation.codec)
     federation.spec.check(delta, plan.upload[reply.client_id])
     return Update(reply.client_id, reply.num_examples, delta), groups
@@ -178,8 +183,7 @@ def _require_finite(round: int, params: Params) -> None:
         )
 
 
-def _train_loss(replies: Sequence[Reply], updates: Sequence[Update]) -> float:
+def _train_loss(replies: Sequence[Reply]) -> float:
     """Mean of the clients' training losses over the accepted replies, weighted by examples."""
-    accepted = {update.client_id for update in updates}
-    pairs = [(r.num_examples, r.metrics["train_loss"]) for r in replies if r.client_id in accepted]
-    return sum(weight * loss for weight, loss in pairs) / sum(weight for weight, _ in pairs)
+    total = sum(reply.num_examples * reply.metrics["train_loss"] for reply in replies)
+    return total / sum(reply.num_examples for reply in replies)

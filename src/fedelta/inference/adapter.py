@@ -144,7 +144,8 @@ def check_fits(adapter: Adapter, backbone: Backbone) -> None:
             f"the adapter was made for {adapter.base or 'an unnamed model'!r} and does not fit this "
             f"{type(backbone.module).__name__}:{lines}{more}",
             hint="give the same base model and number of classes. If only the names of modules differ, it was made "
-            "with another release of transformers: load it with stock PEFT and save it again.",
+            "with another release of transformers: fold it into its base model there with PEFT's "
+            "`merge_and_unload()`, save that, and give it as `model.source`.",
         )
 
 

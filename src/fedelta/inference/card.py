@@ -8,6 +8,7 @@ from collections.abc import Mapping
 # Keys of a card that are told in words or are of no use to a reader.
 _UNLISTED = frozenset({"modality", "extra_inputs", "config"})
 _MIB = 2**20
+_NUM_NAMES = 20  # class names that are shown
 
 
 def render(tuning_name: str, base: str, class_names: tuple[str, ...] | None, card: Mapping[str, object]) -> str:
@@ -25,11 +26,12 @@ def render(tuning_name: str, base: str, class_names: tuple[str, ...] | None, car
         f"# {tuning_name} adapter of `{base}`\n",
         "Fine-tuned with [fedelta](https://pypi.org/project/fedelta/) across clients that kept their data: only the",
         "tensors in this directory travelled.\n",
-        *([f"Classes: {', '.join(class_names)}\n"] if class_names else []),
+        *([f"{len(class_names)} classes: {_shortened(class_names)}\n"] if class_names else []),
         "## Federated training\n",
         *_figures(card),
         "\n## Loading\n",
         *_loading(tuning_name, base, class_names, card),
+        "",
     ])  # fmt: skip
 
 
@@ -47,6 +49,11 @@ def _header(tuning_name: str, base: str, card: Mapping[str, object]) -> list[str
         "---",
         "",
     ]
+
+
+def _shortened(names: tuple[str, ...]) -> str:
+    shown = ", ".join(names[:_NUM_NAMES])
+    return shown if len(names) <= _NUM_NAMES else f"{shown} and {len(names) - _NUM_NAMES} more (in `fedelta.json`)"
 
 
 def _figures(card: Mapping[str, object]) -> list[str]:
@@ -67,7 +74,7 @@ def _label(key: str) -> str:
 
 def _text(key: str, value: object) -> str:
     if isinstance(value, Mapping):
-        text = ", ".join(f"{name} {_text(str(name), item)}" for name, item in value.items() if item is not None)
+        text = ", ".join(_entry(str(name), item) for name, item in value.items() if item is not None)
     elif key.endswith("_bytes") and isinstance(value, int | float):
         text = f"{value / _MIB:,.2f} MiB"
     elif key.endswith("_seconds") and isinstance(value, int | float):
@@ -76,9 +83,15 @@ def _text(key: str, value: object) -> str:
         text = f"{100 * value:.2f} %"
     elif isinstance(value, float):
         text = f"{value:g}"
+    elif isinstance(value, int) and not isinstance(value, bool):
+        text = f"{value:,}"
     else:
         text = str(value)
     return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _entry(name: str, value: object) -> str:
+    return f"{name} ({_text(name, value)})" if isinstance(value, Mapping) else f"{name} {_text(name, value)}"
 
 
 def _loading(tuning_name: str, base: str, class_names: tuple[str, ...] | None, card: Mapping[str, object]) -> list[str]:
@@ -92,7 +105,8 @@ def _loading(tuning_name: str, base: str, class_names: tuple[str, ...] | None, c
     if tuning_name != "lora":
         return [
             f"Stock PEFT cannot load this directory: it does not know the tuning method `{tuning_name}`.",
-            "The tensors in `adapter_model.safetensors` are the base model's own, under their own names after `base_model.model.`.\n",
+            "The tensors in `adapter_model.safetensors` are the base model's own, by their own names",
+            "after `base_model.model.`.\n",
             *ours,
         ]
     auto = "AutoModelForSequenceClassification" if card.get("modality") == "text" else "AutoModelForImageClassification"
@@ -108,7 +122,10 @@ def _loading(tuning_name: str, base: str, class_names: tuple[str, ...] | None, c
         f"from transformers import {auto}",
         *(["from fedelta.models.hub import bundled_path"] if bundled else []),
         "",
-        f"base = {auto}.from_pretrained({source}{labels}, ignore_mismatched_sizes=True)",
+        f"base = {auto}.from_pretrained(",
+        # Without a dtype transformers takes the checkpoint's, and in half precision the logits are others.
+        f'    {source}, dtype="float32"{labels}, ignore_mismatched_sizes=True',
+        ")",
         'model = PeftModel.from_pretrained(base, "path/of/this/directory").eval()',
         "```\n",
     ]

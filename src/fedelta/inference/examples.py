@@ -23,6 +23,11 @@ _BATCH_SIZE = 32  # examples of one pass through the model
 
 
 def text_batches(texts: Sequence[Example], transform: TextTransform) -> Iterator[dict[str, Tensor]]:
+    """Model inputs of a few texts at a time, in order.
+
+    Raises:
+        DataError: something is no text or empty; names all of them. Raised at the call, not while iterating.
+    """
     refuse(
         "texts",
         [
@@ -36,7 +41,11 @@ def text_batches(texts: Sequence[Example], transform: TextTransform) -> Iterator
 
 
 def image_batches(images: Sequence[Example], transform: ImageTransform) -> Iterator[dict[str, Tensor]]:
-    """Every image is read before the first batch is made, so that all problems are in one message."""
+    """Model inputs of a few images at a time, in order.
+
+    Raises:
+        DataError: something is no image; names all of them. Raised at the call, not while iterating.
+    """
     pixels: list[Tensor] = []
     problems: list[str] = []
     for index, image in enumerate(images):

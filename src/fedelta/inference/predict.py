@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,13 +13,16 @@ from torch import Tensor
 from fedelta.config import load_config
 from fedelta.errors import AdapterError, RunError
 from fedelta.inference.adapter import Adapter, check_fits, read_adapter
-from fedelta.inference.examples import Example, image_batches, text_batches
+from fedelta.inference.examples import image_batches, text_batches
 from fedelta.models.hub import Backbone, ModelSource, build, read_config
 from fedelta.models.transforms import ImageTransform, TextTransform
 from fedelta.results import rundir
 from fedelta.results.files import read_json
 from fedelta.seeds import stream
 from fedelta.tuning.lanes import Lanes
+
+if TYPE_CHECKING:
+    from fedelta.inference.examples import Example
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@
 Convolutions keep the image size. With LEAF's widths and 62 classes there are 6,603,710 parameters. LEAF starts
 from TensorFlow's Glorot-uniform weights and zero biases; here both start as in PyTorch's own layers.
 
-Source: Caldas et al. 2018 (LEAF, arXiv 1812.01097), section 3, and the authors' `models/femnist/cnn.py`.
+Source: Caldas et al. 2018 (LEAF, arXiv 1812.01097); the authors' `models/femnist/cnn.py`.
 """
 
 from __future__ import annotations

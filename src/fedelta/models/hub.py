@@ -197,6 +197,7 @@ def _modality(config: PretrainedConfig) -> Modality:
 
 
 def _load(source: ModelSource, config: PretrainedConfig, device: str) -> nn.Module:
+    from safetensors import SafetensorError
     from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
 
     auto = AutoModelForImageClassification if _modality(config) == "image" else AutoModelForSequenceClassification
@@ -211,7 +212,7 @@ def _load(source: ModelSource, config: PretrainedConfig, device: str) -> nn.Modu
             locate(source.source), config=config, dtype=torch.float32,
             ignore_mismatched_sizes=True, output_loading_info=True,
         )  # fmt: skip
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _unreadable(source.source, error) from error
     _check_complete(source.source, module, config.model_type, info)
     return module
@@ -237,7 +238,10 @@ def _preprocessor(source: ModelSource) -> dict[str, Any]:
     if source.source is None:
         return {}
     path = cached_file(locate(source.source), "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
-    return {} if path is None else json.loads(Path(path).read_text())
+    try:
+        return {} if path is None else dict(json.loads(Path(path).read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{path} holds no JSON object: {error}") from error
 
 
 def _text_transform(source: ModelSource) -> TextTransform:
@@ -246,9 +250,16 @@ def _text_transform(source: ModelSource) -> TextTransform:
     if source.source is None:
         raise ModelError("a text model needs a tokenizer: give `model.source`, not `model.architecture` alone.")
     try:
-        return TextTransform(AutoTokenizer.from_pretrained(locate(source.source)))
+        tokenizer = AutoTokenizer.from_pretrained(locate(source.source))
     except (OSError, ValueError) as error:
         raise ModelError(f"no tokenizer can be loaded from {source.source!r}: {error}") from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        # Without files, transformers makes a tokenizer of special tokens alone: every word would be unknown.
+        raise ModelError(
+            f"no tokenizer can be loaded from {source.source!r}: its vocabulary is empty.",
+            hint="expected `tokenizer.json`, or the vocabulary files of the family, beside `config.json`.",
+        )
+    return TextTransform(tokenizer)
 
 
 def _unreadable(source: str, error: Exception) -> ModelError:

@@ -96,8 +96,8 @@ def encode(checkpoint: Checkpoint) -> bytes:
         "counters": _counters(checkpoint),
     }
     described = json.dumps(facts)
-    metadata = {"fedelta": described, "sha256": _digest(described, tensors)}
-    return bytes(safetensors.save(tensors, metadata))
+    # One entry: safetensors writes several in random order, and equal checkpoints must be equal files.
+    return bytes(safetensors.save(tensors, {"fedelta": f"{_digest(described, tensors)} {described}"}))
 
 
 def decode(content: bytes) -> Checkpoint:
@@ -109,8 +109,8 @@ def decode(content: bytes) -> Checkpoint:
     try:
         tensors = safetensors.load(content)
         length = int.from_bytes(content[:8], "little")
-        metadata = json.loads(content[8 : 8 + length])["__metadata__"]
-        described, expected = metadata["fedelta"], metadata["sha256"]
+        metadata = json.loads(content[8 : 8 + length])["__metadata__"]["fedelta"]
+        expected, described = metadata.split(" ", maxsplit=1)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise _corrupt(f"no complete checkpoint file ({len(content)} bytes read: {error})") from error
     if _digest(described, tensors) != expected:

@@ -69,13 +69,17 @@ def comparison(runs: Sequence[History]) -> str:
 
 def curves(runs: Sequence[History]) -> str:
     """Accuracy against rounds and traffic, and losses."""
+    if not any(run.rounds for run in runs):
+        return "<h2>Results</h2>\n<p>No round is finished yet.</p>"
     names = legend(runs) if len(runs) > 1 else ""
+    known = any(run.full_round_bytes is not None for run in runs)
+    note = "Dotted: where full fine-tuning in float32 would be after its first three rounds." if known else ""
     figures = [
         figure(to_svg(accuracy_by_round(runs), "a", "Test accuracy against rounds"), "Accuracy against rounds"),
         figure(
             to_svg(accuracy_by_traffic(runs), "b", "Test accuracy against MiB sent"),
             "Accuracy against traffic",
-            "Dotted: where full fine-tuning in float32 would be after its first three rounds.",
+            note,
         ),
         figure(to_svg(loss_by_round(runs), "c", "Loss against rounds"), "Loss against rounds"),
     ]
@@ -158,9 +162,9 @@ def _state(run: History) -> str:
     per_round = len(run.rounds[0]["cohort"]) if run.rounds else run.value("strategy.clients_per_round")
     num_clients = len(run.partition.counts) if run.partition else None
     of = f" of {count(num_clients)}" if num_clients else ""
-    text = f"{len(run.rounds)} rounds, {per_round}{of} clients a round, begun {_date(run)}"
+    text = f"{per_round}{of} clients a round, begun {_date(run)}"
     if run.finished:
-        return f'<p class="kicker">{escape(text)}</p>\n'
+        return f'<p class="kicker">{len(run.rounds)} rounds, {escape(text)}</p>\n'
     done = f"Unfinished: {len(run.rounds)} of {planned} rounds. " if planned else "Unfinished. "
     return f'<p class="kicker"><span class="unfinished">{escape(done)}</span>{escape(text)}</p>\n'
 
@@ -184,7 +188,7 @@ def _saving(run: History) -> str:
     if not full or not sent:
         return UNKNOWN
     ratio = full / sent
-    return f"{ratio:.0f} {TIMES}" if ratio >= 10 else f"{ratio:.1f} {TIMES}"
+    return f"{ratio:,.0f} {TIMES}" if ratio >= 10 else f"{ratio:.1f} {TIMES}"
 
 
 def _peak_memory(run: History) -> int | None:

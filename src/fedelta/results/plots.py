@@ -17,23 +17,19 @@ MIB = 2**20
 MAX_GROUPS = 20
 
 
-def accuracy_by_round(runs: Sequence[History], *, legend: bool = False) -> Figure:
+def accuracy_by_round(runs: Sequence[History]) -> Figure:
     """Test accuracy in percent against the round."""
     with style():
         figure, axes = single()
         _draw_accuracy_by_round(axes, runs)
-        if legend:
-            axes.legend(loc="lower right", fontsize=8)
         return figure
 
 
-def accuracy_by_traffic(runs: Sequence[History], *, legend: bool = False) -> Figure:
+def accuracy_by_traffic(runs: Sequence[History]) -> Figure:
     """Test accuracy in percent against MiB sent so far, with full fine-tuning's first round marked."""
     with style():
         figure, axes = single()
         _draw_accuracy_by_traffic(axes, runs)
-        if legend:
-            axes.legend(loc="lower right", fontsize=8)
         return figure
 
 
@@ -77,7 +73,7 @@ def bytes_by_group(run: History) -> Figure:
         for offset, column, color, label in ((-0.19, 0, SERIES[0], "down"), (0.19, 1, SERIES[1], "up")):
             widths = [pair[column] / MIB for pair in groups.values()]
             axes.barh(rows + offset, widths, height=0.36, color=color, label=label)
-        axes.set_yticks(rows, list(groups))
+        axes.set_yticks(rows, [_short(group) for group in groups])
         axes.tick_params(axis="y", length=0)
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
@@ -206,11 +202,16 @@ def _largest_groups(run: History) -> dict[str, tuple[int, int]]:
     return shown
 
 
+def _short(name: str) -> str:
+    """The end of a long name, which tells more than its beginning."""
+    return name if len(name) <= 28 else f"…{name[-27:]}"
+
+
 def _name_rows(axes: Axes, names: Sequence[str]) -> None:
     """Class names where they fit, numbers where there are too many."""
     axes.tick_params(axis="both", length=0)
     if len(names) <= 20:
-        axes.set_yticks(range(len(names)), [name if len(name) <= 16 else f"{name[:15]}…" for name in names])
+        axes.set_yticks(range(len(names)), [_short(name) for name in names])
     else:
         axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
 

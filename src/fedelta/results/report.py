@@ -38,7 +38,7 @@ def render(runs: Sequence[History]) -> str:
     several = len(runs) > 1
     parts = [page.comparison(runs) if several else page.headline(runs[0]), page.curves(runs)]
     if several:
-        figures = "".join(page.traffic(run, f"t{index}", run.name) for index, run in enumerate(runs))
+        figures = "".join(page.traffic(run, f"t{index}", run.name) for index, run in enumerate(runs) if run.rounds)
         parts.append(f'<h2>Traffic by group and direction</h2><div class="figures">{figures}</div>')
     for index, (partition, names) in enumerate(_partitions(runs)):
         parts.append(page.clients(partition, f"p{index}", ", ".join(names) if several else ""))

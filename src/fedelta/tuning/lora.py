@@ -20,6 +20,7 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from fedelta.errors import ModelError
+from fedelta.models.anatomy import Anatomy
 from fedelta.models.hub import Backbone
 from fedelta.params import ParamSpec, TensorSpec
 from fedelta.settings import Settings
@@ -51,8 +52,8 @@ class Lora(Settings):
         "q",
         "v",
     )
-    rank_pattern: dict[str, int] = Field(default_factory=dict)
-    alpha_pattern: dict[str, float] = Field(default_factory=dict)
+    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     use_rslora: bool = False
     train_head: bool = True
 
@@ -96,8 +97,10 @@ class Lora(Settings):
             return [path for path in linear if path.startswith(anatomy.blocks)]
         chosen: set[str] = set()
         for entry in self.target_modules:
-            name = anatomy.roles.get(entry, entry)
-            matches = [path for path in linear if _matches(path, name)]
+            if entry in anatomy.roles:
+                matches = [path for path in linear if _plays(path, anatomy, entry)]
+            else:
+                matches = [path for path in linear if _matches(path, entry)]
             if not matches:
                 known = [*anatomy.roles, *sorted({path.rpartition(".")[2] for path in linear})]
                 nearest = get_close_matches(entry, known, n=1)
@@ -161,6 +164,15 @@ class LoraLinear(nn.Module):
         weight_OI = self.base.get_parameter("weight")
         weight_OI.data += self.scale * (self.lora_B[0] @ self.lora_A[0]).detach()
         return self.base
+
+
+def _plays(path: str, anatomy: Anatomy, role: str) -> bool:
+    """Whether `path` is the layer of `role` in one of the blocks, by its whole path inside the block.
+
+    Its last parts are not enough: BERT's `fc2` is `output.dense`, and its `o` is `attention.output.dense`.
+    """
+    inside = path.removeprefix(f"{anatomy.blocks}.")
+    return inside != path and inside.partition(".")[2] == anatomy.roles[role]
 
 
 def _matches(path: str, name: str) -> bool:

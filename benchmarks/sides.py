@@ -1,0 +1,140 @@
+"""Both sides of a case, on the same tensors and the same weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchmarks.bare import BareLoop, tune
+from benchmarks.cases import BUNDLED, STAND_IN, Case
+from fedelta.codecs import CODECS
+from fedelta.data.batches import LabelledData
+from fedelta.federation.client import Site
+from fedelta.federation.optimizers import Sgd
+from fedelta.federation.rounds import Federation, federate
+from fedelta.federation.training import ClientSettings, Evaluation, LaneEngine
+from fedelta.models.cnn import IMAGE_SIZE, leaf_cnn
+from fedelta.models.hub import Backbone, ModelSource, build, bundled_names
+from fedelta.runtimes.simulation import Simulation, SimulationSettings
+from fedelta.seeds import stream
+from fedelta.strategies.fedavg import FedAvg
+from fedelta.strategies.local import Plain
+from fedelta.tuning import TUNING_METHODS
+from fedelta.tuning.lanes import Lanes
+from fedelta.tuning.lora import Lora
+
+SEED = 7
+NUM_CLASSES = 10
+RANK = 8
+LORA_ALPHA = 16.0
+LR = 0.05
+MOMENTUM = 0.9
+
+Round = Callable[[], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Model inputs that lie ready in memory."""
+
+    pixels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def fetch(self, rows: Tensor) -> dict[str, Tensor]:
+        return {"pixel_values": self.pixels[rows]}
+
+
+def bare_side(case: Case) -> Round:
+    """One call is one round of the bare loop."""
+    model = backbone(case).module
+    tune(model, case.tuning, rank=RANK, lora_alpha=LORA_ALPHA, generator=stream(SEED, "tuning"))
+    pixels, labels, partition = data(case)
+    return BareLoop(
+        model,
+        pixels,
+        labels,
+        partition,
+        batch_size=case.batch_size,
+        local_epochs=case.local_epochs,
+        lr=LR,
+        momentum=MOMENTUM,
+        seed=SEED,
+    ).round
+
+
+def fedelta_side(case: Case) -> Round:
+    """One call is one round of fedelta: plan, encode, train, check, decode, combine; no evaluation."""
+    pixels, labels, partition = data(case)
+    runtime = SimulationSettings(lanes=case.lanes)
+    model = backbone(case)
+    method = Lora(r=RANK, lora_alpha=LORA_ALPHA) if case.tuning == "lora" else TUNING_METHODS[case.tuning]()
+    lanes = Lanes(
+        runtime.num_lanes(
+            clients_per_round=len(case.sizes), batch_size=case.batch_size, max_lanes=method.max_lanes
+        )
+    )
+    spec = method.apply(model, lanes, stream(SEED, "tuning"))
+    client = ClientSettings(
+        local_epochs=case.local_epochs, batch_size=case.batch_size, lr=LR, optimizer=Sgd(momentum=MOMENTUM)
+    )
+    engine = LaneEngine(
+        model,
+        spec,
+        lanes,
+        LabelledData(Pixels(pixels), labels),
+        client=client,
+        rule=Plain(),
+        cache_bytes=runtime.cache_mib * 2**20,
+    )
+    codec = CODECS[case.codec](name=case.codec)
+    strategy = FedAvg(clients_per_round=len(case.sizes), num_rounds=1_000_000)
+    federation = Federation(
+        strategy=strategy,
+        runtime=Simulation(Site(engine, partition, codec, SEED, strategy.num_rounds)),
+        codec=codec,
+        spec=spec,
+        client_ids=sorted(partition),
+        seed=SEED,
+        evaluate=lambda params: Evaluation(0.0, 0.0),
+        evaluate_every=strategy.num_rounds,
+    )
+    params = engine.bank.read(0)
+    outcomes = federate(federation, params, strategy.init(params, spec))
+    return lambda: next(outcomes).params
+
+
+SIDES = {"bare": bare_side, "fedelta": fedelta_side}
+
+
+def model_name(case: Case) -> str:
+    """What the case runs on, for the table."""
+    if case.model == "cnn":
+        return "LEAF CNN, 16 and 32 channels, 512 hidden"
+    if BUNDLED.removeprefix("bundled:") in bundled_names():
+        return BUNDLED
+    sizes = ", ".join(f"{name} {value}" for name, value in STAND_IN.items() if name != "model_type")
+    return f"random ViT ({sizes})"
+
+
+def backbone(case: Case) -> Backbone:
+    """A fresh copy of the network of `case`, always with the same weights."""
+    if case.model == "cnn":
+        return leaf_cnn(NUM_CLASSES, seed=SEED, channels=(16, 32), hidden=512)
+    bundled = BUNDLED.removeprefix("bundled:") in bundled_names()
+    source = ModelSource(source=BUNDLED) if bundled else ModelSource(architecture=STAND_IN)
+    return build(source, tuple(map(str, range(NUM_CLASSES))), seed=SEED)
+
+
+def data(case: Case) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
+    """Random images as float32 inputs, labels, and the rows of each client."""
+    shape = (1, IMAGE_SIZE, IMAGE_SIZE) if case.model == "cnn" else (3, STAND_IN["image_size"], STAND_IN["image_size"])
+    generator = stream(SEED, "data")
+    num_rows = sum(case.sizes)
+    pixels = torch.randn(num_rows, *shape, generator=generator)
+    labels = torch.randint(NUM_CLASSES, (num_rows,), generator=generator)
+    return pixels, labels, dict(enumerate(torch.arange(num_rows).split(list(case.sizes))))

@@ -1,0 +1,118 @@
+"""A backbone as a directory in the form of the Hugging Face hub, with its provenance and its card beside it.
+
+The head of the source classes is not kept: its classes mean nothing to anyone. `AutoModelForImageClassification`
+finds a head of zeros instead, so that it loads without a warning and a tuned head starts from nothing.
+"""
+
+import copy
+import datetime
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors.torch import save_file
+from transformers import AutoModelForImageClassification, PreTrainedModel
+
+from pretraining.card import write_card
+from pretraining.recipe import Recipe
+from pretraining.storage import write_atomically
+
+NUM_LABELS = 10
+
+
+def write_directory(
+    out: Path,
+    backbone: PreTrainedModel,
+    recipe: Recipe,
+    *,
+    recipe_path: Path,
+    command: str,
+    facts: Mapping[str, float],
+) -> None:
+    """Writes config.json, model.safetensors, preprocessor_config.json, provenance.json and README.md, each whole."""
+    classifier = _classifier(backbone)
+    tensors = {
+        name: value.half() if value.is_floating_point() else value for name, value in classifier.state_dict().items()
+    }
+    weights = out / "model.safetensors"
+    write_atomically(weights, lambda file: save_file(tensors, file, metadata={"format": "pt"}))
+    # The temporary file of safetensors is private to its owner; a package's data file is for everyone.
+    weights.chmod(0o644)
+    write_json(out / "config.json", _config(classifier, recipe))
+    write_json(out / "preprocessor_config.json", _preprocessor(recipe.images.side))
+    provenance = {
+        "name": recipe.name,
+        "recipe": recipe_path.as_posix(),
+        "command": command,
+        "resolved_recipe": recipe.model_dump(),
+        "seed": recipe.seed,
+        "steps": recipe.training.steps,
+        "threads": recipe.training.threads,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "transformers": transformers.__version__,
+        },
+        "machine": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
+        **facts,
+        "num_parameters": sum(parameter.numel() for parameter in backbone.parameters()),
+        "sha256": sha256_of(weights),
+        "measures": {},
+    }
+    write_json(out / "provenance.json", provenance)
+    write_card(out)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Writes indented JSON, whole or not at all."""
+    text = json.dumps(value, indent=2, sort_keys=False) + "\n"
+    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _classifier(backbone: PreTrainedModel) -> PreTrainedModel:
+    """The classifier of the same family around the backbone, its head zero."""
+    config = copy.deepcopy(backbone.config)
+    config.num_labels = NUM_LABELS
+    # The fork keeps the caller's random state: what transformers draws here is overwritten below.
+    with torch.random.fork_rng(devices=[]):
+        classifier = AutoModelForImageClassification.from_config(config)
+    classifier.base_model.load_state_dict(backbone.state_dict())
+    for parameter in classifier.classifier.parameters():
+        torch.nn.init.zeros_(parameter)
+    return classifier
+
+
+def _config(classifier: PreTrainedModel, recipe: Recipe) -> dict[str, object]:
+    """The recipe's own fields; label names are left out, or every other number of labels would draw a warning."""
+    return {
+        "architectures": [type(classifier).__name__],
+        "model_type": recipe.network.model_type,
+        **recipe.network.settings,
+        "num_labels": NUM_LABELS,
+        "dtype": "float16",
+        "transformers_version": transformers.__version__,
+    }
+
+
+def _preprocessor(side: int) -> dict[str, object]:
+    return {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": side, "width": side},
+        "resample": 2,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    }

@@ -1,0 +1,115 @@
+"""Measures what a bundled backbone is worth and writes it into its provenance and card.
+
+`python -m pretraining.measure DIR` probes digits; `--cifar100 PATH` adds CIFAR-100, `--demo` the demo recipe itself.
+Every figure stands beside the same figure of a random network of the same architecture and the command that gave it.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageClassification, PreTrainedModel
+
+from pretraining.card import write_card
+from pretraining.directory import write_json
+from pretraining.memory import keep_freed_memory
+from pretraining.networks import build_backbone
+from pretraining.probes import cifar100, digits, few_shot_accuracy, features_of, mean, probe_accuracy
+from pretraining.recipe import Recipe
+
+SHOTS, DRAWS = 5, 20
+RANDOM_SEEDS = (101, 102, 103)
+DEMO_RECIPE = Path("recipes/demo.toml")
+DEMO_SEEDS = (7, 8, 9)
+
+Measure = dict[str, Any]  # Any: figures, seeds and a command, as JSON holds them
+
+
+def main() -> None:
+    """Measures what the options ask for and keeps what was measured before."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("directory", type=Path, help="a bundled backbone, with its provenance.json")
+    parser.add_argument("--cifar100", type=Path, metavar="PATH", help="directory of train.parquet and test.parquet")
+    parser.add_argument("--demo", action="store_true", help="run recipes/demo.toml over several seeds instead")
+    arguments = parser.parse_args()
+    keep_freed_memory()
+    path = arguments.directory / "provenance.json"
+    provenance = json.loads(path.read_text(encoding="utf-8"))
+    recipe = Recipe.model_validate(provenance["resolved_recipe"])
+    command = " ".join(["python -m pretraining.measure", *sys.argv[1:]])
+    torch.set_num_threads(recipe.training.threads)
+    if arguments.demo:
+        provenance["measures"]["demo"] = measure_demo() | {"command": command}
+    else:
+        backbones = _backbones(arguments.directory, recipe)
+        provenance["measures"]["digits_5_shot_probe"] = measure_digits(backbones, recipe) | {"command": command}
+        if arguments.cifar100 is not None:
+            found = measure_cifar100(backbones, recipe, arguments.cifar100)
+            provenance["measures"]["cifar100_probe"] = found | {"command": command}
+    write_json(path, provenance)
+    write_card(arguments.directory)
+    print(json.dumps(provenance["measures"], indent=2))
+
+
+def measure_digits(backbones: list[PreTrainedModel], recipe: Recipe) -> Measure:
+    """A probe on five labelled digits per class; the first backbone is the pre-trained one."""
+    images, labels = digits()
+    scores = [
+        few_shot_accuracy(features_of(backbone, images, recipe.images.side), labels, shots=SHOTS, draws=DRAWS)
+        for backbone in backbones
+    ]
+    return _beside(scores) | {"shots": SHOTS, "draws": DRAWS}
+
+
+def measure_cifar100(backbones: list[PreTrainedModel], recipe: Recipe, directory: Path) -> Measure:
+    """A probe on all training images; one random network is enough, with 25,000 images it hardly varies."""
+    (train, train_labels), (test, test_labels) = cifar100(directory, "train"), cifar100(directory, "test")
+    side, scores = recipe.images.side, []
+    for backbone in backbones[:2]:
+        shown = (features_of(backbone, train, side), train_labels)
+        scores.append(probe_accuracy(shown, (features_of(backbone, test, side), test_labels)))
+    return _beside(scores) | {"num_train": len(train), "num_test": len(test)}
+
+
+def measure_demo() -> Measure:
+    """Final test accuracy of the demo recipe through the command line of fedelta, seed by seed."""
+    pretrained = [_demo_run(f"seed={seed}") for seed in DEMO_SEEDS]
+    random = [_demo_run(f"seed={seed}", "model.pretrained=false") for seed in DEMO_SEEDS]
+    return {
+        "pretrained": mean([run["final_accuracy"] for run in pretrained]),
+        "random": mean([run["final_accuracy"] for run in random]),
+        "seeds": list(DEMO_SEEDS),
+        "pretrained_by_seed": [round(run["final_accuracy"], 4) for run in pretrained],
+        "random_by_seed": [round(run["final_accuracy"], 4) for run in random],
+        "recipe": DEMO_RECIPE.as_posix(),
+    }
+
+
+def _demo_run(*overrides: str) -> dict[str, Any]:  # Any: what fedelta writes into summary.json
+    options = [part for override in overrides for part in ("--set", override)]
+    fedelta = Path(sys.executable).with_name("fedelta")
+    with tempfile.TemporaryDirectory() as directory:
+        out = Path(directory) / "run"
+        subprocess.run([fedelta, "run", DEMO_RECIPE, *options, "--out", out, "--quiet"], check=True)
+        summary: dict[str, Any] = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    return summary
+
+
+def _backbones(directory: Path, recipe: Recipe) -> list[PreTrainedModel]:
+    """The pre-trained network, then random ones of its architecture, in float32."""
+    classifier = AutoModelForImageClassification.from_pretrained(directory, dtype=torch.float32)
+    return [classifier.base_model, *(build_backbone(recipe.network, seed) for seed in RANDOM_SEEDS)]
+
+
+def _beside(scores: list[float]) -> Measure:
+    """The first score beside the mean of the others."""
+    return {"pretrained": round(scores[0], 4), "random": mean(scores[1:])}
+
+
+if __name__ == "__main__":
+    main()

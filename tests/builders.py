@@ -1,0 +1,171 @@
+"""Tiny models, inputs and engines for the tests of the core.
+
+Every tensor of a tiny model is drawn, biases and scales too: with the zeros and ones that a fresh model starts
+from, an addition that was forgotten would not be seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from fedelta.data.batches import LabelledData
+from fedelta.federation.optimizers import Sgd
+from fedelta.federation.training import ClientSettings, Job, LaneEngine
+from fedelta.models.anatomy import anatomy_of
+from fedelta.models.hub import Backbone, ModelSource, read_config
+from fedelta.params import Params, ParamSpec, TensorSpec
+from fedelta.seeds import stream
+from fedelta.strategies.base import LocalRule
+from fedelta.strategies.local import Plain
+from fedelta.tuning.base import TuningMethod
+from fedelta.tuning.lanes import Lanes
+
+NUM_CLASSES = 3
+_IMAGE = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "image_size": 8,
+    "patch_size": 4,
+}
+_TEXT = {
+    "vocab_size": 20,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 12,
+    "pad_token_id": 0,
+}
+ARCHITECTURES: dict[str, dict[str, object]] = {
+    "vit": {"model_type": "vit"} | _IMAGE,
+    "deit": {"model_type": "deit"} | _IMAGE,
+    "bert": {"model_type": "bert"} | _TEXT,
+    "roberta": {"model_type": "roberta"} | _TEXT,
+    "distilbert": {
+        "model_type": "distilbert",
+        "vocab_size": 20,
+        "dim": 16,
+        "n_layers": 2,
+        "n_heads": 2,
+        "hidden_dim": 24,
+        "max_position_embeddings": 12,
+    },
+}
+IMAGE_FAMILIES = ("vit", "deit")
+
+
+@dataclass(frozen=True)
+class ReadyInputs:
+    """Inputs that need no transform: keyword tensors, rows first."""
+
+    tensors: Mapping[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors.values())))
+
+    def fetch(self, rows: Tensor) -> dict[str, Tensor]:
+        return {name: tensor[rows] for name, tensor in self.tensors.items()}
+
+
+def tiny_backbone(family: str = "vit", *, seed: int = 0, **sizes: object) -> Backbone:
+    """A classifier of `family` with two blocks of width 16, all its tensors drawn."""
+    from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
+
+    auto = AutoModelForImageClassification if family in IMAGE_FAMILIES else AutoModelForSequenceClassification
+    config = read_config(ModelSource(architecture=ARCHITECTURES[family] | sizes))
+    config.num_labels = NUM_CLASSES
+    config.architectures = []
+    module = auto.from_config(config).eval()
+    generator = stream(seed, "tiny", family)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            is_scale = parameter.dim() == 1 and name.endswith("weight")
+            parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator) + is_scale)
+    return Backbone(module, anatomy_of(module, family))
+
+
+def tiny_inputs(family: str, num_rows: int, seed: int = 0) -> ReadyInputs:
+    """Random rows that a tiny model of `family` takes; texts differ in length."""
+    generator = stream(seed, "inputs", family)
+    if family in IMAGE_FAMILIES:
+        return ReadyInputs({"pixel_values": torch.randn(num_rows, 3, 8, 8, generator=generator)})
+    lengths = torch.randint(3, 7, (num_rows, 1), generator=generator)
+    mask = (torch.arange(6) < lengths).long()
+    tokens = torch.randint(2, 20, (num_rows, 6), generator=generator) * mask
+    return ReadyInputs({"input_ids": tokens, "attention_mask": mask})
+
+
+def tiny_data(family: str = "vit", num_rows: int = 24, seed: int = 0) -> LabelledData:
+    """Random rows with random labels."""
+    labels = torch.randint(0, NUM_CLASSES, (num_rows,), generator=stream(seed, "labels"))
+    return LabelledData(tiny_inputs(family, num_rows, seed), labels)
+
+
+def tiny_engine(
+    method: TuningMethod,
+    data: LabelledData,
+    *,
+    family: str = "vit",
+    lanes: int = 1,
+    client: ClientSettings | None = None,
+    rule: LocalRule | None = None,
+    cache_bytes: int = 0,
+    **sizes: object,
+) -> tuple[LaneEngine, Backbone]:
+    """An engine on a fresh tiny model, and that model; equal arguments give equal tensors."""
+    backbone = tiny_backbone(family, **sizes)
+    shared = Lanes(min(lanes, method.max_lanes or lanes))
+    spec = method.apply(backbone, shared, stream(0, "tuning"))
+    client = client or ClientSettings(batch_size=4, lr=0.05, optimizer=Sgd())
+    engine = LaneEngine(
+        backbone, spec, shared, data, client=client, rule=rule or Plain(), cache_bytes=cache_bytes
+    )  # fmt: skip
+    return engine, backbone
+
+
+def start_of(engine: LaneEngine) -> Params:
+    """The tensors that the model starts with."""
+    return engine.bank.read(0)
+
+
+def jobs_for(sizes: Sequence[int], anchor: Params, *, seed: int = 0) -> list[Job]:
+    """One job a client; client i owns the next `sizes[i]` rows."""
+    rows = torch.arange(sum(sizes)).split(list(sizes))
+    return [Job(client, own, anchor, stream(seed, "batches", client)) for client, own in enumerate(rows)]
+
+
+def deltas_of(engine: LaneEngine, jobs: Sequence[Job], lr: float = 0.05) -> dict[int, Params]:
+    """Client id to the delta of its training."""
+    return {trained.client_id: trained.delta for trained in engine.train(jobs, lr)}
+
+
+def spec_of(**shapes: tuple[int, ...]) -> ParamSpec:
+    """A specification in the order given, every tensor its own group."""
+    return ParamSpec({name: TensorSpec(shape, name) for name, shape in shapes.items()})
+
+
+def assert_same_bits(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> None:
+    """Equal names in equal order, and equal tensors to the last bit."""
+    assert list(left) == list(right)
+    differing = [name for name in left if not torch.equal(left[name], right[name])]
+    assert not differing
+
+
+def assert_close(left: Mapping[str, Tensor], right: Mapping[str, Tensor], *, rtol: float, atol: float) -> None:
+    """Equal names in equal order, and tensors that agree to a tolerance."""
+    assert list(left) == list(right)
+    for name in left:
+        torch.testing.assert_close(left[name], right[name], rtol=rtol, atol=atol, msg=lambda text: f"{name}: {text}")
+
+
+def randomise(params: Mapping[str, Tensor], generator: Generator, scale: float = 0.1) -> Params:
+    """`params` with noise added."""
+    return {
+        name: tensor + scale * torch.randn(tensor.shape, generator=generator) for name, tensor in params.items()
+    }  # fmt: skip

@@ -1,0 +1,84 @@
+"""Rows of tuned tensors: what is loaded is what is read, lane by lane."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn, tensor
+
+from fedelta.federation.bank import LaneBank
+from fedelta.tuning.lanes import LaneLinear, Lanes
+from tests.builders import spec_of
+
+SPEC = spec_of(weight=(1, 2), bias=(1,))
+
+
+def bank_and_layer(num_lanes: int = 2) -> tuple[LaneBank, LaneLinear]:
+    layer = LaneLinear(Lanes(num_lanes), tensor([[1.0, 2.0]]), tensor([3.0]))
+    return LaneBank(layer, SPEC, num_lanes), layer
+
+
+def test_the_bank_holds_the_values_that_the_module_had():
+    bank, _ = bank_and_layer()
+    assert bank.values_KP.tolist() == [[1.0, 2.0, 3.0]] * 2
+
+
+def test_a_loaded_lane_is_what_the_module_computes_with():
+    bank, layer = bank_and_layer()
+    bank.load(1, {"weight": tensor([[5.0, 6.0]]), "bias": tensor([7.0])})
+    assert layer.weight.tolist() == [[[1.0, 2.0]], [[5.0, 6.0]]]
+    assert layer.bias.tolist() == [[3.0], [7.0]]
+
+
+def test_a_delta_is_values_minus_anchor():
+    # loaded 5, 6, 7; moved by 0.5
+    bank, _ = bank_and_layer()
+    bank.load(1, {"weight": tensor([[5.0, 6.0]]), "bias": tensor([7.0])})
+    bank.values_KP[1] += 0.5
+    assert {name: value.tolist() for name, value in bank.delta(1).items()} == {"weight": [[0.5, 0.5]], "bias": [0.5]}
+    assert {name: value.tolist() for name, value in bank.read(1).items()} == {"weight": [[5.5, 6.5]], "bias": [7.5]}
+
+
+def test_a_tensor_that_is_not_loaded_keeps_its_value_and_is_its_own_anchor():
+    bank, _ = bank_and_layer()
+    bank.values_KP[0] += 1
+    bank.load(0, {"bias": tensor([0.0])})
+    assert bank.read(0)["weight"].tolist() == [[2.0, 3.0]]
+    assert bank.delta(0)["weight"].tolist() == [[0.0, 0.0]]
+
+
+def test_moving_a_lane_takes_its_anchor_along():
+    bank, _ = bank_and_layer()
+    bank.load(1, {"weight": tensor([[5.0, 6.0]]), "bias": tensor([7.0])})
+    bank.values_KP[1] += 2
+    bank.move(1, 0)
+    assert bank.read(0)["bias"].tolist() == [9.0]
+    assert bank.delta(0)["bias"].tolist() == [2.0]
+
+
+def test_what_was_read_does_not_change_with_the_bank():
+    bank, _ = bank_and_layer()
+    bank.load(0, {})
+    read, delta = bank.read(0), bank.delta(0)
+    bank.values_KP += 1
+    assert read["bias"].tolist() == [3.0]
+    assert delta["bias"].tolist() == [0.0]
+
+
+def test_gradients_are_rows_and_zero_where_the_loss_does_not_reach():
+    # d/dw of w x = x = (4, 5) in lane 1 alone
+    bank, layer = bank_and_layer()
+    bank.grads_KP.fill_(9.0)
+    bank.backward(layer(tensor([[1.0, 1.0], [4.0, 5.0]]))[1].sum())
+    assert bank.grads_KP.tolist() == [[0.0, 0.0, 0.0], [4.0, 5.0, 1.0]]
+    bank.backward(layer.weight.sum())
+    assert bank.grads_KP.tolist() == [[1.0, 1.0, 0.0]] * 2
+
+
+def test_tensors_without_a_lane_axis_are_one_row():
+    layer = nn.Linear(2, 1)
+    bank = LaneBank(layer, SPEC, 1)
+    bank.load(0, {"weight": tensor([[5.0, 6.0]]), "bias": tensor([7.0])})
+    assert layer.weight.tolist() == [[5.0, 6.0]]
+    bank.backward(layer(tensor([[1.0, 2.0]])).sum())
+    assert bank.grads_KP.tolist() == [[1.0, 2.0, 1.0]]
+    assert torch.equal(bank.read(0)["bias"], tensor([7.0]))

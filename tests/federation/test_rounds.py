@@ -1,0 +1,277 @@
+"""The round loop against a runtime that misbehaves in every way a client can."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import pytest
+import torch
+from torch import Tensor, tensor
+
+from fedelta.codecs.base import Codec
+from fedelta.codecs.cast import Cast
+from fedelta.codecs.wire import decode, encode
+from fedelta.errors import RoundError
+from fedelta.federation.records import Rejection, Reply, RoundOutcome
+from fedelta.federation.rounds import Federation, federate
+from fedelta.federation.training import Evaluation
+from fedelta.params import Params
+from fedelta.strategies.base import RoundPlan
+from fedelta.strategies.fedavg import FedAvg
+from tests.builders import assert_same_bits, spec_of
+
+SPEC = spec_of(a=(), b=(2,))
+START = {"a": tensor(1.0), "b": tensor([0.0, 0.0])}
+DELTA = {"a": tensor(2.0), "b": tensor([4.0, -4.0])}
+# 5 magic, 8 fingerprint, 1 + 7 codec name, 1 presence, 1 + 1 lengths, 4 + 8 numbers, 4 checksum
+PAYLOAD_BYTES = 5 + 8 + 8 + 1 + 2 + 12 + 4
+
+
+@dataclass(frozen=True)
+class Unchecked:
+    """Writes float32 without looking at the values."""
+
+    name: str = "float32"
+
+    def pack(self, tensor: Tensor) -> bytes:
+        return tensor.numpy().tobytes()
+
+    def unpack(self, data: bytes, shape: tuple[int, ...]) -> Tensor:
+        raise NotImplementedError
+
+
+@dataclass
+class Scripted:
+    """A runtime that gives what `answer` gives, and remembers what it was sent."""
+
+    answer: Callable[[RoundPlan], Sequence[Reply]]
+    sent: list[Mapping[int, bytes]] = field(default_factory=list)
+
+    def run(self, plan: RoundPlan, payloads: Mapping[int, bytes]) -> Sequence[Reply]:
+        self.sent.append(payloads)
+        return self.answer(plan)
+
+
+def reply(
+    client_id: int, delta: Params | None = None, *, num_examples: int = 10, codec: Codec | None = None, loss: float = 1.0
+) -> Reply:
+    payload, _ = encode(DELTA if delta is None else delta, SPEC, codec or Cast())
+    return Reply(client_id, num_examples, payload, {"train_loss": loss})
+
+
+def good(plan: RoundPlan) -> list[Reply]:
+    return [reply(client_id) for client_id in plan.cohort]
+
+
+def federation(answer: Callable[[RoundPlan], Sequence[Reply]] = good, *, codec: Codec | None = None, **other: object) -> Federation:
+    strategy = FedAvg(**({"clients_per_round": 3, "num_rounds": 1} | {k: v for k, v in other.items() if k in FedAvg.model_fields}))
+    rest = {key: value for key, value in other.items() if key not in FedAvg.model_fields}
+    return Federation(
+        strategy=strategy,
+        runtime=Scripted(answer),
+        codec=codec or Cast(),
+        spec=SPEC,
+        client_ids=range(3),
+        seed=0,
+        evaluate=lambda params: Evaluation(accuracy=float(params["a"]), loss=0.0),
+        **rest,
+    )
+
+
+def outcomes(running: Federation, start: Params = START) -> list[RoundOutcome]:
+    return list(federate(running, start, running.strategy.init(start, SPEC)))
+
+
+def test_a_round_by_hand():
+    # Examples 10, 30 and 60, a: 1 + (10 * 2 + 30 * 6 + 60 * 0) / 100 = 3, b: (10 * 4 + 60 * 5) / 100 = 3.4 at most
+    def answer(plan: RoundPlan) -> list[Reply]:
+        return [
+            reply(0, {"a": tensor(2.0), "b": tensor([4.0, 0.0])}, num_examples=10, loss=1.0),
+            reply(1, {"a": tensor(6.0), "b": tensor([0.0, 0.0])}, num_examples=30, loss=2.0),
+            reply(2, {"a": tensor(0.0), "b": tensor([5.0, 10.0])}, num_examples=60, loss=0.5),
+        ]
+
+    [outcome] = outcomes(federation(answer))
+    torch.testing.assert_close(outcome.params, {"a": tensor(3.0), "b": tensor([3.4, 6.0])})
+    assert (outcome.round, outcome.cohort, outcome.num_examples, outcome.rejections) == (1, (0, 1, 2), 100, ())
+    # (10 * 1 + 30 * 2 + 60 * 0.5) / 100 = 1
+    assert outcome.train_loss == pytest.approx(1.0)
+    assert outcome.accuracy == 3.0
+
+
+def test_every_payload_is_a_transfer_down_before_up_by_client():
+    [outcome] = outcomes(federation(lambda plan: good(plan)[::-1]))
+    assert [(transfer.direction, transfer.client_id) for transfer in outcome.transfers] == [
+        ("down", 0), ("down", 1), ("down", 2), ("up", 0), ("up", 1), ("up", 2),
+    ]  # fmt: skip
+    assert {transfer.payload_bytes for transfer in outcome.transfers} == {PAYLOAD_BYTES}
+    assert all(transfer.tensor_bytes == {"a": 4, "b": 8} for transfer in outcome.transfers)
+    assert {transfer.round for transfer in outcome.transfers} == {1}
+
+
+def test_every_client_is_sent_the_server_params():
+    running = federation()
+    outcomes(running)
+    [sent] = running.runtime.sent
+    for client_id in range(3):
+        assert_same_bits(decode(sent[client_id], SPEC, Cast())[0], START)
+
+
+def other_spec() -> bytes:
+    spec = spec_of(a=(), b=(3,))
+    return encode({"a": tensor(0.0), "b": torch.zeros(3)}, spec, Cast())[0]
+
+
+NAN = {"a": tensor(torch.nan), "b": tensor([torch.inf, 0.0])}
+FAULTS = {
+    "nan": (
+        reply(1, NAN, codec=Unchecked()),
+        "2 of 2 tensors do not fit: `a` holds 1 values that are NaN or infinite; `b` holds 1 values that are NaN",
+    ),
+    "a tensor too few": (reply(1, {"a": tensor(1.0)}), "1 of 2 tensors do not fit: lacks `b`"),
+    "other shapes": (Reply(1, 10, other_spec(), {"train_loss": 1.0}), "the payload is for other tensors: fingerprint "),
+    "garbage": (Reply(1, 10, b"\x00\x01garbage", {"train_loss": 1.0}), "9 bytes that are no fedelta payload: they start "),
+    "truncated": (
+        replace(reply(1), payload=reply(1).payload[:-3]),
+        f"a payload of {PAYLOAD_BYTES - 3} bytes is truncated or altered",
+    ),
+    "another codec": (
+        reply(1, codec=Cast(name="float16")),
+        "the payload was written with codec 'float16', expected 'float32'",
+    ),
+    "nothing": (Reply(1, 10, b"", {"train_loss": 1.0}), "0 bytes that are no fedelta payload"),
+    "fault": (Reply(1, 0, b"", fault="out of memory"), "out of memory"),
+    "no examples": (reply(1, num_examples=0), "the client claims 0 examples, expected at least 1"),
+    "fewer than no examples": (reply(1, num_examples=-5), "the client claims -5 examples, expected at least 1"),
+    "no loss": (replace(reply(1), metrics={}), "the client's metric `train_loss` is nan, expected a finite number"),
+    "infinite loss": (reply(1, loss=math.inf), "the client's metric `train_loss` is inf, expected a finite number"),
+}
+
+
+@pytest.mark.parametrize(("bad", "reason"), FAULTS.values(), ids=FAULTS)
+def test_a_reply_that_cannot_be_used_is_recorded_counted_and_left_out_of_the_mean(bad: Reply, reason: str):
+    [outcome] = outcomes(federation(lambda plan: [reply(0), bad, reply(2)]))
+    # Clients 0 and 2 both send the same delta, so the mean is that delta.
+    assert_same_bits(outcome.params, {"a": tensor(3.0), "b": tensor([4.0, -4.0])})
+    assert outcome.num_examples == 20
+    assert outcome.train_loss == 1.0
+    [rejection] = outcome.rejections
+    assert rejection.client_id == 1
+    assert rejection.reason.startswith(reason)
+    up = {transfer.client_id: transfer for transfer in outcome.transfers if transfer.direction == "up"}
+    assert sorted(up) == ([0, 1, 2] if bad.payload else [0, 2])
+    if bad.payload:
+        assert up[1].payload_bytes == len(bad.payload)
+
+
+def test_a_client_that_does_not_answer_is_recorded():
+    [outcome] = outcomes(federation(lambda plan: [reply(0), reply(2)]))
+    assert outcome.rejections == (Rejection(1, "no reply"),)
+    assert outcome.params["a"].item() == 3.0
+
+
+def test_a_client_that_was_not_asked_is_refused_and_its_bytes_count():
+    stranger = reply(7, {"a": tensor(1e6), "b": tensor([1e6, 1e6])}, loss=1e6)
+    [outcome] = outcomes(federation(lambda plan: [*good(plan), stranger]))
+    assert outcome.rejections == (Rejection(7, "a reply that nobody asked for"),)
+    assert outcome.params["a"].item() == 3.0
+    assert outcome.train_loss == 1.0
+    assert outcome.transfers[-1].client_id == 7
+    assert outcome.transfers[-1].payload_bytes == PAYLOAD_BYTES
+
+
+def test_a_second_reply_of_a_client_is_refused_and_its_bytes_count():
+    second = reply(1, {"a": tensor(1e6), "b": tensor([1e6, 1e6])}, loss=1e6)
+    [outcome] = outcomes(federation(lambda plan: [*good(plan), second]))
+    assert outcome.rejections == (Rejection(1, "a reply that nobody asked for"),)
+    assert outcome.params["a"].item() == 3.0
+    assert outcome.train_loss == 1.0
+    assert outcome.num_examples == 30
+    assert [transfer.client_id for transfer in outcome.transfers if transfer.direction == "up"] == [0, 1, 1, 2]
+
+
+def test_the_order_of_replies_does_not_matter_where_float32_would():
+    def answer(order: Sequence[int]) -> Callable[[RoundPlan], list[Reply]]:
+        deltas = [1e8, 1.0, -1e8]
+        return lambda plan: [reply(client, {"a": tensor(deltas[client]), "b": torch.zeros(2)}) for client in order]
+
+    results = [outcomes(federation(answer(order)), {"a": tensor(0.0), "b": torch.zeros(2)})[0] for order in ((0, 1, 2), (2, 0, 1))]
+    assert_same_bits(results[0].params, results[1].params)
+    assert results[0].params["a"].item() == tensor(1 / 3).item()
+    assert results[0].transfers == results[1].transfers
+
+
+def test_too_few_replies_end_the_run_with_their_reasons_and_a_hint():
+    faults = [reply(0), Reply(1, 0, b"", fault="out of memory")]
+    with pytest.raises(RoundError) as caught:
+        outcomes(federation(lambda plan: faults, min_replies=2))
+    assert caught.value.message == (
+        "round 1: 1 of 3 replies are usable, `strategy.min_replies` is 2."
+        "\n  - client 1: out of memory\n  - client 2: no reply"
+    )
+    assert caught.value.hint is not None
+    assert "lower `client.lr`" in caught.value.hint
+
+
+def test_exactly_enough_replies_are_enough():
+    [outcome] = outcomes(federation(lambda plan: [reply(0), reply(1)], min_replies=2))
+    assert outcome.num_examples == 20
+
+
+def test_a_server_that_overflows_ends_the_run():
+    # 3e38 + 3e38 is above the largest float32, 3.4e38.
+    big = {"a": tensor(3e38), "b": torch.zeros(2)}
+    with pytest.raises(RoundError) as caught:
+        outcomes(federation(lambda plan: [reply(0, big)]), big)
+    assert caught.value.message == "round 1: 1 of 2 tensors of the server are no longer finite, first ['a']."
+    assert caught.value.hint == "lower `client.lr` or `strategy.server_lr`."
+
+
+def test_the_byte_budget_ends_the_run_with_the_round_that_reaches_it():
+    a_round = 6 * PAYLOAD_BYTES
+    for budget, expected in ((2 * a_round, 2), (2 * a_round + 1, 3), (1, 1), (None, 5)):
+        finished = outcomes(federation(num_rounds=5, byte_budget=budget))
+        assert [outcome.round for outcome in finished] == list(range(1, expected + 1))
+        assert finished[-1].accuracy is not None
+
+
+def test_bytes_of_earlier_rounds_count_towards_the_budget():
+    running = federation(num_rounds=5, byte_budget=12 * PAYLOAD_BYTES)
+    assert [o.round for o in federate(running, START, {}, rounds_done=1, bytes_sent=6 * PAYLOAD_BYTES)] == [2]
+
+
+def test_rounds_between_evaluations_have_no_accuracy_and_the_last_always_has():
+    finished = outcomes(federation(num_rounds=5, evaluate_every=2))
+    assert [outcome.accuracy is not None for outcome in finished] == [False, True, False, True, True]
+    assert [outcome.test_loss is not None for outcome in finished] == [False, True, False, True, True]
+
+
+def test_a_continued_run_is_the_rest_of_the_whole_one():
+    running = federation(num_rounds=4, clients_per_round=2)
+    whole = outcomes(running)
+    rest = list(federate(running, whole[1].params, whole[1].state, rounds_done=2))
+    assert [outcome.round for outcome in rest] == [3, 4]
+    assert [outcome.cohort for outcome in rest] == [outcome.cohort for outcome in whole[2:]]
+    assert_same_bits(rest[-1].params, whole[-1].params)
+
+
+def test_a_finished_run_has_no_more_rounds():
+    assert list(federate(federation(num_rounds=3), START, {}, rounds_done=3)) == []
+
+
+def test_the_params_given_are_not_changed():
+    start = {name: value.clone() for name, value in START.items()}
+    outcomes(federation(num_rounds=2), start)
+    assert_same_bits(start, START)
+
+
+def test_the_server_keeps_its_precision_when_downloads_are_rounded():
+    # 1 + 2**-20 is 1 in float16. The client answers with a delta of 2; the server becomes 3 + 2**-20, not 3.
+    start = {"a": tensor(1 + 2.0**-20), "b": torch.zeros(2)}
+    codec = Cast(name="float16")
+    running = federation(lambda plan: [reply(0, codec=codec)], codec=codec)
+    [outcome] = outcomes(running, start)
+    assert decode(running.runtime.sent[0][0], SPEC, codec)[0]["a"].item() == 1.0
+    assert outcome.params["a"].item() == 3 + 2.0**-20

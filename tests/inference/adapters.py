@@ -1,0 +1,75 @@
+"""Adapters with random tensors for the small checkpoints of conftest.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fedelta.inference.adapter import Adapter, write_adapter
+from fedelta.inference.layout import Tuning
+from fedelta.inference.predict import install
+from fedelta.models.hub import Backbone, ModelSource, build
+from fedelta.seeds import stream
+from fedelta.tuning.lanes import Lanes
+
+CLASS_NAMES = ("cat", "dog", "owl")
+IMAGE_FAMILIES = ("vit", "dinov2")
+WORDS = ("a", "bird", "cat", "dog", "not", "on", "sits", "the", "tree")
+
+
+def inputs_of(family: str) -> dict[str, Tensor]:
+    """Four examples for a model of `family`."""
+    generator = torch.Generator().manual_seed(5)
+    if family in IMAGE_FAMILIES:
+        return {"pixel_values": torch.randn(4, 3, 16, 16, generator=generator)}
+    return {
+        "input_ids": torch.randint(2, 11, (4, 7), generator=generator),
+        "attention_mask": torch.ones(4, 7, dtype=torch.int64),
+    }
+
+
+def backbone_of(base: Path, class_names: tuple[str, ...] = CLASS_NAMES) -> Backbone:
+    """The checkpoint `base`, not yet tuned."""
+    return build(ModelSource(source=str(base)), class_names, seed=1)
+
+
+def adapter_of(tuning: Tuning, base: Path, class_names: tuple[str, ...] = CLASS_NAMES) -> Adapter:
+    """An adapter whose tensors change the logits a lot."""
+    spec = tuning.apply(backbone_of(base, class_names), Lanes(1), stream(0))
+    generator = torch.Generator().manual_seed(3)
+    params = {name: 0.5 * torch.randn(each.shape, generator=generator) for name, each in spec.tensors.items()}
+    return Adapter(tuning, params, str(base), class_names)
+
+
+def write(directory: Path, family: str, tuning: Tuning, base: Path, names: tuple[str, ...] = CLASS_NAMES) -> Adapter:
+    """Writes `adapter_of` to `directory` and returns it."""
+    adapter = adapter_of(tuning, base, names)
+    card = {"rounds": 3, "modality": "image" if family in IMAGE_FAMILIES else "text"}
+    write_adapter(directory, adapter, backbone_of(base, names).anatomy, card)
+    return adapter
+
+
+@torch.no_grad()
+def our_logits(adapter: Adapter, backbone: Backbone, inputs: dict[str, Tensor]) -> Tensor:
+    """Logits of `backbone` with `adapter` in it; edits the backbone."""
+    install(adapter, backbone)
+    return backbone.logits(inputs)
+
+
+def write_tokenizer(directory: Path) -> None:
+    """A tokenizer that knows WORDS."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {word: index for index, word in enumerate(("[PAD]", "[UNK]", *WORDS))}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", model_max_length=32,
+        model_input_names=["input_ids", "attention_mask"],
+    )  # fmt: skip
+    fast.save_pretrained(directory)

@@ -1,0 +1,329 @@
+"""Adapter directories: round trips, the model card, refusals, and survival of failures."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+import yaml
+from tests.inference.adapters import (
+    CLASS_NAMES,
+    adapter_of,
+    backbone_of,
+    inputs_of,
+    our_logits,
+    write,
+)  # fmt: skip
+
+from fedelta.errors import AdapterError
+from fedelta.inference import directory as files
+from fedelta.inference.adapter import Adapter, check_fits, read_adapter, write_adapter
+from fedelta.models.anatomy import ANATOMIES
+from fedelta.tuning import Bias, Full, Head, Lora
+
+VIT = ANATOMIES["vit"]
+TUNINGS = [
+    Full(),
+    Head(),
+    Bias(),
+    Lora(r=3, rank_pattern={"v_proj": 2}, alpha_pattern={"layers.1.attention.q_proj": 1.5}, use_rslora=True),
+]
+
+
+@pytest.fixture
+def adapter() -> Adapter:
+    """A small adapter without a model: one pair and a head."""
+    path = "vit.layers.0.attention.q_proj"
+    params = {
+        f"{path}.lora_A": torch.arange(6.0).view(2, 3),
+        f"{path}.lora_B": torch.ones(4, 2),
+        "classifier.weight": torch.ones(2, 4),
+    }
+    return Adapter(Lora(r=2), params, "some/base", ("no", "yes"))
+
+
+@pytest.mark.parametrize("family", ["vit", "bert", "distilbert"])
+@pytest.mark.parametrize("tuning", TUNINGS, ids=lambda tuning: tuning.name)
+def test_an_adapter_comes_back_bit_for_bit(tuning, family, checkpoint, tmp_path):
+    if family != "vit" and isinstance(tuning, Lora):
+        tuning = Lora(r=2, target_modules=("q", "fc1"))
+    base = checkpoint(family)
+    written = write(tmp_path / "adapter", family, tuning, base)
+    found = read_adapter(tmp_path / "adapter", backbone_of(base).anatomy)
+    assert sorted(found.params) == sorted(written.params)
+    assert all(torch.equal(found.params[name], tensor) for name, tensor in written.params.items())
+    assert (found.tuning.name, found.base, found.class_names) == (tuning.name, str(base), CLASS_NAMES)
+    inputs = inputs_of(family)
+    assert torch.equal(our_logits(found, backbone_of(base), inputs), our_logits(written, backbone_of(base), inputs))
+
+
+def test_settings_of_lora_that_was_read_name_each_layer(checkpoint, tmp_path):
+    write(tmp_path / "adapter", "vit", TUNINGS[3], checkpoint("vit"))
+    tuning = read_adapter(tmp_path / "adapter").tuning
+    paths = [f"vit.layers.{index}.attention" for index in (0, 1)]
+    assert tuning == Lora(
+        r=3,
+        lora_alpha=16.0,
+        target_modules=tuple(f"{path}.{role}" for path in paths for role in ("q_proj", "v_proj")),
+        rank_pattern={f"{path}.v_proj": 2 for path in paths},
+        alpha_pattern={"vit.layers.1.attention.q_proj": 1.5},
+        use_rslora=True,
+    )
+
+
+def test_what_was_written_is_independent_of_the_tensors_it_was_made_from(adapter, tmp_path):
+    row = torch.arange(20.0)
+    views = {name: row[: tensor.numel()].view(tensor.shape) for name, tensor in adapter.params.items()}
+    write_adapter(tmp_path / "a", Adapter(adapter.tuning, views, "base", None), VIT, {})
+    assert all(torch.equal(tensor, views[name]) for name, tensor in read_adapter(tmp_path / "a").params.items())
+
+
+def test_the_same_adapter_gives_the_same_bytes(adapter, tmp_path):
+    for name in ("one", "two"):
+        write_adapter(tmp_path / name, adapter, VIT, {"rounds": 3})
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert names == ["README.md", "adapter_config.json", "adapter_model.safetensors", "fedelta.json"]
+    assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes() for name in names)
+
+
+def test_the_card_tells_of_the_run_and_how_to_load(adapter, tmp_path):
+    card = {
+        "rounds": 30, "num_clients": 64, "final_accuracy": 0.91257, "uplink_bytes": 3 * 2**20, "wall_seconds": 61.25,
+        "best_accuracy": None, "modality": "image", "extra_inputs": {},
+        "config": {"partition": {"name": "dirichlet", "alpha": 0.1}},
+    }  # fmt: skip
+    bundled = Adapter(adapter.tuning, adapter.params, "bundled:vit-micro", ("no", "yes"))
+    write_adapter(tmp_path / "a", bundled, VIT, card)
+    _, header, body = (tmp_path / "a/README.md").read_text().split("---\n", 2)
+    assert yaml.safe_load(header) == {
+        "library_name": "peft",
+        "base_model": "bundled:vit-micro",
+        "pipeline_tag": "image-classification",
+        "tags": ["federated-learning", "fedelta", "lora"],
+    }
+    for row in (
+        "| rounds | 30 |", "| clients | 64 |", "| final accuracy | 91.26 % |", "| uplink | 3.00 MiB |",
+        "| wall | 61.2 s |", "| partition | name dirichlet, alpha 0.1 |", "2 classes: no, yes",
+        'str(bundled_path("vit-micro")), dtype="float32", num_labels=2,',
+    ):  # fmt: skip
+        assert row in body
+    assert "best accuracy" not in body
+    assert "interpolated" not in body
+
+
+def test_the_card_shows_a_few_of_many_classes(adapter, tmp_path):
+    names = tuple(f"class-{index}" for index in range(100))
+    write_adapter(tmp_path / "a", Adapter(adapter.tuning, adapter.params, "base", names), VIT, {})
+    card = (tmp_path / "a/README.md").read_text()
+    assert "100 classes: class-0, " in card
+    assert ", class-19 and 80 more (in `fedelta.json`)\n" in card
+
+
+@pytest.mark.parametrize(
+    ("modality", "with_head", "task_type"), [("text", True, "SEQ_CLS"), ("text", False, None), ("image", True, None)]
+)
+def test_peft_gets_a_task_type_for_texts_with_a_head(modality, with_head, task_type, adapter, tmp_path):
+    params = {name: tensor for name, tensor in adapter.params.items() if with_head or "lora" in name}
+    write_adapter(tmp_path / "a", Adapter(Lora(r=2), params, "base", None), VIT, {"modality": modality})
+    config = json.loads((tmp_path / "a/adapter_config.json").read_text())
+    assert config["task_type"] == task_type
+    assert config["modules_to_save"] == (["classifier"] if with_head else None)
+    assert read_adapter(tmp_path / "a").tuning.train_head is with_head
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------
+
+
+def change_config(path: Path, **fields: object) -> None:
+    config = json.loads((path / "adapter_config.json").read_text())
+    (path / "adapter_config.json").write_text(json.dumps(config | fields))
+
+
+def change_tensors(path: Path, **tensors: torch.Tensor | None) -> None:
+    file = path / "adapter_model.safetensors"
+    changed = safetensors.torch.load_file(file) | tensors
+    safetensors.torch.save_file({key: tensor for key, tensor in changed.items() if tensor is not None}, file)
+
+
+A = "base_model.model.vit.layers.0.attention.q_proj.lora_A.weight"
+B = "base_model.model.vit.layers.0.attention.q_proj.lora_B.weight"
+DAMAGES = {
+    "no directory": (lambda path: path.rename(path.with_name("b")), "does not exist, expected a directory"),
+    "no configuration": (lambda path: (path / "adapter_config.json").unlink(), "lacks `adapter_config.json`"),
+    "cut configuration": (lambda path: (path / "adapter_config.json").write_text("{"), "is not readable as JSON"),
+    "a list": (lambda path: (path / "adapter_config.json").write_text("[]"), "holds a JSON list, expected an object"),
+    "no type": (lambda path: change_config(path, peft_type=None), "`peft_type` is None, expected 'LORA' or one of"),
+    "no tensors": (lambda path: (path / "adapter_model.safetensors").unlink(), "lacks `adapter_model.safetensors`"),
+    "cut tensors": (lambda path: os.truncate(path / "adapter_model.safetensors", 300), "is damaged"),
+    "empty file": (lambda path: (path / "adapter_model.safetensors").write_bytes(b""), "is damaged"),
+    "no tensor": (lambda path: safetensors.torch.save_file({}, path / "adapter_model.safetensors"), "holds no tensors"),
+    "NaN": (lambda path: change_tensors(path, **{A: torch.full((2, 3), torch.nan)}), "NaN or infinity in 1 tensors"),
+    "integers": (lambda path: change_tensors(path, **{A: torch.ones(2, 3).char()}), "no floating-point numbers"),
+    "half a pair": (lambda path: change_tensors(path, **{B: None}), "q_proj.lora_A` lacks its `lora_B`"),
+    "the other half": (lambda path: change_tensors(path, **{A: None}), "q_proj.lora_B` lacks its `lora_A`"),
+    "no pair": (lambda path: change_tensors(path, **{A: None, B: None}), "it holds no LoRA pair"),
+    "two ranks": (lambda path: change_tensors(path, **{A: torch.ones(1, 3)}), "expected (out, 1) as `lora_A`"),
+    "rank": (
+        lambda path: change_tensors(path, **{A: torch.ones(5, 3), B: torch.ones(4, 5)}), "has rank 5, expected 1 to 3",
+    ),
+    "alpha": (lambda path: change_config(path, lora_alpha=0), "alpha is 0, expected a number above 0"),
+    "alpha text": (lambda path: change_config(path, lora_alpha="8"), "alpha is '8', expected a number above 0"),
+    "pattern": (lambda path: change_config(path, alpha_pattern={"(": 2}), "key '(' is no regular expression"),
+    "patterns": (lambda path: change_config(path, alpha_pattern=[1]), "`alpha_pattern` is [1], expected an object"),
+    "later switch": (lambda path: change_config(path, use_new=True), "`use_new` is True, expected it to be off"),
+    "later options": (lambda path: change_config(path, new={"k": 1}), "`new` is {'k': 1}, expected it to be off"),
+    "class names": (lambda path: (path / "fedelta.json").write_text('{"class_names": [1]}'), "expected a list of"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_adapter_is_refused(damage, adapter, tmp_path):
+    write_adapter(tmp_path / "a", adapter, VIT, {})
+    inflict, message = DAMAGES[damage]
+    inflict(tmp_path / "a")
+    with pytest.raises(AdapterError) as caught:
+        read_adapter(tmp_path / "a", VIT)
+    assert message in str(caught.value)
+    assert str(tmp_path / "a") in str(caught.value)
+
+
+def test_all_problems_of_an_adapter_are_in_one_message(adapter, tmp_path):
+    write_adapter(tmp_path / "a", adapter, VIT, {})
+    change_config(tmp_path / "a", use_dora=True, bias="all")
+    change_tensors(tmp_path / "a", **{B: None})
+    with pytest.raises(AdapterError) as caught:
+        read_adapter(tmp_path / "a")
+    assert str(caught.value).count("\n  - ") == 3
+
+
+def test_parameters_of_a_later_peft_that_are_off_do_no_harm(adapter, tmp_path):
+    write_adapter(tmp_path / "a", adapter, VIT, {})
+    change_config(tmp_path / "a", use_new=False, new_size=16, new_name="x", new_config=None, new_list=[])
+    assert read_adapter(tmp_path / "a").tuning == read_adapter(tmp_path / "a", VIT).tuning
+
+
+def test_a_pickle_is_refused_and_never_opened(adapter, tmp_path):
+    write_adapter(tmp_path / "a", adapter, VIT, {})
+    (tmp_path / "a/adapter_model.safetensors").rename(tmp_path / "a/adapter_model.bin")
+    with pytest.raises(AdapterError, match="a pickle, which may run code and is not read") as caught:
+        read_adapter(tmp_path / "a")
+    assert "`save_pretrained`" in str(caught.value.hint)
+
+
+# --- fitting ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tuning", [*TUNINGS, Lora(target_modules="all-linear", r=2)], ids=lambda tuning: tuning.name)
+def test_an_adapter_fits_its_own_model_which_stays_as_it_is(tuning, checkpoint):
+    backbone = backbone_of(checkpoint("vit"))
+    before = {name: tensor.clone() for name, tensor in backbone.module.state_dict().items()}
+    check_fits(adapter_of(tuning, checkpoint("vit")), backbone)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.module.state_dict().items())
+    assert list(backbone.module.state_dict()) == list(before)
+
+
+# A head alone could belong to any model of the same width: names and shapes are all there is to check.
+@pytest.mark.parametrize("tuning", [Full(), Bias(), Lora()], ids=lambda tuning: tuning.name)
+def test_an_adapter_of_another_family_is_refused(tuning, checkpoint):
+    base = checkpoint("vit")
+    with pytest.raises(AdapterError, match="does not fit this BertForSequenceClassification") as caught:
+        check_fits(adapter_of(tuning, base), backbone_of(checkpoint("bert")))
+    assert f"was made for {str(base)!r}" in caught.value.message
+    assert "the model has no " in caught.value.message
+    assert "`vit." in caught.value.message
+
+
+@pytest.mark.parametrize("tuning", TUNINGS, ids=lambda tuning: tuning.name)
+def test_an_adapter_for_other_classes_is_refused(tuning, checkpoint):
+    base = checkpoint("vit")
+    message = r"`classifier.weight` has shape \(3, 16\), the model's is \(2, 16\)"
+    with pytest.raises(AdapterError, match=message):
+        check_fits(adapter_of(tuning, base), backbone_of(base, ("no", "yes")))
+
+
+def test_what_does_not_fit_is_named(checkpoint):
+    base = checkpoint("vit")
+    fine = adapter_of(Lora(r=2), base)
+    path = "vit.layers.0.attention.q_proj"
+    cases = {
+        f"`{path}.lora_A` has shape (2, 9), the model's is (2, 16)": {f"{path}.lora_A": torch.ones(2, 9)},
+        "the model has no module `vit.layers.7.mlp.fc1`": {"vit.layers.7.mlp.fc1.lora_A": torch.ones(2, 16)},
+        "`vit.layernorm` is a LayerNorm, expected a linear layer": {"vit.layernorm.lora_A": torch.ones(2, 16)},
+        "`vit.layernorm.weight` was saved whole and is not in the head ['classifier']": {
+            "vit.layernorm.weight": torch.ones(16)
+        },
+        "the model has no `classifier.scale` that 'lora' tunes": {"classifier.scale": torch.ones(16)},
+    }
+    for message, changes in cases.items():
+        with pytest.raises(AdapterError) as caught:
+            check_fits(Adapter(fine.tuning, fine.params | changes, str(base), None), backbone_of(base))
+        assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("tuning", TUNINGS, ids=lambda tuning: tuning.name)
+def test_an_adapter_that_lacks_a_tensor_is_refused(tuning, checkpoint):
+    base = checkpoint("vit")
+    whole = adapter_of(tuning, base)
+    name = "vit.layers.1.attention.q_proj.lora_B" if isinstance(tuning, Lora) else "classifier.bias"
+    rest = {key: tensor for key, tensor in whole.params.items() if key != name}
+    with pytest.raises(AdapterError, match=f"the adapter lacks `{name}`"):
+        check_fits(Adapter(tuning, rest, str(base), None), backbone_of(base))
+
+
+# --- writing ----------------------------------------------------------------------------------------------------
+
+
+def test_a_previous_adapter_is_replaced_and_nothing_else_is_left(adapter, tmp_path):
+    write_adapter(tmp_path / "deep/a", adapter, VIT, {})
+    other = Adapter(adapter.tuning, adapter.params, "other", None)
+    write_adapter(tmp_path / "deep/a", other, VIT, {})
+    assert read_adapter(tmp_path / "deep/a").base == "other"
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("failing", ["write", "first rename", "second rename"])
+def test_a_previous_adapter_survives_a_failure(failing, adapter, tmp_path, monkeypatch):
+    write_adapter(tmp_path / "a", adapter, VIT, {})
+    calls, rename, write_file = [], Path.rename, files.write_atomic
+
+    def fail_when(due: bool) -> None:
+        if due:
+            raise OSError(28, "No space left on device")
+
+    def failing_rename(self: Path, target: Path) -> Path:
+        calls.append(target)
+        fail_when((failing, len(calls)) in {("first rename", 1), ("second rename", 2)})
+        return rename(self, target)
+
+    def failing_write(path: Path, content: str | bytes) -> None:
+        fail_when(failing == "write" and path.name == "adapter_config.json")
+        write_file(path, content)
+
+    monkeypatch.setattr(Path, "rename", failing_rename)
+    monkeypatch.setattr(files, "write_atomic", failing_write)
+    with pytest.raises(OSError, match="No space left"):
+        write_adapter(tmp_path / "a", Adapter(adapter.tuning, adapter.params, "other", None), VIT, {})
+    monkeypatch.undo()
+    assert read_adapter(tmp_path / "a").base == "some/base"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_an_adapter_that_a_kill_left_aside_comes_back(adapter, tmp_path):
+    write_adapter(tmp_path / "a", adapter, VIT, {})
+    (tmp_path / "a").rename(tmp_path / ".a.previous")  # as between the two renames
+    (tmp_path / ".a.partial").mkdir()
+    write_adapter(tmp_path / "a", adapter, VIT, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_directory_with_other_files_is_not_replaced(adapter, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(AdapterError, match=r"is no adapter directory: it holds 'thesis.tex'"):
+        write_adapter(tmp_path, adapter, VIT, {})
+    with pytest.raises(AdapterError, match=r"is no adapter directory"):
+        write_adapter(tmp_path / "thesis.tex", adapter, VIT, {})
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"

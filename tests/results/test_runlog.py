@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import torch
+
+from fedelta.federation.records import Rejection, RoundOutcome, Transfer
+from fedelta.results.ledger import Ledger
+from fedelta.results.runlog import full_model_bytes, round_record, summary, timing_record
+
+TRANSFERS = (
+    Transfer(3, 1, "down", 100, {"a": 80}),
+    Transfer(3, 5, "down", 100, {"a": 80}),
+    Transfer(3, 1, "up", 60, {"a": 40}),
+)
+OUTCOME = RoundOutcome(
+    round=3,
+    params={"w": torch.ones(2)},
+    state={},
+    cohort=(1, 5),
+    rejections=(Rejection(5, "no reply"),),
+    transfers=TRANSFERS,
+    num_examples=17,
+    train_loss=0.5,
+    test_loss=None,
+    accuracy=None,
+)
+
+
+def test_a_round_record_holds_what_the_seed_determines():
+    assert round_record(OUTCOME, cumulative_bytes=900) == {
+        "round": 3,
+        "accuracy": None,
+        "test_loss_nats": None,
+        "train_loss_nats": 0.5,
+        "num_examples": 17,
+        "cohort": [1, 5],
+        "rejections": [{"client_id": 5, "reason": "no reply"}],
+        "uplink_bytes": 60,
+        "downlink_bytes": 200,
+        "cumulative_bytes": 900,
+    }
+
+
+def test_a_summary_of_three_rounds_by_hand():
+    records = [{"accuracy": 0.5}, {"accuracy": 0.8}, {"accuracy": 0.7}, {"accuracy": None}]
+    timings = [timing_record(1, 1.5, 300), timing_record(2, 2.0, 200)]
+    ledger = Ledger(backbone_bytes=10_000)
+    ledger.append(TRANSFERS)
+    assert summary(records, timings, ledger, tuned_parameters=20, total_parameters=1000) == {
+        "final_accuracy": 0.7,
+        "best_accuracy": 0.8,
+        "rounds": 4,
+        "tuned_parameters": 20,
+        "total_parameters": 1000,
+        "uplink_bytes": 60,
+        "downlink_bytes": 200,
+        "uplink_tensor_bytes": 40,
+        "downlink_tensor_bytes": 160,
+        "full_model_bytes": 12_000,  # 3 payloads of 1000 float32
+        "wall_seconds": 3.5,
+        "peak_memory_bytes": 300,
+    }
+
+
+def test_a_summary_without_rounds_has_no_accuracy():
+    nothing = summary([], [], Ledger(), tuned_parameters=1, total_parameters=2)
+    assert nothing["final_accuracy"] is nothing["best_accuracy"] is None
+    assert nothing["rounds"] == nothing["wall_seconds"] == nothing["peak_memory_bytes"] == 0
+
+
+def test_a_float32_takes_four_bytes():
+    assert full_model_bytes(total_parameters=10, num_transfers=16) == 640

@@ -1,0 +1,193 @@
+"""The whole loop in this process: it learns, and the same seed gives the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import tensor
+
+from fedelta.codecs.cast import Cast
+from fedelta.codecs.wire import decode
+from fedelta.data.batches import LabelledData
+from fedelta.errors import RoundError
+from fedelta.federation.client import Site
+from fedelta.federation.records import Reply, RoundOutcome
+from fedelta.federation.rounds import Federation, Runtime, federate
+from fedelta.federation.training import ClientSettings
+from fedelta.params import Params
+from fedelta.runtimes.simulation import Simulation, SimulationSettings
+from fedelta.seeds import stream
+from fedelta.strategies.base import RoundPlan
+from fedelta.strategies.fedavg import FedAvg
+from fedelta.tuning import TUNING_METHODS
+from fedelta.tuning.base import TuningMethod
+from fedelta.tuning.lora import Lora
+from tests.builders import ReadyInputs, assert_close, assert_same_bits, start_of, tiny_engine
+
+NUM_CLIENTS = 6
+
+
+@dataclass
+class Shuffled:
+    """Gives the replies of another runtime in another order."""
+
+    runtime: Runtime
+    seed: int
+
+    def run(self, plan: RoundPlan, payloads: Mapping[int, bytes]) -> Iterable[Reply]:
+        replies = list(self.runtime.run(plan, payloads))
+        return [replies[index] for index in torch.randperm(len(replies), generator=stream(self.seed))]
+
+
+@dataclass
+class Recorded:
+    """Keeps what went down and what came up."""
+
+    runtime: Runtime
+    down: Mapping[int, bytes] | None = None
+    up: list[Reply] | None = None
+
+    def run(self, plan: RoundPlan, payloads: Mapping[int, bytes]) -> Iterable[Reply]:
+        self.down, self.up = payloads, list(self.runtime.run(plan, payloads))
+        return self.up
+
+
+def brightness(num_rows: int, seed: int) -> LabelledData:
+    """Noise whose mean is -2, 0 or 2 by class: a task that any working learner solves."""
+    labels = torch.arange(num_rows) % 3
+    noise = torch.randn(num_rows, 3, 8, 8, generator=stream(seed, "brightness"))
+    return LabelledData(ReadyInputs({"pixel_values": noise + 2 * (labels - 1).view(-1, 1, 1, 1)}), labels)
+
+
+def federation(
+    method: TuningMethod | None = None,
+    *,
+    lanes: int = 2,
+    num_rounds: int = 3,
+    clients_per_round: int = 4,
+    codec: Cast | None = None,
+    cache_bytes: int = 0,
+    **client: object,
+) -> tuple[Federation, Params]:
+    train, test = brightness(60, seed=0), brightness(90, seed=1)
+    settings = ClientSettings(**({"batch_size": 8, "lr": 0.03, "local_epochs": 2} | client))
+    engine, _ = tiny_engine(method or Lora(r=2), train, lanes=lanes, client=settings, cache_bytes=cache_bytes)
+    # Sizes 5 to 15; every client has every class, as rows alternate.
+    partition = dict(enumerate(torch.arange(60).split([5, 7, 9, 11, 13, 15])))
+    codec = codec or Cast()
+    site = Site(engine, partition, codec, seed=0, num_rounds=num_rounds)
+    return Federation(
+        strategy=FedAvg(clients_per_round=clients_per_round, num_rounds=num_rounds),
+        runtime=Simulation(site),
+        codec=codec,
+        spec=engine.spec,
+        client_ids=range(NUM_CLIENTS),
+        seed=0,
+        evaluate=lambda params: engine.evaluate(params, test),
+    ), start_of(engine)
+
+
+def run(running: Federation, start: Params) -> list[RoundOutcome]:
+    return list(federate(running, start, running.strategy.init(start, running.spec)))
+
+
+@pytest.mark.parametrize("name", sorted(TUNING_METHODS))
+def test_every_tuning_method_learns_an_easy_task_in_a_few_rounds(name: str):
+    running, start = federation(TUNING_METHODS[name](), num_rounds=5, lr=0.1)
+    before = running.evaluate(start)
+    outcomes = run(running, start)
+    # Three classes: guessing is a third.
+    assert before.accuracy < 0.6
+    assert outcomes[-1].accuracy > 0.9
+    assert outcomes[-1].test_loss < before.loss / 2
+    assert outcomes[-1].train_loss < outcomes[0].train_loss
+    assert not outcomes[-1].rejections
+
+
+def test_replies_in_another_order_give_the_same_bits():
+    results = []
+    for seed in (None, 1, 2):
+        running, start = federation()
+        if seed is not None:
+            running = Federation(**(vars(running) | {"runtime": Shuffled(running.runtime, seed)}))
+        results.append(run(running, start))
+    for other in results[1:]:
+        for left, right in zip(results[0], other, strict=True):
+            assert_same_bits(left.params, right.params)
+            assert (left.transfers, left.train_loss, left.accuracy) == (right.transfers, right.train_loss, right.accuracy)
+
+
+def test_the_same_seed_gives_the_same_bits():
+    first, second = run(*federation()), run(*federation())
+    assert_same_bits(first[-1].params, second[-1].params)
+    assert [outcome.cohort for outcome in first] == [outcome.cohort for outcome in second]
+
+
+def test_a_resumed_run_ends_with_the_same_bits():
+    whole = run(*federation())
+    running, _ = federation()
+    rest = list(federate(running, whole[0].params, whole[0].state, rounds_done=1))
+    assert_same_bits(rest[-1].params, whole[-1].params)
+    assert [outcome.train_loss for outcome in rest] == [outcome.train_loss for outcome in whole[1:]]
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 2**20])
+def test_the_number_of_lanes_changes_the_result_by_rounding_alone(cache_bytes: int):
+    one, four = (run(*federation(lanes=lanes, cache_bytes=cache_bytes)) for lanes in (1, 4))
+    assert_close(one[-1].params, four[-1].params, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+def test_the_server_moves_by_exactly_the_mean_of_what_came_up(name: str):
+    # Were the anchor the server's own value, the client's delta would be off by the rounding of the download.
+    codec = Cast(name=name)
+    running, start = federation(codec=codec, num_rounds=1, clients_per_round=1)
+    recorded = Recorded(running.runtime)
+    running = Federation(**(vars(running) | {"runtime": recorded}))
+    [outcome] = run(running, start)
+    delta, _ = decode(recorded.up[0].payload, running.spec, codec)
+    expected = {key: (value.double() + delta[key].double()).float() for key, value in start.items()}
+    assert_same_bits(outcome.params, expected)
+    downloaded, _ = decode(next(iter(recorded.down.values())), running.spec, codec)
+    assert_same_bits(downloaded, {key: value.to(codec.dtype).float() for key, value in start.items()})
+
+
+def test_a_diverging_run_ends_with_a_hint():
+    with pytest.raises(RoundError, match=r"(?s)round 1: 0 of 4 replies are usable.*hint: .*lower `client.lr`"):
+        run(*federation(lr=1e30))
+
+
+@pytest.mark.parametrize(
+    ("settings", "batch_size", "max_lanes", "expected"),
+    [
+        ({}, 8, None, 8),  # 64 samples a step on a CPU
+        ({}, 20, None, 3),
+        ({}, 200, None, 1),
+        ({}, 1, None, 16),  # no more lanes than clients
+        ({}, 8, 1, 1),
+        ({"lanes": 5}, 200, None, 5),
+        ({"lanes": 50}, 8, None, 16),
+        ({"lanes": 5}, 8, 1, 1),
+    ],
+)
+def test_lanes_fill_a_step_and_no_more(settings: dict[str, int], batch_size: int, max_lanes: int | None, expected: int):
+    chosen = SimulationSettings(device="cpu", **settings)
+    assert chosen.num_lanes(clients_per_round=16, batch_size=batch_size, max_lanes=max_lanes) == expected
+
+
+def test_a_gpu_fills_larger_steps():
+    chosen = SimulationSettings(device="cuda")
+    assert chosen.num_lanes(clients_per_round=100, batch_size=32, max_lanes=None) == 32
+
+
+def test_no_lane_is_refused():
+    with pytest.raises(ValidationError, match="lanes"):
+        SimulationSettings(lanes=0)
+
+
+def test_the_task_of_these_tests_is_balanced():
+    assert torch.bincount(brightness(60, seed=0).labels).equal(tensor([20, 20, 20]))

@@ -1,0 +1,328 @@
+"""Configurations: every problem in one message, overrides, and that what is written is what is read."""
+
+from __future__ import annotations
+
+import itertools
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from fedelta.config import Config, choices_of, load_config, parse_config
+from fedelta.errors import ConfigError
+from fedelta.federation.optimizers import AdamW, Sgd
+from fedelta.strategies.local import FedProx
+from fedelta.tuning.head import Head
+from fedelta.tuning.lora import Lora
+
+# Any other type of value in a table of the test would be a type of TOML.
+Table = dict[str, object]
+
+
+def table(**sections: object) -> Table:
+    """The smallest configuration, some sections replaced."""
+    smallest = {
+        "model": {"architecture": {"model_type": "vit"}},
+        "data": {"source": "digits"},
+        "partition": {"name": "iid", "num_clients": 16},
+    }
+    return smallest | sections
+
+
+def problems_of(config: Table, overrides: tuple[str, ...] = ()) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(config, overrides)
+    return caught.value.problems
+
+
+def test_the_smallest_configuration_takes_every_default():
+    config = parse_config(table())
+    assert (config.seed, config.evaluate_every, config.byte_budget_mib) == (0, 1, None)
+    assert config.tuning == Lora()
+    assert (config.strategy.clients_per_round, config.strategy.num_rounds) == (8, 50)
+    assert config.codec.name == "float32"
+
+
+def test_a_file_is_read(tmp_path: Path):
+    path = tmp_path / "run.toml"
+    path.write_text(
+        'seed = 7\n[model]\narchitecture = {model_type = "vit"}\n[data]\nsource = "digits"\n'
+        '[partition]\nname = "iid"\nnum_clients = 16\n[tuning]\nname = "lora"\nr = 2\ntarget_modules = ["q", "k"]\n'
+        '[client]\nlr = 1\noptimizer = {name = "adamw", beta1 = 0.5}\n'
+    )
+    config = load_config(path)
+    assert config.seed == 7
+    assert config.tuning == Lora(r=2, target_modules=("q", "k"))
+    assert config.client.optimizer == AdamW(beta1=0.5)
+    assert config.client.lr == 1.0
+
+
+def test_all_problems_are_in_one_message():
+    wrong = table(
+        seed=-1,
+        partition={"name": "dirichlet", "num_clients": 4, "alpha": 0.0},
+        strategy={"clients_per_rond": 8},
+        client={"lr": "fast", "batch_size": 0},
+        codec={"name": "flot16"},
+        tuning={"name": "lora", "r": 2.5},
+        stratgy={},
+    )
+    del wrong["data"]
+    with pytest.raises(ConfigError) as caught:
+        parse_config(wrong, origin="run.toml")
+    assert str(caught.value) == (
+        "9 problems in run.toml:\n"
+        "  - `partition.alpha` is 0.0, expected: greater than 0\n"
+        "  - `seed` is -1, expected: greater than or equal to 0\n"
+        "  - `strategy.clients_per_rond` is unknown; did you mean `strategy.clients_per_round`?\n"
+        "  - `client.batch_size` is 0, expected: greater than or equal to 1\n"
+        "  - `client.lr` is 'fast', expected: a valid number\n"
+        "  - `codec.name` is 'flot16', expected: 'float32', 'float16' or 'bfloat16'\n"
+        "  - `tuning.r` is 2.5, expected: a valid integer\n"
+        "  - `stratgy` is unknown; did you mean `strategy`?\n"
+        "  - section `[data]` is missing\n"
+        "hint: `fedelta list` names what can be chosen."
+    )
+
+
+@pytest.mark.parametrize(
+    ("section", "problem"),
+    [
+        ({"tuning": {"name": "loar"}}, "`tuning.name` is 'loar', expected one of full, head, bias, lora; did you mean 'lora'?"),
+        ({"tuning": {"name": "xyz"}}, "`tuning.name` is 'xyz', expected one of full, head, bias, lora"),
+        ({"tuning": {"r": 2}}, "`tuning.name` is missing, expected one of full, head, bias, lora"),
+        (
+            {"client": {"optimizer": {"name": "sgdd"}}},
+            "`client.optimizer.name` is 'sgdd', expected one of sgd, adamw; did you mean 'sgd'?",
+        ),
+        (
+            {"client": {"optimizer": {"name": "sgd", "nesterow": True}}},
+            "`client.optimizer.nesterow` is unknown; did you mean `client.optimizer.nesterov`?",
+        ),
+        ({"client": {"schedule": {"name": "step", "after_rounds": [1, "x"]}}}, "`client.schedule.after_rounds.1` is 'x', "),
+        ({"tuning": {"name": "head", "r": 4}}, "`tuning.r` is unknown; known: name"),
+        ({"seed": "7"}, "`seed` is '7', expected: a valid integer"),
+        ({"seed": True}, "`seed` is True, expected: a valid integer"),
+        ({"strategy": {"server_lr": float("nan")}}, "`strategy.server_lr` is nan, expected: "),
+        ({"client": {"lr": float("inf")}}, "`client.lr` is inf, expected: a finite number"),
+        ({"runtime": {"lanes": "many"}}, "`runtime.lanes` is 'many', expected: 'auto' or a valid integer"),
+        ({"runtime": {"lanes": 0}}, "`runtime.lanes` is 0, expected: 'auto' or greater than or equal to 1"),
+        ({"tuning": {"name": "lora", "target_modules": []}}, "`tuning.target_modules` is [], expected: "),
+        ({"tuning": {"name": "lora", "rank_pattern": {"q": 0}}}, "`tuning.rank_pattern.q` is 0, expected: greater than or "),
+        ({"tuning": {"name": "lora", "alpha_pattern": {"q": 0.0}}}, "`tuning.alpha_pattern.q` is 0.0, expected: greater "),
+        ({"client": {"local_epochs": 1, "local_steps": 1}}, "`client`: give `local_epochs` or `local_steps`, not both"),
+        ({"client": 3}, "`client` is 3, expected: "),
+        ({"partition": {"name": "iid"}}, "`partition.num_clients` is missing"),
+        ({"model": {}}, '`model.source` is missing; for example "bundled:vit-micro"'),
+        ({"model": {"source": "./nowhere"}}, "`model.source`: model directory './nowhere' does not exist."),
+        ({"model": {"source": "bundled:nothing"}}, "`model.source`: no bundled backbone 'nothing'; there is "),
+        (
+            {"model": {"architecture": {"model_type": "vit"}, "adapter": "./nowhere"}},
+            "`model.adapter` is './nowhere', which is no directory",
+        ),
+        ({"partition": {"name": "natural"}}, "`partition.name` is 'natural', which needs `data.client_column`"),
+        (
+            {"runtime": {"lanes": 2}, "tuning": {"name": "full"}},
+            "`runtime.lanes` is 2, but tuning method 'full' has one lane, in place",
+        ),
+        ({"strategy": {"clients_per_round": 17}}, "`strategy.clients_per_round` is 17, more than `partition.num_clients` = 16"),
+        (
+            {"strategy": {"clients_per_round": 4, "min_replies": 5}},
+            "`strategy.min_replies` is 5, more than `strategy.clients_per_round` = 4",
+        ),
+        (
+            {"client": {"optimizer": {"name": "sgd", "momentum": 0.0, "nesterov": True}}},
+            "`client.optimizer.nesterov` needs `client.optimizer.momentum` above 0",
+        ),
+        (
+            {"client": {"schedule": {"name": "cosine", "warmup_rounds": 51}}},
+            "`client.schedule.warmup_rounds` is 51, more than `strategy.num_rounds` = 50",
+        ),
+    ],
+)
+def test_one_problem_is_explained_in_our_words(section: Table, problem: str):
+    found = problems_of(table(**section))
+    assert len(found) == 1
+    assert found[0].startswith(problem)
+
+
+def test_a_section_that_is_wrong_does_not_make_another_look_wrong():
+    # The defaults of a section that could not be read, 8 clients a round and 50 rounds, are not what was written.
+    wrong = table(
+        strategy={"clients_per_round": 2, "num_rounds": 100, "server_lr": -1.0},
+        partition={"name": "iid", "num_clients": 4},
+        client={"schedule": {"name": "cosine", "warmup_rounds": 60}},
+    )
+    assert problems_of(wrong) == ("`strategy.server_lr` is -1.0, expected: greater than 0",)
+
+
+def test_a_missing_section_is_compared_with_its_defaults():
+    found = problems_of(table(partition={"name": "iid", "num_clients": 4}))
+    assert found == ("`strategy.clients_per_round` is 8, more than `partition.num_clients` = 4",)
+
+
+def test_one_lane_is_accepted_for_a_method_in_place():
+    assert parse_config(table(runtime={"lanes": 1}, tuning={"name": "full"})).runtime.lanes == 1
+
+
+def test_overrides_reach_top_sections_and_nested_tables():
+    config = parse_config(
+        table(),
+        [
+            "seed=3",
+            "strategy.num_rounds=2",
+            "client.optimizer.name=adamw",
+            "client.optimizer.beta1 = 0.5",
+            "tuning.name=head",
+            "codec.name='float16'",
+            "model.architecture.hidden_size=24",
+        ],
+    )
+    assert (config.seed, config.strategy.num_rounds, config.codec.name) == (3, 2, "float16")
+    assert config.client.optimizer == AdamW(beta1=0.5)
+    assert config.tuning == Head()
+    assert config.model.architecture == {"model_type": "vit", "hidden_size": 24}
+
+
+def test_the_last_override_of_a_key_wins():
+    assert parse_config(table(), ["seed=3", "seed=4"]).seed == 4
+
+
+def test_overrides_do_not_change_the_table_they_are_put_on():
+    given = table(strategy={"num_rounds": 9})
+    parse_config(given, ["strategy.num_rounds=2", "client.lr=0.1"])
+    assert given == table(strategy={"num_rounds": 9})
+
+
+def test_choosing_another_method_drops_the_fields_of_the_one_in_the_file():
+    config = parse_config(table(tuning={"name": "lora", "r": 4}), ["tuning.name=head"])
+    assert config.tuning == Head()
+
+
+def test_choosing_the_method_of_the_file_again_keeps_its_fields():
+    config = parse_config(table(tuning={"name": "lora", "r": 4}), ["tuning.name=lora"])
+    assert config.tuning == Lora(r=4)
+
+
+def test_naming_the_method_that_the_file_left_to_the_default_keeps_its_fields():
+    config = parse_config(table(strategy={"num_rounds": 3}), ["strategy.name=fedavg"])
+    assert config.strategy.num_rounds == 3
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_field_and_the_method_it_belongs_to_may_be_set_in_any_order(order: int):
+    overrides = ["tuning.name=lora", "tuning.r=4"][::order]
+    assert parse_config(table(tuning={"name": "head"}), overrides).tuning == Lora(r=4)
+
+
+def test_a_name_outside_of_any_section_is_one_unknown_key():
+    assert problems_of(table(), ("name=demo",)) == (
+        f"`name` is unknown; known: {', '.join(Config.model_fields)}",
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("strategy.num_rounds", "`--set strategy.num_rounds`: expected `section.key=value`"),
+        ("=3", "`--set =3`: expected `section.key=value`"),
+        ("strategy.=3", "`--set strategy.=3`: expected `section.key=value`"),
+        ("seed.x=3", "`--set seed.x=3`: `seed` is a value, not a section"),
+        ("strategy.phi=4", "`strategy.phi` is unknown; known: name, clients_per_round, num_rounds, server_lr, min_replies"),
+        ("strategy.num_rounds=two", "`strategy.num_rounds` is 'two', expected: a valid integer"),
+    ],
+)
+def test_an_override_that_cannot_be_used_is_a_problem(override: str, problem: str):
+    assert problems_of(table(seed=1), (override,)) == (problem,)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"1 problem in .*gone.toml:\n  - cannot be read: No such file or directory"):
+        load_config(tmp_path / "gone.toml")
+
+
+def test_a_directory_is_no_configuration(tmp_path: Path):
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        load_config(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"seed = \n", b"[model\n", b"\xff\xfe\x00"])
+def test_a_file_that_is_not_toml_is_refused(tmp_path: Path, content: bytes):
+    path = tmp_path / "run.toml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"1 problem in .*run.toml:\n  - is not TOML: "):
+        load_config(path)
+
+
+PARTITIONS = [
+    {"name": "iid", "num_clients": 16},
+    {"name": "dirichlet", "num_clients": 16, "alpha": 0.1},
+    {"name": "pathological", "num_clients": 16},
+    {"name": "natural"},
+    {"name": "quantity", "num_clients": 16, "alpha": 0.5},
+]
+
+
+@pytest.mark.parametrize("partition", PARTITIONS, ids=lambda partition: partition["name"])
+@pytest.mark.parametrize("tuning", choices_of("tuning"))
+def test_a_written_configuration_is_read_back_equal_for_every_choice_of_names(
+    tmp_path: Path, partition: Table, tuning: str
+):
+    rest = itertools.product(
+        choices_of("local_rule"),
+        choices_of("client", "optimizer"),
+        choices_of("client", "schedule"),
+        choices_of("codec"),
+        choices_of("strategy"),
+    )
+    for rule, optimizer, schedule, codec, strategy in rest:
+        config = parse_config(
+            table(
+                data={"source": "digits", "client_column": "writer"},
+                partition=partition,
+                tuning={"name": tuning},
+                local_rule={"name": rule},
+                client={"optimizer": {"name": optimizer}, "schedule": {"name": schedule}},
+                codec={"name": codec},
+                strategy={"name": strategy},
+            )
+        )
+        assert parse_config(tomllib.loads(config.to_toml())) == config
+
+
+def test_values_other_than_the_defaults_survive_writing(tmp_path: Path):
+    config = parse_config(
+        table(
+            seed=2**40,
+            byte_budget_mib=0.5,
+            tuning={
+                "name": "lora", "r": 3, "lora_alpha": 1e-3, "target_modules": ["q", "fc1"],
+                "rank_pattern": {"layers.0.mlp.fc1": 2}, "alpha_pattern": {"fc1": 7.5}, "train_head": False,
+            },
+            local_rule={"name": "fedprox", "mu": 0.25},
+            client={"local_steps": 3, "schedule": {"name": "step", "after_rounds": [1, 2]}},
+            runtime={"lanes": 3, "cache_mib": 0},
+        )
+    )  # fmt: skip
+    path = tmp_path / "config.toml"
+    path.write_text(config.to_toml())
+    again = load_config(path)
+    assert again == config
+    assert again.seed == 2**40
+    assert again.local_rule == FedProx(mu=0.25)
+    assert again.tuning.rank_pattern == {"layers.0.mlp.fc1": 2}
+    assert again.client.schedule.after_rounds == (1, 2)
+
+
+def test_a_written_configuration_holds_the_defaults():
+    written = tomllib.loads(parse_config(table()).to_toml())
+    assert written["tuning"]["r"] == 8
+    assert written["client"]["optimizer"]["momentum"] == Sgd().momentum
+    assert "byte_budget_mib" not in written
+
+
+def test_choices_are_the_names_that_a_section_takes():
+    assert choices_of("tuning") == ["full", "head", "bias", "lora"]
+    assert choices_of("codec") == ["float32", "float16", "bfloat16"]
+    assert choices_of("strategy") == ["fedavg"]
+    assert choices_of("client", "schedule") == ["constant", "cosine", "step"]

@@ -1,0 +1,187 @@
+"""LoRA: the pair by hand, and which layers get one."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn, tensor
+
+from fedelta.errors import ModelError
+from fedelta.models.anatomy import Anatomy
+from fedelta.models.hub import Backbone
+from fedelta.seeds import stream
+from fedelta.tuning.lanes import Lanes
+from fedelta.tuning.lora import Lora, LoraLinear
+from tests.builders import ARCHITECTURES, assert_same_bits, tiny_backbone
+
+ROLES = ("q", "k", "v", "o", "fc1", "fc2")
+
+
+def apply(method: Lora, family: str = "vit") -> tuple[Backbone, list[str]]:
+    backbone = tiny_backbone(family)
+    spec = method.apply(backbone, Lanes(1), stream(0))
+    return backbone, list(spec)
+
+
+def pair(lanes: int = 2, scale: float = 0.5) -> LoraLinear:
+    """I = 2, O = 2, R = 1; W is the identity, b = (1, 0)."""
+    base = nn.Linear(2, 2)
+    with torch.no_grad():
+        base.weight.copy_(torch.eye(2))
+        base.bias.copy_(tensor([1.0, 0.0]))
+        layer = LoraLinear(Lanes(lanes), base, 1, scale, generator=stream(0))
+        layer.lora_A[0], layer.lora_B[0] = tensor([[2.0, 1.0]]), tensor([[1.0], [-2.0]])
+        if lanes > 1:
+            layer.lora_A[1], layer.lora_B[1] = tensor([[0.0, 4.0]]), tensor([[1.0], [1.0]])
+    return layer
+
+
+def test_each_lane_adds_its_own_low_rank_product():
+    # x = (3, 1), W x + b = (4, 1).
+    # lane 0: A x = 2 * 3 + 1 = 7, 0.5 * B * 7 = (3.5, -7), y = (7.5, -6)
+    # lane 1: A x = 4 * 1 = 4, 0.5 * B * 4 = (2, 2), y = (6, 3)
+    assert pair()(tensor([[3.0, 1.0], [3.0, 1.0]])).tolist() == [[7.5, -6.0], [6.0, 3.0]]
+
+
+def test_merging_adds_the_product_of_lane_zero_to_the_weight():
+    # 0.5 * B A = 0.5 * ((2, 1), (-4, -2)) = ((1, 0.5), (-2, -1)), added to the identity
+    merged = pair().merged()
+    assert type(merged) is nn.Linear
+    assert merged.weight.tolist() == [[2.0, 0.5], [-2.0, 0.0]]
+    assert merged.bias.tolist() == [1.0, 0.0]
+
+
+def test_a_starts_uniform_within_one_over_the_root_of_its_inputs_and_b_at_zero():
+    backbone, _ = apply(Lora(r=8, target_modules="all-linear"))
+    for layer in backbone.module.modules():
+        if isinstance(layer, LoraLinear):
+            bound = 1 / math.sqrt(layer.lora_A.shape[-1])
+            assert layer.lora_B.abs().max() == 0
+            assert 0.8 * bound < layer.lora_A.abs().max() <= bound
+            assert abs(layer.lora_A.mean()) < 0.2 * bound
+
+
+def test_the_generator_decides_about_a_alone():
+    first, second = apply(Lora())[0].module.state_dict(), apply(Lora())[0].module.state_dict()
+    assert_same_bits(first, second)
+    other = tiny_backbone("vit")
+    Lora().apply(other, Lanes(1), stream(1))
+    assert {name for name, tensor in other.module.state_dict().items() if not torch.equal(tensor, first[name])} == {
+        f"vit.layers.{block}.attention.{role}_proj.lora_A" for block in (0, 1) for role in "qv"
+    }
+
+
+@pytest.mark.parametrize("family", ARCHITECTURES)
+@pytest.mark.parametrize("role", ROLES)
+def test_a_role_is_one_layer_in_every_block(family: str, role: str):
+    backbone = tiny_backbone(family)
+    anatomy = backbone.anatomy
+    expected = [f"{anatomy.blocks}.{block}.{anatomy.roles[role]}" for block in (0, 1)]
+    assert Lora(target_modules=(role,)).targets(backbone) == expected
+
+
+@pytest.mark.parametrize("family", ARCHITECTURES)
+def test_all_linear_is_every_role_of_every_block(family: str):
+    # 2 blocks of 6 layers; pooler and head are outside of the blocks.
+    backbone = tiny_backbone(family)
+    everything = Lora(target_modules="all-linear").targets(backbone)
+    assert len(everything) == 12
+    assert everything == Lora(target_modules=ROLES).targets(backbone)
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ("mlp.fc1", ["vit.layers.0.mlp.fc1", "vit.layers.1.mlp.fc1"]),
+        ("q_proj", ["vit.layers.0.attention.q_proj", "vit.layers.1.attention.q_proj"]),
+        ("layers.1.mlp.fc2", ["vit.layers.1.mlp.fc2"]),
+        ("vit.layers.0.attention.o_proj", ["vit.layers.0.attention.o_proj"]),
+    ],
+)
+def test_a_module_name_matches_a_full_path_or_its_last_parts(entry: str, expected: list[str]):
+    assert Lora(target_modules=(entry,)).targets(tiny_backbone("vit")) == expected
+
+
+def test_entries_that_overlap_give_one_pair_a_layer_in_the_order_of_the_model():
+    targets = Lora(target_modules=("layers.1.mlp.fc1", "fc1", "q")).targets(tiny_backbone("vit"))
+    assert targets == [
+        "vit.layers.0.attention.q_proj",
+        "vit.layers.0.mlp.fc1",
+        "vit.layers.1.attention.q_proj",
+        "vit.layers.1.mlp.fc1",
+    ]
+
+
+def test_half_a_name_matches_nothing_and_the_nearest_is_named():
+    with pytest.raises(ModelError) as caught:
+        apply(Lora(target_modules=("q", "q_pro")))
+    assert caught.value.message == (
+        "`tuning.target_modules` entry 'q_pro' matches no linear layer of ViTForImageClassification; "
+        "did you mean 'q_proj'?"
+    )
+    assert caught.value.hint == (
+        "roles of this model: q, k, v, o, fc1, fc2; module names: fc1, fc2, k_proj, o_proj, q_proj, v_proj."
+    )
+
+
+def test_a_family_without_roles_is_tuned_by_module_names():
+    module = nn.Sequential()
+    module.body, module.head = nn.Linear(2, 3), nn.Linear(3, 2)
+    backbone = Backbone(module, Anatomy(("head",)))
+    assert Lora(target_modules="all-linear").targets(backbone) == ["body"]
+    with pytest.raises(ModelError, match="roles of this model: none; module names: body"):
+        Lora().targets(backbone)
+
+
+def test_rank_and_alpha_of_single_layers_follow_the_patterns():
+    method = Lora(r=4, lora_alpha=8, rank_pattern={"layers.1.attention.q_proj": 2}, alpha_pattern={"v_proj": 2.0})
+    backbone, _ = apply(method)
+    found = {
+        path: (layer.lora_A.shape[1], layer.scale)
+        for path, layer in backbone.module.named_modules()
+        if isinstance(layer, LoraLinear)
+    }
+    assert found == {
+        "vit.layers.0.attention.q_proj": (4, 8 / 4),
+        "vit.layers.0.attention.v_proj": (4, 2 / 4),
+        "vit.layers.1.attention.q_proj": (2, 8 / 2),
+        "vit.layers.1.attention.v_proj": (4, 2 / 4),
+    }
+
+
+def test_rank_stabilised_lora_divides_by_the_root_of_the_rank():
+    backbone, _ = apply(Lora(r=4, lora_alpha=8, use_rslora=True))
+    assert backbone.module.get_submodule("vit.layers.0.attention.q_proj").scale == 8 / 2
+
+
+def test_the_specification_lists_pairs_first_and_the_head_last():
+    _, names = apply(Lora(target_modules=("layers.0.mlp.fc1",)))
+    assert names == [
+        "vit.layers.0.mlp.fc1.lora_A",
+        "vit.layers.0.mlp.fc1.lora_B",
+        "classifier.weight",
+        "classifier.bias",
+    ]
+
+
+def test_the_head_can_stay_as_it_is():
+    backbone, names = apply(Lora(train_head=False))
+    assert not [name for name in names if name.startswith("classifier")]
+    assert type(backbone.module.classifier) is nn.Linear
+    assert not backbone.module.classifier.weight.requires_grad
+
+
+def test_a_rank_above_the_size_of_a_layer_is_refused():
+    with pytest.raises(ModelError) as caught:
+        apply(Lora(r=17))
+    assert caught.value.message == "rank 17 is above the size of `vit.layers.0.attention.q_proj`, which is 16 x 16."
+    assert caught.value.hint == "use `tuning.r` of at most 16."
+
+
+@pytest.mark.parametrize("field", [{"r": 0}, {"lora_alpha": 0.0}, {"target_modules": ()}, {"rank_pattern": {"q": 0}}])
+def test_impossible_values_are_refused(field: dict[str, object]):
+    with pytest.raises(ValidationError, match=next(iter(field))):
+        Lora(**field)
