@@ -161,7 +161,7 @@ def assert_close(left: Mapping[str, Tensor], right: Mapping[str, Tensor], *, rto
     """Equal names in equal order, and tensors that agree to a tolerance."""
     assert list(left) == list(right)
     for name in left:
-        torch.testing.assert_close(left[name], right[name], rtol=rtol, atol=atol, msg=lambda text: f"{name}: {text}")
+        torch.testing.assert_close({name: left[name]}, {name: right[name]}, rtol=rtol, atol=atol)
 
 
 def randomise(params: Mapping[str, Tensor], generator: Generator, scale: float = 0.1) -> Params:

@@ -88,7 +88,10 @@ def test_all_problems_are_in_one_message():
 @pytest.mark.parametrize(
     ("section", "problem"),
     [
-        ({"tuning": {"name": "loar"}}, "`tuning.name` is 'loar', expected one of full, head, bias, lora; did you mean 'lora'?"),
+        (
+            {"tuning": {"name": "loar"}},
+            "`tuning.name` is 'loar', expected one of full, head, bias, lora; did you mean 'lora'?",
+        ),
         ({"tuning": {"name": "xyz"}}, "`tuning.name` is 'xyz', expected one of full, head, bias, lora"),
         ({"tuning": {"r": 2}}, "`tuning.name` is missing, expected one of full, head, bias, lora"),
         (
@@ -99,7 +102,10 @@ def test_all_problems_are_in_one_message():
             {"client": {"optimizer": {"name": "sgd", "nesterow": True}}},
             "`client.optimizer.nesterow` is unknown; did you mean `client.optimizer.nesterov`?",
         ),
-        ({"client": {"schedule": {"name": "step", "after_rounds": [1, "x"]}}}, "`client.schedule.after_rounds.1` is 'x', "),
+        (
+            {"client": {"schedule": {"name": "step", "after_rounds": [1, "x"]}}},
+            "`client.schedule.after_rounds.1` is 'x', ",
+        ),
         ({"tuning": {"name": "head", "r": 4}}, "`tuning.r` is unknown; known: name"),
         ({"seed": "7"}, "`seed` is '7', expected: a valid integer"),
         ({"seed": True}, "`seed` is True, expected: a valid integer"),
@@ -108,8 +114,14 @@ def test_all_problems_are_in_one_message():
         ({"runtime": {"lanes": "many"}}, "`runtime.lanes` is 'many', expected: 'auto' or a valid integer"),
         ({"runtime": {"lanes": 0}}, "`runtime.lanes` is 0, expected: 'auto' or greater than or equal to 1"),
         ({"tuning": {"name": "lora", "target_modules": []}}, "`tuning.target_modules` is [], expected: "),
-        ({"tuning": {"name": "lora", "rank_pattern": {"q": 0}}}, "`tuning.rank_pattern.q` is 0, expected: greater than or "),
-        ({"tuning": {"name": "lora", "alpha_pattern": {"q": 0.0}}}, "`tuning.alpha_pattern.q` is 0.0, expected: greater "),
+        (
+            {"tuning": {"name": "lora", "rank_pattern": {"q": 0}}},
+            "`tuning.rank_pattern.q` is 0, expected: greater than or ",
+        ),
+        (
+            {"tuning": {"name": "lora", "alpha_pattern": {"q": 0.0}}},
+            "`tuning.alpha_pattern.q` is 0.0, expected: greater ",
+        ),
         ({"client": {"local_epochs": 1, "local_steps": 1}}, "`client`: give `local_epochs` or `local_steps`, not both"),
         ({"client": 3}, "`client` is 3, expected: "),
         ({"partition": {"name": "iid"}}, "`partition.num_clients` is missing"),
@@ -125,7 +137,10 @@ def test_all_problems_are_in_one_message():
             {"runtime": {"lanes": 2}, "tuning": {"name": "full"}},
             "`runtime.lanes` is 2, but tuning method 'full' has one lane, in place",
         ),
-        ({"strategy": {"clients_per_round": 17}}, "`strategy.clients_per_round` is 17, more than `partition.num_clients` = 16"),
+        (
+            {"strategy": {"clients_per_round": 17}},
+            "`strategy.clients_per_round` is 17, more than `partition.num_clients` = 16",
+        ),
         (
             {"strategy": {"clients_per_round": 4, "min_replies": 5}},
             "`strategy.min_replies` is 5, more than `strategy.clients_per_round` = 4",
@@ -216,9 +231,7 @@ def test_a_field_and_the_method_it_belongs_to_may_be_set_in_any_order(order: int
 
 
 def test_a_name_outside_of_any_section_is_one_unknown_key():
-    assert problems_of(table(), ("name=demo",)) == (
-        f"`name` is unknown; known: {', '.join(Config.model_fields)}",
-    )
+    assert problems_of(table(), ("name=demo",)) == (f"`name` is unknown; known: {', '.join(Config.model_fields)}",)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +241,10 @@ def test_a_name_outside_of_any_section_is_one_unknown_key():
         ("=3", "`--set =3`: expected `section.key=value`"),
         ("strategy.=3", "`--set strategy.=3`: expected `section.key=value`"),
         ("seed.x=3", "`--set seed.x=3`: `seed` is a value, not a section"),
-        ("strategy.phi=4", "`strategy.phi` is unknown; known: name, clients_per_round, num_rounds, server_lr, min_replies"),
+        (
+            "strategy.phi=4",
+            "`strategy.phi` is unknown; known: name, clients_per_round, num_rounds, server_lr, min_replies",
+        ),
         ("strategy.num_rounds=two", "`strategy.num_rounds` is 'two', expected: a valid integer"),
     ],
 )

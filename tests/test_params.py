@@ -6,11 +6,11 @@ from itertools import permutations
 
 import pytest
 import torch
+from tests.builders import assert_same_bits, spec_of
 from torch import tensor
 
 from fedelta.errors import SpecError
 from fedelta.params import ParamSpec, TensorSpec, add, select, subtract, weighted_mean
-from tests.builders import assert_same_bits, spec_of
 
 SPEC = ParamSpec(
     {
@@ -147,7 +147,7 @@ def test_check_names_every_kind_of_problem_in_one_message():
 def test_check_refuses_one_value_that_is_not_finite(value: float):
     params = fitting()
     params["one.weight"][1, 2] = value
-    with pytest.raises(SpecError, match="`one.weight` holds 1 values that are NaN or infinite"):
+    with pytest.raises(SpecError, match=r"`one\.weight` holds 1 values that are NaN or infinite"):
         SPEC.check(params)
 
 

@@ -22,7 +22,14 @@ def test_the_same_path_gives_the_same_bits_whatever_was_drawn_before():
 
 @pytest.mark.parametrize(
     "other",
-    [("batches", 3, 13), ("batches", 4, 12), ("cohort", 3, 12), ("batches", 12, 3), ("batches", 3), ("batches", "3", 12)],
+    [
+        ("batches", 3, 13),
+        ("batches", 4, 12),
+        ("cohort", 3, 12),
+        ("batches", 12, 3),
+        ("batches", 3),
+        ("batches", "3", 12),
+    ],
 )
 def test_another_path_gives_a_stream_without_correlation(other: tuple[str | int, ...]):
     # Correlation of 1,000 independent pairs has a deviation of 1 / sqrt(1000) = 0.032; 0.15 is almost 5 of them.

@@ -51,9 +51,8 @@ def main() -> None:
         _fail(error, 2)
     except FedeltaError as error:
         _fail(error, 1)
-    except KeyboardInterrupt:
-        err_console.print("stopped")
-        sys.exit(130)
+    except OSError as error:
+        _fail(FedeltaError(f"{error.strerror or error}: {error.filename or 'while writing'}"), 1)
 
 
 @app.command()
@@ -65,10 +64,12 @@ def run(
 ) -> None:
     """Run an experiment."""
     from fedelta.experiment import Experiment
+    from fedelta.results.rundir import free_name
 
     experiment = Experiment.from_toml(config, overrides or ())
-    with _progress(experiment.config.strategy.num_rounds, quiet) as on_round:
-        result = experiment.run(out, on_round=on_round)
+    path = out or free_name(Path("runs"), experiment.name)
+    with _resumable(path), _progress(experiment.config.strategy.num_rounds, quiet) as on_round:
+        result = experiment.run(path, on_round=on_round)
     _conclude(result, quiet)
 
 
@@ -78,7 +79,7 @@ def resume(directory: RunPath, quiet: Quiet = False) -> None:
     from fedelta.experiment import Experiment
 
     experiment = Experiment.from_run(directory)
-    with _progress(experiment.config.strategy.num_rounds, quiet) as on_round:
+    with _resumable(directory), _progress(experiment.config.strategy.num_rounds, quiet) as on_round:
         result = experiment.resume(directory, on_round=on_round)
     _conclude(result, quiet)
 
@@ -169,6 +170,20 @@ def list_names() -> None:
     for section, names in choices().items():
         table.add_row(section, ", ".join(names))
     out_console.print(table)
+
+
+@contextmanager
+def _resumable(path: Path) -> Iterator[None]:
+    """Says how to go on when a run ends early; what its last checkpoint holds is never lost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        err_console.print(f"stopped; continue with: fedelta resume {path}", markup=False, soft_wrap=True)
+        sys.exit(130)
+    except OSError as error:
+        reason = f"{error.strerror or error} ({error.filename or path})"
+        hint = f"when that is mended: `fedelta resume {path}`." if path.exists() else None
+        raise FedeltaError(reason, hint=hint) from error
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from fedelta.codecs.cast import Cast
+from fedelta.data.files import EMBEDDED
 from fedelta.data.partition import Dirichlet, Iid, Natural, Pathological, Quantity
 from fedelta.data.sources import DataSource
 from fedelta.errors import ConfigError, ModelError
@@ -107,6 +108,24 @@ def parse_config(table: Table, overrides: Iterable[str] = (), *, origin: str = "
     if problems:
         raise ConfigError(problems, origin=origin, hint="`fedelta list` names what can be chosen.")
     return Config(**sections)
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """The configuration with files and directories written in full, so that a run can be resumed from anywhere."""
+    model, data = config.model, config.data
+    return config.model_copy(
+        update={
+            "model": model.model_copy(update={key: _absolute(getattr(model, key)) for key in ("source", "adapter")}),
+            "data": data.model_copy(update={key: _absolute(getattr(data, key)) for key in ("source", "test_source")}),
+        }
+    )
+
+
+def _absolute(source: str | None) -> str | None:
+    """`source`, in full where it is a path that exists; a hub name and a bundled name stay as they are."""
+    if source is None or source == EMBEDDED or not (path := Path(source).expanduser()).exists():
+        return source
+    return str(path.absolute())
 
 
 def choices_of(section: str, field: str | None = None) -> list[str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from fedelta.config import Config, load_config
+from fedelta.config import Config, load_config, with_absolute_paths
 from fedelta.data.batches import FederatedData
 from fedelta.data.federate import federate as divide
 from fedelta.data.sources import read
@@ -28,6 +28,7 @@ from fedelta.federation.training import Evaluation, LaneEngine
 from fedelta.inference.adapter import Adapter, check_fits, read_adapter, write_adapter
 from fedelta.inference.predict import Predictor
 from fedelta.models.hub import Backbone, build, checkpoint_bytes
+from fedelta.models.transforms import TextTransform
 from fedelta.params import Params, ParamSpec
 from fedelta.results import rundir
 from fedelta.results.checkpoint import Checkpoint, encode, load, save
@@ -40,6 +41,7 @@ from fedelta.results.runlog import round_record, summary, timing_record
 from fedelta.runtimes.simulation import Simulation
 from fedelta.seeds import stream
 from fedelta.tuning.lanes import Lanes
+from fedelta.tuning.lora import Lora
 
 logger = logging.getLogger("fedelta")
 
@@ -128,7 +130,7 @@ class Experiment:
         data: FederatedData | None = None,
         name: str = "experiment",
     ) -> None:
-        self.config = config
+        self.config = with_absolute_paths(config)
         self.name = name
         self._backbone = backbone
         self._data = data
@@ -343,14 +345,20 @@ def _adopt_tuning(config: Config, adapter: Adapter, backbone: Backbone) -> Confi
     """The configuration with the tuning method of the adapter that the run starts from."""
     check_fits(adapter, backbone)
     chosen, found = config.tuning, adapter.tuning
-    explicit = chosen.model_fields_set - {"name", "train_head"}
-    differing = [name for name in sorted(explicit) if getattr(chosen, name) != getattr(found, name, None)]
-    if chosen.name != found.name or differing:
+    if isinstance(chosen, Lora) and isinstance(found, Lora):
+        # An adapter from elsewhere may come without a head; whether ours is trained is the configuration's choice.
+        found = found.model_copy(update={"train_head": found.train_head or chosen.train_head})
+        if "target_modules" in chosen.model_fields_set and chosen.targets(backbone) == found.targets(backbone):
+            chosen = chosen.model_copy(update={"target_modules": found.target_modules})
+    differing = [
+        name for name in sorted(chosen.model_fields_set) if getattr(chosen, name) != getattr(found, name, None)
+    ]
+    if differing:
         raise ConfigError(
             [
                 f"`tuning.{name}` is {getattr(chosen, name)!r}, but the adapter {config.model.adapter!r} "
                 f"has {getattr(found, name, None)!r}"
-                for name in (["name"] if chosen.name != found.name else differing)
+                for name in differing
             ],
             hint="leave `[tuning]` to the adapter: keep only its `name`.",
         )
@@ -390,7 +398,13 @@ def _write_adapter(directory: Path, assembly: Assembly, params: Params, record: 
     config = assembly.config
     base = config.model.source or "random"
     adapter = Adapter(config.tuning, params, base, assembly.data.class_names)
-    card = {**record, "num_clients": len(assembly.data.partition), "config": config.model_dump(mode="json")}
+    card = {
+        **record,
+        "num_clients": len(assembly.data.partition),
+        "modality": "text" if isinstance(assembly.backbone.transform, TextTransform) else "image",
+        "extra_inputs": dict(assembly.backbone.extra_inputs),
+        "config": config.model_dump(mode="json"),
+    }
     write_adapter(directory, adapter, assembly.backbone.anatomy, card)
 
 

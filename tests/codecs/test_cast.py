@@ -58,12 +58,14 @@ def test_the_largest_number_of_float16_passes_and_the_next_is_refused():
     # 65,504 is the largest; 65,520 is half a step above it and rounds to infinity.
     codec = Cast(name="float16")
     assert codec.unpack(codec.pack(tensor([65504.0])), (1,)).item() == 65504.0
-    with pytest.raises(PayloadError, match=r"values that are not finite in float16; its largest magnitude is 6.55e\+04"):
+    with pytest.raises(
+        PayloadError, match=r"values that are not finite in float16; its largest magnitude is 6.55e\+04"
+    ):
         codec.pack(tensor([0.0, -65520.0]))
 
 
 def test_the_hint_names_a_codec_with_the_range():
-    with pytest.raises(PayloadError, match='\nhint: training diverged .* or the values need `codec.name = "bfloat16"`'):
+    with pytest.raises(PayloadError, match=r'\nhint: training diverged .* need `codec\.name = "bfloat16"`'):
         Cast(name="float16").pack(tensor([1e6]))
 
 
@@ -77,5 +79,7 @@ def test_numbers_that_are_not_finite_are_never_packed(name: str, value: float):
 @pytest.mark.parametrize(("name", "expected"), [("float32", 24), ("float16", 12), ("bfloat16", 12)])
 def test_bytes_of_another_length_are_refused(name: str, expected: int):
     codec = Cast(name=name)
-    with pytest.raises(PayloadError, match=rf"{expected + 1} bytes for a tensor \(2, 3\) in {name}, expected {expected}"):
+    with pytest.raises(
+        PayloadError, match=rf"{expected + 1} bytes for a tensor \(2, 3\) in {name}, expected {expected}"
+    ):
         codec.unpack(bytes(expected + 1), (2, 3))

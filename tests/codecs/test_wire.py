@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.builders import assert_same_bits, spec_of
 
 from fedelta.codecs import CODECS
 from fedelta.codecs.cast import Cast
@@ -15,7 +16,6 @@ from fedelta.codecs.wire import decode, encode
 from fedelta.errors import PayloadError
 from fedelta.params import Params, ParamSpec, TensorSpec
 from fedelta.seeds import stream
-from tests.builders import assert_same_bits, spec_of
 
 SPEC = ParamSpec(
     {
@@ -123,7 +123,9 @@ def test_a_forged_payload_with_nothing_replaced_is_opened():
 def test_a_value_the_codec_cannot_hold_is_refused_with_the_name_of_its_tensor():
     params = draw(SPEC)
     params["b.weight"][0, 0] = 1e5
-    with pytest.raises(PayloadError, match=r"^`b.weight`: a tensor holds values that are not finite in float16") as caught:
+    with pytest.raises(
+        PayloadError, match=r"^`b.weight`: a tensor holds values that are not finite in float16"
+    ) as caught:
         encode(params, SPEC, Cast(name="float16"))
     assert caught.value.hint is not None
 
@@ -131,7 +133,7 @@ def test_a_value_the_codec_cannot_hold_is_refused_with_the_name_of_its_tensor():
 def test_a_payload_cut_at_any_position_is_refused():
     payload, _ = encode(draw(SPEC), SPEC, Cast())
     for end in range(len(payload)):
-        with pytest.raises(PayloadError, match="no fedelta payload|truncated or altered"):
+        with pytest.raises(PayloadError, match=r"no fedelta payload|truncated or altered"):
             decode(payload[:end], SPEC, Cast())
 
 
@@ -140,13 +142,13 @@ def test_a_payload_with_any_byte_altered_is_refused():
     for position in range(len(payload)):
         altered = bytearray(payload)
         altered[position] ^= 0x40
-        with pytest.raises(PayloadError, match="no fedelta payload|truncated or altered"):
+        with pytest.raises(PayloadError, match=r"no fedelta payload|truncated or altered"):
             decode(bytes(altered), SPEC, Cast())
 
 
 @given(st.binary(max_size=200))
 def test_arbitrary_bytes_are_refused(data: bytes):
-    with pytest.raises(PayloadError, match="no fedelta payload|truncated or altered"):
+    with pytest.raises(PayloadError, match=r"no fedelta payload|truncated or altered"):
         decode(data, SPEC, Cast())
 
 
@@ -177,7 +179,9 @@ def test_a_payload_of_another_model_is_refused_with_both_fingerprints():
     with pytest.raises(PayloadError) as caught:
         decode(forged(), other, Cast())
     own = spec_of(w=(2,)).fingerprint.hex()
-    assert caught.value.message == f"the payload is for other tensors: fingerprint {own}, here {other.fingerprint.hex()}."
+    assert (
+        caught.value.message == f"the payload is for other tensors: fingerprint {own}, here {other.fingerprint.hex()}."
+    )
     assert caught.value.hint == "compare sections [model] and [tuning] of the server and the client."
 
 

@@ -9,17 +9,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-
-from fedelta.data.batches import LabelledData, batches
-from fedelta.federation.optimizers import Sgd
-from fedelta.federation.training import ClientSettings, Job
-from fedelta.models.hub import Backbone, ModelSource, build
-from fedelta.params import Params, ParamSpec
-from fedelta.seeds import stream
-from fedelta.tuning import TUNING_METHODS
-from fedelta.tuning.base import TuningMethod
-from fedelta.tuning.lanes import Lanes
-from fedelta.tuning.lora import Lora
 from tests.builders import (
     ARCHITECTURES,
     ReadyInputs,
@@ -34,6 +23,17 @@ from tests.builders import (
     tiny_inputs,
 )
 
+from fedelta.data.batches import LabelledData, batches
+from fedelta.federation.optimizers import Sgd
+from fedelta.federation.training import ClientSettings, Job
+from fedelta.models.hub import Backbone, ModelSource, build
+from fedelta.params import Params, ParamSpec
+from fedelta.seeds import stream
+from fedelta.tuning import TUNING_METHODS
+from fedelta.tuning.base import TuningMethod
+from fedelta.tuning.lanes import Lanes
+from fedelta.tuning.lora import Lora
+
 METHODS: dict[str, TuningMethod] = {name: kind() for name, kind in TUNING_METHODS.items()}
 METHODS["lora-all-linear"] = Lora(target_modules="all-linear", r=2)
 
@@ -43,7 +43,11 @@ CLIENT = ClientSettings(local_epochs=2, batch_size=4, lr=0.05, optimizer=Sgd(mom
 
 everywhere = pytest.mark.parametrize(
     ("method", "family"),
-    [pytest.param(method, family, id=f"{name}-{family}") for name, method in METHODS.items() for family in ARCHITECTURES],
+    [
+        pytest.param(method, family, id=f"{name}-{family}")
+        for name, method in METHODS.items()
+        for family in ARCHITECTURES
+    ],
 )
 
 

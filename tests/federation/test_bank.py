@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
+from tests.builders import spec_of
 from torch import nn, tensor
 
 from fedelta.federation.bank import LaneBank
 from fedelta.tuning.lanes import LaneLinear, Lanes
-from tests.builders import spec_of
 
 SPEC = spec_of(weight=(1, 2), bias=(1,))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from tests.builders import assert_close, assert_same_bits, deltas_of, jobs_for, start_of, tiny_data, tiny_engine
 
 from fedelta.codecs.cast import Cast
 from fedelta.codecs.wire import decode, encode
@@ -12,7 +13,6 @@ from fedelta.federation.training import ClientSettings
 from fedelta.params import Params
 from fedelta.strategies.base import RoundPlan
 from fedelta.tuning.head import Head
-from tests.builders import assert_close, assert_same_bits, deltas_of, jobs_for, start_of, tiny_data, tiny_engine
 
 SIZES = (5, 2, 9)
 
@@ -46,7 +46,9 @@ def test_a_reply_holds_the_delta_the_examples_and_the_loss():
 def test_only_what_the_plan_asks_for_comes_up():
     site, start = site_of()
     replies = served(site, plan_of(site, upload=("classifier.bias",)), encode(start, site.engine.spec, Cast())[0])
-    assert [list(decode(reply.payload, site.engine.spec, Cast())[0]) for reply in replies.values()] == [["classifier.bias"]] * 3
+    assert [list(decode(reply.payload, site.engine.spec, Cast())[0]) for reply in replies.values()] == [
+        ["classifier.bias"]
+    ] * 3
 
 
 def test_the_anchor_is_the_decoded_value_when_the_download_is_rounded():
@@ -106,7 +108,9 @@ def test_clients_may_get_different_downloads():
 def test_a_download_that_cannot_be_opened_is_a_fault_of_that_client_alone():
     site, start = site_of()
     payload, _ = encode(start, site.engine.spec, Cast())
-    replies = {reply.client_id: reply for reply in serve(site, plan_of(site), {0: payload, 1: payload[:-1], 2: payload})}
+    replies = {
+        reply.client_id: reply for reply in serve(site, plan_of(site), {0: payload, 1: payload[:-1], 2: payload})
+    }
     assert replies[1].fault is not None
     assert replies[1].fault.startswith("download refused: a payload of")
     assert replies[1].payload == b""

@@ -33,7 +33,9 @@ def draw(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(*shape, generator=stream(0, "optimizer", *shape), dtype=dtype)
 
 
-def torch_result(optimizer: type[torch.optim.Optimizer], start_P: Tensor, grads_TP: Tensor, **options: object) -> Tensor:
+def torch_result(
+    optimizer: type[torch.optim.Optimizer], start_P: Tensor, grads_TP: Tensor, **options: object
+) -> Tensor:
     parameter = torch.nn.Parameter(start_P.clone())
     stepper = optimizer([parameter], lr=0.05, **options)
     for grad_P in grads_TP:

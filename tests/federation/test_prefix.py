@@ -6,6 +6,19 @@ from collections import Counter
 
 import pytest
 import torch
+from tests.builders import (
+    ARCHITECTURES,
+    IMAGE_FAMILIES,
+    assert_close,
+    assert_same_bits,
+    deltas_of,
+    jobs_for,
+    start_of,
+    tiny_backbone,
+    tiny_data,
+    tiny_engine,
+    tiny_inputs,
+)
 from torch import Tensor, nn
 
 from fedelta.federation.prefix import CachedInputs, find_prefix
@@ -20,19 +33,6 @@ from fedelta.tuning.full import Full
 from fedelta.tuning.head import Head
 from fedelta.tuning.lanes import Lanes
 from fedelta.tuning.lora import Lora
-from tests.builders import (
-    ARCHITECTURES,
-    IMAGE_FAMILIES,
-    assert_close,
-    assert_same_bits,
-    deltas_of,
-    jobs_for,
-    start_of,
-    tiny_backbone,
-    tiny_data,
-    tiny_engine,
-    tiny_inputs,
-)
 
 UPPER = Lora(r=2, target_modules=("layers.1.attention.q_proj", "layers.2.mlp.fc1"))
 SIZES = (5, 2, 9, 1)
@@ -57,7 +57,8 @@ def count_rows(module: nn.Module, seen: Counter[float]) -> None:
 
 @pytest.mark.parametrize(
     ("method", "family"),
-    [(Head(), family) for family in ARCHITECTURES] + [(method, family) for family in IMAGE_FAMILIES for method in (UPPER, Lora())],
+    [(Head(), family) for family in ARCHITECTURES]
+    + [(method, family) for family in IMAGE_FAMILIES for method in (UPPER, Lora())],
 )
 def test_training_and_evaluation_are_the_same_with_and_without_the_cache(method: TuningMethod, family: str):
     data, deltas, evaluations = tiny_data(family), [], []
@@ -144,10 +145,11 @@ def test_the_memory_bound_is_the_features_of_all_rows():
     fits, _ = tiny_engine(Head(), data, cache_bytes=1536)
     assert fits.notes == []
     over, backbone = tiny_engine(Head(), data, cache_bytes=1535)
-    assert over.notes == [
+    [note] = over.notes
+    assert note == (
         "frozen-prefix cache off: the features of 24 rows would take 0 MiB, more than `runtime.cache_mib` = 0; "
         "raise it to compute them only once."
-    ]
+    )
     seen: Counter[float] = Counter()
     count_rows(backbone.module.vit, seen)
     delta = deltas_of(over, jobs_for([5], start_of(over)))[0]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
+from tests.builders import assert_same_bits, spec_of
 from torch import Tensor, tensor
 
 from fedelta.codecs.base import Codec
@@ -20,7 +21,6 @@ from fedelta.federation.training import Evaluation
 from fedelta.params import Params
 from fedelta.strategies.base import RoundPlan
 from fedelta.strategies.fedavg import FedAvg
-from tests.builders import assert_same_bits, spec_of
 
 SPEC = spec_of(a=(), b=(2,))
 START = {"a": tensor(1.0), "b": tensor([0.0, 0.0])}
@@ -55,7 +55,12 @@ class Scripted:
 
 
 def reply(
-    client_id: int, delta: Params | None = None, *, num_examples: int = 10, codec: Codec | None = None, loss: float = 1.0
+    client_id: int,
+    delta: Params | None = None,
+    *,
+    num_examples: int = 10,
+    codec: Codec | None = None,
+    loss: float = 1.0,
 ) -> Reply:
     payload, _ = encode(DELTA if delta is None else delta, SPEC, codec or Cast())
     return Reply(client_id, num_examples, payload, {"train_loss": loss})
@@ -65,8 +70,12 @@ def good(plan: RoundPlan) -> list[Reply]:
     return [reply(client_id) for client_id in plan.cohort]
 
 
-def federation(answer: Callable[[RoundPlan], Sequence[Reply]] = good, *, codec: Codec | None = None, **other: object) -> Federation:
-    strategy = FedAvg(**({"clients_per_round": 3, "num_rounds": 1} | {k: v for k, v in other.items() if k in FedAvg.model_fields}))
+def federation(
+    answer: Callable[[RoundPlan], Sequence[Reply]] = good, *, codec: Codec | None = None, **other: object
+) -> Federation:
+    strategy = FedAvg(
+        **({"clients_per_round": 3, "num_rounds": 1} | {k: v for k, v in other.items() if k in FedAvg.model_fields})
+    )
     rest = {key: value for key, value in other.items() if key not in FedAvg.model_fields}
     return Federation(
         strategy=strategy,
@@ -132,7 +141,10 @@ FAULTS = {
     ),
     "a tensor too few": (reply(1, {"a": tensor(1.0)}), "1 of 2 tensors do not fit: lacks `b`"),
     "other shapes": (Reply(1, 10, other_spec(), {"train_loss": 1.0}), "the payload is for other tensors: fingerprint "),
-    "garbage": (Reply(1, 10, b"\x00\x01garbage", {"train_loss": 1.0}), "9 bytes that are no fedelta payload: they start "),
+    "garbage": (
+        Reply(1, 10, b"\x00\x01garbage", {"train_loss": 1.0}),
+        "9 bytes that are no fedelta payload: they start ",
+    ),
     "truncated": (
         replace(reply(1), payload=reply(1).payload[:-3]),
         f"a payload of {PAYLOAD_BYTES - 3} bytes is truncated or altered",
@@ -197,7 +209,10 @@ def test_the_order_of_replies_does_not_matter_where_float32_would():
         deltas = [1e8, 1.0, -1e8]
         return lambda plan: [reply(client, {"a": tensor(deltas[client]), "b": torch.zeros(2)}) for client in order]
 
-    results = [outcomes(federation(answer(order)), {"a": tensor(0.0), "b": torch.zeros(2)})[0] for order in ((0, 1, 2), (2, 0, 1))]
+    results = [
+        outcomes(federation(answer(order)), {"a": tensor(0.0), "b": torch.zeros(2)})[0]
+        for order in ((0, 1, 2), (2, 0, 1))
+    ]
     assert_same_bits(results[0].params, results[1].params)
     assert results[0].params["a"].item() == tensor(1 / 3).item()
     assert results[0].transfers == results[1].transfers

@@ -61,6 +61,8 @@ def test_an_unknown_family_without_a_usual_head_is_refused():
 def test_a_known_family_that_is_laid_out_differently_is_refused():
     module = nn.Module()
     module.classifier = nn.Linear(2, 2)
-    with pytest.raises(ModelError, match=r"Module lacks \['vit.embeddings', .*\], which family 'vit' should have") as caught:
+    with pytest.raises(
+        ModelError, match=r"Module lacks \['vit.embeddings', .*\], which family 'vit' should have"
+    ) as caught:
         anatomy_of(module, "vit")
     assert "see constraints.txt" in str(caught.value.hint)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.builders import ARCHITECTURES, assert_same_bits
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import (
@@ -23,7 +24,6 @@ from fedelta.errors import ModelError
 from fedelta.models.anatomy import ANATOMIES
 from fedelta.models.hub import Backbone, ModelSource, build, checkpoint_bytes, locate, modality, read_config
 from fedelta.seeds import stream
-from tests.builders import ARCHITECTURES, assert_same_bits
 
 CLASSES = ("cat", "dog", "cow")
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
@@ -119,7 +119,9 @@ def test_without_pretraining_everything_is_drawn_from_the_seed(vit_dir: Path):
     assert_same_bits(first.state_dict(), load(vit_dir, pretrained=False).module.state_dict())
     query = "vit.layers.0.attention.q_proj.weight"
     assert not torch.equal(first.get_parameter(query), load(vit_dir).module.get_parameter(query))
-    assert not torch.equal(first.get_parameter(query), load(vit_dir, pretrained=False, seed=1).module.get_parameter(query))
+    assert not torch.equal(
+        first.get_parameter(query), load(vit_dir, pretrained=False, seed=1).module.get_parameter(query)
+    )
 
 
 def test_a_half_precision_checkpoint_is_loaded_in_float32(vit_dir: Path, tmp_path: Path):
@@ -150,7 +152,7 @@ def test_another_image_size_interpolates_positions_as_transformers_does(vit_dir:
 
 def test_a_text_model_reads_texts_with_its_own_tokenizer(bert_dir: Path):
     backbone = load(bert_dir, classes=("a", "b", "c", "d", "e"))
-    inputs = {name: tensor for name, tensor in backbone.transform.tokenizer("good film", return_tensors="pt").items()}
+    inputs = dict(backbone.transform.tokenizer("good film", return_tensors="pt"))
     assert inputs["input_ids"].tolist() == [[2, 4]]
     theirs = BertForSequenceClassification.from_pretrained(bert_dir).eval()
     with torch.no_grad():
@@ -223,7 +225,8 @@ def test_a_directory_without_a_configuration_is_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"), [("{", "not a valid JSON file"), ("{}", "Should have a `model_type`"), ('{"model_type": "x"}', "`x`")]
+    ("content", "reason"),
+    [("{", "not a valid JSON file"), ("{}", "Should have a `model_type`"), ('{"model_type": "x"}', "`x`")],
 )
 def test_a_configuration_that_cannot_be_used_is_refused(copy_of_vit: Path, content: str, reason: str):
     (copy_of_vit / "config.json").write_text(content)
@@ -247,7 +250,10 @@ def test_truncated_weights_are_refused(copy_of_vit: Path, keep: int):
 def test_weights_of_another_family_are_refused(copy_of_vit: Path, bert_dir: Path):
     shutil.copy(bert_dir / "config.json", copy_of_vit / "config.json")
     error = refusal(copy_of_vit)
-    assert re.match(rf"the checkpoint '{copy_of_vit}' lacks \d+ tensors of BertForSequenceClassification, first \['bert.", error.message)
+    assert re.match(
+        rf"the checkpoint '{copy_of_vit}' lacks \d+ tensors of BertForSequenceClassification, first \['bert.",
+        error.message,
+    )
     assert error.hint == "it belongs to another architecture, or is damaged; compare its `config.json`."
 
 
@@ -272,8 +278,10 @@ def test_a_preprocessor_file_that_is_no_json_is_refused(copy_of_vit: Path, conte
 def test_a_text_model_without_a_tokenizer_is_refused(bert_dir: Path, tmp_path: Path):
     for name in ("config.json", "model.safetensors"):
         shutil.copy(bert_dir / name, tmp_path / name)
-    assert refusal(tmp_path).message.startswith(f"no tokenizer can be loaded from {str(tmp_path)!r}: its vocabulary is empty")
-    with pytest.raises(ModelError, match="a text model needs a tokenizer: give `model.source`"):
+    assert refusal(tmp_path).message.startswith(
+        f"no tokenizer can be loaded from {str(tmp_path)!r}: its vocabulary is empty"
+    )
+    with pytest.raises(ModelError, match=r"a text model needs a tokenizer: give `model\.source`"):
         build(ModelSource(architecture=ARCHITECTURES["bert"]), CLASSES, seed=0)
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from pydantic import ValidationError
+from tests.builders import assert_same_bits, spec_of
 from torch import tensor
 
 from fedelta.params import Params
 from fedelta.seeds import stream
 from fedelta.strategies.base import RoundPlan, Update
 from fedelta.strategies.fedavg import FedAvg
-from tests.builders import assert_same_bits, spec_of
 
 SPEC = spec_of(a=(), b=(2,))
 PLAN = RoundPlan(1, download={}, upload={})
@@ -51,7 +51,10 @@ def test_the_server_learning_rate_scales_the_mean():
 def test_a_tensor_is_averaged_over_the_clients_that_sent_it():
     # a: 10 + (10 * 1 + 50 * 4) / 60 = 13.5; b: only client 4, 1 + 6 and 2 + 6
     sent = [*updates(), Update(7, 50, {"a": tensor(4.0)})]
-    sent = [Update(u.client_id, u.num_examples, {k: v for k, v in u.delta.items() if (u.client_id, k) != (0, "b")}) for u in sent]
+    sent = [
+        Update(u.client_id, u.num_examples, {k: v for k, v in u.delta.items() if (u.client_id, k) != (0, "b")})
+        for u in sent
+    ]
     del sent[1].delta["a"]
     after, _ = FedAvg().update({}, params(), PLAN, sent)
     assert_same_bits(after, {"a": tensor(13.5), "b": tensor([7.0, 8.0])})
@@ -117,7 +120,8 @@ def test_the_same_seed_gives_the_same_cohorts_and_another_seed_others():
 
 
 @pytest.mark.parametrize(
-    "field", [{"clients_per_round": 0}, {"num_rounds": 0}, {"server_lr": 0.0}, {"min_replies": 0}, {"server_lr": torch.inf}]
+    "field",
+    [{"clients_per_round": 0}, {"num_rounds": 0}, {"server_lr": 0.0}, {"min_replies": 0}, {"server_lr": torch.inf}],
 )
 def test_impossible_values_are_refused(field: dict[str, float]):
     with pytest.raises(ValidationError, match=next(iter(field))):

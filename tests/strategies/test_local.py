@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from pydantic import ValidationError
+from tests.builders import assert_same_bits, deltas_of, jobs_for, start_of, tiny_data, tiny_engine
 from torch import tensor
 
 from fedelta.federation.training import ClientSettings
 from fedelta.strategies.local import FedProx, Plain
 from fedelta.tuning.head import Head
-from tests.builders import assert_same_bits, deltas_of, jobs_for, start_of, tiny_data, tiny_engine
 
 
 def test_fedprox_adds_mu_times_the_distance_from_the_anchor_in_every_lane():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from tests.builders import ARCHITECTURES, tiny_backbone
 from torch import nn
 
 from fedelta.errors import ModelError
@@ -11,7 +12,6 @@ from fedelta.models.hub import Backbone
 from fedelta.seeds import stream
 from fedelta.tuning.bias import Bias
 from fedelta.tuning.lanes import Lanes
-from tests.builders import ARCHITECTURES, tiny_backbone
 
 
 @pytest.mark.parametrize("family", ARCHITECTURES)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from tests.builders import tiny_backbone
+
 from fedelta.seeds import stream
 from fedelta.tuning.full import Full
 from fedelta.tuning.lanes import Lanes
-from tests.builders import tiny_backbone
 
 
 def test_every_parameter_is_tuned_under_its_own_name():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from tests.builders import tiny_backbone
 from torch import nn
 
 from fedelta.errors import ModelError
@@ -11,7 +12,6 @@ from fedelta.models.hub import Backbone
 from fedelta.seeds import stream
 from fedelta.tuning.head import Head
 from fedelta.tuning.lanes import Lanes
-from tests.builders import tiny_backbone
 
 
 @pytest.mark.parametrize(

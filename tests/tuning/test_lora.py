@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from pydantic import ValidationError
+from tests.builders import ARCHITECTURES, assert_same_bits, tiny_backbone
 from torch import nn, tensor
 
 from fedelta.errors import ModelError
@@ -15,7 +16,6 @@ from fedelta.models.hub import Backbone
 from fedelta.seeds import stream
 from fedelta.tuning.lanes import Lanes
 from fedelta.tuning.lora import Lora, LoraLinear
-from tests.builders import ARCHITECTURES, assert_same_bits, tiny_backbone
 
 ROLES = ("q", "k", "v", "o", "fc1", "fc2")
 

@@ -28,6 +28,9 @@ _IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", "
 _LITTER = frozenset({"thumbs.db", "desktop.ini"})
 
 
+EMBEDDED = "digits"  # the one data source that is a name and never a path
+
+
 def load_splits(source: str, subset: str | None, train_split: str) -> dict[str, Dataset]:
     """All splits of a data set by name; data without splits are one split named `train_split`.
 
@@ -39,7 +42,7 @@ def load_splits(source: str, subset: str | None, train_split: str) -> dict[str, 
     Raises:
         DataError: nothing is there, or it cannot be read.
     """
-    if source == "digits":
+    if source == EMBEDDED:
         return {train_split: _digits()}
     path = Path(source).expanduser()
     if path.is_dir() and _holds_images(path):

@@ -63,7 +63,7 @@ def to_layout(tuning: Tuning, params: Mapping[str, Tensor], anatomy: Anatomy) ->
         return tensors, {"peft_type": f"FEDELTA_{tuning.name.upper()}"}
     ranks = {path: params[f"{path}.lora_A"].shape[0] for path in pair_paths(params)}
     rank, rank_pattern = _common(ranks)
-    alpha, alpha_pattern = _common({path: _own_alpha(tuning, path) for path in ranks})
+    alpha, alpha_pattern = _common({path: tuning.alpha_of(path, anatomy) for path in ranks})
     has_head = any(not is_pair(name) for name in params)
     return tensors, {
         "peft_type": "LORA",
@@ -150,12 +150,6 @@ def _common(values: Mapping[str, T]) -> tuple[T, dict[str, T]]:
     """The most frequent value, and by full path those that differ from it."""
     default = Counter(values.values()).most_common(1)[0][0]
     return default, {path: value for path, value in values.items() if value != default}
-
-
-def _own_alpha(tuning: Lora, path: str) -> float:
-    """`tuning`'s alpha for the layer at `path`: by full path or its last parts, as in tuning/lora.py."""
-    matches = (alpha for name, alpha in tuning.alpha_pattern.items() if f".{path}".endswith(f".{name}"))
-    return next(matches, tuning.lora_alpha)
 
 
 def _peft_alpha(config: Record, path: str) -> float:

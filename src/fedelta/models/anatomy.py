@@ -107,7 +107,7 @@ def anatomy_of(module: nn.Module, family: str) -> Anatomy:
             raise ModelError(
                 f"family {family!r} is unknown and has none of {list(_HEAD_ATTRIBUTES)} as its head, "
                 f"only {sorted(children)}.",
-                hint=f"known families: {', '.join(ANATOMIES)}; for another model pass `Backbone(module, Anatomy(...))`.",
+                hint=f"known families: {', '.join(ANATOMIES)}; for another pass `Backbone(module, Anatomy(...))`.",
             )
         return Anatomy((found,))
     paths = [

@@ -11,7 +11,7 @@ Source: Hu et al. 2022 (LoRA, arXiv 2106.09685), section 4.1.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Literal, TypeVar
 
@@ -40,7 +40,7 @@ class Lora(Settings):
         lora_alpha: the pair's output is multiplied by lora_alpha / r (or / sqrt r).
         target_modules: "all-linear" for every linear layer of the blocks, or a list of roles (q, k, v, o, fc1,
             fc2) and of module names; a module name matches a full path or its last parts, as in PEFT.
-        rank_pattern, alpha_pattern: module name to another rank or alpha for the layers it matches.
+        rank_pattern, alpha_pattern: role or module name to another rank or alpha for the layers it matches.
         use_rslora: divide by sqrt r instead of r (Kalajdzievski 2023).
         train_head: train and send the head too.
     """
@@ -67,8 +67,8 @@ class Lora(Settings):
         freeze(module)
         for path in self.targets(backbone):
             layer = module.get_submodule(path)
-            rank = _lookup(self.rank_pattern, path, self.r)
-            alpha = _lookup(self.alpha_pattern, path, self.lora_alpha)
+            rank = _lookup(self.rank_pattern, path, backbone.anatomy, self.r)
+            alpha = self.alpha_of(path, backbone.anatomy)
             scale = alpha / (math.sqrt(rank) if self.use_rslora else rank)
             out_features, in_features = layer.get_parameter("weight").shape
             if rank > min(out_features, in_features):
@@ -85,33 +85,24 @@ class Lora(Settings):
         """Paths of the layers that get a pair, in the order of the model.
 
         Raises:
-            ModelError: an entry of `target_modules` matches no linear layer; the message names the nearest.
+            ModelError: an entry of `target_modules` or of a pattern matches no layer; the message names the nearest.
         """
-        anatomy = backbone.anatomy
         linear = [
             path
             for path, layer in backbone.module.named_modules()
-            if isinstance(layer, nn.Linear) and path.partition(".")[0] not in anatomy.head
+            if isinstance(layer, nn.Linear) and path.partition(".")[0] not in backbone.anatomy.head
         ]
         if self.target_modules == "all-linear":
-            return [path for path in linear if path.startswith(anatomy.blocks)]
-        chosen: set[str] = set()
-        for entry in self.target_modules:
-            if entry in anatomy.roles:
-                matches = [path for path in linear if _plays(path, anatomy, entry)]
-            else:
-                matches = [path for path in linear if _matches(path, entry)]
-            if not matches:
-                known = [*anatomy.roles, *sorted({path.rpartition(".")[2] for path in linear})]
-                nearest = get_close_matches(entry, known, n=1)
-                raise ModelError(
-                    f"`tuning.target_modules` entry {entry!r} matches no linear layer of "
-                    f"{type(backbone.module).__name__}" + (f"; did you mean {nearest[0]!r}?" if nearest else "."),
-                    hint=f"roles of this model: {', '.join(anatomy.roles) or 'none'}; "
-                    f"module names: {', '.join(known[len(anatomy.roles) :])}.",
-                )
-            chosen.update(matches)
+            chosen = {path for path in linear if path.startswith(backbone.anatomy.blocks)}
+        else:
+            chosen = _resolve("target_modules", self.target_modules, linear, backbone)
+        for field in ("rank_pattern", "alpha_pattern"):
+            _resolve(field, getattr(self, field), sorted(chosen), backbone)
         return [path for path in linear if path in chosen]
+
+    def alpha_of(self, path: str, anatomy: Anatomy) -> float:
+        """lora_alpha of the layer at `path`."""
+        return _lookup(self.alpha_pattern, path, anatomy, self.lora_alpha)
 
     def merge(self, backbone: Backbone) -> None:
         """Adds lane 0's product to each weight: W + scale B A."""
@@ -175,10 +166,27 @@ def _plays(path: str, anatomy: Anatomy, role: str) -> bool:
     return inside != path and inside.partition(".")[2] == anatomy.roles[role]
 
 
-def _matches(path: str, name: str) -> bool:
-    """PEFT's rule for a list of names: the full path, or its last parts."""
-    return path == name or path.endswith(f".{name}")
+def _matches(path: str, entry: str, anatomy: Anatomy) -> bool:
+    """Whether `entry` names the layer at `path`: its role, its full path, or the last parts of it."""
+    return f".{path}".endswith(f".{anatomy.roles.get(entry, entry)}")
 
 
-def _lookup(pattern: Mapping[str, T], path: str, default: T) -> T:
-    return next((value for name, value in pattern.items() if _matches(path, name)), default)
+def _lookup(pattern: Mapping[str, T], path: str, anatomy: Anatomy, default: T) -> T:
+    return next((value for entry, value in pattern.items() if _matches(path, entry, anatomy)), default)
+
+
+def _resolve(field: str, entries: Iterable[str], layers: list[str], backbone: Backbone) -> set[str]:
+    """Those of `layers` that `entries` name; an entry that names none is an error with the nearest that does."""
+    anatomy, chosen = backbone.anatomy, set()
+    for entry in entries:
+        matches = [path for path in layers if _matches(path, entry, anatomy)]
+        if not matches:
+            names = sorted({path.rpartition(".")[2] for path in layers})
+            nearest = get_close_matches(entry, [*anatomy.roles, *names], n=1)
+            raise ModelError(
+                f"`tuning.{field}` entry {entry!r} matches no {'linear' if field == 'target_modules' else 'tuned'} "
+                f"layer of {type(backbone.module).__name__}" + (f"; did you mean {nearest[0]!r}?" if nearest else "."),
+                hint=f"roles of this model: {', '.join(anatomy.roles) or 'none'}; module names: {', '.join(names)}.",
+            )
+        chosen.update(matches)
+    return chosen

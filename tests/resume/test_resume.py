@@ -1,0 +1,69 @@
+"""A run that is killed at any moment ends, after `resume`, with the bits of an undisturbed one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedelta.errors import CheckpointError, RunError
+from fedelta.experiment import Experiment
+from tests.small import write_small
+
+
+def kill_and_resume(folder: Path, num_points: int) -> list[dict[str, object]]:
+    script = Path(__file__).with_name("kill_and_resume.py")
+    command = [sys.executable, str(script), str(write_small(folder)), str(folder), str(num_points)]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert finished.returncode == 0, finished.stderr
+    return [json.loads(line) for line in finished.stdout.splitlines()]
+
+
+def check(records: list[dict[str, object]]) -> None:
+    assert all(record["killed"] for record in records), records
+    assert all(record["resumed"] and not record["differences"] for record in records), records
+    # The points are worth something only if they hit the run before, between and after its rounds.
+    assert {record["rounds_written"] for record in records} >= {0, 1, 3}, records
+
+
+def test_a_run_killed_at_several_points_resumes_to_the_same_bits(tmp_path):
+    check(kill_and_resume(tmp_path, num_points=6))
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_point_resumes_to_the_same_bits(tmp_path):
+    check(kill_and_resume(tmp_path, num_points=60))
+
+
+def test_resuming_a_finished_run_changes_no_record(tmp_path):
+    result = Experiment.from_toml(write_small(tmp_path)).run(tmp_path / "run")
+    before = {path: path.read_bytes() for path in result.path.rglob("*") if path.is_file()}
+    Experiment.from_run(result.path).resume(result.path)
+    after = {path: path.read_bytes() for path in result.path.rglob("*") if path.is_file()}
+    assert before == after
+
+
+def test_a_truncated_checkpoint_is_refused(tmp_path):
+    result = Experiment.from_toml(write_small(tmp_path)).run(tmp_path / "run")
+    checkpoint = result.path / "checkpoint" / "state.safetensors"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-7])
+    with pytest.raises(CheckpointError):
+        Experiment.from_run(result.path).resume(result.path)
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(tmp_path):
+    config = write_small(tmp_path)
+    one = Experiment.from_toml(config).run(tmp_path / "one")
+    two = Experiment.from_toml(config, ["seed=4"]).run(tmp_path / "two")
+    name = Path("checkpoint") / "state.safetensors"
+    (one.path / name).write_bytes((two.path / name).read_bytes())
+    with pytest.raises(CheckpointError):
+        Experiment.from_run(one.path).resume(one.path)
+
+
+def test_a_directory_that_is_no_run_cannot_be_resumed(tmp_path):
+    with pytest.raises(RunError):
+        Experiment.from_run(tmp_path)

@@ -1,0 +1,53 @@
+"""A run that takes a second: real digits, a tiny random ViT, a few clients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+SMALL = """
+seed = 3
+
+[model.architecture]
+model_type = "vit"
+hidden_size = 32
+num_hidden_layers = 2
+num_attention_heads = 2
+intermediate_size = 64
+image_size = 16
+patch_size = 8
+
+[tuning]
+name = "lora"
+r = 2
+
+[data]
+source = "digits"
+max_train_examples = 120
+max_test_examples = 60
+
+[partition]
+name = "dirichlet"
+num_clients = 6
+alpha = 0.5
+min_size = 4
+
+[strategy]
+name = "fedavg"
+clients_per_round = 3
+num_rounds = 3
+
+[client]
+local_epochs = 1
+batch_size = 8
+lr = 0.1
+
+[codec]
+name = "float16"
+"""
+
+
+def write_small(folder: Path, name: str = "small.toml") -> Path:
+    """The configuration as a file."""
+    path = folder / name
+    path.write_text(SMALL)
+    return path

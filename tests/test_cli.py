@@ -1,0 +1,150 @@
+"""The command line, in process: what it prints, where, and with which exit code."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from fedelta import cli
+from tests.small import write_small
+
+
+@pytest.fixture
+def fedelta(monkeypatch, capsys):
+    """Runs the command and returns exit code, standard output and standard error."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fedelta", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(exit.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+def test_a_run_from_its_configuration_to_report_and_prediction(fedelta, tmp_path):
+    run, image = tmp_path / "run", tmp_path / "digit.png"
+    code, out, err = fedelta("run", write_small(tmp_path), "--out", run)
+    assert code == 0, err
+    assert "accuracy" in out
+    assert "full fine-tuning would have sent" in out
+    assert (run / "report.html").is_file()
+
+    code, out, err = fedelta("report", run, run, "--out", tmp_path / "both.html")
+    assert (code, (tmp_path / "both.html").is_file()) == (0, True), err
+
+    Image.new("L", (8, 8), 200).save(image)
+    code, out, err = fedelta("predict", run, image)
+    name, label, probability = out.strip().split("\t")
+    assert (code, name) == (0, str(image)), err
+    assert label in "0123456789"
+    assert 0.1 <= float(probability) <= 1.0
+
+    code, out, err = fedelta("evaluate", run)
+    accuracy = json.loads((run / "summary.json").read_text())["final_accuracy"]
+    assert json.loads(out)["accuracy"] == accuracy, err
+
+    code, out, err = fedelta("resume", run, "--quiet")
+    assert (code, out) == (0, ""), err
+
+
+def test_a_quiet_run_prints_nothing(fedelta, tmp_path):
+    code, out, err = fedelta("run", write_small(tmp_path), "--out", tmp_path / "run", "--quiet")
+    assert (code, out, err) == (0, "", "")
+
+
+def test_inspect_counts_without_data_or_weights(fedelta, tmp_path):
+    code, out, err = fedelta("inspect", write_small(tmp_path), "--set", "model.num_classes=10", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    pair, head = 2 * 32 + 32 * 2, 10 * 32 + 10
+    assert found["tuned_parameters"] == sum(found["groups"].values()) == 4 * pair + head
+    assert found["tensor_bytes"] == 2 * (4 * pair + head)
+    assert found["payload_bytes"] - found["tensor_bytes"] < 100
+
+
+def test_check_names_what_it_found_and_writes_nothing(fedelta, tmp_path):
+    config = write_small(tmp_path)
+    code, out, err = fedelta("check", config)
+    assert code == 0, err
+    assert "6 clients" in out
+    assert "60 test examples" in out
+    assert sorted(tmp_path.iterdir()) == [config]
+
+
+def test_list_names_what_a_configuration_can_hold(fedelta):
+    code, out, _ = fedelta("list")
+    assert code == 0
+    for name in ("lora", "bias", "dirichlet", "pathological", "fedavg", "fedprox", "bfloat16", "cosine"):
+        assert name in out
+
+
+BAD = {
+    "unknown key": ("strategy.clients_per_rond=3", r"did you mean `strategy.clients_per_round`"),
+    "wrong type": ("client.lr=fast", "`client.lr` is 'fast', expected: a valid number"),
+    "too many clients a round": ("strategy.clients_per_round=7", "more than `partition.num_clients` = 6"),
+    "alpha of zero": ("partition.alpha=0", "`partition.alpha` is 0, expected: greater than 0"),
+    "missing directory": ("model.source=./nowhere", "'./nowhere' does not exist"),
+    "missing data": ("data.source=./nothing.csv", "nothing.csv"),
+    "rank above the layer": ("tuning.r=99", "rank 99 is above the size"),
+    "unknown layer": ('tuning.target_modules=["q_prj"]', "did you mean 'q_proj'"),
+    "more clients than rows": ("partition.num_clients=500", "500"),
+    "text model on images": ("data.text_column=image", "image"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_ends_with_code_2_one_message_and_no_directory(fedelta, tmp_path, case):
+    override, message = BAD[case]
+    code, out, err = fedelta("run", write_small(tmp_path), "--set", override, "--out", tmp_path / "run")
+    assert code == 2, err
+    assert out == ""
+    assert message in err
+    assert err.count("error:") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["small.toml"]
+
+
+def test_all_problems_of_a_configuration_come_in_one_message(fedelta, tmp_path):
+    overrides = ["partition.alpha=-1", "tuning.name=lorra", "client.lr=0", "strategy.min_replies=5"]
+    arguments = [part for override in overrides for part in ("--set", override)]
+    code, _, err = fedelta("run", write_small(tmp_path), *arguments)
+    assert code == 2
+    assert "4 problems" in err
+    for name in ("partition.alpha", "did you mean 'lora'", "client.lr", "strategy.min_replies"):
+        assert name in err
+
+
+def write_table(folder: Path, text: str) -> Path:
+    path = folder / "table.csv"
+    path.write_text(text)
+    return path
+
+
+def test_a_data_set_without_labels_is_refused_by_name_of_its_columns(fedelta, tmp_path):
+    table = write_table(tmp_path, "sentence,author\ngood,ann\nbad,bob\n")
+    code, _, err = fedelta("check", write_small(tmp_path), "--set", f"data.source={table}")
+    assert code == 2
+    assert "author" in err
+
+
+def test_a_file_that_is_no_image_cannot_be_classified(fedelta, tmp_path):
+    run, text = tmp_path / "run", tmp_path / "letter.png"
+    assert fedelta("run", write_small(tmp_path), "--out", run, "--quiet", "--set", "strategy.num_rounds=1")[0] == 0
+    text.write_text("dear all")
+    code, out, err = fedelta("predict", run, text)
+    assert (code, out) == (2, "")
+    assert "letter.png" in err
+
+
+def test_training_that_diverges_ends_with_code_1_and_a_hint(fedelta, tmp_path):
+    diverging = ("--set", "client.lr=1e30", "--set", "tuning.name=full", "--set", "client.local_epochs=4")
+    code, out, err = fedelta("run", write_small(tmp_path), "--out", tmp_path / "run", *diverging)
+    assert (code, out) == (1, "")
+    assert "hint:" in err
+    assert "client.lr" in err
+    assert not (tmp_path / "run" / "summary.json").exists()
