@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-
 from benchmarks.bare import BareLoop, tune
 from benchmarks.cases import BUNDLED, STAND_IN, Case
+from torch import Tensor
+
 from fedelta.codecs import CODECS
 from fedelta.data.batches import LabelledData
 from fedelta.federation.client import Site
@@ -74,9 +74,7 @@ def fedelta_side(case: Case) -> Round:
     model = backbone(case)
     method = Lora(r=RANK, lora_alpha=LORA_ALPHA) if case.tuning == "lora" else TUNING_METHODS[case.tuning]()
     lanes = Lanes(
-        runtime.num_lanes(
-            clients_per_round=len(case.sizes), batch_size=case.batch_size, max_lanes=method.max_lanes
-        )
+        runtime.num_lanes(clients_per_round=len(case.sizes), batch_size=case.batch_size, max_lanes=method.max_lanes)
     )
     spec = method.apply(model, lanes, stream(SEED, "tuning"))
     client = ClientSettings(
@@ -100,7 +98,7 @@ def fedelta_side(case: Case) -> Round:
         spec=spec,
         client_ids=sorted(partition),
         seed=SEED,
-        evaluate=lambda params: Evaluation(0.0, 0.0),
+        evaluate=lambda _: Evaluation(0.0, 0.0),
         evaluate_every=strategy.num_rounds,
     )
     params = engine.bank.read(0)
@@ -114,7 +112,7 @@ SIDES = {"bare": bare_side, "fedelta": fedelta_side}
 def model_name(case: Case) -> str:
     """What the case runs on, for the table."""
     if case.model == "cnn":
-        return "LEAF CNN, 16 and 32 channels, 512 hidden"
+        return f"LEAF's CNN with 16 and 32 channels, {case.hidden} hidden"
     if BUNDLED.removeprefix("bundled:") in bundled_names():
         return BUNDLED
     sizes = ", ".join(f"{name} {value}" for name, value in STAND_IN.items() if name != "model_type")
@@ -124,7 +122,7 @@ def model_name(case: Case) -> str:
 def backbone(case: Case) -> Backbone:
     """A fresh copy of the network of `case`, always with the same weights."""
     if case.model == "cnn":
-        return leaf_cnn(NUM_CLASSES, seed=SEED, channels=(16, 32), hidden=512)
+        return leaf_cnn(NUM_CLASSES, seed=SEED, channels=(16, 32), hidden=case.hidden)
     bundled = BUNDLED.removeprefix("bundled:") in bundled_names()
     source = ModelSource(source=BUNDLED) if bundled else ModelSource(architecture=STAND_IN)
     return build(source, tuple(map(str, range(NUM_CLASSES))), seed=SEED)

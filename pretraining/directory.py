@@ -85,9 +85,9 @@ def _classifier(backbone: PreTrainedModel) -> PreTrainedModel:
     config.num_labels = NUM_LABELS
     # The fork keeps the caller's random state: what transformers draws here is overwritten below.
     with torch.random.fork_rng(devices=[]):
-        classifier = AutoModelForImageClassification.from_config(config)
+        classifier: PreTrainedModel = AutoModelForImageClassification.from_config(config)
     classifier.base_model.load_state_dict(backbone.state_dict())
-    for parameter in classifier.classifier.parameters():
+    for parameter in classifier.get_submodule("classifier").parameters():
         torch.nn.init.zeros_(parameter)
     return classifier
 

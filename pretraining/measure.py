@@ -19,7 +19,7 @@ from pretraining.card import write_card
 from pretraining.directory import write_json
 from pretraining.memory import keep_freed_memory
 from pretraining.networks import build_backbone
-from pretraining.probes import cifar100, digits, few_shot_accuracy, features_of, mean, probe_accuracy
+from pretraining.probes import cifar100, digits, features_of, few_shot_accuracy, mean, probe_accuracy
 from pretraining.recipe import Recipe
 
 SHOTS, DRAWS = 5, 20

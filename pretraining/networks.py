@@ -16,15 +16,16 @@ def build_backbone(network: Network, seed: int) -> PreTrainedModel:
     options = {"add_pooling_layer": False} if network.model_type == "vit" else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # noqa: TID251 - transformers draws initial weights from the global generator only
-        return AutoModel.from_config(config, **options)
+        backbone: PreTrainedModel = AutoModel.from_config(config, **options)
+    return backbone
 
 
 def image_features(backbone: PreTrainedModel, images: torch.Tensor) -> torch.Tensor:
     """What the classification head of the same family reads, (B, D): the class token, or the pooled map."""
     output = backbone(pixel_values=images)
-    if backbone.config.model_type == "vit":
-        return output.last_hidden_state[:, 0]
-    return output.pooler_output.flatten(1)
+    is_vit = backbone.config.model_type == "vit"
+    features: torch.Tensor = output.last_hidden_state[:, 0] if is_vit else output.pooler_output.flatten(1)
+    return features
 
 
 class CosineHead(nn.Module):

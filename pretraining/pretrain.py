@@ -24,7 +24,7 @@ def main() -> None:
     began = time.monotonic()
     backbone, head, bank = pretrain(recipe, checkpoint)
     accuracy = source_accuracy(backbone, head, bank, recipe)
-    command = f"python -m pretraining.pretrain {arguments.recipe} --out {arguments.out}"
+    command = f"python -m pretraining.pretrain {arguments.recipe.as_posix()} --out DIR"
     facts = {"train_seconds": round(time.monotonic() - began), "source_accuracy": round(accuracy, 4)}
     write_directory(arguments.out, backbone, recipe, recipe_path=arguments.recipe, command=command, facts=facts)
     checkpoint.unlink(missing_ok=True)

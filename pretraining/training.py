@@ -2,7 +2,6 @@
 
 import logging
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +118,6 @@ def _save(trainer: Trainer, recipe: Recipe, step: int, path: Path) -> None:
     state = {
         "recipe": recipe.model_dump_json(),
         "step": step,
-        "seconds": time.time(),
         "backbone": trainer.backbone.state_dict(),
         "head": trainer.head.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],

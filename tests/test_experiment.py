@@ -16,10 +16,19 @@ from fedelta.results import files
 from tests.small import write_small
 
 SUMMARY_KEYS = {
-    "final_accuracy", "best_accuracy", "rounds", "tuned_parameters", "total_parameters", "uplink_bytes",
-    "downlink_bytes", "uplink_tensor_bytes", "downlink_tensor_bytes", "full_model_bytes", "wall_seconds",
+    "final_accuracy",
+    "best_accuracy",
+    "rounds",
+    "tuned_parameters",
+    "total_parameters",
+    "uplink_bytes",
+    "downlink_bytes",
+    "uplink_tensor_bytes",
+    "downlink_tensor_bytes",
+    "full_model_bytes",
+    "wall_seconds",
     "peak_memory_bytes",
-}  # fmt: skip
+}
 
 
 def bits(path: Path) -> tuple[bytes, bytes, bytes]:
@@ -37,9 +46,17 @@ def result(tmp_path_factory):
 def test_a_run_directory_holds_everything_a_run_leaves_behind(result):
     names = {str(path.relative_to(result.path)) for path in result.path.rglob("*") if path.is_file()}
     assert names >= {
-        "config.toml", "rounds.jsonl", "ledger.jsonl", "timings.jsonl", "checkpoint/state.safetensors", "summary.json",
-        "adapter/adapter_model.safetensors", "adapter/adapter_config.json", "environment.json", "citations.bib",
-    }  # fmt: skip
+        "config.toml",
+        "rounds.jsonl",
+        "ledger.jsonl",
+        "timings.jsonl",
+        "checkpoint/state.safetensors",
+        "summary.json",
+        "adapter/adapter_model.safetensors",
+        "adapter/adapter_config.json",
+        "environment.json",
+        "citations.bib",
+    }
     assert json.loads((result.path / "summary.json").read_text()).keys() >= SUMMARY_KEYS
 
 
@@ -85,7 +102,7 @@ def test_a_run_from_objects_is_the_run_from_the_file(result, tmp_path):
                 "intermediate_size": 64,
                 "image_size": 16,
                 "patch_size": 8,
-            }  # fmt: skip
+            }
         ),
         tuning=fedelta.Lora(r=2),
         data=fedelta.DataSource(source="digits", max_train_examples=120, max_test_examples=60),

@@ -47,4 +47,4 @@ def draw(classes_BF: torch.Tensor, generator: torch.Generator, side: int) -> tor
     pattern = torch.sin(place @ waves.unflatten(1, (2, 2)).transpose(1, 2) + phase).prod(-1)
     ink = inside * (tones[:, :1] + 0.5 * depth[:, :1] * pattern)
     ink = ink + (1 - inside) * (tones[:, 1:] + 0.5 * depth[:, 1:] * pattern)
-    return ink.clamp(0, 1).unflatten(1, (side, side))
+    return ink.clamp(0, 1).reshape(batch, side, side)

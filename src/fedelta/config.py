@@ -20,7 +20,7 @@ from pydantic_core import ErrorDetails
 
 from fedelta.codecs.cast import Cast
 from fedelta.data.files import EMBEDDED
-from fedelta.data.partition import Dirichlet, Iid, Natural, Pathological, Quantity
+from fedelta.data.partition import Natural, PartitionSettings
 from fedelta.data.sources import DataSource
 from fedelta.errors import ConfigError, ModelError
 from fedelta.federation.optimizers import Sgd
@@ -28,11 +28,10 @@ from fedelta.federation.training import ClientSettings
 from fedelta.models.hub import ModelSource, locate
 from fedelta.runtimes.simulation import SimulationSettings
 from fedelta.settings import Settings
+from fedelta.strategies import AnyLocalRule, AnyStrategy
 from fedelta.strategies.fedavg import FedAvg
-from fedelta.strategies.local import FedProx, Plain
-from fedelta.tuning.bias import Bias
-from fedelta.tuning.full import Full
-from fedelta.tuning.head import Head
+from fedelta.strategies.local import Plain
+from fedelta.tuning import AnyTuning
 from fedelta.tuning.lora import Lora
 
 # Any, in this file: values of a TOML table before they are checked, and type annotations as objects.
@@ -55,10 +54,10 @@ class Config(Settings):
     evaluate_every: int = Field(default=1, ge=1, strict=True)
     model: ModelSource
     data: DataSource
-    partition: Annotated[Iid | Dirichlet | Pathological | Natural | Quantity, Field(discriminator="name")]
-    tuning: Annotated[Full | Head | Bias | Lora, Field(discriminator="name")] = Lora()
-    strategy: FedAvg = FedAvg()
-    local_rule: Annotated[Plain | FedProx, Field(discriminator="name")] = Plain()
+    partition: Annotated[PartitionSettings, Field(discriminator="name")]
+    tuning: Annotated[AnyTuning, Field(discriminator="name")] = Lora()
+    strategy: AnyStrategy = FedAvg()
+    local_rule: Annotated[AnyLocalRule, Field(discriminator="name")] = Plain()
     client: ClientSettings = ClientSettings()
     codec: Cast = Cast()
     runtime: SimulationSettings = SimulationSettings()

@@ -203,3 +203,25 @@ def test_interpolated_positions_are_part_of_the_features(method: TuningMethod):
         results.append(deltas_of(engine, jobs_for([6], start_of(engine)))[0])
         assert find_prefix(backbone, spec, lanes, data.inputs.tensors) is not None
     assert_close(results[0], results[1], rtol=1e-3, atol=1e-6)
+
+
+class MeanOfTokens(nn.Module):
+    """A classifier in the form of transformers whose head reads all tokens."""
+
+    base_model_prefix = "base"
+    main_input_name = "pixel_values"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = tiny_backbone("vit").module.vit
+        self.classifier = nn.Linear(16, 3)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.classifier(self.base(pixel_values).last_hidden_state.mean(1))
+
+
+def test_a_prefix_that_gives_other_logits_is_not_used():
+    # Resumed from the first token alone, this head would take the mean of one token: finite, and wrong.
+    backbone, lanes = Backbone(MeanOfTokens().eval(), Anatomy(("classifier",))), Lanes(1)
+    spec = Head().apply(backbone, lanes, stream(0))
+    assert find_prefix(backbone, spec, lanes, tiny_inputs("vit", 2).tensors) is None

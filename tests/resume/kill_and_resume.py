@@ -33,7 +33,7 @@ def in_child(work: Callable[[], object]) -> int:
     if pid == 0:
         try:
             work()
-        except BaseException:
+        except BaseException:  # noqa: BLE001 the child must not return into its parent's code
             traceback.print_exc()
             os._exit(1)
         os._exit(0)
@@ -108,7 +108,7 @@ def main(config: Path, folder: Path, num_points: int) -> None:
             "resumed": again == 0,
             "differences": differences(undisturbed, out) if again == 0 else ["not resumed"],
         }
-        print(json.dumps(record), flush=True)
+        sys.stdout.write(json.dumps(record) + "\n")
 
 
 if __name__ == "__main__":

@@ -152,6 +152,29 @@ def test_rank_and_alpha_of_single_layers_follow_the_patterns():
     }
 
 
+def test_a_pattern_may_name_a_role():
+    # In BERT `output.dense`, which is fc2, also ends the path of o.
+    backbone, _ = apply(Lora(r=4, target_modules=("o", "fc2"), rank_pattern={"fc2": 2}), "bert")
+    ranks = {
+        path.removeprefix("bert.encoder.layer."): layer.lora_A.shape[1]
+        for path, layer in backbone.module.named_modules()
+        if isinstance(layer, LoraLinear)
+    }
+    assert ranks == {
+        "0.attention.output.dense": 4,
+        "0.output.dense": 2,
+        "1.attention.output.dense": 4,
+        "1.output.dense": 2,
+    }
+
+
+@pytest.mark.parametrize("field", ["rank_pattern", "alpha_pattern"])
+def test_a_pattern_that_names_no_tuned_layer_is_refused(field: str):
+    # k exists but is not tuned.
+    with pytest.raises(ModelError, match=rf"`tuning.{field}` entry 'k' matches no tuned layer of ViT"):
+        apply(Lora(target_modules=("q", "v"), **{field: {"k": 2}}))
+
+
 def test_rank_stabilised_lora_divides_by_the_root_of_the_rank():
     backbone, _ = apply(Lora(r=4, lora_alpha=8, use_rslora=True))
     assert backbone.module.get_submodule("vit.layers.0.attention.q_proj").scale == 8 / 2

@@ -63,7 +63,8 @@ class AdamW(Settings):
         return {
             "first": torch.zeros_like(values_KP),
             "second": torch.zeros_like(values_KP),
-            "steps": values_KP.new_zeros(values_KP.shape[0], 1),
+            # float64: in the first steps 1 - beta2**t would keep only five digits in float32.
+            "steps": values_KP.new_zeros(values_KP.shape[0], 1, dtype=torch.float64),
         }
 
     def step(self, values_KP: Tensor, grads_KP: Tensor, state: OptimizerState, lr: float) -> None:
@@ -72,9 +73,10 @@ class AdamW(Settings):
         values_KP.mul_(1 - lr * self.weight_decay)
         first_KP.lerp_(grads_KP, 1 - self.beta1)
         second_KP.mul_(self.beta2).addcmul_(grads_KP, grads_KP, value=1 - self.beta2)
-        scale_K1 = (1 - self.beta2**steps_K1).sqrt()
+        scale_K1 = (1 - self.beta2**steps_K1).sqrt().to(values_KP.dtype)
+        lr_K1 = (lr / (1 - self.beta1**steps_K1)).to(values_KP.dtype)
         denominator_KP = second_KP.sqrt().div_(scale_K1).add_(self.eps)
-        values_KP.sub_(first_KP / denominator_KP * (lr / (1 - self.beta1**steps_K1)))
+        values_KP.sub_(first_KP.div(denominator_KP).mul_(lr_K1))
 
 
 Optimizer = Annotated[Sgd | AdamW, Field(discriminator="name")]

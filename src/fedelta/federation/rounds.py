@@ -80,7 +80,7 @@ def federate(
         cohort = stream(federation.seed, "cohort", round)
         plan = federation.strategy.plan(state, round, federation.client_ids, federation.spec, cohort)
         payloads, transfers = _send(federation, plan, params)
-        replies = sorted(federation.runtime.run(plan, payloads), key=lambda reply: reply.client_id)
+        replies = sorted(federation.runtime.run(plan, payloads), key=lambda reply: (reply.client_id, reply.payload))
         accepted, rejections, uploads = _check(federation, plan, replies)
         updates = [update for _, update in accepted]
         transfers += uploads

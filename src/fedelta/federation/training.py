@@ -253,8 +253,8 @@ class LaneEngine:
         if cached.num_bytes > self._cache_bytes:
             self.notes.append(
                 f"frozen-prefix cache off: the features of {len(data):,} rows would take "
-                f"{cached.num_bytes / 2**20:,.0f} MiB, more than `runtime.cache_mib` = "
-                f"{self._cache_bytes / 2**20:,.0f}; raise it to compute them only once."
+                f"{cached.num_bytes / 2**20:,.1f} MiB, more than `runtime.cache_mib` = "
+                f"{self._cache_bytes / 2**20:,.1f}; raise it to compute them only once."
             )
             return data
         return LabelledData(cached, data.labels)

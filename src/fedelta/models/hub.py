@@ -8,7 +8,10 @@ how raw images or texts become its inputs.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -136,7 +139,7 @@ def build(source: ModelSource, class_names: tuple[str, ...], *, seed: int, devic
     config.num_labels = len(class_names)
     config.id2label = dict(enumerate(class_names))
     config.label2id = {name: index for index, name in enumerate(class_names)}
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _quiet():
         # transformers initialises new weights from the global generator; the fork keeps that from leaking.
         torch.manual_seed(derive(seed, "model"))  # noqa: TID251
         module = _load(source, config, device)
@@ -144,11 +147,28 @@ def build(source: ModelSource, class_names: tuple[str, ...], *, seed: int, devic
     anatomy = anatomy_of(module, config.model_type)
     if _modality(config) == "text":
         return Backbone(module, anatomy, _text_transform(source) if device != "meta" else None)
-    native = getattr(config, "image_size", None) or _preprocessor(source).get("image_size")
+    native = _native_size(config)
     size = source.image_size or native or 224  # 224: what nearly every image classifier was trained at
+    _check_size(size, config)
     interpolates = native is not None and size != native
     transform = image_transform(_preprocessor(source), size, getattr(config, "num_channels", 3))
     return Backbone(module, anatomy, transform, {"interpolate_pos_encoding": True} if interpolates else {})
+
+
+def _native_size(config: PretrainedConfig) -> int | None:
+    """Side of the square that the checkpoint was trained at, None when its configuration does not say."""
+    size = getattr(config, "image_size", None)
+    return size[0] if isinstance(size, list | tuple) else size
+
+
+def _check_size(size: int, config: PretrainedConfig) -> None:
+    patch = getattr(config, "patch_size", None)
+    if isinstance(patch, int) and size % patch:
+        nearest = max(patch, round(size / patch) * patch)
+        raise ModelError(
+            f"`model.image_size` is {size}, no multiple of the {patch} pixels of the model's patches.",
+            hint=f"use {nearest}.",
+        )
 
 
 def read_config(source: ModelSource) -> PretrainedConfig:
@@ -166,6 +186,7 @@ def read_config(source: ModelSource) -> PretrainedConfig:
             config: PretrainedConfig = AutoConfig.for_model(family, **fields)
         except (ValueError, TypeError) as error:
             raise ModelError(f"`model.architecture` cannot be used: {error}") from error
+        _check_architecture(fields, AutoConfig.for_model(family).to_dict())
         return config
     if source.source is None:
         raise ModelError("`model.source` is missing.", hint='for example `source = "bundled:vit-micro"`.')
@@ -174,6 +195,19 @@ def read_config(source: ModelSource) -> PretrainedConfig:
     except (OSError, ValueError) as error:
         raise _unreadable(source.source, error) from error
     return config
+
+
+def _check_architecture(fields: Mapping[str, object], known: Mapping[str, object]) -> None:
+    """Transformers keeps an unknown field without using it; here it is an error, as in every other section."""
+    problems = []
+    for name in fields:
+        if name not in known:
+            nearest = get_close_matches(name, known, n=1)
+            problems.append(
+                f"`model.architecture.{name}` is unknown" + "".join(f"; did you mean `{n}`?" for n in nearest)
+            )
+    if problems:
+        raise ModelError(", ".join(problems))
 
 
 def checkpoint_bytes(source: ModelSource) -> int:
@@ -216,6 +250,22 @@ def _load(source: ModelSource, config: PretrainedConfig, device: str) -> nn.Modu
         raise _unreadable(source.source, error) from error
     _check_complete(source.source, module, config.model_type, info)
     return module
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' own report and progress bar of a load; what matters of it is checked here."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _check_complete(source: str, module: nn.Module, family: str, info: dict[str, Any]) -> None:

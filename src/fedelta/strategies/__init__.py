@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from fedelta.strategies.fedavg import FedAvg
 from fedelta.strategies.local import FedProx, Plain
 
-STRATEGIES = {"fedavg": FedAvg}
-LOCAL_RULES = {"plain": Plain, "fedprox": FedProx}
+AnyStrategy = FedAvg
+AnyLocalRule = Plain | FedProx
+STRATEGIES = {FedAvg.model_fields["name"].default: FedAvg}
+LOCAL_RULES = {kind.model_fields["name"].default: kind for kind in get_args(AnyLocalRule)}

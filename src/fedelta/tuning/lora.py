@@ -168,7 +168,7 @@ def _plays(path: str, anatomy: Anatomy, role: str) -> bool:
 
 def _matches(path: str, entry: str, anatomy: Anatomy) -> bool:
     """Whether `entry` names the layer at `path`: its role, its full path, or the last parts of it."""
-    return f".{path}".endswith(f".{anatomy.roles.get(entry, entry)}")
+    return _plays(path, anatomy, entry) if entry in anatomy.roles else f".{path}".endswith(f".{entry}")
 
 
 def _lookup(pattern: Mapping[str, T], path: str, anatomy: Anatomy, default: T) -> T:
