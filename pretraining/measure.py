@@ -38,22 +38,27 @@ def main() -> None:
     parser.add_argument("--demo", action="store_true", help="run recipes/demo.toml over several seeds instead")
     arguments = parser.parse_args()
     keep_freed_memory()
-    path = arguments.directory / "provenance.json"
-    provenance = json.loads(path.read_text(encoding="utf-8"))
-    recipe = Recipe.model_validate(provenance["resolved_recipe"])
     command = " ".join(["python -m pretraining.measure", *sys.argv[1:]])
-    torch.set_num_threads(recipe.training.threads)
-    if arguments.demo:
-        provenance["measures"]["demo"] = measure_demo() | {"command": command}
-    else:
-        backbones = _backbones(arguments.directory, recipe)
-        provenance["measures"]["digits_5_shot_probe"] = measure_digits(backbones, recipe) | {"command": command}
-        if arguments.cifar100 is not None:
-            found = measure_cifar100(backbones, recipe, arguments.cifar100)
-            provenance["measures"]["cifar100_probe"] = found | {"command": command}
-    write_json(path, provenance)
+    found = (
+        measure_demo(arguments.directory) if arguments.demo else measure_probes(arguments.directory, arguments.cifar100)
+    )
+    # Read only now: the demo takes minutes, and another measurement may have been written meanwhile.
+    provenance = _provenance(arguments.directory)
+    provenance["measures"] |= {name: measure | {"command": command} for name, measure in found.items()}
+    write_json(arguments.directory / "provenance.json", provenance)
     write_card(arguments.directory)
     print(json.dumps(provenance["measures"], indent=2))
+
+
+def measure_probes(directory: Path, cifar100_path: Path | None) -> dict[str, Measure]:
+    """The linear probes, by name."""
+    recipe = Recipe.model_validate(_provenance(directory)["resolved_recipe"])
+    torch.set_num_threads(recipe.training.threads)
+    backbones = _backbones(directory, recipe)
+    measures = {"digits_5_shot_probe": measure_digits(backbones, recipe)}
+    if cifar100_path is not None:
+        measures["cifar100_probe"] = measure_cifar100(backbones, recipe, cifar100_path)
+    return measures
 
 
 def measure_digits(backbones: list[PreTrainedModel], recipe: Recipe) -> Measure:
@@ -76,18 +81,22 @@ def measure_cifar100(backbones: list[PreTrainedModel], recipe: Recipe, directory
     return _beside(scores) | {"num_train": len(train), "num_test": len(test)}
 
 
-def measure_demo() -> Measure:
+def measure_demo(directory: Path) -> dict[str, Measure]:
     """Final test accuracy of the demo recipe through the command line of fedelta, seed by seed."""
-    pretrained = [_demo_run(f"seed={seed}") for seed in DEMO_SEEDS]
-    random = [_demo_run(f"seed={seed}", "model.pretrained=false") for seed in DEMO_SEEDS]
-    return {
+    source = f"model.source={directory.as_posix()}"
+    pretrained = [_demo_run(source, f"seed={seed}") for seed in DEMO_SEEDS]
+    random = [_demo_run(source, f"seed={seed}", "model.pretrained=false") for seed in DEMO_SEEDS]
+    measure = {
         "pretrained": mean([run["final_accuracy"] for run in pretrained]),
         "random": mean([run["final_accuracy"] for run in random]),
         "seeds": list(DEMO_SEEDS),
         "pretrained_by_seed": [round(run["final_accuracy"], 4) for run in pretrained],
         "random_by_seed": [round(run["final_accuracy"], 4) for run in random],
         "recipe": DEMO_RECIPE.as_posix(),
+        "num_rounds": pretrained[0]["rounds"],
+        "tuned_fraction": round(pretrained[0]["tuned_parameters"] / pretrained[0]["total_parameters"], 4),
     }
+    return {"demo": measure}
 
 
 def _demo_run(*overrides: str) -> dict[str, Any]:  # Any: what fedelta writes into summary.json
@@ -98,6 +107,11 @@ def _demo_run(*overrides: str) -> dict[str, Any]:  # Any: what fedelta writes in
         subprocess.run([fedelta, "run", DEMO_RECIPE, *options, "--out", out, "--quiet"], check=True)
         summary: dict[str, Any] = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     return summary
+
+
+def _provenance(directory: Path) -> dict[str, Any]:  # Any: JSON
+    provenance: dict[str, Any] = json.loads((directory / "provenance.json").read_text(encoding="utf-8"))
+    return provenance
 
 
 def _backbones(directory: Path, recipe: Recipe) -> list[PreTrainedModel]:

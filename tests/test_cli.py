@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tests.small import write_small
 
 from fedelta import cli
-from tests.small import write_small
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.small import write_small
 
 import fedelta
 from fedelta.errors import ConfigError, RoundError
 from fedelta.experiment import Experiment, evaluate_adapter
 from fedelta.results import files
-from tests.small import write_small
 
 SUMMARY_KEYS = {
     "final_accuracy",

@@ -45,6 +45,6 @@ def draw(classes_BF: torch.Tensor, generator: torch.Generator, side: int) -> tor
     inside = torch.sigmoid((zoom * torch.exp(0.6 * radius) - distance) * 20.0)
     phase = uniform(generator, 0.0, 2 * math.pi, batch, 1, 2)
     pattern = torch.sin(place @ waves.unflatten(1, (2, 2)).transpose(1, 2) + phase).prod(-1)
-    ink = inside * (tones[:, :1] + 0.5 * depth[:, :1] * pattern)
+    ink: torch.Tensor = inside * (tones[:, :1] + 0.5 * depth[:, :1] * pattern)
     ink = ink + (1 - inside) * (tones[:, 1:] + 0.5 * depth[:, 1:] * pattern)
     return ink.clamp(0, 1).reshape(batch, side, side)

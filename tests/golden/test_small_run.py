@@ -11,9 +11,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from tests.small import write_small
 
 from fedelta.experiment import Experiment
-from tests.small import write_small
 
 GOLDEN = Path(__file__).with_name("small_run.json")
 

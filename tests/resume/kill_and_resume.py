@@ -17,7 +17,12 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import datasets  # noqa: F401 imported here, once, for all children
+import flwr_datasets.partitioner  # noqa: F401
+import sklearn.datasets  # noqa: F401
+import sklearn.model_selection  # noqa: F401
 import torch
+from transformers import AutoConfig, AutoModelForImageClassification, ViTForImageClassification  # noqa: F401
 
 from fedelta.experiment import Experiment
 from fedelta.results.checkpoint import load

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NoReturn, Protocol
 
 import torch
@@ -124,9 +125,13 @@ class _BelowHead:
     def logits(self, features: dict[str, Tensor]) -> Tensor:
         from fedelta.models.stand_in import base_output  # the one place that knows transformers' output type
 
-        output = base_output(features["first_token"], features.get("pooled"))
-        with _stand_ins(self.backbone.module, {self.base_name: _Constant(output)}):
+        self._base.output = base_output(features["first_token"], features.get("pooled"))
+        with _stand_ins(self.backbone.module, {self.base_name: self._base}):
             return _logits_without_inputs(self.backbone, features["first_token"])
+
+    @cached_property
+    def _base(self) -> _Given:
+        return _Given()
 
 
 @dataclass(frozen=True)
@@ -148,11 +153,17 @@ class _BelowBlock:
         raise ModelError(f"`{path}` never ran.")
 
     def logits(self, features: dict[str, Tensor]) -> Tensor:
-        anatomy = self.backbone.anatomy
-        stand_ins: dict[str, nn.Module] = {anatomy.embeddings: _Constant(features["hidden"])}
-        stand_ins |= {f"{anatomy.blocks}.{index}": _Same() for index in range(self.block)}
-        with _stand_ins(self.backbone.module, stand_ins):
+        self._embeddings.output = features["hidden"]
+        with _stand_ins(self.backbone.module, {self.backbone.anatomy.embeddings: self._embeddings, **self._blocks}):
             return _logits_without_inputs(self.backbone, features["hidden"])
+
+    @cached_property
+    def _embeddings(self) -> _Given:
+        return _Given()
+
+    @cached_property
+    def _blocks(self) -> dict[str, nn.Module]:
+        return {f"{self.backbone.anatomy.blocks}.{index}": _Same() for index in range(self.block)}
 
 
 class _ReachedError(Exception):
@@ -167,12 +178,12 @@ def _stop(_module: nn.Module, args: tuple[Tensor, ...]) -> NoReturn:
     raise _ReachedError(args[0])
 
 
-class _Constant(nn.Module):
-    """Gives what it was made with; Any: a tensor or the model family's output object."""
+class _Given(nn.Module):
+    """Gives its `output`, whatever it gets; Any: a tensor or the model family's output object."""
 
-    def __init__(self, output: Any) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.output = output
+        self.output: Any = None
         # Models ask their patch projection for its dtype before they call it.
         self.patch_embeddings = nn.Module()
         self.patch_embeddings.projection = nn.Identity()

@@ -262,10 +262,11 @@ class LaneEngine:
 
 def _pad(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Batches of unequal size as [A, B], and weights that average each over its own rows and ignore padding."""
-    longest = max(len(batch) for batch in rows)
-    weights_AB = torch.zeros(len(rows), longest)
-    for lane, batch in enumerate(rows):
-        weights_AB[lane, : len(batch)] = 1 / len(batch)
+    lengths_A1 = torch.tensor([[len(batch)] for batch in rows])
+    longest = int(lengths_A1.max())
+    weights_AB = (torch.arange(longest) < lengths_A1) / lengths_A1
     # Padding repeats the lane's own first row: a row of another client could carry its NaN over.
-    padded = [torch.cat([batch, batch[:1].expand(longest - len(batch))]) for batch in rows]
+    padded = [
+        batch if len(batch) == longest else torch.cat([batch, batch[:1].expand(longest - len(batch))]) for batch in rows
+    ]
     return torch.stack(padded), weights_AB
