@@ -17,7 +17,8 @@ from fedelta.federation.optimizers import Sgd
 from fedelta.federation.rounds import Federation, federate
 from fedelta.federation.training import ClientSettings, Evaluation, LaneEngine
 from fedelta.models.cnn import IMAGE_SIZE, leaf_cnn
-from fedelta.models.hub import Backbone, ModelSource, build, bundled_names
+from fedelta.models.hub import Backbone, build
+from fedelta.models.source import ModelSource, bundled_names
 from fedelta.runtimes.simulation import Simulation, SimulationSettings
 from fedelta.seeds import stream
 from fedelta.strategies.fedavg import FedAvg

@@ -16,7 +16,8 @@ from fedelta.data.batches import LabelledData
 from fedelta.federation.optimizers import Sgd
 from fedelta.federation.training import ClientSettings, Job, LaneEngine
 from fedelta.models.anatomy import anatomy_of
-from fedelta.models.hub import Backbone, ModelSource, read_config
+from fedelta.models.hub import Backbone
+from fedelta.models.source import ModelSource, read_config
 from fedelta.params import Params, ParamSpec, TensorSpec
 from fedelta.seeds import stream
 from fedelta.strategies.base import LocalRule

@@ -19,10 +19,10 @@ def fedelta(monkeypatch, capsys):
 
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["fedelta", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit:
+        with pytest.raises(SystemExit) as ended:
             cli.main()
         captured = capsys.readouterr()
-        return int(exit.value.code or 0), captured.out, captured.err
+        return int(ended.value.code or 0), captured.out, captured.err
 
     return call
 

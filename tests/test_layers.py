@@ -25,7 +25,7 @@ LAYERS = (  # low to high
     ("tuning", "strategies", "codecs", "data", "models"),
     ("federation",),
     ("runtimes",),
-    ("inference", "results", "config", "experiment", "inspection", "listing"),
+    ("inference", "results", "config", "assembly", "experiment", "inspection"),
     ("cli", "__main__"),
 )
 LAYER_OF = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from fedelta.inference.predict import Predictor as Predictor
     from fedelta.models.anatomy import Anatomy as Anatomy
     from fedelta.models.hub import Backbone as Backbone
-    from fedelta.models.hub import ModelSource as ModelSource
-    from fedelta.models.hub import bundled_path as bundled_path
+    from fedelta.models.source import ModelSource as ModelSource
+    from fedelta.models.source import bundled_path as bundled_path
     from fedelta.results.report import write_report as write_report
     from fedelta.runtimes.simulation import SimulationSettings as SimulationSettings
     from fedelta.strategies.fedavg import FedAvg as FedAvg
@@ -61,7 +61,8 @@ _MODULES = {
     "federation.training": ("ClientSettings",),
     "inference.predict": ("Prediction", "Predictor"),
     "models.anatomy": ("Anatomy",),
-    "models.hub": ("Backbone", "ModelSource", "bundled_path"),
+    "models.hub": ("Backbone",),
+    "models.source": ("ModelSource", "bundled_path"),
     "results.report": ("write_report",),
     "runtimes.simulation": ("SimulationSettings",),
     "strategies.fedavg": ("FedAvg",),

@@ -44,8 +44,8 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bar and no tab
 
 def main() -> None:
     """Entry point of the `fedelta` command."""
-    # Both are read once, when torch and the tokenizers are imported. Waiting threads that spin cost nothing on an
-    # idle machine; on a busy one they take the cores from the threads they wait for, and a round lasts ten times as long.
+    # Both are read once, when torch and the tokenizers are imported. Threads that spin while they wait cost nothing on
+    # an idle machine; on a busy one they hold the cores that the others need, and a round takes ten times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:

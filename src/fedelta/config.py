@@ -25,7 +25,7 @@ from fedelta.data.sources import DataSource
 from fedelta.errors import ConfigError, ModelError
 from fedelta.federation.optimizers import Sgd
 from fedelta.federation.training import ClientSettings
-from fedelta.models.hub import ModelSource, locate
+from fedelta.models.source import ModelSource, locate
 from fedelta.runtimes.simulation import SimulationSettings
 from fedelta.settings import Settings
 from fedelta.strategies import AnyLocalRule, AnyStrategy

@@ -10,7 +10,8 @@ from fedelta.codecs.wire import encode
 from fedelta.config import Config, choices_of
 from fedelta.data.sources import read
 from fedelta.models.anatomy import ANATOMIES
-from fedelta.models.hub import build, bundled_names
+from fedelta.models.hub import build
+from fedelta.models.source import bundled_names
 from fedelta.seeds import stream
 from fedelta.tuning.lanes import Lanes
 

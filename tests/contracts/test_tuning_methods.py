@@ -26,7 +26,8 @@ from tests.builders import (
 from fedelta.data.batches import LabelledData, batches
 from fedelta.federation.optimizers import Sgd
 from fedelta.federation.training import ClientSettings, Job
-from fedelta.models.hub import Backbone, ModelSource, build
+from fedelta.models.hub import Backbone, build
+from fedelta.models.source import ModelSource
 from fedelta.params import Params, ParamSpec
 from fedelta.seeds import stream
 from fedelta.tuning import TUNING_METHODS

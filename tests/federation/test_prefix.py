@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from fedelta.federation.prefix import CachedInputs, find_prefix
 from fedelta.federation.training import ClientSettings, LaneEngine
 from fedelta.models.anatomy import Anatomy, anatomy_of
-from fedelta.models.hub import Backbone, ModelSource, build
+from fedelta.models.hub import Backbone, build
+from fedelta.models.source import ModelSource
 from fedelta.seeds import stream
 from fedelta.strategies.local import Plain
 from fedelta.tuning.base import TuningMethod
@@ -147,7 +148,7 @@ def test_the_memory_bound_is_the_features_of_all_rows():
     over, backbone = tiny_engine(Head(), data, cache_bytes=1535)
     [note] = over.notes
     assert note == (
-        "frozen-prefix cache off: the features of 24 rows would take 0 MiB, more than `runtime.cache_mib` = 0; "
+        "frozen-prefix cache off: the features of 24 rows would take 0.0 MiB, more than `runtime.cache_mib` = 0.0; "
         "raise it to compute them only once."
     )
     seen: Counter[float] = Counter()

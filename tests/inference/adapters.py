@@ -10,7 +10,8 @@ from torch import Tensor
 from fedelta.inference.adapter import Adapter, write_adapter
 from fedelta.inference.layout import Tuning
 from fedelta.inference.predict import install
-from fedelta.models.hub import Backbone, ModelSource, build
+from fedelta.models.hub import Backbone, build
+from fedelta.models.source import ModelSource
 from fedelta.seeds import stream
 from fedelta.tuning.lanes import Lanes
 

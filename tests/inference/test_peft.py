@@ -27,7 +27,8 @@ from torch import Tensor
 from fedelta.errors import AdapterError
 from fedelta.inference.adapter import Adapter, read_adapter, write_adapter
 from fedelta.inference.predict import install
-from fedelta.models.hub import ModelSource, build
+from fedelta.models.hub import build
+from fedelta.models.source import ModelSource
 from fedelta.seeds import stream
 from fedelta.tuning import Bias, Full, Head, Lora
 from fedelta.tuning.lanes import Lanes

@@ -18,7 +18,8 @@ from fedelta.errors import AdapterError, DataError, RunError
 from fedelta.inference.adapter import Adapter, write_adapter
 from fedelta.inference.predict import Predictor
 from fedelta.models.anatomy import ANATOMIES
-from fedelta.models.hub import Backbone, ModelSource, build
+from fedelta.models.hub import Backbone, build
+from fedelta.models.source import ModelSource
 from fedelta.tuning import Bias, Full, Head, Lora
 from fedelta.tuning.base import TuningMethod
 

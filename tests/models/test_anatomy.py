@@ -7,7 +7,8 @@ from torch import nn
 
 from fedelta.errors import ModelError
 from fedelta.models.anatomy import ANATOMIES, Anatomy, anatomy_of
-from fedelta.models.hub import ModelSource, build
+from fedelta.models.hub import build
+from fedelta.models.source import ModelSource
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 DISTILBERT = {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24}
@@ -16,6 +17,8 @@ DISTILBERT = {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24}
 @pytest.mark.parametrize("family", ANATOMIES)
 def test_every_family_of_the_table_is_laid_out_as_the_table_says(family: str):
     sizes = DISTILBERT if family == "distilbert" else SMALL
+    if family == "dinov2":
+        sizes = {key: value for key, value in sizes.items() if key != "intermediate_size"}  # it has `mlp_ratio`
     module = build(ModelSource(architecture={"model_type": family} | sizes), ("a", "b"), seed=0, device="meta").module
     anatomy = anatomy_of(module, family)
     assert anatomy is ANATOMIES[family]

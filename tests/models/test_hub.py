@@ -22,7 +22,8 @@ from transformers import (
 
 from fedelta.errors import ModelError
 from fedelta.models.anatomy import ANATOMIES
-from fedelta.models.hub import Backbone, ModelSource, build, checkpoint_bytes, locate, modality, read_config
+from fedelta.models.hub import Backbone, build
+from fedelta.models.source import ModelSource, checkpoint_bytes, locate, modality_of, read_config
 from fedelta.seeds import stream
 
 CLASSES = ("cat", "dog", "cow")
@@ -160,9 +161,9 @@ def test_a_text_model_reads_texts_with_its_own_tokenizer(bert_dir: Path):
 
 
 def test_modality_is_known_without_weights(vit_dir: Path, bert_dir: Path):
-    assert modality(ModelSource(source=str(vit_dir))) == "image"
-    assert modality(ModelSource(source=str(bert_dir))) == "text"
-    assert modality(ModelSource(architecture={"model_type": "roberta"})) == "text"
+    assert modality_of(read_config(ModelSource(source=str(vit_dir)))) == "image"
+    assert modality_of(read_config(ModelSource(source=str(bert_dir)))) == "text"
+    assert modality_of(read_config(ModelSource(architecture={"model_type": "roberta"}))) == "text"
 
 
 def test_an_architecture_alone_makes_a_random_model():
@@ -287,7 +288,7 @@ def test_a_text_model_without_a_tokenizer_is_refused(bert_dir: Path, tmp_path: P
 
 def test_a_family_without_a_classifier_is_refused():
     with pytest.raises(ModelError, match="family 'vits' has no image or text classifier in transformers"):
-        modality(ModelSource(architecture={"model_type": "vits"}))
+        modality_of(read_config(ModelSource(architecture={"model_type": "vits"})))
 
 
 def test_an_architecture_of_no_known_family_is_refused():

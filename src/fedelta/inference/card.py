@@ -120,7 +120,7 @@ def _loading(tuning_name: str, base: str, class_names: tuple[str, ...] | None, c
         "```python",
         "from peft import PeftModel",
         f"from transformers import {auto}",
-        *(["from fedelta.models.hub import bundled_path"] if bundled else []),
+        *(["from fedelta import bundled_path"] if bundled else []),
         "",
         f"base = {auto}.from_pretrained(",
         # Without a dtype transformers takes the checkpoint's, and in half precision the logits are others.

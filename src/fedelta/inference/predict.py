@@ -14,7 +14,8 @@ from fedelta.config import load_config
 from fedelta.errors import AdapterError, RunError
 from fedelta.inference.adapter import Adapter, check_fits, read_adapter
 from fedelta.inference.examples import image_batches, text_batches
-from fedelta.models.hub import Backbone, ModelSource, build, read_config
+from fedelta.models.hub import Backbone, build
+from fedelta.models.source import ModelSource, read_config
 from fedelta.models.transforms import ImageTransform, TextTransform
 from fedelta.results import rundir
 from fedelta.results.files import read_json

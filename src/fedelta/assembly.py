@@ -1,0 +1,173 @@
+"""A configuration becomes objects: data, model, tuning method, engine, strategy, runtime.
+
+The only file that knows every part. What is done with the objects is experiment.py's.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from fedelta.config import Config
+from fedelta.data.batches import FederatedData
+from fedelta.data.federate import federate as divide
+from fedelta.data.sources import read
+from fedelta.errors import ConfigError, ModelError
+from fedelta.federation.client import Site
+from fedelta.federation.rounds import Federation
+from fedelta.federation.training import Evaluation, LaneEngine
+from fedelta.inference.adapter import Adapter, check_fits, read_adapter
+from fedelta.models.hub import Backbone, build
+from fedelta.params import Params, ParamSpec
+from fedelta.runtimes.simulation import Simulation
+from fedelta.seeds import stream
+from fedelta.tuning.lanes import Lanes
+from fedelta.tuning.lora import Lora
+
+logger = logging.getLogger("fedelta")
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """The objects of one run.
+
+    Args:
+        config: with the tuning method that is really used.
+        backbone: with the tuning method applied.
+        data: of all clients, and the test set.
+        engine: trains and evaluates.
+        federation: what `federate` needs.
+        params: server params before round 1.
+        total_parameters: scalars of the model before tuning.
+    """
+
+    config: Config
+    backbone: Backbone
+    data: FederatedData
+    engine: LaneEngine
+    federation: Federation
+    params: Params
+    total_parameters: int
+
+    @property
+    def spec(self) -> ParamSpec:
+        """Names, shapes and groups of what is tuned."""
+        return self.engine.spec
+
+    def evaluate(self, params: Params) -> Evaluation:
+        """Accuracy and loss of `params` on the test set."""
+        return self.engine.evaluate(params, self.data.test)
+
+
+def assemble(config: Config, *, backbone: Backbone | None = None, data: FederatedData | None = None) -> Assembly:
+    """The objects that `config` describes; reads data and weights, trains nothing.
+
+    Args:
+        config: what to run.
+        backbone: a model of your own instead of `config.model`; edited in place.
+        data: data of your own instead of `config.data` and `config.partition`.
+
+    Raises:
+        InputError: something in it cannot be used.
+    """
+    if data is None:
+        raw = read(config.data, seed=config.seed)
+        _check_num_classes(config, len(raw.class_names))
+        backbone = backbone or build(config.model, raw.class_names, seed=config.seed)
+        if backbone.transform is None:
+            raise ModelError("a backbone without a transform cannot read raw data; give `data` too.")
+        data = divide(raw, config.partition, backbone.transform, seed=config.seed)
+    elif backbone is None:
+        backbone = build(config.model, data.class_names, seed=config.seed)
+    _check_cohort(config, data)
+    total_parameters = backbone.num_parameters
+    backbone.module.to(config.runtime.torch_device())
+    adapter = None if config.model.adapter is None else read_adapter(config.model.adapter, backbone.anatomy)
+    if adapter is not None:
+        config = _adopt_tuning(config, adapter, backbone)
+    engine = _engine(config, backbone, data)
+    start = engine.bank.read(0) | (adapter.params if adapter is not None else {})
+    federation = _federation(config, engine, data)
+    return Assembly(config, backbone, data, engine, federation, _on_cpu(start), total_parameters)
+
+
+def _engine(config: Config, backbone: Backbone, data: FederatedData) -> LaneEngine:
+    num_lanes = config.runtime.num_lanes(
+        clients_per_round=config.strategy.clients_per_round,
+        batch_size=config.client.batch_size,
+        max_lanes=config.tuning.max_lanes,
+    )
+    lanes = Lanes(num_lanes)
+    spec = config.tuning.apply(backbone, lanes, stream(config.seed, "tuning"))
+    engine = LaneEngine(
+        backbone,
+        spec,
+        lanes,
+        data.train,
+        client=config.client,
+        rule=config.local_rule,
+        cache_bytes=config.runtime.cache_mib * 2**20,
+        compute_dtype=config.runtime.compute_dtype,
+    )
+    for note in engine.notes:
+        logger.warning(note)
+    return engine
+
+
+def _federation(config: Config, engine: LaneEngine, data: FederatedData) -> Federation:
+    site = Site(engine, data.partition, config.codec, config.seed, config.strategy.num_rounds)
+    budget = config.byte_budget_mib
+    return Federation(
+        strategy=config.strategy,
+        runtime=Simulation(site),
+        codec=config.codec,
+        spec=engine.spec,
+        client_ids=sorted(data.partition),
+        seed=config.seed,
+        evaluate=lambda params: engine.evaluate(params, data.test),
+        evaluate_every=config.evaluate_every,
+        byte_budget=None if budget is None else int(budget * 2**20),
+    )
+
+
+def _adopt_tuning(config: Config, adapter: Adapter, backbone: Backbone) -> Config:
+    """The configuration with the tuning method of the adapter that the run starts from."""
+    check_fits(adapter, backbone)
+    chosen, found = config.tuning, adapter.tuning
+    if isinstance(chosen, Lora) and isinstance(found, Lora):
+        # An adapter from elsewhere may come without a head; whether ours is trained is the configuration's choice.
+        found = found.model_copy(update={"train_head": found.train_head or chosen.train_head})
+        if "target_modules" in chosen.model_fields_set and chosen.targets(backbone) == found.targets(backbone):
+            chosen = chosen.model_copy(update={"target_modules": found.target_modules})
+    differing = [
+        name for name in sorted(chosen.model_fields_set) if getattr(chosen, name) != getattr(found, name, None)
+    ]
+    if differing:
+        raise ConfigError(
+            [
+                f"`tuning.{name}` is {getattr(chosen, name)!r}, but the adapter {config.model.adapter!r} "
+                f"has {getattr(found, name, None)!r}"
+                for name in differing
+            ],
+            hint="leave `[tuning]` to the adapter: keep only its `name`.",
+        )
+    return config.model_copy(update={"tuning": found})
+
+
+def _check_num_classes(config: Config, found: int) -> None:
+    wanted = config.model.num_classes
+    if wanted is not None and wanted != found:
+        raise ConfigError(
+            [f"`model.num_classes` is {wanted}, but the training data have {found} classes"],
+            hint="leave it out: it is found from the data.",
+        )
+
+
+def _check_cohort(config: Config, data: FederatedData) -> None:
+    wanted, found = config.strategy.clients_per_round, len(data.partition)
+    if wanted > found:
+        raise ConfigError([f"`strategy.clients_per_round` is {wanted}, but the data have {found} clients"])
+
+
+def _on_cpu(params: Params) -> Params:
+    return {name: tensor.detach().cpu().float() for name, tensor in params.items()}

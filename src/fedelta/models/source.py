@@ -1,0 +1,165 @@
+"""Which model is meant: section `[model]`, and what can be known of it before any weight is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from fedelta.errors import ModelError
+from fedelta.settings import Settings
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+Modality = Literal["image", "text"]
+_BUNDLED = Path(__file__).parent / "bundled"
+
+
+class ModelSource(Settings):
+    """Which model is tuned: section `[model]`.
+
+    Args:
+        source: `bundled:NAME`, a local directory in the hub's form, or a hub name.
+        architecture: a transformers configuration (`model_type` and sizes) to use instead of a source; weights
+            are then random, and counting needs no files at all.
+        pretrained: False takes the architecture of `source` with random weights.
+        image_size: side of the square input in pixels; the checkpoint's own by default. Position embeddings
+            are interpolated.
+        num_classes: number of classes; found from the data by default.
+        adapter: a directory with a PEFT adapter to start from.
+    """
+
+    source: str | None = None
+    architecture: dict[str, Any] | None = None  # Any: whatever the configuration class of the family takes
+    pretrained: bool = True
+    image_size: int | None = Field(default=None, ge=1)
+    num_classes: int | None = Field(default=None, ge=2)
+    adapter: str | None = None
+
+
+def bundled_path(name: str) -> Path:
+    """Directory of the backbone `name` that comes with this package, in the hub's form.
+
+    Raises:
+        ModelError: there is no such backbone; the message names those there are.
+    """
+    path = _BUNDLED / name
+    if not (path / "config.json").is_file():
+        raise ModelError(f"no bundled backbone {name!r}; there is {', '.join(bundled_names())}.")
+    return path
+
+
+def bundled_names() -> list[str]:
+    """Names of the backbones that come with this package."""
+    return sorted(entry.parent.name for entry in _BUNDLED.glob("*/config.json"))
+
+
+def locate(source: str) -> str:
+    """What transformers can load: the directory behind `source`, or `source` itself when it is a hub name.
+
+    Raises:
+        ModelError: it looks like a directory and is not there.
+    """
+    if source.startswith("bundled:"):
+        return str(bundled_path(source.removeprefix("bundled:")))
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return str(path)
+    if source.startswith((".", "/", "~")) or source.count("/") > 1:
+        raise ModelError(
+            f"model directory {source!r} does not exist.",
+            hint="give a directory that holds `config.json`, a hub name such as `google/vit-base-patch16-224`, "
+            "or `bundled:vit-micro`.",
+        )
+    return source
+
+
+def read_config(source: ModelSource) -> PretrainedConfig:
+    """The transformers configuration of `source`; reads no weights.
+
+    Raises:
+        ModelError: missing or unreadable.
+    """
+    from transformers import AutoConfig
+
+    if source.architecture is not None and source.source is None:
+        fields = dict(source.architecture)
+        family = fields.pop("model_type", None)
+        try:
+            config: PretrainedConfig = AutoConfig.for_model(family, **fields)
+        except (ValueError, TypeError) as error:
+            raise ModelError(f"`model.architecture` cannot be used: {error}") from error
+        _check_architecture(fields, AutoConfig.for_model(family).to_dict())
+        return config
+    if source.source is None:
+        raise ModelError("`model.source` is missing.", hint='for example `source = "bundled:vit-micro"`.')
+    try:
+        config = AutoConfig.from_pretrained(locate(source.source))
+    except (OSError, ValueError) as error:
+        raise unreadable(source.source, error) from error
+    return config
+
+
+def modality_of(config: PretrainedConfig) -> Modality:
+    """Whether models of this configuration read images or texts.
+
+    Raises:
+        ModelError: transformers has no classifier of that family.
+    """
+    from transformers.models.auto import modeling_auto
+
+    if config.model_type in modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
+        return "image"
+    if config.model_type in modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
+        return "text"
+    raise ModelError(f"family {config.model_type!r} has no image or text classifier in transformers.")
+
+
+def read_preprocessor(source: ModelSource) -> dict[str, Any]:
+    """`preprocessor_config.json` of a local directory or the hub, {} without one; Any: the hub's free-form JSON."""
+    from transformers.utils.hub import cached_file
+
+    if source.source is None:
+        return {}
+    path = cached_file(locate(source.source), "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
+    try:
+        return {} if path is None else dict(json.loads(Path(path).read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{path} holds no JSON object: {error}") from error
+
+
+def checkpoint_bytes(source: ModelSource) -> int:
+    """Size of the weight files that every client needs once; 0 for random weights, which a seed describes."""
+    from transformers.utils.hub import cached_file
+
+    if source.source is None or not source.pretrained:
+        return 0
+    directory = Path(str(cached_file(locate(source.source), "config.json"))).parent
+    return sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+
+
+def unreadable(source: str, error: Exception) -> ModelError:
+    """The error for a model that cannot be loaded, with what was expected."""
+    return ModelError(
+        f"model {source!r} cannot be loaded: {error}",
+        hint="expected a directory with `config.json` and `model.safetensors`, a reachable hub name, "
+        "or `bundled:vit-micro`.",
+    )
+
+
+def _check_architecture(fields: Mapping[str, object], known: Mapping[str, object]) -> None:
+    """Transformers keeps an unknown field without using it; here it is an error, as in every other section."""
+    problems = []
+    for name in fields:
+        if name not in known:
+            nearest = get_close_matches(name, known, n=1)
+            problems.append(
+                f"`model.architecture.{name}` is unknown" + "".join(f"; did you mean `{n}`?" for n in nearest)
+            )
+    if problems:
+        raise ModelError(", ".join(problems))
