@@ -31,7 +31,7 @@ lint: $(STAMP) ## Check format and lint rules
 types: $(STAMP) ## Check types
 	$(BIN)/mypy
 
-unit: $(STAMP) ## Run the tests with coverage; PYTEST_ARGS="-k fedlama" narrows them
+unit: $(STAMP) ## Run the tests with coverage; PYTEST_ARGS="-k lora" narrows them
 	$(BIN)/pytest -n $(WORKERS) --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
 
 slow: $(STAMP) ## Run the tests marked slow

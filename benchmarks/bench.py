@@ -106,9 +106,10 @@ def print_line(cells: tuple[str, ...]) -> None:
 
 
 def print_machine(machine: dict, repeats: int) -> None:
+    waiting = f", OMP_WAIT_POLICY={policy}" if (policy := os.environ.get("OMP_WAIT_POLICY")) else ""
     print(
-        f"{machine['cpu']}, {machine['num_cpus']} CPUs, {machine['num_threads']} threads; python {machine['python']}, "
-        f"torch {machine['torch']}, transformers {machine['transformers']}\n"
+        f"{machine['cpu']}, {machine['num_cpus']} CPUs, {machine['num_threads']} threads{waiting}; "
+        f"python {machine['python']}, torch {machine['torch']}, transformers {machine['transformers']}\n"
         f"milliseconds a round: median of {repeats}, the two sides in turns; ratio: median of the pairs\n"
     )
 

@@ -93,13 +93,16 @@ def _classifier(backbone: PreTrainedModel) -> PreTrainedModel:
 
 
 def _config(classifier: PreTrainedModel, recipe: Recipe) -> dict[str, object]:
-    """The recipe's own fields; label names are left out, or every other number of labels would draw a warning."""
+    """The recipe's own fields.
+
+    Label names are left out, or every other number of labels would draw a warning; the number type too, which the
+    weights tell anyway: a network made from the configuration alone must be float32, or its training overflows.
+    """
     return {
         "architectures": [type(classifier).__name__],
         "model_type": recipe.network.model_type,
         **recipe.network.settings,
         "num_labels": NUM_LABELS,
-        "dtype": "float16",
         "transformers_version": transformers.__version__,
     }
 

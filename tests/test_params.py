@@ -10,7 +10,7 @@ from tests.builders import assert_same_bits, spec_of
 from torch import tensor
 
 from fedelta.errors import SpecError
-from fedelta.params import ParamSpec, TensorSpec, add, select, subtract, weighted_mean
+from fedelta.params import ParamSpec, TensorSpec, add, select, weighted_mean
 
 SPEC = ParamSpec(
     {
@@ -83,10 +83,6 @@ def test_add_rounds_once_to_the_type_of_the_params():
     # (2**-24 is half the distance to the next float32, 3 * 2**-25 is above it.)
     moved = add({"w": tensor(1.0)}, {"w": tensor(2.0**-25, dtype=torch.float64)}, 3.0)
     assert moved["w"].item() == 1 + 2.0**-23
-
-
-def test_subtract_is_by_name():
-    assert subtract({"a": tensor(5.0)}, {"b": tensor(1.0), "a": tensor(2.0)})["a"].item() == 3.0
 
 
 def test_select_keeps_the_order_asked_for():

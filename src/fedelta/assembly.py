@@ -6,7 +6,7 @@ The only file that knows every part. What is done with the objects is experiment
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fedelta.config import Config
 from fedelta.data.batches import FederatedData
@@ -16,8 +16,9 @@ from fedelta.errors import ConfigError, ModelError
 from fedelta.federation.client import Site
 from fedelta.federation.rounds import Federation
 from fedelta.federation.training import Evaluation, LaneEngine
-from fedelta.inference.adapter import Adapter, check_fits, read_adapter
+from fedelta.inference.adapter import Adapter, check_classes, check_fits, read_adapter
 from fedelta.models.hub import Backbone, build
+from fedelta.models.transforms import TextTransform
 from fedelta.params import Params, ParamSpec
 from fedelta.runtimes.simulation import Simulation
 from fedelta.seeds import stream
@@ -74,9 +75,13 @@ def assemble(config: Config, *, backbone: Backbone | None = None, data: Federate
         raw = read(config.data, seed=config.seed)
         _check_num_classes(config, len(raw.class_names))
         backbone = backbone or build(config.model, raw.class_names, seed=config.seed)
-        if backbone.transform is None:
+        transform = backbone.transform
+        if transform is None:
             raise ModelError("a backbone without a transform cannot read raw data; give `data` too.")
-        data = divide(raw, config.partition, backbone.transform, seed=config.seed)
+        if isinstance(transform, TextTransform):
+            transform = replace(transform, max_length=config.data.max_length)
+        backbone = replace(backbone, transform=transform)
+        data = divide(raw, config.partition, transform, seed=config.seed)
     elif backbone is None:
         backbone = build(config.model, data.class_names, seed=config.seed)
     _check_cohort(config, data)
@@ -84,7 +89,8 @@ def assemble(config: Config, *, backbone: Backbone | None = None, data: Federate
     backbone.module.to(config.runtime.torch_device())
     adapter = None if config.model.adapter is None else read_adapter(config.model.adapter, backbone.anatomy)
     if adapter is not None:
-        config = _adopt_tuning(config, adapter, backbone)
+        check_classes(adapter, data.class_names)
+        config = adopt_tuning(config, adapter, backbone)
     engine = _engine(config, backbone, data)
     start = engine.bank.read(0) | (adapter.params if adapter is not None else {})
     federation = _federation(config, engine, data)
@@ -130,8 +136,13 @@ def _federation(config: Config, engine: LaneEngine, data: FederatedData) -> Fede
     )
 
 
-def _adopt_tuning(config: Config, adapter: Adapter, backbone: Backbone) -> Config:
-    """The configuration with the tuning method of the adapter that the run starts from."""
+def adopt_tuning(config: Config, adapter: Adapter, backbone: Backbone) -> Config:
+    """The configuration with the tuning method of the adapter that the run starts from.
+
+    Raises:
+        AdapterError: the adapter does not fit the model.
+        ConfigError: section `[tuning]` says something else.
+    """
     check_fits(adapter, backbone)
     chosen, found = config.tuning, adapter.tuning
     if isinstance(chosen, Lora) and isinstance(found, Lora):
@@ -149,7 +160,7 @@ def _adopt_tuning(config: Config, adapter: Adapter, backbone: Backbone) -> Confi
                 f"has {getattr(found, name, None)!r}"
                 for name in differing
             ],
-            hint="leave `[tuning]` to the adapter: keep only its `name`.",
+            hint="leave `[tuning]` to the adapter: keep only its `name`; `--set tuning.r=` drops a key.",
         )
     return config.model_copy(update={"tuning": found})
 

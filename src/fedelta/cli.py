@@ -95,6 +95,8 @@ def report(
     """Write one self-contained HTML page about one or more runs."""
     from fedelta.results.report import write_report
 
+    if out.is_dir():
+        raise InputError(f"`--out` is {str(out)!r}, a directory; expected a file such as {str(out / 'report.html')!r}.")
     write_report(runs, out)
     out_console.print(f"{out}", soft_wrap=True)
 
@@ -181,7 +183,8 @@ def _resumable(path: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        err_console.print(f"stopped; continue with: fedelta resume {path}", markup=False, soft_wrap=True)
+        advice = f"; continue with: fedelta resume {path}" if path.exists() else ""
+        err_console.print(f"stopped{advice}", markup=False, soft_wrap=True)
         sys.exit(130)
     except OSError as error:
         reason = f"{error.strerror or error} ({error.filename or path})"

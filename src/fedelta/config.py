@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
 import tomli_w
+import torch
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from fedelta.codecs.cast import Cast
 from fedelta.data.files import EMBEDDED
 from fedelta.data.partition import Natural, PartitionSettings
-from fedelta.data.sources import DataSource
+from fedelta.data.sources import DataSource, check_source
 from fedelta.errors import ConfigError, ModelError
 from fedelta.federation.optimizers import Sgd
 from fedelta.federation.training import ClientSettings
@@ -72,7 +73,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
 
     Args:
         path: of the file.
-        overrides: `section.key=value`, as given to `--set`; values in TOML, or bare words.
+        overrides: `section.key=value`, as given to `--set`; values in TOML, or bare words; nothing drops the key.
 
     Raises:
         ConfigError: unreadable, or wrong in any number of ways, all named.
@@ -109,6 +110,16 @@ def parse_config(table: Table, overrides: Iterable[str] = (), *, origin: str = "
     return Config(**sections)
 
 
+def check_config(config: Config) -> None:
+    """Refuses what is wrong between sections of a configuration that was made in Python.
+
+    Raises:
+        ConfigError: every problem in one message.
+    """
+    if problems := _cross_check({name: getattr(config, name) for name in Config.model_fields}, unread=set()):
+        raise ConfigError(problems)
+
+
 def with_absolute_paths(config: Config) -> Config:
     """The configuration with files and directories written in full, so that a run can be resumed from anywhere."""
     model, data = config.model, config.data
@@ -122,9 +133,13 @@ def with_absolute_paths(config: Config) -> Config:
 
 def _absolute(source: str | None) -> str | None:
     """`source`, in full where it is a path that exists; a hub name and a bundled name stay as they are."""
-    if source is None or source == EMBEDDED or not (path := Path(source).expanduser()).exists():
+    if source is None or source == EMBEDDED:
         return source
-    return str(path.absolute())
+    try:
+        path = Path(source).expanduser()
+    except RuntimeError:  # the home of a user who is not known here
+        return source
+    return str(path.absolute()) if path.exists() else source
 
 
 def choices_of(section: str, field: str | None = None) -> list[str]:
@@ -153,15 +168,31 @@ def _override(table: Table, overrides: Iterable[str]) -> list[str]:
                 problems.append(f"`--set {override}`: `{parent}` is a value, not a section")
                 break
         else:
-            _assign(target, key, _toml_value(text.strip()))
+            _assign(target, parents, key, text.strip())
     return problems
 
 
-def _assign(target: Table, key: str, value: object) -> None:
+def _assign(target: Table, parents: list[str], key: str, text: str) -> None:
+    """Sets `key`, or drops it when `text` is empty; a new name drops the fields that only the old method had."""
+    value = _toml_value(text)
     if key == "name" and target.get("name", value) != value:
-        # Another method is chosen: the fields of the one in the file do not belong to it.
-        target.clear()
-    target[key] = value
+        kept = _fields_of(parents, value)
+        for field in [field for field in target if field not in kept]:
+            del target[field]
+    if text:
+        target[key] = value
+    else:
+        target.pop(key, None)
+
+
+def _fields_of(parents: list[str], name: object) -> Iterable[str]:
+    """Fields of the member `name` of the union at `parents`; none for a place or a name that is not known."""
+    annotation: Any = Config
+    for parent in parents:
+        fields = annotation.model_fields if isinstance(annotation, type) and issubclass(annotation, Settings) else {}
+        annotation = fields[parent].annotation if parent in fields else None
+    member = _members(annotation).get(str(name))
+    return () if member is None else member.model_fields
 
 
 def _toml_value(text: str) -> object:
@@ -248,6 +279,8 @@ def _cross_check(sections: Table, unread: Set[str]) -> list[str]:
     runtime, tuning = sections.get("runtime"), sections.get("tuning", Lora())
     if runtime is not None and runtime.lanes not in ("auto", 1) and tuning.max_lanes == 1:
         problems.append(f"`runtime.lanes` is {runtime.lanes}, but tuning method {tuning.name!r} has one lane, in place")
+    if runtime is not None and runtime.device == "cuda" and not torch.cuda.is_available():
+        problems.append("`runtime.device` is 'cuda', but torch finds no GPU here; expected 'cpu' or 'auto'")
     partition = sections.get("partition")
     if isinstance(partition, Natural) and "data" in sections and sections["data"].client_column is None:
         problems.append("`partition.name` is 'natural', which needs `data.client_column`")
@@ -291,6 +324,10 @@ def _check_paths(sections: Table) -> list[str]:
     model = sections.get("model")
     if model is not None and model.source is None and model.architecture is None:
         problems.append('`model.source` is missing; for example "bundled:vit-micro"')
+    if model is not None and model.source is not None and model.architecture is not None:
+        problems.append(
+            "`model.source` and `model.architecture` exclude each other: `--set model.architecture=` drops it"
+        )
     if model is not None and model.source is not None:
         try:
             locate(model.source)
@@ -298,6 +335,8 @@ def _check_paths(sections: Table) -> list[str]:
             problems.append(f"`model.source`: {error.message}")
     if model is not None and model.adapter is not None and not Path(model.adapter).is_dir():
         problems.append(f"`model.adapter` is {model.adapter!r}, which is no directory")
+    if "data" in sections:
+        problems += check_source(sections["data"])
     return problems
 
 

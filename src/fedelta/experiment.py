@@ -6,6 +6,7 @@ once its checkpoint, which is written last, is there.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -16,7 +17,7 @@ from pathlib import Path
 import torch
 
 from fedelta.assembly import Assembly, assemble
-from fedelta.config import Config, load_config, with_absolute_paths
+from fedelta.config import Config, check_config, load_config, with_absolute_paths
 from fedelta.data.batches import FederatedData
 from fedelta.federation.records import RoundOutcome
 from fedelta.federation.rounds import federate
@@ -68,7 +69,12 @@ class Result:
 
     def predictor(self) -> Predictor:
         """The tuned model, ready for images or texts."""
-        return Predictor.open(self.path)
+        backbone = copy.deepcopy(self.assembly.backbone)
+        for name, tensor in self.params.items():
+            tuned = backbone.module.get_parameter(name).data
+            (tuned if tuned.shape == tensor.shape else tuned[0]).copy_(tensor)
+        self.assembly.config.tuning.merge(backbone)
+        return Predictor(backbone, self.assembly.data.class_names)
 
 
 class Experiment:
@@ -89,6 +95,7 @@ class Experiment:
         data: FederatedData | None = None,
         name: str = "experiment",
     ) -> None:
+        check_config(config)
         self.config = with_absolute_paths(config)
         self.name = name
         self._backbone = backbone
@@ -134,6 +141,10 @@ class Experiment:
             CheckpointError: its checkpoint is damaged or belongs to another configuration.
         """
         run = RunDirectory.open(Path(directory))
+        with run.locked():
+            return self._resume(run, on_round)
+
+    def _resume(self, run: RunDirectory, on_round: OnRound | None) -> Result:
         checkpoint = load(run.checkpoint, self.assembly.spec, self._fingerprint)
         run.rewind(checkpoint)
         ledger = Ledger.read(run.ledger)
@@ -177,10 +188,14 @@ class Experiment:
                 on_round(outcome, ledger)
         return params
 
-    @property
+    @cached_property
     def _fingerprint(self) -> str:
-        """Differs between configurations that would give other results."""
-        return hashlib.sha256(self.assembly.config.to_toml().encode()).hexdigest()[:16]
+        """Differs between configurations and data that would give other results."""
+        data = self.assembly.data
+        digest = hashlib.sha256(repr((self.assembly.config.to_toml(), data.class_names)).encode())
+        for rows in (data.train.labels, data.test.labels, *(data.partition[key] for key in sorted(data.partition))):
+            digest.update(len(rows).to_bytes(8, "big") + rows.numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def _opening_files(self) -> dict[str, str | bytes]:
         """The content of a run directory before round 1."""
@@ -218,7 +233,8 @@ def evaluate_adapter(
     path = Path(config)
     if path.is_dir():
         run = RunDirectory.open(path)
-        path, adapter = run.config, adapter or run.adapter
+        # The adapter that the run started from may be gone; its own is all that is needed.
+        path, adapter, overrides = run.config, adapter or run.adapter, ["model.adapter=", *overrides]
     loaded = load_config(path, overrides)
     if adapter is not None:
         # The adapter says what is tuned, whatever the configuration was written for.
@@ -245,8 +261,15 @@ def _finish(run: RunDirectory, assembly: Assembly, params: Params, ledger: Ledge
 
 def _write_adapter(directory: Path, assembly: Assembly, params: Params, record: Record) -> None:
     config = assembly.config
-    base = config.model.source or "random"
-    adapter = Adapter(config.tuning, params, base, assembly.data.class_names)
+    adapter = Adapter(
+        config.tuning,
+        params,
+        base=config.model.source or "",
+        class_names=assembly.data.class_names,
+        model=config.model.model_copy(update={"adapter": None}),
+        seed=config.seed,
+        max_length=config.data.max_length,
+    )
     card = {
         **record,
         "num_clients": len(assembly.data.partition),

@@ -6,12 +6,15 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from fedelta.assembly import adopt_tuning
 from fedelta.codecs.wire import encode
 from fedelta.config import Config, choices_of
 from fedelta.data.sources import read
+from fedelta.inference.adapter import read_adapter
 from fedelta.models.anatomy import ANATOMIES
 from fedelta.models.hub import build
 from fedelta.models.source import bundled_names
+from fedelta.results.runlog import BYTES_PER_FLOAT32
 from fedelta.seeds import stream
 from fedelta.tuning.lanes import Lanes
 
@@ -55,6 +58,8 @@ def inspect(config: Config) -> Inspection:
         class_names = tuple(str(index) for index in range(config.model.num_classes))
     backbone = build(config.model, class_names, seed=config.seed, device="meta")
     total_parameters = backbone.num_parameters
+    if config.model.adapter is not None:
+        config = adopt_tuning(config, read_adapter(config.model.adapter, backbone.anatomy), backbone)
     spec = config.tuning.apply(backbone, Lanes(1), stream(config.seed, "tuning"))
     zeros = {name: torch.zeros(tensor.shape) for name, tensor in spec.tensors.items()}
     payload, tensor_bytes = encode(zeros, spec, config.codec)
@@ -64,7 +69,7 @@ def inspect(config: Config) -> Inspection:
         groups={group: sum(spec.tensors[n].numel for n in names) for group, names in spec.groups.items()},
         payload_bytes=len(payload),
         tensor_bytes=sum(tensor_bytes.values()),
-        full_model_bytes=4 * total_parameters,
+        full_model_bytes=BYTES_PER_FLOAT32 * total_parameters,
     )
 
 

@@ -8,10 +8,10 @@ together. A *delta* is `Params` too: local minus anchor.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ class TensorSpec:
     @property
     def numel(self) -> int:
         """Number of elements."""
-        return prod(self.shape)
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,8 @@ class ParamSpec:
         expected = self.tensors[name].shape
         if tuple(tensor.shape) != expected:
             return [f"`{name}` has shape {tuple(tensor.shape)}, expected {expected}"]
-        finite = int(torch.isfinite(tensor).sum())
-        if finite < tensor.numel():
-            return [f"`{name}` holds {tensor.numel() - finite} values that are NaN or infinite"]
+        if not is_finite(tensor):
+            return [f"`{name}` holds {int((~torch.isfinite(tensor)).sum())} values that are NaN or infinite"]
         return []
 
 
@@ -105,9 +104,16 @@ def select(params: Mapping[str, Tensor], names: Iterable[str]) -> Params:
     return {name: params[name] for name in names}
 
 
-def subtract(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Params:
-    """`left - right` for every name of `left`."""
-    return {name: tensor - right[name] for name, tensor in left.items()}
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no element is NaN or infinite; one pass, where `torch.isfinite` first makes a mask of the same size.
+
+    >>> is_finite(torch.tensor([1.0, -2.0])), is_finite(torch.tensor([1.0, float("nan")]))
+    (True, False)
+    """
+    if tensor.numel() == 0:
+        return True
+    low, high = tensor.aminmax()  # NaN anywhere makes both NaN
+    return math.isfinite(float(low)) and math.isfinite(float(high))
 
 
 def add(params: Mapping[str, Tensor], delta: Mapping[str, Tensor], scale: float = 1.0) -> Params:
@@ -136,8 +142,9 @@ def weighted_mean(updates: Iterable[tuple[float, Mapping[str, Tensor]]]) -> Para
     weights: dict[str, float] = {}
     for weight, tensors in updates:
         for name, tensor in tensors.items():
-            # float64: over 100 clients a float32 running sum can lose two decimal digits.
-            scaled = tensor.double() * weight
-            totals[name] = totals[name] + scaled if name in totals else scaled
+            if name not in totals:
+                # float64: over 100 clients a float32 running sum can lose two decimal digits.
+                totals[name] = torch.zeros_like(tensor, dtype=torch.float64)
+            totals[name].add_(tensor, alpha=weight)
             weights[name] = weights.get(name, 0.0) + weight
     return {name: total / weights[name] for name, total in totals.items()}

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import random
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
+from flwr_datasets.partitioner import DirichletPartitioner
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from fedelta.data.division import divide
 from fedelta.data.partition import (
-    PARTITIONERS,
     Dirichlet,
     Iid,
     Natural,
@@ -44,15 +45,14 @@ def client_ids() -> list[str]:
     return [f"site {row % 6}" for row in range(200)]
 
 
-def test_the_table_holds_every_partitioner_by_its_name():
-    assert sorted(PARTITIONERS) == sorted(EXAMPLES)
-    for name, kind in PARTITIONERS.items():
-        assert EXAMPLES[name].name == name
-        assert type(EXAMPLES[name]) is kind
-        assert TypeAdapter(PartitionSettings).validate_python(EXAMPLES[name].model_dump()) == EXAMPLES[name]
+def test_the_examples_hold_every_partitioner_by_its_name():
+    assert {type(settings) for settings in EXAMPLES.values()} == set(get_args(PartitionSettings))
+    for name, settings in EXAMPLES.items():
+        assert settings.name == name
+        assert TypeAdapter(PartitionSettings).validate_python(settings.model_dump()) == settings
 
 
-@pytest.mark.parametrize("name", sorted(PARTITIONERS))
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
 def test_no_row_has_two_clients_and_no_client_is_empty(name, labels, client_ids):
     rows = divide(EXAMPLES[name], labels, client_ids, seed=3)
     assert list(rows) == list(range(len(rows)))
@@ -61,7 +61,7 @@ def test_no_row_has_two_clients_and_no_client_is_empty(name, labels, client_ids)
     assert torch.equal(torch.cat(list(rows.values())).sort().values, torch.arange(200))
 
 
-@pytest.mark.parametrize("name", sorted(PARTITIONERS))
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
 def test_the_seed_alone_decides_and_global_generators_are_left_alone(name, labels, client_ids):
     before = global_generators()
     first, again, other = (divide(EXAMPLES[name], labels, client_ids, seed=seed) for seed in (3, 3, 4))
@@ -113,16 +113,40 @@ def test_a_minimum_that_takes_every_row_makes_all_clients_equal(labels):
     assert [len(of_client) for of_client in rows.values()] == [20] * 10
 
 
+def test_many_clients_are_not_loaded_one_by_one(monkeypatch):
+    # Loading one takes two milliseconds: with ten draws and a thousand clients, twenty seconds.
+    load_partition, loaded = DirichletPartitioner.load_partition, []
+    monkeypatch.setattr(
+        DirichletPartitioner,
+        "load_partition",
+        lambda self, client: loaded.append(client) or load_partition(self, client),
+    )
+    rows = divide(Dirichlet(num_clients=300, alpha=0.1), torch.arange(6000) % 10, None, seed=0)
+    assert min(len(of_client) for of_client in rows.values()) == 10
+    assert len(loaded) <= 20  # two for each draw
+
+
+@pytest.mark.parametrize("note", [None, {}, {client: [client] for client in range(7)}])
+def test_partitioners_without_a_trustworthy_note_are_asked_for_each_client(note, labels, client_ids, monkeypatch):
+    expected = {name: divide(settings, labels, client_ids, seed=3) for name, settings in EXAMPLES.items()}
+    monkeypatch.setattr("fedelta.data.division.vars", lambda _: {"_partition_id_to_indices": note}, raising=False)
+    for name, settings in EXAMPLES.items():
+        rows = divide(settings, labels, client_ids, seed=3)
+        assert rows.keys() == expected[name].keys()
+        assert all(torch.equal(rows[client], expected[name][client]) for client in rows)
+
+
 def test_pathological_clients_hold_exactly_their_number_of_labels():
     labels = torch.arange(300) % 10
     rows = divide(Pathological(num_clients=12, labels_per_client=3), labels, None, seed=0)
     assert all(len(labels[of_client].unique()) == 3 for of_client in rows.values())
 
 
-def test_labels_that_no_client_drew_are_left_out_with_a_warning():
+def test_labels_that_no_client_drew_are_left_out_with_a_warning(caplog):
     labels = torch.arange(100) % 10
-    with pytest.warns(UserWarning, match="of 100 training rows have labels that no client drew"):
-        rows = divide(Pathological(num_clients=2, labels_per_client=2), labels, None, seed=0)
+    rows = divide(Pathological(num_clients=2, labels_per_client=2), labels, None, seed=0)
+    assert [(record.name, record.levelname) for record in caplog.records] == [("fedelta", "WARNING")]
+    assert "of 100 training rows have labels that no client drew" in caplog.text
     assert sum(len(of_client) for of_client in rows.values()) < 100
 
 
@@ -173,8 +197,10 @@ def test_what_the_data_cannot_give_is_refused(settings, message, labels, client_
 def test_natural_clients_need_a_column_without_gaps(labels):
     with pytest.raises(DataError, match=r"`data.client_column` is not set"):
         divide(Natural(), labels, None, seed=0)
-    with pytest.raises(DataError, match="2 rows have no client id, first row 1"):
+    with pytest.raises(DataError, match="2 rows have no client id, first row 1 "):
         divide(Natural(), labels[:3], ["a", None, None], seed=0)
+    with pytest.raises(DataError, match="2 rows have no client id, first row 7 "):
+        divide(Natural(), labels[:3], ["a", None, None], seed=0, row_numbers=torch.tensor([4, 7, 9]))
 
 
 def test_balancing_at_tiny_alpha_assigns_every_row_or_is_refused(labels):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import pytest
@@ -45,6 +46,27 @@ def test_texts_with_natural_clients(tmp_path):
         {"c3"},
     ]
     assert data.train.inputs.fetch(torch.arange(len(data.train)))["input_ids"].shape == (32, 2)
+
+
+@pytest.mark.parametrize("limit", [None, 30])
+def test_bad_rows_have_their_number_in_the_file(tmp_path, limit):
+    empty = {5, 13, 23}
+    lines = [json.dumps({"text": "" if row in empty else "good", "label": row % 2}) for row in range(40)]
+    (tmp_path / "d.jsonl").write_text("\n".join(lines))
+    raw = read(DataSource(source=str(tmp_path / "d.jsonl"), max_train_examples=limit), seed=0)
+    rows = sorted(empty & set(raw.train_row_numbers.tolist()))
+    assert rows
+    numbers = ", ".join(str(row) for row in rows)
+    with pytest.raises(DataError, match=rf"(?s)the training set of .* rows {numbers}\n"):
+        federate(raw, Iid(num_clients=2), text_transform(), seed=0)
+
+
+def test_a_test_set_of_its_own_is_named_in_its_errors(tmp_path):
+    (tmp_path / "d.csv").write_text("text,label\n" + "good,a\nbad,b\n" * 4)
+    (tmp_path / "later.csv").write_text('text,label\ngood,a\n"",b\n')
+    source = DataSource(source=str(tmp_path / "d.csv"), test_source=str(tmp_path / "later.csv"))
+    with pytest.raises(DataError, match=r"(?s)the test set of data source '.*/later.csv'.* rows 1\n"):
+        federate(read(source, seed=0), Iid(num_clients=2), text_transform(), seed=0)
 
 
 def test_a_model_for_the_other_kind_of_input_is_refused():

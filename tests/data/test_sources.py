@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +18,8 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from pydantic import ValidationError
 
-from fedelta.data.sources import DataSource, RawData, read
+from fedelta.data.files import load_splits
+from fedelta.data.sources import DataSource, RawData, check_source, read
 from fedelta.errors import DataError
 
 ROWS = {"text": ["one", "two", "three", "four"] * 5, "label": ["b", "a", "c", "a"] * 5, "site": [3, 1, 1, 2] * 5}
@@ -251,6 +255,39 @@ def test_everything_wrong_in_a_folder_of_images_is_named_at_once(folder):
 def test_what_looks_like_a_path_and_is_absent_is_not_sought_on_the_hub(source):
     with pytest.raises(DataError, match="does not exist"):
         load(source)
+
+
+@pytest.mark.parametrize(
+    "source", ["./absent", "/absent/folder", "a/b/c", "absent.csv", "~/absent.parquet", "~nobody/x"]
+)
+def test_absent_paths_are_found_without_reading(source):
+    expected = re.escape(repr(source)) + r" does not exist \(looked in .*\)"
+    problems = check_source(DataSource(source=source, test_source=source))
+    assert [re.sub(expected, "GONE", problem) for problem in problems] == [
+        "`data.source`: GONE",
+        "`data.test_source`: GONE",
+    ]
+
+
+def test_names_and_paths_that_are_there_are_no_problem(folder):
+    write(folder / "d.csv", ROWS)
+    for source in ("digits", "imdb", "somebody/something", str(folder), str(folder / "d.csv")):
+        assert check_source(DataSource(source=source)) == []
+
+
+def test_checking_a_source_does_not_import_datasets():
+    code = (
+        "import sys; from fedelta.data.sources import DataSource, check_source; "
+        "check_source(DataSource(source='./absent')); assert 'datasets' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_rows_keep_the_number_they_had_in_the_file():
+    raw = load("digits", max_train_examples=100)
+    whole = load_splits("digits", None, "train")["train"]
+    assert whole.select(raw.train_row_numbers.tolist())[:] == raw.train[:]
+    assert whole.select(raw.test_row_numbers.tolist())[:] == raw.test[:]
 
 
 def test_a_hub_name_that_is_cached_loads_without_network(tmp_path, monkeypatch):

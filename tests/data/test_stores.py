@@ -104,6 +104,32 @@ def test_every_row_without_an_image_is_named():
     assert "b.png" not in str(raised.value)
 
 
+def test_what_is_no_image_and_what_is_cut_off_are_named_together():
+    good = png(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    cut_off = {"bytes": good[: len(good) // 2], "path": "cut.png"}
+    values = [cut_off, {"bytes": b"text", "path": "a.png"}, {"bytes": good, "path": "b.png"}]
+    with pytest.raises(
+        DataError, match=r"(?s)2 problems in the test.*row 0 \(cut.png\): damaged.*row 1 \(a.png\): no image"
+    ):
+        stored(values)
+
+
+def test_rows_are_called_by_the_numbers_given():
+    content = png(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    dataset = Dataset.from_dict({"image": [content, content[: len(content) // 2]], "text": ["a", ""]})
+    numbers = torch.tensor([40, 70])
+    with pytest.raises(DataError, match=r"(?s)row 70: damaged image.*rows are counted from 0"):
+        image_inputs(dataset, "image", TO_8, origin="x", max_memory_mib=1, row_numbers=numbers)
+    lazy = image_inputs(dataset, "image", TO_8, origin="x", max_memory_mib=0, row_numbers=numbers)
+    with pytest.raises(DataError, match="row 70: damaged image"):
+        lazy.fetch(torch.tensor([1]))
+    with pytest.raises(DataError, match="1 rows of column 'text' hold no text: rows 70"):
+        text_inputs(dataset, "text", transform(), origin="x", row_numbers=numbers)
+    nothing = Dataset.from_dict({"image": [b"text", content]})
+    with pytest.raises(DataError, match="row 40: no image in a known format"):
+        image_inputs(nothing, "image", TO_8, origin="x", max_memory_mib=0, row_numbers=numbers)
+
+
 def test_ten_bad_rows_are_named_and_the_others_counted():
     with pytest.raises(DataError, match=r"(?s)14 problems.*row 9: .*and 4 more"):
         stored([b"text"] * 14, Value("binary"))

@@ -117,12 +117,12 @@ def test_a_download_that_cannot_be_opened_is_a_fault_of_that_client_alone():
     assert (replies[0].fault, replies[2].fault) == (None, None)
 
 
-def test_a_delta_that_is_not_finite_is_a_fault_with_a_hint():
+def test_a_delta_that_is_not_finite_is_a_fault_with_its_tensor():
     site, start = site_of(lr=1e38, local_epochs=4)
     replies = served(site, plan_of(site), encode(start, site.engine.spec, Cast())[0])
     assert replies[0].payload == b""
     assert "holds values that are not finite in float32" in str(replies[0].fault)
-    assert "lower `client.lr`" in str(replies[0].fault)
+    assert str(replies[0].fault).startswith("`")
 
 
 def test_the_schedule_of_the_run_is_the_clients():

@@ -119,8 +119,8 @@ def test_there_is_a_prefix_below(method: TuningMethod):
     assert prefix_of(method) is not None
 
 
-def test_a_family_whose_head_reads_more_than_the_first_token_has_no_prefix_below_the_head():
-    # DINOv2's head reads the mean of the patch tokens too, so resumed logits are not the model's own.
+def test_a_head_that_reads_more_than_the_first_token_has_its_own_input_for_features():
+    # DINOv2's head reads the class token and the mean of the patch tokens: twice the width.
     from transformers import Dinov2Config, Dinov2ForImageClassification
 
     config = Dinov2Config(
@@ -129,15 +129,28 @@ def test_a_family_whose_head_reads_more_than_the_first_token_has_no_prefix_below
     module = Dinov2ForImageClassification(config).eval()
     backbone, lanes = Backbone(module, anatomy_of(module, "dinov2")), Lanes(1)
     spec = Head().apply(backbone, lanes, stream(0))
-    assert find_prefix(backbone, spec, lanes, tiny_inputs("vit", 2).tensors) is None
+    prefix = find_prefix(backbone, spec, lanes, tiny_inputs("vit", 2).tensors)
+    assert prefix is not None
+    with torch.no_grad():
+        assert prefix.features(tiny_inputs("vit", 2).tensors)["hidden"].shape == (2, 32)
 
 
-def test_a_plain_module_has_no_prefix():
-    module = nn.Sequential()
-    module.body, module.head = nn.Linear(3, 3), nn.Linear(3, 2)
-    backbone, lanes = Backbone(module, Anatomy(("head",))), Lanes(1)
-    spec = Head().apply(backbone, lanes, stream(0))
-    assert find_prefix(backbone, spec, lanes, {"input": torch.zeros(2, 3)}) is None
+def test_a_plain_module_whose_logits_are_its_head_has_a_prefix_and_another_has_none():
+    class Plain(nn.Module):
+        def __init__(self, scale: float) -> None:
+            super().__init__()
+            self.scale, self.body, self.head = scale, nn.Linear(3, 3), nn.Linear(3, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.scale * self.head(self.body(x))
+
+    found = []
+    for scale in (1.0, 2.0):
+        backbone, lanes = Backbone(Plain(scale), Anatomy(("head",))), Lanes(1)
+        spec = Head().apply(backbone, lanes, stream(0))
+        found.append(find_prefix(backbone, spec, lanes, {"x": torch.ones(2, 3)}))
+    assert found[0] is not None
+    assert found[1] is None
 
 
 def test_the_memory_bound_is_the_features_of_all_rows():
@@ -207,7 +220,7 @@ def test_interpolated_positions_are_part_of_the_features(method: TuningMethod):
 
 
 class MeanOfTokens(nn.Module):
-    """A classifier in the form of transformers whose head reads all tokens."""
+    """A classifier in the form of transformers that scales what its head says of all tokens."""
 
     base_model_prefix = "base"
     main_input_name = "pixel_values"
@@ -218,11 +231,11 @@ class MeanOfTokens(nn.Module):
         self.classifier = nn.Linear(16, 3)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        return self.classifier(self.base(pixel_values).last_hidden_state.mean(1))
+        return 2 * self.classifier(self.base(pixel_values).last_hidden_state.mean(1))
 
 
 def test_a_prefix_that_gives_other_logits_is_not_used():
-    # Resumed from the first token alone, this head would take the mean of one token: finite, and wrong.
+    # Resumed at the head, half the logits; resumed from the first token, the mean of one: finite, and wrong.
     backbone, lanes = Backbone(MeanOfTokens().eval(), Anatomy(("classifier",))), Lanes(1)
     spec = Head().apply(backbone, lanes, stream(0))
     assert find_prefix(backbone, spec, lanes, tiny_inputs("vit", 2).tensors) is None

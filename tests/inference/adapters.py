@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fedelta.inference.adapter import Adapter, write_adapter
-from fedelta.inference.layout import Tuning
 from fedelta.inference.predict import install
 from fedelta.models.hub import Backbone, build
 from fedelta.models.source import ModelSource
 from fedelta.seeds import stream
+from fedelta.tuning import AnyTuning
 from fedelta.tuning.lanes import Lanes
 
 CLASS_NAMES = ("cat", "dog", "owl")
@@ -36,7 +38,7 @@ def backbone_of(base: Path, class_names: tuple[str, ...] = CLASS_NAMES) -> Backb
     return build(ModelSource(source=str(base)), class_names, seed=1)
 
 
-def adapter_of(tuning: Tuning, base: Path, class_names: tuple[str, ...] = CLASS_NAMES) -> Adapter:
+def adapter_of(tuning: AnyTuning, base: Path, class_names: tuple[str, ...] = CLASS_NAMES) -> Adapter:
     """An adapter whose tensors change the logits a lot."""
     spec = tuning.apply(backbone_of(base, class_names), Lanes(1), stream(0))
     generator = torch.Generator().manual_seed(3)
@@ -44,9 +46,16 @@ def adapter_of(tuning: Tuning, base: Path, class_names: tuple[str, ...] = CLASS_
     return Adapter(tuning, params, str(base), class_names)
 
 
-def write(directory: Path, family: str, tuning: Tuning, base: Path, names: tuple[str, ...] = CLASS_NAMES) -> Adapter:
+def write(
+    directory: Path,
+    family: str,
+    tuning: AnyTuning,
+    base: Path,
+    names: tuple[str, ...] = CLASS_NAMES,
+    **recorded: Any,  # `model`, `seed` and `max_length` of `Adapter`
+) -> Adapter:
     """Writes `adapter_of` to `directory` and returns it."""
-    adapter = adapter_of(tuning, base, names)
+    adapter = replace(adapter_of(tuning, base, names), **recorded)
     card = {"rounds": 3, "modality": "image" if family in IMAGE_FAMILIES else "text"}
     write_adapter(directory, adapter, backbone_of(base, names).anatomy, card)
     return adapter

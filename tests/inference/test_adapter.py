@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import safetensors.torch
@@ -21,9 +23,14 @@ from tests.inference.adapters import (
 
 from fedelta.errors import AdapterError
 from fedelta.inference import directory as files
-from fedelta.inference.adapter import Adapter, check_fits, read_adapter, write_adapter
+from fedelta.inference.adapter import Adapter, check_classes, check_fits, read_adapter, write_adapter
 from fedelta.models.anatomy import ANATOMIES
-from fedelta.tuning import Bias, Full, Head, Lora
+from fedelta.models.hub import Backbone
+from fedelta.models.source import ModelSource
+from fedelta.params import ParamSpec
+from fedelta.settings import Settings
+from fedelta.tuning import TUNING_METHODS, Bias, Full, Head, Lora
+from fedelta.tuning.lanes import Lanes
 
 VIT = ANATOMIES["vit"]
 TUNINGS = [
@@ -107,12 +114,124 @@ def test_the_card_tells_of_the_run_and_how_to_load(adapter, tmp_path):
     }
     for row in (
         "| rounds | 30 |", "| clients | 64 |", "| final accuracy | 91.26 % |", "| uplink | 3.00 MiB |",
-        "| wall | 61.2 s |", "| partition | name dirichlet, alpha 0.1 |", "2 classes: no, yes",
+        "| wall | 1 min 1 s |", "| partition | name dirichlet, alpha 0.1 |", "2 classes: no, yes",
         'str(bundled_path("vit-micro")), dtype="float32", num_labels=2,',
     ):  # fmt: skip
-        assert row in body
+        assert row in body.replace("\N{NARROW NO-BREAK SPACE}", " ")
     assert "best accuracy" not in body
     assert "interpolated" not in body
+
+
+MODELS = {
+    "a size": ModelSource(source="some/base", image_size=32, num_classes=2),
+    "random weights": ModelSource(source="some/base", pretrained=False),
+    "an architecture": ModelSource(architecture={"model_type": "vit", "hidden_size": 16, "id2label": {"0": "x"}}),
+    "nothing": None,
+}
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_what_makes_the_base_model_comes_back(case, adapter, tmp_path):
+    written = replace(adapter, model=MODELS[case], seed=7, max_length=9)
+    write_adapter(tmp_path / "a", written, VIT, {})
+    found = read_adapter(tmp_path / "a")
+    assert (found.model, found.seed, found.max_length) == (MODELS[case], 7, 9)
+
+
+def test_the_adapter_that_a_run_started_from_is_not_kept(adapter, tmp_path):
+    source = ModelSource(source="some/base", adapter="/home/me/first")
+    write_adapter(tmp_path / "a", replace(adapter, model=source), VIT, {})
+    assert read_adapter(tmp_path / "a").model == ModelSource(source="some/base")
+    assert "/home/me" not in (tmp_path / "a/fedelta.json").read_text()
+
+
+def test_an_adapter_made_elsewhere_says_nothing_of_its_run(adapter, tmp_path):
+    write_adapter(tmp_path / "a", replace(adapter, model=MODELS["a size"], seed=7, max_length=9), VIT, {})
+    (tmp_path / "a/fedelta.json").unlink()
+    found = read_adapter(tmp_path / "a")
+    assert (found.class_names, found.model, found.seed, found.max_length) == (None, None, 0, None)
+
+
+def test_a_bundled_base_keeps_its_name(adapter, tmp_path):
+    name = "bundled:vit-micro"
+    write_adapter(tmp_path / "a", replace(adapter, base=name, model=ModelSource(source=name)), VIT, {})
+    assert json.loads((tmp_path / "a/fedelta.json").read_text())["model"]["source"] == name
+    assert json.loads((tmp_path / "a/adapter_config.json").read_text())["base_model_name_or_path"] == name
+
+
+def test_a_base_without_a_name_has_none_in_any_file(adapter, tmp_path):
+    write_adapter(tmp_path / "a", replace(adapter, base="", model=MODELS["an architecture"]), VIT, {})
+    assert json.loads((tmp_path / "a/adapter_config.json").read_text())["base_model_name_or_path"] is None
+    assert read_adapter(tmp_path / "a").base == ""
+    card = (tmp_path / "a/README.md").read_text()
+    assert "base_model" not in card
+    assert "# lora adapter\n" in card
+    assert "PeftModel" not in card
+
+
+def test_the_card_does_not_load_trained_weights_where_the_run_had_random_ones(adapter, tmp_path):
+    write_adapter(tmp_path / "a", replace(adapter, model=MODELS["random weights"]), VIT, {})
+    card = (tmp_path / "a/README.md").read_text()
+    assert "stock PEFT cannot get the same ones" in card
+    assert "from_pretrained" not in card
+    assert "Predictor.from_adapter" in card
+
+
+class Part(Settings):
+    """A tuning method with fields, as a contributor adds one."""
+
+    name: Literal["part"] = "part"
+    blocks: tuple[int, ...] = (0,)
+    scale: float = 1.0
+
+    @property
+    def max_lanes(self) -> None:
+        """No bound."""
+
+    def apply(self, backbone: Backbone, lanes: Lanes, generator: torch.Generator) -> ParamSpec:
+        """As head tuning."""
+        return Head().apply(backbone, lanes, generator)
+
+    def merge(self, backbone: Backbone) -> None:
+        """As head tuning."""
+        Head().merge(backbone)
+
+
+def write_part(directory: Path) -> None:
+    write_adapter(directory, Adapter(Part(blocks=(1, 3)), {"classifier.weight": torch.ones(2, 4)}, "b", None), VIT, {})
+
+
+def test_a_new_tuning_method_comes_back_with_its_fields(tmp_path, monkeypatch):
+    monkeypatch.setitem(TUNING_METHODS, "part", Part)
+    write_part(tmp_path / "a")
+    assert json.loads((tmp_path / "a/adapter_config.json").read_text())["peft_type"] == "FEDELTA_PART"
+    assert read_adapter(tmp_path / "a").tuning == Part(blocks=(1, 3))
+
+
+def test_a_tuning_section_that_does_not_fit_is_refused_with_every_reason(tmp_path, monkeypatch):
+    monkeypatch.setitem(TUNING_METHODS, "part", Part)
+    write_part(tmp_path / "a")
+    change_own(tmp_path / "a", tuning={"name": "head", "blocks": ["x"], "depth": 2})
+    with pytest.raises(AdapterError) as caught:
+        read_adapter(tmp_path / "a")
+    for problem in (
+        "`tuning` in `fedelta.json` does not fit the tuning method 'part'",
+        "`name` is 'head'",
+        "`blocks.0` is 'x'",
+        "`depth` is 2: Extra inputs",
+    ):
+        assert problem in caught.value.message
+    (tmp_path / "a/fedelta.json").unlink()
+    with pytest.raises(AdapterError, match="lacks the settings of the tuning method 'part', expected `tuning`"):
+        read_adapter(tmp_path / "a")
+
+
+def test_every_tuning_method_has_a_type_of_its_own_in_the_file(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "IA3"}')
+    safetensors.torch.save_file({"w": torch.ones(1)}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(AdapterError) as caught:
+        read_adapter(tmp_path)
+    assert all(f"'FEDELTA_{name.upper()}'" in caught.value.message for name in TUNING_METHODS if name != "lora")
 
 
 def test_the_card_shows_a_few_of_many_classes(adapter, tmp_path):
@@ -141,6 +260,11 @@ def test_peft_gets_a_task_type_for_texts_with_a_head(modality, with_head, task_t
 def change_config(path: Path, **fields: object) -> None:
     config = json.loads((path / "adapter_config.json").read_text())
     (path / "adapter_config.json").write_text(json.dumps(config | fields))
+
+
+def change_own(path: Path, **fields: object) -> None:
+    own = json.loads((path / "fedelta.json").read_text())
+    (path / "fedelta.json").write_text(json.dumps(own | fields))
 
 
 def change_tensors(path: Path, **tensors: torch.Tensor | None) -> None:
@@ -176,7 +300,12 @@ DAMAGES = {
     "patterns": (lambda path: change_config(path, alpha_pattern=[1]), "`alpha_pattern` is [1], expected an object"),
     "later switch": (lambda path: change_config(path, use_new=True), "`use_new` is True, expected it to be off"),
     "later options": (lambda path: change_config(path, new={"k": 1}), "`new` is {'k': 1}, expected it to be off"),
-    "class names": (lambda path: (path / "fedelta.json").write_text('{"class_names": [1]}'), "expected a list of"),
+    "class names": (lambda path: change_own(path, class_names=[1]), "`class_names.0` is 1: Input should be a valid"),
+    "cut own file": (lambda path: (path / "fedelta.json").write_text("{"), "fedelta.json' cannot be used"),
+    "own file a list": (lambda path: (path / "fedelta.json").write_text("[]"), "fedelta.json' cannot be used"),
+    "model": (lambda path: change_own(path, model={"sauce": "x"}), "`model.sauce` is 'x': Extra inputs"),
+    "seed": (lambda path: change_own(path, seed=-1), "`seed` is -1: Input should be greater"),
+    "later own file": (lambda path: change_own(path, dtype="half"), "`dtype` is 'half': Extra inputs"),
 }  # fmt: skip
 
 
@@ -272,6 +401,42 @@ def test_an_adapter_that_lacks_a_tensor_is_refused(tuning, checkpoint):
     rest = {key: tensor for key, tensor in whole.params.items() if key != name}
     with pytest.raises(AdapterError, match=f"the adapter lacks `{name}`"):
         check_fits(Adapter(tuning, rest, str(base), None), backbone_of(base))
+
+
+def with_classes(*names: str) -> Adapter:
+    return Adapter(Head(), {}, "some/base", names or None)
+
+
+def test_the_classes_of_the_data_are_those_of_the_adapter_or_unknown():
+    check_classes(with_classes("cat", "dog"), ["cat", "dog"])
+    check_classes(with_classes(), ["cat", "dog"])
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ("dog", "cat"),
+            (
+                "trained for the same classes in another order than the data have: expected 2 classes ('dog', 'cat'), "
+                "found 2 ('cat', 'dog'). Label 0 is 'dog' there and 'cat' here.\nhint: give the data's classes in that"
+            ),
+        ),
+        (
+            ("cat", "owl"),
+            (
+                "trained for other classes than the data have: expected 2 classes ('cat', 'owl'), found 2 ('cat', "
+                "'dog'). Label 1 is 'owl' there and 'dog' here.\nhint: give data with the adapter's classes;"
+            ),
+        ),
+        (("cat", "dog", "owl"), "expected 3 classes ('cat', 'dog', 'owl'), found 2 ('cat', 'dog').\nhint: "),
+    ],
+)
+def test_other_classes_than_the_adapters_are_refused(names, message):
+    with pytest.raises(AdapterError) as caught:
+        check_classes(with_classes(*names), ["cat", "dog"])
+    assert message in str(caught.value)
+    assert "set `class_names` to null in its `fedelta.json`" in str(caught.value)
 
 
 # --- writing ----------------------------------------------------------------------------------------------------

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from tests.inference.adapters import CLASS_NAMES, adapter_of, backbone_of, our_logits, write
+from tests.inference.conftest import IMAGE
 
-from fedelta.config import parse_config
 from fedelta.data.stores import image_inputs
 from fedelta.errors import AdapterError, DataError, RunError
 from fedelta.inference.adapter import Adapter, write_adapter
@@ -20,24 +20,15 @@ from fedelta.inference.predict import Predictor
 from fedelta.models.anatomy import ANATOMIES
 from fedelta.models.hub import Backbone, build
 from fedelta.models.source import ModelSource
-from fedelta.tuning import Bias, Full, Head, Lora
-from fedelta.tuning.base import TuningMethod
+from fedelta.tuning import AnyTuning, Bias, Full, Head, Lora
 
 
-def make_run(directory: Path, base: Path, tuning: TuningMethod, **model: object) -> Path:
-    """The files of a finished run that a prediction needs."""
-    family = base.name
+def make_run(directory: Path, base: Path, tuning: AnyTuning, **model: Any) -> Path:
+    """The files of a finished run that a prediction needs; of the configuration, that it is there."""
     directory.mkdir()
-    partition = {"name": "iid", "num_clients": 2}
-    sections = {
-        "model": {"source": str(base), **model},
-        "data": {"source": "digits", "max_length": 3},
-        "partition": partition,
-        "strategy": {"clients_per_round": 2, "min_replies": 1},
-    }
-    (directory / "config.toml").write_text(parse_config(sections).to_toml())
-    (directory / "partition.json").write_text(json.dumps({"class_names": list(CLASS_NAMES)}))
-    write(directory / "adapter", family, tuning, base)
+    (directory / "config.toml").write_text("")
+    source = ModelSource(source=str(base), **model)
+    write(directory / "adapter", base.name, tuning, base, model=source, max_length=3)
     return directory
 
 
@@ -188,13 +179,50 @@ def test_an_adapter_is_enough_where_its_base_model_can_be_found(checkpoint, tmp_
 def test_class_names_come_from_the_caller_the_adapter_or_the_base_model(checkpoint, tmp_path):
     base = checkpoint("vit")
     write(tmp_path / "named", "vit", Head(), base, ("x", "y", "z"))
-    write(tmp_path / "unnamed", "vit", Head(), base)
+    write(tmp_path / "unnamed", "vit", Lora(), base)
     (tmp_path / "unnamed/fedelta.json").unlink()
     assert Predictor.from_adapter(tmp_path / "named", class_names=["1", "2", "3"]).class_names == ("1", "2", "3")
     assert Predictor.from_adapter(tmp_path / "named").class_names == ("x", "y", "z")
     assert Predictor.from_adapter(tmp_path / "unnamed").class_names == CLASS_NAMES
     with pytest.raises(AdapterError, match=r"has shape \(3, 16\), the model's is \(2, 16\)"):
         Predictor.from_adapter(tmp_path / "named", class_names=["no", "yes"])
+
+
+def test_a_run_answers_when_the_adapter_that_it_started_from_is_gone(checkpoint, tmp_path):
+    run = make_run(tmp_path / "run", checkpoint("vit"), Lora(r=2), adapter=str(tmp_path / "gone"))
+    (run / "config.toml").write_text(f'[model]\nsource = "{checkpoint("vit")}"\nadapter = "{tmp_path / "gone"}"\n')
+    assert Predictor.open(run).predict(list(random_images(1)))[0].label in CLASS_NAMES
+
+
+def test_an_explicit_argument_wins_over_what_the_adapter_records(checkpoint, tmp_path):
+    base = checkpoint("vit")
+    recorded = ModelSource(source=str(base), image_size=32, pretrained=False)
+    write(tmp_path / "a", "vit", Lora(r=2), base, model=recorded, seed=4)
+    images = list(random_images(1))
+    answers = Predictor.from_adapter(tmp_path / "a").predict(images)
+    assert Predictor.from_adapter(tmp_path / "a", recorded, seed=4).predict(images) == answers
+    assert Predictor.from_adapter(tmp_path / "a", seed=0).predict(images) != answers
+    smaller = Predictor.from_adapter(tmp_path / "a", ModelSource(source=str(base)))
+    assert smaller.backbone.transform.image_size == 16
+
+
+def test_an_explicit_length_wins_over_that_of_the_run(checkpoint, tmp_path):
+    write(tmp_path / "a", "bert", Head(), checkpoint("bert"), max_length=3)
+    lengths = [
+        Predictor.from_adapter(tmp_path / "a", max_length=given).backbone.transform.max_length for given in (None, 5)
+    ]
+    assert lengths == [3, 5]
+
+
+def test_a_base_model_of_an_architecture_alone_is_made_again(tmp_path):
+    model = ModelSource(architecture={"model_type": "vit", **IMAGE})
+    backbone, images = build(model, CLASS_NAMES, seed=6), random_images(2)
+    params = {"classifier.weight": torch.ones(3, 16), "classifier.bias": torch.arange(3.0)}
+    adapter = Adapter(Head(), params, "", CLASS_NAMES, model=model, seed=6)
+    write_adapter(tmp_path / "a", adapter, backbone.anatomy, {})
+    expected = our_logits(adapter, backbone, backbone.transform(images)).double().softmax(1)
+    found = [list(each.probabilities.values()) for each in Predictor.from_adapter(tmp_path / "a").predict(list(images))]
+    assert found == expected.tolist()
 
 
 def test_a_run_at_another_image_size_answers_at_that_size(checkpoint, tmp_path):
@@ -210,29 +238,28 @@ def test_a_run_at_another_image_size_answers_at_that_size(checkpoint, tmp_path):
 def test_random_base_weights_are_those_of_the_run(checkpoint, tmp_path):
     base = checkpoint("vit")
     model = ModelSource(source=str(base), pretrained=False)
-    write(tmp_path / "a", "vit", Lora(r=2), base)
+    for seed in (4, 5):
+        write(tmp_path / f"{seed}", "vit", Lora(r=2), base, model=model, seed=seed)
     images = list(random_images(2))
-    same, again, other = (
-        Predictor.from_adapter(tmp_path / "a", model, seed=seed).predict(images) for seed in (4, 4, 5)
-    )
-    assert same == again != other
+    same, other = (Predictor.from_adapter(tmp_path / f"{seed}").predict(images) for seed in (4, 5))
+    assert same == Predictor.from_adapter(tmp_path / "5", seed=4).predict(images) != other
 
 
 def test_what_is_no_finished_run_is_refused(checkpoint, tmp_path):
     with pytest.raises(RunError, match=r"is no run directory: it has no `config.toml`"):
         Predictor.open(tmp_path / "nowhere")
     run = make_run(tmp_path / "run", checkpoint("vit"), Head())
-    (run / "partition.json").write_text("{}")
-    with pytest.raises(RunError, match=r"has no list `class_names`"):
-        Predictor.open(run)
     (run / "adapter").rename(tmp_path / "taken away")
     with pytest.raises(RunError, match=r"has no `adapter/`: the run is not finished.*\n.*fedelta resume"):
         Predictor.open(run)
 
 
-def test_an_adapter_without_a_base_model_asks_for_one(checkpoint, tmp_path):
+# `ModelSource()` is what a run with a backbone of the caller's own records.
+@pytest.mark.parametrize("recorded", [None, ModelSource()], ids=["no model", "an empty model"])
+def test_an_adapter_without_a_base_model_asks_for_one(recorded, checkpoint, tmp_path):
     found = adapter_of(Head(), checkpoint("vit"))
-    write_adapter(tmp_path / "a", Adapter(found.tuning, found.params, "", CLASS_NAMES), ANATOMIES["vit"], {})
+    nameless = Adapter(found.tuning, found.params, "", CLASS_NAMES, model=recorded)
+    write_adapter(tmp_path / "a", nameless, ANATOMIES["vit"], {})
     with pytest.raises(AdapterError, match="does not name its base model"):
         Predictor.from_adapter(tmp_path / "a")
     model = ModelSource(source=str(checkpoint("vit")))

@@ -9,7 +9,7 @@ import torch
 from pretraining.directory import sha256_of
 from pretraining.probes import digits, features_of, few_shot_accuracy
 from pretraining.recipe import read_recipe
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
 ROOT = Path(__file__).parents[2]
 DIRECTORY = ROOT / "src" / "fedelta" / "models" / "bundled" / "vit-micro"
@@ -39,6 +39,12 @@ def test_it_loads_without_a_warning(caplog):
 def test_it_takes_another_number_of_labels():
     model = AutoModelForImageClassification.from_pretrained(DIRECTORY, num_labels=7, ignore_mismatched_sizes=True)
     assert model.classifier.out_features == 7
+
+
+def test_a_random_network_of_its_configuration_is_float32():
+    config = AutoConfig.from_pretrained(DIRECTORY)
+    model = AutoModelForImageClassification.from_config(config)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
 def test_the_image_processor_gives_the_size_of_the_network():

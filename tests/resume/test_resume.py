@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests.small import write_small
 
+from fedelta.config import load_config
 from fedelta.errors import CheckpointError, RunError
 from fedelta.experiment import Experiment
+from fedelta.results.rundir import RunDirectory
 
 
 def kill_and_resume(folder: Path, num_points: int) -> list[dict[str, object]]:
@@ -67,3 +70,27 @@ def test_a_checkpoint_of_another_configuration_is_refused(tmp_path):
 def test_a_directory_that_is_no_run_cannot_be_resumed(tmp_path):
     with pytest.raises(RunError):
         Experiment.from_run(tmp_path)
+
+
+def test_a_run_that_spent_its_budget_is_finished_however_often_it_is_resumed(tmp_path):
+    result = Experiment.from_toml(write_small(tmp_path), ["byte_budget_mib=0.001"]).run(tmp_path / "run")
+    before = (result.path / "rounds.jsonl").read_bytes()
+    Experiment.from_run(result.path).resume(result.path)
+    assert (result.path / "rounds.jsonl").read_bytes() == before
+    assert len(before.splitlines()) == 1
+
+
+def test_a_run_that_another_process_holds_is_not_resumed(tmp_path):
+    result = Experiment.from_toml(write_small(tmp_path)).run(tmp_path / "run")
+    holder = RunDirectory.open(result.path)
+    with holder.locked(), pytest.raises(RunError, match="another process"):
+        Experiment.from_run(result.path).resume(result.path)
+
+
+def test_a_run_is_not_continued_on_other_data(tmp_path):
+    config = write_small(tmp_path)
+    whole = Experiment.from_toml(config).assembly.data
+    half = replace(whole, partition={client: rows[: len(rows) // 2] for client, rows in whole.partition.items()})
+    result = Experiment(load_config(config), data=half).run(tmp_path / "run")
+    with pytest.raises(CheckpointError, match="its data changed"):
+        Experiment.from_run(result.path).resume(result.path)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fedelta.errors import PayloadError
+from fedelta.params import is_finite
 from fedelta.settings import Settings
 
 
@@ -30,11 +31,11 @@ class Cast(Settings):
     def pack(self, tensor: Tensor) -> bytes:
         """See `Codec.pack`."""
         numbers = tensor.detach().to("cpu", self.dtype).contiguous()
-        if not torch.isfinite(numbers).all():
+        if not is_finite(numbers):
             largest = float(tensor.abs().max())
             raise PayloadError(
                 f"a tensor holds values that are not finite in {self.name}; its largest magnitude is {largest:.3g}.",
-                hint='training diverged (lower `client.lr`), or the values need `codec.name = "bfloat16"`.',
+                hint='use `codec.name = "bfloat16"`, which has the range of float32.' if is_finite(tensor) else None,
             )
         # numpy has no bfloat16: the bytes are taken as they are.
         return numbers.reshape(-1).view(torch.uint8).numpy().tobytes()

@@ -13,29 +13,38 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedelta.data.partition import Dirichlet, Iid, Natural, PartitionSettings, Pathological, Quantity
 from fedelta.data.problems import refuse
+from fedelta.data.top_up import top_up
 from fedelta.errors import DataError
 from fedelta.seeds import derive, stream
 
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
 
+logger = logging.getLogger("fedelta")
 
 # flwr-datasets draws as often before it gives up.
 _NUM_DRAWS = 10
 
 
 def divide(
-    settings: PartitionSettings, labels: Tensor, client_ids: Sequence[object] | None, *, seed: int
+    settings: PartitionSettings,
+    labels: Tensor,
+    client_ids: Sequence[object] | None,
+    *,
+    seed: int,
+    row_numbers: Tensor | None = None,
 ) -> dict[int, Tensor]:
     """The rows of each client.
 
@@ -44,6 +53,7 @@ def divide(
         labels: int64 of shape [N], the label of each row.
         client_ids: the natural client of each row, N values; only `Natural` reads it.
         seed: of the run.
+        row_numbers: int64 of shape [N], what messages call the rows; None is 0..N-1.
 
     Returns:
         Client id (0, 1, ..., ascending) to its rows (int64, ascending). No client is empty, no row belongs to
@@ -52,7 +62,8 @@ def divide(
     Raises:
         DataError: the data cannot be divided like that; names every reason.
     """
-    refuse("`[partition]`", _problems(settings, labels, client_ids))
+    numbers = torch.arange(len(labels)) if row_numbers is None else row_numbers
+    refuse("`[partition]`", _problems(settings, labels, client_ids, numbers))
     if isinstance(settings, Natural):
         return _natural(client_ids or [])
     if isinstance(settings, Dirichlet):
@@ -62,9 +73,11 @@ def divide(
     return _shuffled(settings, len(labels), seed)
 
 
-def _problems(settings: PartitionSettings, labels: Tensor, client_ids: Sequence[object] | None) -> list[str]:
+def _problems(
+    settings: PartitionSettings, labels: Tensor, client_ids: Sequence[object] | None, numbers: Tensor
+) -> list[str]:
     if isinstance(settings, Natural):
-        return _natural_problems(settings, client_ids)
+        return _natural_problems(settings, client_ids, numbers)
     num_rows, num_clients, problems = len(labels), settings.num_clients, []
     if num_clients > num_rows:
         problems.append(f"num_clients is {num_clients}, expected at most {num_rows}, the number of training rows")
@@ -82,13 +95,14 @@ def _problems(settings: PartitionSettings, labels: Tensor, client_ids: Sequence[
     return problems
 
 
-def _natural_problems(settings: Natural, client_ids: Sequence[object] | None) -> list[str]:
+def _natural_problems(settings: Natural, client_ids: Sequence[object] | None, numbers: Tensor) -> list[str]:
     if client_ids is None:
         return ['name is "natural", but `data.client_column` is not set: name the column of client ids']
     problems = []
     missing = [row for row, client in enumerate(client_ids) if client is None]
     if missing:
-        problems.append(f"{len(missing)} rows have no client id, first row {missing[0]}: give each row one")
+        first = int(numbers[missing[0]])
+        problems.append(f"{len(missing)} rows have no client id, first row {first} (from 0): give each row one")
     found = len({client for client in client_ids if client is not None})
     if settings.num_clients not in {None, found}:
         problems.append(f"num_clients is {settings.num_clients}, found {found} client ids: leave it out")
@@ -123,10 +137,11 @@ def _pathological(settings: Pathological, labels: Tensor, seed: int) -> dict[int
         ) from error
     unused = len(labels) - sum(len(of_client) for of_client in rows.values())
     if unused:
-        warnings.warn(
-            f"{unused} of {len(labels)} training rows have labels that no client drew and are not used: "
+        logger.warning(
+            "%d of %d training rows have labels that no client drew and are not used: "
             "raise `partition.num_clients` or `partition.labels_per_client`",
-            stacklevel=2,
+            unused,
+            len(labels),
         )
     return rows
 
@@ -166,7 +181,7 @@ def _dirichlet(settings: Dirichlet, labels: Tensor, seed: int) -> dict[int, Tens
             f"`[partition]`: at alpha {settings.alpha}, balancing leaves labels that no client may take",
             hint="raise `partition.alpha`, or set `partition.self_balancing` to false",
         )
-    return _top_up(best, labels, settings.min_size)
+    return top_up(best, labels, settings.min_size)
 
 
 def _draw(settings: Dirichlet, labels: Tensor, seed: int) -> dict[int, Tensor]:
@@ -179,6 +194,7 @@ def _draw(settings: Dirichlet, labels: Tensor, seed: int) -> dict[int, Tensor]:
         settings.alpha,
         min_partition_size=0,
         self_balancing=settings.self_balancing,
+        shuffle=False,  # the order within a client; `_rows` sorts
         seed=seed,
     )
     try:
@@ -189,36 +205,38 @@ def _draw(settings: Dirichlet, labels: Tensor, seed: int) -> dict[int, Tensor]:
         return {}
 
 
-def _top_up(rows: Mapping[int, Tensor], labels: Tensor, min_size: int) -> dict[int, Tensor]:
-    """Moves single rows from the largest clients to those below `min_size`; changes no input."""
-    held = {client: of_client.tolist() for client, of_client in rows.items()}
-    label_of = labels.tolist()
-    for client in sorted(held):
-        own_labels = {label_of[row] for row in held[client]}
-        while len(held[client]) < min_size:
-            largest_first = sorted(held, key=lambda other: (-len(held[other]), other))
-            givers = [other for other in largest_first if len(held[other]) > min_size]
-            fitting = ((g, row) for g in givers for row in held[g] if label_of[row] in own_labels)
-            # There is a giver as long as num_clients * min_size rows exist, which `_problems` has checked.
-            giver, row = next(fitting, None) or (givers[0], held[givers[0]][0])
-            held[giver].remove(row)
-            held[client].append(row)
-            own_labels.add(label_of[row])
-    return {client: torch.tensor(sorted(of_client)) for client, of_client in held.items()}
-
-
 def _rows(partitioner: Partitioner, columns: Mapping[str, list[object]]) -> dict[int, Tensor]:
     """Runs a partitioner of flwr-datasets on a table of nothing but `columns` and the row numbers."""
     from datasets import Dataset
 
     num_rows = len(next(iter(columns.values())))
     partitioner.dataset = Dataset.from_dict({**columns, "place": range(num_rows)})
-    rows = {}
     # The natural partitioner draws a progress bar that cannot be switched off; the pathological one
     # warns of unused labels, which `_pathological` says in our words.
     with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for client in range(partitioner.num_partitions):
-            places = partitioner.load_partition(client).with_format("numpy")["place"][:]
-            rows[client] = torch.from_numpy(np.sort(places.astype(np.int64)))
-    return rows
+        places = _places(partitioner)
+    return {client: torch.from_numpy(np.sort(of_client)) for client, of_client in enumerate(places)}
+
+
+def _places(partitioner: Partitioner) -> list[NDArray[np.int64]]:
+    """The places of each client, in any order, from what the partitioner has noted where that can be trusted.
+
+    Loading a partition writes a table, two milliseconds for each client. The note is private to flwr-datasets:
+    it counts only if it has an entry for each client, and its largest entry is what loading that client gives.
+    """
+    num_clients = partitioner.num_partitions
+    # The natural partitioner makes its note when the first partition is loaded.
+    first = _load(partitioner, 0)
+    noted = vars(partitioner).get("_partition_id_to_indices")
+    if isinstance(noted, dict) and noted.keys() == set(range(num_clients)):
+        places = [np.asarray(noted[client], dtype=np.int64) for client in range(num_clients)]
+        largest = max(range(num_clients), key=lambda client: len(places[client]))
+        if np.array_equal(places[largest], _load(partitioner, largest)):
+            return places
+    return [first, *(_load(partitioner, client) for client in range(1, num_clients))]
+
+
+def _load(partitioner: Partitioner, client: int) -> NDArray[np.int64]:
+    places = partitioner.load_partition(client).with_format("numpy")["place"][:]
+    return np.asarray(places, dtype=np.int64)

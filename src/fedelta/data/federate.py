@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from fedelta.data.batches import FederatedData, Inputs, LabelledData
 from fedelta.data.division import divide
 from fedelta.data.partition import PartitionSettings
@@ -40,19 +42,25 @@ def federate(
         )
     client = raw.columns.client
     # Before the inputs: an impossible division is found at once, decoding takes a while.
-    rows = divide(settings, raw.train_labels, None if client is None else raw.train[client][:], seed=seed)
+    client_ids = None if client is None else raw.train[client][:]
+    rows = divide(settings, raw.train_labels, client_ids, seed=seed, row_numbers=raw.train_row_numbers)
+    origin = f"the training set of data source {raw.source.source!r}"
+    train = _inputs(raw, raw.train, transform, raw.train_row_numbers, origin=origin)
+    origin = f"the test set of data source {(raw.source.test_source or raw.source.source)!r}"
+    test = _inputs(raw, raw.test, transform, raw.test_row_numbers, origin=origin)
     return FederatedData(
-        train=LabelledData(_inputs(raw, raw.train, transform, "training set"), raw.train_labels),
-        test=LabelledData(_inputs(raw, raw.test, transform, "test set"), raw.test_labels),
+        train=LabelledData(train, raw.train_labels),
+        test=LabelledData(test, raw.test_labels),
         class_names=raw.class_names,
         partition=rows,
     )
 
 
-def _inputs(raw: RawData, dataset: Dataset, transform: ImageTransform | TextTransform, what: str) -> Inputs:
-    origin = f"the {what} of data source {raw.source.source!r}"
+def _inputs(
+    raw: RawData, dataset: Dataset, transform: ImageTransform | TextTransform, row_numbers: Tensor, *, origin: str
+) -> Inputs:
+    column, limit = raw.columns.input, raw.source.max_memory_mib
     if isinstance(transform, TextTransform):
         transform = replace(transform, max_length=raw.source.max_length)
-        return text_inputs(dataset, raw.columns.input, transform, origin=origin)
-    limit = raw.source.max_memory_mib
-    return image_inputs(dataset, raw.columns.input, transform, origin=origin, max_memory_mib=limit)
+        return text_inputs(dataset, column, transform, origin=origin, row_numbers=row_numbers)
+    return image_inputs(dataset, column, transform, origin=origin, max_memory_mib=limit, row_numbers=row_numbers)

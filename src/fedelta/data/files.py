@@ -44,17 +44,38 @@ def load_splits(source: str, subset: str | None, train_split: str) -> dict[str, 
     """
     if source == EMBEDDED:
         return {train_split: _digits()}
-    path = Path(source).expanduser()
+    problem = missing_path(source)
+    if problem is not None:
+        raise DataError(
+            f"data source {problem}", hint="give a file, a folder, the name of a data set on the hub, or `digits`"
+        )
+    path = _expanded(source)
     if path.is_dir() and _holds_images(path):
         return _image_folder(path, train_split)
     if path.is_dir() or path.is_file():
         return _tables(path, subset, train_split)
-    if source.startswith((".", "/", "~")) or source.count("/") > 1 or path.suffix.lower() in _TABLES:
-        raise DataError(
-            f"data source {source!r} does not exist (looked in {path.absolute().parent})",
-            hint="give a file, a folder, the name of a data set on the hub, or `digits`",
-        )
     return _hub(source, subset)
+
+
+def missing_path(source: str) -> str | None:
+    """What is wrong with a source that looks like a path, if neither a file nor a folder is there; reads nothing.
+
+    >>> missing_path("somebody/something") is None  # may be on the hub
+    True
+    """
+    path = _expanded(source)
+    looks_like_path = source.startswith((".", "/", "~")) or source.count("/") > 1 or path.suffix.lower() in _TABLES
+    if not looks_like_path or path.is_dir() or path.is_file():
+        return None
+    return f"{source!r} does not exist (looked in {path.absolute().parent})"
+
+
+def _expanded(source: str) -> Path:
+    try:
+        return Path(source).expanduser()
+    except RuntimeError:
+        # `~name` of a user that this machine does not know.
+        return Path(source)
 
 
 def _digits() -> Dataset:

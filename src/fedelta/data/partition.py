@@ -1,6 +1,6 @@
 """Which partitioner divides the training rows among clients: the `[partition]` section.
 
-A table of settings by name; what they do is in division.py.
+Settings only; what they do is in division.py.
 """
 
 from __future__ import annotations
@@ -89,11 +89,3 @@ class Quantity(Settings):
 
 
 PartitionSettings = Iid | Dirichlet | Pathological | Natural | Quantity
-
-PARTITIONERS: dict[str, type[PartitionSettings]] = {
-    "iid": Iid,
-    "dirichlet": Dirichlet,
-    "pathological": Pathological,
-    "natural": Natural,
-    "quantity": Quantity,
-}

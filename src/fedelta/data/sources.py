@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -23,7 +24,7 @@ from fedelta.data.columns import (
     label_numbers,
     missing_columns,
 )
-from fedelta.data.files import load_splits
+from fedelta.data.files import load_splits, missing_path
 from fedelta.data.problems import listed, refuse
 from fedelta.data.splits import Rows, hold_out, limit
 from fedelta.seeds import stream
@@ -89,6 +90,8 @@ class RawData:
         test: M test rows.
         train_labels: int64 of shape [N], in 0..num_classes-1.
         test_labels: int64 of shape [M], likewise.
+        train_row_numbers: int64 of shape [N], the number of each row in the split it was read from, from 0.
+        test_row_numbers: int64 of shape [M], likewise; rows held out have their number among the training rows.
         class_names: one name per label, in label order.
         columns: which column is what.
     """
@@ -98,6 +101,8 @@ class RawData:
     test: Dataset
     train_labels: Tensor
     test_labels: Tensor
+    train_row_numbers: Tensor
+    test_row_numbers: Tensor
     class_names: tuple[str, ...]
     columns: Columns
 
@@ -129,7 +134,7 @@ def read(source: DataSource, *, seed: int) -> RawData:
     columns = find_columns(train, wanted, origin=origin)
     classes, class_names = class_values(train, columns.label, origin=origin)
     labels, problems = label_numbers(train, columns.label, classes, "training set")
-    learned = Rows(train, labels)
+    learned = Rows(train, labels, torch.arange(len(labels)))
     if test is None:
         refuse(origin, problems)
         learned, held_out = hold_out(learned, source.test_fraction, stream(seed, "data", "test"))
@@ -138,10 +143,33 @@ def read(source: DataSource, *, seed: int) -> RawData:
         refuse(origin, problems)
         labels, problems = label_numbers(test, columns.label, classes, "test set")
         refuse(origin, problems)
-        held_out = Rows(test, labels)
+        held_out = Rows(test, labels, torch.arange(len(labels)))
     learned = limit(learned, source.max_train_examples, stream(seed, "data", "train subset"))
     held_out = limit(held_out, source.max_test_examples, stream(seed, "data", "test subset"))
-    return RawData(source, learned.dataset, held_out.dataset, learned.labels, held_out.labels, class_names, columns)
+    return RawData(
+        source=source,
+        train=learned.dataset,
+        test=held_out.dataset,
+        train_labels=learned.labels,
+        test_labels=held_out.labels,
+        train_row_numbers=learned.numbers,
+        test_row_numbers=held_out.numbers,
+        class_names=class_names,
+        columns=columns,
+    )
+
+
+def check_source(source: DataSource) -> list[str]:
+    """Paths of `source` at which nothing is, one problem each; reads nothing.
+
+    What may be the name of a data set on the hub is no problem.
+
+    >>> check_source(DataSource(source="digits", test_source="/absent/test.csv"))
+    ["`data.test_source`: '/absent/test.csv' does not exist (looked in /absent)"]
+    """
+    named = {"source": source.source, "test_source": source.test_source}
+    problems = {key: None if value is None else missing_path(value) for key, value in named.items()}
+    return [f"`data.{key}`: {problem}" for key, problem in problems.items() if problem is not None]
 
 
 def _load(source: DataSource, origin: str) -> tuple[Dataset, Dataset | None]:

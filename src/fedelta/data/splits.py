@@ -15,14 +15,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a data set and their labels (int64 of shape [N])."""
+    """Rows of a data set.
+
+    Args:
+        dataset: N rows.
+        labels: int64 of shape [N].
+        numbers: int64 of shape [N], the number of each row where it was read, from 0.
+    """
 
     dataset: Dataset
     labels: Tensor
+    numbers: Tensor
 
     def select(self, places: Tensor) -> Rows:
         """The rows at `places` (int64), in that order."""
-        return Rows(self.dataset.select(places.tolist()), self.labels[places])
+        return Rows(self.dataset.select(places.tolist()), self.labels[places], self.numbers[places])
 
 
 def hold_out(rows: Rows, fraction: float, generator: Generator) -> tuple[Rows, Rows]:

@@ -8,7 +8,7 @@ Shapes: N rows, B rows of a batch, C channels, H height, W width, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from fedelta.data.batches import Inputs
 
-_REPLACE = "remove or replace these files or rows"
+_REPLACE = "remove or replace these files or rows; rows are counted from 0"
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,14 @@ class EncodedImages:
         column: holds the images.
         shape: to which each is decoded.
         transform: of the model.
+        row_numbers: int64 of shape [N], what messages call the rows.
     """
 
     dataset: Dataset
     column: str
     shape: ImageShape
     transform: ImageTransform
+    row_numbers: Tensor
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -75,11 +77,11 @@ class EncodedImages:
         values = self.dataset.select(rows.tolist()).with_format("arrow")[:].column(self.column).to_pylist()
         decoded: list[Tensor] = []
         problems: list[str] = []
-        for row, value in zip(rows.tolist(), values, strict=True):
+        for number, value in zip(self.row_numbers[rows].tolist(), values, strict=True):
             try:
                 decoded.append(torch.from_numpy(decode(value, self.shape)))
             except ImageError as error:
-                problems.append(_describe(row, value, error))
+                problems.append(_describe(number, value, error))
         refuse(f"column {self.column!r}", problems, hint=_REPLACE)
         return self.transform(torch.stack(decoded))
 
@@ -109,7 +111,13 @@ class StoredTexts:
 
 
 def image_inputs(
-    dataset: Dataset, column: str, transform: ImageTransform, *, origin: str, max_memory_mib: int
+    dataset: Dataset,
+    column: str,
+    transform: ImageTransform,
+    *,
+    origin: str,
+    max_memory_mib: int,
+    row_numbers: Tensor | None = None,
 ) -> Inputs:
     """The images of a column, in memory where they fit.
 
@@ -122,27 +130,42 @@ def image_inputs(
         transform: of the model.
         origin: names the data set in messages.
         max_memory_mib: above this many MiB of decoded pixels, images are decoded at every fetch instead.
+        row_numbers: int64 of shape [N], what messages call the rows; None is 0..N-1.
 
     Raises:
-        DataError: rows that hold no image, several in one message.
+        DataError: rows that hold no image, all in one message; an image that is damaged behind its header is
+            found here only if it is kept in memory.
     """
-    shape = _common_shape(dataset, column, transform.image_size, origin)
+    numbers = torch.arange(len(dataset)) if row_numbers is None else row_numbers
+    shapes, problems = _headers(dataset, column, numbers)
+    shape = _common_shape(shapes, transform.image_size)
     num_bytes = len(dataset) * shape.channels * shape.height * shape.width
-    if num_bytes > max_memory_mib * 2**20:
-        return EncodedImages(dataset.select_columns([column]), column, shape, transform)
+    if not shapes or num_bytes > max_memory_mib * 2**20:
+        refuse(origin, list(problems.values()), hint=_REPLACE)
+        return EncodedImages(dataset.select_columns([column]), column, shape, transform, numbers)
     images = torch.empty((len(dataset), shape.channels, shape.height, shape.width), dtype=torch.uint8)
-    problems: list[str] = []
     for row, value in _values(dataset, column):
+        if row in problems:
+            continue
         try:
             images[row] = torch.from_numpy(decode(value, shape))
         except ImageError as error:
-            problems.append(_describe(row, value, error))
-    refuse(origin, problems, hint=_REPLACE)
+            problems[row] = _describe(int(numbers[row]), value, error)
+    refuse(origin, [problem for _, problem in sorted(problems.items())], hint=_REPLACE)
     return StoredImages(images, transform)
 
 
-def text_inputs(dataset: Dataset, column: str, transform: TextTransform, *, origin: str) -> Inputs:
+def text_inputs(
+    dataset: Dataset, column: str, transform: TextTransform, *, origin: str, row_numbers: Tensor | None = None
+) -> Inputs:
     """The texts of a column, tokenised once.
+
+    Args:
+        dataset: N rows.
+        column: holds the texts.
+        transform: of the model.
+        origin: names the data set in messages.
+        row_numbers: int64 of shape [N], what messages call the rows; None is 0..N-1.
 
     Raises:
         DataError: rows without text or without a single token.
@@ -156,7 +179,8 @@ def text_inputs(dataset: Dataset, column: str, transform: TextTransform, *, orig
         encoded = [[] if text is None else ids for text, ids in zip(texts, encoded, strict=True)]
         lengths += [len(ids) for ids in encoded]
         chunks.append(torch.tensor([token for ids in encoded for token in ids], dtype=torch.int32))
-    empty = [row for row, length in enumerate(lengths) if length == 0]
+    numbers = range(len(lengths)) if row_numbers is None else row_numbers.tolist()
+    empty = [number for number, length in zip(numbers, lengths, strict=True) if length == 0]
     if empty:
         refuse(
             origin,
@@ -166,17 +190,21 @@ def text_inputs(dataset: Dataset, column: str, transform: TextTransform, *, orig
     return StoredTexts(torch.cat(chunks), torch.tensor(lengths).cumsum(0), transform)
 
 
-def _common_shape(dataset: Dataset, column: str, image_size: int, origin: str) -> ImageShape:
-    """The shape in which to keep the images: their own if it is one and no larger than the model's."""
+def _headers(dataset: Dataset, column: str, numbers: Tensor) -> tuple[set[ImageShape], dict[int, str]]:
+    """The shapes of the images, and row to problem where there is none."""
     shapes: set[ImageShape] = set()
-    problems: list[str] = []
+    problems: dict[int, str] = {}
     for row, value in _values(dataset, column):
         try:
             shapes.add(measure(value))
         except ImageError as error:
-            problems.append(_describe(row, value, error))
-    refuse(origin, problems, hint=_REPLACE)
-    channels = max(shape.channels for shape in shapes)
+            problems[row] = _describe(int(numbers[row]), value, error)
+    return shapes, problems
+
+
+def _common_shape(shapes: Set[ImageShape], image_size: int) -> ImageShape:
+    """The shape in which to keep the images: their own if it is one and no larger than the model's."""
+    channels = max((shape.channels for shape in shapes), default=1)
     sizes = {(shape.height, shape.width) for shape in shapes}
     height, width = sizes.pop() if len(sizes) == 1 else (image_size, image_size)
     if max(height, width) > image_size:
@@ -194,6 +222,6 @@ def _values(dataset: Dataset, column: str) -> Iterator[tuple[int, Any]]:
             row += 1
 
 
-def _describe(row: int, value: object, error: ImageError) -> str:
+def _describe(number: int, value: object, error: ImageError) -> str:
     path = value.get("path") if isinstance(value, dict) else None
-    return f"row {row}{f' ({path})' if path else ''}: {error}"
+    return f"row {number}{f' ({path})' if path else ''}: {error}"

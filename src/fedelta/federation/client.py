@@ -55,7 +55,7 @@ def serve(site: Site, plan: RoundPlan, payloads: Mapping[int, bytes]) -> Iterato
             if payload not in opened:
                 opened[payload], _ = decode(payload, site.engine.spec, site.codec)
         except PayloadError as error:
-            yield Reply(client_id, 0, b"", fault=f"download refused: {error}")
+            yield Reply(client_id, 0, b"", fault=f"download refused: {error.message}")
             continue
         order = stream(site.seed, "batches", plan.round, client_id)
         jobs.append(Job(client_id, site.partition[client_id], opened[payload], order))

@@ -41,7 +41,8 @@ class Sgd(Settings):
         if self.weight_decay:
             grads_KP.add_(values_KP, alpha=self.weight_decay)
         if self.momentum:
-            momentum_KP = state["momentum"].mul_(self.momentum).add_(grads_KP)
+            momentum_KP = state["momentum"]
+            torch.add(grads_KP, momentum_KP, alpha=self.momentum, out=momentum_KP)
             grads_KP = grads_KP.add_(momentum_KP, alpha=self.momentum) if self.nesterov else momentum_KP
         values_KP.add_(grads_KP, alpha=-lr)
 
@@ -120,7 +121,7 @@ class Step(Settings):
 
     name: Literal["step"] = "step"
     warmup_rounds: int = Field(default=0, ge=0)
-    after_rounds: Annotated[tuple[int, ...], Field(strict=False)] = ()
+    after_rounds: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False)] = ()
     factor_per_step: float = Field(default=0.1, gt=0)  # FedLAMA's code: a tenth at two points
 
     def factor(self, round: int, num_rounds: int) -> float:

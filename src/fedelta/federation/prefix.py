@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from fedelta.data.batches import Inputs
-from fedelta.errors import ModelError
 from fedelta.models.hub import Backbone
 from fedelta.params import ParamSpec
 from fedelta.tuning.base import replace
@@ -51,11 +50,19 @@ def find_prefix(backbone: Backbone, spec: ParamSpec, lanes: Lanes, sample: dict[
     """
     candidates: list[Prefix] = []
     prefix_name = getattr(backbone.module, "base_model_prefix", "")
-    if all(name.partition(".")[0] in backbone.anatomy.head for name in spec) and prefix_name:
-        candidates.append(_BelowHead(backbone, prefix_name))
+    if only_head(backbone, spec):
+        if len(backbone.anatomy.head) == 1:
+            candidates.append(_AtHead(backbone, backbone.anatomy.head[0]))
+        if prefix_name:
+            candidates.append(_BelowHead(backbone, prefix_name))
     elif (block := _first_tuned_block(backbone, spec)) is not None and "attention_mask" not in sample:
         candidates.append(_BelowBlock(backbone, block))
     return next((prefix for prefix in candidates if _agrees(prefix, backbone, lanes, sample)), None)
+
+
+def only_head(backbone: Backbone, spec: ParamSpec) -> bool:
+    """Whether nothing but the head is tuned."""
+    return all(name.partition(".")[0] in backbone.anatomy.head for name in spec)
 
 
 class CachedInputs:
@@ -108,6 +115,24 @@ class CachedInputs:
 
 
 @dataclass(frozen=True)
+class _AtHead:
+    """Everything before a head that reads one vector a sample, whatever the model around it is."""
+
+    backbone: Backbone
+    head: str
+
+    def features(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        hidden = _input_of(self.backbone, self.head, inputs)
+        if hidden.dim() != 2:
+            raise TypeError(f"`{self.head}` reads {hidden.dim()} axes: all tokens, of which it may need only the first")
+        return {"hidden": hidden}
+
+    def logits(self, features: dict[str, Tensor]) -> Tensor:
+        logits: Tensor = self.backbone.module.get_submodule(self.head)(features["hidden"])
+        return logits
+
+
+@dataclass(frozen=True)
 class _BelowHead:
     """The whole base model; the features are its first token and its pooled output."""
 
@@ -142,15 +167,7 @@ class _BelowBlock:
     block: int
 
     def features(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        path = f"{self.backbone.anatomy.blocks}.{self.block}"
-        handle = self.backbone.module.get_submodule(path).register_forward_pre_hook(_stop)
-        try:
-            self.backbone.logits(inputs)
-        except _ReachedError as reached:
-            return {"hidden": reached.hidden}
-        finally:
-            handle.remove()
-        raise ModelError(f"`{path}` never ran.")
+        return {"hidden": _input_of(self.backbone, f"{self.backbone.anatomy.blocks}.{self.block}", inputs)}
 
     def logits(self, features: dict[str, Tensor]) -> Tensor:
         self._embeddings.output = features["hidden"]
@@ -166,11 +183,23 @@ class _BelowBlock:
         return {f"{self.backbone.anatomy.blocks}.{index}": _Same() for index in range(self.block)}
 
 
+def _input_of(backbone: Backbone, path: str, inputs: dict[str, Tensor]) -> Tensor:
+    """Runs the model up to the submodule at `path` and returns what goes into it."""
+    handle = backbone.module.get_submodule(path).register_forward_pre_hook(_stop)
+    try:
+        backbone.logits(inputs)
+    except _ReachedError as reached:
+        return reached.hidden
+    finally:
+        handle.remove()
+    raise RuntimeError(f"`{path}` never ran")
+
+
 class _ReachedError(Exception):
-    """Carries the input of the first tuned block out of the model."""
+    """Carries the input of the first tuned module out of the model."""
 
     def __init__(self, hidden: Tensor) -> None:
-        super().__init__("first tuned block reached")
+        super().__init__("first tuned module reached")
         self.hidden = hidden
 
 

@@ -11,16 +11,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
-
 from fedelta.codecs.base import Codec
 from fedelta.codecs.wire import decode, encode
 from fedelta.errors import PayloadError, RoundError, SpecError
 from fedelta.federation.records import Rejection, Reply, RoundOutcome, Transfer
 from fedelta.federation.training import Evaluation
-from fedelta.params import Params, ParamSpec, select
+from fedelta.params import Params, ParamSpec, is_finite, select
 from fedelta.seeds import stream
 from fedelta.strategies.base import RoundPlan, State, Strategy, Update
+
+_CALM_DOWN = "lower `client.lr` or `strategy.server_lr`."
 
 
 class Runtime(Protocol):
@@ -76,6 +76,8 @@ def federate(
         RoundError: too few usable replies, or params that are no longer finite.
     """
     num_rounds = federation.strategy.num_rounds
+    if _spent(federation, bytes_sent):
+        return
     for round in range(rounds_done + 1, num_rounds + 1):
         cohort = stream(federation.seed, "cohort", round)
         plan = federation.strategy.plan(state, round, federation.client_ids, federation.spec, cohort)
@@ -90,6 +92,8 @@ def federate(
         bytes_sent += sum(transfer.payload_bytes for transfer in transfers)
         last = round == num_rounds or _spent(federation, bytes_sent)
         evaluation = federation.evaluate(params) if last or round % federation.evaluate_every == 0 else None
+        if evaluation is not None and not math.isfinite(evaluation.loss):
+            raise RoundError(f"round {round}: the loss on the test set is {evaluation.loss}.", hint=_CALM_DOWN)
         yield RoundOutcome(
             round=round,
             params=params,
@@ -134,7 +138,7 @@ def _check(
             update, groups = _open(federation, plan, reply)
             accepted[reply.client_id] = (reply, update)
         except (PayloadError, SpecError) as error:
-            rejections.append(Rejection(reply.client_id, str(error)))
+            rejections.append(Rejection(reply.client_id, error.message))
         if reply.payload:
             transfers.append(Transfer(plan.round, reply.client_id, "up", len(reply.payload), groups))
     answered = {reply.client_id for reply in replies}
@@ -174,12 +178,12 @@ def _require_enough(
 
 
 def _require_finite(round: int, params: Params) -> None:
-    broken = [name for name, tensor in params.items() if not torch.isfinite(tensor).all()]
+    broken = [name for name, tensor in params.items() if not is_finite(tensor)]
     if broken:
         raise RoundError(
             f"round {round}: {len(broken)} of {len(params)} tensors of the server are no longer finite, "
             f"first {broken[:3]}.",
-            hint="lower `client.lr` or `strategy.server_lr`.",
+            hint=_CALM_DOWN,
         )
 
 

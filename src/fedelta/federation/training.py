@@ -20,7 +20,7 @@ from torch import Generator, Tensor, nn
 from fedelta.data.batches import Inputs, LabelledData, batches
 from fedelta.federation.bank import LaneBank
 from fedelta.federation.optimizers import Constant, Optimizer, Schedule, Sgd
-from fedelta.federation.prefix import CachedInputs, find_prefix
+from fedelta.federation.prefix import CachedInputs, find_prefix, only_head
 from fedelta.models.hub import Backbone
 from fedelta.params import Params, ParamSpec
 from fedelta.settings import Settings
@@ -148,6 +148,8 @@ class LaneEngine:
         if cache_bytes:
             sample = train.inputs.fetch(torch.arange(min(2, len(train))))
             self._prefix = find_prefix(backbone, spec, lanes, self._to_device(sample))
+            if self._prefix is None and only_head(backbone, spec):
+                self.notes.append("frozen-prefix cache off: this model's head cannot be run on its own.")
         self._train = self._cached(train)
         self._evaluated: tuple[LabelledData, LabelledData] | None = None
 

@@ -3,15 +3,15 @@
 adapter_model.safetensors   the tuned tensors, by the keys of Hugging Face PEFT
 adapter_config.json         what stock PEFT has to know; for the tuning methods that it lacks, our own `peft_type`
 README.md                   the model card
-fedelta.json                class names and the tuning section (a file of its own: stock PEFT warns about keys
-                            that it does not know)
+fedelta.json                class names, tuning section and base model (a file of its own: stock PEFT warns about
+                            keys that it does not know)
 
 For LoRA, stock PEFT loads the directory onto the base model and computes the same logits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,11 +33,14 @@ from fedelta.inference.directory import (
     replace_directory,
 )
 from fedelta.inference.fit import misfits
-from fedelta.inference.layout import Tuning, from_layout, is_pair, to_layout
+from fedelta.inference.layout import from_layout, is_pair, to_layout
+from fedelta.inference.own import Own, read_own
 from fedelta.models.anatomy import Anatomy
 from fedelta.models.hub import Backbone
+from fedelta.models.source import ModelSource
 from fedelta.params import Params
 from fedelta.results.files import to_json
+from fedelta.tuning import AnyTuning
 
 
 @dataclass(frozen=True)
@@ -50,14 +53,21 @@ class Adapter:
         params: by our names, paths in the edited module such as `vit.layers.0.attention.q_proj.lora_A`; no lane
             axis, float32. LoRA made elsewhere may lack the head or a part of it: the model's own then stays
             (`LaneBank.load` keeps what it is not given).
-        base: name or path of the base model, "" when unknown.
+        base: name or path of the base model, "" when it has none or is unknown.
         class_names: in label order; None when an adapter made elsewhere does not say.
+        model: the base model in full: its image size, its architecture, whether its weights are random. None when
+            an adapter made elsewhere does not say. `model.adapter` is not kept: `params` contain it.
+        seed: of the run: random base weights depend on it.
+        max_length: most tokens of a text in the run; None for the transform's own.
     """
 
-    tuning: Tuning
+    tuning: AnyTuning
     params: Params
     base: str
     class_names: tuple[str, ...] | None
+    model: ModelSource | None = None
+    seed: int = 0
+    max_length: int | None = None
 
 
 def write_adapter(directory: Path, adapter: Adapter, anatomy: Anatomy, card: Mapping[str, object]) -> None:
@@ -81,20 +91,24 @@ def write_adapter(directory: Path, adapter: Adapter, anatomy: Anatomy, card: Map
     # PEFT's wrapper for text classifiers takes a head for granted, so without one the plain wrapper is named.
     is_text_with_head = card.get("modality") == "text" and config.get("modules_to_save") is not None
     config |= {
-        "base_model_name_or_path": adapter.base,
+        "base_model_name_or_path": adapter.base or None,
         "task_type": "SEQ_CLS" if is_text_with_head else None,
         "inference_mode": True,
     }
-    own = {
-        "fedelta_version": __version__,
-        "tuning": adapter.tuning.model_dump(mode="json"),
-        "class_names": None if adapter.class_names is None else list(adapter.class_names),
-    }
+    own = Own(
+        fedelta_version=__version__,
+        tuning=adapter.tuning.model_dump(mode="json"),
+        class_names=adapter.class_names,
+        model=None if adapter.model is None else adapter.model.model_copy(update={"adapter": None}),
+        seed=adapter.seed,
+        max_length=adapter.max_length,
+    )
+    has_weights = bool(adapter.base) and (adapter.model is None or adapter.model.pretrained)
     contents: dict[str, str | bytes] = {
         WEIGHTS: safetensors.torch.save(tensors, {"format": "pt"}),
         CONFIG: to_json(dict(sorted(config.items())), indent=2) + "\n",
-        CARD: render(adapter.tuning.name, adapter.base, adapter.class_names, card),
-        OWN: to_json(own, indent=2) + "\n",
+        CARD: render(adapter.tuning.name, adapter.base, adapter.class_names, card, has_weights=has_weights),
+        OWN: own.to_json(),
     }
     replace_directory(target, contents)
 
@@ -117,13 +131,14 @@ def read_adapter(directory: str | Path, anatomy: Anatomy | None = None) -> Adapt
             hint=f"an adapter directory holds `{CONFIG}` and `{WEIGHTS}`.",
         )
     config = read_object(path / CONFIG)
-    tuning, params = from_layout(read_tensors(path), config, where)
+    own = read_own(path / OWN)
+    tuning, params = from_layout(read_tensors(path), config, own.tuning, where)
     if infinite := [name for name, tensor in params.items() if not torch.isfinite(tensor).all()]:
         raise AdapterError(f"{where} holds NaN or infinity in {len(infinite)} tensors: {listed(infinite, 3)}.")
     if anatomy is not None:
         _refuse_whole_modules(where, tuning, params, anatomy)
-    base = config.get("base_model_name_or_path") or ""
-    return Adapter(tuning, params, str(base), _class_names(path / OWN))
+    base = str(config.get("base_model_name_or_path") or "")
+    return Adapter(tuning, params, base, own.class_names, own.model, own.seed, own.max_length)
 
 
 def check_fits(adapter: Adapter, backbone: Backbone) -> None:
@@ -149,7 +164,32 @@ def check_fits(adapter: Adapter, backbone: Backbone) -> None:
         )
 
 
-def _refuse_whole_modules(where: str, tuning: Tuning, params: Params, anatomy: Anatomy) -> None:
+def check_classes(adapter: Adapter, class_names: Sequence[str]) -> None:
+    """Refuses an adapter whose labels mean other classes than those of the data.
+
+    Args:
+        adapter: what to check; one that does not say its classes passes.
+        class_names: of the data, in label order.
+
+    Raises:
+        AdapterError: other classes, or the same in another order; names both sides and the first difference.
+    """
+    theirs, ours = adapter.class_names, tuple(class_names)
+    if theirs is None or theirs == ours:
+        return
+    is_reordered = sorted(theirs) == sorted(ours)
+    relation = "the same classes in another order" if is_reordered else "other classes"
+    label = next((i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b), None)
+    difference = "" if label is None else f" Label {label} is {theirs[label]!r} there and {ours[label]!r} here."
+    advice = "give the data's classes in that order" if is_reordered else "give data with the adapter's classes"
+    raise AdapterError(
+        f"the adapter was trained for {relation} than the data have: expected {len(theirs)} classes "
+        f"({listed(theirs)}), found {len(ours)} ({listed(ours)}).{difference}",
+        hint=f"{advice}; to start from its head all the same, set `class_names` to null in its `{OWN}`.",
+    )
+
+
+def _refuse_whole_modules(where: str, tuning: AnyTuning, params: Params, anatomy: Anatomy) -> None:
     """LoRA trains pairs and the head; another module that was saved whole has no place."""
     outside = [name for name in params if not is_pair(name) and name.partition(".")[0] not in anatomy.head]
     if tuning.name == "lora" and outside:
@@ -158,15 +198,3 @@ def _refuse_whole_modules(where: str, tuning: Tuning, params: Params, anatomy: A
             f"{listed(outside, 3)}.",
             hint="keep `modules_to_save` to the classification head.",
         )
-
-
-def _class_names(path: Path) -> tuple[str, ...] | None:
-    """Class names in `fedelta.json`; an adapter made elsewhere has no such file."""
-    if not path.exists():
-        return None
-    names = read_object(path).get("class_names")
-    if names is None:
-        return None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise AdapterError(f"{str(path)!r}: `class_names` is {names!r}, expected a list of texts.")
-    return tuple(names)

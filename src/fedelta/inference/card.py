@@ -5,32 +5,36 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+from fedelta.results import numbers
+
 # Keys of a card that are told in words or are of no use to a reader.
 _UNLISTED = frozenset({"modality", "extra_inputs", "config"})
-_MIB = 2**20
 _NUM_NAMES = 20  # class names that are shown
 
 
-def render(tuning_name: str, base: str, class_names: tuple[str, ...] | None, card: Mapping[str, object]) -> str:
+def render(
+    tuning_name: str, base: str, class_names: tuple[str, ...] | None, card: Mapping[str, object], *, has_weights: bool
+) -> str:
     """Markdown with the hub's YAML header.
 
     Args:
         tuning_name: such as "lora".
-        base: name or path of the base model.
+        base: name or path of the base model, "" without one.
         class_names: in label order, or None.
         card: figures of the run, units in the key names (`*_bytes`, `*_seconds`); `modality`, `extra_inputs` and
             `config` as for `write_adapter`.
+        has_weights: whether the base model's weights can be had under `base`; False for random ones.
     """
     return "\n".join([
         *_header(tuning_name, base, card),
-        f"# {tuning_name} adapter of `{base}`\n",
+        f"# {tuning_name} adapter" + (f" of `{base}`\n" if base else "\n"),
         "Fine-tuned with [fedelta](https://pypi.org/project/fedelta/) across clients that kept their data: only the",
         "tensors in this directory travelled.\n",
         *([f"{len(class_names)} classes: {_shortened(class_names)}\n"] if class_names else []),
         "## Federated training\n",
         *_figures(card),
         "\n## Loading\n",
-        *_loading(tuning_name, base, class_names, card),
+        *_loading(tuning_name, base, class_names, card, has_weights=has_weights),
         "",
     ])  # fmt: skip
 
@@ -40,7 +44,7 @@ def _header(tuning_name: str, base: str, card: Mapping[str, object]) -> list[str
     return [
         "---",
         "library_name: peft",
-        f"base_model: {json.dumps(base, ensure_ascii=False)}",
+        *([f"base_model: {json.dumps(base, ensure_ascii=False)}"] if base else []),
         *([f"pipeline_tag: {kind}"] if kind else []),
         "tags:",
         "- federated-learning",
@@ -76,15 +80,15 @@ def _text(key: str, value: object) -> str:
     if isinstance(value, Mapping):
         text = ", ".join(_entry(str(name), item) for name, item in value.items() if item is not None)
     elif key.endswith("_bytes") and isinstance(value, int | float):
-        text = f"{value / _MIB:,.2f} MiB"
+        text = numbers.size(value)
     elif key.endswith("_seconds") and isinstance(value, int | float):
-        text = f"{value:,.1f} s"
+        text = numbers.duration(value)
     elif key.endswith("accuracy") and isinstance(value, int | float):
-        text = f"{100 * value:.2f} %"
+        text = numbers.percent(value, 2)
     elif isinstance(value, float):
         text = f"{value:g}"
     elif isinstance(value, int) and not isinstance(value, bool):
-        text = f"{value:,}"
+        text = numbers.count(value)
     else:
         text = str(value)
     return text.replace("|", "\\|").replace("\n", " ")
@@ -94,7 +98,9 @@ def _entry(name: str, value: object) -> str:
     return f"{name} ({_text(name, value)})" if isinstance(value, Mapping) else f"{name} {_text(name, value)}"
 
 
-def _loading(tuning_name: str, base: str, class_names: tuple[str, ...] | None, card: Mapping[str, object]) -> list[str]:
+def _loading(
+    tuning_name: str, base: str, class_names: tuple[str, ...] | None, card: Mapping[str, object], *, has_weights: bool
+) -> list[str]:
     ours = [
         "With fedelta:\n",
         "```python",
@@ -107,6 +113,12 @@ def _loading(tuning_name: str, base: str, class_names: tuple[str, ...] | None, c
             f"Stock PEFT cannot load this directory: it does not know the tuning method `{tuning_name}`.",
             "The tensors in `adapter_model.safetensors` are the base model's own, by their own names",
             "after `base_model.model.`.\n",
+            *ours,
+        ]
+    if not has_weights:
+        return [
+            "The weights of its base model are random, or it has no name: stock PEFT cannot get the same ones.",
+            "`fedelta.json` keeps the model and the seed, where the run knew them.\n",
             *ours,
         ]
     auto = "AutoModelForSequenceClassification" if card.get("modality") == "text" else "AutoModelForImageClassification"

@@ -9,15 +9,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from fedelta.inference.layout import Tuning, is_pair
+from fedelta.inference.layout import is_pair
 from fedelta.models.hub import Backbone
 from fedelta.params import ParamSpec
 from fedelta.seeds import stream
+from fedelta.tuning import AnyTuning
 from fedelta.tuning.lanes import Lanes
 from fedelta.tuning.lora import Lora
 
 
-def misfits(tuning: Tuning, params: Mapping[str, Tensor], backbone: Backbone) -> list[str]:
+def misfits(tuning: AnyTuning, params: Mapping[str, Tensor], backbone: Backbone) -> list[str]:
     """What keeps `params` from being the tensors of `tuning` in `backbone`; nothing when they are.
 
     Args:
@@ -66,7 +67,7 @@ def _other_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> str:
     return f"`{name}` has shape {tuple(tensor.shape)}, the model's is {expected}"
 
 
-def _specification(tuning: Tuning, backbone: Backbone) -> ParamSpec:
+def _specification(tuning: AnyTuning, backbone: Backbone) -> ParamSpec:
     """What `tuning` would tune in `backbone`, found on a copy that has no memory for weights."""
     tensors = [*backbone.module.parameters(), *backbone.module.buffers()]
     memo: dict[int, object] = {id(tensor): _without_memory(tensor) for tensor in tensors}

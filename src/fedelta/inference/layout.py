@@ -9,30 +9,29 @@ PEFT's own rule (`peft.utils.other.get_pattern_key`), because no tensor shows it
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
+from pydantic import ValidationError
 from torch import Tensor
 
 from fedelta.data.problems import listed
 from fedelta.errors import AdapterError
+from fedelta.inference.own import explained
 from fedelta.models.anatomy import Anatomy
 from fedelta.params import Params
 from fedelta.results.files import Record
-from fedelta.tuning.bias import Bias
-from fedelta.tuning.full import Full
-from fedelta.tuning.head import Head
+from fedelta.tuning import TUNING_METHODS, AnyTuning
 from fedelta.tuning.lora import Lora
 
 T = TypeVar("T", int, float)
-Tuning = Full | Head | Bias | Lora
 
 # What stock PEFT puts before the path of a module: its two wrappers.
 _PREFIX = "base_model.model."
-_OWN_TYPES: dict[str, Tuning] = {"FEDELTA_FULL": Full(), "FEDELTA_HEAD": Head(), "FEDELTA_BIAS": Bias()}
-
+_OWN_PREFIX = "FEDELTA_"
 _MERGE = "fold it into the base model with PEFT's `merge_and_unload()`"
 
 # Fields of `LoraConfig` that cannot change what a trained pair of linear maps computes: where the pairs are and
@@ -50,7 +49,7 @@ _NO_EFFECT = frozenset({
 _PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
-def to_layout(tuning: Tuning, params: Mapping[str, Tensor], anatomy: Anatomy) -> tuple[Params, Record]:
+def to_layout(tuning: AnyTuning, params: Mapping[str, Tensor], anatomy: Anatomy) -> tuple[Params, Record]:
     """Tensors by PEFT key, and the content of `adapter_config.json` without what describes the base model.
 
     Args:
@@ -60,7 +59,7 @@ def to_layout(tuning: Tuning, params: Mapping[str, Tensor], anatomy: Anatomy) ->
     """
     tensors = {_key(name): tensor.detach().cpu().float().contiguous().clone() for name, tensor in params.items()}
     if not isinstance(tuning, Lora):
-        return tensors, {"peft_type": f"FEDELTA_{tuning.name.upper()}"}
+        return tensors, {"peft_type": f"{_OWN_PREFIX}{tuning.name.upper()}"}
     ranks = {path: params[f"{path}.lora_A"].shape[0] for path in pair_paths(params)}
     rank, rank_pattern = _common(ranks)
     alpha, alpha_pattern = _common({path: tuning.alpha_of(path, anatomy) for path in ranks})
@@ -80,26 +79,31 @@ def to_layout(tuning: Tuning, params: Mapping[str, Tensor], anatomy: Anatomy) ->
     }
 
 
-def from_layout(tensors: Mapping[str, Tensor], config: Record, where: str) -> tuple[Tuning, Params]:
+def from_layout(
+    tensors: Mapping[str, Tensor], config: Record, section: Record | None, where: str
+) -> tuple[AnyTuning, Params]:
     """What `to_layout` was given, or the equivalent for an adapter made by stock PEFT; float32 tensors.
 
     Args:
         tensors: by PEFT key, in the order in which the result has them.
         config: content of `adapter_config.json`.
+        section: `[tuning]` as `fedelta.json` keeps it, None without; LoRA is read from `config` alone.
         where: names the adapter in messages.
 
     Raises:
-        AdapterError: no LoRA on linear layers and none of our own kinds; names every reason.
+        AdapterError: no LoRA on linear layers and none of our own kinds, or `section` does not fit; names every
+            reason.
     """
     kind = config.get("peft_type")
-    if kind not in ("LORA", *_OWN_TYPES):
+    own = {f"{_OWN_PREFIX}{name.upper()}": name for name in TUNING_METHODS if name != "lora"}
+    if kind not in ("LORA", *own):
         raise AdapterError(
-            f"{where}: `peft_type` is {kind!r}, expected 'LORA' or one of {listed(sorted(_OWN_TYPES))}.",
+            f"{where}: `peft_type` is {kind!r}, expected 'LORA' or one of {listed(sorted(own), len(own))}.",
             hint=f"{_MERGE}, save that, and give it as `model.source`.",
         )
     params = {_name(key): tensor.float() for key, tensor in tensors.items()}
-    if kind in _OWN_TYPES:
-        return _OWN_TYPES[str(kind)], params
+    if kind in own:
+        return _own_tuning(own[str(kind)], section, where), params
     problems = [*_config_problems(config), *_tensor_problems(params)]
     alphas: dict[str, float] = {}
     for path in pair_paths(params):
@@ -135,6 +139,24 @@ def is_pair(name: str) -> bool:
 def pair_paths(params: Iterable[str]) -> list[str]:
     """Paths of the layers that have a pair, in the order of their first factors."""
     return [name.removesuffix(".lora_A") for name in params if name.endswith(".lora_A")]
+
+
+def _own_tuning(name: str, section: Record | None, where: str) -> AnyTuning:
+    """The tuning method `name` with the fields in `section`."""
+    if section is None:
+        raise AdapterError(
+            f"{where} lacks the settings of the tuning method {name!r}, expected `tuning` in `fedelta.json`.",
+            hint="copy the adapter again, all of its files, or write it anew.",
+        )
+    try:
+        # By way of JSON, where a list stands for a tuple.
+        method: AnyTuning = TUNING_METHODS[name].model_validate_json(json.dumps(section))
+    except ValidationError as error:
+        raise AdapterError(
+            f"{where}: `tuning` in `fedelta.json` does not fit the tuning method {name!r}:{explained(error)}",
+            hint="copy the adapter again, or read it with the version of fedelta that wrote it.",
+        ) from error
+    return method
 
 
 def _key(name: str) -> str:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fedelta.config import load_config
 from fedelta.errors import AdapterError, RunError
 from fedelta.inference.adapter import Adapter, check_fits, read_adapter
 from fedelta.inference.examples import image_batches, text_batches
@@ -18,7 +17,6 @@ from fedelta.models.hub import Backbone, build
 from fedelta.models.source import ModelSource, read_config
 from fedelta.models.transforms import ImageTransform, TextTransform
 from fedelta.results import rundir
-from fedelta.results.files import read_json
 from fedelta.seeds import stream
 from fedelta.tuning.lanes import Lanes
 
@@ -59,7 +57,7 @@ class Predictor:
 
         Raises:
             RunError: no run directory, or the run is not finished.
-            AdapterError, ConfigError, ModelError: the run's adapter, configuration or base model is unreadable.
+            AdapterError, ModelError: the run's adapter or base model is unreadable.
         """
         path = Path(run)
         if not (path / rundir.CONFIG).is_file():
@@ -72,17 +70,7 @@ class Predictor:
                 f"{str(run)!r} has no `{rundir.ADAPTER}/`: the run is not finished.",
                 hint=f"finish it with `fedelta resume {run}`.",
             )
-        config = load_config(path / rundir.CONFIG)
-        names = read_json(path / rundir.PARTITION).get("class_names")
-        if not isinstance(names, list):
-            raise RunError(f"{str(path / rundir.PARTITION)!r} has no list `class_names`.")
-        return cls.from_adapter(
-            path / rundir.ADAPTER,
-            config.model,
-            tuple(str(name) for name in names),
-            seed=config.seed,
-            max_length=config.data.max_length,
-        )
+        return cls.from_adapter(path / rundir.ADAPTER)
 
     @classmethod
     def from_adapter(
@@ -91,31 +79,32 @@ class Predictor:
         model: ModelSource | None = None,
         class_names: Sequence[str] | None = None,
         *,
-        seed: int = 0,
+        seed: int | None = None,
         max_length: int | None = None,
     ) -> Predictor:
         """The base model with an adapter in it, ours or made by stock PEFT.
 
         Args:
             directory: of the adapter.
-            model: the base model; by default the one that the adapter names, at its own image size.
+            model: the base model; by default the one that the adapter records, or only names.
             class_names: by default those that the adapter holds, else those of the base model.
-            seed: of the run, for a base model whose weights are random.
-            max_length: most tokens of a text; by default the transform's own.
+            seed: of random base weights; by default that of the run.
+            max_length: most tokens of a text; by default as in the run, else the transform's own.
 
         Raises:
             AdapterError: unreadable, or does not fit the base model.
             ModelError: the base model is unreadable.
         """
         adapter = read_adapter(directory)
-        if model is None and not adapter.base:
+        model = model or _base_model(adapter)
+        if model is None:
             raise AdapterError(
                 f"adapter {str(directory)!r} does not name its base model.",
                 hint='give it: `Predictor.from_adapter(directory, ModelSource(source="..."))`.',
             )
-        model = model or ModelSource(source=adapter.base)
+        max_length = adapter.max_length if max_length is None else max_length
         names = tuple(class_names or adapter.class_names or _class_names(model))
-        backbone = build(model, names, seed=seed)
+        backbone = build(model, names, seed=adapter.seed if seed is None else seed)
         if max_length is not None and isinstance(backbone.transform, TextTransform):
             backbone = replace(backbone, transform=replace(backbone.transform, max_length=max_length))
         install(adapter, backbone)
@@ -162,6 +151,15 @@ def install(adapter: Adapter, backbone: Backbone) -> None:
         for name, tensor in adapter.params.items():
             # Broadcasts over the lane axis, which full fine-tuning does not have.
             backbone.module.get_parameter(name).copy_(tensor)
+
+
+def _base_model(adapter: Adapter) -> ModelSource | None:
+    """What the adapter says of its base model; None when that is not enough to make it."""
+    recorded = adapter.model
+    # A run with a backbone of the caller's own records a section that names nothing.
+    if recorded is not None and (recorded.source is not None or recorded.architecture is not None):
+        return recorded
+    return ModelSource(source=adapter.base) if adapter.base else None
 
 
 def _class_names(model: ModelSource) -> tuple[str, ...]:

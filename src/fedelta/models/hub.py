@@ -109,7 +109,7 @@ def _load(source: ModelSource, config: PretrainedConfig, device: str) -> nn.Modu
         # transformers 5.23 iterates over `architectures` and fails on the None of a fresh configuration.
         config.architectures = config.architectures or []
         with torch.device(device):
-            module: nn.Module = auto.from_config(config)  # type: ignore[no-untyped-call]  # transformers
+            module: nn.Module = auto.from_config(config).float()  # type: ignore[no-untyped-call]  # transformers
         return module
     try:
         module, info = auto.from_pretrained(

@@ -32,6 +32,8 @@ class ModelSource(Settings):
             are interpolated.
         num_classes: number of classes; found from the data by default.
         adapter: a directory with a PEFT adapter to start from.
+
+    A checkpoint's own head is kept where it has as many classes as the data, and drawn anew where it has not.
     """
 
     source: str | None = None
@@ -140,7 +142,7 @@ def checkpoint_bytes(source: ModelSource) -> int:
     if source.source is None or not source.pretrained:
         return 0
     directory = Path(str(cached_file(locate(source.source), "config.json"))).parent
-    return sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+    return sum(file.stat().st_size for file in directory.glob("model*.safetensors"))
 
 
 def unreadable(source: str, error: Exception) -> ModelError:

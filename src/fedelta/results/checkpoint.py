@@ -128,8 +128,9 @@ def decode(content: bytes) -> Checkpoint:
 def _check_origin(checkpoint: Checkpoint, spec: ParamSpec | None, run_fingerprint: str | None) -> None:
     if run_fingerprint is not None and checkpoint.run_fingerprint != run_fingerprint:
         raise CheckpointError(
-            f"belongs to another run: fingerprint {checkpoint.run_fingerprint!r}, expected {run_fingerprint!r}.",
-            hint="`config.toml` was changed after the run began; start a new run with another `--out`.",
+            f"belongs to another run, or its data changed: fingerprint {checkpoint.run_fingerprint!r}, "
+            f"expected {run_fingerprint!r}.",
+            hint="`config.toml` or the data were changed after the run began; start a new run with another `--out`.",
         )
     if spec is None:
         return

@@ -18,13 +18,18 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedelta.errors import RunError
 from fedelta.results.checkpoint import Checkpoint
 from fedelta.results.files import JsonLines, Record, sync_directory, to_json, write_atomic
+
+if sys.platform != "win32":
+    import fcntl
 
 CONFIG = "config.toml"
 ENVIRONMENT = "environment.json"
@@ -136,6 +141,25 @@ class RunDirectory:
     def timings(self) -> JsonLines:
         """Wall-clock seconds and memory by round."""
         return JsonLines(self.path / TIMINGS)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps a second process from writing to this run; the system releases the lock when a process dies.
+
+        Raises:
+            RunError: another process has the lock.
+        """
+        if sys.platform == "win32":  # it has no such lock: there a run is not guarded against a second process
+            yield
+            return
+        with self.config.open("rb") as held:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RunError(
+                    f"another process is running or resuming {str(self.path)!r}.", hint="wait for it, or end it."
+                ) from error
+            yield
 
     def rewind(self, checkpoint: Checkpoint) -> None:
         """Cuts logs and ledger back to the moment of `checkpoint`: a kill may have left them ahead of it.

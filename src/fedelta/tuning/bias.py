@@ -38,7 +38,7 @@ class Bias(Settings):
         freeze(module)
         for path, layer in list(module.named_modules()):
             own = dict(layer.named_parameters(recurse=False))
-            if "bias" not in own or path.startswith(backbone.anatomy.head):
+            if "bias" not in own or path.partition(".")[0] in backbone.anatomy.head:
                 continue
             axis = _CHANNEL_AXES.get(type(layer))
             if axis is None:

@@ -1,0 +1,67 @@
+"""`fedelta.json`: what an adapter directory keeps beyond what stock PEFT has to know."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from fedelta import __version__
+from fedelta.errors import AdapterError
+from fedelta.models.source import ModelSource
+from fedelta.results.files import to_json
+from fedelta.settings import Settings
+
+
+class Own(Settings):
+    """The content of `fedelta.json`; an adapter made elsewhere has all defaults.
+
+    Args:
+        fedelta_version: of the writer, "" when unknown.
+        tuning: section `[tuning]`; checked against the method that `adapter_config.json` names.
+        class_names: in label order, or None.
+        model: the base model, without the adapter that a run started from: the tensors contain it.
+        seed: of the run, for base weights that are random.
+        max_length: most tokens of a text, None for the transform's own.
+    """
+
+    fedelta_version: str = ""
+    tuning: dict[str, Any] | None = None  # Any: the fields of a method
+    class_names: tuple[str, ...] | None = None
+    model: ModelSource | None = None
+    seed: int = Field(default=0, ge=0)
+    max_length: int | None = Field(default=None, ge=1)
+
+    def to_json(self) -> str:
+        """The content of the file."""
+        return to_json(self.model_dump(mode="json"), indent=2) + "\n"
+
+
+def read_own(path: Path) -> Own:
+    """What `fedelta.json` at `path` holds; all defaults when there is no such file.
+
+    Raises:
+        AdapterError: unreadable; an unknown key counts, because ignoring it could mean another model.
+    """
+    try:
+        return Own.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return Own()
+    except OSError as error:
+        raise AdapterError(f"{str(path)!r} cannot be read: {error.strerror or error}.") from error
+    except ValidationError as error:
+        raise AdapterError(
+            f"{str(path)!r} cannot be used:{explained(error)}",
+            hint=f"write the adapter anew, or read it with the version that wrote it; this is {__version__}.",
+        ) from error
+
+
+def explained(error: ValidationError) -> str:
+    """One line for each problem, each after a line break."""
+    return "".join(
+        f"\n  - `{'.'.join(map(str, each['loc']))}` is {each['input']!r}: {each['msg']}"
+        if each["loc"]
+        else f"\n  - {each['msg']}"
+        for each in error.errors()
+    )
