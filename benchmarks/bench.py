@@ -1,6 +1,6 @@
 """Seconds a round and peak memory of fedelta against a bare PyTorch loop that does the same steps.
 
-    .venv/bin/python benchmarks/bench.py [--cases lora-8 head] [--repeats 15] [--out]
+    .venv/bin/python benchmarks/bench.py [--cases lora-8 head] [--repeats 9] [--out]
 
 Every case runs in processes of its own: one that times both sides in turns, and one a side for its memory. This
 process imports no torch, because a child's peak memory starts at what its parent holds.
@@ -46,7 +46,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="fedelta against a bare PyTorch loop that does the same steps")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE", help=", ".join(CASES))
-    parser.add_argument("--repeats", type=int, default=9, help="timed rounds of each side (default 15)")
+    parser.add_argument("--repeats", type=int, default=9, help="timed rounds of each side (default 9)")
     parser.add_argument("--threads", type=int, help="arithmetic threads (default: torch's own choice)")
     parser.add_argument("--out", action="store_true", help="also write JSON to benchmarks/results/")
     return parser.parse_args()
