@@ -94,6 +94,10 @@ BAD = {
     "rank above the layer": ("tuning.r=99", "rank 99 is above the size"),
     "unknown layer": ('tuning.target_modules=["q_prj"]', "did you mean 'q_proj'"),
     "more clients than rows": ("partition.num_clients=500", "500"),
+    "a GPU that is not there": ("runtime.device=cuda", "torch finds no GPU here"),
+    "a source beside an architecture": ("model.source=bundled:vit-micro", "exclude each other"),
+    "an unknown field of an architecture": ("model.architecture.hiden_size=3", "did you mean `hidden_size`"),
+    "an image size between patches": ("model.image_size=20", "no multiple of the 8 pixels"),
     "text model on images": ("data.text_column=image", "image"),
 }
 
@@ -139,6 +143,19 @@ def test_a_file_that_is_no_image_cannot_be_classified(fedelta, tmp_path):
     code, out, err = fedelta("predict", run, text)
     assert (code, out) == (2, "")
     assert "letter.png" in err
+
+
+def test_an_override_without_a_value_drops_a_key_and_a_new_name_keeps_what_both_methods_have(fedelta, tmp_path):
+    steps = ("--set", "client.local_epochs=", "--set", "client.local_steps=2")
+    code, out, err = fedelta("check", write_small(tmp_path), *steps, "--set", "partition.name=pathological")
+    assert code == 0, err
+    assert "6 clients" in out
+
+
+def test_a_report_into_a_directory_is_refused(fedelta, tmp_path):
+    code, _, err = fedelta("report", tmp_path, "--out", tmp_path)
+    assert code == 2
+    assert "expected a file" in err
 
 
 def test_training_that_diverges_ends_with_code_1_and_a_hint(fedelta, tmp_path):

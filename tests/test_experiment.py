@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,11 @@ import torch
 from tests.small import write_small
 
 import fedelta
-from fedelta.errors import ConfigError, RoundError
+from fedelta.config import load_config
+from fedelta.errors import AdapterError, ConfigError, RoundError
 from fedelta.experiment import Experiment, evaluate_adapter
+from fedelta.inspection import inspect
+from fedelta.models.hub import build
 from fedelta.results import files
 
 SUMMARY_KEYS = {
@@ -189,3 +193,39 @@ def test_an_existing_directory_is_not_overwritten(tmp_path):
     (tmp_path / "run" / "precious").touch()
     with pytest.raises(fedelta.InputError, match="fedelta resume"):
         Experiment.from_toml(write_small(tmp_path)).run(tmp_path / "run")
+
+
+def test_inspect_counts_what_the_adapter_tunes_that_a_run_starts_from(result, tmp_path):
+    # The configuration's own rank is 8; the adapter has 2.
+    adapter = json.dumps(str(result.path / "adapter"))
+    config = load_config(write_small(tmp_path), ["tuning.r=", f"model.adapter={adapter}"])
+    assert inspect(config).tuned_parameters == result.summary["tuned_parameters"]
+
+
+def test_an_adapter_for_other_classes_is_refused(result, tmp_path):
+    other = tmp_path / "adapter"
+    shutil.copytree(result.path / "adapter", other)
+    own = json.loads((other / "fedelta.json").read_text())
+    own["class_names"] = own["class_names"][::-1]
+    (other / "fedelta.json").write_text(json.dumps(own))
+    with pytest.raises(AdapterError, match="order"):
+        Experiment.from_toml(write_small(tmp_path), [f"model.adapter={json.dumps(str(other))}"]).run(tmp_path / "run")
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_a_hint(tmp_path):
+    overrides = ["strategy.server_lr=1e30", "codec.name=float32", "strategy.num_rounds=1"]
+    with pytest.raises(RoundError, match=r"hint: lower `client\.lr` or `strategy\.server_lr`"):
+        Experiment.from_toml(write_small(tmp_path), overrides).run(tmp_path / "run")
+
+
+def test_a_configuration_made_in_python_is_checked_across_its_sections(tmp_path):
+    config = load_config(write_small(tmp_path))
+    strategy = config.strategy.model_copy(update={"min_replies": 5})
+    with pytest.raises(ConfigError, match=r"`strategy.min_replies` is 5, more than"):
+        Experiment(config.model_copy(update={"strategy": strategy}))
+
+
+def test_a_checkpoint_in_half_precision_gives_random_weights_in_full_precision():
+    source = fedelta.ModelSource(architecture={"model_type": "vit", "hidden_size": 24, "dtype": "float16"})
+    module = build(source, ("a", "b"), seed=0, device="meta").module
+    assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}
