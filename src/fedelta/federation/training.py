@@ -44,8 +44,8 @@ class ClientSettings(Settings):
 
     local_epochs: int | None = Field(default=None, ge=1)
     local_steps: int | None = Field(default=None, ge=1)
-    batch_size: int = Field(default=32, ge=1)
-    lr: float = Field(default=0.01, gt=0)
+    batch_size: int = Field(default=32, ge=1)  # FedLAMA; FedPEFT has 64, which few small clients can fill
+    lr: float = Field(default=0.01, gt=0)  # FedPEFT's choice for bias and prompt tuning; set it for your method
     optimizer: Optimizer = Sgd()
     schedule: Schedule = Constant()
 

@@ -37,7 +37,7 @@ class FedAvg(Settings):
     clients_per_round: int = Field(default=8, ge=1)  # FedPEFT's headline setting: 8 of 64
     num_rounds: int = Field(default=50, ge=1)  # FedPEFT
     server_lr: float = Field(default=1.0, gt=0)  # McMahan et al.: the plain mean
-    min_replies: int = Field(default=1, ge=1)
+    min_replies: int = Field(default=1, ge=1)  # our choice: a round counts if anyone answers
 
     def init(self, params: Params, spec: ParamSpec) -> State:
         """Nothing to remember."""
