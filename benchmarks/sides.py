@@ -16,7 +16,6 @@ from fedelta.federation.client import Site
 from fedelta.federation.optimizers import Sgd
 from fedelta.federation.rounds import Federation, federate
 from fedelta.federation.training import ClientSettings, Evaluation, LaneEngine
-from fedelta.models.cnn import IMAGE_SIZE, leaf_cnn
 from fedelta.models.hub import Backbone, build
 from fedelta.models.source import ModelSource, bundled_names
 from fedelta.runtimes.simulation import Simulation, SimulationSettings
@@ -28,6 +27,7 @@ from fedelta.tuning.lanes import Lanes
 from fedelta.tuning.lora import Lora
 
 SEED = 7
+CNN_IMAGE_SIZE = 28
 NUM_CLASSES = 10
 RANK = 8
 LORA_ALPHA = 16.0
@@ -123,7 +123,8 @@ def model_name(case: Case) -> str:
 def backbone(case: Case) -> Backbone:
     """A fresh copy of the network of `case`, always with the same weights."""
     if case.model == "cnn":
-        return leaf_cnn(NUM_CLASSES, seed=SEED, channels=(16, 32), hidden=case.hidden)
+        architecture = {"model_type": "femnist-cnn", "channels": [16, 32], "hidden": case.hidden}
+        return build(ModelSource(architecture=architecture), tuple(map(str, range(NUM_CLASSES))), seed=SEED)
     bundled = BUNDLED.removeprefix("bundled:") in bundled_names()
     source = ModelSource(source=BUNDLED) if bundled else ModelSource(architecture=STAND_IN)
     return build(source, tuple(map(str, range(NUM_CLASSES))), seed=SEED)
@@ -131,7 +132,11 @@ def backbone(case: Case) -> Backbone:
 
 def data(case: Case) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
     """Random images as float32 inputs, labels, and the rows of each client."""
-    shape = (1, IMAGE_SIZE, IMAGE_SIZE) if case.model == "cnn" else (3, STAND_IN["image_size"], STAND_IN["image_size"])
+    shape = (
+        (1, CNN_IMAGE_SIZE, CNN_IMAGE_SIZE)
+        if case.model == "cnn"
+        else (3, STAND_IN["image_size"], STAND_IN["image_size"])
+    )
     generator = stream(SEED, "data")
     num_rows = sum(case.sizes)
     pixels = torch.randn(num_rows, *shape, generator=generator)

@@ -17,7 +17,9 @@ import transformers
 from safetensors.torch import save_file
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
+from fedelta.models.native import register_networks
 from pretraining.card import write_card
+from pretraining.networks import head_name
 from pretraining.recipe import Recipe
 from pretraining.storage import write_atomically
 
@@ -81,13 +83,16 @@ def sha256_of(path: Path) -> str:
 
 def _classifier(backbone: PreTrainedModel) -> PreTrainedModel:
     """The classifier of the same family around the backbone, its head zero."""
+    register_networks()
     config = copy.deepcopy(backbone.config)
     config.num_labels = NUM_LABELS
     # The fork keeps the caller's random state: what transformers draws here is overwritten below.
     with torch.random.fork_rng(devices=[]):
         classifier: PreTrainedModel = AutoModelForImageClassification.from_config(config)
-    classifier.base_model.load_state_dict(backbone.state_dict())
-    for parameter in classifier.get_submodule("classifier").parameters():
+    head = head_name(classifier)
+    own = {name: value for name, value in backbone.state_dict().items() if not name.startswith(f"{head}.")}
+    classifier.base_model.load_state_dict(own, strict=False)
+    for parameter in classifier.get_submodule(head).parameters():
         torch.nn.init.zeros_(parameter)
     return classifier
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
+from fedelta.models.native import register_networks
 from pretraining.card import write_card
 from pretraining.directory import write_json
 from pretraining.memory import keep_freed_memory
@@ -116,6 +117,7 @@ def _provenance(directory: Path) -> dict[str, Any]:  # Any: JSON
 
 def _backbones(directory: Path, recipe: Recipe) -> list[PreTrainedModel]:
     """The pre-trained network, then random ones of its architecture, in float32."""
+    register_networks()
     classifier = AutoModelForImageClassification.from_pretrained(directory, dtype=torch.float32)
     return [classifier.base_model, *(build_backbone(recipe.network, seed) for seed in RANDOM_SEEDS)]
 

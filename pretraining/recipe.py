@@ -16,9 +16,9 @@ class Section(BaseModel):
 
 
 class Network(Section):
-    """A network of transformers' own, by its `model_type` and the fields of its configuration."""
+    """A network, by its `model_type` and the fields of its configuration."""
 
-    model_type: Literal["vit", "resnet"]
+    model_type: Literal["vit", "fedelta_resnet"]
     settings: dict[str, Setting]
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from fedelta.models.resnet import SmallResNet
 from pretraining.batches import ClassBank, draw_batch, make_bank
 from pretraining.networks import CosineHead, build_backbone, image_features
 from pretraining.recipe import Recipe, Training
@@ -27,6 +28,7 @@ class Trainer:
     backbone: PreTrainedModel
     head: CosineHead
     optimizers: tuple[torch.optim.Optimizer, ...]
+    kernels: tuple[tuple[nn.Parameter, nn.Parameter], ...] = ()  # a convolution's, and the matrix on its memory
 
 
 def pretrain(recipe: Recipe, checkpoint_path: Path) -> tuple[PreTrainedModel, CosineHead, ClassBank]:
@@ -47,7 +49,8 @@ def start(recipe: Recipe) -> Trainer:
     backbone = build_backbone(recipe.network, recipe.seed)
     width = image_features(backbone.eval(), torch.zeros(1, 3, recipe.images.side, recipe.images.side)).shape[1]
     head = CosineHead(width, recipe.images.num_classes, recipe.training.cosine_scale, stream(recipe.seed, "head"))
-    return Trainer(backbone.train(), head, _optimizers(backbone, head, recipe.training))
+    kernels = _kernels(backbone) if recipe.training.muon_lr else ()
+    return Trainer(backbone.train(), head, _optimizers(backbone, head, recipe.training, kernels), kernels)
 
 
 def train_steps(
@@ -66,6 +69,8 @@ def train_steps(
         loss = functional.cross_entropy(trainer.head(features.float()), labels)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, training.max_gradient_norm)
+        for kernel, matrix in trainer.kernels:
+            matrix.grad, kernel.grad = kernel.grad.flatten(1), None
         for optimizer in trainer.optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -92,11 +97,25 @@ def source_accuracy(backbone: PreTrainedModel, head: CosineHead, bank: ClassBank
     return hits / seen
 
 
-def _optimizers(backbone: nn.Module, head: nn.Module, training: Training) -> tuple[torch.optim.Optimizer, ...]:
+def _kernels(backbone: nn.Module) -> tuple[tuple[nn.Parameter, nn.Parameter], ...]:
+    """The kernels inside a convolutional network, each with a matrix [O, I * 9] on its memory: Muon wants two axes."""
+    if not isinstance(backbone, SmallResNet):
+        return ()
+    found = [p for name, p in backbone.named_parameters() if p.ndim == 4 and name != "conv1.weight"]
+    return tuple((kernel, nn.Parameter(kernel.detach().flatten(1))) for kernel in found)
+
+
+def _optimizers(
+    backbone: nn.Module,
+    head: nn.Module,
+    training: Training,
+    kernels: tuple[tuple[nn.Parameter, nn.Parameter], ...],
+) -> tuple[torch.optim.Optimizer, ...]:
     """Muon for the matrices inside the network, AdamW for all else; weight decay on matrices only."""
     named = list(backbone.named_parameters())
     inner = [p for name, p in named if p.ndim == 2] if training.muon_lr else []
-    inner_ids = {id(p) for p in inner}
+    inner_ids = {id(p) for p in (*inner, *(kernel for kernel, _ in kernels))}
+    inner += [matrix for _, matrix in kernels]
     outer = [p for _, p in named if id(p) not in inner_ids] + list(head.parameters())
     matrices, vectors = [p for p in outer if p.ndim in (2, 4)], [p for p in outer if p.ndim not in (2, 4)]
     groups = [

@@ -57,8 +57,24 @@ ARCHITECTURES: dict[str, dict[str, object]] = {
         "hidden_dim": 24,
         "max_position_embeddings": 12,
     },
+    "small-resnet": {
+        "model_type": "resnet20",
+        "stem_width": 4,
+        "widths": [4, 8],
+        "blocks_per_stage": 1,
+        "image_size": 8,
+    },
+    "resnet": {
+        "model_type": "resnet",
+        "embedding_size": 4,
+        "hidden_sizes": [4, 8],
+        "depths": [1, 1],
+        "layer_type": "basic",
+    },
 }
-IMAGE_FAMILIES = ("vit", "deit")
+TRANSFORMERS = ("vit", "deit", "bert", "roberta", "distilbert")
+CONVOLUTIONAL = ("small-resnet", "resnet")
+IMAGE_FAMILIES = ("vit", "deit", *CONVOLUTIONAL)
 
 
 @dataclass(frozen=True)
@@ -88,14 +104,18 @@ def tiny_backbone(family: str = "vit", *, seed: int = 0, **sizes: object) -> Bac
         for name, parameter in module.named_parameters():
             is_scale = parameter.dim() == 1 and name.endswith("weight")
             parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator) + is_scale)
-    return Backbone(module, anatomy_of(module, family))
+        for name, buffer in module.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                buffer.add_(0.2 * torch.rand(buffer.shape, generator=generator))
+    return Backbone(module, anatomy_of(module, config.model_type))
 
 
 def tiny_inputs(family: str, num_rows: int, seed: int = 0) -> ReadyInputs:
     """Random rows that a tiny model of `family` takes; texts differ in length."""
     generator = stream(seed, "inputs", family)
     if family in IMAGE_FAMILIES:
-        return ReadyInputs({"pixel_values": torch.randn(num_rows, 3, 8, 8, generator=generator)})
+        size = 32 if family == "resnet" else 8  # its stem and its stages divide it by 8
+        return ReadyInputs({"pixel_values": torch.randn(num_rows, 3, size, size, generator=generator)})
     lengths = torch.randint(3, 7, (num_rows, 1), generator=generator)
     mask = (torch.arange(6) < lengths).long()
     tokens = torch.randint(2, 20, (num_rows, 6), generator=generator) * mask
@@ -138,7 +158,10 @@ def start_of(engine: LaneEngine) -> Params:
 def jobs_for(sizes: Sequence[int], anchor: Params, *, seed: int = 0) -> list[Job]:
     """One job a client; client i owns the next `sizes[i]` rows."""
     rows = torch.arange(sum(sizes)).split(list(sizes))
-    return [Job(client, own, anchor, stream(seed, "batches", client)) for client, own in enumerate(rows)]
+    return [
+        Job(client, own, anchor, stream(seed, "batches", client), stream(seed, "dropout", client))
+        for client, own in enumerate(rows)
+    ]
 
 
 def deltas_of(engine: LaneEngine, jobs: Sequence[Job], lr: float = 0.05) -> dict[int, Params]:

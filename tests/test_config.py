@@ -14,9 +14,12 @@ from fedelta.federation.optimizers import AdamW, Sgd
 from fedelta.strategies.local import FedProx
 from fedelta.tuning.head import Head
 from fedelta.tuning.lora import Lora
+from fedelta.tuning.table import SINGLE
 
 # Any other type of value in a table of the test would be a type of TOML.
 Table = dict[str, object]
+
+METHODS = "full, head, prompt, adapter, parallel, lora, bias, combined"
 
 
 def table(**sections: object) -> Table:
@@ -90,10 +93,16 @@ def test_all_problems_are_in_one_message():
     [
         (
             {"tuning": {"name": "loar"}},
-            "`tuning.name` is 'loar', expected one of full, head, bias, lora; did you mean 'lora'?",
+            f"`tuning.name` is 'loar', expected one of {METHODS}; did you mean 'lora'?",
         ),
-        ({"tuning": {"name": "xyz"}}, "`tuning.name` is 'xyz', expected one of full, head, bias, lora"),
-        ({"tuning": {"r": 2}}, "`tuning.name` is missing, expected one of full, head, bias, lora"),
+        (
+            {"tuning": {"name": "xyz"}},
+            "`tuning.name` is 'xyz', expected one of full, head, prompt, adapter, parallel, lora, bias, combined",
+        ),
+        (
+            {"tuning": {"r": 2}},
+            "`tuning.name` is missing, expected one of full, head, prompt, adapter, parallel, lora, bias, combined",
+        ),
         (
             {"client": {"optimizer": {"name": "sgdd"}}},
             "`client.optimizer.name` is 'sgdd', expected one of sgd, adamw; did you mean 'sgd'?",
@@ -280,7 +289,7 @@ PARTITIONS = [
 
 
 @pytest.mark.parametrize("partition", PARTITIONS, ids=lambda partition: partition["name"])
-@pytest.mark.parametrize("tuning", choices_of("tuning"))
+@pytest.mark.parametrize("tuning", [*SINGLE, "lora+bias", "bias+adapter+prompt"])
 def test_a_written_configuration_is_read_back_equal_for_every_choice_of_names(
     tmp_path: Path, partition: Table, tuning: str
 ):
@@ -338,7 +347,7 @@ def test_a_written_configuration_holds_the_defaults():
 
 
 def test_choices_are_the_names_that_a_section_takes():
-    assert choices_of("tuning") == ["full", "head", "bias", "lora"]
+    assert choices_of("tuning") == ["full", "head", "prompt", "adapter", "parallel", "lora", "bias", "combined"]
     assert choices_of("codec") == ["float32", "float16", "bfloat16"]
     assert choices_of("strategy") == ["fedavg"]
     assert choices_of("client", "schedule") == ["constant", "cosine", "step"]

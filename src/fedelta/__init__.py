@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from fedelta.inference.predict import Predictor as Predictor
     from fedelta.models.anatomy import Anatomy as Anatomy
     from fedelta.models.hub import Backbone as Backbone
+    from fedelta.models.native import register_networks as register_networks
     from fedelta.models.source import ModelSource as ModelSource
     from fedelta.models.source import bundled_path as bundled_path
     from fedelta.results.report import write_report as write_report
@@ -42,10 +43,14 @@ if TYPE_CHECKING:
     from fedelta.strategies.fedavg import FedAvg as FedAvg
     from fedelta.strategies.local import FedProx as FedProx
     from fedelta.strategies.local import Plain as Plain
+    from fedelta.tuning.adapter import Adapter as Adapter
     from fedelta.tuning.bias import Bias as Bias
+    from fedelta.tuning.combined import Combined as Combined
     from fedelta.tuning.full import Full as Full
     from fedelta.tuning.head import Head as Head
     from fedelta.tuning.lora import Lora as Lora
+    from fedelta.tuning.parallel import Parallel as Parallel
+    from fedelta.tuning.prompt import Prompt as Prompt
 
 __version__ = "0.1.0"
 
@@ -62,15 +67,20 @@ _MODULES = {
     "inference.predict": ("Prediction", "Predictor"),
     "models.anatomy": ("Anatomy",),
     "models.hub": ("Backbone",),
+    "models.native": ("register_networks",),
     "models.source": ("ModelSource", "bundled_path"),
     "results.report": ("write_report",),
     "runtimes.simulation": ("SimulationSettings",),
     "strategies.fedavg": ("FedAvg",),
     "strategies.local": ("FedProx", "Plain"),
+    "tuning.adapter": ("Adapter",),
     "tuning.bias": ("Bias",),
+    "tuning.combined": ("Combined",),
     "tuning.full": ("Full",),
     "tuning.head": ("Head",),
     "tuning.lora": ("Lora",),
+    "tuning.parallel": ("Parallel",),
+    "tuning.prompt": ("Prompt",),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -9,7 +9,7 @@ import logging
 from dataclasses import dataclass, replace
 
 from fedelta.config import Config
-from fedelta.data.batches import FederatedData
+from fedelta.data.batches import FederatedData, LabelledData
 from fedelta.data.federate import federate as divide
 from fedelta.data.sources import read
 from fedelta.errors import ConfigError, ModelError
@@ -19,7 +19,7 @@ from fedelta.federation.training import Evaluation, LaneEngine
 from fedelta.inference.adapter import Adapter, check_classes, check_fits, read_adapter
 from fedelta.models.hub import Backbone, build
 from fedelta.models.transforms import TextTransform
-from fedelta.params import Params, ParamSpec
+from fedelta.params import Params, ParamSpec, select
 from fedelta.runtimes.simulation import Simulation
 from fedelta.seeds import stream
 from fedelta.tuning.lanes import Lanes
@@ -37,6 +37,7 @@ class Assembly:
         backbone: with the tuning method applied.
         data: of all clients, and the test set.
         engine: trains and evaluates.
+        site: serves the clients, and has what they keep.
         federation: what `federate` needs.
         params: server params before round 1.
         total_parameters: scalars of the model before tuning.
@@ -46,6 +47,7 @@ class Assembly:
     backbone: Backbone
     data: FederatedData
     engine: LaneEngine
+    site: Site
     federation: Federation
     params: Params
     total_parameters: int
@@ -56,8 +58,8 @@ class Assembly:
         return self.engine.spec
 
     def evaluate(self, params: Params) -> Evaluation:
-        """Accuracy and loss of `params` on the test set."""
-        return self.engine.evaluate(params, self.data.test)
+        """Accuracy and loss on the test set: see `evaluate`."""
+        return evaluate(self.site, params, self.data.test)
 
 
 def assemble(config: Config, *, backbone: Backbone | None = None, data: FederatedData | None = None) -> Assembly:
@@ -92,9 +94,11 @@ def assemble(config: Config, *, backbone: Backbone | None = None, data: Federate
         check_classes(adapter, data.class_names)
         config = adopt_tuning(config, adapter, backbone)
     engine = _engine(config, backbone, data)
-    start = engine.bank.read(0) | (adapter.params if adapter is not None else {})
-    federation = _federation(config, engine, data)
-    return Assembly(config, backbone, data, engine, federation, _on_cpu(start), total_parameters)
+    params = _on_cpu(engine.bank.read(0) | (adapter.params if adapter is not None else {}))
+    start = select(params, engine.spec.kept)
+    site = Site(engine, data.partition, config.codec, config.seed, config.strategy.num_rounds, start)
+    federation = _federation(config, site, data)
+    return Assembly(config, backbone, data, engine, site, federation, params, total_parameters)
 
 
 def _engine(config: Config, backbone: Backbone, data: FederatedData) -> LaneEngine:
@@ -115,22 +119,37 @@ def _engine(config: Config, backbone: Backbone, data: FederatedData) -> LaneEngi
         cache_bytes=config.runtime.cache_mib * 2**20,
         compute_dtype=config.runtime.compute_dtype,
     )
+    if backbone.batch_norm == "local" and not spec.kept:
+        raise ConfigError(
+            [f"`model.batch_norm` is 'local', but tuning method {config.tuning.name!r} trains no batch norm"],
+            hint="'full' and 'parallel' do; leave it out for the others.",
+        )
     for note in engine.notes:
         logger.warning(note)
     return engine
 
 
-def _federation(config: Config, engine: LaneEngine, data: FederatedData) -> Federation:
-    site = Site(engine, data.partition, config.codec, config.seed, config.strategy.num_rounds)
+def evaluate(site: Site, params: Params, test: LabelledData) -> Evaluation:
+    """Accuracy and loss of `params` on `test`.
+
+    Where clients keep tensors of their own there is no one model: then the mean over the clients that have trained,
+    each with its own tensors, on the whole of `test`.
+    """
+    models = [params | own for _, own in sorted(site.kept.items())] or [params]
+    found = [site.engine.evaluate(model, test) for model in models]
+    return Evaluation(sum(each.accuracy for each in found) / len(found), sum(each.loss for each in found) / len(found))
+
+
+def _federation(config: Config, site: Site, data: FederatedData) -> Federation:
     budget = config.byte_budget_mib
     return Federation(
         strategy=config.strategy,
         runtime=Simulation(site),
         codec=config.codec,
-        spec=engine.spec,
+        spec=site.engine.spec,
         client_ids=sorted(data.partition),
         seed=config.seed,
-        evaluate=lambda params: engine.evaluate(params, data.test),
+        evaluate=lambda params: evaluate(site, params, data.test),
         evaluate_every=config.evaluate_every,
         byte_budget=None if budget is None else int(budget * 2**20),
     )

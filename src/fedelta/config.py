@@ -33,6 +33,7 @@ from fedelta.strategies import AnyLocalRule, AnyStrategy
 from fedelta.strategies.fedavg import FedAvg
 from fedelta.strategies.local import Plain
 from fedelta.tuning import AnyTuning
+from fedelta.tuning.combined import expand, fields_of
 from fedelta.tuning.lora import Lora
 
 # Any, in this file: values of a TOML table before they are checked, and type annotations as objects.
@@ -91,6 +92,8 @@ def parse_config(table: Table, overrides: Iterable[str] = (), *, origin: str = "
     """The configuration in a nested dictionary; arguments and errors as for `load_config`."""
     table = copy.deepcopy(table)
     problems = _override(table, overrides)
+    if "tuning" in table:
+        table["tuning"] = expand(table["tuning"])
     sections: Table = {}
     for key, value in table.items():
         if key not in Config.model_fields:
@@ -192,6 +195,8 @@ def _fields_of(parents: list[str], name: object) -> Iterable[str]:
         fields = annotation.model_fields if isinstance(annotation, type) and issubclass(annotation, Settings) else {}
         annotation = fields[parent].annotation if parent in fields else None
     member = _members(annotation).get(str(name))
+    if member is None and parents == ["tuning"]:
+        return fields_of(str(name).split("+"))
     return () if member is None else member.model_fields
 
 
@@ -238,6 +243,8 @@ def _locate(section: str, value: Any, location: Sequence[str | int]) -> tuple[st
         members = _members(own)
         if part in members:
             own = members[str(part)]
+        elif isinstance(value, list) and isinstance(part, int):
+            path, value, own = f"{path}.{part}", value[part], _item(own)
         elif isinstance(value, dict) or isinstance(part, int):
             path += f".{part}"
             value = value.get(part) if isinstance(value, dict) else None
@@ -252,6 +259,15 @@ def _members(annotation: Any) -> dict[str, Any]:
         return _members(get_args(annotation)[0])
     classes = [kind for kind in get_args(annotation) if isinstance(kind, type) and issubclass(kind, Settings)]
     return {get_args(kind.model_fields["name"].annotation)[0]: kind for kind in classes}
+
+
+def _item(annotation: Any) -> Any:
+    """What a tuple annotation holds."""
+    return (
+        _item(get_args(annotation)[0])
+        if get_origin(annotation) is Annotated
+        else next(iter(get_args(annotation)), None)
+    )
 
 
 def _unknown(key: str, parent: str, owner: Any) -> str:
@@ -324,10 +340,6 @@ def _check_paths(sections: Table) -> list[str]:
     model = sections.get("model")
     if model is not None and model.source is None and model.architecture is None:
         problems.append('`model.source` is missing; for example "bundled:vit-micro"')
-    if model is not None and model.source is not None and model.architecture is not None:
-        problems.append(
-            "`model.source` and `model.architecture` exclude each other: `--set model.architecture=` drops it"
-        )
     if model is not None and model.source is not None:
         try:
             locate(model.source)

@@ -25,6 +25,7 @@ from fedelta.federation.training import Evaluation
 from fedelta.inference.adapter import Adapter, read_adapter, write_adapter
 from fedelta.inference.predict import Predictor
 from fedelta.models.hub import Backbone
+from fedelta.models.native import is_native
 from fedelta.models.source import checkpoint_bytes
 from fedelta.models.transforms import TextTransform
 from fedelta.params import Params
@@ -67,12 +68,18 @@ class Result:
         """Writes the adapter in Hugging Face PEFT layout; it is also in `path / "adapter"`."""
         _write_adapter(Path(directory), self.assembly, self.params, self.summary)
 
-    def predictor(self) -> Predictor:
-        """The tuned model, ready for images or texts."""
-        backbone = copy.deepcopy(self.assembly.backbone)
-        for name, tensor in self.params.items():
+    def predictor(self, client_id: int | None = None) -> Predictor:
+        """The tuned model, ready for images or texts.
+
+        Args:
+            client_id: the model of this client, with what it keeps for itself (`model.batch_norm = "local"`).
+        """
+        own = {} if client_id is None else self.assembly.site.own(client_id)
+        backbone, lanes = copy.deepcopy((self.assembly.backbone, self.assembly.engine.lanes))
+        for name, tensor in (self.params | own).items():
             tuned = backbone.module.get_parameter(name).data
             (tuned if tuned.shape == tensor.shape else tuned[0]).copy_(tensor)
+        lanes.active = 1
         self.assembly.config.tuning.merge(backbone)
         return Predictor(backbone, self.assembly.data.class_names)
 
@@ -147,6 +154,8 @@ class Experiment:
     def _resume(self, run: RunDirectory, on_round: OnRound | None) -> Result:
         checkpoint = load(run.checkpoint, self.assembly.spec, self._fingerprint)
         run.rewind(checkpoint)
+        self.assembly.site.kept.clear()
+        self.assembly.site.kept.update(checkpoint.kept)
         ledger = Ledger.read(run.ledger)
         params = self._continue(run, checkpoint, ledger, on_round)
         return _finish(run, self.assembly, params, ledger)
@@ -176,6 +185,7 @@ class Experiment:
                     round=outcome.round,
                     params=params,
                     state=outcome.state,
+                    kept=self.assembly.site.kept,
                     log_bytes=run.rounds.num_bytes,
                     ledger_bytes=JsonLines(run.ledger).num_bytes,
                     timing_bytes=run.timings.num_bytes,
@@ -203,7 +213,7 @@ class Experiment:
         config = assembly.config
         state = assembly.federation.strategy.init(assembly.params, assembly.spec)
         opening = opening_row(checkpoint_bytes(config.model))
-        first = Checkpoint(0, assembly.params, state, 0, len(opening), 0, None, None, self._fingerprint)
+        first = Checkpoint(0, assembly.params, state, {}, 0, len(opening), 0, None, None, self._fingerprint)
         return {
             rundir.CONFIG: config.to_toml(),
             rundir.ENVIRONMENT: to_json(environment(), indent=2),
@@ -275,6 +285,7 @@ def _write_adapter(directory: Path, assembly: Assembly, params: Params, record: 
         "num_clients": len(assembly.data.partition),
         "modality": "text" if isinstance(assembly.backbone.transform, TextTransform) else "image",
         "extra_inputs": dict(assembly.backbone.extra_inputs),
+        "is_native": is_native(assembly.backbone.module),
         "config": config.model_dump(mode="json"),
     }
     write_adapter(directory, adapter, assembly.backbone.anatomy, card)

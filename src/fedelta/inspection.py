@@ -13,10 +13,12 @@ from fedelta.data.sources import read
 from fedelta.inference.adapter import read_adapter
 from fedelta.models.anatomy import ANATOMIES
 from fedelta.models.hub import build
+from fedelta.models.native import PRESETS
 from fedelta.models.source import bundled_names
 from fedelta.results.runlog import BYTES_PER_FLOAT32
 from fedelta.seeds import stream
 from fedelta.tuning.lanes import Lanes
+from fedelta.tuning.table import SINGLE
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def inspect(config: Config) -> Inspection:
 def choices() -> dict[str, list[str]]:
     """Key of a configuration to the names it takes."""
     named = {
-        "tuning.name": choices_of("tuning"),
+        "tuning.name": [*SINGLE, "several joined by +"],
         "partition.name": choices_of("partition"),
         "strategy.name": choices_of("strategy"),
         "local_rule.name": choices_of("local_rule"),
@@ -87,6 +89,7 @@ def choices() -> dict[str, list[str]]:
     }
     return {
         "model.source": [*(f"bundled:{name}" for name in bundled_names()), "a directory", "a hub name"],
-        "model families with roles": list(ANATOMIES),
+        "model.architecture.model_type": [*PRESETS, "any family of transformers"],
+        "model families with roles": [name for name, anatomy in ANATOMIES.items() if anatomy.roles],
         "data.source": ["digits", "a folder of images by class", "Parquet, CSV or JSON files", "a hub name"],
     } | named

@@ -23,10 +23,20 @@ Params = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Shape of one tuned tensor (without the lane axis) and the group it travels with."""
+    """One tuned tensor.
+
+    Args:
+        shape: without the lane axis.
+        group: what it travels with.
+        trained: by gradient. False for a statistic of the client's data, such as the running mean of a batch norm:
+            it changes and travels like a parameter, and no optimizer touches it.
+        shared: travels. False for a tensor that stays with its client from round to round.
+    """
 
     shape: tuple[int, ...]
     group: str
+    trained: bool = True
+    shared: bool = True
 
     @property
     def numel(self) -> int:
@@ -56,6 +66,16 @@ class ParamSpec:
         return tuple(self.tensors)
 
     @cached_property
+    def shared(self) -> tuple[str, ...]:
+        """Names of the tensors that travel, in order."""
+        return tuple(name for name, tensor in self.tensors.items() if tensor.shared)
+
+    @cached_property
+    def kept(self) -> tuple[str, ...]:
+        """Names of the tensors that stay with each client, in order."""
+        return tuple(name for name, tensor in self.tensors.items() if not tensor.shared)
+
+    @cached_property
     def groups(self) -> dict[str, tuple[str, ...]]:
         """Group to the names of its tensors, both in order."""
         groups: dict[str, list[str]] = {}
@@ -65,13 +85,13 @@ class ParamSpec:
 
     @cached_property
     def num_parameters(self) -> int:
-        """Number of tuned scalars."""
-        return sum(tensor.numel for tensor in self.tensors.values())
+        """Number of scalars that are trained; statistics are not among them."""
+        return sum(tensor.numel for tensor in self.tensors.values() if tensor.trained)
 
     @cached_property
     def fingerprint(self) -> bytes:
-        """Eight bytes that differ between specifications with other names, shapes or order."""
-        described = repr([(name, tensor.shape) for name, tensor in self.tensors.items()])
+        """Eight bytes that differ between specifications with other names, shapes, order or traffic."""
+        described = repr([(name, tensor.shape, tensor.shared) for name, tensor in self.tensors.items()])
         return hashlib.sha256(described.encode()).digest()[:8]
 
     def check(self, params: Mapping[str, Tensor], names: Iterable[str] | None = None) -> None:

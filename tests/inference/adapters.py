@@ -18,7 +18,7 @@ from fedelta.tuning import AnyTuning
 from fedelta.tuning.lanes import Lanes
 
 CLASS_NAMES = ("cat", "dog", "owl")
-IMAGE_FAMILIES = ("vit", "dinov2")
+IMAGE_FAMILIES = ("vit", "dinov2", "resnet", "fedelta_resnet")
 WORDS = ("a", "bird", "cat", "dog", "not", "on", "sits", "the", "tree")
 
 

@@ -29,8 +29,13 @@ from fedelta.models.hub import Backbone
 from fedelta.models.source import ModelSource
 from fedelta.params import ParamSpec
 from fedelta.settings import Settings
-from fedelta.tuning import TUNING_METHODS, Bias, Full, Head, Lora
+from fedelta.tuning import TUNING_METHODS
+from fedelta.tuning.bias import Bias
+from fedelta.tuning.full import Full
+from fedelta.tuning.head import Head
 from fedelta.tuning.lanes import Lanes
+from fedelta.tuning.lora import Lora
+from fedelta.tuning.table import SINGLE
 
 VIT = ANATOMIES["vit"]
 TUNINGS = [
@@ -231,7 +236,7 @@ def test_every_tuning_method_has_a_type_of_its_own_in_the_file(tmp_path):
     safetensors.torch.save_file({"w": torch.ones(1)}, tmp_path / "adapter_model.safetensors")
     with pytest.raises(AdapterError) as caught:
         read_adapter(tmp_path)
-    assert all(f"'FEDELTA_{name.upper()}'" in caught.value.message for name in TUNING_METHODS if name != "lora")
+    assert all(f"'FEDELTA_{name.upper()}'" in caught.value.message for name in SINGLE if name != "lora")
 
 
 def test_the_card_shows_a_few_of_many_classes(adapter, tmp_path):

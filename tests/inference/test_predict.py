@@ -20,7 +20,11 @@ from fedelta.inference.predict import Predictor
 from fedelta.models.anatomy import ANATOMIES
 from fedelta.models.hub import Backbone, build
 from fedelta.models.source import ModelSource
-from fedelta.tuning import AnyTuning, Bias, Full, Head, Lora
+from fedelta.tuning import AnyTuning
+from fedelta.tuning.bias import Bias
+from fedelta.tuning.full import Full
+from fedelta.tuning.head import Head
+from fedelta.tuning.lora import Lora
 
 
 def make_run(directory: Path, base: Path, tuning: AnyTuning, **model: Any) -> Path:

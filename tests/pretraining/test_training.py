@@ -7,7 +7,7 @@ import pytest
 import torch
 from pretraining.batches import make_bank
 from pretraining.directory import sha256_of, write_directory
-from pretraining.networks import build_backbone, image_features
+from pretraining.networks import build_backbone, head_name, image_features
 from pretraining.recipe import Recipe, read_recipe
 from pretraining.storage import write_atomically
 from pretraining.training import lr_factor, pretrain, source_accuracy, start, train_steps
@@ -20,7 +20,7 @@ VIT_SETTINGS = {
     "image_size": 16, "patch_size": 8, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
     "intermediate_size": 32, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
 }  # fmt: skip
-RESNET_SETTINGS = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+RESNET_SETTINGS = {"image_size": 16, "stem_width": 8, "widths": [8, 16], "blocks_per_stage": 1}
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def trained(recipe: Recipe) -> list[torch.Tensor]:
     return [*trainer.backbone.parameters(), *trainer.head.parameters(), torch.tensor(losses)]
 
 
-@pytest.mark.parametrize("model_type", ["vit", "resnet"])
+@pytest.mark.parametrize("model_type", ["vit", "fedelta_resnet"])
 def test_same_seed_gives_the_same_bits_after_a_few_steps(model_type, threads):
     torch.set_num_threads(1)
     recipe = tiny(model_type)
@@ -113,7 +113,7 @@ def test_the_learning_rate_warms_up_and_falls_to_zero():
     assert lr_factor(12, training) == pytest.approx(0.0)
 
 
-@pytest.mark.parametrize("model_type", ["vit", "resnet"])
+@pytest.mark.parametrize("model_type", ["vit", "fedelta_resnet"])
 def test_a_written_directory_gives_the_features_of_the_backbone(model_type, tmp_path):
     recipe = tiny(model_type)
     backbone = build_backbone(recipe.network, 7).eval()
@@ -126,7 +126,7 @@ def test_a_written_directory_gives_the_features_of_the_backbone(model_type, tmp_
     torch.testing.assert_close(
         image_features(loaded.base_model, images), image_features(backbone, images), atol=0.02, rtol=0.02
     )
-    assert all(not parameter.any() for parameter in loaded.classifier.parameters())
+    assert all(not parameter.any() for parameter in loaded.get_submodule(head_name(loaded)).parameters())
     provenance = json.loads((tmp_path / "provenance.json").read_text())
     assert provenance["sha256"] == sha256_of(tmp_path / "model.safetensors")
     assert list(tmp_path.glob("*.tmp")) == []

@@ -28,6 +28,7 @@ def a_checkpoint(**changes: object) -> Checkpoint:
         "round": 7,
         "params": params,
         "state": state,
+        "kept": {3: {"m": torch.randn(5, generator=generator)}, 11: {}},
         "log_bytes": 100,
         "ledger_bytes": 2000,
         "timing_bytes": 300,
@@ -41,6 +42,9 @@ def a_checkpoint(**changes: object) -> Checkpoint:
 def assert_same(left: Checkpoint, right: Checkpoint) -> None:
     for field in dataclasses.fields(Checkpoint):
         one, other = getattr(left, field.name), getattr(right, field.name)
+        if field.name == "kept":
+            one, other = ({f"{c}/{n}": t for c, own in kept.items() for n, t in own.items()} for kept in (one, other))
+            assert list(left.kept) == list(right.kept)
         if isinstance(one, dict):
             assert list(one) == list(other)
             for name in one:

@@ -24,9 +24,9 @@ from fedelta.runtimes.simulation import Simulation, SimulationSettings
 from fedelta.seeds import stream
 from fedelta.strategies.base import RoundPlan
 from fedelta.strategies.fedavg import FedAvg
-from fedelta.tuning import TUNING_METHODS
 from fedelta.tuning.base import TuningMethod
 from fedelta.tuning.lora import Lora
+from fedelta.tuning.table import SINGLE
 
 NUM_CLIENTS = 6
 
@@ -66,6 +66,7 @@ def brightness(num_rows: int, seed: int) -> LabelledData:
 def federation(
     method: TuningMethod | None = None,
     *,
+    family: str = "vit",
     lanes: int = 2,
     num_rounds: int = 3,
     clients_per_round: int = 4,
@@ -75,7 +76,9 @@ def federation(
 ) -> tuple[Federation, Params]:
     train, test = brightness(60, seed=0), brightness(90, seed=1)
     settings = ClientSettings(**({"batch_size": 8, "lr": 0.03, "local_epochs": 2} | client))
-    engine, _ = tiny_engine(method or Lora(r=2), train, lanes=lanes, client=settings, cache_bytes=cache_bytes)
+    engine, _ = tiny_engine(
+        method or Lora(r=2), train, family=family, lanes=lanes, client=settings, cache_bytes=cache_bytes
+    )
     # Sizes 5 to 15; every client has every class, as rows alternate.
     partition = dict(enumerate(torch.arange(60).split([5, 7, 9, 11, 13, 15])))
     codec = codec or Cast()
@@ -95,9 +98,12 @@ def run(running: Federation, start: Params) -> list[RoundOutcome]:
     return list(federate(running, start, running.strategy.init(start, running.spec)))
 
 
-@pytest.mark.parametrize("name", sorted(TUNING_METHODS))
-def test_every_tuning_method_learns_an_easy_task_in_a_few_rounds(name: str):
-    running, start = federation(TUNING_METHODS[name](), num_rounds=5, lr=0.1)
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [(name, "small-resnet" if name == "parallel" else "vit") for name in sorted(SINGLE)] + [("full", "small-resnet")],
+)
+def test_every_tuning_method_learns_an_easy_task_in_a_few_rounds(name: str, family: str):
+    running, start = federation(SINGLE[name](), family=family, num_rounds=16, lr=0.1)
     before = running.evaluate(start)
     outcomes = run(running, start)
     assert before.accuracy < 0.5

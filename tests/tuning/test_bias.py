@@ -33,7 +33,8 @@ def test_a_layer_whose_bias_cannot_have_lanes_is_refused_by_name():
     with pytest.raises(ModelError) as caught:
         Bias().apply(Backbone(module, Anatomy(("head",))), Lanes(1), stream(0))
     assert caught.value.message == (
-        "tuning method 'bias' cannot tune `norm.bias`: a BatchNorm1d is none of Linear, LayerNorm, Conv2d."
+        "tuning method 'bias' cannot tune `norm.bias`: a BatchNorm1d is none of Linear, LayerNorm, Conv2d, "
+        "BatchNorm2d, GroupNorm."
     )
     assert caught.value.hint == "use 'lora' or 'head' for this model."
 

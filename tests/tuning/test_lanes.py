@@ -7,7 +7,8 @@ import torch
 from torch import nn, tensor
 
 from fedelta.seeds import stream
-from fedelta.tuning.lanes import LaneBias, LaneLinear, Lanes, lane_parameter, random_like
+from fedelta.tuning.bias import LaneBias
+from fedelta.tuning.lanes import LaneLinear, Lanes, lane_parameter, random_like
 
 
 def two_lane_linear(bias: bool = True) -> tuple[Lanes, LaneLinear]:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from pydantic import ValidationError
-from tests.builders import ARCHITECTURES, assert_same_bits, tiny_backbone
+from tests.builders import TRANSFORMERS, assert_same_bits, tiny_backbone
 from torch import nn, tensor
 
 from fedelta.errors import ModelError
@@ -74,7 +74,7 @@ def test_the_generator_decides_about_a_alone():
     }
 
 
-@pytest.mark.parametrize("family", ARCHITECTURES)
+@pytest.mark.parametrize("family", TRANSFORMERS)
 @pytest.mark.parametrize("role", ROLES)
 def test_a_role_is_one_layer_in_every_block(family: str, role: str):
     backbone = tiny_backbone(family)
@@ -83,7 +83,7 @@ def test_a_role_is_one_layer_in_every_block(family: str, role: str):
     assert Lora(target_modules=(role,)).targets(backbone) == expected
 
 
-@pytest.mark.parametrize("family", ARCHITECTURES)
+@pytest.mark.parametrize("family", TRANSFORMERS)
 def test_all_linear_is_every_role_of_every_block(family: str):
     # 2 blocks of 6 layers; pooler and head are outside of the blocks.
     backbone = tiny_backbone(family)
@@ -119,11 +119,11 @@ def test_half_a_name_matches_nothing_and_the_nearest_is_named():
     with pytest.raises(ModelError) as caught:
         apply(Lora(target_modules=("q", "q_pro")))
     assert caught.value.message == (
-        "`tuning.target_modules` entry 'q_pro' matches no linear layer of ViTForImageClassification; "
+        "`tuning.target_modules` entry 'q_pro' matches no linear or convolutional layer of ViTForImageClassification; "
         "did you mean 'q_proj'?"
     )
     assert caught.value.hint == (
-        "roles of this model: q, k, v, o, fc1, fc2; module names: fc1, fc2, k_proj, o_proj, q_proj, v_proj."
+        "roles of this model: q, k, v, o, fc1, fc2; module names: fc1, fc2, k_proj, o_proj, projection, q_proj, v_proj."
     )
 
 

@@ -1,9 +1,9 @@
 """The tuned tensors of all lanes, one row a lane.
 
-Every tuned tensor of the model becomes a view of a matrix [K, P]. Loading a client, taking its delta and every
+Every tuned tensor of the model becomes a view of a matrix [K, P + S]. Loading a client, taking its delta and every
 optimizer update are then operations on rows, whatever the number of tensors.
 
-Shapes: K lanes, P tuned scalars, and gaps of at most 15 zeros between tensors.
+Shapes: K lanes, P trained scalars, S scalars of statistics, both with gaps of at most 15 zeros between tensors.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fedelta.params import Params, ParamSpec
 
 
 class LaneBank:
-    """Values, gradients and anchors of the tuned tensors.
+    """Values, gradients and anchors of the tuned tensors; `grads_KP` [K, P] has no place for statistics.
 
     Args:
         module: edited: its tuned tensors are re-pointed into the bank, values kept.
@@ -28,10 +28,13 @@ class LaneBank:
     def __init__(self, module: nn.Module, spec: ParamSpec, num_lanes: int) -> None:
         self.spec = spec
         like = module.get_parameter(spec.names[0])
-        self._offsets, row_length = _lay_out(spec)
-        self.values_KP = torch.zeros(num_lanes, row_length, device=like.device, dtype=like.dtype)
-        self.grads_KP = torch.zeros_like(self.values_KP)
-        self.anchors_KP = torch.zeros_like(self.values_KP)
+        self._offsets, num_trained, row_length = _lay_out(spec)
+        self._values = torch.zeros(num_lanes, row_length, device=like.device, dtype=like.dtype)
+        self._anchors = torch.zeros_like(self._values)
+        # What optimizers and local rules see: the trained part of every row.
+        self.values_KP = self._values[:, :num_trained]
+        self.anchors_KP = self._anchors[:, :num_trained]
+        self.grads_KP = torch.zeros_like(self.values_KP, memory_format=torch.contiguous_format)
         self._parameters: list[nn.Parameter] = []
         self._grads: list[Tensor] = []
         for name in spec:
@@ -40,8 +43,8 @@ class LaneBank:
     def load(self, lane: int, params: Mapping[str, Tensor]) -> None:
         """Puts `params` into `lane` as its values and its anchor; a name that is absent keeps its value."""
         for name, tensor in params.items():
-            self.values_KP[lane, self._offsets[name]] = tensor.to(self.values_KP).reshape(-1)
-        self.anchors_KP[lane] = self.values_KP[lane]
+            self._values[lane, self._offsets[name]] = tensor.to(self._values).reshape(-1)
+        self._anchors[lane] = self._values[lane]
 
     def backward(self, loss: Tensor) -> None:
         """Puts the gradient of the scalar `loss` into `grads_KP`; a tensor that it does not reach gets zeros."""
@@ -51,26 +54,27 @@ class LaneBank:
 
     def read(self, lane: int) -> Params:
         """A copy of the values of `lane`."""
-        return self._split(self.values_KP[lane].clone())
+        return self._split(self._values[lane].clone())
 
     def delta(self, lane: int) -> Params:
         """Values minus anchors of `lane`, a new tensor each."""
-        return self._split(self.values_KP[lane] - self.anchors_KP[lane])
+        return self._split(self._values[lane] - self._anchors[lane])
 
     def move(self, source: int, target: int) -> None:
         """Copies values and anchors of lane `source` over those of lane `target`."""
-        self.values_KP[target] = self.values_KP[source]
-        self.anchors_KP[target] = self.anchors_KP[source]
+        self._values[target] = self._values[source]
+        self._anchors[target] = self._anchors[source]
 
     def _adopt(self, parameter: nn.Parameter, name: str) -> None:
-        values = self._view(self.values_KP, name)
-        grads = self._view(self.grads_KP, name)
-        if parameter.shape != values.shape:
-            values, grads = values[0], grads[0]
-        values.copy_(parameter.detach())
-        parameter.data = values
-        self._parameters.append(parameter)
-        self._grads.append(grads)
+        values = self._view(self._values, name)
+        has_lanes = parameter.shape == values.shape
+        own = values if has_lanes else values[0]
+        own.copy_(parameter.detach())
+        parameter.data = own
+        if self.spec.tensors[name].trained:
+            grads = self._view(self.grads_KP, name)
+            self._parameters.append(parameter)
+            self._grads.append(grads if has_lanes else grads[0])
 
     def _view(self, matrix_KP: Tensor, name: str) -> Tensor:
         return matrix_KP[:, self._offsets[name]].view(matrix_KP.shape[0], *self.spec.tensors[name].shape)
@@ -79,14 +83,18 @@ class LaneBank:
         return {name: row_P[where].view(self.spec.tensors[name].shape) for name, where in self._offsets.items()}
 
 
-def _lay_out(spec: ParamSpec) -> tuple[dict[str, slice], int]:
-    """Where each tensor lies in a row, and the length of a row.
+def _lay_out(spec: ParamSpec) -> tuple[dict[str, slice], int, int]:
+    """Where each tensor lies in a row, the length of the trained part of a row, and that of a row.
 
-    Tensors begin at multiples of 64 bytes, as if each had been allocated on its own: matrix products and
-    convolutions are slower on others.
+    Statistics come last. Tensors begin at multiples of 64 bytes, as if each had been allocated on its own: matrix
+    products and convolutions are slower on others.
     """
-    offsets, start = {}, 0
-    for name, tensor in spec.tensors.items():
-        offsets[name] = slice(start, start + tensor.numel)
-        start += -(-tensor.numel // 16) * 16
-    return offsets, start
+    offsets, ends = {}, [0]
+    for trained in (True, False):
+        start = ends[-1]
+        for name, tensor in spec.tensors.items():
+            if tensor.trained == trained:
+                offsets[name] = slice(start, start + tensor.numel)
+                start += -(-tensor.numel // 16) * 16
+        ends.append(start)
+    return {name: offsets[name] for name in spec}, ends[1], ends[2]

@@ -1,4 +1,4 @@
-"""The client's part of a round: open the download, train, encode the delta.
+"""The client's part of a round: open the download, train, encode the delta, keep what does not travel.
 
 In simulation one call serves a whole cohort through the lane engine; on a site the cohort is that site alone.
 """
@@ -6,7 +6,7 @@ In simulation one call serves a whole cohort through the lane engine; on a site 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -30,6 +30,8 @@ class Site:
         codec: of both directions.
         seed: of the run; batch orders are streams of it.
         num_rounds: length of the run, for the learning-rate schedule.
+        start: the tensors that never travel, as a client has them before its first round.
+        kept: client id to these tensors after its last round; changed by `serve`, saved in checkpoints.
     """
 
     engine: LaneEngine
@@ -37,6 +39,12 @@ class Site:
     codec: Codec
     seed: int
     num_rounds: int
+    start: Params = field(default_factory=dict)
+    kept: dict[int, Params] = field(default_factory=dict)
+
+    def own(self, client_id: int) -> Params:
+        """The tensors of a client that never travel."""
+        return self.kept.get(client_id, self.start)
 
 
 def serve(site: Site, plan: RoundPlan, payloads: Mapping[int, bytes]) -> Iterator[Reply]:
@@ -57,10 +65,13 @@ def serve(site: Site, plan: RoundPlan, payloads: Mapping[int, bytes]) -> Iterato
         except PayloadError as error:
             yield Reply(client_id, 0, b"", fault=f"download refused: {error.message}")
             continue
-        order = stream(site.seed, "batches", plan.round, client_id)
-        jobs.append(Job(client_id, site.partition[client_id], opened[payload], order))
+        anchor = opened[payload] | site.own(client_id)
+        order, noise = (stream(site.seed, purpose, plan.round, client_id) for purpose in ("batches", "dropout"))
+        jobs.append(Job(client_id, site.partition[client_id], anchor, order, noise))
     lr = site.engine.client.lr_in(plan.round, site.num_rounds)
     for trained in site.engine.train(jobs, lr):
+        if trained.kept:
+            site.kept[trained.client_id] = trained.kept
         yield _reply(site, plan, trained)
 
 

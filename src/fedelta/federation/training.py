@@ -22,7 +22,7 @@ from fedelta.federation.bank import LaneBank
 from fedelta.federation.optimizers import Constant, Optimizer, Schedule, Sgd
 from fedelta.federation.prefix import CachedInputs, find_prefix, only_head
 from fedelta.models.hub import Backbone
-from fedelta.params import Params, ParamSpec
+from fedelta.params import Params, ParamSpec, select
 from fedelta.settings import Settings
 from fedelta.strategies.base import LocalRule
 from fedelta.tuning.lanes import Lanes
@@ -73,20 +73,30 @@ class Job:
         rows: its rows of the training data, int64.
         anchor: the tensors it starts from.
         generator: for the order of its batches.
+        noise: for dropout.
     """
 
     client_id: int
     rows: Tensor
     anchor: Params
     generator: Generator
+    noise: Generator
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The result of a job: local minus anchor, and the mean loss over its steps in nats per example."""
+    """The result of a job.
+
+    Args:
+        client_id: who.
+        delta: local minus anchor.
+        kept: the tensors that stay with the client, as they are now.
+        train_loss: mean over its steps, in nats per example.
+    """
 
     client_id: int
     delta: Params
+    kept: Params
     train_loss: float
 
 
@@ -214,14 +224,17 @@ class LaneEngine:
 
     def _result(self, lane: int, slot: _Slot) -> Trained:
         loss = float(self._losses_K[lane]) / slot.steps_done
-        return Trained(slot.job.client_id, self.bank.delta(lane), loss)
+        kept = select(self.bank.read(lane), self.spec.kept) if self.spec.kept else {}
+        return Trained(slot.job.client_id, self.bank.delta(lane), kept, loss)
 
     def _step(self, slots: list[_Slot], lr: float) -> None:
         """One optimizer step in every lane in use."""
-        rows_AB, weights_AB = _pad([next(slot.batches) for slot in slots])
-        self.lanes.active = active = len(slots)
+        batches_A = [next(slot.batches) for slot in slots]
+        rows_AB, weights_AB = _pad(batches_A)
+        active = len(slots)
         labels = self._train.labels[rows_AB.flatten()].to(self._device)
-        logits = self._logits(self._train.inputs, rows_AB.flatten()).float()
+        with self.lanes.training([len(batch) for batch in batches_A], [slot.job.noise for slot in slots]):
+            logits = self._logits(self._train.inputs, rows_AB.flatten()).float()
         losses_AB = nn.functional.cross_entropy(logits, labels, reduction="none").view(rows_AB.shape)
         losses_A = (losses_AB * weights_AB.to(self._device)).sum(1)
         self.bank.backward(losses_A.sum())

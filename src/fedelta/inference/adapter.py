@@ -95,9 +95,10 @@ def write_adapter(directory: Path, adapter: Adapter, anatomy: Anatomy, card: Map
         "task_type": "SEQ_CLS" if is_text_with_head else None,
         "inference_mode": True,
     }
+    section = adapter.tuning.model_dump(mode="json")
     own = Own(
         fedelta_version=__version__,
-        tuning=adapter.tuning.model_dump(mode="json"),
+        tuning=section,
         class_names=adapter.class_names,
         model=None if adapter.model is None else adapter.model.model_copy(update={"adapter": None}),
         seed=adapter.seed,
@@ -107,14 +108,14 @@ def write_adapter(directory: Path, adapter: Adapter, anatomy: Anatomy, card: Map
     contents: dict[str, str | bytes] = {
         WEIGHTS: safetensors.torch.save(tensors, {"format": "pt"}),
         CONFIG: to_json(dict(sorted(config.items())), indent=2) + "\n",
-        CARD: render(adapter.tuning.name, adapter.base, adapter.class_names, card, has_weights=has_weights),
+        CARD: render(section["name"], adapter.base, adapter.class_names, card, has_weights=has_weights),
         OWN: own.to_json(),
     }
     replace_directory(target, contents)
 
 
 def read_adapter(directory: str | Path, anatomy: Anatomy | None = None) -> Adapter:
-    """The adapter in `directory`: one of ours, or LoRA on linear layers made by stock PEFT.
+    """The adapter in `directory`: one of ours, or LoRA made by stock PEFT.
 
     Args:
         directory: in PEFT's layout; never unpickled.

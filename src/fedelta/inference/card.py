@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from fedelta.results import numbers
 
 # Keys of a card that are told in words or are of no use to a reader.
-_UNLISTED = frozenset({"modality", "extra_inputs", "config"})
+_UNLISTED = frozenset({"modality", "extra_inputs", "config", "is_native"})
 _NUM_NAMES = 20  # class names that are shown
 
 
@@ -111,8 +111,8 @@ def _loading(
     if tuning_name != "lora":
         return [
             f"Stock PEFT cannot load this directory: it does not know the tuning method `{tuning_name}`.",
-            "The tensors in `adapter_model.safetensors` are the base model's own, by their own names",
-            "after `base_model.model.`.\n",
+            "The tensors in `adapter_model.safetensors` are named by their places in the model that",
+            "fedelta tuned, after `base_model.model.`; `fedelta.json` says how it was tuned.\n",
             *ours,
         ]
     if not has_weights:
@@ -127,13 +127,15 @@ def _loading(
     source = (
         f'str(bundled_path("{base.removeprefix("bundled:")}"))' if bundled else json.dumps(base, ensure_ascii=False)
     )
+    helpers = ["bundled_path"] * bundled + ["register_networks"] * bool(card.get("is_native"))
     lines = [
         "With stock PEFT:\n",
         "```python",
         "from peft import PeftModel",
         f"from transformers import {auto}",
-        *(["from fedelta import bundled_path"] if bundled else []),
+        *([f"from fedelta import {', '.join(helpers)}"] if helpers else []),
         "",
+        *(["register_networks()  # the base model is one of fedelta's own"] if card.get("is_native") else []),
         f"base = {auto}.from_pretrained(",
         # Without a dtype transformers takes the checkpoint's, and in half precision the logits are others.
         f'    {source}, dtype="float32"{labels}, ignore_mismatched_sizes=True',

@@ -15,7 +15,7 @@ from fedelta.params import ParamSpec
 from fedelta.seeds import stream
 from fedelta.tuning import AnyTuning
 from fedelta.tuning.lanes import Lanes
-from fedelta.tuning.lora import Lora
+from fedelta.tuning.lora import Lora, pair_shapes, takes_pair
 
 
 def misfits(tuning: AnyTuning, params: Mapping[str, Tensor], backbone: Backbone) -> list[str]:
@@ -53,14 +53,14 @@ def _misplaced(name: str, tensor: Tensor, backbone: Backbone) -> str | None:
     layer = dict(backbone.module.named_modules()).get(path)
     if layer is None:
         return f"the model has no module `{path}`"
-    if not isinstance(layer, nn.Linear):
-        return f"`{path}` is a {type(layer).__name__}, expected a linear layer"
+    if not takes_pair(layer):
+        return f"`{path}` is a {type(layer).__name__}, expected a linear layer, or a convolution without groups"
     if in_head:
         return f"`{path}` is in the head, which is tuned as a whole and has no pairs"
-    rank_axis = 0 if name.endswith(".lora_A") else 1
-    expected = [layer.in_features, layer.in_features] if rank_axis == 0 else [layer.out_features, layer.out_features]
-    expected[rank_axis] = tensor.shape[rank_axis]
-    return None if list(tensor.shape) == expected else _other_shape(name, tensor, tuple(expected))
+    is_a = name.endswith(".lora_A")
+    a_shape, b_shape = pair_shapes(layer, tensor.shape[0 if is_a else 1])
+    expected = a_shape if is_a else b_shape
+    return None if tuple(tensor.shape) == expected else _other_shape(name, tensor, expected)
 
 
 def _other_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> str:

@@ -25,6 +25,7 @@ from fedelta.models.anatomy import Anatomy
 from fedelta.params import Params
 from fedelta.results.files import Record
 from fedelta.tuning import TUNING_METHODS, AnyTuning
+from fedelta.tuning.combined import expand
 from fedelta.tuning.lora import Lora
 
 T = TypeVar("T", int, float)
@@ -34,7 +35,7 @@ _PREFIX = "base_model.model."
 _OWN_PREFIX = "FEDELTA_"
 _MERGE = "fold it into the base model with PEFT's `merge_and_unload()`"
 
-# Fields of `LoraConfig` that cannot change what a trained pair of linear maps computes: where the pairs are and
+# Fields of `LoraConfig` that cannot change what a trained pair computes: where the pairs are and
 # how large (the keys and shapes say it), how they began, how they were trained, and parameters of variants.
 _NO_EFFECT = frozenset({
     "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision",
@@ -60,9 +61,9 @@ def to_layout(tuning: AnyTuning, params: Mapping[str, Tensor], anatomy: Anatomy)
     tensors = {_key(name): tensor.detach().cpu().float().contiguous().clone() for name, tensor in params.items()}
     if not isinstance(tuning, Lora):
         return tensors, {"peft_type": f"{_OWN_PREFIX}{tuning.name.upper()}"}
-    ranks = {path: params[f"{path}.lora_A"].shape[0] for path in pair_paths(params)}
+    ranks = {_entry(path): params[f"{path}.lora_A"].shape[0] for path in pair_paths(params)}
     rank, rank_pattern = _common(ranks)
-    alpha, alpha_pattern = _common({path: tuning.alpha_of(path, anatomy) for path in ranks})
+    alpha, alpha_pattern = _common({_entry(path): tuning.alpha_of(path, anatomy) for path in pair_paths(params)})
     has_head = any(not is_pair(name) for name in params)
     return tensors, {
         "peft_type": "LORA",
@@ -71,7 +72,7 @@ def to_layout(tuning: AnyTuning, params: Mapping[str, Tensor], anatomy: Anatomy)
         "lora_alpha": alpha,
         "alpha_pattern": alpha_pattern,
         "use_rslora": tuning.use_rslora,
-        "target_modules": list(ranks),
+        "target_modules": _targets(pair_paths(params)),
         "modules_to_save": list(anatomy.head) if has_head else None,
         "bias": "none",
         "lora_dropout": 0.0,
@@ -91,8 +92,8 @@ def from_layout(
         where: names the adapter in messages.
 
     Raises:
-        AdapterError: no LoRA on linear layers and none of our own kinds, or `section` does not fit; names every
-            reason.
+        AdapterError: no LoRA on linear or convolutional layers and none of our own kinds, or `section` does not fit;
+            names every reason.
     """
     kind = config.get("peft_type")
     own = {f"{_OWN_PREFIX}{name.upper()}": name for name in TUNING_METHODS if name != "lora"}
@@ -108,17 +109,17 @@ def from_layout(
     alphas: dict[str, float] = {}
     for path in pair_paths(params):
         try:
-            alphas[path] = _peft_alpha(config, path)
+            alphas[_entry(path)] = _peft_alpha(config, path)
         except (TypeError, ValueError) as error:
             problems.append(f"factor of `{path}`: {error}")
     if problems:
         lines = "".join(f"\n  - {problem}" for problem in problems[:10])
         raise AdapterError(
             f"{where} cannot be taken over:{lines}",
-            hint="supported is plain LoRA on linear layers, with or without a classification head in "
+            hint="supported is plain LoRA on linear and convolutional layers, with or without a classification head in "
             f"`modules_to_save`; {_MERGE}, save that, and give it as `model.source`.",
         )
-    rank, rank_pattern = _common({path: params[f"{path}.lora_A"].shape[0] for path in alphas})
+    rank, rank_pattern = _common({_entry(path): params[f"{path}.lora_A"].shape[0] for path in pair_paths(params)})
     alpha, alpha_pattern = _common(alphas)
     return Lora(
         r=rank,
@@ -141,6 +142,18 @@ def pair_paths(params: Iterable[str]) -> list[str]:
     return [name.removesuffix(".lora_A") for name in params if name.endswith(".lora_A")]
 
 
+def _entry(path: str) -> str:
+    """How `path` is named among target modules and in patterns, here and in PEFT: what has no dot ends other paths."""
+    return path if "." in path else f"^{path}"
+
+
+def _targets(paths: list[str]) -> list[str] | str:
+    """PEFT's `target_modules`: full paths, or a regular expression where one of them also ends others."""
+    if all("." in path for path in paths):
+        return paths
+    return "|".join(re.escape(path) for path in paths)
+
+
 def _own_tuning(name: str, section: Record | None, where: str) -> AnyTuning:
     """The tuning method `name` with the fields in `section`."""
     if section is None:
@@ -150,7 +163,7 @@ def _own_tuning(name: str, section: Record | None, where: str) -> AnyTuning:
         )
     try:
         # By way of JSON, where a list stands for a tuple.
-        method: AnyTuning = TUNING_METHODS[name].model_validate_json(json.dumps(section))
+        method: AnyTuning = TUNING_METHODS[name].model_validate_json(json.dumps(expand(section)))
     except ValidationError as error:
         raise AdapterError(
             f"{where}: `tuning` in `fedelta.json` does not fit the tuning method {name!r}:{explained(error)}",
@@ -214,15 +227,15 @@ def _is_on(value: object) -> bool:
 
 
 def _tensor_problems(params: Mapping[str, Tensor]) -> list[str]:
-    """Tensors that are no pair of linear maps and no part of a module that was saved whole."""
+    """Tensors that are no pair and no part of a module that was saved whole."""
     problems = []
     if not pair_paths(params):
         problems.append("it holds no LoRA pair")
     for name, tensor in params.items():
         if "lora_" in name and not is_pair(name):
             problems.append(f"`{name}` belongs to a variant of LoRA (an embedding, a bias, DoRA or another)")
-        elif is_pair(name) and tensor.dim() != 2:
-            problems.append(f"`{name}` has shape {tuple(tensor.shape)}, expected two axes: no linear layer")
+        elif is_pair(name) and tensor.dim() not in (2, 4):
+            problems.append(f"`{name}` has shape {tuple(tensor.shape)}, expected two axes or four")
         elif name.endswith(".lora_B") and f"{name[:-1]}A" not in params:
             problems.append(f"`{name}` lacks its `lora_A`")
         elif name.endswith(".lora_A"):
@@ -230,12 +243,18 @@ def _tensor_problems(params: Mapping[str, Tensor]) -> list[str]:
     return problems
 
 
-def _pair_problems(path: str, a_RI: Tensor, b_OR: Tensor | None) -> list[str]:
-    if b_OR is None:
+def _pair_problems(path: str, a: Tensor, b: Tensor | None) -> list[str]:
+    """A is [R, I] or [R, I, M, M], B is [O, R] or [O, R, 1, 1]."""
+    if b is None:
         return [f"`{path}.lora_A` lacks its `lora_B`"]
-    rank = a_RI.shape[0]
-    if b_OR.dim() == 2 and b_OR.shape[1] != rank:
-        return [f"`{path}.lora_B` has shape {tuple(b_OR.shape)}, expected (out, {rank}) as `lora_A` has rank {rank}"]
-    if b_OR.dim() == 2 and not 0 < rank <= min(a_RI.shape[1], b_OR.shape[0]):
-        return [f"`{path}` has rank {rank}, expected 1 to {min(a_RI.shape[1], b_OR.shape[0])}, the size of the layer"]
+    rank = a.shape[0]
+    if b.dim() not in (2, 4):
+        return []  # named already
+    expected = (b.shape[0], rank, *(1 for _ in a.shape[2:]))
+    if tuple(b.shape) != expected:
+        shown = ", ".join(map(str, ("out", *expected[1:])))
+        return [f"`{path}.lora_B` has shape {tuple(b.shape)}, expected ({shown}) as `lora_A` has rank {rank}"]
+    most = min(a[0].numel(), b.shape[0])
+    if not 0 < rank <= most:
+        return [f"`{path}` has rank {rank}, expected 1 to {most}, the size of the layer"]
     return []

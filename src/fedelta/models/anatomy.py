@@ -8,7 +8,7 @@ head, by its biases, and by LoRA on layers that are named outright. Nothing is f
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -27,12 +27,14 @@ class Anatomy:
         embeddings: path of the module whose output enters the first block; "" when unknown.
         blocks: path of the list of blocks; "" when unknown.
         roles: role to the path of its linear layer inside a block.
+        relative_positions: whether attention needs to know where every token stands, so that none can be added.
     """
 
     head: tuple[str, ...]
     embeddings: str = ""
     blocks: str = ""
     roles: Mapping[str, str] = field(default_factory=dict)
+    relative_positions: bool = False
 
 
 _VIT_ROLES = {
@@ -71,9 +73,12 @@ def _vit(prefix: str, blocks: str = "layers") -> Anatomy:
 
 # `model_type` of a transformers configuration to its anatomy.
 ANATOMIES: dict[str, Anatomy] = {
+    "fedelta_resnet": Anatomy(("linear",)),
+    "fedelta_leaf_cnn": Anatomy(("classifier",)),
+    "resnet": Anatomy(("classifier",)),
     "vit": _vit("vit"),
     "deit": _vit("deit"),
-    "beit": _vit("beit"),
+    "beit": replace(_vit("beit"), relative_positions=True),
     "dinov2": _vit("dinov2", "encoder.layer"),
     "bert": _bert("bert"),
     "roberta": _bert("roberta"),

@@ -10,66 +10,54 @@ Source: Caldas et al. 2018 (LEAF, arXiv 1812.01097); the authors' `models/femnis
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
-
-from fedelta.models.anatomy import Anatomy
-from fedelta.models.hub import Backbone
-from fedelta.seeds import stream
-
-IMAGE_SIZE = 28  # side of an EMNIST or MNIST image, in pixels
+from torch.nn.functional import max_pool2d
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import ImageClassifierOutput
 
 
-class LeafCnn(nn.Module):
-    """Two convolutions and two linear layers for grey images of 28 x 28 pixels.
+class LeafCnnConfig(PretrainedConfig):
+    """Sizes of LEAF's network.
 
     Args:
-        num_classes: number of logits.
+        num_channels: of the images.
+        image_size: side of the images in pixels; those of EMNIST and MNIST by default.
         channels: output channels of the two convolutions.
         hidden: features between the two linear layers.
     """
 
-    def __init__(self, num_classes: int, *, channels: tuple[int, int] = (32, 64), hidden: int = 2048) -> None:
-        super().__init__()
-        first, second = channels
-        self.conv1 = nn.Conv2d(1, first, kernel_size=5, padding="same")
+    model_type = "fedelta_leaf_cnn"
+
+    num_channels: int = 1
+    image_size: int = 28
+    channels: list[int] | tuple[int, ...] = (32, 64)
+    hidden: int = 2048
+
+
+class LeafCnn(PreTrainedModel):
+    """Two convolutions and two linear layers."""
+
+    config_class = LeafCnnConfig
+    main_input_name = "pixel_values"
+
+    def __init__(self, config: LeafCnnConfig) -> None:
+        super().__init__(config)
+        first, second = config.channels
+        self.conv1 = nn.Conv2d(config.num_channels, first, kernel_size=5, padding="same")
         self.conv2 = nn.Conv2d(first, second, kernel_size=5, padding="same")
-        self.hidden = nn.Linear(second * (IMAGE_SIZE // 4) ** 2, hidden)
-        self.classifier = nn.Linear(hidden, num_classes)
+        self.hidden = nn.Linear(second * (config.image_size // 4) ** 2, config.hidden)
+        self.classifier = nn.Linear(config.hidden, int(config.num_labels or 0))
+        self.post_init()  # type: ignore[no-untyped-call]  # transformers
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """Logits [B, num_classes] of images [B, 1, 28, 28]."""
-        x = nn.functional.max_pool2d(self.conv1(pixel_values).relu(), 2)
-        x = nn.functional.max_pool2d(self.conv2(x).relu(), 2)
-        logits: Tensor = self.classifier(self.hidden(x.flatten(1)).relu())
-        return logits
+    def forward(self, pixel_values: Tensor) -> ImageClassifierOutput:
+        """Logits [B, C] in the hub's output object, for images [B, num_channels, image_size, image_size]."""
+        x = max_pool2d(self.conv1(pixel_values).relu(), 2)
+        x = max_pool2d(self.conv2(x).relu(), 2)
+        return ImageClassifierOutput(logits=self.classifier(self.hidden(x.flatten(1)).relu()))
 
-
-def leaf_cnn(num_classes: int, *, seed: int, channels: tuple[int, int] = (32, 64), hidden: int = 2048) -> Backbone:
-    """LEAF's network in evaluation mode with random weights that depend on `seed` alone.
-
-    Args:
-        num_classes: number of logits.
-        seed: of the run.
-        channels: output channels of the two convolutions; LEAF's by default.
-        hidden: features between the two linear layers; LEAF's by default.
-    """
-    # Layers made on "meta" draw nothing, so the global generator stays as it is.
-    with torch.device("meta"):
-        module = LeafCnn(num_classes, channels=channels, hidden=hidden)
-    module.to_empty(device="cpu")
-    generator = stream(seed, "model")
-    for layer in module.children():
-        _reset(layer, generator)
-    return Backbone(module.eval(), Anatomy(head=("classifier",)))
-
-
-@torch.no_grad()
-def _reset(layer: nn.Module, generator: torch.Generator) -> None:
-    """PyTorch's default for linear layers and convolutions: uniform within 1 / sqrt(fan-in), weight and bias."""
-    weight, bias = layer.get_parameter("weight"), layer.get_parameter("bias")
-    bound = 1 / math.sqrt(weight[0].numel())
-    weight.uniform_(-bound, bound, generator=generator)
-    bias.uniform_(-bound, bound, generator=generator)
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """PyTorch's default: uniform within 1 / sqrt(fan-in), weight and bias."""
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.reset_parameters()

@@ -7,10 +7,11 @@ how raw images or texts become its inputs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -34,12 +35,14 @@ class Backbone:
         anatomy: where its parts are.
         transform: raw rows to inputs; None for a module whose inputs come ready.
         extra_inputs: constant keyword arguments of every call.
+        batch_norm: what becomes of batch norms that are tuned (`ModelSource`).
     """
 
     module: nn.Module
     anatomy: Anatomy
     transform: ImageTransform | TextTransform | None = None
     extra_inputs: dict[str, bool] = field(default_factory=dict)
+    batch_norm: Literal["average", "local", "group"] = "average"
 
     def logits(self, inputs: dict[str, Tensor]) -> Tensor:
         """Logits [B, C] for a batch of inputs."""
@@ -72,6 +75,7 @@ def build(source: ModelSource, class_names: tuple[str, ...], *, seed: int, devic
         # transformers initialises new weights from the global generator; the fork keeps that from leaking.
         torch.manual_seed(derive(seed, "model"))  # noqa: TID251
         module = _load(source, config, device)
+    _set_norms(module, source)
     module.eval()
     anatomy = anatomy_of(module, config.model_type)
     if modality_of(config) == "text":
@@ -79,15 +83,38 @@ def build(source: ModelSource, class_names: tuple[str, ...], *, seed: int, devic
     native = _native_size(config)
     size = source.image_size or native or 224  # 224: what nearly every image classifier was trained at
     _check_size(size, config)
-    interpolates = native is not None and size != native
+    # A model of patches has position embeddings for its own image size; a convolutional one takes any.
+    interpolates = native is not None and size != native and getattr(config, "patch_size", None) is not None
     transform = image_transform(read_preprocessor(source), size, getattr(config, "num_channels", 3))
-    return Backbone(module, anatomy, transform, {"interpolate_pos_encoding": True} if interpolates else {})
+    extra_inputs = {"interpolate_pos_encoding": True} if interpolates else {}
+    return Backbone(module, anatomy, transform, extra_inputs, source.batch_norm)
 
 
 def _native_size(config: PretrainedConfig) -> int | None:
     """Side of the square that the checkpoint was trained at, None when its configuration does not say."""
     size = getattr(config, "image_size", None)
     return size[0] if isinstance(size, list | tuple) else size
+
+
+def _set_norms(module: nn.Module, source: ModelSource) -> None:
+    """Puts group norms in place of batch norms where that is asked for, with their weights and biases.
+
+    16 channels a group, or fewer that divide a layer's channels: one of the best divisions in Wu and He 2018 (arXiv
+    1803.08494), Table 3.
+    """
+    norms = [path for path, layer in module.named_modules() if isinstance(layer, nn.BatchNorm2d)]
+    if source.batch_norm != "average" and not norms:
+        raise ModelError(
+            f"`model.batch_norm` is {source.batch_norm!r}, but {type(module).__name__} has no batch norm.",
+            hint="leave it out.",
+        )
+    for path in norms if source.batch_norm == "group" else ():
+        layer = module.get_submodule(path)
+        channels = layer.get_parameter("weight").shape[0]
+        new = nn.GroupNorm(channels // math.gcd(channels, 16), channels)
+        new.weight, new.bias = layer.get_parameter("weight"), layer.get_parameter("bias")
+        parent, _, name = path.rpartition(".")
+        setattr(module.get_submodule(parent), name, new)
 
 
 def _check_size(size: int, config: PretrainedConfig) -> None:

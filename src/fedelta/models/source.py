@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from fedelta.errors import ModelError
+from fedelta.models.native import FAMILIES, register_networks, resolve
 from fedelta.settings import Settings
 
 if TYPE_CHECKING:
@@ -25,12 +26,15 @@ class ModelSource(Settings):
 
     Args:
         source: `bundled:NAME`, a local directory in the hub's form, or a hub name.
-        architecture: a transformers configuration (`model_type` and sizes) to use instead of a source; weights
-            are then random, and counting needs no files at all.
+        architecture: `model_type` and sizes of a transformers configuration, or a short name for a published network
+            (`resnet20`, `resnet26`, `wrn28-10`, `femnist-cnn`). Without a source weights are random. With one it
+            stands for the source's own configuration, so that counting needs no files at all.
         pretrained: False takes the architecture of `source` with random weights.
         image_size: side of the square input in pixels; the checkpoint's own by default. Position embeddings
             are interpolated.
         num_classes: number of classes; found from the data by default.
+        batch_norm: what becomes of batch norms that are tuned. `average`: weight, bias and running statistics travel
+            and are averaged. `local`: each client keeps its own (FedBN). `group`: group norm takes their place.
         adapter: a directory with a PEFT adapter to start from.
 
     A checkpoint's own head is kept where it has as many classes as the data, and drawn anew where it has not.
@@ -41,6 +45,7 @@ class ModelSource(Settings):
     pretrained: bool = True
     image_size: int | None = Field(default=None, ge=1)
     num_classes: int | None = Field(default=None, ge=2)
+    batch_norm: Literal["average", "local", "group"] = "average"  # our choice: the papers average all or do not say
     adapter: str | None = None
 
 
@@ -82,16 +87,17 @@ def locate(source: str) -> str:
 
 
 def read_config(source: ModelSource) -> PretrainedConfig:
-    """The transformers configuration of `source`; reads no weights.
+    """The transformers configuration of `source`; reads no weights, and no files where an architecture is given.
 
     Raises:
         ModelError: missing or unreadable.
     """
     from transformers import AutoConfig
 
-    if source.architecture is not None and source.source is None:
+    register_networks()
+    if source.architecture is not None:
         fields = dict(source.architecture)
-        family = fields.pop("model_type", None)
+        family, fields = resolve(str(fields.pop("model_type", None)), fields)
         try:
             config: PretrainedConfig = AutoConfig.for_model(family, **fields)
         except (ValueError, TypeError) as error:
@@ -115,7 +121,7 @@ def modality_of(config: PretrainedConfig) -> Modality:
     """
     from transformers.models.auto import modeling_auto
 
-    if config.model_type in modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
+    if config.model_type in (*FAMILIES, *modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES):
         return "image"
     if config.model_type in modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
         return "text"
@@ -141,7 +147,8 @@ def checkpoint_bytes(source: ModelSource) -> int:
 
     if source.source is None or not source.pretrained:
         return 0
-    directory = Path(str(cached_file(locate(source.source), "config.json"))).parent
+    place = locate(source.source)
+    directory = Path(place) if Path(place).is_dir() else Path(str(cached_file(place, "config.json"))).parent
     return sum(file.stat().st_size for file in directory.glob("model*.safetensors"))
 
 

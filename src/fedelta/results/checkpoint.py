@@ -24,7 +24,7 @@ from fedelta.params import Params, ParamSpec
 from fedelta.results.files import write_atomic
 from fedelta.strategies.base import State
 
-FORMAT = "fedelta-checkpoint-1"
+FORMAT = "fedelta-checkpoint-2"
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Checkpoint:
         round: the last finished round; 0 before the first.
         params: server params after that round, in the order of the spec.
         state: strategy state after that round.
+        kept: what clients keep for themselves, client id to its tensors.
         log_bytes: length of `rounds.jsonl` at that moment.
         ledger_bytes: length of `ledger.jsonl`.
         timing_bytes: length of `timings.jsonl`.
@@ -46,6 +47,7 @@ class Checkpoint:
     round: int
     params: Params
     state: State
+    kept: Mapping[int, Params]
     log_bytes: int
     ledger_bytes: int
     timing_bytes: int
@@ -88,11 +90,13 @@ def load(path: Path, spec: ParamSpec | None = None, run_fingerprint: str | None 
 
 def encode(checkpoint: Checkpoint) -> bytes:
     """`checkpoint` as the content of a safetensors file. Tensors of any device and layout are accepted."""
-    tensors = _separate({"params": checkpoint.params, "state": checkpoint.state})
+    kept = {f"kept/{client_id}": params for client_id, params in checkpoint.kept.items()}
+    tensors = _separate({"params": checkpoint.params, "state": checkpoint.state, **kept})
     facts = {
         "format": FORMAT,
         "params": list(checkpoint.params),
         "state": list(checkpoint.state),
+        "kept": [(client_id, list(params)) for client_id, params in checkpoint.kept.items()],
         "counters": _counters(checkpoint),
     }
     described = json.dumps(facts)
@@ -121,6 +125,9 @@ def decode(content: bytes) -> Checkpoint:
     return Checkpoint(
         params={name: tensors[f"params/{name}"] for name in facts["params"]},
         state={name: tensors[f"state/{name}"] for name in facts["state"]},
+        kept={
+            client_id: {name: tensors[f"kept/{client_id}/{name}"] for name in own} for client_id, own in facts["kept"]
+        },
         **facts["counters"],
     )
 
@@ -144,7 +151,7 @@ def _check_origin(checkpoint: Checkpoint, spec: ParamSpec | None, run_fingerprin
 
 def _counters(checkpoint: Checkpoint) -> dict[str, Any]:
     # `Any`: numbers, text and None, as JSON holds them.
-    return {name: value for name, value in vars(checkpoint).items() if name not in {"params", "state"}}
+    return {name: value for name, value in vars(checkpoint).items() if name not in {"params", "state", "kept"}}
 
 
 def _separate(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:

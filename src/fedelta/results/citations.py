@@ -18,10 +18,25 @@ WORKS: dict[tuple[str, object], tuple[str, ...]] = {
         "kataoka2020pretraining",
         "nakashima2022can",
     ),
+    ("model.source", "bundled:resnet-micro"): (
+        "he2016deep",
+        "rebuffi2018efficient",
+        "kataoka2020pretraining",
+        "nakashima2022can",
+    ),
     ("model.architecture.model_type", "vit"): ("dosovitskiy2021image",),
+    ("model.architecture.model_type", "resnet20"): ("he2016deep",),
+    ("model.architecture.model_type", "resnet26"): ("he2016deep", "rebuffi2018efficient"),
+    ("model.architecture.model_type", "wrn28-10"): ("zagoruyko2016wide",),
+    ("model.architecture.model_type", "femnist-cnn"): ("caldas2018leaf",),
+    ("model.batch_norm", "local"): ("li2021fedbn",),
+    ("model.batch_norm", "group"): ("wu2018group",),
     ("tuning.name", "head"): ("sun2022fedpeft",),
     ("tuning.name", "bias"): ("sun2022fedpeft", "benzaken2022bitfit"),
     ("tuning.name", "lora"): ("sun2022fedpeft", "hu2022lora"),
+    ("tuning.name", "adapter"): ("sun2022fedpeft", "houlsby2019parameter"),
+    ("tuning.name", "prompt"): ("sun2022fedpeft", "jia2022visual"),
+    ("tuning.name", "parallel"): ("elvebakken2023adaptive", "rebuffi2018efficient"),
     ("tuning.use_rslora", True): ("kalajdzievski2023rank",),
     ("data.source", "digits"): ("alpaydin1998optical", "pedregosa2011scikit"),
     ("partition.name", "*"): ("beutel2020flower",),
@@ -43,10 +58,13 @@ def citations(config: Mapping[str, object]) -> str:
             fedelta does not know (a model by its directory, say), is left out.
     """
     cited = set(ALWAYS)
-    for (path, value), keys in WORKS.items():
-        found = _at(config, path)
-        if found is not None and value in {"*", found}:
-            cited.update(keys)
+    tuning = config.get("tuning")
+    methods = tuning.get("methods", [tuning]) if isinstance(tuning, Mapping) else [None]
+    for method in methods:
+        for (path, value), keys in WORKS.items():
+            found = _at({**config, "tuning": method}, path)
+            if found is not None and value in {"*", found}:
+                cited.update(keys)
     return "\n\n".join(entry for key, entry in entries().items() if key in cited) + "\n"
 
 

@@ -46,10 +46,10 @@ class FedAvg(Settings):
     def plan(
         self, state: State, round: int, client_ids: Sequence[int], spec: ParamSpec, generator: Generator
     ) -> RoundPlan:
-        """A uniform cohort; every tensor goes down and comes up."""
+        """A uniform cohort; every shared tensor goes down and comes up."""
         order = torch.randperm(len(client_ids), generator=generator).tolist()
         cohort = sorted(client_ids[index] for index in order[: self.clients_per_round])
-        everything = dict.fromkeys(cohort, spec.names)
+        everything = dict.fromkeys(cohort, spec.shared)
         return RoundPlan(round, download=everything, upload=everything)
 
     def update(self, state: State, params: Params, plan: RoundPlan, updates: Sequence[Update]) -> tuple[Params, State]:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from fedelta.tuning.combined import Combined
+from fedelta.tuning.table import SINGLE, SingleTuning
 
-from fedelta.tuning.bias import Bias
-from fedelta.tuning.full import Full
-from fedelta.tuning.head import Head
-from fedelta.tuning.lora import Lora
-
-AnyTuning = Full | Head | Bias | Lora
-TUNING_METHODS = {kind.model_fields["name"].default: kind for kind in get_args(AnyTuning)}
+AnyTuning = SingleTuning | Combined
+TUNING_METHODS = {**SINGLE, "combined": Combined}

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
-from torch import Generator, nn
+from torch import Generator, Tensor, nn
 
 from fedelta.errors import ModelError
 from fedelta.models.hub import Backbone
 from fedelta.params import ParamSpec, TensorSpec
-from fedelta.tuning.lanes import LaneLinear, Lanes
+from fedelta.tuning.lanes import LaneLinear, LaneModule, Lanes, Wrapper
 
 
 class TuningMethod(Protocol):
     """What is trained. Edits the model once, before round 1."""
 
     @property
+    def name(self) -> str:
+        """Name in configurations."""
+
+    @property
     def max_lanes(self) -> int | None:
         """Most lanes its tensors can carry; None when there is no bound."""
+
+    @property
+    def merges(self) -> bool:
+        """Whether `merge` gives the model its own modules and names back."""
 
     def apply(self, backbone: Backbone, lanes: Lanes, generator: Generator) -> ParamSpec:
         """Makes the method's tensors part of the model and freezes everything else.
@@ -25,23 +34,63 @@ class TuningMethod(Protocol):
         Args:
             backbone: edited in place. Names of the result are paths in the edited module, where
                 `module.get_parameter(name)` is [lanes.num, *shape] or, if the method has one lane in place, [*shape].
+                Other methods may be in it already (combined.py): layers are found with `untouched`.
             lanes: shared by all modules that the method puts in.
             generator: for tensors that start at random.
 
         Returns:
-            Names, shapes and groups of what is tuned, in the order of the model.
+            Names, shapes and groups of what is tuned, in the order of the model; made by `specification`.
 
         Raises:
             ModelError: the method does not fit the model.
         """
 
     def merge(self, backbone: Backbone) -> None:
-        """Folds lane 0 into the model, which then has its own modules and names again."""
+        """Folds lane 0 into the model, as far as that is possible."""
 
 
-def freeze(module: nn.Module) -> None:
-    """No tensor of `module` asks for a gradient."""
+def specification(backbone: Backbone, tensors: Mapping[str, TensorSpec]) -> ParamSpec:
+    """`tensors` in the order of the edited model; from now on these ask for gradients and nothing else does."""
+    module = backbone.module
     module.requires_grad_(False)
+    for name, tensor in tensors.items():
+        module.get_parameter(name).requires_grad_(tensor.trained)
+    return ParamSpec({name: tensors[name] for name, _ in module.named_parameters() if name in tensors})
+
+
+def untouched(module: nn.Module) -> dict[str, tuple[str, nn.Module]]:
+    """The modules that were there before any tuning: own path to path now and module, in the order of the model.
+
+    Wrappers are looked through, and what tuning methods put in is left out.
+    """
+    return dict(_untouched(module, "", ""))
+
+
+def _untouched(module: nn.Module, own: str, now: str) -> Iterator[tuple[str, tuple[str, nn.Module]]]:
+    while isinstance(module, Wrapper):
+        module, now = module.base, f"{now}.base"
+    if isinstance(module, LaneModule):
+        return
+    yield own, (now, module)
+    for name, child in module.named_children():
+        yield from _untouched(child, f"{own}.{name}".lstrip("."), f"{now}.{name}".lstrip("."))
+
+
+def role_paths(backbone: Backbone, role: str) -> list[str]:
+    """Own paths of the layers that play `role`, one a block; none when the family's blocks are unknown."""
+    anatomy = backbone.anatomy
+    if role not in anatomy.roles:
+        return []
+    return [f"{block}.{anatomy.roles[role]}" for block in block_paths(backbone)]
+
+
+def block_paths(backbone: Backbone) -> list[str]:
+    """Own paths of the blocks, lowest first; none when the family's blocks are unknown."""
+    blocks = backbone.anatomy.blocks
+    if not blocks:
+        return []
+    now, _ = untouched(backbone.module)[blocks]
+    return [f"{blocks}.{name}" for name, _ in backbone.module.get_submodule(now).named_children()]
 
 
 def replace(module: nn.Module, path: str, new: nn.Module) -> None:
@@ -50,50 +99,56 @@ def replace(module: nn.Module, path: str, new: nn.Module) -> None:
     setattr(module.get_submodule(parent), name, new)
 
 
-def linear_layers(module: nn.Module, inside: tuple[str, ...]) -> list[str]:
-    """Paths of the linear layers at or below the paths `inside`, in the order of the model."""
-    return [
-        f"{root}.{path}" if path else root
-        for root in inside
-        for path, layer in module.get_submodule(root).named_modules()
-        if isinstance(layer, nn.Linear)
-    ]
-
-
 def tune_head(backbone: Backbone, lanes: Lanes) -> dict[str, TensorSpec]:
-    """Gives every linear layer of the head a lane axis and a gradient; returns its part of the specification."""
+    """Gives every linear layer of the head lanes, unless another method did; returns its part of the specification."""
     module = backbone.module
     tensors: dict[str, TensorSpec] = {}
-    paths = linear_layers(module, backbone.anatomy.head)
-    if not paths:
+    for root in backbone.anatomy.head:
+        for path, layer in list(module.get_submodule(root).named_modules(prefix=root)):
+            if isinstance(layer, nn.Linear):
+                own = dict(layer.named_parameters())
+                replace(module, path, LaneLinear(lanes, own["weight"], own.get("bias")))
+            if isinstance(layer, nn.Linear | LaneLinear):
+                tensors |= specify(path, module.get_submodule(path))
+    if not tensors:
         raise ModelError(f"the head {list(backbone.anatomy.head)} of {type(module).__name__} has no linear layer.")
-    for path in paths:
-        layer = module.get_submodule(path)
-        own = dict(layer.named_parameters(recurse=False))
-        replace(module, path, LaneLinear(lanes, own["weight"], own.get("bias")))
-        tensors |= specify(path, layer)
     return tensors
 
 
-def specify(path: str, layer: nn.Module) -> dict[str, TensorSpec]:
-    """The tensors of `layer` itself, named by `path` and in the group `path`."""
+def specify(path: str, layer: nn.Module, *, group: str | None = None) -> dict[str, TensorSpec]:
+    """The tensors at and below the lane module `layer`, named by its `path`, in `group` (default: the path)."""
     return {
-        f"{path}.{name}" if path else name: TensorSpec(tuple(tensor.shape), path or name)
-        for name, tensor in layer.named_parameters(recurse=False)
+        f"{path}.{name}": TensorSpec(tuple(tensor.shape[1:]), group or path)
+        for name, tensor in layer.named_parameters()
     }
 
 
 def merge_head(backbone: Backbone) -> None:
     """Turns the lanes of the head back into linear layers with the values of lane 0."""
-    for path, layer in list(backbone.module.named_modules()):
-        if isinstance(layer, LaneLinear):
-            replace(backbone.module, path, _as_linear(layer))
+    module = backbone.module
+    for root in backbone.anatomy.head:
+        for path, layer in list(module.get_submodule(root).named_modules(prefix=root)):
+            if isinstance(layer, LaneLinear):
+                replace(module, path, _as_linear(layer))
 
 
 def _as_linear(layer: LaneLinear) -> nn.Linear:
     weight = layer.weight[0]
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=layer.bias is not None, device=weight.device)
-    linear.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
+    linear.weight = frozen(weight)
     if layer.bias is not None:
-        linear.bias = nn.Parameter(layer.bias[0].detach().clone(), requires_grad=False)
+        linear.bias = frozen(layer.bias[0])
     return linear
+
+
+def frozen(value: Tensor) -> nn.Parameter:
+    """A parameter with a copy of `value` that asks for no gradient."""
+    return nn.Parameter(value.detach().clone(), requires_grad=False)
+
+
+def misfit(method: str, backbone: Backbone, lacks: str, instead: str) -> ModelError:
+    """The error for a method on a model of another kind."""
+    return ModelError(
+        f"tuning method {method!r} does not fit {type(backbone.module).__name__}: {lacks}.",
+        hint=f"use {instead} for this model.",
+    )

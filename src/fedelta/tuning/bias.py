@@ -1,26 +1,34 @@
 """Bias tuning: every bias of the model and the whole head are trained, all else is frozen.
 
-Biases are the parameters that are called `bias`: of patch embedding, attention, MLP and layer norm. Scales of
-layer norms, positions and class tokens stay frozen, as in the FedPEFT authors' code.
+Biases are the parameters that are called `bias`: of patch embedding, attention, MLP and norms. Scales of
+norms, running statistics, positions and class tokens stay frozen, as in the FedPEFT authors' code.
 
 Source: Ben Zaken et al. 2022 (BitFit); Sun et al. 2022 (FedPEFT, arXiv 2210.01708), prototype "Bias".
+
+Shapes: K lanes, C features or channels.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
-from torch import Generator, nn
+from torch import Generator, Tensor, nn
 
 from fedelta.errors import ModelError
 from fedelta.models.hub import Backbone
 from fedelta.params import ParamSpec, TensorSpec
 from fedelta.settings import Settings
-from fedelta.tuning.base import freeze, merge_head, replace, tune_head
-from fedelta.tuning.lanes import LaneBias, Lanes
+from fedelta.tuning.base import frozen, merge_head, replace, specification, tune_head, untouched
+from fedelta.tuning.lanes import Lanes, Wrapper, lane_parameter
 
 # Layers whose bias can have lanes, and the axis of their output that the bias belongs to.
-_CHANNEL_AXES: dict[type[nn.Module], int] = {nn.Linear: -1, nn.LayerNorm: -1, nn.Conv2d: 1}
+_CHANNEL_AXES: dict[type[nn.Module], int] = {
+    nn.Linear: -1,
+    nn.LayerNorm: -1,
+    nn.Conv2d: 1,
+    nn.BatchNorm2d: 1,
+    nn.GroupNorm: 1,
+}
 
 
 class Bias(Settings):
@@ -32,30 +40,58 @@ class Bias(Settings):
     def max_lanes(self) -> None:
         """No bound."""
 
+    @property
+    def merges(self) -> bool:
+        """Yes: every layer gets a bias back."""
+        return True
+
     def apply(self, backbone: Backbone, lanes: Lanes, generator: Generator) -> ParamSpec:
         """See `TuningMethod.apply`."""
         module, tensors = backbone.module, {}
-        freeze(module)
-        for path, layer in list(module.named_modules()):
-            own = dict(layer.named_parameters(recurse=False))
-            if "bias" not in own or path.partition(".")[0] in backbone.anatomy.head:
+        for own, (now, layer) in untouched(module).items():
+            bias = dict(layer.named_parameters(recurse=False)).get("bias")
+            if bias is None or own.partition(".")[0] in backbone.anatomy.head:
                 continue
             axis = _CHANNEL_AXES.get(type(layer))
             if axis is None:
                 raise ModelError(
-                    f"tuning method 'bias' cannot tune `{path}.bias`: a {type(layer).__name__} is none of "
+                    f"tuning method 'bias' cannot tune `{own}.bias`: a {type(layer).__name__} is none of "
                     f"{', '.join(kind.__name__ for kind in _CHANNEL_AXES)}.",
                     hint="use 'lora' or 'head' for this model.",
                 )
-            tensors[f"{path}.bias"] = TensorSpec(tuple(own["bias"].shape), path)
-            replace(module, path, LaneBias(lanes, layer, axis))
-        return ParamSpec(tensors | tune_head(backbone, lanes))
+            tensors[f"{now}.bias"] = TensorSpec(tuple(bias.shape), now)
+            replace(module, now, LaneBias(lanes, layer, axis))
+        return specification(backbone, tensors | tune_head(backbone, lanes))
 
     def merge(self, backbone: Backbone) -> None:
         """Gives every layer the bias of lane 0 back."""
         for path, layer in list(backbone.module.named_modules()):
             if isinstance(layer, LaneBias):
-                base = layer.base
-                base.register_parameter("bias", nn.Parameter(layer.bias[0].detach().clone(), requires_grad=False))
-                replace(backbone.module, path, base)
+                layer.base.register_parameter("bias", frozen(layer.bias[0]))
+                replace(backbone.module, path, layer.base)
         merge_head(backbone)
+
+
+class LaneBias(Wrapper):
+    """A frozen layer whose bias alone is tuned.
+
+    Args:
+        lanes: of the model.
+        base: a layer with a `bias`, which is taken from it.
+        channel_axis: axis of the layer's output that the bias belongs to.
+    """
+
+    def __init__(self, lanes: Lanes, base: nn.Module, channel_axis: int) -> None:
+        super().__init__(lanes, base)
+        self.bias = lane_parameter(lanes, base.get_parameter("bias"))
+        self.channel_axis = channel_axis
+        base.register_parameter("bias", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Whatever the frozen layer takes and gives, the bias of each lane added."""
+        y: Tensor = self.base(x)
+        bias_KC = self.lanes.used(self.bias)
+        axes = [1] * y.dim()
+        axes[self.channel_axis] = -1
+        y_KB = y.view(self.lanes.active, -1, *y.shape[1:])
+        return (y_KB + bias_KC.view(self.lanes.active, *axes)).view(y.shape)

@@ -1,6 +1,7 @@
 """Full fine-tuning: every parameter is trained and travels. The baseline that the other methods are measured against.
 
 Its tensors are the model's own, so there is one lane, in place: one model instance serves all clients in turn.
+Batch norms train too, their running statistics included (norms.py).
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from torch import Generator
 from fedelta.models.hub import Backbone
 from fedelta.params import ParamSpec, TensorSpec
 from fedelta.settings import Settings
-from fedelta.tuning.base import specify
-from fedelta.tuning.lanes import Lanes
+from fedelta.tuning.base import specification
+from fedelta.tuning.lanes import LaneModule, Lanes
+from fedelta.tuning.norms import merge_norms, tune_norms
 
 
 class Full(Settings):
@@ -26,13 +28,20 @@ class Full(Settings):
         """One: the model's own tensors have no lane axis."""
         return 1
 
+    @property
+    def merges(self) -> bool:
+        """Yes: the model is its own result."""
+        return True
+
     def apply(self, backbone: Backbone, lanes: Lanes, generator: Generator) -> ParamSpec:
-        """Makes every parameter ask for a gradient; nothing else changes. See `TuningMethod.apply`."""
-        tensors: dict[str, TensorSpec] = {}
+        """Makes every parameter ask for a gradient. See `TuningMethod.apply`."""
+        tensors = tune_norms(backbone, lanes)
         for path, layer in backbone.module.named_modules():
-            tensors |= specify(path, layer)
-        backbone.module.requires_grad_(True)
-        return ParamSpec(tensors)
+            if not isinstance(layer, LaneModule):
+                for name, tensor in layer.named_parameters(recurse=False):
+                    tensors[f"{path}.{name}".lstrip(".")] = TensorSpec(tuple(tensor.shape), path or name)
+        return specification(backbone, tensors)
 
     def merge(self, backbone: Backbone) -> None:
-        """Nothing to fold: the model is its own result."""
+        """Gives the norms back their plain form."""
+        merge_norms(backbone)

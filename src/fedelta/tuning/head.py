@@ -12,7 +12,7 @@ from torch import Generator
 from fedelta.models.hub import Backbone
 from fedelta.params import ParamSpec
 from fedelta.settings import Settings
-from fedelta.tuning.base import freeze, merge_head, tune_head
+from fedelta.tuning.base import merge_head, specification, tune_head
 from fedelta.tuning.lanes import Lanes
 
 
@@ -25,10 +25,14 @@ class Head(Settings):
     def max_lanes(self) -> None:
         """No bound."""
 
+    @property
+    def merges(self) -> bool:
+        """Yes: the head takes the place of its lanes."""
+        return True
+
     def apply(self, backbone: Backbone, lanes: Lanes, generator: Generator) -> ParamSpec:
         """See `TuningMethod.apply`."""
-        freeze(backbone.module)
-        return ParamSpec(tune_head(backbone, lanes))
+        return specification(backbone, tune_head(backbone, lanes))
 
     def merge(self, backbone: Backbone) -> None:
         """Puts the trained head in place of its lanes."""

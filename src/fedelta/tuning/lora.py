@@ -1,11 +1,15 @@
-"""LoRA: a low-rank pair beside frozen linear layers, and the head.
+"""LoRA: a low-rank pair beside frozen linear and convolutional layers, and the head.
 
-    y = W x + b + (lora_alpha / r) * B (A x)
+    linear:       y = W x + b + s B (A x)
+    convolution:  y = W * x + b + s B (A * x),  A with the kernel, stride and padding of W, B a 1x1
+    s = lora_alpha / r, or lora_alpha / sqrt(r)
 
 A starts Kaiming-uniform (a = sqrt 5), B at zero, so that the model starts as the pre-trained one. Fields carry
 the names of Hugging Face PEFT, so that an adapter made there can be taken over field by field (inference/adapter.py).
 
-Source: Hu et al. 2022 (LoRA, arXiv 2106.09685), section 4.1.
+Source: Hu et al. 2022 (LoRA, arXiv 2106.09685), section 4.1; convolutions as in PEFT and the LoRA authors' code.
+
+Shapes: K lanes, A lanes in use, B samples of a lane, N rows of a lane, I in, O out, R rank, M x M the kernel.
 """
 
 from __future__ import annotations
@@ -18,18 +22,17 @@ from typing import Annotated, Literal, TypeVar
 import torch
 from pydantic import Field
 from torch import Generator, Tensor, nn
+from torch.nn.functional import conv2d
 
 from fedelta.errors import ModelError
 from fedelta.models.anatomy import Anatomy
 from fedelta.models.hub import Backbone
 from fedelta.params import ParamSpec, TensorSpec
 from fedelta.settings import Settings
-from fedelta.tuning.base import freeze, merge_head, replace, tune_head
-from fedelta.tuning.lanes import Lanes, lane_parameter, random_like
+from fedelta.tuning.base import merge_head, replace, specification, tune_head, untouched
+from fedelta.tuning.lanes import Lanes, Wrapper, add_pointwise, lane_parameter, random_like
 
 T = TypeVar("T", int, float)
-
-# Shapes: K lanes, N rows of one lane, I in features, O out features, R rank.
 
 
 class Lora(Settings):
@@ -38,8 +41,9 @@ class Lora(Settings):
     Args:
         r: rank.
         lora_alpha: the pair's output is multiplied by lora_alpha / r (or / sqrt r).
-        target_modules: "all-linear" for every linear layer of the blocks, or a list of roles (q, k, v, o, fc1,
-            fc2) and of module names; a module name matches a full path or its last parts, as in PEFT.
+        target_modules: "all-linear" for every linear layer of the blocks, "all-conv" for every convolution, or a
+            list of roles (q, k, v, o, fc1, fc2) and of module names; a module name matches a full path or its last
+            parts, as in PEFT, and with ^ before it the full path alone.
         rank_pattern, alpha_pattern: role or module name to another rank or alpha for the layers it matches.
         use_rslora: divide by sqrt r instead of r (Kalajdzievski 2023).
         train_head: train and send the head too.
@@ -48,7 +52,9 @@ class Lora(Settings):
     name: Literal["lora"] = "lora"
     r: int = Field(default=8, ge=1)  # PEFT's default
     lora_alpha: float = Field(default=16.0, gt=0)  # 2 r, as in most published recipes
-    target_modules: Literal["all-linear"] | Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = (
+    target_modules: (
+        Literal["all-linear", "all-conv"] | Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+    ) = (
         "q",
         "v",
     )
@@ -61,25 +67,36 @@ class Lora(Settings):
     def max_lanes(self) -> None:
         """No bound."""
 
+    @property
+    def merges(self) -> bool:
+        """Yes: into the weights of the layers."""
+        return True
+
     def apply(self, backbone: Backbone, lanes: Lanes, generator: Generator) -> ParamSpec:
         """See `TuningMethod.apply`."""
-        module, tensors = backbone.module, {}
-        freeze(module)
-        for path in self.targets(backbone):
-            layer = module.get_submodule(path)
-            rank = _lookup(self.rank_pattern, path, backbone.anatomy, self.r)
-            alpha = self.alpha_of(path, backbone.anatomy)
+        layers, tensors = untouched(backbone.module), {}
+        for own in self.targets(backbone):
+            now, layer = layers[own]
+            rank = _lookup(self.rank_pattern, own, backbone.anatomy, self.r)
+            alpha = self.alpha_of(own, backbone.anatomy)
             scale = alpha / (math.sqrt(rank) if self.use_rslora else rank)
-            out_features, in_features = layer.get_parameter("weight").shape
-            if rank > min(out_features, in_features):
+            most = max_rank(layer)
+            if rank > most:
+                size = " x ".join(map(str, layer.get_parameter("weight").shape))
                 raise ModelError(
-                    f"rank {rank} is above the size of `{path}`, which is {out_features} x {in_features}.",
-                    hint=f"use `tuning.r` of at most {min(out_features, in_features)}.",
+                    f"rank {rank} is above the size of `{own}`, which is {size}.",
+                    hint=f"use `tuning.r` of at most {most}.",
                 )
-            replace(module, path, LoraLinear(lanes, layer, rank, scale, generator=generator))
-            tensors[f"{path}.lora_A"] = TensorSpec((rank, in_features), path)
-            tensors[f"{path}.lora_B"] = TensorSpec((out_features, rank), path)
-        return ParamSpec(tensors | (tune_head(backbone, lanes) if self.train_head else {}))
+            pair = (
+                LoraConv(lanes, layer, rank, scale, generator=generator)
+                if isinstance(layer, nn.Conv2d)
+                else LoraLinear(lanes, layer, rank, scale, generator=generator)
+            )
+            replace(backbone.module, now, pair)
+            a_shape, b_shape = pair_shapes(layer, rank)
+            tensors[f"{now}.lora_A"] = TensorSpec(a_shape, now)
+            tensors[f"{now}.lora_B"] = TensorSpec(b_shape, now)
+        return specification(backbone, tensors | (tune_head(backbone, lanes) if self.train_head else {}))
 
     def targets(self, backbone: Backbone) -> list[str]:
         """Paths of the layers that get a pair, in the order of the model.
@@ -87,18 +104,18 @@ class Lora(Settings):
         Raises:
             ModelError: an entry of `target_modules` or of a pattern matches no layer; the message names the nearest.
         """
-        linear = [
-            path
-            for path, layer in backbone.module.named_modules()
-            if isinstance(layer, nn.Linear) and path.partition(".")[0] not in backbone.anatomy.head
+        layers = [
+            own
+            for own, (_, layer) in untouched(backbone.module).items()
+            if takes_pair(layer) and own.partition(".")[0] not in backbone.anatomy.head
         ]
-        if self.target_modules == "all-linear":
-            chosen = {path for path in linear if path.startswith(backbone.anatomy.blocks)}
+        if isinstance(self.target_modules, tuple):
+            chosen = _resolve("target_modules", self.target_modules, layers, backbone)
         else:
-            chosen = _resolve("target_modules", self.target_modules, linear, backbone)
+            chosen = _all_of(self.target_modules, layers, backbone)
         for field in ("rank_pattern", "alpha_pattern"):
             _resolve(field, getattr(self, field), sorted(chosen), backbone)
-        return [path for path in linear if path in chosen]
+        return [path for path in layers if path in chosen]
 
     def alpha_of(self, path: str, anatomy: Anatomy) -> float:
         """lora_alpha of the layer at `path`."""
@@ -107,12 +124,12 @@ class Lora(Settings):
     def merge(self, backbone: Backbone) -> None:
         """Adds lane 0's product to each weight: W + scale B A."""
         for path, layer in list(backbone.module.named_modules()):
-            if isinstance(layer, LoraLinear):
+            if isinstance(layer, LoraLinear | LoraConv):
                 replace(backbone.module, path, layer.merged())
         merge_head(backbone)
 
 
-class LoraLinear(nn.Module):
+class LoraLinear(Wrapper):
     """A frozen linear layer and a low-rank pair per lane.
 
     Args:
@@ -124,23 +141,9 @@ class LoraLinear(nn.Module):
     """
 
     def __init__(self, lanes: Lanes, base: nn.Module, rank: int, scale: float, *, generator: Generator) -> None:
-        super().__init__()
-        self.lanes = lanes
-        self.base = base
+        super().__init__(lanes, base)
         self.scale = scale
-        weight_OI = base.get_parameter("weight")
-        bound = 1 / math.sqrt(weight_OI.shape[1])  # Kaiming-uniform with a = sqrt 5 over fan-in I
-
-        def uniform(tensor: Tensor) -> Tensor:
-            return tensor.uniform_(-bound, bound, generator=generator)
-
-        self.lora_A = lane_parameter(lanes, random_like(weight_OI, (rank, weight_OI.shape[1]), uniform))
-        self.lora_B = lane_parameter(lanes, weight_OI.new_zeros(weight_OI.shape[0], rank))
-
-    @property
-    def weight(self) -> Tensor:
-        """The weight of the frozen layer: models ask a layer for its dtype through it."""
-        return self.base.get_parameter("weight")
+        self.lora_A, self.lora_B = _pair(lanes, base, rank, generator)
 
     def forward(self, x: Tensor) -> Tensor:
         """[active * B, ..., I] to [active * B, ..., O]."""
@@ -157,6 +160,81 @@ class LoraLinear(nn.Module):
         return self.base
 
 
+class LoraConv(Wrapper):
+    """A frozen convolution and a low-rank pair of convolutions per lane; arguments as for `LoraLinear`."""
+
+    def __init__(self, lanes: Lanes, base: nn.Conv2d, rank: int, scale: float, *, generator: Generator) -> None:
+        super().__init__(lanes, base)
+        self.scale = scale
+        self.stride, self.padding = base.stride, base.padding
+        self.lora_A, self.lora_B = _pair(lanes, base, rank, generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[active * B, I, H, W] to [active * B, O, H', W']."""
+        b_KOR = self.lora_B.flatten(2)
+        return add_pointwise(self.lanes, self.base(x), self._low(x), b_KOR, self.scale)
+
+    def _low(self, x: Tensor) -> Tensor:
+        """[active * B, R, H', W']: the lanes side by side as groups of one convolution."""
+        a_ARIMM = self.lanes.used(self.lora_A)
+        lanes, rank = a_ARIMM.shape[:2]
+        if lanes == 1:
+            return conv2d(x, a_ARIMM[0], stride=self.stride, padding=self.padding)
+        x_BGHW = x.view(lanes, -1, *x.shape[1:]).transpose(0, 1).flatten(1, 2)
+        low = conv2d(x_BGHW, a_ARIMM.flatten(0, 1), stride=self.stride, padding=self.padding, groups=lanes)
+        return low.view(-1, lanes, rank, *low.shape[2:]).transpose(0, 1).flatten(0, 1)
+
+    def merged(self) -> nn.Module:
+        """The frozen layer with lane 0's product added to its kernel (changed in place)."""
+        a_RIMM, b_OR = self.lora_A[0].detach(), self.lora_B[0].detach().flatten(1)
+        self.base.get_parameter("weight").data += self.scale * torch.einsum("or,rimn->oimn", b_OR, a_RIMM)
+        return self.base
+
+
+def takes_pair(layer: nn.Module) -> bool:
+    """Whether a low-rank pair can stand beside `layer`: linear, or a convolution without groups or dilation."""
+    if isinstance(layer, nn.Conv2d):
+        return layer.groups == 1 and layer.dilation == (1, 1) and layer.padding_mode == "zeros"
+    return isinstance(layer, nn.Linear)
+
+
+def pair_shapes(layer: nn.Module, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shapes of A and B beside a linear layer or a convolution."""
+    out_features, *inner = layer.get_parameter("weight").shape
+    return (rank, *inner), (out_features, rank, *(1 for _ in inner[1:]))
+
+
+def max_rank(layer: nn.Module) -> int:
+    """Rank of the weight seen as a matrix [O, everything else]; a larger pair holds nothing more."""
+    weight = layer.get_parameter("weight")
+    return min(weight.shape[0], weight[0].numel())
+
+
+def _pair(lanes: Lanes, base: nn.Module, rank: int, generator: Generator) -> tuple[nn.Parameter, nn.Parameter]:
+    weight = base.get_parameter("weight")
+    a_shape, b_shape = pair_shapes(base, rank)
+    bound = 1 / math.sqrt(weight[0].numel())  # Kaiming-uniform with a = sqrt 5 over the fan-in
+    a = random_like(weight, a_shape, lambda tensor: tensor.uniform_(-bound, bound, generator=generator))
+    return lane_parameter(lanes, a), lane_parameter(lanes, weight.new_zeros(b_shape))
+
+
+def _all_of(kind: Literal["all-linear", "all-conv"], paths: Iterable[str], backbone: Backbone) -> set[str]:
+    """Every linear layer of the blocks, or every convolution."""
+    layers = untouched(backbone.module)
+    if kind == "all-conv":
+        chosen = {path for path in paths if isinstance(layers[path][1], nn.Conv2d)}
+    else:
+        linear = {path for path in paths if isinstance(layers[path][1], nn.Linear)}
+        chosen = {path for path in linear if path.startswith(backbone.anatomy.blocks)}
+    if not chosen:
+        other = "all-linear" if kind == "all-conv" else "all-conv"
+        raise ModelError(
+            f"`tuning.target_modules` is {kind!r}, but {type(backbone.module).__name__} has no such layer.",
+            hint=f"use {other!r}, or name the layers.",
+        )
+    return chosen
+
+
 def _plays(path: str, anatomy: Anatomy, role: str) -> bool:
     """Whether `path` is the layer of `role` in one of the blocks, by its whole path inside the block.
 
@@ -167,7 +245,9 @@ def _plays(path: str, anatomy: Anatomy, role: str) -> bool:
 
 
 def _matches(path: str, entry: str, anatomy: Anatomy) -> bool:
-    """Whether `entry` names the layer at `path`: its role, its full path, or the last parts of it."""
+    """Whether `entry` names the layer at `path`: its role, its full path (alone with ^), or the last parts of it."""
+    if entry.startswith("^"):
+        return path == entry[1:]
     return _plays(path, anatomy, entry) if entry in anatomy.roles else f".{path}".endswith(f".{entry}")
 
 
@@ -183,10 +263,12 @@ def _resolve(field: str, entries: Iterable[str], layers: list[str], backbone: Ba
         if not matches:
             names = sorted({path.rpartition(".")[2] for path in layers})
             nearest = get_close_matches(entry, [*anatomy.roles, *names], n=1)
+            kind = "linear or convolutional" if field == "target_modules" else "tuned"
             raise ModelError(
-                f"`tuning.{field}` entry {entry!r} matches no {'linear' if field == 'target_modules' else 'tuned'} "
-                f"layer of {type(backbone.module).__name__}" + (f"; did you mean {nearest[0]!r}?" if nearest else "."),
-                hint=f"roles of this model: {', '.join(anatomy.roles) or 'none'}; module names: {', '.join(names)}.",
+                f"`tuning.{field}` entry {entry!r} matches no {kind} layer of {type(backbone.module).__name__}"
+                + (f"; did you mean {nearest[0]!r}?" if nearest else "."),
+                hint=f"roles of this model: {', '.join(anatomy.roles) or 'none'}; module names: {', '.join(names)}"
+                + ("." if anatomy.roles else '; `"all-conv"` takes every convolution.'),
             )
         chosen.update(matches)
     return chosen

@@ -1,0 +1,100 @@
+"""Several tuning methods at once: `tuning.name = "lora+bias"`, or a list of tables.
+
+Each method puts its modules in as if it were alone and finds its layers through those of the others. They go in from
+the outside to the inside (blocks, then MLPs, then single layers, then biases), so that a tensor keeps its name when the
+next method comes; `merge` goes the other way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_serializer, field_validator
+from torch import Generator
+
+from fedelta.models.hub import Backbone
+from fedelta.params import ParamSpec, TensorSpec
+from fedelta.seeds import stream
+from fedelta.settings import Settings
+from fedelta.tuning.base import specification
+from fedelta.tuning.lanes import Lanes
+from fedelta.tuning.table import SINGLE, SingleTuning
+
+
+class Combined(Settings):
+    """Trains what each of its methods trains.
+
+    Args:
+        methods: two or more different ones, in any order; `full` leaves nothing to combine with.
+    """
+
+    name: Literal["combined"] = "combined"  # dumped as the names of its methods, "lora+bias"; `expand` reads it back
+    methods: Annotated[
+        tuple[Annotated[SingleTuning, Field(discriminator="name")], ...], Field(strict=False, min_length=2)
+    ]
+
+    @field_serializer("name")
+    def _to_names(self, _: str) -> str:
+        return "+".join(method.name for method in self.methods)
+
+    @field_validator("methods")
+    @classmethod
+    def _in_order(cls, methods: tuple[SingleTuning, ...]) -> tuple[SingleTuning, ...]:
+        names = [method.name for method in methods]
+        if len(set(names)) < len(names):
+            raise ValueError(f"a method stands twice in {'+'.join(names)}")
+        if "full" in names:
+            raise ValueError(f"'full' trains everything already, found {'+'.join(names)}")
+        return tuple(sorted(methods, key=lambda method: list(SINGLE).index(method.name)))
+
+    @property
+    def max_lanes(self) -> None:
+        """No bound: only `full` has one."""
+
+    @property
+    def merges(self) -> bool:
+        """Whether all of them do."""
+        return all(method.merges for method in self.methods)
+
+    def apply(self, backbone: Backbone, lanes: Lanes, generator: Generator) -> ParamSpec:
+        """See `TuningMethod.apply`."""
+        tensors: dict[str, TensorSpec] = {}
+        seed = generator.initial_seed()
+        for method in self.methods:
+            # A stream each, so that a method starts with the same bits whatever it is combined with.
+            tensors |= method.apply(backbone, lanes, stream(seed, method.name)).tensors
+        return specification(backbone, tensors)
+
+    def merge(self, backbone: Backbone) -> None:
+        """Merges every method, the innermost first."""
+        for method in reversed(self.methods):
+            method.merge(backbone)
+
+
+def expand(section: Any) -> Any:
+    """A section `[tuning]` in short form, `name = "a+b"` or a list, as `Combined` has it; another stays as it is.
+
+    A field goes to every method that has it; one that none has is left for validation to refuse. Any: not checked yet.
+
+    >>> expand({"name": "lora+bias", "r": 4})
+    {'name': 'combined', 'methods': [{'name': 'lora', 'r': 4}, {'name': 'bias'}]}
+    """
+    if isinstance(section, list):
+        return section[0] if len(section) == 1 else {"name": "combined", "methods": section}
+    if not isinstance(section, dict) or "+" not in str(section.get("name", "")):
+        return section
+    if "methods" in section:
+        return section | {"name": "combined"}
+    names = [name.strip() for name in section["name"].split("+")]
+    fields = {key: value for key, value in section.items() if key != "name"}
+    methods = [
+        {"name": name} | {key: value for key, value in fields.items() if key in fields_of([name])} for name in names
+    ]
+    unknown = {key: value for key, value in fields.items() if key not in fields_of(names)}
+    return {"name": "combined", "methods": methods} | unknown
+
+
+def fields_of(names: Iterable[str]) -> set[str]:
+    """Fields of the methods that are called so; nothing for an unknown name."""
+    return {field for name in names if name in SINGLE for field in SINGLE[name].model_fields}

@@ -1,0 +1,93 @@
+"""Parallel adapters: a 1x1 convolution beside every 3x3, all norms, and the head; the 3x3 kernels are frozen.
+
+    y = norm( conv 3x3 (x) + A x )
+
+A has the channels and the stride of its 3x3 convolution and no bias. It samples the pixels that the centre of the 3x3
+kernel does, so that `merge` folds it into the kernel's centre exactly.
+
+Differs from Rebuffi et al.: their optional dropout before A is left out, off in their code by default.
+
+Source: Elvebakken et al. 2023 (arXiv 2302.02949); Rebuffi et al. 2018 (arXiv 1803.10082), section 3.2 and their code.
+
+Shapes: A lanes in use, B samples of a lane, I and O channels in and out.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Literal
+
+from torch import Generator, Tensor, nn
+
+from fedelta.models.hub import Backbone
+from fedelta.params import ParamSpec, TensorSpec
+from fedelta.settings import Settings
+from fedelta.tuning.base import merge_head, misfit, replace, specification, tune_head, untouched
+from fedelta.tuning.lanes import Lanes, Wrapper, add_pointwise, lane_parameter, random_like
+from fedelta.tuning.norms import merge_norms, tune_norms
+
+
+class Parallel(Settings):
+    """Trains 1x1 convolutions beside the 3x3 ones, the norms, and the head.
+
+    Args:
+        init: `he` draws A He-normal over fan-out, which changes the pre-trained function at once; `zero` keeps it.
+    """
+
+    name: Literal["parallel"] = "parallel"
+    init: Literal["he", "zero"] = "he"  # Rebuffi et al.
+
+    @property
+    def max_lanes(self) -> None:
+        """No bound."""
+
+    @property
+    def merges(self) -> bool:
+        """Yes: into the centres of the 3x3 kernels."""
+        return True
+
+    def apply(self, backbone: Backbone, lanes: Lanes, generator: Generator) -> ParamSpec:
+        """See `TuningMethod.apply`."""
+        tensors: dict[str, TensorSpec] = {}
+        for now, layer in untouched(backbone.module).values():
+            if not isinstance(layer, nn.Conv2d) or not _is_plain_3x3(layer):
+                continue
+            weight = layer.get_parameter("weight")
+            out_channels, in_channels = weight.shape[:2]
+            std = math.sqrt(2 / out_channels) if self.init == "he" else 0.0
+            draw = partial(nn.init.normal_, std=std, generator=generator)
+            start_OI = random_like(weight, (out_channels, in_channels), draw)
+            replace(backbone.module, now, ParallelConv(lanes, layer, start_OI))
+            tensors[f"{now}.parallel"] = TensorSpec((out_channels, in_channels), now)
+        if not tensors:
+            raise misfit(self.name, backbone, "it has no 3x3 convolution", "'adapter' or 'lora'")
+        return specification(backbone, tensors | tune_norms(backbone, lanes) | tune_head(backbone, lanes))
+
+    def merge(self, backbone: Backbone) -> None:
+        """Adds A of lane 0 to the centre of each 3x3 kernel."""
+        for path, layer in list(backbone.module.named_modules()):
+            if isinstance(layer, ParallelConv):
+                layer.base.get_parameter("weight").data[:, :, 1, 1] += layer.parallel[0].detach()
+                replace(backbone.module, path, layer.base)
+        merge_norms(backbone)
+        merge_head(backbone)
+
+
+class ParallelConv(Wrapper):
+    """A frozen 3x3 convolution and a 1x1 convolution per lane."""
+
+    def __init__(self, lanes: Lanes, base: nn.Conv2d, start_OI: Tensor) -> None:
+        super().__init__(lanes, base)
+        self.parallel = lane_parameter(lanes, start_OI)
+        self.rows, self.columns = base.stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[active * B, I, H, W] to [active * B, O, H / stride, W / stride]."""
+        return add_pointwise(self.lanes, self.base(x), x[:, :, :: self.rows, :: self.columns], self.parallel)
+
+
+def _is_plain_3x3(layer: nn.Conv2d) -> bool:
+    """Whether a 1x1 convolution of the same stride reads the pixels under the centre of this kernel."""
+    fields = (layer.kernel_size, layer.padding, layer.dilation, layer.groups)
+    return fields == ((3, 3), (1, 1), (1, 1), 1)
