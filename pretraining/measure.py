@@ -36,13 +36,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("directory", type=Path, help="a bundled backbone, with its provenance.json")
     parser.add_argument("--cifar100", type=Path, metavar="PATH", help="directory of train.parquet and test.parquet")
-    parser.add_argument("--demo", action="store_true", help="run recipes/demo.toml over several seeds instead")
+    parser.add_argument(
+        "--demo",
+        type=Path,
+        metavar="RECIPE",
+        nargs="?",
+        const=DEMO_RECIPE,
+        help=f"run a recipe over several seeds instead; {DEMO_RECIPE} when none is named",
+    )
     arguments = parser.parse_args()
     keep_freed_memory()
     command = " ".join(["python -m pretraining.measure", *sys.argv[1:]])
-    found = (
-        measure_demo(arguments.directory) if arguments.demo else measure_probes(arguments.directory, arguments.cifar100)
-    )
+    if arguments.demo is None:
+        found = measure_probes(arguments.directory, arguments.cifar100)
+    else:
+        found = measure_demo(arguments.directory, arguments.demo)
     # Read only now: the demo takes minutes, and another measurement may have been written meanwhile.
     provenance = _provenance(arguments.directory)
     provenance["measures"] |= {name: measure | {"command": command} for name, measure in found.items()}
@@ -82,30 +90,30 @@ def measure_cifar100(backbones: list[PreTrainedModel], recipe: Recipe, directory
     return _beside(scores) | {"num_train": len(train), "num_test": len(test)}
 
 
-def measure_demo(directory: Path) -> dict[str, Measure]:
-    """Final test accuracy of the demo recipe through the command line of fedelta, seed by seed."""
+def measure_demo(directory: Path, recipe: Path) -> dict[str, Measure]:
+    """Final test accuracy of a recipe through the command line of fedelta, seed by seed."""
     source = f"model.source={directory.as_posix()}"
-    pretrained = [_demo_run(source, f"seed={seed}") for seed in DEMO_SEEDS]
-    random = [_demo_run(source, f"seed={seed}", "model.pretrained=false") for seed in DEMO_SEEDS]
+    pretrained = [_demo_run(recipe, source, f"seed={seed}") for seed in DEMO_SEEDS]
+    random = [_demo_run(recipe, source, f"seed={seed}", "model.pretrained=false") for seed in DEMO_SEEDS]
     measure = {
         "pretrained": mean([run["final_accuracy"] for run in pretrained]),
         "random": mean([run["final_accuracy"] for run in random]),
         "seeds": list(DEMO_SEEDS),
         "pretrained_by_seed": [round(run["final_accuracy"], 4) for run in pretrained],
         "random_by_seed": [round(run["final_accuracy"], 4) for run in random],
-        "recipe": DEMO_RECIPE.as_posix(),
+        "recipe": recipe.as_posix(),
         "num_rounds": pretrained[0]["rounds"],
         "tuned_fraction": round(pretrained[0]["tuned_parameters"] / pretrained[0]["total_parameters"], 4),
     }
     return {"demo": measure}
 
 
-def _demo_run(*overrides: str) -> dict[str, Any]:  # Any: what fedelta writes into summary.json
+def _demo_run(recipe: Path, *overrides: str) -> dict[str, Any]:  # Any: what fedelta writes into summary.json
     options = [part for override in overrides for part in ("--set", override)]
     fedelta = Path(sys.executable).with_name("fedelta")
     with tempfile.TemporaryDirectory() as directory:
         out = Path(directory) / "run"
-        subprocess.run([fedelta, "run", DEMO_RECIPE, *options, "--out", out, "--quiet"], check=True)
+        subprocess.run([fedelta, "run", recipe, *options, "--out", out, "--quiet"], check=True)
         summary: dict[str, Any] = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     return summary
 

@@ -10,10 +10,12 @@ Source: Caldas et al. 2018 (LEAF, arXiv 1812.01097); the authors' `models/femnis
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel, initialization
 from transformers.modeling_outputs import ImageClassifierOutput
 
 
@@ -60,4 +62,12 @@ class LeafCnn(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """PyTorch's default: uniform within 1 / sqrt(fan-in), weight and bias."""
         if isinstance(module, nn.Conv2d | nn.Linear):
-            module.reset_parameters()
+            start_as_pytorch(module)
+
+
+def start_as_pytorch(layer: nn.Conv2d | nn.Linear) -> None:
+    """PyTorch's own beginning of a layer, by transformers' functions, which spare what a checkpoint has filled."""
+    bound = 1 / math.sqrt(layer.weight[0].numel())
+    for tensor in (layer.weight, layer.bias):
+        if tensor is not None:
+            initialization.uniform_(tensor, -bound, bound)

@@ -22,8 +22,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel, initialization
 from transformers.modeling_outputs import ImageClassifierOutput
+
+from fedelta.models.cnn import start_as_pytorch
 
 
 class SmallResNetConfig(PretrainedConfig):
@@ -103,9 +105,13 @@ class SmallResNet(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """He-normal over fan-out (He et al. 2015); PyTorch's own beginnings for the linear layer and the norms."""
         if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(module, nn.Linear | nn.BatchNorm2d):
-            module.reset_parameters()
+            initialization.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.Linear):
+            start_as_pytorch(module)
+        elif isinstance(module, nn.BatchNorm2d):
+            for name, start in (("weight", 1), ("bias", 0), ("running_mean", 0), ("running_var", 1)):
+                initialization.constant_(getattr(module, name), start)
+            initialization.zeros_(module.get_buffer("num_batches_tracked"))
 
 
 class BasicBlock(nn.Module):

@@ -30,9 +30,7 @@ class Combined(Settings):
     """
 
     name: Literal["combined"] = "combined"  # dumped as the names of its methods, "lora+bias"; `expand` reads it back
-    methods: Annotated[
-        tuple[Annotated[SingleTuning, Field(discriminator="name")], ...], Field(strict=False, min_length=2)
-    ]
+    methods: Annotated[tuple[Annotated[SingleTuning, Field(discriminator="name")], ...], Field(strict=False)]
 
     @field_serializer("name")
     def _to_names(self, _: str) -> str:
@@ -42,6 +40,8 @@ class Combined(Settings):
     @classmethod
     def _in_order(cls, methods: tuple[SingleTuning, ...]) -> tuple[SingleTuning, ...]:
         names = [method.name for method in methods]
+        if len(names) < 2:
+            raise ValueError(f"a combination is of at least 2 methods, found {len(names)}")
         if len(set(names)) < len(names):
             raise ValueError(f"a method stands twice in {'+'.join(names)}")
         if "full" in names:
@@ -75,7 +75,8 @@ class Combined(Settings):
 def expand(section: Any) -> Any:
     """A section `[tuning]` in short form, `name = "a+b"` or a list, as `Combined` has it; another stays as it is.
 
-    A field goes to every method that has it; one that none has is left for validation to refuse. Any: not checked yet.
+    A field goes to every method that has it; one that none has goes to the first, which refuses it. Any: not checked
+    yet.
 
     >>> expand({"name": "lora+bias", "r": 4})
     {'name': 'combined', 'methods': [{'name': 'lora', 'r': 4}, {'name': 'bias'}]}
@@ -88,11 +89,12 @@ def expand(section: Any) -> Any:
         return section | {"name": "combined"}
     names = [name.strip() for name in section["name"].split("+")]
     fields = {key: value for key, value in section.items() if key != "name"}
-    methods = [
-        {"name": name} | {key: value for key, value in fields.items() if key in fields_of([name])} for name in names
-    ]
-    unknown = {key: value for key, value in fields.items() if key not in fields_of(names)}
-    return {"name": "combined", "methods": methods} | unknown
+    unknown = fields.keys() - fields_of(names)
+    methods = []
+    for name in names:
+        own = fields_of([name]) | (unknown if name == names[0] else set())
+        methods.append({"name": name} | {key: value for key, value in fields.items() if key in own})
+    return {"name": "combined", "methods": methods}
 
 
 def fields_of(names: Iterable[str]) -> set[str]:

@@ -11,8 +11,6 @@ Shapes: K lanes, A lanes in use, B samples of a lane, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -48,31 +46,38 @@ class LaneBatchNorm(LaneModule):
             mean_AC, var_AC = self.lanes.used(self.running_mean), self.lanes.used(self.running_var).clamp_min(0)
             scale_AC = self.lanes.used(self.weight) * torch.rsqrt(var_AC + self.eps)
             return _affine(x, scale_AC, self.lanes.used(self.bias) - mean_AC * scale_AC)
-        if self.lanes.active == 1 and x.numel() > x.shape[1]:  # PyTorch refuses a single value a channel
-            return functional.batch_norm(
-                x, self.running_mean[0], self.running_var[0], self.weight[0], self.bias[0],
-                training=True, momentum=self.momentum, eps=self.eps,
-            )  # fmt: skip
-        return self._over_lanes(x, self.lanes.lengths)
+        num_rows, active = x.shape[0] // self.lanes.active, self.lanes.active
+        # One lane goes straight through. By the views below a single row would get an odd stride along the batch, with
+        # which later gradients came out wrong (PyTorch 2.13, seen in transformers' ResNet).
+        if active == 1:
+            return self._normalised(x, slice(1))
+        if min(self.lanes.lengths) == num_rows and num_rows * x.shape[-2] * x.shape[-1] > 1:
+            # Without padding in one call: lanes and channels together are its channels.
+            x_BGHW = x.view(active, -1, *x.shape[1:]).transpose(0, 1).flatten(1, 2)
+            y_BGHW = self._normalised(x_BGHW, slice(active))
+            return y_BGHW.view(-1, active, *x.shape[1:]).transpose(0, 1).flatten(0, 1)
+        real = [rows[:length] for rows, length in zip(x.split(num_rows), self.lanes.lengths, strict=True)]
+        normed = [self._normalised(rows, slice(lane, lane + 1)) for lane, rows in enumerate(real)]
+        return torch.cat([functional.pad(rows, (0, 0, 0, 0, 0, 0, 0, num_rows - len(rows))) for rows in normed])
 
-    def _over_lanes(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
-        x_ABCHW = x.view(self.lanes.active, -1, *x.shape[1:])
-        pixels = x.shape[-2] * x.shape[-1]
-        counts_A1 = torch.tensor(lengths, device=x.device, dtype=torch.float32).unsqueeze(1) * pixels
-        if min(lengths) == x_ABCHW.shape[1]:
-            var_AC, mean_AC = torch.var_mean(x_ABCHW.float(), (1, 3, 4), correction=0)
-        else:
-            real_AB = torch.arange(x_ABCHW.shape[1], device=x.device) < counts_A1 / pixels
-            real_AB111 = real_AB[:, :, None, None, None]
-            mean_AC = (x_ABCHW.float() * real_AB111).sum((1, 3, 4)) / counts_A1
-            centred = (x_ABCHW - mean_AC[:, None, :, None, None]) * real_AB111
-            var_AC = centred.square().sum((1, 3, 4)) / counts_A1
+    def _normalised(self, x_BGHW: Tensor, lanes: slice) -> Tensor:
+        """`x_BGHW` by its own statistics, which move the running ones; G are the channels of `lanes`, in order."""
+        mean_AC, var_AC = self.running_mean[lanes], self.running_var[lanes]
+        bias_G = self.bias[lanes].flatten()
+        if x_BGHW.numel() == x_BGHW.shape[1]:
+            # PyTorch refuses a single value a channel. It is its own mean, and says nothing of a variance.
+            mean_AC.lerp_(x_BGHW.detach().view(mean_AC.shape).to(mean_AC.dtype), self.momentum)
+            return 0 * x_BGHW + bias_G.view(-1, 1, 1)
+        # Copies: autograd keeps them, and the next lane's move would be a change of the same memory.
+        mean_G, var_G = mean_AC.flatten().clone(), var_AC.flatten().clone()
+        y_BGHW = functional.batch_norm(
+            x_BGHW, mean_G, var_G, self.weight[lanes].flatten(), bias_G,
+            training=True, momentum=self.momentum, eps=self.eps,
+        )  # fmt: skip
         with torch.no_grad():
-            unbiased_AC = var_AC * counts_A1 / (counts_A1 - 1).clamp_min(1)
-            self.lanes.used(self.running_mean).lerp_(mean_AC, self.momentum)
-            self.lanes.used(self.running_var).lerp_(unbiased_AC, self.momentum)
-        scale_AC = self.lanes.used(self.weight) * torch.rsqrt(var_AC + self.eps)
-        return _affine(x, scale_AC, self.lanes.used(self.bias) - mean_AC * scale_AC)
+            mean_AC.copy_(mean_G.view(mean_AC.shape))
+            var_AC.copy_(var_G.view(var_AC.shape))
+        return y_BGHW
 
 
 class LaneGroupNorm(LaneModule):
