@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from fedelta.cli import app
 from fedelta.config import load_config
 from fedelta.experiment import Experiment
 from fedelta.inspection import inspect
@@ -30,6 +33,46 @@ def test_the_main_job_is_the_one_that_was_promised_and_sends_less_than_a_twentie
     found = inspect(config)
     assert found.tuned_parameters <= 0.05 * found.total_parameters
     assert found.payload_bytes <= 0.05 * found.full_model_bytes
+
+
+# papers.md, sections 2.2 and 3.2: what each tuning method trains of ViT-B/16 at 100 classes, and of ResNet26 at 10.
+@pytest.mark.parametrize(
+    ("recipe", "name", "tuned_parameters", "mib"),
+    [
+        ("fedpeft-cifar100", "full", 85_875_556, 327.6),
+        ("fedpeft-cifar100", "head", 76_900, 0.293),
+        ("fedpeft-cifar100", "bias", 179_812, 0.686),
+        ("fedpeft-cifar100", "adapter", 225_220, 0.859),
+        ("fedpeft-cifar100", "prompt", 169_060, 0.645),
+        # 655,530 parameters and 7,744 running statistics of four bytes.
+        ("parallel-cross-silo", "parallel", 655_530, (655_530 + 7_744) * 4 / 2**20),
+    ],
+)
+def test_published_counts_come_from_the_recipe_without_weights_or_data(recipe, name, tuned_parameters, mib):
+    path = DEMO.with_name(f"{recipe}.toml")
+    done = CliRunner().invoke(app, ["inspect", str(path), "--set", f"tuning.name={name}", "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["tuned_parameters"] == tuned_parameters
+    assert found["tensor_bytes"] / 2**20 == pytest.approx(mib, rel=2e-3)
+    # Names and shapes do not travel: at most 2 KiB around the tensors.
+    assert 0 < found["payload_bytes"] - found["tensor_bytes"] < 2048
+
+
+def test_parallel_adapters_of_the_paper_and_of_the_bundled_network_send_at_most_an_eighth():
+    for recipe in ("parallel-cross-silo", "parallel-digits"):
+        path, float32 = DEMO.with_name(f"{recipe}.toml"), ["codec.name=float32"]
+        parallel = inspect(load_config(path, float32))
+        full = inspect(load_config(path, [*float32, "tuning.name=full"]))
+        assert parallel.payload_bytes / full.payload_bytes <= 0.12
+
+
+def test_three_rounds_of_the_parallel_recipe_learn(tmp_path):
+    # Chance is 10 %.
+    result = Experiment.from_toml(DEMO.with_name("parallel-digits.toml"), ["strategy.num_rounds=3"]).run(
+        tmp_path / "run"
+    )
+    assert result.accuracy > 0.6
 
 
 def test_three_rounds_of_the_main_job_already_know_most_digits(tmp_path):

@@ -25,7 +25,10 @@ from torch.nn import functional
 from transformers import PretrainedConfig, PreTrainedModel, initialization
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from fedelta.errors import ModelError
 from fedelta.models.cnn import start_as_pytorch
+
+_SHORTCUTS = ("projection", "pad", "mean")
 
 
 class SmallResNetConfig(PretrainedConfig):
@@ -68,6 +71,8 @@ class SmallResNet(PreTrainedModel):
 
     def __init__(self, config: SmallResNetConfig) -> None:
         super().__init__(config)
+        if config.shortcut not in _SHORTCUTS:
+            raise ModelError(f"`shortcut` is {config.shortcut!r}, expected one of {', '.join(_SHORTCUTS)}.")
         self.conv1 = _conv3x3(config.num_channels, config.stem_width)
         self.bn1 = nn.BatchNorm2d(config.stem_width)
         channels, stride = config.stem_width, config.first_stride

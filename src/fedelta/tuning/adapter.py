@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Generator, Tensor, nn
@@ -47,19 +47,12 @@ class Adapter(Settings):
     """
 
     name: Literal["adapter"] = "adapter"
+    max_lanes: ClassVar[int | None] = None
+    merges: ClassVar[bool] = False  # a non-linear layer cannot be folded into a linear one
     reduction_factor: int = Field(default=8, ge=1)  # FedPEFT
     non_linearity: Literal["gelu", "relu", "silu"] = "gelu"  # FedPEFT
     shared: bool = True  # FedPEFT's code
     init: Literal["lora", "zero_all"] = "lora"  # our choice: with FedPEFT's zero_all the matrices never learn
-
-    @property
-    def max_lanes(self) -> None:
-        """No bound."""
-
-    @property
-    def merges(self) -> bool:
-        """No: a non-linear layer cannot be folded into a linear one."""
-        return False
 
     def apply(self, backbone: Backbone, lanes: Lanes, generator: Generator) -> ParamSpec:
         """See `TuningMethod.apply`."""

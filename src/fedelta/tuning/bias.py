@@ -10,7 +10,7 @@ Shapes: K lanes, C features or channels.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Generator, Tensor, nn
 
@@ -35,15 +35,8 @@ class Bias(Settings):
     """Trains all biases, and the head."""
 
     name: Literal["bias"] = "bias"
-
-    @property
-    def max_lanes(self) -> None:
-        """No bound."""
-
-    @property
-    def merges(self) -> bool:
-        """Yes: every layer gets a bias back."""
-        return True
+    max_lanes: ClassVar[int | None] = None
+    merges: ClassVar[bool] = True
 
     def apply(self, backbone: Backbone, lanes: Lanes, generator: Generator) -> ParamSpec:
         """See `TuningMethod.apply`."""

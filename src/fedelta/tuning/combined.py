@@ -8,7 +8,7 @@ next method comes; `merge` goes the other way.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_serializer, field_validator
 from torch import Generator
@@ -29,6 +29,7 @@ class Combined(Settings):
         methods: two or more different ones, in any order; `full` leaves nothing to combine with.
     """
 
+    max_lanes: ClassVar[int | None] = None  # only `full` has a bound
     name: Literal["combined"] = "combined"  # dumped as the names of its methods, "lora+bias"; `expand` reads it back
     methods: Annotated[tuple[Annotated[SingleTuning, Field(discriminator="name")], ...], Field(strict=False)]
 
@@ -47,10 +48,6 @@ class Combined(Settings):
         if "full" in names:
             raise ValueError(f"'full' trains everything already, found {'+'.join(names)}")
         return tuple(sorted(methods, key=lambda method: list(SINGLE).index(method.name)))
-
-    @property
-    def max_lanes(self) -> None:
-        """No bound: only `full` has one."""
 
     @property
     def merges(self) -> bool:

@@ -6,7 +6,7 @@ Batch norms train too, their running statistics included (norms.py).
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Generator
 
@@ -22,16 +22,8 @@ class Full(Settings):
     """Trains all parameters."""
 
     name: Literal["full"] = "full"
-
-    @property
-    def max_lanes(self) -> int:
-        """One: the model's own tensors have no lane axis."""
-        return 1
-
-    @property
-    def merges(self) -> bool:
-        """Yes: the model is its own result."""
-        return True
+    max_lanes: ClassVar[int | None] = 1  # the model's own tensors have no lane axis
+    merges: ClassVar[bool] = True
 
     def apply(self, backbone: Backbone, lanes: Lanes, generator: Generator) -> ParamSpec:
         """Makes every parameter ask for a gradient. See `TuningMethod.apply`."""

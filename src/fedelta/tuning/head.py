@@ -5,7 +5,7 @@ Source: Sun et al. 2022 (FedPEFT, arXiv 2210.01708), prototype "Head-tuning".
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Generator
 
@@ -20,15 +20,8 @@ class Head(Settings):
     """Trains the classification head alone."""
 
     name: Literal["head"] = "head"
-
-    @property
-    def max_lanes(self) -> None:
-        """No bound."""
-
-    @property
-    def merges(self) -> bool:
-        """Yes: the head takes the place of its lanes."""
-        return True
+    max_lanes: ClassVar[int | None] = None
+    merges: ClassVar[bool] = True
 
     def apply(self, backbone: Backbone, lanes: Lanes, generator: Generator) -> ParamSpec:
         """See `TuningMethod.apply`."""

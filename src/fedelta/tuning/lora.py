@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -50,6 +50,8 @@ class Lora(Settings):
     """
 
     name: Literal["lora"] = "lora"
+    max_lanes: ClassVar[int | None] = None
+    merges: ClassVar[bool] = True
     r: int = Field(default=8, ge=1)  # PEFT's default
     lora_alpha: float = Field(default=16.0, gt=0)  # 2 r, as in most published recipes
     target_modules: (
@@ -62,15 +64,6 @@ class Lora(Settings):
     alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     use_rslora: bool = False
     train_head: bool = True
-
-    @property
-    def max_lanes(self) -> None:
-        """No bound."""
-
-    @property
-    def merges(self) -> bool:
-        """Yes: into the weights of the layers."""
-        return True
 
     def apply(self, backbone: Backbone, lanes: Lanes, generator: Generator) -> ParamSpec:
         """See `TuningMethod.apply`."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Generator, Tensor, nn
 
@@ -36,16 +36,9 @@ class Parallel(Settings):
     """
 
     name: Literal["parallel"] = "parallel"
+    max_lanes: ClassVar[int | None] = None
+    merges: ClassVar[bool] = True
     init: Literal["he", "zero"] = "he"  # Rebuffi et al.
-
-    @property
-    def max_lanes(self) -> None:
-        """No bound."""
-
-    @property
-    def merges(self) -> bool:
-        """Yes: into the centres of the 3x3 kernels."""
-        return True
 
     def apply(self, backbone: Backbone, lanes: Lanes, generator: Generator) -> ParamSpec:
         """See `TuningMethod.apply`."""

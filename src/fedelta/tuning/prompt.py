@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -51,18 +51,11 @@ class Prompt(Settings):
     """
 
     name: Literal["prompt"] = "prompt"
+    max_lanes: ClassVar[int | None] = None
+    merges: ClassVar[bool] = False  # a model has no place for prompts of its own
     num_virtual_tokens: int = Field(default=10, ge=1)  # FedPEFT
     depth: Literal["deep", "shallow"] = "deep"  # FedPEFT
     dropout: float = Field(default=0.1, ge=0, lt=1)  # FedPEFT
-
-    @property
-    def max_lanes(self) -> None:
-        """No bound."""
-
-    @property
-    def merges(self) -> bool:
-        """No: a model has no place for prompts of its own."""
-        return False
 
     def apply(self, backbone: Backbone, lanes: Lanes, generator: Generator) -> ParamSpec:
         """See `TuningMethod.apply`."""

@@ -1,0 +1,194 @@
+"""Whole runs of a small convolutional network: what travels, what stays, and resuming with what clients keep."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tests.builders import assert_same_bits
+
+from fedelta.errors import AdapterError, ConfigError, ModelError
+from fedelta.experiment import Experiment, Result, evaluate_adapter
+from fedelta.inference.predict import Predictor
+from fedelta.results.checkpoint import load
+from fedelta.results.rundir import RunDirectory
+
+RECIPE = """
+seed = 3
+
+[model.architecture]
+model_type = "resnet20"
+stem_width = 8
+widths = [8, 16]
+blocks_per_stage = 1
+image_size = 16
+
+[tuning]
+name = "parallel"
+
+[data]
+source = "digits"
+max_train_examples = 120
+max_test_examples = 60
+
+[partition]
+name = "dirichlet"
+num_clients = 6
+alpha = 0.5
+min_size = 4
+
+[strategy]
+name = "fedavg"
+clients_per_round = 3
+num_rounds = 4
+
+[client]
+local_epochs = 1
+batch_size = 8
+lr = 0.1
+"""
+
+
+def experiment(folder: Path, *overrides: str) -> Experiment:
+    path = folder / "small.toml"
+    path.write_text(RECIPE)
+    return Experiment.from_toml(path, overrides)
+
+
+def run(folder: Path, *overrides: str) -> Result:
+    return experiment(folder, *overrides).run(folder / "run")
+
+
+def groups_sent(result: Result) -> set[str]:
+    rows = [json.loads(line) for line in (result.path / "ledger.jsonl").read_text().splitlines()[1:]]
+    return {group for row in rows for group in row["groups"]}
+
+
+@pytest.mark.parametrize("name", ["full", "head", "bias", "parallel", "lora", "parallel+lora"])
+def test_every_method_runs_and_its_adapter_gives_the_same_accuracy(name: str, tmp_path):
+    overrides = [f"tuning.name={name}"] + (['tuning.target_modules="all-conv"'] if "lora" in name else [])
+    result = run(tmp_path, *overrides)
+    assert evaluate_adapter(result.path).accuracy == result.accuracy
+    assert result.summary["tuned_parameters"] == result.assembly.spec.num_parameters
+
+
+def test_running_statistics_travel_and_move_with_the_mean_of_the_clients(tmp_path):
+    result = run(tmp_path)
+    assert "bn1" in groups_sent(result)
+    spec = result.assembly.spec
+    moved = [name for name in spec if not torch.equal(result.params[name], result.assembly.params[name])]
+    assert set(moved) == set(spec)
+    tensors = sum(tensor.numel for tensor in spec.tensors.values())
+    payloads = [json.loads(line) for line in (result.path / "ledger.jsonl").read_text().splitlines()[1:]]
+    # Everything in float32, statistics included; tuned parameters do not count them.
+    assert {row["tensor_bytes"] for row in payloads} == {4 * tensors}
+    assert spec.num_parameters < tensors
+
+
+def test_local_norms_never_travel_and_differ_between_clients(tmp_path):
+    result = run(tmp_path, "model.batch_norm=local")
+    spec, site = result.assembly.spec, result.assembly.site
+    assert not [group for group in groups_sent(result) if "bn" in group or "shortcut" in group]
+    for name in spec.kept:
+        assert torch.equal(result.params[name], result.assembly.params[name])
+    lines = (result.path / "rounds.jsonl").read_text().splitlines()
+    asked = {client for line in lines for client in json.loads(line)["cohort"]}
+    assert sorted(site.kept) == sorted(asked)
+    first, second, *_ = (site.kept[client] for client in sorted(asked))
+    assert list(first) == list(spec.kept)
+    assert all(not torch.equal(first[name], second[name]) for name in spec.kept)
+
+
+def test_the_accuracy_under_local_norms_is_the_mean_over_the_clients(tmp_path):
+    result = run(tmp_path, "model.batch_norm=local")
+    engine, test = result.assembly.engine, result.assembly.data.test
+    each = [engine.evaluate(result.params | own, test).accuracy for own in result.assembly.site.kept.values()]
+    assert result.accuracy == pytest.approx(sum(each) / len(each))
+    assert len(set(each)) > 1
+
+
+def test_a_client_predicts_with_its_own_norms(tmp_path):
+    result = run(tmp_path, "model.batch_norm=local")
+    images = list(torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)))
+    clients = sorted(result.assembly.site.kept)[:2]
+    answers = [[p.probability for p in result.predictor(client).predict(images)] for client in clients]
+    assert answers[0] != answers[1]
+    assert [p.probability for p in result.predictor().predict(images)] not in answers
+
+
+@pytest.mark.parametrize("policy", ["average", "local", "group"])
+def test_a_stopped_run_resumes_to_the_same_bits(policy: str, tmp_path):
+    class StoppedError(Exception):
+        pass
+
+    def stop(outcome: object, _: object) -> None:
+        if outcome.round == 2:
+            raise StoppedError
+
+    undisturbed = run(tmp_path, f"model.batch_norm={policy}")
+    with pytest.raises(StoppedError):
+        experiment(tmp_path, f"model.batch_norm={policy}").run(tmp_path / "stopped", on_round=stop)
+    resumed = Experiment.from_run(tmp_path / "stopped").resume(tmp_path / "stopped")
+    for name in ("rounds.jsonl", "ledger.jsonl"):
+        assert (resumed.path / name).read_bytes() == (undisturbed.path / name).read_bytes()
+    left, right = (load(RunDirectory.open(each.path).checkpoint) for each in (undisturbed, resumed))
+    assert_same_bits(left.params, right.params)
+    assert sorted(left.kept) == sorted(right.kept)
+    assert bool(left.kept) == (policy == "local")
+    for client in left.kept:
+        assert_same_bits(left.kept[client], right.kept[client])
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_the_number_of_lanes_changes_nothing_beyond_rounding(lanes: int, tmp_path):
+    one, other = (
+        experiment(tmp_path, f"runtime.lanes={n}", "strategy.num_rounds=2").run(tmp_path / f"{n}") for n in (3, lanes)
+    )
+    for name in one.params:
+        torch.testing.assert_close(one.params[name], other.params[name], rtol=1e-3, atol=1e-4)
+
+
+def test_an_adapter_of_each_policy_can_be_loaded(tmp_path):
+    for policy in ("average", "local", "group"):
+        result = experiment(tmp_path, f"model.batch_norm={policy}").run(tmp_path / policy)
+        assert Predictor.open(result.path).backbone.batch_norm == policy
+
+
+def test_local_norms_with_a_method_that_trains_no_norm_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="is 'local', but tuning method 'head' trains no batch norm"):
+        run(tmp_path, "model.batch_norm=local", "tuning.name=head")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("tuning.name=adapter",), "tuning method 'adapter' does not fit SmallResNet"),
+        (("tuning.name=prompt",), "tuning method 'prompt' does not fit SmallResNet"),
+        (("tuning.name=lora",), "entry 'q' matches no linear or convolutional layer of SmallResNet"),
+        (("tuning.name=lora", 'tuning.target_modules=["conv3"]'), "did you mean 'conv"),
+        (("tuning.name=lora", 'tuning.target_modules="all-conv"', "tuning.r=9"), "rank 9 is above the size of `conv1`"),
+    ],
+)
+def test_a_method_that_does_not_fit_ends_before_any_training(overrides: tuple[str, ...], message: str, tmp_path):
+    with pytest.raises(ModelError) as caught:
+        run(tmp_path, *overrides)
+    assert message in caught.value.message
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_adapter_for_another_network_is_refused_before_any_training(tmp_path):
+    result = run(tmp_path, "strategy.num_rounds=1")
+    with pytest.raises(AdapterError, match="does not fit this SmallResNet"):
+        experiment(tmp_path, f"model.adapter={result.path / 'adapter'}", "model.architecture.widths=[8,24]").run(
+            tmp_path / "other"
+        )
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_run_can_start_from_the_adapter_of_another(tmp_path):
+    result = run(tmp_path, "strategy.num_rounds=1")
+    more = experiment(tmp_path, f"model.adapter={result.path / 'adapter'}")
+    assert_same_bits(more.assembly.params, result.params)
