@@ -10,12 +10,12 @@ CARD = """---
 license: apache-2.0
 library_name: transformers
 pipeline_tag: image-classification
-tags: [formula-driven-supervised-learning, vit]
+tags: [formula-driven-supervised-learning, {kind}]
 ---
 
 # {name}
 
-A small {model_type} ({num_parameters:,} parameters, {side} x {side} pixels, float16) pre-trained by the fedelta project
+A small {kind} ({num_parameters:,} parameters, {side} x {side} pixels, float16) pre-trained by the fedelta project
 itself, from nothing but formulas: no photograph, no digit, no letter and no other data set took part.
 
 ## How it was made
@@ -38,7 +38,7 @@ the same machine with the same number of threads; another processor rounds diffe
 
 ## Use
 
-`AutoModelForImageClassification.from_pretrained(directory, num_labels=10)`; the head is zero, tune it.
+{register}`AutoModelForImageClassification.from_pretrained(directory, num_labels=10)`; the head is zero, tune it.
 Grey images go in as three equal channels. It is meant for demonstrations and tests of fine-tuning on small drawings,
 not for photographs.
 """
@@ -52,7 +52,8 @@ def write_card(directory: Path) -> None:
     num_classes = sum(source["num_classes"] for source in images["sources"])
     text = CARD.format(
         name=provenance["name"],
-        model_type=recipe["network"]["model_type"],
+        kind=recipe["network"]["model_type"].removeprefix("fedelta_"),
+        register="" if recipe["network"]["model_type"] == "vit" else "After `fedelta.register_networks()`:\n",
         num_parameters=provenance["num_parameters"],
         side=images["side"],
         command=provenance["command"],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Generator, Tensor
@@ -137,6 +138,7 @@ def tiny_engine(
     client: ClientSettings | None = None,
     rule: LocalRule | None = None,
     cache_bytes: int = 0,
+    compute_dtype: Literal["float32", "bfloat16"] = "float32",
     **sizes: object,
 ) -> tuple[LaneEngine, Backbone]:
     """An engine on a fresh tiny model, and that model; equal arguments give equal tensors."""
@@ -145,7 +147,8 @@ def tiny_engine(
     spec = method.apply(backbone, shared, stream(0, "tuning"))
     client = client or ClientSettings(batch_size=4, lr=0.05, optimizer=Sgd())
     engine = LaneEngine(
-        backbone, spec, shared, data, client=client, rule=rule or Plain(), cache_bytes=cache_bytes
+        backbone, spec, shared, data, client=client, rule=rule or Plain(), cache_bytes=cache_bytes,
+        compute_dtype=compute_dtype,
     )  # fmt: skip
     return engine, backbone
 

@@ -121,6 +121,8 @@ def inspect(
     table.add_section()
     table.add_row("tuned", f"{found.tuned_parameters:,} of {found.total_parameters:,} "
                            f"({found.tuned_parameters / found.total_parameters:.2%})")  # fmt: skip
+    if found.running_statistics:
+        table.add_row("running statistics", f"{found.running_statistics:,}")
     table.add_row("per client and direction", f"{found.payload_bytes / MIB:.3f} MiB")
     table.add_row("full model in float32", f"{found.full_model_bytes / MIB:.3f} MiB")
     out_console.print(table)

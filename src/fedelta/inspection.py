@@ -28,6 +28,7 @@ class Inspection:
     Args:
         tuned_parameters: number of scalars that are trained and sent.
         total_parameters: number of scalars of the model.
+        running_statistics: number of scalars of batch norms that travel and are not trained.
         groups: group to its tuned scalars.
         payload_bytes: length of one payload with all tensors, header included: one client, one direction.
         tensor_bytes: the tensors' part of it.
@@ -36,6 +37,7 @@ class Inspection:
 
     tuned_parameters: int
     total_parameters: int
+    running_statistics: int
     groups: dict[str, int]
     payload_bytes: int
     tensor_bytes: int
@@ -47,7 +49,7 @@ class Inspection:
 
 
 def inspect(config: Config) -> Inspection:
-    """Builds the model without memory, applies the tuning method, and encodes zeros of the tuned shapes.
+    """Builds the model without memory, applies the tuning method, and encodes zeros of the shapes that travel.
 
     Reads the data only when `model.num_classes` is not given.
 
@@ -63,12 +65,17 @@ def inspect(config: Config) -> Inspection:
     if config.model.adapter is not None:
         config = adopt_tuning(config, read_adapter(config.model.adapter, backbone.anatomy), backbone)
     spec = config.tuning.apply(backbone, Lanes(1), stream(config.seed, "tuning"))
-    zeros = {name: torch.zeros(tensor.shape) for name, tensor in spec.tensors.items()}
+    shared = {name: spec.tensors[name] for name in spec.shared}
+    zeros = {name: torch.zeros(tensor.shape) for name, tensor in shared.items()}
     payload, tensor_bytes = encode(zeros, spec, config.codec)
     return Inspection(
         tuned_parameters=spec.num_parameters,
         total_parameters=total_parameters,
-        groups={group: sum(spec.tensors[n].numel for n in names) for group, names in spec.groups.items()},
+        running_statistics=sum(tensor.numel for tensor in shared.values() if not tensor.trained),
+        groups={
+            group: sum(spec.tensors[name].numel for name in names if spec.tensors[name].trained)
+            for group, names in spec.groups.items()
+        },
         payload_bytes=len(payload),
         tensor_bytes=sum(tensor_bytes.values()),
         full_model_bytes=BYTES_PER_FLOAT32 * total_parameters,

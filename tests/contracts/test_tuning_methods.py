@@ -178,6 +178,21 @@ def test_lanes_give_what_a_plain_loop_gives_client_after_client(method: TuningMe
 
 
 @everywhere
+def test_in_half_precision_a_step_goes_nearly_the_same_way(method: TuningMethod, family: str):
+    # One step of one client: its delta, seen as one vector, points where that in float32 points.
+    deltas = []
+    for dtype in ("float32", "bfloat16"):
+        client = ClientSettings(local_steps=1, batch_size=9, optimizer=Sgd(momentum=0.0))
+        engine, _ = tiny_engine(
+            method, tiny_data(family), family=family, lanes=2, client=client, compute_dtype=dtype
+        )  # fmt: skip
+        found = deltas_of(engine, jobs_for((9, 7), start_of(engine)))
+        deltas.append(torch.cat([tensor.flatten() for tensor in found[0].values()]))
+        assert engine.evaluate(start_of(engine), tiny_data(family)).loss > 0
+    assert torch.nn.functional.cosine_similarity(*deltas, dim=0) > 0.98
+
+
+@everywhere
 def test_the_order_of_the_clients_does_not_matter(method: TuningMethod, family: str):
     data, forward = tiny_data(family), trained(method, family)
     engine, _ = tiny_engine(method, data, family=family, lanes=3, client=CLIENT)

@@ -12,6 +12,7 @@ from torch import Tensor
 from fedelta.inference.adapter import Adapter, write_adapter
 from fedelta.inference.predict import install
 from fedelta.models.hub import Backbone, build
+from fedelta.models.native import is_native
 from fedelta.models.source import ModelSource
 from fedelta.seeds import stream
 from fedelta.tuning import AnyTuning
@@ -43,6 +44,7 @@ def adapter_of(tuning: AnyTuning, base: Path, class_names: tuple[str, ...] = CLA
     spec = tuning.apply(backbone_of(base, class_names), Lanes(1), stream(0))
     generator = torch.Generator().manual_seed(3)
     params = {name: 0.5 * torch.randn(each.shape, generator=generator) for name, each in spec.tensors.items()}
+    params |= {name: tensor.abs() + 0.5 for name, tensor in params.items() if name.endswith("running_var")}
     return Adapter(tuning, params, str(base), class_names)
 
 
@@ -56,8 +58,10 @@ def write(
 ) -> Adapter:
     """Writes `adapter_of` to `directory` and returns it."""
     adapter = replace(adapter_of(tuning, base, names), **recorded)
-    card = {"rounds": 3, "modality": "image" if family in IMAGE_FAMILIES else "text"}
-    write_adapter(directory, adapter, backbone_of(base, names).anatomy, card)
+    backbone = backbone_of(base, names)
+    modality = "image" if family in IMAGE_FAMILIES else "text"
+    card = {"rounds": 3, "modality": modality, "is_native": is_native(backbone.module)}
+    write_adapter(directory, adapter, backbone.anatomy, card)
     return adapter
 
 

@@ -30,11 +30,15 @@ from fedelta.models.source import ModelSource
 from fedelta.params import ParamSpec
 from fedelta.settings import Settings
 from fedelta.tuning import TUNING_METHODS
+from fedelta.tuning.adapter import Adapter as Bottleneck
 from fedelta.tuning.bias import Bias
+from fedelta.tuning.combined import Combined
 from fedelta.tuning.full import Full
 from fedelta.tuning.head import Head
 from fedelta.tuning.lanes import Lanes
 from fedelta.tuning.lora import Lora
+from fedelta.tuning.parallel import Parallel
+from fedelta.tuning.prompt import Prompt
 from fedelta.tuning.table import SINGLE
 
 VIT = ANATOMIES["vit"]
@@ -43,6 +47,16 @@ TUNINGS = [
     Head(),
     Bias(),
     Lora(r=3, rank_pattern={"v_proj": 2}, alpha_pattern={"layers.1.attention.q_proj": 1.5}, use_rslora=True),
+    Bottleneck(shared=False, reduction_factor=4, non_linearity="relu"),
+    Prompt(num_virtual_tokens=3, depth="shallow", dropout=0.5),
+    Combined(methods=(Lora(r=2, target_modules=("fc1",)), Bias(), Prompt(num_virtual_tokens=2))),
+]
+CONVOLUTIONAL = [
+    Full(),
+    Bias(),
+    Parallel(),
+    Lora(r=2, target_modules="all-conv"),
+    Combined(methods=(Parallel(), Lora(r=2, target_modules="all-conv"))),
 ]
 
 
@@ -71,6 +85,26 @@ def test_an_adapter_comes_back_bit_for_bit(tuning, family, checkpoint, tmp_path)
     assert (found.tuning.name, found.base, found.class_names) == (tuning.name, str(base), CLASS_NAMES)
     inputs = inputs_of(family)
     assert torch.equal(our_logits(found, backbone_of(base), inputs), our_logits(written, backbone_of(base), inputs))
+
+
+@pytest.mark.parametrize("family", ["resnet", "fedelta_resnet"])
+@pytest.mark.parametrize("tuning", CONVOLUTIONAL, ids=lambda tuning: tuning.name)
+def test_an_adapter_of_a_convolutional_network_comes_back_bit_for_bit(tuning, family, checkpoint, tmp_path):
+    base = checkpoint(family)
+    written = write(tmp_path / "adapter", family, tuning, base)
+    found = read_adapter(tmp_path / "adapter", backbone_of(base).anatomy)
+    assert sorted(found.params) == sorted(written.params)
+    assert all(torch.equal(found.params[name], tensor) for name, tensor in written.params.items())
+    inputs = inputs_of(family)
+    assert torch.equal(our_logits(found, backbone_of(base), inputs), our_logits(written, backbone_of(base), inputs))
+
+
+@pytest.mark.parametrize("tuning", [Parallel(), Lora(r=2, target_modules="all-conv")], ids=lambda tuning: tuning.name)
+def test_an_adapter_for_another_network_is_refused(tuning, checkpoint):
+    adapter = adapter_of(tuning, checkpoint("fedelta_resnet"))
+    for family in ("resnet", "vit"):
+        with pytest.raises(AdapterError, match=r"was made for .*fedelta_resnet' and does not fit this"):
+            check_fits(adapter, backbone_of(checkpoint(family)))
 
 
 def test_settings_of_lora_that_was_read_name_each_layer(checkpoint, tmp_path):

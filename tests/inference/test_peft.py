@@ -31,11 +31,14 @@ from fedelta.inference.predict import install
 from fedelta.models.hub import build
 from fedelta.models.source import ModelSource
 from fedelta.seeds import stream
+from fedelta.tuning.adapter import Adapter as Bottleneck
 from fedelta.tuning.bias import Bias
+from fedelta.tuning.combined import Combined
 from fedelta.tuning.full import Full
 from fedelta.tuning.head import Head
 from fedelta.tuning.lanes import Lanes
 from fedelta.tuning.lora import Lora
+from fedelta.tuning.prompt import Prompt
 
 TOLERANCE = {"rtol": 0, "atol": 1e-5}
 # Logits of the small convolutional networks reach 100,000.
@@ -129,7 +132,7 @@ def test_stock_peft_computes_our_logits_at_another_image_size(checkpoint, tmp_pa
     assert "`model(pixel_values, interpolate_pos_encoding=True)`" in (tmp_path / "adapter/README.md").read_text()
 
 
-@pytest.mark.parametrize("family", ["vit", "bert"])
+@pytest.mark.parametrize("family", ["vit", "bert", "fedelta_resnet"])
 def test_the_code_in_the_card_gives_the_logits_of_our_adapter(family, checkpoint, tmp_path):
     # In half precision, as most checkpoints are stored: loaded as it is, the logits would be others.
     base, inputs = tmp_path / family, inputs_of(family)
@@ -137,14 +140,16 @@ def test_the_code_in_the_card_gives_the_logits_of_our_adapter(family, checkpoint
     if family == "bert":
         write_tokenizer(base)
     names = ("one", "two", "three", "four")
-    adapter = write(tmp_path / "adapter", family, Lora(r=2), base, names)
+    tuning = Lora(r=2, target_modules="all-conv") if family == "fedelta_resnet" else Lora(r=2)
+    adapter = write(tmp_path / "adapter", family, tuning, base, names)
     _, stock, _, ours, _ = re.split("```(?:python)?\n", (tmp_path / "adapter/README.md").read_text())
     scope: dict[str, Any] = {}
     exec(stock.replace("path/of/this/directory", str(tmp_path / "adapter")), scope)
     exec(ours.replace("path/of/this/directory", str(tmp_path / "adapter")).replace(".predict([...])", ""), scope)
     with torch.no_grad():
         found = scope["model"](**inputs).logits
-    torch.testing.assert_close(found, our_logits(adapter, backbone_of(base, names), inputs), **TOLERANCE)
+    tolerance = RELATIVE if family == "fedelta_resnet" else TOLERANCE
+    torch.testing.assert_close(found, our_logits(adapter, backbone_of(base, names), inputs), **tolerance)
 
 
 @pytest.mark.parametrize("family", ["vit", "roberta", "distilbert"])
@@ -159,7 +164,11 @@ def test_our_keys_are_those_that_stock_peft_writes(family, checkpoint, tmp_path)
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
-@pytest.mark.parametrize("tuning", [Full(), Head(), Bias()], ids=lambda tuning: tuning.name)
+@pytest.mark.parametrize(
+    "tuning",
+    [Full(), Head(), Bias(), Bottleneck(), Prompt(), Combined(methods=(Lora(r=2), Bias()))],
+    ids=lambda tuning: tuning.name,
+)
 def test_stock_peft_refuses_what_it_does_not_know(tuning, checkpoint, tmp_path):
     write(tmp_path / "adapter", "vit", tuning, checkpoint("vit"))
     with pytest.raises(KeyError, match=f"FEDELTA_{tuning.name.upper()}"):

@@ -21,10 +21,13 @@ from fedelta.models.anatomy import ANATOMIES
 from fedelta.models.hub import Backbone, build
 from fedelta.models.source import ModelSource
 from fedelta.tuning import AnyTuning
+from fedelta.tuning.adapter import Adapter as Bottleneck
 from fedelta.tuning.bias import Bias
+from fedelta.tuning.combined import Combined
 from fedelta.tuning.full import Full
 from fedelta.tuning.head import Head
 from fedelta.tuning.lora import Lora
+from fedelta.tuning.prompt import Prompt
 
 
 def make_run(directory: Path, base: Path, tuning: AnyTuning, **model: Any) -> Path:
@@ -49,7 +52,11 @@ def predictor(checkpoint, tmp_path) -> Predictor:
     return Predictor.open(make_run(tmp_path / "run", checkpoint("vit"), Lora(r=2)))
 
 
-@pytest.mark.parametrize("tuning", [Full(), Head(), Bias(), Lora(r=2)], ids=lambda tuning: tuning.name)
+@pytest.mark.parametrize(
+    "tuning",
+    [Full(), Head(), Bias(), Lora(r=2), Bottleneck(), Prompt(), Combined(methods=(Lora(r=2), Bottleneck()))],
+    ids=lambda tuning: tuning.name,
+)
 def test_a_run_answers_with_the_probabilities_of_its_model(tuning, checkpoint, tmp_path):
     base = checkpoint("vit")
     predictor = Predictor.open(str(make_run(tmp_path / "run", base, tuning)))

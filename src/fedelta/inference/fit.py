@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from fedelta.errors import ModelError
 from fedelta.inference.layout import is_pair
 from fedelta.models.hub import Backbone
 from fedelta.params import ParamSpec
@@ -31,7 +32,10 @@ def misfits(tuning: AnyTuning, params: Mapping[str, Tensor], backbone: Backbone)
         if problems:
             # The method's own errors would speak of `[tuning]`, which the user never wrote.
             return problems
-    spec = _specification(tuning, backbone)
+    try:
+        spec = _specification(tuning, backbone)
+    except ModelError as error:
+        return [error.message]
     problems = []
     for name, tensor in params.items():
         if name not in spec.tensors:

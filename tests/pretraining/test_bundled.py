@@ -1,4 +1,4 @@
-"""The bundled backbone itself: small, loadable, made by the recipe of this repository, and worth having."""
+"""The bundled backbones themselves: small, loadable, made by recipes of this repository, and worth having."""
 
 import json
 import logging
@@ -7,28 +7,39 @@ from pathlib import Path
 import pytest
 import torch
 from pretraining.directory import sha256_of
+from pretraining.networks import head_name
 from pretraining.probes import digits, features_of, few_shot_accuracy
 from pretraining.recipe import read_recipe
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
+from fedelta.models.native import register_networks
+
 ROOT = Path(__file__).parents[2]
-DIRECTORY = ROOT / "src" / "fedelta" / "models" / "bundled" / "vit-micro"
+BUNDLED = ROOT / "src" / "fedelta" / "models" / "bundled"
+LARGEST = {"vit-micro": 4_000_000, "resnet-micro": 3_000_000}  # bytes of a directory
+
+register_networks()
+
+
+@pytest.fixture(scope="module", params=LARGEST)
+def directory(request):
+    return BUNDLED / request.param
 
 
 @pytest.fixture(scope="module")
-def provenance():
-    return json.loads((DIRECTORY / "provenance.json").read_text())
+def provenance(directory):
+    return json.loads((directory / "provenance.json").read_text())
 
 
-def test_the_directory_takes_at_most_four_megabytes():
-    assert sum(file.stat().st_size for file in DIRECTORY.iterdir()) <= 4_000_000
+def test_the_directory_takes_at_most_so_many_bytes(directory):
+    assert sum(file.stat().st_size for file in directory.iterdir()) <= LARGEST[directory.name]
 
 
-def test_it_loads_without_a_warning(caplog):
+def test_it_loads_without_a_warning(directory, caplog):
     logger = logging.getLogger("transformers")
     logger.addHandler(caplog.handler)
     try:
-        model, info = AutoModelForImageClassification.from_pretrained(DIRECTORY, output_loading_info=True)
+        model, info = AutoModelForImageClassification.from_pretrained(directory, output_loading_info=True)
     finally:
         logger.removeHandler(caplog.handler)
     assert not any(info.values())
@@ -36,27 +47,27 @@ def test_it_loads_without_a_warning(caplog):
     assert model.dtype == torch.float16
 
 
-def test_it_takes_another_number_of_labels():
-    model = AutoModelForImageClassification.from_pretrained(DIRECTORY, num_labels=7, ignore_mismatched_sizes=True)
-    assert model.classifier.out_features == 7
+def test_it_takes_another_number_of_labels(directory):
+    model = AutoModelForImageClassification.from_pretrained(directory, num_labels=7, ignore_mismatched_sizes=True)
+    assert model.get_submodule(head_name(model)).out_features == 7
 
 
-def test_a_random_network_of_its_configuration_is_float32():
-    config = AutoConfig.from_pretrained(DIRECTORY)
+def test_a_random_network_of_its_configuration_is_float32(directory):
+    config = AutoConfig.from_pretrained(directory)
     model = AutoModelForImageClassification.from_config(config)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
-def test_the_image_processor_gives_the_size_of_the_network():
-    processor = AutoImageProcessor.from_pretrained(DIRECTORY)
+def test_the_image_processor_gives_the_size_of_the_network(directory):
+    processor = AutoImageProcessor.from_pretrained(directory)
     pixels = processor(torch.zeros(3, 8, 8, dtype=torch.uint8), return_tensors="pt")["pixel_values"]
     assert pixels.shape == (1, 3, 32, 32)
     # (0 / 255 - 0.5) / 0.5 = -1
     assert torch.equal(pixels, torch.full_like(pixels, -1.0))
 
 
-def test_the_checksum_is_that_of_the_weights(provenance):
-    assert provenance["sha256"] == sha256_of(DIRECTORY / "model.safetensors")
+def test_the_checksum_is_that_of_the_weights(directory, provenance):
+    assert provenance["sha256"] == sha256_of(directory / "model.safetensors")
 
 
 def test_the_provenance_is_complete_and_names_the_recipe_as_it_is(provenance):
@@ -86,8 +97,8 @@ def test_every_figure_stands_with_its_command(provenance):
         assert measure["command"].startswith("python -m pretraining.measure ")
 
 
-def test_the_weights_are_the_ones_that_were_measured(provenance):
-    model = AutoModelForImageClassification.from_pretrained(DIRECTORY, dtype=torch.float32)
+def test_the_weights_are_the_ones_that_were_measured(directory, provenance):
+    model = AutoModelForImageClassification.from_pretrained(directory, dtype=torch.float32)
     images, labels = digits()
     # Four draws instead of twenty, for the time; the mean of a draw varies by about two points.
     found = few_shot_accuracy(features_of(model.base_model, images, 32), labels, shots=5, draws=4)
