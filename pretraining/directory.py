@@ -90,8 +90,10 @@ def _classifier(backbone: PreTrainedModel) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         classifier: PreTrainedModel = AutoModelForImageClassification.from_config(config)
     head = head_name(classifier)
-    own = {name: value for name, value in backbone.state_dict().items() if not name.startswith(f"{head}.")}
-    classifier.base_model.load_state_dict(own, strict=False)
+    base = classifier.base_model
+    # A network that is its own base model has a head, whose classes mean nothing; its place is zeroed below.
+    heads = {name: value for name, value in base.state_dict().items() if name.startswith(f"{head}.")}
+    base.load_state_dict(backbone.state_dict() | heads)
     for parameter in classifier.get_submodule(head).parameters():
         torch.nn.init.zeros_(parameter)
     return classifier

@@ -9,9 +9,11 @@ import pytest
 import torch
 from tests.builders import assert_same_bits
 
-from fedelta.errors import AdapterError, ConfigError, ModelError
+from fedelta.errors import AdapterError, ConfigError, InputError, ModelError, RoundError, RunError
 from fedelta.experiment import Experiment, Result, evaluate_adapter
 from fedelta.inference.predict import Predictor
+from fedelta.inspection import inspect
+from fedelta.models.hub import build
 from fedelta.results.checkpoint import load
 from fedelta.results.rundir import RunDirectory
 
@@ -109,13 +111,65 @@ def test_the_accuracy_under_local_norms_is_the_mean_over_the_clients(tmp_path):
     assert len(set(each)) > 1
 
 
+def answers(predictor: Predictor) -> list[float]:
+    images = list(torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)))
+    return [prediction.probability for prediction in predictor.predict(images)]
+
+
 def test_a_client_predicts_with_its_own_norms(tmp_path):
     result = run(tmp_path, "model.batch_norm=local")
-    images = list(torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)))
-    clients = sorted(result.assembly.site.kept)[:2]
-    answers = [[p.probability for p in result.predictor(client).predict(images)] for client in clients]
-    assert answers[0] != answers[1]
-    assert [p.probability for p in result.predictor().predict(images)] not in answers
+    first, second, *_ = sorted(result.assembly.site.kept)
+    assert answers(result.predictor(first)) != answers(result.predictor(second))
+    assert answers(Predictor.open(result.path, first)) == pytest.approx(answers(result.predictor(first)), abs=1e-5)
+    with pytest.raises(InputError, match="there is no client 99; expected 0 to 5"):
+        result.predictor(99)
+
+
+def test_a_run_with_a_model_for_each_client_asks_whose(tmp_path):
+    path = run(tmp_path, "model.batch_norm=local").path
+    with pytest.raises(RunError, match="has no one model: its clients keep their own norms") as caught:
+        Predictor.open(path)
+    assert caught.value.hint.startswith("clients with a model of their own: ")
+    with pytest.raises(RunError, match="client 77 keeps no tensors of its own"):
+        Predictor.open(path, 77)
+    assert "Every client keeps norms of its own" in (path / "adapter/README.md").read_text()
+
+
+def test_a_client_of_a_run_with_one_model_has_none_of_its_own(tmp_path):
+    with pytest.raises(RunError, match="client 0 keeps no tensors of its own"):
+        Predictor.open(run(tmp_path, "strategy.num_rounds=1").path, 0)
+
+
+@pytest.mark.parametrize("policy", ["average", "local", "group"])
+def test_a_run_that_is_evaluated_again_has_its_accuracy(policy: str, tmp_path):
+    result = run(tmp_path, f"model.batch_norm={policy}", "tuning.name=full")
+    assert evaluate_adapter(result.path).accuracy == result.accuracy
+
+
+def test_a_server_step_beyond_the_mean_leaves_statistics_at_the_mean(tmp_path):
+    # One round from the same start: trained tensors go twice as far, statistics to the mean of the clients.
+    plain = experiment(tmp_path, "strategy.num_rounds=1").run(tmp_path / "plain")
+    twice = experiment(tmp_path, "strategy.num_rounds=1", "strategy.server_lr=2.0").run(tmp_path / "twice")
+    start = plain.assembly.params
+    for name, tensor in plain.assembly.spec.tensors.items():
+        factor = 2.0 if tensor.trained else 1.0
+        expected = start[name] + factor * (plain.params[name] - start[name])
+        torch.testing.assert_close(twice.params[name], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_client_that_diverges_keeps_the_norms_it_had(tmp_path):
+    # The codec cannot hold what a learning rate of 1e30 makes, so every reply is refused and nobody keeps anything.
+    broken = experiment(tmp_path, "model.batch_norm=local", "client.lr=1e30", "codec.name=float16")
+    with pytest.raises(RoundError, match="0 of 3 replies are usable"):
+        broken.run(tmp_path / "run")
+    assert broken.assembly.site.kept == {}
+
+
+def test_what_a_client_keeps_holds_no_other_memory(tmp_path):
+    result = run(tmp_path, "model.batch_norm=local", "strategy.num_rounds=1")
+    for own in result.assembly.site.kept.values():
+        for tensor in own.values():
+            assert tensor.untyped_storage().nbytes() == tensor.numel() * 4
 
 
 @pytest.mark.parametrize("policy", ["average", "local", "group"])
@@ -150,16 +204,26 @@ def test_the_number_of_lanes_changes_nothing_beyond_rounding(lanes: int, tmp_pat
         torch.testing.assert_close(one.params[name], other.params[name], rtol=1e-3, atol=1e-4)
 
 
-def test_an_adapter_of_each_policy_can_be_loaded(tmp_path):
-    for policy in ("average", "local", "group"):
-        result = experiment(tmp_path, f"model.batch_norm={policy}").run(tmp_path / policy)
-        assert Predictor.open(result.path).backbone.batch_norm == policy
+@pytest.mark.parametrize("policy", ["average", "group"])
+def test_an_adapter_of_each_policy_gives_the_model_of_the_run(policy: str, tmp_path):
+    result = run(tmp_path, f"model.batch_norm={policy}")
+    assert answers(Predictor.open(result.path)) == pytest.approx(answers(result.predictor()), abs=1e-5)
 
 
-def test_local_norms_with_a_method_that_trains_no_norm_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="is 'local', but tuning method 'head' trains no batch norm"):
-        run(tmp_path, "model.batch_norm=local", "tuning.name=head")
+@pytest.mark.parametrize("policy", ["local", "group"])
+def test_a_policy_with_a_method_that_trains_no_norm_is_refused(policy: str, tmp_path):
+    overrides = (f"model.batch_norm={policy}", "tuning.name=head")
+    for act in (lambda: run(tmp_path, *overrides), lambda: inspect(experiment(tmp_path, *overrides).config)):
+        with pytest.raises(ConfigError, match=f"is '{policy}', but tuning method 'head' trains no norm"):
+            act()
     assert not (tmp_path / "run").exists()
+
+
+def test_a_backbone_of_ones_own_says_its_policy_itself(tmp_path):
+    config = experiment(tmp_path, "model.batch_norm=local").config
+    backbone = build(config.model.model_copy(update={"batch_norm": "average"}), tuple("0123456789"), seed=0)
+    with pytest.raises(ConfigError, match="is 'local', but the backbone that was given has 'average'"):
+        Experiment(config, backbone=backbone).run(tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -188,7 +252,15 @@ def test_an_adapter_for_another_network_is_refused_before_any_training(tmp_path)
     assert not (tmp_path / "other").exists()
 
 
-def test_a_run_can_start_from_the_adapter_of_another(tmp_path):
-    result = run(tmp_path, "strategy.num_rounds=1")
-    more = experiment(tmp_path, f"model.adapter={result.path / 'adapter'}")
+@pytest.mark.parametrize("name", ["parallel", "lora+bias"])
+def test_a_run_can_start_from_the_adapter_of_another_by_the_name_of_its_method(name: str, tmp_path):
+    lora = ['tuning.target_modules="all-conv"', "tuning.r=2"] if "lora" in name else []
+    result = run(tmp_path, "strategy.num_rounds=1", f"tuning.name={name}", *lora)
+    start = f"model.adapter={result.path / 'adapter'}"
+    more = experiment(tmp_path, start, f"tuning.name={name}")
     assert_same_bits(more.assembly.params, result.params)
+    if lora:
+        with pytest.raises(ConfigError, match=r"`tuning.r` is 3, but 2, in the adapter"):
+            experiment(tmp_path, start, f"tuning.name={name}", "tuning.r=3").assembly  # noqa: B018
+        with pytest.raises(ConfigError, match=r"`tuning.name` is 'adapter\+bias', but 'lora\+bias'"):
+            experiment(tmp_path, start, "tuning.name=bias+adapter").assembly  # noqa: B018

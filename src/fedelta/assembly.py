@@ -22,8 +22,11 @@ from fedelta.models.transforms import TextTransform
 from fedelta.params import Params, ParamSpec, select
 from fedelta.runtimes.simulation import Simulation
 from fedelta.seeds import stream
+from fedelta.tuning import AnyTuning
+from fedelta.tuning.combined import Combined
 from fedelta.tuning.lanes import Lanes
 from fedelta.tuning.lora import Lora
+from fedelta.tuning.norms import LaneBatchNorm, LaneGroupNorm
 
 logger = logging.getLogger("fedelta")
 
@@ -119,11 +122,7 @@ def _engine(config: Config, backbone: Backbone, data: FederatedData) -> LaneEngi
         cache_bytes=config.runtime.cache_mib * 2**20,
         compute_dtype=config.runtime.compute_dtype,
     )
-    if backbone.batch_norm == "local" and not spec.kept:
-        raise ConfigError(
-            [f"`model.batch_norm` is 'local', but tuning method {config.tuning.name!r} trains no batch norm"],
-            hint="'full' and 'parallel' do; leave it out for the others.",
-        )
+    check_norms(config, backbone)
     for note in engine.notes:
         logger.warning(note)
     return engine
@@ -163,25 +162,51 @@ def adopt_tuning(config: Config, adapter: Adapter, backbone: Backbone) -> Config
         ConfigError: section `[tuning]` says something else.
     """
     check_fits(adapter, backbone)
-    chosen, found = config.tuning, adapter.tuning
+    found, problems = _reconcile(config.tuning, adapter.tuning, backbone)
+    if problems:
+        raise ConfigError(
+            [f"{problem}, in the adapter {config.model.adapter!r}" for problem in problems],
+            hint="leave `[tuning]` to the adapter: keep only its `name`; `--set tuning.r=` drops a key.",
+        )
+    return config.model_copy(update={"tuning": found})
+
+
+def _reconcile(chosen: AnyTuning, found: AnyTuning, backbone: Backbone) -> tuple[AnyTuning, list[str]]:
+    """The adapter's method, as far as the configuration leaves it a choice, and what the two disagree on."""
+    if isinstance(chosen, Combined) and isinstance(found, Combined):
+        if chosen.names == found.names:
+            parts = [_reconcile(*pair, backbone) for pair in zip(chosen.methods, found.methods, strict=True)]
+            methods = tuple(method for method, _ in parts)
+            return found.model_copy(update={"methods": methods}), [each for _, own in parts for each in own]
+        return found, [f"`tuning.name` is {chosen.names!r}, but {found.names!r}"]
     if isinstance(chosen, Lora) and isinstance(found, Lora):
         # An adapter from elsewhere may come without a head; whether ours is trained is the configuration's choice.
         found = found.model_copy(update={"train_head": found.train_head or chosen.train_head})
         if "target_modules" in chosen.model_fields_set and chosen.targets(backbone) == found.targets(backbone):
             chosen = chosen.model_copy(update={"target_modules": found.target_modules})
-    differing = [
-        name for name in sorted(chosen.model_fields_set) if getattr(chosen, name) != getattr(found, name, None)
-    ]
-    if differing:
+    values = ((name, getattr(chosen, name), getattr(found, name, None)) for name in sorted(chosen.model_fields_set))
+    return found, [f"`tuning.{name}` is {ours!r}, but {theirs!r}" for name, ours, theirs in values if ours != theirs]
+
+
+def check_norms(config: Config, backbone: Backbone) -> None:
+    """Refuses a policy for batch norms that has no effect, or one that the caller's own model does not have.
+
+    Args:
+        config: of the run.
+        backbone: with the tuning method applied.
+    """
+    policy = config.model.batch_norm
+    if policy != backbone.batch_norm:
         raise ConfigError(
-            [
-                f"`tuning.{name}` is {getattr(chosen, name)!r}, but the adapter {config.model.adapter!r} "
-                f"has {getattr(found, name, None)!r}"
-                for name in differing
-            ],
-            hint="leave `[tuning]` to the adapter: keep only its `name`; `--set tuning.r=` drops a key.",
+            [f"`model.batch_norm` is {policy!r}, but the backbone that was given has {backbone.batch_norm!r}"],
+            hint="a backbone of your own says it itself: `Backbone(..., batch_norm=...)`.",
         )
-    return config.model_copy(update={"tuning": found})
+    trains_norms = any(isinstance(layer, LaneBatchNorm | LaneGroupNorm) for layer in backbone.module.modules())
+    if policy != "average" and not trains_norms:
+        raise ConfigError(
+            [f"`model.batch_norm` is {policy!r}, but tuning method {config.tuning.name!r} trains no norm"],
+            hint="'full' and 'parallel' do; leave it out for the others.",
+        )
 
 
 def _check_num_classes(config: Config, found: int) -> None:

@@ -145,11 +145,12 @@ def evaluate(
 def predict(
     directory: RunPath,
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="image files; texts for a text model")],
+    client: Annotated[int | None, typer.Option(help="whose model, where clients keep norms of their own")] = None,
 ) -> None:
     """Classify images or texts with the model of a run."""
     from fedelta.inference.predict import Predictor
 
-    for name, prediction in zip(inputs, Predictor.open(directory).predict(inputs), strict=True):
+    for name, prediction in zip(inputs, Predictor.open(directory, client).predict(inputs), strict=True):
         print(f"{name}\t{prediction.label}\t{prediction.probability:.4f}")
 
 

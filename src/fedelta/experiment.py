@@ -19,11 +19,12 @@ import torch
 from fedelta.assembly import Assembly, assemble
 from fedelta.config import Config, check_config, load_config, with_absolute_paths
 from fedelta.data.batches import FederatedData
+from fedelta.errors import InputError
 from fedelta.federation.records import RoundOutcome
 from fedelta.federation.rounds import federate
 from fedelta.federation.training import Evaluation
 from fedelta.inference.adapter import Adapter, read_adapter, write_adapter
-from fedelta.inference.predict import Predictor
+from fedelta.inference.predict import Predictor, fill
 from fedelta.models.hub import Backbone
 from fedelta.models.native import is_native
 from fedelta.models.source import checkpoint_bytes
@@ -74,11 +75,11 @@ class Result:
         Args:
             client_id: the model of this client, with what it keeps for itself (`model.batch_norm = "local"`).
         """
+        if client_id is not None and client_id not in self.assembly.data.partition:
+            raise InputError(f"there is no client {client_id}; expected 0 to {max(self.assembly.data.partition)}.")
         own = {} if client_id is None else self.assembly.site.own(client_id)
         backbone, lanes = copy.deepcopy((self.assembly.backbone, self.assembly.engine.lanes))
-        for name, tensor in (self.params | own).items():
-            tuned = backbone.module.get_parameter(name).data
-            (tuned if tuned.shape == tensor.shape else tuned[0]).copy_(tensor)
+        fill(backbone, self.params | own)
         lanes.active = 1
         self.assembly.config.tuning.merge(backbone)
         return Predictor(backbone, self.assembly.data.class_names)
@@ -240,9 +241,11 @@ def evaluate_adapter(
         adapter: a PEFT adapter directory; without one the model is measured as it starts.
         overrides: `section.key=value` strings.
     """
-    path = Path(config)
+    path, kept_by = Path(config), None
     if path.is_dir():
         run = RunDirectory.open(path)
+        # Another adapter than the run's own has nothing to do with what its clients keep.
+        kept_by = run if adapter is None else None
         # The adapter that the run started from may be gone; its own is all that is needed.
         path, adapter, overrides = run.config, adapter or run.adapter, ["model.adapter=", *overrides]
     loaded = load_config(path, overrides)
@@ -252,6 +255,8 @@ def evaluate_adapter(
         model = loaded.model.model_copy(update={"adapter": str(adapter)})
         loaded = loaded.model_copy(update={"model": model, "tuning": found.tuning})
     assembly = assemble(loaded)
+    if kept_by is not None:
+        assembly.site.kept.update(load(kept_by.checkpoint).kept)
     return assembly.evaluate(assembly.params)
 
 

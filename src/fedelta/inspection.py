@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from fedelta.assembly import adopt_tuning
+from fedelta.assembly import adopt_tuning, check_norms
 from fedelta.codecs.wire import encode
 from fedelta.config import Config, choices_of
 from fedelta.data.sources import read
@@ -26,13 +26,13 @@ class Inspection:
     """Sizes of what is tuned.
 
     Args:
-        tuned_parameters: number of scalars that are trained and sent.
+        tuned_parameters: number of scalars that are trained.
         total_parameters: number of scalars of the model.
         running_statistics: number of scalars of batch norms that travel and are not trained.
-        groups: group to its tuned scalars.
+        groups: group to its trained scalars that travel.
         payload_bytes: length of one payload with all tensors, header included: one client, one direction.
         tensor_bytes: the tensors' part of it.
-        full_model_bytes: one payload of the whole model in float32.
+        full_model_bytes: one payload of the whole model in float32, running statistics left out.
     """
 
     tuned_parameters: int
@@ -65,6 +65,7 @@ def inspect(config: Config) -> Inspection:
     if config.model.adapter is not None:
         config = adopt_tuning(config, read_adapter(config.model.adapter, backbone.anatomy), backbone)
     spec = config.tuning.apply(backbone, Lanes(1), stream(config.seed, "tuning"))
+    check_norms(config, backbone)
     shared = {name: spec.tensors[name] for name in spec.shared}
     zeros = {name: torch.zeros(tensor.shape) for name, tensor in shared.items()}
     payload, tensor_bytes = encode(zeros, spec, config.codec)
@@ -73,7 +74,7 @@ def inspect(config: Config) -> Inspection:
         total_parameters=total_parameters,
         running_statistics=sum(tensor.numel for tensor in shared.values() if not tensor.trained),
         groups={
-            group: sum(spec.tensors[name].numel for name in names if spec.tensors[name].trained)
+            group: sum(shared[name].numel for name in names if name in shared and shared[name].trained)
             for group, names in spec.groups.items()
         },
         payload_bytes=len(payload),

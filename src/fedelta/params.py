@@ -76,6 +76,11 @@ class ParamSpec:
         return tuple(name for name, tensor in self.tensors.items() if not tensor.shared)
 
     @cached_property
+    def statistics(self) -> tuple[str, ...]:
+        """Names of the tensors that travel and are not trained, in order."""
+        return tuple(name for name in self.shared if not self.tensors[name].trained)
+
+    @cached_property
     def groups(self) -> dict[str, tuple[str, ...]]:
         """Group to the names of its tensors, both in order."""
         groups: dict[str, list[str]] = {}

@@ -211,7 +211,7 @@ def test_a_base_without_a_name_has_none_in_any_file(adapter, tmp_path):
 def test_the_card_does_not_load_trained_weights_where_the_run_had_random_ones(adapter, tmp_path):
     write_adapter(tmp_path / "a", replace(adapter, model=MODELS["random weights"]), VIT, {})
     card = (tmp_path / "a/README.md").read_text()
-    assert "stock PEFT cannot get the same ones" in card
+    assert "stock PEFT\ncannot get the same ones" in card
     assert "from_pretrained" not in card
     assert "Predictor.from_adapter" in card
 

@@ -292,7 +292,7 @@ def test_a_family_without_a_classifier_is_refused():
 
 
 def test_an_architecture_of_no_known_family_is_refused():
-    with pytest.raises(ModelError, match=r"`model.architecture` cannot be used: Unrecognized model identifier: vitt"):
+    with pytest.raises(ModelError, match="is 'vitt', which is no family that is known; did you mean 'vit'"):
         read_config(ModelSource(architecture={"model_type": "vitt"}))
 
 

@@ -138,10 +138,32 @@ def test_an_unknown_field_and_an_unknown_shortcut_are_refused():
         built(shortcut="padd")
 
 
-def test_images_of_any_size_go_through():
-    backbone = build(ModelSource(architecture=SMALL, image_size=48), ("a", "b", "c"), seed=0)
+@pytest.mark.parametrize("network", ["resnet20", "resnet26", "femnist-cnn"])
+@pytest.mark.parametrize("size", [28, 48, 61])
+def test_images_of_any_size_go_through(network: str, size: int):
+    backbone = build(ModelSource(architecture={"model_type": network}, image_size=size), ("a", "b", "c"), seed=0)
     assert backbone.extra_inputs == {}
-    assert backbone.logits({"pixel_values": torch.zeros(1, 3, 48, 48)}).shape == (1, 3)
+    images = torch.zeros(1, backbone.module.config.num_channels, size, size)
+    assert backbone.logits({"pixel_values": images}).shape == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "message"),
+    [
+        (SMALL | {"widths": []}, "needs widths, blocks and strides of at least 1"),
+        (SMALL | {"blocks_per_stage": 0}, "needs widths, blocks and strides of at least 1"),
+        (SMALL | {"first_stride": 0}, "needs widths, blocks and strides of at least 1"),
+        (SMALL | {"blocks_per_stage": "x"}, "`model.architecture` cannot be"),
+        ({"model_type": "femnist-cnn", "channels": [8]}, "`model.architecture` cannot be built"),
+        ({"model_type": "femnist-cnn", "image_size": 3}, "`image_size` is 3, expected at least 4"),
+        ({"model_type": "resnet02"}, "`model.architecture.model_type` is 'resnet02', which is no family that is known"),
+        ({"model_type": "resnet_20"}, "did you mean 'resnet20'?"),
+    ],
+)
+def test_an_impossible_architecture_is_refused(architecture: dict[str, object], message: str):
+    with pytest.raises(ModelError) as caught:
+        build(ModelSource(architecture=architecture), ("a", "b"), seed=0)
+    assert message in caught.value.message
 
 
 def test_head_tuning_takes_the_linear_layer():

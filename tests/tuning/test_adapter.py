@@ -108,7 +108,7 @@ def test_a_convolutional_network_is_refused(family: str):
         ModelError, match=r"tuning method 'adapter' does not fit .*ResNet.*no blocks with an MLP"
     ) as caught:
         applied(Adapter(), family)
-    assert caught.value.hint == "use 'lora' or 'parallel' for this model."
+    assert caught.value.hint == "use 'parallel' or 'lora' for this model."
 
 
 @pytest.mark.parametrize("field", [{"reduction_factor": 0}, {"init": "ones"}, {"non_linearity": "tanhh"}])

@@ -101,6 +101,16 @@ def test_a_list_of_tables_is_a_combination():
     assert tuning_of([{"name": "bias"}]) == Bias()
 
 
+def test_a_list_of_names_is_a_combination_with_or_without_fields():
+    assert tuning_of({"name": ["lora", "bias"], "r": 4}) == Combined(methods=(Lora(r=4), Bias()))
+    assert tuning_of(["lora", "bias"]) == Combined(methods=(Lora(), Bias()))
+
+
+def test_a_field_goes_over_those_of_a_resolved_combination():
+    resolved = Combined(methods=(Lora(r=4), Bias())).model_dump(mode="json")
+    assert tuning_of(resolved | {"r": 2}) == Combined(methods=(Lora(r=2), Bias()))
+
+
 def test_a_resolved_combination_is_called_by_its_methods_and_read_back():
     combined = Combined(methods=(Bias(), Lora(r=4)))
     dumped = combined.model_dump(mode="json")

@@ -113,7 +113,7 @@ def test_started_at_zero_it_keeps_the_pretrained_function():
 @pytest.mark.parametrize("family", ["vit", "bert"])
 def test_a_model_without_3x3_convolutions_is_refused(family: str):
     with pytest.raises(
-        ModelError, match=r"tuning method 'parallel' does not fit .*it has no 3x3 convolution"
+        ModelError, match=r"tuning method 'parallel' does not fit .*it has no 3x3 convolution of padding 1"
     ) as caught:
         applied(Parallel(), family)
     assert caught.value.hint == "use 'adapter' or 'lora' for this model."
@@ -123,5 +123,5 @@ def test_a_model_without_3x3_convolutions_is_refused(family: str):
 def test_a_3x3_that_reads_other_pixels_is_passed_over(fields: dict[str, int]):
     module = nn.Sequential()
     module.body, module.head = nn.Conv2d(2, 2, 3, **({"padding": 1} | fields)), nn.Linear(2, 2)
-    with pytest.raises(ModelError, match="it has no 3x3 convolution"):
+    with pytest.raises(ModelError, match="it has no 3x3 convolution of padding 1"):
         Parallel().apply(Backbone(module, Anatomy(("head",))), Lanes(1), stream(0))

@@ -175,7 +175,7 @@ def test_a_family_with_relative_positions_is_refused():
     backbone = build(source, ("a", "b"), seed=0, device="meta")
     with pytest.raises(ModelError, match="its attention needs the place of every token") as caught:
         Prompt().apply(backbone, Lanes(1), stream(0))
-    assert caught.value.hint == "use 'lora' or 'adapter' for this model."
+    assert caught.value.hint == "use 'adapter' or 'lora' for this model."
 
 
 @pytest.mark.parametrize("field", [{"num_virtual_tokens": 0}, {"dropout": 1.0}, {"depth": "medium"}])

@@ -15,7 +15,7 @@ from fedelta.codecs.wire import decode, encode
 from fedelta.errors import PayloadError
 from fedelta.federation.records import Reply
 from fedelta.federation.training import Job, LaneEngine, Trained
-from fedelta.params import Params, select
+from fedelta.params import Params, is_finite, select
 from fedelta.seeds import stream
 from fedelta.strategies.base import RoundPlan
 
@@ -70,9 +70,11 @@ def serve(site: Site, plan: RoundPlan, payloads: Mapping[int, bytes]) -> Iterato
         jobs.append(Job(client_id, site.partition[client_id], anchor, order, noise))
     lr = site.engine.client.lr_in(plan.round, site.num_rounds)
     for trained in site.engine.train(jobs, lr):
-        if trained.kept:
+        reply = _reply(site, plan, trained)
+        # A client that has diverged keeps what it had before.
+        if trained.kept and reply.fault is None and all(map(is_finite, trained.kept.values())):
             site.kept[trained.client_id] = trained.kept
-        yield _reply(site, plan, trained)
+        yield reply
 
 
 def _reply(site: Site, plan: RoundPlan, trained: Trained) -> Reply:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from fedelta.codecs.base import Codec
@@ -16,7 +16,7 @@ from fedelta.codecs.wire import decode, encode
 from fedelta.errors import PayloadError, RoundError, SpecError
 from fedelta.federation.records import Rejection, Reply, RoundOutcome, Transfer
 from fedelta.federation.training import Evaluation
-from fedelta.params import Params, ParamSpec, is_finite, select
+from fedelta.params import Params, ParamSpec, add, is_finite, select, weighted_mean
 from fedelta.seeds import stream
 from fedelta.strategies.base import RoundPlan, State, Strategy, Update
 
@@ -87,7 +87,7 @@ def federate(
         updates = [update for _, update in accepted]
         transfers += uploads
         _require_enough(federation.strategy.min_replies, plan, updates, rejections)
-        params, state = federation.strategy.update(state, params, plan, updates)
+        params, state = _combine(federation, plan, updates, params, state)
         _require_finite(round, params)
         bytes_sent += sum(transfer.payload_bytes for transfer in transfers)
         last = round == num_rounds or _spent(federation, bytes_sent)
@@ -157,6 +157,25 @@ def _open(federation: Federation, plan: RoundPlan, reply: Reply) -> tuple[Update
     delta, groups = decode(reply.payload, federation.spec, federation.codec)
     federation.spec.check(delta, plan.upload[reply.client_id])
     return Update(reply.client_id, reply.num_examples, delta), groups
+
+
+def _combine(
+    federation: Federation, plan: RoundPlan, updates: Sequence[Update], params: Params, state: State
+) -> tuple[Params, State]:
+    """The strategy's update of what is trained, and the plain mean of statistics.
+
+    A server's step that goes beyond the mean, or that an optimizer scales, has no meaning for a mean and a variance: a
+    variance would even leave the positive numbers.
+    """
+    statistics = set(federation.spec.statistics)
+    if not statistics:
+        return federation.strategy.update(state, params, plan, updates)
+    trained, measured = [], []
+    for update in updates:
+        trained.append(replace(update, delta={n: t for n, t in update.delta.items() if n not in statistics}))
+        measured.append((update.num_examples, {n: t for n, t in update.delta.items() if n in statistics}))
+    params, state = federation.strategy.update(state, params, plan, trained)
+    return add(params, weighted_mean(measured)), state
 
 
 def _spent(federation: Federation, bytes_sent: int) -> bool:

@@ -22,7 +22,7 @@ from fedelta.federation.bank import LaneBank
 from fedelta.federation.optimizers import Constant, Optimizer, Schedule, Sgd
 from fedelta.federation.prefix import CachedInputs, find_prefix, only_head
 from fedelta.models.hub import Backbone
-from fedelta.params import Params, ParamSpec, select
+from fedelta.params import Params, ParamSpec
 from fedelta.settings import Settings
 from fedelta.strategies.base import LocalRule
 from fedelta.tuning.lanes import Lanes
@@ -224,7 +224,9 @@ class LaneEngine:
 
     def _result(self, lane: int, slot: _Slot) -> Trained:
         loss = float(self._losses_K[lane]) / slot.steps_done
-        kept = select(self.bank.read(lane), self.spec.kept) if self.spec.kept else {}
+        # Cloned: a view would hold the whole row of the bank's copy in memory.
+        values = self.bank.read(lane) if self.spec.kept else {}
+        kept = {name: values[name].clone() for name in self.spec.kept}
         return Trained(slot.job.client_id, self.bank.delta(lane), kept, loss)
 
     def _step(self, slots: list[_Slot], lr: float) -> None:

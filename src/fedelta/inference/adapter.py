@@ -104,7 +104,10 @@ def write_adapter(directory: Path, adapter: Adapter, anatomy: Anatomy, card: Map
         seed=adapter.seed,
         max_length=adapter.max_length,
     )
-    has_weights = bool(adapter.base) and (adapter.model is None or adapter.model.pretrained)
+    # A model whose norms were exchanged cannot be had by its name alone.
+    has_weights = bool(adapter.base) and (
+        adapter.model is None or (adapter.model.pretrained and adapter.model.batch_norm != "group")
+    )
     contents: dict[str, str | bytes] = {
         WEIGHTS: safetensors.torch.save(tensors, {"format": "pt"}),
         CONFIG: to_json(dict(sorted(config.items())), indent=2) + "\n",

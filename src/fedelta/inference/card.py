@@ -23,7 +23,7 @@ def render(
         class_names: in label order, or None.
         card: figures of the run, units in the key names (`*_bytes`, `*_seconds`); `modality`, `extra_inputs` and
             `config` as for `write_adapter`.
-        has_weights: whether the base model's weights can be had under `base`; False for random ones.
+        has_weights: whether the base model can be had under `base`; False for random weights and exchanged norms.
     """
     return "\n".join([
         *_header(tuning_name, base, card),
@@ -33,6 +33,7 @@ def render(
         *([f"{len(class_names)} classes: {_shortened(class_names)}\n"] if class_names else []),
         "## Federated training\n",
         *_figures(card),
+        *_warnings(card),
         "\n## Loading\n",
         *_loading(tuning_name, base, class_names, card, has_weights=has_weights),
         "",
@@ -98,6 +99,17 @@ def _entry(name: str, value: object) -> str:
     return f"{name} ({_text(name, value)})" if isinstance(value, Mapping) else f"{name} {_text(name, value)}"
 
 
+def _warnings(card: Mapping[str, object]) -> list[str]:
+    config = card.get("config")
+    model = config.get("model") if isinstance(config, Mapping) else None
+    if not isinstance(model, Mapping) or model.get("batch_norm") != "local":
+        return []
+    return [
+        "\nEvery client keeps norms of its own, which are not in this directory: it holds those that the run started",
+        "with. A client's model is in the run directory: `Predictor.open(RUN, client_id)`.",
+    ]
+
+
 def _loading(
     tuning_name: str, base: str, class_names: tuple[str, ...] | None, card: Mapping[str, object], *, has_weights: bool
 ) -> list[str]:
@@ -117,8 +129,8 @@ def _loading(
         ]
     if not has_weights:
         return [
-            "The weights of its base model are random, or it has no name: stock PEFT cannot get the same ones.",
-            "`fedelta.json` keeps the model and the seed, where the run knew them.\n",
+            "The weights of its base model are random, its batch norms were exchanged, or it has no name: stock PEFT",
+            "cannot get the same ones. `fedelta.json` keeps the model and the seed, where the run knew them.\n",
             *ours,
         ]
     auto = "AutoModelForSequenceClassification" if card.get("modality") == "text" else "AutoModelForImageClassification"

@@ -16,7 +16,9 @@ from fedelta.inference.examples import image_batches, text_batches
 from fedelta.models.hub import Backbone, build
 from fedelta.models.source import ModelSource, read_config
 from fedelta.models.transforms import ImageTransform, TextTransform
+from fedelta.params import Params
 from fedelta.results import rundir
+from fedelta.results.checkpoint import load
 from fedelta.seeds import stream
 from fedelta.tuning.lanes import Lanes
 
@@ -52,11 +54,16 @@ class Predictor:
     class_names: tuple[str, ...]
 
     @classmethod
-    def open(cls, run: str | Path) -> Predictor:
+    def open(cls, run: str | Path, client_id: int | None = None) -> Predictor:
         """The result of the run in the directory `run`.
 
+        Args:
+            run: a run directory.
+            client_id: whose model, where clients keep tensors of their own (`model.batch_norm = "local"`).
+
         Raises:
-            RunError: no run directory, or the run is not finished.
+            RunError: no run directory, the run is not finished, or it has another model for each client and
+                `client_id` names none of them.
             AdapterError, ModelError: the run's adapter or base model is unreadable.
         """
         path = Path(run)
@@ -70,7 +77,19 @@ class Predictor:
                 f"{str(run)!r} has no `{rundir.ADAPTER}/`: the run is not finished.",
                 hint=f"finish it with `fedelta resume {run}`.",
             )
-        return cls.from_adapter(path / rundir.ADAPTER)
+        checkpoint = path / rundir.CHECKPOINT
+        kept = load(checkpoint).kept if checkpoint.is_file() else {}
+        if (client_id is not None or kept) and client_id not in kept:
+            raise RunError(
+                f"client {client_id} keeps no tensors of its own in the run {str(run)!r}."
+                if client_id is not None
+                else f"the run {str(run)!r} has no one model: its clients keep their own norms.",
+                hint=f"clients with a model of their own: {', '.join(map(str, sorted(kept))) or 'none'}.",
+            )
+        predictor = cls.from_adapter(path / rundir.ADAPTER)
+        if client_id is not None:
+            fill(predictor.backbone, kept[client_id])
+        return predictor
 
     @classmethod
     def from_adapter(
@@ -147,10 +166,15 @@ def install(adapter: Adapter, backbone: Backbone) -> None:
     """
     check_fits(adapter, backbone)
     adapter.tuning.apply(backbone, Lanes(1), stream(0))
-    with torch.no_grad():
-        for name, tensor in adapter.params.items():
-            # Broadcasts over the lane axis, which full fine-tuning does not have.
-            backbone.module.get_parameter(name).copy_(tensor)
+    fill(backbone, adapter.params)
+
+
+@torch.no_grad()
+def fill(backbone: Backbone, params: Params) -> None:
+    """Puts `params` into the lanes of `backbone`."""
+    for name, tensor in params.items():
+        # Broadcasts over the lane axis, which full fine-tuning does not have.
+        backbone.module.get_parameter(name).copy_(tensor)
 
 
 def _base_model(adapter: Adapter) -> ModelSource | None:

@@ -18,6 +18,8 @@ from torch.nn.functional import max_pool2d
 from transformers import PretrainedConfig, PreTrainedModel, initialization
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from fedelta.errors import ModelError
+
 
 class LeafCnnConfig(PretrainedConfig):
     """Sizes of LEAF's network.
@@ -45,6 +47,8 @@ class LeafCnn(PreTrainedModel):
 
     def __init__(self, config: LeafCnnConfig) -> None:
         super().__init__(config)
+        if config.image_size < 4:
+            raise ModelError(f"`image_size` is {config.image_size}, expected at least 4: the image is halved twice.")
         first, second = config.channels
         self.conv1 = nn.Conv2d(config.num_channels, first, kernel_size=5, padding="same")
         self.conv2 = nn.Conv2d(first, second, kernel_size=5, padding="same")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fedelta.errors import ModelError
 from fedelta.models.anatomy import Anatomy, anatomy_of
+from fedelta.models.native import FAMILIES
 from fedelta.models.source import ModelSource, locate, modality_of, read_config, read_preprocessor, unreadable
 from fedelta.models.transforms import ImageTransform, TextTransform, image_transform
 from fedelta.seeds import derive
@@ -71,6 +72,10 @@ def build(source: ModelSource, class_names: tuple[str, ...], *, seed: int, devic
     config.num_labels = len(class_names)
     config.id2label = dict(enumerate(class_names))
     config.label2id = {name: index for index, name in enumerate(class_names)}
+    native = _native_size(config)
+    size = source.image_size or native or 224  # 224: what nearly every image classifier was trained at
+    if config.model_type in FAMILIES:
+        config.image_size = size
     with torch.random.fork_rng(devices=[]), _quiet():
         # transformers initialises new weights from the global generator; the fork keeps that from leaking.
         torch.manual_seed(derive(seed, "model"))  # noqa: TID251
@@ -80,10 +85,8 @@ def build(source: ModelSource, class_names: tuple[str, ...], *, seed: int, devic
     anatomy = anatomy_of(module, config.model_type)
     if modality_of(config) == "text":
         return Backbone(module, anatomy, _text_transform(source) if device != "meta" else None)
-    native = _native_size(config)
-    size = source.image_size or native or 224  # 224: what nearly every image classifier was trained at
     _check_size(size, config)
-    # A model of patches has position embeddings for its own image size; a convolutional one takes any.
+    # A model of patches has position embeddings for its own image size; a convolutional one has none.
     interpolates = native is not None and size != native and getattr(config, "patch_size", None) is not None
     transform = image_transform(read_preprocessor(source), size, getattr(config, "num_channels", 3))
     extra_inputs = {"interpolate_pos_encoding": True} if interpolates else {}
@@ -135,8 +138,11 @@ def _load(source: ModelSource, config: PretrainedConfig, device: str) -> nn.Modu
     if device == "meta" or source.source is None or not source.pretrained:
         # transformers 5.23 iterates over `architectures` and fails on the None of a fresh configuration.
         config.architectures = config.architectures or []
-        with torch.device(device):
-            module: nn.Module = auto.from_config(config).float()  # type: ignore[no-untyped-call]  # transformers
+        try:
+            with torch.device(device):
+                module: nn.Module = auto.from_config(config).float()  # type: ignore[no-untyped-call]  # transformers
+        except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+            raise ModelError(f"`model.architecture` cannot be built: {error}") from error
         return module
     try:
         module, info = auto.from_pretrained(

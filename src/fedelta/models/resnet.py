@@ -11,7 +11,8 @@
 
 He et al. 2016 (arXiv 1512.03385, section 4.2, option A) have no parameters in a shortcut: `shortcut = "pad"`.
 WRN28-10 is here as FedLAMA's code builds it, norms after convolutions; Zagoruyko and Komodakis 2016 put them before.
-Dropout is left out: models stay in evaluation mode (hub.py).
+Dropout is left out: models stay in evaluation mode (hub.py). All start He-normal with norms as the identity, where
+FedLAMA's code starts Glorot-uniform with the last norm of a block at zero.
 
 Source: He et al. 2016; Zagoruyko and Komodakis 2016 (arXiv 1605.07146); Rebuffi et al. 2018 (arXiv 1803.10082)
 for `resnet26`: first block of every stage at stride 2, no ReLU behind the stem, a last norm before the mean.
@@ -37,6 +38,7 @@ class SmallResNetConfig(PretrainedConfig):
     Args:
         num_channels: of the images.
         stem_width: output channels of the first convolution.
+        image_size: side of the images in pixels that it is meant for; any other goes through, too.
         widths: channels of the stages.
         blocks_per_stage: basic blocks of two convolutions.
         first_stride: stride of the first stage; every later stage has stride 2.
@@ -45,7 +47,6 @@ class SmallResNetConfig(PretrainedConfig):
             `mean` takes the mean of 2x2 pixels and appends zero channels. The last two have no parameters.
         stem_relu: ReLU behind the stem.
         last_norm: norm and ReLU behind the last stage.
-        norm: `batch`, or `group` for group norm.
     """
 
     model_type = "fedelta_resnet"
@@ -73,6 +74,9 @@ class SmallResNet(PreTrainedModel):
         super().__init__(config)
         if config.shortcut not in _SHORTCUTS:
             raise ModelError(f"`shortcut` is {config.shortcut!r}, expected one of {', '.join(_SHORTCUTS)}.")
+        sizes = (config.stem_width, *config.widths, config.blocks_per_stage, config.first_stride)
+        if not config.widths or min(sizes) < 1:
+            raise ModelError(f"a residual network needs widths, blocks and strides of at least 1, found {sizes}.")
         self.conv1 = _conv3x3(config.num_channels, config.stem_width)
         self.bn1 = nn.BatchNorm2d(config.stem_width)
         channels, stride = config.stem_width, config.first_stride
@@ -155,7 +159,7 @@ class FreeShortcut(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, I, H, W] to [B, I + pad, H / stride, W / stride]."""
-        x = functional.avg_pool2d(x, self.stride) if self.takes_mean else x[:, :, :: self.stride, :: self.stride]
+        x = _mean_of(x, self.stride) if self.takes_mean else x[:, :, :: self.stride, :: self.stride]
         return functional.pad(x, (0, 0, 0, 0, *self.pad))
 
 
@@ -169,6 +173,11 @@ def _shortcut(kind: str, in_channels: int, out_channels: int, stride: int, *, is
     if kind == "mean":
         return FreeShortcut(stride, (0, missing), takes_mean=True)
     return FreeShortcut(stride, (missing // 2, missing - missing // 2), takes_mean=False)
+
+
+def _mean_of(x: Tensor, stride: int) -> Tensor:
+    """Mean of stride x stride pixels, of fewer at an edge: as many pixels as a convolution of that stride gives."""
+    return functional.avg_pool2d(x, stride, ceil_mode=True, count_include_pad=False)
 
 
 def _conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from fedelta.errors import ModelError
-from fedelta.models.native import FAMILIES, register_networks, resolve
+from fedelta.models.native import FAMILIES, PRESETS, register_networks, resolve
 from fedelta.settings import Settings
 
 if TYPE_CHECKING:
@@ -96,20 +96,37 @@ def read_config(source: ModelSource) -> PretrainedConfig:
 
     register_networks()
     if source.architecture is not None:
-        fields = dict(source.architecture)
-        family, fields = resolve(str(fields.pop("model_type", None)), fields)
-        try:
-            config: PretrainedConfig = AutoConfig.for_model(family, **fields)
-        except (ValueError, TypeError) as error:
-            raise ModelError(f"`model.architecture` cannot be used: {error}") from error
-        _check_architecture(fields, AutoConfig.for_model(family).to_dict())
-        return config
+        return _described(source.architecture)
     if source.source is None:
         raise ModelError("`model.source` is missing.", hint='for example `source = "bundled:vit-micro"`.')
     try:
-        config = AutoConfig.from_pretrained(locate(source.source))
+        config: PretrainedConfig = AutoConfig.from_pretrained(locate(source.source))
     except (OSError, ValueError) as error:
         raise unreadable(source.source, error) from error
+    return config
+
+
+def _described(architecture: Mapping[str, Any]) -> PretrainedConfig:
+    """The configuration that a table `[model.architecture]` describes."""
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+    from transformers.models.auto.auto_mappings import CONFIG_MAPPING_NAMES
+
+    fields = dict(architecture)
+    name = str(fields.pop("model_type", None))
+    family, fields = resolve(name, fields)
+    if family not in (*FAMILIES, *CONFIG_MAPPING_NAMES):
+        nearest = get_close_matches(name, [*PRESETS, *CONFIG_MAPPING_NAMES], n=1)
+        raise ModelError(
+            f"`model.architecture.model_type` is {name!r}, which is no family that is known"
+            + "".join(f"; did you mean {each!r}?" for each in nearest),
+            hint=f"expected {', '.join(PRESETS)}, or a family of transformers.",
+        )
+    _check_architecture(fields, AutoConfig.for_model(family).to_dict())
+    try:
+        config: PretrainedConfig = AutoConfig.for_model(family, **fields)
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise ModelError(f"`model.architecture` cannot be used: {error}") from error
     return config
 
 

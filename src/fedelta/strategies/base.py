@@ -77,7 +77,10 @@ class Strategy(Protocol):
         """Who takes part in `round` and which tensors travel."""
 
     def update(self, state: State, params: Params, plan: RoundPlan, updates: Sequence[Update]) -> tuple[Params, State]:
-        """The next server params and state. `updates` come in ascending client id; inputs are not changed."""
+        """The next server params and state. `updates` come in ascending client id; inputs are not changed.
+
+        Statistics are not among the deltas: the round loop averages them.
+        """
 
 
 class LocalRule(Protocol):

@@ -58,7 +58,7 @@ class Adapter(Settings):
         """See `TuningMethod.apply`."""
         paths = role_paths(backbone, "fc2")
         if not paths:
-            raise misfit(self.name, backbone, "it has no blocks with an MLP that are known", "'lora' or 'parallel'")
+            raise misfit(self.name, backbone, "it has no blocks with an MLP that are known")
         layers = untouched(backbone.module)
         tensors: dict[str, TensorSpec] = {}
         for own in paths:

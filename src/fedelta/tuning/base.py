@@ -146,8 +146,22 @@ def frozen(value: Tensor) -> nn.Parameter:
     return nn.Parameter(value.detach().clone(), requires_grad=False)
 
 
-def misfit(method: str, backbone: Backbone, lacks: str, instead: str) -> ModelError:
-    """The error for a method on a model of another kind."""
+def is_plain_3x3(layer: nn.Module) -> bool:
+    """Whether a 1x1 convolution of the same stride reads the pixels under the centre of this layer's kernel."""
+    if not isinstance(layer, nn.Conv2d):
+        return False
+    fields = (layer.kernel_size, layer.dilation, layer.groups, layer.padding in ((1, 1), "same"))
+    return fields == ((3, 3), (1, 1), 1, True)
+
+
+def misfit(method: str, backbone: Backbone, lacks: str) -> ModelError:
+    """The error for a method on a model of another kind, with the methods that are made for that kind."""
+    if block_paths(backbone):
+        instead = "'adapter' or 'lora'"
+    elif any(is_plain_3x3(layer) for layer in backbone.module.modules()):
+        instead = "'parallel' or 'lora'"
+    else:
+        instead = "'lora' or 'bias'"
     return ModelError(
         f"tuning method {method!r} does not fit {type(backbone.module).__name__}: {lacks}.",
         hint=f"use {instead} for this model.",

@@ -33,9 +33,14 @@ class Combined(Settings):
     name: Literal["combined"] = "combined"  # dumped as the names of its methods, "lora+bias"; `expand` reads it back
     methods: Annotated[tuple[Annotated[SingleTuning, Field(discriminator="name")], ...], Field(strict=False)]
 
+    @property
+    def names(self) -> str:
+        """The names of its methods, such as `lora+bias`."""
+        return "+".join(method.name for method in self.methods)
+
     @field_serializer("name")
     def _to_names(self, _: str) -> str:
-        return "+".join(method.name for method in self.methods)
+        return self.names
 
     @field_validator("methods")
     @classmethod
@@ -70,27 +75,30 @@ class Combined(Settings):
 
 
 def expand(section: Any) -> Any:
-    """A section `[tuning]` in short form, `name = "a+b"` or a list, as `Combined` has it; another stays as it is.
+    """A section `[tuning]` in short form as `Combined` has it; another stays as it is. Any: not checked yet.
 
-    A field goes to every method that has it; one that none has goes to the first, which refuses it. Any: not checked
-    yet.
+    Short forms: `name = "a+b"`, a list of names or of tables. A field beside the name goes to every method that has it;
+    one that none has goes to the first, which refuses it.
 
     >>> expand({"name": "lora+bias", "r": 4})
     {'name': 'combined', 'methods': [{'name': 'lora', 'r': 4}, {'name': 'bias'}]}
     """
     if isinstance(section, list):
-        return section[0] if len(section) == 1 else {"name": "combined", "methods": section}
-    if not isinstance(section, dict) or "+" not in str(section.get("name", "")):
+        tables = [{"name": each} if isinstance(each, str) else each for each in section]
+        return tables[0] if len(tables) == 1 else {"name": "combined", "methods": tables}
+    if not isinstance(section, dict):
         return section
-    if "methods" in section:
-        return section | {"name": "combined"}
-    names = [name.strip() for name in section["name"].split("+")]
-    fields = {key: value for key, value in section.items() if key != "name"}
+    name = section.get("name")
+    names = list(map(str, name)) if isinstance(name, list) else [part.strip() for part in str(name).split("+")]
+    if len(names) < 2:
+        return section
+    tables = section.get("methods") or [{"name": each} for each in names]
+    fields = {key: value for key, value in section.items() if key not in ("name", "methods")}
     unknown = fields.keys() - fields_of(names)
     methods = []
-    for name in names:
-        own = fields_of([name]) | (unknown if name == names[0] else set())
-        methods.append({"name": name} | {key: value for key, value in fields.items() if key in own})
+    for index, table in enumerate(tables):
+        own = fields_of([table.get("name", "")]) | (unknown if index == 0 else set())
+        methods.append(table | {key: value for key, value in fields.items() if key in own})
     return {"name": "combined", "methods": methods}
 
 

@@ -255,7 +255,7 @@ def _resolve(field: str, entries: Iterable[str], layers: list[str], backbone: Ba
         matches = [path for path in layers if _matches(path, entry, anatomy)]
         if not matches:
             names = sorted({path.rpartition(".")[2] for path in layers})
-            nearest = get_close_matches(entry, [*anatomy.roles, *names], n=1)
+            nearest = get_close_matches(entry, layers if "." in entry else [*anatomy.roles, *names], n=1)
             kind = "linear or convolutional" if field == "target_modules" else "tuned"
             raise ModelError(
                 f"`tuning.{field}` entry {entry!r} matches no {kind} layer of {type(backbone.module).__name__}"

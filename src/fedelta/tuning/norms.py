@@ -31,7 +31,9 @@ class LaneBatchNorm(LaneModule):
 
     def __init__(self, lanes: Lanes, layer: nn.BatchNorm2d) -> None:
         super().__init__(lanes)
-        self.momentum = 0.1 if layer.momentum is None else layer.momentum  # 0.1: PyTorch's default
+        # 0.1, PyTorch's default, also where a layer asks for the mean over all batches it ever saw: in a federation
+        # a client starts from statistics whose number of batches is not known.
+        self.momentum = 0.1 if layer.momentum is None else layer.momentum
         self.eps = layer.eps
         self.weight = lane_parameter(lanes, layer.weight)
         self.bias = lane_parameter(lanes, layer.bias)
@@ -42,7 +44,8 @@ class LaneBatchNorm(LaneModule):
     def forward(self, x: Tensor) -> Tensor:
         """[active * B, C, H, W] to the same shape."""
         if self.lanes.lengths is None:
-            # A variance that was rounded on its way (codecs) can come out a little below zero.
+            # A variance that was rounded on its way (codecs) can come out a little below zero; the round loop never
+            # takes it further than the mean of the clients.
             mean_AC, var_AC = self.lanes.used(self.running_mean), self.lanes.used(self.running_var).clamp_min(0)
             scale_AC = self.lanes.used(self.weight) * torch.rsqrt(var_AC + self.eps)
             return _affine(x, scale_AC, self.lanes.used(self.bias) - mean_AC * scale_AC)

@@ -23,7 +23,7 @@ from torch import Generator, Tensor, nn
 from fedelta.models.hub import Backbone
 from fedelta.params import ParamSpec, TensorSpec
 from fedelta.settings import Settings
-from fedelta.tuning.base import merge_head, misfit, replace, specification, tune_head, untouched
+from fedelta.tuning.base import is_plain_3x3, merge_head, misfit, replace, specification, tune_head, untouched
 from fedelta.tuning.lanes import Lanes, Wrapper, add_pointwise, lane_parameter, random_like
 from fedelta.tuning.norms import merge_norms, tune_norms
 
@@ -44,7 +44,7 @@ class Parallel(Settings):
         """See `TuningMethod.apply`."""
         tensors: dict[str, TensorSpec] = {}
         for now, layer in untouched(backbone.module).values():
-            if not isinstance(layer, nn.Conv2d) or not _is_plain_3x3(layer):
+            if not isinstance(layer, nn.Conv2d) or not is_plain_3x3(layer):
                 continue
             weight = layer.get_parameter("weight")
             out_channels, in_channels = weight.shape[:2]
@@ -54,7 +54,7 @@ class Parallel(Settings):
             replace(backbone.module, now, ParallelConv(lanes, layer, start_OI))
             tensors[f"{now}.parallel"] = TensorSpec((out_channels, in_channels), now)
         if not tensors:
-            raise misfit(self.name, backbone, "it has no 3x3 convolution", "'adapter' or 'lora'")
+            raise misfit(self.name, backbone, "it has no 3x3 convolution of padding 1 without groups and dilation")
         return specification(backbone, tensors | tune_norms(backbone, lanes) | tune_head(backbone, lanes))
 
     def merge(self, backbone: Backbone) -> None:
@@ -78,9 +78,3 @@ class ParallelConv(Wrapper):
     def forward(self, x: Tensor) -> Tensor:
         """[active * B, I, H, W] to [active * B, O, H / stride, W / stride]."""
         return add_pointwise(self.lanes, self.base(x), x[:, :, :: self.rows, :: self.columns], self.parallel)
-
-
-def _is_plain_3x3(layer: nn.Conv2d) -> bool:
-    """Whether a 1x1 convolution of the same stride reads the pixels under the centre of this kernel."""
-    fields = (layer.kernel_size, layer.padding, layer.dilation, layer.groups)
-    return fields == ((3, 3), (1, 1), (1, 1), 1)

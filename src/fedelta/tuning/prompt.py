@@ -61,9 +61,9 @@ class Prompt(Settings):
         """See `TuningMethod.apply`."""
         paths = block_paths(backbone)
         if not paths:
-            raise misfit(self.name, backbone, "it has no blocks of tokens that are known", "'lora' or 'parallel'")
+            raise misfit(self.name, backbone, "it has no blocks of tokens that are known")
         if backbone.anatomy.relative_positions:
-            raise misfit(self.name, backbone, "its attention needs the place of every token", "'lora' or 'adapter'")
+            raise misfit(self.name, backbone, "its attention needs the place of every token")
         layers = untouched(backbone.module)
         weight_OD = layers[role_paths(backbone, "q")[0]][1].get_parameter("weight")
         bound = _bound(backbone, weight_OD.shape[1])
