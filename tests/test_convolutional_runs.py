@@ -260,7 +260,7 @@ def test_a_run_can_start_from_the_adapter_of_another_by_the_name_of_its_method(n
     more = experiment(tmp_path, start, f"tuning.name={name}")
     assert_same_bits(more.assembly.params, result.params)
     if lora:
-        with pytest.raises(ConfigError, match=r"`tuning.r` is 3, but 2, in the adapter"):
+        with pytest.raises(ConfigError, match=r"`tuning.r` is 3, but the adapter .* has 2"):
             experiment(tmp_path, start, f"tuning.name={name}", "tuning.r=3").assembly  # noqa: B018
-        with pytest.raises(ConfigError, match=r"`tuning.name` is 'adapter\+bias', but 'lora\+bias'"):
+        with pytest.raises(ConfigError, match=r"`tuning.name` is 'adapter\+bias', but the adapter .* has 'lora\+bias'"):
             experiment(tmp_path, start, "tuning.name=bias+adapter").assembly  # noqa: B018

@@ -112,6 +112,7 @@ def _engine(config: Config, backbone: Backbone, data: FederatedData) -> LaneEngi
     )
     lanes = Lanes(num_lanes)
     spec = config.tuning.apply(backbone, lanes, stream(config.seed, "tuning"))
+    check_norms(config, backbone)
     engine = LaneEngine(
         backbone,
         spec,
@@ -122,7 +123,6 @@ def _engine(config: Config, backbone: Backbone, data: FederatedData) -> LaneEngi
         cache_bytes=config.runtime.cache_mib * 2**20,
         compute_dtype=config.runtime.compute_dtype,
     )
-    check_norms(config, backbone)
     for note in engine.notes:
         logger.warning(note)
     return engine
@@ -162,30 +162,36 @@ def adopt_tuning(config: Config, adapter: Adapter, backbone: Backbone) -> Config
         ConfigError: section `[tuning]` says something else.
     """
     check_fits(adapter, backbone)
-    found, problems = _reconcile(config.tuning, adapter.tuning, backbone)
-    if problems:
+    found, differing = _reconcile(config.tuning, adapter.tuning, backbone)
+    if differing:
         raise ConfigError(
-            [f"{problem}, in the adapter {config.model.adapter!r}" for problem in problems],
+            [
+                f"`tuning.{field}` is {ours!r}, but the adapter {config.model.adapter!r} has {theirs!r}"
+                for field, ours, theirs in differing
+            ],
             hint="leave `[tuning]` to the adapter: keep only its `name`; `--set tuning.r=` drops a key.",
         )
     return config.model_copy(update={"tuning": found})
 
 
-def _reconcile(chosen: AnyTuning, found: AnyTuning, backbone: Backbone) -> tuple[AnyTuning, list[str]]:
-    """The adapter's method, as far as the configuration leaves it a choice, and what the two disagree on."""
+def _reconcile(
+    chosen: AnyTuning, found: AnyTuning, backbone: Backbone
+) -> tuple[AnyTuning, list[tuple[str, object, object]]]:
+    """The method of the adapter, with what a configuration may choose, and the fields that differ: ours, theirs."""
+    ours, theirs = (method.names if isinstance(method, Combined) else method.name for method in (chosen, found))
+    if ours != theirs:
+        return found, [("name", ours, theirs)]
     if isinstance(chosen, Combined) and isinstance(found, Combined):
-        if chosen.names == found.names:
-            parts = [_reconcile(*pair, backbone) for pair in zip(chosen.methods, found.methods, strict=True)]
-            methods = tuple(method for method, _ in parts)
-            return found.model_copy(update={"methods": methods}), [each for _, own in parts for each in own]
-        return found, [f"`tuning.name` is {chosen.names!r}, but {found.names!r}"]
+        parts = [_reconcile(*pair, backbone) for pair in zip(chosen.methods, found.methods, strict=True)]
+        methods = tuple(method for method, _ in parts)
+        return found.model_copy(update={"methods": methods}), [each for _, own in parts for each in own]
     if isinstance(chosen, Lora) and isinstance(found, Lora):
         # An adapter from elsewhere may come without a head; whether ours is trained is the configuration's choice.
         found = found.model_copy(update={"train_head": found.train_head or chosen.train_head})
         if "target_modules" in chosen.model_fields_set and chosen.targets(backbone) == found.targets(backbone):
             chosen = chosen.model_copy(update={"target_modules": found.target_modules})
-    values = ((name, getattr(chosen, name), getattr(found, name, None)) for name in sorted(chosen.model_fields_set))
-    return found, [f"`tuning.{name}` is {ours!r}, but {theirs!r}" for name, ours, theirs in values if ours != theirs]
+    values = ((name, getattr(chosen, name), getattr(found, name)) for name in sorted(chosen.model_fields_set))
+    return found, [(name, mine, other) for name, mine, other in values if mine != other]
 
 
 def check_norms(config: Config, backbone: Backbone) -> None:

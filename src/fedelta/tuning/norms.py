@@ -135,7 +135,7 @@ def merge_norms(backbone: Backbone) -> None:
 
 
 def _affine(x: Tensor, scale_AC: Tensor, shift_AC: Tensor) -> Tensor:
-    """Scale x + shift, per lane and channel, for x [A * B, C, H, W]."""
+    """`scale * x + shift` per lane and channel, for x [A * B, C, H, W]."""
     x_ABCHW = x.view(scale_AC.shape[0], -1, *x.shape[1:])
     shift, scale = (each[:, None, :, None, None] for each in (shift_AC, scale_AC))
     return torch.addcmul(shift, x_ABCHW, scale).to(x.dtype).view(x.shape)
