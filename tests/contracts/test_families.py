@@ -1,0 +1,86 @@
+"""Every family of the anatomy table runs with every tuning method that is made for its kind."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
+
+from fedelta.errors import ModelError
+from fedelta.models.anatomy import ANATOMIES, anatomy_of
+from fedelta.models.hub import Backbone
+from fedelta.models.source import ModelSource, modality_of, read_config
+from fedelta.seeds import stream
+from fedelta.tuning.base import TuningMethod
+from fedelta.tuning.bias import Bias
+from fedelta.tuning.combined import Combined
+from fedelta.tuning.lanes import Lanes
+from fedelta.tuning.lora import Lora
+from fedelta.tuning.prompt import Prompt
+from fedelta.tuning.table import SINGLE
+
+SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+OTHER_SIZES = {
+    "distilbert": {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24},
+    "dinov2": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2},
+    "resnet": {"embedding_size": 4, "hidden_sizes": [4, 8], "depths": [1, 1], "layer_type": "bottleneck"},
+    "fedelta_resnet": {"stem_width": 4, "widths": [4, 8], "blocks_per_stage": 1},
+    "fedelta_leaf_cnn": {"channels": [2, 4], "hidden": 8, "num_channels": 3, "image_size": 32},
+}
+METHODS: dict[str, TuningMethod] = {name: kind() for name, kind in SINGLE.items()} | {
+    "lora": Lora(r=2),
+    "lora-all-conv": Lora(r=1, target_modules="all-conv"),
+    "prompt+lora+bias": Combined(methods=(Prompt(num_virtual_tokens=2), Lora(r=2), Bias())),
+}
+IMAGES = ("vit", "deit", "beit", "dinov2")
+CONVOLUTIONAL = ("resnet", "fedelta_resnet", "fedelta_leaf_cnn")
+ON_TOKENS = ("prompt", "adapter", "lora", "prompt+lora+bias")
+
+
+def fits(name: str, family: str) -> bool:
+    if name in ON_TOKENS:
+        return bool(ANATOMIES[family].roles) and not (family == "beit" and "prompt" in name)
+    if name == "parallel":
+        return family in ("resnet", "fedelta_resnet")
+    return name != "lora-all-conv" or family in (*IMAGES, *CONVOLUTIONAL)
+
+
+def tiny(family: str) -> tuple[Backbone, dict[str, torch.Tensor]]:
+    """The family at a small size, without a tokenizer, and three inputs."""
+    sizes = OTHER_SIZES.get(family, SIZES)
+    is_image = family in (*IMAGES, *CONVOLUTIONAL)
+    if is_image:
+        sizes = {"image_size": 32, "patch_size": 16, **sizes} if ANATOMIES[family].roles else sizes
+        inputs = {"pixel_values": torch.randn(3, 3, 32, 32, generator=stream(0))}
+    else:
+        tokens = torch.randint(5, 50, (3, 6), generator=stream(0))
+        inputs = {"input_ids": tokens, "attention_mask": torch.tensor([[1] * 6, [1] * 4 + [0] * 2, [1] * 6])}
+    config = read_config(ModelSource(architecture={"model_type": family, **sizes}))
+    config.num_labels, config.architectures = 3, []
+    assert modality_of(config) == ("image" if is_image else "text")
+    auto = AutoModelForImageClassification if is_image else AutoModelForSequenceClassification
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = auto.from_config(config).eval()
+    return Backbone(module, anatomy_of(module, config.model_type)), inputs
+
+
+@pytest.mark.parametrize("family", ANATOMIES)
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_runs_on_a_family_or_is_refused(name: str, family: str):
+    backbone, inputs = tiny(family)
+    if not fits(name, family):
+        with pytest.raises(ModelError):
+            METHODS[name].apply(backbone, Lanes(1), stream(0))
+        return
+    method = METHODS[name]
+    lanes = Lanes(method.max_lanes or 3)
+    spec = method.apply(backbone, lanes, stream(0))
+    rows = 3 // lanes.num
+    with lanes.training([rows] * lanes.num, [stream(0, lane) for lane in range(lanes.num)]):
+        logits = backbone.logits(inputs)
+    assert logits.shape == (3, 3)
+    trained = [backbone.module.get_parameter(each) for each in spec if spec.tensors[each].trained]
+    gradients = torch.autograd.grad(logits.square().sum(), trained, allow_unused=True)
+    assert any(gradient is not None and gradient.abs().max() > 0 for gradient in gradients)
+    assert all(gradient is None or gradient.isfinite().all() for gradient in gradients)
