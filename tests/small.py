@@ -1,4 +1,4 @@
-"""A run that takes a second: real digits, a tiny random ViT, a few clients."""
+"""Runs that take a second: real digits, a tiny random network, a few clients."""
 
 from __future__ import annotations
 
@@ -45,9 +45,23 @@ lr = 0.1
 name = "float16"
 """
 
+_HEADER, _REST = SMALL.split("[model.architecture]")
+CONVOLUTIONAL = f"""{_HEADER}
+[model.architecture]
+model_type = "resnet20"
+stem_width = 8
+widths = [8, 16]
+blocks_per_stage = 1
+image_size = 16
 
-def write_small(folder: Path, name: str = "small.toml") -> Path:
+[tuning]
+name = "parallel"
+
+{_REST[_REST.index("[data]") : _REST.index("[codec]")]}"""
+
+
+def write_small(folder: Path, name: str = "small.toml", text: str = SMALL) -> Path:
     """The configuration as a file."""
     path = folder / name
-    path.write_text(SMALL)
+    path.write_text(text)
     return path

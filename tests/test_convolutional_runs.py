@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.builders import assert_same_bits
+from tests.small import CONVOLUTIONAL, write_small
 
 from fedelta.errors import AdapterError, ConfigError, InputError, ModelError, RoundError, RunError
 from fedelta.experiment import Experiment, Result, evaluate_adapter
@@ -17,46 +18,9 @@ from fedelta.models.hub import build
 from fedelta.results.checkpoint import load
 from fedelta.results.rundir import RunDirectory
 
-RECIPE = """
-seed = 3
-
-[model.architecture]
-model_type = "resnet20"
-stem_width = 8
-widths = [8, 16]
-blocks_per_stage = 1
-image_size = 16
-
-[tuning]
-name = "parallel"
-
-[data]
-source = "digits"
-max_train_examples = 120
-max_test_examples = 60
-
-[partition]
-name = "dirichlet"
-num_clients = 6
-alpha = 0.5
-min_size = 4
-
-[strategy]
-name = "fedavg"
-clients_per_round = 3
-num_rounds = 4
-
-[client]
-local_epochs = 1
-batch_size = 8
-lr = 0.1
-"""
-
 
 def experiment(folder: Path, *overrides: str) -> Experiment:
-    path = folder / "small.toml"
-    path.write_text(RECIPE)
-    return Experiment.from_toml(path, overrides)
+    return Experiment.from_toml(write_small(folder, text=CONVOLUTIONAL), overrides)
 
 
 def run(folder: Path, *overrides: str) -> Result:
