@@ -71,7 +71,7 @@ def cnn_cells() -> list[Cell]:
             f"{place}, {division}: {method}",
             "recipes/parallel-digits.toml",
             (*overrides, *places[place], *divisions[division], "codec.name=float32", "evaluate_every=5"),
-            (0.03, 0.1, 0.3, 1.0),
+            (0.03, 0.1, 0.3),
         )
         for place in places
         for division in divisions
