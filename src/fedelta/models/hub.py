@@ -88,7 +88,9 @@ def build(source: ModelSource, class_names: tuple[str, ...], *, seed: int, devic
     _check_size(size, config)
     # A model of patches has position embeddings for its own image size; a convolutional one has none.
     interpolates = native is not None and size != native and getattr(config, "patch_size", None) is not None
-    transform = image_transform(read_preprocessor(source), size, getattr(config, "num_channels", 3))
+    # For counting no file is asked for, least of all one on a hub.
+    preprocessor = {} if device == "meta" else read_preprocessor(source)
+    transform = image_transform(preprocessor, size, getattr(config, "num_channels", 3))
     extra_inputs = {"interpolate_pos_encoding": True} if interpolates else {}
     return Backbone(module, anatomy, transform, extra_inputs, source.batch_norm)
 
