@@ -115,12 +115,9 @@ def tune_head(backbone: Backbone, lanes: Lanes) -> dict[str, TensorSpec]:
     return tensors
 
 
-def specify(path: str, layer: nn.Module, *, group: str | None = None) -> dict[str, TensorSpec]:
-    """The tensors at and below the lane module `layer`, named by its `path`, in `group` (default: the path)."""
-    return {
-        f"{path}.{name}": TensorSpec(tuple(tensor.shape[1:]), group or path)
-        for name, tensor in layer.named_parameters()
-    }
+def specify(path: str, layer: nn.Module) -> dict[str, TensorSpec]:
+    """The tensors at and below the lane module `layer`, named by its `path`, which is their group."""
+    return {f"{path}.{name}": TensorSpec(tuple(tensor.shape[1:]), path) for name, tensor in layer.named_parameters()}
 
 
 def merge_head(backbone: Backbone) -> None:

@@ -73,11 +73,10 @@ class Prompt(Settings):
         for own in paths:
             now, block = layers[own]
             has_prompts = self.depth == "deep" or own == paths[0]
-            value = random_like(weight_OD, shape, draw)
             prompted = Prompted(
                 lanes,
                 block,
-                value if has_prompts else None,
+                random_like(weight_OD, shape, draw) if has_prompts else None,
                 num_prompts=self.num_virtual_tokens,
                 drops=self.depth == "deep" or own == paths[-1],
                 dropout=self.dropout,
