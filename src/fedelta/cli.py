@@ -163,7 +163,7 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
     sizes = [len(rows) for rows in assembly.data.partition.values()]
     print(
         f"{config}: good. {len(sizes)} clients with {min(sizes)} to {max(sizes)} examples, "
-        f"{len(assembly.data.test)} test examples, {len(assembly.data.class_names)} classes, "
+        f"{len(assembly.data.test)} {assembly.config.data.evaluate_on} examples, {len(assembly.data.class_names)} classes, "
         f"{assembly.spec.num_parameters:,} of {assembly.total_parameters:,} parameters tuned, "
         f"{assembly.engine.lanes.num} lanes."
     )

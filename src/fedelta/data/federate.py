@@ -12,6 +12,7 @@ from fedelta.data.division import divide
 from fedelta.data.partition import PartitionSettings
 from fedelta.data.sources import RawData
 from fedelta.data.stores import image_inputs, text_inputs
+from fedelta.data.validation import RowsOf, hold_back
 from fedelta.errors import DataError
 from fedelta.models.transforms import ImageTransform, TextTransform
 
@@ -31,8 +32,8 @@ def federate(
         seed: of the run.
 
     Raises:
-        DataError: the data cannot be divided like that, an input is unreadable, or the model takes the other
-            kind of input.
+        DataError: the data cannot be divided like that, an input is unreadable, the model takes the other kind of
+            input, or no client can give up a row for validation.
     """
     takes = "image" if isinstance(transform, ImageTransform) else "text"
     if takes != raw.modality:
@@ -46,11 +47,16 @@ def federate(
     rows = divide(settings, raw.train_labels, client_ids, seed=seed, row_numbers=raw.train_row_numbers)
     origin = f"the training set of data source {raw.source.source!r}"
     train = _inputs(raw, raw.train, transform, raw.train_row_numbers, origin=origin)
-    origin = f"the test set of data source {(raw.source.test_source or raw.source.source)!r}"
-    test = _inputs(raw, raw.test, transform, raw.test_row_numbers, origin=origin)
+    if raw.source.evaluate_on == "validation":
+        rows, held = hold_back(rows, raw.source.validation_fraction, seed=seed)
+        evaluated = LabelledData(RowsOf(train, held), raw.train_labels[held])
+    else:
+        origin = f"the test set of data source {(raw.source.test_source or raw.source.source)!r}"
+        test = _inputs(raw, raw.test, transform, raw.test_row_numbers, origin=origin)
+        evaluated = LabelledData(test, raw.test_labels)
     return FederatedData(
         train=LabelledData(train, raw.train_labels),
-        test=LabelledData(test, raw.test_labels),
+        test=evaluated,
         class_names=raw.class_names,
         partition=rows,
     )
