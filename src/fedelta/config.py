@@ -100,7 +100,7 @@ def read_table(path: str | Path) -> Table:
 def parse_config(table: Table, overrides: Iterable[str] = (), *, origin: str = "configuration") -> Config:
     """The configuration in a nested dictionary; arguments and errors as for `load_config`."""
     table = copy.deepcopy(table)
-    problems = _override(table, overrides)
+    problems = override(table, overrides)
     if "compare" in table:  # what `fedelta compare` makes of this configuration; one run has no use for it
         problems += parse_grid(table.pop("compare"))[1]
     if "tuning" in table:
@@ -124,8 +124,20 @@ def parse_config(table: Table, overrides: Iterable[str] = (), *, origin: str = "
     return Config(**sections)
 
 
+def override(table: Table, overrides: Iterable[str]) -> list[str]:
+    """Puts `section.key=value` strings into `table`, as `--set` does; returns what was wrong with them."""
+    problems = []
+    for override in sorted(overrides, key=lambda override: _names_first(override.partition("=")[0])):
+        key, equals, text = (part.strip() for part in override.partition("="))
+        if not equals or not key or key.endswith("."):
+            problems.append(f"`--set {override}`: expected `section.key=value`")
+        elif problem := _put(table, key, toml_value(text) if text else None, f"`--set {override}`"):
+            problems.append(problem)
+    return problems
+
+
 def with_values(table: Table, values: Mapping[str, object]) -> tuple[Table, list[str]]:
-    """A copy of `table` with `values` at their dotted keys, as `--set` puts them there; and what was wrong with them."""
+    """A copy of `table` with `values` at their dotted keys, as `--set` puts them there; and what was wrong."""
     table = copy.deepcopy(table)
     problems = [_put(table, key, copy.deepcopy(values[key]), f"`{key}`") for key in sorted(values, key=_names_first)]
     return table, [problem for problem in problems if problem is not None]
@@ -172,18 +184,6 @@ def choices_of(section: str, field: str | None = None) -> list[str]:
     return list(members) or list(get_args(annotation.model_fields["name"].annotation))
 
 
-def _override(table: Table, overrides: Iterable[str]) -> list[str]:
-    """Puts `section.key=value` strings into `table`; returns what was wrong with them."""
-    problems = []
-    for override in sorted(overrides, key=lambda override: _names_first(override.partition("=")[0])):
-        key, equals, text = (part.strip() for part in override.partition("="))
-        if not equals or not key or key.endswith("."):
-            problems.append(f"`--set {override}`: expected `section.key=value`")
-        elif problem := _put(table, key, toml_value(text) if text else None, f"`--set {override}`"):
-            problems.append(problem)
-    return problems
-
-
 def _names_first(path: str) -> bool:
     """Sorts names to the front: one drops the fields of another method, whichever of the two was given first."""
     return not path.strip().endswith(".name")
@@ -193,9 +193,10 @@ def _put(table: Table, path: str, value: object, origin: str) -> str | None:
     """Sets the key at the dotted `path`, or drops it when `value` is None; returns what was wrong."""
     *parents, key = path.split(".")
     for parent in parents:
-        table = table.setdefault(parent, {})
-        if not isinstance(table, dict):
+        section: object = table.setdefault(parent, {})
+        if not isinstance(section, dict):
             return f"{origin}: `{parent}` is a value, not a section"
+        table = section
     if key == "name" and table.get("name", value) != value:
         # A new name drops the fields that only the old method had.
         kept = _fields_of(parents, value)

@@ -175,7 +175,9 @@ def _set_twice(axes: Iterable[Axis]) -> list[str]:
 def _search(raw: object, axes: tuple[Axis, ...], known: Iterable[Axis]) -> tuple[Search | None, list[str]]:
     if not isinstance(raw, Mapping):
         return None, [f"`compare.search` is {raw!r}, expected a table"]
-    problems = [f"`compare.search.{key}` is unknown; {_nearest(key, _SEARCH_KEYS)}" for key in raw if key not in _SEARCH_KEYS]
+    problems = [
+        f"`compare.search.{key}` is unknown; {_nearest(key, _SEARCH_KEYS)}" for key in raw if key not in _SEARCH_KEYS
+    ]
     problems += [f"`compare.search.{key}` is missing" for key in ("key", "values") if key not in raw]
     key, by, at = raw.get("key"), raw.get("by", []), raw.get("at", {})
     if not isinstance(key, str | None):
@@ -199,7 +201,11 @@ def _search(raw: object, axes: tuple[Axis, ...], known: Iterable[Axis]) -> tuple
 
 def _check_by(by: Iterable[str], axes: Iterable[Axis]) -> list[str]:
     names = [axis.name for axis in axes]
-    problems = [f"`compare.search.by` names {name!r}, which is no axis; {_nearest(name, names)}" for name in by if name not in names]
+    problems = [
+        f"`compare.search.by` names {name!r}, which is no axis; {_nearest(name, names)}"
+        for name in by
+        if name not in names
+    ]
     if SEED in by:
         problems.append("`compare.search.by` names the seeds: the search is done at one of them")
     return problems

@@ -90,5 +90,5 @@ def test_test_labels_do_not_reach_a_run_that_is_measured_on_validation_rows(tmp_
 
 
 def test_an_unknown_place_to_evaluate_on_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="`data.evaluate_on` is 'train', expected: 'test' or 'validation'"):
+    with pytest.raises(ConfigError, match=r"`data\.evaluate_on` is 'train', expected: 'test' or 'validation'"):
         load_config(write_small(tmp_path), ["data.evaluate_on=train"])

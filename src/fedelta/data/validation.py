@@ -64,7 +64,7 @@ def hold_back(partition: Mapping[int, Tensor], fraction: float, *, seed: int) ->
     if not any(len(rows) for rows in given):
         largest = max(len(rows) for rows in partition.values())
         raise DataError(
-            f"`data.validation_fraction` is {fraction}, but the largest client has {largest} rows: none can be given up",
+            f"`data.validation_fraction` is {fraction}, but the largest client has {largest} rows and gives none up",
             hint="raise it, or have fewer clients",
         )
     return kept, torch.cat(given).sort().values
