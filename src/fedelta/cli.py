@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -117,7 +118,10 @@ def compare(  # noqa: PLR0917 the command line's, all options
         typer.Option(metavar="KEY=VALUE,VALUE", help="an axis, e.g. --over tuning.name=head,lora; repeatable"),
     ] = None,
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="its directory; default runs/compare-<name of CONFIG>")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="its directory; default runs/compare-<name of CONFIG>, or that of its compare.toml"),
+    ] = None,
     processes: Annotated[
         int | None, typer.Option(min=1, help="runs side by side; default as many as cores and memory allow")
     ] = None,
@@ -125,13 +129,14 @@ def compare(  # noqa: PLR0917 the command line's, all options
 ) -> None:
     """Run a grid of experiments, or go on with it, and write its tables and a page."""
     from fedelta.comparison.compare import compare as run_grid
+    from fedelta.comparison.directory import ASKED, default_out
     from fedelta.comparison.display import Display
     from fedelta.comparison.request import parse_over
 
     axes = parse_over(over or ())
-    path = out or Path("runs") / f"compare-{config.stem}"
+    path = out or default_out(config)
     with (
-        _resumable(path, f"fedelta compare {path / 'compare.toml'} --out {path}"),
+        _resumable(path, f"fedelta compare {path / ASKED}"),
         nullcontext() if quiet else Display(err_console) as display,
     ):
         on_event = None if display is None else display.show
@@ -230,12 +235,15 @@ def _print_groups(comparison: Comparison) -> None:
     from fedelta.comparison.tables import group_table
 
     header, rows = group_table(comparison)
-    caption = "accuracy: mean ± deviation over seeds; MiB/round: of one client, down and up"
-    table = Table(title=comparison.name, caption=caption)
-    for name in (*header[:-5], "tuned", "MiB/round", "MiB", "time", "front"):
-        table.add_column(escape(name), no_wrap=True)
+    caption = "accuracy: mean ± deviation over seeds; MiB/round: of one client, down and up; *: Pareto front"
+    table = Table(title=comparison.name, caption=caption, box=box.SIMPLE_HEAD)
+    names, figures = header[:-7], ("accuracy, %", "seeds", "tuned", "MiB/round", "MiB", "time", "")
+    for name in names:
+        table.add_column(escape(name), overflow="fold", min_width=min(len(name), 20))
+    for name in figures:
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*map(escape, row[:-1]), row[-1] and "*")
     out_console.print(table)
     for name in ("table.md", "table.csv", "report.html"):
         out_console.print(f"{comparison.path / name}", markup=False, soft_wrap=True)

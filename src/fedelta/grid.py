@@ -1,5 +1,7 @@
 """The `[compare]` table of a configuration: the axes of a grid of experiments, and what is searched for each method.
 
+    [compare]
+    name = "methods"                        # optional: what tables and page are called
     [compare.over]                          # axes in order, a list of values for a key of the configuration ...
     "tuning.name" = ["head", "lora"]
     seed = [1, 42, 3407]                    # the axis over which mean and deviation are taken
@@ -22,7 +24,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 SEED = "seed"
-_KEYS = ("over", "search")
+_KEYS = ("name", "over", "search")
 _SEARCH_KEYS = ("key", "by", "at", "values")
 
 
@@ -85,10 +87,17 @@ class Search:
 
 @dataclass(frozen=True)
 class Grid:
-    """The axes, the first of which varies slowest, and the search, if there is one."""
+    """Everything that varies.
+
+    Args:
+        axes: the first varies slowest.
+        search: done before, if there is one.
+        name: of the comparison; None is that of its file.
+    """
 
     axes: tuple[Axis, ...] = ()
     search: Search | None = None
+    name: str | None = None
 
 
 def label_of(value: object) -> str:
@@ -111,18 +120,21 @@ def parse_grid(table: object, over: Mapping[str, object] | None = None) -> tuple
     if not isinstance(table, Mapping):
         return Grid(), [f"`compare` is {table!r}, expected a table"]
     problems = [f"`compare.{key}` is unknown; {_nearest(key, _KEYS)}" for key in table if key not in _KEYS]
-    asked = table.get("over", {})
+    name, asked = table.get("name"), table.get("over", {})
+    if not isinstance(name, str | None):
+        problems.append(f"`compare.name` is {name!r}, expected a text")
+        name = None
     if not isinstance(asked, Mapping):
         return Grid(), [*problems, f"`compare.over` is {asked!r}, expected a table of axes"]
     replaced = {name: _pick(name, asked.get(name), raw, problems) for name, raw in (over or {}).items()}
     axes = tuple(_axis(name, raw, problems) for name, raw in {**asked, **replaced}.items())
     problems += _set_twice(axes)
     if "search" not in table:
-        return Grid(axes), problems
+        return Grid(axes, None, name), problems
     # A search may know more methods than are compared this time.
     known = [_axis(name, raw, []) for name, raw in asked.items()]
     search, wrong = _search(table["search"], axes, known)
-    return Grid(axes, search), problems + wrong
+    return Grid(axes, search, name), problems + wrong
 
 
 def _pick(name: str, before: object, raw: object, problems: list[str]) -> object:

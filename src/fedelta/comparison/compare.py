@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedelta.comparison.cells import Plan, by_labels, make_plan, name_of
-from fedelta.comparison.directory import ASKED, ComparisonDirectory, Job
+from fedelta.comparison.directory import ASKED, ComparisonDirectory, Job, default_out
 from fedelta.comparison.outcomes import CellState, Outcome, Trial, group_cells, read_outcome
 from fedelta.comparison.page import render
 from fedelta.comparison.pool import Event, run_jobs
@@ -57,7 +57,7 @@ def compare(
         config: a TOML file, with a table `[compare]` or without, or a configuration.
         over: axes: a key of the configuration to its values, or a name to named choices, each a mapping of keys to
             values. They replace the axes of the file that have the same name, or come after them.
-        out: the directory of the comparison; `runs/compare-<name>` by default.
+        out: the directory of the comparison; see `default_out`.
         overrides: `section.key=value` strings, put into the configuration before any axis.
         processes: how many runs side by side; None: as many as cores and memory allow, 1 on a GPU.
         on_event: called with everything that happens to a cell, and how far the whole is.
@@ -69,7 +69,7 @@ def compare(
         InputError: some configuration is wrong, or `out` holds something else; nothing is written then.
     """
     plan = make_plan(read_request(config, over, overrides))
-    path = Path("runs") / f"compare-{plan.request.name}" if out is None else Path(out)
+    path = default_out(config) if out is None else Path(out)
     work = _Work(plan, ComparisonDirectory(path), processes, on_event)
     work.directory.refuse_foreign()
     work.find_jobs()
@@ -197,7 +197,7 @@ class _Work:
         return {by: job.cell.value for by, job in best.items() if job is not None}
 
     def _best(self, trials: Sequence[Job]) -> Job | None:
-        """The trial with the highest accuracy; of equals the one with the smaller value, or the first of other values."""
+        """The trial with the highest accuracy; of equals the smaller value, or the first of other values."""
         accuracies = {job.path: done.accuracy for job in trials if (done := self._state(job).outcome) is not None}
         known = [(job, accuracy) for job in trials if (accuracy := accuracies.get(job.path)) is not None]
         values = [job.cell.value for job, _ in known]

@@ -36,6 +36,15 @@ _FOLDERS = ("runs", "search", "failures", "logs")
 _NUM_SHOWN = 3  # differences between two configurations in a message
 
 
+def default_out(config: str | Path | Config) -> Path:
+    """Where a comparison goes: `runs/compare-<name of the file>`; a `compare.toml` in such a directory goes on there."""
+    if isinstance(config, Config):
+        return Path("runs") / "compare"
+    path = Path(config)
+    is_inside = path.name == ASKED and (path.parent / _LOCK).exists()
+    return path.parent if is_inside else Path("runs") / f"compare-{path.stem}"
+
+
 @dataclass(frozen=True)
 class Job:
     """A cell and where it runs.
@@ -82,7 +91,7 @@ class ComparisonDirectory:
         """
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{str(self.path)!r} is a file, expected a directory.", hint="choose another `--out`.")
-        if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / ASKED).exists():
+        if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / _LOCK).exists():
             kind = "is a run directory" if (self.path / CONFIG).exists() else "holds other things"
             raise RunError(
                 f"{str(self.path)!r} {kind}, expected a new directory or one that `fedelta compare` made.",
@@ -96,8 +105,7 @@ class ComparisonDirectory:
         Raises:
             RunError: another process has the lock.
         """
-        for name in _FOLDERS:
-            (self.path / name).mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / _LOCK).open("wb") as held:
             if sys.platform != "win32":  # it has no such lock: there a comparison is not guarded
                 try:
@@ -106,6 +114,8 @@ class ComparisonDirectory:
                     raise RunError(
                         f"another process runs a comparison in {str(self.path)!r}.", hint="wait for it, or end it."
                     ) from error
+            for name in _FOLDERS:
+                (self.path / name).mkdir(exist_ok=True)
             yield
 
     def write(self, name: str, content: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from matplotlib.axes import Axes
@@ -57,25 +58,24 @@ class Mark:
     on_front: bool
 
 
-def accuracy_by_bytes(marks: Sequence[Mark], *, legend: bool) -> Figure:
+def accuracy_by_bytes(marks: Sequence[Mark], *, wide: bool) -> Figure:
     """Accuracy in percent against MiB of a run, with the front as a line; at least one mark.
 
     Args:
         marks: of groups that learn the same task.
-        legend: whether families are named above the plot.
+        wide: whether the marks are many; they have the width of the page and a legend of families then.
     """
     with style():
-        wide = len(marks) > MAX_NAMES
-        figure = blank((2 * SIZE[0], 1.5 * SIZE[1]) if wide else (SIZE[0], SIZE[1] + 0.25))
+        figure = blank((2 * SIZE[0], 1.5 * SIZE[1]) if wide else SIZE)
         axes = figure.subplots()
         positions = [mark.total_bytes / MIB for mark in marks]
         traffic_axis(axes, min(positions), max(positions))
-        _draw_front(axes, [mark for mark in marks if mark.on_front])
+        _draw_front(axes, marks)
         for mark in marks:
             _draw_mark(axes, mark)
         axes.set(xlabel="Sent over a run, both directions (MiB)", ylabel="Test accuracy (%)")
         axes.margins(0.12, 0.12)
-        if legend:
+        if wide:
             _draw_legend(figure, axes, marks)
         _write_names(figure, axes, marks)
         return figure
@@ -113,11 +113,19 @@ def _draw_mark(axes: Axes, mark: Mark) -> None:
     )
 
 
-def _draw_front(axes: Axes, members: Sequence[Mark]) -> None:
+def _draw_front(axes: Axes, marks: Sequence[Mark]) -> None:
     """The best accuracy for at most so many bytes."""
-    ordered = sorted(members, key=lambda mark: mark.total_bytes)
-    x, y = [mark.total_bytes / MIB for mark in ordered], [100 * mark.accuracy for mark in ordered]
-    axes.plot(x, y, color=MUTED, linewidth=1.0, linestyle=(0, (4, 2)), drawstyle="steps-post", zorder=1)
+    corners = _front_corners(marks)
+    x, y = [corner[0] for corner in corners], [corner[1] for corner in corners]
+    axes.plot(x, y, color=MUTED, linewidth=1.0, linestyle=(0, (4, 2)), zorder=1)
+
+
+def _front_corners(marks: Sequence[Mark]) -> list[tuple[float, float]]:
+    """MiB and percent along the steps of the front."""
+    front = sorted((mark for mark in marks if mark.on_front), key=lambda mark: mark.total_bytes)
+    points = [(mark.total_bytes / MIB, 100 * mark.accuracy) for mark in front]
+    turns = [[before, (after[0], before[1])] for before, after in pairwise(points)]
+    return [corner for turn in turns for corner in turn] + points[-1:]
 
 
 def _draw_legend(figure: Figure, axes: Axes, marks: Sequence[Mark]) -> None:
@@ -130,9 +138,7 @@ def _draw_legend(figure: Figure, axes: Axes, marks: Sequence[Mark]) -> None:
 def _write_names(figure: Figure, axes: Axes, marks: Sequence[Mark]) -> None:
     """The text of each mark, on the side where it covers the least."""
     figure.canvas.draw()
-    places = [axes.transData.transform((mark.total_bytes / MIB, 100 * mark.accuracy)) for mark in marks]
-    half = 4.5 * figure.dpi / 72
-    taken = [Bbox.from_bounds(x - half, y - half, 2 * half, 2 * half) for x, y in places]
+    taken = _taken(figure, axes, marks)
     for mark in sorted(marks, key=lambda mark: -mark.accuracy):
         note = axes.annotate(
             mark.text,
@@ -145,6 +151,26 @@ def _write_names(figure: Figure, axes: Axes, marks: Sequence[Mark]) -> None:
         )
         side = min(range(len(_SIDES)), key=lambda index: (_covered(note, index, axes, taken), index))
         taken.append(_put(note, side))
+
+
+def _taken(figure: Figure, axes: Axes, marks: Sequence[Mark]) -> list[Bbox]:
+    """Where marks, bars and the front are, in pixels."""
+    half = 4.5 * figure.dpi / 72
+    boxes = []
+    for mark in marks:
+        x, y = axes.transData.transform((mark.total_bytes / MIB, 100 * mark.accuracy))
+        deviation = 100 * (mark.deviation or 0.0)
+        bar = abs(axes.transData.transform((mark.total_bytes / MIB, 100 * mark.accuracy + deviation))[1] - y)
+        boxes += [_around(x, y, half, half), _around(x, y, half / 2, bar)]
+    corners = [axes.transData.transform(corner) for corner in _front_corners(marks)]
+    for (left, low), (right, high) in pairwise(corners):
+        # A line has no area of its own; a pixel or two are enough to be in the way.
+        boxes.append(Bbox([[left - 2, min(low, high) - 2], [right + 2, max(low, high) + 2]]))
+    return boxes
+
+
+def _around(x: float, y: float, half_width: float, half_height: float) -> Bbox:
+    return Bbox([[x - half_width, y - half_height], [x + half_width, y + half_height]])
 
 
 def _put(note: Annotation, side: int) -> Bbox:

@@ -21,7 +21,9 @@ _FACETS = 12  # plots of one kind on a page
 
 def render(comparison: Comparison) -> str:
     """The page as HTML."""
-    parts = [_headline(comparison), _table(comparison), _pivot(comparison), _traffic(comparison), _curves(comparison)]
+    table, pivot = _table(comparison), _pivot(comparison)
+    # What a paper prints comes first; rows of everything, by which the marks are numbered, can be many.
+    parts = [_headline(comparison), pivot or table, _figures(comparison), table if pivot else ""]
     parts += [_failures(comparison), _details(comparison)]
     return fill(f"{comparison.name} · fedelta comparison", [part for part in parts if part])
 
@@ -49,34 +51,45 @@ def _pivot(comparison: Comparison) -> str:
     if (found := pivot(comparison)) is None:
         return ""
     shown = table(found.header, found.rows, numbers_from=1, strong=found.best)
-    return f'<h2>Accuracy in %</h2>\n{shown}\n<p class="note">Strong: the best of its column.</p>'
+    return f'<h2>Test accuracy in %</h2>\n{shown}\n<p class="note">Strong: the best of its column.</p>'
 
 
-def _traffic(comparison: Comparison) -> str:
-    """A plot for each task: accuracies on other data are not compared."""
-    facets = [(title, _marks(comparison, places)) for title, places in _facets(comparison)]
-    facets = [(title, marks) for title, marks in facets if marks][:_FACETS]
+def _figures(comparison: Comparison) -> str:
+    """Accuracy against traffic, and against rounds where the groups are few; apart for each task."""
+    facets = [(title, places, _marks(comparison, places)) for title, places in _facets(comparison)]
+    facets = [facet for facet in facets if facet[2]][:_FACETS]
     if not facets:
         return ""
-    note = "Filled marks and the dashed line: the Pareto front. "
-    note += "Bars: one standard deviation. " if any(mark.deviation for _, marks in facets for mark in marks) else ""
-    wide = any(len(marks) > MAX_NAMES for _, marks in facets)
-    note += "Numbers: rows of the table." if wide else ""
-    shown = [
-        figure(to_svg(accuracy_by_bytes(marks, legend=wide), f"b{index}", "Accuracy against MiB sent"), title)
-        for index, (title, marks) in enumerate(facets)
-    ]
-    plots = "".join(shown) if wide else f'<div class="figures">{"".join(shown)}</div>'
-    return f'<h2>Accuracy against traffic</h2>\n{plots}\n<p class="note">{escape(note)}</p>'
+    wide = any(len(places) > MAX_NAMES for _, places, _ in facets)
+    names = list(dict.fromkeys(_name(comparison, group) for group in comparison.groups))
+    shown = []
+    for index, (title, places, marks) in enumerate(facets):
+        before = f"{title}: a" if title else "A"
+        svg = to_svg(accuracy_by_bytes(marks, wide=wide), f"b{index}", "Accuracy against MiB sent")
+        shown.append(figure(svg, f"{before}ccuracy against traffic"))
+        if not wide:
+            curves = [(names.index(_name(comparison, group)), group.curve) for group in _at(comparison, places)]
+            svg = to_svg(accuracy_by_round(curves), f"r{index}", "Accuracy against rounds")
+            shown.append(figure(svg, f"{before}ccuracy against rounds"))
+    plots = "".join(shown) if wide else f'{legend(names)}<div class="figures">{"".join(shown)}</div>'
+    title = "Accuracy against traffic" + ("" if wide else " and rounds")
+    return f'<h2>{title}</h2>\n{plots}\n<p class="note">{escape(_figure_note(comparison, wide))}</p>'
+
+
+def _figure_note(comparison: Comparison, wide: bool) -> str:
+    parts = ["Filled marks and the dashed line: the Pareto front."]
+    if any(group.deviation is not None for group in comparison.groups):
+        parts.append("Bars: one standard deviation over the seeds" + ("." if wide else "; curves: their mean."))
+    return " ".join([*parts, "Numbers: rows of the table."] if wide else parts)
 
 
 def _marks(comparison: Comparison, places: Sequence[int]) -> list[Mark]:
-    """The groups of one task that have an accuracy; by name where they are few."""
+    """The groups of one task that have an accuracy; with their names where they are few, else with their numbers."""
     families = list(dict.fromkeys(_family(comparison, group) for group in comparison.groups))
     numbered = len(places) > MAX_NAMES
     return [
         Mark(
-            text=str(place + 1) if numbered else comparison.group_name(group, without=comparison.task_axes),
+            text=str(place + 1) if numbered else _name(comparison, group),
             family=families.index(_family(comparison, group)),
             family_name=_family(comparison, group),
             total_bytes=group.total_bytes or 0.0,
@@ -95,23 +108,13 @@ def _family(comparison: Comparison, group: Group) -> str:
     return comparison.name if name is None else short(name, group.labels[name])
 
 
-def _curves(comparison: Comparison) -> str:
-    """Means over the seeds; nothing where there are too many to tell apart."""
-    facets = _facets(comparison)
-    if len(facets) > _FACETS or any(len(places) > MAX_NAMES for _, places in facets):
-        return ""
-    named = [comparison.group_name(group, without=comparison.task_axes) for group in comparison.groups]
-    names = list(dict.fromkeys(named))
-    shown = []
-    for index, (title, places) in enumerate(facets):
-        curves = [(names.index(named[place]), curve) for place in places if (curve := comparison.groups[place].curve)]
-        if curves:
-            svg = to_svg(accuracy_by_round(curves), f"r{index}", "Accuracy against rounds")
-            shown.append(figure(svg, title))
-    if not shown:
-        return ""
-    plots = f'<div class="figures">{"".join(shown)}</div>'
-    return f"<h2>Accuracy against rounds, mean over seeds</h2>\n{legend(names)}{plots}"
+def _name(comparison: Comparison, group: Group) -> str:
+    """What distinguishes a group from the others of its task."""
+    return comparison.group_name(group, without=comparison.task_axes)
+
+
+def _at(comparison: Comparison, places: Sequence[int]) -> list[Group]:
+    return [comparison.groups[place] for place in places]
 
 
 def _facets(comparison: Comparison) -> list[tuple[str, list[int]]]:

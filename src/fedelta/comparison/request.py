@@ -53,7 +53,7 @@ class Request:
 
     def to_toml(self) -> str:
         """What was asked, overrides included; `read_request` reads it back to an equal one."""
-        lines = ["[compare.over]"]
+        lines = ["[compare]", f"name = {_inline(self.name)}", "", "[compare.over]"]
         for axis in self.grid.axes:
             named = any(axis.name not in choice.values for choice in axis.choices)
             choices = {choice.label: dict(choice.values) for choice in axis.choices}
@@ -92,7 +92,8 @@ def read_request(
     origin = str(config) if is_file else "configuration"
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)), origin=origin, hint=_HINT)
-    return Request(Path(str(config)).stem if is_file else "comparison", table, grid)
+    name = Path(str(config)).stem if is_file else "comparison"
+    return Request(grid.name or name, table, grid)
 
 
 def parse_over(texts: Iterable[str]) -> dict[str, object]:

@@ -23,12 +23,20 @@ FAILED = 1
 
 
 def main() -> int:
-    """Runs or resumes the cell; returns 1, with the reason in FAILURE, if it failed."""
+    """Reads what to run, and runs it; the exit code of the process."""
     run, failure = Path(sys.argv[1]), Path(sys.argv[2])
     text = sys.stdin.buffer.read(int(sys.stdin.buffer.readline()))
     threading.Thread(target=_end_with_the_input, daemon=True).start()
+    return attempt(parse_config(tomllib.loads(text.decode())), run, failure)
+
+
+def attempt(config: Config, run: Path, failure: Path) -> int:
+    """Begins the run at `run`, or goes on where it stopped; returns 1, with the reason in `failure`, if it failed."""
     try:
-        work(parse_config(tomllib.loads(text.decode())), run)
+        if (run / CONFIG).exists():
+            Experiment.from_run(run).resume(run)
+        else:
+            Experiment(config, name=run.name).run(run)
     except FedeltaError as error:
         write_atomic(failure, f"{type(error).__name__}: {error}\n")
         return FAILED
@@ -36,14 +44,6 @@ def main() -> int:
         write_atomic(failure, f"{type(error).__name__}: {error}\n\n{traceback.format_exc()}")
         return FAILED
     return 0
-
-
-def work(config: Config, run: Path) -> None:
-    """Begins the run, or goes on where it stopped."""
-    if (run / CONFIG).exists():
-        Experiment.from_run(run).resume(run)
-    else:
-        Experiment(config, name=run.name).run(run)
 
 
 def _end_with_the_input() -> None:
