@@ -68,12 +68,15 @@ def test_names_of_directories_differ_on_every_file_system_and_are_not_too_long(t
 def test_every_problem_is_named_once_with_its_cells(tmp_path):
     with pytest.raises(ConfigError) as caught:
         plan_of(tmp_path, {"tuning.name": ["head", "loro"], "strategy.clients_per_round": [3, 7], "seed": [1, 2]})
-    assert list(caught.value.problems) == [
+    too_many, unknown = caught.value.problems
+    assert too_many == (
         "`strategy.clients_per_round` is 7, more than `partition.num_clients` = 6 "
-        "(in 'tuning.name=head, strategy.clients_per_round=7, seed=1' and 3 more)",
-        "`tuning.name` is 'loro', expected one of full, head, prompt, adapter, parallel, lora, bias, combined; did you "
-        "mean 'lora'? (in 'tuning.name=loro, strategy.clients_per_round=3, seed=1' and 3 more)",
-    ]
+        "(in 'tuning.name=head, strategy.clients_per_round=7, seed=1' and 3 more)"
+    )
+    assert unknown.startswith("`tuning.name` is 'loro', expected one of full, head, ")
+    assert unknown.endswith(
+        "; did you mean 'lora'? (in 'tuning.name=loro, strategy.clients_per_round=3, seed=1' and 3 more)"
+    )
 
 
 def test_a_problem_of_every_cell_is_not_named_for_each(tmp_path):
@@ -99,8 +102,8 @@ def test_trials_are_measured_on_validation_rows_at_the_first_seed_and_the_first_
         "codec.name": ["float32", "float16"],
         "seed": [5, 6],
     }
-    search = """{key = "client.lr", by = ["tuning.name"], at = {"client.batch_size" = 8},
-        values = {head = [1.0, 0.5], lora = [0.1]}}"""
+    by = 'by = ["tuning.name"], at = {"client.batch_size" = 8}'
+    search = f'{{key = "client.lr", {by}, values = {{head = [1.0, 0.5], lora = [0.1]}}}}'
     plan = plan_of(tmp_path, over, search)
     found = [(t.config.tuning.name, t.config.client.lr, t.config.client.batch_size, t.config.seed) for t in plan.trials]
     assert found == [("head", 1.0, 8, 5), ("head", 0.5, 8, 5), ("lora", 0.1, 8, 5)]

@@ -72,7 +72,7 @@ def test_axes_that_change_data_or_division_are_the_task(tmp_path):
 @pytest.mark.parametrize(
     ("over", "message"),
     [
-        ({"tunig.name": ["head"]}, r"axis `tunig\.name`: the config.*no key `tunig\.name`; did you mean `tuning\.name`\?"),
+        ({"tunig.name": ["head"]}, r"axis `tunig\.name`: .* no key `tunig\.name`; did you mean `tuning\.name`\?"),
         ({"seting": ["as is"]}, r"axis `seting`: the configuration has no key `seting`; did you mean `setting`\?"),
         ({"xyz": [1]}, r"axis `xyz`: the configuration has no key `xyz`; known: seed, byte_budget_mib, "),
     ],

@@ -37,7 +37,7 @@ _NUM_SHOWN = 3  # differences between two configurations in a message
 
 
 def default_out(config: str | Path | Config) -> Path:
-    """Where a comparison goes: `runs/compare-<name of the file>`; a `compare.toml` in such a directory goes on there."""
+    """Where a comparison goes: `runs/compare-<name of its file>`; one of a `compare.toml` goes on beside that file."""
     if isinstance(config, Config):
         return Path("runs") / "compare"
     path = Path(config)

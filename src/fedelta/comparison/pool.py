@@ -21,6 +21,8 @@ from fedelta.comparison.memory import available_bytes, fits
 from fedelta.results.files import Record
 from fedelta.results.rundir import RunDirectory
 
+# -P: a folder of the user's with the name of a library must not stand in for it.
+COMMAND = (sys.executable, "-P", "-m", "fedelta.comparison.worker")
 _POLL_SECONDS = 0.1
 _PATIENCE_SECONDS = 5.0  # between asking a process to end and ending it
 # Read once, when torch and the libraries below it are loaded.
@@ -109,8 +111,7 @@ def _has_room(workers: Sequence[_Worker], most: int, highest_peak: int, *, limit
 
 def _start(job: Job) -> _Worker:
     job.failure.unlink(missing_ok=True)
-    # -P: a folder of the user's with the name of a library must not stand in for it.
-    command = [sys.executable, "-P", "-m", "fedelta.comparison.worker", str(job.path), str(job.failure)]
+    command = [*COMMAND, str(job.path), str(job.failure)]
     with job.log.open("wb") as log:
         process = subprocess.Popen(  # noqa: S603
             command,
