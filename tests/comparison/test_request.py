@@ -64,6 +64,11 @@ def test_a_request_written_as_toml_is_read_back_equal_with_its_axes_in_order(tmp
     assert again.table["strategy"]["num_rounds"] == 1
 
 
+def test_a_request_for_some_methods_of_a_search_is_read_back_too(tmp_path):
+    request = read_request(write_small(tmp_path, text=SMALL + COMPARE), {"tuning.name": ["lora"]})
+    assert read_request(write_small(tmp_path, "again.toml", request.to_toml())).grid.search.values == {"lora": (0.1,)}
+
+
 def test_axes_that_change_data_or_division_are_the_task(tmp_path):
     request = read_request(write_small(tmp_path, text=SMALL + COMPARE))
     assert (request.axes, request.task_axes) == (("setting", "tuning.name"), ("setting",))

@@ -73,7 +73,7 @@ def accuracy_by_bytes(marks: Sequence[Mark], *, wide: bool) -> Figure:
         _draw_front(axes, marks)
         for mark in marks:
             _draw_mark(axes, mark)
-        axes.set(xlabel="Sent over a run, both directions (MiB)", ylabel="Test accuracy (%)")
+        axes.set(xlabel="Sent over a run, both directions (MiB)", ylabel="Accuracy (%)")
         axes.margins(0.12, 0.12)
         if wide:
             _draw_legend(figure, axes, marks)
@@ -91,7 +91,7 @@ def accuracy_by_round(curves: Sequence[tuple[int, Sequence[tuple[int, float]]]])
         figure, axes = single()
         for index, points in curves:
             line(axes, [(round, 100 * accuracy) for round, accuracy in points], index)
-        axes.set(xlabel="Round", ylabel="Test accuracy (%)")
+        axes.set(xlabel="Round", ylabel="Accuracy (%)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         return figure
 

@@ -51,7 +51,7 @@ def _pivot(comparison: Comparison) -> str:
     if (found := pivot(comparison)) is None:
         return ""
     shown = table(found.header, found.rows, numbers_from=1, strong=found.best)
-    return f'<h2>Test accuracy in %</h2>\n{shown}\n<p class="note">Strong: the best of its column.</p>'
+    return f'<h2>Accuracy in %</h2>\n{shown}\n<p class="note">Strong: the best of its column.</p>'
 
 
 def _figures(comparison: Comparison) -> str:

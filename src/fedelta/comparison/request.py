@@ -61,7 +61,9 @@ class Request:
                 f"{_inline(axis.name)} = {_inline(choices if named else [c.values[axis.name] for c in axis.choices])}"
             )
         if (search := self.grid.search) is not None:
-            values = search.values.get("") or dict(search.values)
+            # Of methods that are not compared this time nothing is said: their labels would be unknown.
+            by = next((axis.labels for axis in self.grid.axes if axis.name in search.by[:1]), ())
+            values = search.values.get("") or {label: search.values[label] for label in by}
             fields = {"key": search.key, "by": search.by, "at": dict(search.at), "values": values}
             lines += ["", "[compare.search]", *(f"{key} = {_inline(value)}" for key, value in fields.items())]
         return f"{tomli_w.dumps(self.table)}\n" + "\n".join(lines) + "\n"

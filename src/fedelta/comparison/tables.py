@@ -14,9 +14,10 @@ from fedelta.results.numbers import MIB, UNKNOWN, count, duration, mebibytes
 _FIGURES = ("tuned_parameters", "mib_per_client_and_round_both_directions", "mib_total", "wall_seconds")
 _MAX_REASON = 300
 NOTE = (
-    "Accuracy in % on the test set after the last round: mean ± sample standard deviation over the seeds. MiB per "
-    "client and round are those down and up together. Time is that of the rounds, with one arithmetic thread. Front: "
-    "no other row of the same task has as much accuracy for fewer MiB in total, or more for as many."
+    "Accuracy in % after the last round, on the test set unless `data.evaluate_on` says otherwise: mean ± sample "
+    "standard deviation over the seeds. MiB per client and round are those down and up together. Time is that of the "
+    "rounds, with one arithmetic thread. Front: no other row of the same task has as much accuracy for fewer MiB in "
+    "total, or more for as many."
 )
 
 
