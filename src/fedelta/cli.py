@@ -17,6 +17,7 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from fedelta.errors import FedeltaError, InputError
@@ -235,16 +236,18 @@ def _print_groups(comparison: Comparison) -> None:
     from fedelta.comparison.tables import group_table
 
     header, rows = group_table(comparison)
-    caption = "accuracy: mean ± deviation over seeds; MiB/round: of one client, down and up; *: Pareto front"
+    caption = "± deviation over seeds; MiB/round: of one client, down and up; *: Pareto front"
     table = Table(title=comparison.name, caption=caption, box=box.SIMPLE_HEAD)
     names, figures = header[:-7], ("accuracy, %", "seeds", "tuned", "MiB/round", "MiB", "time", "")
     for name in names:
-        table.add_column(escape(name), overflow="fold", min_width=min(len(name), 20))
+        table.add_column(escape(name), no_wrap=True)
     for name in figures:
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(*map(escape, row[:-1]), row[-1] and "*")
-    out_console.print(table)
+    # As wide as it is, into a file or a narrow terminal too: cells cut in two are hard to read.
+    width = max(out_console.width, Measurement.get(out_console, out_console.options.update(width=1000), table).maximum)
+    Console(width=width).print(table)
     for name in ("table.md", "table.csv", "report.html"):
         out_console.print(f"{comparison.path / name}", markup=False, soft_wrap=True)
 

@@ -53,7 +53,9 @@ class Display:
             if name in self._running:
                 self._progress.remove_task(self._running.pop(name))
             if event.kind == "failed" or not self._console.is_terminal:
-                self._console.print(f"{tally.num_ended}/{tally.num_cells} {_end(event)}", markup=False, highlight=False)
+                self._console.print(
+                    f"{tally.num_ended}/{tally.num_cells} {_end(event)}", markup=False, highlight=False, soft_wrap=True
+                )
             return
         if name not in self._running:
             self._running[name] = self._progress.add_task(name, total=rounds, note="")
