@@ -14,16 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.markup import escape
-from rich.measure import Measurement
 from rich.table import Table
 
 from fedelta.errors import FedeltaError, InputError
 
 if TYPE_CHECKING:
-    from fedelta.comparison.result import Comparison
     from fedelta.experiment import OnRound, Result
 
 MIB = 2**20
@@ -131,7 +127,7 @@ def compare(  # noqa: PLR0917 the command line's, all options
     """Run a grid of experiments, or go on with it, and write its tables and a page."""
     from fedelta.comparison.compare import compare as run_grid
     from fedelta.comparison.directory import ASKED, default_out
-    from fedelta.comparison.display import Display
+    from fedelta.comparison.display import Display, print_table
     from fedelta.comparison.request import parse_over
 
     axes = parse_over(over or ())
@@ -143,7 +139,7 @@ def compare(  # noqa: PLR0917 the command line's, all options
         on_event = None if display is None else display.show
         found = run_grid(config, axes, path, overrides=overrides or (), processes=processes, on_event=on_event)
     if not quiet:
-        _print_groups(found)
+        print_table(found, out_console)
     if found.failures:
         raise FedeltaError(
             f"{len(found.failures)} of {len(found.cells)} cells failed; the others are in {str(path / 'table.md')!r}.",
@@ -229,27 +225,6 @@ def list_names() -> None:
     for section, names in choices().items():
         table.add_row(section, ", ".join(names))
     out_console.print(table)
-
-
-def _print_groups(comparison: Comparison) -> None:
-    """The table of a comparison, and where it is."""
-    from fedelta.comparison.tables import group_table
-
-    header, rows = group_table(comparison)
-    caption = "± deviation over seeds; MiB/round: of one client, down and up; *: Pareto front"
-    table = Table(title=comparison.name, caption=caption, box=box.SIMPLE_HEAD)
-    names, figures = header[:-7], ("accuracy, %", "seeds", "tuned", "MiB/round", "MiB", "time", "")
-    for name in names:
-        table.add_column(escape(name), no_wrap=True)
-    for name in figures:
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(*map(escape, row[:-1]), row[-1] and "*")
-    # As wide as it is, into a file or a narrow terminal too: cells cut in two are hard to read.
-    width = max(out_console.width, Measurement.get(out_console, out_console.options.update(width=1000), table).maximum)
-    Console(width=width).print(table)
-    for name in ("table.md", "table.csv", "report.html"):
-        out_console.print(f"{comparison.path / name}", markup=False, soft_wrap=True)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from tests.small import SMALL, write_small
 import fedelta
 from fedelta import assembly, cli
 from fedelta.comparison import compare
+from fedelta.comparison.pool import Event
 from fedelta.errors import ConfigError, RunError
 
 ONE_ROUND = ["strategy.num_rounds=1"]
@@ -77,7 +78,14 @@ values = { head = [0.0001, 0.5], lora = [0.2, 1e9] }
 
 def test_the_search_chooses_by_validation_rows_whatever_the_test_labels_are(tmp_path, inline, monkeypatch):
     config = write_small(tmp_path, text=SMALL + SEARCH)
-    found = fedelta.compare(config, out=tmp_path / "out", overrides=ONE_ROUND)
+    states: set[str] = set()
+
+    def look(event, tally) -> None:
+        if event.kind in ("finished", "failed"):
+            states.update(row["state"] for row in rows(tmp_path / "out" / "cells.csv"))
+
+    found = fedelta.compare(config, out=tmp_path / "out", overrides=ONE_ROUND, on_event=look)
+    assert states == {"waiting", "finished"}
     trials = rows(tmp_path / "out" / "search.csv")
     assert [(row["tuning.name"], row["seed"], row["client.lr"]) for row in trials] == [
         ("head", "1", "0.0001"), ("head", "1", "0.5"), ("lora", "1", "0.2"), ("lora", "1", "1000000000.0"),
@@ -120,6 +128,28 @@ def test_of_equal_accuracies_the_smaller_value_is_chosen(tmp_path, inline):
         overrides=[*ONE_ROUND, f"compare.search={search}"],
     )
     assert found.groups[0].value == 1e-9
+
+
+def test_a_trial_that_crashes_is_tried_again_before_a_value_is_chosen(tmp_path, inline, monkeypatch):
+    def crash_at_the_first(jobs, **_: object):
+        inline.append(len(jobs))
+        if len(jobs) == 2:
+            jobs[0].failure.write_text("Crash: the process was ended by SIGKILL.")
+            yield Event("failed", jobs[0])
+            yield from run_inline(jobs[1:])
+        else:
+            yield from run_inline(jobs)
+
+    monkeypatch.setattr(compare, "run_jobs", crash_at_the_first)
+    options = (write_small(tmp_path), {"tuning.name": ["head"]}, tmp_path / "out")
+    search = [*ONE_ROUND, 'compare.search={key = "client.lr", values = [0.1, 0.2]}']
+    found = fedelta.compare(*options, overrides=search)
+    assert found.failures == {
+        "tuning.name=head": "SearchError: no value of `client.lr` was chosen, because a trial failed: "
+        "Crash: the process was ended by SIGKILL."
+    }
+    assert fedelta.compare(*options, overrides=search).is_finished
+    assert inline == [2, 0, 1, 1]
 
 
 def test_a_method_none_of_whose_values_trains_fails_alone(tmp_path, inline):

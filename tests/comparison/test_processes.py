@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,7 @@ from fedelta.comparison.cells import make_plan
 from fedelta.comparison.directory import ComparisonDirectory, Job
 from fedelta.comparison.request import read_request
 
-OVERRIDES = ("strategy.num_rounds=25",)
+OVERRIDES = ("strategy.num_rounds=4",)
 OVER = {"client.lr": [0.1, 1e30]}
 PATIENCE_SECONDS = 60
 
@@ -53,11 +52,11 @@ def children_of(process_id: int) -> list[int]:
 
 def test_stopped_cells_go_on_with_the_same_bits_in_any_number_of_processes_beside_one_that_fails(tmp_path):
     config, out = write_small(tmp_path), tmp_path / "out"
-    plan = make_plan(read_request(config, OVER, OVERRIDES))
-    directory = ComparisonDirectory(out)
-    with directory.locked(), closing(pool.run_jobs(directory.jobs(plan.cells({(): None}))[:1], processes=1)) as events:
-        assert next(event.round for event in events if event.kind == "round") < 25
     run = out / "runs" / "lr-0.1"
+    with ComparisonDirectory(out).locked():
+        cell = make_plan(read_request(config, OVER, OVERRIDES)).cells({(): None})[0]
+        with pytest.raises(KeyboardInterrupt):
+            fedelta.Experiment(cell.config).run(run, on_round=stop_at_two)
     assert not (run / "summary.json").exists()
 
     found = fedelta.compare(config, OVER, out, overrides=OVERRIDES, processes=2)
@@ -71,12 +70,27 @@ def test_stopped_cells_go_on_with_the_same_bits_in_any_number_of_processes_besid
     assert found.groups[0].accuracy == undisturbed.accuracy
 
 
+def stop_at_two(outcome, ledger) -> None:
+    if outcome.round == 2:
+        raise KeyboardInterrupt
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").exists(), reason="reads /proc")
 def test_processes_die_with_a_comparison_that_is_killed_and_its_table_is_that_of_an_undisturbed_one(tmp_path):
     def begin(out: Path) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-c", "from fedelta.cli import main; main()", "compare", str(write_small(tmp_path))]
-        command += ["--over", "seed=1,2", "--set", OVERRIDES[0], "--out", str(out), "--processes", "1", "--quiet"]
+        command += [
+            "--over",
+            "seed=1,2",
+            "--set",
+            "strategy.num_rounds=25",
+            "--out",
+            str(out),
+            "--processes",
+            "1",
+            "--quiet",
+        ]
         return subprocess.Popen(command)
 
     out, undisturbed = tmp_path / "out", tmp_path / "undisturbed"

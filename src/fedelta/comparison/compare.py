@@ -132,10 +132,10 @@ class _Work:
         cells = [
             states.get(name_of(labels)) or CellState(labels, failure=self._lack(labels)) for labels in self.plan.points
         ]
+        bys = [by_labels(request.grid.search, job.cell.labels) for job in self.trials]
         trials = [
             Trial(self._state(job), is_best=by in chosen and chosen[by] == job.cell.value)
-            for job in self.trials
-            if (by := by_labels(request.grid.search, job.cell.labels)) is not None
+            for job, by in zip(self.trials, bys, strict=True)
         ]
         return Comparison(
             name=request.name,
@@ -206,18 +206,16 @@ class _Work:
         return None if best is None else known[best][0]
 
     def _lack(self, labels: Mapping[str, str]) -> str | None:
-        """Why a cell has no value of the searched key; None while the search is under way."""
-        search = self.plan.request.grid.search
+        """Why a cell has no value of the searched key; None while the search may still find one."""
+        search, key = self.plan.request.grid.search, self.plan.request.searched
         by = by_labels(search, labels)
-        reasons = [
-            reason
-            for job in self.trials
-            if by_labels(search, job.cell.labels) == by and (reason := job.reason()) is not None
-        ]
-        if not reasons:
+        trials = [job for job in self.trials if by_labels(search, job.cell.labels) == by]
+        lost = [job for job in trials if job.reason() is not None and not _is_settled(job)]
+        if not lost and all(map(_is_settled, trials)) and self._best(trials) is None:
+            lost = trials
+        if not lost:
             return None
-        key = self.plan.request.searched
-        return f"SearchError: no value of `{key}` was chosen, because a trial failed: {one_line(reasons[0])}"
+        return f"SearchError: no value of `{key}` was chosen, because a trial failed: {one_line(lost[0].reason())}"
 
     def _tally(self) -> Tally:
         planned = [job.cell.config.strategy.num_rounds for job in self.trials] + list(self.plan.num_rounds.values())

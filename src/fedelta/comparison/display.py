@@ -1,20 +1,29 @@
-"""How far a comparison is, on standard error: bars on a terminal, a line for each ended cell elsewhere."""
+"""A comparison in a terminal: how far it is, and its table at the end."""
 
 from __future__ import annotations
 
 from types import TracebackType
 
+from rich import box
 from rich.console import Console
+from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from fedelta.comparison.compare import Tally
 from fedelta.comparison.pool import Event
-from fedelta.comparison.tables import one_line
+from fedelta.comparison.result import Comparison
+from fedelta.comparison.tables import group_table, one_line
 from fedelta.results.numbers import percent
+
+# The figures of `group_table`, in its order, as short as a terminal wants them.
+_SHORT = ("accuracy, %", "seeds", "tuned", "MiB/round", "MiB", "time", "")
+_WIDEST = 1000
 
 
 class Display:
-    """A context in which events are shown.
+    """A context in which events are shown: bars on a terminal, a line for each ended cell elsewhere.
 
     Args:
         console: where to.
@@ -61,6 +70,24 @@ class Display:
             self._running[name] = self._progress.add_task(name, total=rounds, note="")
         accuracy = "" if event.accuracy is None else percent(event.accuracy)
         self._progress.update(self._running[name], completed=event.round, note=accuracy)
+
+
+def print_table(comparison: Comparison, console: Console) -> None:
+    """The table of the groups, and where the files are."""
+    header, rows = group_table(comparison)
+    caption = "± deviation over seeds; MiB/round: of one client, down and up; *: Pareto front"
+    table = Table(title=comparison.name, caption=caption, box=box.SIMPLE_HEAD)
+    for name in header[: -len(_SHORT)]:
+        table.add_column(escape(name), no_wrap=True)
+    for name in _SHORT:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(escape, row[:-1]), row[-1] and "*")
+    # As wide as it is, into a file or a narrow terminal too: cells cut in two are hard to read.
+    natural = Measurement.get(console, console.options.update(width=_WIDEST), table).maximum
+    Console(file=console.file, width=max(console.width, natural)).print(table)
+    for name in ("table.md", "table.csv", "report.html"):
+        console.print(f"{comparison.path / name}", markup=False, soft_wrap=True)
 
 
 def _end(event: Event) -> str:
