@@ -40,9 +40,18 @@ if TYPE_CHECKING:
     from fedelta.models.source import bundled_path as bundled_path
     from fedelta.results.report import write_report as write_report
     from fedelta.runtimes.simulation import SimulationSettings as SimulationSettings
+    from fedelta.runtimes.stability import Stability as Stability
     from fedelta.strategies.fedavg import FedAvg as FedAvg
+    from fedelta.strategies.fedavg import FedAvgM as FedAvgM
+    from fedelta.strategies.fednova import FedNova as FedNova
+    from fedelta.strategies.fedopt import FedOpt as FedOpt
     from fedelta.strategies.local import FedProx as FedProx
     from fedelta.strategies.local import Plain as Plain
+    from fedelta.strategies.means import Clipped as Clipped
+    from fedelta.strategies.means import Median as Median
+    from fedelta.strategies.means import Trimmed as Trimmed
+    from fedelta.strategies.means import Weighted as Weighted
+    from fedelta.strategies.scaffold import Scaffold as Scaffold
     from fedelta.tuning.adapter import Adapter as Adapter
     from fedelta.tuning.bias import Bias as Bias
     from fedelta.tuning.combined import Combined as Combined
@@ -71,8 +80,13 @@ _MODULES = {
     "models.source": ("ModelSource", "bundled_path"),
     "results.report": ("write_report",),
     "runtimes.simulation": ("SimulationSettings",),
-    "strategies.fedavg": ("FedAvg",),
+    "runtimes.stability": ("Stability",),
+    "strategies.fedavg": ("FedAvg", "FedAvgM"),
+    "strategies.fednova": ("FedNova",),
+    "strategies.fedopt": ("FedOpt",),
     "strategies.local": ("FedProx", "Plain"),
+    "strategies.means": ("Clipped", "Median", "Trimmed", "Weighted"),
+    "strategies.scaffold": ("Scaffold",),
     "tuning.adapter": ("Adapter",),
     "tuning.bias": ("Bias",),
     "tuning.combined": ("Combined",),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 
+from fedelta.codecs.wire import encode
 from fedelta.config import Config
 from fedelta.data.batches import FederatedData, LabelledData
 from fedelta.data.federate import federate as divide
@@ -21,6 +22,7 @@ from fedelta.models.hub import Backbone, build
 from fedelta.models.transforms import TextTransform
 from fedelta.params import Params, ParamSpec, select
 from fedelta.runtimes.simulation import Simulation
+from fedelta.runtimes.stability import Unstable
 from fedelta.seeds import stream
 from fedelta.tuning import AnyTuning
 from fedelta.tuning.combined import Combined
@@ -99,8 +101,10 @@ def assemble(config: Config, *, backbone: Backbone | None = None, data: Federate
     engine = _engine(config, backbone, data)
     params = _on_cpu(engine.bank.read(0) | (adapter.params if adapter is not None else {}))
     start = select(params, engine.spec.kept)
-    site = Site(engine, data.partition, config.codec, config.seed, config.strategy.num_rounds, start)
+    num_rounds, memory = config.strategy.num_rounds, config.strategy.memory
+    site = Site(engine, data.partition, config.codec, config.seed, num_rounds, start, memory=memory)
     federation = _federation(config, site, data)
+    _check_deadline(config, federation, params)
     return Assembly(config, backbone, data, engine, site, federation, params, total_parameters)
 
 
@@ -141,9 +145,10 @@ def evaluate(site: Site, params: Params, test: LabelledData) -> Evaluation:
 
 def _federation(config: Config, site: Site, data: FederatedData) -> Federation:
     budget = config.byte_budget_mib
+    num_examples = {client_id: len(rows) for client_id, rows in data.partition.items()}
     return Federation(
         strategy=config.strategy,
-        runtime=Simulation(site),
+        runtime=Unstable(Simulation(site), config.stability, config.client, num_examples, config.seed),
         codec=config.codec,
         spec=site.engine.spec,
         client_ids=sorted(data.partition),
@@ -228,6 +233,28 @@ def _check_cohort(config: Config, data: FederatedData) -> None:
     wanted, found = config.strategy.clients_per_round, len(data.partition)
     if wanted > found:
         raise ConfigError([f"`strategy.clients_per_round` is {wanted}, but the data have {found} clients"])
+
+
+def _check_deadline(config: Config, federation: Federation, params: Params) -> None:
+    """Refuses a deadline that too few clients can ever meet."""
+    deadline, runtime = config.stability.deadline_seconds, federation.runtime
+    if deadline is None or not isinstance(runtime, Unstable):
+        return
+    plan = federation.strategy.plan({}, 1, federation.client_ids, federation.spec, stream(config.seed, "cohort", 1))
+    state = federation.strategy.init(params, federation.spec)
+    names = plan.download[plan.cohort[0]]
+    payload, _ = encode(select({**state, **params}, names), federation.wire, config.codec)
+    times = sorted(runtime.seconds(client_id, len(payload)) for client_id in federation.client_ids)
+    if (met := sum(time <= deadline for time in times)) < config.strategy.min_replies:
+        problem = (
+            f"`stability.deadline_seconds` is {deadline:g}, which {met} of {len(times)} clients can meet; "
+            f"`strategy.min_replies` is {config.strategy.min_replies}, the fastest client needs {times[0]:.1f} s, "
+            f"half of them {times[len(times) // 2]:.1f} s or less"
+        )
+        raise ConfigError(
+            [problem],
+            hint="raise the deadline, or let clients do less: `client.local_epochs`, `client.local_steps`.",
+        )
 
 
 def _on_cpu(params: Params) -> Params:

@@ -28,16 +28,30 @@ from fedelta.federation.optimizers import Sgd
 from fedelta.federation.training import ClientSettings
 from fedelta.models.source import ModelSource, locate
 from fedelta.runtimes.simulation import SimulationSettings
+from fedelta.runtimes.stability import Stability
 from fedelta.settings import Settings
 from fedelta.strategies import AnyLocalRule, AnyStrategy
 from fedelta.strategies.fedavg import FedAvg
 from fedelta.strategies.local import Plain
+from fedelta.strategies.scaffold import Scaffold
 from fedelta.tuning import AnyTuning
 from fedelta.tuning.combined import expand, fields_of
 from fedelta.tuning.lora import Lora
 
 # Any, in this file: values of a TOML table before they are checked, and type annotations as objects.
 Table = dict[str, Any]
+
+# Sections that are one of several kinds, told apart by their `name`.
+_NAMED = (
+    "partition",
+    "strategy",
+    "strategy.mean",
+    "local_rule",
+    "client.optimizer",
+    "client.schedule",
+    "codec",
+    "runtime",
+)
 
 
 class Config(Settings):
@@ -47,7 +61,7 @@ class Config(Settings):
         seed: of every random stream of the run.
         byte_budget_mib: the run ends with the round in which its traffic reaches this many MiB.
         evaluate_every: rounds between evaluations on the test set; the last round is always evaluated.
-        model, tuning, data, partition, strategy, local_rule, client, codec, runtime: the sections.
+        model, tuning, data, partition, strategy, local_rule, client, codec, runtime, stability: the sections.
     """
 
     # Strict once more: a value outside any section is checked on its own, where the class's rules do not reach.
@@ -58,11 +72,12 @@ class Config(Settings):
     data: DataSource
     partition: Annotated[PartitionSettings, Field(discriminator="name")]
     tuning: Annotated[AnyTuning, Field(discriminator="name")] = Lora()
-    strategy: AnyStrategy = FedAvg()
+    strategy: Annotated[AnyStrategy, Field(discriminator="name")] = FedAvg()
     local_rule: Annotated[AnyLocalRule, Field(discriminator="name")] = Plain()
     client: ClientSettings = ClientSettings()
     codec: Cast = Cast()
     runtime: SimulationSettings = SimulationSettings()
+    stability: Stability = Stability()
 
     def to_toml(self) -> str:
         """The configuration with every default written out; `load_config` reads it back to an equal one."""
@@ -92,6 +107,8 @@ def parse_config(table: Table, overrides: Iterable[str] = (), *, origin: str = "
     """The configuration in a nested dictionary; arguments and errors as for `load_config`."""
     table = copy.deepcopy(table)
     problems = _override(table, overrides)
+    if isinstance(strategy := table.get("strategy"), dict):
+        strategy.setdefault("name", FedAvg().name)
     if "tuning" in table:
         table["tuning"] = expand(table["tuning"])
     sections: Table = {}
@@ -145,13 +162,18 @@ def _absolute(source: str | None) -> str | None:
     return str(path.absolute()) if path.exists() else source
 
 
-def choices_of(section: str, field: str | None = None) -> list[str]:
-    """What `section.name`, or `section.field.name`, can be."""
-    annotation: Any = Config.model_fields[section].annotation
-    if field is not None and isinstance(annotation, type) and issubclass(annotation, Settings):
-        annotation = annotation.model_fields[field].annotation
-    members = _members(annotation)
-    return list(members) or list(get_args(annotation.model_fields["name"].annotation))
+def named_choices() -> dict[str, list[str]]:
+    """Every key of a configuration that takes one of a few names, but `tuning.name`, and these names."""
+    return {f"{path}.name": list(_members(_annotation(path))) for path in _NAMED}
+
+
+def _annotation(path: str) -> Any:
+    """What may stand at a dotted path; a field of a union is looked for in its first member."""
+    annotation: Any = Config
+    for key in path.split("."):
+        members = list(_members(annotation).values())
+        annotation = (members[0] if members else annotation).model_fields[key].annotation
+    return annotation
 
 
 def _override(table: Table, overrides: Iterable[str]) -> list[str]:
@@ -254,11 +276,13 @@ def _locate(section: str, value: Any, location: Sequence[str | int]) -> tuple[st
 
 
 def _members(annotation: Any) -> dict[str, Any]:
-    """Name to class of a union of settings; nothing for any other annotation."""
+    """Name to class of a union of settings, or of one that has a name; nothing for any other annotation."""
     if get_origin(annotation) is Annotated:
         return _members(get_args(annotation)[0])
-    classes = [kind for kind in get_args(annotation) if isinstance(kind, type) and issubclass(kind, Settings)]
-    return {get_args(kind.model_fields["name"].annotation)[0]: kind for kind in classes}
+    kinds = get_args(annotation) or (annotation,)
+    classes = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Settings)]
+    named = [kind for kind in classes if "name" in kind.model_fields]
+    return {name: kind for kind in named for name in get_args(kind.model_fields["name"].annotation)}
 
 
 def _item(annotation: Any) -> Any:
@@ -282,9 +306,10 @@ def _unknown(key: str, parent: str, owner: Any) -> str:
 def _unknown_choice(path: str, found: object, known: Iterable[str]) -> str:
     known = list(known)
     nearest = get_close_matches(str(found), known, n=1)
-    return f"`{path}` is {found!r}, expected one of {', '.join(known)}" + (
-        f"; did you mean {nearest[0]!r}?" if nearest else ""
-    )
+    elsewhere = [key for key, names in named_choices().items() if key != path and found in names]
+    advice = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    advice = f"; {found!r} is a choice of `{elsewhere[0]}`" if elsewhere else advice
+    return f"`{path}` is {found!r}, expected one of {', '.join(known)}{advice}"
 
 
 def _cross_check(sections: Table, unread: Set[str]) -> list[str]:
@@ -303,7 +328,7 @@ def _cross_check(sections: Table, unread: Set[str]) -> list[str]:
     return problems + _check_client(sections) + _check_paths(sections)
 
 
-def _check_strategy(strategy: FedAvg, sections: Table) -> list[str]:
+def _check_strategy(strategy: AnyStrategy, sections: Table) -> list[str]:
     problems = []
     partition, client = sections.get("partition"), sections.get("client")
     num_clients = None if partition is None else partition.num_clients
@@ -327,7 +352,11 @@ def _check_strategy(strategy: FedAvg, sections: Table) -> list[str]:
 
 def _check_client(sections: Table) -> list[str]:
     client = sections.get("client")
-    if client is None or not isinstance(client.optimizer, Sgd):
+    if client is None:
+        return []
+    if not isinstance(client.optimizer, Sgd):
+        if isinstance(sections.get("strategy"), Scaffold):
+            return ["`strategy.name` is 'scaffold', which corrects gradients; `client.optimizer.name` must be 'sgd'"]
         return []
     if client.optimizer.nesterov and client.optimizer.momentum == 0:
         return ["`client.optimizer.nesterov` needs `client.optimizer.momentum` above 0"]

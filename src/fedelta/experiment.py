@@ -155,8 +155,7 @@ class Experiment:
     def _resume(self, run: RunDirectory, on_round: OnRound | None) -> Result:
         checkpoint = load(run.checkpoint, self.assembly.spec, self._fingerprint)
         run.rewind(checkpoint)
-        self.assembly.site.kept.clear()
-        self.assembly.site.kept.update(checkpoint.kept)
+        self.assembly.site.restore(checkpoint.kept, checkpoint.remembered)
         ledger = Ledger.read(run.ledger)
         params = self._continue(run, checkpoint, ledger, on_round)
         return _finish(run, self.assembly, params, ledger)
@@ -187,6 +186,7 @@ class Experiment:
                     params=params,
                     state=outcome.state,
                     kept=self.assembly.site.kept,
+                    remembered=self.assembly.site.remembered,
                     log_bytes=run.rounds.num_bytes,
                     ledger_bytes=JsonLines(run.ledger).num_bytes,
                     timing_bytes=run.timings.num_bytes,
@@ -214,7 +214,7 @@ class Experiment:
         config = assembly.config
         state = assembly.federation.strategy.init(assembly.params, assembly.spec)
         opening = opening_row(checkpoint_bytes(config.model))
-        first = Checkpoint(0, assembly.params, state, {}, 0, len(opening), 0, None, None, self._fingerprint)
+        first = Checkpoint(0, assembly.params, state, {}, {}, 0, len(opening), 0, None, None, self._fingerprint)
         return {
             rundir.CONFIG: config.to_toml(),
             rundir.ENVIRONMENT: to_json(environment(), indent=2),
@@ -256,7 +256,7 @@ def evaluate_adapter(
         loaded = loaded.model_copy(update={"model": model, "tuning": found.tuning})
     assembly = assemble(loaded)
     if kept_by is not None:
-        assembly.site.kept.update(load(kept_by.checkpoint).kept)
+        assembly.site.restore(load(kept_by.checkpoint).kept, {})
     return assembly.evaluate(assembly.params)
 
 

@@ -10,7 +10,7 @@ Shapes: A lanes in use, K lanes, B samples of the largest batch of a step, C cla
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -59,6 +59,19 @@ class ClientSettings(Settings):
         """Optimizer steps of a client with `num_examples` in one round."""
         return self.local_steps or (self.local_epochs or 1) * -(-num_examples // self.batch_size)
 
+    def num_processed(self, num_examples: int) -> int:
+        """Examples that such a client trains on in one round, each as often as it is seen.
+
+        >>> ClientSettings(local_steps=4, batch_size=2).num_processed(5)  # 2 + 2 + 1, and 2 of the next epoch
+        7
+        """
+        epochs, rest = divmod(self.num_steps(num_examples), -(-num_examples // self.batch_size))
+        return epochs * num_examples + rest * self.batch_size
+
+    def effective_steps(self, num_examples: int) -> float:
+        """How often the learning rate the gradients of such a client go into its delta."""
+        return self.optimizer.effective_steps(self.num_steps(num_examples))
+
     def lr_in(self, round: int, num_rounds: int) -> float:
         """Learning rate of `round` (from 1) in a run of `num_rounds`."""
         return self.lr * self.schedule.factor(round, num_rounds)
@@ -74,6 +87,7 @@ class Job:
         anchor: the tensors it starts from.
         generator: for the order of its batches.
         noise: for dropout.
+        offset: added to the gradient in every step, by name (`Memory.offset`).
     """
 
     client_id: int
@@ -81,6 +95,7 @@ class Job:
     anchor: Params
     generator: Generator
     noise: Generator
+    offset: Params = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -205,6 +220,7 @@ class LaneEngine:
     def _admit(self, lane: int, job: Job) -> _Slot:
         self._prepare(self._train.inputs, job.rows)
         self.bank.load(lane, job.anchor)
+        self.bank.steer(lane, job.offset)
         for state in self._state.values():
             state[lane] = 0
         self._losses_K[lane] = 0
@@ -243,6 +259,8 @@ class LaneEngine:
         self._losses_K[:active] += losses_A.detach()
         values_AP, grads_AP = self.bank.values_KP[:active], self.bank.grads_KP[:active]
         with torch.no_grad():
+            if self.bank.offsets_KP is not None:
+                grads_AP += self.bank.offsets_KP[:active]
             self._rule.correct(grads_AP, values_AP, self.bank.anchors_KP[:active])
             state = {name: tensor[:active] for name, tensor in self._state.items()}
             self.client.optimizer.step(values_AP, grads_AP, state, lr)
