@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from fedelta.codecs.cast import Cast as Cast
     from fedelta.config import Config as Config
     from fedelta.config import load_config as load_config
+    from fedelta.data.augmentation import Augmentation as Augmentation
     from fedelta.data.batches import FederatedData as FederatedData
     from fedelta.data.batches import LabelledData as LabelledData
     from fedelta.data.partition import Dirichlet as Dirichlet
@@ -57,6 +58,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "codecs.cast": ("Cast",),
     "config": ("Config", "load_config"),
+    "data.augmentation": ("Augmentation",),
     "data.batches": ("FederatedData", "LabelledData"),
     "data.partition": ("Dirichlet", "Iid", "Natural", "Pathological", "Quantity"),
     "data.sources": ("DataSource",),

@@ -20,6 +20,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from fedelta.codecs.cast import Cast
+from fedelta.data.augmentation import Augmentation
 from fedelta.data.files import EMBEDDED
 from fedelta.data.partition import Natural, PartitionSettings
 from fedelta.data.sources import DataSource, check_source
@@ -47,7 +48,7 @@ class Config(Settings):
         seed: of every random stream of the run.
         byte_budget_mib: the run ends with the round in which its traffic reaches this many MiB.
         evaluate_every: rounds between evaluations on the test set; the last round is always evaluated.
-        model, tuning, data, partition, strategy, local_rule, client, codec, runtime: the sections.
+        model, tuning, data, partition, augmentation, strategy, local_rule, client, codec, runtime: the sections.
     """
 
     # Strict once more: a value outside any section is checked on its own, where the class's rules do not reach.
@@ -57,6 +58,7 @@ class Config(Settings):
     model: ModelSource
     data: DataSource
     partition: Annotated[PartitionSettings, Field(discriminator="name")]
+    augmentation: Augmentation = Augmentation()
     tuning: Annotated[AnyTuning, Field(discriminator="name")] = Lora()
     strategy: AnyStrategy = FedAvg()
     local_rule: Annotated[AnyLocalRule, Field(discriminator="name")] = Plain()

@@ -66,8 +66,10 @@ def serve(site: Site, plan: RoundPlan, payloads: Mapping[int, bytes]) -> Iterato
             yield Reply(client_id, 0, b"", fault=f"download refused: {error.message}")
             continue
         anchor = opened[payload] | site.own(client_id)
-        order, noise = (stream(site.seed, purpose, plan.round, client_id) for purpose in ("batches", "dropout"))
-        jobs.append(Job(client_id, site.partition[client_id], anchor, order, noise))
+        order, noise, augmentation = (
+            stream(site.seed, purpose, plan.round, client_id) for purpose in ("batches", "dropout", "augmentation")
+        )
+        jobs.append(Job(client_id, site.partition[client_id], anchor, order, noise, augmentation))
     lr = site.engine.client.lr_in(plan.round, site.num_rounds)
     for trained in site.engine.train(jobs, lr):
         reply = _reply(site, plan, trained)
