@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from fedelta.strategies.fedavg import FedAvg as FedAvg
     from fedelta.strategies.local import FedProx as FedProx
     from fedelta.strategies.local import Plain as Plain
+    from fedelta.tracking.settings import Tracking as Tracking
     from fedelta.tuning.adapter import Adapter as Adapter
     from fedelta.tuning.bias import Bias as Bias
     from fedelta.tuning.combined import Combined as Combined
@@ -75,6 +76,7 @@ _MODULES = {
     "runtimes.simulation": ("SimulationSettings",),
     "strategies.fedavg": ("FedAvg",),
     "strategies.local": ("FedProx", "Plain"),
+    "tracking.settings": ("Tracking",),
     "tuning.adapter": ("Adapter",),
     "tuning.bias": ("Bias",),
     "tuning.combined": ("Combined",),

@@ -17,6 +17,7 @@ from fedelta.models.native import PRESETS
 from fedelta.models.source import bundled_names
 from fedelta.results.runlog import BYTES_PER_FLOAT32
 from fedelta.seeds import stream
+from fedelta.tracking.table import TOOLS
 from fedelta.tuning.lanes import Lanes
 from fedelta.tuning.table import SINGLE
 
@@ -94,6 +95,7 @@ def choices() -> dict[str, list[str]]:
         "client.schedule.name": choices_of("client", "schedule"),
         "codec.name": choices_of("codec"),
         "runtime.name": choices_of("runtime"),
+        "tracking.tools": list(TOOLS),
     }
     return {
         "model.source": [*(f"bundled:{name}" for name in bundled_names()), "a directory", "a hub name"],
