@@ -238,8 +238,10 @@ def _check_modality(config: Config, raw: RawData) -> None:
 
 
 def _check_owners(config: Config, data: FederatedData) -> None:
+    if not config.augmentation.is_on:
+        return
     rows = torch.cat([*data.partition.values()])
-    if config.augmentation.is_on and len(rows.unique()) < len(rows):
+    if len(rows.unique()) < len(rows):
         raise ConfigError(
             ["`[augmentation]` changes a row in the way of the client that has it, but some rows have two clients"],
             hint="give each client its own copy of the row.",

@@ -11,7 +11,9 @@ from typing import get_args
 
 import pytest
 from tests.small import write_small
+from typer.testing import CliRunner
 
+from fedelta.cli import app
 from fedelta.config import Config, load_config
 from fedelta.errors import ConfigError
 from fedelta.experiment import Experiment
@@ -182,6 +184,13 @@ def test_tools_that_are_not_installed_are_named_before_a_run_directory_is_there(
     assert "has 'mlflow', but Python finds no `mlflow` and no `sqlalchemy` and no `alembic`" in str(caught.value)
     assert caught.value.hint == "pip install alembic mlflow-skinny sqlalchemy wandb"
     assert not (tmp_path / "run").exists()
+
+
+def test_checking_a_configuration_finds_a_tool_that_is_not_installed(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    done = CliRunner().invoke(app, ["check", str(write_small(tmp_path)), "--set", 'tracking.tools=["wandb"]'])
+    assert isinstance(done.exception, ConfigError)
+    assert done.exception.hint == "pip install wandb"
 
 
 def test_nothing_is_required_when_nothing_is_tracked(monkeypatch):

@@ -84,6 +84,8 @@ class AugmentedInputs:
         black: value of a black pixel, one for every channel or one for all.
         device: where the images are changed.
 
+    It keeps 100 bytes for every row.
+
     Raises:
         ConfigError: the rows are no square images, or the padding is as large as they are.
     """
