@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from fedelta.codecs.cast import Cast as Cast
     from fedelta.config import Config as Config
     from fedelta.config import load_config as load_config
+    from fedelta.data.augmentation import Augmentation as Augmentation
     from fedelta.data.batches import FederatedData as FederatedData
     from fedelta.data.batches import LabelledData as LabelledData
     from fedelta.data.partition import Dirichlet as Dirichlet
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from fedelta.strategies.means import Trimmed as Trimmed
     from fedelta.strategies.means import Weighted as Weighted
     from fedelta.strategies.scaffold import Scaffold as Scaffold
+    from fedelta.tracking.settings import Tracking as Tracking
     from fedelta.tuning.adapter import Adapter as Adapter
     from fedelta.tuning.bias import Bias as Bias
     from fedelta.tuning.combined import Combined as Combined
@@ -66,6 +68,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "codecs.cast": ("Cast",),
     "config": ("Config", "load_config"),
+    "data.augmentation": ("Augmentation",),
     "data.batches": ("FederatedData", "LabelledData"),
     "data.partition": ("Dirichlet", "Iid", "Natural", "Pathological", "Quantity"),
     "data.sources": ("DataSource",),
@@ -87,6 +90,7 @@ _MODULES = {
     "strategies.local": ("FedProx", "Plain"),
     "strategies.means": ("Clipped", "Median", "Trimmed", "Weighted"),
     "strategies.scaffold": ("Scaffold",),
+    "tracking.settings": ("Tracking",),
     "tuning.adapter": ("Adapter",),
     "tuning.bias": ("Bias",),
     "tuning.combined": ("Combined",),

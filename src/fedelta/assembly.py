@@ -8,11 +8,13 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 
+import torch
+
 from fedelta.codecs.wire import encode
 from fedelta.config import Config
 from fedelta.data.batches import FederatedData, LabelledData
 from fedelta.data.federate import federate as divide
-from fedelta.data.sources import read
+from fedelta.data.sources import RawData, read
 from fedelta.errors import ConfigError, ModelError
 from fedelta.federation.client import Site
 from fedelta.federation.rounds import Federation
@@ -81,6 +83,7 @@ def assemble(config: Config, *, backbone: Backbone | None = None, data: Federate
     if data is None:
         raw = read(config.data, seed=config.seed)
         _check_num_classes(config, len(raw.class_names))
+        _check_modality(config, raw)
         backbone = backbone or build(config.model, raw.class_names, seed=config.seed)
         transform = backbone.transform
         if transform is None:
@@ -92,6 +95,7 @@ def assemble(config: Config, *, backbone: Backbone | None = None, data: Federate
     elif backbone is None:
         backbone = build(config.model, data.class_names, seed=config.seed)
     _check_cohort(config, data)
+    _check_owners(config, data)
     total_parameters = backbone.num_parameters
     backbone.module.to(config.runtime.torch_device())
     adapter = None if config.model.adapter is None else read_adapter(config.model.adapter, backbone.anatomy)
@@ -126,6 +130,7 @@ def _engine(config: Config, backbone: Backbone, data: FederatedData) -> LaneEngi
         rule=config.local_rule,
         cache_bytes=config.runtime.cache_mib * 2**20,
         compute_dtype=config.runtime.compute_dtype,
+        augmentation=config.augmentation,
     )
     for note in engine.notes:
         logger.warning(note)
@@ -226,6 +231,25 @@ def _check_num_classes(config: Config, found: int) -> None:
         raise ConfigError(
             [f"`model.num_classes` is {wanted}, but the training data have {found} classes"],
             hint="leave it out: it is found from the data.",
+        )
+
+
+def _check_modality(config: Config, raw: RawData) -> None:
+    if config.augmentation.is_on and raw.modality != "image":
+        raise ConfigError(
+            [f"`[augmentation]` crops and flips images, but column {raw.columns.input!r} holds {raw.modality}s"],
+            hint="leave the section out.",
+        )
+
+
+def _check_owners(config: Config, data: FederatedData) -> None:
+    if not config.augmentation.is_on:
+        return
+    rows = torch.cat([*data.partition.values()])
+    if len(rows.unique()) < len(rows):
+        raise ConfigError(
+            ["`[augmentation]` changes a row in the way of the client that has it, but some rows have two clients"],
+            hint="give each client its own copy of the row.",
         )
 
 

@@ -158,8 +158,11 @@ def predict(
 def check(config: ConfigPath, overrides: Overrides = None) -> None:
     """Check a configuration, its data and its model; nothing is trained or written."""
     from fedelta.experiment import Experiment
+    from fedelta.tracking.table import require
 
-    assembly = Experiment.from_toml(config, overrides or ()).assembly
+    experiment = Experiment.from_toml(config, overrides or ())
+    require(experiment.config.tracking)
+    assembly = experiment.assembly
     sizes = [len(rows) for rows in assembly.data.partition.values()]
     print(
         f"{config}: good. {len(sizes)} clients with {min(sizes)} to {max(sizes)} examples, "

@@ -20,6 +20,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from fedelta.codecs.cast import Cast
+from fedelta.data.augmentation import Augmentation
 from fedelta.data.files import EMBEDDED
 from fedelta.data.partition import Natural, PartitionSettings
 from fedelta.data.sources import DataSource, check_source
@@ -34,6 +35,7 @@ from fedelta.strategies import AnyLocalRule, AnyStrategy
 from fedelta.strategies.fedavg import FedAvg
 from fedelta.strategies.local import Plain
 from fedelta.strategies.scaffold import Scaffold
+from fedelta.tracking.settings import Tracking
 from fedelta.tuning import AnyTuning
 from fedelta.tuning.combined import expand, fields_of
 from fedelta.tuning.lora import Lora
@@ -61,7 +63,8 @@ class Config(Settings):
         seed: of every random stream of the run.
         byte_budget_mib: the run ends with the round in which its traffic reaches this many MiB.
         evaluate_every: rounds between evaluations on the test set; the last round is always evaluated.
-        model, tuning, data, partition, strategy, local_rule, client, codec, runtime, stability: the sections.
+        model, tuning, data, partition, augmentation, strategy, local_rule, client, codec, runtime, stability,
+            tracking: the sections.
     """
 
     # Strict once more: a value outside any section is checked on its own, where the class's rules do not reach.
@@ -71,6 +74,7 @@ class Config(Settings):
     model: ModelSource
     data: DataSource
     partition: Annotated[PartitionSettings, Field(discriminator="name")]
+    augmentation: Augmentation = Augmentation()
     tuning: Annotated[AnyTuning, Field(discriminator="name")] = Lora()
     strategy: Annotated[AnyStrategy, Field(discriminator="name")] = FedAvg()
     local_rule: Annotated[AnyLocalRule, Field(discriminator="name")] = Plain()
@@ -78,6 +82,7 @@ class Config(Settings):
     codec: Cast = Cast()
     runtime: SimulationSettings = SimulationSettings()
     stability: Stability = Stability()
+    tracking: Tracking = Tracking()
 
     def to_toml(self) -> str:
         """The configuration with every default written out; `load_config` reads it back to an equal one."""
@@ -142,11 +147,12 @@ def check_config(config: Config) -> None:
 
 def with_absolute_paths(config: Config) -> Config:
     """The configuration with files and directories written in full, so that a run can be resumed from anywhere."""
-    model, data = config.model, config.data
+    model, data, tracking = config.model, config.data, config.tracking
     return config.model_copy(
         update={
             "model": model.model_copy(update={key: _absolute(getattr(model, key)) for key in ("source", "adapter")}),
             "data": data.model_copy(update={key: _absolute(getattr(data, key)) for key in ("source", "test_source")}),
+            "tracking": tracking.model_copy(update={"directory": tracking.directory and _in_full(tracking.directory)}),
         }
     )
 
@@ -155,11 +161,16 @@ def _absolute(source: str | None) -> str | None:
     """`source`, in full where it is a path that exists; a hub name and a bundled name stay as they are."""
     if source is None or source == EMBEDDED:
         return source
+    full = _in_full(source)
+    return full if Path(full).exists() else source
+
+
+def _in_full(path: str) -> str:
+    """`path` from the root on; it need not exist."""
     try:
-        path = Path(source).expanduser()
+        return str(Path(path).expanduser().absolute())
     except RuntimeError:  # the home of a user who is not known here
-        return source
-    return str(path.absolute()) if path.exists() else source
+        return path
 
 
 def named_choices() -> dict[str, list[str]]:

@@ -38,6 +38,9 @@ from fedelta.results.files import JsonLines, Record, to_json
 from fedelta.results.ledger import Ledger, opening_row
 from fedelta.results.rundir import RunDirectory, free_name, refuse_taken
 from fedelta.results.runlog import round_record, summary, timing_record
+from fedelta.tracking.mirror import mirrored
+from fedelta.tracking.settings import Tracking
+from fedelta.tracking.table import require
 
 OnRound = Callable[[RoundOutcome, Ledger], None]
 
@@ -138,6 +141,7 @@ class Experiment:
         """
         path = free_name(Path("runs"), self.name) if out is None else Path(out)
         refuse_taken(path)
+        require(self.config.tracking)
         RunDirectory.create(path, self._opening_files())
         return self.resume(path, on_round=on_round)
 
@@ -149,6 +153,7 @@ class Experiment:
             CheckpointError: its checkpoint is damaged or belongs to another configuration.
         """
         run = RunDirectory.open(Path(directory))
+        require(self.config.tracking)
         with run.locked():
             return self._resume(run, on_round)
 
@@ -157,8 +162,11 @@ class Experiment:
         run.rewind(checkpoint)
         self.assembly.site.restore(checkpoint.kept, checkpoint.remembered)
         ledger = Ledger.read(run.ledger)
-        params = self._continue(run, checkpoint, ledger, on_round)
-        return _finish(run, self.assembly, params, ledger)
+        with mirrored(run, self.config) as mirror:
+            params = self._continue(run, checkpoint, ledger, mirror.before(on_round))
+            result = _finish(run, self.assembly, params, ledger)
+            mirror.finish(result.summary)
+        return result
 
     def _continue(self, run: RunDirectory, checkpoint: Checkpoint, ledger: Ledger, on_round: OnRound | None) -> Params:
         """Runs the rounds that are left, each recorded before the next begins; returns the last params."""
@@ -203,7 +211,9 @@ class Experiment:
     def _fingerprint(self) -> str:
         """Differs between configurations and data that would give other results."""
         data = self.assembly.data
-        digest = hashlib.sha256(repr((self.assembly.config.to_toml(), data.class_names)).encode())
+        # Without what changes no result: a run may be tracked from its second half on, or moved.
+        config = self.assembly.config.model_copy(update={"tracking": Tracking()})
+        digest = hashlib.sha256(repr((config.to_toml(), data.class_names)).encode())
         for rows in (data.train.labels, data.test.labels, *(data.partition[key] for key in sorted(data.partition))):
             digest.update(len(rows).to_bytes(8, "big") + rows.numpy().tobytes())
         return digest.hexdigest()[:16]

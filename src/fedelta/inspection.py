@@ -17,6 +17,7 @@ from fedelta.models.native import PRESETS
 from fedelta.models.source import bundled_names
 from fedelta.results.runlog import BYTES_PER_FLOAT32
 from fedelta.seeds import stream
+from fedelta.tracking.table import TOOLS
 from fedelta.tuning.lanes import Lanes
 from fedelta.tuning.table import SINGLE
 
@@ -85,10 +86,14 @@ def inspect(config: Config) -> Inspection:
 
 def choices() -> dict[str, list[str]]:
     """Key of a configuration to the names it takes."""
-    return {
-        "model.source": [*(f"bundled:{name}" for name in bundled_names()), "a directory", "a hub name"],
-        "model.architecture.model_type": [*PRESETS, "any family of transformers"],
-        "model families with roles": [name for name, anatomy in ANATOMIES.items() if anatomy.roles],
-        "data.source": ["digits", "a folder of images by class", "Parquet, CSV or JSON files", "a hub name"],
-        "tuning.name": [*SINGLE, "several joined by +"],
-    } | named_choices()
+    return (
+        {
+            "model.source": [*(f"bundled:{name}" for name in bundled_names()), "a directory", "a hub name"],
+            "model.architecture.model_type": [*PRESETS, "any family of transformers"],
+            "model families with roles": [name for name, anatomy in ANATOMIES.items() if anatomy.roles],
+            "data.source": ["digits", "a folder of images by class", "Parquet, CSV or JSON files", "a hub name"],
+            "tuning.name": [*SINGLE, "several joined by +"],
+        }
+        | named_choices()
+        | {"tracking.tools": list(TOOLS)}
+    )

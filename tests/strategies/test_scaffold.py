@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from tests.builders import assert_close, assert_same_bits, jobs_for, start_of, tiny_data, tiny_engine
 from tests.strategies.hand import PLAN, SPEC, params, updates
@@ -11,7 +13,7 @@ from fedelta.codecs.cast import Cast
 from fedelta.federation.client import Site
 from fedelta.federation.optimizers import Sgd
 from fedelta.federation.rounds import Federation, federate
-from fedelta.federation.training import ClientSettings, Evaluation, Job
+from fedelta.federation.training import ClientSettings, Evaluation
 from fedelta.params import add
 from fedelta.runtimes.simulation import Simulation
 from fedelta.seeds import stream
@@ -81,10 +83,9 @@ def test_the_offset_enters_every_step_of_its_lane_alone():
         engine, _ = tiny_engine(Head(), tiny_data(num_rows=24), lanes=3, client=client)
         start = start_of(engine)
         jobs = [
-            Job(job.client_id, job.rows, job.anchor, job.generator, job.noise,
-                {"classifier.bias": torch.full((3,), offset)} if job.client_id == 1 else {})
+            replace(job, offset={"classifier.bias": torch.full((3,), offset)} if job.client_id == 1 else {})
             for job in jobs_for([4, 8, 3, 9], start)
-        ]  # fmt: skip
+        ]
         found.append({trained.client_id: trained.delta for trained in engine.train(jobs, lr=0.05)})
     for client_id in range(4):
         difference = found[1][client_id]["classifier.bias"] - found[0][client_id]["classifier.bias"]

@@ -84,9 +84,11 @@ def serve(site: Site, plan: RoundPlan, payloads: Mapping[int, bytes]) -> Iterato
             continue
         received[client_id] = opened[payload]
         anchor = select(opened[payload], (name for name in spec if name in opened[payload])) | site.own(client_id)
-        order, noise = (stream(site.seed, purpose, plan.round, client_id) for purpose in ("batches", "dropout"))
+        order, noise, augmentation = (
+            stream(site.seed, purpose, plan.round, client_id) for purpose in ("batches", "dropout", "augmentation")
+        )
         offset = _offset(site, client_id, opened[payload])
-        jobs.append(Job(client_id, site.partition[client_id], anchor, order, noise, offset))
+        jobs.append(Job(client_id, site.partition[client_id], anchor, order, noise, augmentation, offset))
     for trained in site.engine.train(jobs, lr):
         yield _conclude(site, plan, trained, received[trained.client_id], lr)
 
