@@ -99,5 +99,5 @@ def choices() -> dict[str, list[str]]:
         "model.source": [*(f"bundled:{name}" for name in bundled_names()), "a directory", "a hub name"],
         "model.architecture.model_type": [*PRESETS, "any family of transformers"],
         "model families with roles": [name for name, anatomy in ANATOMIES.items() if anatomy.roles],
-        "data.source": ["digits", "a folder of images by class", "Parquet, CSV or JSON files", "a hub name"],
+        "data.source": ["digits", "a folder of images or recordings", "Parquet, CSV or JSON files", "a hub name"],
     } | named
