@@ -88,7 +88,7 @@ def test_three_tones_are_learned_by_three_speakers(result):
     assert result.assembly.data.train.inputs.spectrograms.shape == (36, 16, 16)
 
 
-def test_lanes_of_speakers_are_speakers_one_after_the_other(config_path, result, tmp_path):
+def test_lanes_of_speakers_are_speakers_one_after_the_other(config_path, tmp_path):
     alone = Experiment.from_toml(config_path, ["runtime.lanes=1", "strategy.num_rounds=1"]).run(tmp_path / "alone")
     together = Experiment.from_toml(config_path, ["runtime.lanes=3", "strategy.num_rounds=1"]).run(
         tmp_path / "together"
@@ -109,7 +109,9 @@ def test_a_run_answers_for_files_and_for_samples(result, sounds):
     for sample_rate in (16_000, 44_100):
         (answer,) = predictor.predict([(torch.from_numpy(tone(2700, sample_rate, seed=9)), sample_rate)])
         assert answer.label == "high"
-    assert result.predictor().predict([sounds.parent / "new.wav"]) == answers[:1]
+    (answer,) = result.predictor().predict([sounds.parent / "new.wav"])
+    # Merged weights round differently from weights with their additions.
+    assert answer.probability == pytest.approx(answers[0].probability, abs=1e-6)
 
 
 def test_a_recording_is_prepared_as_in_training(result, sounds):
@@ -186,8 +188,9 @@ def test_everything_that_is_no_recording_is_named_at_once(result, sounds):
         (
             "absent.wav': No such file or directory", "input 1: no recording but Tensor",
             "input 2: a torch.int32 tensor of shape (800,), expected a float tensor [samples]",
-            "input 3: a sample rate of 0 Hz", "input 4: a recording without samples", "input 5: a recording with samples",
-            "input 6: no tensor but int", "input 7: no recording but int", "hint: give WAV",
+            "input 3: a sample rate of 0 Hz", "input 4: a recording without samples",
+            "input 5: a recording with samples that are NaN", "input 6: no tensor but int",
+            "input 7: no recording but int", "hint: give WAV",
         ),
         strict=True,
     ):  # fmt: skip

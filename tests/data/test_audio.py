@@ -81,21 +81,21 @@ def test_what_is_no_recording_is_refused(value, message):
 
 def test_an_empty_file_is_refused(tmp_path):
     (tmp_path / "a.wav").touch()
-    with pytest.raises(AudioError, match="^an empty file$"):
+    with pytest.raises(AudioError, match=r"^an empty file$"):
         check_audio(tmp_path / "a.wav")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_samples_that_are_no_numbers_are_refused(value):
     data = encoded(np.array([0, value], dtype=np.float32), subtype="FLOAT")
-    with pytest.raises(AudioError, match="^a recording with samples that are NaN or infinite$"):
+    with pytest.raises(AudioError, match=r"^a recording with samples that are NaN or infinite$"):
         decode_audio(data)
 
 
 def test_a_file_that_is_damaged_behind_its_header_is_refused():
     noise = np.random.default_rng(0).uniform(-1, 1, 8000).astype(np.float32)
     data = encoded(noise, kind="FLAC")
-    with pytest.raises(AudioError, match="^damaged recording: "):
+    with pytest.raises(AudioError, match=r"^damaged recording: "):
         decode_audio(data[: len(data) // 2])
 
 

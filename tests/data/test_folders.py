@@ -137,7 +137,10 @@ def test_impossible_settings_are_refused(options, message):
             r"(?s)2 problems.*a_1.wav' is in no class folder, and the pattern '{client}_{index}' has no field {label}",
         ),
         (("a_1.wav", "b_2.wav"), {}, r"(?s)2 problems in audio folder.*in no class folder\n.*hint: .*file_pattern"),
-        (("a/1.wav", "b/2.wav"), {"test_files": "*_9.wav"}, r"none of 2 files matches `data.test_files` = '\*_9.wav', first '1.wav'"),
+        (
+            ("a/1.wav", "b/2.wav"), {"test_files": "*_9.wav"},
+            r"none of 2 files matches `data.test_files` = '\*_9.wav', first '1.wav'",
+        ),
         (("train/a/1.wav", "test/a/2.wav"), {"test_files": "*2.wav"}, "there is a folder 'test' with a test set"),
         (("a/1.wav", "b/2.wav"), {"test_files": "*"}, "the training set has 0 rows"),
         (("a/1.wav", "a/2.png", "b/3.png"), {}, "2 images and 1 recordings, expected one kind"),

@@ -52,7 +52,8 @@ def test_higher_tones_are_further_down():
 
 
 def test_window_and_hop_follow_the_sample_rate():
-    # Half a second is 1 + floor((0.5 - 0.025) / 0.01) = 48 frames at every rate; the rest is the filling, -mean / 2 std.
+    # Half a second is 1 + floor((0.5 - 0.025) / 0.01) = 48 frames at every rate; the rest is filled up with
+    # (0 - mean) / (2 std).
     filling = 4.2677393 / (2 * 4.5689974)
     for sample_rate in (8000, 16_000, 22_050):
         transform = AudioTransform(AudioSettings(sample_rate=sample_rate, num_mel_bins=40, num_frames=60), 64)

@@ -45,6 +45,11 @@ def load_splits(source: str, subset: str | None, train_split: str, naming: Namin
     kind = kind_of(path, _TABLES.keys()) if source != EMBEDDED and path.is_dir() else None
     if kind is not None:
         return read_folder(path, kind, train_split, naming)
+    problem = None if source == EMBEDDED else missing_path(source)
+    if problem is not None:
+        raise DataError(
+            f"data source {problem}", hint="give a file, a folder, the name of a data set on the hub, or `digits`"
+        )
     if naming.pattern is not None or naming.test_files is not None:
         raise DataError(
             f"data source {source!r} is no folder of images or recordings, but `data.file_pattern` or "
@@ -53,11 +58,6 @@ def load_splits(source: str, subset: str | None, train_split: str, naming: Namin
         )
     if source == EMBEDDED:
         return {train_split: _digits()}
-    problem = missing_path(source)
-    if problem is not None:
-        raise DataError(
-            f"data source {problem}", hint="give a file, a folder, the name of a data set on the hub, or `digits`"
-        )
     if path.is_dir() or path.is_file():
         return _tables(path, subset, train_split)
     return _hub(source, subset)

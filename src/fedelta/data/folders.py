@@ -135,12 +135,12 @@ def read_folder(folder: Path, kind: Kind, train_split: str, naming: Naming) -> d
     files = {name: _files(root, kind, problems) for name, root in roots.items()}
     if naming.test_files is not None:
         problems += _move_test_files(files, train_split, naming)
-    splits = {
-        name: _labelled(paths, roots.get(name, roots[train_split]), naming, problems) for name, paths in files.items()
-    }
-    what = "image" if kind == "image" else "audio"
+    splits = {}
+    for name, paths in files.items():
+        # Test files by name lie among the training files.
+        splits[name] = _labelled(paths, roots.get(name, roots[train_split]), naming, problems)
     hint = f"expected one sub-folder of {kind} files for each class, or `data.file_pattern` with a field {{label}}"
-    refuse(f"{what} folder {str(folder)!r}", problems, hint=hint)
+    refuse(f"{kind} folder {str(folder)!r}", problems, hint=hint)
     return {name: _dataset(rows, kind, naming) for name, rows in splits.items()}
 
 
