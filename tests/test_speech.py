@@ -19,6 +19,7 @@ from fedelta.data.partition import Iid
 from fedelta.data.sources import DataSource, read
 from fedelta.errors import AdapterError, ConfigError, DataError
 from fedelta.experiment import Experiment, Result, evaluate_adapter
+from fedelta.inference.card import render
 from fedelta.inference.predict import Predictor
 from fedelta.models.audio import AudioSettings
 from fedelta.models.hub import build
@@ -138,6 +139,13 @@ def test_the_adapter_says_how_recordings_are_read(result):
     assert "log-mel spectrograms" in card
     other = Predictor.from_adapter(result.path / "adapter", audio=AUDIO.model_copy(update={"num_frames": 7}))
     assert other.backbone.transform.settings.num_frames == 7
+
+
+@pytest.mark.parametrize(("modality", "is_told"), [("audio", True), ("image", False), ("text", False)])
+def test_only_the_card_of_a_speech_model_tells_of_spectrograms(modality, is_told):
+    card = {"modality": modality, "config": {"data": {"source": "x", "audio": {"sample_rate": 16_000}}}}
+    text = render("lora", "base", None, card, has_weights=True)
+    assert ("sample_rate" in text, "log-mel" in text, "source x" in text) == (is_told, is_told, True)
 
 
 def test_an_adapter_of_an_image_model_knows_nothing_of_recordings(checkpoint_of_vit, tmp_path):

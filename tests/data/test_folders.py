@@ -129,7 +129,7 @@ def test_impossible_settings_are_refused(options, message):
     ("names", "options", "message"),
     [
         (
-            ("a_x_1.wav", "ax1.wav", "b_y.wav"), {"file_pattern": THREE},
+            ("a_x_1.wav", "ax1.wav", "b_y.wav"), {"file_pattern": THREE, "test_files": "ax*"},
             r"2 of 3 file names do not match `data.file_pattern` = '{label}_{client}_{index}' .*first 'ax1.wav'",
         ),
         (

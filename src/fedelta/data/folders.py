@@ -133,6 +133,7 @@ def read_folder(folder: Path, kind: Kind, train_split: str, naming: Naming) -> d
         roots = {train_split: folder}
     problems: list[str] = []
     files = {name: _files(root, kind, problems) for name, root in roots.items()}
+    problems += _mismatches([path for paths in files.values() for path in paths], naming)
     if naming.test_files is not None:
         problems += _move_test_files(files, train_split, naming)
     splits = {}
@@ -158,6 +159,18 @@ def _files(root: Path, kind: Kind, problems: list[str]) -> list[Path]:
     return [path for path in files if path.suffix.lower() in SUFFIXES[kind]]
 
 
+def _mismatches(paths: Sequence[Path], naming: Naming) -> list[str]:
+    if naming.pattern is None:
+        return []
+    pattern = expression(naming.pattern)
+    foreign = [path for path in paths if pattern.fullmatch(path.stem) is None]
+    problem = (
+        f"{len(foreign)} of {len(paths)} file names do not match `data.file_pattern` = {naming.pattern!r} "
+        f"(endings left out), {_first(foreign)}"
+    )
+    return [problem] if foreign else []
+
+
 def _move_test_files(files: dict[str, list[Path]], train_split: str, naming: Naming) -> list[str]:
     """Moves what `naming.test_files` matches from the training set to a test set of its own; returns problems."""
     if naming.test_files is None or naming.test_split in files:
@@ -173,14 +186,12 @@ def _move_test_files(files: dict[str, list[Path]], train_split: str, naming: Nam
 
 
 def _labelled(paths: Sequence[Path], root: Path, naming: Naming, problems: list[str]) -> list[dict[str, str]]:
-    """Path, label and perhaps client of each file; adds to `problems`."""
+    """Path, label and perhaps client of each file that matches; adds to `problems`."""
     pattern = None if naming.pattern is None else expression(naming.pattern)
     rows: list[dict[str, str]] = []
-    foreign: list[Path] = []
     for path in paths:
         match = None if pattern is None else pattern.fullmatch(path.stem)
         if pattern is not None and match is None:
-            foreign.append(path)
             continue
         row = {} if match is None else match.groupdict()
         if _LABEL not in row:
@@ -189,11 +200,6 @@ def _labelled(paths: Sequence[Path], root: Path, naming: Naming, problems: list[
                 problems.append(f"{str(path)!r} is in no class folder{lacks}")
             row[_LABEL] = path.relative_to(root).parts[0]
         rows.append({**row, "path": str(path)})
-    if foreign:
-        problems.append(
-            f"{len(foreign)} of {len(paths)} file names do not match `data.file_pattern` = {naming.pattern!r} "
-            f"(endings left out), {_first(foreign)}"
-        )
     return rows
 
 
