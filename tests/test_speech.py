@@ -185,12 +185,12 @@ def test_everything_that_is_no_recording_is_named_at_once(result, sounds):
     samples = torch.zeros(800)
     inputs = [
         sounds.parent / "absent.wav", samples, (samples.int(), 8000), (samples, 0), (samples[:0], 8000),
-        (samples / 0, 8000), (7, 8000), 7,
+        (samples / 0, 8000), (7, 8000), 7, (samples, 8000.0), (samples + 32_767, 8000), (samples,),
     ]  # fmt: skip
     with pytest.raises(DataError) as caught:
         Predictor.open(result.path).predict(inputs)
     lines = str(caught.value).splitlines()
-    assert lines[0] == "8 problems in recordings:"
+    assert lines[0] == "11 problems in recordings:"
     for line, expected in zip(
         lines[1:],
         (
@@ -198,7 +198,8 @@ def test_everything_that_is_no_recording_is_named_at_once(result, sounds):
             "input 2: a torch.int32 tensor of shape (800,), expected a float tensor [samples]",
             "input 3: a sample rate of 0 Hz", "input 4: a recording without samples",
             "input 5: a recording with samples that are NaN", "input 6: no tensor but int",
-            "input 7: no recording but int", "hint: give WAV",
+            "input 7: no recording but int", "input 8: a sample rate of 8000.0 Hz, expected 1000 to 768000",
+            "input 9: samples up to 32767, expected -1 to 1", "and 1 more", "hint: give WAV",
         ),
         strict=True,
     ):  # fmt: skip

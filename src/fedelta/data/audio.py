@@ -73,13 +73,13 @@ def one_channel(samples: NDArray[np.float32]) -> NDArray[np.float32]:
     return mean
 
 
-def check_rate(sample_rate: int) -> None:
+def check_rate(sample_rate: object) -> None:
     """Refuses a sample rate (Hz) that no recording has.
 
     Raises:
         AudioError: says what was expected.
     """
-    if sample_rate not in _RATES:
+    if not isinstance(sample_rate, int) or sample_rate not in _RATES:
         raise AudioError(f"a sample rate of {sample_rate} Hz, expected {_RATES[0]} to {_RATES[-1]}")
 
 

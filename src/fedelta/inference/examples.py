@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     Example = str | Path | Image | Tensor | tuple[Tensor, int]
 
 _BATCH_SIZE = 32  # examples of one pass through the model
+# Mixing may go a little beyond full scale; integers that became floats go far beyond.
+_MAX_SAMPLE = 2.0
 
 
 def text_batches(texts: Sequence[Example], transform: TextTransform) -> Iterator[dict[str, Tensor]]:
@@ -89,7 +91,7 @@ def _waveform(recording: Example, max_seconds: float) -> tuple[NDArray[np.float3
     """One channel of float32, and its sample rate in Hz."""
     if isinstance(recording, str | Path):
         return decode_audio(str(recording), max_seconds)
-    if not isinstance(recording, tuple):
+    if not isinstance(recording, tuple) or len(recording) != 2:
         raise AudioError(f"no recording but {type(recording).__name__}")
     samples, sample_rate = recording
     if not isinstance(samples, Tensor):
@@ -98,6 +100,8 @@ def _waveform(recording: Example, max_seconds: float) -> tuple[NDArray[np.float3
         found = f"a {samples.dtype} tensor of shape {tuple(samples.shape)}"
         raise AudioError(f"{found}, expected a float tensor [samples] or [channels, samples]")
     check_rate(sample_rate)
+    if samples.numel() and samples.abs().max() > _MAX_SAMPLE:
+        raise AudioError(f"samples up to {samples.abs().max():g}, expected -1 to 1: divide by the full scale")
     return one_channel(np.atleast_2d(samples.detach().cpu().float().numpy())), sample_rate
 
 
