@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from fedelta.inference.predict import Prediction as Prediction
     from fedelta.inference.predict import Predictor as Predictor
     from fedelta.models.anatomy import Anatomy as Anatomy
+    from fedelta.models.audio import AudioSettings as AudioSettings
     from fedelta.models.hub import Backbone as Backbone
     from fedelta.models.native import register_networks as register_networks
     from fedelta.models.source import ModelSource as ModelSource
@@ -78,6 +79,7 @@ _MODULES = {
     "federation.training": ("ClientSettings",),
     "inference.predict": ("Prediction", "Predictor"),
     "models.anatomy": ("Anatomy",),
+    "models.audio": ("AudioSettings",),
     "models.hub": ("Backbone",),
     "models.native": ("register_networks",),
     "models.source": ("ModelSource", "bundled_path"),

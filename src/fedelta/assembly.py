@@ -13,6 +13,7 @@ import torch
 from fedelta.codecs.wire import encode
 from fedelta.config import Config
 from fedelta.data.batches import FederatedData, LabelledData
+from fedelta.data.federate import adapted
 from fedelta.data.federate import federate as divide
 from fedelta.data.sources import RawData, read
 from fedelta.errors import ConfigError, ModelError
@@ -21,7 +22,6 @@ from fedelta.federation.rounds import Federation
 from fedelta.federation.training import Evaluation, LaneEngine
 from fedelta.inference.adapter import Adapter, check_classes, check_fits, read_adapter
 from fedelta.models.hub import Backbone, build
-from fedelta.models.transforms import TextTransform
 from fedelta.params import Params, ParamSpec, select
 from fedelta.runtimes.simulation import Simulation
 from fedelta.runtimes.stability import Unstable
@@ -88,8 +88,7 @@ def assemble(config: Config, *, backbone: Backbone | None = None, data: Federate
         transform = backbone.transform
         if transform is None:
             raise ModelError("a backbone without a transform cannot read raw data; give `data` too.")
-        if isinstance(transform, TextTransform):
-            transform = replace(transform, max_length=config.data.max_length)
+        transform = adapted(transform, raw)
         backbone = replace(backbone, transform=transform)
         data = divide(raw, config.partition, transform, seed=config.seed)
     elif backbone is None:

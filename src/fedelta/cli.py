@@ -144,10 +144,12 @@ def evaluate(
 @app.command()
 def predict(
     directory: RunPath,
-    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="image files; texts for a text model")],
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="INPUT...", help="image or sound files; texts for a text model")
+    ],
     client: Annotated[int | None, typer.Option(help="whose model, where clients keep norms of their own")] = None,
 ) -> None:
-    """Classify images or texts with the model of a run."""
+    """Classify images, recordings or texts with the model of a run."""
     from fedelta.inference.predict import Predictor
 
     for name, prediction in zip(inputs, Predictor.open(directory, client).predict(inputs), strict=True):

@@ -334,8 +334,11 @@ def _cross_check(sections: Table, unread: Set[str]) -> list[str]:
     if runtime is not None and runtime.device == "cuda" and not torch.cuda.is_available():
         problems.append("`runtime.device` is 'cuda', but torch finds no GPU here; expected 'cpu' or 'auto'")
     partition = sections.get("partition")
-    if isinstance(partition, Natural) and "data" in sections and sections["data"].client_column is None:
-        problems.append("`partition.name` is 'natural', which needs `data.client_column`")
+    if isinstance(partition, Natural) and "data" in sections and sections["data"].client is None:
+        problems.append(
+            "`partition.name` is 'natural', which needs `data.client_column`, or a field {client} in "
+            "`data.file_pattern` for a folder of files"
+        )
     return problems + _check_client(sections) + _check_paths(sections)
 
 

@@ -19,16 +19,17 @@ import torch
 from fedelta.assembly import Assembly, assemble
 from fedelta.config import Config, check_config, load_config, with_absolute_paths
 from fedelta.data.batches import FederatedData
+from fedelta.data.federate import modality
 from fedelta.errors import InputError
 from fedelta.federation.records import RoundOutcome
 from fedelta.federation.rounds import federate
 from fedelta.federation.training import Evaluation
 from fedelta.inference.adapter import Adapter, read_adapter, write_adapter
 from fedelta.inference.predict import Predictor, fill
+from fedelta.models.audio import AudioTransform
 from fedelta.models.hub import Backbone
 from fedelta.models.native import is_native
 from fedelta.models.source import checkpoint_bytes
-from fedelta.models.transforms import TextTransform
 from fedelta.params import Params
 from fedelta.results import rundir
 from fedelta.results.checkpoint import Checkpoint, encode, load, save
@@ -73,7 +74,7 @@ class Result:
         _write_adapter(Path(directory), self.assembly, self.params, self.summary)
 
     def predictor(self, client_id: int | None = None) -> Predictor:
-        """The tuned model, ready for images or texts.
+        """The tuned model, ready for images, texts or recordings.
 
         Args:
             client_id: the model of this client, with what it keeps for itself (`model.batch_norm = "local"`).
@@ -285,7 +286,7 @@ def _finish(run: RunDirectory, assembly: Assembly, params: Params, ledger: Ledge
 
 
 def _write_adapter(directory: Path, assembly: Assembly, params: Params, record: Record) -> None:
-    config = assembly.config
+    config, transform = assembly.config, assembly.backbone.transform
     adapter = Adapter(
         config.tuning,
         params,
@@ -294,11 +295,12 @@ def _write_adapter(directory: Path, assembly: Assembly, params: Params, record: 
         model=config.model.model_copy(update={"adapter": None}),
         seed=config.seed,
         max_length=config.data.max_length,
+        audio=transform.settings if isinstance(transform, AudioTransform) else None,
     )
     card = {
         **record,
         "num_clients": len(assembly.data.partition),
-        "modality": "text" if isinstance(assembly.backbone.transform, TextTransform) else "image",
+        "modality": modality(transform),
         "extra_inputs": dict(assembly.backbone.extra_inputs),
         "is_native": is_native(assembly.backbone.module),
         "config": config.model_dump(mode="json"),

@@ -86,14 +86,11 @@ def inspect(config: Config) -> Inspection:
 
 def choices() -> dict[str, list[str]]:
     """Key of a configuration to the names it takes."""
-    return (
-        {
-            "model.source": [*(f"bundled:{name}" for name in bundled_names()), "a directory", "a hub name"],
-            "model.architecture.model_type": [*PRESETS, "any family of transformers"],
-            "model families with roles": [name for name, anatomy in ANATOMIES.items() if anatomy.roles],
-            "data.source": ["digits", "a folder of images by class", "Parquet, CSV or JSON files", "a hub name"],
-            "tuning.name": [*SINGLE, "several joined by +"],
-        }
-        | named_choices()
-        | {"tracking.tools": list(TOOLS)}
-    )
+    fixed = {
+        "model.source": [*(f"bundled:{name}" for name in bundled_names()), "a directory", "a hub name"],
+        "model.architecture.model_type": [*PRESETS, "any family of transformers"],
+        "model families with roles": [name for name, anatomy in ANATOMIES.items() if anatomy.roles],
+        "data.source": ["digits", "a folder of images or recordings", "Parquet, CSV or JSON files", "a hub name"],
+        "tuning.name": [*SINGLE, "several joined by +"],
+    }
+    return fixed | named_choices() | {"tracking.tools": list(TOOLS)}

@@ -2,7 +2,7 @@
 
 `[model]` of a configuration is a `ModelSource`; `build` turns it into a `Backbone`: the module in evaluation
 mode (dropout off: FedPEFT's setting, and the condition for lanes to be independent), where its parts are, and
-how raw images or texts become its inputs.
+how raw images, texts or recordings become its inputs.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fedelta.errors import ModelError
 from fedelta.models.anatomy import Anatomy, anatomy_of
+from fedelta.models.audio import AudioTransform
 from fedelta.models.native import FAMILIES
 from fedelta.models.source import ModelSource, locate, modality_of, read_config, read_preprocessor, unreadable
 from fedelta.models.transforms import ImageTransform, TextTransform, image_transform
@@ -44,7 +45,7 @@ class Backbone:
 
     module: nn.Module
     anatomy: Anatomy
-    transform: ImageTransform | TextTransform | None = None
+    transform: ImageTransform | TextTransform | AudioTransform | None = None
     extra_inputs: dict[str, bool] = field(default_factory=dict)
     batch_norm: Literal["average", "local", "group"] = "average"
 
