@@ -15,6 +15,7 @@ from fedelta.results.history import History, Partition
 
 MIB = 2**20
 MAX_GROUPS = 20
+MAX_BARS = 300
 
 
 def accuracy_by_round(runs: Sequence[History]) -> Figure:
@@ -118,7 +119,10 @@ def label_distribution(partition: Partition) -> Figure:
         figure = blank((2 * SIZE[0], height))
         grid = {"height_ratios": [1.2, height - 1.7], "hspace": 0.04}
         above, below = figure.subplots(2, 1, sharex=True, gridspec_kw=grid)
-        above.bar(np.arange(len(sizes)), sizes, width=0.8, color=SERIES[0])
+        if len(sizes) <= MAX_BARS:
+            above.bar(np.arange(len(sizes)), sizes, width=0.8, color=SERIES[0])
+        else:  # one path: 10,000 bars would be 1.5 MB of page
+            above.stairs(sizes, np.arange(len(sizes) + 1) - 0.5, fill=True, color=SERIES[0])
         above.set_ylabel("Examples")
         above.grid(visible=False, axis="x")
         above.tick_params(axis="x", length=0)
