@@ -21,11 +21,12 @@ PACKAGE = "fedelta"
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 
 LAYERS = (  # low to high
-    ("errors", "settings", "seeds", "params"),
+    ("errors", "settings", "seeds", "params", "grid"),
     ("tuning", "strategies", "codecs", "data", "models"),
     ("federation",),
     ("runtimes",),
     ("inference", "results", "config", "assembly", "experiment", "inspection", "tracking"),
+    ("comparison",),
     ("cli", "__main__"),
 )
 LAYER_OF = {name: level for level, names in enumerate(LAYERS) for name in names}

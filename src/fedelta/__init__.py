@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fedelta.codecs.cast import Cast as Cast
+    from fedelta.comparison.compare import compare as compare
+    from fedelta.comparison.result import Comparison as Comparison
     from fedelta.config import Config as Config
     from fedelta.config import load_config as load_config
     from fedelta.data.augmentation import Augmentation as Augmentation
@@ -68,6 +70,8 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "codecs.cast": ("Cast",),
+    "comparison.compare": ("compare",),
+    "comparison.result": ("Comparison",),
     "config": ("Config", "load_config"),
     "data.augmentation": ("Augmentation",),
     "data.batches": ("FederatedData", "LabelledData"),

@@ -9,17 +9,21 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich import box
 from rich.console import Console
+from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from fedelta.errors import FedeltaError, InputError
 
 if TYPE_CHECKING:
+    from fedelta.comparison.result import Comparison
     from fedelta.experiment import OnRound, Result
 
 MIB = 2**20
@@ -71,7 +75,10 @@ def run(
 
     experiment = Experiment.from_toml(config, overrides or ())
     path = out or free_name(Path("runs"), experiment.name)
-    with _resumable(path), _progress(experiment.config.strategy.num_rounds, quiet) as on_round:
+    with (
+        _resumable(path, f"fedelta resume {path}"),
+        _progress(experiment.config.strategy.num_rounds, quiet) as on_round,
+    ):
         result = experiment.run(path, on_round=on_round)
     _conclude(result, quiet)
 
@@ -82,7 +89,10 @@ def resume(directory: RunPath, quiet: Quiet = False) -> None:
     from fedelta.experiment import Experiment
 
     experiment = Experiment.from_run(directory)
-    with _resumable(directory), _progress(experiment.config.strategy.num_rounds, quiet) as on_round:
+    with (
+        _resumable(directory, f"fedelta resume {directory}"),
+        _progress(experiment.config.strategy.num_rounds, quiet) as on_round,
+    ):
         result = experiment.resume(directory, on_round=on_round)
     _conclude(result, quiet)
 
@@ -99,6 +109,46 @@ def report(
         raise InputError(f"`--out` is {str(out)!r}, a directory; expected a file such as {str(out / 'report.html')!r}.")
     write_report(runs, out)
     out_console.print(f"{out}", soft_wrap=True)
+
+
+@app.command()
+def compare(  # noqa: PLR0917 the command line's, all options
+    config: ConfigPath,
+    over: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE,VALUE", help="an axis, e.g. --over tuning.name=head,lora; repeatable"),
+    ] = None,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="its directory; default runs/compare-<name of CONFIG>, or that of its compare.toml"),
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="runs side by side; default as many as cores and memory allow")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Run a grid of experiments, or go on with it, and write its tables and a page."""
+    from fedelta.comparison.compare import compare as run_grid
+    from fedelta.comparison.directory import ASKED, default_out
+    from fedelta.comparison.display import Display
+    from fedelta.comparison.request import parse_over
+
+    axes = parse_over(over or ())
+    path = out or default_out(config)
+    with (
+        _resumable(path, f"fedelta compare {path / ASKED}"),
+        nullcontext() if quiet else Display(err_console) as display,
+    ):
+        on_event = None if display is None else display.show
+        found = run_grid(config, axes, path, overrides=overrides or (), processes=processes, on_event=on_event)
+    if not quiet:
+        _print_groups(found)
+    if found.failures:
+        raise FedeltaError(
+            f"{len(found.failures)} of {len(found.cells)} cells failed; the others are in {str(path / 'table.md')!r}.",
+            hint=f"{path / 'failures'} says why; the same command tries them again.",
+        )
 
 
 @app.command()
@@ -168,7 +218,8 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
     sizes = [len(rows) for rows in assembly.data.partition.values()]
     print(
         f"{config}: good. {len(sizes)} clients with {min(sizes)} to {max(sizes)} examples, "
-        f"{len(assembly.data.test)} test examples, {len(assembly.data.class_names)} classes, "
+        f"{len(assembly.data.test)} {assembly.config.data.evaluate_on} examples, "
+        f"{len(assembly.data.class_names)} classes, "
         f"{assembly.spec.num_parameters:,} of {assembly.total_parameters:,} parameters tuned, "
         f"{assembly.engine.lanes.num} lanes."
     )
@@ -185,18 +236,39 @@ def list_names() -> None:
     out_console.print(table)
 
 
+def _print_groups(comparison: Comparison) -> None:
+    """The table of a comparison, and where it is."""
+    from fedelta.comparison.tables import group_table
+
+    header, rows = group_table(comparison)
+    caption = "± deviation over seeds; MiB/round: of one client, down and up; *: Pareto front"
+    table = Table(title=comparison.name, caption=caption, box=box.SIMPLE_HEAD)
+    names, figures = header[:-7], ("accuracy, %", "seeds", "tuned", "MiB/round", "MiB", "time", "")
+    for name in names:
+        table.add_column(escape(name), no_wrap=True)
+    for name in figures:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(escape, row[:-1]), row[-1] and "*")
+    # As wide as it is, into a file or a narrow terminal too: cells cut in two are hard to read.
+    width = max(out_console.width, Measurement.get(out_console, out_console.options.update(width=1000), table).maximum)
+    Console(width=width).print(table)
+    for name in ("table.md", "table.csv", "report.html"):
+        out_console.print(f"{comparison.path / name}", markup=False, soft_wrap=True)
+
+
 @contextmanager
-def _resumable(path: Path) -> Iterator[None]:
+def _resumable(path: Path, command: str) -> Iterator[None]:
     """Says how to go on when a run ends early; what its last checkpoint holds is never lost."""
     try:
         yield
     except KeyboardInterrupt:
-        advice = f"; continue with: fedelta resume {path}" if path.exists() else ""
+        advice = f"; continue with: {command}" if path.exists() else ""
         err_console.print(f"stopped{advice}", markup=False, soft_wrap=True)
         sys.exit(130)
     except OSError as error:
         reason = f"{error.strerror or error} ({error.filename or path})"
-        hint = f"when that is mended: `fedelta resume {path}`." if path.exists() else None
+        hint = f"when that is mended: `{command}`." if path.exists() else None
         raise FedeltaError(reason, hint=hint) from error
 
 

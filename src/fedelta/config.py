@@ -27,6 +27,7 @@ from fedelta.data.sources import DataSource, check_source
 from fedelta.errors import ConfigError, ModelError
 from fedelta.federation.optimizers import Sgd
 from fedelta.federation.training import ClientSettings
+from fedelta.grid import parse_grid
 from fedelta.models.source import ModelSource, locate
 from fedelta.runtimes.simulation import SimulationSettings
 from fedelta.runtimes.stability import Stability
@@ -99,19 +100,29 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     Raises:
         ConfigError: unreadable, or wrong in any number of ways, all named.
     """
+    return parse_config(read_table(path), overrides, origin=str(path))
+
+
+def read_table(path: str | Path) -> Table:
+    """The content of a TOML file, not checked.
+
+    Raises:
+        ConfigError: unreadable, or not TOML.
+    """
     try:
-        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError([f"cannot be read: {error.strerror}"], origin=f"{path}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError([f"is not TOML: {error}"], origin=f"{path}") from error
-    return parse_config(table, overrides, origin=str(path))
 
 
 def parse_config(table: Table, overrides: Iterable[str] = (), *, origin: str = "configuration") -> Config:
     """The configuration in a nested dictionary; arguments and errors as for `load_config`."""
     table = copy.deepcopy(table)
-    problems = _override(table, overrides)
+    problems = override(table, overrides)
+    if "compare" in table:  # what `fedelta compare` makes of this configuration; one run has no use for it
+        problems += parse_grid(table.pop("compare"))[1]
     if isinstance(strategy := table.get("strategy"), dict):
         strategy.setdefault("name", FedAvg().name)
     if "tuning" in table:
@@ -133,6 +144,25 @@ def parse_config(table: Table, overrides: Iterable[str] = (), *, origin: str = "
     if problems:
         raise ConfigError(problems, origin=origin, hint="`fedelta list` names what can be chosen.")
     return Config(**sections)
+
+
+def override(table: Table, overrides: Iterable[str]) -> list[str]:
+    """Puts `section.key=value` strings into `table`, as `--set` does; returns what was wrong with them."""
+    problems = []
+    for override in sorted(overrides, key=lambda override: _names_first(override.partition("=")[0])):
+        key, equals, text = (part.strip() for part in override.partition("="))
+        if not equals or not key or key.endswith("."):
+            problems.append(f"`--set {override}`: expected `section.key=value`")
+        elif problem := _put(table, key, toml_value(text) if text else None, f"`--set {override}`"):
+            problems.append(problem)
+    return problems
+
+
+def with_values(table: Table, values: Mapping[str, object]) -> tuple[Table, list[str]]:
+    """A copy of `table` with `values` at their dotted keys, as `--set` puts them there; and what was wrong."""
+    table = copy.deepcopy(table)
+    problems = [_put(table, key, copy.deepcopy(values[key]), f"`{key}`") for key in sorted(values, key=_names_first)]
+    return table, [problem for problem in problems if problem is not None]
 
 
 def check_config(config: Config) -> None:
@@ -187,38 +217,29 @@ def _annotation(path: str) -> Any:
     return annotation
 
 
-def _override(table: Table, overrides: Iterable[str]) -> list[str]:
-    """Puts `section.key=value` strings into `table`; returns what was wrong with them."""
-    problems = []
-    # Names first: choosing a method drops the fields of another one, whichever of the two was given first.
-    for override in sorted(overrides, key=lambda override: not override.partition("=")[0].strip().endswith(".name")):
-        path, equals, text = override.partition("=")
-        *parents, key = path.strip().split(".")
-        if not equals or not key:
-            problems.append(f"`--set {override}`: expected `section.key=value`")
-            continue
-        target = table
-        for parent in parents:
-            target = target.setdefault(parent, {})
-            if not isinstance(target, dict):
-                problems.append(f"`--set {override}`: `{parent}` is a value, not a section")
-                break
-        else:
-            _assign(target, parents, key, text.strip())
-    return problems
+def _names_first(path: str) -> bool:
+    """Sorts names to the front: one drops the fields of another method, whichever of the two was given first."""
+    return not path.strip().endswith(".name")
 
 
-def _assign(target: Table, parents: list[str], key: str, text: str) -> None:
-    """Sets `key`, or drops it when `text` is empty; a new name drops the fields that only the old method had."""
-    value = _toml_value(text)
-    if key == "name" and target.get("name", value) != value:
+def _put(table: Table, path: str, value: object, origin: str) -> str | None:
+    """Sets the key at the dotted `path`, or drops it when `value` is None; returns what was wrong."""
+    *parents, key = path.split(".")
+    for parent in parents:
+        section: object = table.setdefault(parent, {})
+        if not isinstance(section, dict):
+            return f"{origin}: `{parent}` is a value, not a section"
+        table = section
+    if key == "name" and table.get("name", value) != value:
+        # A new name drops the fields that only the old method had.
         kept = _fields_of(parents, value)
-        for field in [field for field in target if field not in kept]:
-            del target[field]
-    if text:
-        target[key] = value
+        for field in [field for field in table if field not in kept]:
+            del table[field]
+    if value is None:
+        table.pop(key, None)
     else:
-        target.pop(key, None)
+        table[key] = value
+    return None
 
 
 def _fields_of(parents: list[str], name: object) -> Iterable[str]:
@@ -233,7 +254,12 @@ def _fields_of(parents: list[str], name: object) -> Iterable[str]:
     return () if member is None else member.model_fields
 
 
-def _toml_value(text: str) -> object:
+def toml_value(text: str) -> object:
+    """`text` as TOML has it after `key =`, or as a bare word.
+
+    >>> toml_value("0.1"), toml_value("lora")
+    (0.1, 'lora')
+    """
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

@@ -42,7 +42,7 @@ class FederatedData:
 
     Args:
         train: rows of all clients.
-        test: rows for evaluation.
+        test: rows for evaluation; with `data.evaluate_on = "validation"` those that the clients gave up.
         class_names: one name per label, in label order.
         partition: client id (0, 1, ...) to its rows of `train`, int64; no row belongs to two clients.
     """

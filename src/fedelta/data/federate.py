@@ -14,6 +14,7 @@ from fedelta.data.partition import PartitionSettings
 from fedelta.data.recordings import audio_inputs
 from fedelta.data.sources import RawData
 from fedelta.data.stores import image_inputs, text_inputs
+from fedelta.data.validation import RowsOf, hold_back
 from fedelta.errors import DataError
 from fedelta.models.audio import AudioTransform, audio_transform
 from fedelta.models.transforms import ImageTransform, TextTransform
@@ -65,8 +66,8 @@ def federate(raw: RawData, settings: PartitionSettings, transform: Transform, *,
         seed: of the run.
 
     Raises:
-        DataError: the data cannot be divided like that, an input is unreadable, or the model takes another
-            kind of input.
+        DataError: the data cannot be divided like that, an input is unreadable, the model takes another kind of input,
+            or no client can give up a row for validation.
     """
     transform = adapted(transform, raw)
     client = raw.columns.client
@@ -75,11 +76,16 @@ def federate(raw: RawData, settings: PartitionSettings, transform: Transform, *,
     rows = divide(settings, raw.train_labels, client_ids, seed=seed, row_numbers=raw.train_row_numbers)
     origin = f"the training set of data source {raw.source.source!r}"
     train = _inputs(raw, raw.train, transform, raw.train_row_numbers, origin=origin)
-    origin = f"the test set of data source {(raw.source.test_source or raw.source.source)!r}"
-    test = _inputs(raw, raw.test, transform, raw.test_row_numbers, origin=origin)
+    if raw.source.evaluate_on == "validation":
+        rows, held = hold_back(rows, raw.source.validation_fraction, seed=seed)
+        evaluated = LabelledData(RowsOf(train, held), raw.train_labels[held])
+    else:
+        origin = f"the test set of data source {(raw.source.test_source or raw.source.source)!r}"
+        test = _inputs(raw, raw.test, transform, raw.test_row_numbers, origin=origin)
+        evaluated = LabelledData(test, raw.test_labels)
     return FederatedData(
         train=LabelledData(train, raw.train_labels),
-        test=LabelledData(test, raw.test_labels),
+        test=evaluated,
         class_names=raw.class_names,
         partition=rows,
     )

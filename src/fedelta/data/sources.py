@@ -9,7 +9,7 @@ Two steps, because a model can only be built when the classes are known, and inp
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -60,6 +60,9 @@ class DataSource(Settings):
         train_split: the split to learn from.
         test_split: the split to evaluate on. Where there is none of the default name, `test_fraction` counts.
         test_fraction: share of the training rows that becomes the test set, the same share of each class.
+        evaluate_on: "validation" takes `validation_fraction` of each client's rows out of its training, once the rows
+            are divided as ever, and measures on them; the test set is not looked at (see validation.py).
+        validation_fraction: share of a client's rows, rounded to the nearest; each client keeps at least one.
         max_length: most tokens of a text; longer ones are cut.
         max_train_examples: learn from no more rows than this, drawn in equal shares of each class.
         max_test_examples: evaluate on no more rows than this, drawn likewise.
@@ -82,6 +85,8 @@ class DataSource(Settings):
     train_split: str = "train"  # the hub's usual names
     test_split: str = "test"
     test_fraction: float = Field(default=0.2, gt=0, lt=1)  # 1,437 of the 1,797 digits remain for training
+    evaluate_on: Literal["test", "validation"] = "test"
+    validation_fraction: float = Field(default=0.2, gt=0, lt=1)  # as `test_fraction`
     max_length: int = Field(default=128, ge=1)  # the text classification example of transformers
     max_train_examples: int | None = Field(default=None, ge=2)  # all
     max_test_examples: int | None = Field(default=None, ge=1)  # all

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from html import escape
 
 from fedelta.results.drawing import SERIES, STYLES
-from fedelta.results.history import History
 from fedelta.results.numbers import UNKNOWN
 
 
@@ -17,31 +16,38 @@ def figure(svg: str, title: str, note: str = "") -> str:
     return f"<figure><h3>{escape(title)}</h3>{svg}{caption}</figure>"
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, numbers_from: int | None = None) -> str:
-    """A table; columns from `numbers_from` on are aligned right."""
+def table(
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    numbers_from: int | None = None,
+    strong: Collection[tuple[int, int]] = (),
+) -> str:
+    """A table; columns from `numbers_from` on are aligned right, the places (row, column) in `strong` stand out."""
 
-    def cell(kind: str, column: int, text: str) -> str:
+    def cell(kind: str, row: int, column: int, text: str) -> str:
         number = numbers_from is not None and column >= numbers_from
-        return f"<{kind}{' class=number' if number else ''}>{escape(text)}</{kind}>"
+        content = f"<strong>{escape(text)}</strong>" if (row, column) in strong else escape(text)
+        return f"<{kind}{' class=number' if number else ''}>{content}</{kind}>"
 
-    head = "".join(cell("th", column, text) for column, text in enumerate(header))
+    head = "".join(cell("th", -1, column, text) for column, text in enumerate(header))
     body = "".join(
-        f"<tr>{''.join(cell('td' if column else 'th', column, text) for column, text in enumerate(row))}</tr>"
-        for row in rows
+        f"<tr>{''.join(cell('td' if column else 'th', place, column, text) for column, text in enumerate(row))}</tr>"
+        for place, row in enumerate(rows)
     )
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def legend(runs: Sequence[History]) -> str:
+def legend(names: Sequence[str]) -> str:
     """The runs by name, each with its line as the plots draw it."""
     items = []
-    for index, run in enumerate(runs):
+    for index, name in enumerate(names):
         color = index % len(SERIES) + 1
         dashes = " ".join(f"{2.4 * length:g}" for length in STYLES[index % len(STYLES)])
         items.append(
             f'<li><svg width="30" height="8" aria-hidden="true"><line x1="1" y1="4" x2="29" y2="4" '
             f'stroke="var(--series-{color})" stroke-width="2.4" stroke-dasharray="{dashes}"/></svg>'
-            f"{escape(run.name)}</li>"
+            f"{escape(name)}</li>"
         )
     return f'<ul class="legend">{"".join(items)}</ul>'
 

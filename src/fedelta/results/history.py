@@ -84,6 +84,11 @@ class History:
         return max((record["accuracy"] for record in self.evaluated), default=None)
 
     @property
+    def measured_on(self) -> str:
+        """What accuracies were measured on, as a word before "accuracy"."""
+        return str(self.value("data.evaluate_on") or "test").capitalize()
+
+    @property
     def full_model_bytes(self) -> int | None:
         """What the same payloads would weigh with the whole model in float32; None if its size is unknown."""
         total = self.model.get("total_parameters")

@@ -28,7 +28,7 @@ MAX_REJECTIONS = 100
 def headline(run: History) -> str:
     """Name, what was done, and the key figures of one run."""
     tiles = [
-        ("Test accuracy", percent(run.final_accuracy), f"best {percent(run.best_accuracy)}"),
+        (f"{run.measured_on} accuracy", percent(run.final_accuracy), f"best {percent(run.best_accuracy)}"),
         ("Tuned parameters", count(run.model.get("tuned_parameters")), _tuned_share(run)),
         ("Per client and round", size(per_client(run)), "down and up together"),
         ("Sent in total", size(run.ledger.total_bytes), _directions(run)),
@@ -74,13 +74,13 @@ def curves(runs: Sequence[History]) -> str:
     """Accuracy against rounds and traffic, and losses."""
     if not any(run.rounds for run in runs):
         return "<h2>Results</h2>\n<p>No round is finished yet.</p>"
-    names = legend(runs) if len(runs) > 1 else ""
+    names = legend([run.name for run in runs]) if len(runs) > 1 else ""
     known = any(run.full_round_bytes is not None for run in runs)
     note = "Dotted: where full fine-tuning in float32 would be after its first three rounds." if known else ""
     figures = [
-        figure(to_svg(accuracy_by_round(runs), "a", "Test accuracy against rounds"), "Accuracy against rounds"),
+        figure(to_svg(accuracy_by_round(runs), "a", "Accuracy against rounds"), "Accuracy against rounds"),
         figure(
-            to_svg(accuracy_by_traffic(runs), "b", "Test accuracy against MiB sent"),
+            to_svg(accuracy_by_traffic(runs), "b", "Accuracy against MiB sent"),
             "Accuracy against traffic",
             note,
         ),

@@ -54,7 +54,7 @@ def loss_by_round(runs: Sequence[History]) -> Figure:
         for index, run in enumerate(runs):
             for key, alpha in (("train_loss_nats", 0.4), ("test_loss_nats", 1.0)):
                 points = [(each["round"], each[key]) for each in run.rounds if each[key] is not None]
-                _line(axes, points, index, alpha=alpha)
+                line(axes, points, index, alpha=alpha)
         axes.set(xlabel="Round", ylabel="Loss (nats per example)")
         axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
@@ -140,11 +140,40 @@ def label_distribution(partition: Partition) -> Figure:
         return figure
 
 
+def traffic_axis(axes: Axes, lowest: float, highest: float) -> None:
+    """Makes the horizontal axis logarithmic where a linear one would press everything against the left edge."""
+    if lowest <= 0 or highest <= 10 * lowest:
+        return
+    subdivisions = (1, 2, 5) if highest < 300 * lowest else (1,)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(base=10, subs=subdivisions, numticks=12))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def line(
+    axes: Axes,
+    points: Sequence[tuple[float, float]],
+    index: int,
+    *,
+    label: str | None = None,
+    alpha: float = 1.0,
+) -> None:
+    """One run's curve; a single point is shown as a dot."""
+    color = SERIES[index % len(SERIES)]
+    dashes = STYLES[index % len(STYLES)]
+    # A leading underscore would hide the run from the legend.
+    label = f" {label}" if label is not None and label.startswith("_") else label
+    x, y = [point[0] for point in points], [point[1] for point in points]
+    axes.plot(x, y, color=color, linestyle=(0, dashes) if dashes else "-", label=label, alpha=alpha)
+    axes.plot(x[-1:], y[-1:], color=color, marker="o", markersize=4, alpha=alpha, linestyle="none")
+
+
 def _draw_accuracy_by_round(axes: Axes, runs: Sequence[History]) -> None:
     for index, run in enumerate(runs):
         points = [(each["round"], 100 * each["accuracy"]) for each in run.evaluated]
-        _line(axes, points, index, label=run.name)
-    axes.set(xlabel="Round", ylabel="Test accuracy (%)")
+        line(axes, points, index, label=run.name)
+    axes.set(xlabel="Round", ylabel=_measured(runs))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     _accuracy_limits(axes, runs)
 
@@ -154,20 +183,20 @@ def _draw_accuracy_by_traffic(axes: Axes, runs: Sequence[History]) -> None:
     for index, run in enumerate(runs):
         points = [(each["cumulative_bytes"] / MIB, 100 * each["accuracy"]) for each in run.evaluated]
         positions += [position for position, _ in points]
-        _line(axes, points, index, label=run.name)
-    axes.set(xlabel="Sent so far, both directions (MiB)", ylabel="Test accuracy (%)")
+        line(axes, points, index, label=run.name)
+    axes.set(xlabel="Sent so far, both directions (MiB)", ylabel=_measured(runs))
     full_round = min((run.full_round_bytes / MIB for run in runs if run.full_round_bytes is not None), default=None)
     reach = max([*positions, full_round or 0])
-    # A linear axis would press everything against the left edge.
-    if min(positions, default=0) > 0 and reach > 10 * min(positions):
-        subdivisions = (1, 2, 5) if reach < 300 * min(positions) else (1,)
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(base=10, subs=subdivisions, numticks=12))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+    traffic_axis(axes, min(positions, default=0), reach)
     if full_round is not None:
         _mark_full_rounds(axes, full_round)
     _accuracy_limits(axes, runs)
+
+
+def _measured(runs: Sequence[History]) -> str:
+    """What the vertical axis shows."""
+    words = {run.measured_on for run in runs}
+    return f"{words.pop()} accuracy (%)" if len(words) == 1 else "Accuracy (%)"
 
 
 def _mark_full_rounds(axes: Axes, full_round: float) -> None:
@@ -194,24 +223,6 @@ def _accuracy_limits(axes: Axes, runs: Sequence[History]) -> None:
     axes.set_ylim(0 if lowest < 0.5 else None, 101 if lowest < 0.5 else None)
     if not any(run.evaluated for run in runs):
         axes.text(0.5, 0.5, "no round evaluated yet", transform=axes.transAxes, ha="center", color=MUTED)
-
-
-def _line(
-    axes: Axes,
-    points: Sequence[tuple[float, float]],
-    index: int,
-    *,
-    label: str | None = None,
-    alpha: float = 1.0,
-) -> None:
-    """One run's curve; a single point is shown as a dot."""
-    color = SERIES[index % len(SERIES)]
-    dashes = STYLES[index % len(STYLES)]
-    # A leading underscore would hide the run from the legend.
-    label = f" {label}" if label is not None and label.startswith("_") else label
-    x, y = [point[0] for point in points], [point[1] for point in points]
-    axes.plot(x, y, color=color, linestyle=(0, dashes) if dashes else "-", label=label, alpha=alpha)
-    axes.plot(x[-1:], y[-1:], color=color, marker="o", markersize=4, alpha=alpha, linestyle="none")
 
 
 def _largest_groups(run: History) -> dict[str, tuple[int, int]]:

@@ -45,7 +45,11 @@ def render(runs: Sequence[History]) -> str:
     parts += [page.participation(run, f"l{index}", titled=several) for index, run in enumerate(runs)]
     parts.append(page.rejections(runs))
     parts += [page.details(run, titled=several) for run in runs]
-    title = ", ".join(run.name for run in runs) + " · fedelta report"
+    return fill(", ".join(run.name for run in runs) + " · fedelta report", parts)
+
+
+def fill(title: str, parts: Sequence[str]) -> str:
+    """The frame of every page around `parts`, which are trusted as HTML; `title` is escaped."""
     template = Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
     return template.substitute(title=escape(title), content="\n".join(parts), version=escape(_version()))
 

@@ -1,0 +1,217 @@
+"""The cells of a grid: every configuration is made, and every problem found, before anything is trained.
+
+A *cell* is one configuration of the grid with one seed; a *trial* is a run of the search, which is measured on
+validation rows of the clients, at one seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from fedelta.comparison.request import Request
+from fedelta.config import Config, parse_config, with_absolute_paths, with_values
+from fedelta.errors import ConfigError
+from fedelta.grid import Axis, Choice, Search, label_of
+
+Point = Mapping[str, Choice]  # axis name to one of its choices
+
+_MAX_SLUG = 100  # file systems take 255 bytes a name; the run directory's temporary name is longer
+_TRIAL = "search: "
+_ON_VALIDATION = {"data.evaluate_on": "validation"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run.
+
+    Args:
+        labels: axis name to the label of its value, in the order of the axes.
+        value: of the searched key; None without a search.
+        config: of the run, with paths in full.
+        key: what is searched, or None.
+        is_trial: whether it is part of the search.
+    """
+
+    labels: Mapping[str, str]
+    value: object
+    config: Config
+    key: str | None = None
+    is_trial: bool = False
+
+    @property
+    def name(self) -> str:
+        """For people, such as `tuning.name=head, seed=1`."""
+        return name_of(self.labels, self.key, self.value, is_trial=self.is_trial)
+
+    @property
+    def slug(self) -> str:
+        """For a directory, such as `head-seed-1`; cells that differ may have the same one, see `slugs`."""
+        named = _named(self.labels, self.key, self.value)
+        parts = (label if is_word(label) else f"{name.rpartition('.')[2]}-{label}" for name, label in named.items())
+        slug = re.sub(r"[^\w.+-]+", "-", "-".join(parts), flags=re.ASCII)
+        slug = re.sub(r"-{2,}", "-", slug).strip("-.") or "cell"
+        return slug if len(slug) <= _MAX_SLUG else f"{slug[: _MAX_SLUG - 9]}-{self._digest}"
+
+    @property
+    def unique_slug(self) -> str:
+        """The slug, and a few digits that no other cell has."""
+        return f"{self.slug}-{self._digest}"
+
+    @property
+    def _digest(self) -> str:
+        return hashlib.sha256(self.name.encode()).hexdigest()[:8]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is to run; every configuration in it has been checked.
+
+    Args:
+        request: what was asked.
+        trials: of the search, in its order; empty without one.
+        num_rounds: name of every cell, without the searched value, to its rounds; the first axis varies slowest.
+    """
+
+    request: Request
+    trials: tuple[Cell, ...]
+    num_rounds: Mapping[str, int]
+
+    @property
+    def points(self) -> list[dict[str, str]]:
+        """The labels of every cell, in the order of the grid."""
+        return [_labels(point) for point in _points(self.request.grid.axes)]
+
+    def cells(self, chosen: Mapping[tuple[str, ...], object]) -> list[Cell]:
+        """The cells in the order of the grid; those for which no value is chosen are left out.
+
+        Args:
+            chosen: what `by_labels` gives to the value that was found best; {(): None} without a search.
+        """
+        search = self.request.grid.search
+        points = [(point, by_labels(search, _labels(point))) for point in _points(self.request.grid.axes)]
+        return [_cell(self.request, point, chosen[by]) for point, by in points if by in chosen]
+
+
+def make_plan(request: Request) -> Plan:
+    """All cells of a request.
+
+    Raises:
+        ConfigError: a configuration is wrong, or two cells are the same; each problem once, with its cells.
+    """
+    axes, search = request.grid.axes, request.grid.search
+    problems: dict[str, list[str]] = {}
+    num_cells = 0
+    seen: dict[str, str] = {}
+    num_rounds: dict[str, int] = {}
+    for point, value in _variants(search, _points(axes)):
+        num_cells += 1
+        cell = _try(problems, request, point, value)
+        if cell is None:
+            continue
+        num_rounds[name_of(cell.labels)] = cell.config.strategy.num_rounds
+        if (other := seen.setdefault(cell.config.to_toml(), cell.name)) != cell.name:
+            problems[f"two cells are the same configuration: {other!r} and {cell.name!r}"] = []
+    trials = [
+        _try(problems, request, point, value, is_trial=True)
+        for point, value in _variants(search, _trial_points(search, axes))
+    ]
+    if problems:
+        texts = [f"{problem}{_where(names, num_cells)}" for problem, names in problems.items()]
+        raise ConfigError(texts, origin=request.name, hint="`fedelta list` names what can be chosen.")
+    return Plan(request, tuple(trial for trial in trials if trial is not None), num_rounds)
+
+
+def name_of(labels: Mapping[str, str], key: str | None = None, value: object = None, *, is_trial: bool = False) -> str:
+    """What messages call a cell."""
+    return (_TRIAL if is_trial else "") + ", ".join(f"{name}={it}" for name, it in _named(labels, key, value).items())
+
+
+def is_word(label: str) -> bool:
+    """Whether a label says by itself what it is; a number, a truth value or a list needs its key beside it."""
+    try:
+        float(label)
+    except ValueError:
+        return label not in ("true", "false", "null") and not label.startswith(("[", "{"))
+    return False
+
+
+def by_labels(search: Search | None, labels: Mapping[str, str]) -> tuple[str, ...]:
+    """The labels that decide which value of the searched key a cell gets."""
+    return () if search is None else tuple(labels[name] for name in search.by)
+
+
+def slugs(cells: Sequence[Cell]) -> dict[str, str]:
+    """Name of each cell to its directory; no two differ only in case, which some file systems do not see."""
+    counts = Counter(cell.slug.lower() for cell in cells)
+    return {cell.name: cell.slug if counts[cell.slug.lower()] == 1 else cell.unique_slug for cell in cells}
+
+
+def _points(axes: Sequence[Axis]) -> Iterator[Point]:
+    for choices in product(*(axis.choices for axis in axes)):
+        yield {axis.name: choice for axis, choice in zip(axes, choices, strict=True)}
+
+
+def _trial_points(search: Search | None, axes: Sequence[Axis]) -> Iterator[Point]:
+    """The axes of the search through all their values, every other one where it stays."""
+    if search is None:
+        return
+    stays = {axis.name: search.at.get(axis.name, axis.labels[0]) for axis in axes if axis.name not in search.by}
+    for point in _points(axes):
+        if all(point[name].label == label for name, label in stays.items()):
+            yield point
+
+
+def _variants(search: Search | None, points: Iterable[Point]) -> Iterator[tuple[Point, object]]:
+    """Each point with each value that the searched key may get there."""
+    for point in points:
+        for value in (None,) if search is None else search.candidates(_labels(point)):
+            yield point, value
+
+
+def _cell(request: Request, point: Point, value: object, *, is_trial: bool = False) -> Cell:
+    values = {key: value for choice in point.values() for key, value in choice.values.items()}
+    if request.searched is not None:
+        values[request.searched] = value
+    table, problems = with_values(dict(request.table), values)
+    if problems:
+        raise ConfigError(problems)
+    if is_trial:
+        table, _ = with_values(table, _ON_VALIDATION)
+    config = with_absolute_paths(parse_config(table))
+    return Cell(_labels(point), value, config, request.searched, is_trial)
+
+
+def _try(
+    problems: dict[str, list[str]], request: Request, point: Point, value: object, *, is_trial: bool = False
+) -> Cell | None:
+    """The cell; what is wrong with it goes into `problems`, by text, with the names of the cells."""
+    try:
+        return _cell(request, point, value, is_trial=is_trial)
+    except ConfigError as error:
+        name = name_of(_labels(point), request.searched, value, is_trial=is_trial)
+        for problem in error.problems:
+            problems.setdefault(problem, []).append(name)
+        return None
+
+
+def _where(names: Sequence[str], num_cells: int) -> str:
+    """Which cells have a problem."""
+    if not names:
+        return ""
+    if len([name for name in names if not name.startswith(_TRIAL)]) == num_cells:
+        return " (in every cell)"
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f" (in {names[0]!r}{more})"
+
+
+def _labels(point: Point) -> dict[str, str]:
+    return {name: choice.label for name, choice in point.items()}
+
+
+def _named(labels: Mapping[str, str], key: str | None, value: object) -> dict[str, str]:
+    return dict(labels) if key is None else {**labels, key: label_of(value)}

@@ -1,0 +1,229 @@
+"""`fedelta.compare`: the search, then the cells, and tables and page anew after each of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedelta.comparison.cells import Plan, by_labels, make_plan, name_of
+from fedelta.comparison.directory import ASKED, ComparisonDirectory, Job, default_out
+from fedelta.comparison.outcomes import CellState, Outcome, Trial, group_cells, read_outcome
+from fedelta.comparison.page import render
+from fedelta.comparison.pool import Event, run_jobs
+from fedelta.comparison.request import read_request
+from fedelta.comparison.result import Comparison
+from fedelta.comparison.tables import cells_csv, one_line, search_csv, table_csv, table_md
+from fedelta.config import Config
+from fedelta.grid import SEED
+
+OnEvent = Callable[[Event, "Tally"], None]
+# Drawing takes a second or two with many groups; at most this share of the time goes into it while cells run.
+_PAGE_SHARE = 0.1
+_DIVERGED = "RoundError"
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How far a comparison is, trials of the search included.
+
+    Args:
+        num_cells: of the whole comparison.
+        num_ended: finished or failed.
+        num_rounds: of all cells.
+        rounds_done: of all cells; those of a cell that failed count as done.
+    """
+
+    num_cells: int
+    num_ended: int
+    num_rounds: int
+    rounds_done: int
+
+
+def compare(
+    config: str | Path | Config,
+    over: Mapping[str, object] | None = None,
+    out: str | Path | None = None,
+    *,
+    overrides: Iterable[str] = (),
+    processes: int | None = None,
+    on_event: OnEvent | None = None,
+) -> Comparison:
+    """Runs a grid of experiments and writes tables and a page about it; goes on where an earlier call stopped.
+
+    Args:
+        config: a TOML file, with a table `[compare]` or without, or a configuration.
+        over: axes: a key of the configuration to its values, or a name to named choices, each a mapping of keys to
+            values. They replace the axes of the file that have the same name, or come after them.
+        out: the directory of the comparison; see `default_out`.
+        overrides: `section.key=value` strings, put into the configuration before any axis.
+        processes: how many runs side by side; None: as many as cores and memory allow, 1 on a GPU.
+        on_event: called with everything that happens to a cell, and how far the whole is.
+
+    Returns:
+        The groups of the grid; cells that failed are in its `failures` and did not stop the others.
+
+    Raises:
+        InputError: some configuration is wrong, or `out` holds something else; nothing is written then.
+    """
+    plan = make_plan(read_request(config, over, overrides))
+    path = default_out(config) if out is None else Path(out)
+    work = _Work(plan, ComparisonDirectory(path), processes, on_event)
+    work.directory.refuse_foreign()
+    work.find_jobs()
+    with work.directory.locked():
+        work.directory.clean()
+        work.directory.write(ASKED, plan.request.to_toml())
+        try:
+            work.run(work.trials)
+            work.find_jobs()
+            work.run(work.jobs)
+        finally:
+            # After Ctrl-C too: what is there has its page.
+            work.write_tables()
+            work.write_page()
+    return work.comparison()
+
+
+@dataclass
+class _Work:
+    """A comparison under way; what it has seen grows with every finished run."""
+
+    plan: Plan
+    directory: ComparisonDirectory
+    processes: int | None
+    on_event: OnEvent | None
+    trials: list[Job] = field(default_factory=list)
+    jobs: list[Job] = field(default_factory=list)  # of the cells for which the searched value is known
+    outcomes: dict[Path, Outcome] = field(default_factory=dict)
+    rounds: dict[str, int] = field(default_factory=dict)  # by the name of the cell
+    num_ended: int = 0
+    next_page: float = 0.0  # seconds of the monotonic clock
+
+    def find_jobs(self) -> None:
+        """Finds the directories of all trials, and of the cells whose searched value is known; writes nothing.
+
+        Raises:
+            RunError: some of them are taken by other configurations.
+        """
+        self.trials = self.directory.jobs(self.plan.trials)
+        self.jobs = self.directory.jobs(self.plan.cells(self._chosen()))
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Runs those of `jobs` that are not settled, all cells of a seed before those of the next."""
+        for job in jobs:
+            if _is_settled(job):
+                self._end(job)
+        waiting = [job for job in jobs if not _is_settled(job)]
+        highest = max((outcome.peak_memory_bytes for outcome in self.outcomes.values()), default=0)
+        # The table is complete, if only for one seed, as early as can be.
+        seeds = [axis.labels for axis in self.plan.request.grid.axes if axis.name == SEED]
+        waiting.sort(key=lambda job: seeds[0].index(job.cell.labels[SEED]) if seeds else 0)
+        with closing(run_jobs(waiting, processes=self.processes, highest_peak=highest)) as events:
+            for event in events:
+                self._take(event)
+
+    def comparison(self) -> Comparison:
+        """As far as it has come."""
+        request, chosen = self.plan.request, self._chosen()
+        states = {name_of(job.cell.labels): self._state(job) for job in self.jobs}
+        cells = [
+            states.get(name_of(labels)) or CellState(labels, failure=self._lack(labels)) for labels in self.plan.points
+        ]
+        trials = [
+            Trial(self._state(job), is_best=by in chosen and chosen[by] == job.cell.value)
+            for job in self.trials
+            if (by := by_labels(request.grid.search, job.cell.labels)) is not None
+        ]
+        return Comparison(
+            name=request.name,
+            path=self.directory.path,
+            axes=request.axes,
+            task_axes=request.task_axes,
+            searched=request.searched,
+            groups=tuple(group_cells(cells, SEED, request.task_axes)),
+            trials=tuple(trials),
+            asked=request.to_toml(),
+        )
+
+    def write_tables(self) -> None:
+        """Replaces the tables."""
+        comparison = self.comparison()
+        self.directory.write("table.csv", table_csv(comparison))
+        self.directory.write("table.md", table_md(comparison))
+        self.directory.write("cells.csv", cells_csv(comparison))
+        if comparison.trials:
+            self.directory.write("search.csv", search_csv(comparison))
+
+    def write_page(self) -> None:
+        """Replaces the page."""
+        started = time.monotonic()
+        self.directory.write("report.html", render(self.comparison()))
+        self.next_page = time.monotonic() + (time.monotonic() - started) / _PAGE_SHARE
+
+    def _take(self, event: Event) -> None:
+        self.rounds[event.job.cell.name] = event.round
+        if event.kind in ("finished", "failed"):
+            self._end(event.job)
+            self.write_tables()
+            if time.monotonic() >= self.next_page:
+                self.write_page()
+        if self.on_event is not None:
+            self.on_event(event, self._tally())
+
+    def _end(self, job: Job) -> None:
+        """Counts a cell that will not be run, or not again."""
+        self._state(job)
+        self.rounds[job.cell.name] = job.cell.config.strategy.num_rounds
+        self.num_ended += 1
+
+    def _state(self, job: Job) -> CellState:
+        if job.is_finished and job.path not in self.outcomes:
+            self.outcomes[job.path] = read_outcome(job.path)
+        run = f"{job.path.parent.name}/{job.path.name}"
+        return CellState(job.cell.labels, job.cell.value, run, self.outcomes.get(job.path), job.reason())
+
+    def _chosen(self) -> dict[tuple[str, ...], object]:
+        """What `by_labels` gives to the best value of the searched key, where all its trials are settled."""
+        search = self.plan.request.grid.search
+        if search is None:
+            return {(): None}
+        found: dict[tuple[str, ...], list[Job]] = {}
+        for job in self.trials:
+            found.setdefault(by_labels(search, job.cell.labels), []).append(job)
+        best = {by: self._best(trials) for by, trials in found.items() if all(map(_is_settled, trials))}
+        return {by: job.cell.value for by, job in best.items() if job is not None}
+
+    def _best(self, trials: Sequence[Job]) -> Job | None:
+        """The trial with the highest accuracy; of equals the smaller value, or the first of other values."""
+        accuracies = {job.path: done.accuracy for job in trials if (done := self._state(job).outcome) is not None}
+        known = [(job, accuracy) for job in trials if (accuracy := accuracies.get(job.path)) is not None]
+        values = [job.cell.value for job, _ in known]
+        sizes = [value if isinstance(value, int | float) else place for place, value in enumerate(values)]
+        best = max(range(len(known)), key=lambda place: (known[place][1], -sizes[place]), default=None)
+        return None if best is None else known[best][0]
+
+    def _lack(self, labels: Mapping[str, str]) -> str | None:
+        """Why a cell has no value of the searched key; None while the search is under way."""
+        search = self.plan.request.grid.search
+        by = by_labels(search, labels)
+        reasons = [
+            reason
+            for job in self.trials
+            if by_labels(search, job.cell.labels) == by and (reason := job.reason()) is not None
+        ]
+        if not reasons:
+            return None
+        key = self.plan.request.searched
+        return f"SearchError: no value of `{key}` was chosen, because a trial failed: {one_line(reasons[0])}"
+
+    def _tally(self) -> Tally:
+        planned = [job.cell.config.strategy.num_rounds for job in self.trials] + list(self.plan.num_rounds.values())
+        return Tally(len(planned), self.num_ended, sum(planned), sum(self.rounds.values()))
+
+
+def _is_settled(job: Job) -> bool:
+    """Whether it need not run: finished, or a trial that diverged, which is an answer too and would come again."""
+    return job.is_finished or (job.cell.is_trial and (job.reason() or "").startswith(_DIVERGED))

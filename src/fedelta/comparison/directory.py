@@ -1,0 +1,186 @@
+"""The directory of a comparison, and what is already done in it.
+
+compare.toml          what was asked
+runs/                 a run directory for each cell
+search/               a run directory for each trial of the search
+failures/             the error of each cell that failed, as text
+logs/                 what the processes wrote to standard output and standard error
+table.csv, table.md   one row for each group of cells that differ in their seed only
+cells.csv, search.csv one row for each cell, and for each trial
+report.html           tables and figures
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedelta.comparison.cells import Cell, slugs
+from fedelta.config import Config
+from fedelta.errors import RunError
+from fedelta.results.elements import flatten
+from fedelta.results.files import write_atomic
+from fedelta.results.rundir import CONFIG, SUMMARY
+
+if sys.platform != "win32":
+    import fcntl
+
+ASKED = "compare.toml"
+_LOCK = ".lock"
+_FOLDERS = ("runs", "search", "failures", "logs")
+_NUM_SHOWN = 3  # differences between two configurations in a message
+
+
+def default_out(config: str | Path | Config) -> Path:
+    """Where a comparison goes: `runs/compare-<name of its file>`; one of a `compare.toml` goes on beside that file."""
+    if isinstance(config, Config):
+        return Path("runs") / "compare"
+    path = Path(config)
+    is_inside = path.name == ASKED and (path.parent / _LOCK).exists()
+    return path.parent if is_inside else Path("runs") / f"compare-{path.stem}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A cell and where it runs.
+
+    Args:
+        cell: what to run.
+        path: of its run directory.
+        failure: where the text of its error stands, if it failed.
+        log: where its process writes what it has to say.
+    """
+
+    cell: Cell
+    path: Path
+    failure: Path
+    log: Path
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run came to its end."""
+        return (self.path / SUMMARY).exists()
+
+    def reason(self) -> str | None:
+        """Why it failed; None if it did not, or has not run yet."""
+        if self.is_finished or not self.failure.exists():
+            return None
+        return self.failure.read_text(encoding="utf-8", errors="replace").strip()
+
+
+@dataclass(frozen=True)
+class ComparisonDirectory:
+    """A directory in which a comparison is, or will be.
+
+    Args:
+        path: as the user gave it.
+    """
+
+    path: Path
+
+    def refuse_foreign(self) -> None:
+        """Checks that nothing but a comparison is there; call it before anything is written.
+
+        Raises:
+            RunError: a file, or a directory with other content.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise RunError(f"{str(self.path)!r} is a file, expected a directory.", hint="choose another `--out`.")
+        if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / _LOCK).exists():
+            kind = "is a run directory" if (self.path / CONFIG).exists() else "holds other things"
+            raise RunError(
+                f"{str(self.path)!r} {kind}, expected a new directory or one that `fedelta compare` made.",
+                hint="choose another `--out`.",
+            )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Makes the directory and keeps a second comparison out of it; the system lets go when a process dies.
+
+        Raises:
+            RunError: another process has the lock.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / _LOCK).open("wb") as held:
+            if sys.platform != "win32":  # it has no such lock: there a comparison is not guarded
+                try:
+                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise RunError(
+                        f"another process runs a comparison in {str(self.path)!r}.", hint="wait for it, or end it."
+                    ) from error
+            for name in _FOLDERS:
+                (self.path / name).mkdir(exist_ok=True)
+            yield
+
+    def write(self, name: str, content: str) -> None:
+        """Replaces the file `name` as a whole."""
+        write_atomic(self.path / name, content)
+
+    def clean(self) -> None:
+        """Removes what a kill left of run directories that were being made."""
+        for folder in ("runs", "search"):
+            for rest in (self.path / folder).glob(".*.partial"):
+                shutil.rmtree(rest, ignore_errors=True)
+
+    def jobs(self, cells: Sequence[Cell]) -> list[Job]:
+        """Where each cell runs: in the directory of its name, or in the one that has the same configuration already.
+
+        Raises:
+            RunError: a directory of that name belongs to another configuration; says what differs.
+        """
+        folder = self.path / ("search" if cells and cells[0].is_trial else "runs")
+        found = {path.parent: path.read_text(encoding="utf-8") for path in sorted(folder.glob(f"*/{CONFIG}"))}
+        names = slugs(cells)
+        jobs: list[Job] = []
+        problems: dict[str, list[Path]] = {}
+        for cell in cells:
+            path, difference = _place(folder / names[cell.name], cell.config, found)
+            if difference:
+                problems.setdefault(difference, []).append(path)
+            name = f"{'search-' if cell.is_trial else ''}{path.name}.txt"
+            jobs.append(Job(cell, path, self.path / "failures" / name, self.path / "logs" / name))
+        if problems:
+            lines = "".join(f"\n  - {_several(paths)}: {problem}" for problem, paths in problems.items())
+            raise RunError(
+                f"run directories in {str(self.path)!r} hold other configurations than are asked for now:{lines}",
+                hint="choose another `--out`, or remove those directories to run their cells anew.",
+            )
+        return jobs
+
+
+def _place(named: Path, config: Config, found: Mapping[Path, str]) -> tuple[Path, str]:
+    """The run directory of a configuration, and what speaks against it."""
+    difference = _difference(found[named], config) if named in found else ""
+    if named in found and not difference:
+        return named, ""
+    wanted = config.to_toml()
+    same = next((path for path, text in found.items() if text == wanted), None)
+    return (named, difference) if same is None else (same, "")
+
+
+def _difference(text: str, config: Config) -> str:
+    """What a `config.toml` says otherwise than `config`; empty when they are the same."""
+    try:
+        theirs = dict(flatten(tomllib.loads(text)))
+    except ValueError:
+        return "its `config.toml` is damaged"
+    ours = dict(flatten(tomllib.loads(config.to_toml())))
+    keys = [key for key in dict.fromkeys([*theirs, *ours]) if theirs.get(key) != ours.get(key)]
+    # A run that starts from an adapter has the adapter's tuning method, with everything that it says.
+    if config.model.adapter is not None:
+        keys = [key for key in keys if not key.startswith("tuning.")]
+    shown = [
+        f"`{key}` is {theirs.get(key, 'absent')} there, {ours.get(key, 'absent')} now" for key in keys[:_NUM_SHOWN]
+    ]
+    return "; ".join(shown) + (f"; and {len(keys) - _NUM_SHOWN} more" if len(keys) > _NUM_SHOWN else "")
+
+
+def _several(paths: Sequence[Path]) -> str:
+    first = f"{paths[0].parent.name}/{paths[0].name}"
+    return first if len(paths) == 1 else f"{first} and {len(paths) - 1} more"

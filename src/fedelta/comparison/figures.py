@@ -1,0 +1,194 @@
+"""The figures of a comparison: accuracy against bytes with the Pareto front, and accuracy against rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation
+from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Bbox
+
+from fedelta.results.drawing import INK, MUTED, SERIES, SIZE, blank, single, style
+from fedelta.results.numbers import MIB
+from fedelta.results.plots import line, traffic_axis
+
+_Horizontal = Literal["left", "center", "right"]
+_Vertical = Literal["bottom", "center", "top"]
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+# More than that many marks, and names would cover each other: numbers stand there then, and the plot is a wide one.
+MAX_NAMES = 8
+# Where a name may stand beside its mark: points right and up, alignment; the first that covers nothing.
+_SIDES: tuple[tuple[tuple[float, float], _Horizontal, _Vertical], ...] = (
+    ((6, 0), "left", "center"),
+    ((0, 7), "center", "bottom"),
+    ((0, -7), "center", "top"),
+    ((-6, 0), "right", "center"),
+    ((5, 5), "left", "bottom"),
+    ((5, -5), "left", "top"),
+    ((-5, 5), "right", "bottom"),
+    ((-5, -5), "right", "top"),
+)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One group in a plot.
+
+    Args:
+        text: what stands beside it.
+        family: colour and shape; the place of `family_name` among all families.
+        family_name: what the legend calls those marks.
+        total_bytes: of a run, both directions.
+        accuracy: mean, a fraction.
+        deviation: a fraction; None with one seed.
+        on_front: whether it belongs to the Pareto front.
+    """
+
+    text: str
+    family: int
+    family_name: str
+    total_bytes: float
+    accuracy: float
+    deviation: float | None
+    on_front: bool
+
+
+def accuracy_by_bytes(marks: Sequence[Mark], *, wide: bool) -> Figure:
+    """Accuracy in percent against MiB of a run, with the front as a line; at least one mark.
+
+    Args:
+        marks: of groups that learn the same task.
+        wide: whether the marks are many; they have the width of the page and a legend of families then.
+    """
+    with style():
+        figure = blank((2 * SIZE[0], 1.5 * SIZE[1]) if wide else SIZE)
+        axes = figure.subplots()
+        positions = [mark.total_bytes / MIB for mark in marks]
+        traffic_axis(axes, min(positions), max(positions))
+        _draw_front(axes, marks)
+        for mark in marks:
+            _draw_mark(axes, mark)
+        axes.set(xlabel="Sent over a run, both directions (MiB)", ylabel="Accuracy (%)")
+        axes.margins(0.12, 0.12)
+        if wide:
+            _draw_legend(figure, axes, marks)
+        _write_names(figure, axes, marks)
+        return figure
+
+
+def accuracy_by_round(curves: Sequence[tuple[int, Sequence[tuple[int, float]]]]) -> Figure:
+    """Mean accuracy in percent against the round.
+
+    Args:
+        curves: the place of its name in the legend, and rounds with accuracies as fractions.
+    """
+    with style():
+        figure, axes = single()
+        for index, points in curves:
+            line(axes, [(round, 100 * accuracy) for round, accuracy in points], index)
+        axes.set(xlabel="Round", ylabel="Accuracy (%)")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        return figure
+
+
+def _draw_mark(axes: Axes, mark: Mark) -> None:
+    color = SERIES[mark.family % len(SERIES)]
+    axes.errorbar(
+        [mark.total_bytes / MIB],
+        [100 * mark.accuracy],
+        yerr=None if mark.deviation is None else [100 * mark.deviation],
+        marker=MARKERS[mark.family % len(MARKERS)],
+        markersize=6,
+        color=color,
+        markerfacecolor=color if mark.on_front else "none",
+        elinewidth=1.0,
+        capsize=2.5,
+        linestyle="none",
+        zorder=3,
+    )
+
+
+def _draw_front(axes: Axes, marks: Sequence[Mark]) -> None:
+    """The best accuracy for at most so many bytes."""
+    corners = _front_corners(marks)
+    x, y = [corner[0] for corner in corners], [corner[1] for corner in corners]
+    axes.plot(x, y, color=MUTED, linewidth=1.0, linestyle=(0, (4, 2)), zorder=1)
+
+
+def _front_corners(marks: Sequence[Mark]) -> list[tuple[float, float]]:
+    """MiB and percent along the steps of the front."""
+    front = sorted((mark for mark in marks if mark.on_front), key=lambda mark: mark.total_bytes)
+    points = [(mark.total_bytes / MIB, 100 * mark.accuracy) for mark in front]
+    turns = [[before, (after[0], before[1])] for before, after in pairwise(points)]
+    return [corner for turn in turns for corner in turn] + points[-1:]
+
+
+def _draw_legend(figure: Figure, axes: Axes, marks: Sequence[Mark]) -> None:
+    for family, name in sorted({mark.family: mark.family_name for mark in marks}.items()):
+        color, marker = SERIES[family % len(SERIES)], MARKERS[family % len(MARKERS)]
+        axes.plot([], [], marker=marker, color=color, linestyle="none", label=f" {name}")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=6, fontsize=8, handlelength=1.0)
+
+
+def _write_names(figure: Figure, axes: Axes, marks: Sequence[Mark]) -> None:
+    """The text of each mark, on the side where it covers the least."""
+    figure.canvas.draw()
+    taken = _taken(figure, axes, marks)
+    for mark in sorted(marks, key=lambda mark: -mark.accuracy):
+        note = axes.annotate(
+            mark.text,
+            (mark.total_bytes / MIB, 100 * mark.accuracy),
+            textcoords="offset points",
+            xytext=(0, 0),
+            color=INK,
+            fontsize=8,
+            zorder=4,
+        )
+        side = min(range(len(_SIDES)), key=lambda index: (_covered(note, index, axes, taken), index))
+        taken.append(_put(note, side))
+
+
+def _taken(figure: Figure, axes: Axes, marks: Sequence[Mark]) -> list[Bbox]:
+    """Where marks, bars and the front are, in pixels."""
+    half = 4.5 * figure.dpi / 72
+    boxes = []
+    for mark in marks:
+        x, y = axes.transData.transform((mark.total_bytes / MIB, 100 * mark.accuracy))
+        deviation = 100 * (mark.deviation or 0.0)
+        bar = abs(axes.transData.transform((mark.total_bytes / MIB, 100 * mark.accuracy + deviation))[1] - y)
+        boxes += [_around(x, y, half, half), _around(x, y, half / 2, bar)]
+    corners = [axes.transData.transform(corner) for corner in _front_corners(marks)]
+    for (left, low), (right, high) in pairwise(corners):
+        # A line has no area of its own; a pixel or two are enough to be in the way.
+        boxes.append(Bbox([[left - 2, min(low, high) - 2], [right + 2, max(low, high) + 2]]))
+    return boxes
+
+
+def _around(x: float, y: float, half_width: float, half_height: float) -> Bbox:
+    return Bbox([[x - half_width, y - half_height], [x + half_width, y + half_height]])
+
+
+def _put(note: Annotation, side: int) -> Bbox:
+    """Moves a name to a side of its mark; returns the place that it takes."""
+    offset, horizontal, vertical = _SIDES[side]
+    note.set_position(offset)
+    note.set_horizontalalignment(horizontal)
+    note.set_verticalalignment(vertical)
+    return note.get_window_extent()
+
+
+def _covered(note: Annotation, side: int, axes: Axes, taken: Sequence[Bbox]) -> float:
+    """Area of other things that the name would cover there; what stands out of the plot counts too."""
+    box = _put(note, side)
+    hidden = sum(_area(shared) for other in taken if (shared := Bbox.intersection(box, other)) is not None)
+    inside = Bbox.intersection(box, axes.bbox)
+    return round(hidden + _area(box) - (0.0 if inside is None else _area(inside)), 3)
+
+
+def _area(box: Bbox) -> float:
+    return float(box.width * box.height)

@@ -1,0 +1,171 @@
+"""The page of a comparison: one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from fedelta.comparison.figures import MAX_NAMES, Mark, accuracy_by_bytes, accuracy_by_round
+from fedelta.comparison.outcomes import Group, tasks
+from fedelta.comparison.result import Comparison, pivot, short
+from fedelta.comparison.tables import NOTE, group_table, one_line
+from fedelta.grid import label_of
+from fedelta.results.citations import entries
+from fedelta.results.drawing import to_svg
+from fedelta.results.elements import figure, legend, table
+from fedelta.results.numbers import UNKNOWN, percent
+from fedelta.results.report import fill
+
+_FACETS = 12  # plots of one kind on a page
+
+
+def render(comparison: Comparison) -> str:
+    """The page as HTML."""
+    table, pivot = _table(comparison), _pivot(comparison)
+    # What a paper prints comes first; rows of everything, by which the marks are numbered, can be many.
+    parts = [_headline(comparison), pivot or table, _figures(comparison), table if pivot else ""]
+    parts += [_failures(comparison), _details(comparison)]
+    return fill(f"{comparison.name} · fedelta comparison", [part for part in parts if part])
+
+
+def _headline(comparison: Comparison) -> str:
+    states = [cell.state for cell in comparison.cells]
+    axes = ", ".join(comparison.axes) or "the seed alone"
+    text = f"{len(comparison.groups)} groups over {axes}; {states.count('finished')} of {len(states)} cells finished"
+    open_cells = len(states) - states.count("finished")
+    failed = f", {states.count('failed')} failed" if "failed" in states else ""
+    mark = f' <span class="unfinished">Unfinished{escape(failed)}.</span>' if open_cells else ""
+    return f'<h1>{escape(comparison.name)}</h1>\n<p class="kicker">{escape(text)}.{mark}</p>'
+
+
+def _table(comparison: Comparison) -> str:
+    header, rows = group_table(comparison)
+    first = 1 + len(comparison.axes) + (comparison.searched is not None)
+    best = {(place, first) for place, group in enumerate(comparison.groups) if group.on_front}
+    numbered = [[str(number), *row] for number, row in enumerate(rows, start=1)]
+    shown = table(["#", *header], numbered, numbers_from=first, strong=best)
+    return f'<h2>Results</h2>\n{shown}\n<p class="note">{escape(NOTE)}</p>'
+
+
+def _pivot(comparison: Comparison) -> str:
+    if (found := pivot(comparison)) is None:
+        return ""
+    shown = table(found.header, found.rows, numbers_from=1, strong=found.best)
+    return f'<h2>Accuracy in %</h2>\n{shown}\n<p class="note">Strong: the best of its column.</p>'
+
+
+def _figures(comparison: Comparison) -> str:
+    """Accuracy against traffic, and against rounds where the groups are few; apart for each task."""
+    facets = [(title, places, _marks(comparison, places)) for title, places in _facets(comparison)]
+    facets = [facet for facet in facets if facet[2]][:_FACETS]
+    if not facets:
+        return ""
+    wide = any(len(places) > MAX_NAMES for _, places, _ in facets)
+    names = list(dict.fromkeys(_name(comparison, group) for group in comparison.groups))
+    shown = []
+    for index, (title, places, marks) in enumerate(facets):
+        before = f"{title}: a" if title else "A"
+        svg = to_svg(accuracy_by_bytes(marks, wide=wide), f"b{index}", "Accuracy against MiB sent")
+        shown.append(figure(svg, f"{before}ccuracy against traffic"))
+        if not wide:
+            curves = [(names.index(_name(comparison, group)), group.curve) for group in _at(comparison, places)]
+            svg = to_svg(accuracy_by_round(curves), f"r{index}", "Accuracy against rounds")
+            shown.append(figure(svg, f"{before}ccuracy against rounds"))
+    plots = "".join(shown) if wide else f'{legend(names)}<div class="figures">{"".join(shown)}</div>'
+    title = "Accuracy against traffic" + ("" if wide else " and rounds")
+    return f'<h2>{title}</h2>\n{plots}\n<p class="note">{escape(_figure_note(comparison, wide))}</p>'
+
+
+def _figure_note(comparison: Comparison, wide: bool) -> str:
+    parts = ["Filled marks and the dashed line: the Pareto front."]
+    if any(group.deviation is not None for group in comparison.groups):
+        parts.append("Bars: one standard deviation over the seeds" + ("." if wide else "; curves: their mean."))
+    return " ".join([*parts, "Numbers: rows of the table."] if wide else parts)
+
+
+def _marks(comparison: Comparison, places: Sequence[int]) -> list[Mark]:
+    """The groups of one task that have an accuracy; with their names where they are few, else with their numbers."""
+    families = list(dict.fromkeys(_family(comparison, group) for group in comparison.groups))
+    numbered = len(places) > MAX_NAMES
+    return [
+        Mark(
+            text=str(place + 1) if numbered else _name(comparison, group),
+            family=families.index(_family(comparison, group)),
+            family_name=_family(comparison, group),
+            total_bytes=group.total_bytes or 0.0,
+            accuracy=group.accuracy,
+            deviation=group.deviation,
+            on_front=group.on_front,
+        )
+        for place in places
+        if (group := comparison.groups[place]).accuracy is not None
+    ]
+
+
+def _family(comparison: Comparison, group: Group) -> str:
+    """The first axis that is not the task's gives colour and shape."""
+    name = next((name for name in comparison.axes if name not in comparison.task_axes), None)
+    return comparison.name if name is None else short(name, group.labels[name])
+
+
+def _name(comparison: Comparison, group: Group) -> str:
+    """What distinguishes a group from the others of its task."""
+    return comparison.group_name(group, without=comparison.task_axes)
+
+
+def _at(comparison: Comparison, places: Sequence[int]) -> list[Group]:
+    return [comparison.groups[place] for place in places]
+
+
+def _facets(comparison: Comparison) -> list[tuple[str, list[int]]]:
+    """Title and places of the groups of each task."""
+    found = tasks(comparison.groups, comparison.task_axes)
+    return [
+        (", ".join(short(*pair) for pair in zip(comparison.task_axes, labels, strict=True)), places)
+        for labels, places in found.items()
+    ]
+
+
+def _failures(comparison: Comparison) -> str:
+    if not comparison.failures:
+        return ""
+    rows = [[name, one_line(text)] for name, text in comparison.failures.items()]
+    advice = "The same command tries them again; failures/ and logs/ hold the whole texts."
+    return f'<h2>Failed</h2>\n{table(["Cell", "Reason"], rows)}\n<p class="note">{advice}</p>'
+
+
+def _details(comparison: Comparison) -> str:
+    """The search, what was asked, and the papers, folded."""
+    blocks = [("What was asked", f"<pre>{escape(comparison.asked)}</pre>")]
+    if comparison.trials:
+        blocks.insert(0, (f"Search of {comparison.searched}", _search(comparison)))
+    if cited := _citations(comparison):
+        blocks.append(("Citations", f"<pre>{escape(cited)}</pre>"))
+    folded = "".join(f"<details><summary>{escape(name)}</summary>{content}</details>" for name, content in blocks)
+    return f"<h2>Details</h2>\n{folded}"
+
+
+def _search(comparison: Comparison) -> str:
+    """Every trial; the chosen ones strong."""
+    rows = [
+        [
+            *trial.cell.labels.values(),
+            label_of(trial.cell.value),
+            percent(trial.cell.outcome.accuracy) if trial.cell.outcome is not None else trial.cell.state,
+            one_line(trial.cell.failure) or UNKNOWN,
+        ]
+        for trial in comparison.trials
+    ]
+    axes = list(comparison.trials[0].cell.labels)
+    value = len(axes)
+    best = {
+        (place, value + column) for place, trial in enumerate(comparison.trials) if trial.is_best for column in (0, 1)
+    }
+    header = [*axes, str(comparison.searched), "accuracy on validation rows", "failed"]
+    return table(header, rows, numbers_from=value, strong=best)
+
+
+def _citations(comparison: Comparison) -> str:
+    """Those of every finished cell, each once, in the order of papers.bib."""
+    texts = {outcome.citations for group in comparison.groups for outcome in group.outcomes}
+    return "\n\n".join(entry for entry in entries().values() if any(entry in text for text in texts))

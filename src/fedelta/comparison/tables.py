@@ -1,0 +1,173 @@
+"""The tables of a comparison as CSV, for programs, and as Markdown, for papers and pull requests."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+
+from fedelta.comparison.outcomes import CellState, Group
+from fedelta.comparison.result import Comparison, Pivot, mean_and_deviation, pivot
+from fedelta.grid import label_of
+from fedelta.results.numbers import MIB, UNKNOWN, count, duration, mebibytes
+
+_FIGURES = ("tuned_parameters", "mib_per_client_and_round_both_directions", "mib_total", "wall_seconds")
+_MAX_REASON = 300
+NOTE = (
+    "Accuracy in % after the last round, on the test set unless `data.evaluate_on` says otherwise: mean ± sample "
+    "standard deviation over the seeds. MiB per client and round are those down and up together. Time is that of the "
+    "rounds, with one arithmetic thread. Front: no other row of the same task has as much accuracy for fewer MiB in "
+    "total, or more for as many."
+)
+
+
+def table_csv(comparison: Comparison) -> str:
+    """One row for each group; plain numbers, empty where there is none."""
+    header = [*comparison.axes, *_searched(comparison), "accuracy_mean_percent", "accuracy_deviation_percent"]
+    header += ["num_seeds", *_FIGURES, "on_pareto_front", "state", "reason"]
+    return _csv([header, *(_group_row(comparison, group) for group in comparison.groups)])
+
+
+def cells_csv(comparison: Comparison) -> str:
+    """One row for each cell."""
+    axes = list(comparison.cells[0].labels)
+    header = [*axes, *_searched(comparison), "accuracy_percent", *_FIGURES, "state", "reason", "run"]
+    rows = [[*_cell_row(comparison, cell), cell.state, one_line(cell.failure), cell.run] for cell in comparison.cells]
+    return _csv([header, *rows])
+
+
+def search_csv(comparison: Comparison) -> str:
+    """One row for each trial of the search."""
+    axes = list(comparison.trials[0].cell.labels)
+    header = [
+        *axes,
+        *_searched(comparison),
+        "validation_accuracy_percent",
+        *_FIGURES,
+        "is_best",
+        "state",
+        "reason",
+        "run",
+    ]
+    rows = [
+        [*_cell_row(comparison, cell), _truth(trial.is_best), cell.state, one_line(cell.failure), cell.run]
+        for trial in comparison.trials
+        for cell in [trial.cell]
+    ]
+    return _csv([header, *rows])
+
+
+def table_md(comparison: Comparison) -> str:
+    """The table of the groups and, with two axes or more, the pivot; then what failed."""
+    header, rows = group_table(comparison)
+    parts = [f"# {comparison.name}", _markdown(header, rows, numbers_from=_first_number(comparison)), NOTE]
+    if (table := pivot(comparison)) is not None:
+        parts.append(_markdown(table.header, _bold(table), numbers_from=1))
+    if comparison.failures:
+        parts += ["## Failed", "\n".join(f"- {name}: {one_line(text)}" for name, text in comparison.failures.items())]
+    return "\n\n".join(parts) + "\n"
+
+
+def group_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Header and rows for people."""
+    header = [*comparison.axes, *_searched(comparison), "accuracy, %", "seeds", "tuned parameters"]
+    header += ["MiB per client and round, down and up", "MiB in total", "time", "front"]
+    rows = [
+        [
+            *group.labels.values(),
+            *([UNKNOWN if group.value is None else label_of(group.value)] if comparison.searched else []),
+            mean_and_deviation(group),
+            str(group.num_seeds),
+            count(group.tuned_parameters),
+            mebibytes(group.bytes_per_client),
+            mebibytes(group.total_bytes),
+            UNKNOWN if group.wall_seconds is None else duration(group.wall_seconds),
+            "front" if group.on_front else "",
+        ]
+        for group in comparison.groups
+    ]
+    return header, rows
+
+
+def one_line(text: str | None) -> str:
+    """The error without its hint and traceback, for a field of a table."""
+    if text is None:
+        return ""
+    message = text.strip().partition("\n\n")[0].partition("\nhint:")[0]
+    line = " ".join(part.strip() for part in message.splitlines())
+    return line if len(line) <= _MAX_REASON else f"{line[:_MAX_REASON]}…"
+
+
+def _group_row(comparison: Comparison, group: Group) -> list[str]:
+    states = [cell.state for cell in group.cells]
+    finished = states.count("finished")
+    state = states[0] if len(set(states)) == 1 else f"{finished} of {len(states)} finished"
+    return [
+        *group.labels.values(),
+        *_value(comparison, group.value),
+        _number(group.accuracy, 100),
+        _number(group.deviation, 100),
+        str(group.num_seeds),
+        _number(group.tuned_parameters),
+        _number(group.bytes_per_client, 1 / MIB),
+        _number(group.total_bytes, 1 / MIB),
+        _number(group.wall_seconds),
+        _truth(group.on_front),
+        state,
+        "; ".join(map(one_line, group.failures)),
+    ]
+
+
+def _cell_row(comparison: Comparison, cell: CellState) -> list[str]:
+    """Labels, searched value and figures of a cell; empty fields while it is not finished."""
+    labels, done = [*cell.labels.values(), *_value(comparison, cell.value)], cell.outcome
+    if done is None:
+        return labels + [""] * (1 + len(_FIGURES))
+    return [
+        *labels,
+        _number(done.accuracy, 100),
+        _number(done.tuned_parameters),
+        _number(done.bytes_per_client, 1 / MIB),
+        _number(done.total_bytes, 1 / MIB),
+        _number(done.wall_seconds),
+    ]
+
+
+def _searched(comparison: Comparison) -> list[str]:
+    return [] if comparison.searched is None else [comparison.searched]
+
+
+def _value(comparison: Comparison, value: object) -> list[str]:
+    return [] if comparison.searched is None else ["" if value is None else label_of(value)]
+
+
+def _number(value: float | None, factor: float = 1) -> str:
+    """Six decimals at most: a digit more says nothing, and files of equal runs are equal."""
+    return "" if value is None else f"{round(value * factor, 6):.15g}"
+
+
+def _truth(value: bool) -> str:
+    return "true" if value else "false"
+
+
+def _first_number(comparison: Comparison) -> int:
+    return len(comparison.axes) + len(_searched(comparison))
+
+
+def _bold(table: Pivot) -> list[list[str]]:
+    return [
+        [f"**{text}**" if (row, column) in table.best else text for column, text in enumerate(texts)]
+        for row, texts in enumerate(table.rows)
+    ]
+
+
+def _csv(rows: Iterable[Sequence[str]]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue()
+
+
+def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]], *, numbers_from: int) -> str:
+    rule = ["---" if column < numbers_from else "--:" for column in range(len(header))]
+    lines = [header, rule, *rows]
+    return "\n".join(f"| {' | '.join(text.replace('|', chr(92) + '|') for text in line)} |" for line in lines)

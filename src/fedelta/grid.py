@@ -1,0 +1,272 @@
+"""The `[compare]` table of a configuration: the axes of a grid of experiments, and what is searched for each method.
+
+    [compare]
+    name = "methods"                        # optional: what tables and page are called
+    [compare.over]                          # axes in order, a list of values for a key of the configuration ...
+    "tuning.name" = ["head", "lora"]
+    seed = [1, 42, 3407]                    # the axis over which mean and deviation are taken
+    [compare.over.setting]                  # ... or a table of named choices, each of which sets several keys
+    "16 of 16, IID" = { "partition.name" = "iid", "partition.num_clients" = 16 }
+    [compare.search]                        # optional
+    key = "client.lr"
+    by = ["tuning.name"]                    # its best value is found for each value of these axes
+    at = { setting = "16 of 16, IID" }      # the other axes stay at their first value, or here
+    values = { head = [0.005, 0.05], lora = [0.01, 0.1] }   # by values of the first axis in `by`, or one list for all
+
+Whether a cell of the grid is a good configuration is not known here; see comparison/cells.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+SEED = "seed"
+_KEYS = ("name", "over", "search")
+_SEARCH_KEYS = ("key", "by", "at", "values")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One value of an axis.
+
+    Args:
+        label: what tables call it; unique within the axis.
+        values: dotted keys of the configuration to their values.
+    """
+
+    label: str
+    values: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What is varied.
+
+    Args:
+        name: a key of the configuration, or a name for several.
+        choices: in order, at least one.
+    """
+
+    name: str
+    choices: tuple[Choice, ...]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels of its choices."""
+        return tuple(choice.label for choice in self.choices)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of the configuration that it sets, each once."""
+        return tuple(dict.fromkeys(key for choice in self.choices for key in choice.values))
+
+
+@dataclass(frozen=True)
+class Search:
+    """A key whose best value is searched before the grid is run.
+
+    Args:
+        key: of the configuration.
+        by: names of axes; one search for every combination of their values.
+        at: axis name to the label at which it stays meanwhile.
+        values: label of the first axis in `by` to the candidates; the empty label stands for every other one.
+    """
+
+    key: str
+    by: tuple[str, ...]
+    at: Mapping[str, str]
+    values: Mapping[str, tuple[object, ...]]
+
+    def candidates(self, labels: Mapping[str, str]) -> tuple[object, ...]:
+        """The values to try where the axes have these labels."""
+        return self.values.get(labels[self.by[0]] if self.by else "", self.values.get("", ()))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Everything that varies.
+
+    Args:
+        axes: the first varies slowest.
+        search: done before, if there is one.
+        name: of the comparison; None is that of its file.
+    """
+
+    axes: tuple[Axis, ...] = ()
+    search: Search | None = None
+    name: str | None = None
+
+
+def label_of(value: object) -> str:
+    """What tables call a value.
+
+    >>> label_of("lora"), label_of(0.1), label_of(["q", "v"])
+    ('lora', '0.1', '["q", "v"]')
+    """
+    return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+
+
+def parse_grid(table: object, over: Mapping[str, object] | None = None) -> tuple[Grid, list[str]]:
+    """The grid in a `[compare]` table, and everything that is wrong with it.
+
+    Args:
+        table: as TOML holds it.
+        over: axes that replace those of the same name, or come after them. A list that replaces named choices picks
+            some of them.
+    """
+    if not isinstance(table, Mapping):
+        return Grid(), [f"`compare` is {table!r}, expected a table"]
+    problems = [f"`compare.{key}` is unknown; {_nearest(key, _KEYS)}" for key in table if key not in _KEYS]
+    name, asked = table.get("name"), table.get("over", {})
+    if not isinstance(name, str | None):
+        problems.append(f"`compare.name` is {name!r}, expected a text")
+        name = None
+    if not isinstance(asked, Mapping):
+        return Grid(), [*problems, f"`compare.over` is {asked!r}, expected a table of axes"]
+    replaced = {name: _pick(name, asked.get(name), raw, problems) for name, raw in (over or {}).items()}
+    axes = tuple(_axis(name, raw, problems) for name, raw in {**asked, **replaced}.items())
+    problems += _set_twice(axes)
+    if "search" not in table:
+        return Grid(axes, None, name), problems
+    # A search may know more methods than are compared this time.
+    known = [_axis(name, raw, []) for name, raw in asked.items()]
+    search, wrong = _search(table["search"], axes, known)
+    return Grid(axes, search, name), problems + wrong
+
+
+def _pick(name: str, before: object, raw: object, problems: list[str]) -> object:
+    """Some of the named choices in `before`, where there are such; else `raw` as it is."""
+    if not isinstance(before, Mapping) or not isinstance(raw, list | tuple):
+        return raw
+    labels = [label_of(value) for value in raw]
+    unknown = [label for label in labels if label not in before]
+    problems += [f"axis `{name}` has no choice {label!r}; {_nearest(label, before)}" for label in unknown]
+    problems += [f"axis `{name}` holds {label!r} twice" for label in _repeated(labels)]
+    return {label: before[label] for label in labels if label in before} or before
+
+
+def _axis(name: str, raw: object, problems: list[str]) -> Axis:
+    if isinstance(raw, Mapping):
+        wrong = [label for label, values in raw.items() if not isinstance(values, Mapping) or not values]
+        choices = [Choice(label, values) for label, values in raw.items() if label not in wrong]
+        problems += [
+            f"choice {label!r} of axis `{name}` is {raw[label]!r}, expected a table of keys and values"
+            for label in wrong
+        ]
+    elif isinstance(raw, list | tuple):
+        choices = [Choice(label_of(value), {name: value}) for value in raw]
+        problems += [f"axis `{name}` holds {label!r} twice" for label in _repeated(choice.label for choice in choices)]
+        if None in raw:
+            problems.append(f"axis `{name}` holds an empty value")
+    else:
+        problems.append(f"axis `{name}` is {raw!r}, expected a list of values or a table of named choices")
+        return Axis(name, ())
+    if not raw:
+        problems.append(f"axis `{name}` is empty, expected at least one value")
+    return Axis(name, tuple(choices))
+
+
+def _set_twice(axes: Iterable[Axis]) -> list[str]:
+    """Keys that two axes set, whole or in part, and seeds that are no axis of their own."""
+    problems: list[str] = []
+    setter: dict[str, str] = {}
+    for axis in axes:
+        for key in axis.keys:
+            if key == SEED and axis.name != SEED:
+                problems.append(f"axis `{axis.name}` sets `seed`, which is an axis of its own: `seed = [1, 2]`")
+            other = next((name for taken, name in setter.items() if _overlap(taken, key)), None)
+            if other is not None:
+                problems.append(f"axes `{other}` and `{axis.name}` both set `{key}`")
+        setter |= dict.fromkeys(axis.keys, axis.name)
+    return problems
+
+
+def _search(raw: object, axes: tuple[Axis, ...], known: Iterable[Axis]) -> tuple[Search | None, list[str]]:
+    if not isinstance(raw, Mapping):
+        return None, [f"`compare.search` is {raw!r}, expected a table"]
+    problems = [
+        f"`compare.search.{key}` is unknown; {_nearest(key, _SEARCH_KEYS)}" for key in raw if key not in _SEARCH_KEYS
+    ]
+    problems += [f"`compare.search.{key}` is missing" for key in ("key", "values") if key not in raw]
+    key, by, at = raw.get("key"), raw.get("by", []), raw.get("at", {})
+    if not isinstance(key, str | None):
+        problems.append(f"`compare.search.key` is {key!r}, expected a key of the configuration")
+    if not isinstance(by, list | tuple) or not all(isinstance(name, str) for name in by):
+        problems.append(f"`compare.search.by` is {by!r}, expected a list of axes")
+    if not isinstance(at, Mapping):
+        problems.append(f"`compare.search.at` is {at!r}, expected a table of axes and their values")
+    if problems or not isinstance(key, str) or not isinstance(at, Mapping):
+        return None, problems
+    problems += [f"axis `{axis.name}` sets `{key}`, which is searched" for axis in axes if _sets(axis, key)]
+    problems += _check_by(by, axes) + _check_at(at, by, axes)
+    if problems:
+        return None, problems
+    values = _search_values(raw["values"], by, [*axes, *known], problems)
+    if by and isinstance(raw["values"], Mapping):
+        first = next(axis for axis in axes if axis.name == by[0])
+        problems += [f"`compare.search.values` has none for {label!r}" for label in first.labels if label not in values]
+    return Search(key, tuple(by), {name: label_of(value) for name, value in at.items()}, values), problems
+
+
+def _check_by(by: Iterable[str], axes: Iterable[Axis]) -> list[str]:
+    names = [axis.name for axis in axes]
+    problems = [
+        f"`compare.search.by` names {name!r}, which is no axis; {_nearest(name, names)}"
+        for name in by
+        if name not in names
+    ]
+    if SEED in by:
+        problems.append("`compare.search.by` names the seeds: the search is done at one of them")
+    return problems
+
+
+def _check_at(at: Mapping[str, object], by: Iterable[str], axes: Iterable[Axis]) -> list[str]:
+    problems, labels = [], {axis.name: axis.labels for axis in axes}
+    for name, value in at.items():
+        where, label = f"`compare.search.at` names {name!r}", label_of(value)
+        if name not in labels:
+            problems.append(f"{where}, which is no axis; {_nearest(name, labels)}")
+        elif name in by:
+            problems.append(f"{where}, which is also in `by`")
+        elif label not in labels[name]:
+            problems.append(f"{where} = {label!r}, which that axis does not hold; {_nearest(label, labels[name])}")
+    return problems
+
+
+def _search_values(
+    raw: object, by: list[str], axes: Iterable[Axis], problems: list[str]
+) -> dict[str, tuple[object, ...]]:
+    tables = raw if isinstance(raw, Mapping) else {"": raw}
+    labels = [label for axis in axes if by and axis.name == by[0] for label in axis.labels]
+    for label, values in tables.items():
+        where = f"`compare.search.values`{f' for {label!r}' if label else ''}"
+        if isinstance(raw, Mapping) and label not in labels:
+            no_axis = "which is no value of the first axis in `by`"
+            problems.append(f"`compare.search.values` names {label!r}, {no_axis}; {_nearest(label, labels)}")
+        elif not isinstance(values, list | tuple) or not values:
+            problems.append(f"{where} is {values!r}, expected a list with at least one value")
+        else:
+            problems += [f"{where} holds {twice} twice" for twice in _repeated(map(label_of, values))]
+    return {label: tuple(values) for label, values in tables.items() if isinstance(values, list | tuple)}
+
+
+def _sets(axis: Axis, key: str) -> bool:
+    return any(_overlap(own, key) for own in axis.keys)
+
+
+def _overlap(one: str, other: str) -> bool:
+    return one == other or one.startswith(f"{other}.") or other.startswith(f"{one}.")
+
+
+def _repeated(labels: Iterable[str]) -> list[str]:
+    labels = list(labels)
+    return [label for label in dict.fromkeys(labels) if labels.count(label) > 1]
+
+
+def _nearest(found: str, known: Iterable[str]) -> str:
+    known = list(known)
+    matches = get_close_matches(found, known, n=1)
+    return f"did you mean {matches[0]!r}?" if matches else f"known: {', '.join(known) or 'none'}"

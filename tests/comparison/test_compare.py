@@ -1,0 +1,246 @@
+"""Comparisons of real runs, in this process: the search, going on, extending, failing."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from tests.comparison.inline import run_inline
+from tests.small import SMALL, write_small
+
+import fedelta
+from fedelta import assembly, cli
+from fedelta.comparison import compare
+from fedelta.errors import ConfigError, RunError
+
+ONE_ROUND = ["strategy.num_rounds=1"]
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def untimed(path: Path) -> list[dict[str, str]]:
+    return [{key: value for key, value in row.items() if key != "wall_seconds"} for row in rows(path)]
+
+
+def test_a_grid_gives_tables_and_a_page_and_can_be_extended_by_a_seed(tmp_path, inline):
+    config, out = write_small(tmp_path), tmp_path / "out"
+    events: list[tuple[str, int, int]] = []
+    over = {"tuning.name": ["head", "lora"], "seed": [1, 2]}
+    found = fedelta.compare(
+        config, over, out, overrides=ONE_ROUND, on_event=lambda event, tally: events.append(
+            (event.kind, tally.num_ended, tally.rounds_done)
+        ),
+    )  # fmt: skip
+    # Seed by seed, so that every row has a figure early.
+    assert inline == [
+        "tuning.name=head, seed=1",
+        "tuning.name=lora, seed=1",
+        "tuning.name=head, seed=2",
+        "tuning.name=lora, seed=2",
+    ]
+    assert [event for event in events if event[0] == "finished"] == [("finished", n, n) for n in (1, 2, 3, 4)]
+    assert found.is_finished
+    head, _ = found.groups
+    assert (head.num_seeds, head.tuned_parameters, head.value) == (2, 330, None)
+    runs = [out / "runs" / f"head-seed-{seed}" for seed in (1, 2)]
+    accuracies = [json.loads((run / "summary.json").read_text())["final_accuracy"] for run in runs]
+    assert head.accuracy == pytest.approx(sum(accuracies) / 2)
+    for name in ("table.csv", "table.md", "cells.csv", "report.html", "compare.toml"):
+        assert (out / name).is_file()
+    assert not (out / "search.csv").exists()
+    sent = [json.loads(line)["payload_bytes"] for line in (runs[0] / "ledger.jsonl").read_text().splitlines()[1:]]
+    assert float(rows(out / "cells.csv")[0]["mib_total"]) == pytest.approx(sum(sent) / 2**20, abs=1e-6)
+
+    inline.clear()
+    again = fedelta.compare(out / "compare.toml", {"seed": [1, 2, 3]})
+    assert inline == ["tuning.name=head, seed=3", "tuning.name=lora, seed=3"]
+    assert (again.name, [group.num_seeds for group in again.groups]) == ("small", [3, 3])
+    assert list(again.groups[0].cells[:2]) == list(head.cells)
+
+
+SEARCH = """
+[compare.over]
+"tuning.name" = ["head", "lora"]
+seed = [1]
+[compare.search]
+key = "client.lr"
+by = ["tuning.name"]
+values = { head = [0.0001, 0.5], lora = [0.2, 1e9] }
+"""
+
+
+def test_the_search_chooses_by_validation_rows_whatever_the_test_labels_are(tmp_path, inline, monkeypatch):
+    config = write_small(tmp_path, text=SMALL + SEARCH)
+    found = fedelta.compare(config, out=tmp_path / "out", overrides=ONE_ROUND)
+    trials = rows(tmp_path / "out" / "search.csv")
+    assert [(row["tuning.name"], row["seed"], row["client.lr"]) for row in trials] == [
+        ("head", "1", "0.0001"), ("head", "1", "0.5"), ("lora", "1", "0.2"), ("lora", "1", "1000000000.0"),
+    ]  # fmt: skip
+    # A rate that diverges is an answer: it is out, and nothing failed.
+    assert trials[-1]["state"] == "failed"
+    assert found.failures == {}
+    for method, group in zip(("head", "lora"), found.groups, strict=True):
+        measured = [row for row in trials if row["tuning.name"] == method and row["state"] == "finished"]
+        best = max(float(row["validation_accuracy_percent"]) for row in measured)
+        first = next(row for row in measured if float(row["validation_accuracy_percent"]) == best)
+        assert (str(group.value), first["is_best"]) == (first["client.lr"], "true")
+        assert all(cell.run == f"runs/{method}-seed-{cell.labels['seed']}-lr-{group.value}" for cell in group.cells)
+
+    original = assembly.read
+
+    def permuted(source, *, seed):
+        raw = original(source, seed=seed)
+        raw.test_labels[:] = raw.test_labels.flip(0)
+        return raw
+
+    monkeypatch.setattr(assembly, "read", permuted)
+    other = fedelta.compare(config, {"tuning.name": ["head"]}, tmp_path / "other", overrides=ONE_ROUND)
+    assert untimed(tmp_path / "other" / "search.csv") == untimed(tmp_path / "out" / "search.csv")[:2]
+    assert other.groups[0].value == found.groups[0].value
+    monkeypatch.undo()
+
+    monkeypatch.setattr(compare, "run_jobs", lambda jobs, **_: run_inline(inline.append(jobs) or jobs))
+    inline.clear()
+    fedelta.compare(config, out=tmp_path / "out", overrides=ONE_ROUND)
+    assert inline == [[], []]  # the diverged trial is not tried again
+
+
+def test_of_equal_accuracies_the_smaller_value_is_chosen(tmp_path, inline):
+    search = '{key = "client.lr", values = [2e-9, 1e-9]}'  # too small to change a single prediction
+    found = fedelta.compare(
+        write_small(tmp_path),
+        {"tuning.name": ["head"]},
+        tmp_path / "out",
+        overrides=[*ONE_ROUND, f"compare.search={search}"],
+    )
+    assert found.groups[0].value == 1e-9
+
+
+def test_a_method_none_of_whose_values_trains_fails_alone(tmp_path, inline):
+    search = '{key = "client.lr", by = ["tuning.name"], values = {head = [0.1], lora = [1e30]}}'
+    over = {"tuning.name": ["head", "lora"]}
+    found = fedelta.compare(write_small(tmp_path), over, tmp_path / "out", overrides=[f"compare.search={search}"])
+    assert [group.num_seeds for group in found.groups] == [1, 0]
+    assert list(found.failures) == ["tuning.name=lora"]
+    assert found.failures["tuning.name=lora"].startswith(
+        "SearchError: no value of `client.lr` was chosen, because a trial failed: RoundError: "
+    )
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fedelta", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+def test_a_failed_cell_does_not_lose_the_others_and_is_tried_again(tmp_path, inline, command):
+    out = tmp_path / "out"
+    asked = (
+        "compare",
+        write_small(tmp_path),
+        "--over",
+        "client.lr=0.1,1e30",
+        "--set",
+        "tuning.name=full",
+        "--out",
+        out,
+    )
+    code, printed, err = command(*asked)
+    assert code == 1
+    assert "1 of 2 cells failed; the others are in" in err
+    assert "2/2 client.lr=1e+30: failed: RoundError: round 1: 0 of 3 replies are usable" in err
+    assert "failed" in printed
+    assert [row["state"] for row in rows(out / "table.csv")] == ["finished", "failed"]
+    assert "client.lr" in (out / "failures" / "lr-1e+30.txt").read_text()
+    inline.clear()
+    code, printed, err = command(*asked, "--quiet")
+    assert (code, printed, inline) == (1, "", ["client.lr=1e+30"])
+    assert "hint:" in err
+
+
+def test_the_command_prints_the_table_and_nothing_when_quiet(tmp_path, inline, command):
+    asked = (
+        "compare",
+        write_small(tmp_path),
+        "--over",
+        "seed=1,2",
+        "--set",
+        "strategy.num_rounds=1",
+        "--out",
+        tmp_path / "out",
+    )
+    code, printed, err = command(*asked)
+    assert code == 0, err
+    assert "report.html" in printed
+    assert "2/2 seed=2:" in err
+    assert command(*asked, "--quiet") == (0, "", "")
+
+
+BAD = {
+    "an axis that does not exist": (("--over", "client.lrr=1,2"), "did you mean `client.lr`? (in every cell)"),
+    "a cell that is wrong": (
+        ("--over", "client.lr=0.1,-1"),
+        "`client.lr` is -1, expected: greater than 0 (in 'client.lr=-1'",
+    ),
+    "no axis": ((), "nothing is varied: there is no axis"),
+    "no value": (("--over", "seed=1,"), "value 2 is empty"),
+    "an unknown key of the table": (("--set", "compare.ovr=1"), "`compare.ovr` is unknown; did you mean 'over'?"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_grid_ends_with_code_2_and_nothing_written(tmp_path, inline, command, case):
+    options, message = BAD[case]
+    code, printed, err = command("compare", write_small(tmp_path), *options, "--out", tmp_path / "out")
+    assert (code, printed) == (2, "")
+    assert message in err
+    assert err.count("error:") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["small.toml"]
+
+
+def test_a_directory_of_another_grid_is_refused_and_left_as_it_was(tmp_path, inline):
+    config, out = write_small(tmp_path), tmp_path / "out"
+    fedelta.compare(config, {"seed": [1]}, out, overrides=ONE_ROUND)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(RunError, match=r"`strategy\.num_rounds` is 1 there, 2 now"):
+        fedelta.compare(config, {"seed": [1]}, out, overrides=["strategy.num_rounds=2"])
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_stopping_leaves_the_tables_and_says_how_to_go_on(tmp_path, inline, command, monkeypatch):
+    def stopped(jobs, **_: object):
+        yield from run_inline(jobs[:1])
+        if jobs:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare, "run_jobs", stopped)
+    out = tmp_path / "out"
+    code, _, err = command(
+        "compare", write_small(tmp_path), "--over", "seed=1,2", "--out", out, *("--set", ONE_ROUND[0])
+    )
+    assert code == 130
+    assert f"stopped; continue with: fedelta compare {out / 'compare.toml'}" in err
+    assert [row["state"] for row in rows(out / "cells.csv")] == ["finished", "waiting"]
+    assert "1 of 2 cells finished" in (out / "report.html").read_text()
+
+
+def test_a_configuration_made_in_python_can_be_varied(tmp_path, inline):
+    config = fedelta.load_config(write_small(tmp_path), ONE_ROUND)
+    choices = {"two": {"strategy.clients_per_round": 2}, "all": {"strategy.clients_per_round": 6}}
+    found = fedelta.compare(config, {"cohort": choices}, tmp_path / "out")
+    assert [group.labels for group in found.groups] == [{"cohort": "two"}, {"cohort": "all"}]
+    assert found.groups[1].total_bytes == 3 * found.groups[0].total_bytes
+    with pytest.raises(ConfigError, match="nothing is varied"):
+        fedelta.compare(config)

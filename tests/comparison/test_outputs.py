@@ -1,0 +1,165 @@
+"""Tables and page of invented comparisons."""
+
+from __future__ import annotations
+
+import csv
+import io
+from itertools import product
+from pathlib import Path
+
+import pytest
+from tests.results.test_report import Page
+
+from fedelta.comparison.outcomes import CellState, Outcome, Trial, group_cells
+from fedelta.comparison.page import render
+from fedelta.comparison.result import Comparison, mean_and_deviation, pivot
+from fedelta.comparison.tables import cells_csv, one_line, search_csv, table_csv, table_md
+
+FAILURE = "RoundError: round 1: 0 of 3 replies are usable:\n  - NaN | <b>\nhint: lower it\n"
+MIB = 2**20
+
+
+def invented(
+    axes: dict[str, list[str]], *, failed: tuple[str, ...] = (), task_axes: tuple[str, ...] = (), searched: bool = True
+) -> Comparison:
+    """Each label of the first axis sends twice as much as the one before, and is 2 points better."""
+    cells = []
+    for number, labels in enumerate(product(*axes.values())):
+        of_first = axes[next(iter(axes))].index(labels[0])
+        seed = number % 2
+        done = Outcome(
+            accuracy=0.5 + 0.02 * of_first + 0.01 * seed,
+            tuned_parameters=1000 * 2**of_first,
+            bytes_per_client=MIB * 2**of_first / 4,
+            total_bytes=MIB * 2**of_first,
+            wall_seconds=3.0,
+            peak_memory_bytes=0,
+            curve=((1, 0.1), (2, 0.5 + 0.02 * of_first)),
+            citations="",
+        )
+        names = dict(zip(axes, labels, strict=True))
+        lost = labels[0] in failed
+        cells.append(
+            CellState(names, 0.1 if searched else None, "runs/x", None if lost else done, FAILURE if lost else None)
+        )
+    trials = [Trial(cells[0], is_best=True), Trial(cells[-1], is_best=False)] if searched else []
+    names = tuple(name for name in axes if name != "seed")
+    return Comparison(
+        name="invented <&> $x",
+        path=Path("out"),
+        axes=names,
+        task_axes=task_axes,
+        searched="client.lr" if searched else None,
+        groups=tuple(group_cells(cells, "seed", task_axes)),
+        trials=tuple(trials),
+        asked="[compare.over]\n",
+    )
+
+
+SMALL = {"tuning.name": ["head", "lora"], "seed": ["1", "2"]}
+METHODS = [f"m{number}" for number in range(6)]
+
+
+def rows(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_the_table_has_plain_numbers_and_units_in_its_header():
+    assert rows(table_csv(invented(SMALL)))[1] == {
+        "tuning.name": "lora",
+        "client.lr": "0.1",
+        # (52 + 53) / 2, and the sample deviation of two values one point apart: 1 / sqrt(2).
+        "accuracy_mean_percent": "52.5",
+        "accuracy_deviation_percent": "0.707107",
+        "num_seeds": "2",
+        "tuned_parameters": "2000",
+        "mib_per_client_and_round_both_directions": "0.5",
+        "mib_total": "2",
+        "wall_seconds": "3",
+        "on_pareto_front": "true",
+        "state": "finished",
+        "reason": "",
+    }
+
+
+def test_a_failed_group_is_in_the_tables_with_its_reason():
+    comparison = invented(SMALL, failed=("lora",))
+    reason = "RoundError: round 1: 0 of 3 replies are usable: - NaN | <b>"
+    row = rows(table_csv(comparison))[1]
+    assert (row["state"], row["reason"], row["accuracy_mean_percent"]) == ("failed", reason, "")
+    assert [cell["state"] for cell in rows(cells_csv(comparison))] == ["finished", "finished", "failed", "failed"]
+    assert f"- tuning.name=lora, seed=2, client.lr=0.1: {reason}" in table_md(comparison)
+    assert "| lora | 0.1 | failed | 0 |" in table_md(comparison)
+    assert reason in Page(render(comparison)).text
+    assert list(comparison.failures) == [
+        "tuning.name=lora, seed=1, client.lr=0.1", "tuning.name=lora, seed=2, client.lr=0.1",
+    ]  # fmt: skip
+
+
+def test_the_cells_have_a_row_each_and_so_have_the_trials():
+    comparison = invented(SMALL)
+    assert [(row["tuning.name"], row["seed"], row["accuracy_percent"]) for row in rows(cells_csv(comparison))] == [
+        ("head", "1", "50"), ("head", "2", "51"), ("lora", "1", "52"), ("lora", "2", "53"),
+    ]  # fmt: skip
+    assert [(row["validation_accuracy_percent"], row["is_best"]) for row in rows(search_csv(comparison))] == [
+        ("50", "true"), ("53", "false"),
+    ]  # fmt: skip
+
+
+def test_the_pivot_has_the_first_axis_downwards_and_the_best_of_each_column_bold():
+    comparison = invented({"tuning.name": ["head", "lora"], "tuning.r": ["2", "4"], "seed": ["1", "2"]})
+    found = pivot(comparison)
+    assert found.header == ("tuning.name", "r 2", "r 4")
+    assert found.rows == (("head", "50.5 ± 0.7", "50.5 ± 0.7"), ("lora", "52.5 ± 0.7", "52.5 ± 0.7"))
+    assert found.best == {(1, 1), (1, 2)}
+    assert "| lora | **52.5 ± 0.7** | **52.5 ± 0.7** |" in table_md(comparison)
+    assert pivot(invented(SMALL)) is None
+
+
+def test_an_accuracy_says_how_many_seeds_are_missing():
+    done, lost = invented(SMALL).cells[0], invented(SMALL, failed=("head",)).cells[1]
+    (group,) = group_cells([done, lost], "seed", [])
+    assert mean_and_deviation(group) == "50.0 (1 of 2)"
+    (waiting,) = group_cells([CellState({"tuning.name": "head", "seed": "1"}), lost], "seed", [])
+    assert mean_and_deviation(waiting) == "unfinished"
+
+
+def test_a_long_reason_is_cut_and_a_traceback_left_out():
+    assert one_line("ValueError: a\nb\n\nTraceback ...") == "ValueError: a b"
+    assert len(one_line("x" * 999)) == 301
+
+
+PAGES = {
+    "few groups": ({**SMALL}, (), 2),
+    "two tasks": ({"tuning.name": METHODS, "setting": ["a", "b"], "seed": ["1", "2"]}, ("setting",), 4),
+    # 24 in each of two tasks: numbered, wide, no curves.
+    "many groups": (
+        {"tuning.name": METHODS, "tuning.r": ["2", "4", "8", "16"], "setting": ["a", "b"], "seed": ["1", "2"]},
+        ("setting",),
+        2,
+    ),
+    "one seed": ({"tuning.name": ["head", "lora"]}, (), 2),
+    "nothing but seeds": ({"seed": ["1", "2"]}, (), 2),
+}
+
+
+@pytest.mark.parametrize("case", PAGES)
+def test_a_page_is_whole_and_has_its_figures(case):
+    axes, task_axes, num_figures = PAGES[case]
+    comparison = invented(axes, task_axes=task_axes)
+    page = Page(render(comparison))
+    assert sum(tag == "svg" and name == "role" for tag, name, _ in page.attributes) == num_figures
+    assert "invented <&> $x" in page.text
+    assert not [value for _, name, value in page.attributes if name in ("src", "href") and not value.startswith("#")]
+
+
+def test_a_page_without_any_result_yet_says_so():
+    page = Page(render(invented(SMALL, failed=("head", "lora"))))
+    assert "0 of 4 cells finished" in page.text
+    assert not [value for tag, name, value in page.attributes if tag == "svg" and name == "role"]
+
+
+def test_the_members_of_the_front_are_named_in_the_table():
+    axes = {"tuning.name": ["head", "lora"], "tuning.r": ["2", "4"], "seed": ["1", "2"]}
+    assert [group.on_front for group in invented(axes).groups] == [True, True, True, True]
+    assert table_md(invented(axes)).count("| front |") == 5  # four rows, and the header

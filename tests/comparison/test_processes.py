@@ -1,0 +1,181 @@
+"""Processes for real: killed with their parent, gone on with, failing, and the same bits however many there are."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from tests.small import write_small
+
+import fedelta
+from fedelta.comparison import pool
+from fedelta.comparison.cells import make_plan
+from fedelta.comparison.directory import ComparisonDirectory, Job
+from fedelta.comparison.request import read_request
+
+OVERRIDES = ("strategy.num_rounds=25",)
+OVER = {"client.lr": [0.1, 1e30]}
+PATIENCE_SECONDS = 60
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="kills processes as POSIX does")
+
+
+def bits(run: Path) -> dict[str, bytes]:
+    return {name: (run / name).read_bytes() for name in ("rounds.jsonl", "ledger.jsonl", "config.toml")}
+
+
+def wait_for(condition) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)
+
+
+def is_alive(process_id: int) -> bool:
+    """Whether it still runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def children_of(process_id: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{process_id}/task/{process_id}/children").read_text().split()]
+
+
+def test_stopped_cells_go_on_with_the_same_bits_in_any_number_of_processes_beside_one_that_fails(tmp_path):
+    config, out = write_small(tmp_path), tmp_path / "out"
+    plan = make_plan(read_request(config, OVER, OVERRIDES))
+    directory = ComparisonDirectory(out)
+    with directory.locked(), closing(pool.run_jobs(directory.jobs(plan.cells({(): None}))[:1], processes=1)) as events:
+        assert next(event.round for event in events if event.kind == "round") < 25
+    run = out / "runs" / "lr-0.1"
+    assert not (run / "summary.json").exists()
+
+    found = fedelta.compare(config, OVER, out, overrides=OVERRIDES, processes=2)
+    with (out / "cells.csv").open(newline="") as file:
+        assert [row["state"] for row in csv.DictReader(file)] == ["finished", "failed"]
+    assert found.failures["client.lr=1e+30"].startswith("RoundError: round 1: ")
+    assert json.loads((run / "environment.json").read_text())["num_threads"] == 1
+
+    undisturbed = fedelta.Experiment.from_toml(config, (*OVERRIDES, "client.lr=0.1")).run(tmp_path / "undisturbed")
+    assert bits(run) == bits(undisturbed.path)
+    assert found.groups[0].accuracy == undisturbed.accuracy
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").exists(), reason="reads /proc")
+def test_processes_die_with_a_comparison_that_is_killed_and_its_table_is_that_of_an_undisturbed_one(tmp_path):
+    def begin(out: Path) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", "from fedelta.cli import main; main()", "compare", str(write_small(tmp_path))]
+        command += ["--over", "seed=1,2", "--set", OVERRIDES[0], "--out", str(out), "--processes", "1", "--quiet"]
+        return subprocess.Popen(command)
+
+    out, undisturbed = tmp_path / "out", tmp_path / "undisturbed"
+    process = begin(out)
+    rounds = out / "runs" / "seed-1" / "rounds.jsonl"
+    wait_for(lambda: rounds.exists() and rounds.stat().st_size > 0)
+    (worker,) = children_of(process.pid)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    wait_for(lambda: not is_alive(worker))
+    assert not (out / "runs" / "seed-1" / "summary.json").exists()
+    assert (begin(out).wait(), begin(undisturbed).wait()) == (0, 0)
+    assert untimed(out) == untimed(undisturbed)
+
+
+def untimed(out: Path) -> list[dict[str, str]]:
+    with (out / "cells.csv").open(newline="") as file:
+        return [{key: value for key, value in row.items() if key != "wall_seconds"} for row in csv.DictReader(file)]
+
+
+@pytest.fixture
+def jobs(tmp_path) -> list[Job]:
+    """Three cells, and a directory for them."""
+    plan = make_plan(read_request(write_small(tmp_path), {"seed": [1, 2, 3]}))
+    directory = ComparisonDirectory(tmp_path / "out")
+    with directory.locked():
+        return directory.jobs(plan.cells({(): None}))
+
+
+def pretend(monkeypatch, body: str) -> None:
+    """Processes that only do `body`: `run` and `failure` are paths, `text` is the configuration."""
+    start = "import os, sys, time, pathlib; run, failure = map(pathlib.Path, sys.argv[1:]); "
+    read = "text = sys.stdin.buffer.read(int(sys.stdin.buffer.readline())).decode(); "
+    monkeypatch.setattr(pool, "COMMAND", (sys.executable, "-S", "-E", "-c", start + read + body))
+
+
+FINISH = "run.mkdir(); (run / 'summary.json').write_text('{}')"
+
+
+def test_no_more_processes_run_than_asked_for(jobs, monkeypatch):
+    pretend(monkeypatch, FINISH)
+    running = most = 0
+    kinds = []
+    for event in pool.run_jobs(jobs, processes=2):
+        kinds.append(event.kind)
+        running += {"started": 1, "finished": -1, "failed": -1}.get(event.kind, 0)
+        most = max(most, running)
+    assert (most, kinds.count("finished"), kinds.count("failed")) == (2, 3, 0)
+
+
+def test_without_memory_for_two_one_runs_at_a_time(jobs, monkeypatch):
+    pretend(monkeypatch, FINISH)
+    monkeypatch.setattr(pool, "available_bytes", lambda: 0)
+    monkeypatch.setattr(pool, "default_processes", lambda jobs: 3)
+    kinds = [event.kind for event in pool.run_jobs(jobs)]
+    assert kinds == ["started", "finished"] * 3
+
+
+def test_a_process_that_is_killed_has_a_reason(jobs, monkeypatch):
+    pretend(monkeypatch, "print('last words', flush=True); os.kill(os.getpid(), 9)")
+    kinds = [event.kind for event in pool.run_jobs(jobs[:1], processes=1)]
+    assert kinds == ["started", "failed"]
+    assert jobs[0].reason() == (
+        "Crash: the process was ended by SIGKILL. The system ends processes like that when memory runs out: try fewer "
+        "`--processes`.\n\nlast words"
+    )
+
+
+def test_a_process_that_ends_before_it_was_told_what_to_do_has_a_reason(jobs, monkeypatch):
+    monkeypatch.setattr(pool, "COMMAND", (sys.executable, "-S", "-E", "-c", "raise SystemExit(7)"))
+    assert [event.kind for event in pool.run_jobs(jobs[:1], processes=1)] == ["started", "failed"]
+    assert jobs[0].reason() == "Crash: the process ended with exit code 7."
+
+
+def test_processes_end_when_nobody_listens_any_more(jobs, monkeypatch):
+    pretend(monkeypatch, "run.mkdir(); (run / 'id').write_text(str(os.getpid())); time.sleep(600)")
+    events = pool.run_jobs(jobs[:1], processes=1)
+    assert next(events).kind == "started"
+    path = jobs[0].path / "id"
+    wait_for(lambda: path.exists() and path.read_text())
+    events.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(path.read_text()), 0)
+
+
+def test_rounds_are_told_as_they_come(jobs, monkeypatch):
+    record = '{"round": 4, "accuracy": null}\\n{"round": 5, "accuracy": 0.5}\\n{"round": 6, "accuracy": null}\\n'
+    timing = '{"peak_memory_bytes": 77}\\n'
+    body = (
+        f"run.mkdir(); (run / 'rounds.jsonl').write_text('{record}'); (run / 'timings.jsonl').write_text('{timing}'); "
+    )
+    pretend(monkeypatch, body + "(run / 'summary.json').write_text('{}')")
+    events = list(pool.run_jobs(jobs[:1], processes=1))
+    assert [(event.kind, event.round, event.accuracy) for event in events] == [
+        ("started", 0, None), ("round", 6, 0.5), ("finished", 6, 0.5),
+    ]  # fmt: skip
+
+
+def test_a_gpu_is_for_one(jobs, monkeypatch):
+    assert pool.default_processes(jobs) >= 1
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert pool.default_processes(jobs) == 1
