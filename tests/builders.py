@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
+from fedelta.data.augmentation import Augmentation
 from fedelta.data.batches import LabelledData
 from fedelta.federation.optimizers import Sgd
 from fedelta.federation.training import ClientSettings, Job, LaneEngine
@@ -139,6 +140,7 @@ def tiny_engine(
     rule: LocalRule | None = None,
     cache_bytes: int = 0,
     compute_dtype: Literal["float32", "bfloat16"] = "float32",
+    augmentation: Augmentation | None = None,
     **sizes: object,
 ) -> tuple[LaneEngine, Backbone]:
     """An engine on a fresh tiny model, and that model; equal arguments give equal tensors."""
@@ -148,7 +150,7 @@ def tiny_engine(
     client = client or ClientSettings(batch_size=4, lr=0.05, optimizer=Sgd())
     engine = LaneEngine(
         backbone, spec, shared, data, client=client, rule=rule or Plain(), cache_bytes=cache_bytes,
-        compute_dtype=compute_dtype,
+        compute_dtype=compute_dtype, augmentation=augmentation,
     )  # fmt: skip
     return engine, backbone
 
@@ -162,7 +164,7 @@ def jobs_for(sizes: Sequence[int], anchor: Params, *, seed: int = 0) -> list[Job
     """One job a client; client i owns the next `sizes[i]` rows."""
     rows = torch.arange(sum(sizes)).split(list(sizes))
     return [
-        Job(client, own, anchor, stream(seed, "batches", client), stream(seed, "dropout", client))
+        Job(client, own, anchor, *(stream(seed, name, client) for name in ("batches", "dropout", "augmentation")))
         for client, own in enumerate(rows)
     ]
 

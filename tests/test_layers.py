@@ -25,7 +25,7 @@ LAYERS = (  # low to high
     ("tuning", "strategies", "codecs", "data", "models"),
     ("federation",),
     ("runtimes",),
-    ("inference", "results", "config", "assembly", "experiment", "inspection"),
+    ("inference", "results", "config", "assembly", "experiment", "inspection", "tracking"),
     ("comparison",),
     ("cli", "__main__"),
 )
@@ -38,7 +38,12 @@ HOMES = {  # library: the only modules, or packages, that may import it
     "flwr_datasets": ("fedelta.data",),
     "peft": ("fedelta.inference", "fedelta.results"),
     "typer": ("fedelta.cli",),
+    "mlflow": ("fedelta.tracking.mlflow",),
+    "wandb": ("fedelta.tracking.wandb",),
 }
+
+# Libraries of extras that the checks do without: import name to distribution.
+OPTIONAL = {"mlflow": "mlflow-skinny", "wandb": "wandb"}
 
 
 @dataclass(frozen=True)
@@ -179,7 +184,7 @@ def home_problem(item: Import) -> str | None:
 
 def undeclared(items: list[Import], declared: set[str]) -> list[Import]:
     """The imports of libraries that none of the `declared` distributions provides."""
-    provided_by = packages_distributions()
+    provided_by = {name: [distribution] for name, distribution in OPTIONAL.items()} | dict(packages_distributions())
     known = {PACKAGE, *sys.stdlib_module_names}
     return [
         item

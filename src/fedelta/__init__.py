@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fedelta.comparison.result import Comparison as Comparison
     from fedelta.config import Config as Config
     from fedelta.config import load_config as load_config
+    from fedelta.data.augmentation import Augmentation as Augmentation
     from fedelta.data.batches import FederatedData as FederatedData
     from fedelta.data.batches import LabelledData as LabelledData
     from fedelta.data.partition import Dirichlet as Dirichlet
@@ -36,15 +37,26 @@ if TYPE_CHECKING:
     from fedelta.inference.predict import Prediction as Prediction
     from fedelta.inference.predict import Predictor as Predictor
     from fedelta.models.anatomy import Anatomy as Anatomy
+    from fedelta.models.audio import AudioSettings as AudioSettings
     from fedelta.models.hub import Backbone as Backbone
     from fedelta.models.native import register_networks as register_networks
     from fedelta.models.source import ModelSource as ModelSource
     from fedelta.models.source import bundled_path as bundled_path
     from fedelta.results.report import write_report as write_report
     from fedelta.runtimes.simulation import SimulationSettings as SimulationSettings
+    from fedelta.runtimes.stability import Stability as Stability
     from fedelta.strategies.fedavg import FedAvg as FedAvg
+    from fedelta.strategies.fedavg import FedAvgM as FedAvgM
+    from fedelta.strategies.fednova import FedNova as FedNova
+    from fedelta.strategies.fedopt import FedOpt as FedOpt
     from fedelta.strategies.local import FedProx as FedProx
     from fedelta.strategies.local import Plain as Plain
+    from fedelta.strategies.means import Clipped as Clipped
+    from fedelta.strategies.means import Median as Median
+    from fedelta.strategies.means import Trimmed as Trimmed
+    from fedelta.strategies.means import Weighted as Weighted
+    from fedelta.strategies.scaffold import Scaffold as Scaffold
+    from fedelta.tracking.settings import Tracking as Tracking
     from fedelta.tuning.adapter import Adapter as Adapter
     from fedelta.tuning.bias import Bias as Bias
     from fedelta.tuning.combined import Combined as Combined
@@ -61,6 +73,7 @@ _MODULES = {
     "comparison.compare": ("compare",),
     "comparison.result": ("Comparison",),
     "config": ("Config", "load_config"),
+    "data.augmentation": ("Augmentation",),
     "data.batches": ("FederatedData", "LabelledData"),
     "data.partition": ("Dirichlet", "Iid", "Natural", "Pathological", "Quantity"),
     "data.sources": ("DataSource",),
@@ -70,13 +83,20 @@ _MODULES = {
     "federation.training": ("ClientSettings",),
     "inference.predict": ("Prediction", "Predictor"),
     "models.anatomy": ("Anatomy",),
+    "models.audio": ("AudioSettings",),
     "models.hub": ("Backbone",),
     "models.native": ("register_networks",),
     "models.source": ("ModelSource", "bundled_path"),
     "results.report": ("write_report",),
     "runtimes.simulation": ("SimulationSettings",),
-    "strategies.fedavg": ("FedAvg",),
+    "runtimes.stability": ("Stability",),
+    "strategies.fedavg": ("FedAvg", "FedAvgM"),
+    "strategies.fednova": ("FedNova",),
+    "strategies.fedopt": ("FedOpt",),
     "strategies.local": ("FedProx", "Plain"),
+    "strategies.means": ("Clipped", "Median", "Trimmed", "Weighted"),
+    "strategies.scaffold": ("Scaffold",),
+    "tracking.settings": ("Tracking",),
     "tuning.adapter": ("Adapter",),
     "tuning.bias": ("Bias",),
     "tuning.combined": ("Combined",),

@@ -8,19 +8,23 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 
+import torch
+
+from fedelta.codecs.wire import encode
 from fedelta.config import Config
 from fedelta.data.batches import FederatedData, LabelledData
+from fedelta.data.federate import adapted
 from fedelta.data.federate import federate as divide
-from fedelta.data.sources import read
+from fedelta.data.sources import RawData, read
 from fedelta.errors import ConfigError, ModelError
 from fedelta.federation.client import Site
 from fedelta.federation.rounds import Federation
 from fedelta.federation.training import Evaluation, LaneEngine
 from fedelta.inference.adapter import Adapter, check_classes, check_fits, read_adapter
 from fedelta.models.hub import Backbone, build
-from fedelta.models.transforms import TextTransform
 from fedelta.params import Params, ParamSpec, select
 from fedelta.runtimes.simulation import Simulation
+from fedelta.runtimes.stability import Unstable
 from fedelta.seeds import stream
 from fedelta.tuning import AnyTuning
 from fedelta.tuning.combined import Combined
@@ -79,17 +83,18 @@ def assemble(config: Config, *, backbone: Backbone | None = None, data: Federate
     if data is None:
         raw = read(config.data, seed=config.seed)
         _check_num_classes(config, len(raw.class_names))
+        _check_modality(config, raw)
         backbone = backbone or build(config.model, raw.class_names, seed=config.seed)
         transform = backbone.transform
         if transform is None:
             raise ModelError("a backbone without a transform cannot read raw data; give `data` too.")
-        if isinstance(transform, TextTransform):
-            transform = replace(transform, max_length=config.data.max_length)
+        transform = adapted(transform, raw)
         backbone = replace(backbone, transform=transform)
         data = divide(raw, config.partition, transform, seed=config.seed)
     elif backbone is None:
         backbone = build(config.model, data.class_names, seed=config.seed)
     _check_cohort(config, data)
+    _check_owners(config, data)
     total_parameters = backbone.num_parameters
     backbone.module.to(config.runtime.torch_device())
     adapter = None if config.model.adapter is None else read_adapter(config.model.adapter, backbone.anatomy)
@@ -99,8 +104,10 @@ def assemble(config: Config, *, backbone: Backbone | None = None, data: Federate
     engine = _engine(config, backbone, data)
     params = _on_cpu(engine.bank.read(0) | (adapter.params if adapter is not None else {}))
     start = select(params, engine.spec.kept)
-    site = Site(engine, data.partition, config.codec, config.seed, config.strategy.num_rounds, start)
+    num_rounds, memory = config.strategy.num_rounds, config.strategy.memory
+    site = Site(engine, data.partition, config.codec, config.seed, num_rounds, start, memory=memory)
     federation = _federation(config, site, data)
+    _check_deadline(config, federation, params)
     return Assembly(config, backbone, data, engine, site, federation, params, total_parameters)
 
 
@@ -122,6 +129,7 @@ def _engine(config: Config, backbone: Backbone, data: FederatedData) -> LaneEngi
         rule=config.local_rule,
         cache_bytes=config.runtime.cache_mib * 2**20,
         compute_dtype=config.runtime.compute_dtype,
+        augmentation=config.augmentation,
     )
     for note in engine.notes:
         logger.warning(note)
@@ -141,9 +149,10 @@ def evaluate(site: Site, params: Params, test: LabelledData) -> Evaluation:
 
 def _federation(config: Config, site: Site, data: FederatedData) -> Federation:
     budget = config.byte_budget_mib
+    num_examples = {client_id: len(rows) for client_id, rows in data.partition.items()}
     return Federation(
         strategy=config.strategy,
-        runtime=Simulation(site),
+        runtime=Unstable(Simulation(site), config.stability, config.client, num_examples, config.seed),
         codec=config.codec,
         spec=site.engine.spec,
         client_ids=sorted(data.partition),
@@ -224,10 +233,51 @@ def _check_num_classes(config: Config, found: int) -> None:
         )
 
 
+def _check_modality(config: Config, raw: RawData) -> None:
+    if config.augmentation.is_on and raw.modality != "image":
+        raise ConfigError(
+            [f"`[augmentation]` crops and flips images, but column {raw.columns.input!r} holds {raw.modality}s"],
+            hint="leave the section out.",
+        )
+
+
+def _check_owners(config: Config, data: FederatedData) -> None:
+    if not config.augmentation.is_on:
+        return
+    rows = torch.cat([*data.partition.values()])
+    if len(rows.unique()) < len(rows):
+        raise ConfigError(
+            ["`[augmentation]` changes a row in the way of the client that has it, but some rows have two clients"],
+            hint="give each client its own copy of the row.",
+        )
+
+
 def _check_cohort(config: Config, data: FederatedData) -> None:
     wanted, found = config.strategy.clients_per_round, len(data.partition)
     if wanted > found:
         raise ConfigError([f"`strategy.clients_per_round` is {wanted}, but the data have {found} clients"])
+
+
+def _check_deadline(config: Config, federation: Federation, params: Params) -> None:
+    """Refuses a deadline that too few clients can ever meet."""
+    deadline, runtime = config.stability.deadline_seconds, federation.runtime
+    if deadline is None or not isinstance(runtime, Unstable):
+        return
+    plan = federation.strategy.plan({}, 1, federation.client_ids, federation.spec, stream(config.seed, "cohort", 1))
+    state = federation.strategy.init(params, federation.spec)
+    names = plan.download[plan.cohort[0]]
+    payload, _ = encode(select({**state, **params}, names), federation.wire, config.codec)
+    times = sorted(runtime.seconds(client_id, len(payload)) for client_id in federation.client_ids)
+    if (met := sum(time <= deadline for time in times)) < config.strategy.min_replies:
+        problem = (
+            f"`stability.deadline_seconds` is {deadline:g}, which {met} of {len(times)} clients can meet; "
+            f"`strategy.min_replies` is {config.strategy.min_replies}, the fastest client needs {times[0]:.1f} s, "
+            f"half of them {times[len(times) // 2]:.1f} s or less"
+        )
+        raise ConfigError(
+            [problem],
+            hint="raise the deadline, or let clients do less: `client.local_epochs`, `client.local_steps`.",
+        )
 
 
 def _on_cpu(params: Params) -> Params:

@@ -190,10 +190,12 @@ def evaluate(
 @app.command()
 def predict(
     directory: RunPath,
-    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="image files; texts for a text model")],
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="INPUT...", help="image or sound files; texts for a text model")
+    ],
     client: Annotated[int | None, typer.Option(help="whose model, where clients keep norms of their own")] = None,
 ) -> None:
-    """Classify images or texts with the model of a run."""
+    """Classify images, recordings or texts with the model of a run."""
     from fedelta.inference.predict import Predictor
 
     for name, prediction in zip(inputs, Predictor.open(directory, client).predict(inputs), strict=True):
@@ -204,8 +206,11 @@ def predict(
 def check(config: ConfigPath, overrides: Overrides = None) -> None:
     """Check a configuration, its data and its model; nothing is trained or written."""
     from fedelta.experiment import Experiment
+    from fedelta.tracking.table import require
 
-    assembly = Experiment.from_toml(config, overrides or ()).assembly
+    experiment = Experiment.from_toml(config, overrides or ())
+    require(experiment.config.tracking)
+    assembly = experiment.assembly
     sizes = [len(rows) for rows in assembly.data.partition.values()]
     print(
         f"{config}: good. {len(sizes)} clients with {min(sizes)} to {max(sizes)} examples, "

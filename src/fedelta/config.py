@@ -20,6 +20,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from fedelta.codecs.cast import Cast
+from fedelta.data.augmentation import Augmentation
 from fedelta.data.files import EMBEDDED
 from fedelta.data.partition import Natural, PartitionSettings
 from fedelta.data.sources import DataSource, check_source
@@ -29,16 +30,31 @@ from fedelta.federation.training import ClientSettings
 from fedelta.grid import parse_grid
 from fedelta.models.source import ModelSource, locate
 from fedelta.runtimes.simulation import SimulationSettings
+from fedelta.runtimes.stability import Stability
 from fedelta.settings import Settings
 from fedelta.strategies import AnyLocalRule, AnyStrategy
 from fedelta.strategies.fedavg import FedAvg
 from fedelta.strategies.local import Plain
+from fedelta.strategies.scaffold import Scaffold
+from fedelta.tracking.settings import Tracking
 from fedelta.tuning import AnyTuning
 from fedelta.tuning.combined import expand, fields_of
 from fedelta.tuning.lora import Lora
 
 # Any, in this file: values of a TOML table before they are checked, and type annotations as objects.
 Table = dict[str, Any]
+
+# Sections that are one of several kinds, told apart by their `name`.
+_NAMED = (
+    "partition",
+    "strategy",
+    "strategy.mean",
+    "local_rule",
+    "client.optimizer",
+    "client.schedule",
+    "codec",
+    "runtime",
+)
 
 
 class Config(Settings):
@@ -48,7 +64,8 @@ class Config(Settings):
         seed: of every random stream of the run.
         byte_budget_mib: the run ends with the round in which its traffic reaches this many MiB.
         evaluate_every: rounds between evaluations on the test set; the last round is always evaluated.
-        model, tuning, data, partition, strategy, local_rule, client, codec, runtime: the sections.
+        model, tuning, data, partition, augmentation, strategy, local_rule, client, codec, runtime, stability,
+            tracking: the sections.
     """
 
     # Strict once more: a value outside any section is checked on its own, where the class's rules do not reach.
@@ -58,12 +75,15 @@ class Config(Settings):
     model: ModelSource
     data: DataSource
     partition: Annotated[PartitionSettings, Field(discriminator="name")]
+    augmentation: Augmentation = Augmentation()
     tuning: Annotated[AnyTuning, Field(discriminator="name")] = Lora()
-    strategy: AnyStrategy = FedAvg()
+    strategy: Annotated[AnyStrategy, Field(discriminator="name")] = FedAvg()
     local_rule: Annotated[AnyLocalRule, Field(discriminator="name")] = Plain()
     client: ClientSettings = ClientSettings()
     codec: Cast = Cast()
     runtime: SimulationSettings = SimulationSettings()
+    stability: Stability = Stability()
+    tracking: Tracking = Tracking()
 
     def to_toml(self) -> str:
         """The configuration with every default written out; `load_config` reads it back to an equal one."""
@@ -103,6 +123,8 @@ def parse_config(table: Table, overrides: Iterable[str] = (), *, origin: str = "
     problems = override(table, overrides)
     if "compare" in table:  # what `fedelta compare` makes of this configuration; one run has no use for it
         problems += parse_grid(table.pop("compare"))[1]
+    if isinstance(strategy := table.get("strategy"), dict):
+        strategy.setdefault("name", FedAvg().name)
     if "tuning" in table:
         table["tuning"] = expand(table["tuning"])
     sections: Table = {}
@@ -155,11 +177,12 @@ def check_config(config: Config) -> None:
 
 def with_absolute_paths(config: Config) -> Config:
     """The configuration with files and directories written in full, so that a run can be resumed from anywhere."""
-    model, data = config.model, config.data
+    model, data, tracking = config.model, config.data, config.tracking
     return config.model_copy(
         update={
             "model": model.model_copy(update={key: _absolute(getattr(model, key)) for key in ("source", "adapter")}),
             "data": data.model_copy(update={key: _absolute(getattr(data, key)) for key in ("source", "test_source")}),
+            "tracking": tracking.model_copy(update={"directory": tracking.directory and _in_full(tracking.directory)}),
         }
     )
 
@@ -168,20 +191,30 @@ def _absolute(source: str | None) -> str | None:
     """`source`, in full where it is a path that exists; a hub name and a bundled name stay as they are."""
     if source is None or source == EMBEDDED:
         return source
+    full = _in_full(source)
+    return full if Path(full).exists() else source
+
+
+def _in_full(path: str) -> str:
+    """`path` from the root on; it need not exist."""
     try:
-        path = Path(source).expanduser()
+        return str(Path(path).expanduser().absolute())
     except RuntimeError:  # the home of a user who is not known here
-        return source
-    return str(path.absolute()) if path.exists() else source
+        return path
 
 
-def choices_of(section: str, field: str | None = None) -> list[str]:
-    """What `section.name`, or `section.field.name`, can be."""
-    annotation: Any = Config.model_fields[section].annotation
-    if field is not None and isinstance(annotation, type) and issubclass(annotation, Settings):
-        annotation = annotation.model_fields[field].annotation
-    members = _members(annotation)
-    return list(members) or list(get_args(annotation.model_fields["name"].annotation))
+def named_choices() -> dict[str, list[str]]:
+    """Every key of a configuration that takes one of a few names, but `tuning.name`, and these names."""
+    return {f"{path}.name": list(_members(_annotation(path))) for path in _NAMED}
+
+
+def _annotation(path: str) -> Any:
+    """What may stand at a dotted path; a field of a union is looked for in its first member."""
+    annotation: Any = Config
+    for key in path.split("."):
+        members = list(_members(annotation).values())
+        annotation = (members[0] if members else annotation).model_fields[key].annotation
+    return annotation
 
 
 def _names_first(path: str) -> bool:
@@ -280,11 +313,13 @@ def _locate(section: str, value: Any, location: Sequence[str | int]) -> tuple[st
 
 
 def _members(annotation: Any) -> dict[str, Any]:
-    """Name to class of a union of settings; nothing for any other annotation."""
+    """Name to class of a union of settings, or of one that has a name; nothing for any other annotation."""
     if get_origin(annotation) is Annotated:
         return _members(get_args(annotation)[0])
-    classes = [kind for kind in get_args(annotation) if isinstance(kind, type) and issubclass(kind, Settings)]
-    return {get_args(kind.model_fields["name"].annotation)[0]: kind for kind in classes}
+    kinds = get_args(annotation) or (annotation,)
+    classes = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Settings)]
+    named = [kind for kind in classes if "name" in kind.model_fields]
+    return {name: kind for kind in named for name in get_args(kind.model_fields["name"].annotation)}
 
 
 def _item(annotation: Any) -> Any:
@@ -308,9 +343,10 @@ def _unknown(key: str, parent: str, owner: Any) -> str:
 def _unknown_choice(path: str, found: object, known: Iterable[str]) -> str:
     known = list(known)
     nearest = get_close_matches(str(found), known, n=1)
-    return f"`{path}` is {found!r}, expected one of {', '.join(known)}" + (
-        f"; did you mean {nearest[0]!r}?" if nearest else ""
-    )
+    elsewhere = [key for key, names in named_choices().items() if key != path and found in names]
+    advice = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    advice = f"; {found!r} is a choice of `{elsewhere[0]}`" if elsewhere else advice
+    return f"`{path}` is {found!r}, expected one of {', '.join(known)}{advice}"
 
 
 def _cross_check(sections: Table, unread: Set[str]) -> list[str]:
@@ -324,12 +360,15 @@ def _cross_check(sections: Table, unread: Set[str]) -> list[str]:
     if runtime is not None and runtime.device == "cuda" and not torch.cuda.is_available():
         problems.append("`runtime.device` is 'cuda', but torch finds no GPU here; expected 'cpu' or 'auto'")
     partition = sections.get("partition")
-    if isinstance(partition, Natural) and "data" in sections and sections["data"].client_column is None:
-        problems.append("`partition.name` is 'natural', which needs `data.client_column`")
+    if isinstance(partition, Natural) and "data" in sections and sections["data"].client is None:
+        problems.append(
+            "`partition.name` is 'natural', which needs `data.client_column`, or a field {client} in "
+            "`data.file_pattern` for a folder of files"
+        )
     return problems + _check_client(sections) + _check_paths(sections)
 
 
-def _check_strategy(strategy: FedAvg, sections: Table) -> list[str]:
+def _check_strategy(strategy: AnyStrategy, sections: Table) -> list[str]:
     problems = []
     partition, client = sections.get("partition"), sections.get("client")
     num_clients = None if partition is None else partition.num_clients
@@ -353,7 +392,11 @@ def _check_strategy(strategy: FedAvg, sections: Table) -> list[str]:
 
 def _check_client(sections: Table) -> list[str]:
     client = sections.get("client")
-    if client is None or not isinstance(client.optimizer, Sgd):
+    if client is None:
+        return []
+    if not isinstance(client.optimizer, Sgd):
+        if isinstance(sections.get("strategy"), Scaffold):
+            return ["`strategy.name` is 'scaffold', which corrects gradients; `client.optimizer.name` must be 'sgd'"]
         return []
     if client.optimizer.nesterov and client.optimizer.momentum == 0:
         return ["`client.optimizer.nesterov` needs `client.optimizer.momentum` above 0"]

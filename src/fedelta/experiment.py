@@ -19,16 +19,17 @@ import torch
 from fedelta.assembly import Assembly, assemble
 from fedelta.config import Config, check_config, load_config, with_absolute_paths
 from fedelta.data.batches import FederatedData
+from fedelta.data.federate import modality
 from fedelta.errors import InputError
 from fedelta.federation.records import RoundOutcome
 from fedelta.federation.rounds import federate
 from fedelta.federation.training import Evaluation
 from fedelta.inference.adapter import Adapter, read_adapter, write_adapter
 from fedelta.inference.predict import Predictor, fill
+from fedelta.models.audio import AudioTransform
 from fedelta.models.hub import Backbone
 from fedelta.models.native import is_native
 from fedelta.models.source import checkpoint_bytes
-from fedelta.models.transforms import TextTransform
 from fedelta.params import Params
 from fedelta.results import rundir
 from fedelta.results.checkpoint import Checkpoint, encode, load, save
@@ -38,6 +39,9 @@ from fedelta.results.files import JsonLines, Record, to_json
 from fedelta.results.ledger import Ledger, opening_row
 from fedelta.results.rundir import RunDirectory, free_name, refuse_taken
 from fedelta.results.runlog import round_record, summary, timing_record
+from fedelta.tracking.mirror import mirrored
+from fedelta.tracking.settings import Tracking
+from fedelta.tracking.table import require
 
 OnRound = Callable[[RoundOutcome, Ledger], None]
 
@@ -70,7 +74,7 @@ class Result:
         _write_adapter(Path(directory), self.assembly, self.params, self.summary)
 
     def predictor(self, client_id: int | None = None) -> Predictor:
-        """The tuned model, ready for images or texts.
+        """The tuned model, ready for images, texts or recordings.
 
         Args:
             client_id: the model of this client, with what it keeps for itself (`model.batch_norm = "local"`).
@@ -138,6 +142,7 @@ class Experiment:
         """
         path = free_name(Path("runs"), self.name) if out is None else Path(out)
         refuse_taken(path)
+        require(self.config.tracking)
         RunDirectory.create(path, self._opening_files())
         return self.resume(path, on_round=on_round)
 
@@ -149,17 +154,20 @@ class Experiment:
             CheckpointError: its checkpoint is damaged or belongs to another configuration.
         """
         run = RunDirectory.open(Path(directory))
+        require(self.config.tracking)
         with run.locked():
             return self._resume(run, on_round)
 
     def _resume(self, run: RunDirectory, on_round: OnRound | None) -> Result:
         checkpoint = load(run.checkpoint, self.assembly.spec, self._fingerprint)
         run.rewind(checkpoint)
-        self.assembly.site.kept.clear()
-        self.assembly.site.kept.update(checkpoint.kept)
+        self.assembly.site.restore(checkpoint.kept, checkpoint.remembered)
         ledger = Ledger.read(run.ledger)
-        params = self._continue(run, checkpoint, ledger, on_round)
-        return _finish(run, self.assembly, params, ledger)
+        with mirrored(run, self.config) as mirror:
+            params = self._continue(run, checkpoint, ledger, mirror.before(on_round))
+            result = _finish(run, self.assembly, params, ledger)
+            mirror.finish(result.summary)
+        return result
 
     def _continue(self, run: RunDirectory, checkpoint: Checkpoint, ledger: Ledger, on_round: OnRound | None) -> Params:
         """Runs the rounds that are left, each recorded before the next begins; returns the last params."""
@@ -187,6 +195,7 @@ class Experiment:
                     params=params,
                     state=outcome.state,
                     kept=self.assembly.site.kept,
+                    remembered=self.assembly.site.remembered,
                     log_bytes=run.rounds.num_bytes,
                     ledger_bytes=JsonLines(run.ledger).num_bytes,
                     timing_bytes=run.timings.num_bytes,
@@ -203,7 +212,9 @@ class Experiment:
     def _fingerprint(self) -> str:
         """Differs between configurations and data that would give other results."""
         data = self.assembly.data
-        digest = hashlib.sha256(repr((self.assembly.config.to_toml(), data.class_names)).encode())
+        # Without what changes no result: a run may be tracked from its second half on, or moved.
+        config = self.assembly.config.model_copy(update={"tracking": Tracking()})
+        digest = hashlib.sha256(repr((config.to_toml(), data.class_names)).encode())
         for rows in (data.train.labels, data.test.labels, *(data.partition[key] for key in sorted(data.partition))):
             digest.update(len(rows).to_bytes(8, "big") + rows.numpy().tobytes())
         return digest.hexdigest()[:16]
@@ -214,7 +225,7 @@ class Experiment:
         config = assembly.config
         state = assembly.federation.strategy.init(assembly.params, assembly.spec)
         opening = opening_row(checkpoint_bytes(config.model))
-        first = Checkpoint(0, assembly.params, state, {}, 0, len(opening), 0, None, None, self._fingerprint)
+        first = Checkpoint(0, assembly.params, state, {}, {}, 0, len(opening), 0, None, None, self._fingerprint)
         return {
             rundir.CONFIG: config.to_toml(),
             rundir.ENVIRONMENT: to_json(environment(), indent=2),
@@ -256,7 +267,7 @@ def evaluate_adapter(
         loaded = loaded.model_copy(update={"model": model, "tuning": found.tuning})
     assembly = assemble(loaded)
     if kept_by is not None:
-        assembly.site.kept.update(load(kept_by.checkpoint).kept)
+        assembly.site.restore(load(kept_by.checkpoint).kept, {})
     return assembly.evaluate(assembly.params)
 
 
@@ -275,7 +286,7 @@ def _finish(run: RunDirectory, assembly: Assembly, params: Params, ledger: Ledge
 
 
 def _write_adapter(directory: Path, assembly: Assembly, params: Params, record: Record) -> None:
-    config = assembly.config
+    config, transform = assembly.config, assembly.backbone.transform
     adapter = Adapter(
         config.tuning,
         params,
@@ -284,11 +295,12 @@ def _write_adapter(directory: Path, assembly: Assembly, params: Params, record: 
         model=config.model.model_copy(update={"adapter": None}),
         seed=config.seed,
         max_length=config.data.max_length,
+        audio=transform.settings if isinstance(transform, AudioTransform) else None,
     )
     card = {
         **record,
         "num_clients": len(assembly.data.partition),
-        "modality": "text" if isinstance(assembly.backbone.transform, TextTransform) else "image",
+        "modality": modality(transform),
         "extra_inputs": dict(assembly.backbone.extra_inputs),
         "is_native": is_native(assembly.backbone.module),
         "config": config.model_dump(mode="json"),

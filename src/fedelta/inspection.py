@@ -8,7 +8,7 @@ import torch
 
 from fedelta.assembly import adopt_tuning, check_norms
 from fedelta.codecs.wire import encode
-from fedelta.config import Config, choices_of
+from fedelta.config import Config, named_choices
 from fedelta.data.sources import read
 from fedelta.inference.adapter import read_adapter
 from fedelta.models.anatomy import ANATOMIES
@@ -17,6 +17,7 @@ from fedelta.models.native import PRESETS
 from fedelta.models.source import bundled_names
 from fedelta.results.runlog import BYTES_PER_FLOAT32
 from fedelta.seeds import stream
+from fedelta.tracking.table import TOOLS
 from fedelta.tuning.lanes import Lanes
 from fedelta.tuning.table import SINGLE
 
@@ -85,19 +86,11 @@ def inspect(config: Config) -> Inspection:
 
 def choices() -> dict[str, list[str]]:
     """Key of a configuration to the names it takes."""
-    named = {
-        "tuning.name": [*SINGLE, "several joined by +"],
-        "partition.name": choices_of("partition"),
-        "strategy.name": choices_of("strategy"),
-        "local_rule.name": choices_of("local_rule"),
-        "client.optimizer.name": choices_of("client", "optimizer"),
-        "client.schedule.name": choices_of("client", "schedule"),
-        "codec.name": choices_of("codec"),
-        "runtime.name": choices_of("runtime"),
-    }
-    return {
+    fixed = {
         "model.source": [*(f"bundled:{name}" for name in bundled_names()), "a directory", "a hub name"],
         "model.architecture.model_type": [*PRESETS, "any family of transformers"],
         "model families with roles": [name for name, anatomy in ANATOMIES.items() if anatomy.roles],
-        "data.source": ["digits", "a folder of images by class", "Parquet, CSV or JSON files", "a hub name"],
-    } | named
+        "data.source": ["digits", "a folder of images or recordings", "Parquet, CSV or JSON files", "a hub name"],
+        "tuning.name": [*SINGLE, "several joined by +"],
+    }
+    return fixed | named_choices() | {"tracking.tools": list(TOOLS)}

@@ -57,6 +57,9 @@ class ParamSpec:
     def __iter__(self) -> Iterator[str]:
         return iter(self.tensors)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.tensors
+
     def __len__(self) -> int:
         return len(self.tensors)
 

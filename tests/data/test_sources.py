@@ -156,7 +156,11 @@ def test_local_files_leave_nothing_in_the_home(tmp_path, monkeypatch, capfd):
     [
         ({"text": ["a", "b"], "kind": [0, 1]}, {}, "column of class labels.*`data.label_column`.*'text', 'kind'"),
         ({"words": ["a", "b"], "label": [0, 1], "more": ["", ""]}, {}, "2 columns that could be it .'words', 'more'"),
-        ({"number": [1, 2], "label": [0, 1]}, {}, "images or, failing that, of texts, found no such column"),
+        (
+            {"number": [1, 2], "label": [0, 1]},
+            {},
+            "images or recordings or, failing that, of texts, found no such column",
+        ),
         ({"number": [1, 2]}, {}, "(?s)2 problems.*class labels.*images"),
         (
             {"text": ["a", "b"], "label": [0, 1]},

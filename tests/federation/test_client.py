@@ -26,7 +26,7 @@ def site_of(codec: Cast | None = None, **client: object) -> tuple[Site, Params]:
 
 def plan_of(site: Site, upload: tuple[str, ...] | None = None, round: int = 1) -> RoundPlan:
     names = site.engine.spec.names
-    return RoundPlan(round, dict.fromkeys(range(3), names), dict.fromkeys(range(3), upload or names))
+    return RoundPlan(round, dict.fromkeys(range(3), names), dict.fromkeys(range(3), upload or names), 3)
 
 
 def served(site: Site, plan: RoundPlan, payload: bytes) -> dict[int, Reply]:

@@ -63,7 +63,7 @@ def reply(
     loss: float = 1.0,
 ) -> Reply:
     payload, _ = encode(DELTA if delta is None else delta, SPEC, codec or Cast())
-    return Reply(client_id, num_examples, payload, {"train_loss": loss})
+    return Reply(client_id, num_examples, payload, {"train_loss": loss, "effective_steps": 1.0})
 
 
 def good(plan: RoundPlan) -> list[Reply]:
@@ -140,9 +140,12 @@ FAULTS = {
         "2 of 2 tensors do not fit: `a` holds 1 values that are NaN or infinite; `b` holds 1 values that are NaN",
     ),
     "a tensor too few": (reply(1, {"a": tensor(1.0)}), "1 of 2 tensors do not fit: lacks `b`"),
-    "other shapes": (Reply(1, 10, other_spec(), {"train_loss": 1.0}), "the payload is for other tensors: fingerprint "),
+    "other shapes": (
+        replace(reply(1), payload=other_spec()),
+        "the payload is for other tensors: fingerprint ",
+    ),
     "garbage": (
-        Reply(1, 10, b"\x00\x01garbage", {"train_loss": 1.0}),
+        Reply(1, 10, b"\x00\x01garbage", {"train_loss": 1.0, "effective_steps": 1.0}),
         "9 bytes that are no fedelta payload: they start ",
     ),
     "truncated": (
@@ -153,11 +156,19 @@ FAULTS = {
         reply(1, codec=Cast(name="float16")),
         "the payload was written with codec 'float16', expected 'float32'",
     ),
-    "nothing": (Reply(1, 10, b"", {"train_loss": 1.0}), "0 bytes that are no fedelta payload"),
+    "nothing": (Reply(1, 10, b"", {"train_loss": 1.0, "effective_steps": 1.0}), "0 bytes that are no fedelta payload"),
     "fault": (Reply(1, 0, b"", fault="out of memory"), "out of memory"),
     "no examples": (reply(1, num_examples=0), "the client claims 0 examples, expected at least 1"),
     "fewer than no examples": (reply(1, num_examples=-5), "the client claims -5 examples, expected at least 1"),
     "no loss": (replace(reply(1), metrics={}), "the client's metric `train_loss` is nan, expected a finite number"),
+    "no steps": (
+        replace(reply(1), metrics={"train_loss": 1.0}),
+        "the client's metric `effective_steps` is nan, expected a number above 0",
+    ),
+    "steps below zero": (
+        replace(reply(1), metrics={"train_loss": 1.0, "effective_steps": -1.0}),
+        "the client's metric `effective_steps` is -1.0, expected a number above 0",
+    ),
     "infinite loss": (reply(1, loss=math.inf), "the client's metric `train_loss` is inf, expected a finite number"),
 }
 
@@ -180,7 +191,7 @@ def test_a_reply_that_cannot_be_used_is_recorded_counted_and_left_out_of_the_mea
 
 def test_a_client_that_does_not_answer_is_recorded():
     [outcome] = outcomes(federation(lambda plan: [reply(0), reply(2)]))
-    assert outcome.rejections == (Rejection(1, "no reply"),)
+    assert outcome.rejections == (Rejection(1, "no reply", "no reply"),)
     assert outcome.params["a"].item() == 3.0
 
 

@@ -286,6 +286,30 @@ def test_a_text_model_without_a_tokenizer_is_refused(bert_dir: Path, tmp_path: P
         build(ModelSource(architecture=ARCHITECTURES["bert"]), CLASSES, seed=0)
 
 
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"vocab_size": 4}, "its largest token is number 4, the model has embeddings for 4, numbered from 0."),
+        ({"pad_token_id": 3}, "its padding token is number 0, that of the model 3."),
+    ],
+)
+def test_a_tokenizer_of_another_model_is_refused(bert_dir: Path, tmp_path: Path, changes: dict[str, int], problem: str):
+    config = BertConfig(**SIZES, **{"vocab_size": 8, "max_position_embeddings": 12, "num_labels": 5} | changes)
+    drawn(BertForSequenceClassification(config)).save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(bert_dir / name, tmp_path / name)
+    error = refusal(tmp_path)
+    assert error.message == f"the tokenizer in {str(tmp_path)!r} does not belong to the model: {problem}"
+    assert error.hint == "take `tokenizer.json` and `tokenizer_config.json` from the place that the weights are from."
+
+
+def test_a_tokenizer_with_far_fewer_tokens_than_the_model_is_pointed_out(
+    bert_dir: Path, caplog: pytest.LogCaptureFixture
+):
+    load(bert_dir)
+    assert "has 5 tokens, the model 8: is it the model's own?" in caplog.text
+
+
 def test_a_family_without_a_classifier_is_refused():
     with pytest.raises(ModelError, match="family 'vits' has no image or text classifier in transformers"):
         modality_of(read_config(ModelSource(architecture={"model_type": "vits"})))

@@ -63,7 +63,7 @@ def make_run(path: Path, shape: Shape = Shape()) -> RunDirectory:
         PARTITION: to_json({"class_names": shape.class_names, "clients": counts}),
         MODEL: to_json({"tuned_parameters": _tuned(shape), "total_parameters": shape.total_parameters}),
         LEDGER: opening,
-        CHECKPOINT: encode(Checkpoint(0, {"w": torch.zeros(2)}, {}, {}, 0, len(opening), 0, None, None, "run")),
+        CHECKPOINT: encode(Checkpoint(0, {"w": torch.zeros(2)}, {}, {}, {}, 0, len(opening), 0, None, None, "run")),
     }
     run = RunDirectory.create(path, files)
     ledger = Ledger.read(run.ledger)

@@ -29,6 +29,7 @@ def a_checkpoint(**changes: object) -> Checkpoint:
         "params": params,
         "state": state,
         "kept": {3: {"m": torch.randn(5, generator=generator)}, 11: {}},
+        "remembered": {3: {"c": torch.randn(2, generator=generator)}},
         "log_bytes": 100,
         "ledger_bytes": 2000,
         "timing_bytes": 300,
@@ -42,9 +43,9 @@ def a_checkpoint(**changes: object) -> Checkpoint:
 def assert_same(left: Checkpoint, right: Checkpoint) -> None:
     for field in dataclasses.fields(Checkpoint):
         one, other = getattr(left, field.name), getattr(right, field.name)
-        if field.name == "kept":
+        if field.name in {"kept", "remembered"}:
+            assert list(one) == list(other)
             one, other = ({f"{c}/{n}": t for c, own in kept.items() for n, t in own.items()} for kept in (one, other))
-            assert list(left.kept) == list(right.kept)
         if isinstance(one, dict):
             assert list(one) == list(other)
             for name in one:

@@ -142,11 +142,26 @@ def test_what_a_run_says_is_escaped(tmp_path):
 
 
 def test_rejections_are_listed_when_there_are_any(tmp_path, small):
-    assert "Rejected replies" not in report(small)
+    assert "Replies that did not enter the mean" not in report(small)
+    assert "Participation" not in report(small)
     shape = Shape(num_rounds=4, num_finished=4, rejections=(Rejection(12, "holds 3 values that are NaN"),))
     text = report(make_run(tmp_path / "faulty", shape).path)
-    assert "Rejected replies" in text
+    assert "Replies that did not enter the mean" in text
+    assert "Of 32 clients asked: refused 1." in text
     assert "holds 3 values that are NaN" in text
+
+
+def test_lost_clients_void_rounds_and_simulated_time_are_told(tmp_path):
+    lost = (Rejection(1, "could not be reached", "dropped out"), Rejection(2, "too few replies", "void round"))
+    run = make_run(tmp_path / "lossy", Shape(num_rounds=4, num_finished=4, rejections=lost))
+    records = run.rounds.read()
+    run.rounds.truncate(0)
+    run.rounds.append([{**record, "simulated_seconds": 100.0 * record["round"]} for record in records[:3]])
+    run.rounds.append([{**records[3], "num_examples": 0, "train_loss_nats": None, "simulated_seconds": None}])
+    text = Page(report(run.path)).text
+    # 100 + 200 + 300 seconds
+    assert "Of 32 clients asked: dropped out 1, void round 1. 1 rounds did not count" in text
+    assert "Simulated time: 10 min 0 s in all, 3 min 20 s in the median round." in text
 
 
 def test_many_rejections_are_cut_and_counted(tmp_path):

@@ -16,12 +16,13 @@ OUTCOME = RoundOutcome(
     params={"w": torch.ones(2)},
     state={},
     cohort=(1, 5),
-    rejections=(Rejection(5, "no reply"),),
+    rejections=(Rejection(5, "no reply", "no reply"),),
     transfers=TRANSFERS,
     num_examples=17,
     train_loss=0.5,
     test_loss=None,
     accuracy=None,
+    delta_norm=2.5,
 )
 
 
@@ -31,9 +32,11 @@ def test_a_round_record_holds_what_the_seed_determines():
         "accuracy": None,
         "test_loss_nats": None,
         "train_loss_nats": 0.5,
+        "delta_norm": 2.5,
         "num_examples": 17,
+        "simulated_seconds": None,
         "cohort": [1, 5],
-        "rejections": [{"client_id": 5, "reason": "no reply"}],
+        "rejections": [{"client_id": 5, "reason": "no reply", "cause": "no reply"}],
         "uplink_bytes": 60,
         "downlink_bytes": 200,
         "cumulative_bytes": 900,

@@ -5,27 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from pydantic import ValidationError
-from tests.builders import assert_same_bits, spec_of
+from tests.builders import assert_same_bits
+from tests.strategies.hand import PLAN, SPEC, params, updates
 from torch import tensor
 
-from fedelta.params import Params
 from fedelta.seeds import stream
-from fedelta.strategies.base import RoundPlan, Update
+from fedelta.strategies.base import Update
 from fedelta.strategies.fedavg import FedAvg
-
-SPEC = spec_of(a=(), b=(2,))
-PLAN = RoundPlan(1, download={}, upload={})
-
-
-def params() -> Params:
-    return {"a": tensor(10.0), "b": tensor([1.0, 2.0])}
-
-
-def updates() -> list[Update]:
-    return [
-        Update(0, 10, {"a": tensor(1.0), "b": tensor([2.0, -2.0])}),
-        Update(4, 30, {"a": tensor(-3.0), "b": tensor([6.0, 6.0])}),
-    ]
 
 
 def cohort(clients_per_round: int, num_clients: int, round: int, seed: int = 0) -> tuple[int, ...]:
@@ -34,8 +20,7 @@ def cohort(clients_per_round: int, num_clients: int, round: int, seed: int = 0) 
 
 
 def test_update_adds_the_mean_weighted_by_examples():
-    # a: 10 + (10 * 1 + 30 * -3) / 40 = 10 - 2 = 8
-    # b: 1 + (10 * 2 + 30 * 6) / 40 = 1 + 5 = 6 and 2 + (10 * -2 + 30 * 6) / 40 = 2 + 4 = 6
+    # The mean is -2 and (5, 4): a = 10 - 2 = 8, b = 1 + 5 = 6 and 2 + 4 = 6
     strategy = FedAvg()
     after, state = strategy.update(strategy.init(params(), SPEC), params(), PLAN, updates())
     assert_same_bits(after, {"a": tensor(8.0), "b": tensor([6.0, 6.0])})

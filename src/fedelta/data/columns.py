@@ -1,4 +1,4 @@
-"""Which column is what: labels, images or texts, clients; and labels as numbers.
+"""Which column is what: labels, images, texts or recordings, clients; and labels as numbers.
 
 A column that the configuration does not name is found from the features of the data set. Where that leaves a
 choice, it is an error: a wrong guess would train on the wrong thing without a word.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from fedelta.data.problems import listed, refuse
 if TYPE_CHECKING:
     from datasets import Dataset
 
-Modality = Literal["image", "text"]
+Modality = Literal["image", "text", "audio"]
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,15 @@ class Wanted:
     image: str | None = None
     text: str | None = None
     client: str | None = None
+    audio: str | None = None
 
 
 def find_columns(dataset: Dataset, wanted: Wanted, *, origin: str) -> Columns:
     """The columns that `wanted` names, and those that the features leave no doubt about.
 
     Found for labels: the only column of class labels, else one named `label`. For inputs: the only column of
-    images (encoded, else as arrays), else the only column of texts that is neither label nor client.
+    images or recordings, else the only one of bytes or arrays, which are then images, else the only column of texts
+    that is neither label nor client.
 
     Raises:
         DataError: a column is missing or there is a choice; names every problem and the columns there are.
@@ -60,17 +62,24 @@ def find_columns(dataset: Dataset, wanted: Wanted, *, origin: str) -> Columns:
     labels = [wanted.label] if wanted.label else _label_candidates(dataset)
     if len(labels) != 1:
         problems.append(_choice("label", "class labels, or one named 'label'", labels, names))
-    taken = {*labels, wanted.client}
-    images = [wanted.image] if wanted.image else [] if wanted.text else _image_candidates(dataset, taken)
-    texts = [wanted.text] if wanted.text else [] if images else _text_candidates(dataset, taken)
-    inputs = images or texts
-    if len(inputs) != 1:
-        key = "image" if images else "text" if texts else "image_column` or `data.text"
-        problems.append(_choice(key, "images or, failing that, of texts", inputs, names))
-    elif texts and not _is_text(dataset.features[texts[0]]):
-        problems.append(f"column {texts[0]!r} (`data.text_column`) is {dataset.features[texts[0]]}, expected texts")
+    candidates = _input_candidates(dataset, wanted, {*labels, wanted.client})
+    if len(candidates) != 1:
+        kinds = sorted(set(candidates.values()))
+        key = kinds[0] if len(kinds) == 1 else "image_column`, `data.audio_column` or `data.text"
+        problems.append(_choice(key, "images or recordings or, failing that, of texts", list(candidates), names))
+    for name, kind in candidates.items():
+        if kind == "text" and not _is_text(dataset.features[name]):
+            problems.append(f"column {name!r} (`data.text_column`) is {dataset.features[name]}, expected texts")
     refuse(origin, problems)
-    return Columns(labels[0], inputs[0], wanted.client, "image" if images else "text")
+    ((name, kind),) = candidates.items()
+    return Columns(labels[0], name, wanted.client, kind)
+
+
+def _input_candidates(dataset: Dataset, wanted: Wanted, taken: set[str | None]) -> dict[str, Modality]:
+    """Columns that could be the inputs, and what they hold."""
+    named: dict[Modality, str | None] = {"image": wanted.image, "text": wanted.text, "audio": wanted.audio}
+    chosen: dict[str, Modality] = {name: kind for kind, name in named.items() if name is not None}
+    return chosen or _media_candidates(dataset, taken) or dict.fromkeys(_text_candidates(dataset, taken), "text")
 
 
 def _choice(key: str, expected: str, found: Sequence[str], names: Sequence[str]) -> str:
@@ -86,21 +95,23 @@ def _label_candidates(dataset: Dataset) -> list[str]:
     return ["label"] if "label" in dataset.column_names and len(of_classes) != 1 else of_classes
 
 
-def _image_candidates(dataset: Dataset, taken: set[str | None]) -> list[str]:
-    from datasets import Array2D, Array3D, Image, List, Value
+def _media_candidates(dataset: Dataset, taken: set[str | None]) -> dict[str, Modality]:
+    from datasets import Array2D, Array3D, Audio, Image, List, Value
 
-    images: list[str] = []
-    stored: list[str] = []
+    media: dict[str, Modality] = {}
+    stored: dict[str, Modality] = {}
     for name, feature in dataset.features.items():
-        if isinstance(feature, Image):
-            images.append(name)
+        if name in taken:
+            continue
+        if isinstance(feature, Image | Audio):
+            media[name] = "image" if isinstance(feature, Image) else "audio"
         elif isinstance(feature, Array2D | Array3D) or feature == Value("binary"):
-            stored.append(name)
+            stored[name] = "image"
         elif isinstance(feature, dict | List):
             nested = feature.feature if isinstance(feature, List) else None
             if isinstance(nested, List) or (isinstance(feature, dict) and "bytes" in feature):
-                stored.append(name)
-    return [name for name in images or stored if name not in taken]
+                stored[name] = "image"
+    return media or stored
 
 
 def _text_candidates(dataset: Dataset, taken: set[str | None]) -> list[str]:
@@ -116,7 +127,8 @@ def _is_text(feature: object) -> bool:
 def class_values(dataset: Dataset, column: str, *, origin: str) -> tuple[list[object], tuple[str, ...]]:
     """The classes of a training set in label order: as they stand in the column, and as names.
 
-    Integers and texts sort by value; class labels keep their own order and names.
+    Integers and texts sort by value, texts that are all whole numbers as numbers; class labels keep their own
+    order and names.
 
     Raises:
         DataError: the column holds something else, or fewer than two classes.
@@ -128,11 +140,19 @@ def class_values(dataset: Dataset, column: str, *, origin: str) -> tuple[list[ob
     kinds = sorted({type(value).__name__ for value in values})
     if kinds not in (["int"], ["str"], ["bool"]):
         refuse(origin, [f"label column {column!r} holds {listed(kinds) or 'nothing'}, expected integers or texts"])
-    classes = range(feature.num_classes) if isinstance(feature, ClassLabel) else sorted(values)
+    classes = range(feature.num_classes) if isinstance(feature, ClassLabel) else _sorted(values)
     names = feature.names if isinstance(feature, ClassLabel) else [str(value) for value in classes]
     if len(classes) < 2:
         refuse(origin, [f"label column {column!r} has one class only, {names[0]!r}, expected 2 or more"])
     return list(classes), tuple(names)
+
+
+def _sorted(values: Sequence[Any]) -> list[object]:
+    """In ascending order; Any: integers, truth values or texts, all of one type."""
+    if all(isinstance(value, str) and value.isascii() and value.isdigit() for value in values):
+        # The text itself last: "1" and "01" are two classes.
+        return sorted(values, key=lambda value: (int(value), value))
+    return sorted(values)
 
 
 def label_numbers(dataset: Dataset, column: str, classes: Sequence[object], what: str) -> tuple[Tensor, list[str]]:

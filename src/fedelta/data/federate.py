@@ -8,39 +8,68 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from fedelta.data.batches import FederatedData, Inputs, LabelledData
+from fedelta.data.columns import Modality
 from fedelta.data.division import divide
 from fedelta.data.partition import PartitionSettings
+from fedelta.data.recordings import audio_inputs
 from fedelta.data.sources import RawData
 from fedelta.data.stores import image_inputs, text_inputs
 from fedelta.data.validation import RowsOf, hold_back
 from fedelta.errors import DataError
+from fedelta.models.audio import AudioTransform, audio_transform
 from fedelta.models.transforms import ImageTransform, TextTransform
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+Transform = ImageTransform | TextTransform | AudioTransform
 
-def federate(
-    raw: RawData, settings: PartitionSettings, transform: ImageTransform | TextTransform, *, seed: int
-) -> FederatedData:
+_PLURALS: dict[Modality, str] = {"image": "images", "text": "texts", "audio": "recordings"}
+
+
+def modality(transform: Transform | None) -> Modality:
+    """What a model with this transform takes; images, where it has none."""
+    if isinstance(transform, TextTransform):
+        return "text"
+    return "audio" if isinstance(transform, AudioTransform) else "image"
+
+
+def adapted(transform: Transform, raw: RawData) -> Transform:
+    """The transform of a model, with what section `[data]` says of it.
+
+    Raises:
+        DataError: the model takes another kind of input; recordings are for models that take images.
+    """
+    if raw.modality == "audio" and isinstance(transform, ImageTransform):
+        return audio_transform(transform, raw.source.audio)
+    if raw.modality != modality(transform):
+        raise DataError(
+            f"column {raw.columns.input!r} holds {_PLURALS[raw.modality]}, but the model takes "
+            f"{_PLURALS[modality(transform)]}",
+            hint="choose another `model.source` (recordings go to image classifiers), or set `data.image_column`, "
+            "`data.text_column` or `data.audio_column`",
+        )
+    if isinstance(transform, TextTransform):
+        return replace(transform, max_length=raw.source.max_length)
+    if isinstance(transform, AudioTransform):
+        return replace(transform, settings=raw.source.audio)
+    return transform
+
+
+def federate(raw: RawData, settings: PartitionSettings, transform: Transform, *, seed: int) -> FederatedData:
     """The data of all clients, ready for a model.
 
     Args:
         raw: what `read` returned.
         settings: section `[partition]`.
-        transform: of the model; a text transform is used with `data.max_length`.
+        transform: of the model; used as `adapted` to the data.
         seed: of the run.
 
     Raises:
-        DataError: the data cannot be divided like that, an input is unreadable, the model takes the other kind of
-            input, or no client can give up a row for validation.
+        DataError: the data cannot be divided like that, an input is unreadable, the model takes another kind of input,
+            or no client can give up a row for validation.
     """
-    takes = "image" if isinstance(transform, ImageTransform) else "text"
-    if takes != raw.modality:
-        raise DataError(
-            f"column {raw.columns.input!r} holds {raw.modality}s, but the model takes {takes}s",
-            hint="choose another `model.source`, or set `data.image_column` or `data.text_column`",
-        )
+    transform = adapted(transform, raw)
     client = raw.columns.client
     # Before the inputs: an impossible division is found at once, decoding takes a while.
     client_ids = None if client is None else raw.train[client][:]
@@ -62,11 +91,10 @@ def federate(
     )
 
 
-def _inputs(
-    raw: RawData, dataset: Dataset, transform: ImageTransform | TextTransform, row_numbers: Tensor, *, origin: str
-) -> Inputs:
+def _inputs(raw: RawData, dataset: Dataset, transform: Transform, row_numbers: Tensor, *, origin: str) -> Inputs:
     column, limit = raw.columns.input, raw.source.max_memory_mib
     if isinstance(transform, TextTransform):
-        transform = replace(transform, max_length=raw.source.max_length)
         return text_inputs(dataset, column, transform, origin=origin, row_numbers=row_numbers)
+    if isinstance(transform, AudioTransform):
+        return audio_inputs(dataset, column, transform, origin=origin, max_memory_mib=limit, row_numbers=row_numbers)
     return image_inputs(dataset, column, transform, origin=origin, max_memory_mib=limit, row_numbers=row_numbers)

@@ -1,21 +1,21 @@
 """Training and test set as `datasets.Dataset`, from each kind of place a data set may be in.
 
-Local files are never cached in the user's home: folders of images are read in place, tables pass through a
-temporary directory that is gone when the function returns (the memory map keeps its content).
+Local files are never cached in the user's home: folders of images or recordings are read in place, tables pass
+through a temporary directory that is gone when the function returns (the memory map keeps its content).
 """
 
 from __future__ import annotations
 
 import contextlib
 import glob
-import os
 import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedelta.data.problems import listed, refuse
+from fedelta.data.folders import Naming, kind_of, read_folder
+from fedelta.data.problems import listed
 from fedelta.errors import DataError
 
 if TYPE_CHECKING:
@@ -23,35 +23,41 @@ if TYPE_CHECKING:
 
 # Suffix to the loader of `datasets` that reads it.
 _TABLES = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
-_IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
-# What file managers leave behind.
-_LITTER = frozenset({"thumbs.db", "desktop.ini"})
 
 
 EMBEDDED = "digits"  # the one data source that is a name and never a path
 
 
-def load_splits(source: str, subset: str | None, train_split: str) -> dict[str, Dataset]:
+def load_splits(source: str, subset: str | None, train_split: str, naming: Naming | None = None) -> dict[str, Dataset]:
     """All splits of a data set by name; data without splits are one split named `train_split`.
 
     Args:
         source: "digits", a file, a folder or a hub name (see `sources.DataSource`).
         subset: configuration of a hub data set or of a folder in the hub's layout.
-        train_split: a sub-folder of this name makes a folder of images one with splits.
+        train_split: a sub-folder of this name makes a folder of images or recordings one with splits.
+        naming: what the names of the files in such a folder say; by default nothing.
 
     Raises:
-        DataError: nothing is there, or it cannot be read.
+        DataError: nothing is there, or it cannot be read, or it has no file names for `naming`.
     """
-    if source == EMBEDDED:
-        return {train_split: _digits()}
-    problem = missing_path(source)
+    naming = naming or Naming()
+    path = _expanded(source)
+    kind = kind_of(path, _TABLES.keys()) if source != EMBEDDED and path.is_dir() else None
+    if kind is not None:
+        return read_folder(path, kind, train_split, naming)
+    problem = None if source == EMBEDDED else missing_path(source)
     if problem is not None:
         raise DataError(
             f"data source {problem}", hint="give a file, a folder, the name of a data set on the hub, or `digits`"
         )
-    path = _expanded(source)
-    if path.is_dir() and _holds_images(path):
-        return _image_folder(path, train_split)
+    if naming.pattern is not None or naming.test_files is not None:
+        raise DataError(
+            f"data source {source!r} is no folder of images or recordings, but `data.file_pattern` or "
+            "`data.test_files` is set, which are about the names of such files",
+            hint="leave them out, or name the folder in `data.source`",
+        )
+    if source == EMBEDDED:
+        return {train_split: _digits()}
     if path.is_dir() or path.is_file():
         return _tables(path, subset, train_split)
     return _hub(source, subset)
@@ -87,50 +93,6 @@ def _digits() -> Dataset:
     features = Features({"image": Array2D(shape=(8, 8), dtype="uint8"), "label": ClassLabel(num_classes=10)})
     pixels = (digits.images * (255 / 16)).round().astype("uint8")
     return Dataset.from_dict({"image": list(pixels), "label": digits.target.tolist()}, features=features)
-
-
-def _holds_images(folder: Path) -> bool:
-    """Whether `folder` is one of images: some in a sub-folder, and no Parquet file, which would win."""
-    found = False
-    for parent, _, names in os.walk(folder):
-        suffixes = {Path(name).suffix.lower() for name in names}
-        if ".parquet" in suffixes:
-            return False
-        found = found or (parent != str(folder) and not suffixes.isdisjoint(_IMAGES))
-    return found
-
-
-def _image_folder(folder: Path, train_split: str) -> dict[str, Dataset]:
-    if (folder / train_split).is_dir():
-        roots = {entry.name: entry for entry in _visible(folder) if entry.is_dir()}
-    else:
-        roots = {train_split: folder}
-    problems: list[str] = []
-    splits = {name: _classes(root, problems) for name, root in roots.items()}
-    refuse(f"image folder {str(folder)!r}", problems, hint="expected one sub-folder of images for each class")
-    return splits
-
-
-def _classes(root: Path, problems: list[str]) -> Dataset:
-    """One row for each file below `root`, labelled with the sub-folder it is in; adds to `problems`."""
-    from datasets import Dataset, Features, Image, Value
-
-    paths: list[str] = []
-    labels: list[str] = []
-    for entry in _visible(root):
-        files = [path for path in _visible(entry, "**/*") if path.is_file()] if entry.is_dir() else []
-        if not files:
-            problems.append(f"{str(entry)!r} is {'an empty folder' if entry.is_dir() else 'in no class folder'}")
-        problems += [f"{str(path)!r} is no image" for path in files if path.suffix.lower() not in _IMAGES]
-        paths += [str(path) for path in files]
-        labels += [entry.name] * len(files)
-    features = Features({"image": Image(), "label": Value("string")})
-    return Dataset.from_dict({"image": paths, "label": labels}, features=features)
-
-
-def _visible(folder: Path, pattern: str = "*") -> list[Path]:
-    entries = sorted(folder.glob(pattern))
-    return [entry for entry in entries if not entry.name.startswith(".") and entry.name.lower() not in _LITTER]
 
 
 def _tables(path: Path, subset: str | None, train_split: str) -> dict[str, Dataset]:
@@ -178,8 +140,8 @@ def _failures(source: str) -> Iterator[None]:
         reason = error.__cause__ or error
         raise DataError(
             f"data source {source!r} cannot be read: {reason}",
-            hint="expected a folder of images by class, Parquet, CSV, JSON or JSON Lines files, a data set "
-            "on the hub (cached, where there is no network), or `digits`",
+            hint="expected a folder of images or recordings by class, Parquet, CSV, JSON or JSON Lines files, a data "
+            "set on the hub (cached, where there is no network), or `digits`",
         ) from error
     finally:
         if not were_disabled:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from fedelta.data.columns import (
@@ -25,8 +25,10 @@ from fedelta.data.columns import (
     missing_columns,
 )
 from fedelta.data.files import load_splits, missing_path
+from fedelta.data.folders import CLIENT, Naming, expression
 from fedelta.data.problems import listed, refuse
 from fedelta.data.splits import Rows, hold_out, limit
+from fedelta.models.audio import AudioSettings
 from fedelta.seeds import stream
 from fedelta.settings import Settings
 
@@ -38,16 +40,23 @@ class DataSource(Settings):
     """Which data are learned from: section `[data]`.
 
     Args:
-        source: `digits` (scikit-learn's, embedded); a folder of images with one sub-folder for each class,
-            or with such folders below `train/` and `test/`; a Parquet, CSV, JSON or JSON Lines file, or a
-            folder of them; else the name of a data set on the hub.
+        source: `digits` (scikit-learn's, embedded); a folder of images or of recordings (WAV, FLAC, OGG, MP3) with
+            one sub-folder for each class, or with such folders below `train/` and `test/`; a Parquet, CSV, JSON
+            or JSON Lines file, or a folder of them; else the name of a data set on the hub.
         test_source: where the test set is, if not in `source`.
         subset: configuration of a data set on the hub.
         label_column: holds the class: an integer, a text or a class label.
         image_column: holds images: encoded, as arrays (integers 0..255 or floats 0..1), or as paths of files
             from the working directory.
-        text_column: holds texts; not together with `image_column`.
+        text_column: holds texts; of the three columns of inputs at most one is given.
+        audio_column: holds recordings: encoded, or as paths of files from the working directory.
         client_column: holds the id of the client that a row comes from.
+        file_pattern: what the names of the files in a folder say, without their ending, such as
+            `{label}_{client}_{index}`. `label` stands for the sub-folder, `client` is the client of the file (and
+            `client_column` need not be set), fields of other names are not used.
+        test_files: the files of a folder that are the test set, such as `*_[0-4].wav`, or `noisy/*` for those in
+            folders of that name; the others are learned from.
+        audio: how recordings become spectrograms.
         train_split: the split to learn from.
         test_split: the split to evaluate on. Where there is none of the default name, `test_fraction` counts.
         test_fraction: share of the training rows that becomes the test set, the same share of each class.
@@ -57,7 +66,8 @@ class DataSource(Settings):
         max_length: most tokens of a text; longer ones are cut.
         max_train_examples: learn from no more rows than this, drawn in equal shares of each class.
         max_test_examples: evaluate on no more rows than this, drawn likewise.
-        max_memory_mib: images are kept decoded up to this many MiB, per training and test set.
+        max_memory_mib: images are kept decoded, and recordings as spectrograms, up to this many MiB, per training
+            and test set.
     """
 
     source: str
@@ -67,7 +77,11 @@ class DataSource(Settings):
     label_column: str | None = None
     image_column: str | None = None
     text_column: str | None = None
+    audio_column: str | None = None
     client_column: str | None = None
+    file_pattern: str | None = None
+    test_files: str | None = None
+    audio: AudioSettings = AudioSettings()
     train_split: str = "train"  # the hub's usual names
     test_split: str = "test"
     test_fraction: float = Field(default=0.2, gt=0, lt=1)  # 1,437 of the 1,797 digits remain for training
@@ -78,11 +92,27 @@ class DataSource(Settings):
     max_test_examples: int | None = Field(default=None, ge=1)  # all
     max_memory_mib: int = Field(default=2048, ge=0)  # a quarter of a small machine's 8 GiB
 
+    @field_validator("file_pattern")
+    @classmethod
+    def _readable(cls, pattern: str | None) -> str | None:
+        if pattern is not None:
+            expression(pattern)
+        return pattern
+
     @model_validator(mode="after")
-    def _one_modality(self) -> DataSource:
-        if self.image_column is not None and self.text_column is not None:
-            raise ValueError("image_column and text_column are both set, expected one of them: remove the other")
+    def _one_of_each(self) -> DataSource:
+        columns = ("image_column", "text_column", "audio_column")
+        for names in (columns, ("test_files", "test_source")):
+            given = [name for name in names if getattr(self, name) is not None]
+            if len(given) > 1:
+                raise ValueError(f"{' and '.join(given)} are both set, expected one of them: remove the other")
         return self
+
+    @property
+    def client(self) -> str | None:
+        """The column of client ids: the one that is named, else that of a file pattern."""
+        by_name = CLIENT if CLIENT in Naming(self.file_pattern).fields else None
+        return self.client_column or by_name
 
 
 @dataclass(frozen=True)
@@ -113,7 +143,7 @@ class RawData:
 
     @property
     def modality(self) -> Modality:
-        """Whether the inputs are images or texts."""
+        """Whether the inputs are images, texts or recordings."""
         return self.columns.modality
 
     @property
@@ -135,7 +165,9 @@ def read(source: DataSource, *, seed: int) -> RawData:
     """
     origin = f"data source {source.source!r}"
     train, test = _load(source, origin)
-    wanted = Wanted(source.label_column, source.image_column, source.text_column, source.client_column)
+    wanted = Wanted(
+        source.label_column, source.image_column, source.text_column, source.client, audio=source.audio_column
+    )
     columns = find_columns(train, wanted, origin=origin)
     classes, class_names = class_values(train, columns.label, origin=origin)
     labels, problems = label_numbers(train, columns.label, classes, "training set")
@@ -179,7 +211,8 @@ def check_source(source: DataSource) -> list[str]:
 
 def _load(source: DataSource, origin: str) -> tuple[Dataset, Dataset | None]:
     """The training split, and the test split where there is one."""
-    splits = load_splits(source.source, source.subset, source.train_split)
+    naming = Naming(source.file_pattern, source.test_files, source.test_split)
+    splits = load_splits(source.source, source.subset, source.train_split, naming)
     problems = []
     if source.train_split not in splits:
         problems.append(f"no split {source.train_split!r} (`data.train_split`), found {listed(sorted(splits))}")
@@ -188,7 +221,7 @@ def _load(source: DataSource, origin: str) -> tuple[Dataset, Dataset | None]:
     test = splits.get(source.test_split)
     default = DataSource.model_fields["test_split"].default
     if source.test_source is not None:
-        others = load_splits(source.test_source, source.subset, source.test_split)
+        others = load_splits(source.test_source, source.subset, source.test_split, naming)
         # Table files without splits of their own are called "train" by `datasets`.
         test = others.get(source.test_split, next(iter(others.values())) if len(others) == 1 else None)
         if test is None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from fedelta.data.batches import Inputs
 
-_REPLACE = "remove or replace these files or rows; rows are counted from 0"
+REPLACE = "remove or replace these files or rows; rows are counted from 0"
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ class EncodedImages:
             try:
                 decoded.append(torch.from_numpy(decode(value, self.shape)))
             except ImageError as error:
-                problems.append(_describe(number, value, error))
-        refuse(f"column {self.column!r}", problems, hint=_REPLACE)
+                problems.append(described(number, value, error))
+        refuse(f"column {self.column!r}", problems, hint=REPLACE)
         return self.transform(torch.stack(decoded))
 
 
@@ -141,17 +141,17 @@ def image_inputs(
     shape = _common_shape(shapes, transform.image_size)
     num_bytes = len(dataset) * shape.channels * shape.height * shape.width
     if not shapes or num_bytes > max_memory_mib * 2**20:
-        refuse(origin, list(problems.values()), hint=_REPLACE)
+        refuse(origin, list(problems.values()), hint=REPLACE)
         return EncodedImages(dataset.select_columns([column]), column, shape, transform, numbers)
     images = torch.empty((len(dataset), shape.channels, shape.height, shape.width), dtype=torch.uint8)
-    for row, value in _values(dataset, column):
+    for row, value in undecoded(dataset, column):
         if row in problems:
             continue
         try:
             images[row] = torch.from_numpy(decode(value, shape))
         except ImageError as error:
-            problems[row] = _describe(int(numbers[row]), value, error)
-    refuse(origin, [problem for _, problem in sorted(problems.items())], hint=_REPLACE)
+            problems[row] = described(int(numbers[row]), value, error)
+    refuse(origin, [problem for _, problem in sorted(problems.items())], hint=REPLACE)
     return StoredImages(images, transform)
 
 
@@ -185,7 +185,7 @@ def text_inputs(
         refuse(
             origin,
             [f"{len(empty)} rows of column {column!r} hold no text: rows {listed(empty)}"],
-            hint=_REPLACE,
+            hint=REPLACE,
         )
     return StoredTexts(torch.cat(chunks), torch.tensor(lengths).cumsum(0), transform)
 
@@ -194,11 +194,11 @@ def _headers(dataset: Dataset, column: str, numbers: Tensor) -> tuple[set[ImageS
     """The shapes of the images, and row to problem where there is none."""
     shapes: set[ImageShape] = set()
     problems: dict[int, str] = {}
-    for row, value in _values(dataset, column):
+    for row, value in undecoded(dataset, column):
         try:
             shapes.add(measure(value))
         except ImageError as error:
-            problems[row] = _describe(int(numbers[row]), value, error)
+            problems[row] = described(int(numbers[row]), value, error)
     return shapes, problems
 
 
@@ -212,16 +212,17 @@ def _common_shape(shapes: Set[ImageShape], image_size: int) -> ImageShape:
     return ImageShape(channels, height, width)
 
 
-def _values(dataset: Dataset, column: str) -> Iterator[tuple[int, Any]]:
-    """Row and undecoded value; Any: whatever the file holds."""
+def undecoded(dataset: Dataset, column: str) -> Iterator[tuple[int, Any]]:
+    """Row and value of a column as it is stored; Any: whatever the file holds."""
     row = 0
-    # Arrow format hands out the stored bytes; the default format would decode every image a second time.
+    # Arrow format hands out the stored bytes; the default format would decode every image or recording a second time.
     for batch in dataset.select_columns([column]).with_format("arrow").iter(batch_size=256):
         for value in batch.column(0).to_pylist():
             yield row, value
             row += 1
 
 
-def _describe(number: int, value: object, error: ImageError) -> str:
+def described(number: int, value: object, error: Exception) -> str:
+    """A problem of the row that messages call `number`, with the file it came from."""
     path = value.get("path") if isinstance(value, dict) else None
     return f"row {number}{f' ({path})' if path else ''}: {error}"

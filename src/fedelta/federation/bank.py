@@ -28,13 +28,15 @@ class LaneBank:
     def __init__(self, module: nn.Module, spec: ParamSpec, num_lanes: int) -> None:
         self.spec = spec
         like = module.get_parameter(spec.names[0])
-        self._offsets, num_trained, row_length = _lay_out(spec)
+        self._places, num_trained, row_length = _lay_out(spec)
         self._values = torch.zeros(num_lanes, row_length, device=like.device, dtype=like.dtype)
         self._anchors = torch.zeros_like(self._values)
         # What optimizers and local rules see: the trained part of every row.
         self.values_KP = self._values[:, :num_trained]
         self.anchors_KP = self._anchors[:, :num_trained]
         self.grads_KP = torch.zeros_like(self.values_KP, memory_format=torch.contiguous_format)
+        # What is added to every gradient; most strategies add nothing, and need no memory for it.
+        self.offsets_KP: Tensor | None = None
         self._parameters: list[nn.Parameter] = []
         self._grads: list[Tensor] = []
         for name in spec:
@@ -43,8 +45,18 @@ class LaneBank:
     def load(self, lane: int, params: Mapping[str, Tensor]) -> None:
         """Puts `params` into `lane` as its values and its anchor; a name that is absent keeps its value."""
         for name, tensor in params.items():
-            self._values[lane, self._offsets[name]] = tensor.to(self._values).reshape(-1)
+            self._values[lane, self._places[name]] = tensor.to(self._values).reshape(-1)
         self._anchors[lane] = self._values[lane]
+
+    def steer(self, lane: int, offset: Mapping[str, Tensor]) -> None:
+        """What is added to every gradient of `lane`, by name of trained tensors; zero for names that are absent."""
+        if self.offsets_KP is None:
+            if not offset:
+                return
+            self.offsets_KP = torch.zeros_like(self.grads_KP)
+        self.offsets_KP[lane] = 0
+        for name, tensor in offset.items():
+            self.offsets_KP[lane, self._places[name]] = tensor.to(self.offsets_KP).reshape(-1)
 
     def backward(self, loss: Tensor) -> None:
         """Puts the gradient of the scalar `loss` into `grads_KP`; a tensor that it does not reach gets zeros."""
@@ -61,9 +73,11 @@ class LaneBank:
         return self._split(self._values[lane] - self._anchors[lane])
 
     def move(self, source: int, target: int) -> None:
-        """Copies values and anchors of lane `source` over those of lane `target`."""
+        """Copies values, anchors and offsets of lane `source` over those of lane `target`."""
         self._values[target] = self._values[source]
         self._anchors[target] = self._anchors[source]
+        if self.offsets_KP is not None:
+            self.offsets_KP[target] = self.offsets_KP[source]
 
     def _adopt(self, parameter: nn.Parameter, name: str) -> None:
         values = self._view(self._values, name)
@@ -77,10 +91,10 @@ class LaneBank:
             self._grads.append(grads if has_lanes else grads[0])
 
     def _view(self, matrix_KP: Tensor, name: str) -> Tensor:
-        return matrix_KP[:, self._offsets[name]].view(matrix_KP.shape[0], *self.spec.tensors[name].shape)
+        return matrix_KP[:, self._places[name]].view(matrix_KP.shape[0], *self.spec.tensors[name].shape)
 
     def _split(self, row_P: Tensor) -> Params:
-        return {name: row_P[where].view(self.spec.tensors[name].shape) for name, where in self._offsets.items()}
+        return {name: row_P[where].view(self.spec.tensors[name].shape) for name, where in self._places.items()}
 
 
 def _lay_out(spec: ParamSpec) -> tuple[dict[str, slice], int, int]:

@@ -46,6 +46,20 @@ class Sgd(Settings):
             grads_KP = grads_KP.add_(momentum_KP, alpha=self.momentum) if self.nesterov else momentum_KP
         values_KP.add_(grads_KP, alpha=-lr)
 
+    def effective_steps(self, num_steps: int) -> float:
+        """The sum of the weights with which the gradients of `num_steps` steps enter the result, in units of `lr`.
+
+        Without momentum each enters once. With momentum m the gradient of step k enters with 1 + m + ... + m^(n-k).
+
+        >>> Sgd(momentum=0.0).effective_steps(3), Sgd(momentum=0.5).effective_steps(3)  # 1.75 + 1.5 + 1
+        (3.0, 4.25)
+
+        Source: Wang et al. 2020 (FedNova, arXiv 2007.07481), ||a_i||_1 of section 4.1.
+        """
+        m = self.momentum
+        with_momentum = (num_steps - m * (1 - m**num_steps) / (1 - m)) / (1 - m)
+        return num_steps + m * with_momentum if self.nesterov else with_momentum
+
 
 class AdamW(Settings):
     """Adam with decoupled weight decay.
@@ -78,6 +92,10 @@ class AdamW(Settings):
         lr_K1 = (lr / (1 - self.beta1**steps_K1)).to(values_KP.dtype)
         denominator_KP = second_KP.sqrt().div_(scale_K1).add_(self.eps)
         values_KP.sub_(first_KP.div(denominator_KP).mul_(lr_K1))
+
+    def effective_steps(self, num_steps: int) -> float:
+        """`num_steps`: steps of one length each, whatever the gradients are."""
+        return float(num_steps)
 
 
 Optimizer = Annotated[Sgd | AdamW, Field(discriminator="name")]

@@ -14,6 +14,9 @@ from fedelta.params import Params
 from fedelta.strategies.base import State
 
 Direction = Literal["down", "up"]
+# Why a reply does not enter the mean. The last three are nobody's fault: the client was lost, not wrong.
+Cause = Literal["refused", "no reply", "void round", "dropped out", "vanished", "too late"]
+LOST: tuple[Cause, ...] = ("dropped out", "vanished", "too late")
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,9 @@ class Reply:
         payload: the encoded delta; empty when `fault` is given.
         metrics: named numbers of the local training, such as `train_loss`.
         fault: why there is no payload; None when there is one.
+        cause: the kind of `fault`.
+        reached: whether the download travelled to the client.
+        simulated_seconds: how long the client would have taken (`Stability`); None when nobody asks.
     """
 
     client_id: int
@@ -33,6 +39,9 @@ class Reply:
     payload: bytes
     metrics: Mapping[str, float] = field(default_factory=dict)
     fault: str | None = None
+    cause: Cause = "refused"
+    reached: bool = True
+    simulated_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,7 @@ class Rejection:
 
     client_id: int
     reason: str
+    cause: Cause = "refused"
 
 
 @dataclass(frozen=True)
@@ -73,10 +83,12 @@ class RoundOutcome:
         cohort: ids of the clients that were asked, ascending.
         rejections: replies that did not enter the mean.
         transfers: payloads in the order down, up and ascending client id.
-        num_examples: training examples behind the mean.
-        train_loss: mean local loss over the accepted clients, weighted by examples; nats per example.
+        num_examples: training examples behind the mean; 0 for a round that does not count.
+        train_loss: mean local loss over the accepted clients, weighted by examples; nats per example. None without any.
         test_loss: nats per example on the test set, or None when this round was not evaluated.
         accuracy: fraction of the test set that is classified correctly, or None likewise.
+        delta_norm: median Euclidean length of the accepted clients' deltas; None without any.
+        simulated_seconds: how long the round would have taken (`Stability`); None when nobody asks.
     """
 
     round: int
@@ -86,6 +98,8 @@ class RoundOutcome:
     rejections: tuple[Rejection, ...]
     transfers: tuple[Transfer, ...]
     num_examples: int
-    train_loss: float
+    train_loss: float | None
     test_loss: float | None
     accuracy: float | None
+    delta_norm: float | None = None
+    simulated_seconds: float | None = None

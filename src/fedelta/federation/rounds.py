@@ -9,16 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 from typing import Protocol
 
 from fedelta.codecs.base import Codec
 from fedelta.codecs.wire import decode, encode
 from fedelta.errors import PayloadError, RoundError, SpecError
-from fedelta.federation.records import Rejection, Reply, RoundOutcome, Transfer
+from fedelta.federation.records import LOST, Rejection, Reply, RoundOutcome, Transfer
 from fedelta.federation.training import Evaluation
-from fedelta.params import Params, ParamSpec, add, is_finite, select, weighted_mean
+from fedelta.params import Params, ParamSpec, add, is_finite, select
 from fedelta.seeds import stream
 from fedelta.strategies.base import RoundPlan, State, Strategy, Update
+from fedelta.strategies.means import norm
 
 _CALM_DOWN = "lower `client.lr` or `strategy.server_lr`."
 
@@ -41,7 +43,7 @@ class Federation:
         strategy: draws cohorts and combines deltas.
         runtime: runs clients.
         codec: of both directions.
-        spec: what is tuned.
+        spec: what is tuned; strategies may let more travel (`wire`).
         client_ids: all clients, ascending.
         seed: of the run; cohorts are streams of it.
         evaluate: server params to accuracy and loss.
@@ -58,6 +60,12 @@ class Federation:
     evaluate: Callable[[Params], Evaluation]
     evaluate_every: int = 1
     byte_budget: int | None = None
+
+    @property
+    def wire(self) -> ParamSpec:
+        """Everything that can travel: what is tuned, and what the strategy sends beside it."""
+        memory = self.strategy.memory
+        return self.spec if memory is None else memory.extend(self.spec)
 
 
 def federate(
@@ -81,13 +89,17 @@ def federate(
     for round in range(rounds_done + 1, num_rounds + 1):
         cohort = stream(federation.seed, "cohort", round)
         plan = federation.strategy.plan(state, round, federation.client_ids, federation.spec, cohort)
-        payloads, transfers = _send(federation, plan, params)
+        payloads, sent = _send(federation, plan, {**state, **params})
         replies = sorted(federation.runtime.run(plan, payloads), key=lambda reply: (reply.client_id, reply.payload))
-        accepted, rejections, uploads = _check(federation, plan, replies)
+        accepted, rejections, transfers = _check(federation, plan, replies)
+        unreached = {reply.client_id for reply in replies if not reply.reached}
+        transfers = [transfer for transfer in sent if transfer.client_id not in unreached] + transfers
+        if not _enough(federation.strategy.min_replies, plan, accepted, rejections):
+            rejections += [Rejection(reply.client_id, "too few replies", "void round") for reply, _ in accepted]
+            accepted = []
         updates = [update for _, update in accepted]
-        transfers += uploads
-        _require_enough(federation.strategy.min_replies, plan, updates, rejections)
-        params, state = _combine(federation, plan, updates, params, state)
+        if updates:
+            params, state = _combine(federation, plan, updates, params, state)
         _require_finite(round, params)
         bytes_sent += sum(transfer.payload_bytes for transfer in transfers)
         last = round == num_rounds or _spent(federation, bytes_sent)
@@ -99,26 +111,29 @@ def federate(
             params=params,
             state=state,
             cohort=plan.cohort,
-            rejections=tuple(rejections),
+            rejections=tuple(sorted(rejections, key=lambda rejection: rejection.client_id)),
             transfers=tuple(transfers),
             num_examples=sum(update.num_examples for update in updates),
             train_loss=_train_loss([reply for reply, _ in accepted]),
             test_loss=evaluation.loss if evaluation else None,
             accuracy=evaluation.accuracy if evaluation else None,
+            delta_norm=_delta_norm(federation.spec, updates),
+            simulated_seconds=_simulated_seconds(replies),
         )
         if last:
             return
 
 
-def _send(federation: Federation, plan: RoundPlan, params: Params) -> tuple[dict[int, bytes], list[Transfer]]:
-    """Encodes each client's download; clients that get the same tensors share one payload."""
+def _send(federation: Federation, plan: RoundPlan, tensors: Params) -> tuple[dict[int, bytes], list[Transfer]]:
+    """Encodes each client's download from params and state; clients that get the same tensors share one payload."""
+    wire = federation.wire
     encoded: dict[tuple[str, ...], tuple[bytes, dict[str, int]]] = {}
     payloads: dict[int, bytes] = {}
     transfers = []
     for client_id in plan.cohort:
         names = plan.download[client_id]
         if names not in encoded:
-            encoded[names] = encode(select(params, names), federation.spec, federation.codec)
+            encoded[names] = encode(select(tensors, names), wire, federation.codec)
         payloads[client_id], groups = encoded[names]
         transfers.append(Transfer(plan.round, client_id, "down", len(payloads[client_id]), groups))
     return payloads, transfers
@@ -138,11 +153,13 @@ def _check(
             update, groups = _open(federation, plan, reply)
             accepted[reply.client_id] = (reply, update)
         except (PayloadError, SpecError) as error:
-            rejections.append(Rejection(reply.client_id, error.message))
+            rejections.append(Rejection(reply.client_id, error.message, reply.cause))
         if reply.payload:
             transfers.append(Transfer(plan.round, reply.client_id, "up", len(reply.payload), groups))
     answered = {reply.client_id for reply in replies}
-    rejections += [Rejection(client_id, "no reply") for client_id in plan.cohort if client_id not in answered]
+    rejections += [
+        Rejection(client_id, "no reply", "no reply") for client_id in plan.cohort if client_id not in answered
+    ]
     return list(accepted.values()), rejections, transfers
 
 
@@ -154,15 +171,17 @@ def _open(federation: Federation, plan: RoundPlan, reply: Reply) -> tuple[Update
         raise SpecError(f"the client claims {reply.num_examples} examples, expected at least 1")
     if not math.isfinite(loss := reply.metrics.get("train_loss", math.nan)):
         raise SpecError(f"the client's metric `train_loss` is {loss}, expected a finite number")
-    delta, groups = decode(reply.payload, federation.spec, federation.codec)
-    federation.spec.check(delta, plan.upload[reply.client_id])
-    return Update(reply.client_id, reply.num_examples, delta), groups
+    if not 0 < (effective_steps := reply.metrics.get("effective_steps", math.nan)) < math.inf:
+        raise SpecError(f"the client's metric `effective_steps` is {effective_steps}, expected a number above 0")
+    delta, groups = decode(reply.payload, federation.wire, federation.codec)
+    federation.wire.check(delta, plan.upload[reply.client_id])
+    return Update(reply.client_id, reply.num_examples, delta, effective_steps), groups
 
 
 def _combine(
     federation: Federation, plan: RoundPlan, updates: Sequence[Update], params: Params, state: State
 ) -> tuple[Params, State]:
-    """The strategy's update of what is trained, and the plain mean of statistics.
+    """The strategy's update of what is trained, and the mean of statistics.
 
     A server's step that goes beyond the mean, or that an optimizer scales, has no meaning for a mean and a variance: a
     variance would even leave the positive numbers.
@@ -173,23 +192,25 @@ def _combine(
     trained, measured = [], []
     for update in updates:
         trained.append(replace(update, delta={n: t for n, t in update.delta.items() if n not in statistics}))
-        measured.append((update.num_examples, {n: t for n, t in update.delta.items() if n in statistics}))
+        measured.append(replace(update, delta={n: t for n, t in update.delta.items() if n in statistics}))
     params, state = federation.strategy.update(state, params, plan, trained)
-    return add(params, weighted_mean(measured)), state
+    return add(params, federation.strategy.mean.of(measured)), state
 
 
 def _spent(federation: Federation, bytes_sent: int) -> bool:
     return federation.byte_budget is not None and bytes_sent >= federation.byte_budget
 
 
-def _require_enough(
-    min_replies: int, plan: RoundPlan, updates: Sequence[Update], rejections: Sequence[Rejection]
-) -> None:
-    if len(updates) >= min_replies:
-        return
+def _enough(min_replies: int, plan: RoundPlan, accepted: Sequence[object], rejections: Sequence[Rejection]) -> bool:
+    """Whether the round counts. It does not where clients were lost; where they were wrong instead, the run ends."""
+    if len(accepted) >= min_replies:
+        return True
+    num_lost = sum(rejection.cause in LOST for rejection in rejections)
+    if len(accepted) + num_lost >= min_replies:
+        return False
     reasons = "".join(f"\n  - client {rejection.client_id}: {rejection.reason}" for rejection in rejections[:5])
     raise RoundError(
-        f"round {plan.round}: {len(updates)} of {len(plan.cohort)} replies are usable, "
+        f"round {plan.round}: {len(accepted)} of {len(plan.cohort)} replies are usable, "
         f"`strategy.min_replies` is {min_replies}.{reasons}",
         hint="if losses are not finite, lower `client.lr` or warm up over a few rounds "
         "(`client.schedule.warmup_rounds`).",
@@ -206,7 +227,21 @@ def _require_finite(round: int, params: Params) -> None:
         )
 
 
-def _train_loss(replies: Sequence[Reply]) -> float:
+def _train_loss(replies: Sequence[Reply]) -> float | None:
     """Mean of the clients' training losses over the accepted replies, weighted by examples."""
     total = sum(reply.num_examples * reply.metrics["train_loss"] for reply in replies)
-    return total / sum(reply.num_examples for reply in replies)
+    return total / sum(reply.num_examples for reply in replies) if replies else None
+
+
+def _delta_norm(spec: ParamSpec, updates: Sequence[Update]) -> float | None:
+    """Median length of the deltas of what is trained."""
+    lengths = [
+        norm({name: tensor for name, tensor in update.delta.items() if name in spec and spec.tensors[name].trained})
+        for update in updates
+    ]
+    return median(lengths) if lengths else None
+
+
+def _simulated_seconds(replies: Sequence[Reply]) -> float | None:
+    """The time of the client that the round waited for longest."""
+    return max((each.simulated_seconds for each in replies if each.simulated_seconds is not None), default=None)

@@ -10,18 +10,20 @@ Shapes: A lanes in use, K lanes, B samples of the largest batch of a step, C cla
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Generator, Tensor, nn
 
+from fedelta.data.augmentation import Augmentation, AugmentedInputs
 from fedelta.data.batches import Inputs, LabelledData, batches
 from fedelta.federation.bank import LaneBank
 from fedelta.federation.optimizers import Constant, Optimizer, Schedule, Sgd
 from fedelta.federation.prefix import CachedInputs, find_prefix, only_head
 from fedelta.models.hub import Backbone
+from fedelta.models.transforms import ImageTransform
 from fedelta.params import Params, ParamSpec
 from fedelta.settings import Settings
 from fedelta.strategies.base import LocalRule
@@ -57,7 +59,24 @@ class ClientSettings(Settings):
 
     def num_steps(self, num_examples: int) -> int:
         """Optimizer steps of a client with `num_examples` in one round."""
-        return self.local_steps or (self.local_epochs or 1) * -(-num_examples // self.batch_size)
+        return self.local_steps or (self.local_epochs or 1) * self.epoch_steps(num_examples)
+
+    def epoch_steps(self, num_examples: int) -> int:
+        """Optimizer steps of one pass over `num_examples`."""
+        return -(-num_examples // self.batch_size)
+
+    def num_processed(self, num_examples: int) -> int:
+        """Examples that such a client trains on in one round, each as often as it is seen.
+
+        >>> ClientSettings(local_steps=4, batch_size=2).num_processed(5)  # 2 + 2 + 1, and 2 of the next epoch
+        7
+        """
+        epochs, rest = divmod(self.num_steps(num_examples), self.epoch_steps(num_examples))
+        return epochs * num_examples + rest * self.batch_size
+
+    def effective_steps(self, num_examples: int) -> float:
+        """How often the learning rate the gradients of such a client go into its delta."""
+        return self.optimizer.effective_steps(self.num_steps(num_examples))
 
     def lr_in(self, round: int, num_rounds: int) -> float:
         """Learning rate of `round` (from 1) in a run of `num_rounds`."""
@@ -74,6 +93,8 @@ class Job:
         anchor: the tensors it starts from.
         generator: for the order of its batches.
         noise: for dropout.
+        augmentation: for crops and flips; None where nothing is augmented.
+        offset: added to the gradient in every step, by name (`Memory.offset`).
     """
 
     client_id: int
@@ -81,6 +102,8 @@ class Job:
     anchor: Params
     generator: Generator
     noise: Generator
+    augmentation: Generator | None = None
+    offset: Params = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -130,6 +153,7 @@ class LaneEngine:
         rule: correction of each gradient.
         cache_bytes: most memory for features of frozen modules; 0 switches the cache off.
         compute_dtype: `bfloat16` runs the model under autocast; the tuned tensors stay float32.
+        augmentation: what is done to the images of `train`; None for nothing.
     """
 
     def __init__(
@@ -143,6 +167,7 @@ class LaneEngine:
         rule: LocalRule,
         cache_bytes: int = 0,
         compute_dtype: Literal["float32", "bfloat16"] = "float32",
+        augmentation: Augmentation | None = None,
     ) -> None:
         self.spec = spec
         self.lanes = lanes
@@ -160,7 +185,10 @@ class LaneEngine:
             self._prefix = find_prefix(backbone, spec, lanes, self._to_device(sample))
             if self._prefix is None and only_head(backbone, spec):
                 self.notes.append("frozen-prefix cache off: this model's head cannot be run on its own.")
-        self._train = self._cached(train)
+        if augmentation is not None and augmentation.is_on:
+            self._train = self._augmented(train, augmentation)
+        else:
+            self._train = self._cached(train)
         self._evaluated: tuple[LabelledData, LabelledData] | None = None
 
     def train(self, jobs: Sequence[Job], lr: float) -> Iterator[Trained]:
@@ -205,11 +233,16 @@ class LaneEngine:
     def _admit(self, lane: int, job: Job) -> _Slot:
         self._prepare(self._train.inputs, job.rows)
         self.bank.load(lane, job.anchor)
+        self.bank.steer(lane, job.offset)
         for state in self._state.values():
             state[lane] = 0
         self._losses_K[lane] = 0
         num_steps = self.client.num_steps(len(job.rows))
-        return _Slot(job, batches(job.rows, self.client.batch_size, num_steps, job.generator), num_steps)
+        order = batches(job.rows, self.client.batch_size, num_steps, job.generator)
+        if isinstance(self._train.inputs, AugmentedInputs):
+            epoch_steps = self.client.epoch_steps(len(job.rows))
+            order = self._train.inputs.in_epochs(order, job.rows, epoch_steps, job.augmentation)
+        return _Slot(job, order, num_steps)
 
     def _release(self, lane: int, slots: list[_Slot]) -> None:
         """The last lane in use takes the place of `lane`."""
@@ -243,6 +276,8 @@ class LaneEngine:
         self._losses_K[:active] += losses_A.detach()
         values_AP, grads_AP = self.bank.values_KP[:active], self.bank.grads_KP[:active]
         with torch.no_grad():
+            if self.bank.offsets_KP is not None:
+                grads_AP += self.bank.offsets_KP[:active]
             self._rule.correct(grads_AP, values_AP, self.bank.anchors_KP[:active])
             state = {name: tensor[:active] for name, tensor in self._state.items()}
             self.client.optimizer.step(values_AP, grads_AP, state, lr)
@@ -261,6 +296,17 @@ class LaneEngine:
     def _prepare(self, inputs: Inputs, rows: Tensor) -> None:
         if isinstance(inputs, CachedInputs):
             inputs.prepare(rows)
+
+    def _augmented(self, data: LabelledData, augmentation: Augmentation) -> LabelledData:
+        if self._prefix is not None:
+            self.notes.append(
+                "frozen-prefix cache off for the training data: with `[augmentation]` its images differ in every "
+                "epoch, so that every step runs the whole model."
+            )
+        transform = self._backbone.transform
+        # Without a transform of ours nobody knows what black is: there the padding is 0.
+        black = transform.black if isinstance(transform, ImageTransform) else (0.0,)
+        return LabelledData(AugmentedInputs(data.inputs, augmentation, black, self._device), data.labels)
 
     def _cached(self, data: LabelledData) -> LabelledData:
         """`data` behind the prefix cache where there is a prefix and its features fit."""

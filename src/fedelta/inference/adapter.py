@@ -36,6 +36,7 @@ from fedelta.inference.fit import misfits
 from fedelta.inference.layout import from_layout, is_pair, to_layout
 from fedelta.inference.own import Own, read_own
 from fedelta.models.anatomy import Anatomy
+from fedelta.models.audio import AudioSettings
 from fedelta.models.hub import Backbone
 from fedelta.models.source import ModelSource
 from fedelta.params import Params
@@ -59,6 +60,7 @@ class Adapter:
             an adapter made elsewhere does not say. `model.adapter` is not kept: `params` contain it.
         seed: of the run: random base weights depend on it.
         max_length: most tokens of a text in the run; None for the transform's own.
+        audio: how recordings became inputs in the run; None for images and texts.
     """
 
     tuning: AnyTuning
@@ -68,6 +70,7 @@ class Adapter:
     model: ModelSource | None = None
     seed: int = 0
     max_length: int | None = None
+    audio: AudioSettings | None = None
 
 
 def write_adapter(directory: Path, adapter: Adapter, anatomy: Anatomy, card: Mapping[str, object]) -> None:
@@ -78,8 +81,8 @@ def write_adapter(directory: Path, adapter: Adapter, anatomy: Anatomy, card: Map
         adapter: what to write.
         anatomy: of the model.
         card: what the model card tells of the run, units in the key names. Three keys have a meaning: `modality`
-            ("image" or "text"; PEFT gets its task type from it), `extra_inputs` (`Backbone.extra_inputs`: how the
-            model has to be called) and `config` (the configuration as nested dictionaries).
+            ("image", "text" or "audio"; PEFT gets its task type from it), `extra_inputs` (`Backbone.extra_inputs`: how
+            the model has to be called) and `config` (the configuration as nested dictionaries).
 
     Raises:
         AdapterError: `directory` holds something else than an adapter.
@@ -103,6 +106,7 @@ def write_adapter(directory: Path, adapter: Adapter, anatomy: Anatomy, card: Map
         model=None if adapter.model is None else adapter.model.model_copy(update={"adapter": None}),
         seed=adapter.seed,
         max_length=adapter.max_length,
+        audio=adapter.audio,
     )
     # A model whose norms were exchanged cannot be had by its name alone.
     has_weights = bool(adapter.base) and (
@@ -142,7 +146,7 @@ def read_adapter(directory: str | Path, anatomy: Anatomy | None = None) -> Adapt
     if anatomy is not None:
         _refuse_whole_modules(where, tuning, params, anatomy)
     base = str(config.get("base_model_name_or_path") or "")
-    return Adapter(tuning, params, base, own.class_names, own.model, own.seed, own.max_length)
+    return Adapter(tuning, params, base, own.class_names, own.model, own.seed, own.max_length, own.audio)
 
 
 def check_fits(adapter: Adapter, backbone: Backbone) -> None:

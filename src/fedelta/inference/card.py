@@ -34,6 +34,7 @@ def render(
         "## Federated training\n",
         *_figures(card),
         *_warnings(card),
+        *_preparation(card),
         "\n## Loading\n",
         *_loading(tuning_name, base, class_names, card, has_weights=has_weights),
         "",
@@ -41,7 +42,11 @@ def render(
 
 
 def _header(tuning_name: str, base: str, card: Mapping[str, object]) -> list[str]:
-    kind = {"image": "image-classification", "text": "text-classification"}.get(str(card.get("modality")))
+    kind = {
+        "image": "image-classification",
+        "text": "text-classification",
+        "audio": "audio-classification",
+    }.get(str(card.get("modality")))
     return [
         "---",
         "library_name: peft",
@@ -68,6 +73,8 @@ def _figures(card: Mapping[str, object]) -> list[str]:
         for section in ("data", "partition", "strategy", "client", "codec"):
             if section in config:
                 rows[section] = config[section]
+    if card.get("modality") != "audio" and isinstance(data := rows.get("data"), Mapping):
+        rows["data"] = {name: value for name, value in data.items() if name != "audio"}
     if not rows:
         return ["Not recorded."]
     return ["| | |", "|---|---|", *(f"| {_label(key)} | {_text(key, value)} |" for key, value in rows.items())]
@@ -107,6 +114,15 @@ def _warnings(card: Mapping[str, object]) -> list[str]:
     return [
         "\nEvery client keeps norms of its own, which are not in this directory: it holds those that the run started",
         "with. A client's model is in the run directory: `Predictor.open(RUN, client_id)`.",
+    ]
+
+
+def _preparation(card: Mapping[str, object]) -> list[str]:
+    if card.get("modality") != "audio":
+        return []
+    return [
+        "\nIts inputs are log-mel spectrograms of recordings, as images: fedelta makes them as `audio` in",
+        "`fedelta.json` says.",
     ]
 
 

@@ -1,4 +1,4 @@
-"""Single texts and images to batches of model inputs, by the code that reads training data."""
+"""Single texts, images and recordings to batches of model inputs, by the code that reads training data."""
 
 from __future__ import annotations
 
@@ -7,19 +7,25 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from fedelta.data.audio import AudioError, check_rate, decode_audio, one_channel
 from fedelta.data.images import ImageError, ImageShape, decode, measure
 from fedelta.data.problems import refuse
+from fedelta.models.audio import AudioTransform
 from fedelta.models.transforms import ImageTransform, TextTransform
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    Example = str | Path | Image | Tensor
+    Example = str | Path | Image | Tensor | tuple[Tensor, int]
 
 _BATCH_SIZE = 32  # examples of one pass through the model
+# Mixing may go a little beyond full scale; integers that became floats go far beyond.
+_MAX_SAMPLE = 2.0
 
 
 def text_batches(texts: Sequence[Example], transform: TextTransform) -> Iterator[dict[str, Tensor]]:
@@ -52,11 +58,55 @@ def image_batches(images: Sequence[Example], transform: ImageTransform) -> Itera
         try:
             pixels.append(transform(_pixels(image, transform.image_size)[None])["pixel_values"])
         except ImageError as error:
-            name = repr(str(image)) if isinstance(image, str | Path) else f"input {index}"
-            problems.append(f"{name}: {error}")
+            problems.append(f"{_name(image, index)}: {error}")
     refuse("images", problems, hint="give image files that Pillow can open, Pillow images, or uint8 tensors [C, H, W].")
     chunks = (pixels[start : start + _BATCH_SIZE] for start in range(0, len(pixels), _BATCH_SIZE))
     return ({"pixel_values": torch.cat(chunk)} for chunk in chunks)
+
+
+def audio_batches(recordings: Sequence[Example], transform: AudioTransform) -> Iterator[dict[str, Tensor]]:
+    """Model inputs of a few recordings at a time, in order.
+
+    Raises:
+        DataError: something is no recording; names all of them. Raised at the call, not while iterating.
+    """
+    spectrograms: list[Tensor] = []
+    problems: list[str] = []
+    for index, recording in enumerate(recordings):
+        try:
+            spectrograms.append(transform.spectrogram(*_waveform(recording, transform.max_seconds)))
+        except AudioError as error:
+            problems.append(f"{_name(recording, index)}: {error}")
+    refuse(
+        "recordings",
+        problems,
+        hint="give WAV, FLAC, OGG or MP3 files, or pairs of a float tensor [samples] or [channels, samples] and its "
+        "sample rate in Hz.",
+    )
+    chunks = (spectrograms[start : start + _BATCH_SIZE] for start in range(0, len(spectrograms), _BATCH_SIZE))
+    return (transform(torch.stack(chunk)) for chunk in chunks)
+
+
+def _waveform(recording: Example, max_seconds: float) -> tuple[NDArray[np.float32], int]:
+    """One channel of float32, and its sample rate in Hz."""
+    if isinstance(recording, str | Path):
+        return decode_audio(str(recording), max_seconds)
+    if not isinstance(recording, tuple) or len(recording) != 2:
+        raise AudioError(f"no recording but {type(recording).__name__}")
+    samples, sample_rate = recording
+    if not isinstance(samples, Tensor):
+        raise AudioError(f"no tensor but {type(samples).__name__}")
+    if not samples.is_floating_point() or samples.dim() not in {1, 2}:
+        found = f"a {samples.dtype} tensor of shape {tuple(samples.shape)}"
+        raise AudioError(f"{found}, expected a float tensor [samples] or [channels, samples]")
+    check_rate(sample_rate)
+    if samples.numel() and samples.abs().max() > _MAX_SAMPLE:
+        raise AudioError(f"samples up to {samples.abs().max():g}, expected -1 to 1: divide by the full scale")
+    return one_channel(np.atleast_2d(samples.detach().cpu().float().numpy())), sample_rate
+
+
+def _name(example: Example, index: int) -> str:
+    return repr(str(example)) if isinstance(example, str | Path) else f"input {index}"
 
 
 def _pixels(image: Example, image_size: int) -> Tensor:
@@ -72,7 +122,7 @@ def _pixels(image: Example, image_size: int) -> Tensor:
     return torch.from_numpy(decode(encoded, shape))
 
 
-def _encoded(image: str | Path | Image) -> bytes:
+def _encoded(image: Example) -> bytes:
     from PIL import Image, ImageOps
 
     if isinstance(image, str | Path):

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError
 
 from fedelta import __version__
 from fedelta.errors import AdapterError
+from fedelta.models.audio import AudioSettings
 from fedelta.models.source import ModelSource
 from fedelta.results.files import to_json
 from fedelta.settings import Settings
@@ -24,6 +25,7 @@ class Own(Settings):
         model: the base model, without the adapter that a run started from: the tensors contain it.
         seed: of the run, for base weights that are random.
         max_length: most tokens of a text, None for the transform's own.
+        audio: how recordings become the model's inputs, None for images and texts.
     """
 
     fedelta_version: str = ""
@@ -32,6 +34,7 @@ class Own(Settings):
     model: ModelSource | None = None
     seed: int = Field(default=0, ge=0)
     max_length: int | None = Field(default=None, ge=1)
+    audio: AudioSettings | None = None
 
     def to_json(self) -> str:
         """The content of the file."""

@@ -1,4 +1,4 @@
-"""Predictions of a tuned model for single images and texts."""
+"""Predictions of a tuned model for single images, texts and recordings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from fedelta.errors import AdapterError, RunError
 from fedelta.inference.adapter import Adapter, check_fits, read_adapter
-from fedelta.inference.examples import image_batches, text_batches
+from fedelta.inference.examples import audio_batches, image_batches, text_batches
+from fedelta.models.audio import AudioSettings, AudioTransform, audio_transform
 from fedelta.models.hub import Backbone, build
 from fedelta.models.source import ModelSource, read_config
 from fedelta.models.transforms import ImageTransform, TextTransform
@@ -100,6 +101,7 @@ class Predictor:
         *,
         seed: int | None = None,
         max_length: int | None = None,
+        audio: AudioSettings | None = None,
     ) -> Predictor:
         """The base model with an adapter in it, ours or made by stock PEFT.
 
@@ -109,6 +111,8 @@ class Predictor:
             class_names: by default those that the adapter holds, else those of the base model.
             seed: of random base weights; by default that of the run.
             max_length: most tokens of a text; by default as in the run, else the transform's own.
+            audio: how recordings become images for the base model; by default as in the run, which was about images
+                where it does not say.
 
         Raises:
             AdapterError: unreadable, or does not fit the base model.
@@ -121,11 +125,10 @@ class Predictor:
                 f"adapter {str(directory)!r} does not name its base model.",
                 hint='give it: `Predictor.from_adapter(directory, ModelSource(source="..."))`.',
             )
-        max_length = adapter.max_length if max_length is None else max_length
         names = tuple(class_names or adapter.class_names or _class_names(model))
         backbone = build(model, names, seed=adapter.seed if seed is None else seed)
-        if max_length is not None and isinstance(backbone.transform, TextTransform):
-            backbone = replace(backbone, transform=replace(backbone.transform, max_length=max_length))
+        max_length = adapter.max_length if max_length is None else max_length
+        backbone = _with_settings(backbone, max_length, audio or adapter.audio)
         install(adapter, backbone)
         return cls(backbone, names)
 
@@ -134,7 +137,9 @@ class Predictor:
 
         Args:
             inputs: texts for a text model. For an image model, in any mixture: paths of image files, Pillow images,
-                uint8 tensors of shape [C, H, W].
+                uint8 tensors of shape [C, H, W]. For a model that was tuned on recordings, in any mixture: paths of
+                sound files, pairs of a float tensor [samples] or [channels, samples], in -1..1, and its sample rate
+                in Hz.
 
         Raises:
             DataError: examples that cannot be read, all of them in one message.
@@ -146,6 +151,8 @@ class Predictor:
             batches = text_batches(inputs, transform)
         elif isinstance(transform, ImageTransform):
             batches = image_batches(inputs, transform)
+        elif isinstance(transform, AudioTransform):
+            batches = audio_batches(inputs, transform)
         else:
             raise TypeError("this backbone has no transform from images or texts to its inputs")
         with torch.no_grad():
@@ -175,6 +182,16 @@ def fill(backbone: Backbone, params: Params) -> None:
     for name, tensor in params.items():
         # Broadcasts over the lane axis, which full fine-tuning does not have.
         backbone.module.get_parameter(name).copy_(tensor)
+
+
+def _with_settings(backbone: Backbone, max_length: int | None, audio: AudioSettings | None) -> Backbone:
+    """`backbone` with a transform that follows what is given."""
+    transform = backbone.transform
+    if isinstance(transform, TextTransform) and max_length is not None:
+        return replace(backbone, transform=replace(transform, max_length=max_length))
+    if isinstance(transform, ImageTransform) and audio is not None:
+        return replace(backbone, transform=audio_transform(transform, audio))
+    return backbone
 
 
 def _base_model(adapter: Adapter) -> ModelSource | None:

@@ -2,11 +2,12 @@
 
 `[model]` of a configuration is a `ModelSource`; `build` turns it into a `Backbone`: the module in evaluation
 mode (dropout off: FedPEFT's setting, and the condition for lanes to be independent), where its parts are, and
-how raw images or texts become its inputs.
+how raw images, texts or recordings become its inputs.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from fedelta.errors import ModelError
 from fedelta.models.anatomy import Anatomy, anatomy_of
+from fedelta.models.audio import AudioTransform
 from fedelta.models.native import FAMILIES
 from fedelta.models.source import ModelSource, locate, modality_of, read_config, read_preprocessor, unreadable
 from fedelta.models.transforms import ImageTransform, TextTransform, image_transform
@@ -25,6 +27,8 @@ from fedelta.seeds import derive
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
+
+logger = logging.getLogger("fedelta")
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Backbone:
 
     module: nn.Module
     anatomy: Anatomy
-    transform: ImageTransform | TextTransform | None = None
+    transform: ImageTransform | TextTransform | AudioTransform | None = None
     extra_inputs: dict[str, bool] = field(default_factory=dict)
     batch_norm: Literal["average", "local", "group"] = "average"
 
@@ -84,7 +88,7 @@ def build(source: ModelSource, class_names: tuple[str, ...], *, seed: int, devic
     module.eval()
     anatomy = anatomy_of(module, config.model_type)
     if modality_of(config) == "text":
-        return Backbone(module, anatomy, _text_transform(source) if device != "meta" else None)
+        return Backbone(module, anatomy, _text_transform(source, config) if device != "meta" else None)
     _check_size(size, config)
     # A model of patches has position embeddings for its own image size; a convolutional one has none.
     interpolates = native is not None and size != native and getattr(config, "patch_size", None) is not None
@@ -186,7 +190,7 @@ def _check_complete(source: str, module: nn.Module, family: str, info: dict[str,
         )
 
 
-def _text_transform(source: ModelSource) -> TextTransform:
+def _text_transform(source: ModelSource, config: PretrainedConfig) -> TextTransform:
     from transformers import AutoTokenizer
 
     if source.source is None:
@@ -201,4 +205,30 @@ def _text_transform(source: ModelSource) -> TextTransform:
             f"no tokenizer can be loaded from {source.source!r}: its vocabulary is empty.",
             hint="expected `tokenizer.json`, or the vocabulary files of the family, beside `config.json`.",
         )
+    _check_tokenizer(source.source, max(tokenizer.get_vocab().values()), tokenizer.pad_token_id, config)
     return TextTransform(tokenizer)
+
+
+def _check_tokenizer(source: str, largest_id: int, pad_id: int | None, config: PretrainedConfig) -> None:
+    """Refuses a tokenizer whose numbers mean other tokens, or none, to the model: it would train on noise."""
+    hint = "take `tokenizer.json` and `tokenizer_config.json` from the place that the weights are from."
+    if largest_id >= config.vocab_size:
+        raise ModelError(
+            f"the tokenizer in {source!r} does not belong to the model: its largest token is number {largest_id}, "
+            f"the model has embeddings for {config.vocab_size}, numbered from 0.",
+            hint=hint,
+        )
+    # RoBERTa counts positions from its padding token; to other families padding is masked, but the rest is shifted too.
+    if None not in (pad_id, config.pad_token_id) and pad_id != config.pad_token_id:
+        raise ModelError(
+            f"the tokenizer in {source!r} does not belong to the model: its padding token is number {pad_id}, "
+            f"that of the model {config.pad_token_id}.",
+            hint=hint,
+        )
+    if largest_id < 0.9 * config.vocab_size:
+        logger.warning(
+            "the tokenizer in %r has %s tokens, the model %s: is it the model's own?",
+            source,
+            f"{largest_id + 1:,}",
+            f"{config.vocab_size:,}",
+        )

@@ -61,6 +61,11 @@ class ImageTransform:
         std = torch.tensor(self.std).view(-1, 1, 1)
         return {"pixel_values": (pixels - mean) / std}
 
+    @property
+    def black(self) -> tuple[float, ...]:
+        """What a black pixel is in the model's input, one value per channel."""
+        return tuple(-mean / std for mean, std in zip(self.mean, self.std, strict=True))
+
     def _match_channels(self, pixels: Tensor) -> Tensor:
         found = pixels.shape[1]
         if found == self.num_channels:

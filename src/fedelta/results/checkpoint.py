@@ -24,7 +24,8 @@ from fedelta.params import Params, ParamSpec
 from fedelta.results.files import write_atomic
 from fedelta.strategies.base import State
 
-FORMAT = "fedelta-checkpoint-2"
+FORMAT = "fedelta-checkpoint-3"
+_BY_CLIENT = ("kept", "remembered")
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Checkpoint:
         round: the last finished round; 0 before the first.
         params: server params after that round, in the order of the spec.
         state: strategy state after that round.
-        kept: what clients keep for themselves, client id to its tensors.
+        kept: what clients keep of the model for themselves, client id to its tensors.
+        remembered: what clients remember for the strategy, client id to its tensors.
         log_bytes: length of `rounds.jsonl` at that moment.
         ledger_bytes: length of `ledger.jsonl`.
         timing_bytes: length of `timings.jsonl`.
@@ -48,6 +50,7 @@ class Checkpoint:
     params: Params
     state: State
     kept: Mapping[int, Params]
+    remembered: Mapping[int, Params]
     log_bytes: int
     ledger_bytes: int
     timing_bytes: int
@@ -90,13 +93,18 @@ def load(path: Path, spec: ParamSpec | None = None, run_fingerprint: str | None 
 
 def encode(checkpoint: Checkpoint) -> bytes:
     """`checkpoint` as the content of a safetensors file. Tensors of any device and layout are accepted."""
-    kept = {f"kept/{client_id}": params for client_id, params in checkpoint.kept.items()}
-    tensors = _separate({"params": checkpoint.params, "state": checkpoint.state, **kept})
+    own = {
+        f"{part}/{client_id}": params for part in _BY_CLIENT for client_id, params in getattr(checkpoint, part).items()
+    }
+    tensors = _separate({"params": checkpoint.params, "state": checkpoint.state, **own})
     facts = {
         "format": FORMAT,
         "params": list(checkpoint.params),
         "state": list(checkpoint.state),
-        "kept": [(client_id, list(params)) for client_id, params in checkpoint.kept.items()],
+        **{
+            part: [(client_id, list(params)) for client_id, params in getattr(checkpoint, part).items()]
+            for part in _BY_CLIENT
+        },
         "counters": _counters(checkpoint),
     }
     described = json.dumps(facts)
@@ -125,11 +133,14 @@ def decode(content: bytes) -> Checkpoint:
     return Checkpoint(
         params={name: tensors[f"params/{name}"] for name in facts["params"]},
         state={name: tensors[f"state/{name}"] for name in facts["state"]},
-        kept={
-            client_id: {name: tensors[f"kept/{client_id}/{name}"] for name in own} for client_id, own in facts["kept"]
-        },
+        kept=_by_client("kept", facts["kept"], tensors),
+        remembered=_by_client("remembered", facts["remembered"], tensors),
         **facts["counters"],
     )
+
+
+def _by_client(part: str, names: list[tuple[int, list[str]]], tensors: Mapping[str, Tensor]) -> dict[int, Params]:
+    return {client_id: {name: tensors[f"{part}/{client_id}/{name}"] for name in own} for client_id, own in names}
 
 
 def _check_origin(checkpoint: Checkpoint, spec: ParamSpec | None, run_fingerprint: str | None) -> None:
@@ -151,7 +162,7 @@ def _check_origin(checkpoint: Checkpoint, spec: ParamSpec | None, run_fingerprin
 
 def _counters(checkpoint: Checkpoint) -> dict[str, Any]:
     # `Any`: numbers, text and None, as JSON holds them.
-    return {name: value for name, value in vars(checkpoint).items() if name not in {"params", "state", "kept"}}
+    return {name: value for name, value in vars(checkpoint).items() if name not in {"params", "state", *_BY_CLIENT}}
 
 
 def _separate(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:

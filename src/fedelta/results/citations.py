@@ -11,7 +11,7 @@ from pathlib import Path
 
 ALWAYS = ("fedelta", "paszke2019pytorch", "wolf2020transformers", "lhoest2021datasets")
 
-# Key and value in the configuration, and what they stand on. "*" is any value.
+# Key and value in the configuration, and what they stand on. "*" is any value but false and 0.
 WORKS: dict[tuple[str, object], tuple[str, ...]] = {
     ("model.source", "bundled:vit-micro"): (
         "dosovitskiy2021image",
@@ -43,7 +43,19 @@ WORKS: dict[tuple[str, object], tuple[str, ...]] = {
     ("partition.name", "dirichlet"): ("hsu2019measuring", "yurochkin2019bayesian", "li2022silos"),
     ("partition.name", "pathological"): ("mcmahan2017communication", "li2022silos"),
     ("partition.name", "quantity"): ("li2022silos",),
+    ("augmentation.crop_padding", "*"): ("he2016deep",),
+    ("augmentation.flip", True): ("he2016deep",),
+    ("augmentation.resized_crop", "*"): ("szegedy2015going",),
     ("strategy.name", "fedavg"): ("mcmahan2017communication",),
+    ("strategy.name", "fedavgm"): ("hsu2019measuring",),
+    ("strategy.name", "fedadagrad"): ("reddi2021adaptive",),
+    ("strategy.name", "fedadam"): ("reddi2021adaptive",),
+    ("strategy.name", "fedyogi"): ("reddi2021adaptive",),
+    ("strategy.name", "fednova"): ("wang2020tackling",),
+    ("strategy.name", "scaffold"): ("karimireddy2020scaffold",),
+    ("strategy.mean.name", "median"): ("yin2018byzantine",),
+    ("strategy.mean.name", "trimmed"): ("yin2018byzantine",),
+    ("strategy.mean.name", "clipped"): ("sun2019can",),
     ("local_rule.name", "fedprox"): ("li2020federated",),
     ("client.optimizer.name", "adamw"): ("loshchilov2019decoupled",),
     ("client.schedule.name", "cosine"): ("loshchilov2017sgdr",),
@@ -63,7 +75,8 @@ def citations(config: Mapping[str, object]) -> str:
     for method in methods:
         for (path, value), keys in WORKS.items():
             found = _at({**config, "tuning": method}, path)
-            if found is not None and value in {"*", found}:
+            # False and 0 are ways to say that something is off.
+            if found and value in {"*", found}:
                 cited.update(keys)
     return "\n\n".join(entry for key, entry in entries().items() if key in cited) + "\n"
 
@@ -81,4 +94,4 @@ def _at(config: Mapping[str, object], path: str) -> object:
         if not isinstance(value, Mapping):
             return None
         value = value.get(key)
-    return value if isinstance(value, str | bool) else None
+    return value if isinstance(value, str | bool | int | float) else None

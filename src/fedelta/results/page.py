@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from html import escape
+from statistics import median
 
 import tomli_w
 
+from fedelta.results import plots
 from fedelta.results.drawing import to_svg
 from fedelta.results.elements import figure, flatten, legend, table
 from fedelta.results.history import History, Partition
@@ -112,6 +115,25 @@ def clients(partition: Partition, prefix: str, names: str = "") -> str:
     return f'<h2>{escape(title)}</h2>\n<p>{escape(text)}</p>\n<figure><div class="wide">{svg}</div></figure>'
 
 
+def participation(run: History, prefix: str, *, titled: bool) -> str:
+    """What became of the clients that were asked, and how long rounds would have taken; nothing if all went well."""
+    seconds = [each["simulated_seconds"] for each in run.rounds if each.get("simulated_seconds") is not None]
+    lost = Counter(rejection.get("cause", "refused") for record in run.rounds for rejection in record["rejections"])
+    if not lost and not seconds:
+        return ""
+    asked = sum(len(record["cohort"]) for record in run.rounds)
+    causes = ", ".join(f"{cause} {count(number)}" for cause, number in sorted(lost.items())) or "none lost"
+    void = sum(record.get("num_examples") == 0 for record in run.rounds)
+    text = f"Of {count(asked)} clients asked: {causes}."
+    if void:
+        text += f" {count(void)} rounds did not count, for too few replies."
+    if seconds:
+        text += f" Simulated time: {duration(sum(seconds))} in all, {duration(median(seconds))} in the median round."
+    title = f"Participation in {run.name}" if titled else "Participation"
+    svg = to_svg(plots.participation(run), prefix, "What became of the clients asked, by round") if lost else ""
+    return f'<h2>{escape(title)}</h2>\n<p>{escape(text)}</p>\n<figure><div class="wide">{svg}</div></figure>'
+
+
 def rejections(runs: Sequence[History]) -> str:
     """Replies that did not enter the mean; nothing when there are none."""
     rows = [
@@ -126,7 +148,7 @@ def rejections(runs: Sequence[History]) -> str:
     header = ["Run", "Round", "Client", "Reason"]
     first = 0 if len(runs) > 1 else 1
     shown = table(header[first:], [row[first:] for row in rows[:MAX_REJECTIONS]])
-    return f"<h2>Rejected replies</h2>\n{shown}{more}"
+    return f"<details><summary>Replies that did not enter the mean</summary>{shown}{more}</details>"
 
 
 def details(run: History, *, titled: bool) -> str:

@@ -15,6 +15,7 @@ from fedelta.results.history import History, Partition
 
 MIB = 2**20
 MAX_GROUPS = 20
+MAX_BARS = 300
 
 
 def accuracy_by_round(runs: Sequence[History]) -> Figure:
@@ -83,6 +84,30 @@ def bytes_by_group(run: History) -> Figure:
         return figure
 
 
+def participation(run: History) -> Figure:
+    """Clients of each round by what became of their replies."""
+    rounds = [record["round"] for record in run.rounds]
+    causes = [[rejection.get("cause", "refused") for rejection in record["rejections"]] for record in run.rounds]
+    # A reply that nobody asked for belongs to no client of the cohort.
+    counted = [max(0, len(record["cohort"]) - len(each)) for record, each in zip(run.rounds, causes, strict=True)]
+    layers = {"in the mean": counted} | {
+        cause: [each.count(cause) for each in causes] for cause in sorted({cause for each in causes for cause in each})
+    }
+    with style():
+        figure = blank((2 * SIZE[0], 2.4))
+        axes = figure.subplots()
+        bottom = np.zeros(len(rounds))
+        for (label, heights), color in zip(layers.items(), (*SERIES, MUTED), strict=False):
+            axes.bar(rounds, heights, width=1.0, bottom=bottom, color=color, label=label, linewidth=0)
+            bottom += heights
+        axes.set(xlabel="Round", ylabel="Clients asked")
+        axes.grid(visible=False, axis="x")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=6, fontsize=8)
+        return figure
+
+
 def label_distribution(partition: Partition) -> Figure:
     """Examples of each client, above the share of each class among them."""
     counts = np.array(list(partition.counts.values()), dtype=float)
@@ -94,7 +119,10 @@ def label_distribution(partition: Partition) -> Figure:
         figure = blank((2 * SIZE[0], height))
         grid = {"height_ratios": [1.2, height - 1.7], "hspace": 0.04}
         above, below = figure.subplots(2, 1, sharex=True, gridspec_kw=grid)
-        above.bar(np.arange(len(sizes)), sizes, width=0.8, color=SERIES[0])
+        if len(sizes) <= MAX_BARS:
+            above.bar(np.arange(len(sizes)), sizes, width=0.8, color=SERIES[0])
+        else:  # one path: 10,000 bars would be 1.5 MB of page
+            above.stairs(sizes, np.arange(len(sizes) + 1) - 0.5, fill=True, color=SERIES[0])
         above.set_ylabel("Examples")
         above.grid(visible=False, axis="x")
         above.tick_params(axis="x", length=0)
@@ -214,8 +242,10 @@ def _largest_groups(run: History) -> dict[str, tuple[int, int]]:
 
 
 def _short(name: str) -> str:
-    """The end of a long name, which tells more than its beginning."""
-    return name if len(name) <= 28 else f"…{name[-27:]}"
+    """The end of a long name, which tells more than its beginning, behind what it is (`control/`)."""
+    kind, slash, end = name.rpartition("/")
+    room = 27 - len(kind + slash)
+    return name if len(end) <= room + 1 or room < 1 else f"{kind}{slash}…{end[-room:]}"
 
 
 def _name_rows(axes: Axes, names: Sequence[str]) -> None:

@@ -42,6 +42,7 @@ def render(runs: Sequence[History]) -> str:
         parts.append(f'<h2>Traffic by group and direction</h2><div class="figures">{figures}</div>')
     for index, (partition, names) in enumerate(_partitions(runs)):
         parts.append(page.clients(partition, f"p{index}", ", ".join(names) if several else ""))
+    parts += [page.participation(run, f"l{index}", titled=several) for index, run in enumerate(runs)]
     parts.append(page.rejections(runs))
     parts += [page.details(run, titled=several) for run in runs]
     return fill(", ".join(run.name for run in runs) + " · fedelta report", parts)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from fedelta.strategies.fedavg import FedAvg
+from fedelta.strategies.fedavg import FedAvg, FedAvgM
+from fedelta.strategies.fednova import FedNova
+from fedelta.strategies.fedopt import FedOpt
 from fedelta.strategies.local import FedProx, Plain
+from fedelta.strategies.scaffold import Scaffold
 
-AnyStrategy = FedAvg
+AnyStrategy = FedAvg | FedAvgM | FedOpt | FedNova | Scaffold
 AnyLocalRule = Plain | FedProx

@@ -26,11 +26,13 @@ class RoundPlan:
         round: number of the round, from 1.
         download: client id to the names of the tensors that go down to it.
         upload: client id to the names of the tensors that must come up from it; the keys are the cohort.
+        num_clients: of the whole federation, N; the cohort is drawn from them.
     """
 
     round: int
     download: Mapping[int, tuple[str, ...]]
     upload: Mapping[int, tuple[str, ...]]
+    num_clients: int
 
     @property
     def cohort(self) -> tuple[int, ...]:
@@ -46,15 +48,57 @@ class Update:
         client_id: who sent it.
         num_examples: its weight in the mean.
         delta: local minus anchor, the tensors that the plan asked for.
+        effective_steps: how often the learning rate its gradients went into `delta` (`Sgd.effective_steps`).
     """
 
     client_id: int
     num_examples: int
     delta: Params
+    effective_steps: float = 1.0
+
+
+class Mean(Protocol):
+    """One value from the clients' deltas."""
+
+    def of(self, updates: Sequence[Update]) -> Params:
+        """Float64 tensors, each over the updates that hold it; `updates` come in ascending client id."""
+
+
+class Memory(Protocol):
+    """What clients remember between rounds for a strategy, and how it steers their steps."""
+
+    def extend(self, spec: ParamSpec) -> ParamSpec:
+        """`spec`, and behind it what travels beside the tensors of the model."""
+
+    def start(self, spec: ParamSpec) -> Params:
+        """What a client remembers before its first round, for the `spec` of the model."""
+
+    def offset(self, received: Params, remembered: Params) -> Params:
+        """What is added to the gradient in every local step, by name of the model's tensors."""
+
+    def conclude(
+        self, received: Params, remembered: Params, delta: Params, step_length: float
+    ) -> tuple[Params, Params]:
+        """What is sent beside `delta`, and what is remembered from now on.
+
+        Args:
+            received: the decoded download.
+            remembered: until now.
+            delta: local minus anchor.
+            step_length: learning rate times effective steps, so that `-delta / step_length` is the mean gradient.
+        """
 
 
 class Strategy(Protocol):
     """How cohorts are drawn, what travels, and how deltas are combined."""
+
+    @property
+    def memory(self) -> Memory | None:
+        """What clients remember for this strategy; None: nothing."""
+
+    @property
+    def mean(self) -> Mean:
+        """How deltas become one; the round loop takes statistics through it too."""
 
     @property
     def num_rounds(self) -> int:
@@ -79,7 +123,7 @@ class Strategy(Protocol):
     def update(self, state: State, params: Params, plan: RoundPlan, updates: Sequence[Update]) -> tuple[Params, State]:
         """The next server params and state. `updates` come in ascending client id; inputs are not changed.
 
-        Statistics are not among the deltas: the round loop averages them.
+        Statistics are not among the deltas: the round loop takes their mean.
         """
 
 

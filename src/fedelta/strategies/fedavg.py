@@ -1,43 +1,39 @@
-"""FedAvg: the mean of the clients' deltas, weighted by their number of examples.
+"""FedAvg: the mean of the clients' deltas, weighted by their number of examples; with momentum FedAvgM.
 
-    w_{t+1} = w_t + server_lr * sum_i (n_i / n) delta_i
+    v_t     = momentum v_{t-1} + sum_i (n_i / n) delta_i
+    w_{t+1} = w_t + server_lr v_t
 
-With server_lr = 1 this is the average of the clients' models (when every download is exact). Each tensor is
-averaged over the clients that sent it.
+With momentum 0 and server_lr 1 this is the average of the clients' models (when every download is exact). Each
+tensor is averaged over the clients that sent it.
 
 Source: McMahan et al. 2017 (FedAvg, arXiv 1602.05629), Algorithm 1; the server learning rate as in Reddi et
-al. 2021 (arXiv 2003.00295), Algorithm 1.
+al. 2021 (arXiv 2003.00295), Algorithm 1; the momentum of Hsu et al. 2019 (arXiv 1909.06335), section 4.3.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Generator
 
-from fedelta.params import Params, ParamSpec, add, weighted_mean
-from fedelta.settings import Settings
+from fedelta.params import Params, ParamSpec, add
 from fedelta.strategies.base import RoundPlan, State, Update
+from fedelta.strategies.cohort import Rounds, uniform
 
 
-class FedAvg(Settings):
+class FedAvg(Rounds):
     """Uniform cohorts, everything travels, weighted mean.
 
     Args:
-        clients_per_round: size of the cohort, drawn uniformly without replacement.
-        num_rounds: length of the run.
         server_lr: factor of the mean delta.
-        min_replies: fewest usable replies with which a round counts.
     """
 
     name: Literal["fedavg"] = "fedavg"
-    clients_per_round: int = Field(default=8, ge=1)  # FedPEFT's headline setting: 8 of 64
-    num_rounds: int = Field(default=50, ge=1)  # FedPEFT
     server_lr: float = Field(default=1.0, gt=0)  # McMahan et al.: the plain mean
-    min_replies: int = Field(default=1, ge=1)  # our choice: a round counts if anyone answers
+    memory: ClassVar[None] = None
 
     def init(self, params: Params, spec: ParamSpec) -> State:
         """Nothing to remember."""
@@ -47,12 +43,49 @@ class FedAvg(Settings):
         self, state: State, round: int, client_ids: Sequence[int], spec: ParamSpec, generator: Generator
     ) -> RoundPlan:
         """A uniform cohort; every shared tensor goes down and comes up."""
-        order = torch.randperm(len(client_ids), generator=generator).tolist()
-        cohort = sorted(client_ids[index] for index in order[: self.clients_per_round])
-        everything = dict.fromkeys(cohort, spec.shared)
-        return RoundPlan(round, download=everything, upload=everything)
+        return uniform(self, round, client_ids, spec, generator)
 
     def update(self, state: State, params: Params, plan: RoundPlan, updates: Sequence[Update]) -> tuple[Params, State]:
-        """The equation of the module docstring."""
-        mean = weighted_mean((update.num_examples, update.delta) for update in updates)
-        return add(params, mean, self.server_lr), state
+        """The equation of the module docstring, without momentum."""
+        return add(params, self.mean.of(updates), self.server_lr), state
+
+
+class FedAvgM(Rounds):
+    """FedAvg with momentum on the server.
+
+    Args:
+        server_lr: factor of the velocity.
+        momentum: share of the velocity that stays from round to round; 0 is FedAvg.
+    """
+
+    name: Literal["fedavgm"] = "fedavgm"
+    server_lr: float = Field(default=1.0, gt=0)  # Hsu et al.
+    momentum: float = Field(default=0.9, ge=0, lt=1)  # Hsu et al.: 0.9 and more; Reddi et al. 0.9
+    memory: ClassVar[None] = None
+
+    def init(self, params: Params, spec: ParamSpec) -> State:
+        """A velocity of zero for everything that is trained and travels."""
+        return zeros(params, spec, "velocity")
+
+    def plan(
+        self, state: State, round: int, client_ids: Sequence[int], spec: ParamSpec, generator: Generator
+    ) -> RoundPlan:
+        """A uniform cohort; every shared tensor goes down and comes up."""
+        return uniform(self, round, client_ids, spec, generator)
+
+    def update(self, state: State, params: Params, plan: RoundPlan, updates: Sequence[Update]) -> tuple[Params, State]:
+        """The equation of the module docstring; a tensor that nobody sent keeps its velocity."""
+        velocity = {
+            name: self.momentum * state[f"velocity/{name}"] + mean for name, mean in self.mean.of(updates).items()
+        }
+        moved = add(params, velocity, self.server_lr)
+        return moved, state | {f"velocity/{name}": tensor for name, tensor in velocity.items()}
+
+
+def zeros(params: Params, spec: ParamSpec, name: str, value: float = 0.0) -> State:
+    """`name/TENSOR` for each tensor that is trained and travels, float64, all `value`."""
+    return {
+        f"{name}/{tensor}": torch.full_like(params[tensor], value, dtype=torch.float64)
+        for tensor in spec.shared
+        if spec.tensors[tensor].trained
+    }

@@ -1,0 +1,136 @@
+"""Single recordings in every form a data set may hold them: encoded bytes and files."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from soundfile import SoundFile
+
+# Real recordings lie between the telephone's 8 kHz and the studio's 192 kHz. A rate far outside is a damaged header,
+# and resampling from it would take memory without end.
+_RATES = range(1000, 768_001)
+# Read beyond what is asked for: a resampling filter looks as far ahead from 1 kHz.
+_MARGIN_SECONDS = 0.05
+# Sizes from here on are what writers put there that cannot go back in their output, such as a pipe.
+_UNKNOWN_SIZE = 0x7FFF_0000
+
+
+class AudioError(ValueError):
+    """A value is no recording; the text says why. Callers add where it was found."""
+
+
+def check_audio(value: object) -> None:
+    """Refuses what is no recording; reads only its header.
+
+    Raises:
+        AudioError: see `decode_audio`.
+    """
+    with _opened(value):
+        pass
+
+
+def decode_audio(value: object, max_seconds: float | None = None) -> tuple[NDArray[np.float32], int]:
+    """The samples of a recording, channels averaged, in -1..1, and its sample rate in Hz.
+
+    Args:
+        value: WAV, FLAC, OGG or MP3 as bytes, as path, or as `{"bytes": ..., "path": ...}`.
+        max_seconds: what comes later is not read, but for a little that resampling needs.
+
+    Raises:
+        AudioError: `value` is no recording, is cut off, or holds no samples, or values that are not finite.
+    """
+    import soundfile
+
+    with _opened(value) as sound:
+        limit = -1 if max_seconds is None else math.ceil((max_seconds + _MARGIN_SECONDS) * sound.samplerate)
+        try:
+            samples = sound.read(limit, dtype="float32", always_2d=True)
+        except soundfile.SoundFileError as error:
+            raise AudioError(f"damaged recording: {_reason(error)}") from error
+        return one_channel(samples.T), sound.samplerate
+
+
+def one_channel(samples: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The mean over the channels of `samples` [channels, samples].
+
+    Raises:
+        AudioError: there are none, or some are not finite.
+    """
+    if samples.size == 0:
+        raise AudioError("a recording without samples")
+    if not np.isfinite(samples).all():
+        raise AudioError("a recording with samples that are NaN or infinite")
+    mean: NDArray[np.float32] = samples.mean(0, dtype=np.float32)
+    return mean
+
+
+def check_rate(sample_rate: object) -> None:
+    """Refuses a sample rate (Hz) that no recording has.
+
+    Raises:
+        AudioError: says what was expected.
+    """
+    if not isinstance(sample_rate, int) or sample_rate not in _RATES:
+        raise AudioError(f"a sample rate of {sample_rate} Hz, expected {_RATES[0]} to {_RATES[-1]}")
+
+
+@contextmanager
+def _opened(value: object) -> Iterator[SoundFile]:
+    import soundfile
+
+    with _bytes_of(value) as file:
+        _check_whole(file)
+        try:
+            sound = soundfile.SoundFile(file)
+        except soundfile.SoundFileError as error:
+            raise AudioError(_reason(error)) from error
+        with sound:
+            check_rate(sound.samplerate)
+            if sound.frames == 0:
+                raise AudioError("a recording without samples")
+            yield sound
+
+
+def _bytes_of(value: object) -> IO[bytes]:
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if value is None:
+        raise AudioError("no recording")
+    if isinstance(value, bytes):
+        return io.BytesIO(value)
+    if not isinstance(value, str | Path):
+        raise AudioError(f"no recording but {type(value).__name__}")
+    try:
+        return Path(value).expanduser().open("rb")
+    except (OSError, RuntimeError) as error:
+        raise AudioError(getattr(error, "strerror", None) or str(error)) from error
+
+
+def _check_whole(file: IO[bytes]) -> None:
+    """Refuses an empty file and a WAV file that ends before its header says; libsndfile reads what there is."""
+    head = file.read(8)
+    found = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    if found == 0:
+        raise AudioError("an empty file")
+    promised = int.from_bytes(head[4:8], "little")
+    # The byte that fills up an odd number is often counted and left out.
+    if head[:4] == b"RIFF" and found + 1 < promised + 8 < _UNKNOWN_SIZE:
+        raise AudioError(f"a recording that is cut off: {found} of {promised + 8} bytes")
+
+
+def _reason(error: Exception) -> str:
+    reason = str(getattr(error, "error_string", error)).strip().rstrip(".")
+    if "SF_INFO struct incomplete" in reason:
+        # libsndfile's words for a header that it can read and not believe.
+        return "a header with a sample rate of 0 or without channels"
+    return f"no recording in a known format ({reason})"

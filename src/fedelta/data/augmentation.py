@@ -1,0 +1,212 @@
+"""Random crops and flips of training images: section `[augmentation]`, off by default.
+
+Every client has one random stream a round. At the start of each of its epochs it draws one line of uniform numbers
+for each of its rows, in the order of its rows: which way an image is cut depends on the seed, the round, the client,
+the epoch and the row, and not on the order of batches, their size, or who else is in the lanes.
+
+The images are those that go into the model, at its size. They are normalised already; crops and flips only move
+pixels, and the weights of a resized crop sum to 1, so that the result is that of the raw image.
+
+Sources: padded crop and flip as in He et al. 2016, section 4.2; random resized crop as in Szegedy et al. 2015,
+section 6.
+
+Shapes: N rows, B rows of a batch, C channels, S side of the square image, D uniform numbers of a row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from pydantic import Field
+from torch import Generator, Tensor
+from torch.nn.functional import grid_sample
+
+from fedelta.data.batches import Inputs
+from fedelta.errors import ConfigError
+from fedelta.settings import Settings
+
+_PIXELS = "pixel_values"
+_MIN_ASPECT, _MAX_ASPECT = 3 / 4, 4 / 3  # Szegedy et al. 2015
+_NUM_TRIES = 10  # torchvision's RandomResizedCrop; the square of all pixels when no box fits
+
+# Columns of a row's uniform numbers. All are drawn whatever is switched on: turning one thing on changes no other.
+_FLIP, _CROP, _PLACE, _BOXES = 0, slice(1, 3), slice(3, 5), slice(5, 5 + 2 * _NUM_TRIES)
+_NUM_DRAWS = _BOXES.stop
+
+
+class Augmentation(Settings):
+    """What happens to training images: section `[augmentation]`. Test images stay as they are.
+
+    Args:
+        crop_padding: pixels of black around the image, from which a square of the old size is cut at a random place.
+        flip: left becomes right with probability 1/2.
+        resized_crop: smallest share of the area of a random box that is resized to the whole; the largest is 1, and
+            its aspect ratio is between 3/4 and 4/3. None for no such box. It comes before the padding.
+    """
+
+    crop_padding: int = Field(default=0, ge=0)  # FedPEFT and FedLAMA have 4
+    flip: bool = False  # FedPEFT and FedLAMA have it
+    resized_crop: float | None = Field(default=None, gt=0, le=1)  # Accumulator has 0.05
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is done."""
+        return self.crop_padding > 0 or self.flip or self.resized_crop is not None
+
+    def __call__(self, pixels_BCSS: Tensor, uniforms_BD: Tensor, black_C: Tensor) -> Tensor:
+        """The images, each changed as its uniform numbers say.
+
+        Args:
+            pixels_BCSS: images; not changed.
+            uniforms_BD: numbers in [0, 1), a line for every image, as `AugmentedInputs` draws them.
+            black_C: value of a black pixel in each channel.
+        """
+        if self.resized_crop is not None:
+            boxes_B4 = draw_boxes(uniforms_BD, self.resized_crop, pixels_BCSS.shape[-1])
+            pixels_BCSS = resize_boxes(pixels_BCSS, boxes_B4)
+        if self.crop_padding:
+            starts_B2 = (uniforms_BD[:, _CROP] * (2 * self.crop_padding + 1)).long()
+            pixels_BCSS = crop_padded(pixels_BCSS, starts_B2, self.crop_padding, black_C)
+        if self.flip:
+            flipped_B = uniforms_BD[:, _FLIP] < 0.5
+            pixels_BCSS = torch.where(flipped_B.view(-1, 1, 1, 1), pixels_BCSS.flip(-1), pixels_BCSS)
+        return pixels_BCSS
+
+
+class AugmentedInputs:
+    """Training images that are other ones in every epoch.
+
+    Args:
+        inputs: the rows as they are.
+        augmentation: what is done to them.
+        black: value of a black pixel, one for every channel or one for all.
+        device: where the images are changed.
+
+    It keeps 100 bytes for every row.
+
+    Raises:
+        ConfigError: the rows are no square images, or the padding is as large as they are.
+    """
+
+    def __init__(
+        self, inputs: Inputs, augmentation: Augmentation, black: tuple[float, ...], device: torch.device
+    ) -> None:
+        _check(inputs.fetch(torch.arange(1)), augmentation)
+        self._inputs = inputs
+        self._augmentation = augmentation
+        self._black_C = torch.tensor(black, device=device)
+        self._uniforms_ND = torch.full((len(inputs), _NUM_DRAWS), torch.nan)
+
+    def __len__(self) -> int:
+        return len(self._inputs)
+
+    def fetch(self, rows: Tensor) -> dict[str, Tensor]:
+        """The images of `rows` (int64, one axis) as the current epoch of their client has them."""
+        tensors = self._inputs.fetch(rows)
+        pixels, uniforms = (tensor.to(self._black_C.device) for tensor in (tensors[_PIXELS], self._uniforms_ND[rows]))
+        return {**tensors, _PIXELS: self._augmentation(pixels, uniforms, self._black_C)}
+
+    def in_epochs(
+        self, batches: Iterator[Tensor], rows: Tensor, epoch_steps: int, generator: Generator | None
+    ) -> Iterator[Tensor]:
+        """Passes on the batches of a client, and gives its `rows` new numbers before each of its epochs.
+
+        Args:
+            batches: of the client, in order; each is fetched before the next is asked for.
+            rows: of the client; no other client has them.
+            epoch_steps: batches of an epoch.
+            generator: of this client and round.
+
+        Raises:
+            ValueError: there is no generator; torch would take its global one.
+        """
+        if generator is None:
+            raise ValueError("the job has no `augmentation` generator, but the engine augments")
+        for step, batch in enumerate(batches):
+            if step % epoch_steps == 0:
+                self._uniforms_ND[rows] = torch.rand(len(rows), _NUM_DRAWS, generator=generator)
+            yield batch
+
+
+def crop_padded(pixels_BCSS: Tensor, starts_B2: Tensor, padding: int, black_C: Tensor) -> Tensor:
+    """Squares of the old size out of images with `padding` black pixels on every side.
+
+    Args:
+        pixels_BCSS: images.
+        starts_B2: first row and first column of each square in the padded image, int64 in 0..2 `padding`.
+        padding: pixels.
+        black_C: value of a black pixel in each channel.
+    """
+    batch, channels, size, _ = pixels_BCSS.shape
+    side = size + 2 * padding
+    padded = black_C.to(pixels_BCSS).view(-1, 1, 1).expand(batch, channels, side, side).clone()
+    padded[:, :, padding:-padding, padding:-padding] = pixels_BCSS
+    places_S = torch.arange(size, device=starts_B2.device)
+    rows_BS, columns_BS = (starts_B2[:, axis, None] + places_S for axis in (0, 1))
+    cut = padded.gather(2, rows_BS.view(batch, 1, size, 1).expand(-1, channels, -1, side))
+    return cut.gather(3, columns_BS.view(batch, 1, 1, size).expand(-1, channels, size, -1))
+
+
+def draw_boxes(uniforms_BD: Tensor, min_area: float, size: int) -> Tensor:
+    """Random boxes in a square: area and aspect ratio first, then a place where the box fits.
+
+    Args:
+        uniforms_BD: numbers in [0, 1).
+        min_area: smallest share of the square's area.
+        size: side of the square in pixels.
+
+    Returns:
+        int64 of shape [B, 4]: first row, first column, height, width.
+
+    Source: Szegedy et al. 2015, section 6; ten tries and rounding to whole pixels as in torchvision. After ten boxes
+    that do not fit the box is the whole square.
+    """
+    tries_BT2 = uniforms_BD[:, _BOXES].reshape(-1, _NUM_TRIES, 2)
+    areas_BT = size**2 * (min_area + (1 - min_area) * tries_BT2[..., 0])
+    low, high = math.log(_MIN_ASPECT), math.log(_MAX_ASPECT)
+    aspects_BT = (low + (high - low) * tries_BT2[..., 1]).exp()
+    # Rows before columns: the height is the root of area over aspect, which is width over height.
+    sides_BT2 = torch.stack([(areas_BT / aspects_BT).sqrt(), (areas_BT * aspects_BT).sqrt()], -1).round().long()
+    sides_BT2 = sides_BT2.clamp(min=1)
+    fits_BT = (sides_BT2 <= size).all(-1)
+    first_B = fits_BT.int().argmax(1)
+    chosen_B2 = sides_BT2[torch.arange(len(first_B), device=first_B.device), first_B]
+    sides_B2 = torch.where(fits_BT.any(1, keepdim=True), chosen_B2, size)
+    starts_B2 = (uniforms_BD[:, _PLACE] * (size - sides_B2 + 1)).long()
+    return torch.cat([starts_B2, sides_B2], 1)
+
+
+def resize_boxes(pixels_BCSS: Tensor, boxes_B4: Tensor) -> Tensor:
+    """A box of each image, resized to the whole image, bilinear.
+
+    Args:
+        pixels_BCSS: images.
+        boxes_B4: first row, first column, height, width in pixels.
+    """
+    size = pixels_BCSS.shape[-1]
+    starts_B2, sides_B2 = boxes_B4[:, None, :2], boxes_B4[:, None, 2:]
+    centres_S1 = (torch.arange(size, device=boxes_B4.device).view(-1, 1) + 0.5) / size
+    # Pixel coordinates, held inside of the box: what lies beyond its edge does not show.
+    inside_BS2 = (centres_S1 * sides_B2 - 0.5).clamp(min=0).minimum(sides_B2 - 1)
+    # grid_sample counts from -1, the left edge of the first pixel, to 1, the right edge of the last.
+    rows_BS, columns_BS = ((2 * (starts_B2 + inside_BS2) + 1) / size - 1).to(pixels_BCSS).unbind(-1)
+    grid_BSS2 = torch.stack([columns_BS[:, None, :].expand(-1, size, -1), rows_BS[:, :, None].expand(-1, -1, size)], -1)
+    return grid_sample(pixels_BCSS, grid_BSS2, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _check(sample: dict[str, Tensor], augmentation: Augmentation) -> None:
+    pixels, problem = sample.get(_PIXELS), None
+    if pixels is None:
+        problem = f"`[augmentation]` changes `{_PIXELS}`, but the training data have {', '.join(sorted(sample))}"
+        raise ConfigError([problem], hint="it is for images; leave the section out.")
+    shape, padding = tuple(pixels.shape), augmentation.crop_padding
+    if len(shape) != 4 or shape[-1] != shape[-2]:
+        problem = f"`[augmentation]` needs `{_PIXELS}` of shape (rows, channels, side, side), but found {shape}"
+    elif padding >= shape[-1]:
+        problem = (
+            f"`augmentation.crop_padding` is {padding}, expected less than the {shape[-1]} pixels of an image's side"
+        )
+    if problem is not None:
+        raise ConfigError([problem])

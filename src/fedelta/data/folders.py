@@ -1,0 +1,226 @@
+"""Folders of images or of recordings: one row for each file, labelled by its sub-folder or by its name.
+
+Files are read in place, later, by what makes the inputs; here only names are looked at.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+from string import Formatter
+from typing import TYPE_CHECKING, Literal
+
+from fedelta.data.problems import refuse
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Kind = Literal["image", "audio"]
+
+SUFFIXES: dict[Kind, frozenset[str]] = {
+    "image": frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}),
+    "audio": frozenset({".wav", ".flac", ".ogg", ".mp3"}),
+}
+CLIENT = "client"  # field of a pattern, and column of the rows
+_LABEL = "label"
+# What file managers leave behind.
+_LITTER = frozenset({"thumbs.db", "desktop.ini"})
+
+
+@dataclass(frozen=True)
+class Naming:
+    """What the names of files say.
+
+    Args:
+        pattern: `data.file_pattern` (see `expression`); None says nothing.
+        test_files: glob of the files that are the test set, as `PurePath.match` reads it.
+        test_split: name of the test set.
+    """
+
+    pattern: str | None = None
+    test_files: str | None = None
+    test_split: str = "test"
+
+    @property
+    def fields(self) -> frozenset[str]:
+        """Names of the fields of the pattern."""
+        return frozenset() if self.pattern is None else frozenset(expression(self.pattern).groupindex)
+
+
+def expression(pattern: str) -> re.Pattern[str]:
+    """The regular expression of a pattern with named fields, for file names without their ending.
+
+    A field is never empty and never holds the text that stands between it and the next one, so that a name can be
+    read in one way only.
+
+    >>> expression("{label}_{client}_{index}").fullmatch("7_george_12").groupdict()
+    {'label': '7', 'client': 'george', 'index': '12'}
+    >>> expression("{label}_{client}").fullmatch("7_mary_ann") is None
+    True
+
+    Raises:
+        ValueError: no field, a field twice, fields without text between them, or something else than names.
+    """
+    pieces = list(Formatter().parse(pattern))
+    names = [name for _, name, _, _ in pieces if name is not None]
+    if not names or not all(map(str.isidentifier, names)) or any(spec or how for _, _, spec, how in pieces):
+        raise ValueError(f"is {pattern!r}, expected named fields such as {{label}}_{{client}}_{{index}}")
+    if "/" in pattern or len(set(names)) < len(names):
+        raise ValueError(f"is {pattern!r}, expected each field once and no folders")
+    between = [text for text, name, _, _ in pieces[1:] if name is not None]
+    if not all(between):
+        raise ValueError(f"is {pattern!r}, expected text between two fields")
+    found = ""
+    for place, (text, name, _, _) in enumerate(pieces):
+        beside = between[max(place - 1, 0) : place + 1]
+        barrier = f"(?!{'|'.join(map(re.escape, beside))})" if beside else ""
+        found += re.escape(text) + ("" if name is None else f"(?P<{name}>(?:{barrier}.)+)")
+    return re.compile(found)
+
+
+def kind_of(folder: Path, tables: Set[str]) -> Kind | None:
+    """What `folder` is a folder of; None for neither, or where a table is in charge of the files.
+
+    A Parquet file anywhere is in charge, and any table beside images or recordings that are in no sub-folder.
+
+    Args:
+        folder: to look at, with all that is below it.
+        tables: suffixes of tables.
+
+    Raises:
+        DataError: both images and recordings are there.
+    """
+    found: Counter[Kind] = Counter()
+    has_sub_folders = has_table = False
+    for parent, _, names in os.walk(folder):
+        suffixes = Counter(Path(name).suffix.lower() for name in names if not name.startswith("."))
+        if ".parquet" in suffixes:
+            return None
+        here = {kind: sum(suffixes[suffix] for suffix in known) for kind, known in SUFFIXES.items()}
+        has_table = has_table or not suffixes.keys().isdisjoint(tables)
+        has_sub_folders = has_sub_folders or (parent != str(folder) and sum(here.values()) > 0)
+        found.update(here)
+    if not found.total() or (has_table and not has_sub_folders):
+        return None
+    if found["image"] and found["audio"]:
+        problem = f"{found['image']} images and {found['audio']} recordings, expected one kind"
+        refuse(f"folder {str(folder)!r}", [problem], hint="keep them in folders of their own")
+    return "audio" if found["audio"] else "image"
+
+
+def read_folder(folder: Path, kind: Kind, train_split: str, naming: Naming) -> dict[str, Dataset]:
+    """All splits of a folder: those of its sub-folders where one is named `train_split`, else that one alone.
+
+    Args:
+        folder: of images or recordings.
+        kind: which of them.
+        train_split: name of the training set.
+        naming: where labels, clients and the test set come from, if not from sub-folders.
+
+    Returns:
+        Split to its rows: column `image` or `audio` (the path), `label`, and `client` where the pattern has it.
+
+    Raises:
+        DataError: files that are of another kind, have no label, or do not match; names every problem.
+    """
+    if (folder / train_split).is_dir():
+        roots = {entry.name: entry for entry in _visible(folder) if entry.is_dir()}
+    else:
+        roots = {train_split: folder}
+    problems: list[str] = []
+    files = {name: _files(root, kind, problems) for name, root in roots.items()}
+    problems += _mismatches([path for paths in files.values() for path in paths], naming)
+    if naming.test_files is not None:
+        problems += _move_test_files(files, train_split, naming)
+    splits = {}
+    for name, paths in files.items():
+        # Test files by name lie among the training files.
+        splits[name] = _labelled(paths, roots.get(name, roots[train_split]), naming, problems)
+    hint = f"expected one sub-folder of {kind} files for each class, or `data.file_pattern` with a field {{label}}"
+    refuse(f"{kind} folder {str(folder)!r}", problems, hint=hint)
+    return {name: _dataset(rows, kind, naming) for name, rows in splits.items()}
+
+
+def _files(root: Path, kind: Kind, problems: list[str]) -> list[Path]:
+    """The files of `kind` below `root`, sorted; adds to `problems`."""
+    found = _visible(root, "**/*")
+    files = [path for path in found if path.is_file()]
+    parents = {path.relative_to(root).parts[0] for path in files}
+    what = "no image" if kind == "image" else "no recording"
+    for path in found:
+        if path.parent == root and path.is_dir() and path.name not in parents:
+            problems.append(f"{str(path)!r} is an empty folder")
+        if path.is_file() and path.suffix.lower() not in SUFFIXES[kind]:
+            problems.append(f"{str(path)!r} is {what}")
+    return [path for path in files if path.suffix.lower() in SUFFIXES[kind]]
+
+
+def _mismatches(paths: Sequence[Path], naming: Naming) -> list[str]:
+    if naming.pattern is None:
+        return []
+    pattern = expression(naming.pattern)
+    foreign = [path for path in paths if pattern.fullmatch(path.stem) is None]
+    problem = (
+        f"{len(foreign)} of {len(paths)} file names do not match `data.file_pattern` = {naming.pattern!r} "
+        f"(endings left out), {_first(foreign)}"
+    )
+    return [problem] if foreign else []
+
+
+def _move_test_files(files: dict[str, list[Path]], train_split: str, naming: Naming) -> list[str]:
+    """Moves what `naming.test_files` matches from the training set to a test set of its own; returns problems."""
+    if naming.test_files is None or naming.test_split in files:
+        return [f"`data.test_files` is set, and there is a folder {naming.test_split!r} with a test set: remove one"]
+    both = files[train_split]
+    test = [path for path in both if path.match(naming.test_files)]
+    if not test:
+        return [f"none of {len(both)} files matches `data.test_files` = {naming.test_files!r}, {_first(both)}"]
+    taken = set(test)
+    files[train_split] = [path for path in both if path not in taken]
+    files[naming.test_split] = test
+    return []
+
+
+def _labelled(paths: Sequence[Path], root: Path, naming: Naming, problems: list[str]) -> list[dict[str, str]]:
+    """Path, label and perhaps client of each file that matches; adds to `problems`."""
+    pattern = None if naming.pattern is None else expression(naming.pattern)
+    rows: list[dict[str, str]] = []
+    for path in paths:
+        match = None if pattern is None else pattern.fullmatch(path.stem)
+        if pattern is not None and match is None:
+            continue
+        row = {} if match is None else match.groupdict()
+        if _LABEL not in row:
+            if path.parent == root:
+                lacks = "" if pattern is None else f", and the pattern {naming.pattern!r} has no field {{label}}"
+                problems.append(f"{str(path)!r} is in no class folder{lacks}")
+            row[_LABEL] = path.relative_to(root).parts[0]
+        rows.append({**row, "path": str(path)})
+    return rows
+
+
+def _dataset(rows: Sequence[dict[str, str]], kind: Kind, naming: Naming) -> Dataset:
+    from datasets import Audio, Dataset, Features, Image, Value
+
+    columns: dict[str, object] = {kind: [{"bytes": None, "path": row["path"]} for row in rows]}
+    columns[_LABEL] = [row[_LABEL] for row in rows]
+    stored: dict[str, object] = {kind: {"bytes": Value("binary"), "path": Value("string")}, _LABEL: Value("string")}
+    if CLIENT in naming.fields:
+        columns[CLIENT] = [row[CLIENT] for row in rows]
+        stored[CLIENT] = Value("string")
+    dataset = Dataset.from_dict(columns, features=Features(stored))
+    # Cast: made with this feature at once, a data set of recordings would want torchcodec.
+    return dataset.cast_column(kind, Image() if kind == "image" else Audio(decode=False))
+
+
+def _visible(folder: Path, pattern: str = "*") -> list[Path]:
+    entries = sorted(folder.glob(pattern))
+    return [entry for entry in entries if not entry.name.startswith(".") and entry.name.lower() not in _LITTER]
+
+
+def _first(paths: Sequence[Path]) -> str:
+    return f"first {paths[0].name!r}" if paths else "of which there are none"

@@ -1,0 +1,113 @@
+"""Clients that cannot be reached, vanish, or are too slow: section `[stability]` of a simulation.
+
+Who is lost in a round, and how fast a client is, are streams of the seed: the same in every run, whatever else the
+runtime does. Time is simulated. A lost client is not trained, so instability costs nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from pydantic import Field, model_validator
+
+from fedelta.federation.records import Reply
+from fedelta.federation.rounds import Runtime
+from fedelta.federation.training import ClientSettings
+from fedelta.seeds import stream
+from fedelta.settings import Settings
+from fedelta.strategies.base import RoundPlan
+
+
+class Stability(Settings):
+    """How unreliable the clients of a simulation are; by default they are not.
+
+    Args:
+        dropout_fraction: probability with which a client of the cohort cannot be reached in a round; no bytes flow.
+        vanish_fraction: probability with which one that was reached never replies; its download has been sent.
+        examples_per_second: speed of the median client in training; None: no time is simulated.
+        speed_spread: standard deviation of the logarithm of the clients' speeds; each has one for the whole run.
+        megabits_per_second: of every client's link; the upload is taken to be as long as the download. None: no
+            time for transfers.
+        deadline_seconds: replies that take longer are lost, and a round lasts no longer than this.
+    """
+
+    dropout_fraction: float = Field(default=0.0, ge=0, lt=1)
+    vanish_fraction: float = Field(default=0.0, ge=0, lt=1)
+    examples_per_second: float | None = Field(default=None, gt=0)
+    speed_spread: float = Field(default=0.5, ge=0)  # our choice: one of six clients is slower than 0.6 of the median
+    megabits_per_second: float | None = Field(default=None, gt=0)
+    deadline_seconds: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _a_deadline_needs_time(self) -> Stability:
+        if self.deadline_seconds is not None and not self.keeps_time:
+            raise ValueError("`deadline_seconds` needs `examples_per_second` or `megabits_per_second`, or both")
+        return self
+
+    @property
+    def keeps_time(self) -> bool:
+        """Whether time is simulated."""
+        return self.examples_per_second is not None or self.megabits_per_second is not None
+
+
+@dataclass(frozen=True)
+class Unstable:
+    """A runtime that loses some of the clients of another one.
+
+    Args:
+        runtime: runs the clients that are not lost.
+        stability: how many are lost.
+        client: how much work a client has.
+        num_examples: client id to the size of its data.
+        seed: of the run.
+    """
+
+    runtime: Runtime
+    stability: Stability
+    client: ClientSettings
+    num_examples: Mapping[int, int]
+    seed: int
+
+    def run(self, plan: RoundPlan, payloads: Mapping[int, bytes]) -> Iterator[Reply]:
+        """See `Runtime.run`; a lost client gives a reply that says why."""
+        reached: dict[int, bytes] = {}
+        for client_id, payload in payloads.items():
+            lost = self._lost(plan.round, client_id, len(payload))
+            if lost is None:
+                reached[client_id] = payload
+            else:
+                yield lost
+        for reply in self.runtime.run(plan, reached):
+            if self.stability.keeps_time and reply.client_id in reached:
+                seconds = self.seconds(reply.client_id, len(reached[reply.client_id]))
+                yield replace(reply, simulated_seconds=seconds)
+            else:
+                yield reply
+
+    def seconds(self, client_id: int, payload_bytes: int) -> float:
+        """Simulated time of a client's round: download, training and upload."""
+        settings, total = self.stability, 0.0
+        if settings.examples_per_second is not None:
+            deviation = float(torch.randn((), generator=stream(self.seed, "speed", client_id)))
+            speed = settings.examples_per_second * math.exp(settings.speed_spread * deviation)
+            total += self.client.num_processed(self.num_examples[client_id]) / speed
+        if settings.megabits_per_second is not None:
+            total += 2 * payload_bytes * 8 / (settings.megabits_per_second * 1e6)
+        return total
+
+    def _lost(self, round: int, client_id: int, payload_bytes: int) -> Reply | None:
+        """The reply of a client that is lost in this round; None for one that is not."""
+        settings = self.stability
+        drop, vanish = torch.rand(2, generator=stream(self.seed, "stability", round, client_id)).tolist()
+        if drop < settings.dropout_fraction:
+            return Reply(client_id, 0, b"", fault="could not be reached", cause="dropped out", reached=False)
+        if vanish < settings.vanish_fraction:
+            return Reply(client_id, 0, b"", fault="was reached and never replied", cause="vanished")
+        deadline = settings.deadline_seconds
+        if deadline is None or (seconds := self.seconds(client_id, payload_bytes)) <= deadline:
+            return None
+        reason = f"would have taken {seconds:.1f} s, the deadline is {deadline:g} s"
+        return Reply(client_id, 0, b"", fault=reason, cause="too late", simulated_seconds=deadline)

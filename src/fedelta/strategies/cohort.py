@@ -1,0 +1,38 @@
+"""What every strategy has in common: how long the run is, whom a round asks, and which mean is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field
+from torch import Generator
+
+from fedelta.params import ParamSpec
+from fedelta.settings import Settings
+from fedelta.strategies.base import RoundPlan
+from fedelta.strategies.means import AnyMean, Weighted
+
+
+class Rounds(Settings):
+    """Fields of every strategy, without behaviour.
+
+    Args:
+        clients_per_round: size of the cohort, M, drawn uniformly without replacement.
+        num_rounds: length of the run.
+        min_replies: fewest usable replies with which a round counts.
+        mean: how the deltas of a round become one.
+    """
+
+    clients_per_round: int = Field(default=8, ge=1)  # FedPEFT's headline setting: 8 of 64
+    num_rounds: int = Field(default=50, ge=1)  # FedPEFT
+    min_replies: int = Field(default=1, ge=1)  # our choice: a round counts if anyone answers
+    mean: AnyMean = Field(default=Weighted(), discriminator="name")
+
+
+def uniform(rounds: Rounds, round: int, client_ids: Sequence[int], spec: ParamSpec, generator: Generator) -> RoundPlan:
+    """A uniform cohort; every shared tensor goes down and comes up."""
+    order = torch.randperm(len(client_ids), generator=generator).tolist()
+    cohort = sorted(client_ids[index] for index in order[: rounds.clients_per_round])
+    everything = dict.fromkeys(cohort, spec.shared)
+    return RoundPlan(round, download=everything, upload=everything, num_clients=len(client_ids))

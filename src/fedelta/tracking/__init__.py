@@ -1,0 +1,1 @@
+"""Copies of a run's records in the tools that people compare runs with; nothing here contacts a network."""

@@ -1,0 +1,163 @@
+"""Keeps trackers at the state of a run's records.
+
+The records are read back from the run directory, so that a tracker sees what a resumed run, the report and anybody
+else see. Trackers are a courtesy: one that fails is dropped with a warning, and the run goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from fedelta.config import Config
+from fedelta.federation.records import RoundOutcome
+from fedelta.results.files import Record, write_atomic
+from fedelta.results.ledger import Ledger
+from fedelta.results.rundir import RunDirectory
+from fedelta.tracking.base import Parameter, TrackedRun, Tracker
+from fedelta.tracking.table import TOOLS
+
+logger = logging.getLogger("fedelta")
+
+_MIB = 2**20
+_FOLDER = "tracking"
+
+
+class Mirror:
+    """The trackers of one run.
+
+    Args:
+        run: whose records are mirrored.
+        config: of the run.
+    """
+
+    def __init__(self, run: RunDirectory, config: Config) -> None:
+        self._run = run
+        self._rounds_done = 0
+        self._trackers: dict[str, Tracker] = {}
+        for name in dict.fromkeys(config.tracking.tools):
+            self._guard(name, self._open, name, config)
+
+    def update(self) -> None:
+        """Logs the rounds that were recorded since the last call."""
+        if not self._trackers:
+            return
+        # The whole file each time: a long run's few hundred KiB take milliseconds.
+        pairs = list(zip(self._run.rounds.read(), self._run.timings.read(), strict=True))
+        for record, timing in pairs[self._rounds_done :]:
+            values = round_values(record, timing)
+            for name, tracker in list(self._trackers.items()):
+                self._guard(name, tracker.log, record["round"], values)
+        self._rounds_done = len(pairs)
+
+    def finish(self, summary: Record) -> None:
+        """Logs the key figures and marks the run as finished."""
+        values = {f"summary/{key}": float(value) for key, value in summary.items() if _is_number(value)}
+        for name, tracker in list(self._trackers.items()):
+            self._guard(name, tracker.finish, values)
+        self._trackers.clear()
+
+    def close(self) -> None:
+        """Ends what `finish` has not."""
+        for name, tracker in list(self._trackers.items()):
+            self._guard(name, tracker.close)
+        self._trackers.clear()
+
+    def before(self, on_round: Callable[[RoundOutcome, Ledger], None] | None) -> Callable[[RoundOutcome, Ledger], None]:
+        """Updates the trackers after each round, and calls `on_round` then."""
+
+        def update(outcome: RoundOutcome, ledger: Ledger) -> None:
+            self.update()
+            if on_round is not None:
+                on_round(outcome, ledger)
+
+        return update
+
+    def _open(self, name: str, config: Config) -> None:
+        self._trackers[name] = TOOLS[name].open(tracked_run(self._run, config))
+
+    def _guard(self, name: str, action: Callable[..., None], *args: object) -> None:
+        try:
+            action(*args)
+        except Exception as error:  # noqa: BLE001 whatever another library raises, the training is worth more
+            self._trackers.pop(name, None)
+            logger.warning(
+                "tracking with %s ended: %s: %s. The run goes on; when that is mended, `fedelta resume %s` tracks all "
+                "of it from its records.",
+                name,
+                type(error).__name__,
+                error,
+                self._run.path,
+            )
+
+
+@contextmanager
+def mirrored(run: RunDirectory, config: Config) -> Iterator[Mirror]:
+    """A mirror that has all rounds so far; it is closed at the end, whatever happens."""
+    mirror = Mirror(run, config)
+    try:
+        mirror.update()
+        yield mirror
+    finally:
+        mirror.close()
+
+
+def round_values(record: Record, timing: Record) -> dict[str, float]:
+    """The numbers of a round for people to compare; what it has none of is left out.
+
+    Args:
+        record: a line of `rounds.jsonl`.
+        timing: the line of `timings.jsonl` for the same round.
+    """
+    values = {name: record[name] for name in ("accuracy", "test_loss_nats", "train_loss_nats")}
+    values |= {f"{name}_mib": record[f"{name}_bytes"] / _MIB for name in ("uplink", "downlink", "cumulative")}
+    values |= {"num_rejections": len(record["rejections"]), "wall_seconds": timing["wall_seconds"]}
+    return {name: float(value) for name, value in values.items() if _is_number(value)}
+
+
+def tracked_run(run: RunDirectory, config: Config) -> TrackedRun:
+    """What tools are told; the first call gives the run its id."""
+    own = run.path.resolve() / _FOLDER
+    directory = config.tracking.directory
+    return TrackedRun(
+        name=own.parent.name,
+        id=_identity(own / "id"),
+        project=config.tracking.project,
+        directory=own if directory is None else Path(directory),
+        parameters=flatten(config.model_dump(mode="json", exclude={"tracking"})),
+    )
+
+
+def flatten(table: Mapping[str, object], prefix: str = "") -> dict[str, Parameter]:
+    """Nested values by their dotted keys; lists as JSON, and what is None left out.
+
+    >>> flatten({"seed": 7, "tuning": {"r": 8, "modules": ["q", "v"], "alpha": None}})
+    {'seed': 7, 'tuning.r': 8, 'tuning.modules': '["q", "v"]'}
+    """
+    flat: dict[str, Parameter] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, str | int | float | bool):
+            flat[f"{prefix}{key}"] = value
+        elif value is not None:
+            flat[f"{prefix}{key}"] = json.dumps(value)
+    return flat
+
+
+def _identity(path: Path) -> str:
+    """The id in `path`, which is written when it is not there."""
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        # Not from the seed: two runs of one configuration are two runs. No result depends on it.
+        write_atomic(path, secrets.token_hex(4))
+    return path.read_text(encoding="ascii")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

@@ -1,0 +1,102 @@
+"""MLflow in a local SQLite file: `mlflow ui --backend-store-uri sqlite:///RUN/tracking/mlflow/mlflow.db`.
+
+MLflow 3 refuses to write its older store of plain files. Metrics can only be added there, so rounds that are in the
+store already are passed over.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fedelta.tracking.base import Parameter, TrackedRun
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_TAG = "fedelta.id"
+_MAX_PARAMETERS = 100  # that one request may hold; from here on, MLflow's own limits
+_MAX_VALUE_LENGTH = 6000
+_SUMMARY = "summary/"
+
+
+@dataclass(frozen=True)
+class Mlflow:
+    """A run in a store.
+
+    Args:
+        client: of the store.
+        run_id: MLflow's.
+        rounds: that are in the store; grows.
+    """
+
+    client: MlflowClient
+    run_id: str
+    rounds: set[int]
+
+    def log(self, round: int, values: Mapping[str, float]) -> None:
+        """See `Tracker.log`."""
+        if round not in self.rounds:
+            self._add(round, values)
+            self.rounds.add(round)
+
+    def finish(self, summary: Mapping[str, float]) -> None:
+        """See `Tracker.finish`."""
+        there = self.client.get_run(self.run_id).data.metrics
+        self._add(0, {key: value for key, value in summary.items() if key not in there})
+        self.client.set_terminated(self.run_id, "FINISHED")
+
+    def close(self) -> None:
+        """See `Tracker.close`."""
+        self.client.set_terminated(self.run_id, "KILLED")
+
+    def _add(self, step: int, values: Mapping[str, float]) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self.client.log_batch(self.run_id, metrics=[Metric(key, value, now, step) for key, value in values.items()])
+
+
+def open_mlflow(run: TrackedRun) -> Mlflow:
+    """The run in `mlflow/mlflow.db`, found again by its id or made with its parameters."""
+    # Read when mlflow is imported: it reports its use to its makers otherwise.
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    from mlflow import MlflowClient
+
+    # It tells about the tables that it makes, in the middle of a progress bar.
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    directory = run.directory / "mlflow"
+    directory.mkdir(parents=True, exist_ok=True)
+    client = MlflowClient(tracking_uri=f"sqlite:///{directory / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name(run.project)
+    experiment_id = (
+        client.create_experiment(run.project, artifact_location=(directory / "artifacts").as_uri())
+        if experiment is None
+        else experiment.experiment_id
+    )
+    found = client.search_runs([experiment_id], f"tags.`{_TAG}` = '{run.id}'")
+    if not found:
+        run_id = client.create_run(experiment_id, run_name=run.name, tags={_TAG: run.id}).info.run_id
+        _log_parameters(client, run_id, run.parameters)
+        return Mlflow(client, run_id, set())
+    [data] = found
+    client.update_run(data.info.run_id, status="RUNNING")
+    keys = [key for key in data.data.metrics if not key.startswith(_SUMMARY)]
+    rounds = {metric.step for key in keys for metric in client.get_metric_history(data.info.run_id, key)}
+    return Mlflow(client, data.info.run_id, rounds)
+
+
+def _log_parameters(client: MlflowClient, run_id: str, parameters: Mapping[str, Parameter]) -> None:
+    from mlflow.entities import Param
+
+    # MLflow's keys have fewer characters than the names of layers.
+    rows = [
+        Param(re.sub(r"[^\w\-. /:]", "_", key), str(value)[:_MAX_VALUE_LENGTH]) for key, value in parameters.items()
+    ]
+    for start in range(0, len(rows), _MAX_PARAMETERS):
+        client.log_batch(run_id, params=rows[start : start + _MAX_PARAMETERS])

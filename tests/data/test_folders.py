@@ -1,0 +1,195 @@
+"""Folders of images and recordings: what the names of folders and files say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Audio, ClassLabel, Dataset, Features, Image, Value
+from pydantic import ValidationError
+from tests.sounds import SPEAKERS, encoded, tone, write_flat
+
+from fedelta.data.folders import expression
+from fedelta.data.sources import DataSource, RawData, read
+from fedelta.errors import DataError
+
+WAV = encoded(tone(440))
+THREE = "{label}_{client}_{index}"
+
+
+def load(source: Path | str, **options: object) -> RawData:
+    return read(DataSource(source=str(source), **options), seed=7)
+
+
+def files(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(WAV)
+    return folder
+
+
+def names_of(dataset: Dataset) -> list[str]:
+    return [Path(row["path"]).name for row in dataset["audio"]]
+
+
+@pytest.fixture
+def flat(tmp_path) -> Path:
+    return write_flat(tmp_path / "flat")
+
+
+def test_the_names_of_files_say_label_client_and_test_set(flat):
+    raw = load(flat, file_pattern=THREE, test_files="*_[0-1].wav")
+    assert (raw.modality, raw.class_names, raw.columns.client) == ("audio", ("high", "low", "middle"), "client")
+    # 3 labels x 3 speakers, of which 2 of 6 files each are for the test.
+    assert (len(raw.train), len(raw.test)) == (36, 18)
+    assert {name[-5] for name in names_of(raw.test)} == {"0", "1"}
+    for name, label, client in zip(names_of(raw.train), raw.train_labels, raw.train["client"], strict=True):
+        assert name.split("_")[:2] == [raw.class_names[label], client]
+    assert set(raw.train["client"]) == set(SPEAKERS)
+
+
+def test_the_label_may_be_a_folder_and_the_client_in_the_name(tmp_path):
+    names = ("no/ab12_nohash_2.flac", "yes/ab12_nohash_0.wav", "yes/cd_34_nohash_1.wav", "no/cd_34_nohash_0.wav")
+    raw = load(files(tmp_path, *names), file_pattern="{client}_nohash_{index}", test_files="yes/cd*")
+    assert raw.class_names == ("no", "yes")
+    assert (raw.train["client"][:], raw.train_labels.tolist()) == (["ab12", "cd_34", "ab12"], [0, 0, 1])
+    assert (names_of(raw.test), raw.test_labels.tolist()) == (["cd_34_nohash_1.wav"], [1])
+
+
+def test_a_folder_for_each_class_needs_no_pattern(tmp_path):
+    names = [f"{split}/{label}/{index}.ogg" for split in ("train", "test") for label in "ab" for index in range(2)]
+    raw = load(files(tmp_path, *names))
+    assert (raw.modality, raw.class_names, len(raw.train), len(raw.test)) == ("audio", ("a", "b"), 4, 4)
+    assert raw.columns.client is None
+
+
+def test_test_files_are_taken_from_the_folder_of_training_files(tmp_path):
+    names = [f"train/{label}/{index}.wav" for label in "ab" for index in range(3)]
+    raw = load(files(tmp_path, *names), test_files="2.wav")
+    assert (len(raw.train), len(raw.test), raw.test_labels.tolist()) == (4, 2, [0, 1])
+
+
+def test_images_have_names_too(tmp_path):
+    from PIL import Image as Pillow
+
+    for index in range(8):
+        Pillow.new("L", (4, 4)).save(tmp_path / f"{index % 2}_writer{index // 2}.png")
+    raw = load(tmp_path, file_pattern="{label}_{client}", test_files="*_writer3.png")
+    assert (raw.modality, raw.class_names, set(raw.train["client"])) == (
+        "image", ("0", "1"), {"writer0", "writer1", "writer2"},
+    )  # fmt: skip
+
+
+def test_labels_that_are_numbers_sort_as_numbers(tmp_path):
+    raw = load(files(tmp_path, *(f"{label}-{index}.wav" for label in (10, 9, 2) for index in range(3))),
+               file_pattern="{label}-{index}")  # fmt: skip
+    assert raw.class_names == ("2", "9", "10")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "fields"),
+    [
+        ("{label}_{client}_{index}", "7_george_12", {"label": "7", "client": "george", "index": "12"}),
+        ("{client}_nohash_{index}", "a_b_nohash_3", {"client": "a_b", "index": "3"}),
+        ("rec.{label}", "rec.a_b", {"label": "a_b"}),
+        ("{label}-{client}_x", "a_b-c_x", {"label": "a_b", "client": "c"}),
+        # Two speakers named Ann, or index 1_2? Nobody can tell.
+        ("{label}_{client}_{index}", "7_mary_ann_12", None),
+        ("{label}_{client}", "7_", None),
+        ("{label}.wav", "7xwav", None),
+    ],
+)
+def test_a_pattern_reads_a_name_in_one_way_or_not_at_all(pattern, name, fields):
+    match = expression(pattern).fullmatch(name)
+    assert (None if match is None else match.groupdict()) == fields
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"file_pattern": "speech"}, "is 'speech', expected named fields such as {label}_{client}_{index}"),
+        ({"file_pattern": "{}_{label}"}, "expected named fields"),
+        ({"file_pattern": "{label:3}"}, "expected named fields"),
+        ({"file_pattern": "{label"}, "expected '}' before end of string"),
+        ({"file_pattern": "{label}{index}"}, "is '{label}{index}', expected text between two fields"),
+        ({"file_pattern": "{label}_{label}"}, "expected each field once and no folders"),
+        ({"file_pattern": "{label}/{index}"}, "expected each field once and no folders"),
+        ({"test_files": "*", "test_source": "x"}, "test_files and test_source are both set"),
+        ({"image_column": "a", "audio_column": "b"}, "image_column and audio_column are both set"),
+    ],
+)
+def test_impossible_settings_are_refused(options, message):
+    with pytest.raises(ValidationError) as caught:
+        DataSource(source="digits", **options)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "message"),
+    [
+        (
+            ("a_x_1.wav", "ax1.wav", "b_y.wav"), {"file_pattern": THREE, "test_files": "ax*"},
+            r"2 of 3 file names do not match `data.file_pattern` = '{label}_{client}_{index}' .*first 'ax1.wav'",
+        ),
+        (
+            ("a_1.wav", "b_2.wav"), {"file_pattern": "{client}_{index}"},
+            r"(?s)2 problems.*a_1.wav' is in no class folder, and the pattern '{client}_{index}' has no field {label}",
+        ),
+        (("a_1.wav", "b_2.wav"), {}, r"(?s)2 problems in audio folder.*in no class folder\n.*hint: .*file_pattern"),
+        (
+            ("a/1.wav", "b/2.wav"), {"test_files": "*_9.wav"},
+            r"none of 2 files matches `data.test_files` = '\*_9.wav', first '1.wav'",
+        ),
+        (("train/a/1.wav", "test/a/2.wav"), {"test_files": "*2.wav"}, "there is a folder 'test' with a test set"),
+        (("a/1.wav", "b/2.wav"), {"test_files": "*"}, "the training set has 0 rows"),
+        (("a/1.wav", "a/2.png", "b/3.png"), {}, "2 images and 1 recordings, expected one kind"),
+        (("a/1.wav", "b/notes.txt"), {}, "notes.txt' is no recording"),
+        (("a.csv",), {"file_pattern": THREE}, "is no folder of images or recordings, but `data.file_pattern`"),
+    ],
+)  # fmt: skip
+def test_everything_wrong_with_names_is_told(tmp_path, names, options, message):
+    with pytest.raises(DataError, match=message):
+        load(files(tmp_path / "x", *names), **options)
+
+
+def test_a_source_that_is_no_folder_has_no_file_names():
+    with pytest.raises(DataError, match="data source 'digits' is no folder of images or recordings"):
+        load("digits", test_files="*")
+
+
+def test_a_table_beside_recordings_is_in_charge_of_them(tmp_path):
+    files(tmp_path, "1.wav", "2.wav")
+    rows = "\n".join(f"{tmp_path / name},{label}" for name, label in (("1.wav", "a"), ("2.wav", "b")) for _ in range(3))
+    (tmp_path / "train.csv").write_text(f"file,label\n{rows}\n")
+    raw = load(tmp_path, audio_column="file")
+    assert (raw.modality, len(raw.train) + len(raw.test)) == ("audio", 6)
+
+
+def test_recordings_in_parquet_are_found_by_their_feature_or_their_name(tmp_path):
+    cells = [{"bytes": WAV, "path": None}] * 6
+    features = Features({"speech": Audio(), "word": ClassLabel(names=["x", "y"]), "note": Value("string")})
+    rows = {"speech": cells, "word": [0, 1] * 3, "note": [""] * 6}
+    stored = Features({**features, "speech": {"bytes": Value("binary"), "path": Value("string")}})
+    plain = Dataset.from_dict(rows, features=stored)
+    plain.to_parquet(tmp_path / "plain.parquet")
+    plain.cast(features).to_parquet(tmp_path / "hub.parquet")
+    raw = load(tmp_path / "hub.parquet")
+    assert (raw.columns.input, raw.modality, raw.class_names) == ("speech", "audio", ("x", "y"))
+    # Bytes alone could be anything: without a word they are images.
+    assert load(tmp_path / "plain.parquet").modality == "image"
+    assert load(tmp_path / "plain.parquet", audio_column="speech").modality == "audio"
+    torch.testing.assert_close(raw.train_labels.bincount(), torch.tensor([2, 2]))
+
+
+def test_images_and_recordings_in_one_table_are_a_choice(tmp_path):
+    features = Features({"a": Image(), "b": Audio(), "label": Value("string")})
+    stored = {"bytes": Value("binary"), "path": Value("string")}
+    cells = [{"bytes": WAV, "path": None}] * 4
+    dataset = Dataset.from_dict(
+        {"a": cells, "b": cells, "label": ["x", "y"] * 2}, features=Features({**features, "a": stored, "b": stored})
+    )
+    dataset.cast(features).to_parquet(tmp_path / "d.parquet")
+    with pytest.raises(DataError, match=r"could be it .'a', 'b'.; set `data.image_column`, `data.audio_column` or"):
+        load(tmp_path / "d.parquet")
+    assert load(tmp_path / "d.parquet", audio_column="b").modality == "audio"

@@ -1,0 +1,58 @@
+"""A run that is interrupted between rounds goes on to the same bits, whatever the strategy remembers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.builders import assert_same_bits
+from tests.small import write_small
+
+from fedelta.experiment import Experiment, evaluate_adapter
+from fedelta.federation.records import RoundOutcome
+from fedelta.results.checkpoint import load
+
+CASES = {
+    "momentum": ("strategy.name=fedavgm",),
+    "adam": ("strategy.name=fedadam",),
+    "control variates": ("strategy.name=scaffold", "strategy.clients_per_round=4"),
+    "lost clients": (
+        "stability.dropout_fraction=0.3",
+        "stability.vanish_fraction=0.3",
+        "stability.examples_per_second=5.0",
+        "stability.deadline_seconds=60.0",
+    ),
+}
+
+
+def interrupt(outcome: RoundOutcome, _ledger: object) -> None:
+    if outcome.round == 2:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("overrides", CASES.values(), ids=CASES)
+def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path: Path, overrides: tuple[str, ...]):
+    config = write_small(tmp_path)
+    whole = Experiment.from_toml(config, overrides).run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        Experiment.from_toml(config, overrides).run(tmp_path / "parts", on_round=interrupt)
+    parts = Experiment.from_run(tmp_path / "parts").resume(tmp_path / "parts")
+    assert_same_bits(whole.params, parts.params)
+    for name in ("rounds.jsonl", "ledger.jsonl"):
+        assert (whole.path / name).read_bytes() == (parts.path / name).read_bytes()
+    one, other = (load(run.path / "checkpoint/state.safetensors") for run in (whole, parts))
+    assert_same_bits(one.state, other.state)
+    assert one.remembered.keys() == other.remembered.keys()
+    for client_id, own in one.remembered.items():
+        assert_same_bits(own, other.remembered[client_id])
+
+
+def test_what_clients_remember_is_in_the_checkpoint_and_none_of_the_model(tmp_path: Path):
+    run = Experiment.from_toml(write_small(tmp_path), CASES["control variates"]).run(tmp_path / "run")
+    checkpoint = load(run.path / "checkpoint/state.safetensors")
+    assert checkpoint.kept == {}
+    assert checkpoint.remembered.keys() == run.ledger.client_ids
+    assert all(name.startswith("control/") for own in checkpoint.remembered.values() for name in own)
+    # One model for everybody: it is evaluated once, and predicts without a client.
+    assert evaluate_adapter(run.path).accuracy == run.accuracy
+    assert len(run.predictor().predict([])) == 0

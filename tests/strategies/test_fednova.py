@@ -1,0 +1,65 @@
+"""FedNova by hand, and that equal steps make it FedAvg."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from tests.builders import assert_same_bits
+from tests.strategies.hand import PLAN, params, updates
+from torch import tensor
+
+from fedelta.federation.optimizers import AdamW, Sgd
+from fedelta.strategies.base import Update
+from fedelta.strategies.fedavg import FedAvg
+from fedelta.strategies.fednova import FedNova
+
+
+def test_two_clients_with_one_and_four_steps_by_hand():
+    # p = 1/4 and 3/4, steps 1 and 4: tau_eff = 1/4 * 1 + 3/4 * 4 = 3.25
+    # 3.25 * (1/4 * 2 / 1 + 3/4 * 8 / 4) = 3.25 * 2 = 6.5
+    sent = [Update(0, 10, {"a": tensor(2.0)}, 1.0), Update(1, 30, {"a": tensor(8.0)}, 4.0)]
+    after, state = FedNova().update({}, {"a": tensor(1.0)}, PLAN, sent)
+    assert after["a"].item() == 7.5
+    assert state == {}
+
+
+@pytest.mark.parametrize("steps", [1.0, 7.0, 4.25])
+def test_equal_steps_are_fedavg_to_the_last_bit(steps: float):
+    sent = [replace(update, effective_steps=steps) for update in updates()]
+    plain, _ = FedAvg(server_lr=0.7).update({}, params(), PLAN, sent)
+    found, _ = FedNova(server_lr=0.7).update({}, params(), PLAN, sent)
+    assert_same_bits(found, plain)
+
+
+def test_a_client_that_makes_ten_times_the_steps_in_the_same_direction_does_not_pull_more_than_its_share():
+    # Each client moves 1 a step, in opposite directions: FedAvg follows the busy one, FedNova stays where it is.
+    sent = [Update(0, 1, {"a": tensor(1.0)}, 1.0), Update(1, 1, {"a": tensor(-10.0)}, 10.0)]
+    nova, _ = FedNova().update({}, {"a": tensor(0.0)}, PLAN, sent)
+    average, _ = FedAvg().update({}, {"a": tensor(0.0)}, PLAN, sent)
+    assert (nova["a"].item(), average["a"].item()) == (0.0, -4.5)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "num_steps", "expected"),
+    [
+        (Sgd(momentum=0.0), 5, 5.0),
+        # momentum 0.5: the first gradient enters with 1 + 0.5 + 0.25, the second with 1 + 0.5, the third with 1
+        (Sgd(momentum=0.5), 3, 1.75 + 1.5 + 1.0),
+        # Nesterov: 0.5 * these, and 1 more for every gradient in its own step
+        (Sgd(momentum=0.5, nesterov=True), 3, 3 + 0.5 * 4.25),
+        (AdamW(), 3, 3.0),
+    ],
+)
+def test_effective_steps_by_hand(optimizer: Sgd | AdamW, num_steps: int, expected: float):
+    assert optimizer.effective_steps(num_steps) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_effective_steps_are_what_the_optimizer_does_with_a_constant_gradient(nesterov: bool):
+    optimizer = Sgd(momentum=0.9, nesterov=nesterov)
+    values = tensor([[0.0]])
+    state = optimizer.state(values)
+    for _ in range(6):
+        optimizer.step(values, tensor([[1.0]]), state, lr=1.0)
+    assert -values.item() == pytest.approx(optimizer.effective_steps(6))

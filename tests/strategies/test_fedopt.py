@@ -1,0 +1,89 @@
+"""Server optimizers by hand: two rounds with the mean deltas 2 and -1."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from pydantic import ValidationError
+from tests.strategies.hand import PLAN, SPEC, params, updates
+from torch import tensor
+
+from fedelta.strategies.base import Strategy, Update
+from fedelta.strategies.fedavg import FedAvg, FedAvgM
+from fedelta.strategies.fedopt import FedOpt
+
+SPEC_A = SPEC.__class__({"a": SPEC.tensors["a"]})
+
+
+def two_rounds(strategy: Strategy) -> list[float]:
+    """Where `a` is after each of two rounds, from 0."""
+    server, places = {"a": tensor(0.0)}, []
+    state = strategy.init(server, SPEC_A)
+    for delta in (2.0, -1.0):
+        server, state = strategy.update(state, server, PLAN, [Update(0, 1, {"a": tensor(delta)})])
+        places.append(server["a"].item())
+    return places
+
+
+def test_momentum_by_hand():
+    # v = 2, w = 0.5 * 2 = 1; v = 0.5 * 2 - 1 = 0, w = 1 + 0.5 * 0 = 1
+    assert two_rounds(FedAvgM(server_lr=0.5, momentum=0.5)) == [1.0, 1.0]
+
+
+# tau = 1, so v_0 = 1; beta1 = 0.5: m = 0.5 * 2 = 1, then 0.5 * 1 - 0.5 * 1 = 0 in all three
+# Adagrad: v = 1 + 4 = 5. Adam, beta2 = 0.75: v = 0.75 + 0.25 * 4 = 1.75. Yogi: v = 1 - 0.25 * 4 * sign(1 - 4) = 2.
+@pytest.mark.parametrize(("name", "first_second_moment"), [("fedadagrad", 5.0), ("fedadam", 1.75), ("fedyogi", 2.0)])
+def test_adaptive_optimizers_by_hand(name: str, first_second_moment: float):
+    places = two_rounds(FedOpt(name=name, server_lr=3.0, beta1=0.5, beta2=0.75, tau=1.0))
+    expected = 3.0 * 1.0 / (math.sqrt(first_second_moment) + 1.0)
+    assert places == pytest.approx([expected, expected])  # m = 0 in round 2
+
+
+# Second round without momentum, from the second moments above: m = -1.
+# Adagrad: v = 5 + 1 = 6. Adam: v = 0.75 * 1.75 + 0.25 * 1 = 1.5625. Yogi: v = 2 - 0.25 * 1 * sign(2 - 1) = 1.75.
+@pytest.mark.parametrize(
+    ("name", "moments"), [("fedadagrad", (5.0, 6.0)), ("fedadam", (1.75, 1.5625)), ("fedyogi", (2.0, 1.75))]
+)
+def test_second_moments_of_two_rounds_by_hand(name: str, moments: tuple[float, float]):
+    first = 2.0 / (math.sqrt(moments[0]) + 1.0)
+    second = first - 1.0 / (math.sqrt(moments[1]) + 1.0)
+    found = two_rounds(FedOpt(name=name, server_lr=1.0, beta1=0.0, beta2=0.75, tau=1.0))
+    assert found == pytest.approx([first, second])
+
+
+# With tau = 2^60 the roots of Adagrad's and Yogi's second moments are 2^60 to the last bit, and that of Adam without
+# memory is nothing beside it: server_lr = 2^61 or 2^60 takes the adaptivity out exactly.
+DEGENERATE = [
+    FedAvgM(momentum=0.0),
+    FedOpt(name="fedadagrad", beta1=0.0, tau=2.0**60, server_lr=2.0**61),
+    FedOpt(name="fedyogi", beta1=0.0, tau=2.0**60, server_lr=2.0**61),
+    FedOpt(name="fedadam", beta1=0.0, beta2=0.0, tau=2.0**60, server_lr=2.0**60),
+]
+
+
+@pytest.mark.parametrize("strategy", DEGENERATE, ids=lambda strategy: strategy.name)
+def test_without_momentum_and_adaptivity_it_is_fedavg(strategy: Strategy):
+    plain, _ = FedAvg().update({}, params(), PLAN, updates())
+    found, _ = strategy.update(strategy.init(params(), SPEC), params(), PLAN, updates())
+    assert {name: tensor.tolist() for name, tensor in found.items()} == {
+        name: tensor.tolist() for name, tensor in plain.items()
+    }
+
+
+@pytest.mark.parametrize("name", ["fedavgm", "fedadagrad", "fedadam", "fedyogi"])
+def test_a_tensor_that_nobody_sent_stays_with_its_state(name: str):
+    strategy = FedAvgM() if name == "fedavgm" else FedOpt(name=name)
+    start = strategy.init(params(), SPEC)
+    server, state = strategy.update(start, params(), PLAN, updates())
+    only_a = [Update(0, 1, {"a": tensor(1.0)})]
+    after, later = strategy.update(state, server, PLAN, only_a)
+    assert after["b"].tolist() == server["b"].tolist()
+    assert later.keys() == state.keys()
+    for key in (key for key in state if key.endswith("/b")):
+        assert later[key].tolist() == state[key].tolist()
+
+
+def test_an_optimizer_that_does_not_exist_is_refused():
+    with pytest.raises(ValidationError, match="'fedadagrad', 'fedadam' or 'fedyogi'"):
+        FedOpt(name="fedlion")

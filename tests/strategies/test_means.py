@@ -1,0 +1,84 @@
+"""Robust means by hand, and against a client that lies."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pydantic import ValidationError
+from tests.builders import assert_same_bits
+from tests.strategies.hand import PLAN, params, updates
+from torch import tensor
+
+from fedelta.strategies.base import Mean, Update
+from fedelta.strategies.fedavg import FedAvg
+from fedelta.strategies.means import Clipped, Median, Trimmed, Weighted
+
+
+def sent(*values: float, num_examples: int = 1) -> list[Update]:
+    return [Update(client, num_examples, {"a": tensor([value])}) for client, value in enumerate(values)]
+
+
+@pytest.mark.parametrize(
+    ("mean", "values", "expected"),
+    [
+        (Median(), (5.0, -1.0, 100.0), 5.0),
+        (Median(), (5.0, -1.0, 100.0, 7.0), 6.0),  # the middle of 5 and 7
+        (Median(), (3.0,), 3.0),
+        (Trimmed(fraction=0.25), (5.0, -1.0, 100.0, 7.0), 6.0),  # without -1 and 100
+        (Trimmed(fraction=0.2), (1.0, 2.0, 3.0, 4.0, 90.0), 3.0),  # without 1 and 90
+        (Trimmed(fraction=0.2), (1.0, 2.0, 6.0, 7.0), 4.0),  # 0.2 of 4 is less than one client
+        (Clipped(max_norm=2.0), (6.0, -1.0), 0.5),  # (2 - 1) / 2
+        (Weighted(), (6.0, -1.0), 2.5),
+    ],
+)
+def test_means_by_hand(mean: Mean, values: tuple[float, ...], expected: float):
+    assert mean.of(sent(*values))["a"].tolist() == [expected]
+
+
+def test_clipping_looks_at_all_tensors_together_and_weights_by_examples():
+    # Client 0: length sqrt(3^2 + 4^2) = 5, shortened to 1: (0.6, 0.8). Client 1: length 1, as it is.
+    # Weighted 1 to 3: a = (0.6 + 3 * 1) / 4 = 0.9, b = (0.8 + 0) / 4 = 0.2
+    two = [
+        Update(0, 1, {"a": tensor(3.0), "b": tensor(4.0)}),
+        Update(1, 3, {"a": tensor(1.0), "b": tensor(0.0)}),
+    ]
+    found = Clipped(max_norm=1.0).of(two)
+    torch.testing.assert_close(found, {"a": tensor(0.9).double(), "b": tensor(0.2).double()}, atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize("mean", [Median(), Trimmed(fraction=0.25), Clipped(max_norm=2.0)])
+def test_one_liar_of_four_cannot_carry_the_mean_away(mean: Mean):
+    honest, liar = (1.0, 1.1, 0.9), 1e6
+    assert abs(mean.of(sent(*honest, liar))["a"].item() - 1.0) < 0.5
+    assert Weighted().of(sent(*honest, liar))["a"].item() > 1e5
+
+
+@pytest.mark.parametrize("mean", [Clipped(max_norm=1e9), Weighted()])
+def test_without_anything_to_clip_it_is_fedavg_to_the_last_bit(mean: Mean):
+    plain, _ = FedAvg().update({}, params(), PLAN, updates())
+    found, _ = FedAvg(mean=mean).update({}, params(), PLAN, updates())
+    assert_same_bits(found, plain)
+
+
+@pytest.mark.parametrize("mean", [Median(), Trimmed(fraction=0.0)])
+def test_two_clients_of_equal_size_are_fedavg_to_the_last_bit(mean: Mean):
+    equal = [Update(update.client_id, 8, update.delta) for update in updates()]
+    plain, _ = FedAvg().update({}, params(), PLAN, equal)
+    found, _ = FedAvg(mean=mean).update({}, params(), PLAN, equal)
+    assert_same_bits(found, plain)
+
+
+@pytest.mark.parametrize("mean", [Weighted(), Median(), Trimmed(), Clipped()])
+def test_a_tensor_is_taken_over_the_clients_that_sent_it_and_inputs_stay(mean: Mean):
+    mixed = [*updates(), Update(7, 1, {"c": tensor([0.25])})]
+    found = mean.of(mixed)
+    assert found["c"].tolist() == [0.25]
+    assert {name: value.dtype for name, value in found.items()} == dict.fromkeys("abc", torch.float64)
+    for used, fresh in zip(mixed, updates(), strict=False):
+        assert_same_bits(used.delta, fresh.delta)
+
+
+@pytest.mark.parametrize("build", [lambda: Trimmed(fraction=0.5), lambda: Clipped(max_norm=0.0)])
+def test_impossible_values_are_refused(build):
+    with pytest.raises(ValidationError):
+        build()
