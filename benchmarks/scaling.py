@@ -88,7 +88,7 @@ def child(num_clients: int, num_rounds: int, strategy: str) -> None:
     images = torch.randint(0, 256, (NUM_IMAGES, 1, 32, 32), dtype=torch.uint8, generator=generator)
     labels = torch.randint(0, 10, (NUM_IMAGES,), generator=generator)
     inputs = StoredImages(images, ImageTransform(32, (0.5,) * 3, (0.5,) * 3))
-    partition = dict(enumerate(torch.arange(NUM_IMAGES).chunk(num_clients)))
+    partition = dict(enumerate(torch.arange(NUM_IMAGES).tensor_split(num_clients)))
     test = LabelledData(StoredImages(images[:64], inputs.transform), labels[:64])
     data = FederatedData(LabelledData(inputs, labels), test, tuple("0123456789"), partition)
     recipe = Path(__file__).resolve().parents[1] / "recipes" / "demo.toml"

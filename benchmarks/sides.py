@@ -100,6 +100,7 @@ def fedelta_side(case: Case) -> Round:
         client_ids=sorted(partition),
         seed=SEED,
         evaluate=lambda _: Evaluation(0.0, 0.0),
+        effective_steps=float,
         evaluate_every=strategy.num_rounds,
     )
     params = engine.bank.read(0)

@@ -16,6 +16,8 @@ from fedelta.tuning.head import Head
 from fedelta.tuning.lora import Lora
 from fedelta.tuning.table import SINGLE
 
+STRATEGIES = "fedavg, fedavgm, fedadagrad, fedadam, fedyogi, fednova, scaffold"
+
 # Any other type of value in a table of the test would be a type of TOML.
 Table = dict[str, object]
 
@@ -155,6 +157,18 @@ def test_all_problems_are_in_one_message():
             "`strategy.min_replies` is 5, more than `strategy.clients_per_round` = 4",
         ),
         (
+            {"strategy": {"clients_per_round": 4, "mean": {"name": "trimmed", "fraction": 0.2}}},
+            "`strategy.mean.fraction` is 0.2, which leaves out none of `strategy.clients_per_round` = 4",
+        ),
+        (
+            {"strategy": {"name": "scaffold"}, "client": {"optimizer": {"name": "adamw"}}},
+            "`strategy.name` is 'scaffold', which corrects gradients; `client.optimizer.name` must be 'sgd'",
+        ),
+        (
+            {"strategy": {"name": "fedprox"}},
+            f"`strategy.name` is 'fedprox', expected one of {STRATEGIES}; 'fedprox' is a choice of `local_rule.name`",
+        ),
+        (
             {"client": {"optimizer": {"name": "sgd", "momentum": 0.0, "nesterov": True}}},
             "`client.optimizer.nesterov` needs `client.optimizer.momentum` above 0",
         ),
@@ -252,7 +266,7 @@ def test_a_name_outside_of_any_section_is_one_unknown_key():
         ("seed.x=3", "`--set seed.x=3`: `seed` is a value, not a section"),
         (
             "strategy.phi=4",
-            "`strategy.phi` is unknown; known: clients_per_round, num_rounds, min_replies, mean, name, server_lr",
+            "`strategy.phi` is unknown; known: clients_per_round, num_rounds, min_replies, name, mean, server_lr",
         ),
         ("strategy.num_rounds=two", "`strategy.num_rounds` is 'two', expected: a valid integer"),
     ],
@@ -303,6 +317,8 @@ def test_a_written_configuration_is_read_back_equal_for_every_choice_of_names(
     for (rule, optimizer, schedule, codec), (strategy, mean) in zip(rest, strategies, strict=False):
         if (strategy, optimizer) == ("scaffold", "adamw"):
             continue
+        # FedNova and SCAFFOLD have the weighted mean and no other.
+        robust = {} if strategy in {"fednova", "scaffold"} else {"mean": {"name": mean}}
         config = parse_config(
             table(
                 data={"source": "digits", "client_column": "writer"},
@@ -311,7 +327,7 @@ def test_a_written_configuration_is_read_back_equal_for_every_choice_of_names(
                 local_rule={"name": rule},
                 client={"optimizer": {"name": optimizer}, "schedule": {"name": schedule}},
                 codec={"name": codec},
-                strategy={"name": strategy, "mean": {"name": mean}},
+                strategy={"name": strategy} | robust,
             )
         )
         assert parse_config(tomllib.loads(config.to_toml())) == config

@@ -48,7 +48,9 @@ if TYPE_CHECKING:
     from fedelta.strategies.fedavg import FedAvg as FedAvg
     from fedelta.strategies.fedavg import FedAvgM as FedAvgM
     from fedelta.strategies.fednova import FedNova as FedNova
-    from fedelta.strategies.fedopt import FedOpt as FedOpt
+    from fedelta.strategies.fedopt import FedAdagrad as FedAdagrad
+    from fedelta.strategies.fedopt import FedAdam as FedAdam
+    from fedelta.strategies.fedopt import FedYogi as FedYogi
     from fedelta.strategies.local import FedProx as FedProx
     from fedelta.strategies.local import Plain as Plain
     from fedelta.strategies.means import Clipped as Clipped
@@ -92,7 +94,7 @@ _MODULES = {
     "runtimes.stability": ("Stability",),
     "strategies.fedavg": ("FedAvg", "FedAvgM"),
     "strategies.fednova": ("FedNova",),
-    "strategies.fedopt": ("FedOpt",),
+    "strategies.fedopt": ("FedAdagrad", "FedAdam", "FedYogi"),
     "strategies.local": ("FedProx", "Plain"),
     "strategies.means": ("Clipped", "Median", "Trimmed", "Weighted"),
     "strategies.scaffold": ("Scaffold",),

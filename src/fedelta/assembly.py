@@ -158,6 +158,7 @@ def _federation(config: Config, site: Site, data: FederatedData) -> Federation:
         client_ids=sorted(data.partition),
         seed=config.seed,
         evaluate=lambda params: evaluate(site, params, data.test),
+        effective_steps=config.client.effective_steps,
         evaluate_every=config.evaluate_every,
         byte_budget=None if budget is None else int(budget * 2**20),
     )
@@ -263,8 +264,9 @@ def _check_deadline(config: Config, federation: Federation, params: Params) -> N
     deadline, runtime = config.stability.deadline_seconds, federation.runtime
     if deadline is None or not isinstance(runtime, Unstable):
         return
-    plan = federation.strategy.plan({}, 1, federation.client_ids, federation.spec, stream(config.seed, "cohort", 1))
     state = federation.strategy.init(params, federation.spec)
+    cohort = stream(config.seed, "cohort", 1)
+    plan = federation.strategy.plan(state, 1, federation.client_ids, federation.spec, cohort)
     names = plan.download[plan.cohort[0]]
     payload, _ = encode(select({**state, **params}, names), federation.wire, config.codec)
     times = sorted(runtime.seconds(client_id, len(payload)) for client_id in federation.client_ids)

@@ -288,6 +288,8 @@ def _conclude(result: Result, quiet: bool) -> None:
     summary, ledger = result.summary, result.ledger
     sent = ledger.total_bytes
     table = Table(show_header=False, title=str(result.path))
+    if void := summary["void_rounds"]:
+        table.add_row("rounds that did not count", f"{void} of {summary['rounds']}, for too few replies")
     table.add_row("accuracy", f"{summary['final_accuracy']:.2%} (best {summary['best_accuracy']:.2%})")
     share = summary["tuned_parameters"] / summary["total_parameters"]
     table.add_row(

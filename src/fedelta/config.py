@@ -35,6 +35,7 @@ from fedelta.settings import Settings
 from fedelta.strategies import AnyLocalRule, AnyStrategy
 from fedelta.strategies.fedavg import FedAvg
 from fedelta.strategies.local import Plain
+from fedelta.strategies.means import Trimmed
 from fedelta.strategies.scaffold import Scaffold
 from fedelta.tracking.settings import Tracking
 from fedelta.tuning import AnyTuning
@@ -381,6 +382,11 @@ def _check_strategy(strategy: AnyStrategy, sections: Table) -> list[str]:
         problems.append(
             f"`strategy.min_replies` is {strategy.min_replies}, "
             f"more than `strategy.clients_per_round` = {strategy.clients_per_round}"
+        )
+    if isinstance(strategy.mean, Trimmed) and strategy.mean.num_trimmed(strategy.clients_per_round) == 0:
+        problems.append(
+            f"`strategy.mean.fraction` is {strategy.mean.fraction}, which leaves out none of "
+            f"`strategy.clients_per_round` = {strategy.clients_per_round}"
         )
     if client is not None and client.schedule.warmup_rounds > strategy.num_rounds:
         problems.append(

@@ -39,6 +39,7 @@ from fedelta.results.files import JsonLines, Record, to_json
 from fedelta.results.ledger import Ledger, opening_row
 from fedelta.results.rundir import RunDirectory, free_name, refuse_taken
 from fedelta.results.runlog import round_record, summary, timing_record
+from fedelta.runtimes.stability import Stability
 from fedelta.tracking.mirror import mirrored
 from fedelta.tracking.settings import Tracking
 from fedelta.tracking.table import require
@@ -265,7 +266,8 @@ def evaluate_adapter(
         found = read_adapter(adapter)
         model = loaded.model.model_copy(update={"adapter": str(adapter)})
         loaded = loaded.model_copy(update={"model": model, "tuning": found.tuning})
-    assembly = assemble(loaded)
+    # Nothing is trained: how reliable clients are does not matter.
+    assembly = assemble(loaded.model_copy(update={"stability": Stability()}))
     if kept_by is not None:
         assembly.site.restore(load(kept_by.checkpoint).kept, {})
     return assembly.evaluate(assembly.params)

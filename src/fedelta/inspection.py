@@ -30,7 +30,7 @@ class Inspection:
         tuned_parameters: number of scalars that are trained.
         total_parameters: number of scalars of the model.
         running_statistics: number of scalars of batch norms that travel and are not trained.
-        groups: group to its trained scalars that travel.
+        groups: group to its scalars that travel: what is trained, and what the strategy sends beside it.
         payload_bytes: length of one payload with all tensors, header included: one client, one direction.
         tensor_bytes: the tensors' part of it.
         full_model_bytes: one payload of the whole model in float32, running statistics left out.
@@ -67,16 +67,18 @@ def inspect(config: Config) -> Inspection:
         config = adopt_tuning(config, read_adapter(config.model.adapter, backbone.anatomy), backbone)
     spec = config.tuning.apply(backbone, Lanes(1), stream(config.seed, "tuning"))
     check_norms(config, backbone)
-    shared = {name: spec.tensors[name] for name in spec.shared}
+    memory = config.strategy.memory
+    wire = spec if memory is None else memory.extend(spec)
+    shared = {name: wire.tensors[name] for name in wire.shared}
     zeros = {name: torch.zeros(tensor.shape) for name, tensor in shared.items()}
-    payload, tensor_bytes = encode(zeros, spec, config.codec)
+    payload, tensor_bytes = encode(zeros, wire, config.codec)
     return Inspection(
         tuned_parameters=spec.num_parameters,
         total_parameters=total_parameters,
-        running_statistics=sum(tensor.numel for tensor in shared.values() if not tensor.trained),
+        running_statistics=sum(spec.tensors[name].numel for name in spec.statistics),
         groups={
-            group: sum(shared[name].numel for name in names if name in shared and shared[name].trained)
-            for group, names in spec.groups.items()
+            group: sum(shared[name].numel for name in names if name in shared and name not in spec.statistics)
+            for group, names in wire.groups.items()
         },
         payload_bytes=len(payload),
         tensor_bytes=sum(tensor_bytes.values()),

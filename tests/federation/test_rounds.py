@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -48,10 +48,14 @@ class Scripted:
 
     answer: Callable[[RoundPlan], Sequence[Reply]]
     sent: list[Mapping[int, bytes]] = field(default_factory=list)
+    accepted: list[tuple[int, ...]] = field(default_factory=list)
 
     def run(self, plan: RoundPlan, payloads: Mapping[int, bytes]) -> Sequence[Reply]:
         self.sent.append(payloads)
         return self.answer(plan)
+
+    def accept(self, client_ids: Iterable[int]) -> None:
+        self.accepted.append(tuple(client_ids))
 
 
 def reply(
@@ -63,7 +67,7 @@ def reply(
     loss: float = 1.0,
 ) -> Reply:
     payload, _ = encode(DELTA if delta is None else delta, SPEC, codec or Cast())
-    return Reply(client_id, num_examples, payload, {"train_loss": loss, "effective_steps": 1.0})
+    return Reply(client_id, num_examples, payload, {"train_loss": loss})
 
 
 def good(plan: RoundPlan) -> list[Reply]:
@@ -85,6 +89,7 @@ def federation(
         client_ids=range(3),
         seed=0,
         evaluate=lambda params: Evaluation(accuracy=float(params["a"]), loss=0.0),
+        effective_steps=float,
         **rest,
     )
 
@@ -145,7 +150,7 @@ FAULTS = {
         "the payload is for other tensors: fingerprint ",
     ),
     "garbage": (
-        Reply(1, 10, b"\x00\x01garbage", {"train_loss": 1.0, "effective_steps": 1.0}),
+        Reply(1, 10, b"\x00\x01garbage", {"train_loss": 1.0}),
         "9 bytes that are no fedelta payload: they start ",
     ),
     "truncated": (
@@ -156,19 +161,11 @@ FAULTS = {
         reply(1, codec=Cast(name="float16")),
         "the payload was written with codec 'float16', expected 'float32'",
     ),
-    "nothing": (Reply(1, 10, b"", {"train_loss": 1.0, "effective_steps": 1.0}), "0 bytes that are no fedelta payload"),
+    "nothing": (Reply(1, 10, b"", {"train_loss": 1.0}), "0 bytes that are no fedelta payload"),
     "fault": (Reply(1, 0, b"", fault="out of memory"), "out of memory"),
     "no examples": (reply(1, num_examples=0), "the client claims 0 examples, expected at least 1"),
     "fewer than no examples": (reply(1, num_examples=-5), "the client claims -5 examples, expected at least 1"),
     "no loss": (replace(reply(1), metrics={}), "the client's metric `train_loss` is nan, expected a finite number"),
-    "no steps": (
-        replace(reply(1), metrics={"train_loss": 1.0}),
-        "the client's metric `effective_steps` is nan, expected a number above 0",
-    ),
-    "steps below zero": (
-        replace(reply(1), metrics={"train_loss": 1.0, "effective_steps": -1.0}),
-        "the client's metric `effective_steps` is -1.0, expected a number above 0",
-    ),
     "infinite loss": (reply(1, loss=math.inf), "the client's metric `train_loss` is inf, expected a finite number"),
 }
 
@@ -230,15 +227,37 @@ def test_the_order_of_replies_does_not_matter_where_float32_would():
 
 
 def test_too_few_replies_end_the_run_with_their_reasons_and_a_hint():
-    faults = [reply(0), Reply(1, 0, b"", fault="out of memory")]
+    faults = [reply(0), Reply(1, 0, b"", fault="out of memory"), Reply(2, 0, b"", fault="disk full")]
     with pytest.raises(RoundError) as caught:
         outcomes(federation(lambda plan: faults, min_replies=2))
     assert caught.value.message == (
         "round 1: 1 of 3 replies are usable, `strategy.min_replies` is 2."
-        "\n  - client 1: out of memory\n  - client 2: no reply"
+        "\n  - client 1: out of memory\n  - client 2: disk full"
     )
     assert caught.value.hint is not None
     assert "lower `client.lr`" in caught.value.hint
+
+
+def test_a_round_that_too_many_gave_no_reply_in_does_not_count_and_nobody_is_accepted():
+    running = federation(lambda plan: [reply(0)], min_replies=2)
+    [outcome] = outcomes(running)
+    assert_same_bits(outcome.params, START)
+    assert outcome.num_examples == 0
+    assert [each.cause for each in outcome.rejections] == ["void round", "no reply", "no reply"]
+    assert running.runtime.accepted == [()]
+
+
+def test_clients_are_told_that_their_replies_entered_the_mean():
+    running = federation(lambda plan: [reply(0), Reply(1, 0, b"", fault="out of memory"), reply(2)])
+    outcomes(running)
+    assert running.runtime.accepted == [(0, 2)]
+
+
+def test_a_lost_reply_that_nobody_asked_for_excuses_nobody():
+    strange = [Reply(client, 0, b"", fault="gone", cause="vanished") for client in (7, 8, 9)]
+    wrong = [Reply(client, 0, b"", fault="disk full") for client in range(3)]
+    with pytest.raises(RoundError, match="0 of 3 replies are usable"):
+        outcomes(federation(lambda plan: [*strange, *wrong]))
 
 
 def test_exactly_enough_replies_are_enough():

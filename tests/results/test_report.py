@@ -134,7 +134,9 @@ def test_what_a_run_says_is_escaped(tmp_path):
         rejections=(),
     )
     run = make_run(tmp_path / "_<b>$name$", shape)
-    run.rounds.append([{**run.rounds.read()[-1], "round": 4, "rejections": [{"client_id": 1, "reason": nasty}]}])
+    run.rounds.append(
+        [{**run.rounds.read()[-1], "round": 4, "rejections": [{"client_id": 1, "reason": nasty, "cause": "refused"}]}]
+    )
     (run.path / "citations.bib").write_text("</pre><script>alert(2)</script>")
     page = Page(report(run.path))
     assert not [tag for tag, _, _ in page.attributes if tag in {"script", "img", "b"}]
@@ -160,7 +162,7 @@ def test_lost_clients_void_rounds_and_simulated_time_are_told(tmp_path):
     run.rounds.append([{**records[3], "num_examples": 0, "train_loss_nats": None, "simulated_seconds": None}])
     text = Page(report(run.path)).text
     # 100 + 200 + 300 seconds
-    assert "Of 32 clients asked: dropped out 1, void round 1. 1 rounds did not count" in text
+    assert "Of 32 clients asked: dropped out 1, void round 1. 1 round did not count" in text
     assert "Simulated time: 10 min 0 s in all, 3 min 20 s in the median round." in text
 
 

@@ -44,7 +44,8 @@ def test_a_round_record_holds_what_the_seed_determines():
 
 
 def test_a_summary_of_three_rounds_by_hand():
-    records = [{"accuracy": 0.5}, {"accuracy": 0.8}, {"accuracy": 0.7}, {"accuracy": None}]
+    records = [{"accuracy": accuracy, "num_examples": 9} for accuracy in (0.5, 0.8, 0.7)]
+    records.append({"accuracy": None, "num_examples": 0})
     timings = [timing_record(1, 1.5, 300), timing_record(2, 2.0, 200)]
     ledger = Ledger(backbone_bytes=10_000)
     ledger.append(TRANSFERS)
@@ -52,6 +53,7 @@ def test_a_summary_of_three_rounds_by_hand():
         "final_accuracy": 0.7,
         "best_accuracy": 0.8,
         "rounds": 4,
+        "void_rounds": 1,
         "tuned_parameters": 20,
         "total_parameters": 1000,
         "uplink_bytes": 60,

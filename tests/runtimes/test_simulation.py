@@ -42,6 +42,9 @@ class Shuffled:
         replies = list(self.runtime.run(plan, payloads))
         return [replies[index] for index in torch.randperm(len(replies), generator=stream(self.seed))]
 
+    def accept(self, client_ids: Iterable[int]) -> None:
+        self.runtime.accept(client_ids)
+
 
 @dataclass
 class Recorded:
@@ -54,6 +57,9 @@ class Recorded:
     def run(self, plan: RoundPlan, payloads: Mapping[int, bytes]) -> Iterable[Reply]:
         self.down, self.up = payloads, list(self.runtime.run(plan, payloads))
         return self.up
+
+    def accept(self, client_ids: Iterable[int]) -> None:
+        self.runtime.accept(client_ids)
 
 
 def brightness(num_rows: int, seed: int) -> LabelledData:
@@ -91,6 +97,7 @@ def federation(
         client_ids=range(NUM_CLIENTS),
         seed=0,
         evaluate=lambda params: engine.evaluate(params, test),
+        effective_steps=float,
     ), start_of(engine)
 
 

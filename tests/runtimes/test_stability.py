@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,10 +32,14 @@ class Good:
 
     answer: Callable[[int], Reply] = reply
     asked: list[tuple[int, ...]] = field(default_factory=list)
+    accepted: tuple[int, ...] = ()
 
     def run(self, plan: RoundPlan, payloads: Mapping[int, bytes]) -> list[Reply]:
         self.asked.append(tuple(sorted(payloads)))
         return [self.answer(client_id) for client_id in payloads]
+
+    def accept(self, client_ids: Iterable[int]) -> None:
+        self.accepted = tuple(client_ids)
 
 
 def unstable(seed: int = 0, runtime: Good | None = None, sizes: int = 10, **settings: float) -> Unstable:
@@ -47,6 +51,7 @@ def outcomes(runtime: Unstable, num_rounds: int = 1, cohort: int = 4, min_replie
     running = Federation(
         strategy=FedAvg(clients_per_round=cohort, num_rounds=num_rounds, min_replies=min_replies), runtime=runtime,
         codec=Cast(), spec=SPEC, client_ids=range(cohort), seed=0, evaluate=lambda params: Evaluation(0.5, 1.0),
+        effective_steps=float,
     )  # fmt: skip
     return list(federate(running, START, {}))
 
@@ -118,6 +123,13 @@ def test_a_round_lasts_as_long_as_its_slowest_client_and_no_longer_than_the_dead
     assert hasty.rejections[0].reason.startswith("would have taken ")
     assert hasty.rejections[0].reason.endswith(f" s, the deadline is {deadline:g} s")
     assert [transfer.direction for transfer in hasty.transfers] == ["down"] * 6 + ["up"] * 4
+
+
+def test_a_round_waits_for_clients_that_vanished_until_its_deadline():
+    settings = {"vanish_fraction": 0.5, "examples_per_second": 1e6, "deadline_seconds": 60.0}
+    [outcome] = outcomes(unstable(**settings), cohort=40)
+    assert outcome.rejections
+    assert outcome.simulated_seconds == 60.0
 
 
 def test_a_round_that_too_many_were_lost_from_does_not_count_and_the_run_goes_on():

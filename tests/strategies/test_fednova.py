@@ -24,9 +24,9 @@ def test_two_clients_with_one_and_four_steps_by_hand():
     assert state == {}
 
 
-@pytest.mark.parametrize("steps", [1.0, 7.0, 4.25])
+@pytest.mark.parametrize("steps", [1.0, 7.0, Sgd().effective_steps(6), Sgd().effective_steps(11)])
 def test_equal_steps_are_fedavg_to_the_last_bit(steps: float):
-    sent = [replace(update, effective_steps=steps) for update in updates()]
+    sent = [replace(update, effective_steps=steps) for update in (*updates(), replace(updates()[0], num_examples=7))]
     plain, _ = FedAvg(server_lr=0.7).update({}, params(), PLAN, sent)
     found, _ = FedNova(server_lr=0.7).update({}, params(), PLAN, sent)
     assert_same_bits(found, plain)

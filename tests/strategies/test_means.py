@@ -53,6 +53,12 @@ def test_one_liar_of_four_cannot_carry_the_mean_away(mean: Mean):
     assert Weighted().of(sent(*honest, liar))["a"].item() > 1e5
 
 
+def test_statistics_are_not_clipped_and_otherwise_taken_like_deltas():
+    assert Clipped(max_norm=0.1).of_statistics.of(sent(6.0, -1.0))["a"].tolist() == [2.5]
+    for mean in (Weighted(), Median(), Trimmed()):
+        assert mean.of_statistics == mean
+
+
 @pytest.mark.parametrize("mean", [Clipped(max_norm=1e9), Weighted()])
 def test_without_anything_to_clip_it_is_fedavg_to_the_last_bit(mean: Mean):
     plain, _ = FedAvg().update({}, params(), PLAN, updates())

@@ -5,8 +5,9 @@ In simulation one call serves a whole cohort through the lane engine; on a site 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import Tensor
 
@@ -33,7 +34,8 @@ class Site:
         start: the tensors that never travel, as a client has them before its first round.
         kept: client id to these tensors after its last round; changed by `serve`, saved in checkpoints.
         memory: what the strategy lets clients remember; None: nothing.
-        remembered: client id to what it remembers; changed by `serve`, saved in checkpoints.
+        remembered: client id to what it remembers; changed by `accept`, saved in checkpoints.
+        pending: client id to what it will remember if its reply is accepted; changed by `serve`.
     """
 
     engine: LaneEngine
@@ -45,17 +47,29 @@ class Site:
     kept: dict[int, Params] = field(default_factory=dict)
     memory: Memory | None = None
     remembered: dict[int, Params] = field(default_factory=dict)
+    pending: dict[int, Params] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def wire(self) -> ParamSpec:
         """Everything that can travel."""
         return self.engine.spec if self.memory is None else self.memory.extend(self.engine.spec)
 
+    @cached_property
+    def blank(self) -> Params:
+        """What a client remembers before its first round."""
+        return {} if self.memory is None else self.memory.start(self.engine.spec)
+
     def restore(self, kept: Mapping[int, Params], remembered: Mapping[int, Params]) -> None:
         """Puts back what a checkpoint held of the clients."""
-        for own, saved in ((self.kept, kept), (self.remembered, remembered)):
-            own.clear()
-            own.update(saved)
+        self.kept.clear()
+        self.kept.update(kept)
+        self.remembered.clear()
+        self.remembered.update(remembered)
+
+    def accept(self, client_ids: Iterable[int]) -> None:
+        """The replies of these clients were accepted: what they were about to remember, they remember."""
+        self.remembered.update({client_id: self.pending[client_id] for client_id in client_ids if self.pending})
+        self.pending.clear()
 
     def own(self, client_id: int) -> Params:
         """The tensors of a client that never travel."""
@@ -70,59 +84,49 @@ def serve(site: Site, plan: RoundPlan, payloads: Mapping[int, bytes]) -> Iterato
         plan: of the round; says what each client sends.
         payloads: client id to its download.
     """
-    spec, wire = site.engine.spec, site.wire
     lr = site.engine.client.lr_in(plan.round, site.num_rounds)
+    site.pending.clear()
     opened: dict[bytes, Params] = {}  # most strategies send all clients the same bytes
     jobs, received = [], {}
     for client_id in sorted(payloads):
         payload = payloads[client_id]
         try:
             if payload not in opened:
-                opened[payload], _ = decode(payload, wire, site.codec)
+                opened[payload], _ = decode(payload, site.wire, site.codec)
         except PayloadError as error:
             yield Reply(client_id, 0, b"", fault=f"download refused: {error.message}")
             continue
         received[client_id] = opened[payload]
-        anchor = select(opened[payload], (name for name in spec if name in opened[payload])) | site.own(client_id)
-        order, noise, augmentation = (
-            stream(site.seed, purpose, plan.round, client_id) for purpose in ("batches", "dropout", "augmentation")
-        )
-        offset = _offset(site, client_id, opened[payload])
-        jobs.append(Job(client_id, site.partition[client_id], anchor, order, noise, augmentation, offset))
+        jobs.append(_job(site, plan.round, client_id, opened[payload]))
     for trained in site.engine.train(jobs, lr):
-        yield _conclude(site, plan, trained, received[trained.client_id], lr)
+        yield _reply(site, plan, trained, received[trained.client_id], lr)
 
 
-def _offset(site: Site, client_id: int, received: Params) -> Params:
-    if site.memory is None:
-        return {}
-    return site.memory.offset(received, _remembered(site, client_id))
+def _job(site: Site, round: int, client_id: int, received: Params) -> Job:
+    anchor = select(received, (name for name in site.engine.spec if name in received)) | site.own(client_id)
+    order, noise, augmentation = (
+        stream(site.seed, purpose, round, client_id) for purpose in ("batches", "dropout", "augmentation")
+    )
+    remembered = site.remembered.get(client_id, site.blank)
+    offset = {} if site.memory is None else site.memory.offset(received, remembered)
+    return Job(client_id, site.partition[client_id], anchor, order, noise, augmentation, offset)
 
 
-def _remembered(site: Site, client_id: int) -> Params:
-    if site.memory is None:
-        return {}
-    return site.remembered.get(client_id) or site.memory.start(site.engine.spec)
-
-
-def _conclude(site: Site, plan: RoundPlan, trained: Trained, received: Params, lr: float) -> Reply:
-    """The reply; what the client keeps and remembers is stored, unless it has diverged: then all stays as it was."""
+def _reply(site: Site, plan: RoundPlan, trained: Trained, received: Params, lr: float) -> Reply:
+    """The reply; what the client keeps is stored, and what it may remember made ready, unless it has diverged."""
     client_id, num_examples = trained.client_id, len(site.partition[trained.client_id])
-    effective_steps = site.engine.client.effective_steps(num_examples)
-    metrics = {"train_loss": trained.train_loss, "effective_steps": effective_steps}
-    sent: Params = trained.delta
-    remembered: Params = {}
+    metrics = {"train_loss": trained.train_loss}
+    sent = {name: tensor.cpu() for name, tensor in trained.delta.items()}
     if site.memory is not None:
-        before = _remembered(site, client_id)
-        beside, remembered = site.memory.conclude(received, before, trained.delta, lr * effective_steps)
-        sent = trained.delta | beside
+        sent |= site.memory.beside(received, sent, lr * site.engine.client.effective_steps(num_examples))
     try:
         payload, _ = encode(select(sent, plan.upload[client_id]), site.wire, site.codec)
     except PayloadError as error:
         return Reply(client_id, num_examples, b"", metrics, fault=str(error))
-    if all(map(is_finite, (*trained.kept.values(), *remembered.values()))):
-        if trained.kept:
-            site.kept[client_id] = trained.kept
-        if remembered:
-            site.remembered[client_id] = remembered
+    if site.memory is not None:
+        # As the server decodes it: otherwise both would drift apart by what the codec rounds off.
+        decoded, _ = decode(payload, site.wire, site.codec)
+        site.pending[client_id] = site.memory.remember(site.remembered.get(client_id, site.blank), decoded)
+    if trained.kept and all(map(is_finite, trained.kept.values())):
+        site.kept[client_id] = {name: tensor.cpu() for name, tensor in trained.kept.items()}
     return Reply(client_id, num_examples, payload, metrics)

@@ -14,9 +14,10 @@ from fedelta.params import Params
 from fedelta.strategies.base import State
 
 Direction = Literal["down", "up"]
-# Why a reply does not enter the mean. The last three are nobody's fault: the client was lost, not wrong.
-Cause = Literal["refused", "no reply", "void round", "dropped out", "vanished", "too late"]
-LOST: tuple[Cause, ...] = ("dropped out", "vanished", "too late")
+# Why a reply does not enter the mean.
+Cause = Literal["refused", "void round", "no reply", "dropped out", "vanished", "too late"]
+# Nobody's fault: the client was lost, not wrong.
+LOST: tuple[Cause, ...] = ("no reply", "dropped out", "vanished", "too late")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from statistics import median
 from typing import Protocol
 
@@ -34,6 +35,9 @@ class Runtime(Protocol):
         A client that fails gives a reply with a `fault`; one that cannot be reached gives none.
         """
 
+    def accept(self, client_ids: Iterable[int]) -> None:
+        """Tells these clients that their replies of this round entered the mean."""
+
 
 @dataclass(frozen=True)
 class Federation:
@@ -47,6 +51,8 @@ class Federation:
         client_ids: all clients, ascending.
         seed: of the run; cohorts are streams of it.
         evaluate: server params to accuracy and loss.
+        effective_steps: number of examples of a client to `Update.effective_steps`. The server works it out itself:
+            what a client claims could be anything.
         evaluate_every: rounds between evaluations; the last round is always evaluated.
         byte_budget: the run ends with the round in which its payloads reach this many bytes; None for no bound.
     """
@@ -58,10 +64,11 @@ class Federation:
     client_ids: Sequence[int]
     seed: int
     evaluate: Callable[[Params], Evaluation]
+    effective_steps: Callable[[int], float]
     evaluate_every: int = 1
     byte_budget: int | None = None
 
-    @property
+    @cached_property
     def wire(self) -> ParamSpec:
         """Everything that can travel: what is tuned, and what the strategy sends beside it."""
         memory = self.strategy.memory
@@ -94,13 +101,14 @@ def federate(
         accepted, rejections, transfers = _check(federation, plan, replies)
         unreached = {reply.client_id for reply in replies if not reply.reached}
         transfers = [transfer for transfer in sent if transfer.client_id not in unreached] + transfers
-        if not _enough(federation.strategy.min_replies, plan, accepted, rejections):
+        if not _enough(federation.strategy.min_replies, plan, [reply for reply, _ in accepted], rejections):
             rejections += [Rejection(reply.client_id, "too few replies", "void round") for reply, _ in accepted]
             accepted = []
         updates = [update for _, update in accepted]
         if updates:
             params, state = _combine(federation, plan, updates, params, state)
-        _require_finite(round, params)
+        _require_finite(round, {**state, **params})
+        federation.runtime.accept(update.client_id for update in updates)
         bytes_sent += sum(transfer.payload_bytes for transfer in transfers)
         last = round == num_rounds or _spent(federation, bytes_sent)
         evaluation = federation.evaluate(params) if last or round % federation.evaluate_every == 0 else None
@@ -126,17 +134,23 @@ def federate(
 
 def _send(federation: Federation, plan: RoundPlan, tensors: Params) -> tuple[dict[int, bytes], list[Transfer]]:
     """Encodes each client's download from params and state; clients that get the same tensors share one payload."""
-    wire = federation.wire
     encoded: dict[tuple[str, ...], tuple[bytes, dict[str, int]]] = {}
     payloads: dict[int, bytes] = {}
     transfers = []
     for client_id in plan.cohort:
         names = plan.download[client_id]
         if names not in encoded:
-            encoded[names] = encode(select(tensors, names), wire, federation.codec)
+            encoded[names] = _encode(plan.round, select(tensors, names), federation)
         payloads[client_id], groups = encoded[names]
         transfers.append(Transfer(plan.round, client_id, "down", len(payloads[client_id]), groups))
     return payloads, transfers
+
+
+def _encode(round: int, tensors: Params, federation: Federation) -> tuple[bytes, dict[str, int]]:
+    try:
+        return encode(tensors, federation.wire, federation.codec)
+    except PayloadError as error:
+        raise RoundError(f"round {round}: {error.message}", hint=error.hint or _CALM_DOWN) from error
 
 
 def _check(
@@ -171,11 +185,9 @@ def _open(federation: Federation, plan: RoundPlan, reply: Reply) -> tuple[Update
         raise SpecError(f"the client claims {reply.num_examples} examples, expected at least 1")
     if not math.isfinite(loss := reply.metrics.get("train_loss", math.nan)):
         raise SpecError(f"the client's metric `train_loss` is {loss}, expected a finite number")
-    if not 0 < (effective_steps := reply.metrics.get("effective_steps", math.nan)) < math.inf:
-        raise SpecError(f"the client's metric `effective_steps` is {effective_steps}, expected a number above 0")
     delta, groups = decode(reply.payload, federation.wire, federation.codec)
     federation.wire.check(delta, plan.upload[reply.client_id])
-    return Update(reply.client_id, reply.num_examples, delta, effective_steps), groups
+    return Update(reply.client_id, reply.num_examples, delta, federation.effective_steps(reply.num_examples)), groups
 
 
 def _combine(
@@ -194,19 +206,20 @@ def _combine(
         trained.append(replace(update, delta={n: t for n, t in update.delta.items() if n not in statistics}))
         measured.append(replace(update, delta={n: t for n, t in update.delta.items() if n in statistics}))
     params, state = federation.strategy.update(state, params, plan, trained)
-    return add(params, federation.strategy.mean.of(measured)), state
+    return add(params, federation.strategy.mean.of_statistics.of(measured)), state
 
 
 def _spent(federation: Federation, bytes_sent: int) -> bool:
     return federation.byte_budget is not None and bytes_sent >= federation.byte_budget
 
 
-def _enough(min_replies: int, plan: RoundPlan, accepted: Sequence[object], rejections: Sequence[Rejection]) -> bool:
+def _enough(min_replies: int, plan: RoundPlan, accepted: Sequence[Reply], rejections: Sequence[Rejection]) -> bool:
     """Whether the round counts. It does not where clients were lost; where they were wrong instead, the run ends."""
     if len(accepted) >= min_replies:
         return True
-    num_lost = sum(rejection.cause in LOST for rejection in rejections)
-    if len(accepted) + num_lost >= min_replies:
+    lost = {rejection.client_id for rejection in rejections if rejection.cause in LOST}
+    lost = lost.intersection(plan.cohort).difference(reply.client_id for reply in accepted)
+    if len(accepted) + len(lost) >= min_replies:
         return False
     reasons = "".join(f"\n  - client {rejection.client_id}: {rejection.reason}" for rejection in rejections[:5])
     raise RoundError(

@@ -118,7 +118,7 @@ def clients(partition: Partition, prefix: str, names: str = "") -> str:
 def participation(run: History, prefix: str, *, titled: bool) -> str:
     """What became of the clients that were asked, and how long rounds would have taken; nothing if all went well."""
     seconds = [each["simulated_seconds"] for each in run.rounds if each.get("simulated_seconds") is not None]
-    lost = Counter(rejection.get("cause", "refused") for record in run.rounds for rejection in record["rejections"])
+    lost = Counter(rejection["cause"] for record in run.rounds for rejection in record["rejections"])
     if not lost and not seconds:
         return ""
     asked = sum(len(record["cohort"]) for record in run.rounds)
@@ -126,7 +126,7 @@ def participation(run: History, prefix: str, *, titled: bool) -> str:
     void = sum(record.get("num_examples") == 0 for record in run.rounds)
     text = f"Of {count(asked)} clients asked: {causes}."
     if void:
-        text += f" {count(void)} rounds did not count, for too few replies."
+        text += f" {'1 round' if void == 1 else f'{count(void)} rounds'} did not count, for too few replies."
     if seconds:
         text += f" Simulated time: {duration(sum(seconds))} in all, {duration(median(seconds))} in the median round."
     title = f"Participation in {run.name}" if titled else "Participation"

@@ -87,10 +87,12 @@ def bytes_by_group(run: History) -> Figure:
 def participation(run: History) -> Figure:
     """Clients of each round by what became of their replies."""
     rounds = [record["round"] for record in run.rounds]
-    causes = [[rejection.get("cause", "refused") for rejection in record["rejections"]] for record in run.rounds]
-    # A reply that nobody asked for belongs to no client of the cohort.
-    counted = [max(0, len(record["cohort"]) - len(each)) for record, each in zip(run.rounds, causes, strict=True)]
-    layers = {"in the mean": counted} | {
+    causes = [[rejection["cause"] for rejection in record["rejections"]] for record in run.rounds]
+    rejected = [{rejection["client_id"] for rejection in record["rejections"]} for record in run.rounds]
+    layers = {
+        "in the mean": [len(set(record["cohort"]) - out) for record, out in zip(run.rounds, rejected, strict=True)]
+    }
+    layers |= {
         cause: [each.count(cause) for each in causes] for cause in sorted({cause for each in causes for cause in each})
     }
     with style():
@@ -98,8 +100,9 @@ def participation(run: History) -> Figure:
         axes = figure.subplots()
         bottom = np.zeros(len(rounds))
         for (label, heights), color in zip(layers.items(), (*SERIES, MUTED), strict=False):
-            axes.bar(rounds, heights, width=1.0, bottom=bottom, color=color, label=label, linewidth=0)
-            bottom += heights
+            edges = np.arange(len(rounds) + 1) + 0.5
+            axes.stairs(bottom + heights, edges, baseline=bottom, fill=True, color=color, label=label)
+            bottom = bottom + heights
         axes.set(xlabel="Round", ylabel="Clients asked")
         axes.grid(visible=False, axis="x")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))

@@ -69,14 +69,16 @@ def summary(
         total_parameters: number of scalars of the whole model, tuned ones included.
 
     Returns:
-        Sizes in bytes, times in seconds, accuracies as fractions or None when no round was evaluated.
-        `full_model_bytes` is what the same payloads would have weighed with the whole model in float32.
+        Sizes in bytes, times in seconds, accuracies as fractions or None when no round was evaluated. `void_rounds`
+        did not count, for too few replies. `full_model_bytes` is what the same payloads would have weighed with the
+        whole model in float32.
     """
     accuracies = [each["accuracy"] for each in records if each["accuracy"] is not None]
     return {
         "final_accuracy": accuracies[-1] if accuracies else None,
         "best_accuracy": max(accuracies, default=None),
         "rounds": len(records),
+        "void_rounds": sum(each["num_examples"] == 0 for each in records),
         "tuned_parameters": tuned_parameters,
         "total_parameters": total_parameters,
         "uplink_bytes": ledger.uplink_bytes,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -66,3 +66,7 @@ class Simulation:
     def run(self, plan: RoundPlan, payloads: Mapping[int, bytes]) -> Iterator[Reply]:
         """See `Runtime.run`."""
         return serve(self.site, plan, payloads)
+
+    def accept(self, client_ids: Iterable[int]) -> None:
+        """See `Runtime.accept`."""
+        self.site.accept(client_ids)

@@ -7,7 +7,7 @@ runtime does. Time is simulated. A lost client is not trained, so instability co
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -87,6 +87,10 @@ class Unstable:
             else:
                 yield reply
 
+    def accept(self, client_ids: Iterable[int]) -> None:
+        """See `Runtime.accept`."""
+        self.runtime.accept(client_ids)
+
     def seconds(self, client_id: int, payload_bytes: int) -> float:
         """Simulated time of a client's round: download, training and upload."""
         settings, total = self.stability, 0.0
@@ -100,13 +104,14 @@ class Unstable:
 
     def _lost(self, round: int, client_id: int, payload_bytes: int) -> Reply | None:
         """The reply of a client that is lost in this round; None for one that is not."""
-        settings = self.stability
+        settings, deadline = self.stability, self.stability.deadline_seconds
         drop, vanish = torch.rand(2, generator=stream(self.seed, "stability", round, client_id)).tolist()
         if drop < settings.dropout_fraction:
             return Reply(client_id, 0, b"", fault="could not be reached", cause="dropped out", reached=False)
         if vanish < settings.vanish_fraction:
-            return Reply(client_id, 0, b"", fault="was reached and never replied", cause="vanished")
-        deadline = settings.deadline_seconds
+            # Nobody knows that it is gone: the round waits until the deadline, where there is one.
+            reason = "was reached and never replied"
+            return Reply(client_id, 0, b"", fault=reason, cause="vanished", simulated_seconds=deadline)
         if deadline is None or (seconds := self.seconds(client_id, payload_bytes)) <= deadline:
             return None
         reason = f"would have taken {seconds:.1f} s, the deadline is {deadline:g} s"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fedelta.strategies.fedavg import FedAvg, FedAvgM
 from fedelta.strategies.fednova import FedNova
-from fedelta.strategies.fedopt import FedOpt
+from fedelta.strategies.fedopt import FedAdagrad, FedAdam, FedYogi
 from fedelta.strategies.local import FedProx, Plain
 from fedelta.strategies.scaffold import Scaffold
 
-AnyStrategy = FedAvg | FedAvgM | FedOpt | FedNova | Scaffold
+AnyStrategy = FedAvg | FedAvgM | FedAdagrad | FedAdam | FedYogi | FedNova | Scaffold
 AnyLocalRule = Plain | FedProx

@@ -48,7 +48,7 @@ class Update:
         client_id: who sent it.
         num_examples: its weight in the mean.
         delta: local minus anchor, the tensors that the plan asked for.
-        effective_steps: how often the learning rate its gradients went into `delta` (`Sgd.effective_steps`).
+        effective_steps: how many times the learning rate its gradients went into `delta` (`Sgd.effective_steps`).
     """
 
     client_id: int
@@ -59,6 +59,10 @@ class Update:
 
 class Mean(Protocol):
     """One value from the clients' deltas."""
+
+    @property
+    def of_statistics(self) -> Mean:
+        """The mean for statistics, which the round loop takes."""
 
     def of(self, updates: Sequence[Update]) -> Params:
         """Float64 tensors, each over the updates that hold it; `updates` come in ascending client id."""
@@ -76,17 +80,17 @@ class Memory(Protocol):
     def offset(self, received: Params, remembered: Params) -> Params:
         """What is added to the gradient in every local step, by name of the model's tensors."""
 
-    def conclude(
-        self, received: Params, remembered: Params, delta: Params, step_length: float
-    ) -> tuple[Params, Params]:
-        """What is sent beside `delta`, and what is remembered from now on.
+    def beside(self, received: Params, delta: Params, step_length: float) -> Params:
+        """What is sent beside `delta`.
 
         Args:
             received: the decoded download.
-            remembered: until now.
             delta: local minus anchor.
             step_length: learning rate times effective steps, so that `-delta / step_length` is the mean gradient.
         """
+
+    def remember(self, remembered: Params, sent: Params) -> Params:
+        """What is remembered once the reply was accepted; `sent` as the server decoded it."""
 
 
 class Strategy(Protocol):
@@ -98,7 +102,7 @@ class Strategy(Protocol):
 
     @property
     def mean(self) -> Mean:
-        """How deltas become one; the round loop takes statistics through it too."""
+        """How deltas become one."""
 
     @property
     def num_rounds(self) -> int:

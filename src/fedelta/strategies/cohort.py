@@ -1,4 +1,4 @@
-"""What every strategy has in common: how long the run is, whom a round asks, and which mean is taken."""
+"""What every strategy has in common: how long the run is, whom a round asks, and where a state begins."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import torch
 from pydantic import Field
 from torch import Generator
 
-from fedelta.params import ParamSpec
+from fedelta.params import Params, ParamSpec
 from fedelta.settings import Settings
-from fedelta.strategies.base import RoundPlan
-from fedelta.strategies.means import AnyMean, Weighted
+from fedelta.strategies.base import RoundPlan, State
 
 
 class Rounds(Settings):
@@ -21,13 +20,11 @@ class Rounds(Settings):
         clients_per_round: size of the cohort, M, drawn uniformly without replacement.
         num_rounds: length of the run.
         min_replies: fewest usable replies with which a round counts.
-        mean: how the deltas of a round become one.
     """
 
     clients_per_round: int = Field(default=8, ge=1)  # FedPEFT's headline setting: 8 of 64
     num_rounds: int = Field(default=50, ge=1)  # FedPEFT
     min_replies: int = Field(default=1, ge=1)  # our choice: a round counts if anyone answers
-    mean: AnyMean = Field(default=Weighted(), discriminator="name")
 
 
 def uniform(rounds: Rounds, round: int, client_ids: Sequence[int], spec: ParamSpec, generator: Generator) -> RoundPlan:
@@ -36,3 +33,12 @@ def uniform(rounds: Rounds, round: int, client_ids: Sequence[int], spec: ParamSp
     cohort = sorted(client_ids[index] for index in order[: rounds.clients_per_round])
     everything = dict.fromkeys(cohort, spec.shared)
     return RoundPlan(round, download=everything, upload=everything, num_clients=len(client_ids))
+
+
+def filled(params: Params, spec: ParamSpec, name: str, value: float = 0.0) -> State:
+    """`name/TENSOR` for each tensor that is trained and travels: its shape, float64, all `value`."""
+    return {
+        f"{name}/{tensor}": torch.full_like(params[tensor], value, dtype=torch.float64)
+        for tensor in spec.shared
+        if spec.tensors[tensor].trained
+    }

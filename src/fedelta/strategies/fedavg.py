@@ -15,23 +15,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Generator
 
 from fedelta.params import Params, ParamSpec, add
 from fedelta.strategies.base import RoundPlan, State, Update
-from fedelta.strategies.cohort import Rounds, uniform
+from fedelta.strategies.cohort import Rounds, filled, uniform
+from fedelta.strategies.means import AnyMean, Weighted
 
 
 class FedAvg(Rounds):
     """Uniform cohorts, everything travels, weighted mean.
 
     Args:
+        mean: how the deltas of a round become one.
         server_lr: factor of the mean delta.
     """
 
     name: Literal["fedavg"] = "fedavg"
+    mean: AnyMean = Field(default=Weighted(), discriminator="name")
     server_lr: float = Field(default=1.0, gt=0)  # McMahan et al.: the plain mean
     memory: ClassVar[None] = None
 
@@ -54,18 +56,20 @@ class FedAvgM(Rounds):
     """FedAvg with momentum on the server.
 
     Args:
+        mean: how the deltas of a round become one.
         server_lr: factor of the velocity.
         momentum: share of the velocity that stays from round to round; 0 is FedAvg.
     """
 
     name: Literal["fedavgm"] = "fedavgm"
+    mean: AnyMean = Field(default=Weighted(), discriminator="name")
     server_lr: float = Field(default=1.0, gt=0)  # Hsu et al.
     momentum: float = Field(default=0.9, ge=0, lt=1)  # Hsu et al.: 0.9 and more; Reddi et al. 0.9
     memory: ClassVar[None] = None
 
     def init(self, params: Params, spec: ParamSpec) -> State:
         """A velocity of zero for everything that is trained and travels."""
-        return zeros(params, spec, "velocity")
+        return filled(params, spec, "velocity")
 
     def plan(
         self, state: State, round: int, client_ids: Sequence[int], spec: ParamSpec, generator: Generator
@@ -80,12 +84,3 @@ class FedAvgM(Rounds):
         }
         moved = add(params, velocity, self.server_lr)
         return moved, state | {f"velocity/{name}": tensor for name, tensor in velocity.items()}
-
-
-def zeros(params: Params, spec: ParamSpec, name: str, value: float = 0.0) -> State:
-    """`name/TENSOR` for each tensor that is trained and travels, float64, all `value`."""
-    return {
-        f"{name}/{tensor}": torch.full_like(params[tensor], value, dtype=torch.float64)
-        for tensor in spec.shared
-        if spec.tensors[tensor].trained
-    }

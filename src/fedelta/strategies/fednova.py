@@ -8,21 +8,24 @@ momentum (`Sgd.effective_steps`). Clients that all take the same steps make this
 Differs from the paper in one point: for AdamW, whose steps have no such weights, a_i is the number of steps; what
 weight decay and FedProx add to the weights is left out.
 
-Source: Wang et al. 2020 (FedNova, arXiv 2007.07481), Eq. 8 and 9.
+The server works a_i out of the number of examples and section `[client]`; nothing more travels. The mean is the
+weighted one: a robust mean of normalised deltas would still be scaled by what the clients claim.
+
+Source: Wang et al. 2020 (FedNova, arXiv 2007.07481), section 4.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Generator
 
-from fedelta.params import Params, ParamSpec, add
-from fedelta.strategies.base import RoundPlan, State, Update
+from fedelta.params import Params, ParamSpec, add, weighted_mean
+from fedelta.strategies.base import Mean, RoundPlan, State, Update
 from fedelta.strategies.cohort import Rounds, uniform
+from fedelta.strategies.means import Weighted
 
 
 class FedNova(Rounds):
@@ -35,6 +38,7 @@ class FedNova(Rounds):
     name: Literal["fednova"] = "fednova"
     server_lr: float = Field(default=1.0, gt=0)  # the paper has none
     memory: ClassVar[None] = None
+    mean: ClassVar[Mean] = Weighted()
 
     def init(self, params: Params, spec: ParamSpec) -> State:
         """Nothing to remember."""
@@ -48,14 +52,16 @@ class FedNova(Rounds):
 
     def update(self, state: State, params: Params, plan: RoundPlan, updates: Sequence[Update]) -> tuple[Params, State]:
         """The equation of the module docstring."""
-        weighted_steps = sum(update.num_examples * update.effective_steps for update in updates)
         num_examples = sum(update.num_examples for update in updates)
         normalised = [
-            # One division of two numbers that are equal when all clients take the same steps: exactly 1 then.
-            replace(update, delta=_times(update.delta, weighted_steps / (num_examples * update.effective_steps)))
-            for update in updates
+            (update.num_examples, _times(update.delta, _share(update, updates) / num_examples)) for update in updates
         ]
-        return add(params, self.mean.of(normalised), self.server_lr), state
+        return add(params, weighted_mean(normalised), self.server_lr), state
+
+
+def _share(own: Update, updates: Sequence[Update]) -> float:
+    """sum_j n_j a_j / a_i; in quotients, so that with equal steps it is the number of examples to the last bit."""
+    return sum(update.num_examples * (update.effective_steps / own.effective_steps) for update in updates)
 
 
 def _times(delta: Params, factor: float) -> Params:

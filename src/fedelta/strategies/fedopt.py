@@ -15,38 +15,43 @@ Source: Reddi et al. 2021 (Adaptive Federated Optimization, arXiv 2003.00295), A
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar, Literal
+from collections.abc import Callable, Sequence
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import Generator, Tensor
 
 from fedelta.params import Params, ParamSpec, add
 from fedelta.strategies.base import RoundPlan, State, Update
-from fedelta.strategies.cohort import Rounds, uniform
-from fedelta.strategies.fedavg import zeros
+from fedelta.strategies.cohort import Rounds, filled, uniform
+from fedelta.strategies.means import AnyMean, Weighted
+
+# Reddi et al.: Figure 2 for the learning rate, near the best of FedAdam on most tasks; section 5 for the others.
+ServerLr = Annotated[float, Field(gt=0)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Tau = Annotated[float, Field(gt=0)]
 
 
-class FedOpt(Rounds):
-    """An adaptive optimizer on the server: `fedadagrad`, `fedadam` or `fedyogi`.
+class FedAdagrad(Rounds):
+    """Adagrad on the server.
 
     Args:
+        mean: how the deltas of a round become one.
         server_lr: eta; wants tuning together with the clients' learning rate.
         beta1: decay of the first moment.
-        beta2: decay of the second moment; FedAdagrad has none.
         tau: how little adaptivity: added to the root of the second moment.
     """
 
-    name: Literal["fedadagrad", "fedadam", "fedyogi"]
-    server_lr: float = Field(default=0.01, gt=0)  # Reddi et al., Figure 2: near the best of FedAdam on most tasks
-    beta1: float = Field(default=0.9, ge=0, lt=1)  # Reddi et al., section 5.1; 0 there for Adagrad
-    beta2: float = Field(default=0.99, ge=0, lt=1)  # Reddi et al., section 5.1
-    tau: float = Field(default=1e-3, gt=0)  # Reddi et al., section 5.2
+    name: Literal["fedadagrad"] = "fedadagrad"
+    mean: AnyMean = Field(default=Weighted(), discriminator="name")
+    server_lr: ServerLr = 0.01
+    beta1: Beta = 0.0
+    tau: Tau = 1e-3
     memory: ClassVar[None] = None
 
     def init(self, params: Params, spec: ParamSpec) -> State:
         """Both moments of everything that is trained and travels."""
-        return zeros(params, spec, "first") | zeros(params, spec, "second", self.tau**2)
+        return _moments(params, spec, self.tau)
 
     def plan(
         self, state: State, round: int, client_ids: Sequence[int], spec: ParamSpec, generator: Generator
@@ -56,21 +61,103 @@ class FedOpt(Rounds):
 
     def update(self, state: State, params: Params, plan: RoundPlan, updates: Sequence[Update]) -> tuple[Params, State]:
         """The equations of the module docstring; a tensor that nobody sent keeps its moments."""
-        step: Params = {}
-        moments: State = {}
-        for name, mean in self.mean.of(updates).items():
-            first = self.beta1 * state[f"first/{name}"] + (1 - self.beta1) * mean
-            second = self._second(state[f"second/{name}"], mean.square())
-            step[name] = first / (second.sqrt() + self.tau)
-            moments |= {f"first/{name}": first, f"second/{name}": second}
-        return add(params, step, self.server_lr), state | moments
+        return _step(self, state, params, self.mean.of(updates), self._second)
 
     def _second(self, before: Tensor, square: Tensor) -> Tensor:
-        """v_t from v_{t-1} and Delta_t^2."""
-        match self.name:
-            case "fedadagrad":
-                return before + square
-            case "fedadam":
-                return self.beta2 * before + (1 - self.beta2) * square
-            case "fedyogi":
-                return before - (1 - self.beta2) * square * (before - square).sign()
+        return before + square
+
+
+class FedAdam(Rounds):
+    """Adam on the server.
+
+    Args:
+        mean: how the deltas of a round become one.
+        server_lr: eta; wants tuning together with the clients' learning rate.
+        beta1: decay of the first moment.
+        beta2: decay of the second moment.
+        tau: how little adaptivity: added to the root of the second moment.
+    """
+
+    name: Literal["fedadam"] = "fedadam"
+    mean: AnyMean = Field(default=Weighted(), discriminator="name")
+    server_lr: ServerLr = 0.01
+    beta1: Beta = 0.9
+    beta2: Beta = 0.99
+    tau: Tau = 1e-3
+    memory: ClassVar[None] = None
+
+    def init(self, params: Params, spec: ParamSpec) -> State:
+        """Both moments of everything that is trained and travels."""
+        return _moments(params, spec, self.tau)
+
+    def plan(
+        self, state: State, round: int, client_ids: Sequence[int], spec: ParamSpec, generator: Generator
+    ) -> RoundPlan:
+        """A uniform cohort; every shared tensor goes down and comes up."""
+        return uniform(self, round, client_ids, spec, generator)
+
+    def update(self, state: State, params: Params, plan: RoundPlan, updates: Sequence[Update]) -> tuple[Params, State]:
+        """The equations of the module docstring; a tensor that nobody sent keeps its moments."""
+        return _step(self, state, params, self.mean.of(updates), self._second)
+
+    def _second(self, before: Tensor, square: Tensor) -> Tensor:
+        return self.beta2 * before + (1 - self.beta2) * square
+
+
+class FedYogi(Rounds):
+    """Yogi on the server: its second moment changes by steps of one size, up or down.
+
+    Args:
+        mean: how the deltas of a round become one.
+        server_lr: eta; wants tuning together with the clients' learning rate.
+        beta1: decay of the first moment.
+        beta2: 1 - beta2 is the size of the second moment's steps, in squared deltas.
+        tau: how little adaptivity: added to the root of the second moment.
+    """
+
+    name: Literal["fedyogi"] = "fedyogi"
+    mean: AnyMean = Field(default=Weighted(), discriminator="name")
+    server_lr: ServerLr = 0.01
+    beta1: Beta = 0.9
+    beta2: Beta = 0.99
+    tau: Tau = 1e-3
+    memory: ClassVar[None] = None
+
+    def init(self, params: Params, spec: ParamSpec) -> State:
+        """Both moments of everything that is trained and travels."""
+        return _moments(params, spec, self.tau)
+
+    def plan(
+        self, state: State, round: int, client_ids: Sequence[int], spec: ParamSpec, generator: Generator
+    ) -> RoundPlan:
+        """A uniform cohort; every shared tensor goes down and comes up."""
+        return uniform(self, round, client_ids, spec, generator)
+
+    def update(self, state: State, params: Params, plan: RoundPlan, updates: Sequence[Update]) -> tuple[Params, State]:
+        """The equations of the module docstring; a tensor that nobody sent keeps its moments."""
+        return _step(self, state, params, self.mean.of(updates), self._second)
+
+    def _second(self, before: Tensor, square: Tensor) -> Tensor:
+        return before - (1 - self.beta2) * square * (before - square).sign()
+
+
+def _moments(params: Params, spec: ParamSpec, tau: float) -> State:
+    return filled(params, spec, "first") | filled(params, spec, "second", tau**2)
+
+
+def _step(
+    optimizer: FedAdagrad | FedAdam | FedYogi,
+    state: State,
+    params: Params,
+    mean: Params,
+    second_moment: Callable[[Tensor, Tensor], Tensor],
+) -> tuple[Params, State]:
+    """The last of the equations; `second_moment` is v_t from v_{t-1} and Delta_t^2."""
+    step: Params = {}
+    moments: State = {}
+    for name, delta in mean.items():
+        first = optimizer.beta1 * state[f"first/{name}"] + (1 - optimizer.beta1) * delta
+        second = second_moment(state[f"second/{name}"], delta.square())
+        step[name] = first / (second.sqrt() + optimizer.tau)
+        moments |= {f"first/{name}": first, f"second/{name}": second}
+    return add(params, step, optimizer.server_lr), state | moments

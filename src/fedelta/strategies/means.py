@@ -1,6 +1,6 @@
 """Ways to make one delta of many: the weighted mean, and three that a few bad clients cannot carry away.
 
-Each is a value of `strategy.mean`, so that every strategy can have each.
+Each is a value of `strategy.mean`, for FedAvg and every server optimizer.
 
 Shapes: M updates that hold a tensor.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -29,6 +28,11 @@ class Weighted(Settings):
 
     name: Literal["weighted"] = "weighted"
 
+    @property
+    def of_statistics(self) -> Weighted:
+        """The same."""
+        return self
+
     def of(self, updates: Sequence[Update]) -> Params:
         """sum_i n_i delta_i / sum_i n_i."""
         return weighted_mean((update.num_examples, update.delta) for update in updates)
@@ -43,6 +47,11 @@ class Median(Settings):
     """
 
     name: Literal["median"] = "median"
+
+    @property
+    def of_statistics(self) -> Median:
+        """The same."""
+        return self
 
     def of(self, updates: Sequence[Update]) -> Params:
         """med_i delta_i, coordinate by coordinate."""
@@ -61,30 +70,50 @@ class Trimmed(Settings):
     name: Literal["trimmed"] = "trimmed"
     fraction: float = Field(default=0.2, ge=0, lt=0.5)  # our choice: one of five, or two of ten, at each end
 
+    @property
+    def of_statistics(self) -> Trimmed:
+        """The same."""
+        return self
+
+    def num_trimmed(self, num_values: int) -> int:
+        """Values that are left out at each end; 0.29 of 100 are 29, although 0.29 * 100 is less in floats.
+
+        >>> Trimmed(fraction=0.29).num_trimmed(100)
+        29
+        """
+        return int(self.fraction * num_values + 1e-9)
+
     def of(self, updates: Sequence[Update]) -> Params:
         """The mean of what remains."""
         return _by_coordinate(updates, self._inner_mean)
 
     def _inner_mean(self, values_M: Tensor) -> Tensor:
-        left_out = int(self.fraction * len(values_M))
+        left_out = self.num_trimmed(len(values_M))
         return values_M.sort(dim=0).values[left_out : len(values_M) - left_out].mean(0)
 
 
 class Clipped(Settings):
     """The weighted mean of deltas that are shortened to `max_norm` where they are longer.
 
-    Args:
-        max_norm: longest Euclidean length of a client's delta, over all its tensors together.
+    Statistics are not clipped: their lengths have nothing to do with those of deltas.
 
-    Source: Sun et al. 2019 (arXiv 1911.07963), section 5, norm thresholding.
+    Args:
+        max_norm: longest Euclidean length of a client's delta, over all its trained tensors together.
+
+    Source: Sun et al. 2019 (arXiv 1911.07963), norm thresholding.
     """
 
     name: Literal["clipped"] = "clipped"
     max_norm: float = Field(default=1.0, gt=0)  # our choice; look at `delta_norm` in rounds.jsonl for the usual length
 
+    @property
+    def of_statistics(self) -> Weighted:
+        """Not clipped."""
+        return Weighted()
+
     def of(self, updates: Sequence[Update]) -> Params:
         """Weighted mean of delta_i / max(1, ||delta_i|| / max_norm)."""
-        return Weighted().of([replace(update, delta=self._clip(update.delta)) for update in updates])
+        return weighted_mean((update.num_examples, self._clip(update.delta)) for update in updates)
 
     def _clip(self, delta: Params) -> Params:
         shrink = 1 / max(1.0, norm(delta) / self.max_norm)
@@ -108,8 +137,8 @@ def _by_coordinate(updates: Sequence[Update], statistic: Callable[[Tensor], Tens
     held: dict[str, list[Tensor]] = {}
     for update in updates:
         for name, tensor in update.delta.items():
-            held.setdefault(name, []).append(tensor.double())
-    return {name: statistic(torch.stack(tensors)) for name, tensors in held.items()}
+            held.setdefault(name, []).append(tensor)
+    return {name: statistic(torch.stack(tensors).double()) for name, tensors in held.items()}
 
 
 def _middle(values_M: Tensor) -> Tensor:

@@ -13,10 +13,15 @@ Server, for the cohort S of N clients:
     w <- w + server_lr mean_S(y - w);    c <- c + |S| / N mean_S(c_i+ - c_i)
 
 Control variates exist for what is tuned alone, so the payload is twice that of FedAvg; in the ledger they are
-groups of their own, `control/GROUP`. While every control variate is zero, as in round 1, this is FedAvg.
+groups of their own, `control/GROUP`. While every control variate is zero, as in round 1, and clients have as many
+examples, this is FedAvg. Means are not weighted by examples: with weights that change from cohort to cohort c would not
+stay the mean of the c_i. For the same reason there is no robust mean, and a client takes over c_i+ only when its reply
+was accepted, and as it was decoded.
 
-Differs from the paper in two points: means are weighted by examples, as in FedAvg (equal for equal clients), and with
-momentum K is `Sgd.effective_steps`, so that c_i+ stays a mean of gradients.
+Differs from the paper in one point: with momentum K is `Sgd.effective_steps`, so that c_i+ stays a mean of gradients.
+It comes from w - y, which float32 holds to 7 digits of w: at a learning rate near zero little of it is left.
+
+Every client that ever took part is remembered, in memory and in the checkpoint: as much as is tuned, for each.
 
 Source: Karimireddy et al. 2020 (SCAFFOLD, arXiv 1910.06378), Algorithm 1 and Eq. 4.
 """
@@ -30,9 +35,10 @@ import torch
 from pydantic import Field
 from torch import Generator
 
-from fedelta.params import Params, ParamSpec, TensorSpec, add
-from fedelta.strategies.base import Memory, RoundPlan, State, Update
+from fedelta.params import Params, ParamSpec, TensorSpec, add, weighted_mean
+from fedelta.strategies.base import Mean, Memory, RoundPlan, State, Update
 from fedelta.strategies.cohort import Rounds, uniform
+from fedelta.strategies.means import Weighted
 
 _PREFIX = "control/"
 
@@ -58,12 +64,14 @@ class Controls:
         """C - c_i."""
         return {name.removeprefix(_PREFIX): received[name] - own for name, own in remembered.items()}
 
-    def conclude(
-        self, received: Params, remembered: Params, delta: Params, step_length: float
-    ) -> tuple[Params, Params]:
-        """(c_i+ - c_i, c_i+), with c_i+ - c_i = -c - (y - w) / (K lr)."""
-        change = {name: -received[name] - delta[name.removeprefix(_PREFIX)] / step_length for name in remembered}
-        return change, {name: own + change[name] for name, own in remembered.items()}
+    def beside(self, received: Params, delta: Params, step_length: float) -> Params:
+        """c_i+ - c_i = -c - (y - w) / (K lr)."""
+        controls = {name: tensor for name, tensor in received.items() if name.startswith(_PREFIX)}
+        return {name: -c - delta[name.removeprefix(_PREFIX)] / step_length for name, c in controls.items()}
+
+    def remember(self, remembered: Params, sent: Params) -> Params:
+        """c_i+."""
+        return {name: own + sent[name] for name, own in remembered.items()}
 
 
 class Scaffold(Rounds):
@@ -76,6 +84,7 @@ class Scaffold(Rounds):
     name: Literal["scaffold"] = "scaffold"
     server_lr: float = Field(default=1.0, gt=0)  # the paper's experiments
     memory: ClassVar[Memory] = Controls()
+    mean: ClassVar[Mean] = Weighted()
 
     def init(self, params: Params, spec: ParamSpec) -> State:
         """C = 0."""
@@ -89,7 +98,7 @@ class Scaffold(Rounds):
 
     def update(self, state: State, params: Params, plan: RoundPlan, updates: Sequence[Update]) -> tuple[Params, State]:
         """Both of the server's equations of the module docstring."""
-        mean = self.mean.of(updates)
+        mean = weighted_mean((1, update.delta) for update in updates)
         controls = {name: mean[name] for name in state if name in mean}
         delta = {name: tensor for name, tensor in mean.items() if name not in controls}
         return add(params, delta, self.server_lr), add(state, controls, len(updates) / plan.num_clients)
