@@ -28,7 +28,7 @@ def test_axes_and_search_are_read_in_their_order():
             Axis("setting", tuple(Choice(name, values) for name, values in SETTING.items())),
             Axis("seed", (Choice("1", {"seed": 1}), Choice("2", {"seed": 2}))),
         ),
-        Search("client.lr", ("tuning.name",), {"setting": "devices"}, {"": (0.1, 0.01)}),
+        Search("client.lr", ("tuning.name",), {"setting": Choice("devices", SETTING["devices"])}, {"": (0.1, 0.01)}),
     )
 
 

@@ -127,7 +127,7 @@ def compare(  # noqa: PLR0917 the command line's, all options
     """Run a grid of experiments, or go on with it, and write its tables and a page."""
     from fedelta.comparison.compare import compare as run_grid
     from fedelta.comparison.directory import ASKED, default_out
-    from fedelta.comparison.display import Display, print_table
+    from fedelta.comparison.display import Display, failure_of, print_table
     from fedelta.comparison.request import parse_over
 
     axes = parse_over(over or ())
@@ -141,10 +141,7 @@ def compare(  # noqa: PLR0917 the command line's, all options
     if not quiet:
         print_table(found, out_console)
     if found.failures:
-        raise FedeltaError(
-            f"{len(found.failures)} of {len(found.cells)} cells failed; the others are in {str(path / 'table.md')!r}.",
-            hint=f"{path / 'failures'} says why; the same command tries them again.",
-        )
+        raise failure_of(found)
 
 
 @app.command()
@@ -205,6 +202,10 @@ def predict(
 @app.command()
 def check(config: ConfigPath, overrides: Overrides = None) -> None:
     """Check a configuration, its data and its model; nothing is trained or written."""
+    from fedelta.comparison.cells import make_plan
+    from fedelta.comparison.display import announcement
+    from fedelta.comparison.request import read_request
+    from fedelta.config import read_table
     from fedelta.experiment import Experiment
     from fedelta.tracking.table import require
 
@@ -219,6 +220,9 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
         f"{assembly.spec.num_parameters:,} of {assembly.total_parameters:,} parameters tuned, "
         f"{assembly.engine.lanes.num} lanes."
     )
+    if "compare" in read_table(config):
+        plan = make_plan(read_request(config, overrides=overrides or ()))
+        print(f"`fedelta compare` of it: {announcement(plan)}, each of them valid.")
 
 
 @app.command("list")

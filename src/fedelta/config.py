@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
@@ -178,14 +178,26 @@ def check_config(config: Config) -> None:
 
 def with_absolute_paths(config: Config) -> Config:
     """The configuration with files and directories written in full, so that a run can be resumed from anywhere."""
-    model, data, tracking = config.model, config.data, config.tracking
+    sections = {name: getattr(config, name) for name in _PATHS}
     return config.model_copy(
         update={
-            "model": model.model_copy(update={key: _absolute(getattr(model, key)) for key in ("source", "adapter")}),
-            "data": data.model_copy(update={key: _absolute(getattr(data, key)) for key in ("source", "test_source")}),
-            "tracking": tracking.model_copy(update={"directory": tracking.directory and _in_full(tracking.directory)}),
+            name: section.model_copy(
+                update={key: written(getattr(section, key)) for key, written in _PATHS[name].items()}
+            )
+            for name, section in sections.items()
         }
     )
+
+
+def in_full(table: Table) -> Table:
+    """A copy of an unchecked configuration with files and directories written in full."""
+    table = copy.deepcopy(table)
+    for name, paths in _PATHS.items():
+        section = table.get(name)
+        for key, written in paths.items():
+            if isinstance(section, dict) and isinstance(section.get(key), str):
+                section[key] = written(section[key])
+    return table
 
 
 def _absolute(source: str | None) -> str | None:
@@ -193,15 +205,25 @@ def _absolute(source: str | None) -> str | None:
     if source is None or source == EMBEDDED:
         return source
     full = _in_full(source)
-    return full if Path(full).exists() else source
+    return full if full is not None and Path(full).exists() else source
 
 
-def _in_full(path: str) -> str:
+def _in_full(path: str | None) -> str | None:
     """`path` from the root on; it need not exist."""
+    if path is None:
+        return None
     try:
         return str(Path(path).expanduser().absolute())
     except RuntimeError:  # the home of a user who is not known here
         return path
+
+
+# Keys that hold a path, and how it is written in full.
+_PATHS: dict[str, dict[str, Callable[[str | None], str | None]]] = {
+    "model": {"source": _absolute, "adapter": _absolute},
+    "data": {"source": _absolute, "test_source": _absolute},
+    "tracking": {"directory": _in_full},
+}
 
 
 def named_choices() -> dict[str, list[str]]:

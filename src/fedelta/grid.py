@@ -71,13 +71,13 @@ class Search:
     Args:
         key: of the configuration.
         by: names of axes; one search for every combination of their values.
-        at: axis name to the label at which it stays meanwhile.
+        at: axis name to the choice at which it stays meanwhile; it need not be one of those that are compared.
         values: label of the first axis in `by` to the candidates; the empty label stands for every other one.
     """
 
     key: str
     by: tuple[str, ...]
-    at: Mapping[str, str]
+    at: Mapping[str, Choice]
     values: Mapping[str, tuple[object, ...]]
 
     def candidates(self, labels: Mapping[str, str]) -> tuple[object, ...]:
@@ -141,11 +141,26 @@ def _pick(name: str, before: object, raw: object, problems: list[str]) -> object
     """Some of the named choices in `before`, where there are such; else `raw` as it is."""
     if not isinstance(before, Mapping) or not isinstance(raw, list | tuple):
         return raw
-    labels = [label_of(value) for value in raw]
+    labels = _joined([label_of(value) for value in raw], before)
     unknown = [label for label in labels if label not in before]
     problems += [f"axis `{name}` has no choice {label!r}; {_nearest(label, before)}" for label in unknown]
     problems += [f"axis `{name}` holds {label!r} twice" for label in _repeated(labels)]
     return {label: before[label] for label in labels if label in before} or before
+
+
+def _joined(labels: list[str], known: Mapping[str, object]) -> list[str]:
+    """Pieces of a label that was cut at its commas, put together again.
+
+    >>> _joined(["8 of 64", "IID", "LoRA"], {"8 of 64, IID": {}, "LoRA": {}})
+    ['8 of 64, IID', 'LoRA']
+    """
+    joined: list[str] = []
+    while labels:
+        lengths = range(len(labels), 0, -1)
+        length = next((number for number in lengths if ", ".join(labels[:number]) in known), 1)
+        joined.append(", ".join(labels[:length]))
+        labels = labels[length:]
+    return joined
 
 
 def _axis(name: str, raw: object, problems: list[str]) -> Axis:
@@ -201,14 +216,15 @@ def _search(raw: object, axes: tuple[Axis, ...], known: Iterable[Axis]) -> tuple
     if problems or not isinstance(key, str) or not isinstance(at, Mapping):
         return None, problems
     problems += [f"axis `{axis.name}` sets `{key}`, which is searched" for axis in axes if _sets(axis, key)]
-    problems += _check_by(by, axes) + _check_at(at, by, axes)
+    problems += _check_by(by, axes)
+    stays = _at(at, by, [*known, *axes], problems)
     if problems:
         return None, problems
     values = _search_values(raw["values"], by, [*axes, *known], problems)
     if by and isinstance(raw["values"], Mapping):
         first = next(axis for axis in axes if axis.name == by[0])
         problems += [f"`compare.search.values` has none for {label!r}" for label in first.labels if label not in values]
-    return Search(key, tuple(by), {name: label_of(value) for name, value in at.items()}, values), problems
+    return Search(key, tuple(by), stays, values), problems
 
 
 def _check_by(by: Iterable[str], axes: Iterable[Axis]) -> list[str]:
@@ -223,17 +239,37 @@ def _check_by(by: Iterable[str], axes: Iterable[Axis]) -> list[str]:
     return problems
 
 
-def _check_at(at: Mapping[str, object], by: Iterable[str], axes: Iterable[Axis]) -> list[str]:
-    problems, labels = [], {axis.name: axis.labels for axis in axes}
+def _at(at: Mapping[str, object], by: Iterable[str], axes: Iterable[Axis], problems: list[str]) -> dict[str, Choice]:
+    """Axis name to the choice at which it stays; adds to `problems`.
+
+    Args:
+        at: as given: a value or a label of the axis, or a table with one choice of its own.
+        by: axes that are searched.
+        axes: those of the file and those that are compared; an axis may be there with other choices twice.
+        problems: grows.
+    """
+    choices: dict[str, dict[str, Choice]] = {}
+    for axis in axes:
+        choices.setdefault(axis.name, {}).update({choice.label: choice for choice in axis.choices})
+    found: dict[str, Choice] = {}
     for name, value in at.items():
-        where, label = f"`compare.search.at` names {name!r}", label_of(value)
-        if name not in labels:
-            problems.append(f"{where}, which is no axis; {_nearest(name, labels)}")
+        where = f"`compare.search.at` names {name!r}"
+        if name not in choices:
+            problems.append(f"{where}, which is no axis; {_nearest(name, choices)}")
         elif name in by:
             problems.append(f"{where}, which is also in `by`")
-        elif label not in labels[name]:
-            problems.append(f"{where} = {label!r}, which that axis does not hold; {_nearest(label, labels[name])}")
-    return problems
+        elif isinstance(value, Mapping):
+            own = _axis(name, value, problems).choices
+            if len(own) == 1:
+                found[name] = own[0]
+            else:
+                problems.append(f"{where} = {value!r}, expected one choice")
+        elif (label := label_of(value)) in choices[name]:
+            found[name] = choices[name][label]
+        else:
+            nearest = _nearest(label, choices[name])
+            problems.append(f"{where} = {label!r}, which that axis does not hold; {nearest}")
+    return found
 
 
 def _search_values(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.small import write_small
+from tests.small import SMALL, write_small
 
 from fedelta.comparison.cells import make_plan, slugs
 from fedelta.comparison.request import read_request
@@ -117,6 +117,30 @@ def test_trials_are_measured_on_validation_rows_at_the_first_seed_and_the_first_
     assert {cell.config.data.evaluate_on for cell in cells} == {"test"}
     # While the search of a method is under way its cells are not there.
     assert {cell.labels["tuning.name"] for cell in plan.cells({("lora",): 0.1})} == {"lora"}
+
+
+def test_the_search_stays_where_it_was_told_although_other_choices_are_compared(tmp_path):
+    config = write_small(
+        tmp_path,
+        text=f"""{SMALL}
+[compare.over.clients]
+all = {{ "strategy.clients_per_round" = 6 }}
+few = {{ "strategy.clients_per_round" = 2 }}
+
+[compare.search]
+key = "client.lr"
+at = {{ clients = "few" }}
+values = [0.1, 0.2]
+""",
+    )
+    plan = make_plan(read_request(config, {"clients": ["all"]}))
+    assert plan.points == [{"clients": "all"}]
+    assert [trial.config.strategy.clients_per_round for trial in plan.trials] == [2, 2]
+    # What was asked says it in full, so that it can be read back without the file.
+    written = tmp_path / "compare.toml"
+    written.write_text(plan.request.to_toml())
+    again = make_plan(read_request(written))
+    assert [trial.config for trial in again.trials] == [trial.config for trial in plan.trials]
 
 
 def test_a_bad_candidate_is_found_before_anything_runs(tmp_path):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from tests.comparison.inline import run_inline
 from tests.small import SMALL, write_small
 
@@ -119,15 +121,65 @@ def test_the_search_chooses_by_validation_rows_whatever_the_test_labels_are(tmp_
     assert inline == [[], []]  # the diverged trial is not tried again
 
 
-def test_of_equal_accuracies_the_smaller_value_is_chosen(tmp_path, inline):
-    search = '{key = "client.lr", values = [2e-9, 1e-9]}'  # too small to change a single prediction
+def test_of_equal_accuracies_the_one_with_the_lower_loss_is_chosen(tmp_path, inline):
+    search = '{key = "client.lr", values = [1e-5, 1e-9]}'  # too small to change a single prediction
     found = fedelta.compare(
         write_small(tmp_path),
         {"tuning.name": ["head"]},
         tmp_path / "out",
         overrides=[*ONE_ROUND, f"compare.search={search}"],
     )
-    assert found.groups[0].value == 1e-9
+    first, second = (trial.cell for trial in found.trials)
+    assert first.outcome.accuracy == second.outcome.accuracy
+    assert first.outcome.loss != second.outcome.loss
+    assert found.groups[0].value == min(first, second, key=lambda cell: cell.outcome.loss).value
+
+
+def test_a_trial_that_diverged_counts_for_its_own_configuration_alone(tmp_path, inline):
+    config = write_small(tmp_path)
+    search = 'compare.search={key = "client.lr", values = [0.1, 1e30]}'
+    options = {"over": {"tuning.name": ["head"]}, "out": tmp_path / "out"}
+    fedelta.compare(config, **options, overrides=[*ONE_ROUND, search])
+    for folder in ("search", "runs"):
+        shutil.rmtree(tmp_path / "out" / folder)
+    inline.clear()
+    fedelta.compare(config, **options, overrides=[*ONE_ROUND, search, "client.batch_size=4"])
+    assert sorted(inline) == [
+        "search: tuning.name=head, client.lr=0.1",
+        "search: tuning.name=head, client.lr=1e+30",
+        "tuning.name=head, client.lr=0.1",
+    ]
+
+
+def test_a_comparison_goes_on_from_anywhere(tmp_path, inline, monkeypatch):
+    for label, gray in (("a", 40), ("b", 200)):
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for number in range(8):
+            Image.new("L", (8, 8), gray + number).save(tmp_path / "images" / label / f"{number}.png")
+    monkeypatch.chdir(tmp_path)
+    options = ["data.source=images", "partition.name=iid", "partition.num_clients=3", *ONE_ROUND]
+    fedelta.compare(write_small(tmp_path), {"seed": [1]}, "out", overrides=options)
+    inline.clear()
+    monkeypatch.chdir("/")
+    assert fedelta.compare(tmp_path / "out" / "compare.toml").is_finished
+    assert inline == []
+
+
+def test_what_changes_no_result_may_differ(tmp_path, inline):
+    config = write_small(tmp_path)
+    fedelta.compare(config, {"seed": [1]}, tmp_path / "out", overrides=ONE_ROUND)
+    inline.clear()
+    tracked = [*ONE_ROUND, 'tracking.project="another"']
+    assert fedelta.compare(config, {"seed": [1]}, tmp_path / "out", overrides=tracked).is_finished
+    assert inline == []
+
+
+def test_a_narrower_grid_says_what_its_tables_no_longer_show(tmp_path, inline, caplog):
+    config = write_small(tmp_path)
+    fedelta.compare(config, {"seed": [1, 2]}, tmp_path / "out", overrides=ONE_ROUND)
+    assert "will not show" not in caplog.text
+    fedelta.compare(config, {"seed": [2]}, tmp_path / "out", overrides=ONE_ROUND)
+    assert "will not show 1 cells of the last comparison there; their runs stay" in caplog.text
 
 
 def test_a_trial_that_crashes_is_tried_again_before_a_value_is_chosen(tmp_path, inline, monkeypatch):

@@ -8,7 +8,7 @@ from fedelta.comparison.outcomes import CellState, Group, Outcome, group_cells, 
 
 
 def outcome(accuracy: float | None, total_bytes: int = 100, curve: tuple[tuple[int, float], ...] = ()) -> Outcome:
-    return Outcome(accuracy, 10, 5.0, total_bytes, 2.0, 0, curve, "")
+    return Outcome(accuracy, 1.0, 10, 5.0, total_bytes, 2.0, 0, curve, "")
 
 
 def group(*accuracies: float | None) -> Group:

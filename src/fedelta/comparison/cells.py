@@ -160,10 +160,12 @@ def _trial_points(search: Search | None, axes: Sequence[Axis]) -> Iterator[Point
     """The axes of the search through all their values, every other one where it stays."""
     if search is None:
         return
-    stays = {axis.name: search.at.get(axis.name, axis.labels[0]) for axis in axes if axis.name not in search.by}
-    for point in _points(axes):
-        if all(point[name].label == label for name, label in stays.items()):
-            yield point
+    yield from _points([axis if axis.name in search.by else _stay(search, axis) for axis in axes])
+
+
+def _stay(search: Search, axis: Axis) -> Axis:
+    """An axis while others are searched: with one choice."""
+    return Axis(axis.name, (search.at.get(axis.name, axis.choices[0]),))
 
 
 def _variants(search: Search | None, points: Iterable[Point]) -> Iterator[tuple[Point, object]]:

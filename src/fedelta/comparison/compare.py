@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
@@ -17,7 +18,11 @@ from fedelta.comparison.request import read_request
 from fedelta.comparison.result import Comparison
 from fedelta.comparison.tables import cells_csv, one_line, search_csv, table_csv, table_md
 from fedelta.config import Config
+from fedelta.errors import ConfigError
 from fedelta.grid import SEED
+from fedelta.results.rundir import CONFIG
+
+logger = logging.getLogger("fedelta")
 
 OnEvent = Callable[[Event, "Tally"], None]
 # Drawing takes a second or two with many groups; at most this share of the time goes into it while cells run.
@@ -75,10 +80,12 @@ def compare(
     work.find_jobs()
     with work.directory.locked():
         work.directory.clean()
+        _warn_if_narrower(plan, path)
         work.directory.write(ASKED, plan.request.to_toml())
         try:
             work.run(work.trials)
             work.find_jobs()
+            work.num_ended += len(plan.points) - len(work.jobs)  # for which the search found no value
             work.run(work.jobs)
         finally:
             # After Ctrl-C too: what is there has its page.
@@ -197,13 +204,10 @@ class _Work:
         return {by: job.cell.value for by, job in best.items() if job is not None}
 
     def _best(self, trials: Sequence[Job]) -> Job | None:
-        """The trial with the highest accuracy; of equals the smaller value, or the first of other values."""
-        accuracies = {job.path: done.accuracy for job in trials if (done := self._state(job).outcome) is not None}
-        known = [(job, accuracy) for job in trials if (accuracy := accuracies.get(job.path)) is not None]
-        values = [job.cell.value for job, _ in known]
-        sizes = [value if isinstance(value, int | float) else place for place, value in enumerate(values)]
-        best = max(range(len(known)), key=lambda place: (known[place][1], -sizes[place]), default=None)
-        return None if best is None else known[best][0]
+        """The trial with the highest accuracy; of equals that with the lowest loss, then the first."""
+        done = [(job, outcome) for job in trials if (outcome := self._state(job).outcome) is not None]
+        ranked = [(outcome.accuracy, -outcome.loss, job) for job, outcome in done if outcome.accuracy is not None]
+        return max(ranked, key=lambda each: each[:2], default=(None, None, None))[2]
 
     def _lack(self, labels: Mapping[str, str]) -> str | None:
         """Why a cell has no value of the searched key; None while the search may still find one."""
@@ -222,6 +226,26 @@ class _Work:
         return Tally(len(planned), self.num_ended, sum(planned), sum(self.rounds.values()))
 
 
+def _warn_if_narrower(plan: Plan, path: Path) -> None:
+    """Says so where the tables will no longer show what they show now."""
+    if not (path / ASKED).exists():
+        return
+    try:
+        before = make_plan(read_request(path / ASKED))
+    except ConfigError:  # a recipe or a model that is gone
+        return
+    gone = len(before.num_rounds.keys() - plan.num_rounds.keys())
+    if gone:
+        logger.warning(
+            "the tables in %s will not show %d cells of the last comparison there; their runs stay, and asking for "
+            "them shows them again.",
+            path,
+            gone,
+        )
+
+
 def _is_settled(job: Job) -> bool:
     """Whether it need not run: finished, or a trial that diverged, which is an answer too and would come again."""
-    return job.is_finished or (job.cell.is_trial and (job.reason() or "").startswith(_DIVERGED))
+    diverged = job.cell.is_trial and (job.reason() or "").startswith(_DIVERGED)
+    # Without its run directory nobody knows which configuration it was that diverged.
+    return job.is_finished or (diverged and (job.path / CONFIG).exists())

@@ -21,11 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedelta.comparison.cells import Cell, slugs
-from fedelta.config import Config
-from fedelta.errors import RunError
+from fedelta.config import Config, parse_config
+from fedelta.errors import ConfigError, RunError
 from fedelta.results.elements import flatten
 from fedelta.results.files import write_atomic
 from fedelta.results.rundir import CONFIG, SUMMARY
+from fedelta.tracking.settings import Tracking
 
 if sys.platform != "win32":
     import fcntl
@@ -135,7 +136,7 @@ class ComparisonDirectory:
             RunError: a directory of that name belongs to another configuration; says what differs.
         """
         folder = self.path / ("search" if cells and cells[0].is_trial else "runs")
-        found = {path.parent: path.read_text(encoding="utf-8") for path in sorted(folder.glob(f"*/{CONFIG}"))}
+        found = {path.parent: _read(path) for path in sorted(folder.glob(f"*/{CONFIG}"))}
         names = slugs(cells)
         jobs: list[Job] = []
         problems: dict[str, list[Path]] = {}
@@ -156,21 +157,34 @@ class ComparisonDirectory:
 
 def _place(named: Path, config: Config, found: Mapping[Path, str]) -> tuple[Path, str]:
     """The run directory of a configuration, and what speaks against it."""
-    difference = _difference(found[named], config) if named in found else ""
-    if named in found and not difference:
-        return named, ""
-    wanted = config.to_toml()
-    same = next((path for path, text in found.items() if text == wanted), None)
-    return (named, difference) if same is None else (same, "")
+    wanted = _comparable(config)
+    same = [path for path, text in found.items() if text == wanted]
+    if same:
+        return (named if named in same else same[0]), ""
+    return named, _difference(found[named], wanted, config) if named in found else ""
 
 
-def _difference(text: str, config: Config) -> str:
-    """What a `config.toml` says otherwise than `config`; empty when they are the same."""
+def _comparable(config: Config) -> str:
+    """A configuration without what changes no result."""
+    return config.model_copy(update={"tracking": Tracking()}).to_toml()
+
+
+def _read(path: Path) -> str:
+    """The configuration of a run, with defaults for keys that it does not know yet; as it stands where it is bad."""
+    text = path.read_text(encoding="utf-8")
+    try:
+        return _comparable(parse_config(tomllib.loads(text)))
+    except (ConfigError, ValueError):
+        return text
+
+
+def _difference(text: str, wanted: str, config: Config) -> str:
+    """What a configuration says otherwise than the one that is wanted; empty when nothing that matters."""
     try:
         theirs = dict(flatten(tomllib.loads(text)))
     except ValueError:
         return "its `config.toml` is damaged"
-    ours = dict(flatten(tomllib.loads(config.to_toml())))
+    ours = dict(flatten(tomllib.loads(wanted)))
     keys = [key for key in dict.fromkeys([*theirs, *ours]) if theirs.get(key) != ours.get(key)]
     # A run that starts from an adapter has the adapter's tuning method, with everything that it says.
     if config.model.adapter is not None:

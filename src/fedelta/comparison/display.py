@@ -11,10 +11,12 @@ from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from fedelta.comparison.cells import Plan
 from fedelta.comparison.compare import Tally
 from fedelta.comparison.pool import Event
 from fedelta.comparison.result import Comparison
 from fedelta.comparison.tables import group_table, one_line
+from fedelta.errors import FedeltaError
 from fedelta.results.numbers import percent
 
 # The figures of `group_table`, in its order, as short as a terminal wants them.
@@ -88,6 +90,27 @@ def print_table(comparison: Comparison, console: Console) -> None:
     Console(file=console.file, width=max(console.width, natural)).print(table)
     for name in ("table.md", "table.csv", "report.html"):
         console.print(f"{comparison.path / name}", markup=False, soft_wrap=True)
+
+
+def failure_of(comparison: Comparison) -> FedeltaError:
+    """The error of a comparison in which cells failed: how many, why the first did, and what to do."""
+    failures = comparison.failures
+    name, reason = next(iter(failures.items()))
+    searched = all(reason.startswith("SearchError") for reason in failures.values())
+    rest = (
+        "" if len(failures) == len(comparison.cells) else f"; the others are in {str(comparison.path / 'table.md')!r}"
+    )
+    return FedeltaError(
+        f"{len(failures)} of {len(comparison.cells)} cells failed{rest}. First {name!r}: {one_line(reason)}",
+        hint="widen `compare.search.values`."
+        if searched
+        else f"{comparison.path / 'failures'} holds the errors; the same command tries these cells again.",
+    )
+
+
+def announcement(plan: Plan) -> str:
+    """How much there is to do, such as `144 cells after 18 trials of the search`."""
+    return f"{len(plan.points)} cells" + (f" after {len(plan.trials)} trials of the search" if plan.trials else "")
 
 
 def _end(event: Event) -> str:

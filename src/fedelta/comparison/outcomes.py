@@ -5,6 +5,7 @@ Accuracies are fractions here; tables and figures show percent.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ class Outcome:
     """A finished run in figures.
 
     Args:
-        accuracy: fraction, of the last round; None if none was evaluated.
+        accuracy: fraction, of the last evaluated round; None if none was evaluated.
+        loss: nats per example, of the same round; infinite likewise.
         tuned_parameters: number of scalars that travel.
         bytes_per_client: mean payload of a client in a round, down and up together.
         total_bytes: of all payloads in both directions.
@@ -30,6 +32,7 @@ class Outcome:
     """
 
     accuracy: float | None
+    loss: float
     tuned_parameters: int
     bytes_per_client: float | None
     total_bytes: int
@@ -162,6 +165,7 @@ def read_outcome(path: Path) -> Outcome:
     run = read_histories([path])[0]
     return Outcome(
         accuracy=run.final_accuracy,
+        loss=run.evaluated[-1]["test_loss_nats"] if run.evaluated else math.inf,
         tuned_parameters=run.model["tuned_parameters"],
         bytes_per_client=per_client(run),
         total_bytes=run.ledger.total_bytes,

@@ -11,7 +11,7 @@ from typing import Any
 
 import tomli_w
 
-from fedelta.config import Config, override, read_table, toml_value
+from fedelta.config import Config, in_full, override, read_table, toml_value
 from fedelta.errors import ConfigError
 from fedelta.grid import SEED, Axis, Grid, parse_grid
 from fedelta.settings import Settings
@@ -64,7 +64,8 @@ class Request:
             # Of methods that are not compared this time nothing is said: their labels would be unknown.
             by = next((axis.labels for axis in self.grid.axes if axis.name in search.by[:1]), ())
             values = search.values.get("") or {label: search.values[label] for label in by}
-            fields = {"key": search.key, "by": search.by, "at": dict(search.at), "values": values}
+            at = {name: {choice.label: dict(choice.values)} for name, choice in search.at.items()}
+            fields = {"key": search.key, "by": search.by, "at": at, "values": values}
             lines += ["", "[compare.search]", *(f"{key} = {_inline(value)}" for key, value in fields.items())]
         return f"{tomli_w.dumps(self.table)}\n" + "\n".join(lines) + "\n"
 
@@ -95,7 +96,7 @@ def read_request(
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)), origin=origin, hint=_HINT)
     name = Path(str(config)).stem if is_file else "comparison"
-    return Request(grid.name or name, table, grid)
+    return Request(grid.name or name, in_full(table), grid)
 
 
 def parse_over(texts: Iterable[str]) -> dict[str, object]:
