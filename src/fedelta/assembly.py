@@ -13,7 +13,7 @@ import torch
 from fedelta.codecs.wire import encode
 from fedelta.config import Config
 from fedelta.data.batches import FederatedData, LabelledData
-from fedelta.data.federate import adapted
+from fedelta.data.federate import PLURALS, adapted
 from fedelta.data.federate import federate as divide
 from fedelta.data.sources import RawData, read
 from fedelta.errors import ConfigError, ModelError
@@ -235,9 +235,10 @@ def _check_num_classes(config: Config, found: int) -> None:
 
 
 def _check_modality(config: Config, raw: RawData) -> None:
+    found = PLURALS[raw.modality]
     if config.augmentation.is_on and raw.modality != "image":
         raise ConfigError(
-            [f"`[augmentation]` crops and flips images, but column {raw.columns.input!r} holds {raw.modality}s"],
+            [f"`[augmentation]` crops and flips images, but column {raw.columns.input!r} holds {found}"],
             hint="leave the section out.",
         )
 

@@ -181,7 +181,7 @@ def evaluate(
     from fedelta.experiment import evaluate_adapter
 
     found = evaluate_adapter(config, adapter, overrides or ())
-    print(json.dumps({"accuracy": found.accuracy, "test_loss_nats": found.loss}))
+    print(json.dumps({"accuracy": found.accuracy, "evaluation_loss_nats": found.loss}))
 
 
 @app.command()

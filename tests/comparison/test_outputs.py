@@ -20,22 +20,31 @@ MIB = 2**20
 
 
 def invented(
-    axes: dict[str, list[str]], *, failed: tuple[str, ...] = (), task_axes: tuple[str, ...] = (), searched: bool = True
+    axes: dict[str, list[str]],
+    *,
+    failed: tuple[str, ...] = (),
+    task_axes: tuple[str, ...] = (),
+    searched: bool = True,
+    points: float = 2,
 ) -> Comparison:
-    """Each label of the first axis sends twice as much as the one before, and is 2 points better."""
+    """Each label of the first axis sends twice as much as the one before, and is 2 points better, or as many as said.
+
+    A label `useless` is as accurate as the first.
+    """
     cells = []
     for number, labels in enumerate(product(*axes.values())):
         of_first = axes[next(iter(axes))].index(labels[0])
+        gained = 0 if labels[0] == "useless" else points / 100 * of_first
         seed = number % 2
         done = Outcome(
-            accuracy=0.5 + 0.02 * of_first + 0.01 * seed,
+            accuracy=0.5 + gained + 0.01 * seed,
             loss=1.0,
             tuned_parameters=1000 * 2**of_first,
             bytes_per_client=MIB * 2**of_first / 4,
             total_bytes=MIB * 2**of_first,
             wall_seconds=3.0,
             peak_memory_bytes=0,
-            curve=((1, 0.1), (2, 0.5 + 0.02 * of_first)),
+            curve=((1, 0.1), (2, 0.5 + gained)),
             citations="",
         )
         names = dict(zip(axes, labels, strict=True))
@@ -117,6 +126,17 @@ def test_the_pivot_has_the_first_axis_downwards_and_the_best_of_each_column_bold
     assert pivot(invented(SMALL)) is None
 
 
+def test_means_that_look_the_same_are_equally_good_and_a_failed_one_is_not():
+    axes = {"tuning.name": ["head", "bias", "lora"], "tuning.r": ["2", "4"], "seed": ["1", "2"]}
+    # 50.50 and 50.53 are both printed as 50.5, 50.56 would be 50.6.
+    found = pivot(invented(axes, points=0.03, failed=("lora",)))
+    assert [row[1] for row in found.rows] == ["50.5 ± 0.7", "50.5 ± 0.7", "failed"]
+    assert found.best == {(0, 1), (0, 2), (1, 1), (1, 2)}
+    # The best by number, where text would sort otherwise: 50.5, 80.5 and 110.5.
+    assert pivot(invented(axes, points=30)).best == {(2, 1), (2, 2)}
+    assert pivot(invented(axes, failed=("head", "bias", "lora"))).best == frozenset()
+
+
 def test_an_accuracy_says_how_many_seeds_are_missing():
     done, lost = invented(SMALL).cells[0], invented(SMALL, failed=("head",)).cells[1]
     (group,) = group_cells([done, lost], "seed", [])
@@ -161,6 +181,17 @@ def test_a_page_without_any_result_yet_says_so():
 
 
 def test_the_members_of_the_front_are_named_in_the_table():
-    axes = {"tuning.name": ["head", "lora"], "tuning.r": ["2", "4"], "seed": ["1", "2"]}
-    assert [group.on_front for group in invented(axes).groups] == [True, True, True, True]
-    assert table_md(invented(axes)).count("| front |") == 5  # four rows, and the header
+    # `useless` sends four times as much as `head` for the same accuracy.
+    comparison = invented({"tuning.name": ["head", "lora", "useless"], "tuning.r": ["2", "4"], "seed": ["1", "2"]})
+    assert [group.on_front for group in comparison.groups] == [True, True, True, True, False, False]
+    assert table_md(comparison).count("| front |") == 5  # four rows, and the header
+    marked = {row["tuning.name"]: row["on_pareto_front"] for row in rows(table_csv(comparison))}
+    assert marked == {"head": "true", "lora": "true", "useless": "false"}
+    useless = [line for line in table_md(comparison).splitlines() if line.startswith("| useless | 2 |")]
+    assert useless[0].endswith("| 3.0 s |  |")
+
+
+def test_the_note_says_what_the_times_are_worth():
+    note = "for orientation only: it is measured beside other cells, of which as many run side by side as the machine"
+    assert note in table_md(invented(SMALL))
+    assert note in Page(render(invented(SMALL))).text

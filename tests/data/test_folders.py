@@ -141,11 +141,23 @@ def test_impossible_settings_are_refused(options, message):
             ("a/1.wav", "b/2.wav"), {"test_files": "*_9.wav"},
             r"none of 2 files matches `data.test_files` = '\*_9.wav', first '1.wav'",
         ),
+        (
+            ("a_1.wav", "b_2.wav"), {"test_files": "*_9.wav"},
+            r"(?s)3 problems.*none of 2 files matches.*in no class folder\nhint: .*{label}; `data.test_files` is for",
+        ),
         (("train/a/1.wav", "test/a/2.wav"), {"test_files": "*2.wav"}, "there is a folder 'test' with a test set"),
         (("a/1.wav", "b/2.wav"), {"test_files": "*"}, "the training set has 0 rows"),
         (("a/1.wav", "a/2.png", "b/3.png"), {}, "2 images and 1 recordings, expected one kind"),
         (("a/1.wav", "b/notes.txt"), {}, "notes.txt' is no recording"),
-        (("a.csv",), {"file_pattern": THREE}, "is no folder of images or recordings, but `data.file_pattern`"),
+        (("a.csv",), {"file_pattern": THREE}, "is no folder of images or recordings, but `data.file_pattern` is set"),
+        (
+            ("a_x_1.wav", "d.parquet"), {"file_pattern": THREE, "test_files": "*"},
+            r"(?s)holds a table \(.parquet\), which is in charge .*`data.test_files` are set\nhint: .*leave that out$",
+        ),
+        (
+            ("a_1.wav", "d.csv"), {"test_files": "*_1.wav"},
+            r"(?s)holds a table \(.csv\).* but `data.test_files` is set\nhint: .*; or set `data.file_pattern`",
+        ),
     ],
 )  # fmt: skip
 def test_everything_wrong_with_names_is_told(tmp_path, names, options, message):
@@ -156,6 +168,36 @@ def test_everything_wrong_with_names_is_told(tmp_path, names, options, message):
 def test_a_source_that_is_no_folder_has_no_file_names():
     with pytest.raises(DataError, match="data source 'digits' is no folder of images or recordings"):
         load("digits", test_files="*")
+
+
+@pytest.mark.parametrize(
+    ("options", "names", "hint"),
+    [
+        (
+            {"test_files": "*_9.wav"}, ("a/1.wav", "b/2.wav"),
+            "`data.test_files` is for whole names, such as `*_[0-4].wav`, or `noisy/*` for those in a folder",
+        ),
+        (
+            {"test_files": "*2.wav"}, ("train/a/1.wav", "test/a/2.wav"),
+            "leave `data.test_files` out, or keep that folder elsewhere",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_test_files_has_a_hint_of_its_own(tmp_path, options, names, hint):
+    with pytest.raises(DataError) as caught:
+        load(files(tmp_path, *names), **options)
+    assert caught.value.hint == hint
+
+
+def test_with_a_pattern_a_table_beside_the_files_is_passed_over(flat):
+    (flat / "metadata.csv").write_text("file_name,speaker\nlow_ann_0.wav,ann\n")
+    (flat / "about").mkdir()
+    (flat / "about" / "speakers.json").write_text("{}")
+    raw = load(flat, file_pattern=THREE, test_files="*_[0-1].wav")
+    assert (raw.modality, len(raw.train), len(raw.test), raw.columns.client) == ("audio", 36, 18, "client")
+    (flat / "notes.txt").touch()
+    with pytest.raises(DataError, match=r"1 problem in audio folder .*\n.*notes.txt' is no recording"):
+        load(flat, file_pattern=THREE)
 
 
 def test_a_table_beside_recordings_is_in_charge_of_them(tmp_path):

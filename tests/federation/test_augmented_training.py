@@ -19,6 +19,7 @@ from tests.builders import (
     tiny_engine,
 )
 from tests.small import write_small
+from tests.sounds import write_flat
 
 from fedelta.config import load_config
 from fedelta.data.augmentation import Augmentation
@@ -150,6 +151,18 @@ def test_texts_are_refused(tmp_path):
     text = ["data.max_train_examples=", "data.max_test_examples=", f'data.source="{tmp_path / "d.csv"}"']
     with pytest.raises(ConfigError, match=r"`\[augmentation\]` crops and flips images, but column 'text' holds texts"):
         Experiment.from_toml(write_small(tmp_path), [*ON, *text]).assembly  # noqa: B018
+
+
+def test_recordings_are_refused(tmp_path):
+    source = f'data.source="{write_flat(tmp_path / "flat")}"'
+    sounds = [
+        "data.max_train_examples=",
+        "data.max_test_examples=",
+        source,
+        'data.file_pattern="{label}_{who}_{index}"',
+    ]
+    with pytest.raises(ConfigError, match="crops and flips images, but column 'audio' holds recordings"):
+        Experiment.from_toml(write_small(tmp_path), [*ON, *sounds]).assembly  # noqa: B018
 
 
 def test_rows_that_two_clients_have_are_refused(tmp_path):

@@ -274,6 +274,15 @@ def test_a_server_that_overflows_ends_the_run():
     assert caught.value.hint == "lower `client.lr` or `strategy.server_lr`."
 
 
+def test_an_evaluation_loss_that_is_no_number_ends_the_run():
+    broken = replace(federation(), evaluate=lambda params: Evaluation(accuracy=0.1, loss=math.nan))
+    with pytest.raises(RoundError) as caught:
+        outcomes(broken)
+    # In a trial of a search it is that of the validation set.
+    assert caught.value.message == "round 1: the evaluation loss is nan."
+    assert caught.value.hint == "lower `client.lr` or `strategy.server_lr`."
+
+
 def test_the_byte_budget_ends_the_run_with_the_round_that_reaches_it():
     a_round = 6 * PAYLOAD_BYTES
     for budget, expected in ((2 * a_round, 2), (2 * a_round + 1, 3), (1, 1), (None, 5)):

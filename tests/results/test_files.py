@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fedelta.errors import RunError
-from fedelta.results.files import JsonLines, read_json, to_json, write_atomic
+from fedelta.results.files import JsonLines, exclusive, in_turn, read_json, to_json, write_atomic
 
 
 def disk_full(*arguments: object) -> int:
@@ -150,3 +153,62 @@ def test_a_json_file_that_cannot_be_used_is_named(tmp_path: Path, content, messa
         path.write_bytes(content)
     with pytest.raises(RunError, match=message):
         read_json(path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such lock")
+def test_an_exclusive_file_is_for_one_at_a_time_and_is_not_changed(tmp_path):
+    path = tmp_path / "lock"
+    path.write_text("content")
+    with exclusive(path, "taken"), pytest.raises(RunError) as caught, exclusive(path, "taken by another."):
+        pass
+    assert (caught.value.message, caught.value.hint) == ("taken by another.", "wait for it, or end it.")
+    with exclusive(path, "taken"):
+        pass
+    assert path.read_text() == "content"
+
+
+# Has the lock until its input ends, and a moment longer.
+HOLD = """
+import pathlib, sys, time
+from fedelta.results.files import exclusive
+path = pathlib.Path(sys.argv[1])
+with exclusive(path, "taken"):
+    print("held", flush=True)
+    sys.stdin.read()
+    time.sleep(0.3)
+    path.write_text("left")
+"""
+
+
+@pytest.fixture
+def lock(tmp_path) -> Path:
+    path = tmp_path / "lock"
+    path.touch()
+    return path
+
+
+@pytest.fixture
+def holder(lock) -> Iterator[subprocess.Popen[bytes]]:
+    """Another process, which has the lock."""
+    command = [sys.executable, "-c", HOLD, str(lock)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"held\n"
+        yield process
+        process.kill()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such lock")
+def test_an_exclusive_file_is_free_again_when_its_process_is_killed(lock, holder):
+    with pytest.raises(RunError, match="taken"), exclusive(lock, "taken"):
+        pass
+    holder.kill()
+    holder.wait()
+    with exclusive(lock, "taken"):
+        assert lock.read_text() == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such lock")
+def test_who_comes_in_turn_waits(lock, holder):
+    holder.stdin.close()
+    with in_turn(lock):
+        assert lock.read_text() == "left"

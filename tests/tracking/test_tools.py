@@ -5,12 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
 from fedelta.tracking.base import TrackedRun, Tracker
+from fedelta.tracking.mlflow import experiment_id
 from fedelta.tracking.table import TOOLS
 
 # mlflow 3.17 uses what SQLAlchemy 2.1 deprecates.
@@ -145,6 +147,42 @@ def test_parameters_of_mlflow_have_keys_that_it_takes(folder: Path):
         "tuning.use_rslora": "False",
         "codec.name": "float16",
     }
+
+
+@dataclass
+class Store:
+    """As much of MLflow's client as looks for experiments; another process makes them in between."""
+
+    ids: dict[str, str] = field(default_factory=dict)
+    other_is_faster: bool = True
+
+    def get_experiment_by_name(self, name: str) -> SimpleNamespace | None:
+        return SimpleNamespace(experiment_id=self.ids[name]) if name in self.ids else None
+
+    def create_experiment(self, name: str, *, artifact_location: str) -> str:
+        if self.other_is_faster:
+            self.ids[name] = "of the other"
+        raise RuntimeError("cannot make it")
+
+
+def test_an_experiment_that_another_process_makes_at_the_same_time_is_used(tmp_path):
+    assert experiment_id(Store(), "digits", tmp_path) == "of the other"
+    with pytest.raises(RuntimeError, match="cannot make it"):
+        experiment_id(Store(other_is_faster=False), "digits", tmp_path)
+
+
+def test_an_experiment_of_mlflow_that_is_there_already_is_found_by_who_did_not_see_it(tmp_path, monkeypatch):
+    mlflow: ModuleType = pytest.importorskip("mlflow", reason=REASON)
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    made = experiment_id(client, "digits", tmp_path)
+    look, looks = client.get_experiment_by_name, []
+
+    def late(name: str) -> object:
+        looks.append(name)
+        return None if len(looks) == 1 else look(name)
+
+    monkeypatch.setattr(client, "get_experiment_by_name", late)
+    assert (experiment_id(client, "digits", tmp_path), len(looks)) == (made, 2)
 
 
 def test_a_finished_run_of_tensorboard_is_in_its_table_of_runs(folder: Path):

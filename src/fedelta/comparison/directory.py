@@ -13,7 +13,6 @@ report.html           tables and figures
 from __future__ import annotations
 
 import shutil
-import sys
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,12 +23,9 @@ from fedelta.comparison.cells import Cell, slugs
 from fedelta.config import Config, parse_config
 from fedelta.errors import ConfigError, RunError
 from fedelta.results.elements import flatten
-from fedelta.results.files import write_atomic
+from fedelta.results.files import exclusive, write_atomic
 from fedelta.results.rundir import CONFIG, SUMMARY
 from fedelta.tracking.settings import Tracking
-
-if sys.platform != "win32":
-    import fcntl
 
 ASKED = "compare.toml"
 _LOCK = ".lock"
@@ -101,20 +97,15 @@ class ComparisonDirectory:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Makes the directory and keeps a second comparison out of it; the system lets go when a process dies.
+        """Makes the directory and keeps a second comparison out of it; see `exclusive`.
 
         Raises:
             RunError: another process has the lock.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / _LOCK).open("wb") as held:
-            if sys.platform != "win32":  # it has no such lock: there a comparison is not guarded
-                try:
-                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError as error:
-                    raise RunError(
-                        f"another process runs a comparison in {str(self.path)!r}.", hint="wait for it, or end it."
-                    ) from error
+        lock = self.path / _LOCK
+        lock.touch()
+        with exclusive(lock, f"another process runs a comparison in {str(self.path)!r}."):
             for name in _FOLDERS:
                 (self.path / name).mkdir(exist_ok=True)
             yield

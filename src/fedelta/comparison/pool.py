@@ -16,6 +16,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import IO, Literal
 
+from fedelta.comparison.cores import available_cores
 from fedelta.comparison.directory import Job
 from fedelta.comparison.memory import available_bytes, fits
 from fedelta.results.files import Record
@@ -98,7 +99,7 @@ def default_processes(jobs: Sequence[Job]) -> int:
     """As many as there are cores; 1 where a cell runs on a GPU, which they would share."""
     if any(job.cell.config.runtime.torch_device() != "cpu" for job in jobs):
         return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return available_cores()
 
 
 def _has_room(workers: Sequence[_Worker], most: int, highest_peak: int, *, limited: bool) -> bool:

@@ -86,15 +86,14 @@ def pivot(comparison: Comparison) -> Pivot | None:
         return None
     first, groups = comparison.axes[0], comparison.groups
     columns = list(dict.fromkeys(comparison.group_name(group, without=(first,)) for group in groups))
-    rows = [
-        (label, *(mean_and_deviation(group) for group in members))
-        for label, members in ((label, list(own)) for label, own in groupby(groups, lambda group: group.labels[first]))
-    ]
+    members = [(label, list(own)) for label, own in groupby(groups, lambda group: group.labels[first])]
+    rows = [(label, *(mean_and_deviation(group) for group in own)) for label, own in members]
     best = set()
-    for column in range(1, len(columns) + 1):
-        means = [row[column].partition(" ")[0] for row in rows]
-        highest = max((float(mean) for mean in means if mean[:1].isdigit()), default=None)
-        best |= {(row, column) for row, mean in enumerate(means) if mean[:1].isdigit() and float(mean) == highest}
+    for column in range(len(columns)):
+        # As they are printed: two that look the same are equally good.
+        means = [None if (mean := own[column].accuracy) is None else round(100 * mean, 1) for _, own in members]
+        highest = max((mean for mean in means if mean is not None), default=None)
+        best |= {(row, column + 1) for row, mean in enumerate(means) if mean is not None and mean == highest}
     return Pivot((first, *columns), tuple(rows), frozenset(best))
 
 

@@ -16,8 +16,9 @@ _MAX_REASON = 300
 NOTE = (
     "Accuracy in % after the last round, on the test set unless `data.evaluate_on` says otherwise: mean ± sample "
     "standard deviation over the seeds. MiB per client and round are those down and up together. Time is that of the "
-    "rounds, with one arithmetic thread. Front: no other row of the same task has as much accuracy for fewer MiB in "
-    "total, or more for as many."
+    "rounds, with one arithmetic thread, and for orientation only: it is measured beside other cells, of which as many "
+    "run side by side as the machine has cores, or one on a GPU, unless told otherwise. Front: no other row of the "
+    "same task has as much accuracy for fewer MiB in total, or more for as many."
 )
 
 

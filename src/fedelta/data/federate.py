@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Transform = ImageTransform | TextTransform | AudioTransform
 
-_PLURALS: dict[Modality, str] = {"image": "images", "text": "texts", "audio": "recordings"}
+PLURALS: dict[Modality, str] = {"image": "images", "text": "texts", "audio": "recordings"}
 
 
 def modality(transform: Transform | None) -> Modality:
@@ -44,8 +44,8 @@ def adapted(transform: Transform, raw: RawData) -> Transform:
         return audio_transform(transform, raw.source.audio)
     if raw.modality != modality(transform):
         raise DataError(
-            f"column {raw.columns.input!r} holds {_PLURALS[raw.modality]}, but the model takes "
-            f"{_PLURALS[modality(transform)]}",
+            f"column {raw.columns.input!r} holds {PLURALS[raw.modality]}, but the model takes "
+            f"{PLURALS[modality(transform)]}",
             hint="choose another `model.source` (recordings go to image classifiers), or set `data.image_column`, "
             "`data.text_column` or `data.audio_column`",
         )

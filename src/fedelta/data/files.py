@@ -42,19 +42,21 @@ def load_splits(source: str, subset: str | None, train_split: str, naming: Namin
     """
     naming = naming or Naming()
     path = _expanded(source)
-    kind = kind_of(path, _TABLES.keys()) if source != EMBEDDED and path.is_dir() else None
+    kind = kind_of(path, _TABLES.keys(), naming) if source != EMBEDDED and path.is_dir() else None
     if kind is not None:
-        return read_folder(path, kind, train_split, naming)
+        # Without a pattern a table is a foreign file there, and maybe one that its owner counts on.
+        passed_over = frozenset() if naming.pattern is None else _TABLES.keys()
+        return read_folder(path, kind, train_split, naming, passed_over=passed_over)
     problem = None if source == EMBEDDED else missing_path(source)
     if problem is not None:
         raise DataError(
             f"data source {problem}", hint="give a file, a folder, the name of a data set on the hub, or `digits`"
         )
-    if naming.pattern is not None or naming.test_files is not None:
+    if naming.given:
         raise DataError(
-            f"data source {source!r} is no folder of images or recordings, but `data.file_pattern` or "
-            "`data.test_files` is set, which are about the names of such files",
-            hint="leave them out, or name the folder in `data.source`",
+            f"data source {source!r} is no folder of images or recordings, but {naming.given}, for the "
+            "names of such files",
+            hint="leave that out, or name the folder in `data.source`",
         )
     if source == EMBEDDED:
         return {train_split: _digits()}

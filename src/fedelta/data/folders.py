@@ -15,6 +15,7 @@ from string import Formatter
 from typing import TYPE_CHECKING, Literal
 
 from fedelta.data.problems import refuse
+from fedelta.errors import DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -27,6 +28,7 @@ SUFFIXES: dict[Kind, frozenset[str]] = {
 }
 CLIENT = "client"  # field of a pattern, and column of the rows
 _LABEL = "label"
+_PARQUET = ".parquet"  # may hold the files themselves
 # What file managers leave behind.
 _LITTER = frozenset({"thumbs.db", "desktop.ini"})
 
@@ -49,6 +51,13 @@ class Naming:
     def fields(self) -> frozenset[str]:
         """Names of the fields of the pattern."""
         return frozenset() if self.pattern is None else frozenset(expression(self.pattern).groupindex)
+
+    @property
+    def given(self) -> str:
+        """The keys that are set, as the subject of a sentence; empty if none."""
+        values = {"data.file_pattern": self.pattern, "data.test_files": self.test_files}
+        keys = [f"`{key}`" for key, value in values.items() if value is not None]
+        return f"{' and '.join(keys)} {'is' if len(keys) == 1 else 'are'} set" if keys else ""
 
 
 def expression(pattern: str) -> re.Pattern[str]:
@@ -82,29 +91,34 @@ def expression(pattern: str) -> re.Pattern[str]:
     return re.compile(found)
 
 
-def kind_of(folder: Path, tables: Set[str]) -> Kind | None:
+def kind_of(folder: Path, tables: Set[str], naming: Naming) -> Kind | None:
     """What `folder` is a folder of; None for neither, or where a table is in charge of the files.
 
-    A Parquet file anywhere is in charge, and any table beside images or recordings that are in no sub-folder.
+    A Parquet file anywhere is in charge, and, unless there is a pattern for the names of the files, any table beside
+    images or recordings that are in no sub-folder.
 
     Args:
         folder: to look at, with all that is below it.
         tables: suffixes of tables.
+        naming: what the names of the files say.
 
     Raises:
-        DataError: both images and recordings are there.
+        DataError: both images and recordings are there, or a table is in charge and `naming` would say nothing.
     """
     found: Counter[Kind] = Counter()
-    has_sub_folders = has_table = False
+    suffixes: Counter[str] = Counter()
+    has_sub_folders = False
     for parent, _, names in os.walk(folder):
-        suffixes = Counter(Path(name).suffix.lower() for name in names if not name.startswith("."))
-        if ".parquet" in suffixes:
-            return None
-        here = {kind: sum(suffixes[suffix] for suffix in known) for kind, known in SUFFIXES.items()}
-        has_table = has_table or not suffixes.keys().isdisjoint(tables)
+        own = Counter(Path(name).suffix.lower() for name in names if not name.startswith("."))
+        here = {kind: sum(own[suffix] for suffix in known) for kind, known in SUFFIXES.items()}
         has_sub_folders = has_sub_folders or (parent != str(folder) and sum(here.values()) > 0)
         found.update(here)
-    if not found.total() or (has_table and not has_sub_folders):
+        suffixes.update(own)
+    if not found.total():
+        return None
+    may_be_in_charge = {_PARQUET} if has_sub_folders or naming.pattern is not None else {_PARQUET, *tables}
+    if in_charge := sorted(suffixes.keys() & may_be_in_charge):
+        _refuse_names(folder, naming, in_charge)
         return None
     if found["image"] and found["audio"]:
         problem = f"{found['image']} images and {found['audio']} recordings, expected one kind"
@@ -112,7 +126,21 @@ def kind_of(folder: Path, tables: Set[str]) -> Kind | None:
     return "audio" if found["audio"] else "image"
 
 
-def read_folder(folder: Path, kind: Kind, train_split: str, naming: Naming) -> dict[str, Dataset]:
+def _refuse_names(folder: Path, naming: Naming, in_charge: Sequence[str]) -> None:
+    """Raises where the names of files are to say something, but tables with these suffixes are in charge."""
+    if not naming.given:
+        return
+    other = "" if _PARQUET in in_charge else "; or set `data.file_pattern`, which puts the files in charge"
+    raise DataError(
+        f"folder {str(folder)!r} holds a table ({', '.join(in_charge)}), which is in charge of the images or "
+        f"recordings beside it, so that their names do not count, but {naming.given}",
+        hint=f"keep the table elsewhere, or leave that out{other}",
+    )
+
+
+def read_folder(
+    folder: Path, kind: Kind, train_split: str, naming: Naming, *, passed_over: Set[str]
+) -> dict[str, Dataset]:
     """All splits of a folder: those of its sub-folders where one is named `train_split`, else that one alone.
 
     Args:
@@ -120,6 +148,7 @@ def read_folder(folder: Path, kind: Kind, train_split: str, naming: Naming) -> d
         kind: which of them.
         train_split: name of the training set.
         naming: where labels, clients and the test set come from, if not from sub-folders.
+        passed_over: suffixes of files that are not looked at; others that are not of `kind` are problems.
 
     Returns:
         Split to its rows: column `image` or `audio` (the path), `label`, and `client` where the pattern has it.
@@ -132,20 +161,21 @@ def read_folder(folder: Path, kind: Kind, train_split: str, naming: Naming) -> d
     else:
         roots = {train_split: folder}
     problems: list[str] = []
-    files = {name: _files(root, kind, problems) for name, root in roots.items()}
+    files = {name: _files(root, kind, passed_over, problems) for name, root in roots.items()}
     problems += _mismatches([path for paths in files.values() for path in paths], naming)
-    if naming.test_files is not None:
-        problems += _move_test_files(files, train_split, naming)
+    about_test_files = _move_test_files(files, train_split, naming)
     splits = {}
     for name, paths in files.items():
         # Test files by name lie among the training files.
         splits[name] = _labelled(paths, roots.get(name, roots[train_split]), naming, problems)
-    hint = f"expected one sub-folder of {kind} files for each class, or `data.file_pattern` with a field {{label}}"
-    refuse(f"{kind} folder {str(folder)!r}", problems, hint=hint)
+    hints = [f"expected one sub-folder of {kind} files for each class, or `data.file_pattern` with a field {{label}}"]
+    hints = hints * bool(problems) + [hint for _, hint in about_test_files]
+    problems = [problem for problem, _ in about_test_files] + problems
+    refuse(f"{kind} folder {str(folder)!r}", problems, hint="; ".join(hints))
     return {name: _dataset(rows, kind, naming) for name, rows in splits.items()}
 
 
-def _files(root: Path, kind: Kind, problems: list[str]) -> list[Path]:
+def _files(root: Path, kind: Kind, passed_over: Set[str], problems: list[str]) -> list[Path]:
     """The files of `kind` below `root`, sorted; adds to `problems`."""
     found = _visible(root, "**/*")
     files = [path for path in found if path.is_file()]
@@ -154,7 +184,7 @@ def _files(root: Path, kind: Kind, problems: list[str]) -> list[Path]:
     for path in found:
         if path.parent == root and path.is_dir() and path.name not in parents:
             problems.append(f"{str(path)!r} is an empty folder")
-        if path.is_file() and path.suffix.lower() not in SUFFIXES[kind]:
+        if path.is_file() and path.suffix.lower() not in SUFFIXES[kind] | passed_over:
             problems.append(f"{str(path)!r} is {what}")
     return [path for path in files if path.suffix.lower() in SUFFIXES[kind]]
 
@@ -171,14 +201,24 @@ def _mismatches(paths: Sequence[Path], naming: Naming) -> list[str]:
     return [problem] if foreign else []
 
 
-def _move_test_files(files: dict[str, list[Path]], train_split: str, naming: Naming) -> list[str]:
-    """Moves what `naming.test_files` matches from the training set to a test set of its own; returns problems."""
-    if naming.test_files is None or naming.test_split in files:
-        return [f"`data.test_files` is set, and there is a folder {naming.test_split!r} with a test set: remove one"]
+def _move_test_files(files: dict[str, list[Path]], train_split: str, naming: Naming) -> list[tuple[str, str]]:
+    """Moves what `naming.test_files` matches from the training set to a test set of its own.
+
+    Returns:
+        A problem and its hint, or nothing.
+    """
+    if naming.test_files is None:
+        return []
+    if naming.test_split in files:
+        problem = f"`data.test_files` is set, and there is a folder {naming.test_split!r} with a test set"
+        return [(problem, "leave `data.test_files` out, or keep that folder elsewhere")]
     both = files[train_split]
     test = [path for path in both if path.match(naming.test_files)]
     if not test:
-        return [f"none of {len(both)} files matches `data.test_files` = {naming.test_files!r}, {_first(both)}"]
+        problem = f"none of {len(both)} files matches `data.test_files` = {naming.test_files!r}, {_first(both)}"
+        return [
+            (problem, "`data.test_files` is for whole names, such as `*_[0-4].wav`, or `noisy/*` for those in a folder")
+        ]
     taken = set(test)
     files[train_split] = [path for path in both if path not in taken]
     files[naming.test_split] = test

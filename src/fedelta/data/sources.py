@@ -53,7 +53,8 @@ class DataSource(Settings):
         client_column: holds the id of the client that a row comes from.
         file_pattern: what the names of the files in a folder say, without their ending, such as
             `{label}_{client}_{index}`. `label` stands for the sub-folder, `client` is the client of the file (and
-            `client_column` need not be set), fields of other names are not used.
+            `client_column` need not be set), fields of other names are not used. With it, CSV and JSON files in the
+            folder are passed over.
         test_files: the files of a folder that are the test set, such as `*_[0-4].wav`, or `noisy/*` for those in
             folders of that name; the others are learned from.
         audio: how recordings become spectrograms.

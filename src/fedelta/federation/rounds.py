@@ -113,7 +113,7 @@ def federate(
         last = round == num_rounds or _spent(federation, bytes_sent)
         evaluation = federation.evaluate(params) if last or round % federation.evaluate_every == 0 else None
         if evaluation is not None and not math.isfinite(evaluation.loss):
-            raise RoundError(f"round {round}: the loss on the test set is {evaluation.loss}.", hint=_CALM_DOWN)
+            raise RoundError(f"round {round}: the evaluation loss is {evaluation.loss}.", hint=_CALM_DOWN)
         yield RoundOutcome(
             round=round,
             params=params,

@@ -2,6 +2,7 @@
 
 `write_atomic` replaces a file as a whole: a reader sees the old or the new content, never a mixture.
 `JsonLines` grows a file by whole records and takes a failed append back.
+`exclusive` keeps a second process out while one writes, `in_turn` lets it wait.
 """
 
 from __future__ import annotations
@@ -9,12 +10,17 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedelta.errors import RunError
+
+if sys.platform != "win32":
+    import fcntl
 
 # Whatever `json.loads` makes of a line; the readers check the fields that they use.
 Record = dict[str, Any]
@@ -50,6 +56,39 @@ def sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def exclusive(path: Path, message: str) -> Iterator[None]:
+    """Holds a lock on the file `path`, which must exist; the system releases it when the process dies.
+
+    Args:
+        path: a second process, or a second call, that wants it is refused. Its content is not touched.
+        message: of the refusal.
+
+    Raises:
+        RunError: another process has the lock.
+    """
+    if sys.platform == "win32":  # it has no such lock: there nothing is guarded against a second process
+        yield
+        return
+    with path.open("rb") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError(message, hint="wait for it, or end it.") from error
+        yield
+
+
+@contextmanager
+def in_turn(path: Path) -> Iterator[None]:
+    """As `exclusive`, but waits while another process has the lock: for what takes a moment."""
+    if sys.platform == "win32":
+        yield
+        return
+    with path.open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
 
 
 def to_json(value: object, *, indent: int | None = None) -> str:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,10 +25,7 @@ from pathlib import Path
 
 from fedelta.errors import RunError
 from fedelta.results.checkpoint import Checkpoint
-from fedelta.results.files import JsonLines, Record, sync_directory, to_json, write_atomic
-
-if sys.platform != "win32":
-    import fcntl
+from fedelta.results.files import JsonLines, Record, exclusive, sync_directory, to_json, write_atomic
 
 CONFIG = "config.toml"
 ENVIRONMENT = "environment.json"
@@ -144,21 +140,12 @@ class RunDirectory:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps a second process from writing to this run; the system releases the lock when a process dies.
+        """Keeps a second process from writing to this run; see `exclusive`.
 
         Raises:
             RunError: another process has the lock.
         """
-        if sys.platform == "win32":  # it has no such lock: there a run is not guarded against a second process
-            yield
-            return
-        with self.config.open("rb") as held:
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise RunError(
-                    f"another process is running or resuming {str(self.path)!r}.", hint="wait for it, or end it."
-                ) from error
+        with exclusive(self.config, f"another process is running or resuming {str(self.path)!r}."):
             yield
 
     def rewind(self, checkpoint: Checkpoint) -> None:

@@ -12,8 +12,10 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedelta.results.files import in_turn
 from fedelta.tracking.base import Parameter, TrackedRun
 
 if TYPE_CHECKING:
@@ -72,16 +74,15 @@ def open_mlflow(run: TrackedRun) -> Mlflow:
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     directory = run.directory / "mlflow"
     directory.mkdir(parents=True, exist_ok=True)
-    client = MlflowClient(tracking_uri=f"sqlite:///{directory / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name(run.project)
-    experiment_id = (
-        client.create_experiment(run.project, artifact_location=(directory / "artifacts").as_uri())
-        if experiment is None
-        else experiment.experiment_id
-    )
-    found = client.search_runs([experiment_id], f"tags.`{_TAG}` = '{run.id}'")
+    lock = directory / ".lock"
+    lock.touch()
+    # Runs side by side may share the store: two that make its tables at the same time both fail.
+    with in_turn(lock):
+        client = MlflowClient(tracking_uri=f"sqlite:///{directory / 'mlflow.db'}")
+        experiment = experiment_id(client, run.project, directory / "artifacts")
+    found = client.search_runs([experiment], f"tags.`{_TAG}` = '{run.id}'")
     if not found:
-        run_id = client.create_run(experiment_id, run_name=run.name, tags={_TAG: run.id}).info.run_id
+        run_id = client.create_run(experiment, run_name=run.name, tags={_TAG: run.id}).info.run_id
         _log_parameters(client, run_id, run.parameters)
         return Mlflow(client, run_id, set())
     [data] = found
@@ -89,6 +90,22 @@ def open_mlflow(run: TrackedRun) -> Mlflow:
     keys = [key for key in data.data.metrics if not key.startswith(_SUMMARY)]
     rounds = {metric.step for key in keys for metric in client.get_metric_history(data.info.run_id, key)}
     return Mlflow(client, data.info.run_id, rounds)
+
+
+def experiment_id(client: MlflowClient, name: str, artifacts: Path) -> str:
+    """The experiment of this name, found or made; another process may make it at the same time."""
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            made: str = client.create_experiment(name, artifact_location=artifacts.as_uri())
+            return made
+        except Exception:
+            # Where there is no lock, somebody else may have made it in between; whatever else it was is raised.
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    there: str = found.experiment_id
+    return there
 
 
 def _log_parameters(client: MlflowClient, run_id: str, parameters: Mapping[str, Parameter]) -> None:

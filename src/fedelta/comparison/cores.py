@@ -1,0 +1,39 @@
+"""How many cores this process may use: those of its affinity, in the limits of the container."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def available_cores() -> int:
+    """Cores that can compute at the same time, at least 1; half a core of a quota counts as one."""
+    bounds = (_of_system(), _of_container())
+    return max(1, min(bound for bound in bounds if bound is not None))
+
+
+def _of_system() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _of_container() -> int | None:
+    """The quota of control groups, version 2 or else 1; None without one."""
+    try:
+        quota, period = _quota_and_period()
+        return None if quota in ("max", "-1") else math.ceil(int(quota) / int(period))
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
+def _quota_and_period() -> tuple[str, str]:
+    """Microseconds of all cores together in every period, and those of the period."""
+    if (limit := _CGROUP / "cpu.max").exists():
+        quota, period = limit.read_text(encoding="ascii").split()
+        return quota, period
+    quota, period = (
+        (_CGROUP / "cpu" / f"cpu.cfs_{name}_us").read_text(encoding="ascii").strip() for name in ("quota", "period")
+    )
+    return quota, period
