@@ -13,7 +13,7 @@ Server, for the cohort S of N clients:
     w <- w + server_lr mean_S(y - w);    c <- c + |S| / N mean_S(c_i+ - c_i)
 
 Control variates exist for what is tuned alone, so the payload is twice that of FedAvg; in the ledger they are
-groups of their own, `control/GROUP`. While every control variate is zero, as in round 1, and clients have as many
+groups of their own, `control/GROUP`. While every control variate is zero, as in round 1, and all clients have as many
 examples, this is FedAvg. Means are not weighted by examples: with weights that change from cohort to cohort c would not
 stay the mean of the c_i. For the same reason there is no robust mean, and a client takes over c_i+ only when its reply
 was accepted, and as it was decoded.
