@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import repeat
 
 import torch
 from torch import Generator, Tensor, nn
@@ -98,7 +99,7 @@ class BareLoop:
         # Fused is the fastest of PyTorch's variants on a CPU.
         optimizer = torch.optim.SGD(self.tuned.values(), lr=self.lr, momentum=self.momentum, fused=True)
         num_steps = self.local_epochs * -(-len(rows) // self.batch_size)
-        for batch in batches(rows, self.batch_size, num_steps, generator):
+        for batch in batches(rows, self.batch_size, num_steps, repeat(generator)):
             logits = logits_of(self.model(pixel_values=self.pixels[batch]))
             loss = nn.functional.cross_entropy(logits, self.labels[batch])
             optimizer.zero_grad()

@@ -26,6 +26,8 @@ from fedelta.params import Params, ParamSpec, select
 from fedelta.runtimes.simulation import Simulation
 from fedelta.runtimes.stability import Unstable
 from fedelta.seeds import stream
+from fedelta.strategies.fedlama_auto import FedLamaAuto
+from fedelta.strategies.windows import Windows
 from fedelta.tuning import AnyTuning
 from fedelta.tuning.combined import Combined
 from fedelta.tuning.lanes import Lanes
@@ -80,6 +82,9 @@ def assemble(config: Config, *, backbone: Backbone | None = None, data: Federate
     Raises:
         InputError: something in it cannot be used.
     """
+    if config.strategy.local_steps is not None:
+        client = config.client.model_copy(update={"local_steps": config.strategy.local_steps})
+        config = config.model_copy(update={"client": client})
     if data is None:
         raw = read(config.data, seed=config.seed)
         _check_num_classes(config, len(raw.class_names))
@@ -104,6 +109,8 @@ def assemble(config: Config, *, backbone: Backbone | None = None, data: Federate
     engine = _engine(config, backbone, data)
     params = _on_cpu(engine.bank.read(0) | (adapter.params if adapter is not None else {}))
     start = select(params, engine.spec.kept)
+    config = _within_bytes(config, engine.spec, params, len(data.partition))
+    _warn_of_one_group(config, engine.spec)
     num_rounds, memory = config.strategy.num_rounds, config.strategy.memory
     site = Site(engine, data.partition, config.codec, config.seed, num_rounds, start, memory=memory)
     federation = _federation(config, site, data)
@@ -251,6 +258,42 @@ def _check_owners(config: Config, data: FederatedData) -> None:
         raise ConfigError(
             ["`[augmentation]` changes a row in the way of the client that has it, but some rows have two clients"],
             hint="give each client its own copy of the row.",
+        )
+
+
+def _within_bytes(config: Config, spec: ParamSpec, params: Params, num_clients: int) -> Config:
+    """The configuration in which a byte budget is the share of traffic of a strategy that asks for one."""
+    strategy, budget = config.strategy, config.byte_budget_mib
+    if not isinstance(strategy, FedLamaAuto) or strategy.has_budget or budget is None:
+        return config
+
+    def num_bytes(names: tuple[str, ...]) -> int:
+        payload, _ = encode(select(params, names), spec, config.codec)
+        return len(payload) * 2 * min(strategy.clients_per_round, num_clients) * strategy.num_rounds
+
+    headers = num_bytes(())
+    least = (headers + strategy.least_share * (num_bytes(spec.shared) - headers)) / 2**20
+    if budget < least:
+        problem = (
+            f"`byte_budget_mib` is {budget:g}, expected at least {least:.3g}: every group travels in every `phi`-th "
+            f"round and in the last"
+        )
+        raise ConfigError([problem], hint="raise it or `strategy.phi`, or run fewer rounds.")
+    # Shares count trained scalars, and running statistics ride along: every scalar is taken to be as dear as the
+    # dearest, so that the run cannot reach the budget before its end.
+    dearest = max((num_bytes(spec.shared_of({group})) - headers) / size for group, size in spec.sizes.items())
+    share = (budget * 2**20 - headers) / (dearest * sum(spec.sizes.values()))
+    share = min(1.0, max(strategy.least_share, share))
+    return config.model_copy(update={"strategy": strategy.model_copy(update={"share": share})})
+
+
+def _warn_of_one_group(config: Config, spec: ParamSpec) -> None:
+    if isinstance(config.strategy, Windows) and len(spec.sizes) == 1:
+        logger.warning(
+            "strategy %r has nothing to gain: tuning method %r has only one group that could travel less often, %r.",
+            config.strategy.name,
+            config.tuning.name,
+            next(iter(spec.sizes)),
         )
 
 

@@ -303,6 +303,8 @@ def _conclude(result: Result, quiet: bool) -> None:
     per_payload = sent / ledger.num_transfers
     table.add_row("sent per client, round and direction", f"{per_payload / MIB:.3f} MiB")
     table.add_row("sent in all", f"{sent / MIB:.2f} MiB")
+    if (cost := summary["relative_cost"]) is not None and cost < 1:
+        table.add_row("layers averaged, against all in every round", f"{cost:.1%}")
     full = summary["full_model_bytes"]
     table.add_row("full fine-tuning would have sent", f"{full / MIB:.2f} MiB ({full / sent:.0f} times as much)")
     table.add_row("time", f"{summary['wall_seconds']:.0f} s")

@@ -34,6 +34,7 @@ from fedelta.runtimes.stability import Stability
 from fedelta.settings import Settings
 from fedelta.strategies import AnyLocalRule, AnyStrategy
 from fedelta.strategies.fedavg import FedAvg
+from fedelta.strategies.fedlama_auto import FedLamaAuto
 from fedelta.strategies.local import Plain
 from fedelta.strategies.means import Trimmed
 from fedelta.strategies.scaffold import Scaffold
@@ -405,6 +406,11 @@ def _check_strategy(strategy: AnyStrategy, sections: Table) -> list[str]:
             f"`strategy.min_replies` is {strategy.min_replies}, "
             f"more than `strategy.clients_per_round` = {strategy.clients_per_round}"
         )
+    if isinstance(strategy, FedLamaAuto) and not strategy.has_budget and sections.get("byte_budget_mib") is None:
+        problems.append(
+            "`strategy.name` is 'fedlama-auto', which chooses intervals by a budget: give `strategy.share`, "
+            "`strategy.tolerance` or `byte_budget_mib`"
+        )
     if isinstance(strategy.mean, Trimmed) and strategy.mean.num_trimmed(strategy.clients_per_round) == 0:
         problems.append(
             f"`strategy.mean.fraction` is {strategy.mean.fraction}, which leaves out none of "
@@ -415,7 +421,20 @@ def _check_strategy(strategy: AnyStrategy, sections: Table) -> list[str]:
             f"`client.schedule.warmup_rounds` is {client.schedule.warmup_rounds}, "
             f"more than `strategy.num_rounds` = {strategy.num_rounds}"
         )
-    return problems
+    return problems + _check_steps(strategy, client)
+
+
+def _check_steps(strategy: AnyStrategy, client: ClientSettings | None) -> list[str]:
+    """A strategy that measures rounds in steps leaves nothing to say about that to `[client]`."""
+    steps = strategy.local_steps
+    if steps is None or client is None or (client.local_epochs is None and client.local_steps in (None, steps)):
+        return []
+    name = "local_epochs" if client.local_steps is None else "local_steps"
+    problem = (
+        f"`client.{name}` is {getattr(client, name)}, but a round of {strategy.name!r} is `strategy.tau` = {steps} "
+        f"local steps; leave it out (`--set client.{name}=`)"
+    )
+    return [problem]
 
 
 def _check_client(sections: Table) -> list[str]:

@@ -162,7 +162,7 @@ class Experiment:
     def _resume(self, run: RunDirectory, on_round: OnRound | None) -> Result:
         checkpoint = load(run.checkpoint, self.assembly.spec, self._fingerprint)
         run.rewind(checkpoint)
-        self.assembly.site.restore(checkpoint.kept, checkpoint.remembered)
+        self.assembly.site.restore(checkpoint.kept, checkpoint.remembered, checkpoint.adrift)
         ledger = Ledger.read(run.ledger)
         with mirrored(run, self.config) as mirror:
             params = self._continue(run, checkpoint, ledger, mirror.before(on_round))
@@ -197,6 +197,7 @@ class Experiment:
                     state=outcome.state,
                     kept=self.assembly.site.kept,
                     remembered=self.assembly.site.remembered,
+                    adrift=self.assembly.site.adrift,
                     log_bytes=run.rounds.num_bytes,
                     ledger_bytes=JsonLines(run.ledger).num_bytes,
                     timing_bytes=run.timings.num_bytes,
@@ -226,7 +227,7 @@ class Experiment:
         config = assembly.config
         state = assembly.federation.strategy.init(assembly.params, assembly.spec)
         opening = opening_row(checkpoint_bytes(config.model))
-        first = Checkpoint(0, assembly.params, state, {}, {}, 0, len(opening), 0, None, None, self._fingerprint)
+        first = Checkpoint(0, assembly.params, state, {}, {}, {}, 0, len(opening), 0, None, None, self._fingerprint)
         return {
             rundir.CONFIG: config.to_toml(),
             rundir.ENVIRONMENT: to_json(environment(), indent=2),
@@ -236,6 +237,7 @@ class Experiment:
                 {
                     "tuned_parameters": assembly.spec.num_parameters,
                     "total_parameters": assembly.total_parameters,
+                    "groups": assembly.spec.sizes,
                 }
             ),
             rundir.LEDGER: opening,
@@ -269,7 +271,7 @@ def evaluate_adapter(
     # Nothing is trained: how reliable clients are does not matter.
     assembly = assemble(loaded.model_copy(update={"stability": Stability()}))
     if kept_by is not None:
-        assembly.site.restore(load(kept_by.checkpoint).kept, {})
+        assembly.site.restore(load(kept_by.checkpoint).kept, {}, {})
     return assembly.evaluate(assembly.params)
 
 

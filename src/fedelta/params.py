@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -90,6 +90,19 @@ class ParamSpec:
         for name, tensor in self.tensors.items():
             groups.setdefault(tensor.group, []).append(name)
         return {group: tuple(names) for group, names in groups.items()}
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Group to the number of its scalars that are trained and travel, in order; groups without any are left out."""
+        sizes: dict[str, int] = {}
+        for tensor in self.tensors.values():
+            if tensor.trained and tensor.shared:
+                sizes[tensor.group] = sizes.get(tensor.group, 0) + tensor.numel
+        return sizes
+
+    def shared_of(self, groups: Collection[str]) -> tuple[str, ...]:
+        """Names of the tensors of `groups` that travel, in order."""
+        return tuple(name for name in self.shared if self.tensors[name].group in groups)
 
     @cached_property
     def num_parameters(self) -> int:

@@ -26,6 +26,7 @@ def invented(
     task_axes: tuple[str, ...] = (),
     searched: bool = True,
     points: float = 2,
+    relative_cost: float | None = None,
 ) -> Comparison:
     """Each label of the first axis sends twice as much as the one before, and is 2 points better, or as many as said.
 
@@ -46,6 +47,7 @@ def invented(
             peak_memory_bytes=0,
             curve=((1, 0.1), (2, 0.5 + gained)),
             citations="",
+            relative_cost=relative_cost,
         )
         names = dict(zip(axes, labels, strict=True))
         lost = labels[0] in failed
@@ -85,11 +87,20 @@ def test_the_table_has_plain_numbers_and_units_in_its_header():
         "tuned_parameters": "2000",
         "mib_per_client_and_round_both_directions": "0.5",
         "mib_total": "2",
+        "relative_cost": "",
         "wall_seconds": "3",
         "on_pareto_front": "true",
         "state": "finished",
         "reason": "",
     }
+
+
+def test_the_relative_cost_is_told_where_groups_travelled_less_often():
+    cheaper = invented(SMALL, relative_cost=0.4217)
+    assert [row["relative_cost"] for row in rows(table_csv(cheaper)) + rows(cells_csv(cheaper))] == ["0.4217"] * 6
+    assert "| MiB in total | relative cost, % | time |" in table_md(cheaper)
+    assert "| 1.00 | 42.2 | 3.0 s |" in table_md(cheaper)
+    assert "| relative cost" not in table_md(invented(SMALL, relative_cost=1.0))
 
 
 def test_a_failed_group_is_in_the_tables_with_its_reason():

@@ -63,7 +63,7 @@ def test_the_table_names_every_strategy():
 def test_update_keeps_names_shapes_types_and_its_inputs(strategy: Strategy):
     before, given, state = params(), sent(strategy), strategy.init(params(), SPEC)
     copied = {name: tensor.clone() for name, tensor in state.items()}
-    after, later = strategy.update(state, before, PLAN, given)
+    after, later = strategy.update(state, before, PLAN, given, SPEC)
     assert {name: (tensor.shape, tensor.dtype) for name, tensor in after.items()} == {
         name: (tensor.shape, torch.float32) for name, tensor in before.items()
     }
@@ -80,7 +80,7 @@ def test_no_movement_of_any_client_is_no_movement_of_the_server(strategy: Strate
         Update(each.client_id, each.num_examples, {name: torch.zeros_like(t) for name, t in each.delta.items()}, 3.0)
         for each in sent(strategy)
     ]
-    after, _ = strategy.update(strategy.init(params(), SPEC), params(), PLAN, still)
+    after, _ = strategy.update(strategy.init(params(), SPEC), params(), PLAN, still, SPEC)
     assert_same_bits(after, params())
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import repeat
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -128,7 +130,7 @@ def test_boxes_stay_inside_and_have_the_area_and_the_aspect_ratio_that_were_aske
 
 def epochs(inputs: AugmentedInputs, order: list[list[int]], rows: list[int], *, epoch_steps: int) -> list[Tensor]:
     """What each batch of `order` holds, with the client's numbers from stream 7."""
-    batches = inputs.in_epochs((tensor(batch) for batch in order), tensor(rows), epoch_steps, stream(7))
+    batches = inputs.in_epochs((tensor(batch) for batch in order), tensor(rows), epoch_steps, repeat(stream(7)))
     return [inputs.fetch(batch)["pixel_values"] for batch in batches]
 
 
@@ -151,7 +153,7 @@ def test_a_row_is_another_image_in_every_epoch_and_the_same_one_within_it():
 
 def test_the_rows_of_others_keep_their_numbers():
     inputs = inputs_of()
-    own, other = (inputs.in_epochs(iter([tensor([row])]), tensor([row]), 1, stream(row)) for row in (0, 1))
+    own, other = (inputs.in_epochs(iter([tensor([row])]), tensor([row]), 1, repeat(stream(row))) for row in (0, 1))
     before = inputs.fetch(next(own))["pixel_values"]
     next(other)
     assert torch.equal(inputs.fetch(tensor([0]))["pixel_values"], before)
@@ -172,7 +174,7 @@ def test_nothing_is_changed_in_place_and_other_inputs_pass_through():
     raw = {"pixel_values": torch.rand(2, 1, 4, 4, generator=stream(0)), "place": tensor([3, 4])}
     before = raw["pixel_values"].clone()
     inputs = AugmentedInputs(ReadyInputs(raw), Augmentation(crop_padding=1, flip=True), (0.0,), CPU)
-    list(inputs.in_epochs(iter([tensor([0, 1])]), tensor([0, 1]), 1, stream(0)))
+    list(inputs.in_epochs(iter([tensor([0, 1])]), tensor([0, 1]), 1, repeat(stream(0))))
     assert inputs.fetch(tensor([1, 0]))["place"].tolist() == [4, 3]
     assert torch.equal(raw["pixel_values"], before)
     assert len(inputs) == 2

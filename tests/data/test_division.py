@@ -159,6 +159,17 @@ def test_natural_clients_are_numbered_in_the_order_of_their_ids():
     }
 
 
+def test_fewer_natural_clients_are_drawn_and_keep_their_order():
+    ids = [f"writer {row % 30:02}" for row in range(90)]
+    everybody = divide(Natural(), torch.zeros(90).long(), ids, seed=0)
+    drawn = [divide(Natural(num_clients=10), torch.zeros(90).long(), ids, seed=seed) for seed in (0, 0, 1)]
+    of_all = [rows.tolist() for rows in everybody.values()]
+    first, same, other = ([rows.tolist() for rows in each.values()] for each in drawn)
+    assert first == same != other
+    assert [rows for rows in of_all if rows in first] == first
+    assert [list(each) for each in drawn] == [list(range(10))] * 3
+
+
 def test_quantity_skew_differs_in_size_and_not_in_labels():
     labels = torch.arange(4000) % 4
     rows = divide(Quantity(num_clients=10, alpha=0.5, min_size=40), labels, None, seed=0)
@@ -186,7 +197,7 @@ def test_quantity_skew_differs_in_size_and_not_in_labels():
             Pathological(num_clients=150, labels_per_client=10),
             "(?s)the rarest label has 11.*hint: lower `partition.num_clients`",
         ),
-        (Natural(num_clients=5), "num_clients is 5, found 6 client ids"),
+        (Natural(num_clients=7), "num_clients is 7, expected at most 6, the number of client ids"),
     ],
 )
 def test_what_the_data_cannot_give_is_refused(settings, message, labels, client_ids):

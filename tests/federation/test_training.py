@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from itertools import repeat
 
 import pytest
 import torch
@@ -289,5 +290,5 @@ def test_epochs_and_steps_together_are_refused():
 def test_a_job_for_rows_in_any_place_uses_those_rows():
     # Row 2 alone: x = 4, label 1: weight of class 0 gets 4 * 1/2, so it moves by -2.
     engine = linear_engine([1.0, 2.0, 4.0], [0, 0, 1])
-    delta = deltas_of(engine, [Job(9, tensor([2]), start_of(engine), stream(0), stream(0))], 1.0)[9]
+    delta = deltas_of(engine, [Job(9, tensor([2]), start_of(engine), repeat(stream(0)), stream(0))], 1.0)[9]
     torch.testing.assert_close(delta["head.weight"], tensor([[-2.0], [2.0]]))

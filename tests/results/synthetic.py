@@ -6,15 +6,16 @@ python -m tests.results.synthetic OUT    writes runs and reports below OUT
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import tomli_w
 import torch
 
-from fedelta.federation.records import Rejection, RoundOutcome, Transfer
+from fedelta.federation.records import Direction, Rejection, RoundOutcome, Transfer
+from fedelta.params import Params, ParamSpec, TensorSpec
 from fedelta.results.checkpoint import Checkpoint, encode
 from fedelta.results.citations import citations
 from fedelta.results.environment import environment
@@ -31,11 +32,15 @@ from fedelta.results.rundir import (
     RunDirectory,
 )
 from fedelta.results.runlog import round_record, summary, timing_record
+from fedelta.seeds import stream
+from fedelta.strategies.base import RoundPlan, Update
+from fedelta.strategies.fedlama import FedLama
+from fedelta.strategies.fedlama_auto import FedLamaAuto
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a synthetic run looks like."""
+    """What a synthetic run looks like; with a `strategy`, that decides what travels when."""
 
     tuning: str = "lora"
     num_rounds: int = 30
@@ -50,6 +55,7 @@ class Shape:
     rejections: tuple[Rejection, ...] = ()
     evaluate_every: int = 1
     seed: int = 7
+    strategy: FedLama | FedLamaAuto | None = None
 
 
 def make_run(path: Path, shape: Shape = Shape()) -> RunDirectory:
@@ -61,9 +67,15 @@ def make_run(path: Path, shape: Shape = Shape()) -> RunDirectory:
         ENVIRONMENT: to_json(environment(), indent=2),
         CITATIONS: citations(config_of(shape)),
         PARTITION: to_json({"class_names": shape.class_names, "clients": counts}),
-        MODEL: to_json({"tuned_parameters": _tuned(shape), "total_parameters": shape.total_parameters}),
+        MODEL: to_json(
+            {
+                "tuned_parameters": _tuned(shape),
+                "total_parameters": shape.total_parameters,
+                "groups": dict(shape.groups),
+            }
+        ),
         LEDGER: opening,
-        CHECKPOINT: encode(Checkpoint(0, {"w": torch.zeros(2)}, {}, {}, {}, 0, len(opening), 0, None, None, "run")),
+        CHECKPOINT: encode(Checkpoint(0, {"w": torch.zeros(2)}, {}, {}, {}, {}, 0, len(opening), 0, None, None, "run")),
     }
     run = RunDirectory.create(path, files)
     ledger = Ledger.read(run.ledger)
@@ -77,6 +89,12 @@ def make_run(path: Path, shape: Shape = Shape()) -> RunDirectory:
     return run
 
 
+def in_windows(shape: Shape, strategy: FedLama | FedLamaAuto) -> Shape:
+    """`shape` with as many rounds and clients, run by `strategy`."""
+    length = {"num_rounds": shape.num_rounds, "clients_per_round": shape.clients_per_round}
+    return replace(shape, strategy=strategy.model_copy(update=length))
+
+
 def config_of(shape: Shape) -> dict[str, object]:
     """The resolved configuration of a synthetic run."""
     return {
@@ -87,7 +105,9 @@ def config_of(shape: Shape) -> dict[str, object]:
         else {"name": shape.tuning},
         "data": {"source": "digits", "test_fraction": 0.2},
         "partition": {"name": "dirichlet", "num_clients": shape.num_clients, "alpha": 0.1, "min_size": 5},
-        "strategy": {
+        "strategy": shape.strategy.model_dump(mode="json", exclude_none=True)
+        if shape.strategy
+        else {
             "name": "fedavg",
             "num_rounds": shape.num_rounds,
             "clients_per_round": shape.clients_per_round,
@@ -114,12 +134,16 @@ def _partition(shape: Shape) -> dict[str, list[int]]:
 def _outcomes(shape: Shape, counts: dict[str, list[int]]) -> Sequence[RoundOutcome]:
     rng = np.random.default_rng(shape.seed)
     outcomes = []
+    spec = ParamSpec({group: TensorSpec((number,), group) for group, number in shape.groups})
+    windows = _windows(shape, shape.strategy, spec) if shape.strategy else None
     for round in range(1, shape.num_finished + 1):
         cohort = tuple(sorted(rng.choice(shape.num_clients, shape.clients_per_round, replace=False).tolist()))
         accuracy = shape.plateau - 0.85 * np.exp(-round / shape.pace) + rng.normal(0, 0.035) * np.exp(-round / 12)
         evaluated = round % shape.evaluate_every == 0
         tensor_bytes = {group: 2 * number for group, number in shape.groups}
-        payload = sum(tensor_bytes.values()) + 612
+        plan, logged = next(windows) if windows else (None, {})
+        cohort = plan.cohort if plan else cohort
+        travel = {"down": plan.download, "up": plan.upload} if plan else {}
         outcomes.append(
             RoundOutcome(
                 round=round,
@@ -128,17 +152,47 @@ def _outcomes(shape: Shape, counts: dict[str, list[int]]) -> Sequence[RoundOutco
                 cohort=cohort,
                 rejections=shape.rejections if round == 4 else (),
                 transfers=tuple(
-                    Transfer(round, client, direction, payload, tensor_bytes)
+                    _transfer(round, client, direction, {group: tensor_bytes[group] for group in groups})
                     for direction in ("down", "up")
                     for client in cohort
+                    for groups in [travel[direction][client] if plan else tensor_bytes]
                 ),
                 num_examples=sum(sum(counts[str(client)]) for client in cohort),
                 train_loss=float(0.25 + 1.9 * np.exp(-round / 4) + abs(rng.normal(0, 0.04))),
                 test_loss=float(0.3 + 2.0 * np.exp(-round / shape.pace)) if evaluated else None,
                 accuracy=float(np.clip(accuracy, 0, 1)) if evaluated else None,
+                synced_fraction=sum(dict(shape.groups)[name] for name in plan.upload[cohort[0]]) / _tuned(shape)
+                if plan
+                else 1.0,
+                logged=logged,
             )
         )
     return outcomes
+
+
+def _transfer(round: int, client: int, direction: Direction, tensor_bytes: Mapping[str, int]) -> Transfer:
+    return Transfer(round, client, direction, sum(tensor_bytes.values()) + 612, tensor_bytes)
+
+
+def _windows(
+    shape: Shape, strategy: FedLama | FedLamaAuto, spec: ParamSpec
+) -> Iterator[tuple[RoundPlan, Mapping[str, tuple[float, ...]]]]:
+    """Plan and logged state of every round; each group has one tensor of its name, and clients differ at random."""
+    params: Params = {name: torch.zeros(spec.tensors[name].shape) for name in spec}
+    state = strategy.init(params, spec)
+    spread = {name: 10.0 ** -(3 * index / len(spec)) for index, name in enumerate(spec)}
+    for round in range(1, shape.num_finished + 1):
+        plan = strategy.plan(state, round, range(shape.num_clients), spec, stream(shape.seed, "cohort", round))
+        updates = []
+        for client in plan.cohort:
+            noise = stream(shape.seed, "noise", round, client)
+            delta = {
+                name: spread[name] * (1 + torch.randn(params[name].shape, generator=noise))
+                for name in plan.upload[client]
+            }
+            updates.append(Update(client, 10, delta))
+        params, state = strategy.update(state, params, plan, updates, spec)
+        yield plan, {name: tuple(state[name].tolist()) for name in strategy.logged}
 
 
 def main(out: Path) -> None:

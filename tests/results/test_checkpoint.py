@@ -30,6 +30,9 @@ def a_checkpoint(**changes: object) -> Checkpoint:
         "state": state,
         "kept": {3: {"m": torch.randn(5, generator=generator)}, 11: {}},
         "remembered": {3: {"c": torch.randn(2, generator=generator)}},
+        "adrift": {
+            5: {"local/w": torch.randn(4, generator=generator), "anchor/w": torch.randn(4, generator=generator)}
+        },
         "log_bytes": 100,
         "ledger_bytes": 2000,
         "timing_bytes": 300,
@@ -43,7 +46,7 @@ def a_checkpoint(**changes: object) -> Checkpoint:
 def assert_same(left: Checkpoint, right: Checkpoint) -> None:
     for field in dataclasses.fields(Checkpoint):
         one, other = getattr(left, field.name), getattr(right, field.name)
-        if field.name in {"kept", "remembered"}:
+        if field.name in {"kept", "remembered", "adrift"}:
             assert list(one) == list(other)
             one, other = ({f"{c}/{n}": t for c, own in kept.items() for n, t in own.items()} for kept in (one, other))
         if isinstance(one, dict):
@@ -61,6 +64,16 @@ def test_a_checkpoint_comes_back_with_the_same_bits_and_order(tmp_path):
     save(path, a_checkpoint())
     assert_same(load(path, SPEC, "abc"), a_checkpoint())
     assert list(load(path).params) == ["z", "a", "m"]
+
+
+def test_what_many_clients_were_sent_is_saved_once():
+    anchor = torch.randn(1000)
+    adrift = {client: {"local/w": torch.randn(1000), "anchor/w": anchor} for client in range(10)}
+    content = encode(a_checkpoint(adrift=adrift))
+    assert len(content) < 11 * 4_000 + 10_000  # ten tensors and one, and the names
+    found = decode(content)
+    assert_same(found, a_checkpoint(adrift=adrift))
+    assert encode(found) == content
 
 
 def test_tensors_that_share_memory_or_are_not_contiguous_can_be_saved(tmp_path):

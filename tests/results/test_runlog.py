@@ -23,6 +23,8 @@ OUTCOME = RoundOutcome(
     test_loss=None,
     accuracy=None,
     delta_norm=2.5,
+    synced_fraction=0.25,
+    logged={"interval_rounds": (1, 4)},
 )
 
 
@@ -34,18 +36,21 @@ def test_a_round_record_holds_what_the_seed_determines():
         "train_loss_nats": 0.5,
         "delta_norm": 2.5,
         "num_examples": 17,
+        "synced_fraction": 0.25,
         "simulated_seconds": None,
         "cohort": [1, 5],
         "rejections": [{"client_id": 5, "reason": "no reply", "cause": "no reply"}],
         "uplink_bytes": 60,
         "downlink_bytes": 200,
         "cumulative_bytes": 900,
+        "interval_rounds": (1, 4),
     }
 
 
 def test_a_summary_of_three_rounds_by_hand():
-    records = [{"accuracy": accuracy, "num_examples": 9} for accuracy in (0.5, 0.8, 0.7)]
-    records.append({"accuracy": None, "num_examples": 0})
+    synced = zip((0.5, 0.8, 0.7), (1.0, 0.25, 0.25), strict=True)
+    records = [{"accuracy": each, "num_examples": 9, "synced_fraction": share} for each, share in synced]
+    records.append({"accuracy": None, "num_examples": 0, "synced_fraction": 0.0})
     timings = [timing_record(1, 1.5, 300), timing_record(2, 2.0, 200)]
     ledger = Ledger(backbone_bytes=10_000)
     ledger.append(TRANSFERS)
@@ -54,6 +59,7 @@ def test_a_summary_of_three_rounds_by_hand():
         "best_accuracy": 0.8,
         "rounds": 4,
         "void_rounds": 1,
+        "relative_cost": 0.5,  # (1 + 1/4 + 1/4) / 3
         "tuned_parameters": 20,
         "total_parameters": 1000,
         "uplink_bytes": 60,

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from tests.builders import assert_same_bits
-from tests.strategies.hand import PLAN, params, updates
+from tests.strategies.hand import PLAN, SPEC, params, updates
 from torch import tensor
 
 from fedelta.federation.optimizers import AdamW, Sgd
@@ -19,7 +19,7 @@ def test_two_clients_with_one_and_four_steps_by_hand():
     # p = 1/4 and 3/4, steps 1 and 4: tau_eff = 1/4 * 1 + 3/4 * 4 = 3.25
     # 3.25 * (1/4 * 2 / 1 + 3/4 * 8 / 4) = 3.25 * 2 = 6.5
     sent = [Update(0, 10, {"a": tensor(2.0)}, 1.0), Update(1, 30, {"a": tensor(8.0)}, 4.0)]
-    after, state = FedNova().update({}, {"a": tensor(1.0)}, PLAN, sent)
+    after, state = FedNova().update({}, {"a": tensor(1.0)}, PLAN, sent, SPEC)
     assert after["a"].item() == 7.5
     assert state == {}
 
@@ -27,16 +27,16 @@ def test_two_clients_with_one_and_four_steps_by_hand():
 @pytest.mark.parametrize("steps", [1.0, 7.0, Sgd().effective_steps(6), Sgd().effective_steps(11)])
 def test_equal_steps_are_fedavg_to_the_last_bit(steps: float):
     sent = [replace(update, effective_steps=steps) for update in (*updates(), replace(updates()[0], num_examples=7))]
-    plain, _ = FedAvg(server_lr=0.7).update({}, params(), PLAN, sent)
-    found, _ = FedNova(server_lr=0.7).update({}, params(), PLAN, sent)
+    plain, _ = FedAvg(server_lr=0.7).update({}, params(), PLAN, sent, SPEC)
+    found, _ = FedNova(server_lr=0.7).update({}, params(), PLAN, sent, SPEC)
     assert_same_bits(found, plain)
 
 
 def test_a_client_that_makes_ten_times_the_steps_in_the_same_direction_does_not_pull_more_than_its_share():
     # Each client moves 1 a step, in opposite directions: FedAvg follows the busy one, FedNova stays where it is.
     sent = [Update(0, 1, {"a": tensor(1.0)}, 1.0), Update(1, 1, {"a": tensor(-10.0)}, 10.0)]
-    nova, _ = FedNova().update({}, {"a": tensor(0.0)}, PLAN, sent)
-    average, _ = FedAvg().update({}, {"a": tensor(0.0)}, PLAN, sent)
+    nova, _ = FedNova().update({}, {"a": tensor(0.0)}, PLAN, sent, SPEC)
+    average, _ = FedAvg().update({}, {"a": tensor(0.0)}, PLAN, sent, SPEC)
     assert (nova["a"].item(), average["a"].item()) == (0.0, -4.5)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from tests.builders import assert_same_bits
-from tests.strategies.hand import PLAN, params, updates
+from tests.strategies.hand import PLAN, SPEC, params, updates
 from torch import tensor
 
 from fedelta.strategies.base import Mean, Update
@@ -61,16 +61,16 @@ def test_statistics_are_not_clipped_and_otherwise_taken_like_deltas():
 
 @pytest.mark.parametrize("mean", [Clipped(max_norm=1e9), Weighted()])
 def test_without_anything_to_clip_it_is_fedavg_to_the_last_bit(mean: Mean):
-    plain, _ = FedAvg().update({}, params(), PLAN, updates())
-    found, _ = FedAvg(mean=mean).update({}, params(), PLAN, updates())
+    plain, _ = FedAvg().update({}, params(), PLAN, updates(), SPEC)
+    found, _ = FedAvg(mean=mean).update({}, params(), PLAN, updates(), SPEC)
     assert_same_bits(found, plain)
 
 
 @pytest.mark.parametrize("mean", [Median(), Trimmed(fraction=0.0)])
 def test_two_clients_of_equal_size_are_fedavg_to_the_last_bit(mean: Mean):
     equal = [Update(update.client_id, 8, update.delta) for update in updates()]
-    plain, _ = FedAvg().update({}, params(), PLAN, equal)
-    found, _ = FedAvg(mean=mean).update({}, params(), PLAN, equal)
+    plain, _ = FedAvg().update({}, params(), PLAN, equal, SPEC)
+    found, _ = FedAvg(mean=mean).update({}, params(), PLAN, equal, SPEC)
     assert_same_bits(found, plain)
 
 

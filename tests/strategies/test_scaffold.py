@@ -64,7 +64,7 @@ def test_the_server_by_hand():
         Update(4, 30, {"a": tensor(-3.0), "control/a": tensor(8.0)}),
     ]
     state = {"control/a": tensor(2.0), "control/b": tensor([1.0, 1.0])}
-    after, later = Scaffold(server_lr=0.5).update(state, params(), PLAN, sent)
+    after, later = Scaffold(server_lr=0.5).update(state, params(), PLAN, sent, SPEC)
     assert_close(after, {"a": tensor(9.5), "b": tensor([1.0, 2.0])}, rtol=0, atol=0)
     assert_close(later, {"control/a": tensor(4.4), "control/b": tensor([1.0, 1.0])}, rtol=1e-6, atol=0)
 
@@ -74,8 +74,8 @@ def test_without_control_variates_and_with_equal_clients_the_server_is_fedavg():
     equal = [Update(each.client_id, 8, each.delta) for each in updates()]
     strategy = Scaffold()
     sent = [Update(each.client_id, 8, each.delta | zero) for each in equal]
-    found, state = strategy.update(strategy.init(params(), SPEC), params(), PLAN, sent)
-    assert_same_bits(found, FedAvg().update({}, params(), PLAN, equal)[0])
+    found, state = strategy.update(strategy.init(params(), SPEC), params(), PLAN, sent, SPEC)
+    assert_same_bits(found, FedAvg().update({}, params(), PLAN, equal, SPEC)[0])
     assert_same_bits(state, zero)
 
 
@@ -103,7 +103,7 @@ def quadratics(strategy: Strategy, seed: int) -> float:
                 remembered[client] = memory.remember(own, beside)
                 delta |= beside
             sent.append(Update(client, 1 + 7 * client, delta))
-        server, state = strategy.update(state, server, plan, sent)
+        server, state = strategy.update(state, server, plan, sent, spec)
     return server["w"].item()
 
 

@@ -75,7 +75,7 @@ def test_there_is_one_beside_every_3x3_and_beside_nothing_else():
     stages = "resnet.encoder.stages"
     # Not beside the 7x7 of the stem, nor beside the 1x1 of the shortcut.
     assert found == [f"{stages}.{s}.layers.0.layer.{i}.convolution.parallel" for s in (0, 1) for i in (0, 1)]
-    assert {spec.tensors[name].shape for name in found} == {(4, 4), (8, 4), (8, 8)}
+    assert {spec.tensors[name].shape for name in found} == {(16, 16), (24, 16), (24, 24)}
 
 
 def test_norms_and_head_are_trained_and_kernels_are_not():

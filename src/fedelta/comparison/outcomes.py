@@ -29,6 +29,7 @@ class Outcome:
         peak_memory_bytes: highest resident memory.
         curve: round and accuracy of every evaluated round.
         citations: BibTeX.
+        relative_cost: `History.relative_cost`, a fraction; None where the run does not tell.
     """
 
     accuracy: float | None
@@ -40,6 +41,7 @@ class Outcome:
     peak_memory_bytes: int
     curve: tuple[tuple[int, float], ...]
     citations: str
+    relative_cost: float | None = None
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,11 @@ class Group:
         return _mean(outcome.total_bytes for outcome in self.outcomes)
 
     @property
+    def relative_cost(self) -> float | None:
+        """Scalars averaged, as a share of what they are when every group travels in every round."""
+        return _mean(outcome.relative_cost for outcome in self.outcomes)
+
+    @property
     def wall_seconds(self) -> float | None:
         """Time in the rounds of a run, with one arithmetic thread."""
         return _mean(outcome.wall_seconds for outcome in self.outcomes)
@@ -173,6 +180,7 @@ def read_outcome(path: Path) -> Outcome:
         peak_memory_bytes=run.summary["peak_memory_bytes"],
         curve=tuple((record["round"], record["accuracy"]) for record in run.evaluated),
         citations=run.citations,
+        relative_cost=run.relative_cost,
     )
 
 

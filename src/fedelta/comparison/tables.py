@@ -11,7 +11,13 @@ from fedelta.comparison.result import Comparison, Pivot, mean_and_deviation, piv
 from fedelta.grid import label_of
 from fedelta.results.numbers import MIB, UNKNOWN, count, duration, mebibytes
 
-_FIGURES = ("tuned_parameters", "mib_per_client_and_round_both_directions", "mib_total", "wall_seconds")
+_FIGURES = (
+    "tuned_parameters",
+    "mib_per_client_and_round_both_directions",
+    "mib_total",
+    "relative_cost",
+    "wall_seconds",
+)
 _MAX_REASON = 300
 NOTE = (
     "Accuracy in % after the last round, on the test set unless `data.evaluate_on` says otherwise: mean ± sample "
@@ -72,7 +78,9 @@ def table_md(comparison: Comparison) -> str:
 def group_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Header and rows for people."""
     header = [*comparison.axes, *_searched(comparison), "accuracy, %", "seeds", "tuned parameters"]
-    header += ["MiB per client and round, down and up", "MiB in total", "time", "front"]
+    header += ["MiB per client and round, down and up", "MiB in total"]
+    cheaper = any(group.relative_cost is not None and group.relative_cost < 1 for group in comparison.groups)
+    header += [*(["relative cost, %"] if cheaper else []), "time", "front"]
     rows = [
         [
             *group.labels.values(),
@@ -82,6 +90,7 @@ def group_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
             count(group.tuned_parameters),
             mebibytes(group.bytes_per_client),
             mebibytes(group.total_bytes),
+            *([_percent(group.relative_cost)] if cheaper else []),
             UNKNOWN if group.wall_seconds is None else duration(group.wall_seconds),
             "front" if group.on_front else "",
         ]
@@ -112,6 +121,7 @@ def _group_row(comparison: Comparison, group: Group) -> list[str]:
         _number(group.tuned_parameters),
         _number(group.bytes_per_client, 1 / MIB),
         _number(group.total_bytes, 1 / MIB),
+        _number(group.relative_cost),
         _number(group.wall_seconds),
         _truth(group.on_front),
         state,
@@ -130,6 +140,7 @@ def _cell_row(comparison: Comparison, cell: CellState) -> list[str]:
         _number(done.tuned_parameters),
         _number(done.bytes_per_client, 1 / MIB),
         _number(done.total_bytes, 1 / MIB),
+        _number(done.relative_cost),
         _number(done.wall_seconds),
     ]
 
@@ -140,6 +151,10 @@ def _searched(comparison: Comparison) -> list[str]:
 
 def _value(comparison: Comparison, value: object) -> list[str]:
     return [] if comparison.searched is None else ["" if value is None else label_of(value)]
+
+
+def _percent(fraction: float | None) -> str:
+    return UNKNOWN if fraction is None else f"{100 * fraction:.1f}"
 
 
 def _number(value: float | None, factor: float = 1) -> str:

@@ -1,6 +1,7 @@
 """Random crops and flips of training images: section `[augmentation]`, off by default.
 
-Every client has one random stream a round. At the start of each of its epochs it draws one line of uniform numbers
+Every client has one random stream a round, or one an epoch where rounds are measured in steps. At the start of each of
+its epochs it draws one line of uniform numbers
 for each of its rows, in the order of its rows: which way an image is cut depends on the seed, the round, the client,
 the epoch and the row, and not on the order of batches, their size, or who else is in the lanes.
 
@@ -109,7 +110,12 @@ class AugmentedInputs:
         return {**tensors, _PIXELS: self._augmentation(pixels, uniforms, self._black_C)}
 
     def in_epochs(
-        self, batches: Iterator[Tensor], rows: Tensor, epoch_steps: int, generator: Generator | None
+        self,
+        batches: Iterator[Tensor],
+        rows: Tensor,
+        epoch_steps: int,
+        generators: Iterator[Generator] | None,
+        skip: int = 0,
     ) -> Iterator[Tensor]:
         """Passes on the batches of a client, and gives its `rows` new numbers before each of its epochs.
 
@@ -117,16 +123,17 @@ class AugmentedInputs:
             batches: of the client, in order; each is fetched before the next is asked for.
             rows: of the client; no other client has them.
             epoch_steps: batches of an epoch.
-            generator: of this client and round.
+            generators: of this client, one for each epoch.
+            skip: batches of the first epoch that are not among `batches`.
 
         Raises:
-            ValueError: there is no generator; torch would take its global one.
+            ValueError: there are no generators; torch would take its global one.
         """
-        if generator is None:
-            raise ValueError("the job has no `augmentation` generator, but the engine augments")
-        for step, batch in enumerate(batches):
-            if step % epoch_steps == 0:
-                self._uniforms_ND[rows] = torch.rand(len(rows), _NUM_DRAWS, generator=generator)
+        if generators is None:
+            raise ValueError("the job has no `augmentation` generators, but the engine augments")
+        for step, batch in enumerate(batches, start=skip):
+            if step == skip or step % epoch_steps == 0:
+                self._uniforms_ND[rows] = torch.rand(len(rows), _NUM_DRAWS, generator=next(generators))
             yield batch
 
 

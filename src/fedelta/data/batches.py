@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -53,16 +54,21 @@ class FederatedData:
     partition: Mapping[int, Tensor]
 
 
-def batches(rows: Tensor, batch_size: int, num_steps: int, generator: Generator) -> Iterator[Tensor]:
+def batches(
+    rows: Tensor, batch_size: int, num_steps: int, generators: Iterator[Generator], skip: int = 0
+) -> Iterator[Tensor]:
     """Yields `num_steps` batches of `rows`: a new random order each epoch, the last batch of an epoch ragged.
 
-    >>> rows = torch.arange(5)
-    >>> [len(batch) for batch in batches(rows, 2, 4, torch.Generator().manual_seed(0))]
+    >>> generators = itertools.repeat(torch.Generator().manual_seed(0))
+    >>> [len(batch) for batch in batches(torch.arange(5), 2, 4, generators)]
     [2, 2, 1, 2]
+
+    Args:
+        rows: of one client, int64.
+        batch_size: rows of a batch.
+        num_steps: number of batches.
+        generators: one for each epoch, which may all be the same.
+        skip: batches of the first epoch that are left out.
     """
-    step = 0
-    while step < num_steps:
-        shuffled = rows[torch.randperm(len(rows), generator=generator)]
-        for batch in shuffled.split(batch_size)[: num_steps - step]:
-            yield batch
-            step += 1
+    epochs = (rows[torch.randperm(len(rows), generator=each)].split(batch_size) for each in generators)
+    return itertools.islice(itertools.chain.from_iterable(epochs), skip, skip + num_steps)

@@ -57,7 +57,7 @@ def divide(
 
     Returns:
         Client id (0, 1, ..., ascending) to its rows (int64, ascending). No client is empty, no row belongs to
-        two clients, and every row to one (but see `Pathological`).
+        two clients, and every row to one (but see `Pathological` and `Natural`).
 
     Raises:
         DataError: the data cannot be divided like that; names every reason.
@@ -65,7 +65,7 @@ def divide(
     numbers = torch.arange(len(labels)) if row_numbers is None else row_numbers
     refuse("`[partition]`", _problems(settings, labels, client_ids, numbers))
     if isinstance(settings, Natural):
-        return _natural(client_ids or [])
+        return _natural(settings, client_ids or [], seed)
     if isinstance(settings, Dirichlet):
         return _dirichlet(settings, labels, seed)
     if isinstance(settings, Pathological):
@@ -104,15 +104,17 @@ def _natural_problems(settings: Natural, client_ids: Sequence[object] | None, nu
         first = int(numbers[missing[0]])
         problems.append(f"{len(missing)} rows have no client id, first row {first} (from 0): give each row one")
     found = len({client for client in client_ids if client is not None})
-    if settings.num_clients not in {None, found}:
-        problems.append(f"num_clients is {settings.num_clients}, found {found} client ids: leave it out")
+    if settings.num_clients is not None and settings.num_clients > found:
+        problems.append(f"num_clients is {settings.num_clients}, expected at most {found}, the number of client ids")
     return problems
 
 
-def _natural(client_ids: Sequence[object]) -> dict[int, Tensor]:
+def _natural(settings: Natural, client_ids: Sequence[object], seed: int) -> dict[int, Tensor]:
     from flwr_datasets.partitioner import NaturalIdPartitioner
 
-    return _rows(NaturalIdPartitioner("client"), {"client": list(client_ids)})
+    rows = _rows(NaturalIdPartitioner("client"), {"client": list(client_ids)})
+    order = torch.randperm(len(rows), generator=stream(seed, "partition", "clients"))
+    return dict(enumerate(rows[client] for client in sorted(order[: settings.num_clients].tolist())))
 
 
 def _pathological(settings: Pathological, labels: Tensor, seed: int) -> dict[int, Tensor]:

@@ -67,11 +67,11 @@ class Natural(Settings):
     """One client for each value of `data.client_column`, in ascending order of the values.
 
     Args:
-        num_clients: must equal the number of values where it is given.
+        num_clients: so many of them take part, drawn at random; the rows of the others are not used. None: all.
     """
 
     name: Literal["natural"] = "natural"
-    num_clients: NumClients | None = None  # as many as the data hold
+    num_clients: NumClients | None = None
 
 
 class Quantity(Settings):

@@ -9,11 +9,14 @@ Shapes: K lanes, P trained scalars, S scalars of statistics, both with gaps of a
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
 from fedelta.params import Params, ParamSpec
+
+_NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class LaneBank:
@@ -42,11 +45,17 @@ class LaneBank:
         for name in spec:
             self._adopt(module.get_parameter(name), name)
 
-    def load(self, lane: int, params: Mapping[str, Tensor]) -> None:
-        """Puts `params` into `lane` as its values and its anchor; a name that is absent keeps its value."""
-        for name, tensor in params.items():
-            self._values[lane, self._places[name]] = tensor.to(self._values).reshape(-1)
+    def load(self, lane: int, params: Mapping[str, Tensor], local: Mapping[str, Tensor] = _NOTHING) -> None:
+        """Puts `params` into `lane` as its values and its anchor; a name that is absent keeps its value.
+
+        Args:
+            lane: number of the lane.
+            params: anchors, by name.
+            local: values that differ from their anchors.
+        """
+        self._fill(lane, params)
         self._anchors[lane] = self._values[lane]
+        self._fill(lane, local)
 
     def steer(self, lane: int, offset: Mapping[str, Tensor]) -> None:
         """What is added to every gradient of `lane`, by name of trained tensors; zero for names that are absent."""
@@ -78,6 +87,10 @@ class LaneBank:
         self._anchors[target] = self._anchors[source]
         if self.offsets_KP is not None:
             self.offsets_KP[target] = self.offsets_KP[source]
+
+    def _fill(self, lane: int, params: Mapping[str, Tensor]) -> None:
+        for name, tensor in params.items():
+            self._values[lane, self._places[name]] = tensor.to(self._values).reshape(-1)
 
     def _adopt(self, parameter: nn.Parameter, name: str) -> None:
         values = self._view(self._values, name)

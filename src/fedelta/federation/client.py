@@ -1,5 +1,9 @@
 """The client's part of a round: open the download, train, encode the delta, keep what does not travel.
 
+A tensor that the plan does not send down is the one that the client kept. One that the plan does not ask for stays with
+it, trained, beside its anchor, which is the value that was last downloaded; when it is asked for later, its delta tells
+all that happened since. A client that leaves the cohort drops such tensors.
+
 In simulation one call serves a whole cohort through the lane engine; on a site the cohort is that site alone.
 """
 
@@ -8,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import count, repeat
 
-from torch import Tensor
+from torch import Generator, Tensor
 
 from fedelta.codecs.base import Codec
 from fedelta.codecs.wire import decode, encode
@@ -19,6 +24,8 @@ from fedelta.federation.training import Job, LaneEngine, Trained
 from fedelta.params import Params, ParamSpec, is_finite, select
 from fedelta.seeds import stream
 from fedelta.strategies.base import Memory, RoundPlan
+
+_LOCAL, _ANCHOR = "local/", "anchor/"
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,9 @@ class Site:
         kept: client id to these tensors after its last round; changed by `serve`, saved in checkpoints.
         memory: what the strategy lets clients remember; None: nothing.
         remembered: client id to what it remembers; changed by `accept`, saved in checkpoints.
-        pending: client id to what it will remember if its reply is accepted; changed by `serve`.
+        adrift: client id to the tensors that it has trained and not sent yet, `local/NAME` as they are and
+            `anchor/NAME` as they were downloaded; changed by `accept`, saved in checkpoints.
+        pending: client id to what it will remember and keep adrift if its reply is accepted; changed by `serve`.
     """
 
     engine: LaneEngine
@@ -47,7 +56,8 @@ class Site:
     kept: dict[int, Params] = field(default_factory=dict)
     memory: Memory | None = None
     remembered: dict[int, Params] = field(default_factory=dict)
-    pending: dict[int, Params] = field(default_factory=dict)
+    adrift: dict[int, Params] = field(default_factory=dict)
+    pending: dict[int, tuple[Params, Params]] = field(default_factory=dict)
 
     @cached_property
     def wire(self) -> ParamSpec:
@@ -59,16 +69,22 @@ class Site:
         """What a client remembers before its first round."""
         return {} if self.memory is None else self.memory.start(self.engine.spec)
 
-    def restore(self, kept: Mapping[int, Params], remembered: Mapping[int, Params]) -> None:
+    def restore(
+        self, kept: Mapping[int, Params], remembered: Mapping[int, Params], adrift: Mapping[int, Params]
+    ) -> None:
         """Puts back what a checkpoint held of the clients."""
-        self.kept.clear()
-        self.kept.update(kept)
-        self.remembered.clear()
-        self.remembered.update(remembered)
+        for own, restored in ((self.kept, kept), (self.remembered, remembered), (self.adrift, adrift)):
+            own.clear()
+            own.update(restored)
 
     def accept(self, client_ids: Iterable[int]) -> None:
-        """The replies of these clients were accepted: what they were about to remember, they remember."""
-        self.remembered.update({client_id: self.pending[client_id] for client_id in client_ids if self.pending})
+        """The replies of these clients were accepted: what they were about to remember and keep, they do."""
+        for client_id in client_ids:
+            for own, tensors in zip((self.remembered, self.adrift), self.pending.get(client_id, ()), strict=False):
+                if tensors:
+                    own[client_id] = tensors
+                else:
+                    own.pop(client_id, None)
         self.pending.clear()
 
     def own(self, client_id: int) -> Params:
@@ -86,33 +102,55 @@ def serve(site: Site, plan: RoundPlan, payloads: Mapping[int, bytes]) -> Iterato
     """
     lr = site.engine.client.lr_in(plan.round, site.num_rounds)
     site.pending.clear()
+    for client_id in site.adrift.keys() - plan.upload.keys():
+        del site.adrift[client_id]
     opened: dict[bytes, Params] = {}  # most strategies send all clients the same bytes
-    jobs, received = [], {}
+    jobs, received = {}, {}
     for client_id in sorted(payloads):
         payload = payloads[client_id]
         try:
             if payload not in opened:
                 opened[payload], _ = decode(payload, site.wire, site.codec)
+            jobs[client_id] = _job(site, plan, client_id, opened[payload])
         except PayloadError as error:
             yield Reply(client_id, 0, b"", fault=f"download refused: {error.message}")
             continue
         received[client_id] = opened[payload]
-        jobs.append(_job(site, plan.round, client_id, opened[payload]))
-    for trained in site.engine.train(jobs, lr):
-        yield _reply(site, plan, trained, received[trained.client_id], lr)
+    for trained in site.engine.train(list(jobs.values()), lr):
+        yield _reply(site, plan, jobs[trained.client_id], trained, received=received[trained.client_id], lr=lr)
 
 
-def _job(site: Site, round: int, client_id: int, received: Params) -> Job:
-    anchor = select(received, (name for name in site.engine.spec if name in received)) | site.own(client_id)
-    order, noise, augmentation = (
-        stream(site.seed, purpose, round, client_id) for purpose in ("batches", "dropout", "augmentation")
-    )
+def _job(site: Site, plan: RoundPlan, client_id: int, received: Params) -> Job:
+    own, spec = site.adrift.get(client_id, {}), site.engine.spec
+    at_hand = {name.removeprefix(_ANCHOR): tensor for name, tensor in own.items() if name.startswith(_ANCHOR)}
+    at_hand |= received | site.own(client_id)
+    if lacking := [name for name in spec if name not in at_hand]:
+        raise PayloadError(f"{len(lacking)} tensors are missing that the client has not kept, first `{lacking[0]}`")
     remembered = site.remembered.get(client_id, site.blank)
-    offset = {} if site.memory is None else site.memory.offset(received, remembered)
-    return Job(client_id, site.partition[client_id], anchor, order, noise, augmentation, offset)
+    rows, client = site.partition[client_id], site.engine.client
+    steps_before = (plan.round - 1) * (client.local_steps or 0)
+    epoch, skip = divmod(steps_before, client.epoch_steps(len(rows)))
+
+    def epochs(purpose: str) -> Iterator[Generator]:
+        if client.local_steps is None:
+            return repeat(stream(site.seed, purpose, plan.round, client_id))
+        return (stream(site.seed, purpose, "epoch", number, client_id) for number in count(epoch + 1))
+
+    return Job(
+        client_id,
+        rows,
+        anchor=select(at_hand, spec),
+        order=epochs("batches"),
+        noise=stream(site.seed, "dropout", plan.round, client_id),
+        augmentation=epochs("augmentation"),
+        skip=skip,
+        local={name: own[f"{_LOCAL}{name}"] for name in spec if name not in received and f"{_LOCAL}{name}" in own},
+        kept=tuple(name for name in spec if name not in plan.upload[client_id]),
+        offset={} if site.memory is None else site.memory.offset(received, remembered),
+    )
 
 
-def _reply(site: Site, plan: RoundPlan, trained: Trained, received: Params, lr: float) -> Reply:
+def _reply(site: Site, plan: RoundPlan, job: Job, trained: Trained, *, received: Params, lr: float) -> Reply:
     """The reply; what the client keeps is stored, and what it may remember made ready, unless it has diverged."""
     client_id, num_examples = trained.client_id, len(site.partition[trained.client_id])
     metrics = {"train_loss": trained.train_loss}
@@ -123,10 +161,26 @@ def _reply(site: Site, plan: RoundPlan, trained: Trained, received: Params, lr: 
         payload, _ = encode(select(sent, plan.upload[client_id]), site.wire, site.codec)
     except PayloadError as error:
         return Reply(client_id, num_examples, b"", metrics, fault=str(error))
+    own, unsent = _divide(site.engine.spec, trained.kept)
+    if not all(map(is_finite, unsent.values())):
+        return Reply(client_id, num_examples, b"", metrics, fault="tensors that are sent later are NaN or infinite")
+    if own and all(map(is_finite, own.values())):
+        site.kept[client_id] = own
+    adrift = {f"{_LOCAL}{name}": tensor for name, tensor in unsent.items()}
+    adrift |= {f"{_ANCHOR}{name}": job.anchor[name] for name in unsent}
+    remembered: Params = {}
     if site.memory is not None:
         # As the server decodes it: otherwise both would drift apart by what the codec rounds off.
         decoded, _ = decode(payload, site.wire, site.codec)
-        site.pending[client_id] = site.memory.remember(site.remembered.get(client_id, site.blank), decoded)
-    if trained.kept and all(map(is_finite, trained.kept.values())):
-        site.kept[client_id] = {name: tensor.cpu() for name, tensor in trained.kept.items()}
+        remembered = site.memory.remember(site.remembered.get(client_id, site.blank), decoded)
+    site.pending[client_id] = (remembered, adrift)
     return Reply(client_id, num_examples, payload, metrics)
+
+
+def _divide(spec: ParamSpec, kept: Params) -> tuple[Params, Params]:
+    """What never travels, and what is sent in a later round; on the CPU."""
+    own: Params = {}
+    unsent: Params = {}
+    for name, tensor in kept.items():
+        (unsent if spec.tensors[name].shared else own)[name] = tensor.cpu()
+    return own, unsent

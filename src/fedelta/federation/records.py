@@ -90,6 +90,8 @@ class RoundOutcome:
         accuracy: fraction of the test set that is classified correctly, or None likewise.
         delta_norm: median Euclidean length of the accepted clients' deltas; None without any.
         simulated_seconds: how long the round would have taken (`Stability`); None when nobody asks.
+        synced_fraction: share of the tuned scalars that were averaged; 1 means that the server has a new value of each.
+        logged: numbers by group that the strategy wants to be written down (`Strategy.logged`).
     """
 
     round: int
@@ -104,3 +106,5 @@ class RoundOutcome:
     accuracy: float | None
     delta_norm: float | None = None
     simulated_seconds: float | None = None
+    synced_fraction: float = 1.0
+    logged: Mapping[str, tuple[float, ...]] = field(default_factory=dict)

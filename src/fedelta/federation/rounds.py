@@ -127,6 +127,8 @@ def federate(
             accuracy=evaluation.accuracy if evaluation else None,
             delta_norm=_delta_norm(federation.spec, updates),
             simulated_seconds=_simulated_seconds(replies),
+            synced_fraction=_synced_fraction(federation.spec, plan, updates),
+            logged={name: tuple(state[name].tolist()) for name in federation.strategy.logged},
         )
         if last:
             return
@@ -200,12 +202,12 @@ def _combine(
     """
     statistics = set(federation.spec.statistics)
     if not statistics:
-        return federation.strategy.update(state, params, plan, updates)
+        return federation.strategy.update(state, params, plan, updates, federation.spec)
     trained, measured = [], []
     for update in updates:
         trained.append(replace(update, delta={n: t for n, t in update.delta.items() if n not in statistics}))
         measured.append(replace(update, delta={n: t for n, t in update.delta.items() if n in statistics}))
-    params, state = federation.strategy.update(state, params, plan, trained)
+    params, state = federation.strategy.update(state, params, plan, trained, federation.spec)
     return add(params, federation.strategy.mean.of_statistics.of(measured)), state
 
 
@@ -253,6 +255,13 @@ def _delta_norm(spec: ParamSpec, updates: Sequence[Update]) -> float | None:
         for update in updates
     ]
     return median(lengths) if lengths else None
+
+
+def _synced_fraction(spec: ParamSpec, plan: RoundPlan, updates: Sequence[Update]) -> float:
+    """The share of what is tuned and travels that was averaged: sum_l dim_l over the groups of this round, over all."""
+    came_up = {name for update in updates for name in plan.upload[update.client_id] if name in spec}
+    trained = {name: tensor.numel for name, tensor in spec.tensors.items() if tensor.trained and tensor.shared}
+    return sum(numel for name, numel in trained.items() if name in came_up) / sum(trained.values())
 
 
 def _simulated_seconds(replies: Sequence[Reply]) -> float | None:

@@ -37,7 +37,8 @@ class ClientSettings(Settings):
 
     Args:
         local_epochs: passes over the client's data; 1 when neither this nor `local_steps` is given.
-        local_steps: optimizer steps instead of epochs.
+        local_steps: optimizer steps instead of epochs. The batches of a client go on where its last round would have
+            stopped, had it taken part in all: one endless order, a pass over its data after the other.
         batch_size: samples of a step.
         lr: learning rate, multiplied by the schedule's factor for the round.
         optimizer: `sgd` or `adamw`; its state starts at zero for every client and round.
@@ -66,7 +67,7 @@ class ClientSettings(Settings):
         return -(-num_examples // self.batch_size)
 
     def num_processed(self, num_examples: int) -> int:
-        """Examples that such a client trains on in one round, each as often as it is seen.
+        """Examples that such a client trains on in round 1, each as often as it is seen.
 
         >>> ClientSettings(local_steps=4, batch_size=2).num_processed(5)  # 2 + 2 + 1, and 2 of the next epoch
         7
@@ -90,19 +91,25 @@ class Job:
     Args:
         client_id: who.
         rows: its rows of the training data, int64.
-        anchor: the tensors it starts from.
-        generator: for the order of its batches.
+        anchor: the tensors as they were last downloaded.
+        order: generators for the order of its batches, one for each epoch.
         noise: for dropout.
-        augmentation: for crops and flips; None where nothing is augmented.
+        augmentation: generators for crops and flips likewise; None where nothing is augmented.
+        skip: batches of the first epoch that an earlier round had.
+        local: the tensors that it starts from instead of their anchors.
+        kept: names of the tensors whose values are asked for, beside the delta.
         offset: added to the gradient in every step, by name (`Memory.offset`).
     """
 
     client_id: int
     rows: Tensor
     anchor: Params
-    generator: Generator
+    order: Iterator[Generator]
     noise: Generator
-    augmentation: Generator | None = None
+    augmentation: Iterator[Generator] | None = None
+    skip: int = 0
+    local: Params = field(default_factory=dict)
+    kept: tuple[str, ...] = ()
     offset: Params = field(default_factory=dict)
 
 
@@ -113,7 +120,7 @@ class Trained:
     Args:
         client_id: who.
         delta: local minus anchor.
-        kept: the tensors that stay with the client, as they are now.
+        kept: the values of the tensors of `Job.kept`.
         train_loss: mean over its steps, in nats per example.
     """
 
@@ -232,16 +239,16 @@ class LaneEngine:
 
     def _admit(self, lane: int, job: Job) -> _Slot:
         self._prepare(self._train.inputs, job.rows)
-        self.bank.load(lane, job.anchor)
+        self.bank.load(lane, job.anchor, job.local)
         self.bank.steer(lane, job.offset)
         for state in self._state.values():
             state[lane] = 0
         self._losses_K[lane] = 0
         num_steps = self.client.num_steps(len(job.rows))
-        order = batches(job.rows, self.client.batch_size, num_steps, job.generator)
+        order = batches(job.rows, self.client.batch_size, num_steps, job.order, job.skip)
         if isinstance(self._train.inputs, AugmentedInputs):
             epoch_steps = self.client.epoch_steps(len(job.rows))
-            order = self._train.inputs.in_epochs(order, job.rows, epoch_steps, job.augmentation)
+            order = self._train.inputs.in_epochs(order, job.rows, epoch_steps, job.augmentation, job.skip)
         return _Slot(job, order, num_steps)
 
     def _release(self, lane: int, slots: list[_Slot]) -> None:
@@ -258,8 +265,8 @@ class LaneEngine:
     def _result(self, lane: int, slot: _Slot) -> Trained:
         loss = float(self._losses_K[lane]) / slot.steps_done
         # Cloned: a view would hold the whole row of the bank's copy in memory.
-        values = self.bank.read(lane) if self.spec.kept else {}
-        kept = {name: values[name].clone() for name in self.spec.kept}
+        values = self.bank.read(lane) if slot.job.kept else {}
+        kept = {name: values[name].clone() for name in slot.job.kept}
         return Trained(slot.job.client_id, self.bank.delta(lane), kept, loss)
 
     def _step(self, slots: list[_Slot], lr: float) -> None:

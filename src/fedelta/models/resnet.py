@@ -124,10 +124,15 @@ class SmallResNet(PreTrainedModel):
 
 
 class BasicBlock(nn.Module):
-    """Two convolutions and a shortcut: [B, I, H, W] to [B, O, H / stride, W / stride]."""
+    """Two convolutions and a shortcut: [B, I, H, W] to [B, O, H / stride, W / stride].
+
+    A projection has stride 1 and is given the pixels that it reads: the gradient of a strided 1x1 convolution of fewer
+    than 16 channels writes beyond its memory (https://github.com/uxlfoundation/oneDNN/issues/6035).
+    """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: nn.Module) -> None:
         super().__init__()
+        self.stride = stride if isinstance(shortcut, nn.Sequential) else 1
         self.conv1 = _conv3x3(in_channels, out_channels, stride)
         self.bn1 = nn.BatchNorm2d(out_channels)
         self.conv2 = _conv3x3(out_channels, out_channels)
@@ -137,7 +142,7 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """See the module's docstring."""
         y = self.bn1(self.conv1(x)).relu()
-        y = self.bn2(self.conv2(y)) + self.shortcut(x)
+        y = self.bn2(self.conv2(y)) + self.shortcut(x[:, :, :: self.stride, :: self.stride])
         result: Tensor = y.relu()
         return result
 
@@ -165,7 +170,7 @@ class FreeShortcut(nn.Module):
 
 def _shortcut(kind: str, in_channels: int, out_channels: int, stride: int, *, is_first: bool) -> nn.Module:
     if kind == "projection" and is_first:
-        conv = nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=stride, bias=False)
+        conv = nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False)
         return nn.Sequential(conv, nn.BatchNorm2d(out_channels))
     if stride == 1 and in_channels == out_channels:
         return nn.Identity()

@@ -24,8 +24,8 @@ from fedelta.params import Params, ParamSpec
 from fedelta.results.files import write_atomic
 from fedelta.strategies.base import State
 
-FORMAT = "fedelta-checkpoint-3"
-_BY_CLIENT = ("kept", "remembered")
+FORMAT = "fedelta-checkpoint-4"
+_BY_CLIENT = ("kept", "remembered", "adrift")
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Checkpoint:
         state: strategy state after that round.
         kept: what clients keep of the model for themselves, client id to its tensors.
         remembered: what clients remember for the strategy, client id to its tensors.
+        adrift: what clients have trained and not sent yet, client id to its tensors.
         log_bytes: length of `rounds.jsonl` at that moment.
         ledger_bytes: length of `ledger.jsonl`.
         timing_bytes: length of `timings.jsonl`.
@@ -51,6 +52,7 @@ class Checkpoint:
     state: State
     kept: Mapping[int, Params]
     remembered: Mapping[int, Params]
+    adrift: Mapping[int, Params]
     log_bytes: int
     ledger_bytes: int
     timing_bytes: int
@@ -96,9 +98,10 @@ def encode(checkpoint: Checkpoint) -> bytes:
     own = {
         f"{part}/{client_id}": params for part in _BY_CLIENT for client_id, params in getattr(checkpoint, part).items()
     }
-    tensors = _separate({"params": checkpoint.params, "state": checkpoint.state, **own})
+    tensors, same = _separate({"params": checkpoint.params, "state": checkpoint.state, **own})
     facts = {
         "format": FORMAT,
+        "same": same,
         "params": list(checkpoint.params),
         "state": list(checkpoint.state),
         **{
@@ -130,17 +133,19 @@ def decode(content: bytes) -> Checkpoint:
     facts = json.loads(described)
     if facts["format"] != FORMAT:
         raise CheckpointError(f"has format {facts['format']!r}, this version reads {FORMAT!r}.")
+    tensors |= {name: tensors[first] for name, first in facts["same"].items()}
     return Checkpoint(
         params={name: tensors[f"params/{name}"] for name in facts["params"]},
         state={name: tensors[f"state/{name}"] for name in facts["state"]},
-        kept=_by_client("kept", facts["kept"], tensors),
-        remembered=_by_client("remembered", facts["remembered"], tensors),
+        kept=_by_client("kept", facts, tensors),
+        remembered=_by_client("remembered", facts, tensors),
+        adrift=_by_client("adrift", facts, tensors),
         **facts["counters"],
     )
 
 
-def _by_client(part: str, names: list[tuple[int, list[str]]], tensors: Mapping[str, Tensor]) -> dict[int, Params]:
-    return {client_id: {name: tensors[f"{part}/{client_id}/{name}"] for name in own} for client_id, own in names}
+def _by_client(part: str, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[int, Params]:
+    return {client_id: {name: tensors[f"{part}/{client_id}/{name}"] for name in own} for client_id, own in facts[part]}
 
 
 def _check_origin(checkpoint: Checkpoint, spec: ParamSpec | None, run_fingerprint: str | None) -> None:
@@ -165,17 +170,27 @@ def _counters(checkpoint: Checkpoint) -> dict[str, Any]:
     return {name: value for name, value in vars(checkpoint).items() if name not in {"params", "state", *_BY_CLIENT}}
 
 
-def _separate(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Flat names to contiguous CPU tensors, no two in the same memory, as safetensors demands."""
+def _separate(parts: Mapping[str, Mapping[str, Tensor]]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Flat names to contiguous CPU tensors, no two in the same memory, as safetensors demands.
+
+    A tensor that is in `parts` several times, such as what all clients of a cohort were sent, comes once; the second
+    dictionary has its other names, and the one that it comes under.
+    """
     separate: dict[str, Tensor] = {}
-    seen: set[int] = set()
+    same: dict[str, str] = {}
+    names: dict[int, str] = {}
+    memories: set[int] = set()
     for part, tensors in parts.items():
-        for name, tensor in tensors.items():
+        for short, tensor in tensors.items():
+            name = f"{part}/{short}"
+            if (first := names.setdefault(id(tensor), name)) != name:
+                same[name] = first
+                continue
             plain = tensor.detach().cpu().contiguous()
             memory = plain.untyped_storage().data_ptr()
-            separate[f"{part}/{name}"] = plain.clone() if memory in seen else plain
-            seen.add(memory)
-    return separate
+            separate[name] = plain.clone() if memory in memories else plain
+            memories.add(memory)
+    return separate, same
 
 
 def _digest(described: str, tensors: Mapping[str, Tensor]) -> str:

@@ -13,11 +13,13 @@ from fedelta.errors import RunError
 from fedelta.results.files import JsonLines, Record, read_json
 from fedelta.results.ledger import Ledger
 from fedelta.results.rundir import CITATIONS, CONFIG, ENVIRONMENT, LEDGER, MODEL, PARTITION, SUMMARY, RunDirectory
-from fedelta.results.runlog import full_model_bytes
+from fedelta.results.runlog import full_model_bytes, relative_cost
 
 _ROUND_FIELDS = frozenset(
     {"round", "accuracy", "test_loss_nats", "train_loss_nats", "cohort", "rejections", "cumulative_bytes"}
 )
+_BY_GROUP = ("interval_rounds", "unit_discrepancy")
+_WINDOW_FIELDS = frozenset({"num_examples", "synced_fraction", *_BY_GROUP})
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class History:
         timings: lines of `timings.jsonl`.
         ledger: totals of what travelled.
         environment: content of `environment.json`.
-        model: `tuned_parameters` and `total_parameters`, if known.
+        model: `tuned_parameters`, `total_parameters` and the scalars of each of `groups`, as far as known.
         summary: content of `summary.json`; empty while the run is unfinished.
         partition: who holds what, if known.
         citations: BibTeX.
@@ -72,6 +74,26 @@ class History:
     def evaluated(self) -> list[Record]:
         """The rounds with an accuracy."""
         return [record for record in self.rounds if record["accuracy"] is not None]
+
+    @property
+    def has_intervals(self) -> bool:
+        """Whether each group travels at an interval of its own."""
+        return any("interval_rounds" in record for record in self.rounds)
+
+    @cached_property
+    def full_syncs(self) -> frozenset[int]:
+        """The rounds after which the server has a new value of everything."""
+        return frozenset(record["round"] for record in self.rounds if record.get("synced_fraction", 1.0) == 1.0)
+
+    @property
+    def has_partial_syncs(self) -> bool:
+        """Whether the server was, after some rounds, between two values of some of its groups."""
+        return self.has_intervals and len(self.full_syncs) < len(self.rounds)
+
+    @property
+    def relative_cost(self) -> float | None:
+        """See `runlog.relative_cost`."""
+        return relative_cost(self.rounds)
 
     @property
     def final_accuracy(self) -> float | None:
@@ -135,15 +157,16 @@ def read_histories(paths: Sequence[Path]) -> list[History]:
 def _read(path: Path, name: str) -> History:
     run = RunDirectory.open(path)
     summary = _json_if_there(path / SUMMARY)
+    model = _json_if_there(path / MODEL) or summary
     return History(
         name=name,
         path=path,
         config=_toml(path / CONFIG),
-        rounds=_rounds(run.rounds),
+        rounds=_rounds(run.rounds, len(model.get("groups") or ())),
         timings=run.timings.read(),
         ledger=Ledger.read(path / LEDGER),
         environment=read_json(path / ENVIRONMENT),
-        model=_json_if_there(path / MODEL) or summary,
+        model=model,
         summary=summary,
         partition=_partition(path / PARTITION),
         citations=(path / CITATIONS).read_text(encoding="utf-8", errors="replace"),
@@ -161,13 +184,24 @@ def _toml(path: Path) -> dict[str, Any]:
         raise RunError(f"{str(path)!r} cannot be read: {error}.") from error
 
 
-def _rounds(log: JsonLines) -> list[Record]:
+def _rounds(log: JsonLines, num_groups: int) -> list[Record]:
+    """The records; `num_groups` is 0 if nobody knows it."""
     records = log.read()
+    in_windows = any("interval_rounds" in record for record in records)
+    required = _ROUND_FIELDS | _WINDOW_FIELDS if in_windows else _ROUND_FIELDS
     for number, record in enumerate(records, start=1):
-        missing = sorted(_ROUND_FIELDS - record.keys())
+        missing = sorted(required - record.keys())
         if missing:
             raise RunError(f"{str(log.path)!r}, line {number}: lacks {', '.join(missing)}.")
+        for key in _BY_GROUP if in_windows and num_groups else ():
+            if not _is_by_group(record[key], num_groups):
+                problem = f"`{key}` is not {num_groups} numbers, one for each of the `groups` in {MODEL}"
+                raise RunError(f"{str(log.path)!r}, line {number}: {problem}.")
     return records
+
+
+def _is_by_group(value: object, num_groups: int) -> bool:
+    return isinstance(value, list) and len(value) == num_groups and all(isinstance(each, int | float) for each in value)
 
 
 def _partition(path: Path) -> Partition | None:

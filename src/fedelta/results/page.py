@@ -48,6 +48,8 @@ def comparison(runs: Sequence[History]) -> str:
     """A table of several runs, and what their configurations do not share."""
     header = ["Run", "Rounds", "Accuracy", "Best", "Tuned", "MiB per client and round"]
     header += ["MiB in total", "MiB if fully tuned", "Saving", "Time"]
+    cheaper = any(map(_is_cheaper, runs))
+    header += ["Relative cost"] if cheaper else []
     rows = [
         [
             run.name,
@@ -60,6 +62,7 @@ def comparison(runs: Sequence[History]) -> str:
             mebibytes(run.full_model_bytes),
             _saving(run),
             duration(run.wall_seconds),
+            *([percent(run.relative_cost)] if cheaper else []),
         ]
         for run in runs
     ]
@@ -77,8 +80,10 @@ def curves(runs: Sequence[History]) -> str:
     names = legend([run.name for run in runs]) if len(runs) > 1 else ""
     known = any(run.full_round_bytes is not None for run in runs)
     note = "Dotted: where full fine-tuning in float32 would be after its first three rounds." if known else ""
+    partial = any(run.has_partial_syncs for run in runs)
+    synced = "Strong: rounds in which all groups were averaged; faint: all rounds." if partial else ""
     figures = [
-        figure(to_svg(accuracy_by_round(runs), "a", "Accuracy against rounds"), "Accuracy against rounds"),
+        figure(to_svg(accuracy_by_round(runs), "a", "Accuracy against rounds"), "Accuracy against rounds", synced),
         figure(
             to_svg(accuracy_by_traffic(runs), "b", "Accuracy against MiB sent"),
             "Accuracy against traffic",
@@ -202,7 +207,13 @@ def _tuned_share(run: History) -> str:
 
 
 def _directions(run: History) -> str:
-    return f"{size(run.ledger.downlink_bytes)} down, {size(run.ledger.uplink_bytes)} up"
+    directions = f"{size(run.ledger.downlink_bytes)} down, {size(run.ledger.uplink_bytes)} up"
+    return f"{directions}; relative cost {percent(run.relative_cost)}" if _is_cheaper(run) else directions
+
+
+def _is_cheaper(run: History) -> bool:
+    """Whether some groups travelled less often than every round."""
+    return run.relative_cost is not None and run.relative_cost < 1
 
 
 def _saving(run: History) -> str:

@@ -16,6 +16,7 @@ from fedelta.results.history import History, Partition
 MIB = 2**20
 MAX_GROUPS = 20
 MAX_BARS = 300
+MAX_DOTS = 60
 
 
 def accuracy_by_round(runs: Sequence[History]) -> Figure:
@@ -74,7 +75,7 @@ def bytes_by_group(run: History) -> Figure:
         for offset, column, color, label in ((-0.19, 0, SERIES[0], "down"), (0.19, 1, SERIES[1], "up")):
             widths = [pair[column] / MIB for pair in groups.values()]
             axes.barh(rows + offset, widths, height=0.36, color=color, label=label)
-        axes.set_yticks(rows, [_short(group) for group in groups])
+        axes.set_yticks(rows, [shortened(group) for group in groups])
         axes.tick_params(axis="y", length=0)
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
@@ -172,10 +173,16 @@ def line(
     axes.plot(x[-1:], y[-1:], color=color, marker="o", markersize=4, alpha=alpha, linestyle="none")
 
 
+def shortened(name: str) -> str:
+    """The end of a long name, which tells more than its beginning, behind what it is (`control/`)."""
+    kind, slash, end = name.rpartition("/")
+    room = 27 - len(kind + slash)
+    return name if len(end) <= room + 1 or room < 1 else f"{kind}{slash}…{end[-room:]}"
+
+
 def _draw_accuracy_by_round(axes: Axes, runs: Sequence[History]) -> None:
     for index, run in enumerate(runs):
-        points = [(each["round"], 100 * each["accuracy"]) for each in run.evaluated]
-        line(axes, points, index, label=run.name)
+        _draw_accuracy(axes, run, index, [each["round"] for each in run.evaluated])
     axes.set(xlabel="Round", ylabel=_measured(runs))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     _accuracy_limits(axes, runs)
@@ -184,9 +191,9 @@ def _draw_accuracy_by_round(axes: Axes, runs: Sequence[History]) -> None:
 def _draw_accuracy_by_traffic(axes: Axes, runs: Sequence[History]) -> None:
     positions: list[float] = []
     for index, run in enumerate(runs):
-        points = [(each["cumulative_bytes"] / MIB, 100 * each["accuracy"]) for each in run.evaluated]
-        positions += [position for position, _ in points]
-        line(axes, points, index, label=run.name)
+        own = [each["cumulative_bytes"] / MIB for each in run.evaluated]
+        _draw_accuracy(axes, run, index, own)
+        positions += own
     axes.set(xlabel="Sent so far, both directions (MiB)", ylabel=_measured(runs))
     full_round = min((run.full_round_bytes / MIB for run in runs if run.full_round_bytes is not None), default=None)
     reach = max([*positions, full_round or 0])
@@ -194,6 +201,20 @@ def _draw_accuracy_by_traffic(axes: Axes, runs: Sequence[History]) -> None:
     if full_round is not None:
         _mark_full_rounds(axes, full_round)
     _accuracy_limits(axes, runs)
+
+
+def _draw_accuracy(axes: Axes, run: History, index: int, positions: Sequence[float]) -> None:
+    """The evaluated rounds at `positions`; where some were no full sync, the full ones strong and all faint."""
+    points = [(position, 100 * each["accuracy"]) for position, each in zip(positions, run.evaluated, strict=True)]
+    if not run.has_partial_syncs:
+        line(axes, points, index, label=run.name)
+        return
+    synced = [point for point, each in zip(points, run.evaluated, strict=True) if each["round"] in run.full_syncs]
+    line(axes, points, index, alpha=0.35)
+    line(axes, synced, index, label=run.name)
+    if len(synced) <= MAX_DOTS:
+        x, y = [point[0] for point in synced], [point[1] for point in synced]
+        axes.plot(x, y, color=SERIES[index % len(SERIES)], marker="o", markersize=3, linestyle="none")
 
 
 def _measured(runs: Sequence[History]) -> str:
@@ -244,18 +265,11 @@ def _largest_groups(run: History) -> dict[str, tuple[int, int]]:
     return shown
 
 
-def _short(name: str) -> str:
-    """The end of a long name, which tells more than its beginning, behind what it is (`control/`)."""
-    kind, slash, end = name.rpartition("/")
-    room = 27 - len(kind + slash)
-    return name if len(end) <= room + 1 or room < 1 else f"{kind}{slash}…{end[-room:]}"
-
-
 def _name_rows(axes: Axes, names: Sequence[str]) -> None:
     """Class names where they fit, numbers where there are too many."""
     axes.tick_params(axis="both", length=0)
     if len(names) <= 20:
-        axes.set_yticks(range(len(names)), [_short(name) for name in names])
+        axes.set_yticks(range(len(names)), [shortened(name) for name in names])
     else:
         axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
 

@@ -4,7 +4,7 @@ config.toml           the resolved configuration
 environment.json      versions, machine, commit
 citations.bib         papers behind what the run used
 partition.json        class names and examples of each class by client
-model.json            parameter counts, so that an unfinished run can be reported
+model.json            parameter counts, of each group too, so that an unfinished run can be reported
 rounds.jsonl          one record a round, determined by seed and configuration
 ledger.jsonl          one row per payload, after the row of the backbone
 timings.jsonl         wall-clock seconds and memory by round

@@ -31,12 +31,14 @@ def round_record(outcome: RoundOutcome, cumulative_bytes: int) -> Record:
         "train_loss_nats": outcome.train_loss,
         "delta_norm": outcome.delta_norm,
         "num_examples": outcome.num_examples,
+        "synced_fraction": outcome.synced_fraction,
         "simulated_seconds": outcome.simulated_seconds,
         "cohort": list(outcome.cohort),
         "rejections": [vars(each) for each in outcome.rejections],
         "uplink_bytes": uplink,
         "downlink_bytes": downlink,
         "cumulative_bytes": cumulative_bytes,
+        **outcome.logged,
     }
 
 
@@ -70,8 +72,8 @@ def summary(
 
     Returns:
         Sizes in bytes, times in seconds, accuracies as fractions or None when no round was evaluated. `void_rounds`
-        did not count, for too few replies. `full_model_bytes` is what the same payloads would have weighed with the
-        whole model in float32.
+        did not count, for too few replies.
+        `full_model_bytes` is what the same payloads would have weighed with the whole model in float32.
     """
     accuracies = [each["accuracy"] for each in records if each["accuracy"] is not None]
     return {
@@ -79,6 +81,7 @@ def summary(
         "best_accuracy": max(accuracies, default=None),
         "rounds": len(records),
         "void_rounds": sum(each["num_examples"] == 0 for each in records),
+        "relative_cost": relative_cost(records),
         "tuned_parameters": tuned_parameters,
         "total_parameters": total_parameters,
         "uplink_bytes": ledger.uplink_bytes,
@@ -89,6 +92,16 @@ def summary(
         "wall_seconds": sum(each["wall_seconds"] for each in timings),
         "peak_memory_bytes": max((each["peak_memory_bytes"] for each in timings), default=0),
     }
+
+
+def relative_cost(records: Sequence[Record]) -> float | None:
+    """The cost of FedLAMA's Eq. 9, as a share of what it is when every group travels in every round.
+
+    That is the mean `synced_fraction` of the rounds that count; None without any, or where records do not have it.
+    """
+    synced = [each.get("synced_fraction") for each in records if each.get("num_examples")]
+    known = [fraction for fraction in synced if fraction is not None]
+    return sum(known) / len(known) if known and len(known) == len(synced) else None
 
 
 def full_model_bytes(total_parameters: int, num_transfers: int) -> int:

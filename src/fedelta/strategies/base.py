@@ -22,6 +22,9 @@ State = dict[str, Tensor]
 class RoundPlan:
     """Who takes part in a round and which tensors travel, by client id.
 
+    A tensor that does not go down is the one that the client has kept from the round before; one that does not come up
+    stays with it, as long as it is in the cohort.
+
     Args:
         round: number of the round, from 1.
         download: client id to the names of the tensors that go down to it.
@@ -116,6 +119,14 @@ class Strategy(Protocol):
     def min_replies(self) -> int:
         """Fewest usable replies with which a round counts."""
 
+    @property
+    def local_steps(self) -> int | None:
+        """Local steps of a round, where the strategy says it; None: the section `[client]` does."""
+
+    @property
+    def logged(self) -> tuple[str, ...]:
+        """Names of the tensors of the state that are written down after each round; one number a group."""
+
     def init(self, params: Params, spec: ParamSpec) -> State:
         """The state before round 1."""
 
@@ -124,7 +135,9 @@ class Strategy(Protocol):
     ) -> RoundPlan:
         """Who takes part in `round` and which tensors travel."""
 
-    def update(self, state: State, params: Params, plan: RoundPlan, updates: Sequence[Update]) -> tuple[Params, State]:
+    def update(
+        self, state: State, params: Params, plan: RoundPlan, updates: Sequence[Update], spec: ParamSpec
+    ) -> tuple[Params, State]:
         """The next server params and state. `updates` come in ascending client id; inputs are not changed.
 
         Statistics are not among the deltas: the round loop takes their mean.

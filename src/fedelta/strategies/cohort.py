@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -14,7 +15,7 @@ from fedelta.strategies.base import RoundPlan, State
 
 
 class Rounds(Settings):
-    """Fields of every strategy, without behaviour.
+    """Fields of every strategy, without behaviour; see `Strategy` for the rest.
 
     Args:
         clients_per_round: size of the cohort, M, drawn uniformly without replacement.
@@ -25,6 +26,12 @@ class Rounds(Settings):
     clients_per_round: int = Field(default=8, ge=1)  # FedPEFT's headline setting: 8 of 64
     num_rounds: int = Field(default=50, ge=1)  # FedPEFT
     min_replies: int = Field(default=1, ge=1)  # our choice: a round counts if anyone answers
+    logged: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def local_steps(self) -> int | None:
+        """None: the section `[client]` says it."""
+        return None
 
 
 def uniform(rounds: Rounds, round: int, client_ids: Sequence[int], spec: ParamSpec, generator: Generator) -> RoundPlan:

@@ -47,7 +47,9 @@ class FedAvg(Rounds):
         """A uniform cohort; every shared tensor goes down and comes up."""
         return uniform(self, round, client_ids, spec, generator)
 
-    def update(self, state: State, params: Params, plan: RoundPlan, updates: Sequence[Update]) -> tuple[Params, State]:
+    def update(
+        self, state: State, params: Params, plan: RoundPlan, updates: Sequence[Update], spec: ParamSpec
+    ) -> tuple[Params, State]:
         """The equation of the module docstring, without momentum."""
         return add(params, self.mean.of(updates), self.server_lr), state
 
@@ -77,7 +79,9 @@ class FedAvgM(Rounds):
         """A uniform cohort; every shared tensor goes down and comes up."""
         return uniform(self, round, client_ids, spec, generator)
 
-    def update(self, state: State, params: Params, plan: RoundPlan, updates: Sequence[Update]) -> tuple[Params, State]:
+    def update(
+        self, state: State, params: Params, plan: RoundPlan, updates: Sequence[Update], spec: ParamSpec
+    ) -> tuple[Params, State]:
         """The equation of the module docstring; a tensor that nobody sent keeps its velocity."""
         velocity = {
             name: self.momentum * state[f"velocity/{name}"] + mean for name, mean in self.mean.of(updates).items()

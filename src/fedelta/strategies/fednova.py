@@ -50,7 +50,9 @@ class FedNova(Rounds):
         """A uniform cohort; every shared tensor goes down and comes up."""
         return uniform(self, round, client_ids, spec, generator)
 
-    def update(self, state: State, params: Params, plan: RoundPlan, updates: Sequence[Update]) -> tuple[Params, State]:
+    def update(
+        self, state: State, params: Params, plan: RoundPlan, updates: Sequence[Update], spec: ParamSpec
+    ) -> tuple[Params, State]:
         """The equation of the module docstring."""
         num_examples = sum(update.num_examples for update in updates)
         normalised = [

@@ -59,7 +59,9 @@ class FedAdagrad(Rounds):
         """A uniform cohort; every shared tensor goes down and comes up."""
         return uniform(self, round, client_ids, spec, generator)
 
-    def update(self, state: State, params: Params, plan: RoundPlan, updates: Sequence[Update]) -> tuple[Params, State]:
+    def update(
+        self, state: State, params: Params, plan: RoundPlan, updates: Sequence[Update], spec: ParamSpec
+    ) -> tuple[Params, State]:
         """The equations of the module docstring; a tensor that nobody sent keeps its moments."""
         return _step(self, state, params, self.mean.of(updates), self._second)
 
@@ -96,7 +98,9 @@ class FedAdam(Rounds):
         """A uniform cohort; every shared tensor goes down and comes up."""
         return uniform(self, round, client_ids, spec, generator)
 
-    def update(self, state: State, params: Params, plan: RoundPlan, updates: Sequence[Update]) -> tuple[Params, State]:
+    def update(
+        self, state: State, params: Params, plan: RoundPlan, updates: Sequence[Update], spec: ParamSpec
+    ) -> tuple[Params, State]:
         """The equations of the module docstring; a tensor that nobody sent keeps its moments."""
         return _step(self, state, params, self.mean.of(updates), self._second)
 
@@ -133,7 +137,9 @@ class FedYogi(Rounds):
         """A uniform cohort; every shared tensor goes down and comes up."""
         return uniform(self, round, client_ids, spec, generator)
 
-    def update(self, state: State, params: Params, plan: RoundPlan, updates: Sequence[Update]) -> tuple[Params, State]:
+    def update(
+        self, state: State, params: Params, plan: RoundPlan, updates: Sequence[Update], spec: ParamSpec
+    ) -> tuple[Params, State]:
         """The equations of the module docstring; a tensor that nobody sent keeps its moments."""
         return _step(self, state, params, self.mean.of(updates), self._second)
 

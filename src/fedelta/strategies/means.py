@@ -1,4 +1,4 @@
-"""Ways to make one delta of many: the weighted mean, and three that a few bad clients cannot carry away.
+"""Ways to make one delta of many: the weighted mean, the plain one, and three that a few bad clients cannot carry away.
 
 Each is a value of `strategy.mean`, for FedAvg and every server optimizer.
 
@@ -36,6 +36,21 @@ class Weighted(Settings):
     def of(self, updates: Sequence[Update]) -> Params:
         """sum_i n_i delta_i / sum_i n_i."""
         return weighted_mean((update.num_examples, update.delta) for update in updates)
+
+
+class Uniform(Settings):
+    """The mean in which every client counts the same, whatever the number of its examples."""
+
+    name: Literal["uniform"] = "uniform"
+
+    @property
+    def of_statistics(self) -> Uniform:
+        """The same."""
+        return self
+
+    def of(self, updates: Sequence[Update]) -> Params:
+        """sum_i delta_i / M."""
+        return weighted_mean((1, update.delta) for update in updates)
 
 
 class Median(Settings):
@@ -120,7 +135,7 @@ class Clipped(Settings):
         return {name: tensor.double() * shrink for name, tensor in delta.items()}
 
 
-AnyMean = Weighted | Median | Trimmed | Clipped
+AnyMean = Weighted | Uniform | Median | Trimmed | Clipped
 
 
 def norm(tensors: Mapping[str, Tensor]) -> float:

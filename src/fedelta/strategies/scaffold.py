@@ -96,7 +96,9 @@ class Scaffold(Rounds):
         """A uniform cohort; every shared tensor and c go down, and their changes come up."""
         return uniform(self, round, client_ids, self.memory.extend(spec), generator)
 
-    def update(self, state: State, params: Params, plan: RoundPlan, updates: Sequence[Update]) -> tuple[Params, State]:
+    def update(
+        self, state: State, params: Params, plan: RoundPlan, updates: Sequence[Update], spec: ParamSpec
+    ) -> tuple[Params, State]:
         """Both of the server's equations of the module docstring."""
         mean = weighted_mean((1, update.delta) for update in updates)
         controls = {name: mean[name] for name in state if name in mean}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
@@ -56,6 +57,19 @@ def specification(backbone: Backbone, tensors: Mapping[str, TensorSpec]) -> Para
     for name, tensor in tensors.items():
         module.get_parameter(name).requires_grad_(tensor.trained)
     return ParamSpec({name: tensors[name] for name, _ in module.named_parameters() if name in tensors})
+
+
+def ride_along(spec: ParamSpec) -> ParamSpec:
+    """`spec`, in which a group without a matrix or kernel, such as a norm, is part of the one before it that has one.
+
+    What FedLAMA (arXiv 2110.10302) counts as a layer: a kernel with its bias and norm.
+    """
+    kernels = {tensor.group for tensor in spec.tensors.values() if len(tensor.shape) > 1}
+    tensors, last = {}, next((tensor.group for tensor in spec.tensors.values() if tensor.group in kernels), None)
+    for name, tensor in spec.tensors.items():
+        last = tensor.group if tensor.group in kernels else last
+        tensors[name] = dataclasses.replace(tensor, group=last or tensor.group)
+    return ParamSpec(tensors)
 
 
 def untouched(module: nn.Module) -> dict[str, tuple[str, nn.Module]]:

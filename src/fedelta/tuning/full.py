@@ -1,5 +1,7 @@
 """Full fine-tuning: every parameter is trained and travels. The baseline that the other methods are measured against.
 
+A layer travels as one: a norm belongs to the group of the convolution or matrix before it.
+
 Its tensors are the model's own, so there is one lane, in place: one model instance serves all clients in turn.
 Batch norms train too, their running statistics included (norms.py).
 """
@@ -13,7 +15,7 @@ from torch import Generator
 from fedelta.models.hub import Backbone
 from fedelta.params import ParamSpec, TensorSpec
 from fedelta.settings import Settings
-from fedelta.tuning.base import specification
+from fedelta.tuning.base import ride_along, specification
 from fedelta.tuning.lanes import LaneModule, Lanes
 from fedelta.tuning.norms import merge_norms, tune_norms
 
@@ -32,7 +34,7 @@ class Full(Settings):
             if not isinstance(layer, LaneModule):
                 for name, tensor in layer.named_parameters(recurse=False):
                     tensors[f"{path}.{name}".lstrip(".")] = TensorSpec(tuple(tensor.shape), path or name)
-        return specification(backbone, tensors)
+        return ride_along(specification(backbone, tensors))
 
     def merge(self, backbone: Backbone) -> None:
         """Gives the norms back their plain form."""

@@ -23,7 +23,16 @@ from torch import Generator, Tensor, nn
 from fedelta.models.hub import Backbone
 from fedelta.params import ParamSpec, TensorSpec
 from fedelta.settings import Settings
-from fedelta.tuning.base import is_plain_3x3, merge_head, misfit, replace, specification, tune_head, untouched
+from fedelta.tuning.base import (
+    is_plain_3x3,
+    merge_head,
+    misfit,
+    replace,
+    ride_along,
+    specification,
+    tune_head,
+    untouched,
+)
 from fedelta.tuning.lanes import Lanes, Wrapper, add_pointwise, lane_parameter, random_like
 from fedelta.tuning.norms import merge_norms, tune_norms
 
@@ -55,7 +64,8 @@ class Parallel(Settings):
             tensors[f"{now}.parallel"] = TensorSpec((out_channels, in_channels), now)
         if not tensors:
             raise misfit(self.name, backbone, "it has no 3x3 convolution of padding 1 without groups and dilation")
-        return specification(backbone, tensors | tune_norms(backbone, lanes) | tune_head(backbone, lanes))
+        tensors |= tune_norms(backbone, lanes) | tune_head(backbone, lanes)
+        return ride_along(specification(backbone, tensors))
 
     def merge(self, backbone: Backbone) -> None:
         """Adds A of lane 0 to the centre of each 3x3 kernel."""
