@@ -28,6 +28,9 @@ class Anatomy:
         blocks: path of the list of blocks; "" when unknown.
         roles: role to the path of its linear layer inside a block.
         relative_positions: whether attention needs to know where every token stands, so that none can be added.
+        class_token: whether the first token that leaves a block stands for the whole input.
+        mlp_input: path inside a block of the layer that reads the residual stream on its way to the MLP; "" when
+            unknown.
     """
 
     head: tuple[str, ...]
@@ -35,6 +38,8 @@ class Anatomy:
     blocks: str = ""
     roles: Mapping[str, str] = field(default_factory=dict)
     relative_positions: bool = False
+    class_token: bool = False
+    mlp_input: str = ""
 
 
 _VIT_ROLES = {
@@ -64,11 +69,25 @@ _DISTILBERT_ROLES = {
 
 
 def _bert(prefix: str) -> Anatomy:
-    return Anatomy(("classifier",), f"{prefix}.embeddings", f"{prefix}.encoder.layer", _BERT_ROLES)
+    return Anatomy(
+        ("classifier",),
+        f"{prefix}.embeddings",
+        f"{prefix}.encoder.layer",
+        _BERT_ROLES,
+        class_token=True,
+        mlp_input="intermediate",
+    )
 
 
-def _vit(prefix: str, blocks: str = "layers") -> Anatomy:
-    return Anatomy(("classifier",), f"{prefix}.embeddings", f"{prefix}.{blocks}", _VIT_ROLES)
+def _vit(prefix: str, blocks: str = "layers", mlp_input: str = "layernorm_after") -> Anatomy:
+    return Anatomy(
+        ("classifier",),
+        f"{prefix}.embeddings",
+        f"{prefix}.{blocks}",
+        _VIT_ROLES,
+        class_token=True,
+        mlp_input=mlp_input,
+    )
 
 
 # `model_type` of a transformers configuration to its anatomy.
@@ -79,7 +98,7 @@ ANATOMIES: dict[str, Anatomy] = {
     "vit": _vit("vit"),
     "deit": _vit("deit"),
     "beit": replace(_vit("beit"), relative_positions=True),
-    "dinov2": _vit("dinov2", "encoder.layer"),
+    "dinov2": _vit("dinov2", "encoder.layer", "norm2"),
     "bert": _bert("bert"),
     "roberta": _bert("roberta"),
     "xlm-roberta": _bert("roberta"),
@@ -90,6 +109,8 @@ ANATOMIES: dict[str, Anatomy] = {
         "distilbert.embeddings",
         "distilbert.transformer.layer",
         _DISTILBERT_ROLES,
+        class_token=True,
+        mlp_input="ffn.lin1",
     ),
 }
 
@@ -118,7 +139,7 @@ def anatomy_of(module: nn.Module, family: str) -> Anatomy:
     paths = [
         *anatomy.head,
         anatomy.embeddings,
-        *(f"{anatomy.blocks}.0.{path}" for path in anatomy.roles.values()),
+        *(f"{anatomy.blocks}.0.{path}" for path in (*anatomy.roles.values(), anatomy.mlp_input) if path),
     ]
     modules = {name for name, _ in module.named_modules()}
     if missing := [path for path in paths if path not in modules]:

@@ -1,13 +1,16 @@
-"""Bottleneck adapter: two small linear layers behind the MLP of every block, inside its residual branch, and the head.
+"""Bottleneck adapter: two small linear layers at the MLP of every block, inside its residual branch, and the head.
 
-    y = MLP(x);  y <- y + Up(act(Down(y)))
+    sequential:  y = MLP(x);  y <- y + scale * Up(act(Down(y)))
+    parallel:    y = MLP(x);  y <- y + scale * Up(act(Down(r)))
+
+with r the residual stream that the block's MLP, or the norm in front of it, reads: that is AdaptFormer.
 
 As in FedPEFT one pair of layers serves all blocks (`shared`). The authors' code starts both layers at zero (`init =
 "zero_all"`). Then GELU(0) = 0 keeps both matrices at zero for ever and only the bias of Up learns; the default starts
 Down as a linear layer does and Up at zero, as LoRA does.
 
 Source: Sun et al. 2022 (FedPEFT, arXiv 2210.01708), prototype "Adapter", sizes of the authors' code; the bottleneck
-after Houlsby et al. 2019 (arXiv 1902.00751).
+after Houlsby et al. 2019 (arXiv 1902.00751); parallel: Chen et al. 2022 (AdaptFormer, arXiv 2205.13535).
 
 Shapes: K lanes, D features of the block, R features of the bottleneck.
 """
@@ -18,6 +21,7 @@ import math
 from collections.abc import Callable
 from typing import ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Generator, Tensor, nn
 from torch.nn import functional
@@ -26,7 +30,17 @@ from fedelta.errors import ModelError
 from fedelta.models.hub import Backbone
 from fedelta.params import ParamSpec, TensorSpec
 from fedelta.settings import Settings
-from fedelta.tuning.base import merge_head, misfit, replace, role_paths, specification, specify, tune_head, untouched
+from fedelta.tuning.base import (
+    block_paths,
+    merge_head,
+    misfit,
+    replace,
+    role_paths,
+    specification,
+    specify,
+    tune_head,
+    untouched,
+)
 from fedelta.tuning.lanes import LaneLinear, LaneModule, Lanes, Wrapper, random_like
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -43,6 +57,8 @@ class Adapter(Settings):
         reduction_factor: the bottleneck has D // reduction_factor features.
         non_linearity: between the two layers.
         shared: one adapter for all blocks; False gives each block its own.
+        placement: `sequential` or `parallel`.
+        scale: factor of its output.
         init: `lora` starts Down Kaiming-uniform (a = sqrt 5) and Up at zero, `zero_all` both at zero.
     """
 
@@ -52,6 +68,8 @@ class Adapter(Settings):
     reduction_factor: int = Field(default=8, ge=1)  # FedPEFT
     non_linearity: Literal["gelu", "relu", "silu"] = "gelu"  # FedPEFT
     shared: bool = True  # FedPEFT's code
+    placement: Literal["sequential", "parallel"] = "sequential"  # FedPEFT; the Accumulator's code has parallel ones
+    scale: float = Field(default=1.0, gt=0)  # FedPEFT; AdaptFormer and the Accumulator's code: 0.1
     init: Literal["lora", "zero_all"] = "lora"  # our choice: with FedPEFT's zero_all the matrices never learn
 
     def apply(self, backbone: Backbone, lanes: Lanes, generator: Generator) -> ParamSpec:
@@ -61,17 +79,29 @@ class Adapter(Settings):
             raise misfit(self.name, backbone, "it has no blocks with an MLP that are known")
         layers = untouched(backbone.module)
         tensors: dict[str, TensorSpec] = {}
-        for own in paths:
+        for own, block in zip(paths, block_paths(backbone), strict=True):
             now, layer = layers[own]
             if own == paths[0] or not self.shared:
                 adapter = self._bottleneck(lanes, layer, own, generator)
                 tensors |= specify(f"{now}.adapter", adapter)
-            replace(backbone.module, now, Adapted(lanes, layer, adapter))
+            tap = self._tap(backbone, lanes, block) if self.placement == "parallel" else None
+            now, layer = untouched(backbone.module)[own] if tap else (now, layer)
+            replace(backbone.module, now, Adapted(lanes, layer, adapter, self.scale, tap))
         return specification(backbone, tensors | tune_head(backbone, lanes))
 
     def merge(self, backbone: Backbone) -> None:
         """Folds the head; the adapters stay, with all their lanes."""
         merge_head(backbone)
+
+    def _tap(self, backbone: Backbone, lanes: Lanes, block: str) -> Tap:
+        """Puts a tap where the MLP of the block at the own path `block` reads the residual stream."""
+        entrance = backbone.anatomy.mlp_input
+        if not entrance:
+            raise misfit(self.name, backbone, "where its MLPs read the residual stream is not known")
+        now, layer = untouched(backbone.module)[f"{block}.{entrance}"]
+        tap = Tap()
+        replace(backbone.module, now, Tapped(lanes, layer, tap))
+        return tap
 
     def _bottleneck(self, lanes: Lanes, layer: nn.Module, path: str, generator: Generator) -> Bottleneck:
         weight_DI = layer.get_parameter("weight")
@@ -103,15 +133,49 @@ class Bottleneck(LaneModule):
         return change
 
 
-class Adapted(Wrapper):
-    """The last layer of an MLP, and an adapter behind it."""
+class Tap:
+    """The residual stream on its way from where it is read to the adapter beside the MLP."""
 
-    def __init__(self, lanes: Lanes, base: nn.Module, adapter: Bottleneck) -> None:
+    def __init__(self) -> None:
+        self._value: Tensor | None = None
+
+    def put(self, value: Tensor) -> None:
+        """Called before `take`, once a pass."""
+        self._value = value
+
+    def take(self) -> Tensor:
+        """What was put; nothing is left."""
+        value, self._value = self._value, None
+        if value is None:
+            raise RuntimeError("the MLP of a block ran before its input was read")
+        return value
+
+
+class Tapped(Wrapper):
+    """A layer whose input the adapter reads too."""
+
+    def __init__(self, lanes: Lanes, base: nn.Module, tap: Tap) -> None:
+        super().__init__(lanes, base)
+        self.tap = tap
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the layer gives."""
+        self.tap.put(x)
+        y: Tensor = self.base(x)
+        return y
+
+
+class Adapted(Wrapper):
+    """The last layer of an MLP, and an adapter behind it, or beside the MLP where there is a tap."""
+
+    def __init__(self, lanes: Lanes, base: nn.Module, adapter: Bottleneck, scale: float, tap: Tap | None) -> None:
         super().__init__(lanes, base)
         self.adapter = adapter
+        self.scale = scale
+        self.tap = tap
 
     def forward(self, x: Tensor) -> Tensor:
         """[active * B, T, I] to [active * B, T, D]."""
         y: Tensor = self.base(x)
-        changed: Tensor = y + self.adapter(y)
+        changed: Tensor = torch.add(y, self.adapter(y if self.tap is None else self.tap.take()), alpha=self.scale)
         return changed

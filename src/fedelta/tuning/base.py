@@ -114,8 +114,13 @@ def replace(module: nn.Module, path: str, new: nn.Module) -> None:
 
 
 def tune_head(backbone: Backbone, lanes: Lanes) -> dict[str, TensorSpec]:
-    """Gives every linear layer of the head lanes, unless another method did; returns its part of the specification."""
+    """Gives every linear layer of the head lanes, unless another method did; returns its part of the specification.
+
+    That is empty where the model answers at exits, which have heads of their own.
+    """
     module = backbone.module
+    if _answers_elsewhere(backbone):
+        return {}
     tensors: dict[str, TensorSpec] = {}
     for root in backbone.anatomy.head:
         for path, layer in list(module.get_submodule(root).named_modules(prefix=root)):
@@ -127,6 +132,11 @@ def tune_head(backbone: Backbone, lanes: Lanes) -> dict[str, TensorSpec]:
     if not tensors:
         raise ModelError(f"the head {list(backbone.anatomy.head)} of {type(module).__name__} has no linear layer.")
     return tensors
+
+
+def _answers_elsewhere(backbone: Backbone) -> bool:
+    last = backbone.module.get_submodule(backbone.anatomy.head[-1])
+    return isinstance(last, LaneModule) and not isinstance(last, LaneLinear)
 
 
 def specify(path: str, layer: nn.Module) -> dict[str, TensorSpec]:

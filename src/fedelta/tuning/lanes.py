@@ -14,6 +14,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn import functional
 
 
 class Lanes:
@@ -131,6 +132,27 @@ class LaneLinear(LaneModule):
         else:
             y_KNO = torch.baddbmm(self.lanes.used(self.bias).unsqueeze(1), x_KNI, weight_KIO)
         return y_KNO.view(*x.shape[:-1], -1)
+
+
+class LaneLayerNorm(LaneModule):
+    """Layer norm with an affine transform per lane, which starts as the identity.
+
+    Args:
+        lanes: of the model.
+        width: features, D.
+        like: a tensor of the model, for device and dtype.
+    """
+
+    def __init__(self, lanes: Lanes, width: int, like: Tensor) -> None:
+        super().__init__(lanes)
+        self.weight = lane_parameter(lanes, like.new_ones(width))
+        self.bias = lane_parameter(lanes, like.new_zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[active * B, ..., D] to the same shape."""
+        normed_KND = self.lanes.fold(functional.layer_norm(x, x.shape[-1:]))
+        weight_K1D, bias_K1D = (self.lanes.used(each).unsqueeze(1) for each in (self.weight, self.bias))
+        return torch.addcmul(bias_K1D, normed_KND, weight_K1D).view(x.shape)
 
 
 def add_pointwise(lanes: Lanes, y: Tensor, x: Tensor, weight_KOI: Tensor, scale: float = 1.0) -> Tensor:

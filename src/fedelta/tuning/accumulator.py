@@ -1,0 +1,204 @@
+"""Accumulator: one attention layer that reads the class tokens of all blocks so far, answers, and goes back in.
+
+Behind block l, with c_j the class token that block j put out, a learned token a and learned positions P,
+
+    H_l = [a ; c_1 ; ... ; c_l] + P_{0..l}
+    M'  = H + W_o MHSA(LN H);   M_l = M' + FFN(LN M')
+    logits at exit l:  G(M_l[0] + c_l)
+    block l + 1 reads M_l[last] in the place of c_l
+
+The layer and the head G are the same behind every block. Only M_l[0] and M_l[last] are used, and a token's key and value
+are the same for all l, so that they are computed once: one pass of the accumulator costs l products of attention, and
+everything else for two tokens.
+
+As in the authors' code attention is scaled by D^-1/2, not by the width of a head, and a and P start standard normal.
+ReeFL (Lee et al. 2024) is the same with `attention_width = 16, num_heads = 8, qkv_bias = true, mlp_width = 518,
+head = "linear", init = "truncated"`.
+
+Source: Liu et al. 2022 (Accumulator, arXiv 2212.04084), sizes of the authors' code; Lee et al. 2024 (ReeFL).
+
+Shapes: K lanes, N = A * B samples of the A lanes in use, D features, W features of all heads, S tokens of the history.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Generator, Tensor, nn
+from torch.nn import functional
+
+from fedelta.errors import ModelError
+from fedelta.models.hub import Backbone
+from fedelta.params import ParamSpec, TensorSpec
+from fedelta.settings import Settings
+from fedelta.tuning.base import specification
+from fedelta.tuning.exits import ExitBlock, Trace, class_token_blocks, layers_of, put_exits
+from fedelta.tuning.heads import Classifier, drawn_linear, num_classes, width_of
+from fedelta.tuning.lanes import LaneLayerNorm, LaneLinear, LaneModule, Lanes, lane_parameter, random_like
+
+# Layers that travel together with those behind them, up to the next of these.
+_FIRST_OF_GROUP = ("token", "attention_norm", "mlp_norm", "classifier")
+
+
+class Accumulator(Settings):
+    """Trains the accumulator and its head; one answer behind every block.
+
+    Args:
+        num_heads: of its attention.
+        attention_width: features of all heads together, W; None for those of the model, D.
+        qkv_bias: whether queries, keys and values have a bias.
+        mlp_width: features inside its FFN.
+        head: `mlp` is LN, linear, GELU, linear; `linear` is LN, linear.
+        head_width: features inside the `mlp` head.
+        scale: of the attention: `width` is D^-1/2, `head` (W / num_heads)^-1/2.
+        init: how a and P start: `normal` is N(0, 1), `truncated` N(0, 0.02) cut at two deviations.
+        num_positions: rows of P; None for as many as are read, blocks + 1. The authors' code has 25 for DeiT-small,
+            of which twelve are never read.
+        replaces: whether M_l[last] goes back into the model.
+    """
+
+    name: Literal["accumulator"] = "accumulator"
+    max_lanes: ClassVar[int | None] = None
+    merges: ClassVar[bool] = False  # a model has no place for it
+    num_heads: int = Field(default=12, ge=1)  # the authors' code, here and below
+    attention_width: int | None = Field(default=None, ge=1)
+    qkv_bias: bool = False
+    mlp_width: int = Field(default=1536, ge=1)
+    head: Literal["mlp", "linear"] = "mlp"
+    head_width: int = Field(default=1536, ge=1)
+    scale: Literal["width", "head"] = "width"
+    init: Literal["normal", "truncated"] = "normal"
+    num_positions: int | None = Field(default=None, ge=2)
+    replaces: bool = True
+
+    def apply(self, backbone: Backbone, lanes: Lanes, generator: Generator) -> ParamSpec:
+        """See `TuningMethod.apply`."""
+        blocks = layers_of(backbone, class_token_blocks(self.name, backbone))
+        width, like = width_of(backbone), next(blocks[0][1].parameters())
+        self._check(width, len(blocks))
+        module = History(self, lanes, width, num_classes(backbone), self._spare(len(blocks)), generator, like)
+        trace, tensors = Trace(), {}
+        exits: list[tuple[str, ExitBlock]] = []
+        for path, block in blocks:
+            position_D = self._drawn(like, (width,), generator)
+            exits.append((path, AccumulatorBlock(lanes, block, trace, module, position_D, replaces=self.replaces)))
+            tensors[f"{path}.position"] = TensorSpec((width,), path)
+        put_exits(backbone, lanes, exits)
+        return specification(backbone, tensors | module.specify(f"{blocks[0][0]}.accumulator"))
+
+    def merge(self, backbone: Backbone) -> None:
+        """The accumulator stays, with all its lanes."""
+
+    def _check(self, width: int, num_blocks: int) -> None:
+        inner = self.attention_width or width
+        if inner % self.num_heads:
+            fitting = max(each for each in range(1, self.num_heads + 1) if inner % each == 0)
+            raise ModelError(
+                f"`tuning.num_heads` is {self.num_heads}, which does not divide the {inner} features of its attention.",
+                hint=f"use {fitting}.",
+            )
+        if self.num_positions is not None and self.num_positions <= num_blocks:
+            raise ModelError(
+                f"`tuning.num_positions` is {self.num_positions}, but {num_blocks} blocks and a token need "
+                f"{num_blocks + 1}.",
+                hint="leave it out.",
+            )
+
+    def _spare(self, num_blocks: int) -> int:
+        return 0 if self.num_positions is None else self.num_positions - num_blocks - 1
+
+    def _drawn(self, like: Tensor, shape: tuple[int, ...], generator: Generator) -> Tensor:
+        if self.init == "normal":
+            return random_like(like, shape, lambda tensor: tensor.normal_(generator=generator))
+        bounds = {"std": 0.02, "a": -0.04, "b": 0.04}
+        return random_like(like, shape, lambda tensor: nn.init.trunc_normal_(tensor, **bounds, generator=generator))
+
+
+class History(LaneModule):
+    """The attention layer over the class tokens so far, and the head; shared by all exits."""
+
+    def __init__(
+        self, settings: Accumulator, lanes: Lanes, width: int, num_classes: int, num_spare: int, generator: Generator,
+        like: Tensor,
+    ) -> None:  # fmt: skip
+        super().__init__(lanes)
+        inner = settings.attention_width or width
+        self.num_heads = settings.num_heads
+        self.scale = (width if settings.scale == "width" else inner / settings.num_heads) ** -0.5
+        self.token = lane_parameter(lanes, settings._drawn(like, (width,), generator))
+        # P_0, and the rows that nobody reads.
+        self.position = lane_parameter(lanes, settings._drawn(like, (1 + num_spare, width), generator))
+        self.attention_norm = LaneLayerNorm(lanes, width, like)
+        self.qkv = drawn_linear(lanes, width, 3 * inner, generator, like, bias=settings.qkv_bias)
+        self.out = drawn_linear(lanes, inner, width, generator, like)
+        self.mlp_norm = LaneLayerNorm(lanes, width, like)
+        self.fc1 = drawn_linear(lanes, width, settings.mlp_width, generator, like)
+        self.fc2 = drawn_linear(lanes, settings.mlp_width, width, generator, like)
+        hidden = settings.head_width if settings.head == "mlp" else None
+        self.classifier = Classifier(
+            lanes, width, num_classes, inner=hidden, norm=True, generator=generator, like=like
+        )  # fmt: skip
+
+    def forward(self, trace: Trace, entry_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """The history in `trace`, made longer by `entry_ND` = c_l + P_l; returns M_l[0] and M_l[last], both [N, D]."""
+        num = len(entry_ND)
+        entry = entry_ND.unsqueeze(1)
+        if not trace.tensors:
+            token_KD = self.token + self.position[:, 0]
+            entry = torch.cat([self.lanes.repeat(token_KD, num).unsqueeze(1), entry], dim=1)
+        query, key, value = self.qkv(self.attention_norm(entry)).chunk(3, dim=-1)
+        if not trace.tensors:
+            trace.tensors = {"token": entry[:, :1], "query": query[:, :1], "key": key, "value": value}
+        else:
+            trace.tensors["key"] = torch.cat([trace.tensors["key"], key], dim=1)
+            trace.tensors["value"] = torch.cat([trace.tensors["value"], value], dim=1)
+        first = trace.tensors
+        queries = torch.cat([first["query"], query[:, -1:]], dim=1)
+        read = functional.scaled_dot_product_attention(
+            self._heads(queries), self._heads(first["key"]), self._heads(first["value"]), scale=self.scale
+        )
+        h_N2D = torch.cat([first["token"], entry[:, -1:]], dim=1)
+        h_N2D = h_N2D + self.out(read.transpose(1, 2).flatten(2))
+        m_N2D = h_N2D + self.fc2(functional.gelu(self.fc1(self.mlp_norm(h_N2D))))
+        return m_N2D[:, 0], m_N2D[:, 1]
+
+    def specify(self, path: str) -> dict[str, TensorSpec]:
+        """Its tensors, named by its `path`; a group is called after its first layer."""
+        tensors, layer = {}, ""
+        for name, tensor in self.named_parameters():
+            own = name.partition(".")[0]
+            layer = own if own in _FIRST_OF_GROUP else layer
+            tensors[f"{path}.{name}"] = TensorSpec(tuple(tensor.shape[1:]), f"{path}.{layer}")
+        return tensors
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """[N, S, W] to [N, heads, S, W / heads]."""
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+class AccumulatorBlock(ExitBlock):
+    """A block with the accumulator behind it."""
+
+    def __init__(
+        self, lanes: Lanes, base: nn.Module, trace: Trace, accumulator: History, position_D: Tensor, *, replaces: bool
+    ) -> None:
+        super().__init__(lanes, base, trace)
+        self.accumulator = accumulator
+        self.position = lane_parameter(lanes, position_D)
+        self.replaces = replaces
+
+    def observe(self, y: Tensor) -> Tensor:
+        """See `ExitBlock.observe`; the class token of `y` is replaced."""
+        class_ND = y[:, 0]
+        first_ND, last_ND = self.accumulator(self.trace, class_ND + self.lanes.repeat(self.position, len(y)))
+        self.trace.summary = first_ND + class_ND
+        if not self.replaces:
+            return y
+        return torch.cat([last_ND.unsqueeze(1).to(y.dtype), y[:, 1:]], dim=1)
+
+    def head(self, summary: Tensor) -> Tensor:
+        """See `ExitBlock.head`."""
+        logits: Tensor = self.accumulator.classifier(summary)
+        return logits

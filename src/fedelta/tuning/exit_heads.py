@@ -1,0 +1,77 @@
+"""A head of its own behind every block: the plain way to early exits.
+
+    linear:  y_l = W_l c_l + b_l
+    mlp:     y_l = W_l GELU(V_l LN(c_l) + u_l) + b_l
+
+with c_l the class token behind block l. Nothing goes back into the model, so that exits do not help each other.
+
+Source: the baselines in the code of Liu et al. 2022 (Accumulator, arXiv 2212.04084).
+
+Shapes: as in exits.py.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+from torch import Generator, Tensor, nn
+
+from fedelta.models.hub import Backbone
+from fedelta.params import ParamSpec, TensorSpec
+from fedelta.settings import Settings
+from fedelta.tuning.base import specification, specify
+from fedelta.tuning.exits import ExitBlock, Trace, class_token_blocks, layers_of, put_exits
+from fedelta.tuning.heads import Classifier, num_classes, width_of
+from fedelta.tuning.lanes import Lanes
+
+
+class ExitHeads(Settings):
+    """Trains a head behind every block.
+
+    Args:
+        head: `linear` or `mlp`.
+        head_width: features between the two layers of `mlp`.
+    """
+
+    name: Literal["exit-heads"] = "exit-heads"
+    max_lanes: ClassVar[int | None] = None
+    merges: ClassVar[bool] = False  # a model has no place for more heads than one
+    head: Literal["linear", "mlp"] = "linear"
+    head_width: int = Field(default=1536, ge=1)  # the authors' code
+
+    def apply(self, backbone: Backbone, lanes: Lanes, generator: Generator) -> ParamSpec:
+        """See `TuningMethod.apply`."""
+        trace, exits = Trace(), []
+        tensors: dict[str, TensorSpec] = {}
+        width, classes = width_of(backbone), num_classes(backbone)
+        for path, block in layers_of(backbone, class_token_blocks(self.name, backbone)):
+            head = Classifier(
+                lanes, width, classes, inner=self.head_width if self.head == "mlp" else None,
+                norm=self.head == "mlp", generator=generator, like=next(block.parameters()),
+            )  # fmt: skip
+            exits.append((path, HeadBlock(lanes, block, trace, head)))
+            tensors |= specify(f"{path}.exit_head", head)
+        put_exits(backbone, lanes, exits)
+        return specification(backbone, tensors)
+
+    def merge(self, backbone: Backbone) -> None:
+        """The heads stay, with all their lanes."""
+
+
+class HeadBlock(ExitBlock):
+    """A block with a head of its own behind it."""
+
+    def __init__(self, lanes: Lanes, base: nn.Module, trace: Trace, exit_head: Classifier) -> None:
+        super().__init__(lanes, base, trace)
+        self.exit_head = exit_head
+
+    def observe(self, y: Tensor) -> Tensor:
+        """See `ExitBlock.observe`; `y` stays."""
+        self.trace.summary = y[:, 0]
+        return y
+
+    def head(self, summary: Tensor) -> Tensor:
+        """See `ExitBlock.head`."""
+        logits: Tensor = self.exit_head(summary)
+        return logits

@@ -1,0 +1,78 @@
+"""Classification heads of our own, with lanes; for models whose own head is not enough.
+
+Shapes: A lanes in use, B samples of a lane, N = A * B, D features, C classes.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Generator, Tensor, nn
+from torch.nn import functional
+
+from fedelta.errors import ModelError
+from fedelta.models.hub import Backbone
+from fedelta.tuning.lanes import LaneLayerNorm, LaneLinear, LaneModule, Lanes, random_like
+
+
+class Classifier(LaneModule):
+    """A norm or none, a hidden layer with GELU or none, and a linear layer, per lane.
+
+    Args:
+        lanes: of the model.
+        width: D.
+        num_classes: C.
+        inner: features of the hidden layer; None for none.
+        norm: whether a layer norm comes first.
+        generator: for the weights, drawn as PyTorch does for linear layers.
+        like: a tensor of the model, for device and dtype.
+    """
+
+    def __init__(
+        self, lanes: Lanes, width: int, num_classes: int, *, inner: int | None, norm: bool, generator: Generator,
+        like: Tensor,
+    ) -> None:  # fmt: skip
+        super().__init__(lanes)
+        self.norm = LaneLayerNorm(lanes, width, like) if norm else None
+        self.hidden = None if inner is None else drawn_linear(lanes, width, inner, generator, like)
+        self.out = drawn_linear(lanes, inner or width, num_classes, generator, like)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, D] to [N, C]."""
+        if self.norm is not None:
+            x = self.norm(x)
+        if self.hidden is not None:
+            x = functional.gelu(self.hidden(x))
+        logits: Tensor = self.out(x)
+        return logits
+
+
+def drawn_linear(
+    lanes: Lanes, fan_in: int, fan_out: int, generator: Generator, like: Tensor, *, bias: bool = True
+) -> LaneLinear:
+    """A linear layer that starts as PyTorch's does: everything uniform within 1 / sqrt(fan_in), equal in all lanes."""
+    bound = 1 / math.sqrt(fan_in)
+
+    def draw(shape: tuple[int, ...]) -> Tensor:
+        return random_like(like, shape, lambda tensor: nn.init.uniform_(tensor, -bound, bound, generator=generator))
+
+    return LaneLinear(lanes, draw((fan_out, fan_in)), draw((fan_out,)) if bias else None)
+
+
+def num_classes(backbone: Backbone) -> int:
+    """How many classes the model was made for: the rows of the last linear layer of its own head.
+
+    Raises:
+        ModelError: the head has no linear layer.
+    """
+    head = backbone.module.get_submodule(backbone.anatomy.head[-1])
+    layers = [layer for layer in head.modules() if isinstance(layer, nn.Linear)]
+    if not layers:
+        raise ModelError(f"the head {list(backbone.anatomy.head)} has no linear layer, so its classes are not known.")
+    return layers[-1].out_features
+
+
+def width_of(backbone: Backbone) -> int:
+    """Features of a token, D."""
+    first = backbone.module.get_submodule(f"{backbone.anatomy.blocks}.0.{backbone.anatomy.roles['q']}")
+    return first.get_parameter("weight").shape[1]
