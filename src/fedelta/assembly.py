@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 import torch
 
@@ -19,6 +20,7 @@ from fedelta.data.sources import RawData, read
 from fedelta.errors import ConfigError, ModelError
 from fedelta.federation.client import Site
 from fedelta.federation.rounds import Federation
+from fedelta.federation.tiers import ExitSettings, Tiers
 from fedelta.federation.training import Evaluation, LaneEngine
 from fedelta.inference.adapter import Adapter, check_classes, check_fits, read_adapter
 from fedelta.models.hub import Backbone, build
@@ -30,6 +32,7 @@ from fedelta.strategies.fedlama_auto import FedLamaAuto
 from fedelta.strategies.windows import Windows
 from fedelta.tuning import AnyTuning
 from fedelta.tuning.combined import Combined
+from fedelta.tuning.exits import exit_blocks, owned_at
 from fedelta.tuning.lanes import Lanes
 from fedelta.tuning.lora import Lora
 from fedelta.tuning.norms import LaneBatchNorm, LaneGroupNorm
@@ -112,7 +115,8 @@ def assemble(config: Config, *, backbone: Backbone | None = None, data: Federate
     config = _within_bytes(config, engine.spec, params, len(data.partition))
     _warn_of_one_group(config, engine.spec)
     num_rounds, memory = config.strategy.num_rounds, config.strategy.memory
-    site = Site(engine, data.partition, config.codec, config.seed, num_rounds, start, memory=memory)
+    tiers = _tiers(config, backbone, engine.spec, sorted(data.partition))
+    site = Site(engine, data.partition, config.codec, config.seed, num_rounds, start, memory=memory, tiers=tiers)
     federation = _federation(config, site, data)
     _check_deadline(config, federation, params)
     return Assembly(config, backbone, data, engine, site, federation, params, total_parameters)
@@ -137,6 +141,7 @@ def _engine(config: Config, backbone: Backbone, data: FederatedData) -> LaneEngi
         cache_bytes=config.runtime.cache_mib * 2**20,
         compute_dtype=config.runtime.compute_dtype,
         augmentation=config.augmentation,
+        exits=config.exits,
     )
     for note in engine.notes:
         logger.warning(note)
@@ -151,7 +156,34 @@ def evaluate(site: Site, params: Params, test: LabelledData) -> Evaluation:
     """
     models = [params | own for _, own in sorted(site.kept.items())] or [params]
     found = [site.engine.evaluate(model, test) for model in models]
-    return Evaluation(sum(each.accuracy for each in found) / len(found), sum(each.loss for each in found) / len(found))
+    return Evaluation(
+        fmean(each.accuracy for each in found),
+        fmean(each.loss for each in found),
+        tuple(map(fmean, zip(*(each.accuracy_by_exit for each in found), strict=True))),
+    )
+
+
+def _tiers(config: Config, backbone: Backbone, spec: ParamSpec, client_ids: list[int]) -> Tiers | None:
+    """How deep each client runs; None where all run the whole model.
+
+    Raises:
+        ConfigError: the section asks for exits that the model does not have.
+    """
+    num_blocks = len(exit_blocks(backbone.module))
+    if not num_blocks and config.exits != ExitSettings():
+        raise ConfigError(
+            [f"`[exits]` is there, but tuning method {config.tuning.name!r} gives the model no exits"],
+            hint="'accumulator' and 'exit-heads' do; leave the section out for the others.",
+        )
+    if not config.exits.has_tiers:
+        return None
+    depths = config.exits.depths(client_ids, num_blocks, config.seed)
+
+    def answers(depth: int) -> range:
+        return range(depth if config.exits.train == "deepest" else 1, depth + 1)
+
+    owned = {depth: owned_at(backbone, spec, depth, answers(depth)) for depth in set(depths.values())}
+    return Tiers(depths, owned)
 
 
 def _federation(config: Config, site: Site, data: FederatedData) -> Federation:
@@ -168,6 +200,7 @@ def _federation(config: Config, site: Site, data: FederatedData) -> Federation:
         effective_steps=config.client.effective_steps,
         evaluate_every=config.evaluate_every,
         byte_budget=None if budget is None else int(budget * 2**20),
+        tiers=site.tiers,
     )
 
 

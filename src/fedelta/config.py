@@ -26,6 +26,7 @@ from fedelta.data.partition import Natural, PartitionSettings
 from fedelta.data.sources import DataSource, check_source
 from fedelta.errors import ConfigError, ModelError
 from fedelta.federation.optimizers import Sgd
+from fedelta.federation.tiers import ExitSettings
 from fedelta.federation.training import ClientSettings
 from fedelta.grid import parse_grid
 from fedelta.models.source import ModelSource, locate
@@ -66,7 +67,7 @@ class Config(Settings):
         seed: of every random stream of the run.
         byte_budget_mib: the run ends with the round in which its traffic reaches this many MiB.
         evaluate_every: rounds between evaluations on the test set; the last round is always evaluated.
-        model, tuning, data, partition, augmentation, strategy, local_rule, client, codec, runtime, stability,
+        model, tuning, data, partition, augmentation, exits, strategy, local_rule, client, codec, runtime, stability,
             tracking: the sections.
     """
 
@@ -78,6 +79,7 @@ class Config(Settings):
     data: DataSource
     partition: Annotated[PartitionSettings, Field(discriminator="name")]
     augmentation: Augmentation = Augmentation()
+    exits: ExitSettings = ExitSettings()
     tuning: Annotated[AnyTuning, Field(discriminator="name")] = Lora()
     strategy: Annotated[AnyStrategy, Field(discriminator="name")] = FedAvg()
     local_rule: Annotated[AnyLocalRule, Field(discriminator="name")] = Plain()
@@ -223,6 +225,7 @@ def _in_full(path: str | None) -> str | None:
 _PATHS: dict[str, dict[str, Callable[[str | None], str | None]]] = {
     "model": {"source": _absolute, "adapter": _absolute},
     "data": {"source": _absolute, "test_source": _absolute},
+    "exits": {"tiers_file": _in_full},
     "tracking": {"directory": _in_full},
 }
 
@@ -472,4 +475,6 @@ def _without_none(value: Any) -> Any:
     """TOML has no null: a key that is None is left out, and reading gives it its default, which is None."""
     if isinstance(value, Mapping):
         return {key: _without_none(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_without_none(item) for item in value]
     return value

@@ -20,6 +20,7 @@ from fedelta.codecs.base import Codec
 from fedelta.codecs.wire import decode, encode
 from fedelta.errors import PayloadError
 from fedelta.federation.records import Reply
+from fedelta.federation.tiers import Tiers
 from fedelta.federation.training import Job, LaneEngine, Trained
 from fedelta.params import Params, ParamSpec, is_finite, select
 from fedelta.seeds import stream
@@ -45,6 +46,7 @@ class Site:
         adrift: client id to the tensors that it has trained and not sent yet, `local/NAME` as they are and
             `anchor/NAME` as they were downloaded; changed by `accept`, saved in checkpoints.
         pending: client id to what it will remember and keep adrift if its reply is accepted; changed by `serve`.
+        tiers: how deep each client runs; None: all of them through the whole model.
     """
 
     engine: LaneEngine
@@ -58,6 +60,7 @@ class Site:
     remembered: dict[int, Params] = field(default_factory=dict)
     adrift: dict[int, Params] = field(default_factory=dict)
     pending: dict[int, tuple[Params, Params]] = field(default_factory=dict)
+    tiers: Tiers | None = None
 
     @cached_property
     def wire(self) -> ParamSpec:
@@ -86,6 +89,11 @@ class Site:
                 else:
                     own.pop(client_id, None)
         self.pending.clear()
+
+    def held(self, client_id: int) -> tuple[str, ...]:
+        """Names of the tensors that the client has: all, or those of the blocks that it runs."""
+        names = self.engine.spec.names
+        return names if self.tiers is None else tuple(name for name in names if self.tiers.owns(client_id, name))
 
     def own(self, client_id: int) -> Params:
         """The tensors of a client that never travel."""
@@ -116,15 +124,15 @@ def serve(site: Site, plan: RoundPlan, payloads: Mapping[int, bytes]) -> Iterato
             yield Reply(client_id, 0, b"", fault=f"download refused: {error.message}")
             continue
         received[client_id] = opened[payload]
-    for trained in site.engine.train(list(jobs.values()), lr):
+    for trained in site.engine.train(list(jobs.values()), lr, plan.round):
         yield _reply(site, plan, jobs[trained.client_id], trained, received=received[trained.client_id], lr=lr)
 
 
 def _job(site: Site, plan: RoundPlan, client_id: int, received: Params) -> Job:
-    own, spec = site.adrift.get(client_id, {}), site.engine.spec
+    own, held = site.adrift.get(client_id, {}), site.held(client_id)
     at_hand = {name.removeprefix(_ANCHOR): tensor for name, tensor in own.items() if name.startswith(_ANCHOR)}
     at_hand |= received | site.own(client_id)
-    if lacking := [name for name in spec if name not in at_hand]:
+    if lacking := [name for name in held if name not in at_hand]:
         raise PayloadError(f"{len(lacking)} tensors are missing that the client has not kept, first `{lacking[0]}`")
     remembered = site.remembered.get(client_id, site.blank)
     rows, client = site.partition[client_id], site.engine.client
@@ -139,14 +147,16 @@ def _job(site: Site, plan: RoundPlan, client_id: int, received: Params) -> Job:
     return Job(
         client_id,
         rows,
-        anchor=select(at_hand, spec),
+        anchor=select(at_hand, held),
         order=epochs("batches"),
         noise=stream(site.seed, "dropout", plan.round, client_id),
         augmentation=epochs("augmentation"),
         skip=skip,
-        local={name: own[f"{_LOCAL}{name}"] for name in spec if name not in received and f"{_LOCAL}{name}" in own},
-        kept=tuple(name for name in spec if name not in plan.upload[client_id]),
+        local={name: own[f"{_LOCAL}{name}"] for name in held if name not in received and f"{_LOCAL}{name}" in own},
+        kept=tuple(name for name in held if name not in plan.upload[client_id]),
         offset={} if site.memory is None else site.memory.offset(received, remembered),
+        depth=None if site.tiers is None else site.tiers.depths[client_id],
+        exits=stream(site.seed, "exits", plan.round, client_id),
     )
 
 

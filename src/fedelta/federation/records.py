@@ -88,6 +88,7 @@ class RoundOutcome:
         train_loss: mean local loss over the accepted clients, weighted by examples; nats per example. None without any.
         test_loss: nats per example on the test set, or None when this round was not evaluated.
         accuracy: fraction of the test set that is classified correctly, or None likewise.
+        accuracy_by_exit: the same at each exit, lowest first; nothing without exits, or likewise.
         delta_norm: median Euclidean length of the accepted clients' deltas; None without any.
         simulated_seconds: how long the round would have taken (`Stability`); None when nobody asks.
         synced_fraction: share of the tuned scalars that were averaged; 1 means that the server has a new value of each.
@@ -104,6 +105,7 @@ class RoundOutcome:
     train_loss: float | None
     test_loss: float | None
     accuracy: float | None
+    accuracy_by_exit: tuple[float, ...] = ()
     delta_norm: float | None = None
     simulated_seconds: float | None = None
     synced_fraction: float = 1.0

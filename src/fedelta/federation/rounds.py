@@ -17,6 +17,7 @@ from fedelta.codecs.base import Codec
 from fedelta.codecs.wire import decode, encode
 from fedelta.errors import PayloadError, RoundError, SpecError
 from fedelta.federation.records import LOST, Rejection, Reply, RoundOutcome, Transfer
+from fedelta.federation.tiers import Tiers
 from fedelta.federation.training import Evaluation
 from fedelta.params import Params, ParamSpec, add, is_finite, select
 from fedelta.seeds import stream
@@ -67,6 +68,7 @@ class Federation:
     effective_steps: Callable[[int], float]
     evaluate_every: int = 1
     byte_budget: int | None = None
+    tiers: Tiers | None = None
 
     @cached_property
     def wire(self) -> ParamSpec:
@@ -96,6 +98,8 @@ def federate(
     for round in range(rounds_done + 1, num_rounds + 1):
         cohort = stream(federation.seed, "cohort", round)
         plan = federation.strategy.plan(state, round, federation.client_ids, federation.spec, cohort)
+        if federation.tiers is not None:
+            plan = federation.tiers.restrict(plan)
         payloads, sent = _send(federation, plan, {**state, **params})
         replies = sorted(federation.runtime.run(plan, payloads), key=lambda reply: (reply.client_id, reply.payload))
         accepted, rejections, transfers = _check(federation, plan, replies)
@@ -125,6 +129,7 @@ def federate(
             train_loss=_train_loss([reply for reply, _ in accepted]),
             test_loss=evaluation.loss if evaluation else None,
             accuracy=evaluation.accuracy if evaluation else None,
+            accuracy_by_exit=evaluation.accuracy_by_exit if evaluation else (),
             delta_norm=_delta_norm(federation.spec, updates),
             simulated_seconds=_simulated_seconds(replies),
             synced_fraction=_synced_fraction(federation.spec, plan, updates),

@@ -9,7 +9,7 @@ Shapes: A lanes in use, K lanes, B samples of the largest batch of a step, C cla
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -22,11 +22,13 @@ from fedelta.data.batches import Inputs, LabelledData, batches
 from fedelta.federation.bank import LaneBank
 from fedelta.federation.optimizers import Constant, Optimizer, Schedule, Sgd
 from fedelta.federation.prefix import CachedInputs, find_prefix, only_head
+from fedelta.federation.tiers import ExitLoss, ExitSettings
 from fedelta.models.hub import Backbone
 from fedelta.models.transforms import ImageTransform
 from fedelta.params import Params, ParamSpec
 from fedelta.settings import Settings
 from fedelta.strategies.base import LocalRule
+from fedelta.tuning.exits import exit_blocks, logits_at
 from fedelta.tuning.lanes import Lanes
 
 _EVALUATION_ROWS = 256  # rows of an evaluation batch; fixed, so that the accuracy's bits are too
@@ -99,6 +101,8 @@ class Job:
         local: the tensors that it starts from instead of their anchors.
         kept: names of the tensors whose values are asked for, beside the delta.
         offset: added to the gradient in every step, by name (`Memory.offset`).
+        depth: blocks that it runs; None for all. What is above may be absent from `anchor`.
+        exits: for the choice of exits.
     """
 
     client_id: int
@@ -111,6 +115,8 @@ class Job:
     local: Params = field(default_factory=dict)
     kept: tuple[str, ...] = ()
     offset: Params = field(default_factory=dict)
+    depth: int | None = None
+    exits: Generator | None = None
 
 
 @dataclass(frozen=True)
@@ -132,10 +138,17 @@ class Trained:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Result on a labelled set: fraction correct, and mean cross-entropy in nats per example."""
+    """Result on a labelled set.
+
+    Args:
+        accuracy: fraction correct; of a model with exits, at the last.
+        loss: mean cross-entropy in nats per example, there too.
+        accuracy_by_exit: fraction correct at each exit, lowest first; nothing without exits.
+    """
 
     accuracy: float
     loss: float
+    accuracy_by_exit: tuple[float, ...] = ()
 
 
 @dataclass
@@ -146,6 +159,8 @@ class _Slot:
     batches: Iterator[Tensor]
     steps_left: int
     steps_done: int = 0
+    # Mean loss of each exit so far; NaN before the first.
+    exit_losses: Tensor | None = None
 
 
 class LaneEngine:
@@ -161,6 +176,7 @@ class LaneEngine:
         cache_bytes: most memory for features of frozen modules; 0 switches the cache off.
         compute_dtype: `bfloat16` runs the model under autocast; the tuned tensors stay float32.
         augmentation: what is done to the images of `train`; None for nothing.
+        exits: at which exits clients learn; without effect on a model without exits.
     """
 
     def __init__(
@@ -175,6 +191,7 @@ class LaneEngine:
         cache_bytes: int = 0,
         compute_dtype: Literal["float32", "bfloat16"] = "float32",
         augmentation: Augmentation | None = None,
+        exits: ExitSettings = ExitSettings(),  # noqa: B008 a frozen value
     ) -> None:
         self.spec = spec
         self.lanes = lanes
@@ -183,6 +200,8 @@ class LaneEngine:
         self.notes: list[str] = []
         self._backbone = backbone
         self._rule = rule
+        self._blocks = exit_blocks(backbone.module)
+        self._exits = exits
         self._device = self.bank.values_KP.device
         self._autocast = compute_dtype == "bfloat16"
         self._cache_bytes = cache_bytes
@@ -198,13 +217,25 @@ class LaneEngine:
             self._train = self._cached(train)
         self._evaluated: tuple[LabelledData, LabelledData] | None = None
 
-    def train(self, jobs: Sequence[Job], lr: float) -> Iterator[Trained]:
+    def train(self, jobs: Sequence[Job], lr: float, round: int = 1) -> Iterator[Trained]:
         """Trains every job and yields each when it is done; jobs enter lanes in the order given.
+
+        Jobs of one depth share lanes, so that no block is run that none of them needs.
 
         Args:
             jobs: at most one per client.
             lr: learning rate of this round.
+            round: its number, from 1.
         """
+        self._exit_loss = ExitLoss(self._exits, round)
+        for depth in sorted({self._depth(job) for job in jobs}):
+            yield from self._train_together([job for job in jobs if self._depth(job) == depth], lr)
+
+    def _depth(self, job: Job) -> int:
+        """Blocks that it runs; of a model without exits 0, as it makes no difference."""
+        return (job.depth or len(self._blocks)) if self._blocks else 0
+
+    def _train_together(self, jobs: Sequence[Job], lr: float) -> Iterator[Trained]:
         waiting = iter(jobs)
         slots: list[_Slot] = []
         self._state = self.client.optimizer.state(self.bank.values_KP)
@@ -228,14 +259,18 @@ class LaneEngine:
         cached = self._evaluated[1]
         self.lanes.active = 1
         self.bank.load(0, params)
-        correct, loss = 0, 0.0
+        exits = range(1, len(self._blocks) + 1)
+        correct, loss = [0] * max(1, len(exits)), 0.0
         for rows in torch.arange(len(data)).split(_EVALUATION_ROWS):
             self._prepare(cached.inputs, rows)
             labels = data.labels[rows].to(self._device)
-            logits = self._logits(cached.inputs, rows).float()
-            correct += int((logits.argmax(1) == labels).sum())
-            loss += float(nn.functional.cross_entropy(logits, labels, reduction="sum").double())
-        return Evaluation(correct / len(data), loss / len(data))
+            answers = self._answers(cached.inputs, rows, exits)
+            correct = [
+                count + int((logits.argmax(1) == labels).sum()) for count, logits in zip(correct, answers, strict=True)
+            ]
+            loss += float(nn.functional.cross_entropy(answers[-1], labels, reduction="sum").double())
+        accuracies = tuple(count / len(data) for count in correct)
+        return Evaluation(accuracies[-1], loss / len(data), accuracies if self._blocks else ())
 
     def _admit(self, lane: int, job: Job) -> _Slot:
         self._prepare(self._train.inputs, job.rows)
@@ -249,7 +284,8 @@ class LaneEngine:
         if isinstance(self._train.inputs, AugmentedInputs):
             epoch_steps = self.client.epoch_steps(len(job.rows))
             order = self._train.inputs.in_epochs(order, job.rows, epoch_steps, job.augmentation, job.skip)
-        return _Slot(job, order, num_steps)
+        exit_losses = torch.full((self._depth(job),), torch.nan, device=self._device) if self._blocks else None
+        return _Slot(job, order, num_steps, exit_losses=exit_losses)
 
     def _release(self, lane: int, slots: list[_Slot]) -> None:
         """The last lane in use takes the place of `lane`."""
@@ -275,11 +311,15 @@ class LaneEngine:
         rows_AB, weights_AB = _pad(batches_A)
         active = len(slots)
         labels = self._train.labels[rows_AB.flatten()].to(self._device)
+        weights_AB = weights_AB.to(self._device)
         with self.lanes.training([len(batch) for batch in batches_A], [slot.job.noise for slot in slots]):
-            logits = self._logits(self._train.inputs, rows_AB.flatten()).float()
-        losses_AB = nn.functional.cross_entropy(logits, labels, reduction="none").view(rows_AB.shape)
-        losses_A = (losses_AB * weights_AB.to(self._device)).sum(1)
-        self.bank.backward(losses_A.sum())
+            if self._blocks:
+                minimised_A, losses_A = self._loss_at_exits(slots, rows_AB, labels.view(rows_AB.shape), weights_AB)
+            else:
+                (logits,) = self._answers(self._train.inputs, rows_AB.flatten(), ())
+                losses_AB = nn.functional.cross_entropy(logits, labels, reduction="none").view(rows_AB.shape)
+                minimised_A = losses_A = (losses_AB * weights_AB).sum(1)
+        self.bank.backward(minimised_A.sum())
         self._losses_K[:active] += losses_A.detach()
         values_AP, grads_AP = self.bank.values_KP[:active], self.bank.grads_KP[:active]
         with torch.no_grad():
@@ -292,10 +332,32 @@ class LaneEngine:
             slot.steps_left -= 1
             slot.steps_done += 1
 
-    def _logits(self, inputs: Inputs, rows: Tensor) -> Tensor:
+    def _loss_at_exits(
+        self, slots: list[_Slot], rows_AB: Tensor, labels_AB: Tensor, weights_AB: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What is minimised and what is written down, by lane; see `ExitLoss.of`."""
+        chosen = [self._exit_loss.chosen(self._depth(slot.job), _draws(slot.job.exits)) for slot in slots]
+        exits = sorted(set().union(*chosen))
+        answers = self._answers(self._train.inputs, rows_AB.flatten(), exits)
+        chosen_EA = torch.tensor([[float(number in own) for own in chosen] for number in exits], device=self._device)
+        places = torch.tensor(exits, device=self._device) - 1
+        running_EA = torch.stack([slot.exit_losses[places] for slot in slots if slot.exit_losses is not None], dim=1)
+        logits_EABC = torch.stack(answers).unflatten(1, rows_AB.shape)
+        found = self._exit_loss.of(logits_EABC, labels_AB, weights_AB, chosen_EA, running_EA)
+        for slot, running_E in zip(slots, running_EA.unbind(1), strict=True):
+            if slot.exit_losses is not None:
+                slot.exit_losses[places] = running_E
+        return found
+
+    def _answers(self, inputs: Inputs, rows: Tensor, exits: Collection[int]) -> list[Tensor]:
+        """Logits of `rows` at each of `exits`, ascending; of a model without exits the model's own alone."""
         tensors = self._to_device(inputs.fetch(rows))
+        model = inputs if isinstance(inputs, CachedInputs) else self._backbone
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
-            return (inputs if isinstance(inputs, CachedInputs) else self._backbone).logits(tensors)
+            if not self._blocks:
+                return [model.logits(tensors).float()]
+            found = logits_at(self._blocks, lambda: model.logits(tensors), exits)
+            return [logits.float() for logits in found.values()]
 
     def _to_device(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.to(self._device) for name, tensor in tensors.items()}
@@ -328,6 +390,17 @@ class LaneEngine:
             )
             return data
         return LabelledData(cached, data.labels)
+
+
+def _draws(generator: Generator | None) -> Callable[[int], int]:
+    """Numbers below n, one a call."""
+
+    def draw(below: int) -> int:
+        if generator is None:
+            raise ValueError("the choice of an exit needs `Job.exits`")
+        return int(torch.randint(below, (), generator=generator))
+
+    return draw
 
 
 def _pad(rows: list[Tensor]) -> tuple[Tensor, Tensor]:

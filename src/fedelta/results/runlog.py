@@ -7,6 +7,7 @@ bytes as an undisturbed one; wall-clock times and memory live in `timings.jsonl`
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 
 from fedelta.federation.records import RoundOutcome
 from fedelta.results.files import Record
@@ -27,6 +28,7 @@ def round_record(outcome: RoundOutcome, cumulative_bytes: int) -> Record:
     return {
         "round": outcome.round,
         "accuracy": outcome.accuracy,
+        **({"accuracy_by_exit": list(outcome.accuracy_by_exit)} if outcome.accuracy_by_exit else {}),
         "test_loss_nats": outcome.test_loss,
         "train_loss_nats": outcome.train_loss,
         "delta_norm": outcome.delta_norm,
@@ -72,13 +74,17 @@ def summary(
 
     Returns:
         Sizes in bytes, times in seconds, accuracies as fractions or None when no round was evaluated. `void_rounds`
-        did not count, for too few replies.
+        did not count, for too few replies. `accuracy_by_exit` is that of the last evaluated round, lowest exit first,
+        and `mean_exit_accuracy` its mean; None without exits.
         `full_model_bytes` is what the same payloads would have weighed with the whole model in float32.
     """
     accuracies = [each["accuracy"] for each in records if each["accuracy"] is not None]
+    by_exit = next((each["accuracy_by_exit"] for each in reversed(records) if "accuracy_by_exit" in each), None)
     return {
         "final_accuracy": accuracies[-1] if accuracies else None,
         "best_accuracy": max(accuracies, default=None),
+        "accuracy_by_exit": by_exit,
+        "mean_exit_accuracy": None if by_exit is None else fmean(by_exit),
         "rounds": len(records),
         "void_rounds": sum(each["num_examples"] == 0 for each in records),
         "relative_cost": relative_cost(records),

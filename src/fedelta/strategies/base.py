@@ -7,7 +7,7 @@ of an algorithm: it corrects the gradient of a step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,12 +30,14 @@ class RoundPlan:
         download: client id to the names of the tensors that go down to it.
         upload: client id to the names of the tensors that must come up from it; the keys are the cohort.
         num_clients: of the whole federation, N; the cohort is drawn from them.
+        num_holders: how many of them hold the tensor of a name; None: all hold all.
     """
 
     round: int
     download: Mapping[int, tuple[str, ...]]
     upload: Mapping[int, tuple[str, ...]]
     num_clients: int
+    num_holders: Callable[[str], int] | None = None
 
     @property
     def cohort(self) -> tuple[int, ...]:

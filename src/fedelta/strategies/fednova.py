@@ -22,7 +22,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Generator
 
-from fedelta.params import Params, ParamSpec, add, weighted_mean
+from fedelta.params import Params, ParamSpec, add, select, weighted_mean
 from fedelta.strategies.base import Mean, RoundPlan, State, Update
 from fedelta.strategies.cohort import Rounds, uniform
 from fedelta.strategies.means import Weighted
@@ -54,11 +54,23 @@ class FedNova(Rounds):
         self, state: State, params: Params, plan: RoundPlan, updates: Sequence[Update], spec: ParamSpec
     ) -> tuple[Params, State]:
         """The equation of the module docstring."""
-        num_examples = sum(update.num_examples for update in updates)
-        normalised = [
-            (update.num_examples, _times(update.delta, _share(update, updates) / num_examples)) for update in updates
-        ]
-        return add(params, weighted_mean(normalised), self.server_lr), state
+        mean: Params = {}
+        for names, holders in _by_holders(updates):
+            num_examples = sum(update.num_examples for update in holders)
+            mean |= weighted_mean(
+                (update.num_examples, _times(select(update.delta, names), _share(update, holders) / num_examples))
+                for update in holders
+            )
+        return add(params, mean, self.server_lr), state
+
+
+def _by_holders(updates: Sequence[Update]) -> list[tuple[list[str], list[Update]]]:
+    """Names of tensors, and the updates that hold them: a mean is over these alone."""
+    names: dict[tuple[int, ...], list[str]] = {}
+    for name in dict.fromkeys(name for update in updates for name in update.delta):
+        holders = tuple(place for place, update in enumerate(updates) if name in update.delta)
+        names.setdefault(holders, []).append(name)
+    return [(own, [updates[place] for place in places]) for places, own in names.items()]
 
 
 def _share(own: Update, updates: Sequence[Update]) -> float:

@@ -62,7 +62,8 @@ class Controls:
 
     def offset(self, received: Params, remembered: Params) -> Params:
         """C - c_i."""
-        return {name.removeprefix(_PREFIX): received[name] - own for name, own in remembered.items()}
+        held = {name: own for name, own in remembered.items() if name in received}
+        return {name.removeprefix(_PREFIX): received[name] - own for name, own in held.items()}
 
     def beside(self, received: Params, delta: Params, step_length: float) -> Params:
         """c_i+ - c_i = -c - (y - w) / (K lr)."""
@@ -71,7 +72,7 @@ class Controls:
 
     def remember(self, remembered: Params, sent: Params) -> Params:
         """c_i+."""
-        return {name: own + sent[name] for name, own in remembered.items()}
+        return {name: own + sent[name] if name in sent else own for name, own in remembered.items()}
 
 
 class Scaffold(Rounds):
@@ -101,6 +102,12 @@ class Scaffold(Rounds):
     ) -> tuple[Params, State]:
         """Both of the server's equations of the module docstring."""
         mean = weighted_mean((1, update.delta) for update in updates)
-        controls = {name: mean[name] for name in state if name in mean}
+        # A sum over those of the cohort that hold a tensor, by all who hold it.
+        controls = {name: mean[name] * _share(name, updates, plan) for name in state if name in mean}
         delta = {name: tensor for name, tensor in mean.items() if name not in controls}
-        return add(params, delta, self.server_lr), add(state, controls, len(updates) / plan.num_clients)
+        return add(params, delta, self.server_lr), add(state, controls)
+
+
+def _share(name: str, updates: Sequence[Update], plan: RoundPlan) -> float:
+    num_holders = plan.num_clients if plan.num_holders is None else plan.num_holders(name)
+    return sum(name in update.delta for update in updates) / num_holders

@@ -7,9 +7,9 @@ Behind block l, with c_j the class token that block j put out, a learned token a
     logits at exit l:  G(M_l[0] + c_l)
     block l + 1 reads M_l[last] in the place of c_l
 
-The layer and the head G are the same behind every block. Only M_l[0] and M_l[last] are used, and a token's key and value
-are the same for all l, so that they are computed once: one pass of the accumulator costs l products of attention, and
-everything else for two tokens.
+The layer and the head G are the same behind every block. Only M_l[0] and M_l[last] are used, and a token's key and
+value are the same for all l, so that they are computed once: behind block l two tokens read l + 1, and nothing else is
+computed for more than two.
 
 As in the authors' code attention is scaled by D^-1/2, not by the width of a head, and a and P start standard normal.
 ReeFL (Lee et al. 2024) is the same with `attention_width = 16, num_heads = 8, qkv_bias = true, mlp_width = 518,
@@ -22,6 +22,7 @@ Shapes: K lanes, N = A * B samples of the A lanes in use, D features, W features
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
@@ -36,7 +37,7 @@ from fedelta.settings import Settings
 from fedelta.tuning.base import specification
 from fedelta.tuning.exits import ExitBlock, Trace, class_token_blocks, layers_of, put_exits
 from fedelta.tuning.heads import Classifier, drawn_linear, num_classes, width_of
-from fedelta.tuning.lanes import LaneLayerNorm, LaneLinear, LaneModule, Lanes, lane_parameter, random_like
+from fedelta.tuning.lanes import LaneLayerNorm, LaneModule, Lanes, lane_parameter, random_like
 
 # Layers that travel together with those behind them, up to the next of these.
 _FIRST_OF_GROUP = ("token", "attention_norm", "mlp_norm", "classifier")
@@ -78,12 +79,12 @@ class Accumulator(Settings):
         blocks = layers_of(backbone, class_token_blocks(self.name, backbone))
         width, like = width_of(backbone), next(blocks[0][1].parameters())
         self._check(width, len(blocks))
-        module = History(self, lanes, width, num_classes(backbone), self._spare(len(blocks)), generator, like)
+        draw = _Draw(self.init, width, generator, like)
+        module = History(lanes, self, num_classes=num_classes(backbone), num_spare=self._spare(len(blocks)), draw=draw)
         trace, tensors = Trace(), {}
         exits: list[tuple[str, ExitBlock]] = []
         for path, block in blocks:
-            position_D = self._drawn(like, (width,), generator)
-            exits.append((path, AccumulatorBlock(lanes, block, trace, module, position_D, replaces=self.replaces)))
+            exits.append((path, AccumulatorBlock(lanes, block, trace, module, draw.rows()[0], replaces=self.replaces)))
             tensors[f"{path}.position"] = TensorSpec((width,), path)
         put_exits(backbone, lanes, exits)
         return specification(backbone, tensors | module.specify(f"{blocks[0][0]}.accumulator"))
@@ -109,37 +110,50 @@ class Accumulator(Settings):
     def _spare(self, num_blocks: int) -> int:
         return 0 if self.num_positions is None else self.num_positions - num_blocks - 1
 
-    def _drawn(self, like: Tensor, shape: tuple[int, ...], generator: Generator) -> Tensor:
-        if self.init == "normal":
-            return random_like(like, shape, lambda tensor: tensor.normal_(generator=generator))
-        bounds = {"std": 0.02, "a": -0.04, "b": 0.04}
-        return random_like(like, shape, lambda tensor: nn.init.trunc_normal_(tensor, **bounds, generator=generator))
+
+@dataclass(frozen=True)
+class _Draw:
+    """How tokens and positions start: rows of `width`, on the device of `like`."""
+
+    init: Literal["normal", "truncated"]
+    width: int
+    generator: Generator
+    like: Tensor
+
+    def rows(self, num: int = 1) -> Tensor:
+        """[num, width]."""
+        draw = self._normal if self.init == "normal" else self._truncated
+        return random_like(self.like, (num, self.width), draw)
+
+    def _normal(self, tensor: Tensor) -> Tensor:
+        return tensor.normal_(generator=self.generator)
+
+    def _truncated(self, tensor: Tensor) -> Tensor:
+        return nn.init.trunc_normal_(tensor, std=0.02, a=-0.04, b=0.04, generator=self.generator)
 
 
 class History(LaneModule):
     """The attention layer over the class tokens so far, and the head; shared by all exits."""
 
-    def __init__(
-        self, settings: Accumulator, lanes: Lanes, width: int, num_classes: int, num_spare: int, generator: Generator,
-        like: Tensor,
-    ) -> None:  # fmt: skip
+    def __init__(self, lanes: Lanes, settings: Accumulator, *, num_classes: int, num_spare: int, draw: _Draw) -> None:
         super().__init__(lanes)
+        width, like = draw.width, draw.like
         inner = settings.attention_width or width
         self.num_heads = settings.num_heads
         self.scale = (width if settings.scale == "width" else inner / settings.num_heads) ** -0.5
-        self.token = lane_parameter(lanes, settings._drawn(like, (width,), generator))
+        self.token = lane_parameter(lanes, draw.rows()[0])
         # P_0, and the rows that nobody reads.
-        self.position = lane_parameter(lanes, settings._drawn(like, (1 + num_spare, width), generator))
+        self.position = lane_parameter(lanes, draw.rows(1 + num_spare))
         self.attention_norm = LaneLayerNorm(lanes, width, like)
-        self.qkv = drawn_linear(lanes, width, 3 * inner, generator, like, bias=settings.qkv_bias)
-        self.out = drawn_linear(lanes, inner, width, generator, like)
+        self.qkv = drawn_linear(lanes, width, 3 * inner, draw.generator, like, bias=settings.qkv_bias)
+        self.out = drawn_linear(lanes, inner, width, draw.generator, like)
         self.mlp_norm = LaneLayerNorm(lanes, width, like)
-        self.fc1 = drawn_linear(lanes, width, settings.mlp_width, generator, like)
-        self.fc2 = drawn_linear(lanes, settings.mlp_width, width, generator, like)
+        self.fc1 = drawn_linear(lanes, width, settings.mlp_width, draw.generator, like)
+        self.fc2 = drawn_linear(lanes, settings.mlp_width, width, draw.generator, like)
         hidden = settings.head_width if settings.head == "mlp" else None
         self.classifier = Classifier(
-            lanes, width, num_classes, inner=hidden, norm=True, generator=generator, like=like
-        )  # fmt: skip
+            lanes, width, num_classes, inner=hidden, norm=True, generator=draw.generator, like=like
+        )
 
     def forward(self, trace: Trace, entry_ND: Tensor) -> tuple[Tensor, Tensor]:
         """The history in `trace`, made longer by `entry_ND` = c_l + P_l; returns M_l[0] and M_l[last], both [N, D]."""
@@ -161,7 +175,7 @@ class History(LaneModule):
         )
         h_N2D = torch.cat([first["token"], entry[:, -1:]], dim=1)
         h_N2D = h_N2D + self.out(read.transpose(1, 2).flatten(2))
-        m_N2D = h_N2D + self.fc2(functional.gelu(self.fc1(self.mlp_norm(h_N2D))))
+        m_N2D: Tensor = h_N2D + self.fc2(functional.gelu(self.fc1(self.mlp_norm(h_N2D))))
         return m_N2D[:, 0], m_N2D[:, 1]
 
     def specify(self, path: str) -> dict[str, TensorSpec]:
@@ -175,7 +189,7 @@ class History(LaneModule):
 
     def _heads(self, x: Tensor) -> Tensor:
         """[N, S, W] to [N, heads, S, W / heads]."""
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        return x.view(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
 
 
 class AccumulatorBlock(ExitBlock):

@@ -90,6 +90,21 @@ def _untouched(module: nn.Module, own: str, now: str) -> Iterator[tuple[str, tup
         yield from _untouched(child, f"{own}.{name}".lstrip("."), f"{now}.{name}".lstrip("."))
 
 
+def answers_at_exits(backbone: Backbone) -> bool:
+    """Whether a tuning method put exits into the model (exits.py), so that nothing behind its blocks is read."""
+    last = backbone.module.get_submodule(backbone.anatomy.head[-1])
+    return isinstance(last, LaneModule) and not isinstance(last, LaneLinear)
+
+
+def read_layers(backbone: Backbone) -> dict[str, tuple[str, nn.Module]]:
+    """`untouched`, without what the model's answer does not depend on."""
+    layers = untouched(backbone.module)
+    if not answers_at_exits(backbone):
+        return layers
+    parts = (f"{backbone.anatomy.embeddings}.", f"{backbone.anatomy.blocks}.")
+    return {own: layer for own, layer in layers.items() if f"{own}.".startswith(parts)}
+
+
 def role_paths(backbone: Backbone, role: str) -> list[str]:
     """Own paths of the layers that play `role`, one a block; none when the family's blocks are unknown."""
     anatomy = backbone.anatomy
@@ -119,7 +134,7 @@ def tune_head(backbone: Backbone, lanes: Lanes) -> dict[str, TensorSpec]:
     That is empty where the model answers at exits, which have heads of their own.
     """
     module = backbone.module
-    if _answers_elsewhere(backbone):
+    if answers_at_exits(backbone):
         return {}
     tensors: dict[str, TensorSpec] = {}
     for root in backbone.anatomy.head:
@@ -132,11 +147,6 @@ def tune_head(backbone: Backbone, lanes: Lanes) -> dict[str, TensorSpec]:
     if not tensors:
         raise ModelError(f"the head {list(backbone.anatomy.head)} of {type(module).__name__} has no linear layer.")
     return tensors
-
-
-def _answers_elsewhere(backbone: Backbone) -> bool:
-    last = backbone.module.get_submodule(backbone.anatomy.head[-1])
-    return isinstance(last, LaneModule) and not isinstance(last, LaneLinear)
 
 
 def specify(path: str, layer: nn.Module) -> dict[str, TensorSpec]:

@@ -18,7 +18,7 @@ from fedelta.errors import ModelError
 from fedelta.models.hub import Backbone
 from fedelta.params import ParamSpec, TensorSpec
 from fedelta.settings import Settings
-from fedelta.tuning.base import frozen, merge_head, replace, specification, tune_head, untouched
+from fedelta.tuning.base import frozen, merge_head, read_layers, replace, specification, tune_head
 from fedelta.tuning.lanes import Lanes, Wrapper, lane_parameter
 
 # Layers whose bias can have lanes, and the axis of their output that the bias belongs to.
@@ -41,7 +41,7 @@ class Bias(Settings):
     def apply(self, backbone: Backbone, lanes: Lanes, generator: Generator) -> ParamSpec:
         """See `TuningMethod.apply`."""
         module, tensors = backbone.module, {}
-        for own, (now, layer) in untouched(module).items():
+        for own, (now, layer) in read_layers(backbone).items():
             bias = dict(layer.named_parameters(recurse=False)).get("bias")
             if bias is None or own.partition(".")[0] in backbone.anatomy.head:
                 continue

@@ -135,9 +135,7 @@ def walk(blocks: Sequence[ExitBlock], forward: Callable[[], object]) -> Iterator
         blocks[0].trace.clear()
 
 
-def logits_at(
-    blocks: Sequence[ExitBlock], forward: Callable[[], object], exits: Collection[int]
-) -> dict[int, Tensor]:
+def logits_at(blocks: Sequence[ExitBlock], forward: Callable[[], object], exits: Collection[int]) -> dict[int, Tensor]:
     """Logits [N, C] at each of `exits`, numbered from 1; nothing above the deepest is computed. See `walk`."""
     found = {}
     for number, block in enumerate(walk(blocks[: max(exits)], forward), start=1):
@@ -146,20 +144,17 @@ def logits_at(
     return found
 
 
-def owned(backbone: Backbone, spec: ParamSpec, depth: int, answers: Collection[int]) -> frozenset[str]:
+def owned_at(backbone: Backbone, spec: ParamSpec, depth: int, answers: Collection[int]) -> frozenset[str]:
     """Names of the tensors of a client that runs `depth` blocks and answers at the exits `answers`.
 
     What all exits share belongs to block 1, and with it to every client.
     """
-    blocks = exit_blocks(backbone.module)
-    names = dict(zip(block_paths(backbone), blocks, strict=True))
-    places = {path: number for number, path in enumerate(names, start=1)}
+    depths = {path: number for number, path in enumerate(block_paths(backbone), start=1)}
     kept = set()
     for name in spec:
-        path = next((path for path in places if name.startswith(f"{path}.")), None)
-        if path is None or places[path] in answers:
-            kept.add(name)
-        elif places[path] <= depth and not name.startswith(f"{path}.{OWN_HEAD}."):
+        path = next((path for path in depths if name.startswith(f"{path}.")), None)
+        is_own_head = path is not None and name.startswith(f"{path}.{OWN_HEAD}.")
+        if path is None or (depths[path] in answers if is_own_head else depths[path] <= depth):
             kept.add(name)
     return frozenset(kept)
 
@@ -172,9 +167,7 @@ class _StoppedError(Exception):
         self.call = (hidden, args, kwargs)
 
 
-def _entrance(
-    first: ExitBlock, forward: Callable[[], object]
-) -> tuple[Tensor, tuple[object, ...], dict[str, object]]:
+def _entrance(first: ExitBlock, forward: Callable[[], object]) -> tuple[Tensor, tuple[object, ...], dict[str, object]]:
     handle = first.register_forward_pre_hook(_stop, with_kwargs=True)
     try:
         forward()

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 from torch import Generator
 
+from fedelta.errors import ModelError
 from fedelta.models.hub import Backbone
 from fedelta.params import ParamSpec
 from fedelta.settings import Settings
@@ -25,7 +26,12 @@ class Head(Settings):
 
     def apply(self, backbone: Backbone, lanes: Lanes, generator: Generator) -> ParamSpec:
         """See `TuningMethod.apply`."""
-        return specification(backbone, tune_head(backbone, lanes))
+        tensors = tune_head(backbone, lanes)
+        if not tensors:
+            raise ModelError(
+                "tuning method 'head' has nothing to train: the model answers at exits.", hint="leave it out."
+            )
+        return specification(backbone, tensors)
 
     def merge(self, backbone: Backbone) -> None:
         """Puts the trained head in place of its lanes."""

@@ -29,7 +29,7 @@ from fedelta.models.anatomy import Anatomy
 from fedelta.models.hub import Backbone
 from fedelta.params import ParamSpec, TensorSpec
 from fedelta.settings import Settings
-from fedelta.tuning.base import merge_head, replace, specification, tune_head, untouched
+from fedelta.tuning.base import merge_head, read_layers, replace, specification, tune_head, untouched
 from fedelta.tuning.lanes import Lanes, Wrapper, add_pointwise, lane_parameter, random_like
 
 T = TypeVar("T", int, float)
@@ -99,7 +99,7 @@ class Lora(Settings):
         """
         layers = [
             own
-            for own, (_, layer) in untouched(backbone.module).items()
+            for own, (_, layer) in read_layers(backbone).items()
             if takes_pair(layer) and own.partition(".")[0] not in backbone.anatomy.head
         ]
         if isinstance(self.target_modules, tuple):
