@@ -8,22 +8,28 @@ import pytest
 import torch
 from tests.builders import CONVOLUTIONAL, assert_same_bits, start_of, tiny_data, tiny_engine
 from tests.contracts.test_tuning_methods import METHODS
-from tests.strategies.hand import PLAN, SPEC, params, updates
+from tests.strategies.hand import SPEC, params, updates
 
 from fedelta.codecs.cast import Cast
+from fedelta.errors import ConfigError
 from fedelta.federation.client import Site
 from fedelta.federation.optimizers import Sgd
 from fedelta.federation.rounds import Federation, federate
 from fedelta.federation.training import ClientSettings, Evaluation
+from fedelta.params import ParamSpec, select
 from fedelta.runtimes.simulation import Simulation
 from fedelta.seeds import stream
 from fedelta.strategies import AnyStrategy
-from fedelta.strategies.base import Strategy, Update
+from fedelta.strategies.base import RoundPlan, Strategy, Update
 from fedelta.strategies.fedavg import FedAvg, FedAvgM
+from fedelta.strategies.fedlama import FedLama
+from fedelta.strategies.fedlama_auto import FedLamaAuto
+from fedelta.strategies.fedluar import FedLuar
 from fedelta.strategies.fednova import FedNova
 from fedelta.strategies.fedopt import FedAdagrad, FedAdam, FedYogi
-from fedelta.strategies.means import Clipped, Median, Trimmed
+from fedelta.strategies.means import Clipped, Median, Trimmed, Uniform
 from fedelta.strategies.scaffold import Scaffold
+from fedelta.strategies.windows import Windows
 
 SIZES = {"clients_per_round": 3, "num_rounds": 2}
 STRATEGIES = {
@@ -34,8 +40,13 @@ STRATEGIES = {
     "fedyogi": FedYogi(**SIZES),
     "fednova": FedNova(**SIZES),
     "scaffold": Scaffold(**SIZES),
+    # Windows of two rounds. FedLAMA chooses intervals after the first of them; with half the traffic nothing comes up
+    # after round 1.
+    "fedlama": FedLama(clients_per_round=3, num_rounds=4, phi=2, tau=2),
+    "fedlama-auto": FedLamaAuto(**SIZES, phi=2, tau=2, share=0.5),
+    "fedluar": FedLuar(**SIZES, num_recycled=1),
 }
-MEANS = (Median(), Trimmed(), Clipped())
+MEANS = (Uniform(), Median(), Trimmed(), Clipped())
 # FedNova and SCAFFOLD have the weighted mean and no other.
 WITH_MEANS = [name for name, strategy in STRATEGIES.items() if "mean" in type(strategy).model_fields]
 ALL = [
@@ -47,11 +58,20 @@ ALL = [
 ]
 
 
+def plan_of(strategy: Strategy, round: int = 2) -> RoundPlan:
+    """The plan for five clients. After round 2 every strategy of the table asks for all tensors: a window ends."""
+    return strategy.plan(strategy.init(params(), SPEC), round, range(5), SPEC, stream(0, "cohort", round))
+
+
 def sent(strategy: Strategy) -> list[Update]:
-    """The updates of `hand`, with control variates where the strategy has them."""
+    """The updates of `hand` from two clients of the plan, with control variates where the strategy has them."""
     state = strategy.init(params(), SPEC)
     beside = {name: torch.ones_like(tensor) for name, tensor in state.items() if name.startswith("control/")}
-    return [Update(each.client_id, each.num_examples, each.delta | beside, 2.0) for each in updates()]
+    plan = plan_of(strategy)
+    return [
+        Update(client_id, each.num_examples, select(each.delta | beside, plan.upload[client_id]), 2.0)
+        for client_id, each in zip(plan.cohort, updates(), strict=False)
+    ]
 
 
 def test_the_table_names_every_strategy():
@@ -63,7 +83,7 @@ def test_the_table_names_every_strategy():
 def test_update_keeps_names_shapes_types_and_its_inputs(strategy: Strategy):
     before, given, state = params(), sent(strategy), strategy.init(params(), SPEC)
     copied = {name: tensor.clone() for name, tensor in state.items()}
-    after, later = strategy.update(state, before, PLAN, given, SPEC)
+    after, later = strategy.update(state, before, plan_of(strategy), given, SPEC)
     assert {name: (tensor.shape, tensor.dtype) for name, tensor in after.items()} == {
         name: (tensor.shape, torch.float32) for name, tensor in before.items()
     }
@@ -80,16 +100,24 @@ def test_no_movement_of_any_client_is_no_movement_of_the_server(strategy: Strate
         Update(each.client_id, each.num_examples, {name: torch.zeros_like(t) for name, t in each.delta.items()}, 3.0)
         for each in sent(strategy)
     ]
-    after, _ = strategy.update(strategy.init(params(), SPEC), params(), PLAN, still, SPEC)
+    after, _ = strategy.update(strategy.init(params(), SPEC), params(), plan_of(strategy), still, SPEC)
     assert_same_bits(after, params())
 
 
 @pytest.mark.parametrize("strategy", ALL)
-def test_the_plan_asks_a_cohort_of_distinct_clients_for_what_it_sends(strategy: Strategy):
-    plan = strategy.plan(strategy.init(params(), SPEC), 4, range(9), SPEC, stream(0, "cohort", 4))
-    assert (plan.round, plan.num_clients, len(plan.cohort)) == (4, 9, 3)
-    assert plan.download.keys() == plan.upload.keys() <= set(range(9))
-    assert all({"a", "b"} <= set(names) for names in plan.upload.values())
+@pytest.mark.parametrize("round", [1, 2])
+def test_the_plan_asks_a_cohort_of_distinct_clients_for_what_can_travel(strategy: Strategy, round: int):
+    plan = plan_of(strategy, round)
+    assert (plan.round, plan.num_clients, len(plan.cohort)) == (round, 5, 3)
+    assert plan.download.keys() == plan.upload.keys() <= set(range(5))
+    # What is sent depends on the round alone, so that every mean is over the same clients.
+    [up] = set(plan.upload.values())
+    wire = SPEC if strategy.memory is None else strategy.memory.extend(SPEC)
+    assert list(up) == [name for name in wire if name in up]
+    # A client that is new gets all of the model; in the middle of a window less, or nothing, may come up.
+    assert all({"a", "b"} <= set(names) for names in plan.download.values())
+    if round == 2 or not isinstance(strategy, Windows):
+        assert {"a", "b"} <= set(up)
 
 
 def runs_of() -> list[object]:
@@ -105,21 +133,34 @@ def runs_of() -> list[object]:
     ]
 
 
+def fitted(strategy: Strategy, spec: ParamSpec) -> Strategy:
+    """FedLUAR recycles nothing where a method has one group, the head: it refuses to, as nothing would come up."""
+    if isinstance(strategy, FedLuar) and len(spec.sizes) == 1:
+        with pytest.raises(ConfigError, match="expected at most 0: only one group is tuned"):
+            strategy.init({}, spec)
+        return strategy.model_copy(update={"num_recycled": 0})
+    return strategy
+
+
 @pytest.mark.parametrize(("strategy", "method_name"), runs_of())
 def test_every_strategy_runs_with_every_tuning_method(strategy: Strategy, method_name: str):
     method = METHODS[method_name]
     family = CONVOLUTIONAL[0] if "parallel" in method_name or "conv" in method_name else "vit"
-    client = ClientSettings(batch_size=4, lr=0.05, optimizer=Sgd())
+    client = ClientSettings(batch_size=4, lr=0.05, optimizer=Sgd(), local_steps=strategy.local_steps)
     engine, _ = tiny_engine(method, tiny_data(family), family=family, lanes=3, client=client)
+    strategy = fitted(strategy, engine.spec)
     partition = dict(enumerate(torch.arange(24).split([5, 7, 4, 8])))
-    site = Site(engine, partition, Cast(), seed=0, num_rounds=2, memory=strategy.memory)
+    site = Site(engine, partition, Cast(), seed=0, num_rounds=strategy.num_rounds, memory=strategy.memory)
     running = Federation(
         strategy=strategy, runtime=Simulation(site), codec=Cast(), spec=engine.spec, client_ids=range(4), seed=0,
         evaluate=lambda params: Evaluation(0.0, 0.0), effective_steps=engine.client.effective_steps,
     )  # fmt: skip
     start = start_of(engine)
-    *_, last = federate(running, start, strategy.init(start, engine.spec))
-    assert not last.rejections
+    found = list(federate(running, start, strategy.init(start, engine.spec)))
+    last = found[-1]
+    assert not any(outcome.rejections for outcome in found)
+    saves = isinstance(strategy, Windows) or (isinstance(strategy, FedLuar) and strategy.num_recycled > 0)
+    assert (min(outcome.synced_fraction for outcome in found) < 1) == saves
     still = {name for name in start if torch.equal(start[name], last.params[name])}
     # The softmax takes out whatever a bias adds to all keys of a query: its gradient is zero.
     assert still <= {name for name in engine.spec.shared if "k_proj" in name and name.endswith("bias")}

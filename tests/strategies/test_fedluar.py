@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.builders import assert_close, assert_same_bits
+from tests.builders import assert_close, assert_same_bits, spec_of
 from tests.small import write_small
 from tests.strategies.windowed import SPEC, START, training, walking
 from torch import Tensor, tensor
@@ -206,12 +206,32 @@ def test_running_statistics_of_a_drawn_group_stay():
         last = outcome.params
 
 
-def test_at_least_one_group_has_to_come_up(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("layers", "num_recycled", "problem", "advice"),
+    [
+        ("abc", 3, "is 3, expected at most 2: only 3 groups are tuned", "set it to 2 or less, or tune more groups."),
+        ("ab", 7, "is 7, expected at most 1: only 2 groups are tuned", "set it to 1 or less, or tune more groups."),
+        ("b", 1, "is 1, expected at most 0: only one group is tuned, 'b'", "set it to 0, or tune more groups."),
+    ],
+)
+def test_at_least_one_group_has_to_come_up(layers: str, num_recycled: int, problem: str, advice: str):
+    spec = spec_of(**{name: SPEC.tensors[name].shape for name in layers})
     with pytest.raises(ConfigError) as caught:
-        FedLuar(num_recycled=3).init(server(), SPEC)
-    assert "`strategy.num_recycled` is 3, but only 3 groups are tuned" in str(caught.value)
-    assert "at least one has to come up in every round" in str(caught.value)
-    overrides = ("strategy.name=fedluar", "strategy.num_recycled=5")  # LoRA on q and v of two blocks, and the head
-    with pytest.raises(ConfigError, match=r"`strategy.num_recycled` is 5, but only 5 groups are tuned"):
+        FedLuar(num_recycled=num_recycled).init(server(), spec)
+    assert f"`strategy.num_recycled` {problem}" in str(caught.value)
+    assert f"hint: at least one group has to come up in every round: {advice}" in str(caught.value)
+    # As many as it says are fine.
+    FedLuar(num_recycled=len(layers) - 1).init(server(), spec)
+
+
+@pytest.mark.parametrize(
+    ("tuning", "num_recycled", "found"),
+    [("lora", 5, "only 5 groups are tuned"), ("head", 1, "only one group is tuned, 'classifier'")],
+)
+def test_too_few_groups_are_refused_before_the_run_begins(tmp_path: Path, tuning: str, num_recycled: int, found: str):
+    # LoRA is on q and v of two blocks, and there is the head.
+    settings = ("strategy.name=fedluar", f"strategy.num_recycled={num_recycled}", f"tuning.name={tuning}")
+    overrides = (*settings, *(("tuning.r=",) if tuning == "head" else ()))
+    with pytest.raises(ConfigError, match=found):
         Experiment.from_toml(write_small(tmp_path), overrides).run(tmp_path / "run")
     assert not (tmp_path / "run").exists()

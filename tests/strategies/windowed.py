@@ -13,6 +13,7 @@ from tests.builders import spec_of, start_of, tiny_data, tiny_engine
 from torch import Tensor, tensor
 
 from fedelta.codecs.cast import Cast
+from fedelta.data.augmentation import Augmentation
 from fedelta.federation.client import Site
 from fedelta.federation.optimizers import Sgd
 from fedelta.federation.records import Reply
@@ -50,10 +51,17 @@ class Walking:
 
 @dataclass
 class Recording:
-    """Loses the clients that it is told to, as if they could not be reached; keeps plans and downloads."""
+    """Loses the clients that it is told to; keeps plans and downloads.
+
+    Args:
+        site: of all clients.
+        lost: number of the round and client id to whether the client is lost before it has trained.
+        unheard: the same for replies that are lost on their way, when the client has trained.
+    """
 
     site: Site
     lost: Callable[[int, int], bool] = lambda round, client_id: False
+    unheard: Callable[[int, int], bool] = lambda round, client_id: False
     plans: list[RoundPlan] = field(default_factory=list)
     downloads: list[Mapping[int, bytes]] = field(default_factory=list)
 
@@ -64,8 +72,10 @@ class Recording:
             self.site.engine.round = plan.round
         away = [client_id for client_id in payloads if self.lost(plan.round, client_id)]
         reached = {client_id: payload for client_id, payload in payloads.items() if client_id not in away}
+        replies = list(Simulation(self.site).run(plan, reached))
+        away += [reply.client_id for reply in replies if self.unheard(plan.round, reply.client_id)]
         gone = [Reply(client_id, 0, b"", fault="lost", cause="vanished") for client_id in away]
-        return gone + list(Simulation(self.site).run(plan, reached))
+        return gone + [reply for reply in replies if reply.client_id not in away]
 
     def accept(self, client_ids: Iterable[int]) -> None:
         self.site.accept(client_ids)
@@ -106,6 +116,7 @@ def training(
     lanes: int = 2,
     sizes: Sequence[int] = (8, 5, 11),
     rule: LocalRule | None = None,
+    augmentation: Augmentation | None = None,
     lost: Callable[[int, int], bool] = lambda round, client_id: False,
     **client: object,
 ) -> tuple[Federation, Params, Recording]:
@@ -113,7 +124,7 @@ def training(
     settings = {"batch_size": 4, "lr": 0.05, "optimizer": Sgd(momentum=0.0), "local_steps": strategy.local_steps}
     engine, _ = tiny_engine(
         method or Lora(r=2), tiny_data(family, num_rows=sum(sizes)), family=family, lanes=lanes, rule=rule,
-        client=ClientSettings(**(settings | client)),
+        augmentation=augmentation, client=ClientSettings(**(settings | client)),
     )  # fmt: skip
     partition = dict(enumerate(torch.arange(sum(sizes)).split(list(sizes))))
     site = Site(engine, partition, Cast(name=codec), 0, strategy.num_rounds, _own(engine.spec, start_of(engine)))

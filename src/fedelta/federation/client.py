@@ -133,7 +133,8 @@ def _job(site: Site, plan: RoundPlan, client_id: int, received: Params) -> Job:
     at_hand = {name.removeprefix(_ANCHOR): tensor for name, tensor in own.items() if name.startswith(_ANCHOR)}
     at_hand |= received | site.own(client_id)
     if lacking := [name for name in held if name not in at_hand]:
-        raise PayloadError(f"{len(lacking)} tensors are missing that the client has not kept, first `{lacking[0]}`")
+        missing = f"{len(lacking)} of {len(held)} tensors"
+        raise PayloadError(f"{missing} are missing that the client has not kept, first `{lacking[0]}`")
     remembered = site.remembered.get(client_id, site.blank)
     rows, client = site.partition[client_id], site.engine.client
     steps_before = (plan.round - 1) * (client.local_steps or 0)

@@ -54,10 +54,13 @@ class FedLuar(Rounds):
         Raises:
             ConfigError: nothing would come up.
         """
-        if self.num_recycled >= len(spec.sizes):
+        if self.num_recycled >= (num_groups := len(spec.sizes)):
+            only = f"only one group is tuned, {next(iter(spec.sizes))!r}"
+            tuned = only if num_groups == 1 else f"only {num_groups} groups are tuned"
             raise ConfigError(
-                [f"`strategy.num_recycled` is {self.num_recycled}, but only {len(spec.sizes)} groups are tuned"],
-                hint="at least one has to come up in every round.",
+                [f"`strategy.num_recycled` is {self.num_recycled}, expected at most {num_groups - 1}: {tuned}"],
+                hint="at least one group has to come up in every round: set it to "
+                f"{'0' if num_groups == 1 else f'{num_groups - 1} or less'}, or tune more groups.",
             )
         return filled(params, spec, "update") | {"score": torch.full((len(spec.sizes),), -1.0, dtype=torch.float64)}
 
