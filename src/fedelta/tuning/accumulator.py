@@ -13,7 +13,7 @@ computed for more than two.
 
 As in the authors' code attention is scaled by D^-1/2, not by the width of a head, and a and P start standard normal.
 ReeFL (Lee et al. 2024) is the same with `attention_width = 16, num_heads = 8, qkv_bias = true, mlp_width = 518,
-head = "linear", init = "truncated"`.
+head = "linear", token_init = "truncated"`.
 
 Source: Liu et al. 2022 (Accumulator, arXiv 2212.04084), sizes of the authors' code; Lee et al. 2024 (ReeFL).
 
@@ -53,8 +53,8 @@ class Accumulator(Settings):
         mlp_width: features inside its FFN.
         head: `mlp` is LN, linear, GELU, linear; `linear` is LN, linear.
         head_width: features inside the `mlp` head.
-        scale: of the attention: `width` is D^-1/2, `head` (W / num_heads)^-1/2.
-        init: how a and P start: `normal` is N(0, 1), `truncated` N(0, 0.02) cut at two deviations.
+        attention_scale: `width` is D^-1/2, `head` (W / num_heads)^-1/2.
+        token_init: how a and P start: `normal` is N(0, 1), `truncated` N(0, 0.02) cut at two deviations.
         num_positions: rows of P; None for as many as are read, blocks + 1. The authors' code has 25 for DeiT-small,
             of which twelve are never read.
         replaces: whether M_l[last] goes back into the model.
@@ -69,8 +69,8 @@ class Accumulator(Settings):
     mlp_width: int = Field(default=1536, ge=1)
     head: Literal["mlp", "linear"] = "mlp"
     head_width: int = Field(default=1536, ge=1)
-    scale: Literal["width", "head"] = "width"
-    init: Literal["normal", "truncated"] = "normal"
+    attention_scale: Literal["width", "head"] = "width"
+    token_init: Literal["normal", "truncated"] = "normal"
     num_positions: int | None = Field(default=None, ge=2)
     replaces: bool = True
 
@@ -79,7 +79,7 @@ class Accumulator(Settings):
         blocks = layers_of(backbone, class_token_blocks(self.name, backbone))
         width, like = width_of(backbone), next(blocks[0][1].parameters())
         self._check(width, len(blocks))
-        draw = _Draw(self.init, width, generator, like)
+        draw = _Draw(self.token_init, width, generator, like)
         module = History(lanes, self, num_classes=num_classes(backbone), num_spare=self._spare(len(blocks)), draw=draw)
         trace, tensors = Trace(), {}
         exits: list[tuple[str, ExitBlock]] = []
@@ -140,7 +140,7 @@ class History(LaneModule):
         width, like = draw.width, draw.like
         inner = settings.attention_width or width
         self.num_heads = settings.num_heads
-        self.scale = (width if settings.scale == "width" else inner / settings.num_heads) ** -0.5
+        self.scale = (width if settings.attention_scale == "width" else inner / settings.num_heads) ** -0.5
         self.token = lane_parameter(lanes, draw.rows()[0])
         # P_0, and the rows that nobody reads.
         self.position = lane_parameter(lanes, draw.rows(1 + num_spare))
