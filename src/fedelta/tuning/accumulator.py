@@ -13,7 +13,7 @@ computed for more than two.
 
 As in the authors' code attention is scaled by D^-1/2, not by the width of a head, and a and P start standard normal.
 ReeFL (Lee et al. 2024) is the same with `attention_width = 16, num_heads = 8, qkv_bias = true, mlp_width = 518,
-head = "linear", token_init = "truncated"`.
+head = "linear", init_std = 0.02`.
 
 Source: Liu et al. 2022 (Accumulator, arXiv 2212.04084), sizes of the authors' code; Lee et al. 2024 (ReeFL).
 
@@ -54,7 +54,7 @@ class Accumulator(Settings):
         head: `mlp` is LN, linear, GELU, linear; `linear` is LN, linear.
         head_width: features inside the `mlp` head.
         attention_scale: `width` is D^-1/2, `head` (W / num_heads)^-1/2.
-        token_init: how a and P start: `normal` is N(0, 1), `truncated` N(0, 0.02) cut at two deviations.
+        init_std: standard deviation of a and P at the start; they are normal.
         num_positions: rows of P; None for as many as are read, blocks + 1. The authors' code has 25 for DeiT-small,
             of which twelve are never read.
         replaces: whether M_l[last] goes back into the model.
@@ -70,7 +70,7 @@ class Accumulator(Settings):
     head: Literal["mlp", "linear"] = "mlp"
     head_width: int = Field(default=1536, ge=1)
     attention_scale: Literal["width", "head"] = "width"
-    token_init: Literal["normal", "truncated"] = "normal"
+    init_std: float = Field(default=1.0, gt=0)
     num_positions: int | None = Field(default=None, ge=2)
     replaces: bool = True
 
@@ -79,7 +79,7 @@ class Accumulator(Settings):
         blocks = layers_of(backbone, class_token_blocks(self.name, backbone))
         width, like = width_of(backbone), next(blocks[0][1].parameters())
         self._check(width, len(blocks))
-        draw = _Draw(self.token_init, width, generator, like)
+        draw = _Draw(self.init_std, width, generator, like)
         module = History(lanes, self, num_classes=num_classes(backbone), num_spare=self._spare(len(blocks)), draw=draw)
         trace, tensors = Trace(), {}
         exits: list[tuple[str, ExitBlock]] = []
@@ -115,21 +115,16 @@ class Accumulator(Settings):
 class _Draw:
     """How tokens and positions start: rows of `width`, on the device of `like`."""
 
-    init: Literal["normal", "truncated"]
+    std: float
     width: int
     generator: Generator
     like: Tensor
 
     def rows(self, num: int = 1) -> Tensor:
         """[num, width]."""
-        draw = self._normal if self.init == "normal" else self._truncated
-        return random_like(self.like, (num, self.width), draw)
-
-    def _normal(self, tensor: Tensor) -> Tensor:
-        return tensor.normal_(generator=self.generator)
-
-    def _truncated(self, tensor: Tensor) -> Tensor:
-        return nn.init.trunc_normal_(tensor, std=0.02, a=-0.04, b=0.04, generator=self.generator)
+        return random_like(
+            self.like, (num, self.width), lambda tensor: tensor.normal_(std=self.std, generator=self.generator)
+        )
 
 
 class History(LaneModule):
