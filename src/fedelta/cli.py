@@ -168,6 +168,9 @@ def inspect(
         table.add_row("running statistics", f"{found.running_statistics:,}")
     table.add_row("per client and direction", f"{found.payload_bytes / MIB:.3f} MiB")
     table.add_row("full model in float32", f"{found.full_model_bytes / MIB:.3f} MiB")
+    for tier in found.tiers:
+        row = f"{tier.tuned_parameters:,}, {tier.payload_bytes / MIB:.3f} MiB"
+        table.add_row(f"a client of depth {tier.depth}", row)
     out_console.print(table)
 
 

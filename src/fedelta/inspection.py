@@ -10,16 +10,34 @@ from fedelta.assembly import adopt_tuning, check_norms
 from fedelta.codecs.wire import encode
 from fedelta.config import Config, named_choices
 from fedelta.data.sources import read
+from fedelta.federation.tiers import Tiers
 from fedelta.inference.adapter import read_adapter
 from fedelta.models.anatomy import ANATOMIES
-from fedelta.models.hub import build
+from fedelta.models.hub import Backbone, build
 from fedelta.models.native import PRESETS
 from fedelta.models.source import bundled_names
+from fedelta.params import ParamSpec
 from fedelta.results.runlog import BYTES_PER_FLOAT32
 from fedelta.seeds import stream
 from fedelta.tracking.table import TOOLS
+from fedelta.tuning.exits import exit_blocks, owned_at
 from fedelta.tuning.lanes import Lanes
 from fedelta.tuning.table import SINGLE
+
+
+@dataclass(frozen=True)
+class Tier:
+    """What a client needs that runs the blocks up to an exit and no further.
+
+    Args:
+        depth: number of blocks.
+        tuned_parameters: scalars that it trains, at all of its exits.
+        payload_bytes: length of one payload with all of its tensors.
+    """
+
+    depth: int
+    tuned_parameters: int
+    payload_bytes: int
 
 
 @dataclass(frozen=True)
@@ -34,6 +52,7 @@ class Inspection:
         payload_bytes: length of one payload with all tensors, header included: one client, one direction.
         tensor_bytes: the tensors' part of it.
         full_model_bytes: one payload of the whole model in float32, running statistics left out.
+        tiers: one for each exit; nothing for a model without exits.
     """
 
     tuned_parameters: int
@@ -43,6 +62,7 @@ class Inspection:
     payload_bytes: int
     tensor_bytes: int
     full_model_bytes: int
+    tiers: tuple[Tier, ...] = ()
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
@@ -83,7 +103,22 @@ def inspect(config: Config) -> Inspection:
         payload_bytes=len(payload),
         tensor_bytes=sum(tensor_bytes.values()),
         full_model_bytes=BYTES_PER_FLOAT32 * total_parameters,
+        tiers=_tiers(config, backbone, spec, wire),
     )
+
+
+def _tiers(config: Config, backbone: Backbone, spec: ParamSpec, wire: ParamSpec) -> tuple[Tier, ...]:
+    depths = range(1, len(exit_blocks(backbone.module)) + 1)
+    held = Tiers(
+        dict(zip(depths, depths, strict=True)),
+        {depth: owned_at(backbone, spec, depth, range(1, depth + 1)) for depth in depths},
+    )
+    tiers = []
+    for depth in depths:
+        zeros = {name: torch.zeros(wire.tensors[name].shape) for name in wire.shared if held.owns(depth, name)}
+        scalars = sum(spec.tensors[name].numel for name in zeros if name in spec and spec.tensors[name].trained)
+        tiers.append(Tier(depth, scalars, len(encode(zeros, wire, config.codec)[0])))
+    return tuple(tiers)
 
 
 def choices() -> dict[str, list[str]]:

@@ -233,6 +233,14 @@ def test_only_what_an_accepted_reply_has_left_is_kept():
     assert set(site.adrift) == {0}
 
 
+def test_what_a_round_has_left_that_was_never_decided_is_forgotten_with_the_next():
+    site, start = site_of()
+    served(site, start, 1, down=site.engine.spec.names)
+    served(site, start, 2, down=site.engine.spec.names, reached=[0])
+    site.accept([0, 1])
+    assert set(site.adrift) == {0}
+
+
 def test_nothing_is_kept_of_what_was_sent():
     site, start = site_of()
     served(site, start, 1, down=site.engine.spec.names)
