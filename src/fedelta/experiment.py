@@ -219,6 +219,8 @@ class Experiment:
         digest = hashlib.sha256(repr((config.to_toml(), data.class_names)).encode())
         for rows in (data.train.labels, data.test.labels, *(data.partition[key] for key in sorted(data.partition))):
             digest.update(len(rows).to_bytes(8, "big") + rows.numpy().tobytes())
+        if (tiers := self.assembly.site.tiers) is not None:  # they may come from a file
+            digest.update(repr(sorted(tiers.depths.items())).encode())
         return digest.hexdigest()[:16]
 
     def _opening_files(self) -> dict[str, str | bytes]:
