@@ -19,6 +19,7 @@ from fedelta.results.runlog import BYTES_PER_FLOAT32
 from fedelta.seeds import stream
 from fedelta.tracking.table import TOOLS
 from fedelta.tuning.lanes import Lanes
+from fedelta.tuning.scopes import SCOPES
 from fedelta.tuning.table import SINGLE
 
 
@@ -94,5 +95,6 @@ def choices() -> dict[str, list[str]]:
         "model families with roles": [name for name, anatomy in ANATOMIES.items() if anatomy.roles],
         "data.source": ["digits", "a folder of images or recordings", "Parquet, CSV or JSON files", "a hub name"],
         "tuning.name": [*SINGLE, "several joined by +"],
+        "personalization.tune": [*SCOPES],
     }
     return fixed | named_choices() | {"tracking.tools": list(TOOLS)}
