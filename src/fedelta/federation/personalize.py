@@ -62,17 +62,24 @@ class Personalization(Settings):
     held_out_clients: int = Field(default=0, ge=0)
     held_out: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)] = ()
     local_epochs: int = Field(default=1, ge=1)  # the authors' code
-    lrs: Annotated[tuple[Rate, ...], Field(strict=False, min_length=1)] = (0.001, 0.01, 0.1)  # our choice
+    lrs: Annotated[tuple[Rate, ...], Field(strict=False)] = (0.001, 0.01, 0.1)  # our choice
     batch_size: int | None = Field(default=None, ge=1)
     train_fraction: Share = 0.7  # the authors' code
     selection_fraction: Share = 0.25  # our choice: the authors select on the evaluation part
-    tune: Annotated[tuple[Scope, ...], Field(strict=False, min_length=1)] | None = None
+    tune: Annotated[tuple[Scope, ...], Field(strict=False)] | None = None
 
     @field_validator("held_out", "lrs", "tune")
     @classmethod
     def _each_once(cls, values: tuple[object, ...] | None) -> tuple[object, ...] | None:
         if values is not None and len(set(values)) < len(values):
             raise ValueError(f"each value once, found {list(values)}")
+        return values
+
+    @field_validator("lrs", "tune")
+    @classmethod
+    def _some(cls, values: tuple[object, ...] | None) -> tuple[object, ...] | None:
+        if values is not None and not values:
+            raise ValueError("at least one value, found none")
         return values
 
     @model_validator(mode="after")
