@@ -375,3 +375,52 @@ def test_choices_are_the_names_that_a_section_takes():
     assert choices["strategy.name"] == ["fedavg", *adaptive, "fednova", "scaffold", *windowed, "fedluar"]
     assert choices["strategy.mean.name"] == ["weighted", "uniform", "median", "trimmed", "clipped"]
     assert choices["client.schedule.name"] == ["constant", "cosine", "step"]
+
+
+IID = {"name": "iid", "num_clients": 16}
+
+
+@pytest.mark.parametrize(
+    ("sections", "problem"),
+    [
+        (
+            {"personalization": {"held_out_clients": 16}},
+            "`personalization.held_out_clients` holds out 16 of 16 clients; at least one has to train",
+        ),
+        (
+            {"personalization": {"held_out": [3, 16]}},
+            "`personalization.held_out` has 16, but there are 16 clients, 0 to 15",
+        ),
+        (
+            {"personalization": {"held_out_clients": 9}},
+            "`strategy.clients_per_round` is 8, but `[personalization]` holds out 9 of 16 clients, which leaves 7",
+        ),
+        (
+            {
+                "personalization": {"held_out": [1]},
+                "model": {"architecture": {"model_type": "vit"}, "batch_norm": "local"},
+            },
+            (
+                "`[personalization]` holds out clients, but with `model.batch_norm` = 'local' every client keeps norms "
+                "of its own from round to round, which a client that no round asks does not have"
+            ),
+        ),
+        (
+            {"personalization": {"held_out": [1], "held_out_clients": 2}},
+            "`personalization`: give `held_out_clients` or `held_out`, not both",
+        ),
+        ({"personalization": {"lr": [1]}}, "`personalization.lr` is unknown; did you mean `personalization.lrs`?"),
+        (
+            {"personalization": {"tune": ["tokens"]}},
+            "`personalization.tune.0` is 'tokens', expected: 'all', 'adapters' or 'token'",
+        ),
+    ],
+)
+def test_what_is_wrong_with_held_out_clients_is_found_before_the_data_are_read(sections: Table, problem: str):
+    assert problems_of(table(partition=IID, **sections)) == (problem,)
+
+
+def test_as_many_clients_as_a_round_asks_may_be_left():
+    config = parse_config(table(partition=IID, personalization={"held_out_clients": 8, "lrs": [1, 0.5]}))
+    assert config.personalization.lrs == (1.0, 0.5)
+    assert parse_config(tomllib.loads(config.to_toml())) == config

@@ -25,7 +25,7 @@ LAYERS = (  # low to high
     ("tuning", "strategies", "codecs", "data", "models"),
     ("federation",),
     ("runtimes",),
-    ("inference", "results", "config", "assembly", "experiment", "inspection", "tracking"),
+    ("inference", "results", "config", "assembly", "experiment", "inspection", "personalization", "tracking"),
     ("comparison",),
     ("cli", "__main__"),
 )

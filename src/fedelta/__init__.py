@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from fedelta.federation.optimizers import Cosine as Cosine
     from fedelta.federation.optimizers import Sgd as Sgd
     from fedelta.federation.optimizers import Step as Step
+    from fedelta.federation.personalize import Personalization as Personalization
     from fedelta.federation.training import ClientSettings as ClientSettings
     from fedelta.inference.predict import Prediction as Prediction
     from fedelta.inference.predict import Predictor as Predictor
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from fedelta.models.native import register_networks as register_networks
     from fedelta.models.source import ModelSource as ModelSource
     from fedelta.models.source import bundled_path as bundled_path
+    from fedelta.personalization import personalize as personalize
     from fedelta.results.report import write_report as write_report
     from fedelta.runtimes.simulation import SimulationSettings as SimulationSettings
     from fedelta.runtimes.stability import Stability as Stability
@@ -82,6 +84,7 @@ _MODULES = {
     "errors": ("FedeltaError", "InputError", "RoundError"),
     "experiment": ("Experiment", "Result"),
     "federation.optimizers": ("AdamW", "Constant", "Cosine", "Sgd", "Step"),
+    "federation.personalize": ("Personalization",),
     "federation.training": ("ClientSettings",),
     "inference.predict": ("Prediction", "Predictor"),
     "models.anatomy": ("Anatomy",),
@@ -89,6 +92,7 @@ _MODULES = {
     "models.hub": ("Backbone",),
     "models.native": ("register_networks",),
     "models.source": ("ModelSource", "bundled_path"),
+    "personalization": ("personalize",),
     "results.report": ("write_report",),
     "runtimes.simulation": ("SimulationSettings",),
     "runtimes.stability": ("Stability",),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import fmean
 
 import torch
@@ -36,6 +37,7 @@ from fedelta.tuning.exits import exit_blocks, owned_at
 from fedelta.tuning.lanes import Lanes
 from fedelta.tuning.lora import Lora
 from fedelta.tuning.norms import LaneBatchNorm, LaneGroupNorm
+from fedelta.tuning.scopes import scopes_of
 
 logger = logging.getLogger("fedelta")
 
@@ -53,6 +55,7 @@ class Assembly:
         federation: what `federate` needs.
         params: server params before round 1.
         total_parameters: scalars of the model before tuning.
+        tiers: how deep each client runs, those that no round asks among them; None: all through the whole model.
     """
 
     config: Config
@@ -63,6 +66,7 @@ class Assembly:
     federation: Federation
     params: Params
     total_parameters: int
+    tiers: Tiers | None = None
 
     @property
     def spec(self) -> ParamSpec:
@@ -88,19 +92,7 @@ def assemble(config: Config, *, backbone: Backbone | None = None, data: Federate
     if config.strategy.local_steps is not None:
         client = config.client.model_copy(update={"local_steps": config.strategy.local_steps})
         config = config.model_copy(update={"client": client})
-    if data is None:
-        raw = read(config.data, seed=config.seed)
-        _check_num_classes(config, len(raw.class_names))
-        _check_modality(config, raw)
-        backbone = backbone or build(config.model, raw.class_names, seed=config.seed)
-        transform = backbone.transform
-        if transform is None:
-            raise ModelError("a backbone without a transform cannot read raw data; give `data` too.")
-        transform = adapted(transform, raw)
-        backbone = replace(backbone, transform=transform)
-        data = divide(raw, config.partition, transform, seed=config.seed)
-    elif backbone is None:
-        backbone = build(config.model, data.class_names, seed=config.seed)
+    backbone, data = _model_and_data(config, backbone, data)
     _check_cohort(config, data)
     _check_owners(config, data)
     total_parameters = backbone.num_parameters
@@ -115,11 +107,37 @@ def assemble(config: Config, *, backbone: Backbone | None = None, data: Federate
     config = _within_bytes(config, engine.spec, params, len(data.partition))
     _warn_of_one_group(config, engine.spec)
     num_rounds, memory = config.strategy.num_rounds, config.strategy.memory
-    tiers = _tiers(config, backbone, engine.spec, sorted(data.partition))
+    if data.unseen:
+        config.personalization.scopes(scopes_of(backbone, engine.spec), config.tuning.name)
+    everyone = _tiers(config, backbone, engine.spec, sorted([*data.partition, *data.unseen]))
+    tiers = None if everyone is None else everyone.only(sorted(data.partition))
     site = Site(engine, data.partition, config.codec, config.seed, num_rounds, start, memory=memory, tiers=tiers)
     federation = _federation(config, site, data)
     _check_deadline(config, federation, params)
-    return Assembly(config, backbone, data, engine, site, federation, params, total_parameters)
+    return Assembly(config, backbone, data, engine, site, federation, params, total_parameters, everyone)
+
+
+def _model_and_data(
+    config: Config, backbone: Backbone | None, data: FederatedData | None
+) -> tuple[Backbone, FederatedData]:
+    """Those that are given, the others made; with the clients that no round asks apart."""
+    personal = config.personalization
+    if data is not None:
+        backbone = backbone or build(config.model, data.class_names, seed=config.seed)
+        data = data.without(personal.unseen(sorted(data.partition), config.seed))
+    else:
+        raw = read(config.data, seed=config.seed)
+        _check_num_classes(config, len(raw.class_names))
+        _check_modality(config, raw)
+        backbone = backbone or build(config.model, raw.class_names, seed=config.seed)
+        if backbone.transform is None:
+            raise ModelError("a backbone without a transform cannot read raw data; give `data` too.")
+        transform = adapted(backbone.transform, raw)
+        backbone = replace(backbone, transform=transform)
+        unseen = partial(personal.unseen, seed=config.seed)
+        data = divide(raw, config.partition, transform, seed=config.seed, held_out=unseen)
+    personal.check_sizes(data.unseen)
+    return backbone, data
 
 
 def _engine(config: Config, backbone: Backbone, data: FederatedData) -> LaneEngine:
@@ -286,7 +304,7 @@ def _check_modality(config: Config, raw: RawData) -> None:
 def _check_owners(config: Config, data: FederatedData) -> None:
     if not config.augmentation.is_on:
         return
-    rows = torch.cat([*data.partition.values()])
+    rows = torch.cat([*data.partition.values(), *data.unseen.values()])
     if len(rows.unique()) < len(rows):
         raise ConfigError(
             ["`[augmentation]` changes a row in the way of the client that has it, but some rows have two clients"],
@@ -333,7 +351,8 @@ def _warn_of_one_group(config: Config, spec: ParamSpec) -> None:
 def _check_cohort(config: Config, data: FederatedData) -> None:
     wanted, found = config.strategy.clients_per_round, len(data.partition)
     if wanted > found:
-        raise ConfigError([f"`strategy.clients_per_round` is {wanted}, but the data have {found} clients"])
+        beside = f" beside the {len(data.unseen)} that are held out" if data.unseen else ""
+        raise ConfigError([f"`strategy.clients_per_round` is {wanted}, but the data have {found} clients{beside}"])
 
 
 def _check_deadline(config: Config, federation: Federation, params: Params) -> None:

@@ -188,6 +188,27 @@ def evaluate(
 
 
 @app.command()
+def personalize(directory: RunPath, overrides: Overrides = None, quiet: Quiet = False) -> None:
+    """Fine-tune a run's model on each client that it held out; nothing is sent, RUN/personalization.json is written."""
+    from fedelta.personalization import personalize as fine_tune
+
+    found = fine_tune(directory, overrides or ())
+    if quiet:
+        return
+    table = Table("tuned", "scalars", "before", "after", "worst before", "worst after", title=f"{directory}")
+    for scope, own in found["scopes"].items():
+        before, after = (
+            f"{part['mean_accuracy']:.2%}" + ("" if part["std_accuracy"] is None else f" ± {part['std_accuracy']:.2%}")
+            for part in (own["before"], own["after"])
+        )
+        worst = (
+            f"{part['worst_accuracy']:.2%} (client {part['worst_client_id']})" for part in (own["before"], own["after"])
+        )
+        table.add_row(scope, f"{own['tuned_parameters']:,}", before, after, *worst)
+    out_console.print(table)
+
+
+@app.command()
 def predict(
     directory: RunPath,
     inputs: Annotated[
@@ -216,8 +237,10 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
     require(experiment.config.tracking)
     assembly = experiment.assembly
     sizes = [len(rows) for rows in assembly.data.partition.values()]
+    unseen = len(assembly.data.unseen)
+    held_out = f"{unseen} clients held out, " if unseen else ""
     print(
-        f"{config}: good. {len(sizes)} clients with {min(sizes)} to {max(sizes)} examples, "
+        f"{config}: good. {len(sizes)} clients with {min(sizes)} to {max(sizes)} examples, {held_out}"
         f"{len(assembly.data.test)} {assembly.config.data.evaluate_on} examples, "
         f"{len(assembly.data.class_names)} classes, "
         f"{assembly.spec.num_parameters:,} of {assembly.total_parameters:,} parameters tuned, "

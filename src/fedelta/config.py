@@ -26,6 +26,7 @@ from fedelta.data.partition import Natural, PartitionSettings
 from fedelta.data.sources import DataSource, check_source
 from fedelta.errors import ConfigError, ModelError
 from fedelta.federation.optimizers import Sgd
+from fedelta.federation.personalize import Personalization
 from fedelta.federation.tiers import ExitSettings
 from fedelta.federation.training import ClientSettings
 from fedelta.grid import parse_grid
@@ -68,7 +69,7 @@ class Config(Settings):
         byte_budget_mib: the run ends with the round in which its traffic reaches this many MiB.
         evaluate_every: rounds between evaluations on the test set; the last round is always evaluated.
         model, tuning, data, partition, augmentation, exits, strategy, local_rule, client, codec, runtime, stability,
-            tracking: the sections.
+            personalization, tracking: the sections.
     """
 
     # Strict once more: a value outside any section is checked on its own, where the class's rules do not reach.
@@ -87,6 +88,7 @@ class Config(Settings):
     codec: Cast = Cast()
     runtime: SimulationSettings = SimulationSettings()
     stability: Stability = Stability()
+    personalization: Personalization = Personalization()
     tracking: Tracking = Tracking()
 
     def to_toml(self) -> str:
@@ -392,7 +394,7 @@ def _cross_check(sections: Table, unread: Set[str]) -> list[str]:
             "`partition.name` is 'natural', which needs `data.client_column`, or a field {client} in "
             "`data.file_pattern` for a folder of files"
         )
-    return problems + _check_client(sections) + _check_paths(sections)
+    return problems + _check_client(sections) + _check_held_out(sections, unread) + _check_paths(sections)
 
 
 def _check_strategy(strategy: AnyStrategy, sections: Table) -> list[str]:
@@ -425,6 +427,28 @@ def _check_strategy(strategy: AnyStrategy, sections: Table) -> list[str]:
             f"more than `strategy.num_rounds` = {strategy.num_rounds}"
         )
     return problems + _check_steps(strategy, client)
+
+
+def _check_held_out(sections: Table, unread: Set[str]) -> list[str]:
+    personal, partition, model = (sections.get(name) for name in ("personalization", "partition", "model"))
+    if personal is None or not personal.num_held_out:
+        return []
+    problems = []
+    if partition is not None and partition.num_clients is not None:
+        problems = personal.problems(range(partition.num_clients))
+        strategy = sections.get("strategy", FedAvg())
+        left = partition.num_clients - personal.num_held_out
+        if not problems and "strategy" not in unread and left < strategy.clients_per_round <= partition.num_clients:
+            problems.append(
+                f"`strategy.clients_per_round` is {strategy.clients_per_round}, but `[personalization]` holds out "
+                f"{personal.num_held_out} of {partition.num_clients} clients, which leaves {left}"
+            )
+    if model is not None and model.batch_norm == "local":
+        problems.append(
+            "`[personalization]` holds out clients, but with `model.batch_norm` = 'local' every client keeps norms of "
+            "its own from round to round, which a client that no round asks does not have"
+        )
+    return problems
 
 
 def _check_steps(strategy: AnyStrategy, client: ClientSettings | None) -> list[str]:

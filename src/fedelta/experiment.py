@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -15,14 +16,17 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from fedelta.assembly import Assembly, assemble
 from fedelta.config import Config, check_config, load_config, with_absolute_paths
 from fedelta.data.batches import FederatedData
 from fedelta.data.federate import modality
 from fedelta.errors import InputError
+from fedelta.federation.personalize import Personalization
 from fedelta.federation.records import RoundOutcome
 from fedelta.federation.rounds import federate
+from fedelta.federation.tiers import Tiers
 from fedelta.federation.training import Evaluation
 from fedelta.inference.adapter import Adapter, read_adapter, write_adapter
 from fedelta.inference.predict import Predictor, fill
@@ -213,15 +217,7 @@ class Experiment:
     @cached_property
     def _fingerprint(self) -> str:
         """Differs between configurations and data that would give other results."""
-        data = self.assembly.data
-        # Without what changes no result: a run may be tracked from its second half on, or moved.
-        config = self.assembly.config.model_copy(update={"tracking": Tracking()})
-        digest = hashlib.sha256(repr((config.to_toml(), data.class_names)).encode())
-        for rows in (data.train.labels, data.test.labels, *(data.partition[key] for key in sorted(data.partition))):
-            digest.update(len(rows).to_bytes(8, "big") + rows.numpy().tobytes())
-        if (tiers := self.assembly.site.tiers) is not None:  # they may come from a file
-            digest.update(repr(sorted(tiers.depths.items())).encode())
-        return digest.hexdigest()[:16]
+        return fingerprint(self.assembly.config, self.assembly.data, self.assembly.tiers)
 
     def _opening_files(self) -> dict[str, str | bytes]:
         """The content of a run directory before round 1."""
@@ -245,6 +241,27 @@ class Experiment:
             rundir.LEDGER: opening,
             rundir.CHECKPOINT: encode(first),
         }
+
+
+def fingerprint(config: Config, data: FederatedData, tiers: Tiers | None) -> str:
+    """Sixteen hexadecimal digits that differ between configurations and data that would give other results.
+
+    Args:
+        config: with the tuning method that is really used.
+        data: of all clients.
+        tiers: of all clients; they may come from a file.
+    """
+    # Without what changes no result of a round: a run may be tracked from its second half on, or moved.
+    personal = config.personalization
+    held_out = Personalization(held_out_clients=personal.held_out_clients, held_out=personal.held_out)
+    config = config.model_copy(update={"tracking": Tracking(), "personalization": held_out})
+    digest = hashlib.sha256(repr((config.to_toml(), data.class_names)).encode())
+    parts = (data.partition[key] for key in sorted(data.partition)), (data.unseen[key] for key in sorted(data.unseen))
+    for rows in (data.train.labels, data.test.labels, *itertools.chain(*parts)):
+        digest.update(len(rows).to_bytes(8, "big") + rows.numpy().tobytes())
+    if tiers is not None:
+        digest.update(repr(sorted(tiers.depths.items())).encode())
+    return digest.hexdigest()[:16]
 
 
 def evaluate_adapter(
@@ -316,8 +333,12 @@ def _write_adapter(directory: Path, assembly: Assembly, params: Params, record: 
 
 def _label_counts(data: FederatedData) -> dict[str, object]:
     """How many rows of each class every client has: what the report draws."""
-    counts: Mapping[str, list[int]] = {
-        str(client_id): torch.bincount(data.train.labels[rows], minlength=len(data.class_names)).tolist()
-        for client_id, rows in sorted(data.partition.items())
-    }
-    return {"class_names": list(data.class_names), "clients": counts}
+
+    def counts(rows_of: Mapping[int, Tensor]) -> dict[str, list[int]]:
+        return {
+            str(client_id): torch.bincount(data.train.labels[rows], minlength=len(data.class_names)).tolist()
+            for client_id, rows in sorted(rows_of.items())
+        }
+
+    found: dict[str, object] = {"class_names": list(data.class_names), "clients": counts(data.partition)}
+    return found | ({"held_out": counts(data.unseen)} if data.unseen else {})

@@ -22,6 +22,7 @@ from fedelta.seeds import stream
 from fedelta.tracking.table import TOOLS
 from fedelta.tuning.exits import exit_blocks, owned_at
 from fedelta.tuning.lanes import Lanes
+from fedelta.tuning.scopes import SCOPES
 from fedelta.tuning.table import SINGLE
 
 
@@ -129,5 +130,6 @@ def choices() -> dict[str, list[str]]:
         "model families with roles": [name for name, anatomy in ANATOMIES.items() if anatomy.roles],
         "data.source": ["digits", "a folder of images or recordings", "Parquet, CSV or JSON files", "a hub name"],
         "tuning.name": [*SINGLE, "several joined by +"],
+        "personalization.tune": [*SCOPES],
     }
     return fixed | named_choices() | {"tracking.tools": list(TOOLS)}

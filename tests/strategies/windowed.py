@@ -46,7 +46,7 @@ class Walking:
             move = self.moves(self.round, job.client_id)
             values = {name: value + move[name] for name, value in (job.anchor | job.local).items()}
             delta = {name: value - job.anchor[name] for name, value in values.items()}
-            yield Trained(job.client_id, delta, {name: values[name] for name in job.kept}, train_loss=1.0)
+            yield Trained(job.client_id, delta, {name: values[name] for name in job.kept}, 1.0, lr)
 
 
 @dataclass

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -46,12 +46,20 @@ class FederatedData:
         test: rows for evaluation; with `data.evaluate_on = "validation"` those that the clients gave up.
         class_names: one name per label, in label order.
         partition: client id (0, 1, ...) to its rows of `train`, int64; no row belongs to two clients.
+        unseen: the same of the clients that no round asks; no client is in both.
     """
 
     train: LabelledData
     test: LabelledData
     class_names: tuple[str, ...]
     partition: Mapping[int, Tensor]
+    unseen: Mapping[int, Tensor] = field(default_factory=dict)
+
+    def without(self, client_ids: Collection[int]) -> FederatedData:
+        """The same, in which these clients are `unseen`; their ids and those of the others stay."""
+        seen = {client: rows for client, rows in self.partition.items() if client not in client_ids}
+        unseen = {client: rows for client, rows in self.partition.items() if client in client_ids}
+        return replace(self, partition=seen, unseen={**self.unseen, **unseen})
 
 
 def batches(

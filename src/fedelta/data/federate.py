@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -56,7 +57,14 @@ def adapted(transform: Transform, raw: RawData) -> Transform:
     return transform
 
 
-def federate(raw: RawData, settings: PartitionSettings, transform: Transform, *, seed: int) -> FederatedData:
+def federate(
+    raw: RawData,
+    settings: PartitionSettings,
+    transform: Transform,
+    *,
+    seed: int,
+    held_out: Callable[[Sequence[int]], Collection[int]] = lambda _: (),
+) -> FederatedData:
     """The data of all clients, ready for a model.
 
     Args:
@@ -64,6 +72,7 @@ def federate(raw: RawData, settings: PartitionSettings, transform: Transform, *,
         settings: section `[partition]`.
         transform: of the model; used as `adapted` to the data.
         seed: of the run.
+        held_out: all client ids to those that no round asks; they give up no row for validation either.
 
     Raises:
         DataError: the data cannot be divided like that, an input is unreadable, the model takes another kind of input,
@@ -74,6 +83,8 @@ def federate(raw: RawData, settings: PartitionSettings, transform: Transform, *,
     # Before the inputs: an impossible division is found at once, decoding takes a while.
     client_ids = None if client is None else raw.train[client][:]
     rows = divide(settings, raw.train_labels, client_ids, seed=seed, row_numbers=raw.train_row_numbers)
+    unseen_ids = held_out(sorted(rows))
+    unseen = {client: rows.pop(client) for client in sorted(unseen_ids)}
     origin = f"the training set of data source {raw.source.source!r}"
     train = _inputs(raw, raw.train, transform, raw.train_row_numbers, origin=origin)
     if raw.source.evaluate_on == "validation":
@@ -88,6 +99,7 @@ def federate(raw: RawData, settings: PartitionSettings, transform: Transform, *,
         test=evaluated,
         class_names=raw.class_names,
         partition=rows,
+        unseen=unseen,
     )
 
 

@@ -8,7 +8,7 @@ Shapes: K lanes, P trained scalars, S scalars of statistics, both with gaps of a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 
 import torch
@@ -40,6 +40,8 @@ class LaneBank:
         self.grads_KP = torch.zeros_like(self.values_KP, memory_format=torch.contiguous_format)
         # What is added to every gradient; most strategies add nothing, and need no memory for it.
         self.offsets_KP: Tensor | None = None
+        # True where a scalar stays at its anchor [K, P + S]; without such a client there is no need for memory.
+        self._held: Tensor | None = None
         self._parameters: list[nn.Parameter] = []
         self._grads: list[Tensor] = []
         for name in spec:
@@ -67,6 +69,25 @@ class LaneBank:
         for name, tensor in offset.items():
             self.offsets_KP[lane, self._places[name]] = tensor.to(self.offsets_KP).reshape(-1)
 
+    def confine(self, lane: int, names: Collection[str] | None) -> None:
+        """Names the tensors of `lane` that may move, for `put_back`; None: all of them."""
+        if self._held is None:
+            if names is None:
+                return
+            self._held = torch.zeros_like(self._values, dtype=torch.bool)
+        self._held[lane] = names is not None
+        for name in names or ():
+            self._held[lane, self._places[name]] = False
+
+    def put_back(self, num_lanes: int) -> None:
+        """In the first `num_lanes` lanes, gives every scalar that may not move the value of its anchor.
+
+        Whatever moved it, a gradient, weight decay, momentum, the statistics of a norm, has then not happened.
+        """
+        if self._held is not None:
+            values = self._values[:num_lanes]
+            values.copy_(torch.where(self._held[:num_lanes], self._anchors[:num_lanes], values))
+
     def backward(self, loss: Tensor) -> None:
         """Puts the gradient of the scalar `loss` into `grads_KP`; a tensor that it does not reach gets zeros."""
         # Not `loss.backward()`: gradients that are rows of a matrix are not laid out as autograd wants to add to.
@@ -82,11 +103,13 @@ class LaneBank:
         return self._split(self._values[lane] - self._anchors[lane])
 
     def move(self, source: int, target: int) -> None:
-        """Copies values, anchors and offsets of lane `source` over those of lane `target`."""
+        """Copies what lane `source` has over what lane `target` has."""
         self._values[target] = self._values[source]
         self._anchors[target] = self._anchors[source]
         if self.offsets_KP is not None:
             self.offsets_KP[target] = self.offsets_KP[source]
+        if self._held is not None:
+            self._held[target] = self._held[source]
 
     def _fill(self, lane: int, params: Mapping[str, Tensor]) -> None:
         for name, tensor in params.items():

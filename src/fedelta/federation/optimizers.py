@@ -16,6 +16,7 @@ from torch import Tensor
 from fedelta.settings import Settings
 
 OptimizerState = dict[str, Tensor]
+LearningRate = float | Tensor  # of all lanes, or one for each, [K, 1]
 
 
 class Sgd(Settings):
@@ -36,7 +37,7 @@ class Sgd(Settings):
         """Zeroed state for the lanes of `values_KP`."""
         return {"momentum": torch.zeros_like(values_KP)} if self.momentum else {}
 
-    def step(self, values_KP: Tensor, grads_KP: Tensor, state: OptimizerState, lr: float) -> None:
+    def step(self, values_KP: Tensor, grads_KP: Tensor, state: OptimizerState, lr: LearningRate) -> None:
         """One step; changes all of `values_KP`, `grads_KP` and `state` in place."""
         if self.weight_decay:
             grads_KP.add_(values_KP, alpha=self.weight_decay)
@@ -44,7 +45,10 @@ class Sgd(Settings):
             momentum_KP = state["momentum"]
             torch.add(grads_KP, momentum_KP, alpha=self.momentum, out=momentum_KP)
             grads_KP = grads_KP.add_(momentum_KP, alpha=self.momentum) if self.nesterov else momentum_KP
-        values_KP.add_(grads_KP, alpha=-lr)
+        if isinstance(lr, Tensor):
+            values_KP.addcmul_(grads_KP, lr, value=-1)
+        else:
+            values_KP.add_(grads_KP, alpha=-lr)
 
     def effective_steps(self, num_steps: int) -> float:
         """The sum of the weights with which the gradients of `num_steps` steps enter the result, in units of `lr`.
@@ -82,7 +86,7 @@ class AdamW(Settings):
             "steps": values_KP.new_zeros(values_KP.shape[0], 1, dtype=torch.float64),
         }
 
-    def step(self, values_KP: Tensor, grads_KP: Tensor, state: OptimizerState, lr: float) -> None:
+    def step(self, values_KP: Tensor, grads_KP: Tensor, state: OptimizerState, lr: LearningRate) -> None:
         """One step; changes `values_KP` and `state` in place."""
         first_KP, second_KP, steps_K1 = state["first"], state["second"], state["steps"].add_(1)
         values_KP.mul_(1 - lr * self.weight_decay)

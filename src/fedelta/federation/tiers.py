@@ -10,7 +10,7 @@ Source: Liu et al. 2022 (Accumulator, arXiv 2212.04084), its three regimes; Lee 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -110,6 +110,10 @@ class Tiers:
 
     depths: Mapping[int, int]
     owned: Mapping[int, frozenset[str]]
+
+    def only(self, client_ids: Iterable[int]) -> Tiers:
+        """The same without anybody else."""
+        return replace(self, depths={client_id: self.depths[client_id] for client_id in client_ids})
 
     def owns(self, client_id: int, name: str) -> bool:
         """Whether the client holds a tensor; what a strategy sends beside `x`, `PREFIX/x`, goes with `x`."""

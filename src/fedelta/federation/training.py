@@ -20,7 +20,7 @@ from torch import Generator, Tensor, nn
 from fedelta.data.augmentation import Augmentation, AugmentedInputs
 from fedelta.data.batches import Inputs, LabelledData, batches
 from fedelta.federation.bank import LaneBank
-from fedelta.federation.optimizers import Constant, Optimizer, Schedule, Sgd
+from fedelta.federation.optimizers import Constant, LearningRate, Optimizer, Schedule, Sgd
 from fedelta.federation.prefix import CachedInputs, find_prefix, only_head
 from fedelta.federation.tiers import ExitLoss, ExitSettings
 from fedelta.models.hub import Backbone
@@ -103,6 +103,8 @@ class Job:
         offset: added to the gradient in every step, by name (`Memory.offset`).
         depth: blocks that it runs; None for all. What is above may be absent from `anchor`.
         exits: for the choice of exits.
+        lr: its learning rate, instead of the round's.
+        moving: names of the tensors that it trains; the others stay at their anchors. None: all of them.
     """
 
     client_id: int
@@ -117,6 +119,8 @@ class Job:
     offset: Params = field(default_factory=dict)
     depth: int | None = None
     exits: Generator | None = None
+    lr: float | None = None
+    moving: frozenset[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -128,12 +132,14 @@ class Trained:
         delta: local minus anchor.
         kept: the values of the tensors of `Job.kept`.
         train_loss: mean over its steps, in nats per example.
+        lr: learning rate that it trained with.
     """
 
     client_id: int
     delta: Params
     kept: Params
     train_loss: float
+    lr: float
 
 
 @dataclass(frozen=True)
@@ -223,13 +229,18 @@ class LaneEngine:
         Jobs of one depth share lanes, so that no block is run that none of them needs.
 
         Args:
-            jobs: at most one per client.
+            jobs: at most one per client, or several that differ in `lr` where nothing is augmented.
             lr: learning rate of this round.
             round: its number, from 1.
         """
         self._exit_loss = ExitLoss(self._exits, round)
         for depth in sorted({self._depth(job) for job in jobs}):
             yield from self._train_together([job for job in jobs if self._depth(job) == depth], lr)
+
+    @property
+    def is_augmented(self) -> bool:
+        """Whether training images are changed: a row then has the numbers of one job at a time."""
+        return isinstance(self._train.inputs, AugmentedInputs)
 
     def _depth(self, job: Job) -> int:
         """Blocks that it runs; of a model without exits 0, as it makes no difference."""
@@ -248,34 +259,45 @@ class LaneEngine:
             self._step(slots, lr)
             for lane in reversed(range(len(slots))):
                 if slots[lane].steps_left == 0:
-                    yield self._result(lane, slots[lane])
+                    yield self._result(lane, slots[lane], lr)
                     self._release(lane, slots)
 
     @torch.no_grad()
-    def evaluate(self, params: Params, data: LabelledData) -> Evaluation:
-        """Accuracy and loss of `params` on `data`, in lane 0."""
+    def evaluate(
+        self, params: Params, data: LabelledData, rows: Tensor | None = None, depth: int | None = None
+    ) -> Evaluation:
+        """Accuracy and loss of `params`, in lane 0.
+
+        Args:
+            params: tuned tensors.
+            data: what is evaluated on; features of frozen modules are kept until other data come.
+            rows: of `data`, int64; None for all.
+            depth: blocks that are run; None for all.
+        """
         if self._evaluated is None or self._evaluated[0] is not data:
             self._evaluated = (data, self._cached(data))
         cached = self._evaluated[1]
         self.lanes.active = 1
         self.bank.load(0, params)
-        exits = range(1, len(self._blocks) + 1)
+        exits = range(1, (depth or len(self._blocks)) + 1) if self._blocks else range(0)
         correct, loss = [0] * max(1, len(exits)), 0.0
-        for rows in torch.arange(len(data)).split(_EVALUATION_ROWS):
-            self._prepare(cached.inputs, rows)
-            labels = data.labels[rows].to(self._device)
-            answers = self._answers(cached.inputs, rows, exits)
+        rows = torch.arange(len(data)) if rows is None else rows
+        for batch in rows.split(_EVALUATION_ROWS):
+            self._prepare(cached.inputs, batch)
+            labels = data.labels[batch].to(self._device)
+            answers = self._answers(cached.inputs, batch, exits)
             correct = [
                 count + int((logits.argmax(1) == labels).sum()) for count, logits in zip(correct, answers, strict=True)
             ]
             loss += float(nn.functional.cross_entropy(answers[-1], labels, reduction="sum").double())
-        accuracies = tuple(count / len(data) for count in correct)
-        return Evaluation(accuracies[-1], loss / len(data), accuracies if self._blocks else ())
+        accuracies = tuple(count / len(rows) for count in correct)
+        return Evaluation(accuracies[-1], loss / len(rows), accuracies if self._blocks else ())
 
     def _admit(self, lane: int, job: Job) -> _Slot:
         self._prepare(self._train.inputs, job.rows)
         self.bank.load(lane, job.anchor, job.local)
         self.bank.steer(lane, job.offset)
+        self.bank.confine(lane, job.moving)
         for state in self._state.values():
             state[lane] = 0
         self._losses_K[lane] = 0
@@ -298,12 +320,12 @@ class LaneEngine:
             slots[lane] = slots[last]
         slots.pop()
 
-    def _result(self, lane: int, slot: _Slot) -> Trained:
+    def _result(self, lane: int, slot: _Slot, lr: float) -> Trained:
         loss = float(self._losses_K[lane]) / slot.steps_done
         # Cloned: a view would hold the whole row of the bank's copy in memory.
         values = self.bank.read(lane) if slot.job.kept else {}
         kept = {name: values[name].clone() for name in slot.job.kept}
-        return Trained(slot.job.client_id, self.bank.delta(lane), kept, loss)
+        return Trained(slot.job.client_id, self.bank.delta(lane), kept, loss, slot.job.lr or lr)
 
     def _step(self, slots: list[_Slot], lr: float) -> None:
         """One optimizer step in every lane in use."""
@@ -327,10 +349,18 @@ class LaneEngine:
                 grads_AP += self.bank.offsets_KP[:active]
             self._rule.correct(grads_AP, values_AP, self.bank.anchors_KP[:active])
             state = {name: tensor[:active] for name, tensor in self._state.items()}
-            self.client.optimizer.step(values_AP, grads_AP, state, lr)
+            self.client.optimizer.step(values_AP, grads_AP, state, self._rates(slots, lr))
+            self.bank.put_back(active)
         for slot in slots:
             slot.steps_left -= 1
             slot.steps_done += 1
+
+    def _rates(self, slots: list[_Slot], lr: float) -> LearningRate:
+        """The learning rate of all lanes, or of each where one has its own."""
+        if all(slot.job.lr is None for slot in slots):
+            return lr
+        rates = [[lr if slot.job.lr is None else slot.job.lr] for slot in slots]
+        return torch.tensor(rates, device=self._device, dtype=self.bank.values_KP.dtype)
 
     def _loss_at_exits(
         self, slots: list[_Slot], rows_AB: Tensor, labels_AB: Tensor, weights_AB: Tensor

@@ -3,7 +3,7 @@
 config.toml           the resolved configuration
 environment.json      versions, machine, commit
 citations.bib         papers behind what the run used
-partition.json        class names and examples of each class by client
+partition.json        class names and examples of each class by client; apart, those of clients that no round asks
 model.json            parameter counts, of each group too, so that an unfinished run can be reported
 rounds.jsonl          one record a round, determined by seed and configuration
 ledger.jsonl          one row per payload, after the row of the backbone
@@ -11,6 +11,7 @@ timings.jsonl         wall-clock seconds and memory by round
 checkpoint/           the state after the last finished round
 summary.json          written at the end
 adapter/              the tuned tensors for deployment, written at the end
+personalization.json  what clients that no round asked made of it, written by `fedelta personalize`
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ TIMINGS = "timings.jsonl"
 CHECKPOINT = "checkpoint/state.safetensors"
 SUMMARY = "summary.json"
 ADAPTER = "adapter"
+PERSONALIZATION = "personalization.json"
 
 # With these a run can be resumed; `create` wants them and `open` looks for them.
 REQUIRED = (CONFIG, ENVIRONMENT, CITATIONS, LEDGER, CHECKPOINT)

@@ -1,0 +1,399 @@
+"""Personalisation: clients that no round asked fine-tune the finished model on their own data, and keep the result.
+
+    rows of a client   = training part (70 %) + evaluation part (30 %), each class in both where it has enough rows
+    training part      = rows to try rates on + rows to select by
+    for each rate      : fine-tune on the rows to try, measure on the rows to select by
+    with the best rate : fine-tune on the whole training part, measure on the evaluation part
+
+Each fine-tuning starts from the params of the server. The best rate has the highest accuracy, of a model with exits the
+mean over the client's exits; then the lower loss, then the smaller rate. In the authors' code the rate is selected on
+the evaluation part, so that what it reports is too high; here the evaluation part is seen once, at the end.
+
+A client fine-tunes as it would train in a round: optimizer, local rule, exits and augmentation are those of the run.
+
+Source: Liu et al. 2022 (Accumulator, arXiv 2212.04084), authors' code for SpeechCommands.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import repeat
+from statistics import fmean
+from typing import Annotated
+
+import torch
+from pydantic import Field, field_validator, model_validator
+from torch import Tensor
+
+from fedelta.data.batches import LabelledData
+from fedelta.data.problems import refuse
+from fedelta.data.splits import stratified
+from fedelta.data.validation import RowsOf
+from fedelta.errors import ConfigError, RoundError
+from fedelta.federation.tiers import Tiers
+from fedelta.federation.training import ClientSettings, Evaluation, Job, LaneEngine
+from fedelta.params import Params
+from fedelta.seeds import stream
+from fedelta.settings import Settings
+from fedelta.tuning.scopes import Scope
+
+Rate = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+_STREAM = "personalization"
+
+
+class Personalization(Settings):
+    """Which clients no round asks, and how they fine-tune afterwards: section `[personalization]`.
+
+    Args:
+        held_out_clients: so many clients of the partition are drawn.
+        held_out: these clients, instead of a draw.
+        local_epochs: passes over a client's training part.
+        lrs: learning rates to select from, without a schedule.
+        batch_size: samples of a step; None for that of `[client]`.
+        train_fraction: share of a client's rows that it may train on; it is evaluated on the others.
+        selection_fraction: share of the training part by which the learning rate is selected.
+        tune: what is trained, each on its own: `all`, `adapters` (neither accumulator nor head) or the accumulator's
+            `token`; None for all of these that the tuning method has.
+    """
+
+    held_out_clients: int = Field(default=0, ge=0)
+    held_out: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)] = ()
+    local_epochs: int = Field(default=1, ge=1)  # the authors' code
+    lrs: Annotated[tuple[Rate, ...], Field(strict=False)] = (0.001, 0.01, 0.1)  # our choice
+    batch_size: int | None = Field(default=None, ge=1)
+    train_fraction: Share = 0.7  # the authors' code
+    selection_fraction: Share = 0.25  # our choice: the authors select on the evaluation part
+    tune: Annotated[tuple[Scope, ...], Field(strict=False)] | None = None
+
+    @field_validator("held_out", "lrs", "tune")
+    @classmethod
+    def _each_once(cls, values: tuple[object, ...] | None) -> tuple[object, ...] | None:
+        if values is not None and len(set(values)) < len(values):
+            raise ValueError(f"each value once, found {list(values)}")
+        return values
+
+    @field_validator("lrs", "tune")
+    @classmethod
+    def _some(cls, values: tuple[object, ...] | None) -> tuple[object, ...] | None:
+        if values is not None and not values:
+            raise ValueError("at least one value, found none")
+        return values
+
+    @model_validator(mode="after")
+    def _one_choice(self) -> Personalization:
+        if self.held_out and self.held_out_clients:
+            raise ValueError("give `held_out_clients` or `held_out`, not both")
+        return self
+
+    @property
+    def num_held_out(self) -> int:
+        """Number of clients that no round asks."""
+        return self.held_out_clients or len(self.held_out)
+
+    def problems(self, client_ids: Sequence[int]) -> list[str]:
+        """Why these clients, all there are, cannot be held out from."""
+        if unknown := sorted(set(self.held_out).difference(client_ids)):
+            known = f"{len(client_ids)} clients, {min(client_ids)} to {max(client_ids)}"
+            return [f"`personalization.held_out` has {_listed(unknown)}, but there are {known}"]
+        if self.num_held_out >= len(client_ids):
+            key = "held_out_clients" if self.held_out_clients else "held_out"
+            found = f"`personalization.{key}` holds out {self.num_held_out} of {len(client_ids)} clients"
+            return [f"{found}; at least one has to train"]
+        return []
+
+    def unseen(self, client_ids: Sequence[int], seed: int) -> frozenset[int]:
+        """The clients of `client_ids` that no round asks.
+
+        Raises:
+            ConfigError: see `problems`.
+        """
+        if problems := self.problems(client_ids):
+            raise ConfigError(problems)
+        order = torch.randperm(len(client_ids), generator=stream(seed, _STREAM, "held out")).tolist()
+        return frozenset(self.held_out) | {client_ids[place] for place in order[: self.held_out_clients]}
+
+    def training(self, client: ClientSettings) -> ClientSettings:
+        """How a client fine-tunes, for which `client` says how it trains in a round."""
+        update = {
+            "local_epochs": self.local_epochs,
+            "local_steps": None,
+            "batch_size": self.batch_size or client.batch_size,
+        }
+        return client.model_copy(update=update)
+
+    def sizes(self, num_examples: int) -> tuple[int, int, int]:
+        """Rows to train on, those of them to select by, and rows to evaluate on; whole numbers nearest to the shares.
+
+        With one learning rate there is nothing to select.
+
+        >>> Personalization().sizes(10)  # 0.7 * 10, and 0.25 * 7 is 1.75
+        (7, 2, 3)
+        """
+        num_train = math.floor(self.train_fraction * num_examples + 0.5)
+        num_select = math.floor(self.selection_fraction * num_train + 0.5) if len(self.lrs) > 1 else 0
+        return num_train, num_select, num_examples - num_train
+
+    def can_split(self, num_examples: int) -> bool:
+        """Whether no part of such a client is empty."""
+        num_train, num_select, num_eval = self.sizes(num_examples)
+        return num_eval > 0 and num_train > num_select and (num_select > 0 or len(self.lrs) == 1)
+
+    def check_sizes(self, unseen: Mapping[int, Tensor]) -> None:
+        """Refuses clients that are too small to split, all of them at once.
+
+        Raises:
+            DataError: names each with its number of examples.
+        """
+        least = 1
+        while not self.can_split(least):  # each part grows with the client: what is enough for one is for any larger
+            least += 1
+        parts = "to train on, to select the learning rate by" if len(self.lrs) > 1 else "to train on"
+        problems = [
+            f"client {client_id} has {len(rows)} examples, expected at least {least}: some {parts} and to evaluate on"
+            for client_id, rows in sorted(unseen.items())
+            if not self.can_split(len(rows))
+        ]
+        refuse(
+            "the clients that `[personalization]` holds out",
+            problems,
+            hint="hold out others (`personalization.held_out`), or bring `personalization.train_fraction` and "
+            "`personalization.selection_fraction` nearer to a half.",
+        )
+
+    def scopes(self, found: Mapping[Scope, frozenset[str]], tuning: str) -> dict[Scope, frozenset[str]]:
+        """What is trained: scope to the names of its tensors.
+
+        Args:
+            found: the scopes that the tuning method has.
+            tuning: its name.
+
+        Raises:
+            ConfigError: `tune` names others.
+        """
+        if self.tune is None:
+            # Where there is nothing but adapters, a second scope would repeat the first.
+            return {scope: names for scope, names in found.items() if scope == "all" or names != found["all"]}
+        if lacking := [scope for scope in self.tune if scope not in found]:
+            raise ConfigError(
+                [f"`personalization.tune` has {_listed(lacking)}, of which tuning method {tuning!r} trains nothing"],
+                hint=f"it has {_listed(list(found))}; 'token' needs an accumulator, 'adapters' more than a head.",
+            )
+        return {scope: found[scope] for scope in self.tune}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The rows of a client, int64, each in one part only.
+
+    Args:
+        trial: for trying learning rates.
+        selection: for selecting one.
+        evaluation: for the result.
+    """
+
+    trial: Tensor
+    selection: Tensor
+    evaluation: Tensor
+
+    @property
+    def training(self) -> Tensor:
+        """What the client may learn from."""
+        return torch.cat([self.trial, self.selection]).sort().values
+
+
+def split(settings: Personalization, rows: Tensor, labels: Tensor, client_id: int, seed: int) -> Parts:
+    """The parts of a client; which row goes where depends on the seed, the client and its rows alone.
+
+    Args:
+        settings: shares.
+        rows: of the client.
+        labels: of these rows.
+        client_id: whose they are.
+        seed: of the run.
+    """
+    _, num_select, num_eval = settings.sizes(len(rows))
+    training, evaluation = _drawn(labels, num_eval, stream(seed, _STREAM, "evaluation part", client_id))
+    trial, selection = _drawn(labels[training], num_select, stream(seed, _STREAM, "selection part", client_id))
+    return Parts(rows[training[trial]], rows[training[selection]], rows[evaluation])
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """The clients, and what they start from.
+
+    Args:
+        engine: trains as `Personalization.training` says.
+        data: of all clients: the same rows as the engine's training data.
+        rows: client id to its rows.
+        params: of the server.
+        seed: of the run.
+        round: the last of the run; weighs the teacher of `exits.train = "distill"`.
+        tiers: how deep each client runs; None: all of them through the whole model.
+    """
+
+    engine: LaneEngine
+    data: LabelledData
+    rows: Mapping[int, Tensor]
+    params: Params
+    seed: int
+    round: int = 1
+    tiers: Tiers | None = None
+
+
+@dataclass(frozen=True)
+class Personalized:
+    """The result of one client and one scope.
+
+    Args:
+        scope: what was trained.
+        client_id: who.
+        num_train: rows that it trained on.
+        num_eval: rows that it was evaluated on.
+        lr: the learning rate that was selected.
+        before: the server's model on the evaluation part.
+        after: the client's own.
+        params: of its own model, which it keeps.
+    """
+
+    scope: Scope
+    client_id: int
+    num_train: int
+    num_eval: int
+    lr: float
+    before: Evaluation
+    after: Evaluation
+    params: Params
+
+
+def personalize(
+    settings: Personalization, unseen: Unseen, scopes: Mapping[Scope, frozenset[str]]
+) -> Iterator[Personalized]:
+    """Yields each client of each scope, in the order of the scopes; nothing is sent.
+
+    Args:
+        settings: how.
+        unseen: who; each large enough (`Personalization.check_sizes`).
+        scopes: names of the tensors that each scope trains; every other tensor stays as it is.
+
+    Raises:
+        RoundError: a client diverges at every learning rate.
+    """
+    bench = _Bench(settings, unseen)
+    for scope, names in scopes.items():
+        for group in bench.groups():
+            rates = bench.select_rates(group, names)
+            jobs = [bench.job("tune", client, bench.parts[client].training, rates[client], names) for client in group]
+            own = bench.train(jobs)
+            for client in group:
+                parts, params = bench.parts[client], own[client, rates[client]]
+                after = bench.evaluate(client, params, parts.evaluation)
+                if not math.isfinite(after.loss):
+                    raise _diverged(client, [rates[client]])
+                before = bench.evaluate(client, unseen.params, parts.evaluation)
+                num_train, num_eval = len(parts.training), len(parts.evaluation)
+                yield Personalized(scope, client, num_train, num_eval, rates[client], before, after, params)
+
+
+class _Bench:
+    """What the unseen clients are given to work with."""
+
+    def __init__(self, settings: Personalization, unseen: Unseen) -> None:
+        self._settings, self._unseen = settings, unseen
+        self.parts = {
+            client: split(settings, rows, unseen.data.labels[rows], client, unseen.seed)
+            for client, rows in sorted(unseen.rows.items())
+        }
+        # A view of their rows alone: what is kept of frozen modules is kept for these. Never augmented.
+        self._places = torch.cat([*unseen.rows.values()]).sort().values
+        inputs = RowsOf(unseen.data.inputs, self._places)
+        self._data = LabelledData(inputs, unseen.data.labels[self._places])
+
+    def groups(self) -> Iterator[list[int]]:
+        """The clients, those of one depth side by side, as many at a time as keep every lane busy."""
+        order = sorted(self.parts, key=lambda client: (self._depth(client) or 0, client))
+        # Not all at once: every job leaves a copy of the tuned tensors.
+        size = -(-self._unseen.engine.lanes.num // len(self._settings.lrs))
+        for start in range(0, len(order), size):
+            yield order[start : start + size]
+
+    def select_rates(self, clients: Iterable[int], names: frozenset[str]) -> dict[int, float]:
+        """The best learning rate of each client, by its selection part."""
+        lrs = self._settings.lrs
+        if len(lrs) == 1:
+            return dict.fromkeys(clients, lrs[0])
+        jobs = [self.job("try", client, self.parts[client].trial, lr, names) for client in clients for lr in lrs]
+        ranks: dict[int, list[tuple[float, float, float]]] = {}
+        for (client, lr), params in self.train(jobs).items():
+            found = self.evaluate(client, params, self.parts[client].selection)
+            accuracy = fmean(found.accuracy_by_exit or (found.accuracy,))
+            ranks.setdefault(client, [])
+            if math.isfinite(found.loss):
+                ranks[client].append((-accuracy, found.loss, lr))
+        for client, own in ranks.items():
+            if not own:
+                raise _diverged(client, lrs)
+        return {client: min(own)[-1] for client, own in ranks.items()}
+
+    def job(self, purpose: str, client: int, rows: Tensor, lr: float, names: frozenset[str]) -> Job:
+        """Fine-tuning of `client` on `rows`; random numbers are the same for every rate and every scope."""
+        unseen = self._unseen
+        path = (_STREAM, purpose, client)
+        held = names if unseen.tiers is None else names & unseen.tiers.owned[unseen.tiers.depths[client]]
+        return Job(
+            client,
+            rows,
+            unseen.params,
+            order=repeat(stream(unseen.seed, "batches", *path)),
+            noise=stream(unseen.seed, "dropout", *path),
+            augmentation=repeat(stream(unseen.seed, "augmentation", *path)),
+            kept=tuple(unseen.params),
+            depth=self._depth(client),
+            exits=stream(unseen.seed, "exits", *path),
+            lr=lr,
+            moving=held,
+        )
+
+    def train(self, jobs: Sequence[Job]) -> dict[tuple[int, float], Params]:
+        """Client and rate to the tensors after training, in ascending order."""
+        engine = self._unseen.engine
+        # An augmented row has the numbers of one job at a time, so that the rates of a client must not meet.
+        passes = [[job for job in jobs if job.lr == lr] for lr in self._settings.lrs] if engine.is_augmented else [jobs]
+        found = {
+            (trained.client_id, trained.lr): trained.kept
+            for each in passes
+            for trained in engine.train(each, lr=0.0, round=self._unseen.round)
+        }
+        return dict(sorted(found.items()))
+
+    def evaluate(self, client: int, params: Params, rows: Tensor) -> Evaluation:
+        """Accuracy and loss on `rows`, at the exits that the client has."""
+        places = torch.searchsorted(self._places, rows)
+        return self._unseen.engine.evaluate(params, self._data, places, self._depth(client))
+
+    def _depth(self, client: int) -> int | None:
+        return None if self._unseen.tiers is None else self._unseen.tiers.depths[client]
+
+
+def _drawn(labels: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Places of `labels` that stay, and `count` that are drawn; both ascending."""
+    if not count:
+        return torch.arange(len(labels)), torch.arange(0)
+    drawn = stratified(labels, count, generator)
+    stays = torch.ones(len(labels), dtype=torch.bool)
+    stays[drawn] = False
+    return stays.nonzero().flatten(), drawn
+
+
+def _diverged(client: int, lrs: Sequence[float]) -> RoundError:
+    rates = ", ".join(f"{lr:g}" for lr in lrs)
+    return RoundError(
+        f"client {client}: fine-tuning ends with a loss that is not finite, at the learning rate {rates}.",
+        hint="give smaller ones: `--set personalization.lrs=[...]`.",
+    )
+
+
+def _listed(items: Sequence[object]) -> str:
+    return ", ".join(repr(item) for item in items)

@@ -1,0 +1,179 @@
+"""`fedelta personalize`: the clients that a run never asked fine-tune its model, each for itself.
+
+Nothing travels: there is no codec, no payload and no row in the ledger. What a client tunes stays with it; only the
+numbers in `personalization.json` are written.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from fedelta.assembly import Assembly, assemble
+from fedelta.config import Config, load_config
+from fedelta.data.batches import FederatedData
+from fedelta.errors import ConfigError, InputError, RunError
+from fedelta.experiment import fingerprint
+from fedelta.federation.personalize import Personalized, Unseen
+from fedelta.federation.personalize import personalize as fine_tune
+from fedelta.federation.training import Evaluation
+from fedelta.models.hub import Backbone
+from fedelta.results.checkpoint import Checkpoint, load
+from fedelta.results.files import Record, to_json, write_atomic
+from fedelta.results.rundir import PERSONALIZATION, RunDirectory
+from fedelta.runtimes.stability import Stability
+from fedelta.strategies.fedavg import FedAvg
+from fedelta.tuning.scopes import Scope, scopes_of
+
+_NOTE = "Each client fine-tuned on its own data and kept the result: nothing was sent, the ledger has no row of it."
+# Sections that say how clients fine-tune, and where; the others are the run's.
+_FREE = ("personalization", "runtime")
+
+
+def personalize(
+    directory: str | Path,
+    overrides: Iterable[str] = (),
+    *,
+    backbone: Backbone | None = None,
+    data: FederatedData | None = None,
+) -> Record:
+    """Fine-tunes the model of a finished run on each client that it held out; writes `personalization.json`.
+
+    Args:
+        directory: of the run.
+        overrides: `personalization.key=value` and `runtime.key=value` strings.
+        backbone: the model that the run was given, if it was given one; fresh, and edited in place.
+        data: likewise.
+
+    Returns:
+        The content of the file: by scope, each client's accuracy before and after, with mean, deviation and worst.
+
+    Raises:
+        RunError: `directory` is no run, or one that is not finished.
+        InputError: the run held no client out, or something else in it cannot be used.
+        CheckpointError: the data are no longer those of the run.
+    """
+    run = RunDirectory.open(Path(directory))
+    original = load_config(run.config)
+    config = load_config(run.config, ["model.adapter=", *overrides])
+    num_unseen = original.personalization.num_held_out + (0 if data is None else len(data.unseen))
+    _check(original, config, run, num_unseen)
+    with run.locked():
+        assembly = assemble(_for_unseen(config, num_unseen), backbone=backbone, data=data)
+        checkpoint = load(run.checkpoint, assembly.spec, fingerprint(original, assembly.data, assembly.tiers))
+        record = _record(assembly, checkpoint, config)
+        write_atomic(run.path / PERSONALIZATION, to_json(record, indent=2) + "\n")
+    return record
+
+
+def _check(original: Config, config: Config, run: RunDirectory, num_unseen: int) -> None:
+    """Lets `config` differ from the run's in how clients fine-tune, not in who they are.
+
+    Raises:
+        InputError: it differs in more, or nobody is held out, or the run is not finished.
+    """
+    before, now = original.personalization, config.personalization
+    if not num_unseen:
+        raise InputError(
+            f"run {str(run.path)!r} held no client out, so that there is none that it has not seen.",
+            hint="set `personalization.held_out_clients` and run again.",
+        )
+    problems = []
+    if (before.held_out_clients, before.held_out) != (now.held_out_clients, now.held_out):
+        problems.append("the run has chosen which clients it does not ask; for others, run again")
+    start = original.model_copy(update={"model": original.model.model_copy(update={"adapter": None})})
+    other = [key for key in Config.model_fields if key not in _FREE and getattr(start, key) != getattr(config, key)]
+    problems += [f"`{key}` is the run's; only `personalization.` and `runtime.` keys can be set" for key in other]
+    if problems:
+        raise ConfigError(problems, origin=f"run {str(run.path)!r}")
+    if not run.summary.is_file():
+        raise RunError(f"run {str(run.path)!r} is not finished.", hint=f"finish it: `fedelta resume {run.path}`.")
+
+
+def _for_unseen(config: Config, num_unseen: int) -> Config:
+    """The configuration of an engine on which the clients that no round asks fine-tune."""
+    personal = config.personalization
+    client = personal.training(config.client)
+    num_lanes = config.runtime.num_lanes(
+        clients_per_round=num_unseen * len(personal.lrs),
+        batch_size=client.batch_size,
+        max_lanes=config.tuning.max_lanes,
+    )
+    update = {
+        "client": client,
+        "runtime": config.runtime.model_copy(update={"lanes": num_lanes}),
+        # There is no round: what a strategy asks of steps, traffic and reliability does not matter.
+        "strategy": FedAvg(clients_per_round=1),
+        "stability": Stability(),
+        "byte_budget_mib": None,
+    }
+    return config.model_copy(update=update)
+
+
+def _record(assembly: Assembly, checkpoint: Checkpoint, config: Config) -> Record:
+    data, personal = assembly.data, config.personalization
+    scopes = personal.scopes(scopes_of(assembly.backbone, assembly.spec), config.tuning.name)
+    unseen = Unseen(
+        assembly.engine,
+        data.train,
+        data.unseen,
+        checkpoint.params,
+        config.seed,
+        round=max(1, checkpoint.round),
+        tiers=assembly.tiers,
+    )
+    found: dict[Scope, list[Record]] = {scope: [] for scope in scopes}
+    for each in fine_tune(personal, unseen, scopes):
+        found[each.scope].append(_row(each))
+    return {
+        "note": _NOTE,
+        "round": checkpoint.round,
+        "settings": personal.model_dump(mode="json") | {"batch_size": assembly.engine.client.batch_size},
+        "scopes": {
+            scope: {
+                "tuned_parameters": sum(assembly.spec.tensors[name].numel for name in scopes[scope]),
+                **_summary(sorted(rows, key=lambda row: row["client_id"])),
+            }
+            for scope, rows in found.items()
+        },
+    }
+
+
+def _row(result: Personalized) -> Record:
+    return {
+        "client_id": result.client_id,
+        "num_train": result.num_train,
+        "num_eval": result.num_eval,
+        "lr": result.lr,
+        **_measures(result.before, "before"),
+        **_measures(result.after, "after"),
+    }
+
+
+def _measures(found: Evaluation, when: str) -> Record:
+    own = {f"accuracy_{when}": found.accuracy, f"loss_nats_{when}": found.loss}
+    return own | ({f"accuracy_by_exit_{when}": list(found.accuracy_by_exit)} if found.accuracy_by_exit else {})
+
+
+def _summary(rows: Sequence[Record]) -> Record:
+    return {"before": _over_clients(rows, "before"), "after": _over_clients(rows, "after"), "clients": list(rows)}
+
+
+def _over_clients(rows: Sequence[Mapping[str, object]], when: str) -> Record:
+    """Mean, deviation of a sample, and the worst client; every client counts the same, whatever its size."""
+    accuracies = {row["client_id"]: float(str(row[f"accuracy_{when}"])) for row in rows}
+    worst = min(accuracies, key=lambda client: accuracies[client])
+    by_exit = [row.get(f"accuracy_by_exit_{when}") for row in rows]
+    values = list(accuracies.values())
+    found: Record = {
+        "mean_accuracy": statistics.fmean(values),
+        "std_accuracy": statistics.stdev(values) if len(values) > 1 else None,
+        "worst_accuracy": accuracies[worst],
+        "worst_client_id": worst,
+    }
+    if own := [each for each in by_exit if isinstance(each, list)]:
+        # Clients differ in depth: an exit's mean is over those that reach it.
+        reached = [[each[place] for each in own if place < len(each)] for place in range(max(map(len, own)))]
+        found["mean_accuracy_by_exit"] = [statistics.fmean(each) for each in reached]
+    return found

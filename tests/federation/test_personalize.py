@@ -1,0 +1,455 @@
+"""Personalisation: who is held out, how rows are divided, how a rate is selected, and what may move."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from itertools import repeat
+
+import pytest
+import torch
+from pydantic import ValidationError
+from tests.builders import assert_close, assert_same_bits, start_of, tiny_backbone, tiny_data, tiny_engine
+from torch import Tensor
+
+from fedelta.data.augmentation import Augmentation
+from fedelta.data.batches import LabelledData
+from fedelta.errors import ConfigError, DataError, RoundError
+from fedelta.federation.optimizers import AdamW, Sgd
+from fedelta.federation.personalize import Personalization, Personalized, Unseen, personalize, split
+from fedelta.federation.tiers import ExitSettings, Tiers
+from fedelta.federation.training import ClientSettings, Evaluation, Job, LaneEngine
+from fedelta.models.hub import Backbone
+from fedelta.params import Params
+from fedelta.seeds import stream
+from fedelta.tuning.accumulator import Accumulator
+from fedelta.tuning.adapter import Adapter
+from fedelta.tuning.base import TuningMethod
+from fedelta.tuning.combined import Combined
+from fedelta.tuning.exit_heads import ExitHeads
+from fedelta.tuning.exits import owned_at
+from fedelta.tuning.full import Full
+from fedelta.tuning.head import Head
+from fedelta.tuning.lanes import Lanes
+from fedelta.tuning.lora import Lora
+from fedelta.tuning.scopes import Scope, scopes_of
+
+ACCUMULATOR = Combined(
+    methods=(
+        Accumulator(num_heads=2, mlp_width=8, head_width=6),
+        Adapter(placement="parallel", shared=False, reduction_factor=4),
+    )
+)
+CLIENT = ClientSettings(batch_size=4, lr=1.0, optimizer=AdamW(weight_decay=0.1))
+ROWS = {2: torch.arange(0, 10), 5: torch.arange(10, 24), 7: torch.arange(24, 34)}
+SETTINGS = Personalization(held_out=(2, 5, 7), lrs=(0.03, 0.01), local_epochs=2)
+
+
+def bench(
+    method: TuningMethod = ACCUMULATOR,
+    settings: Personalization = SETTINGS,
+    *,
+    lanes: int = 4,
+    client: ClientSettings = CLIENT,
+    data: LabelledData | None = None,
+    tiers: Tiers | None = None,
+    augmentation: Augmentation | None = None,
+    cache_bytes: int = 0,
+) -> tuple[Unseen, dict[Scope, frozenset[str]]]:
+    """Three clients of a tiny model, and what they may train."""
+    data = data or tiny_data(num_rows=34)
+    engine, backbone = tiny_engine(
+        method, data, lanes=lanes, client=settings.training(client), augmentation=augmentation, cache_bytes=cache_bytes
+    )
+    unseen = Unseen(engine, data, ROWS, start_of(engine), seed=1, tiers=tiers)
+    return unseen, scopes_of(backbone, engine.spec)
+
+
+def results(unseen: Unseen, scopes: Mapping[Scope, frozenset[str]], settings: Personalization = SETTINGS):
+    return {(each.scope, each.client_id): each for each in personalize(settings, unseen, scopes)}
+
+
+def applied(method: TuningMethod, family: str = "vit") -> dict[Scope, frozenset[str]]:
+    backbone = tiny_backbone(family)
+    return scopes_of(backbone, method.apply(backbone, Lanes(1), stream(0)))
+
+
+class Spy:
+    """Stands in the place of an engine; writes down which rows were learned from and which were looked at."""
+
+    def __init__(self, engine: LaneEngine, verdict: Mapping[float, tuple[float, float]] | None = None) -> None:
+        self._engine, self._verdict = engine, verdict
+        self.jobs: list[Job] = []
+        self.evaluated: list[tuple[Params, Tensor]] = []
+        self.lanes, self.is_augmented = engine.lanes, engine.is_augmented
+
+    def train(self, jobs, lr, round=1):
+        self.jobs += jobs
+        for trained in self._engine.train(jobs, lr, round):
+            # The tensors of a trial are its rate, so that `evaluate` knows whose turn it is.
+            mark = {"rate": torch.tensor(trained.lr, dtype=torch.float64)}
+            yield trained if self._verdict is None else replace(trained, kept=mark)
+
+    def evaluate(self, params, data, rows, depth=None):
+        self.evaluated.append((params, data.inputs.rows[rows]))
+        if self._verdict is None:
+            return self._engine.evaluate(params, data, rows, depth)
+        return Evaluation(*self._verdict[float(params["rate"])]) if "rate" in params else Evaluation(0.5, 1.0)
+
+
+# Who is held out
+
+
+def test_a_draw_holds_out_as_many_as_asked_for_by_the_seed():
+    settings = Personalization(held_out_clients=3)
+    drawn = {settings.unseen(range(20), seed) for seed in range(5)}
+    assert all(len(each) == 3 and each <= set(range(20)) for each in drawn)
+    assert len(drawn) == 5
+    assert settings.unseen(range(20), 4) == settings.unseen(list(range(20)), 4)
+
+
+def test_named_clients_are_held_out_whatever_the_seed():
+    assert Personalization(held_out=(4, 1)).unseen(range(6), 0) == {1, 4}
+    assert Personalization().unseen(range(6), 0) == set()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (Personalization(held_out_clients=6), r"`personalization.held_out_clients` holds out 6 of 6 clients; at least"),
+        (Personalization(held_out=(0, 1, 2, 3, 4, 5)), r"`personalization.held_out` holds out 6 of 6"),
+        (Personalization(held_out=(2, 9, 6)), r"`personalization.held_out` has 6, 9, but there are 6 clients, 0 to 5"),
+    ],
+)
+def test_clients_that_are_not_there_cannot_be_held_out_nor_can_all(settings: Personalization, message: str):
+    with pytest.raises(ConfigError, match=message):
+        settings.unseen(range(6), 0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"held_out": (1,), "held_out_clients": 1}, "give `held_out_clients` or `held_out`, not both"),
+        ({"lrs": (0.1, 0.1)}, "each value once"),
+        ({"tune": ("all", "all")}, "each value once"),
+        ({"held_out": (1, 1)}, "each value once"),
+        ({"lrs": ()}, "at least one value, found none"),
+        ({"tune": ()}, "at least one value, found none"),
+        ({"lrs": (0.0,)}, "greater than 0"),
+        ({"train_fraction": 1.0}, "less than 1"),
+        ({"tune": ("tokens",)}, "'all', 'adapters' or 'token'"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(fields, message: str):
+    with pytest.raises(ValidationError, match=message):
+        Personalization(**fields)
+
+
+# How the rows of a client are divided
+
+
+def test_parts_have_the_sizes_of_the_shares_and_cover_the_rows_once():
+    # 14 rows: 0.7 * 14 = 9.8, so 10 to train on; 0.25 * 10 = 2.5, rounded up to 3 to select by; 4 to evaluate on.
+    rows = torch.arange(100, 114)
+    parts = split(SETTINGS, rows, torch.tensor([0, 1] * 7), 3, seed=0)
+    assert [len(part) for part in (parts.trial, parts.selection, parts.training, parts.evaluation)] == [7, 3, 10, 4]
+    assert sorted(parts.training.tolist()) == sorted([*parts.trial.tolist(), *parts.selection.tolist()])
+    assert sorted([*parts.training.tolist(), *parts.evaluation.tolist()]) == rows.tolist()
+
+
+def test_parts_depend_on_the_seed_and_the_client():
+    def evaluation(client: int, seed: int) -> list[int]:
+        return split(SETTINGS, torch.arange(60), torch.zeros(60).long(), client, seed).evaluation.tolist()
+
+    assert evaluation(3, 0) == evaluation(3, 0)
+    assert len({tuple(evaluation(client, seed)) for client in (3, 4) for seed in (0, 1)}) == 4
+
+
+def test_each_class_keeps_its_share_in_each_part():
+    # 20 rows of one class and 10 of another: 9 of 30 are evaluated on, 6 and 3 of them; of the 21 others 5 select
+    # (0.25 * 21 = 5.25), of 14 and 7: 3.33 and 1.67, the one left over to the larger remainder.
+    labels = torch.tensor([0] * 20 + [1] * 10)
+    parts = split(SETTINGS, torch.arange(30), labels, 0, seed=5)
+    assert labels[parts.evaluation].bincount().tolist() == [6, 3]
+    assert labels[parts.selection].bincount().tolist() == [3, 2]
+
+
+def test_with_one_rate_nothing_is_given_up_for_selecting_it():
+    parts = split(Personalization(lrs=(0.1,)), torch.arange(10), torch.zeros(10).long(), 0, seed=0)
+    assert (len(parts.trial), len(parts.selection), len(parts.evaluation)) == (7, 0, 3)
+
+
+def test_clients_that_are_too_small_to_split_are_refused_all_at_once():
+    # 3 rows: 2 to train on, of them 1 to select by, and 1 to evaluate on. 2 rows: 1 to train on, and none to select by.
+    unseen = {number: torch.arange(number) for number in (1, 2, 3)}
+    with pytest.raises(DataError) as caught:
+        Personalization().check_sizes(unseen)
+    assert caught.value.message == (
+        "2 problems in the clients that `[personalization]` holds out:\n"
+        "  - client 1 has 1 examples, expected at least 3: some to train on, to select the learning rate by and to "
+        "evaluate on\n"
+        "  - client 2 has 2 examples, expected at least 3: some to train on, to select the learning rate by and to "
+        "evaluate on"
+    )
+    assert "personalization.train_fraction" in str(caught.value.hint)
+    Personalization().check_sizes({3: torch.arange(3)})
+    # One rate: 2 rows are one to train on and one to evaluate on.
+    Personalization(lrs=(0.1,)).check_sizes({2: torch.arange(2)})
+    # 0.95 * 9 = 8.55, so that 9 rows leave none to evaluate on, and 10 do (9.5 rounds up, too): 11 are 10 and 1.
+    with pytest.raises(DataError, match="client 0 has 9 examples, expected at least 11"):
+        Personalization(train_fraction=0.95).check_sizes({0: torch.arange(9)})
+
+
+# What each scope trains
+
+
+def test_scopes_of_an_accumulator_with_adapters():
+    scopes = applied(ACCUMULATOR)
+    token = "vit.layers.0.accumulator.token"
+    assert scopes["token"] == {token}
+    # Everything but the accumulator, which is what remains when there is no accumulator at all, without the head.
+    alone = applied(Adapter(placement="parallel", shared=False, reduction_factor=4))["adapters"]
+    assert len(scopes["adapters"]) == len(alone)
+    accumulator = applied(ACCUMULATOR.methods[0])
+    assert scopes["all"] - scopes["adapters"] == accumulator["all"]
+    assert accumulator.keys() == {"all", "token"}
+    assert "vit.layers.1.position" in accumulator["all"]
+
+
+@pytest.mark.parametrize("family", ["vit", "distilbert"])
+def test_adapters_of_a_model_without_exits_are_all_but_its_head(family: str):
+    scopes, head = applied(Lora(r=2), family), applied(Head(), family)
+    assert scopes.keys() == {"all", "adapters"}
+    assert scopes["all"] - scopes["adapters"] == head["all"]
+    assert head.keys() == {"all"}
+
+
+def test_exit_heads_are_no_adapters():
+    scopes = applied(Combined(methods=(ExitHeads(), Lora(r=2))))
+    assert scopes["all"] - scopes["adapters"] == applied(ExitHeads())["all"]
+    assert all(name.endswith(("lora_A", "lora_B")) for name in scopes["adapters"])
+
+
+def test_a_scope_that_fits_nothing_is_refused_and_by_default_left_out():
+    found = applied(Lora(r=2))
+    assert list(Personalization().scopes(found, "lora")) == ["all", "adapters"]
+    assert list(Personalization(tune=("adapters",)).scopes(found, "lora")) == ["adapters"]
+    with pytest.raises(
+        ConfigError, match=r"`personalization.tune` has 'token', of which tuning method 'lora'"
+    ) as error:
+        Personalization(tune=("all", "token")).scopes(found, "lora")
+    assert "it has 'all', 'adapters'; 'token' needs an accumulator" in str(error.value.hint)
+    # All that is trained are adapters: one scope of it is enough.
+    assert list(Personalization().scopes(applied(Lora(r=2, train_head=False)), "lora")) == ["all"]
+
+
+# What moves
+
+
+@pytest.mark.parametrize("optimizer", [AdamW(weight_decay=0.1), Sgd(momentum=0.9, nesterov=True, weight_decay=0.1)])
+def test_a_scope_moves_its_own_tensors_and_no_bit_of_the_others(optimizer):
+    unseen, scopes = bench(client=CLIENT.model_copy(update={"optimizer": optimizer}))
+    for (scope, _), each in results(unseen, scopes).items():
+        moved = {name for name, tensor in each.params.items() if not torch.equal(tensor, unseen.params[name])}
+        assert moved == scopes[scope]
+
+
+def test_statistics_of_norms_stay_outside_of_the_scope():
+    data = tiny_data("small-resnet", num_rows=12)
+    engine, _ = tiny_engine(Full(), data, family="small-resnet", client=CLIENT)
+    anchor, name = start_of(engine), engine.spec.statistics[0]
+    moving = frozenset(engine.spec.names) - {name}
+    job = Job(0, torch.arange(12), anchor, repeat(stream(0)), stream(1), moving=moving)
+    (trained,) = engine.train([job], 0.01)
+    assert {each for each, delta in trained.delta.items() if not delta.any()} == {name}
+
+
+def test_what_one_client_may_move_is_forgotten_with_its_lane():
+    # One lane after the other in the same place, and a lane that moves down when another is done.
+    unseen, scopes = bench(lanes=2)
+    engine, names = unseen.engine, scopes["token"]
+    rows = {0: torch.arange(4), 1: torch.arange(4, 16), 2: torch.arange(16, 28)}
+    moving: dict[int, Collection[str] | None] = {0: None, 1: names, 2: None}
+    jobs = [
+        Job(i, rows[i], unseen.params, repeat(stream(i)), stream(i), exits=stream(i), moving=moving[i]) for i in rows
+    ]
+    moved = {
+        trained.client_id: {name for name, delta in trained.delta.items() if delta.any()}
+        for trained in engine.train(jobs, 0.01)
+    }
+    assert moved[1] == names
+    assert len(moved[0]) == len(moved[2]) > len(names)
+
+
+def test_a_rate_of_its_own_is_the_rate_of_the_round_for_that_client():
+    for optimizer in (Sgd(), AdamW()):
+        client = CLIENT.model_copy(update={"optimizer": optimizer})
+        deltas = {}
+        for own in (True, False):
+            unseen, _ = bench(Lora(r=2), client=client)
+            for lr in (0.1, 0.02):
+                job = Job(0, ROWS[2], unseen.params, repeat(stream(0)), stream(1), lr=lr if own else None)
+                other = replace(job, client_id=1, order=repeat(stream(2)), lr=0.5) if own else None
+                found = {
+                    each.client_id: each for each in unseen.engine.train([job, *([other] if other else [])], lr=lr)
+                }
+                deltas[own, lr] = found[0].delta
+                assert found[0].lr == lr
+        for lr in (0.1, 0.02):
+            assert_close(deltas[True, lr], deltas[False, lr], rtol=1e-4, atol=1e-6)
+
+
+# The algorithm
+
+
+def test_only_the_training_part_is_learned_from_and_the_evaluation_part_is_seen_at_the_end_alone():
+    unseen, scopes = bench()
+    spy = Spy(unseen.engine)
+    found = results(replace(unseen, engine=spy), {"all": scopes["all"]})
+    parts = {client: split(SETTINGS, rows, unseen.data.labels[rows], client, 1) for client, rows in ROWS.items()}
+    for job in spy.jobs:
+        own = parts[job.client_id]
+        assert torch.equal(job.rows, own.training) or torch.equal(job.rows, own.trial)
+        assert not set(job.rows.tolist()) & set(own.evaluation.tolist())
+    for client, own in parts.items():
+        learned = [job for job in spy.jobs if job.client_id == client]
+        # Each rate on the rows to try, then the selected one on all.
+        assert [len(job.rows) for job in learned] == [len(own.trial)] * 2 + [len(own.training)]
+        assert learned[-1].lr == found["all", client].lr
+        looked_at = [
+            set(rows.tolist()) for _, rows in spy.evaluated if set(rows.tolist()) <= set(ROWS[client].tolist())
+        ]
+        selection, evaluation = set(own.selection.tolist()), set(own.evaluation.tolist())
+        assert looked_at == [selection, selection, evaluation, evaluation]
+        assert (found["all", client].num_train, found["all", client].num_eval) == (len(own.training), len(evaluation))
+
+
+@pytest.mark.parametrize(
+    ("verdict", "best"),
+    [
+        ({0.3: (0.5, 9.0), 0.1: (0.4, 0.1), 0.2: (0.4, 0.1)}, 0.3),  # accuracy first
+        ({0.3: (0.5, 2.0), 0.1: (0.5, 2.1), 0.2: (0.4, 0.1)}, 0.3),  # then the lower loss
+        ({0.3: (0.5, 2.0), 0.1: (0.1, 0.1), 0.2: (0.5, 2.0)}, 0.2),  # then the smaller rate
+        ({0.3: (0.9, float("nan")), 0.1: (0.1, 0.1), 0.2: (0.0, 0.0)}, 0.1),  # what diverged is no choice
+    ],
+)
+def test_the_best_rate_has_the_highest_accuracy_then_the_lower_loss_then_is_the_smaller(verdict, best: float):
+    settings = SETTINGS.model_copy(update={"lrs": tuple(verdict)})
+    unseen, _ = bench(Lora(r=2), settings)
+    spy = Spy(unseen.engine, verdict)
+    found = results(replace(unseen, engine=spy), {"all": frozenset(unseen.params)}, settings)
+    assert {each.lr for each in found.values()} == {best}
+
+
+def test_with_exits_the_rate_is_selected_by_the_mean_over_them():
+    settings = SETTINGS.model_copy(update={"lrs": (0.1, 0.2)})
+    unseen, _ = bench(settings=settings)
+
+    class Exits(Spy):
+        def evaluate(self, params, data, rows, depth=None):
+            if "rate" not in params:
+                return Evaluation(0.5, 1.0, (0.5, 0.5))
+            by_exit = {0.1: (0.1, 0.6), 0.2: (0.5, 0.5)}[float(params["rate"])]
+            return Evaluation(by_exit[-1], 1.0, by_exit)
+
+    spy = Exits(unseen.engine, {})
+    found = results(replace(unseen, engine=spy), {"all": frozenset(unseen.params)}, settings)
+    assert {each.lr for each in found.values()} == {0.2}
+
+
+def test_a_client_that_diverges_at_every_rate_is_named():
+    settings = SETTINGS.model_copy(update={"lrs": (1e30, 1e32)})
+    unseen, scopes = bench(Full(), settings, lanes=1, client=CLIENT.model_copy(update={"optimizer": Sgd()}))
+    with pytest.raises(RoundError, match=r"client 2: fine-tuning ends .* rate 1e\+30, 1e\+32"):
+        results(unseen, scopes, settings)
+
+
+def test_fine_tuning_learns_what_a_client_has():
+    # Every client has one class of its own, which the server has never seen.
+    data = tiny_data(num_rows=34)
+    for label, rows in enumerate(ROWS.values()):
+        data.labels[rows] = label
+    settings = SETTINGS.model_copy(update={"lrs": (0.001, 0.1), "local_epochs": 6})
+    unseen, scopes = bench(Lora(r=2), settings, data=data)
+    found = results(unseen, {"all": scopes["all"]}, settings)
+    assert all(each.after.accuracy == 1.0 for each in found.values())
+    assert sum(each.before.accuracy for each in found.values()) < 2
+
+
+def same(left: Mapping[tuple[Scope, int], Personalized], right: Mapping[tuple[Scope, int], Personalized]) -> None:
+    assert left.keys() == right.keys()
+    for key, each in left.items():
+        assert_same_bits(each.params, right[key].params)
+        assert replace(each, params={}) == replace(right[key], params={})
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others():
+    first, second, other = (results(replace(bench()[0], seed=seed), bench()[1]) for seed in (1, 1, 2))
+    same(first, second)
+    assert any(not torch.equal(each.params[n], other[k].params[n]) for k, each in first.items() for n in each.params)
+
+
+@pytest.mark.parametrize("method", [ACCUMULATOR, Lora(r=2)], ids=["accumulator", "lora"])
+def test_the_number_of_lanes_changes_results_within_float_tolerance_only(method: TuningMethod):
+    one, six = (results(*bench(method, lanes=lanes)) for lanes in (1, 6))
+    assert one.keys() == six.keys()
+    for key, each in one.items():
+        assert each.lr == six[key].lr
+        assert_close(each.params, six[key].params, rtol=1e-3, atol=1e-4)
+
+
+def test_the_prefix_cache_changes_nothing():
+    plain, cached = (results(*bench(Head(), cache_bytes=size)) for size in (0, 2**20))
+    for key, each in plain.items():
+        assert_close(each.params, cached[key].params, rtol=1e-4, atol=1e-5)
+
+
+def test_augmented_rows_are_the_same_for_every_rate_whatever_the_lanes():
+    augmentation = Augmentation(crop_padding=1, flip=True)
+    one, six = (results(*bench(Lora(r=2), lanes=lanes, augmentation=augmentation)) for lanes in (1, 6))
+    for key, each in one.items():
+        assert_close(each.params, six[key].params, rtol=1e-3, atol=1e-4)
+
+
+# Clients of different depth
+
+
+def tiers_of(backbone: Backbone, unseen: Unseen, depths: Mapping[int, int]) -> Tiers:
+    owned = {depth: owned_at(backbone, unseen.engine.spec, depth, range(1, depth + 1)) for depth in (1, 2)}
+    return Tiers(depths, owned)
+
+
+def test_a_shallow_client_answers_at_its_exits_and_keeps_what_is_above():
+    data = tiny_data(num_rows=34)
+    engine, backbone = tiny_engine(ACCUMULATOR, data, lanes=4, client=SETTINGS.training(CLIENT))
+    unseen = Unseen(engine, data, ROWS, start_of(engine), seed=1)
+    unseen = replace(unseen, tiers=tiers_of(backbone, unseen, {2: 1, 5: 2, 7: 1}))
+    found = results(unseen, {"all": scopes_of(backbone, engine.spec)["all"]})
+    assert {client: len(each.after.accuracy_by_exit) for (_, client), each in found.items()} == {2: 1, 5: 2, 7: 1}
+    for (_, client), each in found.items():
+        moved = {name for name, tensor in each.params.items() if not torch.equal(tensor, unseen.params[name])}
+        above = {name for name in each.params if name.startswith("vit.layers.1.")}
+        assert bool(moved & above) is (client == 5)
+
+
+def test_evaluation_of_some_rows_to_a_depth_is_that_of_a_set_of_these_rows():
+    data = tiny_data(num_rows=20)
+    engine, _ = tiny_engine(ACCUMULATOR, data, client=CLIENT)
+    rows = torch.tensor([3, 4, 11, 19])
+    inputs = replace(data.inputs, tensors={name: tensor[rows] for name, tensor in data.inputs.tensors.items()})
+    alone = engine.evaluate(start_of(engine), LabelledData(inputs, data.labels[rows]))
+    some = engine.evaluate(start_of(engine), data, rows)
+    shallow = engine.evaluate(start_of(engine), data, rows, depth=1)
+    assert some == alone
+    assert shallow.accuracy_by_exit == some.accuracy_by_exit[:1]
+    assert shallow.accuracy == some.accuracy_by_exit[0]
+
+
+def test_clients_train_at_the_exits_of_the_run():
+    settings = SETTINGS.model_copy(update={"tune": ("all",)})
+    found = {}
+    for train in ("deepest", "sum"):
+        unseen, scopes = bench(settings=settings)
+        unseen.engine._exits = ExitSettings(train=train)
+        found[train] = results(unseen, {"all": scopes["all"]})["all", 5].params
+    assert any(not torch.equal(found["deepest"][name], found["sum"][name]) for name in found["sum"])
