@@ -10,6 +10,7 @@ ledger.jsonl          one row per payload, after the row of the backbone
 timings.jsonl         wall-clock seconds and memory by round
 checkpoint/           the state after the last finished round
 summary.json          written at the end
+exits.json            what an answer from each exit costs, written at the end of runs with exits
 adapter/              the tuned tensors for deployment, written at the end
 """
 
@@ -37,6 +38,7 @@ LEDGER = "ledger.jsonl"
 TIMINGS = "timings.jsonl"
 CHECKPOINT = "checkpoint/state.safetensors"
 SUMMARY = "summary.json"
+EXITS = "exits.json"
 ADAPTER = "adapter"
 
 # With these a run can be resumed; `create` wants them and `open` looks for them.
