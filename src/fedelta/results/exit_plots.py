@@ -38,7 +38,8 @@ def accuracy_by_cost(runs: Mapping[int, Exits], measured: str) -> Figure:
     }
     with style():
         figure = blank((max(1, len(panels) * 2 / 3) * SIZE[0], SIZE[1]))
-        all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        grid = {"wspace": 0.08}
+        all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False, gridspec_kw=grid)[0]
         for axes, (name, found) in zip(all_axes, panels.items(), strict=True):
             for index, costs in found.items():
                 _draw(axes, costs, runs[index].accuracies, index)
@@ -115,7 +116,7 @@ def _scale(axes: Axes, name: str, ends: Sequence[float]) -> None:
         return
     traffic_axis(axes, min(ends), max(ends))
     if axes.get_xscale() == "linear":
-        axes.set_xlim(left=0)
+        axes.set_xlim(0, 1.06 * max(ends))
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
 
@@ -155,7 +156,14 @@ def _name_lines(axes: Axes, last_round: int, heights: Sequence[float]) -> None:
             fontsize=8,
             color=INK,
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 3}
+            arrowprops={
+                "arrowstyle": "-",
+                "color": MUTED,
+                "linewidth": 0.5,
+                "shrinkA": 1,
+                "shrinkB": 3,
+                "relpos": (0, 0.5),
+            }
             if moved
             else None,
         )

@@ -48,12 +48,13 @@ def _figures(runs: Sequence[History], found: Mapping[int, Exits]) -> str:
             accuracy_by_round(exits, measured([runs[index]]), wide=wide), f"e{index}", "Accuracy of each exit by round"
         )
         title = "Accuracy of each exit against rounds"
-        by_round.append(figure(f'<div class="wide">{svg}</div>' if wide else svg, title if alone else runs[index].name))
+        title = title if alone else f"{title}: {runs[index].name}"
+        by_round.append(figure(f'<div class="wide">{svg}</div>' if wide else svg, title))
     if wide:
         return f"{costs}\n{by_round[0]}"
     if alone:
         return f'<div class="figures">{costs}{by_round[0]}</div>'
-    return f'{costs}\n<h3>Accuracy of each exit against rounds</h3><div class="figures">{"".join(by_round)}</div>'
+    return f'{costs}\n<div class="figures">{"".join(by_round)}</div>'
 
 
 def _note(runs: Sequence[History], found: Mapping[int, Exits]) -> str:
@@ -61,14 +62,11 @@ def _note(runs: Sequence[History], found: Mapping[int, Exits]) -> str:
     rounds = {max(exits.by_round) for exits in found.values()}
     when = f"after round {rounds.pop()}" if len(rounds) == 1 else "after the last evaluated round of each run"
     parts = [f"On {', '.join(sorted({runs[index].measured_on.lower() for index in found}))} examples, {when}."]
-    known = {
-        runs[index].name: exits.compute.machine for index, exits in found.items() if exits.compute.milliseconds
-    }
-    machines = list(dict.fromkeys(machine for machine in known.values() if machine))
-    if len(machines) == 1:
-        parts.append(f"Milliseconds: {machines[0]}.")
-    elif machines:
-        parts.append("Milliseconds: " + "; ".join(f"{name}: {machine or UNKNOWN}" for name, machine in known.items()))
+    told = {runs[index].name: exits.compute.machine for index, exits in found.items() if exits.compute.milliseconds}
+    machines = {machine for machine in told.values() if machine}
+    if machines:
+        each = "; ".join(f"{name}: {machine or UNKNOWN}" for name, machine in told.items())
+        parts.append(f"Milliseconds measured on: {each if len(machines) > 1 else machines.pop()}.")
     missing = [runs[index].name for index, exits in found.items() if exits.compute.flops is None]
     if missing and len(missing) < len(found):
         parts.append(f"Cost not known: {', '.join(missing)}.")
@@ -113,7 +111,9 @@ def _has_area(exits: Exits) -> bool:
 def _tiers(exits: Exits, title: str) -> str:
     """How many clients run how much, and what they send; nothing where all run the whole model."""
     if exits.problem:
-        return f'<h3>{escape(title)}</h3>\n<p class="note">Depths of clients are not known: {escape(exits.problem)}.</p>'
+        return (
+            f'<h3>{escape(title)}</h3>\n<p class="note">Depths of clients are not known: {escape(exits.problem)}.</p>'
+        )
     if not exits.tiers:
         return ""
     num_clients = sum(tier.num_clients for tier in exits.tiers)
@@ -127,6 +127,12 @@ def _tiers(exits: Exits, title: str) -> str:
         ]
         for tier in exits.tiers
     ]
-    header = ["Depth in blocks", "Clients", "Share of clients", "Down, per client and round", "Up, per client and round"]
+    header = [
+        "Depth in blocks",
+        "Clients",
+        "Share of clients",
+        "Down, per client and round",
+        "Up, per client and round",
+    ]
     note = "A client runs, receives, trains and sends what belongs to its blocks, and nothing above."
     return f'<h3>{escape(title)}</h3>\n{table(header, rows, numbers_from=0)}\n<p class="note">{note}</p>'

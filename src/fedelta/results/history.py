@@ -14,7 +14,17 @@ from fedelta.errors import RunError
 from fedelta.results.compute import Compute, read_compute
 from fedelta.results.files import JsonLines, Record, read_json
 from fedelta.results.ledger import Ledger
-from fedelta.results.rundir import CITATIONS, CONFIG, ENVIRONMENT, EXITS, LEDGER, MODEL, PARTITION, SUMMARY, RunDirectory
+from fedelta.results.rundir import (
+    CITATIONS,
+    CONFIG,
+    ENVIRONMENT,
+    EXITS,
+    LEDGER,
+    MODEL,
+    PARTITION,
+    SUMMARY,
+    RunDirectory,
+)
 from fedelta.results.runlog import accuracy_by_exit, full_model_bytes, relative_cost
 
 _ROUND_FIELDS = frozenset(

@@ -72,9 +72,7 @@ class Ledger:
     client_ids: set[int] = field(default_factory=set, init=False)
     rounds: dict[int, RoundBytes] = field(default_factory=dict, init=False)
     groups: dict[Direction, dict[str, int]] = field(default_factory=lambda: {"down": {}, "up": {}}, init=False)
-    clients: dict[Direction, dict[int, ClientBytes]] = field(
-        default_factory=lambda: {"down": {}, "up": {}}, init=False
-    )
+    clients: dict[Direction, dict[int, ClientBytes]] = field(default_factory=lambda: {"down": {}, "up": {}}, init=False)
     largest_download_bytes: int = field(default=0, init=False)
 
     @classmethod

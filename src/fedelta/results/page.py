@@ -190,15 +190,12 @@ def _exit_tiles(run: History) -> list[tuple[str, str, str]]:
     if exits is None:
         return []
     number = count(len(exits.accuracies))
+    number += " exit" if number == "1" else " exits"
     ends = f"{100 * exits.accuracies[0]:.1f} to {percent(exits.accuracies[-1])}"
-    over, found = next(
-        ((name, found) for name, found in (("FLOPs", exits.flops_area), ("ms", exits.milliseconds_area)) if found),
-        ("budgets", None),
-    )
-    area = "mean from first exit to last" if found else "cost of exits not known"
+    note = "cost of exits not known" if exits.flops_area is None else "mean accuracy over budgets"
     return [
-        ("Mean over exits", percent(run.mean_exit_accuracy), f"{number} exits, {ends}"),
-        (f"Area over {over}", percent(found), area),
+        ("Mean over exits", percent(run.mean_exit_accuracy), f"{number}, {ends}"),
+        ("Area over FLOPs", percent(exits.flops_area), note),
     ]
 
 
