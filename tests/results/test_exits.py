@@ -18,10 +18,12 @@ from fedelta.experiment import Result
 from fedelta.federation.records import Transfer
 from fedelta.results.compute import area, read_compute
 from fedelta.results.exit_plots import MAX_LABELS, accuracy_by_cost, accuracy_by_round, spread
+from fedelta.results.exit_section import section
 from fedelta.results.exits import Exits, read_exits
 from fedelta.results.history import History, read_histories
 from fedelta.results.ledger import Ledger, opening_row
 from fedelta.results.numbers import UNKNOWN
+from fedelta.results.page import headline
 from fedelta.results.rundir import CONFIG, EXITS, PARTITION, RunDirectory
 from fedelta.seeds import stream
 
@@ -65,17 +67,17 @@ def exits_of(path: Path) -> Exits:
 
 
 def text_of(*paths: Path) -> str:
-    return re.sub(r"\s+", " ", Page(report(*paths)).text)
+    """What the section says."""
+    return plain_text(section(read_histories(paths)))
 
 
-def section_of(*paths: Path) -> str:
-    text = text_of(*paths)
-    return text[text.index("Accuracy against exit") : text.index("Clients of" if len(paths) > 1 else "Details")]
+def plain_text(html: str) -> str:
+    return re.sub(r"\s+", " ", Page(html).text)
 
 
 def table_of(*paths: Path) -> list[list[str]]:
     """Cells of the table of exits, by row."""
-    content = report(*paths)
+    content = section(read_histories(paths))
     shown = re.search(r"<table>(?:(?!</table>).)*?>Exit 1<.*?</table>", content, flags=re.DOTALL)
     assert shown is not None
     rows = re.findall(r"<tr>(.*?)</tr>", shown.group(0), flags=re.DOTALL)
@@ -116,15 +118,14 @@ def test_the_table_has_accuracy_cost_mean_and_areas(tmp_path):
 
 
 def test_the_headline_has_the_mean_over_exits_and_the_area(tmp_path):
-    top = text_of(by_hand(tmp_path / "run", costs=COSTS)).split("Results")[0]
+    top = plain_text(headline(history_of(by_hand(tmp_path / "run", costs=COSTS))))
     assert "Mean over exits63.3 %3 exits, 40.0 to 90.0 %" in top
     assert "Area over FLOPs70.0 %mean accuracy over budgets" in top
     plain = make_run(tmp_path / "plain", dataclasses.replace(SMALL, num_exits=0)).path
-    assert "over exits" not in text_of(plain)
+    assert "over exits" not in headline(history_of(plain))
     # Eight tiles stand in rows of four.
-    kinds = [value for tag, name, value in Page(report(tmp_path / "run")).attributes if (tag, name) == ("dl", "class")]
-    assert kinds == ["tiles eight"]
-    assert 'class="tiles"' in report(plain)
+    assert '<dl class="tiles eight">' in headline(history_of(tmp_path / "run"))
+    assert '<dl class="tiles">' in headline(history_of(plain))
 
 
 def test_the_figure_has_a_panel_for_exits_milliseconds_and_flops(tmp_path):
@@ -158,7 +159,7 @@ def test_without_costs_there_is_one_panel_and_no_area(tmp_path):
     ]
     text = text_of(path)
     assert "What an answer from each exit costs is not known." in text
-    assert f"Area over FLOPs{UNKNOWN}cost of exits not known" in text.split("Results")[0]
+    assert f"Area over FLOPs{UNKNOWN}cost of exits not known" in plain_text(headline(history_of(path)))
     assert "Area:" not in text
 
 
@@ -211,7 +212,8 @@ def test_any_number_of_exits_is_drawn(tmp_path, num_exits):
     names = [text.get_text() for text in axes.texts]
     assert len(names) <= MAX_LABELS
     assert names[-1] == f"exit {num_exits}"
-    assert f"{num_exits} exit{'s' if num_exits > 1 else ''}, 90.0 to" in text_of(path)
+    assert f"{num_exits} exit{'s' if num_exits > 1 else ''}, 90.0 to" in headline(history_of(path))
+    assert len(table_of(path)[1]) == num_exits + 2
 
 
 @pytest.mark.parametrize(
@@ -245,9 +247,9 @@ def test_tiers_have_their_clients_and_their_bytes(tmp_path):
     shallow, deep = exits_of(path).tiers
     assert (shallow.depth, shallow.num_clients, shallow.downlink_bytes, shallow.uplink_bytes) == (1, 3, 120, 50)
     assert (deep.depth, deep.num_clients, deep.downlink_bytes, deep.uplink_bytes) == (3, 3, 300, None)
-    section = section_of(path)
-    assert "1350.0 %120 B50 B" in section  # depth 1, 3 clients, half of all
-    assert f"3350.0 %300 B{UNKNOWN}" in section
+    text = text_of(path)
+    assert "1350.0 %120 B50 B" in text  # depth 1, 3 clients, half of all
+    assert f"3350.0 %300 B{UNKNOWN}" in text
 
 
 def test_shuffled_tiers_follow_the_seed_of_the_run(tmp_path):
@@ -312,9 +314,10 @@ def test_several_runs_share_the_figure_and_the_table(tmp_path):
 def test_runs_without_exits_have_no_section(tmp_path):
     plain = make_run(tmp_path / "plain", dataclasses.replace(SMALL, num_exits=0)).path
     begun = make_run(tmp_path / "begun", dataclasses.replace(SMALL, num_finished=0, exits={"tiers": [1, 3]})).path
-    for text in (text_of(plain), text_of(begun), text_of(plain, begun)):
-        assert "Accuracy against exit" not in text
-        assert "Mean over exits" not in text
+    assert text_of(plain) == text_of(begun) == ""
+    text = plain_text(report(plain, begun))
+    assert "Accuracy against exit" not in text
+    assert "over exits" not in text
 
 
 @pytest.mark.parametrize(
@@ -386,9 +389,8 @@ def test_a_section_that_cannot_be_right_is_refused(tmp_path):
 
 
 def test_no_fixed_colour_remains_in_the_figures_and_each_says_what_it_shows(tmp_path):
-    content = report(by_hand(tmp_path / "run", costs=COSTS))
-    section = content[content.index("<h2>Exits") : content.index("<h2>Clients")]
-    svgs = re.findall(r"<svg role.*?</svg>", section, flags=re.DOTALL)
+    content = section([history_of(by_hand(tmp_path / "run", costs=COSTS))])
+    svgs = re.findall(r"<svg role.*?</svg>", content, flags=re.DOTALL)
     assert [re.findall('aria-label="(.*?)"', svg)[0] for svg in svgs] == [
         "Accuracy against exit, milliseconds and FLOPs, in the last evaluated round",
         "Accuracy of each exit by round",
