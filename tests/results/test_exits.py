@@ -16,6 +16,7 @@ from fedelta.cli import _conclude
 from fedelta.errors import RunError
 from fedelta.experiment import Result
 from fedelta.federation.records import Transfer
+from fedelta.results import personal_section
 from fedelta.results.compute import area, read_compute
 from fedelta.results.exit_plots import MAX_LABELS, accuracy_by_cost, accuracy_by_round, spread
 from fedelta.results.exit_section import section
@@ -24,7 +25,7 @@ from fedelta.results.history import History, read_histories
 from fedelta.results.ledger import Ledger, opening_row
 from fedelta.results.numbers import UNKNOWN
 from fedelta.results.page import headline
-from fedelta.results.rundir import CONFIG, EXITS, PARTITION, RunDirectory
+from fedelta.results.rundir import CONFIG, EXITS, PARTITION, PERSONALIZATION, RunDirectory
 from fedelta.seeds import stream
 
 SMALL = Shape(num_rounds=3, num_finished=3, num_clients=6, clients_per_round=2, num_exits=3)
@@ -411,3 +412,52 @@ def test_the_table_at_the_end_of_a_run_has_its_exits(tmp_path, capsys):
     assert "mean over exits 77.48%" in lines
     plain = make_run(tmp_path / "plain", dataclasses.replace(SMALL, num_exits=0)).path
     assert not [line for line in shown(plain, {}) if "exit" in line]
+
+
+def test_clients_that_no_round_asks_have_a_place_in_the_order_and_none_in_the_tiers(tmp_path):
+    # Seven clients in turn over depths 1 and 3, of which 6 and 2 are held out: 0 and 4 are left of the first tier.
+    path = by_hand(tmp_path / "run", tiers=[1, 3])
+    content = json.loads((path / PARTITION).read_text())
+    content["held_out"] = {"6": [1] * 10, "2": content["clients"].pop("2")}
+    (path / PARTITION).write_text(json.dumps(content))
+    assert [(tier.depth, tier.num_clients) for tier in exits_of(path).tiers] == [(1, 2), (3, 3)]
+
+
+def over_clients(mean: float, deviation: float | None, worst: float) -> dict[str, object]:
+    return {"mean_accuracy": mean, "std_accuracy": deviation, "worst_accuracy": worst, "worst_client_id": 3}
+
+
+PERSONAL = {
+    "scopes": {
+        "all": {
+            "tuned_parameters": 26_516,
+            "before": over_clients(0.812, 0.053, 0.7),
+            "after": over_clients(0.904, 0.021, 0.85),
+            "clients": [{"client_id": 3}, {"client_id": 5}],
+        },
+        "<token>": {
+            "tuned_parameters": 192,
+            "before": over_clients(0.812, None, 0.812),
+            "after": over_clients(0.833, None, 0.833),
+            "clients": [{"client_id": 3}],
+        },
+    }
+}
+
+
+def test_personalisation_has_a_row_for_each_choice_of_what_is_tuned(tmp_path):
+    path = by_hand(tmp_path / "run")
+    assert personal_section.section(history_of(path), titled=False) == ""
+    (path / PERSONALIZATION).write_text(json.dumps(PERSONAL))
+    text = plain_text(report(path))
+    assert "Personalisation" in text
+    assert "all26,516281.2 ± 5.390.4 ± 2.170.0 %85.0 %" in text
+    assert "<token>192181.283.381.2 %83.3 %" in text
+
+
+@pytest.mark.parametrize("content", [{"round": 3}, {"scopes": []}, {"scopes": {"all": {"before": {}}}}])
+def test_personalisation_that_does_not_fit_is_named(tmp_path, content):
+    path = by_hand(tmp_path / "run")
+    (path / PERSONALIZATION).write_text(json.dumps(content))
+    with pytest.raises(RunError, match=r"personalization.json' does not hold accuracies before and after by scope"):
+        personal_section.section(history_of(path), titled=False)

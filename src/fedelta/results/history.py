@@ -22,6 +22,7 @@ from fedelta.results.rundir import (
     LEDGER,
     MODEL,
     PARTITION,
+    PERSONALIZATION,
     SUMMARY,
     RunDirectory,
 )
@@ -41,10 +42,12 @@ class Partition:
     Args:
         class_names: names of the classes, in the order of the counts.
         counts: client id to the number of its examples of each class.
+        held_out: clients that no round asks; in no count.
     """
 
     class_names: tuple[str, ...]
     counts: Mapping[int, tuple[int, ...]]
+    held_out: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class History:
         summary: content of `summary.json`; empty while the run is unfinished.
         partition: who holds what, if known.
         compute: what an answer from each exit costs, if it was measured.
+        personalization: content of `personalization.json`; empty where nobody personalised.
         citations: BibTeX.
     """
 
@@ -77,6 +81,7 @@ class History:
     summary: Record
     partition: Partition | None
     compute: Compute | None
+    personalization: Record
     citations: str
 
     @property
@@ -196,6 +201,7 @@ def _read(path: Path, name: str) -> History:
         summary=summary,
         partition=_partition(path / PARTITION),
         compute=compute,
+        personalization=_json_if_there(path / PERSONALIZATION),
         citations=(path / CITATIONS).read_text(encoding="utf-8", errors="replace"),
     )
 
@@ -252,8 +258,9 @@ def _partition(path: Path) -> Partition | None:
     try:
         names = tuple(str(name) for name in content["class_names"])
         counts = {int(client): tuple(map(int, row)) for client, row in content["clients"].items()}
+        held_out = frozenset(map(int, content.get("held_out", {})))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(f"{str(path)!r} does not hold class names and counts by client: {error!r}.") from error
     if not counts or any(len(row) != len(names) for row in counts.values()):
         raise RunError(f"{str(path)!r} does not hold one count per class for every client.")
-    return Partition(names, dict(sorted(counts.items())))
+    return Partition(names, dict(sorted(counts.items())), held_out)

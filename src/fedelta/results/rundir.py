@@ -10,8 +10,9 @@ ledger.jsonl          one row per payload, after the row of the backbone
 timings.jsonl         wall-clock seconds and memory by round
 checkpoint/           the state after the last finished round
 summary.json          written at the end
-exits.json            what an answer from each exit costs, written at the end of runs with exits
 adapter/              the tuned tensors for deployment, written at the end
+exits.json            what an answer from each exit costs, where the model has exits; written at the end
+personalization.json  what clients that no round asked made of it, where somebody let them
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ LEDGER = "ledger.jsonl"
 TIMINGS = "timings.jsonl"
 CHECKPOINT = "checkpoint/state.safetensors"
 SUMMARY = "summary.json"
-EXITS = "exits.json"
 ADAPTER = "adapter"
+EXITS = "exits.json"
+PERSONALIZATION = "personalization.json"
 
 # With these a run can be resumed; `create` wants them and `open` looks for them.
 REQUIRED = (CONFIG, ENVIRONMENT, CITATIONS, LEDGER, CHECKPOINT)
