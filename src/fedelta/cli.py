@@ -321,6 +321,9 @@ def _conclude(result: Result, quiet: bool) -> None:
     if void := summary["void_rounds"]:
         table.add_row("rounds that did not count", f"{void} of {summary['rounds']}, for too few replies")
     table.add_row("accuracy", f"{summary['final_accuracy']:.2%} (best {summary['best_accuracy']:.2%})")
+    if by_exit := summary["accuracy_by_exit"]:
+        table.add_row("accuracy by exit", f"{', '.join(f'{100 * each:.1f}' for each in by_exit)} %")
+        table.add_row("mean over exits", f"{summary['mean_exit_accuracy']:.2%}")
     share = summary["tuned_parameters"] / summary["total_parameters"]
     table.add_row(
         "tuned parameters",

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from itertools import product
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from tests.results.test_report import Page
 
+from fedelta.comparison.display import print_table
 from fedelta.comparison.outcomes import CellState, Outcome, Trial, group_cells
 from fedelta.comparison.page import render
 from fedelta.comparison.result import Comparison, mean_and_deviation, pivot
 from fedelta.comparison.tables import cells_csv, one_line, search_csv, table_csv, table_md
+from fedelta.results.numbers import UNKNOWN
 
 FAILURE = "RoundError: round 1: 0 of 3 replies are usable:\n  - NaN | <b>\nhint: lower it\n"
 MIB = 2**20
@@ -27,10 +31,11 @@ def invented(
     searched: bool = True,
     points: float = 2,
     relative_cost: float | None = None,
+    exits: bool = False,
 ) -> Comparison:
     """Each label of the first axis sends twice as much as the one before, and is 2 points better, or as many as said.
 
-    A label `useless` is as accurate as the first.
+    A label `useless` is as accurate as the first. With `exits` all but the first have them.
     """
     cells = []
     for number, labels in enumerate(product(*axes.values())):
@@ -48,6 +53,8 @@ def invented(
             curve=((1, 0.1), (2, 0.5 + gained)),
             citations="",
             relative_cost=relative_cost,
+            first_exit_accuracy=0.2 + 0.02 * seed if exits and of_first else None,
+            mean_exit_accuracy=0.3 + 0.03 * seed if exits and of_first else None,
         )
         names = dict(zip(axes, labels, strict=True))
         lost = labels[0] in failed
@@ -101,6 +108,52 @@ def test_the_relative_cost_is_told_where_groups_travelled_less_often():
     assert "| MiB in total | relative cost, % | time |" in table_md(cheaper)
     assert "| 1.00 | 42.2 | 3.0 s |" in table_md(cheaper)
     assert "| relative cost" not in table_md(invented(SMALL, relative_cost=1.0))
+
+
+def test_exits_have_columns_where_some_run_has_them():
+    comparison = invented(SMALL, exits=True)
+    head, lora = rows(table_csv(comparison))
+    # Seeds at 20 and 22, and at 30 and 33: 3 / sqrt(2) is 2.12.
+    assert (lora["first_exit_accuracy_percent"], lora["mean_exit_accuracy_percent"]) == ("21", "31.5")
+    assert lora["mean_exit_accuracy_deviation_percent"] == "2.12132"
+    assert head["first_exit_accuracy_percent"] == head["mean_exit_accuracy_percent"] == ""
+    assert [row["mean_exit_accuracy_percent"] for row in rows(cells_csv(comparison))] == ["", "", "30", "33"]
+    assert [row["first_exit_accuracy_percent"] for row in rows(search_csv(comparison))] == ["", "22"]
+    text = table_md(comparison)
+    assert "| accuracy, % | at the first exit, % | mean over exits, % | seeds |" in text
+    assert "| lora | 0.1 | 52.5 ± 0.7 | 21.0 | 31.5 ± 2.1 | 2 |" in text
+    assert f"| head | 0.1 | 50.5 ± 0.7 | {UNKNOWN} | {UNKNOWN} | 2 |" in text
+    assert "mean over exits, %" in Page(render(comparison)).text
+    for text in (table_md(invented(SMALL)), table_csv(invented(SMALL)), cells_csv(invented(SMALL))):
+        assert "exit" not in text
+
+
+def test_rows_stay_whole_where_a_cell_with_exits_failed():
+    comparison = invented({"tuning.name": ["head", "lora", "bias"], "seed": ["1", "2"]}, exits=True, failed=("bias",))
+    for text in (table_csv(comparison), cells_csv(comparison), search_csv(comparison)):
+        assert len({len(row) for row in csv.reader(io.StringIO(text))}) == 1
+    assert [row["state"] for row in rows(cells_csv(comparison))][-1] == "failed"
+
+
+@pytest.mark.parametrize(("relative_cost", "exits"), [(None, False), (0.5, False), (None, True), (0.5, True)])
+def test_the_table_in_a_terminal_has_each_figure_below_its_name(relative_cost, exits):
+    output = io.StringIO()
+    print_table(invented(SMALL, relative_cost=relative_cost, exits=exits), Console(file=output, width=300))
+    lines = [re.split(r"\s{2,}", line.strip()) for line in output.getvalue().splitlines()]
+    header = next(line for line in lines if line[0] == "tuning.name")
+    row = next(line for line in lines if line[0] == "lora")
+    assert dict(zip(header, row, strict=False)) == {
+        "tuning.name": "lora",
+        "client.lr": "0.1",
+        "accuracy, %": "52.5 ± 0.7",
+        **({"exit 1, %": "21.0", "mean exit, %": "31.5 ± 2.1"} if exits else {}),
+        "seeds": "2",
+        "tuned": "2,000",
+        "MiB/round": "0.500",
+        "MiB": "2.00",
+        **({"cost, %": "50.0"} if relative_cost else {}),
+        "time": "3.0 s",
+    }
 
 
 def test_a_failed_group_is_in_the_tables_with_its_reason():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from fedelta.results.rundir import (
     CITATIONS,
     CONFIG,
     ENVIRONMENT,
+    EXITS,
     LEDGER,
     MODEL,
     PARTITION,
@@ -40,7 +41,7 @@ from fedelta.strategies.fedlama_auto import FedLamaAuto
 
 @dataclass(frozen=True)
 class Shape:
-    """What a synthetic run looks like; with a `strategy`, that decides what travels when."""
+    """What a synthetic run looks like; with a `strategy`, that decides what travels when; `exits` is a section."""
 
     tuning: str = "lora"
     num_rounds: int = 30
@@ -56,6 +57,8 @@ class Shape:
     evaluate_every: int = 1
     seed: int = 7
     strategy: FedLama | FedLamaAuto | None = None
+    num_exits: int = 0
+    exits: Mapping[str, object] = field(default_factory=dict)
 
 
 def make_run(path: Path, shape: Shape = Shape()) -> RunDirectory:
@@ -115,6 +118,7 @@ def config_of(shape: Shape) -> dict[str, object]:
         "local_rule": {"name": "plain"},
         "client": {"local_epochs": 2, "batch_size": 16, "lr": 0.05, "optimizer": {"name": "adamw"}},
         "codec": {"name": "cast", "dtype": "float16"},
+        **({"exits": dict(shape.exits)} if shape.exits else {}),
     }
 
 
@@ -161,6 +165,7 @@ def _outcomes(shape: Shape, counts: dict[str, list[int]]) -> Sequence[RoundOutco
                 train_loss=float(0.25 + 1.9 * np.exp(-round / 4) + abs(rng.normal(0, 0.04))),
                 test_loss=float(0.3 + 2.0 * np.exp(-round / shape.pace)) if evaluated else None,
                 accuracy=float(np.clip(accuracy, 0, 1)) if evaluated else None,
+                accuracy_by_exit=_by_exit(shape, round) if evaluated else (),
                 synced_fraction=sum(dict(shape.groups)[name] for name in plan.upload[cohort[0]]) / _tuned(shape)
                 if plan
                 else 1.0,
@@ -168,6 +173,13 @@ def _outcomes(shape: Shape, counts: dict[str, list[int]]) -> Sequence[RoundOutco
             )
         )
     return outcomes
+
+
+def _by_exit(shape: Shape, round: int) -> tuple[float, ...]:
+    """The deeper an exit, the better it becomes, and the later."""
+    depths = np.arange(1, shape.num_exits + 1) / max(1, shape.num_exits)
+    reached = shape.plateau * (0.6 + 0.4 * depths**0.4)
+    return tuple((reached * (1 - np.exp(-round / (shape.pace * (0.5 + depths))))).tolist())
 
 
 def _transfer(round: int, client: int, direction: Direction, tensor_bytes: Mapping[str, int]) -> Transfer:
@@ -212,6 +224,14 @@ def main(out: Path) -> None:
     wide = Shape(num_finished=12, num_clients=200, class_names=hundred, rejections=(rejection,), evaluate_every=3)
     unfinished = make_run(out / "cifar <100> & $more$", wide).path
     empty = make_run(out / "just begun", Shape(num_finished=0)).path
+    deep = make_run(out / "exits", Shape(num_exits=12, exits={"tiers": [3, 6, 9, 12]})).path
+    costs = [35e6 * number for number in range(1, 13)]
+    machine = {"device": "cpu", "threads": 1}
+    (deep / EXITS).write_text(
+        to_json({"flops": costs, "milliseconds": [cost / 3e7 for cost in costs], "machine": machine})
+    )
+    write_report([deep], out / "exits.html")
+    write_report([runs[0], make_run(out / "few exits", Shape(num_exits=4, seed=2)).path, deep], out / "mixed.html")
     write_report(runs[:1], out / "one.html")
     write_report([*runs, unfinished], out / "many.html")
     write_report([unfinished], out / "unfinished.html")

@@ -44,6 +44,23 @@ def test_what_is_unknown_is_left_out():
     assert keys(citations({"model": {"source": "/my/model"}, "tuning": "lora"})) == set(ALWAYS)
 
 
+def test_exits_are_cited_by_what_makes_them_and_by_how_they_learn():
+    heads = {"tuning": {"name": "exit-heads"}, "exits": {"train": "deepest"}}
+    assert keys(citations(heads)) == {*ALWAYS, "liu2022federated"}
+    methods = [{"name": "accumulator"}, {"name": "adapter", "placement": "parallel"}]
+    both = {"tuning": {"name": "combined", "methods": methods}, "exits": {"train": "distill"}}
+    assert keys(citations(both)) == {
+        *ALWAYS,
+        "liu2022federated",
+        "sun2022fedpeft",
+        "houlsby2019parameter",
+        "chen2022adaptformer",
+        "lee2024recurrent",
+    }
+    inline = {"tuning": {"name": "adapter", "placement": "sequential"}, "exits": {"train": "random"}}
+    assert not {"chen2022adaptformer", "lee2024recurrent"} & keys(citations(inline))
+
+
 @pytest.mark.parametrize(("path", "value"), [pair for pair in WORKS if pair[1] != "*"])
 def test_each_row_of_the_table_is_reached(path, value):
     config: object = value

@@ -7,7 +7,7 @@ import pytest
 from fedelta.errors import RunError
 from fedelta.federation.records import Transfer
 from fedelta.results.files import JsonLines
-from fedelta.results.ledger import Ledger, opening_row
+from fedelta.results.ledger import ClientBytes, Ledger, opening_row
 
 FIRST = [
     Transfer(1, 0, "down", 110, {"a": 60, "b": 40}),
@@ -40,6 +40,10 @@ def test_totals_of_two_rounds_by_hand():
     assert ledger.num_transfers == 6
     assert ledger.transfers == {"down": 3, "up": 3}
     assert ledger.client_ids == {0, 3}
+    assert ledger.clients == {
+        "down": {0: ClientBytes(1, 110), 3: ClientBytes(2, 220)},
+        "up": {0: ClientBytes(1, 70), 3: ClientBytes(2, 160)},  # 50 + 110
+    }
 
 
 def test_the_backbone_is_in_the_file_and_in_no_total(tmp_path):

@@ -57,6 +57,8 @@ def test_a_summary_of_three_rounds_by_hand():
     assert summary(records, timings, ledger, tuned_parameters=20, total_parameters=1000) == {
         "final_accuracy": 0.7,
         "best_accuracy": 0.8,
+        "accuracy_by_exit": None,
+        "mean_exit_accuracy": None,
         "rounds": 4,
         "void_rounds": 1,
         "relative_cost": 0.5,  # (1 + 1/4 + 1/4) / 3

@@ -19,8 +19,16 @@ from fedelta.comparison.tables import group_table, one_line
 from fedelta.errors import FedeltaError
 from fedelta.results.numbers import percent
 
-# The figures of `group_table`, in its order, as short as a terminal wants them.
-_SHORT = ("accuracy, %", "seeds", "tuned", "MiB/round", "MiB", "time", "")
+# Names of figures of `group_table` that a terminal wants shorter.
+_SHORT = {
+    "at the first exit, %": "exit 1, %",
+    "mean over exits, %": "mean exit, %",
+    "tuned parameters": "tuned",
+    "MiB per client and round, down and up": "MiB/round",
+    "MiB in total": "MiB",
+    "relative cost, %": "cost, %",
+    "front": "",
+}
 _WIDEST = 1000
 
 
@@ -79,10 +87,11 @@ def print_table(comparison: Comparison, console: Console) -> None:
     header, rows = group_table(comparison)
     caption = "± deviation over seeds; MiB/round: of one client, down and up; *: Pareto front"
     table = Table(title=comparison.name, caption=caption, box=box.SIMPLE_HEAD)
-    for name in header[: -len(_SHORT)]:
+    first = header.index("accuracy, %")
+    for name in header[:first]:
         table.add_column(escape(name), no_wrap=True)
-    for name in _SHORT:
-        table.add_column(name, justify="right", no_wrap=True)
+    for name in header[first:]:
+        table.add_column(_SHORT.get(name, name), justify="right", no_wrap=True)
     for row in rows:
         table.add_row(*map(escape, row[:-1]), row[-1] and "*")
     # As wide as it is, into a file or a narrow terminal too: cells cut in two are hard to read.

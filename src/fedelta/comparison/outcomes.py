@@ -30,6 +30,8 @@ class Outcome:
         curve: round and accuracy of every evaluated round.
         citations: BibTeX.
         relative_cost: `History.relative_cost`, a fraction; None where the run does not tell.
+        first_exit_accuracy: fraction, at the first exit in the same round as `accuracy`; None without exits.
+        mean_exit_accuracy: fraction, the mean over the exits, likewise.
     """
 
     accuracy: float | None
@@ -42,6 +44,8 @@ class Outcome:
     curve: tuple[tuple[int, float], ...]
     citations: str
     relative_cost: float | None = None
+    first_exit_accuracy: float | None = None
+    mean_exit_accuracy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -146,6 +150,22 @@ class Group:
         return _mean(outcome.relative_cost for outcome in self.outcomes)
 
     @property
+    def first_exit_accuracy(self) -> float | None:
+        """Mean over the seeds of the accuracy at the first exit, a fraction; None without exits."""
+        return _mean(outcome.first_exit_accuracy for outcome in self.outcomes)
+
+    @property
+    def mean_exit_accuracy(self) -> float | None:
+        """Mean over the seeds of the mean over the exits, a fraction; None without exits."""
+        return _mean(outcome.mean_exit_accuracy for outcome in self.outcomes)
+
+    @property
+    def mean_exit_deviation(self) -> float | None:
+        """Sample standard deviation (n - 1) of the mean over the exits over the seeds, a fraction; None with one."""
+        found = [each for outcome in self.outcomes if (each := outcome.mean_exit_accuracy) is not None]
+        return statistics.stdev(found) if len(found) > 1 else None
+
+    @property
     def wall_seconds(self) -> float | None:
         """Time in the rounds of a run, with one arithmetic thread."""
         return _mean(outcome.wall_seconds for outcome in self.outcomes)
@@ -181,6 +201,8 @@ def read_outcome(path: Path) -> Outcome:
         curve=tuple((record["round"], record["accuracy"]) for record in run.evaluated),
         citations=run.citations,
         relative_cost=run.relative_cost,
+        first_exit_accuracy=run.accuracy_by_exit[0] if run.accuracy_by_exit else None,
+        mean_exit_accuracy=run.mean_exit_accuracy,
     )
 
 

@@ -41,6 +41,12 @@ class Comparison:
         return [cell for group in self.groups for cell in group.cells]
 
     @property
+    def has_exits(self) -> bool:
+        """Whether some cell, or trial, has the accuracy of more exits than the last."""
+        cells = [*self.cells, *(trial.cell for trial in self.trials)]
+        return any(cell.outcome is not None and cell.outcome.mean_exit_accuracy is not None for cell in cells)
+
+    @property
     def is_finished(self) -> bool:
         """Whether every cell has been run to its end."""
         return all(cell.outcome is not None for cell in self.cells)
@@ -104,10 +110,17 @@ def mean_and_deviation(group: Group) -> str:
     """
     if group.accuracy is None:
         return group.cells[0].state if len({cell.state for cell in group.cells}) == 1 else "unfinished"
-    text = f"{100 * group.accuracy:.1f}"
-    if group.deviation is not None:
-        text += f" \N{PLUS-MINUS SIGN} {100 * group.deviation:.1f}"
+    text = in_percent(group.accuracy, group.deviation)
     return text if group.num_seeds == len(group.cells) else f"{text} ({group.num_seeds} of {len(group.cells)})"
+
+
+def in_percent(mean: float, deviation: float | None) -> str:
+    """A mean in percent, with its deviation where there is one.
+
+    >>> in_percent(0.9713, 0.004), in_percent(0.9713, None)
+    ('97.1 ± 0.4', '97.1')
+    """
+    return f"{100 * mean:.1f}" + ("" if deviation is None else f" \N{PLUS-MINUS SIGN} {100 * deviation:.1f}")
 
 
 def short(name: str, label: str) -> str:

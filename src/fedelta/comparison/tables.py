@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable, Sequence
 
 from fedelta.comparison.outcomes import CellState, Group
-from fedelta.comparison.result import Comparison, Pivot, mean_and_deviation, pivot
+from fedelta.comparison.result import Comparison, Pivot, in_percent, mean_and_deviation, pivot
 from fedelta.grid import label_of
 from fedelta.results.numbers import MIB, UNKNOWN, count, duration, mebibytes
 
@@ -18,6 +18,7 @@ _FIGURES = (
     "relative_cost",
     "wall_seconds",
 )
+_AT_EXITS = ("first_exit_accuracy_percent", "mean_exit_accuracy_percent")  # where some run has exits
 _MAX_REASON = 300
 NOTE = (
     "Accuracy in % after the last round, on the test set unless `data.evaluate_on` says otherwise: mean ± sample "
@@ -31,6 +32,8 @@ NOTE = (
 def table_csv(comparison: Comparison) -> str:
     """One row for each group; plain numbers, empty where there is none."""
     header = [*comparison.axes, *_searched(comparison), "accuracy_mean_percent", "accuracy_deviation_percent"]
+    if comparison.has_exits:
+        header += [*_AT_EXITS, "mean_exit_accuracy_deviation_percent"]
     header += ["num_seeds", *_FIGURES, "on_pareto_front", "state", "reason"]
     return _csv([header, *(_group_row(comparison, group) for group in comparison.groups)])
 
@@ -38,7 +41,8 @@ def table_csv(comparison: Comparison) -> str:
 def cells_csv(comparison: Comparison) -> str:
     """One row for each cell."""
     axes = list(comparison.cells[0].labels)
-    header = [*axes, *_searched(comparison), "accuracy_percent", *_FIGURES, "state", "reason", "run"]
+    header = [*axes, *_searched(comparison), "accuracy_percent", *_at_exits(comparison)]
+    header += [*_FIGURES, "state", "reason", "run"]
     rows = [[*_cell_row(comparison, cell), cell.state, one_line(cell.failure), cell.run] for cell in comparison.cells]
     return _csv([header, *rows])
 
@@ -50,6 +54,7 @@ def search_csv(comparison: Comparison) -> str:
         *axes,
         *_searched(comparison),
         "validation_accuracy_percent",
+        *_at_exits(comparison),
         *_FIGURES,
         "is_best",
         "state",
@@ -77,7 +82,9 @@ def table_md(comparison: Comparison) -> str:
 
 def group_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Header and rows for people."""
-    header = [*comparison.axes, *_searched(comparison), "accuracy, %", "seeds", "tuned parameters"]
+    header = [*comparison.axes, *_searched(comparison), "accuracy, %"]
+    header += ["at the first exit, %", "mean over exits, %"] if comparison.has_exits else []
+    header += ["seeds", "tuned parameters"]
     header += ["MiB per client and round, down and up", "MiB in total"]
     cheaper = any(group.relative_cost is not None and group.relative_cost < 1 for group in comparison.groups)
     header += [*(["relative cost, %"] if cheaper else []), "time", "front"]
@@ -86,6 +93,7 @@ def group_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
             *group.labels.values(),
             *([UNKNOWN if group.value is None else label_of(group.value)] if comparison.searched else []),
             mean_and_deviation(group),
+            *(_exit_texts(group) if comparison.has_exits else []),
             str(group.num_seeds),
             count(group.tuned_parameters),
             mebibytes(group.bytes_per_client),
@@ -117,6 +125,7 @@ def _group_row(comparison: Comparison, group: Group) -> list[str]:
         *_value(comparison, group.value),
         _number(group.accuracy, 100),
         _number(group.deviation, 100),
+        *(_exit_numbers(group) if comparison.has_exits else []),
         str(group.num_seeds),
         _number(group.tuned_parameters),
         _number(group.bytes_per_client, 1 / MIB),
@@ -133,15 +142,34 @@ def _cell_row(comparison: Comparison, cell: CellState) -> list[str]:
     """Labels, searched value and figures of a cell; empty fields while it is not finished."""
     labels, done = [*cell.labels.values(), *_value(comparison, cell.value)], cell.outcome
     if done is None:
-        return labels + [""] * (1 + len(_FIGURES))
+        return labels + [""] * (1 + len(_at_exits(comparison)) + len(_FIGURES))
+    at_exits = (done.first_exit_accuracy, done.mean_exit_accuracy) if comparison.has_exits else ()
     return [
         *labels,
         _number(done.accuracy, 100),
+        *(_number(each, 100) for each in at_exits),
         _number(done.tuned_parameters),
         _number(done.bytes_per_client, 1 / MIB),
         _number(done.total_bytes, 1 / MIB),
         _number(done.relative_cost),
         _number(done.wall_seconds),
+    ]
+
+
+def _at_exits(comparison: Comparison) -> tuple[str, ...]:
+    return _AT_EXITS if comparison.has_exits else ()
+
+
+def _exit_numbers(group: Group) -> list[str]:
+    found = (group.first_exit_accuracy, group.mean_exit_accuracy, group.mean_exit_deviation)
+    return [_number(each, 100) for each in found]
+
+
+def _exit_texts(group: Group) -> list[str]:
+    mean = group.mean_exit_accuracy
+    return [
+        _percent(group.first_exit_accuracy),
+        UNKNOWN if mean is None else in_percent(mean, group.mean_exit_deviation),
     ]
 
 

@@ -38,10 +38,12 @@ def table(
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def legend(names: Sequence[str]) -> str:
-    """The runs by name, each with its line as the plots draw it."""
+def legend(names: Sequence[str], shown: Collection[int] | None = None) -> str:
+    """The runs by name, each with its line as the plots draw it; all of them, or those at the places `shown`."""
     items = []
     for index, name in enumerate(names):
+        if shown is not None and index not in shown:
+            continue
         color = index % len(SERIES) + 1
         dashes = " ".join(f"{2.4 * length:g}" for length in STYLES[index % len(STYLES)])
         items.append(

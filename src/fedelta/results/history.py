@@ -7,13 +7,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from fedelta.errors import RunError
+from fedelta.results.compute import Compute, read_compute
 from fedelta.results.files import JsonLines, Record, read_json
 from fedelta.results.ledger import Ledger
-from fedelta.results.rundir import CITATIONS, CONFIG, ENVIRONMENT, LEDGER, MODEL, PARTITION, SUMMARY, RunDirectory
-from fedelta.results.runlog import full_model_bytes, relative_cost
+from fedelta.results.rundir import (
+    CITATIONS,
+    CONFIG,
+    ENVIRONMENT,
+    EXITS,
+    LEDGER,
+    MODEL,
+    PARTITION,
+    PERSONALIZATION,
+    SUMMARY,
+    RunDirectory,
+)
+from fedelta.results.runlog import accuracy_by_exit, full_model_bytes, relative_cost
 
 _ROUND_FIELDS = frozenset(
     {"round", "accuracy", "test_loss_nats", "train_loss_nats", "cohort", "rejections", "cumulative_bytes"}
@@ -29,10 +42,12 @@ class Partition:
     Args:
         class_names: names of the classes, in the order of the counts.
         counts: client id to the number of its examples of each class.
+        held_out: clients that no round asks; in no count.
     """
 
     class_names: tuple[str, ...]
     counts: Mapping[int, tuple[int, ...]]
+    held_out: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -50,6 +65,8 @@ class History:
         model: `tuned_parameters`, `total_parameters` and the scalars of each of `groups`, as far as known.
         summary: content of `summary.json`; empty while the run is unfinished.
         partition: who holds what, if known.
+        compute: what an answer from each exit costs, if it was measured.
+        personalization: content of `personalization.json`; empty where nobody personalised.
         citations: BibTeX.
     """
 
@@ -63,6 +80,8 @@ class History:
     model: Record
     summary: Record
     partition: Partition | None
+    compute: Compute | None
+    personalization: Record
     citations: str
 
     @property
@@ -104,6 +123,16 @@ class History:
     def best_accuracy(self) -> float | None:
         """Fraction, the highest of all rounds."""
         return max((record["accuracy"] for record in self.evaluated), default=None)
+
+    @property
+    def accuracy_by_exit(self) -> list[float] | None:
+        """See `runlog.accuracy_by_exit`."""
+        return accuracy_by_exit(self.rounds)
+
+    @property
+    def mean_exit_accuracy(self) -> float | None:
+        """Fraction, the mean over the exits in the last evaluated round; None without exits."""
+        return fmean(self.accuracy_by_exit) if self.accuracy_by_exit else None
 
     @property
     def measured_on(self) -> str:
@@ -158,17 +187,21 @@ def _read(path: Path, name: str) -> History:
     run = RunDirectory.open(path)
     summary = _json_if_there(path / SUMMARY)
     model = _json_if_there(path / MODEL) or summary
+    rounds = _rounds(run.rounds, len(model.get("groups") or ()))
+    compute = read_compute(path / EXITS, len(accuracy_by_exit(rounds) or ())) if (path / EXITS).exists() else None
     return History(
         name=name,
         path=path,
         config=_toml(path / CONFIG),
-        rounds=_rounds(run.rounds, len(model.get("groups") or ())),
+        rounds=rounds,
         timings=run.timings.read(),
         ledger=Ledger.read(path / LEDGER),
         environment=read_json(path / ENVIRONMENT),
         model=model,
         summary=summary,
         partition=_partition(path / PARTITION),
+        compute=compute,
+        personalization=_json_if_there(path / PERSONALIZATION),
         citations=(path / CITATIONS).read_text(encoding="utf-8", errors="replace"),
     )
 
@@ -197,7 +230,21 @@ def _rounds(log: JsonLines, num_groups: int) -> list[Record]:
             if not _is_by_group(record[key], num_groups):
                 problem = f"`{key}` is not {num_groups} numbers, one for each of the `groups` in {MODEL}"
                 raise RunError(f"{str(log.path)!r}, line {number}: {problem}.")
+    _check_exits(log, records)
     return records
+
+
+def _check_exits(log: JsonLines, records: Sequence[Record]) -> None:
+    """Every evaluated round of a run with exits has an accuracy for each of them."""
+    last = accuracy_by_exit(records)
+    num_exits = len(last) if isinstance(last, list) else 0
+    for number, record in enumerate(records, start=1):
+        found = record.get("accuracy_by_exit")
+        if found is None and (last is None or record["accuracy"] is None):
+            continue
+        if not found or not _is_by_group(found, num_exits) or not all(0 <= each <= 1 for each in found):
+            wanted = "as many fractions in every evaluated round, one for each exit"
+            raise RunError(f"{str(log.path)!r}, line {number}: `accuracy_by_exit` is {found!r}, expected {wanted}.")
 
 
 def _is_by_group(value: object, num_groups: int) -> bool:
@@ -211,8 +258,9 @@ def _partition(path: Path) -> Partition | None:
     try:
         names = tuple(str(name) for name in content["class_names"])
         counts = {int(client): tuple(map(int, row)) for client, row in content["clients"].items()}
+        held_out = frozenset(map(int, content.get("held_out", {})))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(f"{str(path)!r} does not hold class names and counts by client: {error!r}.") from error
     if not counts or any(len(row) != len(names) for row in counts.values()):
         raise RunError(f"{str(path)!r} does not hold one count per class for every client.")
-    return Partition(names, dict(sorted(counts.items())))
+    return Partition(names, dict(sorted(counts.items())), held_out)

@@ -48,6 +48,14 @@ class RoundBytes:
 
 
 @dataclass
+class ClientBytes:
+    """What travelled to one client, or from it, so far."""
+
+    num_payloads: int = 0
+    payload_bytes: int = 0
+
+
+@dataclass
 class Ledger:
     """Running totals of what travelled, and the file that holds every row.
 
@@ -64,6 +72,7 @@ class Ledger:
     client_ids: set[int] = field(default_factory=set, init=False)
     rounds: dict[int, RoundBytes] = field(default_factory=dict, init=False)
     groups: dict[Direction, dict[str, int]] = field(default_factory=lambda: {"down": {}, "up": {}}, init=False)
+    clients: dict[Direction, dict[int, ClientBytes]] = field(default_factory=lambda: {"down": {}, "up": {}}, init=False)
     largest_download_bytes: int = field(default=0, init=False)
 
     @classmethod
@@ -133,6 +142,9 @@ class Ledger:
         for transfer in transfers:
             self.transfers[transfer.direction] += 1
             self.client_ids.add(transfer.client_id)
+            of_client = self.clients[transfer.direction].setdefault(transfer.client_id, ClientBytes())
+            of_client.num_payloads += 1
+            of_client.payload_bytes += transfer.payload_bytes
             of_round = self.rounds.setdefault(transfer.round, RoundBytes())
             if transfer.direction == "up":
                 of_round.uplink_bytes += transfer.payload_bytes

@@ -12,6 +12,7 @@ import tomli_w
 from fedelta.results import plots
 from fedelta.results.drawing import to_svg
 from fedelta.results.elements import figure, flatten, legend, table
+from fedelta.results.exits import read_exits
 from fedelta.results.history import History, Partition
 from fedelta.results.numbers import TIMES, UNKNOWN, count, duration, mebibytes, percent, size
 from fedelta.results.plots import (
@@ -29,6 +30,7 @@ def headline(run: History) -> str:
     """Name, what was done, and the key figures of one run."""
     tiles = [
         (f"{run.measured_on} accuracy", percent(run.final_accuracy), f"best {percent(run.best_accuracy)}"),
+        *_exit_tiles(run),
         ("Tuned parameters", count(run.model.get("tuned_parameters")), _tuned_share(run)),
         ("Per client and round", size(per_client(run)), "down and up together"),
         ("Sent in total", size(run.ledger.total_bytes), _directions(run)),
@@ -41,7 +43,8 @@ def headline(run: History) -> str:
         for name, value, detail in tiles
     )
     title = f'<h1>{escape(run.name)}</h1>\n<p class="kicker">{_setting(run)}</p>'
-    return f'{title}\n{_state(run)}<dl class="tiles">{cells}</dl>'
+    kind = "tiles" if len(tiles) == 6 else "tiles eight"
+    return f'{title}\n{_state(run)}<dl class="{kind}">{cells}</dl>'
 
 
 def comparison(runs: Sequence[History]) -> str:
@@ -50,6 +53,8 @@ def comparison(runs: Sequence[History]) -> str:
     header += ["MiB in total", "MiB if fully tuned", "Saving", "Time"]
     cheaper = any(map(_is_cheaper, runs))
     header += ["Relative cost"] if cheaper else []
+    exits = any(run.accuracy_by_exit for run in runs)
+    header += ["Mean over exits"] if exits else []
     rows = [
         [
             run.name,
@@ -63,6 +68,7 @@ def comparison(runs: Sequence[History]) -> str:
             _saving(run),
             duration(run.wall_seconds),
             *([percent(run.relative_cost)] if cheaper else []),
+            *([percent(run.mean_exit_accuracy)] if exits else []),
         ]
         for run in runs
     ]
@@ -176,6 +182,21 @@ def per_client(run: History) -> float | None:
     if not sent["down"] or not sent["up"]:
         return None
     return run.ledger.downlink_bytes / sent["down"] + run.ledger.uplink_bytes / sent["up"]
+
+
+def _exit_tiles(run: History) -> list[tuple[str, str, str]]:
+    """What the exits reach on average, and for their cost; nothing without exits."""
+    exits = read_exits(run)
+    if exits is None:
+        return []
+    number = count(len(exits.accuracies))
+    number += " exit" if number == "1" else " exits"
+    ends = f"{100 * exits.accuracies[0]:.1f} to {percent(exits.accuracies[-1])}"
+    note = "cost of exits not known" if exits.flops_area is None else "mean accuracy over budgets"
+    return [
+        ("Mean over exits", percent(run.mean_exit_accuracy), f"{number}, {ends}"),
+        ("Area over FLOPs", percent(exits.flops_area), note),
+    ]
 
 
 def _setting(run: History) -> str:

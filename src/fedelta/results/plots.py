@@ -180,10 +180,16 @@ def shortened(name: str) -> str:
     return name if len(end) <= room + 1 or room < 1 else f"{kind}{slash}…{end[-room:]}"
 
 
+def measured(runs: Sequence[History]) -> str:
+    """Name of an axis with the accuracy of `runs`."""
+    words = {run.measured_on for run in runs}
+    return f"{words.pop()} accuracy (%)" if len(words) == 1 else "Accuracy (%)"
+
+
 def _draw_accuracy_by_round(axes: Axes, runs: Sequence[History]) -> None:
     for index, run in enumerate(runs):
         _draw_accuracy(axes, run, index, [each["round"] for each in run.evaluated])
-    axes.set(xlabel="Round", ylabel=_measured(runs))
+    axes.set(xlabel="Round", ylabel=measured(runs))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     _accuracy_limits(axes, runs)
 
@@ -194,7 +200,7 @@ def _draw_accuracy_by_traffic(axes: Axes, runs: Sequence[History]) -> None:
         own = [each["cumulative_bytes"] / MIB for each in run.evaluated]
         _draw_accuracy(axes, run, index, own)
         positions += own
-    axes.set(xlabel="Sent so far, both directions (MiB)", ylabel=_measured(runs))
+    axes.set(xlabel="Sent so far, both directions (MiB)", ylabel=measured(runs))
     full_round = min((run.full_round_bytes / MIB for run in runs if run.full_round_bytes is not None), default=None)
     reach = max([*positions, full_round or 0])
     traffic_axis(axes, min(positions, default=0), reach)
@@ -215,12 +221,6 @@ def _draw_accuracy(axes: Axes, run: History, index: int, positions: Sequence[flo
     if len(synced) <= MAX_DOTS:
         x, y = [point[0] for point in synced], [point[1] for point in synced]
         axes.plot(x, y, color=SERIES[index % len(SERIES)], marker="o", markersize=3, linestyle="none")
-
-
-def _measured(runs: Sequence[History]) -> str:
-    """What the vertical axis shows."""
-    words = {run.measured_on for run in runs}
-    return f"{words.pop()} accuracy (%)" if len(words) == 1 else "Accuracy (%)"
 
 
 def _mark_full_rounds(axes: Axes, full_round: float) -> None:

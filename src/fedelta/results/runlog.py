@@ -79,7 +79,7 @@ def summary(
         `full_model_bytes` is what the same payloads would have weighed with the whole model in float32.
     """
     accuracies = [each["accuracy"] for each in records if each["accuracy"] is not None]
-    by_exit = next((each["accuracy_by_exit"] for each in reversed(records) if "accuracy_by_exit" in each), None)
+    by_exit = accuracy_by_exit(records)
     return {
         "final_accuracy": accuracies[-1] if accuracies else None,
         "best_accuracy": max(accuracies, default=None),
@@ -98,6 +98,11 @@ def summary(
         "wall_seconds": sum(each["wall_seconds"] for each in timings),
         "peak_memory_bytes": max((each["peak_memory_bytes"] for each in timings), default=0),
     }
+
+
+def accuracy_by_exit(records: Sequence[Record]) -> list[float] | None:
+    """Fractions at each exit in the last evaluated round, lowest exit first; None without exits."""
+    return next((each["accuracy_by_exit"] for each in reversed(records) if "accuracy_by_exit" in each), None)
 
 
 def relative_cost(records: Sequence[Record]) -> float | None:

@@ -1,0 +1,182 @@
+"""The figures of the section "Exits": accuracy against exit and cost, and what each exit learns over the rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from fedelta.results.drawing import INK, MUTED, SERIES, SIZE, STYLES, blank, style
+from fedelta.results.exits import Exits
+from fedelta.results.plots import traffic_axis
+
+MAX_LABELS = 14
+_LINE = 0.062  # height of a label, as a share of the axis
+_NUMBER = "Exit"
+_COSTS: dict[str, Callable[[Exits], Sequence[float]]] = {
+    _NUMBER: lambda exits: range(1, len(exits.accuracies) + 1),
+    "Milliseconds for one example": lambda exits: exits.compute.milliseconds or (),
+    "MFLOPs for one example": lambda exits: [each / 1e6 for each in exits.compute.flops or ()],
+}
+
+
+def accuracy_by_cost(runs: Mapping[int, Exits], measured: str) -> Figure:
+    """Accuracy in percent against the exit, and against milliseconds and FLOPs where some run tells them.
+
+    Args:
+        runs: number of the run, which gives it its colour and line, to its exits.
+        measured: name of the vertical axis.
+    """
+    panels = {
+        name: found
+        for name, costs in _COSTS.items()
+        if (found := {index: costs(exits) for index, exits in runs.items() if costs(exits)})
+    }
+    with style():
+        figure = blank((max(1, len(panels) * 2 / 3) * SIZE[0], SIZE[1]))
+        grid = {"wspace": 0.08}
+        all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False, gridspec_kw=grid)[0]
+        for axes, (name, found) in zip(all_axes, panels.items(), strict=True):
+            for index, costs in found.items():
+                _draw(axes, costs, runs[index].accuracies, index)
+                if len(runs) == 1 and name != _NUMBER:
+                    _number_dots(axes, costs, runs[index].accuracies)
+            _scale(axes, name, [costs[-1] for costs in found.values()])
+        all_axes[0].set_ylabel(measured)
+        _accuracy_limits(all_axes[0], [accuracy for exits in runs.values() for accuracy in exits.accuracies])
+        return figure
+
+
+def accuracy_by_round(exits: Exits, measured: str, *, wide: bool = False) -> Figure:
+    """Accuracy of each exit in percent against the round; the deeper the exit, the stronger its line.
+
+    Args:
+        exits: of one run.
+        measured: name of the vertical axis.
+        wide: over the width of the page.
+    """
+    rounds = sorted(exits.by_round)
+    found = 100 * np.array([exits.by_round[round] for round in rounds])
+    num_exits = found.shape[1]
+    with style():
+        figure = blank(((2 if wide else 1) * SIZE[0], SIZE[1] - 0.3 if wide else SIZE[1]))
+        axes = figure.subplots()
+        for place in range(num_exits):
+            color = _shade(place, num_exits)
+            axes.plot(rounds, found[:, place], color=color, zorder=2)
+            axes.plot(rounds[-1:], found[-1:, place], color=color, marker="o", markersize=4, linestyle="none")
+        axes.set(xlabel="Round", ylabel=measured)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        _accuracy_limits(axes, [accuracy for row in exits.by_round.values() for accuracy in row])
+        _name_lines(axes, rounds[-1], found[-1])
+        return figure
+
+
+def spread(heights: Sequence[float], gap: float, lowest: float, highest: float) -> list[float]:
+    """Where labels go that want to be at `heights`: in their order, `gap` apart, between the bounds as far as they fit.
+
+    Neighbours that would touch are set around the middle of where they want to be.
+
+    >>> spread([0.0, 5.0, 5.5, 9.0], 1.0, 0.0, 10.0)
+    [0.0, 4.75, 5.75, 9.0]
+    """
+    order = sorted(range(len(heights)), key=lambda place: heights[place])
+    blocks: list[tuple[float, int]] = []  # middle and number of labels
+    for place in order:
+        middle, number = heights[place], 1
+        while True:
+            room = (number - 1) * gap / 2
+            middle = max(lowest + room, min(highest - room, middle))
+            if not blocks or blocks[-1][0] + (blocks[-1][1] + number) * gap / 2 <= middle:
+                break
+            below, below_number = blocks.pop()
+            middle = (below * below_number + middle * number) / (number + below_number)
+            number += below_number
+        blocks.append((middle, number))
+    found = [middle + (index - (number - 1) / 2) * gap for middle, number in blocks for index in range(number)]
+    return [found[order.index(place)] for place in range(len(heights))]
+
+
+def _draw(axes: Axes, costs: Sequence[float], accuracies: Sequence[float], index: int) -> None:
+    color, dashes = SERIES[index % len(SERIES)], STYLES[index % len(STYLES)]
+    heights = [100 * accuracy for accuracy in accuracies]
+    axes.plot(costs, heights, color=color, linestyle=(0, dashes) if dashes else "-")
+    axes.plot(costs, heights, color=color, marker="o", markersize=4, linestyle="none")
+
+
+def _scale(axes: Axes, name: str, ends: Sequence[float]) -> None:
+    """From zero; costs are logarithmic where those of the last exits are of another order from run to run."""
+    axes.set_xlabel(name)
+    if name == _NUMBER:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+        return
+    traffic_axis(axes, min(ends), max(ends))
+    if axes.get_xscale() == "linear":
+        axes.set_xlim(0, 1.06 * max(ends))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+
+
+def _number_dots(axes: Axes, costs: Sequence[float], accuracies: Sequence[float]) -> None:
+    """The number of its exit below each dot, on the side away from a rising line."""
+    if len(costs) > MAX_LABELS:
+        return
+    for number, (cost, accuracy) in enumerate(zip(costs, accuracies, strict=True), start=1):
+        axes.annotate(
+            f"{number}",
+            (cost, 100 * accuracy),
+            xytext=(3, -4),
+            textcoords="offset points",
+            ha="left",
+            va="top",
+            fontsize=8,
+            color=MUTED,
+        )
+
+
+def _name_lines(axes: Axes, last_round: int, heights: Sequence[float]) -> None:
+    """The exit beside the end of each line, with a thin line to it where it had to move; some, if they are many."""
+    every = -(-len(heights) // MAX_LABELS)
+    named = [place for place in range(len(heights)) if (len(heights) - 1 - place) % every == 0]
+    bottom, top = axes.get_ylim()
+    places = spread([heights[place] for place in named], _LINE * (top - bottom), bottom, top)
+    for place, height in zip(named, places, strict=True):
+        moved = abs(height - heights[place]) > 0.2 * _LINE * (top - bottom)
+        axes.annotate(
+            f"exit {place + 1}",
+            (last_round, heights[place]),
+            xytext=(1.03, (height - bottom) / (top - bottom)),
+            textcoords="axes fraction",
+            ha="left",
+            va="center",
+            fontsize=8,
+            color=INK,
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": MUTED,
+                "linewidth": 0.5,
+                "shrinkA": 1,
+                "shrinkB": 3,
+                "relpos": (0, 0.5),
+            }
+            if moved
+            else None,
+        )
+
+
+def _accuracy_limits(axes: Axes, accuracies: Sequence[float]) -> None:
+    """From zero, unless all are high; with some room below and above then."""
+    lowest, highest = 100 * min(accuracies), 100 * max(accuracies)
+    room = max(0.08 * (highest - lowest), 0.5)
+    axes.set_ylim((0, 101) if lowest < 50 else (lowest - room, min(100.5, highest + room)))
+
+
+def _shade(place: int, number: int) -> tuple[float, float, float, float]:
+    """One step of colour for each exit: the deeper, the stronger."""
+    red, green, blue, _ = to_rgba(SERIES[0])
+    return red, green, blue, 0.35 + 0.65 * (place / max(1, number - 1))
