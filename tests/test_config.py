@@ -21,7 +21,7 @@ STRATEGIES = ", ".join(named_choices()["strategy.name"])
 # Any other type of value in a table of the test would be a type of TOML.
 Table = dict[str, object]
 
-METHODS = "full, head, prompt, adapter, parallel, lora, bias, combined"
+METHODS = "full, accumulator, exit-heads, head, prompt, adapter, parallel, lora, bias, combined"
 
 
 def table(**sections: object) -> Table:
@@ -99,11 +99,11 @@ def test_all_problems_are_in_one_message():
         ),
         (
             {"tuning": {"name": "xyz"}},
-            "`tuning.name` is 'xyz', expected one of full, head, prompt, adapter, parallel, lora, bias, combined",
+            f"`tuning.name` is 'xyz', expected one of {METHODS}",
         ),
         (
             {"tuning": {"r": 2}},
-            "`tuning.name` is missing, expected one of full, head, prompt, adapter, parallel, lora, bias, combined",
+            f"`tuning.name` is missing, expected one of {METHODS}",
         ),
         (
             {"client": {"optimizer": {"name": "sgdd"}}},
