@@ -312,7 +312,7 @@ class LaneEngine:
         active = len(slots)
         labels = self._train.labels[rows_AB.flatten()].to(self._device)
         weights_AB = weights_AB.to(self._device)
-        with self.lanes.training([len(batch) for batch in batches_A], [slot.job.noise for slot in slots]):
+        with self.lanes.training([len(batch) for batch in batches_A], [self._noise(slot.job) for slot in slots]):
             if self._blocks:
                 minimised_A, losses_A = self._loss_at_exits(slots, rows_AB, labels.view(rows_AB.shape), weights_AB)
             else:
@@ -331,6 +331,16 @@ class LaneEngine:
         for slot in slots:
             slot.steps_left -= 1
             slot.steps_done += 1
+
+    def _noise(self, job: Job) -> Generator:
+        """For the dropout of one step.
+
+        With random exits a lane also runs the blocks between its exit and the deepest one of the step; what these draw
+        must not be missing from its next step.
+        """
+        if not self._blocks or self._exits.train != "random":
+            return job.noise
+        return Generator().manual_seed(int(torch.randint(2**62, (), generator=job.noise)))
 
     def _loss_at_exits(
         self, slots: list[_Slot], rows_AB: Tensor, labels_AB: Tensor, weights_AB: Tensor
