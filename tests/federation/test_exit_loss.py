@@ -93,7 +93,9 @@ def test_lanes_at_different_exits_learn_at_their_own_alone():
     torch.testing.assert_close(logits.grad[:, :, 0, 0], tensor([[-0.25, 0.0], [0.0, -0.5]]))
 
 
-@pytest.mark.parametrize(("round", "weight"), [(1, math.exp(-5 * (299 / 300) ** 2)), (150, math.exp(-1.25)), (300, 1.0), (900, 1.0)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("round", "weight"), [(1, math.exp(-5 * (299 / 300) ** 2)), (150, math.exp(-1.25)), (300, 1.0), (900, 1.0)]
+)
 def test_every_exit_learns_from_the_best_with_a_weight_that_grows_to_one(round: int, weight: float):
     # Losses ln 4/3 and ln 2: exit 1 teaches with (3/4, 1/4). KL to (1/2, 1/2) is 3/4 ln 3/2 + 1/4 ln 1/2.
     divergence = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
@@ -137,7 +139,8 @@ def test_padding_has_no_weight_in_the_distillation():
 # Through the engine: one step of one batch, by hand with autograd on a model of one lane.
 
 
-def trained(method: TuningMethod, train: str, sizes: tuple[int, ...], *, lanes: int, round: int = 1, **client: object
+def trained(
+    method: TuningMethod, train: str, sizes: tuple[int, ...], *, lanes: int, round: int = 1, **client: object
 ) -> dict[int, Trained]:
     settings = ClientSettings(**({"batch_size": 4, "optimizer": Sgd(momentum=0.0)} | client))
     engine, _ = tiny_engine(
@@ -156,7 +159,7 @@ def one_step(train: str, rows: Tensor, data: LabelledData) -> tuple[Params, floa
     losses = [torch.nn.functional.cross_entropy(logits, data.labels[rows]) for logits in found.values()]
     loss = torch.stack(losses).sum()
     if train == "distill":
-        best = min(range(3), key=lambda exit: losses[exit].item())
+        best = min(range(3), key=lambda index: losses[index].item())
         teacher = found[best + 1].detach().log_softmax(1)
         for logits in found.values():
             divergence = (teacher.exp() * (teacher - logits.log_softmax(1))).sum(1).mean()
@@ -242,8 +245,6 @@ def test_cached_features_of_the_embeddings_give_the_same_training(train: str):
         assert not engine.notes
         jobs = [replace(job, exits=stream(0, "exits", job.client_id)) for job in jobs_for((5, 3), start_of(engine))]
         results.append({result.client_id: result.delta for result in engine.train(jobs, 0.05)})
-        results[-1]["evaluation"] = {
-            "at": tensor(engine.evaluate(start_of(engine), tiny_data()).accuracy_by_exit)
-        }
+        results[-1]["evaluation"] = {"at": tensor(engine.evaluate(start_of(engine), tiny_data()).accuracy_by_exit)}
     for key, delta in results[0].items():
         assert_close(delta, results[1][key], rtol=1e-4, atol=1e-6)

@@ -8,7 +8,16 @@ from dataclasses import replace
 import pytest
 import torch
 from pydantic import ValidationError
-from tests.builders import TRANSFORMERS, deltas_of, jobs_for, start_of, tiny_backbone, tiny_data, tiny_engine, tiny_inputs
+from tests.builders import (
+    TRANSFORMERS,
+    deltas_of,
+    jobs_for,
+    start_of,
+    tiny_backbone,
+    tiny_data,
+    tiny_engine,
+    tiny_inputs,
+)
 from torch import nn, tensor
 
 from fedelta.errors import ModelError
@@ -135,9 +144,7 @@ def test_beside_the_mlp_the_adapter_reads_what_enters_the_mlp_or_the_norm_before
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_beside_the_mlp_names_and_sizes_are_those_behind_it(shared: bool):
-    behind, beside = (
-        applied(Adapter(shared=shared, placement=place))[1] for place in ("sequential", "parallel")
-    )
+    behind, beside = (applied(Adapter(shared=shared, placement=place))[1] for place in ("sequential", "parallel"))
     assert behind.tensors == beside.tensors
 
 

@@ -39,10 +39,7 @@ def test_every_head_reads_the_class_token_of_the_model_as_it_was(head: str):
         hidden = untouched.vit.embeddings(inputs["pixel_values"])
         for number in (1, 2):
             hidden = untouched.vit.layers[number - 1](hidden)
-            own = {
-                name: tensor
-                for name, tensor in exit_blocks(backbone.module)[number - 1].exit_head.named_parameters()
-            }
+            own = dict(exit_blocks(backbone.module)[number - 1].exit_head.named_parameters())
             for row in range(2 * lanes):
                 x, values = hidden[row, 0], {name: tensor[row // 2] for name, tensor in own.items()}
                 if head == "mlp":
