@@ -17,6 +17,7 @@ from torch import Generator, Tensor
 from fedelta.data.augmentation import Augmentation
 from fedelta.data.batches import LabelledData
 from fedelta.federation.optimizers import Sgd
+from fedelta.federation.tiers import ExitSettings
 from fedelta.federation.training import ClientSettings, Job, LaneEngine
 from fedelta.models.anatomy import anatomy_of
 from fedelta.models.hub import Backbone
@@ -144,6 +145,7 @@ def tiny_engine(
     cache_bytes: int = 0,
     compute_dtype: Literal["float32", "bfloat16"] = "float32",
     augmentation: Augmentation | None = None,
+    exits: ExitSettings | None = None,
     **sizes: object,
 ) -> tuple[LaneEngine, Backbone]:
     """An engine on a fresh tiny model, and that model; equal arguments give equal tensors."""
@@ -153,7 +155,7 @@ def tiny_engine(
     client = client or ClientSettings(batch_size=4, lr=0.05, optimizer=Sgd())
     engine = LaneEngine(
         backbone, spec, shared, data, client=client, rule=rule or Plain(), cache_bytes=cache_bytes,
-        compute_dtype=compute_dtype, augmentation=augmentation,
+        compute_dtype=compute_dtype, augmentation=augmentation, exits=exits or ExitSettings(),
     )  # fmt: skip
     return engine, backbone
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fedelta.config import Config, load_config, named_choices, parse_config
+from fedelta.config import Config, load_config, named_choices, parse_config, with_absolute_paths
 from fedelta.errors import ConfigError
 from fedelta.federation.optimizers import AdamW, Sgd
 from fedelta.strategies.local import FedProx
@@ -21,7 +21,7 @@ STRATEGIES = ", ".join(named_choices()["strategy.name"])
 # Any other type of value in a table of the test would be a type of TOML.
 Table = dict[str, object]
 
-METHODS = "full, head, prompt, adapter, parallel, lora, bias, combined"
+METHODS = "full, accumulator, exit-heads, head, prompt, adapter, parallel, lora, bias, combined"
 
 
 def table(**sections: object) -> Table:
@@ -99,11 +99,11 @@ def test_all_problems_are_in_one_message():
         ),
         (
             {"tuning": {"name": "xyz"}},
-            "`tuning.name` is 'xyz', expected one of full, head, prompt, adapter, parallel, lora, bias, combined",
+            f"`tuning.name` is 'xyz', expected one of {METHODS}",
         ),
         (
             {"tuning": {"r": 2}},
-            "`tuning.name` is missing, expected one of full, head, prompt, adapter, parallel, lora, bias, combined",
+            f"`tuning.name` is missing, expected one of {METHODS}",
         ),
         (
             {"client": {"optimizer": {"name": "sgdd"}}},
@@ -359,6 +359,31 @@ def test_values_other_than_the_defaults_survive_writing(tmp_path: Path):
     assert again.local_rule == FedProx(mu=0.25)
     assert again.tuning.rank_pattern == {"layers.0.mlp.fc1": 2}
     assert again.client.schedule.after_rounds == (1, 2)
+
+
+def test_methods_in_tables_with_fields_that_are_none_survive_writing():
+    config = parse_config(
+        table(
+            tuning=[
+                {"name": "adapter", "placement": "parallel", "scale": 0.1},
+                {"name": "accumulator", "num_heads": 2, "head": "linear"},
+            ],
+            exits={"train": "random", "tiers": [1, 2], "assignment": "shuffle"},
+        )
+    )
+    accumulator, adapter = config.tuning.methods
+    assert accumulator.attention_width is accumulator.num_positions is None
+    assert (accumulator.num_heads, adapter.placement, config.exits.tiers) == (2, "parallel", (1, 2))
+    written = tomllib.loads(config.to_toml())
+    assert parse_config(written) == config
+    assert "tiers_file" not in written["exits"]
+
+
+def test_a_file_of_tiers_is_written_with_its_full_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "tiers.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    config = parse_config(table(exits={"tiers_file": "tiers.json"}, tuning={"name": "exit-heads"}))
+    assert with_absolute_paths(config).exits.tiers_file == str(tmp_path / "tiers.json")
 
 
 def test_a_written_configuration_holds_the_defaults():

@@ -363,9 +363,14 @@ def _check_deadline(config: Config, federation: Federation, params: Params) -> N
     state = federation.strategy.init(params, federation.spec)
     cohort = stream(config.seed, "cohort", 1)
     plan = federation.strategy.plan(state, 1, federation.client_ids, federation.spec, cohort)
-    names = plan.download[plan.cohort[0]]
-    payload, _ = encode(select({**state, **params}, names), federation.wire, config.codec)
-    times = sorted(runtime.seconds(client_id, len(payload)) for client_id in federation.client_ids)
+    everyone = dict.fromkeys(federation.client_ids, plan.download[plan.cohort[0]])
+    if federation.tiers is not None:
+        everyone = dict(federation.tiers.restrict(replace(plan, download=everyone)).download)
+    num_bytes = {
+        names: len(encode(select({**state, **params}, names), federation.wire, config.codec)[0])
+        for names in set(everyone.values())
+    }
+    times = sorted(runtime.seconds(client_id, num_bytes[names]) for client_id, names in everyone.items())
     if (met := sum(time <= deadline for time in times)) < config.strategy.min_replies:
         problem = (
             f"`stability.deadline_seconds` is {deadline:g}, which {met} of {len(times)} clients can meet; "

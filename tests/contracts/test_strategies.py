@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 from tests.builders import CONVOLUTIONAL, assert_same_bits, start_of, tiny_data, tiny_engine
-from tests.contracts.test_tuning_methods import METHODS
+from tests.contracts.test_tuning_methods import METHODS, ON_CONVOLUTIONS
 from tests.strategies.hand import SPEC, params, updates
 
 from fedelta.codecs.cast import Cast
@@ -15,6 +15,7 @@ from fedelta.errors import ConfigError
 from fedelta.federation.client import Site
 from fedelta.federation.optimizers import Sgd
 from fedelta.federation.rounds import Federation, federate
+from fedelta.federation.tiers import ExitSettings
 from fedelta.federation.training import ClientSettings, Evaluation
 from fedelta.params import ParamSpec, select
 from fedelta.runtimes.simulation import Simulation
@@ -145,9 +146,11 @@ def fitted(strategy: Strategy, spec: ParamSpec) -> Strategy:
 @pytest.mark.parametrize(("strategy", "method_name"), runs_of())
 def test_every_strategy_runs_with_every_tuning_method(strategy: Strategy, method_name: str):
     method = METHODS[method_name]
-    family = CONVOLUTIONAL[0] if "parallel" in method_name or "conv" in method_name else "vit"
+    family = CONVOLUTIONAL[0] if method_name in ON_CONVOLUTIONS else "vit"
     client = ClientSettings(batch_size=4, lr=0.05, optimizer=Sgd(), local_steps=strategy.local_steps)
-    engine, _ = tiny_engine(method, tiny_data(family), family=family, lanes=3, client=client)
+    # At all exits, so that every head learns.
+    exits = ExitSettings(train="sum")
+    engine, _ = tiny_engine(method, tiny_data(family), family=family, lanes=3, client=client, exits=exits)
     strategy = fitted(strategy, engine.spec)
     partition = dict(enumerate(torch.arange(24).split([5, 7, 4, 8])))
     site = Site(engine, partition, Cast(), seed=0, num_rounds=strategy.num_rounds, memory=strategy.memory)

@@ -31,10 +31,12 @@ from fedelta.models.hub import Backbone, build
 from fedelta.models.source import ModelSource
 from fedelta.params import Params, ParamSpec
 from fedelta.seeds import stream
+from fedelta.tuning.accumulator import Accumulator
 from fedelta.tuning.adapter import Adapter
 from fedelta.tuning.base import TuningMethod
 from fedelta.tuning.bias import Bias
 from fedelta.tuning.combined import Combined
+from fedelta.tuning.exit_heads import ExitHeads
 from fedelta.tuning.full import Full
 from fedelta.tuning.lanes import Lanes
 from fedelta.tuning.lora import Lora
@@ -42,10 +44,15 @@ from fedelta.tuning.parallel import Parallel
 from fedelta.tuning.prompt import Prompt
 from fedelta.tuning.table import SINGLE
 
+ACCUMULATOR = Accumulator(num_heads=2, mlp_width=24, head_width=12)
+BESIDE = Adapter(placement="parallel", shared=False, reduction_factor=4, non_linearity="relu", scale=0.1)
 METHODS: dict[str, TuningMethod] = {name: kind() for name, kind in SINGLE.items()} | {
     "lora": Lora(r=4),
     "lora-all-linear": Lora(target_modules="all-linear", r=2),
     "lora-all-conv": Lora(target_modules="all-conv", r=2),
+    "accumulator": ACCUMULATOR,
+    "exit-heads-mlp": ExitHeads(head="mlp", head_width=12),
+    "adapter-beside": BESIDE,
     "adapter-each-block": Adapter(shared=False, reduction_factor=4, non_linearity="relu"),
     "prompt": Prompt(num_virtual_tokens=3),
     "prompt-shallow": Prompt(num_virtual_tokens=2, depth="shallow", dropout=0.5),
@@ -54,12 +61,15 @@ METHODS: dict[str, TuningMethod] = {name: kind() for name, kind in SINGLE.items(
     "bias+lora+adapter+prompt": Combined(
         methods=(Bias(), Lora(r=2, target_modules="all-linear"), Adapter(), Prompt(num_virtual_tokens=2))
     ),
+    "accumulator+adapter": Combined(methods=(ACCUMULATOR, BESIDE)),
+    "accumulator+lora+bias": Combined(methods=(ACCUMULATOR, Lora(r=2), Bias())),
     "parallel+lora+bias": Combined(methods=(Parallel(init="zero"), Lora(r=2, target_modules="all-conv"), Bias())),
 }
 ON_CONVOLUTIONS = ("parallel", "parallel-zero", "lora-all-conv", "parallel+lora+bias")
 EVERYWHERE = ("full", "head", "bias")
 # These start as another function than the pre-trained one: their tensors are drawn.
-STARTS_ELSEWHERE = ("prompt", "prompt-shallow", "parallel", "bias+lora+adapter+prompt")
+WITH_EXITS = ("accumulator", "exit-heads", "exit-heads-mlp", "accumulator+adapter", "accumulator+lora+bias")
+STARTS_ELSEWHERE = ("prompt", "prompt-shallow", "parallel", "bias+lora+adapter+prompt", *WITH_EXITS)
 
 
 def fits(name: str, family: str) -> bool:
@@ -113,9 +123,11 @@ def _plain_client(
             parameter.copy_(start[name])
     trained = [parameter for parameter in parameters.values() if parameter.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=CLIENT.lr, momentum=0.9, weight_decay=0.01)
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)  # kept: what a loss does not reach decays all the same
     # Batches of 4: two epochs of n rows are 2 * ceil(n / 4) steps.
     for rows in batches(job.rows, 4, 2 * -(-len(job.rows) // 4), job.order):
-        optimizer.zero_grad()
+        optimizer.zero_grad(set_to_none=False)
         with lanes.training([len(rows)], [job.noise]):
             logits = backbone.logits(data.inputs.fetch(rows))
         torch.nn.functional.cross_entropy(logits, data.labels[rows]).backward()
@@ -313,6 +325,44 @@ def test_tuned_parameters_of_vit_base_are_those_of_the_paper(method: TuningMetho
     source = ModelSource(architecture={"model_type": "vit"})
     backbone = build(source, tuple(map(str, range(num_classes))), seed=0, device="meta")
     assert backbone.num_parameters == 85_798_656 + 769 * num_classes
+    assert method.apply(backbone, Lanes(1), stream(0, "tuning")).num_parameters == expected
+
+
+# With 12 blocks of width D and 25 or 13 positions (papers.md, section 4.2), C classes. DeiT-small, D = 384: attention
+# 384 * 1152 + 384 * 384 + 384 and its norm 768, FFN 2 * 384 * 1536 + 1536 + 384 and its norm 768, head 768 +
+# 384 * 1536 + 1536 + 1537 C, token and positions 26 * 384; adapters 12 * (2 * 384 * 64 + 64 + 384) = 595,200.
+# DeiT-base, D = 768, the same with 14 * 768; adapters 12 * (2 * 768 * 64 + 64 + 768).
+# Heads behind every block 12 * 385 C, or 12 * (768 + 384 * 1536 + 1536 + 1537 C).
+AS_PUBLISHED = Accumulator(num_positions=25)
+BESIDE_64 = Adapter(placement="parallel", shared=False, reduction_factor=6, non_linearity="relu", scale=0.1)
+REEFL = Accumulator(
+    attention_width=16, num_heads=8, qkv_bias=True, mlp_width=518, head="linear", init_std=0.02
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("method", "size", "num_classes", "expected"),
+    [
+        (AS_PUBLISHED, "small", 100, 2_529_124),
+        (Combined(methods=(AS_PUBLISHED, BESIDE_64)), "small", 100, 3_124_324),
+        (Combined(methods=(AS_PUBLISHED, BESIDE_64)), "small", 62, 3_065_918),
+        (Combined(methods=(AS_PUBLISHED, BESIDE_64)), "small", 35, 3_024_419),
+        (Combined(methods=(AS_PUBLISHED, BESIDE_64)), "small", 12, 2_989_068),
+        (
+            Combined(methods=(Accumulator(), BESIDE_64.model_copy(update={"reduction_factor": 12}))),
+            "base", 100, 7_261_540,
+        ),
+        (ExitHeads(), "small", 100, 462_000),
+        (ExitHeads(head="mlp"), "small", 100, 8_949_936),
+        (REEFL, "small", 100, 469_914),
+    ],
+)  # fmt: skip
+def test_tuned_parameters_of_deit_with_exits_are_those_of_the_papers(
+    method: TuningMethod, size: str, num_classes: int, expected: int
+):
+    sizes = {"small": {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}, "base": {}}
+    source = ModelSource(architecture={"model_type": "deit"} | sizes[size])
+    backbone = build(source, tuple(map(str, range(num_classes))), seed=0, device="meta")
     assert method.apply(backbone, Lanes(1), stream(0, "tuning")).num_parameters == expected
 
 

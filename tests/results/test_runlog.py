@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from fedelta.federation.records import Rejection, RoundOutcome, Transfer
@@ -72,6 +74,20 @@ def test_a_summary_of_three_rounds_by_hand():
         "wall_seconds": 3.5,
         "peak_memory_bytes": 300,
     }
+
+
+def test_accuracies_by_exit_are_those_of_the_last_evaluated_round():
+    rounds = [
+        replace(OUTCOME, accuracy=0.5, accuracy_by_exit=(0.125, 0.5)),
+        replace(OUTCOME, accuracy=0.75, accuracy_by_exit=(0.25, 0.75)),
+        OUTCOME,
+    ]
+    records = [round_record(outcome, 0) for outcome in rounds]
+    assert [record.get("accuracy_by_exit") for record in records] == [[0.125, 0.5], [0.25, 0.75], None]
+    found = summary(records, [], Ledger(), tuned_parameters=1, total_parameters=2)
+    assert found["accuracy_by_exit"] == [0.25, 0.75]
+    assert found["mean_exit_accuracy"] == 0.5
+    assert found["final_accuracy"] == 0.75
 
 
 def test_a_summary_without_rounds_has_no_accuracy():

@@ -72,6 +72,22 @@ def test_what_did_not_come_up_moves_as_it_did_last_and_its_score_follows():
     assert {name: value.tolist() for name, value in thrice.items()} == {"a": -1.0, "b": [4.0, -3.0], "c": [5.0] * 4}
 
 
+def test_what_nobody_of_the_cohort_holds_stays_and_keeps_its_update_and_score():
+    # Round 1 as above. In round 2 c was drawn: it moves on by 3. Nobody has b, which stays; a moves by 0.5 from 1.
+    # In round 3 somebody was asked for b, and was lost.
+    strategy = FedLuar()
+    once, state = strategy.update(
+        strategy.init(server(), SPEC), server(), PLAN, mean_of(-1.0, (1.0, 0.0), (3.0, 3.0, 3.0, 3.0)), SPEC
+    )
+    unheld = RoundPlan(2, {0: ("a", "c"), 1: ("a", "c")}, {0: ("a",), 1: ("a",)}, 3, num_holders=lambda name: 2)
+    unheard = RoundPlan(3, {0: ("a", "c"), 1: ("a", "b", "c")}, {0: ("a",), 1: ("a", "b")}, 3, lambda name: 2)
+    for plan in (unheld, unheard):
+        after, later = strategy.update(state, once, plan, [Update(0, 1, {"a": tensor(0.5)})], SPEC)
+        assert {name: value.tolist() for name, value in after.items()} == {"a": 1.5, "b": [4.0, -4.0], "c": [8.0] * 4}
+        assert torch.equal(later["update/b"], state["update/b"])
+        assert later["score"].tolist() == [0.5, state["score"][1].item(), 3 / 5]
+
+
 def test_nothing_is_drawn_in_round_1():
     state = FedLuar(num_recycled=2).init(server(), SPEC)
     assert all(drawn(FedLuar(num_recycled=2), state, seed) == set() for seed in range(20))

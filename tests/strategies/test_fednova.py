@@ -24,6 +24,19 @@ def test_two_clients_with_one_and_four_steps_by_hand():
     assert state == {}
 
 
+def test_a_tensor_that_some_hold_is_normalised_over_these_alone():
+    # As above for a; b is that of client 1 alone: tau_eff = 4, and 4 * 12 / 4 = 12. c is held by clients 1 and 2 with
+    # p = 3/4 and 1/4, steps 4 and 2: tau_eff = 3.5, and 3.5 * (3/4 * 8 / 4 + 1/4 * 4 / 2) = 7.
+    sent = [
+        Update(0, 10, {"a": tensor(2.0)}, 1.0),
+        Update(1, 30, {"a": tensor(8.0), "b": tensor(12.0), "c": tensor(8.0)}, 4.0),
+        Update(2, 10, {"c": tensor(4.0)}, 2.0),
+    ]
+    start = {"a": tensor(1.0), "b": tensor(0.0), "c": tensor(0.0), "d": tensor(5.0)}
+    after, _ = FedNova().update({}, start, PLAN, sent, SPEC)
+    assert {name: value.item() for name, value in after.items()} == {"a": 7.5, "b": 12.0, "c": 7.0, "d": 5.0}
+
+
 @pytest.mark.parametrize("steps", [1.0, 7.0, Sgd().effective_steps(6), Sgd().effective_steps(11)])
 def test_equal_steps_are_fedavg_to_the_last_bit(steps: float):
     sent = [replace(update, effective_steps=steps) for update in (*updates(), replace(updates()[0], num_examples=7))]

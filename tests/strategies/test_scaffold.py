@@ -39,6 +39,22 @@ def federation(
     return running, start_of(engine), site
 
 
+def test_control_variates_move_by_the_sum_over_the_cohort_by_all_who_hold_the_tensor():
+    # a is held by all 5 clients and sent by two: (2 + 4) / 5. b is held by 4 and sent by one: 3 / 4, and b itself is
+    # the mean over that one.
+    spec = ParamSpec({"a": TensorSpec((), "a"), "b": TensorSpec((), "b")})
+    strategy, start = Scaffold(), {"a": tensor(0.0), "b": tensor(0.0)}
+    plan = replace(PLAN, num_holders=lambda name: {"control/a": 5, "control/b": 4}[name])
+    sent = [
+        Update(0, 9, {"a": tensor(1.0), "control/a": tensor(2.0)}),
+        Update(1, 1, {"a": tensor(3.0), "b": tensor(6.0), "control/a": tensor(4.0), "control/b": tensor(3.0)}),
+    ]
+    after, state = strategy.update(strategy.init(start, spec), start, plan, sent, spec)
+    assert {name: value.item() for name, value in after.items()} == {"a": 2.0, "b": 6.0}
+    assert state["control/a"].item() == pytest.approx(6 / 5)
+    assert state["control/b"].item() == 3 / 4
+
+
 def test_a_client_by_hand():
     # c = 1, c_i = 0.25: every gradient is corrected by 0.75. The client moved by -3 in 2 steps of 0.5:
     # c_i+ - c_i = -1 - (-3) / 1 = 2, so c_i+ = 2.25

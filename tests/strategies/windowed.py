@@ -40,7 +40,7 @@ class Walking:
     round: int = 0
     jobs: list[tuple[int, Job]] = field(default_factory=list)
 
-    def train(self, jobs: Sequence[Job], lr: float, round: int = 1) -> Iterator[Trained]:
+    def train(self, jobs: Sequence[Job], lr: float, round: int) -> Iterator[Trained]:
         for job in jobs:
             self.jobs.append((self.round, job))
             move = self.moves(self.round, job.client_id)

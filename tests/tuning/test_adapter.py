@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from pydantic import ValidationError
-from tests.builders import TRANSFORMERS, deltas_of, jobs_for, start_of, tiny_backbone, tiny_data, tiny_engine
+from tests.builders import (
+    TRANSFORMERS,
+    deltas_of,
+    jobs_for,
+    start_of,
+    tiny_backbone,
+    tiny_data,
+    tiny_engine,
+    tiny_inputs,
+)
 from torch import nn, tensor
 
 from fedelta.errors import ModelError
@@ -33,7 +43,7 @@ def test_each_lane_adds_its_own_bottleneck_to_the_output_of_the_mlp():
         down.weight.copy_(tensor([[[2.0, 1.0]], [[-1.0, 1.0]]]))
         up.weight.copy_(tensor([[[1.0], [-1.0]], [[1.0], [-1.0]]]))
         up.bias.copy_(tensor([[0.0, 2.0], [1.0, 1.0]]))
-    layer = Adapted(lanes, nn.Identity(), Bottleneck(lanes, down, up, "relu"))
+    layer = Adapted(lanes, nn.Identity(), Bottleneck(lanes, down, up, "relu"), scale=1.0, tap=None)
     y = tensor([[[3.0, -1.0]], [[3.0, -1.0]]])
     assert layer(y).tolist() == [[[8.0, -4.0]], [[4.0, 0.0]]]
 
@@ -91,6 +101,68 @@ def test_the_default_beginning_lets_the_matrices_learn():
     engine, _ = tiny_engine(Adapter(), tiny_data(), lanes=2)
     for delta in deltas_of(engine, jobs_for((12, 9), start_of(engine))).values():
         assert all(change.abs().max() > 0 for change in delta.values())
+
+
+# Where the MLP of the first block reads the residual stream: its own path, and the layers of the MLP.
+PLACES = {
+    "vit": ("vit.layers.0", "layernorm_after"),
+    "bert": ("bert.encoder.layer.0", "intermediate"),
+    "distilbert": ("distilbert.transformer.layer.0", "ffn.lin1"),
+}
+
+
+@pytest.mark.parametrize("family", PLACES)
+def test_beside_the_mlp_the_adapter_reads_what_enters_the_mlp_or_the_norm_before_it(family: str):
+    # y = fc2(...) + scale * Up(relu(Down r)), with r taken from the untouched model and y from the tuned one.
+    path, entrance = PLACES[family]
+    method = Adapter(placement="parallel", shared=False, reduction_factor=4, non_linearity="relu", scale=0.3)
+    backbone, plain = applied(method, family, lanes=2)[0], tiny_backbone(family)
+    fc2 = backbone.anatomy.roles["fc2"]
+    adapter = backbone.module.get_submodule(f"{path}.{fc2}").adapter
+    generator, values = stream(1), dict(adapter.named_parameters())
+    with torch.no_grad():
+        for parameter in values.values():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    seen: dict[str, torch.Tensor] = {}
+    keep_input = plain.module.get_submodule(f"{path}.{entrance}").register_forward_pre_hook
+    keep_input(lambda _, args: seen.update(r=args[0]))
+    for name, module in (("before", plain.module), ("after", backbone.module)):
+        module.get_submodule(f"{path}.{fc2}").register_forward_hook(
+            lambda _, args, y, name=name: seen.update({name: y})
+        )
+    inputs = tiny_inputs(family, 4).tensors
+    with torch.no_grad():
+        plain.logits(inputs)
+        backbone.logits(inputs)
+        for lane in range(2):
+            rows = slice(2 * lane, 2 * lane + 2)
+            own = {name: tensor[lane] for name, tensor in values.items()}
+            low = torch.relu(seen["r"][rows] @ own["down.weight"].T + own["down.bias"])
+            expected = seen["before"][rows] + 0.3 * (low @ own["up.weight"].T + own["up.bias"])
+            torch.testing.assert_close(seen["after"][rows], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_beside_the_mlp_names_and_sizes_are_those_behind_it(shared: bool):
+    behind, beside = (applied(Adapter(shared=shared, placement=place))[1] for place in ("sequential", "parallel"))
+    assert behind.tensors == beside.tensors
+
+
+def test_beside_the_mlp_nothing_of_a_pass_is_left():
+    backbone, _ = applied(Adapter(placement="parallel"))
+    backbone.logits(tiny_inputs("vit", 2).tensors)
+    taps = [module.tap for module in backbone.module.modules() if isinstance(module, Adapted)]
+    assert len({id(tap) for tap in taps}) == 2
+    for tap in taps:
+        with pytest.raises(RuntimeError, match="ran before its input was read"):
+            tap.take()
+
+
+def test_a_model_whose_mlp_is_entered_at_an_unknown_place_takes_no_adapter_beside_it():
+    backbone = tiny_backbone()
+    unknown = replace(backbone, anatomy=replace(backbone.anatomy, mlp_input=""))
+    with pytest.raises(ModelError, match="where its MLPs read the residual stream is not known"):
+        Adapter(placement="parallel").apply(unknown, Lanes(1), stream(0))
 
 
 def test_a_bottleneck_of_nothing_is_refused():

@@ -334,7 +334,7 @@ class LaneEngine:
         active = len(slots)
         labels = self._train.labels[rows_AB.flatten()].to(self._device)
         weights_AB = weights_AB.to(self._device)
-        with self.lanes.training([len(batch) for batch in batches_A], [slot.job.noise for slot in slots]):
+        with self.lanes.training([len(batch) for batch in batches_A], [self._noise(slot.job) for slot in slots]):
             if self._blocks:
                 minimised_A, losses_A = self._loss_at_exits(slots, rows_AB, labels.view(rows_AB.shape), weights_AB)
             else:
@@ -361,6 +361,16 @@ class LaneEngine:
             return lr
         rates = [[lr if slot.job.lr is None else slot.job.lr] for slot in slots]
         return torch.tensor(rates, device=self._device, dtype=self.bank.values_KP.dtype)
+
+    def _noise(self, job: Job) -> Generator:
+        """For the dropout of one step.
+
+        With random exits a lane also runs the blocks between its exit and the deepest one of the step; what these draw
+        must not be missing from its next step.
+        """
+        if not self._blocks or self._exits.train != "random":
+            return job.noise
+        return Generator().manual_seed(int(torch.randint(2**62, (), generator=job.noise)))
 
     def _loss_at_exits(
         self, slots: list[_Slot], rows_AB: Tensor, labels_AB: Tensor, weights_AB: Tensor

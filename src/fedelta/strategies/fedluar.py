@@ -9,14 +9,15 @@ and `num_recycled` groups are drawn for the next round, without replacement and 
 down, as the server moves all groups in every round and cohorts change: at most half of the traffic can be saved.
 
 A drawn group keeps its D_l and gets a new score, as its w_l has moved. In round 1 nothing is drawn. Running statistics
-of a drawn group stay as they are.
+of a drawn group stay as they are. A group that no client of the cohort holds (federation/tiers.py) stays as it is, and
+keeps D_l and its score.
 
 Source: Kim, Kang and Lee 2025 (FedLUAR, arXiv 2503.11146), Algorithms 1 and 2.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import ClassVar, Literal
 
@@ -83,10 +84,19 @@ class FedLuar(Rounds):
     ) -> tuple[Params, State]:
         """The mean of what came up, and the last update of what did not."""
         last = {name.removeprefix(_PREFIX): tensor for name, tensor in state.items() if name.startswith(_PREFIX)}
-        applied = last | self.mean.of(updates)
-        groups = [[name for name in spec.groups[group] if name in applied] for group in spec.sizes]
-        scores = [norm(select(applied, own)) / max(norm(select(params, own)), _LEAST_SCORE) for own in groups]
-        return add(params, applied), {
-            **{f"{_PREFIX}{name}": tensor for name, tensor in applied.items()},
-            "score": torch.tensor(scores, dtype=torch.float64),
-        }
+        repeated = _not_asked_for(plan, last)
+        applied = {name: last[name] for name in last if name in repeated} | self.mean.of(updates)
+        scores = state["score"].clone()
+        for index, group in enumerate(spec.sizes):
+            if own := [name for name in spec.groups[group] if name in applied]:
+                scores[index] = norm(select(applied, own)) / max(norm(select(params, own)), _LEAST_SCORE)
+        updated = {f"{_PREFIX}{name}": tensor for name, tensor in applied.items()}
+        return add(params, applied), state | updated | {"score": scores}
+
+
+def _not_asked_for(plan: RoundPlan, names: Collection[str]) -> set[str]:
+    """Those of `names` that do not come up because they were drawn, and not because nobody of the cohort holds them."""
+    if plan.num_holders is None:
+        return set(names).difference(*plan.upload.values())
+    held = set().union(*plan.download.values())
+    return held.intersection(names).difference(*plan.upload.values())

@@ -42,10 +42,11 @@ class ExitHeads(Settings):
 
     def apply(self, backbone: Backbone, lanes: Lanes, generator: Generator) -> ParamSpec:
         """See `TuningMethod.apply`."""
+        blocks = layers_of(backbone, class_token_blocks(self.name, backbone))
+        width, classes = width_of(backbone), num_classes(backbone)
         trace, exits = Trace(), []
         tensors: dict[str, TensorSpec] = {}
-        width, classes = width_of(backbone), num_classes(backbone)
-        for path, block in layers_of(backbone, class_token_blocks(self.name, backbone)):
+        for path, block in blocks:
             head = Classifier(
                 lanes, width, classes, inner=self.head_width if self.head == "mlp" else None,
                 norm=self.head == "mlp", generator=generator, like=next(block.parameters()),

@@ -53,14 +53,20 @@ class ExitBlock(Wrapper):
         lanes: of the model.
         base: the block.
         trace: shared by the exits of the model.
+
+    Attributes:
+        is_first: whether a pass begins here; set by `put_exits`.
     """
 
     def __init__(self, lanes: Lanes, base: nn.Module, trace: Trace) -> None:
         super().__init__(lanes, base)
         self.trace = trace
+        self.is_first = False
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         """[N, T, D] to the same shape: what the next block reads."""
+        if self.is_first:
+            self.trace.clear()  # a pass that failed may have left something
         return self.observe(self.base(x, *args, **kwargs))
 
     @abstractmethod
@@ -109,6 +115,7 @@ def class_token_blocks(method: str, backbone: Backbone) -> list[str]:
 
 def put_exits(backbone: Backbone, lanes: Lanes, exits: Sequence[tuple[str, ExitBlock]]) -> None:
     """Puts each exit block in the place of the block at its path, and their answer in that of the head."""
+    exits[0][1].is_first = True
     for path, block in exits:
         replace(backbone.module, path, block)
     replace(backbone.module, backbone.anatomy.head[-1], Answer(lanes, exits[-1][1]))

@@ -1,0 +1,250 @@
+"""The loss over exits on small numbers, and what the lane engine makes of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from tests.builders import assert_close, jobs_for, randomise, start_of, tiny_backbone, tiny_data, tiny_engine
+from torch import Tensor, tensor
+
+from fedelta.data.batches import LabelledData
+from fedelta.federation.optimizers import Sgd
+from fedelta.federation.tiers import ExitLoss, ExitSettings
+from fedelta.federation.training import ClientSettings, Trained
+from fedelta.params import Params
+from fedelta.seeds import stream
+from fedelta.tuning.accumulator import Accumulator
+from fedelta.tuning.base import TuningMethod
+from fedelta.tuning.combined import Combined
+from fedelta.tuning.exit_heads import ExitHeads
+from fedelta.tuning.exits import exit_blocks, logits_at
+from fedelta.tuning.head import Head
+from fedelta.tuning.lanes import Lanes
+from fedelta.tuning.prompt import Prompt
+
+ACCUMULATOR = Accumulator(num_heads=2, mlp_width=24, head_width=12)
+# With logits (x, 0) and label 0 the cross-entropy is ln(1 + e^-x): x = ln 3 gives ln 4/3, x = 0 gives ln 2,
+# x = -ln 3 gives ln 4.
+LN3 = math.log(3)
+LOW, MIDDLE, HIGH = math.log(4 / 3), math.log(2), math.log(4)
+
+
+def logits_of(*exits: list[list[float]], grad: bool = False) -> Tensor:
+    """[E, A, B, 2] from x by exit, lane and sample."""
+    first = tensor(exits)
+    return torch.stack([first, torch.zeros_like(first)], dim=-1).requires_grad_(grad)
+
+
+def unseen(num_exits: int, num_lanes: int = 1) -> Tensor:
+    return torch.full((num_exits, num_lanes), torch.nan)
+
+
+def zeros(draw: int) -> int:
+    return 0
+
+
+def test_the_exits_of_a_step_by_regime():
+    drawn = iter([0, 2, 1])
+
+    def draw(below: int) -> int:
+        assert below == 3
+        return next(drawn)
+
+    assert ExitLoss(ExitSettings(train="deepest"), 1).chosen(3, draw) == (3,)
+    assert [ExitLoss(ExitSettings(train="random"), 1).chosen(3, draw) for _ in range(3)] == [(1,), (3,), (2,)]
+    for train in ("sum", "distill"):
+        assert ExitLoss(ExitSettings(train=train), 1).chosen(3, zeros) == (1, 2, 3)
+
+
+def test_one_exit_gives_its_cross_entropy_with_padding_of_no_weight():
+    # Two samples and padding: (ln 4/3 + ln 4) / 2, whatever the padding says.
+    loss = ExitLoss(ExitSettings(), 1)
+    for padding in (0.0, 50.0):
+        found, written = loss.of(
+            logits_of([[LN3, -LN3, padding]]), torch.zeros(1, 3, dtype=torch.int64), tensor([[0.5, 0.5, 0.0]]),
+            torch.ones(1, 1), unseen(1),
+        )  # fmt: skip
+        assert found.tolist() == pytest.approx([(LOW + HIGH) / 2])
+        assert written.tolist() == pytest.approx([(LOW + HIGH) / 2])
+
+
+def test_a_sum_is_over_exits_and_what_is_written_down_is_their_mean():
+    found, written = ExitLoss(ExitSettings(train="sum"), 1).of(
+        logits_of([[LN3]], [[0.0]], [[-LN3]]), torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1),
+        torch.ones(3, 1), unseen(3),
+    )  # fmt: skip
+    assert found.tolist() == pytest.approx([LOW + MIDDLE + HIGH])
+    assert written.tolist() == pytest.approx([(LOW + MIDDLE + HIGH) / 3])
+
+
+def test_lanes_at_different_exits_learn_at_their_own_alone():
+    # Lane 0 drew the first exit and lane 1 the second; the other logits get no gradient.
+    logits = logits_of([[LN3], [9.0]], [[5.0], [0.0]], grad=True)
+    found, written = ExitLoss(ExitSettings(train="random"), 1).of(
+        logits, torch.zeros(2, 1, dtype=torch.int64), torch.ones(2, 1), tensor([[1.0, 0.0], [0.0, 1.0]]), unseen(2, 2)
+    )
+    assert found.tolist() == pytest.approx([LOW, MIDDLE])
+    assert written.tolist() == pytest.approx([LOW, MIDDLE])
+    found.sum().backward()
+    # The gradient of the right logit is p - 1: 3/4 - 1 and 1/2 - 1.
+    torch.testing.assert_close(logits.grad[:, :, 0, 0], tensor([[-0.25, 0.0], [0.0, -0.5]]))
+
+
+@pytest.mark.parametrize(
+    ("round", "weight"), [(1, math.exp(-5 * (299 / 300) ** 2)), (150, math.exp(-1.25)), (300, 1.0), (900, 1.0)]
+)
+def test_every_exit_learns_from_the_best_with_a_weight_that_grows_to_one(round: int, weight: float):
+    # Losses ln 4/3 and ln 2: exit 1 teaches with (3/4, 1/4). KL to (1/2, 1/2) is 3/4 ln 3/2 + 1/4 ln 1/2.
+    divergence = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+    logits = logits_of([[LN3]], [[0.0]], grad=True)
+    found, written = ExitLoss(ExitSettings(train="distill"), round).of(
+        logits, torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1), torch.ones(2, 1), unseen(2)
+    )
+    assert found.tolist() == pytest.approx([LOW + MIDDLE + weight * divergence], rel=1e-5)
+    assert written.tolist() == pytest.approx([(LOW + MIDDLE) / 2])
+    found.sum().backward()
+    # The teacher has only the gradient of its cross-entropy, 3/4 - 1; the other one has q - p beside it, 1/2 - 3/4.
+    torch.testing.assert_close(logits.grad[:, 0, 0, 0], tensor([-0.25, -0.5 - 0.25 * weight]))
+
+
+def test_the_teacher_is_the_exit_with_the_lowest_running_loss_of_its_lane():
+    # 0.8 * 0.1 + 0.2 ln 2 = 0.219 against 0.8 * 1 + 0.2 ln 4/3: in lane 0 exit 2 teaches although exit 1 is better
+    # now. In lane 1, which has seen nothing yet, exit 1 does.
+    running = tensor([[1.0, torch.nan], [0.1, torch.nan]])
+    logits = logits_of([[LN3], [LN3]], [[0.0], [0.0]])
+    found, _ = ExitLoss(ExitSettings(train="distill"), 300).of(
+        logits, torch.zeros(2, 1, dtype=torch.int64), torch.ones(2, 1), torch.ones(2, 2), running
+    )
+    from_second = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)
+    from_first = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+    assert found.tolist() == pytest.approx([LOW + MIDDLE + from_second, LOW + MIDDLE + from_first])
+    expected = [[0.8 + 0.2 * LOW, LOW], [0.08 + 0.2 * MIDDLE, MIDDLE]]
+    torch.testing.assert_close(running, tensor(expected))
+
+
+def test_padding_has_no_weight_in_the_distillation():
+    found = [
+        ExitLoss(ExitSettings(train="distill"), 300).of(
+            logits_of([[LN3, padding]], [[0.0, -padding]]), torch.zeros(1, 2, dtype=torch.int64), tensor([[1.0, 0.0]]),
+            torch.ones(2, 1), unseen(2),
+        )[0].item()
+        for padding in (0.0, 7.0)
+    ]  # fmt: skip
+    assert found[0] == pytest.approx(found[1])
+
+
+# Through the engine: one step of one batch, by hand with autograd on a model of one lane.
+
+
+def trained(
+    method: TuningMethod, train: str, sizes: tuple[int, ...], *, lanes: int, round: int = 1, **client: object
+) -> dict[int, Trained]:
+    settings = ClientSettings(**({"batch_size": 4, "optimizer": Sgd(momentum=0.0)} | client))
+    engine, _ = tiny_engine(
+        method, tiny_data(), lanes=lanes, client=settings, exits=ExitSettings(train=train), num_hidden_layers=3
+    )  # fmt: skip
+    jobs = jobs_for(sizes, start_of(engine))
+    jobs = [replace(job, exits=stream(0, "exits", job.client_id)) for job in jobs]
+    return {result.client_id: result for result in engine.train(jobs, 0.05, round)}
+
+
+def one_step(train: str, rows: Tensor, data: LabelledData) -> tuple[Params, float]:
+    """Delta and loss of one SGD step over all of `rows`, at all exits."""
+    backbone, lanes = tiny_backbone(num_hidden_layers=3), Lanes(1)
+    spec = ACCUMULATOR.apply(backbone, lanes, stream(0, "tuning"))
+    found = logits_at(exit_blocks(backbone.module), lambda: backbone.logits(data.inputs.fetch(rows)), {1, 2, 3})
+    losses = [torch.nn.functional.cross_entropy(logits, data.labels[rows]) for logits in found.values()]
+    loss = torch.stack(losses).sum()
+    if train == "distill":
+        best = min(range(3), key=lambda index: losses[index].item())
+        teacher = found[best + 1].detach().log_softmax(1)
+        for logits in found.values():
+            divergence = (teacher.exp() * (teacher - logits.log_softmax(1))).sum(1).mean()
+            loss = loss + math.exp(-5 * (1 - 200 / 300) ** 2) * divergence
+    parameters = [backbone.module.get_parameter(name) for name in spec]
+    grads = torch.autograd.grad(loss, parameters)
+    deltas = {name: -0.05 * grad[0] for name, grad in zip(spec, grads, strict=True)}
+    return deltas, sum(each.item() for each in losses) / 3
+
+
+@pytest.mark.parametrize("train", ["sum", "distill"])
+def test_a_step_at_all_exits_is_that_of_plain_autograd(train: str):
+    # Batches of 4, 2 and 3 rows side by side: the shorter ones are padded.
+    sizes = (4, 2, 3)
+    found = trained(ACCUMULATOR, train, sizes, lanes=3, round=200, local_steps=1)
+    for client_id, rows in enumerate(torch.arange(9).split(sizes)):
+        expected, loss = one_step(train, rows, tiny_data())
+        assert_close(found[client_id].delta, expected, rtol=1e-3, atol=1e-6)
+        assert found[client_id].train_loss == pytest.approx(loss, rel=1e-5)
+
+
+def test_random_exits_are_drawn_for_each_batch_from_the_stream_of_the_client():
+    # Without momentum and decay an exit head moves only in the steps for which it was drawn.
+    found = trained(ExitHeads(), "random", (4,), lanes=1, local_steps=30, batch_size=4)[0]
+    moved = {name.split(".")[2] for name, delta in found.delta.items() if delta.abs().max() > 0}
+    assert moved == {"0", "1", "2"}
+    draws = stream(0, "exits", 0)
+    expected = [int(torch.randint(3, (), generator=draws)) for _ in range(30)]
+    single = trained(ExitHeads(), "random", (4,), lanes=1, local_steps=1)[0]
+    moved = {name.split(".")[2] for name, delta in single.delta.items() if delta.abs().max() > 0}
+    assert moved == {str(expected[0])}
+    assert len(set(expected)) == 3
+
+
+@pytest.mark.parametrize("train", ["deepest", "random", "sum", "distill"])
+@pytest.mark.parametrize("method", [ACCUMULATOR, ExitHeads()], ids=lambda method: method.name)
+def test_lanes_do_not_matter(method: TuningMethod, train: str):
+    alone = trained(method, train, (5, 2, 9, 1, 4), lanes=1, local_epochs=2, optimizer=Sgd(momentum=0.9))
+    beside = trained(method, train, (5, 2, 9, 1, 4), lanes=3, local_epochs=2, optimizer=Sgd(momentum=0.9))
+    for client_id, result in alone.items():
+        assert_close(result.delta, beside[client_id].delta, rtol=1e-3, atol=1e-5)
+        assert result.train_loss == pytest.approx(beside[client_id].train_loss, rel=1e-4)
+
+
+def test_dropout_of_a_client_does_not_depend_on_the_exits_that_others_draw():
+    method = Combined(methods=(ExitHeads(), Prompt(num_virtual_tokens=2, dropout=0.5)))
+    alone = trained(method, "random", (5, 8, 9), lanes=1, local_epochs=3)
+    beside = trained(method, "random", (5, 8, 9), lanes=3, local_epochs=3)
+    for client_id, result in alone.items():
+        assert_close(result.delta, beside[client_id].delta, rtol=1e-3, atol=1e-5)
+
+
+def test_evaluation_by_hand_at_every_exit():
+    data = tiny_data(num_rows=300)
+    engine, backbone = tiny_engine(ACCUMULATOR, data, num_hidden_layers=3, lanes=2)
+    params = randomise(start_of(engine), stream(0, "noise"), scale=0.3)
+    found = engine.evaluate(params, data)
+    engine.bank.load(0, params)
+    with torch.no_grad():
+        engine.lanes.active = 1
+        blocks = exit_blocks(backbone.module)
+        answers = logits_at(blocks, lambda: backbone.logits(data.inputs.tensors), {1, 2, 3})
+    right = [int((answers[number].argmax(1) == data.labels).sum()) for number in (1, 2, 3)]
+    assert found.accuracy_by_exit == tuple(count / 300 for count in right)
+    assert len(set(right)) == 3
+    assert found.accuracy == right[-1] / 300
+    loss = torch.nn.functional.cross_entropy(answers[3], data.labels).item()
+    assert found.loss == pytest.approx(loss, rel=1e-5)
+
+
+def test_a_model_without_exits_has_no_accuracies_by_exit():
+    engine, _ = tiny_engine(Head(), tiny_data())
+    assert engine.evaluate(start_of(engine), tiny_data()).accuracy_by_exit == ()
+
+
+@pytest.mark.parametrize("train", ["random", "sum"])
+def test_cached_features_of_the_embeddings_give_the_same_training(train: str):
+    results = []
+    for cache in (0, 2**24):
+        engine, _ = tiny_engine(
+            ACCUMULATOR, tiny_data(), lanes=2, cache_bytes=cache, exits=ExitSettings(train=train)
+        )  # fmt: skip
+        assert not engine.notes
+        jobs = [replace(job, exits=stream(0, "exits", job.client_id)) for job in jobs_for((5, 3), start_of(engine))]
+        results.append({result.client_id: result.delta for result in engine.train(jobs, 0.05)})
+        results[-1]["evaluation"] = {"at": tensor(engine.evaluate(start_of(engine), tiny_data()).accuracy_by_exit)}
+    for key, delta in results[0].items():
+        assert_close(delta, results[1][key], rtol=1e-4, atol=1e-6)
