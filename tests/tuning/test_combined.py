@@ -134,7 +134,7 @@ def test_an_override_can_choose_a_combination_and_its_fields():
     [
         ({"name": "lora+full"}, "`tuning.methods`: 'full' trains everything already, found lora+full"),
         ({"name": "lora+lora"}, "`tuning.methods`: a method stands twice in lora+lora"),
-        ({"name": "lora+biass"}, "`tuning.methods.1.name` is 'biass', expected one of full, head, prompt"),
+        ({"name": "lora+biass"}, "`tuning.methods.1.name` is 'biass', expected one of full, accumulator, exit-heads"),
         ({"name": "lora+bias", "r": 0}, "`tuning.methods.0.r` is 0, expected: greater than or equal to 1"),
         ({"name": "lora+bias", "rang": 4}, "`tuning.methods.0.rang` is unknown; known: name, r, lora_alpha"),
         ([{"name": "lora"}, {"name": "bias", "r": 4}], "`tuning.methods.1.r` is unknown"),
