@@ -405,7 +405,7 @@ def test_the_prefix_cache_changes_nothing():
 
 
 def test_augmented_rows_are_the_same_for_every_rate_whatever_the_lanes():
-    # Batches of 3: client 2 is done first, and its lane would go to a second rate of client 5 in the middle of the first.
+    # Batches of 3: client 2 is done first, and its lane would go to a second rate of client 5 in an epoch of the first.
     augmentation, client = Augmentation(crop_padding=1, flip=True), CLIENT.model_copy(update={"batch_size": 3})
     jobs = {}
     for lanes in (1, 3):
