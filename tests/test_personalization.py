@@ -57,6 +57,7 @@ def test_no_round_asks_a_client_that_is_held_out_and_ids_stay(result, tmp_path):
     ).assembly.data
     data = result.assembly.data
     assert len(data.unseen) == 2
+    assert not data.partition.keys() & data.unseen.keys()
     assert data.partition.keys() | data.unseen.keys() == whole.partition.keys() == set(range(6))
     assert all(torch.equal({**data.partition, **data.unseen}[client], own) for client, own in whole.partition.items())
     asked = {client for each in rows(result.path / "rounds.jsonl") for client in each["cohort"]}

@@ -16,7 +16,7 @@ from fedelta.data.augmentation import Augmentation
 from fedelta.data.batches import LabelledData
 from fedelta.errors import ConfigError, DataError, RoundError
 from fedelta.federation.optimizers import AdamW, Sgd
-from fedelta.federation.personalize import Personalization, Personalized, Unseen, personalize, split
+from fedelta.federation.personalize import Personalization, Personalized, Unseen, _Bench, personalize, split
 from fedelta.federation.tiers import ExitSettings, Tiers
 from fedelta.federation.training import ClientSettings, Evaluation, Job, LaneEngine
 from fedelta.models.hub import Backbone
@@ -405,10 +405,21 @@ def test_the_prefix_cache_changes_nothing():
 
 
 def test_augmented_rows_are_the_same_for_every_rate_whatever_the_lanes():
-    augmentation = Augmentation(crop_padding=1, flip=True)
-    one, six = (results(*bench(Lora(r=2), lanes=lanes, augmentation=augmentation)) for lanes in (1, 6))
-    for key, each in one.items():
-        assert_close(each.params, six[key].params, rtol=1e-3, atol=1e-4)
+    # Batches of 3: client 2 is done first, and its lane would go to a second rate of client 5 in an epoch of the first.
+    augmentation, client = Augmentation(crop_padding=1, flip=True), CLIENT.model_copy(update={"batch_size": 3})
+    jobs = {}
+    for lanes in (1, 3):
+        unseen, scopes = bench(Lora(r=2), lanes=lanes, augmentation=augmentation, client=client)
+        tools = _Bench(SETTINGS, unseen)
+        jobs[lanes] = tools.train(
+            [
+                tools.job("try", each, tools.parts[each].trial, lr, scopes["all"])
+                for each in (2, 5)
+                for lr in SETTINGS.lrs
+            ]
+        )
+    for key, params in jobs[1].items():
+        assert_close(params, jobs[3][key], rtol=1e-3, atol=1e-4)
 
 
 # Clients of different depth
