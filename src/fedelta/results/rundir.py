@@ -11,6 +11,7 @@ timings.jsonl         wall-clock seconds and memory by round
 checkpoint/           the state after the last finished round
 summary.json          written at the end
 adapter/              the tuned tensors for deployment, written at the end
+exits.json            what an answer at each exit costs, where the model has exits; written at the end
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ TIMINGS = "timings.jsonl"
 CHECKPOINT = "checkpoint/state.safetensors"
 SUMMARY = "summary.json"
 ADAPTER = "adapter"
+EXITS = "exits.json"
 
 # With these a run can be resumed; `create` wants them and `open` looks for them.
 REQUIRED = (CONFIG, ENVIRONMENT, CITATIONS, LEDGER, CHECKPOINT)
