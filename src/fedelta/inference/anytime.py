@@ -78,7 +78,7 @@ def at_first_sure_exit(backbone: Backbone, inputs: dict[str, Tensor], confidence
         inputs: of one example.
         confidence: above 0, at most 1.
     """
-    for number, logits in at_each_exit(backbone, inputs):
+    for number, logits in at_each_exit(backbone, inputs):  # noqa: B007 read behind the loop
         if torch.softmax(logits.double(), dim=1).max() >= confidence:
             break
     return number, logits

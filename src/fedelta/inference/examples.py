@@ -28,7 +28,9 @@ BATCH_SIZE = 32  # examples of one pass through the model
 _MAX_SAMPLE = 2.0
 
 
-def text_batches(texts: Sequence[Example], transform: TextTransform, batch_size: int = BATCH_SIZE) -> Iterator[dict[str, Tensor]]:
+def text_batches(
+    texts: Sequence[Example], transform: TextTransform, batch_size: int = BATCH_SIZE
+) -> Iterator[dict[str, Tensor]]:
     """Model inputs of `batch_size` texts at a time, in order.
 
     Raises:
@@ -46,7 +48,9 @@ def text_batches(texts: Sequence[Example], transform: TextTransform, batch_size:
     return (transform(checked[start : start + batch_size]) for start in range(0, len(checked), batch_size))
 
 
-def image_batches(images: Sequence[Example], transform: ImageTransform, batch_size: int = BATCH_SIZE) -> Iterator[dict[str, Tensor]]:
+def image_batches(
+    images: Sequence[Example], transform: ImageTransform, batch_size: int = BATCH_SIZE
+) -> Iterator[dict[str, Tensor]]:
     """Model inputs of `batch_size` images at a time, in order.
 
     Raises:
@@ -64,7 +68,9 @@ def image_batches(images: Sequence[Example], transform: ImageTransform, batch_si
     return ({"pixel_values": torch.cat(chunk)} for chunk in chunks)
 
 
-def audio_batches(recordings: Sequence[Example], transform: AudioTransform, batch_size: int = BATCH_SIZE) -> Iterator[dict[str, Tensor]]:
+def audio_batches(
+    recordings: Sequence[Example], transform: AudioTransform, batch_size: int = BATCH_SIZE
+) -> Iterator[dict[str, Tensor]]:
     """Model inputs of `batch_size` recordings at a time, in order.
 
     Raises:
