@@ -72,6 +72,7 @@ def test_texts_of_any_number_and_length_go_in(tuning, outputs, checkpoint, tmp_p
     assert described["inputs"] == ["input_ids", "attention_mask"]
     assert described["preprocessing"]["kind"] == "text"
     assert len(found.differences) == len(outputs)
+    assert not any(layer.training for layer in predictor.backbone.module.modules())
 
 
 def test_a_model_that_computes_something_else_is_not_written(tmp_path, monkeypatch):

@@ -102,6 +102,8 @@ class _Answers(nn.Module):
         self.backbone = backbone
         self.module = backbone.module
         self.exits = exits
+        # The exporter gives every part the mode of the whole back: one that began in training would drop out from then on.
+        self.eval()
 
     @property
     def input_names(self) -> list[str]:
