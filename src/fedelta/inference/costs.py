@@ -35,8 +35,8 @@ from fedelta.tuning.exits import walk
 
 logger = logging.getLogger("fedelta")
 
-_WARM_UP = 3  # passes that are not counted: memory is laid out, kernels are chosen
-_LEAST, _MOST = 5, 50  # passes of which the median is taken
+_WARM_UP = 2  # passes that are not counted: memory is laid out, kernels are chosen
+_LEAST, _MOST = 3, 50  # passes of which the median is taken
 _SECONDS = 1.0  # after them no further pass begins, once there are enough
 
 
@@ -97,7 +97,7 @@ def costs_of(run: Path, backbone: Backbone, inputs: dict[str, Tensor] | None = N
 def calibrate(backbone: Backbone, inputs: dict[str, Tensor] | None = None) -> Costs:
     """Measures what the exits of a model cost on this machine, with as many threads as PyTorch has now.
 
-    It takes a second, or eight passes through the model where these take longer.
+    It takes a second, or six passes through the model where these take longer.
 
     Args:
         backbone: has exits, and one lane in use.

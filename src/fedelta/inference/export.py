@@ -102,7 +102,7 @@ class _Answers(nn.Module):
         self.backbone = backbone
         self.module = backbone.module
         self.exits = exits
-        # The exporter gives every part the mode of the whole back: one that began in training would drop out from then on.
+        # The exporter gives all parts the mode of the whole back; were that training, dropout would be on from then on.
         self.eval()
 
     @property
