@@ -166,3 +166,58 @@ def test_training_that_diverges_ends_with_code_1_and_a_hint(fedelta, tmp_path):
     assert "hint:" in err
     assert "client.lr" in err
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_run_with_exits_answers_within_a_budget_and_is_exported(fedelta, tmp_path):
+    run, image = tmp_path / "run", tmp_path / "digit.png"
+    method = ("--set", "tuning.name=exit-heads", "--set", "tuning.r=", "--set", "strategy.num_rounds=1")
+    code, _, err = fedelta("run", write_small(tmp_path), "--out", run, "--quiet", *method)
+    assert code == 0, err
+    costs = json.loads((run / "exits.json").read_text())
+    assert [len(costs[key]) for key in ("flops", "milliseconds")] == [2, 2]
+
+    Image.new("L", (8, 8), 200).save(image)
+    # So that the budgets fit whatever the machine does meanwhile.
+    (run / "exits.json").write_text(json.dumps(costs | {"milliseconds": [5.0, 9.0]}))
+    options = {
+        "2": (), "1": ("--exit", 1), "1 ": ("--budget-ms", 6), "2 ": ("--budget-ms", 9), "1  ": ("--confidence", 0.01),
+    }  # fmt: skip
+    for number, option in options.items():
+        code, out, err = fedelta("predict", run, image, *option)
+        assert (code, out.rstrip("\n").split("\t")[3]) == (0, number.strip()), err
+
+    refused = {
+        ("--budget-ms", 4): "the budget is 4 ms, but the first of 2 exits takes 5 ms",
+        ("--exit", 3): "there is no exit 3",
+        ("--confidence", 2): "the confidence is 2.0",
+        ("--exit", 1, "--budget-ms", 3): "--exit and --budget-ms exclude each other",
+    }
+    for option, message in refused.items():
+        code, out, err = fedelta("predict", run, image, *option)
+        assert (code, out) == (2, "")
+        assert message in err
+        assert "hint:" in err
+
+    code, out, err = fedelta("export", run)
+    assert (code, out) == (2, "")
+    assert f"fedelta export {run} --onnx" in err
+    code, _, err = fedelta("export", run, "--onnx", "--exits", "1,b")
+    assert code == 2
+    assert "`--exits` is '1,b', expected whole numbers" in err
+
+    pytest.importorskip("onnxruntime")
+    code, out, err = fedelta("export", run, "--onnx", "--exits", "1")
+    assert code == 0, err
+    assert [line.split("\t")[0] for line in out.splitlines()] == [
+        str(run / "onnx" / name) for name in ("model.onnx", "exit-1.onnx")
+    ]
+    assert (run / "onnx" / "export.json").is_file()
+
+
+def test_a_run_without_exits_has_no_costs_and_takes_no_budget(fedelta, tmp_path):
+    run = tmp_path / "run"
+    assert fedelta("run", write_small(tmp_path), "--out", run, "--quiet", "--set", "strategy.num_rounds=1")[0] == 0
+    assert not (run / "exits.json").exists()
+    code, out, err = fedelta("predict", run, tmp_path / "any.png", "--budget-ms", 5)
+    assert (code, out) == (2, "")
+    assert "has no exits" in err

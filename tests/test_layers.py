@@ -40,6 +40,7 @@ HOMES = {  # library: the only modules, or packages, that may import it
     "typer": ("fedelta.cli",),
     "mlflow": ("fedelta.tracking.mlflow",),
     "wandb": ("fedelta.tracking.wandb",),
+    "onnxruntime": ("fedelta.inference.export",),
 }
 
 # Libraries of extras that the checks do without: import name to distribution.

@@ -39,6 +39,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="override, e.g. --set tuning.r=4; repeatable"),
 ]
+Client = Annotated[int | None, typer.Option(help="whose model, where clients keep norms of their own")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bar and no table")]
 
 
@@ -209,18 +210,56 @@ def personalize(directory: RunPath, overrides: Overrides = None, quiet: Quiet = 
 
 
 @app.command()
-def predict(
+def predict(  # noqa: PLR0917 the command line's, all options
     directory: RunPath,
     inputs: Annotated[
         list[str], typer.Argument(metavar="INPUT...", help="image or sound files; texts for a text model")
     ],
-    client: Annotated[int | None, typer.Option(help="whose model, where clients keep norms of their own")] = None,
+    client: Client = None,
+    exit: Annotated[int | None, typer.Option(help="the exit that answers, from 1; of a model with exits")] = None,
+    budget_ms: Annotated[
+        float | None, typer.Option(help="the deepest exit that answers within so many milliseconds on this machine")
+    ] = None,
+    confidence: Annotated[
+        float | None, typer.Option(help="the first exit that gives a class this probability, above 0 and at most 1")
+    ] = None,
 ) -> None:
     """Classify images, recordings or texts with the model of a run."""
+    from fedelta.inference.costs import costs_of
     from fedelta.inference.predict import Predictor
 
-    for name, prediction in zip(inputs, Predictor.open(directory, client).predict(inputs), strict=True):
-        print(f"{name}\t{prediction.label}\t{prediction.probability:.4f}")
+    choices = {"--exit": exit, "--budget-ms": budget_ms, "--confidence": confidence}
+    given = [name for name, value in choices.items() if value is not None]
+    if len(given) > 1:
+        raise InputError(f"{' and '.join(given)} exclude each other.", hint="give one of them, or none.")
+    predictor = Predictor.open(directory, client)
+    if budget_ms is not None:
+        exit = costs_of(directory, predictor.backbone).deepest(budget_ms)
+    for name, found in zip(inputs, predictor.predict(inputs, exit=exit, confidence=confidence), strict=True):
+        columns = [name, found.label, f"{found.probability:.4f}", *([] if found.exit is None else [str(found.exit)])]
+        print("\t".join(columns))
+
+
+@app.command()
+def export(
+    directory: RunPath,
+    onnx: Annotated[bool, typer.Option("--onnx", help="as ONNX, for onnxruntime and others")] = False,
+    out: Annotated[Path | None, typer.Option(help="the directory to write; default RUN/onnx")] = None,
+    exits: Annotated[
+        str | None, typer.Option(metavar="2,4", help="the exits with a truncated model each; default all")
+    ] = None,
+    client: Client = None,
+) -> None:
+    """Write the model of a run for other programs, checked against PyTorch."""
+    if not onnx:
+        raise InputError("no format was given to export to.", hint=f"`fedelta export {directory} --onnx`")
+    from fedelta.inference.export import export_onnx
+    from fedelta.inference.predict import Predictor
+
+    numbers = None if exits is None else _numbers("--exits", exits)
+    found = export_onnx(Predictor.open(directory, client), out or directory / "onnx", numbers)
+    for name, difference in found.differences.items():
+        print(f"{found.directory / name}\t{difference:.1e}")
 
 
 @app.command()
@@ -339,6 +378,16 @@ def _conclude(result: Result, quiet: bool) -> None:
     table.add_row("time", f"{summary['wall_seconds']:.0f} s")
     table.add_row("report", str(report_path))
     out_console.print(table)
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    """The whole numbers in `text`, with commas between them."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InputError(
+            f"`{option}` is {text!r}, expected whole numbers with commas between them.", hint=f"{option} 2,4, say."
+        ) from error
 
 
 def _fail(error: FedeltaError, code: int) -> None:

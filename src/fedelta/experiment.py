@@ -29,6 +29,7 @@ from fedelta.federation.rounds import federate
 from fedelta.federation.tiers import Tiers
 from fedelta.federation.training import Evaluation
 from fedelta.inference.adapter import Adapter, read_adapter, write_adapter
+from fedelta.inference.costs import costs_of
 from fedelta.inference.predict import Predictor, fill
 from fedelta.models.audio import AudioTransform
 from fedelta.models.hub import Backbone
@@ -47,6 +48,7 @@ from fedelta.runtimes.stability import Stability
 from fedelta.tracking.mirror import mirrored
 from fedelta.tracking.settings import Tracking
 from fedelta.tracking.table import require
+from fedelta.tuning.exits import exit_blocks
 
 OnRound = Callable[[RoundOutcome, Ledger], None]
 
@@ -304,8 +306,18 @@ def _finish(run: RunDirectory, assembly: Assembly, params: Params, ledger: Ledge
         total_parameters=assembly.total_parameters,
     )
     _write_adapter(run.adapter, assembly, params, record)
+    if exit_blocks(assembly.backbone.module):
+        _keep_costs(run, assembly)
     run.write_summary(record)
     return Result(run.path, assembly, params, ledger, record)
+
+
+def _keep_costs(run: RunDirectory, assembly: Assembly) -> None:
+    """Measures what an answer at each exit costs; what a finished run has measured on this machine stays."""
+    assembly.engine.lanes.active = 1
+    # A backbone of the caller's own may lack what makes examples.
+    row = None if assembly.backbone.transform else assembly.data.test.inputs.fetch(torch.tensor([0]))
+    costs_of(run.path, assembly.backbone, row)
 
 
 def _write_adapter(directory: Path, assembly: Assembly, params: Params, record: Record) -> None:

@@ -23,13 +23,15 @@ if TYPE_CHECKING:
 
     Example = str | Path | Image | Tensor | tuple[Tensor, int]
 
-_BATCH_SIZE = 32  # examples of one pass through the model
+BATCH_SIZE = 32  # examples of one pass through the model
 # Mixing may go a little beyond full scale; integers that became floats go far beyond.
 _MAX_SAMPLE = 2.0
 
 
-def text_batches(texts: Sequence[Example], transform: TextTransform) -> Iterator[dict[str, Tensor]]:
-    """Model inputs of a few texts at a time, in order.
+def text_batches(
+    texts: Sequence[Example], transform: TextTransform, batch_size: int = BATCH_SIZE
+) -> Iterator[dict[str, Tensor]]:
+    """Model inputs of `batch_size` texts at a time, in order.
 
     Raises:
         DataError: something is no text or empty; names all of them. Raised at the call, not while iterating.
@@ -43,11 +45,13 @@ def text_batches(texts: Sequence[Example], transform: TextTransform) -> Iterator
         ],
     )
     checked = [text for text in texts if isinstance(text, str)]
-    return (transform(checked[start : start + _BATCH_SIZE]) for start in range(0, len(checked), _BATCH_SIZE))
+    return (transform(checked[start : start + batch_size]) for start in range(0, len(checked), batch_size))
 
 
-def image_batches(images: Sequence[Example], transform: ImageTransform) -> Iterator[dict[str, Tensor]]:
-    """Model inputs of a few images at a time, in order.
+def image_batches(
+    images: Sequence[Example], transform: ImageTransform, batch_size: int = BATCH_SIZE
+) -> Iterator[dict[str, Tensor]]:
+    """Model inputs of `batch_size` images at a time, in order.
 
     Raises:
         DataError: something is no image; names all of them. Raised at the call, not while iterating.
@@ -60,12 +64,14 @@ def image_batches(images: Sequence[Example], transform: ImageTransform) -> Itera
         except ImageError as error:
             problems.append(f"{_name(image, index)}: {error}")
     refuse("images", problems, hint="give image files that Pillow can open, Pillow images, or uint8 tensors [C, H, W].")
-    chunks = (pixels[start : start + _BATCH_SIZE] for start in range(0, len(pixels), _BATCH_SIZE))
+    chunks = (pixels[start : start + batch_size] for start in range(0, len(pixels), batch_size))
     return ({"pixel_values": torch.cat(chunk)} for chunk in chunks)
 
 
-def audio_batches(recordings: Sequence[Example], transform: AudioTransform) -> Iterator[dict[str, Tensor]]:
-    """Model inputs of a few recordings at a time, in order.
+def audio_batches(
+    recordings: Sequence[Example], transform: AudioTransform, batch_size: int = BATCH_SIZE
+) -> Iterator[dict[str, Tensor]]:
+    """Model inputs of `batch_size` recordings at a time, in order.
 
     Raises:
         DataError: something is no recording; names all of them. Raised at the call, not while iterating.
@@ -83,7 +89,7 @@ def audio_batches(recordings: Sequence[Example], transform: AudioTransform) -> I
         hint="give WAV, FLAC, OGG or MP3 files, or pairs of a float tensor [samples] or [channels, samples] and its "
         "sample rate in Hz.",
     )
-    chunks = (spectrograms[start : start + _BATCH_SIZE] for start in range(0, len(spectrograms), _BATCH_SIZE))
+    chunks = (spectrograms[start : start + batch_size] for start in range(0, len(spectrograms), batch_size))
     return (transform(torch.stack(chunk)) for chunk in chunks)
 
 

@@ -12,7 +12,15 @@ from torch import Tensor
 
 from fedelta.errors import AdapterError, RunError
 from fedelta.inference.adapter import Adapter, check_fits, read_adapter
-from fedelta.inference.examples import audio_batches, image_batches, text_batches
+from fedelta.inference.anytime import (
+    at_each_exit,
+    at_exit,
+    at_first_sure_exit,
+    check_confidence,
+    check_exit,
+    exits_of,
+)
+from fedelta.inference.examples import BATCH_SIZE, audio_batches, image_batches, text_batches
 from fedelta.models.audio import AudioSettings, AudioTransform, audio_transform
 from fedelta.models.hub import Backbone, build
 from fedelta.models.source import ModelSource, read_config
@@ -21,6 +29,7 @@ from fedelta.params import Params
 from fedelta.results import rundir
 from fedelta.results.checkpoint import load
 from fedelta.seeds import stream
+from fedelta.tuning.exits import exit_blocks
 from fedelta.tuning.lanes import Lanes
 
 if TYPE_CHECKING:
@@ -35,11 +44,13 @@ class Prediction:
         label: name of the most probable class.
         probability: of that class, 0 to 1.
         probabilities: class name to probability, in label order; the sum is 1.
+        exit: number of the exit that said so, from 1; None for a model without exits.
     """
 
     label: str
     probability: float
     probabilities: dict[str, float]
+    exit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -132,37 +143,87 @@ class Predictor:
         install(adapter, backbone)
         return cls(backbone, names)
 
-    def predict(self, inputs: Sequence[Example]) -> list[Prediction]:
+    def predict(
+        self, inputs: Sequence[Example], *, exit: int | None = None, confidence: float | None = None
+    ) -> list[Prediction]:
         """The most probable class of each example, in order.
+
+        A model with exits answers at the last, unless `exit` or `confidence` says otherwise.
 
         Args:
             inputs: texts for a text model. For an image model, in any mixture: paths of image files, Pillow images,
                 uint8 tensors of shape [C, H, W]. For a model that was tuned on recordings, in any mixture: paths of
                 sound files, pairs of a float tensor [samples] or [channels, samples], in -1..1, and its sample rate
                 in Hz.
+            exit: which one answers, from 1; nothing above it is computed.
+            confidence: each example gets its answer from the first exit that gives one class this probability, or
+                else from the last; above 0, at most 1.
 
         Raises:
             DataError: examples that cannot be read, all of them in one message.
+            ModelError: the model has no exits.
+            InputError: it has no exit of this number, or `confidence` is no probability.
         """
+        if exit is not None and confidence is not None:
+            raise TypeError("`exit` and `confidence` exclude each other, found both")
+        if exit is not None:
+            check_exit(self.backbone, exit)
+        if confidence is not None:
+            exits_of(self.backbone)
+            check_confidence(confidence)
+            return self._first_sure(inputs, confidence)
+        number = exit or len(exit_blocks(self.backbone.module)) or None
+        with torch.no_grad():
+            return [
+                answer
+                for batch in self._batches(inputs)
+                for answer in self._answers(
+                    self.backbone.logits(batch) if exit is None else at_exit(self.backbone, batch, exit), number
+                )
+            ]
+
+    def answers(self, example: Example) -> Iterator[Prediction]:
+        """An answer from each exit, the first at once and each a better one: a block runs when it is asked for.
+
+        Args:
+            example: what `predict` takes a list of. It is read at the call.
+
+        Raises:
+            DataError: it cannot be read.
+            ModelError: the model has no exits.
+        """
+        exits_of(self.backbone)
+        (batch,) = self._batches([example])
+        return self._each(batch)
+
+    @torch.no_grad()
+    def _each(self, batch: dict[str, Tensor]) -> Iterator[Prediction]:
+        for number, logits in at_each_exit(self.backbone, batch):
+            yield from self._answers(logits, number)
+
+    @torch.no_grad()
+    def _first_sure(self, inputs: Sequence[Example], confidence: float) -> list[Prediction]:
+        # One at a time: examples that stop at different exits have no batch in common.
+        found = (at_first_sure_exit(self.backbone, batch, confidence) for batch in self._batches(inputs, 1))
+        return [answer for number, logits in found for answer in self._answers(logits, number)]
+
+    def _batches(self, inputs: Sequence[Example], size: int = BATCH_SIZE) -> Iterator[dict[str, Tensor]]:
         if isinstance(inputs, str | Path | Tensor):
             raise TypeError(f"`inputs` is one {type(inputs).__name__}, expected a list of examples")
         transform = self.backbone.transform
         if isinstance(transform, TextTransform):
-            batches = text_batches(inputs, transform)
-        elif isinstance(transform, ImageTransform):
-            batches = image_batches(inputs, transform)
-        elif isinstance(transform, AudioTransform):
-            batches = audio_batches(inputs, transform)
-        else:
-            raise TypeError("this backbone has no transform from images or texts to its inputs")
-        with torch.no_grad():
-            return [each for batch in batches for each in self._answers(self.backbone.logits(batch))]
+            return text_batches(inputs, transform, size)
+        if isinstance(transform, ImageTransform):
+            return image_batches(inputs, transform, size)
+        if isinstance(transform, AudioTransform):
+            return audio_batches(inputs, transform, size)
+        raise TypeError("this backbone has no transform from images or texts to its inputs")
 
-    def _answers(self, logits_BC: Tensor) -> Iterator[Prediction]:
+    def _answers(self, logits_BC: Tensor, number: int | None) -> Iterator[Prediction]:
         for row in torch.softmax(logits_BC.double(), dim=1).tolist():
             probabilities = dict(zip(self.class_names, row, strict=True))
             label = max(probabilities, key=probabilities.__getitem__)
-            yield Prediction(label, probabilities[label], probabilities)
+            yield Prediction(label, probabilities[label], probabilities, number)
 
 
 def install(adapter: Adapter, backbone: Backbone) -> None:

@@ -8,8 +8,13 @@ import platform
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedelta.results.files import Record
+
+if TYPE_CHECKING:
+    import torch
 
 # What can change a result or is needed to repeat it.
 PACKAGES = (
@@ -45,6 +50,20 @@ def environment() -> Record:
     }
 
 
+def machine(device: torch.device) -> dict[str, str | int | None]:
+    """What the time of a calculation on `device` depends on; equal where times can be compared."""
+    import torch
+
+    return {
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "cpu_count": _usable_cpus(),
+        "num_threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "torch": torch.__version__,
+    }
+
+
 def git_commit() -> str | None:
     """Commit of the work tree around the current directory, `-dirty` when changed; None outside one."""
     command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
@@ -63,6 +82,16 @@ def peak_memory_bytes() -> int:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _processor() -> str:
+    """Its name; where Linux keeps it first, because Python knows only the architecture there."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
 
 
 def _usable_cpus() -> int | None:

@@ -152,7 +152,7 @@ class History(LaneModule):
 
     def forward(self, trace: Trace, entry_ND: Tensor) -> tuple[Tensor, Tensor]:
         """The history in `trace`, made longer by `entry_ND` = c_l + P_l; returns M_l[0] and M_l[last], both [N, D]."""
-        num = len(entry_ND)
+        num = entry_ND.shape[0]
         entry = entry_ND.unsqueeze(1)
         if not trace.tensors:
             token_KD = self.token + self.position[:, 0]
@@ -201,7 +201,7 @@ class AccumulatorBlock(ExitBlock):
     def observe(self, y: Tensor) -> Tensor:
         """See `ExitBlock.observe`; the class token of `y` is replaced."""
         class_ND = y[:, 0]
-        first_ND, last_ND = self.accumulator(self.trace, class_ND + self.lanes.repeat(self.position, len(y)))
+        first_ND, last_ND = self.accumulator(self.trace, class_ND + self.lanes.repeat(self.position, y.shape[0]))
         self.trace.summary = first_ND + class_ND
         if not self.replaces:
             return y

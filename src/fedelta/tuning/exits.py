@@ -127,19 +127,26 @@ def exit_blocks(module: nn.Module) -> list[ExitBlock]:
 
 
 def walk(blocks: Sequence[ExitBlock], forward: Callable[[], object]) -> Iterator[ExitBlock]:
-    """Runs a model block by block and yields each when it can `answer`.
+    """Runs a model block by block and yields each when it can `answer`, once, before the model is run again.
+
+    Between two blocks the model is free: whoever runs it then disturbs nothing.
 
     Args:
         blocks: all exit blocks of the model.
         forward: runs the model as a whole; it is stopped in front of the first block.
     """
     hidden, args, kwargs = _entrance(blocks[0], forward)
+    trace = blocks[0].trace
+    own: dict[str, Tensor] = {}
     try:
         for block in blocks:
+            trace.tensors = own
             hidden = block(hidden, *args, **kwargs)
+            # Taken out of the model: another pass before the next block would go on with it as if it were its own.
+            own, trace.tensors = trace.tensors, {}
             yield block
     finally:
-        blocks[0].trace.clear()
+        trace.clear()
 
 
 def logits_at(blocks: Sequence[ExitBlock], forward: Callable[[], object], exits: Collection[int]) -> dict[int, Tensor]:

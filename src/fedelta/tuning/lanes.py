@@ -150,7 +150,7 @@ class LaneLayerNorm(LaneModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """[active * B, ..., D] to the same shape."""
-        normed_KND = self.lanes.fold(functional.layer_norm(x, x.shape[-1:]))
+        normed_KND = self.lanes.fold(functional.layer_norm(x, self.weight.shape[-1:]))
         weight_K1D, bias_K1D = (self.lanes.used(each).unsqueeze(1) for each in (self.weight, self.bias))
         return torch.addcmul(bias_K1D, normed_KND, weight_K1D).view(x.shape)
 

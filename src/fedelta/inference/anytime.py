@@ -1,0 +1,84 @@
+"""Answers before the end of the model: at one exit, at each after the other, or at the first that is sure.
+
+Nothing above the exit that answers is computed. How sure an exit is, is its largest probability, as in MSDNet (Huang
+et al. 2018, arXiv 1703.09844).
+
+Shapes: B samples, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from fedelta.errors import InputError, ModelError
+from fedelta.models.hub import Backbone
+from fedelta.tuning.exits import ExitBlock, exit_blocks, logits_at, walk
+
+
+def exits_of(backbone: Backbone) -> list[ExitBlock]:
+    """The exits of a model, lowest first.
+
+    Raises:
+        ModelError: it has none.
+    """
+    blocks = exit_blocks(backbone.module)
+    if not blocks:
+        raise ModelError(
+            f"{type(backbone.module).__name__} has no exits: it answers behind its last layer alone.",
+            hint="ask without an exit, a budget or a confidence; or tune it with `accumulator` or `exit-heads`.",
+        )
+    return blocks
+
+
+def check_exit(backbone: Backbone, number: int) -> None:
+    """Checks that the model has an exit `number`.
+
+    Raises:
+        ModelError: the model has no exits.
+        InputError: it has others.
+    """
+    last = len(exits_of(backbone))
+    if not 1 <= number <= last:
+        raise InputError(
+            f"there is no exit {number}: the model has {last}, one behind each block.", hint=f"give 1 to {last}."
+        )
+
+
+def check_confidence(confidence: float) -> None:
+    """Checks that `confidence` is a probability above 0.
+
+    Raises:
+        InputError: it is not.
+    """
+    if not 0 < confidence <= 1:
+        raise InputError(
+            f"the confidence is {confidence}, expected a probability above 0 and at most 1.", hint="give 0.9, say."
+        )
+
+
+def at_exit(backbone: Backbone, inputs: dict[str, Tensor], number: int) -> Tensor:
+    """Logits [B, C] of the exit `number`, which the model must have."""
+    return logits_at(exit_blocks(backbone.module), lambda: backbone.logits(inputs), [number])[number]
+
+
+def at_each_exit(backbone: Backbone, inputs: dict[str, Tensor]) -> Iterator[tuple[int, Tensor]]:
+    """Number and logits [B, C] of one exit after the other; a block runs when its answer is asked for."""
+    for number, block in enumerate(walk(exit_blocks(backbone.module), lambda: backbone.logits(inputs)), start=1):
+        yield number, block.answer()
+
+
+def at_first_sure_exit(backbone: Backbone, inputs: dict[str, Tensor], confidence: float) -> tuple[int, Tensor]:
+    """Number and logits [1, C] of the first exit that gives one class a probability of `confidence`, else of the last.
+
+    Args:
+        backbone: has exits.
+        inputs: of one example.
+        confidence: above 0, at most 1.
+    """
+    for number, logits in at_each_exit(backbone, inputs):  # noqa: B007 read behind the loop
+        if torch.softmax(logits.double(), dim=1).max() >= confidence:
+            break
+    return number, logits

@@ -1,0 +1,246 @@
+"""ONNX files of a tuned model: one with an output per exit, and one truncated model per chosen exit.
+
+Every file is run by onnxruntime on random inputs and compared with PyTorch before anything is written.
+
+torch.onnx has two exporters. The older one, which traces, is used: the newer one gives the same numbers here, but
+needs onnxscript and takes ten times as long, a minute for a model of twelve blocks. What a trace would fix by mistake,
+such as the size of a batch, the comparison finds, because it runs other sizes than the trace.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Generator, Tensor, nn
+
+from fedelta import __version__
+from fedelta.data.problems import listed
+from fedelta.errors import FedeltaError, InputError, ModelError
+from fedelta.inference.anytime import check_exit
+from fedelta.inference.directory import replace_directory
+from fedelta.inference.predict import Predictor
+from fedelta.models.audio import AudioTransform
+from fedelta.models.hub import Backbone
+from fedelta.models.transforms import ImageTransform, TextTransform
+from fedelta.results.files import Record, to_json
+from fedelta.seeds import stream
+from fedelta.tuning.exits import exit_blocks, logits_at
+
+WHOLE, DESCRIPTION = "model.onnx", "export.json"
+TOLERANCE = 1e-4  # largest difference of a logit between onnxruntime and PyTorch
+_OPSET = 17  # the first with layer norm as one operator; runtimes since 2022 know it
+# Examples and, of texts, most tokens: of the trace, then of the comparisons.
+_TRACED, _COMPARED = (2, 6), ((1, 4), (3, 9))
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What `export_onnx` wrote.
+
+    Args:
+        directory: where.
+        differences: file name to the largest difference of its logits from PyTorch's.
+    """
+
+    directory: Path
+    differences: dict[str, float]
+
+
+def export_onnx(predictor: Predictor, directory: str | Path, exits: Sequence[int] | None = None) -> Exported:
+    """Writes `model.onnx`, an `exit-<number>.onnx` for each of `exits`, and `export.json` that describes them.
+
+    Batches, and the tokens of texts, may be of any number. Outputs are called `logits_1` and so on by exits, or
+    `logits` where the model has none. A truncated model holds nothing above its exit.
+
+    Args:
+        predictor: of the model.
+        directory: new, empty or an earlier export; it appears as a whole or not at all.
+        exits: numbered from 1; by default all that the model has.
+
+    Raises:
+        InputError: the extra `export` is not installed, `directory` holds something else, or there is no such exit.
+        ModelError: the model has no exits but `exits` are given, or it cannot be exported.
+        FedeltaError: an exported model differs from PyTorch's by more than `TOLERANCE`.
+    """
+    _require()
+    target = Path(directory).resolve()
+    _refuse_foreign(target)
+    backbone = predictor.backbone
+    for number in exits or ():
+        check_exit(backbone, number)
+    numbers = range(1, len(exit_blocks(backbone.module)) + 1)
+    chosen = sorted(set(numbers if exits is None else exits))
+    models = {WHOLE: _Answers(backbone, numbers)}
+    models |= {f"exit-{number}.onnx": _Answers(backbone, [number]) for number in chosen}
+    contents: dict[str, str | bytes] = {}
+    differences: dict[str, float] = {}
+    for name, model in models.items():
+        written = _export(model)
+        contents[name], differences[name] = written, _largest_difference(name, model, written)
+    description = _describe(predictor, models, differences)
+    contents[DESCRIPTION] = to_json(description, indent=2) + "\n"
+    replace_directory(target, contents)
+    return Exported(Path(directory), differences)
+
+
+class _Answers(nn.Module):
+    """A model as a function of unnamed tensors, which is what an exporter takes.
+
+    Args:
+        backbone: the model.
+        exits: whose logits it gives; none for those of a model without exits.
+    """
+
+    def __init__(self, backbone: Backbone, exits: Sequence[int]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.module = backbone.module
+        self.exits = exits
+        # The exporter gives all parts the mode of the whole back; were that training, dropout would be on from then on.
+        self.eval()
+
+    @property
+    def input_names(self) -> list[str]:
+        """In the order of the arguments."""
+        return list(_random_inputs(self.backbone, *_TRACED, stream(0)))
+
+    @property
+    def output_names(self) -> list[str]:
+        """In the order of the results."""
+        return [f"logits_{number}" for number in self.exits] or ["logits"]
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Inputs to logits [B, C], one tensor per output."""
+        inputs = dict(zip(self.input_names, tensors, strict=True))
+        if not self.exits:
+            return (self.backbone.logits(inputs),)
+        found = logits_at(exit_blocks(self.module), lambda: self.backbone.logits(inputs), self.exits)
+        return tuple(found[number] for number in self.exits)
+
+
+def _require() -> None:
+    missing = [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]
+    if missing:
+        raise InputError(
+            f"to export a model, Python needs {' and '.join(f'`{name}`' for name in missing)}, which it does not find.",
+            hint="pip install 'fedelta[export]'",
+        )
+
+
+def _refuse_foreign(target: Path) -> None:
+    """What is no export must not be replaced by one."""
+    names = sorted(entry.name for entry in target.iterdir()) if target.is_dir() else []
+    foreign = [name for name in names if name != DESCRIPTION and not name.endswith(".onnx")]
+    if target.exists() and not target.is_dir():
+        foreign = [target.name]
+    if foreign:
+        raise InputError(
+            f"{str(target)!r} is no directory of exported models: it holds {listed(foreign, 3)}.",
+            hint="give a new or empty directory with `--out`.",
+        )
+
+
+def _random_inputs(backbone: Backbone, num: int, length: int, generator: Generator) -> dict[str, Tensor]:
+    """Model inputs of `num` examples; texts have `length` tokens, one less, and so on, so that some are padded."""
+    transform = backbone.transform
+    if isinstance(transform, TextTransform):
+        longest = min(length, transform.max_length, transform.tokenizer.model_max_length)
+        lengths = [max(1, longest - index) for index in range(num)]
+        tokens = torch.randint(len(transform.tokenizer), (num, longest), generator=generator)
+        inputs = transform.collate([row[:each] for row, each in zip(tokens, lengths, strict=True)])
+    elif isinstance(transform, ImageTransform | AudioTransform):
+        size = transform.image_size
+        inputs = {"pixel_values": torch.randn(num, transform.num_channels, size, size, generator=generator)}
+    else:
+        raise ModelError(
+            "this backbone has no transform that says what its inputs are.", hint="export a model of a run directory."
+        )
+    device = next(backbone.module.parameters()).device
+    return {name: tensor.to(device) for name, tensor in inputs.items()}
+
+
+@torch.no_grad()
+def _export(model: _Answers) -> bytes:
+    inputs = _random_inputs(model.backbone, *_TRACED, stream(0, "export"))
+    is_text = "input_ids" in inputs
+    axes = {name: {0: "batch", 1: "sequence"} if is_text else {0: "batch"} for name in inputs}
+    with TemporaryDirectory() as folder, warnings.catch_warnings():
+        # That the exporter is the older one, and every number in the model's code that a trace cannot follow.
+        warnings.simplefilter("ignore")
+        try:
+            torch.onnx.export(
+                model, tuple(inputs.values()), Path(folder, WHOLE), dynamo=False, opset_version=_OPSET,
+                input_names=list(inputs), output_names=model.output_names,
+                dynamic_axes=axes | {name: {0: "batch"} for name in model.output_names},
+            )  # fmt: skip
+        except (RuntimeError, TypeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ModelError(f"{type(model.module).__name__} cannot be written as ONNX: {reason}") from error
+        return Path(folder, WHOLE).read_bytes()
+
+
+@torch.no_grad()
+def _largest_difference(name: str, model: _Answers, written: bytes) -> float:
+    """Between onnxruntime and PyTorch, over all outputs and two batches.
+
+    Raises:
+        FedeltaError: it is above `TOLERANCE`.
+    """
+    from onnxruntime import InferenceSession
+
+    session = InferenceSession(written, providers=["CPUExecutionProvider"])
+    largest = 0.0
+    for num, length in _COMPARED:
+        inputs = _random_inputs(model.backbone, num, length, stream(0, "comparison", num))
+        # An input that the model does not read, such as the kinds of tokens in some families, is no input of the file.
+        known = {each.name for each in session.get_inputs()}
+        found = session.run(
+            model.output_names, {key: each.cpu().numpy() for key, each in inputs.items() if key in known}
+        )
+        for output, logits, expected in zip(model.output_names, found, model(*inputs.values()), strict=True):
+            difference = (torch.from_numpy(logits) - expected.cpu()).abs().max().item()
+            if not difference <= TOLERANCE:  # NaN is none
+                raise FedeltaError(
+                    f"`{output}` of the exported `{name}` differs from PyTorch's by {difference:.2g} on a batch of "
+                    f"{num}, expected at most {TOLERANCE:g}; nothing was written.",
+                    hint="try another version of torch or onnxruntime, and report the model that it happens with.",
+                )
+            largest = max(largest, difference)
+    return largest
+
+
+def _describe(predictor: Predictor, models: Mapping[str, _Answers], differences: Mapping[str, float]) -> Record:
+    """The content of `export.json`."""
+    return {
+        "fedelta_version": __version__,
+        "class_names": list(predictor.class_names),
+        "inputs": models[WHOLE].input_names,
+        "preprocessing": _preprocessing(predictor.backbone),
+        "files": {
+            name: {"outputs": model.output_names, "largest_difference": differences[name]}
+            for name, model in models.items()
+        },
+    }
+
+
+def _preprocessing(backbone: Backbone) -> Record:
+    """How examples become inputs: `(pixels / 255 - mean) / std` for images."""
+    transform = backbone.transform
+    if isinstance(transform, TextTransform):
+        return {"kind": "text", "max_length": transform.max_length, "tokenizer": transform.tokenizer.name_or_path}
+    if isinstance(transform, AudioTransform):
+        return {
+            "kind": "audio",
+            "image_size": transform.image_size,
+            "num_channels": transform.num_channels,
+            "spectrogram": transform.settings.model_dump(mode="json"),
+        }
+    if isinstance(transform, ImageTransform):
+        return {"kind": "image", "scale": 1 / 255} | asdict(transform)
+    return {}
