@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,12 +15,12 @@ from tests.contracts.test_strategies import STRATEGIES
 from fedelta.codecs.cast import Cast
 from fedelta.codecs.wire import decode, encode
 from fedelta.errors import ConfigError
-from fedelta.federation.client import Site
+from fedelta.federation.client import Site, serve
 from fedelta.federation.optimizers import Sgd
 from fedelta.federation.records import Reply, RoundOutcome
 from fedelta.federation.rounds import Federation, federate
 from fedelta.federation.tiers import ExitSettings, Tiers
-from fedelta.federation.training import ClientSettings, Evaluation
+from fedelta.federation.training import ClientSettings, Evaluation, Job, Trained
 from fedelta.models.hub import Backbone
 from fedelta.params import Params, select
 from fedelta.runtimes.simulation import Simulation
@@ -380,3 +380,22 @@ def test_what_a_diverged_client_leaves_in_a_lane_does_not_reach_a_shallow_one():
     [after] = engine.train([replace(job, depth=1)], 0.05)
     for name in own:
         assert torch.equal(before.delta[name], after.delta[name])
+
+
+def test_every_client_draws_its_exits_anew_in_every_round():
+    engine, _ = tiny_engine(ExitHeads(), tiny_data(), exits=ExitSettings(train="random"))
+    site = Site(engine, dict(enumerate(torch.arange(24).split(SIZES))), Cast(), seed=0, num_rounds=2)
+    payload, _ = encode(start_of(engine), site.wire, site.codec)
+    seeds: list[int] = []
+    train = engine.train
+
+    def listen(jobs: Sequence[Job], lr: float, round: int) -> Iterator[Trained]:
+        seeds.extend(job.exits.initial_seed() for job in jobs)
+        return train(jobs, lr, round)
+
+    engine.train = listen
+    for round in (1, 2, 1):
+        everything = dict.fromkeys((0, 1), engine.spec.shared)
+        list(serve(site, RoundPlan(round, everything, everything, num_clients=4), dict.fromkeys((0, 1), payload)))
+    assert len(set(seeds)) == 4
+    assert seeds[:2] == seeds[4:]
