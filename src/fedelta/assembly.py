@@ -112,7 +112,7 @@ def assemble(config: Config, *, backbone: Backbone | None = None, data: Federate
     everyone = _tiers(config, backbone, engine.spec, sorted([*data.partition, *data.unseen]))
     tiers = None if everyone is None else everyone.only(sorted(data.partition))
     site = Site(engine, data.partition, config.codec, config.seed, num_rounds, start, memory=memory, tiers=tiers)
-    federation = _federation(config, site, data)
+    federation = _federation(config, site, backbone, data)
     _check_deadline(config, federation, params)
     return Assembly(config, backbone, data, engine, site, federation, params, total_parameters, everyone)
 
@@ -182,7 +182,7 @@ def evaluate(site: Site, params: Params, test: LabelledData) -> Evaluation:
 
 
 def _tiers(config: Config, backbone: Backbone, spec: ParamSpec, client_ids: list[int]) -> Tiers | None:
-    """How deep each client runs; None where all run the whole model.
+    """How deep each client runs; None where all hold all that is tuned.
 
     Raises:
         ConfigError: the section asks for exits that the model does not have.
@@ -193,7 +193,7 @@ def _tiers(config: Config, backbone: Backbone, spec: ParamSpec, client_ids: list
             [f"`[exits]` is there, but tuning method {config.tuning.name!r} gives the model no exits"],
             hint="'accumulator' and 'exit-heads' do; leave the section out for the others.",
         )
-    if not config.exits.has_tiers:
+    if not num_blocks:
         return None
     depths = config.exits.depths(client_ids, num_blocks, config.seed)
 
@@ -201,15 +201,18 @@ def _tiers(config: Config, backbone: Backbone, spec: ParamSpec, client_ids: list
         return range(depth if config.exits.train == "deepest" else 1, depth + 1)
 
     owned = {depth: owned_at(backbone, spec, depth, answers(depth)) for depth in set(depths.values())}
-    return Tiers(depths, owned)
+    return None if all(len(names) == len(spec) for names in owned.values()) else Tiers(depths, owned)
 
 
-def _federation(config: Config, site: Site, data: FederatedData) -> Federation:
+def _federation(config: Config, site: Site, backbone: Backbone, data: FederatedData) -> Federation:
     budget = config.byte_budget_mib
     num_examples = {client_id: len(rows) for client_id, rows in data.partition.items()}
+    depths = {} if site.tiers is None else site.tiers.depths
+    num_blocks = len(exit_blocks(backbone.module))
+    workloads = {client_id: depth / num_blocks for client_id, depth in depths.items()}
     return Federation(
         strategy=config.strategy,
-        runtime=Unstable(Simulation(site), config.stability, config.client, num_examples, config.seed),
+        runtime=Unstable(Simulation(site), config.stability, config.client, num_examples, config.seed, workloads),
         codec=config.codec,
         spec=site.engine.spec,
         client_ids=sorted(data.partition),

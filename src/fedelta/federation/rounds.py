@@ -56,6 +56,7 @@ class Federation:
             what a client claims could be anything.
         evaluate_every: rounds between evaluations; the last round is always evaluated.
         byte_budget: the run ends with the round in which its payloads reach this many bytes; None for no bound.
+        tiers: who holds what; None: every client holds all that is tuned.
     """
 
     strategy: Strategy

@@ -20,9 +20,10 @@ from torch import Generator, Tensor, nn
 from fedelta.data.augmentation import Augmentation, AugmentedInputs
 from fedelta.data.batches import Inputs, LabelledData, batches
 from fedelta.federation.bank import LaneBank
+from fedelta.federation.exit_loss import ExitLoss
 from fedelta.federation.optimizers import Constant, LearningRate, Optimizer, Schedule, Sgd
 from fedelta.federation.prefix import CachedInputs, find_prefix, only_head
-from fedelta.federation.tiers import ExitLoss, ExitSettings
+from fedelta.federation.tiers import ExitSettings
 from fedelta.models.hub import Backbone
 from fedelta.models.transforms import ImageTransform
 from fedelta.params import Params, ParamSpec

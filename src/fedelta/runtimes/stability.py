@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from pydantic import Field, model_validator
@@ -63,6 +63,7 @@ class Unstable:
         client: how much work a client has.
         num_examples: client id to the size of its data.
         seed: of the run.
+        workloads: client id to the share of the model that it runs; 1 where it is not named.
     """
 
     runtime: Runtime
@@ -70,6 +71,7 @@ class Unstable:
     client: ClientSettings
     num_examples: Mapping[int, int]
     seed: int
+    workloads: Mapping[int, float] = field(default_factory=dict)
 
     def run(self, plan: RoundPlan, payloads: Mapping[int, bytes]) -> Iterator[Reply]:
         """See `Runtime.run`; a lost client gives a reply that says why."""
@@ -97,7 +99,8 @@ class Unstable:
         if settings.examples_per_second is not None:
             deviation = float(torch.randn((), generator=stream(self.seed, "speed", client_id)))
             speed = settings.examples_per_second * math.exp(settings.speed_spread * deviation)
-            total += self.client.num_processed(self.num_examples[client_id]) / speed
+            work = self.client.num_processed(self.num_examples[client_id]) * self.workloads.get(client_id, 1.0)
+            total += work / speed
         if settings.megabits_per_second is not None:
             total += 2 * payload_bytes * 8 / (settings.megabits_per_second * 1e6)
         return total

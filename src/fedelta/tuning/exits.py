@@ -113,6 +113,12 @@ def class_token_blocks(method: str, backbone: Backbone) -> list[str]:
     return paths
 
 
+def layers_of(backbone: Backbone, paths: Sequence[str]) -> list[tuple[str, nn.Module]]:
+    """Path now and module of each of the blocks at the own paths `paths`."""
+    layers = untouched(backbone.module)
+    return [layers[path] for path in paths]
+
+
 def put_exits(backbone: Backbone, lanes: Lanes, exits: Sequence[tuple[str, ExitBlock]]) -> None:
     """Puts each exit block in the place of the block at its path, and their answer in that of the head."""
     exits[0][1].is_first = True
@@ -194,9 +200,3 @@ def _entrance(first: ExitBlock, forward: Callable[[], object]) -> tuple[Tensor, 
 
 def _stop(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, object]) -> NoReturn:
     raise _StoppedError(args[0], args[1:], kwargs)
-
-
-def layers_of(backbone: Backbone, paths: Sequence[str]) -> list[tuple[str, nn.Module]]:
-    """Path now and module of each of the blocks at the own paths `paths`."""
-    layers = untouched(backbone.module)
-    return [layers[path] for path in paths]
