@@ -11,9 +11,12 @@ from fedelta.models.anatomy import ANATOMIES, anatomy_of
 from fedelta.models.hub import Backbone
 from fedelta.models.source import ModelSource, modality_of, read_config
 from fedelta.seeds import stream
+from fedelta.tuning.accumulator import Accumulator
+from fedelta.tuning.adapter import Adapter
 from fedelta.tuning.base import TuningMethod
 from fedelta.tuning.bias import Bias
 from fedelta.tuning.combined import Combined
+from fedelta.tuning.exit_heads import ExitHeads
 from fedelta.tuning.lanes import Lanes
 from fedelta.tuning.lora import Lora
 from fedelta.tuning.prompt import Prompt
@@ -28,13 +31,15 @@ OTHER_SIZES = {
     "fedelta_leaf_cnn": {"channels": [2, 4], "hidden": 8, "num_channels": 3, "image_size": 32},
 }
 METHODS: dict[str, TuningMethod] = {name: kind() for name, kind in SINGLE.items()} | {
+    "accumulator": Accumulator(num_heads=2, mlp_width=8, head_width=8),
+    "exit-heads+adapter": Combined(methods=(ExitHeads(), Adapter(placement="parallel", shared=False))),
     "lora": Lora(r=2),
     "lora-all-conv": Lora(r=1, target_modules="all-conv"),
     "prompt+lora+bias": Combined(methods=(Prompt(num_virtual_tokens=2), Lora(r=2), Bias())),
 }
 IMAGES = ("vit", "deit", "beit", "dinov2")
 CONVOLUTIONAL = ("resnet", "fedelta_resnet", "fedelta_leaf_cnn")
-ON_TOKENS = ("prompt", "adapter", "lora", "prompt+lora+bias")
+ON_TOKENS = ("accumulator", "exit-heads", "exit-heads+adapter", "prompt", "adapter", "lora", "prompt+lora+bias")
 
 
 def fits(name: str, family: str) -> bool:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from tests.builders import ReadyInputs, assert_close, assert_same_bits, start_of, tiny_engine
+from tests.contracts.test_tuning_methods import METHODS
 from torch import tensor
 
 from fedelta.codecs.cast import Cast
@@ -110,7 +111,7 @@ def run(running: Federation, start: Params) -> list[RoundOutcome]:
     [(name, "small-resnet" if name == "parallel" else "vit") for name in sorted(SINGLE)] + [("full", "small-resnet")],
 )
 def test_every_tuning_method_learns_an_easy_task_in_a_few_rounds(name: str, family: str):
-    running, start = federation(SINGLE[name](), family=family, num_rounds=16, lr=0.1)
+    running, start = federation(METHODS[name], family=family, num_rounds=16, lr=0.1)
     before = running.evaluate(start)
     outcomes = run(running, start)
     assert before.accuracy < 0.5
