@@ -73,7 +73,7 @@ def test_every_problem_is_named_once_with_its_cells(tmp_path):
         "`strategy.clients_per_round` is 7, more than `partition.num_clients` = 6 "
         "(in 'tuning.name=head, strategy.clients_per_round=7, seed=1' and 3 more)"
     )
-    assert unknown.startswith("`tuning.name` is 'loro', expected one of full, head, ")
+    assert unknown.startswith("`tuning.name` is 'loro', expected one of full, accumulator, ")
     assert unknown.endswith(
         "; did you mean 'lora'? (in 'tuning.name=loro, strategy.clients_per_round=3, seed=1' and 3 more)"
     )

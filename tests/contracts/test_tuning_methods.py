@@ -73,7 +73,12 @@ STARTS_ELSEWHERE = ("prompt", "prompt-shallow", "parallel", "bias+lora+adapter+p
 
 
 def fits(name: str, family: str) -> bool:
-    """Whether the method is made for the family; what happens to the others is in the tests of each method."""
+    """Whether the method is made for the family; what happens to the others is in the tests of each method.
+
+    Of a method in several forms one runs on all families, the others on one of images and one of texts.
+    """
+    if name not in SINGLE and family in ("deit", "roberta", "distilbert"):
+        return False
     return name in EVERYWHERE or (family in CONVOLUTIONAL) == (name in ON_CONVOLUTIONS)
 
 
