@@ -113,6 +113,7 @@ def assemble(config: Config, *, backbone: Backbone | None = None, data: Federate
     tiers = None if everyone is None else everyone.only(sorted(data.partition))
     site = Site(engine, data.partition, config.codec, config.seed, num_rounds, start, memory=memory, tiers=tiers)
     federation = _federation(config, site, backbone, data)
+    config.strategy.init(params, engine.spec)  # refuses what does not fit the groups
     _check_deadline(config, federation, params)
     return Assembly(config, backbone, data, engine, site, federation, params, total_parameters, everyone)
 
@@ -196,11 +197,7 @@ def _tiers(config: Config, backbone: Backbone, spec: ParamSpec, client_ids: list
     if not num_blocks:
         return None
     depths = config.exits.depths(client_ids, num_blocks, config.seed)
-
-    def answers(depth: int) -> range:
-        return range(depth if config.exits.train == "deepest" else 1, depth + 1)
-
-    owned = {depth: owned_at(backbone, spec, depth, answers(depth)) for depth in set(depths.values())}
+    owned = {depth: owned_at(backbone, spec, depth, config.exits.answers(depth)) for depth in set(depths.values())}
     return None if all(len(names) == len(spec) for names in owned.values()) else Tiers(depths, owned)
 
 

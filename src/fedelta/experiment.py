@@ -253,10 +253,12 @@ def fingerprint(config: Config, data: FederatedData, tiers: Tiers | None) -> str
         data: of all clients.
         tiers: of all clients; they may come from a file.
     """
-    # Without what changes no result of a round: a run may be tracked from its second half on, or moved.
+    # Without what changes no result of a round: a run may be tracked from its second half on, or moved, and what it
+    # started from is in its checkpoint.
     personal = config.personalization
     held_out = Personalization(held_out_clients=personal.held_out_clients, held_out=personal.held_out)
-    config = config.model_copy(update={"tracking": Tracking(), "personalization": held_out})
+    model = config.model.model_copy(update={"adapter": None})
+    config = config.model_copy(update={"model": model, "tracking": Tracking(), "personalization": held_out})
     digest = hashlib.sha256(repr((config.to_toml(), data.class_names)).encode())
     parts = (data.partition[key] for key in sorted(data.partition)), (data.unseen[key] for key in sorted(data.unseen))
     for rows in (data.train.labels, data.test.labels, *itertools.chain(*parts)):

@@ -32,7 +32,7 @@ class Tier:
 
     Args:
         depth: number of blocks.
-        tuned_parameters: scalars that it trains, at all of its exits.
+        tuned_parameters: scalars that it trains, at the exits that `[exits]` has it learn at.
         payload_bytes: length of one payload with all of its tensors.
     """
 
@@ -112,7 +112,7 @@ def _tiers(config: Config, backbone: Backbone, spec: ParamSpec, wire: ParamSpec)
     depths = range(1, len(exit_blocks(backbone.module)) + 1)
     held = Tiers(
         dict(zip(depths, depths, strict=True)),
-        {depth: owned_at(backbone, spec, depth, range(1, depth + 1)) for depth in depths},
+        {depth: owned_at(backbone, spec, depth, config.exits.answers(depth)) for depth in depths},
     )
     tiers = []
     for depth in depths:

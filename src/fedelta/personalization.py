@@ -55,7 +55,7 @@ def personalize(
         CheckpointError: the data are no longer those of the run.
     """
     run = RunDirectory.open(Path(directory))
-    original = load_config(run.config)
+    original = load_config(run.config, ["model.adapter="])  # it may be gone, and the checkpoint has all of it
     config = load_config(run.config, ["model.adapter=", *overrides])
     num_unseen = original.personalization.num_held_out + (0 if data is None else len(data.unseen))
     _check(original, config, run, num_unseen)

@@ -81,7 +81,7 @@ class Spy:
         self._engine, self._verdict = engine, verdict
         self.jobs: list[Job] = []
         self.evaluated: list[tuple[Params, Tensor]] = []
-        self.lanes, self.is_augmented = engine.lanes, engine.is_augmented
+        self.lanes, self.is_augmented, self.exits = engine.lanes, engine.is_augmented, engine.exits
 
     def train(self, jobs, lr, round=1):
         self.jobs += jobs
@@ -302,7 +302,7 @@ def test_a_rate_of_its_own_is_the_rate_of_the_round_for_that_client():
 # The algorithm
 
 
-def test_only_the_training_part_is_learned_from_and_the_evaluation_part_is_seen_at_the_end_alone():
+def test_only_the_training_part_is_learned_from_and_no_choice_looks_at_the_evaluation_part():
     unseen, scopes = bench()
     spy = Spy(unseen.engine)
     found = results(replace(unseen, engine=spy), {"all": scopes["all"]})
@@ -320,7 +320,8 @@ def test_only_the_training_part_is_learned_from_and_the_evaluation_part_is_seen_
             set(rows.tolist()) for _, rows in spy.evaluated if set(rows.tolist()) <= set(ROWS[client].tolist())
         ]
         selection, evaluation = set(own.selection.tolist()), set(own.evaluation.tolist())
-        assert looked_at == [selection, selection, evaluation, evaluation]
+        # The server's model first, then the trials, then the client's own.
+        assert looked_at == [evaluation, selection, selection, evaluation]
         assert (found["all", client].num_train, found["all", client].num_eval) == (len(own.training), len(evaluation))
 
 
@@ -341,7 +342,7 @@ def test_the_best_rate_has_the_highest_accuracy_then_the_lower_loss_then_is_the_
     assert {each.lr for each in found.values()} == {best}
 
 
-def test_with_exits_the_rate_is_selected_by_the_mean_over_them():
+def test_with_exits_the_rate_is_selected_by_the_mean_over_those_that_learn():
     settings = SETTINGS.model_copy(update={"lrs": (0.1, 0.2)})
     unseen, _ = bench(settings=settings)
 
@@ -352,9 +353,11 @@ def test_with_exits_the_rate_is_selected_by_the_mean_over_them():
             by_exit = {0.1: (0.1, 0.6), 0.2: (0.5, 0.5)}[float(params["rate"])]
             return Evaluation(by_exit[-1], 1.0, by_exit)
 
-    spy = Exits(unseen.engine, {})
-    found = results(replace(unseen, engine=spy), {"all": frozenset(unseen.params)}, settings)
-    assert {each.lr for each in found.values()} == {0.2}
+    for train, best in (("sum", 0.2), ("deepest", 0.1)):
+        spy = Exits(unseen.engine, {})
+        spy.exits = ExitSettings(train=train)
+        found = results(replace(unseen, engine=spy), {"all": frozenset(unseen.params)}, settings)
+        assert {each.lr for each in found.values()} == {best}
 
 
 def test_a_client_that_diverges_at_every_rate_is_named():
@@ -461,6 +464,6 @@ def test_clients_train_at_the_exits_of_the_run():
     found = {}
     for train in ("deepest", "sum"):
         unseen, scopes = bench(settings=settings)
-        unseen.engine._exits = ExitSettings(train=train)
+        unseen.engine.exits = ExitSettings(train=train)
         found[train] = results(unseen, {"all": scopes["all"]})["all", 5].params
     assert any(not torch.equal(found["deepest"][name], found["sum"][name]) for name in found["sum"])

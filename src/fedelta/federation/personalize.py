@@ -147,6 +147,8 @@ class Personalization(Settings):
         Raises:
             DataError: names each with its number of examples.
         """
+        if all(self.can_split(len(rows)) for rows in unseen.values()):
+            return
         least = 1
         while not self.can_split(least):  # each part grows with the client: what is enough for one is for any larger
             least += 1
@@ -282,6 +284,7 @@ def personalize(
         RoundError: a client diverges at every learning rate.
     """
     bench = _Bench(settings, unseen)
+    before = {client: bench.evaluate(client, unseen.params, parts.evaluation) for client, parts in bench.parts.items()}
     for scope, names in scopes.items():
         for group in bench.groups():
             rates = bench.select_rates(group, names)
@@ -292,9 +295,8 @@ def personalize(
                 after = bench.evaluate(client, params, parts.evaluation)
                 if not math.isfinite(after.loss):
                     raise _diverged(client, [rates[client]])
-                before = bench.evaluate(client, unseen.params, parts.evaluation)
                 num_train, num_eval = len(parts.training), len(parts.evaluation)
-                yield Personalized(scope, client, num_train, num_eval, rates[client], before, after, params)
+                yield Personalized(scope, client, num_train, num_eval, rates[client], before[client], after, params)
 
 
 class _Bench:
@@ -328,7 +330,7 @@ class _Bench:
         ranks: dict[int, list[tuple[float, float, float]]] = {}
         for (client, lr), params in self.train(jobs).items():
             found = self.evaluate(client, params, self.parts[client].selection)
-            accuracy = fmean(found.accuracy_by_exit or (found.accuracy,))
+            accuracy = self._where_it_learns(client, found)
             ranks.setdefault(client, [])
             if math.isfinite(found.loss):
                 ranks[client].append((-accuracy, found.loss, lr))
@@ -336,6 +338,13 @@ class _Bench:
             if not own:
                 raise _diverged(client, lrs)
         return {client: min(own)[-1] for client, own in ranks.items()}
+
+    def _where_it_learns(self, client: int, found: Evaluation) -> float:
+        """Mean accuracy over the exits that the client learns at; without exits the accuracy."""
+        if not found.accuracy_by_exit:
+            return found.accuracy
+        exits = self._unseen.engine.exits.answers(len(found.accuracy_by_exit))
+        return fmean(found.accuracy_by_exit[number - 1] for number in exits)
 
     def job(self, purpose: str, client: int, rows: Tensor, lr: float, names: frozenset[str]) -> Job:
         """Fine-tuning of `client` on `rows`; random numbers are the same for every rate and every scope."""

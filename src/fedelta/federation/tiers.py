@@ -31,8 +31,8 @@ class ExitSettings(Settings):
         train: `deepest` is the client's last exit, `random` one of its exits for each batch, `sum` all of them,
             `distill` all of them, each also learning from the one with the lowest loss so far.
         tiers: depths in blocks; each client has one of them. None: every client runs the whole model.
-        assignment: `cycle` gives client i tier i modulo their number, `shuffle` the same after a seeded shuffle of the
-            clients.
+        assignment: `cycle` gives the clients, in ascending order, one tier after the other and begins again, `shuffle`
+            the same after a seeded shuffle. A tier that stands twice is given twice as often.
         tiers_file: a JSON object of client id to depth, instead of `tiers`.
     """
 
@@ -51,6 +51,10 @@ class ExitSettings(Settings):
     def has_tiers(self) -> bool:
         """Whether clients differ in depth."""
         return self.tiers is not None or self.tiers_file is not None
+
+    def answers(self, depth: int) -> range:
+        """The exits at which a client of `depth` learns, from 1."""
+        return range(depth if self.train == "deepest" else 1, depth + 1)
 
     def depths(self, client_ids: Sequence[int], num_blocks: int, seed: int) -> dict[int, int]:
         """Client id to depth.

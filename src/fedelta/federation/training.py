@@ -208,7 +208,7 @@ class LaneEngine:
         self._backbone = backbone
         self._rule = rule
         self._blocks = exit_blocks(backbone.module)
-        self._exits = exits
+        self.exits = exits
         self._device = self.bank.values_KP.device
         self._autocast = compute_dtype == "bfloat16"
         self._cache_bytes = cache_bytes
@@ -234,7 +234,7 @@ class LaneEngine:
             lr: learning rate of this round.
             round: its number, from 1.
         """
-        self._exit_loss = ExitLoss(self._exits, round)
+        self._exit_loss = ExitLoss(self.exits, round)
         for depth in sorted({self._depth(job) for job in jobs}):
             yield from self._train_together([job for job in jobs if self._depth(job) == depth], lr)
 
@@ -369,7 +369,7 @@ class LaneEngine:
         With random exits a lane also runs the blocks between its exit and the deepest one of the step; what these draw
         must not be missing from its next step.
         """
-        if not self._blocks or self._exits.train != "random":
+        if not self._blocks or self.exits.train != "random":
             return job.noise
         return Generator().manual_seed(int(torch.randint(2**62, (), generator=job.noise)))
 

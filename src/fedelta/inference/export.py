@@ -28,7 +28,7 @@ from fedelta.inference.predict import Predictor
 from fedelta.models.audio import AudioTransform
 from fedelta.models.hub import Backbone
 from fedelta.models.transforms import ImageTransform, TextTransform
-from fedelta.results.files import Record, to_json
+from fedelta.results.files import Record, read_json, to_json
 from fedelta.seeds import stream
 from fedelta.tuning.exits import exit_blocks, logits_at
 
@@ -102,13 +102,10 @@ class _Answers(nn.Module):
         self.backbone = backbone
         self.module = backbone.module
         self.exits = exits
+        # In the order of the arguments.
+        self.input_names = list(_random_inputs(backbone, *_TRACED, stream(0)))
         # The exporter gives all parts the mode of the whole back; were that training, dropout would be on from then on.
         self.eval()
-
-    @property
-    def input_names(self) -> list[str]:
-        """In the order of the arguments."""
-        return list(_random_inputs(self.backbone, *_TRACED, stream(0)))
 
     @property
     def output_names(self) -> list[str]:
@@ -134,9 +131,9 @@ def _require() -> None:
 
 
 def _refuse_foreign(target: Path) -> None:
-    """What is no export must not be replaced by one."""
+    """What is no export, or more than that, must not be replaced by one."""
     names = sorted(entry.name for entry in target.iterdir()) if target.is_dir() else []
-    foreign = [name for name in names if name != DESCRIPTION and not name.endswith(".onnx")]
+    foreign = sorted(set(names) - _written(target / DESCRIPTION))
     if target.exists() and not target.is_dir():
         foreign = [target.name]
     if foreign:
@@ -144,6 +141,15 @@ def _refuse_foreign(target: Path) -> None:
             f"{str(target)!r} is no directory of exported models: it holds {listed(foreign, 3)}.",
             hint="give a new or empty directory with `--out`.",
         )
+
+
+def _written(description: Path) -> set[str]:
+    """Names of the files of an earlier export, by its description; none where that is not there or not ours."""
+    try:
+        files = read_json(description)["files"]
+        return {DESCRIPTION, *map(str, files)}
+    except (FedeltaError, OSError, KeyError, TypeError):
+        return set()
 
 
 def _random_inputs(backbone: Backbone, num: int, length: int, generator: Generator) -> dict[str, Tensor]:

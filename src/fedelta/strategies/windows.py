@@ -1,9 +1,10 @@
 """Rounds in windows: one cohort for a window, and every group travels at an interval of its own within it.
 
 A group with interval a is sent after every a-th round of its window, everything after the last round of a window and of
-the run. What is not sent stays with its client, which trains on from there (federation/client.py), and its anchor is
-what the client last downloaded. At the end of a window nothing is left with anybody: the next one begins with a new
-cohort, which gets everything.
+the run. (A run that a byte budget ends earlier may leave groups at the value of their last round.) What is not sent
+stays with its client, which trains on from there (federation/client.py), and its anchor is what the client last
+downloaded. At the end of a window nothing is left with anybody: the next one begins with a new cohort, which gets
+everything.
 
 A client that is lost gets, when it is asked again in the same window, what was sent since its last accepted reply, and
 one that has sent none yet gets everything.

@@ -21,7 +21,7 @@ from fedelta.models.hub import Backbone
 from fedelta.params import ParamSpec, TensorSpec
 from fedelta.settings import Settings
 from fedelta.tuning.base import specification, specify
-from fedelta.tuning.exits import ExitBlock, Trace, class_token_blocks, layers_of, put_exits
+from fedelta.tuning.exits import OWN_HEAD, ExitBlock, Trace, class_token_blocks, layers_of, put_exits
 from fedelta.tuning.heads import Classifier, num_classes, width_of
 from fedelta.tuning.lanes import Lanes
 
@@ -52,7 +52,7 @@ class ExitHeads(Settings):
                 norm=self.head == "mlp", generator=generator, like=next(block.parameters()),
             )  # fmt: skip
             exits.append((path, HeadBlock(lanes, block, trace, head)))
-            tensors |= specify(f"{path}.exit_head", head)
+            tensors |= specify(f"{path}.{OWN_HEAD}", head)
         put_exits(backbone, lanes, exits)
         return specification(backbone, tensors)
 
