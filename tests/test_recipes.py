@@ -81,6 +81,7 @@ def test_parallel_adapters_of_the_paper_and_of_the_bundled_network_send_at_most_
         assert parallel.payload_bytes / full.payload_bytes <= 0.12
 
 
+@pytest.mark.slow
 def test_three_rounds_of_the_parallel_recipe_learn(tmp_path):
     # Chance is 10 %.
     result = Experiment.from_toml(DEMO.with_name("parallel-digits.toml"), ["strategy.num_rounds=3"]).run(

@@ -278,9 +278,15 @@ def test_each_run_with_intervals_has_a_section_of_its_own(tmp_path):
 MANY = tuple((f"layers.{index}", 3 + index % 5) for index in range(300))
 
 
-@pytest.mark.parametrize("num_finished", [1, 12])
-@pytest.mark.parametrize("groups", [(("<b>only</b>", 6),), MANY], ids=["one", "many"])
-@pytest.mark.parametrize("strategy", [FedLama(phi=4), FedLamaAuto(phi=6, share=0.3)], ids=["fedlama", "auto"])
+@pytest.mark.parametrize(
+    ("strategy", "groups", "num_finished"),
+    [
+        pytest.param(FedLama(phi=4), (("<b>only</b>", 6),), 1, id="one group, one round"),
+        pytest.param(FedLamaAuto(phi=6, share=0.3), (("<b>only</b>", 6),), 12, id="one group, intervals by a budget"),
+        pytest.param(FedLama(phi=4), MANY, 12, id="many groups"),
+        pytest.param(FedLamaAuto(phi=6, share=0.3), MANY, 1, id="many groups, one round"),
+    ],
+)
 def test_runs_of_any_shape_are_drawn(tmp_path, strategy, groups, num_finished):
     shape = dataclasses.replace(SMALL, num_rounds=12, num_finished=num_finished, groups=groups)
     path = make_run(tmp_path / "run", in_windows(shape, strategy)).path
