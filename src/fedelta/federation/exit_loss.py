@@ -13,6 +13,7 @@ for the others.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -36,17 +37,14 @@ class ExitLoss:
     """
 
     def __init__(self, settings: ExitSettings, round: int) -> None:
-        self._train = settings.train
+        self._settings = settings
         progress = min(round, _DISTILLATION_ROUNDS) / _DISTILLATION_ROUNDS
-        self._weight = float(torch.exp(torch.tensor(-5 * (1 - progress) ** 2)))
+        self._weight = math.exp(-5 * (1 - progress) ** 2)
 
     def chosen(self, depth: int, draw: Callable[[int], int]) -> tuple[int, ...]:
         """The exits of a lane for this step, from 1; `draw(n)` is a number from 0 to n - 1."""
-        if self._train == "deepest":
-            return (depth,)
-        if self._train == "random":
-            return (1 + draw(depth),)
-        return tuple(range(1, depth + 1))
+        exits = tuple(self._settings.answers(depth))
+        return (exits[draw(depth)],) if self._settings.train == "random" else exits
 
     def of(
         self, logits_EABC: Tensor, labels_AB: Tensor, weights_AB: Tensor, chosen_EA: Tensor, running_EA: Tensor
@@ -68,7 +66,7 @@ class ExitLoss:
         # Not a product: a loss that is infinite where nobody asked would make NaN of it.
         total_A = torch.where(chosen_EA > 0, losses_EA, 0.0).sum(0)
         mean_A = total_A.detach() / chosen_EA.sum(0)
-        if self._train == "distill" and num_exits > 1:
+        if self._settings.train == "distill" and num_exits > 1:
             found = losses_EA.detach()
             running_EA.copy_(torch.where(running_EA.isnan(), found, _KEPT * running_EA + (1 - _KEPT) * found))
             total_A = total_A + self._weight * _divergence(logits_EABC, weights_AB, running_EA.argmin(0))

@@ -6,8 +6,8 @@
     with the best rate : fine-tune on the whole training part, measure on the evaluation part
 
 Each fine-tuning starts from the params of the server. The best rate has the highest accuracy, of a model with exits the
-mean over the client's exits; then the lower loss, then the smaller rate. In the authors' code the rate is selected on
-the evaluation part, so that what it reports is too high; here the evaluation part is seen once, at the end.
+mean over those that the client learns at; then the lower loss, then the smaller rate. In the authors' code the rate is
+selected on the evaluation part, so that what it reports is too high; here no choice looks at it.
 
 A client fine-tunes as it would train in a round: optimizer, local rule, exits and augmentation are those of the run.
 
