@@ -96,8 +96,8 @@ def layer_norm(values: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
     return functional.layer_norm(x, x.shape[-1:], values[f"{name}.weight"], values[f"{name}.bias"], 1e-5)
 
 
-def transformer(values: dict[str, Tensor], history: Tensor, heads: int, scale: float) -> Tensor:
-    """T(H) of all tokens of one sample [S, D], no mask: M' = H + W_o MHSA(LN H), M = M' + FFN(LN M')."""
+def transformer(values: dict[str, Tensor], history: Tensor, heads: int, scale: float, residual: float) -> Tensor:
+    """T(H) of all tokens of one sample [S, D], no mask: M' = H + r W_o MHSA(LN H), M = M' + r FFN(LN M')."""
     q, k, v = layer(values, "qkv", layer_norm(values, "attention_norm", history)).chunk(3, dim=1)
     size = q.shape[1] // heads
     read = []
@@ -105,9 +105,9 @@ def transformer(values: dict[str, Tensor], history: Tensor, heads: int, scale: f
         own = slice(head * size, (head + 1) * size)
         weights = torch.softmax(scale * q[:, own] @ k[:, own].T, dim=1)
         read.append(weights @ v[:, own])
-    middle = history + layer(values, "out", torch.cat(read, dim=1))
+    middle = history + residual * layer(values, "out", torch.cat(read, dim=1))
     inside = functional.gelu(layer(values, "fc1", layer_norm(values, "mlp_norm", middle)))
-    return middle + layer(values, "fc2", inside)
+    return middle + residual * layer(values, "fc2", inside)
 
 
 def classify(values: dict[str, Tensor], x: Tensor) -> Tensor:
@@ -118,8 +118,9 @@ def classify(values: dict[str, Tensor], x: Tensor) -> Tensor:
 
 
 def reference(
-    backbone: Backbone, values: dict[str, Tensor], hidden: Tensor, *, heads: int, scale: float, replaces: bool = True
-) -> list[Tensor]:
+    backbone: Backbone, values: dict[str, Tensor], hidden: Tensor, *, heads: int, scale: float, residual: float = 1.0,
+    replaces: bool = True,
+) -> list[Tensor]:  # fmt: skip
     """Logits [C] of one sample behind every block: its tokens `hidden` [1, T, D] go through the frozen blocks."""
     seen: list[Tensor] = []
     answers = []
@@ -128,7 +129,7 @@ def reference(
         hidden = hidden[0] if isinstance(hidden, tuple) else hidden
         seen.append(hidden[0, 0])
         history = torch.stack([values["token"], *seen]) + values["P"][: len(seen) + 1]
-        modulated = transformer(values, history, heads, scale)
+        modulated = transformer(values, history, heads, scale, residual)
         answers.append(classify(values, modulated[0] + seen[-1]))
         if replaces:
             hidden = torch.cat([modulated[None, -1:], hidden[:, 1:]], dim=1)
@@ -151,6 +152,7 @@ PARITY = [
     (SMALL, 2, 1 / 4),
     (SMALL | {"attention_scale": "head"}, 2, 8**-0.5),
     (SMALL | {"replaces": False}, 2, 1 / 4),
+    (SMALL | {"residual_scale": 0.3}, 2, 1 / 4),
     (SMALL | {"num_positions": 9}, 2, 1 / 4),
     (REEFL, 4, 1 / 4),
     (REEFL | {"attention_scale": "head"}, 4, 2**-0.5),
@@ -168,7 +170,7 @@ def test_every_exit_answers_as_the_equations_do_in_every_lane(fields, heads: int
             values = values_of(backbone, row // 2)
             expected = reference(
                 backbone, values, tokens[row : row + 1], heads=heads, scale=scale,
-                replaces=fields.get("replaces", True),
+                residual=fields.get("residual_scale", 1.0), replaces=fields.get("replaces", True),
             )  # fmt: skip
             for number, logits in enumerate(expected, start=1):
                 torch.testing.assert_close(found[number][row], logits, rtol=1e-4, atol=1e-5)
@@ -209,6 +211,21 @@ def test_without_replacement_the_blocks_compute_what_they_did():
         ours = backbone.module.vit(**inputs).last_hidden_state
     exit_blocks(backbone.module)[0].trace.clear()
     assert torch.equal(ours, base)
+
+
+def test_a_small_scale_starts_with_the_class_tokens_that_the_blocks_know():
+    inputs = inputs_of("vit", 4)
+    with torch.no_grad():
+        own = deep().module.vit(**inputs).last_hidden_state[:, 0]
+
+        def distance(scale: float) -> float:
+            method = Accumulator(**SMALL, init_std=1e-6, residual_scale=scale)
+            backbone, _, _ = applied(method, differ=False)
+            # The last norm undoes the length of the token, not its direction.
+            return (backbone.module.vit(**inputs).last_hidden_state[:, 0] - own).norm().item()
+
+        assert distance(1e-3) < 0.01 * distance(1.0)
+        assert distance(1.0) > 0.1
 
 
 def test_positions_that_no_exit_reads_get_no_gradient():

@@ -3,7 +3,7 @@
 Behind block l, with c_j the class token that block j put out, a learned token a and learned positions P,
 
     H_l = [a ; c_1 ; ... ; c_l] + P_{0..l}
-    M'  = H + W_o MHSA(LN H);   M_l = M' + FFN(LN M')
+    M'  = H + r W_o MHSA(LN H);   M_l = M' + r FFN(LN M')          r: 1, unless `residual_scale` is another
     logits at exit l:  G(M_l[0] + c_l)
     block l + 1 reads M_l[last] in the place of c_l
 
@@ -55,6 +55,9 @@ class Accumulator(Settings):
         head_width: features inside the `mlp` head.
         attention_scale: `width` is D^-1/2, `head` (W / num_heads)^-1/2.
         init_std: standard deviation of a and P at the start; they are normal.
+        residual_scale: r, an addition of ours. Well below 1 (0.03), M_l starts near H_l: blocks at first read class
+            tokens like those that they know, and AdamW, whose steps have one length, changes these slowly and the head
+            fast. Many exits and few steps need it.
         num_positions: rows of P; None for as many as are read, blocks + 1. The authors' code has 25 for DeiT-small,
             of which twelve are never read.
         replaces: whether M_l[last] goes back into the model.
@@ -71,6 +74,7 @@ class Accumulator(Settings):
     head_width: int = Field(default=1536, ge=1)
     attention_scale: Literal["width", "head"] = "width"
     init_std: float = Field(default=1.0, gt=0)
+    residual_scale: float = Field(default=1.0, gt=0)
     num_positions: int | None = Field(default=None, ge=2)
     replaces: bool = True
 
@@ -136,6 +140,7 @@ class History(LaneModule):
         inner = settings.attention_width or width
         self.num_heads = settings.num_heads
         self.scale = (width if settings.attention_scale == "width" else inner / settings.num_heads) ** -0.5
+        self.residual_scale = settings.residual_scale
         self.token = lane_parameter(lanes, draw.rows()[0])
         # P_0, and the rows that nobody reads.
         self.position = lane_parameter(lanes, draw.rows(1 + num_spare))
@@ -169,8 +174,8 @@ class History(LaneModule):
             self._heads(queries), self._heads(first["key"]), self._heads(first["value"]), scale=self.scale
         )
         h_N2D = torch.cat([first["token"], entry[:, -1:]], dim=1)
-        h_N2D = h_N2D + self.out(read.transpose(1, 2).flatten(2))
-        m_N2D: Tensor = h_N2D + self.fc2(functional.gelu(self.fc1(self.mlp_norm(h_N2D))))
+        h_N2D = h_N2D + self.residual_scale * self.out(read.transpose(1, 2).flatten(2))
+        m_N2D: Tensor = h_N2D + self.residual_scale * self.fc2(functional.gelu(self.fc1(self.mlp_norm(h_N2D))))
         return m_N2D[:, 0], m_N2D[:, 1]
 
     def specify(self, path: str) -> dict[str, TensorSpec]:
