@@ -139,6 +139,14 @@ def test_it_changes_nothing_else_and_gives_the_same_bits_again(result, record):
     assert Experiment.from_run(result.path).resume(result.path).accuracy == result.accuracy
 
 
+def test_who_waits_hears_of_every_result(result, record):
+    heard = []
+    fedelta.personalize(result.path, on_result=lambda each, total: heard.append((each.scope, each.client_id, total)))
+    expected = {(scope, row["client_id"]) for scope, own in record["scopes"].items() for row in own["clients"]}
+    assert len(expected) == 6
+    assert sorted(heard) == sorted((*each, 6) for each in expected)
+
+
 def test_the_command_prints_a_table_and_takes_overrides(result, tmp_path):
     run = shutil.copytree(result.path, tmp_path / "run")
     overrides = ('personalization.tune=["token"]', "personalization.lrs=[0.5]", "runtime.lanes=1")

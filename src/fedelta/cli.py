@@ -21,6 +21,7 @@ from fedelta.errors import FedeltaError, InputError
 
 if TYPE_CHECKING:
     from fedelta.experiment import OnRound, Result
+    from fedelta.personalization import OnResult
 
 MIB = 2**20
 
@@ -193,7 +194,8 @@ def personalize(directory: RunPath, overrides: Overrides = None, quiet: Quiet = 
     """Fine-tune a run's model on each client that it held out; nothing is sent, RUN/personalization.json is written."""
     from fedelta.personalization import personalize as fine_tune
 
-    found = fine_tune(directory, overrides or ())
+    with _fine_tuning(quiet) as on_result:
+        found = fine_tune(directory, overrides or (), on_result=on_result)
     if quiet:
         return
     table = Table("tuned", "scalars", "before", "after", "worst before", "worst after", title=f"{directory}")
@@ -344,6 +346,26 @@ def _progress(num_rounds: int, quiet: bool) -> Iterator[OnRound | None]:
                 progress.update(task, accuracy=f"{outcome.accuracy:.1%}")
 
         yield on_round
+
+
+@contextmanager
+def _fine_tuning(quiet: bool) -> Iterator[OnResult | None]:
+    """A bar over clients and what is tuned on standard error; None when quiet."""
+    if quiet:
+        yield None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from fedelta.federation.personalize import Personalized
+
+    columns = (TextColumn("client {task.description}"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err_console) as progress:
+        task = progress.add_task("...", total=None)
+
+        def on_result(result: Personalized, total: int) -> None:
+            progress.update(task, total=total, advance=1, description=f"{result.client_id}, {result.scope}")
+
+        yield on_result
 
 
 def _conclude(result: Result, quiet: bool) -> None:

@@ -7,7 +7,7 @@ numbers in `personalization.json` are written.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from fedelta.assembly import Assembly, assemble
@@ -26,6 +26,8 @@ from fedelta.runtimes.stability import Stability
 from fedelta.strategies.fedavg import FedAvg
 from fedelta.tuning.scopes import Scope, scopes_of
 
+# Called with each result and the number that there will be: one a client and scope.
+OnResult = Callable[[Personalized, int], None]
 _NOTE = "Each client fine-tuned on its own data and kept the result: nothing was sent, the ledger has no row of it."
 # Sections that say how clients fine-tune, and where; the others are the run's.
 _FREE = ("personalization", "runtime")
@@ -37,6 +39,7 @@ def personalize(
     *,
     backbone: Backbone | None = None,
     data: FederatedData | None = None,
+    on_result: OnResult | None = None,
 ) -> Record:
     """Fine-tunes the model of a finished run on each client that it held out; writes `personalization.json`.
 
@@ -45,6 +48,7 @@ def personalize(
         overrides: `personalization.key=value` and `runtime.key=value` strings.
         backbone: the model that the run was given, if it was given one; fresh, and edited in place.
         data: likewise.
+        on_result: called with each client's result of each scope, and how many there will be.
 
     Returns:
         The content of the file: by scope, each client's accuracy before and after, with mean, deviation and worst.
@@ -62,7 +66,7 @@ def personalize(
     with run.locked():
         assembly = assemble(_for_unseen(config, num_unseen), backbone=backbone, data=data)
         checkpoint = load(run.checkpoint, assembly.spec, fingerprint(original, assembly.data, assembly.tiers))
-        record = _record(assembly, checkpoint, config)
+        record = _record(assembly, checkpoint, config, on_result)
         write_atomic(run.path / PERSONALIZATION, to_json(record, indent=2) + "\n")
     return record
 
@@ -111,7 +115,7 @@ def _for_unseen(config: Config, num_unseen: int) -> Config:
     return config.model_copy(update=update)
 
 
-def _record(assembly: Assembly, checkpoint: Checkpoint, config: Config) -> Record:
+def _record(assembly: Assembly, checkpoint: Checkpoint, config: Config, on_result: OnResult | None) -> Record:
     data, personal = assembly.data, config.personalization
     scopes = personal.scopes(scopes_of(assembly.backbone, assembly.spec), config.tuning.name)
     unseen = Unseen(
@@ -126,6 +130,8 @@ def _record(assembly: Assembly, checkpoint: Checkpoint, config: Config) -> Recor
     found: dict[Scope, list[Record]] = {scope: [] for scope in scopes}
     for each in fine_tune(personal, unseen, scopes):
         found[each.scope].append(_row(each))
+        if on_result:
+            on_result(each, len(scopes) * len(data.unseen))
     return {
         "note": _NOTE,
         "round": checkpoint.round,
