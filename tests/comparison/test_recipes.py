@@ -17,6 +17,6 @@ RECIPES = sorted(
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_cell_of_a_recipe_is_valid(path: Path):
     plan = make_plan(read_request(path))
-    assert len(plan.points) >= 12
+    assert len(plan.points) >= 18
     searched = read_request(path).grid.search is not None
     assert bool(plan.trials) == searched
