@@ -12,10 +12,11 @@ from torch import Tensor
 
 from fedelta.codecs import CODECS
 from fedelta.data.batches import LabelledData
+from fedelta.engine.lanes import LaneEngine
+from fedelta.engine.optimizers import Sgd
+from fedelta.engine.work import ClientSettings, Evaluation
 from fedelta.federation.client import Site
-from fedelta.federation.optimizers import Sgd
 from fedelta.federation.rounds import Federation, federate
-from fedelta.federation.training import ClientSettings, Evaluation, LaneEngine
 from fedelta.models.hub import Backbone, build
 from fedelta.models.source import ModelSource, bundled_names
 from fedelta.runtimes.simulation import Simulation, SimulationSettings

@@ -61,8 +61,8 @@ def tiers(options: argparse.Namespace) -> list[dict]:
 def measure(options: argparse.Namespace) -> dict:
     import torch
 
+    from fedelta.engine.work import Job
     from fedelta.experiment import Experiment
-    from fedelta.federation.training import Job
     from fedelta.results.environment import peak_memory_bytes
     from fedelta.seeds import stream
 

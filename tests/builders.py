@@ -16,9 +16,10 @@ from torch import Generator, Tensor
 
 from fedelta.data.augmentation import Augmentation
 from fedelta.data.batches import LabelledData
-from fedelta.federation.optimizers import Sgd
-from fedelta.federation.tiers import ExitSettings
-from fedelta.federation.training import ClientSettings, Job, LaneEngine
+from fedelta.engine.exits import ExitSettings
+from fedelta.engine.lanes import LaneEngine
+from fedelta.engine.optimizers import Sgd
+from fedelta.engine.work import ClientSettings, Job
 from fedelta.models.anatomy import anatomy_of
 from fedelta.models.hub import Backbone
 from fedelta.models.source import ModelSource, read_config

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from fedelta.config import Config, load_config, named_choices, parse_config, with_absolute_paths
+from fedelta.engine.optimizers import AdamW, Sgd
 from fedelta.errors import ConfigError
-from fedelta.federation.optimizers import AdamW, Sgd
 from fedelta.strategies.local import FedProx
 from fedelta.tuning.head import Head
 from fedelta.tuning.lora import Lora

@@ -23,6 +23,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src"
 LAYERS = (  # low to high
     ("errors", "settings", "seeds", "params", "grid"),
     ("tuning", "strategies", "codecs", "data", "models"),
+    ("engine",),
     ("federation",),
     ("runtimes",),
     ("inference", "results", "config", "assembly", "experiment", "inspection", "personalization", "tracking"),

@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from fedelta.data.partition import Pathological as Pathological
     from fedelta.data.partition import Quantity as Quantity
     from fedelta.data.sources import DataSource as DataSource
+    from fedelta.engine.optimizers import AdamW as AdamW
+    from fedelta.engine.optimizers import Constant as Constant
+    from fedelta.engine.optimizers import Cosine as Cosine
+    from fedelta.engine.optimizers import Sgd as Sgd
+    from fedelta.engine.optimizers import Step as Step
+    from fedelta.engine.work import ClientSettings as ClientSettings
     from fedelta.errors import FedeltaError as FedeltaError
     from fedelta.errors import InputError as InputError
     from fedelta.errors import RoundError as RoundError
     from fedelta.experiment import Experiment as Experiment
     from fedelta.experiment import Result as Result
-    from fedelta.federation.optimizers import AdamW as AdamW
-    from fedelta.federation.optimizers import Constant as Constant
-    from fedelta.federation.optimizers import Cosine as Cosine
-    from fedelta.federation.optimizers import Sgd as Sgd
-    from fedelta.federation.optimizers import Step as Step
     from fedelta.federation.personalize import Personalization as Personalization
-    from fedelta.federation.training import ClientSettings as ClientSettings
     from fedelta.inference.predict import Prediction as Prediction
     from fedelta.inference.predict import Predictor as Predictor
     from fedelta.models.anatomy import Anatomy as Anatomy
@@ -83,9 +83,9 @@ _MODULES = {
     "data.sources": ("DataSource",),
     "errors": ("FedeltaError", "InputError", "RoundError"),
     "experiment": ("Experiment", "Result"),
-    "federation.optimizers": ("AdamW", "Constant", "Cosine", "Sgd", "Step"),
+    "engine.optimizers": ("AdamW", "Constant", "Cosine", "Sgd", "Step"),
     "federation.personalize": ("Personalization",),
-    "federation.training": ("ClientSettings",),
+    "engine.work": ("ClientSettings",),
     "inference.predict": ("Prediction", "Predictor"),
     "models.anatomy": ("Anatomy",),
     "models.audio": ("AudioSettings",),

@@ -18,11 +18,13 @@ from fedelta.data.batches import FederatedData, LabelledData
 from fedelta.data.federate import PLURALS, adapted
 from fedelta.data.federate import federate as divide
 from fedelta.data.sources import RawData, read
+from fedelta.engine.exits import ExitSettings
+from fedelta.engine.lanes import LaneEngine
+from fedelta.engine.work import Evaluation
 from fedelta.errors import ConfigError, ModelError
 from fedelta.federation.client import Site
 from fedelta.federation.rounds import Federation
-from fedelta.federation.tiers import ExitSettings, Tiers
-from fedelta.federation.training import Evaluation, LaneEngine
+from fedelta.federation.tiers import Tiers
 from fedelta.inference.adapter import Adapter, check_classes, check_fits, read_adapter
 from fedelta.models.hub import Backbone, build
 from fedelta.params import Params, ParamSpec, select

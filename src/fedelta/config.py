@@ -24,11 +24,11 @@ from fedelta.data.augmentation import Augmentation
 from fedelta.data.files import EMBEDDED
 from fedelta.data.partition import Natural, PartitionSettings
 from fedelta.data.sources import DataSource, check_source
+from fedelta.engine.exits import ExitSettings
+from fedelta.engine.optimizers import Sgd
+from fedelta.engine.work import ClientSettings
 from fedelta.errors import ConfigError, ModelError
-from fedelta.federation.optimizers import Sgd
 from fedelta.federation.personalize import Personalization
-from fedelta.federation.tiers import ExitSettings
-from fedelta.federation.training import ClientSettings
 from fedelta.grid import parse_grid
 from fedelta.models.source import ModelSource, locate
 from fedelta.runtimes.simulation import SimulationSettings

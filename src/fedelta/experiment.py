@@ -22,12 +22,12 @@ from fedelta.assembly import Assembly, assemble
 from fedelta.config import Config, check_config, load_config, with_absolute_paths
 from fedelta.data.batches import FederatedData
 from fedelta.data.federate import modality
+from fedelta.engine.work import Evaluation
 from fedelta.errors import InputError
 from fedelta.federation.personalize import Personalization
 from fedelta.federation.records import RoundOutcome
 from fedelta.federation.rounds import federate
 from fedelta.federation.tiers import Tiers
-from fedelta.federation.training import Evaluation
 from fedelta.inference.adapter import Adapter, read_adapter, write_adapter
 from fedelta.inference.costs import costs_of
 from fedelta.inference.predict import Predictor, fill

@@ -11,12 +11,12 @@ from tests.contracts.test_tuning_methods import METHODS, ON_CONVOLUTIONS
 from tests.strategies.hand import SPEC, params, updates
 
 from fedelta.codecs.cast import Cast
+from fedelta.engine.exits import ExitSettings
+from fedelta.engine.optimizers import Sgd
+from fedelta.engine.work import ClientSettings, Evaluation
 from fedelta.errors import ConfigError
 from fedelta.federation.client import Site
-from fedelta.federation.optimizers import Sgd
 from fedelta.federation.rounds import Federation, federate
-from fedelta.federation.tiers import ExitSettings
-from fedelta.federation.training import ClientSettings, Evaluation
 from fedelta.params import ParamSpec, select
 from fedelta.runtimes.simulation import Simulation
 from fedelta.seeds import stream

@@ -25,8 +25,8 @@ from tests.builders import (
 )
 
 from fedelta.data.batches import LabelledData, batches
-from fedelta.federation.optimizers import Sgd
-from fedelta.federation.training import ClientSettings, Job
+from fedelta.engine.optimizers import Sgd
+from fedelta.engine.work import ClientSettings, Job
 from fedelta.models.hub import Backbone, build
 from fedelta.models.source import ModelSource
 from fedelta.params import Params, ParamSpec

@@ -7,9 +7,9 @@ from tests.builders import assert_close, assert_same_bits, deltas_of, jobs_for, 
 
 from fedelta.codecs.cast import Cast
 from fedelta.codecs.wire import decode, encode
+from fedelta.engine.work import ClientSettings
 from fedelta.federation.client import Site, serve
 from fedelta.federation.records import Reply
-from fedelta.federation.training import ClientSettings
 from fedelta.params import Params
 from fedelta.strategies.base import RoundPlan
 from fedelta.tuning.head import Head

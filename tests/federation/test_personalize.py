@@ -14,11 +14,13 @@ from torch import Tensor
 
 from fedelta.data.augmentation import Augmentation
 from fedelta.data.batches import LabelledData
+from fedelta.engine.exits import ExitSettings
+from fedelta.engine.lanes import LaneEngine
+from fedelta.engine.optimizers import AdamW, Sgd
+from fedelta.engine.work import ClientSettings, Evaluation, Job
 from fedelta.errors import ConfigError, DataError, RoundError
-from fedelta.federation.optimizers import AdamW, Sgd
 from fedelta.federation.personalize import Personalization, Personalized, Unseen, _Bench, personalize, split
-from fedelta.federation.tiers import ExitSettings, Tiers
-from fedelta.federation.training import ClientSettings, Evaluation, Job, LaneEngine
+from fedelta.federation.tiers import Tiers
 from fedelta.models.hub import Backbone
 from fedelta.params import Params
 from fedelta.seeds import stream

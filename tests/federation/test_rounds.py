@@ -14,10 +14,10 @@ from torch import Tensor, tensor
 from fedelta.codecs.base import Codec
 from fedelta.codecs.cast import Cast
 from fedelta.codecs.wire import decode, encode
+from fedelta.engine.work import Evaluation
 from fedelta.errors import RoundError
 from fedelta.federation.records import Rejection, Reply, RoundOutcome
 from fedelta.federation.rounds import Federation, federate
-from fedelta.federation.training import Evaluation
 from fedelta.params import Params
 from fedelta.strategies.base import RoundPlan
 from fedelta.strategies.fedavg import FedAvg

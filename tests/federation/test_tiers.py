@@ -14,13 +14,14 @@ from tests.contracts.test_strategies import STRATEGIES
 
 from fedelta.codecs.cast import Cast
 from fedelta.codecs.wire import decode, encode
+from fedelta.engine.exits import ExitSettings
+from fedelta.engine.optimizers import Sgd
+from fedelta.engine.work import ClientSettings, Evaluation, Job, Trained
 from fedelta.errors import ConfigError
 from fedelta.federation.client import Site, serve
-from fedelta.federation.optimizers import Sgd
 from fedelta.federation.records import Reply, RoundOutcome
 from fedelta.federation.rounds import Federation, federate
-from fedelta.federation.tiers import ExitSettings, Tiers
-from fedelta.federation.training import ClientSettings, Evaluation, Job, Trained
+from fedelta.federation.tiers import Tiers
 from fedelta.models.hub import Backbone
 from fedelta.params import Params, select
 from fedelta.runtimes.simulation import Simulation

@@ -15,11 +15,11 @@ from torch import tensor
 from fedelta.codecs.cast import Cast
 from fedelta.codecs.wire import decode
 from fedelta.data.batches import LabelledData
+from fedelta.engine.work import ClientSettings
 from fedelta.errors import RoundError
 from fedelta.federation.client import Site
 from fedelta.federation.records import Reply, RoundOutcome
 from fedelta.federation.rounds import Federation, Runtime, federate
-from fedelta.federation.training import ClientSettings
 from fedelta.params import Params
 from fedelta.runtimes.simulation import Simulation, SimulationSettings
 from fedelta.seeds import stream

@@ -16,11 +16,11 @@ from tests.small import write_small
 from tests.strategies.hand import SPEC
 
 from fedelta.codecs.cast import Cast
+from fedelta.engine.work import ClientSettings, Evaluation
 from fedelta.errors import ConfigError, RoundError
 from fedelta.experiment import Experiment
 from fedelta.federation.records import Reply, RoundOutcome
 from fedelta.federation.rounds import Federation, federate
-from fedelta.federation.training import ClientSettings, Evaluation
 from fedelta.runtimes.stability import Stability, Unstable
 from fedelta.strategies.base import RoundPlan
 from fedelta.strategies.fedavg import FedAvg

@@ -14,9 +14,9 @@ from tests.strategies.windowed import SPEC, START, training, walking
 from torch import Tensor, tensor
 
 from fedelta.config import load_config
+from fedelta.engine.optimizers import AdamW, Sgd
 from fedelta.errors import ConfigError
 from fedelta.experiment import Experiment, Result
-from fedelta.federation.optimizers import AdamW, Sgd
 from fedelta.federation.rounds import federate
 from fedelta.models.hub import build
 from fedelta.models.source import ModelSource

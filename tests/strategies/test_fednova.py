@@ -9,7 +9,7 @@ from tests.builders import assert_same_bits
 from tests.strategies.hand import PLAN, SPEC, params, updates
 from torch import tensor
 
-from fedelta.federation.optimizers import AdamW, Sgd
+from fedelta.engine.optimizers import AdamW, Sgd
 from fedelta.strategies.base import Update
 from fedelta.strategies.fedavg import FedAvg
 from fedelta.strategies.fednova import FedNova

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from tests.builders import assert_same_bits, deltas_of, jobs_for, start_of, tiny_data, tiny_engine
 from torch import tensor
 
-from fedelta.federation.training import ClientSettings
+from fedelta.engine.work import ClientSettings
 from fedelta.strategies.local import FedProx, Plain
 from fedelta.tuning.head import Head
 

@@ -11,10 +11,10 @@ from tests.strategies.hand import PLAN, SPEC, params, updates
 from torch import tensor
 
 from fedelta.codecs.cast import Cast
+from fedelta.engine.optimizers import Sgd
+from fedelta.engine.work import ClientSettings, Evaluation
 from fedelta.federation.client import Site
-from fedelta.federation.optimizers import Sgd
 from fedelta.federation.rounds import Federation, federate
-from fedelta.federation.training import ClientSettings, Evaluation
 from fedelta.params import ParamSpec, TensorSpec, add
 from fedelta.runtimes.simulation import Simulation
 from fedelta.runtimes.stability import Stability, Unstable

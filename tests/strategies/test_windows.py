@@ -13,10 +13,10 @@ from torch import tensor
 
 from fedelta.codecs.cast import Cast
 from fedelta.codecs.wire import decode
-from fedelta.federation.optimizers import Sgd
+from fedelta.engine.optimizers import Sgd
+from fedelta.engine.work import ClientSettings
 from fedelta.federation.records import RoundOutcome
 from fedelta.federation.rounds import federate
-from fedelta.federation.training import ClientSettings
 from fedelta.params import Params
 from fedelta.seeds import stream
 from fedelta.strategies import windows

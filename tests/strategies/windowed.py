@@ -14,11 +14,11 @@ from torch import Tensor, tensor
 
 from fedelta.codecs.cast import Cast
 from fedelta.data.augmentation import Augmentation
+from fedelta.engine.optimizers import Sgd
+from fedelta.engine.work import ClientSettings, Evaluation, Job, Trained
 from fedelta.federation.client import Site
-from fedelta.federation.optimizers import Sgd
 from fedelta.federation.records import Reply
 from fedelta.federation.rounds import Federation, Runtime
-from fedelta.federation.training import ClientSettings, Evaluation, Job, Trained
 from fedelta.params import Params, ParamSpec
 from fedelta.runtimes.simulation import Simulation
 from fedelta.strategies.base import LocalRule, RoundPlan, Strategy

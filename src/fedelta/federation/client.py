@@ -18,10 +18,11 @@ from torch import Generator, Tensor
 
 from fedelta.codecs.base import Codec
 from fedelta.codecs.wire import decode, encode
+from fedelta.engine.lanes import LaneEngine
+from fedelta.engine.work import Job, Trained
 from fedelta.errors import PayloadError
 from fedelta.federation.records import Reply
 from fedelta.federation.tiers import Tiers
-from fedelta.federation.training import Job, LaneEngine, Trained
 from fedelta.params import Params, ParamSpec, is_finite, select
 from fedelta.seeds import stream
 from fedelta.strategies.base import Memory, RoundPlan

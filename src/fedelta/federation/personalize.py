@@ -31,9 +31,10 @@ from fedelta.data.batches import LabelledData
 from fedelta.data.problems import refuse
 from fedelta.data.splits import stratified
 from fedelta.data.validation import RowsOf
+from fedelta.engine.lanes import LaneEngine
+from fedelta.engine.work import ClientSettings, Evaluation, Job
 from fedelta.errors import ConfigError, RoundError
 from fedelta.federation.tiers import Tiers
-from fedelta.federation.training import ClientSettings, Evaluation, Job, LaneEngine
 from fedelta.params import Params
 from fedelta.seeds import stream
 from fedelta.settings import Settings

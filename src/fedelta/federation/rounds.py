@@ -15,10 +15,10 @@ from typing import Protocol
 
 from fedelta.codecs.base import Codec
 from fedelta.codecs.wire import decode, encode
+from fedelta.engine.work import Evaluation
 from fedelta.errors import PayloadError, RoundError, SpecError
 from fedelta.federation.records import LOST, Rejection, Reply, RoundOutcome, Transfer
 from fedelta.federation.tiers import Tiers
-from fedelta.federation.training import Evaluation
 from fedelta.params import Params, ParamSpec, add, is_finite, select
 from fedelta.seeds import stream
 from fedelta.strategies.base import RoundPlan, State, Strategy, Update

@@ -9,8 +9,8 @@ from functools import cached_property
 
 from pydantic import ValidationError
 
+from fedelta.engine.exits import ExitSettings
 from fedelta.errors import ConfigError, RunError
-from fedelta.federation.tiers import ExitSettings
 from fedelta.results.compute import Compute, area
 from fedelta.results.history import History
 from fedelta.results.ledger import ClientBytes

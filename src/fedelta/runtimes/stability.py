@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from pydantic import Field, model_validator
 
+from fedelta.engine.work import ClientSettings
 from fedelta.federation.records import Reply
 from fedelta.federation.rounds import Runtime
-from fedelta.federation.training import ClientSettings
 from fedelta.seeds import stream
 from fedelta.settings import Settings
 from fedelta.strategies.base import RoundPlan

@@ -22,8 +22,9 @@ from tests.builders import (
 from torch import Tensor, nn, tensor
 
 from fedelta.data.batches import LabelledData
-from fedelta.federation.optimizers import AdamW, Cosine, Sgd
-from fedelta.federation.training import ClientSettings, Job, LaneEngine
+from fedelta.engine.lanes import LaneEngine
+from fedelta.engine.optimizers import AdamW, Cosine, Sgd
+from fedelta.engine.work import ClientSettings, Job
 from fedelta.models.anatomy import Anatomy
 from fedelta.models.hub import Backbone
 from fedelta.params import Params

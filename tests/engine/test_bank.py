@@ -6,7 +6,7 @@ import torch
 from tests.builders import spec_of
 from torch import nn, tensor
 
-from fedelta.federation.bank import LaneBank
+from fedelta.engine.bank import LaneBank
 from fedelta.tuning.lanes import LaneLinear, Lanes
 
 SPEC = spec_of(weight=(1, 2), bias=(1,))

@@ -20,8 +20,9 @@ from tests.builders import (
 )
 from torch import Tensor, nn
 
-from fedelta.federation.prefix import CachedInputs, find_prefix
-from fedelta.federation.training import ClientSettings, LaneEngine
+from fedelta.engine.lanes import LaneEngine
+from fedelta.engine.prefix import CachedInputs, find_prefix
+from fedelta.engine.work import ClientSettings
 from fedelta.models.anatomy import Anatomy, anatomy_of
 from fedelta.models.hub import Backbone, build
 from fedelta.models.source import ModelSource

@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from fedelta.federation.optimizers import AdamW, Constant, Cosine, Sgd, Step
+from fedelta.engine.optimizers import AdamW, Constant, Cosine, Sgd, Step
 from fedelta.seeds import stream
 
 NUM_STEPS = 7

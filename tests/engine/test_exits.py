@@ -11,10 +11,9 @@ from tests.builders import assert_close, jobs_for, randomise, start_of, tiny_bac
 from torch import Tensor, tensor
 
 from fedelta.data.batches import LabelledData
-from fedelta.federation.exit_loss import ExitLoss
-from fedelta.federation.optimizers import Sgd
-from fedelta.federation.tiers import ExitSettings
-from fedelta.federation.training import ClientSettings, Trained
+from fedelta.engine.exits import ExitLoss, ExitSettings
+from fedelta.engine.optimizers import Sgd
+from fedelta.engine.work import ClientSettings, Trained
 from fedelta.params import Params
 from fedelta.seeds import stream
 from fedelta.tuning.accumulator import Accumulator

@@ -24,9 +24,9 @@ from tests.sounds import write_flat
 from fedelta.config import load_config
 from fedelta.data.augmentation import Augmentation
 from fedelta.data.batches import LabelledData
+from fedelta.engine.work import ClientSettings
 from fedelta.errors import ConfigError
 from fedelta.experiment import Experiment
-from fedelta.federation.training import ClientSettings
 from fedelta.tuning.bias import Bias
 from fedelta.tuning.head import Head
 from fedelta.tuning.lora import Lora

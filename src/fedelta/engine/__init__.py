@@ -1,0 +1,1 @@
+"""Local training: many clients in one forward and backward pass."""
