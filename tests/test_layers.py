@@ -22,7 +22,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src"
 
 LAYERS = (  # low to high
     ("errors", "settings", "seeds", "params", "grid"),
-    ("tuning", "strategies", "codecs", "data", "models"),
+    ("tuning", "strategies", "codecs", "data", "models", "tasks"),
     ("engine",),
     ("federation",),
     ("runtimes",),

@@ -1,0 +1,1 @@
+"""What is predicted: labels, losses, measures and answers; one file per task."""
