@@ -1,4 +1,4 @@
-"""The figures of the section "Exits": the primary measure against exit and cost, and what each exit learns over the rounds."""
+"""The figures of the section "Exits": the primary measure against exit and cost, and at each exit over the rounds."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _COSTS: dict[str, Callable[[Exits], Sequence[float]]] = {
 
 
 def measure_by_cost(runs: Mapping[int, Exits], measured: str) -> Figure:
-    """The primary measure of the runs, which share it, against the exit, and against milliseconds and FLOPs where some run tells them.
+    """The primary measure of the runs, which share it, against the exit, and what an answer costs where some run tells.
 
     Args:
         runs: number of the run, which gives it its colour and line, to its exits.

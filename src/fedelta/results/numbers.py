@@ -27,7 +27,7 @@ def shown(value: float | None, measure: Measure, digits: int = 1) -> str:
         measure: a fraction is shown in percent, any other with its unit.
         digits: decimals of a percentage.
 
-    >>> shown(0.9312, Measure("accuracy", "accuracy", is_fraction=True)).split()
+    >>> shown(0.9312, Measure("recall", "recall", is_fraction=True)).split()
     ['93.1', '%']
     >>> shown(12.34, Measure("snr_db", "noise", unit="dB")).split(), shown(0.25, Measure("mae", "mean error"))
     (['12.3', 'dB'], '0.250')
@@ -42,7 +42,7 @@ def shown(value: float | None, measure: Measure, digits: int = 1) -> str:
 def bare(value: float | None, measure: Measure, deviation: float | None = None) -> str:
     """The same without its unit, which `headed` puts above it, and with its deviation where there is one.
 
-    >>> fraction, other = Measure("accuracy", "accuracy", is_fraction=True), Measure("mae", "mean error")
+    >>> fraction, other = Measure("recall", "recall", is_fraction=True), Measure("mae", "mean error")
     >>> bare(0.9713, fraction, 0.004), bare(0.9713, fraction), bare(1.5, other, 0.25)
     ('97.1 ± 0.4', '97.1', '1.50 ± 0.250')
     """
@@ -66,7 +66,7 @@ def in_unit(value: float, measure: Measure) -> float:
 def headed(label: str, measure: Measure) -> str:
     """The heading of a column of values of `measure`.
 
-    >>> headed("mean over exits", Measure("accuracy", "accuracy", is_fraction=True)), headed("error", Measure("mae", ""))
+    >>> headed("mean over exits", Measure("recall", "recall", is_fraction=True)), headed("error", Measure("mae", ""))
     ('mean over exits, %', 'error')
     """
     return f"{label}, {unit(measure)}" if unit(measure) else label

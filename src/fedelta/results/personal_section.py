@@ -22,7 +22,7 @@ _NOTE = (
 
 
 def section(run: History, *, titled: bool) -> str:
-    """The primary measure over the held-out clients before and after their fine-tuning, for each choice of what is tuned.
+    """The primary measure over the held-out clients before and after their fine-tuning, for each scope of tuning.
 
     Raises:
         RunError: `personalization.json` does not hold these numbers.
@@ -32,9 +32,8 @@ def section(run: History, *, titled: bool) -> str:
     try:
         rows = [_row(scope, own, run.primary) for scope, own in run.personalization["scopes"].items()]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise RunError(
-            f"{str(run.path / PERSONALIZATION)!r} does not hold `{run.primary.name}` before and after by scope: {error!r}."
-        ) from error
+        wanted = f"`{run.primary.name}` before and after by scope"
+        raise RunError(f"{str(run.path / PERSONALIZATION)!r} does not hold {wanted}: {error!r}.") from error
     title = f"Personalisation of {run.name}" if titled else "Personalisation"
     before, after = headed("Before", run.primary), headed("After", run.primary)
     header = ("Tuned", "Scalars", "Clients", before, after, "Worst before", "Worst after")
@@ -42,12 +41,12 @@ def section(run: History, *, titled: bool) -> str:
 
 
 def _row(scope: str, own: Record, measure: Measure) -> list[str]:
-    before, after = own["before"], own["after"]
+    mean, std, worst = (f"{kind}_{measure.name}" for kind in ("mean", "std", "worst"))
+    parts = own["before"], own["after"]
     return [
         scope,
         count(own.get("tuned_parameters")),
         count(len(own["clients"])),
-        *(bare(part[f"mean_{measure.name}"], measure, part[f"std_{measure.name}"]) for part in (before, after)),
-        *(shown(part[f"worst_{measure.name}"], measure) for part in (before, after)),
+        *(bare(part[mean], measure, part[std]) for part in parts),
+        *(shown(part[worst], measure) for part in parts),
     ]
-

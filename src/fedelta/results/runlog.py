@@ -64,6 +64,7 @@ def summary(
     ledger: Ledger,
     primary: Measure,
     sizes: Mapping[str, int],
+    *,
     details: Mapping[str, object] | None = None,
 ) -> Record:
     """The content of `summary.json`.
@@ -108,8 +109,8 @@ def best_of(values: Sequence[float], measure: Measure) -> float | None:
 
 def by_exit(records: Sequence[Record], measure: Measure) -> list[float] | None:
     """The measure at each exit in the last evaluated round, lowest exit first; None without exits."""
-    found = next((each["measures_by_exit"] for each in reversed(records) if "measures_by_exit" in each), {})
-    return found.get(measure.name)
+    at_exits = [each["measures_by_exit"] for each in records if "measures_by_exit" in each]
+    return at_exits[-1].get(measure.name) if at_exits else None
 
 
 def relative_cost(records: Sequence[Record]) -> float | None:

@@ -9,6 +9,13 @@ from fedelta.tasks.base import Measure
 
 ACCURACY = Measure("accuracy", "accuracy", is_fraction=True)
 LOSS = Measure("loss_nats", "loss", higher_is_better=False, unit="nats per example")
+# Of a whole set, once a run has ended.
+MACRO_F1 = Measure("macro_f1", "macro F1", is_fraction=True)
+BALANCED_ACCURACY = Measure("balanced_accuracy", "balanced accuracy", is_fraction=True)
+AUROC = Measure("auroc", "AUROC", is_fraction=True)
+PRECISION = Measure("precision", "precision", is_fraction=True)
+RECALL = Measure("recall", "recall", is_fraction=True)
+F1 = Measure("f1", "F1", is_fraction=True)
 
 
 class Classification(Settings):
@@ -17,3 +24,7 @@ class Classification(Settings):
     name: Literal["classification"] = "classification"
     primary: ClassVar[Measure] = ACCURACY
     loss: ClassVar[Measure] = LOSS
+    # Everything that records and summaries may tell.
+    told: ClassVar[tuple[Measure, ...]] = (
+        ACCURACY, LOSS, MACRO_F1, BALANCED_ACCURACY, AUROC, PRECISION, RECALL, F1,
+    )  # fmt: skip
