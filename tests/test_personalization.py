@@ -136,7 +136,7 @@ def test_it_changes_nothing_else_and_gives_the_same_bits_again(result, record):
     assert (code, out) == (0, ""), error
     assert [(result.path / name).read_bytes() for name in names] == before
     assert (result.path / "personalization.json").read_bytes() == content
-    assert Experiment.from_run(result.path).resume(result.path).accuracy == result.accuracy
+    assert Experiment.from_run(result.path).resume(result.path).measures["accuracy"] == result.measures["accuracy"]
 
 
 def test_who_waits_hears_of_every_result(result, record):

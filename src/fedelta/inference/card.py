@@ -79,7 +79,7 @@ def _figures(card: Mapping[str, object]) -> list[str]:
         rows["data"] = {name: value for name, value in data.items() if name != "audio"}
     if not rows:
         return ["Not recorded."]
-    measures = {measure.name: measure for measure in task_of(config if isinstance(config, Mapping) else {}).told}
+    measures = task_of(config if isinstance(config, Mapping) else {}).measured
     lines = (f"| {_label(key, measures)} | {_text(key, value, measures)} |" for key, value in rows.items())
     return ["| | |", "|---|---|", *lines]
 

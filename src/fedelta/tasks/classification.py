@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from fedelta.settings import Settings
@@ -24,7 +25,6 @@ class Classification(Settings):
     name: Literal["classification"] = "classification"
     primary: ClassVar[Measure] = ACCURACY
     loss: ClassVar[Measure] = LOSS
-    # Everything that records and summaries may tell.
-    told: ClassVar[tuple[Measure, ...]] = (
-        ACCURACY, LOSS, MACRO_F1, BALANCED_ACCURACY, AUROC, PRECISION, RECALL, F1,
-    )  # fmt: skip
+    measured: ClassVar[Mapping[str, Measure]] = {
+        each.name: each for each in (ACCURACY, LOSS, MACRO_F1, BALANCED_ACCURACY, AUROC, PRECISION, RECALL, F1)
+    }
