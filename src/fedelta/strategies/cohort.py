@@ -9,9 +9,10 @@ import torch
 from pydantic import Field
 from torch import Generator
 
+from fedelta.aggregation.base import Reads
 from fedelta.params import Params, ParamSpec
 from fedelta.settings import Settings
-from fedelta.strategies.base import RoundPlan, State
+from fedelta.strategies.base import RoundPlan, State, Steering
 
 
 class Rounds(Settings):
@@ -27,6 +28,8 @@ class Rounds(Settings):
     num_rounds: int = Field(default=50, ge=1)  # FedPEFT
     min_replies: int = Field(default=1, ge=1)  # our choice: a round counts if anyone answers
     logged: ClassVar[tuple[str, ...]] = ()
+    reads: ClassVar[Reads] = "sum"
+    steering: ClassVar[Steering | None] = None
 
     @property
     def local_steps(self) -> int | None:

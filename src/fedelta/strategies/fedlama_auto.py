@@ -25,7 +25,7 @@ from torch import Generator, Tensor
 
 from fedelta.params import Params, ParamSpec
 from fedelta.strategies import windows
-from fedelta.strategies.base import RoundPlan, State, Update
+from fedelta.strategies.base import Combined, RoundPlan, State
 from fedelta.strategies.windows import Windows
 
 
@@ -76,10 +76,10 @@ class FedLamaAuto(Windows):
         return windows.plan(self, state, round, client_ids, spec=spec, generator=generator)
 
     def update(
-        self, state: State, params: Params, plan: RoundPlan, updates: Sequence[Update], spec: ParamSpec
+        self, state: State, params: Params, plan: RoundPlan, combined: Combined, spec: ParamSpec
     ) -> tuple[Params, State]:
         """The mean of what came up; after a window, new intervals."""
-        params, state = windows.update(self, state, params, plan=plan, updates=updates, spec=spec)
+        params, state = windows.update(self, state, params, plan=plan, combined=combined, spec=spec)
         rounds_left = self.num_rounds - plan.round
         if windows.place(self, plan.round).is_last and rounds_left:
             sizes = torch.tensor(list(spec.sizes.values()))
