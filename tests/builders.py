@@ -27,6 +27,7 @@ from fedelta.params import Params, ParamSpec, TensorSpec
 from fedelta.seeds import stream
 from fedelta.strategies.base import LocalRule
 from fedelta.strategies.local import Plain
+from fedelta.tasks.base import Evaluation
 from fedelta.tuning.base import TuningMethod
 from fedelta.tuning.lanes import Lanes
 
@@ -211,3 +212,8 @@ def randomise(params: Mapping[str, Tensor], generator: Generator, scale: float =
     return {
         name: tensor + scale * torch.randn(tensor.shape, generator=generator) for name, tensor in params.items()
     }  # fmt: skip
+
+
+def evaluated(accuracy: float = 0.0, loss: float = 0.0, by_exit: tuple[float, ...] = ()) -> Evaluation:
+    """An evaluation of a classification."""
+    return Evaluation({"accuracy": accuracy, "loss_nats": loss}, {"accuracy": by_exit} if by_exit else {})

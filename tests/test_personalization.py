@@ -124,8 +124,8 @@ def test_it_starts_from_the_params_of_the_run(result, record):
         part = split(assembly.config.personalization, own, assembly.data.train.labels[own], client, seed).evaluation
         depth = 1 + client % 2
         found = assembly.engine.evaluate(result.params, assembly.data.train, part, depth)
-        assert each["accuracy_by_exit_before"] == list(found.accuracy_by_exit)
-        assert each["loss_nats_before"] == pytest.approx(found.loss, rel=1e-5)
+        assert each["accuracy_by_exit_before"] == list(found.by_exit["accuracy"])
+        assert each["loss_nats_before"] == pytest.approx(found.measures["loss_nats"], rel=1e-5)
 
 
 def test_it_changes_nothing_else_and_gives_the_same_bits_again(result, record):

@@ -176,7 +176,7 @@ def test_the_command_line_takes_recordings_everywhere(result, config_path, sound
     code, out, _ = call("predict", result.path, sounds / "low_ann_0.wav", sounds / "high_bob_1.wav")
     assert code == 0
     assert [line.split("\t")[1] for line in out.splitlines()] == ["low", "high"]
-    assert evaluate_adapter(result.path).accuracy == result.accuracy
+    assert evaluate_adapter(result.path).measures["accuracy"] == result.accuracy
     code, out, error = call("predict", result.path, config_path)
     assert "speech.toml': no recording in a known format" in str(error)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 from functools import partial
-from statistics import fmean
 
 import torch
 
@@ -20,7 +19,6 @@ from fedelta.data.federate import federate as divide
 from fedelta.data.sources import RawData, read
 from fedelta.engine.exits import ExitSettings
 from fedelta.engine.lanes import LaneEngine
-from fedelta.engine.work import Evaluation
 from fedelta.errors import ConfigError, ModelError
 from fedelta.federation.client import Site
 from fedelta.federation.rounds import Federation
@@ -33,6 +31,7 @@ from fedelta.runtimes.stability import Unstable
 from fedelta.seeds import stream
 from fedelta.strategies.fedlama_auto import FedLamaAuto
 from fedelta.strategies.windows import Windows
+from fedelta.tasks.base import Evaluation, mean_of
 from fedelta.tuning import AnyTuning
 from fedelta.tuning.combined import Combined
 from fedelta.tuning.exits import exit_blocks, owned_at
@@ -177,11 +176,7 @@ def evaluate(site: Site, params: Params, test: LabelledData) -> Evaluation:
     """
     models = [params | own for _, own in sorted(site.kept.items())] or [params]
     found = [site.engine.evaluate(model, test) for model in models]
-    return Evaluation(
-        fmean(each.accuracy for each in found),
-        fmean(each.loss for each in found),
-        tuple(map(fmean, zip(*(each.accuracy_by_exit for each in found), strict=True))),
-    )
+    return mean_of(found)
 
 
 def _tiers(config: Config, backbone: Backbone, spec: ParamSpec, client_ids: list[int]) -> Tiers | None:

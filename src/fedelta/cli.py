@@ -186,7 +186,7 @@ def evaluate(
     from fedelta.experiment import evaluate_adapter
 
     found = evaluate_adapter(config, adapter, overrides or ())
-    print(json.dumps({"accuracy": found.accuracy, "evaluation_loss_nats": found.loss}))
+    print(json.dumps({"accuracy": found.measures["accuracy"], "evaluation_loss_nats": found.measures["loss_nats"]}))
 
 
 @app.command()
@@ -342,8 +342,8 @@ def _progress(num_rounds: int, quiet: bool) -> Iterator[OnRound | None]:
 
         def on_round(outcome: RoundOutcome, ledger: Ledger) -> None:
             progress.update(task, completed=outcome.round, sent=f"{ledger.total_bytes / MIB:.2f} MiB")
-            if outcome.accuracy is not None:
-                progress.update(task, accuracy=f"{outcome.accuracy:.1%}")
+            if outcome.evaluation is not None:
+                progress.update(task, accuracy=f"{outcome.evaluation.measures['accuracy']:.1%}")
 
         yield on_round
 

@@ -22,7 +22,6 @@ from fedelta.assembly import Assembly, assemble
 from fedelta.config import Config, check_config, load_config, with_absolute_paths
 from fedelta.data.batches import FederatedData
 from fedelta.data.federate import modality
-from fedelta.engine.work import Evaluation
 from fedelta.errors import InputError
 from fedelta.federation.personalize import Personalization
 from fedelta.federation.records import RoundOutcome
@@ -45,6 +44,7 @@ from fedelta.results.ledger import Ledger, opening_row
 from fedelta.results.rundir import RunDirectory, free_name, refuse_taken
 from fedelta.results.runlog import round_record, summary, timing_record
 from fedelta.runtimes.stability import Stability
+from fedelta.tasks.base import Evaluation
 from fedelta.tracking.mirror import mirrored
 from fedelta.tracking.settings import Tracking
 from fedelta.tracking.table import require
@@ -189,7 +189,8 @@ class Experiment:
         started = time.perf_counter()
         for outcome in outcomes:
             params = outcome.params
-            best = max((x for x in (best, outcome.accuracy) if x is not None), default=None)
+            accuracy = None if outcome.evaluation is None else outcome.evaluation.measures["accuracy"]
+            best = max((x for x in (best, accuracy) if x is not None), default=None)
             ledger.append(outcome.transfers)
             run.rounds.append([round_record(outcome, ledger.total_bytes)])
             seconds = time.perf_counter() - started
@@ -207,7 +208,7 @@ class Experiment:
                     log_bytes=run.rounds.num_bytes,
                     ledger_bytes=JsonLines(run.ledger).num_bytes,
                     timing_bytes=run.timings.num_bytes,
-                    accuracy=outcome.accuracy,
+                    accuracy=accuracy,
                     best_accuracy=best,
                     run_fingerprint=self._fingerprint,
                 ),

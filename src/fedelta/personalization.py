@@ -13,7 +13,6 @@ from pathlib import Path
 from fedelta.assembly import Assembly, assemble
 from fedelta.config import Config, load_config
 from fedelta.data.batches import FederatedData
-from fedelta.engine.work import Evaluation
 from fedelta.errors import ConfigError, InputError, RunError
 from fedelta.experiment import fingerprint
 from fedelta.federation.personalize import Personalized, Unseen
@@ -24,6 +23,7 @@ from fedelta.results.files import Record, to_json, write_atomic
 from fedelta.results.rundir import PERSONALIZATION, RunDirectory
 from fedelta.runtimes.stability import Stability
 from fedelta.strategies.fedavg import FedAvg
+from fedelta.tasks.base import Evaluation
 from fedelta.tuning.scopes import Scope, scopes_of
 
 # Called with each result and the number that there will be: one a client and scope.
@@ -158,8 +158,8 @@ def _row(result: Personalized) -> Record:
 
 
 def _measures(found: Evaluation, when: str) -> Record:
-    own = {f"accuracy_{when}": found.accuracy, f"loss_nats_{when}": found.loss}
-    return own | ({f"accuracy_by_exit_{when}": list(found.accuracy_by_exit)} if found.accuracy_by_exit else {})
+    own: Record = {f"{name}_{when}": value for name, value in found.measures.items()}
+    return own | {f"{name}_by_exit_{when}": list(values) for name, values in found.by_exit.items()}
 
 
 def _summary(rows: Sequence[Record]) -> Record:

@@ -223,16 +223,16 @@ def test_evaluation_by_hand_at_every_exit():
         blocks = exit_blocks(backbone.module)
         answers = logits_at(blocks, lambda: backbone.logits(data.inputs.tensors), {1, 2, 3})
     right = [int((answers[number].argmax(1) == data.labels).sum()) for number in (1, 2, 3)]
-    assert found.accuracy_by_exit == tuple(count / 300 for count in right)
+    assert found.by_exit["accuracy"] == tuple(count / 300 for count in right)
     assert len(set(right)) == 3
-    assert found.accuracy == right[-1] / 300
+    assert found.measures["accuracy"] == right[-1] / 300
     loss = torch.nn.functional.cross_entropy(answers[3], data.labels).item()
-    assert found.loss == pytest.approx(loss, rel=1e-5)
+    assert found.measures["loss_nats"] == pytest.approx(loss, rel=1e-5)
 
 
 def test_a_model_without_exits_has_no_accuracies_by_exit():
     engine, _ = tiny_engine(Head(), tiny_data())
-    assert engine.evaluate(start_of(engine), tiny_data()).accuracy_by_exit == ()
+    assert engine.evaluate(start_of(engine), tiny_data()).by_exit == {}
 
 
 @pytest.mark.parametrize("train", ["random", "sum"])
@@ -245,6 +245,7 @@ def test_cached_features_of_the_embeddings_give_the_same_training(train: str):
         assert not engine.notes
         jobs = [replace(job, exits=stream(0, "exits", job.client_id)) for job in jobs_for((5, 3), start_of(engine))]
         results.append({result.client_id: result.delta for result in engine.train(jobs, 0.05)})
-        results[-1]["evaluation"] = {"at": tensor(engine.evaluate(start_of(engine), tiny_data()).accuracy_by_exit)}
+        by_exit = engine.evaluate(start_of(engine), tiny_data()).by_exit["accuracy"]
+        results[-1]["evaluation"] = {"at": tensor(by_exit)}
     for key, delta in results[0].items():
         assert_close(delta, results[1][key], rtol=1e-4, atol=1e-6)

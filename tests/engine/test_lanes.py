@@ -239,9 +239,9 @@ def test_accuracy_and_loss_of_a_test_set_by_hand():
     engine = linear_engine([0.0], [0])
     data = LabelledData(ReadyInputs({"x": tensor([[1.0], [2.0], [-1.0], [-3.0]])}), tensor([0, 1, 1, 1]))
     evaluation = engine.evaluate({"head.weight": tensor([[1.0], [0.0]]), "head.bias": tensor([0.0, 0.0])}, data)
-    assert evaluation.accuracy == 0.75
+    assert evaluation.measures["accuracy"] == 0.75
     expected = sum(math.log(1 + math.exp(power)) for power in (-1, 2, -1, -3)) / 4
-    assert evaluation.loss == pytest.approx(expected, rel=1e-6)
+    assert evaluation.measures["loss_nats"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_evaluation_counts_the_last_batch_of_a_large_test_set():
@@ -251,7 +251,7 @@ def test_evaluation_counts_the_last_batch_of_a_large_test_set():
     labels[570:] = 0
     data = LabelledData(ReadyInputs({"x": torch.ones(600, 1)}), labels)
     evaluation = engine.evaluate({"head.weight": tensor([[1.0], [0.0]]), "head.bias": tensor([0.0, 0.0])}, data)
-    assert evaluation.accuracy == 0.05
+    assert evaluation.measures["accuracy"] == 0.05
 
 
 def test_evaluating_between_rounds_changes_no_training():

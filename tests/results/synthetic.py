@@ -37,6 +37,7 @@ from fedelta.seeds import stream
 from fedelta.strategies.base import RoundPlan, Update
 from fedelta.strategies.fedlama import FedLama
 from fedelta.strategies.fedlama_auto import FedLamaAuto
+from fedelta.tasks.base import Evaluation
 
 
 @dataclass(frozen=True)
@@ -163,9 +164,7 @@ def _outcomes(shape: Shape, counts: dict[str, list[int]]) -> Sequence[RoundOutco
                 ),
                 num_examples=sum(sum(counts[str(client)]) for client in cohort),
                 train_loss=float(0.25 + 1.9 * np.exp(-round / 4) + abs(rng.normal(0, 0.04))),
-                test_loss=float(0.3 + 2.0 * np.exp(-round / shape.pace)) if evaluated else None,
-                accuracy=float(np.clip(accuracy, 0, 1)) if evaluated else None,
-                accuracy_by_exit=_by_exit(shape, round) if evaluated else (),
+                evaluation=_evaluation(shape, round, accuracy) if evaluated else None,
                 synced_fraction=sum(dict(shape.groups)[name] for name in plan.upload[cohort[0]]) / _tuned(shape)
                 if plan
                 else 1.0,
@@ -173,6 +172,12 @@ def _outcomes(shape: Shape, counts: dict[str, list[int]]) -> Sequence[RoundOutco
             )
         )
     return outcomes
+
+
+def _evaluation(shape: Shape, round: int, accuracy: float) -> Evaluation:
+    measures = {"accuracy": float(np.clip(accuracy, 0, 1)), "loss_nats": float(0.3 + 2.0 * np.exp(-round / shape.pace))}
+    by_exit = _by_exit(shape, round)
+    return Evaluation(measures, {"accuracy": by_exit} if by_exit else {})
 
 
 def _by_exit(shape: Shape, round: int) -> tuple[float, ...]:

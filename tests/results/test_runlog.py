@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from tests.builders import evaluated
 
 from fedelta.federation.records import Rejection, RoundOutcome, Transfer
 from fedelta.results.ledger import Ledger
@@ -22,8 +23,7 @@ OUTCOME = RoundOutcome(
     transfers=TRANSFERS,
     num_examples=17,
     train_loss=0.5,
-    test_loss=None,
-    accuracy=None,
+    evaluation=None,
     delta_norm=2.5,
     synced_fraction=0.25,
     logged={"interval_rounds": (1, 4)},
@@ -78,12 +78,13 @@ def test_a_summary_of_three_rounds_by_hand():
 
 def test_accuracies_by_exit_are_those_of_the_last_evaluated_round():
     rounds = [
-        replace(OUTCOME, accuracy=0.5, accuracy_by_exit=(0.125, 0.5)),
-        replace(OUTCOME, accuracy=0.75, accuracy_by_exit=(0.25, 0.75)),
+        replace(OUTCOME, evaluation=evaluated(0.5, 2.0, (0.125, 0.5))),
+        replace(OUTCOME, evaluation=evaluated(0.75, 1.0, (0.25, 0.75))),
         OUTCOME,
     ]
     records = [round_record(outcome, 0) for outcome in rounds]
     assert [record.get("accuracy_by_exit") for record in records] == [[0.125, 0.5], [0.25, 0.75], None]
+    assert [record["test_loss_nats"] for record in records] == [2.0, 1.0, None]
     found = summary(records, [], Ledger(), tuned_parameters=1, total_parameters=2)
     assert found["accuracy_by_exit"] == [0.25, 0.75]
     assert found["mean_exit_accuracy"] == 0.5

@@ -114,9 +114,9 @@ def test_every_tuning_method_learns_an_easy_task_in_a_few_rounds(name: str, fami
     running, start = federation(METHODS[name], family=family, num_rounds=16, lr=0.1)
     before = running.evaluate(start)
     outcomes = run(running, start)
-    assert before.accuracy < 0.5
-    assert outcomes[-1].accuracy > 0.9
-    assert outcomes[-1].test_loss < before.loss / 2
+    assert before.measures["accuracy"] < 0.5
+    assert outcomes[-1].evaluation.measures["accuracy"] > 0.9
+    assert outcomes[-1].evaluation.measures["loss_nats"] < before.measures["loss_nats"] / 2
     assert outcomes[-1].train_loss < outcomes[0].train_loss
     assert not outcomes[-1].rejections
 
@@ -131,10 +131,10 @@ def test_replies_in_another_order_give_the_same_bits():
     for other in results[1:]:
         for left, right in zip(results[0], other, strict=True):
             assert_same_bits(left.params, right.params)
-            assert (left.transfers, left.train_loss, left.accuracy) == (
+            assert (left.transfers, left.train_loss, left.evaluation) == (
                 right.transfers,
                 right.train_loss,
-                right.accuracy,
+                right.evaluation,
             )
 
 

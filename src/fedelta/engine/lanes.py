@@ -22,11 +22,12 @@ from fedelta.engine.bank import LaneBank
 from fedelta.engine.exits import ExitLoss, ExitSettings
 from fedelta.engine.optimizers import LearningRate
 from fedelta.engine.prefix import CachedInputs, find_prefix, only_head
-from fedelta.engine.work import ClientSettings, Evaluation, Job, Trained
+from fedelta.engine.work import ClientSettings, Job, Trained
 from fedelta.models.hub import Backbone
 from fedelta.models.transforms import ImageTransform
 from fedelta.params import Params, ParamSpec
 from fedelta.strategies.base import LocalRule
+from fedelta.tasks.base import Evaluation
 from fedelta.tuning.exits import exit_blocks, logits_at
 from fedelta.tuning.lanes import Lanes
 
@@ -167,7 +168,8 @@ class LaneEngine:
             ]
             loss += float(nn.functional.cross_entropy(answers[-1], labels, reduction="sum").double())
         accuracies = tuple(count / len(rows) for count in correct)
-        return Evaluation(accuracies[-1], loss / len(rows), accuracies if self._blocks else ())
+        measures = {"accuracy": accuracies[-1], "loss_nats": loss / len(rows)}
+        return Evaluation(measures, {"accuracy": accuracies} if self._blocks else {})
 
     def _admit(self, lane: int, job: Job) -> _Slot:
         self._prepare(self._train.inputs, job.rows)

@@ -32,12 +32,13 @@ from fedelta.data.problems import refuse
 from fedelta.data.splits import stratified
 from fedelta.data.validation import RowsOf
 from fedelta.engine.lanes import LaneEngine
-from fedelta.engine.work import ClientSettings, Evaluation, Job
+from fedelta.engine.work import ClientSettings, Job
 from fedelta.errors import ConfigError, RoundError
 from fedelta.federation.tiers import Tiers
 from fedelta.params import Params
 from fedelta.seeds import stream
 from fedelta.settings import Settings
+from fedelta.tasks.base import Evaluation
 from fedelta.tuning.scopes import Scope
 
 Rate = Annotated[float, Field(gt=0)]
@@ -294,7 +295,7 @@ def personalize(
             for client in group:
                 parts, params = bench.parts[client], own[client, rates[client]]
                 after = bench.evaluate(client, params, parts.evaluation)
-                if not math.isfinite(after.loss):
+                if after.not_finite:
                     raise _diverged(client, [rates[client]])
                 num_train, num_eval = len(parts.training), len(parts.evaluation)
                 yield Personalized(scope, client, num_train, num_eval, rates[client], before[client], after, params)
@@ -333,8 +334,8 @@ class _Bench:
             found = self.evaluate(client, params, self.parts[client].selection)
             accuracy = self._where_it_learns(client, found)
             ranks.setdefault(client, [])
-            if math.isfinite(found.loss):
-                ranks[client].append((-accuracy, found.loss, lr))
+            if not found.not_finite:
+                ranks[client].append((-accuracy, found.measures["loss_nats"], lr))
         for client, own in ranks.items():
             if not own:
                 raise _diverged(client, lrs)
@@ -342,10 +343,10 @@ class _Bench:
 
     def _where_it_learns(self, client: int, found: Evaluation) -> float:
         """Mean accuracy over the exits that the client learns at; without exits the accuracy."""
-        if not found.accuracy_by_exit:
-            return found.accuracy
-        exits = self._unseen.engine.exits.answers(len(found.accuracy_by_exit))
-        return fmean(found.accuracy_by_exit[number - 1] for number in exits)
+        by_exit = found.by_exit.get("accuracy")
+        if by_exit is None:
+            return found.measures["accuracy"]
+        return fmean(by_exit[number - 1] for number in self._unseen.engine.exits.answers(len(by_exit)))
 
     def job(self, purpose: str, client: int, rows: Tensor, lr: float, names: frozenset[str]) -> Job:
         """Fine-tuning of `client` on `rows`; random numbers are the same for every rate and every scope."""

@@ -25,11 +25,13 @@ def round_record(outcome: RoundOutcome, cumulative_bytes: int) -> Record:
     """
     uplink = sum(each.payload_bytes for each in outcome.transfers if each.direction == "up")
     downlink = sum(each.payload_bytes for each in outcome.transfers if each.direction == "down")
+    evaluation = outcome.evaluation
+    measures, by_exit = (evaluation.measures, evaluation.by_exit) if evaluation else ({}, {})
     return {
         "round": outcome.round,
-        "accuracy": outcome.accuracy,
-        **({"accuracy_by_exit": list(outcome.accuracy_by_exit)} if outcome.accuracy_by_exit else {}),
-        "test_loss_nats": outcome.test_loss,
+        "accuracy": measures.get("accuracy"),
+        **{f"{name}_by_exit": list(values) for name, values in by_exit.items()},
+        "test_loss_nats": measures.get("loss_nats"),
         "train_loss_nats": outcome.train_loss,
         "delta_norm": outcome.delta_norm,
         "num_examples": outcome.num_examples,

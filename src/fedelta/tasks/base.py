@@ -7,8 +7,10 @@ choice of a learning rate go by.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 
 
 @dataclass(frozen=True)
@@ -46,3 +48,20 @@ class Evaluation:
 
     measures: Mapping[str, float]
     by_exit: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+    @property
+    def not_finite(self) -> str | None:
+        """Name of the first measure that is NaN or infinite; None when all are numbers."""
+        return next((name for name, value in self.measures.items() if not math.isfinite(value)), None)
+
+
+def mean_of(evaluations: Sequence[Evaluation]) -> Evaluation:
+    """The mean of each measure over models that were evaluated on the same examples."""
+    first = evaluations[0]
+    return Evaluation(
+        {name: fmean(each.measures[name] for each in evaluations) for name in first.measures},
+        {
+            name: tuple(map(fmean, zip(*(each.by_exit[name] for each in evaluations), strict=True)))
+            for name in first.by_exit
+        },
+    )
