@@ -21,12 +21,12 @@ from fedelta.engine.exits import ExitSettings
 from fedelta.engine.lanes import LaneEngine
 from fedelta.errors import ConfigError, ModelError
 from fedelta.federation.client import Site
+from fedelta.federation.memory import Memories, Memory
 from fedelta.federation.rounds import Federation
 from fedelta.federation.tiers import Tiers
 from fedelta.inference.adapter import Adapter, check_classes, check_fits, read_adapter
 from fedelta.models.hub import Backbone, build
 from fedelta.params import Params, ParamSpec, select
-from fedelta.runtimes.simulation import Simulation
 from fedelta.runtimes.stability import Unstable
 from fedelta.seeds import stream
 from fedelta.strategies.fedlama_auto import FedLamaAuto
@@ -107,12 +107,16 @@ def assemble(config: Config, *, backbone: Backbone | None = None, data: Federate
     start = select(params, engine.spec.kept)
     config = _within_bytes(config, engine.spec, params, len(data.partition))
     _warn_of_one_group(config, engine.spec)
-    num_rounds, memory = config.strategy.num_rounds, config.strategy.memory
+    steering = config.strategy.steering
     if data.unseen:
         config.personalization.scopes(scopes_of(backbone, engine.spec), config.tuning.name)
     everyone = _tiers(config, backbone, engine.spec, sorted([*data.partition, *data.unseen]))
     tiers = None if everyone is None else everyone.only(sorted(data.partition))
-    site = Site(engine, data.partition, config.codec, config.seed, num_rounds, start, memory=memory, tiers=tiers)
+    blank = Memory(start, {} if steering is None else steering.start(engine.spec))
+    num_rounds = config.strategy.num_rounds
+    site = Site(
+        engine, data.partition, config.codec, config.seed, num_rounds, Memories(blank), steering=steering, tiers=tiers
+    )
     federation = _federation(config, site, backbone, data)
     config.strategy.init(params, engine.spec)  # refuses what does not fit the groups
     _check_deadline(config, federation, params)
@@ -174,8 +178,8 @@ def evaluate(site: Site, params: Params, test: LabelledData) -> Evaluation:
     Where clients keep tensors of their own there is no one model: then the mean over the clients that have trained,
     each with its own tensors, on the whole of `test`.
     """
-    models = [params | own for _, own in sorted(site.kept.items())] or [params]
-    found = [site.engine.evaluate(model, test) for model in models]
+    own = [tensors for _, tensors in site.memories.local_only()]
+    found = [site.engine.evaluate(params | tensors, test) for tensors in own or [{}]]
     return mean_of(found)
 
 
@@ -206,8 +210,8 @@ def _federation(config: Config, site: Site, backbone: Backbone, data: FederatedD
     workloads = {client_id: depth / num_blocks for client_id, depth in depths.items()}
     return Federation(
         strategy=config.strategy,
-        runtime=Unstable(Simulation(site), config.stability, config.client, num_examples, config.seed, workloads),
-        codec=config.codec,
+        runtime=Unstable(site, config.stability, config.client, num_examples, config.seed, workloads),
+        channel=config.codec,
         spec=site.engine.spec,
         client_ids=sorted(data.partition),
         seed=config.seed,
@@ -316,8 +320,9 @@ def _within_bytes(config: Config, spec: ParamSpec, params: Params, num_clients: 
         return config
 
     def num_bytes(names: tuple[str, ...]) -> int:
-        payload, _ = encode(select(params, names), spec, config.codec)
-        return len(payload) * 2 * min(strategy.clients_per_round, num_clients) * strategy.num_rounds
+        tensors = select(params, names)
+        both = sum(len(encode(tensors, spec, codec)[0]) for codec in (config.codec.down, config.codec.up))
+        return both * min(strategy.clients_per_round, num_clients) * strategy.num_rounds
 
     headers = num_bytes(())
     least = (headers + strategy.least_share * (num_bytes(spec.shared) - headers)) / 2**20
@@ -364,7 +369,7 @@ def _check_deadline(config: Config, federation: Federation, params: Params) -> N
     if federation.tiers is not None:
         everyone = dict(federation.tiers.restrict(replace(plan, download=everyone)).download)
     num_bytes = {
-        names: len(encode(select({**state, **params}, names), federation.wire, config.codec)[0])
+        names: len(encode(select({**state, **params}, names), federation.wire, config.codec.down)[0])
         for names in set(everyone.values())
     }
     times = sorted(runtime.seconds(client_id, num_bytes[names]) for client_id, names in everyone.items())

@@ -19,7 +19,8 @@ import torch
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from fedelta.codecs.cast import Cast
+from fedelta.aggregation.robust import Trimmed
+from fedelta.codecs.channel import Channel
 from fedelta.data.augmentation import Augmentation
 from fedelta.data.files import EMBEDDED
 from fedelta.data.partition import Natural, PartitionSettings
@@ -38,7 +39,6 @@ from fedelta.strategies import AnyLocalRule, AnyStrategy
 from fedelta.strategies.fedavg import FedAvg
 from fedelta.strategies.fedlama_auto import FedLamaAuto
 from fedelta.strategies.local import Plain
-from fedelta.strategies.means import Trimmed
 from fedelta.strategies.scaffold import Scaffold
 from fedelta.tracking.settings import Tracking
 from fedelta.tuning import AnyTuning
@@ -85,7 +85,7 @@ class Config(Settings):
     strategy: Annotated[AnyStrategy, Field(discriminator="name")] = FedAvg()
     local_rule: Annotated[AnyLocalRule, Field(discriminator="name")] = Plain()
     client: ClientSettings = ClientSettings()
-    codec: Cast = Cast()
+    codec: Channel = Channel()
     runtime: SimulationSettings = SimulationSettings()
     stability: Stability = Stability()
     personalization: Personalization = Personalization()

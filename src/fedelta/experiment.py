@@ -25,7 +25,7 @@ from fedelta.data.federate import modality
 from fedelta.errors import InputError
 from fedelta.federation.personalize import Personalization
 from fedelta.federation.records import RoundOutcome
-from fedelta.federation.rounds import federate
+from fedelta.federation.rounds import Standing, federate
 from fedelta.federation.tiers import Tiers
 from fedelta.inference.adapter import Adapter, read_adapter, write_adapter
 from fedelta.inference.costs import costs_of
@@ -36,7 +36,7 @@ from fedelta.models.native import is_native
 from fedelta.models.source import checkpoint_bytes
 from fedelta.params import Params
 from fedelta.results import rundir
-from fedelta.results.checkpoint import Checkpoint, encode, load, save
+from fedelta.results.checkpoint import Checkpoint, Lengths, encode, load, save
 from fedelta.results.citations import citations
 from fedelta.results.environment import environment, peak_memory_bytes
 from fedelta.results.files import JsonLines, Record, to_json
@@ -88,7 +88,7 @@ class Result:
         """
         if client_id is not None and client_id not in self.assembly.data.partition:
             raise InputError(f"there is no client {client_id}; expected 0 to {max(self.assembly.data.partition)}.")
-        own = {} if client_id is None else self.assembly.site.own(client_id)
+        own = {} if client_id is None else self.assembly.site.memories.of(client_id).local_only
         backbone, lanes = copy.deepcopy((self.assembly.backbone, self.assembly.engine.lanes))
         fill(backbone, self.params | own)
         lanes.active = 1
@@ -168,7 +168,7 @@ class Experiment:
     def _resume(self, run: RunDirectory, on_round: OnRound | None) -> Result:
         checkpoint = load(run.checkpoint, self.assembly.spec, self._fingerprint)
         run.rewind(checkpoint)
-        self.assembly.site.restore(checkpoint.kept, checkpoint.remembered, checkpoint.adrift)
+        self.assembly.federation.runtime.restore(run.clients, checkpoint.memory_mark)
         ledger = Ledger.read(run.ledger)
         with mirrored(run, self.config) as mirror:
             params = self._continue(run, checkpoint, ledger, mirror.before(on_round))
@@ -178,40 +178,22 @@ class Experiment:
 
     def _continue(self, run: RunDirectory, checkpoint: Checkpoint, ledger: Ledger, on_round: OnRound | None) -> Params:
         """Runs the rounds that are left, each recorded before the next begins; returns the last params."""
-        params, best = checkpoint.params, checkpoint.best_accuracy
-        outcomes = federate(
-            self.assembly.federation,
-            params,
-            checkpoint.state,
-            rounds_done=checkpoint.round,
-            bytes_sent=ledger.total_bytes,
-        )
+        federation, params = self.assembly.federation, checkpoint.params
+        standing = Standing(params, checkpoint.state, checkpoint.round, ledger.total_bytes, checkpoint.claimed)
         started = time.perf_counter()
-        for outcome in outcomes:
+        for outcome in federate(federation, standing):
             params = outcome.params
-            accuracy = None if outcome.evaluation is None else outcome.evaluation.measures["accuracy"]
-            best = max((x for x in (best, accuracy) if x is not None), default=None)
             ledger.append(outcome.transfers)
             run.rounds.append([round_record(outcome, ledger.total_bytes)])
+            # Before the checkpoint, which points to it; until then the snapshot of the round before stays.
+            mark = federation.runtime.snapshot(run.clients, outcome.round)
             seconds = time.perf_counter() - started
             run.timings.append([timing_record(outcome.round, seconds, peak_memory_bytes())])
             started = time.perf_counter()
+            lengths = Lengths(run.rounds.num_bytes, JsonLines(run.ledger).num_bytes, run.timings.num_bytes)
             save(
                 run.checkpoint,
-                Checkpoint(
-                    round=outcome.round,
-                    params=params,
-                    state=outcome.state,
-                    kept=self.assembly.site.kept,
-                    remembered=self.assembly.site.remembered,
-                    adrift=self.assembly.site.adrift,
-                    log_bytes=run.rounds.num_bytes,
-                    ledger_bytes=JsonLines(run.ledger).num_bytes,
-                    timing_bytes=run.timings.num_bytes,
-                    accuracy=accuracy,
-                    best_accuracy=best,
-                    run_fingerprint=self._fingerprint,
-                ),
+                Checkpoint(outcome.round, params, outcome.state, outcome.claimed, mark, lengths, self._fingerprint),
             )
             if on_round is not None:
                 on_round(outcome, ledger)
@@ -228,7 +210,7 @@ class Experiment:
         config = assembly.config
         state = assembly.federation.strategy.init(assembly.params, assembly.spec)
         opening = opening_row(checkpoint_bytes(config.model))
-        first = Checkpoint(0, assembly.params, state, {}, {}, {}, 0, len(opening), 0, None, None, self._fingerprint)
+        first = Checkpoint(0, assembly.params, state, {}, "", Lengths(0, len(opening), 0), self._fingerprint)
         return {
             rundir.CONFIG: config.to_toml(),
             rundir.ENVIRONMENT: to_json(environment(), indent=2),
@@ -295,7 +277,7 @@ def evaluate_adapter(
     # Nothing is trained: how reliable clients are does not matter.
     assembly = assemble(loaded.model_copy(update={"stability": Stability()}))
     if kept_by is not None:
-        assembly.site.restore(load(kept_by.checkpoint).kept, {}, {})
+        assembly.site.restore(kept_by.clients, load(kept_by.checkpoint).memory_mark)
     return assembly.evaluate(assembly.params)
 
 

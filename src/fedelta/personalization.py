@@ -13,13 +13,14 @@ from pathlib import Path
 from fedelta.assembly import Assembly, assemble
 from fedelta.config import Config, load_config
 from fedelta.data.batches import FederatedData
+from fedelta.durable import write_atomic
 from fedelta.errors import ConfigError, InputError, RunError
 from fedelta.experiment import fingerprint
 from fedelta.federation.personalize import Personalized, Unseen
 from fedelta.federation.personalize import personalize as fine_tune
 from fedelta.models.hub import Backbone
 from fedelta.results.checkpoint import Checkpoint, load
-from fedelta.results.files import Record, to_json, write_atomic
+from fedelta.results.files import Record, to_json
 from fedelta.results.rundir import PERSONALIZATION, RunDirectory
 from fedelta.runtimes.stability import Stability
 from fedelta.strategies.fedavg import FedAvg

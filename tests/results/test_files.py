@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from fedelta.errors import RunError
-from fedelta.results.files import JsonLines, exclusive, in_turn, read_json, to_json, write_atomic
+from fedelta.durable import write_atomic
+from fedelta.results.files import JsonLines, exclusive, in_turn, read_json, to_json
 
 
 def disk_full(*arguments: object) -> int:

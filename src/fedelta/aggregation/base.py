@@ -54,6 +54,10 @@ class Aggregation(Protocol):
     """How the deltas of a round become one."""
 
     @property
+    def name(self) -> str:
+        """What configurations call it."""
+
+    @property
     def reads(self) -> Reads:
         """What it needs of the updates."""
 

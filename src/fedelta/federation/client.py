@@ -165,9 +165,7 @@ def _reply(site: Site, plan: RoundPlan, work: _Work, trained: Trained, lr: float
     return Reply(client_id, num_examples, payload, metrics)
 
 
-def _memory_after(
-    site: Site, work: _Work, trained: Trained, *, sent: Params, payload: bytes, unsent: Params
-) -> Memory:
+def _memory_after(site: Site, work: _Work, trained: Trained, *, sent: Params, payload: bytes, unsent: Params) -> Memory:
     """What the client keeps once `payload`, which holds `sent`, was accepted, and `unsent` is not sent yet."""
     before, steering, feeds_back = work.memory, site.steering, site.channel.up.feeds_back
     local_only = {name: tensor.cpu() for name, tensor in trained.kept.items() if name not in unsent}

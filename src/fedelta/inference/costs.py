@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from fedelta.durable import write_atomic
 from fedelta.errors import InputError, ModelError
 from fedelta.inference.anytime import exits_of
 from fedelta.models.audio import AudioTransform
@@ -29,7 +30,7 @@ from fedelta.models.hub import Backbone
 from fedelta.models.transforms import ImageTransform, TextTransform
 from fedelta.results import rundir
 from fedelta.results.environment import machine
-from fedelta.results.files import to_json, write_atomic
+from fedelta.results.files import to_json
 from fedelta.settings import Settings
 from fedelta.tuning.exits import walk
 

@@ -90,6 +90,10 @@ class Strategy(Protocol):
     """How cohorts are drawn, what travels, and how deltas are combined."""
 
     @property
+    def name(self) -> str:
+        """What configurations call it."""
+
+    @property
     def steering(self) -> Steering | None:
         """What clients remember for this strategy, and what they do with it; None: nothing."""
 
@@ -112,6 +116,10 @@ class Strategy(Protocol):
     @property
     def min_replies(self) -> int:
         """Fewest usable replies with which a round counts."""
+
+    @property
+    def max_examples(self) -> int:
+        """The most examples that count of what a client claims to have."""
 
     @property
     def local_steps(self) -> int | None:
