@@ -21,8 +21,9 @@ PACKAGE = "fedelta"
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 
 LAYERS = (  # low to high
-    ("errors", "settings", "seeds", "params", "grid"),
-    ("tuning", "strategies", "codecs", "data", "models", "tasks"),
+    ("errors", "settings", "seeds", "params", "grid", "durable"),
+    ("models", "tasks"),
+    ("tuning", "strategies", "aggregation", "codecs", "data"),
     ("engine",),
     ("federation",),
     ("runtimes",),

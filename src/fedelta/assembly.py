@@ -21,7 +21,6 @@ from fedelta.engine.exits import ExitSettings
 from fedelta.engine.lanes import LaneEngine
 from fedelta.errors import ConfigError, ModelError
 from fedelta.federation.client import Site
-from fedelta.federation.memory import Memories, Memory
 from fedelta.federation.rounds import Federation
 from fedelta.federation.tiers import Tiers
 from fedelta.inference.adapter import Adapter, check_classes, check_fits, read_adapter
@@ -112,11 +111,8 @@ def assemble(config: Config, *, backbone: Backbone | None = None, data: Federate
         config.personalization.scopes(scopes_of(backbone, engine.spec), config.tuning.name)
     everyone = _tiers(config, backbone, engine.spec, sorted([*data.partition, *data.unseen]))
     tiers = None if everyone is None else everyone.only(sorted(data.partition))
-    blank = Memory(start, {} if steering is None else steering.start(engine.spec))
     num_rounds = config.strategy.num_rounds
-    site = Site(
-        engine, data.partition, config.codec, config.seed, num_rounds, Memories(blank), steering=steering, tiers=tiers
-    )
+    site = Site(engine, data.partition, config.codec, config.seed, num_rounds, start, steering=steering, tiers=tiers)
     federation = _federation(config, site, backbone, data)
     config.strategy.init(params, engine.spec)  # refuses what does not fit the groups
     _check_deadline(config, federation, params)

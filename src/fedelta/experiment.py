@@ -88,7 +88,7 @@ class Result:
         """
         if client_id is not None and client_id not in self.assembly.data.partition:
             raise InputError(f"there is no client {client_id}; expected 0 to {max(self.assembly.data.partition)}.")
-        own = {} if client_id is None else self.assembly.site.memories.of(client_id).local_only
+        own = {} if client_id is None else self.assembly.site.memory_of(client_id).local_only
         backbone, lanes = copy.deepcopy((self.assembly.backbone, self.assembly.engine.lanes))
         fill(backbone, self.params | own)
         lanes.active = 1

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from fedelta.errors import RunError
 from fedelta.durable import write_atomic
+from fedelta.errors import RunError
 from fedelta.results.files import JsonLines, exclusive, in_turn, read_json, to_json
 
 

@@ -42,9 +42,10 @@ class Site:
         channel: how tensors become bytes.
         seed: of the run; batch orders are streams of it.
         num_rounds: length of the run, for the learning-rate schedule.
-        memories: what clients keep between rounds.
+        start: the tensors that never travel, as a client has them before its first round.
         steering: the clients' side of the strategy; None: nothing.
         tiers: how deep each client runs; None: all of them through the whole model.
+        memories: what clients keep between rounds.
     """
 
     engine: LaneEngine
@@ -52,14 +53,24 @@ class Site:
     channel: Channel
     seed: int
     num_rounds: int
-    memories: Memories = field(default_factory=Memories)
+    start: Params = field(default_factory=dict)
     steering: Steering | None = None
     tiers: Tiers | None = None
+    memories: Memories = field(default_factory=Memories)
 
     @cached_property
     def wire(self) -> ParamSpec:
         """Everything that can travel."""
         return self.engine.spec if self.steering is None else self.steering.extend(self.engine.spec)
+
+    @cached_property
+    def blank(self) -> Memory:
+        """What a client has before its first round."""
+        return Memory(self.start, {} if self.steering is None else self.steering.start(self.engine.spec))
+
+    def memory_of(self, client_id: int) -> Memory:
+        """What the client has."""
+        return self.memories.of(client_id) or self.blank
 
     def run(self, plan: RoundPlan, payloads: Mapping[int, bytes]) -> Iterator[Reply]:
         """See `Runtime.run`; yields replies in the order in which clients finish."""
@@ -112,7 +123,7 @@ class _Work:
 
 
 def _work(site: Site, plan: RoundPlan, client_id: int, received: Params) -> _Work:
-    memory, held = site.memories.of(client_id), site.held(client_id)
+    memory, held = site.memory_of(client_id), site.held(client_id)
     at_hand = {name: drift.anchor for name, drift in memory.adrift.items()} | received | memory.local_only
     if lacking := [name for name in held if name not in at_hand]:
         missing = f"{len(lacking)} of {len(held)} tensors"

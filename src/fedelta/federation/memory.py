@@ -69,32 +69,28 @@ class Memory:
 
 
 class Memories:
-    """The memories of all clients of a site.
+    """The memories of all clients of a site; a client that never took part, or has nothing to keep, has none."""
 
-    Args:
-        blank: what a client has that never took part.
-    """
-
-    def __init__(self, blank: Memory | None = None) -> None:
-        self._blank = blank or Memory()
+    def __init__(self) -> None:
         self._staged: dict[int, Memory] = {}
         # Committed since the last snapshot; None where nothing is left to keep.
         self._fresh: dict[int, Memory | None] = {}
         self._adrift: set[int] = set()
         self._files: MemoryFiles | None = None
 
-    def of(self, client_id: int) -> Memory:
-        """What the client keeps."""
+    def of(self, client_id: int) -> Memory | None:
+        """What the client keeps; None for nothing."""
         if client_id in self._fresh:
-            return self._fresh[client_id] or self._blank
-        tensors = None if self._files is None else self._files.read(client_id)
-        return self._blank if tensors is None else Memory.from_flat(tensors)
+            return self._fresh[client_id]
+        tensors = self._files.read(client_id) if self._files is not None else None
+        return None if tensors is None else Memory.from_flat(tensors)
 
     def begin(self, cohort: Collection[int]) -> None:
         """A new round: what was staged before is forgotten, and clients outside the cohort drop what is adrift."""
         self._staged.clear()
         for client_id in sorted(self._adrift.difference(cohort)):
-            self._put(client_id, replace(self.of(client_id), adrift={}))
+            if memory := self.of(client_id):
+                self._put(client_id, replace(memory, adrift={}))
 
     def stage(self, client_id: int, memory: Memory) -> None:
         """What the client will keep if its reply is accepted."""
@@ -113,8 +109,8 @@ class Memories:
         if self._files is not None:
             known |= self._files.client_ids - self._fresh.keys()
         for client_id in sorted(known):
-            if tensors := self.of(client_id).local_only:
-                yield client_id, tensors
+            if (memory := self.of(client_id)) and memory.local_only:
+                yield client_id, memory.local_only
 
     def snapshot(self, folder: Path, round: int) -> str:
         """Writes what has changed since the last snapshot; see `Runtime.snapshot`."""
@@ -133,6 +129,8 @@ class Memories:
         self._staged.clear()
 
     def _put(self, client_id: int, memory: Memory) -> None:
+        if memory.is_empty and self.of(client_id) is None:
+            return
         self._fresh[client_id] = None if memory.is_empty else memory
         if memory.adrift:
             self._adrift.add(client_id)

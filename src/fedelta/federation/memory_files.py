@@ -21,7 +21,7 @@ from safetensors import torch as safetensors
 
 from fedelta.durable import sync_directory, write_file
 from fedelta.errors import CheckpointError
-from fedelta.params import Params
+from fedelta.params import Params, select
 
 _MARK_DIGITS = 16
 
@@ -65,7 +65,7 @@ class MemoryFiles:
             content = path.read_bytes()
             if _checksum(content) != entry.checksum:
                 raise _altered(path, "its content does not match its checksum")
-            return safetensors.load(content)
+            return _unpacked(content)
         except (OSError, SafetensorError) as error:
             raise _altered(path, str(error)) from error
 
@@ -90,7 +90,7 @@ class MemoryFiles:
                 replaced.append(self._path(client_id))
             entries.pop(client_id, None)
             if tensors is not None:
-                content = safetensors.save({name: tensor.contiguous() for name, tensor in tensors.items()})
+                content = _packed(tensors)
                 write_file(self.folder / _name(client_id, round), content)
                 entries[client_id] = _Entry(round, _checksum(content))
         written = json.dumps({"clients": entries, "adrift": sorted(adrift)})
@@ -136,6 +136,18 @@ class MemoryFiles:
 
     def _path(self, client_id: int) -> Path:
         return self.folder / _name(client_id, self._entries[client_id].round)
+
+
+def _packed(tensors: Params) -> bytes:
+    # safetensors has an order of its own; the names keep ours.
+    names = {"names": json.dumps(list(tensors))}
+    return bytes(safetensors.save({name: tensor.contiguous() for name, tensor in tensors.items()}, names))
+
+
+def _unpacked(content: bytes) -> Params:
+    length = int.from_bytes(content[:8], "little")
+    names = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["names"])
+    return select(safetensors.load(content), names)
 
 
 def _name(client_id: int, round: int) -> str:
