@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 
 from fedelta.aggregation.base import Reads, Update
 from fedelta.params import Params, ParamSpec
-from fedelta.settings import Settings
+from fedelta.settings import Context, Settings
 
 
 class Median(Settings):
@@ -54,6 +54,17 @@ class Trimmed(Settings):
     fraction: float = Field(default=0.2, ge=0, lt=0.5)  # our choice: one of five, or two of ten, at each end
     reads: ClassVar[Reads] = "each"
     only_sums: ClassVar[bool] = False
+
+    def problems(self, context: Context) -> list[str]:
+        """Cohorts so small that none is left out."""
+        num_values = context.get("strategy.clients_per_round")
+        if num_values is None or self.num_trimmed(num_values):
+            return []
+        problem = (
+            f"`strategy.mean.fraction` is {self.fraction}, which leaves out none of "
+            f"`strategy.clients_per_round` = {num_values}"
+        )
+        return [problem]
 
     @property
     def of_statistics(self) -> Trimmed:

@@ -7,7 +7,7 @@ of an algorithm: it corrects the gradient of a step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -128,6 +128,25 @@ class Strategy(Protocol):
     @property
     def logged(self) -> tuple[str, ...]:
         """Names of the tensors of the state that are written down after each round; one number a group."""
+
+    @property
+    def layerwise(self) -> bool:
+        """Whether it gains by letting groups travel at different times, and so nothing where there is one group."""
+
+    def within(
+        self, budget_bytes: float, spec: ParamSpec, num_clients: int, exchange_bytes: Callable[[tuple[str, ...]], int]
+    ) -> Strategy:
+        """The strategy with what it plans by a budget for the whole run.
+
+        Args:
+            budget_bytes: of all payloads.
+            spec: what is tuned.
+            num_clients: of the federation.
+            exchange_bytes: names of tensors of `spec` to the bytes of a download and an upload that hold them.
+
+        Raises:
+            ConfigError: it cannot keep to the budget.
+        """
 
     def init(self, params: Params, spec: ParamSpec) -> State:
         """The state before round 1."""

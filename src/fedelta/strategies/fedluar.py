@@ -48,6 +48,7 @@ class FedLuar(Rounds):
     num_recycled: int = Field(default=1, ge=0)
     mean: AnyMean = Field(default=Weighted(), discriminator="name")
     logged: ClassVar[tuple[str, ...]] = ("score",)
+    layerwise: ClassVar[bool] = True
 
     def init(self, params: Params, spec: ParamSpec) -> State:
         """No update yet, and no score: -1.

@@ -38,8 +38,9 @@ from torch import Generator
 from fedelta.aggregation.base import Aggregation
 from fedelta.aggregation.means import UniformDeltas
 from fedelta.params import Params, ParamSpec, TensorSpec, add
+from fedelta.settings import Context
 from fedelta.strategies.base import Combined, RoundPlan, State, Steering
-from fedelta.strategies.cohort import Rounds, uniform
+from fedelta.strategies.cohort import Rounds, cohort_problems, uniform
 
 _PREFIX = "control/"
 
@@ -87,6 +88,15 @@ class Scaffold(Rounds):
     server_lr: float = Field(default=1.0, gt=0)  # the paper's experiments
     steering: ClassVar[Steering] = Controls()
     mean: ClassVar[Aggregation] = UniformDeltas()
+
+    def problems(self, context: Context) -> list[str]:
+        """Those of every strategy, and an optimizer that does not follow the corrected gradient."""
+        problems = cohort_problems(self, context)
+        if context.get("client.optimizer.name") not in (None, "sgd"):
+            problems.append(
+                "`strategy.name` is 'scaffold', which corrects gradients; `client.optimizer.name` must be 'sgd'"
+            )
+        return problems
 
     def init(self, params: Params, spec: ParamSpec) -> State:
         """Control variates c = 0."""
