@@ -14,7 +14,7 @@ Source: Karimireddy et al. 2019 (error feedback, arXiv 1901.09847), Algorithm 1.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
 
@@ -31,6 +31,7 @@ class Channel(Settings):
         up: of uploads, client to server.
     """
 
+    shorthand: ClassVar[Any] = AnyCodec
     down: AnyCodec = Cast()
     up: AnyCodec = Cast()
 

@@ -61,7 +61,10 @@ def named_choices(root: type[Settings]) -> dict[str, list[str]]:
 
 def members(annotation: Any) -> dict[str, type[Settings]]:
     """Name to class of a union of settings, or of one that has a name; nothing for any other annotation."""
-    named = [kind for kind in settings_of(annotation) if "name" in kind.model_fields]
+    kinds = settings_of(annotation)
+    if len(kinds) == 1 and kinds[0].shorthand is not None:
+        return members(kinds[0].shorthand)
+    named = [kind for kind in kinds if "name" in kind.model_fields]
     return {name: kind for kind in named for name in get_args(kind.model_fields["name"].annotation)}
 
 
