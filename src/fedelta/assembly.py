@@ -15,6 +15,7 @@ import torch
 from fedelta.codecs.wire import encode
 from fedelta.config import Config
 from fedelta.data.batches import FederatedData, LabelledData
+from fedelta.data.clients import Clients
 from fedelta.data.federate import adapted
 from fedelta.data.federate import federate as divide
 from fedelta.data.sources import RawData, read
@@ -111,7 +112,7 @@ def assemble(config: Config, *, backbone: Backbone | None = None, data: Federate
     num_rounds, memory = config.strategy.num_rounds, config.strategy.memory
     if data.unseen:
         config.personalization.scopes(scopes_of(backbone, engine.spec), config.tuning.name)
-    everyone = _tiers(config, backbone, engine.spec, sorted([*data.partition, *data.unseen]))
+    everyone = _tiers(config, backbone, engine.spec, data.clients)
     tiers = None if everyone is None else everyone.only(sorted(data.partition))
     site = Site(engine, data.partition, config.codec, config.seed, num_rounds, start, memory=memory, tiers=tiers)
     federation = _federation(config, site, backbone, data)
@@ -127,7 +128,7 @@ def _model_and_data(
     personal = config.personalization
     if data is not None:
         backbone = backbone or build(config.model, data.class_names, seed=config.seed)
-        data = data.without(personal.unseen(sorted(data.partition), config.seed))
+        data = data.without(personal.unseen(data.clients, config.seed))
     else:
         raw = read(config.data, seed=config.seed)
         _check_num_classes(config, len(raw.class_names))
@@ -139,7 +140,7 @@ def _model_and_data(
         backbone = replace(backbone, modality=modality)
         unseen = partial(personal.unseen, seed=config.seed)
         data = divide(raw, config.partition, modality, seed=config.seed, held_out=unseen)
-    personal.check_sizes(data.unseen)
+    personal.check_sizes(data.unseen, data.clients)
     return backbone, data
 
 
@@ -184,7 +185,7 @@ def evaluate(site: Site, params: Params, test: LabelledData) -> Evaluation:
     )
 
 
-def _tiers(config: Config, backbone: Backbone, spec: ParamSpec, client_ids: list[int]) -> Tiers | None:
+def _tiers(config: Config, backbone: Backbone, spec: ParamSpec, clients: Clients) -> Tiers | None:
     """How deep each client runs; None where all hold all that is tuned.
 
     Raises:
@@ -198,7 +199,7 @@ def _tiers(config: Config, backbone: Backbone, spec: ParamSpec, client_ids: list
         )
     if not num_blocks:
         return None
-    depths = config.exits.depths(client_ids, num_blocks, config.seed)
+    depths = config.exits.depths(clients, num_blocks, config.seed)
     owned = {depth: owned_at(backbone, spec, depth, config.exits.answers(depth)) for depth in set(depths.values())}
     return None if all(len(names) == len(spec) for names in owned.values()) else Tiers(depths, owned)
 

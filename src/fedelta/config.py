@@ -21,6 +21,7 @@ from pydantic_core import ErrorDetails
 
 from fedelta.codecs.cast import Cast
 from fedelta.data.augmentation import Augmentation
+from fedelta.data.clients import Clients
 from fedelta.data.files import EMBEDDED
 from fedelta.data.partition import Natural, PartitionSettings
 from fedelta.data.sources import DataSource, check_source
@@ -433,9 +434,11 @@ def _check_held_out(sections: Table, unread: Set[str]) -> list[str]:
     personal, partition, model = (sections.get(name) for name in ("personalization", "partition", "model"))
     if personal is None or not personal.num_held_out:
         return []
-    problems = []
+    problems: list[str] = []
     if partition is not None and partition.num_clients is not None:
-        problems = personal.problems(range(partition.num_clients))
+        # What natural clients are called, only the data know.
+        is_natural, num_clients = isinstance(partition, Natural), partition.num_clients
+        problems = personal.too_many(num_clients) if is_natural else personal.problems(Clients.of(range(num_clients)))
         strategy = sections.get("strategy", FedAvg())
         left = partition.num_clients - personal.num_held_out
         if not problems and "strategy" not in unread and left < strategy.clients_per_round <= partition.num_clients:

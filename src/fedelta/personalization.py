@@ -126,6 +126,7 @@ def _record(assembly: Assembly, checkpoint: Checkpoint, config: Config, on_resul
         config.seed,
         round=max(1, checkpoint.round),
         tiers=assembly.tiers,
+        clients=data.clients,
     )
     found: dict[Scope, list[Record]] = {scope: [] for scope in scopes}
     for each in fine_tune(personal, unseen, scopes):

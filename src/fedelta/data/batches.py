@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Generator, Tensor
 
+from fedelta.data.clients import Clients, Name
 from fedelta.modalities.base import Inputs
 
 
@@ -38,6 +40,7 @@ class FederatedData:
         class_names: one name per label, in label order.
         partition: client id (0, 1, ...) to its rows of `train`, int64; no row belongs to two clients.
         unseen: the same of the clients that no round asks; no client is in both.
+        names: client id to what the client is called; of all clients, or of none.
     """
 
     train: LabelledData
@@ -45,6 +48,16 @@ class FederatedData:
     class_names: tuple[str, ...]
     partition: Mapping[int, Tensor]
     unseen: Mapping[int, Tensor] = field(default_factory=dict)
+    names: Mapping[int, Name] = field(default_factory=dict)
+
+    @cached_property
+    def clients(self) -> Clients:
+        """Who all of them are.
+
+        Raises:
+            DataError: names that cannot be right (see `Clients`).
+        """
+        return Clients.of([*self.partition, *self.unseen], self.names)
 
     def without(self, client_ids: Collection[int]) -> FederatedData:
         """The same, in which these clients are `unseen`; their ids and those of the others stay."""

@@ -173,6 +173,16 @@ def class_values(dataset: Dataset, column: str, *, origin: str) -> tuple[list[ob
     return list(classes), tuple(names)
 
 
+def readable(dataset: Dataset, column: str) -> list[object]:
+    """The values of a column, class labels by their names."""
+    from datasets import ClassLabel
+
+    feature, values = dataset.features[column], dataset[column][:]
+    if not isinstance(feature, ClassLabel):
+        return list(values)
+    return [None if value is None else feature.names[value] for value in values]
+
+
 def _sorted(values: Sequence[Any]) -> list[object]:
     """In ascending order; Any: integers, truth values or texts, all of one type."""
     if all(isinstance(value, str) and value.isascii() and value.isdigit() for value in values):

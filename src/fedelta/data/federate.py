@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping
+
+from torch import Tensor
 
 from fedelta.data.batches import FederatedData, LabelledData
+from fedelta.data.clients import Clients, Name
 from fedelta.data.columns import input_keys
 from fedelta.data.division import divide
-from fedelta.data.partition import PartitionSettings
+from fedelta.data.partition import Natural, PartitionSettings
 from fedelta.data.sources import RawData
 from fedelta.data.stored import StoredColumn
 from fedelta.data.validation import RowsOf, hold_back
@@ -36,7 +39,7 @@ def federate(
     modality: Modality,
     *,
     seed: int,
-    held_out: Callable[[Sequence[int]], Collection[int]] = lambda _: (),
+    held_out: Callable[[Clients], Collection[int]] = lambda _: (),
 ) -> FederatedData:
     """The data of all clients, ready for a model.
 
@@ -45,19 +48,21 @@ def federate(
         settings: section `[partition]`.
         modality: of the model; used as `adapted` to the data.
         seed: of the run.
-        held_out: all client ids to those that no round asks; they give up no row for validation either.
+        held_out: all clients to the ids of those that no round asks; they give up no row for validation, and natural
+            clients none for the test set, where it says whose its rows are.
 
     Raises:
         DataError: the data cannot be divided like that, an input is unreadable, the model takes another kind of input,
             or no client can give up a row for validation.
     """
     modality = adapted(modality, raw)
-    client, limit = raw.columns.client, raw.source.max_memory_mib
+    limit = raw.source.max_memory_mib
     # Before the inputs: an impossible division is found at once, decoding takes a while.
-    client_ids = None if client is None else raw.train[client][:]
-    rows = divide(settings, raw.train_labels, client_ids, seed=seed, row_numbers=raw.train_row_numbers)
-    unseen_ids = held_out(sorted(rows))
-    unseen = {client: rows.pop(client) for client in sorted(unseen_ids)}
+    ids = None if raw.columns.client is None else raw.train[raw.columns.client][:]
+    rows = divide(settings, raw.train_labels, ids, seed=seed, row_numbers=raw.train_row_numbers)
+    ids_of = natural_ids(raw, rows) if isinstance(settings, Natural) else {}
+    clients = Clients.of(rows, names_from(ids_of))
+    unseen = {client: rows.pop(client) for client in sorted(held_out(clients))}
     origin = f"the training set of data source {raw.source.source!r}"
     column = StoredColumn.of(raw.train, raw.columns.input, origin=origin, numbers=raw.train_row_numbers)
     train = modality.store(column, limit)
@@ -65,6 +70,7 @@ def federate(
         rows, held = hold_back(rows, raw.source.validation_fraction, seed=seed)
         evaluated = LabelledData(RowsOf(train, held), raw.train_labels[held])
     else:
+        raw = raw.without_test_rows_of({ids_of[client] for client in unseen if client in ids_of})
         origin = f"the test set of data source {(raw.source.test_source or raw.source.source)!r}"
         column = StoredColumn.of(raw.test, raw.columns.input, origin=origin, numbers=raw.test_row_numbers)
         evaluated = LabelledData(modality.store(column, limit), raw.test_labels)
@@ -74,4 +80,19 @@ def federate(
         class_names=raw.class_names,
         partition=rows,
         unseen=unseen,
+        names=clients.names,
     )
+
+
+def natural_ids(raw: RawData, rows: Mapping[int, Tensor]) -> dict[int, object]:
+    """Client to the id of its rows, which all have the same; of a column of class labels, their names."""
+    ids = raw.client_ids(raw.train)
+    return {} if ids is None else {client: ids[int(of_client[0])] for client, of_client in rows.items()}
+
+
+def names_from(ids: Mapping[int, object]) -> dict[int, Name]:
+    """What clients with these ids are called: the ids, where all are texts or all are whole numbers."""
+    for kind in (str, int):
+        if all(type(each) is kind for each in ids.values()):  # the truth values of Python are whole numbers too
+            return {client: each for client, each in ids.items() if isinstance(each, str | int)}
+    return {}
