@@ -62,7 +62,7 @@ def tiny(family: str) -> tuple[Backbone, dict[str, torch.Tensor]]:
         inputs = {"input_ids": tokens, "attention_mask": torch.tensor([[1] * 6, [1] * 4 + [0] * 2, [1] * 6])}
     config = read_config(ModelSource(architecture={"model_type": family, **sizes}))
     config.num_labels, config.architectures = 3, []
-    assert modality_of(config) == ("image" if is_image else "text")
+    assert modality_of(config).name == ("image" if is_image else "text")
     auto = AutoModelForImageClassification if is_image else AutoModelForSequenceClassification
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -50,6 +50,12 @@ class Clients:
         """These clients, in any order."""
         return cls(tuple(sorted(numbers)), names or {})
 
+    def only(self, numbers: Iterable[int]) -> Clients:
+        """These of them, and nobody else."""
+        kept = set(numbers)
+        names = {number: name for number, name in self.names.items() if number in kept}
+        return Clients.of(kept, names)
+
     def called(self, number: int) -> str:
         """A client in messages and on pages.
 

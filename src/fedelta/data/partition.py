@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fedelta.settings import Settings
+from fedelta.settings import Context, Settings
 
 NumClients = Annotated[int, Field(ge=1)]
 Alpha = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -72,6 +72,16 @@ class Natural(Settings):
 
     name: Literal["natural"] = "natural"
     num_clients: NumClients | None = None
+
+    def problems(self, context: Context) -> list[str]:
+        """That nothing says whose a row is."""
+        if "data" not in context or context.get("data.client") is not None:
+            return []
+        problem = (
+            "`partition.name` is 'natural', which needs `data.client_column`, or a field {client} in "
+            "`data.file_pattern` for a folder of files"
+        )
+        return [problem]
 
 
 class Quantity(Settings):

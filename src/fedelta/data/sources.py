@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Set
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -25,17 +25,25 @@ from fedelta.data.columns import (
     missing_columns,
     readable,
 )
-from fedelta.data.files import load_splits, missing_path
+from fedelta.data.files import EMBEDDED, load_splits, missing_path
 from fedelta.data.folders import CLIENT, Naming, expression
 from fedelta.data.splits import Rows, hold_out, limit
 from fedelta.errors import DataError, listed, refuse
 from fedelta.modalities.base import Modality
 from fedelta.modalities.settings import AudioSettings, Preparation
 from fedelta.seeds import stream
-from fedelta.settings import Settings
+from fedelta.settings import Context, Settings
+from fedelta.settings.paths import InFull, in_full_where_it_exists
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+
+def _in_full(source: str) -> str:
+    return source if source == EMBEDDED else in_full_where_it_exists(source)
+
+
+Place = Annotated[str, InFull(_in_full)]
 
 
 class DataSource(Settings):
@@ -73,8 +81,8 @@ class DataSource(Settings):
             and test set.
     """
 
-    source: str
-    test_source: str | None = None
+    source: Place
+    test_source: Place | None = None
     subset: str | None = None
     # None: found from the features (see columns.py); an ambiguity is an error.
     label_column: str | None = None
@@ -110,6 +118,10 @@ class DataSource(Settings):
             if len(given) > 1:
                 raise ValueError(f"{' and '.join(given)} are both set, expected one of them: remove the other")
         return self
+
+    def problems(self, context: Context) -> list[str]:
+        """Paths at which nothing is; what may be the name of a data set on the hub is no problem."""
+        return check_source(self)
 
     @property
     def wanted(self) -> Wanted:

@@ -28,6 +28,7 @@ from fedelta.data.clients import Clients
 from fedelta.errors import ConfigError, listed
 from fedelta.seeds import stream
 from fedelta.settings import Settings
+from fedelta.settings.paths import FilePath
 
 _DISTILLATION_ROUNDS = 300  # ReeFL: until then the weight of the teacher grows
 _KEPT = 0.8  # ReeFL: share of the old value in the running mean of an exit's loss
@@ -48,7 +49,7 @@ class ExitSettings(Settings):
     train: Literal["deepest", "random", "sum", "distill"] = "deepest"
     tiers: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False, min_length=1)] | None = None
     assignment: Literal["cycle", "shuffle"] = "cycle"  # the authors' code: client id modulo 12
-    tiers_file: str | None = None
+    tiers_file: FilePath | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> ExitSettings:

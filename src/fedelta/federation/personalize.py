@@ -37,7 +37,7 @@ from fedelta.errors import ConfigError, RoundError, refuse
 from fedelta.federation.tiers import Tiers
 from fedelta.params import Params
 from fedelta.seeds import stream
-from fedelta.settings import Settings
+from fedelta.settings import Context, Settings
 from fedelta.tuning.scopes import Scope
 
 Rate = Annotated[float, Field(gt=0)]
@@ -94,7 +94,30 @@ class Personalization(Settings):
         """Number of clients that no round asks."""
         return self.held_out_clients or len(self.held_out)
 
-    def problems(self, clients: Clients) -> list[str]:
+    def problems(self, context: Context) -> list[str]:
+        """Why clients of this federation cannot be held out."""
+        if not self.num_held_out:
+            return []
+        problems = []
+        if (num_clients := context.get("partition.num_clients")) is not None:
+            # What natural clients are called, only the data know.
+            is_natural = context.get("partition.name") == "natural"
+            among = Clients.of(range(num_clients))
+            problems = self.too_many(num_clients) if is_natural else self.problems_among(among)
+            wanted, left = context.get("strategy.clients_per_round"), num_clients - self.num_held_out
+            if not problems and wanted is not None and left < wanted <= num_clients:
+                problems.append(
+                    f"`strategy.clients_per_round` is {wanted}, but `[personalization]` holds out "
+                    f"{self.num_held_out} of {num_clients} clients, which leaves {left}"
+                )
+        if context.get("model.batch_norm") == "local":
+            problems.append(
+                "`[personalization]` holds out clients, but with `model.batch_norm` = 'local' every client keeps norms "
+                "of its own from round to round, which a client that no round asks does not have"
+            )
+        return problems
+
+    def problems_among(self, clients: Clients) -> list[str]:
         """Why these clients, all there are, cannot be held out from."""
         meant = {key: clients.find(key) for key in self.held_out}
         if unknown := [key for key, number in meant.items() if number is None]:
@@ -115,9 +138,9 @@ class Personalization(Settings):
         """The ids of those of `clients`, all there are, that no round asks.
 
         Raises:
-            ConfigError: see `problems`.
+            ConfigError: see `problems_among`.
         """
-        if problems := self.problems(clients):
+        if problems := self.problems_among(clients):
             raise ConfigError(problems)
         order = torch.randperm(len(clients.numbers), generator=stream(seed, _STREAM, "held out")).tolist()
         drawn = {clients.numbers[place] for place in order[: self.held_out_clients]}
