@@ -72,9 +72,10 @@ class Result:
     summary: Record
 
     @property
-    def accuracy(self) -> float:
-        """Fraction of the test set that is classified correctly after the last round."""
-        return float(self.summary["final_accuracy"])
+    def measures(self) -> Mapping[str, float]:
+        """What the task measures on the test set after the last round, such as `loss_nats`."""
+        final = "final_"
+        return {name.removeprefix(final): value for name, value in self.summary.items() if name.startswith(final)}
 
     def save_adapter(self, directory: str | Path) -> None:
         """Writes the adapter in Hugging Face PEFT layout; it is also in `path / "adapter"`."""
@@ -166,6 +167,7 @@ class Experiment:
             return self._resume(run, on_round)
 
     def _resume(self, run: RunDirectory, on_round: OnRound | None) -> Result:
+        run.read_rounds()  # of an older format: said before anything is changed
         checkpoint = load(run.checkpoint, self.assembly.spec, self._fingerprint)
         run.rewind(checkpoint)
         self.assembly.site.restore(checkpoint.kept, checkpoint.remembered, checkpoint.adrift)
@@ -178,7 +180,7 @@ class Experiment:
 
     def _continue(self, run: RunDirectory, checkpoint: Checkpoint, ledger: Ledger, on_round: OnRound | None) -> Params:
         """Runs the rounds that are left, each recorded before the next begins; returns the last params."""
-        params, best = checkpoint.params, checkpoint.best_accuracy
+        params = checkpoint.params
         outcomes = federate(
             self.assembly.federation,
             params,
@@ -189,10 +191,8 @@ class Experiment:
         started = time.perf_counter()
         for outcome in outcomes:
             params = outcome.params
-            accuracy = None if outcome.evaluation is None else outcome.evaluation.measures["accuracy"]
-            best = max((x for x in (best, accuracy) if x is not None), default=None)
             ledger.append(outcome.transfers)
-            run.rounds.append([round_record(outcome, ledger.total_bytes)])
+            run.rounds.append([round_record(outcome, ledger.total_bytes, self.config.task.loss)])
             seconds = time.perf_counter() - started
             run.timings.append([timing_record(outcome.round, seconds, peak_memory_bytes())])
             started = time.perf_counter()
@@ -208,8 +208,6 @@ class Experiment:
                     log_bytes=run.rounds.num_bytes,
                     ledger_bytes=JsonLines(run.ledger).num_bytes,
                     timing_bytes=run.timings.num_bytes,
-                    accuracy=accuracy,
-                    best_accuracy=best,
                     run_fingerprint=self._fingerprint,
                 ),
             )
@@ -228,7 +226,7 @@ class Experiment:
         config = assembly.config
         state = assembly.federation.strategy.init(assembly.params, assembly.spec)
         opening = opening_row(checkpoint_bytes(config.model))
-        first = Checkpoint(0, assembly.params, state, {}, {}, {}, 0, len(opening), 0, None, None, self._fingerprint)
+        first = Checkpoint(0, assembly.params, state, {}, {}, {}, 0, len(opening), 0, self._fingerprint)
         return {
             rundir.CONFIG: config.to_toml(),
             rundir.ENVIRONMENT: to_json(environment(), indent=2),
@@ -272,7 +270,7 @@ def fingerprint(config: Config, data: FederatedData, tiers: Tiers | None) -> str
 def evaluate_adapter(
     config: str | Path, adapter: str | Path | None = None, overrides: Iterable[str] = ()
 ) -> Evaluation:
-    """Accuracy and loss on the test set, without training.
+    """The measures of the task on the test set, without training.
 
     Args:
         config: a TOML file, or a run directory, whose own adapter is taken when none is given.
@@ -302,11 +300,11 @@ def evaluate_adapter(
 def _finish(run: RunDirectory, assembly: Assembly, params: Params, ledger: Ledger) -> Result:
     """Writes what only a finished run has."""
     record = summary(
-        run.rounds.read(),
+        run.read_rounds(),
         run.timings.read(),
         ledger,
-        tuned_parameters=assembly.spec.num_parameters,
-        total_parameters=assembly.total_parameters,
+        assembly.config.task.primary,
+        {"tuned_parameters": assembly.spec.num_parameters, "total_parameters": assembly.total_parameters},
     )
     _write_adapter(run.adapter, assembly, params, record)
     if exit_blocks(assembly.backbone.module):

@@ -16,7 +16,7 @@ from fedelta.errors import ConfigError
 from fedelta.grid import SEED, Axis, Grid, parse_grid
 from fedelta.settings import Settings
 
-_TASK = ("data", "partition")
+_TASK = ("data", "partition", "task")
 _HINT = (
     'axes stand in `[compare.over]`, such as `"tuning.name" = ["head", "lora"]`, or in `--over tuning.name=head,lora`.'
 )
@@ -48,7 +48,7 @@ class Request:
 
     @property
     def task_axes(self) -> tuple[str, ...]:
-        """Names of the axes that change the data or their division, and with them what an accuracy means."""
+        """Names of the axes that change the data or their division, and with them what a measure means."""
         return tuple(axis.name for axis in self.grid.axes if any(key.partition(".")[0] in _TASK for key in axis.keys))
 
     def to_toml(self) -> str:

@@ -6,9 +6,11 @@ import json
 from collections.abc import Mapping
 
 from fedelta.results import numbers
+from fedelta.tasks.base import Measure
+from fedelta.tasks.table import task_of
 
 # Keys of a card that are told in words or are of no use to a reader.
-_UNLISTED = frozenset({"modality", "extra_inputs", "config", "is_native"})
+_UNLISTED = frozenset({"modality", "extra_inputs", "config", "is_native", "primary", "by_class", "by_client"})
 _NUM_NAMES = 20  # class names that are shown
 
 
@@ -77,22 +79,36 @@ def _figures(card: Mapping[str, object]) -> list[str]:
         rows["data"] = {name: value for name, value in data.items() if name != "audio"}
     if not rows:
         return ["Not recorded."]
-    return ["| | |", "|---|---|", *(f"| {_label(key)} | {_text(key, value)} |" for key, value in rows.items())]
+    measures = task_of(config if isinstance(config, Mapping) else {}).measured
+    lines = (f"| {_label(key, measures)} | {_text(key, value, measures)} |" for key, value in rows.items())
+    return ["| | |", "|---|---|", *lines]
 
 
-def _label(key: str) -> str:
+def _measure_of(key: str, measures: Mapping[str, Measure]) -> tuple[str, Measure | None]:
+    """What a key says of which measure, such as `best_`; None where it is of no measure."""
+    for kind in ("final_", "best_", "mean_exit_", ""):
+        if key.startswith(kind) and (measure := measures.get(key.removeprefix(kind))) is not None:
+            return kind, measure
+    return "", None
+
+
+def _label(key: str, measures: Mapping[str, Measure]) -> str:
+    kind, measure = _measure_of(key, measures)
+    if measure is not None:
+        return f"{kind.replace('_', ' ')}{measure.label}"
     return key.removeprefix("num_").removesuffix("_bytes").removesuffix("_seconds").replace("_", " ")
 
 
-def _text(key: str, value: object) -> str:
+def _text(key: str, value: object, measures: Mapping[str, Measure]) -> str:
+    _, measure = _measure_of(key, measures)
     if isinstance(value, Mapping):
-        text = ", ".join(_entry(str(name), item) for name, item in value.items() if item is not None)
+        text = ", ".join(_entry(str(name), item, measures) for name, item in value.items() if item is not None)
+    elif measure is not None and isinstance(value, int | float):
+        text = numbers.shown(value, measure, 2)
     elif key.endswith("_bytes") and isinstance(value, int | float):
         text = numbers.size(value)
     elif key.endswith("_seconds") and isinstance(value, int | float):
         text = numbers.duration(value)
-    elif key.endswith("accuracy") and isinstance(value, int | float):
-        text = numbers.percent(value, 2)
     elif isinstance(value, float):
         text = f"{value:g}"
     elif isinstance(value, int) and not isinstance(value, bool):
@@ -102,8 +118,9 @@ def _text(key: str, value: object) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def _entry(name: str, value: object) -> str:
-    return f"{name} ({_text(name, value)})" if isinstance(value, Mapping) else f"{name} {_text(name, value)}"
+def _entry(name: str, value: object, measures: Mapping[str, Measure]) -> str:
+    text = _text(name, value, measures)
+    return f"{name} ({text})" if isinstance(value, Mapping) else f"{name} {text}"
 
 
 def _warnings(card: Mapping[str, object]) -> list[str]:

@@ -142,6 +142,20 @@ class RunDirectory:
         """Wall-clock seconds and memory by round."""
         return JsonLines(self.path / TIMINGS)
 
+    def read_rounds(self) -> list[Record]:
+        """The records of all finished rounds.
+
+        Raises:
+            RunError: a line is broken, or the run is of an older format.
+        """
+        records = self.rounds.read()
+        if any("measures" not in record for record in records):
+            raise RunError(
+                f"{str(self.path / ROUNDS)!r} has rounds without `measures`: an older version of fedelta wrote them.",
+                hint=f"use the version that {ENVIRONMENT} beside it names, or run {CONFIG} again with this one.",
+            )
+        return records
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keeps a second process from writing to this run; see `exclusive`.
