@@ -77,9 +77,9 @@ def child(num_clients: int, num_rounds: int, strategy: str) -> None:
 
     from fedelta.config import load_config
     from fedelta.data.batches import FederatedData, LabelledData
-    from fedelta.data.stores import StoredImages
     from fedelta.experiment import Experiment
-    from fedelta.models.transforms import ImageTransform
+    from fedelta.modalities.image import Images
+    from fedelta.modalities.stores import Stored
     from fedelta.results.environment import peak_memory_bytes
     from fedelta.seeds import stream
 
@@ -87,9 +87,9 @@ def child(num_clients: int, num_rounds: int, strategy: str) -> None:
     generator = stream(0, "scaling")
     images = torch.randint(0, 256, (NUM_IMAGES, 1, 32, 32), dtype=torch.uint8, generator=generator)
     labels = torch.randint(0, 10, (NUM_IMAGES,), generator=generator)
-    inputs = StoredImages(images, ImageTransform(32, (0.5,) * 3, (0.5,) * 3))
+    inputs = Stored(images, Images(32, (0.5,) * 3, (0.5,) * 3))
     partition = dict(enumerate(torch.arange(NUM_IMAGES).tensor_split(num_clients)))
-    test = LabelledData(StoredImages(images[:64], inputs.transform), labels[:64])
+    test = LabelledData(Stored(images[:64], inputs.modality), labels[:64])
     data = FederatedData(LabelledData(inputs, labels), test, tuple("0123456789"), partition)
     recipe = Path(__file__).resolve().parents[1] / "recipes" / "demo.toml"
     config = load_config(

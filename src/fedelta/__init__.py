@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from fedelta.federation.personalize import Personalization as Personalization
     from fedelta.inference.predict import Prediction as Prediction
     from fedelta.inference.predict import Predictor as Predictor
+    from fedelta.modalities.settings import AudioSettings as AudioSettings
     from fedelta.models.anatomy import Anatomy as Anatomy
-    from fedelta.models.audio import AudioSettings as AudioSettings
     from fedelta.models.hub import Backbone as Backbone
     from fedelta.models.native import register_networks as register_networks
     from fedelta.models.source import ModelSource as ModelSource
@@ -87,8 +87,8 @@ _MODULES = {
     "federation.personalize": ("Personalization",),
     "engine.work": ("ClientSettings",),
     "inference.predict": ("Prediction", "Predictor"),
+    "modalities.settings": ("AudioSettings",),
     "models.anatomy": ("Anatomy",),
-    "models.audio": ("AudioSettings",),
     "models.hub": ("Backbone",),
     "models.native": ("register_networks",),
     "models.source": ("ModelSource", "bundled_path"),

@@ -14,7 +14,7 @@ import torch
 from fedelta.codecs.wire import encode
 from fedelta.config import Config
 from fedelta.data.batches import FederatedData, LabelledData
-from fedelta.data.federate import PLURALS, adapted
+from fedelta.data.federate import adapted
 from fedelta.data.federate import federate as divide
 from fedelta.data.sources import RawData, read
 from fedelta.engine.exits import ExitSettings
@@ -132,12 +132,12 @@ def _model_and_data(
         _check_num_classes(config, len(raw.class_names))
         _check_modality(config, raw)
         backbone = backbone or build(config.model, raw.class_names, seed=config.seed)
-        if backbone.transform is None:
-            raise ModelError("a backbone without a transform cannot read raw data; give `data` too.")
-        transform = adapted(backbone.transform, raw)
-        backbone = replace(backbone, transform=transform)
+        if backbone.modality is None:
+            raise ModelError("a backbone without a modality cannot read raw data; give `data` too.")
+        modality = adapted(backbone.modality, raw)
+        backbone = replace(backbone, modality=modality)
         unseen = partial(personal.unseen, seed=config.seed)
-        data = divide(raw, config.partition, transform, seed=config.seed, held_out=unseen)
+        data = divide(raw, config.partition, modality, seed=config.seed, held_out=unseen)
     personal.check_sizes(data.unseen)
     return backbone, data
 
@@ -290,8 +290,8 @@ def _check_num_classes(config: Config, found: int) -> None:
 
 
 def _check_modality(config: Config, raw: RawData) -> None:
-    found = PLURALS[raw.modality]
-    if config.augmentation.is_on and raw.modality != "image":
+    found = raw.modality.plural
+    if config.augmentation.is_on and not raw.modality.is_augmented:
         raise ConfigError(
             [f"`[augmentation]` crops and flips images, but column {raw.columns.input!r} holds {found}"],
             hint="leave the section out.",

@@ -21,7 +21,6 @@ from torch import Tensor
 from fedelta.assembly import Assembly, assemble
 from fedelta.config import Config, check_config, load_config, with_absolute_paths
 from fedelta.data.batches import FederatedData
-from fedelta.data.federate import modality
 from fedelta.errors import InputError
 from fedelta.federation.personalize import Personalization
 from fedelta.federation.records import RoundOutcome
@@ -30,7 +29,7 @@ from fedelta.federation.tiers import Tiers
 from fedelta.inference.adapter import Adapter, read_adapter, write_adapter
 from fedelta.inference.costs import costs_of
 from fedelta.inference.predict import Predictor, fill
-from fedelta.models.audio import AudioTransform
+from fedelta.modalities.settings import Preparation
 from fedelta.models.hub import Backbone
 from fedelta.models.native import is_native
 from fedelta.models.source import checkpoint_bytes
@@ -317,12 +316,12 @@ def _keep_costs(run: RunDirectory, assembly: Assembly) -> None:
     """Measures what an answer at each exit costs; what a finished run has measured on this machine stays."""
     assembly.engine.lanes.active = 1
     # A backbone of the caller's own may lack what makes examples.
-    row = None if assembly.backbone.transform else assembly.data.test.inputs.fetch(torch.tensor([0]))
+    row = None if assembly.backbone.modality else assembly.data.test.inputs.fetch(torch.tensor([0]))
     costs_of(run.path, assembly.backbone, row)
 
 
 def _write_adapter(directory: Path, assembly: Assembly, params: Params, record: Record) -> None:
-    config, transform = assembly.config, assembly.backbone.transform
+    config, modality = assembly.config, assembly.backbone.modality
     adapter = Adapter(
         config.tuning,
         params,
@@ -330,13 +329,12 @@ def _write_adapter(directory: Path, assembly: Assembly, params: Params, record: 
         class_names=assembly.data.class_names,
         model=config.model.model_copy(update={"adapter": None}),
         seed=config.seed,
-        max_length=config.data.max_length,
-        audio=transform.settings if isinstance(transform, AudioTransform) else None,
+        preparation=Preparation() if modality is None else modality.preparation,
     )
     card = {
         **record,
         "num_clients": len(assembly.data.partition),
-        "modality": modality(transform),
+        "modality": None if modality is None else modality.name,
         "extra_inputs": dict(assembly.backbone.extra_inputs),
         "is_native": is_native(assembly.backbone.module),
         "config": config.model_dump(mode="json"),

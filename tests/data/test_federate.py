@@ -14,18 +14,19 @@ from fedelta.data.federate import federate
 from fedelta.data.partition import Dirichlet, Iid, Natural
 from fedelta.data.sources import DataSource, read
 from fedelta.errors import DataError
-from fedelta.models.transforms import TextTransform, image_transform
+from fedelta.modalities.image import Images
+from fedelta.modalities.text import Texts
 
 
-def text_transform() -> TextTransform:
+def text_transform() -> Texts:
     words = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, "good": 2, "bad": 3}, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    return TextTransform(PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]"))
+    return Texts(PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]"))
 
 
 def test_the_digits_of_sixty_four_clients_are_ready_for_a_model():
     raw = read(DataSource(source="digits"), seed=7)
-    data = federate(raw, Dirichlet(num_clients=64, alpha=0.1), image_transform({}, 16, 3), seed=7)
+    data = federate(raw, Dirichlet(num_clients=64, alpha=0.1), Images.from_preprocessor({}, 16, 3), seed=7)
     assert (len(data.train), len(data.test), len(data.partition)) == (1437, 360, 64)
     rows = data.partition[5]
     assert data.train.inputs.fetch(rows)["pixel_values"].shape == (len(rows), 3, 16, 16)
@@ -84,7 +85,7 @@ def test_a_file_that_is_no_image_is_named(tmp_path):
     with pytest.raises(
         DataError, match=r"(?s)4 problems in the training set of .*/a/\d.png\): no image in a known format"
     ):
-        federate(raw, Iid(num_clients=2), image_transform({}, 8, 3), seed=0)
+        federate(raw, Iid(num_clients=2), Images.from_preprocessor({}, 8, 3), seed=0)
 
 
 @pytest.mark.shared
@@ -92,10 +93,10 @@ def test_cifar_100_is_read_in_seconds_with_its_published_clients(shared_dir):
     start = time.monotonic()
     source = DataSource(source=str(shared_dir / "data" / "cifar100"), client_column="client")
     raw = read(source, seed=0)
-    data = federate(raw, Natural(num_clients=100), image_transform({}, 224, 3), seed=0)
+    data = federate(raw, Natural(num_clients=100), Images.from_preprocessor({}, 224, 3), seed=0)
     seconds = time.monotonic() - start
     assert (len(data.train), len(data.test), len(data.class_names)) == (25000, 5000, 100)
-    assert data.train.inputs.images.shape == (25000, 3, 32, 32)
+    assert data.train.inputs.raw.shape == (25000, 3, 32, 32)
     assert raw.train.select(data.partition[17].tolist()).unique("client") == [17]
     # Five on an idle machine; the bound is for one that decodes with every attempt of every format.
     assert seconds < 60

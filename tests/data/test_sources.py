@@ -48,7 +48,7 @@ def folder(tmp_path) -> Path:
 def test_the_digits_are_embedded():
     raw = load("digits")
     # ceil(0.2 * 1797) = 360 test rows
-    assert (len(raw.train), len(raw.test), raw.num_classes, raw.modality) == (1437, 360, 10, "image")
+    assert (len(raw.train), len(raw.test), raw.num_classes, raw.modality.name) == (1437, 360, 10, "image")
     assert max(max(row) for row in raw.train[0]["image"]) > 200
     # The classes have 174 to 183 images; a fifth of each.
     assert set(raw.test_labels.bincount().tolist()) <= {35, 36, 37}
@@ -71,7 +71,7 @@ def test_numbers_of_examples_can_be_limited_in_equal_shares():
 
 def test_a_folder_of_images_has_its_sub_folders_as_classes(folder):
     raw = load(folder)
-    assert (raw.class_names, raw.modality, len(raw.train), len(raw.test)) == (("cat", "dog"), "image", 8, 2)
+    assert (raw.class_names, raw.modality.name, len(raw.train), len(raw.test)) == (("cat", "dog"), "image", 8, 2)
     assert raw.train_labels.bincount().tolist() == [4, 4]
 
 
@@ -101,7 +101,7 @@ def write(path: Path, rows: dict[str, list[object]]) -> Path:
 @pytest.mark.parametrize("name", ["d.parquet", "d.csv", "d.json", "d.jsonl", "odd [1] *name.csv"])
 def test_a_file_is_a_table(tmp_path, name):
     raw = load(write(tmp_path / name, ROWS), client_column="site")
-    assert (raw.modality, raw.class_names) == ("text", ("a", "b", "c"))
+    assert (raw.modality.name, raw.class_names) == ("text", ("a", "b", "c"))
     assert (raw.columns.input, raw.columns.label, raw.columns.client) == ("text", "label", "site")
     names = [raw.class_names[label] for label in raw.train_labels]
     assert names == raw.train["label"][:]

@@ -13,7 +13,7 @@ from fedelta.data.sources import DataSource, read
 from fedelta.data.validation import RowsOf, hold_back
 from fedelta.errors import ConfigError, DataError
 from fedelta.experiment import Experiment
-from fedelta.models.transforms import image_transform
+from fedelta.modalities.image import Images
 
 PARTITION = Dirichlet(num_clients=6, alpha=0.5, min_size=4)
 
@@ -21,7 +21,7 @@ PARTITION = Dirichlet(num_clients=6, alpha=0.5, min_size=4)
 def digits(**fields: object):
     source = DataSource(source="digits", max_train_examples=120, max_test_examples=60, **fields)
     raw = read(source, seed=3)
-    return raw, federate(raw, PARTITION, image_transform({}, 16, 3), seed=3)
+    return raw, federate(raw, PARTITION, Images.from_preprocessor({}, 16, 3), seed=3)
 
 
 # 0.2 * 10 = 2; 0.2 * 8 = 1.6, nearest 2; 0.2 * 7 = 1.4, nearest 1; 0.5 * 3 = 1.5, of 1 and 2 the larger;

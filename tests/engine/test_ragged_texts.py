@@ -10,8 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from fedelta.data.batches import LabelledData
-from fedelta.data.stores import StoredTexts
-from fedelta.models.transforms import TextTransform
+from fedelta.modalities.text import StoredTexts, Texts
 from fedelta.seeds import stream
 from fedelta.tuning.bias import Bias
 from fedelta.tuning.lora import Lora
@@ -32,7 +31,7 @@ def ragged(pad_id: int) -> LabelledData:
     lengths = torch.tensor(LENGTHS)
     tokens = torch.randint(4, 20, (int(lengths.sum()),), generator=stream(0, "tokens"), dtype=torch.int32)
     labels = torch.randint(0, NUM_CLASSES, (len(lengths),), generator=stream(0, "labels"))
-    return LabelledData(StoredTexts(tokens, lengths.cumsum(0), TextTransform(tokenizer)), labels)
+    return LabelledData(StoredTexts(tokens, lengths.cumsum(0), Texts(tokenizer)), labels)
 
 
 def longest(data: LabelledData, rows: Tensor) -> int:

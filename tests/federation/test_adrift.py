@@ -15,12 +15,13 @@ from torch import Tensor, tensor
 from fedelta.codecs.cast import Cast
 from fedelta.codecs.wire import decode, encode
 from fedelta.data.augmentation import Augmentation
-from fedelta.data.batches import Inputs, LabelledData
+from fedelta.data.batches import LabelledData
 from fedelta.engine.optimizers import Sgd
 from fedelta.engine.work import ClientSettings
 from fedelta.federation.client import Site, serve
 from fedelta.federation.records import Reply
 from fedelta.federation.rounds import federate
+from fedelta.modalities.base import Inputs
 from fedelta.params import Params, ParamSpec, add, select, weighted_mean
 from fedelta.strategies import windows
 from fedelta.strategies.base import RoundPlan, State

@@ -5,22 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import torch
 from torch import Generator, Tensor
 
+from fedelta.modalities.base import Inputs
 from fedelta.tasks.targets import Targets
-
-
-class Inputs(Protocol):
-    """Model inputs by row."""
-
-    def __len__(self) -> int:
-        """Number of rows."""
-
-    def fetch(self, rows: Tensor) -> dict[str, Tensor]:
-        """Keyword arguments of the model for `rows` (int64, one axis); every tensor has the batch first."""
 
 
 @dataclass(frozen=True)

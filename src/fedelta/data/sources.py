@@ -3,7 +3,7 @@
 Two steps, because a model can only be built when the classes are known, and inputs only when the model is:
 
     raw = read(source, seed=seed)                           # rows, labels, class names
-    data = federate(raw, settings, transform, seed=seed)    # in federate.py: inputs, rows of each client
+    data = federate(raw, settings, modality, seed=seed)     # in federate.py: inputs, rows of each client
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from torch import Tensor
 
 from fedelta.data.columns import (
     Columns,
-    Modality,
     Wanted,
     class_values,
     find_columns,
@@ -26,9 +25,10 @@ from fedelta.data.columns import (
 )
 from fedelta.data.files import load_splits, missing_path
 from fedelta.data.folders import CLIENT, Naming, expression
-from fedelta.data.problems import listed, refuse
 from fedelta.data.splits import Rows, hold_out, limit
-from fedelta.models.audio import AudioSettings
+from fedelta.errors import listed, refuse
+from fedelta.modalities.base import Modality
+from fedelta.modalities.settings import AudioSettings, Preparation
 from fedelta.seeds import stream
 from fedelta.settings import Settings
 
@@ -102,12 +102,22 @@ class DataSource(Settings):
 
     @model_validator(mode="after")
     def _one_of_each(self) -> DataSource:
-        columns = ("image_column", "text_column", "audio_column")
-        for names in (columns, ("test_files", "test_source")):
-            given = [name for name in names if getattr(self, name) is not None]
+        tests = {"test_files": self.test_files, "test_source": self.test_source}
+        for values in ({f"{name}_column": column for name, column in self._input_columns.items()}, tests):
+            given = [name for name, value in values.items() if value is not None]
             if len(given) > 1:
                 raise ValueError(f"{' and '.join(given)} are both set, expected one of them: remove the other")
         return self
+
+    @property
+    def wanted(self) -> Wanted:
+        """The columns that are named."""
+        inputs = {name: column for name, column in self._input_columns.items() if column is not None}
+        return Wanted(self.label_column, self.client, inputs)
+
+    @property
+    def _input_columns(self) -> dict[str, str | None]:
+        return {"image": self.image_column, "text": self.text_column, "audio": self.audio_column}
 
     @property
     def client(self) -> str | None:
@@ -143,9 +153,15 @@ class RawData:
     columns: Columns
 
     @property
-    def modality(self) -> Modality:
+    def modality(self) -> type[Modality]:
         """Whether the inputs are images, texts or recordings."""
         return self.columns.modality
+
+    @property
+    def preparation(self) -> Preparation:
+        """What section `[data]` says of the way from such examples to inputs."""
+        said = Preparation(max_length=self.source.max_length, audio=self.source.audio)
+        return said.only(self.modality.settings)
 
     @property
     def num_classes(self) -> int:
@@ -166,10 +182,7 @@ def read(source: DataSource, *, seed: int) -> RawData:
     """
     origin = f"data source {source.source!r}"
     train, test = _load(source, origin)
-    wanted = Wanted(
-        source.label_column, source.image_column, source.text_column, source.client, audio=source.audio_column
-    )
-    columns = find_columns(train, wanted, origin=origin)
+    columns = find_columns(train, source.wanted, origin=origin)
     classes, class_names = class_values(train, columns.label, origin=origin)
     labels, problems = label_numbers(train, columns.label, classes, "training set")
     learned = Rows(train, labels, torch.arange(len(labels)))

@@ -17,14 +17,14 @@ import torch
 from torch import Generator, Tensor
 
 from fedelta.data.augmentation import Augmentation, AugmentedInputs
-from fedelta.data.batches import Inputs, Examples, batches
+from fedelta.data.batches import Examples, batches
 from fedelta.engine.bank import LaneBank
 from fedelta.engine.exits import ExitLoss, ExitSettings
 from fedelta.engine.optimizers import LearningRate
 from fedelta.engine.prefix import CachedInputs, find_prefix, only_head
 from fedelta.engine.work import ClientSettings, Job, Trained
+from fedelta.modalities.base import Inputs
 from fedelta.models.hub import Backbone
-from fedelta.models.transforms import ImageTransform
 from fedelta.params import Params, ParamSpec
 from fedelta.strategies.base import LocalRule
 from fedelta.tasks.base import Evaluation, Sums, Task
@@ -306,9 +306,9 @@ class LaneEngine:
                 "frozen-prefix cache off for the training data: with `[augmentation]` its images differ in every "
                 "epoch, so that every step runs the whole model."
             )
-        transform = self._backbone.transform
-        # Without a transform of ours nobody knows what black is: there the padding is 0.
-        black = transform.black if isinstance(transform, ImageTransform) else (0.0,)
+        modality = self._backbone.modality
+        # Where inputs come ready it is not known what black is: there the padding is 0.
+        black = (0.0,) if modality is None else modality.black
         return replace(data, inputs=AugmentedInputs(data.inputs, augmentation, black, self._device))
 
     def _cached(self, data: Examples) -> Examples:

@@ -28,12 +28,11 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from fedelta.data.batches import Examples
-from fedelta.data.problems import refuse
 from fedelta.data.splits import stratified
 from fedelta.data.validation import RowsOf
 from fedelta.engine.lanes import LaneEngine
 from fedelta.engine.work import ClientSettings, Job
-from fedelta.errors import ConfigError, RoundError
+from fedelta.errors import ConfigError, RoundError, refuse
 from fedelta.federation.tiers import Tiers
 from fedelta.params import Params
 from fedelta.seeds import stream

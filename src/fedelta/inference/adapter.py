@@ -12,15 +12,14 @@ For LoRA, stock PEFT loads the directory onto the base model and computes the sa
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import safetensors.torch
 import torch
 
 from fedelta import __version__
-from fedelta.data.problems import listed
-from fedelta.errors import AdapterError
+from fedelta.errors import AdapterError, listed
 from fedelta.inference.card import render
 from fedelta.inference.directory import (
     CARD,
@@ -35,8 +34,9 @@ from fedelta.inference.directory import (
 from fedelta.inference.fit import misfits
 from fedelta.inference.layout import from_layout, is_pair, to_layout
 from fedelta.inference.own import Own, read_own
+from fedelta.modalities.settings import Preparation
+from fedelta.modalities.table import MODALITIES
 from fedelta.models.anatomy import Anatomy
-from fedelta.models.audio import AudioSettings
 from fedelta.models.hub import Backbone
 from fedelta.models.source import ModelSource
 from fedelta.params import Params
@@ -59,8 +59,7 @@ class Adapter:
         model: the base model in full: its image size, its architecture, whether its weights are random. None when
             an adapter made elsewhere does not say. `model.adapter` is not kept: `params` contain it.
         seed: of the run: random base weights depend on it.
-        max_length: most tokens of a text in the run; None for the transform's own.
-        audio: how recordings became inputs in the run; None for images and texts.
+        preparation: how examples became inputs in the run, beside what the model says.
     """
 
     tuning: AnyTuning
@@ -69,8 +68,7 @@ class Adapter:
     class_names: tuple[str, ...] | None
     model: ModelSource | None = None
     seed: int = 0
-    max_length: int | None = None
-    audio: AudioSettings | None = None
+    preparation: Preparation = field(default_factory=Preparation)
 
 
 def write_adapter(directory: Path, adapter: Adapter, anatomy: Anatomy, card: Mapping[str, object]) -> None:
@@ -81,7 +79,7 @@ def write_adapter(directory: Path, adapter: Adapter, anatomy: Anatomy, card: Map
         adapter: what to write.
         anatomy: of the model.
         card: what the model card tells of the run, units in the key names. Three keys have a meaning: `modality`
-            ("image", "text" or "audio"; PEFT gets its task type from it), `extra_inputs` (`Backbone.extra_inputs`: how
+            (its name; PEFT gets its task type from it), `extra_inputs` (`Backbone.extra_inputs`: how
             the model has to be called) and `config` (the configuration as nested dictionaries).
 
     Raises:
@@ -92,10 +90,11 @@ def write_adapter(directory: Path, adapter: Adapter, anatomy: Anatomy, card: Map
     refuse_foreign(directory, target)
     tensors, config = to_layout(adapter.tuning, adapter.params, anatomy)
     # PEFT's wrapper for text classifiers takes a head for granted, so without one the plain wrapper is named.
-    is_text_with_head = card.get("modality") == "text" and config.get("modules_to_save") is not None
+    modality = MODALITIES.get(str(card.get("modality")))
+    has_head = config.get("modules_to_save") is not None
     config |= {
         "base_model_name_or_path": adapter.base or None,
-        "task_type": "SEQ_CLS" if is_text_with_head else None,
+        "task_type": modality.hub.peft_task if modality is not None and has_head else None,
         "inference_mode": True,
     }
     section = adapter.tuning.model_dump(mode="json")
@@ -105,8 +104,8 @@ def write_adapter(directory: Path, adapter: Adapter, anatomy: Anatomy, card: Map
         class_names=adapter.class_names,
         model=None if adapter.model is None else adapter.model.model_copy(update={"adapter": None}),
         seed=adapter.seed,
-        max_length=adapter.max_length,
-        audio=adapter.audio,
+        max_length=adapter.preparation.max_length,
+        audio=adapter.preparation.audio,
     )
     # A model whose norms were exchanged cannot be had by its name alone.
     has_weights = bool(adapter.base) and (
@@ -146,7 +145,7 @@ def read_adapter(directory: str | Path, anatomy: Anatomy | None = None) -> Adapt
     if anatomy is not None:
         _refuse_whole_modules(where, tuning, params, anatomy)
     base = str(config.get("base_model_name_or_path") or "")
-    return Adapter(tuning, params, base, own.class_names, own.model, own.seed, own.max_length, own.audio)
+    return Adapter(tuning, params, base, own.class_names, own.model, own.seed, own.preparation)
 
 
 def check_fits(adapter: Adapter, backbone: Backbone) -> None:

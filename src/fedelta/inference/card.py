@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+from fedelta.modalities.base import Modality
+from fedelta.modalities.table import MODALITIES
 from fedelta.results import numbers
 from fedelta.tasks.base import Measure
 from fedelta.tasks.table import task_of
@@ -44,16 +46,12 @@ def render(
 
 
 def _header(tuning_name: str, base: str, card: Mapping[str, object]) -> list[str]:
-    kind = {
-        "image": "image-classification",
-        "text": "text-classification",
-        "audio": "audio-classification",
-    }.get(str(card.get("modality")))
+    modality = _modality(card)
     return [
         "---",
         "library_name: peft",
         *([f"base_model: {json.dumps(base, ensure_ascii=False)}"] if base else []),
-        *([f"pipeline_tag: {kind}"] if kind else []),
+        *([f"pipeline_tag: {modality.hub.pipeline_tag}"] if modality else []),
         "tags:",
         "- federated-learning",
         "- fedelta",
@@ -75,8 +73,10 @@ def _figures(card: Mapping[str, object]) -> list[str]:
         for section in ("data", "partition", "strategy", "client", "codec"):
             if section in config:
                 rows[section] = config[section]
-    if card.get("modality") != "audio" and isinstance(data := rows.get("data"), Mapping):
-        rows["data"] = {name: value for name, value in data.items() if name != "audio"}
+    modality, data = _modality(card), rows.get("data")
+    if modality is not None and isinstance(data, Mapping):
+        foreign = {key for each in MODALITIES.values() for key in each.settings} - modality.settings
+        rows["data"] = {name: value for name, value in data.items() if name not in foreign}
     if not rows:
         return ["Not recorded."]
     measures = task_of(config if isinstance(config, Mapping) else {}).measured
@@ -135,12 +135,12 @@ def _warnings(card: Mapping[str, object]) -> list[str]:
 
 
 def _preparation(card: Mapping[str, object]) -> list[str]:
-    if card.get("modality") != "audio":
-        return []
-    return [
-        "\nIts inputs are log-mel spectrograms of recordings, as images: fedelta makes them as `audio` in",
-        "`fedelta.json` says.",
-    ]
+    modality = _modality(card)
+    return [f"\n{modality.card_note}"] if modality is not None and modality.card_note else []
+
+
+def _modality(card: Mapping[str, object]) -> type[Modality] | None:
+    return MODALITIES.get(str(card.get("modality")))
 
 
 def _loading(
@@ -160,13 +160,14 @@ def _loading(
             "fedelta tuned, after `base_model.model.`; `fedelta.json` says how it was tuned.\n",
             *ours,
         ]
-    if not has_weights:
+    modality = _modality(card)
+    if not has_weights or modality is None:
         return [
             "The weights of its base model are random, its batch norms were exchanged, or it has no name: stock PEFT",
             "cannot get the same ones. `fedelta.json` keeps the model and the seed, where the run knew them.\n",
             *ours,
         ]
-    auto = "AutoModelForSequenceClassification" if card.get("modality") == "text" else "AutoModelForImageClassification"
+    auto = modality.hub.auto_class
     labels = f", num_labels={len(class_names)}" if class_names else ""
     bundled = base.startswith("bundled:")
     source = (

@@ -11,8 +11,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from fedelta.data.problems import listed
-from fedelta.errors import AdapterError
+from fedelta.errors import AdapterError, listed
 from fedelta.results.files import Record, sync_directory, write_atomic
 
 WEIGHTS, CONFIG, CARD, OWN = "adapter_model.safetensors", "adapter_config.json", "README.md", "fedelta.json"

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError
 
 from fedelta import __version__
 from fedelta.errors import AdapterError
-from fedelta.models.audio import AudioSettings
+from fedelta.modalities.settings import AudioSettings, Preparation
 from fedelta.models.source import ModelSource
 from fedelta.results.files import to_json
 from fedelta.settings import Settings
@@ -24,7 +24,7 @@ class Own(Settings):
         class_names: in label order, or None.
         model: the base model, without the adapter that a run started from: the tensors contain it.
         seed: of the run, for base weights that are random.
-        max_length: most tokens of a text, None for the transform's own.
+        max_length: most tokens of a text, None for the usual one.
         audio: how recordings become the model's inputs, None for images and texts.
     """
 
@@ -35,6 +35,11 @@ class Own(Settings):
     seed: int = Field(default=0, ge=0)
     max_length: int | None = Field(default=None, ge=1)
     audio: AudioSettings | None = None
+
+    @property
+    def preparation(self) -> Preparation:
+        """How examples became inputs in the run."""
+        return Preparation(max_length=self.max_length, audio=self.audio)
 
     def to_json(self) -> str:
         """The content of the file."""

@@ -20,11 +20,9 @@ from fedelta.inference.anytime import (
     check_exit,
     exits_of,
 )
-from fedelta.inference.examples import BATCH_SIZE, audio_batches, image_batches, text_batches
-from fedelta.models.audio import AudioSettings, AudioTransform, audio_transform
+from fedelta.modalities.settings import AudioSettings, Preparation
 from fedelta.models.hub import Backbone, build
 from fedelta.models.source import ModelSource, read_config
-from fedelta.models.transforms import ImageTransform, TextTransform
 from fedelta.params import Params
 from fedelta.results import rundir
 from fedelta.results.checkpoint import load
@@ -33,7 +31,9 @@ from fedelta.tuning.exits import exit_blocks
 from fedelta.tuning.lanes import Lanes
 
 if TYPE_CHECKING:
-    from fedelta.inference.examples import Example
+    from fedelta.modalities.base import Example
+
+BATCH_SIZE = 32  # examples of one pass through the model
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Predictor:
             model: the base model; by default the one that the adapter records, or only names.
             class_names: by default those that the adapter holds, else those of the base model.
             seed: of random base weights; by default that of the run.
-            max_length: most tokens of a text; by default as in the run, else the transform's own.
+            max_length: most tokens of a text; by default as in the run, else 128.
             audio: how recordings become images for the base model; by default as in the run, which was about images
                 where it does not say.
 
@@ -138,8 +138,12 @@ class Predictor:
             )
         names = tuple(class_names or adapter.class_names or _class_names(model))
         backbone = build(model, names, seed=adapter.seed if seed is None else seed)
-        max_length = adapter.max_length if max_length is None else max_length
-        backbone = _with_settings(backbone, max_length, audio or adapter.audio)
+        if backbone.modality is not None:
+            given = Preparation(
+                max_length=adapter.preparation.max_length if max_length is None else max_length,
+                audio=audio or adapter.preparation.audio,
+            )
+            backbone = replace(backbone, modality=backbone.modality.prepared(given))
         install(adapter, backbone)
         return cls(backbone, names)
 
@@ -210,14 +214,9 @@ class Predictor:
     def _batches(self, inputs: Sequence[Example], size: int = BATCH_SIZE) -> Iterator[dict[str, Tensor]]:
         if isinstance(inputs, str | Path | Tensor):
             raise TypeError(f"`inputs` is one {type(inputs).__name__}, expected a list of examples")
-        transform = self.backbone.transform
-        if isinstance(transform, TextTransform):
-            return text_batches(inputs, transform, size)
-        if isinstance(transform, ImageTransform):
-            return image_batches(inputs, transform, size)
-        if isinstance(transform, AudioTransform):
-            return audio_batches(inputs, transform, size)
-        raise TypeError("this backbone has no transform from images or texts to its inputs")
+        if self.backbone.modality is None:
+            raise TypeError("this backbone has no modality that turns examples into its inputs")
+        return self.backbone.modality.examples(inputs, size)
 
     def _answers(self, logits_BC: Tensor, number: int | None) -> Iterator[Prediction]:
         for row in torch.softmax(logits_BC.double(), dim=1).tolist():
@@ -243,16 +242,6 @@ def fill(backbone: Backbone, params: Params) -> None:
     for name, tensor in params.items():
         # Broadcasts over the lane axis, which full fine-tuning does not have.
         backbone.module.get_parameter(name).copy_(tensor)
-
-
-def _with_settings(backbone: Backbone, max_length: int | None, audio: AudioSettings | None) -> Backbone:
-    """`backbone` with a transform that follows what is given."""
-    transform = backbone.transform
-    if isinstance(transform, TextTransform) and max_length is not None:
-        return replace(backbone, transform=replace(transform, max_length=max_length))
-    if isinstance(transform, ImageTransform) and audio is not None:
-        return replace(backbone, transform=audio_transform(transform, audio))
-    return backbone
 
 
 def _base_model(adapter: Adapter) -> ModelSource | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,13 +10,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from fedelta.errors import ModelError
+from fedelta.modalities.base import Modality
+from fedelta.modalities.image import Images
+from fedelta.modalities.table import MODALITIES
 from fedelta.models.native import FAMILIES, PRESETS, register_networks, resolve
 from fedelta.settings import Settings
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-Modality = Literal["image", "text"]
 _BUNDLED = Path(__file__).parent / "bundled"
 
 
@@ -130,32 +131,20 @@ def _described(architecture: Mapping[str, Any]) -> PretrainedConfig:
     return config
 
 
-def modality_of(config: PretrainedConfig) -> Modality:
-    """Whether models of this configuration read images or texts.
+def modality_of(config: PretrainedConfig) -> type[Modality]:
+    """What models of this configuration take: images or texts.
 
     Raises:
         ModelError: transformers has no classifier of that family.
     """
     from transformers.models.auto import modeling_auto
 
-    if config.model_type in (*FAMILIES, *modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES):
-        return "image"
-    if config.model_type in modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
-        return "text"
+    if config.model_type in FAMILIES:
+        return Images
+    for modality in MODALITIES.values():
+        if config.model_type in getattr(modeling_auto, modality.hub.families):
+            return modality
     raise ModelError(f"family {config.model_type!r} has no image or text classifier in transformers.")
-
-
-def read_preprocessor(source: ModelSource) -> dict[str, Any]:
-    """`preprocessor_config.json` of a local directory or the hub, {} without one; Any: the hub's free-form JSON."""
-    from transformers.utils.hub import cached_file
-
-    if source.source is None:
-        return {}
-    path = cached_file(locate(source.source), "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
-    try:
-        return {} if path is None else dict(json.loads(Path(path).read_text(encoding="utf-8")))
-    except (TypeError, ValueError) as error:
-        raise ModelError(f"{path} holds no JSON object: {error}") from error
 
 
 def checkpoint_bytes(source: ModelSource) -> int:
