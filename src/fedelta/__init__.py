@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from fedelta.config import Config as Config
     from fedelta.config import load_config as load_config
     from fedelta.data.augmentation import Augmentation as Augmentation
+    from fedelta.data.batches import Examples as Examples
     from fedelta.data.batches import FederatedData as FederatedData
-    from fedelta.data.batches import LabelledData as LabelledData
     from fedelta.data.partition import Dirichlet as Dirichlet
     from fedelta.data.partition import Iid as Iid
     from fedelta.data.partition import Natural as Natural
@@ -78,7 +78,7 @@ _MODULES = {
     "comparison.result": ("Comparison",),
     "config": ("Config", "load_config"),
     "data.augmentation": ("Augmentation",),
-    "data.batches": ("FederatedData", "LabelledData"),
+    "data.batches": ("Examples", "FederatedData"),
     "data.partition": ("Dirichlet", "Iid", "Natural", "Pathological", "Quantity"),
     "data.sources": ("DataSource",),
     "errors": ("FedeltaError", "InputError", "RoundError"),

@@ -5,9 +5,9 @@
     for each rate      : fine-tune on the rows to try, measure on the rows to select by
     with the best rate : fine-tune on the whole training part, measure on the evaluation part
 
-Each fine-tuning starts from the params of the server. The best rate has the best primary measure, of a model with exits the
-mean over those that the client learns at; then the lower loss, then the smaller rate. In the authors' code the rate is
-selected on the evaluation part, so that what it reports is too high; here no choice looks at it.
+Each fine-tuning starts from the params of the server. The best rate has the best primary measure, of a model with exits
+the mean over those that the client learns at; then the lower loss, then the smaller rate. In the authors' code the rate
+is selected on the evaluation part, so that what it reports is too high; here no choice looks at it.
 
 A client fine-tunes as it would train in a round: optimizer, local rule, exits and augmentation are those of the run.
 
@@ -336,7 +336,8 @@ class _Bench:
             value = self._where_it_learns(client, found)
             ranks.setdefault(client, [])
             if not found.not_finite:
-                ranks[client].append((-value if task.primary.higher_is_better else value, found.measures[task.loss.name], lr))
+                order = -value if task.primary.higher_is_better else value
+                ranks[client].append((order, found.measures[task.loss.name], lr))
         for client, own in ranks.items():
             if not own:
                 raise _diverged(client, lrs)
