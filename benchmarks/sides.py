@@ -76,9 +76,8 @@ def fedelta_side(case: Case) -> Round:
     runtime = SimulationSettings(lanes=case.lanes)
     model = backbone(case)
     method = Lora(r=RANK, lora_alpha=LORA_ALPHA) if case.tuning == "lora" else TUNING_METHODS[case.tuning]()
-    lanes = Lanes(
-        runtime.num_lanes(clients_per_round=len(case.sizes), batch_size=case.batch_size, max_lanes=method.max_lanes)
-    )
+    num_lanes = runtime.num_lanes(clients_per_round=len(case.sizes), batch_size=case.batch_size)
+    lanes = Lanes(min(num_lanes, method.max_lanes or num_lanes))
     spec = method.apply(model, lanes, stream(SEED, "tuning"))
     client = ClientSettings(
         local_epochs=case.local_epochs, batch_size=case.batch_size, lr=LR, optimizer=Sgd(momentum=MOMENTUM)

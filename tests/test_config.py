@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from fedelta.config import Config, load_config, named_choices, parse_config, with_absolute_paths
+from fedelta.config import Config, load_config, parse_config
 from fedelta.engine.optimizers import AdamW, Sgd
 from fedelta.errors import ConfigError
+from fedelta.settings.explain import named_choices
 from fedelta.strategies.local import FedProx
 from fedelta.tuning.head import Head
 from fedelta.tuning.lora import Lora
 from fedelta.tuning.table import SINGLE
 
-STRATEGIES = ", ".join(named_choices()["strategy.name"])
+STRATEGIES = ", ".join(named_choices(Config)["strategy.name"])
 
 # Any other type of value in a table of the test would be a type of TOML.
 Table = dict[str, object]
@@ -310,13 +311,13 @@ def test_a_written_configuration_is_read_back_equal_for_every_choice_of_names(
     rest = itertools.cycle(
         itertools.product(
             *(
-                named_choices()[f"{path}.name"]
+                named_choices(Config)[f"{path}.name"]
                 for path in ("local_rule", "client.optimizer", "client.schedule", "codec")
             )
         )
     )
     # Every strategy with every mean, one after the other: all combinations with all of the above would be 32,000.
-    strategies = itertools.product(named_choices()["strategy.name"], named_choices()["strategy.mean.name"])
+    strategies = itertools.product(named_choices(Config)["strategy.name"], named_choices(Config)["strategy.mean.name"])
     for (rule, optimizer, schedule, codec), (strategy, mean) in zip(rest, strategies, strict=False):
         if (strategy, optimizer) == ("scaffold", "adamw"):
             continue
@@ -383,7 +384,7 @@ def test_a_file_of_tiers_is_written_with_its_full_path(tmp_path: Path, monkeypat
     (tmp_path / "tiers.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
     config = parse_config(table(exits={"tiers_file": "tiers.json"}, tuning={"name": "exit-heads"}))
-    assert with_absolute_paths(config).exits.tiers_file == str(tmp_path / "tiers.json")
+    assert config.exits.tiers_file == str(tmp_path / "tiers.json")
 
 
 def test_a_written_configuration_holds_the_defaults():
@@ -394,7 +395,7 @@ def test_a_written_configuration_holds_the_defaults():
 
 
 def test_choices_are_the_names_that_a_section_takes():
-    choices = named_choices()
+    choices = named_choices(Config)
     assert choices["codec.name"] == ["float32", "float16", "bfloat16"]
     adaptive, windowed = ["fedavgm", "fedadagrad", "fedadam", "fedyogi"], ["fedlama", "fedlama-auto"]
     assert choices["strategy.name"] == ["fedavg", *adaptive, "fednova", "scaffold", *windowed, "fedluar"]

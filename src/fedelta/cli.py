@@ -278,7 +278,7 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
         f"{config}: good. {len(sizes)} clients with {min(sizes)} to {max(sizes)} examples, {held_out}"
         f"{len(assembly.data.test)} {assembly.config.data.evaluate_on} examples, "
         f"{len(assembly.data.class_names)} classes, "
-        f"{assembly.spec.num_parameters:,} of {assembly.total_parameters:,} parameters tuned, "
+        f"{assembly.spec.num_parameters:,} of {assembly.model.total_parameters:,} parameters tuned, "
         f"{assembly.engine.lanes.num} lanes."
     )
     if "compare" in read_table(config):

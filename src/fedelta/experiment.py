@@ -15,14 +15,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import tomli_w
 import torch
 from torch import Tensor
 
-from fedelta.assembly import Assembly, assemble
-from fedelta.config import Config, check_config, load_config, with_absolute_paths
+from fedelta.assembly.model import tuned_model
+from fedelta.assembly.run import Assembly, assemble
+from fedelta.assembly.site import build_site, evaluate, num_lanes, read_data
+from fedelta.config import Config, check_config, load_config, read_table
 from fedelta.data.batches import FederatedData
 from fedelta.errors import InputError
-from fedelta.federation.personalize import Personalization
 from fedelta.federation.records import RoundOutcome
 from fedelta.federation.rounds import federate
 from fedelta.federation.tiers import Tiers
@@ -33,7 +35,7 @@ from fedelta.modalities.settings import Preparation
 from fedelta.models.hub import Backbone
 from fedelta.models.native import is_native
 from fedelta.models.source import checkpoint_bytes
-from fedelta.params import Params
+from fedelta.params import Params, select
 from fedelta.results import rundir
 from fedelta.results.checkpoint import Checkpoint, encode, load, save
 from fedelta.results.citations import citations
@@ -42,13 +44,14 @@ from fedelta.results.files import JsonLines, Record, to_json
 from fedelta.results.ledger import Ledger, opening_row
 from fedelta.results.rundir import RunDirectory, free_name, refuse_taken
 from fedelta.results.runlog import round_record, summary, timing_record
-from fedelta.runtimes.stability import Stability
 from fedelta.tasks.base import Evaluation
 from fedelta.tracking.mirror import mirrored
-from fedelta.tracking.settings import Tracking
 from fedelta.tracking.table import require
+from fedelta.tuning import AnyTuning
 from fedelta.tuning.exits import exit_blocks
 
+# What a run started from is not needed to go on with it, and may be gone.
+_WITHOUT_ADAPTER = ("model.adapter=",)
 OnRound = Callable[[RoundOutcome, Ledger], None]
 
 
@@ -92,7 +95,7 @@ class Result:
         backbone, lanes = copy.deepcopy((self.assembly.backbone, self.assembly.engine.lanes))
         fill(backbone, self.params | own)
         lanes.active = 1
-        self.assembly.config.tuning.merge(backbone)
+        self.assembly.model.tuning.merge(backbone)
         return Predictor(backbone, self.assembly.data.class_names)
 
 
@@ -115,8 +118,9 @@ class Experiment:
         name: str = "experiment",
     ) -> None:
         check_config(config)
-        self.config = with_absolute_paths(config)
+        self.config = config
         self.name = name
+        self._left_out: str | None = None
         self._backbone = backbone
         self._data = data
 
@@ -127,9 +131,15 @@ class Experiment:
 
     @classmethod
     def from_run(cls, directory: str | Path) -> Experiment:
-        """The experiment behind a run directory."""
+        """The experiment behind a run directory, to be resumed.
+
+        The adapter that the run started from may be gone: its tuning method is in `config.toml`, its tensors are in the
+        checkpoint.
+        """
         run = RunDirectory.open(Path(directory))
-        return cls(load_config(run.config), name=run.path.name)
+        experiment = cls(load_config(run.config, _WITHOUT_ADAPTER), name=run.path.name)
+        experiment._left_out = read_table(run.config)["model"].get("adapter")
+        return experiment
 
     @cached_property
     def assembly(self) -> Assembly:
@@ -147,6 +157,11 @@ class Experiment:
             InputError: the configuration, data or model cannot be used; no run directory is left behind.
             RoundError: training failed; the rounds before it are kept.
         """
+        if self._left_out is not None:
+            raise InputError(
+                f"the run {self.name!r} started from adapter {self._left_out!r}, without which it can only be resumed.",
+                hint="to start anew, give its `config.toml` to `fedelta run` or `Experiment.from_toml`.",
+            )
         path = free_name(Path("runs"), self.name) if out is None else Path(out)
         refuse_taken(path)
         require(self.config.tracking)
@@ -169,7 +184,10 @@ class Experiment:
         run.read_rounds()  # of an older format: said before anything is changed
         checkpoint = load(run.checkpoint, self.assembly.spec, self._fingerprint)
         run.rewind(checkpoint)
-        self.assembly.site.restore(checkpoint.kept, checkpoint.remembered, checkpoint.adrift)
+        site = self.assembly.site
+        site.restore(checkpoint.kept, checkpoint.remembered, checkpoint.adrift)
+        # What never travels is at the server as the run started with it.
+        site.start.update(select(checkpoint.params, self.assembly.spec.kept))
         ledger = Ledger.read(run.ledger)
         with mirrored(run, self.config) as mirror:
             params = self._continue(run, checkpoint, ledger, mirror.before(on_round))
@@ -217,25 +235,26 @@ class Experiment:
     @cached_property
     def _fingerprint(self) -> str:
         """Differs between configurations and data that would give other results."""
-        return fingerprint(self.assembly.config, self.assembly.data, self.assembly.tiers)
+        return fingerprint(self.config, self.assembly.model.tuning, self.assembly.data, self.assembly.tiers)
 
     def _opening_files(self) -> dict[str, str | bytes]:
         """The content of a run directory before round 1."""
-        assembly = self.assembly
-        config = assembly.config
-        state = assembly.federation.strategy.init(assembly.params, assembly.spec)
+        assembly, config = self.assembly, self.config
+        strategy, tuning = assembly.strategy, assembly.model.tuning
+        state = strategy.init(assembly.params, assembly.spec)
         opening = opening_row(checkpoint_bytes(config.model))
         first = Checkpoint(0, assembly.params, state, {}, {}, {}, 0, len(opening), 0, self._fingerprint)
         return {
-            rundir.CONFIG: config.to_toml(),
+            rundir.CONFIG: config.to_toml({"tuning": tuning}),
             rundir.ENVIRONMENT: to_json(environment(), indent=2),
-            rundir.CITATIONS: citations(config.model_dump()),
+            rundir.CITATIONS: citations(config.to_table({"tuning": tuning})),
             rundir.PARTITION: to_json(_label_counts(assembly.data)),
             rundir.MODEL: to_json(
                 {
                     "tuned_parameters": assembly.spec.num_parameters,
-                    "total_parameters": assembly.total_parameters,
+                    "total_parameters": assembly.model.total_parameters,
                     "groups": assembly.spec.sizes,
+                    "strategy": strategy.model_dump(mode="json"),
                 }
             ),
             rundir.LEDGER: opening,
@@ -243,21 +262,22 @@ class Experiment:
         }
 
 
-def fingerprint(config: Config, data: FederatedData, tiers: Tiers | None) -> str:
+def fingerprint(config: Config, tuning: AnyTuning, data: FederatedData, tiers: Tiers | None) -> str:
     """Sixteen hexadecimal digits that differ between configurations and data that would give other results.
 
     Args:
-        config: with the tuning method that is really used.
+        config: of the run.
+        tuning: the method that is really used.
         data: of all clients.
         tiers: of all clients; they may come from a file.
     """
+    table = config.to_table({"tuning": tuning})
     # Without what changes no result of a round: a run may be tracked from its second half on, or moved, and what it
     # started from is in its checkpoint.
-    personal = config.personalization
-    held_out = Personalization(held_out_clients=personal.held_out_clients, held_out=personal.held_out)
-    model = config.model.model_copy(update={"adapter": None})
-    config = config.model_copy(update={"model": model, "tracking": Tracking(), "personalization": held_out})
-    digest = hashlib.sha256(repr((config.to_toml(), data.class_names)).encode())
+    del table["tracking"]
+    table["model"].pop("adapter", None)
+    table["personalization"] = {key: table["personalization"][key] for key in ("held_out_clients", "held_out")}
+    digest = hashlib.sha256(repr((tomli_w.dumps(table), data.class_names)).encode())
     parts = (data.partition[key] for key in sorted(data.partition)), (data.unseen[key] for key in sorted(data.unseen))
     for rows in (data.train.labels, data.test.labels, *itertools.chain(*parts)):
         digest.update(len(rows).to_bytes(8, "big") + rows.numpy().tobytes())
@@ -282,18 +302,16 @@ def evaluate_adapter(
         # Another adapter than the run's own has nothing to do with what its clients keep.
         kept_by = run if adapter is None else None
         # The adapter that the run started from may be gone; its own is all that is needed.
-        path, adapter, overrides = run.config, adapter or run.adapter, ["model.adapter=", *overrides]
+        path, adapter, overrides = run.config, adapter or run.adapter, [*_WITHOUT_ADAPTER, *overrides]
     loaded = load_config(path, overrides)
-    if adapter is not None:
-        # The adapter says what is tuned, whatever the configuration was written for.
-        found = read_adapter(adapter)
-        model = loaded.model.model_copy(update={"adapter": str(adapter)})
-        loaded = loaded.model_copy(update={"model": model, "tuning": found.tuning})
-    # Nothing is trained: how reliable clients are does not matter.
-    assembly = assemble(loaded.model_copy(update={"stability": Stability()}))
+    backbone, data = read_data(loaded)
+    # The adapter says what is tuned, whatever the configuration was written for.
+    start = None if adapter is None else read_adapter(adapter, backbone.anatomy)
+    model = tuned_model(loaded, backbone, data.class_names, num_lanes=num_lanes(loaded), adapter=start)
+    site = build_site(loaded, model, data)
     if kept_by is not None:
-        assembly.site.restore(load(kept_by.checkpoint).kept, {}, {})
-    return assembly.evaluate(assembly.params)
+        site.restore(load(kept_by.checkpoint).kept, {}, {})
+    return evaluate(site, model.params, data.test)
 
 
 def _finish(run: RunDirectory, assembly: Assembly, params: Params, ledger: Ledger) -> Result:
@@ -303,7 +321,7 @@ def _finish(run: RunDirectory, assembly: Assembly, params: Params, ledger: Ledge
         run.timings.read(),
         ledger,
         assembly.config.task.primary,
-        {"tuned_parameters": assembly.spec.num_parameters, "total_parameters": assembly.total_parameters},
+        {"tuned_parameters": assembly.spec.num_parameters, "total_parameters": assembly.model.total_parameters},
     )
     _write_adapter(run.adapter, assembly, params, record)
     if exit_blocks(assembly.backbone.module):
@@ -323,11 +341,11 @@ def _keep_costs(run: RunDirectory, assembly: Assembly) -> None:
 def _write_adapter(directory: Path, assembly: Assembly, params: Params, record: Record) -> None:
     config, modality = assembly.config, assembly.backbone.modality
     adapter = Adapter(
-        config.tuning,
+        assembly.model.tuning,
         params,
         base=config.model.source or "",
         class_names=assembly.data.class_names,
-        model=config.model.model_copy(update={"adapter": None}),
+        model=config.model,
         seed=config.seed,
         preparation=Preparation() if modality is None else modality.preparation,
     )
@@ -337,7 +355,7 @@ def _write_adapter(directory: Path, assembly: Assembly, params: Params, record: 
         "modality": None if modality is None else modality.name,
         "extra_inputs": dict(assembly.backbone.extra_inputs),
         "is_native": is_native(assembly.backbone.module),
-        "config": config.model_dump(mode="json"),
+        "config": config.to_table({"strategy": assembly.strategy}),
     }
     write_adapter(directory, adapter, assembly.backbone.anatomy, card)
 

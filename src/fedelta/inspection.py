@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from fedelta.assembly import adopt_tuning, check_norms
+from fedelta.assembly.model import adopted_tuning, apply_tuning
 from fedelta.codecs.wire import encode
-from fedelta.config import Config, named_choices
+from fedelta.config import Config
 from fedelta.data.sources import read
 from fedelta.federation.tiers import Tiers
 from fedelta.inference.adapter import read_adapter
@@ -18,7 +18,7 @@ from fedelta.models.native import PRESETS
 from fedelta.models.source import bundled_names
 from fedelta.params import ParamSpec
 from fedelta.results.runlog import BYTES_PER_FLOAT32
-from fedelta.seeds import stream
+from fedelta.settings.explain import named_choices
 from fedelta.tracking.table import TOOLS
 from fedelta.tuning.exits import exit_blocks, owned_at
 from fedelta.tuning.lanes import Lanes
@@ -84,10 +84,10 @@ def inspect(config: Config) -> Inspection:
         class_names = tuple(str(index) for index in range(config.model.num_classes))
     backbone = build(config.model, class_names, seed=config.seed, device="meta")
     total_parameters = backbone.num_parameters
+    tuning = config.tuning
     if config.model.adapter is not None:
-        config = adopt_tuning(config, read_adapter(config.model.adapter, backbone.anatomy), backbone)
-    spec = config.tuning.apply(backbone, Lanes(1), stream(config.seed, "tuning"))
-    check_norms(config, backbone)
+        tuning = adopted_tuning(config, read_adapter(config.model.adapter, backbone.anatomy), backbone)
+    spec = apply_tuning(config, tuning, backbone, Lanes(1))
     memory = config.strategy.memory
     wire = spec if memory is None else memory.extend(spec)
     shared = {name: wire.tensors[name] for name in wire.shared}
@@ -132,4 +132,5 @@ def choices() -> dict[str, list[str]]:
         "tuning.name": [*SINGLE, "several joined by +"],
         "personalization.tune": [*SCOPES],
     }
-    return fixed | named_choices() | {"tracking.tools": list(TOOLS)}
+    named = {key: names for key, names in named_choices(Config).items() if key not in fixed}
+    return fixed | named | {"tracking.tools": list(TOOLS)}

@@ -14,7 +14,8 @@ from tests.comparison.inline import run_inline
 from tests.small import SMALL, write_small
 
 import fedelta
-from fedelta import assembly, cli
+from fedelta import cli
+from fedelta.assembly import site
 from fedelta.comparison import compare
 from fedelta.comparison.pool import Event
 from fedelta.errors import ConfigError, RunError
@@ -102,14 +103,14 @@ def test_the_search_chooses_by_validation_rows_whatever_the_test_labels_are(tmp_
         assert (str(group.value), first["is_best"]) == (first["client.lr"], "true")
         assert all(cell.run == f"runs/{method}-seed-{cell.labels['seed']}-lr-{group.value}" for cell in group.cells)
 
-    original = assembly.read
+    original = site.read
 
     def permuted(source, *, seed):
         raw = original(source, seed=seed)
         raw.test_labels[:] = raw.test_labels.flip(0)
         return raw
 
-    monkeypatch.setattr(assembly, "read", permuted)
+    monkeypatch.setattr(site, "read", permuted)
     other = fedelta.compare(config, {"tuning.name": ["head"]}, tmp_path / "other", overrides=ONE_ROUND)
     assert untimed(tmp_path / "other" / "search.csv") == untimed(tmp_path / "out" / "search.csv")[:2]
     assert other.groups[0].value == found.groups[0].value

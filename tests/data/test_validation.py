@@ -75,17 +75,17 @@ def test_test_labels_do_not_reach_a_run_that_is_measured_on_validation_rows(tmp_
             tmp_path / name
         ).accuracy  # fmt: skip
 
-    from fedelta import assembly
+    from fedelta.assembly import site
 
     first = accuracy("first")
-    original = assembly.read
+    original = site.read
 
     def permuted(source: DataSource, *, seed: int):
         raw = original(source, seed=seed)
         raw.test_labels[:] = raw.test_labels.flip(0)
         return raw
 
-    monkeypatch.setattr(assembly, "read", permuted)
+    monkeypatch.setattr(site, "read", permuted)
     assert accuracy("second") == first
 
 

@@ -179,26 +179,24 @@ def test_a_diverging_run_ends_with_a_hint():
 
 
 @pytest.mark.parametrize(
-    ("settings", "batch_size", "max_lanes", "expected"),
+    ("settings", "batch_size", "expected"),
     [
-        ({}, 8, None, 8),  # 64 samples a step on a CPU
-        ({}, 20, None, 3),
-        ({}, 200, None, 1),
-        ({}, 1, None, 16),  # no more lanes than clients
-        ({}, 8, 1, 1),
-        ({"lanes": 5}, 200, None, 5),
-        ({"lanes": 50}, 8, None, 16),
-        ({"lanes": 5}, 8, 1, 1),
+        ({}, 8, 8),  # 64 samples a step on a CPU
+        ({}, 20, 3),
+        ({}, 200, 1),
+        ({}, 1, 16),  # no more lanes than clients
+        ({"lanes": 5}, 200, 5),
+        ({"lanes": 50}, 8, 16),
     ],
 )
-def test_lanes_fill_a_step_and_no_more(settings: dict[str, int], batch_size: int, max_lanes: int | None, expected: int):
+def test_lanes_fill_a_step_and_no_more(settings: dict[str, int], batch_size: int, expected: int):
     chosen = SimulationSettings(device="cpu", **settings)
-    assert chosen.num_lanes(clients_per_round=16, batch_size=batch_size, max_lanes=max_lanes) == expected
+    assert chosen.num_lanes(clients_per_round=16, batch_size=batch_size) == expected
 
 
 def test_a_gpu_fills_larger_steps():
     chosen = SimulationSettings(device="cuda")
-    assert chosen.num_lanes(clients_per_round=100, batch_size=32, max_lanes=None) == 32
+    assert chosen.num_lanes(clients_per_round=100, batch_size=32) == 32
 
 
 def test_no_lane_is_refused():

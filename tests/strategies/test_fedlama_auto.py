@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 
 import pytest
@@ -206,7 +207,7 @@ def test_a_run_stays_within_its_bytes_and_ends_with_everything_averaged(
 ):
     overrides = (*AUTO, f"strategy.num_rounds={num_rounds}", f"byte_budget_mib={mib}", *overrides)
     experiment = Experiment.from_toml(write_small(tmp_path, text=text), (*overrides, f"evaluate_every={num_rounds}"))
-    strategy = experiment.assembly.config.strategy
+    strategy = experiment.assembly.strategy
     assert strategy.least_share <= strategy.share < 1
     outcomes = []
     result = experiment.run(tmp_path / "run", on_round=lambda outcome, _: outcomes.append(outcome))
@@ -214,8 +215,9 @@ def test_a_run_stays_within_its_bytes_and_ends_with_everything_averaged(
     assert outcomes[-1].synced_fraction == 1.0
     assert result.ledger.total_bytes <= mib * 2**20
     assert result.summary["relative_cost"] <= strategy.share
-    # The share is in the configuration of the run, with which it resumes.
-    assert load_config(result.path / "config.toml").strategy.share == strategy.share
+    # The configuration of the run stays what was read; what it was made into is told beside it.
+    assert load_config(result.path / "config.toml") == experiment.config
+    assert json.loads((result.path / "model.json").read_text())["strategy"]["share"] == strategy.share
 
 
 def least_mib(folder: Path, *overrides: str) -> float:
@@ -238,13 +240,13 @@ def test_the_least_budget_is_what_such_a_run_really_takes(tmp_path: Path):
 
 def test_more_bytes_than_fedavg_needs_are_a_share_of_one(tmp_path: Path):
     overrides = (*AUTO, "byte_budget_mib=1000.0")
-    assert Experiment.from_toml(write_small(tmp_path), overrides).assembly.config.strategy.share == 1.0
+    assert Experiment.from_toml(write_small(tmp_path), overrides).assembly.strategy.share == 1.0
 
 
 def test_a_share_or_a_tolerance_of_ones_own_stays(tmp_path: Path):
     for own in ("share=0.5", "tolerance=2.0"):
         overrides = (*AUTO, "strategy.num_rounds=8", "byte_budget_mib=0.0001", f"strategy.{own}")
-        strategy = Experiment.from_toml(write_small(tmp_path), overrides).assembly.config.strategy
+        strategy = Experiment.from_toml(write_small(tmp_path), overrides).assembly.strategy
         assert (strategy.share, strategy.tolerance) == ((0.5, None) if "share" in own else (None, 2.0))
 
 

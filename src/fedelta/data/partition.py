@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from fedelta.settings import Settings
+from fedelta.settings import Context, Settings
 
 NumClients = Annotated[int, Field(ge=1)]
 Alpha = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -78,6 +78,16 @@ class Natural(Settings):
     name: Literal["natural"] = "natural"
     goes_by_kind: ClassVar[bool] = False
     num_clients: NumClients | None = None
+
+    def problems(self, context: Context) -> list[str]:
+        """That nothing says whose a row is."""
+        if "data" not in context or context.get("data.client") is not None:
+            return []
+        problem = (
+            "`partition.name` is 'natural', which needs `data.client_column`, or a field {client} in "
+            "`data.file_pattern` for a folder of files"
+        )
+        return [problem]
 
 
 class Quantity(Settings):

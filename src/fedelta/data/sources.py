@@ -9,27 +9,35 @@ Two steps, because a model can only be built when the classes are known, and inp
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from fedelta.data.columns import Columns, Wanted, find_columns, missing_columns, target_column
-from fedelta.data.files import load_splits, missing_path
+from fedelta.data.files import EMBEDDED, load_splits, missing_path
 from fedelta.data.folders import CLIENT, Naming, expression
 from fedelta.data.splits import Rows, hold_out, limit
 from fedelta.errors import listed, refuse
 from fedelta.modalities.base import Modality
 from fedelta.modalities.settings import AudioSettings, Preparation
 from fedelta.seeds import stream
-from fedelta.settings import Settings
+from fedelta.settings import Context, Settings
+from fedelta.settings.paths import InFull, in_full_where_it_exists
 from fedelta.tasks.base import Task
 from fedelta.tasks.classification import Classification
 from fedelta.tasks.targets import Targets
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+
+def _in_full(source: str) -> str:
+    return source if source == EMBEDDED else in_full_where_it_exists(source)
+
+
+Place = Annotated[str, InFull(_in_full)]
 
 
 class DataSource(Settings):
@@ -68,8 +76,8 @@ class DataSource(Settings):
             and test set.
     """
 
-    source: str
-    test_source: str | None = None
+    source: Place
+    test_source: Place | None = None
     subset: str | None = None
     # None: found from the features (see columns.py); an ambiguity is an error.
     label_column: str | None = None
@@ -105,6 +113,10 @@ class DataSource(Settings):
             if len(given) > 1:
                 raise ValueError(f"{' and '.join(given)} are both set, expected one of them: remove the other")
         return self
+
+    def problems(self, context: Context) -> list[str]:
+        """Paths at which nothing is; what may be the name of a data set on the hub is no problem."""
+        return check_source(self)
 
     @property
     def wanted(self) -> Wanted:

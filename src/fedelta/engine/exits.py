@@ -27,6 +27,7 @@ from torch import Tensor
 from fedelta.errors import ConfigError
 from fedelta.seeds import stream
 from fedelta.settings import Settings
+from fedelta.settings.paths import FilePath
 from fedelta.tasks.base import Task
 
 _DISTILLATION_ROUNDS = 300  # ReeFL: until then the weight of the teacher grows
@@ -48,7 +49,7 @@ class ExitSettings(Settings):
     train: Literal["deepest", "random", "sum", "distill"] = "deepest"
     tiers: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False, min_length=1)] | None = None
     assignment: Literal["cycle", "shuffle"] = "cycle"  # the authors' code: client id modulo 12
-    tiers_file: str | None = None
+    tiers_file: FilePath | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> ExitSettings:

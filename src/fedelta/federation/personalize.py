@@ -36,7 +36,7 @@ from fedelta.errors import ConfigError, RoundError, refuse
 from fedelta.federation.tiers import Tiers
 from fedelta.params import Params
 from fedelta.seeds import stream
-from fedelta.settings import Settings
+from fedelta.settings import Context, Settings
 from fedelta.tasks.base import Evaluation
 from fedelta.tasks.targets import strata_of
 from fedelta.tuning.scopes import Scope
@@ -95,7 +95,27 @@ class Personalization(Settings):
         """Number of clients that no round asks."""
         return self.held_out_clients or len(self.held_out)
 
-    def problems(self, client_ids: Sequence[int]) -> list[str]:
+    def problems(self, context: Context) -> list[str]:
+        """Why clients of this federation cannot be held out."""
+        if not self.num_held_out:
+            return []
+        problems = []
+        if (num_clients := context.get("partition.num_clients")) is not None:
+            problems = self.problems_among(range(num_clients))
+            wanted, left = context.get("strategy.clients_per_round"), num_clients - self.num_held_out
+            if not problems and wanted is not None and left < wanted <= num_clients:
+                problems.append(
+                    f"`strategy.clients_per_round` is {wanted}, but `[personalization]` holds out "
+                    f"{self.num_held_out} of {num_clients} clients, which leaves {left}"
+                )
+        if context.get("model.batch_norm") == "local":
+            problems.append(
+                "`[personalization]` holds out clients, but with `model.batch_norm` = 'local' every client keeps norms "
+                "of its own from round to round, which a client that no round asks does not have"
+            )
+        return problems
+
+    def problems_among(self, client_ids: Sequence[int]) -> list[str]:
         """Why these clients, all there are, cannot be held out from."""
         if unknown := sorted(set(self.held_out).difference(client_ids)):
             known = f"{len(client_ids)} clients, {min(client_ids)} to {max(client_ids)}"
@@ -110,9 +130,9 @@ class Personalization(Settings):
         """The clients of `client_ids` that no round asks.
 
         Raises:
-            ConfigError: see `problems`.
+            ConfigError: see `problems_among`.
         """
-        if problems := self.problems(client_ids):
+        if problems := self.problems_among(client_ids):
             raise ConfigError(problems)
         order = torch.randperm(len(client_ids), generator=stream(seed, _STREAM, "held out")).tolist()
         return frozenset(self.held_out) | {client_ids[place] for place in order[: self.held_out_clients]}

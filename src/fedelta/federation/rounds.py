@@ -51,7 +51,7 @@ class Federation:
         spec: what is tuned; strategies may let more travel (`wire`).
         client_ids: all clients, ascending.
         seed: of the run; cohorts are streams of it.
-        evaluate: server params to the measures of the task.
+        evaluate: server params to the measures of the task; None: the server does not measure.
         effective_steps: number of examples of a client to `Update.effective_steps`. The server works it out itself:
             what a client claims could be anything.
         evaluate_every: rounds between evaluations; the last round is always evaluated.
@@ -65,7 +65,7 @@ class Federation:
     spec: ParamSpec
     client_ids: Sequence[int]
     seed: int
-    evaluate: Callable[[Params], Evaluation]
+    evaluate: Callable[[Params], Evaluation] | None
     effective_steps: Callable[[int], float]
     evaluate_every: int = 1
     byte_budget: int | None = None
@@ -116,7 +116,8 @@ def federate(
         federation.runtime.accept(update.client_id for update in updates)
         bytes_sent += sum(transfer.payload_bytes for transfer in transfers)
         last = round == num_rounds or _spent(federation, bytes_sent)
-        evaluation = federation.evaluate(params) if last or round % federation.evaluate_every == 0 else None
+        is_due = last or round % federation.evaluate_every == 0
+        evaluation = federation.evaluate(params) if federation.evaluate is not None and is_due else None
         if evaluation is not None and (name := evaluation.not_finite):
             value = evaluation.measures[name]
             raise RoundError(f"round {round}: the evaluation's `{name}` is {value}.", hint=_CALM_DOWN)

@@ -14,7 +14,8 @@ from fedelta.modalities.base import Modality
 from fedelta.modalities.image import Images
 from fedelta.modalities.table import MODALITIES
 from fedelta.models.native import FAMILIES, PRESETS, register_networks, resolve
-from fedelta.settings import Settings
+from fedelta.settings import Context, Settings
+from fedelta.settings.paths import Source
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -41,13 +42,27 @@ class ModelSource(Settings):
     A checkpoint's own head is kept where it has as many classes as the data, and drawn anew where it has not.
     """
 
-    source: str | None = None
+    source: Source | None = None
     architecture: dict[str, Any] | None = None  # Any: whatever the configuration class of the family takes
     pretrained: bool = True
     image_size: int | None = Field(default=None, ge=1)
     num_classes: int | None = Field(default=None, ge=2)
     batch_norm: Literal["average", "local", "group"] = "average"  # our choice: the papers average all or do not say
-    adapter: str | None = None
+    adapter: Source | None = None
+
+    def problems(self, context: Context) -> list[str]:
+        """Directories that should be there and are not."""
+        problems = []
+        if self.source is None and self.architecture is None:
+            problems.append('`model.source` is missing; for example "bundled:vit-micro"')
+        if self.source is not None:
+            try:
+                locate(self.source)
+            except ModelError as error:
+                problems.append(f"`model.source`: {error.message}")
+        if self.adapter is not None and not Path(self.adapter).is_dir():
+            problems.append(f"`model.adapter` is {self.adapter!r}, which is no directory")
+        return problems
 
 
 def bundled_path(name: str) -> Path:

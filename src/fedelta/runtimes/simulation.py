@@ -11,7 +11,7 @@ from pydantic import Field
 
 from fedelta.federation.client import Site, serve
 from fedelta.federation.records import Reply
-from fedelta.settings import Settings
+from fedelta.settings import Context, Settings
 from fedelta.strategies.base import RoundPlan
 
 # Samples that automatic lanes fill a step with. 64: eight lanes of batch 8 are the fastest of one, two, four and eight
@@ -35,23 +35,33 @@ class SimulationSettings(Settings):
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     cache_mib: int = Field(default=1024, ge=0)  # an eighth of a small machine's 8 GiB
 
+    def problems(self, context: Context) -> list[str]:
+        """Lanes that the tuning method cannot have, and a device that this machine has not."""
+        problems = []
+        if self.lanes not in ("auto", 1) and context.get("tuning.max_lanes") == 1:
+            name = context.get("tuning.name")
+            problems.append(f"`runtime.lanes` is {self.lanes}, but tuning method {name!r} has one lane, in place")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            problems.append("`runtime.device` is 'cuda', but torch finds no GPU here; expected 'cpu' or 'auto'")
+        return problems
+
     def torch_device(self) -> str:
         """`cpu` or `cuda`."""
         if self.device != "auto":
             return self.device
         return "cuda" if torch.cuda.is_available() else "cpu"
 
-    def num_lanes(self, *, clients_per_round: int, batch_size: int, max_lanes: int | None) -> int:
+    def num_lanes(self, *, clients_per_round: int, batch_size: int) -> int:
         """Lanes for cohorts of `clients_per_round`.
 
-        >>> SimulationSettings().num_lanes(clients_per_round=16, batch_size=8, max_lanes=None)
+        >>> SimulationSettings().num_lanes(clients_per_round=16, batch_size=8)
         8
         """
         if isinstance(self.lanes, int):
             wanted = self.lanes
         else:
             wanted = max(1, _SAMPLES_PER_STEP[self.torch_device()] // batch_size)
-        return min(wanted, clients_per_round, max_lanes or wanted)
+        return min(wanted, clients_per_round)
 
 
 @dataclass(frozen=True)

@@ -129,6 +129,25 @@ class Strategy(Protocol):
     def logged(self) -> tuple[str, ...]:
         """Names of the tensors of the state that are written down after each round; one number a group."""
 
+    @property
+    def layerwise(self) -> bool:
+        """Whether it gains by letting groups travel at different times, and so nothing where there is one group."""
+
+    def within(
+        self, budget_bytes: float, spec: ParamSpec, num_clients: int, payload_bytes: Callable[[tuple[str, ...]], int]
+    ) -> Strategy:
+        """The strategy with what it plans by a budget for the whole run.
+
+        Args:
+            budget_bytes: of all payloads.
+            spec: what is tuned.
+            num_clients: of the federation.
+            payload_bytes: names of tensors of `spec` to the length of a payload that holds them.
+
+        Raises:
+            ConfigError: it cannot keep to the budget.
+        """
+
     def init(self, params: Params, spec: ParamSpec) -> State:
         """The state before round 1."""
 

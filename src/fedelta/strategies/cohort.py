@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Self
 
 import torch
 from pydantic import Field
 from torch import Generator
 
 from fedelta.params import Params, ParamSpec
-from fedelta.settings import Settings
+from fedelta.settings import Context, Settings
 from fedelta.strategies.base import RoundPlan, State
 
 
@@ -27,11 +27,39 @@ class Rounds(Settings):
     num_rounds: int = Field(default=50, ge=1)  # FedPEFT
     min_replies: int = Field(default=1, ge=1)  # our choice: a round counts if anyone answers
     logged: ClassVar[tuple[str, ...]] = ()
+    layerwise: ClassVar[bool] = False
 
     @property
     def local_steps(self) -> int | None:
         """None: the section `[client]` says it."""
         return None
+
+    def within(
+        self, budget_bytes: float, spec: ParamSpec, num_clients: int, payload_bytes: Callable[[tuple[str, ...]], int]
+    ) -> Self:
+        """The same: nothing is planned by the budget."""
+        return self
+
+    def problems(self, context: Context) -> list[str]:
+        """See `cohort_problems`."""
+        return cohort_problems(self, context)
+
+
+def cohort_problems(rounds: Rounds, context: Context) -> list[str]:
+    """Why cohorts of this size cannot be had."""
+    problems = []
+    num_clients = context.get("partition.num_clients")
+    if num_clients is not None and rounds.clients_per_round > num_clients:
+        problems.append(
+            f"`strategy.clients_per_round` is {rounds.clients_per_round}, "
+            f"more than `partition.num_clients` = {num_clients}"
+        )
+    if rounds.min_replies > rounds.clients_per_round:
+        problems.append(
+            f"`strategy.min_replies` is {rounds.min_replies}, "
+            f"more than `strategy.clients_per_round` = {rounds.clients_per_round}"
+        )
+    return problems
 
 
 def uniform(rounds: Rounds, round: int, client_ids: Sequence[int], spec: ParamSpec, generator: Generator) -> RoundPlan:

@@ -15,18 +15,20 @@ Source: our own, after Lee et al. 2023 (FedLAMA, arXiv 2110.10302), Algorithm 1 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise, takewhile
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Generator, Tensor
 
+from fedelta.errors import ConfigError
 from fedelta.params import Params, ParamSpec
+from fedelta.settings import Context
 from fedelta.strategies import windows
 from fedelta.strategies.base import RoundPlan, State, Update
-from fedelta.strategies.windows import Windows
+from fedelta.strategies.windows import Windows, window_problems
 
 
 class FedLamaAuto(Windows):
@@ -62,6 +64,40 @@ class FedLamaAuto(Windows):
     def has_budget(self) -> bool:
         """Whether it says itself how much may be sent."""
         return self.share is not None or self.tolerance is not None
+
+    def problems(self, context: Context) -> list[str]:
+        """Those of every strategy in windows, and that there is no budget."""
+        problems = window_problems(self, context)
+        if not self.has_budget and "byte_budget_mib" in context and context.get("byte_budget_mib") is None:
+            problems.append(
+                "`strategy.name` is 'fedlama-auto', which chooses intervals by a budget: give `strategy.share`, "
+                "`strategy.tolerance` or `byte_budget_mib`"
+            )
+        return problems
+
+    def within(
+        self, budget_bytes: float, spec: ParamSpec, num_clients: int, payload_bytes: Callable[[tuple[str, ...]], int]
+    ) -> Self:
+        """With the budget as its `share`, unless it has one of its own; see `Strategy.within`."""
+        if self.has_budget:
+            return self
+        num_payloads = 2 * min(self.clients_per_round, num_clients) * self.num_rounds
+        headers, everything = (num_payloads * payload_bytes(names) for names in ((), spec.shared))
+        least = headers + self.least_share * (everything - headers)
+        if budget_bytes < least:
+            problem = (
+                f"`byte_budget_mib` is {budget_bytes / 2**20:g}, expected at least {least / 2**20:.3g}: every group "
+                f"travels in every `phi`-th round and in the last"
+            )
+            raise ConfigError([problem], hint="raise it or `strategy.phi`, or run fewer rounds.")
+        # Shares count trained scalars, and running statistics ride along: every scalar is taken to be as dear as the
+        # dearest, so that the run cannot reach the budget before its end.
+        dearest = max(
+            (num_payloads * payload_bytes(spec.shared_of({group})) - headers) / size
+            for group, size in spec.sizes.items()
+        )
+        share = (budget_bytes - headers) / (dearest * sum(spec.sizes.values()))
+        return self.model_copy(update={"share": min(1.0, max(self.least_share, share))})
 
     def init(self, params: Params, spec: ParamSpec) -> State:
         """The shortest interval, the same for all, that keeps to the budget: no discrepancy is known yet."""

@@ -48,6 +48,7 @@ class FedLuar(Rounds):
     mean: AnyMean = Field(default=Weighted(), discriminator="name")
     memory: ClassVar[None] = None
     logged: ClassVar[tuple[str, ...]] = ("score",)
+    layerwise: ClassVar[bool] = True
 
     def init(self, params: Params, spec: ParamSpec) -> State:
         """No update yet, and no score: -1.

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedelta.params import Params, weighted_mean
-from fedelta.settings import Settings
+from fedelta.settings import Context, Settings
 from fedelta.strategies.base import Update
 
 
@@ -84,6 +84,17 @@ class Trimmed(Settings):
 
     name: Literal["trimmed"] = "trimmed"
     fraction: float = Field(default=0.2, ge=0, lt=0.5)  # our choice: one of five, or two of ten, at each end
+
+    def problems(self, context: Context) -> list[str]:
+        """Cohorts so small that nobody is left out."""
+        num_values = context.get("strategy.clients_per_round")
+        if num_values is None or self.num_trimmed(num_values):
+            return []
+        problem = (
+            f"`strategy.mean.fraction` is {self.fraction}, which leaves out none of "
+            f"`strategy.clients_per_round` = {num_values}"
+        )
+        return [problem]
 
     @property
     def of_statistics(self) -> Trimmed:

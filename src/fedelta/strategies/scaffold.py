@@ -36,8 +36,9 @@ from pydantic import Field
 from torch import Generator
 
 from fedelta.params import Params, ParamSpec, TensorSpec, add, weighted_mean
+from fedelta.settings import Context
 from fedelta.strategies.base import Mean, Memory, RoundPlan, State, Update
-from fedelta.strategies.cohort import Rounds, uniform
+from fedelta.strategies.cohort import Rounds, cohort_problems, uniform
 from fedelta.strategies.means import Weighted
 
 _PREFIX = "control/"
@@ -86,6 +87,15 @@ class Scaffold(Rounds):
     server_lr: float = Field(default=1.0, gt=0)  # the paper's experiments
     memory: ClassVar[Memory] = Controls()
     mean: ClassVar[Mean] = Weighted()
+
+    def problems(self, context: Context) -> list[str]:
+        """Those of every strategy, and an optimizer that does not follow the corrected gradient."""
+        problems = cohort_problems(self, context)
+        if context.get("client.optimizer.name") not in (None, "sgd"):
+            problems.append(
+                "`strategy.name` is 'scaffold', which corrects gradients; `client.optimizer.name` must be 'sgd'"
+            )
+        return problems
 
     def init(self, params: Params, spec: ParamSpec) -> State:
         """C = 0."""

@@ -33,8 +33,9 @@ from pydantic import Field
 from torch import Generator, Tensor
 
 from fedelta.params import Params, ParamSpec, add
+from fedelta.settings import Context
 from fedelta.strategies.base import Mean, RoundPlan, State, Update
-from fedelta.strategies.cohort import Rounds, uniform
+from fedelta.strategies.cohort import Rounds, cohort_problems, uniform
 from fedelta.strategies.means import AnyMean, Weighted
 
 
@@ -52,11 +53,29 @@ class Windows(Rounds):
     mean: AnyMean = Field(default=Weighted(), discriminator="name")
     memory: ClassVar[None] = None
     logged: ClassVar[tuple[str, ...]] = ("interval_rounds", "unit_discrepancy")
+    layerwise: ClassVar[bool] = True
 
     @property
     def local_steps(self) -> int:
         """`tau`."""
         return self.tau
+
+    def problems(self, context: Context) -> list[str]:
+        """See `window_problems`."""
+        return window_problems(self, context)
+
+
+def window_problems(strategy: Windows, context: Context) -> list[str]:
+    """Those of every strategy, and what `[client]` says of the length of a round, which is `tau` here."""
+    problems = cohort_problems(strategy, context)
+    epochs, steps = context.get("client.local_epochs"), context.get("client.local_steps")
+    if epochs is not None or steps not in (None, strategy.tau):
+        key, value = ("local_epochs", epochs) if steps is None else ("local_steps", steps)
+        problems.append(
+            f"`client.{key}` is {value}, but a round of {context.get('strategy.name')!r} is `strategy.tau` = "
+            f"{strategy.tau} local steps; leave it out (`--set client.{key}=`)"
+        )
+    return problems
 
 
 @dataclass(frozen=True)
