@@ -178,12 +178,18 @@ def evaluate(
     config: Annotated[Path, typer.Argument(metavar="CONFIG|RUN", help="a TOML file or a run directory")],
     overrides: Overrides = None,
     adapter: Annotated[Path | None, typer.Option(help="a PEFT adapter directory; of a RUN its own")] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="a CSV file to write, with the answer to each example")
+    ] = None,
 ) -> None:
     """Measure a model on the test set of a configuration or a run; prints JSON."""
     from fedelta.experiment import evaluate_adapter
+    from fedelta.tasks.table import TASKS
 
-    found = evaluate_adapter(config, adapter, overrides or ())
-    print(json.dumps(dict(found.measures)))
+    found = evaluate_adapter(config, adapter, overrides or (), predictions=predictions)
+    losses = {task.loss.name for task in TASKS.values()}
+    names = {name: f"evaluation_{name}" if name in losses else name for name in found.measures}
+    print(json.dumps({names[name]: value for name, value in found.measures.items()}))
 
 
 @app.command()
@@ -232,8 +238,7 @@ def predict(  # noqa: PLR0917 the command line's, all options
     if budget_ms is not None:
         exit = costs_of(directory, predictor.backbone).deepest(budget_ms)
     for name, found in zip(inputs, predictor.predict(inputs, exit=exit, confidence=confidence), strict=True):
-        columns = [name, found.label, f"{found.probability:.4f}", *([] if found.exit is None else [str(found.exit)])]
-        print("\t".join(columns))
+        print("\t".join([name, *found.cells, *([] if found.exit is None else [str(found.exit)])]))
 
 
 @app.command()

@@ -105,9 +105,9 @@ def test_the_search_chooses_by_validation_rows_whatever_the_test_labels_are(tmp_
 
     original = site.read
 
-    def permuted(source, *, seed):
-        raw = original(source, seed=seed)
-        raw.test_labels[:] = raw.test_labels.flip(0)
+    def permuted(source, *, seed, task):
+        raw = original(source, seed=seed, task=task)
+        raw.test_targets.values[:] = raw.test_targets.values.flip(0)
         return raw
 
     monkeypatch.setattr(site, "read", permuted)

@@ -13,7 +13,7 @@ from tests.builders import assert_close, assert_same_bits, evaluated, start_of, 
 from torch import Tensor
 
 from fedelta.data.augmentation import Augmentation
-from fedelta.data.batches import LabelledData
+from fedelta.data.batches import Examples
 from fedelta.engine.exits import ExitSettings
 from fedelta.engine.lanes import LaneEngine
 from fedelta.engine.optimizers import AdamW, Sgd
@@ -24,6 +24,7 @@ from fedelta.federation.tiers import Tiers
 from fedelta.models.hub import Backbone
 from fedelta.params import Params
 from fedelta.seeds import stream
+from fedelta.tasks.labels import Labels
 from fedelta.tuning.accumulator import Accumulator
 from fedelta.tuning.adapter import Adapter
 from fedelta.tuning.base import TuningMethod
@@ -53,7 +54,7 @@ def bench(
     *,
     lanes: int = 4,
     client: ClientSettings = CLIENT,
-    data: LabelledData | None = None,
+    data: Examples | None = None,
     tiers: Tiers | None = None,
     augmentation: Augmentation | None = None,
     cache_bytes: int = 0,
@@ -84,6 +85,7 @@ class Spy:
         self.jobs: list[Job] = []
         self.evaluated: list[tuple[Params, Tensor]] = []
         self.lanes, self.is_augmented, self.exits = engine.lanes, engine.is_augmented, engine.exits
+        self.task = engine.task
 
     def train(self, jobs, lr, round=1):
         self.jobs += jobs
@@ -308,7 +310,9 @@ def test_only_the_training_part_is_learned_from_and_no_choice_looks_at_the_evalu
     unseen, scopes = bench()
     spy = Spy(unseen.engine)
     found = results(replace(unseen, engine=spy), {"all": scopes["all"]})
-    parts = {client: split(SETTINGS, rows, unseen.data.labels[rows], client, 1) for client, rows in ROWS.items()}
+    parts = {
+        client: split(SETTINGS, rows, unseen.data.targets.values[rows], client, 1) for client, rows in ROWS.items()
+    }
     for job in spy.jobs:
         own = parts[job.client_id]
         assert torch.equal(job.rows, own.training) or torch.equal(job.rows, own.trial)
@@ -373,7 +377,7 @@ def test_fine_tuning_learns_what_a_client_has():
     # Every client has one class of its own, which the server has never seen.
     data = tiny_data(num_rows=34)
     for label, rows in enumerate(ROWS.values()):
-        data.labels[rows] = label
+        data.targets.values[rows] = label
     settings = SETTINGS.model_copy(update={"lrs": (0.001, 0.1), "local_epochs": 6})
     unseen, scopes = bench(Lora(r=2), settings, data=data)
     found = results(unseen, {"all": scopes["all"]}, settings)
@@ -453,7 +457,7 @@ def test_evaluation_of_some_rows_to_a_depth_is_that_of_a_set_of_these_rows():
     engine, _ = tiny_engine(ACCUMULATOR, data, client=CLIENT)
     rows = torch.tensor([3, 4, 11, 19])
     inputs = replace(data.inputs, tensors={name: tensor[rows] for name, tensor in data.inputs.tensors.items()})
-    alone = engine.evaluate(start_of(engine), LabelledData(inputs, data.labels[rows]))
+    alone = engine.evaluate(start_of(engine), Examples(inputs, Labels(data.targets.values[rows])))
     some = engine.evaluate(start_of(engine), data, rows)
     shallow = engine.evaluate(start_of(engine), data, rows, depth=1)
     assert some == alone

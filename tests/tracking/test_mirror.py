@@ -93,7 +93,7 @@ def test_every_round_is_logged_with_the_numbers_of_its_record(memory, tmp_path):
         }
     [summary] = memory.ends
     assert summary is not None
-    assert summary["summary/final_accuracy"] == result.accuracy
+    assert summary["summary/final_accuracy"] == result.measures["accuracy"]
     assert summary["summary/rounds"] == 3
 
 
