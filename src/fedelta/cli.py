@@ -78,7 +78,7 @@ def run(
     path = out or free_name(Path("runs"), experiment.name)
     with _resumable(path, f"fedelta resume {path}"), _progress(experiment.config, quiet) as on_round:
         result = experiment.run(path, on_round=on_round)
-    _conclude(result, quiet)
+    _conclude(result, experiment.config.task.primary, quiet)
 
 
 @app.command()
@@ -89,7 +89,7 @@ def resume(directory: RunPath, quiet: Quiet = False) -> None:
     experiment = Experiment.from_run(directory)
     with _resumable(directory, f"fedelta resume {directory}"), _progress(experiment.config, quiet) as on_round:
         result = experiment.resume(directory, on_round=on_round)
-    _conclude(result, quiet)
+    _conclude(result, experiment.config.task.primary, quiet)
 
 
 @app.command()
@@ -371,7 +371,7 @@ def _fine_tuning(quiet: bool) -> Iterator[OnResult | None]:
         yield on_result
 
 
-def _conclude(result: Result, quiet: bool) -> None:
+def _conclude(result: Result, primary: Measure, quiet: bool) -> None:
     """The report, and the table on standard output."""
     report_path = result.path / "report.html"
     from fedelta.results.report import write_report
@@ -384,7 +384,7 @@ def _conclude(result: Result, quiet: bool) -> None:
     table = Table(show_header=False, title=str(result.path))
     if void := summary["void_rounds"]:
         table.add_row("rounds that did not count", f"{void} of {summary['rounds']}, for too few replies")
-    for row in _measured(summary, result.assembly.config.task.primary):
+    for row in _measured(summary, primary):
         table.add_row(*row)
     share = summary["tuned_parameters"] / summary["total_parameters"]
     table.add_row(

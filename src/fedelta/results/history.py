@@ -191,22 +191,35 @@ class History:
 
 
 def read_histories(paths: Sequence[Path]) -> list[History]:
-    """One history per run directory; runs of the same name are called by their path.
+    """One history per run directory, all of the same primary measure; runs of the same name are called by their path.
 
     Raises:
-        RunError: some cannot be read; all of them are named, with the reason.
+        RunError: some cannot be read; all of them are named, with the reason. Or they differ in what they measure.
     """
-    histories, problems = [], []
+    histories, problems, hints = [], [], set()
     names = [path.resolve().name for path in paths]
     for path, name in zip(paths, names, strict=True):
         try:
             histories.append(_read(path, name if names.count(name) == 1 else str(path)))
         except RunError as error:
             problems.append(error.message)
+            hints.add(error.hint)
     if problems:
         lines = "".join(f"\n  - {problem}" for problem in problems)
-        raise RunError(f"{len(problems)} of {len(paths)} runs cannot be reported:{lines}")
+        hint = hints.pop() if len(hints) == 1 else None
+        raise RunError(f"{len(problems)} of {len(paths)} runs cannot be reported:{lines}", hint=hint)
+    _refuse_mixed(histories)
     return histories
+
+
+def _refuse_mixed(histories: Sequence[History]) -> None:
+    """Runs that are not measured by the same have no axis and no column in common."""
+    names: dict[Measure, list[str]] = {}
+    for run in histories:
+        names.setdefault(run.primary, []).append(repr(run.name))
+    if len(names) > 1:
+        told = "; ".join(f"{measure.label} of {', '.join(of)}" for measure, of in names.items())
+        raise RunError(f"the runs go by different measures: {told}.", hint="report those of one measure at a time.")
 
 
 def _read(path: Path, name: str) -> History:

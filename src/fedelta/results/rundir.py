@@ -154,7 +154,7 @@ class RunDirectory:
         if any("measures" not in record for record in records):
             raise RunError(
                 f"{str(self.path / ROUNDS)!r} has rounds without `measures`: an older version of fedelta wrote them.",
-                hint=f"use the version that {ENVIRONMENT} beside it names, or run {CONFIG} again with this one.",
+                hint=f"use the version that {ENVIRONMENT} names, or run {CONFIG} again with this one.",
             )
         return records
 
