@@ -327,3 +327,16 @@ def test_a_configuration_made_in_python_can_be_varied(tmp_path, inline):
     assert found.groups[1].total_bytes == 3 * found.groups[0].total_bytes
     with pytest.raises(ConfigError, match="nothing is varied"):
         fedelta.compare(config)
+
+
+@pytest.mark.parametrize(
+    "strategy", [["strategy.name=fedlama"], ["strategy.name=fedlama-auto", "byte_budget_mib=0.2"]], ids=lambda it: it[0]
+)
+def test_a_comparison_of_a_strategy_that_plans_for_itself_goes_on_where_it_was(tmp_path, inline, strategy):
+    # What the strategy makes of steps and bytes is no part of the configurations that are compared.
+    config, out = write_small(tmp_path), tmp_path / "out"
+    overrides = ["client.local_epochs=", "strategy.num_rounds=2", *strategy, "strategy.tau=2"]
+    fedelta.compare(config, {"seed": [1]}, out, overrides=overrides)
+    found = fedelta.compare(config, {"seed": [1, 2]}, out, overrides=overrides)
+    assert inline == ["seed=1", "seed=2"]
+    assert found.is_finished
