@@ -397,4 +397,8 @@ def _label_counts(data: FederatedData) -> dict[str, object]:
         }
 
     found: dict[str, object] = {"class_names": list(names), "clients": counts(data.partition)}
-    return found | ({"held_out": counts(data.unseen)} if data.unseen else {})
+    if data.unseen:
+        found["held_out"] = counts(data.unseen)
+    if data.clients.names:
+        found["names"] = {str(number): data.clients.names[number] for number in data.clients.numbers}
+    return found

@@ -120,7 +120,7 @@ def _bench(config: Config, num_unseen: int, backbone: Backbone | None, data: Fed
         clients_per_round=num_unseen * len(config.personalization.lrs), batch_size=client.batch_size
     )
     model = tuned_model(config, backbone, data.class_names, num_lanes=num_lanes)
-    tiers = tiers_of(config, model, sorted([*data.partition, *data.unseen]))
+    tiers = tiers_of(config, model, data.clients)
     return _Bench(model, data, build_engine(config, model, data, client), tiers)
 
 
@@ -135,6 +135,7 @@ def _record(bench: _Bench, checkpoint: Checkpoint, config: Config, on_result: On
         config.seed,
         round=max(1, checkpoint.round),
         tiers=bench.tiers,
+        clients=data.clients,
     )
     found: dict[Scope, list[Record]] = {scope: [] for scope in scopes}
     for each in fine_tune(personal, unseen, scopes):

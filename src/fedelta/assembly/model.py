@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fedelta.config import Config
+from fedelta.data.clients import Clients
 from fedelta.engine.exits import ExitSettings
 from fedelta.engine.work import ClientSettings
 from fedelta.errors import ConfigError
@@ -126,13 +127,13 @@ def adopted_tuning(config: Config, adapter: Adapter, backbone: Backbone) -> AnyT
     return tuning
 
 
-def tiers_of(config: Config, model: TunedModel, client_ids: Sequence[int]) -> Tiers | None:
+def tiers_of(config: Config, model: TunedModel, clients: Clients) -> Tiers | None:
     """How deep each client runs; None where all hold all that is tuned.
 
     Args:
         config: of the run.
         model: with exits or without.
-        client_ids: of all clients, ascending: a client's depth depends on its place among them.
+        clients: all there are: a client's depth depends on its place among them.
 
     Raises:
         ConfigError: the section asks for exits that the model does not have.
@@ -145,7 +146,7 @@ def tiers_of(config: Config, model: TunedModel, client_ids: Sequence[int]) -> Ti
         )
     if not num_blocks:
         return None
-    depths = config.exits.depths(client_ids, num_blocks, config.seed)
+    depths = config.exits.depths(clients, num_blocks, config.seed)
     owned = {
         depth: owned_at(model.backbone, model.spec, depth, config.exits.answers(depth))
         for depth in set(depths.values())

@@ -99,7 +99,7 @@ def assemble(config: Config, *, backbone: Backbone | None = None, data: Federate
     if data.unseen:
         config.personalization.scopes(scopes_of(backbone, model.spec), model.tuning.name)
     client_ids = sorted(data.partition)
-    everyone = tiers_of(config, model, sorted([*client_ids, *data.unseen]))
+    everyone = tiers_of(config, model, data.clients)
     tiers = None if everyone is None else everyone.only(client_ids)
     site = build_site(config, model, data, tiers)
     runtime = _runtime(config, model, site)

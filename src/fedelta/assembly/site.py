@@ -47,7 +47,7 @@ def read_data(
     personal = config.personalization
     if data is not None:
         backbone = backbone or build(config.model, data.class_names, seed=config.seed, task=config.task)
-        data = data.without(personal.unseen(sorted(data.partition), config.seed))
+        data = data.without(personal.unseen(data.clients.only(data.partition), config.seed))
     else:
         raw = read(config.data, seed=config.seed, task=config.task)
         _check_num_classes(config, len(raw.class_names))
@@ -59,7 +59,7 @@ def read_data(
         backbone = replace(backbone, modality=modality)
         unseen = partial(personal.unseen, seed=config.seed)
         data = federate(raw, config.partition, modality, seed=config.seed, held_out=unseen)
-    personal.check_sizes(data.unseen)
+    personal.check_sizes(data.unseen, data.clients)
     _check_owners(config, data)
     return backbone, data
 

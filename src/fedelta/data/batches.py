@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Generator, Tensor
 
+from fedelta.data.clients import Clients, Name
 from fedelta.modalities.base import Inputs
 from fedelta.tasks.targets import Targets
 
@@ -45,6 +47,7 @@ class FederatedData:
         partition: client id (0, 1, ...) to its rows of `train`, int64; no row belongs to two clients.
         unseen: the same of the clients that no round asks; no client is in both.
         strata_names: one name per kind of row (`Targets.strata`); nothing: they are the classes.
+        names: client id to what the client is called; of all clients, or of none.
     """
 
     train: Examples
@@ -53,6 +56,16 @@ class FederatedData:
     partition: Mapping[int, Tensor]
     unseen: Mapping[int, Tensor] = field(default_factory=dict)
     strata_names: tuple[str, ...] = ()
+    names: Mapping[int, Name] = field(default_factory=dict)
+
+    @cached_property
+    def clients(self) -> Clients:
+        """Who all of them are.
+
+        Raises:
+            DataError: names that cannot be right (see `Clients`).
+        """
+        return Clients.of([*self.partition, *self.unseen], self.names)
 
     def without(self, client_ids: Collection[int]) -> FederatedData:
         """The same, in which these clients are `unseen`; their ids and those of the others stay."""

@@ -172,6 +172,16 @@ def target_column(dataset: Dataset, column: str, what: str) -> TargetColumn:
     return TargetColumn(column, what, values, tuple(feature.names) if isinstance(feature, ClassLabel) else None)
 
 
+def readable(dataset: Dataset, column: str) -> list[object]:
+    """The values of a column, class labels by their names."""
+    from datasets import ClassLabel
+
+    feature, values = dataset.features[column], dataset[column][:]
+    if not isinstance(feature, ClassLabel):
+        return list(values)
+    return [None if value is None else feature.names[value] for value in values]
+
+
 def missing_columns(test: Dataset, columns: Columns) -> list[str]:
     """What keeps `columns` of the training set from being used in the test set."""
     names = test.column_names

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import Tensor
 
 from fedelta.data.batches import Examples, FederatedData
+from fedelta.data.clients import Clients, Name
 from fedelta.data.columns import input_keys
 from fedelta.data.division import divide
 from fedelta.data.partition import Natural, PartitionSettings
@@ -40,7 +41,7 @@ def federate(
     modality: Modality,
     *,
     seed: int,
-    held_out: Callable[[Sequence[int]], Collection[int]] = lambda _: (),
+    held_out: Callable[[Clients], Collection[int]] = lambda _: (),
 ) -> FederatedData:
     """The data of all clients, ready for a model.
 
@@ -49,64 +50,83 @@ def federate(
         settings: section `[partition]`.
         modality: of the model; used as `adapted` to the data.
         seed: of the run.
-        held_out: all client ids to those that no round asks; they give up no row for validation either.
+        held_out: all clients to the ids of those that no round asks; they give up no row for validation, and natural
+            clients none for the test set, where it says whose its rows are.
 
     Raises:
         DataError: the data cannot be divided like that, an input is unreadable, the model takes another kind of input,
             or no client can give up a row for validation.
     """
     modality = adapted(modality, raw)
-    client, limit = raw.columns.client, raw.source.max_memory_mib
     # Before the inputs: an impossible division is found at once, decoding takes a while.
-    client_ids = None if client is None else raw.train[client][:]
-    if raw.train_targets.strata is None and settings.goes_by_kind:
-        problem = f"name is {settings.name!r}, which divides by classes, but the task has none"
-        refuse("`[partition]`", [problem], hint="use 'iid', 'quantity' or 'natural'")
-    strata = strata_of(raw.train_targets)
-    rows = divide(settings, strata, client_ids, seed=seed, row_numbers=raw.train_row_numbers)
-    unseen_ids = held_out(sorted(rows))
-    unseen = {client: rows.pop(client) for client in sorted(unseen_ids)}
+    rows = _division(raw, settings, seed)
+    ids_of = natural_ids(raw, rows) if isinstance(settings, Natural) else {}
+    clients = Clients.of(rows, names_from(ids_of))
+    unseen = {client: rows.pop(client) for client in sorted(held_out(clients))}
     origin = f"the training set of data source {raw.source.source!r}"
     column = StoredColumn.of(raw.train, raw.columns.input, origin=origin, numbers=raw.train_row_numbers)
-    train = modality.store(column, limit)
+    train = Examples(modality.store(column, raw.source.max_memory_mib), raw.train_targets, raw.train_row_numbers)
     if raw.source.evaluate_on == "validation":
-        before = rows
-        rows, held = hold_back(before, raw.source.validation_fraction, seed=seed)
-        numbers = raw.train_row_numbers[held]
-        owner = _owners(before, len(strata))
-        evaluated = Examples(RowsOf(train, held), raw.train_targets.select(held), numbers, owner[held])
+        owner = _owners(rows, len(train))
+        rows, held = hold_back(rows, raw.source.validation_fraction, seed=seed)
+        inputs, targets = RowsOf(train.inputs, held), train.targets.select(held)
+        evaluated = Examples(inputs, targets, raw.train_row_numbers[held], owner[held])
     else:
-        origin = f"the test set of data source {(raw.source.test_source or raw.source.source)!r}"
-        column = StoredColumn.of(raw.test, raw.columns.input, origin=origin, numbers=raw.test_row_numbers)
-        clients = _clients_of_test(raw, client_ids, rows) if isinstance(settings, Natural) else None
-        evaluated = Examples(modality.store(column, limit), raw.test_targets, raw.test_row_numbers, clients)
+        raw = raw.without_test_rows_of({ids_of[client] for client in unseen if client in ids_of})
+        evaluated = _test_set(raw, modality, {ids_of[client]: client for client in rows if client in ids_of})
     return FederatedData(
-        train=Examples(train, raw.train_targets, raw.train_row_numbers),
+        train=train,
         test=evaluated,
         class_names=raw.class_names,
         partition=rows,
         unseen=unseen,
         strata_names=raw.strata_names,
+        names=clients.names,
     )
+
+
+def natural_ids(raw: RawData, rows: Mapping[int, Tensor]) -> dict[int, object]:
+    """Client to the id of its rows, which all have the same; of a column of class labels, their names."""
+    ids = raw.client_ids(raw.train)
+    return {} if ids is None else {client: ids[int(of_client[0])] for client, of_client in rows.items()}
+
+
+def names_from(ids: Mapping[int, object]) -> dict[int, Name]:
+    """What clients with these ids are called: the ids, where all are texts or all are whole numbers."""
+    for kind in (str, int):
+        if all(type(each) is kind for each in ids.values()):  # the truth values of Python are whole numbers too
+            return {client: each for client, each in ids.items() if isinstance(each, str | int)}
+    return {}
+
+
+def _division(raw: RawData, settings: PartitionSettings, seed: int) -> dict[int, Tensor]:
+    """The training rows of each client."""
+    if raw.train_targets.strata is None and settings.goes_by_kind:
+        problem = f"name is {settings.name!r}, which divides by classes, but the task has none"
+        refuse("`[partition]`", [problem], hint="use 'iid', 'quantity' or 'natural'")
+    ids = None if raw.columns.client is None else raw.train[raw.columns.client][:]
+    return divide(settings, strata_of(raw.train_targets), ids, seed=seed, row_numbers=raw.train_row_numbers)
 
 
 def _owners(rows: Mapping[int, Tensor], num_rows: int) -> Tensor:
     """The client of each row, int64; -1 where it is of none."""
     owner = torch.full((num_rows,), -1)
-    for client_id, of_client in rows.items():
-        owner[of_client] = client_id
+    for client, of_client in rows.items():
+        owner[of_client] = client
     return owner
 
 
-def _clients_of_test(raw: RawData, client_ids: Sequence[object] | None, rows: Mapping[int, Tensor]) -> Tensor | None:
-    """The client of each test row, int64, -1 for a client that does not train; None where the test set does not say.
+def _test_set(raw: RawData, modality: Modality, client_of: Mapping[object, int]) -> Examples:
+    """The test set; its rows say whose they are where it has the column of natural ids.
 
     Args:
         raw: what was read.
-        client_ids: of the training rows, as they stand there.
-        rows: client id to its rows of the training data.
+        modality: of the model.
+        client_of: natural id to client; nothing where clients have none.
     """
-    if client_ids is None or raw.columns.client not in raw.test.column_names:
-        return None
-    number_of = {client_ids[int(of_client[0])]: client_id for client_id, of_client in rows.items()}
-    return torch.tensor([number_of.get(name, -1) for name in raw.test[raw.columns.client][:]])
+    origin = f"the test set of data source {(raw.source.test_source or raw.source.source)!r}"
+    column = StoredColumn.of(raw.test, raw.columns.input, origin=origin, numbers=raw.test_row_numbers)
+    ids = raw.client_ids(raw.test) if client_of else None
+    clients = None if ids is None else torch.tensor([client_of.get(each, -1) for each in ids])
+    inputs = modality.store(column, raw.source.max_memory_mib)
+    return Examples(inputs, raw.test_targets, raw.test_row_numbers, clients)

@@ -8,18 +8,19 @@ Two steps, because a model can only be built when the classes are known, and inp
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Set
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
-from fedelta.data.columns import Columns, Wanted, find_columns, missing_columns, target_column
+from fedelta.data.columns import Columns, Wanted, find_columns, missing_columns, readable, target_column
 from fedelta.data.files import EMBEDDED, load_splits, missing_path
 from fedelta.data.folders import CLIENT, Naming, expression
 from fedelta.data.splits import Rows, hold_out, limit
-from fedelta.errors import listed, refuse
+from fedelta.errors import DataError, listed, refuse
 from fedelta.modalities.base import Modality
 from fedelta.modalities.settings import AudioSettings, Preparation
 from fedelta.seeds import stream
@@ -173,6 +174,31 @@ class RawData:
         """What section `[data]` says of the way from such examples to inputs."""
         said = Preparation(max_length=self.source.max_length, audio=self.source.audio)
         return said.only(self.modality.settings)
+
+    def client_ids(self, dataset: Dataset) -> list[object] | None:
+        """The client of each row, class labels by their names; None where `dataset` does not say."""
+        column = self.columns.client
+        if column is None or column not in dataset.column_names:
+            return None
+        return readable(dataset, column)
+
+    def without_test_rows_of(self, ids: Set[object]) -> RawData:
+        """The same without the test rows of these clients; as it is where the test set does not say whose they are.
+
+        Raises:
+            DataError: none would be left.
+        """
+        found = self.client_ids(self.test) if ids else None
+        if found is None or not (of_them := [each in ids for each in found]) or not any(of_them):
+            return self
+        if all(of_them):
+            raise DataError(
+                f"every row of the test set belongs to a client that is held out: {listed(sorted(map(str, ids)))}",
+                hint="hold out others, or give a test set of its own with `data.test_source`.",
+            )
+        test = Rows(self.test, self.test_targets, self.test_row_numbers)
+        kept = test.select((~torch.tensor(of_them)).nonzero()[:, 0])
+        return replace(self, test=kept.dataset, test_targets=kept.targets, test_row_numbers=kept.numbers)
 
     @property
     def num_classes(self) -> int:

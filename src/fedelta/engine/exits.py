@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -24,7 +24,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from fedelta.errors import ConfigError
+from fedelta.data.clients import Clients
+from fedelta.errors import ConfigError, listed
 from fedelta.seeds import stream
 from fedelta.settings import Settings
 from fedelta.settings.paths import FilePath
@@ -43,7 +44,7 @@ class ExitSettings(Settings):
         tiers: depths in blocks; each client has one of them. None: every client runs the whole model.
         assignment: `cycle` gives the clients, in ascending order, one tier after the other and begins again, `shuffle`
             the same after a seeded shuffle. A tier that stands twice is given twice as often.
-        tiers_file: a JSON object of client id to depth, instead of `tiers`.
+        tiers_file: a JSON object of client, by name or number, to depth, instead of `tiers`.
     """
 
     train: Literal["deepest", "random", "sum", "distill"] = "deepest"
@@ -66,46 +67,49 @@ class ExitSettings(Settings):
         """The exits at which a client of `depth` learns, from 1."""
         return range(depth if self.train == "deepest" else 1, depth + 1)
 
-    def depths(self, client_ids: Sequence[int], num_blocks: int, seed: int) -> dict[int, int]:
-        """Client id to depth.
+    def depths(self, clients: Clients, num_blocks: int, seed: int) -> dict[int, int]:
+        """Client id to depth, of all clients.
 
         Raises:
-            ConfigError: a depth that the model does not have, or a file that does not name every client.
+            ConfigError: a depth that the model does not have, or a file that does not name every client, or others.
         """
         if self.tiers_file is not None:
-            return _read_depths(self.tiers_file, client_ids, num_blocks)
+            return _read_depths(self.tiers_file, clients, num_blocks)
         tiers = self.tiers or (num_blocks,)
         if max(tiers) > num_blocks:
             problem = f"`exits.tiers` has depth {max(tiers)}, but the model has {num_blocks} blocks"
             raise ConfigError([problem], hint=f"use depths from 1 to {num_blocks}.")
-        order = list(client_ids)
+        order = list(clients.numbers)
         if self.assignment == "shuffle":
             shuffled = torch.randperm(len(order), generator=stream(seed, "tiers")).tolist()
             order = [order[index] for index in shuffled]
         return {client_id: tiers[place % len(tiers)] for place, client_id in enumerate(order)}
 
 
-def _read_depths(path: str, client_ids: Sequence[int], num_blocks: int) -> dict[int, int]:
-    expected = f'a JSON object of client id to depth, such as {{"0": 4, "1": {num_blocks}}}'
+def _read_depths(path: str, clients: Clients, num_blocks: int) -> dict[int, int]:
+    example = [str(clients.names.get(number, number)) for number in clients.numbers[:2]]
+    expected = f"a JSON object of client to depth, such as {json.dumps(dict.fromkeys(example, num_blocks))}"
     try:
-        content = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
-        depths = {int(client_id): depth for client_id, depth in content.items()}
+        content = dict(json.loads(Path(path).expanduser().read_text(encoding="utf-8")).items())
     except (OSError, ValueError, AttributeError) as error:
         raise ConfigError(
             [f"`exits.tiers_file` {path!r} cannot be used: {error}"], hint=f"expected {expected}."
         ) from error
-    problems = [
-        f"client {client_id} has depth {depths.get(client_id)!r}"
-        for client_id in client_ids
-        if type(depths.get(client_id)) is not int or not 1 <= depths[client_id] <= num_blocks
+    depths = {clients.find_text(key): depth for key, depth in content.items()}
+    problems = []
+    if unknown := [key for key in content if clients.find_text(key) is None]:
+        problems.append(f"`exits.tiers_file` {path!r} has {listed(unknown)}, but there are {clients.described}")
+    odd = [
+        f"{clients.called(number)} has depth {depths.get(number)!r}"
+        for number in clients.numbers
+        if type(depths.get(number)) is not int or not 1 <= depths[number] <= num_blocks
     ]
+    if odd:
+        shown = ", ".join(odd[:4]) + (f" and {len(odd) - 4} more" if len(odd) > 4 else "")
+        problems.append(f"`exits.tiers_file` {path!r}: {shown}; expected 1 to {num_blocks} for every client")
     if problems:
-        shown = ", ".join(problems[:4]) + (f" and {len(problems) - 4} more" if len(problems) > 4 else "")
-        raise ConfigError(
-            [f"`exits.tiers_file` {path!r}: {shown}; expected 1 to {num_blocks} for every client"],
-            hint=f"write {expected}.",
-        )
-    return {client_id: depths[client_id] for client_id in client_ids}
+        raise ConfigError(problems, hint=f"write {expected}.")
+    return {number: depths[number] for number in clients.numbers}
 
 
 class ExitLoss:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import repeat
 from statistics import fmean
 from typing import Annotated
@@ -28,6 +28,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from fedelta.data.batches import Examples
+from fedelta.data.clients import Clients, Name
 from fedelta.data.splits import stratified
 from fedelta.data.validation import RowsOf
 from fedelta.engine.lanes import LaneEngine
@@ -51,7 +52,7 @@ class Personalization(Settings):
 
     Args:
         held_out_clients: so many clients of the partition are drawn.
-        held_out: these clients, instead of a draw.
+        held_out: these clients, instead of a draw, by name or by number (`Clients.find`).
         local_epochs: passes over a client's training part.
         lrs: learning rates to select from, without a schedule.
         batch_size: samples of a step; None for that of `[client]`.
@@ -62,7 +63,7 @@ class Personalization(Settings):
     """
 
     held_out_clients: int = Field(default=0, ge=0)
-    held_out: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)] = ()
+    held_out: Annotated[tuple[Name, ...], Field(strict=False)] = ()
     local_epochs: int = Field(default=1, ge=1)  # the authors' code
     lrs: Annotated[tuple[Rate, ...], Field(strict=False)] = (0.001, 0.01, 0.1)  # our choice
     batch_size: int | None = Field(default=None, ge=1)
@@ -101,7 +102,10 @@ class Personalization(Settings):
             return []
         problems = []
         if (num_clients := context.get("partition.num_clients")) is not None:
-            problems = self.problems_among(range(num_clients))
+            # What natural clients are called, only the data know.
+            is_natural = context.get("partition.name") == "natural"
+            among = Clients.of(range(num_clients))
+            problems = self.too_many(num_clients) if is_natural else self.problems_among(among)
             wanted, left = context.get("strategy.clients_per_round"), num_clients - self.num_held_out
             if not problems and wanted is not None and left < wanted <= num_clients:
                 problems.append(
@@ -115,27 +119,34 @@ class Personalization(Settings):
             )
         return problems
 
-    def problems_among(self, client_ids: Sequence[int]) -> list[str]:
+    def problems_among(self, clients: Clients) -> list[str]:
         """Why these clients, all there are, cannot be held out from."""
-        if unknown := sorted(set(self.held_out).difference(client_ids)):
-            known = f"{len(client_ids)} clients, {min(client_ids)} to {max(client_ids)}"
-            return [f"`personalization.held_out` has {_listed(unknown)}, but there are {known}"]
-        if self.num_held_out >= len(client_ids):
-            key = "held_out_clients" if self.held_out_clients else "held_out"
-            found = f"`personalization.{key}` holds out {self.num_held_out} of {len(client_ids)} clients"
-            return [f"{found}; at least one has to train"]
-        return []
+        meant = {key: clients.find(key) for key in self.held_out}
+        if unknown := [key for key, number in meant.items() if number is None]:
+            return [f"`personalization.held_out` has {_listed(unknown)}, but there are {clients.described}"]
+        if len(set(meant.values())) < len(meant):
+            return [f"`personalization.held_out` is {_listed(self.held_out)}, which names a client twice"]
+        return self.too_many(len(clients.numbers))
 
-    def unseen(self, client_ids: Sequence[int], seed: int) -> frozenset[int]:
-        """The clients of `client_ids` that no round asks.
+    def too_many(self, num_clients: int) -> list[str]:
+        """What is said where nobody is left of so many clients."""
+        if self.num_held_out < num_clients:
+            return []
+        key = "held_out_clients" if self.held_out_clients else "held_out"
+        found = f"`personalization.{key}` holds out {self.num_held_out} of {num_clients} clients"
+        return [f"{found}; at least one has to train"]
+
+    def unseen(self, clients: Clients, seed: int) -> frozenset[int]:
+        """The ids of those of `clients`, all there are, that no round asks.
 
         Raises:
             ConfigError: see `problems_among`.
         """
-        if problems := self.problems_among(client_ids):
+        if problems := self.problems_among(clients):
             raise ConfigError(problems)
-        order = torch.randperm(len(client_ids), generator=stream(seed, _STREAM, "held out")).tolist()
-        return frozenset(self.held_out) | {client_ids[place] for place in order[: self.held_out_clients]}
+        order = torch.randperm(len(clients.numbers), generator=stream(seed, _STREAM, "held out")).tolist()
+        drawn = {clients.numbers[place] for place in order[: self.held_out_clients]}
+        return frozenset(drawn.union(number for key in self.held_out if (number := clients.find(key)) is not None))
 
     def training(self, client: ClientSettings) -> ClientSettings:
         """How a client fine-tunes, for which `client` says how it trains in a round."""
@@ -163,7 +174,7 @@ class Personalization(Settings):
         num_train, num_select, num_eval = self.sizes(num_examples)
         return num_eval > 0 and num_train > num_select and (num_select > 0 or len(self.lrs) == 1)
 
-    def check_sizes(self, unseen: Mapping[int, Tensor]) -> None:
+    def check_sizes(self, unseen: Mapping[int, Tensor], clients: Clients) -> None:
         """Refuses clients that are too small to split, all of them at once.
 
         Raises:
@@ -176,7 +187,8 @@ class Personalization(Settings):
             least += 1
         parts = "to train on, to select the learning rate by" if len(self.lrs) > 1 else "to train on"
         problems = [
-            f"client {client_id} has {len(rows)} examples, expected at least {least}: some {parts} and to evaluate on"
+            f"{clients.called(client_id)} has {len(rows)} examples, expected at least {least}: some {parts} and to "
+            "evaluate on"
             for client_id, rows in sorted(unseen.items())
             if not self.can_split(len(rows))
         ]
@@ -256,6 +268,7 @@ class Unseen:
         seed: of the run.
         round: the last of the run; weighs the teacher of `exits.train = "distill"`.
         tiers: how deep each client runs; None: all of them through the whole model.
+        clients: what they are called.
     """
 
     engine: LaneEngine
@@ -265,6 +278,7 @@ class Unseen:
     seed: int
     round: int = 1
     tiers: Tiers | None = None
+    clients: Clients = field(default_factory=Clients)
 
 
 @dataclass(frozen=True)
@@ -316,7 +330,7 @@ def personalize(
                 parts, params = bench.parts[client], own[client, rates[client]]
                 after = bench.evaluate(client, params, parts.evaluation)
                 if after.not_finite:
-                    raise _diverged(client, [rates[client]])
+                    raise _diverged(unseen.clients.called(client), [rates[client]])
                 num_train, num_eval = len(parts.training), len(parts.evaluation)
                 yield Personalized(scope, client, num_train, num_eval, rates[client], before[client], after, params)
 
@@ -360,7 +374,7 @@ class _Bench:
                 ranks[client].append((order, found.measures[task.loss.name], lr))
         for client, own in ranks.items():
             if not own:
-                raise _diverged(client, lrs)
+                raise _diverged(self._unseen.clients.called(client), lrs)
         return {client: min(own)[-1] for client, own in ranks.items()}
 
     def _where_it_learns(self, client: int, found: Evaluation) -> float:
@@ -421,10 +435,10 @@ def _drawn(strata: Tensor, count: int, generator: torch.Generator) -> tuple[Tens
     return stays.nonzero().flatten(), drawn
 
 
-def _diverged(client: int, lrs: Sequence[float]) -> RoundError:
+def _diverged(client: str, lrs: Sequence[float]) -> RoundError:
     rates = ", ".join(f"{lr:g}" for lr in lrs)
     return RoundError(
-        f"client {client}: fine-tuning ends with a loss that is not finite, at the learning rate {rates}.",
+        f"{client}: fine-tuning ends with a loss that is not finite, at the learning rate {rates}.",
         hint="give smaller ones: `--set personalization.lrs=[...]`.",
     )
 

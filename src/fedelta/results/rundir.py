@@ -3,7 +3,8 @@
 config.toml           the resolved configuration
 environment.json      versions, machine, commit
 citations.bib         papers behind what the run used
-partition.json        class names and examples of each class by client; apart, those of clients that no round asks
+partition.json        class names, examples of each class by client, apart those of clients that no round asks, and
+                      what the clients are called
 model.json            parameter counts, of each group too, so that an unfinished run can be reported
 rounds.jsonl          one record a round, determined by seed and configuration
 ledger.jsonl          one row per payload, after the row of the backbone
