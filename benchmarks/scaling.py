@@ -76,12 +76,13 @@ def child(num_clients: int, num_rounds: int, strategy: str) -> None:
     import torch
 
     from fedelta.config import load_config
-    from fedelta.data.batches import FederatedData, LabelledData
+    from fedelta.data.batches import Examples, FederatedData
     from fedelta.experiment import Experiment
     from fedelta.modalities.image import Images
     from fedelta.modalities.stores import Stored
     from fedelta.results.environment import peak_memory_bytes
     from fedelta.seeds import stream
+    from fedelta.tasks.labels import Labels
 
     started = time.perf_counter()
     generator = stream(0, "scaling")
@@ -89,8 +90,8 @@ def child(num_clients: int, num_rounds: int, strategy: str) -> None:
     labels = torch.randint(0, 10, (NUM_IMAGES,), generator=generator)
     inputs = Stored(images, Images(32, (0.5,) * 3, (0.5,) * 3))
     partition = dict(enumerate(torch.arange(NUM_IMAGES).tensor_split(num_clients)))
-    test = LabelledData(Stored(images[:64], inputs.modality), labels[:64])
-    data = FederatedData(LabelledData(inputs, labels), test, tuple("0123456789"), partition)
+    test = Examples(Stored(images[:64], inputs.modality), Labels(labels[:64]))
+    data = FederatedData(Examples(inputs, Labels(labels)), test, tuple("0123456789"), partition)
     recipe = Path(__file__).resolve().parents[1] / "recipes" / "demo.toml"
     config = load_config(
         recipe,

@@ -11,10 +11,10 @@ from benchmarks.cases import BUNDLED, STAND_IN, Case
 from torch import Tensor
 
 from fedelta.codecs import CODECS
-from fedelta.data.batches import LabelledData
+from fedelta.data.batches import Examples
 from fedelta.engine.lanes import LaneEngine
 from fedelta.engine.optimizers import Sgd
-from fedelta.engine.work import ClientSettings, Evaluation
+from fedelta.engine.work import ClientSettings
 from fedelta.federation.client import Site
 from fedelta.federation.rounds import Federation, federate
 from fedelta.models.hub import Backbone, build
@@ -23,6 +23,8 @@ from fedelta.runtimes.simulation import Simulation, SimulationSettings
 from fedelta.seeds import stream
 from fedelta.strategies.fedavg import FedAvg
 from fedelta.strategies.local import Plain
+from fedelta.tasks.base import Evaluation
+from fedelta.tasks.labels import Labels
 from fedelta.tuning import TUNING_METHODS
 from fedelta.tuning.lanes import Lanes
 from fedelta.tuning.lora import Lora
@@ -85,7 +87,7 @@ def fedelta_side(case: Case) -> Round:
         model,
         spec,
         lanes,
-        LabelledData(Pixels(pixels), labels),
+        Examples(Pixels(pixels), Labels(labels)),
         client=client,
         rule=Plain(),
         cache_bytes=runtime.cache_mib * 2**20,
@@ -99,7 +101,7 @@ def fedelta_side(case: Case) -> Round:
         spec=spec,
         client_ids=sorted(partition),
         seed=SEED,
-        evaluate=lambda _: Evaluation(0.0, 0.0),
+        evaluate=lambda _: Evaluation({"accuracy": 0.0}),
         effective_steps=float,
         evaluate_every=strategy.num_rounds,
     )

@@ -15,7 +15,7 @@ import torch
 from torch import Generator, Tensor
 
 from fedelta.data.augmentation import Augmentation
-from fedelta.data.batches import LabelledData
+from fedelta.data.batches import Examples
 from fedelta.engine.exits import ExitSettings
 from fedelta.engine.lanes import LaneEngine
 from fedelta.engine.optimizers import Sgd
@@ -27,6 +27,8 @@ from fedelta.params import Params, ParamSpec, TensorSpec
 from fedelta.seeds import stream
 from fedelta.strategies.base import LocalRule
 from fedelta.strategies.local import Plain
+from fedelta.tasks.base import Evaluation
+from fedelta.tasks.labels import Labels
 from fedelta.tuning.base import TuningMethod
 from fedelta.tuning.lanes import Lanes
 
@@ -129,15 +131,15 @@ def tiny_inputs(family: str, num_rows: int, seed: int = 0) -> ReadyInputs:
     return ReadyInputs({"input_ids": tokens, "attention_mask": mask})
 
 
-def tiny_data(family: str = "vit", num_rows: int = 24, seed: int = 0) -> LabelledData:
+def tiny_data(family: str = "vit", num_rows: int = 24, seed: int = 0) -> Examples:
     """Random rows with random labels."""
     labels = torch.randint(0, NUM_CLASSES, (num_rows,), generator=stream(seed, "labels"))
-    return LabelledData(tiny_inputs(family, num_rows, seed), labels)
+    return Examples(tiny_inputs(family, num_rows, seed), Labels(labels))
 
 
 def tiny_engine(
     method: TuningMethod,
-    data: LabelledData,
+    data: Examples,
     *,
     family: str = "vit",
     lanes: int = 1,
@@ -211,3 +213,8 @@ def randomise(params: Mapping[str, Tensor], generator: Generator, scale: float =
     return {
         name: tensor + scale * torch.randn(tensor.shape, generator=generator) for name, tensor in params.items()
     }  # fmt: skip
+
+
+def evaluated(accuracy: float = 0.0, loss: float = 0.0, by_exit: tuple[float, ...] = ()) -> Evaluation:
+    """An evaluation of a classification."""
+    return Evaluation({"accuracy": accuracy, "loss_nats": loss}, {"accuracy": by_exit} if by_exit else {})

@@ -84,7 +84,7 @@ def call(*arguments: object) -> tuple[int, str, BaseException | None]:
 
 def test_three_tones_are_learned_by_three_speakers(result):
     # Chance is a third.
-    assert result.accuracy > 0.8
+    assert result.measures["accuracy"] > 0.8
     assert len(result.assembly.data.partition) == 3
     assert result.assembly.data.train.inputs.raw.shape == (36, 16, 16)
 
@@ -176,7 +176,7 @@ def test_the_command_line_takes_recordings_everywhere(result, config_path, sound
     code, out, _ = call("predict", result.path, sounds / "low_ann_0.wav", sounds / "high_bob_1.wav")
     assert code == 0
     assert [line.split("\t")[1] for line in out.splitlines()] == ["low", "high"]
-    assert evaluate_adapter(result.path).accuracy == result.accuracy
+    assert evaluate_adapter(result.path).measures["accuracy"] == result.measures["accuracy"]
     code, out, error = call("predict", result.path, config_path)
     assert "speech.toml': no recording in a known format" in str(error)
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from fedelta.config import Config as Config
     from fedelta.config import load_config as load_config
     from fedelta.data.augmentation import Augmentation as Augmentation
+    from fedelta.data.batches import Examples as Examples
     from fedelta.data.batches import FederatedData as FederatedData
-    from fedelta.data.batches import LabelledData as LabelledData
     from fedelta.data.partition import Dirichlet as Dirichlet
     from fedelta.data.partition import Iid as Iid
     from fedelta.data.partition import Natural as Natural
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from fedelta.experiment import Experiment as Experiment
     from fedelta.experiment import Result as Result
     from fedelta.federation.personalize import Personalization as Personalization
-    from fedelta.inference.predict import Prediction as Prediction
     from fedelta.inference.predict import Predictor as Predictor
     from fedelta.modalities.settings import AudioSettings as AudioSettings
     from fedelta.models.anatomy import Anatomy as Anatomy
@@ -60,6 +59,9 @@ if TYPE_CHECKING:
     from fedelta.strategies.means import Trimmed as Trimmed
     from fedelta.strategies.means import Weighted as Weighted
     from fedelta.strategies.scaffold import Scaffold as Scaffold
+    from fedelta.tasks.classification import Classification as Classification
+    from fedelta.tasks.classification import Prediction as Prediction
+    from fedelta.tasks.labels import Labels as Labels
     from fedelta.tracking.settings import Tracking as Tracking
     from fedelta.tuning.adapter import Adapter as Adapter
     from fedelta.tuning.bias import Bias as Bias
@@ -78,7 +80,7 @@ _MODULES = {
     "comparison.result": ("Comparison",),
     "config": ("Config", "load_config"),
     "data.augmentation": ("Augmentation",),
-    "data.batches": ("FederatedData", "LabelledData"),
+    "data.batches": ("Examples", "FederatedData"),
     "data.partition": ("Dirichlet", "Iid", "Natural", "Pathological", "Quantity"),
     "data.sources": ("DataSource",),
     "errors": ("FedeltaError", "InputError", "RoundError"),
@@ -86,7 +88,7 @@ _MODULES = {
     "engine.optimizers": ("AdamW", "Constant", "Cosine", "Sgd", "Step"),
     "federation.personalize": ("Personalization",),
     "engine.work": ("ClientSettings",),
-    "inference.predict": ("Prediction", "Predictor"),
+    "inference.predict": ("Predictor",),
     "modalities.settings": ("AudioSettings",),
     "models.anatomy": ("Anatomy",),
     "models.hub": ("Backbone",),
@@ -102,6 +104,8 @@ _MODULES = {
     "strategies.local": ("FedProx", "Plain"),
     "strategies.means": ("Clipped", "Median", "Trimmed", "Weighted"),
     "strategies.scaffold": ("Scaffold",),
+    "tasks.classification": ("Classification", "Prediction"),
+    "tasks.labels": ("Labels",),
     "tracking.settings": ("Tracking",),
     "tuning.adapter": ("Adapter",),
     "tuning.bias": ("Bias",),

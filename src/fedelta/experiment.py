@@ -10,7 +10,7 @@ import copy
 import hashlib
 import itertools
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,10 +21,9 @@ from torch import Tensor
 
 from fedelta.assembly.model import tuned_model
 from fedelta.assembly.run import Assembly, assemble
-from fedelta.assembly.site import build_site, evaluate, num_lanes, read_data
+from fedelta.assembly.site import build_site, details, num_lanes, read_data
 from fedelta.config import Config, check_config, load_config, read_table
 from fedelta.data.batches import FederatedData
-from fedelta.engine.work import Evaluation
 from fedelta.errors import InputError
 from fedelta.federation.records import RoundOutcome
 from fedelta.federation.rounds import federate
@@ -32,6 +31,7 @@ from fedelta.federation.tiers import Tiers
 from fedelta.inference.adapter import Adapter, read_adapter, write_adapter
 from fedelta.inference.costs import costs_of
 from fedelta.inference.predict import Predictor, fill
+from fedelta.inference.predictions import table_of
 from fedelta.modalities.settings import Preparation
 from fedelta.models.hub import Backbone
 from fedelta.models.native import is_native
@@ -41,10 +41,11 @@ from fedelta.results import rundir
 from fedelta.results.checkpoint import Checkpoint, encode, load, save
 from fedelta.results.citations import citations
 from fedelta.results.environment import environment, peak_memory_bytes
-from fedelta.results.files import JsonLines, Record, to_json
+from fedelta.results.files import JsonLines, Record, to_json, write_atomic
 from fedelta.results.ledger import Ledger, opening_row
 from fedelta.results.rundir import RunDirectory, free_name, refuse_taken
 from fedelta.results.runlog import round_record, summary, timing_record
+from fedelta.tasks.details import Details
 from fedelta.tracking.mirror import mirrored
 from fedelta.tracking.table import require
 from fedelta.tuning import AnyTuning
@@ -74,9 +75,9 @@ class Result:
     summary: Record
 
     @property
-    def accuracy(self) -> float:
-        """Fraction of the test set that is classified correctly after the last round."""
-        return float(self.summary["final_accuracy"])
+    def measures(self) -> Mapping[str, float]:
+        """What the task measures on the test set after the last round, such as `loss_nats`."""
+        return dict(self.summary["measures"])
 
     def save_adapter(self, directory: str | Path) -> None:
         """Writes the adapter in Hugging Face PEFT layout; it is also in `path / "adapter"`."""
@@ -95,7 +96,7 @@ class Result:
         fill(backbone, self.params | own)
         lanes.active = 1
         self.assembly.model.tuning.merge(backbone)
-        return Predictor(backbone, self.assembly.data.class_names)
+        return Predictor(backbone, self.assembly.data.class_names, self.assembly.config.task)
 
 
 class Experiment:
@@ -180,6 +181,7 @@ class Experiment:
             return self._resume(run, on_round)
 
     def _resume(self, run: RunDirectory, on_round: OnRound | None) -> Result:
+        run.read_rounds()  # of an older format: said before anything is changed
         checkpoint = load(run.checkpoint, self.assembly.spec, self._fingerprint)
         run.rewind(checkpoint)
         site = self.assembly.site
@@ -195,7 +197,7 @@ class Experiment:
 
     def _continue(self, run: RunDirectory, checkpoint: Checkpoint, ledger: Ledger, on_round: OnRound | None) -> Params:
         """Runs the rounds that are left, each recorded before the next begins; returns the last params."""
-        params, best = checkpoint.params, checkpoint.best_accuracy
+        params = checkpoint.params
         outcomes = federate(
             self.assembly.federation,
             params,
@@ -206,9 +208,8 @@ class Experiment:
         started = time.perf_counter()
         for outcome in outcomes:
             params = outcome.params
-            best = max((x for x in (best, outcome.accuracy) if x is not None), default=None)
             ledger.append(outcome.transfers)
-            run.rounds.append([round_record(outcome, ledger.total_bytes)])
+            run.rounds.append([round_record(outcome, ledger.total_bytes, self.config.task.loss)])
             seconds = time.perf_counter() - started
             run.timings.append([timing_record(outcome.round, seconds, peak_memory_bytes())])
             started = time.perf_counter()
@@ -224,8 +225,6 @@ class Experiment:
                     log_bytes=run.rounds.num_bytes,
                     ledger_bytes=JsonLines(run.ledger).num_bytes,
                     timing_bytes=run.timings.num_bytes,
-                    accuracy=outcome.accuracy,
-                    best_accuracy=best,
                     run_fingerprint=self._fingerprint,
                 ),
             )
@@ -244,7 +243,7 @@ class Experiment:
         strategy, tuning = assembly.strategy, assembly.model.tuning
         state = strategy.init(assembly.params, assembly.spec)
         opening = opening_row(checkpoint_bytes(config.model))
-        first = Checkpoint(0, assembly.params, state, {}, {}, {}, 0, len(opening), 0, None, None, self._fingerprint)
+        first = Checkpoint(0, assembly.params, state, {}, {}, {}, 0, len(opening), 0, self._fingerprint)
         return {
             rundir.CONFIG: config.to_toml({"tuning": tuning}),
             rundir.ENVIRONMENT: to_json(environment(), indent=2),
@@ -280,22 +279,37 @@ def fingerprint(config: Config, tuning: AnyTuning, data: FederatedData, tiers: T
     table["personalization"] = {key: table["personalization"][key] for key in ("held_out_clients", "held_out")}
     digest = hashlib.sha256(repr((tomli_w.dumps(table), data.class_names)).encode())
     parts = (data.partition[key] for key in sorted(data.partition)), (data.unseen[key] for key in sorted(data.unseen))
-    for rows in (data.train.labels, data.test.labels, *itertools.chain(*parts)):
-        digest.update(len(rows).to_bytes(8, "big") + rows.numpy().tobytes())
+    targets = (each.targets.fetch(rows) for each in (data.train, data.test) for rows in _in_chunks(len(each)))
+    for values in itertools.chain(targets, *parts):
+        digest.update(len(values).to_bytes(8, "big") + values.numpy().tobytes())
     if tiers is not None:
         digest.update(repr(sorted(tiers.depths.items())).encode())
     return digest.hexdigest()[:16]
 
 
+def _in_chunks(num_rows: int) -> Sequence[Tensor]:
+    """All rows, some thousands at a time: those of a text may be long."""
+    chunks: Sequence[Tensor] = torch.arange(num_rows).split(4096)
+    return chunks
+
+
 def evaluate_adapter(
-    config: str | Path, adapter: str | Path | None = None, overrides: Iterable[str] = ()
-) -> Evaluation:
-    """Accuracy and loss on the test set, without training.
+    config: str | Path,
+    adapter: str | Path | None = None,
+    overrides: Iterable[str] = (),
+    *,
+    predictions: Path | None = None,
+) -> Details:
+    """What the task measures on the test set, without training.
 
     Args:
         config: a TOML file, or a run directory, whose own adapter is taken when none is given.
         adapter: a PEFT adapter directory; without one the model is measured as it starts.
         overrides: `section.key=value` strings.
+        predictions: a CSV file to write, with the answer to each example.
+
+    Raises:
+        InputError: something cannot be used; `predictions` exists, or there is more than one model.
     """
     path, kept_by = Path(config), None
     if path.is_dir():
@@ -312,18 +326,25 @@ def evaluate_adapter(
     site = build_site(loaded, model, data)
     if kept_by is not None:
         site.restore(load(kept_by.checkpoint).kept, {}, {})
-    return evaluate(site, model.params, data.test)
+    if predictions is None:
+        return details(site, model.params, data.test, data.class_names)
+    with table_of(predictions, data, loaded.task) as write:
+        return details(site, model.params, data.test, data.class_names, write)
 
 
 def _finish(run: RunDirectory, assembly: Assembly, params: Params, ledger: Ledger) -> Result:
     """Writes what only a finished run has."""
+    told = assembly.details(params)
     record = summary(
-        run.rounds.read(),
+        run.read_rounds(),
         run.timings.read(),
         ledger,
-        tuned_parameters=assembly.spec.num_parameters,
-        total_parameters=assembly.model.total_parameters,
+        assembly.config.task.primary,
+        {"tuned_parameters": assembly.spec.num_parameters, "total_parameters": assembly.model.total_parameters},
+        details=told.as_record(),
     )
+    if told.confusion is not None:
+        write_atomic(run.path / rundir.CONFUSION, to_json(told.confusion.as_record()) + "\n")
     _write_adapter(run.adapter, assembly, params, record)
     if exit_blocks(assembly.backbone.module):
         _keep_costs(run, assembly)
@@ -349,6 +370,7 @@ def _write_adapter(directory: Path, assembly: Assembly, params: Params, record: 
         model=config.model,
         seed=config.seed,
         preparation=Preparation() if modality is None else modality.preparation,
+        task=config.task,
     )
     card = {
         **record,
@@ -362,15 +384,19 @@ def _write_adapter(directory: Path, assembly: Assembly, params: Params, record: 
 
 
 def _label_counts(data: FederatedData) -> dict[str, object]:
-    """How many rows of each class every client has: what the report draws."""
+    """How many rows of each class, or kind of row, every client has: what the report draws; nothing without kinds."""
+    strata = data.train.targets.strata
+    if strata is None:
+        return {}
+    names = data.strata_names or data.class_names
 
     def counts(rows_of: Mapping[int, Tensor]) -> dict[str, list[int]]:
         return {
-            str(client_id): torch.bincount(data.train.labels[rows], minlength=len(data.class_names)).tolist()
+            str(client_id): torch.bincount(strata[rows], minlength=len(names)).tolist()
             for client_id, rows in sorted(rows_of.items())
         }
 
-    found: dict[str, object] = {"class_names": list(data.class_names), "clients": counts(data.partition)}
+    found: dict[str, object] = {"class_names": list(names), "clients": counts(data.partition)}
     if data.unseen:
         found["held_out"] = counts(data.unseen)
     if data.clients.names:

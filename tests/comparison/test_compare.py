@@ -54,7 +54,7 @@ def test_a_grid_gives_tables_and_a_page_and_can_be_extended_by_a_seed(tmp_path, 
     assert (head.num_seeds, head.tuned_parameters, head.value) == (2, 330, None)
     runs = [out / "runs" / f"head-seed-{seed}" for seed in (1, 2)]
     accuracies = [json.loads((run / "summary.json").read_text())["final_accuracy"] for run in runs]
-    assert head.accuracy == pytest.approx(sum(accuracies) / 2)
+    assert head.mean == pytest.approx(sum(accuracies) / 2)
     for name in ("table.csv", "table.md", "cells.csv", "report.html", "compare.toml"):
         assert (out / name).is_file()
     assert not (out / "search.csv").exists()
@@ -105,9 +105,9 @@ def test_the_search_chooses_by_validation_rows_whatever_the_test_labels_are(tmp_
 
     original = site.read
 
-    def permuted(source, *, seed):
-        raw = original(source, seed=seed)
-        raw.test_labels[:] = raw.test_labels.flip(0)
+    def permuted(source, *, seed, task):
+        raw = original(source, seed=seed, task=task)
+        raw.test_targets.values[:] = raw.test_targets.values.flip(0)
         return raw
 
     monkeypatch.setattr(site, "read", permuted)
@@ -131,7 +131,7 @@ def test_of_equal_accuracies_the_one_with_the_lower_loss_is_chosen(tmp_path, inl
         overrides=[*ONE_ROUND, f"compare.search={search}"],
     )
     first, second = (trial.cell for trial in found.trials)
-    assert first.outcome.accuracy == second.outcome.accuracy
+    assert first.outcome.final == second.outcome.final
     assert first.outcome.loss != second.outcome.loss
     assert found.groups[0].value == min(first, second, key=lambda cell: cell.outcome.loss).value
 
@@ -327,3 +327,16 @@ def test_a_configuration_made_in_python_can_be_varied(tmp_path, inline):
     assert found.groups[1].total_bytes == 3 * found.groups[0].total_bytes
     with pytest.raises(ConfigError, match="nothing is varied"):
         fedelta.compare(config)
+
+
+@pytest.mark.parametrize(
+    "strategy", [["strategy.name=fedlama"], ["strategy.name=fedlama-auto", "byte_budget_mib=0.2"]], ids=lambda it: it[0]
+)
+def test_a_comparison_of_a_strategy_that_plans_for_itself_goes_on_where_it_was(tmp_path, inline, strategy):
+    # What the strategy makes of steps and bytes is no part of the configurations that are compared.
+    config, out = write_small(tmp_path), tmp_path / "out"
+    overrides = ["client.local_epochs=", "strategy.num_rounds=2", *strategy, "strategy.tau=2"]
+    fedelta.compare(config, {"seed": [1]}, out, overrides=overrides)
+    found = fedelta.compare(config, {"seed": [1, 2]}, out, overrides=overrides)
+    assert inline == ["seed=1", "seed=2"]
+    assert found.is_finished

@@ -6,14 +6,14 @@ import itertools
 
 import pytest
 import torch
-from tests.builders import CONVOLUTIONAL, assert_same_bits, start_of, tiny_data, tiny_engine
+from tests.builders import CONVOLUTIONAL, assert_same_bits, evaluated, start_of, tiny_data, tiny_engine
 from tests.contracts.test_tuning_methods import METHODS, ON_CONVOLUTIONS
 from tests.strategies.hand import SPEC, params, updates
 
 from fedelta.codecs.cast import Cast
 from fedelta.engine.exits import ExitSettings
 from fedelta.engine.optimizers import Sgd
-from fedelta.engine.work import ClientSettings, Evaluation
+from fedelta.engine.work import ClientSettings
 from fedelta.errors import ConfigError
 from fedelta.federation.client import Site
 from fedelta.federation.rounds import Federation, federate
@@ -157,7 +157,7 @@ def test_every_strategy_runs_with_every_tuning_method(strategy: Strategy, method
     site = Site(engine, partition, Cast(), seed=0, num_rounds=strategy.num_rounds, memory=strategy.memory)
     running = Federation(
         strategy=strategy, runtime=Simulation(site), codec=Cast(), spec=engine.spec, client_ids=range(4), seed=0,
-        evaluate=lambda params: Evaluation(0.0, 0.0), effective_steps=engine.client.effective_steps,
+        evaluate=lambda params: evaluated(), effective_steps=engine.client.effective_steps,
     )  # fmt: skip
     start = start_of(engine)
     found = list(federate(running, start, strategy.init(start, engine.spec)))

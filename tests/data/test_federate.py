@@ -32,7 +32,7 @@ def test_the_digits_of_sixty_four_clients_are_ready_for_a_model():
     rows = data.partition[5]
     assert data.train.inputs.fetch(rows)["pixel_values"].shape == (len(rows), 3, 16, 16)
     # A row's label belongs to its image: the same label as in the data set it came from.
-    assert data.train.labels[rows].tolist() == raw.train.select(rows.tolist())["label"][:]
+    assert data.train.targets.values[rows].tolist() == raw.train.select(rows.tolist())["label"][:]
 
 
 def test_texts_with_natural_clients(tmp_path):

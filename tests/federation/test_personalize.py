@@ -9,22 +9,23 @@ from itertools import repeat
 import pytest
 import torch
 from pydantic import ValidationError
-from tests.builders import assert_close, assert_same_bits, start_of, tiny_backbone, tiny_data, tiny_engine
+from tests.builders import assert_close, assert_same_bits, evaluated, start_of, tiny_backbone, tiny_data, tiny_engine
 from torch import Tensor
 
 from fedelta.data.augmentation import Augmentation
-from fedelta.data.batches import LabelledData
+from fedelta.data.batches import Examples
 from fedelta.data.clients import Clients
 from fedelta.engine.exits import ExitSettings
 from fedelta.engine.lanes import LaneEngine
 from fedelta.engine.optimizers import AdamW, Sgd
-from fedelta.engine.work import ClientSettings, Evaluation, Job
+from fedelta.engine.work import ClientSettings, Job
 from fedelta.errors import ConfigError, DataError, RoundError
 from fedelta.federation.personalize import Personalization, Personalized, Unseen, _Bench, personalize, split
 from fedelta.federation.tiers import Tiers
 from fedelta.models.hub import Backbone
 from fedelta.params import Params
 from fedelta.seeds import stream
+from fedelta.tasks.labels import Labels
 from fedelta.tuning.accumulator import Accumulator
 from fedelta.tuning.adapter import Adapter
 from fedelta.tuning.base import TuningMethod
@@ -54,7 +55,7 @@ def bench(
     *,
     lanes: int = 4,
     client: ClientSettings = CLIENT,
-    data: LabelledData | None = None,
+    data: Examples | None = None,
     tiers: Tiers | None = None,
     augmentation: Augmentation | None = None,
     cache_bytes: int = 0,
@@ -85,6 +86,7 @@ class Spy:
         self.jobs: list[Job] = []
         self.evaluated: list[tuple[Params, Tensor]] = []
         self.lanes, self.is_augmented, self.exits = engine.lanes, engine.is_augmented, engine.exits
+        self.task = engine.task
 
     def train(self, jobs, lr, round=1):
         self.jobs += jobs
@@ -97,7 +99,7 @@ class Spy:
         self.evaluated.append((params, data.inputs.rows[rows]))
         if self._verdict is None:
             return self._engine.evaluate(params, data, rows, depth)
-        return Evaluation(*self._verdict[float(params["rate"])]) if "rate" in params else Evaluation(0.5, 1.0)
+        return evaluated(*self._verdict[float(params["rate"])]) if "rate" in params else evaluated(0.5, 1.0)
 
 
 # Who is held out
@@ -328,7 +330,9 @@ def test_only_the_training_part_is_learned_from_and_no_choice_looks_at_the_evalu
     unseen, scopes = bench()
     spy = Spy(unseen.engine)
     found = results(replace(unseen, engine=spy), {"all": scopes["all"]})
-    parts = {client: split(SETTINGS, rows, unseen.data.labels[rows], client, 1) for client, rows in ROWS.items()}
+    parts = {
+        client: split(SETTINGS, rows, unseen.data.targets.values[rows], client, 1) for client, rows in ROWS.items()
+    }
     for job in spy.jobs:
         own = parts[job.client_id]
         assert torch.equal(job.rows, own.training) or torch.equal(job.rows, own.trial)
@@ -371,9 +375,9 @@ def test_with_exits_the_rate_is_selected_by_the_mean_over_those_that_learn():
     class Exits(Spy):
         def evaluate(self, params, data, rows, depth=None):
             if "rate" not in params:
-                return Evaluation(0.5, 1.0, (0.5, 0.5))
+                return evaluated(0.5, 1.0, (0.5, 0.5))
             by_exit = {0.1: (0.1, 0.6), 0.2: (0.5, 0.5)}[float(params["rate"])]
-            return Evaluation(by_exit[-1], 1.0, by_exit)
+            return evaluated(by_exit[-1], 1.0, by_exit)
 
     for train, best in (("sum", 0.2), ("deepest", 0.1)):
         spy = Exits(unseen.engine, {})
@@ -393,12 +397,12 @@ def test_fine_tuning_learns_what_a_client_has():
     # Every client has one class of its own, which the server has never seen.
     data = tiny_data(num_rows=34)
     for label, rows in enumerate(ROWS.values()):
-        data.labels[rows] = label
+        data.targets.values[rows] = label
     settings = SETTINGS.model_copy(update={"lrs": (0.001, 0.1), "local_epochs": 6})
     unseen, scopes = bench(Lora(r=2), settings, data=data)
     found = results(unseen, {"all": scopes["all"]}, settings)
-    assert all(each.after.accuracy == 1.0 for each in found.values())
-    assert sum(each.before.accuracy for each in found.values()) < 2
+    assert all(each.after.measures["accuracy"] == 1.0 for each in found.values())
+    assert sum(each.before.measures["accuracy"] for each in found.values()) < 2
 
 
 def same(left: Mapping[tuple[Scope, int], Personalized], right: Mapping[tuple[Scope, int], Personalized]) -> None:
@@ -461,7 +465,7 @@ def test_a_shallow_client_answers_at_its_exits_and_keeps_what_is_above():
     unseen = Unseen(engine, data, ROWS, start_of(engine), seed=1)
     unseen = replace(unseen, tiers=tiers_of(backbone, unseen, {2: 1, 5: 2, 7: 1}))
     found = results(unseen, {"all": scopes_of(backbone, engine.spec)["all"]})
-    assert {client: len(each.after.accuracy_by_exit) for (_, client), each in found.items()} == {2: 1, 5: 2, 7: 1}
+    assert {client: len(each.after.by_exit["accuracy"]) for (_, client), each in found.items()} == {2: 1, 5: 2, 7: 1}
     for (_, client), each in found.items():
         moved = {name for name, tensor in each.params.items() if not torch.equal(tensor, unseen.params[name])}
         above = {name for name in each.params if name.startswith("vit.layers.1.")}
@@ -473,12 +477,12 @@ def test_evaluation_of_some_rows_to_a_depth_is_that_of_a_set_of_these_rows():
     engine, _ = tiny_engine(ACCUMULATOR, data, client=CLIENT)
     rows = torch.tensor([3, 4, 11, 19])
     inputs = replace(data.inputs, tensors={name: tensor[rows] for name, tensor in data.inputs.tensors.items()})
-    alone = engine.evaluate(start_of(engine), LabelledData(inputs, data.labels[rows]))
+    alone = engine.evaluate(start_of(engine), Examples(inputs, Labels(data.targets.values[rows])))
     some = engine.evaluate(start_of(engine), data, rows)
     shallow = engine.evaluate(start_of(engine), data, rows, depth=1)
     assert some == alone
-    assert shallow.accuracy_by_exit == some.accuracy_by_exit[:1]
-    assert shallow.accuracy == some.accuracy_by_exit[0]
+    assert shallow.by_exit["accuracy"] == some.by_exit["accuracy"][:1]
+    assert shallow.measures["accuracy"] == some.by_exit["accuracy"][0]
 
 
 def test_clients_train_at_the_exits_of_the_run():

@@ -8,13 +8,12 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
-from tests.builders import assert_same_bits, spec_of
+from tests.builders import assert_same_bits, evaluated, spec_of
 from torch import Tensor, tensor
 
 from fedelta.codecs.base import Codec
 from fedelta.codecs.cast import Cast
 from fedelta.codecs.wire import decode, encode
-from fedelta.engine.work import Evaluation
 from fedelta.errors import RoundError
 from fedelta.federation.records import Rejection, Reply, RoundOutcome
 from fedelta.federation.rounds import Federation, federate
@@ -88,7 +87,7 @@ def federation(
         spec=SPEC,
         client_ids=range(3),
         seed=0,
-        evaluate=lambda params: Evaluation(accuracy=float(params["a"]), loss=0.0),
+        evaluate=lambda params: evaluated(float(params["a"])),
         effective_steps=float,
         **rest,
     )
@@ -112,7 +111,7 @@ def test_a_round_by_hand():
     assert (outcome.round, outcome.cohort, outcome.num_examples, outcome.rejections) == (1, (0, 1, 2), 100, ())
     # (10 * 1 + 30 * 2 + 60 * 0.5) / 100 = 1
     assert outcome.train_loss == pytest.approx(1.0)
-    assert outcome.accuracy == 3.0
+    assert outcome.evaluation.measures["accuracy"] == 3.0
 
 
 def test_every_payload_is_a_transfer_down_before_up_by_client():
@@ -275,11 +274,11 @@ def test_a_server_that_overflows_ends_the_run():
 
 
 def test_an_evaluation_loss_that_is_no_number_ends_the_run():
-    broken = replace(federation(), evaluate=lambda params: Evaluation(accuracy=0.1, loss=math.nan))
+    broken = replace(federation(), evaluate=lambda params: evaluated(0.1, math.nan))
     with pytest.raises(RoundError) as caught:
         outcomes(broken)
     # In a trial of a search it is that of the validation set.
-    assert caught.value.message == "round 1: the evaluation loss is nan."
+    assert caught.value.message == "round 1: the evaluation's `loss_nats` is nan."
     assert caught.value.hint == "lower `client.lr` or `strategy.server_lr`."
 
 
@@ -288,7 +287,7 @@ def test_the_byte_budget_ends_the_run_with_the_round_that_reaches_it():
     for budget, expected in ((2 * a_round, 2), (2 * a_round + 1, 3), (1, 1), (None, 5)):
         finished = outcomes(federation(num_rounds=5, byte_budget=budget))
         assert [outcome.round for outcome in finished] == list(range(1, expected + 1))
-        assert finished[-1].accuracy is not None
+        assert finished[-1].evaluation is not None
 
 
 def test_bytes_of_earlier_rounds_count_towards_the_budget():
@@ -298,8 +297,7 @@ def test_bytes_of_earlier_rounds_count_towards_the_budget():
 
 def test_rounds_between_evaluations_have_no_accuracy_and_the_last_always_has():
     finished = outcomes(federation(num_rounds=5, evaluate_every=2))
-    assert [outcome.accuracy is not None for outcome in finished] == [False, True, False, True, True]
-    assert [outcome.test_loss is not None for outcome in finished] == [False, True, False, True, True]
+    assert [outcome.evaluation is not None for outcome in finished] == [False, True, False, True, True]
 
 
 def test_a_continued_run_is_the_rest_of_the_whole_one():

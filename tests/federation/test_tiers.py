@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from pydantic import ValidationError
-from tests.builders import assert_close, jobs_for, start_of, tiny_backbone, tiny_data, tiny_engine
+from tests.builders import assert_close, evaluated, jobs_for, start_of, tiny_backbone, tiny_data, tiny_engine
 from tests.contracts.test_strategies import STRATEGIES
 
 from fedelta.codecs.cast import Cast
@@ -17,7 +17,7 @@ from fedelta.codecs.wire import decode, encode
 from fedelta.data.clients import Clients
 from fedelta.engine.exits import ExitSettings
 from fedelta.engine.optimizers import Sgd
-from fedelta.engine.work import ClientSettings, Evaluation, Job, Trained
+from fedelta.engine.work import ClientSettings, Job, Trained
 from fedelta.errors import ConfigError
 from fedelta.federation.client import Site, serve
 from fedelta.federation.records import Reply, RoundOutcome
@@ -259,7 +259,7 @@ def run(
     runtime = Listening(site)
     federation = Federation(
         strategy=strategy, runtime=runtime, codec=Cast(), spec=engine.spec, client_ids=range(4), seed=0,
-        evaluate=lambda params: Evaluation(0.0, 0.0), effective_steps=engine.client.effective_steps, tiers=tiers,
+        evaluate=lambda params: evaluated(), effective_steps=engine.client.effective_steps, tiers=tiers,
     )  # fmt: skip
     start = start_of(engine)
     outcomes = list(federate(federation, start, strategy.init(start, engine.spec)))

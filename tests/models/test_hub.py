@@ -25,8 +25,9 @@ from fedelta.modalities.image import Images
 from fedelta.modalities.text import Texts
 from fedelta.models.anatomy import ANATOMIES
 from fedelta.models.hub import Backbone, build
-from fedelta.models.source import ModelSource, checkpoint_bytes, locate, modality_of, read_config
+from fedelta.models.source import ModelSource, checkpoint_bytes, kind_of, locate, read_config
 from fedelta.seeds import stream
+from fedelta.tasks.classification import Classification
 
 CLASSES = ("cat", "dog", "cow")
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
@@ -163,9 +164,9 @@ def test_a_text_model_reads_texts_with_its_own_tokenizer(bert_dir: Path):
 
 
 def test_modality_is_known_without_weights(vit_dir: Path, bert_dir: Path):
-    assert modality_of(read_config(ModelSource(source=str(vit_dir)))) is Images
-    assert modality_of(read_config(ModelSource(source=str(bert_dir)))) is Texts
-    assert modality_of(read_config(ModelSource(architecture={"model_type": "roberta"}))) is Texts
+    assert kind_of(read_config(ModelSource(source=str(vit_dir))), Classification())[0] is Images
+    assert kind_of(read_config(ModelSource(source=str(bert_dir))), Classification())[0] is Texts
+    assert kind_of(read_config(ModelSource(architecture={"model_type": "roberta"})), Classification())[0] is Texts
 
 
 def test_an_architecture_alone_makes_a_random_model():
@@ -313,8 +314,10 @@ def test_a_tokenizer_with_far_fewer_tokens_than_the_model_is_pointed_out(
 
 
 def test_a_family_without_a_classifier_is_refused():
-    with pytest.raises(ModelError, match="family 'vits' has no image or text classifier in transformers"):
-        modality_of(read_config(ModelSource(architecture={"model_type": "vits"})))
+    with pytest.raises(
+        ModelError, match="family 'vits' has no model in transformers for task 'classification' that takes images"
+    ):
+        kind_of(read_config(ModelSource(architecture={"model_type": "vits"})), Classification())
 
 
 def test_an_architecture_of_no_known_family_is_refused():

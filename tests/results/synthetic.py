@@ -37,6 +37,8 @@ from fedelta.seeds import stream
 from fedelta.strategies.base import RoundPlan, Update
 from fedelta.strategies.fedlama import FedLama
 from fedelta.strategies.fedlama_auto import FedLamaAuto
+from fedelta.tasks.base import Evaluation
+from fedelta.tasks.classification import ACCURACY, LOSS
 
 
 @dataclass(frozen=True)
@@ -78,17 +80,17 @@ def make_run(path: Path, shape: Shape = Shape()) -> RunDirectory:
             }
         ),
         LEDGER: opening,
-        CHECKPOINT: encode(Checkpoint(0, {"w": torch.zeros(2)}, {}, {}, {}, {}, 0, len(opening), 0, None, None, "run")),
+        CHECKPOINT: encode(Checkpoint(0, {"w": torch.zeros(2)}, {}, {}, {}, {}, 0, len(opening), 0, "run")),
     }
     run = RunDirectory.create(path, files)
     ledger = Ledger.read(run.ledger)
     for outcome in _outcomes(shape, counts):
         ledger.append(outcome.transfers)
-        run.rounds.append([round_record(outcome, ledger.total_bytes)])
+        run.rounds.append([round_record(outcome, ledger.total_bytes, LOSS)])
         run.timings.append([timing_record(outcome.round, 1.7, 900 * 2**20 + outcome.round)])
     if shape.num_finished == shape.num_rounds:
-        facts = {"tuned_parameters": _tuned(shape), "total_parameters": shape.total_parameters}
-        run.write_summary(summary(run.rounds.read(), run.timings.read(), ledger, **facts))
+        sizes = {"tuned_parameters": _tuned(shape), "total_parameters": shape.total_parameters}
+        run.write_summary(summary(run.rounds.read(), run.timings.read(), ledger, ACCURACY, sizes))
     return run
 
 
@@ -163,9 +165,7 @@ def _outcomes(shape: Shape, counts: dict[str, list[int]]) -> Sequence[RoundOutco
                 ),
                 num_examples=sum(sum(counts[str(client)]) for client in cohort),
                 train_loss=float(0.25 + 1.9 * np.exp(-round / 4) + abs(rng.normal(0, 0.04))),
-                test_loss=float(0.3 + 2.0 * np.exp(-round / shape.pace)) if evaluated else None,
-                accuracy=float(np.clip(accuracy, 0, 1)) if evaluated else None,
-                accuracy_by_exit=_by_exit(shape, round) if evaluated else (),
+                evaluation=_evaluation(shape, round, accuracy) if evaluated else None,
                 synced_fraction=sum(dict(shape.groups)[name] for name in plan.upload[cohort[0]]) / _tuned(shape)
                 if plan
                 else 1.0,
@@ -173,6 +173,12 @@ def _outcomes(shape: Shape, counts: dict[str, list[int]]) -> Sequence[RoundOutco
             )
         )
     return outcomes
+
+
+def _evaluation(shape: Shape, round: int, accuracy: float) -> Evaluation:
+    measures = {"accuracy": float(np.clip(accuracy, 0, 1)), "loss_nats": float(0.3 + 2.0 * np.exp(-round / shape.pace))}
+    by_exit = _by_exit(shape, round)
+    return Evaluation(measures, {"accuracy": by_exit} if by_exit else {})
 
 
 def _by_exit(shape: Shape, round: int) -> tuple[float, ...]:
@@ -210,7 +216,7 @@ def _windows(
 def main(out: Path) -> None:
     """Runs and reports to look at."""
     from fedelta.results.drawing import to_png
-    from fedelta.results.report import accuracy_figure, write_report
+    from fedelta.results.report import measure_figure, write_report
 
     head = (("head", 1_940),)
     full = (*((f"layers.{index}", 148_000) for index in range(8)), ("embeddings", 28_000), ("head", 1_940))
@@ -236,7 +242,7 @@ def main(out: Path) -> None:
     write_report([*runs, unfinished], out / "many.html")
     write_report([unfinished], out / "unfinished.html")
     write_report([empty], out / "empty.html")
-    (out / "figure.png").write_bytes(to_png(accuracy_figure(runs)))
+    (out / "figure.png").write_bytes(to_png(measure_figure(runs)))
 
 
 if __name__ == "__main__":

@@ -36,8 +36,6 @@ def a_checkpoint(**changes: object) -> Checkpoint:
         "log_bytes": 100,
         "ledger_bytes": 2000,
         "timing_bytes": 300,
-        "accuracy": 0.1 + 0.2,
-        "best_accuracy": None,
         "run_fingerprint": "abc",
     }
     return Checkpoint(**{**fields, **changes})

@@ -13,7 +13,7 @@ from fedelta.results.ledger import Ledger, opening_row
 from fedelta.results.rundir import REQUIRED, RunDirectory, free_name, refuse_taken
 
 OPENING = opening_row(backbone_bytes=10)
-START = Checkpoint(0, {"w": torch.zeros(2)}, {}, {}, {}, {}, 0, len(OPENING), 0, None, None, "run")
+START = Checkpoint(0, {"w": torch.zeros(2)}, {}, {}, {}, {}, 0, len(OPENING), 0, "run")
 FILES = {
     "config.toml": "seed = 7\n",
     "environment.json": "{}",

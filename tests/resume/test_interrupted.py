@@ -54,5 +54,5 @@ def test_what_clients_remember_is_in_the_checkpoint_and_none_of_the_model(tmp_pa
     assert checkpoint.remembered.keys() == run.ledger.client_ids
     assert all(name.startswith("control/") for own in checkpoint.remembered.values() for name in own)
     # One model for everybody: it is evaluated once, and predicts without a client.
-    assert evaluate_adapter(run.path).accuracy == run.accuracy
+    assert evaluate_adapter(run.path).measures["accuracy"] == run.measures["accuracy"]
     assert len(run.predictor().predict([])) == 0

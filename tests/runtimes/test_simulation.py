@@ -14,7 +14,7 @@ from torch import tensor
 
 from fedelta.codecs.cast import Cast
 from fedelta.codecs.wire import decode
-from fedelta.data.batches import LabelledData
+from fedelta.data.batches import Examples
 from fedelta.engine.work import ClientSettings
 from fedelta.errors import RoundError
 from fedelta.federation.client import Site
@@ -25,6 +25,7 @@ from fedelta.runtimes.simulation import Simulation, SimulationSettings
 from fedelta.seeds import stream
 from fedelta.strategies.base import RoundPlan
 from fedelta.strategies.fedavg import FedAvg
+from fedelta.tasks.labels import Labels
 from fedelta.tuning.base import TuningMethod
 from fedelta.tuning.lora import Lora
 from fedelta.tuning.table import SINGLE
@@ -63,11 +64,11 @@ class Recorded:
         self.runtime.accept(client_ids)
 
 
-def brightness(num_rows: int, seed: int) -> LabelledData:
+def brightness(num_rows: int, seed: int) -> Examples:
     """Noise whose mean is 2, 0 or -2 by class: a task that any working learner solves."""
     labels = torch.arange(num_rows) % 3
     noise = torch.randn(num_rows, 3, 8, 8, generator=stream(seed, "brightness"))
-    return LabelledData(ReadyInputs({"pixel_values": noise + 2 * (1 - labels).view(-1, 1, 1, 1)}), labels)
+    return Examples(ReadyInputs({"pixel_values": noise + 2 * (1 - labels).view(-1, 1, 1, 1)}), Labels(labels))
 
 
 def federation(
@@ -114,9 +115,9 @@ def test_every_tuning_method_learns_an_easy_task_in_a_few_rounds(name: str, fami
     running, start = federation(METHODS[name], family=family, num_rounds=16, lr=0.1)
     before = running.evaluate(start)
     outcomes = run(running, start)
-    assert before.accuracy < 0.5
-    assert outcomes[-1].accuracy > 0.9
-    assert outcomes[-1].test_loss < before.loss / 2
+    assert before.measures["accuracy"] < 0.5
+    assert outcomes[-1].evaluation.measures["accuracy"] > 0.9
+    assert outcomes[-1].evaluation.measures["loss_nats"] < before.measures["loss_nats"] / 2
     assert outcomes[-1].train_loss < outcomes[0].train_loss
     assert not outcomes[-1].rejections
 
@@ -131,10 +132,10 @@ def test_replies_in_another_order_give_the_same_bits():
     for other in results[1:]:
         for left, right in zip(results[0], other, strict=True):
             assert_same_bits(left.params, right.params)
-            assert (left.transfers, left.train_loss, left.accuracy) == (
+            assert (left.transfers, left.train_loss, left.evaluation) == (
                 right.transfers,
                 right.train_loss,
-                right.accuracy,
+                right.evaluation,
             )
 
 
@@ -205,4 +206,4 @@ def test_no_lane_is_refused():
 
 
 def test_the_task_of_these_tests_is_balanced():
-    assert torch.bincount(brightness(60, seed=0).labels).equal(tensor([20, 20, 20]))
+    assert torch.bincount(brightness(60, seed=0).targets.values).equal(tensor([20, 20, 20]))

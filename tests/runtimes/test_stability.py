@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from pydantic import ValidationError
-from tests.builders import assert_same_bits
+from tests.builders import assert_same_bits, evaluated
 from tests.federation.test_rounds import START, reply
 from tests.small import write_small
 from tests.strategies.hand import SPEC
 
 from fedelta.codecs.cast import Cast
-from fedelta.engine.work import ClientSettings, Evaluation
+from fedelta.engine.work import ClientSettings
 from fedelta.errors import ConfigError, RoundError
 from fedelta.experiment import Experiment
 from fedelta.federation.records import Reply, RoundOutcome
@@ -50,7 +50,7 @@ def unstable(seed: int = 0, runtime: Good | None = None, sizes: int = 10, **sett
 def outcomes(runtime: Unstable, num_rounds: int = 1, cohort: int = 4, min_replies: int = 1) -> list[RoundOutcome]:
     running = Federation(
         strategy=FedAvg(clients_per_round=cohort, num_rounds=num_rounds, min_replies=min_replies), runtime=runtime,
-        codec=Cast(), spec=SPEC, client_ids=range(cohort), seed=0, evaluate=lambda params: Evaluation(0.5, 1.0),
+        codec=Cast(), spec=SPEC, client_ids=range(cohort), seed=0, evaluate=lambda params: evaluated(0.5, 1.0),
         effective_steps=float,
     )  # fmt: skip
     return list(federate(running, START, {}))

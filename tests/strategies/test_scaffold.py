@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.builders import assert_close, assert_same_bits, jobs_for, start_of, tiny_data, tiny_engine
+from tests.builders import assert_close, assert_same_bits, evaluated, jobs_for, start_of, tiny_data, tiny_engine
 from tests.strategies.hand import PLAN, SPEC, params, updates
 from torch import tensor
 
 from fedelta.codecs.cast import Cast
 from fedelta.engine.optimizers import Sgd
-from fedelta.engine.work import ClientSettings, Evaluation
+from fedelta.engine.work import ClientSettings
 from fedelta.federation.client import Site
 from fedelta.federation.rounds import Federation, federate
 from fedelta.params import ParamSpec, TensorSpec, add
@@ -34,7 +34,7 @@ def federation(
     site = Site(engine, partition, Cast(name=codec), seed=0, num_rounds=4, memory=strategy.memory)
     running = Federation(
         strategy=strategy, runtime=Simulation(site), codec=site.codec, spec=engine.spec, client_ids=range(3), seed=0,
-        evaluate=lambda params: Evaluation(0.0, 0.0), effective_steps=engine.client.effective_steps,
+        evaluate=lambda params: evaluated(), effective_steps=engine.client.effective_steps,
     )  # fmt: skip
     return running, start_of(engine), site
 

@@ -9,19 +9,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from tests.builders import spec_of, start_of, tiny_data, tiny_engine
+from tests.builders import evaluated, spec_of, start_of, tiny_data, tiny_engine
 from torch import Tensor, tensor
 
 from fedelta.codecs.cast import Cast
 from fedelta.data.augmentation import Augmentation
 from fedelta.engine.optimizers import Sgd
-from fedelta.engine.work import ClientSettings, Evaluation, Job, Trained
+from fedelta.engine.work import ClientSettings, Job, Trained
 from fedelta.federation.client import Site
 from fedelta.federation.records import Reply
 from fedelta.federation.rounds import Federation, Runtime
 from fedelta.params import Params, ParamSpec
 from fedelta.runtimes.simulation import Simulation
 from fedelta.strategies.base import LocalRule, RoundPlan, Strategy
+from fedelta.tasks.base import Evaluation
 from fedelta.tuning.base import TuningMethod
 from fedelta.tuning.lora import Lora
 
@@ -87,7 +88,7 @@ def running(
     return Federation(
         strategy=strategy, runtime=runtime, codec=site.codec, spec=site.engine.spec,
         client_ids=sorted(site.partition), seed=site.seed,
-        evaluate=evaluate or (lambda params: Evaluation(0.0, 0.0)),
+        evaluate=evaluate or (lambda params: evaluated()),
         effective_steps=site.engine.client.effective_steps,
     )  # fmt: skip
 

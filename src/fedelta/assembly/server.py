@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from fedelta.assembly.model import work_of
 from fedelta.codecs.wire import encode
 from fedelta.config import Config
-from fedelta.engine.work import Evaluation
 from fedelta.errors import ConfigError
 from fedelta.federation.rounds import Federation, Runtime
 from fedelta.federation.tiers import Tiers
 from fedelta.params import Params, ParamSpec, select
 from fedelta.strategies import AnyStrategy
+from fedelta.tasks.base import Evaluation
 
 logger = logging.getLogger("fedelta")
 
@@ -85,7 +85,7 @@ def _strategy(config: Config, spec: ParamSpec, params: Params, num_clients: int)
     if config.byte_budget_mib is None:
         return config.strategy
 
-    def payload_bytes(names: tuple[str, ...]) -> int:
-        return len(encode(select(params, names), spec, config.codec)[0])
+    def bytes_of(names: tuple[str, ...]) -> int:
+        return 2 * len(encode(select(params, names), spec, config.codec)[0])
 
-    return config.strategy.within(config.byte_budget_mib * 2**20, spec, num_clients, payload_bytes)
+    return config.strategy.within(config.byte_budget_mib * 2**20, spec, num_clients, bytes_of)

@@ -1,4 +1,4 @@
-"""Which column is what: labels, images, texts or recordings, clients; and labels as numbers.
+"""Which column is what: targets, images, texts or recordings, clients.
 
 A column that the configuration does not name is found from the features of the data set. Where that leaves a
 choice, it is an error: a wrong guess would train on the wrong thing without a word.
@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from fedelta.errors import listed, refuse
 from fedelta.modalities.base import Certainty, FeatureKind, Modality
 from fedelta.modalities.table import MODALITIES
+from fedelta.tasks.base import Task
+from fedelta.tasks.targets import TargetColumn
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+# Beginning of a type of numbers to what `Task.candidates` calls it.
+_NUMBERS = {"int": "integer", "uint": "integer", "float": "float", "double": "float", "half": "float"}
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Wanted:
     """The names that the configuration gives; what it does not name is to be found.
 
     Args:
-        label: of the labels.
+        label: of the targets.
         client: of the clients' ids.
         inputs: name of a modality to its column; at most one.
     """
@@ -52,12 +54,12 @@ class Wanted:
         return {f"{key}_column": name for key, name in keys.items() if name is not None}
 
 
-def find_columns(dataset: Dataset, wanted: Wanted, *, origin: str) -> Columns:
+def find_columns(dataset: Dataset, wanted: Wanted, task: Task, *, origin: str) -> Columns:
     """The columns that `wanted` names, and those that the features leave no doubt about.
 
-    Found for labels: the only column of class labels, else one named `label`. For inputs: the only column that surely
-    holds examples of a modality (images, recordings), else the only one that is likely to (bytes and arrays, which are
-    then images), else the only column of texts that is neither label nor client; see `Modality.columns`.
+    Found for targets: see `Task.candidates`. For inputs: the only column that surely holds examples of a modality
+    (images, recordings), else the only one that is likely to (bytes and arrays, which are then images), else the only
+    column of texts that is neither target nor client; see `Modality.columns`.
 
     Raises:
         DataError: a column is missing or there is a choice; names every problem and the columns there are.
@@ -69,9 +71,9 @@ def find_columns(dataset: Dataset, wanted: Wanted, *, origin: str) -> Columns:
         if name not in names
     ]
     refuse(origin, problems)
-    labels = [wanted.label] if wanted.label else _label_candidates(dataset)
+    labels = [wanted.label] if wanted.label else task.candidates(_kinds(dataset))
     if len(labels) != 1:
-        problems.append(_choice("label_column", "class labels, or one named 'label'", labels, names))
+        problems.append(_choice("label_column", task.column, labels, names))
     candidates = _input_candidates(dataset, wanted, {*labels, wanted.client})
     if len(candidates) != 1:
         of_kinds = sorted({modality.name for modality in candidates.values()})
@@ -143,34 +145,31 @@ def _choice(key: str, expected: str, found: Sequence[str], names: Sequence[str])
     return f"expected exactly one column of {expected}, found {what}; {advice}"
 
 
-def _label_candidates(dataset: Dataset) -> list[str]:
-    from datasets import ClassLabel
+def _kinds(dataset: Dataset) -> dict[str, str | None]:
+    """Column to what it holds, as `Task.candidates` has it."""
+    from datasets import ClassLabel, Value
 
-    of_classes = [name for name, feature in dataset.features.items() if isinstance(feature, ClassLabel)]
-    return ["label"] if "label" in dataset.column_names and len(of_classes) != 1 else of_classes
+    kinds: dict[str, str | None] = {}
+    for name, feature in dataset.features.items():
+        dtype = feature.dtype if isinstance(feature, Value) else ""
+        numeric = next((kind for prefix, kind in _NUMBERS.items() if dtype.startswith(prefix)), None)
+        kinds[name] = "classes" if isinstance(feature, ClassLabel) else numeric or _kind_of(feature)
+    return kinds
 
 
-def class_values(dataset: Dataset, column: str, *, origin: str) -> tuple[list[object], tuple[str, ...]]:
-    """The classes of a training set in label order: as they stand in the column, and as names.
+def target_column(dataset: Dataset, column: str, what: str) -> TargetColumn:
+    """A column as a task reads it.
 
-    Integers and texts sort by value, texts that are all whole numbers as numbers; class labels keep their own
-    order and names.
-
-    Raises:
-        DataError: the column holds something else, or fewer than two classes.
+    Args:
+        dataset: N rows.
+        column: holds the targets.
+        what: names the data set in problems, such as "test set".
     """
     from datasets import ClassLabel
 
     feature = dataset.features[column]
-    values = [value for value in dataset.unique(column) if value is not None]
-    kinds = sorted({type(value).__name__ for value in values})
-    if kinds not in (["int"], ["str"], ["bool"]):
-        refuse(origin, [f"label column {column!r} holds {listed(kinds) or 'nothing'}, expected integers or texts"])
-    classes = range(feature.num_classes) if isinstance(feature, ClassLabel) else _sorted(values)
-    names = feature.names if isinstance(feature, ClassLabel) else [str(value) for value in classes]
-    if len(classes) < 2:
-        refuse(origin, [f"label column {column!r} has one class only, {names[0]!r}, expected 2 or more"])
-    return list(classes), tuple(names)
+    values = dataset.select_columns([column]).with_format("arrow")[:].column(column).to_pylist()
+    return TargetColumn(column, what, values, tuple(feature.names) if isinstance(feature, ClassLabel) else None)
 
 
 def readable(dataset: Dataset, column: str) -> list[object]:
@@ -183,49 +182,8 @@ def readable(dataset: Dataset, column: str) -> list[object]:
     return [None if value is None else feature.names[value] for value in values]
 
 
-def _sorted(values: Sequence[Any]) -> list[object]:
-    """In ascending order; Any: integers, truth values or texts, all of one type."""
-    if all(isinstance(value, str) and value.isascii() and value.isdigit() for value in values):
-        # The text itself last: "1" and "01" are two classes.
-        return sorted(values, key=lambda value: (int(value), value))
-    return sorted(values)
-
-
-def label_numbers(dataset: Dataset, column: str, classes: Sequence[object], what: str) -> tuple[Tensor, list[str]]:
-    """Labels as numbers in 0..len(classes)-1, int64 of shape [N], and problems.
-
-    Args:
-        dataset: N rows.
-        column: holds the labels.
-        classes: the value of each class.
-        what: names the data set in problems, such as "test set".
-    """
-    number_of = {value: number for number, value in enumerate(classes)}
-    values = dataset.with_format("arrow")[:].column(column).to_pylist()
-    missing = [row for row, value in enumerate(values) if value is None]
-    foreign = [row for row, value in enumerate(values) if value is not None and value not in number_of]
-    problems = []
-    if missing:
-        problems.append(f"{what}: {len(missing)} rows without a label in column {column!r}: rows {listed(missing)}")
-    if foreign:
-        strange = sorted({str(values[row]) for row in foreign})
-        problems.append(
-            f"{what}: {len(foreign)} rows with labels outside the {len(classes)} classes: "
-            f"labels {listed(strange)}, rows {listed(foreign)}; expected {listed(list(classes))}"
-        )
-    return torch.tensor([number_of.get(value, -1) for value in values], dtype=torch.int64), problems
-
-
-def missing_columns(train: Dataset, test: Dataset, columns: Columns) -> list[str]:
+def missing_columns(test: Dataset, columns: Columns) -> list[str]:
     """What keeps `columns` of the training set from being used in the test set."""
-    from datasets import ClassLabel
-
     names = test.column_names
     absent = [name for name in (columns.label, columns.input) if name not in names]
-    if absent:
-        return [f"test set: no column {name!r} as in the training set, found {listed(names, 20)}" for name in absent]
-    ours, theirs = train.features[columns.label], test.features[columns.label]
-    if isinstance(ours, ClassLabel) and isinstance(theirs, ClassLabel) and ours.names != theirs.names:
-        # The numbers of two such columns mean different classes.
-        return [f"test set: classes {listed(theirs.names)} differ from the training set's {listed(ours.names)}"]
-    return []
+    return [f"test set: no column {name!r} as in the training set, found {listed(names, 20)}" for name in absent]

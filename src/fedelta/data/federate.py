@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 
+import torch
 from torch import Tensor
 
-from fedelta.data.batches import FederatedData, LabelledData
+from fedelta.data.batches import Examples, FederatedData
 from fedelta.data.clients import Clients, Name
 from fedelta.data.columns import input_keys
 from fedelta.data.division import divide
@@ -14,8 +15,9 @@ from fedelta.data.partition import Natural, PartitionSettings
 from fedelta.data.sources import RawData
 from fedelta.data.stored import StoredColumn
 from fedelta.data.validation import RowsOf, hold_back
-from fedelta.errors import DataError
+from fedelta.errors import DataError, refuse
 from fedelta.modalities.base import Modality
+from fedelta.tasks.targets import strata_of
 
 
 def adapted(modality: Modality, raw: RawData) -> Modality:
@@ -56,30 +58,29 @@ def federate(
             or no client can give up a row for validation.
     """
     modality = adapted(modality, raw)
-    limit = raw.source.max_memory_mib
     # Before the inputs: an impossible division is found at once, decoding takes a while.
-    ids = None if raw.columns.client is None else raw.train[raw.columns.client][:]
-    rows = divide(settings, raw.train_labels, ids, seed=seed, row_numbers=raw.train_row_numbers)
+    rows = _division(raw, settings, seed)
     ids_of = natural_ids(raw, rows) if isinstance(settings, Natural) else {}
     clients = Clients.of(rows, names_from(ids_of))
     unseen = {client: rows.pop(client) for client in sorted(held_out(clients))}
     origin = f"the training set of data source {raw.source.source!r}"
     column = StoredColumn.of(raw.train, raw.columns.input, origin=origin, numbers=raw.train_row_numbers)
-    train = modality.store(column, limit)
+    train = Examples(modality.store(column, raw.source.max_memory_mib), raw.train_targets, raw.train_row_numbers)
     if raw.source.evaluate_on == "validation":
+        owner = _owners(rows, len(train))
         rows, held = hold_back(rows, raw.source.validation_fraction, seed=seed)
-        evaluated = LabelledData(RowsOf(train, held), raw.train_labels[held])
+        inputs, targets = RowsOf(train.inputs, held), train.targets.select(held)
+        evaluated = Examples(inputs, targets, raw.train_row_numbers[held], owner[held])
     else:
         raw = raw.without_test_rows_of({ids_of[client] for client in unseen if client in ids_of})
-        origin = f"the test set of data source {(raw.source.test_source or raw.source.source)!r}"
-        column = StoredColumn.of(raw.test, raw.columns.input, origin=origin, numbers=raw.test_row_numbers)
-        evaluated = LabelledData(modality.store(column, limit), raw.test_labels)
+        evaluated = _test_set(raw, modality, {ids_of[client]: client for client in rows if client in ids_of})
     return FederatedData(
-        train=LabelledData(train, raw.train_labels),
+        train=train,
         test=evaluated,
         class_names=raw.class_names,
         partition=rows,
         unseen=unseen,
+        strata_names=raw.strata_names,
         names=clients.names,
     )
 
@@ -96,3 +97,36 @@ def names_from(ids: Mapping[int, object]) -> dict[int, Name]:
         if all(type(each) is kind for each in ids.values()):  # the truth values of Python are whole numbers too
             return {client: each for client, each in ids.items() if isinstance(each, str | int)}
     return {}
+
+
+def _division(raw: RawData, settings: PartitionSettings, seed: int) -> dict[int, Tensor]:
+    """The training rows of each client."""
+    if raw.train_targets.strata is None and settings.goes_by_kind:
+        problem = f"name is {settings.name!r}, which divides by classes, but the task has none"
+        refuse("`[partition]`", [problem], hint="use 'iid', 'quantity' or 'natural'")
+    ids = None if raw.columns.client is None else raw.train[raw.columns.client][:]
+    return divide(settings, strata_of(raw.train_targets), ids, seed=seed, row_numbers=raw.train_row_numbers)
+
+
+def _owners(rows: Mapping[int, Tensor], num_rows: int) -> Tensor:
+    """The client of each row, int64; -1 where it is of none."""
+    owner = torch.full((num_rows,), -1)
+    for client, of_client in rows.items():
+        owner[of_client] = client
+    return owner
+
+
+def _test_set(raw: RawData, modality: Modality, client_of: Mapping[object, int]) -> Examples:
+    """The test set; its rows say whose they are where it has the column of natural ids.
+
+    Args:
+        raw: what was read.
+        modality: of the model.
+        client_of: natural id to client; nothing where clients have none.
+    """
+    origin = f"the test set of data source {(raw.source.test_source or raw.source.source)!r}"
+    column = StoredColumn.of(raw.test, raw.columns.input, origin=origin, numbers=raw.test_row_numbers)
+    ids = raw.client_ids(raw.test) if client_of else None
+    clients = None if ids is None else torch.tensor([client_of.get(each, -1) for each in ids])
+    inputs = modality.store(column, raw.source.max_memory_mib)
+    return Examples(inputs, raw.test_targets, raw.test_row_numbers, clients)

@@ -133,18 +133,3 @@ class Trained:
     kept: Params
     train_loss: float
     lr: float
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Result on a labelled set.
-
-    Args:
-        accuracy: fraction correct; of a model with exits, at the last.
-        loss: mean cross-entropy in nats per example, there too.
-        accuracy_by_exit: fraction correct at each exit, lowest first; nothing without exits.
-    """
-
-    accuracy: float
-    loss: float
-    accuracy_by_exit: tuple[float, ...] = ()

@@ -5,9 +5,9 @@
     for each rate      : fine-tune on the rows to try, measure on the rows to select by
     with the best rate : fine-tune on the whole training part, measure on the evaluation part
 
-Each fine-tuning starts from the params of the server. The best rate has the highest accuracy, of a model with exits the
-mean over those that the client learns at; then the lower loss, then the smaller rate. In the authors' code the rate is
-selected on the evaluation part, so that what it reports is too high; here no choice looks at it.
+Each fine-tuning starts from the params of the server. The best rate has the best primary measure, of a model with exits
+the mean over those that the client learns at; then the lower loss, then the smaller rate. In the authors' code the rate
+is selected on the evaluation part, so that what it reports is too high; here no choice looks at it.
 
 A client fine-tunes as it would train in a round: optimizer, local rule, exits and augmentation are those of the run.
 
@@ -27,17 +27,19 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
-from fedelta.data.batches import LabelledData
+from fedelta.data.batches import Examples
 from fedelta.data.clients import Clients, Name
 from fedelta.data.splits import stratified
 from fedelta.data.validation import RowsOf
 from fedelta.engine.lanes import LaneEngine
-from fedelta.engine.work import ClientSettings, Evaluation, Job
+from fedelta.engine.work import ClientSettings, Job
 from fedelta.errors import ConfigError, RoundError, refuse
 from fedelta.federation.tiers import Tiers
 from fedelta.params import Params
 from fedelta.seeds import stream
 from fedelta.settings import Context, Settings
+from fedelta.tasks.base import Evaluation
+from fedelta.tasks.targets import strata_of
 from fedelta.tuning.scopes import Scope
 
 Rate = Annotated[float, Field(gt=0)]
@@ -238,19 +240,19 @@ class Parts:
         return torch.cat([self.trial, self.selection]).sort().values
 
 
-def split(settings: Personalization, rows: Tensor, labels: Tensor, client_id: int, seed: int) -> Parts:
+def split(settings: Personalization, rows: Tensor, strata: Tensor, client_id: int, seed: int) -> Parts:
     """The parts of a client; which row goes where depends on the seed, the client and its rows alone.
 
     Args:
         settings: shares.
         rows: of the client.
-        labels: of these rows.
+        strata: kind of each of these rows; the parts have the same share of each.
         client_id: whose they are.
         seed: of the run.
     """
     _, num_select, num_eval = settings.sizes(len(rows))
-    training, evaluation = _drawn(labels, num_eval, stream(seed, _STREAM, "evaluation part", client_id))
-    trial, selection = _drawn(labels[training], num_select, stream(seed, _STREAM, "selection part", client_id))
+    training, evaluation = _drawn(strata, num_eval, stream(seed, _STREAM, "evaluation part", client_id))
+    trial, selection = _drawn(strata[training], num_select, stream(seed, _STREAM, "selection part", client_id))
     return Parts(rows[training[trial]], rows[training[selection]], rows[evaluation])
 
 
@@ -270,7 +272,7 @@ class Unseen:
     """
 
     engine: LaneEngine
-    data: LabelledData
+    data: Examples
     rows: Mapping[int, Tensor]
     params: Params
     seed: int
@@ -327,7 +329,7 @@ def personalize(
             for client in group:
                 parts, params = bench.parts[client], own[client, rates[client]]
                 after = bench.evaluate(client, params, parts.evaluation)
-                if not math.isfinite(after.loss):
+                if after.not_finite:
                     raise _diverged(unseen.clients.called(client), [rates[client]])
                 num_train, num_eval = len(parts.training), len(parts.evaluation)
                 yield Personalized(scope, client, num_train, num_eval, rates[client], before[client], after, params)
@@ -338,14 +340,15 @@ class _Bench:
 
     def __init__(self, settings: Personalization, unseen: Unseen) -> None:
         self._settings, self._unseen = settings, unseen
+        strata = strata_of(unseen.data.targets)
         self.parts = {
-            client: split(settings, rows, unseen.data.labels[rows], client, unseen.seed)
+            client: split(settings, rows, strata[rows], client, unseen.seed)
             for client, rows in sorted(unseen.rows.items())
         }
         # A view of their rows alone: what is kept of frozen modules is kept for these. Never augmented.
         self._places = torch.cat([*unseen.rows.values()]).sort().values
         inputs = RowsOf(unseen.data.inputs, self._places)
-        self._data = LabelledData(inputs, unseen.data.labels[self._places])
+        self._data = Examples(inputs, unseen.data.targets.select(self._places))
 
     def groups(self) -> Iterator[list[int]]:
         """The clients, those of one depth side by side, as many at a time as keep every lane busy."""
@@ -357,28 +360,30 @@ class _Bench:
 
     def select_rates(self, clients: Iterable[int], names: frozenset[str]) -> dict[int, float]:
         """The best learning rate of each client, by its selection part."""
-        lrs = self._settings.lrs
+        lrs, task = self._settings.lrs, self._unseen.engine.task
         if len(lrs) == 1:
             return dict.fromkeys(clients, lrs[0])
         jobs = [self.job("try", client, self.parts[client].trial, lr, names) for client in clients for lr in lrs]
         ranks: dict[int, list[tuple[float, float, float]]] = {}
         for (client, lr), params in self.train(jobs).items():
             found = self.evaluate(client, params, self.parts[client].selection)
-            accuracy = self._where_it_learns(client, found)
+            value = self._where_it_learns(client, found)
             ranks.setdefault(client, [])
-            if math.isfinite(found.loss):
-                ranks[client].append((-accuracy, found.loss, lr))
+            if not found.not_finite:
+                order = -value if task.primary.higher_is_better else value
+                ranks[client].append((order, found.measures[task.loss.name], lr))
         for client, own in ranks.items():
             if not own:
                 raise _diverged(self._unseen.clients.called(client), lrs)
         return {client: min(own)[-1] for client, own in ranks.items()}
 
     def _where_it_learns(self, client: int, found: Evaluation) -> float:
-        """Mean accuracy over the exits that the client learns at; without exits the accuracy."""
-        if not found.accuracy_by_exit:
-            return found.accuracy
-        exits = self._unseen.engine.exits.answers(len(found.accuracy_by_exit))
-        return fmean(found.accuracy_by_exit[number - 1] for number in exits)
+        """Mean of the primary measure over the exits that the client learns at; without exits the measure itself."""
+        primary = self._unseen.engine.task.primary.name
+        by_exit = found.by_exit.get(primary)
+        if by_exit is None:
+            return found.measures[primary]
+        return fmean(by_exit[number - 1] for number in self._unseen.engine.exits.answers(len(by_exit)))
 
     def job(self, purpose: str, client: int, rows: Tensor, lr: float, names: frozenset[str]) -> Job:
         """Fine-tuning of `client` on `rows`; random numbers are the same for every rate and every scope."""
@@ -412,7 +417,7 @@ class _Bench:
         return dict(sorted(found.items()))
 
     def evaluate(self, client: int, params: Params, rows: Tensor) -> Evaluation:
-        """Accuracy and loss on `rows`, at the exits that the client has."""
+        """The measures on `rows`, at the exits that the client has."""
         places = torch.searchsorted(self._places, rows)
         return self._unseen.engine.evaluate(params, self._data, places, self._depth(client))
 
@@ -420,12 +425,12 @@ class _Bench:
         return None if self._unseen.tiers is None else self._unseen.tiers.depths[client]
 
 
-def _drawn(labels: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Places of `labels` that stay, and `count` that are drawn; both ascending."""
+def _drawn(strata: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Places of `strata` that stay, and `count` that are drawn; both ascending."""
     if not count:
-        return torch.arange(len(labels)), torch.arange(0)
-    drawn = stratified(labels, count, generator)
-    stays = torch.ones(len(labels), dtype=torch.bool)
+        return torch.arange(len(strata)), torch.arange(0)
+    drawn = stratified(strata, count, generator)
+    stays = torch.ones(len(strata), dtype=torch.bool)
     stays[drawn] = False
     return stays.nonzero().flatten(), drawn
 

@@ -12,6 +12,7 @@ from typing import Literal
 
 from fedelta.params import Params
 from fedelta.strategies.base import State
+from fedelta.tasks.base import Evaluation
 
 Direction = Literal["down", "up"]
 # Why a reply does not enter the mean.
@@ -86,9 +87,7 @@ class RoundOutcome:
         transfers: payloads in the order down, up and ascending client id.
         num_examples: training examples behind the mean; 0 for a round that does not count.
         train_loss: mean local loss over the accepted clients, weighted by examples; nats per example. None without any.
-        test_loss: nats per example on the test set, or None when this round was not evaluated.
-        accuracy: fraction of the test set that is classified correctly, or None likewise.
-        accuracy_by_exit: the same at each exit, lowest first; nothing without exits, or likewise.
+        evaluation: of the params on the evaluated set; None when this round was not evaluated.
         delta_norm: median Euclidean length of the accepted clients' deltas; None without any.
         simulated_seconds: how long the round would have taken (`Stability`); None when nobody asks.
         synced_fraction: share of the tuned scalars that were averaged; 1 means that the server has a new value of each.
@@ -103,9 +102,7 @@ class RoundOutcome:
     transfers: tuple[Transfer, ...]
     num_examples: int
     train_loss: float | None
-    test_loss: float | None
-    accuracy: float | None
-    accuracy_by_exit: tuple[float, ...] = ()
+    evaluation: Evaluation | None
     delta_norm: float | None = None
     simulated_seconds: float | None = None
     synced_fraction: float = 1.0

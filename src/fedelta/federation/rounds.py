@@ -15,7 +15,6 @@ from typing import Protocol
 
 from fedelta.codecs.base import Codec
 from fedelta.codecs.wire import decode, encode
-from fedelta.engine.work import Evaluation
 from fedelta.errors import PayloadError, RoundError, SpecError
 from fedelta.federation.records import LOST, Rejection, Reply, RoundOutcome, Transfer
 from fedelta.federation.tiers import Tiers
@@ -23,6 +22,7 @@ from fedelta.params import Params, ParamSpec, add, is_finite, select
 from fedelta.seeds import stream
 from fedelta.strategies.base import RoundPlan, State, Strategy, Update
 from fedelta.strategies.means import norm
+from fedelta.tasks.base import Evaluation
 
 _CALM_DOWN = "lower `client.lr` or `strategy.server_lr`."
 
@@ -51,7 +51,7 @@ class Federation:
         spec: what is tuned; strategies may let more travel (`wire`).
         client_ids: all clients, ascending.
         seed: of the run; cohorts are streams of it.
-        evaluate: server params to accuracy and loss; None: the server does not measure.
+        evaluate: server params to the measures of the task; None: the server does not measure.
         effective_steps: number of examples of a client to `Update.effective_steps`. The server works it out itself:
             what a client claims could be anything.
         evaluate_every: rounds between evaluations; the last round is always evaluated.
@@ -118,8 +118,9 @@ def federate(
         last = round == num_rounds or _spent(federation, bytes_sent)
         is_due = last or round % federation.evaluate_every == 0
         evaluation = federation.evaluate(params) if federation.evaluate is not None and is_due else None
-        if evaluation is not None and not math.isfinite(evaluation.loss):
-            raise RoundError(f"round {round}: the evaluation loss is {evaluation.loss}.", hint=_CALM_DOWN)
+        if evaluation is not None and (name := evaluation.not_finite):
+            value = evaluation.measures[name]
+            raise RoundError(f"round {round}: the evaluation's `{name}` is {value}.", hint=_CALM_DOWN)
         yield RoundOutcome(
             round=round,
             params=params,
@@ -129,9 +130,7 @@ def federate(
             transfers=tuple(transfers),
             num_examples=sum(update.num_examples for update in updates),
             train_loss=_train_loss([reply for reply, _ in accepted]),
-            test_loss=evaluation.loss if evaluation else None,
-            accuracy=evaluation.accuracy if evaluation else None,
-            accuracy_by_exit=evaluation.accuracy_by_exit if evaluation else (),
+            evaluation=evaluation,
             delta_norm=_delta_norm(federation.spec, updates),
             simulated_seconds=_simulated_seconds(replies),
             synced_fraction=_synced_fraction(federation.spec, plan, updates),

@@ -13,6 +13,7 @@ from fedelta.modalities.settings import AudioSettings, Preparation
 from fedelta.models.source import ModelSource
 from fedelta.results.files import to_json
 from fedelta.settings import Settings
+from fedelta.tasks.table import AnyTask
 
 
 class Own(Settings):
@@ -21,6 +22,7 @@ class Own(Settings):
     Args:
         fedelta_version: of the writer, "" when unknown.
         tuning: section `[tuning]`; checked against the method that `adapter_config.json` names.
+        task: what is predicted; None where the writer did not say.
         class_names: in label order, or None.
         model: the base model, without the adapter that a run started from: the tensors contain it.
         seed: of the run, for base weights that are random.
@@ -30,6 +32,7 @@ class Own(Settings):
 
     fedelta_version: str = ""
     tuning: dict[str, Any] | None = None  # Any: the fields of a method
+    task: AnyTask | None = Field(default=None, discriminator="name")
     class_names: tuple[str, ...] | None = None
     model: ModelSource | None = None
     seed: int = Field(default=0, ge=0)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 from torch.nn.functional import interpolate
 
-from fedelta.modalities.base import Certainty, Column, ColumnRule, ExampleError, HubWords, Inputs, ModelFiles
+from fedelta.modalities.base import Certainty, Column, ColumnRule, ExampleError, Inputs, ModelFiles
 from fedelta.modalities.settings import AudioSettings, Preparation
 from fedelta.modalities.spectrograms import log_mel, resample, shown_seconds
 from fedelta.modalities.stores import Encoded, examined, in_chunks, read_examples, refuse_rows, stored
@@ -54,9 +54,6 @@ class Recordings:
     suffixes: ClassVar = frozenset({".wav", ".flac", ".ogg", ".mp3"})
     is_augmented: ClassVar = False
     settings: ClassVar = frozenset({"audio"})
-    hub: ClassVar = HubWords(
-        "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES", "AutoModelForImageClassification", "audio-classification"
-    )
     card_note: ClassVar = (
         "Its inputs are log-mel spectrograms of recordings, as images: fedelta makes them as `audio` in\n"
         "`fedelta.json` says."

@@ -56,23 +56,6 @@ class ColumnRule:
 
 
 @dataclass(frozen=True)
-class HubWords:
-    """What classifiers of such examples are called in the Hugging Face world.
-
-    Args:
-        families: name of the table of `transformers.models.auto.modeling_auto` that has their families.
-        auto_class: name of transformers' class that loads them.
-        pipeline_tag: of a model card.
-        peft_task: PEFT's task type for a model with a head; None for its plain wrapper.
-    """
-
-    families: str
-    auto_class: str
-    pipeline_tag: str
-    peft_task: str | None = None
-
-
-@dataclass(frozen=True)
 class ModelFiles:
     """What is known of a model when its modality is made.
 
@@ -137,7 +120,6 @@ class Modality(Protocol):
         suffixes: of files that hold one example each, lower case with the dot; empty where there are none.
         is_augmented: whether `[augmentation]` applies.
         settings: keys of `[data]` that say how such examples become inputs; fields of `Preparation`.
-        hub: words of the Hugging Face world.
         card_note: for the model card; empty for nothing to say.
     """
 
@@ -148,7 +130,6 @@ class Modality(Protocol):
     suffixes: ClassVar[frozenset[str]]
     is_augmented: ClassVar[bool]
     settings: ClassVar[frozenset[str]]
-    hub: ClassVar[HubWords]
     card_note: ClassVar[str]
 
     @classmethod

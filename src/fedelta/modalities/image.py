@@ -24,7 +24,7 @@ from torch.nn.functional import interpolate
 
 from fedelta.errors import DataError, ModelError
 from fedelta.modalities.audio import Recordings
-from fedelta.modalities.base import Certainty, Column, ColumnRule, ExampleError, HubWords, Inputs, Modality, ModelFiles
+from fedelta.modalities.base import Certainty, Column, ColumnRule, ExampleError, Inputs, Modality, ModelFiles
 from fedelta.modalities.pixels import ImageShape, decode, measure
 from fedelta.modalities.settings import Preparation
 from fedelta.modalities.stores import Encoded, examined, in_chunks, read_examples, refuse_rows, stored
@@ -56,9 +56,6 @@ class Images:
     suffixes: ClassVar = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
     is_augmented: ClassVar = True
     settings: ClassVar[frozenset[str]] = frozenset()
-    hub: ClassVar = HubWords(
-        "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES", "AutoModelForImageClassification", "image-classification"
-    )
     card_note: ClassVar = ""
 
     @classmethod

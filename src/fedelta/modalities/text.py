@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from fedelta.errors import ModelError, listed, refuse
-from fedelta.modalities.base import Certainty, Column, ColumnRule, HubWords, ModelFiles
+from fedelta.modalities.base import Certainty, Column, ColumnRule, ModelFiles
 from fedelta.modalities.settings import Preparation
 from fedelta.modalities.stores import REPLACE, in_chunks
 
@@ -49,12 +49,6 @@ class Texts:
     suffixes: ClassVar[frozenset[str]] = frozenset()
     is_augmented: ClassVar = False
     settings: ClassVar = frozenset({"max_length"})
-    hub: ClassVar = HubWords(
-        "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
-        "AutoModelForSequenceClassification",
-        "text-classification",
-        "SEQ_CLS",
-    )
     card_note: ClassVar = ""
 
     def __post_init__(self) -> None:

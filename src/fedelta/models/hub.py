@@ -1,4 +1,4 @@
-"""Classifiers in the Hugging Face hub's form: a local directory, a hub name, or a backbone of this package.
+"""Models in the Hugging Face hub's form: a local directory, a hub name, or a backbone of this package.
 
 `[model]` of a configuration is a `ModelSource`; `build` turns it into a `Backbone`: the module in evaluation
 mode (dropout off: FedPEFT's setting, and the condition for lanes to be independent), where its parts are, and
@@ -21,8 +21,10 @@ from fedelta.errors import ModelError
 from fedelta.modalities.base import Modality, ModelFiles
 from fedelta.models.anatomy import Anatomy, anatomy_of
 from fedelta.models.native import FAMILIES
-from fedelta.models.source import ModelSource, locate, modality_of, read_config, unreadable
+from fedelta.models.source import ModelSource, kind_of, locate, read_config, unreadable
 from fedelta.seeds import derive
+from fedelta.tasks.base import Task
+from fedelta.tasks.classification import Classification
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -32,10 +34,11 @@ logger = logging.getLogger("fedelta")
 
 @dataclass(frozen=True)
 class Backbone:
-    """A classifier and what fedelta has to know of it.
+    """A model and what fedelta has to know of it.
 
     Args:
-        module: takes keyword tensors, returns logits [B, C] or an object that has them as `.logits`.
+        module: takes keyword tensors, returns outputs [B, ...], of a classifier logits [B, C], or an object that has
+            them as `.logits`.
         anatomy: where its parts are.
         modality: what its examples are, and how they become its inputs; None for a module whose inputs come ready.
         extra_inputs: constant keyword arguments of every call.
@@ -49,7 +52,7 @@ class Backbone:
     batch_norm: Literal["average", "local", "group"] = "average"
 
     def logits(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Logits [B, C] for a batch of inputs."""
+        """Outputs [B, ...] for a batch of inputs, of a classifier logits [B, C]."""
         output = self.module(**inputs, **self.extra_inputs)
         return output if isinstance(output, Tensor) else output.logits
 
@@ -59,22 +62,31 @@ class Backbone:
         return sum(parameter.numel() for parameter in self.module.parameters())
 
 
-def build(source: ModelSource, class_names: tuple[str, ...], *, seed: int, device: str = "cpu") -> Backbone:
-    """The classifier that `source` describes, with a head for `class_names`, in float32 and evaluation mode.
+def build(
+    source: ModelSource,
+    class_names: tuple[str, ...],
+    *,
+    seed: int,
+    device: str = "cpu",
+    task: Task = Classification(),  # noqa: B008 a frozen value
+) -> Backbone:
+    """The model that `source` describes, with a head for `task`, in float32 and evaluation mode.
 
     Args:
         source: what to load.
-        class_names: one per class.
+        class_names: one per class; nothing where the task has no classes.
         seed: random weights (a new head, or everything when not pretrained) depend on it alone.
         device: "meta" makes a model without memory or weights, for counting.
+        task: what is predicted.
 
     Raises:
-        ModelError: unreadable, no classifier, lacks weights, or does not take the image size.
+        ModelError: unreadable, no model for the task, lacks weights, or does not take the image size.
     """
     config = read_config(source)
-    config.num_labels = len(class_names)
-    config.id2label = dict(enumerate(class_names))
-    config.label2id = {name: index for index, name in enumerate(class_names)}
+    config.num_labels = task.num_outputs(class_names)
+    if task.has_classes:
+        config.id2label = dict(enumerate(class_names))
+        config.label2id = {name: index for index, name in enumerate(class_names)}
     native = _native_size(config)
     size = source.image_size or native or 224  # 224: what nearly every image classifier was trained at
     if config.model_type in FAMILIES:
@@ -82,7 +94,7 @@ def build(source: ModelSource, class_names: tuple[str, ...], *, seed: int, devic
     with torch.random.fork_rng(devices=[]), _quiet():
         # transformers initialises new weights from the global generator; the fork keeps that from leaking.
         torch.manual_seed(derive(seed, "model"))  # noqa: TID251
-        module = _load(source, config, device)
+        module = _load(source, config, device, task)
     _set_norms(module, source)
     module.eval()
     anatomy = anatomy_of(module, config.model_type)
@@ -94,7 +106,8 @@ def build(source: ModelSource, class_names: tuple[str, ...], *, seed: int, devic
         # For counting no file is asked for, least of all one on a hub.
         return Backbone(module, anatomy, None, extra_inputs, source.batch_norm)
     place = None if source.source is None else locate(source.source)
-    modality = modality_of(config).for_model(ModelFiles(config, place, size))
+    kind, _ = kind_of(config, task)
+    modality = kind.for_model(ModelFiles(config, place, size))
     return Backbone(module, anatomy, modality, extra_inputs, source.batch_norm)
 
 
@@ -135,11 +148,12 @@ def _check_size(size: int, config: PretrainedConfig) -> None:
         )
 
 
-def _load(source: ModelSource, config: PretrainedConfig, device: str) -> nn.Module:
+def _load(source: ModelSource, config: PretrainedConfig, device: str, task: Task) -> nn.Module:
     import transformers
     from safetensors import SafetensorError
 
-    auto = getattr(transformers, modality_of(config).hub.auto_class)
+    _, loader = kind_of(config, task)
+    auto = getattr(transformers, loader.auto_class)
     if device == "meta" or source.source is None or not source.pretrained:
         # transformers 5.23 iterates over `architectures` and fails on the None of a fresh configuration.
         config.architectures = config.architectures or []

@@ -16,6 +16,7 @@ from fedelta.modalities.table import MODALITIES
 from fedelta.models.native import FAMILIES, PRESETS, register_networks, resolve
 from fedelta.settings import Context, Settings
 from fedelta.settings.paths import Source
+from fedelta.tasks.base import Loader, Task
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -146,20 +147,22 @@ def _described(architecture: Mapping[str, Any]) -> PretrainedConfig:
     return config
 
 
-def modality_of(config: PretrainedConfig) -> type[Modality]:
-    """What models of this configuration take: images or texts.
+def kind_of(config: PretrainedConfig, task: Task) -> tuple[type[Modality], Loader]:
+    """What models of this configuration take that are made for `task`, images or texts, and what loads them.
 
     Raises:
-        ModelError: transformers has no classifier of that family.
+        ModelError: transformers has no such model of that family.
     """
     from transformers.models.auto import modeling_auto
 
-    if config.model_type in FAMILIES:
-        return Images
     for modality in MODALITIES.values():
-        if config.model_type in getattr(modeling_auto, modality.hub.families):
-            return modality
-    raise ModelError(f"family {config.model_type!r} has no image or text classifier in transformers.")
+        loader = task.loader(modality.name)
+        is_ours = config.model_type in FAMILIES and modality is Images
+        if loader is not None and (is_ours or config.model_type in getattr(modeling_auto, loader.families)):
+            return modality, loader
+    raise ModelError(
+        f"family {config.model_type!r} has no model in transformers for task {task.name!r} that takes images or texts."
+    )
 
 
 def checkpoint_bytes(source: ModelSource) -> int:

@@ -42,8 +42,6 @@ class Checkpoint:
         log_bytes: length of `rounds.jsonl` at that moment.
         ledger_bytes: length of `ledger.jsonl`.
         timing_bytes: length of `timings.jsonl`.
-        accuracy: fraction, of the last round that was evaluated; None before.
-        best_accuracy: fraction, the highest so far; None before the first evaluation.
         run_fingerprint: text that differs between configurations that may not continue each other.
     """
 
@@ -56,8 +54,6 @@ class Checkpoint:
     log_bytes: int
     ledger_bytes: int
     timing_bytes: int
-    accuracy: float | None
-    best_accuracy: float | None
     run_fingerprint: str
 
 

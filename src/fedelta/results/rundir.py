@@ -11,6 +11,7 @@ ledger.jsonl          one row per payload, after the row of the backbone
 timings.jsonl         wall-clock seconds and memory by round
 checkpoint/           the state after the last finished round
 summary.json          written at the end
+confusion.json        how often which class was taken for which, where the task has classes; written at the end
 adapter/              the tuned tensors for deployment, written at the end
 exits.json            what an answer from each exit costs, where the model has exits; written at the end
 personalization.json  what clients that no round asked made of it, written by `fedelta personalize`
@@ -40,6 +41,7 @@ LEDGER = "ledger.jsonl"
 TIMINGS = "timings.jsonl"
 CHECKPOINT = "checkpoint/state.safetensors"
 SUMMARY = "summary.json"
+CONFUSION = "confusion.json"
 ADAPTER = "adapter"
 EXITS = "exits.json"
 PERSONALIZATION = "personalization.json"
@@ -142,6 +144,20 @@ class RunDirectory:
     def timings(self) -> JsonLines:
         """Wall-clock seconds and memory by round."""
         return JsonLines(self.path / TIMINGS)
+
+    def read_rounds(self) -> list[Record]:
+        """The records of all finished rounds.
+
+        Raises:
+            RunError: a line is broken, or the run is of an older format.
+        """
+        records = self.rounds.read()
+        if any("measures" not in record for record in records):
+            raise RunError(
+                f"{str(self.path / ROUNDS)!r} has rounds without `measures`: an older version of fedelta wrote them.",
+                hint=f"use the version that {ENVIRONMENT} names, or run {CONFIG} again with this one.",
+            )
+        return records
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -134,7 +134,7 @@ class Strategy(Protocol):
         """Whether it gains by letting groups travel at different times, and so nothing where there is one group."""
 
     def within(
-        self, budget_bytes: float, spec: ParamSpec, num_clients: int, payload_bytes: Callable[[tuple[str, ...]], int]
+        self, budget_bytes: float, spec: ParamSpec, num_clients: int, bytes_of: Callable[[tuple[str, ...]], int]
     ) -> Strategy:
         """The strategy with what it plans by a budget for the whole run.
 
@@ -142,7 +142,7 @@ class Strategy(Protocol):
             budget_bytes: of all payloads.
             spec: what is tuned.
             num_clients: of the federation.
-            payload_bytes: names of tensors of `spec` to the length of a payload that holds them.
+            bytes_of: names of tensors of `spec` to the bytes that they take, down to one client and up again.
 
         Raises:
             ConfigError: it cannot keep to the budget.

@@ -35,7 +35,7 @@ class Rounds(Settings):
         return None
 
     def within(
-        self, budget_bytes: float, spec: ParamSpec, num_clients: int, payload_bytes: Callable[[tuple[str, ...]], int]
+        self, budget_bytes: float, spec: ParamSpec, num_clients: int, bytes_of: Callable[[tuple[str, ...]], int]
     ) -> Self:
         """The same: nothing is planned by the budget."""
         return self

@@ -76,13 +76,13 @@ class FedLamaAuto(Windows):
         return problems
 
     def within(
-        self, budget_bytes: float, spec: ParamSpec, num_clients: int, payload_bytes: Callable[[tuple[str, ...]], int]
+        self, budget_bytes: float, spec: ParamSpec, num_clients: int, bytes_of: Callable[[tuple[str, ...]], int]
     ) -> Self:
         """With the budget as its `share`, unless it has one of its own; see `Strategy.within`."""
         if self.has_budget:
             return self
-        num_payloads = 2 * min(self.clients_per_round, num_clients) * self.num_rounds
-        headers, everything = (num_payloads * payload_bytes(names) for names in ((), spec.shared))
+        num_trips = min(self.clients_per_round, num_clients) * self.num_rounds
+        headers, everything = (num_trips * bytes_of(names) for names in ((), spec.shared))
         least = headers + self.least_share * (everything - headers)
         if budget_bytes < least:
             problem = (
@@ -93,8 +93,7 @@ class FedLamaAuto(Windows):
         # Shares count trained scalars, and running statistics ride along: every scalar is taken to be as dear as the
         # dearest, so that the run cannot reach the budget before its end.
         dearest = max(
-            (num_payloads * payload_bytes(spec.shared_of({group})) - headers) / size
-            for group, size in spec.sizes.items()
+            (num_trips * bytes_of(spec.shared_of({group})) - headers) / size for group, size in spec.sizes.items()
         )
         share = (budget_bytes - headers) / (dearest * sum(spec.sizes.values()))
         return self.model_copy(update={"share": min(1.0, max(self.least_share, share))})
