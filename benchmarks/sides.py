@@ -11,7 +11,7 @@ from benchmarks.cases import BUNDLED, STAND_IN, Case
 from torch import Tensor
 
 from fedelta.codecs.channel import Channel
-from fedelta.data.batches import LabelledData
+from fedelta.data.batches import Examples
 from fedelta.engine.lanes import LaneEngine
 from fedelta.engine.optimizers import Sgd
 from fedelta.engine.work import ClientSettings
@@ -24,6 +24,7 @@ from fedelta.seeds import stream
 from fedelta.strategies.fedavg import FedAvg
 from fedelta.strategies.local import Plain
 from fedelta.tasks.base import Evaluation
+from fedelta.tasks.labels import Labels
 from fedelta.tuning import TUNING_METHODS
 from fedelta.tuning.lanes import Lanes
 from fedelta.tuning.lora import Lora
@@ -86,7 +87,7 @@ def fedelta_side(case: Case) -> Round:
         model,
         spec,
         lanes,
-        LabelledData(Pixels(pixels), labels),
+        Examples(Pixels(pixels), Labels(labels)),
         client=client,
         rule=Plain(),
         cache_bytes=runtime.cache_mib * 2**20,

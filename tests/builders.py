@@ -17,7 +17,7 @@ import torch
 from torch import Generator, Tensor
 
 from fedelta.data.augmentation import Augmentation
-from fedelta.data.batches import LabelledData
+from fedelta.data.batches import Examples
 from fedelta.engine.exits import ExitSettings
 from fedelta.engine.lanes import LaneEngine
 from fedelta.engine.optimizers import Sgd
@@ -34,6 +34,7 @@ from fedelta.seeds import stream
 from fedelta.strategies.base import LocalRule
 from fedelta.strategies.local import Plain
 from fedelta.tasks.base import Evaluation
+from fedelta.tasks.labels import Labels
 from fedelta.tuning.base import TuningMethod
 from fedelta.tuning.lanes import Lanes
 
@@ -136,15 +137,15 @@ def tiny_inputs(family: str, num_rows: int, seed: int = 0) -> ReadyInputs:
     return ReadyInputs({"input_ids": tokens, "attention_mask": mask})
 
 
-def tiny_data(family: str = "vit", num_rows: int = 24, seed: int = 0) -> LabelledData:
+def tiny_data(family: str = "vit", num_rows: int = 24, seed: int = 0) -> Examples:
     """Random rows with random labels."""
     labels = torch.randint(0, NUM_CLASSES, (num_rows,), generator=stream(seed, "labels"))
-    return LabelledData(tiny_inputs(family, num_rows, seed), labels)
+    return Examples(tiny_inputs(family, num_rows, seed), Labels(labels))
 
 
 def tiny_engine(
     method: TuningMethod,
-    data: LabelledData,
+    data: Examples,
     *,
     family: str = "vit",
     lanes: int = 1,

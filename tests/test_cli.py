@@ -48,7 +48,7 @@ def test_a_run_from_its_configuration_to_report_and_prediction(fedelta, tmp_path
     code, out, err = fedelta("evaluate", run)
     accuracy = json.loads((run / "summary.json").read_text())["final_accuracy"]
     assert json.loads(out)["accuracy"] == accuracy, err
-    assert set(json.loads(out)) == {"accuracy", "evaluation_loss_nats"}
+    assert set(json.loads(out)) == {"accuracy", "loss_nats"}
 
     code, out, err = fedelta("resume", run, "--quiet")
     assert (code, out) == (0, ""), err

@@ -13,6 +13,7 @@ from fedelta.config import Config, load_config, parse_config
 from fedelta.engine.optimizers import AdamW, Sgd
 from fedelta.errors import ConfigError
 from fedelta.settings.explain import named_choices
+from fedelta.strategies.fedavg import FedAvg
 from fedelta.strategies.local import FedProx
 from fedelta.tuning.head import Head
 from fedelta.tuning.lora import Lora
@@ -268,8 +269,7 @@ def test_a_name_outside_of_any_section_is_one_unknown_key():
         ("seed.x=3", "`--set seed.x=3`: `seed` is a value, not a section"),
         (
             "strategy.phi=4",
-            "`strategy.phi` is unknown; known: clients_per_round, num_rounds, min_replies, max_examples, name, mean, "
-            "server_lr",
+            "`strategy.phi` is unknown; known: " + ", ".join(FedAvg.model_fields),
         ),
         ("strategy.num_rounds=two", "`strategy.num_rounds` is 'two', expected: a valid integer"),
     ],

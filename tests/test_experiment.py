@@ -119,10 +119,10 @@ def test_a_run_from_objects_is_the_run_from_the_file(result, tmp_path):
 
 
 def test_the_saved_adapter_evaluates_to_the_accuracy_of_the_run(result, tmp_path):
-    assert evaluate_adapter(result.path).measures["accuracy"] == result.accuracy
+    assert evaluate_adapter(result.path).measures["accuracy"] == result.measures["accuracy"]
     result.save_adapter(tmp_path / "saved")
     again = evaluate_adapter(result.path / "config.toml", tmp_path / "saved")
-    assert again.measures["accuracy"] == result.accuracy
+    assert again.measures["accuracy"] == result.measures["accuracy"]
 
 
 def test_a_run_can_start_from_an_adapter(result, tmp_path):
@@ -131,7 +131,7 @@ def test_a_run_can_start_from_an_adapter(result, tmp_path):
     assembly = Experiment.from_toml(config, overrides).assembly
     assert all(torch.equal(assembly.params[name], tensor) for name, tensor in result.params.items())
     resumed = Experiment.from_toml(config, overrides).run(tmp_path / "run")
-    assert Experiment.from_run(resumed.path).resume(resumed.path).accuracy == resumed.accuracy
+    assert Experiment.from_run(resumed.path).resume(resumed.path).measures["accuracy"] == resumed.measures["accuracy"]
 
 
 def test_an_adapter_with_another_rank_than_the_configuration_is_refused(result, tmp_path):
@@ -180,7 +180,7 @@ def test_a_write_that_fails_leaves_the_checkpoint_before_it_and_the_run_resumes(
 def test_every_tuning_method_runs_end_to_end(tmp_path, method):
     overrides = [f"tuning.name={method}", "strategy.num_rounds=1"]
     done = Experiment.from_toml(write_small(tmp_path), overrides).run(tmp_path / "run")
-    assert evaluate_adapter(done.path).measures["accuracy"] == done.accuracy
+    assert evaluate_adapter(done.path).measures["accuracy"] == done.measures["accuracy"]
 
 
 def test_a_byte_budget_ends_the_run(tmp_path):

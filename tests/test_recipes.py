@@ -87,18 +87,18 @@ def test_three_rounds_of_the_parallel_recipe_learn(tmp_path):
     result = Experiment.from_toml(DEMO.with_name("parallel-digits.toml"), ["strategy.num_rounds=3"]).run(
         tmp_path / "run"
     )
-    assert result.accuracy > 0.6
+    assert result.measures["accuracy"] > 0.6
 
 
 def test_three_rounds_of_the_main_job_already_know_most_digits(tmp_path):
     # Chance is 10 %, and random weights are still there: `--set model.pretrained=false` gave 10.3 %.
     result = Experiment.from_toml(DEMO, ["strategy.num_rounds=3"]).run(tmp_path / "run")
-    assert result.accuracy > 0.5
+    assert result.measures["accuracy"] > 0.5
 
 
 @pytest.mark.slow
 def test_the_main_job_reaches_ninety_percent_and_beats_random_weights_by_ten_points(tmp_path):
     pretrained = Experiment.from_toml(DEMO).run(tmp_path / "pretrained")
     random = Experiment.from_toml(DEMO, ["model.pretrained=false"]).run(tmp_path / "random")
-    assert pretrained.accuracy >= 0.9
-    assert pretrained.accuracy >= random.accuracy + 0.1
+    assert pretrained.measures["accuracy"] >= 0.9
+    assert pretrained.measures["accuracy"] >= random.measures["accuracy"] + 0.1

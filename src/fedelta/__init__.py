@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from fedelta.config import Config as Config
     from fedelta.config import load_config as load_config
     from fedelta.data.augmentation import Augmentation as Augmentation
+    from fedelta.data.batches import Examples as Examples
     from fedelta.data.batches import FederatedData as FederatedData
-    from fedelta.data.batches import LabelledData as LabelledData
     from fedelta.data.partition import Dirichlet as Dirichlet
     from fedelta.data.partition import Iid as Iid
     from fedelta.data.partition import Natural as Natural
@@ -42,10 +42,9 @@ if TYPE_CHECKING:
     from fedelta.experiment import Experiment as Experiment
     from fedelta.experiment import Result as Result
     from fedelta.federation.personalize import Personalization as Personalization
-    from fedelta.inference.predict import Prediction as Prediction
     from fedelta.inference.predict import Predictor as Predictor
+    from fedelta.modalities.settings import AudioSettings as AudioSettings
     from fedelta.models.anatomy import Anatomy as Anatomy
-    from fedelta.models.audio import AudioSettings as AudioSettings
     from fedelta.models.hub import Backbone as Backbone
     from fedelta.models.native import register_networks as register_networks
     from fedelta.models.source import ModelSource as ModelSource
@@ -63,6 +62,9 @@ if TYPE_CHECKING:
     from fedelta.strategies.local import FedProx as FedProx
     from fedelta.strategies.local import Plain as Plain
     from fedelta.strategies.scaffold import Scaffold as Scaffold
+    from fedelta.tasks.classification import Classification as Classification
+    from fedelta.tasks.classification import Prediction as Prediction
+    from fedelta.tasks.labels import Labels as Labels
     from fedelta.tracking.settings import Tracking as Tracking
     from fedelta.tuning.adapter import Adapter as Adapter
     from fedelta.tuning.bias import Bias as Bias
@@ -85,7 +87,7 @@ _MODULES = {
     "comparison.result": ("Comparison",),
     "config": ("Config", "load_config"),
     "data.augmentation": ("Augmentation",),
-    "data.batches": ("FederatedData", "LabelledData"),
+    "data.batches": ("Examples", "FederatedData"),
     "data.partition": ("Dirichlet", "Iid", "Natural", "Pathological", "Quantity"),
     "data.sources": ("DataSource",),
     "errors": ("FedeltaError", "InputError", "RoundError"),
@@ -93,9 +95,9 @@ _MODULES = {
     "engine.optimizers": ("AdamW", "Constant", "Cosine", "Sgd", "Step"),
     "federation.personalize": ("Personalization",),
     "engine.work": ("ClientSettings",),
-    "inference.predict": ("Prediction", "Predictor"),
+    "inference.predict": ("Predictor",),
+    "modalities.settings": ("AudioSettings",),
     "models.anatomy": ("Anatomy",),
-    "models.audio": ("AudioSettings",),
     "models.hub": ("Backbone",),
     "models.native": ("register_networks",),
     "models.source": ("ModelSource", "bundled_path"),
@@ -108,6 +110,8 @@ _MODULES = {
     "strategies.fedopt": ("FedAdagrad", "FedAdam", "FedYogi"),
     "strategies.local": ("FedProx", "Plain"),
     "strategies.scaffold": ("Scaffold",),
+    "tasks.classification": ("Classification", "Prediction"),
+    "tasks.labels": ("Labels",),
     "tracking.settings": ("Tracking",),
     "tuning.adapter": ("Adapter",),
     "tuning.bias": ("Bias",),

@@ -20,8 +20,11 @@ from rich.table import Table
 from fedelta.errors import FedeltaError, InputError
 
 if TYPE_CHECKING:
+    from fedelta.config import Config
     from fedelta.experiment import OnRound, Result
     from fedelta.personalization import OnResult
+    from fedelta.results.files import Record
+    from fedelta.tasks.base import Measure
 
 MIB = 2**20
 
@@ -73,12 +76,9 @@ def run(
 
     experiment = Experiment.from_toml(config, overrides or ())
     path = out or free_name(Path("runs"), experiment.name)
-    with (
-        _resumable(path, f"fedelta resume {path}"),
-        _progress(experiment.config.strategy.num_rounds, quiet) as on_round,
-    ):
+    with _resumable(path, f"fedelta resume {path}"), _progress(experiment.config, quiet) as on_round:
         result = experiment.run(path, on_round=on_round)
-    _conclude(result, quiet)
+    _conclude(result, experiment.config.task.primary, quiet)
 
 
 @app.command()
@@ -87,12 +87,9 @@ def resume(directory: RunPath, quiet: Quiet = False) -> None:
     from fedelta.experiment import Experiment
 
     experiment = Experiment.from_run(directory)
-    with (
-        _resumable(directory, f"fedelta resume {directory}"),
-        _progress(experiment.config.strategy.num_rounds, quiet) as on_round,
-    ):
+    with _resumable(directory, f"fedelta resume {directory}"), _progress(experiment.config, quiet) as on_round:
         result = experiment.resume(directory, on_round=on_round)
-    _conclude(result, quiet)
+    _conclude(result, experiment.config.task.primary, quiet)
 
 
 @app.command()
@@ -185,33 +182,36 @@ def evaluate(
     config: Annotated[Path, typer.Argument(metavar="CONFIG|RUN", help="a TOML file or a run directory")],
     overrides: Overrides = None,
     adapter: Annotated[Path | None, typer.Option(help="a PEFT adapter directory; of a RUN its own")] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="a CSV file to write, with the answer to each example")
+    ] = None,
 ) -> None:
-    """Measure a model on the test set of a configuration or a run."""
+    """Measure a model on the test set of a configuration or a run; prints JSON."""
     from fedelta.experiment import evaluate_adapter
+    from fedelta.tasks.table import TASKS
 
-    found = evaluate_adapter(config, adapter, overrides or ())
-    print(json.dumps({"accuracy": found.measures["accuracy"], "evaluation_loss_nats": found.measures["loss_nats"]}))
+    found = evaluate_adapter(config, adapter, overrides or (), predictions=predictions)
+    losses = {task.loss.name for task in TASKS.values()}
+    names = {name: f"evaluation_{name}" if name in losses else name for name in found.measures}
+    print(json.dumps({names[name]: value for name, value in found.measures.items()}))
 
 
 @app.command()
 def personalize(directory: RunPath, overrides: Overrides = None, quiet: Quiet = False) -> None:
     """Fine-tune a run's model on each client that it held out; nothing is sent, RUN/personalization.json is written."""
+    from fedelta.experiment import Experiment
     from fedelta.personalization import personalize as fine_tune
 
     with _fine_tuning(quiet) as on_result:
         found = fine_tune(directory, overrides or (), on_result=on_result)
     if quiet:
         return
+    primary = Experiment.from_run(directory).config.task.primary
     table = Table("tuned", "scalars", "before", "after", "worst before", "worst after", title=f"{directory}")
     for scope, own in found["scopes"].items():
-        before, after = (
-            f"{part['mean_accuracy']:.2%}" + ("" if part["std_accuracy"] is None else f" ± {part['std_accuracy']:.2%}")
-            for part in (own["before"], own["after"])
-        )
-        worst = (
-            f"{part['worst_accuracy']:.2%} (client {part['worst_client_id']})" for part in (own["before"], own["after"])
-        )
-        table.add_row(scope, f"{own['tuned_parameters']:,}", before, after, *worst)
+        parts = [own["before"], own["after"]]
+        cells = [*(_mean(part, primary) for part in parts), *(_worst(part, primary) for part in parts)]
+        table.add_row(scope, f"{own['tuned_parameters']:,}", *cells)
     out_console.print(table)
 
 
@@ -242,8 +242,7 @@ def predict(  # noqa: PLR0917 the command line's, all options
     if budget_ms is not None:
         exit = costs_of(directory, predictor.backbone).deepest(budget_ms)
     for name, found in zip(inputs, predictor.predict(inputs, exit=exit, confidence=confidence), strict=True):
-        columns = [name, found.label, f"{found.probability:.4f}", *([] if found.exit is None else [str(found.exit)])]
-        print("\t".join(columns))
+        print("\t".join([name, *found.cells, *([] if found.exit is None else [str(found.exit)])]))
 
 
 @app.command()
@@ -323,8 +322,8 @@ def _resumable(path: Path, command: str) -> Iterator[None]:
 
 
 @contextmanager
-def _progress(num_rounds: int, quiet: bool) -> Iterator[OnRound | None]:
-    """A bar with round, accuracy and bytes on standard error; None when quiet."""
+def _progress(config: Config, quiet: bool) -> Iterator[OnRound | None]:
+    """A bar with round, primary measure and bytes on standard error; None when quiet."""
     if quiet:
         yield None
         return
@@ -332,22 +331,26 @@ def _progress(num_rounds: int, quiet: bool) -> Iterator[OnRound | None]:
 
     from fedelta.federation.records import RoundOutcome
     from fedelta.results.ledger import Ledger
+    from fedelta.results.numbers import shown
 
+    primary = config.task.primary
     columns = (
         TextColumn("round"),
         MofNCompleteColumn(),
         BarColumn(),
-        TextColumn("accuracy {task.fields[accuracy]}"),
+        TextColumn("{task.fields[measure]}", markup=False),
         TextColumn("sent {task.fields[sent]}"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=err_console) as progress:
-        task = progress.add_task("round", total=num_rounds, accuracy="...", sent="0 MiB")
+        rounds = config.strategy.num_rounds
+        task = progress.add_task("round", total=rounds, measure=f"{primary.label} ...", sent="0 MiB")
 
         def on_round(outcome: RoundOutcome, ledger: Ledger) -> None:
             progress.update(task, completed=outcome.round, sent=f"{ledger.total_bytes / MIB:.2f} MiB")
             if outcome.evaluation is not None:
-                progress.update(task, accuracy=f"{outcome.evaluation.measures['accuracy']:.1%}")
+                value = shown(outcome.evaluation.measures[primary.name], primary)
+                progress.update(task, measure=f"{primary.label} {value}")
 
         yield on_round
 
@@ -372,7 +375,7 @@ def _fine_tuning(quiet: bool) -> Iterator[OnResult | None]:
         yield on_result
 
 
-def _conclude(result: Result, quiet: bool) -> None:
+def _conclude(result: Result, primary: Measure, quiet: bool) -> None:
     """The report, and the table on standard output."""
     report_path = result.path / "report.html"
     from fedelta.results.report import write_report
@@ -385,10 +388,8 @@ def _conclude(result: Result, quiet: bool) -> None:
     table = Table(show_header=False, title=str(result.path))
     if void := summary["void_rounds"]:
         table.add_row("rounds that did not count", f"{void} of {summary['rounds']}, for too few replies")
-    table.add_row("accuracy", f"{summary['final_accuracy']:.2%} (best {summary['best_accuracy']:.2%})")
-    if by_exit := summary["accuracy_by_exit"]:
-        table.add_row("accuracy by exit", f"{', '.join(f'{100 * each:.1f}' for each in by_exit)} %")
-        table.add_row("mean over exits", f"{summary['mean_exit_accuracy']:.2%}")
+    for row in _measured(summary, primary):
+        table.add_row(*row)
     share = summary["tuned_parameters"] / summary["total_parameters"]
     table.add_row(
         "tuned parameters",
@@ -404,6 +405,33 @@ def _conclude(result: Result, quiet: bool) -> None:
     table.add_row("time", f"{summary['wall_seconds']:.0f} s")
     table.add_row("report", str(report_path))
     out_console.print(table)
+
+
+def _mean(part: Record, primary: Measure) -> str:
+    """Mean over clients, with the deviation where there are several."""
+    from fedelta.results.numbers import shown
+
+    mean, deviation = part[f"mean_{primary.name}"], part[f"std_{primary.name}"]
+    return shown(mean, primary, 2) + ("" if deviation is None else f" ± {shown(deviation, primary, 2)}")
+
+
+def _worst(part: Record, primary: Measure) -> str:
+    """The client that comes off worst."""
+    from fedelta.results.numbers import shown
+
+    return f"{shown(part[f'worst_{primary.name}'], primary, 2)} (client {part['worst_client_id']})"
+
+
+def _measured(summary: Record, primary: Measure) -> Iterator[tuple[str, str]]:
+    """What the primary measure came to, at the exits too where there are some."""
+    from fedelta.results.numbers import bare, shown, unit
+
+    name = primary.name
+    best = shown(summary[f"best_{name}"], primary, 2)
+    yield primary.label, f"{shown(summary[f'final_{name}'], primary, 2)} (best {best})"
+    if by_exit := summary[f"{name}_by_exit"]:
+        yield f"{primary.label} by exit", f"{', '.join(bare(value, primary) for value in by_exit)} {unit(primary)}"
+        yield "mean over exits", shown(summary[f"mean_exit_{name}"], primary, 2)
 
 
 def _numbers(option: str, text: str) -> list[int]:

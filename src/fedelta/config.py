@@ -36,6 +36,8 @@ from fedelta.settings.override import override
 from fedelta.strategies import AnyLocalRule, AnyStrategy
 from fedelta.strategies.fedavg import FedAvg
 from fedelta.strategies.local import Plain
+from fedelta.tasks.classification import Classification
+from fedelta.tasks.table import AnyTask
 from fedelta.tracking.settings import Tracking
 from fedelta.tuning import AnyTuning
 from fedelta.tuning.combined import expand
@@ -49,8 +51,8 @@ class Config(Settings):
         seed: of every random stream of the run.
         byte_budget_mib: the run ends with the round in which its traffic reaches this many MiB.
         evaluate_every: rounds between evaluations on the test set; the last round is always evaluated.
-        model, tuning, data, partition, augmentation, exits, strategy, local_rule, client, codec, runtime, stability,
-            personalization, tracking: the sections.
+        model, data, partition, augmentation, task, exits, tuning, strategy, local_rule, client, codec, runtime,
+            stability, personalization, tracking: the sections.
     """
 
     # Strict once more: a value outside any section is checked on its own, where the class's rules do not reach.
@@ -61,6 +63,7 @@ class Config(Settings):
     data: DataSource
     partition: Annotated[PartitionSettings, Field(discriminator="name")]
     augmentation: Augmentation = Augmentation()
+    task: AnyTask = Classification()
     exits: ExitSettings = ExitSettings()
     tuning: Annotated[AnyTuning, Field(discriminator="name")] = Lora()
     strategy: Annotated[AnyStrategy, Field(discriminator="name")] = FedAvg()

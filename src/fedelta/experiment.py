@@ -10,7 +10,7 @@ import copy
 import hashlib
 import itertools
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,10 +21,10 @@ from torch import Tensor
 
 from fedelta.assembly.model import tuned_model
 from fedelta.assembly.run import Assembly, assemble
-from fedelta.assembly.site import build_site, evaluate, num_lanes, read_data
+from fedelta.assembly.site import build_site, details, num_lanes, read_data
 from fedelta.config import Config, check_config, load_config, read_table
 from fedelta.data.batches import FederatedData
-from fedelta.data.federate import modality
+from fedelta.durable import write_atomic
 from fedelta.errors import InputError
 from fedelta.federation.records import RoundOutcome
 from fedelta.federation.rounds import Standing, federate
@@ -32,7 +32,8 @@ from fedelta.federation.tiers import Tiers
 from fedelta.inference.adapter import Adapter, read_adapter, write_adapter
 from fedelta.inference.costs import costs_of
 from fedelta.inference.predict import Predictor, fill
-from fedelta.models.audio import AudioTransform
+from fedelta.inference.predictions import table_of
+from fedelta.modalities.settings import Preparation
 from fedelta.models.hub import Backbone
 from fedelta.models.native import is_native
 from fedelta.models.source import checkpoint_bytes
@@ -45,7 +46,7 @@ from fedelta.results.files import JsonLines, Record, to_json
 from fedelta.results.ledger import Ledger, opening_row
 from fedelta.results.rundir import RunDirectory, free_name, refuse_taken
 from fedelta.results.runlog import round_record, summary, timing_record
-from fedelta.tasks.base import Evaluation
+from fedelta.tasks.details import Details
 from fedelta.tracking.mirror import mirrored
 from fedelta.tracking.table import require
 from fedelta.tuning import AnyTuning
@@ -75,9 +76,9 @@ class Result:
     summary: Record
 
     @property
-    def accuracy(self) -> float:
-        """Fraction of the test set that is classified correctly after the last round."""
-        return float(self.summary["final_accuracy"])
+    def measures(self) -> Mapping[str, float]:
+        """What the task measures on the test set after the last round, such as `loss_nats`."""
+        return dict(self.summary["measures"])
 
     def save_adapter(self, directory: str | Path) -> None:
         """Writes the adapter in Hugging Face PEFT layout; it is also in `path / "adapter"`."""
@@ -96,7 +97,7 @@ class Result:
         fill(backbone, self.params | own)
         lanes.active = 1
         self.assembly.model.tuning.merge(backbone)
-        return Predictor(backbone, self.assembly.data.class_names)
+        return Predictor(backbone, self.assembly.data.class_names, self.assembly.config.task)
 
 
 class Experiment:
@@ -181,6 +182,7 @@ class Experiment:
             return self._resume(run, on_round)
 
     def _resume(self, run: RunDirectory, on_round: OnRound | None) -> Result:
+        run.read_rounds()  # of an older format: said before anything is changed
         checkpoint = load(run.checkpoint, self.assembly.spec, self._fingerprint)
         run.rewind(checkpoint)
         self.assembly.federation.runtime.restore(run.clients, checkpoint.memory_mark)
@@ -201,7 +203,7 @@ class Experiment:
         for outcome in federate(federation, standing):
             params = outcome.params
             ledger.append(outcome.transfers)
-            run.rounds.append([round_record(outcome, ledger.total_bytes)])
+            run.rounds.append([round_record(outcome, ledger.total_bytes, self.config.task.loss)])
             # Before the checkpoint, which points to it; until then the snapshot of the round before stays.
             mark = federation.runtime.snapshot(run.clients, outcome.round)
             seconds = time.perf_counter() - started
@@ -263,22 +265,37 @@ def fingerprint(config: Config, tuning: AnyTuning, data: FederatedData, tiers: T
     table["personalization"] = {key: table["personalization"][key] for key in ("held_out_clients", "held_out")}
     digest = hashlib.sha256(repr((tomli_w.dumps(table), data.class_names)).encode())
     parts = (data.partition[key] for key in sorted(data.partition)), (data.unseen[key] for key in sorted(data.unseen))
-    for rows in (data.train.labels, data.test.labels, *itertools.chain(*parts)):
-        digest.update(len(rows).to_bytes(8, "big") + rows.numpy().tobytes())
+    targets = (each.targets.fetch(rows) for each in (data.train, data.test) for rows in _in_chunks(len(each)))
+    for values in itertools.chain(targets, *parts):
+        digest.update(len(values).to_bytes(8, "big") + values.numpy().tobytes())
     if tiers is not None:
         digest.update(repr(sorted(tiers.depths.items())).encode())
     return digest.hexdigest()[:16]
 
 
+def _in_chunks(num_rows: int) -> Sequence[Tensor]:
+    """All rows, some thousands at a time: those of a text may be long."""
+    chunks: Sequence[Tensor] = torch.arange(num_rows).split(4096)
+    return chunks
+
+
 def evaluate_adapter(
-    config: str | Path, adapter: str | Path | None = None, overrides: Iterable[str] = ()
-) -> Evaluation:
-    """Accuracy and loss on the test set, without training.
+    config: str | Path,
+    adapter: str | Path | None = None,
+    overrides: Iterable[str] = (),
+    *,
+    predictions: Path | None = None,
+) -> Details:
+    """What the task measures on the test set, without training.
 
     Args:
         config: a TOML file, or a run directory, whose own adapter is taken when none is given.
         adapter: a PEFT adapter directory; without one the model is measured as it starts.
         overrides: `section.key=value` strings.
+        predictions: a CSV file to write, with the answer to each example.
+
+    Raises:
+        InputError: something cannot be used; `predictions` exists, or there is more than one model.
     """
     path, kept_by = Path(config), None
     if path.is_dir():
@@ -295,18 +312,25 @@ def evaluate_adapter(
     site = build_site(loaded, model, data)
     if kept_by is not None:
         site.restore(kept_by.clients, load(kept_by.checkpoint).memory_mark)
-    return evaluate(site, model.params, data.test)
+    if predictions is None:
+        return details(site, model.params, data.test, data.class_names)
+    with table_of(predictions, data, loaded.task) as write:
+        return details(site, model.params, data.test, data.class_names, write)
 
 
 def _finish(run: RunDirectory, assembly: Assembly, params: Params, ledger: Ledger) -> Result:
     """Writes what only a finished run has."""
+    told = assembly.details(params)
     record = summary(
-        run.rounds.read(),
+        run.read_rounds(),
         run.timings.read(),
         ledger,
-        tuned_parameters=assembly.spec.num_parameters,
-        total_parameters=assembly.model.total_parameters,
+        assembly.config.task.primary,
+        {"tuned_parameters": assembly.spec.num_parameters, "total_parameters": assembly.model.total_parameters},
+        details=told.as_record(),
     )
+    if told.confusion is not None:
+        write_atomic(run.path / rundir.CONFUSION, to_json(told.confusion.as_record()) + "\n")
     _write_adapter(run.adapter, assembly, params, record)
     if exit_blocks(assembly.backbone.module):
         _keep_costs(run, assembly)
@@ -318,12 +342,12 @@ def _keep_costs(run: RunDirectory, assembly: Assembly) -> None:
     """Measures what an answer at each exit costs; what a finished run has measured on this machine stays."""
     assembly.engine.lanes.active = 1
     # A backbone of the caller's own may lack what makes examples.
-    row = None if assembly.backbone.transform else assembly.data.test.inputs.fetch(torch.tensor([0]))
+    row = None if assembly.backbone.modality else assembly.data.test.inputs.fetch(torch.tensor([0]))
     costs_of(run.path, assembly.backbone, row)
 
 
 def _write_adapter(directory: Path, assembly: Assembly, params: Params, record: Record) -> None:
-    config, transform = assembly.config, assembly.backbone.transform
+    config, modality = assembly.config, assembly.backbone.modality
     adapter = Adapter(
         assembly.model.tuning,
         params,
@@ -331,13 +355,13 @@ def _write_adapter(directory: Path, assembly: Assembly, params: Params, record: 
         class_names=assembly.data.class_names,
         model=config.model,
         seed=config.seed,
-        max_length=config.data.max_length,
-        audio=transform.settings if isinstance(transform, AudioTransform) else None,
+        preparation=Preparation() if modality is None else modality.preparation,
+        task=config.task,
     )
     card = {
         **record,
         "num_clients": len(assembly.data.partition),
-        "modality": modality(transform),
+        "modality": None if modality is None else modality.name,
         "extra_inputs": dict(assembly.backbone.extra_inputs),
         "is_native": is_native(assembly.backbone.module),
         "config": config.to_table({"strategy": assembly.strategy}),
@@ -346,13 +370,21 @@ def _write_adapter(directory: Path, assembly: Assembly, params: Params, record: 
 
 
 def _label_counts(data: FederatedData) -> dict[str, object]:
-    """How many rows of each class every client has: what the report draws."""
+    """How many rows of each class, or kind of row, every client has: what the report draws; nothing without kinds."""
+    strata = data.train.targets.strata
+    if strata is None:
+        return {}
+    names = data.strata_names or data.class_names
 
     def counts(rows_of: Mapping[int, Tensor]) -> dict[str, list[int]]:
         return {
-            str(client_id): torch.bincount(data.train.labels[rows], minlength=len(data.class_names)).tolist()
+            str(client_id): torch.bincount(strata[rows], minlength=len(names)).tolist()
             for client_id, rows in sorted(rows_of.items())
         }
 
-    found: dict[str, object] = {"class_names": list(data.class_names), "clients": counts(data.partition)}
-    return found | ({"held_out": counts(data.unseen)} if data.unseen else {})
+    found: dict[str, object] = {"class_names": list(names), "clients": counts(data.partition)}
+    if data.unseen:
+        found["held_out"] = counts(data.unseen)
+    if data.clients.names:
+        found["names"] = {str(number): data.clients.names[number] for number in data.clients.numbers}
+    return found

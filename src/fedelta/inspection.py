@@ -75,16 +75,12 @@ class Inspection:
 def inspect(config: Config) -> Inspection:
     """Builds the model without memory, applies the tuning method, and encodes zeros of the shapes that travel.
 
-    Reads the data only when `model.num_classes` is not given.
+    Reads the data only where the task has classes and `model.num_classes` is not given.
 
     Raises:
         InputError: something in the configuration cannot be used.
     """
-    if config.model.num_classes is None:
-        class_names = read(config.data, seed=config.seed).class_names
-    else:
-        class_names = tuple(str(index) for index in range(config.model.num_classes))
-    backbone = build(config.model, class_names, seed=config.seed, device="meta")
+    backbone = build(config.model, _class_names(config), seed=config.seed, device="meta", task=config.task)
     total_parameters = backbone.num_parameters
     tuning = config.tuning
     if config.model.adapter is not None:
@@ -109,6 +105,15 @@ def inspect(config: Config) -> Inspection:
         full_model_bytes=BYTES_PER_FLOAT32 * total_parameters,
         tiers=_tiers(config, backbone, spec, wire),
     )
+
+
+def _class_names(config: Config) -> tuple[str, ...]:
+    """As many as there are classes; those of the data, where the configuration does not say how many."""
+    if not config.task.has_classes:
+        return ()
+    if config.model.num_classes is None:
+        return read(config.data, seed=config.seed, task=config.task).class_names
+    return tuple(str(index) for index in range(config.model.num_classes))
 
 
 def _tiers(config: Config, backbone: Backbone, spec: ParamSpec, wire: ParamSpec) -> tuple[Tier, ...]:

@@ -7,7 +7,7 @@ numbers in `personalization.json` are written.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from fedelta.models.hub import Backbone
 from fedelta.results.checkpoint import Checkpoint, load
 from fedelta.results.files import Record, to_json
 from fedelta.results.rundir import PERSONALIZATION, RunDirectory
-from fedelta.tasks.base import Evaluation
+from fedelta.tasks.base import Evaluation, Measure
 from fedelta.tuning.scopes import Scope, scopes_of
 
 # Called with each result and the number that there will be: one a client and scope.
@@ -54,7 +54,7 @@ def personalize(
         on_result: called with each client's result of each scope, and how many there will be.
 
     Returns:
-        The content of the file: by scope, each client's accuracy before and after, with mean, deviation and worst.
+        The content of the file: by scope, each client's measures before and after, with mean, deviation and worst.
 
     Raises:
         RunError: `directory` is no run, or one that is not finished.
@@ -121,7 +121,7 @@ def _bench(config: Config, num_unseen: int, backbone: Backbone | None, data: Fed
         clients_per_round=num_unseen * len(config.personalization.lrs), batch_size=client.batch_size
     )
     model = tuned_model(config, backbone, data.class_names, num_lanes=num_lanes)
-    tiers = tiers_of(config, model, sorted([*data.partition, *data.unseen]))
+    tiers = tiers_of(config, model, data.clients)
     return _Bench(model, data, build_engine(config, model, data, client), tiers)
 
 
@@ -136,6 +136,7 @@ def _record(bench: _Bench, checkpoint: Checkpoint, config: Config, on_result: On
         config.seed,
         round=max(1, checkpoint.round),
         tiers=bench.tiers,
+        clients=data.clients,
     )
     found: dict[Scope, list[Record]] = {scope: [] for scope in scopes}
     for each in fine_tune(personal, unseen, scopes):
@@ -149,7 +150,7 @@ def _record(bench: _Bench, checkpoint: Checkpoint, config: Config, on_result: On
         "scopes": {
             scope: {
                 "tuned_parameters": sum(spec.tensors[name].numel for name in scopes[scope]),
-                **_summary(sorted(rows, key=lambda row: row["client_id"])),
+                **_summary(sorted(rows, key=lambda row: row["client_id"]), config.task.primary),
             }
             for scope, rows in found.items()
         },
@@ -172,24 +173,24 @@ def _measures(found: Evaluation, when: str) -> Record:
     return own | {f"{name}_by_exit_{when}": list(values) for name, values in found.by_exit.items()}
 
 
-def _summary(rows: Sequence[Record]) -> Record:
-    return {"before": _over_clients(rows, "before"), "after": _over_clients(rows, "after"), "clients": list(rows)}
+def _summary(rows: Sequence[Record], primary: Measure) -> Record:
+    overall = {when: _over_clients(rows, when, primary) for when in ("before", "after")}
+    return {**overall, "clients": list(rows)}
 
 
-def _over_clients(rows: Sequence[Mapping[str, object]], when: str) -> Record:
+def _over_clients(rows: Sequence[Record], when: str, primary: Measure) -> Record:
     """Mean, deviation of a sample, and the worst client; every client counts the same, whatever its size."""
-    accuracies = {row["client_id"]: float(str(row[f"accuracy_{when}"])) for row in rows}
-    worst = min(accuracies, key=lambda client: accuracies[client])
-    by_exit = [row.get(f"accuracy_by_exit_{when}") for row in rows]
-    values = list(accuracies.values())
+    name = primary.name
+    values: dict[int, float] = {row["client_id"]: row[f"{name}_{when}"] for row in rows}
+    worst = (min if primary.higher_is_better else max)(values, key=lambda client: values[client])
     found: Record = {
-        "mean_accuracy": statistics.fmean(values),
-        "std_accuracy": statistics.stdev(values) if len(values) > 1 else None,
-        "worst_accuracy": accuracies[worst],
+        f"mean_{name}": statistics.fmean(values.values()),
+        f"std_{name}": statistics.stdev(values.values()) if len(values) > 1 else None,
+        f"worst_{name}": values[worst],
         "worst_client_id": worst,
     }
-    if own := [each for each in by_exit if isinstance(each, list)]:
+    if own := [each for row in rows if (each := row.get(f"{name}_by_exit_{when}")) is not None]:
         # Clients differ in depth: an exit's mean is over those that reach it.
         reached = [[each[place] for each in own if place < len(each)] for place in range(max(map(len, own)))]
-        found["mean_accuracy_by_exit"] = [statistics.fmean(each) for each in reached]
+        found[f"mean_{name}_by_exit"] = [statistics.fmean(each) for each in reached]
     return found

@@ -54,7 +54,7 @@ def test_a_grid_gives_tables_and_a_page_and_can_be_extended_by_a_seed(tmp_path, 
     assert (head.num_seeds, head.tuned_parameters, head.value) == (2, 330, None)
     runs = [out / "runs" / f"head-seed-{seed}" for seed in (1, 2)]
     accuracies = [json.loads((run / "summary.json").read_text())["final_accuracy"] for run in runs]
-    assert head.accuracy == pytest.approx(sum(accuracies) / 2)
+    assert head.mean == pytest.approx(sum(accuracies) / 2)
     for name in ("table.csv", "table.md", "cells.csv", "report.html", "compare.toml"):
         assert (out / name).is_file()
     assert not (out / "search.csv").exists()
@@ -105,9 +105,9 @@ def test_the_search_chooses_by_validation_rows_whatever_the_test_labels_are(tmp_
 
     original = site.read
 
-    def permuted(source, *, seed):
-        raw = original(source, seed=seed)
-        raw.test_labels[:] = raw.test_labels.flip(0)
+    def permuted(source, *, seed, task):
+        raw = original(source, seed=seed, task=task)
+        raw.test_targets.values[:] = raw.test_targets.values.flip(0)
         return raw
 
     monkeypatch.setattr(site, "read", permuted)
@@ -131,7 +131,7 @@ def test_of_equal_accuracies_the_one_with_the_lower_loss_is_chosen(tmp_path, inl
         overrides=[*ONE_ROUND, f"compare.search={search}"],
     )
     first, second = (trial.cell for trial in found.trials)
-    assert first.outcome.accuracy == second.outcome.accuracy
+    assert first.outcome.final == second.outcome.final
     assert first.outcome.loss != second.outcome.loss
     assert found.groups[0].value == min(first, second, key=lambda cell: cell.outcome.loss).value
 

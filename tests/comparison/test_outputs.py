@@ -18,6 +18,8 @@ from fedelta.comparison.page import render
 from fedelta.comparison.result import Comparison, mean_and_deviation, pivot
 from fedelta.comparison.tables import cells_csv, one_line, search_csv, table_csv, table_md
 from fedelta.results.numbers import UNKNOWN
+from fedelta.tasks.base import Measure
+from fedelta.tasks.classification import ACCURACY
 
 FAILURE = "RoundError: round 1: 0 of 3 replies are usable:\n  - NaN | <b>\nhint: lower it\n"
 MIB = 2**20
@@ -32,6 +34,7 @@ def invented(
     points: float = 2,
     relative_cost: float | None = None,
     exits: bool = False,
+    primary: Measure = ACCURACY,
 ) -> Comparison:
     """Each label of the first axis sends twice as much as the one before, and is 2 points better, or as many as said.
 
@@ -43,7 +46,7 @@ def invented(
         gained = 0 if labels[0] == "useless" else points / 100 * of_first
         seed = number % 2
         done = Outcome(
-            accuracy=0.5 + gained + 0.01 * seed,
+            final=0.5 + gained + 0.01 * seed,
             loss=1.0,
             tuned_parameters=1000 * 2**of_first,
             bytes_per_client=MIB * 2**of_first / 4,
@@ -53,8 +56,8 @@ def invented(
             curve=((1, 0.1), (2, 0.5 + gained)),
             citations="",
             relative_cost=relative_cost,
-            first_exit_accuracy=0.2 + 0.02 * seed if exits and of_first else None,
-            mean_exit_accuracy=0.3 + 0.03 * seed if exits and of_first else None,
+            first_exit=0.2 + 0.02 * seed if exits and of_first else None,
+            mean_exit=0.3 + 0.03 * seed if exits and of_first else None,
         )
         names = dict(zip(axes, labels, strict=True))
         lost = labels[0] in failed
@@ -69,9 +72,10 @@ def invented(
         axes=names,
         task_axes=task_axes,
         searched="client.lr" if searched else None,
-        groups=tuple(group_cells(cells, "seed", task_axes)),
+        groups=tuple(group_cells(cells, "seed", task_axes, primary)),
         trials=tuple(trials),
         asked="[compare.over]\n",
+        primary=primary,
     )
 
 
@@ -203,15 +207,35 @@ def test_means_that_look_the_same_are_equally_good_and_a_failed_one_is_not():
 
 def test_an_accuracy_says_how_many_seeds_are_missing():
     done, lost = invented(SMALL).cells[0], invented(SMALL, failed=("head",)).cells[1]
-    (group,) = group_cells([done, lost], "seed", [])
-    assert mean_and_deviation(group) == "50.0 (1 of 2)"
-    (waiting,) = group_cells([CellState({"tuning.name": "head", "seed": "1"}), lost], "seed", [])
-    assert mean_and_deviation(waiting) == "unfinished"
+    (group,) = group_cells([done, lost], "seed", [], ACCURACY)
+    assert mean_and_deviation(group, ACCURACY) == "50.0 (1 of 2)"
+    (waiting,) = group_cells([CellState({"tuning.name": "head", "seed": "1"}), lost], "seed", [], ACCURACY)
+    assert mean_and_deviation(waiting, ACCURACY) == "unfinished"
 
 
 def test_a_long_reason_is_cut_and_a_traceback_left_out():
     assert one_line("ValueError: a\nb\n\nTraceback ...") == "ValueError: a b"
     assert len(one_line("x" * 999)) == 301
+
+
+def test_a_measure_that_should_be_low_is_called_by_its_name_and_the_lowest_is_the_best():
+    error = Measure("mae", "mean error", higher_is_better=False, unit="mm")
+    axes = {"tuning.name": ["head", "lora"], "tuning.r": ["2", "4"], "seed": ["1", "2"]}
+    comparison = invented(axes, primary=error)
+    # Of `head` 0.505 mm for 1 MiB, of `lora` 0.525 mm for 2.
+    assert [group.on_front for group in comparison.groups] == [True, True, False, False]
+    head, *_ = rows(table_csv(comparison))
+    assert (head["mae_mean"], head["mae_deviation"]) == ("0.505", "0.007071")
+    assert [row["mae"] for row in rows(cells_csv(comparison))][:2] == ["0.5", "0.51"]
+    assert rows(search_csv(comparison))[0]["validation_mae"] == "0.5"
+    text = table_md(comparison)
+    assert "| tuning.name | tuning.r | client.lr | mean error, mm | seeds |" in text
+    assert "| head | **0.505 ± 0.0071** | **0.505 ± 0.0071** |" in text
+    assert "Mean error in mm after the last round" in text
+    page = Page(render(comparison)).text
+    for wanted in ("Mean error in mm", "Mean error against traffic and rounds", "mean error on validation rows"):
+        assert wanted in page
+    assert "ccuracy" not in page
 
 
 PAGES = {

@@ -67,7 +67,7 @@ def test_stopped_cells_go_on_with_the_same_bits_in_any_number_of_processes_besid
 
     undisturbed = fedelta.Experiment.from_toml(config, (*OVERRIDES, "client.lr=0.1")).run(tmp_path / "undisturbed")
     assert bits(run) == bits(undisturbed.path)
-    assert found.groups[0].accuracy == undisturbed.accuracy
+    assert found.groups[0].mean == undisturbed.measures["accuracy"]
 
 
 def stop_at_two(outcome, ledger) -> None:
@@ -177,14 +177,15 @@ def test_processes_end_when_nobody_listens_any_more(jobs, monkeypatch):
 
 
 def test_rounds_are_told_as_they_come(jobs, monkeypatch):
-    record = '{"round": 4, "accuracy": null}\\n{"round": 5, "accuracy": 0.5}\\n{"round": 6, "accuracy": null}\\n'
+    measures = {4: "null", 5: '{"accuracy": 0.5}', 6: "null"}
+    record = "".join(f'{{"round": {round}, "measures": {value}}}\\n' for round, value in measures.items())
     timing = '{"peak_memory_bytes": 77}\\n'
     body = (
         f"run.mkdir(); (run / 'rounds.jsonl').write_text('{record}'); (run / 'timings.jsonl').write_text('{timing}'); "
     )
     pretend(monkeypatch, body + "(run / 'summary.json').write_text('{}')")
     events = list(pool.run_jobs(jobs[:1], processes=1))
-    assert [(event.kind, event.round, event.accuracy) for event in events] == [
+    assert [(event.kind, event.round, event.final) for event in events] == [
         ("started", 0, None), ("round", 6, 0.5), ("finished", 6, 0.5),
     ]  # fmt: skip
 

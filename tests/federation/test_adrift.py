@@ -16,12 +16,13 @@ from fedelta.codecs.cast import Cast
 from fedelta.codecs.channel import Channel
 from fedelta.codecs.wire import decode, encode
 from fedelta.data.augmentation import Augmentation
-from fedelta.data.batches import Inputs, LabelledData
+from fedelta.data.batches import Examples
 from fedelta.engine.optimizers import Sgd
 from fedelta.engine.work import ClientSettings
 from fedelta.federation.client import Site
 from fedelta.federation.records import Reply
 from fedelta.federation.rounds import Standing, federate
+from fedelta.modalities.base import Inputs
 from fedelta.params import Params, ParamSpec, add, select, weighted_mean
 from fedelta.strategies import windows
 from fedelta.strategies.base import RoundPlan, State
@@ -329,7 +330,7 @@ def batches_of(
     data = tiny_data()
     noting = Noting(data.inputs)
     client = ClientSettings(local_steps=tau, batch_size=4)
-    engine, _ = tiny_engine(Head(), LabelledData(noting, data.labels), client=client)
+    engine, _ = tiny_engine(Head(), Examples(noting, data.targets), client=client)
     strategy = FedLama(phi=2, num_rounds=num_rounds, clients_per_round=1, tau=tau)
     site = Site(engine, {0: ROWS}, Channel(), seed, num_rounds)
     params = engine.bank.read(0)

@@ -193,13 +193,17 @@ def numbers(result: Result) -> dict[str, Any]:
 
 def _of_round(record: dict[str, Any]) -> dict[str, Any]:
     always = (
-        "round", "accuracy", "test_loss_nats", "train_loss_nats", "delta_norm", "num_examples", "synced_fraction",
+        "round", "train_loss_nats", "delta_norm", "num_examples", "synced_fraction",
         "simulated_seconds", "cohort", "uplink_bytes", "downlink_bytes", "cumulative_bytes",
     )  # fmt: skip
-    sometimes = ("accuracy_by_exit", "interval_rounds", "unit_discrepancy", "score")
+    sometimes = ("interval_rounds", "unit_discrepancy", "score")
+    measures = record["measures"] or {}
+    by_exit = record.get("measures_by_exit", {})
     rejections = [[each["client_id"], each["cause"]] for each in record["rejections"]]
     return (
         {key: record[key] for key in always}
+        | {"accuracy": measures.get("accuracy"), "test_loss_nats": measures.get("loss_nats")}
+        | {f"{name}_by_exit": values for name, values in by_exit.items()}
         | {key: record[key] for key in sometimes if key in record}
         | {"rejections": rejections}
     )

@@ -40,6 +40,7 @@ from fedelta.strategies.base import RoundPlan
 from fedelta.strategies.fedlama import FedLama
 from fedelta.strategies.fedlama_auto import FedLamaAuto
 from fedelta.tasks.base import Evaluation
+from fedelta.tasks.classification import ACCURACY, LOSS
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,11 @@ def make_run(path: Path, shape: Shape = Shape()) -> RunDirectory:
     ledger = Ledger.read(run.ledger)
     for outcome in _outcomes(shape, counts):
         ledger.append(outcome.transfers)
-        run.rounds.append([round_record(outcome, ledger.total_bytes)])
+        run.rounds.append([round_record(outcome, ledger.total_bytes, LOSS)])
         run.timings.append([timing_record(outcome.round, 1.7, 900 * 2**20 + outcome.round)])
     if shape.num_finished == shape.num_rounds:
-        facts = {"tuned_parameters": _tuned(shape), "total_parameters": shape.total_parameters}
-        run.write_summary(summary(run.rounds.read(), run.timings.read(), ledger, **facts))
+        sizes = {"tuned_parameters": _tuned(shape), "total_parameters": shape.total_parameters}
+        run.write_summary(summary(run.rounds.read(), run.timings.read(), ledger, ACCURACY, sizes))
     return run
 
 
@@ -217,7 +218,7 @@ def _windows(
 def main(out: Path) -> None:
     """Runs and reports to look at."""
     from fedelta.results.drawing import to_png
-    from fedelta.results.report import accuracy_figure, write_report
+    from fedelta.results.report import measure_figure, write_report
 
     head = (("head", 1_940),)
     full = (*((f"layers.{index}", 148_000) for index in range(8)), ("embeddings", 28_000), ("head", 1_940))
@@ -243,7 +244,7 @@ def main(out: Path) -> None:
     write_report([*runs, unfinished], out / "many.html")
     write_report([unfinished], out / "unfinished.html")
     write_report([empty], out / "empty.html")
-    (out / "figure.png").write_bytes(to_png(accuracy_figure(runs)))
+    (out / "figure.png").write_bytes(to_png(measure_figure(runs)))
 
 
 if __name__ == "__main__":

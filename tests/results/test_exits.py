@@ -18,7 +18,7 @@ from fedelta.experiment import Result
 from fedelta.federation.records import Transfer
 from fedelta.results import personal_section
 from fedelta.results.compute import area, read_compute
-from fedelta.results.exit_plots import MAX_LABELS, accuracy_by_cost, accuracy_by_round, spread
+from fedelta.results.exit_plots import MAX_LABELS, exits_by_round, measure_by_cost, spread
 from fedelta.results.exit_section import section
 from fedelta.results.exits import Exits, read_exits
 from fedelta.results.history import History, read_histories
@@ -27,6 +27,7 @@ from fedelta.results.numbers import UNKNOWN
 from fedelta.results.page import headline
 from fedelta.results.rundir import CONFIG, EXITS, PARTITION, PERSONALIZATION, RunDirectory
 from fedelta.seeds import stream
+from fedelta.tasks.classification import ACCURACY
 
 SMALL = Shape(num_rounds=3, num_finished=3, num_clients=6, clients_per_round=2, num_exits=3)
 GROWING = [[0.2, 0.3, 0.4], [0.3, 0.5, 0.7], [0.4, 0.6, 0.9]]
@@ -39,7 +40,8 @@ def by_hand(path: Path, found: Sequence[Sequence[float]] = GROWING, costs: objec
     """A run whose records hold these accuracies by exit, one list a round, and `exits.json` where there are costs."""
     shape = dataclasses.replace(SMALL, num_exits=len(found[0]), num_rounds=len(found), num_finished=len(found))
     run = make_run(path, dataclasses.replace(shape, exits=exits))
-    rewrite(run, [{**record, "accuracy_by_exit": each} for record, each in zip(run.rounds.read(), found, strict=True)])
+    records = zip(run.rounds.read(), found, strict=True)
+    rewrite(run, [{**record, "measures_by_exit": {"accuracy": each}} for record, each in records])
     if costs is not None:
         (path / EXITS).write_text(json.dumps(costs))
     return path
@@ -131,7 +133,7 @@ def test_the_headline_has_the_mean_over_exits_and_the_area(tmp_path):
 
 def test_the_figure_has_a_panel_for_exits_milliseconds_and_flops(tmp_path):
     exits = exits_of(by_hand(tmp_path / "run", costs=COSTS))
-    panels = accuracy_by_cost({0: exits}, "Test accuracy (%)").axes
+    panels = measure_by_cost({0: exits}, "Test accuracy (%)").axes
     assert [axes.get_xlabel() for axes in panels] == ["Exit", "Milliseconds for one example", "MFLOPs for one example"]
     assert [list(axes.lines[0].get_xdata()) for axes in panels] == [[1, 2, 3], [1, 2, 3], [10, 20, 60]]
     for axes in panels:
@@ -146,14 +148,14 @@ def test_costs_of_another_order_stand_on_a_logarithmic_axis(tmp_path):
         exits_of(by_hand(tmp_path / name, costs={"flops": flops}))
         for name, flops in (("small", [1e6, 2e6, 3e6]), ("large", [1e9, 2e9, 3e9]))
     )
-    assert accuracy_by_cost({0: small, 1: large}, "").axes[1].get_xscale() == "log"
-    assert accuracy_by_cost({0: small}, "").axes[1].get_xscale() == "linear"
-    assert accuracy_by_cost({0: small}, "").axes[1].get_xlim()[0] == 0
+    assert measure_by_cost({0: small, 1: large}, "").axes[1].get_xscale() == "log"
+    assert measure_by_cost({0: small}, "").axes[1].get_xscale() == "linear"
+    assert measure_by_cost({0: small}, "").axes[1].get_xlim()[0] == 0
 
 
 def test_without_costs_there_is_one_panel_and_no_area(tmp_path):
     path = by_hand(tmp_path / "run")
-    assert len(accuracy_by_cost({0: exits_of(path)}, "").axes) == 1
+    assert len(measure_by_cost({0: exits_of(path)}, "").axes) == 1
     assert table_of(path) == [
         ["", "Exit 1", "Exit 2", "Exit 3", "Mean over exits"],
         ["Accuracy", "40.0 %", "60.0 %", "90.0 %", "63.3 %"],
@@ -166,14 +168,14 @@ def test_without_costs_there_is_one_panel_and_no_area(tmp_path):
 
 def test_a_cost_that_was_not_measured_has_no_panel(tmp_path):
     path = by_hand(tmp_path / "run", costs={"flops": [10e6, 20e6, 60e6], "milliseconds": None})
-    assert len(accuracy_by_cost({0: exits_of(path)}, "").axes) == 2
+    assert len(measure_by_cost({0: exits_of(path)}, "").axes) == 2
     assert table_of(path)[1][-3:] == ["63.3 %", "70.0 %", UNKNOWN]
     assert "Milliseconds measured" not in text_of(path)
 
 
 def test_times_that_do_not_grow_are_shown_and_have_no_area(tmp_path):
     path = by_hand(tmp_path / "run", costs={**COSTS, "milliseconds": [1.0, 2.0, 1.5]})
-    assert len(accuracy_by_cost({0: exits_of(path)}, "").axes) == 3
+    assert len(measure_by_cost({0: exits_of(path)}, "").axes) == 3
     assert table_of(path)[1][-2:] == ["70.0 %", UNKNOWN]
 
 
@@ -187,7 +189,7 @@ def test_the_caption_says_what_was_measured_where(tmp_path):
 
 
 def test_lines_over_rounds_are_named_and_grow_stronger_with_depth(tmp_path):
-    axes = accuracy_by_round(exits_of(by_hand(tmp_path / "run")), "Test accuracy (%)").axes[0]
+    axes = exits_by_round(exits_of(by_hand(tmp_path / "run")), "Test accuracy (%)").axes[0]
     lines = axes.lines[::2]
     assert [list(line.get_xdata()) for line in lines] == [[1, 2, 3]] * 3
     assert [list(line.get_ydata()) for line in lines] == [
@@ -209,7 +211,7 @@ def test_rounds_without_evaluation_are_left_out(tmp_path):
 @pytest.mark.parametrize("num_exits", [1, MAX_LABELS, MAX_LABELS + 1, 48])
 def test_any_number_of_exits_is_drawn(tmp_path, num_exits):
     path = by_hand(tmp_path / "run", [[0.9 + 0.001 * each for each in range(num_exits)]] * 2)
-    axes = accuracy_by_round(exits_of(path), "").axes[0]
+    axes = exits_by_round(exits_of(path), "").axes[0]
     names = [text.get_text() for text in axes.texts]
     assert len(names) <= MAX_LABELS
     assert names[-1] == f"exit {num_exits}"
@@ -306,7 +308,7 @@ def test_several_runs_share_the_figure_and_the_table(tmp_path):
     top = re.sub(r"\s+", " ", page.text.split("What differs")[0])
     assert "Mean over exits" in top
     assert "63.3 %" in top
-    figure = accuracy_by_cost({1: exits_of(paths[0]), 2: exits_of(paths[1])}, "")
+    figure = measure_by_cost({1: exits_of(paths[0]), 2: exits_of(paths[1])}, "")
     colors = [line.get_color() for line in figure.axes[0].lines[::2]]
     assert colors == ["#d55e00", "#009e73"]
     assert len(figure.axes[1].lines) == 2  # the line and the dots of the only run whose cost is known
@@ -356,18 +358,19 @@ def test_accuracies_that_do_not_fit_are_named(tmp_path, found):
     path = by_hand(tmp_path / "run")
     run = RunDirectory.open(path)
     first, second, third = run.rounds.read()
-    rewrite(run, [first, {**second, "accuracy_by_exit": found}, third])
-    with pytest.raises(RunError, match=r"line 2: `accuracy_by_exit` is .*, expected as many fractions in every"):
+    rewrite(run, [first, {**second, "measures_by_exit": {"accuracy": found}}, third])
+    message = r"line 2: `measures_by_exit` is .*, expected as many fractions by `accuracy` in every"
+    with pytest.raises(RunError, match=message):
         read_histories([path])
 
 
-@pytest.mark.parametrize("found", [0.5, [], "x"])
+@pytest.mark.parametrize("found", [0.5, [], "x", {"accuracy": []}, {"accuracy": "x"}, {"loss_nats": [1.0, 1.0, 1.0]}])
 def test_a_last_round_that_does_not_fit_is_named(tmp_path, found):
     path = by_hand(tmp_path / "run")
     run = RunDirectory.open(path)
     *first, last = run.rounds.read()
-    rewrite(run, [*first, {**last, "accuracy_by_exit": found}])
-    with pytest.raises(RunError, match=r"`accuracy_by_exit` is .*, expected as many fractions"):
+    rewrite(run, [*first, {**last, "measures_by_exit": found}])
+    with pytest.raises(RunError, match=r"`measures_by_exit` is .*, expected as many fractions"):
         read_histories([path])
 
 
@@ -375,9 +378,9 @@ def test_an_evaluated_round_without_its_exits_is_named(tmp_path):
     path = by_hand(tmp_path / "run")
     run = RunDirectory.open(path)
     first, second, third = run.rounds.read()
-    del second["accuracy_by_exit"]
+    del second["measures_by_exit"]
     rewrite(run, [first, second, third])
-    with pytest.raises(RunError, match="line 2: `accuracy_by_exit` is None"):
+    with pytest.raises(RunError, match="line 2: `measures_by_exit` is None"):
         read_histories([path])
 
 
@@ -403,13 +406,13 @@ def test_no_fixed_colour_remains_in_the_figures_and_each_says_what_it_shows(tmp_
 def test_the_table_at_the_end_of_a_run_has_its_exits(tmp_path, capsys):
     def shown(path: Path, summary: dict[str, object]) -> list[str]:
         full = {**json.loads((path / "summary.json").read_text()), **summary}
-        _conclude(Result(path, None, {}, Ledger.read(path / "ledger.jsonl"), full), quiet=False)
+        _conclude(Result(path, None, {}, Ledger.read(path / "ledger.jsonl"), full), ACCURACY, quiet=False)
         return [re.sub(r"[│\s]+", " ", line).strip() for line in capsys.readouterr().out.splitlines()]
 
     with_exits = make_run(tmp_path / "run", SMALL).path
     lines = shown(with_exits, {"accuracy_by_exit": [0.621, 0.8034, 0.9], "mean_exit_accuracy": 0.77480})
     assert "accuracy by exit 62.1, 80.3, 90.0 %" in lines
-    assert "mean over exits 77.48%" in lines
+    assert "mean over exits 77.48 %" in lines
     plain = make_run(tmp_path / "plain", dataclasses.replace(SMALL, num_exits=0)).path
     assert not [line for line in shown(plain, {}) if "exit" in line]
 
@@ -459,5 +462,5 @@ def test_personalisation_has_a_row_for_each_choice_of_what_is_tuned(tmp_path):
 def test_personalisation_that_does_not_fit_is_named(tmp_path, content):
     path = by_hand(tmp_path / "run")
     (path / PERSONALIZATION).write_text(json.dumps(content))
-    with pytest.raises(RunError, match=r"personalization.json' does not hold accuracies before and after by scope"):
+    with pytest.raises(RunError, match=r"personalization.json' does not hold `accuracy` before and after by scope"):
         personal_section.section(history_of(path), titled=False)

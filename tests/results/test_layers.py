@@ -15,7 +15,7 @@ from fedelta.results.drawing import to_svg
 from fedelta.results.history import History, read_histories
 from fedelta.results.layer_plots import discrepancy_by_group, discrepancy_curves, intervals_by_round
 from fedelta.results.layers import Choice, Layers, read_layers
-from fedelta.results.plots import accuracy_by_round
+from fedelta.results.plots import measure_by_round
 from fedelta.results.rundir import CONFIG, MODEL, RunDirectory
 from fedelta.strategies.fedlama import FedLama
 from fedelta.strategies.fedlama_auto import FedLamaAuto
@@ -239,7 +239,7 @@ def test_full_syncs_and_traffic_are_told(tmp_path):
 def test_accuracy_is_strong_at_full_syncs_and_faint_between(tmp_path):
     shape = dataclasses.replace(SMALL, num_rounds=8, num_finished=8)
     path = make_run(tmp_path / "run", in_windows(shape, FedLama(phi=4))).path
-    faint, _, strong, _, dots = accuracy_by_round([history_of(path)]).axes[0].lines
+    faint, _, strong, _, dots = measure_by_round([history_of(path)]).axes[0].lines
     assert list(faint.get_xdata()) == [1, 2, 3, 4, 5, 6, 7, 8]
     assert list(strong.get_xdata()) == list(dots.get_xdata()) == [1, 2, 3, 4, 8]
     assert faint.get_alpha() < strong.get_alpha()
@@ -255,7 +255,7 @@ def test_runs_whose_groups_all_travel_have_no_section(tmp_path):
     assert history_of(old.path).relative_cost is None
     for absent in ("Layers", "Strong: rounds", "elative cost"):
         assert absent not in text
-    assert len(accuracy_by_round([history_of(old.path)]).axes[0].lines) == 2
+    assert len(measure_by_round([history_of(old.path)]).axes[0].lines) == 2
 
 
 def test_without_names_of_groups_there_is_no_section(tmp_path):

@@ -5,6 +5,7 @@ import io
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -12,10 +13,14 @@ from tests.results.synthetic import Shape, make_run
 
 from fedelta.errors import RunError
 from fedelta.federation.records import Rejection
+from fedelta.results import history
 from fedelta.results.drawing import to_png
 from fedelta.results.history import read_histories
-from fedelta.results.plots import MAX_GROUPS, bytes_by_group
-from fedelta.results.report import accuracy_figure, write_report
+from fedelta.results.plots import MAX_GROUPS, bytes_by_group, loss_by_round, measure_by_round
+from fedelta.results.report import measure_figure, write_report
+from fedelta.results.rundir import RunDirectory
+from fedelta.tasks.base import Measure
+from fedelta.tasks.classification import Classification
 
 SMALL = Shape(num_rounds=3, num_finished=3, num_clients=6, clients_per_round=2)
 
@@ -217,11 +222,11 @@ def test_all_broken_runs_are_named_and_the_old_report_stays(tmp_path, small):
     out = tmp_path / "report.html"
     out.write_text("old")
     broken = make_run(tmp_path / "broken", SMALL)
-    broken.rounds.path.write_text('{"round": 1}\n')
+    broken.rounds.path.write_text('{"round": 1, "measures": null}\n')
     with pytest.raises(RunError, match="2 of 3 runs cannot be reported") as error:
         write_report([small, tmp_path / "absent", broken.path], out)
     assert "absent" in str(error.value)
-    assert "line 1: lacks accuracy, cohort" in str(error.value)
+    assert "line 1: lacks cohort, cumulative_bytes" in str(error.value)
     assert out.read_text() == "old"
 
 
@@ -252,7 +257,7 @@ def test_many_groups_are_merged(tmp_path):
 
 def test_the_accuracy_figure_has_both_plots_and_a_legend(tmp_path, small):
     other = make_run(tmp_path / "_other", dataclasses.replace(SMALL, seed=9)).path
-    figure = accuracy_figure([small, other])
+    figure = measure_figure([small, other])
     left, right = figure.axes
     assert left.get_xlabel() == "Round"
     assert "MiB" in right.get_xlabel()
@@ -268,3 +273,82 @@ def test_equal_runs_give_equal_pages(small):
 def test_a_report_of_nothing_is_refused(tmp_path):
     with pytest.raises(ValueError, match="at least one run"):
         write_report([], tmp_path / "report.html")
+
+
+MAE = Measure("mae", "mean error", higher_is_better=False, unit="mm")
+MSE = Measure("mse", "squared error", higher_is_better=False, unit="mm²")
+
+
+@pytest.fixture
+def errors(tmp_path, monkeypatch) -> Path:
+    """A run of a task whose measures should be low: 3, 1.5 and 2 mm."""
+    monkeypatch.setattr(history, "task_of", lambda _: SimpleNamespace(primary=MAE, loss=MSE, measured={}))
+    run = make_run(tmp_path / "errors", SMALL)
+    records = run.rounds.read()
+    run.rounds.truncate(0)
+    for record, error in zip(records, (3.0, 1.5, 2.0), strict=True):
+        record |= {"measures": {"mae": error, "mse": error**2}, "train_mse": record.pop("train_loss_nats")}
+    run.rounds.append(records)
+    return run.path
+
+
+def test_a_measure_that_should_be_low_is_shown_with_its_unit_and_the_lowest_is_the_best(errors):
+    (run,) = read_histories([errors])
+    assert (run.final, run.best) == (2.0, 1.5)
+    text = re.sub(r"\s+", " ", Page(report(errors)).text)
+    assert "Test mean error2.00 mmbest 1.50 mm" in text
+    for title in ("Mean error against rounds", "Mean error against traffic", "Squared error against rounds"):
+        assert title in text
+    assert "ccuracy" not in text
+    axes = measure_by_round([run]).axes[0]
+    assert axes.get_ylabel() == "Test mean error (mm)"
+    assert list(axes.lines[0].get_ydata()) == [3.0, 1.5, 2.0]
+    assert axes.get_ylim()[1] < 4  # no fraction: nothing ends at 100
+    losses = loss_by_round([run]).axes[0]
+    assert losses.get_ylabel() == "Squared error (mm²)"
+    assert list(losses.lines[2].get_ydata()) == [9.0, 2.25, 4.0]
+
+
+def test_runs_that_are_measured_by_different_things_are_not_on_one_page(tmp_path, errors, monkeypatch):
+    tasks = {7: Classification(), 8: history.task_of({})}
+    monkeypatch.setattr(history, "task_of", lambda config: tasks[config["seed"]])
+    other = make_run(tmp_path / "other", SMALL).path
+    config = errors / "config.toml"
+    config.write_text(config.read_text().replace("seed = 7", "seed = 8"))
+    with pytest.raises(RunError, match=r"different measures: accuracy of 'other'; mean error of 'errors'") as error:
+        read_histories([other, errors])
+    assert error.value.hint == "report those of one measure at a time."
+
+
+def test_a_run_of_an_older_format_is_refused_with_a_way_out(small):
+    run = RunDirectory.open(small)
+    content = run.rounds.path.read_text()
+    run.rounds.path.write_text(content.replace('"measures"', '"accuracy"'))
+    for read in (run.read_rounds, lambda: read_histories([small])):
+        with pytest.raises(RunError, match="rounds without `measures`: an older version of fedelta wrote") as error:
+            read()
+        assert "use the version that environment.json names, or run config.toml again" in str(error.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("measures", "message"),
+    [
+        ({"mae": 1.0}, "`measures` is {'mae': 1.0}, expected numbers, mae and mse among them"),
+        ({"mae": "1", "mse": 2.0}, "`measures` is .* expected numbers"),
+        (0.5, "`measures` is 0.5, expected numbers"),
+    ],
+)
+def test_measures_that_do_not_fit_are_named(errors, measures, message):
+    run = RunDirectory.open(errors)
+    first, *_ = run.rounds.read()
+    run.rounds.truncate(0)
+    run.rounds.append([{**first, "measures": measures}])
+    with pytest.raises(RunError, match=f"line 1: {message}"):
+        read_histories([errors])
+
+
+def test_a_task_that_nobody_knows_is_named(small):
+    config = small / "config.toml"
+    config.write_text(f'{config.read_text()}\n[task]\nname = "sorcery"\n')
+    with pytest.raises(RunError, match=r"config.toml': `\[task\]` cannot be right"):
+        read_histories([small])

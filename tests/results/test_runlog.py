@@ -8,7 +8,10 @@ from tests.builders import evaluated
 from fedelta.federation.records import Rejection, RoundOutcome, Transfer
 from fedelta.results.ledger import Ledger
 from fedelta.results.runlog import full_model_bytes, round_record, summary, timing_record
+from fedelta.tasks.base import Measure
+from fedelta.tasks.classification import ACCURACY, LOSS
 
+SIZES = {"tuned_parameters": 1, "total_parameters": 2}
 TRANSFERS = (
     Transfer(3, 1, "down", 100, {"a": 80}),
     Transfer(3, 5, "down", 100, {"a": 80}),
@@ -31,10 +34,9 @@ OUTCOME = RoundOutcome(
 
 
 def test_a_round_record_holds_what_the_seed_determines():
-    assert round_record(OUTCOME, cumulative_bytes=900) == {
+    assert round_record(OUTCOME, 900, LOSS) == {
         "round": 3,
-        "accuracy": None,
-        "test_loss_nats": None,
+        "measures": None,
         "train_loss_nats": 0.5,
         "delta_norm": 2.5,
         "num_examples": 17,
@@ -51,13 +53,18 @@ def test_a_round_record_holds_what_the_seed_determines():
 
 def test_a_summary_of_three_rounds_by_hand():
     synced = zip((0.5, 0.8, 0.7), (1.0, 0.25, 0.25), strict=True)
-    records = [{"accuracy": each, "num_examples": 9, "synced_fraction": share} for each, share in synced]
-    records.append({"accuracy": None, "num_examples": 0, "synced_fraction": 0.0})
+    records = [
+        {"measures": {"accuracy": each, "loss_nats": 2 - each}, "num_examples": 9, "synced_fraction": share}
+        for each, share in synced
+    ]
+    records.append({"measures": None, "num_examples": 0, "synced_fraction": 0.0})
     timings = [timing_record(1, 1.5, 300), timing_record(2, 2.0, 200)]
     ledger = Ledger(backbone_bytes=10_000)
     ledger.append(TRANSFERS)
-    assert summary(records, timings, ledger, tuned_parameters=20, total_parameters=1000) == {
+    assert summary(records, timings, ledger, ACCURACY, {"tuned_parameters": 20, "total_parameters": 1000}) == {
+        "primary": "accuracy",
         "final_accuracy": 0.7,
+        "final_loss_nats": 1.3,
         "best_accuracy": 0.8,
         "accuracy_by_exit": None,
         "mean_exit_accuracy": None,
@@ -76,23 +83,44 @@ def test_a_summary_of_three_rounds_by_hand():
     }
 
 
+def test_the_best_of_a_measure_that_should_be_low_is_the_lowest():
+    records = [{"measures": {"mae": each}, "num_examples": 9} for each in (3.0, 1.5, 2.0)]
+    found = summary(records, [], Ledger(), Measure("mae", "mean error", higher_is_better=False), SIZES)
+    assert (found["primary"], found["final_mae"], found["best_mae"]) == ("mae", 2.0, 1.5)
+    assert found["mae_by_exit"] is found["mean_exit_mae"] is None
+    assert not [key for key in found if "accuracy" in key]
+
+
+def test_a_summary_has_what_only_the_end_of_a_run_tells():
+    details = {"measures": {"macro_f1": 0.5}, "by_class": {"cat": {"recall": 1.0}}, "by_client": {}}
+    assert summary([], [], Ledger(), ACCURACY, SIZES, details=details).items() >= details.items()
+
+
+def test_a_training_loss_is_called_after_what_the_task_minimises():
+    record = round_record(OUTCOME, 0, Measure("mse", "squared error", higher_is_better=False))
+    assert record["train_mse"] == 0.5
+    assert "train_loss_nats" not in record
+
+
 def test_accuracies_by_exit_are_those_of_the_last_evaluated_round():
     rounds = [
         replace(OUTCOME, evaluation=evaluated(0.5, 2.0, (0.125, 0.5))),
         replace(OUTCOME, evaluation=evaluated(0.75, 1.0, (0.25, 0.75))),
         OUTCOME,
     ]
-    records = [round_record(outcome, 0) for outcome in rounds]
-    assert [record.get("accuracy_by_exit") for record in records] == [[0.125, 0.5], [0.25, 0.75], None]
-    assert [record["test_loss_nats"] for record in records] == [2.0, 1.0, None]
-    found = summary(records, [], Ledger(), tuned_parameters=1, total_parameters=2)
+    records = [round_record(outcome, 0, LOSS) for outcome in rounds]
+    by_exit = [{"accuracy": [0.125, 0.5]}, {"accuracy": [0.25, 0.75]}, None]
+    assert [record.get("measures_by_exit") for record in records] == by_exit
+    measures = [{"accuracy": 0.5, "loss_nats": 2.0}, {"accuracy": 0.75, "loss_nats": 1.0}, None]
+    assert [record["measures"] for record in records] == measures
+    found = summary(records, [], Ledger(), ACCURACY, SIZES)
     assert found["accuracy_by_exit"] == [0.25, 0.75]
     assert found["mean_exit_accuracy"] == 0.5
     assert found["final_accuracy"] == 0.75
 
 
 def test_a_summary_without_rounds_has_no_accuracy():
-    nothing = summary([], [], Ledger(), tuned_parameters=1, total_parameters=2)
+    nothing = summary([], [], Ledger(), ACCURACY, SIZES)
     assert nothing["final_accuracy"] is nothing["best_accuracy"] is None
     assert nothing["rounds"] == nothing["wall_seconds"] == nothing["peak_memory_bytes"] == 0
 

@@ -54,5 +54,5 @@ def test_what_clients_remember_is_in_the_checkpoint_and_none_of_the_model(tmp_pa
     assert memories.keys() == run.ledger.client_ids
     assert all(name.startswith("remembered/control/") for tensors in memories.values() for name in tensors)
     # One model for everybody: it is evaluated once, and predicts without a client.
-    assert evaluate_adapter(run.path).measures["accuracy"] == run.accuracy
+    assert evaluate_adapter(run.path).measures["accuracy"] == run.measures["accuracy"]
     assert len(run.predictor().predict([])) == 0

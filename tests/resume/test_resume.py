@@ -72,6 +72,16 @@ def test_a_directory_that_is_no_run_cannot_be_resumed(tmp_path):
         Experiment.from_run(tmp_path)
 
 
+def test_a_run_of_an_older_format_is_not_resumed_and_stays_as_it_is(tmp_path):
+    result = Experiment.from_toml(write_small(tmp_path)).run(tmp_path / "run")
+    rounds = result.path / "rounds.jsonl"
+    rounds.write_text(rounds.read_text().replace('"measures"', '"accuracy"'))
+    before = {path: path.read_bytes() for path in result.path.rglob("*") if path.is_file()}
+    with pytest.raises(RunError, match="an older version of fedelta wrote them"):
+        Experiment.from_run(result.path).resume(result.path)
+    assert before == {path: path.read_bytes() for path in result.path.rglob("*") if path.is_file()}
+
+
 def test_a_run_that_spent_its_budget_is_finished_however_often_it_is_resumed(tmp_path):
     result = Experiment.from_toml(write_small(tmp_path), ["byte_budget_mib=0.001"]).run(tmp_path / "run")
     before = (result.path / "rounds.jsonl").read_bytes()

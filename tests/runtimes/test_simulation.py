@@ -15,7 +15,7 @@ from torch import tensor
 from fedelta.codecs.cast import Cast
 from fedelta.codecs.channel import Channel
 from fedelta.codecs.wire import decode
-from fedelta.data.batches import LabelledData
+from fedelta.data.batches import Examples
 from fedelta.engine.work import ClientSettings
 from fedelta.errors import RoundError
 from fedelta.federation.client import Site
@@ -26,6 +26,7 @@ from fedelta.runtimes.simulation import SimulationSettings
 from fedelta.seeds import stream
 from fedelta.strategies.base import RoundPlan
 from fedelta.strategies.fedavg import FedAvg
+from fedelta.tasks.labels import Labels
 from fedelta.tuning.base import TuningMethod
 from fedelta.tuning.lora import Lora
 from fedelta.tuning.table import SINGLE
@@ -64,11 +65,11 @@ class Recorded:
         self.runtime.accept(client_ids)
 
 
-def brightness(num_rows: int, seed: int) -> LabelledData:
+def brightness(num_rows: int, seed: int) -> Examples:
     """Noise whose mean is 2, 0 or -2 by class: a task that any working learner solves."""
     labels = torch.arange(num_rows) % 3
     noise = torch.randn(num_rows, 3, 8, 8, generator=stream(seed, "brightness"))
-    return LabelledData(ReadyInputs({"pixel_values": noise + 2 * (1 - labels).view(-1, 1, 1, 1)}), labels)
+    return Examples(ReadyInputs({"pixel_values": noise + 2 * (1 - labels).view(-1, 1, 1, 1)}), Labels(labels))
 
 
 def federation(
@@ -207,4 +208,4 @@ def test_no_lane_is_refused():
 
 
 def test_the_task_of_these_tests_is_balanced():
-    assert torch.bincount(brightness(60, seed=0).labels).equal(tensor([20, 20, 20]))
+    assert torch.bincount(brightness(60, seed=0).targets.values).equal(tensor([20, 20, 20]))

@@ -17,6 +17,8 @@ from fedelta.cli import app
 from fedelta.config import Config, load_config
 from fedelta.errors import ConfigError
 from fedelta.experiment import Experiment
+from fedelta.tasks.base import Measure
+from fedelta.tasks.classification import LOSS
 from fedelta.tracking.base import TrackedRun
 from fedelta.tracking.mirror import flatten, round_values
 from fedelta.tracking.settings import Tracking
@@ -82,8 +84,8 @@ def test_every_round_is_logged_with_the_numbers_of_its_record(memory, tmp_path):
     assert [round for round, _ in memory.rounds] == [1, 2, 3]
     for (_, values), record, timing in zip(memory.rounds, records, timings, strict=True):
         assert values == {
-            "accuracy": record["accuracy"],
-            "test_loss_nats": record["test_loss_nats"],
+            "accuracy": record["measures"]["accuracy"],
+            "test_loss_nats": record["measures"]["loss_nats"],
             "train_loss_nats": record["train_loss_nats"],
             "uplink_mib": record["uplink_bytes"] / 2**20,
             "downlink_mib": record["downlink_bytes"] / 2**20,
@@ -93,7 +95,7 @@ def test_every_round_is_logged_with_the_numbers_of_its_record(memory, tmp_path):
         }
     [summary] = memory.ends
     assert summary is not None
-    assert summary["summary/final_accuracy"] == result.accuracy
+    assert summary["summary/final_accuracy"] == result.measures["accuracy"]
     assert summary["summary/rounds"] == 3
 
 
@@ -216,14 +218,26 @@ def test_the_place_of_the_files_is_written_in_full(tmp_path, monkeypatch):
 
 
 def test_a_round_without_evaluation_and_a_loss_that_is_no_number_are_left_out():
-    record = {"accuracy": None, "test_loss_nats": None, "train_loss_nats": float("nan"), "rejections": [{}, {}]}
+    record = {"measures": None, "train_loss_nats": float("nan"), "rejections": [{}, {}]}
     record |= {"uplink_bytes": 2**20, "downlink_bytes": 2**19, "cumulative_bytes": 2**21}
-    assert round_values(record, {"wall_seconds": 1.5}) == {
+    assert round_values(record, {"wall_seconds": 1.5}, LOSS) == {
         "uplink_mib": 1.0,
         "downlink_mib": 0.5,
         "cumulative_mib": 2.0,
         "num_rejections": 2.0,
         "wall_seconds": 1.5,
+    }
+
+
+def test_the_measures_of_any_task_are_told_and_its_loss_is_called_after_what_it_was_taken_on():
+    record = {"measures": {"mae": 0.5, "mse": 0.25}, "train_mse": 0.75, "rejections": []}
+    record |= {"uplink_bytes": 0, "downlink_bytes": 0, "cumulative_bytes": 0}
+    values = round_values(record, {"wall_seconds": 1.0}, Measure("mse", "squared error", higher_is_better=False))
+    assert {name: values[name] for name in values if "m" in name and "_mib" not in name} == {
+        "mae": 0.5,
+        "test_mse": 0.25,
+        "train_mse": 0.75,
+        "num_rejections": 0.0,
     }
 
 

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fedelta.config import Config
+from fedelta.data.clients import Clients
 from fedelta.engine.exits import ExitSettings
 from fedelta.engine.work import ClientSettings
 from fedelta.errors import ConfigError
 from fedelta.federation.tiers import Tiers
-from fedelta.inference.adapter import Adapter, check_classes, check_fits, read_adapter
+from fedelta.inference.adapter import Adapter, check_classes, check_fits, check_task, read_adapter
 from fedelta.models.hub import Backbone
 from fedelta.params import Params, ParamSpec
 from fedelta.seeds import stream
@@ -61,7 +62,7 @@ def tuned_model(
     Args:
         config: of the run.
         backbone: edited in place, and moved to the device of the run.
-        class_names: in label order.
+        class_names: in label order; nothing where the task has no classes.
         num_lanes: at most; a method whose tensors cannot carry as many has fewer.
         adapter: start from this one, whatever `model.adapter` and `[tuning]` say.
 
@@ -74,11 +75,13 @@ def tuned_model(
     backbone.module.to(config.runtime.torch_device())
     tuning, start = config.tuning, adapter
     if adapter is not None:
+        check_task(adapter, config.task)
         check_classes(adapter, class_names)
         check_fits(adapter, backbone)
         tuning = adapter.tuning
     elif config.model.adapter is not None:
         start = read_adapter(config.model.adapter, backbone.anatomy)
+        check_task(start, config.task)
         check_classes(start, class_names)
         tuning = adopted_tuning(config, start, backbone)
     lanes = Lanes(min(num_lanes, tuning.max_lanes or num_lanes))
@@ -124,13 +127,13 @@ def adopted_tuning(config: Config, adapter: Adapter, backbone: Backbone) -> AnyT
     return tuning
 
 
-def tiers_of(config: Config, model: TunedModel, client_ids: Sequence[int]) -> Tiers | None:
+def tiers_of(config: Config, model: TunedModel, clients: Clients) -> Tiers | None:
     """How deep each client runs; None where all hold all that is tuned.
 
     Args:
         config: of the run.
         model: with exits or without.
-        client_ids: of all clients, ascending: a client's depth depends on its place among them.
+        clients: all there are: a client's depth depends on its place among them.
 
     Raises:
         ConfigError: the section asks for exits that the model does not have.
@@ -143,7 +146,7 @@ def tiers_of(config: Config, model: TunedModel, client_ids: Sequence[int]) -> Ti
         )
     if not num_blocks:
         return None
-    depths = config.exits.depths(client_ids, num_blocks, config.seed)
+    depths = config.exits.depths(clients, num_blocks, config.seed)
     owned = {
         depth: owned_at(model.backbone, model.spec, depth, config.exits.answers(depth))
         for depth in set(depths.values())

@@ -7,7 +7,7 @@ from typing import cast
 
 from fedelta.assembly.model import TunedModel, tiers_of, tuned_model, work_of
 from fedelta.assembly.server import build_server
-from fedelta.assembly.site import build_site, evaluate, num_lanes, read_data
+from fedelta.assembly.site import build_site, details, evaluate, num_lanes, read_data
 from fedelta.codecs.wire import encode
 from fedelta.config import Config
 from fedelta.data.batches import FederatedData
@@ -22,6 +22,7 @@ from fedelta.runtimes.stability import Unstable
 from fedelta.seeds import stream
 from fedelta.strategies import AnyStrategy
 from fedelta.tasks.base import Evaluation
+from fedelta.tasks.details import Details
 from fedelta.tuning.exits import exit_blocks
 from fedelta.tuning.scopes import scopes_of
 
@@ -73,8 +74,12 @@ class Assembly:
         return self.model.spec
 
     def evaluate(self, params: Params) -> Evaluation:
-        """Accuracy and loss on the test set: see `evaluate`."""
+        """The measures on the test set: see `evaluate`."""
         return evaluate(self.site, params, self.data.test)
+
+    def details(self, params: Params) -> Details:
+        """What the task has to say of a finished model on the test set: see `details`."""
+        return details(self.site, params, self.data.test, self.data.class_names)
 
 
 def assemble(config: Config, *, backbone: Backbone | None = None, data: FederatedData | None = None) -> Assembly:
@@ -93,7 +98,7 @@ def assemble(config: Config, *, backbone: Backbone | None = None, data: Federate
     if data.unseen:
         config.personalization.scopes(scopes_of(backbone, model.spec), model.tuning.name)
     client_ids = sorted(data.partition)
-    everyone = tiers_of(config, model, sorted([*client_ids, *data.unseen]))
+    everyone = tiers_of(config, model, data.clients)
     tiers = None if everyone is None else everyone.only(client_ids)
     site = build_site(config, model, data, tiers)
     runtime = _runtime(config, model, site)

@@ -18,6 +18,7 @@ from fedelta.config import Config, parse_config
 from fedelta.errors import ConfigError
 from fedelta.grid import Axis, Choice, Search, label_of
 from fedelta.settings.override import with_values
+from fedelta.tasks.base import Measure
 
 Point = Mapping[str, Choice]  # axis name to one of its choices
 
@@ -76,11 +77,13 @@ class Plan:
         request: what was asked.
         trials: of the search, in its order; empty without one.
         num_rounds: name of every cell, without the searched value, to its rounds; the first axis varies slowest.
+        primary: the measure that all of them are judged by.
     """
 
     request: Request
     trials: tuple[Cell, ...]
     num_rounds: Mapping[str, int]
+    primary: Measure
 
     @property
     def points(self) -> list[dict[str, str]]:
@@ -109,11 +112,13 @@ def make_plan(request: Request) -> Plan:
     num_cells = 0
     seen: dict[str, str] = {}
     num_rounds: dict[str, int] = {}
+    measures: dict[Measure, str] = {}
     for point, value in _variants(search, _points(axes)):
         num_cells += 1
         cell = _try(problems, request, point, value)
         if cell is None:
             continue
+        measures.setdefault(cell.config.task.primary, cell.name)
         num_rounds[name_of(cell.labels)] = cell.config.strategy.num_rounds
         if (other := seen.setdefault(cell.config.to_toml(), cell.name)) != cell.name:
             problems[f"two cells are the same configuration: {other!r} and {cell.name!r}"] = []
@@ -121,10 +126,13 @@ def make_plan(request: Request) -> Plan:
         _try(problems, request, point, value, is_trial=True)
         for point, value in _variants(search, _trial_points(search, axes))
     ]
+    if len(measures) > 1:
+        by_name = ", ".join(f"{measure.name} in {name!r}" for measure, name in measures.items())
+        problems[f"cells are judged by different measures, {by_name}; compare those of one measure at a time"] = []
     if problems:
         texts = [f"{problem}{_where(names, num_cells)}" for problem, names in problems.items()]
         raise ConfigError(texts, origin=request.name, hint="`fedelta list` names what can be chosen.")
-    return Plan(request, tuple(trial for trial in trials if trial is not None), num_rounds)
+    return Plan(request, tuple(trial for trial in trials if trial is not None), num_rounds, next(iter(measures)))
 
 
 def name_of(labels: Mapping[str, str], key: str | None = None, value: object = None, *, is_trial: bool = False) -> str:

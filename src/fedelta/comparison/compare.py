@@ -150,9 +150,10 @@ class _Work:
             axes=request.axes,
             task_axes=request.task_axes,
             searched=request.searched,
-            groups=tuple(group_cells(cells, SEED, request.task_axes)),
+            groups=tuple(group_cells(cells, SEED, request.task_axes, self.plan.primary)),
             trials=tuple(trials),
             asked=request.to_toml(),
+            primary=self.plan.primary,
         )
 
     def write_tables(self) -> None:
@@ -204,9 +205,10 @@ class _Work:
         return {by: job.cell.value for by, job in best.items() if job is not None}
 
     def _best(self, trials: Sequence[Job]) -> Job | None:
-        """The trial with the highest accuracy; of equals that with the lowest loss, then the first."""
+        """The trial with the best primary measure; of equals that with the lowest loss, then the first."""
+        sign = 1 if self.plan.primary.higher_is_better else -1
         done = [(job, outcome) for job in trials if (outcome := self._state(job).outcome) is not None]
-        ranked = [(outcome.accuracy, -outcome.loss, job) for job, outcome in done if outcome.accuracy is not None]
+        ranked = [(sign * outcome.final, -outcome.loss, job) for job, outcome in done if outcome.final is not None]
         return max(ranked, key=lambda each: each[:2], default=(None, None, None))[2]
 
     def _lack(self, labels: Mapping[str, str]) -> str | None:

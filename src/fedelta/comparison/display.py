@@ -15,18 +15,18 @@ from fedelta.comparison.cells import Plan
 from fedelta.comparison.compare import Tally
 from fedelta.comparison.pool import Event
 from fedelta.comparison.result import Comparison
-from fedelta.comparison.tables import group_table, one_line
+from fedelta.comparison.tables import first_figure, group_table, one_line
 from fedelta.errors import FedeltaError
-from fedelta.results.numbers import percent
+from fedelta.results.numbers import shown
 
-# Names of figures of `group_table` that a terminal wants shorter.
+# Beginnings of names of figures of `group_table` that a terminal wants shorter.
 _SHORT = {
-    "at the first exit, %": "exit 1, %",
-    "mean over exits, %": "mean exit, %",
+    "at the first exit": "exit 1",
+    "mean over exits": "mean exit",
     "tuned parameters": "tuned",
     "MiB per client and round, down and up": "MiB/round",
     "MiB in total": "MiB",
-    "relative cost, %": "cost, %",
+    "relative cost": "cost",
     "front": "",
 }
 _WIDEST = 1000
@@ -78,8 +78,8 @@ class Display:
             return
         if name not in self._running:
             self._running[name] = self._progress.add_task(name, total=rounds, note="")
-        accuracy = "" if event.accuracy is None else percent(event.accuracy)
-        self._progress.update(self._running[name], completed=event.round, note=accuracy)
+        note = "" if event.final is None else _final(event)
+        self._progress.update(self._running[name], completed=event.round, note=note)
 
 
 def print_table(comparison: Comparison, console: Console) -> None:
@@ -87,11 +87,11 @@ def print_table(comparison: Comparison, console: Console) -> None:
     header, rows = group_table(comparison)
     caption = "± deviation over seeds; MiB/round: of one client, down and up; *: Pareto front"
     table = Table(title=comparison.name, caption=caption, box=box.SIMPLE_HEAD)
-    first = header.index("accuracy, %")
+    first = first_figure(comparison)
     for name in header[:first]:
         table.add_column(escape(name), no_wrap=True)
     for name in header[first:]:
-        table.add_column(_SHORT.get(name, name), justify="right", no_wrap=True)
+        table.add_column(_shortened(name), justify="right", no_wrap=True)
     for row in rows:
         table.add_row(*map(escape, row[:-1]), row[-1] and "*")
     # As wide as it is, into a file or a narrow terminal too: cells cut in two are hard to read.
@@ -99,6 +99,11 @@ def print_table(comparison: Comparison, console: Console) -> None:
     Console(file=console.file, width=max(console.width, natural)).print(table)
     for name in ("table.md", "table.csv", "report.html"):
         console.print(f"{comparison.path / name}", markup=False, soft_wrap=True)
+
+
+def _shortened(name: str) -> str:
+    start = next((start for start in _SHORT if name.startswith(start)), "")
+    return _SHORT.get(start, "") + name.removeprefix(start)
 
 
 def failure_of(comparison: Comparison) -> FedeltaError:
@@ -125,4 +130,8 @@ def announcement(plan: Plan) -> str:
 def _end(event: Event) -> str:
     if event.kind == "failed":
         return f"{event.job.cell.name}: failed: {one_line(event.job.reason())}"
-    return f"{event.job.cell.name}: {percent(event.accuracy)}"
+    return f"{event.job.cell.name}: {_final(event)}"
+
+
+def _final(event: Event) -> str:
+    return shown(event.final, event.job.cell.config.task.primary)

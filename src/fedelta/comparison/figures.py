@@ -1,4 +1,4 @@
-"""The figures of a comparison: accuracy against bytes with the Pareto front, and accuracy against rounds."""
+"""The figures of a comparison: its primary measure against bytes with the Pareto front, and against rounds."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
 from fedelta.results.drawing import INK, MUTED, SERIES, SIZE, blank, single, style
-from fedelta.results.numbers import MIB
+from fedelta.results.numbers import MIB, axis_title, in_unit
 from fedelta.results.plots import line, traffic_axis
+from fedelta.tasks.base import Measure
 
 _Horizontal = Literal["left", "center", "right"]
 _Vertical = Literal["bottom", "center", "top"]
@@ -44,8 +45,8 @@ class Mark:
         family: colour and shape; the place of `family_name` among all families.
         family_name: what the legend calls those marks.
         total_bytes: of a run, both directions.
-        accuracy: mean, a fraction.
-        deviation: a fraction; None with one seed.
+        height: mean of the primary measure, in its unit: a fraction in percent.
+        deviation: likewise; None with one seed.
         on_front: whether it belongs to the Pareto front.
     """
 
@@ -53,16 +54,17 @@ class Mark:
     family: int
     family_name: str
     total_bytes: float
-    accuracy: float
+    height: float
     deviation: float | None
     on_front: bool
 
 
-def accuracy_by_bytes(marks: Sequence[Mark], *, wide: bool) -> Figure:
-    """Accuracy in percent against MiB of a run, with the front as a line; at least one mark.
+def measure_by_bytes(marks: Sequence[Mark], primary: Measure, *, wide: bool) -> Figure:
+    """The primary measure against MiB of a run, with the front as a line; at least one mark.
 
     Args:
         marks: of groups that learn the same task.
+        primary: what their heights are.
         wide: whether the marks are many; they have the width of the page and a legend of families then.
     """
     with style():
@@ -73,7 +75,7 @@ def accuracy_by_bytes(marks: Sequence[Mark], *, wide: bool) -> Figure:
         _draw_front(axes, marks)
         for mark in marks:
             _draw_mark(axes, mark)
-        axes.set(xlabel="Sent over a run, both directions (MiB)", ylabel="Accuracy (%)")
+        axes.set(xlabel="Sent over a run, both directions (MiB)", ylabel=axis_title(primary.label, primary))
         axes.margins(0.12, 0.12)
         if wide:
             _draw_legend(figure, axes, marks)
@@ -81,17 +83,18 @@ def accuracy_by_bytes(marks: Sequence[Mark], *, wide: bool) -> Figure:
         return figure
 
 
-def accuracy_by_round(curves: Sequence[tuple[int, Sequence[tuple[int, float]]]]) -> Figure:
-    """Mean accuracy in percent against the round.
+def measure_by_round(curves: Sequence[tuple[int, Sequence[tuple[int, float]]]], primary: Measure) -> Figure:
+    """The mean of the primary measure against the round.
 
     Args:
-        curves: the place of its name in the legend, and rounds with accuracies as fractions.
+        curves: the place of its name in the legend, and rounds with the mean as records have it.
+        primary: what is drawn.
     """
     with style():
         figure, axes = single()
         for index, points in curves:
-            line(axes, [(round, 100 * accuracy) for round, accuracy in points], index)
-        axes.set(xlabel="Round", ylabel="Accuracy (%)")
+            line(axes, [(round, in_unit(value, primary)) for round, value in points], index)
+        axes.set(xlabel="Round", ylabel=axis_title(primary.label, primary))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         return figure
 
@@ -100,8 +103,8 @@ def _draw_mark(axes: Axes, mark: Mark) -> None:
     color = SERIES[mark.family % len(SERIES)]
     axes.errorbar(
         [mark.total_bytes / MIB],
-        [100 * mark.accuracy],
-        yerr=None if mark.deviation is None else [100 * mark.deviation],
+        [mark.height],
+        yerr=None if mark.deviation is None else [mark.deviation],
         marker=MARKERS[mark.family % len(MARKERS)],
         markersize=6,
         color=color,
@@ -114,16 +117,16 @@ def _draw_mark(axes: Axes, mark: Mark) -> None:
 
 
 def _draw_front(axes: Axes, marks: Sequence[Mark]) -> None:
-    """The best accuracy for at most so many bytes."""
+    """The best mean for at most so many bytes."""
     corners = _front_corners(marks)
     x, y = [corner[0] for corner in corners], [corner[1] for corner in corners]
     axes.plot(x, y, color=MUTED, linewidth=1.0, linestyle=(0, (4, 2)), zorder=1)
 
 
 def _front_corners(marks: Sequence[Mark]) -> list[tuple[float, float]]:
-    """MiB and percent along the steps of the front."""
+    """MiB and height along the steps of the front."""
     front = sorted((mark for mark in marks if mark.on_front), key=lambda mark: mark.total_bytes)
-    points = [(mark.total_bytes / MIB, 100 * mark.accuracy) for mark in front]
+    points = [(mark.total_bytes / MIB, mark.height) for mark in front]
     turns = [[before, (after[0], before[1])] for before, after in pairwise(points)]
     return [corner for turn in turns for corner in turn] + points[-1:]
 
@@ -139,10 +142,10 @@ def _write_names(figure: Figure, axes: Axes, marks: Sequence[Mark]) -> None:
     """The text of each mark, on the side where it covers the least."""
     figure.canvas.draw()
     taken = _taken(figure, axes, marks)
-    for mark in sorted(marks, key=lambda mark: -mark.accuracy):
+    for mark in sorted(marks, key=lambda mark: -mark.height):
         note = axes.annotate(
             mark.text,
-            (mark.total_bytes / MIB, 100 * mark.accuracy),
+            (mark.total_bytes / MIB, mark.height),
             textcoords="offset points",
             xytext=(0, 0),
             color=INK,
@@ -158,9 +161,9 @@ def _taken(figure: Figure, axes: Axes, marks: Sequence[Mark]) -> list[Bbox]:
     half = 4.5 * figure.dpi / 72
     boxes = []
     for mark in marks:
-        x, y = axes.transData.transform((mark.total_bytes / MIB, 100 * mark.accuracy))
-        deviation = 100 * (mark.deviation or 0.0)
-        bar = abs(axes.transData.transform((mark.total_bytes / MIB, 100 * mark.accuracy + deviation))[1] - y)
+        x, y = axes.transData.transform((mark.total_bytes / MIB, mark.height))
+        end = mark.height + (mark.deviation or 0.0)
+        bar = abs(axes.transData.transform((mark.total_bytes / MIB, end))[1] - y)
         boxes += [_around(x, y, half, half), _around(x, y, half / 2, bar)]
     corners = [axes.transData.transform(corner) for corner in _front_corners(marks)]
     for (left, low), (right, high) in pairwise(corners):

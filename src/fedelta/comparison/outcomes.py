@@ -1,6 +1,6 @@
 """What came out: finished runs, the groups of those that differ in their seed only, and the Pareto front.
 
-Accuracies are fractions here; tables and figures show percent.
+Measures are as records have them here, fractions too; tables and figures show percent.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from fedelta.results.history import read_histories
 from fedelta.results.page import per_client
+from fedelta.tasks.base import Measure
 
 
 @dataclass(frozen=True)
@@ -20,21 +21,21 @@ class Outcome:
     """A finished run in figures.
 
     Args:
-        accuracy: fraction, of the last evaluated round; None if none was evaluated.
-        loss: nats per example, of the same round; infinite likewise.
+        final: the primary measure in the last evaluated round; None if none was evaluated.
+        loss: what the task minimises, in the same round; infinite likewise.
         tuned_parameters: number of scalars that travel.
         bytes_per_client: mean payload of a client in a round, down and up together.
         total_bytes: of all payloads in both directions.
         wall_seconds: in all rounds.
         peak_memory_bytes: highest resident memory.
-        curve: round and accuracy of every evaluated round.
+        curve: round and primary measure of every evaluated round.
         citations: BibTeX.
         relative_cost: `History.relative_cost`, a fraction; None where the run does not tell.
-        first_exit_accuracy: fraction, at the first exit in the same round as `accuracy`; None without exits.
-        mean_exit_accuracy: fraction, the mean over the exits, likewise.
+        first_exit: the primary measure at the first exit in the same round as `final`; None without exits.
+        mean_exit: its mean over the exits, likewise.
     """
 
-    accuracy: float | None
+    final: float | None
     loss: float
     tuned_parameters: int
     bytes_per_client: float | None
@@ -44,8 +45,8 @@ class Outcome:
     curve: tuple[tuple[int, float], ...]
     citations: str
     relative_cost: float | None = None
-    first_exit_accuracy: float | None = None
-    mean_exit_accuracy: float | None = None
+    first_exit: float | None = None
+    mean_exit: float | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Trial:
     """A run of the search.
 
     Args:
-        cell: with the accuracy on validation rows in its outcome.
+        cell: with the measures on validation rows in its outcome.
         is_best: whether its value was chosen.
     """
 
@@ -92,7 +93,7 @@ class Group:
     Args:
         labels: axis name to the label of its value, for every axis but the seed.
         cells: one for each seed.
-        on_front: whether no other group of its task sends less for the same accuracy, or the same for more.
+        on_front: whether no other group of its task sends less for as good a mean, or as much for a better one.
     """
 
     labels: Mapping[str, str]
@@ -105,24 +106,24 @@ class Group:
         return [cell.outcome for cell in self.cells if cell.outcome is not None]
 
     @property
-    def accuracies(self) -> list[float]:
-        """Of its finished cells, as fractions."""
-        return [outcome.accuracy for outcome in self.outcomes if outcome.accuracy is not None]
+    def finals(self) -> list[float]:
+        """The primary measure of its finished cells."""
+        return [outcome.final for outcome in self.outcomes if outcome.final is not None]
 
     @property
-    def accuracy(self) -> float | None:
-        """Mean over the seeds, a fraction."""
-        return statistics.fmean(self.accuracies) if self.accuracies else None
+    def mean(self) -> float | None:
+        """Of the primary measure, over the seeds."""
+        return statistics.fmean(self.finals) if self.finals else None
 
     @property
     def deviation(self) -> float | None:
-        """Sample standard deviation (n - 1) over the seeds, a fraction; None with one seed."""
-        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
+        """Sample standard deviation (n - 1) of the primary measure over the seeds; None with one seed."""
+        return statistics.stdev(self.finals) if len(self.finals) > 1 else None
 
     @property
     def num_seeds(self) -> int:
         """Seeds that mean and deviation are taken over."""
-        return len(self.accuracies)
+        return len(self.finals)
 
     @property
     def value(self) -> object:
@@ -150,19 +151,19 @@ class Group:
         return _mean(outcome.relative_cost for outcome in self.outcomes)
 
     @property
-    def first_exit_accuracy(self) -> float | None:
-        """Mean over the seeds of the accuracy at the first exit, a fraction; None without exits."""
-        return _mean(outcome.first_exit_accuracy for outcome in self.outcomes)
+    def first_exit(self) -> float | None:
+        """Mean over the seeds of the primary measure at the first exit; None without exits."""
+        return _mean(outcome.first_exit for outcome in self.outcomes)
 
     @property
-    def mean_exit_accuracy(self) -> float | None:
-        """Mean over the seeds of the mean over the exits, a fraction; None without exits."""
-        return _mean(outcome.mean_exit_accuracy for outcome in self.outcomes)
+    def mean_exit(self) -> float | None:
+        """Mean over the seeds of the mean over the exits; None without exits."""
+        return _mean(outcome.mean_exit for outcome in self.outcomes)
 
     @property
     def mean_exit_deviation(self) -> float | None:
-        """Sample standard deviation (n - 1) of the mean over the exits over the seeds, a fraction; None with one."""
-        found = [each for outcome in self.outcomes if (each := outcome.mean_exit_accuracy) is not None]
+        """Sample standard deviation (n - 1) of the mean over the exits over the seeds; None with one."""
+        found = [outcome.mean_exit for outcome in self.outcomes if outcome.mean_exit is not None]
         return statistics.stdev(found) if len(found) > 1 else None
 
     @property
@@ -172,7 +173,7 @@ class Group:
 
     @property
     def curve(self) -> list[tuple[int, float]]:
-        """Round and mean accuracy, for the rounds that every finished cell evaluated."""
+        """Round and mean of the primary measure, for the rounds that every finished cell evaluated."""
         curves = [dict(outcome.curve) for outcome in self.outcomes]
         rounds = sorted(set.intersection(*map(set, curves))) if curves else []
         return [(round, statistics.fmean(curve[round] for curve in curves)) for round in rounds]
@@ -191,28 +192,29 @@ def read_outcome(path: Path) -> Outcome:
     """
     run = read_histories([path])[0]
     return Outcome(
-        accuracy=run.final_accuracy,
-        loss=run.evaluated[-1]["test_loss_nats"] if run.evaluated else math.inf,
+        final=run.final,
+        loss=run.losses[-1][1] if run.losses else math.inf,
         tuned_parameters=run.model["tuned_parameters"],
         bytes_per_client=per_client(run),
         total_bytes=run.ledger.total_bytes,
         wall_seconds=run.wall_seconds,
         peak_memory_bytes=run.summary["peak_memory_bytes"],
-        curve=tuple((record["round"], record["accuracy"]) for record in run.evaluated),
+        curve=tuple(run.curve),
         citations=run.citations,
         relative_cost=run.relative_cost,
-        first_exit_accuracy=run.accuracy_by_exit[0] if run.accuracy_by_exit else None,
-        mean_exit_accuracy=run.mean_exit_accuracy,
+        first_exit=run.by_exit[0] if run.by_exit else None,
+        mean_exit=run.mean_over_exits,
     )
 
 
-def group_cells(cells: Sequence[CellState], seed_axis: str, task_axes: Sequence[str]) -> list[Group]:
+def group_cells(cells: Sequence[CellState], seed_axis: str, task_axes: Sequence[str], primary: Measure) -> list[Group]:
     """The groups in the order of their first cells, with the Pareto front of each task marked.
 
     Args:
         cells: in the order of the grid.
         seed_axis: cells that differ in this axis only form a group.
-        task_axes: those that change the data or their division; accuracies on different tasks are not compared.
+        task_axes: those that change the data or their division; measures of different tasks are not compared.
+        primary: the measure by which a group is good.
     """
     by_labels: dict[tuple[str, ...], list[CellState]] = {}
     for cell in cells:
@@ -224,8 +226,9 @@ def group_cells(cells: Sequence[CellState], seed_axis: str, task_axes: Sequence[
     ]
     front: set[int] = set()
     for places in tasks(groups, task_axes).values():
-        known = [place for place in places if groups[place].accuracy is not None]
-        flags = pareto_front([(groups[place].total_bytes or 0.0, groups[place].accuracy or 0.0) for place in known])
+        known = [place for place in places if groups[place].mean is not None]
+        points = [(groups[place].total_bytes or 0.0, groups[place].mean or 0.0) for place in known]
+        flags = pareto_front(points, higher_is_better=primary.higher_is_better)
         front |= {place for place, flag in zip(known, flags, strict=True) if flag}
     return [Group(group.labels, group.cells, place in front) for place, group in enumerate(groups)]
 
@@ -238,17 +241,18 @@ def tasks(groups: Sequence[Group], task_axes: Sequence[str]) -> dict[tuple[str, 
     return found
 
 
-def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
-    """Whether each (bytes, accuracy) is on the front: no other has as few bytes and as much accuracy, and one better.
+def pareto_front(points: Sequence[tuple[float, float]], *, higher_is_better: bool = True) -> list[bool]:
+    """Whether each (bytes, value) is on the front: no other has as few bytes and as good a value, and one better.
 
     >>> pareto_front([(1, 0.5), (2, 0.9), (3, 0.9), (4, 0.95)])
     [True, True, False, True]
+    >>> pareto_front([(1, 0.5), (2, 0.9), (3, 0.3)], higher_is_better=False)
+    [True, False, True]
     """
+    sign = 1 if higher_is_better else -1
 
     def beaten(point: tuple[float, float]) -> bool:
-        return any(
-            other[0] <= point[0] and other[1] >= point[1] and other != point for other in points
-        )  # fmt: skip
+        return any(other[0] <= point[0] and sign * (other[1] - point[1]) >= 0 and other != point for other in points)
 
     return [not beaten(point) for point in points]
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from fedelta.comparison.figures import MAX_NAMES, Mark, accuracy_by_bytes, accuracy_by_round
+from fedelta.comparison.figures import MAX_NAMES, Mark, measure_by_bytes, measure_by_round
 from fedelta.comparison.outcomes import Group, tasks
 from fedelta.comparison.result import Comparison, pivot, short
-from fedelta.comparison.tables import NOTE, group_table, one_line
+from fedelta.comparison.tables import first_figure, group_table, note, one_line
 from fedelta.grid import label_of
 from fedelta.results.citations import entries
 from fedelta.results.drawing import to_svg
 from fedelta.results.elements import figure, legend, table
-from fedelta.results.numbers import UNKNOWN, percent
+from fedelta.results.numbers import UNKNOWN, capitalised, in_unit, shown, unit
 from fedelta.results.report import fill
 
 _FACETS = 12  # plots of one kind on a page
@@ -40,40 +40,48 @@ def _headline(comparison: Comparison) -> str:
 
 def _table(comparison: Comparison) -> str:
     header, rows = group_table(comparison)
-    first = 1 + len(comparison.axes) + (comparison.searched is not None)
+    first = 1 + first_figure(comparison)
     best = {(place, first) for place, group in enumerate(comparison.groups) if group.on_front}
     numbered = [[str(number), *row] for number, row in enumerate(rows, start=1)]
-    shown = table(["#", *header], numbered, numbers_from=first, strong=best)
-    return f'<h2>Results</h2>\n{shown}\n<p class="note">{escape(NOTE)}</p>'
+    content = table(["#", *header], numbered, numbers_from=first, strong=best)
+    return f'<h2>Results</h2>\n{content}\n<p class="note">{escape(note(comparison))}</p>'
 
 
 def _pivot(comparison: Comparison) -> str:
     if (found := pivot(comparison)) is None:
         return ""
-    shown = table(found.header, found.rows, numbers_from=1, strong=found.best)
-    return f'<h2>Accuracy in %</h2>\n{shown}\n<p class="note">Strong: the best of its column.</p>'
+    content = table(found.header, found.rows, numbers_from=1, strong=found.best)
+    in_what = unit(comparison.primary)
+    title = _name_of_primary(comparison) + (f" in {in_what}" if in_what else "")
+    return f'<h2>{escape(title)}</h2>\n{content}\n<p class="note">Strong: the best of its column.</p>'
 
 
 def _figures(comparison: Comparison) -> str:
-    """Accuracy against traffic, and against rounds where the groups are few; apart for each task."""
+    """The primary measure against traffic, and against rounds where the groups are few; apart for each task."""
     facets = [(title, places, _marks(comparison, places)) for title, places in _facets(comparison)]
     facets = [facet for facet in facets if facet[2]][:_FACETS]
     if not facets:
         return ""
     wide = any(len(places) > MAX_NAMES for _, places, _ in facets)
     names = list(dict.fromkeys(_name(comparison, group) for group in comparison.groups))
-    shown = []
+    primary, measure = comparison.primary, _name_of_primary(comparison)
+    figures = []
     for index, (title, places, marks) in enumerate(facets):
-        before = f"{title}: a" if title else "A"
-        svg = to_svg(accuracy_by_bytes(marks, wide=wide), f"b{index}", "Accuracy against MiB sent")
-        shown.append(figure(svg, f"{before}ccuracy against traffic"))
+        name = f"{title}: {primary.label}" if title else measure
+        drawn = measure_by_bytes(marks, primary, wide=wide)
+        svg = to_svg(drawn, f"b{index}", escape(f"{measure} against MiB sent"))
+        figures.append(figure(svg, f"{name} against traffic"))
         if not wide:
             curves = [(names.index(_name(comparison, group)), group.curve) for group in _at(comparison, places)]
-            svg = to_svg(accuracy_by_round(curves), f"r{index}", "Accuracy against rounds")
-            shown.append(figure(svg, f"{before}ccuracy against rounds"))
-    plots = "".join(shown) if wide else f'{legend(names)}<div class="figures">{"".join(shown)}</div>'
-    title = "Accuracy against traffic" + ("" if wide else " and rounds")
-    return f'<h2>{title}</h2>\n{plots}\n<p class="note">{escape(_figure_note(comparison, wide))}</p>'
+            svg = to_svg(measure_by_round(curves, primary), f"r{index}", escape(f"{measure} against rounds"))
+            figures.append(figure(svg, f"{name} against rounds"))
+    plots = "".join(figures) if wide else f'{legend(names)}<div class="figures">{"".join(figures)}</div>'
+    title = f"{measure} against traffic" + ("" if wide else " and rounds")
+    return f'<h2>{escape(title)}</h2>\n{plots}\n<p class="note">{escape(_figure_note(comparison, wide))}</p>'
+
+
+def _name_of_primary(comparison: Comparison) -> str:
+    return capitalised(comparison.primary.label)
 
 
 def _figure_note(comparison: Comparison, wide: bool) -> str:
@@ -84,21 +92,21 @@ def _figure_note(comparison: Comparison, wide: bool) -> str:
 
 
 def _marks(comparison: Comparison, places: Sequence[int]) -> list[Mark]:
-    """The groups of one task that have an accuracy; with their names where they are few, else with their numbers."""
+    """The groups of one task that were measured; with their names where they are few, else with their numbers."""
     families = list(dict.fromkeys(_family(comparison, group) for group in comparison.groups))
-    numbered = len(places) > MAX_NAMES
+    numbered, primary = len(places) > MAX_NAMES, comparison.primary
     return [
         Mark(
             text=str(place + 1) if numbered else _name(comparison, group),
             family=families.index(_family(comparison, group)),
             family_name=_family(comparison, group),
             total_bytes=group.total_bytes or 0.0,
-            accuracy=group.accuracy,
-            deviation=group.deviation,
+            height=in_unit(group.mean, primary),
+            deviation=None if group.deviation is None else in_unit(group.deviation, primary),
             on_front=group.on_front,
         )
         for place in places
-        if (group := comparison.groups[place]).accuracy is not None
+        if (group := comparison.groups[place]).mean is not None
     ]
 
 
@@ -151,7 +159,7 @@ def _search(comparison: Comparison) -> str:
         [
             *trial.cell.labels.values(),
             label_of(trial.cell.value),
-            percent(trial.cell.outcome.accuracy) if trial.cell.outcome is not None else trial.cell.state,
+            trial.cell.state if trial.cell.outcome is None else shown(trial.cell.outcome.final, comparison.primary),
             one_line(trial.cell.failure) or UNKNOWN,
         ]
         for trial in comparison.trials
@@ -161,7 +169,7 @@ def _search(comparison: Comparison) -> str:
     best = {
         (place, value + column) for place, trial in enumerate(comparison.trials) if trial.is_best for column in (0, 1)
     }
-    header = [*axes, str(comparison.searched), "accuracy on validation rows", "failed"]
+    header = [*axes, str(comparison.searched), f"{comparison.primary.label} on validation rows", "failed"]
     return table(header, rows, numbers_from=value, strong=best)
 
 

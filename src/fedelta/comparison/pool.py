@@ -45,13 +45,13 @@ class Event:
         kind: `round` says how far it is; it may skip rounds.
         job: the cell.
         round: the last finished one, 0 before the first.
-        accuracy: fraction, of the last evaluated round; None before the first.
+        final: the primary measure in the last evaluated round; None before the first.
     """
 
     kind: Literal["started", "round", "finished", "failed"]
     job: Job
     round: int = 0
-    accuracy: float | None = None
+    final: float | None = None
 
 
 @dataclass
@@ -62,7 +62,7 @@ class _Worker:
     process: subprocess.Popen[bytes]
     log_bytes: int = -1
     round: int = 0
-    accuracy: float | None = None
+    final: float | None = None
     peak_bytes: int = 0
 
 
@@ -87,7 +87,7 @@ def run_jobs(jobs: Sequence[Job], *, processes: int | None = None, highest_peak:
                 ended = worker.process.poll() is not None
                 if _look(worker):
                     highest_peak = max(highest_peak, worker.peak_bytes)
-                    yield Event("round", worker.job, worker.round, worker.accuracy)
+                    yield Event("round", worker.job, worker.round, worker.final)
                 if ended:
                     workers.remove(worker)
                     yield _end(worker)
@@ -134,11 +134,12 @@ def _look(worker: _Worker) -> bool:
     """Reads how far the run is; whether that is news."""
     run = RunDirectory(worker.job.path)
     num_bytes = run.rounds.num_bytes
-    if num_bytes == worker.log_bytes or not (rounds := run.rounds.read()):
+    if num_bytes == worker.log_bytes or not (rounds := run.read_rounds()):
         return False
     worker.log_bytes, worker.round = num_bytes, rounds[-1]["round"]
-    evaluated = [each["accuracy"] for each in rounds if each["accuracy"] is not None]
-    worker.accuracy = evaluated[-1] if evaluated else None
+    evaluated = [each["measures"] for each in rounds if each["measures"] is not None]
+    name = worker.job.cell.config.task.primary.name
+    worker.final = evaluated[-1][name] if evaluated else None
     worker.peak_bytes = _peak(run.timings.read())
     return True
 
@@ -152,11 +153,11 @@ def _end(worker: _Worker) -> Event:
     job, code = worker.job, worker.process.returncode
     _close(worker.process)
     if job.is_finished:
-        return Event("finished", job, worker.round, worker.accuracy)
+        return Event("finished", job, worker.round, worker.final)
     if not job.failure.exists():
         log = job.log.read_text(encoding="utf-8", errors="replace")[-2000:].strip()
         job.failure.write_text(f"{_crash(code)}\n\n{log}\n", encoding="utf-8")
-    return Event("failed", job, worker.round, worker.accuracy)
+    return Event("failed", job, worker.round, worker.final)
 
 
 def _crash(code: int) -> str:

@@ -18,7 +18,7 @@ from fedelta.settings import Settings
 from fedelta.settings.override import override, toml_value
 from fedelta.settings.paths import table_in_full
 
-_TASK = ("data", "partition")
+_TASK = ("data", "partition", "task")
 _HINT = (
     'axes stand in `[compare.over]`, such as `"tuning.name" = ["head", "lora"]`, or in `--over tuning.name=head,lora`.'
 )
@@ -50,7 +50,7 @@ class Request:
 
     @property
     def task_axes(self) -> tuple[str, ...]:
-        """Names of the axes that change the data or their division, and with them what an accuracy means."""
+        """Names of the axes that change the data or their division, and with them what a measure means."""
         return tuple(axis.name for axis in self.grid.axes if any(key.partition(".")[0] in _TASK for key in axis.keys))
 
     def to_toml(self) -> str:

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from fedelta.comparison.cells import is_word, name_of
 from fedelta.comparison.outcomes import CellState, Group, Trial
+from fedelta.results.numbers import bare
+from fedelta.results.runlog import best_of
+from fedelta.tasks.base import Measure
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Comparison:
         groups: cells that differ in their seed only, each with its mean.
         trials: of the search; empty without one.
         asked: the content of `compare.toml`.
+        primary: the measure that all cells share, by which they are compared.
     """
 
     name: str
@@ -34,6 +38,7 @@ class Comparison:
     groups: tuple[Group, ...]
     trials: tuple[Trial, ...]
     asked: str
+    primary: Measure
 
     @property
     def cells(self) -> list[CellState]:
@@ -42,9 +47,9 @@ class Comparison:
 
     @property
     def has_exits(self) -> bool:
-        """Whether some cell, or trial, has the accuracy of more exits than the last."""
+        """Whether some cell, or trial, was measured at more exits than the last."""
         cells = [*self.cells, *(trial.cell for trial in self.trials)]
-        return any(cell.outcome is not None and cell.outcome.mean_exit_accuracy is not None for cell in cells)
+        return any(cell.outcome is not None and cell.outcome.mean_exit is not None for cell in cells)
 
     @property
     def is_finished(self) -> bool:
@@ -73,12 +78,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Pivot:
-    """Accuracies with the first axis downwards and the combinations of the others across.
+    """The primary measure with the first axis downwards and the combinations of the others across.
 
     Args:
         header: name of the first axis, and the name of each column.
         rows: a label and its cells.
-        best: places of the highest mean of each column, (row, column) as in `rows`.
+        best: places of the best mean of each column, (row, column) as in `rows`.
     """
 
     header: tuple[str, ...]
@@ -93,34 +98,30 @@ def pivot(comparison: Comparison) -> Pivot | None:
     first, groups = comparison.axes[0], comparison.groups
     columns = list(dict.fromkeys(comparison.group_name(group, without=(first,)) for group in groups))
     members = [(label, list(own)) for label, own in groupby(groups, lambda group: group.labels[first])]
-    rows = [(label, *(mean_and_deviation(group) for group in own)) for label, own in members]
+    primary = comparison.primary
+    rows = [(label, *(mean_and_deviation(group, primary) for group in own)) for label, own in members]
     best = set()
     for column in range(len(columns)):
+        means = [own[column].mean for _, own in members]
+        value = best_of([mean for mean in means if mean is not None], primary)
         # As they are printed: two that look the same are equally good.
-        means = [None if (mean := own[column].accuracy) is None else round(100 * mean, 1) for _, own in members]
-        highest = max((mean for mean in means if mean is not None), default=None)
-        best |= {(row, column + 1) for row, mean in enumerate(means) if mean is not None and mean == highest}
+        best |= {
+            (row, column + 1)
+            for row, mean in enumerate(means)
+            if mean is not None and bare(mean, primary) == bare(value, primary)
+        }
     return Pivot((first, *columns), tuple(rows), frozenset(best))
 
 
-def mean_and_deviation(group: Group) -> str:
-    """Accuracy in percent, such as `97.1 ± 0.4`; with one seed without a deviation; a word where there is none.
+def mean_and_deviation(group: Group, primary: Measure) -> str:
+    """The primary measure, such as `97.1 ± 0.4`; with one seed without a deviation; a word where there is none.
 
     The number of seeds stands behind it where some are missing.
     """
-    if group.accuracy is None:
+    if group.mean is None:
         return group.cells[0].state if len({cell.state for cell in group.cells}) == 1 else "unfinished"
-    text = in_percent(group.accuracy, group.deviation)
+    text = bare(group.mean, primary, group.deviation)
     return text if group.num_seeds == len(group.cells) else f"{text} ({group.num_seeds} of {len(group.cells)})"
-
-
-def in_percent(mean: float, deviation: float | None) -> str:
-    """A mean in percent, with its deviation where there is one.
-
-    >>> in_percent(0.9713, 0.004), in_percent(0.9713, None)
-    ('97.1 ± 0.4', '97.1')
-    """
-    return f"{100 * mean:.1f}" + ("" if deviation is None else f" \N{PLUS-MINUS SIGN} {100 * deviation:.1f}")
 
 
 def short(name: str, label: str) -> str:

@@ -7,9 +7,10 @@ import io
 from collections.abc import Iterable, Sequence
 
 from fedelta.comparison.outcomes import CellState, Group
-from fedelta.comparison.result import Comparison, Pivot, in_percent, mean_and_deviation, pivot
+from fedelta.comparison.result import Comparison, Pivot, mean_and_deviation, pivot
 from fedelta.grid import label_of
-from fedelta.results.numbers import MIB, UNKNOWN, count, duration, mebibytes
+from fedelta.results.numbers import MIB, UNKNOWN, bare, capitalised, count, duration, headed, in_unit, mebibytes, unit
+from fedelta.tasks.base import Measure
 
 _FIGURES = (
     "tuned_parameters",
@@ -18,22 +19,29 @@ _FIGURES = (
     "relative_cost",
     "wall_seconds",
 )
-_AT_EXITS = ("first_exit_accuracy_percent", "mean_exit_accuracy_percent")  # where some run has exits
 _MAX_REASON = 300
-NOTE = (
-    "Accuracy in % after the last round, on the test set unless `data.evaluate_on` says otherwise: mean ± sample "
+_NOTE = (
+    "{measure} after the last round, on the test set unless `data.evaluate_on` says otherwise: mean ± sample "
     "standard deviation over the seeds. MiB per client and round are those down and up together. Time is that of the "
     "rounds, with one arithmetic thread, and for orientation only: it is measured beside other cells, of which as many "
     "run side by side as the machine has cores, or one on a GPU, unless told otherwise. Front: no other row of the "
-    "same task has as much accuracy for fewer MiB in total, or more for as many."
+    "same task has as good a mean for fewer MiB in total, or a better one for as many."
 )
+
+
+def note(comparison: Comparison) -> str:
+    """What stands below the table of the groups."""
+    primary, in_what = comparison.primary, unit(comparison.primary)
+    name = capitalised(primary.label)
+    return _NOTE.format(measure=f"{name} in {in_what}" if in_what else name)
 
 
 def table_csv(comparison: Comparison) -> str:
     """One row for each group; plain numbers, empty where there is none."""
-    header = [*comparison.axes, *_searched(comparison), "accuracy_mean_percent", "accuracy_deviation_percent"]
-    if comparison.has_exits:
-        header += [*_AT_EXITS, "mean_exit_accuracy_deviation_percent"]
+    name = comparison.primary.name
+    figures = [f"{name}_mean", f"{name}_deviation"]
+    figures += [*_at_exits(comparison), f"mean_exit_{name}_deviation"] if comparison.has_exits else []
+    header = [*comparison.axes, *_searched(comparison), *_columns(comparison, figures)]
     header += ["num_seeds", *_FIGURES, "on_pareto_front", "state", "reason"]
     return _csv([header, *(_group_row(comparison, group) for group in comparison.groups)])
 
@@ -41,8 +49,8 @@ def table_csv(comparison: Comparison) -> str:
 def cells_csv(comparison: Comparison) -> str:
     """One row for each cell."""
     axes = list(comparison.cells[0].labels)
-    header = [*axes, *_searched(comparison), "accuracy_percent", *_at_exits(comparison)]
-    header += [*_FIGURES, "state", "reason", "run"]
+    figures = _columns(comparison, [comparison.primary.name, *_at_exits(comparison)])
+    header = [*axes, *_searched(comparison), *figures, *_FIGURES, "state", "reason", "run"]
     rows = [[*_cell_row(comparison, cell), cell.state, one_line(cell.failure), cell.run] for cell in comparison.cells]
     return _csv([header, *rows])
 
@@ -50,17 +58,8 @@ def cells_csv(comparison: Comparison) -> str:
 def search_csv(comparison: Comparison) -> str:
     """One row for each trial of the search."""
     axes = list(comparison.trials[0].cell.labels)
-    header = [
-        *axes,
-        *_searched(comparison),
-        "validation_accuracy_percent",
-        *_at_exits(comparison),
-        *_FIGURES,
-        "is_best",
-        "state",
-        "reason",
-        "run",
-    ]
+    figures = _columns(comparison, [f"validation_{comparison.primary.name}", *_at_exits(comparison)])
+    header = [*axes, *_searched(comparison), *figures, *_FIGURES, "is_best", "state", "reason", "run"]
     rows = [
         [*_cell_row(comparison, cell), _truth(trial.is_best), cell.state, one_line(cell.failure), cell.run]
         for trial in comparison.trials
@@ -72,7 +71,7 @@ def search_csv(comparison: Comparison) -> str:
 def table_md(comparison: Comparison) -> str:
     """The table of the groups and, with two axes or more, the pivot; then what failed."""
     header, rows = group_table(comparison)
-    parts = [f"# {comparison.name}", _markdown(header, rows, numbers_from=_first_number(comparison)), NOTE]
+    parts = [f"# {comparison.name}", _markdown(header, rows, numbers_from=first_figure(comparison)), note(comparison)]
     if (table := pivot(comparison)) is not None:
         parts.append(_markdown(table.header, _bold(table), numbers_from=1))
     if comparison.failures:
@@ -82,8 +81,9 @@ def table_md(comparison: Comparison) -> str:
 
 def group_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Header and rows for people."""
-    header = [*comparison.axes, *_searched(comparison), "accuracy, %"]
-    header += ["at the first exit, %", "mean over exits, %"] if comparison.has_exits else []
+    primary = comparison.primary
+    labels = [primary.label, *(("at the first exit", "mean over exits") if comparison.has_exits else ())]
+    header = [*comparison.axes, *_searched(comparison), *(headed(label, primary) for label in labels)]
     header += ["seeds", "tuned parameters"]
     header += ["MiB per client and round, down and up", "MiB in total"]
     cheaper = any(group.relative_cost is not None and group.relative_cost < 1 for group in comparison.groups)
@@ -92,8 +92,8 @@ def group_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         [
             *group.labels.values(),
             *([UNKNOWN if group.value is None else label_of(group.value)] if comparison.searched else []),
-            mean_and_deviation(group),
-            *(_exit_texts(group) if comparison.has_exits else []),
+            mean_and_deviation(group, primary),
+            *(_exit_texts(group, primary) if comparison.has_exits else []),
             str(group.num_seeds),
             count(group.tuned_parameters),
             mebibytes(group.bytes_per_client),
@@ -123,9 +123,8 @@ def _group_row(comparison: Comparison, group: Group) -> list[str]:
     return [
         *group.labels.values(),
         *_value(comparison, group.value),
-        _number(group.accuracy, 100),
-        _number(group.deviation, 100),
-        *(_exit_numbers(group) if comparison.has_exits else []),
+        *(_value_of(each, comparison) for each in (group.mean, group.deviation)),
+        *(_exit_numbers(comparison, group) if comparison.has_exits else []),
         str(group.num_seeds),
         _number(group.tuned_parameters),
         _number(group.bytes_per_client, 1 / MIB),
@@ -143,11 +142,10 @@ def _cell_row(comparison: Comparison, cell: CellState) -> list[str]:
     labels, done = [*cell.labels.values(), *_value(comparison, cell.value)], cell.outcome
     if done is None:
         return labels + [""] * (1 + len(_at_exits(comparison)) + len(_FIGURES))
-    at_exits = (done.first_exit_accuracy, done.mean_exit_accuracy) if comparison.has_exits else ()
+    at_exits = (done.first_exit, done.mean_exit) if comparison.has_exits else ()
     return [
         *labels,
-        _number(done.accuracy, 100),
-        *(_number(each, 100) for each in at_exits),
+        *(_value_of(each, comparison) for each in (done.final, *at_exits)),
         _number(done.tuned_parameters),
         _number(done.bytes_per_client, 1 / MIB),
         _number(done.total_bytes, 1 / MIB),
@@ -157,20 +155,26 @@ def _cell_row(comparison: Comparison, cell: CellState) -> list[str]:
 
 
 def _at_exits(comparison: Comparison) -> tuple[str, ...]:
-    return _AT_EXITS if comparison.has_exits else ()
+    name = comparison.primary.name
+    return (f"first_exit_{name}", f"mean_exit_{name}") if comparison.has_exits else ()
 
 
-def _exit_numbers(group: Group) -> list[str]:
-    found = (group.first_exit_accuracy, group.mean_exit_accuracy, group.mean_exit_deviation)
-    return [_number(each, 100) for each in found]
+def _exit_numbers(comparison: Comparison, group: Group) -> list[str]:
+    values = (group.first_exit, group.mean_exit, group.mean_exit_deviation)
+    return [_value_of(each, comparison) for each in values]
 
 
-def _exit_texts(group: Group) -> list[str]:
-    mean = group.mean_exit_accuracy
-    return [
-        _percent(group.first_exit_accuracy),
-        UNKNOWN if mean is None else in_percent(mean, group.mean_exit_deviation),
-    ]
+def _exit_texts(group: Group, primary: Measure) -> list[str]:
+    return [bare(group.first_exit, primary), bare(group.mean_exit, primary, group.mean_exit_deviation)]
+
+
+def _columns(comparison: Comparison, names: Iterable[str]) -> list[str]:
+    """Columns of the primary measure; the name of a measure ends with its unit, but a fraction is in percent here."""
+    return [f"{name}_percent" if comparison.primary.is_fraction else name for name in names]
+
+
+def _value_of(value: float | None, comparison: Comparison) -> str:
+    return _number(value, in_unit(1, comparison.primary))
 
 
 def _searched(comparison: Comparison) -> list[str]:
@@ -194,7 +198,8 @@ def _truth(value: bool) -> str:
     return "true" if value else "false"
 
 
-def _first_number(comparison: Comparison) -> int:
+def first_figure(comparison: Comparison) -> int:
+    """The place of the first column of `group_table` that is a figure."""
     return len(comparison.axes) + len(_searched(comparison))
 
 

@@ -24,8 +24,8 @@ from pydantic import Field
 from torch import Generator, Tensor
 from torch.nn.functional import grid_sample
 
-from fedelta.data.batches import Inputs
 from fedelta.errors import ConfigError
+from fedelta.modalities.base import Inputs
 from fedelta.settings import Settings
 
 _PIXELS = "pixel_values"
@@ -178,7 +178,7 @@ def draw_boxes(uniforms_BD: Tensor, min_area: float, size: int) -> Tensor:
     sides_BT2 = torch.stack([(areas_BT / aspects_BT).sqrt(), (areas_BT * aspects_BT).sqrt()], -1).round().long()
     sides_BT2 = sides_BT2.clamp(min=1)
     fits_BT = (sides_BT2 <= size).all(-1)
-    first_B = fits_BT.int().argmax(1)
+    first_B = fits_BT.int().max(1).indices  # of several, the first
     chosen_B2 = sides_BT2[torch.arange(len(first_B), device=first_B.device), first_B]
     sides_B2 = torch.where(fits_BT.any(1, keepdim=True), chosen_B2, size)
     starts_B2 = (uniforms_BD[:, _PLACE] * (size - sides_B2 + 1)).long()

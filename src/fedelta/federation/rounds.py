@@ -69,7 +69,7 @@ class Federation:
         spec: what is tuned; strategies may let more travel (`wire`).
         client_ids: all clients, ascending.
         seed: of the run; cohorts are streams of it.
-        evaluate: server params to measures; None where the server has nothing to measure on.
+        evaluate: server params to the measures of the task; None: the server does not measure.
         effective_steps: number of examples of a client to `Update.effective_steps`. The server works it out itself:
             what a client claims could be anything.
         evaluate_every: rounds between evaluations; the last round is always evaluated.

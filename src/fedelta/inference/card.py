@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+from fedelta.modalities.base import Modality
+from fedelta.modalities.table import MODALITIES
 from fedelta.results import numbers
+from fedelta.tasks.base import Loader, Measure, Task
+from fedelta.tasks.table import task_of
 
 # Keys of a card that are told in words or are of no use to a reader.
-_UNLISTED = frozenset({"modality", "extra_inputs", "config", "is_native"})
+_UNLISTED = frozenset({"modality", "extra_inputs", "config", "is_native", "primary", "by_class", "by_client"})
 _NUM_NAMES = 20  # class names that are shown
 
 
@@ -42,16 +46,12 @@ def render(
 
 
 def _header(tuning_name: str, base: str, card: Mapping[str, object]) -> list[str]:
-    kind = {
-        "image": "image-classification",
-        "text": "text-classification",
-        "audio": "audio-classification",
-    }.get(str(card.get("modality")))
+    loader = _loader(card)
     return [
         "---",
         "library_name: peft",
         *([f"base_model: {json.dumps(base, ensure_ascii=False)}"] if base else []),
-        *([f"pipeline_tag: {kind}"] if kind else []),
+        *([f"pipeline_tag: {loader.pipeline_tag}"] if loader is not None and loader.pipeline_tag else []),
         "tags:",
         "- federated-learning",
         "- fedelta",
@@ -73,26 +73,42 @@ def _figures(card: Mapping[str, object]) -> list[str]:
         for section in ("data", "partition", "strategy", "client", "codec"):
             if section in config:
                 rows[section] = config[section]
-    if card.get("modality") != "audio" and isinstance(data := rows.get("data"), Mapping):
-        rows["data"] = {name: value for name, value in data.items() if name != "audio"}
+    modality, data = _modality(card), rows.get("data")
+    if modality is not None and isinstance(data, Mapping):
+        foreign = {key for each in MODALITIES.values() for key in each.settings} - modality.settings
+        rows["data"] = {name: value for name, value in data.items() if name not in foreign}
     if not rows:
         return ["Not recorded."]
-    return ["| | |", "|---|---|", *(f"| {_label(key)} | {_text(key, value)} |" for key, value in rows.items())]
+    measures = _task(card).measured
+    lines = (f"| {_label(key, measures)} | {_text(key, value, measures)} |" for key, value in rows.items())
+    return ["| | |", "|---|---|", *lines]
 
 
-def _label(key: str) -> str:
+def _measure_of(key: str, measures: Mapping[str, Measure]) -> tuple[str, Measure | None]:
+    """What a key says of which measure, such as `best_`; None where it is of no measure."""
+    for kind in ("final_", "best_", "mean_exit_", ""):
+        if key.startswith(kind) and (measure := measures.get(key.removeprefix(kind))) is not None:
+            return kind, measure
+    return "", None
+
+
+def _label(key: str, measures: Mapping[str, Measure]) -> str:
+    kind, measure = _measure_of(key, measures)
+    if measure is not None:
+        return f"{kind.replace('_', ' ')}{measure.label}"
     return key.removeprefix("num_").removesuffix("_bytes").removesuffix("_seconds").replace("_", " ")
 
 
-def _text(key: str, value: object) -> str:
+def _text(key: str, value: object, measures: Mapping[str, Measure]) -> str:
+    _, measure = _measure_of(key, measures)
     if isinstance(value, Mapping):
-        text = ", ".join(_entry(str(name), item) for name, item in value.items() if item is not None)
+        text = ", ".join(_entry(str(name), item, measures) for name, item in value.items() if item is not None)
+    elif measure is not None and isinstance(value, int | float):
+        text = numbers.shown(value, measure, 2)
     elif key.endswith("_bytes") and isinstance(value, int | float):
         text = numbers.size(value)
     elif key.endswith("_seconds") and isinstance(value, int | float):
         text = numbers.duration(value)
-    elif key.endswith("accuracy") and isinstance(value, int | float):
-        text = numbers.percent(value, 2)
     elif isinstance(value, float):
         text = f"{value:g}"
     elif isinstance(value, int) and not isinstance(value, bool):
@@ -102,8 +118,9 @@ def _text(key: str, value: object) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def _entry(name: str, value: object) -> str:
-    return f"{name} ({_text(name, value)})" if isinstance(value, Mapping) else f"{name} {_text(name, value)}"
+def _entry(name: str, value: object, measures: Mapping[str, Measure]) -> str:
+    text = _text(name, value, measures)
+    return f"{name} ({text})" if isinstance(value, Mapping) else f"{name} {text}"
 
 
 def _warnings(card: Mapping[str, object]) -> list[str]:
@@ -118,12 +135,21 @@ def _warnings(card: Mapping[str, object]) -> list[str]:
 
 
 def _preparation(card: Mapping[str, object]) -> list[str]:
-    if card.get("modality") != "audio":
-        return []
-    return [
-        "\nIts inputs are log-mel spectrograms of recordings, as images: fedelta makes them as `audio` in",
-        "`fedelta.json` says.",
-    ]
+    modality = _modality(card)
+    return [f"\n{modality.card_note}"] if modality is not None and modality.card_note else []
+
+
+def _modality(card: Mapping[str, object]) -> type[Modality] | None:
+    return MODALITIES.get(str(card.get("modality")))
+
+
+def _task(card: Mapping[str, object]) -> Task:
+    config = card.get("config")
+    return task_of(config if isinstance(config, Mapping) else {})
+
+
+def _loader(card: Mapping[str, object]) -> Loader | None:
+    return _task(card).loader(str(card.get("modality")))
 
 
 def _loading(
@@ -143,14 +169,15 @@ def _loading(
             "fedelta tuned, after `base_model.model.`; `fedelta.json` says how it was tuned.\n",
             *ours,
         ]
-    if not has_weights:
+    loader = _loader(card)
+    if not has_weights or loader is None:
         return [
             "The weights of its base model are random, its batch norms were exchanged, or it has no name: stock PEFT",
             "cannot get the same ones. `fedelta.json` keeps the model and the seed, where the run knew them.\n",
             *ours,
         ]
-    auto = "AutoModelForSequenceClassification" if card.get("modality") == "text" else "AutoModelForImageClassification"
-    labels = f", num_labels={len(class_names)}" if class_names else ""
+    auto, num_outputs = loader.auto_class, _task(card).num_outputs(class_names or ())
+    labels = f", num_labels={num_outputs}" if num_outputs else ""
     bundled = base.startswith("bundled:")
     source = (
         f'str(bundled_path("{base.removeprefix("bundled:")}"))' if bundled else json.dumps(base, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""What an answer from each exit costs, and how accurate a model is for its cost: `exits.json` of a run directory."""
+"""What an answer from each exit costs, and how good a model is for its cost: `exits.json` of a run directory."""
 
 from __future__ import annotations
 
@@ -49,16 +49,16 @@ def read_compute(path: Path, num_exits: int) -> Compute:
     return Compute(_tuple(content.get("flops")), _tuple(content.get("milliseconds")), words)
 
 
-def area(accuracies: Sequence[float], costs: Sequence[float]) -> float | None:
-    """Area under accuracy against cost, between the first and the last of E exits, divided by that range of costs.
+def area(values: Sequence[float], costs: Sequence[float]) -> float | None:
+    """Area under a measure against cost, between the first and the last of E exits, divided by that range of costs.
 
         area = sum over e < E of (a_e + a_{e+1}) / 2 * (c_{e+1} - c_e), divided by c_E - c_1
 
-    With straight lines between exits that is the mean accuracy over all budgets of the range, each as likely as any
-    other: a fraction, between the lowest accuracy and the highest.
+    With straight lines between exits that is the mean of the measure over all budgets of the range, each as likely as
+    any other: between its lowest value and its highest.
 
     Args:
-        accuracies: fraction at each exit, lowest first.
+        values: of the measure at each exit, lowest first.
         costs: cumulative cost of each exit, in any unit.
 
     Returns:
@@ -70,7 +70,7 @@ def area(accuracies: Sequence[float], costs: Sequence[float]) -> float | None:
     steps = [after - before for before, after in pairwise(costs)]
     if not steps or min(steps) <= 0:
         return None
-    heights = ((before + after) / 2 for before, after in pairwise(accuracies))
+    heights = ((before + after) / 2 for before, after in pairwise(values))
     return math.fsum(height * step for height, step in zip(heights, steps, strict=True)) / (costs[-1] - costs[0])
 
 

@@ -1,4 +1,4 @@
-"""The figures of the section "Exits": accuracy against exit and cost, and what each exit learns over the rounds."""
+"""The figures of the section "Exits": the primary measure against exit and cost, and at each exit over the rounds."""
 
 from __future__ import annotations
 
@@ -12,25 +12,28 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from fedelta.results.drawing import INK, MUTED, SERIES, SIZE, STYLES, blank, style
 from fedelta.results.exits import Exits
+from fedelta.results.numbers import in_unit
 from fedelta.results.plots import traffic_axis
+from fedelta.tasks.base import Measure
 
 MAX_LABELS = 14
 _LINE = 0.062  # height of a label, as a share of the axis
 _NUMBER = "Exit"
 _COSTS: dict[str, Callable[[Exits], Sequence[float]]] = {
-    _NUMBER: lambda exits: range(1, len(exits.accuracies) + 1),
+    _NUMBER: lambda exits: range(1, len(exits.last) + 1),
     "Milliseconds for one example": lambda exits: exits.compute.milliseconds or (),
     "MFLOPs for one example": lambda exits: [each / 1e6 for each in exits.compute.flops or ()],
 }
 
 
-def accuracy_by_cost(runs: Mapping[int, Exits], measured: str) -> Figure:
-    """Accuracy in percent against the exit, and against milliseconds and FLOPs where some run tells them.
+def measure_by_cost(runs: Mapping[int, Exits], measured: str) -> Figure:
+    """The primary measure of the runs, which share it, against the exit, and what an answer costs where some run tells.
 
     Args:
         runs: number of the run, which gives it its colour and line, to its exits.
         measured: name of the vertical axis.
     """
+    measures = {exits.measure for exits in runs.values()}
     panels = {
         name: found
         for name, costs in _COSTS.items()
@@ -42,17 +45,17 @@ def accuracy_by_cost(runs: Mapping[int, Exits], measured: str) -> Figure:
         all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False, gridspec_kw=grid)[0]
         for axes, (name, found) in zip(all_axes, panels.items(), strict=True):
             for index, costs in found.items():
-                _draw(axes, costs, runs[index].accuracies, index)
+                _draw(axes, costs, runs[index], index)
                 if len(runs) == 1 and name != _NUMBER:
-                    _number_dots(axes, costs, runs[index].accuracies)
+                    _number_dots(axes, costs, runs[index])
             _scale(axes, name, [costs[-1] for costs in found.values()])
         all_axes[0].set_ylabel(measured)
-        _accuracy_limits(all_axes[0], [accuracy for exits in runs.values() for accuracy in exits.accuracies])
+        _limit(all_axes[0], [value for exits in runs.values() for value in exits.last], measures.pop())
         return figure
 
 
-def accuracy_by_round(exits: Exits, measured: str, *, wide: bool = False) -> Figure:
-    """Accuracy of each exit in percent against the round; the deeper the exit, the stronger its line.
+def exits_by_round(exits: Exits, measured: str, *, wide: bool = False) -> Figure:
+    """The primary measure at each exit against the round; the deeper the exit, the stronger its line.
 
     Args:
         exits: of one run.
@@ -60,7 +63,7 @@ def accuracy_by_round(exits: Exits, measured: str, *, wide: bool = False) -> Fig
         wide: over the width of the page.
     """
     rounds = sorted(exits.by_round)
-    found = 100 * np.array([exits.by_round[round] for round in rounds])
+    found = np.array([[in_unit(value, exits.measure) for value in exits.by_round[round]] for round in rounds])
     num_exits = found.shape[1]
     with style():
         figure = blank(((2 if wide else 1) * SIZE[0], SIZE[1] - 0.3 if wide else SIZE[1]))
@@ -71,7 +74,7 @@ def accuracy_by_round(exits: Exits, measured: str, *, wide: bool = False) -> Fig
             axes.plot(rounds[-1:], found[-1:, place], color=color, marker="o", markersize=4, linestyle="none")
         axes.set(xlabel="Round", ylabel=measured)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-        _accuracy_limits(axes, [accuracy for row in exits.by_round.values() for accuracy in row])
+        _limit(axes, [value for row in exits.by_round.values() for value in row], exits.measure)
         _name_lines(axes, rounds[-1], found[-1])
         return figure
 
@@ -101,9 +104,9 @@ def spread(heights: Sequence[float], gap: float, lowest: float, highest: float) 
     return [found[order.index(place)] for place in range(len(heights))]
 
 
-def _draw(axes: Axes, costs: Sequence[float], accuracies: Sequence[float], index: int) -> None:
+def _draw(axes: Axes, costs: Sequence[float], exits: Exits, index: int) -> None:
     color, dashes = SERIES[index % len(SERIES)], STYLES[index % len(STYLES)]
-    heights = [100 * accuracy for accuracy in accuracies]
+    heights = [in_unit(value, exits.measure) for value in exits.last]
     axes.plot(costs, heights, color=color, linestyle=(0, dashes) if dashes else "-")
     axes.plot(costs, heights, color=color, marker="o", markersize=4, linestyle="none")
 
@@ -121,14 +124,14 @@ def _scale(axes: Axes, name: str, ends: Sequence[float]) -> None:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
 
 
-def _number_dots(axes: Axes, costs: Sequence[float], accuracies: Sequence[float]) -> None:
+def _number_dots(axes: Axes, costs: Sequence[float], exits: Exits) -> None:
     """The number of its exit below each dot, on the side away from a rising line."""
     if len(costs) > MAX_LABELS:
         return
-    for number, (cost, accuracy) in enumerate(zip(costs, accuracies, strict=True), start=1):
+    for number, (cost, value) in enumerate(zip(costs, exits.last, strict=True), start=1):
         axes.annotate(
             f"{number}",
-            (cost, 100 * accuracy),
+            (cost, in_unit(value, exits.measure)),
             xytext=(3, -4),
             textcoords="offset points",
             ha="left",
@@ -169,9 +172,11 @@ def _name_lines(axes: Axes, last_round: int, heights: Sequence[float]) -> None:
         )
 
 
-def _accuracy_limits(axes: Axes, accuracies: Sequence[float]) -> None:
-    """From zero, unless all are high; with some room below and above then."""
-    lowest, highest = 100 * min(accuracies), 100 * max(accuracies)
+def _limit(axes: Axes, values: Sequence[float], measure: Measure) -> None:
+    """A fraction from zero, unless all are high; with some room below and above then."""
+    if not measure.is_fraction:
+        return
+    lowest, highest = 100 * min(values), 100 * max(values)
     room = max(0.08 * (highest - lowest), 0.5)
     axes.set_ylim((0, 101) if lowest < 50 else (lowest - room, min(100.5, highest + room)))
 

@@ -7,21 +7,21 @@ from html import escape
 
 from fedelta.results.drawing import to_svg
 from fedelta.results.elements import figure, legend, table
-from fedelta.results.exit_plots import accuracy_by_cost, accuracy_by_round
+from fedelta.results.exit_plots import exits_by_round, measure_by_cost
 from fedelta.results.exits import Exits, read_exits
 from fedelta.results.history import History
-from fedelta.results.numbers import UNKNOWN, count, percent, size, three_digits
+from fedelta.results.numbers import UNKNOWN, capitalised, count, percent, shown, size, three_digits
 from fedelta.results.plots import measured
 
 _AREA = (
-    "Area: trapezoids under accuracy against FLOPs, or milliseconds, from the first exit to the last, divided by that "
-    "range: the mean accuracy over the budgets in it, with straight lines between exits."
+    "Area: trapezoids under {label} against FLOPs, or milliseconds, from the first exit to the last, divided by that "
+    "range: the mean {label} over the budgets in it, with straight lines between exits."
 )
 _MEAN_COLUMNS = ("Mean over exits", "Area over FLOPs", "Area over ms")
 
 
 def section(runs: Sequence[History]) -> str:
-    """Accuracy of the exits of all runs, what it costs and how it grew; and the tiers of the clients."""
+    """The primary measure at the exits of all runs, what it costs and how it grew; and the tiers of the clients."""
     found = {index: exits for index, run in enumerate(runs) if (exits := read_exits(run)) is not None}
     if not found:
         return ""
@@ -37,17 +37,17 @@ def _figures(runs: Sequence[History], found: Mapping[int, Exits]) -> str:
     """What exits reach and cost, and the lines of each run over its rounds."""
     has_costs = any(exits.compute.flops or exits.compute.milliseconds for exits in found.values())
     label = measured([runs[index] for index in found])
-    what = "Accuracy against exit, milliseconds and FLOPs" if has_costs else "Accuracy against exit"
-    svg = to_svg(accuracy_by_cost(found, label), "e", f"{what}, in the last evaluated round")
+    name = capitalised(runs[0].primary.label)
+    what = f"{name} against exit, milliseconds and FLOPs" if has_costs else f"{name} against exit"
+    svg = to_svg(measure_by_cost(found, label), "e", escape(f"{what}, in the last evaluated round"))
     costs = figure(f'<div class="wide">{svg}</div>' if has_costs else svg, what, _note(runs, found))
     alone = len(runs) == 1
     wide = alone and has_costs
     by_round = []
     for index, exits in found.items():
-        svg = to_svg(
-            accuracy_by_round(exits, measured([runs[index]]), wide=wide), f"e{index}", "Accuracy of each exit by round"
-        )
-        title = "Accuracy of each exit against rounds"
+        drawn = exits_by_round(exits, measured([runs[index]]), wide=wide)
+        svg = to_svg(drawn, f"e{index}", escape(f"{name} of each exit by round"))
+        title = f"{name} of each exit against rounds"
         title = title if alone else f"{title}: {runs[index].name}"
         by_round.append(figure(f'<div class="wide">{svg}</div>' if wide else svg, title))
     if wide:
@@ -61,7 +61,7 @@ def _note(runs: Sequence[History], found: Mapping[int, Exits]) -> str:
     """Of what the figure shows, and on what the milliseconds were measured."""
     rounds = {max(exits.by_round) for exits in found.values()}
     when = f"after round {rounds.pop()}" if len(rounds) == 1 else "after the last evaluated round of each run"
-    parts = [f"On {', '.join(sorted({runs[index].measured_on.lower() for index in found}))} examples, {when}."]
+    parts = [f"On {', '.join(sorted({runs[index].measured_on for index in found}))} examples, {when}."]
     told = {runs[index].name: exits.compute.machine for index, exits in found.items() if exits.compute.milliseconds}
     machines = {machine for machine in told.values() if machine}
     if machines:
@@ -77,16 +77,17 @@ def _note(runs: Sequence[History], found: Mapping[int, Exits]) -> str:
 
 def _table(runs: Sequence[History], found: Mapping[int, Exits]) -> str:
     """A row for each run; of a single one what its exits cost too."""
-    most = max(len(exits.accuracies) for exits in found.values())
+    most = max(len(exits.last) for exits in found.values())
     alone = len(runs) == 1
     rows = [
         [
-            "Accuracy" if alone else runs[index].name,
-            *map(percent, exits.accuracies),
-            *[UNKNOWN] * (most - len(exits.accuracies)),
-            *map(percent, (runs[index].mean_exit_accuracy, exits.flops_area, exits.milliseconds_area)),
+            capitalised(exits.measure.label) if alone else runs[index].name,
+            *(shown(value, exits.measure) for value in exits.last),
+            *[UNKNOWN] * (most - len(exits.last)),
+            *(shown(value, exits.measure) for value in means),
         ]
         for index, exits in found.items()
+        for means in [(runs[index].mean_over_exits, exits.flops_area, exits.milliseconds_area)]
     ]
     if alone:
         compute = found[0].compute
@@ -100,7 +101,8 @@ def _table(runs: Sequence[History], found: Mapping[int, Exits]) -> str:
     if not has_area:
         header, rows = header[:-2], [row[:-2] for row in rows]
     own = " Each over the range of its own run." if has_area and len(found) > 1 else ""
-    note = f'\n<p class="note">{_AREA}{own}</p>' if has_area else ""
+    area = _AREA.format(label=runs[0].primary.label)
+    note = f'\n<p class="note">{escape(area)}{own}</p>' if has_area else ""
     return f"{table(header, rows, numbers_from=1)}{note}"
 
 

@@ -14,6 +14,7 @@ from fedelta.errors import ConfigError, RunError
 from fedelta.results.compute import Compute, area
 from fedelta.results.history import History
 from fedelta.results.ledger import ClientBytes
+from fedelta.tasks.base import Measure
 
 
 @dataclass(frozen=True)
@@ -38,31 +39,33 @@ class Exits:
     """The exits of a run, lowest first: E of them.
 
     Args:
-        by_round: number of each evaluated round to the fractions [E] that are classified correctly.
+        measure: the primary one of the run.
+        by_round: number of each evaluated round to the measure at each exit, [E].
         compute: what an answer from each costs; nothing where it was not measured.
         tiers: of the clients, by depth; none where all run the whole model, or where nobody knows who does what.
         problem: why nobody knows it.
     """
 
+    measure: Measure
     by_round: Mapping[int, tuple[float, ...]]
     compute: Compute
     tiers: tuple[Tier, ...] = ()
     problem: str = ""
 
     @cached_property
-    def accuracies(self) -> tuple[float, ...]:
-        """Fractions [E] in the last evaluated round."""
+    def last(self) -> tuple[float, ...]:
+        """The measure at each exit, [E], in the last evaluated round."""
         return self.by_round[max(self.by_round)]
 
     @property
     def flops_area(self) -> float | None:
-        """`area` over FLOPs, a fraction; None where it is not known."""
-        return area(self.accuracies, self.compute.flops) if self.compute.flops else None
+        """`area` over FLOPs; None where it is not known."""
+        return area(self.last, self.compute.flops) if self.compute.flops else None
 
     @property
     def milliseconds_area(self) -> float | None:
-        """`area` over milliseconds, a fraction; None where it is not known."""
-        return area(self.accuracies, self.compute.milliseconds) if self.compute.milliseconds else None
+        """`area` over milliseconds; None where it is not known."""
+        return area(self.last, self.compute.milliseconds) if self.compute.milliseconds else None
 
 
 def read_exits(run: History) -> Exits | None:
@@ -71,12 +74,15 @@ def read_exits(run: History) -> Exits | None:
     Raises:
         RunError: its configuration has a section `[exits]` that cannot be right.
     """
-    by_round = {each["round"]: tuple(each["accuracy_by_exit"]) for each in run.rounds if "accuracy_by_exit" in each}
+    name = run.primary.name
+    by_round = {
+        each["round"]: tuple(each["measures_by_exit"][name]) for each in run.rounds if "measures_by_exit" in each
+    }
     if not by_round:
         return None
     compute = run.compute or Compute(None, None)
     depths, problem = _depths(run, len(by_round[max(by_round)]))
-    return Exits(by_round, compute, _tiers(run, depths), problem)
+    return Exits(run.primary, by_round, compute, _tiers(run, depths), problem)
 
 
 def _depths(run: History, num_exits: int) -> tuple[dict[int, int], str]:
@@ -91,9 +97,8 @@ def _depths(run: History, num_exits: int) -> tuple[dict[int, int], str]:
     if run.partition is None or not isinstance(seed, int):
         return {}, "the run does not tell its clients and its seed"
     # Clients that no round asks have their place among the others.
-    everyone = sorted({*run.partition.counts, *run.partition.held_out})
     try:
-        depths = settings.depths(everyone, num_exits, seed)
+        depths = settings.depths(run.partition.clients, num_exits, seed)
     except ConfigError as error:  # the file of tiers may be gone since
         return {}, "; ".join(error.problems)
     return {client_id: depths[client_id] for client_id in run.partition.counts}, ""

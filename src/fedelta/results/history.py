@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeGuard
 
-from fedelta.errors import RunError
+from fedelta.data.clients import Clients, Name
+from fedelta.errors import DataError, RunError
 from fedelta.results.compute import Compute, read_compute
-from fedelta.results.files import JsonLines, Record, read_json
+from fedelta.results.files import Record, read_json
 from fedelta.results.ledger import Ledger
 from fedelta.results.rundir import (
     CITATIONS,
@@ -26,11 +27,11 @@ from fedelta.results.rundir import (
     SUMMARY,
     RunDirectory,
 )
-from fedelta.results.runlog import accuracy_by_exit, full_model_bytes, relative_cost
+from fedelta.results.runlog import best_of, by_exit, full_model_bytes, relative_cost
+from fedelta.tasks.base import Measure
+from fedelta.tasks.table import AnyTask, task_of
 
-_ROUND_FIELDS = frozenset(
-    {"round", "accuracy", "test_loss_nats", "train_loss_nats", "cohort", "rejections", "cumulative_bytes"}
-)
+_ROUND_FIELDS = frozenset({"round", "measures", "cohort", "rejections", "cumulative_bytes"})
 _BY_GROUP = ("interval_rounds", "unit_discrepancy")
 _WINDOW_FIELDS = frozenset({"num_examples", "synced_fraction", *_BY_GROUP})
 
@@ -43,11 +44,18 @@ class Partition:
         class_names: names of the classes, in the order of the counts.
         counts: client id to the number of its examples of each class.
         held_out: clients that no round asks; in no count.
+        names: client id to what the client is called; of all clients, or of none.
     """
 
     class_names: tuple[str, ...]
     counts: Mapping[int, tuple[int, ...]]
     held_out: frozenset[int] = frozenset()
+    names: Mapping[int, Name] = field(default_factory=dict)
+
+    @property
+    def clients(self) -> Clients:
+        """Who all of them are."""
+        return Clients.of({*self.counts, *self.held_out}, self.names)
 
 
 @dataclass(frozen=True)
@@ -91,8 +99,18 @@ class History:
 
     @cached_property
     def evaluated(self) -> list[Record]:
-        """The rounds with an accuracy."""
-        return [record for record in self.rounds if record["accuracy"] is not None]
+        """The rounds with measures."""
+        return [record for record in self.rounds if record["measures"] is not None]
+
+    @cached_property
+    def task(self) -> AnyTask:
+        """What the run predicts."""
+        return task_of(self.config)
+
+    @property
+    def primary(self) -> Measure:
+        """The measure that tables and curves go by."""
+        return self.task.primary
 
     @property
     def has_intervals(self) -> bool:
@@ -114,30 +132,46 @@ class History:
         """See `runlog.relative_cost`."""
         return relative_cost(self.rounds)
 
-    @property
-    def final_accuracy(self) -> float | None:
-        """Fraction, of the last evaluated round."""
-        return self.evaluated[-1]["accuracy"] if self.evaluated else None
+    @cached_property
+    def curve(self) -> list[tuple[int, float]]:
+        """Round and primary measure, of every evaluated round."""
+        return [(record["round"], record["measures"][self.primary.name]) for record in self.evaluated]
 
     @property
-    def best_accuracy(self) -> float | None:
-        """Fraction, the highest of all rounds."""
-        return max((record["accuracy"] for record in self.evaluated), default=None)
+    def losses(self) -> list[tuple[int, float]]:
+        """Round and loss, of every evaluated round."""
+        return [(record["round"], record["measures"][self.task.loss.name]) for record in self.evaluated]
 
     @property
-    def accuracy_by_exit(self) -> list[float] | None:
-        """See `runlog.accuracy_by_exit`."""
-        return accuracy_by_exit(self.rounds)
+    def train_losses(self) -> list[tuple[int, float]]:
+        """Round and mean loss of the clients' training, of every round that has one."""
+        key = f"train_{self.task.loss.name}"
+        return [(record["round"], record[key]) for record in self.rounds if record[key] is not None]
 
     @property
-    def mean_exit_accuracy(self) -> float | None:
-        """Fraction, the mean over the exits in the last evaluated round; None without exits."""
-        return fmean(self.accuracy_by_exit) if self.accuracy_by_exit else None
+    def final(self) -> float | None:
+        """The primary measure in the last evaluated round."""
+        return self.curve[-1][1] if self.curve else None
+
+    @property
+    def best(self) -> float | None:
+        """The primary measure at its best in all rounds."""
+        return best_of([value for _, value in self.curve], self.primary)
+
+    @property
+    def by_exit(self) -> list[float] | None:
+        """The primary measure at each exit; see `runlog.by_exit`."""
+        return by_exit(self.rounds, self.primary)
+
+    @property
+    def mean_over_exits(self) -> float | None:
+        """The mean of `by_exit`; None without exits."""
+        return fmean(self.by_exit) if self.by_exit else None
 
     @property
     def measured_on(self) -> str:
-        """What accuracies were measured on, as a word before "accuracy"."""
-        return str(self.value("data.evaluate_on") or "test").capitalize()
+        """What measures were taken on, as a word before their labels."""
+        return str(self.value("data.evaluate_on") or "test")
 
     @property
     def full_model_bytes(self) -> int | None:
@@ -165,34 +199,49 @@ class History:
 
 
 def read_histories(paths: Sequence[Path]) -> list[History]:
-    """One history per run directory; runs of the same name are called by their path.
+    """One history per run directory, all of the same primary measure; runs of the same name are called by their path.
 
     Raises:
-        RunError: some cannot be read; all of them are named, with the reason.
+        RunError: some cannot be read; all of them are named, with the reason. Or they differ in what they measure.
     """
-    histories, problems = [], []
+    histories, problems, hints = [], [], set()
     names = [path.resolve().name for path in paths]
     for path, name in zip(paths, names, strict=True):
         try:
             histories.append(_read(path, name if names.count(name) == 1 else str(path)))
         except RunError as error:
             problems.append(error.message)
+            hints.add(error.hint)
     if problems:
         lines = "".join(f"\n  - {problem}" for problem in problems)
-        raise RunError(f"{len(problems)} of {len(paths)} runs cannot be reported:{lines}")
+        hint = hints.pop() if len(hints) == 1 else None
+        raise RunError(f"{len(problems)} of {len(paths)} runs cannot be reported:{lines}", hint=hint)
+    _refuse_mixed(histories)
     return histories
+
+
+def _refuse_mixed(histories: Sequence[History]) -> None:
+    """Runs that are not measured by the same have no axis and no column in common."""
+    names: dict[Measure, list[str]] = {}
+    for run in histories:
+        names.setdefault(run.primary, []).append(repr(run.name))
+    if len(names) > 1:
+        told = "; ".join(f"{measure.label} of {', '.join(of)}" for measure, of in names.items())
+        raise RunError(f"the runs go by different measures: {told}.", hint="report those of one measure at a time.")
 
 
 def _read(path: Path, name: str) -> History:
     run = RunDirectory.open(path)
     summary = _json_if_there(path / SUMMARY)
     model = _json_if_there(path / MODEL) or summary
-    rounds = _rounds(run.rounds, len(model.get("groups") or ()))
-    compute = read_compute(path / EXITS, len(accuracy_by_exit(rounds) or ())) if (path / EXITS).exists() else None
+    config = _toml(path / CONFIG)
+    task = _task(path / CONFIG, config)
+    rounds = _rounds(run, task, len(model.get("groups") or ()))
+    num_exits = len(by_exit(rounds, task.primary) or ())
     return History(
         name=name,
         path=path,
-        config=_toml(path / CONFIG),
+        config=config,
         rounds=rounds,
         timings=run.timings.read(),
         ledger=Ledger.read(path / LEDGER),
@@ -200,7 +249,7 @@ def _read(path: Path, name: str) -> History:
         model=model,
         summary=summary,
         partition=_partition(path / PARTITION),
-        compute=compute,
+        compute=read_compute(path / EXITS, num_exits) if (path / EXITS).exists() else None,
         personalization=_json_if_there(path / PERSONALIZATION),
         citations=(path / CITATIONS).read_text(encoding="utf-8", errors="replace"),
     )
@@ -217,38 +266,65 @@ def _toml(path: Path) -> dict[str, Any]:
         raise RunError(f"{str(path)!r} cannot be read: {error}.") from error
 
 
-def _rounds(log: JsonLines, num_groups: int) -> list[Record]:
+def _task(path: Path, config: Mapping[str, Any]) -> AnyTask:
+    try:
+        return task_of(config)
+    except ValueError as error:
+        raise RunError(f"{str(path)!r}: `[task]` cannot be right: {error}.") from error
+
+
+def _rounds(run: RunDirectory, task: AnyTask, num_groups: int) -> list[Record]:
     """The records; `num_groups` is 0 if nobody knows it."""
-    records = log.read()
+    records = run.read_rounds()
     in_windows = any("interval_rounds" in record for record in records)
-    required = _ROUND_FIELDS | _WINDOW_FIELDS if in_windows else _ROUND_FIELDS
+    required = _ROUND_FIELDS | {f"train_{task.loss.name}"} | (_WINDOW_FIELDS if in_windows else frozenset())
+    num_exits = _num_exits(records, task.primary)
     for number, record in enumerate(records, start=1):
         missing = sorted(required - record.keys())
-        if missing:
-            raise RunError(f"{str(log.path)!r}, line {number}: lacks {', '.join(missing)}.")
-        for key in _BY_GROUP if in_windows and num_groups else ():
-            if not _is_by_group(record[key], num_groups):
-                problem = f"`{key}` is not {num_groups} numbers, one for each of the `groups` in {MODEL}"
-                raise RunError(f"{str(log.path)!r}, line {number}: {problem}.")
-    _check_exits(log, records)
+        problems = [f"lacks {', '.join(missing)}"] if missing else _measure_problems(record, task, num_exits)
+        for key in _BY_GROUP if in_windows and num_groups and not missing else ():
+            if not _is_numbers(record[key], num_groups):
+                problems.append(f"`{key}` is not {num_groups} numbers, one for each of the `groups` in {MODEL}")
+        if problems:
+            raise RunError(f"{str(run.rounds.path)!r}, line {number}: {problems[0]}.")
     return records
 
 
-def _check_exits(log: JsonLines, records: Sequence[Record]) -> None:
-    """Every evaluated round of a run with exits has an accuracy for each of them."""
-    last = accuracy_by_exit(records)
-    num_exits = len(last) if isinstance(last, list) else 0
-    for number, record in enumerate(records, start=1):
-        found = record.get("accuracy_by_exit")
-        if found is None and (last is None or record["accuracy"] is None):
-            continue
-        if not found or not _is_by_group(found, num_exits) or not all(0 <= each <= 1 for each in found):
-            wanted = "as many fractions in every evaluated round, one for each exit"
-            raise RunError(f"{str(log.path)!r}, line {number}: `accuracy_by_exit` is {found!r}, expected {wanted}.")
+def _measure_problems(record: Record, task: AnyTask, num_exits: int) -> list[str]:
+    """What is wrong with the measures of a round; a model with exits has the primary one at each of them."""
+    measures, at_exits = record["measures"], record.get("measures_by_exit")
+    if measures is None:
+        return ["`measures_by_exit` without `measures`"] if at_exits is not None else []
+    wanted = [task.primary.name, task.loss.name]
+    if not isinstance(measures, dict) or not all(_is_number(measures.get(name)) for name in wanted):
+        return [f"`measures` is {measures!r}, expected numbers, {' and '.join(dict.fromkeys(wanted))} among them"]
+    if at_exits is None and not num_exits:
+        return []
+    found = at_exits.get(task.primary.name) if isinstance(at_exits, dict) else None
+    if num_exits and _is_numbers(found, num_exits) and all(_may_be(value, task.primary) for value in found):
+        return []
+    kind = "fractions" if task.primary.is_fraction else "numbers"
+    expected = f"as many {kind} by `{task.primary.name}` in every evaluated round, one for each exit"
+    return [f"`measures_by_exit` is {at_exits!r}, expected {expected}"]
 
 
-def _is_by_group(value: object, num_groups: int) -> bool:
-    return isinstance(value, list) and len(value) == num_groups and all(isinstance(each, int | float) for each in value)
+def _num_exits(records: Sequence[Record], primary: Measure) -> int:
+    """Of the last round that has any; 0 without exits."""
+    found = (record.get("measures_by_exit") for record in reversed(records))
+    lists = (values for each in found if isinstance(each, dict) for values in [each.get(primary.name)])
+    return next((len(values) for values in lists if isinstance(values, list)), 0)
+
+
+def _may_be(value: float, measure: Measure) -> bool:
+    return not measure.is_fraction or 0 <= value <= 1
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)
+
+
+def _is_numbers(value: object, number: int) -> TypeGuard[list[float]]:
+    return isinstance(value, list) and len(value) == number and all(map(_is_number, value))
 
 
 def _partition(path: Path) -> Partition | None:
@@ -259,8 +335,14 @@ def _partition(path: Path) -> Partition | None:
         names = tuple(str(name) for name in content["class_names"])
         counts = {int(client): tuple(map(int, row)) for client, row in content["clients"].items()}
         held_out = frozenset(map(int, content.get("held_out", {})))
+        clients = {int(client): name for client, name in content.get("names", {}).items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(f"{str(path)!r} does not hold class names and counts by client: {error!r}.") from error
     if not counts or any(len(row) != len(names) for row in counts.values()):
         raise RunError(f"{str(path)!r} does not hold one count per class for every client.")
-    return Partition(names, dict(sorted(counts.items())), held_out)
+    partition = Partition(names, dict(sorted(counts.items())), held_out, clients)
+    try:
+        partition.clients  # noqa: B018 refuses names that cannot be right
+    except DataError as error:
+        raise RunError(f"{str(path)!r}: {error.message}.") from error
+    return partition

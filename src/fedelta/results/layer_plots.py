@@ -99,7 +99,7 @@ def crossing(delta: np.ndarray, rest: np.ndarray) -> tuple[float, float]:
     >>> crossing(np.array([0.0, 0.25, 1.0]), np.array([1.0, 0.75, 0.0]))
     (1.3333333333333333, 0.5)
     """
-    first = int(np.argmax(delta >= rest))
+    first = int(np.flatnonzero(delta >= rest)[0])
     before, after = rest[first - 1] - delta[first - 1], delta[first] - rest[first]
     part = before / (before + after)
     return float(first - 1 + part), float(delta[first - 1] + part * (delta[first] - delta[first - 1]))
@@ -108,7 +108,7 @@ def crossing(delta: np.ndarray, rest: np.ndarray) -> tuple[float, float]:
 def _mark_crossing(axes: Axes, delta: np.ndarray, rest: np.ndarray) -> None:
     """A dot where the curves meet; its label, above and between them, names the first l at which delta is not below."""
     x, y = crossing(delta, rest)
-    first, height = int(np.argmax(delta >= rest)), y + 0.4 * (1 - y)
+    first, height = int(np.flatnonzero(delta >= rest)[0]), y + 0.4 * (1 - y)
     numbers = np.arange(len(delta))
     middle = (np.interp(height, delta, numbers) + np.interp(-height, -rest, numbers)) / 2
     axes.plot([x], [y], "o", color=INK, markersize=5, zorder=3)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fedelta.tasks.base import Measure
+
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 TIMES = "\N{MULTIPLICATION SIGN}"
 UNKNOWN = "\N{EN DASH}"
@@ -15,6 +17,77 @@ def percent(fraction: float | None, digits: int = 1) -> str:
     ['93.1', '%']
     """
     return UNKNOWN if fraction is None else f"{100 * fraction:.{digits}f}{_SPACE}%"
+
+
+def shown(value: float | None, measure: Measure, digits: int = 1) -> str:
+    """The value of a measure with its unit.
+
+    Args:
+        value: as records hold it; None where there is none.
+        measure: a fraction is shown in percent, any other with its unit.
+        digits: decimals of a percentage.
+
+    >>> shown(0.9312, Measure("recall", "recall", is_fraction=True)).split()
+    ['93.1', '%']
+    >>> shown(12.34, Measure("snr_db", "noise", unit="dB")).split(), shown(0.25, Measure("mae", "mean error"))
+    (['12.3', 'dB'], '0.250')
+    """
+    if value is None:
+        return UNKNOWN
+    if measure.is_fraction:
+        return percent(value, digits)
+    return f"{three_digits(value)}{_SPACE}{measure.unit}" if measure.unit else three_digits(value)
+
+
+def bare(value: float | None, measure: Measure, deviation: float | None = None) -> str:
+    """The same without its unit, which `headed` puts above it, and with its deviation where there is one.
+
+    >>> fraction, other = Measure("recall", "recall", is_fraction=True), Measure("mae", "mean error")
+    >>> bare(0.9713, fraction, 0.004), bare(0.9713, fraction), bare(1.5, other, 0.25)
+    ('97.1 ± 0.4', '97.1', '1.50 ± 0.250')
+    """
+    if value is None:
+        return UNKNOWN
+    numbers = [value] if deviation is None else [value, deviation]
+    texts = [f"{100 * each:.1f}" if measure.is_fraction else three_digits(each) for each in numbers]
+    return " \N{PLUS-MINUS SIGN} ".join(texts)
+
+
+def unit(measure: Measure) -> str:
+    """What stands behind the values of a measure as they are shown; empty for none."""
+    return "%" if measure.is_fraction else measure.unit
+
+
+def in_unit(value: float, measure: Measure) -> float:
+    """The value of a measure in its `unit`: for axes and for the columns of files."""
+    return 100 * value if measure.is_fraction else value
+
+
+def headed(label: str, measure: Measure) -> str:
+    """The heading of a column of values of `measure`.
+
+    >>> headed("mean over exits", Measure("recall", "recall", is_fraction=True)), headed("error", Measure("mae", ""))
+    ('mean over exits, %', 'error')
+    """
+    return f"{label}, {unit(measure)}" if unit(measure) else label
+
+
+def axis_title(label: str, measure: Measure) -> str:
+    """The name of an axis of values of `measure`.
+
+    >>> axis_title("test loss", Measure("loss_nats", "loss", unit="nats per example"))
+    'Test loss (nats per example)'
+    """
+    return f"{capitalised(label)} ({unit(measure)})" if unit(measure) else capitalised(label)
+
+
+def capitalised(text: str) -> str:
+    """`text` as a heading begins; unlike `str.capitalize` it leaves the rest as it is.
+
+    >>> capitalised("macro F1")
+    'Macro F1'
+    """
+    return text[:1].upper() + text[1:]
 
 
 def size(num_bytes: float | None) -> str:

@@ -14,13 +14,13 @@ from fedelta.results.drawing import to_svg
 from fedelta.results.elements import figure, flatten, legend, table
 from fedelta.results.exits import read_exits
 from fedelta.results.history import History, Partition
-from fedelta.results.numbers import TIMES, UNKNOWN, count, duration, mebibytes, percent, size
+from fedelta.results.numbers import TIMES, UNKNOWN, bare, capitalised, count, duration, mebibytes, percent, shown, size
 from fedelta.results.plots import (
-    accuracy_by_round,
-    accuracy_by_traffic,
     bytes_by_group,
     label_distribution,
     loss_by_round,
+    measure_by_round,
+    measure_by_traffic,
 )
 
 MAX_REJECTIONS = 100
@@ -28,8 +28,10 @@ MAX_REJECTIONS = 100
 
 def headline(run: History) -> str:
     """Name, what was done, and the key figures of one run."""
+    measure = run.primary
+    name = capitalised(f"{run.measured_on} {measure.label}")
     tiles = [
-        (f"{run.measured_on} accuracy", percent(run.final_accuracy), f"best {percent(run.best_accuracy)}"),
+        (name, shown(run.final, measure), f"best {shown(run.best, measure)}"),
         *_exit_tiles(run),
         ("Tuned parameters", count(run.model.get("tuned_parameters")), _tuned_share(run)),
         ("Per client and round", size(per_client(run)), "down and up together"),
@@ -49,18 +51,19 @@ def headline(run: History) -> str:
 
 def comparison(runs: Sequence[History]) -> str:
     """A table of several runs, and what their configurations do not share."""
-    header = ["Run", "Rounds", "Accuracy", "Best", "Tuned", "MiB per client and round"]
+    measure = runs[0].primary
+    header = ["Run", "Rounds", capitalised(measure.label), "Best", "Tuned", "MiB per client and round"]
     header += ["MiB in total", "MiB if fully tuned", "Saving", "Time"]
     cheaper = any(map(_is_cheaper, runs))
     header += ["Relative cost"] if cheaper else []
-    exits = any(run.accuracy_by_exit for run in runs)
+    exits = any(run.by_exit for run in runs)
     header += ["Mean over exits"] if exits else []
     rows = [
         [
             run.name,
             f"{len(run.rounds)}" if run.finished else f"{len(run.rounds)} (unfinished)",
-            percent(run.final_accuracy),
-            percent(run.best_accuracy),
+            shown(run.final, measure),
+            shown(run.best, measure),
             count(run.model.get("tuned_parameters")),
             mebibytes(per_client(run)),
             mebibytes(run.ledger.total_bytes),
@@ -68,7 +71,7 @@ def comparison(runs: Sequence[History]) -> str:
             _saving(run),
             duration(run.wall_seconds),
             *([percent(run.relative_cost)] if cheaper else []),
-            *([percent(run.mean_exit_accuracy)] if exits else []),
+            *([shown(run.mean_over_exits, measure)] if exits else []),
         ]
         for run in runs
     ]
@@ -80,7 +83,7 @@ def comparison(runs: Sequence[History]) -> str:
 
 
 def curves(runs: Sequence[History]) -> str:
-    """Accuracy against rounds and traffic, and losses."""
+    """The primary measure against rounds and traffic, and losses."""
     if not any(run.rounds for run in runs):
         return "<h2>Results</h2>\n<p>No round is finished yet.</p>"
     names = legend([run.name for run in runs]) if len(runs) > 1 else ""
@@ -88,14 +91,12 @@ def curves(runs: Sequence[History]) -> str:
     note = "Dotted: where full fine-tuning in float32 would be after its first three rounds." if known else ""
     partial = any(run.has_partial_syncs for run in runs)
     synced = "Strong: rounds in which all groups were averaged; faint: all rounds." if partial else ""
+    name, loss = (capitalised(each.label) for each in (runs[0].primary, runs[0].task.loss))
+    by_round, by_traffic, losses = f"{name} against rounds", f"{name} against traffic", f"{loss} against rounds"
     figures = [
-        figure(to_svg(accuracy_by_round(runs), "a", "Accuracy against rounds"), "Accuracy against rounds", synced),
-        figure(
-            to_svg(accuracy_by_traffic(runs), "b", "Accuracy against MiB sent"),
-            "Accuracy against traffic",
-            note,
-        ),
-        figure(to_svg(loss_by_round(runs), "c", "Loss against rounds"), "Loss against rounds"),
+        figure(to_svg(measure_by_round(runs), "a", escape(by_round)), by_round, synced),
+        figure(to_svg(measure_by_traffic(runs), "b", escape(f"{name} against MiB sent")), by_traffic, note),
+        figure(to_svg(loss_by_round(runs), "c", escape(losses)), losses),
     ]
     if len(runs) == 1:
         figures.append(traffic(runs[0], "d", "Traffic by group and direction"))
@@ -189,13 +190,14 @@ def _exit_tiles(run: History) -> list[tuple[str, str, str]]:
     exits = read_exits(run)
     if exits is None:
         return []
-    number = count(len(exits.accuracies))
+    number = count(len(exits.last))
     number += " exit" if number == "1" else " exits"
-    ends = f"{100 * exits.accuracies[0]:.1f} to {percent(exits.accuracies[-1])}"
-    note = "cost of exits not known" if exits.flops_area is None else "mean accuracy over budgets"
+    measure = exits.measure
+    ends = f"{bare(exits.last[0], measure)} to {shown(exits.last[-1], measure)}"
+    note = "cost of exits not known" if exits.flops_area is None else f"mean {measure.label} over budgets"
     return [
-        ("Mean over exits", percent(run.mean_exit_accuracy), f"{number}, {ends}"),
-        ("Area over FLOPs", percent(exits.flops_area), note),
+        ("Mean over exits", shown(run.mean_over_exits, measure), f"{number}, {ends}"),
+        ("Area over FLOPs", shown(exits.flops_area, measure), note),
     ]
 
 

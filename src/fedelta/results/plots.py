@@ -12,6 +12,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from fedelta.results.drawing import INK, MUTED, SERIES, SIZE, STYLES, blank, single, style
 from fedelta.results.history import History, Partition
+from fedelta.results.numbers import axis_title, in_unit
+from fedelta.tasks.base import Measure
 
 MIB = 2**20
 MAX_GROUPS = 20
@@ -19,29 +21,29 @@ MAX_BARS = 300
 MAX_DOTS = 60
 
 
-def accuracy_by_round(runs: Sequence[History]) -> Figure:
-    """Test accuracy in percent against the round."""
+def measure_by_round(runs: Sequence[History]) -> Figure:
+    """Primary measure of the runs, which share it, against the round."""
     with style():
         figure, axes = single()
-        _draw_accuracy_by_round(axes, runs)
+        _draw_by_round(axes, runs)
         return figure
 
 
-def accuracy_by_traffic(runs: Sequence[History]) -> Figure:
-    """Test accuracy in percent against MiB sent so far, with full fine-tuning's first round marked."""
+def measure_by_traffic(runs: Sequence[History]) -> Figure:
+    """Primary measure of the runs against MiB sent so far, with full fine-tuning's first round marked."""
     with style():
         figure, axes = single()
-        _draw_accuracy_by_traffic(axes, runs)
+        _draw_by_traffic(axes, runs)
         return figure
 
 
-def accuracy_figure(runs: Sequence[History]) -> Figure:
-    """Both accuracy plots side by side, with a legend: a picture for a README or a paper."""
+def measure_figure(runs: Sequence[History]) -> Figure:
+    """Both of these side by side, with a legend: a picture for a README or a paper."""
     with style():
         figure = blank((2 * SIZE[0], SIZE[1]))
         left, right = figure.subplots(1, 2, sharey=True)
-        _draw_accuracy_by_round(left, runs)
-        _draw_accuracy_by_traffic(right, runs)
+        _draw_by_round(left, runs)
+        _draw_by_traffic(right, runs)
         right.set_ylabel("")
         if len(runs) > 1:
             left.legend(loc="lower right", fontsize=8)
@@ -49,14 +51,14 @@ def accuracy_figure(runs: Sequence[History]) -> Figure:
 
 
 def loss_by_round(runs: Sequence[History]) -> Figure:
-    """Test loss (strong) and training loss (faint) in nats per example against the round."""
+    """Test loss (strong) and training loss (faint) of the runs, which minimise the same, against the round."""
     with style():
         figure, axes = single()
         for index, run in enumerate(runs):
-            for key, alpha in (("train_loss_nats", 0.4), ("test_loss_nats", 1.0)):
-                points = [(each["round"], each[key]) for each in run.rounds if each[key] is not None]
-                line(axes, points, index, alpha=alpha)
-        axes.set(xlabel="Round", ylabel="Loss (nats per example)")
+            line(axes, run.train_losses, index, alpha=0.4)
+            line(axes, run.losses, index)
+        loss = runs[0].task.loss
+        axes.set(xlabel="Round", ylabel=axis_title(loss.label, loss))
         axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axes.plot([], [], color=INK, label="test")
@@ -181,24 +183,30 @@ def shortened(name: str) -> str:
 
 
 def measured(runs: Sequence[History]) -> str:
-    """Name of an axis with the accuracy of `runs`."""
-    words = {run.measured_on for run in runs}
-    return f"{words.pop()} accuracy (%)" if len(words) == 1 else "Accuracy (%)"
+    """Name of an axis with the primary measure of `runs`."""
+    words, primary = {run.measured_on for run in runs}, runs[0].primary
+    return axis_title(f"{words.pop()} {primary.label}" if len(words) == 1 else primary.label, primary)
 
 
-def _draw_accuracy_by_round(axes: Axes, runs: Sequence[History]) -> None:
+def limits(axes: Axes, values: Sequence[float], measure: Measure) -> None:
+    """A fraction from nothing to everything, unless all are high; what has no bounds as it comes."""
+    if measure.is_fraction and min(values, default=0.0) < 0.5:
+        axes.set_ylim(0, 101)
+
+
+def _draw_by_round(axes: Axes, runs: Sequence[History]) -> None:
     for index, run in enumerate(runs):
-        _draw_accuracy(axes, run, index, [each["round"] for each in run.evaluated])
+        _draw_curve(axes, run, index, [each["round"] for each in run.evaluated])
     axes.set(xlabel="Round", ylabel=measured(runs))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    _accuracy_limits(axes, runs)
+    _limit(axes, runs)
 
 
-def _draw_accuracy_by_traffic(axes: Axes, runs: Sequence[History]) -> None:
+def _draw_by_traffic(axes: Axes, runs: Sequence[History]) -> None:
     positions: list[float] = []
     for index, run in enumerate(runs):
         own = [each["cumulative_bytes"] / MIB for each in run.evaluated]
-        _draw_accuracy(axes, run, index, own)
+        _draw_curve(axes, run, index, own)
         positions += own
     axes.set(xlabel="Sent so far, both directions (MiB)", ylabel=measured(runs))
     full_round = min((run.full_round_bytes / MIB for run in runs if run.full_round_bytes is not None), default=None)
@@ -206,12 +214,13 @@ def _draw_accuracy_by_traffic(axes: Axes, runs: Sequence[History]) -> None:
     traffic_axis(axes, min(positions, default=0), reach)
     if full_round is not None:
         _mark_full_rounds(axes, full_round)
-    _accuracy_limits(axes, runs)
+    _limit(axes, runs)
 
 
-def _draw_accuracy(axes: Axes, run: History, index: int, positions: Sequence[float]) -> None:
+def _draw_curve(axes: Axes, run: History, index: int, positions: Sequence[float]) -> None:
     """The evaluated rounds at `positions`; where some were no full sync, the full ones strong and all faint."""
-    points = [(position, 100 * each["accuracy"]) for position, each in zip(positions, run.evaluated, strict=True)]
+    heights = [in_unit(value, run.primary) for _, value in run.curve]
+    points = list(zip(positions, heights, strict=True))
     if not run.has_partial_syncs:
         line(axes, points, index, label=run.name)
         return
@@ -242,9 +251,8 @@ def _mark_full_rounds(axes: Axes, full_round: float) -> None:
     )
 
 
-def _accuracy_limits(axes: Axes, runs: Sequence[History]) -> None:
-    lowest = min((each["accuracy"] for run in runs for each in run.evaluated), default=0.0)
-    axes.set_ylim(0 if lowest < 0.5 else None, 101 if lowest < 0.5 else None)
+def _limit(axes: Axes, runs: Sequence[History]) -> None:
+    limits(axes, [value for run in runs for _, value in run.curve], runs[0].primary)
     if not any(run.evaluated for run in runs):
         axes.text(0.5, 0.5, "no round evaluated yet", transform=axes.transAxes, ha="center", color=MUTED)
 

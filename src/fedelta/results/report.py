@@ -57,13 +57,13 @@ def fill(title: str, parts: Sequence[str]) -> str:
     return template.substitute(title=escape(title), content="\n".join(parts), version=escape(_version()))
 
 
-def accuracy_figure(runs: Sequence[Path]) -> Figure:
-    """Accuracy against rounds and against traffic, side by side; `drawing.to_png` makes a picture of it.
+def measure_figure(runs: Sequence[Path]) -> Figure:
+    """The primary measure against rounds and against traffic, side by side; `drawing.to_png` makes a picture of it.
 
     Raises:
         RunError: some runs are missing or broken.
     """
-    return plots.accuracy_figure(read_histories(runs))
+    return plots.measure_figure(read_histories(runs))
 
 
 def _partitions(runs: Sequence[History]) -> list[tuple[Partition, list[str]]]:

@@ -3,13 +3,15 @@
 config.toml           the resolved configuration
 environment.json      versions, machine, commit
 citations.bib         papers behind what the run used
-partition.json        class names and examples of each class by client; apart, those of clients that no round asks
+partition.json        class names, examples of each class by client, apart those of clients that no round asks, and
+                      what the clients are called
 model.json            parameter counts, of each group too, so that an unfinished run can be reported
 rounds.jsonl          one record a round, determined by seed and configuration
 ledger.jsonl          one row per payload, after the row of the backbone
 timings.jsonl         wall-clock seconds and memory by round
 checkpoint/           the state after the last finished round; in clients/ what each client keeps, a file for each
 summary.json          written at the end
+confusion.json        how often which class was taken for which, where the task has classes; written at the end
 adapter/              the tuned tensors for deployment, written at the end
 exits.json            what an answer from each exit costs, where the model has exits; written at the end
 personalization.json  what clients that no round asked made of it, written by `fedelta personalize`
@@ -41,6 +43,7 @@ TIMINGS = "timings.jsonl"
 CHECKPOINT = "checkpoint/state.safetensors"
 CLIENTS = "checkpoint/clients"
 SUMMARY = "summary.json"
+CONFUSION = "confusion.json"
 ADAPTER = "adapter"
 EXITS = "exits.json"
 PERSONALIZATION = "personalization.json"
@@ -148,6 +151,20 @@ class RunDirectory:
     def timings(self) -> JsonLines:
         """Wall-clock seconds and memory by round."""
         return JsonLines(self.path / TIMINGS)
+
+    def read_rounds(self) -> list[Record]:
+        """The records of all finished rounds.
+
+        Raises:
+            RunError: a line is broken, or the run is of an older format.
+        """
+        records = self.rounds.read()
+        if any("measures" not in record for record in records):
+            raise RunError(
+                f"{str(self.path / ROUNDS)!r} has rounds without `measures`: an older version of fedelta wrote them.",
+                hint=f"use the version that {ENVIRONMENT} names, or run {CONFIG} again with this one.",
+            )
+        return records
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -6,33 +6,34 @@ bytes as an undisturbed one; wall-clock times and memory live in `timings.jsonl`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from fedelta.federation.records import RoundOutcome
 from fedelta.results.files import Record
 from fedelta.results.ledger import Ledger
+from fedelta.tasks.base import Measure
 
 BYTES_PER_FLOAT32 = 4
 
 
-def round_record(outcome: RoundOutcome, cumulative_bytes: int) -> Record:
+def round_record(outcome: RoundOutcome, cumulative_bytes: int, loss: Measure) -> Record:
     """One line of `rounds.jsonl`.
 
     Args:
         outcome: the finished round.
         cumulative_bytes: payload bytes of both directions from round 1 to this one.
+        loss: what the task minimises; it names the training loss.
     """
     uplink = sum(each.payload_bytes for each in outcome.transfers if each.direction == "up")
     downlink = sum(each.payload_bytes for each in outcome.transfers if each.direction == "down")
     evaluation = outcome.evaluation
-    measures, by_exit = (evaluation.measures, evaluation.by_exit) if evaluation else ({}, {})
+    at_exits = {} if evaluation is None else {name: list(values) for name, values in evaluation.by_exit.items()}
     return {
         "round": outcome.round,
-        "accuracy": measures.get("accuracy"),
-        **{f"{name}_by_exit": list(values) for name, values in by_exit.items()},
-        "test_loss_nats": measures.get("loss_nats"),
-        "train_loss_nats": outcome.train_loss,
+        "measures": None if evaluation is None else dict(evaluation.measures),
+        **({"measures_by_exit": at_exits} if at_exits else {}),
+        f"train_{loss.name}": outcome.train_loss,
         "delta_norm": outcome.delta_norm,
         "num_examples": outcome.num_examples,
         "synced_fraction": outcome.synced_fraction,
@@ -61,9 +62,10 @@ def summary(
     records: Sequence[Record],
     timings: Sequence[Record],
     ledger: Ledger,
+    primary: Measure,
+    sizes: Mapping[str, int],
     *,
-    tuned_parameters: int,
-    total_parameters: int,
+    details: Mapping[str, object] | None = None,
 ) -> Record:
     """The content of `summary.json`.
 
@@ -71,40 +73,44 @@ def summary(
         records: lines of `rounds.jsonl`.
         timings: lines of `timings.jsonl`.
         ledger: all payloads of the run.
-        tuned_parameters: number of scalars that travel.
-        total_parameters: number of scalars of the whole model, tuned ones included.
+        primary: the measure that tables go by.
+        sizes: `tuned_parameters`, the number of scalars that travel, and `total_parameters`, that of the whole model.
+        details: what only the end of a run tells: `measures`, a map as in the records; `by_class` and `by_client`, name
+            to such a map.
 
     Returns:
-        Sizes in bytes, times in seconds, accuracies as fractions or None when no round was evaluated. `void_rounds`
-        did not count, for too few replies. `accuracy_by_exit` is that of the last evaluated round, lowest exit first,
-        and `mean_exit_accuracy` its mean; None without exits.
-        `full_model_bytes` is what the same payloads would have weighed with the whole model in float32.
+        Sizes in bytes, times in seconds. `final_<measure>` is of the last evaluated round, for every measure, and
+        `best_<measure>` of the best one, for the primary measure; None when no round was evaluated. `<measure>_by_exit`
+        is the primary measure in the last evaluated round, lowest exit first, and `mean_exit_<measure>` its mean; None
+        without exits. `void_rounds` did not count, for too few replies. `full_model_bytes` is what the same payloads
+        would have weighed with the whole model in float32.
     """
-    accuracies = [each["accuracy"] for each in records if each["accuracy"] is not None]
-    by_exit = accuracy_by_exit(records)
     return {
-        "final_accuracy": accuracies[-1] if accuracies else None,
-        "best_accuracy": max(accuracies, default=None),
-        "accuracy_by_exit": by_exit,
-        "mean_exit_accuracy": None if by_exit is None else fmean(by_exit),
+        **_final(records, primary),
+        **(details or {}),
         "rounds": len(records),
         "void_rounds": sum(each["num_examples"] == 0 for each in records),
         "relative_cost": relative_cost(records),
-        "tuned_parameters": tuned_parameters,
-        "total_parameters": total_parameters,
+        **sizes,
         "uplink_bytes": ledger.uplink_bytes,
         "downlink_bytes": ledger.downlink_bytes,
         "uplink_tensor_bytes": ledger.uplink_tensor_bytes,
         "downlink_tensor_bytes": ledger.downlink_tensor_bytes,
-        "full_model_bytes": full_model_bytes(total_parameters, ledger.num_transfers),
+        "full_model_bytes": full_model_bytes(sizes["total_parameters"], ledger.num_transfers),
         "wall_seconds": sum(each["wall_seconds"] for each in timings),
         "peak_memory_bytes": max((each["peak_memory_bytes"] for each in timings), default=0),
     }
 
 
-def accuracy_by_exit(records: Sequence[Record]) -> list[float] | None:
-    """Fractions at each exit in the last evaluated round, lowest exit first; None without exits."""
-    return next((each["accuracy_by_exit"] for each in reversed(records) if "accuracy_by_exit" in each), None)
+def best_of(values: Sequence[float], measure: Measure) -> float | None:
+    """The best of the values of a measure; None without any."""
+    return (max if measure.higher_is_better else min)(values, default=None)
+
+
+def by_exit(records: Sequence[Record], measure: Measure) -> list[float] | None:
+    """The measure at each exit in the last evaluated round, lowest exit first; None without exits."""
+    at_exits = [each["measures_by_exit"] for each in records if "measures_by_exit" in each]
+    return at_exits[-1].get(measure.name) if at_exits else None
 
 
 def relative_cost(records: Sequence[Record]) -> float | None:
@@ -120,3 +126,17 @@ def relative_cost(records: Sequence[Record]) -> float | None:
 def full_model_bytes(total_parameters: int, num_transfers: int) -> int:
     """What `num_transfers` payloads, up or down, weigh when each holds the whole model in float32."""
     return BYTES_PER_FLOAT32 * total_parameters * num_transfers
+
+
+def _final(records: Sequence[Record], primary: Measure) -> Record:
+    """What the measures came to."""
+    evaluated = [each["measures"] for each in records if each["measures"] is not None]
+    last = evaluated[-1] if evaluated else {primary.name: None}
+    at_exits = by_exit(records, primary)
+    return {
+        "primary": primary.name,
+        **{f"final_{name}": value for name, value in last.items()},
+        f"best_{primary.name}": best_of([measures[primary.name] for measures in evaluated], primary),
+        f"{primary.name}_by_exit": at_exits,
+        f"mean_exit_{primary.name}": None if at_exits is None else fmean(at_exits),
+    }

@@ -1,14 +1,57 @@
-"""One class for each example: cross-entropy, and how often the most probable class is the right one."""
+"""One class for each example: cross-entropy, and how often the most probable class is the right one.
+
+Shapes: R rows, C classes.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
+from torch import Tensor
+from torch.nn import functional
+
 from fedelta.settings import Settings
-from fedelta.tasks.base import Measure
+from fedelta.tasks.base import Answer, Loader, Measure, Sums
+from fedelta.tasks.details import Answered, Details, Values, by_owner
+from fedelta.tasks.labels import read_labels
+from fedelta.tasks.scores import F1, LATE, PRECISION, RECALL, by_class, confusion, over_set
+from fedelta.tasks.targets import ReadTargets, TargetColumn
 
 ACCURACY = Measure("accuracy", "accuracy", is_fraction=True)
 LOSS = Measure("loss_nats", "loss", higher_is_better=False, unit="nats per example")
+
+_IMAGES = ("MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES", "AutoModelForImageClassification")
+_TEXTS = ("MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES", "AutoModelForSequenceClassification")
+LOADERS = {
+    "image": Loader(*_IMAGES, "image-classification"),
+    "audio": Loader(*_IMAGES, "audio-classification"),  # a recording is shown to it as an image
+    "text": Loader(*_TEXTS, "text-classification", "SEQ_CLS"),
+}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says about one example.
+
+    Args:
+        label: name of the most probable class.
+        probability: of that class, 0 to 1.
+        probabilities: class name to probability, in label order; the sum is 1.
+        exit: number of the exit that said so, from 1; None for a model without exits.
+    """
+
+    label: str
+    probability: float
+    probabilities: dict[str, float]
+    exit: int | None = None
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The class and its probability."""
+        return self.label, f"{self.probability:.4f}"
 
 
 class Classification(Settings):
@@ -17,3 +60,94 @@ class Classification(Settings):
     name: Literal["classification"] = "classification"
     primary: ClassVar[Measure] = ACCURACY
     loss: ClassVar[Measure] = LOSS
+    measured: ClassVar[Mapping[str, Measure]] = {
+        each.name: each for each in (ACCURACY, LOSS, *LATE, PRECISION, RECALL, F1)
+    }
+    has_classes: ClassVar[bool] = True
+    column: ClassVar[str] = "class labels, or one named 'label'"
+
+    def loader(self, modality: str) -> Loader | None:
+        """A classifier."""
+        return LOADERS.get(modality)
+
+    def num_outputs(self, class_names: Sequence[str]) -> int:
+        """A logit for each class."""
+        return len(class_names)
+
+    def candidates(self, columns: Mapping[str, str | None]) -> list[str]:
+        """The only column of class labels, else the one named `label`."""
+        of_classes = [name for name, kind in columns.items() if kind == "classes"]
+        return ["label"] if "label" in columns and len(of_classes) != 1 else of_classes
+
+    def targets(self, train: TargetColumn, test: TargetColumn | None) -> ReadTargets:
+        """Labels, with the classes of the training set; see `read_labels`."""
+        return read_labels(train, test)
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy in nats."""
+        return functional.cross_entropy(outputs, targets, reduction="none")
+
+    def divergences(self, outputs: Tensor, teacher: Tensor) -> Tensor:
+        """KL(p_teacher || p) in nats."""
+        log_RC, taught_RC = (functional.log_softmax(logits, dim=-1) for logits in (outputs, teacher.detach()))
+        return (taught_RC.exp() * (taught_RC - log_RC)).sum(-1)
+
+    def sums(self, outputs: Tensor, targets: Tensor) -> Sums:
+        """Right answers, and cross-entropy."""
+        right = int((outputs.argmax(1) == targets).sum())
+        loss = float(functional.cross_entropy(outputs, targets, reduction="sum").double())
+        return Sums({ACCURACY.name: (right, len(targets)), LOSS.name: (loss, len(targets))})
+
+    def values(self, sums: Sums) -> dict[str, float]:
+        """Fraction of right answers, and mean cross-entropy."""
+        return {name: sums.mean(name) for name in (ACCURACY.name, LOSS.name)}
+
+    def details(
+        self, answered: Iterable[Answered], class_names: Sequence[str], clients: Tensor | None = None
+    ) -> Details:
+        """Measures by scikit-learn beside those of an evaluation, by class and by client, and the confusion."""
+        sums, rows, labels, losses, probabilities = Sums(), [], [], [], []
+        for batch in answered:
+            sums += self.sums(batch.outputs, batch.targets)
+            rows.append(batch.rows)
+            labels.append(batch.targets.cpu())
+            losses.append(self.losses(batch.outputs, batch.targets).double().cpu())
+            probabilities.append(torch.softmax(batch.outputs.double(), dim=1).cpu())
+        truth, probable = torch.cat(labels).numpy(), torch.cat(probabilities).numpy()
+        loss = torch.cat(losses).numpy()
+        of_clients: dict[int, Values] = {
+            client: {
+                ACCURACY.name: float((probable[own].argmax(1) == truth[own]).mean()),
+                LOSS.name: float(loss[own].mean()),
+                **over_set(truth[own], probable[own]),
+                "num_examples": len(own),
+            }
+            for client, own in by_owner(torch.cat(rows), clients)
+        }
+        measures = self.values(sums) | over_set(truth, probable)
+        classes = by_class(truth, probable, class_names)
+        return Details(measures, classes, of_clients, confusion(truth, probable, class_names))
+
+    def confidence(self, outputs: Tensor) -> Tensor:
+        """The largest probability, as in MSDNet (Huang et al. 2018, arXiv 1703.09844)."""
+        return torch.softmax(outputs.double(), dim=1).max(1).values
+
+    def answers(self, outputs: Tensor, class_names: Sequence[str], exit: int | None) -> list[Answer]:
+        """The most probable class, and the probability of each."""
+        answers: list[Answer] = []
+        for row in torch.softmax(outputs.double(), dim=1).tolist():
+            probabilities = dict(zip(class_names, row, strict=True))
+            label = max(probabilities, key=probabilities.__getitem__)
+            answers.append(Prediction(label, probabilities[label], probabilities, exit))
+        return answers
+
+    def records(self, outputs: Tensor, targets: Tensor, class_names: Sequence[str]) -> list[dict[str, str | float]]:
+        """True class, predicted class, and the probability of each class."""
+        probabilities_RC = torch.softmax(outputs.double(), dim=1)
+        return [
+            {"label": class_names[label], "predicted": class_names[predicted]}
+            | {f"probability of {name}": value for name, value in zip(class_names, row, strict=True)}
+            for label, predicted, row in zip(
+                targets.tolist(), outputs.argmax(1).tolist(), probabilities_RC.tolist(), strict=True
+            )
+        ]

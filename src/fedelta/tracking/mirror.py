@@ -20,6 +20,7 @@ from fedelta.federation.records import RoundOutcome
 from fedelta.results.files import Record
 from fedelta.results.ledger import Ledger
 from fedelta.results.rundir import RunDirectory
+from fedelta.tasks.base import Measure
 from fedelta.tracking.base import Parameter, TrackedRun, Tracker
 from fedelta.tracking.table import TOOLS
 
@@ -39,6 +40,7 @@ class Mirror:
 
     def __init__(self, run: RunDirectory, config: Config) -> None:
         self._run = run
+        self._loss = config.task.loss
         self._rounds_done = 0
         self._trackers: dict[str, Tracker] = {}
         for name in dict.fromkeys(config.tracking.tools):
@@ -49,16 +51,17 @@ class Mirror:
         if not self._trackers:
             return
         # The whole file each time: a long run's few hundred KiB take milliseconds.
-        pairs = list(zip(self._run.rounds.read(), self._run.timings.read(), strict=True))
+        pairs = list(zip(self._run.read_rounds(), self._run.timings.read(), strict=True))
         for record, timing in pairs[self._rounds_done :]:
-            values = round_values(record, timing)
+            values = round_values(record, timing, self._loss)
             for name, tracker in list(self._trackers.items()):
                 self._guard(name, tracker.log, record["round"], values)
         self._rounds_done = len(pairs)
 
     def finish(self, summary: Record) -> None:
         """Logs the key figures and marks the run as finished."""
-        values = {f"summary/{key}": float(value) for key, value in summary.items() if _is_number(value)}
+        numbers = {**summary, **summary.get("measures", {})}
+        values = {f"summary/{key}": float(value) for key, value in numbers.items() if _is_number(value)}
         for name, tracker in list(self._trackers.items()):
             self._guard(name, tracker.finish, values)
         self._trackers.clear()
@@ -108,14 +111,19 @@ def mirrored(run: RunDirectory, config: Config) -> Iterator[Mirror]:
         mirror.close()
 
 
-def round_values(record: Record, timing: Record) -> dict[str, float]:
+def round_values(record: Record, timing: Record, loss: Measure) -> dict[str, float]:
     """The numbers of a round for people to compare; what it has none of is left out.
+
+    The loss is called after what it was taken on, `train_loss_nats` and `test_loss_nats`, say; other measures are taken
+    on the test set only.
 
     Args:
         record: a line of `rounds.jsonl`.
         timing: the line of `timings.jsonl` for the same round.
+        loss: what the task minimises.
     """
-    values = {name: record[name] for name in ("accuracy", "test_loss_nats", "train_loss_nats")}
+    values = {f"test_{name}" if name == loss.name else name: each for name, each in (record["measures"] or {}).items()}
+    values[f"train_{loss.name}"] = record[f"train_{loss.name}"]
     values |= {f"{name}_mib": record[f"{name}_bytes"] / _MIB for name in ("uplink", "downlink", "cumulative")}
     values |= {"num_rejections": len(record["rejections"]), "wall_seconds": timing["wall_seconds"]}
     return {name: float(value) for name, value in values.items() if _is_number(value)}

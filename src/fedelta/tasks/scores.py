@@ -1,0 +1,73 @@
+"""Measures of a classification that only a whole set has, by scikit-learn, which is imported when one is asked for.
+
+Shapes: N examples, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedelta.tasks.base import Measure
+from fedelta.tasks.details import Confusion, Values
+
+MACRO_F1 = Measure("macro_f1", "macro F1", is_fraction=True)
+BALANCED_ACCURACY = Measure("balanced_accuracy", "balanced accuracy", is_fraction=True)
+AUROC = Measure("auroc", "AUROC", is_fraction=True)
+PRECISION = Measure("precision", "precision", is_fraction=True)
+RECALL = Measure("recall", "recall", is_fraction=True)
+F1 = Measure("f1", "F1", is_fraction=True)
+LATE = (MACRO_F1, BALANCED_ACCURACY, AUROC)  # what `over_set` may give
+
+Truth = NDArray[np.int64]
+Probabilities = NDArray[np.float64]
+
+
+def over_set(truth: Truth, probabilities: Probabilities) -> dict[str, float]:
+    """Macro F1, balanced accuracy and, of two classes that both occur, the area under the ROC curve.
+
+    F1 is averaged over the classes that occur among labels or answers, recall over those that occur among labels.
+
+    Args:
+        truth: of shape [N].
+        probabilities: of shape [N, C].
+    """
+    from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
+
+    predicted = probabilities.argmax(1)
+    occurring = np.unique(np.concatenate([truth, predicted]))
+    _, recall, f1, support = precision_recall_fscore_support(truth, predicted, labels=occurring, zero_division=0.0)
+    found = {MACRO_F1.name: float(f1.mean()), BALANCED_ACCURACY.name: float(recall[support > 0].mean())}
+    if probabilities.shape[1] == 2 and len(np.unique(truth)) == 2 and np.isfinite(probabilities).all():
+        found[AUROC.name] = float(roc_auc_score(truth, probabilities[:, 1]))
+    return found
+
+
+def by_class(truth: Truth, probabilities: Probabilities, class_names: Sequence[str]) -> dict[str, Values]:
+    """Precision, recall, F1 and number of examples of each class.
+
+    The precision of a class that was never answered is 0; a class without examples has no recall and no F1.
+    """
+    from sklearn.metrics import precision_recall_fscore_support
+
+    numbers = range(len(class_names))
+    scores = precision_recall_fscore_support(truth, probabilities.argmax(1), labels=list(numbers), zero_division=0.0)
+    found: dict[str, Values] = {}
+    for name, precision, recall, f1, support in zip(class_names, *scores, strict=True):
+        found[name] = {
+            PRECISION.name: float(precision),
+            RECALL.name: float(recall) if support else None,
+            F1.name: float(f1) if support else None,
+            "num_examples": int(support),
+        }
+    return found
+
+
+def confusion(truth: Truth, probabilities: Probabilities, class_names: Sequence[str]) -> Confusion:
+    """How often which class was taken for which."""
+    from sklearn.metrics import confusion_matrix
+
+    counts = confusion_matrix(truth, probabilities.argmax(1), labels=list(range(len(class_names))))
+    return Confusion(tuple(class_names), tuple(map(tuple, counts.tolist())), len(truth))
