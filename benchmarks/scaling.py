@@ -76,21 +76,22 @@ def child(num_clients: int, num_rounds: int, strategy: str) -> None:
     import torch
 
     from fedelta.config import load_config
-    from fedelta.data.batches import FederatedData, LabelledData
-    from fedelta.data.stores import StoredImages
+    from fedelta.data.batches import Examples, FederatedData
     from fedelta.experiment import Experiment
-    from fedelta.models.transforms import ImageTransform
+    from fedelta.modalities.image import Images
+    from fedelta.modalities.stores import Stored
     from fedelta.results.environment import peak_memory_bytes
     from fedelta.seeds import stream
+    from fedelta.tasks.labels import Labels
 
     started = time.perf_counter()
     generator = stream(0, "scaling")
     images = torch.randint(0, 256, (NUM_IMAGES, 1, 32, 32), dtype=torch.uint8, generator=generator)
     labels = torch.randint(0, 10, (NUM_IMAGES,), generator=generator)
-    inputs = StoredImages(images, ImageTransform(32, (0.5,) * 3, (0.5,) * 3))
+    inputs = Stored(images, Images(32, (0.5,) * 3, (0.5,) * 3))
     partition = dict(enumerate(torch.arange(NUM_IMAGES).tensor_split(num_clients)))
-    test = LabelledData(StoredImages(images[:64], inputs.transform), labels[:64])
-    data = FederatedData(LabelledData(inputs, labels), test, tuple("0123456789"), partition)
+    test = Examples(Stored(images[:64], inputs.modality), Labels(labels[:64]))
+    data = FederatedData(Examples(inputs, Labels(labels)), test, tuple("0123456789"), partition)
     recipe = Path(__file__).resolve().parents[1] / "recipes" / "demo.toml"
     config = load_config(
         recipe,

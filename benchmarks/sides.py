@@ -10,20 +10,21 @@ from benchmarks.bare import BareLoop, tune
 from benchmarks.cases import BUNDLED, STAND_IN, Case
 from torch import Tensor
 
-from fedelta.codecs import CODECS
-from fedelta.data.batches import LabelledData
+from fedelta.codecs.channel import Channel
+from fedelta.data.batches import Examples
 from fedelta.engine.lanes import LaneEngine
 from fedelta.engine.optimizers import Sgd
 from fedelta.engine.work import ClientSettings
 from fedelta.federation.client import Site
-from fedelta.federation.rounds import Federation, federate
+from fedelta.federation.rounds import Federation, Standing, federate
 from fedelta.models.hub import Backbone, build
 from fedelta.models.source import ModelSource, bundled_names
-from fedelta.runtimes.simulation import Simulation, SimulationSettings
+from fedelta.runtimes.simulation import SimulationSettings
 from fedelta.seeds import stream
 from fedelta.strategies.fedavg import FedAvg
 from fedelta.strategies.local import Plain
 from fedelta.tasks.base import Evaluation
+from fedelta.tasks.labels import Labels
 from fedelta.tuning import TUNING_METHODS
 from fedelta.tuning.lanes import Lanes
 from fedelta.tuning.lora import Lora
@@ -76,9 +77,8 @@ def fedelta_side(case: Case) -> Round:
     runtime = SimulationSettings(lanes=case.lanes)
     model = backbone(case)
     method = Lora(r=RANK, lora_alpha=LORA_ALPHA) if case.tuning == "lora" else TUNING_METHODS[case.tuning]()
-    lanes = Lanes(
-        runtime.num_lanes(clients_per_round=len(case.sizes), batch_size=case.batch_size, max_lanes=method.max_lanes)
-    )
+    num_lanes = runtime.num_lanes(clients_per_round=len(case.sizes), batch_size=case.batch_size)
+    lanes = Lanes(min(num_lanes, method.max_lanes or num_lanes))
     spec = method.apply(model, lanes, stream(SEED, "tuning"))
     client = ClientSettings(
         local_epochs=case.local_epochs, batch_size=case.batch_size, lr=LR, optimizer=Sgd(momentum=MOMENTUM)
@@ -87,17 +87,17 @@ def fedelta_side(case: Case) -> Round:
         model,
         spec,
         lanes,
-        LabelledData(Pixels(pixels), labels),
+        Examples(Pixels(pixels), Labels(labels)),
         client=client,
         rule=Plain(),
         cache_bytes=runtime.cache_mib * 2**20,
     )
-    codec = CODECS[case.codec](name=case.codec)
+    channel = Channel(name=case.codec)
     strategy = FedAvg(clients_per_round=len(case.sizes), num_rounds=1_000_000)
     federation = Federation(
         strategy=strategy,
-        runtime=Simulation(Site(engine, partition, codec, SEED, strategy.num_rounds)),
-        codec=codec,
+        runtime=Site(engine, partition, channel, SEED, strategy.num_rounds),
+        channel=channel,
         spec=spec,
         client_ids=sorted(partition),
         seed=SEED,
@@ -106,7 +106,7 @@ def fedelta_side(case: Case) -> Round:
         evaluate_every=strategy.num_rounds,
     )
     params = engine.bank.read(0)
-    outcomes = federate(federation, params, strategy.init(params, spec))
+    outcomes = federate(federation, Standing(params, strategy.init(params, spec)))
     return lambda: next(outcomes).params
 
 

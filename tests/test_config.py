@@ -8,15 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from fedelta.config import Config, load_config, named_choices, parse_config, with_absolute_paths
+from fedelta.codecs.cast import Cast
+from fedelta.config import Config, load_config, parse_config
 from fedelta.engine.optimizers import AdamW, Sgd
 from fedelta.errors import ConfigError
+from fedelta.settings.explain import named_choices
+from fedelta.strategies.fedavg import FedAvg
 from fedelta.strategies.local import FedProx
 from fedelta.tuning.head import Head
 from fedelta.tuning.lora import Lora
 from fedelta.tuning.table import SINGLE
 
-STRATEGIES = ", ".join(named_choices()["strategy.name"])
+STRATEGIES = ", ".join(named_choices(Config)["strategy.name"])
 
 # Any other type of value in a table of the test would be a type of TOML.
 Table = dict[str, object]
@@ -45,7 +48,7 @@ def test_the_smallest_configuration_takes_every_default():
     assert (config.seed, config.evaluate_every, config.byte_budget_mib) == (0, 1, None)
     assert config.tuning == Lora()
     assert (config.strategy.clients_per_round, config.strategy.num_rounds) == (8, 50)
-    assert config.codec.name == "float32"
+    assert (config.codec.down, config.codec.up) == (Cast(), Cast())
 
 
 def test_a_file_is_read(tmp_path: Path):
@@ -82,7 +85,7 @@ def test_all_problems_are_in_one_message():
         "  - `strategy.clients_per_rond` is unknown; did you mean `strategy.clients_per_round`?\n"
         "  - `client.batch_size` is 0, expected: greater than or equal to 1\n"
         "  - `client.lr` is 'fast', expected: a valid number\n"
-        "  - `codec.name` is 'flot16', expected: 'float32', 'float16' or 'bfloat16'\n"
+        "  - `codec.name` is 'flot16', expected one of float32, float16, bfloat16, int8; did you mean 'float16'?\n"
         "  - `tuning.r` is 2.5, expected: a valid integer\n"
         "  - `stratgy` is unknown; did you mean `strategy`?\n"
         "  - section `[data]` is missing\n"
@@ -216,7 +219,7 @@ def test_overrides_reach_top_sections_and_nested_tables():
             "model.architecture.hidden_size=24",
         ],
     )
-    assert (config.seed, config.strategy.num_rounds, config.codec.name) == (3, 2, "float16")
+    assert (config.seed, config.strategy.num_rounds, config.codec.up.name) == (3, 2, "float16")
     assert config.client.optimizer == AdamW(beta1=0.5)
     assert config.tuning == Head()
     assert config.model.architecture == {"model_type": "vit", "hidden_size": 24}
@@ -266,7 +269,7 @@ def test_a_name_outside_of_any_section_is_one_unknown_key():
         ("seed.x=3", "`--set seed.x=3`: `seed` is a value, not a section"),
         (
             "strategy.phi=4",
-            "`strategy.phi` is unknown; known: clients_per_round, num_rounds, min_replies, name, mean, server_lr",
+            "`strategy.phi` is unknown; known: " + ", ".join(FedAvg.model_fields),
         ),
         ("strategy.num_rounds=two", "`strategy.num_rounds` is 'two', expected: a valid integer"),
     ],
@@ -310,13 +313,13 @@ def test_a_written_configuration_is_read_back_equal_for_every_choice_of_names(
     rest = itertools.cycle(
         itertools.product(
             *(
-                named_choices()[f"{path}.name"]
+                named_choices(Config)[f"{path}.name"]
                 for path in ("local_rule", "client.optimizer", "client.schedule", "codec")
             )
         )
     )
     # Every strategy with every mean, one after the other: all combinations with all of the above would be 32,000.
-    strategies = itertools.product(named_choices()["strategy.name"], named_choices()["strategy.mean.name"])
+    strategies = itertools.product(named_choices(Config)["strategy.name"], named_choices(Config)["strategy.mean.name"])
     for (rule, optimizer, schedule, codec), (strategy, mean) in zip(rest, strategies, strict=False):
         if (strategy, optimizer) == ("scaffold", "adamw"):
             continue
@@ -383,7 +386,7 @@ def test_a_file_of_tiers_is_written_with_its_full_path(tmp_path: Path, monkeypat
     (tmp_path / "tiers.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
     config = parse_config(table(exits={"tiers_file": "tiers.json"}, tuning={"name": "exit-heads"}))
-    assert with_absolute_paths(config).exits.tiers_file == str(tmp_path / "tiers.json")
+    assert config.exits.tiers_file == str(tmp_path / "tiers.json")
 
 
 def test_a_written_configuration_holds_the_defaults():
@@ -394,8 +397,8 @@ def test_a_written_configuration_holds_the_defaults():
 
 
 def test_choices_are_the_names_that_a_section_takes():
-    choices = named_choices()
-    assert choices["codec.name"] == ["float32", "float16", "bfloat16"]
+    choices = named_choices(Config)
+    assert choices["codec.name"] == ["float32", "float16", "bfloat16", "int8"]
     adaptive, windowed = ["fedavgm", "fedadagrad", "fedadam", "fedyogi"], ["fedlama", "fedlama-auto"]
     assert choices["strategy.name"] == ["fedavg", *adaptive, "fednova", "scaffold", *windowed, "fedluar"]
     assert choices["strategy.mean.name"] == ["weighted", "uniform", "median", "trimmed", "clipped"]

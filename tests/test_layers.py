@@ -21,8 +21,9 @@ PACKAGE = "fedelta"
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 
 LAYERS = (  # low to high
-    ("errors", "settings", "seeds", "params", "grid"),
-    ("tuning", "strategies", "codecs", "data", "models", "tasks"),
+    ("errors", "settings", "seeds", "params", "grid", "durable"),
+    ("models", "modalities", "tasks"),
+    ("tuning", "strategies", "aggregation", "codecs", "data"),
     ("engine",),
     ("federation",),
     ("runtimes",),
@@ -34,7 +35,7 @@ LAYER_OF = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 HOMES = {  # library: the only modules, or packages, that may import it
     "flwr": ("fedelta.runtimes.flower",),
-    "transformers": ("fedelta.models",),
+    "transformers": ("fedelta.models", "fedelta.modalities", "fedelta.tasks"),
     "datasets": ("fedelta.data",),
     "flwr_datasets": ("fedelta.data",),
     "peft": ("fedelta.inference", "fedelta.results"),

@@ -121,7 +121,9 @@ def test_it_starts_from_the_params_of_the_run(result, record):
     for each in record["scopes"]["all"]["clients"]:
         client = each["client_id"]
         own = assembly.data.unseen[client]
-        part = split(assembly.config.personalization, own, assembly.data.train.labels[own], client, seed).evaluation
+        part = split(
+            assembly.config.personalization, own, assembly.data.train.targets.values[own], client, seed
+        ).evaluation
         depth = 1 + client % 2
         found = assembly.engine.evaluate(result.params, assembly.data.train, part, depth)
         assert each["accuracy_by_exit_before"] == list(found.by_exit["accuracy"])

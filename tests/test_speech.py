@@ -21,7 +21,7 @@ from fedelta.errors import AdapterError, ConfigError, DataError
 from fedelta.experiment import Experiment, Result, evaluate_adapter
 from fedelta.inference.card import render
 from fedelta.inference.predict import Predictor
-from fedelta.models.audio import AudioSettings
+from fedelta.modalities.settings import AudioSettings
 from fedelta.models.hub import build
 from fedelta.models.source import ModelSource
 from fedelta.tuning.head import Head
@@ -86,7 +86,7 @@ def test_three_tones_are_learned_by_three_speakers(result):
     # Chance is a third.
     assert result.measures["accuracy"] > 0.8
     assert len(result.assembly.data.partition) == 3
-    assert result.assembly.data.train.inputs.spectrograms.shape == (36, 16, 16)
+    assert result.assembly.data.train.inputs.raw.shape == (36, 16, 16)
 
 
 def test_lanes_of_speakers_are_speakers_one_after_the_other(config_path, tmp_path):
@@ -138,7 +138,7 @@ def test_the_adapter_says_how_recordings_are_read(result):
     assert "pipeline_tag: audio-classification" in card
     assert "log-mel spectrograms" in card
     other = Predictor.from_adapter(result.path / "adapter", audio=AUDIO.model_copy(update={"num_frames": 7}))
-    assert other.backbone.transform.settings.num_frames == 7
+    assert other.backbone.modality.audio.num_frames == 7
 
 
 @pytest.mark.parametrize(("modality", "is_told"), [("audio", True), ("image", False), ("text", False)])
@@ -150,7 +150,7 @@ def test_only_the_card_of_a_speech_model_tells_of_spectrograms(modality, is_told
 
 def test_an_adapter_of_an_image_model_knows_nothing_of_recordings(checkpoint_of_vit, tmp_path):
     adapter = write(tmp_path / "a", "vit", Head(), checkpoint_of_vit)
-    assert adapter.audio is None
+    assert adapter.preparation.audio is None
     assert json.loads((tmp_path / "a/fedelta.json").read_text())["audio"] is None
     content = json.loads((tmp_path / "a/fedelta.json").read_text())
     content["audio"] = {"sample_rate": 0}
@@ -238,16 +238,16 @@ def test_what_is_wrong_in_the_configuration_is_told(override, message):
 
 
 def test_a_text_model_and_a_recording_do_not_go_together(sounds, result):
-    from tests.data.test_federate import text_transform
+    from tests.data.test_federate import text_modality
 
     raw = read(DataSource(source=str(sounds), file_pattern="{label}_{client}_{index}"), seed=0)
     with pytest.raises(
         DataError, match=r"(?s)'audio' holds recordings, but the model takes texts\n?.*recordings go to image"
     ):
-        federate(raw, Iid(num_clients=2), text_transform(), seed=0)
+        federate(raw, Iid(num_clients=2), text_modality(), seed=0)
     digits = read(DataSource(source="digits"), seed=0)
     with pytest.raises(DataError, match="'image' holds images, but the model takes recordings"):
-        federate(digits, Iid(num_clients=2), result.assembly.backbone.transform, seed=0)
+        federate(digits, Iid(num_clients=2), result.assembly.backbone.modality, seed=0)
 
 
 def test_more_recordings_than_memory_train_to_the_same_params(config_path, result, tmp_path):

@@ -9,14 +9,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from fedelta.aggregation.means import Clipped as Clipped
+    from fedelta.aggregation.means import Uniform as Uniform
+    from fedelta.aggregation.means import Weighted as Weighted
+    from fedelta.aggregation.robust import Median as Median
+    from fedelta.aggregation.robust import Trimmed as Trimmed
     from fedelta.codecs.cast import Cast as Cast
+    from fedelta.codecs.channel import Channel as Channel
+    from fedelta.codecs.quantize import Int8 as Int8
     from fedelta.comparison.compare import compare as compare
     from fedelta.comparison.result import Comparison as Comparison
     from fedelta.config import Config as Config
     from fedelta.config import load_config as load_config
     from fedelta.data.augmentation import Augmentation as Augmentation
+    from fedelta.data.batches import Examples as Examples
     from fedelta.data.batches import FederatedData as FederatedData
-    from fedelta.data.batches import LabelledData as LabelledData
     from fedelta.data.partition import Dirichlet as Dirichlet
     from fedelta.data.partition import Iid as Iid
     from fedelta.data.partition import Natural as Natural
@@ -35,10 +42,9 @@ if TYPE_CHECKING:
     from fedelta.experiment import Experiment as Experiment
     from fedelta.experiment import Result as Result
     from fedelta.federation.personalize import Personalization as Personalization
-    from fedelta.inference.predict import Prediction as Prediction
     from fedelta.inference.predict import Predictor as Predictor
+    from fedelta.modalities.settings import AudioSettings as AudioSettings
     from fedelta.models.anatomy import Anatomy as Anatomy
-    from fedelta.models.audio import AudioSettings as AudioSettings
     from fedelta.models.hub import Backbone as Backbone
     from fedelta.models.native import register_networks as register_networks
     from fedelta.models.source import ModelSource as ModelSource
@@ -55,11 +61,10 @@ if TYPE_CHECKING:
     from fedelta.strategies.fedopt import FedYogi as FedYogi
     from fedelta.strategies.local import FedProx as FedProx
     from fedelta.strategies.local import Plain as Plain
-    from fedelta.strategies.means import Clipped as Clipped
-    from fedelta.strategies.means import Median as Median
-    from fedelta.strategies.means import Trimmed as Trimmed
-    from fedelta.strategies.means import Weighted as Weighted
     from fedelta.strategies.scaffold import Scaffold as Scaffold
+    from fedelta.tasks.classification import Classification as Classification
+    from fedelta.tasks.classification import Prediction as Prediction
+    from fedelta.tasks.labels import Labels as Labels
     from fedelta.tracking.settings import Tracking as Tracking
     from fedelta.tuning.adapter import Adapter as Adapter
     from fedelta.tuning.bias import Bias as Bias
@@ -73,12 +78,16 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "aggregation.means": ("Clipped", "Uniform", "Weighted"),
+    "aggregation.robust": ("Median", "Trimmed"),
     "codecs.cast": ("Cast",),
+    "codecs.channel": ("Channel",),
+    "codecs.quantize": ("Int8",),
     "comparison.compare": ("compare",),
     "comparison.result": ("Comparison",),
     "config": ("Config", "load_config"),
     "data.augmentation": ("Augmentation",),
-    "data.batches": ("FederatedData", "LabelledData"),
+    "data.batches": ("Examples", "FederatedData"),
     "data.partition": ("Dirichlet", "Iid", "Natural", "Pathological", "Quantity"),
     "data.sources": ("DataSource",),
     "errors": ("FedeltaError", "InputError", "RoundError"),
@@ -86,9 +95,9 @@ _MODULES = {
     "engine.optimizers": ("AdamW", "Constant", "Cosine", "Sgd", "Step"),
     "federation.personalize": ("Personalization",),
     "engine.work": ("ClientSettings",),
-    "inference.predict": ("Prediction", "Predictor"),
+    "inference.predict": ("Predictor",),
+    "modalities.settings": ("AudioSettings",),
     "models.anatomy": ("Anatomy",),
-    "models.audio": ("AudioSettings",),
     "models.hub": ("Backbone",),
     "models.native": ("register_networks",),
     "models.source": ("ModelSource", "bundled_path"),
@@ -100,8 +109,9 @@ _MODULES = {
     "strategies.fednova": ("FedNova",),
     "strategies.fedopt": ("FedAdagrad", "FedAdam", "FedYogi"),
     "strategies.local": ("FedProx", "Plain"),
-    "strategies.means": ("Clipped", "Median", "Trimmed", "Weighted"),
     "strategies.scaffold": ("Scaffold",),
+    "tasks.classification": ("Classification", "Prediction"),
+    "tasks.labels": ("Labels",),
     "tracking.settings": ("Tracking",),
     "tuning.adapter": ("Adapter",),
     "tuning.bias": ("Bias",),

@@ -165,7 +165,11 @@ def inspect(
                            f"({found.tuned_parameters / found.total_parameters:.2%})")  # fmt: skip
     if found.running_statistics:
         table.add_row("running statistics", f"{found.running_statistics:,}")
-    table.add_row("per client and direction", f"{found.payload_bytes / MIB:.3f} MiB")
+    if found.download_bytes == found.payload_bytes:
+        table.add_row("per client and direction", f"{found.payload_bytes / MIB:.3f} MiB")
+    else:
+        table.add_row("per client, down", f"{found.download_bytes / MIB:.3f} MiB")
+        table.add_row("per client, up", f"{found.payload_bytes / MIB:.3f} MiB")
     table.add_row("full model in float32", f"{found.full_model_bytes / MIB:.3f} MiB")
     for tier in found.tiers:
         row = f"{tier.tuned_parameters:,}, {tier.payload_bytes / MIB:.3f} MiB"
@@ -178,12 +182,18 @@ def evaluate(
     config: Annotated[Path, typer.Argument(metavar="CONFIG|RUN", help="a TOML file or a run directory")],
     overrides: Overrides = None,
     adapter: Annotated[Path | None, typer.Option(help="a PEFT adapter directory; of a RUN its own")] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="a CSV file to write, with the answer to each example")
+    ] = None,
 ) -> None:
     """Measure a model on the test set of a configuration or a run; prints JSON."""
     from fedelta.experiment import evaluate_adapter
+    from fedelta.tasks.table import TASKS
 
-    found = evaluate_adapter(config, adapter, overrides or ())
-    print(json.dumps(dict(found.measures)))
+    found = evaluate_adapter(config, adapter, overrides or (), predictions=predictions)
+    losses = {task.loss.name for task in TASKS.values()}
+    names = {name: f"evaluation_{name}" if name in losses else name for name in found.measures}
+    print(json.dumps({names[name]: value for name, value in found.measures.items()}))
 
 
 @app.command()
@@ -232,8 +242,7 @@ def predict(  # noqa: PLR0917 the command line's, all options
     if budget_ms is not None:
         exit = costs_of(directory, predictor.backbone).deepest(budget_ms)
     for name, found in zip(inputs, predictor.predict(inputs, exit=exit, confidence=confidence), strict=True):
-        columns = [name, found.label, f"{found.probability:.4f}", *([] if found.exit is None else [str(found.exit)])]
-        print("\t".join(columns))
+        print("\t".join([name, *found.cells, *([] if found.exit is None else [str(found.exit)])]))
 
 
 @app.command()
@@ -278,7 +287,7 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
         f"{config}: good. {len(sizes)} clients with {min(sizes)} to {max(sizes)} examples, {held_out}"
         f"{len(assembly.data.test)} {assembly.config.data.evaluate_on} examples, "
         f"{len(assembly.data.class_names)} classes, "
-        f"{assembly.spec.num_parameters:,} of {assembly.total_parameters:,} parameters tuned, "
+        f"{assembly.spec.num_parameters:,} of {assembly.model.total_parameters:,} parameters tuned, "
         f"{assembly.engine.lanes.num} lanes."
     )
     if "compare" in read_table(config):

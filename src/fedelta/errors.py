@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+# A folder of a thousand damaged files must not fill the terminal.
+_NUM_SHOWN = 10
+
 
 class FedeltaError(Exception):
     """Root of all errors of this package.
@@ -72,3 +75,22 @@ class CheckpointError(FedeltaError):
 
 class RoundError(FedeltaError):
     """A round cannot be completed: too few usable replies, or a model that is no longer finite."""
+
+
+def refuse(origin: str, problems: Sequence[str], *, hint: str | None = None) -> None:
+    """Raise one `DataError` for all `problems` of `origin`, ten of them in words; nothing if none."""
+    if problems:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        lines = "".join(f"\n  - {problem}" for problem in problems[:_NUM_SHOWN])
+        more = f"\n  - and {len(problems) - _NUM_SHOWN} more" if len(problems) > _NUM_SHOWN else ""
+        raise DataError(f"{count} in {origin}:{lines}{more}", hint=hint)
+
+
+def listed(items: Sequence[object], limit: int = 5) -> str:
+    """The first `limit` items and how many more there are.
+
+    >>> listed(["a", "b", "c"], limit=2)
+    "'a', 'b' and 1 more"
+    """
+    shown = ", ".join(repr(item) for item in items[:limit])
+    return shown if len(items) <= limit else f"{shown} and {len(items) - limit} more"

@@ -10,46 +10,50 @@ import copy
 import hashlib
 import itertools
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import tomli_w
 import torch
 from torch import Tensor
 
-from fedelta.assembly import Assembly, assemble
-from fedelta.config import Config, check_config, load_config, with_absolute_paths
+from fedelta.assembly.model import tuned_model
+from fedelta.assembly.run import Assembly, assemble
+from fedelta.assembly.site import build_site, details, num_lanes, read_data
+from fedelta.config import Config, check_config, load_config, read_table
 from fedelta.data.batches import FederatedData
-from fedelta.data.federate import modality
+from fedelta.durable import write_atomic
 from fedelta.errors import InputError
-from fedelta.federation.personalize import Personalization
 from fedelta.federation.records import RoundOutcome
-from fedelta.federation.rounds import federate
+from fedelta.federation.rounds import Standing, federate
 from fedelta.federation.tiers import Tiers
 from fedelta.inference.adapter import Adapter, read_adapter, write_adapter
 from fedelta.inference.costs import costs_of
 from fedelta.inference.predict import Predictor, fill
-from fedelta.models.audio import AudioTransform
+from fedelta.inference.predictions import table_of
+from fedelta.modalities.settings import Preparation
 from fedelta.models.hub import Backbone
 from fedelta.models.native import is_native
 from fedelta.models.source import checkpoint_bytes
-from fedelta.params import Params
+from fedelta.params import Params, select
 from fedelta.results import rundir
-from fedelta.results.checkpoint import Checkpoint, encode, load, save
+from fedelta.results.checkpoint import Checkpoint, Lengths, encode, load, save
 from fedelta.results.citations import citations
 from fedelta.results.environment import environment, peak_memory_bytes
 from fedelta.results.files import JsonLines, Record, to_json
 from fedelta.results.ledger import Ledger, opening_row
 from fedelta.results.rundir import RunDirectory, free_name, refuse_taken
 from fedelta.results.runlog import round_record, summary, timing_record
-from fedelta.runtimes.stability import Stability
-from fedelta.tasks.base import Evaluation
+from fedelta.tasks.details import Details
 from fedelta.tracking.mirror import mirrored
-from fedelta.tracking.settings import Tracking
 from fedelta.tracking.table import require
+from fedelta.tuning import AnyTuning
 from fedelta.tuning.exits import exit_blocks
 
+# What a run started from is not needed to go on with it, and may be gone.
+_WITHOUT_ADAPTER = ("model.adapter=",)
 OnRound = Callable[[RoundOutcome, Ledger], None]
 
 
@@ -74,8 +78,7 @@ class Result:
     @property
     def measures(self) -> Mapping[str, float]:
         """What the task measures on the test set after the last round, such as `loss_nats`."""
-        final = "final_"
-        return {name.removeprefix(final): value for name, value in self.summary.items() if name.startswith(final)}
+        return dict(self.summary["measures"])
 
     def save_adapter(self, directory: str | Path) -> None:
         """Writes the adapter in Hugging Face PEFT layout; it is also in `path / "adapter"`."""
@@ -89,12 +92,12 @@ class Result:
         """
         if client_id is not None and client_id not in self.assembly.data.partition:
             raise InputError(f"there is no client {client_id}; expected 0 to {max(self.assembly.data.partition)}.")
-        own = {} if client_id is None else self.assembly.site.own(client_id)
+        own = {} if client_id is None else self.assembly.site.memory_of(client_id).local_only
         backbone, lanes = copy.deepcopy((self.assembly.backbone, self.assembly.engine.lanes))
         fill(backbone, self.params | own)
         lanes.active = 1
-        self.assembly.config.tuning.merge(backbone)
-        return Predictor(backbone, self.assembly.data.class_names)
+        self.assembly.model.tuning.merge(backbone)
+        return Predictor(backbone, self.assembly.data.class_names, self.assembly.config.task)
 
 
 class Experiment:
@@ -116,8 +119,9 @@ class Experiment:
         name: str = "experiment",
     ) -> None:
         check_config(config)
-        self.config = with_absolute_paths(config)
+        self.config = config
         self.name = name
+        self._left_out: str | None = None
         self._backbone = backbone
         self._data = data
 
@@ -128,9 +132,15 @@ class Experiment:
 
     @classmethod
     def from_run(cls, directory: str | Path) -> Experiment:
-        """The experiment behind a run directory."""
+        """The experiment behind a run directory, to be resumed.
+
+        The adapter that the run started from may be gone: its tuning method is in `config.toml`, its tensors are in the
+        checkpoint.
+        """
         run = RunDirectory.open(Path(directory))
-        return cls(load_config(run.config), name=run.path.name)
+        experiment = cls(load_config(run.config, _WITHOUT_ADAPTER), name=run.path.name)
+        experiment._left_out = read_table(run.config)["model"].get("adapter")
+        return experiment
 
     @cached_property
     def assembly(self) -> Assembly:
@@ -148,6 +158,11 @@ class Experiment:
             InputError: the configuration, data or model cannot be used; no run directory is left behind.
             RoundError: training failed; the rounds before it are kept.
         """
+        if self._left_out is not None:
+            raise InputError(
+                f"the run {self.name!r} started from adapter {self._left_out!r}, without which it can only be resumed.",
+                hint="to start anew, give its `config.toml` to `fedelta run` or `Experiment.from_toml`.",
+            )
         path = free_name(Path("runs"), self.name) if out is None else Path(out)
         refuse_taken(path)
         require(self.config.tracking)
@@ -170,7 +185,9 @@ class Experiment:
         run.read_rounds()  # of an older format: said before anything is changed
         checkpoint = load(run.checkpoint, self.assembly.spec, self._fingerprint)
         run.rewind(checkpoint)
-        self.assembly.site.restore(checkpoint.kept, checkpoint.remembered, checkpoint.adrift)
+        self.assembly.federation.runtime.restore(run.clients, checkpoint.memory_mark)
+        # What never travels is at the server as the run started with it.
+        self.assembly.site.start.update(select(checkpoint.params, self.assembly.spec.kept))
         ledger = Ledger.read(run.ledger)
         with mirrored(run, self.config) as mirror:
             params = self._continue(run, checkpoint, ledger, mirror.before(on_round))
@@ -180,36 +197,22 @@ class Experiment:
 
     def _continue(self, run: RunDirectory, checkpoint: Checkpoint, ledger: Ledger, on_round: OnRound | None) -> Params:
         """Runs the rounds that are left, each recorded before the next begins; returns the last params."""
-        params = checkpoint.params
-        outcomes = federate(
-            self.assembly.federation,
-            params,
-            checkpoint.state,
-            rounds_done=checkpoint.round,
-            bytes_sent=ledger.total_bytes,
-        )
+        federation, params = self.assembly.federation, checkpoint.params
+        standing = Standing(params, checkpoint.state, checkpoint.round, ledger.total_bytes, checkpoint.claimed)
         started = time.perf_counter()
-        for outcome in outcomes:
+        for outcome in federate(federation, standing):
             params = outcome.params
             ledger.append(outcome.transfers)
             run.rounds.append([round_record(outcome, ledger.total_bytes, self.config.task.loss)])
+            # Before the checkpoint, which points to it; until then the snapshot of the round before stays.
+            mark = federation.runtime.snapshot(run.clients, outcome.round)
             seconds = time.perf_counter() - started
             run.timings.append([timing_record(outcome.round, seconds, peak_memory_bytes())])
             started = time.perf_counter()
+            lengths = Lengths(run.rounds.num_bytes, JsonLines(run.ledger).num_bytes, run.timings.num_bytes)
             save(
                 run.checkpoint,
-                Checkpoint(
-                    round=outcome.round,
-                    params=params,
-                    state=outcome.state,
-                    kept=self.assembly.site.kept,
-                    remembered=self.assembly.site.remembered,
-                    adrift=self.assembly.site.adrift,
-                    log_bytes=run.rounds.num_bytes,
-                    ledger_bytes=JsonLines(run.ledger).num_bytes,
-                    timing_bytes=run.timings.num_bytes,
-                    run_fingerprint=self._fingerprint,
-                ),
+                Checkpoint(outcome.round, params, outcome.state, outcome.claimed, mark, lengths, self._fingerprint),
             )
             if on_round is not None:
                 on_round(outcome, ledger)
@@ -218,25 +221,26 @@ class Experiment:
     @cached_property
     def _fingerprint(self) -> str:
         """Differs between configurations and data that would give other results."""
-        return fingerprint(self.assembly.config, self.assembly.data, self.assembly.tiers)
+        return fingerprint(self.config, self.assembly.model.tuning, self.assembly.data, self.assembly.tiers)
 
     def _opening_files(self) -> dict[str, str | bytes]:
         """The content of a run directory before round 1."""
-        assembly = self.assembly
-        config = assembly.config
-        state = assembly.federation.strategy.init(assembly.params, assembly.spec)
+        assembly, config = self.assembly, self.config
+        strategy, tuning = assembly.strategy, assembly.model.tuning
+        state = strategy.init(assembly.params, assembly.spec)
         opening = opening_row(checkpoint_bytes(config.model))
-        first = Checkpoint(0, assembly.params, state, {}, {}, {}, 0, len(opening), 0, self._fingerprint)
+        first = Checkpoint(0, assembly.params, state, {}, "", Lengths(0, len(opening), 0), self._fingerprint)
         return {
-            rundir.CONFIG: config.to_toml(),
+            rundir.CONFIG: config.to_toml({"tuning": tuning}),
             rundir.ENVIRONMENT: to_json(environment(), indent=2),
-            rundir.CITATIONS: citations(config.model_dump()),
+            rundir.CITATIONS: citations(config.to_table({"tuning": tuning})),
             rundir.PARTITION: to_json(_label_counts(assembly.data)),
             rundir.MODEL: to_json(
                 {
                     "tuned_parameters": assembly.spec.num_parameters,
-                    "total_parameters": assembly.total_parameters,
+                    "total_parameters": assembly.model.total_parameters,
                     "groups": assembly.spec.sizes,
+                    "strategy": strategy.model_dump(mode="json"),
                 }
             ),
             rundir.LEDGER: opening,
@@ -244,38 +248,54 @@ class Experiment:
         }
 
 
-def fingerprint(config: Config, data: FederatedData, tiers: Tiers | None) -> str:
+def fingerprint(config: Config, tuning: AnyTuning, data: FederatedData, tiers: Tiers | None) -> str:
     """Sixteen hexadecimal digits that differ between configurations and data that would give other results.
 
     Args:
-        config: with the tuning method that is really used.
+        config: of the run.
+        tuning: the method that is really used.
         data: of all clients.
         tiers: of all clients; they may come from a file.
     """
+    table = config.to_table({"tuning": tuning})
     # Without what changes no result of a round: a run may be tracked from its second half on, or moved, and what it
     # started from is in its checkpoint.
-    personal = config.personalization
-    held_out = Personalization(held_out_clients=personal.held_out_clients, held_out=personal.held_out)
-    model = config.model.model_copy(update={"adapter": None})
-    config = config.model_copy(update={"model": model, "tracking": Tracking(), "personalization": held_out})
-    digest = hashlib.sha256(repr((config.to_toml(), data.class_names)).encode())
+    del table["tracking"]
+    table["model"].pop("adapter", None)
+    table["personalization"] = {key: table["personalization"][key] for key in ("held_out_clients", "held_out")}
+    digest = hashlib.sha256(repr((tomli_w.dumps(table), data.class_names)).encode())
     parts = (data.partition[key] for key in sorted(data.partition)), (data.unseen[key] for key in sorted(data.unseen))
-    for rows in (data.train.labels, data.test.labels, *itertools.chain(*parts)):
-        digest.update(len(rows).to_bytes(8, "big") + rows.numpy().tobytes())
+    targets = (each.targets.fetch(rows) for each in (data.train, data.test) for rows in _in_chunks(len(each)))
+    for values in itertools.chain(targets, *parts):
+        digest.update(len(values).to_bytes(8, "big") + values.numpy().tobytes())
     if tiers is not None:
         digest.update(repr(sorted(tiers.depths.items())).encode())
     return digest.hexdigest()[:16]
 
 
+def _in_chunks(num_rows: int) -> Sequence[Tensor]:
+    """All rows, some thousands at a time: those of a text may be long."""
+    chunks: Sequence[Tensor] = torch.arange(num_rows).split(4096)
+    return chunks
+
+
 def evaluate_adapter(
-    config: str | Path, adapter: str | Path | None = None, overrides: Iterable[str] = ()
-) -> Evaluation:
-    """The measures of the task on the test set, without training.
+    config: str | Path,
+    adapter: str | Path | None = None,
+    overrides: Iterable[str] = (),
+    *,
+    predictions: Path | None = None,
+) -> Details:
+    """What the task measures on the test set, without training.
 
     Args:
         config: a TOML file, or a run directory, whose own adapter is taken when none is given.
         adapter: a PEFT adapter directory; without one the model is measured as it starts.
         overrides: `section.key=value` strings.
+        predictions: a CSV file to write, with the answer to each example.
+
+    Raises:
+        InputError: something cannot be used; `predictions` exists, or there is more than one model.
     """
     path, kept_by = Path(config), None
     if path.is_dir():
@@ -283,29 +303,34 @@ def evaluate_adapter(
         # Another adapter than the run's own has nothing to do with what its clients keep.
         kept_by = run if adapter is None else None
         # The adapter that the run started from may be gone; its own is all that is needed.
-        path, adapter, overrides = run.config, adapter or run.adapter, ["model.adapter=", *overrides]
+        path, adapter, overrides = run.config, adapter or run.adapter, [*_WITHOUT_ADAPTER, *overrides]
     loaded = load_config(path, overrides)
-    if adapter is not None:
-        # The adapter says what is tuned, whatever the configuration was written for.
-        found = read_adapter(adapter)
-        model = loaded.model.model_copy(update={"adapter": str(adapter)})
-        loaded = loaded.model_copy(update={"model": model, "tuning": found.tuning})
-    # Nothing is trained: how reliable clients are does not matter.
-    assembly = assemble(loaded.model_copy(update={"stability": Stability()}))
+    backbone, data = read_data(loaded)
+    # The adapter says what is tuned, whatever the configuration was written for.
+    start = None if adapter is None else read_adapter(adapter, backbone.anatomy)
+    model = tuned_model(loaded, backbone, data.class_names, num_lanes=num_lanes(loaded), adapter=start)
+    site = build_site(loaded, model, data)
     if kept_by is not None:
-        assembly.site.restore(load(kept_by.checkpoint).kept, {}, {})
-    return assembly.evaluate(assembly.params)
+        site.restore(kept_by.clients, load(kept_by.checkpoint).memory_mark)
+    if predictions is None:
+        return details(site, model.params, data.test, data.class_names)
+    with table_of(predictions, data, loaded.task) as write:
+        return details(site, model.params, data.test, data.class_names, write)
 
 
 def _finish(run: RunDirectory, assembly: Assembly, params: Params, ledger: Ledger) -> Result:
     """Writes what only a finished run has."""
+    told = assembly.details(params)
     record = summary(
         run.read_rounds(),
         run.timings.read(),
         ledger,
         assembly.config.task.primary,
-        {"tuned_parameters": assembly.spec.num_parameters, "total_parameters": assembly.total_parameters},
+        {"tuned_parameters": assembly.spec.num_parameters, "total_parameters": assembly.model.total_parameters},
+        details=told.as_record(),
     )
+    if told.confusion is not None:
+        write_atomic(run.path / rundir.CONFUSION, to_json(told.confusion.as_record()) + "\n")
     _write_adapter(run.adapter, assembly, params, record)
     if exit_blocks(assembly.backbone.module):
         _keep_costs(run, assembly)
@@ -317,41 +342,49 @@ def _keep_costs(run: RunDirectory, assembly: Assembly) -> None:
     """Measures what an answer at each exit costs; what a finished run has measured on this machine stays."""
     assembly.engine.lanes.active = 1
     # A backbone of the caller's own may lack what makes examples.
-    row = None if assembly.backbone.transform else assembly.data.test.inputs.fetch(torch.tensor([0]))
+    row = None if assembly.backbone.modality else assembly.data.test.inputs.fetch(torch.tensor([0]))
     costs_of(run.path, assembly.backbone, row)
 
 
 def _write_adapter(directory: Path, assembly: Assembly, params: Params, record: Record) -> None:
-    config, transform = assembly.config, assembly.backbone.transform
+    config, modality = assembly.config, assembly.backbone.modality
     adapter = Adapter(
-        config.tuning,
+        assembly.model.tuning,
         params,
         base=config.model.source or "",
         class_names=assembly.data.class_names,
-        model=config.model.model_copy(update={"adapter": None}),
+        model=config.model,
         seed=config.seed,
-        max_length=config.data.max_length,
-        audio=transform.settings if isinstance(transform, AudioTransform) else None,
+        preparation=Preparation() if modality is None else modality.preparation,
+        task=config.task,
     )
     card = {
         **record,
         "num_clients": len(assembly.data.partition),
-        "modality": modality(transform),
+        "modality": None if modality is None else modality.name,
         "extra_inputs": dict(assembly.backbone.extra_inputs),
         "is_native": is_native(assembly.backbone.module),
-        "config": config.model_dump(mode="json"),
+        "config": config.to_table({"strategy": assembly.strategy}),
     }
     write_adapter(directory, adapter, assembly.backbone.anatomy, card)
 
 
 def _label_counts(data: FederatedData) -> dict[str, object]:
-    """How many rows of each class every client has: what the report draws."""
+    """How many rows of each class, or kind of row, every client has: what the report draws; nothing without kinds."""
+    strata = data.train.targets.strata
+    if strata is None:
+        return {}
+    names = data.strata_names or data.class_names
 
     def counts(rows_of: Mapping[int, Tensor]) -> dict[str, list[int]]:
         return {
-            str(client_id): torch.bincount(data.train.labels[rows], minlength=len(data.class_names)).tolist()
+            str(client_id): torch.bincount(strata[rows], minlength=len(names)).tolist()
             for client_id, rows in sorted(rows_of.items())
         }
 
-    found: dict[str, object] = {"class_names": list(data.class_names), "clients": counts(data.partition)}
-    return found | ({"held_out": counts(data.unseen)} if data.unseen else {})
+    found: dict[str, object] = {"class_names": list(names), "clients": counts(data.partition)}
+    if data.unseen:
+        found["held_out"] = counts(data.unseen)
+    if data.clients.names:
+        found["names"] = {str(number): data.clients.names[number] for number in data.clients.numbers}
+    return found

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from fedelta.assembly import adopt_tuning, check_norms
+from fedelta.assembly.model import adopted_tuning, apply_tuning
 from fedelta.codecs.wire import encode
-from fedelta.config import Config, named_choices
+from fedelta.config import Config
 from fedelta.data.sources import read
 from fedelta.federation.tiers import Tiers
 from fedelta.inference.adapter import read_adapter
@@ -18,7 +18,7 @@ from fedelta.models.native import PRESETS
 from fedelta.models.source import bundled_names
 from fedelta.params import ParamSpec
 from fedelta.results.runlog import BYTES_PER_FLOAT32
-from fedelta.seeds import stream
+from fedelta.settings.explain import named_choices
 from fedelta.tracking.table import TOOLS
 from fedelta.tuning.exits import exit_blocks, owned_at
 from fedelta.tuning.lanes import Lanes
@@ -33,7 +33,7 @@ class Tier:
     Args:
         depth: number of blocks.
         tuned_parameters: scalars that it trains, at the exits that `[exits]` has it learn at.
-        payload_bytes: length of one payload with all of its tensors.
+        payload_bytes: length of one upload with all of its tensors.
     """
 
     depth: int
@@ -50,7 +50,8 @@ class Inspection:
         total_parameters: number of scalars of the model.
         running_statistics: number of scalars of batch norms that travel and are not trained.
         groups: group to its scalars that travel: what is trained, and what the strategy sends beside it.
-        payload_bytes: length of one payload with all tensors, header included: one client, one direction.
+        payload_bytes: length of one upload with all tensors, header included.
+        download_bytes: of one download likewise; the same unless each direction has a codec of its own.
         tensor_bytes: the tensors' part of it.
         full_model_bytes: one payload of the whole model in float32, running statistics left out.
         tiers: one for each exit; nothing for a model without exits.
@@ -61,6 +62,7 @@ class Inspection:
     running_statistics: int
     groups: dict[str, int]
     payload_bytes: int
+    download_bytes: int
     tensor_bytes: int
     full_model_bytes: int
     tiers: tuple[Tier, ...] = ()
@@ -73,26 +75,22 @@ class Inspection:
 def inspect(config: Config) -> Inspection:
     """Builds the model without memory, applies the tuning method, and encodes zeros of the shapes that travel.
 
-    Reads the data only when `model.num_classes` is not given.
+    Reads the data only where the task has classes and `model.num_classes` is not given.
 
     Raises:
         InputError: something in the configuration cannot be used.
     """
-    if config.model.num_classes is None:
-        class_names = read(config.data, seed=config.seed).class_names
-    else:
-        class_names = tuple(str(index) for index in range(config.model.num_classes))
-    backbone = build(config.model, class_names, seed=config.seed, device="meta")
+    backbone = build(config.model, _class_names(config), seed=config.seed, device="meta", task=config.task)
     total_parameters = backbone.num_parameters
+    tuning = config.tuning
     if config.model.adapter is not None:
-        config = adopt_tuning(config, read_adapter(config.model.adapter, backbone.anatomy), backbone)
-    spec = config.tuning.apply(backbone, Lanes(1), stream(config.seed, "tuning"))
-    check_norms(config, backbone)
-    memory = config.strategy.memory
-    wire = spec if memory is None else memory.extend(spec)
+        tuning = adopted_tuning(config, read_adapter(config.model.adapter, backbone.anatomy), backbone)
+    spec = apply_tuning(config, tuning, backbone, Lanes(1))
+    steering = config.strategy.steering
+    wire = spec if steering is None else steering.extend(spec)
     shared = {name: wire.tensors[name] for name in wire.shared}
     zeros = {name: torch.zeros(tensor.shape) for name, tensor in shared.items()}
-    payload, tensor_bytes = encode(zeros, wire, config.codec)
+    payload, tensor_bytes = encode(zeros, wire, config.codec.up)
     return Inspection(
         tuned_parameters=spec.num_parameters,
         total_parameters=total_parameters,
@@ -102,10 +100,20 @@ def inspect(config: Config) -> Inspection:
             for group, names in wire.groups.items()
         },
         payload_bytes=len(payload),
+        download_bytes=len(encode(zeros, wire, config.codec.down)[0]),
         tensor_bytes=sum(tensor_bytes.values()),
         full_model_bytes=BYTES_PER_FLOAT32 * total_parameters,
         tiers=_tiers(config, backbone, spec, wire),
     )
+
+
+def _class_names(config: Config) -> tuple[str, ...]:
+    """As many as there are classes; those of the data, where the configuration does not say how many."""
+    if not config.task.has_classes:
+        return ()
+    if config.model.num_classes is None:
+        return read(config.data, seed=config.seed, task=config.task).class_names
+    return tuple(str(index) for index in range(config.model.num_classes))
 
 
 def _tiers(config: Config, backbone: Backbone, spec: ParamSpec, wire: ParamSpec) -> tuple[Tier, ...]:
@@ -118,7 +126,7 @@ def _tiers(config: Config, backbone: Backbone, spec: ParamSpec, wire: ParamSpec)
     for depth in depths:
         zeros = {name: torch.zeros(wire.tensors[name].shape) for name in wire.shared if held.owns(depth, name)}
         scalars = sum(spec.tensors[name].numel for name in zeros if name in spec and spec.tensors[name].trained)
-        tiers.append(Tier(depth, scalars, len(encode(zeros, wire, config.codec)[0])))
+        tiers.append(Tier(depth, scalars, len(encode(zeros, wire, config.codec.up)[0])))
     return tuple(tiers)
 
 
@@ -132,4 +140,5 @@ def choices() -> dict[str, list[str]]:
         "tuning.name": [*SINGLE, "several joined by +"],
         "personalization.tune": [*SCOPES],
     }
-    return fixed | named_choices() | {"tracking.tools": list(TOOLS)}
+    named = {key: names for key, names in named_choices(Config).items() if key not in fixed}
+    return fixed | named | {"tracking.tools": list(TOOLS)}

@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from fedelta.assembly import Assembly, assemble
+from fedelta.assembly.model import TunedModel, tiers_of, tuned_model
+from fedelta.assembly.site import build_engine, read_data
 from fedelta.config import Config, load_config
 from fedelta.data.batches import FederatedData
+from fedelta.durable import write_atomic
+from fedelta.engine.lanes import LaneEngine
 from fedelta.errors import ConfigError, InputError, RunError
 from fedelta.experiment import fingerprint
 from fedelta.federation.personalize import Personalized, Unseen
 from fedelta.federation.personalize import personalize as fine_tune
+from fedelta.federation.tiers import Tiers
 from fedelta.models.hub import Backbone
 from fedelta.results.checkpoint import Checkpoint, load
-from fedelta.results.files import Record, to_json, write_atomic
+from fedelta.results.files import Record, to_json
 from fedelta.results.rundir import PERSONALIZATION, RunDirectory
-from fedelta.runtimes.stability import Stability
-from fedelta.strategies.fedavg import FedAvg
 from fedelta.tasks.base import Evaluation, Measure
 from fedelta.tuning.scopes import Scope, scopes_of
 
@@ -64,9 +67,9 @@ def personalize(
     num_unseen = original.personalization.num_held_out + (0 if data is None else len(data.unseen))
     _check(original, config, run, num_unseen)
     with run.locked():
-        assembly = assemble(_for_unseen(config, num_unseen), backbone=backbone, data=data)
-        checkpoint = load(run.checkpoint, assembly.spec, fingerprint(original, assembly.data, assembly.tiers))
-        record = _record(assembly, checkpoint, config, on_result)
+        bench = _bench(config, num_unseen, backbone, data)
+        expected = fingerprint(original, bench.model.tuning, bench.data, bench.tiers)
+        record = _record(bench, load(run.checkpoint, bench.model.spec, expected), config, on_result)
         write_atomic(run.path / PERSONALIZATION, to_json(record, indent=2) + "\n")
     return record
 
@@ -86,8 +89,7 @@ def _check(original: Config, config: Config, run: RunDirectory, num_unseen: int)
     problems = []
     if (before.held_out_clients, before.held_out) != (now.held_out_clients, now.held_out):
         problems.append("the run has chosen which clients it does not ask; for others, run again")
-    start = original.model_copy(update={"model": original.model.model_copy(update={"adapter": None})})
-    other = [key for key in Config.model_fields if key not in _FREE and getattr(start, key) != getattr(config, key)]
+    other = [key for key in Config.model_fields if key not in _FREE and getattr(original, key) != getattr(config, key)]
     problems += [f"`{key}` is the run's; only `personalization.` and `runtime.` keys can be set" for key in other]
     if problems:
         raise ConfigError(problems, origin=f"run {str(run.path)!r}")
@@ -95,37 +97,46 @@ def _check(original: Config, config: Config, run: RunDirectory, num_unseen: int)
         raise RunError(f"run {str(run.path)!r} is not finished.", hint=f"finish it: `fedelta resume {run.path}`.")
 
 
-def _for_unseen(config: Config, num_unseen: int) -> Config:
-    """The configuration of an engine on which the clients that no round asks fine-tune."""
-    personal = config.personalization
-    client = personal.training(config.client)
+@dataclass(frozen=True)
+class _Bench:
+    """What the clients that no round asks fine-tune with; there is no server and no round.
+
+    Args:
+        model: that they start from, with the values of the backbone.
+        data: of all clients.
+        engine: trains as `[personalization]` says.
+        tiers: how deep each client runs.
+    """
+
+    model: TunedModel
+    data: FederatedData
+    engine: LaneEngine
+    tiers: Tiers | None
+
+
+def _bench(config: Config, num_unseen: int, backbone: Backbone | None, data: FederatedData | None) -> _Bench:
+    backbone, data = read_data(config, backbone, data)
+    client = config.personalization.training(config.client)
     num_lanes = config.runtime.num_lanes(
-        clients_per_round=num_unseen * len(personal.lrs),
-        batch_size=client.batch_size,
-        max_lanes=config.tuning.max_lanes,
+        clients_per_round=num_unseen * len(config.personalization.lrs), batch_size=client.batch_size
     )
-    update = {
-        "client": client,
-        "runtime": config.runtime.model_copy(update={"lanes": num_lanes}),
-        # There is no round: what a strategy asks of steps, traffic and reliability does not matter.
-        "strategy": FedAvg(clients_per_round=1),
-        "stability": Stability(),
-        "byte_budget_mib": None,
-    }
-    return config.model_copy(update=update)
+    model = tuned_model(config, backbone, data.class_names, num_lanes=num_lanes)
+    tiers = tiers_of(config, model, data.clients)
+    return _Bench(model, data, build_engine(config, model, data, client), tiers)
 
 
-def _record(assembly: Assembly, checkpoint: Checkpoint, config: Config, on_result: OnResult | None) -> Record:
-    data, personal = assembly.data, config.personalization
-    scopes = personal.scopes(scopes_of(assembly.backbone, assembly.spec), config.tuning.name)
+def _record(bench: _Bench, checkpoint: Checkpoint, config: Config, on_result: OnResult | None) -> Record:
+    data, spec, personal = bench.data, bench.model.spec, config.personalization
+    scopes = personal.scopes(scopes_of(bench.model.backbone, spec), bench.model.tuning.name)
     unseen = Unseen(
-        assembly.engine,
+        bench.engine,
         data.train,
         data.unseen,
         checkpoint.params,
         config.seed,
         round=max(1, checkpoint.round),
-        tiers=assembly.tiers,
+        tiers=bench.tiers,
+        clients=data.clients,
     )
     found: dict[Scope, list[Record]] = {scope: [] for scope in scopes}
     for each in fine_tune(personal, unseen, scopes):
@@ -135,10 +146,10 @@ def _record(assembly: Assembly, checkpoint: Checkpoint, config: Config, on_resul
     return {
         "note": _NOTE,
         "round": checkpoint.round,
-        "settings": personal.model_dump(mode="json") | {"batch_size": assembly.engine.client.batch_size},
+        "settings": personal.model_dump(mode="json") | {"batch_size": bench.engine.client.batch_size},
         "scopes": {
             scope: {
-                "tuned_parameters": sum(assembly.spec.tensors[name].numel for name in scopes[scope]),
+                "tuned_parameters": sum(spec.tensors[name].numel for name in scopes[scope]),
                 **_summary(sorted(rows, key=lambda row: row["client_id"]), config.task.primary),
             }
             for scope, rows in found.items()

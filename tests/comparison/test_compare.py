@@ -14,7 +14,8 @@ from tests.comparison.inline import run_inline
 from tests.small import SMALL, write_small
 
 import fedelta
-from fedelta import assembly, cli
+from fedelta import cli
+from fedelta.assembly import site
 from fedelta.comparison import compare
 from fedelta.comparison.pool import Event
 from fedelta.errors import ConfigError, RunError
@@ -102,14 +103,14 @@ def test_the_search_chooses_by_validation_rows_whatever_the_test_labels_are(tmp_
         assert (str(group.value), first["is_best"]) == (first["client.lr"], "true")
         assert all(cell.run == f"runs/{method}-seed-{cell.labels['seed']}-lr-{group.value}" for cell in group.cells)
 
-    original = assembly.read
+    original = site.read
 
-    def permuted(source, *, seed):
-        raw = original(source, seed=seed)
-        raw.test_labels[:] = raw.test_labels.flip(0)
+    def permuted(source, *, seed, task):
+        raw = original(source, seed=seed, task=task)
+        raw.test_targets.values[:] = raw.test_targets.values.flip(0)
         return raw
 
-    monkeypatch.setattr(assembly, "read", permuted)
+    monkeypatch.setattr(site, "read", permuted)
     other = fedelta.compare(config, {"tuning.name": ["head"]}, tmp_path / "other", overrides=ONE_ROUND)
     assert untimed(tmp_path / "other" / "search.csv") == untimed(tmp_path / "out" / "search.csv")[:2]
     assert other.groups[0].value == found.groups[0].value
@@ -326,3 +327,16 @@ def test_a_configuration_made_in_python_can_be_varied(tmp_path, inline):
     assert found.groups[1].total_bytes == 3 * found.groups[0].total_bytes
     with pytest.raises(ConfigError, match="nothing is varied"):
         fedelta.compare(config)
+
+
+@pytest.mark.parametrize(
+    "strategy", [["strategy.name=fedlama"], ["strategy.name=fedlama-auto", "byte_budget_mib=0.2"]], ids=lambda it: it[0]
+)
+def test_a_comparison_of_a_strategy_that_plans_for_itself_goes_on_where_it_was(tmp_path, inline, strategy):
+    # What the strategy makes of steps and bytes is no part of the configurations that are compared.
+    config, out = write_small(tmp_path), tmp_path / "out"
+    overrides = ["client.local_epochs=", "strategy.num_rounds=2", *strategy, "strategy.tau=2"]
+    fedelta.compare(config, {"seed": [1]}, out, overrides=overrides)
+    found = fedelta.compare(config, {"seed": [1, 2]}, out, overrides=overrides)
+    assert inline == ["seed=1", "seed=2"]
+    assert found.is_finished

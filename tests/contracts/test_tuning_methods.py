@@ -24,13 +24,14 @@ from tests.builders import (
     tiny_inputs,
 )
 
-from fedelta.data.batches import LabelledData, batches
+from fedelta.data.batches import Examples, batches
 from fedelta.engine.optimizers import Sgd
 from fedelta.engine.work import ClientSettings, Job
 from fedelta.models.hub import Backbone, build
 from fedelta.models.source import ModelSource
 from fedelta.params import Params, ParamSpec
 from fedelta.seeds import stream
+from fedelta.tasks.labels import Labels
 from fedelta.tuning.accumulator import Accumulator
 from fedelta.tuning.adapter import Adapter
 from fedelta.tuning.base import TuningMethod
@@ -102,12 +103,12 @@ def applied(method: TuningMethod, family: str, num_lanes: int = 3) -> tuple[Back
     return backbone, lanes, method.apply(backbone, lanes, stream(0, "tuning"))
 
 
-def trained(method: TuningMethod, family: str, lanes: int = 3, data: LabelledData | None = None) -> dict[int, Params]:
+def trained(method: TuningMethod, family: str, lanes: int = 3, data: Examples | None = None) -> dict[int, Params]:
     engine, _ = tiny_engine(method, data or tiny_data(family), family=family, lanes=lanes, client=CLIENT)
     return deltas_of(engine, jobs_for(SIZES, start_of(engine)))
 
 
-def trained_in_a_plain_loop(method: TuningMethod, family: str, data: LabelledData) -> dict[int, Params]:
+def trained_in_a_plain_loop(method: TuningMethod, family: str, data: Examples) -> dict[int, Params]:
     """One client after the other, with torch's optimizer on the parameters of a model with one lane."""
     backbone, lanes, spec = applied(method, family, num_lanes=1)
     parameters = {name: backbone.module.get_parameter(name) for name in spec}
@@ -121,7 +122,7 @@ def _plain_client(
     parameters: dict[str, torch.nn.Parameter],
     start: Params,
     job: Job,
-    data: LabelledData,
+    data: Examples,
 ) -> Params:
     with torch.no_grad():
         for name, parameter in parameters.items():
@@ -135,7 +136,7 @@ def _plain_client(
         optimizer.zero_grad(set_to_none=False)
         with lanes.training([len(rows)], [job.noise]):
             logits = backbone.logits(data.inputs.fetch(rows))
-        torch.nn.functional.cross_entropy(logits, data.labels[rows]).backward()
+        torch.nn.functional.cross_entropy(logits, data.targets.values[rows]).backward()
         optimizer.step()
     return {name: parameter.detach() - start[name] for name, parameter in parameters.items()}
 
@@ -258,10 +259,10 @@ def test_the_data_of_one_client_leave_no_trace_in_another(method: TuningMethod, 
     tensors = {name: tensor.clone() for name, tensor in data.inputs.tensors.items()}
     name = next(iter(tensors))
     tensors[name][rows] = tensors[name][rows].flip(0, 1)
-    labels = data.labels.clone()
+    labels = data.targets.values.clone()
     labels[rows] = (labels[rows] + 1) % 3
     before = trained(method, family, data=data)
-    after = trained(method, family, data=LabelledData(ReadyInputs(tensors), labels))
+    after = trained(method, family, data=Examples(ReadyInputs(tensors), Labels(labels)))
     for client_id in (0, 1, 3, 4):
         assert_same_bits(before[client_id], after[client_id])
     assert not all(torch.equal(before[2][key], after[2][key]) for key in before[2])

@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 
 from fedelta.data.augmentation import Augmentation, AugmentedInputs, crop_padded, draw_boxes, resize_boxes
 from fedelta.errors import ConfigError
-from fedelta.models.transforms import ImageTransform
+from fedelta.modalities.image import Images
 from fedelta.seeds import stream
 
 BLACK = tensor([0.0])
@@ -66,21 +66,21 @@ def test_the_images_of_a_batch_are_cropped_and_flipped_each_on_its_own():
 
 def test_the_padding_is_black_before_normalisation():
     # (0 - 0.5) / 0.25 = -2 and (0 - 0.2) / 0.1 = -2: what a black image becomes.
-    transform = ImageTransform(2, mean=(0.5, 0.2), std=(0.25, 0.1), num_channels=2)
-    black_image = transform(torch.zeros(1, 2, 2, 2, dtype=torch.uint8))["pixel_values"]
-    assert transform.black == pytest.approx((-2.0, -2.0))
-    white = transform(torch.full((1, 2, 2, 2), 255, dtype=torch.uint8))["pixel_values"]
-    cropped = crop_padded(white, tensor([[0, 1]]), 1, tensor(transform.black))
+    images = Images(2, mean=(0.5, 0.2), std=(0.25, 0.1), num_channels=2)
+    black_image = images.transform(torch.zeros(1, 2, 2, 2, dtype=torch.uint8))["pixel_values"]
+    assert images.black == pytest.approx((-2.0, -2.0))
+    white = images.transform(torch.full((1, 2, 2, 2), 255, dtype=torch.uint8))["pixel_values"]
+    cropped = crop_padded(white, tensor([[0, 1]]), 1, tensor(images.black))
     torch.testing.assert_close(cropped[:, :, 0], black_image[:, :, 0])
     assert torch.equal(cropped[:, :, 1], white[:, :, 0])
 
 
 def test_padding_and_normalising_is_normalising_and_padding():
-    transform = ImageTransform(8, mean=(0.5, 0.2, 0.3), std=(0.25, 0.1, 0.2))
+    images = Images(8, mean=(0.5, 0.2, 0.3), std=(0.25, 0.1, 0.2))
     raw = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8, generator=stream(0))
     starts = tensor([[0, 1], [4, 4], [2, 3], [2, 2]])
-    first = transform(crop_padded(raw, starts, 2, torch.zeros(3)))["pixel_values"]
-    second = crop_padded(transform(raw)["pixel_values"], starts, 2, tensor(transform.black))
+    first = images.transform(crop_padded(raw, starts, 2, torch.zeros(3)))["pixel_values"]
+    second = crop_padded(images.transform(raw)["pixel_values"], starts, 2, tensor(images.black))
     torch.testing.assert_close(second, first)
 
 

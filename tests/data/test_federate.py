@@ -7,6 +7,7 @@ import time
 
 import pytest
 import torch
+from datasets import ClassLabel, Dataset, Features, Value
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -14,23 +15,24 @@ from fedelta.data.federate import federate
 from fedelta.data.partition import Dirichlet, Iid, Natural
 from fedelta.data.sources import DataSource, read
 from fedelta.errors import DataError
-from fedelta.models.transforms import TextTransform, image_transform
+from fedelta.modalities.image import Images
+from fedelta.modalities.text import Texts
 
 
-def text_transform() -> TextTransform:
+def text_modality() -> Texts:
     words = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, "good": 2, "bad": 3}, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    return TextTransform(PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]"))
+    return Texts(PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]"))
 
 
 def test_the_digits_of_sixty_four_clients_are_ready_for_a_model():
     raw = read(DataSource(source="digits"), seed=7)
-    data = federate(raw, Dirichlet(num_clients=64, alpha=0.1), image_transform({}, 16, 3), seed=7)
+    data = federate(raw, Dirichlet(num_clients=64, alpha=0.1), Images.from_preprocessor({}, 16, 3), seed=7)
     assert (len(data.train), len(data.test), len(data.partition)) == (1437, 360, 64)
     rows = data.partition[5]
     assert data.train.inputs.fetch(rows)["pixel_values"].shape == (len(rows), 3, 16, 16)
     # A row's label belongs to its image: the same label as in the data set it came from.
-    assert data.train.labels[rows].tolist() == raw.train.select(rows.tolist())["label"][:]
+    assert data.train.targets.values[rows].tolist() == raw.train.select(rows.tolist())["label"][:]
 
 
 def test_texts_with_natural_clients(tmp_path):
@@ -38,7 +40,7 @@ def test_texts_with_natural_clients(tmp_path):
     (tmp_path / "d.csv").write_text("\n".join(lines))
     source = DataSource(source=str(tmp_path / "d.csv"), label_column="mood", text_column="text", max_length=2)
     raw = read(source.model_copy(update={"client_column": "clinic"}), seed=0)
-    data = federate(raw, Natural(num_clients=4), text_transform(), seed=0)
+    data = federate(raw, Natural(num_clients=4), text_modality(), seed=0)
     assert [set(raw.train.select(rows.tolist())["clinic"]) for rows in data.partition.values()] == [
         {"c0"},
         {"c1"},
@@ -58,7 +60,7 @@ def test_bad_rows_have_their_number_in_the_file(tmp_path, limit):
     assert rows
     numbers = ", ".join(str(row) for row in rows)
     with pytest.raises(DataError, match=rf"(?s)the training set of .* rows {numbers}\n"):
-        federate(raw, Iid(num_clients=2), text_transform(), seed=0)
+        federate(raw, Iid(num_clients=2), text_modality(), seed=0)
 
 
 def test_a_test_set_of_its_own_is_named_in_its_errors(tmp_path):
@@ -66,13 +68,13 @@ def test_a_test_set_of_its_own_is_named_in_its_errors(tmp_path):
     (tmp_path / "later.csv").write_text('text,label\ngood,a\n"",b\n')
     source = DataSource(source=str(tmp_path / "d.csv"), test_source=str(tmp_path / "later.csv"))
     with pytest.raises(DataError, match=r"(?s)the test set of data source '.*/later.csv'.* rows 1\n"):
-        federate(read(source, seed=0), Iid(num_clients=2), text_transform(), seed=0)
+        federate(read(source, seed=0), Iid(num_clients=2), text_modality(), seed=0)
 
 
 def test_a_model_for_the_other_kind_of_input_is_refused():
     raw = read(DataSource(source="digits"), seed=0)
     with pytest.raises(DataError, match=r"(?s)'image' holds images, but the model takes texts.*hint: choose another"):
-        federate(raw, Iid(num_clients=2), text_transform(), seed=0)
+        federate(raw, Iid(num_clients=2), text_modality(), seed=0)
 
 
 def test_a_file_that_is_no_image_is_named(tmp_path):
@@ -84,7 +86,103 @@ def test_a_file_that_is_no_image_is_named(tmp_path):
     with pytest.raises(
         DataError, match=r"(?s)4 problems in the training set of .*/a/\d.png\): no image in a known format"
     ):
-        federate(raw, Iid(num_clients=2), image_transform({}, 8, 3), seed=0)
+        federate(raw, Iid(num_clients=2), Images.from_preprocessor({}, 8, 3), seed=0)
+
+
+def clinics(folder, column: str = "clinic", names: str = "abc") -> DataSource:
+    """Thirty rows in turn of three clinics, and six test rows, two of each."""
+    lines = [f"{'good ' * (row % 3 + 1)},{row % 2},{names[row % 3]}" for row in range(30)]
+    (folder / "train.csv").write_text("\n".join([f"text,mood,{column}", *lines]))
+    (folder / "test.csv").write_text("\n".join([f"text,mood,{column}", *lines[:6]]))
+    return DataSource(
+        source=str(folder / "train.csv"),
+        test_source=str(folder / "test.csv"),
+        label_column="mood",
+        text_column="text",
+        client_column=column,
+    )
+
+
+def federated(source: DataSource, partition: object = None, held_out: tuple[object, ...] = ()):
+    find = lambda clients: [clients.find(key) for key in held_out]  # noqa: E731
+    return federate(read(source, seed=0), partition or Natural(), text_modality(), seed=0, held_out=find)
+
+
+def test_natural_clients_are_called_by_their_ids(tmp_path):
+    data = federated(clinics(tmp_path))
+    assert data.names == {0: "a", 1: "b", 2: "c"}
+    # In ascending order of the ids, whatever comes first in the file.
+    data = federated(clinics(tmp_path, names="931"))
+    assert data.names == {0: 1, 1: 3, 2: 9}
+    assert data.partition[0].tolist() == list(range(2, 30, 3))
+    assert federated(clinics(tmp_path), Iid(num_clients=2)).names == {}
+
+
+def test_the_natural_clients_that_are_drawn_keep_their_names(tmp_path):
+    source = clinics(tmp_path)
+    raw, data = read(source, seed=0), federated(source, Natural(num_clients=2))
+    assert set(data.names) == {0, 1}
+    for client, name in data.names.items():
+        assert set(raw.train.select(data.partition[client].tolist())["clinic"]) == {name}
+
+
+def test_class_labels_as_ids_are_called_by_the_names_of_the_labels(tmp_path):
+    features = Features({"text": Value("string"), "label": Value("int64"), "site": ClassLabel(names=["z", "y"])})
+    table = {"text": ["good", "bad"] * 6, "label": [0, 1] * 6, "site": [1, 1, 0] * 4}
+    Dataset.from_dict(table, features=features).to_parquet(tmp_path / "d.parquet")
+    source = DataSource(source=str(tmp_path / "d.parquet"), client_column="site", test_fraction=0.1)
+    assert federated(source).names == {0: "z", 1: "y"}
+
+
+def test_ids_that_are_neither_texts_nor_whole_numbers_are_no_names(tmp_path):
+    table = {"text": ["good", "bad"] * 6, "label": [0, 1] * 6, "site": [0.5, 0.25, 0.5] * 4}
+    Dataset.from_dict(table).to_parquet(tmp_path / "d.parquet")
+    source = DataSource(source=str(tmp_path / "d.parquet"), client_column="site", test_fraction=0.1)
+    data = federated(source)
+    assert (data.names, len(data.partition)) == ({}, 2)
+
+
+def test_rows_of_clients_that_are_held_out_are_not_in_the_test_set(tmp_path):
+    source = clinics(tmp_path)
+    data, whole = federated(source, held_out=("b",)), federated(source)
+    assert (set(data.partition), set(data.unseen), data.names) == ({0, 2}, {1}, {0: "a", 1: "b", 2: "c"})
+    # Rows 1 and 4 of the test set are those of b; texts have one to three words in turn.
+    assert (len(whole.test), len(data.test)) == (6, 4)
+    rows = torch.arange(4)
+    assert data.test.inputs.fetch(rows)["attention_mask"].sum(1).tolist() == [1, 3, 1, 3]
+    assert data.test.labels.tolist() == [0, 0, 1, 1]
+    assert len(federated(source, Iid(num_clients=3), held_out=(1,)).test) == 6
+
+
+def test_rows_that_are_cut_off_the_training_set_are_left_out_as_well(tmp_path):
+    source = clinics(tmp_path).model_copy(update={"test_source": None, "test_fraction": 0.5})
+    raw = read(source, seed=0)
+    left = [clinic for clinic in raw.test["clinic"] if clinic != "b"]
+    assert 0 < len(left) < 15
+    assert len(federated(source, held_out=("b",)).test) == len(left)
+
+
+def test_bad_rows_of_such_a_test_set_keep_their_numbers(tmp_path):
+    source = clinics(tmp_path)
+    content = (tmp_path / "test.csv").read_text().splitlines()
+    (tmp_path / "test.csv").write_text("\n".join([*content[:-1], '"",1,c']))
+    with pytest.raises(DataError, match=r"(?s)the test set of .* rows 5\n"):
+        federated(source, held_out=("b",))
+
+
+def test_a_test_set_need_not_say_whose_its_rows_are(tmp_path):
+    source = clinics(tmp_path)
+    (tmp_path / "test.csv").write_text("text,mood\ngood,0\ngood good,1\n")
+    assert len(federated(source, held_out=("b",)).test) == 2
+
+
+def test_a_test_set_of_nothing_but_clients_that_are_held_out_is_refused(tmp_path):
+    source = clinics(tmp_path)
+    (tmp_path / "test.csv").write_text("text,mood,clinic\ngood,0,b\ngood good,1,b\n")
+    problem = "every row of the test set belongs to a client that is held out: 'b'"
+    with pytest.raises(DataError, match=problem) as caught:
+        federated(source, held_out=("b",))
+    assert "data.test_source" in caught.value.hint
 
 
 @pytest.mark.shared
@@ -92,10 +190,10 @@ def test_cifar_100_is_read_in_seconds_with_its_published_clients(shared_dir):
     start = time.monotonic()
     source = DataSource(source=str(shared_dir / "data" / "cifar100"), client_column="client")
     raw = read(source, seed=0)
-    data = federate(raw, Natural(num_clients=100), image_transform({}, 224, 3), seed=0)
+    data = federate(raw, Natural(num_clients=100), Images.from_preprocessor({}, 224, 3), seed=0)
     seconds = time.monotonic() - start
     assert (len(data.train), len(data.test), len(data.class_names)) == (25000, 5000, 100)
-    assert data.train.inputs.images.shape == (25000, 3, 32, 32)
+    assert data.train.inputs.raw.shape == (25000, 3, 32, 32)
     assert raw.train.select(data.partition[17].tolist()).unique("client") == [17]
     # Five on an idle machine; the bound is for one that decodes with every attempt of every format.
     assert seconds < 60

@@ -40,11 +40,11 @@ def flat(tmp_path) -> Path:
 
 def test_the_names_of_files_say_label_client_and_test_set(flat):
     raw = load(flat, file_pattern=THREE, test_files="*_[0-1].wav")
-    assert (raw.modality, raw.class_names, raw.columns.client) == ("audio", ("high", "low", "middle"), "client")
+    assert (raw.modality.name, raw.class_names, raw.columns.client) == ("audio", ("high", "low", "middle"), "client")
     # 3 labels x 3 speakers, of which 2 of 6 files each are for the test.
     assert (len(raw.train), len(raw.test)) == (36, 18)
     assert {name[-5] for name in names_of(raw.test)} == {"0", "1"}
-    for name, label, client in zip(names_of(raw.train), raw.train_labels, raw.train["client"], strict=True):
+    for name, label, client in zip(names_of(raw.train), raw.train_targets.values, raw.train["client"], strict=True):
         assert name.split("_")[:2] == [raw.class_names[label], client]
     assert set(raw.train["client"]) == set(SPEAKERS)
 
@@ -53,21 +53,21 @@ def test_the_label_may_be_a_folder_and_the_client_in_the_name(tmp_path):
     names = ("no/ab12_nohash_2.flac", "yes/ab12_nohash_0.wav", "yes/cd_34_nohash_1.wav", "no/cd_34_nohash_0.wav")
     raw = load(files(tmp_path, *names), file_pattern="{client}_nohash_{index}", test_files="yes/cd*")
     assert raw.class_names == ("no", "yes")
-    assert (raw.train["client"][:], raw.train_labels.tolist()) == (["ab12", "cd_34", "ab12"], [0, 0, 1])
-    assert (names_of(raw.test), raw.test_labels.tolist()) == (["cd_34_nohash_1.wav"], [1])
+    assert (raw.train["client"][:], raw.train_targets.values.tolist()) == (["ab12", "cd_34", "ab12"], [0, 0, 1])
+    assert (names_of(raw.test), raw.test_targets.values.tolist()) == (["cd_34_nohash_1.wav"], [1])
 
 
 def test_a_folder_for_each_class_needs_no_pattern(tmp_path):
     names = [f"{split}/{label}/{index}.ogg" for split in ("train", "test") for label in "ab" for index in range(2)]
     raw = load(files(tmp_path, *names))
-    assert (raw.modality, raw.class_names, len(raw.train), len(raw.test)) == ("audio", ("a", "b"), 4, 4)
+    assert (raw.modality.name, raw.class_names, len(raw.train), len(raw.test)) == ("audio", ("a", "b"), 4, 4)
     assert raw.columns.client is None
 
 
 def test_test_files_are_taken_from_the_folder_of_training_files(tmp_path):
     names = [f"train/{label}/{index}.wav" for label in "ab" for index in range(3)]
     raw = load(files(tmp_path, *names), test_files="2.wav")
-    assert (len(raw.train), len(raw.test), raw.test_labels.tolist()) == (4, 2, [0, 1])
+    assert (len(raw.train), len(raw.test), raw.test_targets.values.tolist()) == (4, 2, [0, 1])
 
 
 def test_images_have_names_too(tmp_path):
@@ -76,7 +76,7 @@ def test_images_have_names_too(tmp_path):
     for index in range(8):
         Pillow.new("L", (4, 4)).save(tmp_path / f"{index % 2}_writer{index // 2}.png")
     raw = load(tmp_path, file_pattern="{label}_{client}", test_files="*_writer3.png")
-    assert (raw.modality, raw.class_names, set(raw.train["client"])) == (
+    assert (raw.modality.name, raw.class_names, set(raw.train["client"])) == (
         "image", ("0", "1"), {"writer0", "writer1", "writer2"},
     )  # fmt: skip
 
@@ -194,7 +194,7 @@ def test_with_a_pattern_a_table_beside_the_files_is_passed_over(flat):
     (flat / "about").mkdir()
     (flat / "about" / "speakers.json").write_text("{}")
     raw = load(flat, file_pattern=THREE, test_files="*_[0-1].wav")
-    assert (raw.modality, len(raw.train), len(raw.test), raw.columns.client) == ("audio", 36, 18, "client")
+    assert (raw.modality.name, len(raw.train), len(raw.test), raw.columns.client) == ("audio", 36, 18, "client")
     (flat / "notes.txt").touch()
     with pytest.raises(DataError, match=r"1 problem in audio folder .*\n.*notes.txt' is no recording"):
         load(flat, file_pattern=THREE)
@@ -205,7 +205,7 @@ def test_a_table_beside_recordings_is_in_charge_of_them(tmp_path):
     rows = "\n".join(f"{tmp_path / name},{label}" for name, label in (("1.wav", "a"), ("2.wav", "b")) for _ in range(3))
     (tmp_path / "train.csv").write_text(f"file,label\n{rows}\n")
     raw = load(tmp_path, audio_column="file")
-    assert (raw.modality, len(raw.train) + len(raw.test)) == ("audio", 6)
+    assert (raw.modality.name, len(raw.train) + len(raw.test)) == ("audio", 6)
 
 
 def test_recordings_in_parquet_are_found_by_their_feature_or_their_name(tmp_path):
@@ -217,11 +217,11 @@ def test_recordings_in_parquet_are_found_by_their_feature_or_their_name(tmp_path
     plain.to_parquet(tmp_path / "plain.parquet")
     plain.cast(features).to_parquet(tmp_path / "hub.parquet")
     raw = load(tmp_path / "hub.parquet")
-    assert (raw.columns.input, raw.modality, raw.class_names) == ("speech", "audio", ("x", "y"))
+    assert (raw.columns.input, raw.modality.name, raw.class_names) == ("speech", "audio", ("x", "y"))
     # Bytes alone could be anything: without a word they are images.
-    assert load(tmp_path / "plain.parquet").modality == "image"
-    assert load(tmp_path / "plain.parquet", audio_column="speech").modality == "audio"
-    torch.testing.assert_close(raw.train_labels.bincount(), torch.tensor([2, 2]))
+    assert load(tmp_path / "plain.parquet").modality.name == "image"
+    assert load(tmp_path / "plain.parquet", audio_column="speech").modality.name == "audio"
+    torch.testing.assert_close(raw.train_targets.values.bincount(), torch.tensor([2, 2]))
 
 
 def test_images_and_recordings_in_one_table_are_a_choice(tmp_path):
@@ -234,4 +234,4 @@ def test_images_and_recordings_in_one_table_are_a_choice(tmp_path):
     dataset.cast(features).to_parquet(tmp_path / "d.parquet")
     with pytest.raises(DataError, match=r"could be it .'a', 'b'.; set `data.image_column`, `data.audio_column` or"):
         load(tmp_path / "d.parquet")
-    assert load(tmp_path / "d.parquet", audio_column="b").modality == "audio"
+    assert load(tmp_path / "d.parquet", audio_column="b").modality.name == "audio"

@@ -13,7 +13,8 @@ from fedelta.data.sources import DataSource, read
 from fedelta.data.validation import RowsOf, hold_back
 from fedelta.errors import ConfigError, DataError
 from fedelta.experiment import Experiment
-from fedelta.models.transforms import image_transform
+from fedelta.modalities.image import Images
+from fedelta.tasks.base import Task
 
 PARTITION = Dirichlet(num_clients=6, alpha=0.5, min_size=4)
 
@@ -21,7 +22,7 @@ PARTITION = Dirichlet(num_clients=6, alpha=0.5, min_size=4)
 def digits(**fields: object):
     source = DataSource(source="digits", max_train_examples=120, max_test_examples=60, **fields)
     raw = read(source, seed=3)
-    return raw, federate(raw, PARTITION, image_transform({}, 16, 3), seed=3)
+    return raw, federate(raw, PARTITION, Images.from_preprocessor({}, 16, 3), seed=3)
 
 
 # 0.2 * 10 = 2; 0.2 * 8 = 1.6, nearest 2; 0.2 * 7 = 1.4, nearest 1; 0.5 * 3 = 1.5, of 1 and 2 the larger;
@@ -45,7 +46,7 @@ def test_every_client_gives_its_share_and_no_row_is_in_both_sets():
         # The division is that of the real run.
         assert torch.equal(torch.cat([own, given]).sort().values, rows)
         assert len(given) == int(0.2 * len(rows) + 0.5)
-    assert torch.equal(data.test.labels, raw.train_labels[held])
+    assert torch.equal(data.test.targets.values, raw.train_targets.values[held])
 
 
 def test_the_view_shares_the_training_images():
@@ -73,19 +74,19 @@ def test_test_labels_do_not_reach_a_run_that_is_measured_on_validation_rows(tmp_
         path = write_small(tmp_path)
         return Experiment.from_toml(path, ["data.evaluate_on=validation", "strategy.num_rounds=1"]).run(
             tmp_path / name
-        ).accuracy  # fmt: skip
+        ).measures["accuracy"]  # fmt: skip
 
-    from fedelta import assembly
+    from fedelta.assembly import site
 
     first = accuracy("first")
-    original = assembly.read
+    original = site.read
 
-    def permuted(source: DataSource, *, seed: int):
-        raw = original(source, seed=seed)
-        raw.test_labels[:] = raw.test_labels.flip(0)
+    def permuted(source: DataSource, *, seed: int, task: Task):
+        raw = original(source, seed=seed, task=task)
+        raw.test_targets.values[:] = raw.test_targets.values.flip(0)
         return raw
 
-    monkeypatch.setattr(assembly, "read", permuted)
+    monkeypatch.setattr(site, "read", permuted)
     assert accuracy("second") == first
 
 

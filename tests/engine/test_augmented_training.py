@@ -23,7 +23,7 @@ from tests.sounds import write_flat
 
 from fedelta.config import load_config
 from fedelta.data.augmentation import Augmentation
-from fedelta.data.batches import LabelledData
+from fedelta.data.batches import Examples
 from fedelta.engine.work import ClientSettings
 from fedelta.errors import ConfigError
 from fedelta.experiment import Experiment
@@ -178,6 +178,6 @@ def test_data_of_ones_own_that_are_no_images_are_refused(tmp_path):
     config = write_small(tmp_path)
     whole = Experiment.from_toml(config).assembly.data
     features = ReadyInputs({"features": torch.zeros(len(whole.train), 3)})
-    data = replace(whole, train=LabelledData(features, whole.train.labels))
+    data = replace(whole, train=Examples(features, whole.train.targets))
     with pytest.raises(ConfigError, match="changes `pixel_values`, but the training data have features"):
         Experiment(load_config(config, [*ON, "runtime.cache_mib=0"]), data=data).assembly  # noqa: B018

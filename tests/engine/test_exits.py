@@ -10,12 +10,13 @@ import torch
 from tests.builders import assert_close, jobs_for, randomise, start_of, tiny_backbone, tiny_data, tiny_engine
 from torch import Tensor, tensor
 
-from fedelta.data.batches import LabelledData
+from fedelta.data.batches import Examples
 from fedelta.engine.exits import ExitLoss, ExitSettings
 from fedelta.engine.optimizers import Sgd
 from fedelta.engine.work import ClientSettings, Trained
 from fedelta.params import Params
 from fedelta.seeds import stream
+from fedelta.tasks.classification import Classification
 from fedelta.tuning.accumulator import Accumulator
 from fedelta.tuning.base import TuningMethod
 from fedelta.tuning.combined import Combined
@@ -53,15 +54,19 @@ def test_the_exits_of_a_step_by_regime():
         assert below == 3
         return next(drawn)
 
-    assert ExitLoss(ExitSettings(train="deepest"), 1).chosen(3, draw) == (3,)
-    assert [ExitLoss(ExitSettings(train="random"), 1).chosen(3, draw) for _ in range(3)] == [(1,), (3,), (2,)]
+    assert ExitLoss(ExitSettings(train="deepest"), 1, Classification()).chosen(3, draw) == (3,)
+    assert [ExitLoss(ExitSettings(train="random"), 1, Classification()).chosen(3, draw) for _ in range(3)] == [
+        (1,),
+        (3,),
+        (2,),
+    ]
     for train in ("sum", "distill"):
-        assert ExitLoss(ExitSettings(train=train), 1).chosen(3, zeros) == (1, 2, 3)
+        assert ExitLoss(ExitSettings(train=train), 1, Classification()).chosen(3, zeros) == (1, 2, 3)
 
 
 def test_one_exit_gives_its_cross_entropy_with_padding_of_no_weight():
     # Two samples and padding: (ln 4/3 + ln 4) / 2, whatever the padding says.
-    loss = ExitLoss(ExitSettings(), 1)
+    loss = ExitLoss(ExitSettings(), 1, Classification())
     for padding in (0.0, 50.0):
         found, written = loss.of(
             logits_of([[LN3, -LN3, padding]]), torch.zeros(1, 3, dtype=torch.int64), tensor([[0.5, 0.5, 0.0]]),
@@ -72,7 +77,7 @@ def test_one_exit_gives_its_cross_entropy_with_padding_of_no_weight():
 
 
 def test_a_sum_is_over_exits_and_what_is_written_down_is_their_mean():
-    found, written = ExitLoss(ExitSettings(train="sum"), 1).of(
+    found, written = ExitLoss(ExitSettings(train="sum"), 1, Classification()).of(
         logits_of([[LN3]], [[0.0]], [[-LN3]]), torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1),
         torch.ones(3, 1), unseen(3),
     )  # fmt: skip
@@ -83,7 +88,7 @@ def test_a_sum_is_over_exits_and_what_is_written_down_is_their_mean():
 def test_lanes_at_different_exits_learn_at_their_own_alone():
     # Lane 0 drew the first exit and lane 1 the second; the other logits get no gradient.
     logits = logits_of([[LN3], [9.0]], [[5.0], [0.0]], grad=True)
-    found, written = ExitLoss(ExitSettings(train="random"), 1).of(
+    found, written = ExitLoss(ExitSettings(train="random"), 1, Classification()).of(
         logits, torch.zeros(2, 1, dtype=torch.int64), torch.ones(2, 1), tensor([[1.0, 0.0], [0.0, 1.0]]), unseen(2, 2)
     )
     assert found.tolist() == pytest.approx([LOW, MIDDLE])
@@ -100,7 +105,7 @@ def test_every_exit_learns_from_the_best_with_a_weight_that_grows_to_one(round: 
     # Losses ln 4/3 and ln 2: exit 1 teaches with (3/4, 1/4). KL to (1/2, 1/2) is 3/4 ln 3/2 + 1/4 ln 1/2.
     divergence = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
     logits = logits_of([[LN3]], [[0.0]], grad=True)
-    found, written = ExitLoss(ExitSettings(train="distill"), round).of(
+    found, written = ExitLoss(ExitSettings(train="distill"), round, Classification()).of(
         logits, torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1), torch.ones(2, 1), unseen(2)
     )
     assert found.tolist() == pytest.approx([LOW + MIDDLE + weight * divergence], rel=1e-5)
@@ -115,7 +120,7 @@ def test_the_teacher_is_the_exit_with_the_lowest_running_loss_of_its_lane():
     # now. In lane 1, which has seen nothing yet, exit 1 does.
     running = tensor([[1.0, torch.nan], [0.1, torch.nan]])
     logits = logits_of([[LN3], [LN3]], [[0.0], [0.0]])
-    found, _ = ExitLoss(ExitSettings(train="distill"), 300).of(
+    found, _ = ExitLoss(ExitSettings(train="distill"), 300, Classification()).of(
         logits, torch.zeros(2, 1, dtype=torch.int64), torch.ones(2, 1), torch.ones(2, 2), running
     )
     from_second = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)
@@ -127,7 +132,7 @@ def test_the_teacher_is_the_exit_with_the_lowest_running_loss_of_its_lane():
 
 def test_padding_has_no_weight_in_the_distillation():
     found = [
-        ExitLoss(ExitSettings(train="distill"), 300).of(
+        ExitLoss(ExitSettings(train="distill"), 300, Classification()).of(
             logits_of([[LN3, padding]], [[0.0, -padding]]), torch.zeros(1, 2, dtype=torch.int64), tensor([[1.0, 0.0]]),
             torch.ones(2, 1), unseen(2),
         )[0].item()
@@ -151,12 +156,12 @@ def trained(
     return {result.client_id: result for result in engine.train(jobs, 0.05, round)}
 
 
-def one_step(train: str, rows: Tensor, data: LabelledData) -> tuple[Params, float]:
+def one_step(train: str, rows: Tensor, data: Examples) -> tuple[Params, float]:
     """Delta and loss of one SGD step over all of `rows`, at all exits."""
     backbone, lanes = tiny_backbone(num_hidden_layers=3), Lanes(1)
     spec = ACCUMULATOR.apply(backbone, lanes, stream(0, "tuning"))
     found = logits_at(exit_blocks(backbone.module), lambda: backbone.logits(data.inputs.fetch(rows)), {1, 2, 3})
-    losses = [torch.nn.functional.cross_entropy(logits, data.labels[rows]) for logits in found.values()]
+    losses = [torch.nn.functional.cross_entropy(logits, data.targets.values[rows]) for logits in found.values()]
     loss = torch.stack(losses).sum()
     if train == "distill":
         best = min(range(3), key=lambda index: losses[index].item())
@@ -222,11 +227,11 @@ def test_evaluation_by_hand_at_every_exit():
         engine.lanes.active = 1
         blocks = exit_blocks(backbone.module)
         answers = logits_at(blocks, lambda: backbone.logits(data.inputs.tensors), {1, 2, 3})
-    right = [int((answers[number].argmax(1) == data.labels).sum()) for number in (1, 2, 3)]
+    right = [int((answers[number].argmax(1) == data.targets.values).sum()) for number in (1, 2, 3)]
     assert found.by_exit["accuracy"] == tuple(count / 300 for count in right)
     assert len(set(right)) == 3
     assert found.measures["accuracy"] == right[-1] / 300
-    loss = torch.nn.functional.cross_entropy(answers[3], data.labels).item()
+    loss = torch.nn.functional.cross_entropy(answers[3], data.targets.values).item()
     assert found.measures["loss_nats"] == pytest.approx(loss, rel=1e-5)
 
 

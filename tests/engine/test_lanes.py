@@ -21,7 +21,7 @@ from tests.builders import (
 )
 from torch import Tensor, nn, tensor
 
-from fedelta.data.batches import LabelledData
+from fedelta.data.batches import Examples
 from fedelta.engine.lanes import LaneEngine
 from fedelta.engine.optimizers import AdamW, Cosine, Sgd
 from fedelta.engine.work import ClientSettings, Job
@@ -31,6 +31,7 @@ from fedelta.params import Params
 from fedelta.seeds import stream
 from fedelta.strategies.base import LocalRule
 from fedelta.strategies.local import Plain
+from fedelta.tasks.labels import Labels
 from fedelta.tuning.head import Head
 from fedelta.tuning.lanes import Lanes
 from fedelta.tuning.lora import Lora
@@ -67,7 +68,7 @@ def linear_engine(
 ) -> LaneEngine:
     backbone, shared = Backbone(Linear(), Anatomy(("head",))), Lanes(lanes)
     spec = Head().apply(backbone, shared, stream(0))
-    data = LabelledData(ReadyInputs({"x": tensor(features).view(-1, 1)}), tensor(labels))
+    data = Examples(ReadyInputs({"x": tensor(features).view(-1, 1)}), Labels(tensor(labels)))
     settings = ClientSettings(**({"optimizer": PLAIN_SGD, "lr": 1.0} | client))
     return LaneEngine(backbone, spec, shared, data, client=settings, rule=rule or Plain())
 
@@ -201,7 +202,7 @@ def test_a_client_with_broken_numbers_breaks_nobody_else(broken_client: int, row
     broken["pixel_values"][rows] = torch.nan
     results = []
     for inputs in (data.inputs, ReadyInputs(broken)):
-        engine, _ = tiny_engine(Lora(r=2), LabelledData(inputs, data.labels), lanes=3)
+        engine, _ = tiny_engine(Lora(r=2), Examples(inputs, data.targets), lanes=3)
         results.append(deltas_of(engine, jobs_for([5, 2, 9, 1, 4], start_of(engine))))
     assert all(tensor.isnan().all() for tensor in results[1][broken_client].values())
     for client_id in {0, 1, 2, 3, 4} - {broken_client}:
@@ -237,7 +238,7 @@ def test_accuracy_and_loss_of_a_test_set_by_hand():
     # Logits (x, 0): x = 1, 2, -1, -3 say classes 0, 0, 1, 1; with labels 0, 1, 1, 1 three of four are right.
     # Losses: ln(1 + e^-1), ln(1 + e^2), ln(1 + e^-1), ln(1 + e^-3).
     engine = linear_engine([0.0], [0])
-    data = LabelledData(ReadyInputs({"x": tensor([[1.0], [2.0], [-1.0], [-3.0]])}), tensor([0, 1, 1, 1]))
+    data = Examples(ReadyInputs({"x": tensor([[1.0], [2.0], [-1.0], [-3.0]])}), Labels(tensor([0, 1, 1, 1])))
     evaluation = engine.evaluate({"head.weight": tensor([[1.0], [0.0]]), "head.bias": tensor([0.0, 0.0])}, data)
     assert evaluation.measures["accuracy"] == 0.75
     expected = sum(math.log(1 + math.exp(power)) for power in (-1, 2, -1, -3)) / 4
@@ -249,7 +250,7 @@ def test_evaluation_counts_the_last_batch_of_a_large_test_set():
     engine = linear_engine([0.0], [0], lanes=3)
     labels = torch.ones(600, dtype=torch.int64)
     labels[570:] = 0
-    data = LabelledData(ReadyInputs({"x": torch.ones(600, 1)}), labels)
+    data = Examples(ReadyInputs({"x": torch.ones(600, 1)}), Labels(labels))
     evaluation = engine.evaluate({"head.weight": tensor([[1.0], [0.0]]), "head.bias": tensor([0.0, 0.0])}, data)
     assert evaluation.measures["accuracy"] == 0.05
 

@@ -9,10 +9,10 @@ from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from fedelta.data.batches import LabelledData
-from fedelta.data.stores import StoredTexts
-from fedelta.models.transforms import TextTransform
+from fedelta.data.batches import Examples
+from fedelta.modalities.text import StoredTexts, Texts
 from fedelta.seeds import stream
+from fedelta.tasks.labels import Labels
 from fedelta.tuning.bias import Bias
 from fedelta.tuning.lora import Lora
 from fedelta.tuning.prompt import Prompt
@@ -22,7 +22,7 @@ SIZES = (5, 9, 3, 7)
 LENGTHS = [2, 3, 1, 4, 2, 3, 3, 2, 1, 2, 4, 1, 2, 3, 10, 9, 10, 1, 2, 3, 2, 1, 4, 3]
 
 
-def ragged(pad_id: int) -> LabelledData:
+def ragged(pad_id: int) -> Examples:
     words = {f"w{number}": number for number in range(20)}
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w3")),
@@ -32,10 +32,10 @@ def ragged(pad_id: int) -> LabelledData:
     lengths = torch.tensor(LENGTHS)
     tokens = torch.randint(4, 20, (int(lengths.sum()),), generator=stream(0, "tokens"), dtype=torch.int32)
     labels = torch.randint(0, NUM_CLASSES, (len(lengths),), generator=stream(0, "labels"))
-    return LabelledData(StoredTexts(tokens, lengths.cumsum(0), TextTransform(tokenizer)), labels)
+    return Examples(StoredTexts(tokens, lengths.cumsum(0), Texts(tokenizer)), Labels(labels))
 
 
-def longest(data: LabelledData, rows: Tensor) -> int:
+def longest(data: Examples, rows: Tensor) -> int:
     return data.inputs.fetch(rows)["input_ids"].shape[1]
 
 

@@ -13,7 +13,8 @@ from tests.builders import assert_close, assert_same_bits, evaluated, start_of, 
 from torch import Tensor
 
 from fedelta.data.augmentation import Augmentation
-from fedelta.data.batches import LabelledData
+from fedelta.data.batches import Examples
+from fedelta.data.clients import Clients
 from fedelta.engine.exits import ExitSettings
 from fedelta.engine.lanes import LaneEngine
 from fedelta.engine.optimizers import AdamW, Sgd
@@ -24,6 +25,7 @@ from fedelta.federation.tiers import Tiers
 from fedelta.models.hub import Backbone
 from fedelta.params import Params
 from fedelta.seeds import stream
+from fedelta.tasks.labels import Labels
 from fedelta.tuning.accumulator import Accumulator
 from fedelta.tuning.adapter import Adapter
 from fedelta.tuning.base import TuningMethod
@@ -53,7 +55,7 @@ def bench(
     *,
     lanes: int = 4,
     client: ClientSettings = CLIENT,
-    data: LabelledData | None = None,
+    data: Examples | None = None,
     tiers: Tiers | None = None,
     augmentation: Augmentation | None = None,
     cache_bytes: int = 0,
@@ -84,6 +86,7 @@ class Spy:
         self.jobs: list[Job] = []
         self.evaluated: list[tuple[Params, Tensor]] = []
         self.lanes, self.is_augmented, self.exits = engine.lanes, engine.is_augmented, engine.exits
+        self.task = engine.task
 
     def train(self, jobs, lr, round=1):
         self.jobs += jobs
@@ -104,15 +107,15 @@ class Spy:
 
 def test_a_draw_holds_out_as_many_as_asked_for_by_the_seed():
     settings = Personalization(held_out_clients=3)
-    drawn = {settings.unseen(range(20), seed) for seed in range(5)}
+    drawn = {settings.unseen(Clients.of(range(20)), seed) for seed in range(5)}
     assert all(len(each) == 3 and each <= set(range(20)) for each in drawn)
     assert len(drawn) == 5
-    assert settings.unseen(range(20), 4) == settings.unseen(list(range(20)), 4)
+    assert settings.unseen(Clients.of(range(20)), 4) == settings.unseen(Clients.of(list(range(20))), 4)
 
 
 def test_named_clients_are_held_out_whatever_the_seed():
-    assert Personalization(held_out=(4, 1)).unseen(range(6), 0) == {1, 4}
-    assert Personalization().unseen(range(6), 0) == set()
+    assert Personalization(held_out=(4, 1)).unseen(Clients.of(range(6)), 0) == {1, 4}
+    assert Personalization().unseen(Clients.of(range(6)), 0) == set()
 
 
 @pytest.mark.parametrize(
@@ -120,12 +123,29 @@ def test_named_clients_are_held_out_whatever_the_seed():
     [
         (Personalization(held_out_clients=6), r"`personalization.held_out_clients` holds out 6 of 6 clients; at least"),
         (Personalization(held_out=(0, 1, 2, 3, 4, 5)), r"`personalization.held_out` holds out 6 of 6"),
-        (Personalization(held_out=(2, 9, 6)), r"`personalization.held_out` has 6, 9, but there are 6 clients, 0 to 5"),
+        (Personalization(held_out=(2, 9, 6)), r"`personalization.held_out` has 9, 6, but there are 6 clients, 0 to 5"),
     ],
 )
 def test_clients_that_are_not_there_cannot_be_held_out_nor_can_all(settings: Personalization, message: str):
     with pytest.raises(ConfigError, match=message):
-        settings.unseen(range(6), 0)
+        settings.unseen(Clients.of(range(6)), 0)
+
+
+def test_clients_may_be_held_out_by_name():
+    sites = Clients.of(range(3), {0: "ann", 1: "bob", 2: "carl"})
+    assert Personalization(held_out=("carl", 0)).unseen(sites, 0) == {0, 2}
+    with pytest.raises(ConfigError, match="has 'dora', 3, but there are 3 clients: 'ann', 'bob', 'carl'"):
+        Personalization(held_out=("dora", 3)).unseen(sites, 0)
+    with pytest.raises(ConfigError, match=r"`personalization.held_out` is 'ann', 0, which names a client twice"):
+        Personalization(held_out=("ann", 0)).unseen(sites, 0)
+
+
+def test_of_clients_that_are_named_by_numbers_a_number_is_the_name():
+    # 1 would be the second client if it were not the name of the first.
+    sites = Clients.of(range(3), {0: 1, 1: 2, 2: 30})
+    assert Personalization(held_out=(1, 30)).unseen(sites, 0) == {0, 2}
+    with pytest.raises(ConfigError, match="has 0, but there are 3 clients: 1, 2, 30"):
+        Personalization(held_out=(0,)).unseen(sites, 0)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +205,7 @@ def test_clients_that_are_too_small_to_split_are_refused_all_at_once():
     # 3 rows: 2 to train on, of them 1 to select by, and 1 to evaluate on. 2 rows: 1 to train on, and none to select by.
     unseen = {number: torch.arange(number) for number in (1, 2, 3)}
     with pytest.raises(DataError) as caught:
-        Personalization().check_sizes(unseen)
+        Personalization().check_sizes(unseen, Clients.of(unseen))
     assert caught.value.message == (
         "2 problems in the clients that `[personalization]` holds out:\n"
         "  - client 1 has 1 examples, expected at least 3: some to train on, to select the learning rate by and to "
@@ -194,12 +214,14 @@ def test_clients_that_are_too_small_to_split_are_refused_all_at_once():
         "evaluate on"
     )
     assert "personalization.train_fraction" in str(caught.value.hint)
-    Personalization().check_sizes({3: torch.arange(3)})
+    with pytest.raises(DataError, match=r"client 0 \('ann'\) has 1 examples"):
+        Personalization().check_sizes({0: torch.arange(1)}, Clients.of([0], {0: "ann"}))
+    Personalization().check_sizes({3: torch.arange(3)}, Clients())
     # One rate: 2 rows are one to train on and one to evaluate on.
-    Personalization(lrs=(0.1,)).check_sizes({2: torch.arange(2)})
+    Personalization(lrs=(0.1,)).check_sizes({2: torch.arange(2)}, Clients())
     # 0.95 * 9 = 8.55, so that 9 rows leave none to evaluate on, and 10 do (9.5 rounds up, too): 11 are 10 and 1.
     with pytest.raises(DataError, match="client 0 has 9 examples, expected at least 11"):
-        Personalization(train_fraction=0.95).check_sizes({0: torch.arange(9)})
+        Personalization(train_fraction=0.95).check_sizes({0: torch.arange(9)}, Clients())
 
 
 # What each scope trains
@@ -308,7 +330,9 @@ def test_only_the_training_part_is_learned_from_and_no_choice_looks_at_the_evalu
     unseen, scopes = bench()
     spy = Spy(unseen.engine)
     found = results(replace(unseen, engine=spy), {"all": scopes["all"]})
-    parts = {client: split(SETTINGS, rows, unseen.data.labels[rows], client, 1) for client, rows in ROWS.items()}
+    parts = {
+        client: split(SETTINGS, rows, unseen.data.targets.values[rows], client, 1) for client, rows in ROWS.items()
+    }
     for job in spy.jobs:
         own = parts[job.client_id]
         assert torch.equal(job.rows, own.training) or torch.equal(job.rows, own.trial)
@@ -373,7 +397,7 @@ def test_fine_tuning_learns_what_a_client_has():
     # Every client has one class of its own, which the server has never seen.
     data = tiny_data(num_rows=34)
     for label, rows in enumerate(ROWS.values()):
-        data.labels[rows] = label
+        data.targets.values[rows] = label
     settings = SETTINGS.model_copy(update={"lrs": (0.001, 0.1), "local_epochs": 6})
     unseen, scopes = bench(Lora(r=2), settings, data=data)
     found = results(unseen, {"all": scopes["all"]}, settings)
@@ -453,7 +477,7 @@ def test_evaluation_of_some_rows_to_a_depth_is_that_of_a_set_of_these_rows():
     engine, _ = tiny_engine(ACCUMULATOR, data, client=CLIENT)
     rows = torch.tensor([3, 4, 11, 19])
     inputs = replace(data.inputs, tensors={name: tensor[rows] for name, tensor in data.inputs.tensors.items()})
-    alone = engine.evaluate(start_of(engine), LabelledData(inputs, data.labels[rows]))
+    alone = engine.evaluate(start_of(engine), Examples(inputs, Labels(data.targets.values[rows])))
     some = engine.evaluate(start_of(engine), data, rows)
     shallow = engine.evaluate(start_of(engine), data, rows, depth=1)
     assert some == alone

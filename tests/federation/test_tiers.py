@@ -9,26 +9,35 @@ from pathlib import Path
 import pytest
 import torch
 from pydantic import ValidationError
-from tests.builders import assert_close, evaluated, jobs_for, start_of, tiny_backbone, tiny_data, tiny_engine
+from tests.builders import (
+    assert_close,
+    evaluated,
+    jobs_for,
+    remembered,
+    start_of,
+    tiny_backbone,
+    tiny_data,
+    tiny_engine,
+)
 from tests.contracts.test_strategies import STRATEGIES
 
-from fedelta.codecs.cast import Cast
+from fedelta.aggregation.robust import Median, Trimmed
+from fedelta.codecs.channel import Channel
 from fedelta.codecs.wire import decode, encode
+from fedelta.data.clients import Clients
 from fedelta.engine.exits import ExitSettings
 from fedelta.engine.optimizers import Sgd
 from fedelta.engine.work import ClientSettings, Job, Trained
 from fedelta.errors import ConfigError
-from fedelta.federation.client import Site, serve
+from fedelta.federation.client import Site
 from fedelta.federation.records import Reply, RoundOutcome
-from fedelta.federation.rounds import Federation, federate
+from fedelta.federation.rounds import Federation, Standing, federate
 from fedelta.federation.tiers import Tiers
 from fedelta.models.hub import Backbone
 from fedelta.params import Params, select
-from fedelta.runtimes.simulation import Simulation
 from fedelta.seeds import stream
 from fedelta.strategies.base import RoundPlan, Strategy
 from fedelta.strategies.fedavg import FedAvg
-from fedelta.strategies.means import Median, Trimmed
 from fedelta.tuning.accumulator import Accumulator
 from fedelta.tuning.base import TuningMethod
 from fedelta.tuning.combined import Combined
@@ -46,29 +55,35 @@ SIZES = (5, 7, 4, 8)
 
 
 def test_without_tiers_everybody_runs_the_whole_model():
-    assert ExitSettings().depths([3, 5], 4, seed=0) == {3: 4, 5: 4}
+    assert ExitSettings().depths(Clients.of([3, 5]), 4, seed=0) == {3: 4, 5: 4}
     assert not ExitSettings().has_tiers
     assert ExitSettings(tiers=(2,)).has_tiers
 
 
 def test_a_cycle_goes_by_place_in_the_list_of_clients():
-    assert ExitSettings(tiers=(1, 2, 4)).depths([0, 1, 2, 3, 7], 4, seed=0) == {0: 1, 1: 2, 2: 4, 3: 1, 7: 2}
+    assert ExitSettings(tiers=(1, 2, 4)).depths(Clients.of([0, 1, 2, 3, 7]), 4, seed=0) == {
+        0: 1,
+        1: 2,
+        2: 4,
+        3: 1,
+        7: 2,
+    }
 
 
 def test_a_shuffle_has_as_many_of_each_depth_and_depends_on_the_seed_alone():
     settings = ExitSettings(tiers=(1, 2, 4), assignment="shuffle")
-    one, again, two = (settings.depths(range(30), 4, seed) for seed in (0, 0, 1))
+    one, again, two = (settings.depths(Clients.of(range(30)), 4, seed) for seed in (0, 0, 1))
     assert one == again != two
     for depths in (one, two):
         assert sorted(depths) == list(range(30))
         assert sorted(depths.values()) == [1] * 10 + [2] * 10 + [4] * 10
-    assert one != ExitSettings(tiers=(1, 2, 4)).depths(range(30), 4, 0)
+    assert one != ExitSettings(tiers=(1, 2, 4)).depths(Clients.of(range(30)), 4, 0)
 
 
 def test_a_file_says_it_for_every_client(tmp_path: Path):
     path = tmp_path / "tiers.json"
-    path.write_text('{"0": 2, "1": 1, "5": 4, "9": 3}')
-    assert ExitSettings(tiers_file=str(path)).depths([0, 1, 5], 4, seed=0) == {0: 2, 1: 1, 5: 4}
+    path.write_text('{"0": 2, "1": 1, "5": 4}')
+    assert ExitSettings(tiers_file=str(path)).depths(Clients.of([0, 1, 5]), 4, seed=0) == {0: 2, 1: 1, 5: 4}
 
 
 @pytest.mark.parametrize(
@@ -81,7 +96,8 @@ def test_a_file_says_it_for_every_client(tmp_path: Path):
         ('{"0": 2, "1": "3"}', "client 1 has depth '3'"),
         ("[1, 2]", "cannot be used"),
         ("{", "cannot be used"),
-        ('{"a": 1}', "cannot be used"),
+        ("[[0, 1], [1, 2]]", "cannot be used"),
+        ('{"0": 2, "1": 1, "9": 3, "a": 1}', "has '9', 'a', but there are 2 clients, 0 to 1"),
         (None, "cannot be used"),
     ],
 )
@@ -90,16 +106,30 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, content: str | None
     if content is not None:
         path.write_text(content)
     with pytest.raises(ConfigError) as caught:
-        ExitSettings(tiers_file=str(path)).depths([0, 1], 4, seed=0)
+        ExitSettings(tiers_file=str(path)).depths(Clients.of([0, 1]), 4, seed=0)
     [found] = caught.value.problems
     assert found.startswith(f"`exits.tiers_file` {str(path)!r}")
     assert problem in found
-    assert 'a JSON object of client id to depth, such as {"0": 4, "1": 4}' in caught.value.hint
+    assert 'a JSON object of client to depth, such as {"0": 4, "1": 4}' in caught.value.hint
+
+
+def test_a_file_may_call_clients_by_their_names(tmp_path: Path):
+    path = tmp_path / "tiers.json"
+    sites = Clients.of(range(3), {0: "ann", 1: "bob", 2: "7"})
+    path.write_text('{"ann": 2, "1": 1, "7": 4}')
+    assert ExitSettings(tiers_file=str(path)).depths(sites, 4, seed=0) == {0: 2, 1: 1, 2: 4}
+    path.write_text('{"ann": 2, "carl": 1, "7": 9}')
+    with pytest.raises(ConfigError) as caught:
+        ExitSettings(tiers_file=str(path)).depths(sites, 4, seed=0)
+    unknown, odd = caught.value.problems
+    assert unknown.endswith("has 'carl', but there are 3 clients: 'ann', 'bob', '7'")
+    assert "client 1 ('bob') has depth None, client 2 ('7') has depth 9; expected 1 to 4" in odd
+    assert caught.value.hint == 'write a JSON object of client to depth, such as {"ann": 4, "bob": 4}.'
 
 
 def test_a_depth_that_the_model_does_not_have_is_refused():
     with pytest.raises(ConfigError, match=r"`exits.tiers` has depth 5, but the model has 4 blocks") as caught:
-        ExitSettings(tiers=(1, 5)).depths([0], 4, seed=0)
+        ExitSettings(tiers=(1, 5)).depths(Clients.of([0]), 4, seed=0)
     assert caught.value.hint == "use depths from 1 to 4."
 
 
@@ -167,7 +197,7 @@ def test_a_plan_is_cut_to_what_each_client_holds():
     assert found.download == {0: ("a", "control/a"), 1: names}
     assert found.upload == {0: (), 1: ("b", "control/b")}
     assert (found.round, found.num_clients, found.cohort) == (4, 4, (0, 1))
-    counts = {name: found.num_holders(name) for name in names}
+    counts = {name: found.num_holders[name] for name in names}
     assert counts == {"a": 4, "control/a": 4, "b": 2, "control/b": 2}
 
 
@@ -183,7 +213,7 @@ class Listening:
     up: list[dict[int, Reply]] = field(default_factory=list)
 
     def run(self, plan: RoundPlan, payloads: Mapping[int, bytes]) -> list[Reply]:
-        replies = list(Simulation(self.site).run(plan, payloads))
+        replies = list(self.site.run(plan, payloads))
         self.down.append(payloads)
         self.up.append({reply.client_id: reply for reply in replies})
         return replies
@@ -208,7 +238,7 @@ class Run:
 
     def delta(self, client_id: int, round: int = 1) -> Params:
         """What came up from a client."""
-        return decode(self.runtime.up[round - 1][client_id].payload, self.site.wire, self.site.codec)[0]
+        return decode(self.runtime.up[round - 1][client_id].payload, self.site.wire, self.site.channel.up)[0]
 
 
 def run(
@@ -232,15 +262,15 @@ def run(
         {depth: owned_at(backbone, engine.spec, depth, answers) for depth, answers in exits.items()},
     )
     site = Site(
-        engine, partition, Cast(), seed=0, num_rounds=strategy.num_rounds, memory=strategy.memory, tiers=tiers
+        engine, partition, Channel(), seed=0, num_rounds=strategy.num_rounds, steering=strategy.steering, tiers=tiers
     )  # fmt: skip
     runtime = Listening(site)
     federation = Federation(
-        strategy=strategy, runtime=runtime, codec=Cast(), spec=engine.spec, client_ids=range(4), seed=0,
+        strategy=strategy, runtime=runtime, channel=Channel(), spec=engine.spec, client_ids=range(4), seed=0,
         evaluate=lambda params: evaluated(), effective_steps=engine.client.effective_steps, tiers=tiers,
     )  # fmt: skip
     start = start_of(engine)
-    outcomes = list(federate(federation, start, strategy.init(start, engine.spec)))
+    outcomes = list(federate(federation, Standing(start, strategy.init(start, engine.spec))))
     return Run(start, outcomes, runtime, site, calls)
 
 
@@ -267,9 +297,9 @@ def test_clients_are_sent_and_send_what_they_hold_and_no_more(method: TuningMeth
         spec = method.apply(backbone, Lanes(1), stream(0))
         own = owned_at(backbone, spec, depth, range(depth if train == "deepest" else 1, depth + 1))
         names = [name for name in site.engine.spec if name in own]
-        down, _ = decode(found.runtime.down[0][client_id], site.wire, site.codec)
+        down, _ = decode(found.runtime.down[0][client_id], site.wire, site.channel.down)
         assert list(down) == list(found.delta(client_id)) == names
-        expected, _ = encode(select(found.start, names), site.wire, site.codec)
+        expected, _ = encode(select(found.start, names), site.wire, site.channel.down)
         assert sizes[client_id, "down"] == sizes[client_id, "up"] == len(expected)
         # float32: four bytes a scalar.
         num_bytes = 4 * sum(site.engine.spec.tensors[name].numel for name in names)
@@ -364,8 +394,8 @@ def test_a_control_variate_is_divided_by_all_who_hold_its_tensor():
 
 def test_what_a_shallow_client_remembers_of_tensors_that_it_does_not_hold_is_nothing():
     found = run(STRATEGIES["scaffold"].model_copy(update={"clients_per_round": 4}), [1, 3, 3, 1])
-    for name, remembered in found.site.remembered[0].items():
-        is_zero = bool((remembered == 0).all())
+    for name, control in remembered(found.site)[0].items():
+        is_zero = bool((control == 0).all())
         assert is_zero == name.startswith(("control/vit.layers.1.", "control/vit.layers.2."))
 
 
@@ -385,8 +415,8 @@ def test_what_a_diverged_client_leaves_in_a_lane_does_not_reach_a_shallow_one():
 
 def test_every_client_draws_its_exits_anew_in_every_round():
     engine, _ = tiny_engine(ExitHeads(), tiny_data(), exits=ExitSettings(train="random"))
-    site = Site(engine, dict(enumerate(torch.arange(24).split(SIZES))), Cast(), seed=0, num_rounds=2)
-    payload, _ = encode(start_of(engine), site.wire, site.codec)
+    site = Site(engine, dict(enumerate(torch.arange(24).split(SIZES))), Channel(), seed=0, num_rounds=2)
+    payload, _ = encode(start_of(engine), site.wire, site.channel.down)
     seeds: list[int] = []
     train = engine.train
 
@@ -397,6 +427,6 @@ def test_every_client_draws_its_exits_anew_in_every_round():
     engine.train = listen
     for round in (1, 2, 1):
         everything = dict.fromkeys((0, 1), engine.spec.shared)
-        list(serve(site, RoundPlan(round, everything, everything, num_clients=4), dict.fromkeys((0, 1), payload)))
+        list(site.run(RoundPlan(round, everything, everything, num_clients=4), dict.fromkeys((0, 1), payload)))
     assert len(set(seeds)) == 4
     assert seeds[:2] == seeds[4:]

@@ -54,7 +54,7 @@ def write(
     tuning: AnyTuning,
     base: Path,
     names: tuple[str, ...] = CLASS_NAMES,
-    **recorded: Any,  # `model`, `seed` and `max_length` of `Adapter`
+    **recorded: Any,  # `model`, `seed` and `preparation` of `Adapter`
 ) -> Adapter:
     """Writes `adapter_of` to `directory` and returns it."""
     adapter = replace(adapter_of(tuning, base, names), **recorded)

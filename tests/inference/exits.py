@@ -8,7 +8,7 @@ import torch
 from tests.builders import tiny_backbone
 
 from fedelta.inference.predict import Predictor
-from fedelta.models.transforms import ImageTransform
+from fedelta.modalities.image import Images
 from fedelta.seeds import stream
 from fedelta.tuning.accumulator import Accumulator
 from fedelta.tuning.base import TuningMethod
@@ -22,8 +22,8 @@ METHODS = {"accumulator": ACCUMULATOR, "exit-heads": ExitHeads()}
 
 def predictor_of(method: TuningMethod, *, family: str = "vit", num_blocks: int = 3, lanes: int = 1) -> Predictor:
     """A predictor of random tensors: `num_blocks` blocks of width 16, images of 8 pixels."""
-    transform = ImageTransform(8, (0.5,) * 3, (0.25,) * 3)
-    backbone = replace(tiny_backbone(family, num_hidden_layers=num_blocks), transform=transform)
+    modality = Images(8, (0.5,) * 3, (0.25,) * 3)
+    backbone = replace(tiny_backbone(family, num_hidden_layers=num_blocks), modality=modality)
     shared = Lanes(lanes)
     method.apply(backbone, shared, stream(0, "tuning"))
     shared.active = 1

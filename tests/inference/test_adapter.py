@@ -24,6 +24,7 @@ from tests.inference.adapters import (
 from fedelta.errors import AdapterError
 from fedelta.inference import directory as files
 from fedelta.inference.adapter import Adapter, check_classes, check_fits, read_adapter, write_adapter
+from fedelta.modalities.settings import Preparation
 from fedelta.models.anatomy import ANATOMIES
 from fedelta.models.hub import Backbone
 from fedelta.models.source import ModelSource
@@ -171,10 +172,10 @@ MODELS = {
 
 @pytest.mark.parametrize("case", MODELS)
 def test_what_makes_the_base_model_comes_back(case, adapter, tmp_path):
-    written = replace(adapter, model=MODELS[case], seed=7, max_length=9)
+    written = replace(adapter, model=MODELS[case], seed=7, preparation=Preparation(max_length=9))
     write_adapter(tmp_path / "a", written, VIT, {})
     found = read_adapter(tmp_path / "a")
-    assert (found.model, found.seed, found.max_length) == (MODELS[case], 7, 9)
+    assert (found.model, found.seed, found.preparation) == (MODELS[case], 7, Preparation(max_length=9))
 
 
 def test_the_adapter_that_a_run_started_from_is_not_kept(adapter, tmp_path):
@@ -185,10 +186,12 @@ def test_the_adapter_that_a_run_started_from_is_not_kept(adapter, tmp_path):
 
 
 def test_an_adapter_made_elsewhere_says_nothing_of_its_run(adapter, tmp_path):
-    write_adapter(tmp_path / "a", replace(adapter, model=MODELS["a size"], seed=7, max_length=9), VIT, {})
+    write_adapter(
+        tmp_path / "a", replace(adapter, model=MODELS["a size"], seed=7, preparation=Preparation(max_length=9)), VIT, {}
+    )
     (tmp_path / "a/fedelta.json").unlink()
     found = read_adapter(tmp_path / "a")
-    assert (found.class_names, found.model, found.seed, found.max_length) == (None, None, 0, None)
+    assert (found.class_names, found.model, found.seed, found.preparation) == (None, None, 0, Preparation())
 
 
 def test_a_bundled_base_keeps_its_name(adapter, tmp_path):

@@ -36,7 +36,7 @@ def test_one_file_has_all_exits_and_one_each_ends_at_a_chosen_exit(tmp_path):
     assert sorted(found.differences) == files
     assert max(found.differences.values()) <= 1e-4
     images = random_images(5)
-    inputs = predictor.backbone.transform(torch.stack(images))
+    inputs = predictor.backbone.modality.transform(torch.stack(images))
     whole = run(tmp_path / "out/model.onnx", inputs)
     assert list(whole) == ["logits_1", "logits_2", "logits_3"]
     for number, (name, logits) in enumerate(whole.items(), start=1):

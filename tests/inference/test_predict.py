@@ -13,10 +13,11 @@ from PIL import Image
 from tests.inference.adapters import CLASS_NAMES, adapter_of, backbone_of, our_logits, write
 from tests.inference.conftest import IMAGE
 
-from fedelta.data.stores import image_inputs
+from fedelta.data.stored import StoredColumn
 from fedelta.errors import AdapterError, DataError, RunError
 from fedelta.inference.adapter import Adapter, write_adapter
 from fedelta.inference.predict import Predictor
+from fedelta.modalities.settings import Preparation
 from fedelta.models.anatomy import ANATOMIES
 from fedelta.models.hub import Backbone, build
 from fedelta.models.source import ModelSource
@@ -35,7 +36,7 @@ def make_run(directory: Path, base: Path, tuning: AnyTuning, **model: Any) -> Pa
     directory.mkdir()
     (directory / "config.toml").write_text("")
     source = ModelSource(source=str(base), **model)
-    write(directory / "adapter", base.name, tuning, base, model=source, max_length=3)
+    write(directory / "adapter", base.name, tuning, base, model=source, preparation=Preparation(max_length=3))
     return directory
 
 
@@ -62,7 +63,7 @@ def test_a_run_answers_with_the_probabilities_of_its_model(tuning, checkpoint, t
     predictor = Predictor.open(str(make_run(tmp_path / "run", base, tuning)))
     images = random_images(3)
     backbone = backbone_of(base)
-    expected = our_logits(adapter_of(tuning, base), backbone, backbone.transform(images)).double().softmax(1)
+    expected = our_logits(adapter_of(tuning, base), backbone, backbone.modality.transform(images)).double().softmax(1)
     for row, prediction in zip(expected.tolist(), predictor.predict(list(images)), strict=True):
         assert list(prediction.probabilities) == list(CLASS_NAMES)
         assert list(prediction.probabilities.values()) == pytest.approx(row, abs=1e-6)
@@ -114,10 +115,8 @@ def test_an_image_is_prepared_as_in_training(size, predictor, tmp_path):
     buffer = io.BytesIO()
     pillow(random_images(1, size)[0]).save(buffer, "PNG")
     (tmp_path / "a.png").write_bytes(buffer.getvalue())
-    stored = image_inputs(
-        Dataset.from_dict({"image": [buffer.getvalue()]}), "image", predictor.backbone.transform,
-        origin="test", max_memory_mib=1,
-    )  # fmt: skip
+    column = StoredColumn.of(Dataset.from_dict({"image": [buffer.getvalue()]}), "image", origin="test")
+    stored = predictor.backbone.modality.store(column, max_memory_mib=1)
     with torch.no_grad():
         expected = predictor.backbone.logits(stored.fetch(torch.tensor([0]))).double().softmax(1)
     (answer,) = predictor.predict([tmp_path / "a.png"])
@@ -168,7 +167,7 @@ def test_texts_are_cut_as_in_the_run(checkpoint, tmp_path):
     long, cut, other = predictor.predict(["the cat sits on the tree", "the cat sits", "not a bird"])
     assert long == cut != other
     backbone = backbone_of(base)
-    inputs = backbone.transform(["the cat sits", "not a bird"])
+    inputs = backbone.modality.transform(backbone.modality.encode(["the cat sits", "not a bird"]))
     expected = our_logits(adapter_of(Lora(r=2), base), backbone, inputs).double().softmax(1)
     assert list(other.probabilities.values()) == pytest.approx(expected[1].tolist(), abs=1e-6)
 
@@ -214,13 +213,13 @@ def test_an_explicit_argument_wins_over_what_the_adapter_records(checkpoint, tmp
     assert Predictor.from_adapter(tmp_path / "a", recorded, seed=4).predict(images) == answers
     assert Predictor.from_adapter(tmp_path / "a", seed=0).predict(images) != answers
     smaller = Predictor.from_adapter(tmp_path / "a", ModelSource(source=str(base)))
-    assert smaller.backbone.transform.image_size == 16
+    assert smaller.backbone.modality.image_size == 16
 
 
 def test_an_explicit_length_wins_over_that_of_the_run(checkpoint, tmp_path):
-    write(tmp_path / "a", "bert", Head(), checkpoint("bert"), max_length=3)
+    write(tmp_path / "a", "bert", Head(), checkpoint("bert"), preparation=Preparation(max_length=3))
     lengths = [
-        Predictor.from_adapter(tmp_path / "a", max_length=given).backbone.transform.max_length for given in (None, 5)
+        Predictor.from_adapter(tmp_path / "a", max_length=given).backbone.modality.max_length for given in (None, 5)
     ]
     assert lengths == [3, 5]
 
@@ -231,7 +230,7 @@ def test_a_base_model_of_an_architecture_alone_is_made_again(tmp_path):
     params = {"classifier.weight": torch.ones(3, 16), "classifier.bias": torch.arange(3.0)}
     adapter = Adapter(Head(), params, "", CLASS_NAMES, model=model, seed=6)
     write_adapter(tmp_path / "a", adapter, backbone.anatomy, {})
-    expected = our_logits(adapter, backbone, backbone.transform(images)).double().softmax(1)
+    expected = our_logits(adapter, backbone, backbone.modality.transform(images)).double().softmax(1)
     found = [list(each.probabilities.values()) for each in Predictor.from_adapter(tmp_path / "a").predict(list(images))]
     assert found == expected.tolist()
 
@@ -241,7 +240,8 @@ def test_a_run_at_another_image_size_answers_at_that_size(checkpoint, tmp_path):
     predictor = Predictor.open(make_run(tmp_path / "run", base, Lora(r=2), image_size=32))
     images = random_images(2, 32)
     backbone = build(ModelSource(source=str(base), image_size=32), CLASS_NAMES, seed=0)
-    expected = our_logits(adapter_of(Lora(r=2), base), backbone, backbone.transform(images)).double().softmax(1)
+    inputs = backbone.modality.transform(images)
+    expected = our_logits(adapter_of(Lora(r=2), base), backbone, inputs).double().softmax(1)
     found = [list(each.probabilities.values()) for each in predictor.predict(list(images))]
     torch.testing.assert_close(torch.tensor(found, dtype=torch.float64), expected, rtol=0, atol=1e-6)
 
@@ -277,7 +277,7 @@ def test_an_adapter_without_a_base_model_asks_for_one(recorded, checkpoint, tmp_
     assert Predictor.from_adapter(tmp_path / "a", model).predict(list(random_images(1)))[0].label in CLASS_NAMES
 
 
-def test_a_model_without_a_transform_takes_no_raw_examples():
+def test_a_model_without_a_modality_takes_no_raw_examples():
     bare = Predictor(Backbone(torch.nn.Identity(), ANATOMIES["vit"]), CLASS_NAMES)
-    with pytest.raises(TypeError, match="has no transform from images or texts"):
+    with pytest.raises(TypeError, match="has no modality that turns examples"):
         bare.predict(list(random_images(1)))

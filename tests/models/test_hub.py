@@ -21,10 +21,13 @@ from transformers import (
 )
 
 from fedelta.errors import ModelError
+from fedelta.modalities.image import Images
+from fedelta.modalities.text import Texts
 from fedelta.models.anatomy import ANATOMIES
 from fedelta.models.hub import Backbone, build
-from fedelta.models.source import ModelSource, checkpoint_bytes, locate, modality_of, read_config
+from fedelta.models.source import ModelSource, checkpoint_bytes, kind_of, locate, read_config
 from fedelta.seeds import stream
+from fedelta.tasks.classification import Classification
 
 CLASSES = ("cat", "dog", "cow")
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
@@ -135,15 +138,15 @@ def test_a_half_precision_checkpoint_is_loaded_in_float32(vit_dir: Path, tmp_pat
 
 def test_images_of_the_size_of_the_checkpoint_need_nothing_special(vit_dir: Path):
     backbone = load(vit_dir)
-    assert backbone.transform.image_size == 8
+    assert backbone.modality.image_size == 8
     assert backbone.extra_inputs == {}
-    assert backbone.transform.mean == (0.1, 0.1, 0.1)
+    assert backbone.modality.mean == (0.1, 0.1, 0.1)
 
 
 @pytest.mark.parametrize("size", [4, 12, 20])
 def test_another_image_size_interpolates_positions_as_transformers_does(vit_dir: Path, size: int):
     backbone = load(vit_dir, classes=("a", "b", "c", "d", "e"), image_size=size)
-    assert backbone.transform.image_size == size
+    assert backbone.modality.image_size == size
     pixels = torch.randn(2, 3, size, size, generator=stream(0))
     theirs = ViTForImageClassification.from_pretrained(vit_dir).eval()
     with torch.no_grad():
@@ -153,7 +156,7 @@ def test_another_image_size_interpolates_positions_as_transformers_does(vit_dir:
 
 def test_a_text_model_reads_texts_with_its_own_tokenizer(bert_dir: Path):
     backbone = load(bert_dir, classes=("a", "b", "c", "d", "e"))
-    inputs = dict(backbone.transform.tokenizer("good film", return_tensors="pt"))
+    inputs = dict(backbone.modality.tokenizer("good film", return_tensors="pt"))
     assert inputs["input_ids"].tolist() == [[2, 4]]
     theirs = BertForSequenceClassification.from_pretrained(bert_dir).eval()
     with torch.no_grad():
@@ -161,16 +164,16 @@ def test_a_text_model_reads_texts_with_its_own_tokenizer(bert_dir: Path):
 
 
 def test_modality_is_known_without_weights(vit_dir: Path, bert_dir: Path):
-    assert modality_of(read_config(ModelSource(source=str(vit_dir)))) == "image"
-    assert modality_of(read_config(ModelSource(source=str(bert_dir)))) == "text"
-    assert modality_of(read_config(ModelSource(architecture={"model_type": "roberta"}))) == "text"
+    assert kind_of(read_config(ModelSource(source=str(vit_dir))), Classification())[0] is Images
+    assert kind_of(read_config(ModelSource(source=str(bert_dir))), Classification())[0] is Texts
+    assert kind_of(read_config(ModelSource(architecture={"model_type": "roberta"})), Classification())[0] is Texts
 
 
 def test_an_architecture_alone_makes_a_random_model():
     source = ModelSource(architecture=ARCHITECTURES["deit"])
     first, second, other = (build(source, CLASSES, seed=seed) for seed in (0, 0, 1))
     assert first.anatomy == ANATOMIES["deit"]
-    assert first.transform.image_size == 8
+    assert first.modality.image_size == 8
     assert_same_bits(first.module.state_dict(), second.module.state_dict())
     assert not torch.equal(first.module.classifier.weight, other.module.classifier.weight)
     assert first.logits({"pixel_values": torch.zeros(2, 3, 8, 8)}).shape == (2, 3)
@@ -178,7 +181,7 @@ def test_an_architecture_alone_makes_a_random_model():
 
 def test_a_model_on_meta_has_shapes_and_no_memory(bert_dir: Path):
     backbone = build(ModelSource(source=str(bert_dir)), CLASSES, seed=0, device="meta")
-    assert backbone.transform is None
+    assert backbone.modality is None
     assert {parameter.device.type for parameter in backbone.module.parameters()} == {"meta"}
     assert backbone.num_parameters == load(bert_dir).num_parameters
 
@@ -188,7 +191,7 @@ def test_a_family_that_is_not_in_the_table_is_known_by_its_head():
     backbone = build(ModelSource(architecture={"model_type": "resnet"} | sizes), CLASSES, seed=0)
     assert backbone.anatomy.head == ("classifier",)
     assert (backbone.anatomy.blocks, dict(backbone.anatomy.roles)) == ("", {})
-    assert backbone.transform.image_size == 224
+    assert backbone.modality.image_size == 224
 
 
 def test_the_bytes_of_a_checkpoint_are_those_of_its_weight_files(vit_dir: Path):
@@ -311,8 +314,10 @@ def test_a_tokenizer_with_far_fewer_tokens_than_the_model_is_pointed_out(
 
 
 def test_a_family_without_a_classifier_is_refused():
-    with pytest.raises(ModelError, match="family 'vits' has no image or text classifier in transformers"):
-        modality_of(read_config(ModelSource(architecture={"model_type": "vits"})))
+    with pytest.raises(
+        ModelError, match="family 'vits' has no model in transformers for task 'classification' that takes images"
+    ):
+        kind_of(read_config(ModelSource(architecture={"model_type": "vits"})), Classification())
 
 
 def test_an_architecture_of_no_known_family_is_refused():

@@ -13,18 +13,20 @@ from tests.contracts.test_tuning_methods import METHODS
 from torch import tensor
 
 from fedelta.codecs.cast import Cast
+from fedelta.codecs.channel import Channel
 from fedelta.codecs.wire import decode
-from fedelta.data.batches import LabelledData
+from fedelta.data.batches import Examples
 from fedelta.engine.work import ClientSettings
 from fedelta.errors import RoundError
 from fedelta.federation.client import Site
 from fedelta.federation.records import Reply, RoundOutcome
-from fedelta.federation.rounds import Federation, Runtime, federate
+from fedelta.federation.rounds import Federation, Runtime, Standing, federate
 from fedelta.params import Params
-from fedelta.runtimes.simulation import Simulation, SimulationSettings
+from fedelta.runtimes.simulation import SimulationSettings
 from fedelta.seeds import stream
 from fedelta.strategies.base import RoundPlan
 from fedelta.strategies.fedavg import FedAvg
+from fedelta.tasks.labels import Labels
 from fedelta.tuning.base import TuningMethod
 from fedelta.tuning.lora import Lora
 from fedelta.tuning.table import SINGLE
@@ -63,11 +65,11 @@ class Recorded:
         self.runtime.accept(client_ids)
 
 
-def brightness(num_rows: int, seed: int) -> LabelledData:
+def brightness(num_rows: int, seed: int) -> Examples:
     """Noise whose mean is 2, 0 or -2 by class: a task that any working learner solves."""
     labels = torch.arange(num_rows) % 3
     noise = torch.randn(num_rows, 3, 8, 8, generator=stream(seed, "brightness"))
-    return LabelledData(ReadyInputs({"pixel_values": noise + 2 * (1 - labels).view(-1, 1, 1, 1)}), labels)
+    return Examples(ReadyInputs({"pixel_values": noise + 2 * (1 - labels).view(-1, 1, 1, 1)}), Labels(labels))
 
 
 def federation(
@@ -89,11 +91,12 @@ def federation(
     # Sizes 5 to 15; every client has every class, as rows alternate.
     partition = dict(enumerate(torch.arange(60).split([5, 7, 9, 11, 13, 15])))
     codec = codec or Cast()
-    site = Site(engine, partition, codec, seed=0, num_rounds=num_rounds)
+    channel = Channel(down=codec, up=codec)
+    site = Site(engine, partition, channel, seed=0, num_rounds=num_rounds)
     return Federation(
         strategy=FedAvg(clients_per_round=clients_per_round, num_rounds=num_rounds),
-        runtime=Simulation(site),
-        codec=codec,
+        runtime=site,
+        channel=channel,
         spec=engine.spec,
         client_ids=range(NUM_CLIENTS),
         seed=0,
@@ -103,7 +106,7 @@ def federation(
 
 
 def run(running: Federation, start: Params) -> list[RoundOutcome]:
-    return list(federate(running, start, running.strategy.init(start, running.spec)))
+    return list(federate(running, Standing(start, running.strategy.init(start, running.spec))))
 
 
 @pytest.mark.parametrize(
@@ -147,7 +150,7 @@ def test_the_same_seed_gives_the_same_bits():
 def test_a_resumed_run_ends_with_the_same_bits():
     whole = run(*federation())
     running, _ = federation()
-    rest = list(federate(running, whole[0].params, whole[0].state, rounds_done=1))
+    rest = list(federate(running, Standing(whole[0].params, whole[0].state, rounds_done=1)))
     assert_same_bits(rest[-1].params, whole[-1].params)
     assert [outcome.train_loss for outcome in rest] == [outcome.train_loss for outcome in whole[1:]]
 
@@ -179,26 +182,24 @@ def test_a_diverging_run_ends_with_a_hint():
 
 
 @pytest.mark.parametrize(
-    ("settings", "batch_size", "max_lanes", "expected"),
+    ("settings", "batch_size", "expected"),
     [
-        ({}, 8, None, 8),  # 64 samples a step on a CPU
-        ({}, 20, None, 3),
-        ({}, 200, None, 1),
-        ({}, 1, None, 16),  # no more lanes than clients
-        ({}, 8, 1, 1),
-        ({"lanes": 5}, 200, None, 5),
-        ({"lanes": 50}, 8, None, 16),
-        ({"lanes": 5}, 8, 1, 1),
+        ({}, 8, 8),  # 64 samples a step on a CPU
+        ({}, 20, 3),
+        ({}, 200, 1),
+        ({}, 1, 16),  # no more lanes than clients
+        ({"lanes": 5}, 200, 5),
+        ({"lanes": 50}, 8, 16),
     ],
 )
-def test_lanes_fill_a_step_and_no_more(settings: dict[str, int], batch_size: int, max_lanes: int | None, expected: int):
+def test_lanes_fill_a_step_and_no_more(settings: dict[str, int], batch_size: int, expected: int):
     chosen = SimulationSettings(device="cpu", **settings)
-    assert chosen.num_lanes(clients_per_round=16, batch_size=batch_size, max_lanes=max_lanes) == expected
+    assert chosen.num_lanes(clients_per_round=16, batch_size=batch_size) == expected
 
 
 def test_a_gpu_fills_larger_steps():
     chosen = SimulationSettings(device="cuda")
-    assert chosen.num_lanes(clients_per_round=100, batch_size=32, max_lanes=None) == 32
+    assert chosen.num_lanes(clients_per_round=100, batch_size=32) == 32
 
 
 def test_no_lane_is_refused():
@@ -207,4 +208,4 @@ def test_no_lane_is_refused():
 
 
 def test_the_task_of_these_tests_is_balanced():
-    assert torch.bincount(brightness(60, seed=0).labels).equal(tensor([20, 20, 20]))
+    assert torch.bincount(brightness(60, seed=0).targets.values).equal(tensor([20, 20, 20]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 
 import pytest
@@ -10,16 +11,18 @@ import torch
 from pydantic import ValidationError
 from tests.builders import spec_of
 from tests.small import CONVOLUTIONAL, SMALL, write_small
+from tests.strategies.hand import step
 from tests.strategies.windowed import SPEC, START, walking
 from torch import Tensor, tensor
 
+from fedelta.aggregation.base import Update
 from fedelta.config import load_config
 from fedelta.errors import ConfigError
 from fedelta.experiment import Experiment
-from fedelta.federation.rounds import federate
+from fedelta.federation.rounds import Standing, federate
 from fedelta.params import Params, ParamSpec
 from fedelta.seeds import stream
-from fedelta.strategies.base import State, Update
+from fedelta.strategies.base import State
 from fedelta.strategies.fedlama_auto import FedLamaAuto, lengthened
 
 
@@ -99,7 +102,7 @@ def ended(strategy: FedLamaAuto, state: State, unit: tuple[float, float, float])
         name: torch.full_like(value, 2 * each**0.5) for (name, value), each in zip(START.items(), unit, strict=True)
     }
     sent = [Update(0, 1, moved), Update(1, 1, START)]
-    _, state = strategy.update(state, START, plan, sent, SPEC)
+    _, state = step(strategy, state, START, plan, sent, SPEC)
     found = state["unit_discrepancy"] / state["unit_discrepancy"].sum()
     torch.testing.assert_close(found, tensor(unit).double() / sum(unit), atol=1e-6, rtol=0)
     return state
@@ -114,7 +117,7 @@ def test_a_run_keeps_to_its_share_whatever_its_length(phi: int, num_rounds: int,
     share = max(share, least)
     strategy = FedLamaAuto(phi=phi, num_rounds=num_rounds, share=share, clients_per_round=2)
     running, _, _ = walking(strategy, drawn)
-    found = list(federate(running, START, strategy.init(START, SPEC)))
+    found = list(federate(running, Standing(START, strategy.init(START, SPEC))))
     used = sum(outcome.synced_fraction for outcome in found) / num_rounds
     assert used <= share + 1e-12
     assert found[-1].synced_fraction == 1.0
@@ -129,7 +132,7 @@ def test_what_a_window_has_saved_is_spent_in_the_next():
     logged = []
     for lost in (lambda round, client_id: False, lambda round, client_id: round in (2, 3)):
         running, _, _ = walking(strategy, drawn, lost=lost)
-        found = list(federate(running, START, strategy.init(START, SPEC)))
+        found = list(federate(running, Standing(START, strategy.init(START, SPEC))))
         logged.append(sum(outcome.synced_fraction for outcome in found[4:]))
     assert logged[1] > logged[0]
 
@@ -138,7 +141,7 @@ def test_what_a_window_has_saved_is_spent_in_the_next():
 def test_a_run_keeps_to_its_tolerance(tolerance: float):
     strategy = FedLamaAuto(phi=8, num_rounds=24, tolerance=tolerance, clients_per_round=2)
     running, _, _ = walking(strategy, drawn)
-    found = list(federate(running, START, strategy.init(START, SPEC)))
+    found = list(federate(running, Standing(START, strategy.init(START, SPEC))))
     sizes = tensor(list(SPEC.sizes.values())).double()
     for outcome in found[7:16:8]:
         unit, intervals = (tensor(outcome.logged[name]).double() for name in ("unit_discrepancy", "interval_rounds"))
@@ -206,7 +209,7 @@ def test_a_run_stays_within_its_bytes_and_ends_with_everything_averaged(
 ):
     overrides = (*AUTO, f"strategy.num_rounds={num_rounds}", f"byte_budget_mib={mib}", *overrides)
     experiment = Experiment.from_toml(write_small(tmp_path, text=text), (*overrides, f"evaluate_every={num_rounds}"))
-    strategy = experiment.assembly.config.strategy
+    strategy = experiment.assembly.strategy
     assert strategy.least_share <= strategy.share < 1
     outcomes = []
     result = experiment.run(tmp_path / "run", on_round=lambda outcome, _: outcomes.append(outcome))
@@ -214,8 +217,9 @@ def test_a_run_stays_within_its_bytes_and_ends_with_everything_averaged(
     assert outcomes[-1].synced_fraction == 1.0
     assert result.ledger.total_bytes <= mib * 2**20
     assert result.summary["relative_cost"] <= strategy.share
-    # The share is in the configuration of the run, with which it resumes.
-    assert load_config(result.path / "config.toml").strategy.share == strategy.share
+    # The configuration of the run stays what was read; what it was made into is told beside it.
+    assert load_config(result.path / "config.toml") == experiment.config
+    assert json.loads((result.path / "model.json").read_text())["strategy"]["share"] == strategy.share
 
 
 def least_mib(folder: Path, *overrides: str) -> float:
@@ -238,13 +242,13 @@ def test_the_least_budget_is_what_such_a_run_really_takes(tmp_path: Path):
 
 def test_more_bytes_than_fedavg_needs_are_a_share_of_one(tmp_path: Path):
     overrides = (*AUTO, "byte_budget_mib=1000.0")
-    assert Experiment.from_toml(write_small(tmp_path), overrides).assembly.config.strategy.share == 1.0
+    assert Experiment.from_toml(write_small(tmp_path), overrides).assembly.strategy.share == 1.0
 
 
 def test_a_share_or_a_tolerance_of_ones_own_stays(tmp_path: Path):
     for own in ("share=0.5", "tolerance=2.0"):
         overrides = (*AUTO, "strategy.num_rounds=8", "byte_budget_mib=0.0001", f"strategy.{own}")
-        strategy = Experiment.from_toml(write_small(tmp_path), overrides).assembly.config.strategy
+        strategy = Experiment.from_toml(write_small(tmp_path), overrides).assembly.strategy
         assert (strategy.share, strategy.tolerance) == ((0.5, None) if "share" in own else (None, 2.0))
 
 

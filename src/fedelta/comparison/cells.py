@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from itertools import product
 
 from fedelta.comparison.request import Request
-from fedelta.config import Config, parse_config, with_absolute_paths, with_values
+from fedelta.config import Config, parse_config
 from fedelta.errors import ConfigError
 from fedelta.grid import Axis, Choice, Search, label_of
+from fedelta.settings.override import with_values
 from fedelta.tasks.base import Measure
 
 Point = Mapping[str, Choice]  # axis name to one of its choices
@@ -187,13 +188,12 @@ def _cell(request: Request, point: Point, value: object, *, is_trial: bool = Fal
     values = {key: value for choice in point.values() for key, value in choice.values.items()}
     if request.searched is not None:
         values[request.searched] = value
-    table, problems = with_values(dict(request.table), values)
+    table, problems = with_values(dict(request.table), values, Config)
     if problems:
         raise ConfigError(problems)
     if is_trial:
-        table, _ = with_values(table, _ON_VALIDATION)
-    config = with_absolute_paths(parse_config(table))
-    return Cell(_labels(point), value, config, request.searched, is_trial)
+        table, _ = with_values(table, _ON_VALIDATION, Config)
+    return Cell(_labels(point), value, parse_config(table), request.searched, is_trial)
 
 
 def _try(

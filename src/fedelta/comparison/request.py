@@ -11,10 +11,12 @@ from typing import Any
 
 import tomli_w
 
-from fedelta.config import Config, in_full, override, read_table, toml_value
+from fedelta.config import Config, read_table
 from fedelta.errors import ConfigError
 from fedelta.grid import SEED, Axis, Grid, parse_grid
 from fedelta.settings import Settings
+from fedelta.settings.override import override, toml_value
+from fedelta.settings.paths import table_in_full
 
 _TASK = ("data", "partition", "task")
 _HINT = (
@@ -85,7 +87,7 @@ def read_request(
     """
     is_file = isinstance(config, str | Path)
     table = read_table(config) if isinstance(config, str | Path) else _to_table(config)
-    problems = override(table, overrides := list(overrides))
+    problems = override(table, overrides := list(overrides), Config)
     grid, wrong = parse_grid(table.pop("compare", {}), over)
     problems += wrong
     problems += [problem for axis in grid.axes if (problem := _unknown_axis(axis, grid)) is not None]
@@ -96,7 +98,7 @@ def read_request(
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)), origin=origin, hint=_HINT)
     name = Path(str(config)).stem if is_file else "comparison"
-    return Request(grid.name or name, in_full(table), grid)
+    return Request(grid.name or name, table_in_full(table, Config), grid)
 
 
 def parse_over(texts: Iterable[str]) -> dict[str, object]:

@@ -24,8 +24,8 @@ from pydantic import Field
 from torch import Generator, Tensor
 from torch.nn.functional import grid_sample
 
-from fedelta.data.batches import Inputs
 from fedelta.errors import ConfigError
+from fedelta.modalities.base import Inputs
 from fedelta.settings import Settings
 
 _PIXELS = "pixel_values"

@@ -1,40 +1,39 @@
-"""Labelled data as the engine sees it: rows that can be fetched by index, and the order of batches."""
+"""Examples as the engine sees them: rows that can be fetched by index, and the order of batches."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from functools import cached_property
 
 import torch
 from torch import Generator, Tensor
 
-
-class Inputs(Protocol):
-    """Model inputs by row."""
-
-    def __len__(self) -> int:
-        """Number of rows."""
-
-    def fetch(self, rows: Tensor) -> dict[str, Tensor]:
-        """Keyword arguments of the model for `rows` (int64, one axis); every tensor has the batch first."""
+from fedelta.data.clients import Clients, Name
+from fedelta.modalities.base import Inputs
+from fedelta.tasks.targets import Targets
 
 
 @dataclass(frozen=True)
-class LabelledData:
-    """Inputs and their labels.
+class Examples:
+    """Inputs and what is to be predicted of them.
 
     Args:
         inputs: N rows.
-        labels: int64 of shape [N], each in 0..num_classes-1.
+        targets: N rows.
+        numbers: what the data set calls each row, int64 of shape [N]; None: 0 to N - 1.
+        clients: number of the client that each row is from, int64 of shape [N], -1 where it is of none; None where rows
+            do not say.
     """
 
     inputs: Inputs
-    labels: Tensor
+    targets: Targets
+    numbers: Tensor | None = None
+    clients: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.targets)
 
 
 @dataclass(frozen=True)
@@ -44,16 +43,29 @@ class FederatedData:
     Args:
         train: rows of all clients.
         test: rows for evaluation; with `data.evaluate_on = "validation"` those that the clients gave up.
-        class_names: one name per label, in label order.
+        class_names: one name per class, in label order; nothing where the task has no classes.
         partition: client id (0, 1, ...) to its rows of `train`, int64; no row belongs to two clients.
         unseen: the same of the clients that no round asks; no client is in both.
+        strata_names: one name per kind of row (`Targets.strata`); nothing: they are the classes.
+        names: client id to what the client is called; of all clients, or of none.
     """
 
-    train: LabelledData
-    test: LabelledData
+    train: Examples
+    test: Examples
     class_names: tuple[str, ...]
     partition: Mapping[int, Tensor]
     unseen: Mapping[int, Tensor] = field(default_factory=dict)
+    strata_names: tuple[str, ...] = ()
+    names: Mapping[int, Name] = field(default_factory=dict)
+
+    @cached_property
+    def clients(self) -> Clients:
+        """Who all of them are.
+
+        Raises:
+            DataError: names that cannot be right (see `Clients`).
+        """
+        return Clients.of([*self.partition, *self.unseen], self.names)
 
     def without(self, client_ids: Collection[int]) -> FederatedData:
         """The same, in which these clients are `unseen`; their ids and those of the others stay."""

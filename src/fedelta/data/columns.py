@@ -1,4 +1,4 @@
-"""Which column is what: labels, images, texts or recordings, clients; and labels as numbers.
+"""Which column is what: targets, images, texts or recordings, clients.
 
 A column that the configuration does not name is found from the features of the data set. Where that leaves a
 choice, it is an error: a wrong guess would train on the wrong thing without a word.
@@ -6,190 +6,184 @@ choice, it is an error: a wrong guess would train on the wrong thing without a w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from fedelta.data.problems import listed, refuse
+from fedelta.errors import listed, refuse
+from fedelta.modalities.base import Certainty, FeatureKind, Modality
+from fedelta.modalities.table import MODALITIES
+from fedelta.tasks.base import Task
+from fedelta.tasks.targets import TargetColumn
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-Modality = Literal["image", "text", "audio"]
+# Beginning of a type of numbers to what `Task.candidates` calls it.
+_NUMBERS = {"int": "integer", "uint": "integer", "float": "float", "double": "float", "half": "float"}
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The names of the columns that are used, and what kind of input it is."""
+    """The names of the columns that are used, and what the inputs are."""
 
     label: str
     input: str
     client: str | None
-    modality: Modality
+    modality: type[Modality]
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """The names that the configuration gives; None is to be found."""
+    """The names that the configuration gives; what it does not name is to be found.
+
+    Args:
+        label: of the targets.
+        client: of the clients' ids.
+        inputs: name of a modality to its column; at most one.
+    """
 
     label: str | None = None
-    image: str | None = None
-    text: str | None = None
     client: str | None = None
-    audio: str | None = None
+    inputs: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def named(self) -> dict[str, str]:
+        """What is given, by its key in `[data]`."""
+        keys = {"label": self.label, "client": self.client, **self.inputs}
+        return {f"{key}_column": name for key, name in keys.items() if name is not None}
 
 
-def find_columns(dataset: Dataset, wanted: Wanted, *, origin: str) -> Columns:
+def find_columns(dataset: Dataset, wanted: Wanted, task: Task, *, origin: str) -> Columns:
     """The columns that `wanted` names, and those that the features leave no doubt about.
 
-    Found for labels: the only column of class labels, else one named `label`. For inputs: the only column of
-    images or recordings, else the only one of bytes or arrays, which are then images, else the only column of texts
-    that is neither label nor client.
+    Found for targets: see `Task.candidates`. For inputs: the only column that surely holds examples of a modality
+    (images, recordings), else the only one that is likely to (bytes and arrays, which are then images), else the only
+    column of texts that is neither target nor client; see `Modality.columns`.
 
     Raises:
         DataError: a column is missing or there is a choice; names every problem and the columns there are.
     """
     names = dataset.column_names
     problems = [
-        f"no column {name!r} (`data.{key}_column`), the columns are {listed(names, 20)}"
-        for key, name in vars(wanted).items()
-        if name is not None and name not in names
+        f"no column {name!r} (`data.{key}`), the columns are {listed(names, 20)}"
+        for key, name in wanted.named.items()
+        if name not in names
     ]
     refuse(origin, problems)
-    labels = [wanted.label] if wanted.label else _label_candidates(dataset)
+    labels = [wanted.label] if wanted.label else task.candidates(_kinds(dataset))
     if len(labels) != 1:
-        problems.append(_choice("label", "class labels, or one named 'label'", labels, names))
+        problems.append(_choice("label_column", task.column, labels, names))
     candidates = _input_candidates(dataset, wanted, {*labels, wanted.client})
     if len(candidates) != 1:
-        kinds = sorted(set(candidates.values()))
-        key = kinds[0] if len(kinds) == 1 else "image_column`, `data.audio_column` or `data.text"
-        problems.append(_choice(key, "images or recordings or, failing that, of texts", list(candidates), names))
-    for name, kind in candidates.items():
-        if kind == "text" and not _is_text(dataset.features[name]):
-            problems.append(f"column {name!r} (`data.text_column`) is {dataset.features[name]}, expected texts")
+        of_kinds = sorted({modality.name for modality in candidates.values()})
+        keys = input_keys() if len(of_kinds) != 1 else f"{of_kinds[0]}_column"
+        problems.append(_choice(keys, _expected(), list(candidates), names))
+    for name, modality in candidates.items():
+        rule = modality.columns
+        if rule.is_strict and _kind_of(dataset.features[name]) not in rule.kinds:
+            found = f"column {name!r} (`data.{modality.name}_column`) is {dataset.features[name]}"
+            problems.append(f"{found}, expected {modality.plural}")
     refuse(origin, problems)
-    ((name, kind),) = candidates.items()
-    return Columns(labels[0], name, wanted.client, kind)
+    ((name, modality),) = candidates.items()
+    return Columns(labels[0], name, wanted.client, modality)
 
 
-def _input_candidates(dataset: Dataset, wanted: Wanted, taken: set[str | None]) -> dict[str, Modality]:
-    """Columns that could be the inputs, and what they hold."""
-    named: dict[Modality, str | None] = {"image": wanted.image, "text": wanted.text, "audio": wanted.audio}
-    chosen: dict[str, Modality] = {name: kind for kind, name in named.items() if name is not None}
-    return chosen or _media_candidates(dataset, taken) or dict.fromkeys(_text_candidates(dataset, taken), "text")
+def input_keys() -> str:
+    """The keys of `[data]` that name a column of inputs, as part of a sentence in backticks.
+
+    >>> input_keys()
+    'image_column`, `data.audio_column` or `data.text_column'
+    """
+    *keys, last = (f"{name}_column" for name in MODALITIES)
+    return f"{'`, `data.'.join(keys)}` or `data.{last}"
+
+
+def _input_candidates(dataset: Dataset, wanted: Wanted, taken: set[str | None]) -> dict[str, type[Modality]]:
+    """Columns that could be the inputs, and what they hold; of all that could be, the surest."""
+    if wanted.inputs:
+        return {column: MODALITIES[name] for name, column in wanted.inputs.items()}
+    rated: list[tuple[Certainty, str, type[Modality]]] = []
+    for name, feature in dataset.features.items():
+        kind = None if name in taken else _kind_of(feature)
+        if kind is not None:
+            kinds = ((modality.columns.kinds.get(kind), modality) for modality in MODALITIES.values())
+            rated += [(certainty, name, modality) for certainty, modality in kinds if certainty is not None]
+    surest = min((certainty for certainty, _, _ in rated), default=None)
+    return {name: modality for certainty, name, modality in rated if certainty == surest}
+
+
+def _kind_of(feature: object) -> FeatureKind | None:
+    """What a column holds; None for what no modality reads, such as numbers."""
+    from datasets import Array2D, Array3D, Audio, Image, List, Value
+
+    match feature:
+        case Image():
+            return "image"
+        case Audio():
+            return "audio"
+        case Array2D() | Array3D() | List(feature=List()):
+            return "array"
+        case {"bytes": _}:
+            return "bytes"
+    if feature == Value("binary"):
+        return "bytes"
+    return "text" if feature in (Value("string"), Value("large_string")) else None
+
+
+def _expected() -> str:
+    """The inputs in words: what is looked for first, and what failing that."""
+    all_ranks = {modality.plural: modality.columns.kinds.values() for modality in MODALITIES.values()}
+    first = [plural for plural, ranks in all_ranks.items() if Certainty.FALLBACK not in ranks]
+    fallback = [plural for plural in all_ranks if plural not in first]
+    return f"{' or '.join(first)} or, failing that, of {' or '.join(fallback)}"
 
 
 def _choice(key: str, expected: str, found: Sequence[str], names: Sequence[str]) -> str:
     what = f"{len(found)} columns that could be it ({listed(found)})" if found else "no such column"
-    advice = f"set `data.{key}_column` to one of {listed(names, 20)}"
+    advice = f"set `data.{key}` to one of {listed(names, 20)}"
     return f"expected exactly one column of {expected}, found {what}; {advice}"
 
 
-def _label_candidates(dataset: Dataset) -> list[str]:
-    from datasets import ClassLabel
+def _kinds(dataset: Dataset) -> dict[str, str | None]:
+    """Column to what it holds, as `Task.candidates` has it."""
+    from datasets import ClassLabel, Value
 
-    of_classes = [name for name, feature in dataset.features.items() if isinstance(feature, ClassLabel)]
-    return ["label"] if "label" in dataset.column_names and len(of_classes) != 1 else of_classes
-
-
-def _media_candidates(dataset: Dataset, taken: set[str | None]) -> dict[str, Modality]:
-    from datasets import Array2D, Array3D, Audio, Image, List, Value
-
-    media: dict[str, Modality] = {}
-    stored: dict[str, Modality] = {}
+    kinds: dict[str, str | None] = {}
     for name, feature in dataset.features.items():
-        if name in taken:
-            continue
-        if isinstance(feature, Image | Audio):
-            media[name] = "image" if isinstance(feature, Image) else "audio"
-        elif isinstance(feature, Array2D | Array3D) or feature == Value("binary"):
-            stored[name] = "image"
-        elif isinstance(feature, dict | List):
-            nested = feature.feature if isinstance(feature, List) else None
-            if isinstance(nested, List) or (isinstance(feature, dict) and "bytes" in feature):
-                stored[name] = "image"
-    return media or stored
+        dtype = feature.dtype if isinstance(feature, Value) else ""
+        numeric = next((kind for prefix, kind in _NUMBERS.items() if dtype.startswith(prefix)), None)
+        kinds[name] = "classes" if isinstance(feature, ClassLabel) else numeric or _kind_of(feature)
+    return kinds
 
 
-def _text_candidates(dataset: Dataset, taken: set[str | None]) -> list[str]:
-    return [name for name, feature in dataset.features.items() if _is_text(feature) and name not in taken]
+def target_column(dataset: Dataset, column: str, what: str) -> TargetColumn:
+    """A column as a task reads it.
 
-
-def _is_text(feature: object) -> bool:
-    from datasets import Value
-
-    return feature in (Value("string"), Value("large_string"))
-
-
-def class_values(dataset: Dataset, column: str, *, origin: str) -> tuple[list[object], tuple[str, ...]]:
-    """The classes of a training set in label order: as they stand in the column, and as names.
-
-    Integers and texts sort by value, texts that are all whole numbers as numbers; class labels keep their own
-    order and names.
-
-    Raises:
-        DataError: the column holds something else, or fewer than two classes.
+    Args:
+        dataset: N rows.
+        column: holds the targets.
+        what: names the data set in problems, such as "test set".
     """
     from datasets import ClassLabel
 
     feature = dataset.features[column]
-    values = [value for value in dataset.unique(column) if value is not None]
-    kinds = sorted({type(value).__name__ for value in values})
-    if kinds not in (["int"], ["str"], ["bool"]):
-        refuse(origin, [f"label column {column!r} holds {listed(kinds) or 'nothing'}, expected integers or texts"])
-    classes = range(feature.num_classes) if isinstance(feature, ClassLabel) else _sorted(values)
-    names = feature.names if isinstance(feature, ClassLabel) else [str(value) for value in classes]
-    if len(classes) < 2:
-        refuse(origin, [f"label column {column!r} has one class only, {names[0]!r}, expected 2 or more"])
-    return list(classes), tuple(names)
+    values = dataset.select_columns([column]).with_format("arrow")[:].column(column).to_pylist()
+    return TargetColumn(column, what, values, tuple(feature.names) if isinstance(feature, ClassLabel) else None)
 
 
-def _sorted(values: Sequence[Any]) -> list[object]:
-    """In ascending order; Any: integers, truth values or texts, all of one type."""
-    if all(isinstance(value, str) and value.isascii() and value.isdigit() for value in values):
-        # The text itself last: "1" and "01" are two classes.
-        return sorted(values, key=lambda value: (int(value), value))
-    return sorted(values)
-
-
-def label_numbers(dataset: Dataset, column: str, classes: Sequence[object], what: str) -> tuple[Tensor, list[str]]:
-    """Labels as numbers in 0..len(classes)-1, int64 of shape [N], and problems.
-
-    Args:
-        dataset: N rows.
-        column: holds the labels.
-        classes: the value of each class.
-        what: names the data set in problems, such as "test set".
-    """
-    number_of = {value: number for number, value in enumerate(classes)}
-    values = dataset.with_format("arrow")[:].column(column).to_pylist()
-    missing = [row for row, value in enumerate(values) if value is None]
-    foreign = [row for row, value in enumerate(values) if value is not None and value not in number_of]
-    problems = []
-    if missing:
-        problems.append(f"{what}: {len(missing)} rows without a label in column {column!r}: rows {listed(missing)}")
-    if foreign:
-        strange = sorted({str(values[row]) for row in foreign})
-        problems.append(
-            f"{what}: {len(foreign)} rows with labels outside the {len(classes)} classes: "
-            f"labels {listed(strange)}, rows {listed(foreign)}; expected {listed(list(classes))}"
-        )
-    return torch.tensor([number_of.get(value, -1) for value in values], dtype=torch.int64), problems
-
-
-def missing_columns(train: Dataset, test: Dataset, columns: Columns) -> list[str]:
-    """What keeps `columns` of the training set from being used in the test set."""
+def readable(dataset: Dataset, column: str) -> list[object]:
+    """The values of a column, class labels by their names."""
     from datasets import ClassLabel
 
+    feature, values = dataset.features[column], dataset[column][:]
+    if not isinstance(feature, ClassLabel):
+        return list(values)
+    return [None if value is None else feature.names[value] for value in values]
+
+
+def missing_columns(test: Dataset, columns: Columns) -> list[str]:
+    """What keeps `columns` of the training set from being used in the test set."""
     names = test.column_names
     absent = [name for name in (columns.label, columns.input) if name not in names]
-    if absent:
-        return [f"test set: no column {name!r} as in the training set, found {listed(names, 20)}" for name in absent]
-    ours, theirs = train.features[columns.label], test.features[columns.label]
-    if isinstance(ours, ClassLabel) and isinstance(theirs, ClassLabel) and ours.names != theirs.names:
-        # The numbers of two such columns mean different classes.
-        return [f"test set: classes {listed(theirs.names)} differ from the training set's {listed(ours.names)}"]
-    return []
+    return [f"test set: no column {name!r} as in the training set, found {listed(names, 20)}" for name in absent]

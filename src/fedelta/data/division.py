@@ -24,9 +24,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedelta.data.partition import Dirichlet, Iid, Natural, PartitionSettings, Pathological, Quantity
-from fedelta.data.problems import refuse
 from fedelta.data.top_up import top_up
-from fedelta.errors import DataError
+from fedelta.errors import DataError, refuse
 from fedelta.seeds import derive, stream
 
 if TYPE_CHECKING:

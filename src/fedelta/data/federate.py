@@ -2,111 +2,131 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Mapping
 
+import torch
 from torch import Tensor
 
-from fedelta.data.batches import FederatedData, Inputs, LabelledData
-from fedelta.data.columns import Modality
+from fedelta.data.batches import Examples, FederatedData
+from fedelta.data.clients import Clients, Name
+from fedelta.data.columns import input_keys
 from fedelta.data.division import divide
-from fedelta.data.partition import PartitionSettings
-from fedelta.data.recordings import audio_inputs
+from fedelta.data.partition import Natural, PartitionSettings
 from fedelta.data.sources import RawData
-from fedelta.data.stores import image_inputs, text_inputs
+from fedelta.data.stored import StoredColumn
 from fedelta.data.validation import RowsOf, hold_back
-from fedelta.errors import DataError
-from fedelta.models.audio import AudioTransform, audio_transform
-from fedelta.models.transforms import ImageTransform, TextTransform
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-Transform = ImageTransform | TextTransform | AudioTransform
-
-PLURALS: dict[Modality, str] = {"image": "images", "text": "texts", "audio": "recordings"}
+from fedelta.errors import DataError, refuse
+from fedelta.modalities.base import Modality
+from fedelta.tasks.targets import strata_of
 
 
-def modality(transform: Transform | None) -> Modality:
-    """What a model with this transform takes; images, where it has none."""
-    if isinstance(transform, TextTransform):
-        return "text"
-    return "audio" if isinstance(transform, AudioTransform) else "image"
-
-
-def adapted(transform: Transform, raw: RawData) -> Transform:
-    """The transform of a model, with what section `[data]` says of it.
+def adapted(modality: Modality, raw: RawData) -> Modality:
+    """What a model takes, with what section `[data]` says of it.
 
     Raises:
-        DataError: the model takes another kind of input; recordings are for models that take images.
+        DataError: the model takes another kind of input.
     """
-    if raw.modality == "audio" and isinstance(transform, ImageTransform):
-        return audio_transform(transform, raw.source.audio)
-    if raw.modality != modality(transform):
+    prepared = modality.prepared(raw.preparation)
+    if prepared.name != raw.modality.name:
         raise DataError(
-            f"column {raw.columns.input!r} holds {PLURALS[raw.modality]}, but the model takes "
-            f"{PLURALS[modality(transform)]}",
-            hint="choose another `model.source` (recordings go to image classifiers), or set `data.image_column`, "
-            "`data.text_column` or `data.audio_column`",
+            f"column {raw.columns.input!r} holds {raw.modality.plural}, but the model takes {prepared.plural}",
+            hint=f"choose another `model.source` (recordings go to image classifiers), or set `data.{input_keys()}`",
         )
-    if isinstance(transform, TextTransform):
-        return replace(transform, max_length=raw.source.max_length)
-    if isinstance(transform, AudioTransform):
-        return replace(transform, settings=raw.source.audio)
-    return transform
+    return prepared
 
 
 def federate(
     raw: RawData,
     settings: PartitionSettings,
-    transform: Transform,
+    modality: Modality,
     *,
     seed: int,
-    held_out: Callable[[Sequence[int]], Collection[int]] = lambda _: (),
+    held_out: Callable[[Clients], Collection[int]] = lambda _: (),
 ) -> FederatedData:
     """The data of all clients, ready for a model.
 
     Args:
         raw: what `read` returned.
         settings: section `[partition]`.
-        transform: of the model; used as `adapted` to the data.
+        modality: of the model; used as `adapted` to the data.
         seed: of the run.
-        held_out: all client ids to those that no round asks; they give up no row for validation either.
+        held_out: all clients to the ids of those that no round asks; they give up no row for validation, and natural
+            clients none for the test set, where it says whose its rows are.
 
     Raises:
         DataError: the data cannot be divided like that, an input is unreadable, the model takes another kind of input,
             or no client can give up a row for validation.
     """
-    transform = adapted(transform, raw)
-    client = raw.columns.client
+    modality = adapted(modality, raw)
     # Before the inputs: an impossible division is found at once, decoding takes a while.
-    client_ids = None if client is None else raw.train[client][:]
-    rows = divide(settings, raw.train_labels, client_ids, seed=seed, row_numbers=raw.train_row_numbers)
-    unseen_ids = held_out(sorted(rows))
-    unseen = {client: rows.pop(client) for client in sorted(unseen_ids)}
+    rows = _division(raw, settings, seed)
+    ids_of = natural_ids(raw, rows) if isinstance(settings, Natural) else {}
+    clients = Clients.of(rows, names_from(ids_of))
+    unseen = {client: rows.pop(client) for client in sorted(held_out(clients))}
     origin = f"the training set of data source {raw.source.source!r}"
-    train = _inputs(raw, raw.train, transform, raw.train_row_numbers, origin=origin)
+    column = StoredColumn.of(raw.train, raw.columns.input, origin=origin, numbers=raw.train_row_numbers)
+    train = Examples(modality.store(column, raw.source.max_memory_mib), raw.train_targets, raw.train_row_numbers)
     if raw.source.evaluate_on == "validation":
+        owner = _owners(rows, len(train))
         rows, held = hold_back(rows, raw.source.validation_fraction, seed=seed)
-        evaluated = LabelledData(RowsOf(train, held), raw.train_labels[held])
+        inputs, targets = RowsOf(train.inputs, held), train.targets.select(held)
+        evaluated = Examples(inputs, targets, raw.train_row_numbers[held], owner[held])
     else:
-        origin = f"the test set of data source {(raw.source.test_source or raw.source.source)!r}"
-        test = _inputs(raw, raw.test, transform, raw.test_row_numbers, origin=origin)
-        evaluated = LabelledData(test, raw.test_labels)
+        raw = raw.without_test_rows_of({ids_of[client] for client in unseen if client in ids_of})
+        evaluated = _test_set(raw, modality, {ids_of[client]: client for client in rows if client in ids_of})
     return FederatedData(
-        train=LabelledData(train, raw.train_labels),
+        train=train,
         test=evaluated,
         class_names=raw.class_names,
         partition=rows,
         unseen=unseen,
+        strata_names=raw.strata_names,
+        names=clients.names,
     )
 
 
-def _inputs(raw: RawData, dataset: Dataset, transform: Transform, row_numbers: Tensor, *, origin: str) -> Inputs:
-    column, limit = raw.columns.input, raw.source.max_memory_mib
-    if isinstance(transform, TextTransform):
-        return text_inputs(dataset, column, transform, origin=origin, row_numbers=row_numbers)
-    if isinstance(transform, AudioTransform):
-        return audio_inputs(dataset, column, transform, origin=origin, max_memory_mib=limit, row_numbers=row_numbers)
-    return image_inputs(dataset, column, transform, origin=origin, max_memory_mib=limit, row_numbers=row_numbers)
+def natural_ids(raw: RawData, rows: Mapping[int, Tensor]) -> dict[int, object]:
+    """Client to the id of its rows, which all have the same; of a column of class labels, their names."""
+    ids = raw.client_ids(raw.train)
+    return {} if ids is None else {client: ids[int(of_client[0])] for client, of_client in rows.items()}
+
+
+def names_from(ids: Mapping[int, object]) -> dict[int, Name]:
+    """What clients with these ids are called: the ids, where all are texts or all are whole numbers."""
+    for kind in (str, int):
+        if all(type(each) is kind for each in ids.values()):  # the truth values of Python are whole numbers too
+            return {client: each for client, each in ids.items() if isinstance(each, str | int)}
+    return {}
+
+
+def _division(raw: RawData, settings: PartitionSettings, seed: int) -> dict[int, Tensor]:
+    """The training rows of each client."""
+    if raw.train_targets.strata is None and settings.goes_by_kind:
+        problem = f"name is {settings.name!r}, which divides by classes, but the task has none"
+        refuse("`[partition]`", [problem], hint="use 'iid', 'quantity' or 'natural'")
+    ids = None if raw.columns.client is None else raw.train[raw.columns.client][:]
+    return divide(settings, strata_of(raw.train_targets), ids, seed=seed, row_numbers=raw.train_row_numbers)
+
+
+def _owners(rows: Mapping[int, Tensor], num_rows: int) -> Tensor:
+    """The client of each row, int64; -1 where it is of none."""
+    owner = torch.full((num_rows,), -1)
+    for client, of_client in rows.items():
+        owner[of_client] = client
+    return owner
+
+
+def _test_set(raw: RawData, modality: Modality, client_of: Mapping[object, int]) -> Examples:
+    """The test set; its rows say whose they are where it has the column of natural ids.
+
+    Args:
+        raw: what was read.
+        modality: of the model.
+        client_of: natural id to client; nothing where clients have none.
+    """
+    origin = f"the test set of data source {(raw.source.test_source or raw.source.source)!r}"
+    column = StoredColumn.of(raw.test, raw.columns.input, origin=origin, numbers=raw.test_row_numbers)
+    ids = raw.client_ids(raw.test) if client_of else None
+    clients = None if ids is None else torch.tensor([client_of.get(each, -1) for each in ids])
+    inputs = modality.store(column, raw.source.max_memory_mib)
+    return Examples(inputs, raw.test_targets, raw.test_row_numbers, clients)

@@ -14,9 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedelta.data.folders import Naming, kind_of, read_folder
-from fedelta.data.problems import listed
-from fedelta.errors import DataError
+from fedelta.data.folders import Naming, modality_in, read_folder
+from fedelta.errors import DataError, listed
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -42,11 +41,11 @@ def load_splits(source: str, subset: str | None, train_split: str, naming: Namin
     """
     naming = naming or Naming()
     path = _expanded(source)
-    kind = kind_of(path, _TABLES.keys(), naming) if source != EMBEDDED and path.is_dir() else None
-    if kind is not None:
+    modality = modality_in(path, _TABLES.keys(), naming) if source != EMBEDDED and path.is_dir() else None
+    if modality is not None:
         # Without a pattern a table is a foreign file there, and maybe one that its owner counts on.
         passed_over = frozenset() if naming.pattern is None else _TABLES.keys()
-        return read_folder(path, kind, train_split, naming, passed_over=passed_over)
+        return read_folder(path, modality, train_split, naming, passed_over=passed_over)
     problem = None if source == EMBEDDED else missing_path(source)
     if problem is not None:
         raise DataError(

@@ -12,20 +12,15 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from fedelta.data.problems import refuse
-from fedelta.errors import DataError
+from fedelta.errors import DataError, refuse
+from fedelta.modalities.base import Modality
+from fedelta.modalities.table import MODALITIES
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-Kind = Literal["image", "audio"]
-
-SUFFIXES: dict[Kind, frozenset[str]] = {
-    "image": frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}),
-    "audio": frozenset({".wav", ".flac", ".ogg", ".mp3"}),
-}
 CLIENT = "client"  # field of a pattern, and column of the rows
 _LABEL = "label"
 _PARQUET = ".parquet"  # may hold the files themselves
@@ -91,8 +86,8 @@ def expression(pattern: str) -> re.Pattern[str]:
     return re.compile(found)
 
 
-def kind_of(folder: Path, tables: Set[str], naming: Naming) -> Kind | None:
-    """What `folder` is a folder of; None for neither, or where a table is in charge of the files.
+def modality_in(folder: Path, tables: Set[str], naming: Naming) -> type[Modality] | None:
+    """What `folder` is a folder of; None for nothing, or where a table is in charge of the files.
 
     A Parquet file anywhere is in charge, and, unless there is a pattern for the names of the files, any table beside
     images or recordings that are in no sub-folder.
@@ -103,14 +98,14 @@ def kind_of(folder: Path, tables: Set[str], naming: Naming) -> Kind | None:
         naming: what the names of the files say.
 
     Raises:
-        DataError: both images and recordings are there, or a table is in charge and `naming` would say nothing.
+        DataError: several kinds of examples are there, or a table is in charge and `naming` would say nothing.
     """
-    found: Counter[Kind] = Counter()
+    found: Counter[str] = Counter()
     suffixes: Counter[str] = Counter()
     has_sub_folders = False
     for parent, _, names in os.walk(folder):
         own = Counter(Path(name).suffix.lower() for name in names if not name.startswith("."))
-        here = {kind: sum(own[suffix] for suffix in known) for kind, known in SUFFIXES.items()}
+        here = {name: sum(own[suffix] for suffix in each.suffixes) for name, each in MODALITIES.items()}
         has_sub_folders = has_sub_folders or (parent != str(folder) and sum(here.values()) > 0)
         found.update(here)
         suffixes.update(own)
@@ -120,10 +115,11 @@ def kind_of(folder: Path, tables: Set[str], naming: Naming) -> Kind | None:
     if in_charge := sorted(suffixes.keys() & may_be_in_charge):
         _refuse_names(folder, naming, in_charge)
         return None
-    if found["image"] and found["audio"]:
-        problem = f"{found['image']} images and {found['audio']} recordings, expected one kind"
-        refuse(f"folder {str(folder)!r}", [problem], hint="keep them in folders of their own")
-    return "audio" if found["audio"] else "image"
+    kinds = [each for name, each in MODALITIES.items() if found[name]]
+    if len(kinds) > 1:
+        counts = " and ".join(f"{found[each.name]} {each.plural}" for each in kinds)
+        refuse(f"folder {str(folder)!r}", [f"{counts}, expected one kind"], hint="keep them in folders of their own")
+    return kinds[0]
 
 
 def _refuse_names(folder: Path, naming: Naming, in_charge: Sequence[str]) -> None:
@@ -139,16 +135,16 @@ def _refuse_names(folder: Path, naming: Naming, in_charge: Sequence[str]) -> Non
 
 
 def read_folder(
-    folder: Path, kind: Kind, train_split: str, naming: Naming, *, passed_over: Set[str]
+    folder: Path, modality: type[Modality], train_split: str, naming: Naming, *, passed_over: Set[str]
 ) -> dict[str, Dataset]:
     """All splits of a folder: those of its sub-folders where one is named `train_split`, else that one alone.
 
     Args:
         folder: of images or recordings.
-        kind: which of them.
+        modality: which of them.
         train_split: name of the training set.
         naming: where labels, clients and the test set come from, if not from sub-folders.
-        passed_over: suffixes of files that are not looked at; others that are not of `kind` are problems.
+        passed_over: suffixes of files that are not looked at; others that are not of `modality` are problems.
 
     Returns:
         Split to its rows: column `image` or `audio` (the path), `label`, and `client` where the pattern has it.
@@ -161,32 +157,32 @@ def read_folder(
     else:
         roots = {train_split: folder}
     problems: list[str] = []
-    files = {name: _files(root, kind, passed_over, problems) for name, root in roots.items()}
+    files = {name: _files(root, modality, passed_over, problems) for name, root in roots.items()}
     problems += _mismatches([path for paths in files.values() for path in paths], naming)
     about_test_files = _move_test_files(files, train_split, naming)
     splits = {}
     for name, paths in files.items():
         # Test files by name lie among the training files.
         splits[name] = _labelled(paths, roots.get(name, roots[train_split]), naming, problems)
-    hints = [f"expected one sub-folder of {kind} files for each class, or `data.file_pattern` with a field {{label}}"]
+    expected = f"one sub-folder of {modality.name} files for each class, or `data.file_pattern` with a field {{label}}"
+    hints = [f"expected {expected}"]
     hints = hints * bool(problems) + [hint for _, hint in about_test_files]
     problems = [problem for problem, _ in about_test_files] + problems
-    refuse(f"{kind} folder {str(folder)!r}", problems, hint="; ".join(hints))
-    return {name: _dataset(rows, kind, naming) for name, rows in splits.items()}
+    refuse(f"{modality.name} folder {str(folder)!r}", problems, hint="; ".join(hints))
+    return {name: _dataset(rows, modality, naming) for name, rows in splits.items()}
 
 
-def _files(root: Path, kind: Kind, passed_over: Set[str], problems: list[str]) -> list[Path]:
-    """The files of `kind` below `root`, sorted; adds to `problems`."""
+def _files(root: Path, modality: type[Modality], passed_over: Set[str], problems: list[str]) -> list[Path]:
+    """The files of `modality` below `root`, sorted; adds to `problems`."""
     found = _visible(root, "**/*")
     files = [path for path in found if path.is_file()]
     parents = {path.relative_to(root).parts[0] for path in files}
-    what = "no image" if kind == "image" else "no recording"
     for path in found:
         if path.parent == root and path.is_dir() and path.name not in parents:
             problems.append(f"{str(path)!r} is an empty folder")
-        if path.is_file() and path.suffix.lower() not in SUFFIXES[kind] | passed_over:
-            problems.append(f"{str(path)!r} is {what}")
-    return [path for path in files if path.suffix.lower() in SUFFIXES[kind]]
+        if path.is_file() and path.suffix.lower() not in modality.suffixes | passed_over:
+            problems.append(f"{str(path)!r} is no {modality.singular}")
+    return [path for path in files if path.suffix.lower() in modality.suffixes]
 
 
 def _mismatches(paths: Sequence[Path], naming: Naming) -> list[str]:
@@ -243,18 +239,20 @@ def _labelled(paths: Sequence[Path], root: Path, naming: Naming, problems: list[
     return rows
 
 
-def _dataset(rows: Sequence[dict[str, str]], kind: Kind, naming: Naming) -> Dataset:
+def _dataset(rows: Sequence[dict[str, str]], modality: type[Modality], naming: Naming) -> Dataset:
     from datasets import Audio, Dataset, Features, Image, Value
 
-    columns: dict[str, object] = {kind: [{"bytes": None, "path": row["path"]} for row in rows]}
+    name = modality.name
+    columns: dict[str, object] = {name: [{"bytes": None, "path": row["path"]} for row in rows]}
     columns[_LABEL] = [row[_LABEL] for row in rows]
-    stored: dict[str, object] = {kind: {"bytes": Value("binary"), "path": Value("string")}, _LABEL: Value("string")}
+    stored: dict[str, object] = {name: {"bytes": Value("binary"), "path": Value("string")}}
+    stored[_LABEL] = Value("string")
     if CLIENT in naming.fields:
         columns[CLIENT] = [row[CLIENT] for row in rows]
         stored[CLIENT] = Value("string")
     dataset = Dataset.from_dict(columns, features=Features(stored))
     # Cast: made with this feature at once, a data set of recordings would want torchcodec.
-    return dataset.cast_column(kind, Image() if kind == "image" else Audio(decode=False))
+    return dataset.cast_column(name, {"image": Image(), "audio": Audio(decode=False)}[name])
 
 
 def _visible(folder: Path, pattern: str = "*") -> list[Path]:

@@ -1,15 +1,17 @@
 """Which partitioner divides the training rows among clients: the `[partition]` section.
 
-Settings only; what they do is in division.py.
+Settings only; what they do is in division.py. Where the task has classes, the labels here are these; where it has none,
+they are the kinds of rows that it knows (`Targets.strata`), such as ranges of numbers. `goes_by_kind` tells which
+partitioners cannot do without.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from fedelta.settings import Settings
+from fedelta.settings import Context, Settings
 
 NumClients = Annotated[int, Field(ge=1)]
 Alpha = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -19,6 +21,7 @@ class Iid(Settings):
     """Every client draws from the same distribution; sizes differ by at most one row."""
 
     name: Literal["iid"] = "iid"
+    goes_by_kind: ClassVar[bool] = False
     num_clients: NumClients
 
 
@@ -42,6 +45,7 @@ class Dirichlet(Settings):
     """
 
     name: Literal["dirichlet"] = "dirichlet"
+    goes_by_kind: ClassVar[bool] = True
     num_clients: NumClients
     alpha: Alpha
     min_size: int = Field(default=10, ge=1)  # `min_require_size` of NIID-Bench (Li et al. 2021), also flwr-datasets'
@@ -59,6 +63,7 @@ class Pathological(Settings):
     """
 
     name: Literal["pathological"] = "pathological"
+    goes_by_kind: ClassVar[bool] = True
     num_clients: NumClients
     labels_per_client: int = Field(default=2, ge=1)  # McMahan et al. 2017: two digits per client
 
@@ -71,7 +76,18 @@ class Natural(Settings):
     """
 
     name: Literal["natural"] = "natural"
+    goes_by_kind: ClassVar[bool] = False
     num_clients: NumClients | None = None
+
+    def problems(self, context: Context) -> list[str]:
+        """That nothing says whose a row is."""
+        if "data" not in context or context.get("data.client") is not None:
+            return []
+        problem = (
+            "`partition.name` is 'natural', which needs `data.client_column`, or a field {client} in "
+            "`data.file_pattern` for a folder of files"
+        )
+        return [problem]
 
 
 class Quantity(Settings):
@@ -83,6 +99,7 @@ class Quantity(Settings):
     """
 
     name: Literal["quantity"] = "quantity"
+    goes_by_kind: ClassVar[bool] = False
     num_clients: NumClients
     alpha: Alpha
     min_size: int = Field(default=10, ge=1)  # as for `dirichlet`

@@ -2,38 +2,43 @@
 
 Two steps, because a model can only be built when the classes are known, and inputs only when the model is:
 
-    raw = read(source, seed=seed)                           # rows, labels, class names
-    data = federate(raw, settings, transform, seed=seed)    # in federate.py: inputs, rows of each client
+    raw = read(source, seed=seed, task=task)                # rows, targets, class names
+    data = federate(raw, settings, modality, seed=seed)     # in federate.py: inputs, rows of each client
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Set
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
-from fedelta.data.columns import (
-    Columns,
-    Modality,
-    Wanted,
-    class_values,
-    find_columns,
-    label_numbers,
-    missing_columns,
-)
-from fedelta.data.files import load_splits, missing_path
+from fedelta.data.columns import Columns, Wanted, find_columns, missing_columns, readable, target_column
+from fedelta.data.files import EMBEDDED, load_splits, missing_path
 from fedelta.data.folders import CLIENT, Naming, expression
-from fedelta.data.problems import listed, refuse
 from fedelta.data.splits import Rows, hold_out, limit
-from fedelta.models.audio import AudioSettings
+from fedelta.errors import DataError, listed, refuse
+from fedelta.modalities.base import Modality
+from fedelta.modalities.settings import AudioSettings, Preparation
 from fedelta.seeds import stream
-from fedelta.settings import Settings
+from fedelta.settings import Context, Settings
+from fedelta.settings.paths import InFull, in_full_where_it_exists
+from fedelta.tasks.base import Task
+from fedelta.tasks.classification import Classification
+from fedelta.tasks.targets import Targets
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+
+def _in_full(source: str) -> str:
+    return source if source == EMBEDDED else in_full_where_it_exists(source)
+
+
+Place = Annotated[str, InFull(_in_full)]
 
 
 class DataSource(Settings):
@@ -45,7 +50,8 @@ class DataSource(Settings):
             or JSON Lines file, or a folder of them; else the name of a data set on the hub.
         test_source: where the test set is, if not in `source`.
         subset: configuration of a data set on the hub.
-        label_column: holds the class: an integer, a text or a class label.
+        label_column: holds what is predicted: of a classification an integer, a text or a class label, of a
+            regression a number with a decimal point.
         image_column: holds images: encoded, as arrays (integers 0..255 or floats 0..1), or as paths of files
             from the working directory.
         text_column: holds texts; of the three columns of inputs at most one is given.
@@ -71,8 +77,8 @@ class DataSource(Settings):
             and test set.
     """
 
-    source: str
-    test_source: str | None = None
+    source: Place
+    test_source: Place | None = None
     subset: str | None = None
     # None: found from the features (see columns.py); an ambiguity is an error.
     label_column: str | None = None
@@ -102,12 +108,26 @@ class DataSource(Settings):
 
     @model_validator(mode="after")
     def _one_of_each(self) -> DataSource:
-        columns = ("image_column", "text_column", "audio_column")
-        for names in (columns, ("test_files", "test_source")):
-            given = [name for name in names if getattr(self, name) is not None]
+        tests = {"test_files": self.test_files, "test_source": self.test_source}
+        for values in ({f"{name}_column": column for name, column in self._input_columns.items()}, tests):
+            given = [name for name, value in values.items() if value is not None]
             if len(given) > 1:
                 raise ValueError(f"{' and '.join(given)} are both set, expected one of them: remove the other")
         return self
+
+    def problems(self, context: Context) -> list[str]:
+        """Paths at which nothing is; what may be the name of a data set on the hub is no problem."""
+        return check_source(self)
+
+    @property
+    def wanted(self) -> Wanted:
+        """The columns that are named."""
+        inputs = {name: column for name, column in self._input_columns.items() if column is not None}
+        return Wanted(self.label_column, self.client, inputs)
+
+    @property
+    def _input_columns(self) -> dict[str, str | None]:
+        return {"image": self.image_column, "text": self.text_column, "audio": self.audio_column}
 
     @property
     def client(self) -> str | None:
@@ -124,28 +144,61 @@ class RawData:
         source: what was read.
         train: N training rows.
         test: M test rows.
-        train_labels: int64 of shape [N], in 0..num_classes-1.
-        test_labels: int64 of shape [M], likewise.
+        train_targets: of the training rows.
+        test_targets: of the test rows.
         train_row_numbers: int64 of shape [N], the number of each row in the split it was read from, from 0.
         test_row_numbers: int64 of shape [M], likewise; rows held out have their number among the training rows.
-        class_names: one name per label, in label order.
+        class_names: one name per class, in label order; nothing where the task has no classes.
+        strata_names: one name per kind of row (`Targets.strata`).
         columns: which column is what.
     """
 
     source: DataSource
     train: Dataset
     test: Dataset
-    train_labels: Tensor
-    test_labels: Tensor
+    train_targets: Targets
+    test_targets: Targets
     train_row_numbers: Tensor
     test_row_numbers: Tensor
     class_names: tuple[str, ...]
+    strata_names: tuple[str, ...]
     columns: Columns
 
     @property
-    def modality(self) -> Modality:
+    def modality(self) -> type[Modality]:
         """Whether the inputs are images, texts or recordings."""
         return self.columns.modality
+
+    @property
+    def preparation(self) -> Preparation:
+        """What section `[data]` says of the way from such examples to inputs."""
+        said = Preparation(max_length=self.source.max_length, audio=self.source.audio)
+        return said.only(self.modality.settings)
+
+    def client_ids(self, dataset: Dataset) -> list[object] | None:
+        """The client of each row, class labels by their names; None where `dataset` does not say."""
+        column = self.columns.client
+        if column is None or column not in dataset.column_names:
+            return None
+        return readable(dataset, column)
+
+    def without_test_rows_of(self, ids: Set[object]) -> RawData:
+        """The same without the test rows of these clients; as it is where the test set does not say whose they are.
+
+        Raises:
+            DataError: none would be left.
+        """
+        found = self.client_ids(self.test) if ids else None
+        if found is None or not (of_them := [each in ids for each in found]) or not any(of_them):
+            return self
+        if all(of_them):
+            raise DataError(
+                f"every row of the test set belongs to a client that is held out: {listed(sorted(map(str, ids)))}",
+                hint="hold out others, or give a test set of its own with `data.test_source`.",
+            )
+        test = Rows(self.test, self.test_targets, self.test_row_numbers)
+        kept = test.select((~torch.tensor(of_them)).nonzero()[:, 0])
+        return replace(self, test=kept.dataset, test_targets=kept.targets, test_row_numbers=kept.numbers)
 
     @property
     def num_classes(self) -> int:
@@ -153,46 +206,42 @@ class RawData:
         return len(self.class_names)
 
 
-def read(source: DataSource, *, seed: int) -> RawData:
+def read(source: DataSource, *, seed: int, task: Task = Classification()) -> RawData:  # noqa: B008 a frozen value
     """Training and test set of `source`.
 
     Args:
         source: section `[data]`.
         seed: of the run; decides which rows become test rows where the data have no test split, and which
             remain where their number is limited.
+        task: what is predicted.
 
     Raises:
         DataError: the data are missing, unreadable, or lack what is needed; names every problem.
     """
     origin = f"data source {source.source!r}"
     train, test = _load(source, origin)
-    wanted = Wanted(
-        source.label_column, source.image_column, source.text_column, source.client, audio=source.audio_column
-    )
-    columns = find_columns(train, wanted, origin=origin)
-    classes, class_names = class_values(train, columns.label, origin=origin)
-    labels, problems = label_numbers(train, columns.label, classes, "training set")
-    learned = Rows(train, labels, torch.arange(len(labels)))
-    if test is None:
-        refuse(origin, problems)
+    columns = find_columns(train, source.wanted, task, origin=origin)
+    lacking = [] if test is None else missing_columns(test, columns)
+    test_column = None if test is None or lacking else target_column(test, columns.label, "test set")
+    targets = task.targets(target_column(train, columns.label, "training set"), test_column)
+    refuse(origin, [*targets.problems, *lacking])
+    learned = Rows(train, targets.train, torch.arange(len(train)))
+    if test is None or targets.test is None:
         learned, held_out = hold_out(learned, source.test_fraction, stream(seed, "data", "test"))
     else:
-        problems += missing_columns(train, test, columns)
-        refuse(origin, problems)
-        labels, problems = label_numbers(test, columns.label, classes, "test set")
-        refuse(origin, problems)
-        held_out = Rows(test, labels, torch.arange(len(labels)))
+        held_out = Rows(test, targets.test, torch.arange(len(test)))
     learned = limit(learned, source.max_train_examples, stream(seed, "data", "train subset"))
     held_out = limit(held_out, source.max_test_examples, stream(seed, "data", "test subset"))
     return RawData(
         source=source,
         train=learned.dataset,
         test=held_out.dataset,
-        train_labels=learned.labels,
-        test_labels=held_out.labels,
+        train_targets=learned.targets,
+        test_targets=held_out.targets,
         train_row_numbers=learned.numbers,
         test_row_numbers=held_out.numbers,
-        class_names=class_names,
+        class_names=targets.class_names,
+        strata_names=targets.strata_names,
         columns=columns,
     )
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedelta.data.batches import Inputs
 from fedelta.errors import DataError
+from fedelta.modalities.base import Inputs
 from fedelta.seeds import stream
 
 

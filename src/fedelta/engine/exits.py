@@ -1,11 +1,12 @@
 """At which exits clients learn, how deep each runs, and the loss of a step with exits.
 
-    deepest, random:  CE_e of the one exit
-    sum:              sum_e CE_e
-    distill:          sum_e CE_e + w_t sum_e KL(p_best || p_e),   w_t = exp(-5 (1 - min(t, 300) / 300)^2) in round t
+    deepest, random:  L_e of the one exit
+    sum:              sum_e L_e
+    distill:          sum_e L_e + w_t sum_e D(best, e),   w_t = exp(-5 (1 - min(t, 300) / 300)^2) in round t
 
-with CE_e the cross-entropy at exit e, and the best exit that with the lowest running mean of its cross-entropy, which
-begins anew for every client and round.
+with L_e the task's loss at exit e, D how far its outputs are from those of the best exit (`Task.divergences`: of a
+classification cross-entropy and Kullback-Leibler divergence), and the best exit that with the lowest running mean of
+its loss, which begins anew for every client and round.
 
 Source: Liu et al. 2022 (Accumulator, arXiv 2212.04084) for one exit a batch; Lee et al. 2024 (ReeFL, arXiv 2405.14791)
 for the others.
@@ -15,18 +16,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
-from torch.nn import functional
 
-from fedelta.errors import ConfigError
+from fedelta.data.clients import Clients
+from fedelta.errors import ConfigError, listed
 from fedelta.seeds import stream
 from fedelta.settings import Settings
+from fedelta.settings.paths import FilePath
+from fedelta.tasks.base import Task
 
 _DISTILLATION_ROUNDS = 300  # ReeFL: until then the weight of the teacher grows
 _KEPT = 0.8  # ReeFL: share of the old value in the running mean of an exit's loss
@@ -41,13 +44,13 @@ class ExitSettings(Settings):
         tiers: depths in blocks; each client has one of them. None: every client runs the whole model.
         assignment: `cycle` gives the clients, in ascending order, one tier after the other and begins again, `shuffle`
             the same after a seeded shuffle. A tier that stands twice is given twice as often.
-        tiers_file: a JSON object of client id to depth, instead of `tiers`.
+        tiers_file: a JSON object of client, by name or number, to depth, instead of `tiers`.
     """
 
     train: Literal["deepest", "random", "sum", "distill"] = "deepest"
     tiers: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False, min_length=1)] | None = None
     assignment: Literal["cycle", "shuffle"] = "cycle"  # the authors' code: client id modulo 12
-    tiers_file: str | None = None
+    tiers_file: FilePath | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> ExitSettings:
@@ -64,60 +67,65 @@ class ExitSettings(Settings):
         """The exits at which a client of `depth` learns, from 1."""
         return range(depth if self.train == "deepest" else 1, depth + 1)
 
-    def depths(self, client_ids: Sequence[int], num_blocks: int, seed: int) -> dict[int, int]:
-        """Client id to depth.
+    def depths(self, clients: Clients, num_blocks: int, seed: int) -> dict[int, int]:
+        """Client id to depth, of all clients.
 
         Raises:
-            ConfigError: a depth that the model does not have, or a file that does not name every client.
+            ConfigError: a depth that the model does not have, or a file that does not name every client, or others.
         """
         if self.tiers_file is not None:
-            return _read_depths(self.tiers_file, client_ids, num_blocks)
+            return _read_depths(self.tiers_file, clients, num_blocks)
         tiers = self.tiers or (num_blocks,)
         if max(tiers) > num_blocks:
             problem = f"`exits.tiers` has depth {max(tiers)}, but the model has {num_blocks} blocks"
             raise ConfigError([problem], hint=f"use depths from 1 to {num_blocks}.")
-        order = list(client_ids)
+        order = list(clients.numbers)
         if self.assignment == "shuffle":
             shuffled = torch.randperm(len(order), generator=stream(seed, "tiers")).tolist()
             order = [order[index] for index in shuffled]
         return {client_id: tiers[place % len(tiers)] for place, client_id in enumerate(order)}
 
 
-def _read_depths(path: str, client_ids: Sequence[int], num_blocks: int) -> dict[int, int]:
-    expected = f'a JSON object of client id to depth, such as {{"0": 4, "1": {num_blocks}}}'
+def _read_depths(path: str, clients: Clients, num_blocks: int) -> dict[int, int]:
+    example = [str(clients.names.get(number, number)) for number in clients.numbers[:2]]
+    expected = f"a JSON object of client to depth, such as {json.dumps(dict.fromkeys(example, num_blocks))}"
     try:
-        content = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
-        depths = {int(client_id): depth for client_id, depth in content.items()}
+        content = dict(json.loads(Path(path).expanduser().read_text(encoding="utf-8")).items())
     except (OSError, ValueError, AttributeError) as error:
         raise ConfigError(
             [f"`exits.tiers_file` {path!r} cannot be used: {error}"], hint=f"expected {expected}."
         ) from error
-    problems = [
-        f"client {client_id} has depth {depths.get(client_id)!r}"
-        for client_id in client_ids
-        if type(depths.get(client_id)) is not int or not 1 <= depths[client_id] <= num_blocks
+    depths = {clients.find_text(key): depth for key, depth in content.items()}
+    problems = []
+    if unknown := [key for key in content if clients.find_text(key) is None]:
+        problems.append(f"`exits.tiers_file` {path!r} has {listed(unknown)}, but there are {clients.described}")
+    odd = [
+        f"{clients.called(number)} has depth {depths.get(number)!r}"
+        for number in clients.numbers
+        if type(depths.get(number)) is not int or not 1 <= depths[number] <= num_blocks
     ]
+    if odd:
+        shown = ", ".join(odd[:4]) + (f" and {len(odd) - 4} more" if len(odd) > 4 else "")
+        problems.append(f"`exits.tiers_file` {path!r}: {shown}; expected 1 to {num_blocks} for every client")
     if problems:
-        shown = ", ".join(problems[:4]) + (f" and {len(problems) - 4} more" if len(problems) > 4 else "")
-        raise ConfigError(
-            [f"`exits.tiers_file` {path!r}: {shown}; expected 1 to {num_blocks} for every client"],
-            hint=f"write {expected}.",
-        )
-    return {client_id: depths[client_id] for client_id in client_ids}
+        raise ConfigError(problems, hint=f"write {expected}.")
+    return {number: depths[number] for number in clients.numbers}
 
 
 class ExitLoss:
     """The loss of one step over the exits that each lane learns at.
 
-    Shapes: E exits, A lanes, B samples of a lane, C classes.
+    Shapes: E exits, A lanes, B samples of a lane, X whatever the task's outputs and targets have for each of them.
 
     Args:
         settings: which exits, and how.
         round: number of the round, from 1.
+        task: gives the loss of an exit.
     """
 
-    def __init__(self, settings: ExitSettings, round: int) -> None:
+    def __init__(self, settings: ExitSettings, round: int, task: Task) -> None:
         self._settings = settings
+        self._task = task
         progress = min(round, _DISTILLATION_ROUNDS) / _DISTILLATION_ROUNDS
         self._weight = math.exp(-5 * (1 - progress) ** 2)
 
@@ -127,35 +135,33 @@ class ExitLoss:
         return (exits[draw(depth)],) if self._settings.train == "random" else exits
 
     def of(
-        self, logits_EABC: Tensor, labels_AB: Tensor, weights_AB: Tensor, chosen_EA: Tensor, running_EA: Tensor
+        self, outputs_EABX: Tensor, targets_ABX: Tensor, weights_AB: Tensor, chosen_EA: Tensor, running_EA: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What is minimised [A], and the mean cross-entropy over a lane's exits [A], in nats per example.
+        """What is minimised [A], and the mean loss over a lane's exits [A].
 
         Args:
-            logits_EABC: of the exits that any lane chose.
-            labels_AB: classes.
+            outputs_EABX: of the exits that any lane chose.
+            targets_ABX: of the samples.
             weights_AB: of the samples; they sum to one in each lane.
             chosen_EA: 1 where a lane learns at an exit, 0 elsewhere.
-            running_EA: running mean of the cross-entropy of each exit, NaN before its first; changed in place.
+            running_EA: running mean of the loss of each exit, NaN before its first; changed in place.
         """
-        num_exits = len(logits_EABC)
-        losses_EAB = functional.cross_entropy(
-            logits_EABC.flatten(0, 2), labels_AB.expand(num_exits, -1, -1).flatten(), reduction="none"
-        ).view(num_exits, *labels_AB.shape)
+        num_exits = len(outputs_EABX)
+        targets = targets_ABX.expand(num_exits, *targets_ABX.shape).flatten(0, 2)
+        losses_EAB = self._task.losses(outputs_EABX.flatten(0, 2), targets).view(num_exits, *weights_AB.shape)
         losses_EA = (losses_EAB * weights_AB).sum(2)
-        # Not a product: a loss that is infinite where nobody asked would make NaN of it.
+        # Not a product: a loss that is infinite at an exit that was not chosen would make NaN of it.
         total_A = torch.where(chosen_EA > 0, losses_EA, 0.0).sum(0)
         mean_A = total_A.detach() / chosen_EA.sum(0)
         if self._settings.train == "distill" and num_exits > 1:
-            found = losses_EA.detach()
-            running_EA.copy_(torch.where(running_EA.isnan(), found, _KEPT * running_EA + (1 - _KEPT) * found))
-            total_A = total_A + self._weight * _divergence(logits_EABC, weights_AB, running_EA.argmin(0))
+            latest = losses_EA.detach()
+            running_EA.copy_(torch.where(running_EA.isnan(), latest, _KEPT * running_EA + (1 - _KEPT) * latest))
+            total_A = total_A + self._weight * self._divergence(outputs_EABX, weights_AB, running_EA.argmin(0))
         return total_A, mean_A
 
-
-def _divergence(logits_EABC: Tensor, weights_AB: Tensor, best_A: Tensor) -> Tensor:
-    """sum_e KL(p_best || p_e) by lane [A]; the best exit teaches and does not learn from the others."""
-    log_EABC = functional.log_softmax(logits_EABC, dim=-1)
-    teacher_ABC = log_EABC[best_A, torch.arange(len(best_A), device=best_A.device)].detach()
-    divergence_EAB = (teacher_ABC.exp() * (teacher_ABC - log_EABC)).sum(-1)
-    return (divergence_EAB * weights_AB).sum((0, 2))
+    def _divergence(self, outputs_EABX: Tensor, weights_AB: Tensor, best_A: Tensor) -> Tensor:
+        """The sum over exits by lane [A]; the best exit teaches and does not learn from the others."""
+        teacher_ABX = outputs_EABX[best_A, torch.arange(len(best_A), device=best_A.device)].detach()
+        teacher = teacher_ABX.expand_as(outputs_EABX).flatten(0, 2)
+        divergences = self._task.divergences(outputs_EABX.flatten(0, 2), teacher)
+        return (divergences.view(-1, *weights_AB.shape) * weights_AB).sum((0, 2))

@@ -4,34 +4,36 @@ Lanes are refilled continuously: when a client has done its steps, the last lane
 the next client of the cohort takes the lane that became free, with zeroed optimizer state. Batches of unequal
 size are padded, and padding has weight zero in the loss. A deployed client is the same code with one lane.
 
-Shapes: A lanes in use, K lanes, B samples of the largest batch of a step, C classes, P tuned scalars.
+Shapes: A lanes in use, K lanes, B samples of the largest batch of a step, P tuned scalars.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from fedelta.data.augmentation import Augmentation, AugmentedInputs
-from fedelta.data.batches import Inputs, LabelledData, batches
+from fedelta.data.batches import Examples, batches
 from fedelta.engine.bank import LaneBank
 from fedelta.engine.exits import ExitLoss, ExitSettings
 from fedelta.engine.optimizers import LearningRate
 from fedelta.engine.prefix import CachedInputs, find_prefix, only_head
 from fedelta.engine.work import ClientSettings, Job, Trained
+from fedelta.modalities.base import Inputs
 from fedelta.models.hub import Backbone
-from fedelta.models.transforms import ImageTransform
 from fedelta.params import Params, ParamSpec
 from fedelta.strategies.base import LocalRule
-from fedelta.tasks.base import Evaluation
+from fedelta.tasks.base import Evaluation, Sums, Task
+from fedelta.tasks.classification import Classification
+from fedelta.tasks.details import Answered
 from fedelta.tuning.exits import exit_blocks, logits_at
 from fedelta.tuning.lanes import Lanes
 
-_EVALUATION_ROWS = 256  # rows of an evaluation batch; fixed, so that the accuracy's bits are too
+_EVALUATION_ROWS = 256  # rows of an evaluation batch; fixed, so that the measures' bits are too
 
 
 @dataclass
@@ -60,6 +62,7 @@ class LaneEngine:
         compute_dtype: `bfloat16` runs the model under autocast; the tuned tensors stay float32.
         augmentation: what is done to the images of `train`; None for nothing.
         exits: at which exits clients learn; without effect on a model without exits.
+        task: what is predicted.
     """
 
     def __init__(
@@ -67,7 +70,7 @@ class LaneEngine:
         backbone: Backbone,
         spec: ParamSpec,
         lanes: Lanes,
-        train: LabelledData,
+        train: Examples,
         *,
         client: ClientSettings,
         rule: LocalRule,
@@ -75,6 +78,7 @@ class LaneEngine:
         compute_dtype: Literal["float32", "bfloat16"] = "float32",
         augmentation: Augmentation | None = None,
         exits: ExitSettings = ExitSettings(),  # noqa: B008 a frozen value
+        task: Task = Classification(),  # noqa: B008 likewise
     ) -> None:
         self.spec = spec
         self.lanes = lanes
@@ -85,6 +89,7 @@ class LaneEngine:
         self._rule = rule
         self._blocks = exit_blocks(backbone.module)
         self.exits = exits
+        self.task = task
         self._device = self.bank.values_KP.device
         self._autocast = compute_dtype == "bfloat16"
         self._cache_bytes = cache_bytes
@@ -98,7 +103,7 @@ class LaneEngine:
             self._train = self._augmented(train, augmentation)
         else:
             self._train = self._cached(train)
-        self._evaluated: tuple[LabelledData, LabelledData] | None = None
+        self._evaluated: tuple[Examples, Examples] | None = None
 
     def train(self, jobs: Sequence[Job], lr: float, round: int = 1) -> Iterator[Trained]:
         """Trains every job and yields each when it is done; jobs enter lanes in the order given.
@@ -110,7 +115,7 @@ class LaneEngine:
             lr: learning rate of this round.
             round: its number, from 1.
         """
-        self._exit_loss = ExitLoss(self.exits, round)
+        self._exit_loss = ExitLoss(self.exits, round, self.task)
         for depth in sorted({self._depth(job) for job in jobs}):
             yield from self._train_together([job for job in jobs if self._depth(job) == depth], lr)
 
@@ -141,9 +146,9 @@ class LaneEngine:
 
     @torch.no_grad()
     def evaluate(
-        self, params: Params, data: LabelledData, rows: Tensor | None = None, depth: int | None = None
+        self, params: Params, data: Examples, rows: Tensor | None = None, depth: int | None = None
     ) -> Evaluation:
-        """Accuracy and loss of `params`, in lane 0.
+        """The measures of `params`, in lane 0.
 
         Args:
             params: tuned tensors.
@@ -151,25 +156,35 @@ class LaneEngine:
             rows: of `data`, int64; None for all.
             depth: blocks that are run; None for all.
         """
+        exits = range(1, (depth or len(self._blocks)) + 1) if self._blocks else range(0)
+        sums = [Sums()] * max(1, len(exits))
+        for _, outputs, targets in self._passes(params, data, rows, exits):
+            sums = [so_far + self.task.sums(each, targets) for so_far, each in zip(sums, outputs, strict=True)]
+        values = [self.task.values(each) for each in sums]
+        primary = self.task.primary.name
+        return Evaluation(values[-1], {primary: tuple(each[primary] for each in values)} if self._blocks else {})
+
+    @torch.no_grad()
+    def answers(self, params: Params, data: Examples) -> Iterator[Answered]:
+        """What the model with `params` gives for all of `data`, of a model with exits at its last; in lane 0."""
+        exits = [len(self._blocks)] if self._blocks else []
+        for rows, (outputs,), targets in self._passes(params, data, None, exits):
+            yield Answered(rows, outputs, targets)
+
+    def _passes(
+        self, params: Params, data: Examples, rows: Tensor | None, exits: Collection[int]
+    ) -> Iterator[tuple[Tensor, list[Tensor], Tensor]]:
+        """Rows, the outputs for them at each of `exits` as `_outputs` gives them, and targets, batch by batch."""
         if self._evaluated is None or self._evaluated[0] is not data:
             self._evaluated = (data, self._cached(data))
         cached = self._evaluated[1]
         self.lanes.active = 1
         self.bank.load(0, params)
-        exits = range(1, (depth or len(self._blocks)) + 1) if self._blocks else range(0)
-        correct, loss = [0] * max(1, len(exits)), 0.0
         rows = torch.arange(len(data)) if rows is None else rows
         for batch in rows.split(_EVALUATION_ROWS):
             self._prepare(cached.inputs, batch)
-            labels = data.labels[batch].to(self._device)
-            answers = self._answers(cached.inputs, batch, exits)
-            correct = [
-                count + int((logits.argmax(1) == labels).sum()) for count, logits in zip(correct, answers, strict=True)
-            ]
-            loss += float(nn.functional.cross_entropy(answers[-1], labels, reduction="sum").double())
-        accuracies = tuple(count / len(rows) for count in correct)
-        measures = {"accuracy": accuracies[-1], "loss_nats": loss / len(rows)}
-        return Evaluation(measures, {"accuracy": accuracies} if self._blocks else {})
+            targets = data.targets.fetch(batch).to(self._device)
+            yield batch, self._outputs(cached.inputs, batch, exits), targets
 
     def _admit(self, lane: int, job: Job) -> _Slot:
         self._prepare(self._train.inputs, job.rows)
@@ -210,14 +225,14 @@ class LaneEngine:
         batches_A = [next(slot.batches) for slot in slots]
         rows_AB, weights_AB = _pad(batches_A)
         active = len(slots)
-        labels = self._train.labels[rows_AB.flatten()].to(self._device)
+        targets = self._train.targets.fetch(rows_AB.flatten()).to(self._device)
         weights_AB = weights_AB.to(self._device)
         with self.lanes.training([len(batch) for batch in batches_A], [self._noise(slot.job) for slot in slots]):
             if self._blocks:
-                minimised_A, losses_A = self._loss_at_exits(slots, rows_AB, labels.view(rows_AB.shape), weights_AB)
+                minimised_A, losses_A = self._loss_at_exits(slots, rows_AB, targets, weights_AB)
             else:
-                (logits,) = self._answers(self._train.inputs, rows_AB.flatten(), ())
-                losses_AB = nn.functional.cross_entropy(logits, labels, reduction="none").view(rows_AB.shape)
+                (outputs,) = self._outputs(self._train.inputs, rows_AB.flatten(), ())
+                losses_AB = self.task.losses(outputs, targets).view(rows_AB.shape)
                 minimised_A = losses_A = (losses_AB * weights_AB).sum(1)
         self.bank.backward(minimised_A.sum())
         self._losses_K[:active] += losses_A.detach()
@@ -251,24 +266,25 @@ class LaneEngine:
         return Generator().manual_seed(int(torch.randint(2**62, (), generator=job.noise)))
 
     def _loss_at_exits(
-        self, slots: list[_Slot], rows_AB: Tensor, labels_AB: Tensor, weights_AB: Tensor
+        self, slots: list[_Slot], rows_AB: Tensor, targets: Tensor, weights_AB: Tensor
     ) -> tuple[Tensor, Tensor]:
         """What is minimised and what is written down, by lane; see `ExitLoss.of`."""
         chosen = [self._exit_loss.chosen(self._depth(slot.job), _draws(slot.job.exits)) for slot in slots]
         exits = sorted(set().union(*chosen))
-        answers = self._answers(self._train.inputs, rows_AB.flatten(), exits)
+        outputs = self._outputs(self._train.inputs, rows_AB.flatten(), exits)
         chosen_EA = torch.tensor([[float(number in own) for own in chosen] for number in exits], device=self._device)
         places = torch.tensor(exits, device=self._device) - 1
         running_EA = torch.stack([slot.exit_losses[places] for slot in slots if slot.exit_losses is not None], dim=1)
-        logits_EABC = torch.stack(answers).unflatten(1, rows_AB.shape)
-        found = self._exit_loss.of(logits_EABC, labels_AB, weights_AB, chosen_EA, running_EA)
+        outputs_EABX = torch.stack(outputs).unflatten(1, rows_AB.shape)
+        targets_ABX = targets.unflatten(0, rows_AB.shape)
+        found = self._exit_loss.of(outputs_EABX, targets_ABX, weights_AB, chosen_EA, running_EA)
         for slot, running_E in zip(slots, running_EA.unbind(1), strict=True):
             if slot.exit_losses is not None:
                 slot.exit_losses[places] = running_E
         return found
 
-    def _answers(self, inputs: Inputs, rows: Tensor, exits: Collection[int]) -> list[Tensor]:
-        """Logits of `rows` at each of `exits`, ascending; of a model without exits the model's own alone."""
+    def _outputs(self, inputs: Inputs, rows: Tensor, exits: Collection[int]) -> list[Tensor]:
+        """Outputs for `rows` at each of `exits`, ascending; of a model without exits the model's own alone."""
         tensors = self._to_device(inputs.fetch(rows))
         model = inputs if isinstance(inputs, CachedInputs) else self._backbone
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
@@ -284,18 +300,18 @@ class LaneEngine:
         if isinstance(inputs, CachedInputs):
             inputs.prepare(rows)
 
-    def _augmented(self, data: LabelledData, augmentation: Augmentation) -> LabelledData:
+    def _augmented(self, data: Examples, augmentation: Augmentation) -> Examples:
         if self._prefix is not None:
             self.notes.append(
                 "frozen-prefix cache off for the training data: with `[augmentation]` its images differ in every "
                 "epoch, so that every step runs the whole model."
             )
-        transform = self._backbone.transform
-        # Without a transform of ours nobody knows what black is: there the padding is 0.
-        black = transform.black if isinstance(transform, ImageTransform) else (0.0,)
-        return LabelledData(AugmentedInputs(data.inputs, augmentation, black, self._device), data.labels)
+        modality = self._backbone.modality
+        # Where inputs come ready it is not known what black is: there the padding is 0.
+        black = (0.0,) if modality is None else modality.black
+        return replace(data, inputs=AugmentedInputs(data.inputs, augmentation, black, self._device))
 
-    def _cached(self, data: LabelledData) -> LabelledData:
+    def _cached(self, data: Examples) -> Examples:
         """`data` behind the prefix cache where there is a prefix and its features fit."""
         if self._prefix is None:
             return data
@@ -307,7 +323,7 @@ class LaneEngine:
                 f"{self._cache_bytes / 2**20:,.1f}; raise it to compute them only once."
             )
             return data
-        return LabelledData(cached, data.labels)
+        return replace(data, inputs=cached)
 
 
 def _draws(generator: Generator | None) -> Callable[[int], int]:

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedelta.settings import Settings
+from fedelta.settings import Context, Settings
 
 OptimizerState = dict[str, Tensor]
 LearningRate = float | Tensor  # of all lanes, or one for each, [K, 1]
@@ -32,6 +32,12 @@ class Sgd(Settings):
     momentum: float = Field(default=0.9, ge=0, lt=1)  # FedPEFT
     nesterov: bool = False  # PyTorch's default
     weight_decay: float = Field(default=0.0, ge=0)  # PyTorch's default
+
+    def problems(self, context: Context) -> list[str]:
+        """Looking ahead by a step that there is not."""
+        if self.nesterov and self.momentum == 0:
+            return ["`client.optimizer.nesterov` needs `client.optimizer.momentum` above 0"]
+        return []
 
     def state(self, values_KP: Tensor) -> OptimizerState:
         """Zeroed state for the lanes of `values_KP`."""

@@ -18,7 +18,7 @@ from typing import Any, NoReturn, Protocol
 import torch
 from torch import Tensor, nn
 
-from fedelta.data.batches import Inputs
+from fedelta.modalities.base import Inputs
 from fedelta.models.hub import Backbone
 from fedelta.params import ParamSpec
 from fedelta.tuning.base import replace

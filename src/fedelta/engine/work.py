@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 
 from fedelta.engine.optimizers import Constant, Optimizer, Schedule, Sgd
 from fedelta.params import Params
-from fedelta.settings import Settings
+from fedelta.settings import Context, Settings
 
 
 class ClientSettings(Settings):
@@ -41,6 +41,17 @@ class ClientSettings(Settings):
         if self.local_epochs is not None and self.local_steps is not None:
             raise ValueError("give `local_epochs` or `local_steps`, not both")
         return self
+
+    def problems(self, context: Context) -> list[str]:
+        """A warm-up that is longer than the run."""
+        num_rounds, warmup = context.get("strategy.num_rounds"), self.schedule.warmup_rounds
+        if num_rounds is None or warmup <= num_rounds:
+            return []
+        return [f"`client.schedule.warmup_rounds` is {warmup}, more than `strategy.num_rounds` = {num_rounds}"]
+
+    def in_steps(self, local_steps: int | None) -> ClientSettings:
+        """The same with rounds of so many steps, where a strategy says it (`Strategy.local_steps`)."""
+        return self if local_steps is None else self.model_copy(update={"local_steps": local_steps})
 
     def num_steps(self, num_examples: int) -> int:
         """Optimizer steps of a client with `num_examples` in one round."""

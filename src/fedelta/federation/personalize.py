@@ -5,9 +5,9 @@
     for each rate      : fine-tune on the rows to try, measure on the rows to select by
     with the best rate : fine-tune on the whole training part, measure on the evaluation part
 
-Each fine-tuning starts from the params of the server. The best rate has the highest accuracy, of a model with exits the
-mean over those that the client learns at; then the lower loss, then the smaller rate. In the authors' code the rate is
-selected on the evaluation part, so that what it reports is too high; here no choice looks at it.
+Each fine-tuning starts from the params of the server. The best rate has the best primary measure, of a model with exits
+the mean over those that the client learns at; then the lower loss, then the smaller rate. In the authors' code the rate
+is selected on the evaluation part, so that what it reports is too high; here no choice looks at it.
 
 A client fine-tunes as it would train in a round: optimizer, local rule, exits and augmentation are those of the run.
 
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import repeat
 from statistics import fmean
 from typing import Annotated
@@ -27,18 +27,19 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
-from fedelta.data.batches import LabelledData
-from fedelta.data.problems import refuse
+from fedelta.data.batches import Examples
+from fedelta.data.clients import Clients, Name
 from fedelta.data.splits import stratified
 from fedelta.data.validation import RowsOf
 from fedelta.engine.lanes import LaneEngine
 from fedelta.engine.work import ClientSettings, Job
-from fedelta.errors import ConfigError, RoundError
+from fedelta.errors import ConfigError, RoundError, refuse
 from fedelta.federation.tiers import Tiers
 from fedelta.params import Params
 from fedelta.seeds import stream
-from fedelta.settings import Settings
+from fedelta.settings import Context, Settings
 from fedelta.tasks.base import Evaluation
+from fedelta.tasks.targets import strata_of
 from fedelta.tuning.scopes import Scope
 
 Rate = Annotated[float, Field(gt=0)]
@@ -51,7 +52,7 @@ class Personalization(Settings):
 
     Args:
         held_out_clients: so many clients of the partition are drawn.
-        held_out: these clients, instead of a draw.
+        held_out: these clients, instead of a draw, by name or by number (`Clients.find`).
         local_epochs: passes over a client's training part.
         lrs: learning rates to select from, without a schedule.
         batch_size: samples of a step; None for that of `[client]`.
@@ -62,7 +63,7 @@ class Personalization(Settings):
     """
 
     held_out_clients: int = Field(default=0, ge=0)
-    held_out: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)] = ()
+    held_out: Annotated[tuple[Name, ...], Field(strict=False)] = ()
     local_epochs: int = Field(default=1, ge=1)  # the authors' code
     lrs: Annotated[tuple[Rate, ...], Field(strict=False)] = (0.001, 0.01, 0.1)  # our choice
     batch_size: int | None = Field(default=None, ge=1)
@@ -95,27 +96,57 @@ class Personalization(Settings):
         """Number of clients that no round asks."""
         return self.held_out_clients or len(self.held_out)
 
-    def problems(self, client_ids: Sequence[int]) -> list[str]:
-        """Why these clients, all there are, cannot be held out from."""
-        if unknown := sorted(set(self.held_out).difference(client_ids)):
-            known = f"{len(client_ids)} clients, {min(client_ids)} to {max(client_ids)}"
-            return [f"`personalization.held_out` has {_listed(unknown)}, but there are {known}"]
-        if self.num_held_out >= len(client_ids):
-            key = "held_out_clients" if self.held_out_clients else "held_out"
-            found = f"`personalization.{key}` holds out {self.num_held_out} of {len(client_ids)} clients"
-            return [f"{found}; at least one has to train"]
-        return []
+    def problems(self, context: Context) -> list[str]:
+        """Why clients of this federation cannot be held out."""
+        if not self.num_held_out:
+            return []
+        problems = []
+        if (num_clients := context.get("partition.num_clients")) is not None:
+            # What natural clients are called, only the data know.
+            is_natural = context.get("partition.name") == "natural"
+            among = Clients.of(range(num_clients))
+            problems = self.too_many(num_clients) if is_natural else self.problems_among(among)
+            wanted, left = context.get("strategy.clients_per_round"), num_clients - self.num_held_out
+            if not problems and wanted is not None and left < wanted <= num_clients:
+                problems.append(
+                    f"`strategy.clients_per_round` is {wanted}, but `[personalization]` holds out "
+                    f"{self.num_held_out} of {num_clients} clients, which leaves {left}"
+                )
+        if context.get("model.batch_norm") == "local":
+            problems.append(
+                "`[personalization]` holds out clients, but with `model.batch_norm` = 'local' every client keeps norms "
+                "of its own from round to round, which a client that no round asks does not have"
+            )
+        return problems
 
-    def unseen(self, client_ids: Sequence[int], seed: int) -> frozenset[int]:
-        """The clients of `client_ids` that no round asks.
+    def problems_among(self, clients: Clients) -> list[str]:
+        """Why these clients, all there are, cannot be held out from."""
+        meant = {key: clients.find(key) for key in self.held_out}
+        if unknown := [key for key, number in meant.items() if number is None]:
+            return [f"`personalization.held_out` has {_listed(unknown)}, but there are {clients.described}"]
+        if len(set(meant.values())) < len(meant):
+            return [f"`personalization.held_out` is {_listed(self.held_out)}, which names a client twice"]
+        return self.too_many(len(clients.numbers))
+
+    def too_many(self, num_clients: int) -> list[str]:
+        """What is said where nobody is left of so many clients."""
+        if self.num_held_out < num_clients:
+            return []
+        key = "held_out_clients" if self.held_out_clients else "held_out"
+        found = f"`personalization.{key}` holds out {self.num_held_out} of {num_clients} clients"
+        return [f"{found}; at least one has to train"]
+
+    def unseen(self, clients: Clients, seed: int) -> frozenset[int]:
+        """The ids of those of `clients`, all there are, that no round asks.
 
         Raises:
-            ConfigError: see `problems`.
+            ConfigError: see `problems_among`.
         """
-        if problems := self.problems(client_ids):
+        if problems := self.problems_among(clients):
             raise ConfigError(problems)
-        order = torch.randperm(len(client_ids), generator=stream(seed, _STREAM, "held out")).tolist()
-        return frozenset(self.held_out) | {client_ids[place] for place in order[: self.held_out_clients]}
+        order = torch.randperm(len(clients.numbers), generator=stream(seed, _STREAM, "held out")).tolist()
+        drawn = {clients.numbers[place] for place in order[: self.held_out_clients]}
+        return frozenset(drawn.union(number for key in self.held_out if (number := clients.find(key)) is not None))
 
     def training(self, client: ClientSettings) -> ClientSettings:
         """How a client fine-tunes, for which `client` says how it trains in a round."""
@@ -143,7 +174,7 @@ class Personalization(Settings):
         num_train, num_select, num_eval = self.sizes(num_examples)
         return num_eval > 0 and num_train > num_select and (num_select > 0 or len(self.lrs) == 1)
 
-    def check_sizes(self, unseen: Mapping[int, Tensor]) -> None:
+    def check_sizes(self, unseen: Mapping[int, Tensor], clients: Clients) -> None:
         """Refuses clients that are too small to split, all of them at once.
 
         Raises:
@@ -156,7 +187,8 @@ class Personalization(Settings):
             least += 1
         parts = "to train on, to select the learning rate by" if len(self.lrs) > 1 else "to train on"
         problems = [
-            f"client {client_id} has {len(rows)} examples, expected at least {least}: some {parts} and to evaluate on"
+            f"{clients.called(client_id)} has {len(rows)} examples, expected at least {least}: some {parts} and to "
+            "evaluate on"
             for client_id, rows in sorted(unseen.items())
             if not self.can_split(len(rows))
         ]
@@ -208,19 +240,19 @@ class Parts:
         return torch.cat([self.trial, self.selection]).sort().values
 
 
-def split(settings: Personalization, rows: Tensor, labels: Tensor, client_id: int, seed: int) -> Parts:
+def split(settings: Personalization, rows: Tensor, strata: Tensor, client_id: int, seed: int) -> Parts:
     """The parts of a client; which row goes where depends on the seed, the client and its rows alone.
 
     Args:
         settings: shares.
         rows: of the client.
-        labels: of these rows.
+        strata: kind of each of these rows; the parts have the same share of each.
         client_id: whose they are.
         seed: of the run.
     """
     _, num_select, num_eval = settings.sizes(len(rows))
-    training, evaluation = _drawn(labels, num_eval, stream(seed, _STREAM, "evaluation part", client_id))
-    trial, selection = _drawn(labels[training], num_select, stream(seed, _STREAM, "selection part", client_id))
+    training, evaluation = _drawn(strata, num_eval, stream(seed, _STREAM, "evaluation part", client_id))
+    trial, selection = _drawn(strata[training], num_select, stream(seed, _STREAM, "selection part", client_id))
     return Parts(rows[training[trial]], rows[training[selection]], rows[evaluation])
 
 
@@ -236,15 +268,17 @@ class Unseen:
         seed: of the run.
         round: the last of the run; weighs the teacher of `exits.train = "distill"`.
         tiers: how deep each client runs; None: all of them through the whole model.
+        clients: what they are called.
     """
 
     engine: LaneEngine
-    data: LabelledData
+    data: Examples
     rows: Mapping[int, Tensor]
     params: Params
     seed: int
     round: int = 1
     tiers: Tiers | None = None
+    clients: Clients = field(default_factory=Clients)
 
 
 @dataclass(frozen=True)
@@ -296,7 +330,7 @@ def personalize(
                 parts, params = bench.parts[client], own[client, rates[client]]
                 after = bench.evaluate(client, params, parts.evaluation)
                 if after.not_finite:
-                    raise _diverged(client, [rates[client]])
+                    raise _diverged(unseen.clients.called(client), [rates[client]])
                 num_train, num_eval = len(parts.training), len(parts.evaluation)
                 yield Personalized(scope, client, num_train, num_eval, rates[client], before[client], after, params)
 
@@ -306,14 +340,15 @@ class _Bench:
 
     def __init__(self, settings: Personalization, unseen: Unseen) -> None:
         self._settings, self._unseen = settings, unseen
+        strata = strata_of(unseen.data.targets)
         self.parts = {
-            client: split(settings, rows, unseen.data.labels[rows], client, unseen.seed)
+            client: split(settings, rows, strata[rows], client, unseen.seed)
             for client, rows in sorted(unseen.rows.items())
         }
         # A view of their rows alone: what is kept of frozen modules is kept for these. Never augmented.
         self._places = torch.cat([*unseen.rows.values()]).sort().values
         inputs = RowsOf(unseen.data.inputs, self._places)
-        self._data = LabelledData(inputs, unseen.data.labels[self._places])
+        self._data = Examples(inputs, unseen.data.targets.select(self._places))
 
     def groups(self) -> Iterator[list[int]]:
         """The clients, those of one depth side by side, as many at a time as keep every lane busy."""
@@ -325,27 +360,29 @@ class _Bench:
 
     def select_rates(self, clients: Iterable[int], names: frozenset[str]) -> dict[int, float]:
         """The best learning rate of each client, by its selection part."""
-        lrs = self._settings.lrs
+        lrs, task = self._settings.lrs, self._unseen.engine.task
         if len(lrs) == 1:
             return dict.fromkeys(clients, lrs[0])
         jobs = [self.job("try", client, self.parts[client].trial, lr, names) for client in clients for lr in lrs]
         ranks: dict[int, list[tuple[float, float, float]]] = {}
         for (client, lr), params in self.train(jobs).items():
             found = self.evaluate(client, params, self.parts[client].selection)
-            accuracy = self._where_it_learns(client, found)
+            value = self._where_it_learns(client, found)
             ranks.setdefault(client, [])
             if not found.not_finite:
-                ranks[client].append((-accuracy, found.measures["loss_nats"], lr))
+                order = -value if task.primary.higher_is_better else value
+                ranks[client].append((order, found.measures[task.loss.name], lr))
         for client, own in ranks.items():
             if not own:
-                raise _diverged(client, lrs)
+                raise _diverged(self._unseen.clients.called(client), lrs)
         return {client: min(own)[-1] for client, own in ranks.items()}
 
     def _where_it_learns(self, client: int, found: Evaluation) -> float:
-        """Mean accuracy over the exits that the client learns at; without exits the accuracy."""
-        by_exit = found.by_exit.get("accuracy")
+        """Mean of the primary measure over the exits that the client learns at; without exits the measure itself."""
+        primary = self._unseen.engine.task.primary.name
+        by_exit = found.by_exit.get(primary)
         if by_exit is None:
-            return found.measures["accuracy"]
+            return found.measures[primary]
         return fmean(by_exit[number - 1] for number in self._unseen.engine.exits.answers(len(by_exit)))
 
     def job(self, purpose: str, client: int, rows: Tensor, lr: float, names: frozenset[str]) -> Job:
@@ -380,7 +417,7 @@ class _Bench:
         return dict(sorted(found.items()))
 
     def evaluate(self, client: int, params: Params, rows: Tensor) -> Evaluation:
-        """Accuracy and loss on `rows`, at the exits that the client has."""
+        """The measures on `rows`, at the exits that the client has."""
         places = torch.searchsorted(self._places, rows)
         return self._unseen.engine.evaluate(params, self._data, places, self._depth(client))
 
@@ -388,20 +425,20 @@ class _Bench:
         return None if self._unseen.tiers is None else self._unseen.tiers.depths[client]
 
 
-def _drawn(labels: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Places of `labels` that stay, and `count` that are drawn; both ascending."""
+def _drawn(strata: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Places of `strata` that stay, and `count` that are drawn; both ascending."""
     if not count:
-        return torch.arange(len(labels)), torch.arange(0)
-    drawn = stratified(labels, count, generator)
-    stays = torch.ones(len(labels), dtype=torch.bool)
+        return torch.arange(len(strata)), torch.arange(0)
+    drawn = stratified(strata, count, generator)
+    stays = torch.ones(len(strata), dtype=torch.bool)
     stays[drawn] = False
     return stays.nonzero().flatten(), drawn
 
 
-def _diverged(client: int, lrs: Sequence[float]) -> RoundError:
+def _diverged(client: str, lrs: Sequence[float]) -> RoundError:
     rates = ", ".join(f"{lr:g}" for lr in lrs)
     return RoundError(
-        f"client {client}: fine-tuning ends with a loss that is not finite, at the learning rate {rates}.",
+        f"{client}: fine-tuning ends with a loss that is not finite, at the learning rate {rates}.",
         hint="give smaller ones: `--set personalization.lrs=[...]`.",
     )
 

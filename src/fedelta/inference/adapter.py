@@ -12,15 +12,14 @@ For LoRA, stock PEFT loads the directory onto the base model and computes the sa
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import safetensors.torch
 import torch
 
 from fedelta import __version__
-from fedelta.data.problems import listed
-from fedelta.errors import AdapterError
+from fedelta.errors import AdapterError, listed
 from fedelta.inference.card import render
 from fedelta.inference.directory import (
     CARD,
@@ -35,12 +34,14 @@ from fedelta.inference.directory import (
 from fedelta.inference.fit import misfits
 from fedelta.inference.layout import from_layout, is_pair, to_layout
 from fedelta.inference.own import Own, read_own
+from fedelta.modalities.settings import Preparation
 from fedelta.models.anatomy import Anatomy
-from fedelta.models.audio import AudioSettings
 from fedelta.models.hub import Backbone
 from fedelta.models.source import ModelSource
 from fedelta.params import Params
 from fedelta.results.files import to_json
+from fedelta.tasks.classification import Classification
+from fedelta.tasks.table import AnyTask
 from fedelta.tuning import AnyTuning
 
 
@@ -55,12 +56,13 @@ class Adapter:
             axis, float32. LoRA made elsewhere may lack the head or a part of it: the model's own then stays
             (`LaneBank.load` keeps what it is not given).
         base: name or path of the base model, "" when it has none or is unknown.
-        class_names: in label order; None when an adapter made elsewhere does not say.
+        class_names: in label order, nothing where the task has no classes; None when an adapter made elsewhere does not
+            say.
         model: the base model in full: its image size, its architecture, whether its weights are random. None when
             an adapter made elsewhere does not say. `model.adapter` is not kept: `params` contain it.
         seed: of the run: random base weights depend on it.
-        max_length: most tokens of a text in the run; None for the transform's own.
-        audio: how recordings became inputs in the run; None for images and texts.
+        preparation: how examples became inputs in the run, beside what the model says.
+        task: what is predicted; None when an adapter made elsewhere does not say.
     """
 
     tuning: AnyTuning
@@ -69,8 +71,8 @@ class Adapter:
     class_names: tuple[str, ...] | None
     model: ModelSource | None = None
     seed: int = 0
-    max_length: int | None = None
-    audio: AudioSettings | None = None
+    preparation: Preparation = field(default_factory=Preparation)
+    task: AnyTask | None = None
 
 
 def write_adapter(directory: Path, adapter: Adapter, anatomy: Anatomy, card: Mapping[str, object]) -> None:
@@ -81,7 +83,7 @@ def write_adapter(directory: Path, adapter: Adapter, anatomy: Anatomy, card: Map
         adapter: what to write.
         anatomy: of the model.
         card: what the model card tells of the run, units in the key names. Three keys have a meaning: `modality`
-            ("image", "text" or "audio"; PEFT gets its task type from it), `extra_inputs` (`Backbone.extra_inputs`: how
+            (its name; PEFT gets its task type from it), `extra_inputs` (`Backbone.extra_inputs`: how
             the model has to be called) and `config` (the configuration as nested dictionaries).
 
     Raises:
@@ -92,21 +94,23 @@ def write_adapter(directory: Path, adapter: Adapter, anatomy: Anatomy, card: Map
     refuse_foreign(directory, target)
     tensors, config = to_layout(adapter.tuning, adapter.params, anatomy)
     # PEFT's wrapper for text classifiers takes a head for granted, so without one the plain wrapper is named.
-    is_text_with_head = card.get("modality") == "text" and config.get("modules_to_save") is not None
+    loader = (adapter.task or Classification()).loader(str(card.get("modality")))
+    has_head = config.get("modules_to_save") is not None
     config |= {
         "base_model_name_or_path": adapter.base or None,
-        "task_type": "SEQ_CLS" if is_text_with_head else None,
+        "task_type": loader.peft_task if loader is not None and has_head else None,
         "inference_mode": True,
     }
     section = adapter.tuning.model_dump(mode="json")
     own = Own(
         fedelta_version=__version__,
         tuning=section,
+        task=adapter.task,
         class_names=adapter.class_names,
         model=None if adapter.model is None else adapter.model.model_copy(update={"adapter": None}),
         seed=adapter.seed,
-        max_length=adapter.max_length,
-        audio=adapter.audio,
+        max_length=adapter.preparation.max_length,
+        audio=adapter.preparation.audio,
     )
     # A model whose norms were exchanged cannot be had by its name alone.
     has_weights = bool(adapter.base) and (
@@ -146,7 +150,7 @@ def read_adapter(directory: str | Path, anatomy: Anatomy | None = None) -> Adapt
     if anatomy is not None:
         _refuse_whole_modules(where, tuning, params, anatomy)
     base = str(config.get("base_model_name_or_path") or "")
-    return Adapter(tuning, params, base, own.class_names, own.model, own.seed, own.max_length, own.audio)
+    return Adapter(tuning, params, base, own.class_names, own.model, own.seed, own.preparation, own.task)
 
 
 def check_fits(adapter: Adapter, backbone: Backbone) -> None:
@@ -170,6 +174,27 @@ def check_fits(adapter: Adapter, backbone: Backbone) -> None:
             "with another release of transformers: fold it into its base model there with PEFT's "
             "`merge_and_unload()`, save that, and give it as `model.source`.",
         )
+
+
+def check_task(adapter: Adapter, task: AnyTask) -> None:
+    """Refuses an adapter that answers another question.
+
+    Args:
+        adapter: what to check; one that does not say passes.
+        task: of the configuration.
+
+    Raises:
+        AdapterError: the adapter was trained for another task.
+    """
+    if adapter.task is not None and adapter.task != task:
+        raise AdapterError(
+            f"the adapter was trained for another task: expected {_in_words(adapter.task)}, found {_in_words(task)}.",
+            hint="set section `[task]` to that of the adapter.",
+        )
+
+
+def _in_words(task: AnyTask) -> str:
+    return ", ".join(f"`task.{key}` = {value!r}" for key, value in task.model_dump(mode="json").items())
 
 
 def check_classes(adapter: Adapter, class_names: Sequence[str]) -> None:

@@ -1,20 +1,19 @@
 """Answers before the end of the model: at one exit, at each after the other, or at the first that is sure.
 
-Nothing above the exit that answers is computed. How sure an exit is, is its largest probability, as in MSDNet (Huang
-et al. 2018, arXiv 1703.09844).
+Nothing above the exit that answers is computed. How sure an exit is, the task says (`Task.confidence`).
 
-Shapes: B samples, C classes.
+Shapes: B samples, X whatever the task's outputs have for each of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 from fedelta.errors import InputError, ModelError
 from fedelta.models.hub import Backbone
+from fedelta.tasks.base import Task
 from fedelta.tuning.exits import ExitBlock, exit_blocks, logits_at, walk
 
 
@@ -60,25 +59,31 @@ def check_confidence(confidence: float) -> None:
 
 
 def at_exit(backbone: Backbone, inputs: dict[str, Tensor], number: int) -> Tensor:
-    """Logits [B, C] of the exit `number`, which the model must have."""
+    """Outputs [B, X] of the exit `number`, which the model must have."""
     return logits_at(exit_blocks(backbone.module), lambda: backbone.logits(inputs), [number])[number]
 
 
 def at_each_exit(backbone: Backbone, inputs: dict[str, Tensor]) -> Iterator[tuple[int, Tensor]]:
-    """Number and logits [B, C] of one exit after the other; a block runs when its answer is asked for."""
+    """Number and outputs [B, X] of one exit after the other; a block runs when its answer is asked for."""
     for number, block in enumerate(walk(exit_blocks(backbone.module), lambda: backbone.logits(inputs)), start=1):
         yield number, block.answer()
 
 
-def at_first_sure_exit(backbone: Backbone, inputs: dict[str, Tensor], confidence: float) -> tuple[int, Tensor]:
-    """Number and logits [1, C] of the first exit that gives one class a probability of `confidence`, else of the last.
+def at_first_sure_exit(
+    backbone: Backbone, inputs: dict[str, Tensor], confidence: float, task: Task
+) -> tuple[int, Tensor]:
+    """Number and outputs [1, X] of the first exit that is sure by `confidence`, else of the last.
 
     Args:
         backbone: has exits.
         inputs: of one example.
         confidence: above 0, at most 1.
+        task: says how sure outputs are.
+
+    Raises:
+        InputError: outputs of this task do not say.
     """
-    for number, logits in at_each_exit(backbone, inputs):  # noqa: B007 read behind the loop
-        if torch.softmax(logits.double(), dim=1).max() >= confidence:
+    for number, outputs in at_each_exit(backbone, inputs):  # noqa: B007 read behind the loop
+        if task.confidence(outputs).max() >= confidence:
             break
-    return number, logits
+    return number, outputs

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+from fedelta.modalities.base import Modality
+from fedelta.modalities.table import MODALITIES
 from fedelta.results import numbers
-from fedelta.tasks.base import Measure
+from fedelta.tasks.base import Loader, Measure, Task
 from fedelta.tasks.table import task_of
 
 # Keys of a card that are told in words or are of no use to a reader.
@@ -44,16 +46,12 @@ def render(
 
 
 def _header(tuning_name: str, base: str, card: Mapping[str, object]) -> list[str]:
-    kind = {
-        "image": "image-classification",
-        "text": "text-classification",
-        "audio": "audio-classification",
-    }.get(str(card.get("modality")))
+    loader = _loader(card)
     return [
         "---",
         "library_name: peft",
         *([f"base_model: {json.dumps(base, ensure_ascii=False)}"] if base else []),
-        *([f"pipeline_tag: {kind}"] if kind else []),
+        *([f"pipeline_tag: {loader.pipeline_tag}"] if loader is not None and loader.pipeline_tag else []),
         "tags:",
         "- federated-learning",
         "- fedelta",
@@ -75,11 +73,13 @@ def _figures(card: Mapping[str, object]) -> list[str]:
         for section in ("data", "partition", "strategy", "client", "codec"):
             if section in config:
                 rows[section] = config[section]
-    if card.get("modality") != "audio" and isinstance(data := rows.get("data"), Mapping):
-        rows["data"] = {name: value for name, value in data.items() if name != "audio"}
+    modality, data = _modality(card), rows.get("data")
+    if modality is not None and isinstance(data, Mapping):
+        foreign = {key for each in MODALITIES.values() for key in each.settings} - modality.settings
+        rows["data"] = {name: value for name, value in data.items() if name not in foreign}
     if not rows:
         return ["Not recorded."]
-    measures = task_of(config if isinstance(config, Mapping) else {}).measured
+    measures = _task(card).measured
     lines = (f"| {_label(key, measures)} | {_text(key, value, measures)} |" for key, value in rows.items())
     return ["| | |", "|---|---|", *lines]
 
@@ -135,12 +135,21 @@ def _warnings(card: Mapping[str, object]) -> list[str]:
 
 
 def _preparation(card: Mapping[str, object]) -> list[str]:
-    if card.get("modality") != "audio":
-        return []
-    return [
-        "\nIts inputs are log-mel spectrograms of recordings, as images: fedelta makes them as `audio` in",
-        "`fedelta.json` says.",
-    ]
+    modality = _modality(card)
+    return [f"\n{modality.card_note}"] if modality is not None and modality.card_note else []
+
+
+def _modality(card: Mapping[str, object]) -> type[Modality] | None:
+    return MODALITIES.get(str(card.get("modality")))
+
+
+def _task(card: Mapping[str, object]) -> Task:
+    config = card.get("config")
+    return task_of(config if isinstance(config, Mapping) else {})
+
+
+def _loader(card: Mapping[str, object]) -> Loader | None:
+    return _task(card).loader(str(card.get("modality")))
 
 
 def _loading(
@@ -160,14 +169,15 @@ def _loading(
             "fedelta tuned, after `base_model.model.`; `fedelta.json` says how it was tuned.\n",
             *ours,
         ]
-    if not has_weights:
+    loader = _loader(card)
+    if not has_weights or loader is None:
         return [
             "The weights of its base model are random, its batch norms were exchanged, or it has no name: stock PEFT",
             "cannot get the same ones. `fedelta.json` keeps the model and the seed, where the run knew them.\n",
             *ours,
         ]
-    auto = "AutoModelForSequenceClassification" if card.get("modality") == "text" else "AutoModelForImageClassification"
-    labels = f", num_labels={len(class_names)}" if class_names else ""
+    auto, num_outputs = loader.auto_class, _task(card).num_outputs(class_names or ())
+    labels = f", num_labels={num_outputs}" if num_outputs else ""
     bundled = base.startswith("bundled:")
     source = (
         f'str(bundled_path("{base.removeprefix("bundled:")}"))' if bundled else json.dumps(base, ensure_ascii=False)

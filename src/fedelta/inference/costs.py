@@ -22,14 +22,13 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from fedelta.durable import write_atomic
 from fedelta.errors import InputError, ModelError
 from fedelta.inference.anytime import exits_of
-from fedelta.models.audio import AudioTransform
 from fedelta.models.hub import Backbone
-from fedelta.models.transforms import ImageTransform, TextTransform
 from fedelta.results import rundir
 from fedelta.results.environment import machine
-from fedelta.results.files import to_json, write_atomic
+from fedelta.results.files import to_json
 from fedelta.settings import Settings
 from fedelta.tuning.exits import walk
 
@@ -104,7 +103,7 @@ def calibrate(backbone: Backbone, inputs: dict[str, Tensor] | None = None) -> Co
         inputs: of one example; by default an image of the model's size, or the longest text that it takes.
 
     Raises:
-        ModelError: the model has no exits, or no transform, and `inputs` is not given.
+        ModelError: the model has no exits, or no modality, and `inputs` is not given.
     """
     blocks, device = exits_of(backbone), _device(backbone)
     inputs = {name: tensor.to(device) for name, tensor in (inputs or one_example(backbone)).items()}
@@ -139,17 +138,13 @@ def one_example(backbone: Backbone) -> dict[str, Tensor]:
     """Model inputs of one example that costs as much as any: a black image, silence, or a text of the greatest length.
 
     Raises:
-        ModelError: the model has no transform.
+        ModelError: the model has no modality.
     """
-    transform = backbone.transform
-    if isinstance(transform, ImageTransform):
-        size = transform.image_size
-        return transform(torch.zeros(1, transform.num_channels, size, size, dtype=torch.uint8))
-    if isinstance(transform, AudioTransform):
-        return transform(torch.zeros(1, *transform.stored_shape))
-    if isinstance(transform, TextTransform):
-        return transform(["a " * transform.max_length])
-    raise ModelError("this backbone has no transform that could make an example.", hint="give `inputs` of one example.")
+    if backbone.modality is None:
+        raise ModelError(
+            "this backbone has no modality that could make an example.", hint="give `inputs` of one example."
+        )
+    return backbone.modality.costliest()
 
 
 def _clock(device: torch.device) -> Callable[[], float]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,14 +20,12 @@ import torch
 from torch import Generator, Tensor, nn
 
 from fedelta import __version__
-from fedelta.data.problems import listed
-from fedelta.errors import FedeltaError, InputError, ModelError
+from fedelta.errors import FedeltaError, InputError, ModelError, listed
 from fedelta.inference.anytime import check_exit
 from fedelta.inference.directory import replace_directory
 from fedelta.inference.predict import Predictor
-from fedelta.models.audio import AudioTransform
+from fedelta.modalities.base import Modality
 from fedelta.models.hub import Backbone
-from fedelta.models.transforms import ImageTransform, TextTransform
 from fedelta.results.files import Record, read_json, to_json
 from fedelta.seeds import stream
 from fedelta.tuning.exits import exit_blocks, logits_at
@@ -152,21 +150,17 @@ def _written(description: Path) -> set[str]:
         return set()
 
 
-def _random_inputs(backbone: Backbone, num: int, length: int, generator: Generator) -> dict[str, Tensor]:
-    """Model inputs of `num` examples; texts have `length` tokens, one less, and so on, so that some are padded."""
-    transform = backbone.transform
-    if isinstance(transform, TextTransform):
-        longest = min(length, transform.max_length, transform.tokenizer.model_max_length)
-        lengths = [max(1, longest - index) for index in range(num)]
-        tokens = torch.randint(len(transform.tokenizer), (num, longest), generator=generator)
-        inputs = transform.collate([row[:each] for row, each in zip(tokens, lengths, strict=True)])
-    elif isinstance(transform, ImageTransform | AudioTransform):
-        size = transform.image_size
-        inputs = {"pixel_values": torch.randn(num, transform.num_channels, size, size, generator=generator)}
-    else:
+def _modality(backbone: Backbone) -> Modality:
+    if backbone.modality is None:
         raise ModelError(
-            "this backbone has no transform that says what its inputs are.", hint="export a model of a run directory."
+            "this backbone has no modality that says what its inputs are.", hint="export a model of a run directory."
         )
+    return backbone.modality
+
+
+def _random_inputs(backbone: Backbone, num: int, length: int, generator: Generator) -> dict[str, Tensor]:
+    """Model inputs of `num` examples, texts of `length` tokens and fewer, on the model's device."""
+    inputs = _modality(backbone).export_inputs(num, length, generator)
     device = next(backbone.module.parameters()).device
     return {name: tensor.to(device) for name, tensor in inputs.items()}
 
@@ -174,8 +168,7 @@ def _random_inputs(backbone: Backbone, num: int, length: int, generator: Generat
 @torch.no_grad()
 def _export(model: _Answers) -> bytes:
     inputs = _random_inputs(model.backbone, *_TRACED, stream(0, "export"))
-    is_text = "input_ids" in inputs
-    axes = {name: {0: "batch", 1: "sequence"} if is_text else {0: "batch"} for name in inputs}
+    axes = {name: dict(_modality(model.backbone).dynamic_axes) for name in inputs}
     with TemporaryDirectory() as folder, warnings.catch_warnings():
         # That the exporter is the older one, and every number in the model's code that a trace cannot follow.
         warnings.simplefilter("ignore")
@@ -227,26 +220,9 @@ def _describe(predictor: Predictor, models: Mapping[str, _Answers], differences:
         "fedelta_version": __version__,
         "class_names": list(predictor.class_names),
         "inputs": models[WHOLE].input_names,
-        "preprocessing": _preprocessing(predictor.backbone),
+        "preprocessing": dict(_modality(predictor.backbone).description),
         "files": {
             name: {"outputs": model.output_names, "largest_difference": differences[name]}
             for name, model in models.items()
         },
     }
-
-
-def _preprocessing(backbone: Backbone) -> Record:
-    """How examples become inputs: `(pixels / 255 - mean) / std` for images."""
-    transform = backbone.transform
-    if isinstance(transform, TextTransform):
-        return {"kind": "text", "max_length": transform.max_length, "tokenizer": transform.tokenizer.name_or_path}
-    if isinstance(transform, AudioTransform):
-        return {
-            "kind": "audio",
-            "image_size": transform.image_size,
-            "num_channels": transform.num_channels,
-            "spectrogram": transform.settings.model_dump(mode="json"),
-        }
-    if isinstance(transform, ImageTransform):
-        return {"kind": "image", "scale": 1 / 255} | asdict(transform)
-    return {}

@@ -18,8 +18,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 from torch import Tensor
 
-from fedelta.data.problems import listed
-from fedelta.errors import AdapterError
+from fedelta.errors import AdapterError, listed
 from fedelta.inference.own import explained
 from fedelta.models.anatomy import Anatomy
 from fedelta.params import Params

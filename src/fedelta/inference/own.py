@@ -9,10 +9,11 @@ from pydantic import Field, ValidationError
 
 from fedelta import __version__
 from fedelta.errors import AdapterError
-from fedelta.models.audio import AudioSettings
+from fedelta.modalities.settings import AudioSettings, Preparation
 from fedelta.models.source import ModelSource
 from fedelta.results.files import to_json
 from fedelta.settings import Settings
+from fedelta.tasks.table import AnyTask
 
 
 class Own(Settings):
@@ -21,20 +22,27 @@ class Own(Settings):
     Args:
         fedelta_version: of the writer, "" when unknown.
         tuning: section `[tuning]`; checked against the method that `adapter_config.json` names.
+        task: what is predicted; None where the writer did not say.
         class_names: in label order, or None.
         model: the base model, without the adapter that a run started from: the tensors contain it.
         seed: of the run, for base weights that are random.
-        max_length: most tokens of a text, None for the transform's own.
+        max_length: most tokens of a text, None for the usual one.
         audio: how recordings become the model's inputs, None for images and texts.
     """
 
     fedelta_version: str = ""
     tuning: dict[str, Any] | None = None  # Any: the fields of a method
+    task: AnyTask | None = Field(default=None, discriminator="name")
     class_names: tuple[str, ...] | None = None
     model: ModelSource | None = None
     seed: int = Field(default=0, ge=0)
     max_length: int | None = Field(default=None, ge=1)
     audio: AudioSettings | None = None
+
+    @property
+    def preparation(self) -> Preparation:
+        """How examples became inputs in the run."""
+        return Preparation(max_length=self.max_length, audio=self.audio)
 
     def to_json(self) -> str:
         """The content of the file."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedelta.errors import AdapterError, RunError
+from fedelta.federation.memory import Memories
 from fedelta.inference.adapter import Adapter, check_fits, read_adapter
 from fedelta.inference.anytime import (
     at_each_exit,
@@ -20,37 +21,22 @@ from fedelta.inference.anytime import (
     check_exit,
     exits_of,
 )
-from fedelta.inference.examples import BATCH_SIZE, audio_batches, image_batches, text_batches
-from fedelta.models.audio import AudioSettings, AudioTransform, audio_transform
+from fedelta.modalities.settings import AudioSettings, Preparation
 from fedelta.models.hub import Backbone, build
 from fedelta.models.source import ModelSource, read_config
-from fedelta.models.transforms import ImageTransform, TextTransform
 from fedelta.params import Params
 from fedelta.results import rundir
 from fedelta.results.checkpoint import load
 from fedelta.seeds import stream
+from fedelta.tasks.base import Answer, Task
+from fedelta.tasks.classification import Classification
 from fedelta.tuning.exits import exit_blocks
 from fedelta.tuning.lanes import Lanes
 
 if TYPE_CHECKING:
-    from fedelta.inference.examples import Example
+    from fedelta.modalities.base import Example
 
-
-@dataclass(frozen=True)
-class Prediction:
-    """What the model says about one example.
-
-    Args:
-        label: name of the most probable class.
-        probability: of that class, 0 to 1.
-        probabilities: class name to probability, in label order; the sum is 1.
-        exit: number of the exit that said so, from 1; None for a model without exits.
-    """
-
-    label: str
-    probability: float
-    probabilities: dict[str, float]
-    exit: int | None = None
+BATCH_SIZE = 32  # examples of one pass through the model
 
 
 @dataclass(frozen=True)
@@ -59,11 +45,13 @@ class Predictor:
 
     Args:
         backbone: tuned, one lane, in evaluation mode.
-        class_names: one per class, in label order.
+        class_names: one per class, in label order; nothing where the task has no classes.
+        task: what is predicted.
     """
 
     backbone: Backbone
     class_names: tuple[str, ...]
+    task: Task = field(default_factory=Classification)
 
     @classmethod
     def open(cls, run: str | Path, client_id: int | None = None) -> Predictor:
@@ -89,8 +77,7 @@ class Predictor:
                 f"{str(run)!r} has no `{rundir.ADAPTER}/`: the run is not finished.",
                 hint=f"finish it with `fedelta resume {run}`.",
             )
-        checkpoint = path / rundir.CHECKPOINT
-        kept = load(checkpoint).kept if checkpoint.is_file() else {}
+        kept = _kept_by_clients(path)
         if (client_id is not None or kept) and client_id not in kept:
             raise RunError(
                 f"client {client_id} keeps no tensors of its own in the run {str(run)!r}."
@@ -121,7 +108,7 @@ class Predictor:
             model: the base model; by default the one that the adapter records, or only names.
             class_names: by default those that the adapter holds, else those of the base model.
             seed: of random base weights; by default that of the run.
-            max_length: most tokens of a text; by default as in the run, else the transform's own.
+            max_length: most tokens of a text; by default as in the run, else 128.
             audio: how recordings become images for the base model; by default as in the run, which was about images
                 where it does not say.
 
@@ -136,17 +123,22 @@ class Predictor:
                 f"adapter {str(directory)!r} does not name its base model.",
                 hint='give it: `Predictor.from_adapter(directory, ModelSource(source="..."))`.',
             )
-        names = tuple(class_names or adapter.class_names or _class_names(model))
-        backbone = build(model, names, seed=adapter.seed if seed is None else seed)
-        max_length = adapter.max_length if max_length is None else max_length
-        backbone = _with_settings(backbone, max_length, audio or adapter.audio)
+        task = adapter.task or Classification()
+        names = tuple(class_names or adapter.class_names or _class_names(model)) if task.has_classes else ()
+        backbone = build(model, names, seed=adapter.seed if seed is None else seed, task=task)
+        if backbone.modality is not None:
+            given = Preparation(
+                max_length=adapter.preparation.max_length if max_length is None else max_length,
+                audio=audio or adapter.preparation.audio,
+            )
+            backbone = replace(backbone, modality=backbone.modality.prepared(given))
         install(adapter, backbone)
-        return cls(backbone, names)
+        return cls(backbone, names, task)
 
     def predict(
         self, inputs: Sequence[Example], *, exit: int | None = None, confidence: float | None = None
-    ) -> list[Prediction]:
-        """The most probable class of each example, in order.
+    ) -> list[Answer]:
+        """What the model says about each example, in order: of a classification its most probable class.
 
         A model with exits answers at the last, unless `exit` or `confidence` says otherwise.
 
@@ -156,13 +148,13 @@ class Predictor:
                 sound files, pairs of a float tensor [samples] or [channels, samples], in -1..1, and its sample rate
                 in Hz.
             exit: which one answers, from 1; nothing above it is computed.
-            confidence: each example gets its answer from the first exit that gives one class this probability, or
-                else from the last; above 0, at most 1.
+            confidence: each example gets its answer from the first exit that is so sure of it, of a classification that
+                gives one class this probability, or else from the last; above 0, at most 1.
 
         Raises:
             DataError: examples that cannot be read, all of them in one message.
             ModelError: the model has no exits.
-            InputError: it has no exit of this number, or `confidence` is no probability.
+            InputError: it has no exit of this number, or `confidence` is no probability, or the task has none.
         """
         if exit is not None and confidence is not None:
             raise TypeError("`exit` and `confidence` exclude each other, found both")
@@ -182,7 +174,7 @@ class Predictor:
                 )
             ]
 
-    def answers(self, example: Example) -> Iterator[Prediction]:
+    def answers(self, example: Example) -> Iterator[Answer]:
         """An answer from each exit, the first at once and each a better one: a block runs when it is asked for.
 
         Args:
@@ -197,33 +189,35 @@ class Predictor:
         return self._each(batch)
 
     @torch.no_grad()
-    def _each(self, batch: dict[str, Tensor]) -> Iterator[Prediction]:
-        for number, logits in at_each_exit(self.backbone, batch):
-            yield from self._answers(logits, number)
+    def _each(self, batch: dict[str, Tensor]) -> Iterator[Answer]:
+        for number, outputs in at_each_exit(self.backbone, batch):
+            yield from self._answers(outputs, number)
 
     @torch.no_grad()
-    def _first_sure(self, inputs: Sequence[Example], confidence: float) -> list[Prediction]:
+    def _first_sure(self, inputs: Sequence[Example], confidence: float) -> list[Answer]:
         # One at a time: examples that stop at different exits have no batch in common.
-        found = (at_first_sure_exit(self.backbone, batch, confidence) for batch in self._batches(inputs, 1))
-        return [answer for number, logits in found for answer in self._answers(logits, number)]
+        found = (at_first_sure_exit(self.backbone, batch, confidence, self.task) for batch in self._batches(inputs, 1))
+        return [answer for number, outputs in found for answer in self._answers(outputs, number)]
 
     def _batches(self, inputs: Sequence[Example], size: int = BATCH_SIZE) -> Iterator[dict[str, Tensor]]:
         if isinstance(inputs, str | Path | Tensor):
             raise TypeError(f"`inputs` is one {type(inputs).__name__}, expected a list of examples")
-        transform = self.backbone.transform
-        if isinstance(transform, TextTransform):
-            return text_batches(inputs, transform, size)
-        if isinstance(transform, ImageTransform):
-            return image_batches(inputs, transform, size)
-        if isinstance(transform, AudioTransform):
-            return audio_batches(inputs, transform, size)
-        raise TypeError("this backbone has no transform from images or texts to its inputs")
+        if self.backbone.modality is None:
+            raise TypeError("this backbone has no modality that turns examples into its inputs")
+        return self.backbone.modality.examples(inputs, size)
 
-    def _answers(self, logits_BC: Tensor, number: int | None) -> Iterator[Prediction]:
-        for row in torch.softmax(logits_BC.double(), dim=1).tolist():
-            probabilities = dict(zip(self.class_names, row, strict=True))
-            label = max(probabilities, key=probabilities.__getitem__)
-            yield Prediction(label, probabilities[label], probabilities, number)
+    def _answers(self, outputs: Tensor, number: int | None) -> list[Answer]:
+        return self.task.answers(outputs, self.class_names, number)
+
+
+def _kept_by_clients(run: Path) -> dict[int, Params]:
+    """Client id to the tensors of the model that it keeps for itself; nothing where all have one model."""
+    checkpoint = run / rundir.CHECKPOINT
+    if not checkpoint.is_file():
+        return {}
+    memories = Memories()
+    memories.restore(run / rundir.CLIENTS, load(checkpoint).memory_mark)
+    return dict(memories.local_only())
 
 
 def install(adapter: Adapter, backbone: Backbone) -> None:
@@ -243,16 +237,6 @@ def fill(backbone: Backbone, params: Params) -> None:
     for name, tensor in params.items():
         # Broadcasts over the lane axis, which full fine-tuning does not have.
         backbone.module.get_parameter(name).copy_(tensor)
-
-
-def _with_settings(backbone: Backbone, max_length: int | None, audio: AudioSettings | None) -> Backbone:
-    """`backbone` with a transform that follows what is given."""
-    transform = backbone.transform
-    if isinstance(transform, TextTransform) and max_length is not None:
-        return replace(backbone, transform=replace(transform, max_length=max_length))
-    if isinstance(transform, ImageTransform) and audio is not None:
-        return replace(backbone, transform=audio_transform(transform, audio))
-    return backbone
 
 
 def _base_model(adapter: Adapter) -> ModelSource | None:

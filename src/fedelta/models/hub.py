@@ -1,4 +1,4 @@
-"""Classifiers in the Hugging Face hub's form: a local directory, a hub name, or a backbone of this package.
+"""Models in the Hugging Face hub's form: a local directory, a hub name, or a backbone of this package.
 
 `[model]` of a configuration is a `ModelSource`; `build` turns it into a `Backbone`: the module in evaluation
 mode (dropout off: FedPEFT's setting, and the condition for lanes to be independent), where its parts are, and
@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from fedelta.errors import ModelError
+from fedelta.modalities.base import Modality, ModelFiles
 from fedelta.models.anatomy import Anatomy, anatomy_of
-from fedelta.models.audio import AudioTransform
 from fedelta.models.native import FAMILIES
-from fedelta.models.source import ModelSource, locate, modality_of, read_config, read_preprocessor, unreadable
-from fedelta.models.transforms import ImageTransform, TextTransform, image_transform
+from fedelta.models.source import ModelSource, kind_of, locate, read_config, unreadable
 from fedelta.seeds import derive
+from fedelta.tasks.base import Task
+from fedelta.tasks.classification import Classification
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -33,24 +34,25 @@ logger = logging.getLogger("fedelta")
 
 @dataclass(frozen=True)
 class Backbone:
-    """A classifier and what fedelta has to know of it.
+    """A model and what fedelta has to know of it.
 
     Args:
-        module: takes keyword tensors, returns logits [B, C] or an object that has them as `.logits`.
+        module: takes keyword tensors, returns outputs [B, ...], of a classifier logits [B, C], or an object that has
+            them as `.logits`.
         anatomy: where its parts are.
-        transform: raw rows to inputs; None for a module whose inputs come ready.
+        modality: what its examples are, and how they become its inputs; None for a module whose inputs come ready.
         extra_inputs: constant keyword arguments of every call.
         batch_norm: what becomes of batch norms that are tuned (`ModelSource`).
     """
 
     module: nn.Module
     anatomy: Anatomy
-    transform: ImageTransform | TextTransform | AudioTransform | None = None
+    modality: Modality | None = None
     extra_inputs: dict[str, bool] = field(default_factory=dict)
     batch_norm: Literal["average", "local", "group"] = "average"
 
     def logits(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Logits [B, C] for a batch of inputs."""
+        """Outputs [B, ...] for a batch of inputs, of a classifier logits [B, C]."""
         output = self.module(**inputs, **self.extra_inputs)
         return output if isinstance(output, Tensor) else output.logits
 
@@ -60,22 +62,31 @@ class Backbone:
         return sum(parameter.numel() for parameter in self.module.parameters())
 
 
-def build(source: ModelSource, class_names: tuple[str, ...], *, seed: int, device: str = "cpu") -> Backbone:
-    """The classifier that `source` describes, with a head for `class_names`, in float32 and evaluation mode.
+def build(
+    source: ModelSource,
+    class_names: tuple[str, ...],
+    *,
+    seed: int,
+    device: str = "cpu",
+    task: Task = Classification(),  # noqa: B008 a frozen value
+) -> Backbone:
+    """The model that `source` describes, with a head for `task`, in float32 and evaluation mode.
 
     Args:
         source: what to load.
-        class_names: one per class.
+        class_names: one per class; nothing where the task has no classes.
         seed: random weights (a new head, or everything when not pretrained) depend on it alone.
         device: "meta" makes a model without memory or weights, for counting.
+        task: what is predicted.
 
     Raises:
-        ModelError: unreadable, no classifier, lacks weights, or does not take the image size.
+        ModelError: unreadable, no model for the task, lacks weights, or does not take the image size.
     """
     config = read_config(source)
-    config.num_labels = len(class_names)
-    config.id2label = dict(enumerate(class_names))
-    config.label2id = {name: index for index, name in enumerate(class_names)}
+    config.num_labels = task.num_outputs(class_names)
+    if task.has_classes:
+        config.id2label = dict(enumerate(class_names))
+        config.label2id = {name: index for index, name in enumerate(class_names)}
     native = _native_size(config)
     size = source.image_size or native or 224  # 224: what nearly every image classifier was trained at
     if config.model_type in FAMILIES:
@@ -83,20 +94,21 @@ def build(source: ModelSource, class_names: tuple[str, ...], *, seed: int, devic
     with torch.random.fork_rng(devices=[]), _quiet():
         # transformers initialises new weights from the global generator; the fork keeps that from leaking.
         torch.manual_seed(derive(seed, "model"))  # noqa: TID251
-        module = _load(source, config, device)
+        module = _load(source, config, device, task)
     _set_norms(module, source)
     module.eval()
     anatomy = anatomy_of(module, config.model_type)
-    if modality_of(config) == "text":
-        return Backbone(module, anatomy, _text_transform(source, config) if device != "meta" else None)
     _check_size(size, config)
     # A model of patches has position embeddings for its own image size; a convolutional one has none.
     interpolates = native is not None and size != native and getattr(config, "patch_size", None) is not None
-    # For counting no file is asked for, least of all one on a hub.
-    preprocessor = {} if device == "meta" else read_preprocessor(source)
-    transform = image_transform(preprocessor, size, getattr(config, "num_channels", 3))
     extra_inputs = {"interpolate_pos_encoding": True} if interpolates else {}
-    return Backbone(module, anatomy, transform, extra_inputs, source.batch_norm)
+    if device == "meta":
+        # For counting no file is asked for, least of all one on a hub.
+        return Backbone(module, anatomy, None, extra_inputs, source.batch_norm)
+    place = None if source.source is None else locate(source.source)
+    kind, _ = kind_of(config, task)
+    modality = kind.for_model(ModelFiles(config, place, size))
+    return Backbone(module, anatomy, modality, extra_inputs, source.batch_norm)
 
 
 def _native_size(config: PretrainedConfig) -> int | None:
@@ -136,17 +148,18 @@ def _check_size(size: int, config: PretrainedConfig) -> None:
         )
 
 
-def _load(source: ModelSource, config: PretrainedConfig, device: str) -> nn.Module:
+def _load(source: ModelSource, config: PretrainedConfig, device: str, task: Task) -> nn.Module:
+    import transformers
     from safetensors import SafetensorError
-    from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
 
-    auto = AutoModelForImageClassification if modality_of(config) == "image" else AutoModelForSequenceClassification
+    _, loader = kind_of(config, task)
+    auto = getattr(transformers, loader.auto_class)
     if device == "meta" or source.source is None or not source.pretrained:
         # transformers 5.23 iterates over `architectures` and fails on the None of a fresh configuration.
         config.architectures = config.architectures or []
         try:
             with torch.device(device):
-                module: nn.Module = auto.from_config(config).float()  # type: ignore[no-untyped-call]  # transformers
+                module: nn.Module = auto.from_config(config).float()
         except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
             raise ModelError(f"`model.architecture` cannot be built: {error}") from error
         return module
@@ -187,48 +200,4 @@ def _check_complete(source: str, module: nn.Module, family: str, info: dict[str,
         raise ModelError(
             f"the checkpoint {source!r} lacks {len(foreign)} tensors of {type(module).__name__}, first {foreign[:3]}.",
             hint="it belongs to another architecture, or is damaged; compare its `config.json`.",
-        )
-
-
-def _text_transform(source: ModelSource, config: PretrainedConfig) -> TextTransform:
-    from transformers import AutoTokenizer
-
-    if source.source is None:
-        raise ModelError("a text model needs a tokenizer: give `model.source`, not `model.architecture` alone.")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(locate(source.source))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"no tokenizer can be loaded from {source.source!r}: {error}") from error
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):
-        # Without files, transformers makes a tokenizer of special tokens alone: every word would be unknown.
-        raise ModelError(
-            f"no tokenizer can be loaded from {source.source!r}: its vocabulary is empty.",
-            hint="expected `tokenizer.json`, or the vocabulary files of the family, beside `config.json`.",
-        )
-    _check_tokenizer(source.source, max(tokenizer.get_vocab().values()), tokenizer.pad_token_id, config)
-    return TextTransform(tokenizer)
-
-
-def _check_tokenizer(source: str, largest_id: int, pad_id: int | None, config: PretrainedConfig) -> None:
-    """Refuses a tokenizer whose numbers mean other tokens, or none, to the model: it would train on noise."""
-    hint = "take `tokenizer.json` and `tokenizer_config.json` from the place that the weights are from."
-    if largest_id >= config.vocab_size:
-        raise ModelError(
-            f"the tokenizer in {source!r} does not belong to the model: its largest token is number {largest_id}, "
-            f"the model has embeddings for {config.vocab_size}, numbered from 0.",
-            hint=hint,
-        )
-    # RoBERTa counts positions from its padding token; to other families padding is masked, but the rest is shifted too.
-    if None not in (pad_id, config.pad_token_id) and pad_id != config.pad_token_id:
-        raise ModelError(
-            f"the tokenizer in {source!r} does not belong to the model: its padding token is number {pad_id}, "
-            f"that of the model {config.pad_token_id}.",
-            hint=hint,
-        )
-    if largest_id < 0.9 * config.vocab_size:
-        logger.warning(
-            "the tokenizer in %r has %s tokens, the model %s: is it the model's own?",
-            source,
-            f"{largest_id + 1:,}",
-            f"{config.vocab_size:,}",
         )

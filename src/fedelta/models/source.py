@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,13 +10,17 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from fedelta.errors import ModelError
+from fedelta.modalities.base import Modality
+from fedelta.modalities.image import Images
+from fedelta.modalities.table import MODALITIES
 from fedelta.models.native import FAMILIES, PRESETS, register_networks, resolve
-from fedelta.settings import Settings
+from fedelta.settings import Context, Settings
+from fedelta.settings.paths import Source
+from fedelta.tasks.base import Loader, Task
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-Modality = Literal["image", "text"]
 _BUNDLED = Path(__file__).parent / "bundled"
 
 
@@ -40,13 +43,27 @@ class ModelSource(Settings):
     A checkpoint's own head is kept where it has as many classes as the data, and drawn anew where it has not.
     """
 
-    source: str | None = None
+    source: Source | None = None
     architecture: dict[str, Any] | None = None  # Any: whatever the configuration class of the family takes
     pretrained: bool = True
     image_size: int | None = Field(default=None, ge=1)
     num_classes: int | None = Field(default=None, ge=2)
     batch_norm: Literal["average", "local", "group"] = "average"  # our choice: the papers average all or do not say
-    adapter: str | None = None
+    adapter: Source | None = None
+
+    def problems(self, context: Context) -> list[str]:
+        """Directories that should be there and are not."""
+        problems = []
+        if self.source is None and self.architecture is None:
+            problems.append('`model.source` is missing; for example "bundled:vit-micro"')
+        if self.source is not None:
+            try:
+                locate(self.source)
+            except ModelError as error:
+                problems.append(f"`model.source`: {error.message}")
+        if self.adapter is not None and not Path(self.adapter).is_dir():
+            problems.append(f"`model.adapter` is {self.adapter!r}, which is no directory")
+        return problems
 
 
 def bundled_path(name: str) -> Path:
@@ -130,32 +147,22 @@ def _described(architecture: Mapping[str, Any]) -> PretrainedConfig:
     return config
 
 
-def modality_of(config: PretrainedConfig) -> Modality:
-    """Whether models of this configuration read images or texts.
+def kind_of(config: PretrainedConfig, task: Task) -> tuple[type[Modality], Loader]:
+    """What models of this configuration take that are made for `task`, images or texts, and what loads them.
 
     Raises:
-        ModelError: transformers has no classifier of that family.
+        ModelError: transformers has no such model of that family.
     """
     from transformers.models.auto import modeling_auto
 
-    if config.model_type in (*FAMILIES, *modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES):
-        return "image"
-    if config.model_type in modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
-        return "text"
-    raise ModelError(f"family {config.model_type!r} has no image or text classifier in transformers.")
-
-
-def read_preprocessor(source: ModelSource) -> dict[str, Any]:
-    """`preprocessor_config.json` of a local directory or the hub, {} without one; Any: the hub's free-form JSON."""
-    from transformers.utils.hub import cached_file
-
-    if source.source is None:
-        return {}
-    path = cached_file(locate(source.source), "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
-    try:
-        return {} if path is None else dict(json.loads(Path(path).read_text(encoding="utf-8")))
-    except (TypeError, ValueError) as error:
-        raise ModelError(f"{path} holds no JSON object: {error}") from error
+    for modality in MODALITIES.values():
+        loader = task.loader(modality.name)
+        is_ours = config.model_type in FAMILIES and modality is Images
+        if loader is not None and (is_ours or config.model_type in getattr(modeling_auto, loader.families)):
+            return modality, loader
+    raise ModelError(
+        f"family {config.model_type!r} has no model in transformers for task {task.name!r} that takes images or texts."
+    )
 
 
 def checkpoint_bytes(source: ModelSource) -> int:

@@ -97,9 +97,8 @@ def _depths(run: History, num_exits: int) -> tuple[dict[int, int], str]:
     if run.partition is None or not isinstance(seed, int):
         return {}, "the run does not tell its clients and its seed"
     # Clients that no round asks have their place among the others.
-    everyone = sorted({*run.partition.counts, *run.partition.held_out})
     try:
-        depths = settings.depths(everyone, num_exits, seed)
+        depths = settings.depths(run.partition.clients, num_exits, seed)
     except ConfigError as error:  # the file of tiers may be gone since
         return {}, "; ".join(error.problems)
     return {client_id: depths[client_id] for client_id in run.partition.counts}, ""

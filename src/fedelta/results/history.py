@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeGuard
 
-from fedelta.errors import RunError
+from fedelta.data.clients import Clients, Name
+from fedelta.errors import DataError, RunError
 from fedelta.results.compute import Compute, read_compute
 from fedelta.results.details import read_details
 from fedelta.results.files import Record, read_json
@@ -46,11 +47,18 @@ class Partition:
         class_names: names of the classes, in the order of the counts.
         counts: client id to the number of its examples of each class.
         held_out: clients that no round asks; in no count.
+        names: client id to what the client is called; of all clients, or of none.
     """
 
     class_names: tuple[str, ...]
     counts: Mapping[int, tuple[int, ...]]
     held_out: frozenset[int] = frozenset()
+    names: Mapping[int, Name] = field(default_factory=dict)
+
+    @property
+    def clients(self) -> Clients:
+        """Who all of them are."""
+        return Clients.of({*self.counts, *self.held_out}, self.names)
 
     def label(self, client_id: int) -> str:
         """What pages call a client."""
@@ -341,8 +349,14 @@ def _partition(path: Path) -> Partition | None:
         names = tuple(str(name) for name in content["class_names"])
         counts = {int(client): tuple(map(int, row)) for client, row in content["clients"].items()}
         held_out = frozenset(map(int, content.get("held_out", {})))
+        clients = {int(client): name for client, name in content.get("names", {}).items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(f"{str(path)!r} does not hold class names and counts by client: {error!r}.") from error
     if not counts or any(len(row) != len(names) for row in counts.values()):
         raise RunError(f"{str(path)!r} does not hold one count per class for every client.")
-    return Partition(names, dict(sorted(counts.items())), held_out)
+    partition = Partition(names, dict(sorted(counts.items())), held_out, clients)
+    try:
+        partition.clients  # noqa: B018 refuses names that cannot be right
+    except DataError as error:
+        raise RunError(f"{str(path)!r}: {error.message}.") from error
+    return partition

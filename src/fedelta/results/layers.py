@@ -111,8 +111,10 @@ def read_layers(run: History) -> Layers | None:
     sizes = run.model.get("groups")
     if not sizes or not run.has_intervals:
         return None
+    # What a budget for the whole run made of the section is not in the configuration.
+    section = run.model.get("strategy") or run.config.get("strategy")
     try:
-        strategy: FedLama | FedLamaAuto = TypeAdapter(_InWindows).validate_python(run.config.get("strategy"))
+        strategy: FedLama | FedLamaAuto = TypeAdapter(_InWindows).validate_python(section)
     except ValidationError as error:
         raise RunError(
             f"{str(run.path)!r}: `[strategy]` is not the one that wrote its rounds: {error.errors()[0]['msg']}."

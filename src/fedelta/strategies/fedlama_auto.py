@@ -15,18 +15,20 @@ Source: our own, after Lee et al. 2023 (FedLAMA, arXiv 2110.10302), Algorithm 1 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise, takewhile
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Generator, Tensor
 
+from fedelta.errors import ConfigError
 from fedelta.params import Params, ParamSpec
+from fedelta.settings import Context
 from fedelta.strategies import windows
-from fedelta.strategies.base import RoundPlan, State, Update
-from fedelta.strategies.windows import Windows
+from fedelta.strategies.base import Combined, RoundPlan, State
+from fedelta.strategies.windows import Windows, window_problems
 
 
 class FedLamaAuto(Windows):
@@ -63,6 +65,40 @@ class FedLamaAuto(Windows):
         """Whether it says itself how much may be sent."""
         return self.share is not None or self.tolerance is not None
 
+    def problems(self, context: Context) -> list[str]:
+        """Those of every strategy in windows, and that there is no budget."""
+        problems = window_problems(self, context)
+        if not self.has_budget and "byte_budget_mib" in context and context.get("byte_budget_mib") is None:
+            problems.append(
+                "`strategy.name` is 'fedlama-auto', which chooses intervals by a budget: give `strategy.share`, "
+                "`strategy.tolerance` or `byte_budget_mib`"
+            )
+        return problems
+
+    def within(
+        self, budget_bytes: float, spec: ParamSpec, num_clients: int, exchange_bytes: Callable[[tuple[str, ...]], int]
+    ) -> Self:
+        """With the budget as its `share`, unless it has one of its own; see `Strategy.within`."""
+        if self.has_budget:
+            return self
+        num_exchanges = min(self.clients_per_round, num_clients) * self.num_rounds
+        headers, everything = (num_exchanges * exchange_bytes(names) for names in ((), spec.shared))
+        least = headers + self.least_share * (everything - headers)
+        if budget_bytes < least:
+            problem = (
+                f"`byte_budget_mib` is {budget_bytes / 2**20:g}, expected at least {least / 2**20:.3g}: every group "
+                f"travels in every `phi`-th round and in the last"
+            )
+            raise ConfigError([problem], hint="raise it or `strategy.phi`, or run fewer rounds.")
+        # Shares count trained scalars, and running statistics ride along: every scalar is taken to be as dear as the
+        # dearest, so that the run cannot reach the budget before its end.
+        dearest = max(
+            (num_exchanges * exchange_bytes(spec.shared_of({group})) - headers) / size
+            for group, size in spec.sizes.items()
+        )
+        share = (budget_bytes - headers) / (dearest * sum(spec.sizes.values()))
+        return self.model_copy(update={"share": min(1.0, max(self.least_share, share))})
+
     def init(self, params: Params, spec: ParamSpec) -> State:
         """The shortest interval, the same for all, that keeps to the budget: no discrepancy is known yet."""
         same = torch.tensor(_divisors(self.phi))
@@ -76,10 +112,10 @@ class FedLamaAuto(Windows):
         return windows.plan(self, state, round, client_ids, spec=spec, generator=generator)
 
     def update(
-        self, state: State, params: Params, plan: RoundPlan, updates: Sequence[Update], spec: ParamSpec
+        self, state: State, params: Params, plan: RoundPlan, combined: Combined, spec: ParamSpec
     ) -> tuple[Params, State]:
         """The mean of what came up; after a window, new intervals."""
-        params, state = windows.update(self, state, params, plan=plan, updates=updates, spec=spec)
+        params, state = windows.update(self, state, params, plan=plan, combined=combined, spec=spec)
         rounds_left = self.num_rounds - plan.round
         if windows.place(self, plan.round).is_last and rounds_left:
             sizes = torch.tensor(list(spec.sizes.values()))

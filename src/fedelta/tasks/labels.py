@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedelta.data.problems import listed
+from fedelta.errors import listed
 from fedelta.tasks.targets import ReadTargets, TargetColumn
 
 

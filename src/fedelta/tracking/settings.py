@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from fedelta.settings import Settings
+from fedelta.settings.paths import InFull, in_full
 
 
 class Tracking(Settings):
@@ -21,4 +22,4 @@ class Tracking(Settings):
 
     tools: Annotated[tuple[Literal["tensorboard", "mlflow", "wandb"], ...], Field(strict=False)] = ()
     project: str = Field(default="fedelta", min_length=1)
-    directory: str | None = Field(default=None, min_length=1)
+    directory: Annotated[str, Field(min_length=1), InFull(in_full)] | None = None

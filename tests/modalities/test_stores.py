@@ -13,11 +13,13 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from fedelta.data.stores import EncodedImages, StoredImages, StoredTexts, image_inputs, text_inputs
+from fedelta.data.stored import StoredColumn
 from fedelta.errors import DataError
-from fedelta.models.transforms import TextTransform, image_transform
+from fedelta.modalities.image import Images
+from fedelta.modalities.stores import Encoded, Stored
+from fedelta.modalities.text import StoredTexts, Texts
 
-TO_8 = image_transform({}, 8, 3)
+TO_8 = Images.from_preprocessor({}, 8, 3)
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -34,20 +36,24 @@ def pictures(*sizes: tuple[int, int]) -> list[np.ndarray]:
 def stored(values: list[object], feature: object | None = None, max_memory_mib: int = 1):
     features = None if feature is None else Features({"image": feature})
     dataset = Dataset.from_dict({"image": values}, features=features)
-    return image_inputs(dataset, "image", TO_8, origin="the test", max_memory_mib=max_memory_mib)
+    return TO_8.store(column(dataset, "image"), max_memory_mib)
+
+
+def column(dataset: Dataset, name: str, numbers: torch.Tensor | None = None) -> StoredColumn:
+    return StoredColumn.of(dataset, name, origin="the test", numbers=numbers)
 
 
 def test_images_of_one_small_size_are_kept_as_they_are():
     inputs = stored([png(pixels) for pixels in pictures((4, 6), (4, 6))], Value("binary"))
-    assert isinstance(inputs, StoredImages)
-    assert inputs.images.shape == (2, 3, 4, 6)
+    assert isinstance(inputs, Stored)
+    assert inputs.raw.shape == (2, 3, 4, 6)
     assert inputs.fetch(torch.tensor([1, 0, 1]))["pixel_values"].shape == (3, 3, 8, 8)
 
 
 @pytest.mark.parametrize("sizes", [[(4, 4), (5, 4)], [(16, 16), (16, 16)], [(4, 16), (4, 16)]])
 def test_images_of_many_sizes_or_too_large_are_resized_when_read(sizes):
     inputs = stored([png(pixels) for pixels in pictures(*sizes)], Value("binary"))
-    assert inputs.images.shape == (2, 3, 8, 8)
+    assert inputs.raw.shape == (2, 3, 8, 8)
 
 
 def test_rows_come_in_the_order_asked_for():
@@ -70,7 +76,7 @@ def test_arrays_are_images(feature):
     pixels = np.arange(64).reshape(8, 8)
     if feature == List(Value("int32"), length=8):
         feature = List(feature, length=8)
-    assert torch.equal(stored([pixels], feature).images, torch.from_numpy(pixels)[None, None].byte())
+    assert torch.equal(stored([pixels], feature).raw, torch.from_numpy(pixels)[None, None].byte())
 
 
 @pytest.mark.parametrize("sizes", [[(4, 6), (4, 6)], [(16, 12), (5, 7)]])
@@ -78,7 +84,7 @@ def test_arrays_are_images(feature):
 def test_without_memory_images_are_decoded_at_every_fetch_to_the_same_values(sizes, feature):
     values = [png(pixels) for pixels in pictures(*sizes)]
     lazy, eager = stored(values, feature, max_memory_mib=0), stored(values, feature)
-    assert isinstance(lazy, EncodedImages)
+    assert isinstance(lazy, Encoded)
     assert len(lazy) == len(eager) == 2
     rows = torch.tensor([1, 0])
     assert torch.equal(lazy.fetch(rows)["pixel_values"], eager.fetch(rows)["pixel_values"])
@@ -86,8 +92,8 @@ def test_without_memory_images_are_decoded_at_every_fetch_to_the_same_values(siz
 
 def test_rows_of_a_selection_are_numbered_within_it():
     dataset = Dataset.from_dict({"image": [png(np.full((8, 8), v, dtype=np.uint8)) for v in (10, 20, 30)]})
-    inputs = image_inputs(dataset.select([2, 0]), "image", TO_8, origin="x", max_memory_mib=1)
-    assert inputs.images[:, 0, 0, 0].tolist() == [30, 10]
+    inputs = TO_8.store(column(dataset.select([2, 0]), "image"), 1)
+    assert inputs.raw[:, 0, 0, 0].tolist() == [30, 10]
 
 
 def test_every_row_without_an_image_is_named():
@@ -119,15 +125,15 @@ def test_rows_are_called_by_the_numbers_given():
     dataset = Dataset.from_dict({"image": [content, content[: len(content) // 2]], "text": ["a", ""]})
     numbers = torch.tensor([40, 70])
     with pytest.raises(DataError, match=r"(?s)row 70: damaged image.*rows are counted from 0"):
-        image_inputs(dataset, "image", TO_8, origin="x", max_memory_mib=1, row_numbers=numbers)
-    lazy = image_inputs(dataset, "image", TO_8, origin="x", max_memory_mib=0, row_numbers=numbers)
+        TO_8.store(column(dataset, "image", numbers), 1)
+    lazy = TO_8.store(column(dataset, "image", numbers), 0)
     with pytest.raises(DataError, match="row 70: damaged image"):
         lazy.fetch(torch.tensor([1]))
     with pytest.raises(DataError, match="1 rows of column 'text' hold no text: rows 70"):
-        text_inputs(dataset, "text", transform(), origin="x", row_numbers=numbers)
+        texts().store(column(dataset, "text", numbers), 1)
     nothing = Dataset.from_dict({"image": [b"text", content]})
     with pytest.raises(DataError, match="row 40: no image in a known format"):
-        image_inputs(nothing, "image", TO_8, origin="x", max_memory_mib=0, row_numbers=numbers)
+        TO_8.store(column(nothing, "image", numbers), 0)
 
 
 def test_ten_bad_rows_are_named_and_the_others_counted():
@@ -145,15 +151,15 @@ def test_a_damaged_image_is_refused_when_it_is_read_or_fetched():
         lazy.fetch(torch.tensor([0, 1]))
 
 
-def transform() -> TextTransform:
+def texts() -> Texts:
     words = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, "a": 2, "b": 3}, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    return TextTransform(PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]"), max_length=4)
+    return Texts(PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]"), max_length=4)
 
 
 def test_texts_are_tokenised_once_and_padded_per_batch():
     dataset = Dataset.from_dict({"text": ["a", "b a", "a b a b a b"]})
-    inputs = text_inputs(dataset, "text", transform(), origin="the test")
+    inputs = texts().store(column(dataset, "text"), 1)
     assert isinstance(inputs, StoredTexts)
     assert len(inputs) == 3
     batch = inputs.fetch(torch.tensor([1, 0]))
@@ -169,4 +175,4 @@ def test_texts_are_tokenised_once_and_padded_per_batch():
 def test_rows_without_text_are_refused():
     dataset = Dataset.from_dict({"text": ["a", None, ""]})
     with pytest.raises(DataError, match="2 rows of column 'text' hold no text: rows 1, 2"):
-        text_inputs(dataset, "text", transform(), origin="the test")
+        texts().store(column(dataset, "text"), 1)

@@ -12,6 +12,8 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from fedelta.modalities.base import ExampleError
+
 if TYPE_CHECKING:
     from soundfile import SoundFile
 
@@ -24,15 +26,11 @@ _MARGIN_SECONDS = 0.05
 _UNKNOWN_SIZE = 0x7FFF_0000
 
 
-class AudioError(ValueError):
-    """A value is no recording; the text says why. Callers add where it was found."""
-
-
 def check_audio(value: object) -> None:
     """Refuses what is no recording; reads only its header.
 
     Raises:
-        AudioError: see `decode_audio`.
+        ExampleError: see `decode_audio`.
     """
     with _opened(value):
         pass
@@ -46,7 +44,7 @@ def decode_audio(value: object, max_seconds: float | None = None) -> tuple[NDArr
         max_seconds: what comes later is not read, but for a little that resampling needs.
 
     Raises:
-        AudioError: `value` is no recording, is cut off, or holds no samples, or values that are not finite.
+        ExampleError: `value` is no recording, is cut off, or holds no samples, or values that are not finite.
     """
     import soundfile
 
@@ -55,7 +53,7 @@ def decode_audio(value: object, max_seconds: float | None = None) -> tuple[NDArr
         try:
             samples = sound.read(limit, dtype="float32", always_2d=True)
         except soundfile.SoundFileError as error:
-            raise AudioError(f"damaged recording: {_reason(error)}") from error
+            raise ExampleError(f"damaged recording: {_reason(error)}") from error
         return one_channel(samples.T), sound.samplerate
 
 
@@ -63,12 +61,12 @@ def one_channel(samples: NDArray[np.float32]) -> NDArray[np.float32]:
     """The mean over the channels of `samples` [channels, samples].
 
     Raises:
-        AudioError: there are none, or some are not finite.
+        ExampleError: there are none, or some are not finite.
     """
     if samples.size == 0:
-        raise AudioError("a recording without samples")
+        raise ExampleError("a recording without samples")
     if not np.isfinite(samples).all():
-        raise AudioError("a recording with samples that are NaN or infinite")
+        raise ExampleError("a recording with samples that are NaN or infinite")
     mean: NDArray[np.float32] = samples.mean(0, dtype=np.float32)
     return mean
 
@@ -77,10 +75,10 @@ def check_rate(sample_rate: object) -> None:
     """Refuses a sample rate (Hz) that no recording has.
 
     Raises:
-        AudioError: says what was expected.
+        ExampleError: says what was expected.
     """
     if not isinstance(sample_rate, int) or sample_rate not in _RATES:
-        raise AudioError(f"a sample rate of {sample_rate} Hz, expected {_RATES[0]} to {_RATES[-1]}")
+        raise ExampleError(f"a sample rate of {sample_rate} Hz, expected {_RATES[0]} to {_RATES[-1]}")
 
 
 @contextmanager
@@ -92,11 +90,11 @@ def _opened(value: object) -> Iterator[SoundFile]:
         try:
             sound = soundfile.SoundFile(file)
         except soundfile.SoundFileError as error:
-            raise AudioError(_reason(error)) from error
+            raise ExampleError(_reason(error)) from error
         with sound:
             check_rate(sound.samplerate)
             if sound.frames == 0:
-                raise AudioError("a recording without samples")
+                raise ExampleError("a recording without samples")
             yield sound
 
 
@@ -104,15 +102,15 @@ def _bytes_of(value: object) -> IO[bytes]:
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if value is None:
-        raise AudioError("no recording")
+        raise ExampleError("no recording")
     if isinstance(value, bytes):
         return io.BytesIO(value)
     if not isinstance(value, str | Path):
-        raise AudioError(f"no recording but {type(value).__name__}")
+        raise ExampleError(f"no recording but {type(value).__name__}")
     try:
         return Path(value).expanduser().open("rb")
     except (OSError, RuntimeError) as error:
-        raise AudioError(getattr(error, "strerror", None) or str(error)) from error
+        raise ExampleError(getattr(error, "strerror", None) or str(error)) from error
 
 
 def _check_whole(file: IO[bytes]) -> None:
@@ -121,11 +119,11 @@ def _check_whole(file: IO[bytes]) -> None:
     found = file.seek(0, io.SEEK_END)
     file.seek(0)
     if found == 0:
-        raise AudioError("an empty file")
+        raise ExampleError("an empty file")
     promised = int.from_bytes(head[4:8], "little")
     # The byte that fills up an odd number is often counted and left out.
     if head[:4] == b"RIFF" and found + 1 < promised + 8 < _UNKNOWN_SIZE:
-        raise AudioError(f"a recording that is cut off: {found} of {promised + 8} bytes")
+        raise ExampleError(f"a recording that is cut off: {found} of {promised + 8} bytes")
 
 
 def _reason(error: Exception) -> str:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageOps
 
-from fedelta.data.images import ImageError, ImageShape, decode, measure
+from fedelta.modalities.base import ExampleError
+from fedelta.modalities.pixels import ImageShape, decode, measure
 
 RAMP = (np.arange(20, dtype=np.uint8) * 12).reshape(4, 5)
 COLOUR = np.stack([RAMP, RAMP[::-1], 255 - RAMP], axis=-1)
@@ -115,7 +116,7 @@ def test_broken_camera_notes_do_not_spoil_an_image():
     ],
 )
 def test_what_is_no_image_is_refused_with_the_reason(value, message):
-    with pytest.raises(ImageError, match=message):
+    with pytest.raises(ExampleError, match=message):
         measure(value)
 
 
@@ -123,5 +124,5 @@ def test_an_image_that_is_cut_off_is_refused_when_it_is_decoded():
     rng = np.random.default_rng(0)
     content = encoded(Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)))
     shape = measure(content[: len(content) // 2])
-    with pytest.raises(ImageError, match="damaged image"):
+    with pytest.raises(ExampleError, match="damaged image"):
         decode(content[: len(content) // 2], shape)

@@ -9,10 +9,12 @@ from pydantic import ValidationError
 from tests.sounds import tone
 from transformers import ASTFeatureExtractor
 
-from fedelta.models.audio import AudioSettings, AudioTransform, audio_transform, resample
-from fedelta.models.transforms import image_transform
+from fedelta.modalities.audio import Recordings
+from fedelta.modalities.image import Images
+from fedelta.modalities.settings import AudioSettings, Preparation
+from fedelta.modalities.spectrograms import log_mel, resample
 
-AST = AudioTransform(AudioSettings(), 128)
+AST = Recordings(AudioSettings(), 128)
 
 
 @pytest.mark.parametrize("seconds", [0.1, 1.0, 2.0], ids=["filled up", "filled up a little", "cut"])
@@ -22,7 +24,7 @@ def test_the_spectrogram_is_that_of_the_audio_spectrogram_transformer(seconds):
     waveform = tone(700, 16_000, seconds)
     # Frames come first there, mel bins here.
     (expected,) = extractor(waveform, sampling_rate=16_000)["input_values"]
-    np.testing.assert_allclose(AST.log_mel(waveform).T, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(log_mel(waveform, AudioSettings()).T, expected, rtol=1e-5, atol=1e-5)
     # What is kept has the 11 bits of float16: values are below 2.
     np.testing.assert_allclose(AST.spectrogram(waveform, 16_000).float().T, expected, atol=1e-3)
 
@@ -56,8 +58,8 @@ def test_window_and_hop_follow_the_sample_rate():
     # (0 - mean) / (2 std).
     filling = 4.2677393 / (2 * 4.5689974)
     for sample_rate in (8000, 16_000, 22_050):
-        transform = AudioTransform(AudioSettings(sample_rate=sample_rate, num_mel_bins=40, num_frames=60), 64)
-        found = transform.spectrogram(tone(500, sample_rate, 0.5), sample_rate).float()
+        recordings = Recordings(AudioSettings(sample_rate=sample_rate, num_mel_bins=40, num_frames=60), 64)
+        found = recordings.spectrogram(tone(500, sample_rate, 0.5), sample_rate).float()
         assert found.shape == (40, 60)
         is_filled = ((found - filling).abs() < 1e-3).all(0)
         assert is_filled.tolist() == [False] * 48 + [True] * 12
@@ -72,7 +74,7 @@ def test_resampling_keeps_length_and_loudness():
 
 
 def test_a_recording_shorter_than_a_window_is_one_frame():
-    found = AST.log_mel(np.ones(1, dtype=np.float32))
+    found = log_mel(np.ones(1, dtype=np.float32), AudioSettings())
     assert found.shape == (128, 128)
     assert found.isfinite().all()
     assert found[:, 1:].unique().numel() == 1
@@ -80,18 +82,19 @@ def test_a_recording_shorter_than_a_window_is_one_frame():
 
 @pytest.mark.parametrize(("size", "shape"), [(32, (32, 32)), (127, (127, 127)), (128, (128, 128)), (224, (128, 128))])
 def test_no_more_is_kept_than_the_model_sees(size, shape):
-    transform = AudioTransform(AudioSettings(), size)
-    kept = transform.spectrogram(tone(500), 8000)
-    assert (tuple(kept.shape), kept.dtype, transform.stored_shape) == (shape, torch.float16, shape)
-    pixels = transform(torch.stack([kept, kept]))["pixel_values"]
+    recordings = Recordings(AudioSettings(), size)
+    kept = recordings.spectrogram(tone(500), 8000)
+    assert (tuple(kept.shape), kept.dtype, recordings.stored_shape) == (shape, torch.float16, shape)
+    pixels = recordings.transform(torch.stack([kept, kept]))["pixel_values"]
     assert (pixels.shape, pixels.dtype) == ((2, 3, size, size), torch.float32)
     assert torch.equal(pixels[:, 0], pixels[:, 2])
 
 
 def test_the_statistics_of_images_have_no_part_in_it():
-    transform = audio_transform(image_transform({"image_mean": [9.0], "image_std": [7.0]}, 128, 1), AudioSettings())
-    kept = transform.spectrogram(tone(500), 8000)
-    assert torch.equal(transform(kept[None])["pixel_values"], kept.float()[None, None])
+    images = Images.from_preprocessor({"image_mean": [9.0], "image_std": [7.0]}, 128, 1)
+    recordings = images.prepared(Preparation(audio=AudioSettings()))
+    kept = recordings.spectrogram(tone(500), 8000)
+    assert torch.equal(recordings.transform(kept[None])["pixel_values"], kept.float()[None, None])
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from tests.sounds import encoded, tone
 
-from fedelta.data.audio import AudioError, check_audio, check_rate, decode_audio
+from fedelta.modalities.base import ExampleError
+from fedelta.modalities.waveforms import check_audio, check_rate, decode_audio
 
 WAVE = tone(440)
 WAV = encoded(WAVE)
@@ -75,27 +76,27 @@ def test_no_more_is_read_than_is_asked_for():
 )  # fmt: skip
 def test_what_is_no_recording_is_refused(value, message):
     for read in (decode_audio, check_audio):
-        with pytest.raises(AudioError, match=message):
+        with pytest.raises(ExampleError, match=message):
             read(value)
 
 
 def test_an_empty_file_is_refused(tmp_path):
     (tmp_path / "a.wav").touch()
-    with pytest.raises(AudioError, match=r"^an empty file$"):
+    with pytest.raises(ExampleError, match=r"^an empty file$"):
         check_audio(tmp_path / "a.wav")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_samples_that_are_no_numbers_are_refused(value):
     data = encoded(np.array([0, value], dtype=np.float32), subtype="FLOAT")
-    with pytest.raises(AudioError, match=r"^a recording with samples that are NaN or infinite$"):
+    with pytest.raises(ExampleError, match=r"^a recording with samples that are NaN or infinite$"):
         decode_audio(data)
 
 
 def test_a_file_that_is_damaged_behind_its_header_is_refused():
     noise = np.random.default_rng(0).uniform(-1, 1, 8000).astype(np.float32)
     data = encoded(noise, kind="FLAC")
-    with pytest.raises(AudioError, match=r"^damaged recording: "):
+    with pytest.raises(ExampleError, match=r"^damaged recording: "):
         decode_audio(data[: len(data) // 2])
 
 
@@ -106,5 +107,5 @@ def test_the_size_that_a_pipe_leaves_in_the_header_is_no_damage(size):
 
 
 def test_a_sample_rate_of_nobody_is_refused():
-    with pytest.raises(AudioError, match="a sample rate of -1 Hz"):
+    with pytest.raises(ExampleError, match="a sample rate of -1 Hz"):
         check_rate(-1)

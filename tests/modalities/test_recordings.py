@@ -8,34 +8,35 @@ import torch
 from datasets import Dataset
 from tests.sounds import TONES_HZ, encoded, tone
 
-from fedelta.data.recordings import EncodedAudio, StoredAudio, audio_inputs
+from fedelta.data.stored import StoredColumn
 from fedelta.errors import DataError
-from fedelta.models.audio import AudioSettings, AudioTransform
+from fedelta.modalities.audio import Recordings
+from fedelta.modalities.settings import AudioSettings
+from fedelta.modalities.stores import Encoded, Stored
 
-TRANSFORM = AudioTransform(AudioSettings(sample_rate=8000, num_mel_bins=24, num_frames=32), 16)
+RECORDINGS = Recordings(AudioSettings(sample_rate=8000, num_mel_bins=24, num_frames=32), 16)
 TONES = [encoded(tone(hertz)) for hertz in TONES_HZ.values()]
 CUT_FLAC = encoded(np.random.default_rng(0).uniform(-1, 1, 8000).astype(np.float32), kind="FLAC")[:3000]
 
 
 def inputs(values: list[object], max_memory_mib: int = 1, row_numbers: torch.Tensor | None = None):
     dataset = Dataset.from_dict({"sound": values})
-    return audio_inputs(
-        dataset, "sound", TRANSFORM, origin="the test", max_memory_mib=max_memory_mib, row_numbers=row_numbers
-    )
+    column = StoredColumn.of(dataset, "sound", origin="the test", numbers=row_numbers)
+    return RECORDINGS.store(column, max_memory_mib)
 
 
 def test_spectrograms_are_made_once_and_come_in_the_order_asked_for():
     stored = inputs(TONES)
-    assert isinstance(stored, StoredAudio)
-    assert (stored.spectrograms.shape, stored.spectrograms.dtype, len(stored)) == ((3, 16, 16), torch.float16, 3)
+    assert isinstance(stored, Stored)
+    assert (stored.raw.shape, stored.raw.dtype, len(stored)) == ((3, 16, 16), torch.float16, 3)
     pixels = stored.fetch(torch.tensor([2, 0]))["pixel_values"]
     assert pixels.shape == (2, 3, 16, 16)
-    assert torch.equal(pixels[1], stored.spectrograms[0].float().expand(3, -1, -1))
+    assert torch.equal(pixels[1], stored.raw[0].float().expand(3, -1, -1))
 
 
 def test_without_memory_recordings_are_decoded_at_every_fetch_to_the_same_values():
     lazy, eager = inputs(TONES, max_memory_mib=0), inputs(TONES)
-    assert isinstance(lazy, EncodedAudio)
+    assert isinstance(lazy, Encoded)
     assert len(lazy) == 3
     rows = torch.tensor([1, 0, 1])
     assert torch.equal(lazy.fetch(rows)["pixel_values"], eager.fetch(rows)["pixel_values"])

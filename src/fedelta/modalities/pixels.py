@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from fedelta.modalities.base import ExampleError
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -33,10 +35,6 @@ _TURNS = {
 }
 
 
-class ImageError(ValueError):
-    """A value is no image; the text says why. Callers add where it was found."""
-
-
 @dataclass(frozen=True)
 class ImageShape:
     """Channels (1 or 3), height and width in pixels."""
@@ -50,7 +48,7 @@ def measure(value: object) -> ImageShape:
     """The shape of an image; reads only the header of an encoded one.
 
     Raises:
-        ImageError: `value` is no image.
+        ExampleError: `value` is no image.
     """
     with _open(value) as image:
         width, height = image.size if _orientation(image) < 5 else reversed(image.size)
@@ -69,7 +67,7 @@ def decode(value: object, shape: ImageShape) -> NDArray[np.uint8]:
         shape: of the result.
 
     Raises:
-        ImageError: `value` is no image or is cut off.
+        ExampleError: `value` is no image or is cut off.
     """
     from PIL import Image
 
@@ -78,7 +76,7 @@ def decode(value: object, shape: ImageShape) -> NDArray[np.uint8]:
         try:
             image.load()
         except (OSError, SyntaxError, ValueError, EOFError) as error:
-            raise ImageError(f"damaged image: {error}") from error
+            raise ExampleError(f"damaged image: {error}") from error
         pixels = _eight_bit(image, "L" if shape.channels == 1 else "RGB")
     if orientation in _TURNS:
         pixels = pixels.transpose(Image.Transpose[_TURNS[orientation]])
@@ -93,21 +91,21 @@ def _open(value: object) -> Image:
     from PIL import Image, UnidentifiedImageError
 
     if value is None:
-        raise ImageError("no image")
+        raise ExampleError("no image")
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path") or b""
     if isinstance(value, list | np.ndarray):
         return _from_array(value)
     if not isinstance(value, bytes | str):
-        raise ImageError(f"no image but {type(value).__name__}")
+        raise ExampleError(f"no image but {type(value).__name__}")
     try:
         if isinstance(value, str):
             return Image.open(value)
         return Image.open(io.BytesIO(value), formats=_FORMATS.get(value[:3]))
     except UnidentifiedImageError:
-        raise ImageError("no image in a known format") from None
+        raise ExampleError("no image in a known format") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ImageError(str(error)) from error
+        raise ExampleError(str(error)) from error
 
 
 def _from_array(value: list[object] | NDArray[np.generic]) -> Image:
@@ -118,16 +116,16 @@ def _from_array(value: list[object] | NDArray[np.generic]) -> Image:
         array = np.asarray(value)
         shape = array.shape
     except ValueError:
-        raise ImageError("rows of unequal length") from None
+        raise ExampleError("rows of unequal length") from None
     if array.ndim == 3 and array.shape[-1] not in {1, 3, 4}:
         array = array.transpose(1, 2, 0)
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.size == 0 or array.ndim not in {2, 3} or (array.ndim == 3 and array.shape[-1] not in {3, 4}):
-        raise ImageError(f"an array of shape {shape}, expected [H, W], [H, W, C] or [C, H, W]")
+        raise ExampleError(f"an array of shape {shape}, expected [H, W], [H, W, C] or [C, H, W]")
     floats = array.dtype.kind == "f"
     if array.dtype.kind not in "iufb" or not (array.min() >= 0 and array.max() <= (1 if floats else 255)):
-        raise ImageError("an array with other values than integers in 0..255 or floats in 0..1")
+        raise ExampleError("an array with other values than integers in 0..255 or floats in 0..1")
     if array.ndim == 3:
         array = array[..., :3]
     return Image.fromarray((np.rint(array * 255) if floats else array).astype(np.uint8))

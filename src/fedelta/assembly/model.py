@@ -1,0 +1,205 @@
+"""The model of a run: the backbone with its tuning method applied, and the tensors that round 1 starts from.
+
+Both sides make it from the configuration and the class names, and get the same one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fedelta.config import Config
+from fedelta.data.clients import Clients
+from fedelta.engine.exits import ExitSettings
+from fedelta.engine.work import ClientSettings
+from fedelta.errors import ConfigError
+from fedelta.federation.tiers import Tiers
+from fedelta.inference.adapter import Adapter, check_classes, check_fits, check_task, read_adapter
+from fedelta.models.hub import Backbone
+from fedelta.params import Params, ParamSpec
+from fedelta.seeds import stream
+from fedelta.tuning import AnyTuning
+from fedelta.tuning.combined import Combined
+from fedelta.tuning.exits import exit_blocks, owned_at
+from fedelta.tuning.lanes import Lanes
+from fedelta.tuning.lora import Lora
+from fedelta.tuning.norms import LaneBatchNorm, LaneGroupNorm
+
+
+@dataclass(frozen=True)
+class TunedModel:
+    """A backbone that can be trained.
+
+    Args:
+        backbone: with the tuning method applied.
+        tuning: the method that is really used: where a run starts from an adapter, the adapter's.
+        spec: what is tuned.
+        lanes: of the modules that the method put in.
+        params: the server's before round 1; on the CPU, float32.
+        total_parameters: scalars of the model before tuning.
+    """
+
+    backbone: Backbone
+    tuning: AnyTuning
+    spec: ParamSpec
+    lanes: Lanes
+    params: Params
+    total_parameters: int
+
+
+def tuned_model(
+    config: Config,
+    backbone: Backbone,
+    class_names: Sequence[str],
+    *,
+    num_lanes: int = 1,
+    adapter: Adapter | None = None,
+) -> TunedModel:
+    """The model that `config` describes.
+
+    Args:
+        config: of the run.
+        backbone: edited in place, and moved to the device of the run.
+        class_names: in label order; nothing where the task has no classes.
+        num_lanes: at most; a method whose tensors cannot carry as many has fewer.
+        adapter: start from this one, whatever `model.adapter` and `[tuning]` say.
+
+    Raises:
+        ModelError: the tuning method does not fit the backbone.
+        AdapterError: the adapter does not fit the backbone or the classes.
+        ConfigError: `[tuning]` or `model.batch_norm` contradicts the adapter or the backbone.
+    """
+    total_parameters = backbone.num_parameters
+    backbone.module.to(config.runtime.torch_device())
+    tuning, start = config.tuning, adapter
+    if adapter is not None:
+        check_task(adapter, config.task)
+        check_classes(adapter, class_names)
+        check_fits(adapter, backbone)
+        tuning = adapter.tuning
+    elif config.model.adapter is not None:
+        start = read_adapter(config.model.adapter, backbone.anatomy)
+        check_task(start, config.task)
+        check_classes(start, class_names)
+        tuning = adopted_tuning(config, start, backbone)
+    lanes = Lanes(min(num_lanes, tuning.max_lanes or num_lanes))
+    spec = apply_tuning(config, tuning, backbone, lanes)
+    params = _start(backbone, spec) | ({} if start is None else _on_cpu(start.params))
+    return TunedModel(backbone, tuning, spec, lanes, params, total_parameters)
+
+
+def work_of(config: Config) -> ClientSettings:
+    """What a client does in a round: `[client]`, in steps where the strategy counts in steps."""
+    return config.client.in_steps(config.strategy.local_steps)
+
+
+def apply_tuning(config: Config, tuning: AnyTuning, backbone: Backbone, lanes: Lanes) -> ParamSpec:
+    """Makes the tensors of `tuning` part of the backbone, and returns their specification.
+
+    Raises:
+        ModelError: the method does not fit the backbone.
+        ConfigError: `model.batch_norm` has no effect, or is not that of a backbone of the caller's own.
+    """
+    spec = tuning.apply(backbone, lanes, stream(config.seed, "tuning"))
+    _check_norms(config, tuning, backbone)
+    return spec
+
+
+def adopted_tuning(config: Config, adapter: Adapter, backbone: Backbone) -> AnyTuning:
+    """The tuning method of the adapter that a run starts from.
+
+    Raises:
+        AdapterError: the adapter does not fit the model.
+        ConfigError: section `[tuning]` says something else.
+    """
+    check_fits(adapter, backbone)
+    tuning, differing = _reconcile(config.tuning, adapter.tuning, backbone)
+    if differing:
+        raise ConfigError(
+            [
+                f"`tuning.{field}` is {ours!r}, but the adapter {config.model.adapter!r} has {theirs!r}"
+                for field, ours, theirs in differing
+            ],
+            hint="leave `[tuning]` to the adapter: keep only its `name`; `--set tuning.r=` drops a key.",
+        )
+    return tuning
+
+
+def tiers_of(config: Config, model: TunedModel, clients: Clients) -> Tiers | None:
+    """How deep each client runs; None where all hold all that is tuned.
+
+    Args:
+        config: of the run.
+        model: with exits or without.
+        clients: all there are: a client's depth depends on its place among them.
+
+    Raises:
+        ConfigError: the section asks for exits that the model does not have.
+    """
+    num_blocks = len(exit_blocks(model.backbone.module))
+    if not num_blocks and config.exits != ExitSettings():
+        raise ConfigError(
+            [f"`[exits]` is there, but tuning method {model.tuning.name!r} gives the model no exits"],
+            hint="'accumulator' and 'exit-heads' do; leave the section out for the others.",
+        )
+    if not num_blocks:
+        return None
+    depths = config.exits.depths(clients, num_blocks, config.seed)
+    owned = {
+        depth: owned_at(model.backbone, model.spec, depth, config.exits.answers(depth))
+        for depth in set(depths.values())
+    }
+    return None if all(len(names) == len(model.spec) for names in owned.values()) else Tiers(depths, owned)
+
+
+def _reconcile(
+    chosen: AnyTuning, theirs: AnyTuning, backbone: Backbone
+) -> tuple[AnyTuning, list[tuple[str, object, object]]]:
+    """The method of the adapter, with what a configuration may choose, and the fields that differ: ours, theirs."""
+    name, their_name = (method.names if isinstance(method, Combined) else method.name for method in (chosen, theirs))
+    if name != their_name:
+        return theirs, [("name", name, their_name)]
+    if isinstance(chosen, Combined) and isinstance(theirs, Combined):
+        parts = [_reconcile(*pair, backbone) for pair in zip(chosen.methods, theirs.methods, strict=True)]
+        methods = tuple(method for method, _ in parts)
+        return theirs.model_copy(update={"methods": methods}), [field for _, fields in parts for field in fields]
+    if isinstance(chosen, Lora) and isinstance(theirs, Lora):
+        # An adapter from elsewhere may come without a head; whether ours is trained is the configuration's choice.
+        theirs = theirs.model_copy(update={"train_head": theirs.train_head or chosen.train_head})
+        if "target_modules" in chosen.model_fields_set and chosen.targets(backbone) == theirs.targets(backbone):
+            chosen = chosen.model_copy(update={"target_modules": theirs.target_modules})
+    values = ((name, getattr(chosen, name), getattr(theirs, name)) for name in sorted(chosen.model_fields_set))
+    return theirs, [(name, ours, other) for name, ours, other in values if ours != other]
+
+
+def _check_norms(config: Config, tuning: AnyTuning, backbone: Backbone) -> None:
+    """Refuses a policy for batch norms that has no effect, or one that the caller's own model does not have."""
+    policy = config.model.batch_norm
+    if policy != backbone.batch_norm:
+        raise ConfigError(
+            [f"`model.batch_norm` is {policy!r}, but the backbone that was given has {backbone.batch_norm!r}"],
+            hint="a backbone of your own says it itself: `Backbone(..., batch_norm=...)`.",
+        )
+    trains_norms = any(isinstance(layer, LaneBatchNorm | LaneGroupNorm) for layer in backbone.module.modules())
+    if policy != "average" and not trains_norms:
+        raise ConfigError(
+            [f"`model.batch_norm` is {policy!r}, but tuning method {tuning.name!r} trains no norm"],
+            hint="'full' and 'parallel' do; leave it out for the others.",
+        )
+
+
+def _start(backbone: Backbone, spec: ParamSpec) -> Params:
+    """A copy of the tuned tensors as the method made them, the same in every lane."""
+    values = {name: backbone.module.get_parameter(name) for name in spec}
+    return _on_cpu({name: _lane(value, spec.tensors[name].shape).detach().clone() for name, value in values.items()})
+
+
+def _lane(value: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The first lane of a tensor, or all of one that has no lanes."""
+    return value if value.shape == shape else value[0]
+
+
+def _on_cpu(params: Params) -> Params:
+    return {name: tensor.detach().cpu().float() for name, tensor in params.items()}

@@ -1,0 +1,153 @@
+"""Server and site in one process: a simulation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import cast
+
+from fedelta.assembly.model import TunedModel, tiers_of, tuned_model, work_of
+from fedelta.assembly.server import build_server
+from fedelta.assembly.site import build_site, details, evaluate, num_lanes, read_data
+from fedelta.codecs.wire import encode
+from fedelta.config import Config
+from fedelta.data.batches import FederatedData
+from fedelta.engine.lanes import LaneEngine
+from fedelta.errors import ConfigError
+from fedelta.federation.client import Site
+from fedelta.federation.rounds import Federation
+from fedelta.federation.tiers import Tiers
+from fedelta.models.hub import Backbone
+from fedelta.params import Params, ParamSpec, select
+from fedelta.runtimes.stability import Unstable
+from fedelta.seeds import stream
+from fedelta.strategies import AnyStrategy
+from fedelta.tasks.base import Evaluation
+from fedelta.tasks.details import Details
+from fedelta.tuning.exits import exit_blocks
+from fedelta.tuning.scopes import scopes_of
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """The objects of one run.
+
+    Args:
+        config: as it was read.
+        model: the backbone, what is tuned of it, and where that starts.
+        data: of all clients, and the test set.
+        site: serves the clients, and has what they keep.
+        federation: what `federate` needs.
+        tiers: how deep each client runs, those that no round asks among them; None: all through the whole model.
+    """
+
+    config: Config
+    model: TunedModel
+    data: FederatedData
+    site: Site
+    federation: Federation
+    tiers: Tiers | None = None
+
+    @property
+    def backbone(self) -> Backbone:
+        """With the tuning method applied."""
+        return self.model.backbone
+
+    @property
+    def engine(self) -> LaneEngine:
+        """Trains and evaluates."""
+        return self.site.engine
+
+    @property
+    def params(self) -> Params:
+        """Server params before round 1."""
+        return self.model.params
+
+    @property
+    def strategy(self) -> AnyStrategy:
+        """Section `[strategy]`, with what a byte budget made of it."""
+        # The server asks no more of it than the protocol has; it got it from the configuration.
+        return cast(AnyStrategy, self.federation.strategy)
+
+    @property
+    def spec(self) -> ParamSpec:
+        """Names, shapes and groups of what is tuned."""
+        return self.model.spec
+
+    def evaluate(self, params: Params) -> Evaluation:
+        """The measures on the test set: see `evaluate`."""
+        return evaluate(self.site, params, self.data.test)
+
+    def details(self, params: Params) -> Details:
+        """What the task has to say of a finished model on the test set: see `details`."""
+        return details(self.site, params, self.data.test, self.data.class_names)
+
+
+def assemble(config: Config, *, backbone: Backbone | None = None, data: FederatedData | None = None) -> Assembly:
+    """The objects that `config` describes; reads data and weights, trains nothing.
+
+    Args:
+        config: what to run.
+        backbone: a model of your own instead of `config.model`; edited in place.
+        data: data of your own instead of `config.data` and `config.partition`.
+
+    Raises:
+        InputError: something in it cannot be used.
+    """
+    backbone, data = read_data(config, backbone, data)
+    model = tuned_model(config, backbone, data.class_names, num_lanes=num_lanes(config))
+    if data.unseen:
+        config.personalization.scopes(scopes_of(backbone, model.spec), model.tuning.name)
+    client_ids = sorted(data.partition)
+    everyone = tiers_of(config, model, data.clients)
+    tiers = None if everyone is None else everyone.only(client_ids)
+    site = build_site(config, model, data, tiers)
+    runtime = _runtime(config, model, site)
+    federation = build_server(
+        config,
+        model.spec,
+        model.params,
+        client_ids,
+        runtime=runtime,
+        evaluate=lambda params: evaluate(site, params, data.test),
+        tiers=tiers,
+        num_held_out=len(data.unseen),
+    )
+    _check_deadline(config, federation, runtime, model.params)
+    return Assembly(config, model, data, site, federation, everyone)
+
+
+def _runtime(config: Config, model: TunedModel, site: Site) -> Unstable:
+    """All clients in this process, as reliable as `[stability]` has them."""
+    num_examples = {client_id: len(rows) for client_id, rows in site.partition.items()}
+    depths = {} if site.tiers is None else site.tiers.depths
+    num_blocks = len(exit_blocks(model.backbone.module))
+    workloads = {client_id: depth / num_blocks for client_id, depth in depths.items()}
+    return Unstable(site, config.stability, work_of(config), num_examples, config.seed, workloads)
+
+
+def _check_deadline(config: Config, federation: Federation, runtime: Unstable, params: Params) -> None:
+    """Refuses a deadline that too few clients can ever meet."""
+    deadline = config.stability.deadline_seconds
+    if deadline is None:
+        return
+    state = federation.strategy.init(params, federation.spec)
+    cohort = stream(config.seed, "cohort", 1)
+    plan = federation.strategy.plan(state, 1, federation.client_ids, federation.spec, cohort)
+    everyone = dict.fromkeys(federation.client_ids, plan.download[plan.cohort[0]])
+    if federation.tiers is not None:
+        everyone = dict(federation.tiers.restrict(replace(plan, download=everyone)).download)
+    num_bytes = {
+        names: len(encode(select({**state, **params}, names), federation.wire, config.codec.down)[0])
+        for names in set(everyone.values())
+    }
+    times = sorted(runtime.seconds(client_id, num_bytes[names]) for client_id, names in everyone.items())
+    if (met := sum(time <= deadline for time in times)) < config.strategy.min_replies:
+        problem = (
+            f"`stability.deadline_seconds` is {deadline:g}, which {met} of {len(times)} clients can meet; "
+            f"`strategy.min_replies` is {config.strategy.min_replies}, the fastest client needs {times[0]:.1f} s, "
+            f"half of them {times[len(times) // 2]:.1f} s or less"
+        )
+        raise ConfigError(
+            [problem],
+            hint="raise the deadline, or let clients do less: `client.local_epochs`, `client.local_steps`.",
+        )

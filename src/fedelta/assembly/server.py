@@ -1,0 +1,92 @@
+"""What stays at the server: the strategy, the start of the run, and who its clients are. It sees no data."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+from fedelta.assembly.model import work_of
+from fedelta.codecs.wire import encode
+from fedelta.config import Config
+from fedelta.errors import ConfigError
+from fedelta.federation.rounds import Federation, Runtime
+from fedelta.federation.tiers import Tiers
+from fedelta.params import Params, ParamSpec, select
+from fedelta.strategies import AnyStrategy
+from fedelta.tasks.base import Evaluation
+
+logger = logging.getLogger("fedelta")
+
+
+def build_server(
+    config: Config,
+    spec: ParamSpec,
+    params: Params,
+    client_ids: Sequence[int],
+    *,
+    runtime: Runtime,
+    evaluate: Callable[[Params], Evaluation] | None = None,
+    tiers: Tiers | None = None,
+    num_held_out: int = 0,
+) -> Federation:
+    """What `federate` needs; neither data nor the weights of the backbone are.
+
+    Args:
+        config: of the run.
+        spec: what is tuned.
+        params: before round 1.
+        client_ids: all that may be asked, ascending.
+        runtime: reaches them.
+        evaluate: measures params; None: the server does not.
+        tiers: how deep each of them runs (`tiers_of`).
+        num_held_out: further clients, which no round asks.
+
+    Raises:
+        ConfigError: the strategy asks for more clients or fewer bytes than there can be, or does not fit the groups.
+    """
+    _check_cohort(config, len(client_ids), num_held_out)
+    budget = config.byte_budget_mib
+    strategy = _strategy(config, spec, params, len(client_ids))
+    strategy.init(params, spec)  # refuses what does not fit the groups
+    if strategy.layerwise and len(spec.sizes) == 1:
+        logger.warning(
+            "strategy %r has nothing to gain: tuning method %r has only one group that could travel less often, %r.",
+            strategy.name,
+            config.tuning.name,
+            next(iter(spec.sizes)),
+        )
+    return Federation(
+        strategy=strategy,
+        runtime=runtime,
+        channel=config.codec,
+        spec=spec,
+        client_ids=client_ids,
+        seed=config.seed,
+        evaluate=evaluate,
+        effective_steps=work_of(config).effective_steps,
+        evaluate_every=config.evaluate_every,
+        byte_budget=None if budget is None else int(budget * 2**20),
+        tiers=tiers,
+    )
+
+
+def _check_cohort(config: Config, num_clients: int, num_held_out: int) -> None:
+    """Refuses cohorts that are larger than the federation."""
+    wanted = config.strategy.clients_per_round
+    if wanted > num_clients:
+        beside = f" beside the {num_held_out} that are held out" if num_held_out else ""
+        raise ConfigError(
+            [f"`strategy.clients_per_round` is {wanted}, but the data have {num_clients} clients{beside}"]
+        )
+
+
+def _strategy(config: Config, spec: ParamSpec, params: Params, num_clients: int) -> AnyStrategy:
+    """The strategy, with what it plans by the byte budget of the run."""
+    if config.byte_budget_mib is None:
+        return config.strategy
+
+    def exchange_bytes(names: tuple[str, ...]) -> int:
+        tensors = select(params, names)
+        return sum(len(encode(tensors, spec, codec)[0]) for codec in (config.codec.down, config.codec.up))
+
+    return config.strategy.within(config.byte_budget_mib * 2**20, spec, num_clients, exchange_bytes)

@@ -1,0 +1,198 @@
+"""What stays where the data are: the rows of the clients, the engine that trains them, and what they keep."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+
+from fedelta.assembly.model import TunedModel, work_of
+from fedelta.config import Config
+from fedelta.data.batches import Examples, FederatedData
+from fedelta.data.federate import adapted, federate
+from fedelta.data.sources import RawData, read
+from fedelta.engine.lanes import LaneEngine
+from fedelta.engine.work import ClientSettings
+from fedelta.errors import ConfigError, InputError, ModelError
+from fedelta.federation.client import Site
+from fedelta.federation.tiers import Tiers
+from fedelta.models.hub import Backbone, build
+from fedelta.params import Params, select
+from fedelta.tasks.base import Evaluation, mean_of
+from fedelta.tasks.details import Answered, Details, mean_details
+
+logger = logging.getLogger("fedelta")
+
+Watch = Callable[[Answered], None]
+
+
+def read_data(
+    config: Config, backbone: Backbone | None = None, data: FederatedData | None = None
+) -> tuple[Backbone, FederatedData]:
+    """The backbone and the data of the clients, with those that no round asks apart.
+
+    One needs the other: a head has as many classes as the data, and inputs are made for a model.
+
+    Args:
+        config: of the run.
+        backbone: a model of the caller's own instead of `config.model`.
+        data: data of the caller's own instead of `config.data` and `config.partition`.
+
+    Raises:
+        InputError: data or model are missing, unreadable or do not fit each other.
+    """
+    personal = config.personalization
+    if data is not None:
+        backbone = backbone or build(config.model, data.class_names, seed=config.seed, task=config.task)
+        data = data.without(personal.unseen(data.clients.only(data.partition), config.seed))
+    else:
+        raw = read(config.data, seed=config.seed, task=config.task)
+        _check_num_classes(config, len(raw.class_names))
+        _check_modality(config, raw)
+        backbone = backbone or build(config.model, raw.class_names, seed=config.seed, task=config.task)
+        if backbone.modality is None:
+            raise ModelError("a backbone without a modality cannot read raw data; give `data` too.")
+        modality = adapted(backbone.modality, raw)
+        backbone = replace(backbone, modality=modality)
+        unseen = partial(personal.unseen, seed=config.seed)
+        data = federate(raw, config.partition, modality, seed=config.seed, held_out=unseen)
+    personal.check_sizes(data.unseen, data.clients)
+    _check_owners(config, data)
+    return backbone, data
+
+
+def build_engine(config: Config, model: TunedModel, data: FederatedData, client: ClientSettings) -> LaneEngine:
+    """The engine on the training data.
+
+    Args:
+        config: of the run.
+        model: what it trains; its tensors become the engine's.
+        data: of the clients.
+        client: what each does.
+    """
+    engine = LaneEngine(
+        model.backbone,
+        model.spec,
+        model.lanes,
+        data.train,
+        client=client,
+        rule=config.local_rule,
+        cache_bytes=config.runtime.cache_mib * 2**20,
+        compute_dtype=config.runtime.compute_dtype,
+        augmentation=config.augmentation,
+        exits=config.exits,
+        task=config.task,
+    )
+    for note in engine.notes:
+        logger.warning(note)
+    return engine
+
+
+def build_site(config: Config, model: TunedModel, data: FederatedData, tiers: Tiers | None = None) -> Site:
+    """A site that serves the clients of `data`; it needs no server to be built.
+
+    Args:
+        config: of the run.
+        model: what they train.
+        data: of the clients.
+        tiers: how deep each of them runs (`tiers_of`).
+    """
+    return Site(
+        build_engine(config, model, data, work_of(config)),
+        data.partition,
+        config.codec,
+        config.seed,
+        config.strategy.num_rounds,
+        start=select(model.params, model.spec.kept),
+        steering=config.strategy.steering,
+        tiers=tiers,
+    )
+
+
+def num_lanes(config: Config) -> int:
+    """Lanes for the cohorts of the run."""
+    return config.runtime.num_lanes(
+        clients_per_round=config.strategy.clients_per_round, batch_size=config.client.batch_size
+    )
+
+
+def evaluate(site: Site, params: Params, test: Examples) -> Evaluation:
+    """The measures of `params` on `test`.
+
+    Where clients keep tensors of their own there is no one model: then the mean over the clients that have trained,
+    each with its own tensors, on the whole of `test`.
+    """
+    return mean_of([site.engine.evaluate(model, test) for model in _models(site, params)])
+
+
+def details(
+    site: Site, params: Params, test: Examples, class_names: Sequence[str], watch: Watch | None = None
+) -> Details:
+    """What the task has to say of a finished model, on `test` as `evaluate` does.
+
+    Args:
+        site: has the model, and what clients keep.
+        params: of the server.
+        test: what is answered.
+        class_names: in label order.
+        watch: sees every batch of answers, where there is one model for all clients.
+
+    Raises:
+        InputError: there is more than one, and `watch` is given.
+    """
+    models, engine = _models(site, params), site.engine
+    if watch is not None and len(models) > 1:
+        raise InputError("there is no one model whose answers could be told: clients keep norms of their own.")
+    parts = []
+    for model in models:
+        answered = engine.answers(model, test)
+        parts.append(engine.task.details(_watched(answered, watch), class_names, test.clients))
+    return mean_details(parts)
+
+
+def _models(site: Site, params: Params) -> list[Params]:
+    """That of the server, or those of the clients that have trained, where they keep tensors of their own."""
+    return [params | tensors for _, tensors in site.memories.local_only()] or [params]
+
+
+def _watched(answered: Iterable[Answered], watch: Watch | None) -> Iterator[Answered]:
+    for batch in answered:
+        if watch is not None:
+            watch(batch)
+        yield batch
+
+
+def _check_num_classes(config: Config, num_classes: int) -> None:
+    wanted = config.model.num_classes
+    if wanted is not None and not config.task.has_classes:
+        raise ConfigError(
+            [f"`model.num_classes` is {wanted}, but task {config.task.name!r} has no classes"], hint="leave it out."
+        )
+    if wanted is not None and wanted != num_classes:
+        raise ConfigError(
+            [f"`model.num_classes` is {wanted}, but the training data have {num_classes} classes"],
+            hint="leave it out: it is found from the data.",
+        )
+
+
+def _check_modality(config: Config, raw: RawData) -> None:
+    if config.augmentation.is_on and not raw.modality.is_augmented:
+        inputs = raw.modality.plural
+        raise ConfigError(
+            [f"`[augmentation]` crops and flips images, but column {raw.columns.input!r} holds {inputs}"],
+            hint="leave the section out.",
+        )
+
+
+def _check_owners(config: Config, data: FederatedData) -> None:
+    if not config.augmentation.is_on:
+        return
+    rows = torch.cat([*data.partition.values(), *data.unseen.values()])
+    if len(rows.unique()) < len(rows):
+        raise ConfigError(
+            ["`[augmentation]` changes a row in the way of the client that has it, but some rows have two clients"],
+            hint="give each client its own copy of the row.",
+        )

@@ -1,0 +1,1 @@
+"""What an example is: one object each for images, texts and recordings."""

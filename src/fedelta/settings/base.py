@@ -1,0 +1,77 @@
+"""The base of every object that a configuration can describe.
+
+A setting is a frozen value whose fields are the hyperparameters of the object that uses them; there is no
+parallel configuration class. An unknown key or a wrong type is refused when the object is made, whether it
+comes from a TOML file or from Python. What one section asks of another is checked when all of them are known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+# Any, in this package: values of a TOML table before they are checked, and type annotations as objects.
+Table = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Context:
+    """The sections of a configuration, for a setting that depends on others.
+
+    Args:
+        sections: name to value, defaults included. One that could not be read is absent: whatever is wrong between it
+            and others is found when it is mended.
+    """
+
+    sections: Mapping[str, Any]
+
+    def __contains__(self, section: object) -> bool:
+        return section in self.sections
+
+    def get(self, path: str) -> Any:
+        """The value at a dotted path such as `partition.num_clients`; None where its section is absent.
+
+        >>> Context({"byte_budget_mib": 9.5}).get("byte_budget_mib"), Context({}).get("partition.num_clients")
+        (9.5, None)
+        """
+        section, *keys = path.split(".")
+        value = self.sections.get(section)
+        for key in keys:
+            value = None if value is None else getattr(value, key)
+        return value
+
+
+class Settings(BaseModel):
+    """A frozen, strictly checked value; subclasses are final."""
+
+    # The union of what one `name` in this setting's table stands for, where it stands for several of its fields.
+    shorthand: ClassVar[Any] = None
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+    def problems(self, context: Context) -> list[str]:
+        """What is wrong between this setting and others, in words; nothing unless a class has something to say.
+
+        Args:
+            context: all sections of the configuration.
+        """
+        return []
+
+
+def problems_of(context: Context) -> list[str]:
+    """The problems of every setting in a configuration, those inside of others too."""
+    settings = (setting for section in context.sections.values() for setting in _settings_in(section))
+    return [problem for setting in settings for problem in setting.problems(context)]
+
+
+def _settings_in(value: object) -> Iterator[Settings]:
+    """The setting that `value` is, and all that its fields hold."""
+    if isinstance(value, Settings):
+        yield value
+        for field in type(value).model_fields:
+            yield from _settings_in(getattr(value, field))
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _settings_in(item)

@@ -1,0 +1,94 @@
+"""`--set section.key=value`: values that are put into a table before it is checked."""
+
+from __future__ import annotations
+
+import copy
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from fedelta.settings.base import Settings, Table
+from fedelta.settings.explain import is_settings, members
+
+
+def override(table: Table, overrides: Iterable[str], root: type[Settings]) -> list[str]:
+    """Puts `section.key=value` strings into `table`, as `--set` does; returns what was wrong with them.
+
+    Args:
+        table: of the whole configuration; changed.
+        overrides: values in TOML, or bare words; an empty value drops the key.
+        root: the class that the table describes; a new `name` drops the fields that only the old method had.
+    """
+    problems = []
+    for text in sorted(overrides, key=lambda text: _names_first(text.partition("=")[0])):
+        key, equals, value = (part.strip() for part in text.partition("="))
+        if not equals or not key or key.endswith("."):
+            problems.append(f"`--set {text}`: expected `section.key=value`")
+        elif problem := _put(table, key, toml_value(value) if value else None, root, origin=f"`--set {text}`"):
+            problems.append(problem)
+    return problems
+
+
+def with_values(table: Table, values: Mapping[str, object], root: type[Settings]) -> tuple[Table, list[str]]:
+    """A copy of `table` with `values` at their dotted keys, as `--set` puts them there; and what was wrong."""
+    table = copy.deepcopy(table)
+    problems = [
+        _put(table, key, copy.deepcopy(values[key]), root, origin=f"`{key}`")
+        for key in sorted(values, key=_names_first)
+    ]
+    return table, [problem for problem in problems if problem is not None]
+
+
+def toml_value(text: str) -> object:
+    """`text` as TOML has it after `key =`, or as a bare word.
+
+    >>> toml_value("0.1"), toml_value("lora")
+    (0.1, 'lora')
+    """
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _names_first(path: str) -> bool:
+    """Sorts names to the front: one drops the fields of another method, whichever of the two was given first."""
+    return not path.strip().endswith(".name")
+
+
+def _put(table: Table, path: str, value: object, root: type[Settings], *, origin: str) -> str | None:
+    """Sets the key at the dotted `path`, or drops it when `value` is None; returns what was wrong."""
+    *parents, key = path.split(".")
+    for parent in parents:
+        section: object = table.setdefault(parent, {})
+        if not isinstance(section, dict):
+            return f"{origin}: `{parent}` is a value, not a section"
+        table = section
+    annotation = _annotation(parents, root)
+    stands_for_several = is_settings(annotation) and annotation.shorthand is not None
+    if key == "name" and (table.get("name", value) != value or stands_for_several):
+        # A new name drops the fields that only the old method had.
+        kept = _fields_of(annotation, value)
+        for field in [field for field in table if field not in kept]:
+            del table[field]
+    if value is None:
+        table.pop(key, None)
+    else:
+        table[key] = value
+    return None
+
+
+def _annotation(parents: Sequence[str], root: type[Settings]) -> Any:
+    """What may stand at a dotted place; None where there is no such place."""
+    annotation: Any = root
+    for parent in parents:
+        fields = annotation.model_fields if is_settings(annotation) else {}
+        annotation = fields[parent].annotation if parent in fields else None
+    return annotation
+
+
+def _fields_of(annotation: Any, name: object) -> set[str]:
+    """Fields of the member `name` of a union, of several that are joined by + those of all."""
+    kinds = members(annotation)
+    names = [part.strip() for part in str(name).split("+")]
+    return {field for part in names if part in kinds for field in kinds[part].model_fields}

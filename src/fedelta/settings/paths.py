@@ -1,0 +1,65 @@
+"""Files and directories in a configuration: written in full when it is read, so that it means the same everywhere.
+
+A field that holds one says so in its annotation: `FilePath`, `Source`, or `Annotated[str, InFull(...)]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+from pydantic import GetCoreSchemaHandler
+from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema, core_schema
+
+from fedelta.settings.base import Settings, Table
+from fedelta.settings.explain import is_settings
+
+
+@dataclass(frozen=True)
+class InFull:
+    """In the annotation of a text: it may be a path.
+
+    Args:
+        write: the text as it is kept.
+    """
+
+    write: Callable[[str], str]
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Writes the path in full once the text has been checked."""
+        return core_schema.no_info_after_validator_function(self.write, handler(source))
+
+
+def in_full(path: str) -> str:
+    """`path` from the root on; it need not exist."""
+    try:
+        return str(Path(path).expanduser().absolute())
+    except RuntimeError:  # the home of a user who is not known here
+        return path
+
+
+def in_full_where_it_exists(source: str) -> str:
+    """`source` in full where it is a path that exists; a hub name and a bundled name stay as they are."""
+    full = in_full(source)
+    return full if Path(full).exists() else source
+
+
+FilePath = Annotated[str, InFull(in_full)]
+Source = Annotated[str, InFull(in_full_where_it_exists)]
+
+
+def table_in_full(table: Mapping[str, Any], owner: type[Settings]) -> Table:
+    """A copy of a table that is not checked yet, its paths as `owner` will write them."""
+    fields = owner.model_fields
+    return {key: _value_in_full(value, fields[key]) if key in fields else value for key, value in table.items()}
+
+
+def _value_in_full(value: object, field: FieldInfo) -> object:
+    if isinstance(value, dict) and is_settings(field.annotation):
+        return table_in_full(value, field.annotation)
+    kinds = [field.metadata, *(getattr(kind, "__metadata__", ()) for kind in get_args(field.annotation))]
+    marks = [mark for kind in kinds for mark in kind if isinstance(mark, InFull)]
+    return marks[0].write(value) if marks and isinstance(value, str) else value
