@@ -124,7 +124,7 @@ def test_a_recording_is_prepared_as_in_training(result, sounds):
         expected = predictor.backbone.logits(stored.fetch(torch.tensor([row]))).double().softmax(1)
     (answer,) = predictor.predict([path])
     assert list(answer.probabilities.values()) == expected[0].tolist()
-    assert raw.labels[row] == list(answer.probabilities).index("low")
+    assert raw.targets.values[row] == list(answer.probabilities).index("low")
 
 
 def read_again(result: Result):
@@ -238,13 +238,13 @@ def test_what_is_wrong_in_the_configuration_is_told(override, message):
 
 
 def test_a_text_model_and_a_recording_do_not_go_together(sounds, result):
-    from tests.data.test_federate import text_transform
+    from tests.data.test_federate import text_modality
 
     raw = read(DataSource(source=str(sounds), file_pattern="{label}_{client}_{index}"), seed=0)
     with pytest.raises(
         DataError, match=r"(?s)'audio' holds recordings, but the model takes texts\n?.*recordings go to image"
     ):
-        federate(raw, Iid(num_clients=2), text_transform(), seed=0)
+        federate(raw, Iid(num_clients=2), text_modality(), seed=0)
     digits = read(DataSource(source="digits"), seed=0)
     with pytest.raises(DataError, match="'image' holds images, but the model takes recordings"):
         federate(digits, Iid(num_clients=2), result.assembly.backbone.modality, seed=0)

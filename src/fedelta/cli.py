@@ -279,10 +279,12 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
     sizes = [len(rows) for rows in assembly.data.partition.values()]
     unseen = len(assembly.data.unseen)
     held_out = f"{unseen} clients held out, " if unseen else ""
+    names = assembly.data.class_names
+    classes = f"{len(names)} classes, " if names else ""
     print(
         f"{config}: good. {len(sizes)} clients with {min(sizes)} to {max(sizes)} examples, {held_out}"
         f"{len(assembly.data.test)} {assembly.config.data.evaluate_on} examples, "
-        f"{len(assembly.data.class_names)} classes, "
+        f"{classes}"
         f"{assembly.spec.num_parameters:,} of {assembly.model.total_parameters:,} parameters tuned, "
         f"{assembly.engine.lanes.num} lanes."
     )
