@@ -165,7 +165,11 @@ def inspect(
                            f"({found.tuned_parameters / found.total_parameters:.2%})")  # fmt: skip
     if found.running_statistics:
         table.add_row("running statistics", f"{found.running_statistics:,}")
-    table.add_row("per client and direction", f"{found.payload_bytes / MIB:.3f} MiB")
+    if found.download_bytes == found.payload_bytes:
+        table.add_row("per client and direction", f"{found.payload_bytes / MIB:.3f} MiB")
+    else:
+        table.add_row("per client, down", f"{found.download_bytes / MIB:.3f} MiB")
+        table.add_row("per client, up", f"{found.payload_bytes / MIB:.3f} MiB")
     table.add_row("full model in float32", f"{found.full_model_bytes / MIB:.3f} MiB")
     for tier in found.tiers:
         row = f"{tier.tuned_parameters:,}, {tier.payload_bytes / MIB:.3f} MiB"

@@ -18,9 +18,8 @@ from fedelta.errors import ConfigError
 from fedelta.experiment import Experiment
 from fedelta.federation.client import Site
 from fedelta.federation.records import Reply, RoundOutcome
-from fedelta.federation.rounds import Federation, federate
+from fedelta.federation.rounds import Federation, Standing, federate
 from fedelta.models.hub import build
-from fedelta.runtimes.simulation import Simulation
 from fedelta.strategies.base import RoundPlan
 
 CLASSES = tuple("0123456789")
@@ -36,7 +35,7 @@ class Carried:
 
     def run(self, plan: RoundPlan, payloads: Mapping[int, bytes]) -> Iterable[Reply]:
         assert self.site is not None
-        return list(Simulation(self.site).run(plan, payloads))
+        return list(self.site.run(plan, payloads))
 
     def accept(self, client_ids: Iterable[int]) -> None:
         assert self.site is not None
@@ -68,7 +67,7 @@ def first_round(config: Config, monkeypatch: pytest.MonkeyPatch) -> RoundOutcome
         patched.setattr(site_module, "federate", refuse)
         server, model, carried = at_the_server(config)
     carried.site = at_the_site(config)
-    return next(federate(server, model.params, server.strategy.init(model.params, model.spec)))
+    return next(federate(server, Standing(model.params, server.strategy.init(model.params, model.spec))))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedelta.errors import AdapterError, RunError
+from fedelta.federation.memory import Memories
 from fedelta.inference.adapter import Adapter, check_fits, read_adapter
 from fedelta.inference.anytime import (
     at_each_exit,
@@ -76,8 +77,7 @@ class Predictor:
                 f"{str(run)!r} has no `{rundir.ADAPTER}/`: the run is not finished.",
                 hint=f"finish it with `fedelta resume {run}`.",
             )
-        checkpoint = path / rundir.CHECKPOINT
-        kept = load(checkpoint).kept if checkpoint.is_file() else {}
+        kept = _kept_by_clients(path)
         if (client_id is not None or kept) and client_id not in kept:
             raise RunError(
                 f"client {client_id} keeps no tensors of its own in the run {str(run)!r}."
@@ -208,6 +208,16 @@ class Predictor:
 
     def _answers(self, outputs: Tensor, number: int | None) -> list[Answer]:
         return self.task.answers(outputs, self.class_names, number)
+
+
+def _kept_by_clients(run: Path) -> dict[int, Params]:
+    """Client id to the tensors of the model that it keeps for itself; nothing where all have one model."""
+    checkpoint = run / rundir.CHECKPOINT
+    if not checkpoint.is_file():
+        return {}
+    memories = Memories()
+    memories.restore(run / rundir.CLIENTS, load(checkpoint).memory_mark)
+    return dict(memories.local_only())
 
 
 def install(adapter: Adapter, backbone: Backbone) -> None:
