@@ -24,7 +24,7 @@ import torch
 from fedelta.config import load_config
 from fedelta.experiment import Experiment
 from fedelta.federation.records import RoundOutcome
-from fedelta.federation.rounds import federate
+from fedelta.federation.rounds import Standing, federate
 
 ROOT = Path(__file__).resolve().parents[1]
 ALL_CONV = 'tuning.target_modules="all-conv"'
@@ -79,7 +79,7 @@ def rounds(recipe: str, overrides: tuple[str, ...]) -> Iterator[RoundOutcome]:
     never = ("strategy.num_rounds=1000000", "evaluate_every=1000000", "client.lr=1e-6")
     assembly = Experiment(load_config(ROOT / "recipes" / f"{recipe}.toml", (*overrides, *never))).assembly
     state = assembly.federation.strategy.init(assembly.params, assembly.spec)
-    return federate(assembly.federation, assembly.params, state)
+    return federate(assembly.federation, Standing(assembly.params, state))
 
 
 def line(row: dict) -> str:

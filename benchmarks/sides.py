@@ -10,16 +10,16 @@ from benchmarks.bare import BareLoop, tune
 from benchmarks.cases import BUNDLED, STAND_IN, Case
 from torch import Tensor
 
-from fedelta.codecs import CODECS
+from fedelta.codecs.channel import Channel
 from fedelta.data.batches import Examples
 from fedelta.engine.lanes import LaneEngine
 from fedelta.engine.optimizers import Sgd
 from fedelta.engine.work import ClientSettings
 from fedelta.federation.client import Site
-from fedelta.federation.rounds import Federation, federate
+from fedelta.federation.rounds import Federation, Standing, federate
 from fedelta.models.hub import Backbone, build
 from fedelta.models.source import ModelSource, bundled_names
-from fedelta.runtimes.simulation import Simulation, SimulationSettings
+from fedelta.runtimes.simulation import SimulationSettings
 from fedelta.seeds import stream
 from fedelta.strategies.fedavg import FedAvg
 from fedelta.strategies.local import Plain
@@ -92,12 +92,12 @@ def fedelta_side(case: Case) -> Round:
         rule=Plain(),
         cache_bytes=runtime.cache_mib * 2**20,
     )
-    codec = CODECS[case.codec](name=case.codec)
+    channel = Channel(name=case.codec)
     strategy = FedAvg(clients_per_round=len(case.sizes), num_rounds=1_000_000)
     federation = Federation(
         strategy=strategy,
-        runtime=Simulation(Site(engine, partition, codec, SEED, strategy.num_rounds)),
-        codec=codec,
+        runtime=Site(engine, partition, channel, SEED, strategy.num_rounds),
+        channel=channel,
         spec=spec,
         client_ids=sorted(partition),
         seed=SEED,
@@ -106,7 +106,7 @@ def fedelta_side(case: Case) -> Round:
         evaluate_every=strategy.num_rounds,
     )
     params = engine.bank.read(0)
-    outcomes = federate(federation, params, strategy.init(params, spec))
+    outcomes = federate(federation, Standing(params, strategy.init(params, spec)))
     return lambda: next(outcomes).params
 
 

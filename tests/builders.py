@@ -6,9 +6,11 @@ from, an addition that was forgotten would not be seen.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -20,10 +22,14 @@ from fedelta.engine.exits import ExitSettings
 from fedelta.engine.lanes import LaneEngine
 from fedelta.engine.optimizers import Sgd
 from fedelta.engine.work import ClientSettings, Job
+from fedelta.federation.client import Site
+from fedelta.federation.memory import Memories
 from fedelta.models.anatomy import anatomy_of
 from fedelta.models.hub import Backbone
 from fedelta.models.source import ModelSource, read_config
 from fedelta.params import Params, ParamSpec, TensorSpec
+from fedelta.results.checkpoint import load
+from fedelta.results.rundir import CHECKPOINT, CLIENTS, PARTITION
 from fedelta.seeds import stream
 from fedelta.strategies.base import LocalRule
 from fedelta.strategies.local import Plain
@@ -218,3 +224,43 @@ def randomise(params: Mapping[str, Tensor], generator: Generator, scale: float =
 def evaluated(accuracy: float = 0.0, loss: float = 0.0, by_exit: tuple[float, ...] = ()) -> Evaluation:
     """An evaluation of a classification."""
     return Evaluation({"accuracy": accuracy, "loss_nats": loss}, {"accuracy": by_exit} if by_exit else {})
+
+
+def adrift(site: Site) -> dict[int, Params]:
+    """Clients that have tensors adrift to these, `local/NAME` as trained and `anchor/NAME` as downloaded."""
+    found = {}
+    for client_id in sorted(site.partition):
+        drifts = site.memory_of(client_id).adrift
+        if drifts:
+            found[client_id] = {f"local/{name}": drift.value for name, drift in drifts.items()}
+            found[client_id] |= {f"anchor/{name}": drift.anchor for name, drift in drifts.items()}
+    return found
+
+
+def remembered(site: Site) -> dict[int, Params]:
+    """Clients that have taken part to what they remember for the strategy."""
+    memories = {client_id: site.memories.of(client_id) for client_id in sorted(site.partition)}
+    return {client_id: memory.remembered for client_id, memory in memories.items() if memory is not None}
+
+
+def kept(site: Site) -> dict[int, Params]:
+    """Clients that have tensors of their own to these."""
+    return dict(site.memories.local_only())
+
+
+def memories_in(run: Path) -> dict[int, Params]:
+    """Clients that keep something in a run directory to its tensors, by `part/name`, as the last checkpoint has it."""
+    memories = Memories()
+    memories.restore(run / CLIENTS, load(run / CHECKPOINT).memory_mark)
+    clients = json.loads((run / PARTITION).read_text())["clients"]
+    found = {int(client_id): memories.of(int(client_id)) for client_id in clients}
+    return {client_id: memory.flat() for client_id, memory in sorted(found.items()) if memory is not None}
+
+
+def parts_of(memories: Mapping[int, Params], part: str) -> dict[int, Params]:
+    """Clients with tensors of one part to these, by their short names."""
+    found = {
+        client_id: {name.partition("/")[2]: tensor for name, tensor in flat.items() if name.startswith(f"{part}/")}
+        for client_id, flat in memories.items()
+    }
+    return {client_id: tensors for client_id, tensors in found.items() if tensors}

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from fedelta.codecs.cast import Cast
 from fedelta.config import Config, load_config, parse_config
 from fedelta.engine.optimizers import AdamW, Sgd
 from fedelta.errors import ConfigError
 from fedelta.settings.explain import named_choices
+from fedelta.strategies.fedavg import FedAvg
 from fedelta.strategies.local import FedProx
 from fedelta.tuning.head import Head
 from fedelta.tuning.lora import Lora
@@ -46,7 +48,7 @@ def test_the_smallest_configuration_takes_every_default():
     assert (config.seed, config.evaluate_every, config.byte_budget_mib) == (0, 1, None)
     assert config.tuning == Lora()
     assert (config.strategy.clients_per_round, config.strategy.num_rounds) == (8, 50)
-    assert config.codec.name == "float32"
+    assert (config.codec.down, config.codec.up) == (Cast(), Cast())
 
 
 def test_a_file_is_read(tmp_path: Path):
@@ -83,7 +85,7 @@ def test_all_problems_are_in_one_message():
         "  - `strategy.clients_per_rond` is unknown; did you mean `strategy.clients_per_round`?\n"
         "  - `client.batch_size` is 0, expected: greater than or equal to 1\n"
         "  - `client.lr` is 'fast', expected: a valid number\n"
-        "  - `codec.name` is 'flot16', expected: 'float32', 'float16' or 'bfloat16'\n"
+        "  - `codec.name` is 'flot16', expected one of float32, float16, bfloat16, int8; did you mean 'float16'?\n"
         "  - `tuning.r` is 2.5, expected: a valid integer\n"
         "  - `stratgy` is unknown; did you mean `strategy`?\n"
         "  - section `[data]` is missing\n"
@@ -217,7 +219,7 @@ def test_overrides_reach_top_sections_and_nested_tables():
             "model.architecture.hidden_size=24",
         ],
     )
-    assert (config.seed, config.strategy.num_rounds, config.codec.name) == (3, 2, "float16")
+    assert (config.seed, config.strategy.num_rounds, config.codec.up.name) == (3, 2, "float16")
     assert config.client.optimizer == AdamW(beta1=0.5)
     assert config.tuning == Head()
     assert config.model.architecture == {"model_type": "vit", "hidden_size": 24}
@@ -267,7 +269,7 @@ def test_a_name_outside_of_any_section_is_one_unknown_key():
         ("seed.x=3", "`--set seed.x=3`: `seed` is a value, not a section"),
         (
             "strategy.phi=4",
-            "`strategy.phi` is unknown; known: clients_per_round, num_rounds, min_replies, name, mean, server_lr",
+            "`strategy.phi` is unknown; known: " + ", ".join(FedAvg.model_fields),
         ),
         ("strategy.num_rounds=two", "`strategy.num_rounds` is 'two', expected: a valid integer"),
     ],
@@ -396,7 +398,7 @@ def test_a_written_configuration_holds_the_defaults():
 
 def test_choices_are_the_names_that_a_section_takes():
     choices = named_choices(Config)
-    assert choices["codec.name"] == ["float32", "float16", "bfloat16"]
+    assert choices["codec.name"] == ["float32", "float16", "bfloat16", "int8"]
     adaptive, windowed = ["fedavgm", "fedadagrad", "fedadam", "fedyogi"], ["fedlama", "fedlama-auto"]
     assert choices["strategy.name"] == ["fedavg", *adaptive, "fednova", "scaffold", *windowed, "fedluar"]
     assert choices["strategy.mean.name"] == ["weighted", "uniform", "median", "trimmed", "clipped"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.builders import assert_same_bits
+from tests.builders import assert_same_bits, kept, memories_in
 from tests.small import CONVOLUTIONAL, write_small
 
 from fedelta.errors import AdapterError, ConfigError, InputError, ModelError, RoundError, RunError
@@ -62,8 +62,8 @@ def test_local_norms_never_travel_and_differ_between_clients(tmp_path):
         assert torch.equal(result.params[name], result.assembly.params[name])
     lines = (result.path / "rounds.jsonl").read_text().splitlines()
     asked = {client for line in lines for client in json.loads(line)["cohort"]}
-    assert sorted(site.kept) == sorted(asked)
-    first, second, *_ = (site.kept[client] for client in sorted(asked))
+    assert sorted(kept(site)) == sorted(asked)
+    first, second, *_ = (kept(site)[client] for client in sorted(asked))
     assert list(first) == list(spec.kept)
     assert all(not torch.equal(first[name], second[name]) for name in spec.kept)
 
@@ -72,7 +72,7 @@ def test_the_accuracy_under_local_norms_is_the_mean_over_the_clients(tmp_path):
     result = run(tmp_path, "model.batch_norm=local")
     engine, test = result.assembly.engine, result.assembly.data.test
     each = [
-        engine.evaluate(result.params | own, test).measures["accuracy"] for own in result.assembly.site.kept.values()
+        engine.evaluate(result.params | own, test).measures["accuracy"] for own in kept(result.assembly.site).values()
     ]
     assert result.measures["accuracy"] == pytest.approx(sum(each) / len(each))
     assert len(set(each)) > 1
@@ -85,7 +85,7 @@ def answers(predictor: Predictor) -> list[float]:
 
 def test_a_client_predicts_with_its_own_norms(tmp_path):
     result = run(tmp_path, "model.batch_norm=local")
-    first, second, *_ = sorted(result.assembly.site.kept)
+    first, second, *_ = sorted(kept(result.assembly.site))
     assert answers(result.predictor(first)) != answers(result.predictor(second))
     assert answers(Predictor.open(result.path, first)) == pytest.approx(answers(result.predictor(first)), abs=1e-5)
     with pytest.raises(InputError, match="there is no client 99, expected one of 6 clients, 0 to 5"):
@@ -129,12 +129,12 @@ def test_a_client_that_diverges_keeps_the_norms_it_had(tmp_path):
     broken = experiment(tmp_path, "model.batch_norm=local", "client.lr=1e30", "codec.name=float16")
     with pytest.raises(RoundError, match="0 of 3 replies are usable"):
         broken.run(tmp_path / "run")
-    assert broken.assembly.site.kept == {}
+    assert kept(broken.assembly.site) == {}
 
 
 def test_what_a_client_keeps_holds_no_other_memory(tmp_path):
     result = run(tmp_path, "model.batch_norm=local", "strategy.num_rounds=1")
-    for own in result.assembly.site.kept.values():
+    for own in kept(result.assembly.site).values():
         for tensor in own.values():
             assert tensor.untyped_storage().nbytes() == tensor.numel() * 4
 
@@ -156,10 +156,11 @@ def test_a_stopped_run_resumes_to_the_same_bits(policy: str, tmp_path):
         assert (resumed.path / name).read_bytes() == (undisturbed.path / name).read_bytes()
     left, right = (load(RunDirectory.open(each.path).checkpoint) for each in (undisturbed, resumed))
     assert_same_bits(left.params, right.params)
-    assert sorted(left.kept) == sorted(right.kept)
-    assert bool(left.kept) == (policy == "local")
-    for client in left.kept:
-        assert_same_bits(left.kept[client], right.kept[client])
+    one, other = memories_in(undisturbed.path), memories_in(resumed.path)
+    assert one.keys() == other.keys()
+    assert bool(one) == (policy == "local")
+    for client_id, tensors in one.items():
+        assert_same_bits(tensors, other[client_id])
 
 
 @pytest.mark.parametrize("lanes", [1, 2])

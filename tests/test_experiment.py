@@ -113,7 +113,7 @@ def test_a_run_from_objects_is_the_run_from_the_file(result, tmp_path):
         partition=fedelta.Dirichlet(num_clients=6, alpha=0.5, min_size=4),
         strategy=fedelta.FedAvg(clients_per_round=3, num_rounds=3),
         client=fedelta.ClientSettings(local_epochs=1, batch_size=8, lr=0.1),
-        codec=fedelta.Cast(name="float16"),
+        codec=fedelta.Channel(name="float16"),
     )
     assert bits(fedelta.Experiment(config).run(tmp_path / "run").path) == bits(result.path)
 

@@ -21,9 +21,9 @@ PACKAGE = "fedelta"
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 
 LAYERS = (  # low to high
-    ("errors", "settings", "seeds", "params", "grid"),
+    ("errors", "settings", "seeds", "params", "grid", "durable"),
     ("models", "modalities", "tasks"),
-    ("tuning", "strategies", "codecs", "data"),
+    ("tuning", "strategies", "aggregation", "codecs", "data"),
     ("engine",),
     ("federation",),
     ("runtimes",),

@@ -9,7 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from fedelta.aggregation.means import Clipped as Clipped
+    from fedelta.aggregation.means import Uniform as Uniform
+    from fedelta.aggregation.means import Weighted as Weighted
+    from fedelta.aggregation.robust import Median as Median
+    from fedelta.aggregation.robust import Trimmed as Trimmed
     from fedelta.codecs.cast import Cast as Cast
+    from fedelta.codecs.channel import Channel as Channel
+    from fedelta.codecs.quantize import Int8 as Int8
     from fedelta.comparison.compare import compare as compare
     from fedelta.comparison.result import Comparison as Comparison
     from fedelta.config import Config as Config
@@ -54,10 +61,6 @@ if TYPE_CHECKING:
     from fedelta.strategies.fedopt import FedYogi as FedYogi
     from fedelta.strategies.local import FedProx as FedProx
     from fedelta.strategies.local import Plain as Plain
-    from fedelta.strategies.means import Clipped as Clipped
-    from fedelta.strategies.means import Median as Median
-    from fedelta.strategies.means import Trimmed as Trimmed
-    from fedelta.strategies.means import Weighted as Weighted
     from fedelta.strategies.scaffold import Scaffold as Scaffold
     from fedelta.tasks.classification import Classification as Classification
     from fedelta.tasks.classification import Prediction as Prediction
@@ -75,7 +78,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "aggregation.means": ("Clipped", "Uniform", "Weighted"),
+    "aggregation.robust": ("Median", "Trimmed"),
     "codecs.cast": ("Cast",),
+    "codecs.channel": ("Channel",),
+    "codecs.quantize": ("Int8",),
     "comparison.compare": ("compare",),
     "comparison.result": ("Comparison",),
     "config": ("Config", "load_config"),
@@ -102,7 +109,6 @@ _MODULES = {
     "strategies.fednova": ("FedNova",),
     "strategies.fedopt": ("FedAdagrad", "FedAdam", "FedYogi"),
     "strategies.local": ("FedProx", "Plain"),
-    "strategies.means": ("Clipped", "Median", "Trimmed", "Weighted"),
     "strategies.scaffold": ("Scaffold",),
     "tasks.classification": ("Classification", "Prediction"),
     "tasks.labels": ("Labels",),

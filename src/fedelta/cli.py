@@ -167,7 +167,11 @@ def inspect(
                            f"({found.tuned_parameters / found.total_parameters:.2%})")  # fmt: skip
     if found.running_statistics:
         table.add_row("running statistics", f"{found.running_statistics:,}")
-    table.add_row("per client and direction", f"{found.payload_bytes / MIB:.3f} MiB")
+    if found.download_bytes == found.payload_bytes:
+        table.add_row("per client and direction", f"{found.payload_bytes / MIB:.3f} MiB")
+    else:
+        table.add_row("per client, down", f"{found.download_bytes / MIB:.3f} MiB")
+        table.add_row("per client, up", f"{found.payload_bytes / MIB:.3f} MiB")
     table.add_row("full model in float32", f"{found.full_model_bytes / MIB:.3f} MiB")
     for tier in found.tiers:
         row = f"{tier.tuned_parameters:,}, {tier.payload_bytes / MIB:.3f} MiB"
@@ -281,10 +285,12 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
     sizes = [len(rows) for rows in assembly.data.partition.values()]
     unseen = len(assembly.data.unseen)
     held_out = f"{unseen} clients held out, " if unseen else ""
+    names = assembly.data.class_names
+    classes = f"{len(names)} classes, " if names else ""
     print(
         f"{config}: good. {len(sizes)} clients with {min(sizes)} to {max(sizes)} examples, {held_out}"
         f"{len(assembly.data.test)} {assembly.config.data.evaluate_on} examples, "
-        f"{len(assembly.data.class_names)} classes, "
+        f"{classes}"
         f"{assembly.spec.num_parameters:,} of {assembly.model.total_parameters:,} parameters tuned, "
         f"{assembly.engine.lanes.num} lanes."
     )

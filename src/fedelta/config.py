@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import tomli_w
 from pydantic import Field, TypeAdapter, ValidationError
 
-from fedelta.codecs.cast import Cast
+from fedelta.codecs.channel import Channel
 from fedelta.data.augmentation import Augmentation
 from fedelta.data.partition import PartitionSettings
 from fedelta.data.sources import DataSource
@@ -69,7 +69,7 @@ class Config(Settings):
     strategy: Annotated[AnyStrategy, Field(discriminator="name")] = FedAvg()
     local_rule: Annotated[AnyLocalRule, Field(discriminator="name")] = Plain()
     client: ClientSettings = ClientSettings()
-    codec: Cast = Cast()
+    codec: Channel = Channel()
     runtime: SimulationSettings = SimulationSettings()
     stability: Stability = Stability()
     personalization: Personalization = Personalization()

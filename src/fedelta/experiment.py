@@ -25,9 +25,10 @@ from fedelta.assembly.site import build_site, details, num_lanes, read_data
 from fedelta.config import Config, check_config, load_config, read_table
 from fedelta.data.batches import FederatedData
 from fedelta.data.clients import Name
+from fedelta.durable import write_atomic
 from fedelta.errors import InputError
 from fedelta.federation.records import RoundOutcome
-from fedelta.federation.rounds import federate
+from fedelta.federation.rounds import Standing, federate
 from fedelta.federation.tiers import Tiers
 from fedelta.inference.adapter import Adapter, read_adapter, write_adapter
 from fedelta.inference.costs import costs_of
@@ -39,10 +40,10 @@ from fedelta.models.native import is_native
 from fedelta.models.source import checkpoint_bytes
 from fedelta.params import Params, select
 from fedelta.results import rundir
-from fedelta.results.checkpoint import Checkpoint, encode, load, save
+from fedelta.results.checkpoint import Checkpoint, Lengths, encode, load, save
 from fedelta.results.citations import citations
 from fedelta.results.environment import environment, peak_memory_bytes
-from fedelta.results.files import JsonLines, Record, to_json, write_atomic
+from fedelta.results.files import JsonLines, Record, to_json
 from fedelta.results.ledger import Ledger, opening_row
 from fedelta.results.partition import partition_record
 from fedelta.results.rundir import RunDirectory, free_name, refuse_taken
@@ -92,7 +93,8 @@ class Result:
             client: the model of this one, by name or number, with what it keeps for itself (`model.batch_norm =
                 "local"`).
         """
-        own = {} if client is None else self.assembly.site.own(self.assembly.data.clients.number_of(client))
+        data, site = self.assembly.data, self.assembly.site
+        own = {} if client is None else site.memory_of(data.clients.number_of(client)).local_only
         backbone, lanes = copy.deepcopy((self.assembly.backbone, self.assembly.engine.lanes))
         fill(backbone, self.params | own)
         lanes.active = 1
@@ -185,10 +187,9 @@ class Experiment:
         run.read_rounds()  # of an older format: said before anything is changed
         checkpoint = load(run.checkpoint, self.assembly.spec, self._fingerprint)
         run.rewind(checkpoint)
-        site = self.assembly.site
-        site.restore(checkpoint.kept, checkpoint.remembered, checkpoint.adrift)
+        self.assembly.federation.runtime.restore(run.clients, checkpoint.memory_mark)
         # What never travels is at the server as the run started with it.
-        site.start.update(select(checkpoint.params, self.assembly.spec.kept))
+        self.assembly.site.start.update(select(checkpoint.params, self.assembly.spec.kept))
         ledger = Ledger.read(run.ledger)
         with mirrored(run, self.config) as mirror:
             params = self._continue(run, checkpoint, ledger, mirror.before(on_round))
@@ -198,37 +199,23 @@ class Experiment:
 
     def _continue(self, run: RunDirectory, checkpoint: Checkpoint, ledger: Ledger, on_round: OnRound | None) -> Params:
         """Runs the rounds that are left, each recorded before the next begins; returns the last params."""
-        params = checkpoint.params
-        outcomes = federate(
-            self.assembly.federation,
-            params,
-            checkpoint.state,
-            rounds_done=checkpoint.round,
-            bytes_sent=ledger.total_bytes,
-        )
+        federation, params = self.assembly.federation, checkpoint.params
+        standing = Standing(params, checkpoint.state, checkpoint.round, ledger.total_bytes, checkpoint.claimed)
         started = time.perf_counter()
-        for outcome in outcomes:
+        for outcome in federate(federation, standing):
             params = outcome.params
             ledger.append(outcome.transfers)
             loss, clients = self.config.task.loss, self.assembly.data.clients
             run.rounds.append([round_record(outcome, ledger.total_bytes, loss, clients)])
+            # Before the checkpoint, which points to it; until then the snapshot of the round before stays.
+            mark = federation.runtime.snapshot(run.clients, outcome.round)
             seconds = time.perf_counter() - started
             run.timings.append([timing_record(outcome.round, seconds, peak_memory_bytes())])
             started = time.perf_counter()
+            lengths = Lengths(run.rounds.num_bytes, JsonLines(run.ledger).num_bytes, run.timings.num_bytes)
             save(
                 run.checkpoint,
-                Checkpoint(
-                    round=outcome.round,
-                    params=params,
-                    state=outcome.state,
-                    kept=self.assembly.site.kept,
-                    remembered=self.assembly.site.remembered,
-                    adrift=self.assembly.site.adrift,
-                    log_bytes=run.rounds.num_bytes,
-                    ledger_bytes=JsonLines(run.ledger).num_bytes,
-                    timing_bytes=run.timings.num_bytes,
-                    run_fingerprint=self._fingerprint,
-                ),
+                Checkpoint(outcome.round, params, outcome.state, outcome.claimed, mark, lengths, self._fingerprint),
             )
             if on_round is not None:
                 on_round(outcome, ledger)
@@ -245,7 +232,7 @@ class Experiment:
         strategy, tuning = assembly.strategy, assembly.model.tuning
         state = strategy.init(assembly.params, assembly.spec)
         opening = opening_row(checkpoint_bytes(config.model))
-        first = Checkpoint(0, assembly.params, state, {}, {}, {}, 0, len(opening), 0, self._fingerprint)
+        first = Checkpoint(0, assembly.params, state, {}, "", Lengths(0, len(opening), 0), self._fingerprint)
         return {
             rundir.CONFIG: config.to_toml({"tuning": tuning}),
             rundir.ENVIRONMENT: to_json(environment(), indent=2),
@@ -327,7 +314,7 @@ def evaluate_adapter(
     model = tuned_model(loaded, backbone, data.class_names, num_lanes=num_lanes(loaded), adapter=start)
     site = build_site(loaded, model, data)
     if kept_by is not None:
-        site.restore(load(kept_by.checkpoint).kept, {}, {})
+        site.restore(kept_by.clients, load(kept_by.checkpoint).memory_mark)
     if predictions is None:
         return details(site, model.params, data.test, data.class_names)
     with table_of(predictions, data, loaded.task) as write:

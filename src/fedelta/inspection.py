@@ -33,7 +33,7 @@ class Tier:
     Args:
         depth: number of blocks.
         tuned_parameters: scalars that it trains, at the exits that `[exits]` has it learn at.
-        payload_bytes: length of one payload with all of its tensors.
+        payload_bytes: length of one upload with all of its tensors.
     """
 
     depth: int
@@ -50,7 +50,8 @@ class Inspection:
         total_parameters: number of scalars of the model.
         running_statistics: number of scalars of batch norms that travel and are not trained.
         groups: group to its scalars that travel: what is trained, and what the strategy sends beside it.
-        payload_bytes: length of one payload with all tensors, header included: one client, one direction.
+        payload_bytes: length of one upload with all tensors, header included.
+        download_bytes: of one download likewise; the same unless each direction has a codec of its own.
         tensor_bytes: the tensors' part of it.
         full_model_bytes: one payload of the whole model in float32, running statistics left out.
         tiers: one for each exit; nothing for a model without exits.
@@ -61,6 +62,7 @@ class Inspection:
     running_statistics: int
     groups: dict[str, int]
     payload_bytes: int
+    download_bytes: int
     tensor_bytes: int
     full_model_bytes: int
     tiers: tuple[Tier, ...] = ()
@@ -84,11 +86,11 @@ def inspect(config: Config) -> Inspection:
     if config.model.adapter is not None:
         tuning = adopted_tuning(config, read_adapter(config.model.adapter, backbone.anatomy), backbone)
     spec = apply_tuning(config, tuning, backbone, Lanes(1))
-    memory = config.strategy.memory
-    wire = spec if memory is None else memory.extend(spec)
+    steering = config.strategy.steering
+    wire = spec if steering is None else steering.extend(spec)
     shared = {name: wire.tensors[name] for name in wire.shared}
     zeros = {name: torch.zeros(tensor.shape) for name, tensor in shared.items()}
-    payload, tensor_bytes = encode(zeros, wire, config.codec)
+    payload, tensor_bytes = encode(zeros, wire, config.codec.up)
     return Inspection(
         tuned_parameters=spec.num_parameters,
         total_parameters=total_parameters,
@@ -98,6 +100,7 @@ def inspect(config: Config) -> Inspection:
             for group, names in wire.groups.items()
         },
         payload_bytes=len(payload),
+        download_bytes=len(encode(zeros, wire, config.codec.down)[0]),
         tensor_bytes=sum(tensor_bytes.values()),
         full_model_bytes=BYTES_PER_FLOAT32 * total_parameters,
         tiers=_tiers(config, backbone, spec, wire),
@@ -123,7 +126,7 @@ def _tiers(config: Config, backbone: Backbone, spec: ParamSpec, wire: ParamSpec)
     for depth in depths:
         zeros = {name: torch.zeros(wire.tensors[name].shape) for name in wire.shared if held.owns(depth, name)}
         scalars = sum(spec.tensors[name].numel for name in zeros if name in spec and spec.tensors[name].trained)
-        tiers.append(Tier(depth, scalars, len(encode(zeros, wire, config.codec)[0])))
+        tiers.append(Tier(depth, scalars, len(encode(zeros, wire, config.codec.up)[0])))
     return tuple(tiers)
 
 

@@ -20,6 +20,8 @@ from fedelta.errors import SpecError
 
 Params = dict[str, Tensor]
 
+_BLOCK = 2**16  # elements: half a megabyte as float64
+
 
 @dataclass(frozen=True)
 class TensorSpec:
@@ -165,6 +167,29 @@ def add(params: Mapping[str, Tensor], delta: Mapping[str, Tensor], scale: float 
     return moved
 
 
+class WeightedSum:
+    """A sum of weighted tensors under way, by name, in float64; the tensors that are added need not be kept."""
+
+    def __init__(self) -> None:
+        self._totals: Params = {}
+        self.weights: dict[str, float] = {}
+
+    def add(self, weight: float, tensors: Mapping[str, Tensor]) -> None:
+        """Adds `weight` (> 0) times each of `tensors`; names may differ from call to call."""
+        for name, tensor in tensors.items():
+            if name not in self._totals:
+                # float64: over 100 clients a float32 running sum can lose two decimal digits.
+                self._totals[name] = torch.zeros_like(tensor, dtype=torch.float64)
+                self.weights[name] = 0.0
+            for total, part in zip(_blocks(self._totals[name]), _blocks(tensor), strict=True):
+                total.add_(part.double(), alpha=weight)
+            self.weights[name] += weight
+
+    def mean(self) -> Params:
+        """The sums divided by their weights, in the order in which names first came; ends the sum."""
+        return {name: self._totals[name].div_(weight) for name, weight in self.weights.items()}
+
+
 def weighted_mean(updates: Iterable[tuple[float, Mapping[str, Tensor]]]) -> Params:
     """Mean of each tensor over the updates that hold it, weighted, in float64.
 
@@ -179,13 +204,22 @@ def weighted_mean(updates: Iterable[tuple[float, Mapping[str, Tensor]]]) -> Para
     >>> weighted_mean([(1, one), (3, two)])["w"].item()  # (1 * 2 + 3 * 6) / 4
     5.0
     """
-    totals: Params = {}
-    weights: dict[str, float] = {}
+    total = WeightedSum()
     for weight, tensors in updates:
-        for name, tensor in tensors.items():
-            if name not in totals:
-                # float64: over 100 clients a float32 running sum can lose two decimal digits.
-                totals[name] = torch.zeros_like(tensor, dtype=torch.float64)
-            totals[name].add_(tensor, alpha=weight)
-            weights[name] = weights.get(name, 0.0) + weight
-    return {name: total / weights[name] for name, total in totals.items()}
+        total.add(weight, tensors)
+    return total.mean()
+
+
+def norm(tensors: Mapping[str, Tensor]) -> float:
+    """Euclidean length of all tensors together.
+
+    >>> norm({"a": torch.tensor([3.0]), "b": torch.tensor(4.0)})
+    5.0
+    """
+    squares = (float(part.double().square().sum()) for tensor in tensors.values() for part in _blocks(tensor))
+    return math.sqrt(sum(squares))
+
+
+def _blocks(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Views of a tensor that stay in a processor's cache as float64; one for a small tensor."""
+    return (tensor,) if tensor.numel() <= _BLOCK else tensor.reshape(-1).split(_BLOCK)

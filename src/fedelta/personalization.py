@@ -16,6 +16,7 @@ from fedelta.assembly.site import build_engine, read_data
 from fedelta.config import Config, load_config
 from fedelta.data.batches import FederatedData
 from fedelta.data.clients import Clients
+from fedelta.durable import write_atomic
 from fedelta.engine.lanes import LaneEngine
 from fedelta.errors import ConfigError, InputError, RunError
 from fedelta.experiment import fingerprint
@@ -24,7 +25,7 @@ from fedelta.federation.personalize import personalize as fine_tune
 from fedelta.federation.tiers import Tiers
 from fedelta.models.hub import Backbone
 from fedelta.results.checkpoint import Checkpoint, load
-from fedelta.results.files import Record, to_json, write_atomic
+from fedelta.results.files import Record, to_json
 from fedelta.results.rundir import PERSONALIZATION, RunDirectory
 from fedelta.tasks.base import Evaluation, Measure
 from fedelta.tuning.scopes import Scope, scopes_of

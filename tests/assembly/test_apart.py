@@ -18,9 +18,8 @@ from fedelta.errors import ConfigError
 from fedelta.experiment import Experiment
 from fedelta.federation.client import Site
 from fedelta.federation.records import Reply, RoundOutcome
-from fedelta.federation.rounds import Federation, federate
+from fedelta.federation.rounds import Federation, Standing, federate
 from fedelta.models.hub import build
-from fedelta.runtimes.simulation import Simulation
 from fedelta.strategies.base import RoundPlan
 
 CLASSES = tuple("0123456789")
@@ -36,7 +35,7 @@ class Carried:
 
     def run(self, plan: RoundPlan, payloads: Mapping[int, bytes]) -> Iterable[Reply]:
         assert self.site is not None
-        return list(Simulation(self.site).run(plan, payloads))
+        return list(self.site.run(plan, payloads))
 
     def accept(self, client_ids: Iterable[int]) -> None:
         assert self.site is not None
@@ -68,7 +67,7 @@ def first_round(config: Config, monkeypatch: pytest.MonkeyPatch) -> RoundOutcome
         patched.setattr(site_module, "federate", refuse)
         server, model, carried = at_the_server(config)
     carried.site = at_the_site(config)
-    return next(federate(server, model.params, server.strategy.init(model.params, model.spec)))
+    return next(federate(server, Standing(model.params, server.strategy.init(model.params, model.spec))))
 
 
 @pytest.mark.parametrize(
@@ -97,7 +96,7 @@ def test_a_round_between_a_server_and_a_site_is_that_of_the_simulation(
 
 def test_a_server_that_does_not_evaluate_leaves_the_measures_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     outcome = first_round(load_config(write_small(tmp_path), ["strategy.num_rounds=1"]), monkeypatch)
-    assert (outcome.accuracy, outcome.test_loss) == (None, None)
+    assert outcome.evaluation is None
     assert outcome.train_loss is not None
 
 

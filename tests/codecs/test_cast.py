@@ -8,10 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import tensor
 
-from fedelta.codecs import CODECS
 from fedelta.codecs.cast import Cast
+from fedelta.codecs.table import CODECS
 from fedelta.errors import PayloadError
 from fedelta.seeds import stream
+
+FORMATS = ("bfloat16", "float16", "float32")
 
 
 def test_every_codec_of_the_table_has_the_name_it_is_listed_under():
@@ -20,24 +22,24 @@ def test_every_codec_of_the_table_has_the_name_it_is_listed_under():
 
 def test_float32_is_four_little_endian_bytes_a_number():
     # 1.0 = 0x3F800000, -2.0 = 0xC0000000
-    assert Cast().pack(tensor([1.0, -2.0])) == bytes.fromhex("0000803f 000000c0")
+    assert Cast().pack("w", tensor([1.0, -2.0])) == bytes.fromhex("0000803f 000000c0")
 
 
 def test_float16_is_two_little_endian_bytes_a_number():
     # 1.0 = 0x3C00, -2.0 = 0xC000
-    assert Cast(name="float16").pack(tensor([1.0, -2.0])) == bytes.fromhex("003c 00c0")
+    assert Cast(name="float16").pack("w", tensor([1.0, -2.0])) == bytes.fromhex("003c 00c0")
 
 
 def test_bfloat16_is_the_upper_half_of_float32():
-    assert Cast(name="bfloat16").pack(tensor([1.0, -2.0])) == bytes.fromhex("803f 00c0")
+    assert Cast(name="bfloat16").pack("w", tensor([1.0, -2.0])) == bytes.fromhex("803f 00c0")
 
 
-@pytest.mark.parametrize("name", sorted(CODECS))
+@pytest.mark.parametrize("name", FORMATS)
 @given(shape=st.lists(st.integers(1, 5), max_size=4), seed=st.integers(0, 1000))
 def test_a_round_trip_is_torchs_own_cast(name: str, shape: list[int], seed: int):
     codec = Cast(name=name)
     numbers = torch.randn(shape, generator=stream(seed, "numbers"))
-    back = codec.unpack(codec.pack(numbers), tuple(shape))
+    back = codec.unpack("w", codec.pack("w", numbers), tuple(shape))
     assert back.dtype == torch.float32
     assert torch.equal(back, numbers.to(codec.dtype).float())
 
@@ -45,35 +47,35 @@ def test_a_round_trip_is_torchs_own_cast(name: str, shape: list[int], seed: int)
 @given(values=st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=20))
 def test_float32_keeps_every_bit_of_any_finite_number(values: list[float]):
     numbers = tensor(values, dtype=torch.float32)
-    back = Cast().unpack(Cast().pack(numbers), tuple(numbers.shape))
+    back = Cast().unpack("w", Cast().pack("w", numbers), tuple(numbers.shape))
     assert torch.equal(back.view(torch.int32), numbers.view(torch.int32))
 
 
 def test_a_transposed_tensor_is_packed_in_row_major_order():
     numbers = torch.arange(6.0).reshape(2, 3).T
-    assert Cast().pack(numbers) == Cast().pack(numbers.contiguous())
+    assert Cast().pack("w", numbers) == Cast().pack("w", numbers.contiguous())
 
 
 def test_the_largest_number_of_float16_passes_and_the_next_is_refused():
     # 65,504 is the largest; 65,520 is half a step above it and rounds to infinity.
     codec = Cast(name="float16")
-    assert codec.unpack(codec.pack(tensor([65504.0])), (1,)).item() == 65504.0
+    assert codec.unpack("w", codec.pack("w", tensor([65504.0])), (1,)).item() == 65504.0
     with pytest.raises(
         PayloadError, match=r"values that are not finite in float16; its largest magnitude is 6.55e\+04"
     ):
-        codec.pack(tensor([0.0, -65520.0]))
+        codec.pack("w", tensor([0.0, -65520.0]))
 
 
 def test_the_hint_names_a_codec_with_the_range():
     with pytest.raises(PayloadError, match=r'\nhint: use `codec\.name = "bfloat16"`'):
-        Cast(name="float16").pack(tensor([1e6]))
+        Cast(name="float16").pack("w", tensor([1e6]))
 
 
-@pytest.mark.parametrize("name", sorted(CODECS))
+@pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_numbers_that_are_not_finite_are_never_packed(name: str, value: float):
     with pytest.raises(PayloadError, match=f"not finite in {name}"):
-        Cast(name=name).pack(tensor([0.0, value]))
+        Cast(name=name).pack("w", tensor([0.0, value]))
 
 
 @pytest.mark.parametrize(("name", "expected"), [("float32", 24), ("float16", 12), ("bfloat16", 12)])
@@ -82,4 +84,4 @@ def test_bytes_of_another_length_are_refused(name: str, expected: int):
     with pytest.raises(
         PayloadError, match=rf"{expected + 1} bytes for a tensor \(2, 3\) in {name}, expected {expected}"
     ):
-        codec.unpack(bytes(expected + 1), (2, 3))
+        codec.unpack("w", bytes(expected + 1), (2, 3))

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.builders import assert_same_bits, spec_of
 
-from fedelta.codecs import CODECS
 from fedelta.codecs.cast import Cast
 from fedelta.codecs.wire import decode, encode
 from fedelta.errors import PayloadError
@@ -50,7 +49,7 @@ def forged(**parts: bytes) -> bytes:
     return with_checksum(b"".join((layout | parts).values()))
 
 
-@pytest.mark.parametrize("name", sorted(CODECS))
+@pytest.mark.parametrize("name", ["bfloat16", "float16", "float32"])
 def test_a_round_trip_gives_the_cast_of_every_tensor(name: str):
     codec, params = Cast(name=name), draw(SPEC)
     back, _ = decode(encode(params, SPEC, codec)[0], SPEC, codec)

@@ -8,27 +8,28 @@ import pytest
 import torch
 from tests.builders import CONVOLUTIONAL, assert_same_bits, evaluated, start_of, tiny_data, tiny_engine
 from tests.contracts.test_tuning_methods import METHODS, ON_CONVOLUTIONS
-from tests.strategies.hand import SPEC, params, updates
+from tests.strategies.hand import SPEC, params, step, updates
 
-from fedelta.codecs.cast import Cast
+from fedelta.aggregation.base import Update
+from fedelta.aggregation.means import Clipped, Uniform
+from fedelta.aggregation.robust import Median, Trimmed
+from fedelta.codecs.channel import Channel
 from fedelta.engine.exits import ExitSettings
 from fedelta.engine.optimizers import Sgd
 from fedelta.engine.work import ClientSettings
 from fedelta.errors import ConfigError
 from fedelta.federation.client import Site
-from fedelta.federation.rounds import Federation, federate
+from fedelta.federation.rounds import Federation, Standing, federate
 from fedelta.params import ParamSpec, select
-from fedelta.runtimes.simulation import Simulation
 from fedelta.seeds import stream
 from fedelta.strategies import AnyStrategy
-from fedelta.strategies.base import RoundPlan, Strategy, Update
+from fedelta.strategies.base import RoundPlan, Strategy
 from fedelta.strategies.fedavg import FedAvg, FedAvgM
 from fedelta.strategies.fedlama import FedLama
 from fedelta.strategies.fedlama_auto import FedLamaAuto
 from fedelta.strategies.fedluar import FedLuar
 from fedelta.strategies.fednova import FedNova
 from fedelta.strategies.fedopt import FedAdagrad, FedAdam, FedYogi
-from fedelta.strategies.means import Clipped, Median, Trimmed, Uniform
 from fedelta.strategies.scaffold import Scaffold
 from fedelta.strategies.windows import Windows
 from fedelta.tuning.table import SINGLE
@@ -85,7 +86,7 @@ def test_the_table_names_every_strategy():
 def test_update_keeps_names_shapes_types_and_its_inputs(strategy: Strategy):
     before, given, state = params(), sent(strategy), strategy.init(params(), SPEC)
     copied = {name: tensor.clone() for name, tensor in state.items()}
-    after, later = strategy.update(state, before, plan_of(strategy), given, SPEC)
+    after, later = step(strategy, state, before, plan_of(strategy), given, SPEC)
     assert {name: (tensor.shape, tensor.dtype) for name, tensor in after.items()} == {
         name: (tensor.shape, torch.float32) for name, tensor in before.items()
     }
@@ -102,7 +103,7 @@ def test_no_movement_of_any_client_is_no_movement_of_the_server(strategy: Strate
         Update(each.client_id, each.num_examples, {name: torch.zeros_like(t) for name, t in each.delta.items()}, 3.0)
         for each in sent(strategy)
     ]
-    after, _ = strategy.update(strategy.init(params(), SPEC), params(), plan_of(strategy), still, SPEC)
+    after, _ = step(strategy, strategy.init(params(), SPEC), params(), plan_of(strategy), still, SPEC)
     assert_same_bits(after, params())
 
 
@@ -114,7 +115,7 @@ def test_the_plan_asks_a_cohort_of_distinct_clients_for_what_can_travel(strategy
     assert plan.download.keys() == plan.upload.keys() <= set(range(5))
     # What is sent depends on the round alone, so that every mean is over the same clients.
     [up] = set(plan.upload.values())
-    wire = SPEC if strategy.memory is None else strategy.memory.extend(SPEC)
+    wire = SPEC if strategy.steering is None else strategy.steering.extend(SPEC)
     assert list(up) == [name for name in wire if name in up]
     # A client that is new gets all of the model; in the middle of a window less, or nothing, may come up.
     assert all({"a", "b"} <= set(names) for names in plan.download.values())
@@ -154,13 +155,13 @@ def test_every_strategy_runs_with_every_tuning_method(strategy: Strategy, method
     engine, _ = tiny_engine(method, tiny_data(family), family=family, lanes=3, client=client, exits=exits)
     strategy = fitted(strategy, engine.spec)
     partition = dict(enumerate(torch.arange(24).split([5, 7, 4, 8])))
-    site = Site(engine, partition, Cast(), seed=0, num_rounds=strategy.num_rounds, memory=strategy.memory)
+    site = Site(engine, partition, Channel(), seed=0, num_rounds=strategy.num_rounds, steering=strategy.steering)
     running = Federation(
-        strategy=strategy, runtime=Simulation(site), codec=Cast(), spec=engine.spec, client_ids=range(4), seed=0,
+        strategy=strategy, runtime=site, channel=Channel(), spec=engine.spec, client_ids=range(4), seed=0,
         evaluate=lambda params: evaluated(), effective_steps=engine.client.effective_steps,
     )  # fmt: skip
     start = start_of(engine)
-    found = list(federate(running, start, strategy.init(start, engine.spec)))
+    found = list(federate(running, Standing(start, strategy.init(start, engine.spec))))
     last = found[-1]
     assert not any(outcome.rejections for outcome in found)
     saves = isinstance(strategy, Windows) or (isinstance(strategy, FedLuar) and strategy.num_recycled > 0)

@@ -8,19 +8,20 @@ from itertools import pairwise
 
 import pytest
 import torch
-from tests.builders import assert_close, assert_same_bits, deltas_of, jobs_for, tiny_data, tiny_engine
+from tests.builders import adrift, assert_close, assert_same_bits, deltas_of, jobs_for, tiny_data, tiny_engine
 from tests.strategies.windowed import SPEC, START, Recording, running, training, walking
 from torch import Tensor, tensor
 
 from fedelta.codecs.cast import Cast
+from fedelta.codecs.channel import Channel
 from fedelta.codecs.wire import decode, encode
 from fedelta.data.augmentation import Augmentation
 from fedelta.data.batches import Examples
 from fedelta.engine.optimizers import Sgd
 from fedelta.engine.work import ClientSettings
-from fedelta.federation.client import Site, serve
+from fedelta.federation.client import Site
 from fedelta.federation.records import Reply
-from fedelta.federation.rounds import federate
+from fedelta.federation.rounds import Standing, federate
 from fedelta.modalities.base import Inputs
 from fedelta.params import Params, ParamSpec, add, select, weighted_mean
 from fedelta.strategies import windows
@@ -75,12 +76,12 @@ def test_a_tensor_that_did_not_travel_goes_on_from_where_its_client_left_it():
     strategy = of_steps(phi=2, num_rounds=2)
     federation, start, runtime = training(strategy, sizes=SIZES)
     first, second = [], []
-    rounds = federate(federation, start, often_and_seldom(federation.spec, 1, 2))
+    rounds = federate(federation, Standing(start, often_and_seldom(federation.spec, 1, 2)))
     after = next(rounds)
     for client_id in range(3):
         first.append(one_step(start, client_id))
         moved = lora_of(add(start, first[-1]))
-        own = runtime.site.adrift[client_id]
+        own = adrift(runtime.site)[client_id]
         assert_close(local_of(own), moved, rtol=1e-4, atol=1e-6)
         assert_same_bits(anchor_of(own), lora_of(start))
         held = {name: moved.get(name, after.params[name]) for name in start}
@@ -96,11 +97,11 @@ def test_one_client_that_sends_a_part_in_each_round_is_one_that_trains_on_undist
     # Its own mean comes down as it went up, but for the rounding of anchor + delta.
     strategy = FedLama(phi=phi, num_rounds=2 * phi, clients_per_round=1, tau=2)
     federation, start, runtime = training(strategy, sizes=(10,))
-    parts = list(federate(federation, start, often_and_seldom(federation.spec, 1, phi)))
+    parts = list(federate(federation, Standing(start, often_and_seldom(federation.spec, 1, phi))))
     assert set(runtime.plans[0].upload[0]) == set(HEAD)
     plain = FedAvg(num_rounds=2, clients_per_round=1)
     federation, start, _ = training(plain, sizes=(10,), local_steps=2 * phi)
-    whole = list(federate(federation, start, {}))
+    whole = list(federate(federation, Standing(start, {})))
     for window in (1, 2):
         assert_close(parts[window * phi - 1].params, whole[window - 1].params, rtol=1e-4, atol=1e-6)
 
@@ -110,10 +111,10 @@ def test_crops_and_flips_go_on_with_the_batches():
     augmentation = Augmentation(crop_padding=2, flip=True)
     strategy = FedLamaAuto(phi=3, share=1 / 3, num_rounds=6, clients_per_round=3, tau=2)
     federation, start, _ = training(strategy, augmentation=augmentation)
-    parts = list(federate(federation, start, strategy.init(start, federation.spec)))
+    parts = list(federate(federation, Standing(start, strategy.init(start, federation.spec))))
     plain = FedAvg(num_rounds=2, clients_per_round=3)
     federation, start, _ = training(plain, augmentation=augmentation, local_steps=6)
-    whole = list(federate(federation, start, {}))
+    whole = list(federate(federation, Standing(start, {})))
     assert_same_bits(parts[2].params, whole[0].params)
     assert_same_bits(parts[5].params, whole[1].params)
 
@@ -121,12 +122,12 @@ def test_crops_and_flips_go_on_with_the_batches():
 def test_at_every_boundary_the_cohort_begins_with_the_same_bits_although_clients_were_lost():
     strategy = FedLama(phi=3, num_rounds=9, clients_per_round=3, tau=1)
     federation, start, runtime = training(strategy, sizes=SIZES, lost=lambda round, client_id: round == 3 + client_id)
-    outcomes = list(federate(federation, start, often_and_seldom(federation.spec, 1, 3)))
+    outcomes = list(federate(federation, Standing(start, often_and_seldom(federation.spec, 1, 3))))
     for round in (4, 7):
         [payload] = set(runtime.downloads[round - 1].values())
         assert_same_bits(decode(payload, federation.spec, Cast())[0], outcomes[round - 2].params)
     assert [len(outcome.rejections) for outcome in outcomes] == [0, 0, 1, 1, 1, 0, 0, 0, 0]
-    assert runtime.site.adrift == {}
+    assert adrift(runtime.site) == {}
 
 
 # Lost replies.
@@ -140,9 +141,9 @@ def test_a_client_keeps_nothing_of_a_round_whose_reply_was_lost(how: str):
     setattr(runtime, how, lambda round, client_id: (round, client_id) == (2, 1))
     own: list[dict[int, Params]] = []
     outcomes = []
-    for outcome in federate(federation, start, often_and_seldom(federation.spec, 1, 4)):
+    for outcome in federate(federation, Standing(start, often_and_seldom(federation.spec, 1, 4))):
         outcomes.append(outcome)
-        own.append({client_id: dict(tensors) for client_id, tensors in runtime.site.adrift.items()})
+        own.append({client_id: dict(tensors) for client_id, tensors in adrift(runtime.site).items()})
     assert_same_bits(own[1][1], own[0][1])
     assert not torch.equal(own[1][0][f"local/{LORA}"], own[0][0][f"local/{LORA}"])
     assert set(runtime.plans[2].download[1]) == set(HEAD)
@@ -157,17 +158,17 @@ def test_a_client_keeps_nothing_of_a_round_whose_reply_was_lost(how: str):
 def test_a_client_that_joins_late_begins_with_all_of_the_server(how: str):
     federation, start, runtime = training(of_steps(phi=4, num_rounds=4), sizes=SIZES)
     setattr(runtime, how, lambda round, client_id: round < 3 and client_id == 1)
-    rounds = federate(federation, start, often_and_seldom(federation.spec, 1, 4))
+    rounds = federate(federation, Standing(start, often_and_seldom(federation.spec, 1, 4)))
     _, second = next(rounds), next(rounds)
-    assert set(runtime.site.adrift) == {0, 2}
+    assert set(adrift(runtime.site)) == {0, 2}
     next(rounds)
-    own = runtime.site.adrift[1]
+    own = adrift(runtime.site)[1]
     sent, _ = decode(runtime.downloads[2][1], federation.spec, Cast())
     assert_same_bits(sent, second.params)
     assert_close(local_of(own), lora_of(add(second.params, one_step(second.params, client_id=1))), rtol=1e-4, atol=1e-6)
     assert_same_bits(anchor_of(own), lora_of(start))
     # Of the others, too, LoRA's tensors have the anchor of the window's start.
-    assert_same_bits(anchor_of(runtime.site.adrift[0]), anchor_of(own))
+    assert_same_bits(anchor_of(adrift(runtime.site)[0]), anchor_of(own))
 
 
 def moves(round: int, client_id: int) -> Params:
@@ -180,7 +181,7 @@ def test_a_client_that_is_lost_across_a_boundary_does_not_carry_anything_over():
     strategy = FedLama(phi=4, num_rounds=8, clients_per_round=2)
     federation, runtime, engine = walking(strategy, moves, lost=lambda round, client_id: client_id and round in (4, 5))
     state = windows.start(SPEC) | {"interval_rounds": tensor([1, 2, 4])}
-    outcomes = list(federate(federation, START, state))
+    outcomes = list(federate(federation, Standing(START, state)))
     assert runtime.plans[5].download[1] == SPEC.names
     [job] = [job for round, job in engine.jobs if (round, job.client_id) == (6, 1)]
     assert job.local == {}
@@ -194,12 +195,12 @@ def test_tensors_that_would_be_sent_later_are_a_fault_at_once_where_they_are_not
 
     strategy = FedLama(phi=4, num_rounds=4, clients_per_round=2)
     federation, runtime, _ = walking(strategy, breaking)
-    rounds = federate(federation, START, windows.start(SPEC) | {"interval_rounds": tensor([1, 4, 4])})
+    rounds = federate(federation, Standing(START, windows.start(SPEC) | {"interval_rounds": tensor([1, 4, 4])}))
     next(rounds)
-    before = dict(runtime.site.adrift[1])
+    before = dict(adrift(runtime.site)[1])
     [rejection] = next(rounds).rejections
     assert (rejection.client_id, rejection.reason) == (1, "tensors that are sent later are NaN or infinite")
-    assert_same_bits(runtime.site.adrift[1], before)
+    assert_same_bits(adrift(runtime.site)[1], before)
     # It goes on from there.
     assert [outcome.rejections for outcome in rounds] == [(), ()]
 
@@ -218,20 +219,20 @@ def served(
 ) -> dict[int, Reply]:  # fmt: skip
     """The replies of those of the cohort who are reached."""
     plan = RoundPlan(round, dict.fromkeys(cohort, tuple(down)), dict.fromkeys(cohort, tuple(up)), num_clients=3)
-    payload, _ = encode(select(values, down), site.wire, site.codec)
-    return {reply.client_id: reply for reply in serve(site, plan, dict.fromkeys(reached or cohort, payload))}
+    payload, _ = encode(select(values, down), site.wire, site.channel.down)
+    return {reply.client_id: reply for reply in site.run(plan, dict.fromkeys(reached or cohort, payload))}
 
 
 def test_only_what_an_accepted_reply_has_left_is_kept():
     site, start = site_of()
     served(site, start, 1, down=site.engine.spec.names)
-    assert site.adrift == {}
+    assert adrift(site) == {}
     site.accept([0])
-    assert set(site.adrift) == {0}
-    assert set(site.adrift[0]) == {f"{part}/{name}" for part in ("local", "anchor") for name in lora_of(start)}
+    assert set(adrift(site)) == {0}
+    assert set(adrift(site)[0]) == {f"{part}/{name}" for part in ("local", "anchor") for name in lora_of(start)}
     # What was not accepted then is not accepted with a later round.
     site.accept([1])
-    assert set(site.adrift) == {0}
+    assert set(adrift(site)) == {0}
 
 
 def test_what_a_round_has_left_that_was_never_decided_is_forgotten_with_the_next():
@@ -239,7 +240,7 @@ def test_what_a_round_has_left_that_was_never_decided_is_forgotten_with_the_next
     served(site, start, 1, down=site.engine.spec.names)
     served(site, start, 2, down=site.engine.spec.names, reached=[0])
     site.accept([0, 1])
-    assert set(site.adrift) == {0}
+    assert set(adrift(site)) == {0}
 
 
 def test_nothing_is_kept_of_what_was_sent():
@@ -247,9 +248,9 @@ def test_nothing_is_kept_of_what_was_sent():
     served(site, start, 1, down=site.engine.spec.names)
     site.accept([0, 1])
     served(site, start, 2, down=HEAD, up=site.engine.spec.names)
-    assert set(site.adrift) == {0, 1}
+    assert set(adrift(site)) == {0, 1}
     site.accept([0])
-    assert set(site.adrift) == {1}
+    assert set(adrift(site)) == {1}
 
 
 def test_a_client_that_leaves_the_cohort_drops_its_tensors_and_one_that_is_only_out_of_reach_does_not():
@@ -257,9 +258,9 @@ def test_a_client_that_leaves_the_cohort_drops_its_tensors_and_one_that_is_only_
     served(site, start, 1, down=site.engine.spec.names)
     site.accept([0, 1])
     served(site, start, 2, down=HEAD, reached=[0])
-    assert set(site.adrift) == {0, 1}
+    assert set(adrift(site)) == {0, 1}
     served(site, start, 3, down=HEAD, cohort=[0, 2], reached=[0])
-    assert set(site.adrift) == {0}
+    assert set(adrift(site)) == {0}
 
 
 def test_a_download_without_a_tensor_that_the_client_has_not_kept_is_a_fault_of_that_client_alone():
@@ -293,12 +294,12 @@ def test_a_download_that_is_refused_leaves_what_was_kept():
     site, start = site_of()
     served(site, start, 1, down=site.engine.spec.names)
     site.accept([0, 1])
-    before = dict(site.adrift[0])
+    before = dict(adrift(site)[0])
     plan = RoundPlan(2, {0: HEAD}, {0: HEAD}, num_clients=3)
-    [reply] = serve(site, plan, {0: b"garbage"})
+    [reply] = site.run(plan, {0: b"garbage"})
     site.accept([])
     assert str(reply.fault).startswith("download refused: ")
-    assert_same_bits(site.adrift[0], before)
+    assert_same_bits(adrift(site)[0], before)
 
 
 # Batches.
@@ -331,9 +332,9 @@ def batches_of(
     client = ClientSettings(local_steps=tau, batch_size=4)
     engine, _ = tiny_engine(Head(), Examples(noting, data.targets), client=client)
     strategy = FedLama(phi=2, num_rounds=num_rounds, clients_per_round=1, tau=tau)
-    site = Site(engine, {0: ROWS}, Cast(), seed, num_rounds)
+    site = Site(engine, {0: ROWS}, Channel(), seed, num_rounds)
     params = engine.bank.read(0)
-    list(federate(running(strategy, Recording(site, lost), site), params, strategy.init(params, engine.spec)))
+    list(federate(running(strategy, Recording(site, lost), site), Standing(params, strategy.init(params, engine.spec))))
     return noting.fetched
 
 

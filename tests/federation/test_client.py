@@ -6,9 +6,10 @@ import torch
 from tests.builders import assert_close, assert_same_bits, deltas_of, jobs_for, start_of, tiny_data, tiny_engine
 
 from fedelta.codecs.cast import Cast
+from fedelta.codecs.channel import Channel
 from fedelta.codecs.wire import decode, encode
 from fedelta.engine.work import ClientSettings
-from fedelta.federation.client import Site, serve
+from fedelta.federation.client import Site
 from fedelta.federation.records import Reply
 from fedelta.params import Params
 from fedelta.strategies.base import RoundPlan
@@ -21,7 +22,9 @@ def site_of(codec: Cast | None = None, **client: object) -> tuple[Site, Params]:
     settings = ClientSettings(**({"batch_size": 4, "lr": 0.05} | client))
     engine, _ = tiny_engine(Head(), tiny_data(), lanes=2, client=settings)
     partition = {job.client_id: job.rows for job in jobs_for(SIZES, {})}
-    return Site(engine, partition, codec or Cast(), seed=0, num_rounds=4), start_of(engine)
+    return Site(
+        engine, partition, Channel() if codec is None else Channel(down=codec, up=codec), seed=0, num_rounds=4
+    ), start_of(engine)
 
 
 def plan_of(site: Site, upload: tuple[str, ...] | None = None, round: int = 1) -> RoundPlan:
@@ -30,7 +33,7 @@ def plan_of(site: Site, upload: tuple[str, ...] | None = None, round: int = 1) -
 
 
 def served(site: Site, plan: RoundPlan, payload: bytes) -> dict[int, Reply]:
-    return {reply.client_id: reply for reply in serve(site, plan, dict.fromkeys(range(3), payload))}
+    return {reply.client_id: reply for reply in site.run(plan, dict.fromkeys(range(3), payload))}
 
 
 def test_a_reply_holds_the_delta_the_examples_and_the_loss():
@@ -78,7 +81,7 @@ def test_a_client_does_the_same_alone_and_in_a_cohort():
     payload, _ = encode(start, site.engine.spec, Cast())
     together = served(site, plan_of(site), payload)
     for client_id in range(3):
-        [alone] = serve(site, plan_of(site), {client_id: payload})
+        [alone] = site.run(plan_of(site), {client_id: payload})
         assert_close(
             decode(alone.payload, site.engine.spec, Cast())[0],
             decode(together[client_id].payload, site.engine.spec, Cast())[0],
@@ -91,7 +94,7 @@ def test_the_order_of_the_downloads_does_not_matter():
     site, start = site_of()
     payload, _ = encode(start, site.engine.spec, Cast())
     forward = served(site, plan_of(site), payload)
-    backward = {reply.client_id: reply for reply in serve(site, plan_of(site), dict.fromkeys((2, 0, 1), payload))}
+    backward = {reply.client_id: reply for reply in site.run(plan_of(site), dict.fromkeys((2, 0, 1), payload))}
     assert forward == backward
 
 
@@ -99,7 +102,7 @@ def test_clients_may_get_different_downloads():
     site, start = site_of()
     other = {name: tensor + 1 for name, tensor in start.items()}
     payloads = {0: encode(start, site.engine.spec, Cast())[0], 1: encode(other, site.engine.spec, Cast())[0]}
-    replies = {reply.client_id: reply for reply in serve(site, plan_of(site), payloads)}
+    replies = {reply.client_id: reply for reply in site.run(plan_of(site), payloads)}
     expected = deltas_of(site.engine, jobs_for(SIZES, other)[1:2])[1]
     # One epoch of two rows is one step whatever their order, so the seed of the batches does not matter.
     assert_close(decode(replies[1].payload, site.engine.spec, Cast())[0], expected, rtol=1e-4, atol=1e-6)
@@ -108,9 +111,7 @@ def test_clients_may_get_different_downloads():
 def test_a_download_that_cannot_be_opened_is_a_fault_of_that_client_alone():
     site, start = site_of()
     payload, _ = encode(start, site.engine.spec, Cast())
-    replies = {
-        reply.client_id: reply for reply in serve(site, plan_of(site), {0: payload, 1: payload[:-1], 2: payload})
-    }
+    replies = {reply.client_id: reply for reply in site.run(plan_of(site), {0: payload, 1: payload[:-1], 2: payload})}
     assert replies[1].fault is not None
     assert replies[1].fault.startswith("download refused: a payload of")
     assert replies[1].payload == b""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,10 +14,11 @@ from torch import Tensor, tensor
 
 from fedelta.codecs.base import Codec
 from fedelta.codecs.cast import Cast
+from fedelta.codecs.channel import Channel
 from fedelta.codecs.wire import decode, encode
 from fedelta.errors import RoundError
 from fedelta.federation.records import Rejection, Reply, RoundOutcome
-from fedelta.federation.rounds import Federation, federate
+from fedelta.federation.rounds import Federation, Standing, federate
 from fedelta.params import Params
 from fedelta.strategies.base import RoundPlan
 from fedelta.strategies.fedavg import FedAvg
@@ -33,11 +35,12 @@ class Unchecked:
     """Writes float32 without looking at the values."""
 
     name: str = "float32"
+    feeds_back: bool = False
 
-    def pack(self, tensor: Tensor) -> bytes:
+    def pack(self, name: str, tensor: Tensor) -> bytes:
         return tensor.numpy().tobytes()
 
-    def unpack(self, data: bytes, shape: tuple[int, ...]) -> Tensor:
+    def unpack(self, name: str, data: memoryview, shape: tuple[int, ...]) -> Tensor:
         raise NotImplementedError
 
 
@@ -55,6 +58,12 @@ class Scripted:
 
     def accept(self, client_ids: Iterable[int]) -> None:
         self.accepted.append(tuple(client_ids))
+
+    def snapshot(self, folder: Path, round: int) -> str:
+        raise NotImplementedError
+
+    def restore(self, folder: Path, mark: str) -> None:
+        raise NotImplementedError
 
 
 def reply(
@@ -83,7 +92,7 @@ def federation(
     return Federation(
         strategy=strategy,
         runtime=Scripted(answer),
-        codec=codec or Cast(),
+        channel=Channel.model_construct(down=codec or Cast(), up=codec or Cast()),
         spec=SPEC,
         client_ids=range(3),
         seed=0,
@@ -94,7 +103,7 @@ def federation(
 
 
 def outcomes(running: Federation, start: Params = START) -> list[RoundOutcome]:
-    return list(federate(running, start, running.strategy.init(start, SPEC)))
+    return list(federate(running, Standing(start, running.strategy.init(start, SPEC))))
 
 
 def test_a_round_by_hand():
@@ -292,7 +301,7 @@ def test_the_byte_budget_ends_the_run_with_the_round_that_reaches_it():
 
 def test_bytes_of_earlier_rounds_count_towards_the_budget():
     running = federation(num_rounds=5, byte_budget=12 * PAYLOAD_BYTES)
-    assert [o.round for o in federate(running, START, {}, rounds_done=1, bytes_sent=6 * PAYLOAD_BYTES)] == [2]
+    assert [o.round for o in federate(running, Standing(START, {}, rounds_done=1, bytes_sent=6 * PAYLOAD_BYTES))] == [2]
 
 
 def test_rounds_between_evaluations_have_no_accuracy_and_the_last_always_has():
@@ -303,14 +312,14 @@ def test_rounds_between_evaluations_have_no_accuracy_and_the_last_always_has():
 def test_a_continued_run_is_the_rest_of_the_whole_one():
     running = federation(num_rounds=4, clients_per_round=2)
     whole = outcomes(running)
-    rest = list(federate(running, whole[1].params, whole[1].state, rounds_done=2))
+    rest = list(federate(running, Standing(whole[1].params, whole[1].state, rounds_done=2)))
     assert [outcome.round for outcome in rest] == [3, 4]
     assert [outcome.cohort for outcome in rest] == [outcome.cohort for outcome in whole[2:]]
     assert_same_bits(rest[-1].params, whole[-1].params)
 
 
 def test_a_finished_run_has_no_more_rounds():
-    assert list(federate(federation(num_rounds=3), START, {}, rounds_done=3)) == []
+    assert list(federate(federation(num_rounds=3), Standing(START, {}, rounds_done=3))) == []
 
 
 def test_the_params_given_are_not_changed():

@@ -9,27 +9,35 @@ from pathlib import Path
 import pytest
 import torch
 from pydantic import ValidationError
-from tests.builders import assert_close, evaluated, jobs_for, start_of, tiny_backbone, tiny_data, tiny_engine
+from tests.builders import (
+    assert_close,
+    evaluated,
+    jobs_for,
+    remembered,
+    start_of,
+    tiny_backbone,
+    tiny_data,
+    tiny_engine,
+)
 from tests.contracts.test_strategies import STRATEGIES
 
-from fedelta.codecs.cast import Cast
+from fedelta.aggregation.robust import Median, Trimmed
+from fedelta.codecs.channel import Channel
 from fedelta.codecs.wire import decode, encode
 from fedelta.data.clients import Clients
 from fedelta.engine.exits import ExitSettings
 from fedelta.engine.optimizers import Sgd
 from fedelta.engine.work import ClientSettings, Job, Trained
 from fedelta.errors import ConfigError
-from fedelta.federation.client import Site, serve
+from fedelta.federation.client import Site
 from fedelta.federation.records import Reply, RoundOutcome
-from fedelta.federation.rounds import Federation, federate
+from fedelta.federation.rounds import Federation, Standing, federate
 from fedelta.federation.tiers import Tiers
 from fedelta.models.hub import Backbone
 from fedelta.params import Params, select
-from fedelta.runtimes.simulation import Simulation
 from fedelta.seeds import stream
 from fedelta.strategies.base import RoundPlan, Strategy
 from fedelta.strategies.fedavg import FedAvg
-from fedelta.strategies.means import Median, Trimmed
 from fedelta.tuning.accumulator import Accumulator
 from fedelta.tuning.base import TuningMethod
 from fedelta.tuning.combined import Combined
@@ -189,7 +197,7 @@ def test_a_plan_is_cut_to_what_each_client_holds():
     assert found.download == {0: ("a", "control/a"), 1: names}
     assert found.upload == {0: (), 1: ("b", "control/b")}
     assert (found.round, found.num_clients, found.cohort) == (4, 4, (0, 1))
-    counts = {name: found.num_holders(name) for name in names}
+    counts = {name: found.num_holders[name] for name in names}
     assert counts == {"a": 4, "control/a": 4, "b": 2, "control/b": 2}
 
 
@@ -205,7 +213,7 @@ class Listening:
     up: list[dict[int, Reply]] = field(default_factory=list)
 
     def run(self, plan: RoundPlan, payloads: Mapping[int, bytes]) -> list[Reply]:
-        replies = list(Simulation(self.site).run(plan, payloads))
+        replies = list(self.site.run(plan, payloads))
         self.down.append(payloads)
         self.up.append({reply.client_id: reply for reply in replies})
         return replies
@@ -230,7 +238,7 @@ class Run:
 
     def delta(self, client_id: int, round: int = 1) -> Params:
         """What came up from a client."""
-        return decode(self.runtime.up[round - 1][client_id].payload, self.site.wire, self.site.codec)[0]
+        return decode(self.runtime.up[round - 1][client_id].payload, self.site.wire, self.site.channel.up)[0]
 
 
 def run(
@@ -254,15 +262,15 @@ def run(
         {depth: owned_at(backbone, engine.spec, depth, answers) for depth, answers in exits.items()},
     )
     site = Site(
-        engine, partition, Cast(), seed=0, num_rounds=strategy.num_rounds, memory=strategy.memory, tiers=tiers
+        engine, partition, Channel(), seed=0, num_rounds=strategy.num_rounds, steering=strategy.steering, tiers=tiers
     )  # fmt: skip
     runtime = Listening(site)
     federation = Federation(
-        strategy=strategy, runtime=runtime, codec=Cast(), spec=engine.spec, client_ids=range(4), seed=0,
+        strategy=strategy, runtime=runtime, channel=Channel(), spec=engine.spec, client_ids=range(4), seed=0,
         evaluate=lambda params: evaluated(), effective_steps=engine.client.effective_steps, tiers=tiers,
     )  # fmt: skip
     start = start_of(engine)
-    outcomes = list(federate(federation, start, strategy.init(start, engine.spec)))
+    outcomes = list(federate(federation, Standing(start, strategy.init(start, engine.spec))))
     return Run(start, outcomes, runtime, site, calls)
 
 
@@ -289,9 +297,9 @@ def test_clients_are_sent_and_send_what_they_hold_and_no_more(method: TuningMeth
         spec = method.apply(backbone, Lanes(1), stream(0))
         own = owned_at(backbone, spec, depth, range(depth if train == "deepest" else 1, depth + 1))
         names = [name for name in site.engine.spec if name in own]
-        down, _ = decode(found.runtime.down[0][client_id], site.wire, site.codec)
+        down, _ = decode(found.runtime.down[0][client_id], site.wire, site.channel.down)
         assert list(down) == list(found.delta(client_id)) == names
-        expected, _ = encode(select(found.start, names), site.wire, site.codec)
+        expected, _ = encode(select(found.start, names), site.wire, site.channel.down)
         assert sizes[client_id, "down"] == sizes[client_id, "up"] == len(expected)
         # float32: four bytes a scalar.
         num_bytes = 4 * sum(site.engine.spec.tensors[name].numel for name in names)
@@ -386,8 +394,8 @@ def test_a_control_variate_is_divided_by_all_who_hold_its_tensor():
 
 def test_what_a_shallow_client_remembers_of_tensors_that_it_does_not_hold_is_nothing():
     found = run(STRATEGIES["scaffold"].model_copy(update={"clients_per_round": 4}), [1, 3, 3, 1])
-    for name, remembered in found.site.remembered[0].items():
-        is_zero = bool((remembered == 0).all())
+    for name, control in remembered(found.site)[0].items():
+        is_zero = bool((control == 0).all())
         assert is_zero == name.startswith(("control/vit.layers.1.", "control/vit.layers.2."))
 
 
@@ -407,8 +415,8 @@ def test_what_a_diverged_client_leaves_in_a_lane_does_not_reach_a_shallow_one():
 
 def test_every_client_draws_its_exits_anew_in_every_round():
     engine, _ = tiny_engine(ExitHeads(), tiny_data(), exits=ExitSettings(train="random"))
-    site = Site(engine, dict(enumerate(torch.arange(24).split(SIZES))), Cast(), seed=0, num_rounds=2)
-    payload, _ = encode(start_of(engine), site.wire, site.codec)
+    site = Site(engine, dict(enumerate(torch.arange(24).split(SIZES))), Channel(), seed=0, num_rounds=2)
+    payload, _ = encode(start_of(engine), site.wire, site.channel.down)
     seeds: list[int] = []
     train = engine.train
 
@@ -419,6 +427,6 @@ def test_every_client_draws_its_exits_anew_in_every_round():
     engine.train = listen
     for round in (1, 2, 1):
         everything = dict.fromkeys((0, 1), engine.spec.shared)
-        list(serve(site, RoundPlan(round, everything, everything, num_clients=4), dict.fromkeys((0, 1), payload)))
+        list(site.run(RoundPlan(round, everything, everything, num_clients=4), dict.fromkeys((0, 1), payload)))
     assert len(set(seeds)) == 4
     assert seeds[:2] == seeds[4:]

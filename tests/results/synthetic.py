@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import tomli_w
 import torch
+from tests.strategies.hand import step
 
+from fedelta.aggregation.base import Update
 from fedelta.federation.records import Direction, Rejection, RoundOutcome, Transfer
 from fedelta.params import Params, ParamSpec, TensorSpec
-from fedelta.results.checkpoint import Checkpoint, encode
+from fedelta.results.checkpoint import Checkpoint, Lengths, encode
 from fedelta.results.citations import citations
 from fedelta.results.environment import environment
 from fedelta.results.files import to_json
@@ -34,7 +36,7 @@ from fedelta.results.rundir import (
 )
 from fedelta.results.runlog import round_record, summary, timing_record
 from fedelta.seeds import stream
-from fedelta.strategies.base import RoundPlan, Update
+from fedelta.strategies.base import RoundPlan
 from fedelta.strategies.fedlama import FedLama
 from fedelta.strategies.fedlama_auto import FedLamaAuto
 from fedelta.tasks.base import Evaluation
@@ -80,7 +82,7 @@ def make_run(path: Path, shape: Shape = Shape()) -> RunDirectory:
             }
         ),
         LEDGER: opening,
-        CHECKPOINT: encode(Checkpoint(0, {"w": torch.zeros(2)}, {}, {}, {}, {}, 0, len(opening), 0, "run")),
+        CHECKPOINT: encode(Checkpoint(0, {"w": torch.zeros(2)}, {}, {}, "", Lengths(0, len(opening), 0), "run")),
     }
     run = RunDirectory.create(path, files)
     ledger = Ledger.read(run.ledger)
@@ -209,7 +211,7 @@ def _windows(
                 for name in plan.upload[client]
             }
             updates.append(Update(client, 10, delta))
-        params, state = strategy.update(state, params, plan, updates, spec)
+        params, state = step(strategy, state, params, plan, updates, spec)
         yield plan, {name: tuple(state[name].tolist()) for name in strategy.logged}
 
 

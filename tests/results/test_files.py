@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from fedelta.durable import write_atomic
 from fedelta.errors import RunError
-from fedelta.results.files import JsonLines, exclusive, in_turn, read_json, to_json, write_atomic
+from fedelta.results.files import JsonLines, exclusive, in_turn, read_json, to_json
 
 
 def disk_full(*arguments: object) -> int:

@@ -7,13 +7,13 @@ import torch
 
 from fedelta.errors import RunError
 from fedelta.federation.records import Transfer
-from fedelta.results.checkpoint import Checkpoint, encode, load
+from fedelta.results.checkpoint import Checkpoint, Lengths, encode, load
 from fedelta.results.files import JsonLines
 from fedelta.results.ledger import Ledger, opening_row
 from fedelta.results.rundir import REQUIRED, RunDirectory, free_name, refuse_taken
 
 OPENING = opening_row(backbone_bytes=10)
-START = Checkpoint(0, {"w": torch.zeros(2)}, {}, {}, {}, {}, 0, len(OPENING), 0, "run")
+START = Checkpoint(0, {"w": torch.zeros(2)}, {}, {}, "", Lengths(0, len(OPENING), 0), "run")
 FILES = {
     "config.toml": "seed = 7\n",
     "environment.json": "{}",

@@ -96,7 +96,9 @@ def test_a_deadline_is_compared_with_what_each_client_is_sent(tmp_path: Path):
     slow = (*ACCUMULATOR, "exits.tiers=[1, 2]", "stability.megabits_per_second=1.0")
     assembly = experiment(tmp_path, slow).assembly
     sizes = [
-        len(encode(select(assembly.params, assembly.site.held(client_id)), assembly.spec, assembly.config.codec)[0])
+        len(
+            encode(select(assembly.params, assembly.site.held(client_id)), assembly.spec, assembly.config.codec.down)[0]
+        )
         for client_id in (0, 1)
     ]
     assert sizes[0] < sizes[1]

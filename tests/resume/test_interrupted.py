@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.builders import assert_same_bits
+from tests.builders import assert_same_bits, memories_in
 from tests.small import write_small
 
 from fedelta.experiment import Experiment, evaluate_adapter
@@ -42,17 +42,17 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path: Path, overrides: 
         assert (whole.path / name).read_bytes() == (parts.path / name).read_bytes()
     one, other = (load(run.path / "checkpoint/state.safetensors") for run in (whole, parts))
     assert_same_bits(one.state, other.state)
-    assert one.remembered.keys() == other.remembered.keys()
-    for client_id, own in one.remembered.items():
-        assert_same_bits(own, other.remembered[client_id])
+    one, other = memories_in(whole.path), memories_in(parts.path)
+    assert one.keys() == other.keys()
+    for client_id, tensors in one.items():
+        assert_same_bits(tensors, other[client_id])
 
 
 def test_what_clients_remember_is_in_the_checkpoint_and_none_of_the_model(tmp_path: Path):
     run = Experiment.from_toml(write_small(tmp_path), CASES["control variates"]).run(tmp_path / "run")
-    checkpoint = load(run.path / "checkpoint/state.safetensors")
-    assert checkpoint.kept == {}
-    assert checkpoint.remembered.keys() == run.ledger.client_ids
-    assert all(name.startswith("control/") for own in checkpoint.remembered.values() for name in own)
+    memories = memories_in(run.path)
+    assert memories.keys() == run.ledger.client_ids
+    assert all(name.startswith("remembered/control/") for tensors in memories.values() for name in tensors)
     # One model for everybody: it is evaluated once, and predicts without a client.
     assert evaluate_adapter(run.path).measures["accuracy"] == run.measures["accuracy"]
     assert len(run.predictor().predict([])) == 0

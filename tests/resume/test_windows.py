@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from tests.builders import assert_same_bits
+from tests.builders import assert_same_bits, memories_in
 from tests.small import CONVOLUTIONAL, SMALL, write_small
 
 from fedelta.experiment import Experiment, Result
 from fedelta.federation.records import RoundOutcome
+from fedelta.params import Params
 from fedelta.results.checkpoint import Checkpoint, load
 
 # Windows end with rounds 4, 8 and 10. Until round 4 everything travels in every round; then intervals are chosen.
@@ -57,17 +58,17 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return request.param, Experiment.from_toml(write_small(folder, text=text), overrides).run(folder / "whole")
 
 
-def interrupted(folder: Path, case: str, rounds: Sequence[int]) -> tuple[Result, dict[int, Checkpoint]]:
-    """The result of a run that was interrupted after each of `rounds`, and its checkpoints then."""
+def interrupted(folder: Path, case: str, rounds: Sequence[int]) -> tuple[Result, dict[int, dict[int, Params]]]:
+    """The result of a run that was interrupted after each of `rounds`, and what clients kept then."""
     text, overrides = settings(case)
     first, *others = rounds
     with pytest.raises(KeyboardInterrupt):
         Experiment.from_toml(write_small(folder, text=text), overrides).run(folder / "parts", on_round=after(first))
-    found = {first: checkpoint_of(folder / "parts")}
+    found = {first: memories_in(folder / "parts")}
     for round in others:
         with pytest.raises(KeyboardInterrupt):
             Experiment.from_run(folder / "parts").resume(folder / "parts", on_round=after(round))
-        found[round] = checkpoint_of(folder / "parts")
+        found[round] = memories_in(folder / "parts")
     return Experiment.from_run(folder / "parts").resume(folder / "parts"), found
 
 
@@ -81,9 +82,10 @@ def check(whole: Result, parts: Result) -> None:
         assert (whole.path / name).read_bytes() == (parts.path / name).read_bytes()
     one, other = checkpoint_of(whole.path), checkpoint_of(parts.path)
     assert_same_bits(one.state, other.state)
-    assert one.adrift.keys() == other.adrift.keys()
-    for client_id, own in one.adrift.items():
-        assert_same_bits(own, other.adrift[client_id])
+    one, other = memories_in(whole.path), memories_in(parts.path)
+    assert one.keys() == other.keys()
+    for client_id, tensors in one.items():
+        assert_same_bits(tensors, other[client_id])
 
 
 ONCE = [(case, (round,)) for case in ("everybody answers", "lost clients") for round in (5, 6, 7, 8)]
@@ -100,13 +102,13 @@ def test_a_run_interrupted_inside_a_window_goes_on_to_the_same_bits(
     check(undisturbed, parts)
     # Something was with the clients in the middle of the window, as it is and as it came down.
     lines = lines_of(undisturbed)
-    for round, checkpoint in found.items():
+    for round, memories in found.items():
         lost = {each["client_id"] for each in lines[round - 1]["rejections"]}
-        assert set(checkpoint.adrift) <= lost if round == 2 * PHI else checkpoint.adrift
-        for own in checkpoint.adrift.values():
-            assert {name.partition("/")[0] for name in own} == {"local", "anchor"}
+        assert set(memories) <= lost if round == 2 * PHI else memories
+        for tensors in memories.values():
+            assert {name.partition("/")[0] for name in tensors} == {"value", "anchor"}
     if case == "statistics":
-        adrift = [name for own in found[5].adrift.values() for name in own]
+        adrift = [name for tensors in found[5].values() for name in tensors]
         assert any(name.endswith("running_mean") for name in adrift)
 
 

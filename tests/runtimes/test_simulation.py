@@ -13,15 +13,16 @@ from tests.contracts.test_tuning_methods import METHODS
 from torch import tensor
 
 from fedelta.codecs.cast import Cast
+from fedelta.codecs.channel import Channel
 from fedelta.codecs.wire import decode
 from fedelta.data.batches import Examples
 from fedelta.engine.work import ClientSettings
 from fedelta.errors import RoundError
 from fedelta.federation.client import Site
 from fedelta.federation.records import Reply, RoundOutcome
-from fedelta.federation.rounds import Federation, Runtime, federate
+from fedelta.federation.rounds import Federation, Runtime, Standing, federate
 from fedelta.params import Params
-from fedelta.runtimes.simulation import Simulation, SimulationSettings
+from fedelta.runtimes.simulation import SimulationSettings
 from fedelta.seeds import stream
 from fedelta.strategies.base import RoundPlan
 from fedelta.strategies.fedavg import FedAvg
@@ -90,11 +91,12 @@ def federation(
     # Sizes 5 to 15; every client has every class, as rows alternate.
     partition = dict(enumerate(torch.arange(60).split([5, 7, 9, 11, 13, 15])))
     codec = codec or Cast()
-    site = Site(engine, partition, codec, seed=0, num_rounds=num_rounds)
+    channel = Channel(down=codec, up=codec)
+    site = Site(engine, partition, channel, seed=0, num_rounds=num_rounds)
     return Federation(
         strategy=FedAvg(clients_per_round=clients_per_round, num_rounds=num_rounds),
-        runtime=Simulation(site),
-        codec=codec,
+        runtime=site,
+        channel=channel,
         spec=engine.spec,
         client_ids=range(NUM_CLIENTS),
         seed=0,
@@ -104,7 +106,7 @@ def federation(
 
 
 def run(running: Federation, start: Params) -> list[RoundOutcome]:
-    return list(federate(running, start, running.strategy.init(start, running.spec)))
+    return list(federate(running, Standing(start, running.strategy.init(start, running.spec))))
 
 
 @pytest.mark.parametrize(
@@ -148,7 +150,7 @@ def test_the_same_seed_gives_the_same_bits():
 def test_a_resumed_run_ends_with_the_same_bits():
     whole = run(*federation())
     running, _ = federation()
-    rest = list(federate(running, whole[0].params, whole[0].state, rounds_done=1))
+    rest = list(federate(running, Standing(whole[0].params, whole[0].state, rounds_done=1)))
     assert_same_bits(rest[-1].params, whole[-1].params)
     assert [outcome.train_loss for outcome in rest] == [outcome.train_loss for outcome in whole[1:]]
 

@@ -15,12 +15,12 @@ from tests.federation.test_rounds import START, reply
 from tests.small import write_small
 from tests.strategies.hand import SPEC
 
-from fedelta.codecs.cast import Cast
+from fedelta.codecs.channel import Channel
 from fedelta.engine.work import ClientSettings
 from fedelta.errors import ConfigError, RoundError
 from fedelta.experiment import Experiment
 from fedelta.federation.records import Reply, RoundOutcome
-from fedelta.federation.rounds import Federation, federate
+from fedelta.federation.rounds import Federation, Standing, federate
 from fedelta.runtimes.stability import Stability, Unstable
 from fedelta.strategies.base import RoundPlan
 from fedelta.strategies.fedavg import FedAvg
@@ -50,10 +50,10 @@ def unstable(seed: int = 0, runtime: Good | None = None, sizes: int = 10, **sett
 def outcomes(runtime: Unstable, num_rounds: int = 1, cohort: int = 4, min_replies: int = 1) -> list[RoundOutcome]:
     running = Federation(
         strategy=FedAvg(clients_per_round=cohort, num_rounds=num_rounds, min_replies=min_replies), runtime=runtime,
-        codec=Cast(), spec=SPEC, client_ids=range(cohort), seed=0, evaluate=lambda params: evaluated(0.5, 1.0),
+        channel=Channel(), spec=SPEC, client_ids=range(cohort), seed=0, evaluate=lambda params: evaluated(0.5, 1.0),
         effective_steps=float,
     )  # fmt: skip
-    return list(federate(running, START, {}))
+    return list(federate(running, Standing(START, {})))
 
 
 def test_stable_clients_are_passed_through():

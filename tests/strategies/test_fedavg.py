@@ -6,11 +6,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 from tests.builders import assert_same_bits
-from tests.strategies.hand import PLAN, SPEC, params, updates
+from tests.strategies.hand import PLAN, SPEC, params, step, updates
 from torch import tensor
 
+from fedelta.aggregation.base import Update
 from fedelta.seeds import stream
-from fedelta.strategies.base import Update
 from fedelta.strategies.fedavg import FedAvg
 
 
@@ -22,14 +22,14 @@ def cohort(clients_per_round: int, num_clients: int, round: int, seed: int = 0) 
 def test_update_adds_the_mean_weighted_by_examples():
     # The mean is -2 and (5, 4): a = 10 - 2 = 8, b = 1 + 5 = 6 and 2 + 4 = 6
     strategy = FedAvg()
-    after, state = strategy.update(strategy.init(params(), SPEC), params(), PLAN, updates(), SPEC)
+    after, state = step(strategy, strategy.init(params(), SPEC), params(), PLAN, updates(), SPEC)
     assert_same_bits(after, {"a": tensor(8.0), "b": tensor([6.0, 6.0])})
     assert state == {}
 
 
 def test_the_server_learning_rate_scales_the_mean():
     # a: 10 + 0.5 * -2 = 9; b: 1 + 0.5 * 5 = 3.5 and 2 + 0.5 * 4 = 4
-    after, _ = FedAvg(server_lr=0.5).update({}, params(), PLAN, updates(), SPEC)
+    after, _ = step(FedAvg(server_lr=0.5), {}, params(), PLAN, updates(), SPEC)
     assert_same_bits(after, {"a": tensor(9.0), "b": tensor([3.5, 4.0])})
 
 
@@ -41,24 +41,24 @@ def test_a_tensor_is_averaged_over_the_clients_that_sent_it():
         for u in sent
     ]
     del sent[1].delta["a"]
-    after, _ = FedAvg().update({}, params(), PLAN, sent, SPEC)
+    after, _ = step(FedAvg(), {}, params(), PLAN, sent, SPEC)
     assert_same_bits(after, {"a": tensor(13.5), "b": tensor([7.0, 8.0])})
 
 
 def test_a_tensor_that_nobody_sent_stays():
-    after, _ = FedAvg().update({}, params(), PLAN, [Update(0, 1, {"a": tensor(1.0)})], SPEC)
+    after, _ = step(FedAvg(), {}, params(), PLAN, [Update(0, 1, {"a": tensor(1.0)})], SPEC)
     assert_same_bits(after, {"a": tensor(11.0), "b": tensor([1.0, 2.0])})
 
 
 def test_one_client_with_learning_rate_one_becomes_the_server():
     # In numbers that float32 adds exactly: 10 + 1 and (1, 2) + (2, -2)
-    after, _ = FedAvg().update({}, params(), PLAN, updates()[:1], SPEC)
+    after, _ = step(FedAvg(), {}, params(), PLAN, updates()[:1], SPEC)
     assert_same_bits(after, {"a": tensor(11.0), "b": tensor([3.0, 0.0])})
 
 
 def test_update_does_not_change_its_inputs():
     before, sent = params(), updates()
-    FedAvg().update({}, before, PLAN, sent, SPEC)
+    step(FedAvg(), {}, before, PLAN, sent, SPEC)
     assert_same_bits(before, params())
     for used, fresh in zip(sent, updates(), strict=True):
         assert_same_bits(used.delta, fresh.delta)
@@ -66,8 +66,8 @@ def test_update_does_not_change_its_inputs():
 
 def test_the_order_of_updates_of_very_different_size_does_not_matter():
     sent = [Update(client, 1, {"a": tensor(value)}) for client, value in enumerate((1e8, 1.0, -1e8))]
-    forward, _ = FedAvg().update({}, {"a": tensor(0.0)}, PLAN, sent, SPEC)
-    backward, _ = FedAvg().update({}, {"a": tensor(0.0)}, PLAN, sent[::-1], SPEC)
+    forward, _ = step(FedAvg(), {}, {"a": tensor(0.0)}, PLAN, sent, SPEC)
+    backward, _ = step(FedAvg(), {}, {"a": tensor(0.0)}, PLAN, sent[::-1], SPEC)
     assert forward["a"].item() == backward["a"].item() == tensor(1 / 3).item()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.builders import assert_same_bits
+from tests.builders import adrift, assert_same_bits, kept
 from tests.small import CONVOLUTIONAL, write_small
 from tests.strategies.windowed import SPEC, START, training, walking
 from torch import Tensor, tensor
@@ -17,7 +17,7 @@ from fedelta.config import load_config
 from fedelta.engine.optimizers import AdamW, Sgd
 from fedelta.errors import ConfigError
 from fedelta.experiment import Experiment, Result
-from fedelta.federation.rounds import federate
+from fedelta.federation.rounds import Standing, federate
 from fedelta.models.hub import build
 from fedelta.models.source import ModelSource
 from fedelta.params import Params
@@ -53,16 +53,16 @@ def walk(round: int, client_id: int) -> Params:
 def test_three_layers_and_two_clients_through_two_windows_by_hand():
     strategy = FedLama(phi=2, tau=2, num_rounds=6, clients_per_round=2, crossing="excluded")
     running, runtime, engine = walking(strategy, walk)
-    found, adrift = [], []
-    for outcome in federate(running, START, strategy.init(START, SPEC)):
+    found, between = [], []
+    for outcome in federate(running, Standing(START, strategy.init(START, SPEC))):
         found.append(outcome)
-        adrift.append({client: dict(own) for client, own in runtime.site.adrift.items()})
+        between.append(adrift(runtime.site))
     servers = [{name: value.tolist() for name, value in outcome.params.items()} for outcome in found]
 
     # Window 1: everything travels twice.
     assert servers[0] == {"a": 1, "b": [0, 2], "c": [0, 0, 1, 2]}
     assert servers[1] == {"a": 2, "b": [0, 4], "c": [0, 0, 2, 4]}
-    assert adrift[:2] == [{}, {}]
+    assert between[:2] == [{}, {}]
     # Eq. 2 with tau_l = 2: d_a = 12 / (2 * 1), d_b = (3 + 3) / (2 * 2), d_c = 3 / (2 * 4)
     assert found[1].logged["unit_discrepancy"] == (6.0, 1.5, 0.375)
     # Ascending c, b, a: d dim = 1.5, 3, 6, in all 10.5; dim = 4, 2, 1, in all 7.
@@ -71,7 +71,7 @@ def test_three_layers_and_two_clients_through_two_windows_by_hand():
 
     # Window 2: after round 3 a and b travel, and c stays with each client as it has become.
     assert servers[2] == {"a": 2, "b": [1, 5], "c": [0, 0, 2, 4]}
-    assert {client: {name: value.tolist() for name, value in own.items()} for client, own in adrift[2].items()} == {
+    assert {client: {name: value.tolist() for name, value in own.items()} for client, own in between[2].items()} == {
         0: {"local/c": [5, 0, 2, 4], "anchor/c": [0, 0, 2, 4]},
         1: {"local/c": [1, 0, 2, 4], "anchor/c": [0, 0, 2, 4]},
     }
@@ -80,7 +80,7 @@ def test_three_layers_and_two_clients_through_two_windows_by_hand():
     ]  # fmt: skip
     # c has moved by 10 and 2: the mean is (10 + 3 * 2) / 4 = 4.
     assert servers[3] == {"a": 2, "b": [2, 6], "c": [4, 0, 2, 4]}
-    assert adrift[3] == {}
+    assert between[3] == {}
     # tau_l = 2, and 4 for c, whose clients are 8 apart: d_a = 3 / 2, d_b = (12 + 12) / (2 * 2), d_c = 12 / (4 * 4)
     assert found[3].logged["unit_discrepancy"] == (1.5, 6.0, 0.75)
     # Ascending c, a, b: d dim = 3, 1.5, 12, in all 16.5; delta = 2/11, 3/11, 1 and 1 - lambda = 3/7, 2/7, 0:
@@ -198,7 +198,7 @@ def test_with_phi_one_it_is_fedavg_to_the_last_bit(method: TuningMethod, family:
     for strategy in (FedLama(phi=1, tau=3, **fields), FedAvg(**fields)):
         settings = {"method": method, "family": family, "local_steps": 3} | client
         running, start, _ = training(strategy, **settings)
-        found.append(list(federate(running, start, strategy.init(start, running.spec))))
+        found.append(list(federate(running, Standing(start, strategy.init(start, running.spec)))))
     for ours, plain in zip(*found, strict=True):
         assert_same_bits(ours.params, plain.params)
         assert (ours.cohort, ours.transfers, ours.rejections) == (plain.cohort, plain.transfers, plain.rejections)
@@ -220,7 +220,7 @@ def test_with_phi_one_it_is_fedavg_to_the_last_bit(method: TuningMethod, family:
 def test_groups_of_every_method_travel_at_intervals_of_their_own(method: TuningMethod, family: str):
     strategy = FedLama(phi=2, tau=2, num_rounds=6, clients_per_round=3)
     running, start, runtime = training(strategy, method=method, family=family)
-    found = list(federate(running, start, strategy.init(start, running.spec)))
+    found = list(federate(running, Standing(start, strategy.init(start, running.spec))))
     assert all(not outcome.rejections for outcome in found)
     spec, intervals = running.spec, [outcome.logged["interval_rounds"] for outcome in found]
     for round in (3, 5):
@@ -280,7 +280,9 @@ def test_a_run_evaluates_the_latest_values_and_marks_the_rounds_in_which_everyth
     again = Experiment.from_toml(write_small(tmp_path), (*WINDOWS, "strategy.phi=3", "strategy.num_rounds=8"))
     again.run(tmp_path / "again", on_round=look)
     assert all(reported == found for reported, found in evaluated)
-    assert [reported.measures["accuracy"] for reported, _ in evaluated] == [line["accuracy"] for line in lines]
+    assert [reported.measures["accuracy"] for reported, _ in evaluated] == [
+        line["measures"]["accuracy"] for line in lines
+    ]
     fractions = [line["synced_fraction"] for line in lines]
     assert result.summary["relative_cost"] == pytest.approx(sum(fractions) / 8)
 
@@ -303,8 +305,8 @@ def test_norms_that_stay_with_their_client_are_no_part_of_windows(tmp_path: Path
     )  # fmt: skip
     spec, site = result.assembly.spec, result.assembly.site
     assert spec.kept
-    assert all(list(own) == list(spec.kept) for own in site.kept.values())
-    assert site.adrift == {}
+    assert all(list(own) == list(spec.kept) for own in kept(site).values())
+    assert adrift(site) == {}
     assert set(result.ledger.groups["up"]) == set(result.ledger.groups["down"]) == set(spec.sizes)
     # The kernels alone travel, every second round.
     assert result.ledger.groups["up"] == {group: 2 * 3 * 4 * size for group, size in spec.sizes.items()}

@@ -11,16 +11,18 @@ import torch
 from pydantic import ValidationError
 from tests.builders import spec_of
 from tests.small import CONVOLUTIONAL, SMALL, write_small
+from tests.strategies.hand import step
 from tests.strategies.windowed import SPEC, START, walking
 from torch import Tensor, tensor
 
+from fedelta.aggregation.base import Update
 from fedelta.config import load_config
 from fedelta.errors import ConfigError
 from fedelta.experiment import Experiment
-from fedelta.federation.rounds import federate
+from fedelta.federation.rounds import Standing, federate
 from fedelta.params import Params, ParamSpec
 from fedelta.seeds import stream
-from fedelta.strategies.base import State, Update
+from fedelta.strategies.base import State
 from fedelta.strategies.fedlama_auto import FedLamaAuto, lengthened
 
 
@@ -100,7 +102,7 @@ def ended(strategy: FedLamaAuto, state: State, unit: tuple[float, float, float])
         name: torch.full_like(value, 2 * each**0.5) for (name, value), each in zip(START.items(), unit, strict=True)
     }
     sent = [Update(0, 1, moved), Update(1, 1, START)]
-    _, state = strategy.update(state, START, plan, sent, SPEC)
+    _, state = step(strategy, state, START, plan, sent, SPEC)
     found = state["unit_discrepancy"] / state["unit_discrepancy"].sum()
     torch.testing.assert_close(found, tensor(unit).double() / sum(unit), atol=1e-6, rtol=0)
     return state
@@ -115,7 +117,7 @@ def test_a_run_keeps_to_its_share_whatever_its_length(phi: int, num_rounds: int,
     share = max(share, least)
     strategy = FedLamaAuto(phi=phi, num_rounds=num_rounds, share=share, clients_per_round=2)
     running, _, _ = walking(strategy, drawn)
-    found = list(federate(running, START, strategy.init(START, SPEC)))
+    found = list(federate(running, Standing(START, strategy.init(START, SPEC))))
     used = sum(outcome.synced_fraction for outcome in found) / num_rounds
     assert used <= share + 1e-12
     assert found[-1].synced_fraction == 1.0
@@ -130,7 +132,7 @@ def test_what_a_window_has_saved_is_spent_in_the_next():
     logged = []
     for lost in (lambda round, client_id: False, lambda round, client_id: round in (2, 3)):
         running, _, _ = walking(strategy, drawn, lost=lost)
-        found = list(federate(running, START, strategy.init(START, SPEC)))
+        found = list(federate(running, Standing(START, strategy.init(START, SPEC))))
         logged.append(sum(outcome.synced_fraction for outcome in found[4:]))
     assert logged[1] > logged[0]
 
@@ -139,7 +141,7 @@ def test_what_a_window_has_saved_is_spent_in_the_next():
 def test_a_run_keeps_to_its_tolerance(tolerance: float):
     strategy = FedLamaAuto(phi=8, num_rounds=24, tolerance=tolerance, clients_per_round=2)
     running, _, _ = walking(strategy, drawn)
-    found = list(federate(running, START, strategy.init(START, SPEC)))
+    found = list(federate(running, Standing(START, strategy.init(START, SPEC))))
     sizes = tensor(list(SPEC.sizes.values())).double()
     for outcome in found[7:16:8]:
         unit, intervals = (tensor(outcome.logged[name]).double() for name in ("unit_discrepancy", "interval_rounds"))

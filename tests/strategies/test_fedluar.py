@@ -9,15 +9,17 @@ import pytest
 import torch
 from tests.builders import assert_close, assert_same_bits, spec_of
 from tests.small import write_small
+from tests.strategies.hand import step
 from tests.strategies.windowed import SPEC, START, training, walking
 from torch import Tensor, tensor
 
+from fedelta.aggregation.base import Update
 from fedelta.errors import ConfigError
 from fedelta.experiment import Experiment
-from fedelta.federation.rounds import federate
+from fedelta.federation.rounds import Standing, federate
 from fedelta.params import Params
 from fedelta.seeds import stream
-from fedelta.strategies.base import RoundPlan, State, Update
+from fedelta.strategies.base import RoundPlan, State
 from fedelta.strategies.fedavg import FedAvg
 from fedelta.strategies.fedluar import FedLuar
 from fedelta.tuning.parallel import Parallel
@@ -49,7 +51,7 @@ def drawn(strategy: FedLuar, state: State, seed: int) -> set[str]:
 def test_scores_by_hand():
     # s = ||D|| / ||w||, both before w has moved: 1 / 2, sqrt(0.6^2 + 0.8^2) / 5 = 0.2, sqrt(4 * 3^2) / 4 = 1.5
     sent = mean_of(-1.0, (0.6, 0.8), (3.0, -3.0, 3.0, 3.0))
-    after, state = FedLuar().update(FedLuar().init(server(), SPEC), server(), PLAN, sent, SPEC)
+    after, state = step(FedLuar(), FedLuar().init(server(), SPEC), server(), PLAN, sent, SPEC)
     torch.testing.assert_close(state["score"], tensor([0.5, 0.2, 1.5]).double())
     assert after["a"].item() == 1.0
     assert {name: state[f"update/{name}"].tolist() for name in "ac"} == {"a": -1.0, "c": [3.0, -3.0, 3.0, 3.0]}
@@ -59,16 +61,16 @@ def test_what_did_not_come_up_moves_as_it_did_last_and_its_score_follows():
     # Round 1: a moves by -1 from 2, c by 3. Round 2: a does not come up and moves by -1 again, from 1 to 0.
     # Its score is 1 / 2, then 1 / 1; b has moved to (4, -4): 1 / sqrt(32).
     strategy = FedLuar()
-    once, state = strategy.update(
-        strategy.init(server(), SPEC), server(), PLAN, mean_of(-1.0, (1.0, 0.0), (3.0, 3.0, 3.0, 3.0)), SPEC
+    once, state = step(
+        strategy, strategy.init(server(), SPEC), server(), PLAN, mean_of(-1.0, (1.0, 0.0), (3.0, 3.0, 3.0, 3.0)), SPEC
     )
     assert {name: value.tolist() for name, value in once.items()} == {"a": 1.0, "b": [4.0, -4.0], "c": [5.0] * 4}
     sent = [Update(0, 1, {"b": tensor([0.0, 1.0]), "c": torch.zeros(4)})]
-    twice, state = strategy.update(state, once, PLAN, sent, SPEC)
+    twice, state = step(strategy, state, once, PLAN, sent, SPEC)
     assert {name: value.tolist() for name, value in twice.items()} == {"a": 0.0, "b": [4.0, -3.0], "c": [5.0] * 4}
     torch.testing.assert_close(state["score"], tensor([1.0, 32**-0.5, 0.0], dtype=torch.float64))
     # And once more, from 0 on; c's last update is the zeros that came up.
-    thrice, _ = strategy.update(state, twice, PLAN, [Update(0, 1, {"b": torch.zeros(2)})], SPEC)
+    thrice, _ = step(strategy, state, twice, PLAN, [Update(0, 1, {"b": torch.zeros(2)})], SPEC)
     assert {name: value.tolist() for name, value in thrice.items()} == {"a": -1.0, "b": [4.0, -3.0], "c": [5.0] * 4}
 
 
@@ -76,13 +78,15 @@ def test_what_nobody_of_the_cohort_holds_stays_and_keeps_its_update_and_score():
     # Round 1 as above. In round 2 c was drawn: it moves on by 3. Nobody has b, which stays; a moves by 0.5 from 1.
     # In round 3 somebody was asked for b, and was lost.
     strategy = FedLuar()
-    once, state = strategy.update(
-        strategy.init(server(), SPEC), server(), PLAN, mean_of(-1.0, (1.0, 0.0), (3.0, 3.0, 3.0, 3.0)), SPEC
+    once, state = step(
+        strategy, strategy.init(server(), SPEC), server(), PLAN, mean_of(-1.0, (1.0, 0.0), (3.0, 3.0, 3.0, 3.0)), SPEC
     )
-    unheld = RoundPlan(2, {0: ("a", "c"), 1: ("a", "c")}, {0: ("a",), 1: ("a",)}, 3, num_holders=lambda name: 2)
+    unheld = RoundPlan(
+        2, {0: ("a", "c"), 1: ("a", "c")}, {0: ("a",), 1: ("a",)}, 3, num_holders=dict.fromkeys("abc", 2)
+    )
     unheard = RoundPlan(3, {0: ("a", "c"), 1: ("a", "b", "c")}, {0: ("a",), 1: ("a", "b")}, 3, lambda name: 2)
     for plan in (unheld, unheard):
-        after, later = strategy.update(state, once, plan, [Update(0, 1, {"a": tensor(0.5)})], SPEC)
+        after, later = step(strategy, state, once, plan, [Update(0, 1, {"a": tensor(0.5)})], SPEC)
         assert {name: value.tolist() for name, value in after.items()} == {"a": 1.5, "b": [4.0, -4.0], "c": [8.0] * 4}
         assert torch.equal(later["update/b"], state["update/b"])
         assert later["score"].tolist() == [0.5, state["score"][1].item(), 3 / 5]
@@ -124,8 +128,8 @@ def test_a_group_at_zero_has_a_score_and_is_hardly_ever_drawn():
     # ||w|| = 0: nothing is known of how far it has to go.
     zero = server() | {"b": torch.zeros(2)}
     strategy = FedLuar()
-    _, state = strategy.update(
-        strategy.init(zero, SPEC), zero, PLAN, mean_of(1.0, (1.0, 0.0), (1.0, 1.0, 1.0, 1.0)), SPEC
+    _, state = step(
+        strategy, strategy.init(zero, SPEC), zero, PLAN, mean_of(1.0, (1.0, 0.0), (1.0, 1.0, 1.0, 1.0)), SPEC
     )
     assert torch.isfinite(state["score"]).all()
     assert all(drawn(strategy, state, seed) <= {"a", "c"} for seed in range(50))
@@ -150,7 +154,7 @@ def test_where_all_updates_are_alike_repeating_them_is_exact():
         FedAvg(num_rounds=5, clients_per_round=2),
     ):
         running, runtime, _ = walking(strategy, steady)
-        found.append(list(federate(running, START, strategy.init(START, SPEC))))
+        found.append(list(federate(running, Standing(START, strategy.init(START, SPEC)))))
         if strategy.name == "fedluar":
             uploads = [len(plan.upload[0]) for plan in runtime.plans]
             assert uploads == [3, 1, 1, 1, 1]
@@ -164,7 +168,7 @@ def test_without_recycling_it_is_fedavg_to_the_last_bit():
         FedAvg(num_rounds=3, clients_per_round=2),
     ):
         running, start, _ = training(strategy, local_steps=2)
-        found.append(list(federate(running, start, strategy.init(start, running.spec))))
+        found.append(list(federate(running, Standing(start, strategy.init(start, running.spec)))))
     for ours, plain in zip(*found, strict=True):
         assert_same_bits(ours.params, plain.params)
         assert ours.transfers == plain.transfers
@@ -174,7 +178,7 @@ def test_what_is_drawn_is_not_in_the_uplink_and_moves_by_its_last_update():
     strategy = FedLuar(num_recycled=2, num_rounds=4, clients_per_round=3)
     running, start, runtime = training(strategy, local_steps=2)
     spec, before, outcomes = running.spec, [start], []
-    for outcome in federate(running, start, strategy.init(start, spec)):
+    for outcome in federate(running, Standing(start, strategy.init(start, spec))):
         outcomes.append(outcome)
         before.append(outcome.params)
     for index in range(1, 4):
@@ -196,7 +200,7 @@ def test_what_is_drawn_is_not_in_the_uplink_and_moves_by_its_last_update():
 def test_a_client_starts_every_round_from_the_server_whatever_it_has_not_sent():
     strategy = FedLuar(num_recycled=2, num_rounds=4, clients_per_round=2)
     running, _, engine = walking(strategy, steady)
-    found = list(federate(running, START, strategy.init(START, SPEC)))
+    found = list(federate(running, Standing(START, strategy.init(START, SPEC))))
     servers: list[dict[str, Tensor]] = [START, *(outcome.params for outcome in found)]
     for round, job in engine.jobs:
         assert job.local == {}
@@ -206,7 +210,7 @@ def test_a_client_starts_every_round_from_the_server_whatever_it_has_not_sent():
 def test_a_void_round_changes_nothing_and_draws_nothing_before_the_first_that_counts():
     strategy = FedLuar(num_recycled=2, num_rounds=3, clients_per_round=2, min_replies=2)
     running, runtime, _ = walking(strategy, steady, lost=lambda round, client_id: round == 1)
-    found = list(federate(running, START, strategy.init(START, SPEC)))
+    found = list(federate(running, Standing(START, strategy.init(START, SPEC))))
     assert_same_bits(found[0].params, START)
     assert [len(plan.upload[0]) for plan in runtime.plans] == [3, 3, 1]
 
@@ -215,7 +219,7 @@ def test_running_statistics_of_a_drawn_group_stay():
     strategy = FedLuar(num_recycled=2, num_rounds=3, clients_per_round=3)
     running, start, runtime = training(strategy, method=Parallel(), family="small-resnet", local_steps=2)
     spec, last = running.spec, start
-    for outcome in federate(running, start, strategy.init(start, spec)):
+    for outcome in federate(running, Standing(start, strategy.init(start, spec))):
         asked = set(runtime.plans[-1].upload[0])
         still = {name for name in spec.statistics if torch.equal(outcome.params[name], last[name])}
         assert still == set(spec.statistics) - asked

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 from tests.builders import assert_same_bits
-from tests.strategies.hand import PLAN, SPEC, params, updates
+from tests.strategies.hand import PLAN, SPEC, params, step, updates
 from torch import tensor
 
+from fedelta.aggregation.base import Update
 from fedelta.engine.optimizers import AdamW, Sgd
-from fedelta.strategies.base import Update
 from fedelta.strategies.fedavg import FedAvg
 from fedelta.strategies.fednova import FedNova
 
@@ -19,7 +19,7 @@ def test_two_clients_with_one_and_four_steps_by_hand():
     # p = 1/4 and 3/4, steps 1 and 4: tau_eff = 1/4 * 1 + 3/4 * 4 = 3.25
     # 3.25 * (1/4 * 2 / 1 + 3/4 * 8 / 4) = 3.25 * 2 = 6.5
     sent = [Update(0, 10, {"a": tensor(2.0)}, 1.0), Update(1, 30, {"a": tensor(8.0)}, 4.0)]
-    after, state = FedNova().update({}, {"a": tensor(1.0)}, PLAN, sent, SPEC)
+    after, state = step(FedNova(), {}, {"a": tensor(1.0)}, PLAN, sent, SPEC)
     assert after["a"].item() == 7.5
     assert state == {}
 
@@ -33,23 +33,23 @@ def test_a_tensor_that_some_hold_is_normalised_over_these_alone():
         Update(2, 10, {"c": tensor(4.0)}, 2.0),
     ]
     start = {"a": tensor(1.0), "b": tensor(0.0), "c": tensor(0.0), "d": tensor(5.0)}
-    after, _ = FedNova().update({}, start, PLAN, sent, SPEC)
+    after, _ = step(FedNova(), {}, start, PLAN, sent, SPEC)
     assert {name: value.item() for name, value in after.items()} == {"a": 7.5, "b": 12.0, "c": 7.0, "d": 5.0}
 
 
 @pytest.mark.parametrize("steps", [1.0, 7.0, Sgd().effective_steps(6), Sgd().effective_steps(11)])
 def test_equal_steps_are_fedavg_to_the_last_bit(steps: float):
     sent = [replace(update, effective_steps=steps) for update in (*updates(), replace(updates()[0], num_examples=7))]
-    plain, _ = FedAvg(server_lr=0.7).update({}, params(), PLAN, sent, SPEC)
-    found, _ = FedNova(server_lr=0.7).update({}, params(), PLAN, sent, SPEC)
+    plain, _ = step(FedAvg(server_lr=0.7), {}, params(), PLAN, sent, SPEC)
+    found, _ = step(FedNova(server_lr=0.7), {}, params(), PLAN, sent, SPEC)
     assert_same_bits(found, plain)
 
 
 def test_a_client_that_makes_ten_times_the_steps_in_the_same_direction_does_not_pull_more_than_its_share():
     # Each client moves 1 a step, in opposite directions: FedAvg follows the busy one, FedNova stays where it is.
     sent = [Update(0, 1, {"a": tensor(1.0)}, 1.0), Update(1, 1, {"a": tensor(-10.0)}, 10.0)]
-    nova, _ = FedNova().update({}, {"a": tensor(0.0)}, PLAN, sent, SPEC)
-    average, _ = FedAvg().update({}, {"a": tensor(0.0)}, PLAN, sent, SPEC)
+    nova, _ = step(FedNova(), {}, {"a": tensor(0.0)}, PLAN, sent, SPEC)
+    average, _ = step(FedAvg(), {}, {"a": tensor(0.0)}, PLAN, sent, SPEC)
     assert (nova["a"].item(), average["a"].item()) == (0.0, -4.5)
 
 

@@ -6,10 +6,11 @@ import math
 
 import pytest
 from pydantic import ValidationError
-from tests.strategies.hand import PLAN, SPEC, params, updates
+from tests.strategies.hand import PLAN, SPEC, params, step, updates
 from torch import tensor
 
-from fedelta.strategies.base import Strategy, Update
+from fedelta.aggregation.base import Update
+from fedelta.strategies.base import Strategy
 from fedelta.strategies.fedavg import FedAvg, FedAvgM
 from fedelta.strategies.fedopt import FedAdagrad, FedAdam, FedYogi
 
@@ -21,7 +22,7 @@ def two_rounds(strategy: Strategy) -> list[float]:
     server, places = {"a": tensor(0.0)}, []
     state = strategy.init(server, SPEC_A)
     for delta in (2.0, -1.0):
-        server, state = strategy.update(state, server, PLAN, [Update(0, 1, {"a": tensor(delta)})], SPEC)
+        server, state = step(strategy, state, server, PLAN, [Update(0, 1, {"a": tensor(delta)})], SPEC)
         places.append(server["a"].item())
     return places
 
@@ -71,8 +72,8 @@ DEGENERATE = [
 
 @pytest.mark.parametrize("strategy", DEGENERATE, ids=lambda strategy: strategy.name)
 def test_without_momentum_and_adaptivity_it_is_fedavg(strategy: Strategy):
-    plain, _ = FedAvg().update({}, params(), PLAN, updates(), SPEC)
-    found, _ = strategy.update(strategy.init(params(), SPEC), params(), PLAN, updates(), SPEC)
+    plain, _ = step(FedAvg(), {}, params(), PLAN, updates(), SPEC)
+    found, _ = step(strategy, strategy.init(params(), SPEC), params(), PLAN, updates(), SPEC)
     assert {name: tensor.tolist() for name, tensor in found.items()} == {
         name: tensor.tolist() for name, tensor in plain.items()
     }
@@ -81,9 +82,9 @@ def test_without_momentum_and_adaptivity_it_is_fedavg(strategy: Strategy):
 @pytest.mark.parametrize("strategy", [FedAvgM(), FedAdagrad(), FedAdam(), FedYogi()], ids=lambda kind: kind.name)
 def test_a_tensor_that_nobody_sent_stays_with_its_state(strategy: Strategy):
     start = strategy.init(params(), SPEC)
-    server, state = strategy.update(start, params(), PLAN, updates(), SPEC)
+    server, state = step(strategy, start, params(), PLAN, updates(), SPEC)
     only_a = [Update(0, 1, {"a": tensor(1.0)})]
-    after, later = strategy.update(state, server, PLAN, only_a, SPEC)
+    after, later = step(strategy, state, server, PLAN, only_a, SPEC)
     assert after["b"].tolist() == server["b"].tolist()
     assert later.keys() == state.keys()
     for key in (key for key in state if key.endswith("/b")):

@@ -6,12 +6,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 from tests.builders import assert_same_bits
-from tests.strategies.hand import PLAN, SPEC, params, updates
+from tests.strategies.hand import PLAN, SPEC, mean_of, params, step, updates
 from torch import tensor
 
-from fedelta.strategies.base import Mean, Update
+from fedelta.aggregation.base import Aggregation, Update
+from fedelta.aggregation.means import Clipped, Weighted
+from fedelta.aggregation.robust import Median, Trimmed
 from fedelta.strategies.fedavg import FedAvg
-from fedelta.strategies.means import Clipped, Median, Trimmed, Weighted
 
 
 def sent(*values: float, num_examples: int = 1) -> list[Update]:
@@ -31,8 +32,8 @@ def sent(*values: float, num_examples: int = 1) -> list[Update]:
         (Weighted(), (6.0, -1.0), 2.5),
     ],
 )
-def test_means_by_hand(mean: Mean, values: tuple[float, ...], expected: float):
-    assert mean.of(sent(*values))["a"].tolist() == [expected]
+def test_means_by_hand(mean: Aggregation, values: tuple[float, ...], expected: float):
+    assert mean_of(mean, sent(*values), SPEC)["a"].tolist() == [expected]
 
 
 def test_clipping_looks_at_all_tensors_together_and_weights_by_examples():
@@ -42,42 +43,42 @@ def test_clipping_looks_at_all_tensors_together_and_weights_by_examples():
         Update(0, 1, {"a": tensor(3.0), "b": tensor(4.0)}),
         Update(1, 3, {"a": tensor(1.0), "b": tensor(0.0)}),
     ]
-    found = Clipped(max_norm=1.0).of(two)
+    found = mean_of(Clipped(max_norm=1.0), two, SPEC)
     torch.testing.assert_close(found, {"a": tensor(0.9).double(), "b": tensor(0.2).double()}, atol=1e-7, rtol=0)
 
 
 @pytest.mark.parametrize("mean", [Median(), Trimmed(fraction=0.25), Clipped(max_norm=2.0)])
-def test_one_liar_of_four_cannot_carry_the_mean_away(mean: Mean):
+def test_one_liar_of_four_cannot_carry_the_mean_away(mean: Aggregation):
     honest, liar = (1.0, 1.1, 0.9), 1e6
-    assert abs(mean.of(sent(*honest, liar))["a"].item() - 1.0) < 0.5
-    assert Weighted().of(sent(*honest, liar))["a"].item() > 1e5
+    assert abs(mean_of(mean, sent(*honest, liar), SPEC)["a"].item() - 1.0) < 0.5
+    assert mean_of(Weighted(), sent(*honest, liar), SPEC)["a"].item() > 1e5
 
 
 def test_statistics_are_not_clipped_and_otherwise_taken_like_deltas():
-    assert Clipped(max_norm=0.1).of_statistics.of(sent(6.0, -1.0))["a"].tolist() == [2.5]
+    assert mean_of(Clipped(max_norm=0.1).of_statistics, sent(6.0, -1.0), SPEC)["a"].tolist() == [2.5]
     for mean in (Weighted(), Median(), Trimmed()):
         assert mean.of_statistics == mean
 
 
 @pytest.mark.parametrize("mean", [Clipped(max_norm=1e9), Weighted()])
-def test_without_anything_to_clip_it_is_fedavg_to_the_last_bit(mean: Mean):
-    plain, _ = FedAvg().update({}, params(), PLAN, updates(), SPEC)
-    found, _ = FedAvg(mean=mean).update({}, params(), PLAN, updates(), SPEC)
+def test_without_anything_to_clip_it_is_fedavg_to_the_last_bit(mean: Aggregation):
+    plain, _ = step(FedAvg(), {}, params(), PLAN, updates(), SPEC)
+    found, _ = step(FedAvg(mean=mean), {}, params(), PLAN, updates(), SPEC)
     assert_same_bits(found, plain)
 
 
 @pytest.mark.parametrize("mean", [Median(), Trimmed(fraction=0.0)])
-def test_two_clients_of_equal_size_are_fedavg_to_the_last_bit(mean: Mean):
+def test_two_clients_of_equal_size_are_fedavg_to_the_last_bit(mean: Aggregation):
     equal = [Update(update.client_id, 8, update.delta) for update in updates()]
-    plain, _ = FedAvg().update({}, params(), PLAN, equal, SPEC)
-    found, _ = FedAvg(mean=mean).update({}, params(), PLAN, equal, SPEC)
+    plain, _ = step(FedAvg(), {}, params(), PLAN, equal, SPEC)
+    found, _ = step(FedAvg(mean=mean), {}, params(), PLAN, equal, SPEC)
     assert_same_bits(found, plain)
 
 
 @pytest.mark.parametrize("mean", [Weighted(), Median(), Trimmed(), Clipped()])
-def test_a_tensor_is_taken_over_the_clients_that_sent_it_and_inputs_stay(mean: Mean):
+def test_a_tensor_is_taken_over_the_clients_that_sent_it_and_inputs_stay(mean: Aggregation):
     mixed = [*updates(), Update(7, 1, {"c": tensor([0.25])})]
-    found = mean.of(mixed)
+    found = mean_of(mean, mixed, SPEC)
     assert found["c"].tolist() == [0.25]
     assert {name: value.dtype for name, value in found.items()} == dict.fromkeys("abc", torch.float64)
     for used, fresh in zip(mixed, updates(), strict=False):

@@ -6,20 +6,30 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.builders import assert_close, assert_same_bits, evaluated, jobs_for, start_of, tiny_data, tiny_engine
-from tests.strategies.hand import PLAN, SPEC, params, updates
+from tests.builders import (
+    assert_close,
+    assert_same_bits,
+    evaluated,
+    jobs_for,
+    kept,
+    remembered,
+    start_of,
+    tiny_data,
+    tiny_engine,
+)
+from tests.strategies.hand import PLAN, SPEC, params, step, updates
 from torch import tensor
 
-from fedelta.codecs.cast import Cast
+from fedelta.aggregation.base import Update
+from fedelta.codecs.channel import Channel
 from fedelta.engine.optimizers import Sgd
 from fedelta.engine.work import ClientSettings
 from fedelta.federation.client import Site
-from fedelta.federation.rounds import Federation, federate
+from fedelta.federation.rounds import Federation, Standing, federate
 from fedelta.params import ParamSpec, TensorSpec, add
-from fedelta.runtimes.simulation import Simulation
 from fedelta.runtimes.stability import Stability, Unstable
 from fedelta.seeds import stream
-from fedelta.strategies.base import Strategy, Update
+from fedelta.strategies.base import Strategy
 from fedelta.strategies.fedavg import FedAvg
 from fedelta.strategies.scaffold import Controls, Scaffold
 from fedelta.tuning.head import Head
@@ -31,9 +41,9 @@ def federation(
     client = ClientSettings(batch_size=4, lr=0.05, local_epochs=2, optimizer=Sgd(momentum=0.0))
     engine, _ = tiny_engine(Head(), tiny_data(), lanes=lanes, client=client)
     partition = dict(enumerate(torch.arange(24).split([8, 8, 8])))
-    site = Site(engine, partition, Cast(name=codec), seed=0, num_rounds=4, memory=strategy.memory)
+    site = Site(engine, partition, Channel(name=codec), seed=0, num_rounds=4, steering=strategy.steering)
     running = Federation(
-        strategy=strategy, runtime=Simulation(site), codec=site.codec, spec=engine.spec, client_ids=range(3), seed=0,
+        strategy=strategy, runtime=site, channel=site.channel, spec=engine.spec, client_ids=range(3), seed=0,
         evaluate=lambda params: evaluated(), effective_steps=engine.client.effective_steps,
     )  # fmt: skip
     return running, start_of(engine), site
@@ -44,12 +54,12 @@ def test_control_variates_move_by_the_sum_over_the_cohort_by_all_who_hold_the_te
     # the mean over that one.
     spec = ParamSpec({"a": TensorSpec((), "a"), "b": TensorSpec((), "b")})
     strategy, start = Scaffold(), {"a": tensor(0.0), "b": tensor(0.0)}
-    plan = replace(PLAN, num_holders=lambda name: {"control/a": 5, "control/b": 4}[name])
+    plan = replace(PLAN, num_holders={"control/a": 5, "control/b": 4})
     sent = [
         Update(0, 9, {"a": tensor(1.0), "control/a": tensor(2.0)}),
         Update(1, 1, {"a": tensor(3.0), "b": tensor(6.0), "control/a": tensor(4.0), "control/b": tensor(3.0)}),
     ]
-    after, state = strategy.update(strategy.init(start, spec), start, plan, sent, spec)
+    after, state = step(strategy, strategy.init(start, spec), start, plan, sent, spec)
     assert {name: value.item() for name, value in after.items()} == {"a": 2.0, "b": 6.0}
     assert state["control/a"].item() == pytest.approx(6 / 5)
     assert state["control/b"].item() == 3 / 4
@@ -80,7 +90,7 @@ def test_the_server_by_hand():
         Update(4, 30, {"a": tensor(-3.0), "control/a": tensor(8.0)}),
     ]
     state = {"control/a": tensor(2.0), "control/b": tensor([1.0, 1.0])}
-    after, later = Scaffold(server_lr=0.5).update(state, params(), PLAN, sent, SPEC)
+    after, later = step(Scaffold(server_lr=0.5), state, params(), PLAN, sent, SPEC)
     assert_close(after, {"a": tensor(9.5), "b": tensor([1.0, 2.0])}, rtol=0, atol=0)
     assert_close(later, {"control/a": tensor(4.4), "control/b": tensor([1.0, 1.0])}, rtol=1e-6, atol=0)
 
@@ -90,8 +100,8 @@ def test_without_control_variates_and_with_equal_clients_the_server_is_fedavg():
     equal = [Update(each.client_id, 8, each.delta) for each in updates()]
     strategy = Scaffold()
     sent = [Update(each.client_id, 8, each.delta | zero) for each in equal]
-    found, state = strategy.update(strategy.init(params(), SPEC), params(), PLAN, sent, SPEC)
-    assert_same_bits(found, FedAvg().update({}, params(), PLAN, equal, SPEC)[0])
+    found, state = step(strategy, strategy.init(params(), SPEC), params(), PLAN, sent, SPEC)
+    assert_same_bits(found, step(FedAvg(), {}, params(), PLAN, equal, SPEC)[0])
     assert_same_bits(state, zero)
 
 
@@ -100,7 +110,7 @@ def quadratics(strategy: Strategy, seed: int) -> float:
     slopes, minima = torch.linspace(0.5, 2.0, 10).double(), torch.linspace(-3.0, 5.0, 10).double() ** 2
     spec = ParamSpec({"w": TensorSpec((), "w")})
     server = {"w": tensor(0.0, dtype=torch.float64)}
-    memory = strategy.memory
+    memory = strategy.steering
     state = {name: value.double() for name, value in strategy.init(server, spec).items()}
     remembered: dict[int, dict[str, torch.Tensor]] = {}
     for round in range(1, 1501):
@@ -119,7 +129,7 @@ def quadratics(strategy: Strategy, seed: int) -> float:
                 remembered[client] = memory.remember(own, beside)
                 delta |= beside
             sent.append(Update(client, 1 + 7 * client, delta))
-        server, state = strategy.update(state, server, plan, sent, spec)
+        server, state = step(strategy, state, server, plan, sent, spec)
     return server["w"].item()
 
 
@@ -155,7 +165,7 @@ def test_the_first_round_is_fedavg_and_the_second_is_not():
     results = {}
     for strategy in (FedAvg(clients_per_round=3, num_rounds=2), Scaffold(clients_per_round=3, num_rounds=2)):
         running, start, _ = federation(strategy)
-        results[strategy.name] = list(federate(running, start, strategy.init(start, running.spec)))
+        results[strategy.name] = list(federate(running, Standing(start, strategy.init(start, running.spec))))
     assert_same_bits(results["fedavg"][0].params, results["scaffold"][0].params)
     assert not torch.equal(
         results["fedavg"][1].params["classifier.bias"], results["scaffold"][1].params["classifier.bias"]
@@ -168,18 +178,18 @@ def test_the_servers_control_variate_is_the_mean_of_all_clients_also_after_void_
     running, start, site = federation(strategy, codec=codec)
     sizes = {client_id: len(rows) for client_id, rows in site.partition.items()}
     flaky = Unstable(running.runtime, Stability(vanish_fraction=0.3), site.engine.client, sizes, seed=0)
-    found = list(federate(replace(running, runtime=flaky), start, strategy.init(start, running.spec)))
+    found = list(federate(replace(running, runtime=flaky), Standing(start, strategy.init(start, running.spec))))
     assert any(outcome.num_examples == 0 for outcome in found)
     for name, server in found[-1].state.items():
         # Of three clients; one that was never accepted has zeros.
-        mean = torch.stack([own[name].double() for own in site.remembered.values()]).sum(0) / 3
+        mean = torch.stack([own[name].double() for own in remembered(site).values()]).sum(0) / 3
         torch.testing.assert_close(server.double(), mean, atol=1e-6, rtol=1e-4)
 
 
 def test_control_variates_are_groups_of_their_own_in_the_ledger_and_double_the_payload():
     strategy = Scaffold(clients_per_round=2, num_rounds=1)
     running, start, _ = federation(strategy)
-    [outcome] = federate(running, start, strategy.init(start, running.spec))
+    [outcome] = federate(running, Standing(start, strategy.init(start, running.spec)))
     for transfer in outcome.transfers:
         assert transfer.tensor_bytes["control/classifier"] == transfer.tensor_bytes["classifier"] == 4 * (16 * 3 + 3)
     assert len(outcome.transfers) == 4
@@ -187,9 +197,9 @@ def test_control_variates_are_groups_of_their_own_in_the_ledger_and_double_the_p
 
 def test_what_clients_remember_is_none_of_the_model():
     running, start, site = federation(Scaffold(clients_per_round=3, num_rounds=1))
-    list(federate(running, start, running.strategy.init(start, running.spec)))
-    assert sorted(site.remembered) == [0, 1, 2]
-    assert site.kept == {}
+    list(federate(running, Standing(start, running.strategy.init(start, running.spec))))
+    assert sorted(remembered(site)) == [0, 1, 2]
+    assert kept(site) == {}
     assert set(running.spec) == set(start)
     assert_same_bits(add(start, {}), start)
 
@@ -198,9 +208,9 @@ def test_lanes_do_not_change_what_is_remembered():
     runs = []
     for lanes in (1, 3):
         running, start, site = federation(Scaffold(clients_per_round=3, num_rounds=2), lanes=lanes)
-        list(federate(running, start, running.strategy.init(start, running.spec)))
+        list(federate(running, Standing(start, running.strategy.init(start, running.spec))))
         runs.append(
-            {f"{client}/{name}": t for client, own in sorted(site.remembered.items()) for name, t in own.items()}
+            {f"{client}/{name}": t for client, own in sorted(remembered(site).items()) for name, t in own.items()}
         )
     assert_close(*runs, rtol=1e-4, atol=1e-5)
 

@@ -7,25 +7,29 @@ from collections.abc import Callable
 import pytest
 import torch
 from pydantic import ValidationError
-from tests.builders import assert_close, assert_same_bits, deltas_of, jobs_for, tiny_data, tiny_engine
+from tests.builders import adrift, assert_close, assert_same_bits, deltas_of, jobs_for, tiny_data, tiny_engine
+from tests.strategies.hand import step
 from tests.strategies.windowed import SPEC, START, training, walking
 from torch import tensor
 
+from fedelta.aggregation.base import Update
+from fedelta.aggregation.means import Clipped, Uniform, Weighted
+from fedelta.aggregation.robust import Median
+from fedelta.aggregation.table import AnyMean
 from fedelta.codecs.cast import Cast
 from fedelta.codecs.wire import decode
 from fedelta.engine.optimizers import Sgd
 from fedelta.engine.work import ClientSettings
 from fedelta.federation.records import RoundOutcome
-from fedelta.federation.rounds import federate
+from fedelta.federation.rounds import Standing, federate
 from fedelta.params import Params
 from fedelta.seeds import stream
 from fedelta.strategies import windows
-from fedelta.strategies.base import State, Update
+from fedelta.strategies.base import State
 from fedelta.strategies.fedavg import FedAvg
 from fedelta.strategies.fedlama import FedLama
 from fedelta.strategies.fedlama_auto import FedLamaAuto
 from fedelta.strategies.local import FedProx
-from fedelta.strategies.means import AnyMean, Clipped, Median, Uniform, Weighted
 from fedelta.strategies.windows import Place, Windows
 from fedelta.tuning.lora import Lora
 from fedelta.tuning.parallel import Parallel
@@ -83,7 +87,7 @@ def test_a_group_travels_in_as_many_rounds_as_is_counted():
 def test_a_cohort_stays_for_a_window_and_is_the_one_that_fedavg_draws_in_its_first_round():
     strategy = FedLama(phi=3, num_rounds=9, clients_per_round=4)
     running, runtime, _ = walking(strategy, still, num_clients=12)
-    list(federate(running, START, strategy.init(START, SPEC)))
+    list(federate(running, Standing(START, strategy.init(START, SPEC))))
     cohorts = [plan.cohort for plan in runtime.plans]
     drawn = {
         round: FedAvg(clients_per_round=4).plan({}, round, range(12), SPEC, stream(0, "cohort", round)).cohort
@@ -96,7 +100,7 @@ def test_a_cohort_stays_for_a_window_and_is_the_one_that_fedavg_draws_in_its_fir
 def test_a_window_begins_with_everything_and_goes_on_with_what_was_sent_after_the_round_before():
     strategy = FedLamaAuto(phi=4, num_rounds=9, clients_per_round=2, tolerance=0.0)
     running, runtime, _ = walking(strategy, still)
-    list(federate(running, START, with_intervals(1, 2, 4)))
+    list(federate(running, Standing(START, with_intervals(1, 2, 4))))
     # No discrepancy: from the second window on every interval is 4.
     assert ["".join(plan.download[1]) for plan in runtime.plans] == ["abc", "a", "ab", "a", "abc", "", "", "", "abc"]
     for plan, payloads in zip(runtime.plans, runtime.downloads, strict=True):
@@ -127,7 +131,7 @@ def test_the_unit_discrepancy_by_hand(mean: AnyMean, expected: float):
         Update(0, 1, {"a": tensor(0.0), "b": tensor([4.0, 0.0]), "c": torch.zeros(4)}),
         Update(1, 3, {"a": tensor(0.0), "b": tensor([0.0, 0.0]), "c": torch.zeros(4)}),
     ]
-    _, state = strategy.update(with_intervals(1, 1, 1), START, plan, sent, SPEC)
+    _, state = step(strategy, with_intervals(1, 1, 1), START, plan, sent, SPEC)
     torch.testing.assert_close(state["unit_discrepancy"], tensor([0.0, expected / (2 * 3), 0.0]).double())
 
 
@@ -137,7 +141,7 @@ def test_the_uniform_mean_counts_every_client_once_in_the_server_too():
     for mean in (Weighted(), Uniform()):
         strategy = FedLama(phi=2, num_rounds=4, clients_per_round=2, mean=mean)
         plan = strategy.plan(with_intervals(1, 2, 2), 1, range(2), SPEC, stream(0))
-        after, _ = strategy.update(with_intervals(1, 2, 2), START, plan, sent, SPEC)
+        after, _ = step(strategy, with_intervals(1, 2, 2), START, plan, sent, SPEC)
         found.append(after["a"].item())
     assert found == [1.0, 2.0]
 
@@ -150,7 +154,7 @@ def test_the_steps_behind_a_discrepancy_are_those_since_its_group_last_travelled
     state = with_intervals(1, 2, 4)
     plan = strategy.plan(state, 7, range(2), SPEC, stream(0))
     sent = [Update(client, 1, {n: torch.full_like(v, 1.0 - client) for n, v in START.items()}) for client in (0, 1)]
-    _, after = windows.update(strategy, state, START, plan=plan, updates=sent, spec=SPEC)
+    _, after = step(strategy, state, START, plan, sent, SPEC)
     expected = [1 / (4 * rounds * 5) for rounds in (1, 1, 3)]
     torch.testing.assert_close(after["unit_discrepancy"], tensor(expected).double())
 
@@ -158,7 +162,7 @@ def test_the_steps_behind_a_discrepancy_are_those_since_its_group_last_travelled
 def test_a_cohort_of_one_client_has_no_discrepancy():
     strategy = FedLama(phi=2, num_rounds=4, clients_per_round=1)
     running, _, _ = walking(strategy, jumping)
-    *_, last = federate(running, START, strategy.init(START, SPEC))
+    *_, last = federate(running, Standing(START, strategy.init(START, SPEC)))
     assert last.state["unit_discrepancy"].tolist() == [0.0, 0.0, 0.0]
     # Nobody disagrees with anybody: everything travels seldom.
     assert last.logged["interval_rounds"] == (2, 2, 2)
@@ -206,7 +210,7 @@ def test_lost_clients_and_void_rounds_leave_everybody_where_the_algorithm_has_th
     strategy = FedLamaAuto(phi=4, num_rounds=19, clients_per_round=3, share=0.6, min_replies=min_replies)
     running, runtime, engine = walking(strategy, jumping, num_clients=5, lost=lost)
     begin = strategy.init(START, SPEC) | {"interval_rounds": tensor([1, 2, 4])}
-    found = list(federate(running, START, begin))
+    found = list(federate(running, Standing(START, begin)))
     assert min_replies == 1 or any(outcome.num_examples == 0 for outcome in found)
     intervals = [[1, 2, 4], *(list(outcome.logged["interval_rounds"]) for outcome in found[:-1])]
     expected = reference(strategy, found, lost, intervals)
@@ -232,7 +236,7 @@ def drifting(lost: Callable[[int, int], bool], min_replies: int = 1, num_rounds:
     """Two clients, windows of 4, intervals 1, 2 and 4 in the first of them."""
     strategy = FedLama(phi=4, num_rounds=num_rounds, clients_per_round=2, min_replies=min_replies)
     running, runtime, engine = walking(strategy, jumping, lost=lost)
-    return list(federate(running, START, with_intervals(1, 2, 4))), runtime, engine
+    return list(federate(running, Standing(START, with_intervals(1, 2, 4)))), runtime, engine
 
 
 def test_a_client_that_was_lost_inside_a_window_gets_what_was_sent_meanwhile():
@@ -289,21 +293,21 @@ def test_a_client_that_is_lost_in_the_last_round_keeps_nothing_once_it_is_out_of
     strategy = FedLama(phi=2, num_rounds=4, clients_per_round=2)
     running, runtime, _ = walking(strategy, jumping, num_clients=9, lost=lambda round, client_id: round == 2)
     state = strategy.init(START, SPEC) | {"interval_rounds": tensor([2, 2, 2])}
-    adrift = [set(runtime.site.adrift) for _ in federate(running, START, state)]
+    held = [set(adrift(runtime.site)) for _ in federate(running, Standing(START, state))]
     first, second = runtime.plans[0].cohort, runtime.plans[2].cohort
     assert not set(first) & set(second)
-    assert adrift[0] == adrift[1] == set(first)
+    assert held[0] == held[1] == set(first)
     # The intervals stayed at 2: the lost round has decided nothing.
-    assert adrift[2:] == [set(second), set()]
+    assert held[2:] == [set(second), set()]
 
 
 def test_at_the_end_of_every_window_all_clients_hold_the_same():
     strategy = FedLamaAuto(phi=3, num_rounds=9, clients_per_round=3, share=1 / 3)
     running, runtime, engine = walking(strategy, jumping, num_clients=3)
     found = []
-    for outcome in federate(running, START, strategy.init(START, SPEC)):
+    for outcome in federate(running, Standing(START, strategy.init(START, SPEC))):
         found.append(outcome)
-        assert bool(runtime.site.adrift) == (outcome.round % 3 != 0)
+        assert bool(adrift(runtime.site)) == (outcome.round % 3 != 0)
     for round, job in engine.jobs:
         assert bool(job.local) == (round % 3 != 1)
         if round > 1:
@@ -323,10 +327,10 @@ def test_intervals_of_phi_everywhere_are_fedavg_with_phi_times_tau_steps_to_the_
     # its delta is to the anchor of the window's start.
     strategy = seldom(phi=3)
     running, start, _ = training(strategy)
-    windowed = list(federate(running, start, strategy.init(start, running.spec)))
+    windowed = list(federate(running, Standing(start, strategy.init(start, running.spec))))
     plain = FedAvg(num_rounds=2, clients_per_round=3)
     running, start, _ = training(plain, local_steps=6)
-    whole = list(federate(running, start, {}))
+    whole = list(federate(running, Standing(start, {})))
     assert_same_bits(windowed[1].params, start)
     assert_same_bits(windowed[2].params, whole[0].params)
     assert_same_bits(windowed[5].params, whole[1].params)
@@ -338,7 +342,7 @@ def test_lanes_change_nothing_beyond_rounding(strategy: Windows):
     found = []
     for lanes in (1, 3):
         running, start, _ = training(strategy, lanes=lanes)
-        *_, last = federate(running, start, strategy.init(start, running.spec))
+        *_, last = federate(running, Standing(start, strategy.init(start, running.spec)))
         found.append(last)
     assert_close(found[0].params, found[1].params, rtol=1e-4, atol=1e-5)
     assert found[0].logged["interval_rounds"] == found[1].logged["interval_rounds"]
@@ -352,9 +356,9 @@ def test_with_rounded_payloads_a_client_that_does_not_move_sends_zeros_after_a_w
     strategy = seldom(3)
     running, start, runtime = training(strategy, codec="float16", lr=1e-30)
     assert any(not torch.equal(value, value.half().float()) for value in start.values())
-    for outcome in federate(running, start, strategy.init(start, running.spec)):
+    for outcome in federate(running, Standing(start, strategy.init(start, running.spec))):
         assert_same_bits(outcome.params, start)
-        for own in runtime.site.adrift.values():
+        for own in adrift(runtime.site).values():
             for name, value in start.items():
                 decoded = value.half().float()
                 assert torch.equal(own[f"anchor/{name}"], decoded)
@@ -369,10 +373,10 @@ def test_fedprox_pulls_to_what_was_last_downloaded_in_the_whole_window():
     client = ClientSettings(local_steps=1, batch_size=4, optimizer=Sgd(momentum=0.0))
     plain, _ = tiny_engine(Lora(r=2), tiny_data(num_rows=12), client=client)
     before = dict.fromkeys(range(3), start)
-    for outcome in federate(running, start, strategy.init(start, running.spec)):
+    for outcome in federate(running, Standing(start, strategy.init(start, running.spec))):
         if outcome.round == 3:
             break
-        for client_id, own in runtime.site.adrift.items():
+        for client_id, own in adrift(runtime.site).items():
             after, anchor = ({name: own[f"{part}/{name}"] for name in start} for part in ("local", "anchor"))
             assert_same_bits(anchor, start)
             step = deltas_of(plain, [jobs_for((4, 4, 4), before[client_id])[client_id]])[client_id]
@@ -386,12 +390,12 @@ def test_running_statistics_travel_and_drift_with_their_kernel():
     spec = running.spec
     assert spec.statistics
     found = []
-    for outcome in federate(running, start, strategy.init(start, spec)):
+    for outcome in federate(running, Standing(start, strategy.init(start, spec))):
         found.append(outcome)
         if outcome.round == 1:
             assert_same_bits(outcome.params, start)
             assert all(
-                {f"local/{name}" for name in spec.statistics} <= set(own) for own in runtime.site.adrift.values()
+                {f"local/{name}" for name in spec.statistics} <= set(own) for own in adrift(runtime.site).values()
             )
     moved = [name for name in spec.statistics if not torch.equal(found[1].params[name], start[name])]
     assert moved == list(spec.statistics)

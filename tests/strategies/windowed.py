@@ -12,7 +12,7 @@ import torch
 from tests.builders import evaluated, spec_of, start_of, tiny_data, tiny_engine
 from torch import Tensor, tensor
 
-from fedelta.codecs.cast import Cast
+from fedelta.codecs.channel import Channel
 from fedelta.data.augmentation import Augmentation
 from fedelta.engine.optimizers import Sgd
 from fedelta.engine.work import ClientSettings, Job, Trained
@@ -20,7 +20,6 @@ from fedelta.federation.client import Site
 from fedelta.federation.records import Reply
 from fedelta.federation.rounds import Federation, Runtime
 from fedelta.params import Params, ParamSpec
-from fedelta.runtimes.simulation import Simulation
 from fedelta.strategies.base import LocalRule, RoundPlan, Strategy
 from fedelta.tasks.base import Evaluation
 from fedelta.tuning.base import TuningMethod
@@ -73,7 +72,7 @@ class Recording:
             self.site.engine.round = plan.round
         away = [client_id for client_id in payloads if self.lost(plan.round, client_id)]
         reached = {client_id: payload for client_id, payload in payloads.items() if client_id not in away}
-        replies = list(Simulation(self.site).run(plan, reached))
+        replies = list(self.site.run(plan, reached))
         away += [reply.client_id for reply in replies if self.unheard(plan.round, reply.client_id)]
         gone = [Reply(client_id, 0, b"", fault="lost", cause="vanished") for client_id in away]
         return gone + [reply for reply in replies if reply.client_id not in away]
@@ -86,7 +85,7 @@ def running(
     strategy: Strategy, runtime: Runtime, site: Site, evaluate: Callable[[Params], Evaluation] | None = None
 ) -> Federation:
     return Federation(
-        strategy=strategy, runtime=runtime, codec=site.codec, spec=site.engine.spec,
+        strategy=strategy, runtime=runtime, channel=site.channel, spec=site.engine.spec,
         client_ids=sorted(site.partition), seed=site.seed,
         evaluate=evaluate or (lambda params: evaluated()),
         effective_steps=site.engine.client.effective_steps,
@@ -103,7 +102,7 @@ def walking(
     engine = Walking(moves, ClientSettings(local_steps=strategy.local_steps))
     sizes = [1 + 2 * client_id for client_id in range(num_clients)]
     partition = dict(enumerate(torch.arange(sum(sizes)).split(sizes)))
-    site = Site(engine, partition, Cast(), seed=0, num_rounds=strategy.num_rounds)
+    site = Site(engine, partition, Channel(), seed=0, num_rounds=strategy.num_rounds)
     runtime = Recording(site, lost)
     return running(strategy, runtime, site), runtime, engine
 
@@ -128,7 +127,7 @@ def training(
         augmentation=augmentation, client=ClientSettings(**(settings | client)),
     )  # fmt: skip
     partition = dict(enumerate(torch.arange(sum(sizes)).split(list(sizes))))
-    site = Site(engine, partition, Cast(name=codec), 0, strategy.num_rounds, _own(engine.spec, start_of(engine)))
+    site = Site(engine, partition, Channel(name=codec), 0, strategy.num_rounds, _own(engine.spec, start_of(engine)))
     runtime = Recording(site, lost)
     return running(strategy, runtime, site), start_of(engine), runtime
 

@@ -18,7 +18,6 @@ from fedelta.federation.rounds import Federation
 from fedelta.federation.tiers import Tiers
 from fedelta.models.hub import Backbone
 from fedelta.params import Params, ParamSpec, select
-from fedelta.runtimes.simulation import Simulation
 from fedelta.runtimes.stability import Unstable
 from fedelta.seeds import stream
 from fedelta.strategies import AnyStrategy
@@ -123,7 +122,7 @@ def _runtime(config: Config, model: TunedModel, site: Site) -> Unstable:
     depths = {} if site.tiers is None else site.tiers.depths
     num_blocks = len(exit_blocks(model.backbone.module))
     workloads = {client_id: depth / num_blocks for client_id, depth in depths.items()}
-    return Unstable(Simulation(site), config.stability, work_of(config), num_examples, config.seed, workloads)
+    return Unstable(site, config.stability, work_of(config), num_examples, config.seed, workloads)
 
 
 def _check_deadline(config: Config, federation: Federation, runtime: Unstable, params: Params) -> None:
@@ -138,7 +137,7 @@ def _check_deadline(config: Config, federation: Federation, runtime: Unstable, p
     if federation.tiers is not None:
         everyone = dict(federation.tiers.restrict(replace(plan, download=everyone)).download)
     num_bytes = {
-        names: len(encode(select({**state, **params}, names), federation.wire, config.codec)[0])
+        names: len(encode(select({**state, **params}, names), federation.wire, config.codec.down)[0])
         for names in set(everyone.values())
     }
     times = sorted(runtime.seconds(client_id, num_bytes[names]) for client_id, names in everyone.items())

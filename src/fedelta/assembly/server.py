@@ -58,7 +58,7 @@ def build_server(
     return Federation(
         strategy=strategy,
         runtime=runtime,
-        codec=config.codec,
+        channel=config.codec,
         spec=spec,
         client_ids=client_ids,
         seed=config.seed,
@@ -85,7 +85,8 @@ def _strategy(config: Config, spec: ParamSpec, params: Params, num_clients: int)
     if config.byte_budget_mib is None:
         return config.strategy
 
-    def bytes_of(names: tuple[str, ...]) -> int:
-        return 2 * len(encode(select(params, names), spec, config.codec)[0])
+    def exchange_bytes(names: tuple[str, ...]) -> int:
+        tensors = select(params, names)
+        return sum(len(encode(tensors, spec, codec)[0]) for codec in (config.codec.down, config.codec.up))
 
-    return config.strategy.within(config.byte_budget_mib * 2**20, spec, num_clients, bytes_of)
+    return config.strategy.within(config.byte_budget_mib * 2**20, spec, num_clients, exchange_bytes)

@@ -107,7 +107,7 @@ def build_site(config: Config, model: TunedModel, data: FederatedData, tiers: Ti
         config.seed,
         config.strategy.num_rounds,
         start=select(model.params, model.spec.kept),
-        memory=config.strategy.memory,
+        steering=config.strategy.steering,
         tiers=tiers,
     )
 
@@ -155,7 +155,7 @@ def details(
 
 def _models(site: Site, params: Params) -> list[Params]:
     """That of the server, or those of the clients that have trained, where they keep tensors of their own."""
-    return [params | own for _, own in sorted(site.kept.items())] or [params]
+    return [params | tensors for _, tensors in site.memories.local_only()] or [params]
 
 
 def _watched(answered: Iterable[Answered], watch: Watch | None) -> Iterator[Answered]:

@@ -1,7 +1,1 @@
-"""How a delta becomes bytes."""
-
-from __future__ import annotations
-
-from fedelta.codecs.cast import Cast
-
-CODECS = {"float32": Cast, "float16": Cast, "bfloat16": Cast}
+"""How tensors become bytes."""

@@ -1,10 +1,12 @@
-"""What a codec is: how one tensor of a delta becomes bytes. Framing and checks are wire.py's."""
+"""What a codec is: how one tensor becomes bytes. Framing and checks are wire.py's, directions are channel.py's."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
 from torch import Tensor
+
+Packed = bytes | memoryview
 
 
 class Codec(Protocol):
@@ -14,15 +16,23 @@ class Codec(Protocol):
     def name(self) -> str:
         """Name in configurations and in every payload's header."""
 
-    def pack(self, tensor: Tensor) -> bytes:
+    @property
+    def feeds_back(self) -> bool:
+        """Whether what it leaves out of an upload is kept and added to the next one (error feedback)."""
+
+    def pack(self, name: str, tensor: Tensor) -> Packed:
         """The bytes of a finite float32 tensor.
+
+        Args:
+            name: of the tensor in the specification.
+            tensor: of any shape; not changed, but the result may be a view of its memory.
 
         Raises:
             PayloadError: the codec cannot hold its values.
         """
 
-    def unpack(self, data: bytes, shape: tuple[int, ...]) -> Tensor:
-        """A float32 tensor of `shape` from bytes of unknown origin.
+    def unpack(self, name: str, data: memoryview, shape: tuple[int, ...]) -> Tensor:
+        """A new float32 tensor of `shape` from bytes of unknown origin.
 
         Raises:
             PayloadError: they cannot be a tensor of that shape.

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
+from functools import reduce
 
 from torch import Tensor
 
@@ -37,7 +38,8 @@ def encode(params: Mapping[str, Tensor], spec: ParamSpec, codec: Codec) -> tuple
         PayloadError: the codec cannot hold a value; the message names the tensor.
     """
     present = [name for name in spec if name in params]
-    bodies = [_pack(name, params[name], codec) for name in present]
+    bodies = [codec.pack(name, params[name]) for name in present]
+    lengths = [len(body) for body in bodies]
     bits = sum(1 << index for index, name in enumerate(spec) if name in params)
     codec_name = codec.name.encode("ascii")
     header = b"".join(
@@ -47,12 +49,13 @@ def encode(params: Mapping[str, Tensor], spec: ParamSpec, codec: Codec) -> tuple
             bytes([len(codec_name)]),
             codec_name,
             bits.to_bytes(_presence_bytes(spec), "little"),
-            *(_leb128(len(body)) for body in bodies),
+            *map(_leb128, lengths),
         ]
     )
-    message = b"".join([header, *bodies])
-    lengths = [len(body) for body in bodies]
-    return message + zlib.crc32(message).to_bytes(_CRC_BYTES, "little"), _by_group(spec, present, lengths)
+    # Part by part, and joined once: a payload may be as large as the model.
+    crc = reduce(lambda crc, body: zlib.crc32(body, crc), bodies, zlib.crc32(header))
+    payload = b"".join([header, *bodies, crc.to_bytes(_CRC_BYTES, "little")])
+    return payload, _by_group(spec, present, lengths)
 
 
 def decode(payload: bytes, spec: ParamSpec, codec: Codec) -> tuple[Params, dict[str, int]]:
@@ -61,7 +64,8 @@ def decode(payload: bytes, spec: ParamSpec, codec: Codec) -> tuple[Params, dict[
     Raises:
         PayloadError: truncated, altered, for another model or tuning, or of another codec.
     """
-    message, crc = payload[:-_CRC_BYTES], payload[-_CRC_BYTES:]
+    # Views: nothing is copied before the codec makes a tensor of it.
+    message, crc = memoryview(payload)[:-_CRC_BYTES], payload[-_CRC_BYTES:]
     if not payload.startswith(_MAGIC):
         raise PayloadError(f"{len(payload)} bytes that are no fedelta payload: they start with {payload[:5]!r}.")
     if zlib.crc32(message).to_bytes(_CRC_BYTES, "little") != crc:
@@ -72,7 +76,7 @@ def decode(payload: bytes, spec: ParamSpec, codec: Codec) -> tuple[Params, dict[
             f"the payload is for other tensors: fingerprint {fingerprint.hex()}, here {spec.fingerprint.hex()}.",
             hint="compare sections [model] and [tuning] of the server and the client.",
         )
-    codec_name = reader.take(reader.take(1)[0]).decode("ascii", "replace")
+    codec_name = str(reader.take(reader.take(1)[0]), "ascii", "replace")
     if codec_name != codec.name:
         raise PayloadError(f"the payload was written with codec {codec_name!r}, expected {codec.name!r}.")
     bits = int.from_bytes(reader.take(_presence_bytes(spec)), "little")
@@ -83,17 +87,10 @@ def decode(payload: bytes, spec: ParamSpec, codec: Codec) -> tuple[Params, dict[
     if sum(lengths) != reader.left:
         raise PayloadError(f"the payload announces {sum(lengths)} bytes of tensors and holds {reader.left}.")
     params = {
-        name: codec.unpack(reader.take(length), spec.tensors[name].shape)
+        name: codec.unpack(name, reader.take(length), spec.tensors[name].shape)
         for name, length in zip(present, lengths, strict=True)
     }
     return params, _by_group(spec, present, lengths)
-
-
-def _pack(name: str, tensor: Tensor, codec: Codec) -> bytes:
-    try:
-        return codec.pack(tensor)
-    except PayloadError as error:
-        raise PayloadError(f"`{name}`: {error.message}", hint=error.hint) from error
 
 
 def _by_group(spec: ParamSpec, names: list[str], lengths: list[int]) -> dict[str, int]:
@@ -120,7 +117,7 @@ def _leb128(number: int) -> bytes:
 class _Reader:
     """Takes bytes from a message and refuses to run past its end."""
 
-    def __init__(self, message: bytes, position: int) -> None:
+    def __init__(self, message: memoryview, position: int) -> None:
         self._message = message
         self._position = position
 
@@ -128,7 +125,7 @@ class _Reader:
     def left(self) -> int:
         return len(self._message) - self._position
 
-    def take(self, count: int) -> bytes:
+    def take(self, count: int) -> memoryview:
         if count > self.left:
             raise PayloadError(f"the payload ends after {len(self._message)} bytes, {count - self.left} too early.")
         self._position += count

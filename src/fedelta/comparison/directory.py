@@ -21,9 +21,10 @@ from pathlib import Path
 
 from fedelta.comparison.cells import Cell, slugs
 from fedelta.config import Config, parse_config
+from fedelta.durable import write_atomic
 from fedelta.errors import ConfigError, RunError
 from fedelta.results.elements import flatten
-from fedelta.results.files import exclusive, write_atomic
+from fedelta.results.files import exclusive
 from fedelta.results.rundir import CONFIG, SUMMARY
 from fedelta.tracking.settings import Tracking
 

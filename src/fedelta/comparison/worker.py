@@ -14,9 +14,9 @@ import traceback
 from pathlib import Path
 
 from fedelta.config import Config, parse_config
+from fedelta.durable import write_atomic
 from fedelta.errors import FedeltaError
 from fedelta.experiment import Experiment
-from fedelta.results.files import write_atomic
 from fedelta.results.rundir import CONFIG
 
 FAILED = 1

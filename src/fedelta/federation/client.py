@@ -13,130 +13,121 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count, repeat
+from pathlib import Path
 
 from torch import Generator, Tensor
 
-from fedelta.codecs.base import Codec
+from fedelta.codecs.channel import Channel
 from fedelta.codecs.wire import decode, encode
 from fedelta.engine.lanes import LaneEngine
 from fedelta.engine.work import Job, Trained
 from fedelta.errors import PayloadError
+from fedelta.federation.memory import Drift, Memories, Memory
 from fedelta.federation.records import Reply
 from fedelta.federation.tiers import Tiers
 from fedelta.params import Params, ParamSpec, is_finite, select
 from fedelta.seeds import stream
-from fedelta.strategies.base import Memory, RoundPlan
-
-_LOCAL, _ANCHOR = "local/", "anchor/"
+from fedelta.strategies.base import RoundPlan, Steering
 
 
 @dataclass(frozen=True)
 class Site:
-    """What stays with the clients: the engine with the data, and who owns which rows.
+    """Some clients in this process: a `Runtime` with everything that stays with them.
+
+    Downloads and replies are the bytes that would travel, so that sizes and rounding are those of a deployment.
 
     Args:
         engine: holds the model and the training data.
         partition: client id to rows.
-        codec: of both directions.
+        channel: how tensors become bytes.
         seed: of the run; batch orders are streams of it.
         num_rounds: length of the run, for the learning-rate schedule.
         start: the tensors that never travel, as a client has them before its first round.
-        kept: client id to these tensors after its last round; changed by `serve`, saved in checkpoints.
-        memory: what the strategy lets clients remember; None: nothing.
-        remembered: client id to what it remembers; changed by `accept`, saved in checkpoints.
-        adrift: client id to the tensors that it has trained and not sent yet, `local/NAME` as they are and
-            `anchor/NAME` as they were downloaded; changed by `accept`, saved in checkpoints.
-        pending: client id to what it will remember and keep adrift if its reply is accepted; changed by `serve`.
+        steering: the clients' side of the strategy; None: nothing.
         tiers: how deep each client runs; None: all of them through the whole model.
+        memories: what clients keep between rounds.
     """
 
     engine: LaneEngine
     partition: Mapping[int, Tensor]
-    codec: Codec
+    channel: Channel
     seed: int
     num_rounds: int
     start: Params = field(default_factory=dict)
-    kept: dict[int, Params] = field(default_factory=dict)
-    memory: Memory | None = None
-    remembered: dict[int, Params] = field(default_factory=dict)
-    adrift: dict[int, Params] = field(default_factory=dict)
-    pending: dict[int, tuple[Params, Params]] = field(default_factory=dict)
+    steering: Steering | None = None
     tiers: Tiers | None = None
+    memories: Memories = field(default_factory=Memories)
 
     @cached_property
     def wire(self) -> ParamSpec:
         """Everything that can travel."""
-        return self.engine.spec if self.memory is None else self.memory.extend(self.engine.spec)
+        return self.engine.spec if self.steering is None else self.steering.extend(self.engine.spec)
 
     @cached_property
-    def blank(self) -> Params:
-        """What a client remembers before its first round."""
-        return {} if self.memory is None else self.memory.start(self.engine.spec)
+    def blank(self) -> Memory:
+        """What a client has before its first round."""
+        return Memory(self.start, {} if self.steering is None else self.steering.start(self.engine.spec))
 
-    def restore(
-        self, kept: Mapping[int, Params], remembered: Mapping[int, Params], adrift: Mapping[int, Params]
-    ) -> None:
-        """Puts back what a checkpoint held of the clients."""
-        for own, restored in ((self.kept, kept), (self.remembered, remembered), (self.adrift, adrift)):
-            own.clear()
-            own.update(restored)
+    def memory_of(self, client_id: int) -> Memory:
+        """What the client has."""
+        return self.memories.of(client_id) or self.blank
+
+    def run(self, plan: RoundPlan, payloads: Mapping[int, bytes]) -> Iterator[Reply]:
+        """See `Runtime.run`; yields replies in the order in which clients finish."""
+        lr = self.engine.client.lr_in(plan.round, self.num_rounds)
+        self.memories.begin(plan.cohort)
+        opened: dict[bytes, Params] = {}  # most strategies send all clients the same bytes
+        under_way: dict[int, _Work] = {}
+        for client_id in sorted(payloads):
+            payload = payloads[client_id]
+            try:
+                if payload not in opened:
+                    opened[payload], _ = decode(payload, self.wire, self.channel.down)
+                under_way[client_id] = _work(self, plan, client_id, opened[payload])
+            except PayloadError as error:
+                yield Reply(client_id, 0, b"", fault=f"download refused: {error.message}")
+        for trained in self.engine.train([work.job for work in under_way.values()], lr, plan.round):
+            yield _reply(self, plan, under_way.pop(trained.client_id), trained, lr)
 
     def accept(self, client_ids: Iterable[int]) -> None:
-        """The replies of these clients were accepted: what they were about to remember and keep, they do."""
-        for client_id in client_ids:
-            for own, tensors in zip((self.remembered, self.adrift), self.pending.get(client_id, ()), strict=False):
-                if tensors:
-                    own[client_id] = tensors
-                else:
-                    own.pop(client_id, None)
-        self.pending.clear()
+        """See `Runtime.accept`."""
+        self.memories.commit(client_ids)
+
+    def snapshot(self, folder: Path, round: int) -> str:
+        """See `Runtime.snapshot`."""
+        return self.memories.snapshot(folder, round)
+
+    def restore(self, folder: Path, mark: str) -> None:
+        """See `Runtime.restore`."""
+        self.memories.restore(folder, mark)
 
     def held(self, client_id: int) -> tuple[str, ...]:
         """Names of the tensors that the client has: all, or those of the blocks that it runs."""
         names = self.engine.spec.names
         return names if self.tiers is None else tuple(name for name in names if self.tiers.owns(client_id, name))
 
-    def own(self, client_id: int) -> Params:
-        """The tensors of a client that never travel."""
-        return self.kept.get(client_id, self.start)
 
-
-def serve(site: Site, plan: RoundPlan, payloads: Mapping[int, bytes]) -> Iterator[Reply]:
-    """Yields the reply of every client of `payloads`, in the order in which they finish.
+@dataclass(frozen=True)
+class _Work:
+    """A job, and what is needed again when it is done.
 
     Args:
-        site: model and data.
-        plan: of the round; says what each client sends.
-        payloads: client id to its download.
+        job: for the engine.
+        received: the decoded download.
+        memory: what the client kept before the round.
     """
-    lr = site.engine.client.lr_in(plan.round, site.num_rounds)
-    site.pending.clear()
-    for client_id in site.adrift.keys() - plan.upload.keys():
-        del site.adrift[client_id]
-    opened: dict[bytes, Params] = {}  # most strategies send all clients the same bytes
-    jobs, received = {}, {}
-    for client_id in sorted(payloads):
-        payload = payloads[client_id]
-        try:
-            if payload not in opened:
-                opened[payload], _ = decode(payload, site.wire, site.codec)
-            jobs[client_id] = _job(site, plan, client_id, opened[payload])
-        except PayloadError as error:
-            yield Reply(client_id, 0, b"", fault=f"download refused: {error.message}")
-            continue
-        received[client_id] = opened[payload]
-    for trained in site.engine.train(list(jobs.values()), lr, plan.round):
-        yield _reply(site, plan, jobs[trained.client_id], trained, received=received[trained.client_id], lr=lr)
+
+    job: Job
+    received: Params
+    memory: Memory
 
 
-def _job(site: Site, plan: RoundPlan, client_id: int, received: Params) -> Job:
-    own, held = site.adrift.get(client_id, {}), site.held(client_id)
-    at_hand = {name.removeprefix(_ANCHOR): tensor for name, tensor in own.items() if name.startswith(_ANCHOR)}
-    at_hand |= received | site.own(client_id)
+def _work(site: Site, plan: RoundPlan, client_id: int, received: Params) -> _Work:
+    memory, held = site.memory_of(client_id), site.held(client_id)
+    at_hand = {name: drift.anchor for name, drift in memory.adrift.items()} | received | memory.local_only
     if lacking := [name for name in held if name not in at_hand]:
         missing = f"{len(lacking)} of {len(held)} tensors"
         raise PayloadError(f"{missing} are missing that the client has not kept, first `{lacking[0]}`")
-    remembered = site.remembered.get(client_id, site.blank)
     rows, client = site.partition[client_id], site.engine.client
     steps_before = (plan.round - 1) * (client.local_steps or 0)
     epoch, skip = divmod(steps_before, client.epoch_steps(len(rows)))
@@ -146,7 +137,7 @@ def _job(site: Site, plan: RoundPlan, client_id: int, received: Params) -> Job:
             return repeat(stream(site.seed, purpose, plan.round, client_id))
         return (stream(site.seed, purpose, "epoch", number, client_id) for number in count(epoch + 1))
 
-    return Job(
+    job = Job(
         client_id,
         rows,
         anchor=select(at_hand, held),
@@ -154,45 +145,51 @@ def _job(site: Site, plan: RoundPlan, client_id: int, received: Params) -> Job:
         noise=stream(site.seed, "dropout", plan.round, client_id),
         augmentation=epochs("augmentation"),
         skip=skip,
-        local={name: own[f"{_LOCAL}{name}"] for name in held if name not in received and f"{_LOCAL}{name}" in own},
+        local={name: memory.adrift[name].value for name in held if name in memory.adrift and name not in received},
         kept=tuple(name for name in held if name not in plan.upload[client_id]),
-        offset={} if site.memory is None else site.memory.offset(received, remembered),
+        offset={} if site.steering is None else site.steering.offset(received, memory.remembered),
         depth=None if site.tiers is None else site.tiers.depths[client_id],
         exits=stream(site.seed, "exits", plan.round, client_id),
     )
+    return _Work(job, received, memory)
 
 
-def _reply(site: Site, plan: RoundPlan, job: Job, trained: Trained, *, received: Params, lr: float) -> Reply:
-    """The reply; what the client keeps is stored, and what it may remember made ready, unless it has diverged."""
+def _reply(site: Site, plan: RoundPlan, work: _Work, trained: Trained, lr: float) -> Reply:
+    """The reply; what the client will keep if it is accepted is staged, unless it has diverged."""
     client_id, num_examples = trained.client_id, len(site.partition[trained.client_id])
     metrics = {"train_loss": trained.train_loss}
-    sent = {name: tensor.cpu() for name, tensor in trained.delta.items()}
-    if site.memory is not None:
-        sent |= site.memory.beside(received, sent, lr * site.engine.client.effective_steps(num_examples))
+    delta = {name: tensor.cpu() for name, tensor in trained.delta.items()}
+    if site.steering is not None:
+        step_length = lr * site.engine.client.effective_steps(num_examples)
+        delta |= site.steering.beside(work.received, delta, step_length)
+    sent = select(delta, plan.upload[client_id])
+    if site.channel.up.feeds_back:
+        sent = _made_good(sent, work.memory.residual)
     try:
-        payload, _ = encode(select(sent, plan.upload[client_id]), site.wire, site.codec)
+        payload, _ = encode(sent, site.wire, site.channel.up)
     except PayloadError as error:
         return Reply(client_id, num_examples, b"", metrics, fault=str(error))
-    own, unsent = _divide(site.engine.spec, trained.kept)
+    unsent = {name: tensor.cpu() for name, tensor in trained.kept.items() if site.engine.spec.tensors[name].shared}
     if not all(map(is_finite, unsent.values())):
         return Reply(client_id, num_examples, b"", metrics, fault="tensors that are sent later are NaN or infinite")
-    if own and all(map(is_finite, own.values())):
-        site.kept[client_id] = own
-    adrift = {f"{_LOCAL}{name}": tensor for name, tensor in unsent.items()}
-    adrift |= {f"{_ANCHOR}{name}": job.anchor[name] for name in unsent}
-    remembered: Params = {}
-    if site.memory is not None:
-        # As the server decodes it: otherwise both would drift apart by what the codec rounds off.
-        decoded, _ = decode(payload, site.wire, site.codec)
-        remembered = site.memory.remember(site.remembered.get(client_id, site.blank), decoded)
-    site.pending[client_id] = (remembered, adrift)
+    site.memories.stage(client_id, _memory_after(site, work, trained, sent=sent, payload=payload, unsent=unsent))
     return Reply(client_id, num_examples, payload, metrics)
 
 
-def _divide(spec: ParamSpec, kept: Params) -> tuple[Params, Params]:
-    """What never travels, and what is sent in a later round; on the CPU."""
-    own: Params = {}
-    unsent: Params = {}
-    for name, tensor in kept.items():
-        (unsent if spec.tensors[name].shared else own)[name] = tensor.cpu()
-    return own, unsent
+def _memory_after(site: Site, work: _Work, trained: Trained, *, sent: Params, payload: bytes, unsent: Params) -> Memory:
+    """What the client keeps once `payload`, which holds `sent`, was accepted, and `unsent` is not sent yet."""
+    before, steering, feeds_back = work.memory, site.steering, site.channel.up.feeds_back
+    local_only = {name: tensor.cpu() for name, tensor in trained.kept.items() if name not in unsent}
+    # As the server decodes it: otherwise both would drift apart by what the codec rounds off.
+    decoded = decode(payload, site.wire, site.channel.up)[0] if steering is not None or feeds_back else {}
+    return Memory(
+        local_only=local_only if all(map(is_finite, local_only.values())) else before.local_only,
+        remembered={} if steering is None else steering.remember(before.remembered, decoded),
+        adrift={name: Drift(tensor, work.job.anchor[name]) for name, tensor in unsent.items()},
+        residual=before.residual | {name: sent[name] - decoded[name] for name in sent} if feeds_back else {},
+    )
+
+
+def _made_good(delta: Params, residual: Params) -> Params:
+    """`delta`, with what earlier uploads left out of the same tensors."""
+    return {name: tensor + residual[name] if name in residual else tensor for name, tensor in delta.items()}

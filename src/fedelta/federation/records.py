@@ -75,6 +75,23 @@ class Transfer:
 
 
 @dataclass(frozen=True)
+class Claim:
+    """A number of examples that gives a client another weight than before, or more than it may have.
+
+    Args:
+        client_id: who claims it.
+        num_examples: what it claims to have.
+        before: what it claimed in its last accepted reply; None in its first.
+        weight: with which it counts (`strategy.max_examples`).
+    """
+
+    client_id: int
+    num_examples: int
+    before: int | None
+    weight: int
+
+
+@dataclass(frozen=True)
 class RoundOutcome:
     """Everything that a finished round leaves behind.
 
@@ -92,6 +109,8 @@ class RoundOutcome:
         simulated_seconds: how long the round would have taken (`Stability`); None when nobody asks.
         synced_fraction: share of the tuned scalars that were averaged; 1 means that the server has a new value of each.
         logged: numbers by group that the strategy wants to be written down (`Strategy.logged`).
+        claims: of clients whose number of examples is worth a note.
+        claimed: client id to the number of examples that it last claimed to have.
     """
 
     round: int
@@ -107,3 +126,5 @@ class RoundOutcome:
     simulated_seconds: float | None = None
     synced_fraction: float = 1.0
     logged: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    claims: tuple[Claim, ...] = ()
+    claimed: Mapping[int, int] = field(default_factory=dict)

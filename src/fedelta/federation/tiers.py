@@ -9,6 +9,7 @@ for `sum`, `distill` and the mean over holders.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -46,7 +47,14 @@ class Tiers:
                     found[key] = tuple(name for name in each if self.owns(client_id, name))
             return {client_id: found[self.depths[client_id], each] for client_id, each in names.items()}
 
-        return replace(plan, download=own(plan.download), upload=own(plan.upload), num_holders=self._num_holders)
+        return replace(plan, download=own(plan.download), upload=own(plan.upload), num_holders=self._num_holders(plan))
 
-    def _num_holders(self, name: str) -> int:
-        return sum(self.owns(client_id, name) for client_id in self.depths)
+    def _num_holders(self, plan: RoundPlan) -> dict[str, int]:
+        """How many of all clients hold each tensor of the plan."""
+        names = dict.fromkeys(name for download in plan.download.values() for name in download)
+        names |= dict.fromkeys(name for upload in plan.upload.values() for name in upload)
+        num_clients = Counter(self.depths.values())
+        return {
+            name: sum(num for depth, num in num_clients.items() if name.rpartition("/")[2] in self.owned[depth])
+            for name in names
+        }

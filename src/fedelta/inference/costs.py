@@ -22,12 +22,13 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from fedelta.durable import write_atomic
 from fedelta.errors import InputError, ModelError
 from fedelta.inference.anytime import exits_of
 from fedelta.models.hub import Backbone
 from fedelta.results import rundir
 from fedelta.results.environment import machine
-from fedelta.results.files import to_json, write_atomic
+from fedelta.results.files import to_json
 from fedelta.settings import Settings
 from fedelta.tuning.exits import walk
 

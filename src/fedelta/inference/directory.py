@@ -11,8 +11,9 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from fedelta.durable import sync_directory, write_atomic
 from fedelta.errors import AdapterError, listed
-from fedelta.results.files import Record, sync_directory, write_atomic
+from fedelta.results.files import Record
 
 WEIGHTS, CONFIG, CARD, OWN = "adapter_model.safetensors", "adapter_config.json", "README.md", "fedelta.json"
 

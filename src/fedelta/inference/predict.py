@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedelta.data.clients import Name
 from fedelta.errors import AdapterError, RunError
+from fedelta.federation.memory import Memories
 from fedelta.inference.adapter import Adapter, check_fits, read_adapter
 from fedelta.inference.anytime import (
     at_each_exit,
@@ -205,22 +206,31 @@ class Predictor:
         return self.task.answers(outputs, self.class_names, number)
 
 
-def _own_tensors(path: Path, client: Name | None) -> Params:
+def _own_tensors(run: Path, client: Name | None) -> Params:
     """What a client of a run keeps for itself; nothing where clients keep nothing and none is asked for."""
-    checkpoint = path / rundir.CHECKPOINT
-    kept = load(checkpoint).kept if checkpoint.is_file() else {}
+    kept = _kept_by_clients(run)
     if client is None and not kept:
         return {}
-    clients = read_clients(path / rundir.PARTITION)
+    clients = read_clients(run / rundir.PARTITION)
     number = None if client is None else clients.number_of(client)
     if number is None or number not in kept:
         raise RunError(
-            f"the run {str(path)!r} has no one model: its clients keep their own norms."
+            f"the run {str(run)!r} has no one model: its clients keep their own norms."
             if number is None
-            else f"{clients.called(number)} keeps no tensors of its own in the run {str(path)!r}.",
+            else f"{clients.called(number)} keeps no tensors of its own in the run {str(run)!r}.",
             hint=f"with a model of their own: {', '.join(map(clients.called, sorted(kept))) or 'none'}.",
         )
     return kept[number]
+
+
+def _kept_by_clients(run: Path) -> dict[int, Params]:
+    """Client id to the tensors of the model that it keeps for itself; nothing where all have one model."""
+    checkpoint = run / rundir.CHECKPOINT
+    if not checkpoint.is_file():
+        return {}
+    memories = Memories()
+    memories.restore(run / rundir.CLIENTS, load(checkpoint).memory_mark)
+    return dict(memories.local_only())
 
 
 def install(adapter: Adapter, backbone: Backbone) -> None:

@@ -1,6 +1,7 @@
 """Checkpoints: all that a run needs to continue with the same bits, in one safetensors file.
 
-The file is replaced atomically after every round. Its header carries, beside the names, a JSON object with
+The file is replaced atomically after every round. What clients keep is not in it but where the clients are, and a mark
+says which state of that belongs to it. Its header carries, beside the names, a JSON object with
 the counters of the run and a SHA-256 over counters, names, types, shapes and bytes: a file that loads is the
 file that was saved. There is no generator state in it, because streams are named (seeds.py).
 """
@@ -12,20 +13,27 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor
 
+from fedelta.durable import write_atomic
 from fedelta.errors import CheckpointError, SpecError
 from fedelta.params import Params, ParamSpec
-from fedelta.results.files import write_atomic
 from fedelta.strategies.base import State
 
-FORMAT = "fedelta-checkpoint-4"
-_BY_CLIENT = ("kept", "remembered", "adrift")
+FORMAT = "fedelta-checkpoint-5"
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Bytes of the growing files of a run directory: `rounds.jsonl`, `ledger.jsonl` and `timings.jsonl`."""
+
+    rounds: int
+    ledger: int
+    timings: int
 
 
 @dataclass(frozen=True)
@@ -36,24 +44,18 @@ class Checkpoint:
         round: the last finished round; 0 before the first.
         params: server params after that round, in the order of the spec.
         state: strategy state after that round.
-        kept: what clients keep of the model for themselves, client id to its tensors.
-        remembered: what clients remember for the strategy, client id to its tensors.
-        adrift: what clients have trained and not sent yet, client id to its tensors.
-        log_bytes: length of `rounds.jsonl` at that moment.
-        ledger_bytes: length of `ledger.jsonl`.
-        timing_bytes: length of `timings.jsonl`.
+        claimed: client id to the number of examples that it last claimed to have.
+        memory_mark: of what clients keep, as the runtime saved it in that round (`Runtime.snapshot`).
+        lengths: of the files that grow, at that moment.
         run_fingerprint: text that differs between configurations that may not continue each other.
     """
 
     round: int
     params: Params
     state: State
-    kept: Mapping[int, Params]
-    remembered: Mapping[int, Params]
-    adrift: Mapping[int, Params]
-    log_bytes: int
-    ledger_bytes: int
-    timing_bytes: int
+    claimed: Mapping[int, int]
+    memory_mark: str
+    lengths: Lengths
     run_fingerprint: str
 
 
@@ -91,20 +93,17 @@ def load(path: Path, spec: ParamSpec | None = None, run_fingerprint: str | None 
 
 def encode(checkpoint: Checkpoint) -> bytes:
     """`checkpoint` as the content of a safetensors file. Tensors of any device and layout are accepted."""
-    own = {
-        f"{part}/{client_id}": params for part in _BY_CLIENT for client_id, params in getattr(checkpoint, part).items()
-    }
-    tensors, same = _separate({"params": checkpoint.params, "state": checkpoint.state, **own})
+    tensors, same = _separate({"params": checkpoint.params, "state": checkpoint.state})
     facts = {
         "format": FORMAT,
         "same": same,
+        "round": checkpoint.round,
         "params": list(checkpoint.params),
         "state": list(checkpoint.state),
-        **{
-            part: [(client_id, list(params)) for client_id, params in getattr(checkpoint, part).items()]
-            for part in _BY_CLIENT
-        },
-        "counters": _counters(checkpoint),
+        "claimed": list(checkpoint.claimed.items()),
+        "memory_mark": checkpoint.memory_mark,
+        "lengths": vars(checkpoint.lengths),
+        "run_fingerprint": checkpoint.run_fingerprint,
     }
     described = json.dumps(facts)
     # One entry: safetensors writes several in random order, and equal checkpoints must be equal files.
@@ -128,20 +127,20 @@ def decode(content: bytes) -> Checkpoint:
         raise _corrupt("its content does not match its checksum")
     facts = json.loads(described)
     if facts["format"] != FORMAT:
-        raise CheckpointError(f"has format {facts['format']!r}, this version reads {FORMAT!r}.")
+        raise CheckpointError(
+            f"has format {facts['format']!r}, this version reads {FORMAT!r}.",
+            hint="finish the run with the version of fedelta that began it (see `environment.json`), or start it anew.",
+        )
     tensors |= {name: tensors[first] for name, first in facts["same"].items()}
     return Checkpoint(
+        round=facts["round"],
         params={name: tensors[f"params/{name}"] for name in facts["params"]},
         state={name: tensors[f"state/{name}"] for name in facts["state"]},
-        kept=_by_client("kept", facts, tensors),
-        remembered=_by_client("remembered", facts, tensors),
-        adrift=_by_client("adrift", facts, tensors),
-        **facts["counters"],
+        claimed=dict(facts["claimed"]),
+        memory_mark=facts["memory_mark"],
+        lengths=Lengths(**facts["lengths"]),
+        run_fingerprint=facts["run_fingerprint"],
     )
-
-
-def _by_client(part: str, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[int, Params]:
-    return {client_id: {name: tensors[f"{part}/{client_id}/{name}"] for name in own} for client_id, own in facts[part]}
 
 
 def _check_origin(checkpoint: Checkpoint, spec: ParamSpec | None, run_fingerprint: str | None) -> None:
@@ -159,11 +158,6 @@ def _check_origin(checkpoint: Checkpoint, spec: ParamSpec | None, run_fingerprin
         raise CheckpointError(f"does not fit the model of this run: {error.message}.") from error
     if tuple(checkpoint.params) != spec.names:
         raise CheckpointError("does not fit the model of this run: its tensors come in another order.")
-
-
-def _counters(checkpoint: Checkpoint) -> dict[str, Any]:
-    # `Any`: numbers, text and None, as JSON holds them.
-    return {name: value for name, value in vars(checkpoint).items() if name not in {"params", "state", *_BY_CLIENT}}
 
 
 def _separate(parts: Mapping[str, Mapping[str, Tensor]]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -1,6 +1,5 @@
 """Files that survive a kill, Ctrl-C and a full disk.
 
-`write_atomic` replaces a file as a whole: a reader sees the old or the new content, never a mixture.
 `JsonLines` grows a file by whole records and takes a failed append back.
 `exclusive` keeps a second process out while one writes, `in_turn` lets it wait.
 """
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedelta.durable import sync_directory, write_all
 from fedelta.errors import RunError
 
 if sys.platform != "win32":
@@ -24,38 +24,6 @@ if sys.platform != "win32":
 
 # Whatever `json.loads` makes of a line; the readers check the fields that they use.
 Record = dict[str, Any]
-
-
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Puts `content` at `path`, replacing what was there; the directory must exist.
-
-    The content and its name are on the disk when this returns. On any exception, Ctrl-C included, the
-    previous file is untouched and no temporary file remains.
-
-    Raises:
-        OSError: the disk is full or the directory cannot be written.
-    """
-    # A fixed name, so that what a kill leaves behind is overwritten by the next attempt and does not pile up.
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        with temporary.open("wb", buffering=0) as file:
-            _write_all(file.fileno(), content.encode() if isinstance(content, str) else content)
-            os.fsync(file.fileno())
-        os.replace(temporary, path)  # noqa: PTH105 -- the tests replace `os.replace` by a failing one
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_directory(path.parent)
-
-
-def sync_directory(directory: Path) -> None:
-    """Makes renames and new names in `directory` durable, where the system knows how."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
@@ -140,7 +108,7 @@ class JsonLines:
         before = self.num_bytes
         with self.path.open("ab", buffering=0) as file:
             try:
-                _write_all(file.fileno(), content)
+                write_all(file.fileno(), content)
                 os.fsync(file.fileno())
             except BaseException:
                 os.ftruncate(file.fileno(), before)
@@ -194,12 +162,6 @@ class JsonLines:
         if not isinstance(record, dict):
             raise RunError(f"{str(self.path)!r}, line {number}: expected a JSON object, found {line[:40]!r}.")
         return record
-
-
-def _write_all(descriptor: int, content: bytes) -> None:
-    rest = memoryview(content)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
 
 
 def _finite(value: object) -> object:

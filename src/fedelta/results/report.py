@@ -14,8 +14,8 @@ from string import Template
 
 from matplotlib.figure import Figure
 
+from fedelta.durable import write_atomic
 from fedelta.results import exit_section, layer_section, page, personal_section, plots
-from fedelta.results.files import write_atomic
 from fedelta.results.history import History, read_histories
 from fedelta.results.partition import Partition
 

@@ -9,7 +9,7 @@ model.json            parameter counts, of each group too, so that an unfinished
 rounds.jsonl          one record a round, determined by seed and configuration
 ledger.jsonl          one row per payload, after the row of the backbone
 timings.jsonl         wall-clock seconds and memory by round
-checkpoint/           the state after the last finished round
+checkpoint/           the state after the last finished round; in clients/ what each client keeps, a file for each
 summary.json          written at the end
 confusion.json        how often which class was taken for which, where the task has classes; written at the end
 adapter/              the tuned tensors for deployment, written at the end
@@ -27,9 +27,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedelta.durable import sync_directory, write_atomic
 from fedelta.errors import RunError
 from fedelta.results.checkpoint import Checkpoint
-from fedelta.results.files import JsonLines, Record, exclusive, sync_directory, to_json, write_atomic
+from fedelta.results.files import JsonLines, Record, exclusive, to_json
 
 CONFIG = "config.toml"
 ENVIRONMENT = "environment.json"
@@ -40,6 +41,7 @@ ROUNDS = "rounds.jsonl"
 LEDGER = "ledger.jsonl"
 TIMINGS = "timings.jsonl"
 CHECKPOINT = "checkpoint/state.safetensors"
+CLIENTS = "checkpoint/clients"
 SUMMARY = "summary.json"
 CONFUSION = "confusion.json"
 ADAPTER = "adapter"
@@ -121,6 +123,11 @@ class RunDirectory:
         return self.path / CHECKPOINT
 
     @property
+    def clients(self) -> Path:
+        """What clients keep between rounds, where they are in this process."""
+        return self.path / CLIENTS
+
+    @property
     def ledger(self) -> Path:
         """One row per payload."""
         return self.path / LEDGER
@@ -175,9 +182,9 @@ class RunDirectory:
         Raises:
             RunError: a file is shorter than it was then.
         """
-        self.rounds.truncate(checkpoint.log_bytes)
-        JsonLines(self.ledger).truncate(checkpoint.ledger_bytes)
-        self.timings.truncate(checkpoint.timing_bytes)
+        self.rounds.truncate(checkpoint.lengths.rounds)
+        JsonLines(self.ledger).truncate(checkpoint.lengths.ledger)
+        self.timings.truncate(checkpoint.lengths.timings)
 
     def write_summary(self, summary: Record) -> None:
         """Writes `summary.json`, atomically; its presence marks the run as finished."""

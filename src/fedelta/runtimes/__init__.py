@@ -1,1 +1,1 @@
-"""Where clients run: in this process (simulation.py)."""
+"""Where clients run, and how reliable they are there."""

@@ -1,18 +1,13 @@
-"""All clients in this process, on the lane engine."""
+"""All clients in this process, on the lane engine: a `Site` that has the data of all is the runtime."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 
-from fedelta.federation.client import Site, serve
-from fedelta.federation.records import Reply
 from fedelta.settings import Context, Settings
-from fedelta.strategies.base import RoundPlan
 
 # Samples that automatic lanes fill a step with. 64: eight lanes of batch 8 are the fastest of one, two, four and eight
 # on 2 CPU cores, and four lanes of batch 16 serve the demo (benchmarks/). 1,024: our guess for a GPU, not measured.
@@ -62,21 +57,3 @@ class SimulationSettings(Settings):
         else:
             wanted = max(1, _SAMPLES_PER_STEP[self.torch_device()] // batch_size)
         return min(wanted, clients_per_round)
-
-
-@dataclass(frozen=True)
-class Simulation:
-    """Serves every client of a round from one site that holds the data of all.
-
-    Downloads and replies are the bytes that would travel, so sizes and rounding are those of a deployment.
-    """
-
-    site: Site
-
-    def run(self, plan: RoundPlan, payloads: Mapping[int, bytes]) -> Iterator[Reply]:
-        """See `Runtime.run`."""
-        return serve(self.site, plan, payloads)
-
-    def accept(self, client_ids: Iterable[int]) -> None:
-        """See `Runtime.accept`."""
-        self.site.accept(client_ids)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from pydantic import Field, model_validator
@@ -92,6 +93,14 @@ class Unstable:
     def accept(self, client_ids: Iterable[int]) -> None:
         """See `Runtime.accept`."""
         self.runtime.accept(client_ids)
+
+    def snapshot(self, folder: Path, round: int) -> str:
+        """See `Runtime.snapshot`."""
+        return self.runtime.snapshot(folder, round)
+
+    def restore(self, folder: Path, mark: str) -> None:
+        """See `Runtime.restore`."""
+        self.runtime.restore(folder, mark)
 
     def seconds(self, client_id: int, payload_bytes: int) -> float:
         """Simulated time of a client's round: download, training and upload."""

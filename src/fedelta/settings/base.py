@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -47,6 +47,8 @@ class Context:
 class Settings(BaseModel):
     """A frozen, strictly checked value; subclasses are final."""
 
+    # The union of what one `name` in this setting's table stands for, where it stands for several of its fields.
+    shorthand: ClassVar[Any] = None
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
     def problems(self, context: Context) -> list[str]:

@@ -38,10 +38,10 @@ def explain(errors: Iterable[ErrorDetails], section: str, value: object, root: t
             explained[path] = _unknown_choice(f"{path}.name", details["tag"], members(annotation), root)
         elif kind == "value_error":
             explained[path] = f"`{path}`: {expectation}"
-        elif path in explained:
-            explained[path] += f" or {expectation}"
-        else:
+        elif path not in explained:
             explained[path] = f"`{path}` is {given!r}, expected: {expectation}"
+        elif expectation not in explained[path]:
+            explained[path] += f" or {expectation}"
     return list(explained.values())
 
 
@@ -61,7 +61,10 @@ def named_choices(root: type[Settings]) -> dict[str, list[str]]:
 
 def members(annotation: Any) -> dict[str, type[Settings]]:
     """Name to class of a union of settings, or of one that has a name; nothing for any other annotation."""
-    named = [kind for kind in settings_of(annotation) if "name" in kind.model_fields]
+    kinds = settings_of(annotation)
+    if len(kinds) == 1 and kinds[0].shorthand is not None:
+        return members(kinds[0].shorthand)
+    named = [kind for kind in kinds if "name" in kind.model_fields]
     return {name: kind for kind in named for name in get_args(kind.model_fields["name"].annotation)}
 
 
@@ -97,10 +100,12 @@ def _locate(
         elif isinstance(value, list) and isinstance(part, int):
             path, value, annotation = f"{path}.{part}", value[part], _item(annotation)
         elif isinstance(value, dict) or isinstance(part, int):
-            path += f".{part}"
-            value = value.get(part) if isinstance(value, dict) else None
             fields = annotation.model_fields if is_settings(annotation) else {}
             parent, annotation = annotation, fields[part].annotation if part in fields else None
+            if isinstance(value, dict) and part not in value and members(annotation):
+                continue  # one name stands for several settings (`codec.name`): the user never wrote which
+            path += f".{part}"
+            value = value.get(part) if isinstance(value, dict) else None
     return path, parent, annotation
 
 

@@ -64,9 +64,11 @@ def _put(table: Table, path: str, value: object, root: type[Settings], *, origin
         if not isinstance(section, dict):
             return f"{origin}: `{parent}` is a value, not a section"
         table = section
-    if key == "name" and table.get("name", value) != value:
+    annotation = _annotation(parents, root)
+    stands_for_several = is_settings(annotation) and annotation.shorthand is not None
+    if key == "name" and (table.get("name", value) != value or stands_for_several):
         # A new name drops the fields that only the old method had.
-        kept = _fields_of(parents, value, root)
+        kept = _fields_of(annotation, value)
         for field in [field for field in table if field not in kept]:
             del table[field]
     if value is None:
@@ -76,12 +78,17 @@ def _put(table: Table, path: str, value: object, root: type[Settings], *, origin
     return None
 
 
-def _fields_of(parents: Sequence[str], name: object, root: type[Settings]) -> set[str]:
-    """Fields of the member `name` of the union at `parents`, of several that are joined by + those of all."""
+def _annotation(parents: Sequence[str], root: type[Settings]) -> Any:
+    """What may stand at a dotted place; None where there is no such place."""
     annotation: Any = root
     for parent in parents:
         fields = annotation.model_fields if is_settings(annotation) else {}
         annotation = fields[parent].annotation if parent in fields else None
+    return annotation
+
+
+def _fields_of(annotation: Any, name: object) -> set[str]:
+    """Fields of the member `name` of a union, of several that are joined by + those of all."""
     kinds = members(annotation)
     names = [part.strip() for part in str(name).split("+")]
     return {field for part in names if part in kinds for field in kinds[part].model_fields}

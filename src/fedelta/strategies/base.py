@@ -13,6 +13,7 @@ from typing import Protocol
 
 from torch import Generator, Tensor
 
+from fedelta.aggregation.base import Aggregation, Reads, Update
 from fedelta.params import Params, ParamSpec
 
 State = dict[str, Tensor]
@@ -30,14 +31,14 @@ class RoundPlan:
         download: client id to the names of the tensors that go down to it.
         upload: client id to the names of the tensors that must come up from it; the keys are the cohort.
         num_clients: of the whole federation, N; the cohort is drawn from them.
-        num_holders: how many of them hold the tensor of a name; None: all hold all.
+        num_holders: name of a tensor to how many of them hold it; None: all hold all.
     """
 
     round: int
     download: Mapping[int, tuple[str, ...]]
     upload: Mapping[int, tuple[str, ...]]
     num_clients: int
-    num_holders: Callable[[str], int] | None = None
+    num_holders: Mapping[str, int] | None = None
 
     @property
     def cohort(self) -> tuple[int, ...]:
@@ -46,35 +47,22 @@ class RoundPlan:
 
 
 @dataclass(frozen=True)
-class Update:
-    """A reply that was decoded and found in order.
+class Combined:
+    """What the accepted replies of a round came to.
 
     Args:
-        client_id: who sent it.
-        num_examples: its weight in the mean.
-        delta: local minus anchor, the tensors that the plan asked for.
-        effective_steps: how many times the learning rate its gradients went into `delta` (`Sgd.effective_steps`).
+        mean: what the aggregation made of the deltas of what is trained: float64, each over the clients that sent it.
+        client_ids: whose replies they were, ascending.
+        updates: the single updates, ascending, for a strategy that reads each; none for the others.
     """
 
-    client_id: int
-    num_examples: int
-    delta: Params
-    effective_steps: float = 1.0
+    mean: Params
+    client_ids: tuple[int, ...]
+    updates: tuple[Update, ...] = ()
 
 
-class Mean(Protocol):
-    """One value from the clients' deltas."""
-
-    @property
-    def of_statistics(self) -> Mean:
-        """The mean for statistics, which the round loop takes."""
-
-    def of(self, updates: Sequence[Update]) -> Params:
-        """Float64 tensors, each over the updates that hold it; `updates` come in ascending client id."""
-
-
-class Memory(Protocol):
-    """What clients remember between rounds for a strategy, and how it steers their steps."""
+class Steering(Protocol):
+    """The client's side of a strategy: what it remembers between rounds, and how that steers its local steps."""
 
     def extend(self, spec: ParamSpec) -> ParamSpec:
         """`spec`, and behind it what travels beside the tensors of the model."""
@@ -102,12 +90,20 @@ class Strategy(Protocol):
     """How cohorts are drawn, what travels, and how deltas are combined."""
 
     @property
-    def memory(self) -> Memory | None:
-        """What clients remember for this strategy; None: nothing."""
+    def name(self) -> str:
+        """What configurations call it."""
 
     @property
-    def mean(self) -> Mean:
+    def steering(self) -> Steering | None:
+        """What clients remember for this strategy, and what they do with it; None: nothing."""
+
+    @property
+    def mean(self) -> Aggregation:
         """How deltas become one."""
+
+    @property
+    def reads(self) -> Reads:
+        """What `update` looks at: the mean alone ("sum"), or the single updates too ("each")."""
 
     @property
     def num_rounds(self) -> int:
@@ -122,6 +118,10 @@ class Strategy(Protocol):
         """Fewest usable replies with which a round counts."""
 
     @property
+    def max_examples(self) -> int:
+        """The most examples that count of what a client claims to have."""
+
+    @property
     def local_steps(self) -> int | None:
         """Local steps of a round, where the strategy says it; None: the section `[client]` does."""
 
@@ -134,7 +134,7 @@ class Strategy(Protocol):
         """Whether it gains by letting groups travel at different times, and so nothing where there is one group."""
 
     def within(
-        self, budget_bytes: float, spec: ParamSpec, num_clients: int, bytes_of: Callable[[tuple[str, ...]], int]
+        self, budget_bytes: float, spec: ParamSpec, num_clients: int, exchange_bytes: Callable[[tuple[str, ...]], int]
     ) -> Strategy:
         """The strategy with what it plans by a budget for the whole run.
 
@@ -142,7 +142,7 @@ class Strategy(Protocol):
             budget_bytes: of all payloads.
             spec: what is tuned.
             num_clients: of the federation.
-            bytes_of: names of tensors of `spec` to the bytes that they take, down to one client and up again.
+            exchange_bytes: names of tensors of `spec` to the bytes of a download and an upload that hold them.
 
         Raises:
             ConfigError: it cannot keep to the budget.
@@ -157,9 +157,9 @@ class Strategy(Protocol):
         """Who takes part in `round` and which tensors travel."""
 
     def update(
-        self, state: State, params: Params, plan: RoundPlan, updates: Sequence[Update], spec: ParamSpec
+        self, state: State, params: Params, plan: RoundPlan, combined: Combined, spec: ParamSpec
     ) -> tuple[Params, State]:
-        """The next server params and state. `updates` come in ascending client id; inputs are not changed.
+        """The next server params and state; inputs are not changed.
 
         Statistics are not among the deltas: the round loop takes their mean.
         """

@@ -9,9 +9,10 @@ import torch
 from pydantic import Field
 from torch import Generator
 
+from fedelta.aggregation.base import Reads
 from fedelta.params import Params, ParamSpec
 from fedelta.settings import Context, Settings
-from fedelta.strategies.base import RoundPlan, State
+from fedelta.strategies.base import RoundPlan, State, Steering
 
 
 class Rounds(Settings):
@@ -21,12 +22,16 @@ class Rounds(Settings):
         clients_per_round: size of the cohort, M, drawn uniformly without replacement.
         num_rounds: length of the run.
         min_replies: fewest usable replies with which a round counts.
+        max_examples: a client that claims more has the weight of so many: a number that the server cannot check.
     """
 
     clients_per_round: int = Field(default=8, ge=1)  # FedPEFT's headline setting: 8 of 64
     num_rounds: int = Field(default=50, ge=1)  # FedPEFT
     min_replies: int = Field(default=1, ge=1)  # our choice: a round counts if anyone answers
+    max_examples: int = Field(default=1_000_000, ge=1)  # our choice: far more than a client of the papers has
     logged: ClassVar[tuple[str, ...]] = ()
+    reads: ClassVar[Reads] = "sum"
+    steering: ClassVar[Steering | None] = None
     layerwise: ClassVar[bool] = False
 
     @property
@@ -35,7 +40,7 @@ class Rounds(Settings):
         return None
 
     def within(
-        self, budget_bytes: float, spec: ParamSpec, num_clients: int, bytes_of: Callable[[tuple[str, ...]], int]
+        self, budget_bytes: float, spec: ParamSpec, num_clients: int, exchange_bytes: Callable[[tuple[str, ...]], int]
     ) -> Self:
         """The same: nothing is planned by the budget."""
         return self

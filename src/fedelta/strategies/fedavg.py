@@ -13,15 +13,16 @@ al. 2021 (arXiv 2003.00295), Algorithm 1; the momentum of Hsu et al. 2019 (arXiv
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 from torch import Generator
 
+from fedelta.aggregation.means import Weighted
+from fedelta.aggregation.table import AnyMean
 from fedelta.params import Params, ParamSpec, add
-from fedelta.strategies.base import RoundPlan, State, Update
+from fedelta.strategies.base import Combined, RoundPlan, State
 from fedelta.strategies.cohort import Rounds, filled, uniform
-from fedelta.strategies.means import AnyMean, Weighted
 
 
 class FedAvg(Rounds):
@@ -35,7 +36,6 @@ class FedAvg(Rounds):
     name: Literal["fedavg"] = "fedavg"
     mean: AnyMean = Field(default=Weighted(), discriminator="name")
     server_lr: float = Field(default=1.0, gt=0)  # McMahan et al.: the plain mean
-    memory: ClassVar[None] = None
 
     def init(self, params: Params, spec: ParamSpec) -> State:
         """Nothing to remember."""
@@ -48,10 +48,10 @@ class FedAvg(Rounds):
         return uniform(self, round, client_ids, spec, generator)
 
     def update(
-        self, state: State, params: Params, plan: RoundPlan, updates: Sequence[Update], spec: ParamSpec
+        self, state: State, params: Params, plan: RoundPlan, combined: Combined, spec: ParamSpec
     ) -> tuple[Params, State]:
         """The equation of the module docstring, without momentum."""
-        return add(params, self.mean.of(updates), self.server_lr), state
+        return add(params, combined.mean, self.server_lr), state
 
 
 class FedAvgM(Rounds):
@@ -67,7 +67,6 @@ class FedAvgM(Rounds):
     mean: AnyMean = Field(default=Weighted(), discriminator="name")
     server_lr: float = Field(default=1.0, gt=0)  # Hsu et al.
     momentum: float = Field(default=0.9, ge=0, lt=1)  # Hsu et al.: 0.9 and more; Reddi et al. 0.9
-    memory: ClassVar[None] = None
 
     def init(self, params: Params, spec: ParamSpec) -> State:
         """A velocity of zero for everything that is trained and travels."""
@@ -80,11 +79,9 @@ class FedAvgM(Rounds):
         return uniform(self, round, client_ids, spec, generator)
 
     def update(
-        self, state: State, params: Params, plan: RoundPlan, updates: Sequence[Update], spec: ParamSpec
+        self, state: State, params: Params, plan: RoundPlan, combined: Combined, spec: ParamSpec
     ) -> tuple[Params, State]:
         """The equation of the module docstring; a tensor that nobody sent keeps its velocity."""
-        velocity = {
-            name: self.momentum * state[f"velocity/{name}"] + mean for name, mean in self.mean.of(updates).items()
-        }
+        velocity = {name: self.momentum * state[f"velocity/{name}"] + mean for name, mean in combined.mean.items()}
         moved = add(params, velocity, self.server_lr)
         return moved, state | {f"velocity/{name}": tensor for name, tensor in velocity.items()}

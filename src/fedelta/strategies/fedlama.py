@@ -31,7 +31,7 @@ from torch import Generator, Tensor
 
 from fedelta.params import Params, ParamSpec
 from fedelta.strategies import windows
-from fedelta.strategies.base import RoundPlan, State, Update
+from fedelta.strategies.base import Combined, RoundPlan, State
 from fedelta.strategies.windows import Windows
 
 
@@ -57,10 +57,10 @@ class FedLama(Windows):
         return windows.plan(self, state, round, client_ids, spec=spec, generator=generator)
 
     def update(
-        self, state: State, params: Params, plan: RoundPlan, updates: Sequence[Update], spec: ParamSpec
+        self, state: State, params: Params, plan: RoundPlan, combined: Combined, spec: ParamSpec
     ) -> tuple[Params, State]:
         """The mean of what came up; after a window, Algorithm 2."""
-        params, state = windows.update(self, state, params, plan=plan, updates=updates, spec=spec)
+        params, state = windows.update(self, state, params, plan=plan, combined=combined, spec=spec)
         if windows.place(self, plan.round).is_last:
             seldom = curves(state["unit_discrepancy"], torch.tensor(list(spec.sizes.values()))).below(self.crossing)
             state |= {"interval_rounds": torch.where(seldom, self.phi, 1)}

@@ -27,7 +27,7 @@ from fedelta.errors import ConfigError
 from fedelta.params import Params, ParamSpec
 from fedelta.settings import Context
 from fedelta.strategies import windows
-from fedelta.strategies.base import RoundPlan, State, Update
+from fedelta.strategies.base import Combined, RoundPlan, State
 from fedelta.strategies.windows import Windows, window_problems
 
 
@@ -76,13 +76,13 @@ class FedLamaAuto(Windows):
         return problems
 
     def within(
-        self, budget_bytes: float, spec: ParamSpec, num_clients: int, bytes_of: Callable[[tuple[str, ...]], int]
+        self, budget_bytes: float, spec: ParamSpec, num_clients: int, exchange_bytes: Callable[[tuple[str, ...]], int]
     ) -> Self:
         """With the budget as its `share`, unless it has one of its own; see `Strategy.within`."""
         if self.has_budget:
             return self
-        num_trips = min(self.clients_per_round, num_clients) * self.num_rounds
-        headers, everything = (num_trips * bytes_of(names) for names in ((), spec.shared))
+        num_exchanges = min(self.clients_per_round, num_clients) * self.num_rounds
+        headers, everything = (num_exchanges * exchange_bytes(names) for names in ((), spec.shared))
         least = headers + self.least_share * (everything - headers)
         if budget_bytes < least:
             problem = (
@@ -93,7 +93,8 @@ class FedLamaAuto(Windows):
         # Shares count trained scalars, and running statistics ride along: every scalar is taken to be as dear as the
         # dearest, so that the run cannot reach the budget before its end.
         dearest = max(
-            (num_trips * bytes_of(spec.shared_of({group})) - headers) / size for group, size in spec.sizes.items()
+            (num_exchanges * exchange_bytes(spec.shared_of({group})) - headers) / size
+            for group, size in spec.sizes.items()
         )
         share = (budget_bytes - headers) / (dearest * sum(spec.sizes.values()))
         return self.model_copy(update={"share": min(1.0, max(self.least_share, share))})
@@ -111,10 +112,10 @@ class FedLamaAuto(Windows):
         return windows.plan(self, state, round, client_ids, spec=spec, generator=generator)
 
     def update(
-        self, state: State, params: Params, plan: RoundPlan, updates: Sequence[Update], spec: ParamSpec
+        self, state: State, params: Params, plan: RoundPlan, combined: Combined, spec: ParamSpec
     ) -> tuple[Params, State]:
         """The mean of what came up; after a window, new intervals."""
-        params, state = windows.update(self, state, params, plan=plan, updates=updates, spec=spec)
+        params, state = windows.update(self, state, params, plan=plan, combined=combined, spec=spec)
         rounds_left = self.num_rounds - plan.round
         if windows.place(self, plan.round).is_last and rounds_left:
             sizes = torch.tensor(list(spec.sizes.values()))

@@ -25,11 +25,12 @@ import torch
 from pydantic import Field
 from torch import Generator
 
+from fedelta.aggregation.means import Weighted
+from fedelta.aggregation.table import AnyMean
 from fedelta.errors import ConfigError
-from fedelta.params import Params, ParamSpec, add, select
-from fedelta.strategies.base import RoundPlan, State, Update
+from fedelta.params import Params, ParamSpec, add, norm, select
+from fedelta.strategies.base import Combined, RoundPlan, State
 from fedelta.strategies.cohort import Rounds, filled, uniform
-from fedelta.strategies.means import AnyMean, Weighted, norm
 
 _PREFIX = "update/"
 _LEAST_SCORE = 1e-12  # keeps 1 / s finite
@@ -46,7 +47,6 @@ class FedLuar(Rounds):
     name: Literal["fedluar"] = "fedluar"
     num_recycled: int = Field(default=1, ge=0)
     mean: AnyMean = Field(default=Weighted(), discriminator="name")
-    memory: ClassVar[None] = None
     logged: ClassVar[tuple[str, ...]] = ("score",)
     layerwise: ClassVar[bool] = True
 
@@ -81,12 +81,12 @@ class FedLuar(Rounds):
         return replace(plan, upload=dict.fromkeys(plan.upload, rest))
 
     def update(
-        self, state: State, params: Params, plan: RoundPlan, updates: Sequence[Update], spec: ParamSpec
+        self, state: State, params: Params, plan: RoundPlan, combined: Combined, spec: ParamSpec
     ) -> tuple[Params, State]:
         """The mean of what came up, and the last update of what did not."""
         last = {name.removeprefix(_PREFIX): tensor for name, tensor in state.items() if name.startswith(_PREFIX)}
         repeated = _not_asked_for(plan, last)
-        applied = {name: last[name] for name in last if name in repeated} | self.mean.of(updates)
+        applied = {name: last[name] for name in last if name in repeated} | combined.mean
         scores = state["score"].clone()
         for index, group in enumerate(spec.sizes):
             if own := [name for name in spec.groups[group] if name in applied]:

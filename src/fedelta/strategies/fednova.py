@@ -22,10 +22,11 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Generator
 
-from fedelta.params import Params, ParamSpec, add, select, weighted_mean
-from fedelta.strategies.base import Mean, RoundPlan, State, Update
+from fedelta.aggregation.base import Aggregation
+from fedelta.aggregation.means import Normalised
+from fedelta.params import Params, ParamSpec, add
+from fedelta.strategies.base import Combined, RoundPlan, State
 from fedelta.strategies.cohort import Rounds, uniform
-from fedelta.strategies.means import Weighted
 
 
 class FedNova(Rounds):
@@ -37,8 +38,7 @@ class FedNova(Rounds):
 
     name: Literal["fednova"] = "fednova"
     server_lr: float = Field(default=1.0, gt=0)  # the paper has none
-    memory: ClassVar[None] = None
-    mean: ClassVar[Mean] = Weighted()
+    mean: ClassVar[Aggregation] = Normalised()
 
     def init(self, params: Params, spec: ParamSpec) -> State:
         """Nothing to remember."""
@@ -51,32 +51,7 @@ class FedNova(Rounds):
         return uniform(self, round, client_ids, spec, generator)
 
     def update(
-        self, state: State, params: Params, plan: RoundPlan, updates: Sequence[Update], spec: ParamSpec
+        self, state: State, params: Params, plan: RoundPlan, combined: Combined, spec: ParamSpec
     ) -> tuple[Params, State]:
         """The equation of the module docstring."""
-        mean: Params = {}
-        for names, holders in _by_holders(updates):
-            num_examples = sum(update.num_examples for update in holders)
-            mean |= weighted_mean(
-                (update.num_examples, _times(select(update.delta, names), _share(update, holders) / num_examples))
-                for update in holders
-            )
-        return add(params, mean, self.server_lr), state
-
-
-def _by_holders(updates: Sequence[Update]) -> list[tuple[list[str], list[Update]]]:
-    """Names of tensors, and the updates that hold them: a mean is over these alone."""
-    names: dict[tuple[int, ...], list[str]] = {}
-    for name in dict.fromkeys(name for update in updates for name in update.delta):
-        holders = tuple(place for place, update in enumerate(updates) if name in update.delta)
-        names.setdefault(holders, []).append(name)
-    return [(own, [updates[place] for place in places]) for places, own in names.items()]
-
-
-def _share(own: Update, updates: Sequence[Update]) -> float:
-    """sum_j n_j a_j / a_i; in quotients, so that with equal steps it is the number of examples to the last bit."""
-    return sum(update.num_examples * (update.effective_steps / own.effective_steps) for update in updates)
-
-
-def _times(delta: Params, factor: float) -> Params:
-    return {name: tensor.double() * factor for name, tensor in delta.items()}
+        return add(params, combined.mean, self.server_lr), state

@@ -16,15 +16,16 @@ Source: Reddi et al. 2021 (Adaptive Federated Optimization, arXiv 2003.00295), A
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 from torch import Generator, Tensor
 
+from fedelta.aggregation.means import Weighted
+from fedelta.aggregation.table import AnyMean
 from fedelta.params import Params, ParamSpec, add
-from fedelta.strategies.base import RoundPlan, State, Update
+from fedelta.strategies.base import Combined, RoundPlan, State
 from fedelta.strategies.cohort import Rounds, filled, uniform
-from fedelta.strategies.means import AnyMean, Weighted
 
 # Reddi et al.: Figure 2 for the learning rate, near the best of FedAdam on most tasks; section 5 for the others.
 ServerLr = Annotated[float, Field(gt=0)]
@@ -47,7 +48,6 @@ class FedAdagrad(Rounds):
     server_lr: ServerLr = 0.01
     beta1: Beta = 0.0
     tau: Tau = 1e-3
-    memory: ClassVar[None] = None
 
     def init(self, params: Params, spec: ParamSpec) -> State:
         """Both moments of everything that is trained and travels."""
@@ -60,10 +60,10 @@ class FedAdagrad(Rounds):
         return uniform(self, round, client_ids, spec, generator)
 
     def update(
-        self, state: State, params: Params, plan: RoundPlan, updates: Sequence[Update], spec: ParamSpec
+        self, state: State, params: Params, plan: RoundPlan, combined: Combined, spec: ParamSpec
     ) -> tuple[Params, State]:
         """The equations of the module docstring; a tensor that nobody sent keeps its moments."""
-        return _step(self, state, params, self.mean.of(updates), self._second)
+        return _step(self, state, params, combined.mean, self._second)
 
     def _second(self, before: Tensor, square: Tensor) -> Tensor:
         return before + square
@@ -86,7 +86,6 @@ class FedAdam(Rounds):
     beta1: Beta = 0.9
     beta2: Beta = 0.99
     tau: Tau = 1e-3
-    memory: ClassVar[None] = None
 
     def init(self, params: Params, spec: ParamSpec) -> State:
         """Both moments of everything that is trained and travels."""
@@ -99,10 +98,10 @@ class FedAdam(Rounds):
         return uniform(self, round, client_ids, spec, generator)
 
     def update(
-        self, state: State, params: Params, plan: RoundPlan, updates: Sequence[Update], spec: ParamSpec
+        self, state: State, params: Params, plan: RoundPlan, combined: Combined, spec: ParamSpec
     ) -> tuple[Params, State]:
         """The equations of the module docstring; a tensor that nobody sent keeps its moments."""
-        return _step(self, state, params, self.mean.of(updates), self._second)
+        return _step(self, state, params, combined.mean, self._second)
 
     def _second(self, before: Tensor, square: Tensor) -> Tensor:
         return self.beta2 * before + (1 - self.beta2) * square
@@ -125,7 +124,6 @@ class FedYogi(Rounds):
     beta1: Beta = 0.9
     beta2: Beta = 0.99
     tau: Tau = 1e-3
-    memory: ClassVar[None] = None
 
     def init(self, params: Params, spec: ParamSpec) -> State:
         """Both moments of everything that is trained and travels."""
@@ -138,10 +136,10 @@ class FedYogi(Rounds):
         return uniform(self, round, client_ids, spec, generator)
 
     def update(
-        self, state: State, params: Params, plan: RoundPlan, updates: Sequence[Update], spec: ParamSpec
+        self, state: State, params: Params, plan: RoundPlan, combined: Combined, spec: ParamSpec
     ) -> tuple[Params, State]:
         """The equations of the module docstring; a tensor that nobody sent keeps its moments."""
-        return _step(self, state, params, self.mean.of(updates), self._second)
+        return _step(self, state, params, combined.mean, self._second)
 
     def _second(self, before: Tensor, square: Tensor) -> Tensor:
         return before - (1 - self.beta2) * square * (before - square).sign()

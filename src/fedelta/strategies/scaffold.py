@@ -35,17 +35,18 @@ import torch
 from pydantic import Field
 from torch import Generator
 
-from fedelta.params import Params, ParamSpec, TensorSpec, add, weighted_mean
+from fedelta.aggregation.base import Aggregation
+from fedelta.aggregation.means import UniformDeltas
+from fedelta.params import Params, ParamSpec, TensorSpec, add
 from fedelta.settings import Context
-from fedelta.strategies.base import Mean, Memory, RoundPlan, State, Update
+from fedelta.strategies.base import Combined, RoundPlan, State, Steering
 from fedelta.strategies.cohort import Rounds, cohort_problems, uniform
-from fedelta.strategies.means import Weighted
 
 _PREFIX = "control/"
 
 
 class Controls:
-    """The client's side: a `Memory` of its control variate c_i, under the names of c."""
+    """The client's side: a `Steering` by its control variate c_i, which it remembers under the names of c."""
 
     def extend(self, spec: ParamSpec) -> ParamSpec:
         """One control variate for each tensor that is trained and travels."""
@@ -62,7 +63,7 @@ class Controls:
         return {name: torch.zeros(tensor.shape) for name, tensor in extended.items() if name.startswith(_PREFIX)}
 
     def offset(self, received: Params, remembered: Params) -> Params:
-        """C - c_i."""
+        """The correction c - c_i."""
         held = {name: own for name, own in remembered.items() if name in received}
         return {name.removeprefix(_PREFIX): received[name] - own for name, own in held.items()}
 
@@ -85,8 +86,8 @@ class Scaffold(Rounds):
 
     name: Literal["scaffold"] = "scaffold"
     server_lr: float = Field(default=1.0, gt=0)  # the paper's experiments
-    memory: ClassVar[Memory] = Controls()
-    mean: ClassVar[Mean] = Weighted()
+    steering: ClassVar[Steering] = Controls()
+    mean: ClassVar[Aggregation] = UniformDeltas()
 
     def problems(self, context: Context) -> list[str]:
         """Those of every strategy, and an optimizer that does not follow the corrected gradient."""
@@ -98,26 +99,25 @@ class Scaffold(Rounds):
         return problems
 
     def init(self, params: Params, spec: ParamSpec) -> State:
-        """C = 0."""
-        return dict(self.memory.start(spec))
+        """Control variates c = 0."""
+        return dict(self.steering.start(spec))
 
     def plan(
         self, state: State, round: int, client_ids: Sequence[int], spec: ParamSpec, generator: Generator
     ) -> RoundPlan:
         """A uniform cohort; every shared tensor and c go down, and their changes come up."""
-        return uniform(self, round, client_ids, self.memory.extend(spec), generator)
+        return uniform(self, round, client_ids, self.steering.extend(spec), generator)
 
     def update(
-        self, state: State, params: Params, plan: RoundPlan, updates: Sequence[Update], spec: ParamSpec
+        self, state: State, params: Params, plan: RoundPlan, combined: Combined, spec: ParamSpec
     ) -> tuple[Params, State]:
         """Both of the server's equations of the module docstring."""
-        mean = weighted_mean((1, update.delta) for update in updates)
         # A sum over those of the cohort that hold a tensor, by all who hold it.
-        controls = {name: mean[name] * _share(name, updates, plan) for name in state if name in mean}
-        delta = {name: tensor for name, tensor in mean.items() if name not in controls}
+        controls = {name: mean * _share(name, combined, plan) for name, mean in combined.mean.items() if name in state}
+        delta = {name: mean for name, mean in combined.mean.items() if name not in controls}
         return add(params, delta, self.server_lr), add(state, controls)
 
 
-def _share(name: str, updates: Sequence[Update], plan: RoundPlan) -> float:
-    num_holders = plan.num_clients if plan.num_holders is None else plan.num_holders(name)
-    return sum(name in update.delta for update in updates) / num_holders
+def _share(name: str, combined: Combined, plan: RoundPlan) -> float:
+    num_holders = plan.num_clients if plan.num_holders is None else plan.num_holders[name]
+    return sum(name in plan.upload[client_id] for client_id in combined.client_ids) / num_holders

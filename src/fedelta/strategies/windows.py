@@ -32,11 +32,14 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor
 
+from fedelta.aggregation.base import Aggregation, Reads
+from fedelta.aggregation.means import Weighted
+from fedelta.aggregation.table import AnyMean
 from fedelta.params import Params, ParamSpec, add
+from fedelta.seeds import stream
 from fedelta.settings import Context
-from fedelta.strategies.base import Mean, RoundPlan, State, Update
+from fedelta.strategies.base import Combined, RoundPlan, State
 from fedelta.strategies.cohort import Rounds, cohort_problems, uniform
-from fedelta.strategies.means import AnyMean, Weighted
 
 
 class Windows(Rounds):
@@ -51,8 +54,8 @@ class Windows(Rounds):
     tau: int = Field(default=6, ge=1)  # the paper's CIFAR experiments
     phi: int = Field(default=2, ge=1)  # the paper has 2, 4 and 8
     mean: AnyMean = Field(default=Weighted(), discriminator="name")
-    memory: ClassVar[None] = None
     logged: ClassVar[tuple[str, ...]] = ("interval_rounds", "unit_discrepancy")
+    reads: ClassVar[Reads] = "each"  # Eq. 2 compares each client's value with the mean
     layerwise: ClassVar[bool] = True
 
     @property
@@ -148,7 +151,7 @@ def plan(
 
 
 def update(
-    strategy: Windows, state: State, params: Params, *, plan: RoundPlan, updates: Sequence[Update], spec: ParamSpec
+    strategy: Windows, state: State, params: Params, *, plan: RoundPlan, combined: Combined, spec: ParamSpec
 ) -> tuple[Params, State]:
     """Means of what came up, and its unit discrepancy.
 
@@ -157,18 +160,18 @@ def update(
     All anchors of a group are equal, so that u - x^i is mean delta - delta^i. The sum over clients is
     `mean.of_statistics`: with weights n_i / n for the weighted mean, without for the uniform one.
     """
-    mean = strategy.mean.of(updates)
+    mean = combined.mean
     groups, sizes = list(spec.sizes), torch.tensor(list(spec.sizes.values()))
     came_up = torch.tensor([group in {spec.tensors[name].group for name in mean} for group in groups])
     now = place(strategy, plan.round)
-    accepted = {update.client_id for update in updates}
+    accepted = set(combined.client_ids)
     before = dict(zip(state["cohort"].tolist(), state["accepted"].tolist(), strict=True))
     if int(state["window"]) != now.window:
         before = {}
     last = [plan.round if client_id in accepted else before.get(client_id, 0) for client_id in plan.cohort]
     rest = now.position % state["interval_rounds"]
     steps = strategy.tau * torch.where(rest == 0, state["interval_rounds"], rest)
-    found = _squared_distances(strategy.mean, mean, updates, spec) / (steps * sizes)
+    found = _squared_distances(strategy.mean, combined, spec) / (steps * sizes)
     return add(params, mean), state | {
         "unit_discrepancy": torch.where(came_up, found, state["unit_discrepancy"]),
         "num_syncs": state["num_syncs"] + came_up,
@@ -190,16 +193,15 @@ def _of_groups(spec: ParamSpec, chosen: Tensor) -> tuple[str, ...]:
     return spec.shared_of({group for group, each in zip(spec.sizes, chosen.tolist(), strict=True) if each})
 
 
-def _squared_distances(mean: Mean, centre: Params, updates: Sequence[Update], spec: ParamSpec) -> Tensor:
+def _squared_distances(aggregation: Aggregation, combined: Combined, spec: ParamSpec) -> Tensor:
     """sum_i p_i ||u_l - x_l^i||^2 by group, float64; zero for groups that did not come up."""
-    distances = [
-        replace(
-            update,
-            delta={name: (centre[name] - delta).double().square().sum() for name, delta in update.delta.items()},
-        )
-        for update in updates
-    ]
+    running = aggregation.of_statistics.start(spec)
+    for update in combined.updates:
+        distances = {
+            name: (combined.mean[name] - delta).double().square().sum() for name, delta in update.delta.items()
+        }
+        running.add(replace(update, delta=distances))
     totals = dict.fromkeys(spec.sizes, 0.0)
-    for name, distance in mean.of_statistics.of(distances).items():
+    for name, distance in running.finish(stream(0)).items():
         totals[spec.tensors[name].group] += float(distance)
     return torch.tensor(list(totals.values()), dtype=torch.float64)

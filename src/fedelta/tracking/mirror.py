@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fedelta.config import Config
+from fedelta.durable import write_atomic
 from fedelta.federation.records import RoundOutcome
-from fedelta.results.files import Record, write_atomic
+from fedelta.results.files import Record
 from fedelta.results.ledger import Ledger
 from fedelta.results.rundir import RunDirectory
 from fedelta.tasks.base import Measure

@@ -1,0 +1,1 @@
+"""How the deltas of a round become one: one file per family of means."""

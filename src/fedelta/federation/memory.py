@@ -1,0 +1,138 @@
+"""What a client keeps between rounds, in two phases: it counts only once the client's reply was accepted.
+
+A round *stages* the memory that a client would have after it, and `commit` makes it the client's. On disk each client
+has a file of its own (memory_files.py), so that a snapshot writes what has changed, and only the memories that were
+touched since the last one are in the process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from fedelta.federation.memory_files import MemoryFiles
+from fedelta.params import Params
+
+
+class Drift(NamedTuple):
+    """A tensor that was trained and not sent yet, and its anchor: the value that was last downloaded."""
+
+    value: Tensor
+    anchor: Tensor
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What one client keeps; all tensors on the CPU.
+
+    Args:
+        local_only: tensors that never travel.
+        remembered: what it remembers for the strategy (`Steering`).
+        adrift: what it has trained and not sent yet.
+        residual: what a lossy codec has left out of its uploads (codecs/channel.py).
+    """
+
+    local_only: Params = field(default_factory=dict)
+    remembered: Params = field(default_factory=dict)
+    adrift: Mapping[str, Drift] = field(default_factory=dict)
+    residual: Params = field(default_factory=dict)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to keep."""
+        return not (self.local_only or self.remembered or self.adrift or self.residual)
+
+    def flat(self) -> Params:
+        """Every tensor by a name that says what it is, such as `residual/NAME`."""
+        parts = {
+            "local_only": self.local_only,
+            "remembered": self.remembered,
+            "value": {name: drift.value for name, drift in self.adrift.items()},
+            "anchor": {name: drift.anchor for name, drift in self.adrift.items()},
+            "residual": self.residual,
+        }
+        return {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+
+    @classmethod
+    def from_flat(cls, tensors: Mapping[str, Tensor]) -> Memory:
+        """The memory whose `flat` is `tensors`."""
+        parts: dict[str, Params] = {part: {} for part in ("local_only", "remembered", "value", "anchor", "residual")}
+        for name, tensor in tensors.items():
+            part, _, short = name.partition("/")
+            parts[part][short] = tensor
+        adrift = {name: Drift(value, parts["anchor"][name]) for name, value in parts["value"].items()}
+        return cls(parts["local_only"], parts["remembered"], adrift, parts["residual"])
+
+
+class Memories:
+    """The memories of all clients of a site; a client that never took part, or has nothing to keep, has none."""
+
+    def __init__(self) -> None:
+        self._staged: dict[int, Memory] = {}
+        # Committed since the last snapshot; None where nothing is left to keep.
+        self._fresh: dict[int, Memory | None] = {}
+        self._adrift: set[int] = set()
+        self._files: MemoryFiles | None = None
+
+    def of(self, client_id: int) -> Memory | None:
+        """What the client keeps; None for nothing."""
+        if client_id in self._fresh:
+            return self._fresh[client_id]
+        tensors = self._files.read(client_id) if self._files is not None else None
+        return None if tensors is None else Memory.from_flat(tensors)
+
+    def begin(self, cohort: Collection[int]) -> None:
+        """A new round: what was staged before is forgotten, and clients outside the cohort drop what is adrift."""
+        self._staged.clear()
+        for client_id in sorted(self._adrift.difference(cohort)):
+            if memory := self.of(client_id):
+                self._put(client_id, replace(memory, adrift={}))
+
+    def stage(self, client_id: int, memory: Memory) -> None:
+        """What the client will keep if its reply is accepted."""
+        self._staged[client_id] = memory
+
+    def commit(self, client_ids: Iterable[int]) -> None:
+        """The replies of these clients were accepted; what the others have staged is forgotten."""
+        for client_id in client_ids:
+            if client_id in self._staged:
+                self._put(client_id, self._staged[client_id])
+        self._staged.clear()
+
+    def local_only(self) -> Iterator[tuple[int, Params]]:
+        """Each client that keeps tensors of its own, ascending, with these tensors."""
+        known = {client_id for client_id, memory in self._fresh.items() if memory is not None}
+        if self._files is not None:
+            known |= self._files.client_ids - self._fresh.keys()
+        for client_id in sorted(known):
+            if (memory := self.of(client_id)) and memory.local_only:
+                yield client_id, memory.local_only
+
+    def snapshot(self, folder: Path, round: int) -> str:
+        """Writes what has changed since the last snapshot; see `Runtime.snapshot`."""
+        if self._files is None or self._files.folder != folder:
+            self._files = MemoryFiles(folder)
+        changed = {client_id: None if memory is None else memory.flat() for client_id, memory in self._fresh.items()}
+        mark = self._files.save(round, changed, self._adrift)
+        self._fresh.clear()
+        return mark
+
+    def restore(self, folder: Path, mark: str) -> None:
+        """Goes back to a snapshot; see `Runtime.restore`."""
+        self._files = MemoryFiles(folder)
+        self._adrift = self._files.restore(mark)
+        self._fresh.clear()
+        self._staged.clear()
+
+    def _put(self, client_id: int, memory: Memory) -> None:
+        if memory.is_empty and self.of(client_id) is None:
+            return
+        self._fresh[client_id] = None if memory.is_empty else memory
+        if memory.adrift:
+            self._adrift.add(client_id)
+        else:
+            self._adrift.discard(client_id)
