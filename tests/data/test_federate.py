@@ -150,7 +150,9 @@ def test_rows_of_clients_that_are_held_out_are_not_in_the_test_set(tmp_path):
     assert (len(whole.test), len(data.test)) == (6, 4)
     rows = torch.arange(4)
     assert data.test.inputs.fetch(rows)["attention_mask"].sum(1).tolist() == [1, 3, 1, 3]
-    assert data.test.labels.tolist() == [0, 0, 1, 1]
+    assert data.test.targets.fetch(rows).tolist() == [0, 0, 1, 1]
+    assert data.test.numbers.tolist() == [0, 2, 3, 5]
+    assert (data.test.clients.tolist(), whole.test.clients.tolist()) == ([0, 2, 0, 2], [0, 1, 2, 0, 1, 2])
     assert len(federated(source, Iid(num_clients=3), held_out=(1,)).test) == 6
 
 

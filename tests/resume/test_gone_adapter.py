@@ -64,7 +64,7 @@ def test_it_evaluates_and_says_which_tuning_method_it_had(tmp_path: Path):
     begin(tmp_path, SMALL)
     result = started(tmp_path, SMALL, "tuning.r=").run(tmp_path / "run")
     shutil.rmtree(tmp_path / "start")
-    assert evaluate_adapter(result.path).accuracy == result.accuracy
+    assert evaluate_adapter(result.path).measures == result.measures
     # 8 is the default.
     assert load_config(result.path / "config.toml", ["model.adapter="]).tuning.r == 2
 

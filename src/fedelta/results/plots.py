@@ -10,9 +10,11 @@ from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from fedelta.data.clients import Name
 from fedelta.results.drawing import INK, MUTED, SERIES, SIZE, STYLES, blank, single, style
-from fedelta.results.history import History, Partition
+from fedelta.results.history import History
 from fedelta.results.numbers import axis_title, in_unit
+from fedelta.results.partition import Partition
 from fedelta.tasks.base import Measure
 
 MIB = 2**20
@@ -138,7 +140,8 @@ def label_distribution(partition: Partition) -> Figure:
         below.grid(visible=False)
         below.set(xlabel="Client", ylabel="Class")
         _name_rows(below, partition.class_names)
-        _name_columns(below, list(partition.counts))
+        names = partition.clients.names
+        _name_columns(below, [names.get(number, number) for number in partition.counts])
         bar = figure.colorbar(image, ax=[above, below], pad=0.01, fraction=0.02, aspect=30)
         bar.set_label("Share of the client's examples")
         bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.0f} %"))
@@ -282,11 +285,16 @@ def _name_rows(axes: Axes, names: Sequence[str]) -> None:
         axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
 
 
-def _name_columns(axes: Axes, client_ids: Sequence[int]) -> None:
-    step = max(1, -(-len(client_ids) // 16))
-    places = range(0, len(client_ids), step)
-    axes.set_xticks(places, [str(client_ids[place]) for place in places])
-    axes.set_xlim(-0.5, len(client_ids) - 0.5)
+def _name_columns(axes: Axes, clients: Sequence[Name]) -> None:
+    """Names or numbers of clients, of many only some; long ones at a slant, so that they do not run into each other."""
+    step = max(1, -(-len(clients) // 16))
+    places = range(0, len(clients), step)
+    labels = [shortened(str(clients[place])) for place in places]
+    axes.set_xticks(places, labels)
+    if max(map(len, labels)) > 4:
+        for label in axes.get_xticklabels():
+            label.set(rotation=30, ha="right", rotation_mode="anchor")
+    axes.set_xlim(-0.5, len(clients) - 0.5)
 
 
 def _transparent_to(color: str) -> LinearSegmentedColormap:
