@@ -31,6 +31,10 @@ class Partition:
     held_out: frozenset[int] = frozenset()
     clients: Clients = field(default_factory=Clients)
 
+    def label(self, client_id: int) -> str:
+        """What pages call a client: its name, or its number where it has none."""
+        return str(self.clients.names.get(client_id, client_id))
+
 
 def partition_record(data: FederatedData) -> Record:
     """The content of the file: examples of each class, or kind of row, by client, and what the clients are called."""

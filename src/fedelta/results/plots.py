@@ -6,12 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from fedelta.data.clients import Name
-from fedelta.results.drawing import INK, MUTED, SERIES, SIZE, STYLES, blank, single, style
+from fedelta.results.drawing import INK, MUTED, SERIES, SIZE, STYLES, blank, single, style, transparent_to
 from fedelta.results.history import History
 from fedelta.results.numbers import axis_title, in_unit
 from fedelta.results.partition import Partition
@@ -135,13 +133,12 @@ def label_distribution(partition: Partition) -> Figure:
         above.grid(visible=False, axis="x")
         above.tick_params(axis="x", length=0)
         image = below.imshow(
-            shares.T, aspect="auto", cmap=_transparent_to(SERIES[0]), vmin=0, vmax=shares.max(), interpolation="nearest"
+            shares.T, aspect="auto", cmap=transparent_to(SERIES[0]), vmin=0, vmax=shares.max(), interpolation="nearest"
         )
         below.grid(visible=False)
         below.set(xlabel="Client", ylabel="Class")
         _name_rows(below, partition.class_names)
-        names = partition.clients.names
-        _name_columns(below, [names.get(number, number) for number in partition.counts])
+        _name_columns(below, [partition.label(client_id) for client_id in partition.counts])
         bar = figure.colorbar(image, ax=[above, below], pad=0.01, fraction=0.02, aspect=30)
         bar.set_label("Share of the client's examples")
         bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.0f} %"))
@@ -285,20 +282,13 @@ def _name_rows(axes: Axes, names: Sequence[str]) -> None:
         axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
 
 
-def _name_columns(axes: Axes, clients: Sequence[Name]) -> None:
+def _name_columns(axes: Axes, clients: Sequence[str]) -> None:
     """Names or numbers of clients, of many only some; long ones at a slant, so that they do not run into each other."""
     step = max(1, -(-len(clients) // 16))
     places = range(0, len(clients), step)
-    labels = [shortened(str(clients[place])) for place in places]
+    labels = [shortened(clients[place]) for place in places]
     axes.set_xticks(places, labels)
     if max(map(len, labels)) > 4:
         for label in axes.get_xticklabels():
             label.set(rotation=30, ha="right", rotation_mode="anchor")
     axes.set_xlim(-0.5, len(clients) - 0.5)
-
-
-def _transparent_to(color: str) -> LinearSegmentedColormap:
-    """From nothing to `color` through its opacity, so that it suits any background; zero stays empty."""
-    red, green, blue, _ = to_rgba(color)
-    opacities = np.concatenate([[0.0], np.linspace(0.15, 1.0, 255)])
-    return LinearSegmentedColormap.from_list("share", [(red, green, blue, each) for each in opacities], N=256)
