@@ -149,7 +149,7 @@ def participation(run: History, prefix: str, *, titled: bool) -> str:
 def rejections(runs: Sequence[History]) -> str:
     """Replies that did not enter the mean; nothing when there are none."""
     rows = [
-        [run.name, str(record["round"]), str(each.get("client_id")), str(each.get("reason"))]
+        [run.name, str(record["round"]), run.client_label(each["client_id"]), str(each.get("reason"))]
         for run in runs
         for record in run.rounds
         for each in record["rejections"]

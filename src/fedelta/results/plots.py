@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from fedelta.results.drawing import INK, MUTED, SERIES, SIZE, STYLES, blank, single, style
+from fedelta.results.drawing import INK, MUTED, SERIES, SIZE, STYLES, blank, single, style, transparent_to
 from fedelta.results.history import History, Partition
 from fedelta.results.numbers import axis_title, in_unit
 from fedelta.tasks.base import Measure
@@ -133,12 +132,12 @@ def label_distribution(partition: Partition) -> Figure:
         above.grid(visible=False, axis="x")
         above.tick_params(axis="x", length=0)
         image = below.imshow(
-            shares.T, aspect="auto", cmap=_transparent_to(SERIES[0]), vmin=0, vmax=shares.max(), interpolation="nearest"
+            shares.T, aspect="auto", cmap=transparent_to(SERIES[0]), vmin=0, vmax=shares.max(), interpolation="nearest"
         )
         below.grid(visible=False)
         below.set(xlabel="Client", ylabel="Class")
         _name_rows(below, partition.class_names)
-        _name_columns(below, list(partition.counts))
+        _name_columns(below, [partition.label(client_id) for client_id in partition.counts])
         bar = figure.colorbar(image, ax=[above, below], pad=0.01, fraction=0.02, aspect=30)
         bar.set_label("Share of the client's examples")
         bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.0f} %"))
@@ -282,15 +281,8 @@ def _name_rows(axes: Axes, names: Sequence[str]) -> None:
         axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
 
 
-def _name_columns(axes: Axes, client_ids: Sequence[int]) -> None:
-    step = max(1, -(-len(client_ids) // 16))
-    places = range(0, len(client_ids), step)
-    axes.set_xticks(places, [str(client_ids[place]) for place in places])
-    axes.set_xlim(-0.5, len(client_ids) - 0.5)
-
-
-def _transparent_to(color: str) -> LinearSegmentedColormap:
-    """From nothing to `color` through its opacity, so that it suits any background; zero stays empty."""
-    red, green, blue, _ = to_rgba(color)
-    opacities = np.concatenate([[0.0], np.linspace(0.15, 1.0, 255)])
-    return LinearSegmentedColormap.from_list("share", [(red, green, blue, each) for each in opacities], N=256)
+def _name_columns(axes: Axes, labels: Sequence[str]) -> None:
+    step = max(1, -(-len(labels) // 16))
+    places = range(0, len(labels), step)
+    axes.set_xticks(places, [labels[place] for place in places])
+    axes.set_xlim(-0.5, len(labels) - 0.5)

@@ -11,7 +11,7 @@ ledger.jsonl          one row per payload, after the row of the backbone
 timings.jsonl         wall-clock seconds and memory by round
 checkpoint/           the state after the last finished round; in clients/ what each client keeps, a file for each
 summary.json          written at the end
-confusion.json        how often which class was taken for which, where the task has classes; written at the end
+confusion.json        how often each class was taken for which, where the task has classes; written at the end
 adapter/              the tuned tensors for deployment, written at the end
 exits.json            what an answer from each exit costs, where the model has exits; written at the end
 personalization.json  what clients that no round asked made of it, written by `fedelta personalize`
