@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 from pathlib import Path
@@ -48,7 +49,10 @@ def test_a_run_from_its_configuration_to_report_and_prediction(fedelta, tmp_path
     code, out, err = fedelta("evaluate", run)
     accuracy = json.loads((run / "summary.json").read_text())["final_accuracy"]
     assert json.loads(out)["accuracy"] == accuracy, err
-    assert set(json.loads(out)) == {"accuracy", "loss_nats"}
+    assert list(json.loads(out)) == ["accuracy", "evaluation_loss_nats", "macro_f1", "balanced_accuracy"]
+    code, out, err = fedelta("evaluate", run, "--predictions", tmp_path / "answers.csv")
+    rows = list(csv.DictReader((tmp_path / "answers.csv").read_text().splitlines()))
+    assert sum(row["label"] == row["predicted"] for row in rows) == round(accuracy * len(rows)), err
 
     code, out, err = fedelta("resume", run, "--quiet")
     assert (code, out) == (0, ""), err

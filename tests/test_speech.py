@@ -124,7 +124,7 @@ def test_a_recording_is_prepared_as_in_training(result, sounds):
         expected = predictor.backbone.logits(stored.fetch(torch.tensor([row]))).double().softmax(1)
     (answer,) = predictor.predict([path])
     assert list(answer.probabilities.values()) == expected[0].tolist()
-    assert raw.labels[row] == list(answer.probabilities).index("low")
+    assert raw.targets.values[row] == list(answer.probabilities).index("low")
 
 
 def read_again(result: Result):

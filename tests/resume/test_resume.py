@@ -33,12 +33,12 @@ def check(records: list[dict[str, object]]) -> None:
 
 
 def test_a_run_killed_at_several_points_resumes_to_the_same_bits(tmp_path):
-    check(kill_and_resume(tmp_path, num_points=6))
+    check(kill_and_resume(tmp_path, num_points=7))
 
 
 @pytest.mark.slow
 def test_a_run_killed_at_any_point_resumes_to_the_same_bits(tmp_path):
-    check(kill_and_resume(tmp_path, num_points=60))
+    check(kill_and_resume(tmp_path, num_points=70))
 
 
 def test_resuming_a_finished_run_changes_no_record(tmp_path):

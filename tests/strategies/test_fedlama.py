@@ -280,7 +280,9 @@ def test_a_run_evaluates_the_latest_values_and_marks_the_rounds_in_which_everyth
     again = Experiment.from_toml(write_small(tmp_path), (*WINDOWS, "strategy.phi=3", "strategy.num_rounds=8"))
     again.run(tmp_path / "again", on_round=look)
     assert all(reported == found for reported, found in evaluated)
-    assert [reported.measures["accuracy"] for reported, _ in evaluated] == [line["accuracy"] for line in lines]
+    assert [reported.measures["accuracy"] for reported, _ in evaluated] == [
+        line["measures"]["accuracy"] for line in lines
+    ]
     fractions = [line["synced_fraction"] for line in lines]
     assert result.summary["relative_cost"] == pytest.approx(sum(fractions) / 8)
 

@@ -32,7 +32,7 @@ class Own(Settings):
 
     fedelta_version: str = ""
     tuning: dict[str, Any] | None = None  # Any: the fields of a method
-    task: AnyTask | None = Field(default=None, discriminator="name")
+    task: AnyTask | None = None
     class_names: tuple[str, ...] | None = None
     model: ModelSource | None = None
     seed: int = Field(default=0, ge=0)

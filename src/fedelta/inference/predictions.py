@@ -68,7 +68,7 @@ class _Table:
         origin: dict[str, str | float] = {"row": row if test.numbers is None else int(test.numbers[row])}
         if test.clients is not None:
             client = int(test.clients[row])
-            origin["client"] = "" if client < 0 else str(client)
+            origin["client"] = "" if client < 0 else str(self._data.clients.names.get(client, client))
         return origin
 
 
