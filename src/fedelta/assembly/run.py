@@ -97,16 +97,16 @@ def assemble(config: Config, *, backbone: Backbone | None = None, data: Federate
     model = tuned_model(config, backbone, data.class_names, num_lanes=num_lanes(config))
     if data.unseen:
         config.personalization.scopes(scopes_of(backbone, model.spec), model.tuning.name)
-    client_ids = sorted(data.partition)
+    clients = data.clients.only(data.partition)
     everyone = tiers_of(config, model, data.clients)
-    tiers = None if everyone is None else everyone.only(client_ids)
+    tiers = None if everyone is None else everyone.only(clients.numbers)
     site = build_site(config, model, data, tiers)
     runtime = _runtime(config, model, site)
     federation = build_server(
         config,
         model.spec,
         model.params,
-        client_ids,
+        clients,
         runtime=runtime,
         evaluate=lambda params: evaluate(site, params, data.test),
         tiers=tiers,
@@ -132,8 +132,8 @@ def _check_deadline(config: Config, federation: Federation, runtime: Unstable, p
         return
     state = federation.strategy.init(params, federation.spec)
     cohort = stream(config.seed, "cohort", 1)
-    plan = federation.strategy.plan(state, 1, federation.client_ids, federation.spec, cohort)
-    everyone = dict.fromkeys(federation.client_ids, plan.download[plan.cohort[0]])
+    plan = federation.strategy.plan(state, 1, federation.clients.numbers, federation.spec, cohort)
+    everyone = dict.fromkeys(federation.clients.numbers, plan.download[plan.cohort[0]])
     if federation.tiers is not None:
         everyone = dict(federation.tiers.restrict(replace(plan, download=everyone)).download)
     num_bytes = {
