@@ -264,3 +264,20 @@ def parts_of(memories: Mapping[int, Params], part: str) -> dict[int, Params]:
         for client_id, flat in memories.items()
     }
     return {client_id: tensors for client_id, tensors in found.items() if tensors}
+
+
+@dataclass(frozen=True)
+class Kindless:
+    """Targets that know no kinds of rows."""
+
+    values: Tensor
+    strata: None = None
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def fetch(self, rows: Tensor) -> Tensor:
+        return self.values[rows]
+
+    def select(self, rows: Tensor) -> Kindless:
+        return Kindless(self.values[rows])

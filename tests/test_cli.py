@@ -51,7 +51,7 @@ def test_a_run_from_its_configuration_to_report_and_prediction(fedelta, tmp_path
     assert json.loads(out)["accuracy"] == accuracy, err
     assert list(json.loads(out)) == ["accuracy", "evaluation_loss_nats", "macro_f1", "balanced_accuracy"]
     code, out, err = fedelta("evaluate", run, "--predictions", tmp_path / "answers.csv")
-    rows = list(csv.DictReader((tmp_path / "answers.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "answers.csv").read_text().splitlines()))
     assert sum(row["label"] == row["predicted"] for row in rows) == round(accuracy * len(rows)), err
 
     code, out, err = fedelta("resume", run, "--quiet")

@@ -7,10 +7,11 @@ checked in test_import_time.py. Some libraries may be imported in one place only
 from __future__ import annotations
 
 import ast
+import graphlib
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -26,8 +27,10 @@ LAYERS = (  # low to high
     ("tuning", "strategies", "aggregation", "codecs", "data"),
     ("engine",),
     ("federation",),
-    ("runtimes",),
-    ("inference", "results", "config", "assembly", "experiment", "inspection", "personalization", "tracking"),
+    ("runtimes", "results"),
+    ("inference", "config", "tracking"),
+    ("assembly",),
+    ("experiment", "inspection", "personalization"),
     ("comparison",),
     ("cli", "__main__"),
 )
@@ -64,6 +67,10 @@ class Import:
 def test_no_module_imports_from_a_higher_layer():
     problems = [problem for item in all_imports() if (problem := layer_problem(item))]
     assert not problems, "\n".join(problems)
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    assert circle(sources()) == []
 
 
 def test_libraries_are_imported_where_they_belong():
@@ -123,6 +130,17 @@ def test_a_library_away_from_its_home_is_found(module: str, source: str, found: 
     assert bool(problems) is found
 
 
+def test_a_circle_is_found_through_a_module_that_is_imported_by_its_package():
+    modules = {
+        "fedelta.codecs": "",
+        "fedelta.codecs.wire": "from fedelta.codecs.base import Codec",
+        "fedelta.codecs.base": "def encode():\n    from fedelta.params import Params",
+        "fedelta.params": "from fedelta.codecs import wire",
+    }
+    assert set(circle(modules)) == {"fedelta.codecs.wire", "fedelta.codecs.base", "fedelta.params"}
+    assert circle(modules | {"fedelta.params": "from fedelta.codecs import Codec"}) == []
+
+
 def test_an_undeclared_library_is_found():
     items = list(imports_of("fedelta.params", "import os, hypothesis\nimport torch.nn\nimport fedelta.seeds"))
     assert [item.target for item in undeclared(items, {"torch"})] == ["hypothesis"]
@@ -136,6 +154,32 @@ def all_imports() -> list[Import]:
         if parts != (PACKAGE, "__init__"):
             found += imports_of(".".join(parts), path.read_text(encoding="utf-8"))
     return found
+
+
+def sources() -> dict[str, str]:
+    """The source of every module of the package but its `__init__`, by its name."""
+    found = {}
+    for path in sorted((SOURCE / PACKAGE).rglob("*.py")):
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path.read_text(encoding="utf-8")
+    del found[PACKAGE]
+    return found
+
+
+def circle(modules: Mapping[str, str]) -> list[str]:
+    """Names of modules that import each other in a circle, those inside of functions too; none where there is none."""
+    graph: dict[str, set[str]] = {}
+    for module, source in modules.items():
+        graph[module] = set()
+        for node in ast.walk(ast.parse(source)):
+            inner = [f"{node.module}.{alias.name}" for alias in node.names] if isinstance(node, ast.ImportFrom) else []
+            targets = [name for name in inner if name in modules] or _targets(node, module)
+            graph[module] |= modules.keys() & set(targets)
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
 
 
 def imports_of(module: str, source: str) -> Iterator[Import]:

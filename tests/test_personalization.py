@@ -13,10 +13,12 @@ from tests.small import SMALL, write_small
 from typer.testing import CliRunner
 
 import fedelta
+from fedelta import personalization
 from fedelta.cli import app
 from fedelta.data.batches import FederatedData
 from fedelta.errors import CheckpointError, ConfigError, DataError, InputError, RunError
 from fedelta.experiment import Experiment, Result
+from fedelta.federation.personalize import personalize as fine_tune
 from fedelta.inspection import choices
 from fedelta.results import files
 from fedelta.tuning.scopes import SCOPES
@@ -264,6 +266,20 @@ def test_a_run_of_a_strategy_with_steps_memory_and_a_deadline_can_be_personalise
     overrides = ["strategy.name=scaffold", "stability.dropout_fraction=0.1", "local_rule.name=fedprox"]
     result = Experiment.from_toml(config, [*overrides, "strategy.num_rounds=1"]).run(tmp_path / "run")
     assert list(fedelta.personalize(result.path)["scopes"]) == ["all", "adapters"]
+
+
+def test_clients_fine_tune_side_by_side_as_many_as_there_are_lanes_for(result, monkeypatch):
+    lanes = []
+
+    def seen(settings, unseen, scopes):
+        lanes.append(unseen.engine.lanes.num)
+        return fine_tune(settings, unseen, scopes)
+
+    monkeypatch.setattr(personalization, "fine_tune", seen)
+    for number in ("auto", "3"):
+        fedelta.personalize(result.path, [f"runtime.lanes={number}"])
+    # Two clients with two rates each; 64 samples a step are eight lanes of batch 8.
+    assert lanes == [4, 3]
 
 
 def test_check_and_list_tell_of_it(tmp_path):

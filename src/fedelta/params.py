@@ -163,7 +163,9 @@ def add(params: Mapping[str, Tensor], delta: Mapping[str, Tensor], scale: float 
     """`params + scale * delta`; names that `delta` lacks keep their tensor. Computed in float64."""
     moved = dict(params)
     for name, change in delta.items():
-        moved[name] = (params[name].double() + scale * change.double()).to(params[name].dtype)
+        moved[name] = torch.empty(params[name].shape, dtype=params[name].dtype, device=params[name].device)
+        for target, start, step in zip(*map(_blocks, (moved[name], params[name], change)), strict=True):
+            target.copy_(start.double() + scale * step.double())
     return moved
 
 

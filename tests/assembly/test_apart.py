@@ -14,6 +14,7 @@ from fedelta.assembly.model import TunedModel, tiers_of, tuned_model
 from fedelta.assembly.server import build_server
 from fedelta.assembly.site import build_site, num_lanes, read_data
 from fedelta.config import Config, load_config
+from fedelta.data.clients import Clients
 from fedelta.errors import ConfigError
 from fedelta.experiment import Experiment
 from fedelta.federation.client import Site
@@ -23,7 +24,7 @@ from fedelta.models.hub import build
 from fedelta.strategies.base import RoundPlan
 
 CLASSES = tuple("0123456789")
-CLIENTS = range(6)
+CLIENTS = Clients.of(range(6))
 EXITS = SMALL.replace('name = "lora"\nr = 2\n', 'name = "exit-heads"\n') + '\n[exits]\ntiers = [1, 2]\ntrain = "sum"\n'
 
 
@@ -47,7 +48,7 @@ def at_the_server(config: Config) -> tuple[Federation, TunedModel, Carried]:
     model = tuned_model(config, build(config.model, CLASSES, seed=config.seed), CLASSES)
     carried = Carried()
     tiers = tiers_of(config, model, CLIENTS)
-    return build_server(config, model.spec, model.params, CLIENTS, runtime=carried, tiers=tiers), model, carried
+    return build_server(config, model.spec, model.params, CLIENTS.numbers, runtime=carried, tiers=tiers), model, carried
 
 
 def at_the_site(config: Config) -> Site:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
+from tests.builders import Kindless
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from fedelta.data.federate import federate
-from fedelta.data.partition import Dirichlet, Iid, Natural
-from fedelta.data.sources import DataSource, read
+from fedelta.data.partition import Dirichlet, Iid, Natural, Pathological
+from fedelta.data.sources import DataSource, RawData, read
 from fedelta.errors import DataError
 from fedelta.modalities.image import Images
 from fedelta.modalities.text import Texts
@@ -140,6 +142,31 @@ def test_ids_that_are_neither_texts_nor_whole_numbers_are_no_names(tmp_path):
     source = DataSource(source=str(tmp_path / "d.parquet"), client_column="site", test_fraction=0.1)
     data = federated(source)
     assert (data.names, len(data.partition)) == ({}, 2)
+
+
+@pytest.mark.parametrize("settings", [Dirichlet(num_clients=2, alpha=1.0), Pathological(num_clients=2)])
+def test_rows_without_kinds_are_not_divided_by_them(settings):
+    raw = read(DataSource(source="digits", max_train_examples=40), seed=0)
+    raw = replace(raw, train_targets=Kindless(raw.train_targets.values))
+    with pytest.raises(DataError, match=f"name is '{settings.name}', which divides by classes, but the task has none"):
+        federate(raw, settings, Images.from_preprocessor({}, 16, 3), seed=0)
+    data = federate(raw, Iid(num_clients=2), Images.from_preprocessor({}, 16, 3), seed=0)
+    assert [len(rows) for rows in data.partition.values()] == [20, 20]
+
+
+def test_validation_rows_say_whose_they_are():
+    source = DataSource(source="digits", max_train_examples=40, evaluate_on="validation", validation_fraction=0.5)
+    raw = read(source, seed=0)
+    data = federate(raw, Iid(num_clients=4), Images.from_preprocessor({}, 16, 3), seed=0)
+    assert data.test.clients.bincount().tolist() == [5, 5, 5, 5]
+    places = {number: place for place, number in enumerate(raw.train_row_numbers.tolist())}
+    whole = federate(raw_with(raw, evaluate_on="test"), Iid(num_clients=4), Images.from_preprocessor({}, 16, 3), seed=0)
+    for number, client in zip(data.test.numbers.tolist(), data.test.clients.tolist(), strict=True):
+        assert places[number] in whole.partition[client].tolist()
+
+
+def raw_with(raw: RawData, **of_source: object) -> RawData:
+    return replace(raw, source=raw.source.model_copy(update=of_source))
 
 
 def test_rows_of_clients_that_are_held_out_are_not_in_the_test_set(tmp_path):

@@ -17,6 +17,7 @@ from fedelta.engine.work import ClientSettings, Trained
 from fedelta.params import Params
 from fedelta.seeds import stream
 from fedelta.tasks.classification import Classification
+from fedelta.tasks.regression import Regression
 from fedelta.tuning.accumulator import Accumulator
 from fedelta.tuning.base import TuningMethod
 from fedelta.tuning.combined import Combined
@@ -254,3 +255,14 @@ def test_cached_features_of_the_embeddings_give_the_same_training(train: str):
         results[-1]["evaluation"] = {"at": tensor(by_exit)}
     for key, delta in results[0].items():
         assert_close(delta, results[1][key], rtol=1e-4, atol=1e-6)
+
+
+def test_exits_of_another_task_learn_by_its_loss_and_its_distance():
+    # Two exits, one lane, two samples of weight 1/2: errors 1 and 2 at exit 1, 0 and 1 at exit 2.
+    outputs = tensor([[[[1.0], [4.0]]], [[[0.0], [3.0]]]])
+    total, mean = ExitLoss(ExitSettings(train="distill"), 300, Regression()).of(
+        outputs, tensor([[0.0, 2.0]]), tensor([[0.5, 0.5]]), torch.ones(2, 1), torch.full((2, 1), torch.nan)
+    )
+    # Losses (1 + 4) / 2 and 1 / 2; exit 2 teaches, and exit 1 is 1 away from it at both samples.
+    assert mean.tolist() == [1.5]
+    assert total.tolist() == [2.5 + 0.5 + 1.0]

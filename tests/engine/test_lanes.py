@@ -255,6 +255,19 @@ def test_evaluation_counts_the_last_batch_of_a_large_test_set():
     assert evaluation.measures["accuracy"] == 0.05
 
 
+def test_what_a_model_gives_for_a_set_comes_in_order_with_its_targets():
+    engine = linear_engine([0.0], [0], lanes=3)
+    features, labels = torch.arange(600.0).view(-1, 1), torch.arange(600) % 2
+    data = Examples(ReadyInputs({"x": features}), Labels(labels))
+    params = {"head.weight": tensor([[1.0], [0.0]]), "head.bias": tensor([0.5, 0.0])}
+    batches = list(engine.answers(params, data))
+    assert torch.cat([batch.rows for batch in batches]).equal(torch.arange(600))
+    assert torch.cat([batch.targets for batch in batches]).equal(labels)
+    outputs = torch.cat([batch.outputs for batch in batches])
+    assert outputs.equal(torch.cat([features + 0.5, torch.zeros(600, 1)], 1))
+    assert not outputs.requires_grad
+
+
 def test_evaluating_between_rounds_changes_no_training():
     data = tiny_data()
     engine, _ = tiny_engine(Lora(r=2), data, lanes=2)

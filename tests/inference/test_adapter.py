@@ -23,13 +23,15 @@ from tests.inference.adapters import (
 
 from fedelta.errors import AdapterError
 from fedelta.inference import directory as files
-from fedelta.inference.adapter import Adapter, check_classes, check_fits, read_adapter, write_adapter
+from fedelta.inference.adapter import Adapter, check_classes, check_fits, check_task, read_adapter, write_adapter
 from fedelta.modalities.settings import Preparation
 from fedelta.models.anatomy import ANATOMIES
 from fedelta.models.hub import Backbone
 from fedelta.models.source import ModelSource
 from fedelta.params import ParamSpec
 from fedelta.settings import Settings
+from fedelta.tasks.classification import Classification
+from fedelta.tasks.regression import Regression
 from fedelta.tuning import TUNING_METHODS
 from fedelta.tuning.adapter import Adapter as Bottleneck
 from fedelta.tuning.bias import Bias
@@ -479,6 +481,34 @@ def test_other_classes_than_the_adapters_are_refused(names, message):
         check_classes(with_classes(*names), ["cat", "dog"])
     assert message in str(caught.value)
     assert "set `class_names` to null in its `fedelta.json`" in str(caught.value)
+
+
+def test_an_adapter_of_another_task_is_refused_and_one_that_does_not_say_is_not():
+    adapter = Adapter(Head(), {}, "some/base", (), task=Regression(scale=2.0))
+    check_task(adapter, Regression(scale=2.0))
+    check_task(Adapter(Head(), {}, "some/base", None), Regression())
+    with pytest.raises(AdapterError) as caught:
+        check_task(adapter, Classification())
+    assert caught.value.message == (
+        "the adapter was trained for another task: expected `task.name` = 'regression', `task.offset` = 0.0, "
+        "`task.scale` = 2.0, found `task.name` = 'classification'."
+    )
+    assert caught.value.hint == "set section `[task]` to that of the adapter."
+
+
+@pytest.mark.parametrize("task", [Classification(), Regression(offset=-1.5), None])
+def test_the_task_of_an_adapter_is_read_back(adapter, tmp_path, task):
+    write_adapter(tmp_path, replace(adapter, task=task), VIT, {})
+    assert read_adapter(tmp_path).task == task
+
+
+def test_a_card_of_a_regression_loads_one_output_and_names_no_pipeline(adapter, tmp_path):
+    card = {"modality": "image", "config": {"task": {"name": "regression"}}, "final_rmse": 0.5}
+    write_adapter(tmp_path, replace(adapter, task=Regression(), class_names=()), VIT, card)
+    text = (tmp_path / "README.md").read_text()
+    assert "num_labels=1," in text
+    assert "pipeline_tag" not in text
+    assert "| final root mean squared error | 0.500 |" in text
 
 
 # --- writing ----------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from fedelta.results.rundir import (
     CHECKPOINT,
     CITATIONS,
     CONFIG,
+    CONFUSION,
     ENVIRONMENT,
     EXITS,
     LEDGER,
@@ -40,12 +41,16 @@ from fedelta.strategies.base import RoundPlan
 from fedelta.strategies.fedlama import FedLama
 from fedelta.strategies.fedlama_auto import FedLamaAuto
 from fedelta.tasks.base import Evaluation
-from fedelta.tasks.classification import ACCURACY, LOSS
+from fedelta.tasks.classification import ACCURACY, LOSS, Classification
+from fedelta.tasks.details import Answered, Details
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a synthetic run looks like; with a `strategy`, that decides what travels when; `exits` is a section."""
+    """What a synthetic run looks like; with a `strategy`, that decides what travels when; `exits` is a section.
+
+    With `num_tested` examples of a test set the measures of the finished model are there too.
+    """
 
     tuning: str = "lora"
     num_rounds: int = 30
@@ -63,6 +68,7 @@ class Shape:
     strategy: FedLama | FedLamaAuto | None = None
     num_exits: int = 0
     exits: Mapping[str, object] = field(default_factory=dict)
+    num_tested: int = 0
 
 
 def make_run(path: Path, shape: Shape = Shape()) -> RunDirectory:
@@ -92,7 +98,11 @@ def make_run(path: Path, shape: Shape = Shape()) -> RunDirectory:
         run.timings.append([timing_record(outcome.round, 1.7, 900 * 2**20 + outcome.round)])
     if shape.num_finished == shape.num_rounds:
         sizes = {"tuned_parameters": _tuned(shape), "total_parameters": shape.total_parameters}
-        run.write_summary(summary(run.rounds.read(), run.timings.read(), ledger, ACCURACY, sizes))
+        details = details_of(shape) if shape.num_tested else None
+        record = None if details is None else details.as_record()
+        run.write_summary(summary(run.rounds.read(), run.timings.read(), ledger, ACCURACY, sizes, details=record))
+        if details is not None and details.confusion is not None:
+            (path / CONFUSION).write_text(to_json(details.confusion.as_record()))
     return run
 
 
@@ -124,6 +134,19 @@ def config_of(shape: Shape) -> dict[str, object]:
         "codec": {"name": "cast", "dtype": "float16"},
         **({"exits": dict(shape.exits)} if shape.exits else {}),
     }
+
+
+def details_of(shape: Shape) -> Details:
+    """What a classifier might answer that knows some classes better than others and confuses neighbours."""
+    generator, number = stream(shape.seed, "answers"), len(shape.class_names)
+    labels = torch.randint(number, (shape.num_tested,), generator=generator)
+    skill = torch.linspace(1.5, 6.0, number)[torch.randperm(number, generator=generator)]
+    outputs = 1.3 * torch.randn(shape.num_tested, number, generator=generator)
+    rows = torch.arange(shape.num_tested)
+    outputs[rows, labels] += skill[labels]
+    outputs[rows, (labels + 1) % number] += 1.5
+    clients = torch.randint(-1, shape.num_clients, (shape.num_tested,), generator=generator)
+    return Classification().details([Answered(rows, outputs, labels)], shape.class_names, clients)
 
 
 def _tuned(shape: Shape) -> int:
@@ -239,6 +262,15 @@ def main(out: Path) -> None:
         to_json({"flops": costs, "milliseconds": [cost / 3e7 for cost in costs], "machine": machine})
     )
     write_report([deep], out / "exits.html")
+    long = tuple(f"a class with <name> {index}" for index in range(20))
+    names = ("benign", "malignant"), tuple("0123456789"), long[:11], long, hundred
+    tested = [
+        make_run(out / f"{len(each)} classes", Shape(class_names=each, num_tested=40 * len(each) + 200, seed=4)).path
+        for each in names
+    ]
+    for path in tested:
+        write_report([path], out / f"{path.name}.html")
+    write_report([tested[1], make_run(out / "again", Shape(num_tested=600, seed=5)).path], out / "two tested.html")
     write_report([runs[0], make_run(out / "few exits", Shape(num_exits=4, seed=2)).path, deep], out / "mixed.html")
     write_report(runs[:1], out / "one.html")
     write_report([*runs, unfinished], out / "many.html")

@@ -14,6 +14,8 @@ import fedelta
 from fedelta.config import load_config
 from fedelta.errors import InputError
 from fedelta.experiment import Experiment, Result, evaluate_adapter
+from fedelta.tracking.base import TrackedRun
+from fedelta.tracking.table import TOOLS, Tool
 
 FILES = ("config.toml", "rounds.jsonl", "ledger.jsonl", "model.json", "adapter/adapter_model.safetensors")
 HELD_OUT = SMALL + "\n[personalization]\nheld_out_clients = 2\nlrs = [0.1]\n"
@@ -65,6 +67,26 @@ def test_it_evaluates_and_says_which_tuning_method_it_had(tmp_path: Path):
     assert evaluate_adapter(result.path).measures == result.measures
     # 8 is the default.
     assert load_config(result.path / "config.toml", ["model.adapter="]).tuning.r == 2
+
+
+def test_a_tracker_is_told_the_same_parameters_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    runs: list[TrackedRun] = []
+
+    def opened(run: TrackedRun) -> None:
+        runs.append(run)
+        raise RuntimeError("no need of the rounds")
+
+    monkeypatch.setitem(TOOLS, "tensorboard", Tool(opened, {"json": "json"}))
+    begin(tmp_path, SMALL)
+    tracked = ("tuning.r=", 'tracking.tools=["tensorboard"]')
+    with pytest.raises(KeyboardInterrupt):
+        started(tmp_path, SMALL, *tracked).run(tmp_path / "run", on_round=stop)
+    shutil.rmtree(tmp_path / "start")
+    Experiment.from_run(tmp_path / "run").resume(tmp_path / "run")
+    first, second = runs
+    assert first.parameters == second.parameters
+    assert first.parameters["tuning.r"] == 2
+    assert first.parameters["model.adapter"] == str(tmp_path / "start")
 
 
 def test_it_personalises(tmp_path: Path):

@@ -1,29 +1,11 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
-from torch import Tensor, tensor
+from tests.builders import Kindless
+from torch import tensor
 
 from fedelta.tasks.labels import Labels
 from fedelta.tasks.targets import strata_of
-
-
-@dataclass(frozen=True)
-class Kindless:
-    """Targets that know no kinds of rows."""
-
-    values: Tensor
-    strata: None = None
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def fetch(self, rows: Tensor) -> Tensor:
-        return self.values[rows]
-
-    def select(self, rows: Tensor) -> Kindless:
-        return Kindless(self.values[rows])
 
 
 def test_the_kinds_of_labelled_rows_are_their_classes():

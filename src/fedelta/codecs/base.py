@@ -32,7 +32,9 @@ class Codec(Protocol):
         """
 
     def unpack(self, name: str, data: memoryview, shape: tuple[int, ...]) -> Tensor:
-        """A new float32 tensor of `shape` from bytes of unknown origin.
+        """A float32 tensor of `shape` from bytes of unknown origin.
+
+        It may share their memory, so that a delta as large as the model is not copied: nothing may write into it.
 
         Raises:
             PayloadError: they cannot be a tensor of that shape.

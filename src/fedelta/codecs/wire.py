@@ -64,7 +64,7 @@ def decode(payload: bytes, spec: ParamSpec, codec: Codec) -> tuple[Params, dict[
     Raises:
         PayloadError: truncated, altered, for another model or tuning, or of another codec.
     """
-    # Views: nothing is copied before the codec makes a tensor of it.
+    # Views: nothing is copied here.
     message, crc = memoryview(payload)[:-_CRC_BYTES], payload[-_CRC_BYTES:]
     if not payload.startswith(_MAGIC):
         raise PayloadError(f"{len(payload)} bytes that are no fedelta payload: they start with {payload[:5]!r}.")

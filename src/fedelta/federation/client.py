@@ -185,7 +185,8 @@ def _memory_after(site: Site, work: _Work, trained: Trained, *, sent: Params, pa
     return Memory(
         local_only=local_only if all(map(is_finite, local_only.values())) else before.local_only,
         remembered={} if steering is None else steering.remember(before.remembered, decoded),
-        adrift={name: Drift(tensor, work.job.anchor[name]) for name, tensor in unsent.items()},
+        # Cloned: the anchor may be a view of the whole download.
+        adrift={name: Drift(tensor, work.job.anchor[name].clone()) for name, tensor in unsent.items()},
         residual=before.residual | {name: sent[name] - decoded[name] for name in sent} if feeds_back else {},
     )
 

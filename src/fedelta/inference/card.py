@@ -14,6 +14,13 @@ from fedelta.tasks.table import task_of
 # Keys of a card that are told in words or are of no use to a reader.
 _UNLISTED = frozenset({"modality", "extra_inputs", "config", "is_native", "primary", "by_class", "by_client"})
 _NUM_NAMES = 20  # class names that are shown
+_OURS = (
+    "With fedelta:\n",
+    "```python",
+    "from fedelta.inference.predict import Predictor",
+    'Predictor.from_adapter("path/of/this/directory").predict([...])',
+    "```",
+)
 
 
 def render(
@@ -155,26 +162,19 @@ def _loader(card: Mapping[str, object]) -> Loader | None:
 def _loading(
     tuning_name: str, base: str, class_names: tuple[str, ...] | None, card: Mapping[str, object], *, has_weights: bool
 ) -> list[str]:
-    ours = [
-        "With fedelta:\n",
-        "```python",
-        "from fedelta.inference.predict import Predictor",
-        'Predictor.from_adapter("path/of/this/directory").predict([...])',
-        "```",
-    ]
     if tuning_name != "lora":
         return [
             f"Stock PEFT cannot load this directory: it does not know the tuning method `{tuning_name}`.",
             "The tensors in `adapter_model.safetensors` are named by their places in the model that",
             "fedelta tuned, after `base_model.model.`; `fedelta.json` says how it was tuned.\n",
-            *ours,
+            *_OURS,
         ]
     loader = _loader(card)
     if not has_weights or loader is None:
         return [
             "The weights of its base model are random, its batch norms were exchanged, or it has no name: stock PEFT",
             "cannot get the same ones. `fedelta.json` keeps the model and the seed, where the run knew them.\n",
-            *ours,
+            *_OURS,
         ]
     auto, num_outputs = loader.auto_class, _task(card).num_outputs(class_names or ())
     labels = f", num_labels={num_outputs}" if num_outputs else ""
@@ -205,4 +205,4 @@ def _loading(
             "It was trained at another image size than the base model's, with interpolated position embeddings;",
             f"call it as `model(pixel_values, {arguments})`.\n",
         ]
-    return [*lines, *ours]
+    return [*lines, *_OURS]

@@ -17,9 +17,11 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
 
 INK, MUTED, GRID = "#1c2126", "#5d6670", "#dfe3e7"
+ON_STRONG = "#fefefe"  # text on a strong colour of a series
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 # Line styles as lengths on and off, in line widths; solid, dashed, dash-dotted, dotted.
 STYLES = ((), (3.7, 1.6), (6.4, 1.6, 1.0, 1.6), (1.5, 1.0))
@@ -74,6 +76,13 @@ def blank(size: tuple[float, float]) -> Figure:
     return figure
 
 
+def transparent_to(color: str) -> LinearSegmentedColormap:
+    """From nothing to `color` through its opacity, so that it suits any background; zero stays empty."""
+    red, green, blue, _ = to_rgba(color)
+    opacities = [0.0, *(0.15 + 0.85 * step / 254 for step in range(255))]
+    return LinearSegmentedColormap.from_list("share", [(red, green, blue, each) for each in opacities], N=256)
+
+
 def to_svg(figure: Figure, prefix: str, description: str) -> str:
     """`figure` as an SVG element for an HTML page.
 
@@ -93,7 +102,7 @@ def to_svg(figure: Figure, prefix: str, description: str) -> str:
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg)
     for number, color in enumerate(SERIES, start=1):
         svg = svg.replace(color, f"var(--series-{number})")
-    for color, name in ((INK, "ink"), (MUTED, "muted"), (GRID, "grid")):
+    for color, name in ((INK, "ink"), (MUTED, "muted"), (GRID, "grid"), (ON_STRONG, "on-strong")):
         svg = svg.replace(color, f"var(--{name})")
     return svg.replace("<svg", f'<svg role="img" aria-label="{description}"', 1)
 

@@ -12,12 +12,14 @@ from typing import Any, TypeGuard
 
 from fedelta.errors import RunError
 from fedelta.results.compute import Compute, read_compute
+from fedelta.results.details import read_details
 from fedelta.results.files import Record, read_json
 from fedelta.results.ledger import Ledger
 from fedelta.results.partition import Partition, read_partition
 from fedelta.results.rundir import (
     CITATIONS,
     CONFIG,
+    CONFUSION,
     ENVIRONMENT,
     EXITS,
     LEDGER,
@@ -29,6 +31,7 @@ from fedelta.results.rundir import (
 )
 from fedelta.results.runlog import best_of, by_exit, full_model_bytes, relative_cost
 from fedelta.tasks.base import Measure
+from fedelta.tasks.details import Details
 from fedelta.tasks.table import AnyTask, task_of
 
 _ROUND_FIELDS = frozenset({"round", "measures", "cohort", "rejections", "cumulative_bytes"})
@@ -51,6 +54,7 @@ class History:
         model: `tuned_parameters`, `total_parameters` and the scalars of each of `groups`, as far as known.
         summary: content of `summary.json`; empty while the run is unfinished.
         partition: who holds what, if known.
+        details: what is known of the finished model beside the records, if anything.
         compute: what an answer from each exit costs, if it was measured.
         personalization: content of `personalization.json`; empty where nobody personalised.
         citations: BibTeX.
@@ -66,6 +70,7 @@ class History:
     model: Record
     summary: Record
     partition: Partition | None
+    details: Details | None
     compute: Compute | None
     personalization: Record
     citations: str
@@ -168,6 +173,10 @@ class History:
         """Time in all rounds so far."""
         return float(sum(timing.get("wall_seconds") or 0.0 for timing in self.timings))
 
+    def client_label(self, client_id: int) -> str:
+        """What pages call a client: by name, where it has one, and number."""
+        return str(client_id) if self.partition is None else self.partition.label(client_id)
+
     def value(self, path: str) -> object:
         """The value at a dotted path such as `tuning.name`, or None."""
         found: object = self.config
@@ -227,6 +236,7 @@ def _read(path: Path, name: str) -> History:
         model=model,
         summary=summary,
         partition=read_partition(path / PARTITION),
+        details=read_details(path / SUMMARY, summary, path / CONFUSION),
         compute=read_compute(path / EXITS, num_exits) if (path / EXITS).exists() else None,
         personalization=_json_if_there(path / PERSONALIZATION),
         citations=(path / CITATIONS).read_text(encoding="utf-8", errors="replace"),

@@ -31,6 +31,11 @@ class Partition:
     held_out: frozenset[int] = frozenset()
     clients: Clients = field(default_factory=Clients)
 
+    def label(self, client_id: int) -> str:
+        """What pages call a client: "3", or by name "george (3)"."""
+        name = self.clients.names.get(client_id)
+        return str(client_id) if name is None else f"{name} ({client_id})"
+
 
 def partition_record(data: FederatedData) -> Record:
     """The content of the file: examples of each class, or kind of row, by client, and what the clients are called."""

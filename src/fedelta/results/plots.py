@@ -6,12 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from fedelta.data.clients import Name
-from fedelta.results.drawing import INK, MUTED, SERIES, SIZE, STYLES, blank, single, style
+from fedelta.results.drawing import INK, MUTED, SERIES, SIZE, STYLES, blank, single, style, transparent_to
 from fedelta.results.history import History
 from fedelta.results.numbers import axis_title, in_unit
 from fedelta.results.partition import Partition
@@ -135,7 +134,7 @@ def label_distribution(partition: Partition) -> Figure:
         above.grid(visible=False, axis="x")
         above.tick_params(axis="x", length=0)
         image = below.imshow(
-            shares.T, aspect="auto", cmap=_transparent_to(SERIES[0]), vmin=0, vmax=shares.max(), interpolation="nearest"
+            shares.T, aspect="auto", cmap=transparent_to(SERIES[0]), vmin=0, vmax=shares.max(), interpolation="nearest"
         )
         below.grid(visible=False)
         below.set(xlabel="Client", ylabel="Class")
@@ -295,10 +294,3 @@ def _name_columns(axes: Axes, clients: Sequence[Name]) -> None:
         for label in axes.get_xticklabels():
             label.set(rotation=30, ha="right", rotation_mode="anchor")
     axes.set_xlim(-0.5, len(clients) - 0.5)
-
-
-def _transparent_to(color: str) -> LinearSegmentedColormap:
-    """From nothing to `color` through its opacity, so that it suits any background; zero stays empty."""
-    red, green, blue, _ = to_rgba(color)
-    opacities = np.concatenate([[0.0], np.linspace(0.15, 1.0, 255)])
-    return LinearSegmentedColormap.from_list("share", [(red, green, blue, each) for each in opacities], N=256)

@@ -15,7 +15,7 @@ from string import Template
 from matplotlib.figure import Figure
 
 from fedelta.durable import write_atomic
-from fedelta.results import exit_section, layer_section, page, personal_section, plots
+from fedelta.results import exit_section, layer_section, measure_section, page, personal_section, plots
 from fedelta.results.history import History, read_histories
 from fedelta.results.partition import Partition
 
@@ -41,7 +41,7 @@ def render(runs: Sequence[History]) -> str:
     if several:
         figures = "".join(page.traffic(run, f"t{index}", run.name) for index, run in enumerate(runs) if run.rounds)
         parts.append(f'<h2>Traffic by group and direction</h2><div class="figures">{figures}</div>')
-    parts.append(exit_section.section(runs))
+    parts += [measure_section.section(runs), exit_section.section(runs)]
     parts += [personal_section.section(run, titled=several) for run in runs]
     parts += [layer_section.section(run, f"g{index}", titled=several) for index, run in enumerate(runs)]
     for index, (partition, names) in enumerate(_partitions(runs)):

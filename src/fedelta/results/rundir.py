@@ -1,17 +1,19 @@
 """The run directory: names of its files, its creation as a whole, and the way back to a checkpoint.
 
-config.toml           the resolved configuration
+config.toml           the configuration as it was read, every default written out; of a run that started from an adapter
+                      `[tuning]` is the adapter's
 environment.json      versions, machine, commit
 citations.bib         papers behind what the run used
 partition.json        class names, examples of each class by client, apart those of clients that no round asks, and
                       what the clients are called
-model.json            parameter counts, of each group too, so that an unfinished run can be reported
+model.json            parameter counts, of each group too, so that an unfinished run can be reported; and `[strategy]`
+                      with what a byte budget made of it
 rounds.jsonl          one record a round, determined by seed and configuration
 ledger.jsonl          one row per payload, after the row of the backbone
 timings.jsonl         wall-clock seconds and memory by round
 checkpoint/           the state after the last finished round; in clients/ what each client keeps, a file for each
 summary.json          written at the end
-confusion.json        how often which class was taken for which, where the task has classes; written at the end
+confusion.json        how often each class was taken for which, where the task has classes; written at the end
 adapter/              the tuned tensors for deployment, written at the end
 exits.json            what an answer from each exit costs, where the model has exits; written at the end
 personalization.json  what clients that no round asked made of it, written by `fedelta personalize`
@@ -114,7 +116,7 @@ class RunDirectory:
 
     @property
     def config(self) -> Path:
-        """The resolved configuration."""
+        """The configuration, every default written out."""
         return self.path / CONFIG
 
     @property

@@ -65,9 +65,9 @@ def mean_of(evaluations: Sequence[Evaluation]) -> Evaluation:
     """The mean of each measure over models that were evaluated on the same examples."""
     first = evaluations[0]
     return Evaluation(
-        {name: fmean(each.measures[name] for each in evaluations) for name in first.measures},
+        {name: fmean(evaluation.measures[name] for evaluation in evaluations) for name in first.measures},
         {
-            name: tuple(map(fmean, zip(*(each.by_exit[name] for each in evaluations), strict=True)))
+            name: tuple(map(fmean, zip(*(evaluation.by_exit[name] for evaluation in evaluations), strict=True)))
             for name in first.by_exit
         },
     )

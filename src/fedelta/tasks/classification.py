@@ -61,7 +61,7 @@ class Classification(Settings):
     primary: ClassVar[Measure] = ACCURACY
     loss: ClassVar[Measure] = LOSS
     measured: ClassVar[Mapping[str, Measure]] = {
-        each.name: each for each in (ACCURACY, LOSS, *LATE, PRECISION, RECALL, F1)
+        measure.name: measure for measure in (ACCURACY, LOSS, *LATE, PRECISION, RECALL, F1)
     }
     has_classes: ClassVar[bool] = True
     column: ClassVar[str] = "class labels, or one named 'label'"
@@ -117,12 +117,12 @@ class Classification(Settings):
         loss = torch.cat(losses).numpy()
         of_clients: dict[int, Values] = {
             client: {
-                ACCURACY.name: float((probable[own].argmax(1) == truth[own]).mean()),
-                LOSS.name: float(loss[own].mean()),
-                **over_set(truth[own], probable[own]),
-                "num_examples": len(own),
+                ACCURACY.name: float((probable[places].argmax(1) == truth[places]).mean()),
+                LOSS.name: float(loss[places].mean()),
+                **over_set(truth[places], probable[places]),
+                "num_examples": len(places),
             }
-            for client, own in by_owner(torch.cat(rows), clients)
+            for client, places in by_owner(torch.cat(rows), clients)
         }
         measures = self.values(sums) | over_set(truth, probable)
         classes = by_class(truth, probable, class_names)

@@ -86,17 +86,17 @@ def by_owner(rows: Tensor, clients: Tensor | None) -> Iterator[tuple[int, NDArra
         clients: number of the client of each row of the set, -1 for none; None where that is not known.
 
     >>> import torch
-    >>> [(client, own.tolist()) for client, own in by_owner(torch.tensor([2, 0, 1]), torch.tensor([5, -1, 5]))]
+    >>> [(client, places.tolist()) for client, places in by_owner(torch.tensor([2, 0, 1]), torch.tensor([5, -1, 5]))]
     [(5, [0, 1])]
     """
     if clients is None:
         return
     owner = clients[rows].numpy()
     order = np.argsort(owner, kind="stable")
-    found, starts = np.unique(owner[order], return_index=True)
-    for client, own in zip(found.tolist(), np.split(order, starts[1:]), strict=True):
+    numbers, starts = np.unique(owner[order], return_index=True)
+    for client, places in zip(numbers.tolist(), np.split(order, starts[1:]), strict=True):
         if client >= 0:
-            yield client, own
+            yield client, places
 
 
 def mean_details(parts: Sequence[Details]) -> Details:
@@ -104,12 +104,12 @@ def mean_details(parts: Sequence[Details]) -> Details:
     first = parts[0]
     if len(parts) == 1:
         return first
-    confusions = [each.confusion for each in parts if each.confusion is not None]
-    measures = _mean([each.measures for each in parts])
+    confusions = [part.confusion for part in parts if part.confusion is not None]
+    measures = _mean([part.measures for part in parts])
     return Details(
         {name: value for name, value in measures.items() if value is not None},
-        {name: _mean([each.by_class[name] for each in parts]) for name in first.by_class},
-        {client: _mean([each.by_client[client] for each in parts]) for client in first.by_client},
+        {name: _mean([part.by_class[name] for part in parts]) for name in first.by_class},
+        {client: _mean([part.by_client[client] for part in parts]) for client in first.by_client},
         _sum(confusions) if confusions else None,
     )
 

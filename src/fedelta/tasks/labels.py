@@ -59,8 +59,8 @@ def read_labels(train: TargetColumn, test: TargetColumn | None) -> ReadTargets:
         ours, theirs = list(train.class_names or ()), list(test.class_names or ())
         problems.append(f"{test.what}: classes {listed(theirs)} differ from the {train.what}'s {listed(ours)}")
     elif test is not None:
-        numbers, own = _numbers(test, classes)
-        test_labels, problems = Labels(numbers), problems + own
+        numbers, more = _numbers(test, classes)
+        test_labels, problems = Labels(numbers), problems + more
     return ReadTargets(Labels(labels), test_labels, names, names, tuple(problems))
 
 
@@ -70,8 +70,8 @@ def _classes(column: TargetColumn) -> tuple[list[object], tuple[str, ...], str |
     kinds = sorted({type(value).__name__ for value in values})
     if kinds not in (["int"], ["str"], ["bool"]):
         advice = '; numbers are predicted with `task.name` = "regression"' if kinds == ["float"] else ""
-        found = listed(kinds) or "nothing"
-        return [], (), f"label column {column.name!r} holds {found}, expected integers or texts{advice}"
+        held = listed(kinds) or "nothing"
+        return [], (), f"label column {column.name!r} holds {held}, expected integers or texts{advice}"
     classes = list(range(len(column.class_names))) if column.class_names is not None else _sorted(values)
     names = column.class_names or tuple(str(value) for value in classes)
     if len(classes) < 2:

@@ -89,7 +89,7 @@ class Regression(Settings):
     scale: float = Field(default=1.0, gt=0)
     primary: ClassVar[Measure] = RMSE
     loss: ClassVar[Measure] = MSE
-    measured: ClassVar[Mapping[str, Measure]] = {each.name: each for each in (RMSE, MAE, MSE, R2)}
+    measured: ClassVar[Mapping[str, Measure]] = {measure.name: measure for measure in (RMSE, MAE, MSE, R2)}
     has_classes: ClassVar[bool] = False
     column: ClassVar[str] = "numbers named 'target' or 'label'"
 
@@ -157,7 +157,9 @@ class Regression(Settings):
                 measures[R2.name] = float(r2_score(truth.double().numpy(), some.squeeze(1).double().numpy()))
             return measures
 
-        of_clients = {client: {**over(own), "num_examples": len(own)} for client, own in by_owner(rows, clients)}
+        of_clients = {
+            client: {**over(places), "num_examples": len(places)} for client, places in by_owner(rows, clients)
+        }
         return Details(over(np.arange(len(rows))), by_client=of_clients)
 
     def confidence(self, outputs: Tensor) -> Tensor:
@@ -203,8 +205,8 @@ def _problems(column: TargetColumn) -> list[str]:
         return [f"{what} holds {listed(kinds) or 'nothing'}, expected numbers{classes}"]
     missing = [row for row, value in enumerate(column.values) if value is None]
     infinite = [row for row, value in enumerate(column.values) if isinstance(value, float) and not math.isfinite(value)]
-    found = {"no number": missing, "NaN or infinity": infinite}
-    return [f"{what} holds {kind} in {len(rows)} rows: rows {listed(rows)}" for kind, rows in found.items() if rows]
+    broken = {"no number": missing, "NaN or infinity": infinite}
+    return [f"{what} holds {kind} in {len(rows)} rows: rows {listed(rows)}" for kind, rows in broken.items() if rows]
 
 
 def _range_names(edges: NDArray[np.float64]) -> tuple[str, ...]:

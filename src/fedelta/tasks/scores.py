@@ -39,10 +39,10 @@ def over_set(truth: Truth, probabilities: Probabilities) -> dict[str, float]:
     predicted = probabilities.argmax(1)
     occurring = np.unique(np.concatenate([truth, predicted]))
     _, recall, f1, support = precision_recall_fscore_support(truth, predicted, labels=occurring, zero_division=0.0)
-    found = {MACRO_F1.name: float(f1.mean()), BALANCED_ACCURACY.name: float(recall[support > 0].mean())}
+    scores = {MACRO_F1.name: float(f1.mean()), BALANCED_ACCURACY.name: float(recall[support > 0].mean())}
     if probabilities.shape[1] == 2 and len(np.unique(truth)) == 2 and np.isfinite(probabilities).all():
-        found[AUROC.name] = float(roc_auc_score(truth, probabilities[:, 1]))
-    return found
+        scores[AUROC.name] = float(roc_auc_score(truth, probabilities[:, 1]))
+    return scores
 
 
 def by_class(truth: Truth, probabilities: Probabilities, class_names: Sequence[str]) -> dict[str, Values]:
@@ -53,16 +53,16 @@ def by_class(truth: Truth, probabilities: Probabilities, class_names: Sequence[s
     from sklearn.metrics import precision_recall_fscore_support
 
     numbers = range(len(class_names))
-    scores = precision_recall_fscore_support(truth, probabilities.argmax(1), labels=list(numbers), zero_division=0.0)
-    found: dict[str, Values] = {}
-    for name, precision, recall, f1, support in zip(class_names, *scores, strict=True):
-        found[name] = {
+    columns = precision_recall_fscore_support(truth, probabilities.argmax(1), labels=list(numbers), zero_division=0.0)
+    scores: dict[str, Values] = {}
+    for name, precision, recall, f1, support in zip(class_names, *columns, strict=True):
+        scores[name] = {
             PRECISION.name: float(precision),
             RECALL.name: float(recall) if support else None,
             F1.name: float(f1) if support else None,
             "num_examples": int(support),
         }
-    return found
+    return scores
 
 
 def confusion(truth: Truth, probabilities: Probabilities, class_names: Sequence[str]) -> Confusion:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedelta.config import Config
+from fedelta.config import Config, read_table
 from fedelta.durable import write_atomic
 from fedelta.federation.records import RoundOutcome
 from fedelta.results.files import Record
@@ -133,12 +133,14 @@ def tracked_run(run: RunDirectory, config: Config) -> TrackedRun:
     """What tools are told; the first call gives the run its id."""
     own = run.path.resolve() / _FOLDER
     directory = config.tracking.directory
+    # From its file: a run that is resumed has the same parameters then, whatever it started from.
+    parameters = {key: value for key, value in read_table(run.config).items() if key != "tracking"}
     return TrackedRun(
         name=own.parent.name,
         id=_identity(own / "id"),
         project=config.tracking.project,
         directory=own if directory is None else Path(directory),
-        parameters=flatten(config.model_dump(mode="json", exclude={"tracking"})),
+        parameters=flatten(parameters),
     )
 
 
