@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from fedelta.errors import RoundError as RoundError
     from fedelta.experiment import Experiment as Experiment
     from fedelta.experiment import Result as Result
-    from fedelta.federation.personalize import Personalization as Personalization
+    from fedelta.federation.held_out import Personalization as Personalization
     from fedelta.inference.predict import Predictor as Predictor
     from fedelta.modalities.settings import AudioSettings as AudioSettings
     from fedelta.models.anatomy import Anatomy as Anatomy
@@ -93,7 +93,7 @@ _MODULES = {
     "errors": ("FedeltaError", "InputError", "RoundError"),
     "experiment": ("Experiment", "Result"),
     "engine.optimizers": ("AdamW", "Constant", "Cosine", "Sgd", "Step"),
-    "federation.personalize": ("Personalization",),
+    "federation.held_out": ("Personalization",),
     "engine.work": ("ClientSettings",),
     "inference.predict": ("Predictor",),
     "modalities.settings": ("AudioSettings",),

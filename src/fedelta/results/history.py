@@ -174,7 +174,7 @@ class History:
         return float(sum(timing.get("wall_seconds") or 0.0 for timing in self.timings))
 
     def client_label(self, client_id: int) -> str:
-        """What pages call a client; see `Partition.label`."""
+        """What pages call a client: by name, where it has one, and number."""
         return str(client_id) if self.partition is None else self.partition.label(client_id)
 
     def value(self, path: str) -> object:

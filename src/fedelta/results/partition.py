@@ -32,8 +32,9 @@ class Partition:
     clients: Clients = field(default_factory=Clients)
 
     def label(self, client_id: int) -> str:
-        """What pages call a client: its name, or its number where it has none."""
-        return str(self.clients.names.get(client_id, client_id))
+        """What pages call a client: "3", or by name "george (3)"."""
+        name = self.clients.names.get(client_id)
+        return str(client_id) if name is None else f"{name} ({client_id})"
 
 
 def partition_record(data: FederatedData) -> Record:

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from fedelta.data.clients import Name
 from fedelta.results.drawing import INK, MUTED, SERIES, SIZE, STYLES, blank, single, style, transparent_to
 from fedelta.results.history import History
 from fedelta.results.numbers import axis_title, in_unit
@@ -138,7 +139,8 @@ def label_distribution(partition: Partition) -> Figure:
         below.grid(visible=False)
         below.set(xlabel="Client", ylabel="Class")
         _name_rows(below, partition.class_names)
-        _name_columns(below, [partition.label(client_id) for client_id in partition.counts])
+        names = partition.clients.names
+        _name_columns(below, [names.get(number, number) for number in partition.counts])
         bar = figure.colorbar(image, ax=[above, below], pad=0.01, fraction=0.02, aspect=30)
         bar.set_label("Share of the client's examples")
         bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.0f} %"))
@@ -282,7 +284,7 @@ def _name_rows(axes: Axes, names: Sequence[str]) -> None:
         axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
 
 
-def _name_columns(axes: Axes, clients: Sequence[str]) -> None:
+def _name_columns(axes: Axes, clients: Sequence[Name]) -> None:
     """Names or numbers of clients, of many only some; long ones at a slant, so that they do not run into each other."""
     step = max(1, -(-len(clients) // 16))
     places = range(0, len(clients), step)
