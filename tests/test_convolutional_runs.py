@@ -88,7 +88,7 @@ def test_a_client_predicts_with_its_own_norms(tmp_path):
     first, second, *_ = sorted(kept(result.assembly.site))
     assert answers(result.predictor(first)) != answers(result.predictor(second))
     assert answers(Predictor.open(result.path, first)) == pytest.approx(answers(result.predictor(first)), abs=1e-5)
-    with pytest.raises(InputError, match="there is no client 99; expected 0 to 5"):
+    with pytest.raises(InputError, match="there is no client 99, expected one of 6 clients, 0 to 5"):
         result.predictor(99)
 
 
@@ -96,8 +96,8 @@ def test_a_run_with_a_model_for_each_client_asks_whose(tmp_path):
     path = run(tmp_path, "model.batch_norm=local").path
     with pytest.raises(RunError, match="has no one model: its clients keep their own norms") as caught:
         Predictor.open(path)
-    assert caught.value.hint.startswith("clients with a model of their own: ")
-    with pytest.raises(RunError, match="client 77 keeps no tensors of its own"):
+    assert caught.value.hint.startswith("with a model of their own: client ")
+    with pytest.raises(InputError, match="there is no client 77, expected one of 6 clients, 0 to 5"):
         Predictor.open(path, 77)
     assert "Every client keeps norms of its own" in (path / "adapter/README.md").read_text()
 

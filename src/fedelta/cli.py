@@ -43,7 +43,9 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="override, e.g. --set tuning.r=4; repeatable"),
 ]
-Client = Annotated[int | None, typer.Option(help="whose model, where clients keep norms of their own")]
+Client = Annotated[
+    str | None, typer.Option(metavar="NAME", help="whose model, where clients keep norms of their own; or its number")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bar and no table")]
 
 
@@ -367,12 +369,12 @@ def _fine_tuning(quiet: bool) -> Iterator[OnResult | None]:
 
     from fedelta.federation.personalize import Personalized
 
-    columns = (TextColumn("client {task.description}"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err_console) as progress:
         task = progress.add_task("...", total=None)
 
         def on_result(result: Personalized, total: int) -> None:
-            progress.update(task, total=total, advance=1, description=f"{result.client_id}, {result.scope}")
+            progress.update(task, total=total, advance=1, description=f"{result.called}, {result.scope}")
 
         yield on_result
 
@@ -420,8 +422,9 @@ def _mean(part: Record, primary: Measure) -> str:
 def _worst(part: Record, primary: Measure) -> str:
     """The client that comes off worst."""
     from fedelta.results.numbers import shown
+    from fedelta.results.personal_section import worst_client
 
-    return f"{shown(part[f'worst_{primary.name}'], primary, 2)} (client {part['worst_client_id']})"
+    return f"{shown(part[f'worst_{primary.name}'], primary, 2)}, {worst_client(part)}"
 
 
 def _measured(summary: Record, primary: Measure) -> Iterator[tuple[str, str]]:

@@ -24,6 +24,7 @@ from fedelta.assembly.run import Assembly, assemble
 from fedelta.assembly.site import build_site, details, num_lanes, read_data
 from fedelta.config import Config, check_config, load_config, read_table
 from fedelta.data.batches import FederatedData
+from fedelta.data.clients import Name
 from fedelta.durable import write_atomic
 from fedelta.errors import InputError
 from fedelta.federation.records import RoundOutcome
@@ -44,6 +45,7 @@ from fedelta.results.citations import citations
 from fedelta.results.environment import environment, peak_memory_bytes
 from fedelta.results.files import JsonLines, Record, to_json
 from fedelta.results.ledger import Ledger, opening_row
+from fedelta.results.partition import partition_record
 from fedelta.results.rundir import RunDirectory, free_name, refuse_taken
 from fedelta.results.runlog import round_record, summary, timing_record
 from fedelta.tasks.details import Details
@@ -84,15 +86,15 @@ class Result:
         """Writes the adapter in Hugging Face PEFT layout; it is also in `path / "adapter"`."""
         _write_adapter(Path(directory), self.assembly, self.params, self.summary)
 
-    def predictor(self, client_id: int | None = None) -> Predictor:
+    def predictor(self, client: Name | None = None) -> Predictor:
         """The tuned model, ready for images, texts or recordings.
 
         Args:
-            client_id: the model of this client, with what it keeps for itself (`model.batch_norm = "local"`).
+            client: the model of this one, by name or number, with what it keeps for itself (`model.batch_norm =
+                "local"`).
         """
-        if client_id is not None and client_id not in self.assembly.data.partition:
-            raise InputError(f"there is no client {client_id}; expected 0 to {max(self.assembly.data.partition)}.")
-        own = {} if client_id is None else self.assembly.site.memory_of(client_id).local_only
+        data, site = self.assembly.data, self.assembly.site
+        own = {} if client is None else site.memory_of(data.clients.number_of(client)).local_only
         backbone, lanes = copy.deepcopy((self.assembly.backbone, self.assembly.engine.lanes))
         fill(backbone, self.params | own)
         lanes.active = 1
@@ -203,7 +205,8 @@ class Experiment:
         for outcome in federate(federation, standing):
             params = outcome.params
             ledger.append(outcome.transfers)
-            run.rounds.append([round_record(outcome, ledger.total_bytes, self.config.task.loss)])
+            loss, clients = self.config.task.loss, self.assembly.data.clients
+            run.rounds.append([round_record(outcome, ledger.total_bytes, loss, clients)])
             # Before the checkpoint, which points to it; until then the snapshot of the round before stays.
             mark = federation.runtime.snapshot(run.clients, outcome.round)
             seconds = time.perf_counter() - started
@@ -234,7 +237,7 @@ class Experiment:
             rundir.CONFIG: config.to_toml({"tuning": tuning}),
             rundir.ENVIRONMENT: to_json(environment(), indent=2),
             rundir.CITATIONS: citations(config.to_table({"tuning": tuning})),
-            rundir.PARTITION: to_json(_label_counts(assembly.data)),
+            rundir.PARTITION: to_json(partition_record(assembly.data)),
             rundir.MODEL: to_json(
                 {
                     "tuned_parameters": assembly.spec.num_parameters,
@@ -367,24 +370,3 @@ def _write_adapter(directory: Path, assembly: Assembly, params: Params, record: 
         "config": config.to_table({"strategy": assembly.strategy}),
     }
     write_adapter(directory, adapter, assembly.backbone.anatomy, card)
-
-
-def _label_counts(data: FederatedData) -> dict[str, object]:
-    """How many rows of each class, or kind of row, every client has: what the report draws; nothing without kinds."""
-    strata = data.train.targets.strata
-    if strata is None:
-        return {}
-    names = data.strata_names or data.class_names
-
-    def counts(rows_of: Mapping[int, Tensor]) -> dict[str, list[int]]:
-        return {
-            str(client_id): torch.bincount(strata[rows], minlength=len(names)).tolist()
-            for client_id, rows in sorted(rows_of.items())
-        }
-
-    found: dict[str, object] = {"class_names": list(names), "clients": counts(data.partition)}
-    if data.unseen:
-        found["held_out"] = counts(data.unseen)
-    if data.clients.names:
-        found["names"] = {str(number): data.clients.names[number] for number in data.clients.numbers}
-    return found

@@ -15,6 +15,7 @@ from fedelta.assembly.model import TunedModel, tiers_of, tuned_model
 from fedelta.assembly.site import build_engine, read_data
 from fedelta.config import Config, load_config
 from fedelta.data.batches import FederatedData
+from fedelta.data.clients import Clients
 from fedelta.durable import write_atomic
 from fedelta.engine.lanes import LaneEngine
 from fedelta.errors import ConfigError, InputError, RunError
@@ -140,7 +141,7 @@ def _record(bench: _Bench, checkpoint: Checkpoint, config: Config, on_result: On
     )
     found: dict[Scope, list[Record]] = {scope: [] for scope in scopes}
     for each in fine_tune(personal, unseen, scopes):
-        found[each.scope].append(_row(each))
+        found[each.scope].append(_row(each, data.clients))
         if on_result:
             on_result(each, len(scopes) * len(data.unseen))
     return {
@@ -150,16 +151,17 @@ def _record(bench: _Bench, checkpoint: Checkpoint, config: Config, on_result: On
         "scopes": {
             scope: {
                 "tuned_parameters": sum(spec.tensors[name].numel for name in scopes[scope]),
-                **_summary(sorted(rows, key=lambda row: row["client_id"]), config.task.primary),
+                **_summary(sorted(rows, key=lambda row: row["client_id"]), config.task.primary, data.clients),
             }
             for scope, rows in found.items()
         },
     }
 
 
-def _row(result: Personalized) -> Record:
+def _row(result: Personalized, clients: Clients) -> Record:
     return {
         "client_id": result.client_id,
+        **clients.entry(result.client_id),
         "num_train": result.num_train,
         "num_eval": result.num_eval,
         "lr": result.lr,
@@ -173,12 +175,12 @@ def _measures(found: Evaluation, when: str) -> Record:
     return own | {f"{name}_by_exit_{when}": list(values) for name, values in found.by_exit.items()}
 
 
-def _summary(rows: Sequence[Record], primary: Measure) -> Record:
-    overall = {when: _over_clients(rows, when, primary) for when in ("before", "after")}
+def _summary(rows: Sequence[Record], primary: Measure, clients: Clients) -> Record:
+    overall = {when: _over_clients(rows, when, primary, clients) for when in ("before", "after")}
     return {**overall, "clients": list(rows)}
 
 
-def _over_clients(rows: Sequence[Record], when: str, primary: Measure) -> Record:
+def _over_clients(rows: Sequence[Record], when: str, primary: Measure, clients: Clients) -> Record:
     """Mean, deviation of a sample, and the worst client; every client counts the same, whatever its size."""
     name = primary.name
     values: dict[int, float] = {row["client_id"]: row[f"{name}_{when}"] for row in rows}
@@ -188,6 +190,7 @@ def _over_clients(rows: Sequence[Record], when: str, primary: Measure) -> Record
         f"std_{name}": statistics.stdev(values.values()) if len(values) > 1 else None,
         f"worst_{name}": values[worst],
         "worst_client_id": worst,
+        **clients.entry(worst, "worst_client_name"),
     }
     if own := [each for row in rows if (each := row.get(f"{name}_by_exit_{when}")) is not None]:
         # Clients differ in depth: an exit's mean is over those that reach it.

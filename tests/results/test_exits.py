@@ -454,8 +454,8 @@ def test_personalisation_has_a_row_for_each_choice_of_what_is_tuned(tmp_path):
     (path / PERSONALIZATION).write_text(json.dumps(PERSONAL))
     text = plain_text(report(path))
     assert "Personalisation" in text
-    assert "all26,516281.2 ± 5.390.4 ± 2.170.0 %85.0 %" in text
-    assert "<token>192181.283.381.2 %83.3 %" in text
+    assert "all26,516281.2 ± 5.390.4 ± 2.170.0 %, client 385.0 %, client 3" in text
+    assert "<token>192181.283.381.2 %, client 383.3 %, client 3" in text
 
 
 @pytest.mark.parametrize("content", [{"round": 3}, {"scopes": []}, {"scopes": {"all": {"before": {}}}}])

@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 from tests.builders import evaluated
 
+from fedelta.data.clients import Clients
 from fedelta.federation.records import Rejection, RoundOutcome, Transfer
 from fedelta.results.ledger import Ledger
 from fedelta.results.runlog import full_model_bytes, round_record, summary, timing_record
@@ -49,6 +50,14 @@ def test_a_round_record_holds_what_the_seed_determines():
         "cumulative_bytes": 900,
         "interval_rounds": (1, 4),
     }
+
+
+def test_a_round_record_has_the_names_of_its_clients():
+    clients = Clients.of(range(6), {number: f"site {number}" for number in range(6)})
+    record = round_record(OUTCOME, 900, LOSS, clients)
+    assert record["cohort_names"] == ["site 1", "site 5"]
+    lost = {"client_id": 5, "reason": "no reply", "cause": "no reply", "client_name": "site 5"}
+    assert record["rejections"] == [lost]
 
 
 def test_a_summary_of_three_rounds_by_hand():

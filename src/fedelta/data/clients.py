@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from fedelta.errors import DataError, listed
+from fedelta.errors import DataError, InputError, listed
 
 Name = str | int
 _NUM_SHOWN = 20
@@ -64,6 +64,14 @@ class Clients:
         """
         return f"client {number} ({self.names[number]!r})" if number in self.names else f"client {number}"
 
+    def entry(self, number: int, key: str = "client_name") -> dict[str, Name]:
+        """The name of a client for a record that holds its number; nothing where it has none.
+
+        >>> Clients.of([0], {0: "ann"}).entry(0)
+        {'client_name': 'ann'}
+        """
+        return {key: self.names[number]} if number in self.names else {}
+
     def find(self, key: Name) -> int | None:
         """The number of the client that `key` means in a configuration; None where it means none.
 
@@ -89,6 +97,17 @@ class Clients:
         """
         number = self.find(text)
         return self.find(int(text)) if number is None and _is_whole_number(text) else number
+
+    def number_of(self, key: Name) -> int:
+        """The client that somebody asks for by name or by number.
+
+        Raises:
+            InputError: there is none; says which there are.
+        """
+        number = self.find_text(key) if isinstance(key, str) else self.find(key)
+        if number is None:
+            raise InputError(f"there is no client {key!r}, expected one of {self.described}.")
+        return number
 
     @property
     def described(self) -> str:

@@ -288,6 +288,7 @@ class Personalized:
     Args:
         scope: what was trained.
         client_id: who.
+        called: the same in words, with the client's name where it has one.
         num_train: rows that it trained on.
         num_eval: rows that it was evaluated on.
         lr: the learning rate that was selected.
@@ -298,6 +299,7 @@ class Personalized:
 
     scope: Scope
     client_id: int
+    called: str
     num_train: int
     num_eval: int
     lr: float
@@ -327,12 +329,21 @@ def personalize(
             jobs = [bench.job("tune", client, bench.parts[client].training, rates[client], names) for client in group]
             own = bench.train(jobs)
             for client in group:
-                parts, params = bench.parts[client], own[client, rates[client]]
+                called, parts, params = unseen.clients.called(client), bench.parts[client], own[client, rates[client]]
                 after = bench.evaluate(client, params, parts.evaluation)
                 if after.not_finite:
-                    raise _diverged(unseen.clients.called(client), [rates[client]])
-                num_train, num_eval = len(parts.training), len(parts.evaluation)
-                yield Personalized(scope, client, num_train, num_eval, rates[client], before[client], after, params)
+                    raise _diverged(called, [rates[client]])
+                yield Personalized(
+                    scope,
+                    client,
+                    called,
+                    num_train=len(parts.training),
+                    num_eval=len(parts.evaluation),
+                    lr=rates[client],
+                    before=before[client],
+                    after=after,
+                    params=params,
+                )
 
 
 class _Bench:

@@ -137,7 +137,7 @@ def _warnings(card: Mapping[str, object]) -> list[str]:
         return []
     return [
         "\nEvery client keeps norms of its own, which are not in this directory: it holds those that the run started",
-        "with. A client's model is in the run directory: `Predictor.open(RUN, client_id)`.",
+        "with. A client's model is in the run directory: `Predictor.open(RUN, client)`.",
     ]
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from fedelta.data.clients import Name
 from fedelta.errors import AdapterError, RunError
 from fedelta.federation.memory import Memories
 from fedelta.inference.adapter import Adapter, check_fits, read_adapter
@@ -27,6 +28,7 @@ from fedelta.models.source import ModelSource, read_config
 from fedelta.params import Params
 from fedelta.results import rundir
 from fedelta.results.checkpoint import load
+from fedelta.results.partition import read_clients
 from fedelta.seeds import stream
 from fedelta.tasks.base import Answer, Task
 from fedelta.tasks.classification import Classification
@@ -54,16 +56,18 @@ class Predictor:
     task: Task = field(default_factory=Classification)
 
     @classmethod
-    def open(cls, run: str | Path, client_id: int | None = None) -> Predictor:
+    def open(cls, run: str | Path, client: Name | None = None) -> Predictor:
         """The result of the run in the directory `run`.
 
         Args:
             run: a run directory.
-            client_id: whose model, where clients keep tensors of their own (`model.batch_norm = "local"`).
+            client: whose model, by name or number, where clients keep tensors of their own (`model.batch_norm =
+                "local"`).
 
         Raises:
             RunError: no run directory, the run is not finished, or it has another model for each client and
-                `client_id` names none of them.
+                `client` is none of them.
+            InputError: there is no such client.
             AdapterError, ModelError: the run's adapter or base model is unreadable.
         """
         path = Path(run)
@@ -77,17 +81,9 @@ class Predictor:
                 f"{str(run)!r} has no `{rundir.ADAPTER}/`: the run is not finished.",
                 hint=f"finish it with `fedelta resume {run}`.",
             )
-        kept = _kept_by_clients(path)
-        if (client_id is not None or kept) and client_id not in kept:
-            raise RunError(
-                f"client {client_id} keeps no tensors of its own in the run {str(run)!r}."
-                if client_id is not None
-                else f"the run {str(run)!r} has no one model: its clients keep their own norms.",
-                hint=f"clients with a model of their own: {', '.join(map(str, sorted(kept))) or 'none'}.",
-            )
+        own = _own_tensors(path, client)
         predictor = cls.from_adapter(path / rundir.ADAPTER)
-        if client_id is not None:
-            fill(predictor.backbone, kept[client_id])
+        fill(predictor.backbone, own)
         return predictor
 
     @classmethod
@@ -208,6 +204,23 @@ class Predictor:
 
     def _answers(self, outputs: Tensor, number: int | None) -> list[Answer]:
         return self.task.answers(outputs, self.class_names, number)
+
+
+def _own_tensors(run: Path, client: Name | None) -> Params:
+    """What a client of a run keeps for itself; nothing where clients keep nothing and none is asked for."""
+    kept = _kept_by_clients(run)
+    if client is None and not kept:
+        return {}
+    clients = read_clients(run / rundir.PARTITION)
+    number = None if client is None else clients.number_of(client)
+    if number is None or number not in kept:
+        raise RunError(
+            f"the run {str(run)!r} has no one model: its clients keep their own norms."
+            if number is None
+            else f"{clients.called(number)} keeps no tensors of its own in the run {str(run)!r}.",
+            hint=f"with a model of their own: {', '.join(map(clients.called, sorted(kept))) or 'none'}.",
+        )
+    return kept[number]
 
 
 def _kept_by_clients(run: Path) -> dict[int, Params]:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeGuard
 
-from fedelta.data.clients import Clients, Name
-from fedelta.errors import DataError, RunError
+from fedelta.errors import RunError
 from fedelta.results.compute import Compute, read_compute
 from fedelta.results.details import read_details
 from fedelta.results.files import Record, read_json
 from fedelta.results.ledger import Ledger
+from fedelta.results.partition import Partition, read_partition
 from fedelta.results.rundir import (
     CITATIONS,
     CONFIG,
@@ -37,32 +37,6 @@ from fedelta.tasks.table import AnyTask, task_of
 _ROUND_FIELDS = frozenset({"round", "measures", "cohort", "rejections", "cumulative_bytes"})
 _BY_GROUP = ("interval_rounds", "unit_discrepancy")
 _WINDOW_FIELDS = frozenset({"num_examples", "synced_fraction", *_BY_GROUP})
-
-
-@dataclass(frozen=True)
-class Partition:
-    """Who holds what.
-
-    Args:
-        class_names: names of the classes, in the order of the counts.
-        counts: client id to the number of its examples of each class.
-        held_out: clients that no round asks; in no count.
-        names: client id to what the client is called; of all clients, or of none.
-    """
-
-    class_names: tuple[str, ...]
-    counts: Mapping[int, tuple[int, ...]]
-    held_out: frozenset[int] = frozenset()
-    names: Mapping[int, Name] = field(default_factory=dict)
-
-    @property
-    def clients(self) -> Clients:
-        """Who all of them are."""
-        return Clients.of({*self.counts, *self.held_out}, self.names)
-
-    def label(self, client_id: int) -> str:
-        """What pages call a client."""
-        return str(client_id)
 
 
 @dataclass(frozen=True)
@@ -261,7 +235,7 @@ def _read(path: Path, name: str) -> History:
         environment=read_json(path / ENVIRONMENT),
         model=model,
         summary=summary,
-        partition=_partition(path / PARTITION),
+        partition=read_partition(path / PARTITION),
         details=read_details(path / SUMMARY, summary, path / CONFUSION),
         compute=read_compute(path / EXITS, num_exits) if (path / EXITS).exists() else None,
         personalization=_json_if_there(path / PERSONALIZATION),
@@ -339,24 +313,3 @@ def _is_number(value: object) -> bool:
 
 def _is_numbers(value: object, number: int) -> TypeGuard[list[float]]:
     return isinstance(value, list) and len(value) == number and all(map(_is_number, value))
-
-
-def _partition(path: Path) -> Partition | None:
-    content = _json_if_there(path)
-    if not content:
-        return None
-    try:
-        names = tuple(str(name) for name in content["class_names"])
-        counts = {int(client): tuple(map(int, row)) for client, row in content["clients"].items()}
-        held_out = frozenset(map(int, content.get("held_out", {})))
-        clients = {int(client): name for client, name in content.get("names", {}).items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise RunError(f"{str(path)!r} does not hold class names and counts by client: {error!r}.") from error
-    if not counts or any(len(row) != len(names) for row in counts.values()):
-        raise RunError(f"{str(path)!r} does not hold one count per class for every client.")
-    partition = Partition(names, dict(sorted(counts.items())), held_out, clients)
-    try:
-        partition.clients  # noqa: B018 refuses names that cannot be right
-    except DataError as error:
-        raise RunError(f"{str(path)!r}: {error.message}.") from error
-    return partition

@@ -13,8 +13,10 @@ from fedelta.results import plots
 from fedelta.results.drawing import to_svg
 from fedelta.results.elements import figure, flatten, legend, table
 from fedelta.results.exits import read_exits
-from fedelta.results.history import History, Partition
+from fedelta.results.files import Record
+from fedelta.results.history import History
 from fedelta.results.numbers import TIMES, UNKNOWN, bare, capitalised, count, duration, mebibytes, percent, shown, size
+from fedelta.results.partition import Partition
 from fedelta.results.plots import (
     bytes_by_group,
     label_distribution,
@@ -149,7 +151,7 @@ def participation(run: History, prefix: str, *, titled: bool) -> str:
 def rejections(runs: Sequence[History]) -> str:
     """Replies that did not enter the mean; nothing when there are none."""
     rows = [
-        [run.name, str(record["round"]), run.client_label(each["client_id"]), str(each.get("reason"))]
+        [run.name, str(record["round"]), _client(each), str(each.get("reason"))]
         for run in runs
         for record in run.rounds
         for each in record["rejections"]
@@ -161,6 +163,12 @@ def rejections(runs: Sequence[History]) -> str:
     first = 0 if len(runs) > 1 else 1
     shown = table(header[first:], [row[first:] for row in rows[:MAX_REJECTIONS]])
     return f"<details><summary>Replies that did not enter the mean</summary>{shown}{more}</details>"
+
+
+def _client(rejection: Record) -> str:
+    """By name, where it has one, and number."""
+    number, name = str(rejection.get("client_id")), rejection.get("client_name")
+    return number if name is None else f"{name} ({number})"
 
 
 def details(run: History, *, titled: bool) -> str:

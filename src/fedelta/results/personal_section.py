@@ -40,6 +40,12 @@ def section(run: History, *, titled: bool) -> str:
     return f'<h2>{escape(title)}</h2>\n{table(header, rows, numbers_from=1)}\n<p class="note">{_NOTE}</p>'
 
 
+def worst_client(part: Record) -> str:
+    """The client that comes off worst before or after fine-tuning: "client 3", or by name "george (3)"."""
+    number, name = part["worst_client_id"], part.get("worst_client_name")
+    return f"client {number}" if name is None else f"{name} ({number})"
+
+
 def _row(scope: str, own: Record, measure: Measure) -> list[str]:
     mean, std, worst = (f"{kind}_{measure.name}" for kind in ("mean", "std", "worst"))
     parts = own["before"], own["after"]
@@ -48,5 +54,5 @@ def _row(scope: str, own: Record, measure: Measure) -> list[str]:
         count(own.get("tuned_parameters")),
         count(len(own["clients"])),
         *(bare(part[mean], measure, part[std]) for part in parts),
-        *(shown(part[worst], measure) for part in parts),
+        *(f"{shown(part[worst], measure)}, {worst_client(part)}" for part in parts),
     ]

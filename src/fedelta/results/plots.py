@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from fedelta.results.drawing import INK, MUTED, SERIES, SIZE, STYLES, blank, single, style, transparent_to
-from fedelta.results.history import History, Partition
+from fedelta.results.history import History
 from fedelta.results.numbers import axis_title, in_unit
+from fedelta.results.partition import Partition
 from fedelta.tasks.base import Measure
 
 MIB = 2**20
@@ -281,8 +282,13 @@ def _name_rows(axes: Axes, names: Sequence[str]) -> None:
         axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
 
 
-def _name_columns(axes: Axes, labels: Sequence[str]) -> None:
-    step = max(1, -(-len(labels) // 16))
-    places = range(0, len(labels), step)
-    axes.set_xticks(places, [labels[place] for place in places])
-    axes.set_xlim(-0.5, len(labels) - 0.5)
+def _name_columns(axes: Axes, clients: Sequence[str]) -> None:
+    """Names or numbers of clients, of many only some; long ones at a slant, so that they do not run into each other."""
+    step = max(1, -(-len(clients) // 16))
+    places = range(0, len(clients), step)
+    labels = [shortened(clients[place]) for place in places]
+    axes.set_xticks(places, labels)
+    if max(map(len, labels)) > 4:
+        for label in axes.get_xticklabels():
+            label.set(rotation=30, ha="right", rotation_mode="anchor")
+    axes.set_xlim(-0.5, len(clients) - 0.5)

@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 
 from fedelta.durable import write_atomic
 from fedelta.results import exit_section, layer_section, measure_section, page, personal_section, plots
-from fedelta.results.history import History, Partition, read_histories
+from fedelta.results.history import History, read_histories
+from fedelta.results.partition import Partition
 
 
 def write_report(runs: Sequence[Path], out: Path) -> None:
@@ -67,10 +68,10 @@ def measure_figure(runs: Sequence[Path]) -> Figure:
 
 
 def _partitions(runs: Sequence[History]) -> list[tuple[Partition, list[str]]]:
-    """Each different partition once, with the names of the runs that share it."""
+    """Each different partition by class once, with the names of the runs that share it."""
     found: list[tuple[Partition, list[str]]] = []
     for run in runs:
-        if run.partition is None:
+        if run.partition is None or not run.partition.class_names:
             continue
         names = next((names for partition, names in found if partition == run.partition), None)
         if names is None:

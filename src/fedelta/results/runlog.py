@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
+from fedelta.data.clients import Clients
 from fedelta.federation.records import RoundOutcome
 from fedelta.results.files import Record
 from fedelta.results.ledger import Ledger
@@ -17,13 +18,19 @@ from fedelta.tasks.base import Measure
 BYTES_PER_FLOAT32 = 4
 
 
-def round_record(outcome: RoundOutcome, cumulative_bytes: int, loss: Measure) -> Record:
+def round_record(
+    outcome: RoundOutcome,
+    cumulative_bytes: int,
+    loss: Measure,
+    clients: Clients = Clients(),  # noqa: B008 frozen
+) -> Record:
     """One line of `rounds.jsonl`.
 
     Args:
         outcome: the finished round.
         cumulative_bytes: payload bytes of both directions from round 1 to this one.
         loss: what the task minimises; it names the training loss.
+        clients: what they are called; where they have no names, the record has none.
     """
     uplink = sum(each.payload_bytes for each in outcome.transfers if each.direction == "up")
     downlink = sum(each.payload_bytes for each in outcome.transfers if each.direction == "down")
@@ -39,7 +46,8 @@ def round_record(outcome: RoundOutcome, cumulative_bytes: int, loss: Measure) ->
         "synced_fraction": outcome.synced_fraction,
         "simulated_seconds": outcome.simulated_seconds,
         "cohort": list(outcome.cohort),
-        "rejections": [vars(each) for each in outcome.rejections],
+        **({"cohort_names": [clients.names[number] for number in outcome.cohort]} if clients.names else {}),
+        "rejections": [vars(each) | clients.entry(each.client_id) for each in outcome.rejections],
         "uplink_bytes": uplink,
         "downlink_bytes": downlink,
         "cumulative_bytes": cumulative_bytes,
