@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from fedelta.results.drawing import INK, MUTED, SERIES, SIZE, STYLES, blank, single, style, transparent_to
 from fedelta.results.history import History
-from fedelta.results.numbers import axis_title, in_unit
+from fedelta.results.numbers import axis_title, capitalised, in_unit
 from fedelta.results.partition import Partition
 from fedelta.tasks.base import Measure
 
@@ -115,7 +115,7 @@ def participation(run: History) -> Figure:
 
 
 def label_distribution(partition: Partition) -> Figure:
-    """Examples of each client, above the share of each class among them."""
+    """Examples of each client, above the share of each class, or kind of row, among them."""
     counts = np.array(list(partition.counts.values()), dtype=float)
     sizes = counts.sum(axis=1)
     shares = counts / np.maximum(sizes, 1)[:, None]
@@ -136,7 +136,7 @@ def label_distribution(partition: Partition) -> Figure:
             shares.T, aspect="auto", cmap=transparent_to(SERIES[0]), vmin=0, vmax=shares.max(), interpolation="nearest"
         )
         below.grid(visible=False)
-        below.set(xlabel="Client", ylabel="Class")
+        below.set(xlabel="Client", ylabel=capitalised(partition.kind[0]))
         _name_rows(below, partition.class_names)
         _name_columns(below, [partition.label(client_id) for client_id in partition.counts])
         bar = figure.colorbar(image, ax=[above, below], pad=0.01, fraction=0.02, aspect=30)
