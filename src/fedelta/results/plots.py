@@ -288,7 +288,7 @@ def _name_columns(axes: Axes, clients: Sequence[Name]) -> None:
     """Names or numbers of clients, of many only some; long ones at a slant, so that they do not run into each other."""
     step = max(1, -(-len(clients) // 16))
     places = range(0, len(clients), step)
-    labels = [shortened(clients[place]) for place in places]
+    labels = [shortened(str(clients[place])) for place in places]
     axes.set_xticks(places, labels)
     if max(map(len, labels)) > 4:
         for label in axes.get_xticklabels():
