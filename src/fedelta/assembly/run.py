@@ -18,7 +18,7 @@ from fedelta.federation.rounds import Federation
 from fedelta.federation.tiers import Tiers
 from fedelta.models.hub import Backbone
 from fedelta.params import Params, ParamSpec, select
-from fedelta.runtimes.stability import Unstable
+from fedelta.runtimes.stability import Stability, Unstable
 from fedelta.seeds import stream
 from fedelta.strategies import AnyStrategy
 from fedelta.tasks.base import Evaluation
@@ -116,8 +116,10 @@ def assemble(config: Config, *, backbone: Backbone | None = None, data: Federate
     return Assembly(config, model, data, site, federation, everyone)
 
 
-def _runtime(config: Config, model: TunedModel, site: Site) -> Unstable:
+def _runtime(config: Config, model: TunedModel, site: Site) -> Site | Unstable:
     """All clients in this process, as reliable as `[stability]` has them."""
+    if config.stability == Stability():
+        return site
     num_examples = {client_id: len(rows) for client_id, rows in site.partition.items()}
     depths = {} if site.tiers is None else site.tiers.depths
     num_blocks = len(exit_blocks(model.backbone.module))
@@ -125,10 +127,10 @@ def _runtime(config: Config, model: TunedModel, site: Site) -> Unstable:
     return Unstable(site, config.stability, work_of(config), num_examples, config.seed, workloads)
 
 
-def _check_deadline(config: Config, federation: Federation, runtime: Unstable, params: Params) -> None:
+def _check_deadline(config: Config, federation: Federation, runtime: Site | Unstable, params: Params) -> None:
     """Refuses a deadline that too few clients can ever meet."""
     deadline = config.stability.deadline_seconds
-    if deadline is None:
+    if deadline is None or not isinstance(runtime, Unstable):
         return
     state = federation.strategy.init(params, federation.spec)
     cohort = stream(config.seed, "cohort", 1)

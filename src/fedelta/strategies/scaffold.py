@@ -39,8 +39,8 @@ from fedelta.aggregation.base import Aggregation
 from fedelta.aggregation.means import UniformDeltas
 from fedelta.params import Params, ParamSpec, TensorSpec, add
 from fedelta.settings import Context
-from fedelta.strategies.base import Combined, RoundPlan, State, Steering
-from fedelta.strategies.cohort import Rounds, cohort_problems, uniform
+from fedelta.strategies.base import Combined, RoundPlan, State, Steering, uniform
+from fedelta.strategies.cohort import Rounds, cohort_problems
 
 _PREFIX = "control/"
 
@@ -106,7 +106,7 @@ class Scaffold(Rounds):
         self, state: State, round: int, client_ids: Sequence[int], spec: ParamSpec, generator: Generator
     ) -> RoundPlan:
         """A uniform cohort; every shared tensor and c go down, and their changes come up."""
-        return uniform(self, round, client_ids, self.steering.extend(spec), generator)
+        return uniform(self.clients_per_round, round, client_ids, self.steering.extend(spec), generator)
 
     def update(
         self, state: State, params: Params, plan: RoundPlan, combined: Combined, spec: ParamSpec
