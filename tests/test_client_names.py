@@ -68,6 +68,16 @@ def test_the_files_of_a_run_call_clients_by_their_names(result):
     assert all(each["client_name"] == content["names"][str(each["client_id"])] for each in rejections)
 
 
+def test_the_summary_has_the_measures_of_each_client_by_its_name(result):
+    by_client = result.summary["by_client"]
+    assert {number: own["client_name"] for number, own in by_client.items()} == {
+        "0": "aachen",
+        "1": "bath",
+        "3": "delft",
+    }
+    assert sum(own["num_examples"] for own in by_client.values()) == len(result.assembly.data.test)
+
+
 def test_the_name_in_the_settings_decides_who_is_held_out(result):
     raw = Dataset.from_parquet(str(result.path.parent / "digits.parquet"))
     # The test set is a fifth of the rows; none of it is of the client that is held out.

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from fedelta.errors import RoundError as RoundError
     from fedelta.experiment import Experiment as Experiment
     from fedelta.experiment import Result as Result
-    from fedelta.federation.personalize import Personalization as Personalization
+    from fedelta.federation.held_out import Personalization as Personalization
     from fedelta.inference.predict import Predictor as Predictor
     from fedelta.modalities.settings import AudioSettings as AudioSettings
     from fedelta.models.anatomy import Anatomy as Anatomy
@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from fedelta.tasks.classification import Classification as Classification
     from fedelta.tasks.classification import Prediction as Prediction
     from fedelta.tasks.labels import Labels as Labels
+    from fedelta.tasks.regression import Regression as Regression
     from fedelta.tracking.settings import Tracking as Tracking
     from fedelta.tuning.adapter import Adapter as Adapter
     from fedelta.tuning.bias import Bias as Bias
@@ -93,7 +94,7 @@ _MODULES = {
     "errors": ("FedeltaError", "InputError", "RoundError"),
     "experiment": ("Experiment", "Result"),
     "engine.optimizers": ("AdamW", "Constant", "Cosine", "Sgd", "Step"),
-    "federation.personalize": ("Personalization",),
+    "federation.held_out": ("Personalization",),
     "engine.work": ("ClientSettings",),
     "inference.predict": ("Predictor",),
     "modalities.settings": ("AudioSettings",),
@@ -112,6 +113,7 @@ _MODULES = {
     "strategies.scaffold": ("Scaffold",),
     "tasks.classification": ("Classification", "Prediction"),
     "tasks.labels": ("Labels",),
+    "tasks.regression": ("Regression",),
     "tracking.settings": ("Tracking",),
     "tuning.adapter": ("Adapter",),
     "tuning.bias": ("Bias",),

@@ -24,7 +24,7 @@ from fedelta.data.sources import DataSource
 from fedelta.engine.exits import ExitSettings
 from fedelta.engine.work import ClientSettings
 from fedelta.errors import ConfigError
-from fedelta.federation.personalize import Personalization
+from fedelta.federation.held_out import Personalization
 from fedelta.grid import parse_grid
 from fedelta.models.source import ModelSource
 from fedelta.runtimes.simulation import SimulationSettings

@@ -323,14 +323,15 @@ def evaluate_adapter(
 
 def _finish(run: RunDirectory, assembly: Assembly, params: Params, ledger: Ledger) -> Result:
     """Writes what only a finished run has."""
-    told = assembly.details(params)
+    told, clients = assembly.details(params), assembly.data.clients
+    by_client = {str(client): {**clients.entry(client), **values} for client, values in told.by_client.items()}
     record = summary(
         run.read_rounds(),
         run.timings.read(),
         ledger,
         assembly.config.task.primary,
         {"tuned_parameters": assembly.spec.num_parameters, "total_parameters": assembly.model.total_parameters},
-        details=told.as_record(),
+        details={**told.as_record(), "by_client": by_client},
     )
     if told.confusion is not None:
         write_atomic(run.path / rundir.CONFUSION, to_json(told.confusion.as_record()) + "\n")

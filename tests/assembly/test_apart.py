@@ -14,6 +14,7 @@ from fedelta.assembly.model import TunedModel, tiers_of, tuned_model
 from fedelta.assembly.server import build_server
 from fedelta.assembly.site import build_site, num_lanes, read_data
 from fedelta.config import Config, load_config
+from fedelta.data.clients import Clients
 from fedelta.errors import ConfigError
 from fedelta.experiment import Experiment
 from fedelta.federation.client import Site
@@ -23,7 +24,7 @@ from fedelta.models.hub import build
 from fedelta.strategies.base import RoundPlan
 
 CLASSES = tuple("0123456789")
-CLIENTS = range(6)
+CLIENTS = Clients.of(range(6))
 EXITS = SMALL.replace('name = "lora"\nr = 2\n', 'name = "exit-heads"\n') + '\n[exits]\ntiers = [1, 2]\ntrain = "sum"\n'
 
 
@@ -104,7 +105,7 @@ def test_a_server_refuses_cohorts_that_its_clients_do_not_fill(tmp_path: Path):
     config = load_config(write_small(tmp_path))
     model = tuned_model(config, build(config.model, CLASSES, seed=config.seed), CLASSES)
     with pytest.raises(ConfigError, match=r"`strategy\.clients_per_round` is 3, but the data have 2 clients"):
-        build_server(config, model.spec, model.params, [4, 7], runtime=Carried())
+        build_server(config, model.spec, model.params, Clients.of([4, 7]), runtime=Carried())
 
 
 def test_a_server_refuses_a_strategy_that_does_not_fit_the_groups(tmp_path: Path):

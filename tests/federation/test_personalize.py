@@ -8,19 +8,18 @@ from itertools import repeat
 
 import pytest
 import torch
-from pydantic import ValidationError
 from tests.builders import assert_close, assert_same_bits, evaluated, start_of, tiny_backbone, tiny_data, tiny_engine
 from torch import Tensor
 
 from fedelta.data.augmentation import Augmentation
 from fedelta.data.batches import Examples
-from fedelta.data.clients import Clients
 from fedelta.engine.exits import ExitSettings
 from fedelta.engine.lanes import LaneEngine
 from fedelta.engine.optimizers import AdamW, Sgd
 from fedelta.engine.work import ClientSettings, Job
-from fedelta.errors import ConfigError, DataError, RoundError
-from fedelta.federation.personalize import Personalization, Personalized, Unseen, _Bench, personalize, split
+from fedelta.errors import ConfigError, RoundError
+from fedelta.federation.held_out import Personalization
+from fedelta.federation.personalize import Personalized, Unseen, _Bench, personalize, split
 from fedelta.federation.tiers import Tiers
 from fedelta.models.hub import Backbone
 from fedelta.params import Params
@@ -102,71 +101,6 @@ class Spy:
         return evaluated(*self._verdict[float(params["rate"])]) if "rate" in params else evaluated(0.5, 1.0)
 
 
-# Who is held out
-
-
-def test_a_draw_holds_out_as_many_as_asked_for_by_the_seed():
-    settings = Personalization(held_out_clients=3)
-    drawn = {settings.unseen(Clients.of(range(20)), seed) for seed in range(5)}
-    assert all(len(each) == 3 and each <= set(range(20)) for each in drawn)
-    assert len(drawn) == 5
-    assert settings.unseen(Clients.of(range(20)), 4) == settings.unseen(Clients.of(list(range(20))), 4)
-
-
-def test_named_clients_are_held_out_whatever_the_seed():
-    assert Personalization(held_out=(4, 1)).unseen(Clients.of(range(6)), 0) == {1, 4}
-    assert Personalization().unseen(Clients.of(range(6)), 0) == set()
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (Personalization(held_out_clients=6), r"`personalization.held_out_clients` holds out 6 of 6 clients; at least"),
-        (Personalization(held_out=(0, 1, 2, 3, 4, 5)), r"`personalization.held_out` holds out 6 of 6"),
-        (Personalization(held_out=(2, 9, 6)), r"`personalization.held_out` has 9, 6, but there are 6 clients, 0 to 5"),
-    ],
-)
-def test_clients_that_are_not_there_cannot_be_held_out_nor_can_all(settings: Personalization, message: str):
-    with pytest.raises(ConfigError, match=message):
-        settings.unseen(Clients.of(range(6)), 0)
-
-
-def test_clients_may_be_held_out_by_name():
-    sites = Clients.of(range(3), {0: "ann", 1: "bob", 2: "carl"})
-    assert Personalization(held_out=("carl", 0)).unseen(sites, 0) == {0, 2}
-    with pytest.raises(ConfigError, match="has 'dora', 3, but there are 3 clients: 'ann', 'bob', 'carl'"):
-        Personalization(held_out=("dora", 3)).unseen(sites, 0)
-    with pytest.raises(ConfigError, match=r"`personalization.held_out` is 'ann', 0, which names a client twice"):
-        Personalization(held_out=("ann", 0)).unseen(sites, 0)
-
-
-def test_of_clients_that_are_named_by_numbers_a_number_is_the_name():
-    # 1 would be the second client if it were not the name of the first.
-    sites = Clients.of(range(3), {0: 1, 1: 2, 2: 30})
-    assert Personalization(held_out=(1, 30)).unseen(sites, 0) == {0, 2}
-    with pytest.raises(ConfigError, match="has 0, but there are 3 clients: 1, 2, 30"):
-        Personalization(held_out=(0,)).unseen(sites, 0)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"held_out": (1,), "held_out_clients": 1}, "give `held_out_clients` or `held_out`, not both"),
-        ({"lrs": (0.1, 0.1)}, "each value once"),
-        ({"tune": ("all", "all")}, "each value once"),
-        ({"held_out": (1, 1)}, "each value once"),
-        ({"lrs": ()}, "at least one value, found none"),
-        ({"tune": ()}, "at least one value, found none"),
-        ({"lrs": (0.0,)}, "greater than 0"),
-        ({"train_fraction": 1.0}, "less than 1"),
-        ({"tune": ("tokens",)}, "'all', 'adapters' or 'token'"),
-    ],
-)
-def test_settings_that_make_no_sense_are_refused(fields, message: str):
-    with pytest.raises(ValidationError, match=message):
-        Personalization(**fields)
-
-
 # How the rows of a client are divided
 
 
@@ -199,29 +133,6 @@ def test_each_class_keeps_its_share_in_each_part():
 def test_with_one_rate_nothing_is_given_up_for_selecting_it():
     parts = split(Personalization(lrs=(0.1,)), torch.arange(10), torch.zeros(10).long(), 0, seed=0)
     assert (len(parts.trial), len(parts.selection), len(parts.evaluation)) == (7, 0, 3)
-
-
-def test_clients_that_are_too_small_to_split_are_refused_all_at_once():
-    # 3 rows: 2 to train on, of them 1 to select by, and 1 to evaluate on. 2 rows: 1 to train on, and none to select by.
-    unseen = {number: torch.arange(number) for number in (1, 2, 3)}
-    with pytest.raises(DataError) as caught:
-        Personalization().check_sizes(unseen, Clients.of(unseen))
-    assert caught.value.message == (
-        "2 problems in the clients that `[personalization]` holds out:\n"
-        "  - client 1 has 1 examples, expected at least 3: some to train on, to select the learning rate by and to "
-        "evaluate on\n"
-        "  - client 2 has 2 examples, expected at least 3: some to train on, to select the learning rate by and to "
-        "evaluate on"
-    )
-    assert "personalization.train_fraction" in str(caught.value.hint)
-    with pytest.raises(DataError, match=r"client 0 \('ann'\) has 1 examples"):
-        Personalization().check_sizes({0: torch.arange(1)}, Clients.of([0], {0: "ann"}))
-    Personalization().check_sizes({3: torch.arange(3)}, Clients())
-    # One rate: 2 rows are one to train on and one to evaluate on.
-    Personalization(lrs=(0.1,)).check_sizes({2: torch.arange(2)}, Clients())
-    # 0.95 * 9 = 8.55, so that 9 rows leave none to evaluate on, and 10 do (9.5 rounds up, too): 11 are 10 and 1.
-    with pytest.raises(DataError, match="client 0 has 9 examples, expected at least 11"):
-        Personalization(train_fraction=0.95).check_sizes({0: torch.arange(9)}, Clients())
 
 
 # What each scope trains

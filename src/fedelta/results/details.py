@@ -30,12 +30,17 @@ def read_details(summary_path: Path, summary: Record, confusion_path: Path) -> D
         return Details(
             {name: float(value) for name, value in _values(summary["measures"]).items() if value is not None},
             {name: _values(values) for name, values in summary.get("by_class", {}).items()},
-            {int(client): _values(values) for client, values in summary.get("by_client", {}).items()},
+            {int(client): _values(_unnamed(own)) for client, own in summary.get("by_client", {}).items()},
             _confusion(confusion_path) if confusion_path.exists() else None,
         )
     except (AttributeError, TypeError, ValueError) as error:
         wanted = "numbers by name in `measures`, and by class and client in `by_class` and `by_client`"
         raise RunError(f"{str(summary_path)!r} does not hold {wanted}: {error}.") from error
+
+
+def _unnamed(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Without what the client is called, which `partition.json` tells of all."""
+    return {key: value for key, value in content.items() if key != "client_name"}
 
 
 def _values(content: Mapping[str, Any]) -> Values:

@@ -174,7 +174,7 @@ class History:
         return float(sum(timing.get("wall_seconds") or 0.0 for timing in self.timings))
 
     def client_label(self, client_id: int) -> str:
-        """What pages call a client; see `Partition.label`."""
+        """What pages call a client: by name, where it has one, and number."""
         return str(client_id) if self.partition is None else self.partition.label(client_id)
 
     def value(self, path: str) -> object:
@@ -235,7 +235,7 @@ def _read(path: Path, name: str) -> History:
         environment=read_json(path / ENVIRONMENT),
         model=model,
         summary=summary,
-        partition=read_partition(path / PARTITION),
+        partition=read_partition(path / PARTITION, task.stratum),
         details=read_details(path / SUMMARY, summary, path / CONFUSION),
         compute=read_compute(path / EXITS, num_exits) if (path / EXITS).exists() else None,
         personalization=_json_if_there(path / PERSONALIZATION),

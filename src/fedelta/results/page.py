@@ -13,7 +13,6 @@ from fedelta.results import plots
 from fedelta.results.drawing import to_svg
 from fedelta.results.elements import figure, flatten, legend, table
 from fedelta.results.exits import read_exits
-from fedelta.results.files import Record
 from fedelta.results.history import History
 from fedelta.results.numbers import TIMES, UNKNOWN, bare, capitalised, count, duration, mebibytes, percent, shown, size
 from fedelta.results.partition import Partition
@@ -119,12 +118,13 @@ def clients(partition: Partition, prefix: str, names: str = "") -> str:
     """Sizes and labels of the clients; `names` are the runs it belongs to, when there are several."""
     sizes = [sum(row) for row in partition.counts.values()]
     held = sorted(sum(each > 0 for each in row) for row in partition.counts.values())
+    one, several = partition.kind
     text = (
         f"{count(len(sizes))} clients hold {count(sum(sizes))} training examples of "
-        f"{count(len(partition.class_names))} classes: {count(min(sizes))} to {count(max(sizes))} examples and "
-        f"{held[0]} to {held[-1]} classes each (median {held[len(held) // 2]})."
+        f"{count(len(partition.class_names))} {several}: {count(min(sizes))} to {count(max(sizes))} examples and "
+        f"{held[0]} to {held[-1]} {several} each (median {held[len(held) // 2]})."
     )
-    svg = to_svg(label_distribution(partition), prefix, "Examples and share of each class by client")
+    svg = to_svg(label_distribution(partition), prefix, f"Examples and share of each {one} by client")
     title = f"Clients of {names}" if names else "Clients"
     return f'<h2>{escape(title)}</h2>\n<p>{escape(text)}</p>\n<figure><div class="wide">{svg}</div></figure>'
 
@@ -151,7 +151,7 @@ def participation(run: History, prefix: str, *, titled: bool) -> str:
 def rejections(runs: Sequence[History]) -> str:
     """Replies that did not enter the mean; nothing when there are none."""
     rows = [
-        [run.name, str(record["round"]), _client(each), str(each.get("reason"))]
+        [run.name, str(record["round"]), run.client_label(each["client_id"]), str(each.get("reason"))]
         for run in runs
         for record in run.rounds
         for each in record["rejections"]
@@ -163,12 +163,6 @@ def rejections(runs: Sequence[History]) -> str:
     first = 0 if len(runs) > 1 else 1
     shown = table(header[first:], [row[first:] for row in rows[:MAX_REJECTIONS]])
     return f"<details><summary>Replies that did not enter the mean</summary>{shown}{more}</details>"
-
-
-def _client(rejection: Record) -> str:
-    """By name, where it has one, and number."""
-    number, name = str(rejection.get("client_id")), rejection.get("client_name")
-    return number if name is None else f"{name} ({number})"
 
 
 def details(run: History, *, titled: bool) -> str:

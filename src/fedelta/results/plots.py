@@ -9,9 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from fedelta.data.clients import Name
 from fedelta.results.drawing import INK, MUTED, SERIES, SIZE, STYLES, blank, single, style, transparent_to
 from fedelta.results.history import History
-from fedelta.results.numbers import axis_title, in_unit
+from fedelta.results.numbers import axis_title, capitalised, in_unit
 from fedelta.results.partition import Partition
 from fedelta.tasks.base import Measure
 
@@ -115,7 +116,7 @@ def participation(run: History) -> Figure:
 
 
 def label_distribution(partition: Partition) -> Figure:
-    """Examples of each client, above the share of each class among them."""
+    """Examples of each client, above the share of each class, or kind of row, among them."""
     counts = np.array(list(partition.counts.values()), dtype=float)
     sizes = counts.sum(axis=1)
     shares = counts / np.maximum(sizes, 1)[:, None]
@@ -136,9 +137,10 @@ def label_distribution(partition: Partition) -> Figure:
             shares.T, aspect="auto", cmap=transparent_to(SERIES[0]), vmin=0, vmax=shares.max(), interpolation="nearest"
         )
         below.grid(visible=False)
-        below.set(xlabel="Client", ylabel="Class")
+        below.set(xlabel="Client", ylabel=capitalised(partition.kind[0]))
         _name_rows(below, partition.class_names)
-        _name_columns(below, [partition.label(client_id) for client_id in partition.counts])
+        names = partition.clients.names
+        _name_columns(below, [names.get(number, number) for number in partition.counts])
         bar = figure.colorbar(image, ax=[above, below], pad=0.01, fraction=0.02, aspect=30)
         bar.set_label("Share of the client's examples")
         bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.0f} %"))
@@ -282,11 +284,11 @@ def _name_rows(axes: Axes, names: Sequence[str]) -> None:
         axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
 
 
-def _name_columns(axes: Axes, clients: Sequence[str]) -> None:
+def _name_columns(axes: Axes, clients: Sequence[Name]) -> None:
     """Names or numbers of clients, of many only some; long ones at a slant, so that they do not run into each other."""
     step = max(1, -(-len(clients) // 16))
     places = range(0, len(clients), step)
-    labels = [shortened(clients[place]) for place in places]
+    labels = [shortened(str(clients[place])) for place in places]
     axes.set_xticks(places, labels)
     if max(map(len, labels)) > 4:
         for label in axes.get_xticklabels():
