@@ -86,7 +86,7 @@ def test_clients_are_called_by_their_names(tmp_path):
     partition["names"] = {client: f"site {client} & co" for client in partition["clients"]}
     (path / "partition.json").write_text(json.dumps(partition))
     _, _, clients = tables(section_of(path))
-    assert [row[0] for row in clients] == ["Client", "site 5 & co", "site 2 & co"]
+    assert [row[0] for row in clients] == ["Client", "site 5 & co (5)", "site 2 & co (2)"]
 
 
 def test_the_section_is_on_the_page_with_the_matrix(tmp_path):
