@@ -73,17 +73,22 @@ def deltas(codec: str, num_tensors: int) -> tuple[float, float]:
 
     strategy = FedAvg(clients_per_round=NUM_DELTAS, num_rounds=1)
     same = {
-        "strategy": strategy, "runtime": Ready(), "spec": spec, "client_ids": range(NUM_DELTAS), "seed": 0,
+        "strategy": strategy, "runtime": Ready(), "spec": spec, "seed": 0,
         "effective_steps": float,
     }  # fmt: skip
     if hasattr(rounds, "Standing"):
         from fedelta.codecs.channel import Channel
+        from fedelta.data.clients import Clients
 
-        federation = rounds.Federation(**same, channel=Channel(name=codec), evaluate=None)
+        federation = rounds.Federation(
+            **same, clients=Clients.of(range(NUM_DELTAS)), channel=Channel(name=codec), evaluate=None
+        )
         return measured(lambda: list(rounds.federate(federation, rounds.Standing(params, {}))))
     from fedelta.federation.training import Evaluation
 
-    federation = rounds.Federation(**same, codec=Cast(name=codec), evaluate=lambda _: Evaluation(0.0, 0.0))
+    federation = rounds.Federation(
+        **same, client_ids=range(NUM_DELTAS), codec=Cast(name=codec), evaluate=lambda _: Evaluation(0.0, 0.0)
+    )
     return measured(lambda: list(rounds.federate(federation, params, {})))
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedelta.codecs.channel import Channel
 from fedelta.data.batches import Examples
+from fedelta.data.clients import Clients
 from fedelta.engine.lanes import LaneEngine
 from fedelta.engine.optimizers import Sgd
 from fedelta.engine.work import ClientSettings
@@ -99,7 +100,7 @@ def fedelta_side(case: Case) -> Round:
         runtime=Site(engine, partition, channel, SEED, strategy.num_rounds),
         channel=channel,
         spec=spec,
-        client_ids=sorted(partition),
+        clients=Clients.of(sorted(partition)),
         seed=SEED,
         evaluate=lambda _: Evaluation({"accuracy": 0.0}),
         effective_steps=float,

@@ -32,7 +32,7 @@ LAYERS = (  # low to high
     ("assembly",),
     ("experiment", "inspection", "personalization"),
     ("comparison",),
-    ("cli", "__main__"),
+    ("cli", "terminal", "__main__"),
 )
 LAYER_OF = {name: level for level, names in enumerate(LAYERS) for name in names}
 

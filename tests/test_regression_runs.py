@@ -137,6 +137,8 @@ def test_a_report_shows_the_error_and_the_ranges_of_targets(result):
     write_report([result.path], result.path / "page.html")
     page = (result.path / "page.html").read_text()
     assert "root mean squared error" in page.lower()
+    assert "3 clients hold 120 training examples of 10 ranges" in page
+    assert "classes each" not in page
     ranges = json.loads((result.path / "partition.json").read_text())
     assert (len(ranges["class_names"]), ranges["class_names"][0][:6]) == (10, "below ")
     assert all(len(counts) == 10 and sum(counts) == 40 for counts in ranges["clients"].values())

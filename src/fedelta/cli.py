@@ -18,15 +18,11 @@ from rich.console import Console
 from rich.table import Table
 
 from fedelta.errors import FedeltaError, InputError
+from fedelta.terminal import MIB, client_bar, round_bar, table_of_personalization, table_of_run
 
 if TYPE_CHECKING:
-    from fedelta.config import Config
-    from fedelta.experiment import OnRound, Result
-    from fedelta.personalization import OnResult
-    from fedelta.results.files import Record
+    from fedelta.experiment import Result
     from fedelta.tasks.base import Measure
-
-MIB = 2**20
 
 app = typer.Typer(
     help="Federated fine-tuning of pre-trained models that sends almost nothing over the network.",
@@ -78,7 +74,7 @@ def run(
 
     experiment = Experiment.from_toml(config, overrides or ())
     path = out or free_name(Path("runs"), experiment.name)
-    with _resumable(path, f"fedelta resume {path}"), _progress(experiment.config, quiet) as on_round:
+    with _resumable(path, f"fedelta resume {path}"), round_bar(err_console, experiment.config, quiet) as on_round:
         result = experiment.run(path, on_round=on_round)
     _conclude(result, experiment.config.task.primary, quiet)
 
@@ -89,7 +85,10 @@ def resume(directory: RunPath, quiet: Quiet = False) -> None:
     from fedelta.experiment import Experiment
 
     experiment = Experiment.from_run(directory)
-    with _resumable(directory, f"fedelta resume {directory}"), _progress(experiment.config, quiet) as on_round:
+    with (
+        _resumable(directory, f"fedelta resume {directory}"),
+        round_bar(err_console, experiment.config, quiet) as on_round,
+    ):
         result = experiment.resume(directory, on_round=on_round)
     _conclude(result, experiment.config.task.primary, quiet)
 
@@ -204,17 +203,12 @@ def personalize(directory: RunPath, overrides: Overrides = None, quiet: Quiet = 
     from fedelta.experiment import Experiment
     from fedelta.personalization import personalize as fine_tune
 
-    with _fine_tuning(quiet) as on_result:
+    with client_bar(err_console, quiet) as on_result:
         found = fine_tune(directory, overrides or (), on_result=on_result)
     if quiet:
         return
     primary = Experiment.from_run(directory).config.task.primary
-    table = Table("tuned", "scalars", "before", "after", "worst before", "worst after", title=f"{directory}")
-    for scope, own in found["scopes"].items():
-        parts = [own["before"], own["after"]]
-        cells = [*(_mean(part, primary) for part in parts), *(_worst(part, primary) for part in parts)]
-        table.add_row(scope, f"{own['tuned_parameters']:,}", *cells)
-    out_console.print(table)
+    out_console.print(table_of_personalization(str(directory), found, primary))
 
 
 @app.command()
@@ -325,118 +319,14 @@ def _resumable(path: Path, command: str) -> Iterator[None]:
         raise FedeltaError(reason, hint=hint) from error
 
 
-@contextmanager
-def _progress(config: Config, quiet: bool) -> Iterator[OnRound | None]:
-    """A bar with round, primary measure and bytes on standard error; None when quiet."""
-    if quiet:
-        yield None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from fedelta.federation.records import RoundOutcome
-    from fedelta.results.ledger import Ledger
-    from fedelta.results.numbers import shown
-
-    primary = config.task.primary
-    columns = (
-        TextColumn("round"),
-        MofNCompleteColumn(),
-        BarColumn(),
-        TextColumn("{task.fields[measure]}", markup=False),
-        TextColumn("sent {task.fields[sent]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=err_console) as progress:
-        rounds = config.strategy.num_rounds
-        task = progress.add_task("round", total=rounds, measure=f"{primary.label} ...", sent="0 MiB")
-
-        def on_round(outcome: RoundOutcome, ledger: Ledger) -> None:
-            progress.update(task, completed=outcome.round, sent=f"{ledger.total_bytes / MIB:.2f} MiB")
-            if outcome.evaluation is not None:
-                value = shown(outcome.evaluation.measures[primary.name], primary)
-                progress.update(task, measure=f"{primary.label} {value}")
-
-        yield on_round
-
-
-@contextmanager
-def _fine_tuning(quiet: bool) -> Iterator[OnResult | None]:
-    """A bar over clients and what is tuned on standard error; None when quiet."""
-    if quiet:
-        yield None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from fedelta.federation.personalize import Personalized
-
-    columns = (TextColumn("{task.description}", markup=False), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err_console) as progress:
-        task = progress.add_task("...", total=None)
-
-        def on_result(result: Personalized, total: int) -> None:
-            progress.update(task, total=total, advance=1, description=f"{result.called}, {result.scope}")
-
-        yield on_result
-
-
 def _conclude(result: Result, primary: Measure, quiet: bool) -> None:
     """The report, and the table on standard output."""
-    report_path = result.path / "report.html"
     from fedelta.results.report import write_report
 
+    report_path = result.path / "report.html"
     write_report([result.path], report_path)
-    if quiet:
-        return
-    summary, ledger = result.summary, result.ledger
-    sent = ledger.total_bytes
-    table = Table(show_header=False, title=str(result.path))
-    if void := summary["void_rounds"]:
-        table.add_row("rounds that did not count", f"{void} of {summary['rounds']}, for too few replies")
-    for row in _measured(summary, primary):
-        table.add_row(*row)
-    share = summary["tuned_parameters"] / summary["total_parameters"]
-    table.add_row(
-        "tuned parameters",
-        f"{summary['tuned_parameters']:,} of {summary['total_parameters']:,} ({share:.2%})",
-    )
-    per_payload = sent / ledger.num_transfers
-    table.add_row("sent per client, round and direction", f"{per_payload / MIB:.3f} MiB")
-    table.add_row("sent in all", f"{sent / MIB:.2f} MiB")
-    if (cost := summary["relative_cost"]) is not None and cost < 1:
-        table.add_row("layers averaged, against all in every round", f"{cost:.1%}")
-    full = summary["full_model_bytes"]
-    table.add_row("full fine-tuning would have sent", f"{full / MIB:.2f} MiB ({full / sent:.0f} times as much)")
-    table.add_row("time", f"{summary['wall_seconds']:.0f} s")
-    table.add_row("report", str(report_path))
-    out_console.print(table)
-
-
-def _mean(part: Record, primary: Measure) -> str:
-    """Mean over clients, with the deviation where there are several."""
-    from fedelta.results.numbers import shown
-
-    mean, deviation = part[f"mean_{primary.name}"], part[f"std_{primary.name}"]
-    return shown(mean, primary, 2) + ("" if deviation is None else f" ± {shown(deviation, primary, 2)}")
-
-
-def _worst(part: Record, primary: Measure) -> str:
-    """The client that comes off worst."""
-    from fedelta.results.numbers import shown
-    from fedelta.results.personal_section import worst_client
-
-    return f"{shown(part[f'worst_{primary.name}'], primary, 2)}, {worst_client(part)}"
-
-
-def _measured(summary: Record, primary: Measure) -> Iterator[tuple[str, str]]:
-    """What the primary measure came to, at the exits too where there are some."""
-    from fedelta.results.numbers import bare, shown, unit
-
-    name = primary.name
-    best = shown(summary[f"best_{name}"], primary, 2)
-    yield primary.label, f"{shown(summary[f'final_{name}'], primary, 2)} (best {best})"
-    if by_exit := summary[f"{name}_by_exit"]:
-        yield f"{primary.label} by exit", f"{', '.join(bare(value, primary) for value in by_exit)} {unit(primary)}"
-        yield "mean over exits", shown(summary[f"mean_exit_{name}"], primary, 2)
+    if not quiet:
+        out_console.print(table_of_run(result, primary, report_path))
 
 
 def _numbers(option: str, text: str) -> list[int]:

@@ -48,7 +48,7 @@ def at_the_server(config: Config) -> tuple[Federation, TunedModel, Carried]:
     model = tuned_model(config, build(config.model, CLASSES, seed=config.seed), CLASSES)
     carried = Carried()
     tiers = tiers_of(config, model, CLIENTS)
-    return build_server(config, model.spec, model.params, CLIENTS.numbers, runtime=carried, tiers=tiers), model, carried
+    return build_server(config, model.spec, model.params, CLIENTS, runtime=carried, tiers=tiers), model, carried
 
 
 def at_the_site(config: Config) -> Site:
@@ -105,7 +105,7 @@ def test_a_server_refuses_cohorts_that_its_clients_do_not_fill(tmp_path: Path):
     config = load_config(write_small(tmp_path))
     model = tuned_model(config, build(config.model, CLASSES, seed=config.seed), CLASSES)
     with pytest.raises(ConfigError, match=r"`strategy\.clients_per_round` is 3, but the data have 2 clients"):
-        build_server(config, model.spec, model.params, [4, 7], runtime=Carried())
+        build_server(config, model.spec, model.params, Clients.of([4, 7]), runtime=Carried())
 
 
 def test_a_server_refuses_a_strategy_that_does_not_fit_the_groups(tmp_path: Path):

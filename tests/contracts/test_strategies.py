@@ -14,6 +14,7 @@ from fedelta.aggregation.base import Update
 from fedelta.aggregation.means import Clipped, Uniform
 from fedelta.aggregation.robust import Median, Trimmed
 from fedelta.codecs.channel import Channel
+from fedelta.data.clients import Clients
 from fedelta.engine.exits import ExitSettings
 from fedelta.engine.optimizers import Sgd
 from fedelta.engine.work import ClientSettings
@@ -157,7 +158,7 @@ def test_every_strategy_runs_with_every_tuning_method(strategy: Strategy, method
     partition = dict(enumerate(torch.arange(24).split([5, 7, 4, 8])))
     site = Site(engine, partition, Channel(), seed=0, num_rounds=strategy.num_rounds, steering=strategy.steering)
     running = Federation(
-        strategy=strategy, runtime=site, channel=Channel(), spec=engine.spec, client_ids=range(4), seed=0,
+        strategy=strategy, runtime=site, channel=Channel(), spec=engine.spec, clients=Clients.of(range(4)), seed=0,
         evaluate=lambda params: evaluated(), effective_steps=engine.client.effective_steps,
     )  # fmt: skip
     start = start_of(engine)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,16 +13,21 @@ import torch
 from tests.builders import assert_same_bits, evaluated, spec_of
 from torch import Tensor, tensor
 
+from fedelta.aggregation.base import Aggregation, Running
+from fedelta.aggregation.means import Clipped, Normalised, Uniform, Weighted
+from fedelta.aggregation.robust import Median
 from fedelta.codecs.base import Codec
 from fedelta.codecs.cast import Cast
 from fedelta.codecs.channel import Channel
 from fedelta.codecs.wire import decode, encode
-from fedelta.errors import RoundError
-from fedelta.federation.records import Rejection, Reply, RoundOutcome
+from fedelta.data.clients import Clients
+from fedelta.errors import ConfigError, RoundError
+from fedelta.federation.records import Claim, Rejection, Reply, RoundOutcome
 from fedelta.federation.rounds import Federation, Standing, federate
-from fedelta.params import Params
+from fedelta.params import Params, ParamSpec
 from fedelta.strategies.base import RoundPlan
 from fedelta.strategies.fedavg import FedAvg
+from fedelta.strategies.fedlama import FedLama
 
 SPEC = spec_of(a=(), b=(2,))
 START = {"a": tensor(1.0), "b": tensor([0.0, 0.0])}
@@ -94,7 +100,7 @@ def federation(
         runtime=Scripted(answer),
         channel=Channel.model_construct(down=codec or Cast(), up=codec or Cast()),
         spec=SPEC,
-        client_ids=range(3),
+        clients=Clients.of(range(3)),
         seed=0,
         evaluate=lambda params: evaluated(float(params["a"])),
         effective_steps=float,
@@ -336,3 +342,121 @@ def test_the_server_keeps_its_precision_when_downloads_are_rounded():
     [outcome] = outcomes(running, start)
     assert decode(running.runtime.sent[0][0], SPEC, codec)[0]["a"].item() == 1.0
     assert outcome.params["a"].item() == 3 + 2.0**-20
+
+
+# One update at a time.
+
+
+@dataclass(frozen=True)
+class Counting:
+    """Writes float32, and counts the decoded tensors that are still held by somebody."""
+
+    alive: list[weakref.ref[Tensor]]
+    most: list[int]
+    name: str = "float32"
+    feeds_back: bool = False
+
+    def pack(self, name: str, tensor: Tensor) -> bytes:
+        return tensor.numpy().tobytes()
+
+    def unpack(self, name: str, data: memoryview, shape: tuple[int, ...]) -> Tensor:
+        decoded = torch.frombuffer(bytearray(data), dtype=torch.float32).reshape(shape)
+        self.alive.append(weakref.ref(decoded))
+        self.most.append(sum(ref() is not None for ref in self.alive))
+        return decoded
+
+
+@pytest.mark.parametrize(
+    ("mean", "most"), [(Weighted(), 4), (Uniform(), 4), (Clipped(), 4), (Normalised(), 4), (Median(), 20)]
+)
+def test_a_mean_that_needs_sums_holds_one_decoded_update_and_a_median_all(mean: Aggregation, most: int):
+    # Two tensors an update; the last one may not be collected before the next is decoded.
+    codec = Counting([], [])
+    strategy = FedAvg(clients_per_round=10, num_rounds=1)
+    running = replace(
+        federation(lambda plan: [reply(client_id, codec=codec) for client_id in plan.cohort], codec=codec),
+        strategy=strategy, clients=Clients.of(range(10)), around=lambda _: mean,
+    )  # fmt: skip
+    outcomes(running)
+    assert max(codec.most) <= most
+    assert max(codec.most) == most or most == 4
+
+
+def test_a_reply_that_comes_early_waits_as_bytes():
+    codec = Counting([], [])
+    seen: list[int] = []
+
+    def backwards(plan: RoundPlan) -> Iterator[Reply]:
+        for client_id in (2, 1, 0):
+            yield reply(client_id, codec=codec)
+            seen.append(len(codec.alive))
+
+    outcomes(federation(backwards, codec=codec))
+    # Nothing is decoded before client 0 has answered; then all three are, of two tensors each.
+    assert seen == [0, 0, 6]
+
+
+def test_what_a_client_claims_counts_up_to_a_limit_and_is_recorded():
+    # 10 * 2 and 40 * 6 by 50, instead of nearly 6: client 1 claims a billion.
+    def answer(plan: RoundPlan) -> list[Reply]:
+        return [
+            reply(0, {"a": tensor(2.0), "b": torch.zeros(2)}, num_examples=10),
+            reply(1, {"a": tensor(6.0), "b": torch.zeros(2)}, num_examples=10**9),
+        ]
+
+    two = replace(federation(answer, max_examples=40, clients_per_round=2, num_rounds=2), clients=Clients.of(range(2)))
+    first, second = outcomes(two)
+    assert first.params["a"].item() == pytest.approx(1 + (10 * 2 + 40 * 6) / 50)
+    assert first.num_examples == 50
+    assert first.claims == (Claim(1, 10**9, None, 40),)
+    # It claims the same again.
+    assert second.claims == (Claim(1, 10**9, 10**9, 40),)
+
+
+def test_a_number_of_examples_that_changes_between_rounds_is_recorded_also_after_a_resume():
+    def answer(plan: RoundPlan) -> list[Reply]:
+        return [reply(client_id, num_examples=10 + (client_id == 1) * plan.round) for client_id in plan.cohort]
+
+    found = outcomes(federation(answer, num_rounds=3))
+    assert [outcome.claims for outcome in found] == [(), (Claim(1, 12, 11, 12),), (Claim(1, 13, 12, 13),)]
+    rest = federate(federation(answer, num_rounds=3), Standing(START, {}, 2, claimed=found[1].claimed))
+    assert [outcome.claims for outcome in rest] == [found[2].claims]
+
+
+def test_what_is_claimed_in_a_round_that_does_not_count_is_not_remembered():
+    found = outcomes(federation(lambda plan: [reply(0, num_examples=99)], min_replies=2))
+    assert found[0].claimed == {}
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """The weighted mean of updates that only their sum may be known of."""
+
+    inner: Aggregation
+    name: str = "hidden"
+    reads: str = "sum"
+    only_sums: bool = True
+
+    @property
+    def of_statistics(self) -> Hidden:
+        return self
+
+    def start(self, spec: ParamSpec) -> Running:
+        return self.inner.start(spec)
+
+
+def test_a_strategy_that_looks_at_each_update_is_refused_where_only_sums_may_be_known():
+    windowed = FedLama(clients_per_round=3, num_rounds=1)
+    assert replace(federation(), strategy=windowed).aggregation == windowed.mean
+    with pytest.raises(ConfigError) as caught:
+        replace(federation(), strategy=windowed, around=Hidden)
+    [problem] = caught.value.problems
+    assert problem.startswith("`strategy.name` is 'fedlama', which looks at each client's update, but the aggregation")
+    assert problem.endswith("'hidden' only gives their sum")
+    assert caught.value.hint is not None
+    # FedAvg sees nothing but the sum.
+    assert outcomes(replace(federation(), around=Hidden))[0].params["a"].item() == 3.0
+
+
+def test_a_server_that_cannot_measure_leaves_the_measures_out():
+    assert [outcome.evaluation for outcome in outcomes(replace(federation(num_rounds=2), evaluate=None))] == [None] * 2

@@ -266,7 +266,7 @@ def run(
     )  # fmt: skip
     runtime = Listening(site)
     federation = Federation(
-        strategy=strategy, runtime=runtime, channel=Channel(), spec=engine.spec, client_ids=range(4), seed=0,
+        strategy=strategy, runtime=runtime, channel=Channel(), spec=engine.spec, clients=Clients.of(range(4)), seed=0,
         evaluate=lambda params: evaluated(), effective_steps=engine.client.effective_steps, tiers=tiers,
     )  # fmt: skip
     start = start_of(engine)

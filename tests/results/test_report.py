@@ -282,7 +282,8 @@ MSE = Measure("mse", "squared error", higher_is_better=False, unit="mm²")
 @pytest.fixture
 def errors(tmp_path, monkeypatch) -> Path:
     """A run of a task whose measures should be low: 3, 1.5 and 2 mm."""
-    monkeypatch.setattr(history, "task_of", lambda _: SimpleNamespace(primary=MAE, loss=MSE, measured={}))
+    task = SimpleNamespace(primary=MAE, loss=MSE, measured={}, stratum=("range", "ranges"))
+    monkeypatch.setattr(history, "task_of", lambda _: task)
     run = make_run(tmp_path / "errors", SMALL)
     records = run.rounds.read()
     run.rounds.truncate(0)

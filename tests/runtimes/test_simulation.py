@@ -16,6 +16,7 @@ from fedelta.codecs.cast import Cast
 from fedelta.codecs.channel import Channel
 from fedelta.codecs.wire import decode
 from fedelta.data.batches import Examples
+from fedelta.data.clients import Clients
 from fedelta.engine.work import ClientSettings
 from fedelta.errors import RoundError
 from fedelta.federation.client import Site
@@ -98,7 +99,7 @@ def federation(
         runtime=site,
         channel=channel,
         spec=engine.spec,
-        client_ids=range(NUM_CLIENTS),
+        clients=Clients.of(range(NUM_CLIENTS)),
         seed=0,
         evaluate=lambda params: engine.evaluate(params, test),
         effective_steps=float,

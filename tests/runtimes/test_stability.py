@@ -16,6 +16,7 @@ from tests.small import write_small
 from tests.strategies.hand import SPEC
 
 from fedelta.codecs.channel import Channel
+from fedelta.data.clients import Clients
 from fedelta.engine.work import ClientSettings
 from fedelta.errors import ConfigError, RoundError
 from fedelta.experiment import Experiment
@@ -50,7 +51,8 @@ def unstable(seed: int = 0, runtime: Good | None = None, sizes: int = 10, **sett
 def outcomes(runtime: Unstable, num_rounds: int = 1, cohort: int = 4, min_replies: int = 1) -> list[RoundOutcome]:
     running = Federation(
         strategy=FedAvg(clients_per_round=cohort, num_rounds=num_rounds, min_replies=min_replies), runtime=runtime,
-        channel=Channel(), spec=SPEC, client_ids=range(cohort), seed=0, evaluate=lambda params: evaluated(0.5, 1.0),
+        channel=Channel(), spec=SPEC, clients=Clients.of(range(cohort)), seed=0,
+        evaluate=lambda params: evaluated(0.5, 1.0),
         effective_steps=float,
     )  # fmt: skip
     return list(federate(running, Standing(START, {})))

@@ -22,6 +22,7 @@ from torch import tensor
 
 from fedelta.aggregation.base import Update
 from fedelta.codecs.channel import Channel
+from fedelta.data.clients import Clients
 from fedelta.engine.optimizers import Sgd
 from fedelta.engine.work import ClientSettings
 from fedelta.federation.client import Site
@@ -43,7 +44,7 @@ def federation(
     partition = dict(enumerate(torch.arange(24).split([8, 8, 8])))
     site = Site(engine, partition, Channel(name=codec), seed=0, num_rounds=4, steering=strategy.steering)
     running = Federation(
-        strategy=strategy, runtime=site, channel=site.channel, spec=engine.spec, client_ids=range(3), seed=0,
+        strategy=strategy, runtime=site, channel=site.channel, spec=engine.spec, clients=Clients.of(range(3)), seed=0,
         evaluate=lambda params: evaluated(), effective_steps=engine.client.effective_steps,
     )  # fmt: skip
     return running, start_of(engine), site

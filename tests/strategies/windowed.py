@@ -14,6 +14,7 @@ from torch import Tensor, tensor
 
 from fedelta.codecs.channel import Channel
 from fedelta.data.augmentation import Augmentation
+from fedelta.data.clients import Clients
 from fedelta.engine.optimizers import Sgd
 from fedelta.engine.work import ClientSettings, Job, Trained
 from fedelta.federation.client import Site
@@ -86,7 +87,7 @@ def running(
 ) -> Federation:
     return Federation(
         strategy=strategy, runtime=runtime, channel=site.channel, spec=site.engine.spec,
-        client_ids=sorted(site.partition), seed=site.seed,
+        clients=Clients.of(sorted(site.partition)), seed=site.seed,
         evaluate=evaluate or (lambda params: evaluated()),
         effective_steps=site.engine.client.effective_steps,
     )  # fmt: skip

@@ -18,7 +18,7 @@ from fedelta.federation.rounds import Federation
 from fedelta.federation.tiers import Tiers
 from fedelta.models.hub import Backbone
 from fedelta.params import Params, ParamSpec, select
-from fedelta.runtimes.stability import Unstable
+from fedelta.runtimes.stability import Stability, Unstable
 from fedelta.seeds import stream
 from fedelta.strategies import AnyStrategy
 from fedelta.tasks.base import Evaluation
@@ -97,16 +97,16 @@ def assemble(config: Config, *, backbone: Backbone | None = None, data: Federate
     model = tuned_model(config, backbone, data.class_names, num_lanes=num_lanes(config))
     if data.unseen:
         config.personalization.scopes(scopes_of(backbone, model.spec), model.tuning.name)
-    client_ids = sorted(data.partition)
+    clients = data.clients.only(data.partition)
     everyone = tiers_of(config, model, data.clients)
-    tiers = None if everyone is None else everyone.only(client_ids)
+    tiers = None if everyone is None else everyone.only(clients.numbers)
     site = build_site(config, model, data, tiers)
     runtime = _runtime(config, model, site)
     federation = build_server(
         config,
         model.spec,
         model.params,
-        client_ids,
+        clients,
         runtime=runtime,
         evaluate=lambda params: evaluate(site, params, data.test),
         tiers=tiers,
@@ -116,8 +116,10 @@ def assemble(config: Config, *, backbone: Backbone | None = None, data: Federate
     return Assembly(config, model, data, site, federation, everyone)
 
 
-def _runtime(config: Config, model: TunedModel, site: Site) -> Unstable:
+def _runtime(config: Config, model: TunedModel, site: Site) -> Site | Unstable:
     """All clients in this process, as reliable as `[stability]` has them."""
+    if config.stability == Stability():
+        return site
     num_examples = {client_id: len(rows) for client_id, rows in site.partition.items()}
     depths = {} if site.tiers is None else site.tiers.depths
     num_blocks = len(exit_blocks(model.backbone.module))
@@ -125,15 +127,15 @@ def _runtime(config: Config, model: TunedModel, site: Site) -> Unstable:
     return Unstable(site, config.stability, work_of(config), num_examples, config.seed, workloads)
 
 
-def _check_deadline(config: Config, federation: Federation, runtime: Unstable, params: Params) -> None:
+def _check_deadline(config: Config, federation: Federation, runtime: Site | Unstable, params: Params) -> None:
     """Refuses a deadline that too few clients can ever meet."""
     deadline = config.stability.deadline_seconds
-    if deadline is None:
+    if deadline is None or not isinstance(runtime, Unstable):
         return
     state = federation.strategy.init(params, federation.spec)
     cohort = stream(config.seed, "cohort", 1)
-    plan = federation.strategy.plan(state, 1, federation.client_ids, federation.spec, cohort)
-    everyone = dict.fromkeys(federation.client_ids, plan.download[plan.cohort[0]])
+    plan = federation.strategy.plan(state, 1, federation.clients.numbers, federation.spec, cohort)
+    everyone = dict.fromkeys(federation.clients.numbers, plan.download[plan.cohort[0]])
     if federation.tiers is not None:
         everyone = dict(federation.tiers.restrict(replace(plan, download=everyone)).download)
     num_bytes = {

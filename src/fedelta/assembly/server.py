@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from fedelta.assembly.model import work_of
 from fedelta.codecs.wire import encode
 from fedelta.config import Config
+from fedelta.data.clients import Clients
 from fedelta.errors import ConfigError
 from fedelta.federation.rounds import Federation, Runtime
 from fedelta.federation.tiers import Tiers
@@ -22,7 +23,7 @@ def build_server(
     config: Config,
     spec: ParamSpec,
     params: Params,
-    client_ids: Sequence[int],
+    clients: Clients,
     *,
     runtime: Runtime,
     evaluate: Callable[[Params], Evaluation] | None = None,
@@ -35,7 +36,7 @@ def build_server(
         config: of the run.
         spec: what is tuned.
         params: before round 1.
-        client_ids: all that may be asked, ascending.
+        clients: all that may be asked.
         runtime: reaches them.
         evaluate: measures params; None: the server does not.
         tiers: how deep each of them runs (`tiers_of`).
@@ -44,9 +45,9 @@ def build_server(
     Raises:
         ConfigError: the strategy asks for more clients or fewer bytes than there can be, or does not fit the groups.
     """
-    _check_cohort(config, len(client_ids), num_held_out)
+    _check_cohort(config, len(clients.numbers), num_held_out)
     budget = config.byte_budget_mib
-    strategy = _strategy(config, spec, params, len(client_ids))
+    strategy = _strategy(config, spec, params, len(clients.numbers))
     strategy.init(params, spec)  # refuses what does not fit the groups
     if strategy.layerwise and len(spec.sizes) == 1:
         logger.warning(
@@ -60,7 +61,7 @@ def build_server(
         runtime=runtime,
         channel=config.codec,
         spec=spec,
-        client_ids=client_ids,
+        clients=clients,
         seed=config.seed,
         evaluate=evaluate,
         effective_steps=work_of(config).effective_steps,

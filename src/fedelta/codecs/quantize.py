@@ -36,10 +36,12 @@ class Int8(Settings):
 
     def pack(self, name: str, tensor: Tensor) -> Packed:
         """See `Codec.pack`."""
-        rows = _rows(tensor.detach().to("cpu", torch.float32))
+        if not tensor.numel():
+            return bytes(4 * _num_rows(tuple(tensor.shape)))
+        rows = tensor.detach().to("cpu", torch.float32).reshape(_num_rows(tuple(tensor.shape)), -1)
         if not is_finite(rows):
             raise PayloadError(f"`{name}`: a tensor holds values that are NaN or infinite.")
-        scales = rows.abs().amax(1) / _LARGEST if rows.numel() else torch.zeros(len(rows))
+        scales = rows.abs().amax(1) / _LARGEST
         # A row of zeros has scale zero; any divisor gives its zeros.
         numbers = (rows / torch.where(scales > 0, scales, 1.0)[:, None]).round().to(torch.int8)
         return scales.numpy().tobytes() + numbers.numpy().tobytes()
@@ -50,6 +52,8 @@ class Int8(Settings):
         expected = 4 * num_rows + prod(shape)
         if len(data) != expected:
             raise PayloadError(f"`{name}`: {len(data)} bytes for a tensor {shape} in int8, expected {expected}.")
+        if not prod(shape):
+            return torch.zeros(shape)
         scales = torch.from_numpy(np.frombuffer(data[: 4 * num_rows], dtype="<f4").astype(np.float32))
         numbers = torch.from_numpy(np.frombuffer(data[4 * num_rows :], dtype=np.int8).astype(np.float32))
         return (numbers.view(num_rows, -1) * scales[:, None]).reshape(shape)
@@ -57,7 +61,3 @@ class Int8(Settings):
 
 def _num_rows(shape: tuple[int, ...]) -> int:
     return shape[0] if len(shape) > 1 else 1
-
-
-def _rows(tensor: Tensor) -> Tensor:
-    return tensor.reshape(_num_rows(tuple(tensor.shape)), -1) if tensor.numel() else tensor.reshape(0, 0)

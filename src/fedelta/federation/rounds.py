@@ -19,6 +19,7 @@ from typing import NamedTuple, Protocol
 from fedelta.aggregation.base import Aggregation, Update
 from fedelta.codecs.channel import Channel
 from fedelta.codecs.wire import decode, encode
+from fedelta.data.clients import Clients
 from fedelta.errors import ConfigError, PayloadError, RoundError, SpecError
 from fedelta.federation.records import LOST, Claim, Rejection, Reply, RoundOutcome, Transfer
 from fedelta.federation.tiers import Tiers
@@ -67,7 +68,7 @@ class Federation:
         runtime: runs clients.
         channel: how tensors become bytes.
         spec: what is tuned; strategies may let more travel (`wire`).
-        client_ids: all clients, ascending.
+        clients: all that may be asked.
         seed: of the run; cohorts are streams of it.
         evaluate: server params to the measures of the task; None: the server does not measure.
         effective_steps: number of examples of a client to `Update.effective_steps`. The server works it out itself:
@@ -85,7 +86,7 @@ class Federation:
     runtime: Runtime
     channel: Channel
     spec: ParamSpec
-    client_ids: Sequence[int]
+    clients: Clients
     seed: int
     evaluate: Callable[[Params], Evaluation] | None
     effective_steps: Callable[[int], float]
@@ -157,7 +158,7 @@ def _round(federation: Federation, standing: Standing) -> RoundOutcome:
     """The next round."""
     params, state, round = standing.params, standing.state, standing.rounds_done + 1
     cohort = stream(federation.seed, "cohort", round)
-    plan = federation.strategy.plan(state, round, federation.client_ids, federation.spec, cohort)
+    plan = federation.strategy.plan(state, round, federation.clients.numbers, federation.spec, cohort)
     if federation.tiers is not None:
         plan = federation.tiers.restrict(plan)
     payloads, sent = _send(federation, plan, {**state, **params})
@@ -166,7 +167,7 @@ def _round(federation: Federation, standing: Standing) -> RoundOutcome:
         intake.take(reply)
         del reply  # its payload may be as large as the model, and the next one is being made
     intake.close()
-    if counts := _enough(federation.strategy.min_replies, plan, intake):
+    if counts := _enough(federation, plan, intake):
         params, state = intake.combine(params, state)
     _require_finite(round, {**state, **params})
     accepted = intake.accepted if counts else []
@@ -340,9 +341,10 @@ def _spent(federation: Federation, bytes_sent: int) -> bool:
     return federation.byte_budget is not None and bytes_sent >= federation.byte_budget
 
 
-def _enough(min_replies: int, plan: RoundPlan, intake: _Intake) -> bool:
+def _enough(federation: Federation, plan: RoundPlan, intake: _Intake) -> bool:
     """Whether the round counts. It does not where clients were lost; where they were wrong instead, the run ends."""
     accepted, rejections = intake.accepted, intake.rejections
+    min_replies, clients = federation.strategy.min_replies, federation.clients
     if len(accepted) >= min_replies:
         return True
     lost = {rejection.client_id for rejection in rejections if rejection.cause in LOST}
@@ -350,7 +352,7 @@ def _enough(min_replies: int, plan: RoundPlan, intake: _Intake) -> bool:
     if len(accepted) + len(lost) >= min_replies:
         return False
     first = sorted(rejections, key=lambda rejection: rejection.client_id)[:5]
-    reasons = "".join(f"\n  - client {rejection.client_id}: {rejection.reason}" for rejection in first)
+    reasons = "".join(f"\n  - {clients.called(rejection.client_id)}: {rejection.reason}" for rejection in first)
     raise RoundError(
         f"round {plan.round}: {len(accepted)} of {len(plan.cohort)} replies are usable, "
         f"`strategy.min_replies` is {min_replies}.{reasons}",

@@ -65,7 +65,8 @@ def _name(axes: Axes, names: Sequence[str]) -> None:
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(integer=True, nbins=8))
         return
-    short = [name if len(name) <= _NAME else f"{name[: _NAME - 1]}…" for name in names]
+    # Both ends stay: names often differ in the last word or number only.
+    short = [name if len(name) <= _NAME else f"{name[:6]}…{name[7 - _NAME :]}" for name in names]
     crowded = max(map(len, short)) * len(short) > 44
     axes.set_xticks(range(len(short)), short, rotation=90 if crowded else 0)
     axes.set_yticks(range(len(short)), short)

@@ -235,7 +235,7 @@ def _read(path: Path, name: str) -> History:
         environment=read_json(path / ENVIRONMENT),
         model=model,
         summary=summary,
-        partition=read_partition(path / PARTITION),
+        partition=read_partition(path / PARTITION, task.stratum),
         details=read_details(path / SUMMARY, summary, path / CONFUSION),
         compute=read_compute(path / EXITS, num_exits) if (path / EXITS).exists() else None,
         personalization=_json_if_there(path / PERSONALIZATION),

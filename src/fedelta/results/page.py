@@ -118,12 +118,13 @@ def clients(partition: Partition, prefix: str, names: str = "") -> str:
     """Sizes and labels of the clients; `names` are the runs it belongs to, when there are several."""
     sizes = [sum(row) for row in partition.counts.values()]
     held = sorted(sum(each > 0 for each in row) for row in partition.counts.values())
+    one, several = partition.kind
     text = (
         f"{count(len(sizes))} clients hold {count(sum(sizes))} training examples of "
-        f"{count(len(partition.class_names))} classes: {count(min(sizes))} to {count(max(sizes))} examples and "
-        f"{held[0]} to {held[-1]} classes each (median {held[len(held) // 2]})."
+        f"{count(len(partition.class_names))} {several}: {count(min(sizes))} to {count(max(sizes))} examples and "
+        f"{held[0]} to {held[-1]} {several} each (median {held[len(held) // 2]})."
     )
-    svg = to_svg(label_distribution(partition), prefix, "Examples and share of each class by client")
+    svg = to_svg(label_distribution(partition), prefix, f"Examples and share of each {one} by client")
     title = f"Clients of {names}" if names else "Clients"
     return f'<h2>{escape(title)}</h2>\n<p>{escape(text)}</p>\n<figure><div class="wide">{svg}</div></figure>'
 

@@ -20,16 +20,18 @@ class Partition:
     """Who holds what.
 
     Args:
-        class_names: names of the classes, in the order of the counts; nothing where the task has no kinds of examples.
-        counts: client id to the number of its examples of each class.
+        class_names: of the classes, or kinds of rows, in the order of the counts; nothing where the task has none.
+        counts: client id to the number of its examples of each.
         held_out: clients that no round asks; in no count.
         clients: who all of them are.
+        kind: what a class is called, one and several (`Task.stratum`).
     """
 
     class_names: tuple[str, ...]
     counts: Mapping[int, tuple[int, ...]]
     held_out: frozenset[int] = frozenset()
     clients: Clients = field(default_factory=Clients)
+    kind: tuple[str, str] = ("class", "classes")
 
     def label(self, client_id: int) -> str:
         """What pages call a client: "3", or by name "george (3)"."""
@@ -56,8 +58,12 @@ def partition_record(data: FederatedData) -> Record:
     return found
 
 
-def read_partition(path: Path) -> Partition | None:
+def read_partition(path: Path, kind: tuple[str, str] = ("class", "classes")) -> Partition | None:
     """What the file at `path` holds; None where it is not there.
+
+    Args:
+        path: of the file.
+        kind: what a class is called, one and several.
 
     Raises:
         RunError: something else.
@@ -78,7 +84,7 @@ def read_partition(path: Path) -> Partition | None:
         clients = Clients.of({*counts, *held_out}, names)
     except DataError as error:
         raise RunError(f"{str(path)!r} cannot be right: {error.message}.") from error
-    return Partition(class_names, dict(sorted(counts.items())), held_out, clients)
+    return Partition(class_names, dict(sorted(counts.items())), held_out, clients, kind)
 
 
 def read_clients(path: Path) -> Clients:

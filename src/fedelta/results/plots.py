@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from fedelta.data.clients import Name
 from fedelta.results.drawing import INK, MUTED, SERIES, SIZE, STYLES, blank, single, style, transparent_to
 from fedelta.results.history import History
-from fedelta.results.numbers import axis_title, in_unit
+from fedelta.results.numbers import axis_title, capitalised, in_unit
 from fedelta.results.partition import Partition
 from fedelta.tasks.base import Measure
 
@@ -116,7 +116,7 @@ def participation(run: History) -> Figure:
 
 
 def label_distribution(partition: Partition) -> Figure:
-    """Examples of each client, above the share of each class among them."""
+    """Examples of each client, above the share of each class, or kind of row, among them."""
     counts = np.array(list(partition.counts.values()), dtype=float)
     sizes = counts.sum(axis=1)
     shares = counts / np.maximum(sizes, 1)[:, None]
@@ -137,7 +137,7 @@ def label_distribution(partition: Partition) -> Figure:
             shares.T, aspect="auto", cmap=transparent_to(SERIES[0]), vmin=0, vmax=shares.max(), interpolation="nearest"
         )
         below.grid(visible=False)
-        below.set(xlabel="Client", ylabel="Class")
+        below.set(xlabel="Client", ylabel=capitalised(partition.kind[0]))
         _name_rows(below, partition.class_names)
         names = partition.clients.names
         _name_columns(below, [names.get(number, number) for number in partition.counts])

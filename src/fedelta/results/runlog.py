@@ -35,6 +35,7 @@ def round_record(
     uplink = sum(each.payload_bytes for each in outcome.transfers if each.direction == "up")
     downlink = sum(each.payload_bytes for each in outcome.transfers if each.direction == "down")
     evaluation = outcome.evaluation
+    claims = [vars(claim) | clients.entry(claim.client_id) for claim in outcome.claims]
     at_exits = {} if evaluation is None else {name: list(values) for name, values in evaluation.by_exit.items()}
     return {
         "round": outcome.round,
@@ -47,6 +48,7 @@ def round_record(
         "simulated_seconds": outcome.simulated_seconds,
         "cohort": list(outcome.cohort),
         **({"cohort_names": [clients.names[number] for number in outcome.cohort]} if clients.names else {}),
+        **({"claims": claims} if claims else {}),
         "rejections": [vars(each) | clients.entry(each.client_id) for each in outcome.rejections],
         "uplink_bytes": uplink,
         "downlink_bytes": downlink,

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Generator, Tensor
 
 from fedelta.aggregation.base import Aggregation, Reads, Update
@@ -44,6 +45,16 @@ class RoundPlan:
     def cohort(self) -> tuple[int, ...]:
         """Ids of the clients of this round, ascending."""
         return tuple(sorted(self.upload))
+
+
+def uniform(
+    clients_per_round: int, round: int, client_ids: Sequence[int], spec: ParamSpec, generator: Generator
+) -> RoundPlan:
+    """A uniform cohort, drawn without replacement; every shared tensor goes down and comes up."""
+    order = torch.randperm(len(client_ids), generator=generator).tolist()
+    cohort = sorted(client_ids[index] for index in order[:clients_per_round])
+    everything = dict.fromkeys(cohort, spec.shared)
+    return RoundPlan(round, download=everything, upload=everything, num_clients=len(client_ids))
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import ClassVar, Self
 
 import torch
 from pydantic import Field
-from torch import Generator
 
 from fedelta.aggregation.base import Reads
 from fedelta.params import Params, ParamSpec
 from fedelta.settings import Context, Settings
-from fedelta.strategies.base import RoundPlan, State, Steering
+from fedelta.strategies.base import State, Steering
 
 
 class Rounds(Settings):
@@ -65,14 +64,6 @@ def cohort_problems(rounds: Rounds, context: Context) -> list[str]:
             f"more than `strategy.clients_per_round` = {rounds.clients_per_round}"
         )
     return problems
-
-
-def uniform(rounds: Rounds, round: int, client_ids: Sequence[int], spec: ParamSpec, generator: Generator) -> RoundPlan:
-    """A uniform cohort; every shared tensor goes down and comes up."""
-    order = torch.randperm(len(client_ids), generator=generator).tolist()
-    cohort = sorted(client_ids[index] for index in order[: rounds.clients_per_round])
-    everything = dict.fromkeys(cohort, spec.shared)
-    return RoundPlan(round, download=everything, upload=everything, num_clients=len(client_ids))
 
 
 def filled(params: Params, spec: ParamSpec, name: str, value: float = 0.0) -> State:

@@ -21,8 +21,8 @@ from torch import Generator
 from fedelta.aggregation.means import Weighted
 from fedelta.aggregation.table import AnyMean
 from fedelta.params import Params, ParamSpec, add
-from fedelta.strategies.base import Combined, RoundPlan, State
-from fedelta.strategies.cohort import Rounds, filled, uniform
+from fedelta.strategies.base import Combined, RoundPlan, State, uniform
+from fedelta.strategies.cohort import Rounds, filled
 
 
 class FedAvg(Rounds):
@@ -45,7 +45,7 @@ class FedAvg(Rounds):
         self, state: State, round: int, client_ids: Sequence[int], spec: ParamSpec, generator: Generator
     ) -> RoundPlan:
         """A uniform cohort; every shared tensor goes down and comes up."""
-        return uniform(self, round, client_ids, spec, generator)
+        return uniform(self.clients_per_round, round, client_ids, spec, generator)
 
     def update(
         self, state: State, params: Params, plan: RoundPlan, combined: Combined, spec: ParamSpec
@@ -76,7 +76,7 @@ class FedAvgM(Rounds):
         self, state: State, round: int, client_ids: Sequence[int], spec: ParamSpec, generator: Generator
     ) -> RoundPlan:
         """A uniform cohort; every shared tensor goes down and comes up."""
-        return uniform(self, round, client_ids, spec, generator)
+        return uniform(self.clients_per_round, round, client_ids, spec, generator)
 
     def update(
         self, state: State, params: Params, plan: RoundPlan, combined: Combined, spec: ParamSpec

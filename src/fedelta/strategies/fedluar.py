@@ -29,8 +29,8 @@ from fedelta.aggregation.means import Weighted
 from fedelta.aggregation.table import AnyMean
 from fedelta.errors import ConfigError
 from fedelta.params import Params, ParamSpec, add, norm, select
-from fedelta.strategies.base import Combined, RoundPlan, State
-from fedelta.strategies.cohort import Rounds, filled, uniform
+from fedelta.strategies.base import Combined, RoundPlan, State, uniform
+from fedelta.strategies.cohort import Rounds, filled
 
 _PREFIX = "update/"
 _LEAST_SCORE = 1e-12  # keeps 1 / s finite
@@ -70,7 +70,7 @@ class FedLuar(Rounds):
         self, state: State, round: int, client_ids: Sequence[int], spec: ParamSpec, generator: Generator
     ) -> RoundPlan:
         """A uniform cohort; everything goes down, and all but the groups that are drawn comes up."""
-        plan = uniform(self, round, client_ids, spec, generator)
+        plan = uniform(self.clients_per_round, round, client_ids, spec, generator)
         # Groups that have not moved at all are the first to be drawn.
         weights = torch.where(state["score"] < 0, 0.0, 1 / state["score"].clamp(min=_LEAST_SCORE))
         num_drawn = min(self.num_recycled, int((weights > 0).sum()))

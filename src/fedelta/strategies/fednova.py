@@ -25,8 +25,8 @@ from torch import Generator
 from fedelta.aggregation.base import Aggregation
 from fedelta.aggregation.means import Normalised
 from fedelta.params import Params, ParamSpec, add
-from fedelta.strategies.base import Combined, RoundPlan, State
-from fedelta.strategies.cohort import Rounds, uniform
+from fedelta.strategies.base import Combined, RoundPlan, State, uniform
+from fedelta.strategies.cohort import Rounds
 
 
 class FedNova(Rounds):
@@ -48,7 +48,7 @@ class FedNova(Rounds):
         self, state: State, round: int, client_ids: Sequence[int], spec: ParamSpec, generator: Generator
     ) -> RoundPlan:
         """A uniform cohort; every shared tensor goes down and comes up."""
-        return uniform(self, round, client_ids, spec, generator)
+        return uniform(self.clients_per_round, round, client_ids, spec, generator)
 
     def update(
         self, state: State, params: Params, plan: RoundPlan, combined: Combined, spec: ParamSpec

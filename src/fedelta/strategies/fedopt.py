@@ -24,8 +24,8 @@ from torch import Generator, Tensor
 from fedelta.aggregation.means import Weighted
 from fedelta.aggregation.table import AnyMean
 from fedelta.params import Params, ParamSpec, add
-from fedelta.strategies.base import Combined, RoundPlan, State
-from fedelta.strategies.cohort import Rounds, filled, uniform
+from fedelta.strategies.base import Combined, RoundPlan, State, uniform
+from fedelta.strategies.cohort import Rounds, filled
 
 # Reddi et al.: Figure 2 for the learning rate, near the best of FedAdam on most tasks; section 5 for the others.
 ServerLr = Annotated[float, Field(gt=0)]
@@ -57,7 +57,7 @@ class FedAdagrad(Rounds):
         self, state: State, round: int, client_ids: Sequence[int], spec: ParamSpec, generator: Generator
     ) -> RoundPlan:
         """A uniform cohort; every shared tensor goes down and comes up."""
-        return uniform(self, round, client_ids, spec, generator)
+        return uniform(self.clients_per_round, round, client_ids, spec, generator)
 
     def update(
         self, state: State, params: Params, plan: RoundPlan, combined: Combined, spec: ParamSpec
@@ -95,7 +95,7 @@ class FedAdam(Rounds):
         self, state: State, round: int, client_ids: Sequence[int], spec: ParamSpec, generator: Generator
     ) -> RoundPlan:
         """A uniform cohort; every shared tensor goes down and comes up."""
-        return uniform(self, round, client_ids, spec, generator)
+        return uniform(self.clients_per_round, round, client_ids, spec, generator)
 
     def update(
         self, state: State, params: Params, plan: RoundPlan, combined: Combined, spec: ParamSpec
@@ -133,7 +133,7 @@ class FedYogi(Rounds):
         self, state: State, round: int, client_ids: Sequence[int], spec: ParamSpec, generator: Generator
     ) -> RoundPlan:
         """A uniform cohort; every shared tensor goes down and comes up."""
-        return uniform(self, round, client_ids, spec, generator)
+        return uniform(self.clients_per_round, round, client_ids, spec, generator)
 
     def update(
         self, state: State, params: Params, plan: RoundPlan, combined: Combined, spec: ParamSpec

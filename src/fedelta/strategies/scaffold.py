@@ -21,7 +21,7 @@ was accepted, and as it was decoded.
 Differs from the paper in one point: with momentum K is `Sgd.effective_steps`, so that c_i+ stays a mean of gradients.
 It comes from w - y, which float32 holds to 7 digits of w: at a learning rate near zero little of it is left.
 
-Every client that ever took part is remembered, in memory and in the checkpoint: as much as is tuned, for each.
+Every client that ever took part remembers as much as is tuned, in a file of its own; only those of a round are read.
 
 Source: Karimireddy et al. 2020 (SCAFFOLD, arXiv 1910.06378), Algorithm 1 and Eq. 4.
 """
@@ -39,8 +39,8 @@ from fedelta.aggregation.base import Aggregation
 from fedelta.aggregation.means import UniformDeltas
 from fedelta.params import Params, ParamSpec, TensorSpec, add
 from fedelta.settings import Context
-from fedelta.strategies.base import Combined, RoundPlan, State, Steering
-from fedelta.strategies.cohort import Rounds, cohort_problems, uniform
+from fedelta.strategies.base import Combined, RoundPlan, State, Steering, uniform
+from fedelta.strategies.cohort import Rounds, cohort_problems
 
 _PREFIX = "control/"
 
@@ -106,7 +106,7 @@ class Scaffold(Rounds):
         self, state: State, round: int, client_ids: Sequence[int], spec: ParamSpec, generator: Generator
     ) -> RoundPlan:
         """A uniform cohort; every shared tensor and c go down, and their changes come up."""
-        return uniform(self, round, client_ids, self.steering.extend(spec), generator)
+        return uniform(self.clients_per_round, round, client_ids, self.steering.extend(spec), generator)
 
     def update(
         self, state: State, params: Params, plan: RoundPlan, combined: Combined, spec: ParamSpec

@@ -38,8 +38,8 @@ from fedelta.aggregation.table import AnyMean
 from fedelta.params import Params, ParamSpec, add
 from fedelta.seeds import stream
 from fedelta.settings import Context
-from fedelta.strategies.base import Combined, RoundPlan, State
-from fedelta.strategies.cohort import Rounds, cohort_problems, uniform
+from fedelta.strategies.base import Combined, RoundPlan, State, uniform
+from fedelta.strategies.cohort import Rounds, cohort_problems
 
 
 class Windows(Rounds):
@@ -141,7 +141,7 @@ def plan(
     if int(state["window"]) == window:
         accepted = dict(zip(state["cohort"].tolist(), state["accepted"].tolist(), strict=True))
     else:
-        accepted = dict.fromkeys(uniform(strategy, round, client_ids, spec, generator).cohort, 0)
+        accepted = dict.fromkeys(uniform(strategy.clients_per_round, round, client_ids, spec, generator).cohort, 0)
     download = {
         client_id: _of_groups(spec, state["last_sync"] >= last) if last else spec.shared
         for client_id, last in accepted.items()

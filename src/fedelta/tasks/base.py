@@ -140,6 +140,7 @@ class Task(Protocol):
         primary: what tables, curves and choices go by; among the values of `values`.
         loss: the mean of `losses` over examples; among them too.
         measured: all measures that an evaluation or `details` may hold, by name.
+        stratum: what a kind of row (`Targets.strata`) is called, one and several.
         has_classes: whether answers are among classes, which the training data tell.
         column: in words, which column of a data set holds targets where none is named.
     """
@@ -147,6 +148,7 @@ class Task(Protocol):
     primary: ClassVar[Measure]
     loss: ClassVar[Measure]
     measured: ClassVar[Mapping[str, Measure]]
+    stratum: ClassVar[tuple[str, str]]
     has_classes: ClassVar[bool]
     column: ClassVar[str]
 

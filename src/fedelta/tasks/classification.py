@@ -63,6 +63,7 @@ class Classification(Settings):
     measured: ClassVar[Mapping[str, Measure]] = {
         measure.name: measure for measure in (ACCURACY, LOSS, *LATE, PRECISION, RECALL, F1)
     }
+    stratum: ClassVar[tuple[str, str]] = ("class", "classes")
     has_classes: ClassVar[bool] = True
     column: ClassVar[str] = "class labels, or one named 'label'"
 

@@ -90,6 +90,7 @@ class Regression(Settings):
     primary: ClassVar[Measure] = RMSE
     loss: ClassVar[Measure] = MSE
     measured: ClassVar[Mapping[str, Measure]] = {measure.name: measure for measure in (RMSE, MAE, MSE, R2)}
+    stratum: ClassVar[tuple[str, str]] = ("range", "ranges")
     has_classes: ClassVar[bool] = False
     column: ClassVar[str] = "numbers named 'target' or 'label'"
 

@@ -1,0 +1,141 @@
+"""What the command line shows: bars while it works, and a table at the end.
+
+Imports of what takes a while stand inside of functions: `fedelta --help` is there at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from fedelta.config import Config
+    from fedelta.experiment import OnRound, Result
+    from fedelta.personalization import OnResult
+    from fedelta.results.files import Record
+    from fedelta.tasks.base import Measure
+
+MIB = 2**20
+
+
+@contextmanager
+def round_bar(console: Console, config: Config, quiet: bool) -> Iterator[OnRound | None]:
+    """A bar with round, primary measure and bytes ; None when quiet."""
+    if quiet:
+        yield None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from fedelta.federation.records import RoundOutcome
+    from fedelta.results.ledger import Ledger
+    from fedelta.results.numbers import shown
+
+    primary = config.task.primary
+    columns = (
+        TextColumn("round"),
+        MofNCompleteColumn(),
+        BarColumn(),
+        TextColumn("{task.fields[measure]}", markup=False),
+        TextColumn("sent {task.fields[sent]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        rounds = config.strategy.num_rounds
+        task = progress.add_task("round", total=rounds, measure=f"{primary.label} ...", sent="0 MiB")
+
+        def on_round(outcome: RoundOutcome, ledger: Ledger) -> None:
+            progress.update(task, completed=outcome.round, sent=f"{ledger.total_bytes / MIB:.2f} MiB")
+            if outcome.evaluation is not None:
+                value = shown(outcome.evaluation.measures[primary.name], primary)
+                progress.update(task, measure=f"{primary.label} {value}")
+
+        yield on_round
+
+
+@contextmanager
+def client_bar(console: Console, quiet: bool) -> Iterator[OnResult | None]:
+    """A bar over clients and what is tuned ; None when quiet."""
+    if quiet:
+        yield None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from fedelta.federation.personalize import Personalized
+
+    columns = (TextColumn("{task.description}", markup=False), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("...", total=None)
+
+        def on_result(result: Personalized, total: int) -> None:
+            progress.update(task, total=total, advance=1, description=f"{result.called}, {result.scope}")
+
+        yield on_result
+
+
+def table_of_run(result: Result, primary: Measure, report: Path) -> Table:
+    """What a finished run came to: measures, sizes, bytes, time."""
+    summary, ledger = result.summary, result.ledger
+    sent = ledger.total_bytes
+    table = Table(show_header=False, title=str(result.path))
+    if void := summary["void_rounds"]:
+        table.add_row("rounds that did not count", f"{void} of {summary['rounds']}, for too few replies")
+    for row in _measured(summary, primary):
+        table.add_row(*row)
+    share = summary["tuned_parameters"] / summary["total_parameters"]
+    table.add_row(
+        "tuned parameters",
+        f"{summary['tuned_parameters']:,} of {summary['total_parameters']:,} ({share:.2%})",
+    )
+    per_payload = sent / ledger.num_transfers
+    table.add_row("sent per client, round and direction", f"{per_payload / MIB:.3f} MiB")
+    table.add_row("sent in all", f"{sent / MIB:.2f} MiB")
+    if (cost := summary["relative_cost"]) is not None and cost < 1:
+        table.add_row("layers averaged, against all in every round", f"{cost:.1%}")
+    full = summary["full_model_bytes"]
+    table.add_row("full fine-tuning would have sent", f"{full / MIB:.2f} MiB ({full / sent:.0f} times as much)")
+    table.add_row("time", f"{summary['wall_seconds']:.0f} s")
+    table.add_row("report", str(report))
+    return table
+
+
+def mean_over_clients(part: Record, primary: Measure) -> str:
+    """Mean over clients, with the deviation where there are several."""
+    from fedelta.results.numbers import shown
+
+    mean, deviation = part[f"mean_{primary.name}"], part[f"std_{primary.name}"]
+    return shown(mean, primary, 2) + ("" if deviation is None else f" ± {shown(deviation, primary, 2)}")
+
+
+def worst_client_of(part: Record, primary: Measure) -> str:
+    """The client that comes off worst."""
+    from fedelta.results.numbers import shown
+    from fedelta.results.personal_section import worst_client
+
+    return f"{shown(part[f'worst_{primary.name}'], primary, 2)}, {worst_client(part)}"
+
+
+def _measured(summary: Record, primary: Measure) -> Iterator[tuple[str, str]]:
+    """What the primary measure came to, at the exits too where there are some."""
+    from fedelta.results.numbers import bare, shown, unit
+
+    name = primary.name
+    best = shown(summary[f"best_{name}"], primary, 2)
+    yield primary.label, f"{shown(summary[f'final_{name}'], primary, 2)} (best {best})"
+    if by_exit := summary[f"{name}_by_exit"]:
+        yield f"{primary.label} by exit", f"{', '.join(bare(value, primary) for value in by_exit)} {unit(primary)}"
+        yield "mean over exits", shown(summary[f"mean_exit_{name}"], primary, 2)
+
+
+def table_of_personalization(title: str, record: Record, primary: Measure) -> Table:
+    """By what was tuned: the held-out clients before and after."""
+    table = Table("tuned", "scalars", "before", "after", "worst before", "worst after", title=title)
+    for scope, part in record["scopes"].items():
+        sides = [part["before"], part["after"]]
+        means, worst = ([tell(side, primary) for side in sides] for tell in (mean_over_clients, worst_client_of))
+        table.add_row(scope, f"{part['tuned_parameters']:,}", *means, *worst)
+    return table

@@ -1,0 +1,119 @@
+"""A codec for each direction, and what a lossy upload leaves to the next one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+from tests.builders import tiny_data, tiny_engine
+from tests.small import write_small
+
+from fedelta.codecs.cast import Cast
+from fedelta.codecs.channel import Channel
+from fedelta.codecs.quantize import Int8
+from fedelta.codecs.wire import decode, encode
+from fedelta.config import load_config
+from fedelta.errors import ConfigError
+from fedelta.experiment import Experiment
+from fedelta.federation.client import Site
+from fedelta.params import Params
+from fedelta.strategies.base import RoundPlan
+from fedelta.tuning.lora import Lora
+
+
+def test_one_name_is_for_both_directions_and_a_direction_may_have_its_own():
+    assert Channel.model_validate({"name": "float16"}) == Channel(down=Cast(name="float16"), up=Cast(name="float16"))
+    mixed = Channel.model_validate({"name": "float16", "up": {"name": "int8"}})
+    assert (mixed.down, mixed.up) == (Cast(name="float16"), Int8())
+    assert Channel.model_validate({"up": {"name": "int8"}}).down == Cast()
+
+
+@pytest.mark.parametrize("table", [{"name": "float16"}, {"down": {"name": "float16"}, "up": {"name": "int8"}}])
+def test_a_channel_is_written_as_shortly_as_it_can_be_read(table: dict[str, object]):
+    channel = Channel.model_validate(table)
+    assert channel.model_dump(mode="json") == table
+    assert Channel.model_validate(channel.model_dump(mode="json")) == channel
+
+
+def test_a_new_name_on_the_command_line_is_for_both_directions(tmp_path: Path):
+    path = write_small(tmp_path)
+    mixed = load_config(path, ["codec.up.name=int8"]).codec
+    assert (mixed.down, mixed.up) == (Cast(name="float16"), Int8())
+    (tmp_path / "mixed.toml").write_text(load_config(path, ["codec.up.name=int8"]).to_toml())
+    assert load_config(tmp_path / "mixed.toml", ["codec.name=bfloat16"]).codec == Channel(name="bfloat16")
+
+
+def test_an_unknown_codec_is_named_once(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"`codec\.name` is 'zip', expected one of float32, float16, bfloat16, int8"):
+        load_config(write_small(tmp_path), ["codec.name=zip"])
+    with pytest.raises(ConfigError, match=r"`codec\.up\.name` is 'zip', expected one of"):
+        load_config(write_small(tmp_path), ["codec.up.name=zip"])
+    with pytest.raises(ValidationError):
+        Channel(name="zip")
+
+
+def site_with(channel: Channel) -> tuple[Site, Params]:
+    engine, _ = tiny_engine(Lora(r=2), tiny_data(num_rows=8))
+    return Site(engine, {0: torch.arange(8)}, channel, seed=0, num_rounds=4), engine.bank.read(0)
+
+
+def served(site: Site, params: Params, round: int, *, accepted: bool = True) -> Params:
+    """What the server decodes of client 0's reply."""
+    names = site.engine.spec.names
+    payload, _ = encode(params, site.wire, site.channel.down)
+    [reply] = site.run(RoundPlan(round, {0: names}, {0: names}, num_clients=1), {0: payload})
+    site.accept([0] if accepted else [])
+    return decode(reply.payload, site.wire, site.channel.up)[0]
+
+
+def test_what_the_codec_left_out_of_an_upload_is_in_the_next_one():
+    coarse, start = site_with(Channel(up=Int8()))
+    exact, _ = site_with(Channel())
+    sums = {name: torch.zeros_like(tensor) for name, tensor in start.items()}
+    off = []
+    for round in (1, 2, 3):
+        sent, true = served(coarse, start, round), served(exact, start, round)
+        off.append(max(float((sent[name] - true[name]).abs().max()) for name in start))
+        sums = {name: total + sent[name] - true[name] for name, total in sums.items()}
+        residual = coarse.memory_of(0).residual
+        # The sum of all that was sent lacks the residual and nothing else.
+        for name in start:
+            torch.testing.assert_close(-sums[name], residual[name], rtol=1e-4, atol=1e-7)
+    assert min(off) > 1e-5
+
+
+def test_the_residual_of_a_reply_that_was_not_accepted_is_forgotten():
+    site, start = site_with(Channel(up=Int8()))
+    first = served(site, start, 1, accepted=False)
+    assert site.memory_of(0).residual == {}
+    again = served(site, start, 1)
+    assert all(torch.equal(first[name], again[name]) for name in start)
+    assert set(site.memory_of(0).residual) == set(start)
+
+
+def test_exact_and_rounded_numbers_leave_nothing_behind():
+    site, start = site_with(Channel(name="bfloat16"))
+    served(site, start, 1)
+    assert site.memories.of(0) is None
+
+
+def test_a_run_with_int8_uploads_counts_its_bytes_and_goes_on_after_a_stop(tmp_path: Path):
+    def stop(outcome: object, _: object) -> None:
+        if outcome.round == 2:
+            raise KeyboardInterrupt
+
+    overrides = ["codec.up.name=int8", "strategy.num_rounds=4"]
+    path = write_small(tmp_path)
+    whole = Experiment.from_toml(path, overrides).run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        Experiment.from_toml(path, overrides).run(tmp_path / "parts", on_round=stop)
+    parts = Experiment.from_run(tmp_path / "parts").resume(tmp_path / "parts")
+    for name in ("rounds.jsonl", "ledger.jsonl"):
+        assert (whole.path / name).read_bytes() == (parts.path / name).read_bytes()
+    # LoRA's A of q and v in two blocks: [2, 32]; B: [32, 2]; the head: [10, 32] and [10]. A byte each, and four a row.
+    spec = whole.assembly.spec
+    rows = sum(tensor.shape[0] if len(tensor.shape) > 1 else 1 for tensor in spec.tensors.values())
+    assert whole.ledger.uplink_tensor_bytes == 4 * 3 * (spec.num_parameters + 4 * rows)
+    assert whole.ledger.downlink_tensor_bytes == 4 * 3 * 2 * spec.num_parameters
