@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from fedelta.tasks.classification import Classification as Classification
     from fedelta.tasks.classification import Prediction as Prediction
     from fedelta.tasks.labels import Labels as Labels
+    from fedelta.tasks.regression import Regression as Regression
     from fedelta.tracking.settings import Tracking as Tracking
     from fedelta.tuning.adapter import Adapter as Adapter
     from fedelta.tuning.bias import Bias as Bias
@@ -112,6 +113,7 @@ _MODULES = {
     "strategies.scaffold": ("Scaffold",),
     "tasks.classification": ("Classification", "Prediction"),
     "tasks.labels": ("Labels",),
+    "tasks.regression": ("Regression",),
     "tracking.settings": ("Tracking",),
     "tuning.adapter": ("Adapter",),
     "tuning.bias": ("Bias",),

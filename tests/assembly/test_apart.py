@@ -48,7 +48,7 @@ def at_the_server(config: Config) -> tuple[Federation, TunedModel, Carried]:
     model = tuned_model(config, build(config.model, CLASSES, seed=config.seed), CLASSES)
     carried = Carried()
     tiers = tiers_of(config, model, CLIENTS)
-    return build_server(config, model.spec, model.params, CLIENTS.numbers, runtime=carried, tiers=tiers), model, carried
+    return build_server(config, model.spec, model.params, CLIENTS, runtime=carried, tiers=tiers), model, carried
 
 
 def at_the_site(config: Config) -> Site:

@@ -95,6 +95,16 @@ def test_cells_that_are_the_same_are_refused(tmp_path):
         plan_of(tmp_path, {"setting": setting})
 
 
+def test_cells_that_are_judged_by_different_measures_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="1 problem") as error:
+        plan_of(tmp_path, {"task.name": ["classification", "regression"], "seed": [1, 2]})
+    (problem,) = error.value.problems
+    assert problem == (
+        "cells are judged by different measures, accuracy in 'task.name=classification, seed=1', rmse in "
+        "'task.name=regression, seed=1'; compare those of one measure at a time"
+    )
+
+
 def test_trials_are_measured_on_validation_rows_at_the_first_seed_and_the_first_or_given_value(tmp_path):
     over = {
         "tuning.name": ["head", "lora"],

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from tests.comparison.inline import run_inline
 from tests.small import SMALL, write_small
+from tests.test_regression_runs import BRIGHTNESS, write_images
 
 import fedelta
 from fedelta import cli
@@ -134,6 +135,23 @@ def test_of_equal_accuracies_the_one_with_the_lower_loss_is_chosen(tmp_path, inl
     assert first.outcome.final == second.outcome.final
     assert first.outcome.loss != second.outcome.loss
     assert found.groups[0].value == min(first, second, key=lambda cell: cell.outcome.loss).value
+
+
+def test_of_errors_the_lowest_is_chosen(tmp_path, inline):
+    write_images(tmp_path / "train.parquet", 60, seed=0)
+    write_images(tmp_path / "test.parquet", 20, seed=1)
+    config = write_small(tmp_path, text=BRIGHTNESS.replace("FOLDER", str(tmp_path)))
+    search = 'compare.search={key = "client.lr", values = [1e-6, 0.003]}'
+    found = fedelta.compare(
+        config, {"tuning.name": ["full"]}, tmp_path / "out", overrides=["strategy.num_rounds=2", search]
+    )
+    slow, fast = (trial.cell.outcome for trial in found.trials)
+    assert fast.final < slow.final
+    assert [trial.is_best for trial in found.trials] == [False, True]
+    (row,) = rows(tmp_path / "out" / "table.csv")
+    assert row["client.lr"] == "0.003"
+    assert float(row["rmse_mean"]) == pytest.approx(found.groups[0].mean)
+    assert "| root mean squared error | seeds |" in (tmp_path / "out" / "table.md").read_text()
 
 
 def test_a_trial_that_diverged_counts_for_its_own_configuration_alone(tmp_path, inline):

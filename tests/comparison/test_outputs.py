@@ -230,7 +230,7 @@ def test_a_measure_that_should_be_low_is_called_by_its_name_and_the_lowest_is_th
     assert rows(search_csv(comparison))[0]["validation_mae"] == "0.5"
     text = table_md(comparison)
     assert "| tuning.name | tuning.r | client.lr | mean error, mm | seeds |" in text
-    assert "| head | **0.505 ± 0.0071** | **0.505 ± 0.0071** |" in text
+    assert "| head | **0.505 ± 0.007** | **0.505 ± 0.007** |" in text
     assert "Mean error in mm after the last round" in text
     page = Page(render(comparison)).text
     for wanted in ("Mean error in mm", "Mean error against traffic and rounds", "mean error on validation rows"):

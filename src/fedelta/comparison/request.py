@@ -18,7 +18,7 @@ from fedelta.settings import Settings
 from fedelta.settings.override import override, toml_value
 from fedelta.settings.paths import table_in_full
 
-_TASK = ("data", "partition", "task")
+_TASK = ("data", "partition")
 _HINT = (
     'axes stand in `[compare.over]`, such as `"tuning.name" = ["head", "lora"]`, or in `--over tuning.name=head,lora`.'
 )

@@ -29,28 +29,36 @@ def shown(value: float | None, measure: Measure, digits: int = 1) -> str:
 
     >>> shown(0.9312, Measure("recall", "recall", is_fraction=True)).split()
     ['93.1', '%']
-    >>> shown(12.34, Measure("snr_db", "noise", unit="dB")).split(), shown(0.25, Measure("mae", "mean error"))
-    (['12.3', 'dB'], '0.250')
+    >>> shown(12.34, Measure("snr_db", "noise", unit="dB")).split(), shown(0.00123456, Measure("mae", "mean error"))
+    (['12.3', 'dB'], '0.00123')
     """
     if value is None:
         return UNKNOWN
     if measure.is_fraction:
         return percent(value, digits)
-    return f"{three_digits(value)}{_SPACE}{measure.unit}" if measure.unit else three_digits(value)
+    return f"{_significant(value)}{_SPACE}{measure.unit}" if measure.unit else _significant(value)
 
 
 def bare(value: float | None, measure: Measure, deviation: float | None = None) -> str:
-    """The same without its unit, which `headed` puts above it, and with its deviation where there is one.
+    """The same without its unit, which `headed` puts above it; with its deviation, where there is one, to equal places.
 
     >>> fraction, other = Measure("recall", "recall", is_fraction=True), Measure("mae", "mean error")
     >>> bare(0.9713, fraction, 0.004), bare(0.9713, fraction), bare(1.5, other, 0.25)
-    ('97.1 ± 0.4', '97.1', '1.50 ± 0.250')
+    ('97.1 ± 0.4', '97.1', '1.50 ± 0.25')
     """
     if value is None:
         return UNKNOWN
-    numbers = [value] if deviation is None else [value, deviation]
-    texts = [f"{100 * each:.1f}" if measure.is_fraction else three_digits(each) for each in numbers]
-    return " \N{PLUS-MINUS SIGN} ".join(texts)
+    text = f"{100 * value:.1f}" if measure.is_fraction else _significant(value)
+    if deviation is None:
+        return text
+    has_exponent, places = "e" in text, len(text.partition(".")[2])
+    spread = _significant(deviation) if has_exponent else f"{in_unit(deviation, measure):,.{places}f}"
+    return f"{text} \N{PLUS-MINUS SIGN} {spread}"
+
+
+def _significant(value: float) -> str:
+    """At least three significant digits, of errors near zero too."""
+    return three_digits(value) if value == 0 or abs(value) >= 0.01 else f"{value:#.3g}"
 
 
 def unit(measure: Measure) -> str:

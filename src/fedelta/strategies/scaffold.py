@@ -21,7 +21,7 @@ was accepted, and as it was decoded.
 Differs from the paper in one point: with momentum K is `Sgd.effective_steps`, so that c_i+ stays a mean of gradients.
 It comes from w - y, which float32 holds to 7 digits of w: at a learning rate near zero little of it is left.
 
-Every client that ever took part is remembered, in memory and in the checkpoint: as much as is tuned, for each.
+Every client that ever took part remembers as much as is tuned, in a file of its own; only those of a round are read.
 
 Source: Karimireddy et al. 2020 (SCAFFOLD, arXiv 1910.06378), Algorithm 1 and Eq. 4.
 """
