@@ -264,4 +264,4 @@ def test_six_speakers_of_ten_digits_are_six_clients(shared_dir, repository):
     ).config
     raw = read(config.data, seed=0)
     assert raw.class_names == tuple("0123456789")
-    assert (len(raw.train), len(raw.test), len(set(raw.train["client"]))) == (2700, 300, 6)
+    assert (len(raw.train), len(raw.test), len(set(raw.train.dataset["client"]))) == (2700, 300, 6)

@@ -130,14 +130,7 @@ def _record(bench: _Bench, checkpoint: Checkpoint, config: Config, on_result: On
     data, spec, personal = bench.data, bench.model.spec, config.personalization
     scopes = personal.scopes(scopes_of(bench.model.backbone, spec), bench.model.tuning.name)
     unseen = Unseen(
-        bench.engine,
-        data.train,
-        data.unseen,
-        checkpoint.params,
-        config.seed,
-        round=max(1, checkpoint.round),
-        tiers=bench.tiers,
-        clients=data.clients,
+        bench.engine, data, checkpoint.params, config.seed, round=max(1, checkpoint.round), tiers=bench.tiers
     )
     found: dict[Scope, list[Record]] = {scope: [] for scope in scopes}
     for each in fine_tune(personal, unseen, scopes):
@@ -162,11 +155,11 @@ def _row(result: Personalized, clients: Clients) -> Record:
     return {
         "client_id": result.client_id,
         **clients.entry(result.client_id),
-        "num_train": result.num_train,
+        "num_train": result.after.num_train,
         "num_eval": result.num_eval,
-        "lr": result.lr,
+        "lr": result.after.lr,
         **_measures(result.before, "before"),
-        **_measures(result.after, "after"),
+        **_measures(result.after.evaluation, "after"),
     }
 
 

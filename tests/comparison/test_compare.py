@@ -108,7 +108,7 @@ def test_the_search_chooses_by_validation_rows_whatever_the_test_labels_are(tmp_
 
     def permuted(source, *, seed, task):
         raw = original(source, seed=seed, task=task)
-        raw.test_targets.values[:] = raw.test_targets.values.flip(0)
+        raw.test.targets.values[:] = raw.test.targets.values.flip(0)
         return raw
 
     monkeypatch.setattr(site, "read", permuted)

@@ -34,7 +34,7 @@ def test_the_digits_of_sixty_four_clients_are_ready_for_a_model():
     rows = data.partition[5]
     assert data.train.inputs.fetch(rows)["pixel_values"].shape == (len(rows), 3, 16, 16)
     # A row's label belongs to its image: the same label as in the data set it came from.
-    assert data.train.targets.values[rows].tolist() == raw.train.select(rows.tolist())["label"][:]
+    assert data.train.targets.values[rows].tolist() == raw.train.dataset.select(rows.tolist())["label"][:]
 
 
 def test_texts_with_natural_clients(tmp_path):
@@ -43,7 +43,7 @@ def test_texts_with_natural_clients(tmp_path):
     source = DataSource(source=str(tmp_path / "d.csv"), label_column="mood", text_column="text", max_length=2)
     raw = read(source.model_copy(update={"client_column": "clinic"}), seed=0)
     data = federate(raw, Natural(num_clients=4), text_modality(), seed=0)
-    assert [set(raw.train.select(rows.tolist())["clinic"]) for rows in data.partition.values()] == [
+    assert [set(raw.train.dataset.select(rows.tolist())["clinic"]) for rows in data.partition.values()] == [
         {"c0"},
         {"c1"},
         {"c2"},
@@ -58,7 +58,7 @@ def test_bad_rows_have_their_number_in_the_file(tmp_path, limit):
     lines = [json.dumps({"text": "" if row in empty else "good", "label": row % 2}) for row in range(40)]
     (tmp_path / "d.jsonl").write_text("\n".join(lines))
     raw = read(DataSource(source=str(tmp_path / "d.jsonl"), max_train_examples=limit), seed=0)
-    rows = sorted(empty & set(raw.train_row_numbers.tolist()))
+    rows = sorted(empty & set(raw.train.numbers.tolist()))
     assert rows
     numbers = ", ".join(str(row) for row in rows)
     with pytest.raises(DataError, match=rf"(?s)the training set of .* rows {numbers}\n"):
@@ -125,7 +125,7 @@ def test_the_natural_clients_that_are_drawn_keep_their_names(tmp_path):
     raw, data = read(source, seed=0), federated(source, Natural(num_clients=2))
     assert set(data.names) == {0, 1}
     for client, name in data.names.items():
-        assert set(raw.train.select(data.partition[client].tolist())["clinic"]) == {name}
+        assert set(raw.train.dataset.select(data.partition[client].tolist())["clinic"]) == {name}
 
 
 def test_class_labels_as_ids_are_called_by_the_names_of_the_labels(tmp_path):
@@ -147,7 +147,7 @@ def test_ids_that_are_neither_texts_nor_whole_numbers_are_no_names(tmp_path):
 @pytest.mark.parametrize("settings", [Dirichlet(num_clients=2, alpha=1.0), Pathological(num_clients=2)])
 def test_rows_without_kinds_are_not_divided_by_them(settings):
     raw = read(DataSource(source="digits", max_train_examples=40), seed=0)
-    raw = replace(raw, train_targets=Kindless(raw.train_targets.values))
+    raw = replace(raw, train=replace(raw.train, targets=Kindless(raw.train.targets.values)))
     with pytest.raises(DataError, match=f"name is '{settings.name}', which divides by classes, but the task has none"):
         federate(raw, settings, Images.from_preprocessor({}, 16, 3), seed=0)
     data = federate(raw, Iid(num_clients=2), Images.from_preprocessor({}, 16, 3), seed=0)
@@ -159,7 +159,7 @@ def test_validation_rows_say_whose_they_are():
     raw = read(source, seed=0)
     data = federate(raw, Iid(num_clients=4), Images.from_preprocessor({}, 16, 3), seed=0)
     assert data.test.clients.bincount().tolist() == [5, 5, 5, 5]
-    places = {number: place for place, number in enumerate(raw.train_row_numbers.tolist())}
+    places = {number: place for place, number in enumerate(raw.train.numbers.tolist())}
     whole = federate(raw_with(raw, evaluate_on="test"), Iid(num_clients=4), Images.from_preprocessor({}, 16, 3), seed=0)
     for number, client in zip(data.test.numbers.tolist(), data.test.clients.tolist(), strict=True):
         assert places[number] in whole.partition[client].tolist()
@@ -186,7 +186,7 @@ def test_rows_of_clients_that_are_held_out_are_not_in_the_test_set(tmp_path):
 def test_rows_that_are_cut_off_the_training_set_are_left_out_as_well(tmp_path):
     source = clinics(tmp_path).model_copy(update={"test_source": None, "test_fraction": 0.5})
     raw = read(source, seed=0)
-    left = [clinic for clinic in raw.test["clinic"] if clinic != "b"]
+    left = [clinic for clinic in raw.test.dataset["clinic"] if clinic != "b"]
     assert 0 < len(left) < 15
     assert len(federated(source, held_out=("b",)).test) == len(left)
 
@@ -223,6 +223,6 @@ def test_cifar_100_is_read_in_seconds_with_its_published_clients(shared_dir):
     seconds = time.monotonic() - start
     assert (len(data.train), len(data.test), len(data.class_names)) == (25000, 5000, 100)
     assert data.train.inputs.raw.shape == (25000, 3, 32, 32)
-    assert raw.train.select(data.partition[17].tolist()).unique("client") == [17]
+    assert raw.train.dataset.select(data.partition[17].tolist()).unique("client") == [17]
     # Five on an idle machine; the bound is for one that decodes with every attempt of every format.
     assert seconds < 60

@@ -43,18 +43,20 @@ def test_the_names_of_files_say_label_client_and_test_set(flat):
     assert (raw.modality.name, raw.class_names, raw.columns.client) == ("audio", ("high", "low", "middle"), "client")
     # 3 labels x 3 speakers, of which 2 of 6 files each are for the test.
     assert (len(raw.train), len(raw.test)) == (36, 18)
-    assert {name[-5] for name in names_of(raw.test)} == {"0", "1"}
-    for name, label, client in zip(names_of(raw.train), raw.train_targets.values, raw.train["client"], strict=True):
+    assert {name[-5] for name in names_of(raw.test.dataset)} == {"0", "1"}
+    for name, label, client in zip(
+        names_of(raw.train.dataset), raw.train.targets.values, raw.train.dataset["client"], strict=True
+    ):
         assert name.split("_")[:2] == [raw.class_names[label], client]
-    assert set(raw.train["client"]) == set(SPEAKERS)
+    assert set(raw.train.dataset["client"]) == set(SPEAKERS)
 
 
 def test_the_label_may_be_a_folder_and_the_client_in_the_name(tmp_path):
     names = ("no/ab12_nohash_2.flac", "yes/ab12_nohash_0.wav", "yes/cd_34_nohash_1.wav", "no/cd_34_nohash_0.wav")
     raw = load(files(tmp_path, *names), file_pattern="{client}_nohash_{index}", test_files="yes/cd*")
     assert raw.class_names == ("no", "yes")
-    assert (raw.train["client"][:], raw.train_targets.values.tolist()) == (["ab12", "cd_34", "ab12"], [0, 0, 1])
-    assert (names_of(raw.test), raw.test_targets.values.tolist()) == (["cd_34_nohash_1.wav"], [1])
+    assert (raw.train.dataset["client"][:], raw.train.targets.values.tolist()) == (["ab12", "cd_34", "ab12"], [0, 0, 1])
+    assert (names_of(raw.test.dataset), raw.test.targets.values.tolist()) == (["cd_34_nohash_1.wav"], [1])
 
 
 def test_a_folder_for_each_class_needs_no_pattern(tmp_path):
@@ -67,7 +69,7 @@ def test_a_folder_for_each_class_needs_no_pattern(tmp_path):
 def test_test_files_are_taken_from_the_folder_of_training_files(tmp_path):
     names = [f"train/{label}/{index}.wav" for label in "ab" for index in range(3)]
     raw = load(files(tmp_path, *names), test_files="2.wav")
-    assert (len(raw.train), len(raw.test), raw.test_targets.values.tolist()) == (4, 2, [0, 1])
+    assert (len(raw.train), len(raw.test), raw.test.targets.values.tolist()) == (4, 2, [0, 1])
 
 
 def test_images_have_names_too(tmp_path):
@@ -76,7 +78,7 @@ def test_images_have_names_too(tmp_path):
     for index in range(8):
         Pillow.new("L", (4, 4)).save(tmp_path / f"{index % 2}_writer{index // 2}.png")
     raw = load(tmp_path, file_pattern="{label}_{client}", test_files="*_writer3.png")
-    assert (raw.modality.name, raw.class_names, set(raw.train["client"])) == (
+    assert (raw.modality.name, raw.class_names, set(raw.train.dataset["client"])) == (
         "image", ("0", "1"), {"writer0", "writer1", "writer2"},
     )  # fmt: skip
 
@@ -221,7 +223,7 @@ def test_recordings_in_parquet_are_found_by_their_feature_or_their_name(tmp_path
     # Bytes alone could be anything: without a word they are images.
     assert load(tmp_path / "plain.parquet").modality.name == "image"
     assert load(tmp_path / "plain.parquet", audio_column="speech").modality.name == "audio"
-    torch.testing.assert_close(raw.train_targets.values.bincount(), torch.tensor([2, 2]))
+    torch.testing.assert_close(raw.train.targets.values.bincount(), torch.tensor([2, 2]))
 
 
 def test_images_and_recordings_in_one_table_are_a_choice(tmp_path):

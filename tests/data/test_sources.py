@@ -49,37 +49,37 @@ def test_the_digits_are_embedded():
     raw = load("digits")
     # ceil(0.2 * 1797) = 360 test rows
     assert (len(raw.train), len(raw.test), raw.num_classes, raw.modality.name) == (1437, 360, 10, "image")
-    assert max(max(row) for row in raw.train[0]["image"]) > 200
+    assert max(max(row) for row in raw.train.dataset[0]["image"]) > 200
     # The classes have 174 to 183 images; a fifth of each.
-    assert set(raw.test_targets.values.bincount().tolist()) <= {35, 36, 37}
+    assert set(raw.test.targets.values.bincount().tolist()) <= {35, 36, 37}
 
 
 def test_a_test_set_is_held_out_by_the_seed_alone():
     first, again = load("digits"), load("digits")
-    assert torch.equal(first.test_targets.values, again.test_targets.values)
-    assert first.train[:]["image"] == again.train[:]["image"]
+    assert torch.equal(first.test.targets.values, again.test.targets.values)
+    assert first.train.dataset[:]["image"] == again.train.dataset[:]["image"]
     other = read(DataSource(source="digits"), seed=8)
-    assert first.test[:]["image"] != other.test[:]["image"]
+    assert first.test.dataset[:]["image"] != other.test.dataset[:]["image"]
 
 
 def test_numbers_of_examples_can_be_limited_in_equal_shares():
     raw = load("digits", max_train_examples=100, max_test_examples=20)
-    assert set(raw.train_targets.values.bincount().tolist()) <= {9, 10, 11}
-    assert raw.test_targets.values.bincount().tolist() == [2] * 10
-    assert load("digits", max_test_examples=5000).test.num_rows == 360
+    assert set(raw.train.targets.values.bincount().tolist()) <= {9, 10, 11}
+    assert raw.test.targets.values.bincount().tolist() == [2] * 10
+    assert len(load("digits", max_test_examples=5000).test) == 360
 
 
 def test_a_folder_of_images_has_its_sub_folders_as_classes(folder):
     raw = load(folder)
     assert (raw.class_names, raw.modality.name, len(raw.train), len(raw.test)) == (("cat", "dog"), "image", 8, 2)
-    assert raw.train_targets.values.bincount().tolist() == [4, 4]
+    assert raw.train.targets.values.bincount().tolist() == [4, 4]
 
 
 def test_a_folder_may_have_folders_for_training_and_test(tmp_path):
     for name in ("train/a/1.png", "train/b/2.png", "test/b/3.png", "val/a/4.png"):
         image(tmp_path / name)
-    assert load(tmp_path).test_targets.values.tolist() == [1]
-    assert load(tmp_path, test_split="val").test_targets.values.tolist() == [0]
+    assert load(tmp_path).test.targets.values.tolist() == [1]
+    assert load(tmp_path, test_split="val").test.targets.values.tolist() == [0]
 
 
 def write(path: Path, rows: dict[str, list[object]]) -> Path:
@@ -103,8 +103,8 @@ def test_a_file_is_a_table(tmp_path, name):
     raw = load(write(tmp_path / name, ROWS), client_column="site")
     assert (raw.modality.name, raw.class_names) == ("text", ("a", "b", "c"))
     assert (raw.columns.input, raw.columns.label, raw.columns.client) == ("text", "label", "site")
-    names = [raw.class_names[label] for label in raw.train_targets.values]
-    assert names == raw.train["label"][:]
+    names = [raw.class_names[label] for label in raw.train.targets.values]
+    assert names == raw.train.dataset["label"][:]
 
 
 def test_a_folder_of_files_has_splits_by_name(tmp_path):
@@ -117,7 +117,7 @@ def test_a_folder_of_files_has_splits_by_name(tmp_path):
 def test_a_file_may_have_its_test_set_in_another_file(tmp_path):
     test = write(tmp_path / "later.jsonl", {name: values[:3] for name, values in ROWS.items()})
     raw = load(write(tmp_path / "d.parquet", ROWS), test_source=str(test))
-    assert raw.test_targets.values.tolist() == [1, 0, 2]
+    assert raw.test.targets.values.tolist() == [1, 0, 2]
 
 
 def test_images_in_parquet_are_found_with_and_without_the_hubs_features(tmp_path, folder):
@@ -135,7 +135,7 @@ def test_images_in_parquet_are_found_with_and_without_the_hubs_features(tmp_path
 def test_integer_labels_need_not_start_at_zero(tmp_path):
     raw = load(write(tmp_path / "d.csv", {"text": ["w"] * 6, "label": [10, 7, 9, 10, 7, 9]}), test_fraction=0.5)
     assert raw.class_names == ("7", "9", "10")
-    assert sorted(raw.train_targets.values.tolist()) == [0, 1, 2]
+    assert sorted(raw.train.targets.values.tolist()) == [0, 1, 2]
 
 
 def test_local_files_leave_nothing_in_the_home(tmp_path, monkeypatch, capfd):
@@ -145,7 +145,7 @@ def test_local_files_leave_nothing_in_the_home(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     raw = load(write(tmp_path / "d.parquet", ROWS))
-    assert raw.train[0]["text"] in ROWS["text"]
+    assert raw.train.dataset[0]["text"] in ROWS["text"]
     assert not (tmp_path / "home").exists()
     assert list((tmp_path / "temporary").iterdir()) == []
     assert capfd.readouterr() == ("", "")
@@ -290,8 +290,8 @@ def test_checking_a_source_does_not_import_datasets():
 def test_rows_keep_the_number_they_had_in_the_file():
     raw = load("digits", max_train_examples=100)
     whole = load_splits("digits", None, "train")["train"]
-    assert whole.select(raw.train_row_numbers.tolist())[:] == raw.train[:]
-    assert whole.select(raw.test_row_numbers.tolist())[:] == raw.test[:]
+    assert whole.select(raw.train.numbers.tolist())[:] == raw.train.dataset[:]
+    assert whole.select(raw.test.numbers.tolist())[:] == raw.test.dataset[:]
 
 
 def test_a_hub_name_that_is_cached_loads_without_network(tmp_path, monkeypatch):

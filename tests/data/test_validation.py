@@ -46,7 +46,7 @@ def test_every_client_gives_its_share_and_no_row_is_in_both_sets():
         # The division is that of the real run.
         assert torch.equal(torch.cat([own, given]).sort().values, rows)
         assert len(given) == int(0.2 * len(rows) + 0.5)
-    assert torch.equal(data.test.targets.values, raw.train_targets.values[held])
+    assert torch.equal(data.test.targets.values, raw.train.targets.values[held])
 
 
 def test_the_view_shares_the_training_images():
@@ -83,7 +83,7 @@ def test_test_labels_do_not_reach_a_run_that_is_measured_on_validation_rows(tmp_
 
     def permuted(source: DataSource, *, seed: int, task: Task):
         raw = original(source, seed=seed, task=task)
-        raw.test_targets.values[:] = raw.test_targets.values.flip(0)
+        raw.test.targets.values[:] = raw.test.targets.values.flip(0)
         return raw
 
     monkeypatch.setattr(site, "read", permuted)

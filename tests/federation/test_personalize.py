@@ -12,14 +12,14 @@ from tests.builders import assert_close, assert_same_bits, evaluated, start_of, 
 from torch import Tensor
 
 from fedelta.data.augmentation import Augmentation
-from fedelta.data.batches import Examples
+from fedelta.data.batches import Examples, FederatedData
 from fedelta.engine.exits import ExitSettings
 from fedelta.engine.lanes import LaneEngine
 from fedelta.engine.optimizers import AdamW, Sgd
 from fedelta.engine.work import ClientSettings, Job
 from fedelta.errors import ConfigError, RoundError
 from fedelta.federation.held_out import Personalization
-from fedelta.federation.personalize import Personalized, Unseen, _Bench, personalize, split
+from fedelta.federation.personalize import FineTuned, Personalized, Unseen, _Bench, personalize, split
 from fedelta.federation.tiers import Tiers
 from fedelta.models.hub import Backbone
 from fedelta.params import Params
@@ -64,8 +64,13 @@ def bench(
     engine, backbone = tiny_engine(
         method, data, lanes=lanes, client=settings.training(client), augmentation=augmentation, cache_bytes=cache_bytes
     )
-    unseen = Unseen(engine, data, ROWS, start_of(engine), seed=1, tiers=tiers)
+    unseen = Unseen(engine, held_out(data), start_of(engine), seed=1, tiers=tiers)
     return unseen, scopes_of(backbone, engine.spec)
+
+
+def held_out(data: Examples) -> FederatedData:
+    """Data whose only clients are those of `ROWS`, which no round asks."""
+    return FederatedData(data, data, ("a", "b", "c"), {}, ROWS)
 
 
 def results(unseen: Unseen, scopes: Mapping[Scope, frozenset[str]], settings: Personalization = SETTINGS):
@@ -185,7 +190,7 @@ def test_a_scope_that_fits_nothing_is_refused_and_by_default_left_out():
 def test_a_scope_moves_its_own_tensors_and_no_bit_of_the_others(optimizer):
     unseen, scopes = bench(client=CLIENT.model_copy(update={"optimizer": optimizer}))
     for (scope, _), each in results(unseen, scopes).items():
-        moved = {name for name, tensor in each.params.items() if not torch.equal(tensor, unseen.params[name])}
+        moved = {name for name, tensor in each.after.params.items() if not torch.equal(tensor, unseen.params[name])}
         assert moved == scopes[scope]
 
 
@@ -242,7 +247,8 @@ def test_only_the_training_part_is_learned_from_and_no_choice_looks_at_the_evalu
     spy = Spy(unseen.engine)
     found = results(replace(unseen, engine=spy), {"all": scopes["all"]})
     parts = {
-        client: split(SETTINGS, rows, unseen.data.targets.values[rows], client, 1) for client, rows in ROWS.items()
+        client: split(SETTINGS, rows, unseen.data.train.targets.values[rows], client, 1)
+        for client, rows in ROWS.items()
     }
     for job in spy.jobs:
         own = parts[job.client_id]
@@ -252,14 +258,15 @@ def test_only_the_training_part_is_learned_from_and_no_choice_looks_at_the_evalu
         learned = [job for job in spy.jobs if job.client_id == client]
         # Each rate on the rows to try, then the selected one on all.
         assert [len(job.rows) for job in learned] == [len(own.trial)] * 2 + [len(own.training)]
-        assert learned[-1].lr == found["all", client].lr
+        assert learned[-1].lr == found["all", client].after.lr
         looked_at = [
             set(rows.tolist()) for _, rows in spy.evaluated if set(rows.tolist()) <= set(ROWS[client].tolist())
         ]
         selection, evaluation = set(own.selection.tolist()), set(own.evaluation.tolist())
         # The server's model first, then the trials, then the client's own.
         assert looked_at == [evaluation, selection, selection, evaluation]
-        assert (found["all", client].num_train, found["all", client].num_eval) == (len(own.training), len(evaluation))
+        assert found["all", client].after.num_train == len(own.training)
+        assert found["all", client].num_eval == len(evaluation)
 
 
 @pytest.mark.parametrize(
@@ -276,7 +283,7 @@ def test_the_best_rate_has_the_highest_accuracy_then_the_lower_loss_then_is_the_
     unseen, _ = bench(Lora(r=2), settings)
     spy = Spy(unseen.engine, verdict)
     found = results(replace(unseen, engine=spy), {"all": frozenset(unseen.params)}, settings)
-    assert {each.lr for each in found.values()} == {best}
+    assert {each.after.lr for each in found.values()} == {best}
 
 
 def test_with_exits_the_rate_is_selected_by_the_mean_over_those_that_learn():
@@ -294,7 +301,7 @@ def test_with_exits_the_rate_is_selected_by_the_mean_over_those_that_learn():
         spy = Exits(unseen.engine, {})
         spy.exits = ExitSettings(train=train)
         found = results(replace(unseen, engine=spy), {"all": frozenset(unseen.params)}, settings)
-        assert {each.lr for each in found.values()} == {best}
+        assert {each.after.lr for each in found.values()} == {best}
 
 
 def test_a_client_that_diverges_at_every_rate_is_named():
@@ -312,21 +319,29 @@ def test_fine_tuning_learns_what_a_client_has():
     settings = SETTINGS.model_copy(update={"lrs": (0.001, 0.1), "local_epochs": 6})
     unseen, scopes = bench(Lora(r=2), settings, data=data)
     found = results(unseen, {"all": scopes["all"]}, settings)
-    assert all(each.after.measures["accuracy"] == 1.0 for each in found.values())
+    assert all(each.after.evaluation.measures["accuracy"] == 1.0 for each in found.values())
     assert sum(each.before.measures["accuracy"] for each in found.values()) < 2
+
+
+def without_params(result: Personalized) -> FineTuned:
+    return replace(result.after, params={})
 
 
 def same(left: Mapping[tuple[Scope, int], Personalized], right: Mapping[tuple[Scope, int], Personalized]) -> None:
     assert left.keys() == right.keys()
     for key, each in left.items():
-        assert_same_bits(each.params, right[key].params)
-        assert replace(each, params={}) == replace(right[key], params={})
+        assert_same_bits(each.after.params, right[key].after.params)
+        assert replace(each, after=without_params(each)) == replace(right[key], after=without_params(right[key]))
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others():
     first, second, other = (results(replace(bench()[0], seed=seed), bench()[1]) for seed in (1, 1, 2))
     same(first, second)
-    assert any(not torch.equal(each.params[n], other[k].params[n]) for k, each in first.items() for n in each.params)
+    assert any(
+        not torch.equal(each.after.params[n], other[k].after.params[n])
+        for k, each in first.items()
+        for n in each.after.params
+    )
 
 
 @pytest.mark.parametrize("method", [ACCUMULATOR, Lora(r=2)], ids=["accumulator", "lora"])
@@ -334,14 +349,14 @@ def test_the_number_of_lanes_changes_results_within_float_tolerance_only(method:
     one, six = (results(*bench(method, lanes=lanes)) for lanes in (1, 6))
     assert one.keys() == six.keys()
     for key, each in one.items():
-        assert each.lr == six[key].lr
-        assert_close(each.params, six[key].params, rtol=1e-3, atol=1e-4)
+        assert each.after.lr == six[key].after.lr
+        assert_close(each.after.params, six[key].after.params, rtol=1e-3, atol=1e-4)
 
 
 def test_the_prefix_cache_changes_nothing():
     plain, cached = (results(*bench(Head(), cache_bytes=size)) for size in (0, 2**20))
     for key, each in plain.items():
-        assert_close(each.params, cached[key].params, rtol=1e-4, atol=1e-5)
+        assert_close(each.after.params, cached[key].after.params, rtol=1e-4, atol=1e-5)
 
 
 def test_augmented_rows_are_the_same_for_every_rate_whatever_the_lanes():
@@ -373,13 +388,14 @@ def tiers_of(backbone: Backbone, unseen: Unseen, depths: Mapping[int, int]) -> T
 def test_a_shallow_client_answers_at_its_exits_and_keeps_what_is_above():
     data = tiny_data(num_rows=34)
     engine, backbone = tiny_engine(ACCUMULATOR, data, lanes=4, client=SETTINGS.training(CLIENT))
-    unseen = Unseen(engine, data, ROWS, start_of(engine), seed=1)
+    unseen = Unseen(engine, held_out(data), start_of(engine), seed=1)
     unseen = replace(unseen, tiers=tiers_of(backbone, unseen, {2: 1, 5: 2, 7: 1}))
     found = results(unseen, {"all": scopes_of(backbone, engine.spec)["all"]})
-    assert {client: len(each.after.by_exit["accuracy"]) for (_, client), each in found.items()} == {2: 1, 5: 2, 7: 1}
+    exits = {client: len(each.after.evaluation.by_exit["accuracy"]) for (_, client), each in found.items()}
+    assert exits == {2: 1, 5: 2, 7: 1}
     for (_, client), each in found.items():
-        moved = {name for name, tensor in each.params.items() if not torch.equal(tensor, unseen.params[name])}
-        above = {name for name in each.params if name.startswith("vit.layers.1.")}
+        moved = {name for name, tensor in each.after.params.items() if not torch.equal(tensor, unseen.params[name])}
+        above = {name for name in each.after.params if name.startswith("vit.layers.1.")}
         assert bool(moved & above) is (client == 5)
 
 
@@ -402,5 +418,5 @@ def test_clients_train_at_the_exits_of_the_run():
     for train in ("deepest", "sum"):
         unseen, scopes = bench(settings=settings)
         unseen.engine.exits = ExitSettings(train=train)
-        found[train] = results(unseen, {"all": scopes["all"]})["all", 5].params
+        found[train] = results(unseen, {"all": scopes["all"]})["all", 5].after.params
     assert any(not torch.equal(found["deepest"][name], found["sum"][name]) for name in found["sum"])

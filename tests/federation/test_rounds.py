@@ -22,7 +22,7 @@ from fedelta.codecs.channel import Channel
 from fedelta.codecs.wire import decode, encode
 from fedelta.data.clients import Clients
 from fedelta.errors import ConfigError, RoundError
-from fedelta.federation.records import Claim, Rejection, Reply, RoundOutcome
+from fedelta.federation.records import Claim, Fault, Rejection, Reply, RoundOutcome
 from fedelta.federation.rounds import Federation, Standing, federate
 from fedelta.params import Params, ParamSpec
 from fedelta.strategies.base import RoundPlan
@@ -176,7 +176,7 @@ FAULTS = {
         "the payload was written with codec 'float16', expected 'float32'",
     ),
     "nothing": (Reply(1, 10, b"", {"train_loss": 1.0}), "0 bytes that are no fedelta payload"),
-    "fault": (Reply(1, 0, b"", fault="out of memory"), "out of memory"),
+    "fault": (Reply(1, 0, b"", fault=Fault("out of memory")), "out of memory"),
     "no examples": (reply(1, num_examples=0), "the client claims 0 examples, expected at least 1"),
     "fewer than no examples": (reply(1, num_examples=-5), "the client claims -5 examples, expected at least 1"),
     "no loss": (replace(reply(1), metrics={}), "the client's metric `train_loss` is nan, expected a finite number"),
@@ -241,7 +241,7 @@ def test_the_order_of_replies_does_not_matter_where_float32_would():
 
 
 def test_too_few_replies_end_the_run_with_their_reasons_and_a_hint():
-    faults = [reply(0), Reply(1, 0, b"", fault="out of memory"), Reply(2, 0, b"", fault="disk full")]
+    faults = [reply(0), Reply(1, 0, b"", fault=Fault("out of memory")), Reply(2, 0, b"", fault=Fault("disk full"))]
     with pytest.raises(RoundError) as caught:
         outcomes(federation(lambda plan: faults, min_replies=2))
     assert caught.value.message == (
@@ -262,14 +262,14 @@ def test_a_round_that_too_many_gave_no_reply_in_does_not_count_and_nobody_is_acc
 
 
 def test_clients_are_told_that_their_replies_entered_the_mean():
-    running = federation(lambda plan: [reply(0), Reply(1, 0, b"", fault="out of memory"), reply(2)])
+    running = federation(lambda plan: [reply(0), Reply(1, 0, b"", fault=Fault("out of memory")), reply(2)])
     outcomes(running)
     assert running.runtime.accepted == [(0, 2)]
 
 
 def test_a_lost_reply_that_nobody_asked_for_excuses_nobody():
-    strange = [Reply(client, 0, b"", fault="gone", cause="vanished") for client in (7, 8, 9)]
-    wrong = [Reply(client, 0, b"", fault="disk full") for client in range(3)]
+    strange = [Reply(client, 0, b"", fault=Fault("gone", "vanished")) for client in (7, 8, 9)]
+    wrong = [Reply(client, 0, b"", fault=Fault("disk full")) for client in range(3)]
     with pytest.raises(RoundError, match="0 of 3 replies are usable"):
         outcomes(federation(lambda plan: [*strange, *wrong]))
 

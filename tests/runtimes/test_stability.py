@@ -20,7 +20,7 @@ from fedelta.data.clients import Clients
 from fedelta.engine.work import ClientSettings
 from fedelta.errors import ConfigError, RoundError
 from fedelta.experiment import Experiment
-from fedelta.federation.records import Reply, RoundOutcome
+from fedelta.federation.records import Fault, Reply, RoundOutcome
 from fedelta.federation.rounds import Federation, Standing, federate
 from fedelta.runtimes.stability import Stability, Unstable
 from fedelta.strategies.base import RoundPlan
@@ -151,7 +151,7 @@ def test_a_round_that_too_many_were_lost_from_does_not_count_and_the_run_goes_on
 
 def test_clients_that_are_wrong_still_end_the_run_although_others_were_lost():
     def broken(client_id: int) -> Reply:
-        return Reply(client_id, 10, b"", fault="loss is not finite")
+        return Reply(client_id, 10, b"", fault=Fault("loss is not finite"))
 
     with pytest.raises(RoundError, match=r"0 of 40 replies are usable, `strategy.min_replies` is 39"):
         outcomes(unstable(runtime=Good(broken), dropout_fraction=0.1), cohort=40, min_replies=39)

@@ -18,7 +18,7 @@ from fedelta.data.clients import Clients
 from fedelta.engine.optimizers import Sgd
 from fedelta.engine.work import ClientSettings, Job, Trained
 from fedelta.federation.client import Site
-from fedelta.federation.records import Reply
+from fedelta.federation.records import Fault, Reply
 from fedelta.federation.rounds import Federation, Runtime
 from fedelta.params import Params, ParamSpec
 from fedelta.strategies.base import LocalRule, RoundPlan, Strategy
@@ -75,7 +75,7 @@ class Recording:
         reached = {client_id: payload for client_id, payload in payloads.items() if client_id not in away}
         replies = list(self.site.run(plan, reached))
         away += [reply.client_id for reply in replies if self.unheard(plan.round, reply.client_id)]
-        gone = [Reply(client_id, 0, b"", fault="lost", cause="vanished") for client_id in away]
+        gone = [Reply(client_id, 0, b"", fault=Fault("lost", "vanished")) for client_id in away]
         return gone + [reply for reply in replies if reply.client_id not in away]
 
     def accept(self, client_ids: Iterable[int]) -> None:

@@ -102,12 +102,12 @@ class _Work:
     directory: ComparisonDirectory
     processes: int | None
     on_event: OnEvent | None
-    trials: list[Job] = field(default_factory=list)
-    jobs: list[Job] = field(default_factory=list)  # of the cells for which the searched value is known
-    outcomes: dict[Path, Outcome] = field(default_factory=dict)
-    rounds: dict[str, int] = field(default_factory=dict)  # by the name of the cell
-    num_ended: int = 0
-    next_page: float = 0.0  # seconds of the monotonic clock
+    trials: list[Job] = field(default_factory=list, init=False)
+    jobs: list[Job] = field(default_factory=list, init=False)  # of the cells for which the searched value is known
+    outcomes: dict[Path, Outcome] = field(default_factory=dict, init=False)
+    rounds: dict[str, int] = field(default_factory=dict, init=False)  # by the name of the cell
+    num_ended: int = field(default=0, init=False)
+    next_page: float = field(default=0.0, init=False)  # seconds of the monotonic clock
 
     def find_jobs(self) -> None:
         """Finds the directories of all trials, and of the cells whose searched value is known; writes nothing.

@@ -64,13 +64,13 @@ def federate(
     clients = Clients.of(rows, names_from(ids_of))
     unseen = {client: rows.pop(client) for client in sorted(held_out(clients))}
     origin = f"the training set of data source {raw.source.source!r}"
-    column = StoredColumn.of(raw.train, raw.columns.input, origin=origin, numbers=raw.train_row_numbers)
-    train = Examples(modality.store(column, raw.source.max_memory_mib), raw.train_targets, raw.train_row_numbers)
+    column = StoredColumn.of(raw.train.dataset, raw.columns.input, origin=origin, numbers=raw.train.numbers)
+    train = Examples(modality.store(column, raw.source.max_memory_mib), raw.train.targets, raw.train.numbers)
     if raw.source.evaluate_on == "validation":
         owner = _owners(rows, len(train))
         rows, held = hold_back(rows, raw.source.validation_fraction, seed=seed)
         inputs, targets = RowsOf(train.inputs, held), train.targets.select(held)
-        evaluated = Examples(inputs, targets, raw.train_row_numbers[held], owner[held])
+        evaluated = Examples(inputs, targets, raw.train.numbers[held], owner[held])
     else:
         raw = raw.without_test_rows_of({ids_of[client] for client in unseen if client in ids_of})
         evaluated = _test_set(raw, modality, {ids_of[client]: client for client in rows if client in ids_of})
@@ -87,7 +87,7 @@ def federate(
 
 def natural_ids(raw: RawData, rows: Mapping[int, Tensor]) -> dict[int, object]:
     """Client to the id of its rows, which all have the same; of a column of class labels, their names."""
-    ids = raw.client_ids(raw.train)
+    ids = raw.client_ids(raw.train.dataset)
     return {} if ids is None else {client: ids[int(of_client[0])] for client, of_client in rows.items()}
 
 
@@ -101,11 +101,11 @@ def names_from(ids: Mapping[int, object]) -> dict[int, Name]:
 
 def _division(raw: RawData, settings: PartitionSettings, seed: int) -> dict[int, Tensor]:
     """The training rows of each client."""
-    if raw.train_targets.strata is None and settings.goes_by_kind:
+    if raw.train.targets.strata is None and settings.goes_by_kind:
         problem = f"name is {settings.name!r}, which divides by classes, but the task has none"
         refuse("`[partition]`", [problem], hint="use 'iid', 'quantity' or 'natural'")
-    ids = None if raw.columns.client is None else raw.train[raw.columns.client][:]
-    return divide(settings, strata_of(raw.train_targets), ids, seed=seed, row_numbers=raw.train_row_numbers)
+    ids = None if raw.columns.client is None else raw.train.dataset[raw.columns.client][:]
+    return divide(settings, strata_of(raw.train.targets), ids, seed=seed, row_numbers=raw.train.numbers)
 
 
 def _owners(rows: Mapping[int, Tensor], num_rows: int) -> Tensor:
@@ -125,8 +125,8 @@ def _test_set(raw: RawData, modality: Modality, client_of: Mapping[object, int])
         client_of: natural id to client; nothing where clients have none.
     """
     origin = f"the test set of data source {(raw.source.test_source or raw.source.source)!r}"
-    column = StoredColumn.of(raw.test, raw.columns.input, origin=origin, numbers=raw.test_row_numbers)
-    ids = raw.client_ids(raw.test) if client_of else None
+    column = StoredColumn.of(raw.test.dataset, raw.columns.input, origin=origin, numbers=raw.test.numbers)
+    ids = raw.client_ids(raw.test.dataset) if client_of else None
     clients = None if ids is None else torch.tensor([client_of.get(each, -1) for each in ids])
     inputs = modality.store(column, raw.source.max_memory_mib)
-    return Examples(inputs, raw.test_targets, raw.test_row_numbers, clients)
+    return Examples(inputs, raw.test.targets, raw.test.numbers, clients)

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
-from torch import Tensor
 
 from fedelta.data.columns import Columns, Wanted, find_columns, missing_columns, readable, target_column
 from fedelta.data.files import EMBEDDED, load_splits, missing_path
@@ -28,7 +27,6 @@ from fedelta.settings import Context, Settings
 from fedelta.settings.paths import InFull, in_full_where_it_exists
 from fedelta.tasks.base import Task
 from fedelta.tasks.classification import Classification
-from fedelta.tasks.targets import Targets
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -142,24 +140,16 @@ class RawData:
 
     Args:
         source: what was read.
-        train: N training rows.
-        test: M test rows.
-        train_targets: of the training rows.
-        test_targets: of the test rows.
-        train_row_numbers: int64 of shape [N], the number of each row in the split it was read from, from 0.
-        test_row_numbers: int64 of shape [M], likewise; rows held out have their number among the training rows.
+        train: training rows, numbered as in the split they were read from.
+        test: test rows likewise; those held out have their number among the training rows.
         class_names: one name per class, in label order; nothing where the task has no classes.
         strata_names: one name per kind of row (`Targets.strata`).
         columns: which column is what.
     """
 
     source: DataSource
-    train: Dataset
-    test: Dataset
-    train_targets: Targets
-    test_targets: Targets
-    train_row_numbers: Tensor
-    test_row_numbers: Tensor
+    train: Rows
+    test: Rows
     class_names: tuple[str, ...]
     strata_names: tuple[str, ...]
     columns: Columns
@@ -188,7 +178,7 @@ class RawData:
         Raises:
             DataError: none would be left.
         """
-        found = self.client_ids(self.test) if ids else None
+        found = self.client_ids(self.test.dataset) if ids else None
         if found is None or not (of_them := [each in ids for each in found]) or not any(of_them):
             return self
         if all(of_them):
@@ -196,9 +186,7 @@ class RawData:
                 f"every row of the test set belongs to a client that is held out: {listed(sorted(map(str, ids)))}",
                 hint="hold out others, or give a test set of its own with `data.test_source`.",
             )
-        test = Rows(self.test, self.test_targets, self.test_row_numbers)
-        kept = test.select((~torch.tensor(of_them)).nonzero()[:, 0])
-        return replace(self, test=kept.dataset, test_targets=kept.targets, test_row_numbers=kept.numbers)
+        return replace(self, test=self.test.select((~torch.tensor(of_them)).nonzero()[:, 0]))
 
     @property
     def num_classes(self) -> int:
@@ -234,12 +222,8 @@ def read(source: DataSource, *, seed: int, task: Task = Classification()) -> Raw
     held_out = limit(held_out, source.max_test_examples, stream(seed, "data", "test subset"))
     return RawData(
         source=source,
-        train=learned.dataset,
-        test=held_out.dataset,
-        train_targets=learned.targets,
-        test_targets=held_out.targets,
-        train_row_numbers=learned.numbers,
-        test_row_numbers=held_out.numbers,
+        train=learned,
+        test=held_out,
         class_names=targets.class_names,
         strata_names=targets.strata_names,
         columns=columns,

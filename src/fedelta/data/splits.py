@@ -29,6 +29,9 @@ class Rows:
     targets: Targets
     numbers: Tensor
 
+    def __len__(self) -> int:
+        return len(self.targets)
+
     def select(self, places: Tensor) -> Rows:
         """The rows at `places` (int64), in that order."""
         return Rows(self.dataset.select(places.tolist()), self.targets.select(places), self.numbers[places])
@@ -36,7 +39,7 @@ class Rows:
 
 def hold_out(rows: Rows, fraction: float, generator: Generator) -> tuple[Rows, Rows]:
     """Training and test rows; `fraction` of them, rounded up, become test rows, and at least one stays."""
-    num_rows = len(rows.targets)
+    num_rows = len(rows)
     count = min(math.ceil(fraction * num_rows), num_rows - 1)
     held_out = stratified(strata_of(rows.targets), count, generator)
     kept = torch.ones(num_rows, dtype=torch.bool)
@@ -46,7 +49,7 @@ def hold_out(rows: Rows, fraction: float, generator: Generator) -> tuple[Rows, R
 
 def limit(rows: Rows, max_examples: int | None, generator: Generator) -> Rows:
     """At most `max_examples` rows, drawn; None is no limit."""
-    if max_examples is None or max_examples >= len(rows.targets):
+    if max_examples is None or max_examples >= len(rows):
         return rows
     return rows.select(stratified(strata_of(rows.targets), max_examples, generator))
 

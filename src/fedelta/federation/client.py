@@ -23,7 +23,7 @@ from fedelta.engine.lanes import LaneEngine
 from fedelta.engine.work import Job, Trained
 from fedelta.errors import PayloadError
 from fedelta.federation.memory import Drift, Memories, Memory
-from fedelta.federation.records import Reply
+from fedelta.federation.records import Fault, Reply
 from fedelta.federation.tiers import Tiers
 from fedelta.params import Params, ParamSpec, is_finite, select
 from fedelta.seeds import stream
@@ -85,7 +85,7 @@ class Site:
                     opened[payload], _ = decode(payload, self.wire, self.channel.down)
                 under_way[client_id] = _work(self, plan, client_id, opened[payload])
             except PayloadError as error:
-                yield Reply(client_id, 0, b"", fault=f"download refused: {error.message}")
+                yield Reply(client_id, 0, b"", fault=Fault(f"download refused: {error.message}"))
         for trained in self.engine.train([work.job for work in under_way.values()], lr, plan.round):
             yield _reply(self, plan, under_way.pop(trained.client_id), trained, lr)
 
@@ -168,10 +168,11 @@ def _reply(site: Site, plan: RoundPlan, work: _Work, trained: Trained, lr: float
     try:
         payload, _ = encode(sent, site.wire, site.channel.up)
     except PayloadError as error:
-        return Reply(client_id, num_examples, b"", metrics, fault=str(error))
+        return Reply(client_id, num_examples, b"", metrics, fault=Fault(str(error)))
     unsent = {name: tensor.cpu() for name, tensor in trained.kept.items() if site.engine.spec.tensors[name].shared}
     if not all(map(is_finite, unsent.values())):
-        return Reply(client_id, num_examples, b"", metrics, fault="tensors that are sent later are NaN or infinite")
+        fault = Fault("tensors that are sent later are NaN or infinite")
+        return Reply(client_id, num_examples, b"", metrics, fault)
     site.memories.stage(client_id, _memory_after(site, work, trained, sent=sent, payload=payload, unsent=unsent))
     return Reply(client_id, num_examples, payload, metrics)
 

@@ -17,15 +17,14 @@ Source: Liu et al. 2022 (Accumulator, arXiv 2212.04084), authors' code for Speec
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import repeat
 from statistics import fmean
 
 import torch
 from torch import Tensor
 
-from fedelta.data.batches import Examples
-from fedelta.data.clients import Clients
+from fedelta.data.batches import Examples, FederatedData
 from fedelta.data.splits import stratified
 from fedelta.data.validation import RowsOf
 from fedelta.engine.lanes import LaneEngine
@@ -84,23 +83,36 @@ class Unseen:
 
     Args:
         engine: trains as `Personalization.training` says.
-        data: of all clients: the same rows as the engine's training data.
-        rows: client id to its rows.
+        data: whose `unseen` they are; its training data are the same rows as the engine's.
         params: of the server.
         seed: of the run.
         round: the last of the run; weighs the teacher of `exits.train = "distill"`.
         tiers: how deep each client runs; None: all of them through the whole model.
-        clients: what they are called.
     """
 
     engine: LaneEngine
-    data: Examples
-    rows: Mapping[int, Tensor]
+    data: FederatedData
     params: Params
     seed: int
     round: int = 1
     tiers: Tiers | None = None
-    clients: Clients = field(default_factory=Clients)
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """The model that a client ends up with, and keeps.
+
+    Args:
+        params: of the model.
+        lr: the learning rate that was selected.
+        num_train: rows that it was trained on.
+        evaluation: on the evaluation part.
+    """
+
+    params: Params
+    lr: float
+    num_train: int
+    evaluation: Evaluation
 
 
 @dataclass(frozen=True)
@@ -111,23 +123,17 @@ class Personalized:
         scope: what was trained.
         client_id: who.
         called: the same in words, with the client's name where it has one.
-        num_train: rows that it trained on.
-        num_eval: rows that it was evaluated on.
-        lr: the learning rate that was selected.
+        num_eval: rows of its evaluation part.
         before: the server's model on the evaluation part.
         after: the client's own.
-        params: of its own model, which it keeps.
     """
 
     scope: Scope
     client_id: int
     called: str
-    num_train: int
     num_eval: int
-    lr: float
     before: Evaluation
-    after: Evaluation
-    params: Params
+    after: FineTuned
 
 
 def personalize(
@@ -151,21 +157,13 @@ def personalize(
             jobs = [bench.job("tune", client, bench.parts[client].training, rates[client], names) for client in group]
             own = bench.train(jobs)
             for client in group:
-                called, parts, params = unseen.clients.called(client), bench.parts[client], own[client, rates[client]]
-                after = bench.evaluate(client, params, parts.evaluation)
-                if after.not_finite:
-                    raise _diverged(called, [rates[client]])
-                yield Personalized(
-                    scope,
-                    client,
-                    called,
-                    num_train=len(parts.training),
-                    num_eval=len(parts.evaluation),
-                    lr=rates[client],
-                    before=before[client],
-                    after=after,
-                    params=params,
-                )
+                called, parts, lr = unseen.data.clients.called(client), bench.parts[client], rates[client]
+                params = own[client, lr]
+                evaluation = bench.evaluate(client, params, parts.evaluation)
+                if evaluation.not_finite:
+                    raise _diverged(called, [lr])
+                after = FineTuned(params, lr, len(parts.training), evaluation)
+                yield Personalized(scope, client, called, len(parts.evaluation), before[client], after)
 
 
 class _Bench:
@@ -173,15 +171,15 @@ class _Bench:
 
     def __init__(self, settings: Personalization, unseen: Unseen) -> None:
         self._settings, self._unseen = settings, unseen
-        strata = strata_of(unseen.data.targets)
+        train, rows_of = unseen.data.train, unseen.data.unseen
+        strata = strata_of(train.targets)
         self.parts = {
-            client: split(settings, rows, strata[rows], client, unseen.seed)
-            for client, rows in sorted(unseen.rows.items())
+            client: split(settings, rows, strata[rows], client, unseen.seed) for client, rows in sorted(rows_of.items())
         }
         # A view of their rows alone: what is kept of frozen modules is kept for these. Never augmented.
-        self._places = torch.cat([*unseen.rows.values()]).sort().values
-        inputs = RowsOf(unseen.data.inputs, self._places)
-        self._data = Examples(inputs, unseen.data.targets.select(self._places))
+        self._places = torch.cat([*rows_of.values()]).sort().values
+        inputs = RowsOf(train.inputs, self._places)
+        self._data = Examples(inputs, train.targets.select(self._places))
 
     def groups(self) -> Iterator[list[int]]:
         """The clients, those of one depth side by side, as many at a time as keep every lane busy."""
@@ -207,7 +205,7 @@ class _Bench:
                 ranks[client].append((order, found.measures[task.loss.name], lr))
         for client, own in ranks.items():
             if not own:
-                raise _diverged(self._unseen.clients.called(client), lrs)
+                raise _diverged(self._unseen.data.clients.called(client), lrs)
         return {client: min(own)[-1] for client, own in ranks.items()}
 
     def _where_it_learns(self, client: int, found: Evaluation) -> float:

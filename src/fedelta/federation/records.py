@@ -22,6 +22,21 @@ LOST: tuple[Cause, ...] = ("no reply", "dropped out", "vanished", "too late")
 
 
 @dataclass(frozen=True)
+class Fault:
+    """Why a reply has no payload.
+
+    Args:
+        reason: in words.
+        cause: its kind.
+        reached: whether the download travelled to the client.
+    """
+
+    reason: str
+    cause: Cause = "refused"
+    reached: bool = True
+
+
+@dataclass(frozen=True)
 class Reply:
     """What one client sends back.
 
@@ -31,8 +46,6 @@ class Reply:
         payload: the encoded delta; empty when `fault` is given.
         metrics: named numbers of the local training, such as `train_loss`.
         fault: why there is no payload; None when there is one.
-        cause: the kind of `fault`.
-        reached: whether the download travelled to the client.
         simulated_seconds: how long the client would have taken (`Stability`); None when nobody asks.
     """
 
@@ -40,9 +53,7 @@ class Reply:
     num_examples: int
     payload: bytes
     metrics: Mapping[str, float] = field(default_factory=dict)
-    fault: str | None = None
-    cause: Cause = "refused"
-    reached: bool = True
+    fault: Fault | None = None
     simulated_seconds: float | None = None
 
 

@@ -287,7 +287,7 @@ class _Intake:
         return add(params, self._measured.finish(stream(federation.seed, "statistics", round))), state
 
     def _add(self, reply: Reply) -> None:
-        if not reply.reached:
+        if reply.fault is not None and not reply.fault.reached:
             self.unreached.add(reply.client_id)
         try:
             update, groups = _open(self._federation, self._plan, reply)
@@ -315,7 +315,8 @@ class _Intake:
 
     def _reject(self, reply: Reply, reason: str) -> None:
         """The reply cannot be used; its bytes count all the same."""
-        self.rejections.append(Rejection(reply.client_id, reason, reply.cause))
+        cause = "refused" if reply.fault is None else reply.fault.cause
+        self.rejections.append(Rejection(reply.client_id, reason, cause))
         self._transferred(reply, {})
 
     def _transferred(self, reply: Reply, groups: Mapping[str, int]) -> None:
@@ -326,7 +327,7 @@ class _Intake:
 def _open(federation: Federation, plan: RoundPlan, reply: Reply) -> tuple[Update, dict[str, int]]:
     """The decoded reply, and the bytes of its tensors by group."""
     if reply.fault is not None:
-        raise PayloadError(reply.fault)
+        raise PayloadError(reply.fault.reason)
     if reply.num_examples < 1:
         raise SpecError(f"the client claims {reply.num_examples} examples, expected at least 1")
     if not math.isfinite(loss := reply.metrics.get("train_loss", math.nan)):

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field, model_validator
 
 from fedelta.engine.work import ClientSettings
-from fedelta.federation.records import Reply
+from fedelta.federation.records import Fault, Reply
 from fedelta.federation.rounds import Runtime
 from fedelta.seeds import stream
 from fedelta.settings import Settings
@@ -119,12 +119,12 @@ class Unstable:
         settings, deadline = self.stability, self.stability.deadline_seconds
         drop, vanish = torch.rand(2, generator=stream(self.seed, "stability", round, client_id)).tolist()
         if drop < settings.dropout_fraction:
-            return Reply(client_id, 0, b"", fault="could not be reached", cause="dropped out", reached=False)
+            return Reply(client_id, 0, b"", fault=Fault("could not be reached", "dropped out", reached=False))
         if vanish < settings.vanish_fraction:
             # Nobody knows that it is gone: the round waits until the deadline, where there is one.
-            reason = "was reached and never replied"
-            return Reply(client_id, 0, b"", fault=reason, cause="vanished", simulated_seconds=deadline)
+            fault = Fault("was reached and never replied", "vanished")
+            return Reply(client_id, 0, b"", fault=fault, simulated_seconds=deadline)
         if deadline is None or (seconds := self.seconds(client_id, payload_bytes)) <= deadline:
             return None
-        reason = f"would have taken {seconds:.1f} s, the deadline is {deadline:g} s"
-        return Reply(client_id, 0, b"", fault=reason, cause="too late", simulated_seconds=deadline)
+        fault = Fault(f"would have taken {seconds:.1f} s, the deadline is {deadline:g} s", "too late")
+        return Reply(client_id, 0, b"", fault=fault, simulated_seconds=deadline)
