@@ -143,7 +143,8 @@ def test_the_card_tells_of_the_run_and_how_to_load(adapter, tmp_path):
     card = {
         "rounds": 30, "num_clients": 64, "final_accuracy": 0.91257, "uplink_bytes": 3 * 2**20, "wall_seconds": 61.25,
         "best_accuracy": None, "modality": "image", "extra_inputs": {},
-        "config": {"partition": {"name": "dirichlet", "alpha": 0.1}},
+        "config": {"partition": {"name": "dirichlet", "alpha": 0.1}}, "final_loss_nats": 0.3104, "primary": "accuracy",
+        "measures": {"macro_f1": 0.5, "loss_nats": 0.25}, "by_class": {"no": {}}, "by_client": {},
     }  # fmt: skip
     bundled = Adapter(adapter.tuning, adapter.params, "bundled:vit-micro", ("no", "yes"))
     write_adapter(tmp_path / "a", bundled, VIT, card)
@@ -157,10 +158,12 @@ def test_the_card_tells_of_the_run_and_how_to_load(adapter, tmp_path):
     for row in (
         "| rounds | 30 |", "| clients | 64 |", "| final accuracy | 91.26 % |", "| uplink | 3.00 MiB |",
         "| wall | 1 min 1 s |", "| partition | name dirichlet, alpha 0.1 |", "2 classes: no, yes",
+        "| final loss | 0.310 nats per example |", "| measures | macro F1 50.00 %, loss 0.250 nats per example |",
         'str(bundled_path("vit-micro")), dtype="float32", num_labels=2,',
     ):  # fmt: skip
         assert row in body.replace("\N{NARROW NO-BREAK SPACE}", " ")
-    assert "best accuracy" not in body
+    for absent in ("best accuracy", "primary", "by class", "by client"):
+        assert absent not in body
     assert "interpolated" not in body
 
 

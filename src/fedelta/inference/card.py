@@ -127,6 +127,7 @@ def _text(key: str, value: object, measures: Mapping[str, Measure]) -> str:
 
 def _entry(name: str, value: object, measures: Mapping[str, Measure]) -> str:
     text = _text(name, value, measures)
+    name = measures[name].label if name in measures else name
     return f"{name} ({text})" if isinstance(value, Mapping) else f"{name} {text}"
 
 
