@@ -119,7 +119,7 @@ def test_a_recording_is_prepared_as_in_training(result, sounds):
     path = sounds / "low_ann_0.wav"
     predictor = Predictor.open(result.path)
     raw, stored = result.assembly.data.test, result.assembly.data.test.inputs
-    row = [Path(each["path"]).name for each in read_again(result).test["audio"]].index(path.name)
+    row = [Path(each["path"]).name for each in read_again(result).test.dataset["audio"]].index(path.name)
     with torch.no_grad():
         expected = predictor.backbone.logits(stored.fetch(torch.tensor([row]))).double().softmax(1)
     (answer,) = predictor.predict([path])
