@@ -155,6 +155,8 @@ def details(
 
 def _models(site: Site, params: Params) -> list[Params]:
     """That of the server, or those of the clients that have trained, where they keep tensors of their own."""
+    if not site.engine.spec.kept:
+        return [params]  # without a look into what each client keeps
     return [params | tensors for _, tensors in site.memories.local_only()] or [params]
 
 

@@ -127,6 +127,7 @@ def _test_set(raw: RawData, modality: Modality, client_of: Mapping[object, int])
     origin = f"the test set of data source {(raw.source.test_source or raw.source.source)!r}"
     column = StoredColumn.of(raw.test.dataset, raw.columns.input, origin=origin, numbers=raw.test.numbers)
     ids = raw.client_ids(raw.test.dataset) if client_of else None
-    clients = None if ids is None else torch.tensor([client_of.get(each, -1) for each in ids])
+    by_name = {str(name): client for name, client in client_of.items()}
+    clients = None if ids is None else torch.tensor([by_name.get(str(each), -1) for each in ids])
     inputs = modality.store(column, raw.source.max_memory_mib)
     return Examples(inputs, raw.test.targets, raw.test.numbers, clients)

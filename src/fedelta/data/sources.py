@@ -179,7 +179,8 @@ class RawData:
             DataError: none would be left.
         """
         found = self.client_ids(self.test.dataset) if ids else None
-        if found is None or not (of_them := [each in ids for each in found]) or not any(of_them):
+        names = set(map(str, ids))  # as `Clients` compares them: one file may hold numbers, the other their texts
+        if found is None or not (of_them := [str(each) in names for each in found]) or not any(of_them):
             return self
         if all(of_them):
             raise DataError(
