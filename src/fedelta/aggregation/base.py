@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from torch import Generator
 
 from fedelta.params import Params, ParamSpec
+from fedelta.settings import Settings
 
 # "sum": sums over the updates are enough. "each": single updates are looked at.
 Reads = Literal["sum", "each"]
@@ -75,6 +76,13 @@ class Aggregation(Protocol):
         Args:
             spec: of everything that can travel.
         """
+
+
+class Mean(Settings):
+    """What the means of a federation without noise or secure sums have in common, without behaviour."""
+
+    reads: ClassVar[Reads] = "sum"
+    only_sums: ClassVar[bool] = False
 
 
 def combine(aggregation: Aggregation, updates: Iterable[Update], spec: ParamSpec, generator: Generator) -> Params:

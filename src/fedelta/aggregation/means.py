@@ -7,25 +7,22 @@ SCAFFOLD have means of their own.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 from torch import Generator
 
-from fedelta.aggregation.base import Reads, Update
+from fedelta.aggregation.base import Mean, Update
 from fedelta.params import Params, ParamSpec, WeightedSum, norm
-from fedelta.settings import Settings
 
 
-class Weighted(Settings):
+class Weighted(Mean):
     """The mean weighted by `num_examples`.
 
     Source: McMahan et al. 2017 (FedAvg, arXiv 1602.05629), Algorithm 1.
     """
 
     name: Literal["weighted"] = "weighted"
-    reads: ClassVar[Reads] = "sum"
-    only_sums: ClassVar[bool] = False
 
     @property
     def of_statistics(self) -> Weighted:
@@ -37,12 +34,10 @@ class Weighted(Settings):
         return RunningMean(_examples)
 
 
-class Uniform(Settings):
+class Uniform(Mean):
     """The mean in which every client counts the same, whatever the number of its examples."""
 
     name: Literal["uniform"] = "uniform"
-    reads: ClassVar[Reads] = "sum"
-    only_sums: ClassVar[bool] = False
 
     @property
     def of_statistics(self) -> Uniform:
@@ -54,12 +49,10 @@ class Uniform(Settings):
         return RunningMean(_one)
 
 
-class UniformDeltas(Settings):
+class UniformDeltas(Mean):
     """The uniform mean of deltas, as SCAFFOLD's equations have it; statistics are weighted by their examples."""
 
     name: Literal["uniform-deltas"] = "uniform-deltas"
-    reads: ClassVar[Reads] = "sum"
-    only_sums: ClassVar[bool] = False
 
     @property
     def of_statistics(self) -> Weighted:
@@ -71,7 +64,7 @@ class UniformDeltas(Settings):
         return RunningMean(_one)
 
 
-class Clipped(Settings):
+class Clipped(Mean):
     """The weighted mean of deltas that are shortened to `max_norm` where they are longer.
 
     Statistics are not clipped: their lengths have nothing to do with those of deltas.
@@ -84,8 +77,6 @@ class Clipped(Settings):
 
     name: Literal["clipped"] = "clipped"
     max_norm: float = Field(default=1.0, gt=0)  # our choice; look at `delta_norm` in rounds.jsonl for the usual length
-    reads: ClassVar[Reads] = "sum"
-    only_sums: ClassVar[bool] = False
 
     @property
     def of_statistics(self) -> Weighted:
@@ -101,7 +92,7 @@ class Clipped(Settings):
         return {name: tensor.double() * shrink for name, tensor in delta.items()}
 
 
-class Normalised(Settings):
+class Normalised(Mean):
     """FedNova's mean: of deltas divided by how many steps went into each, times the mean number of steps.
 
         a sum_i (n_i / n) delta_i / a_i,        a = sum_i (n_i / n) a_i
@@ -113,8 +104,6 @@ class Normalised(Settings):
     """
 
     name: Literal["normalised"] = "normalised"
-    reads: ClassVar[Reads] = "sum"
-    only_sums: ClassVar[bool] = False
 
     @property
     def of_statistics(self) -> Weighted:

@@ -14,12 +14,12 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor
 
-from fedelta.aggregation.base import Reads, Update
+from fedelta.aggregation.base import Mean, Reads, Update
 from fedelta.params import Params, ParamSpec
-from fedelta.settings import Context, Settings
+from fedelta.settings import Context
 
 
-class Median(Settings):
+class Median(Mean):
     """The median of every coordinate; of an even number the middle of the two in the middle. Not weighted.
 
     Right while fewer than half of the clients are bad.
@@ -29,7 +29,6 @@ class Median(Settings):
 
     name: Literal["median"] = "median"
     reads: ClassVar[Reads] = "each"
-    only_sums: ClassVar[bool] = False
 
     @property
     def of_statistics(self) -> Median:
@@ -41,7 +40,7 @@ class Median(Settings):
         return ByCoordinate(_middle)
 
 
-class Trimmed(Settings):
+class Trimmed(Mean):
     """The mean of every coordinate without its largest and smallest values. Not weighted.
 
     Args:
@@ -53,7 +52,6 @@ class Trimmed(Settings):
     name: Literal["trimmed"] = "trimmed"
     fraction: float = Field(default=0.2, ge=0, lt=0.5)  # our choice: one of five, or two of ten, at each end
     reads: ClassVar[Reads] = "each"
-    only_sums: ClassVar[bool] = False
 
     def problems(self, context: Context) -> list[str]:
         """Cohorts so small that none is left out."""
