@@ -42,6 +42,14 @@ def test_no_number_is_off_by_more_than_half_a_step_of_its_row(shape: list[int], 
         assert ((back.reshape(rows.shape) - rows).abs() <= 0.5 * steps * (1 + 1e-5)).all()
 
 
+def test_numbers_near_the_least_float32_keep_their_sign_and_their_step():
+    # 190 / 127 of the least number is not a number of float32: the scale is once the least, and 190 of it do not fit.
+    least = 2.0**-149
+    numbers = tensor([190 * least, -190 * least, 100 * least])
+    back = Int8().unpack("w", memoryview(Int8().pack("w", numbers)), (3,))
+    assert (back.double() / least).tolist() == [127.0, -127.0, 100.0]
+
+
 def test_zeros_stay_zeros():
     assert not Int8().unpack("w", memoryview(Int8().pack("w", torch.zeros(3, 2))), (3, 2)).any()
 

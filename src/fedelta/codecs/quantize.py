@@ -43,7 +43,9 @@ class Int8(Settings):
             raise PayloadError(f"`{name}`: a tensor holds values that are NaN or infinite.")
         scales = rows.abs().amax(1) / _LARGEST
         # A row of zeros has scale zero; any divisor gives its zeros.
-        numbers = (rows / torch.where(scales > 0, scales, 1.0)[:, None]).round().to(torch.int8)
+        quotients = rows / torch.where(scales > 0, scales, 1.0)[:, None]
+        # The scale of a row near the least float32 has too few digits: a quotient may lie beyond what it stands for.
+        numbers = quotients.round().clamp(-_LARGEST, _LARGEST).to(torch.int8)
         return scales.numpy().tobytes() + numbers.numpy().tobytes()
 
     def unpack(self, name: str, data: memoryview, shape: tuple[int, ...]) -> Tensor:
