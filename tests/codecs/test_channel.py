@@ -14,7 +14,7 @@ from fedelta.codecs.cast import Cast
 from fedelta.codecs.channel import Channel
 from fedelta.codecs.quantize import Int8
 from fedelta.codecs.wire import decode, encode
-from fedelta.config import load_config
+from fedelta.config import load_config, parse_config
 from fedelta.errors import ConfigError
 from fedelta.experiment import Experiment
 from fedelta.federation.client import Site
@@ -52,6 +52,21 @@ def test_an_unknown_codec_is_named_once(tmp_path: Path):
         load_config(write_small(tmp_path), ["codec.up.name=zip"])
     with pytest.raises(ValidationError):
         Channel(name="zip")
+
+
+@pytest.mark.parametrize(
+    ("table", "problem"),
+    [
+        ({"foo": 1}, "`codec.foo` is unknown; known: name, down, up"),
+        ({"nme": "int8"}, "`codec.nme` is unknown; did you mean `codec.name`?"),
+        ({"dwn": {"name": "int8"}}, "`codec.dwn` is unknown; did you mean `codec.down`?"),
+    ],
+)
+def test_an_unknown_key_is_called_that(table: dict[str, object], problem: str):
+    sections = {"model": {"source": "a"}, "data": {"source": "digits"}, "partition": {"name": "iid", "num_clients": 8}}
+    with pytest.raises(ConfigError) as caught:
+        parse_config({**sections, "codec": table})
+    assert caught.value.problems == (problem,)
 
 
 def site_with(channel: Channel) -> tuple[Site, Params]:

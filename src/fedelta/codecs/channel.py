@@ -39,8 +39,9 @@ class Channel(Settings):
     @classmethod
     def _both(cls, table: Any) -> Any:  # Any: what stands in a configuration
         """`name` and the fields beside it are those of each direction that is not given."""
-        if not isinstance(table, Mapping) or not (both := {k: v for k, v in table.items() if k not in ("down", "up")}):
+        if not isinstance(table, Mapping) or "name" not in table:
             return table
+        both = {k: v for k, v in table.items() if k not in ("down", "up")}
         return {"down": both, "up": both} | {k: v for k, v in table.items() if k in ("down", "up")}
 
     @model_serializer(mode="wrap")

@@ -48,7 +48,7 @@ def explain(errors: Iterable[ErrorDetails], section: str, value: object, root: t
 def unknown_key(key: str, parent: str, owner: type[Settings]) -> str:
     """That `owner`, at the dotted path `parent`, has no such key; with the nearest that it has."""
     prefix = f"{parent}." if parent else ""
-    known = list(owner.model_fields)
+    known = [*(["name"] if owner.shorthand is not None else []), *owner.model_fields]
     nearest = get_close_matches(key, known, n=1)
     advice = f"did you mean `{prefix}{nearest[0]}`?" if nearest else f"known: {', '.join(known)}"
     return f"`{prefix}{key}` is unknown; {advice}"
