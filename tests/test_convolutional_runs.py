@@ -10,7 +10,7 @@ import torch
 from tests.builders import assert_same_bits, kept, memories_in
 from tests.small import CONVOLUTIONAL, write_small
 
-from fedelta.errors import AdapterError, ConfigError, InputError, ModelError, RoundError, RunError
+from fedelta.errors import AdapterError, CheckpointError, ConfigError, InputError, ModelError, RoundError, RunError
 from fedelta.experiment import Experiment, Result, evaluate_adapter
 from fedelta.inference.predict import Predictor
 from fedelta.inspection import inspect
@@ -100,6 +100,17 @@ def test_a_run_with_a_model_for_each_client_asks_whose(tmp_path):
     with pytest.raises(InputError, match="there is no client 77, expected one of 6 clients, 0 to 5"):
         Predictor.open(path, 77)
     assert "Every client keeps norms of its own" in (path / "adapter/README.md").read_text()
+
+
+def test_an_answer_by_one_model_reads_nothing_that_clients_keep(tmp_path):
+    path = run(tmp_path, "strategy.name=scaffold", "strategy.num_rounds=1").path
+    files = sorted((path / "checkpoint/clients").glob("*.safetensors"))
+    assert files
+    for file in files:
+        file.write_bytes(b"damaged")
+    assert Predictor.open(path).class_names
+    with pytest.raises(CheckpointError, match="what a client keeps cannot be read"):
+        Predictor.open(path, int(files[0].name.partition("-")[0]))
 
 
 def test_a_client_of_a_run_with_one_model_has_none_of_its_own(tmp_path):

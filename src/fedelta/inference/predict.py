@@ -22,6 +22,8 @@ from fedelta.inference.anytime import (
     check_exit,
     exits_of,
 )
+from fedelta.inference.directory import OWN
+from fedelta.inference.own import read_own
 from fedelta.modalities.settings import AudioSettings, Preparation
 from fedelta.models.hub import Backbone, build
 from fedelta.models.source import ModelSource, read_config
@@ -208,29 +210,24 @@ class Predictor:
 
 def _own_tensors(run: Path, client: Name | None) -> Params:
     """What a client of a run keeps for itself; nothing where clients keep nothing and none is asked for."""
-    kept = _kept_by_clients(run)
-    if client is None and not kept:
-        return {}
-    clients = read_clients(run / rundir.PARTITION)
+    model = read_own(run / rundir.ADAPTER / OWN).model
+    if client is None and (model is None or model.batch_norm != "local"):
+        return {}  # without a look into what each client keeps
+    memories, clients = Memories(), read_clients(run / rundir.PARTITION)
+    memories.restore(run / rundir.CLIENTS, load(run / rundir.CHECKPOINT).memory_mark)
     number = None if client is None else clients.number_of(client)
-    if number is None or number not in kept:
-        raise RunError(
-            f"the run {str(run)!r} has no one model: its clients keep their own norms."
-            if number is None
-            else f"{clients.called(number)} keeps no tensors of its own in the run {str(run)!r}.",
-            hint=f"with a model of their own: {', '.join(map(clients.called, sorted(kept))) or 'none'}.",
-        )
-    return kept[number]
-
-
-def _kept_by_clients(run: Path) -> dict[int, Params]:
-    """Client id to the tensors of the model that it keeps for itself; nothing where all have one model."""
-    checkpoint = run / rundir.CHECKPOINT
-    if not checkpoint.is_file():
+    memory = None if number is None else memories.of(number)
+    if memory is not None and memory.local_only:
+        return memory.local_only
+    kept = [clients.called(each) for each, _ in memories.local_only()]
+    if number is None and not kept:
         return {}
-    memories = Memories()
-    memories.restore(run / rundir.CLIENTS, load(checkpoint).memory_mark)
-    return dict(memories.local_only())
+    raise RunError(
+        f"the run {str(run)!r} has no one model: its clients keep their own norms."
+        if number is None
+        else f"{clients.called(number)} keeps no tensors of its own in the run {str(run)!r}.",
+        hint=f"with a model of their own: {', '.join(kept) or 'none'}.",
+    )
 
 
 def install(adapter: Adapter, backbone: Backbone) -> None:
