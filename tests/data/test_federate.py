@@ -184,6 +184,21 @@ def test_rows_of_clients_that_are_held_out_are_not_in_the_test_set(tmp_path):
     assert len(federated(source, Iid(num_clients=3), held_out=(1,)).test) == 6
 
 
+def test_a_test_set_of_other_clients_is_told(tmp_path, caplog):
+    source = clinics(tmp_path)
+    assert federated(source).test.clients.tolist() == [0, 1, 2, 0, 1, 2]
+    assert not caplog.records
+    raw = read(source, seed=0)
+    elsewhere = replace(raw.test, dataset=raw.test.dataset.map(lambda row: {"clinic": f"{row['clinic']}-2"}))
+    data = federate(replace(raw, test=elsewhere), Natural(), text_modality(), seed=0)
+    assert data.test.clients.tolist() == [-1] * 6
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "column 'clinic' of the test set has no client that is trained with ('a', 'b', 'c'): there are no measures by "
+        "client."
+    )
+
+
 def test_rows_that_are_cut_off_the_training_set_are_left_out_as_well(tmp_path):
     source = clinics(tmp_path).model_copy(update={"test_source": None, "test_fraction": 0.5})
     raw = read(source, seed=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Mapping
 
 import torch
@@ -15,9 +16,11 @@ from fedelta.data.partition import Natural, PartitionSettings
 from fedelta.data.sources import RawData
 from fedelta.data.stored import StoredColumn
 from fedelta.data.validation import RowsOf, hold_back
-from fedelta.errors import DataError, refuse
+from fedelta.errors import DataError, listed, refuse
 from fedelta.modalities.base import Modality
 from fedelta.tasks.targets import strata_of
+
+logger = logging.getLogger("fedelta")
 
 
 def adapted(modality: Modality, raw: RawData) -> Modality:
@@ -129,5 +132,11 @@ def _test_set(raw: RawData, modality: Modality, client_of: Mapping[object, int])
     ids = raw.client_ids(raw.test.dataset) if client_of else None
     by_name = {str(name): client for name, client in client_of.items()}
     clients = None if ids is None else torch.tensor([by_name.get(str(each), -1) for each in ids])
+    if clients is not None and not (clients >= 0).any():
+        logger.warning(
+            "column %r of the test set has no client that is trained with (%s): there are no measures by client.",
+            raw.columns.client,
+            listed(sorted(by_name)),
+        )
     inputs = modality.store(column, raw.source.max_memory_mib)
     return Examples(inputs, raw.test.targets, raw.test.numbers, clients)
