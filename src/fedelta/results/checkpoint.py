@@ -93,10 +93,9 @@ def load(path: Path, spec: ParamSpec | None = None, run_fingerprint: str | None 
 
 def encode(checkpoint: Checkpoint) -> bytes:
     """`checkpoint` as the content of a safetensors file. Tensors of any device and layout are accepted."""
-    tensors, same = _separate({"params": checkpoint.params, "state": checkpoint.state})
+    tensors = _separate({"params": checkpoint.params, "state": checkpoint.state})
     facts = {
         "format": FORMAT,
-        "same": same,
         "round": checkpoint.round,
         "params": list(checkpoint.params),
         "state": list(checkpoint.state),
@@ -131,7 +130,6 @@ def decode(content: bytes) -> Checkpoint:
             f"has format {facts['format']!r}, this version reads {FORMAT!r}.",
             hint="finish the run with the version of fedelta that began it (see `environment.json`), or start it anew.",
         )
-    tensors |= {name: tensors[first] for name, first in facts["same"].items()}
     return Checkpoint(
         round=facts["round"],
         params={name: tensors[f"params/{name}"] for name in facts["params"]},
@@ -160,27 +158,17 @@ def _check_origin(checkpoint: Checkpoint, spec: ParamSpec | None, run_fingerprin
         raise CheckpointError("does not fit the model of this run: its tensors come in another order.")
 
 
-def _separate(parts: Mapping[str, Mapping[str, Tensor]]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Flat names to contiguous CPU tensors, no two in the same memory, as safetensors demands.
-
-    A tensor that is in `parts` several times, such as what all clients of a cohort were sent, comes once; the second
-    dictionary has its other names, and the one that it comes under.
-    """
+def _separate(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Flat names to contiguous CPU tensors, no two in the same memory, as safetensors demands."""
     separate: dict[str, Tensor] = {}
-    same: dict[str, str] = {}
-    names: dict[int, str] = {}
     memories: set[int] = set()
     for part, tensors in parts.items():
-        for short, tensor in tensors.items():
-            name = f"{part}/{short}"
-            if (first := names.setdefault(id(tensor), name)) != name:
-                same[name] = first
-                continue
+        for name, tensor in tensors.items():
             plain = tensor.detach().cpu().contiguous()
             memory = plain.untyped_storage().data_ptr()
-            separate[name] = plain.clone() if memory in memories else plain
+            separate[f"{part}/{name}"] = plain.clone() if memory in memories else plain
             memories.add(memory)
-    return separate, same
+    return separate
 
 
 def _digest(described: str, tensors: Mapping[str, Tensor]) -> str:
