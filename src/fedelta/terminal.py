@@ -59,7 +59,7 @@ def round_bar(console: Console, config: Config, quiet: bool) -> Iterator[OnRound
 
 @contextmanager
 def client_bar(console: Console, quiet: bool) -> Iterator[OnResult | None]:
-    """A bar over clients and what is tuned ; None when quiet."""
+    """A bar over clients and what is tuned; None when quiet."""
     if quiet:
         yield None
         return

@@ -93,7 +93,7 @@ class Job:
         skip: batches of the first epoch that an earlier round had.
         local: the tensors that it starts from instead of their anchors.
         kept: names of the tensors whose values are asked for, beside the delta.
-        offset: added to the gradient in every step, by name (`Memory.offset`).
+        offset: added to the gradient in every step, by name (`Steering.offset`).
         depth: blocks that it runs; None for all. What is above may be absent from `anchor`.
         exits: for the choice of exits.
         lr: its learning rate, instead of the round's.
@@ -124,7 +124,7 @@ class Trained:
         client_id: who.
         delta: local minus anchor.
         kept: the values of the tensors of `Job.kept`.
-        train_loss: mean over its steps, in nats per example.
+        train_loss: mean over its steps of what the task minimises.
         lr: learning rate that it trained with.
     """
 

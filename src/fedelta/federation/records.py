@@ -114,7 +114,7 @@ class RoundOutcome:
         rejections: replies that did not enter the mean.
         transfers: payloads in the order down, up and ascending client id.
         num_examples: training examples behind the mean; 0 for a round that does not count.
-        train_loss: mean local loss over the accepted clients, weighted by examples; nats per example. None without any.
+        train_loss: mean local loss over the accepted clients, weighted by examples; None without any.
         evaluation: of the params on the evaluated set; None when this round was not evaluated.
         delta_norm: median Euclidean length of the accepted clients' deltas; None without any.
         simulated_seconds: how long the round would have taken (`Stability`); None when nobody asks.

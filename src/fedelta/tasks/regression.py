@@ -28,7 +28,7 @@ from fedelta.tasks.targets import ReadTargets, TargetColumn
 
 RMSE = Measure("rmse", "root mean squared error", higher_is_better=False)
 MAE = Measure("mae", "mean absolute error", higher_is_better=False)
-MSE = Measure("mse", "squared error", higher_is_better=False)
+MSE = Measure("mse", "scaled squared error", higher_is_better=False)  # as learned: in units of `scale` squared
 R2 = Measure("r2", "coefficient of determination")
 
 _NUM_RANGES = 10  # of targets, each with as many rows of the training set
