@@ -7,7 +7,7 @@ from, an addition that was forgotten would not be seen.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
@@ -27,7 +27,7 @@ from fedelta.federation.memory import Memories
 from fedelta.models.anatomy import anatomy_of
 from fedelta.models.hub import Backbone
 from fedelta.models.source import ModelSource, read_config
-from fedelta.params import Params, ParamSpec, TensorSpec
+from fedelta.params import Params, ParamSpec, TensorSpec, WeightedSum
 from fedelta.results.checkpoint import load
 from fedelta.results.rundir import CHECKPOINT, CLIENTS, PARTITION
 from fedelta.seeds import stream
@@ -198,6 +198,14 @@ def deltas_of(engine: LaneEngine, jobs: Sequence[Job], lr: float = 0.05) -> dict
 def spec_of(**shapes: tuple[int, ...]) -> ParamSpec:
     """A specification in the order given, every tensor its own group."""
     return ParamSpec({name: TensorSpec(shape, name) for name, shape in shapes.items()})
+
+
+def weighted_mean(updates: Iterable[tuple[float, Mapping[str, Tensor]]]) -> Params:
+    """Of pairs of weight and tensors, added in this order."""
+    total = WeightedSum()
+    for weight, tensors in updates:
+        total.add(weight, tensors)
+    return total.mean()
 
 
 def assert_same_bits(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> None:

@@ -6,11 +6,11 @@ from itertools import permutations
 
 import pytest
 import torch
-from tests.builders import assert_same_bits, spec_of
+from tests.builders import assert_same_bits, spec_of, weighted_mean
 from torch import tensor
 
 from fedelta.errors import SpecError
-from fedelta.params import ParamSpec, TensorSpec, add, select, weighted_mean
+from fedelta.params import ParamSpec, TensorSpec, add, select
 
 SPEC = ParamSpec(
     {

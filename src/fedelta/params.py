@@ -172,7 +172,16 @@ def add(params: Mapping[str, Tensor], delta: Mapping[str, Tensor], scale: float 
 
 
 class WeightedSum:
-    """A sum of weighted tensors under way, by name, in float64; the tensors that are added need not be kept."""
+    """A sum of weighted tensors under way, by name, in float64; the tensors that are added need not be kept.
+
+    The caller fixes the order (ascending client id), so that the result does not depend on arrival.
+
+    >>> total = WeightedSum()
+    >>> for weight, value in ((1, 2.0), (3, 6.0)):
+    ...     total.add(weight, {"w": torch.tensor(value)})
+    >>> total.mean()["w"].item()  # (1 * 2 + 3 * 6) / 4
+    5.0
+    """
 
     def __init__(self) -> None:
         self._totals: Params = {}
@@ -192,26 +201,6 @@ class WeightedSum:
     def mean(self) -> Params:
         """The sums divided by their weights, in the order in which names first came; ends the sum."""
         return {name: self._totals[name].div_(weight) for name, weight in self.weights.items()}
-
-
-def weighted_mean(updates: Iterable[tuple[float, Mapping[str, Tensor]]]) -> Params:
-    """Mean of each tensor over the updates that hold it, weighted, in float64.
-
-    Args:
-        updates: pairs of weight (> 0) and tensors; names may differ between them. Consumed once, in order:
-            the caller fixes the order (ascending client id), so that the result does not depend on arrival.
-
-    Returns:
-        Float64 tensors in the order in which the names first appear.
-
-    >>> one, two = {"w": torch.tensor(2.0)}, {"w": torch.tensor(6.0)}
-    >>> weighted_mean([(1, one), (3, two)])["w"].item()  # (1 * 2 + 3 * 6) / 4
-    5.0
-    """
-    total = WeightedSum()
-    for weight, tensors in updates:
-        total.add(weight, tensors)
-    return total.mean()
 
 
 def norm(tensors: Mapping[str, Tensor]) -> float:

@@ -9,15 +9,10 @@ from hypothesis import strategies as st
 from torch import tensor
 
 from fedelta.codecs.cast import Cast
-from fedelta.codecs.table import CODECS
 from fedelta.errors import PayloadError
 from fedelta.seeds import stream
 
 FORMATS = ("bfloat16", "float16", "float32")
-
-
-def test_every_codec_of_the_table_has_the_name_it_is_listed_under():
-    assert {name: kind(name=name).name for name, kind in CODECS.items()} == {name: name for name in CODECS}
 
 
 def test_float32_is_four_little_endian_bytes_a_number():

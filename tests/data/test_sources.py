@@ -19,8 +19,9 @@ from PIL import Image
 from pydantic import ValidationError
 
 from fedelta.data.files import load_splits
-from fedelta.data.sources import DataSource, RawData, check_source, read
+from fedelta.data.sources import DataSource, RawData, read
 from fedelta.errors import DataError
+from fedelta.settings import Context
 
 ROWS = {"text": ["one", "two", "three", "four"] * 5, "label": ["b", "a", "c", "a"] * 5, "site": [3, 1, 1, 2] * 5}
 
@@ -48,7 +49,7 @@ def folder(tmp_path) -> Path:
 def test_the_digits_are_embedded():
     raw = load("digits")
     # ceil(0.2 * 1797) = 360 test rows
-    assert (len(raw.train), len(raw.test), raw.num_classes, raw.modality.name) == (1437, 360, 10, "image")
+    assert (len(raw.train), len(raw.test), len(raw.class_names), raw.modality.name) == (1437, 360, 10, "image")
     assert max(max(row) for row in raw.train.dataset[0]["image"]) > 200
     # The classes have 174 to 183 images; a fifth of each.
     assert set(raw.test.targets.values.bincount().tolist()) <= {35, 36, 37}
@@ -266,7 +267,7 @@ def test_what_looks_like_a_path_and_is_absent_is_not_sought_on_the_hub(source):
 )
 def test_absent_paths_are_found_without_reading(source):
     expected = re.escape(repr(source)) + r" does not exist \(looked in .*\)"
-    problems = check_source(DataSource(source=source, test_source=source))
+    problems = DataSource(source=source, test_source=source).problems(Context({}))
     assert [re.sub(expected, "GONE", problem) for problem in problems] == [
         "`data.source`: GONE",
         "`data.test_source`: GONE",
@@ -276,13 +277,13 @@ def test_absent_paths_are_found_without_reading(source):
 def test_names_and_paths_that_are_there_are_no_problem(folder):
     write(folder / "d.csv", ROWS)
     for source in ("digits", "imdb", "somebody/something", str(folder), str(folder / "d.csv")):
-        assert check_source(DataSource(source=source)) == []
+        assert DataSource(source=source).problems(Context({})) == []
 
 
 def test_checking_a_source_does_not_import_datasets():
     code = (
-        "import sys; from fedelta.data.sources import DataSource, check_source; "
-        "check_source(DataSource(source='./absent')); assert 'datasets' not in sys.modules"
+        "import sys; from fedelta.data.sources import DataSource; from fedelta.settings import Context; "
+        "DataSource(source='./absent').problems(Context({})); assert 'datasets' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -8,7 +8,16 @@ from itertools import pairwise
 
 import pytest
 import torch
-from tests.builders import adrift, assert_close, assert_same_bits, deltas_of, jobs_for, tiny_data, tiny_engine
+from tests.builders import (
+    adrift,
+    assert_close,
+    assert_same_bits,
+    deltas_of,
+    jobs_for,
+    tiny_data,
+    tiny_engine,
+    weighted_mean,
+)
 from tests.strategies.windowed import SPEC, START, Recording, running, training, walking
 from torch import Tensor, tensor
 
@@ -23,7 +32,7 @@ from fedelta.federation.client import Site
 from fedelta.federation.records import Fault, Reply
 from fedelta.federation.rounds import Standing, federate
 from fedelta.modalities.base import Inputs
-from fedelta.params import Params, ParamSpec, add, select, weighted_mean
+from fedelta.params import Params, ParamSpec, add, select
 from fedelta.strategies import windows
 from fedelta.strategies.base import RoundPlan, State
 from fedelta.strategies.fedavg import FedAvg

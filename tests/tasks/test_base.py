@@ -4,13 +4,7 @@ import math
 
 import pytest
 
-from fedelta.tasks.base import Evaluation, Measure, Sums, mean_of
-
-
-def test_which_value_of_a_measure_is_better_depends_on_the_measure():
-    higher, lower = Measure("accuracy", "accuracy"), Measure("rmse", "error", higher_is_better=False)
-    assert (higher.is_better(0.6, 0.5), higher.is_better(0.5, 0.5), higher.is_better(0.4, 0.5)) == (True, False, False)
-    assert (lower.is_better(0.6, 0.5), lower.is_better(0.5, 0.5), lower.is_better(0.4, 0.5)) == (False, False, True)
+from fedelta.tasks.base import Evaluation, Sums, mean_of
 
 
 def test_sums_of_parts_add_up_to_those_of_the_whole():

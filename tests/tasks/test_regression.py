@@ -43,7 +43,7 @@ def test_measures_are_in_the_unit_of_the_targets_by_hand():
     found = SCALED.values(SCALED.sums(outputs[:1], targets[:1]) + SCALED.sums(outputs[1:], targets[1:]))
     assert list(found) == ["rmse", "mae", "mse"]
     assert found == pytest.approx({"rmse": 2 * math.sqrt(14 / 3), "mae": 4.0, "mse": 14 / 3})
-    assert SCALED.primary.is_better(1.0, 2.0)
+    assert not SCALED.primary.higher_is_better
 
 
 def test_details_have_the_explained_share_and_measures_by_client():

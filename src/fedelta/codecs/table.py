@@ -10,4 +10,3 @@ from fedelta.codecs.cast import Cast
 from fedelta.codecs.quantize import Int8
 
 AnyCodec = Annotated[Cast | Int8, Field(discriminator="name")]
-CODECS = {"float32": Cast, "float16": Cast, "bfloat16": Cast, "int8": Int8}

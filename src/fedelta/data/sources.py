@@ -114,8 +114,14 @@ class DataSource(Settings):
         return self
 
     def problems(self, context: Context) -> list[str]:
-        """Paths at which nothing is; what may be the name of a data set on the hub is no problem."""
-        return check_source(self)
+        """Paths at which nothing is; what may be the name of a data set on the hub is no problem. Reads nothing.
+
+        >>> DataSource(source="digits", test_source="/absent/test.csv").problems(Context({}))
+        ["`data.test_source`: '/absent/test.csv' does not exist (looked in /absent)"]
+        """
+        named = {"source": self.source, "test_source": self.test_source}
+        problems = {key: None if value is None else missing_path(value) for key, value in named.items()}
+        return [f"`data.{key}`: {problem}" for key, problem in problems.items() if problem is not None]
 
     @property
     def wanted(self) -> Wanted:
@@ -189,11 +195,6 @@ class RawData:
             )
         return replace(self, test=self.test.select((~torch.tensor(of_them)).nonzero()[:, 0]))
 
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self.class_names)
-
 
 def read(source: DataSource, *, seed: int, task: Task = Classification()) -> RawData:  # noqa: B008 a frozen value
     """Training and test set of `source`.
@@ -229,19 +230,6 @@ def read(source: DataSource, *, seed: int, task: Task = Classification()) -> Raw
         strata_names=targets.strata_names,
         columns=columns,
     )
-
-
-def check_source(source: DataSource) -> list[str]:
-    """Paths of `source` at which nothing is, one problem each; reads nothing.
-
-    What may be the name of a data set on the hub is no problem.
-
-    >>> check_source(DataSource(source="digits", test_source="/absent/test.csv"))
-    ["`data.test_source`: '/absent/test.csv' does not exist (looked in /absent)"]
-    """
-    named = {"source": source.source, "test_source": source.test_source}
-    problems = {key: None if value is None else missing_path(value) for key, value in named.items()}
-    return [f"`data.{key}`: {problem}" for key, problem in problems.items() if problem is not None]
 
 
 def _load(source: DataSource, origin: str) -> tuple[Dataset, Dataset | None]:

@@ -37,10 +37,6 @@ class Measure:
     is_fraction: bool = False
     unit: str = ""
 
-    def is_better(self, value: float, than: float) -> bool:
-        """Whether `value` is strictly better than `than`."""
-        return value > than if self.higher_is_better else value < than
-
 
 @dataclass(frozen=True)
 class Evaluation:
