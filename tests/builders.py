@@ -265,13 +265,12 @@ def memories_in(run: Path) -> dict[int, Params]:
     return {client_id: memory.flat() for client_id, memory in sorted(found.items()) if memory is not None}
 
 
-def parts_of(memories: Mapping[int, Params], part: str) -> dict[int, Params]:
-    """Clients with tensors of one part to these, by their short names."""
-    found = {
-        client_id: {name.partition("/")[2]: tensor for name, tensor in flat.items() if name.startswith(f"{part}/")}
-        for client_id, flat in memories.items()
-    }
-    return {client_id: tensors for client_id, tensors in found.items() if tensors}
+def assert_same_memories(left: Path, right: Path) -> None:
+    """Of two run directories: what clients keep, to the last bit."""
+    ours, theirs = memories_in(left), memories_in(right)
+    assert ours.keys() == theirs.keys()
+    for client_id, tensors in ours.items():
+        assert_same_bits(tensors, theirs[client_id])
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 SMALL = """
 seed = 3
@@ -65,3 +67,13 @@ def write_small(folder: Path, name: str = "small.toml", text: str = SMALL) -> Pa
     path = folder / name
     path.write_text(text)
     return path
+
+
+def stop_after(round: int) -> Callable[[Any, Any], None]:
+    """For `on_round`: a run that is interrupted as by Ctrl-C after `round`."""
+
+    def stop(outcome: Any, ledger: Any) -> None:
+        if outcome.round == round:
+            raise KeyboardInterrupt
+
+    return stop

@@ -307,9 +307,7 @@ PARTITIONS = [
 
 @pytest.mark.parametrize("partition", PARTITIONS, ids=lambda partition: partition["name"])
 @pytest.mark.parametrize("tuning", [*SINGLE, "lora+bias", "bias+adapter+prompt"])
-def test_a_written_configuration_is_read_back_equal_for_every_choice_of_names(
-    tmp_path: Path, partition: Table, tuning: str
-):
+def test_a_written_configuration_is_read_back_equal_for_every_choice_of_names(partition: Table, tuning: str):
     rest = itertools.cycle(
         itertools.product(
             *(

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.builders import assert_same_bits, kept, memories_in
-from tests.small import CONVOLUTIONAL, write_small
+from tests.builders import assert_same_bits, assert_same_memories, kept, memories_in
+from tests.small import CONVOLUTIONAL, stop_after, write_small
 
 from fedelta.errors import AdapterError, CheckpointError, ConfigError, InputError, ModelError, RoundError, RunError
 from fedelta.experiment import Experiment, Result, evaluate_adapter
@@ -152,26 +152,16 @@ def test_what_a_client_keeps_holds_no_other_memory(tmp_path):
 
 @pytest.mark.parametrize("policy", ["average", "local", "group"])
 def test_a_stopped_run_resumes_to_the_same_bits(policy: str, tmp_path):
-    class StoppedError(Exception):
-        pass
-
-    def stop(outcome: object, _: object) -> None:
-        if outcome.round == 2:
-            raise StoppedError
-
     undisturbed = run(tmp_path, f"model.batch_norm={policy}")
-    with pytest.raises(StoppedError):
-        experiment(tmp_path, f"model.batch_norm={policy}").run(tmp_path / "stopped", on_round=stop)
+    with pytest.raises(KeyboardInterrupt):
+        experiment(tmp_path, f"model.batch_norm={policy}").run(tmp_path / "stopped", on_round=stop_after(2))
     resumed = Experiment.from_run(tmp_path / "stopped").resume(tmp_path / "stopped")
     for name in ("rounds.jsonl", "ledger.jsonl"):
         assert (resumed.path / name).read_bytes() == (undisturbed.path / name).read_bytes()
     left, right = (load(RunDirectory.open(each.path).checkpoint) for each in (undisturbed, resumed))
     assert_same_bits(left.params, right.params)
-    one, other = memories_in(undisturbed.path), memories_in(resumed.path)
-    assert one.keys() == other.keys()
-    assert bool(one) == (policy == "local")
-    for client_id, tensors in one.items():
-        assert_same_bits(tensors, other[client_id])
+    assert_same_memories(undisturbed.path, resumed.path)
+    assert bool(memories_in(resumed.path)) == (policy == "local")
 
 
 @pytest.mark.parametrize("lanes", [1, 2])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tests.builders import assert_same_bits
-from tests.small import SMALL, write_small
+from tests.small import SMALL, stop_after, write_small
 from typer.testing import CliRunner
 
 from fedelta.cli import app
@@ -107,12 +107,8 @@ def test_a_model_learns_numbers(result):
 
 
 def test_a_run_that_stops_resumes_to_the_same_bits(result, folder, tmp_path):
-    def stop(outcome, _ledger):
-        if outcome.round == 2:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        Experiment.from_toml(configuration(folder, tmp_path)).run(tmp_path / "run", on_round=stop)
+        Experiment.from_toml(configuration(folder, tmp_path)).run(tmp_path / "run", on_round=stop_after(2))
     again = Experiment.from_run(tmp_path / "run").resume(tmp_path / "run")
     assert_same_bits(again.params, result.params)
     assert (again.path / "rounds.jsonl").read_bytes() == (result.path / "rounds.jsonl").read_bytes()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from tests.builders import tiny_data, tiny_engine
-from tests.small import write_small
+from tests.small import stop_after, write_small
 
 from fedelta.codecs.cast import Cast
 from fedelta.codecs.channel import Channel
@@ -46,10 +46,10 @@ def test_a_new_name_on_the_command_line_is_for_both_directions(tmp_path: Path):
 
 
 def test_an_unknown_codec_is_named_once(tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"`codec\.name` is 'zip', expected one of float32, float16, bfloat16, int8"):
-        load_config(write_small(tmp_path), ["codec.name=zip"])
-    with pytest.raises(ConfigError, match=r"`codec\.up\.name` is 'zip', expected one of"):
-        load_config(write_small(tmp_path), ["codec.up.name=zip"])
+    for key in ("codec.name", "codec.up.name"):
+        with pytest.raises(ConfigError) as caught:
+            load_config(write_small(tmp_path), [f"{key}=zip"])
+        assert caught.value.problems == (f"`{key}` is 'zip', expected one of float32, float16, bfloat16, int8",)
     with pytest.raises(ValidationError):
         Channel(name="zip")
 
@@ -108,22 +108,19 @@ def test_the_residual_of_a_reply_that_was_not_accepted_is_forgotten():
     assert set(site.memory_of(0).residual) == set(start)
 
 
-def test_exact_and_rounded_numbers_leave_nothing_behind():
-    site, start = site_with(Channel(name="bfloat16"))
+@pytest.mark.parametrize("name", ["float32", "bfloat16"])
+def test_exact_and_rounded_numbers_leave_nothing_behind(name: str):
+    site, start = site_with(Channel(name=name))
     served(site, start, 1)
     assert site.memories.of(0) is None
 
 
 def test_a_run_with_int8_uploads_counts_its_bytes_and_goes_on_after_a_stop(tmp_path: Path):
-    def stop(outcome: object, _: object) -> None:
-        if outcome.round == 2:
-            raise KeyboardInterrupt
-
     overrides = ["codec.up.name=int8", "strategy.num_rounds=4"]
     path = write_small(tmp_path)
     whole = Experiment.from_toml(path, overrides).run(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        Experiment.from_toml(path, overrides).run(tmp_path / "parts", on_round=stop)
+        Experiment.from_toml(path, overrides).run(tmp_path / "parts", on_round=stop_after(2))
     parts = Experiment.from_run(tmp_path / "parts").resume(tmp_path / "parts")
     for name in ("rounds.jsonl", "ledger.jsonl"):
         assert (whole.path / name).read_bytes() == (parts.path / name).read_bytes()

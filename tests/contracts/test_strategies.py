@@ -6,21 +6,21 @@ import itertools
 
 import pytest
 import torch
-from tests.builders import CONVOLUTIONAL, assert_same_bits, evaluated, start_of, tiny_data, tiny_engine
+from tests.builders import CONVOLUTIONAL, assert_same_bits, start_of, tiny_data, tiny_engine
 from tests.contracts.test_tuning_methods import METHODS, ON_CONVOLUTIONS
 from tests.strategies.hand import SPEC, params, step, updates
+from tests.strategies.windowed import running
 
 from fedelta.aggregation.base import Update
 from fedelta.aggregation.means import Clipped, Uniform
 from fedelta.aggregation.robust import Median, Trimmed
 from fedelta.codecs.channel import Channel
-from fedelta.data.clients import Clients
 from fedelta.engine.exits import ExitSettings
 from fedelta.engine.optimizers import Sgd
 from fedelta.engine.work import ClientSettings
 from fedelta.errors import ConfigError
 from fedelta.federation.client import Site
-from fedelta.federation.rounds import Federation, Standing, federate
+from fedelta.federation.rounds import Standing, federate
 from fedelta.params import ParamSpec, select
 from fedelta.seeds import stream
 from fedelta.strategies import AnyStrategy
@@ -157,12 +157,8 @@ def test_every_strategy_runs_with_every_tuning_method(strategy: Strategy, method
     strategy = fitted(strategy, engine.spec)
     partition = dict(enumerate(torch.arange(24).split([5, 7, 4, 8])))
     site = Site(engine, partition, Channel(), seed=0, num_rounds=strategy.num_rounds, steering=strategy.steering)
-    running = Federation(
-        strategy=strategy, runtime=site, channel=Channel(), spec=engine.spec, clients=Clients.of(range(4)), seed=0,
-        evaluate=lambda params: evaluated(), effective_steps=engine.client.effective_steps,
-    )  # fmt: skip
     start = start_of(engine)
-    found = list(federate(running, Standing(start, strategy.init(start, engine.spec))))
+    found = list(federate(running(strategy, site, site), Standing(start, strategy.init(start, engine.spec))))
     last = found[-1]
     assert not any(outcome.rejections for outcome in found)
     saves = isinstance(strategy, Windows) or (isinstance(strategy, FedLuar) and strategy.num_recycled > 0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -242,16 +241,3 @@ def test_cifar_100_is_read_in_seconds_with_its_published_clients(shared_dir):
     assert raw.train.dataset.select(data.partition[17].tolist()).unique("client") == [17]
     # Five on an idle machine; the bound is for one that decodes with every attempt of every format.
     assert seconds < 60
-
-
-def test_held_out_rows_leave_the_test_set_also_where_its_ids_are_texts_of_the_numbers(tmp_path: Path):
-    for name, quoted in (("train", False), ("test", True)):
-        rows = [{"text": f"words {n}", "label": "ab"[n % 2], "who": str(n % 3) if quoted else n % 3} for n in range(12)]
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    source = DataSource(
-        source=str(tmp_path / "train.jsonl"), test_source=str(tmp_path / "test.jsonl"), text_column="text",
-        client_column="who",
-    )  # fmt: skip
-    raw = read(source, seed=0)
-    # A third of the 12 test rows are client 2's.
-    assert len(raw.without_test_rows_of({2}).test) == 8

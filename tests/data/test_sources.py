@@ -121,7 +121,7 @@ def test_a_file_may_have_its_test_set_in_another_file(tmp_path):
     assert raw.test.targets.values.tolist() == [1, 0, 2]
 
 
-def test_images_in_parquet_are_found_with_and_without_the_hubs_features(tmp_path, folder):
+def test_images_in_parquet_are_found_with_and_without_the_hubs_features(tmp_path):
     content = image(tmp_path / "x.png").read_bytes()
     cells = [{"bytes": content, "path": None}] * 4
     pq.write_table(pa.table({"pixels": cells, "label": [0, 1, 0, 1]}), tmp_path / "plain.parquet")
@@ -341,3 +341,16 @@ def test_files_of_other_kinds_and_empty_folders_are_refused(tmp_path):
 def test_impossible_settings_are_refused(options, message):
     with pytest.raises(ValidationError, match=message):
         DataSource(source="digits", **options)
+
+
+def test_held_out_rows_leave_the_test_set_also_where_its_ids_are_texts_of_the_numbers(tmp_path: Path):
+    for name, quoted in (("train", False), ("test", True)):
+        rows = [{"text": f"words {n}", "label": "ab"[n % 2], "who": str(n % 3) if quoted else n % 3} for n in range(12)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = DataSource(
+        source=str(tmp_path / "train.jsonl"), test_source=str(tmp_path / "test.jsonl"), text_column="text",
+        client_column="who",
+    )  # fmt: skip
+    raw = read(source, seed=0)
+    # A third of the 12 test rows are client 2's.
+    assert len(raw.without_test_rows_of({2}).test) == 8

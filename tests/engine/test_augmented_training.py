@@ -18,7 +18,7 @@ from tests.builders import (
     tiny_data,
     tiny_engine,
 )
-from tests.small import write_small
+from tests.small import stop_after, write_small
 from tests.sounds import write_flat
 
 from fedelta.config import load_config
@@ -108,12 +108,8 @@ def result(tmp_path_factory):
 
 
 def test_a_resumed_run_ends_with_the_bits_of_an_undisturbed_one(result, tmp_path):
-    def stop(outcome, ledger):
-        if outcome.round == 2:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        Experiment.from_toml(write_small(tmp_path), ON).run(tmp_path / "run", on_round=stop)
+        Experiment.from_toml(write_small(tmp_path), ON).run(tmp_path / "run", on_round=stop_after(2))
     Experiment.from_run(tmp_path / "run").resume(tmp_path / "run")
     assert bits(tmp_path / "run") == bits(result.path)
 

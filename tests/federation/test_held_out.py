@@ -12,11 +12,11 @@ from fedelta.federation.held_out import Personalization
 
 
 def test_a_draw_holds_out_as_many_as_asked_for_by_the_seed():
-    settings = Personalization(held_out_clients=3)
-    drawn = {settings.unseen(Clients.of(range(20)), seed) for seed in range(5)}
+    settings, clients = Personalization(held_out_clients=3), Clients.of(range(20))
+    drawn = {settings.unseen(clients, seed) for seed in range(5)}
     assert all(len(each) == 3 and each <= set(range(20)) for each in drawn)
     assert len(drawn) == 5
-    assert settings.unseen(Clients.of(range(20)), 4) == settings.unseen(Clients.of(list(range(20))), 4)
+    assert settings.unseen(clients, 4) == settings.unseen(clients, 4)
 
 
 def test_named_clients_are_held_out_whatever_the_seed():

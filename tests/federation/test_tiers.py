@@ -1,14 +1,12 @@
-"""Clients of different depth: who is how deep, what each holds, and what travels, runs and is averaged."""
+"""Clients of different depth: what each holds, and what travels, runs and is averaged."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import pytest
 import torch
-from pydantic import ValidationError
 from tests.builders import (
     assert_close,
     evaluated,
@@ -28,7 +26,6 @@ from fedelta.data.clients import Clients
 from fedelta.engine.exits import ExitSettings
 from fedelta.engine.optimizers import Sgd
 from fedelta.engine.work import ClientSettings, Job, Trained
-from fedelta.errors import ConfigError
 from fedelta.federation.client import Site
 from fedelta.federation.records import Reply, RoundOutcome
 from fedelta.federation.rounds import Federation, Standing, federate
@@ -49,103 +46,6 @@ from fedelta.tuning.lora import Lora
 ACCUMULATOR = Accumulator(num_heads=2, mlp_width=24, head_width=12)
 WITH_LORA = Combined(methods=(ACCUMULATOR, Lora(r=2)))
 SIZES = (5, 7, 4, 8)
-
-
-# Who is how deep.
-
-
-def test_without_tiers_everybody_runs_the_whole_model():
-    assert ExitSettings().depths(Clients.of([3, 5]), 4, seed=0) == {3: 4, 5: 4}
-    assert not ExitSettings().has_tiers
-    assert ExitSettings(tiers=(2,)).has_tiers
-
-
-def test_a_cycle_goes_by_place_in_the_list_of_clients():
-    assert ExitSettings(tiers=(1, 2, 4)).depths(Clients.of([0, 1, 2, 3, 7]), 4, seed=0) == {
-        0: 1,
-        1: 2,
-        2: 4,
-        3: 1,
-        7: 2,
-    }
-
-
-def test_a_shuffle_has_as_many_of_each_depth_and_depends_on_the_seed_alone():
-    settings = ExitSettings(tiers=(1, 2, 4), assignment="shuffle")
-    one, again, two = (settings.depths(Clients.of(range(30)), 4, seed) for seed in (0, 0, 1))
-    assert one == again != two
-    for depths in (one, two):
-        assert sorted(depths) == list(range(30))
-        assert sorted(depths.values()) == [1] * 10 + [2] * 10 + [4] * 10
-    assert one != ExitSettings(tiers=(1, 2, 4)).depths(Clients.of(range(30)), 4, 0)
-
-
-def test_a_file_says_it_for_every_client(tmp_path: Path):
-    path = tmp_path / "tiers.json"
-    path.write_text('{"0": 2, "1": 1, "5": 4}')
-    assert ExitSettings(tiers_file=str(path)).depths(Clients.of([0, 1, 5]), 4, seed=0) == {0: 2, 1: 1, 5: 4}
-
-
-@pytest.mark.parametrize(
-    ("content", "problem"),
-    [
-        ('{"0": 2}', "client 1 has depth None; expected 1 to 4 for every client"),
-        ('{"0": 2, "1": 5}', "client 1 has depth 5; expected 1 to 4"),
-        ('{"0": 0, "1": 1.5}', "client 0 has depth 0, client 1 has depth 1.5; expected"),
-        ('{"0": 2, "1": true}', "client 1 has depth True"),
-        ('{"0": 2, "1": "3"}', "client 1 has depth '3'"),
-        ("[1, 2]", "cannot be used"),
-        ("{", "cannot be used"),
-        ("[[0, 1], [1, 2]]", "cannot be used"),
-        ('{"0": 2, "1": 1, "9": 3, "a": 1}', "has '9', 'a', but there are 2 clients, 0 to 1"),
-        (None, "cannot be used"),
-    ],
-)
-def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, content: str | None, problem: str):
-    path = tmp_path / "tiers.json"
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(ConfigError) as caught:
-        ExitSettings(tiers_file=str(path)).depths(Clients.of([0, 1]), 4, seed=0)
-    [found] = caught.value.problems
-    assert found.startswith(f"`exits.tiers_file` {str(path)!r}")
-    assert problem in found
-    assert 'a JSON object of client to depth, such as {"0": 4, "1": 4}' in caught.value.hint
-
-
-def test_a_file_may_call_clients_by_their_names(tmp_path: Path):
-    path = tmp_path / "tiers.json"
-    sites = Clients.of(range(3), {0: "ann", 1: "bob", 2: "7"})
-    path.write_text('{"ann": 2, "1": 1, "7": 4}')
-    assert ExitSettings(tiers_file=str(path)).depths(sites, 4, seed=0) == {0: 2, 1: 1, 2: 4}
-    path.write_text('{"ann": 2, "carl": 1, "7": 9}')
-    with pytest.raises(ConfigError) as caught:
-        ExitSettings(tiers_file=str(path)).depths(sites, 4, seed=0)
-    unknown, odd = caught.value.problems
-    assert unknown.endswith("has 'carl', but there are 3 clients: 'ann', 'bob', '7'")
-    assert "client 1 ('bob') has depth None, client 2 ('7') has depth 9; expected 1 to 4" in odd
-    assert caught.value.hint == 'write a JSON object of client to depth, such as {"ann": 4, "bob": 4}.'
-
-
-def test_a_depth_that_the_model_does_not_have_is_refused():
-    with pytest.raises(ConfigError, match=r"`exits.tiers` has depth 5, but the model has 4 blocks") as caught:
-        ExitSettings(tiers=(1, 5)).depths(Clients.of([0]), 4, seed=0)
-    assert caught.value.hint == "use depths from 1 to 4."
-
-
-@pytest.mark.parametrize(
-    ("fields", "problem"),
-    [
-        ({"tiers": (1,), "tiers_file": "a.json"}, "give `tiers` or `tiers_file`, not both"),
-        ({"tiers": ()}, "tiers"),
-        ({"tiers": (0,)}, "tiers"),
-        ({"train": "all"}, "train"),
-        ({"assignment": "sorted"}, "assignment"),
-    ],
-)
-def test_impossible_settings_are_refused(fields: dict[str, object], problem: str):
-    with pytest.raises(ValidationError, match=problem):
-        ExitSettings(**fields)
 
 
 # What each holds.

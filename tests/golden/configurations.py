@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from tests.inference.adapters import WORDS, write_tokenizer
-from tests.small import CONVOLUTIONAL, SMALL, write_small
+from tests.small import CONVOLUTIONAL, SMALL, stop_after, write_small
 from tests.sounds import write_flat
 
 import fedelta
@@ -133,16 +133,10 @@ def natural_numbers(folder: Path) -> Result:
 
 def resumed(folder: Path) -> Result:
     """FedLAMA with clients that drop out, stopped between two rounds of a window and continued."""
-    stop = 3
-
-    def interrupt(outcome: Any, ledger: Any) -> None:
-        if outcome.round == stop:
-            raise KeyboardInterrupt
-
     overrides = [*_WINDOWS, "strategy.phi=4", "strategy.num_rounds=8", "stability.dropout_fraction=0.2"]
     path = write_small(folder)
     try:
-        Experiment.from_toml(path, overrides).run(folder / "run", on_round=interrupt)
+        Experiment.from_toml(path, overrides).run(folder / "run", on_round=stop_after(3))
     except KeyboardInterrupt:
         return Experiment.from_run(folder / "run").resume(folder / "run")
     raise AssertionError("the run was not stopped")

@@ -22,7 +22,7 @@ FOLDER = Path(__file__).parent
 
 def check(name: str, found: dict[str, Any]) -> None:
     golden = json.loads((FOLDER / f"{name}.json").read_text())
-    problems = list(differences(golden, json.loads(json.dumps(found))))
+    problems = differences(golden, json.loads(json.dumps(found)))
     assert not problems, "\n".join(problems[:10])
 
 

@@ -68,8 +68,12 @@ def test_an_example_becomes_the_same_inputs_in_training_and_in_prediction(name, 
 
 @pytest.mark.parametrize("name", MODALITIES)
 def test_examples_come_in_batches_in_order(name, tmp_path):
-    one_by_one = list(OF_A_MODEL[name].examples(given(name, tmp_path), batch_size=1))
-    assert [len(next(iter(batch.values()))) for batch in one_by_one] == [1, 1]
+    modality, examples = OF_A_MODEL[name], given(name, tmp_path)
+    one_by_one = list(modality.examples(examples, batch_size=1))
+    for example, batch in zip(examples, one_by_one, strict=True):
+        (alone,) = modality.examples([example], batch_size=1)
+        assert all(len(batch[key]) == 1 and torch.equal(batch[key], alone[key]) for key in alone)
+    assert not all(torch.equal(one_by_one[0][key], one_by_one[1][key]) for key in one_by_one[0])
 
 
 @pytest.mark.parametrize("name", MODALITIES)

@@ -22,6 +22,7 @@ from fedelta.results.checkpoint import Checkpoint, Lengths, encode
 from fedelta.results.citations import citations
 from fedelta.results.environment import environment
 from fedelta.results.files import to_json
+from fedelta.results.history import History, read_histories
 from fedelta.results.ledger import Ledger, opening_row
 from fedelta.results.rundir import (
     CHECKPOINT,
@@ -104,6 +105,15 @@ def make_run(path: Path, shape: Shape = Shape()) -> RunDirectory:
         if details is not None and details.confusion is not None:
             (path / CONFUSION).write_text(to_json(details.confusion.as_record()))
     return run
+
+
+def rewrite(run: RunDirectory, records: Sequence[dict[str, object]]) -> None:
+    run.rounds.truncate(0)
+    run.rounds.append(records)
+
+
+def history_of(path: Path) -> History:
+    return read_histories([path])[0]
 
 
 def in_windows(shape: Shape, strategy: FedLama | FedLamaAuto) -> Shape:

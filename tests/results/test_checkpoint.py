@@ -67,7 +67,7 @@ def test_a_checkpoint_of_an_older_format_says_what_to_do(monkeypatch):
     assert "finish the run with the version of fedelta that began it" in caught.value.hint
 
 
-def test_tensors_that_share_memory_or_are_not_contiguous_can_be_saved(tmp_path):
+def test_tensors_that_share_memory_or_are_not_contiguous_can_be_saved():
     weight = torch.arange(6.0).reshape(2, 3)
     shared = a_checkpoint(params={"w": weight, "t": weight.T}, state={"w": weight, "row": weight[1]})
     assert_same(decode(encode(shared)), shared)

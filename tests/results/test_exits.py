@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.results.synthetic import Shape, make_run
+from tests.results.synthetic import Shape, history_of, make_run, rewrite
 from tests.results.test_report import Page, report
 
 from fedelta.cli import _conclude
@@ -21,7 +21,7 @@ from fedelta.results.compute import area, read_compute
 from fedelta.results.exit_plots import MAX_LABELS, exits_by_round, measure_by_cost, spread
 from fedelta.results.exit_section import section
 from fedelta.results.exits import Exits, read_exits
-from fedelta.results.history import History, read_histories
+from fedelta.results.history import read_histories
 from fedelta.results.ledger import Ledger, opening_row
 from fedelta.results.numbers import UNKNOWN
 from fedelta.results.page import headline
@@ -47,20 +47,11 @@ def by_hand(path: Path, found: Sequence[Sequence[float]] = GROWING, costs: objec
     return path
 
 
-def rewrite(run: RunDirectory, records: Sequence[dict[str, object]]) -> None:
-    run.rounds.truncate(0)
-    run.rounds.append(records)
-
-
 def send(path: Path, *transfers: Transfer) -> Path:
     """`path`, in whose ledger nothing but these payloads is."""
     (path / "ledger.jsonl").write_bytes(opening_row(backbone_bytes=1000))
     Ledger.read(path / "ledger.jsonl").append(transfers)
     return path
-
-
-def history_of(path: Path) -> History:
-    return read_histories([path])[0]
 
 
 def exits_of(path: Path) -> Exits:

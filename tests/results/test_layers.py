@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.results.synthetic import Shape, in_windows, make_run
+from tests.results.synthetic import Shape, history_of, in_windows, make_run, rewrite
 from tests.results.test_report import Page, report
 
 from fedelta.errors import RunError
 from fedelta.results.drawing import to_svg
-from fedelta.results.history import History, read_histories
+from fedelta.results.history import read_histories
 from fedelta.results.layer_plots import discrepancy_by_group, discrepancy_curves, intervals_by_round
 from fedelta.results.layers import Choice, Layers, read_layers
 from fedelta.results.plots import measure_by_round
@@ -47,15 +47,6 @@ def by_hand(
         ],
     )
     return path
-
-
-def rewrite(run: RunDirectory, records: Sequence[dict[str, object]]) -> None:
-    run.rounds.truncate(0)
-    run.rounds.append(records)
-
-
-def history_of(path: Path) -> History:
-    return read_histories([path])[0]
 
 
 def layers_of(path: Path) -> Layers:

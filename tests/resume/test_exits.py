@@ -9,12 +9,11 @@ from statistics import fmean
 
 import pytest
 from tests.builders import assert_same_bits
-from tests.small import write_small
+from tests.small import stop_after, write_small
 
 from fedelta.codecs.wire import encode
 from fedelta.errors import ConfigError
 from fedelta.experiment import Experiment, Result
-from fedelta.federation.records import RoundOutcome
 from fedelta.params import select
 
 ACCUMULATOR = ("tuning.name=accumulator", "tuning.num_heads=2", "tuning.mlp_width=24", "tuning.head_width=12")
@@ -36,16 +35,11 @@ def experiment(folder: Path, overrides: Sequence[str]) -> Experiment:
     return Experiment.from_toml(write_small(folder), ["tuning.r=", *overrides])
 
 
-def stop_after_round_1(outcome: RoundOutcome, _ledger: object) -> None:
-    if outcome.round == 1:
-        raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_that_was_interrupted_ends_with_the_same_bits(tmp_path: Path, case: str):
     whole = experiment(tmp_path, CASES[case]).run(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        experiment(tmp_path, CASES[case]).run(tmp_path / "parts", on_round=stop_after_round_1)
+        experiment(tmp_path, CASES[case]).run(tmp_path / "parts", on_round=stop_after(1))
     parts = Experiment.from_run(tmp_path / "parts").resume(tmp_path / "parts")
     assert_same_bits(whole.params, parts.params)
     for name in ("rounds.jsonl", "ledger.jsonl"):

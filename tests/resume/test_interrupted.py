@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.builders import assert_same_bits, memories_in
-from tests.small import write_small
+from tests.builders import assert_same_bits, assert_same_memories, memories_in
+from tests.small import stop_after, write_small
 
 from fedelta.experiment import Experiment, evaluate_adapter
-from fedelta.federation.records import RoundOutcome
 from fedelta.results.checkpoint import load
 
 CASES = {
@@ -25,27 +24,19 @@ CASES = {
 }
 
 
-def interrupt(outcome: RoundOutcome, _ledger: object) -> None:
-    if outcome.round == 2:
-        raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize("overrides", CASES.values(), ids=CASES)
 def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path: Path, overrides: tuple[str, ...]):
     config = write_small(tmp_path)
     whole = Experiment.from_toml(config, overrides).run(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        Experiment.from_toml(config, overrides).run(tmp_path / "parts", on_round=interrupt)
+        Experiment.from_toml(config, overrides).run(tmp_path / "parts", on_round=stop_after(2))
     parts = Experiment.from_run(tmp_path / "parts").resume(tmp_path / "parts")
     assert_same_bits(whole.params, parts.params)
     for name in ("rounds.jsonl", "ledger.jsonl"):
         assert (whole.path / name).read_bytes() == (parts.path / name).read_bytes()
     one, other = (load(run.path / "checkpoint/state.safetensors") for run in (whole, parts))
     assert_same_bits(one.state, other.state)
-    one, other = memories_in(whole.path), memories_in(parts.path)
-    assert one.keys() == other.keys()
-    for client_id, tensors in one.items():
-        assert_same_bits(tensors, other[client_id])
+    assert_same_memories(whole.path, parts.path)
 
 
 def test_what_clients_remember_is_in_the_checkpoint_and_none_of_the_model(tmp_path: Path):

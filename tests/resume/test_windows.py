@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from tests.builders import assert_same_bits, memories_in
-from tests.small import CONVOLUTIONAL, SMALL, write_small
+from tests.builders import assert_same_bits, assert_same_memories, memories_in
+from tests.small import CONVOLUTIONAL, SMALL, stop_after, write_small
 
 from fedelta.experiment import Experiment, Result
-from fedelta.federation.records import RoundOutcome
 from fedelta.params import Params
 from fedelta.results.checkpoint import Checkpoint, load
 
@@ -39,14 +38,6 @@ def settings(case: str) -> tuple[str, tuple[str, ...]]:
     return text, tuple(each for each in FEDLAMA if text is SMALL or each != "tuning.r=") + overrides
 
 
-def after(round: int) -> Callable[[RoundOutcome, object], None]:
-    def interrupt(outcome: RoundOutcome, _ledger: object) -> None:
-        if outcome.round == round:
-            raise KeyboardInterrupt
-
-    return interrupt
-
-
 def checkpoint_of(path: Path) -> Checkpoint:
     return load(path / "checkpoint/state.safetensors")
 
@@ -63,11 +54,13 @@ def interrupted(folder: Path, case: str, rounds: Sequence[int]) -> tuple[Result,
     text, overrides = settings(case)
     first, *others = rounds
     with pytest.raises(KeyboardInterrupt):
-        Experiment.from_toml(write_small(folder, text=text), overrides).run(folder / "parts", on_round=after(first))
+        Experiment.from_toml(write_small(folder, text=text), overrides).run(
+            folder / "parts", on_round=stop_after(first)
+        )
     found = {first: memories_in(folder / "parts")}
     for round in others:
         with pytest.raises(KeyboardInterrupt):
-            Experiment.from_run(folder / "parts").resume(folder / "parts", on_round=after(round))
+            Experiment.from_run(folder / "parts").resume(folder / "parts", on_round=stop_after(round))
         found[round] = memories_in(folder / "parts")
     return Experiment.from_run(folder / "parts").resume(folder / "parts"), found
 
@@ -82,10 +75,7 @@ def check(whole: Result, parts: Result) -> None:
         assert (whole.path / name).read_bytes() == (parts.path / name).read_bytes()
     one, other = checkpoint_of(whole.path), checkpoint_of(parts.path)
     assert_same_bits(one.state, other.state)
-    one, other = memories_in(whole.path), memories_in(parts.path)
-    assert one.keys() == other.keys()
-    for client_id, tensors in one.items():
-        assert_same_bits(tensors, other[client_id])
+    assert_same_memories(whole.path, parts.path)
 
 
 ONCE = [(case, (round,)) for case in ("everybody answers", "lost clients") for round in (5, 6, 7, 8)]

@@ -84,7 +84,7 @@ def test_what_nobody_of_the_cohort_holds_stays_and_keeps_its_update_and_score():
     unheld = RoundPlan(
         2, {0: ("a", "c"), 1: ("a", "c")}, {0: ("a",), 1: ("a",)}, 3, num_holders=dict.fromkeys("abc", 2)
     )
-    unheard = RoundPlan(3, {0: ("a", "c"), 1: ("a", "b", "c")}, {0: ("a",), 1: ("a", "b")}, 3, lambda name: 2)
+    unheard = RoundPlan(3, {0: ("a", "c"), 1: ("a", "b", "c")}, {0: ("a",), 1: ("a", "b")}, 3, dict.fromkeys("abc", 2))
     for plan in (unheld, unheard):
         after, later = step(strategy, state, once, plan, [Update(0, 1, {"a": tensor(0.5)})], SPEC)
         assert {name: value.tolist() for name, value in after.items()} == {"a": 1.5, "b": [4.0, -4.0], "c": [8.0] * 4}

@@ -9,7 +9,6 @@ import torch
 from tests.builders import (
     assert_close,
     assert_same_bits,
-    evaluated,
     jobs_for,
     kept,
     remembered,
@@ -18,11 +17,11 @@ from tests.builders import (
     tiny_engine,
 )
 from tests.strategies.hand import PLAN, SPEC, params, step, updates
+from tests.strategies.windowed import running
 from torch import tensor
 
 from fedelta.aggregation.base import Update
 from fedelta.codecs.channel import Channel
-from fedelta.data.clients import Clients
 from fedelta.engine.optimizers import Sgd
 from fedelta.engine.work import ClientSettings
 from fedelta.federation.client import Site
@@ -43,11 +42,7 @@ def federation(
     engine, _ = tiny_engine(Head(), tiny_data(), lanes=lanes, client=client)
     partition = dict(enumerate(torch.arange(24).split([8, 8, 8])))
     site = Site(engine, partition, Channel(name=codec), seed=0, num_rounds=4, steering=strategy.steering)
-    running = Federation(
-        strategy=strategy, runtime=site, channel=site.channel, spec=engine.spec, clients=Clients.of(range(3)), seed=0,
-        evaluate=lambda params: evaluated(), effective_steps=engine.client.effective_steps,
-    )  # fmt: skip
-    return running, start_of(engine), site
+    return running(strategy, site, site), start_of(engine), site
 
 
 def test_control_variates_move_by_the_sum_over_the_cohort_by_all_who_hold_the_tensor():
@@ -111,23 +106,23 @@ def quadratics(strategy: Strategy, seed: int) -> float:
     slopes, minima = torch.linspace(0.5, 2.0, 10).double(), torch.linspace(-3.0, 5.0, 10).double() ** 2
     spec = ParamSpec({"w": TensorSpec((), "w")})
     server = {"w": tensor(0.0, dtype=torch.float64)}
-    memory = strategy.steering
+    steering = strategy.steering
     state = {name: value.double() for name, value in strategy.init(server, spec).items()}
     remembered: dict[int, dict[str, torch.Tensor]] = {}
     for round in range(1, 1501):
         plan = strategy.plan(state, round, range(10), spec, stream(seed, "cohort", round))
         sent = []
         for client in plan.cohort:
-            own = remembered.get(client, memory.start(spec)) if memory else {}
+            own = remembered.get(client, steering.start(spec)) if steering else {}
             received = {**state, **server}
-            offset = memory.offset(received, own)["w"] if memory else 0.0
+            offset = steering.offset(received, own)["w"] if steering else 0.0
             local = server["w"]
             for _ in range(5):
                 local = local - 0.02 * (slopes[client] * (local - minima[client]) + offset)
             delta = {"w": local - server["w"]}
-            if memory:
-                beside = memory.beside(received, delta, 5 * 0.02)
-                remembered[client] = memory.remember(own, beside)
+            if steering:
+                beside = steering.beside(received, delta, 5 * 0.02)
+                remembered[client] = steering.remember(own, beside)
                 delta |= beside
             sent.append(Update(client, 1 + 7 * client, delta))
         server, state = step(strategy, state, server, plan, sent, spec)

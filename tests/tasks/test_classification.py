@@ -11,7 +11,6 @@ from torch.nn import functional
 from fedelta.seeds import stream
 from fedelta.tasks.classification import Classification, Prediction
 from fedelta.tasks.details import Answered, Confusion, Details
-from fedelta.tasks.labels import Labels
 
 TASK = Classification()
 # Six examples of three classes: 0 0 0 1 1 2 are taken for 0 0 1 1 1 0.
@@ -162,12 +161,6 @@ def test_records_name_what_is_true_and_what_is_answered():
 )
 def test_labels_are_in_the_only_column_of_class_labels_or_in_one_of_that_name(columns, found):
     assert TASK.candidates(columns) == found
-
-
-def test_labels_are_fetched_and_selected_by_row():
-    labels = Labels(tensor([4, 5, 6]))
-    assert (len(labels), labels.fetch(tensor([2, 0])).tolist()) == (3, [6, 4])
-    assert labels.select(tensor([1, 2])).strata.tolist() == [5, 6]
 
 
 @pytest.mark.parametrize(

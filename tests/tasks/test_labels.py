@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import tensor
 
-from fedelta.tasks.labels import read_labels
+from fedelta.tasks.labels import Labels, read_labels
 from fedelta.tasks.targets import TargetColumn
 
 REGRESSION = '; numbers are predicted with `task.name` = "regression"'
@@ -24,10 +26,7 @@ def column(*values: object, what: str = "training set", names: tuple[str, ...] |
 def test_classes_are_the_values_in_order(values, names, numbers):
     found = read_labels(column(*values), None)
     assert (found.class_names, found.strata_names, found.problems, found.test) == (names, names, (), None)
-    assert (
-        found.train.fetch(found.train.strata * 0 + found.train.strata.new_tensor(range(len(values)))).tolist()
-        == numbers
-    )
+    assert found.train.fetch(torch.arange(len(values))).tolist() == numbers
 
 
 def test_class_labels_keep_their_order_and_those_without_rows():
@@ -60,3 +59,9 @@ def test_what_is_wrong_with_labels_is_told(train, test, problems):
 def test_class_labels_of_other_classes_are_refused():
     ours, theirs = column(0, 1, names=("a", "b")), column(0, 1, what="test set", names=("b", "a"))
     assert read_labels(ours, theirs).problems == ("test set: classes 'b', 'a' differ from the training set's 'a', 'b'",)
+
+
+def test_labels_are_fetched_and_selected_by_row():
+    labels = Labels(tensor([4, 5, 6]))
+    assert (len(labels), labels.fetch(tensor([2, 0])).tolist()) == (3, [6, 4])
+    assert labels.select(tensor([1, 2])).strata.tolist() == [5, 6]
