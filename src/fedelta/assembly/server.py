@@ -49,13 +49,6 @@ def build_server(
     budget = config.byte_budget_mib
     strategy = _strategy(config, spec, params, len(clients.numbers))
     strategy.init(params, spec)  # refuses what does not fit the groups
-    if strategy.layerwise and len(spec.sizes) == 1:
-        logger.warning(
-            "strategy %r has nothing to gain: tuning method %r has only one group that could travel less often, %r.",
-            strategy.name,
-            config.tuning.name,
-            next(iter(spec.sizes)),
-        )
     federation = Federation(
         strategy=strategy,
         runtime=runtime,
@@ -69,8 +62,19 @@ def build_server(
         byte_budget=None if budget is None else int(budget * 2**20),
         tiers=tiers,
     )
+    _warn_of_one_group(federation, config.tuning.name)
     _check_mean(federation)
     return federation
+
+
+def _warn_of_one_group(federation: Federation, tuning_name: str) -> None:
+    if federation.strategy.layerwise and len(federation.spec.sizes) == 1:
+        logger.warning(
+            "strategy %r has nothing to gain: tuning method %r has only one group that could travel less often, %r.",
+            federation.strategy.name,
+            tuning_name,
+            next(iter(federation.spec.sizes)),
+        )
 
 
 def _check_mean(federation: Federation) -> None:

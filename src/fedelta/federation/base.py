@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,8 +11,8 @@ from typing import Protocol
 from fedelta.aggregation.base import Aggregation
 from fedelta.codecs.channel import Channel
 from fedelta.data.clients import Clients
-from fedelta.errors import ConfigError
-from fedelta.federation.records import Reply
+from fedelta.errors import ConfigError, RoundError
+from fedelta.federation.records import Rejection, Reply
 from fedelta.federation.tiers import Tiers
 from fedelta.params import Params, ParamSpec
 from fedelta.strategies.base import RoundPlan, State, Strategy
@@ -132,3 +132,17 @@ class Standing:
     rounds_done: int = 0
     bytes_sent: int = 0
     claimed: Mapping[int, int] = field(default_factory=dict)
+
+
+def too_few(federation: Federation, plan: RoundPlan, num_usable: int, rejections: Sequence[Rejection]) -> RoundError:
+    """The end of a run in which clients were wrong, not lost; with the first reasons."""
+    first = sorted(rejections, key=lambda rejection: rejection.client_id)[:5]
+    reasons = "".join(f"\n  - {federation.clients.called(each.client_id)}: {each.reason}" for each in first)
+    least = f"`strategy.min_replies` is {federation.min_replies}"
+    if federation.min_replies > federation.strategy.min_replies:
+        least = f"the mean {federation.aggregation.name!r} needs {federation.min_replies}"
+    return RoundError(
+        f"round {plan.round}: {num_usable} of {len(plan.cohort)} replies are usable, {least}.{reasons}",
+        hint="if losses are not finite, lower `client.lr` or warm up over a few rounds "
+        "(`client.schedule.warmup_rounds`).",
+    )

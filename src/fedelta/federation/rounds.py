@@ -21,7 +21,7 @@ import numpy as np
 from fedelta.aggregation.base import Aggregation, Update
 from fedelta.codecs.wire import decode, encode
 from fedelta.errors import PayloadError, RoundError, SpecError
-from fedelta.federation.base import Federation, Runtime, Standing
+from fedelta.federation.base import Federation, Runtime, Standing, too_few
 from fedelta.federation.records import LOST, Cause, Claim, Fault, Rejection, Reply, RoundOutcome, Transfer
 from fedelta.params import Params, ParamSpec, add, is_finite, norm, select
 from fedelta.seeds import stream
@@ -357,27 +357,14 @@ def _spent(federation: Federation, bytes_sent: int) -> bool:
 def _enough(federation: Federation, plan: RoundPlan, intake: _Intake) -> bool:
     """Whether the round counts. It does not where clients were lost; where they were wrong instead, the run ends."""
     accepted, rejections = intake.accepted, intake.rejections
-    min_replies, clients = federation.min_replies, federation.clients
+    min_replies = federation.min_replies
     if len(accepted) >= min_replies:
         return True
     lost = {rejection.client_id for rejection in rejections if rejection.cause in LOST}
     lost = lost.intersection(plan.cohort).difference(each.client_id for each in accepted)
     if len(accepted) + len(lost) >= min_replies:
         return False
-    first = sorted(rejections, key=lambda rejection: rejection.client_id)[:5]
-    reasons = "".join(f"\n  - {clients.called(rejection.client_id)}: {rejection.reason}" for rejection in first)
-    raise RoundError(
-        f"round {plan.round}: {len(accepted)} of {len(plan.cohort)} replies are usable, {_least(federation)}.{reasons}",
-        hint="if losses are not finite, lower `client.lr` or warm up over a few rounds "
-        "(`client.schedule.warmup_rounds`).",
-    )
-
-
-def _least(federation: Federation) -> str:
-    """Who asks for how many replies."""
-    if federation.min_replies == federation.strategy.min_replies:
-        return f"`strategy.min_replies` is {federation.min_replies}"
-    return f"the mean {federation.aggregation.name!r} needs {federation.min_replies}"
+    raise too_few(federation, plan, len(accepted), rejections)
 
 
 def _require_finite(round: int, params: Params) -> None:
