@@ -87,8 +87,8 @@ def _check_mean(federation: Federation) -> None:
     )
     if few := [name for name, number in held.items() if number < least]:
         problem = (
-            f"`strategy.mean.name` is {mean.name!r}, which needs {least} values of a tensor, but {len(few)} tensors are "
-            f"held by fewer clients, first `{few[0]}` by {held[few[0]]}"
+            f"`strategy.mean.name` is {mean.name!r}, which needs {least} values of a tensor, but {len(few)} tensors "
+            f"are held by fewer clients, first `{few[0]}` by {held[few[0]]}"
         )
         raise ConfigError([problem], hint="let more clients run as deep (`[exits]`), or choose another mean.")
     if least > federation.strategy.min_replies:

@@ -296,7 +296,9 @@ def _badly_typed(reply: Reply) -> str | None:
     seconds: object = reply.simulated_seconds
     metrics: object = reply.metrics
     payload: object = reply.payload
-    if fault is not None and not _is_fault(fault):
+    if fault is not None and not (
+        isinstance(fault, Fault) and isinstance(fault.reason, str) and fault.cause in get_args(Cause)
+    ):
         return f"the client's fault is {fault!r}, expected a `Fault`"
     if seconds is not None and not _is_finite(seconds):
         return f"the client's simulated time is {seconds!r} s, expected a finite number"
@@ -316,15 +318,6 @@ def _badly_typed(reply: Reply) -> str | None:
     if not _is_finite(loss):
         return f"the client's metric `train_loss` is {loss!r:.40}, expected a finite number"
     return None
-
-
-def _is_fault(fault: object) -> bool:
-    return (
-        isinstance(fault, Fault)
-        and isinstance(fault.reason, str)
-        and fault.cause in get_args(Cause)
-        and isinstance(fault.reached, bool)
-    )
 
 
 def _whole(value: object) -> int | None:
