@@ -164,6 +164,17 @@ def test_all_problems_are_in_one_message():
             "`strategy.mean.fraction` is 0.2, which leaves out none of `strategy.clients_per_round` = 4",
         ),
         (
+            {"strategy": {"clients_per_round": 2, "mean": {"name": "median"}}},
+            "`strategy.mean.name` is 'median', which needs at least 3 replies to leave a bad one out",
+        ),
+        *(
+            (
+                {"strategy": {"name": name, "clients_per_round": 1, **budget}, "client": {"local_epochs": None}},
+                f"`strategy.clients_per_round` is 1, expected at least 2: {name!r} goes by how much the clients of",
+            )
+            for name, budget in (("fedlama", {}), ("fedlama-auto", {"share": 0.5}))
+        ),
+        (
             {"strategy": {"name": "scaffold"}, "client": {"optimizer": {"name": "adamw"}}},
             "`strategy.name` is 'scaffold', which corrects gradients; `client.optimizer.name` must be 'sgd'",
         ),

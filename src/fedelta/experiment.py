@@ -27,8 +27,9 @@ from fedelta.data.batches import FederatedData
 from fedelta.data.clients import Name
 from fedelta.durable import write_atomic
 from fedelta.errors import InputError
+from fedelta.federation.base import Standing
 from fedelta.federation.records import RoundOutcome
-from fedelta.federation.rounds import Standing, federate
+from fedelta.federation.rounds import federate
 from fedelta.federation.tiers import Tiers
 from fedelta.inference.adapter import Adapter, read_adapter, write_adapter
 from fedelta.inference.costs import costs_of

@@ -27,7 +27,8 @@ def sent(*values: float, num_examples: int = 1) -> list[Update]:
         (Median(), (3.0,), 3.0),
         (Trimmed(fraction=0.25), (5.0, -1.0, 100.0, 7.0), 6.0),  # without -1 and 100
         (Trimmed(fraction=0.2), (1.0, 2.0, 3.0, 4.0, 90.0), 3.0),  # without 1 and 90
-        (Trimmed(fraction=0.2), (1.0, 2.0, 6.0, 7.0), 4.0),  # 0.2 of 4 is less than one client
+        (Trimmed(fraction=0.2), (1.0, 2.0, 6.0, 90.0), 4.0),  # 0.2 of 4 is less than one client: one, 1 and 90
+        (Trimmed(fraction=0.2), (1.0, 2.0, 90.0), 2.0),
         (Clipped(max_norm=2.0), (6.0, -1.0), 0.5),  # (2 - 1) / 2
         (Weighted(), (6.0, -1.0), 2.5),
     ],

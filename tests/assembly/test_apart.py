@@ -126,3 +126,28 @@ def test_a_method_in_place_has_one_lane_however_many_are_asked_for(tmp_path: Pat
     config = load_config(write_small(tmp_path), ["tuning.name=full"])
     model = tuned_model(config, build(config.model, CLASSES, seed=0), CLASSES, num_lanes=4)
     assert model.lanes.num == 1
+
+
+def test_a_mean_says_what_it_needs_more_replies_than_were_asked_for(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    config = write_small(tmp_path)
+    at_the_server(load_config(config, ["strategy.mean.name=median"]))
+    told = "the mean 'median' needs 3 replies: a round with fewer does not count, although `strategy.min_replies` is 1."
+    assert told in caplog.text
+    caplog.clear()
+    at_the_server(load_config(config, ["strategy.mean.name=median", "strategy.min_replies=3"]))
+    assert caplog.text == ""
+
+
+def test_a_mean_is_refused_where_too_few_clients_hold_a_tensor(tmp_path: Path):
+    write_small(tmp_path, text=EXITS)
+    overrides = ["strategy.mean.name=trimmed", "strategy.mean.fraction=0.34", "partition.num_clients=4"]
+    config = load_config(tmp_path / "small.toml", overrides)
+    clients = Clients.of(range(4))
+    model = tuned_model(config, build(config.model, CLASSES, seed=config.seed), CLASSES)
+    tiers = tiers_of(config, model, clients)
+    assert tiers is not None
+    assert sorted(tiers.depths.values()) == [1, 1, 2, 2]
+    with pytest.raises(
+        ConfigError, match=r"which needs 3 values of a tensor, .*, first `vit.layers.1.exit_head.out.weight` by 2"
+    ):
+        build_server(config, model.spec, model.params, clients, runtime=Carried(), tiers=tiers)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.builders import assert_same_bits, evaluated, spec_of
@@ -15,7 +18,7 @@ from torch import Tensor, tensor
 
 from fedelta.aggregation.base import Aggregation, Running
 from fedelta.aggregation.means import Clipped, Normalised, Uniform, Weighted
-from fedelta.aggregation.robust import Median
+from fedelta.aggregation.robust import Median, Trimmed
 from fedelta.codecs.base import Codec
 from fedelta.codecs.cast import Cast
 from fedelta.codecs.channel import Channel
@@ -25,9 +28,12 @@ from fedelta.errors import ConfigError, RoundError
 from fedelta.federation.records import Claim, Fault, Rejection, Reply, RoundOutcome
 from fedelta.federation.rounds import Federation, Standing, federate
 from fedelta.params import Params, ParamSpec
+from fedelta.results.files import to_json
+from fedelta.results.runlog import round_record
 from fedelta.strategies.base import RoundPlan
 from fedelta.strategies.fedavg import FedAvg
 from fedelta.strategies.fedlama import FedLama
+from fedelta.tasks.base import Measure
 
 SPEC = spec_of(a=(), b=(2,))
 START = {"a": tensor(1.0), "b": tensor([0.0, 0.0])}
@@ -184,6 +190,89 @@ FAULTS = {
 }
 
 
+BADLY_TYPED = {
+    **{
+        f"{value!r:.12} examples": ({"num_examples": value}, f"the client claims {value!r} examples, expected a whole")
+        for value in ("10", None, True, 10.0, math.nan, -math.inf, [10])
+    },
+    "-3 examples": ({"num_examples": -3}, "the client claims -3 examples, expected at least 1"),
+    "a googol to the fourth": ({"num_examples": 10**400}, "the client claims a number beyond 64 bits of examples"),
+    "more digits than Python prints": ({"num_examples": 10**9999}, "the client claims a number beyond 64 bits of"),
+    **{
+        f"metrics {value!r:.12}": ({"metrics": value}, f"the client's metrics are {value!r}, expected numbers by name")
+        for value in (None, "low", [("train_loss", 1.0)], 3)
+    },
+    **{
+        f"a loss of {type(value).__name__} {value!s:.9}": (
+            {"metrics": {"train_loss": value}}, "the client's metric `train_loss` is "
+        )
+        for value in ("1.0", None, True, {"train_loss": 1.0}, tensor(1.0), math.nan, -math.inf, 10**400, 1e39)
+    },
+    **{
+        f"a payload of type {type(value).__name__}": (
+            {"payload": value}, f"the client's payload is of type `{type(value).__name__}`, expected bytes"
+        )
+        for value in ("FDLT", None, 7, bytearray(reply(1).payload), memoryview(reply(1).payload), [b"FDLT"])
+    },
+    "a fault in words": ({"fault": "out of memory"}, "the client's fault is 'out of memory', expected a `Fault`"),
+    "a fault of no kind": ({"fault": Fault("gone", "lost")}, "the client's fault is Fault(reason='gone'"),
+    "a fault without words": ({"fault": Fault(None)}, "the client's fault is Fault(reason=None"),
+    **{
+        f"a time of {value!r}": ({"simulated_seconds": value}, f"the client's simulated time is {value!r} s, expected")
+        for value in ("3", math.nan, math.inf)
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("fields", "reason"), BADLY_TYPED.values(), ids=BADLY_TYPED)
+def test_a_badly_typed_reply_is_the_rejection_of_its_client_and_not_the_end(fields: dict[str, Any], reason: str):
+    bad = replace(reply(1), **fields)
+    [outcome] = outcomes(federation(lambda plan: [bad, reply(0), reply(2)]))
+    assert_same_bits(outcome.params, {"a": tensor(3.0), "b": tensor([4.0, -4.0])})
+    assert (outcome.num_examples, outcome.train_loss, outcome.simulated_seconds) == (20, 1.0, None)
+    [rejection] = outcome.rejections
+    assert (rejection.client_id, rejection.cause) == (1, "refused")
+    assert rejection.reason.startswith(reason)
+    # What can be written to the records, whatever came.
+    line = to_json(round_record(outcome, 0, Measure("loss_nats", "loss")))
+    assert json.loads(line)["rejections"][0]["reason"] == rejection.reason
+    sent = bad.payload if isinstance(bad.payload, bytes | bytearray | memoryview) else b""
+    assert sum(each.payload_bytes for each in outcome.transfers if each.client_id == 1 and each.direction == "up") == (
+        len(sent)
+    )
+
+
+@pytest.mark.parametrize(
+    ("came", "told"),
+    [
+        *((replace(reply(1), client_id=key), f"the client id {key!r}") for key in ("1", None, True, 1.0, b"1", (1,))),
+        (None, "<class 'NoneType'>"),
+        ({"client_id": 1}, "<class 'dict'>"),
+        (b"FDLT", "<class 'bytes'>"),
+    ],
+)
+def test_what_is_nobodys_reply_is_told_where_one_is_missing(came: object, told: str):
+    [outcome] = outcomes(federation(lambda plan: [came, reply(0), reply(2)]))
+    [rejection] = outcome.rejections
+    assert (rejection.client_id, rejection.cause) == (1, "no reply")
+    assert rejection.reason.startswith("no reply; what came instead of replies: ")
+    assert told in rejection.reason
+    assert outcome.num_examples == 20
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers():
+    other = replace(reply(1), client_id=np.int64(1), num_examples=np.int32(20), metrics={"train_loss": np.float32(1.0)})
+    [outcome] = outcomes(federation(lambda plan: [reply(0), other, reply(2)]))
+    assert (outcome.num_examples, outcome.rejections) == (40, ())
+    assert json.loads(to_json(outcome.claimed)) == {"0": 10, "1": 20, "2": 10}
+
+
+def test_a_long_reason_is_cut():
+    bad = Reply(1, 0, b"", fault=Fault("x" * 10**6))
+    [outcome] = outcomes(federation(lambda plan: [reply(0), bad, reply(2)]))
+    assert outcome.rejections[0].reason == "x" * 500
+
+
 @pytest.mark.parametrize(("bad", "reason"), FAULTS.values(), ids=FAULTS)
 def test_a_reply_that_cannot_be_used_is_recorded_counted_and_left_out_of_the_mean(bad: Reply, reason: str):
     [outcome] = outcomes(federation(lambda plan: [reply(0), bad, reply(2)]))
@@ -216,13 +305,23 @@ def test_a_client_that_was_not_asked_is_refused_and_its_bytes_count():
     assert outcome.transfers[-1].payload_bytes == PAYLOAD_BYTES
 
 
-def test_a_second_reply_of_a_client_is_refused_and_its_bytes_count():
+@pytest.mark.parametrize("place", [0, 1, 2, 3])
+def test_of_two_replies_under_one_client_id_neither_counts_and_the_bytes_of_both_do(place: int):
     second = reply(1, {"a": tensor(1e6), "b": tensor([1e6, 1e6])}, loss=1e6)
-    [outcome] = outcomes(federation(lambda plan: [*good(plan), second]))
-    assert outcome.rejections == (Rejection(1, "a reply that nobody asked for"),)
+
+    def answer(plan: RoundPlan) -> list[Reply]:
+        replies = good(plan)
+        replies.insert(place, second)
+        return replies
+
+    running = federation(answer)
+    [outcome] = outcomes(running)
+    reason = "2 replies came under this client id, of which none can be trusted"
+    assert outcome.rejections == (Rejection(1, reason),)
     assert outcome.params["a"].item() == 3.0
     assert outcome.train_loss == 1.0
-    assert outcome.num_examples == 30
+    assert outcome.num_examples == 20
+    assert running.runtime.accepted == [(0, 2)]
     assert [transfer.client_id for transfer in outcome.transfers if transfer.direction == "up"] == [0, 1, 1, 2]
 
 
@@ -272,6 +371,30 @@ def test_a_lost_reply_that_nobody_asked_for_excuses_nobody():
     wrong = [Reply(client, 0, b"", fault=Fault("disk full")) for client in range(3)]
     with pytest.raises(RoundError, match="0 of 3 replies are usable"):
         outcomes(federation(lambda plan: [*strange, *wrong]))
+
+
+@pytest.mark.parametrize("mean", [Median(), Trimmed(fraction=0.2)])
+def test_a_round_with_fewer_replies_than_its_mean_needs_does_not_count(mean: Aggregation):
+    # Two of three: nobody can tell which of them is the bad one.
+    running = federation(lambda plan: [reply(0), reply(2)], mean=mean)
+    [outcome] = outcomes(running)
+    assert_same_bits(outcome.params, START)
+    assert (outcome.num_examples, outcome.synced_fraction) == (0, 0)
+    assert running.runtime.accepted == [()]
+    wrong = [reply(0), Reply(1, 0, b"", fault=Fault("disk full")), reply(2)]
+    with pytest.raises(RoundError, match=rf"2 of 3 replies are usable, the mean '{mean.name}' needs 3\."):
+        outcomes(federation(lambda plan: wrong, mean=mean))
+
+
+def test_a_bad_client_moves_a_trimmed_mean_nowhere_when_another_is_lost():
+    # Four of five replies, of which the fraction 0.2 is less than one client.
+    def answer(plan: RoundPlan) -> list[Reply]:
+        bad = reply(3, {"a": tensor(1e6), "b": tensor([1e6, -1e6])})
+        return [reply(0), reply(1), reply(2), bad]
+
+    running = replace(federation(answer, clients_per_round=5, mean=Trimmed(fraction=0.2)), clients=Clients.of(range(5)))
+    [outcome] = outcomes(running)
+    assert_same_bits(outcome.params, {"a": tensor(3.0), "b": tensor([4.0, -4.0])})
 
 
 def test_exactly_enough_replies_are_enough():
@@ -382,18 +505,20 @@ def test_a_mean_that_needs_sums_holds_one_decoded_update_and_a_median_all(mean: 
     assert least <= max(codec.most) <= most
 
 
-def test_a_reply_that_comes_early_waits_as_bytes():
+def test_replies_wait_as_bytes_until_all_have_come_in_memory_or_in_a_file(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("fedelta.federation.rounds._WAITING_BYTES", PAYLOAD_BYTES + 1)
     codec = Counting([], [])
     seen: list[int] = []
 
     def backwards(plan: RoundPlan) -> Iterator[Reply]:
         for client_id in (2, 1, 0):
-            yield reply(client_id, codec=codec)
+            yield reply(client_id, {"a": tensor(float(client_id)), "b": torch.zeros(2)}, codec=codec)
             seen.append(len(codec.alive))
 
-    outcomes(federation(backwards, codec=codec))
-    # Nothing is decoded before client 0 has answered; then all three are, of two tensors each.
-    assert seen == [0, 0, 6]
+    [outcome] = outcomes(federation(backwards, codec=codec))
+    # Two tensors of each are decoded afterwards, and the mean of 0, 1 and 2 is added to 1.
+    assert (seen, len(codec.alive)) == ([0, 0, 0], 6)
+    assert outcome.params["a"].item() == 2.0
 
 
 def test_what_a_client_claims_counts_up_to_a_limit_and_is_recorded():
@@ -436,6 +561,7 @@ class Hidden:
     name: str = "hidden"
     reads: str = "sum"
     only_sums: bool = True
+    min_values: int = 1
 
     @property
     def of_statistics(self) -> Hidden:

@@ -159,14 +159,58 @@ def test_the_steps_behind_a_discrepancy_are_those_since_its_group_last_travelled
     torch.testing.assert_close(after["unit_discrepancy"], tensor(expected).double())
 
 
-def test_a_cohort_of_one_client_has_no_discrepancy():
-    strategy = FedLama(phi=2, num_rounds=4, clients_per_round=1)
-    running, _, _ = walking(strategy, jumping)
-    *_, last = federate(running, Standing(START, strategy.init(START, SPEC)))
-    assert last.state["unit_discrepancy"].tolist() == [0.0, 0.0, 0.0]
-    # Nobody disagrees with anybody: everything travels seldom.
-    assert last.logged["interval_rounds"] == (2, 2, 2)
-    assert last.synced_fraction == 1.0
+WINDOWED = {
+    "fedlama": FedLama(phi=2, num_rounds=4, clients_per_round=2),
+    "share": FedLamaAuto(phi=2, num_rounds=4, clients_per_round=2, share=0.75),
+    "tolerance": FedLamaAuto(phi=2, num_rounds=4, clients_per_round=2, tolerance=0.5),
+}
+
+
+@pytest.mark.parametrize("name", WINDOWED)
+def test_one_reply_says_nothing_of_how_clients_differ(name: str):
+    # In the first window client 1 is always lost: nothing is known, and the intervals stay as they are.
+    strategy = WINDOWED[name]
+    running, _, _ = walking(strategy, jumping, lost=lambda round, client_id: round <= 2 and client_id == 1)
+    start = strategy.init(START, SPEC)
+    first, second, third, last = federate(running, Standing(START, start))
+    for outcome in (first, second, third):
+        assert torch.equal(outcome.state["interval_rounds"], start["interval_rounds"])
+    assert second.logged["unit_discrepancy"] == (0.0, 0.0, 0.0)
+    assert second.state["num_measured"].tolist() == [0, 0, 0]
+    assert last.state["num_measured"].gt(0).all()
+    assert last.state["unit_discrepancy"].gt(0).all()
+
+
+def test_a_group_that_one_client_sends_keeps_its_last_discrepancy():
+    # Of a and c two values come, of b one: the other client does not hold it.
+    strategy = FedLama(phi=1, num_rounds=9, clients_per_round=2, tau=1, mean=Uniform(), crossing="excluded")
+    sent = [
+        Update(0, 1, {"a": tensor(0.0), "b": torch.ones(2), "c": torch.zeros(4)}),
+        Update(1, 1, {"a": tensor(0.2), "c": torch.full((4,), 8.0)}),
+    ]
+    before = with_intervals(1, 1, 1, unit_discrepancy=tensor([0.0, 0.5, 0.0]).double(), num_measured=tensor([0, 3, 0]))
+    _, after = step(strategy, before, START, strategy.plan(before, 1, range(2), SPEC, stream(0)), sent, SPEC)
+    # Half of the difference from the mean, squared: 0.01 and 16 a scalar.
+    torch.testing.assert_close(after["unit_discrepancy"], tensor([0.01, 0.5, 16.0]).double())
+    assert after["num_measured"].tolist() == [1, 3, 1]
+    assert after["num_syncs"].tolist() == [1, 1, 1]
+
+
+def test_a_group_of_which_nothing_is_known_keeps_its_interval_and_counts_as_the_worst():
+    groups = {"a": tensor(0.0), "b": torch.zeros(2), "c": torch.zeros(4)}
+    # Two clients send a and c, one of them b. c is calm: d = 0.01, of a 1. Before round 4 nobody knows b.
+    sent = [Update(0, 1, groups), Update(1, 1, {"a": tensor(2.0), "c": torch.full((4,), 0.2)})]
+    found = {}
+    for strategy in (
+        FedLama(phi=4, num_rounds=9, clients_per_round=2, tau=1, mean=Uniform(), crossing="excluded"),
+        FedLamaAuto(phi=4, num_rounds=8, clients_per_round=2, tau=1, mean=Uniform(), share=0.5),
+    ):
+        state = with_intervals(1, 1, 1)
+        plan = strategy.plan(state, 4, range(2), SPEC, stream(0))
+        _, after = step(strategy, state, START, plan, sent, SPEC)
+        found[strategy.name] = after["interval_rounds"].tolist()
+    # FedLAMA chooses among a and c; of the budget c is enough. Without discrepancy b would come before both.
+    assert found == {"fedlama": [1, 1, 4], "fedlama-auto": [1, 1, 2]}
 
 
 # Lost clients.

@@ -67,6 +67,10 @@ class Aggregation(Protocol):
         """Whether single updates must not be seen by anything else either, as under noise or secure sums."""
 
     @property
+    def min_values(self) -> int:
+        """Fewest values of a coordinate with which it does what it promises; the round loop uses no fewer."""
+
+    @property
     def of_statistics(self) -> Aggregation:
         """The aggregation for statistics, which the round loop takes."""
 
@@ -83,6 +87,7 @@ class Mean(Settings):
 
     reads: ClassVar[Reads] = "sum"
     only_sums: ClassVar[bool] = False
+    min_values: ClassVar[int] = 1
 
 
 def combine(aggregation: Aggregation, updates: Iterable[Update], spec: ParamSpec, generator: Generator) -> Params:

@@ -2,6 +2,9 @@
 
 Each is a value of `strategy.mean`, for FedAvg and every server optimizer. All updates of a round stay in memory.
 
+Of two values none can be told to be the bad one, so that each needs three: a round with fewer usable replies does not
+count, whatever `strategy.min_replies` says, and a tensor that fewer clients sent (`[exits]` with tiers) stays as it is.
+
 Shapes: M updates that hold a tensor.
 """
 
@@ -18,17 +21,31 @@ from fedelta.aggregation.base import Mean, Reads, Update
 from fedelta.params import Params, ParamSpec
 from fedelta.settings import Context
 
+_MIN_VALUES = 3
+
 
 class Median(Mean):
     """The median of every coordinate; of an even number the middle of the two in the middle. Not weighted.
 
-    Right while fewer than half of the clients are bad.
+    Right while fewer than half of the clients whose replies are usable are bad: one of 3 or 4, two of 5 or 6.
 
     Source: Yin et al. 2018 (arXiv 1803.01498), Definition 1 and Algorithm 1, option I.
     """
 
     name: Literal["median"] = "median"
     reads: ClassVar[Reads] = "each"
+    min_values: ClassVar[int] = _MIN_VALUES
+
+    def problems(self, context: Context) -> list[str]:
+        """Cohorts so small that a bad client decides."""
+        num_values = context.get("strategy.clients_per_round")
+        if num_values is None or num_values >= _MIN_VALUES:
+            return []
+        problem = (
+            f"`strategy.mean.name` is 'median', which needs at least {_MIN_VALUES} replies to leave a bad one out, but "
+            f"`strategy.clients_per_round` is {num_values}"
+        )
+        return [problem]
 
     @property
     def of_statistics(self) -> Median:
@@ -43,8 +60,11 @@ class Median(Mean):
 class Trimmed(Mean):
     """The mean of every coordinate without its largest and smallest values. Not weighted.
 
+    Right while no more clients are bad than are left out at one end. Replies that are lost take none of that below one:
+    with a fraction of 0.2 one is left out at each end of three replies to nine, two of ten to fourteen.
+
     Args:
-        fraction: share of the values that is left out at *each* end, rounded down to whole clients.
+        fraction: share of the values that is left out at *each* end, rounded down to whole clients, but at least one.
 
     Source: Yin et al. 2018 (arXiv 1803.01498), Definition 2 and Algorithm 1, option II.
     """
@@ -52,11 +72,12 @@ class Trimmed(Mean):
     name: Literal["trimmed"] = "trimmed"
     fraction: float = Field(default=0.2, ge=0, lt=0.5)  # our choice: one of five, or two of ten, at each end
     reads: ClassVar[Reads] = "each"
+    min_values: ClassVar[int] = _MIN_VALUES
 
     def problems(self, context: Context) -> list[str]:
-        """Cohorts so small that none is left out."""
+        """Cohorts of which the fraction is less than one client."""
         num_values = context.get("strategy.clients_per_round")
-        if num_values is None or self.num_trimmed(num_values):
+        if num_values is None or self._share(num_values):
             return []
         problem = (
             f"`strategy.mean.fraction` is {self.fraction}, which leaves out none of "
@@ -70,11 +91,16 @@ class Trimmed(Mean):
         return self
 
     def num_trimmed(self, num_values: int) -> int:
-        """Values that are left out at each end; 0.29 of 100 are 29, although 0.29 * 100 is less in floats.
+        """Values that are left out at each end; one where the fraction is less than that and one would be left.
 
-        >>> Trimmed(fraction=0.29).num_trimmed(100)
-        29
+        >>> [Trimmed(fraction=0.2).num_trimmed(num_values) for num_values in (2, 3, 4, 5, 10)]
+        [0, 1, 1, 1, 2]
         """
+        at_least = 1 if self.fraction and num_values >= _MIN_VALUES else 0
+        return max(at_least, self._share(num_values))
+
+    def _share(self, num_values: int) -> int:
+        """The fraction in whole clients; 0.29 of 100 are 29, although 0.29 * 100 is less in floats."""
         return int(self.fraction * num_values + 1e-9)
 
     def start(self, spec: ParamSpec) -> ByCoordinate:

@@ -13,8 +13,8 @@ from fedelta.config import Config
 from fedelta.data.batches import FederatedData
 from fedelta.engine.lanes import LaneEngine
 from fedelta.errors import ConfigError
+from fedelta.federation.base import Federation
 from fedelta.federation.client import Site
-from fedelta.federation.rounds import Federation
 from fedelta.federation.tiers import Tiers
 from fedelta.models.hub import Backbone
 from fedelta.params import Params, ParamSpec, select
@@ -143,10 +143,10 @@ def _check_deadline(config: Config, federation: Federation, runtime: Site | Unst
         for names in set(everyone.values())
     }
     times = sorted(runtime.seconds(client_id, num_bytes[names]) for client_id, names in everyone.items())
-    if (met := sum(time <= deadline for time in times)) < config.strategy.min_replies:
+    if (met := sum(time <= deadline for time in times)) < federation.min_replies:
         problem = (
             f"`stability.deadline_seconds` is {deadline:g}, which {met} of {len(times)} clients can meet; "
-            f"`strategy.min_replies` is {config.strategy.min_replies}, the fastest client needs {times[0]:.1f} s, "
+            f"a round needs {federation.min_replies}, the fastest client needs {times[0]:.1f} s, "
             f"half of them {times[len(times) // 2]:.1f} s or less"
         )
         raise ConfigError(

@@ -10,7 +10,7 @@ from fedelta.codecs.wire import encode
 from fedelta.config import Config
 from fedelta.data.clients import Clients
 from fedelta.errors import ConfigError
-from fedelta.federation.rounds import Federation, Runtime
+from fedelta.federation.base import Federation, Runtime
 from fedelta.federation.tiers import Tiers
 from fedelta.params import Params, ParamSpec, select
 from fedelta.strategies import AnyStrategy
@@ -49,14 +49,7 @@ def build_server(
     budget = config.byte_budget_mib
     strategy = _strategy(config, spec, params, len(clients.numbers))
     strategy.init(params, spec)  # refuses what does not fit the groups
-    if strategy.layerwise and len(spec.sizes) == 1:
-        logger.warning(
-            "strategy %r has nothing to gain: tuning method %r has only one group that could travel less often, %r.",
-            strategy.name,
-            config.tuning.name,
-            next(iter(spec.sizes)),
-        )
-    return Federation(
+    federation = Federation(
         strategy=strategy,
         runtime=runtime,
         channel=config.codec,
@@ -69,6 +62,43 @@ def build_server(
         byte_budget=None if budget is None else int(budget * 2**20),
         tiers=tiers,
     )
+    _warn_of_one_group(federation, config.tuning.name)
+    _check_mean(federation)
+    return federation
+
+
+def _warn_of_one_group(federation: Federation, tuning_name: str) -> None:
+    if federation.strategy.layerwise and len(federation.spec.sizes) == 1:
+        logger.warning(
+            "strategy %r has nothing to gain: tuning method %r has only one group that could travel less often, %r.",
+            federation.strategy.name,
+            tuning_name,
+            next(iter(federation.spec.sizes)),
+        )
+
+
+def _check_mean(federation: Federation) -> None:
+    """Refuses a mean that some tensors can never have enough values for, and says what it needs more than was asked."""
+    mean, least, tiers = federation.aggregation, federation.aggregation.min_values, federation.tiers
+    held = (
+        {}
+        if tiers is None
+        else {name: sum(tiers.owns(each, name) for each in tiers.depths) for name in federation.spec}
+    )
+    if few := [name for name, number in held.items() if number < least]:
+        problem = (
+            f"`strategy.mean.name` is {mean.name!r}, which needs {least} values of a tensor, but {len(few)} tensors "
+            f"are held by fewer clients, first `{few[0]}` by {held[few[0]]}"
+        )
+        raise ConfigError([problem], hint="let more clients run as deep (`[exits]`), or choose another mean.")
+    if least > federation.strategy.min_replies:
+        logger.warning(
+            "the mean %r needs %d replies: a round with fewer does not count, although `strategy.min_replies` is %d%s.",
+            mean.name,
+            least,
+            federation.strategy.min_replies,
+            ", and a tensor that fewer clients of a round hold stays as it is" if tiers else "",
+        )
 
 
 def _check_cohort(config: Config, num_clients: int, num_held_out: int) -> None:

@@ -1,143 +1,38 @@
 """The one loop: plan, send, train, check, combine, evaluate.
 
 Whatever differs between algorithms, byte formats and places where clients run is behind the protocols that a
-`Federation` holds. Replies are taken in ascending client id, so that no result depends on their order of arrival: one
-that comes early waits as bytes, and a single one is decoded at a time.
+`Federation` holds. Replies wait as bytes until all have come, so that of two of one client neither counts, and are then
+taken in ascending client id, so that no result depends on their order of arrival; a single one is decoded at a time.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from numbers import Integral
 from statistics import median
-from typing import NamedTuple, Protocol
+from tempfile import SpooledTemporaryFile
+from typing import IO, Any, NamedTuple, get_args
+
+import numpy as np
 
 from fedelta.aggregation.base import Aggregation, Update
-from fedelta.codecs.channel import Channel
 from fedelta.codecs.wire import decode, encode
-from fedelta.data.clients import Clients
-from fedelta.errors import ConfigError, PayloadError, RoundError, SpecError
-from fedelta.federation.records import LOST, Claim, Rejection, Reply, RoundOutcome, Transfer
-from fedelta.federation.tiers import Tiers
+from fedelta.errors import PayloadError, RoundError, SpecError
+from fedelta.federation.base import Federation, Runtime, Standing, too_few
+from fedelta.federation.records import LOST, Cause, Claim, Fault, Rejection, Reply, RoundOutcome, Transfer
 from fedelta.params import Params, ParamSpec, add, is_finite, norm, select
 from fedelta.seeds import stream
-from fedelta.strategies.base import Combined, RoundPlan, State, Strategy
+from fedelta.strategies.base import Combined, RoundPlan, State
 from fedelta.tasks.base import Evaluation
 
+# Payloads beyond this wait in a file: a cohort of whole models need not fit into memory.
+_WAITING_BYTES = 256 * 2**20
+_LARGEST_FLOAT32 = 3.4028234663852886e38
+_MAX_REASON = 500  # characters; a reason may come from anywhere
 _CALM_DOWN = "lower `client.lr` or `strategy.server_lr`."
-
-
-class Runtime(Protocol):
-    """Where clients run, and where what they keep between rounds is."""
-
-    def run(self, plan: RoundPlan, payloads: Mapping[int, bytes]) -> Iterable[Reply]:
-        """Sends each client its payload and gives their replies, in any order.
-
-        A client that fails gives a reply with a `fault`; one that cannot be reached gives none.
-        """
-
-    def accept(self, client_ids: Iterable[int]) -> None:
-        """Tells these clients that their replies of this round entered the mean."""
-
-    def snapshot(self, folder: Path, round: int) -> str:
-        """Makes what clients keep durable, as it is after `round`, and gives a mark by which `restore` finds it.
-
-        Args:
-            folder: of the run, for a runtime that has no place of its own.
-            round: that has ended.
-        """
-
-    def restore(self, folder: Path, mark: str) -> None:
-        """Goes back to the snapshot of `mark`; the empty mark is that of clients that keep nothing.
-
-        Raises:
-            CheckpointError: it is not there, or was altered.
-        """
-
-
-@dataclass(frozen=True)
-class Federation:
-    """Everything that stays the same from round to round.
-
-    Args:
-        strategy: draws cohorts and combines deltas.
-        runtime: runs clients.
-        channel: how tensors become bytes.
-        spec: what is tuned; strategies may let more travel (`wire`).
-        clients: all that may be asked.
-        seed: of the run; cohorts are streams of it.
-        evaluate: server params to the measures of the task; None: the server does not measure.
-        effective_steps: number of examples of a client to `Update.effective_steps`. The server works it out itself:
-            what a client claims could be anything.
-        evaluate_every: rounds between evaluations; the last round is always evaluated.
-        byte_budget: the run ends with the round in which its payloads reach this many bytes; None for no bound.
-        tiers: who holds what; None: every client holds all that is tuned.
-        around: what is put around the strategy's own mean, such as noise; None: nothing.
-
-    Raises:
-        ConfigError: the strategy looks at single updates, and the aggregation gives sums only.
-    """
-
-    strategy: Strategy
-    runtime: Runtime
-    channel: Channel
-    spec: ParamSpec
-    clients: Clients
-    seed: int
-    evaluate: Callable[[Params], Evaluation] | None
-    effective_steps: Callable[[int], float]
-    evaluate_every: int = 1
-    byte_budget: int | None = None
-    tiers: Tiers | None = None
-    around: Callable[[Aggregation], Aggregation] | None = None
-
-    def __post_init__(self) -> None:
-        if self.strategy.reads == "each" and self.aggregation.only_sums:
-            raise ConfigError(
-                [_looks_at_each(self.strategy, self.aggregation)],
-                hint="choose a strategy to which the sum is enough, such as 'fedavg', or another aggregation.",
-            )
-
-    @cached_property
-    def aggregation(self) -> Aggregation:
-        """How the deltas of a round become one."""
-        return self.strategy.mean if self.around is None else self.around(self.strategy.mean)
-
-    @cached_property
-    def wire(self) -> ParamSpec:
-        """Everything that can travel: what is tuned, and what the strategy sends beside it."""
-        steering = self.strategy.steering
-        return self.spec if steering is None else steering.extend(self.spec)
-
-
-def _looks_at_each(strategy: Strategy, aggregation: Aggregation) -> str:
-    return (
-        f"`strategy.name` is {strategy.name!r}, which looks at each client's update, but the aggregation "
-        f"{aggregation.name!r} only gives their sum"
-    )
-
-
-@dataclass(frozen=True)
-class Standing:
-    """Where a run stands between two rounds.
-
-    Args:
-        params: of the server, float32.
-        state: of the strategy.
-        rounds_done: rounds behind them.
-        bytes_sent: payload bytes of those rounds.
-        claimed: client id to the number of examples that it last claimed to have.
-    """
-
-    params: Params
-    state: State
-    rounds_done: int = 0
-    bytes_sent: int = 0
-    claimed: Mapping[int, int] = field(default_factory=dict)
 
 
 def federate(federation: Federation, standing: Standing) -> Iterator[RoundOutcome]:
@@ -163,10 +58,7 @@ def _round(federation: Federation, standing: Standing) -> RoundOutcome:
         plan = federation.tiers.restrict(plan)
     payloads, sent = _send(federation, plan, {**state, **params})
     intake = _Intake(federation, plan, standing.claimed)
-    for reply in federation.runtime.run(plan, payloads):
-        intake.take(reply)
-        del reply  # its payload may be as large as the model, and the next one is being made
-    intake.close()
+    _gather(federation.runtime, plan, payloads, intake)
     if counts := _enough(federation, plan, intake):
         params, state = intake.combine(params, state)
     _require_finite(round, {**state, **params})
@@ -189,7 +81,7 @@ def _round(federation: Federation, standing: Standing) -> RoundOutcome:
         evaluation=_evaluation(federation, params, round, bytes_sent),
         delta_norm=median(each.delta_norm for each in accepted) if accepted else None,
         simulated_seconds=intake.simulated_seconds,
-        synced_fraction=_synced_fraction(federation.spec, plan, accepted),
+        synced_fraction=_synced_fraction(federation.spec, intake.used if counts else frozenset()),
         logged={name: tuple(state[name].tolist()) for name in federation.strategy.logged},
         claims=tuple(intake.claims),
         claimed=intake.claimed if counts else standing.claimed,
@@ -210,6 +102,15 @@ def _send(federation: Federation, plan: RoundPlan, tensors: Params) -> tuple[dic
     return payloads, transfers
 
 
+def _gather(runtime: Runtime, plan: RoundPlan, payloads: Mapping[int, bytes], intake: _Intake) -> None:
+    with SpooledTemporaryFile(max_size=_WAITING_BYTES) as file:
+        waiting = _Waiting(file)
+        for reply in runtime.run(plan, payloads):
+            intake.take(reply, waiting)
+            del reply  # its payload may be as large as the model, and the next one is being made
+        intake.close(waiting)
+
+
 def _encode(round: int, tensors: Params, federation: Federation) -> tuple[bytes, dict[str, int]]:
     try:
         return encode(tensors, federation.wire, federation.channel.down)
@@ -226,8 +127,33 @@ class _Accepted(NamedTuple):
     delta_norm: float
 
 
+class _Waiting:
+    """Replies of a round; their payloads are in `file`, one behind the other."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._replies: dict[int, list[tuple[Reply, int, int]]] = {}
+
+    def keep(self, reply: Reply) -> None:
+        start = self._file.seek(0, 2)
+        of_client = self._replies.setdefault(reply.client_id, [])
+        if not of_client:  # of a second one only the length is of interest
+            self._file.write(reply.payload)
+        of_client.append((replace(reply, payload=b""), start, len(reply.payload)))
+
+    def lengths(self, client_id: int) -> list[int]:
+        """Of the payloads of a client's replies."""
+        return [length for _, _, length in self._replies.get(client_id, ())]
+
+    def first(self, client_id: int) -> Reply:
+        """The first reply of a client that has one."""
+        reply, start, length = self._replies[client_id][0]
+        self._file.seek(start)
+        return replace(reply, payload=self._file.read(length))
+
+
 class _Intake:
-    """The replies of a round: each is decoded, checked and added when all clients before it have had their turn.
+    """The replies of a round: each is decoded, checked and added, in ascending client id, when all have come.
 
     Args:
         federation: what stays the same.
@@ -244,32 +170,48 @@ class _Intake:
         self.unreached: set[int] = set()
         self.simulated_seconds: float | None = None
         self._federation, self._plan = federation, plan
-        self._turns = deque(plan.cohort)
-        self._waiting: dict[int, Reply] = {}
+        self._strange: list[str] = []
         self._statistics = frozenset(federation.spec.statistics)
         self._trained = federation.aggregation.start(federation.wire)
         self._measured = federation.aggregation.of_statistics.start(federation.wire)
+        self._num_sent: Counter[str] = Counter()
         self._updates: list[Update] = []  # only for a strategy that looks at each
 
-    def take(self, reply: Reply) -> None:
-        """A reply has come; those whose turn it is are added."""
+    @property
+    def used(self) -> frozenset[str]:
+        """Names of the tensors that enough clients sent."""
+        return frozenset(self._enough(self._num_sent, self._federation.aggregation))
+
+    def take(self, reply: object, waiting: _Waiting) -> None:
+        """A reply has come, or what a runtime takes for one."""
+        if not isinstance(reply, Reply) or (client_id := _whole(reply.client_id)) is None:
+            named = (
+                f"a reply under the client id {reply.client_id!r}" if isinstance(reply, Reply) else repr(type(reply))
+            )
+            self._strange.append(named[:_MAX_REASON])
+            return
+        reply = _well_formed(reply, client_id)
         if reply.simulated_seconds is not None:
             self.simulated_seconds = max(self.simulated_seconds or 0.0, reply.simulated_seconds)
-        if reply.client_id in self._waiting or reply.client_id not in self._turns:
+        if client_id in self._plan.upload:
+            waiting.keep(reply)
+        else:
             self._reject(reply, "a reply that nobody asked for")
-            return
-        self._waiting[reply.client_id] = reply
-        while self._turns and self._turns[0] in self._waiting:
-            self._add(self._waiting.pop(self._turns.popleft()))
 
-    def close(self) -> None:
-        """No more replies come."""
-        while self._turns:
-            client_id = self._turns.popleft()
-            if client_id in self._waiting:
-                self._add(self._waiting.pop(client_id))
+    def close(self, waiting: _Waiting) -> None:
+        """No more replies come than those that are `waiting`."""
+        strange = f"; what came instead of replies: {'; '.join(self._strange[:3])}" if self._strange else ""
+        for client_id in self._plan.cohort:
+            lengths = waiting.lengths(client_id)
+            if not lengths:
+                self.rejections.append(Rejection(client_id, f"no reply{strange}", "no reply"))
+            elif len(lengths) == 1:
+                self._add(waiting.first(client_id))
             else:
-                self.rejections.append(Rejection(client_id, "no reply", "no reply"))
+                reason = f"{len(lengths)} replies came under this client id, of which none can be trusted"
+                self.rejections.append(Rejection(client_id, reason))
+                for length in lengths:
+                    self._transferred(client_id, length, {})
         self.transfers.sort(key=lambda transfer: transfer.client_id)
 
     def combine(self, params: Params, state: State) -> tuple[Params, State]:
@@ -280,11 +222,17 @@ class _Intake:
         """
         federation, round = self._federation, self._plan.round
         mean = self._trained.finish(stream(federation.seed, "aggregation", round))
+        mean = select(mean, self._enough(mean, federation.aggregation))
         combined = Combined(mean, tuple(each.client_id for each in self.accepted), tuple(self._updates))
         params, state = federation.strategy.update(state, params, self._plan, combined, federation.spec)
         if not self._statistics:
             return params, state
-        return add(params, self._measured.finish(stream(federation.seed, "statistics", round))), state
+        measured = self._measured.finish(stream(federation.seed, "statistics", round))
+        return add(params, select(measured, self._enough(measured, federation.aggregation.of_statistics))), state
+
+    def _enough(self, names: Iterable[str], aggregation: Aggregation) -> list[str]:
+        """Those of `names` that as many clients sent as the aggregation needs."""
+        return [name for name in names if self._num_sent[name] >= aggregation.min_values]
 
     def _add(self, reply: Reply) -> None:
         if reply.fault is not None and not reply.fault.reached:
@@ -294,8 +242,9 @@ class _Intake:
         except (PayloadError, SpecError) as error:
             self._reject(reply, error.message)
             return
-        self._transferred(reply, groups)
+        self._transferred(reply.client_id, len(reply.payload), groups)
         self._note_claim(reply, update)
+        self._num_sent.update(list(update.delta))
         trained = {name: tensor for name, tensor in update.delta.items() if name not in self._statistics}
         tuned = {name: tensor for name, tensor in trained.items() if name in self._federation.spec}
         self.accepted.append(_Accepted(update.client_id, update.num_examples, reply.metrics["train_loss"], norm(tuned)))
@@ -317,21 +266,77 @@ class _Intake:
         """The reply cannot be used; its bytes count all the same."""
         cause = "refused" if reply.fault is None else reply.fault.cause
         self.rejections.append(Rejection(reply.client_id, reason, cause))
-        self._transferred(reply, {})
+        self._transferred(reply.client_id, len(reply.payload), {})
 
-    def _transferred(self, reply: Reply, groups: Mapping[str, int]) -> None:
-        if reply.payload:
-            self.transfers.append(Transfer(self._plan.round, reply.client_id, "up", len(reply.payload), groups))
+    def _transferred(self, client_id: int, num_bytes: int, groups: Mapping[str, int]) -> None:
+        if num_bytes:
+            self.transfers.append(Transfer(self._plan.round, client_id, "up", num_bytes, groups))
+
+
+def _well_formed(reply: Reply, client_id: int) -> Reply:
+    """`reply` with values of the types that it promises; with a fault where they are others."""
+    is_bytes = isinstance(reply.payload, bytes | bytearray | memoryview)
+    payload = bytes(reply.payload) if is_bytes else b""
+    fault = reply.fault
+    problem = _badly_typed(reply)
+    if problem is None and fault is not None:
+        fault = replace(fault, reason=fault.reason[:_MAX_REASON])
+    elif problem is not None:
+        fault = Fault(problem[:_MAX_REASON])
+    if fault is not None:
+        seconds = None if problem else reply.simulated_seconds
+        return Reply(client_id, 0, payload, fault=fault, simulated_seconds=seconds)
+    loss = float(reply.metrics["train_loss"])
+    return replace(reply, client_id=client_id, num_examples=int(reply.num_examples), metrics={"train_loss": loss})
+
+
+def _badly_typed(reply: Reply) -> str | None:
+    """What is wrong with the values of a reply, whatever their types are; None if nothing is."""
+    fault: object = reply.fault
+    seconds: object = reply.simulated_seconds
+    metrics: object = reply.metrics
+    payload: object = reply.payload
+    if fault is not None and not (
+        isinstance(fault, Fault) and isinstance(fault.reason, str) and fault.cause in get_args(Cause)
+    ):
+        return f"the client's fault is {fault!r}, expected a `Fault`"
+    if seconds is not None and not _is_finite(seconds):
+        return f"the client's simulated time is {seconds!r} s, expected a finite number"
+    if not isinstance(payload, bytes):
+        return f"the client's payload is of type `{type(payload).__name__}`, expected bytes"
+    if fault is not None:
+        return None
+    num_examples = _whole(reply.num_examples)
+    if num_examples is None:
+        return f"the client claims {reply.num_examples!r} examples, expected a whole number"
+    if not 1 <= num_examples < 2**63:
+        shown = num_examples if abs(num_examples) < 2**63 else "a number beyond 64 bits of"
+        return f"the client claims {shown} examples, expected at least 1"
+    if not isinstance(metrics, Mapping):
+        return f"the client's metrics are {metrics!r}, expected numbers by name"
+    loss = metrics.get("train_loss", math.nan)
+    if not _is_finite(loss):
+        return f"the client's metric `train_loss` is {loss!r:.40}, expected a finite number"
+    return None
+
+
+def _whole(value: object) -> int | None:
+    """A whole number as such; None for anything else, truth values among it."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        return None
+    return int(value)
+
+
+def _is_finite(value: Any) -> bool:  # Any: whatever a runtime gives
+    """Whether `value` is a number that float32 can hold."""
+    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    return is_number and bool(np.abs(value) <= _LARGEST_FLOAT32)
 
 
 def _open(federation: Federation, plan: RoundPlan, reply: Reply) -> tuple[Update, dict[str, int]]:
     """The decoded reply, and the bytes of its tensors by group."""
     if reply.fault is not None:
         raise PayloadError(reply.fault.reason)
-    if reply.num_examples < 1:
-        raise SpecError(f"the client claims {reply.num_examples} examples, expected at least 1")
-    if not math.isfinite(loss := reply.metrics.get("train_loss", math.nan)):
-        raise SpecError(f"the client's metric `train_loss` is {loss}, expected a finite number")
     delta, groups = decode(reply.payload, federation.wire, federation.channel.up)
     federation.wire.check(delta, plan.upload[reply.client_id])
     num_examples = min(reply.num_examples, federation.strategy.max_examples)
@@ -345,21 +350,14 @@ def _spent(federation: Federation, bytes_sent: int) -> bool:
 def _enough(federation: Federation, plan: RoundPlan, intake: _Intake) -> bool:
     """Whether the round counts. It does not where clients were lost; where they were wrong instead, the run ends."""
     accepted, rejections = intake.accepted, intake.rejections
-    min_replies, clients = federation.strategy.min_replies, federation.clients
+    min_replies = federation.min_replies
     if len(accepted) >= min_replies:
         return True
     lost = {rejection.client_id for rejection in rejections if rejection.cause in LOST}
     lost = lost.intersection(plan.cohort).difference(each.client_id for each in accepted)
     if len(accepted) + len(lost) >= min_replies:
         return False
-    first = sorted(rejections, key=lambda rejection: rejection.client_id)[:5]
-    reasons = "".join(f"\n  - {clients.called(rejection.client_id)}: {rejection.reason}" for rejection in first)
-    raise RoundError(
-        f"round {plan.round}: {len(accepted)} of {len(plan.cohort)} replies are usable, "
-        f"`strategy.min_replies` is {min_replies}.{reasons}",
-        hint="if losses are not finite, lower `client.lr` or warm up over a few rounds "
-        "(`client.schedule.warmup_rounds`).",
-    )
+    raise too_few(federation, plan, len(accepted), rejections)
 
 
 def _require_finite(round: int, params: Params) -> None:
@@ -390,8 +388,7 @@ def _train_loss(accepted: Sequence[_Accepted]) -> float | None:
     return total / sum(each.num_examples for each in accepted) if accepted else None
 
 
-def _synced_fraction(spec: ParamSpec, plan: RoundPlan, accepted: Sequence[_Accepted]) -> float:
+def _synced_fraction(spec: ParamSpec, used: frozenset[str]) -> float:
     """The share of what is tuned and travels that was averaged: sum_l dim_l over the groups of this round, over all."""
-    came_up = {name for each in accepted for name in plan.upload[each.client_id] if name in spec}
     trained = {name: tensor.numel for name, tensor in spec.tensors.items() if tensor.trained and tensor.shared}
-    return sum(numel for name, numel in trained.items() if name in came_up) / sum(trained.values())
+    return sum(numel for name, numel in trained.items() if name in used) / sum(trained.values())

@@ -15,8 +15,8 @@ import torch
 from pydantic import Field, model_validator
 
 from fedelta.engine.work import ClientSettings
+from fedelta.federation.base import Runtime
 from fedelta.federation.records import Fault, Reply
-from fedelta.federation.rounds import Runtime
 from fedelta.seeds import stream
 from fedelta.settings import Settings
 from fedelta.strategies.base import RoundPlan

@@ -11,7 +11,8 @@ which holds for nearly every group; its text, its Fig. 1 and its code have 1 - l
 
 The cost of a run is sum_l dim_l kappa_l, with kappa_l the number of times that group l was averaged (Eq. 9);
 `relative_cost` in `summary.json` is its share of what it would be had every group travelled in every round.
-With phi = 1 this is FedAvg to the last bit.
+With phi = 1 this is FedAvg to the last bit. A group of which no discrepancy is known, because two clients never sent it
+in one round, has no part in the choice and keeps its interval.
 
 Differs from the authors' code: clients weigh by their examples (`mean.name = "uniform"` for equal weights), biases,
 norms and their running statistics travel with the kernel before them, and the first choice of intervals is that of
@@ -61,9 +62,13 @@ class FedLama(Windows):
     ) -> tuple[Params, State]:
         """The mean of what came up; after a window, Algorithm 2."""
         params, state = windows.update(self, state, params, plan=plan, combined=combined, spec=spec)
-        if windows.place(self, plan.round).is_last:
-            seldom = curves(state["unit_discrepancy"], torch.tensor(list(spec.sizes.values()))).below(self.crossing)
-            state |= {"interval_rounds": torch.where(seldom, self.phi, 1)}
+        known = state["num_measured"] > 0
+        if windows.place(self, plan.round).is_last and known.any():
+            sizes = torch.tensor(list(spec.sizes.values()))
+            seldom = curves(state["unit_discrepancy"][known], sizes[known]).below(self.crossing)
+            intervals = state["interval_rounds"].clone()
+            intervals[known] = torch.where(seldom, self.phi, 1)
+            state |= {"interval_rounds": intervals}
         return params, state
 
 

@@ -8,7 +8,8 @@ a round and leaves d_l dim_l a tau of discrepancy: going from a to the next divi
 
 of discrepancy for each scalar that is saved. Beginning with 1 everywhere, the cheapest step of all groups is taken
 again and again, until the budget is met. Discrepancy is convex in traffic, so that no other choice with as much traffic
-has less of it. A budget of traffic is for the whole run: what one window has saved, the next ones may spend.
+has less of it. A budget of traffic is for the whole run: what one window has saved, the next ones may spend. A group of
+which no discrepancy is known yet counts as the one that has most; while none is known, intervals stay as they are.
 
 Source: our own, after Lee et al. 2023 (FedLAMA, arXiv 2110.10302), Algorithm 1 and Eq. 2.
 """
@@ -117,10 +118,13 @@ class FedLamaAuto(Windows):
         """The mean of what came up; after a window, new intervals."""
         params, state = windows.update(self, state, params, plan=plan, combined=combined, spec=spec)
         rounds_left = self.num_rounds - plan.round
-        if windows.place(self, plan.round).is_last and rounds_left:
+        known = state["num_measured"] > 0
+        if windows.place(self, plan.round).is_last and rounds_left and known.any():
             sizes = torch.tensor(list(spec.sizes.values()))
             choose = self._within_tolerance if self.share is None else self._within_share
-            state |= {"interval_rounds": choose(state, sizes, rounds_left)}
+            # Of what nobody knows the worst is assumed.
+            unit = torch.where(known, state["unit_discrepancy"], state["unit_discrepancy"][known].max())
+            state |= {"interval_rounds": choose(state | {"unit_discrepancy": unit}, sizes, rounds_left)}
         return params, state
 
     def _within_tolerance(self, state: State, sizes: Tensor, rounds_left: int) -> Tensor:

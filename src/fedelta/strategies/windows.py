@@ -12,7 +12,8 @@ one that has sent none yet gets everything.
 State, for G groups and a cohort of M clients:
 
     interval_rounds   [G]  int64    rounds between two mean values of a group, from the next round on
-    unit_discrepancy  [G]  float64  Eq. 2 below, when the group last came up
+    unit_discrepancy  [G]  float64  Eq. 2 below, when two clients or more last sent the group
+    num_measured      [G]  int64    how often it was found so far; 0: nobody knows it yet
     num_syncs         [G]  int64    how often the group came up so far
     last_sync         [G]  int64    round in which it last did; 0 for none
     window            []   int64    number of the window of `cohort`, from 1; 0 before the first
@@ -24,6 +25,7 @@ Source: Lee et al. 2023 (FedLAMA, arXiv 2110.10302), Algorithm 1 and Eq. 2.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -69,8 +71,13 @@ class Windows(Rounds):
 
 
 def window_problems(strategy: Windows, context: Context) -> list[str]:
-    """Those of every strategy, and what `[client]` says of the length of a round, which is `tau` here."""
+    """Those of every strategy, a cohort of one client, and what `[client]` says of a round, which is `tau` here."""
     problems = cohort_problems(strategy, context)
+    if strategy.clients_per_round < 2:
+        problems.append(
+            f"`strategy.clients_per_round` is {strategy.clients_per_round}, expected at least 2: "
+            f"{context.get('strategy.name')!r} goes by how much the clients of a round differ"
+        )
     epochs, steps = context.get("client.local_epochs"), context.get("client.local_steps")
     if epochs is not None or steps not in (None, strategy.tau):
         key, value = ("local_epochs", epochs) if steps is None else ("local_steps", steps)
@@ -125,6 +132,7 @@ def start(spec: ParamSpec, interval: int = 1) -> State:
     return {
         "interval_rounds": torch.full((num_groups,), interval),
         "unit_discrepancy": torch.zeros(num_groups, dtype=torch.float64),
+        "num_measured": torch.zeros(num_groups, dtype=torch.int64),
         "num_syncs": torch.zeros(num_groups, dtype=torch.int64),
         "last_sync": torch.zeros(num_groups, dtype=torch.int64),
         "window": torch.tensor(0),
@@ -158,11 +166,13 @@ def update(
     d_l = sum_i p_i ||u_l - x_l^i||^2 / (tau_l dim(u_l))                              (Eq. 2)
 
     All anchors of a group are equal, so that u - x^i is mean delta - delta^i. The sum over clients is
-    `mean.of_statistics`: with weights n_i / n for the weighted mean, without for the uniform one.
+    `mean.of_statistics`: with weights n_i / n for the weighted mean, without for the uniform one. One client alone is
+    its own mean, which says nothing of how clients differ: a group that fewer than two sent keeps what it had.
     """
     mean = combined.mean
     groups, sizes = list(spec.sizes), torch.tensor(list(spec.sizes.values()))
-    came_up = torch.tensor([group in {spec.tensors[name].group for name in mean} for group in groups])
+    sent = {spec.tensors[name].group for update in combined.updates for name in update.delta}
+    came_up = torch.tensor([group in sent for group in groups])
     now = place(strategy, plan.round)
     accepted = set(combined.client_ids)
     before = dict(zip(state["cohort"].tolist(), state["accepted"].tolist(), strict=True))
@@ -172,8 +182,10 @@ def update(
     rest = now.position % state["interval_rounds"]
     steps = strategy.tau * torch.where(rest == 0, state["interval_rounds"], rest)
     found = _squared_distances(strategy.mean, combined, spec) / (steps * sizes)
+    measured = came_up & _sent_by_several(combined, spec)
     return add(params, mean), state | {
-        "unit_discrepancy": torch.where(came_up, found, state["unit_discrepancy"]),
+        "unit_discrepancy": torch.where(measured, found, state["unit_discrepancy"]),
+        "num_measured": state["num_measured"] + measured,
         "num_syncs": state["num_syncs"] + came_up,
         "last_sync": torch.where(came_up, plan.round, state["last_sync"]),
         "window": torch.tensor(now.window),
@@ -198,10 +210,22 @@ def _squared_distances(aggregation: Aggregation, combined: Combined, spec: Param
     running = aggregation.of_statistics.start(spec)
     for update in combined.updates:
         distances = {
-            name: (combined.mean[name] - delta).double().square().sum() for name, delta in update.delta.items()
+            name: (combined.mean[name] - delta).double().square().sum()
+            for name, delta in update.delta.items()
+            if name in combined.mean
         }
         running.add(replace(update, delta=distances))
     totals = dict.fromkeys(spec.sizes, 0.0)
     for name, distance in running.finish(stream(0)).items():
         totals[spec.tensors[name].group] += float(distance)
     return torch.tensor(list(totals.values()), dtype=torch.float64)
+
+
+def _sent_by_several(combined: Combined, spec: ParamSpec) -> Tensor:
+    """[G], whether each tensor of a group that came up was sent by two clients or more."""
+    senders = Counter(name for update in combined.updates for name in update.delta)
+    fewest = {
+        group: min((senders[name] for name in names if name in senders), default=0)
+        for group, names in spec.groups.items()
+    }
+    return torch.tensor([fewest[group] >= 2 for group in spec.sizes])
