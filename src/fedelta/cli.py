@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 training failed; 2 something given cannot be used; 130 sto
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -51,6 +52,7 @@ def main() -> None:
     # an idle machine; on a busy one they hold the cores that the others need, and a round takes ten times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    _print_anything()
     try:
         app(standalone_mode=True)
     except InputError as error:
@@ -270,12 +272,21 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
     from fedelta.comparison.display import announcement
     from fedelta.comparison.request import read_request
     from fedelta.config import read_table
+    from fedelta.data.describe import describe
+    from fedelta.data.glance import NUM_READ
     from fedelta.experiment import Experiment
     from fedelta.tracking.table import require
 
-    experiment = Experiment.from_toml(config, overrides or ())
+    experiment = Experiment.from_toml(config, overrides or (), at_a_glance=True)
     require(experiment.config.tracking)
     assembly = experiment.assembly
+    for line in describe(assembly.data, assembly.config.data.evaluate_on):
+        print(line)
+    err_console.print(
+        f"at most {NUM_READ} examples of each set were read; `fedelta run` reads all of them first",
+        markup=False,
+        soft_wrap=True,
+    )
     sizes = [len(rows) for rows in assembly.data.partition.values()]
     unseen = len(assembly.data.unseen)
     held_out = f"{unseen} clients held out, " if unseen else ""
@@ -337,6 +348,13 @@ def _numbers(option: str, text: str) -> list[int]:
         raise InputError(
             f"`{option}` is {text!r}, expected whole numbers with commas between them.", hint=f"{option} 2,4, say."
         ) from error
+
+
+def _print_anything() -> None:
+    """Lets the terminal show what it has no letters for, such as the name of a class, by its number."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # in a test or a notebook it is something else
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _fail(error: FedeltaError, code: int) -> None:

@@ -111,6 +111,7 @@ class Experiment:
         backbone: a model of your own instead of `config.model`.
         data: data of your own instead of `config.data` and `config.partition`.
         name: of the run directory, where none is given.
+        at_a_glance: the assembly reads examples when they are asked for, and not all at once; for a look, not to run.
     """
 
     def __init__(
@@ -120,6 +121,7 @@ class Experiment:
         backbone: Backbone | None = None,
         data: FederatedData | None = None,
         name: str = "experiment",
+        at_a_glance: bool = False,
     ) -> None:
         check_config(config)
         self.config = config
@@ -127,11 +129,12 @@ class Experiment:
         self._left_out: str | None = None
         self._backbone = backbone
         self._data = data
+        self._at_a_glance = at_a_glance
 
     @classmethod
-    def from_toml(cls, path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
+    def from_toml(cls, path: str | Path, overrides: Iterable[str] = (), *, at_a_glance: bool = False) -> Experiment:
         """The experiment of a TOML file, with `section.key=value` overrides."""
-        return cls(load_config(path, overrides), name=Path(path).stem)
+        return cls(load_config(path, overrides), name=Path(path).stem, at_a_glance=at_a_glance)
 
     @classmethod
     def from_run(cls, directory: str | Path) -> Experiment:
@@ -148,7 +151,7 @@ class Experiment:
     @cached_property
     def assembly(self) -> Assembly:
         """The objects of this experiment, made on first use."""
-        return assemble(self.config, backbone=self._backbone, data=self._data)
+        return assemble(self.config, backbone=self._backbone, data=self._data, at_a_glance=self._at_a_glance)
 
     def run(self, out: str | Path | None = None, *, on_round: OnRound | None = None) -> Result:
         """Runs all rounds.

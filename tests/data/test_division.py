@@ -205,13 +205,9 @@ def test_what_the_data_cannot_give_is_refused(settings, message, labels, client_
         divide(settings, labels, client_ids, seed=0)
 
 
-def test_natural_clients_need_a_column_without_gaps(labels):
+def test_natural_clients_need_a_column(labels):
     with pytest.raises(DataError, match=r"`data.client_column` is not set"):
         divide(Natural(), labels, None, seed=0)
-    with pytest.raises(DataError, match="2 rows have no client id, first row 1 "):
-        divide(Natural(), labels[:3], ["a", None, None], seed=0)
-    with pytest.raises(DataError, match="2 rows have no client id, first row 7 "):
-        divide(Natural(), labels[:3], ["a", None, None], seed=0, row_numbers=torch.tensor([4, 7, 9]))
 
 
 def test_balancing_at_tiny_alpha_assigns_every_row_or_is_refused(labels):

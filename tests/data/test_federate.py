@@ -136,14 +136,6 @@ def test_class_labels_as_ids_are_called_by_the_names_of_the_labels(tmp_path):
     assert federated(source).names == {0: "z", 1: "y"}
 
 
-def test_ids_that_are_neither_texts_nor_whole_numbers_are_no_names(tmp_path):
-    table = {"text": ["good", "bad"] * 6, "label": [0, 1] * 6, "site": [0.5, 0.25, 0.5] * 4}
-    Dataset.from_dict(table).to_parquet(tmp_path / "d.parquet")
-    source = DataSource(source=str(tmp_path / "d.parquet"), client_column="site", test_fraction=0.1)
-    data = federated(source)
-    assert (data.names, len(data.partition)) == ({}, 2)
-
-
 @pytest.mark.parametrize("settings", [Dirichlet(num_clients=2, alpha=1.0), Pathological(num_clients=2)])
 def test_rows_without_kinds_are_not_divided_by_them(settings):
     raw = read(DataSource(source="digits", max_train_examples=40), seed=0)

@@ -10,7 +10,7 @@ from datasets import Audio, ClassLabel, Dataset, Features, Image, Value
 from pydantic import ValidationError
 from tests.sounds import SPEAKERS, encoded, tone, write_flat
 
-from fedelta.data.folders import expression
+from fedelta.data.naming import expression
 from fedelta.data.sources import DataSource, RawData, read
 from fedelta.errors import DataError
 

@@ -82,18 +82,21 @@ class Assembly:
         return details(self.site, params, self.data.test, self.data.class_names)
 
 
-def assemble(config: Config, *, backbone: Backbone | None = None, data: FederatedData | None = None) -> Assembly:
+def assemble(
+    config: Config, *, backbone: Backbone | None = None, data: FederatedData | None = None, at_a_glance: bool = False
+) -> Assembly:
     """The objects that `config` describes; reads data and weights, trains nothing.
 
     Args:
         config: what to run.
         backbone: a model of your own instead of `config.model`; edited in place.
         data: data of your own instead of `config.data` and `config.partition`.
+        at_a_glance: examples are read when they are asked for, and not all at once: enough to see whether it can run.
 
     Raises:
         InputError: something in it cannot be used.
     """
-    backbone, data = read_data(config, backbone, data)
+    backbone, data = read_data(config, backbone, data, at_a_glance=at_a_glance)
     model = tuned_model(config, backbone, data.class_names, num_lanes=num_lanes(config))
     if data.unseen:
         config.personalization.scopes(scopes_of(backbone, model.spec), model.tuning.name)

@@ -30,7 +30,11 @@ Watch = Callable[[Answered], None]
 
 
 def read_data(
-    config: Config, backbone: Backbone | None = None, data: FederatedData | None = None
+    config: Config,
+    backbone: Backbone | None = None,
+    data: FederatedData | None = None,
+    *,
+    at_a_glance: bool = False,
 ) -> tuple[Backbone, FederatedData]:
     """The backbone and the data of the clients, with those that no round asks apart.
 
@@ -40,6 +44,7 @@ def read_data(
         config: of the run.
         backbone: a model of the caller's own instead of `config.model`.
         data: data of the caller's own instead of `config.data` and `config.partition`.
+        at_a_glance: examples are read when they are asked for, and not all at once.
 
     Raises:
         InputError: data or model are missing, unreadable or do not fit each other.
@@ -49,7 +54,7 @@ def read_data(
         backbone = backbone or build(config.model, data.class_names, seed=config.seed, task=config.task)
         data = data.without(personal.unseen(data.clients.only(data.partition), config.seed))
     else:
-        raw = read(config.data, seed=config.seed, task=config.task)
+        raw = read(config.data, seed=config.seed, task=config.task, at_a_glance=at_a_glance)
         _check_num_classes(config, len(raw.class_names))
         _check_modality(config, raw)
         backbone = backbone or build(config.model, raw.class_names, seed=config.seed, task=config.task)

@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from fedelta.data.clients import Clients, Name
+from fedelta.data.glance import Shown
 from fedelta.modalities.base import Inputs
 from fedelta.tasks.targets import Targets
 
@@ -48,6 +49,7 @@ class FederatedData:
         unseen: the same of the clients that no round asks; no client is in both.
         strata_names: one name per kind of row (`Targets.strata`); nothing: they are the classes.
         names: client id to what the client is called; of all clients, or of none.
+        shown: some training rows as people see them.
     """
 
     train: Examples
@@ -57,6 +59,7 @@ class FederatedData:
     unseen: Mapping[int, Tensor] = field(default_factory=dict)
     strata_names: tuple[str, ...] = ()
     names: Mapping[int, Name] = field(default_factory=dict)
+    shown: tuple[Shown, ...] = ()
 
     @cached_property
     def clients(self) -> Clients:

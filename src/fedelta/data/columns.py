@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from fedelta.data.values import values_of
 from fedelta.errors import listed, refuse
 from fedelta.modalities.base import Certainty, FeatureKind, Modality
 from fedelta.modalities.table import MODALITIES
@@ -168,18 +169,8 @@ def target_column(dataset: Dataset, column: str, what: str) -> TargetColumn:
     from datasets import ClassLabel
 
     feature = dataset.features[column]
-    values = dataset.select_columns([column]).with_format("arrow")[:].column(column).to_pylist()
-    return TargetColumn(column, what, values, tuple(feature.names) if isinstance(feature, ClassLabel) else None)
-
-
-def readable(dataset: Dataset, column: str) -> list[object]:
-    """The values of a column, class labels by their names."""
-    from datasets import ClassLabel
-
-    feature, values = dataset.features[column], dataset[column][:]
-    if not isinstance(feature, ClassLabel):
-        return list(values)
-    return [None if value is None else feature.names[value] for value in values]
+    names = tuple(feature.names) if isinstance(feature, ClassLabel) else None
+    return TargetColumn(column, what, values_of(dataset, column), names)
 
 
 def missing_columns(test: Dataset, columns: Columns) -> list[str]:

@@ -40,10 +40,9 @@ _NUM_DRAWS = 10
 def divide(
     settings: PartitionSettings,
     labels: Tensor,
-    client_ids: Sequence[object] | None,
+    client_ids: Sequence[int | str] | None,
     *,
     seed: int,
-    row_numbers: Tensor | None = None,
 ) -> dict[int, Tensor]:
     """The rows of each client.
 
@@ -52,7 +51,6 @@ def divide(
         labels: int64 of shape [N], the label of each row.
         client_ids: the natural client of each row, N values; only `Natural` reads it.
         seed: of the run.
-        row_numbers: int64 of shape [N], what messages call the rows; None is 0..N-1.
 
     Returns:
         Client id (0, 1, ..., ascending) to its rows (int64, ascending). No client is empty, no row belongs to
@@ -61,8 +59,7 @@ def divide(
     Raises:
         DataError: the data cannot be divided like that; names every reason.
     """
-    numbers = torch.arange(len(labels)) if row_numbers is None else row_numbers
-    refuse("`[partition]`", _problems(settings, labels, client_ids, numbers))
+    refuse("`[partition]`", _problems(settings, labels, client_ids))
     if isinstance(settings, Natural):
         return _natural(settings, client_ids or [], seed)
     if isinstance(settings, Dirichlet):
@@ -72,11 +69,9 @@ def divide(
     return _shuffled(settings, len(labels), seed)
 
 
-def _problems(
-    settings: PartitionSettings, labels: Tensor, client_ids: Sequence[object] | None, numbers: Tensor
-) -> list[str]:
+def _problems(settings: PartitionSettings, labels: Tensor, client_ids: Sequence[int | str] | None) -> list[str]:
     if isinstance(settings, Natural):
-        return _natural_problems(settings, client_ids, numbers)
+        return _natural_problems(settings, client_ids)
     num_rows, num_clients, problems = len(labels), settings.num_clients, []
     if num_clients > num_rows:
         problems.append(f"num_clients is {num_clients}, expected at most {num_rows}, the number of training rows")
@@ -94,21 +89,16 @@ def _problems(
     return problems
 
 
-def _natural_problems(settings: Natural, client_ids: Sequence[object] | None, numbers: Tensor) -> list[str]:
+def _natural_problems(settings: Natural, client_ids: Sequence[int | str] | None) -> list[str]:
     if client_ids is None:
         return ['name is "natural", but `data.client_column` is not set: name the column of client ids']
-    problems = []
-    missing = [row for row, client in enumerate(client_ids) if client is None]
-    if missing:
-        first = int(numbers[missing[0]])
-        problems.append(f"{len(missing)} rows have no client id, first row {first} (from 0): give each row one")
-    found = len({client for client in client_ids if client is not None})
+    found = len(set(client_ids))
     if settings.num_clients is not None and settings.num_clients > found:
-        problems.append(f"num_clients is {settings.num_clients}, expected at most {found}, the number of client ids")
-    return problems
+        return [f"num_clients is {settings.num_clients}, expected at most {found}, the number of client ids"]
+    return []
 
 
-def _natural(settings: Natural, client_ids: Sequence[object], seed: int) -> dict[int, Tensor]:
+def _natural(settings: Natural, client_ids: Sequence[int | str], seed: int) -> dict[int, Tensor]:
     from flwr_datasets.partitioner import NaturalIdPartitioner
 
     rows = _rows(NaturalIdPartitioner("client"), {"client": list(client_ids)})

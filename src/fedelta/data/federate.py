@@ -10,17 +10,19 @@ from torch import Tensor
 
 from fedelta.data.batches import Examples, FederatedData
 from fedelta.data.clients import Clients, Name
-from fedelta.data.columns import input_keys
+from fedelta.data.columns import input_keys, target_column
 from fedelta.data.division import divide
+from fedelta.data.glance import Glance, Shown, shown
 from fedelta.data.partition import Natural, PartitionSettings
 from fedelta.data.sources import RawData
 from fedelta.data.stored import StoredColumn
 from fedelta.data.validation import RowsOf, hold_back
 from fedelta.errors import DataError, listed, refuse
-from fedelta.modalities.base import Modality
+from fedelta.modalities.base import Inputs, Modality
 from fedelta.tasks.targets import strata_of
 
 logger = logging.getLogger("fedelta")
+_NUM_SHOWN = 5
 
 
 def adapted(modality: Modality, raw: RawData) -> Modality:
@@ -64,11 +66,9 @@ def federate(
     # Before the inputs: an impossible division is found at once, decoding takes a while.
     rows = _division(raw, settings, seed)
     ids_of = natural_ids(raw, rows) if isinstance(settings, Natural) else {}
-    clients = Clients.of(rows, names_from(ids_of))
+    clients = Clients.of(rows, ids_of)
     unseen = {client: rows.pop(client) for client in sorted(held_out(clients))}
-    origin = f"the training set of data source {raw.source.source!r}"
-    column = StoredColumn.of(raw.train.dataset, raw.columns.input, origin=origin, numbers=raw.train.numbers)
-    train = Examples(modality.store(column, raw.source.max_memory_mib), raw.train.targets, raw.train.numbers)
+    train = Examples(_inputs(raw, _column(raw), modality), raw.train.targets, raw.train.numbers)
     if raw.source.evaluate_on == "validation":
         owner = _owners(rows, len(train))
         rows, held = hold_back(rows, raw.source.validation_fraction, seed=seed)
@@ -85,21 +85,14 @@ def federate(
         unseen=unseen,
         strata_names=raw.strata_names,
         names=clients.names,
+        shown=_shown(raw),
     )
 
 
-def natural_ids(raw: RawData, rows: Mapping[int, Tensor]) -> dict[int, object]:
+def natural_ids(raw: RawData, rows: Mapping[int, Tensor]) -> dict[int, Name]:
     """Client to the id of its rows, which all have the same; of a column of class labels, their names."""
-    ids = raw.client_ids(raw.train.dataset)
-    return {} if ids is None else {client: ids[int(of_client[0])] for client, of_client in rows.items()}
-
-
-def names_from(ids: Mapping[int, object]) -> dict[int, Name]:
-    """What clients with these ids are called: the ids, where all are texts or all are whole numbers."""
-    for kind in (str, int):
-        if all(type(each) is kind for each in ids.values()):  # the truth values of Python are whole numbers too
-            return {client: each for client, each in ids.items() if isinstance(each, str | int)}
-    return {}
+    ids = raw.train_ids
+    return {} if ids is None else {client: ids.names[int(of_client[0])] for client, of_client in rows.items()}
 
 
 def _division(raw: RawData, settings: PartitionSettings, seed: int) -> dict[int, Tensor]:
@@ -107,8 +100,37 @@ def _division(raw: RawData, settings: PartitionSettings, seed: int) -> dict[int,
     if raw.train.targets.strata is None and settings.goes_by_kind:
         problem = f"name is {settings.name!r}, which divides by classes, but the task has none"
         refuse("`[partition]`", [problem], hint="use 'iid', 'quantity' or 'natural'")
-    ids = None if raw.columns.client is None else raw.train.dataset[raw.columns.client][:]
-    return divide(settings, strata_of(raw.train.targets), ids, seed=seed, row_numbers=raw.train.numbers)
+    ids = raw.train_ids if isinstance(settings, Natural) else None
+    for note in () if ids is None else ids.notes:
+        logger.warning("%s", note)
+    codes = None if ids is None else ids.codes
+    return divide(settings, strata_of(raw.train.targets), codes, seed=seed)
+
+
+def _column(raw: RawData) -> StoredColumn:
+    """The training examples."""
+    origin = f"the training set of data source {raw.source.source!r}"
+    return StoredColumn.of(raw.train.dataset, raw.columns.input, origin=origin, numbers=raw.train.numbers)
+
+
+def _inputs(raw: RawData, column: StoredColumn, modality: Modality) -> Inputs:
+    """What a model takes of a column."""
+    store = Glance.of if raw.at_a_glance else _stored
+    return store(column, modality, raw.source.max_memory_mib)
+
+
+def _stored(column: StoredColumn, modality: Modality, max_memory_mib: int) -> Inputs:
+    return modality.store(column, max_memory_mib)
+
+
+def _shown(raw: RawData) -> tuple[Shown, ...]:
+    """Some training rows, from the first to the last."""
+    rows = torch.linspace(0, len(raw.train) - 1, min(_NUM_SHOWN, len(raw.train)), dtype=torch.float64).round().long()
+    labels = target_column(raw.train.dataset.select(rows.tolist()), raw.columns.label, "training set")
+    values = labels.values
+    if raw.class_names:
+        values = [raw.class_names[label] for label in raw.train.targets.fetch(rows).tolist()]
+    return shown(_column(raw), values, rows)
 
 
 def _owners(rows: Mapping[int, Tensor], num_rows: int) -> Tensor:
@@ -119,7 +141,7 @@ def _owners(rows: Mapping[int, Tensor], num_rows: int) -> Tensor:
     return owner
 
 
-def _test_set(raw: RawData, modality: Modality, client_of: Mapping[object, int]) -> Examples:
+def _test_set(raw: RawData, modality: Modality, client_of: Mapping[Name, int]) -> Examples:
     """The test set; its rows say whose they are where it has the column of natural ids.
 
     Args:
@@ -129,14 +151,13 @@ def _test_set(raw: RawData, modality: Modality, client_of: Mapping[object, int])
     """
     origin = f"the test set of data source {(raw.source.test_source or raw.source.source)!r}"
     column = StoredColumn.of(raw.test.dataset, raw.columns.input, origin=origin, numbers=raw.test.numbers)
-    ids = raw.client_ids(raw.test.dataset) if client_of else None
+    ids = raw.test_ids if client_of else None
     by_name = {str(name): client for name, client in client_of.items()}
-    clients = None if ids is None else torch.tensor([by_name.get(str(each), -1) for each in ids])
+    clients = None if ids is None else torch.tensor([by_name.get(str(each), -1) for each in ids.names])
     if clients is not None and not (clients >= 0).any():
         logger.warning(
             "column %r of the test set has no client that is trained with (%s): there are no measures by client.",
             raw.columns.client,
             listed(sorted(by_name)),
         )
-    inputs = modality.store(column, raw.source.max_memory_mib)
-    return Examples(inputs, raw.test.targets, raw.test.numbers, clients)
+    return Examples(_inputs(raw, column, modality), raw.test.targets, raw.test.numbers, clients)

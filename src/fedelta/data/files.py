@@ -1,56 +1,55 @@
 """Training and test set as `datasets.Dataset`, from each kind of place a data set may be in.
 
-Local files are never cached in the user's home: folders of images or recordings are read in place, tables pass
-through a temporary directory that is gone when the function returns (the memory map keeps its content).
+Local files are never cached in the user's home, and nobody guesses from the names of folders above them.
 """
 
 from __future__ import annotations
 
-import contextlib
-import glob
-import tempfile
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedelta.data.folders import Naming, modality_in, read_folder
-from fedelta.errors import DataError, listed
+from fedelta.data.folders import Splits, modality_in, read_folder
+from fedelta.data.leaf import is_leaf, read_leaf
+from fedelta.data.loading import TABLES, by_column, quiet
+from fedelta.data.naming import Naming
+from fedelta.data.tables import HINT, by_split, read_table, read_tables
+from fedelta.data.walk import Tree, unwritable
+from fedelta.errors import DataError
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
-
-# Suffix to the loader of `datasets` that reads it.
-_TABLES = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
+    from datasets import Dataset
 
 
 EMBEDDED = "digits"  # the one data source that is a name and never a path
+# What `Dataset.save_to_disk` and `DatasetDict.save_to_disk` write.
+_SAVED = ("state.json", "dataset_dict.json")
 
 
-def load_splits(source: str, subset: str | None, train_split: str, naming: Naming | None = None) -> dict[str, Dataset]:
-    """All splits of a data set by name; data without splits are one split named `train_split`.
+def load_splits(source: str, subset: str | None, naming: Naming | None = None) -> Splits:
+    """All splits of a data set by name; data without splits are one split with the name of the training set.
 
     Args:
         source: "digits", a file, a folder or a hub name (see `sources.DataSource`).
         subset: configuration of a hub data set or of a folder in the hub's layout.
-        train_split: a sub-folder of this name makes a folder of images or recordings one with splits.
-        naming: what the names of the files in such a folder say; by default nothing.
+        naming: what names say; by default nothing.
 
     Raises:
         DataError: nothing is there, or it cannot be read, or it has no file names for `naming`.
     """
     naming = naming or Naming()
     path = _expanded(source)
-    modality = modality_in(path, _TABLES.keys(), naming) if source != EMBEDDED and path.is_dir() else None
-    if modality is not None:
-        # Without a pattern a table is a foreign file there, and maybe one that its owner counts on.
-        passed_over = frozenset() if naming.pattern is None else _TABLES.keys()
-        return read_folder(path, modality, train_split, naming, passed_over=passed_over)
-    problem = None if source == EMBEDDED else missing_path(source)
+    problem = None if source == EMBEDDED else missing_path(source) or unwritable(path)
     if problem is not None:
         raise DataError(
             f"data source {problem}", hint="give a file, a folder, the name of a data set on the hub, or `digits`"
         )
+    is_saved = source != EMBEDDED and any((path / name).is_file() for name in _SAVED)
+    tree = Tree.of(path) if source != EMBEDDED and path.is_dir() and not is_saved else None
+    modality = None if tree is None else modality_in(tree, TABLES.keys(), naming)
+    if tree is not None and modality is not None:
+        # Without a pattern a table is a foreign file there, and maybe one that its owner counts on.
+        passed_over = frozenset() if naming.pattern is None else TABLES.keys()
+        return read_folder(tree, modality, naming, passed_over=passed_over)
     if naming.given:
         raise DataError(
             f"data source {source!r} is no folder of images or recordings, but {naming.given}, for the "
@@ -58,10 +57,14 @@ def load_splits(source: str, subset: str | None, train_split: str, naming: Namin
             hint="leave that out, or name the folder in `data.source`",
         )
     if source == EMBEDDED:
-        return {train_split: _digits()}
-    if path.is_dir() or path.is_file():
-        return _tables(path, subset, train_split)
-    return _hub(source, subset)
+        return Splits({naming.train_split: _digits()})
+    if is_saved:
+        return _saved(path, naming)
+    if tree is not None:
+        return _tables_in(tree, subset, naming)
+    if path.is_file():
+        return read_leaf({naming.train_split: [path]}) if is_leaf(path) else read_table(path, naming)
+    return Splits(_hub(source, subset))
 
 
 def missing_path(source: str) -> str | None:
@@ -71,7 +74,7 @@ def missing_path(source: str) -> str | None:
     True
     """
     path = _expanded(source)
-    looks_like_path = source.startswith((".", "/", "~")) or source.count("/") > 1 or path.suffix.lower() in _TABLES
+    looks_like_path = source.startswith((".", "/", "~")) or source.count("/") > 1 or path.suffix.lower() in TABLES
     if not looks_like_path or path.is_dir() or path.is_file():
         return None
     return f"{source!r} does not exist (looked in {path.absolute().parent})"
@@ -96,54 +99,35 @@ def _digits() -> Dataset:
     return Dataset.from_dict({"image": list(pixels), "label": digits.target.tolist()}, features=features)
 
 
-def _tables(path: Path, subset: str | None, train_split: str) -> dict[str, Dataset]:
-    from datasets import load_dataset
+def _tables_in(tree: Tree, subset: str | None, naming: Naming) -> Splits:
+    leaf = [path for path in tree.files if is_leaf(path)]
+    # LEAF keeps the whole set beside the parts that it has made of it.
+    parts = [path for path in leaf if tree.place(path)[:1] in {("train",), ("test",)}] or leaf
+    return read_leaf(by_split(tree, parts, naming.train_split)) if leaf else read_tables(tree, subset, naming)
 
-    if path.is_file() and path.suffix.lower() not in _TABLES:
-        expected = listed(sorted(_TABLES))
-        raise DataError(f"{str(path)!r} is of an unknown kind, expected a folder or a file ending in {expected}")
-    if path.is_file() and path.stat().st_size == 0:
-        raise DataError(f"{str(path)!r} is an empty file, expected a table")
-    # The temporary name is the loader's cache; nothing outlives this call but the mapped rows.
-    with (
-        tempfile.TemporaryDirectory(prefix="fedelta-", ignore_cleanup_errors=True) as cache,
-        _failures(str(path)),
-    ):
-        if path.is_dir():
-            return dict(load_dataset(str(path), subset, cache_dir=cache))
-        # A name such as `data[1].csv` is a pattern to `datasets` unless it is escaped.
-        files = {train_split: glob.escape(str(path.absolute()))}
-        return dict(load_dataset(_TABLES[path.suffix.lower()], data_files=files, cache_dir=cache))
+
+def _saved(path: Path, naming: Naming) -> Splits:
+    """What `save_to_disk` has written, mapped where it is."""
+    from datasets import DatasetDict, load_from_disk
+
+    with quiet():
+        try:
+            loaded = load_from_disk(str(path))
+        except Exception as error:
+            # As in `loading.py`: whatever the parsers raise.
+            raise DataError(f"data source {str(path)!r} cannot be read: {error}", hint=HINT) from error
+    if isinstance(loaded, DatasetDict):
+        return Splits(dict(loaded))
+    return Splits(by_column(loaded, naming) or {naming.train_split: loaded})
 
 
 def _hub(name: str, subset: str | None) -> dict[str, Dataset]:
     from datasets import load_dataset
 
-    with _failures(name):
-        loaded: DatasetDict = load_dataset(name, subset)
-        return dict(loaded)
-
-
-@contextlib.contextmanager
-def _failures(source: str) -> Iterator[None]:
-    """Without progress bars; what `datasets` raises becomes a `DataError`."""
-    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    were_disabled = are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
-        with warnings.catch_warnings():
-            # The CSV loader of `datasets` leaves closing its file to the garbage collector.
-            warnings.simplefilter("ignore", ResourceWarning)
-            yield
-    except Exception as error:
-        # The loaders raise what their parsers raise, which has no common root.
-        reason = error.__cause__ or error
-        raise DataError(
-            f"data source {source!r} cannot be read: {reason}",
-            hint="expected a folder of images or recordings by class, Parquet, CSV, JSON or JSON Lines files, a data "
-            "set on the hub (cached, where there is no network), or `digits`",
-        ) from error
-    finally:
-        if not were_disabled:
-            enable_progress_bars()
+    with quiet():
+        try:
+            return dict(load_dataset(name, subset))
+        except Exception as error:
+            # As in `loading.py`: whatever the parsers raise.
+            reason = error.__cause__ or error
+            raise DataError(f"data source {name!r} cannot be read: {reason}", hint=HINT) from error

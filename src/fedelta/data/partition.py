@@ -81,7 +81,7 @@ class Natural(Settings):
 
     def problems(self, context: Context) -> list[str]:
         """That nothing says whose a row is."""
-        if "data" not in context or context.get("data.client") is not None:
+        if "data" not in context or context.get("data.client") is not None or context.get("data.may_name_clients"):
             return []
         problem = (
             "`partition.name` is 'natural', which needs `data.client_column`, or a field {client} in "

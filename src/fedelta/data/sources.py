@@ -8,17 +8,23 @@ Two steps, because a model can only be built when the classes are known, and inp
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Set
 from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
 
-from fedelta.data.columns import Columns, Wanted, find_columns, missing_columns, readable, target_column
+from fedelta.data.columns import Columns, Wanted, find_columns, missing_columns, target_column
 from fedelta.data.files import EMBEDDED, load_splits, missing_path
-from fedelta.data.folders import CLIENT, Naming, expression
+from fedelta.data.folders import Splits
+from fedelta.data.naming import CLIENT, LABEL, SPLIT, Naming, expression, levels_in
+from fedelta.data.split_names import chosen, kind_of
 from fedelta.data.splits import Rows, hold_out, limit
+from fedelta.data.values import Ids, read_ids
 from fedelta.errors import DataError, listed, refuse
 from fedelta.modalities.base import Modality
 from fedelta.modalities.settings import AudioSettings, Preparation
@@ -36,6 +42,8 @@ def _in_full(source: str) -> str:
     return source if source == EMBEDDED else in_full_where_it_exists(source)
 
 
+logger = logging.getLogger("fedelta")
+
 Place = Annotated[str, InFull(_in_full)]
 
 
@@ -44,26 +52,33 @@ class DataSource(Settings):
 
     Args:
         source: `digits` (scikit-learn's, embedded); a folder of images or of recordings (WAV, FLAC, OGG, MP3) with
-            one sub-folder for each class, or with such folders below `train/` and `test/`; a Parquet, CSV, JSON
-            or JSON Lines file, or a folder of them; else the name of a data set on the hub.
+            one sub-folder for each class, or with such folders below `train/` and `test/` (see `folders`), or with a
+            table `metadata.csv` or `.jsonl` whose column `file_name` says what is in which; a Parquet, CSV, JSON or
+            JSON Lines file (a column `split` may tell training from test rows), or a folder of them; what
+            `save_to_disk` of `datasets` has written; JSON of LEAF, whose users are the clients; else the name of a data
+            set on the hub.
         test_source: where the test set is, if not in `source`.
         subset: configuration of a data set on the hub.
         label_column: holds what is predicted: of a classification an integer, a text or a class label, of a
             regression a number with a decimal point.
         image_column: holds images: encoded, as arrays (integers 0..255 or floats 0..1), or as paths of files
-            from the working directory.
+            from the folder of the table on.
         text_column: holds texts; of the three columns of inputs at most one is given.
-        audio_column: holds recordings: encoded, or as paths of files from the working directory.
+        audio_column: holds recordings: encoded, or as paths of files from the folder of the table on.
         client_column: holds the id of the client that a row comes from.
         file_pattern: what the names of the files in a folder say, without their ending, such as
             `{label}_{client}_{index}`. `label` stands for the sub-folder, `client` is the client of the file (and
             `client_column` need not be set), fields of other names are not used. With it, CSV and JSON files in the
             folder are passed over.
+        folders: what each level of folders is, from the top: `split`, `client`, `label`, or `*` for one that says
+            nothing, such as `client/label` or `split/client/label`; folders below say nothing. `client` is the client
+            of the file, as in `file_pattern`. Found out where there is one way only to read them.
         test_files: the files of a folder that are the test set, such as `*_[0-4].wav`, or `noisy/*` for those in
             folders of that name; the others are learned from.
         audio: how recordings become spectrograms.
-        train_split: the split to learn from.
-        test_split: the split to evaluate on. Where there is none of the default name, `test_fraction` counts.
+        train_split: the split to learn from; `Train` and `training` mean the same, where there is none so called.
+        test_split: the split to evaluate on, likewise. Where there is none of the default name, it is the validation
+            set, and where there is none either, `test_fraction` counts.
         test_fraction: share of the training rows that becomes the test set, the same share of each class.
         evaluate_on: "validation" takes `validation_fraction` of each client's rows out of its training, once the rows
             are divided as ever, and measures on them; the test set is not looked at (see validation.py).
@@ -85,6 +100,7 @@ class DataSource(Settings):
     audio_column: str | None = None
     client_column: str | None = None
     file_pattern: str | None = None
+    folders: str | None = None
     test_files: str | None = None
     audio: AudioSettings = AudioSettings()
     train_split: str = "train"  # the hub's usual names
@@ -92,7 +108,8 @@ class DataSource(Settings):
     test_fraction: float = Field(default=0.2, gt=0, lt=1)  # 1,437 of the 1,797 digits remain for training
     evaluate_on: Literal["test", "validation"] = "test"
     validation_fraction: float = Field(default=0.2, gt=0, lt=1)  # as `test_fraction`
-    max_length: int = Field(default=128, ge=1)  # the text classification example of transformers
+    # The text classification example of transformers; no model reads a million tokens, but memory is asked for.
+    max_length: int = Field(default=128, ge=1, le=1_000_000)
     max_train_examples: int | None = Field(default=None, ge=2)  # all
     max_test_examples: int | None = Field(default=None, ge=1)  # all
     max_memory_mib: int = Field(default=2048, ge=0)  # a quarter of a small machine's 8 GiB
@@ -104,8 +121,19 @@ class DataSource(Settings):
             expression(pattern)
         return pattern
 
+    @field_validator("folders")
+    @classmethod
+    def _known(cls, folders: str | None) -> str | None:
+        if folders is not None:
+            levels_in(folders)
+        return folders
+
     @model_validator(mode="after")
     def _one_of_each(self) -> DataSource:
+        if twice := sorted(self.naming.fields & {CLIENT, LABEL} & set(self.naming.levels or ())):
+            raise ValueError(f"file_pattern and folders both say {listed(twice)}, expected one of them")
+        if self.test_files is not None and SPLIT in (self.naming.levels or ()):
+            raise ValueError("test_files is set, and folders says 'split', expected one of them: remove the other")
         tests = {"test_files": self.test_files, "test_source": self.test_source}
         for values in ({f"{name}_column": column for name, column in self._input_columns.items()}, tests):
             given = [name for name, value in values.items() if value is not None]
@@ -134,10 +162,23 @@ class DataSource(Settings):
         return {"image": self.image_column, "text": self.text_column, "audio": self.audio_column}
 
     @property
+    def naming(self) -> Naming:
+        """What names of files, folders and splits say."""
+        paths_in = tuple(each for each in (self.image_column, self.audio_column) if each is not None)
+        return Naming(
+            self.file_pattern, self.test_files, self.train_split, self.test_split, self.folders, paths_in=paths_in
+        )
+
+    @property
     def client(self) -> str | None:
-        """The column of client ids: the one that is named, else that of a file pattern."""
-        by_name = CLIENT if CLIENT in Naming(self.file_pattern).fields else None
-        return self.client_column or by_name
+        """The column of client ids: the one that is named, else that of a file pattern or of folders."""
+        return self.client_column or (CLIENT if self.naming.says_client else None)
+
+    @property
+    def may_name_clients(self) -> bool:
+        """Whether only reading them shows if the data themselves say whose a row is: LEAF's do."""
+        path = Path(self.source)
+        return path.suffix.lower() == ".json" or any(True for _ in path.rglob("*.json"))
 
 
 @dataclass(frozen=True)
@@ -151,6 +192,7 @@ class RawData:
         class_names: one name per class, in label order; nothing where the task has no classes.
         strata_names: one name per kind of row (`Targets.strata`).
         columns: which column is what.
+        at_a_glance: whether examples are read when they are asked for, and not all at once (see `glance.py`).
     """
 
     source: DataSource
@@ -159,6 +201,7 @@ class RawData:
     class_names: tuple[str, ...]
     strata_names: tuple[str, ...]
     columns: Columns
+    at_a_glance: bool = False
 
     @property
     def modality(self) -> type[Modality]:
@@ -171,12 +214,25 @@ class RawData:
         said = Preparation(max_length=self.source.max_length, audio=self.source.audio)
         return said.only(self.modality.settings)
 
-    def client_ids(self, dataset: Dataset) -> list[object] | None:
-        """The client of each row, class labels by their names; None where `dataset` does not say."""
+    @cached_property
+    def train_ids(self) -> Ids | None:
+        """The client of each training row; None where the data do not say.
+
+        Raises:
+            DataError: some values can be no ids.
+        """
+        return self._ids(self.train, "training set")
+
+    @cached_property
+    def test_ids(self) -> Ids | None:
+        """The same of the test rows."""
+        return self._ids(self.test, "test set")
+
+    def _ids(self, rows: Rows, what: str) -> Ids | None:
         column = self.columns.client
-        if column is None or column not in dataset.column_names:
+        if column is None or column not in rows.dataset.column_names:
             return None
-        return readable(dataset, column)
+        return read_ids(rows.dataset, column, what, rows.numbers)
 
     def without_test_rows_of(self, ids: Set[object]) -> RawData:
         """The same without the test rows of these clients; as it is where the test set does not say whose they are.
@@ -184,9 +240,9 @@ class RawData:
         Raises:
             DataError: none would be left.
         """
-        found = self.client_ids(self.test.dataset) if ids else None
+        found = self.test_ids if ids else None
         names = set(map(str, ids))  # as `Clients` compares them: one file may hold numbers, the other their texts
-        if found is None or not (of_them := [str(each) in names for each in found]) or not any(of_them):
+        if found is None or not any(of_them := [str(each) in names for each in found.names]):
             return self
         if all(of_them):
             raise DataError(
@@ -196,7 +252,13 @@ class RawData:
         return replace(self, test=self.test.select((~torch.tensor(of_them)).nonzero()[:, 0]))
 
 
-def read(source: DataSource, *, seed: int, task: Task = Classification()) -> RawData:  # noqa: B008 a frozen value
+def read(
+    source: DataSource,
+    *,
+    seed: int,
+    task: Task = Classification(),  # noqa: B008 a frozen value
+    at_a_glance: bool = False,
+) -> RawData:
     """Training and test set of `source`.
 
     Args:
@@ -204,17 +266,21 @@ def read(source: DataSource, *, seed: int, task: Task = Classification()) -> Raw
         seed: of the run; decides which rows become test rows where the data have no test split, and which
             remain where their number is limited.
         task: what is predicted.
+        at_a_glance: see `RawData`.
 
     Raises:
         DataError: the data are missing, unreadable, or lack what is needed; names every problem.
     """
     origin = f"data source {source.source!r}"
-    train, test = _load(source, origin)
-    columns = find_columns(train, source.wanted, task, origin=origin)
+    train, test, splits = _load(source, origin)
+    wanted = source.wanted if source.client is not None else replace(source.wanted, client=splits.client)
+    columns = find_columns(train, wanted, task, origin=origin)
     lacking = [] if test is None else missing_columns(test, columns)
     test_column = None if test is None or lacking else target_column(test, columns.label, "test set")
     targets = task.targets(target_column(train, columns.label, "training set"), test_column)
     refuse(origin, [*targets.problems, *lacking])
+    for note in (*splits.notes, *targets.notes):
+        logger.warning("%s", note)
     learned = Rows(train, targets.train, torch.arange(len(train)))
     if test is None or targets.test is None:
         learned, held_out = hold_out(learned, source.test_fraction, stream(seed, "data", "test"))
@@ -229,30 +295,62 @@ def read(source: DataSource, *, seed: int, task: Task = Classification()) -> Raw
         class_names=targets.class_names,
         strata_names=targets.strata_names,
         columns=columns,
+        at_a_glance=at_a_glance,
     )
 
 
-def _load(source: DataSource, origin: str) -> tuple[Dataset, Dataset | None]:
-    """The training split, and the test split where there is one."""
-    naming = Naming(source.file_pattern, source.test_files, source.test_split)
-    splits = load_splits(source.source, source.subset, source.train_split, naming)
-    problems = []
-    if source.train_split not in splits:
+def _load(source: DataSource, origin: str) -> tuple[Dataset, Dataset | None, Splits]:
+    """The training split, the test split where there is one, and all that was read."""
+    found = load_splits(source.source, source.subset, source.naming)
+    splits = found.rows
+    problems: list[str] = []
+    train = _split(splits, source.train_split, "data.train_split", problems)
+    if train is None:
         problems.append(f"no split {source.train_split!r} (`data.train_split`), found {listed(sorted(splits))}")
-    elif len(splits[source.train_split]) < 2:
-        problems.append(f"the training set has {len(splits[source.train_split])} rows, expected 2 or more")
-    test = splits.get(source.test_split)
-    default = DataSource.model_fields["test_split"].default
+    elif len(splits[train]) < 2:
+        problems.append(f"the training set has {len(splits[train])} rows, expected 2 or more")
+    test: Dataset | None
+    notes: list[str] = []
     if source.test_source is not None:
-        others = load_splits(source.test_source, source.subset, source.test_split, naming)
-        # Table files without splits of their own are called "train" by `datasets`.
-        test = others.get(source.test_split, next(iter(others.values())) if len(others) == 1 else None)
-        if test is None:
-            found = listed(sorted(others))
-            problems.append(f"no split {source.test_split!r} in `data.test_source`, found {found}")
-    elif test is None and source.test_split != default:
-        problems.append(f"no split {source.test_split!r} (`data.test_split`), found {listed(sorted(splits))}")
+        test = _test_source(source, source.test_source, problems)
+    else:
+        test = _test_split(splits, source, problems, notes)
     if test is not None and len(test) == 0:
         problems.append("the test set has no rows, expected 1 or more")
-    refuse(origin, problems)
-    return splits[source.train_split], test
+    refuse(origin, list(dict.fromkeys(problems)))
+    return splits[train or ""], test, replace(found, notes=(*found.notes, *notes))
+
+
+def _test_source(source: DataSource, place: str, problems: list[str]) -> Dataset | None:
+    naming = replace(source.naming, test_files=None, train_split=source.test_split)
+    others = load_splits(place, source.subset, naming).rows
+    name = _split(others, source.test_split, "data.test_split", problems)
+    if name is None and len(others) > 1:
+        problems.append(f"no split {source.test_split!r} in `data.test_source`, found {listed(sorted(others))}")
+    # The only part of a file, whatever it is called.
+    return others[name] if name is not None else next(iter(others.values())) if len(others) == 1 else None
+
+
+def _test_split(
+    splits: dict[str, Dataset], source: DataSource, problems: list[str], notes: list[str]
+) -> Dataset | None:
+    """The test set among `splits`; None where rows have to be held out."""
+    name = _split(splits, source.test_split, "data.test_split", problems)
+    if name is not None:
+        return splits[name]
+    if source.test_split != DataSource.model_fields["test_split"].default:
+        problems.append(f"no split {source.test_split!r} (`data.test_split`), found {listed(sorted(splits))}")
+        return None
+    name = _split(splits, "validation", "data.test_split", problems)
+    if name is None or kind_of(source.train_split) == "validation":
+        return None
+    notes.append(f"there is no test set: {name!r} is measured on; set `data.test_split` to say otherwise")
+    return splits[name]
+
+
+def _split(splits: dict[str, Dataset], wanted: str, key: str, problems: list[str]) -> str | None:
+    """The split that `wanted` means; None for none, or where it may mean several."""
+    found = chosen(splits, wanted)
+    if len(found) > 1:
+        problems.append(f"{listed(found)} are all names for {wanted!r}, expected one: set `{key}` to one of them")
+    return found[0] if len(found) == 1 else None

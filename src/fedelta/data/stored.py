@@ -40,6 +40,10 @@ class StoredColumn:
     def __len__(self) -> int:
         return len(self.dataset)
 
+    def select(self, rows: Tensor) -> StoredColumn:
+        """Those of `rows` (int64, one axis) alone, called as before."""
+        return StoredColumn(self.dataset.select(rows.tolist()), self.name, self.origin, self.numbers[rows])
+
     def chunks(self) -> Iterator[list[Any]]:
         """All values in order, some hundreds at a time; Any: whatever the file holds."""
         # Arrow format hands out the stored bytes; the default one would decode every image or recording a second time.

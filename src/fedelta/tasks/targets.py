@@ -54,6 +54,7 @@ class ReadTargets:
         class_names: one for each class, in label order; nothing where the task has no classes.
         strata_names: one for each kind of row, in the order of their numbers.
         problems: all that keeps the columns from being used.
+        notes: what can be used and looks odd, in words.
     """
 
     train: Targets
@@ -61,6 +62,7 @@ class ReadTargets:
     class_names: tuple[str, ...]
     strata_names: tuple[str, ...]
     problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def strata_of(targets: Targets) -> Tensor:
