@@ -24,7 +24,7 @@ logger = logging.getLogger("fedelta")
 
 
 def adapted(modality: Modality, raw: RawData) -> Modality:
-    """What a model takes, with what section `[data]` says of it.
+    """What a model takes, with what section `[data]` says of it and what the training examples tell.
 
     Raises:
         DataError: the model takes another kind of input.
@@ -35,7 +35,7 @@ def adapted(modality: Modality, raw: RawData) -> Modality:
             f"column {raw.columns.input!r} holds {raw.modality.plural}, but the model takes {prepared.plural}",
             hint=f"choose another `model.source` (recordings go to image classifiers), or set `data.{input_keys()}`",
         )
-    return prepared
+    return prepared.fitted(_column(raw))
 
 
 def federate(
@@ -66,9 +66,7 @@ def federate(
     ids_of = natural_ids(raw, rows) if isinstance(settings, Natural) else {}
     clients = Clients.of(rows, names_from(ids_of))
     unseen = {client: rows.pop(client) for client in sorted(held_out(clients))}
-    origin = f"the training set of data source {raw.source.source!r}"
-    column = StoredColumn.of(raw.train.dataset, raw.columns.input, origin=origin, numbers=raw.train.numbers)
-    train = Examples(modality.store(column, raw.source.max_memory_mib), raw.train.targets, raw.train.numbers)
+    train = Examples(modality.store(_column(raw), raw.source.max_memory_mib), raw.train.targets, raw.train.numbers)
     if raw.source.evaluate_on == "validation":
         owner = _owners(rows, len(train))
         rows, held = hold_back(rows, raw.source.validation_fraction, seed=seed)
@@ -109,6 +107,12 @@ def _division(raw: RawData, settings: PartitionSettings, seed: int) -> dict[int,
         refuse("`[partition]`", [problem], hint="use 'iid', 'quantity' or 'natural'")
     ids = None if raw.columns.client is None else raw.train.dataset[raw.columns.client][:]
     return divide(settings, strata_of(raw.train.targets), ids, seed=seed, row_numbers=raw.train.numbers)
+
+
+def _column(raw: RawData) -> StoredColumn:
+    """The training examples."""
+    origin = f"the training set of data source {raw.source.source!r}"
+    return StoredColumn.of(raw.train.dataset, raw.columns.input, origin=origin, numbers=raw.train.numbers)
 
 
 def _owners(rows: Mapping[int, Tensor], num_rows: int) -> Tensor:
