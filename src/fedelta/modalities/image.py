@@ -31,7 +31,7 @@ from fedelta.modalities.levels import EIGHT_BIT, Levels
 from fedelta.modalities.pixels import ImageShape, decode, decode_whole, read_header
 from fedelta.modalities.processor import STRETCH, Processor, UnfollowableError, follow, read_preprocessor
 from fedelta.modalities.rows import find_levels, is_flat, kept_shape, say_flat, say_frames
-from fedelta.modalities.settings import Preparation
+from fedelta.modalities.settings import Preparation, Resize
 from fedelta.modalities.statistics import Statistics, stretching
 from fedelta.modalities.stores import Encoded, examined, in_chunks, read_examples, refuse_rows, stored
 
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from fedelta.modalities.base import Example
 
 logger = logging.getLogger("fedelta")
+_FOLLOWED: Resize = "checkpoint"
+_STRETCHED: Resize = "stretch"
 
 
 @dataclass(frozen=True)
@@ -119,13 +121,13 @@ class Images:
         if preparation.processor is None:
             return ""
         lines = ["Images are prepared as `preprocessor_config.json` beside this card says:"]
-        if preparation.resize == "stretch":
+        if preparation.resize == _STRETCHED:
             lines += ["they are resized to the model's square without regard to their aspect ratio, bilinear."]
         else:
             kind = preparation.processor.get("image_processor_type", "image processor")
             lines += [f"as the base model's `{kind}` does it."]
-        if preparation.value_range not in {None, (0.0, 255.0)}:
-            low, high = preparation.value_range or ()
+        low, high = preparation.value_range or (EIGHT_BIT.low, EIGHT_BIT.high)
+        if Levels(low, high) != EIGHT_BIT:
             lines += [f"Before that, {low:g} becomes black and {high:g} becomes white: the range of the training data."]
         return "\n".join(lines)
 
@@ -137,9 +139,9 @@ class Images:
         if preparation.processor is not None:
             found = Images.from_preprocessor(preparation.processor, self.image_size, self.num_channels)
             images = replace(found, levels=self.levels, native=self.native)
-        if preparation.resize == "stretch":
+        if preparation.resize == _STRETCHED:
             images = replace(images, processor=None, refusal="")
-        elif preparation.resize == "checkpoint":
+        elif preparation.resize == _FOLLOWED:
             images._check_followed()
         if preparation.value_range is not None:
             images = replace(images, levels=Levels(*preparation.value_range))
@@ -168,9 +170,9 @@ class Images:
     def preparation(self) -> Preparation:
         """What was done, in the words of the stock image processor that does it too."""
         if self.processor is not None:
-            resize, fields = "checkpoint", self.processor.fields
+            resize, fields = _FOLLOWED, self.processor.fields
         else:
-            resize, fields = "stretch", stretching(self.image_size, self.mean, self.std)
+            resize, fields = _STRETCHED, stretching(self.image_size, self.mean, self.std)
         levels = None if self.levels is None else (self.levels.low, self.levels.high)
         return Preparation(resize=resize, processor=fields, value_range=levels)
 

@@ -64,7 +64,7 @@ class Processor:
     @property
     def on_white(self) -> bool:
         """Whether transparent images are put on white; otherwise transparency is dropped."""
-        return bool(_made(self.content).do_convert_rgb)
+        return bool(self.fields.get("do_convert_rgb"))
 
     def pixels(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The model's pixels, uint8 of shape [3, S, S], for an image, uint8 of shape [3, H, W].
@@ -72,7 +72,7 @@ class Processor:
         Raises:
             ModelError: they have another shape, since the processor resizes nothing or keeps the aspect ratio.
         """
-        found = _pixels(_made(self.content, is_pixels=True), image)
+        found = _pixels(_of_pixels(self.content), image)
         if found.shape != (3, self.side, self.side):
             raise ModelError(
                 f"the checkpoint's image processor makes {found.shape[1]} x {found.shape[2]} pixels of an image of "
@@ -142,10 +142,9 @@ def _follow(text: str, family: str, side: int | None) -> Followed:
 
 
 @lru_cache(maxsize=16)
-def _made(text: str, *, is_pixels: bool = False) -> PilBackend:
+def _of_pixels(text: str) -> PilBackend:
     fields = json.loads(text)
-    processor = _class_of(_class_name(fields, "")).from_dict(fields)
-    return _variant(processor) if is_pixels else processor
+    return _variant(_class_of(_class_name(fields, "")).from_dict(fields))
 
 
 def _read_json(place: str, name: str) -> dict[str, object]:
@@ -160,12 +159,13 @@ def _read_json(place: str, name: str) -> dict[str, object]:
 
 def _class_name(content: Mapping[str, object], family: str) -> str:
     """As `AutoImageProcessor` finds it: by the file, in its older form too, else by the family."""
-    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
+    from transformers.models.auto import image_processing_auto
 
     named = content.get("image_processor_type")
     named = content.get("feature_extractor_type") if named is None else named
     if named is None:
-        classes = IMAGE_PROCESSOR_MAPPING_NAMES.get(family) or {}
+        families = image_processing_auto.IMAGE_PROCESSOR_MAPPING_NAMES  # type: ignore[attr-defined]  # imported there
+        classes = families.get(family) or {}
         named = classes.get("pil") or classes.get("torchvision") or _DEFAULT
     return str(named).replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
 
@@ -227,10 +227,11 @@ def _pixels(processor: PilBackend, image: NDArray[np.uint8]) -> NDArray[np.uint8
     return found
 
 
-def _side_of(pixels: object, name: str) -> int:
+def _side_of(pixels: NDArray[np.uint8], name: str) -> int:
     """Of the square that a processor makes of the noise."""
-    shape = np.shape(pixels) if isinstance(pixels, np.ndarray) else ()
-    if len(shape) != 3 or shape[0] != 3 or pixels.dtype != np.uint8:  # type: ignore[attr-defined]  an array by now
+    is_image = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8
+    shape = np.shape(pixels) if is_image else ()
+    if len(shape) != 3 or shape[0] != 3:
         raise UnfollowableError(f"its {name} makes something else of an image than one image of three channels")
     if shape[1] != shape[2]:
         raise UnfollowableError(
