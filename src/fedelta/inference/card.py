@@ -192,14 +192,27 @@ def _loading(
             "cannot get the same ones. `fedelta.json` keeps the model and the seed, where the run knew them.\n",
             *_OURS,
         ]
-    auto, num_outputs = loader.auto_class, _task(card).num_outputs(class_names or ())
+    num_outputs = _task(card).num_outputs(class_names or ())
     labels = f", num_labels={num_outputs}" if num_outputs else ""
-    bundled, has_processor = base.startswith("bundled:"), preparation.processor is not None
+    lines = _stock(loader.auto_class, base, labels, card, has_processor=preparation.processor is not None)
+    extra = card.get("extra_inputs")
+    if isinstance(extra, Mapping) and extra:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in extra.items())
+        lines += [
+            "It was trained at another image size than the base model's, with interpolated position embeddings;",
+            f"call it as `model(pixel_values, {arguments})`.\n",
+        ]
+    return [*lines, *_OURS]
+
+
+def _stock(auto: str, base: str, labels: str, card: Mapping[str, object], *, has_processor: bool) -> list[str]:
+    """Code that loads the adapter with stock PEFT."""
+    bundled = base.startswith("bundled:")
     source = (
         f'str(bundled_path("{base.removeprefix("bundled:")}"))' if bundled else json.dumps(base, ensure_ascii=False)
     )
     helpers = ["bundled_path"] * bundled + ["register_networks"] * bool(card.get("is_native"))
-    lines = [
+    return [
         "With stock PEFT:\n",
         "```python",
         "from peft import PeftModel",
@@ -215,11 +228,3 @@ def _loading(
         *(['processor = AutoImageProcessor.from_pretrained("path/of/this/directory", backend="pil")'] * has_processor),
         "```\n",
     ]
-    extra = card.get("extra_inputs")
-    if isinstance(extra, Mapping) and extra:
-        arguments = ", ".join(f"{name}={value!r}" for name, value in extra.items())
-        lines += [
-            "It was trained at another image size than the base model's, with interpolated position embeddings;",
-            f"call it as `model(pixel_values, {arguments})`.\n",
-        ]
-    return [*lines, *_OURS]
