@@ -21,7 +21,7 @@ from fedelta.errors import AdapterError, ConfigError, DataError
 from fedelta.experiment import Experiment, Result, evaluate_adapter
 from fedelta.inference.card import render
 from fedelta.inference.predict import Predictor
-from fedelta.modalities.settings import AudioSettings
+from fedelta.modalities.settings import AudioSettings, Preparation
 from fedelta.models.hub import build
 from fedelta.models.source import ModelSource
 from fedelta.tuning.head import Head
@@ -144,7 +144,7 @@ def test_the_adapter_says_how_recordings_are_read(result):
 @pytest.mark.parametrize(("modality", "is_told"), [("audio", True), ("image", False), ("text", False)])
 def test_only_the_card_of_a_speech_model_tells_of_spectrograms(modality, is_told):
     card = {"modality": modality, "config": {"data": {"source": "x", "audio": {"sample_rate": 16_000}}}}
-    text = render("lora", "base", None, card, has_weights=True)
+    text = render("lora", "base", None, card, has_weights=True, preparation=Preparation())
     assert ("sample_rate" in text, "log-mel" in text, "source x" in text) == (is_told, is_told, True)
 
 

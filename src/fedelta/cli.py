@@ -299,6 +299,9 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
         f"{assembly.spec.num_parameters:,} of {assembly.model.total_parameters:,} parameters tuned, "
         f"{assembly.engine.lanes.num} lanes."
     )
+    modality = assembly.backbone.modality
+    for note in () if modality is None else modality.notes:
+        print(f"{note[0].upper()}{note[1:]}.")
     if "compare" in read_table(config):
         plan = make_plan(read_request(config, overrides=overrides or ()))
         print(f"`fedelta compare` of it: {announcement(plan)}, each of them valid.")

@@ -33,6 +33,8 @@ from fedelta.federation.rounds import federate
 from fedelta.federation.tiers import Tiers
 from fedelta.inference.adapter import Adapter, read_adapter, write_adapter
 from fedelta.inference.costs import costs_of
+from fedelta.inference.directory import OWN
+from fedelta.inference.own import read_own
 from fedelta.inference.predict import Predictor, fill
 from fedelta.inference.predictions import table_of
 from fedelta.modalities.settings import Preparation
@@ -312,7 +314,8 @@ def evaluate_adapter(
         # The adapter that the run started from may be gone; its own is all that is needed.
         path, adapter, overrides = run.config, adapter or run.adapter, [*_WITHOUT_ADAPTER, *overrides]
     loaded = load_config(path, overrides)
-    backbone, data = read_data(loaded)
+    preparation = Preparation() if adapter is None else read_own(Path(adapter) / OWN).preparation
+    backbone, data = read_data(loaded, preparation=preparation)
     # The adapter says what is tuned, whatever the configuration was written for.
     start = None if adapter is None else read_adapter(adapter, backbone.anatomy)
     model = tuned_model(loaded, backbone, data.class_names, num_lanes=num_lanes(loaded), adapter=start)

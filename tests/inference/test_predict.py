@@ -36,7 +36,14 @@ def make_run(directory: Path, base: Path, tuning: AnyTuning, **model: Any) -> Pa
     directory.mkdir()
     (directory / "config.toml").write_text("")
     source = ModelSource(source=str(base), **model)
-    write(directory / "adapter", base.name, tuning, base, model=source, preparation=Preparation(max_length=3))
+    write(
+        directory / "adapter",
+        base.name,
+        tuning,
+        base,
+        model=source,
+        preparation=Preparation(max_length=3, value_range=(0, 65535)),
+    )
     return directory
 
 

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageOps
 
+from fedelta.modalities import pixels
 from fedelta.modalities.base import ExampleError
-from fedelta.modalities.pixels import ImageShape, decode, measure
+from fedelta.modalities.levels import Levels, check_colour, common_levels
+from fedelta.modalities.pixels import (
+    ImageShape,
+    brightest_of_deep_colour,
+    decode,
+    decode_whole,
+    extremes,
+    measure,
+    read_header,
+)
 
 RAMP = (np.arange(20, dtype=np.uint8) * 12).reshape(4, 5)
 COLOUR = np.stack([RAMP, RAMP[::-1], 255 - RAMP], axis=-1)
@@ -44,7 +56,8 @@ def test_bytes_in_a_struct_win_over_the_path_beside_them(tmp_path):
 
 @pytest.mark.parametrize("array", [COLOUR, COLOUR.transpose(2, 0, 1), COLOUR.tolist(), COLOUR / 255.0])
 def test_arrays_may_have_channels_first_or_last_and_be_bytes_or_fractions(array):
-    assert np.array_equal(as_it_is(array), COLOUR.transpose(2, 0, 1))
+    levels = common_levels([extremes(array)])
+    assert np.array_equal(decode(array, measure(array), levels), COLOUR.transpose(2, 0, 1))
 
 
 @pytest.mark.parametrize("array", [RAMP, RAMP[..., None], RAMP[None], RAMP.tolist()])
@@ -64,9 +77,147 @@ def test_gray_palette_and_transparent_images_become_gray_or_colour():
         assert np.allclose(as_it_is(encoded(image, kind)), COLOUR.transpose(2, 0, 1), atol=2)
 
 
-def test_sixteen_bits_are_scaled_and_not_clipped():
-    deep = Image.fromarray((RAMP.astype(np.uint16) << 8) + 99)
-    assert np.array_equal(as_it_is(encoded(deep)), RAMP[None])
+DEEP = {
+    "12 of 16 bits": (np.uint16, "PNG", 0, 4095),
+    "few of 16 bits": (np.uint16, "PNG", 3, 19),
+    "signed tomography": (np.int32, "TIFF", -1024, 3071),
+    "fractions": (np.float32, "TIFF", -0.5, 0.25),
+    "tiny fractions": (np.float32, "TIFF", 0.0, 0.001),
+    "large numbers": (np.float32, "TIFF", 0.0, 1e6),
+}
+
+
+@pytest.mark.parametrize("case", DEEP)
+def test_more_than_eight_bits_are_scaled_by_their_own_range(case):
+    dtype, kind, low, high = DEEP[case]
+    # Four equal steps from the darkest to the brightest become 0, 64, 128, 191 and 255.
+    numbers = (low + (high - low) * np.linspace(0, 1, 5)).astype(dtype)
+    content = encoded(Image.fromarray(np.tile(numbers, (4, 1))), kind)
+    levels = common_levels([extremes(content)])
+    assert levels == Levels(pytest.approx(low), pytest.approx(high))
+    found = decode(content, measure(content), levels)
+    assert np.abs(found[0, 0].astype(int) - [0, 64, 128, 191, 255]).max() <= 1
+    assert np.array_equal(decode(np.tile(numbers, (4, 1)).tolist(), ImageShape(1, 4, 5), levels), found)
+
+
+def test_usual_ranges_stay_where_values_fill_an_eighth_of_them():
+    assert common_levels([(0, 200), (5, 32)]) == Levels(0, 255)
+    assert common_levels([(0.1, 0.9)]) == Levels(0, 1)
+    assert common_levels([(0, 16)]) == Levels(0, 16)
+    assert common_levels([(0.0, 0.1)]) == Levels(0, 0.1)
+    assert common_levels([(-1, 200)]) == Levels(-1, 200)
+
+
+def test_a_value_a_little_outside_of_the_range_is_cut_and_one_far_outside_is_refused():
+    levels = Levels(0, 1000)
+    assert decode([[-500, 0, 500, 1900]], ImageShape(1, 1, 4), levels).tolist() == [[[0, 0, 128, 255]]]
+    for numbers, found in (([[0, 2001]], "0 to 2001"), ([[-1001, 7]], "-1001 to 7")):
+        with pytest.raises(ExampleError, match=f"values {found}, far outside of the training data's 0 to 1000"):
+            decode(numbers, ImageShape(1, 1, 2), levels)
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_refused(odd):
+    numbers = np.array([[0.0, odd]], dtype=np.float32)
+    content = encoded(Image.fromarray(numbers), "TIFF")
+    assert extremes(content) is None
+    with pytest.raises(ExampleError, match="an image with values that are NaN or infinite"):
+        as_it_is(content)
+    with pytest.raises(ExampleError, match="an array with values that are NaN or infinite"):
+        as_it_is(numbers)
+
+
+# Each shows the same colour, within what the conversion of its mode loses.
+ODD_MODES = {
+    "YCbCr": lambda image: image.convert("YCbCr"),
+    "HSV": lambda image: image.convert("HSV"),
+    "RGBX": lambda image: image.convert("RGBX"),
+    "RGBa": lambda image: image.convert("RGBA").convert("RGBa"),
+    "CMYK": lambda image: image.convert("CMYK"),
+    "P": lambda image: image.quantize(256),
+    "PA": lambda image: image.quantize(256).convert("PA"),
+    "LAB": lambda image: ImageCms.profileToProfile(
+        image, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
+    ),
+}
+
+
+@pytest.mark.parametrize("mode", ODD_MODES)
+def test_a_pillow_image_of_any_mode_keeps_its_colours(mode):
+    plain = Image.new("RGB", (5, 4), (200, 90, 40))
+    image = ODD_MODES[mode](plain)
+    assert image.mode == mode
+    assert np.abs(as_it_is(image).astype(int) - np.asarray(plain).transpose(2, 0, 1)).max() <= 4
+    image.load()  # it is still open
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"])
+def test_a_gray_pillow_image_of_any_mode_keeps_its_values(mode):
+    gray = Image.fromarray(np.tile(np.array([0, 255, 0, 255, 0], dtype=np.uint8), (4, 1)))
+    if mode == "La":
+        image = gray.convert("LA").convert("La")
+    elif mode.startswith("I;16"):
+        image = gray.convert("I").convert("I;16") if mode == "I;16" else gray.convert("I").convert("I;16").convert(mode)
+    else:
+        image = gray.convert(mode)
+    assert image.mode == mode
+    assert np.array_equal(as_it_is(image)[0], np.asarray(gray))
+
+
+def test_what_is_transparent_is_put_on_white_where_that_is_asked_for():
+    image = Image.new("RGBA", (5, 4), (0, 0, 0, 0))
+    shape = measure(image)
+    assert (decode(image, shape) == 0).all()
+    assert (decode(image, shape, on_white=True) == 255).all()
+    palette = Image.fromarray(np.zeros((4, 5), dtype=np.uint8)).convert("P")
+    content = encoded(palette, transparency=0)
+    assert (decode(content, shape, on_white=True) == 255).all()
+
+
+def deep_colour(level: int) -> bytes:
+    """A PNG of one pixel of 16 bits a channel, which Pillow cannot write."""
+    row = b"\0" + level.to_bytes(2, "big") * 3
+    chunks = ((b"IHDR", struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(row)), (b"IEND", b""))
+    parts = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def test_colour_of_sixteen_bits_that_uses_few_of_them_is_refused():
+    assert brightest_of_deep_colour(deep_colour(4095)) == 15
+    assert brightest_of_deep_colour(deep_colour(65535)) == 255
+    assert brightest_of_deep_colour(encoded(Image.fromarray(COLOUR))) is None
+    check_colour([15, 32])
+    with pytest.raises(ExampleError, match=r"colour images of 16 bits a channel with values below 4,096 of 65,536"):
+        check_colour([15, 7])
+
+
+def test_of_several_images_in_a_file_the_header_tells():
+    one, other = Image.fromarray(COLOUR), Image.fromarray(255 - COLOUR)
+    for kind in ("GIF", "TIFF", "WEBP"):
+        assert read_header(encoded(one, kind, save_all=True, append_images=[other])).has_frames, kind
+        assert not read_header(encoded(one, kind)).has_frames, kind
+
+
+def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(monkeypatch):
+    monkeypatch.setattr(pixels, "_LARGE", 200 * 200)
+    monkeypatch.setattr(pixels, "_LARGEST", 300 * 300)
+    content = encoded(Image.new("RGB", (800, 600), (200, 90, 40)), "JPEG")
+    # Of the fractions of JPEG, 1/2, 1/4 and 1/8, the last leaves less than twice 64 pixels.
+    assert decode_whole(content, 3, Levels(), 64).shape == (3, 150, 200)
+    assert decode_whole(encoded(Image.new("L", (260, 340)), "PNG"), 1, Levels(), 64).shape == (1, 170, 130)
+    with pytest.raises(ExampleError, match=r"a picture of 800 x 600 pixels, expected at most 90,000 in all"):
+        as_it_is(encoded(Image.new("L", (800, 600)), "PNG"))
+
+
+@pytest.mark.parametrize("noted", [0, 9, 65535])
+def test_a_camera_orientation_that_does_not_exist_turns_nothing(noted):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = noted
+    for kind in ("PNG", "WEBP", "TIFF"):
+        content = encoded(Image.fromarray(COLOUR), kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
+        assert np.array_equal(as_it_is(content), COLOUR.transpose(2, 0, 1)), kind
 
 
 def test_gray_becomes_colour_where_the_shape_says_so():
@@ -83,10 +234,12 @@ def test_the_camera_orientation_is_followed():
     for orientation in range(1, 9):
         exif = Image.Exif()
         exif[ExifTags.Base.Orientation] = orientation
-        turned = encoded(Image.fromarray(COLOUR), exif=exif)
-        expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(turned))))
-        assert np.array_equal(as_it_is(turned), expected.transpose(2, 0, 1)), orientation
-        assert measure(turned) == ImageShape(3, *((5, 4) if orientation > 4 else (4, 5)))
+        for kind in ("PNG", "TIFF"):
+            turned = encoded(Image.fromarray(COLOUR), kind, exif=exif)
+            expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(turned))))
+            assert np.array_equal(as_it_is(turned), expected.transpose(2, 0, 1)), orientation
+            assert np.array_equal(as_it_is(Image.open(io.BytesIO(turned))), expected.transpose(2, 0, 1)), orientation
+            assert measure(turned) == ImageShape(3, *((5, 4) if orientation > 4 else (4, 5)))
 
 
 def test_broken_camera_notes_do_not_spoil_an_image():
@@ -108,11 +261,8 @@ def test_broken_camera_notes_do_not_spoil_an_image():
         ([], "shape"),
         ([1, 2, 3], r"shape \(3,\), expected"),
         (np.zeros((5, 5, 7)), r"shape \(5, 5, 7\), expected"),
-        ([[0, 256]], "other values than integers in 0..255"),
-        ([[0, -1]], "other values"),
-        ([[0.5, 1.5]], "floats in 0..1"),
-        ([[0.5, float("nan")]], "other values"),
-        ([["a", "b"]], "other values"),
+        ([[0.5, float("nan")]], "values that are NaN or infinite"),
+        ([["a", "b"]], "other values than numbers"),
     ],
 )
 def test_what_is_no_image_is_refused_with_the_reason(value, message):

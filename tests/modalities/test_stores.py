@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from fedelta.data.stored import StoredColumn
 from fedelta.errors import DataError
 from fedelta.modalities.image import Images
+from fedelta.modalities.levels import Levels
 from fedelta.modalities.stores import Encoded, Stored
 from fedelta.modalities.text import StoredTexts, Texts
 
@@ -103,9 +104,7 @@ def test_every_row_without_an_image_is_named():
         {"bytes": good, "path": "b.png"},
         {"bytes": b"", "path": None},
     ]
-    with pytest.raises(
-        DataError, match=r"(?s)2 problems in the test.*row 0 \(a.png\).*row 2: .*hint: remove"
-    ) as raised:
+    with pytest.raises(DataError, match=r"(?s)2 problems in the test.*row 0 \(a.png\).*row 2: .*hint: mend") as raised:
         stored(values)
     assert "b.png" not in str(raised.value)
 
@@ -176,3 +175,38 @@ def test_rows_without_text_are_refused():
     dataset = Dataset.from_dict({"text": ["a", None, ""]})
     with pytest.raises(DataError, match="2 rows of column 'text' hold no text: rows 1, 2"):
         texts().store(column(dataset, "text"), 1)
+
+
+def test_the_range_of_the_training_data_counts_for_every_image():
+    ramp = np.linspace(0, 4095, 64).reshape(8, 8).astype(np.uint16)
+    train = column(Dataset.from_dict({"image": [png(ramp), png(ramp // 2)]}), "image")
+    fitted = TO_8.fitted(train)
+    assert fitted.levels == Levels(0, 4095)
+    assert fitted.fitted(column(Dataset.from_dict({"image": [png(ramp * 2)]}), "image")) is fitted
+    for max_memory_mib in (0, 1):
+        pixels = fitted.store(train, max_memory_mib).fetch(torch.arange(2))["pixel_values"]
+        assert [round(float(each.max()), 1) for each in pixels] == [1.0, 0.0]
+    assert torch.equal(pixels[:1], next(fitted.examples([Image.fromarray(ramp)], 1))["pixel_values"])
+    with pytest.raises(DataError, match="values 0 to 4095, far outside of the training data's 0 to 255"):
+        TO_8.examples([Image.fromarray(ramp)], 1)
+
+
+def test_images_of_nearly_one_value_are_told(caplog):
+    values = [png(np.full((8, 8), 7, dtype=np.uint8)), png(np.arange(64, dtype=np.uint8).reshape(8, 8))]
+    for max_memory_mib in (0, 1):
+        caplog.clear()
+        stored(values, Value("binary"), max_memory_mib)
+        assert "the test: 1 of 2 images that were looked at are nearly of one value (row 0)" in caplog.text
+    caplog.clear()
+    TO_8.examples([Image.new("L", (8, 8))], 1)
+    assert "an image is nearly of one value: is its range right?" in caplog.text
+
+
+def test_files_of_more_than_one_image_are_told(caplog):
+    one, other = (Image.fromarray(each) for each in pictures((8, 8), (8, 8)))
+    file = io.BytesIO()
+    one.save(file, "TIFF", save_all=True, append_images=[other])
+    assert torch.equal(
+        stored([file.getvalue()], Value("binary")).raw[0], torch.from_numpy(np.asarray(one).copy()).permute(2, 0, 1)
+    )
+    assert "the test has files of more than one image; the first of each is taken" in caplog.text

@@ -19,6 +19,7 @@ from fedelta.engine.work import ClientSettings
 from fedelta.errors import ConfigError, InputError, ModelError
 from fedelta.federation.client import Site
 from fedelta.federation.tiers import Tiers
+from fedelta.modalities.settings import Preparation
 from fedelta.models.hub import Backbone, build
 from fedelta.params import Params, select
 from fedelta.tasks.base import Evaluation, mean_of
@@ -27,6 +28,7 @@ from fedelta.tasks.details import Answered, Details, mean_details
 logger = logging.getLogger("fedelta")
 
 Watch = Callable[[Answered], None]
+_OF_IMAGES = frozenset({"resize", "processor", "value_range"})
 
 
 def read_data(
@@ -34,6 +36,7 @@ def read_data(
     backbone: Backbone | None = None,
     data: FederatedData | None = None,
     *,
+    preparation: Preparation = Preparation(),  # noqa: B008 a frozen value
     at_a_glance: bool = False,
 ) -> tuple[Backbone, FederatedData]:
     """The backbone and the data of the clients, with those that no round asks apart.
@@ -44,6 +47,8 @@ def read_data(
         config: of the run.
         backbone: a model of the caller's own instead of `config.model`.
         data: data of the caller's own instead of `config.data` and `config.partition`.
+        preparation: how examples became inputs where the model was tuned; of images it counts instead of
+            `config.data.resize` and of what the training data tell.
         at_a_glance: examples are read when they are asked for, and not all at once.
 
     Raises:
@@ -60,7 +65,11 @@ def read_data(
         backbone = backbone or build(config.model, raw.class_names, seed=config.seed, task=config.task)
         if backbone.modality is None:
             raise ModelError("a backbone without a modality cannot read raw data; give `data` too.")
-        modality = adapted(backbone.modality, raw)
+        if preparation.resize is not None:
+            raw = replace(raw, source=raw.source.model_copy(update={"resize": preparation.resize}))
+        modality = adapted(backbone.modality.prepared(preparation.only(_OF_IMAGES)), raw)
+        for note in modality.notes:
+            logger.info(note)
         backbone = replace(backbone, modality=modality)
         unseen = partial(personal.unseen, seed=config.seed)
         data = federate(raw, config.partition, modality, seed=config.seed, held_out=unseen)

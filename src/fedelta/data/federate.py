@@ -12,7 +12,7 @@ from fedelta.data.batches import Examples, FederatedData
 from fedelta.data.clients import Clients, Name
 from fedelta.data.columns import input_keys, target_column
 from fedelta.data.division import divide
-from fedelta.data.glance import Glance, Shown, shown
+from fedelta.data.glance import Glance, Shown, shown, some
 from fedelta.data.partition import Natural, PartitionSettings
 from fedelta.data.sources import RawData
 from fedelta.data.stored import StoredColumn
@@ -26,7 +26,7 @@ _NUM_SHOWN = 5
 
 
 def adapted(modality: Modality, raw: RawData) -> Modality:
-    """What a model takes, with what section `[data]` says of it.
+    """What a model takes, with what section `[data]` says of it and what the training examples tell.
 
     Raises:
         DataError: the model takes another kind of input.
@@ -37,7 +37,8 @@ def adapted(modality: Modality, raw: RawData) -> Modality:
             f"column {raw.columns.input!r} holds {raw.modality.plural}, but the model takes {prepared.plural}",
             hint=f"choose another `model.source` (recordings go to image classifiers), or set `data.{input_keys()}`",
         )
-    return prepared
+    column = _column(raw)
+    return prepared.fitted(column.select(some(len(column))) if raw.at_a_glance else column)
 
 
 def federate(

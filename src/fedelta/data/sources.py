@@ -27,7 +27,7 @@ from fedelta.data.splits import Rows, hold_out, limit
 from fedelta.data.values import Ids, read_ids
 from fedelta.errors import DataError, listed, refuse
 from fedelta.modalities.base import Modality
-from fedelta.modalities.settings import AudioSettings, Preparation
+from fedelta.modalities.settings import AudioSettings, Preparation, Resize
 from fedelta.seeds import stream
 from fedelta.settings import Context, Settings
 from fedelta.settings.paths import InFull, in_full_where_it_exists
@@ -61,8 +61,8 @@ class DataSource(Settings):
         subset: configuration of a data set on the hub.
         label_column: holds what is predicted: of a classification an integer, a text or a class label, of a
             regression a number with a decimal point.
-        image_column: holds images: encoded, as arrays (integers 0..255 or floats 0..1), or as paths of files
-            from the folder of the table on.
+        image_column: holds images: encoded, as arrays (integers 0..255, floats 0..1, or numbers whose own range is
+            found over the training data), or as paths of files from the folder of the table on.
         text_column: holds texts; of the three columns of inputs at most one is given.
         audio_column: holds recordings: encoded, or as paths of files from the folder of the table on.
         client_column: holds the id of the client that a row comes from.
@@ -76,6 +76,9 @@ class DataSource(Settings):
         test_files: the files of a folder that are the test set, such as `*_[0-4].wav`, or `noisy/*` for those in
             folders of that name; the others are learned from.
         audio: how recordings become spectrograms.
+        resize: how images get the model's size. "checkpoint": as the checkpoint's own image processor does it (its
+            resizing, cropping and filter, in proportion where `model.image_size` is another). "stretch": resized to a
+            square without regard to the aspect ratio, bilinear, which is also done where a checkpoint has no processor.
         train_split: the split to learn from; `Train` and `training` mean the same, where there is none so called.
         test_split: the split to evaluate on, likewise. Where there is none of the default name, it is the validation
             set, and where there is none either, `test_fraction` counts.
@@ -103,6 +106,7 @@ class DataSource(Settings):
     folders: str | None = None
     test_files: str | None = None
     audio: AudioSettings = AudioSettings()
+    resize: Resize = "checkpoint"  # what the checkpoint's weights have seen
     train_split: str = "train"  # the hub's usual names
     test_split: str = "test"
     test_fraction: float = Field(default=0.2, gt=0, lt=1)  # 1,437 of the 1,797 digits remain for training
@@ -211,7 +215,7 @@ class RawData:
     @property
     def preparation(self) -> Preparation:
         """What section `[data]` says of the way from such examples to inputs."""
-        said = Preparation(max_length=self.source.max_length, audio=self.source.audio)
+        said = Preparation(max_length=self.source.max_length, audio=self.source.audio, resize=self.source.resize)
         return said.only(self.modality.settings)
 
     @cached_property

@@ -5,6 +5,7 @@ adapter_config.json         what stock PEFT has to know; for the tuning methods 
 README.md                   the model card
 fedelta.json                class names, tuning section and base model (a file of its own: stock PEFT warns about
                             keys that it does not know)
+preprocessor_config.json    how images were prepared, for transformers' `AutoImageProcessor`
 
 For LoRA, stock PEFT loads the directory onto the base model and computes the same logits.
 """
@@ -25,6 +26,7 @@ from fedelta.inference.directory import (
     CARD,
     CONFIG,
     OWN,
+    PROCESSOR,
     WEIGHTS,
     read_object,
     read_tensors,
@@ -101,17 +103,6 @@ def write_adapter(directory: Path, adapter: Adapter, anatomy: Anatomy, card: Map
         "task_type": loader.peft_task if loader is not None and has_head else None,
         "inference_mode": True,
     }
-    section = adapter.tuning.model_dump(mode="json")
-    own = Own(
-        fedelta_version=__version__,
-        tuning=section,
-        task=adapter.task,
-        class_names=adapter.class_names,
-        model=None if adapter.model is None else adapter.model.model_copy(update={"adapter": None}),
-        seed=adapter.seed,
-        max_length=adapter.preparation.max_length,
-        audio=adapter.preparation.audio,
-    )
     # A model whose norms were exchanged cannot be had by its name alone.
     has_weights = bool(adapter.base) and (
         adapter.model is None or (adapter.model.pretrained and adapter.model.batch_norm != "group")
@@ -119,10 +110,31 @@ def write_adapter(directory: Path, adapter: Adapter, anatomy: Anatomy, card: Map
     contents: dict[str, str | bytes] = {
         WEIGHTS: safetensors.torch.save(tensors, {"format": "pt"}),
         CONFIG: to_json(dict(sorted(config.items())), indent=2) + "\n",
-        CARD: render(section["name"], adapter.base, adapter.class_names, card, has_weights=has_weights),
-        OWN: own.to_json(),
+        CARD: render(
+            adapter.tuning.model_dump(mode="json")["name"],
+            adapter.base,
+            adapter.class_names,
+            card,
+            has_weights=has_weights,
+            preparation=adapter.preparation,
+        ),
+        OWN: _own(adapter).to_json(),
     }
+    if adapter.preparation.processor is not None:
+        contents[PROCESSOR] = to_json(adapter.preparation.processor, indent=2) + "\n"
     replace_directory(target, contents)
+
+
+def _own(adapter: Adapter) -> Own:
+    return Own(
+        fedelta_version=__version__,
+        tuning=adapter.tuning.model_dump(mode="json"),
+        task=adapter.task,
+        class_names=adapter.class_names,
+        model=None if adapter.model is None else adapter.model.model_copy(update={"adapter": None}),
+        seed=adapter.seed,
+        **dict(adapter.preparation),
+    )
 
 
 def read_adapter(directory: str | Path, anatomy: Anatomy | None = None) -> Adapter:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 
 from fedelta.modalities.base import Modality
+from fedelta.modalities.settings import Preparation
 from fedelta.modalities.table import MODALITIES
 from fedelta.results import numbers
 from fedelta.tasks.base import Loader, Measure, Task
@@ -24,7 +25,13 @@ _OURS = (
 
 
 def render(
-    tuning_name: str, base: str, class_names: tuple[str, ...] | None, card: Mapping[str, object], *, has_weights: bool
+    tuning_name: str,
+    base: str,
+    class_names: tuple[str, ...] | None,
+    card: Mapping[str, object],
+    *,
+    has_weights: bool,
+    preparation: Preparation,
 ) -> str:
     """Markdown with the hub's YAML header.
 
@@ -35,6 +42,7 @@ def render(
         card: figures of the run, units in the key names (`*_bytes`, `*_seconds`); `modality`, `extra_inputs` and
             `config` as for `write_adapter`.
         has_weights: whether the base model can be had under `base`; False for random weights and exchanged norms.
+        preparation: how examples became inputs.
     """
     return "\n".join([
         *_header(tuning_name, base, card),
@@ -45,9 +53,9 @@ def render(
         "## Federated training\n",
         *_figures(card),
         *_warnings(card),
-        *_preparation(card),
+        *_preparation(card, preparation),
         "\n## Loading\n",
-        *_loading(tuning_name, base, class_names, card, has_weights=has_weights),
+        *_loading(tuning_name, base, class_names, card, has_weights=has_weights, preparation=preparation),
         "",
     ])  # fmt: skip
 
@@ -142,9 +150,10 @@ def _warnings(card: Mapping[str, object]) -> list[str]:
     ]
 
 
-def _preparation(card: Mapping[str, object]) -> list[str]:
+def _preparation(card: Mapping[str, object], preparation: Preparation) -> list[str]:
     modality = _modality(card)
-    return [f"\n{modality.card_note}"] if modality is not None and modality.card_note else []
+    note = "" if modality is None else modality.card_note(preparation)
+    return [f"\n{note}"] if note else []
 
 
 def _modality(card: Mapping[str, object]) -> type[Modality] | None:
@@ -161,7 +170,13 @@ def _loader(card: Mapping[str, object]) -> Loader | None:
 
 
 def _loading(
-    tuning_name: str, base: str, class_names: tuple[str, ...] | None, card: Mapping[str, object], *, has_weights: bool
+    tuning_name: str,
+    base: str,
+    class_names: tuple[str, ...] | None,
+    card: Mapping[str, object],
+    *,
+    has_weights: bool,
+    preparation: Preparation,
 ) -> list[str]:
     if tuning_name != "lora":
         return [
@@ -177,28 +192,9 @@ def _loading(
             "cannot get the same ones. `fedelta.json` keeps the model and the seed, where the run knew them.\n",
             *_OURS,
         ]
-    auto, num_outputs = loader.auto_class, _task(card).num_outputs(class_names or ())
+    num_outputs = _task(card).num_outputs(class_names or ())
     labels = f", num_labels={num_outputs}" if num_outputs else ""
-    bundled = base.startswith("bundled:")
-    source = (
-        f'str(bundled_path("{base.removeprefix("bundled:")}"))' if bundled else json.dumps(base, ensure_ascii=False)
-    )
-    helpers = ["bundled_path"] * bundled + ["register_networks"] * bool(card.get("is_native"))
-    lines = [
-        "With stock PEFT:\n",
-        "```python",
-        "from peft import PeftModel",
-        f"from transformers import {auto}",
-        *([f"from fedelta import {', '.join(helpers)}"] if helpers else []),
-        "",
-        *(["register_networks()  # the base model is one of fedelta's own"] if card.get("is_native") else []),
-        f"base = {auto}.from_pretrained(",
-        # Without a dtype transformers takes the checkpoint's, and in half precision the logits are others.
-        f'    {source}, dtype="float32"{labels}, ignore_mismatched_sizes=True',
-        ")",
-        'model = PeftModel.from_pretrained(base, "path/of/this/directory").eval()',
-        "```\n",
-    ]
+    lines = _stock(loader.auto_class, base, labels, card, has_processor=preparation.processor is not None)
     extra = card.get("extra_inputs")
     if isinstance(extra, Mapping) and extra:
         arguments = ", ".join(f"{name}={value!r}" for name, value in extra.items())
@@ -207,3 +203,28 @@ def _loading(
             f"call it as `model(pixel_values, {arguments})`.\n",
         ]
     return [*lines, *_OURS]
+
+
+def _stock(auto: str, base: str, labels: str, card: Mapping[str, object], *, has_processor: bool) -> list[str]:
+    """Code that loads the adapter with stock PEFT."""
+    bundled = base.startswith("bundled:")
+    source = (
+        f'str(bundled_path("{base.removeprefix("bundled:")}"))' if bundled else json.dumps(base, ensure_ascii=False)
+    )
+    helpers = ["bundled_path"] * bundled + ["register_networks"] * bool(card.get("is_native"))
+    return [
+        "With stock PEFT:\n",
+        "```python",
+        "from peft import PeftModel",
+        f"from transformers import {', '.join(['AutoImageProcessor'] * has_processor + [auto])}",
+        *([f"from fedelta import {', '.join(helpers)}"] if helpers else []),
+        "",
+        *(["register_networks()  # the base model is one of fedelta's own"] if card.get("is_native") else []),
+        f"base = {auto}.from_pretrained(",
+        # Without a dtype transformers takes the checkpoint's, and in half precision the logits are others.
+        f'    {source}, dtype="float32"{labels}, ignore_mismatched_sizes=True',
+        ")",
+        'model = PeftModel.from_pretrained(base, "path/of/this/directory").eval()',
+        *(['processor = AutoImageProcessor.from_pretrained("path/of/this/directory", backend="pil")'] * has_processor),
+        "```\n",
+    ]

@@ -16,12 +16,13 @@ from fedelta.errors import AdapterError, listed
 from fedelta.results.files import Record
 
 WEIGHTS, CONFIG, CARD, OWN = "adapter_model.safetensors", "adapter_config.json", "README.md", "fedelta.json"
+PROCESSOR = "preprocessor_config.json"  # of adapters for images
 
 
 def refuse_foreign(directory: Path, target: Path) -> None:
     """What is no adapter must not be replaced by one."""
     if target.is_dir():
-        foreign = sorted({entry.name for entry in target.iterdir()} - {WEIGHTS, CONFIG, CARD, OWN})
+        foreign = sorted({entry.name for entry in target.iterdir()} - {WEIGHTS, CONFIG, CARD, OWN, PROCESSOR})
     else:
         foreign = [target.name] if target.exists() else []
     if foreign:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, FiniteFloat, ValidationError
 
 from fedelta import __version__
 from fedelta.errors import AdapterError
-from fedelta.modalities.settings import AudioSettings, Preparation
+from fedelta.modalities.settings import AudioSettings, Preparation, Resize
 from fedelta.models.source import ModelSource
 from fedelta.results.files import to_json
 from fedelta.settings import Settings
@@ -28,6 +28,9 @@ class Own(Settings):
         seed: of the run, for base weights that are random.
         max_length: most tokens of a text, None for the usual one.
         audio: how recordings become the model's inputs, None for images and texts.
+        resize: how images got the model's size, None for recordings and texts.
+        processor: the content of a stock `preprocessor_config.json` that does the same.
+        value_range: of images of more than 8 bits, what became black and what became white.
     """
 
     fedelta_version: str = ""
@@ -38,11 +41,17 @@ class Own(Settings):
     seed: int = Field(default=0, ge=0)
     max_length: int | None = Field(default=None, ge=1)
     audio: AudioSettings | None = None
+    resize: Resize | None = None
+    processor: dict[str, Any] | None = None  # Any: JSON values
+    value_range: tuple[FiniteFloat, FiniteFloat] | None = None
 
     @property
     def preparation(self) -> Preparation:
         """How examples became inputs in the run."""
-        return Preparation(max_length=self.max_length, audio=self.audio)
+        said = Preparation(**{name: getattr(self, name) for name in Preparation.model_fields})
+        # Before this file said anything of images, they were stretched.
+        is_of_old = bool(self.fedelta_version) and said == Preparation()
+        return said.model_copy(update={"resize": "stretch"}) if is_of_old else said
 
     def to_json(self) -> str:
         """The content of the file."""

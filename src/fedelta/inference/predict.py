@@ -24,7 +24,7 @@ from fedelta.inference.anytime import (
 )
 from fedelta.inference.directory import OWN
 from fedelta.inference.own import read_own
-from fedelta.modalities.settings import AudioSettings, Preparation
+from fedelta.modalities.settings import AudioSettings
 from fedelta.models.hub import Backbone, build
 from fedelta.models.source import ModelSource, read_config
 from fedelta.params import Params
@@ -125,9 +125,9 @@ class Predictor:
         names = tuple(class_names or adapter.class_names or _class_names(model)) if task.has_classes else ()
         backbone = build(model, names, seed=adapter.seed if seed is None else seed, task=task)
         if backbone.modality is not None:
-            given = Preparation(
-                max_length=adapter.preparation.max_length if max_length is None else max_length,
-                audio=audio or adapter.preparation.audio,
+            said = {"max_length": max_length, "audio": audio}
+            given = adapter.preparation.model_copy(
+                update={key: value for key, value in said.items() if value is not None}
             )
             backbone = replace(backbone, modality=backbone.modality.prepared(given))
         install(adapter, backbone)

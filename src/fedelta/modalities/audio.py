@@ -54,19 +54,32 @@ class Recordings:
     suffixes: ClassVar = frozenset({".wav", ".flac", ".ogg", ".mp3"})
     is_augmented: ClassVar = False
     settings: ClassVar = frozenset({"audio"})
-    card_note: ClassVar = (
-        "Its inputs are log-mel spectrograms of recordings, as images: fedelta makes them as `audio` in\n"
-        "`fedelta.json` says."
-    )
 
     @classmethod
     def for_model(cls, model: ModelFiles) -> Recordings:
         """For a model that takes images; the statistics of images have no part in it."""
         return cls(AudioSettings(), model.image_size, model.num_channels)
 
+    @classmethod
+    def card_note(cls, preparation: Preparation) -> str:  # noqa: ARG003 for images it matters
+        """That stock models do not make spectrograms."""
+        return (
+            "Its inputs are log-mel spectrograms of recordings, as images: fedelta makes them as `audio` in\n"
+            "`fedelta.json` says."
+        )
+
     def prepared(self, preparation: Preparation) -> Recordings:
         """The same with the settings that are given."""
         return self if preparation.audio is None else replace(self, audio=preparation.audio)
+
+    def fitted(self, column: Column) -> Recordings:
+        """The same: recordings bring their range along."""
+        return self
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """None."""
+        return ()
 
     @property
     def preparation(self) -> Preparation:

@@ -63,11 +63,14 @@ class ModelFiles:
         config: of transformers.
         place: directory or hub name with the files beside `config.json`; None where there are none.
         image_size: side of the square that the model takes, in pixels; of no use where it takes none.
+        is_size_known: whether the configuration or the user names it; otherwise the checkpoint's own way of preparing
+            images may have another.
     """
 
     config: PretrainedConfig
     place: str | None
     image_size: int
+    is_size_known: bool = True
 
     @property
     def num_channels(self) -> int:
@@ -120,7 +123,6 @@ class Modality(Protocol):
         suffixes: of files that hold one example each, lower case with the dot; empty where there are none.
         is_augmented: whether `[augmentation]` applies.
         settings: keys of `[data]` that say how such examples become inputs; fields of `Preparation`.
-        card_note: for the model card; empty for nothing to say.
     """
 
     name: ClassVar[str]
@@ -130,7 +132,6 @@ class Modality(Protocol):
     suffixes: ClassVar[frozenset[str]]
     is_augmented: ClassVar[bool]
     settings: ClassVar[frozenset[str]]
-    card_note: ClassVar[str]
 
     @classmethod
     def for_model(cls, model: ModelFiles) -> Self:
@@ -140,8 +141,27 @@ class Modality(Protocol):
             ModelError: a file is missing, or does not belong to the model.
         """
 
+    @classmethod
+    def card_note(cls, preparation: Preparation) -> str:
+        """How examples were prepared, for the model card; empty for nothing to say."""
+
     def prepared(self, preparation: Preparation) -> Modality:
-        """The same with what is said in `preparation`; another modality where the model takes that one as well."""
+        """The same with what is said in `preparation`; another modality where the model takes that one as well.
+
+        Raises:
+            ModelError: what is said cannot be done with this model.
+        """
+
+    def fitted(self, column: Column) -> Self:
+        """The same with what only the training examples can tell; they are asked once, a fitted one stays as it is.
+
+        Raises:
+            DataError: what they tell cannot be used.
+        """
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of how examples become inputs."""
 
     @property
     def preparation(self) -> Preparation:

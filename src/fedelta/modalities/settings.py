@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Set
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, FiniteFloat
 
 from fedelta.settings import Settings
+
+# "checkpoint": as the checkpoint's own image processor does it. "stretch": to the model's square, whatever the aspect
+# ratio, bilinear.
+Resize = Literal["checkpoint", "stretch"]
 
 
 class AudioSettings(Settings):
@@ -37,10 +42,16 @@ class Preparation(Settings):
     Args:
         max_length: most tokens of a text.
         audio: how recordings become spectrograms; where it is given, a model that takes images takes recordings.
+        resize: how images get the model's size.
+        processor: of images, what `preprocessor_config.json` says of them; stands for the checkpoint's own.
+        value_range: of images of more than 8 bits, what becomes black and what becomes white.
     """
 
     max_length: int | None = Field(default=None, ge=1)
     audio: AudioSettings | None = None
+    resize: Resize | None = None
+    processor: dict[str, Any] | None = None  # Any: JSON values
+    value_range: tuple[FiniteFloat, FiniteFloat] | None = None
 
     def only(self, keys: Set[str]) -> Preparation:
         """What is said under these keys, and nothing else."""

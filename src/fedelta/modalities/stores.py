@@ -20,7 +20,7 @@ from fedelta.modalities.base import Column, ExampleError, Modality
 if TYPE_CHECKING:
     from fedelta.modalities.base import Example
 
-REPLACE = "remove or replace these files or rows; rows are counted from 0"
+REPLACE = "mend or replace these files or rows; rows are counted from 0"
 _Value = TypeVar("_Value")
 _Read = TypeVar("_Read")
 
@@ -68,15 +68,19 @@ class Encoded:
         Raises:
             DataError: an example is damaged behind its header.
         """
+        return self.modality.transform(self.raw(rows))
+
+    def raw(self, rows: Tensor) -> Tensor:
+        """What is kept of `rows` (int64, one axis), of shape [B, ...]; raises as `fetch`."""
         raw: list[Tensor] = []
         problems: list[str] = []
         for number, value in zip(self.column.numbers[rows].tolist(), self.column.take(rows), strict=True):
             try:
                 raw.append(self.read(value))
             except ExampleError as error:
-                problems.append(_described(number, value, error))
+                problems.append(f"{described(number, value)}: {error}")
         refuse(f"column {self.column.name!r}", problems, hint=REPLACE)
-        return self.modality.transform(torch.stack(raw))
+        return torch.stack(raw)
 
 
 def stored(
@@ -95,13 +99,13 @@ def stored(
         DataError: rows that hold no example, all in one message, together with those that are `known`.
     """
     problems = dict(known)
-    for row, value in _rows(column):
+    for row, value in rows_of(column):
         if row in problems:
             continue
         try:
             raw[row] = read(value)
         except ExampleError as error:
-            problems[row] = _described(int(column.numbers[row]), value, error)
+            problems[row] = f"{described(int(column.numbers[row]), value)}: {error}"
     refuse_rows(column, problems)
     return Stored(raw, modality)
 
@@ -110,11 +114,11 @@ def examined(column: Column, look: Callable[[object], _Read]) -> tuple[set[_Read
     """What `look` finds in the values of a column, and row to problem where that is nothing."""
     seen: set[_Read] = set()
     problems: dict[int, str] = {}
-    for row, value in _rows(column):
+    for row, value in rows_of(column):
         try:
             seen.add(look(value))
         except ExampleError as error:
-            problems[row] = _described(int(column.numbers[row]), value, error)
+            problems[row] = f"{described(int(column.numbers[row]), value)}: {error}"
     return seen, problems
 
 
@@ -158,12 +162,12 @@ def in_chunks(values: Sequence[_Value], size: int) -> Iterator[Sequence[_Value]]
     return (values[start : start + size] for start in range(0, len(values), size))
 
 
-def _rows(column: Column) -> Iterator[tuple[int, Any]]:
+def rows_of(column: Column) -> Iterator[tuple[int, Any]]:
     """Row and value; Any: whatever the file holds."""
     return enumerate(value for chunk in column.chunks() for value in chunk)
 
 
-def _described(number: int, value: object, error: ExampleError) -> str:
-    """A problem of the row that messages call `number`, with the file it came from."""
+def described(number: int, value: object) -> str:
+    """The row that messages call `number`, with the file it came from."""
     path = value.get("path") if isinstance(value, dict) else None
-    return f"row {number}{f' ({path})' if path else ''}: {error}"
+    return f"row {number}{f' ({path})' if path else ''}"

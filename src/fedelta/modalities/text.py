@@ -49,7 +49,6 @@ class Texts:
     suffixes: ClassVar[frozenset[str]] = frozenset()
     is_augmented: ClassVar = False
     settings: ClassVar = frozenset({"max_length"})
-    card_note: ClassVar = ""
 
     def __post_init__(self) -> None:
         if self.tokenizer.pad_token_id is None:
@@ -83,9 +82,23 @@ class Texts:
         _check_tokenizer(place, max(tokenizer.get_vocab().values()), tokenizer.pad_token_id, model.config)
         return cls(tokenizer)
 
+    @classmethod
+    def card_note(cls, preparation: Preparation) -> str:  # noqa: ARG003 for images it matters
+        """Nothing: the tokenizer is the checkpoint's."""
+        return ""
+
     def prepared(self, preparation: Preparation) -> Texts:
         """The same with the `max_length` that is given."""
         return self if preparation.max_length is None else replace(self, max_length=preparation.max_length)
+
+    def fitted(self, column: Column) -> Texts:
+        """The same: nothing depends on the training texts."""
+        return self
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """None."""
+        return ()
 
     @property
     def preparation(self) -> Preparation:

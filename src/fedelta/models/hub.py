@@ -107,7 +107,8 @@ def build(
         return Backbone(module, anatomy, None, extra_inputs, source.batch_norm)
     place = None if source.source is None else locate(source.source)
     kind, _ = kind_of(config, task)
-    modality = kind.for_model(ModelFiles(config, place, size))
+    is_size_known = source.image_size is not None or native is not None
+    modality = kind.for_model(ModelFiles(config, place, size, is_size_known))
     return Backbone(module, anatomy, modality, extra_inputs, source.batch_norm)
 
 
