@@ -108,7 +108,7 @@ def from_layout(
     alphas: dict[str, float] = {}
     for path in pair_paths(params):
         try:
-            alphas[_entry(path)] = _peft_alpha(config, path)
+            alphas[path] = _peft_alpha(config, path)
         except (TypeError, ValueError) as error:
             problems.append(f"factor of `{path}`: {error}")
     if problems:
@@ -118,17 +118,29 @@ def from_layout(
             hint="supported is plain LoRA on linear and convolutional layers, with or without a classification head in "
             f"`modules_to_save`; {_MERGE}, save that, and give it as `model.source`.",
         )
-    rank, rank_pattern = _common({_entry(path): params[f"{path}.lora_A"].shape[0] for path in pair_paths(params)})
-    alpha, alpha_pattern = _common(alphas)
+    has_head = any(not is_pair(name) for name in params)
+    return lora_of(params, alphas, bool(config.get("use_rslora")), has_head), params
+
+
+def lora_of(params: Mapping[str, Tensor], alphas: Mapping[str, float], use_rslora: bool, train_head: bool) -> Lora:
+    """The settings that make places for pairs, every layer by its full path.
+
+    Args:
+        params: holds the pairs; their shapes give the ranks.
+        alphas: path of each layer with a pair to its alpha.
+        use_rslora, train_head: as in `Lora`.
+    """
+    rank, rank_pattern = _common({_entry(path): params[f"{path}.lora_A"].shape[0] for path in alphas})
+    alpha, alpha_pattern = _common({_entry(path): alpha for path, alpha in alphas.items()})
     return Lora(
         r=rank,
         lora_alpha=alpha,
-        target_modules=tuple(alphas),
+        target_modules=tuple(map(_entry, alphas)),
         rank_pattern=rank_pattern,
         alpha_pattern=alpha_pattern,
-        use_rslora=bool(config.get("use_rslora")),
-        train_head=any(not is_pair(name) for name in params),
-    ), params
+        use_rslora=use_rslora,
+        train_head=train_head,
+    )
 
 
 def is_pair(name: str) -> bool:

@@ -26,6 +26,7 @@ from fedelta.inference.directory import OWN
 from fedelta.inference.own import read_own
 from fedelta.modalities.settings import AudioSettings, Preparation
 from fedelta.models.hub import Backbone, build
+from fedelta.models.heads import class_names_of
 from fedelta.models.source import ModelSource, read_config
 from fedelta.params import Params
 from fedelta.results import rundir
@@ -260,5 +261,4 @@ def _base_model(adapter: Adapter) -> ModelSource | None:
 
 def _class_names(model: ModelSource) -> tuple[str, ...]:
     """The class names in the base model's own configuration, in label order."""
-    names = {int(index): str(name) for index, name in (read_config(model).id2label or {}).items()}
-    return tuple(names[index] for index in sorted(names))
+    return class_names_of(read_config(model))

@@ -13,6 +13,7 @@ from fedelta.errors import ModelError
 from fedelta.modalities.base import Modality
 from fedelta.modalities.image import Images
 from fedelta.modalities.table import MODALITIES
+from fedelta.models.files import check_configuration, unreadable
 from fedelta.models.native import FAMILIES, PRESETS, register_networks, resolve
 from fedelta.settings import Context, Settings
 from fedelta.settings.paths import Source
@@ -116,9 +117,11 @@ def read_config(source: ModelSource) -> PretrainedConfig:
         return _described(source.architecture)
     if source.source is None:
         raise ModelError("`model.source` is missing.", hint='for example `source = "bundled:vit-micro"`.')
+    place = locate(source.source)
+    check_configuration(source.source, place)
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(locate(source.source))
-    except (OSError, ValueError) as error:
+        config: PretrainedConfig = AutoConfig.from_pretrained(place, trust_remote_code=False)
+    except Exception as error:  # transformers raises nearly anything for a damaged or foreign file
         raise unreadable(source.source, error) from error
     return config
 
@@ -174,15 +177,6 @@ def checkpoint_bytes(source: ModelSource) -> int:
     place = locate(source.source)
     directory = Path(place) if Path(place).is_dir() else Path(str(cached_file(place, "config.json"))).parent
     return sum(file.stat().st_size for file in directory.glob("model*.safetensors"))
-
-
-def unreadable(source: str, error: Exception) -> ModelError:
-    """The error for a model that cannot be loaded, with what was expected."""
-    return ModelError(
-        f"model {source!r} cannot be loaded: {error}",
-        hint="expected a directory with `config.json` and `model.safetensors`, a reachable hub name, "
-        "or `bundled:vit-micro`.",
-    )
 
 
 def _check_architecture(fields: Mapping[str, object], known: Mapping[str, object]) -> None:
