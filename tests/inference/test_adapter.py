@@ -23,7 +23,7 @@ from tests.inference.adapters import (
 
 from fedelta.errors import AdapterError
 from fedelta.inference import directory as files
-from fedelta.inference.adapter import Adapter, check_classes, check_fits, check_task, read_adapter, write_adapter
+from fedelta.inference.adapter import Adapter, check_fits, check_task, read_adapter, write_adapter
 from fedelta.modalities.settings import Preparation
 from fedelta.models.anatomy import ANATOMIES
 from fedelta.models.hub import Backbone
@@ -448,42 +448,6 @@ def test_an_adapter_that_lacks_a_tensor_is_refused(tuning, checkpoint):
     rest = {key: tensor for key, tensor in whole.params.items() if key != name}
     with pytest.raises(AdapterError, match=f"the adapter lacks `{name}`"):
         check_fits(Adapter(tuning, rest, str(base), None), backbone_of(base))
-
-
-def with_classes(*names: str) -> Adapter:
-    return Adapter(Head(), {}, "some/base", names or None)
-
-
-def test_the_classes_of_the_data_are_those_of_the_adapter_or_unknown():
-    check_classes(with_classes("cat", "dog"), ["cat", "dog"])
-    check_classes(with_classes(), ["cat", "dog"])
-
-
-@pytest.mark.parametrize(
-    ("names", "message"),
-    [
-        (
-            ("dog", "cat"),
-            (
-                "trained for the same classes in another order than the data have: expected 2 classes ('dog', 'cat'), "
-                "found 2 ('cat', 'dog'). Label 0 is 'dog' there and 'cat' here.\nhint: give the data's classes in that"
-            ),
-        ),
-        (
-            ("cat", "owl"),
-            (
-                "trained for other classes than the data have: expected 2 classes ('cat', 'owl'), found 2 ('cat', "
-                "'dog'). Label 1 is 'owl' there and 'dog' here.\nhint: give data with the adapter's classes;"
-            ),
-        ),
-        (("cat", "dog", "owl"), "expected 3 classes ('cat', 'dog', 'owl'), found 2 ('cat', 'dog').\nhint: "),
-    ],
-)
-def test_other_classes_than_the_adapters_are_refused(names, message):
-    with pytest.raises(AdapterError) as caught:
-        check_classes(with_classes(*names), ["cat", "dog"])
-    assert message in str(caught.value)
-    assert "set `class_names` to null in its `fedelta.json`" in str(caught.value)
 
 
 def test_an_adapter_of_another_task_is_refused_and_one_that_does_not_say_is_not():

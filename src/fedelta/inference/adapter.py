@@ -11,7 +11,7 @@ For LoRA, stock PEFT loads the directory onto the base model and computes the sa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -171,8 +171,8 @@ def check_fits(adapter: Adapter, backbone: Backbone) -> None:
             f"the adapter was made for {adapter.base or 'an unnamed model'!r} and does not fit this "
             f"{type(backbone.module).__name__}:{lines}{more}",
             hint="give the same base model and number of classes. If only the names of modules differ, it was made "
-            "with another release of transformers: fold it into its base model there with PEFT's "
-            "`merge_and_unload()`, save that, and give it as `model.source`.",
+            "with a release of transformers that lays the model out in another way: fold it into its base model there "
+            "with PEFT's `merge_and_unload()`, save that, and give it as `model.source`.",
         )
 
 
@@ -195,31 +195,6 @@ def check_task(adapter: Adapter, task: AnyTask) -> None:
 
 def _in_words(task: AnyTask) -> str:
     return ", ".join(f"`task.{key}` = {value!r}" for key, value in task.model_dump(mode="json").items())
-
-
-def check_classes(adapter: Adapter, class_names: Sequence[str]) -> None:
-    """Refuses an adapter whose labels mean other classes than those of the data.
-
-    Args:
-        adapter: what to check; one that does not say its classes passes.
-        class_names: of the data, in label order.
-
-    Raises:
-        AdapterError: other classes, or the same in another order; names both sides and the first difference.
-    """
-    theirs, ours = adapter.class_names, tuple(class_names)
-    if theirs is None or theirs == ours:
-        return
-    is_reordered = sorted(theirs) == sorted(ours)
-    relation = "the same classes in another order" if is_reordered else "other classes"
-    label = next((i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b), None)
-    difference = "" if label is None else f" Label {label} is {theirs[label]!r} there and {ours[label]!r} here."
-    advice = "give the data's classes in that order" if is_reordered else "give data with the adapter's classes"
-    raise AdapterError(
-        f"the adapter was trained for {relation} than the data have: expected {len(theirs)} classes "
-        f"({listed(theirs)}), found {len(ours)} ({listed(ours)}).{difference}",
-        hint=f"{advice}; to start from its head all the same, set `class_names` to null in its `{OWN}`.",
-    )
 
 
 def _refuse_whole_modules(where: str, tuning: AnyTuning, params: Params, anatomy: Anatomy) -> None:

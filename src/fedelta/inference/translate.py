@@ -7,12 +7,27 @@ from dataclasses import replace
 
 import torch
 
-from fedelta.inference.adapter import Adapter
+from fedelta.inference.adapter import Adapter, check_fits
 from fedelta.inference.layout import is_pair, lora_of, pair_paths
 from fedelta.models.hub import Backbone
 from fedelta.models.renaming import translation
 from fedelta.params import Params
 from fedelta.tuning.lora import Lora
+
+
+def placed(adapter: Adapter, backbone: Backbone) -> Adapter:
+    """The adapter with the names that the layers of `backbone` have.
+
+    Args:
+        adapter: any.
+        backbone: before any tuning method is applied; it stays as it is.
+
+    Raises:
+        AdapterError: its tensors have no place in `backbone`.
+    """
+    adapter = translated(adapter, backbone)
+    check_fits(adapter, backbone)
+    return adapter
 
 
 def translated(adapter: Adapter, backbone: Backbone) -> Adapter:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,16 +12,12 @@ import torch
 from torch import nn
 
 from fedelta.errors import listed
-from fedelta.tasks.class_names import order_of, same_in_number
+from fedelta.tasks.class_names import are_numbers, order_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 logger = logging.getLogger("fedelta")
-
-# Makes a model of a configuration.
-Make = Callable[["PretrainedConfig"], nn.Module]
-
 
 @dataclass(frozen=True)
 class Head:
@@ -42,22 +38,22 @@ def class_names_of(config: PretrainedConfig) -> tuple[str, ...]:
     return tuple(names[label] for label in sorted(names))
 
 
-def class_axes(make: Make, config: PretrainedConfig) -> dict[str, int]:
-    """Tensors that have a row for each class, and the axis of these rows.
+def class_axes(module: PreTrainedModel) -> dict[str, int]:
+    """Tensors of a network of transformers that have a row for each class, and the axis of these rows.
 
-    Found by what differs between two models without memory that have 3 and 5 classes, so that a head may look as it
-    likes.
+    Found by what differs between two such networks without memory that have 3 and 5 classes, so that a head may look as
+    it likes.
     """
-    few, many = (_shapes(make, config, number) for number in (3, 5))
+    few, many = (_shapes(module, number) for number in (3, 5))
     differing = {name: list(zip(shape, many[name], strict=True)) for name, shape in few.items() if shape != many[name]}
     return {name: pairs.index((3, 5)) for name, pairs in differing.items() if (3, 5) in pairs}
 
 
-def _shapes(make: Make, config: PretrainedConfig, num_classes: int) -> dict[str, tuple[int, ...]]:
-    sketch = copy.deepcopy(config)
-    sketch.num_labels = num_classes
+def _shapes(module: PreTrainedModel, num_classes: int) -> dict[str, tuple[int, ...]]:
+    config = copy.deepcopy(module.config)
+    config.num_labels = num_classes
     with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in make(sketch).named_parameters()}
+        return {name: tuple(tensor.shape) for name, tensor in type(module)(config).named_parameters()}
 
 
 def match_head(module: PreTrainedModel, head: Head, axes: Mapping[str, int]) -> str | None:
@@ -83,7 +79,7 @@ def match_head(module: PreTrainedModel, head: Head, axes: Mapping[str, int]) -> 
         )
         _permute(module, axes, order)
         return None
-    if same_in_number(theirs, ours):
+    if are_numbers(theirs) or (are_numbers(ours) and len(theirs) == len(ours)):
         logger.warning(
             "the checkpoint's head is kept, its classes (%s) taken for those of the data (%s) in this order: names "
             "cannot tell. If that is wrong, mend `id2label` in its `config.json`.",

@@ -21,7 +21,7 @@ logger = logging.getLogger("fedelta")
 
 # Names of tables with a row for each position; tables of distances between tokens are none.
 _POSITIONS = re.compile(
-    r"(^|\.)(position_embeddings?|embed_positions|wpe|pos_embed(ding)?s?|positions_embed|pos_encoding)$"
+    r"(^|\.)((char_)?position_embeddings?|embed_positions|wpe|pos_embed(ding)?s?|positions_embed|pos_encoding)$"
 )
 # Families whose positions are bounded by tensors that are computed, not learned.
 _COMPUTED = ("codegen", "ctrl", "gptj", "mpt")

@@ -61,14 +61,10 @@ def load(source: ModelSource, config: PretrainedConfig, device: str, task: Task,
     # transformers 5.23 iterates over `architectures` and fails on the None of a fresh configuration.
     config.architectures = config.architectures or []
 
-    def make(config: PretrainedConfig) -> nn.Module:
-        module: nn.Module = auto.from_config(config, trust_remote_code=False)
-        return module
-
     if device == "meta" or source.source is None or not source.pretrained:
         try:
             with torch.device(device):
-                return Loaded(make(config).float())
+                return Loaded(auto.from_config(config, trust_remote_code=False).float())
         except Exception as error:
             raise ModelError(f"`model.architecture` cannot be built: {error}") from error
     place = locate(source.source)
@@ -82,7 +78,7 @@ def load(source: ModelSource, config: PretrainedConfig, device: str, task: Task,
         raise unreadable(source.source, error) from error
     absent = {*info["missing_keys"], *(key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"])}
     is_known = not absent and head.theirs == head.ours
-    axes = {} if is_known or not task.has_classes else class_axes(make, config)
+    axes = {} if is_known or not task.has_classes else class_axes(module)
     _check_complete(source.source, module, absent - axes.keys())
     if is_known or not task.has_classes or not axes.keys().isdisjoint(absent):
         return Loaded(module)

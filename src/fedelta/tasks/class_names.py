@@ -31,11 +31,6 @@ def are_numbers(names: Sequence[str]) -> bool:
     return list(names) in ([f"LABEL_{label}" for label in range(len(names))], list(map(str, range(len(names)))))
 
 
-def same_in_number(theirs: Sequence[str], ours: Sequence[str]) -> bool:
-    """Whether one side says numbers alone and there are as many classes: labels can be the same, names cannot tell."""
-    return len(theirs) == len(ours) and (are_numbers(theirs) or are_numbers(ours))
-
-
 def _loose(name: str) -> str:
     return re.sub(r"[\s_-]+", " ", name.casefold()).strip()
 
