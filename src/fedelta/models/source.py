@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 _BUNDLED = Path(__file__).parent / "bundled"
+
+# Fields that the networks of a family read and its configuration class does not declare.
+_UNDECLARED = {"deberta-v2": ("norm_rel_ebd", "position_buckets", "share_att_key")}
 
 
 class ModelSource(Settings):
@@ -142,7 +145,8 @@ def _described(architecture: Mapping[str, Any]) -> PretrainedConfig:
             + "".join(f"; did you mean {each!r}?" for each in nearest),
             hint=f"expected {', '.join(PRESETS)}, or a family of transformers.",
         )
-    _check_architecture(fields, AutoConfig.for_model(family).to_dict())
+    known = AutoConfig.for_model(family).to_dict().keys() | _UNDECLARED.get(family, ())
+    _check_architecture(fields, sorted(known))
     try:
         config: PretrainedConfig = AutoConfig.for_model(family, **fields)
     except (ValueError, TypeError, StrictDataclassError) as error:
@@ -179,7 +183,7 @@ def checkpoint_bytes(source: ModelSource) -> int:
     return sum(file.stat().st_size for file in directory.glob("model*.safetensors"))
 
 
-def _check_architecture(fields: Mapping[str, object], known: Mapping[str, object]) -> None:
+def _check_architecture(fields: Mapping[str, object], known: Sequence[str]) -> None:
     """Transformers keeps an unknown field without using it; here it is an error, as in every other section."""
     problems = []
     for name in fields:
