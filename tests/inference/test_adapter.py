@@ -318,8 +318,16 @@ def change_tensors(path: Path, **tensors: torch.Tensor | None) -> None:
     file = path / "adapter_model.safetensors"
     changed = safetensors.torch.load_file(file) | tensors
     safetensors.torch.save_file({key: tensor for key, tensor in changed.items() if tensor is not None}, file)
+    change_own(path, weights_sha256="")  # as one who forges an adapter would
 
 
+def flip_last_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+HEAD = "base_model.model.classifier.weight"
 A = "base_model.model.vit.layers.0.attention.q_proj.lora_A.weight"
 B = "base_model.model.vit.layers.0.attention.q_proj.lora_B.weight"
 DAMAGES = {
@@ -331,7 +339,8 @@ DAMAGES = {
     "no tensors": (lambda path: (path / "adapter_model.safetensors").unlink(), "lacks `adapter_model.safetensors`"),
     "cut tensors": (lambda path: os.truncate(path / "adapter_model.safetensors", 300), "is damaged"),
     "empty file": (lambda path: (path / "adapter_model.safetensors").write_bytes(b""), "is damaged"),
-    "no tensor": (lambda path: safetensors.torch.save_file({}, path / "adapter_model.safetensors"), "holds no tensors"),
+    "no tensor": (lambda path: change_tensors(path, **dict.fromkeys((A, B, HEAD))), "holds no tensors"),
+    "one bit": (lambda path: flip_last_bit(path / "adapter_model.safetensors"), "its SHA-256 is another"),
     "NaN": (lambda path: change_tensors(path, **{A: torch.full((2, 3), torch.nan)}), "NaN or infinity in 1 tensors"),
     "integers": (lambda path: change_tensors(path, **{A: torch.ones(2, 3).char()}), "no floating-point numbers"),
     "half a pair": (lambda path: change_tensors(path, **{B: None}), "q_proj.lora_A` lacks its `lora_B`"),
@@ -344,6 +353,10 @@ DAMAGES = {
     "alpha": (lambda path: change_config(path, lora_alpha=0), "alpha is 0, expected a number above 0"),
     "alpha text": (lambda path: change_config(path, lora_alpha="8"), "alpha is '8', expected a number above 0"),
     "pattern": (lambda path: change_config(path, alpha_pattern={"(": 2}), "key '(' is no regular expression"),
+    # Each way to cut 28 letters into words is tried before it is clear that none ends in a digit.
+    "slow pattern": (lambda path: change_config(path, alpha_pattern={r"(\w|.)*\d": 2}), "takes too long to match names"),
+    "long pattern": (lambda path: change_config(path, alpha_pattern={"q" * 1001: 2}), "a key of 1,001 characters"),
+    "deep": (lambda path: (path / "adapter_config.json").write_text("[" * 100_000), "is not readable as JSON"),
     "patterns": (lambda path: change_config(path, alpha_pattern=[1]), "`alpha_pattern` is [1], expected an object"),
     "later switch": (lambda path: change_config(path, use_new=True), "`use_new` is True, expected it to be off"),
     "later options": (lambda path: change_config(path, new={"k": 1}), "`new` is {'k': 1}, expected it to be off"),

@@ -17,7 +17,8 @@ from fedelta.errors import AdapterError
 from fedelta.inference.adapter import read_adapter
 from fedelta.inference.predict import install
 from fedelta.inference.translate import placed
-from fedelta.models.hub import Backbone, build
+from fedelta.models.anatomy import Anatomy
+from fedelta.models.hub import Backbone
 from fedelta.models.source import ModelSource, read_config
 
 CLASSES = ("a", "b", "c")
@@ -65,7 +66,9 @@ def written(family: str, path: Path) -> dict[str, Tensor]:
 
 
 def backbone_at(path: Path) -> Backbone:
-    return build(ModelSource(source=str(path), image_size=32), CLASSES, seed=0)
+    from transformers import AutoModelForImageClassification
+
+    return Backbone(AutoModelForImageClassification.from_pretrained(path).eval(), Anatomy(("classifier",)))
 
 
 def write_lora(path: Path, pairs: dict[str, tuple[Tensor, Tensor]], **config: object) -> None:
@@ -98,7 +101,8 @@ def test_lora_of_transformers_4_gives_the_logits_of_folding_it_there(family: str
         tensors[f"{layer}.weight"] = tensors[f"{layer}.weight"] + alpha / rank * b @ a
     escaped = last.replace(".", r"\.")
     write_lora(tmp_path / "lora", pairs, rank_pattern={escaped: 1}, alpha_pattern={escaped: 3})
-    inputs = {"pixel_values": torch.randn(2, 3, 32, 32, generator=generator)}
+    size = getattr(backbone.module.config, "image_size", 32)
+    inputs = {"pixel_values": torch.randn(2, 3, size, size, generator=generator)}
     with torch.no_grad():
         before = backbone.logits(inputs)
         install(read_adapter(tmp_path / "lora"), backbone)

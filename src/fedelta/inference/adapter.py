@@ -11,6 +11,7 @@ For LoRA, stock PEFT loads the directory onto the base model and computes the sa
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,7 +102,7 @@ def write_adapter(directory: Path, adapter: Adapter, anatomy: Anatomy, card: Map
         "task_type": loader.peft_task if loader is not None and has_head else None,
         "inference_mode": True,
     }
-    section = adapter.tuning.model_dump(mode="json")
+    section, weights = adapter.tuning.model_dump(mode="json"), safetensors.torch.save(tensors, {"format": "pt"})
     own = Own(
         fedelta_version=__version__,
         tuning=section,
@@ -111,13 +112,14 @@ def write_adapter(directory: Path, adapter: Adapter, anatomy: Anatomy, card: Map
         seed=adapter.seed,
         max_length=adapter.preparation.max_length,
         audio=adapter.preparation.audio,
+        weights_sha256=hashlib.sha256(weights).hexdigest(),
     )
     # A model whose norms were exchanged cannot be had by its name alone.
     has_weights = bool(adapter.base) and (
         adapter.model is None or (adapter.model.pretrained and adapter.model.batch_norm != "group")
     )
     contents: dict[str, str | bytes] = {
-        WEIGHTS: safetensors.torch.save(tensors, {"format": "pt"}),
+        WEIGHTS: weights,
         CONFIG: to_json(dict(sorted(config.items())), indent=2) + "\n",
         CARD: render(section["name"], adapter.base, adapter.class_names, card, has_weights=has_weights),
         OWN: own.to_json(),
@@ -144,7 +146,7 @@ def read_adapter(directory: str | Path, anatomy: Anatomy | None = None) -> Adapt
         )
     config = read_object(path / CONFIG)
     own = read_own(path / OWN)
-    tuning, params = from_layout(read_tensors(path), config, own.tuning, where)
+    tuning, params = from_layout(read_tensors(path, own.weights_sha256), config, own.tuning, where)
     if infinite := [name for name, tensor in params.items() if not torch.isfinite(tensor).all()]:
         raise AdapterError(f"{where} holds NaN or infinity in {len(infinite)} tensors: {listed(infinite, 3)}.")
     if anatomy is not None:

@@ -199,11 +199,14 @@ class Texts:
         return (self.transform(self.encode(chunk)) for chunk in in_chunks(texts, batch_size))
 
     def export_inputs(self, num: int, length: int, generator: Generator) -> dict[str, Tensor]:
-        """Random tokens; some texts are padded."""
+        """Random tokens, and the end of a text where the tokenizer has one; some texts are padded."""
         longest = min(length, self.limit)
         lengths = [max(1, longest - index) for index in range(num)]
-        tokens = torch.randint(len(self.tokenizer), (num, longest), generator=generator)
-        return self.transform([row[:each] for row, each in zip(tokens, lengths, strict=True)])
+        special, end = set(self.tokenizer.all_special_ids), self.tokenizer.eos_token_id
+        words = torch.tensor([number for number in range(len(self.tokenizer)) if number not in special])
+        tokens = words[torch.randint(len(words), (num, longest), generator=generator)]
+        rows = [row[:each] for row, each in zip(tokens, lengths, strict=True)]
+        return self.transform(rows if end is None else [torch.cat([row[:-1], torch.tensor([end])]) for row in rows])
 
     def costliest(self) -> dict[str, Tensor]:
         """A text of the greatest length."""
