@@ -31,6 +31,7 @@ class Own(Settings):
         resize: how images got the model's size, None for recordings and texts.
         processor: the content of a stock `preprocessor_config.json` that does the same.
         value_range: of images of more than 8 bits, what became black and what became white.
+        weights_sha256: of the file with the tensors, in hexadecimal digits; "" when unknown.
     """
 
     fedelta_version: str = ""
@@ -44,6 +45,7 @@ class Own(Settings):
     resize: Resize | None = None
     processor: dict[str, Any] | None = None  # Any: JSON values
     value_range: tuple[FiniteFloat, FiniteFloat] | None = None
+    weights_sha256: str = ""
 
     @property
     def preparation(self) -> Preparation:

@@ -65,17 +65,25 @@ class ModelFiles:
         image_size: side of the square that the model takes, in pixels; of no use where it takes none.
         is_size_known: whether the configuration or the user names it; otherwise the checkpoint's own way of preparing
             images may have another.
+        num_positions: most tokens that the model has positions for; None where nothing bounds them.
     """
 
     config: PretrainedConfig
     place: str | None
     image_size: int
     is_size_known: bool = True
+    num_positions: int | None = None
 
     @property
     def num_channels(self) -> int:
         """Of the images that the model takes."""
-        return int(getattr(self.config, "num_channels", 3))
+        return int(getattr(vision_part(self.config), "num_channels", 3))
+
+
+def vision_part(config: PretrainedConfig) -> PretrainedConfig:
+    """What a configuration says of images: of one composed of several, such as CLIP's, the part for them."""
+    part: PretrainedConfig = getattr(config, "vision_config", config)
+    return part
 
 
 class Column(Protocol):
