@@ -7,7 +7,7 @@ from typing import cast
 
 from fedelta.assembly.model import TunedModel, tiers_of, tuned_model, work_of
 from fedelta.assembly.server import build_server
-from fedelta.assembly.site import build_site, details, evaluate, num_lanes, read_data
+from fedelta.assembly.site import build_site, details, evaluate, few_rows, num_lanes, read_data
 from fedelta.codecs.wire import encode
 from fedelta.config import Config
 from fedelta.data.batches import FederatedData
@@ -94,7 +94,7 @@ def assemble(config: Config, *, backbone: Backbone | None = None, data: Federate
         InputError: something in it cannot be used.
     """
     backbone, data = read_data(config, backbone, data)
-    model = tuned_model(config, backbone, data.class_names, num_lanes=num_lanes(config))
+    model = tuned_model(config, backbone, data.class_names, num_lanes=num_lanes(config), sample=few_rows(data))
     if data.unseen:
         config.personalization.scopes(scopes_of(backbone, model.spec), model.tuning.name)
     clients = data.clients.only(data.partition)

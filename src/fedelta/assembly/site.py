@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from fedelta.assembly.model import TunedModel, work_of
 from fedelta.config import Config
@@ -62,6 +63,11 @@ def read_data(
     personal.check_sizes(data.unseen, data.clients)
     _check_owners(config, data)
     return backbone, data
+
+
+def few_rows(data: FederatedData) -> dict[str, Tensor]:
+    """Inputs of two training rows, for what is proved of a model before it is trained."""
+    return data.train.inputs.fetch(torch.arange(min(2, len(data.train))))
 
 
 def build_engine(config: Config, model: TunedModel, data: FederatedData, client: ClientSettings) -> LaneEngine:
