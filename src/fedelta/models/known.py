@@ -22,9 +22,9 @@ def oddity(layer: nn.Module, kind: type[nn.Module]) -> str | None:
     if own:
         return f"is a {type(layer).__name__} with a `{own[0]}` of its own"
     if parametrize.is_parametrized(layer):
-        return f"has a parametrization of {', '.join(f'`{name}`' for name in layer.parametrizations)}"
+        return "is parametrized, as by weight norm or spectral norm"
     if layer._forward_pre_hooks or layer._forward_hooks:
-        return "has forward hooks, as weight norm and spectral norm have"
+        return "has forward hooks, as the older weight norm and spectral norm are"
     if any(name not in layer._parameters for name in ("weight", "bias")):
         return f"is a {type(layer).__name__} whose weight or bias is no parameter"
     return None
