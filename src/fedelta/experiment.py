@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fedelta.assembly.model import tuned_model
 from fedelta.assembly.run import Assembly, assemble
-from fedelta.assembly.site import build_site, details, num_lanes, read_data
+from fedelta.assembly.site import build_site, details, few_rows, num_lanes, read_data
 from fedelta.config import Config, check_config, load_config, read_table
 from fedelta.data.batches import FederatedData
 from fedelta.data.clients import Name
@@ -113,7 +113,6 @@ class Experiment:
         backbone: a model of your own instead of `config.model`.
         data: data of your own instead of `config.data` and `config.partition`.
         name: of the run directory, where none is given.
-        at_a_glance: the assembly reads examples when they are asked for, and not all at once; for a look, not to run.
     """
 
     def __init__(
@@ -123,7 +122,6 @@ class Experiment:
         backbone: Backbone | None = None,
         data: FederatedData | None = None,
         name: str = "experiment",
-        at_a_glance: bool = False,
     ) -> None:
         check_config(config)
         self.config = config
@@ -131,12 +129,11 @@ class Experiment:
         self._left_out: str | None = None
         self._backbone = backbone
         self._data = data
-        self._at_a_glance = at_a_glance
 
     @classmethod
-    def from_toml(cls, path: str | Path, overrides: Iterable[str] = (), *, at_a_glance: bool = False) -> Experiment:
+    def from_toml(cls, path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
         """The experiment of a TOML file, with `section.key=value` overrides."""
-        return cls(load_config(path, overrides), name=Path(path).stem, at_a_glance=at_a_glance)
+        return cls(load_config(path, overrides), name=Path(path).stem)
 
     @classmethod
     def from_run(cls, directory: str | Path) -> Experiment:
@@ -153,7 +150,7 @@ class Experiment:
     @cached_property
     def assembly(self) -> Assembly:
         """The objects of this experiment, made on first use."""
-        return assemble(self.config, backbone=self._backbone, data=self._data, at_a_glance=self._at_a_glance)
+        return assemble(self.config, backbone=self._backbone, data=self._data)
 
     def run(self, out: str | Path | None = None, *, on_round: OnRound | None = None) -> Result:
         """Runs all rounds.
@@ -324,7 +321,9 @@ def evaluate_adapter(
             f"{backbone.lost_head}: there is nothing to evaluate.",
             hint="give data with the checkpoint's classes, or an adapter that was trained for those of the data.",
         )
-    model = tuned_model(loaded, backbone, data.class_names, num_lanes=num_lanes(loaded), adapter=start)
+    model = tuned_model(
+        loaded, backbone, data.class_names, num_lanes=num_lanes(loaded), adapter=start, sample=few_rows(data)
+    )
     site = build_site(loaded, model, data)
     if kept_by is not None:
         site.restore(kept_by.clients, load(kept_by.checkpoint).memory_mark)

@@ -20,6 +20,7 @@ from fedelta.modalities.image import Images
 from fedelta.modalities.text import Texts
 from fedelta.models.anatomy import Anatomy, anatomy_of
 from fedelta.models.heads import Head, class_names_of
+from fedelta.models.known import is_plain
 from fedelta.models.native import FAMILIES
 from fedelta.models.sizes import check_patches, native_size, inputs_for
 from fedelta.models.source import ModelSource, kind_of, locate, read_config
@@ -127,7 +128,7 @@ def _set_norms(module: nn.Module, source: ModelSource) -> None:
     16 channels a group, or fewer that divide a layer's channels: one of the best divisions in Wu and He 2018 (arXiv
     1803.08494), Table 3.
     """
-    norms = [path for path, layer in module.named_modules() if isinstance(layer, nn.BatchNorm2d)]
+    norms = [path for path, layer in module.named_modules() if is_plain(layer, nn.BatchNorm2d)]
     if source.batch_norm != "average" and not norms:
         raise ModelError(
             f"`model.batch_norm` is {source.batch_norm!r}, but {type(module).__name__} has no batch norm.",

@@ -16,6 +16,7 @@ from torch import Generator, Tensor, nn
 
 from fedelta.errors import ModelError
 from fedelta.models.hub import Backbone
+from fedelta.models.known import oddity
 from fedelta.params import ParamSpec, TensorSpec
 from fedelta.settings import Settings
 from fedelta.tuning.base import frozen, merge_head, read_layers, replace, specification, tune_head
@@ -37,6 +38,7 @@ class Bias(Settings):
     name: Literal["bias"] = "bias"
     max_lanes: ClassVar[int | None] = None
     merges: ClassVar[bool] = True
+    starts_as_base: ClassVar[bool] = True
 
     def apply(self, backbone: Backbone, lanes: Lanes, generator: Generator) -> ParamSpec:
         """See `TuningMethod.apply`."""
@@ -45,6 +47,11 @@ class Bias(Settings):
             bias = dict(layer.named_parameters(recurse=False)).get("bias")
             if bias is None or own.partition(".")[0] in backbone.anatomy.head:
                 continue
+            if type(layer) in _CHANNEL_AXES and (odd := oddity(layer, type(layer))):
+                raise ModelError(
+                    f"tuning method 'bias' cannot tune `{own}.bias`: the layer {odd}.",
+                    hint="use 'lora' or 'head' for this model.",
+                )
             axis = _CHANNEL_AXES.get(type(layer))
             if axis is None:
                 raise ModelError(
@@ -86,5 +93,4 @@ class LaneBias(Wrapper):
         bias_KC = self.lanes.used(self.bias)
         axes = [1] * y.dim()
         axes[self.channel_axis] = -1
-        y_KB = y.view(self.lanes.active, -1, *y.shape[1:])
-        return (y_KB + bias_KC.view(self.lanes.active, *axes)).view(y.shape)
+        return (self.lanes.split(y) + bias_KC.view(self.lanes.active, *axes)).view(y.shape)

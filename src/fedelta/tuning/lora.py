@@ -14,6 +14,7 @@ Shapes: K lanes, A lanes in use, B samples of a lane, N rows of a lane, I in, O 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
@@ -27,12 +28,14 @@ from torch.nn.functional import conv2d
 from fedelta.errors import ModelError
 from fedelta.models.anatomy import Anatomy
 from fedelta.models.hub import Backbone
+from fedelta.models.known import is_plain, oddity
 from fedelta.params import ParamSpec, TensorSpec
 from fedelta.settings import Settings
 from fedelta.tuning.base import merge_head, read_layers, replace, specification, tune_head, untouched
 from fedelta.tuning.lanes import Lanes, Wrapper, add_pointwise, lane_parameter, random_like
 
 T = TypeVar("T", int, float)
+logger = logging.getLogger("fedelta")
 
 
 class Lora(Settings):
@@ -52,6 +55,7 @@ class Lora(Settings):
     name: Literal["lora"] = "lora"
     max_lanes: ClassVar[int | None] = None
     merges: ClassVar[bool] = True
+    starts_as_base: ClassVar[bool] = True
     r: int = Field(default=8, ge=1)  # PEFT's default
     lora_alpha: float = Field(default=16.0, gt=0)  # 2 r, as in most published recipes
     target_modules: (
@@ -68,7 +72,10 @@ class Lora(Settings):
     def apply(self, backbone: Backbone, lanes: Lanes, generator: Generator) -> ParamSpec:
         """See `TuningMethod.apply`."""
         layers, tensors = untouched(backbone.module), {}
-        for own in self.targets(backbone):
+        chosen = self.targets(backbone)
+        for own, odd in _odd({own: layer for own, (_, layer) in layers.items()}).items():
+            logger.warning("tuning method 'lora' leaves `%s` alone: it %s.", own, odd)
+        for own in chosen:
             now, layer = layers[own]
             rank = _lookup(self.rank_pattern, own, backbone.anatomy, self.r)
             alpha = self.alpha_of(own, backbone.anatomy)
@@ -97,18 +104,29 @@ class Lora(Settings):
         Raises:
             ModelError: an entry of `target_modules` or of a pattern matches no layer; the message names the nearest.
         """
-        layers = [
-            own
+        candidates = {
+            own: layer
             for own, (_, layer) in read_layers(backbone).items()
-            if takes_pair(layer) and own.partition(".")[0] not in backbone.anatomy.head
-        ]
+            if own.partition(".")[0] not in backbone.anatomy.head
+        }
+        layers = [own for own, layer in candidates.items() if takes_pair(layer)]
         if isinstance(self.target_modules, tuple):
+            self._refuse_odd(candidates, backbone.anatomy)
             chosen = _resolve("target_modules", self.target_modules, layers, backbone)
         else:
             chosen = _all_of(self.target_modules, layers, backbone)
         for field in ("rank_pattern", "alpha_pattern"):
             _resolve(field, getattr(self, field), sorted(chosen), backbone)
         return [path for path in layers if path in chosen]
+
+    def _refuse_odd(self, candidates: Mapping[str, nn.Module], anatomy: Anatomy) -> None:
+        """Refuses entries that name layers beside which no pair can be folded in, whatever else they name."""
+        for own, odd in _odd(candidates).items():
+            if any(_matches(own, entry, anatomy) for entry in self.target_modules):
+                raise ModelError(
+                    f"tuning method 'lora' cannot stand beside `{own}`: it {odd}.",
+                    hint="leave it out of `tuning.target_modules`.",
+                )
 
     def alpha_of(self, path: str, anatomy: Anatomy) -> float:
         """lora_alpha of the layer at `path`."""
@@ -173,7 +191,7 @@ class LoraConv(Wrapper):
         lanes, rank = a_ARIMM.shape[:2]
         if lanes == 1:
             return conv2d(x, a_ARIMM[0], stride=self.stride, padding=self.padding)
-        x_BGHW = x.view(lanes, -1, *x.shape[1:]).transpose(0, 1).flatten(1, 2)
+        x_BGHW = self.lanes.split(x).transpose(0, 1).flatten(1, 2)
         low = conv2d(x_BGHW, a_ARIMM.flatten(0, 1), stride=self.stride, padding=self.padding, groups=lanes)
         return low.view(-1, lanes, rank, *low.shape[2:]).transpose(0, 1).flatten(0, 1)
 
@@ -187,8 +205,16 @@ class LoraConv(Wrapper):
 def takes_pair(layer: nn.Module) -> bool:
     """Whether a low-rank pair can stand beside `layer`: linear, or a convolution without groups or dilation."""
     if isinstance(layer, nn.Conv2d):
-        return layer.groups == 1 and layer.dilation == (1, 1) and layer.padding_mode == "zeros"
-    return isinstance(layer, nn.Linear)
+        fits = layer.groups == 1 and layer.dilation == (1, 1) and layer.padding_mode == "zeros"
+        return fits and is_plain(layer, nn.Conv2d)
+    return is_plain(layer, nn.Linear)
+
+
+def _odd(layers: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Those of `layers` that are linear or convolutional by their class alone, and what is odd about each."""
+    kinds = (nn.Linear, nn.Conv2d)
+    found = {own: oddity(layer, kind) for own, layer in layers.items() for kind in kinds if isinstance(layer, kind)}
+    return {own: odd for own, odd in found.items() if odd is not None}
 
 
 def pair_shapes(layer: nn.Module, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
