@@ -128,6 +128,8 @@ def _probe(backbone: Backbone, name: str, rows: Rows) -> Cell:
         _same_params(f"lanes differ from one lane for client {client}", together[client], delta)
     if not all(value == value for value in wide.evaluate(starts[0], wide_data(rows)).measures.values()):
         return Cell("fault", "an evaluation is not finite")
+    if exit_blocks(wide._backbone.module):  # noqa: SLF001
+        _check_walk(wide, inputs)
     if unreached := _unreached(alone, spec, inputs):
         return Cell("fault", f"{len(unreached)} of {len(spec)} tensors get no gradient: {unreached[:3]}")
     if method.merges:
@@ -182,6 +184,15 @@ def _unreached(engine: LaneEngine, spec: ParamSpec, inputs: dict[str, Tensor]) -
     loss = sum(logits.square().sum() for logits in answers.values() or [_logits(engine, inputs)])
     grads = torch.autograd.grad(loss, tensors, allow_unused=True)
     return [name for name, grad in zip(names, grads, strict=True) if grad is None]
+
+
+@torch.no_grad()
+def _check_walk(engine: LaneEngine, inputs: dict[str, Tensor]) -> None:
+    """Run block by block, the model answers at its last exit as it does when it is run as a whole."""
+    engine.lanes.active = 1
+    blocks = exit_blocks(engine._backbone.module)  # noqa: SLF001
+    (walked,) = logits_at(blocks, lambda: _logits(engine, inputs), [len(blocks)]).values()
+    _same("block by block the model answers otherwise", walked, _logits(engine, inputs))
 
 
 @torch.no_grad()

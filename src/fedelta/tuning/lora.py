@@ -1,6 +1,6 @@
 """LoRA: a low-rank pair beside frozen linear and convolutional layers, and the head.
 
-    linear:       y = W x + b + s B (A x)
+    linear:       y = W x + b + s B (A x),  W as it is or, in GPT-2's Conv1D, the other way round
     convolution:  y = W * x + b + s B (A * x),  A with the kernel, stride and padding of W, B a 1x1
     s = lora_alpha / r, or lora_alpha / sqrt(r)
 
@@ -27,6 +27,7 @@ from torch.nn.functional import conv2d
 from fedelta.errors import ModelError
 from fedelta.models.anatomy import Anatomy
 from fedelta.models.hub import Backbone
+from fedelta.models.layers import is_linear, is_transposed, matrix_shape
 from fedelta.params import ParamSpec, TensorSpec
 from fedelta.settings import Settings
 from fedelta.tuning.base import merge_head, read_layers, replace, specification, tune_head, untouched
@@ -43,7 +44,8 @@ class Lora(Settings):
         lora_alpha: the pair's output is multiplied by lora_alpha / r (or / sqrt r).
         target_modules: "all-linear" for every linear layer of the blocks, "all-conv" for every convolution, or a
             list of roles (q, k, v, o, fc1, fc2) and of module names; a module name matches a full path or its last
-            parts, as in PEFT, and with ^ before it the full path alone.
+            parts, as in PEFT, and with ^ before it the full path alone. A layer that is query and value in one plays
+            both roles.
         rank_pattern, alpha_pattern: role or module name to another rank or alpha for the layers it matches.
         use_rslora: divide by sqrt r instead of r (Kalajdzievski 2023).
         train_head: train and send the head too.
@@ -68,14 +70,16 @@ class Lora(Settings):
     def apply(self, backbone: Backbone, lanes: Lanes, generator: Generator) -> ParamSpec:
         """See `TuningMethod.apply`."""
         layers, tensors = untouched(backbone.module), {}
-        for own in self.targets(backbone):
+        targets = self.targets(backbone)
+        _refuse_shared(backbone, targets)
+        for own in targets:
             now, layer = layers[own]
             rank = _lookup(self.rank_pattern, own, backbone.anatomy, self.r)
             alpha = self.alpha_of(own, backbone.anatomy)
             scale = alpha / (math.sqrt(rank) if self.use_rslora else rank)
             most = max_rank(layer)
             if rank > most:
-                size = " x ".join(map(str, layer.get_parameter("weight").shape))
+                size = " x ".join(map(str, matrix_shape(layer)))
                 raise ModelError(
                     f"rank {rank} is above the size of `{own}`, which is {size}.",
                     hint=f"use `tuning.r` of at most {most}.",
@@ -127,7 +131,7 @@ class LoraLinear(Wrapper):
 
     Args:
         lanes: of the model.
-        base: the frozen layer, weight [O, I].
+        base: the frozen layer, weight [O, I] or, where it is transposed, [I, O].
         rank: inner size of the pair.
         scale: factor of the pair's output.
         generator: for A.
@@ -148,8 +152,8 @@ class LoraLinear(Wrapper):
 
     def merged(self) -> nn.Module:
         """The frozen layer with lane 0's product added to its weight (changed in place)."""
-        weight_OI = self.base.get_parameter("weight")
-        weight_OI.data += self.scale * (self.lora_B[0] @ self.lora_A[0]).detach()
+        weight, product_OI = self.base.get_parameter("weight"), (self.lora_B[0] @ self.lora_A[0]).detach()
+        weight.data += self.scale * (product_OI.T if is_transposed(self.base) else product_OI)
         return self.base
 
 
@@ -186,27 +190,44 @@ class LoraConv(Wrapper):
 
 def takes_pair(layer: nn.Module) -> bool:
     """Whether a low-rank pair can stand beside `layer`: linear, or a convolution without groups or dilation."""
-    if isinstance(layer, nn.Conv2d):
+    if type(layer) is nn.Conv2d:
         return layer.groups == 1 and layer.dilation == (1, 1) and layer.padding_mode == "zeros"
-    return isinstance(layer, nn.Linear)
+    return is_linear(layer)
+
+
+def _refuse_shared(backbone: Backbone, targets: Iterable[str]) -> None:
+    """Refuses a pair beside one of several layers with one weight: folded in, it would change them all."""
+    layers = untouched(backbone.module)
+    owners: dict[int, list[str]] = {}
+    for own, (_, layer) in layers.items():
+        for parameter in layer.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(own)
+    for own in targets:
+        same = owners[id(layers[own][1].get_parameter("weight"))]
+        if len(same) > 1:
+            raise ModelError(
+                f"`{same[0]}` and `{same[1]}` of {type(backbone.module).__name__} share one weight, so that a pair "
+                "beside one of them cannot be folded in.",
+                hint="name other layers in `tuning.target_modules`, or use 'head'.",
+            )
 
 
 def pair_shapes(layer: nn.Module, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Shapes of A and B beside a linear layer or a convolution."""
-    out_features, *inner = layer.get_parameter("weight").shape
+    out_features, *inner = matrix_shape(layer)
     return (rank, *inner), (out_features, rank, *(1 for _ in inner[1:]))
 
 
 def max_rank(layer: nn.Module) -> int:
     """Rank of the weight seen as a matrix [O, everything else]; a larger pair holds nothing more."""
-    weight = layer.get_parameter("weight")
-    return min(weight.shape[0], weight[0].numel())
+    out_features, *inner = matrix_shape(layer)
+    return min(out_features, math.prod(inner))
 
 
 def _pair(lanes: Lanes, base: nn.Module, rank: int, generator: Generator) -> tuple[nn.Parameter, nn.Parameter]:
     weight = base.get_parameter("weight")
     a_shape, b_shape = pair_shapes(base, rank)
-    bound = 1 / math.sqrt(weight[0].numel())  # Kaiming-uniform with a = sqrt 5 over the fan-in
+    bound = 1 / math.sqrt(math.prod(a_shape[1:]))  # Kaiming-uniform with a = sqrt 5 over the fan-in
     a = random_like(weight, a_shape, lambda tensor: tensor.uniform_(-bound, bound, generator=generator))
     return lane_parameter(lanes, a), lane_parameter(lanes, weight.new_zeros(b_shape))
 
@@ -217,8 +238,9 @@ def _all_of(kind: Literal["all-linear", "all-conv"], paths: Iterable[str], backb
     if kind == "all-conv":
         chosen = {path for path in paths if isinstance(layers[path][1], nn.Conv2d)}
     else:
-        linear = {path for path in paths if isinstance(layers[path][1], nn.Linear)}
-        chosen = {path for path in linear if path.startswith(backbone.anatomy.blocks)}
+        linear = {path for path in paths if is_linear(layers[path][1])}
+        anatomy = backbone.anatomy
+        chosen = {path for path in linear if not anatomy.blocks or anatomy.block_of(path) is not None}
     if not chosen:
         other = "all-linear" if kind == "all-conv" else "all-conv"
         raise ModelError(
@@ -228,20 +250,11 @@ def _all_of(kind: Literal["all-linear", "all-conv"], paths: Iterable[str], backb
     return chosen
 
 
-def _plays(path: str, anatomy: Anatomy, role: str) -> bool:
-    """Whether `path` is the layer of `role` in one of the blocks, by its whole path inside the block.
-
-    Its last parts are not enough: BERT's `fc2` is `output.dense`, and its `o` is `attention.output.dense`.
-    """
-    inside = path.removeprefix(f"{anatomy.blocks}.")
-    return inside != path and inside.partition(".")[2] == anatomy.roles[role]
-
-
 def _matches(path: str, entry: str, anatomy: Anatomy) -> bool:
     """Whether `entry` names the layer at `path`: its role, its full path (alone with ^), or the last parts of it."""
     if entry.startswith("^"):
         return path == entry[1:]
-    return _plays(path, anatomy, entry) if entry in anatomy.roles else f".{path}".endswith(f".{entry}")
+    return anatomy.plays(path, entry) if entry in anatomy.known_roles else f".{path}".endswith(f".{entry}")
 
 
 def _lookup(pattern: Mapping[str, T], path: str, anatomy: Anatomy, default: T) -> T:
@@ -255,13 +268,14 @@ def _resolve(field: str, entries: Iterable[str], layers: list[str], backbone: Ba
         matches = [path for path in layers if _matches(path, entry, anatomy)]
         if not matches:
             names = sorted({path.rpartition(".")[2] for path in layers})
-            nearest = get_close_matches(entry, layers if "." in entry else [*anatomy.roles, *names], n=1)
+            nearest = get_close_matches(entry, layers if "." in entry else [*anatomy.known_roles, *names], n=1)
             kind = "linear or convolutional" if field == "target_modules" else "tuned"
             raise ModelError(
                 f"`tuning.{field}` entry {entry!r} matches no {kind} layer of {type(backbone.module).__name__}"
                 + (f"; did you mean {nearest[0]!r}?" if nearest else "."),
-                hint=f"roles of this model: {', '.join(anatomy.roles) or 'none'}; module names: {', '.join(names)}"
-                + ("." if anatomy.roles else '; `"all-conv"` takes every convolution.'),
+                hint=f"roles of this model: {', '.join(anatomy.known_roles) or 'none'}; module names: "
+                + ", ".join(names)
+                + ("." if anatomy.known_roles else '; `"all-conv"` takes every convolution.'),
             )
         chosen.update(matches)
     return chosen
