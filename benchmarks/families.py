@@ -93,6 +93,8 @@ def _start(family: str, methods: Sequence[str] | None, keep: Path) -> int:
 
 
 def _try_family(family: str, methods: Sequence[str] | None, file: Path) -> None:
+    import torch
+
     from benchmarks.probe import METHODS, probe, rows_for
     from fedelta.errors import InputError
     from fedelta.models.hub import build
@@ -109,7 +111,8 @@ def _try_family(family: str, methods: Sequence[str] | None, file: Path) -> None:
         try:
             backbone = build(ModelSource(source=directory), small.CLASSES, seed=0)
             rows = rows_for(backbone)
-            backbone.logits(rows.fetch(matrix_rows(rows)))
+            with torch.no_grad():
+                backbone.logits(rows.fetch(torch.arange(len(rows))))
         except InputError as error:
             facts = {"refused": error.message.replace(directory, "DIRECTORY")}
         except Exception as error:  # noqa: BLE001 whatever it is, it is what is looked for
@@ -120,12 +123,6 @@ def _try_family(family: str, methods: Sequence[str] | None, file: Path) -> None:
             for name in methods or METHODS:
                 facts["cells"][name] = asdict(probe(backbone, name, rows))
     file.write_text(json.dumps(facts, indent=1))
-
-
-def matrix_rows(rows: Sequence[object]) -> object:
-    import torch
-
-    return torch.arange(len(rows))
 
 
 if __name__ == "__main__":

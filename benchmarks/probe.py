@@ -41,9 +41,9 @@ from fedelta.tuning.parallel import Parallel
 from fedelta.tuning.prompt import Prompt
 
 METHODS: dict[str, TuningMethod] = {
-    "lora": Lora(r=2),
-    "lora all-linear": Lora(r=2, target_modules="all-linear"),
-    "lora all-conv": Lora(r=2, target_modules="all-conv"),
+    "lora": Lora(r=2, lora_alpha=4),
+    "lora all-linear": Lora(r=2, lora_alpha=4, target_modules="all-linear"),
+    "lora all-conv": Lora(r=2, lora_alpha=4, target_modules="all-conv"),
     "adapter": Adapter(),
     "adapter parallel": Adapter(placement="parallel", shared=False),
     "bias": Bias(),
@@ -57,8 +57,10 @@ METHODS: dict[str, TuningMethod] = {
 # Those that start as another function by design: more tokens, or answers of their own.
 _NEW_FUNCTION = ("prompt", "exit-heads", "accumulator")
 _ROWS, _CLIENTS, _STEPS = 8, 3, 2
-_SIZES = ((0, 1, 2), (3, 4), (5, 6, 7))  # rows of each client: ragged
-_TOLERANCE = 2e-3  # of the largest value; float32 and another order of sums
+# Rows of each client, in batches of three: ragged, and never one row alone (PyTorch 2.13 has wrong gradients for CvT).
+_SIZES = ((0, 1, 2, 3, 4), (5, 6, 7), (2, 3, 4, 5, 6))
+_TOLERANCE = 2e-3  # of the largest value of a tensor; float32 and another order of sums
+_NOISE = 2e-5  # of the largest value of all tensors: what should be zero is rounding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +143,7 @@ def _engine(backbone: Backbone, method: TuningMethod, rows: Rows, num_lanes: int
     own = dataclasses.replace(backbone, module=copy.deepcopy(backbone.module))
     lanes = Lanes(min(num_lanes, method.max_lanes or num_lanes))
     spec = method.apply(own, lanes, stream(0, "tuning"))
-    client = ClientSettings(local_steps=_STEPS, batch_size=2, lr=0.1, optimizer=Sgd(momentum=0.0))
+    client = ClientSettings(local_steps=_STEPS, batch_size=3, lr=0.01, optimizer=Sgd(momentum=0.0))
     cache = 2**24 if num_lanes > 1 else 0
     return LaneEngine(own, spec, lanes, wide_data(rows), client=client, rule=Plain(), cache_bytes=cache), spec
 
@@ -157,7 +159,7 @@ def _drawn(engine: LaneEngine, spec: ParamSpec, client: int) -> Params:
     for name in spec:
         if spec.tensors[name].trained:
             generator = stream(1, name, client)
-            params[name] = params[name] + 0.05 * torch.randn(params[name].shape, generator=generator)
+            params[name] = params[name] + 0.02 * torch.randn(params[name].shape, generator=generator)
     return params
 
 
@@ -166,7 +168,7 @@ def _deltas(engine: LaneEngine, starts: list[Params]) -> dict[int, Params]:
         Job(client, torch.tensor(_SIZES[client]), start, repeat(stream(2, client)), stream(3, client), exits=stream(4))
         for client, start in enumerate(starts)
     ]
-    return {trained.client_id: trained.delta for trained in engine.train(jobs, 0.1)}
+    return {trained.client_id: trained.delta for trained in engine.train(jobs, 0.01)}
 
 
 def _logits(engine: LaneEngine, inputs: dict[str, Tensor]) -> Tensor:
@@ -209,16 +211,15 @@ class WrongError(Exception):
     """Two results that should be equal are not."""
 
 
-def _same(what: str, found: Tensor, expected: Tensor) -> None:
+def _same(what: str, found: Tensor, expected: Tensor, noise: float = 1e-6) -> None:
     if found.shape != expected.shape:
         raise WrongError(f"{what}: shapes {tuple(found.shape)} and {tuple(expected.shape)}")
     scale, worst = float(expected.abs().max()), float((found - expected).abs().max())
-    if not worst <= _TOLERANCE * scale + 1e-6:
+    if not worst <= _TOLERANCE * scale + noise:
         raise WrongError(f"{what} by {worst:.2g} of {scale:.2g}")
 
 
 def _same_params(what: str, found: Params, expected: Params) -> None:
+    noise = _NOISE * max(float(tensor.abs().max()) for tensor in expected.values())
     for name, tensor in expected.items():
-        _same(f"{what}, {name}", found[name], tensor)
-
-
+        _same(f"{what}, {name}", found[name], tensor, noise)

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 CLASSES = ("a", "b", "c")
 VOCABULARY = 128
@@ -48,7 +51,8 @@ _HYBRID = {
     **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), 8),
     **dict.fromkeys(("linear_num_key_heads", "linear_num_value_heads"), 2),
 }
-_CONVOLUTIONS = {"embedding_size": 16, "hidden_sizes": [16, 24, 32, 32], "depths": [1, 1, 2, 1]}
+# Channels in sixteens: https://github.com/uxlfoundation/oneDNN/issues/6035
+_CONVOLUTIONS = {"embedding_size": 16, "hidden_sizes": [16, 32, 32, 64], "depths": [1, 1, 2, 1]}
 _CONVNEXT = {"patch_size": 2, "hidden_sizes": [16, 16, 24, 32], "depths": [1, 1, 2, 1]}
 _SWIN = {"patch_size": 2, "embed_dim": 16, "depths": [1, 2, 1], "num_heads": [2, 2, 4], "window_size": 4}
 _CLIP_VISION = {
@@ -72,7 +76,7 @@ OWN: dict[str, dict[str, Any]] = {
     },
     "convnext": _CONVNEXT | {"layer_scale_init_value": 0.5},
     "convnextv2": _CONVNEXT,
-    "cvt": {"embed_dim": [16, 24, 32], "num_heads": [1, 3, 4], "depth": [1, 2, 3]},
+    "cvt": {"embed_dim": [16, 32, 64], "num_heads": [1, 2, 4], "depth": [1, 2, 3]},
     "deberta-v2": {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False},
     "deberta": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "max_relative_positions": 16},
     "deepseek_v2": {**_LATENT, "head_dim": 8, "first_k_dense_replace": 1},
@@ -85,6 +89,11 @@ OWN: dict[str, dict[str, Any]] = {
     "focalnet": {"embed_dim": 16, "hidden_sizes": [16, 24, 32], "depths": [1, 1, 2], "patch_size": 4,
                  "focal_levels": [1, 1, 1], "focal_windows": [3, 3, 3]},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "attention_layers": ["global", "local"]},
+    "hgnet_v2": {
+        "embedding_size": 16, "hidden_sizes": [32, 32, 64, 64], "stem_channels": [3, 16, 16],
+        "stage_in_channels": [16, 32, 32, 64], "stage_mid_channels": [16, 16, 16, 16],
+        "stage_out_channels": [32, 32, 64, 64], "stage_num_blocks": [1, 1, 1, 1], "stage_numb_of_layers": [2, 2, 2, 2],
+    },
     "hiera": {
         "image_size": [32, 32], "embed_dim": 16, "depths": [1, 1, 2], "num_heads": [1, 2, 4], "num_query_pool": 2,
         "patch_size": [3, 3], "patch_stride": [2, 2], "patch_padding": [1, 1], "masked_unit_size": [4, 4],
@@ -104,10 +113,7 @@ OWN: dict[str, dict[str, Any]] = {
     "longformer": {"attention_window": 8},
     "metaclip_2": {"vision_config": _CLIP_VISION},
     "minicpm3": {**_LATENT, "head_dim": 8},
-    "mistral4": {
-        **_LATENT, "head_dim": 16,
-        "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default", "partial_rotary_factor": 0.5},
-    },
+    "mistral4": {**_LATENT, "head_dim": 16},
     "mobilevit": {"hidden_sizes": [16, 24, 32], "neck_hidden_sizes": [8, 8, 16, 16, 16, 24, 32],
                   "image_size": 64, "patch_size": 2, "num_attention_heads": 2},
     "mobilevitv2": {"base_attn_unit_dims": [16, 24, 32], "width_multiplier": 0.5, "image_size": 64, "patch_size": 2,
@@ -136,6 +142,13 @@ OWN: dict[str, dict[str, Any]] = {
                     "layer_scale_init_value": 0.5},
     "swin": _SWIN,
     "swinv2": _SWIN,
+    "textnet": {
+        "image_size": [64, 64], "stem_out_channels": 16, "hidden_sizes": [16, 16, 32, 32, 64],
+        "conv_layer_kernel_sizes": [[[3, 3]], [[1, 3]], [[3, 1]], [[3, 3]]],
+        "conv_layer_strides": [[1], [2], [2], [2]],
+    },
+    "mobilenet_v1": {"image_size": 64, "depth_multiplier": 0.5},
+    "mobilenet_v2": {"image_size": 64, "depth_multiplier": 0.5},
     "xmod": {"default_language": "en_XX"},
     "zamba": {
         "num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2,
@@ -214,9 +227,21 @@ def save(family: str, directory: Path) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = getattr(transformers, loader.auto_class).from_config(config)
+        _settle(module, config)
     module.save_pretrained(directory)
     if kind.name == "text":
         _save_tokenizer(directory)
+
+
+@torch.no_grad()
+def _settle(module: torch.nn.Module, config: PretrainedConfig) -> None:
+    """Gives batch norms the statistics of noise: with those of a fresh network the numbers of a deep one explode."""
+    norms = [layer for layer in module.modules() if isinstance(layer, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d)]
+    if norms:
+        for norm in norms:
+            norm.momentum = 1.0
+        size = getattr(config, "image_size", None) or 64
+        module.train()(torch.randn(8, 3, *(size if isinstance(size, list) else (size, size))))
 
 
 def _save_tokenizer(directory: Path) -> None:

@@ -20,7 +20,7 @@ from fedelta.models.discovery import discover
 from fedelta.models.layers import is_linear, is_transposed
 
 # The attribute under which a classifier of an unknown family may keep its head, in the order of preference.
-_HEAD_ATTRIBUTES = ("classifier", "score", "classification_head", "head", "fc")
+_HEAD_ATTRIBUTES = ("classifier", "score", "classification_head", "head")
 _NO_CLASS_TOKEN = "it has no class token that an exit could read"  # noqa: S105
 _PLACES = "its attention needs the place of every token"
 _UNKNOWN_PROMPTS = "it is not described whether its attention takes tokens that have no place in the text or image"
@@ -153,6 +153,8 @@ ANATOMIES: dict[str, Anatomy] = {
     "fedelta_resnet": Anatomy(("linear",)),
     "fedelta_leaf_cnn": Anatomy(("classifier",)),
     "resnet": Anatomy(("classifier",)),
+    "hgnet_v2": Anatomy(("fc",)),
+    "textnet": Anatomy(("fc",)),
     "vit": _vit("vit"),
     "deit": _vit("deit"),
     "vit_msn": _vit("vit"),
@@ -230,6 +232,8 @@ def anatomy_of(module: nn.Module, family: str) -> Anatomy:
 def _found(module: nn.Module, family: str) -> Anatomy:
     """The anatomy of a family that is not in the table, by the structure of `module`."""
     found, head = discover(module), _head_of(module, family)
+    if not found.layers:
+        return Anatomy(head)
     is_causal = head == ("score",)  # where all of transformers' causal classifiers keep their head
     chosen = [module.get_submodule(path) for paths in found.layers.values() for path in paths]
     return Anatomy(

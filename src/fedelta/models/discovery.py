@@ -30,11 +30,14 @@ _SEPARATE = (
     ("q", "k", "v"),
     ("Wq", "Wk", "Wv"),
     ("projection_query", "projection_key", "projection_value"),
+    ("queries", "keys_values", "keys_values"),
     # Latent attention: the layers from the narrow space to the heads.
     ("q_b_proj", "kv_b_proj", "kv_b_proj"),
     ("q_gate_proj", "kv_b_proj", "kv_b_proj"),
 )
-_FUSED = ("query_key_value", "c_attn", "qkv", "qkv_proj", "Wqkv")
+_FUSED = ("query_key_value", "queries_keys_values", "c_attn", "qkv", "qkv_proj", "Wqkv")
+# Inside of a module that is a projection and its norm.
+_WRAPPED = ("linear", "convolution")
 # What brings the heads back to the width of the block: beside the projections, or in a module beside the attention.
 _OUT = ("o_proj", "out_proj", "dense", "out_lin", "post_proj", "o", "c_proj", "proj", "Wo")
 # First and last layer of an MLP, from the block.
@@ -83,9 +86,11 @@ def discover(module: nn.Module) -> Found:
             layers.setdefault(role, []).append(path)
     blocks = _blocks(modules, attentions)
     patterns = {_pattern(path.rpartition(".")[0]) for path in blocks}
+    # A decoder that also reads an encoder has two attentions in a block: what fits only a part is no list of blocks.
+    is_whole = len(blocks) == len(attentions)
     common = _common([_inside(block, roles, modules) for block, roles in blocks.items()])
     found = {role: tuple(dict.fromkeys(paths)) for role, paths in layers.items()}
-    if len(patterns) != 1 or "fc2" not in common:
+    if len(patterns) != 1 or not is_whole or "fc2" not in common:
         return Found("", {}, found)
     found |= {role: tuple(f"{block}.{common[role]}" for block in blocks) for role in ("fc1", "fc2")}
     return Found(patterns.pop(), common, found)
@@ -107,17 +112,32 @@ def _is_repeated(path: str) -> bool:
 
 def _projections(path: str, modules: Mapping[str, nn.Module]) -> dict[str, str]:
     """Role to path of the projections of the attention at `path`; nothing where it is none, or could be two."""
-    linear = {name for name, child in modules[path].named_children() if is_linear(child)}
-    found = [dict(zip("qkv", names, strict=True)) for names in _SEPARATE if linear.issuperset(names)]
-    found += [dict.fromkeys("qkv", name) for name in _FUSED if name in linear]
+    places = {name: place for name, child in modules[path].named_children() if (place := _place(name, child))}
+    found = [dict(zip("qkv", names, strict=True)) for names in _SEPARATE if places.keys() >= set(names)]
+    found += [dict.fromkeys("qkv", name) for name in _FUSED if name in places]
     if len(found) != 1:
         return {}
-    roles = {role: f"{path}.{name}" for role, name in found[0].items()}
+    roles = {role: f"{path}.{places[name]}" for role, name in found[0].items()}
     parent = path.rpartition(".")[0]
-    out = [f"{path}.{name}" for name in _OUT if name in linear]
-    out += [each for each in (f"{parent}.output.dense", f"{parent}.output") if each in modules]
-    out = [each for each in out if is_linear(modules[each])]
+    out = [f"{path}.{places[name]}" for name in _OUT if name in places]
+    out += [each for each in (f"{parent}.output.dense", f"{parent}.output") if _is_linear_at(each, modules)]
     return roles | ({"o": out[0]} if out else {})
+
+
+def _place(name: str, child: nn.Module) -> str:
+    """Where the layer of a projection is, from its attention; "" where it is no layer that a pair can stand beside."""
+    if is_linear(child):
+        return name
+    inner = [own for own, layer in child.named_children() if own in _WRAPPED and (is_linear(layer) or _is_1x1(layer))]
+    return f"{name}.{inner[0]}" if len(inner) == 1 else ""
+
+
+def _is_1x1(layer: nn.Module) -> bool:
+    return type(layer) is nn.Conv2d and layer.kernel_size == (1, 1) and layer.groups == 1
+
+
+def _is_linear_at(path: str, modules: Mapping[str, nn.Module]) -> bool:
+    return path in modules and is_linear(modules[path])
 
 
 def _blocks(

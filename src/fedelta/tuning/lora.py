@@ -14,7 +14,9 @@ Shapes: K lanes, A lanes in use, B samples of a lane, N rows of a lane, I in, O 
 
 from __future__ import annotations
 
+import logging
 import math
+import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Annotated, ClassVar, Literal, TypeVar
@@ -33,6 +35,8 @@ from fedelta.settings import Settings
 from fedelta.tuning.base import merge_head, read_layers, replace, specification, tune_head, untouched
 from fedelta.tuning.lanes import Lanes, Wrapper, add_pointwise, lane_parameter, random_like
 
+logger = logging.getLogger("fedelta")
+
 T = TypeVar("T", int, float)
 
 
@@ -42,7 +46,8 @@ class Lora(Settings):
     Args:
         r: rank.
         lora_alpha: the pair's output is multiplied by lora_alpha / r (or / sqrt r).
-        target_modules: "all-linear" for every linear layer of the blocks, "all-conv" for every convolution, or a
+        target_modules: "auto" for the query and value projections of every attention and, in a model without any that
+            are known, every convolution; "all-linear" for every linear layer of the blocks, "all-conv" for every convolution, or a
             list of roles (q, k, v, o, fc1, fc2) and of module names; a module name matches a full path or its last
             parts, as in PEFT, and with ^ before it the full path alone. A layer that is query and value in one plays
             both roles.
@@ -56,12 +61,10 @@ class Lora(Settings):
     merges: ClassVar[bool] = True
     r: int = Field(default=8, ge=1)  # PEFT's default
     lora_alpha: float = Field(default=16.0, gt=0)  # 2 r, as in most published recipes
+    # Hu et al. 2022, section 4.2: queries and values; PEFT's own defaults are theirs too.
     target_modules: (
-        Literal["all-linear", "all-conv"] | Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
-    ) = (
-        "q",
-        "v",
-    )
+        Literal["auto", "all-linear", "all-conv"] | Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+    ) = "auto"
     rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
     alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     use_rslora: bool = False
@@ -72,6 +75,8 @@ class Lora(Settings):
         layers, tensors = untouched(backbone.module), {}
         targets = self.targets(backbone)
         _refuse_shared(backbone, targets)
+        if self.target_modules == "auto" and not backbone.anatomy.roles.keys() >= {"q", "v"}:
+            logger.warning(_taken(backbone, targets))
         for own in targets:
             now, layer = layers[own]
             rank = _lookup(self.rank_pattern, own, backbone.anatomy, self.r)
@@ -232,22 +237,43 @@ def _pair(lanes: Lanes, base: nn.Module, rank: int, generator: Generator) -> tup
     return lane_parameter(lanes, a), lane_parameter(lanes, weight.new_zeros(b_shape))
 
 
-def _all_of(kind: Literal["all-linear", "all-conv"], paths: Iterable[str], backbone: Backbone) -> set[str]:
-    """Every linear layer of the blocks, or every convolution."""
-    layers = untouched(backbone.module)
-    if kind == "all-conv":
-        chosen = {path for path in paths if isinstance(layers[path][1], nn.Conv2d)}
+def _all_of(kind: Literal["auto", "all-linear", "all-conv"], paths: list[str], backbone: Backbone) -> set[str]:
+    """The projections of queries and values, every linear layer of the blocks, or every convolution."""
+    anatomy, layers = backbone.anatomy, untouched(backbone.module)
+    convolutions = {path for path in paths if isinstance(layers[path][1], nn.Conv2d)}
+    if kind == "auto":
+        chosen = {path for path in paths if anatomy.plays(path, "q") or anatomy.plays(path, "v")} or convolutions
+    elif kind == "all-conv":
+        chosen = convolutions
     else:
         linear = {path for path in paths if is_linear(layers[path][1])}
-        anatomy = backbone.anatomy
         chosen = {path for path in linear if not anatomy.blocks or anatomy.block_of(path) is not None}
-    if not chosen:
-        other = "all-linear" if kind == "all-conv" else "all-conv"
+    if chosen:
+        return chosen
+    if kind == "auto":
+        names = ", ".join(sorted({path.rpartition(".")[2] for path in paths})) or "none"
         raise ModelError(
-            f"`tuning.target_modules` is {kind!r}, but {type(backbone.module).__name__} has no such layer.",
-            hint=f"use {other!r}, or name the layers.",
+            f"`tuning.target_modules` is 'auto', but {type(backbone.module).__name__} has no attention whose "
+            "projections are known, and no convolution that a pair can stand beside.",
+            hint=f"roles of this model: {', '.join(anatomy.known_roles) or 'none'}; module names: {names}; "
+            "`\"all-linear\"` takes every linear layer.",
         )
-    return chosen
+    other = "all-linear" if kind == "all-conv" else "all-conv"
+    raise ModelError(
+        f"`tuning.target_modules` is {kind!r}, but {type(backbone.module).__name__} has no such layer.",
+        hint=f"use {other!r}, or name the layers.",
+    )
+
+
+def _taken(backbone: Backbone, targets: list[str]) -> str:
+    """In words, which layers of a family that is not described have a pair, by the ends of their names."""
+    numbered = [re.sub(r"\.\d+(?=\.)", ".*", path) for path in targets]
+    shown = ", ".join(f"`{path}`" for path in dict.fromkeys(numbered))
+    what = "were found by their structure" if backbone.anatomy.layers else "are convolutions, as it has no attention"
+    return (
+        f"the layers of {type(backbone.module).__name__} are not described in fedelta: the {len(targets)} with a "
+        f"low-rank pair {what}: {shown}. Name others in `tuning.target_modules`."
+    )
 
 
 def _matches(path: str, entry: str, anatomy: Anatomy) -> bool:
