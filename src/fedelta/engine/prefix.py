@@ -56,7 +56,11 @@ def find_prefix(backbone: Backbone, spec: ParamSpec, lanes: Lanes, sample: dict[
             candidates.append(_AtHead(backbone, backbone.anatomy.head[0]))
         if prefix_name:
             candidates.append(_BelowHead(backbone, prefix_name))
-    elif (block := _first_tuned_block(backbone, spec)) is not None and "attention_mask" not in sample:
+    elif (
+        (block := _first_tuned_block(backbone, spec)) is not None
+        and backbone.anatomy.embeddings
+        and "attention_mask" not in sample
+    ):
         candidates.append(_BelowBlock(backbone, block))
     return next((prefix for prefix in candidates if _agrees(prefix, backbone, lanes, sample)), None)
 
@@ -269,7 +273,7 @@ def _agrees(prefix: Prefix, backbone: Backbone, lanes: Lanes, sample: dict[str, 
         with torch.no_grad():
             whole = backbone.logits(sample)
             resumed = prefix.logits(prefix.features(sample))
-    except (AttributeError, KeyError, TypeError, IndexError, RuntimeError):
+    except (AttributeError, KeyError, TypeError, IndexError, RuntimeError, ValueError):
         # A family whose code reads more than the stand-ins give: it simply has no prefix.
         return False
     finally:

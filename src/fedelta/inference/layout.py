@@ -79,7 +79,7 @@ def to_layout(tuning: AnyTuning, params: Mapping[str, Tensor], anatomy: Anatomy)
         "modules_to_save": list(anatomy.head) if has_head else None,
         "bias": "none",
         "lora_dropout": 0.0,
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": anatomy.transposed,
     }
 
 

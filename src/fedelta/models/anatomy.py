@@ -1,21 +1,32 @@
 """Where the parts of a model are, by family.
 
-Tuning methods name what they tune by *role* (`q`, `k`, `v`, `o`, `fc1`, `fc2`, the head); this table says which
-module of a family plays which role. A family that is not in the table can still be tuned as a whole, by its
-head, by its biases, and by LoRA on layers that are named outright. Nothing is found by searching in names.
+Tuning methods name what they tune by *role* (`q`, `k`, `v`, `o`, `fc1`, `fc2`, the head). For the families in this
+table it says which module plays which role, and what else has to be known of one; of any other the attention and the
+blocks are found by their structure (discovery.py), which is enough for LoRA and adapters. What structure does not
+show, where a class token is and whether attention takes tokens without a place, is never guessed: prompts and exits
+are for the families of the table.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from torch import nn
 
 from fedelta.errors import ModelError
+from fedelta.models.discovery import discover
+from fedelta.models.layers import is_linear, is_transposed
 
 # The attribute under which a classifier of an unknown family may keep its head, in the order of preference.
 _HEAD_ATTRIBUTES = ("classifier", "score", "classification_head", "head")
+_NO_CLASS_TOKEN = "it has no class token that an exit could read"  # noqa: S105
+_PLACES = "its attention needs the place of every token"
+_UNKNOWN_PROMPTS = "it is not described whether its attention takes tokens that have no place in the text or image"
+_UNKNOWN_EXITS = "it is not described whether the first token behind a block stands for the whole input"
+_CAUSAL_PROMPTS = "its attention looks back only, so that no token would see a prompt behind it"
+_CAUSAL_EXITS = "it answers from the last token of a text and has no class token that an exit could read"
 
 
 @dataclass(frozen=True)
@@ -25,21 +36,47 @@ class Anatomy:
     Args:
         head: children of the model that are trained anew for a task.
         embeddings: path of the module whose output enters the first block; "" when unknown.
-        blocks: path of the list of blocks; "" when unknown.
+        blocks: path of the list of blocks, with `*` for the number of a stage; "" when unknown.
         roles: role to the path of its linear layer inside a block.
-        relative_positions: whether attention needs to know where every token stands, so that none can be added.
-        class_token: whether the first token that leaves a block stands for the whole input.
+        layers: role to the paths of all layers that play it, for a family that is not in the table.
+        no_prompts: why no tokens can be added to the input of a block; "" when they can.
+        no_exits: why no exit can read the first token that leaves a block; "" when it stands for the whole input, and
+            all blocks are called with the same arguments.
         mlp_input: path inside a block of the layer that reads the residual stream on its way to the MLP; "" when
             unknown.
+        transposed: whether the weights of its linear layers are [I, O], as in GPT-2.
     """
 
     head: tuple[str, ...]
     embeddings: str = ""
     blocks: str = ""
     roles: Mapping[str, str] = field(default_factory=dict)
-    relative_positions: bool = False
-    class_token: bool = False
+    layers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    no_prompts: str = ""
+    no_exits: str = _NO_CLASS_TOKEN
     mlp_input: str = ""
+    transposed: bool = False
+
+    @property
+    def known_roles(self) -> tuple[str, ...]:
+        """All roles that some layer plays."""
+        return tuple(dict.fromkeys([*self.roles, *self.layers]))
+
+    def block_of(self, path: str) -> tuple[str, str] | None:
+        """Path of the block that `path` is in, and the path inside of it; None when it is in none."""
+        places = re.escape(self.blocks).replace(r"\*", r"\d+")
+        found = re.fullmatch(rf"({places}\.\w+)(?:\.(.+))?", path) if self.blocks else None
+        return None if found is None else (found[1], found[2] or "")
+
+    def plays(self, path: str, role: str) -> bool:
+        """Whether the layer at `path` has `role`, by its whole path inside of the block.
+
+        Its last parts are not enough: BERT's `fc2` is `output.dense`, and its `o` is `attention.output.dense`.
+        """
+        if path in self.layers.get(role, ()):
+            return True
+        place = self.block_of(path)
+        return place is not None and role in self.roles and place[1] == self.roles[role]
 
 
 _VIT_ROLES = {
@@ -68,48 +105,98 @@ _DISTILBERT_ROLES = {
 }
 
 
-def _bert(prefix: str) -> Anatomy:
+_CLIP_ROLES = {
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "o": "self_attn.out_proj",
+    "fc1": "mlp.fc1",
+    "fc2": "mlp.fc2",
+}
+_DATA2VEC_ROLES = _BERT_ROLES | {
+    role: f"attention.attention.{name}" for role, name in (("q", "query"), ("k", "key"), ("v", "value"))
+}
+# DeBERTa's first version has one projection for queries, keys and values.
+_DEBERTA_ROLES = _BERT_ROLES | dict.fromkeys("qkv", "attention.self.in_proj")
+
+
+def _bert(prefix: str, mlp_input: str = "intermediate", no_prompts: str = "") -> Anatomy:
     return Anatomy(
         ("classifier",),
         f"{prefix}.embeddings",
         f"{prefix}.encoder.layer",
         _BERT_ROLES,
-        class_token=True,
-        mlp_input="intermediate",
+        no_prompts=no_prompts,
+        no_exits="",
+        mlp_input=mlp_input,
     )
 
 
 def _vit(prefix: str, blocks: str = "layers", mlp_input: str = "layernorm_after") -> Anatomy:
     return Anatomy(
-        ("classifier",),
-        f"{prefix}.embeddings",
-        f"{prefix}.{blocks}",
-        _VIT_ROLES,
-        class_token=True,
-        mlp_input=mlp_input,
+        ("classifier",), f"{prefix}.embeddings", f"{prefix}.{blocks}", _VIT_ROLES, no_exits="", mlp_input=mlp_input
     )
 
+
+_CLIP = Anatomy(
+    ("classifier",),
+    "vision_model.embeddings",
+    "vision_model.encoder.layers",
+    _CLIP_ROLES,
+    no_exits="",
+    mlp_input="layer_norm2",
+)
+_NO_CLASS_TOKEN_BUT_PATCHES = "it answers from the mean of all patches"
 
 # `model_type` of a transformers configuration to its anatomy.
 ANATOMIES: dict[str, Anatomy] = {
     "fedelta_resnet": Anatomy(("linear",)),
     "fedelta_leaf_cnn": Anatomy(("classifier",)),
     "resnet": Anatomy(("classifier",)),
+    "hgnet_v2": Anatomy(("fc",)),
+    "textnet": Anatomy(("fc",)),
     "vit": _vit("vit"),
     "deit": _vit("deit"),
-    "beit": replace(_vit("beit"), relative_positions=True),
+    "vit_msn": _vit("vit"),
+    "ijepa": replace(_vit("ijepa"), no_exits=_NO_CLASS_TOKEN_BUT_PATCHES),
+    "beit": replace(_vit("beit"), no_prompts=_PLACES),
+    "data2vec-vision": replace(
+        _vit("data2vec_vision", "encoder.layer"), roles=_DATA2VEC_ROLES, no_prompts=_PLACES
+    ),
     "dinov2": _vit("dinov2", "encoder.layer", "norm2"),
+    "dinov2_with_registers": _vit("dinov2_with_registers", "encoder.layer", "norm2"),
+    "clip": _CLIP,
+    "metaclip_2": _CLIP,
+    "siglip": replace(_CLIP, no_exits=_NO_CLASS_TOKEN_BUT_PATCHES),
+    "siglip2": replace(_CLIP, no_exits=_NO_CLASS_TOKEN_BUT_PATCHES),
     "bert": _bert("bert"),
     "roberta": _bert("roberta"),
     "xlm-roberta": _bert("roberta"),
     "camembert": _bert("roberta"),
     "electra": _bert("electra"),
+    "ernie": _bert("ernie"),
+    "data2vec-text": _bert("data2vec_text"),
+    "roc_bert": _bert("roc_bert"),
+    "markuplm": _bert("markuplm"),
+    "layoutlm": _bert("layoutlm"),
+    "tapas": _bert("tapas"),
+    "rembert": _bert("rembert"),
+    "megatron-bert": _bert("bert", mlp_input="ln"),
+    "xlm-roberta-xl": _bert("roberta", mlp_input="LayerNorm"),
+    "roberta-prelayernorm": _bert("roberta_prelayernorm"),
+    "nystromformer": _bert("nystromformer", no_prompts=_PLACES),
+    "yoso": _bert("yoso", no_prompts=_PLACES),
+    "mpnet": replace(
+        _bert("mpnet", no_prompts=_PLACES),
+        roles=_BERT_ROLES | {role: f"attention.attn.{role}" for role in "qkvo"},
+    ),
+    "deberta": replace(_bert("deberta", no_prompts=_PLACES), head=("pooler", "classifier"), roles=_DEBERTA_ROLES),
     "distilbert": Anatomy(
         ("pre_classifier", "classifier"),
         "distilbert.embeddings",
         "distilbert.transformer.layer",
         _DISTILBERT_ROLES,
-        class_token=True,
+        no_exits="",
         mlp_input="ffn.lin1",
     ),
 }
@@ -125,17 +212,9 @@ def anatomy_of(module: nn.Module, family: str) -> Anatomy:
     Raises:
         ModelError: the head or a part of the table is not where it should be.
     """
-    children = dict(module.named_children())
     anatomy = ANATOMIES.get(family)
     if anatomy is None:
-        found = next((name for name in _HEAD_ATTRIBUTES if name in children), None)
-        if found is None:
-            raise ModelError(
-                f"family {family!r} is unknown and has none of {list(_HEAD_ATTRIBUTES)} as its head, "
-                f"only {sorted(children)}.",
-                hint=f"known families: {', '.join(ANATOMIES)}; for another pass `Backbone(module, Anatomy(...))`.",
-            )
-        return Anatomy((found,))
+        return _found(module, family)
     paths = [
         *anatomy.head,
         anatomy.embeddings,
@@ -148,3 +227,43 @@ def anatomy_of(module: nn.Module, family: str) -> Anatomy:
             hint="the installed transformers version lays this family out differently; see constraints.txt.",
         )
     return anatomy
+
+
+def _found(module: nn.Module, family: str) -> Anatomy:
+    """The anatomy of a family that is not in the table, by the structure of `module`."""
+    found, head = discover(module), _head_of(module, family)
+    if not found.layers:
+        return Anatomy(head)
+    is_causal = head == ("score",)  # where all of transformers' causal classifiers keep their head
+    chosen = [module.get_submodule(path) for paths in found.layers.values() for path in paths]
+    return Anatomy(
+        head,
+        blocks=found.blocks,
+        roles=found.roles,
+        layers=found.layers,
+        no_prompts=_CAUSAL_PROMPTS if is_causal else _UNKNOWN_PROMPTS,
+        no_exits=_CAUSAL_EXITS if is_causal else _UNKNOWN_EXITS,
+        transposed=bool(chosen) and all(map(is_transposed, chosen)),
+    )
+
+
+def _head_of(module: nn.Module, family: str) -> tuple[str, ...]:
+    """What lies outside of the base model and has a linear layer, else the first usual name that has one.
+
+    Raises:
+        ModelError: neither is there.
+    """
+    children = dict(module.named_children())
+    linear = [name for name, child in children.items() if any(map(is_linear, child.modules()))]
+    base = getattr(module, "base_model_prefix", "")
+    outside = tuple(name for name in linear if name != base)
+    if base in children and outside:
+        return outside
+    named = next((name for names in (linear, children) for name in _HEAD_ATTRIBUTES if name in names), None)
+    if named is None:
+        raise ModelError(
+            f"family {family!r} is unknown and has none of {list(_HEAD_ATTRIBUTES)} as its head, "
+            f"only {sorted(children)}.",
+            hint=f"known families: {', '.join(ANATOMIES)}; for another pass `Backbone(module, Anatomy(...))`.",
+        )
+    return (named,)

@@ -5,9 +5,9 @@
 
 with r the residual stream that the block's MLP, or the norm in front of it, reads: that is AdaptFormer.
 
-As in FedPEFT one pair of layers serves all blocks (`shared`). The authors' code starts both layers at zero (`init =
-"zero_all"`). Then GELU(0) = 0 keeps both matrices at zero for ever and only the bias of Up learns; the default starts
-Down as a linear layer does and Up at zero, as LoRA does.
+As in FedPEFT one pair of layers serves all blocks (`shared`), in a model of stages all blocks of one width. The
+authors' code starts both layers at zero (`init = "zero_all"`). Then GELU(0) = 0 keeps both matrices at zero for ever
+and only the bias of Up learns; the default starts Down as a linear layer does and Up at zero, as LoRA does.
 
 Source: Sun et al. 2022 (FedPEFT, arXiv 2210.01708), prototype "Adapter", sizes of the authors' code; the bottleneck
 after Houlsby et al. 2019 (arXiv 1902.00751); parallel: Chen et al. 2022 (AdaptFormer, arXiv 2205.13535).
@@ -28,6 +28,7 @@ from torch.nn import functional
 
 from fedelta.errors import ModelError
 from fedelta.models.hub import Backbone
+from fedelta.models.layers import matrix_shape
 from fedelta.params import ParamSpec, TensorSpec
 from fedelta.settings import Settings
 from fedelta.tuning.base import (
@@ -56,7 +57,7 @@ class Adapter(Settings):
     Args:
         reduction_factor: the bottleneck has D // reduction_factor features.
         non_linearity: between the two layers.
-        shared: one adapter for all blocks; False gives each block its own.
+        shared: one adapter for all blocks of one width; False gives each block its own.
         placement: `sequential` or `parallel`.
         scale: factor of its output.
         init: `lora` starts Down Kaiming-uniform (a = sqrt 5) and Up at zero, `zero_all` both at zero.
@@ -80,14 +81,16 @@ class Adapter(Settings):
             raise misfit(self.name, backbone, "it has no blocks with an MLP that are known")
         layers = untouched(backbone.module)
         tensors: dict[str, TensorSpec] = {}
+        adapters: dict[int, Bottleneck] = {}  # by width: stages differ in it
         for own, block in zip(paths, block_paths(backbone), strict=True):
             now, layer = layers[own]
-            if own == paths[0] or not self.shared:
-                adapter = self._bottleneck(lanes, layer, own, generator)
-                tensors |= specify(f"{now}.adapter", adapter)
+            width = matrix_shape(layer)[0]
+            if width not in adapters or not self.shared:
+                adapters[width] = self._bottleneck(lanes, layer, own, generator)
+                tensors |= specify(f"{now}.adapter", adapters[width])
             tap = self._tap(backbone, lanes, block) if self.placement == "parallel" else None
             now, layer = untouched(backbone.module)[own] if tap else (now, layer)
-            replace(backbone.module, now, Adapted(lanes, layer, adapter, self.scale, tap))
+            replace(backbone.module, now, Adapted(lanes, layer, adapters[width], self.scale, tap))
         return specification(backbone, tensors | tune_head(backbone, lanes))
 
     def merge(self, backbone: Backbone) -> None:
@@ -105,17 +108,17 @@ class Adapter(Settings):
         return tap
 
     def _bottleneck(self, lanes: Lanes, layer: nn.Module, path: str, generator: Generator) -> Bottleneck:
-        weight_DI = layer.get_parameter("weight")
-        width, inner = weight_DI.shape[0], weight_DI.shape[0] // self.reduction_factor
+        weight, width = layer.get_parameter("weight"), matrix_shape(layer)[0]
+        inner = width // self.reduction_factor
         if inner < 1:
             raise ModelError(
                 f"`tuning.reduction_factor` is {self.reduction_factor}, more than the {width} features of `{path}`.",
                 hint=f"use at most {width}.",
             )
         bound = 1 / math.sqrt(width) if self.init == "lora" else 0.0
-        down_RD = random_like(weight_DI, (inner, width), lambda t: t.uniform_(-bound, bound, generator=generator))
-        down = LaneLinear(lanes, down_RD, weight_DI.new_zeros(inner))
-        up = LaneLinear(lanes, weight_DI.new_zeros(width, inner), weight_DI.new_zeros(width))
+        down_RD = random_like(weight, (inner, width), lambda t: t.uniform_(-bound, bound, generator=generator))
+        down = LaneLinear(lanes, down_RD, weight.new_zeros(inner))
+        up = LaneLinear(lanes, weight.new_zeros(width, inner), weight.new_zeros(width))
         return Bottleneck(lanes, down, up, self.non_linearity)
 
 

@@ -123,8 +123,12 @@ def read_layers(backbone: Backbone) -> dict[str, tuple[str, nn.Module]]:
     layers = untouched(backbone.module)
     if not answers_at_exits(backbone):
         return layers
-    parts = (f"{backbone.anatomy.embeddings}.", f"{backbone.anatomy.blocks}.")
-    return {own: layer for own, layer in layers.items() if f"{own}.".startswith(parts)}
+    embeddings = f"{backbone.anatomy.embeddings}."
+    return {
+        own: layer
+        for own, layer in layers.items()
+        if f"{own}.".startswith(embeddings) or backbone.anatomy.block_of(own) is not None
+    }
 
 
 def role_paths(backbone: Backbone, role: str) -> list[str]:
@@ -137,11 +141,8 @@ def role_paths(backbone: Backbone, role: str) -> list[str]:
 
 def block_paths(backbone: Backbone) -> list[str]:
     """Own paths of the blocks, lowest first; none when the family's blocks are unknown."""
-    blocks = backbone.anatomy.blocks
-    if not blocks:
-        return []
-    now, _ = untouched(backbone.module)[blocks]
-    return [f"{blocks}.{name}" for name, _ in backbone.module.get_submodule(now).named_children()]
+    places = ((own, backbone.anatomy.block_of(own)) for own in untouched(backbone.module))
+    return [own for own, place in places if place is not None and place[0] == own]
 
 
 def replace(module: nn.Module, path: str, new: nn.Module) -> None:

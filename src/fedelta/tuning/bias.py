@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+import torch
 from torch import Generator, Tensor, nn
 
 from fedelta.errors import ModelError
@@ -19,10 +20,11 @@ from fedelta.models.hub import Backbone
 from fedelta.models.known import oddity
 from fedelta.params import ParamSpec, TensorSpec
 from fedelta.settings import Settings
-from fedelta.tuning.base import frozen, merge_head, read_layers, replace, specification, tune_head
+from fedelta.tuning.base import frozen, merge_head, misfit, read_layers, replace, specification, tune_head
 from fedelta.tuning.lanes import Lanes, Wrapper, lane_parameter
 
-# Layers whose bias can have lanes, and the axis of their output that the bias belongs to.
+# Layers whose bias can have lanes, and the axis of their output that the bias belongs to. A class of transformers that
+# derives from one of them and has its `forward` computes the same.
 _CHANNEL_AXES: dict[type[nn.Module], int] = {
     nn.Linear: -1,
     nn.LayerNorm: -1,
@@ -30,6 +32,10 @@ _CHANNEL_AXES: dict[type[nn.Module], int] = {
     nn.BatchNorm2d: 1,
     nn.GroupNorm: 1,
 }
+# Layers of transformers that add their bias last, on the last axis.
+_ADDED_LAST = frozenset({
+    "Conv1D", "DebertaLayerNorm", "EsmcLayerNorm", "FalconLinear", "NemotronLayerNorm1P", "NoNorm"
+})  # fmt: skip
 
 
 class Bias(Settings):
@@ -47,13 +53,12 @@ class Bias(Settings):
             bias = dict(layer.named_parameters(recurse=False)).get("bias")
             if bias is None or own.partition(".")[0] in backbone.anatomy.head:
                 continue
-            if type(layer) in _CHANNEL_AXES and (odd := oddity(layer, type(layer))):
+            if odd := oddity(layer, type(layer)):
                 raise ModelError(
                     f"tuning method 'bias' cannot tune `{own}.bias`: the layer {odd}.",
                     hint="use 'lora' or 'head' for this model.",
                 )
-            axis = _CHANNEL_AXES.get(type(layer))
-            if axis is None:
+            if (axis := _channel_axis(layer)) is None:
                 raise ModelError(
                     f"tuning method 'bias' cannot tune `{own}.bias`: a {type(layer).__name__} is none of "
                     f"{', '.join(kind.__name__ for kind in _CHANNEL_AXES)}.",
@@ -61,6 +66,8 @@ class Bias(Settings):
                 )
             tensors[f"{now}.bias"] = TensorSpec(tuple(bias.shape), now)
             replace(module, now, LaneBias(lanes, layer, axis))
+        if not tensors:
+            raise misfit(self.name, backbone, "it has no bias outside of its head, so that it would be head tuning")
         return specification(backbone, tensors | tune_head(backbone, lanes))
 
     def merge(self, backbone: Backbone) -> None:
@@ -70,6 +77,18 @@ class Bias(Settings):
                 layer.base.register_parameter("bias", frozen(layer.bias[0]))
                 replace(backbone.module, path, layer.base)
         merge_head(backbone)
+
+
+def _channel_axis(layer: nn.Module) -> int | None:
+    """The axis of the layer's output that its bias belongs to; None where it is not known that it is just added."""
+    kind = type(layer)
+    if kind.__module__.startswith("transformers."):
+        if kind.__name__ in _ADDED_LAST:
+            return -1
+        if kind.__name__ in ("ConvNextLayerNorm", "ConvNextV2LayerNorm"):
+            return 1 if layer.data_format == "channels_first" else -1
+        return next((axis for known, axis in _CHANNEL_AXES.items() if kind.forward is known.forward), None)
+    return _CHANNEL_AXES.get(kind)
 
 
 class LaneBias(Wrapper):
@@ -85,7 +104,9 @@ class LaneBias(Wrapper):
         super().__init__(lanes, base)
         self.bias = lane_parameter(lanes, base.get_parameter("bias"))
         self.channel_axis = channel_axis
-        base.register_parameter("bias", None)
+        # PyTorch's own layers take none; others add whatever is there.
+        is_own = type(base).__module__.startswith("torch.")
+        base.register_parameter("bias", None if is_own else frozen(torch.zeros_like(base.get_parameter("bias"))))
 
     def forward(self, x: Tensor) -> Tensor:
         """Whatever the frozen layer takes and gives, the bias of each lane added."""

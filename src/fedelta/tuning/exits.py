@@ -63,11 +63,12 @@ class ExitBlock(Wrapper):
         self.trace = trace
         self.is_first = False
 
-    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
-        """[N, T, D] to the same shape: what the next block reads."""
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor | tuple[Tensor, ...]:
+        """[N, T, D] to the same shape, what the next block reads; with what else the block gives, if it gives more."""
         if self.is_first:
             self.trace.clear()  # a pass that failed may have left something
-        return self.observe(self.base(x, *args, **kwargs))
+        y: Tensor | tuple[Tensor, ...] = self.base(x, *args, **kwargs)
+        return (self.observe(y[0]), *y[1:]) if isinstance(y, tuple) else self.observe(y)
 
     @abstractmethod
     def observe(self, y: Tensor) -> Tensor:
@@ -106,8 +107,8 @@ def class_token_blocks(method: str, backbone: Backbone) -> list[str]:
         ModelError: no blocks are known, or they have no class token; or the model has exits already.
     """
     paths = block_paths(backbone)
-    if not paths or not backbone.anatomy.class_token:
-        raise misfit(method, backbone, "it has no class token that an exit could read")
+    if not paths or backbone.anatomy.no_exits:
+        raise misfit(method, backbone, backbone.anatomy.no_exits or "its blocks are not known")
     if exit_blocks(backbone.module):
         raise ModelError(f"tuning method {method!r} gives exits to a model that has exits.", hint="choose one of them.")
     return paths
@@ -147,7 +148,8 @@ def walk(blocks: Sequence[ExitBlock], forward: Callable[[], object]) -> Iterator
     try:
         for block in blocks:
             trace.tensors = own
-            hidden = block(hidden, *args, **kwargs)
+            y = block(hidden, *args, **kwargs)
+            hidden = y[0] if isinstance(y, tuple) else y
             # Taken out of the model: another pass before the next block would go on with it as if it were its own.
             own, trace.tensors = trace.tensors, {}
             yield block

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from fedelta.errors import ModelError
 from fedelta.models.hub import Backbone
+from fedelta.models.layers import matrix_shape
 from fedelta.tuning.lanes import LaneLayerNorm, LaneLinear, LaneModule, Lanes, random_like
 
 
@@ -75,4 +76,4 @@ def num_classes(backbone: Backbone) -> int:
 def width_of(backbone: Backbone) -> int:
     """Features of a token, D."""
     first = backbone.module.get_submodule(f"{backbone.anatomy.blocks}.0.{backbone.anatomy.roles['q']}")
-    return first.get_parameter("weight").shape[1]
+    return matrix_shape(first)[1]

@@ -1,6 +1,6 @@
 """LoRA: a low-rank pair beside frozen linear and convolutional layers, and the head.
 
-    linear:       y = W x + b + s B (A x)
+    linear:       y = W x + b + s B (A x),  W as it is or, in GPT-2's Conv1D, the other way round
     convolution:  y = W * x + b + s B (A * x),  A with the kernel, stride and padding of W, B a 1x1
     s = lora_alpha / r, or lora_alpha / sqrt(r)
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Annotated, ClassVar, Literal, TypeVar
@@ -29,13 +30,15 @@ from fedelta.errors import ModelError
 from fedelta.models.anatomy import Anatomy
 from fedelta.models.hub import Backbone
 from fedelta.models.known import is_plain, oddity
+from fedelta.models.layers import is_linear, is_transposed, matrix_shape
 from fedelta.params import ParamSpec, TensorSpec
 from fedelta.settings import Settings
 from fedelta.tuning.base import merge_head, read_layers, replace, specification, tune_head, untouched
 from fedelta.tuning.lanes import Lanes, Wrapper, add_pointwise, lane_parameter, random_like
 
-T = TypeVar("T", int, float)
 logger = logging.getLogger("fedelta")
+
+T = TypeVar("T", int, float)
 
 
 class Lora(Settings):
@@ -44,9 +47,11 @@ class Lora(Settings):
     Args:
         r: rank.
         lora_alpha: the pair's output is multiplied by lora_alpha / r (or / sqrt r).
-        target_modules: "all-linear" for every linear layer of the blocks, "all-conv" for every convolution, or a
+        target_modules: "auto" for the query and value projections of every attention and, in a model without any that
+            are known, every convolution; "all-linear" for every linear layer of the blocks, "all-conv" for every convolution, or a
             list of roles (q, k, v, o, fc1, fc2) and of module names; a module name matches a full path or its last
-            parts, as in PEFT, and with ^ before it the full path alone.
+            parts, as in PEFT, and with ^ before it the full path alone. A layer that is query and value in one plays
+            both roles.
         rank_pattern, alpha_pattern: role or module name to another rank or alpha for the layers it matches.
         use_rslora: divide by sqrt r instead of r (Kalajdzievski 2023).
         train_head: train and send the head too.
@@ -58,12 +63,10 @@ class Lora(Settings):
     starts_as_base: ClassVar[bool] = True
     r: int = Field(default=8, ge=1)  # PEFT's default
     lora_alpha: float = Field(default=16.0, gt=0)  # 2 r, as in most published recipes
+    # Hu et al. 2022, section 4.2: queries and values; PEFT's own defaults are theirs too.
     target_modules: (
-        Literal["all-linear", "all-conv"] | Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
-    ) = (
-        "q",
-        "v",
-    )
+        Literal["auto", "all-linear", "all-conv"] | Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+    ) = "auto"
     rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
     alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     use_rslora: bool = False
@@ -72,17 +75,20 @@ class Lora(Settings):
     def apply(self, backbone: Backbone, lanes: Lanes, generator: Generator) -> ParamSpec:
         """See `TuningMethod.apply`."""
         layers, tensors = untouched(backbone.module), {}
-        chosen = self.targets(backbone)
+        targets = self.targets(backbone)
+        _refuse_shared(backbone, targets)
         for own, odd in _odd({own: layer for own, (_, layer) in layers.items()}).items():
             logger.warning("tuning method 'lora' leaves `%s` alone: it %s.", own, odd)
-        for own in chosen:
+        if self.target_modules == "auto" and not backbone.anatomy.roles.keys() >= {"q", "v"}:
+            logger.warning(_taken(backbone, targets))
+        for own in targets:
             now, layer = layers[own]
             rank = _lookup(self.rank_pattern, own, backbone.anatomy, self.r)
             alpha = self.alpha_of(own, backbone.anatomy)
             scale = alpha / (math.sqrt(rank) if self.use_rslora else rank)
             most = max_rank(layer)
             if rank > most:
-                size = " x ".join(map(str, layer.get_parameter("weight").shape))
+                size = " x ".join(map(str, matrix_shape(layer)))
                 raise ModelError(
                     f"rank {rank} is above the size of `{own}`, which is {size}.",
                     hint=f"use `tuning.r` of at most {most}.",
@@ -145,7 +151,7 @@ class LoraLinear(Wrapper):
 
     Args:
         lanes: of the model.
-        base: the frozen layer, weight [O, I].
+        base: the frozen layer, weight [O, I] or, where it is transposed, [I, O].
         rank: inner size of the pair.
         scale: factor of the pair's output.
         generator: for A.
@@ -166,8 +172,8 @@ class LoraLinear(Wrapper):
 
     def merged(self) -> nn.Module:
         """The frozen layer with lane 0's product added to its weight (changed in place)."""
-        weight_OI = self.base.get_parameter("weight")
-        weight_OI.data += self.scale * (self.lora_B[0] @ self.lora_A[0]).detach()
+        weight, product_OI = self.base.get_parameter("weight"), (self.lora_B[0] @ self.lora_A[0]).detach()
+        weight.data += self.scale * (product_OI.T if is_transposed(self.base) else product_OI)
         return self.base
 
 
@@ -207,67 +213,98 @@ def takes_pair(layer: nn.Module) -> bool:
     if isinstance(layer, nn.Conv2d):
         fits = layer.groups == 1 and layer.dilation == (1, 1) and layer.padding_mode == "zeros"
         return fits and is_plain(layer, nn.Conv2d)
-    return is_plain(layer, nn.Linear)
+    return is_linear(layer)
 
 
 def _odd(layers: Mapping[str, nn.Module]) -> dict[str, str]:
     """Those of `layers` that are linear or convolutional by their class alone, and what is odd about each."""
     kinds = (nn.Linear, nn.Conv2d)
-    found = {own: oddity(layer, kind) for own, layer in layers.items() for kind in kinds if isinstance(layer, kind)}
+    unknown = {own: layer for own, layer in layers.items() if not is_linear(layer)}
+    found = {own: oddity(layer, kind) for own, layer in unknown.items() for kind in kinds if isinstance(layer, kind)}
     return {own: odd for own, odd in found.items() if odd is not None}
+
+
+def _refuse_shared(backbone: Backbone, targets: Iterable[str]) -> None:
+    """Refuses a pair beside one of several layers with one weight: folded in, it would change them all."""
+    layers = untouched(backbone.module)
+    owners: dict[int, list[str]] = {}
+    for own, (_, layer) in layers.items():
+        for parameter in layer.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(own)
+    for own in targets:
+        same = owners[id(layers[own][1].get_parameter("weight"))]
+        if len(same) > 1:
+            raise ModelError(
+                f"`{same[0]}` and `{same[1]}` of {type(backbone.module).__name__} share one weight, so that a pair "
+                "beside one of them cannot be folded in.",
+                hint="name other layers in `tuning.target_modules`, or use 'head'.",
+            )
 
 
 def pair_shapes(layer: nn.Module, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Shapes of A and B beside a linear layer or a convolution."""
-    out_features, *inner = layer.get_parameter("weight").shape
+    out_features, *inner = matrix_shape(layer)
     return (rank, *inner), (out_features, rank, *(1 for _ in inner[1:]))
 
 
 def max_rank(layer: nn.Module) -> int:
     """Rank of the weight seen as a matrix [O, everything else]; a larger pair holds nothing more."""
-    weight = layer.get_parameter("weight")
-    return min(weight.shape[0], weight[0].numel())
+    out_features, *inner = matrix_shape(layer)
+    return min(out_features, math.prod(inner))
 
 
 def _pair(lanes: Lanes, base: nn.Module, rank: int, generator: Generator) -> tuple[nn.Parameter, nn.Parameter]:
     weight = base.get_parameter("weight")
     a_shape, b_shape = pair_shapes(base, rank)
-    bound = 1 / math.sqrt(weight[0].numel())  # Kaiming-uniform with a = sqrt 5 over the fan-in
+    bound = 1 / math.sqrt(math.prod(a_shape[1:]))  # Kaiming-uniform with a = sqrt 5 over the fan-in
     a = random_like(weight, a_shape, lambda tensor: tensor.uniform_(-bound, bound, generator=generator))
     return lane_parameter(lanes, a), lane_parameter(lanes, weight.new_zeros(b_shape))
 
 
-def _all_of(kind: Literal["all-linear", "all-conv"], paths: Iterable[str], backbone: Backbone) -> set[str]:
-    """Every linear layer of the blocks, or every convolution."""
-    layers = untouched(backbone.module)
-    if kind == "all-conv":
-        chosen = {path for path in paths if isinstance(layers[path][1], nn.Conv2d)}
+def _all_of(kind: Literal["auto", "all-linear", "all-conv"], paths: list[str], backbone: Backbone) -> set[str]:
+    """The projections of queries and values, every linear layer of the blocks, or every convolution."""
+    anatomy, layers = backbone.anatomy, untouched(backbone.module)
+    convolutions = {path for path in paths if isinstance(layers[path][1], nn.Conv2d)}
+    if kind == "auto":
+        chosen = {path for path in paths if anatomy.plays(path, "q") or anatomy.plays(path, "v")} or convolutions
+    elif kind == "all-conv":
+        chosen = convolutions
     else:
-        linear = {path for path in paths if isinstance(layers[path][1], nn.Linear)}
-        chosen = {path for path in linear if path.startswith(backbone.anatomy.blocks)}
-    if not chosen:
-        other = "all-linear" if kind == "all-conv" else "all-conv"
+        linear = {path for path in paths if is_linear(layers[path][1])}
+        chosen = {path for path in linear if not anatomy.blocks or anatomy.block_of(path) is not None}
+    if chosen:
+        return chosen
+    if kind == "auto":
+        names = ", ".join(sorted({path.rpartition(".")[2] for path in paths})) or "none"
         raise ModelError(
-            f"`tuning.target_modules` is {kind!r}, but {type(backbone.module).__name__} has no such layer.",
-            hint=f"use {other!r}, or name the layers.",
+            f"`tuning.target_modules` is 'auto', but {type(backbone.module).__name__} has no attention whose "
+            "projections are known, and no convolution that a pair can stand beside.",
+            hint=f"roles of this model: {', '.join(anatomy.known_roles) or 'none'}; module names: {names}; "
+            "`\"all-linear\"` takes every linear layer.",
         )
-    return chosen
+    other = "all-linear" if kind == "all-conv" else "all-conv"
+    raise ModelError(
+        f"`tuning.target_modules` is {kind!r}, but {type(backbone.module).__name__} has no such layer.",
+        hint=f"use {other!r}, or name the layers.",
+    )
 
 
-def _plays(path: str, anatomy: Anatomy, role: str) -> bool:
-    """Whether `path` is the layer of `role` in one of the blocks, by its whole path inside the block.
-
-    Its last parts are not enough: BERT's `fc2` is `output.dense`, and its `o` is `attention.output.dense`.
-    """
-    inside = path.removeprefix(f"{anatomy.blocks}.")
-    return inside != path and inside.partition(".")[2] == anatomy.roles[role]
+def _taken(backbone: Backbone, targets: list[str]) -> str:
+    """In words, which layers of a family that is not described have a pair, by the ends of their names."""
+    numbered = [re.sub(r"\.\d+(?=\.)", ".*", path) for path in targets]
+    shown = ", ".join(f"`{path}`" for path in dict.fromkeys(numbered))
+    what = "were found by their structure" if backbone.anatomy.layers else "are convolutions, as it has no attention"
+    return (
+        f"the layers of {type(backbone.module).__name__} are not described in fedelta: the {len(targets)} with a "
+        f"low-rank pair {what}: {shown}. Name others in `tuning.target_modules`."
+    )
 
 
 def _matches(path: str, entry: str, anatomy: Anatomy) -> bool:
     """Whether `entry` names the layer at `path`: its role, its full path (alone with ^), or the last parts of it."""
     if entry.startswith("^"):
         return path == entry[1:]
-    return _plays(path, anatomy, entry) if entry in anatomy.roles else f".{path}".endswith(f".{entry}")
+    return anatomy.plays(path, entry) if entry in anatomy.known_roles else f".{path}".endswith(f".{entry}")
 
 
 def _lookup(pattern: Mapping[str, T], path: str, anatomy: Anatomy, default: T) -> T:
@@ -281,13 +318,14 @@ def _resolve(field: str, entries: Iterable[str], layers: list[str], backbone: Ba
         matches = [path for path in layers if _matches(path, entry, anatomy)]
         if not matches:
             names = sorted({path.rpartition(".")[2] for path in layers})
-            nearest = get_close_matches(entry, layers if "." in entry else [*anatomy.roles, *names], n=1)
+            nearest = get_close_matches(entry, layers if "." in entry else [*anatomy.known_roles, *names], n=1)
             kind = "linear or convolutional" if field == "target_modules" else "tuned"
             raise ModelError(
                 f"`tuning.{field}` entry {entry!r} matches no {kind} layer of {type(backbone.module).__name__}"
                 + (f"; did you mean {nearest[0]!r}?" if nearest else "."),
-                hint=f"roles of this model: {', '.join(anatomy.roles) or 'none'}; module names: {', '.join(names)}"
-                + ("." if anatomy.roles else '; `"all-conv"` takes every convolution.'),
+                hint=f"roles of this model: {', '.join(anatomy.known_roles) or 'none'}; module names: "
+                + ", ".join(names)
+                + ("." if anatomy.known_roles else '; `"all-conv"` takes every convolution.'),
             )
         chosen.update(matches)
     return chosen

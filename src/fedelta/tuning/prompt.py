@@ -63,8 +63,8 @@ class Prompt(Settings):
         paths = block_paths(backbone)
         if not paths:
             raise misfit(self.name, backbone, "it has no blocks of tokens that are known")
-        if backbone.anatomy.relative_positions:
-            raise misfit(self.name, backbone, "its attention needs the place of every token")
+        if backbone.anatomy.no_prompts:
+            raise misfit(self.name, backbone, backbone.anatomy.no_prompts)
         layers = untouched(backbone.module)
         weight_OD = layers[role_paths(backbone, "q")[0]][1].get_parameter("weight")
         bound = _bound(backbone, weight_OD.shape[1])
@@ -113,15 +113,22 @@ class Prompted(Wrapper):
         self.drops = drops
         self.dropout = dropout
 
-    def forward(self, x: Tensor, attention_mask: Tensor | None = None, *args: object, **kwargs: object) -> Tensor:
+    def forward(
+        self, x: Tensor, attention_mask: Tensor | None = None, *args: object, **kwargs: object
+    ) -> Tensor | tuple[Tensor, ...]:
         """[active * B, T, D] to [active * B, T, D], with P more tokens on either side where prompts pass through.
 
-        `attention_mask` covers T tokens, those that came with the input; it is widened to the prompts.
+        A block that gives more than its tokens still does. `attention_mask` covers T tokens, those that came with the input; it is widened to the prompts.
         """
         if self.prompt is not None:
             prompts = self.lanes.dropout(self.lanes.repeat(self.prompt, x), self.dropout)
             x = torch.cat([x, prompts.to(x.dtype)], dim=1)
-        y: Tensor = self.base(x, _widen(attention_mask, self.num_prompts), *args, **kwargs)
+        y: Tensor | tuple[Tensor, ...] = self.base(x, _widen(attention_mask, self.num_prompts), *args, **kwargs)
+        if isinstance(y, tuple):
+            return (self._passed(y[0]), *y[1:])
+        return self._passed(y)
+
+    def _passed(self, y: Tensor) -> Tensor:
         return y[:, : -self.num_prompts] if self.drops else y
 
 

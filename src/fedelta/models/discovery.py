@@ -1,0 +1,182 @@
+"""The parts of a model whose family is not described, found by their structure.
+
+An *attention* is a module that has a query, a key and a value projection among its own children, or all three in one,
+and that stands somewhere in a list that repeats. A *block* is a child of a list of modules of one class of which each
+holds exactly one attention and one MLP of two layers whose sizes fit each other. Names tell a query from a key, since
+nothing else does; everything else is read from the modules and their shapes. What does not fit in every block is not
+found, and what would fit in two ways is not taken.
+
+The names are those of transformers. For every family in PEFT's table of default targets they give the same layers as
+that table (tests/models/test_discovery.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from fedelta.models.layers import is_linear, matrix_shape
+
+# Query, key and value. A projection that gives keys and values plays both roles.
+_SEPARATE = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("query", "key", "value"),
+    ("query_proj", "key_proj", "value_proj"),
+    ("q_lin", "k_lin", "v_lin"),
+    ("q_head", "k_head", "v_head"),
+    ("q", "k", "v"),
+    ("Wq", "Wk", "Wv"),
+    ("projection_query", "projection_key", "projection_value"),
+    ("queries", "keys_values", "keys_values"),
+    # Latent attention: the layers from the narrow space to the heads.
+    ("q_b_proj", "kv_b_proj", "kv_b_proj"),
+    ("q_gate_proj", "kv_b_proj", "kv_b_proj"),
+)
+_FUSED = ("query_key_value", "queries_keys_values", "c_attn", "qkv", "qkv_proj", "Wqkv")
+# Inside of a module that is a projection and its norm.
+_WRAPPED = ("linear", "convolution")
+# What brings the heads back to the width of the block: beside the projections, or in a module beside the attention.
+_OUT = ("o_proj", "out_proj", "dense", "out_lin", "post_proj", "o", "c_proj", "proj", "Wo")
+# First and last layer of an MLP, from the block.
+_MLPS = (
+    ("mlp.up_proj", "mlp.down_proj"),
+    ("mlp.gate_up_proj", "mlp.down_proj"),
+    ("mlp.fc1", "mlp.fc2"),
+    ("mlp.c_fc", "mlp.c_proj"),
+    ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
+    ("mlp.fc_in", "mlp.fc_out"),
+    ("mlp.dense1", "mlp.dense2"),
+    ("mlp.Wi", "mlp.Wo"),
+    ("intermediate.dense", "output.dense"),
+    ("fc1", "fc2"),
+    ("ffn.lin1", "ffn.lin2"),
+    ("ffn.up_proj", "ffn.down_proj"),
+    ("ffn.0", "ffn.2"),
+    ("ffn.linear_1", "ffn.linear_2"),
+    ("ffn", "ffn_output"),
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found.
+
+    Args:
+        blocks: path of the list of blocks, with `*` for the number of a stage; "" when there is none, or more than one.
+        roles: role to the path of its layer inside every block.
+        layers: role to the paths of all layers that play it, in the order of the model; of a query or a value also
+            those outside of `blocks`.
+    """
+
+    blocks: str
+    roles: Mapping[str, str]
+    layers: Mapping[str, tuple[str, ...]]
+
+
+def discover(module: nn.Module) -> Found:
+    """The attention and the blocks of `module`."""
+    modules = dict(_of_its_input(module))
+    attentions = {path: roles for path in modules if _is_repeated(path) and (roles := _projections(path, modules))}
+    layers: dict[str, list[str]] = {}
+    for roles in attentions.values():
+        for role, path in roles.items():
+            layers.setdefault(role, []).append(path)
+    blocks = _blocks(modules, attentions)
+    patterns = {_pattern(path.rpartition(".")[0]) for path in blocks}
+    # A decoder that also reads an encoder has two attentions in a block: what fits only a part is no list of blocks.
+    is_whole = len(blocks) == len(attentions)
+    common = _common([_inside(block, roles, modules) for block, roles in blocks.items()])
+    found = {role: tuple(dict.fromkeys(paths)) for role, paths in layers.items()}
+    if len(patterns) != 1 or not is_whole or "fc2" not in common:
+        return Found("", {}, found)
+    found |= {role: tuple(f"{block}.{common[role]}" for block in blocks) for role in ("fc1", "fc2")}
+    return Found(patterns.pop(), common, found)
+
+
+def _of_its_input(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """`named_modules` without the parts that take another kind of input: the image tower of a text classifier."""
+    taken = getattr(module, "main_input_name", None)
+    yield path, module
+    for name, child in module.named_children():
+        own = getattr(child, "main_input_name", taken)
+        if taken is None or own == taken or {own, taken} != {"input_ids", "pixel_values"}:
+            yield from _of_its_input(child, f"{path}.{name}".lstrip("."))
+
+
+def _is_repeated(path: str) -> bool:
+    return any(part.isdigit() for part in path.split("."))
+
+
+def _projections(path: str, modules: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Role to path of the projections of the attention at `path`; nothing where it is none, or could be two."""
+    places = {name: place for name, child in modules[path].named_children() if (place := _place(name, child))}
+    found = [dict(zip("qkv", names, strict=True)) for names in _SEPARATE if places.keys() >= set(names)]
+    found += [dict.fromkeys("qkv", name) for name in _FUSED if name in places]
+    if len(found) != 1:
+        return {}
+    roles = {role: f"{path}.{places[name]}" for role, name in found[0].items()}
+    parent = path.rpartition(".")[0]
+    out = [f"{path}.{places[name]}" for name in _OUT if name in places]
+    out += [each for each in (f"{parent}.output.dense", f"{parent}.output") if _is_linear_at(each, modules)]
+    return roles | ({"o": out[0]} if out else {})
+
+
+def _place(name: str, child: nn.Module) -> str:
+    """Where the layer of a projection is, from its attention; "" where it is no layer that a pair can stand beside."""
+    if is_linear(child):
+        return name
+    inner = [own for own, layer in child.named_children() if own in _WRAPPED and (is_linear(layer) or _is_1x1(layer))]
+    return f"{name}.{inner[0]}" if len(inner) == 1 else ""
+
+
+def _is_1x1(layer: nn.Module) -> bool:
+    return type(layer) is nn.Conv2d and layer.kernel_size == (1, 1) and layer.groups == 1
+
+
+def _is_linear_at(path: str, modules: Mapping[str, nn.Module]) -> bool:
+    return path in modules and is_linear(modules[path])
+
+
+def _blocks(
+    modules: Mapping[str, nn.Module], attentions: Mapping[str, Mapping[str, str]]
+) -> dict[str, Mapping[str, str]]:
+    """Path of each block to the projections of its attention."""
+    lists = {}
+    for path, layer in modules.items():
+        children = [f"{path}.{name}".lstrip(".") for name, _ in layer.named_children()]
+        if not isinstance(layer, nn.ModuleList | nn.Sequential) or not set(children) <= modules.keys():
+            continue
+        held = [[own for own in attentions if own.startswith(f"{child}.")] for child in children]
+        if children and all(len(each) == 1 for each in held) and len({type(modules[each]) for each in children}) == 1:
+            lists[path] = dict(zip(children, (attentions[own] for (own,) in held), strict=True))
+    # Of a list of stages that hold a block each, the lists inside.
+    innermost = [path for path in lists if not any(other.startswith(f"{path}.") for other in lists)]
+    return {block: roles for path in innermost for block, roles in lists[path].items()}
+
+
+def _inside(block: str, roles: Mapping[str, str], modules: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Role to path inside of the block, of its attention and its MLP."""
+    own = {role: path.removeprefix(f"{block}.") for role, path in roles.items()}
+    pairs = [pair for pair in _MLPS if _is_mlp(*(modules.get(f"{block}.{path}") for path in pair))]
+    return own | (dict(zip(("fc1", "fc2"), pairs[0], strict=True)) if len(pairs) == 1 else {})
+
+
+def _is_mlp(first: nn.Module | None, last: nn.Module | None) -> bool:
+    """Whether two layers fit each other: as wide behind as before, in between once or, with a gate, twice as wide."""
+    if first is None or last is None or not (is_linear(first) and is_linear(last)):
+        return False
+    (inner, width), (out, into) = matrix_shape(first), matrix_shape(last)
+    return width == out and inner in (into, 2 * into)
+
+
+def _common(blocks: list[dict[str, str]]) -> dict[str, str]:
+    """What all blocks have in the same place."""
+    first = blocks[0] if blocks else {}
+    return {role: path for role, path in first.items() if all(each.get(role) == path for each in blocks)}
+
+
+def _pattern(path: str) -> str:
+    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", path)
