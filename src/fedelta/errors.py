@@ -69,7 +69,7 @@ class PayloadError(FedeltaError):
     """Bytes from the wire are truncated, corrupt or meant for another model."""
 
 
-class CheckpointError(FedeltaError):
+class CheckpointError(InputError):
     """A checkpoint file is truncated, corrupt or belongs to another run."""
 
 

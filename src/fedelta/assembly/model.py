@@ -5,7 +5,7 @@ Both sides make it from the configuration and the class names, and get the same 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -23,6 +23,7 @@ from fedelta.seeds import stream
 from fedelta.tuning import AnyTuning
 from fedelta.tuning.combined import Combined
 from fedelta.tuning.exits import exit_blocks, owned_at
+from fedelta.tuning.identity import identity
 from fedelta.tuning.lanes import Lanes
 from fedelta.tuning.lora import Lora
 from fedelta.tuning.norms import LaneBatchNorm, LaneGroupNorm
@@ -39,6 +40,7 @@ class TunedModel:
         lanes: of the modules that the method put in.
         params: the server's before round 1; on the CPU, float32.
         total_parameters: scalars of the model before tuning.
+        identity: which base model it is (`tuning/identity.py`).
     """
 
     backbone: Backbone
@@ -47,6 +49,7 @@ class TunedModel:
     lanes: Lanes
     params: Params
     total_parameters: int
+    identity: Mapping[str, str]
 
 
 def tuned_model(
@@ -87,7 +90,10 @@ def tuned_model(
     lanes = Lanes(min(num_lanes, tuning.max_lanes or num_lanes))
     spec = apply_tuning(config, tuning, backbone, lanes)
     params = _start(backbone, spec) | ({} if start is None else _on_cpu(start.params))
-    return TunedModel(backbone, tuning, spec, lanes, params, total_parameters)
+    source = config.model if backbone.modality is not None else None
+    return TunedModel(
+        backbone, tuning, spec, lanes, params, total_parameters, identity=identity(backbone, spec.names, source)
+    )
 
 
 def work_of(config: Config) -> ClientSettings:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -21,6 +22,8 @@ from fedelta.errors import RunError
 
 if sys.platform != "win32":
     import fcntl
+
+_CHUNK = 2**20
 
 # Whatever `json.loads` makes of a line; the readers check the fields that they use.
 Record = dict[str, Any]
@@ -82,6 +85,36 @@ def read_json(path: Path) -> Record:
 
 
 @dataclass(frozen=True)
+class Mark:
+    """A place in a file that grows, and SHA-256 of all before it."""
+
+    num_bytes: int
+    digest: str
+
+
+class Seal:
+    """The digest of a file that grows, kept up as it does: each call reads only what is new.
+
+    Args:
+        path: of the file; one that is missing counts as empty.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._digest, self._num_bytes = hashlib.sha256(), 0
+
+    def mark(self, up_to: int | None = None) -> Mark:
+        """Reads on to byte `up_to`, or to the end of the file."""
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                file.seek(self._num_bytes)
+                while part := file.read(_CHUNK if up_to is None else min(_CHUNK, up_to - self._num_bytes)):
+                    self._digest.update(part)
+                    self._num_bytes += len(part)
+        return Mark(self._num_bytes, self._digest.hexdigest())
+
+
+@dataclass(frozen=True)
 class JsonLines:
     """A file of JSON objects, one a line, that only grows; a missing file counts as empty.
 
@@ -140,6 +173,27 @@ class JsonLines:
             file.truncate(num_bytes)
             file.flush()
             os.fsync(file.fileno())
+
+    def salvage(self, last_round: int) -> list[Record]:
+        """As many records as can be read, up to round `last_round`; the rest is cut off.
+
+        For a log that may be lost, wholly or in part.
+        """
+        kept: list[Record] = []
+        num_bytes = 0
+        lines = self.path.read_bytes().split(b"\n")[:-1] if self.path.exists() else []
+        for number, line in enumerate(lines, start=1):
+            try:
+                record = self._parse(number, line)
+            except RunError:
+                break
+            if not isinstance(round := record.get("round"), int) or round > last_round:
+                break
+            kept.append(record)
+            num_bytes += len(line) + 1
+        if self.num_bytes > num_bytes:
+            self.truncate(num_bytes)
+        return kept
 
     def read(self) -> list[Record]:
         """All records, in order.
