@@ -73,6 +73,10 @@ class CheckpointError(InputError):
     """A checkpoint file is truncated, corrupt or belongs to another run."""
 
 
+class FormatError(CheckpointError):
+    """A checkpoint is of another version of fedelta."""
+
+
 class RoundError(FedeltaError):
     """A round cannot be completed: too few usable replies, or a model that is no longer finite."""
 

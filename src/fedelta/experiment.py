@@ -348,7 +348,7 @@ def _finish(run: RunDirectory, assembly: Assembly, params: Params, ledger: Ledge
     by_client = {str(client): {**clients.entry(client), **values} for client, values in told.by_client.items()}
     record = summary(
         run.read_rounds(),
-        run.timings.read(),
+        run.timings.readable(),
         ledger,
         assembly.config.task.primary,
         {"tuned_parameters": assembly.spec.num_parameters, "total_parameters": assembly.model.total_parameters},
@@ -382,6 +382,7 @@ def _write_adapter(directory: Path, assembly: Assembly, params: Params, record: 
         seed=config.seed,
         preparation=Preparation() if modality is None else modality.preparation,
         task=config.task,
+        identity=assembly.model.identity,
     )
     card = {
         **record,

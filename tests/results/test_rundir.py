@@ -14,7 +14,9 @@ from fedelta.results.ledger import Ledger, opening_row
 from fedelta.results.rundir import REQUIRED, RunDirectory, free_name, refuse_taken
 
 OPENING = opening_row(backbone_bytes=10)
-LOGS = {name: Mark(len(text), sha256(text).hexdigest()) for name, text in (("rounds.jsonl", b""), ("ledger.jsonl", OPENING))}
+LOGS = {
+    name: Mark(len(text), sha256(text).hexdigest()) for name, text in (("rounds.jsonl", b""), ("ledger.jsonl", OPENING))
+}
 START = Checkpoint(0, {"w": torch.zeros(2)}, {}, {}, "", LOGS)
 FILES = {
     "config.toml": "seed = 7\n",

@@ -85,7 +85,7 @@ def _check_mean(federation: Federation) -> None:
         if tiers is None
         else {name: sum(tiers.owns(each, name) for each in tiers.depths) for name in federation.spec}
     )
-    if few := [name for name, number in held.items() if number < least]:
+    if few := [name for name, number in held.items() if 0 < number < least]:
         problem = (
             f"`strategy.mean.name` is {mean.name!r}, which needs {least} values of a tensor, but {len(few)} tensors "
             f"are held by fewer clients, first `{few[0]}` by {held[few[0]]}"

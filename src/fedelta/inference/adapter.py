@@ -11,6 +11,7 @@ For LoRA, stock PEFT loads the directory onto the base model and computes the sa
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,6 +64,7 @@ class Adapter:
         seed: of the run: random base weights depend on it.
         preparation: how examples became inputs in the run, beside what the model says.
         task: what is predicted; None when an adapter made elsewhere does not say.
+        identity: which base model it was made for (`tuning/identity.py`); nothing where the adapter does not say.
     """
 
     tuning: AnyTuning
@@ -73,6 +75,7 @@ class Adapter:
     seed: int = 0
     preparation: Preparation = field(default_factory=Preparation)
     task: AnyTask | None = None
+    identity: Mapping[str, str] = field(default_factory=dict)
 
 
 def write_adapter(directory: Path, adapter: Adapter, anatomy: Anatomy, card: Mapping[str, object]) -> None:
@@ -102,6 +105,7 @@ def write_adapter(directory: Path, adapter: Adapter, anatomy: Anatomy, card: Map
         "inference_mode": True,
     }
     section = adapter.tuning.model_dump(mode="json")
+    weights = safetensors.torch.save(tensors, {"format": "pt"})
     own = Own(
         fedelta_version=__version__,
         tuning=section,
@@ -111,13 +115,15 @@ def write_adapter(directory: Path, adapter: Adapter, anatomy: Anatomy, card: Map
         seed=adapter.seed,
         max_length=adapter.preparation.max_length,
         audio=adapter.preparation.audio,
+        identity=dict(adapter.identity),
+        weights_sha256=hashlib.sha256(weights).hexdigest(),
     )
     # A model whose norms were exchanged cannot be had by its name alone.
     has_weights = bool(adapter.base) and (
         adapter.model is None or (adapter.model.pretrained and adapter.model.batch_norm != "group")
     )
     contents: dict[str, str | bytes] = {
-        WEIGHTS: safetensors.torch.save(tensors, {"format": "pt"}),
+        WEIGHTS: weights,
         CONFIG: to_json(dict(sorted(config.items())), indent=2) + "\n",
         CARD: render(section["name"], adapter.base, adapter.class_names, card, has_weights=has_weights),
         OWN: own.to_json(),
@@ -144,13 +150,13 @@ def read_adapter(directory: str | Path, anatomy: Anatomy | None = None) -> Adapt
         )
     config = read_object(path / CONFIG)
     own = read_own(path / OWN)
-    tuning, params = from_layout(read_tensors(path), config, own.tuning, where)
+    tuning, params = from_layout(read_tensors(path, own.weights_sha256), config, own.tuning, where)
     if infinite := [name for name, tensor in params.items() if not torch.isfinite(tensor).all()]:
         raise AdapterError(f"{where} holds NaN or infinity in {len(infinite)} tensors: {listed(infinite, 3)}.")
     if anatomy is not None:
         _refuse_whole_modules(where, tuning, params, anatomy)
     base = str(config.get("base_model_name_or_path") or "")
-    return Adapter(tuning, params, base, own.class_names, own.model, own.seed, own.preparation, own.task)
+    return Adapter(tuning, params, base, own.class_names, own.model, own.seed, own.preparation, own.task, own.identity)
 
 
 def check_fits(adapter: Adapter, backbone: Backbone) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -73,11 +74,17 @@ def read_object(path: Path) -> Record:
     return value
 
 
-def read_tensors(directory: Path) -> dict[str, Tensor]:
-    """All tensors of the file, in the order of their keys."""
+def read_tensors(directory: Path, sha256: str = "") -> dict[str, Tensor]:
+    """All tensors of the file, in the order of their keys; `sha256` is that of the file, where it is known."""
     path = directory / WEIGHTS
     try:
-        tensors = safetensors.torch.load(path.read_bytes())
+        content = path.read_bytes()
+        if sha256 and hashlib.sha256(content).hexdigest() != sha256:
+            raise AdapterError(
+                f"{str(path)!r} is not the file that was written with `{OWN}`: its digest is another.",
+                hint="copy the adapter again, all of its files.",
+            )
+        tensors = safetensors.torch.load(content)
     except FileNotFoundError as error:
         pickled = (directory / "adapter_model.bin").exists()
         raise AdapterError(

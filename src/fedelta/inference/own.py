@@ -28,6 +28,8 @@ class Own(Settings):
         seed: of the run, for base weights that are random.
         max_length: most tokens of a text, None for the usual one.
         audio: how recordings become the model's inputs, None for images and texts.
+        identity: which base model it was made for (`tuning/identity.py`); nothing where the writer did not say.
+        weights_sha256: of the file with the tensors, "" likewise.
     """
 
     fedelta_version: str = ""
@@ -38,6 +40,8 @@ class Own(Settings):
     seed: int = Field(default=0, ge=0)
     max_length: int | None = Field(default=None, ge=1)
     audio: AudioSettings | None = None
+    identity: dict[str, str] = Field(default_factory=dict)
+    weights_sha256: str = ""
 
     @property
     def preparation(self) -> Preparation:

@@ -20,7 +20,7 @@ from safetensors import torch as safetensors
 from torch import Tensor
 
 from fedelta.durable import write_atomic
-from fedelta.errors import CheckpointError, SpecError
+from fedelta.errors import CheckpointError, FormatError, SpecError
 from fedelta.params import Params, ParamSpec
 from fedelta.results.files import Mark
 from fedelta.results.origin import Origin
@@ -65,7 +65,7 @@ def load(path: Path) -> Checkpoint:
     """The checkpoint at `path`, complete and verified, on the CPU.
 
     Raises:
-        CheckpointError: the file is missing, truncated or corrupt.
+        CheckpointError: the file is missing, truncated or corrupt; a `FormatError` where another version wrote it.
     """
     try:
         content = path.read_bytes()
@@ -74,7 +74,7 @@ def load(path: Path) -> Checkpoint:
     try:
         return decode(content)
     except CheckpointError as error:
-        raise CheckpointError(f"checkpoint {str(path)!r}: {error.message}", hint=error.hint) from error
+        raise type(error)(f"checkpoint {str(path)!r}: {error.message}", hint=error.hint) from error
 
 
 def check_fit(path: Path, checkpoint: Checkpoint, spec: ParamSpec) -> None:
@@ -129,7 +129,7 @@ def decode(content: bytes) -> Checkpoint:
         raise _corrupt("its content does not match its checksum")
     facts = json.loads(described)
     if facts["format"] != FORMAT:
-        raise CheckpointError(
+        raise FormatError(
             f"has format {facts['format']!r}, this version reads {FORMAT!r}.",
             hint="finish the run with the version of fedelta that began it (see `environment.json`), or start it anew.",
         )

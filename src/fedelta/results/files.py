@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedelta.durable import sync_directory, write_all
+from fedelta.durable import sync_directory, write_all, write_atomic
 from fedelta.errors import RunError
+from fedelta.results.numbers import UNKNOWN
 
 if sys.platform != "win32":
     import fcntl
@@ -174,26 +175,24 @@ class JsonLines:
             file.flush()
             os.fsync(file.fileno())
 
-    def salvage(self, last_round: int) -> list[Record]:
-        """As many records as can be read, up to round `last_round`; the rest is cut off.
+    def salvage(self, last_round: int) -> None:
+        """Cuts off what cannot be read, and what is of later rounds: for a log that may be lost, wholly or in part."""
+        kept = [record for record in self.readable() if record["round"] <= last_round]
+        content = b"".join(b"%s\n" % to_json(record).encode() for record in kept)
+        if content != (self.path.read_bytes() if self.path.exists() else b""):
+            write_atomic(self.path, content)
 
-        For a log that may be lost, wholly or in part.
-        """
-        kept: list[Record] = []
-        num_bytes = 0
-        lines = self.path.read_bytes().split(b"\n")[:-1] if self.path.exists() else []
-        for number, line in enumerate(lines, start=1):
+    def readable(self) -> list[Record]:
+        """The records of rounds that can be read, in order, without those that cannot."""
+        records = []
+        for number, line in enumerate(self.path.read_bytes().split(b"\n")[:-1] if self.path.exists() else (), start=1):
             try:
                 record = self._parse(number, line)
             except RunError:
-                break
-            if not isinstance(round := record.get("round"), int) or round > last_round:
-                break
-            kept.append(record)
-            num_bytes += len(line) + 1
-        if self.num_bytes > num_bytes:
-            self.truncate(num_bytes)
-        return kept
+                continue
+            if isinstance(record.get("round"), int):
+                records.append(record)
+        return records
 
     def read(self) -> list[Record]:
         """All records, in order.
@@ -216,6 +215,17 @@ class JsonLines:
         if not isinstance(record, dict):
             raise RunError(f"{str(self.path)!r}, line {number}: expected a JSON object, found {line[:40]!r}.")
         return record
+
+
+def flatten(mapping: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted key and value as text, for every leaf of nested mappings."""
+    for key, value in mapping.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, str):
+            yield f"{prefix}{key}", value
+        else:
+            yield f"{prefix}{key}", UNKNOWN if value is None else json.dumps(value, default=str)
 
 
 def _finite(value: object) -> object:

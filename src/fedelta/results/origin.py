@@ -6,6 +6,7 @@ digests. Where data and weights are is no part of it: their content is, so that 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 
 from fedelta.errors import CheckpointError
 from fedelta.params import Params
-from fedelta.results.elements import flatten
+from fedelta.results.files import flatten
 
 _NUM_SHOWN = 5
 # What changes no result of a round: a run may be tracked from its second half on, what it started from is in its
@@ -83,6 +84,15 @@ def refuse(what: str, problems: Collection[str]) -> None:
             hint="bring back what the run began with, from a copy for example; where the change is meant, start a new "
             "run with another `--out`.",
         )
+
+
+def changed_files(run: Path, origin: Origin) -> list[str]:
+    """The files of the run directory that are not as the run wrote them when it began, in words."""
+    return [
+        f"{str(run / name)!r} is not as the run wrote it when it began"
+        for name, digest in origin.files.items()
+        if not (run / name).is_file() or hashlib.sha256((run / name).read_bytes()).hexdigest() != digest
+    ]
 
 
 def refuse_other_adapter(path: Path, trained: Params, found: Params) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -42,7 +42,7 @@ def identity(backbone: Backbone, tuned: Collection[str], source: ModelSource | N
     return found
 
 
-def unlike(then: dict[str, str], now: dict[str, str]) -> list[str]:
+def unlike(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     """What is not as it was, in words. A file that has come since is nobody's concern: others may have fetched it."""
     return [key for key, digest in then.items() if now.get(key) != digest]
 
