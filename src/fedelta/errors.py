@@ -69,8 +69,12 @@ class PayloadError(FedeltaError):
     """Bytes from the wire are truncated, corrupt or meant for another model."""
 
 
-class CheckpointError(FedeltaError):
+class CheckpointError(InputError):
     """A checkpoint file is truncated, corrupt or belongs to another run."""
+
+
+class FormatError(CheckpointError):
+    """A checkpoint is of another version of fedelta."""
 
 
 class RoundError(FedeltaError):

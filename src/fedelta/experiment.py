@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import itertools
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-import tomli_w
 import torch
-from torch import Tensor
 
-from fedelta.assembly.model import tuned_model
+from fedelta.assembly.model import TunedModel, tuned_model
+from fedelta.assembly.origin import check_origin, evaluated, origin_of
 from fedelta.assembly.run import Assembly, assemble
 from fedelta.assembly.site import build_site, details, few_rows, num_lanes, read_data
 from fedelta.config import Config, check_config, load_config, read_table
@@ -30,7 +28,6 @@ from fedelta.errors import InputError, ModelError
 from fedelta.federation.base import Standing
 from fedelta.federation.records import RoundOutcome
 from fedelta.federation.rounds import federate
-from fedelta.federation.tiers import Tiers
 from fedelta.inference.adapter import Adapter, read_adapter, write_adapter
 from fedelta.inference.costs import costs_of
 from fedelta.inference.directory import OWN
@@ -41,20 +38,20 @@ from fedelta.modalities.settings import Preparation
 from fedelta.models.hub import Backbone
 from fedelta.models.native import is_native
 from fedelta.models.source import checkpoint_bytes
-from fedelta.params import Params, select
+from fedelta.params import Params
 from fedelta.results import rundir
-from fedelta.results.checkpoint import Checkpoint, Lengths, encode, load, save
+from fedelta.results.checkpoint import Checkpoint, check_fit, encode, load, save
 from fedelta.results.citations import citations
 from fedelta.results.environment import environment, peak_memory_bytes
-from fedelta.results.files import JsonLines, Record, to_json
+from fedelta.results.files import Mark, Record, Seal, to_json
 from fedelta.results.ledger import Ledger, opening_row
+from fedelta.results.origin import Origin, refuse_other_adapter, settings_of
 from fedelta.results.partition import partition_record
 from fedelta.results.rundir import RunDirectory, free_name, refuse_taken
 from fedelta.results.runlog import round_record, summary, timing_record
 from fedelta.tasks.details import Details
 from fedelta.tracking.mirror import mirrored
 from fedelta.tracking.table import require
-from fedelta.tuning import AnyTuning
 from fedelta.tuning.exits import exit_blocks
 
 # What a run started from is not needed to go on with it, and may be gone.
@@ -188,21 +185,25 @@ class Experiment:
 
     def _resume(self, run: RunDirectory, on_round: OnRound | None) -> Result:
         run.read_rounds()  # of an older format: said before anything is changed
-        checkpoint = load(run.checkpoint, self.assembly.spec, self._fingerprint)
-        run.rewind(checkpoint)
-        self.assembly.federation.runtime.restore(run.clients, checkpoint.memory_mark)
+        checkpoint = load(run.checkpoint)
+        check_origin(run.path, checkpoint, self._origin, self.config)
+        check_fit(run.checkpoint, checkpoint, self.assembly.spec)
+        seals = run.rewind(checkpoint)
+        run.sweep()
         # What never travels is at the server as the run started with it.
-        self.assembly.site.start.update(select(checkpoint.params, self.assembly.spec.kept))
+        assembly = self.assembly.starting_from(checkpoint.params)
+        assembly.federation.runtime.restore(run.clients, checkpoint.memory_mark)
         ledger = Ledger.read(run.ledger)
         with mirrored(run, self.config) as mirror:
-            params = self._continue(run, checkpoint, ledger, mirror.before(on_round))
-            result = _finish(run, self.assembly, params, ledger)
+            logs = _Logs(run, ledger, seals)
+            params = self._continue(assembly, checkpoint, logs, mirror.before(on_round))
+            result = _finish(run, assembly, params, ledger)
             mirror.finish(result.summary)
         return result
 
-    def _continue(self, run: RunDirectory, checkpoint: Checkpoint, ledger: Ledger, on_round: OnRound | None) -> Params:
+    def _continue(self, assembly: Assembly, checkpoint: Checkpoint, logs: _Logs, on_round: OnRound | None) -> Params:
         """Runs the rounds that are left, each recorded before the next begins; returns the last params."""
-        federation, params = self.assembly.federation, checkpoint.params
+        federation, params, run, ledger = assembly.federation, checkpoint.params, logs.run, logs.ledger
         standing = Standing(params, checkpoint.state, checkpoint.round, ledger.total_bytes, checkpoint.claimed)
         started = time.perf_counter()
         for outcome in federate(federation, standing):
@@ -215,19 +216,27 @@ class Experiment:
             seconds = time.perf_counter() - started
             run.timings.append([timing_record(outcome.round, seconds, peak_memory_bytes())])
             started = time.perf_counter()
-            lengths = Lengths(run.rounds.num_bytes, JsonLines(run.ledger).num_bytes, run.timings.num_bytes)
             save(
                 run.checkpoint,
-                Checkpoint(outcome.round, params, outcome.state, outcome.claimed, mark, lengths, self._fingerprint),
+                replace(
+                    checkpoint,
+                    round=outcome.round,
+                    params=params,
+                    state=outcome.state,
+                    claimed=outcome.claimed,
+                    memory_mark=mark,
+                    logs={name: seal.mark() for name, seal in logs.seals.items()},
+                ),
             )
             if on_round is not None:
                 on_round(outcome, ledger)
         return params
 
     @cached_property
-    def _fingerprint(self) -> str:
-        """Differs between configurations and data that would give other results."""
-        return fingerprint(self.config, self.assembly.model.tuning, self.assembly.data, self.assembly.tiers)
+    def _origin(self) -> Origin:
+        """What the run begins with."""
+        assembly = self.assembly
+        return origin_of(self.config, assembly.model, assembly.data, assembly.tiers)
 
     def _opening_files(self) -> dict[str, str | bytes]:
         """The content of a run directory before round 1."""
@@ -235,11 +244,8 @@ class Experiment:
         strategy, tuning = assembly.strategy, assembly.model.tuning
         state = strategy.init(assembly.params, assembly.spec)
         opening = opening_row(checkpoint_bytes(config.model))
-        first = Checkpoint(0, assembly.params, state, {}, "", Lengths(0, len(opening), 0), self._fingerprint)
-        return {
-            rundir.CONFIG: config.to_toml({"tuning": tuning}),
+        files = {
             rundir.ENVIRONMENT: to_json(environment(), indent=2),
-            rundir.CITATIONS: citations(config.to_table({"tuning": tuning})),
             rundir.PARTITION: to_json(partition_record(assembly.data)),
             rundir.MODEL: to_json(
                 {
@@ -249,40 +255,35 @@ class Experiment:
                     "strategy": strategy.model_dump(mode="json"),
                 }
             ),
+        }
+        origin = replace(self._origin, files={name: _digest(text.encode()) for name, text in files.items()})
+        logs = {rundir.ROUNDS: Mark(0, _digest(b"")), rundir.LEDGER: Mark(len(opening), _digest(opening))}
+        return {
+            rundir.CONFIG: config.to_toml({"tuning": tuning}),
+            rundir.CITATIONS: citations(config.to_table({"tuning": tuning})),
             rundir.LEDGER: opening,
-            rundir.CHECKPOINT: encode(first),
+            rundir.CHECKPOINT: encode(Checkpoint(0, assembly.params, state, {}, "", logs, origin)),
+            **files,
         }
 
 
-def fingerprint(config: Config, tuning: AnyTuning, data: FederatedData, tiers: Tiers | None) -> str:
-    """Sixteen hexadecimal digits that differ between configurations and data that would give other results.
+@dataclass(frozen=True)
+class _Logs:
+    """What grows with every round.
 
     Args:
-        config: of the run.
-        tuning: the method that is really used.
-        data: of all clients.
-        tiers: of all clients; they may come from a file.
+        run: has them.
+        ledger: every payload so far.
+        seals: of the logs, read up to where the run stands.
     """
-    table = config.to_table({"tuning": tuning})
-    # Without what changes no result of a round: a run may be tracked from its second half on, or moved, and what it
-    # started from is in its checkpoint.
-    del table["tracking"]
-    table["model"].pop("adapter", None)
-    table["personalization"] = {key: table["personalization"][key] for key in ("held_out_clients", "held_out")}
-    digest = hashlib.sha256(repr((tomli_w.dumps(table), data.class_names)).encode())
-    parts = (data.partition[key] for key in sorted(data.partition)), (data.unseen[key] for key in sorted(data.unseen))
-    targets = (each.targets.fetch(rows) for each in (data.train, data.test) for rows in _in_chunks(len(each)))
-    for values in itertools.chain(targets, *parts):
-        digest.update(len(values).to_bytes(8, "big") + values.numpy().tobytes())
-    if tiers is not None:
-        digest.update(repr(sorted(tiers.depths.items())).encode())
-    return digest.hexdigest()[:16]
+
+    run: RunDirectory
+    ledger: Ledger
+    seals: Mapping[str, Seal]
 
 
-def _in_chunks(num_rows: int) -> Sequence[Tensor]:
-    """All rows, some thousands at a time: those of a text may be long."""
-    chunks: Sequence[Tensor] = torch.arange(num_rows).split(4096)
-    return chunks
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def evaluate_adapter(
@@ -307,6 +308,8 @@ def evaluate_adapter(
     path, kept_by = Path(config), None
     if path.is_dir():
         run = RunDirectory.open(path)
+        if adapter is None:
+            run.refuse_unfinished()
         # Another adapter than the run's own has nothing to do with what its clients keep.
         kept_by = run if adapter is None else None
         # The adapter that the run started from may be gone; its own is all that is needed.
@@ -326,11 +329,28 @@ def evaluate_adapter(
     )
     site = build_site(loaded, model, data)
     if kept_by is not None:
-        site.restore(kept_by.clients, load(kept_by.checkpoint).memory_mark)
+        site.restore(kept_by.clients, _checked(kept_by, loaded, model, data).memory_mark)
     if predictions is None:
         return details(site, model.params, data.test, data.class_names)
     with table_of(predictions, data, loaded.task) as write:
         return details(site, model.params, data.test, data.class_names, write)
+
+
+def _checked(run: RunDirectory, config: Config, model: TunedModel, data: FederatedData) -> Checkpoint:
+    """The checkpoint of a finished run whose own adapter is measured.
+
+    Raises:
+        CheckpointError: adapter, `config.toml`, base weights or test set are not those of the run; where `config` asks
+            for another model or other data, that is meant.
+    """
+    checkpoint, own = load(run.checkpoint), load_config(run.config, _WITHOUT_ADAPTER)
+    refuse_other_adapter(run.adapter, checkpoint.params, model.params)
+    inputs = dict(model.identity) if config.model == own.model else {}
+    same_data = all(getattr(config, key) == getattr(own, key) for key in ("seed", "data", "partition", "task"))
+    inputs |= evaluated(data) if same_data else {}
+    settings = settings_of(own.to_table())
+    check_origin(run.path, checkpoint, Origin(settings, inputs), config)
+    return checkpoint
 
 
 def _finish(run: RunDirectory, assembly: Assembly, params: Params, ledger: Ledger) -> Result:
@@ -339,7 +359,7 @@ def _finish(run: RunDirectory, assembly: Assembly, params: Params, ledger: Ledge
     by_client = {str(client): {**clients.entry(client), **values} for client, values in told.by_client.items()}
     record = summary(
         run.read_rounds(),
-        run.timings.read(),
+        run.timings.readable(),
         ledger,
         assembly.config.task.primary,
         {"tuned_parameters": assembly.spec.num_parameters, "total_parameters": assembly.model.total_parameters},
@@ -373,6 +393,7 @@ def _write_adapter(directory: Path, assembly: Assembly, params: Params, record: 
         seed=config.seed,
         preparation=Preparation() if modality is None else modality.preparation,
         task=config.task,
+        identity=assembly.model.identity,
     )
     card = {
         **record,

@@ -203,6 +203,21 @@ class WeightedSum:
         return {name: self._totals[name].div_(weight) for name, weight in self.weights.items()}
 
 
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The numbers of a tensor in row-major order, as they are in memory."""
+    plain = tensor.detach().cpu().contiguous()
+    return plain.reshape(-1).view(torch.uint8).numpy().data if plain.numel() else memoryview(b"")
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes, in the order of the names, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}\n".encode())
+        digest.update(bytes_of(tensors[name]))
+    return digest.hexdigest()
+
+
 def norm(tensors: Mapping[str, Tensor]) -> float:
     """Euclidean length of all tensors together.
 

@@ -12,19 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedelta.assembly.model import TunedModel, tiers_of, tuned_model
+from fedelta.assembly.origin import check_origin, origin_of
 from fedelta.assembly.site import build_engine, few_rows, read_data
 from fedelta.config import Config, load_config
 from fedelta.data.batches import FederatedData
 from fedelta.data.clients import Clients
 from fedelta.durable import write_atomic
 from fedelta.engine.lanes import LaneEngine
-from fedelta.errors import ConfigError, InputError, RunError
-from fedelta.experiment import fingerprint
+from fedelta.errors import ConfigError, InputError
 from fedelta.federation.personalize import Personalized, Unseen
 from fedelta.federation.personalize import personalize as fine_tune
 from fedelta.federation.tiers import Tiers
 from fedelta.models.hub import Backbone
-from fedelta.results.checkpoint import Checkpoint, load
+from fedelta.results.checkpoint import Checkpoint, check_fit, load
 from fedelta.results.files import Record, to_json
 from fedelta.results.rundir import PERSONALIZATION, RunDirectory
 from fedelta.tasks.base import Evaluation, Measure
@@ -69,8 +69,10 @@ def personalize(
     _check(original, config, run, num_unseen)
     with run.locked():
         bench = _bench(config, num_unseen, backbone, data)
-        expected = fingerprint(original, bench.model.tuning, bench.data, bench.tiers)
-        record = _record(bench, load(run.checkpoint, bench.model.spec, expected), config, on_result)
+        checkpoint = load(run.checkpoint)
+        check_origin(run.path, checkpoint, origin_of(original, bench.model, bench.data, bench.tiers), original)
+        check_fit(run.checkpoint, checkpoint, bench.model.spec)
+        record = _record(bench, checkpoint, config, on_result)
         write_atomic(run.path / PERSONALIZATION, to_json(record, indent=2) + "\n")
     return record
 
@@ -94,8 +96,7 @@ def _check(original: Config, config: Config, run: RunDirectory, num_unseen: int)
     problems += [f"`{key}` is the run's; only `personalization.` and `runtime.` keys can be set" for key in other]
     if problems:
         raise ConfigError(problems, origin=f"run {str(run.path)!r}")
-    if not run.summary.is_file():
-        raise RunError(f"run {str(run.path)!r} is not finished.", hint=f"finish it: `fedelta resume {run.path}`.")
+    run.refuse_unfinished()
 
 
 @dataclass(frozen=True)

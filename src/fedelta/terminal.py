@@ -125,7 +125,8 @@ def table_of_run(result: Result, primary: Measure, report: Path) -> Table:
         table.add_row("layers averaged, against all in every round", f"{cost:.1%}")
     full = summary["full_model_bytes"]
     table.add_row("full fine-tuning would have sent", f"{full / MIB:.2f} MiB ({full / sent:.0f} times as much)")
-    table.add_row("time", f"{summary['wall_seconds']:.0f} s")
+    if (seconds := summary["wall_seconds"]) is not None:
+        table.add_row("time", f"{seconds:.0f} s")
     table.add_row("report", str(report))
     return table
 

@@ -18,7 +18,7 @@ from tests.strategies.hand import step
 from fedelta.aggregation.base import Update
 from fedelta.federation.records import Direction, Rejection, RoundOutcome, Transfer
 from fedelta.params import Params, ParamSpec, TensorSpec
-from fedelta.results.checkpoint import Checkpoint, Lengths, encode
+from fedelta.results.checkpoint import Checkpoint, encode
 from fedelta.results.citations import citations
 from fedelta.results.environment import environment
 from fedelta.results.files import to_json
@@ -89,7 +89,7 @@ def make_run(path: Path, shape: Shape = Shape()) -> RunDirectory:
             }
         ),
         LEDGER: opening,
-        CHECKPOINT: encode(Checkpoint(0, {"w": torch.zeros(2)}, {}, {}, "", Lengths(0, len(opening), 0), "run")),
+        CHECKPOINT: encode(Checkpoint(0, {"w": torch.zeros(2)}, {}, {}, "")),
     }
     run = RunDirectory.create(path, files)
     ledger = Ledger.read(run.ledger)

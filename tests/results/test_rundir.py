@@ -1,19 +1,23 @@
 from __future__ import annotations
 
 import os
+from hashlib import sha256
 
 import pytest
 import torch
 
 from fedelta.errors import RunError
 from fedelta.federation.records import Transfer
-from fedelta.results.checkpoint import Checkpoint, Lengths, encode, load
-from fedelta.results.files import JsonLines
+from fedelta.results.checkpoint import Checkpoint, encode, load
+from fedelta.results.files import JsonLines, Mark
 from fedelta.results.ledger import Ledger, opening_row
 from fedelta.results.rundir import REQUIRED, RunDirectory, free_name, refuse_taken
 
 OPENING = opening_row(backbone_bytes=10)
-START = Checkpoint(0, {"w": torch.zeros(2)}, {}, {}, "", Lengths(0, len(OPENING), 0), "run")
+LOGS = {
+    name: Mark(len(text), sha256(text).hexdigest()) for name, text in (("rounds.jsonl", b""), ("ledger.jsonl", OPENING))
+}
+START = Checkpoint(0, {"w": torch.zeros(2)}, {}, {}, "", LOGS)
 FILES = {
     "config.toml": "seed = 7\n",
     "environment.json": "{}",

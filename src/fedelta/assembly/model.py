@@ -5,6 +5,7 @@ Both sides make it from the configuration and the class names, and get the same 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,10 +26,13 @@ from fedelta.seeds import stream
 from fedelta.tuning import AnyTuning
 from fedelta.tuning.combined import Combined
 from fedelta.tuning.exits import exit_blocks, owned_at
+from fedelta.tuning.identity import identity, unlike
 from fedelta.tuning.lanes import Lanes
 from fedelta.tuning.lora import Lora
 from fedelta.tuning.norms import LaneBatchNorm, LaneGroupNorm
 from fedelta.tuning.proof import apply_proved
+
+logger = logging.getLogger("fedelta")
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class TunedModel:
         lanes: of the modules that the method put in.
         params: the server's before round 1; on the CPU, float32.
         total_parameters: scalars of the model before tuning.
+        identity: which base model it is (`tuning/identity.py`).
     """
 
     backbone: Backbone
@@ -50,6 +55,7 @@ class TunedModel:
     lanes: Lanes
     params: Params
     total_parameters: int
+    identity: Mapping[str, str]
 
 
 def tuned_model(
@@ -91,7 +97,10 @@ def tuned_model(
     lanes = Lanes(min(num_lanes, tuning.max_lanes or num_lanes))
     spec = apply_tuning(config, tuning, backbone, lanes, _random(backbone) if sample is None else sample)
     params = _start(backbone, spec) | ({} if start is None else _on_cpu(start.params))
-    return TunedModel(backbone, tuning, spec, lanes, params, total_parameters)
+    found = identity(backbone, spec.names, config.model if backbone.modality is not None else None)
+    if start is not None and (other := unlike(start.identity, found)):
+        logger.warning("the adapter was made for another base model: its %s differ.", ", ".join(other))
+    return TunedModel(backbone, tuning, spec, lanes, params, total_parameters, found)
 
 
 def work_of(config: Config) -> ClientSettings:

@@ -77,6 +77,17 @@ class Assembly:
         """Names, shapes and groups of what is tuned."""
         return self.model.spec
 
+    def starting_from(self, params: Params) -> Assembly:
+        """The same, with clients that begin with those of `params` that never travel."""
+        if not self.spec.kept:
+            return self
+        site = replace(self.site, start=select(params, self.spec.kept))
+        runtime = _runtime(self.config, self.model, site)
+        federation = replace(
+            self.federation, runtime=runtime, evaluate=lambda params: evaluate(site, params, self.data.test)
+        )
+        return replace(self, site=site, federation=federation)
+
     def evaluate(self, params: Params) -> Evaluation:
         """The measures on the test set: see `evaluate`."""
         return evaluate(self.site, params, self.data.test)

@@ -23,8 +23,7 @@ from fedelta.comparison.cells import Cell, slugs
 from fedelta.config import Config, parse_config
 from fedelta.durable import write_atomic
 from fedelta.errors import ConfigError, RunError
-from fedelta.results.elements import flatten
-from fedelta.results.files import exclusive
+from fedelta.results.files import exclusive, flatten
 from fedelta.results.rundir import CONFIG, SUMMARY
 from fedelta.tracking.settings import Tracking
 

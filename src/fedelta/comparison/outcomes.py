@@ -26,7 +26,7 @@ class Outcome:
         tuned_parameters: number of scalars that travel.
         bytes_per_client: mean payload of a client in a round, down and up together.
         total_bytes: of all payloads in both directions.
-        wall_seconds: in all rounds.
+        wall_seconds: in all rounds; None where they were lost.
         peak_memory_bytes: highest resident memory.
         curve: round and primary measure of every evaluated round.
         citations: BibTeX.
@@ -40,7 +40,7 @@ class Outcome:
     tuned_parameters: int
     bytes_per_client: float | None
     total_bytes: int
-    wall_seconds: float
+    wall_seconds: float | None
     peak_memory_bytes: int
     curve: tuple[tuple[int, float], ...]
     citations: str

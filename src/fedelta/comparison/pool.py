@@ -140,12 +140,12 @@ def _look(worker: _Worker) -> bool:
     evaluated = [each["measures"] for each in rounds if each["measures"] is not None]
     name = worker.job.cell.config.task.primary.name
     worker.final = evaluated[-1][name] if evaluated else None
-    worker.peak_bytes = _peak(run.timings.read())
+    worker.peak_bytes = _peak(run.timings.readable())
     return True
 
 
 def _peak(timings: Sequence[Record]) -> int:
-    return max((each["peak_memory_bytes"] for each in timings), default=0)
+    return max((each.get("peak_memory_bytes") or 0 for each in timings), default=0)
 
 
 def _end(worker: _Worker) -> Event:

@@ -66,6 +66,7 @@ class Adapter:
         seed: of the run: random base weights depend on it.
         preparation: how examples became inputs in the run, beside what the model says.
         task: what is predicted; None when an adapter made elsewhere does not say.
+        identity: which base model it was made for (`tuning/identity.py`); nothing where the adapter does not say.
     """
 
     tuning: AnyTuning
@@ -76,6 +77,7 @@ class Adapter:
     seed: int = 0
     preparation: Preparation = field(default_factory=Preparation)
     task: AnyTask | None = None
+    identity: Mapping[str, str] = field(default_factory=dict)
 
 
 def write_adapter(directory: Path, adapter: Adapter, anatomy: Anatomy, card: Mapping[str, object]) -> None:
@@ -136,6 +138,7 @@ def _own(adapter: Adapter, weights: bytes) -> Own:
         model=None if adapter.model is None else adapter.model.model_copy(update={"adapter": None}),
         seed=adapter.seed,
         **dict(adapter.preparation),
+        identity=dict(adapter.identity),
         weights_sha256=hashlib.sha256(weights).hexdigest(),
     )
 
@@ -165,7 +168,7 @@ def read_adapter(directory: str | Path, anatomy: Anatomy | None = None) -> Adapt
     if anatomy is not None:
         _refuse_whole_modules(where, tuning, params, anatomy)
     base = str(config.get("base_model_name_or_path") or "")
-    return Adapter(tuning, params, base, own.class_names, own.model, own.seed, own.preparation, own.task)
+    return Adapter(tuning, params, base, own.class_names, own.model, own.seed, own.preparation, own.task, own.identity)
 
 
 def check_fits(adapter: Adapter, backbone: Backbone) -> None:

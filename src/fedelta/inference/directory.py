@@ -75,13 +75,8 @@ def read_object(path: Path) -> Record:
     return value
 
 
-def read_tensors(directory: Path, sha256: str) -> dict[str, Tensor]:
-    """All tensors of the file, in the order of their keys.
-
-    Args:
-        directory: of the adapter.
-        sha256: of the file as it was written; "" when unknown.
-    """
+def read_tensors(directory: Path, sha256: str = "") -> dict[str, Tensor]:
+    """All tensors of the file, in the order of their keys; `sha256` is that of the file, where it is known."""
     path = directory / WEIGHTS
     try:
         content = path.read_bytes()

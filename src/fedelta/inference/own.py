@@ -31,7 +31,8 @@ class Own(Settings):
         resize: how images got the model's size, None for recordings and texts.
         processor: the content of a stock `preprocessor_config.json` that does the same.
         value_range: of images of more than 8 bits, what became black and what became white.
-        weights_sha256: of the file with the tensors, in hexadecimal digits; "" when unknown.
+        identity: which base model it was made for (`tuning/identity.py`); nothing where the writer did not say.
+        weights_sha256: of the file with the tensors, "" likewise.
     """
 
     fedelta_version: str = ""
@@ -45,6 +46,7 @@ class Own(Settings):
     resize: Resize | None = None
     processor: dict[str, Any] | None = None  # Any: JSON values
     value_range: tuple[FiniteFloat, FiniteFloat] | None = None
+    identity: dict[str, str] = Field(default_factory=dict)
     weights_sha256: str = ""
 
     @property

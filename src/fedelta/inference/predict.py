@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedelta.data.clients import Name
-from fedelta.errors import AdapterError, RunError
+from fedelta.errors import AdapterError, FormatError, RunError
 from fedelta.federation.memory import Memories
 from fedelta.inference.adapter import Adapter, read_adapter
 from fedelta.inference.anytime import (
@@ -29,18 +30,22 @@ from fedelta.modalities.settings import AudioSettings
 from fedelta.models.hub import Backbone, build
 from fedelta.models.heads import class_names_of
 from fedelta.models.source import ModelSource, read_config
-from fedelta.params import Params
+from fedelta.params import Params, ParamSpec
 from fedelta.results import rundir
 from fedelta.results.checkpoint import load
+from fedelta.results.origin import changed_files, refuse, refuse_other_adapter
 from fedelta.results.partition import read_clients
 from fedelta.seeds import stream
 from fedelta.tasks.base import Answer, Task
 from fedelta.tasks.classification import Classification
 from fedelta.tuning.exits import exit_blocks
+from fedelta.tuning.identity import identity, unlike
 from fedelta.tuning.lanes import Lanes
 
 if TYPE_CHECKING:
     from fedelta.modalities.base import Example
+
+logger = logging.getLogger("fedelta")
 
 BATCH_SIZE = 32  # examples of one pass through the model
 
@@ -72,7 +77,8 @@ class Predictor:
             RunError: no run directory, the run is not finished, or it has another model for each client and
                 `client` is none of them.
             InputError: there is no such client.
-            AdapterError, ModelError: the run's adapter or base model is unreadable.
+            AdapterError, ModelError: the run's adapter or base model is unreadable, or has changed.
+            CheckpointError: the adapter is not what the run came to, or names are not those of its clients.
         """
         path = Path(run)
         if not (path / rundir.CONFIG).is_file():
@@ -86,6 +92,7 @@ class Predictor:
                 hint=f"finish it with `fedelta resume {run}`.",
             )
         own = _own_tensors(path, client)
+        _refuse_changed(path)
         predictor = cls.from_adapter(path / rundir.ADAPTER)
         fill(predictor.backbone, own)
         return predictor
@@ -116,7 +123,7 @@ class Predictor:
             AdapterError: unreadable, or does not fit the base model.
             ModelError: the base model is unreadable.
         """
-        adapter = read_adapter(directory)
+        adapter, is_given = read_adapter(directory), model is not None
         model = model or _base_model(adapter)
         if model is None:
             raise AdapterError(
@@ -132,7 +139,16 @@ class Predictor:
                 update={key: value for key, value in said.items() if value is not None}
             )
             backbone = replace(backbone, modality=backbone.modality.prepared(given))
-        install(adapter, backbone)
+        spec = install(adapter, backbone)
+        if other := unlike(adapter.identity, identity(backbone, spec.names, model)):
+            told = f"adapter {str(directory)!r} was made for another base model than {model.source!r} is now"
+            if not is_given:
+                raise AdapterError(
+                    f"{told}: its {', '.join(other)} differ.",
+                    hint="bring back the base model, from a copy for example, and give it as "
+                    "`Predictor.from_adapter(directory, ModelSource(source=...))` where it has moved.",
+                )
+            logger.warning("%s: its %s differ.", told, ", ".join(other))
         return cls(backbone, names, task)
 
     def predict(
@@ -232,15 +248,30 @@ def _own_tensors(run: Path, client: Name | None) -> Params:
     )
 
 
-def install(adapter: Adapter, backbone: Backbone) -> None:
-    """Puts the adapter's tensors into `backbone`, which is edited in place and has one lane from then on.
+def _refuse_changed(run: Path) -> None:
+    """Refuses an adapter that is not what the run came to, and files that are not as the run wrote them.
+
+    A run of an older version cannot be checked, nor one whose checkpoint was left behind when its adapter was copied.
+    """
+    try:
+        checkpoint = load(run / rundir.CHECKPOINT) if (run / rundir.CHECKPOINT).is_file() else None
+    except FormatError:
+        checkpoint = None
+    if checkpoint is not None:
+        refuse(f"run {str(run)!r}", changed_files(run, checkpoint.origin))
+        refuse_other_adapter(run / rundir.ADAPTER, checkpoint.params, read_adapter(run / rundir.ADAPTER).params)
+
+
+def install(adapter: Adapter, backbone: Backbone) -> ParamSpec:
+    """Puts the adapter's tensors into `backbone`, which is edited in place and has one lane; returns what they are.
 
     Raises:
         AdapterError: it does not fit.
     """
     adapter = placed(adapter, backbone)
-    adapter.tuning.apply(backbone, Lanes(1), stream(0))
+    spec = adapter.tuning.apply(backbone, Lanes(1), stream(0))
     fill(backbone, adapter.params)
+    return spec
 
 
 @torch.no_grad()

@@ -172,15 +172,20 @@ def kind_of(config: PretrainedConfig, task: Task) -> tuple[type[Modality], Loade
     )
 
 
-def checkpoint_bytes(source: ModelSource) -> int:
-    """Size of the weight files that every client needs once; 0 for random weights, which a seed describes."""
+def directory_of(source: ModelSource) -> Path | None:
+    """Where the files of the model are on this machine; None for one that is only described."""
     from transformers.utils.hub import cached_file
 
-    if source.source is None or not source.pretrained:
-        return 0
+    if source.source is None:
+        return None
     place = locate(source.source)
-    directory = Path(place) if Path(place).is_dir() else Path(str(cached_file(place, "config.json"))).parent
-    return sum(file.stat().st_size for file in directory.glob("model*.safetensors"))
+    return Path(place) if Path(place).is_dir() else Path(str(cached_file(place, "config.json"))).parent
+
+
+def checkpoint_bytes(source: ModelSource) -> int:
+    """Size of the weight files that every client needs once; 0 for random weights, which a seed describes."""
+    directory = directory_of(source) if source.pretrained else None
+    return 0 if directory is None else sum(file.stat().st_size for file in directory.glob("model*.safetensors"))
 
 
 def _check_architecture(fields: Mapping[str, object], known: Sequence[str]) -> None:

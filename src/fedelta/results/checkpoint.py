@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -20,20 +20,13 @@ from safetensors import torch as safetensors
 from torch import Tensor
 
 from fedelta.durable import write_atomic
-from fedelta.errors import CheckpointError, SpecError
+from fedelta.errors import CheckpointError, FormatError, SpecError
 from fedelta.params import Params, ParamSpec
+from fedelta.results.files import Mark
+from fedelta.results.origin import Origin
 from fedelta.strategies.base import State
 
-FORMAT = "fedelta-checkpoint-5"
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """Bytes of the growing files of a run directory: `rounds.jsonl`, `ledger.jsonl` and `timings.jsonl`."""
-
-    rounds: int
-    ledger: int
-    timings: int
+FORMAT = "fedelta-checkpoint-6"
 
 
 @dataclass(frozen=True)
@@ -46,8 +39,8 @@ class Checkpoint:
         state: strategy state after that round.
         claimed: client id to the number of examples that it last claimed to have.
         memory_mark: of what clients keep, as the runtime saved it in that round (`Runtime.snapshot`).
-        lengths: of the files that grow, at that moment.
-        run_fingerprint: text that differs between configurations that may not continue each other.
+        logs: name of each file that grows to what it was at that moment; without `timings.jsonl`, which may be lost.
+        origin: what the run began with.
     """
 
     round: int
@@ -55,8 +48,8 @@ class Checkpoint:
     state: State
     claimed: Mapping[int, int]
     memory_mark: str
-    lengths: Lengths
-    run_fingerprint: str
+    logs: Mapping[str, Mark] = field(default_factory=dict)
+    origin: Origin = field(default_factory=Origin)
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
@@ -68,27 +61,37 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     write_atomic(path, encode(checkpoint))
 
 
-def load(path: Path, spec: ParamSpec | None = None, run_fingerprint: str | None = None) -> Checkpoint:
+def load(path: Path) -> Checkpoint:
     """The checkpoint at `path`, complete and verified, on the CPU.
 
-    Args:
-        path: a file that `save` wrote.
-        spec: what the model of this run tunes; None accepts any.
-        run_fingerprint: of this run; None accepts any.
-
     Raises:
-        CheckpointError: the file is missing, truncated, corrupt, or belongs to another run.
+        CheckpointError: the file is missing, truncated or corrupt; a `FormatError` where another version wrote it.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"cannot read checkpoint {str(path)!r}: {error.strerror or error}.") from error
     try:
-        checkpoint = decode(content)
-        _check_origin(checkpoint, spec, run_fingerprint)
+        return decode(content)
     except CheckpointError as error:
-        raise CheckpointError(f"checkpoint {str(path)!r}: {error.message}", hint=error.hint) from error
-    return checkpoint
+        raise type(error)(f"checkpoint {str(path)!r}: {error.message}", hint=error.hint) from error
+
+
+def check_fit(path: Path, checkpoint: Checkpoint, spec: ParamSpec) -> None:
+    """Refuses the checkpoint at `path` where its params are not those that the model of the run tunes.
+
+    Raises:
+        CheckpointError: names, shapes or their order differ.
+    """
+    problem = ""
+    try:
+        spec.check(checkpoint.params)
+    except SpecError as error:
+        problem = error.message
+    if not problem and tuple(checkpoint.params) != spec.names:
+        problem = "its tensors come in another order"
+    if problem:
+        raise CheckpointError(f"checkpoint {str(path)!r}: does not fit the model of this run: {problem}.")
 
 
 def encode(checkpoint: Checkpoint) -> bytes:
@@ -101,8 +104,8 @@ def encode(checkpoint: Checkpoint) -> bytes:
         "state": list(checkpoint.state),
         "claimed": list(checkpoint.claimed.items()),
         "memory_mark": checkpoint.memory_mark,
-        "lengths": vars(checkpoint.lengths),
-        "run_fingerprint": checkpoint.run_fingerprint,
+        "logs": {name: vars(mark) for name, mark in checkpoint.logs.items()},
+        "origin": vars(checkpoint.origin),
     }
     described = json.dumps(facts)
     # One entry: safetensors writes several in random order, and equal checkpoints must be equal files.
@@ -126,7 +129,7 @@ def decode(content: bytes) -> Checkpoint:
         raise _corrupt("its content does not match its checksum")
     facts = json.loads(described)
     if facts["format"] != FORMAT:
-        raise CheckpointError(
+        raise FormatError(
             f"has format {facts['format']!r}, this version reads {FORMAT!r}.",
             hint="finish the run with the version of fedelta that began it (see `environment.json`), or start it anew.",
         )
@@ -136,26 +139,9 @@ def decode(content: bytes) -> Checkpoint:
         state={name: tensors[f"state/{name}"] for name in facts["state"]},
         claimed=dict(facts["claimed"]),
         memory_mark=facts["memory_mark"],
-        lengths=Lengths(**facts["lengths"]),
-        run_fingerprint=facts["run_fingerprint"],
+        logs={name: Mark(**mark) for name, mark in facts["logs"].items()},
+        origin=Origin(**facts["origin"]),
     )
-
-
-def _check_origin(checkpoint: Checkpoint, spec: ParamSpec | None, run_fingerprint: str | None) -> None:
-    if run_fingerprint is not None and checkpoint.run_fingerprint != run_fingerprint:
-        raise CheckpointError(
-            f"belongs to another run, or its data changed: fingerprint {checkpoint.run_fingerprint!r}, "
-            f"expected {run_fingerprint!r}.",
-            hint="`config.toml` or the data were changed after the run began; start a new run with another `--out`.",
-        )
-    if spec is None:
-        return
-    try:
-        spec.check(checkpoint.params)
-    except SpecError as error:
-        raise CheckpointError(f"does not fit the model of this run: {error.message}.") from error
-    if tuple(checkpoint.params) != spec.names:
-        raise CheckpointError("does not fit the model of this run: its tensors come in another order.")
 
 
 def _separate(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TypeGuard
 
 from fedelta.errors import RunError
-from fedelta.results.elements import flatten
-from fedelta.results.files import read_json
+from fedelta.results.files import flatten, read_json
 from fedelta.results.numbers import UNKNOWN
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from html import escape
 
 from fedelta.results.drawing import SERIES, STYLES
-from fedelta.results.numbers import UNKNOWN
 
 
 def figure(svg: str, title: str, note: str = "") -> str:
@@ -52,14 +50,3 @@ def legend(names: Sequence[str], shown: Collection[int] | None = None) -> str:
             f"{escape(name)}</li>"
         )
     return f'<ul class="legend">{"".join(items)}</ul>'
-
-
-def flatten(mapping: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted key and value as text, for every leaf of nested mappings."""
-    for key, value in mapping.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{key}.")
-        elif isinstance(value, str):
-            yield f"{prefix}{key}", value
-        else:
-            yield f"{prefix}{key}", UNKNOWN if value is None else json.dumps(value, default=str)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -16,11 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedelta.durable import sync_directory, write_all
+from fedelta.durable import sync_directory, write_all, write_atomic
 from fedelta.errors import RunError
+from fedelta.results.numbers import UNKNOWN
 
 if sys.platform != "win32":
     import fcntl
+
+_CHUNK = 2**20
 
 # Whatever `json.loads` makes of a line; the readers check the fields that they use.
 Record = dict[str, Any]
@@ -79,6 +83,36 @@ def read_json(path: Path) -> Record:
     if not isinstance(value, dict):
         raise RunError(f"{str(path)!r} holds a JSON {type(value).__name__}, expected an object.")
     return value
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A place in a file that grows, and SHA-256 of all before it."""
+
+    num_bytes: int
+    digest: str
+
+
+class Seal:
+    """The digest of a file that grows, kept up as it does: each call reads only what is new.
+
+    Args:
+        path: of the file; one that is missing counts as empty.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._digest, self._num_bytes = hashlib.sha256(), 0
+
+    def mark(self, up_to: int | None = None) -> Mark:
+        """Reads on to byte `up_to`, or to the end of the file."""
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                file.seek(self._num_bytes)
+                while part := file.read(_CHUNK if up_to is None else min(_CHUNK, up_to - self._num_bytes)):
+                    self._digest.update(part)
+                    self._num_bytes += len(part)
+        return Mark(self._num_bytes, self._digest.hexdigest())
 
 
 @dataclass(frozen=True)
@@ -141,6 +175,25 @@ class JsonLines:
             file.flush()
             os.fsync(file.fileno())
 
+    def salvage(self, last_round: int) -> None:
+        """Cuts off what cannot be read, and what is of later rounds: for a log that may be lost, wholly or in part."""
+        kept = [record for record in self.readable() if record["round"] <= last_round]
+        content = b"".join(b"%s\n" % to_json(record).encode() for record in kept)
+        if content != (self.path.read_bytes() if self.path.exists() else b""):
+            write_atomic(self.path, content)
+
+    def readable(self) -> list[Record]:
+        """The records of rounds that can be read, in order, without those that cannot."""
+        records = []
+        for number, line in enumerate(self.path.read_bytes().split(b"\n")[:-1] if self.path.exists() else (), start=1):
+            try:
+                record = self._parse(number, line)
+            except RunError:
+                continue
+            if isinstance(record.get("round"), int):
+                records.append(record)
+        return records
+
     def read(self) -> list[Record]:
         """All records, in order.
 
@@ -162,6 +215,17 @@ class JsonLines:
         if not isinstance(record, dict):
             raise RunError(f"{str(self.path)!r}, line {number}: expected a JSON object, found {line[:40]!r}.")
         return record
+
+
+def flatten(mapping: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted key and value as text, for every leaf of nested mappings."""
+    for key, value in mapping.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, str):
+            yield f"{prefix}{key}", value
+        else:
+            yield f"{prefix}{key}", UNKNOWN if value is None else json.dumps(value, default=str)
 
 
 def _finite(value: object) -> object:

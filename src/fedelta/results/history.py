@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any, TypeGuard
 
 from fedelta.errors import RunError
+from fedelta.results.audit import misfits
 from fedelta.results.compute import Compute, read_compute
 from fedelta.results.details import read_details
 from fedelta.results.files import Record, read_json
@@ -29,7 +30,7 @@ from fedelta.results.rundir import (
     SUMMARY,
     RunDirectory,
 )
-from fedelta.results.runlog import best_of, by_exit, full_model_bytes, relative_cost
+from fedelta.results.runlog import best_of, by_exit, full_model_bytes, relative_cost, wall_seconds
 from fedelta.tasks.base import Measure
 from fedelta.tasks.details import Details
 from fedelta.tasks.table import AnyTask, task_of
@@ -58,6 +59,7 @@ class History:
         compute: what an answer from each exit costs, if it was measured.
         personalization: content of `personalization.json`; empty where nobody personalised.
         citations: BibTeX.
+        misfits: what does not fit in the directory, in words (audit.py).
     """
 
     name: str
@@ -74,6 +76,7 @@ class History:
     compute: Compute | None
     personalization: Record
     citations: str
+    misfits: tuple[str, ...] = ()
 
     @property
     def finished(self) -> bool:
@@ -169,9 +172,9 @@ class History:
         return full_model_bytes(total, 2 * len(self.rounds[0]["cohort"])) if total and self.rounds else None
 
     @property
-    def wall_seconds(self) -> float:
-        """Time in all rounds so far."""
-        return float(sum(timing.get("wall_seconds") or 0.0 for timing in self.timings))
+    def wall_seconds(self) -> float | None:
+        """Time in all rounds so far; None where that of some was lost."""
+        return wall_seconds(self.timings, len(self.rounds))
 
     def client_label(self, client_id: int) -> str:
         """What pages call a client: by name, where it has one, and number."""
@@ -225,13 +228,14 @@ def _read(path: Path, name: str) -> History:
     task = _task(path / CONFIG, config)
     rounds = _rounds(run, task, len(model.get("groups") or ()))
     num_exits = len(by_exit(rounds, task.primary) or ())
+    ledger = Ledger.read(path / LEDGER)
     return History(
         name=name,
         path=path,
         config=config,
         rounds=rounds,
-        timings=run.timings.read(),
-        ledger=Ledger.read(path / LEDGER),
+        timings=run.timings.readable(),
+        ledger=ledger,
         environment=read_json(path / ENVIRONMENT),
         model=model,
         summary=summary,
@@ -240,6 +244,7 @@ def _read(path: Path, name: str) -> History:
         compute=read_compute(path / EXITS, num_exits) if (path / EXITS).exists() else None,
         personalization=_json_if_there(path / PERSONALIZATION),
         citations=(path / CITATIONS).read_text(encoding="utf-8", errors="replace"),
+        misfits=misfits(run, config, rounds, ledger, summary=summary, primary=task.primary),
     )
 
 

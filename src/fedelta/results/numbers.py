@@ -142,12 +142,14 @@ def count(number: int | None) -> str:
     return UNKNOWN if number is None else f"{number:,}"
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | None) -> str:
     """Seconds as seconds, minutes or hours.
 
     >>> duration(4.25), duration(95), duration(8000)
     ('4.2 s', '1 min 35 s', '2 h 13 min')
     """
+    if seconds is None:
+        return UNKNOWN
     if seconds < 60:
         return f"{seconds:.1f} s"
     if seconds < 3600:

@@ -11,8 +11,9 @@ import tomli_w
 
 from fedelta.results import plots
 from fedelta.results.drawing import to_svg
-from fedelta.results.elements import figure, flatten, legend, table
+from fedelta.results.elements import figure, legend, table
 from fedelta.results.exits import read_exits
+from fedelta.results.files import flatten
 from fedelta.results.history import History
 from fedelta.results.numbers import TIMES, UNKNOWN, bare, capitalised, count, duration, mebibytes, percent, shown, size
 from fedelta.results.partition import Partition
@@ -48,6 +49,17 @@ def headline(run: History) -> str:
     title = f'<h1>{escape(run.name)}</h1>\n<p class="kicker">{_setting(run)}</p>'
     kind = "tiles" if len(tiles) == 6 else "tiles eight"
     return f'{title}\n{_state(run)}<dl class="{kind}">{cells}</dl>'
+
+
+def misfits(runs: Sequence[History]) -> str:
+    """What does not fit in the directories of the runs; nothing where all does."""
+    rows = [[run.name, problem] for run in runs for problem in run.misfits]
+    if not rows:
+        return ""
+    first = 0 if len(runs) > 1 else 1
+    told = table(["Run", "What does not fit"][first:], [row[first:] for row in rows])
+    text = "Some files are not as the run wrote them, and figures that come from them may be wrong."
+    return f'<h2 class="unfinished">Files that do not fit</h2>\n<p class="unfinished">{escape(text)}</p>\n{told}'
 
 
 def comparison(runs: Sequence[History]) -> str:

@@ -37,7 +37,8 @@ def write_report(runs: Sequence[Path], out: Path) -> None:
 def render(runs: Sequence[History]) -> str:
     """The page as HTML."""
     several = len(runs) > 1
-    parts = [page.comparison(runs) if several else page.headline(runs[0]), page.curves(runs)]
+    parts = [page.comparison(runs) if several else page.headline(runs[0])]
+    parts += [page.misfits(runs), page.curves(runs)]
     if several:
         figures = "".join(page.traffic(run, f"t{index}", run.name) for index, run in enumerate(runs) if run.rounds)
         parts.append(f'<h2>Traffic by group and direction</h2><div class="figures">{figures}</div>')

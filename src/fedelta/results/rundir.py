@@ -10,8 +10,9 @@ model.json            parameter counts, of each group too, so that an unfinished
                       with what a byte budget made of it
 rounds.jsonl          one record a round, determined by seed and configuration
 ledger.jsonl          one row per payload, after the row of the backbone
-timings.jsonl         wall-clock seconds and memory by round
-checkpoint/           the state after the last finished round; in clients/ what each client keeps, a file for each
+timings.jsonl         wall-clock seconds and memory by round; may be lost
+checkpoint/           the state after the last finished round, with digests of the logs up to it and of all that the run
+                      began with; in clients/ what each client keeps, a file for each
 summary.json          written at the end
 confusion.json        how often each class was taken for which, where the task has classes; written at the end
 adapter/              the tuned tensors for deployment, written at the end
@@ -32,7 +33,7 @@ from pathlib import Path
 from fedelta.durable import sync_directory, write_atomic
 from fedelta.errors import RunError
 from fedelta.results.checkpoint import Checkpoint
-from fedelta.results.files import JsonLines, Record, exclusive, to_json
+from fedelta.results.files import JsonLines, Record, Seal, exclusive, to_json
 
 CONFIG = "config.toml"
 ENVIRONMENT = "environment.json"
@@ -178,15 +179,59 @@ class RunDirectory:
         with exclusive(self.config, f"another process is running or resuming {str(self.path)!r}."):
             yield
 
-    def rewind(self, checkpoint: Checkpoint) -> None:
-        """Cuts logs and ledger back to the moment of `checkpoint`: a kill may have left them ahead of it.
+    def seals(self) -> dict[str, Seal]:
+        """Name of each log to its seal; `timings.jsonl`, which nothing depends on, has none."""
+        return {name: Seal(self.path / name) for name in (ROUNDS, LEDGER)}
+
+    def changed_logs(self, checkpoint: Checkpoint, seals: Mapping[str, Seal]) -> list[str]:
+        """What is wrong with the logs up to the moment of `checkpoint`, in words; reads the seals up to there."""
+        problems = []
+        for name, then in checkpoint.logs.items():
+            now = seals[name].mark(then.num_bytes)
+            if now.num_bytes < then.num_bytes:
+                found = f"has {now.num_bytes} bytes, the checkpoint was written when it had {then.num_bytes}"
+                problems.append(f"{str(self.path / name)!r} {found}")
+            elif now != then:
+                problems.append(f"{str(self.path / name)!r} is not as the run wrote it up to round {checkpoint.round}")
+        return problems
+
+    def rewind(self, checkpoint: Checkpoint) -> dict[str, Seal]:
+        """Cuts the logs back to the moment of `checkpoint`: a kill may have left them ahead of it.
+
+        Returns:
+            Their seals, read up to there.
 
         Raises:
-            RunError: a file is shorter than it was then.
+            RunError: one is shorter than it was then, or says something else; nothing is cut then.
         """
-        self.rounds.truncate(checkpoint.lengths.rounds)
-        JsonLines(self.ledger).truncate(checkpoint.lengths.ledger)
-        self.timings.truncate(checkpoint.lengths.timings)
+        seals = self.seals()
+        if problems := self.changed_logs(checkpoint, seals):
+            raise RunError(
+                f"{'; '.join(problems)}.",
+                hint="the file was cut, edited or replaced; restore it from a copy, or start the run anew with another "
+                "`--out`.",
+            )
+        for name, mark in checkpoint.logs.items():
+            JsonLines(self.path / name).truncate(mark.num_bytes)
+        self.timings.salvage(checkpoint.round)
+        return seals
+
+    def refuse_unfinished(self) -> None:
+        """Checks that the run came to its end.
+
+        Raises:
+            RunError: it did not.
+        """
+        if not (self.summary.is_file() and self.adapter.is_dir()):
+            raise RunError(
+                f"run {str(self.path)!r} is not finished.", hint=f"finish it with `fedelta resume {self.path}`."
+            )
+
+    def sweep(self) -> None:
+        """Removes what a killed process left of files and adapters that it was writing."""
+        for folder in (self.path, self.checkpoint.parent, self.clients):
+            for rest in folder.glob(".*.partial") if folder.is_dir() else ():
+                shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
 
     def write_summary(self, summary: Record) -> None:
         """Writes `summary.json`, atomically; its presence marks the run as finished."""

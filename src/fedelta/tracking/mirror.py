@@ -51,7 +51,8 @@ class Mirror:
         if not self._trackers:
             return
         # The whole file each time: a long run's few hundred KiB take milliseconds.
-        pairs = list(zip(self._run.read_rounds(), self._run.timings.read(), strict=True))
+        timings = {each["round"]: each for each in self._run.timings.readable()}  # some may be lost
+        pairs = [(record, timings.get(record["round"], {})) for record in self._run.read_rounds()]
         for record, timing in pairs[self._rounds_done :]:
             values = round_values(record, timing, self._loss)
             for name, tracker in list(self._trackers.items()):
@@ -125,7 +126,7 @@ def round_values(record: Record, timing: Record, loss: Measure) -> dict[str, flo
     values = {f"test_{name}" if name == loss.name else name: each for name, each in (record["measures"] or {}).items()}
     values[f"train_{loss.name}"] = record[f"train_{loss.name}"]
     values |= {f"{name}_mib": record[f"{name}_bytes"] / _MIB for name in ("uplink", "downlink", "cumulative")}
-    values |= {"num_rejections": len(record["rejections"]), "wall_seconds": timing["wall_seconds"]}
+    values |= {"num_rejections": len(record["rejections"]), "wall_seconds": timing.get("wall_seconds")}
     return {name: float(value) for name, value in values.items() if _is_number(value)}
 
 

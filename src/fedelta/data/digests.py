@@ -1,0 +1,87 @@
+"""Which examples they are: digests of the rows as a run sees them, in their order.
+
+Of rows in memory it is what is kept of them; of rows that are decoded at every fetch the stored bytes, so that nothing
+is decoded for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fedelta.data.batches import Examples
+from fedelta.data.validation import RowsOf
+from fedelta.modalities.base import Inputs
+from fedelta.modalities.stores import Encoded, Stored
+from fedelta.modalities.text import StoredTexts
+from fedelta.params import bytes_of
+from fedelta.tasks.targets import Targets
+
+_CHUNK_ROWS = 512
+
+
+def digest_of_inputs(inputs: Inputs) -> str:
+    """SHA-256 of all rows, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    for part in _parts(inputs):
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def digest_of_targets(targets: Targets) -> str:
+    """SHA-256 of what is to be predicted, row by row."""
+    digest = hashlib.sha256()
+    for rows in torch.arange(len(targets)).split(_CHUNK_ROWS):
+        for part in _tensor(targets.fetch(rows)):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def digests_of(examples: Examples, what: str) -> dict[str, str]:
+    """Of inputs and targets, by what they are called: `what` is "training" or "test"."""
+    return {
+        f"{what} examples": digest_of_inputs(examples.inputs),
+        f"{what} labels": digest_of_targets(examples.targets),
+    }
+
+
+def _parts(inputs: Inputs) -> Iterator[bytes | memoryview]:
+    match inputs:
+        case Stored():
+            yield from _tensor(inputs.raw)
+        case StoredTexts():
+            yield from _tensor(inputs.token_ids)
+            yield from _tensor(inputs.ends)
+        case Encoded():
+            for values in inputs.column.chunks():
+                yield from map(_stored, values)
+        case RowsOf():
+            yield digest_of_inputs(inputs.inputs).encode()
+            yield from _tensor(inputs.rows)
+        case _:
+            for rows in torch.arange(len(inputs)).split(_CHUNK_ROWS):
+                for name, tensor in sorted(inputs.fetch(rows).items()):
+                    yield name.encode()
+                    yield from _tensor(tensor)
+
+
+def _tensor(tensor: Tensor) -> Iterator[bytes | memoryview]:
+    yield f"{tensor.dtype} {tuple(tensor.shape)}".encode()
+    yield bytes_of(tensor)
+
+
+def _stored(value: object) -> bytes:
+    """The content of a value: encoded bytes, those of the file that it names, or what it says."""
+    if isinstance(value, dict):
+        content, path = value.get("bytes"), value.get("path")
+        return content if isinstance(content, bytes) else _stored(path)
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str) and Path(value).is_file():
+        return Path(value).read_bytes()
+    return repr(value).encode()
