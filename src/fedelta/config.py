@@ -30,7 +30,7 @@ from fedelta.models.source import ModelSource
 from fedelta.runtimes.simulation import SimulationSettings
 from fedelta.runtimes.stability import Stability
 from fedelta.settings import Context, Settings
-from fedelta.settings.base import Table, problems_of
+from fedelta.settings.base import Table, out_of_bounds, problems_of
 from fedelta.settings.explain import explain, unknown_key
 from fedelta.settings.override import override
 from fedelta.strategies import AnyLocalRule, AnyStrategy
@@ -110,17 +110,23 @@ def read_table(path: str | Path) -> Table:
         ConfigError: unreadable, or not TOML.
     """
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        # Some editors put a mark in front of UTF-8, which TOML does not know.
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError([f"cannot be read: {error.strerror}"], origin=f"{path}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise ConfigError(["is too deep: expected a few levels of tables"], origin=f"{path}") from error
+    except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError, and what Python says of 5,000 digits
         raise ConfigError([f"is not TOML: {error}"], origin=f"{path}") from error
+    return table
 
 
 def parse_config(table: Table, overrides: Iterable[str] = (), *, origin: str = "configuration") -> Config:
     """The configuration in a nested dictionary; arguments and errors as for `load_config`."""
+    _refuse_out_of_bounds(table, origin)
     table = copy.deepcopy(table)
     problems = override(table, overrides, Config)
+    _refuse_out_of_bounds(table, origin)
     if "compare" in table:  # what `fedelta compare` makes of this configuration; one run has no use for it
         problems += parse_grid(table.pop("compare"))[1]
     if isinstance(strategy := table.get("strategy"), dict):
@@ -148,6 +154,11 @@ def check_config(config: Config) -> None:
     """
     if problems := problems_of(Context({name: getattr(config, name) for name in Config.model_fields})):
         raise ConfigError(problems)
+
+
+def _refuse_out_of_bounds(table: Table, origin: str) -> None:
+    if problems := out_of_bounds(table):
+        raise ConfigError(problems, origin=origin)
 
 
 def _read_sections(table: Table) -> tuple[Table, list[str]]:

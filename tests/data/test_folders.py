@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,92 @@ def test_labels_that_are_numbers_sort_as_numbers(tmp_path):
     assert raw.class_names == ("2", "9", "10")
 
 
+SITES = [f"{site}/{label}/{index}.wav" for site in ("s1", "s2") for label in "ab" for index in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("names", "folders", "classes", "clients", "num_test"),
+    [
+        (SITES, "client/label", ("a", "b"), ["s1", "s2"], 2),  # 0.2 of 8 rows, rounded up
+        (SITES, "label/client", ("s1", "s2"), ["a", "b"], 2),
+        (SITES, "label", ("s1", "s2"), None, 2),
+        (SITES, "*/label", ("a", "b"), None, 2),
+        (
+            [f"{split}/{name}" for name in SITES for split in ("Train", "Test")],
+            "split/client/label", ("a", "b"), ["s1", "s2"], 8,
+        ),
+        (
+            [name.replace("/", f"/{split}/", 1) for name in SITES for split in ("train", "eval")],
+            "client/split/label", ("a", "b"), ["s1", "s2"], 8,
+        ),
+    ],
+)  # fmt: skip
+def test_levels_of_folders_are_what_is_said(tmp_path, names, folders, classes, clients, num_test):
+    raw = load(files(tmp_path, *names), folders=folders)
+    ids = None if raw.train_ids is None else sorted({*raw.train_ids.names, *raw.test_ids.names})
+    assert (raw.class_names, ids, len(raw.test)) == (classes, clients, num_test)
+
+
+@pytest.mark.parametrize(
+    ("names", "num_train", "num_test", "notes"),
+    [
+        (("Train/a/1.wav", "Train/b/2.wav", "TEST/b/3.wav"), 2, 1, ["read as `data.folders` = 'split/label' (splits"]),
+        (("train/a/1.wav", "train/b/2.wav", "val/b/3.wav"), 2, 1, ["no test set: 'val' is measured on"]),
+        (("train/a/1.wav", "train/b/2.wav", "dev/a/3.wav", "test/b/4.wav", "test/b/5.wav"), 2, 2, []),
+        (("x/train/a/1.wav", "x/train/b/2.wav", "x/test/a/3.wav"), 2, 1, ["`data.folders` = '*/split/label'"]),
+    ],
+)  # fmt: skip
+def test_folders_of_splits_are_no_classes_and_what_is_odd_is_said(tmp_path, caplog, names, num_train, num_test, notes):
+    raw = load(files(tmp_path, *names))
+    assert (raw.class_names, len(raw.train), len(raw.test)) == (("a", "b"), num_train, num_test)
+    assert len(caplog.messages) == len(notes)
+    assert all(note in message for note, message in zip(notes, caplog.messages, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "message"),
+    [
+        (SITES, {}, r"can be read in 3 ways: 'client/label' .*\nhint: set `data.folders`"),
+        (
+            ("a/1.wav", "2.wav"),
+            {"folders": "client/label"},
+            r"2.wav' is in no client folder(?s:.*)1.wav' is in no class",
+        ),
+        (("train/a/1.wav", "Train/b/2.wav", "training/b/3.wav", "dev/a/4.wav"), {}, "'Train', 'train' are all names"),
+        (("test/a/1.wav", "test/b/2.wav"), {}, "no split 'train'"),
+    ],
+)
+def test_folders_that_cannot_be_read_are_refused(tmp_path, names, options, message):
+    options = {"train_split": "TRAIN"} if "training/b/3.wav" in names else options
+    with pytest.raises(DataError, match=f"(?s){message}"):
+        load(files(tmp_path, *names), **options)
+
+
+def test_what_programs_leave_behind_is_passed_over_and_links_are_followed(tmp_path):
+    folder = files(
+        tmp_path / "x", "a/1.wav", "b/2.wav", "__MACOSX/a/._1.wav", "a/.ipynb_checkpoints/1-copy.wav", ".git/o"
+    )
+    files(tmp_path / "elsewhere", "3.wav", "4.wav")
+    (folder / "c").symlink_to(tmp_path / "elsewhere")
+    (folder / "b" / "loop").symlink_to(folder)
+    raw = load(folder, test_fraction=0.01)
+    assert (raw.class_names, len(raw.train) + len(raw.test)) == (("a", "b", "c"), 4)
+
+
+@pytest.mark.parametrize("name", ["odd [1] *?{a}", "my test set", "dev", "a::b"])
+def test_the_name_of_a_folder_above_says_nothing(tmp_path, name):
+    raw = load(files(tmp_path / name / "data", "a/test 1.wav", "a/valid.wav", "b/2.wav", "b/[x].wav"))
+    assert (raw.class_names, len(raw.train) + len(raw.test)) == (("a", "b"), 4)
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path):
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    Path(os.fsdecode(folder)).mkdir()
+    Path(os.fsdecode(folder + b"/1.wav")).write_bytes(WAV)
+    with pytest.raises(DataError, match=r"caf\\udce9/1.wav' has a name that is not UTF-8: rename it"):
+        load(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("pattern", "name", "fields"),
     [
@@ -117,6 +204,11 @@ def test_a_pattern_reads_a_name_in_one_way_or_not_at_all(pattern, name, fields):
         ({"file_pattern": "{label}{index}"}, "is '{label}{index}', expected text between two fields"),
         ({"file_pattern": "{label}_{label}"}, "expected each field once and no folders"),
         ({"file_pattern": "{label}/{index}"}, "expected each field once and no folders"),
+        ({"folders": "site/label"}, "is 'site/label', expected 'split', 'client' and 'label', each at most once"),
+        ({"folders": "label/label"}, "each at most once"),
+        ({"folders": ""}, "each at most once"),
+        ({"folders": "client/label", "file_pattern": "{client}_{index}"}, "file_pattern and folders both say 'client'"),
+        ({"folders": "split/label", "test_files": "*"}, "test_files is set, and folders says 'split'"),
         ({"test_files": "*", "test_source": "x"}, "test_files and test_source are both set"),
         ({"image_column": "a", "audio_column": "b"}, "image_column and audio_column are both set"),
     ],

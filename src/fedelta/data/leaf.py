@@ -46,13 +46,15 @@ def read_leaf(splits: dict[str, list[Path]]) -> Splits:
 
 
 def _dataset(files: Sequence[Path]) -> Dataset:
-    from datasets import Dataset, concatenate_datasets
+    from datasets import Dataset, Image, concatenate_datasets
 
     parts = []
     for path in files:
         clients, inputs, labels = _rows(path)
         name, values = _inputs(path, inputs)
-        parts.append(Dataset.from_dict({name: values, LABEL: labels, CLIENT: clients}))
+        part = Dataset.from_dict({name: values, LABEL: labels, CLIENT: clients})
+        is_path = name == "image" and isinstance(values[0], str)
+        parts.append(part.cast_column(name, Image()) if is_path else part)
     return concatenate_datasets(parts)
 
 
@@ -116,6 +118,4 @@ def _texts(path: Path, values: Sequence[str]) -> tuple[str, list[Any]]:
     place = next((each for each in places if (each / values[0]).is_file()), None)
     if place is None:
         raise DataError(f"{str(path)!r}: `x` names images, and {values[0]!r} is not beside it")
-    from datasets import Image
-
-    return "image", [Image().encode_example(str((place / value).absolute())) for value in values]
+    return "image", [str((place / value).absolute()) for value in values]

@@ -84,7 +84,7 @@ def _others(names: Sequence[str], taken: Sequence[str]) -> list[str]:
 def _ambiguous(places: Sequence[Place], levels: Sequence[str], is_open: Sequence[int]) -> DataError:
     names = _names_by_level(places)
     readings = []
-    for label, client in [*itertools.permutations(is_open, 2), (is_open[0], None)]:
+    for client, label in [*itertools.permutations(is_open, 2), (None, is_open[0])]:
         reading = [UNUSED if place in is_open else level for place, level in enumerate(levels)]
         reading[label] = LABEL
         words = f"classes {listed(names[label], _NUM_SHOWN)}"

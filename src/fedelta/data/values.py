@@ -75,9 +75,12 @@ def read_ids(dataset: Dataset, column: str, what: str, numbers: Tensor) -> Ids:
         return Ids(names, _codes(values))
     values = _as_whole_numbers(values)
     words = Counter(value for value in values if isinstance(value, str) and value.strip().casefold() in NULL_WORDS)
-    numeric = words and all(value in words or _is_number(value) for value in values if value is not None)
-    absent = set(words) if numeric else set()
-    missing = [row for row, value in enumerate(values) if _is_missing(value) or value in absent]
+    others = [value for value in values if value is not None and not (isinstance(value, str) and value in words)]
+    # Among numbers such a word is none.
+    absent = set(words) if others and all(map(_is_number, others)) else set()
+    missing = [
+        row for row, value in enumerate(values) if _is_missing(value) or (isinstance(value, str) and value in absent)
+    ]
     names = [None if _is_missing(value) else _name(value) for value in values]
     odd = {row: values[row] for row, name in enumerate(names) if name is None and row not in set(missing)}
     refuse(origin, [*_without_id(missing, called), *_not_ids(odd, called)], hint=_hint(odd))

@@ -13,6 +13,9 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
+_MAX_DEPTH = 16  # twice of what any section has
+_MAX_BITS = 63  # TOML 1.0: 64 bits, one of them the sign
+_NUM_SHOWN = 40
 # Any, in this package: values of a TOML table before they are checked, and type annotations as objects.
 Table = dict[str, Any]
 
@@ -64,6 +67,29 @@ def problems_of(context: Context) -> list[str]:
     """The problems of every setting in a configuration, those inside of others too."""
     settings = (setting for section in context.sections.values() for setting in _settings_in(section))
     return [problem for setting in settings for problem in setting.problems(context)]
+
+
+def out_of_bounds(table: Table) -> list[str]:
+    """What no setting can take, wherever it stands: whole numbers beyond 64 bits, and tables too deep to look into.
+
+    >>> out_of_bounds({"seed": 2**70})
+    ['`seed` is a whole number of 71 bits, expected 63 at most (64 with the sign)']
+    """
+    problems: list[str] = []
+    waiting: list[tuple[str, Any, int]] = [("", table, 0)]
+    while waiting:
+        path, value, depth = waiting.pop(0)
+        if depth > _MAX_DEPTH:
+            return [*problems, f"`{path[:_NUM_SHOWN]}...` is too deep: expected {_MAX_DEPTH} levels at most"]
+        if isinstance(value, dict):
+            waiting += [(f"{path}.{key}" if path else str(key), item, depth + 1) for key, item in value.items()]
+        elif isinstance(value, list):
+            waiting += [(path, item, depth + 1) for item in value]
+        elif isinstance(value, int) and value.bit_length() > _MAX_BITS:
+            problems.append(
+                f"`{path}` is a whole number of {value.bit_length()} bits, expected 63 at most (64 with the sign)"
+            )
+    return problems
 
 
 def _settings_in(value: object) -> Iterator[Settings]:

@@ -13,6 +13,8 @@ from pydantic_core import ErrorDetails
 
 from fedelta.settings.base import Settings
 
+_NUM_SHOWN = 200  # characters of a value
+
 
 def explain(errors: Iterable[ErrorDetails], section: str, value: object, root: type[Settings]) -> list[str]:
     """One problem for each place.
@@ -39,10 +41,15 @@ def explain(errors: Iterable[ErrorDetails], section: str, value: object, root: t
         elif kind == "value_error":
             explained[path] = f"`{path}`: {expectation}"
         elif path not in explained:
-            explained[path] = f"`{path}` is {given!r}, expected: {expectation}"
+            explained[path] = f"`{path}` is {_shortened(given)}, expected: {expectation}"
         elif expectation not in explained[path]:
             explained[path] += f" or {expectation}"
     return list(explained.values())
+
+
+def _shortened(given: object) -> str:
+    text = repr(given)
+    return text if len(text) <= _NUM_SHOWN else f"{text[: _NUM_SHOWN - 3]}..."
 
 
 def unknown_key(key: str, parent: str, owner: type[Settings]) -> str:

@@ -47,7 +47,7 @@ def toml_value(text: str) -> object:
     """
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # also a number of more digits than Python reads, and brackets without end
         return text
 
 
