@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from fedelta.errors import listed, refuse
 from fedelta.modalities.base import Certainty, FeatureKind, Modality
 from fedelta.modalities.table import MODALITIES
+from fedelta.modalities.waveforms import is_recording
 from fedelta.tasks.base import Task
 from fedelta.tasks.targets import TargetColumn
 
@@ -106,6 +107,10 @@ def _input_candidates(dataset: Dataset, wanted: Wanted, taken: set[str | None]) 
     rated: list[tuple[Certainty, str, type[Modality]]] = []
     for name, feature in dataset.features.items():
         kind = None if name in taken else _kind_of(feature)
+        if kind == "bytes" and is_recording(
+            dataset.select_columns([name]).with_format("arrow")[:1].column(0)[0].as_py()
+        ):
+            kind = "audio"
         if kind is not None:
             kinds = ((modality.columns.kinds.get(kind), modality) for modality in MODALITIES.values())
             rated += [(certainty, name, modality) for certainty, modality in kinds if certainty is not None]
@@ -124,6 +129,8 @@ def _kind_of(feature: object) -> FeatureKind | None:
             return "audio"
         case Array2D() | Array3D() | List(feature=List()):
             return "array"
+        case {"array": _, "sampling_rate": _}:
+            return "audio"
         case {"bytes": _}:
             return "bytes"
     if feature == Value("binary"):
