@@ -107,15 +107,18 @@ def _input_candidates(dataset: Dataset, wanted: Wanted, taken: set[str | None]) 
     rated: list[tuple[Certainty, str, type[Modality]]] = []
     for name, feature in dataset.features.items():
         kind = None if name in taken else _kind_of(feature)
-        if kind == "bytes" and is_recording(
-            dataset.select_columns([name]).with_format("arrow")[:1].column(0)[0].as_py()
-        ):
+        if kind == "bytes" and is_recording(_first(dataset, name)):
             kind = "audio"
         if kind is not None:
             kinds = ((modality.columns.kinds.get(kind), modality) for modality in MODALITIES.values())
             rated += [(certainty, name, modality) for certainty, modality in kinds if certainty is not None]
     surest = min((certainty for certainty, _, _ in rated), default=None)
     return {name: modality for certainty, name, modality in rated if certainty == surest}
+
+
+def _first(dataset: Dataset, column: str) -> object:
+    """The first value of a column as it is stored."""
+    return dataset.select_columns([column]).with_format("arrow")[:1].column(0)[0].as_py()
 
 
 def _kind_of(feature: object) -> FeatureKind | None:
