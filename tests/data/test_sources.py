@@ -17,6 +17,7 @@ from datasets import ClassLabel, Dataset, Features, Value, load_dataset
 from datasets import Image as ImageFeature
 from PIL import Image
 from pydantic import ValidationError
+from tests.sounds import encoded, tone
 
 from fedelta.data.files import load_splits
 from fedelta.data.sources import DataSource, RawData, read
@@ -131,6 +132,17 @@ def test_images_in_parquet_are_found_with_and_without_the_hubs_features(tmp_path
     assert load(tmp_path / "plain.parquet").columns.input == "pixels"
     raw = load(tmp_path / "hub.parquet")
     assert (raw.columns.input, raw.columns.label, raw.class_names) == ("img", "kind", ("x", "y"))
+
+
+@pytest.mark.parametrize("form", ["bytes", "struct", "decoded"])
+def test_recordings_in_parquet_are_found_without_the_hubs_features(form, tmp_path):
+    content, wave = encoded(tone(440)), tone(440).tolist()
+    cells = {"bytes": content, "struct": {"bytes": content, "path": None},
+             "decoded": {"array": wave, "sampling_rate": 8000}}  # fmt: skip
+    table = pa.table({"sound": [cells[form]] * 4, "label": [0, 1, 0, 1]})
+    pq.write_table(table, tmp_path / "d.parquet")
+    raw = load(tmp_path / "d.parquet")
+    assert (raw.columns.input, raw.modality.name) == ("sound", "audio")
 
 
 def test_integer_labels_need_not_start_at_zero(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from tests.sounds import encoded, tone
 
 from fedelta.modalities.base import ExampleError
-from fedelta.modalities.waveforms import check_audio, check_rate, decode_audio
+from fedelta.modalities.waveforms import check_audio, check_rate, decode_audio, is_recording
 
 WAVE = tone(440)
 WAV = encoded(WAVE)
@@ -48,6 +48,41 @@ def test_channels_are_averaged():
     stereo = np.stack([np.full(80, 0.5), np.zeros(80)], 1).astype(np.float32)
     samples, _ = decode_audio(encoded(stereo, subtype="FLOAT"))
     assert samples.tolist() == [0.25] * 80
+
+
+def test_decoded_samples_are_read_with_their_rate():
+    for samples in (WAVE, WAVE.tolist(), [WAVE.tolist(), WAVE.tolist()]):
+        value = {"array": samples, "sampling_rate": 8000, "path": None}
+        check_audio(value)
+        found, sample_rate = decode_audio(value)
+        assert sample_rate == 8000
+        np.testing.assert_allclose(found, WAVE, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"array": [0.5, 0.1], "sampling_rate": None}, "a sample rate of None Hz, expected 1000 to 768000"),
+        ({"array": [0.5, float("nan")], "sampling_rate": 8000}, "NaN or infinite"),
+        ({"array": [300, -4], "sampling_rate": 8000}, "samples up to 300, expected -1 to 1: divide by the full scale"),
+        ({"array": [], "sampling_rate": 8000}, "without samples"),
+        ({"array": ["a"], "sampling_rate": 8000}, "other values than numbers"),
+        ({"array": [[[0.1]]], "sampling_rate": 8000}, r"of shape \(1, 1, 1\), expected \[samples\]"),
+        ([0.5, 0.1], "no recording but list; samples need their rate: a struct of `array` and `sampling_rate`"),
+    ],
+)
+def test_decoded_samples_that_are_no_recording_are_refused(value, message):
+    for read in (check_audio, decode_audio):
+        with pytest.raises(ExampleError, match=message):
+            read(value)
+
+
+@pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG", "MP3"])
+def test_bytes_of_a_recording_are_known_by_their_beginning(kind):
+    content = encoded(WAVE, kind=kind)
+    assert is_recording(content)
+    assert is_recording({"bytes": content, "path": None})
+    assert not any(map(is_recording, (b"RIFF\0\0\0\0WEBP", b"\x89PNG", None, {"bytes": None}, "a.wav")))
 
 
 def test_no_more_is_read_than_is_asked_for():

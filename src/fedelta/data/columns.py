@@ -14,6 +14,7 @@ from fedelta.data.values import values_of
 from fedelta.errors import listed, refuse
 from fedelta.modalities.base import Certainty, FeatureKind, Modality
 from fedelta.modalities.table import MODALITIES
+from fedelta.modalities.waveforms import is_recording
 from fedelta.tasks.base import Task
 from fedelta.tasks.targets import TargetColumn
 
@@ -107,11 +108,18 @@ def _input_candidates(dataset: Dataset, wanted: Wanted, taken: set[str | None]) 
     rated: list[tuple[Certainty, str, type[Modality]]] = []
     for name, feature in dataset.features.items():
         kind = None if name in taken else _kind_of(feature)
+        if kind == "bytes" and is_recording(_first(dataset, name)):
+            kind = "audio"
         if kind is not None:
             kinds = ((modality.columns.kinds.get(kind), modality) for modality in MODALITIES.values())
             rated += [(certainty, name, modality) for certainty, modality in kinds if certainty is not None]
     surest = min((certainty for certainty, _, _ in rated), default=None)
     return {name: modality for certainty, name, modality in rated if certainty == surest}
+
+
+def _first(dataset: Dataset, column: str) -> object:
+    """The first value of a column as it is stored."""
+    return dataset.select_columns([column]).with_format("arrow")[:1].column(0)[0].as_py()
 
 
 def _kind_of(feature: object) -> FeatureKind | None:
@@ -125,6 +133,8 @@ def _kind_of(feature: object) -> FeatureKind | None:
             return "audio"
         case Array2D() | Array3D() | List(feature=List()):
             return "array"
+        case {"array": _, "sampling_rate": _}:
+            return "audio"
         case {"bytes": _}:
             return "bytes"
     if feature == Value("binary"):

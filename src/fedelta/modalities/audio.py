@@ -23,14 +23,12 @@ from fedelta.modalities.base import Certainty, Column, ColumnRule, ExampleError,
 from fedelta.modalities.settings import AudioSettings, Preparation
 from fedelta.modalities.spectrograms import log_mel, resample, shown_seconds
 from fedelta.modalities.stores import Encoded, examined, in_chunks, read_examples, refuse_rows, stored
-from fedelta.modalities.waveforms import check_audio, check_rate, decode_audio, one_channel
+from fedelta.modalities.waveforms import check_audio, check_rate, check_scale, decode_audio, one_channel
 
 if TYPE_CHECKING:
     from fedelta.modalities.base import Example
 
 _BYTES_PER_VALUE = 2  # float16
-# Mixing may go a little beyond full scale; integers that became floats go far beyond.
-_MAX_SAMPLE = 2.0
 
 
 @dataclass(frozen=True)
@@ -180,8 +178,8 @@ def _waveform(recording: Example, max_seconds: float) -> tuple[NDArray[np.float3
         shape = f"a {samples.dtype} tensor of shape {tuple(samples.shape)}"
         raise ExampleError(f"{shape}, expected a float tensor [samples] or [channels, samples]")
     check_rate(sample_rate)
-    if samples.numel() and samples.abs().max() > _MAX_SAMPLE:
-        raise ExampleError(f"samples up to {samples.abs().max():g}, expected -1 to 1: divide by the full scale")
+    if samples.numel():
+        check_scale(float(samples.abs().max()))
     return one_channel(np.atleast_2d(samples.detach().cpu().float().numpy())), sample_rate
 
 

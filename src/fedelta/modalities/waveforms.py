@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 _RATES = range(1000, 768_001)
 # Read beyond what is asked for: a resampling filter looks as far ahead from 1 kHz.
 _MARGIN_SECONDS = 0.05
+# Mixing may go a little beyond full scale; integers that became floats go far beyond.
+_MAX_SAMPLE = 2.0
+_NO_RATE = "; samples need their rate: a struct of `array` and `sampling_rate`, or a sound file"
 # Sizes from here on are what writers put there that cannot go back in their output, such as a pipe.
 _UNKNOWN_SIZE = 0x7FFF_0000
 
@@ -32,15 +35,30 @@ def check_audio(value: object) -> None:
     Raises:
         ExampleError: see `decode_audio`.
     """
+    if _is_decoded(value):
+        _of_array(value)
+        return
     with _opened(value):
         pass
+
+
+def is_recording(value: object) -> bool:
+    """Whether bytes, or those in a struct, begin as a WAV, FLAC, OGG or MP3 file does."""
+    content = value.get("bytes") if isinstance(value, Mapping) else value
+    if not isinstance(content, bytes):
+        return False
+    is_wave = content[:4] in {b"RIFF", b"RIFX", b"RF64"} and content[8:12] == b"WAVE"
+    # A frame of MP3 begins with eleven ones; a tag before it with letters.
+    is_frame = len(content) > 1 and content[0] == 0xFF and content[1] & 0xE0 == 0xE0
+    return is_wave or is_frame or content.startswith((b"fLaC", b"OggS", b"ID3"))
 
 
 def decode_audio(value: object, max_seconds: float | None = None) -> tuple[NDArray[np.float32], int]:
     """The samples of a recording, channels averaged, in -1..1, and its sample rate in Hz.
 
     Args:
-        value: WAV, FLAC, OGG or MP3 as bytes, as path, or as `{"bytes": ..., "path": ...}`.
+        value: WAV, FLAC, OGG or MP3 as bytes, as path, or as `{"bytes": ..., "path": ...}`; or what these decode to,
+            `{"array": ..., "sampling_rate": ...}` with samples in -1..1.
         max_seconds: what comes later is not read, but for a little that resampling needs.
 
     Raises:
@@ -48,6 +66,8 @@ def decode_audio(value: object, max_seconds: float | None = None) -> tuple[NDArr
     """
     import soundfile
 
+    if _is_decoded(value):
+        return _of_array(value)
     with _opened(value) as sound:
         limit = -1 if max_seconds is None else math.ceil((max_seconds + _MARGIN_SECONDS) * sound.samplerate)
         try:
@@ -81,6 +101,34 @@ def check_rate(sample_rate: object) -> None:
         raise ExampleError(f"a sample rate of {sample_rate} Hz, expected {_RATES[0]} to {_RATES[-1]}")
 
 
+def check_scale(largest: float) -> None:
+    """Refuses samples that are integers of a sound file and no parts of the full scale.
+
+    Raises:
+        ExampleError: says what was expected.
+    """
+    if largest > _MAX_SAMPLE:
+        raise ExampleError(f"samples up to {largest:g}, expected -1 to 1: divide by the full scale")
+
+
+def _is_decoded(value: object) -> TypeGuard[Mapping[str, Any]]:
+    return isinstance(value, Mapping) and value.get("array") is not None
+
+
+def _of_array(value: Mapping[str, Any]) -> tuple[NDArray[np.float32], int]:
+    """One channel and the sample rate of what a data set holds decoded; Any: whatever stands there."""
+    try:
+        samples = np.atleast_2d(np.asarray(value["array"], dtype=np.float32))
+    except (TypeError, ValueError):
+        raise ExampleError("an `array` that holds other values than numbers") from None
+    if samples.ndim != 2:
+        raise ExampleError(f"an `array` of shape {samples.shape}, expected [samples] or [channels, samples]")
+    check_rate(value.get("sampling_rate"))
+    waveform = one_channel(samples)
+    check_scale(float(np.abs(waveform).max()))
+    return waveform, int(value["sampling_rate"])
+
+
 @contextmanager
 def _opened(value: object) -> Iterator[SoundFile]:
     import soundfile
@@ -106,7 +154,7 @@ def _bytes_of(value: object) -> IO[bytes]:
     if isinstance(value, bytes):
         return io.BytesIO(value)
     if not isinstance(value, str | Path):
-        raise ExampleError(f"no recording but {type(value).__name__}")
+        raise ExampleError(f"no recording but {type(value).__name__}{_NO_RATE if isinstance(value, list) else ''}")
     try:
         return Path(value).expanduser().open("rb")
     except (OSError, RuntimeError) as error:
