@@ -15,9 +15,10 @@ from torch import Tensor
 from fedelta.assembly.run import Assembly
 from fedelta.assembly.site import evaluate
 from fedelta.data.batches import Examples
+from fedelta.federation.base import Standing
 from fedelta.federation.memory import Memories
 from fedelta.federation.records import RoundOutcome
-from fedelta.federation.rounds import Standing, federate
+from fedelta.federation.rounds import federate
 from fedelta.modalities.base import Inputs
 
 _ROWS = 3  # of a client: a batch of two and a shorter one, so that lanes are padded
