@@ -147,6 +147,19 @@ def test_tensors_that_no_answer_depends_on_are_named(caplog):
     assert "no answer depends on 2 of 6 tuned tensors ('spare.lora_A', 'spare.lora_B')" in caplog.text
 
 
+class LessTheMean(Net):
+    def hidden(self, x: Tensor) -> Tensor:
+        return self.layer(x - x.mean(0))
+
+
+def test_a_model_whose_answer_depends_on_the_batch_is_named(caplog):
+    with caplog.at_level(logging.WARNING, "fedelta"):
+        proved(Head(), backbone_of(LessTheMean))
+        proved(Head(), backbone_of(Net))
+    [record] = caplog.records
+    assert "LessTheMean answers a row otherwise when other rows are in its batch" in record.getMessage()
+
+
 class Standardised(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         return self._conv_forward(x, self.weight - self.weight.mean((1, 2, 3), keepdim=True), self.bias)
