@@ -72,10 +72,12 @@ class Lora(Settings):
     def apply(self, backbone: Backbone, lanes: Lanes, generator: Generator) -> ParamSpec:
         """See `TuningMethod.apply`."""
         layers, tensors = untouched(backbone.module), {}
-        chosen = self.targets(backbone)
-        for own, odd in _odd({own: layer for own, (_, layer) in layers.items()}).items():
-            logger.warning("tuning method 'lora' leaves `%s` alone: it %s.", own, odd)
-        for own in chosen:
+        if odd := _odd({own: layer for own, (_, layer) in layers.items()}):
+            first = next(iter(odd))
+            logger.warning(
+                "tuning method 'lora' leaves %d layers alone, first `%s`: it %s.", len(odd), first, odd[first]
+            )
+        for own in self.targets(backbone):
             now, layer = layers[own]
             rank = _lookup(self.rank_pattern, own, backbone.anatomy, self.r)
             alpha = self.alpha_of(own, backbone.anatomy)
