@@ -136,6 +136,8 @@ def anatomy_of(module: nn.Module, family: str) -> Anatomy:
                 hint=f"known families: {', '.join(ANATOMIES)}; for another pass `Backbone(module, Anatomy(...))`.",
             )
         return Anatomy((found,))
+    if children.keys().isdisjoint(anatomy.head):
+        anatomy = replace(anatomy, head=_outside(module))
     paths = [
         *anatomy.head,
         anatomy.embeddings,
@@ -148,3 +150,9 @@ def anatomy_of(module: nn.Module, family: str) -> Anatomy:
             hint="the installed transformers version lays this family out differently; see constraints.txt.",
         )
     return anatomy
+
+
+def _outside(module: nn.Module) -> tuple[str, ...]:
+    """What stands beside the base model, such as the two heads of a DeiT that learned from a teacher."""
+    base = getattr(module, "base_model_prefix", "")
+    return tuple(name for name, child in module.named_children() if name != base and list(child.parameters()))
