@@ -160,9 +160,7 @@ ANATOMIES: dict[str, Anatomy] = {
     "vit_msn": _vit("vit"),
     "ijepa": replace(_vit("ijepa"), no_exits=_NO_CLASS_TOKEN_BUT_PATCHES),
     "beit": replace(_vit("beit"), no_prompts=_PLACES),
-    "data2vec-vision": replace(
-        _vit("data2vec_vision", "encoder.layer"), roles=_DATA2VEC_ROLES, no_prompts=_PLACES
-    ),
+    "data2vec-vision": replace(_vit("data2vec_vision", "encoder.layer"), roles=_DATA2VEC_ROLES, no_prompts=_PLACES),
     "dinov2": _vit("dinov2", "encoder.layer", "norm2"),
     "dinov2_with_registers": _vit("dinov2_with_registers", "encoder.layer", "norm2"),
     "clip": _CLIP,
@@ -215,6 +213,9 @@ def anatomy_of(module: nn.Module, family: str) -> Anatomy:
     anatomy = ANATOMIES.get(family)
     if anatomy is None:
         return _found(module, family)
+    if not any(name in anatomy.head for name, _ in module.named_children()):
+        # Such as the two heads of a DeiT that learned from a teacher.
+        anatomy = replace(anatomy, head=_head_of(module, family))
     paths = [
         *anatomy.head,
         anatomy.embeddings,

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from fedelta.errors import listed
+from fedelta.errors import ModelError, listed
 from fedelta.tasks.class_names import are_numbers, order_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 logger = logging.getLogger("fedelta")
+
 
 @dataclass(frozen=True)
 class Head:
@@ -26,10 +27,12 @@ class Head:
     Args:
         theirs: class names in the checkpoint's configuration, in label order.
         ours: of the data, in label order.
+        is_told: whether what is done to the head is logged.
     """
 
     theirs: tuple[str, ...]
     ours: tuple[str, ...]
+    is_told: bool = True
 
 
 def class_names_of(config: PretrainedConfig) -> tuple[str, ...]:
@@ -38,12 +41,23 @@ def class_names_of(config: PretrainedConfig) -> tuple[str, ...]:
     return tuple(names[label] for label in sorted(names))
 
 
-def class_axes(module: PreTrainedModel) -> dict[str, int]:
+def class_axes(module: nn.Module) -> dict[str, int]:
     """Tensors of a network of transformers that have a row for each class, and the axis of these rows.
 
     Found by what differs between two such networks without memory that have 3 and 5 classes, so that a head may look as
     it likes.
+
+    Raises:
+        ModelError: it is no network of transformers, and nobody knows what its head looks like.
     """
+    from transformers import PreTrainedModel
+
+    if not isinstance(module, PreTrainedModel):
+        raise ModelError(
+            f"which rows of the head of {type(module).__name__} stand for which class is not known: it is no network "
+            "of transformers.",
+            hint="give the classes in the order in which the head has them.",
+        )
     few, many = (_shapes(module, number) for number in (3, 5))
     differing = {name: list(zip(shape, many[name], strict=True)) for name, shape in few.items() if shape != many[name]}
     return {name: pairs.index((3, 5)) for name, pairs in differing.items() if (3, 5) in pairs}
@@ -68,11 +82,12 @@ def match_head(module: PreTrainedModel, head: Head, axes: Mapping[str, int]) -> 
         Why the head had to be drawn anew, from the global generator; None where it is the checkpoint's.
     """
     theirs, ours = head.theirs, head.ours
+    tell = logger.warning if head.is_told else logger.debug
     order = order_of(theirs, ours)
     if order == tuple(range(len(ours))):
         return None
     if order is not None:
-        logger.warning(
+        tell(
             "the checkpoint's head has the classes in another order (%s); its rows are put into that of the data (%s).",
             listed(theirs),
             listed(ours),
@@ -80,7 +95,7 @@ def match_head(module: PreTrainedModel, head: Head, axes: Mapping[str, int]) -> 
         _permute(module, axes, order)
         return None
     if are_numbers(theirs) or (are_numbers(ours) and len(theirs) == len(ours)):
-        logger.warning(
+        tell(
             "the checkpoint's head is kept, its classes (%s) taken for those of the data (%s) in this order: names "
             "cannot tell. If that is wrong, mend `id2label` in its `config.json`.",
             listed(theirs),
@@ -89,9 +104,7 @@ def match_head(module: PreTrainedModel, head: Head, axes: Mapping[str, int]) -> 
         return None
     redraw(module, axes)
     reason = f"the checkpoint's head knows other classes ({listed(theirs)}) than the data have ({listed(ours)})"
-    logger.warning(
-        "%s: a new one is drawn. If they are the same, mend `id2label` in the checkpoint's `config.json`.", reason
-    )
+    tell("%s: a new one is drawn. If they are the same, mend `id2label` in the checkpoint's `config.json`.", reason)
     return reason
 
 
