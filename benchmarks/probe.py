@@ -102,6 +102,20 @@ def rows_for(backbone: Backbone) -> Rows:
     return Rows(modality.transform(texts))
 
 
+def exact(backbone: Backbone, rows: Rows) -> tuple[Backbone, Rows]:
+    """Both in float64, where a kink that rounding crosses is no difference; as they are where a model takes none."""
+    module = copy.deepcopy(backbone.module).double()
+    tensors = rows.fetch(torch.arange(_ROWS))
+    doubled = Rows({name: each.double() if each.is_floating_point() else each for name, each in tensors.items()})
+    wide = dataclasses.replace(backbone, module=module)
+    try:
+        with torch.no_grad():
+            logits = wide.logits(doubled.fetch(torch.arange(_ROWS)))
+    except (RuntimeError, ValueError, TypeError):
+        return backbone, rows
+    return (wide, doubled) if logits.dtype == torch.float64 else (backbone, rows)
+
+
 def probe(backbone: Backbone, name: str, rows: Rows) -> Cell:
     """Tries the method called `name` on copies of `backbone`."""
     try:
@@ -159,7 +173,7 @@ def _drawn(engine: LaneEngine, spec: ParamSpec, client: int) -> Params:
     for name in spec:
         if spec.tensors[name].trained:
             generator = stream(1, name, client)
-            params[name] = params[name] + 0.02 * torch.randn(params[name].shape, generator=generator)
+            params[name] = params[name] + 0.02 * torch.randn(params[name].shape, generator=generator).to(params[name])
     return params
 
 

@@ -193,6 +193,16 @@ def architecture(family: str) -> dict[str, Any]:
     return {"model_type": family, **_small(AutoConfig.for_model(family).to_dict()), **OWN.get(family, {})}
 
 
+def image_size(family: str) -> int | None:
+    """Side of the images for a family of images whose configuration says none; None for all others."""
+    from transformers import AutoConfig
+    from transformers.models.auto import modeling_auto
+
+    is_image = family in modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+    fields = AutoConfig.for_model(family).to_dict()
+    return 64 if is_image and not {"image_size", "vision_config"} & fields.keys() else None
+
+
 def _small(fields: dict[str, Any]) -> dict[str, Any]:
     """Small values for those of `fields` that have one, and for those of configurations inside."""
     small = {
