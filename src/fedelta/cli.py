@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedelta.errors import FedeltaError, InputError
-from fedelta.terminal import MIB, client_bar, round_bar, table_of_personalization, table_of_run
+from fedelta.terminal import MIB, Stages, client_bar, round_bar, table_of_personalization, table_of_run
 
 if TYPE_CHECKING:
     from fedelta.experiment import Result
@@ -265,7 +265,26 @@ def export(
 
 @app.command()
 def check(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Check a configuration, its data and its model; nothing is trained or written."""
+    """Check a configuration, its data and its model, down to a step and an evaluation; nothing is written."""
+    try:
+        _check(config, overrides or ())
+    except InputError:
+        raise
+    except FedeltaError as error:
+        raise InputError(error.message, hint=error.hint) from error
+    except OSError as error:
+        raise InputError(f"{error.strerror or error}: {error.filename or config}") from error
+    # Whatever it is: a run would end with it, after more time.
+    except Exception as error:
+        raise InputError(
+            f"a run would fail with {type(error).__name__}: {error}",
+            hint="this should have had a better message; please report it with the configuration.",
+        ) from error
+
+
+def _check(config: Path, overrides: Sequence[str]) -> None:
+    from fedelta.assembly.rehearsal import rehearse
+    from fedelta.assembly.run import assemble
     from fedelta.comparison.cells import make_plan
     from fedelta.comparison.display import announcement
     from fedelta.comparison.request import read_request
@@ -273,9 +292,11 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
     from fedelta.experiment import Experiment
     from fedelta.tracking.table import require
 
-    experiment = Experiment.from_toml(config, overrides or ())
+    experiment, stages = Experiment.from_toml(config, overrides), Stages(err_console)
     require(experiment.config.tracking)
-    assembly = experiment.assembly
+    assembly = assemble(experiment.config, stage=stages)
+    with stages("a round on a few rows"):
+        rehearse(assembly)
     sizes = [len(rows) for rows in assembly.data.partition.values()]
     unseen = len(assembly.data.unseen)
     held_out = f"{unseen} clients held out, " if unseen else ""
@@ -288,8 +309,9 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
         f"{assembly.spec.num_parameters:,} of {assembly.model.total_parameters:,} parameters tuned, "
         f"{assembly.engine.lanes.num} lanes."
     )
+    print(f"That took {stages}.")
     if "compare" in read_table(config):
-        plan = make_plan(read_request(config, overrides=overrides or ()))
+        plan = make_plan(read_request(config, overrides=overrides))
         print(f"`fedelta compare` of it: {announcement(plan)}, each of them valid.")
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fedelta.assembly.model import tuned_model
 from fedelta.assembly.run import Assembly, assemble
-from fedelta.assembly.site import build_site, details, num_lanes, read_data
+from fedelta.assembly.site import build_site, details, few_rows, num_lanes, read_data
 from fedelta.config import Config, check_config, load_config, read_table
 from fedelta.data.batches import FederatedData
 from fedelta.data.clients import Name
@@ -311,7 +311,9 @@ def evaluate_adapter(
     backbone, data = read_data(loaded)
     # The adapter says what is tuned, whatever the configuration was written for.
     start = None if adapter is None else read_adapter(adapter, backbone.anatomy)
-    model = tuned_model(loaded, backbone, data.class_names, num_lanes=num_lanes(loaded), adapter=start)
+    model = tuned_model(
+        loaded, backbone, data.class_names, num_lanes=num_lanes(loaded), adapter=start, sample=few_rows(data)
+    )
     site = build_site(loaded, model, data)
     if kept_by is not None:
         site.restore(kept_by.clients, load(kept_by.checkpoint).memory_mark)

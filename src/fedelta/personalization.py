@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedelta.assembly.model import TunedModel, tiers_of, tuned_model
-from fedelta.assembly.site import build_engine, read_data
+from fedelta.assembly.site import build_engine, few_rows, read_data
 from fedelta.config import Config, load_config
 from fedelta.data.batches import FederatedData
 from fedelta.data.clients import Clients
@@ -121,7 +121,7 @@ def _bench(config: Config, num_unseen: int, backbone: Backbone | None, data: Fed
     num_lanes = config.runtime.num_lanes(
         clients_per_round=num_unseen * len(config.personalization.lrs), batch_size=client.batch_size
     )
-    model = tuned_model(config, backbone, data.class_names, num_lanes=num_lanes)
+    model = tuned_model(config, backbone, data.class_names, num_lanes=num_lanes, sample=few_rows(data))
     tiers = tiers_of(config, model, data.clients)
     return _Bench(model, data, build_engine(config, model, data, client), tiers)
 

@@ -5,6 +5,7 @@ Imports of what takes a while stand inside of functions: `fedelta --help` is the
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,32 @@ if TYPE_CHECKING:
     from fedelta.tasks.base import Measure
 
 MIB = 2**20
+
+
+class Stages:
+    """Says what is being done while it is done, and afterwards what took how long.
+
+    Args:
+        console: for the first; on a terminal only.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """The time of this context is that of `name`."""
+        begin = time.perf_counter()
+        with self._console.status(f"{name} ..."):
+            yield
+        self._seconds[name] = time.perf_counter() - begin
+
+    def __str__(self) -> str:
+        """All stages, the longest first."""
+        longest = sorted(self._seconds.items(), key=lambda each: -each[1])
+        parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in longest)
+        return f"{sum(self._seconds.values()):.1f} s: {parts}"
 
 
 @contextmanager

@@ -5,7 +5,7 @@ Both sides make it from the configuration and the class names, and get the same 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -26,6 +26,7 @@ from fedelta.tuning.exits import exit_blocks, owned_at
 from fedelta.tuning.lanes import Lanes
 from fedelta.tuning.lora import Lora
 from fedelta.tuning.norms import LaneBatchNorm, LaneGroupNorm
+from fedelta.tuning.proof import apply_proved
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ def tuned_model(
     *,
     num_lanes: int = 1,
     adapter: Adapter | None = None,
+    sample: Mapping[str, Tensor] | None = None,
 ) -> TunedModel:
     """The model that `config` describes.
 
@@ -65,6 +67,8 @@ def tuned_model(
         class_names: in label order; nothing where the task has no classes.
         num_lanes: at most; a method whose tensors cannot carry as many has fewer.
         adapter: start from this one, whatever `model.adapter` and `[tuning]` say.
+        sample: inputs of a few rows, on which it is proved that the tuning method does what it says; by default random
+            ones, where the backbone knows what its inputs are.
 
     Raises:
         ModelError: the tuning method does not fit the backbone.
@@ -85,7 +89,7 @@ def tuned_model(
         check_classes(start, class_names)
         tuning = adopted_tuning(config, start, backbone)
     lanes = Lanes(min(num_lanes, tuning.max_lanes or num_lanes))
-    spec = apply_tuning(config, tuning, backbone, lanes)
+    spec = apply_tuning(config, tuning, backbone, lanes, _random(backbone) if sample is None else sample)
     params = _start(backbone, spec) | ({} if start is None else _on_cpu(start.params))
     return TunedModel(backbone, tuning, spec, lanes, params, total_parameters)
 
@@ -95,14 +99,32 @@ def work_of(config: Config) -> ClientSettings:
     return config.client.in_steps(config.strategy.local_steps)
 
 
-def apply_tuning(config: Config, tuning: AnyTuning, backbone: Backbone, lanes: Lanes) -> ParamSpec:
+def _random(backbone: Backbone) -> Mapping[str, Tensor] | None:
+    """Inputs of two rows; None where nobody knows what they are."""
+    return None if backbone.modality is None else backbone.modality.export_inputs(2, 16, stream(0, "proof", "inputs"))
+
+
+def apply_tuning(
+    config: Config, tuning: AnyTuning, backbone: Backbone, lanes: Lanes, sample: Mapping[str, Tensor] | None = None
+) -> ParamSpec:
     """Makes the tensors of `tuning` part of the backbone, and returns their specification.
+
+    Args:
+        config: of the run.
+        tuning: the method.
+        backbone: edited in place.
+        lanes: of the modules that the method puts in.
+        sample: inputs of a few rows to prove the method on; None where there is nothing to compute with.
 
     Raises:
         ModelError: the method does not fit the backbone.
         ConfigError: `model.batch_norm` has no effect, or is not that of a backbone of the caller's own.
     """
-    spec = tuning.apply(backbone, lanes, stream(config.seed, "tuning"))
+    generator = stream(config.seed, "tuning")
+    if sample is None:
+        spec = tuning.apply(backbone, lanes, generator)
+    else:
+        spec = apply_proved(tuning, backbone, lanes, generator, sample)
     _check_norms(config, tuning, backbone)
     return spec
 

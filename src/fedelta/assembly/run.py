@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import cast
 
 from fedelta.assembly.model import TunedModel, tiers_of, tuned_model, work_of
 from fedelta.assembly.server import build_server
-from fedelta.assembly.site import build_site, details, evaluate, num_lanes, read_data
+from fedelta.assembly.site import build_site, details, evaluate, few_rows, num_lanes, read_data
 from fedelta.codecs.wire import encode
 from fedelta.config import Config
 from fedelta.data.batches import FederatedData
@@ -25,6 +27,8 @@ from fedelta.tasks.base import Evaluation
 from fedelta.tasks.details import Details
 from fedelta.tuning.exits import exit_blocks
 from fedelta.tuning.scopes import scopes_of
+
+Stage = Callable[[str], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True)
@@ -82,25 +86,35 @@ class Assembly:
         return details(self.site, params, self.data.test, self.data.class_names)
 
 
-def assemble(config: Config, *, backbone: Backbone | None = None, data: FederatedData | None = None) -> Assembly:
+def assemble(
+    config: Config,
+    *,
+    backbone: Backbone | None = None,
+    data: FederatedData | None = None,
+    stage: Stage = nullcontext,
+) -> Assembly:
     """The objects that `config` describes; reads data and weights, trains nothing.
 
     Args:
         config: what to run.
         backbone: a model of your own instead of `config.model`; edited in place.
         data: data of your own instead of `config.data` and `config.partition`.
+        stage: entered with a name for each part of the work.
 
     Raises:
         InputError: something in it cannot be used.
     """
-    backbone, data = read_data(config, backbone, data)
-    model = tuned_model(config, backbone, data.class_names, num_lanes=num_lanes(config))
+    with stage("data and base model"):
+        backbone, data = read_data(config, backbone, data)
+    with stage("tuning method"):
+        model = tuned_model(config, backbone, data.class_names, num_lanes=num_lanes(config), sample=few_rows(data))
     if data.unseen:
         config.personalization.scopes(scopes_of(backbone, model.spec), model.tuning.name)
     clients = data.clients.only(data.partition)
     everyone = tiers_of(config, model, data.clients)
     tiers = None if everyone is None else everyone.only(clients.numbers)
-    site = build_site(config, model, data, tiers)
+    with stage("lanes"):
+        site = build_site(config, model, data, tiers)
     runtime = _runtime(config, model, site)
     federation = build_server(
         config,

@@ -8,9 +8,11 @@ from dataclasses import replace
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from fedelta.assembly.model import TunedModel, work_of
 from fedelta.config import Config
+from fedelta.data.augmentation import check_images
 from fedelta.data.batches import Examples, FederatedData
 from fedelta.data.federate import adapted, federate
 from fedelta.data.sources import RawData, read
@@ -60,8 +62,13 @@ def read_data(
         unseen = partial(personal.unseen, seed=config.seed)
         data = federate(raw, config.partition, modality, seed=config.seed, held_out=unseen)
     personal.check_sizes(data.unseen, data.clients)
-    _check_owners(config, data)
+    _check_augmentation(config, data)
     return backbone, data
+
+
+def few_rows(data: FederatedData) -> dict[str, Tensor]:
+    """Inputs of two training rows, for what is proved of a model before it is trained."""
+    return data.train.inputs.fetch(torch.arange(min(2, len(data.train))))
 
 
 def build_engine(config: Config, model: TunedModel, data: FederatedData, client: ClientSettings) -> LaneEngine:
@@ -189,9 +196,10 @@ def _check_modality(config: Config, raw: RawData) -> None:
         )
 
 
-def _check_owners(config: Config, data: FederatedData) -> None:
+def _check_augmentation(config: Config, data: FederatedData) -> None:
     if not config.augmentation.is_on:
         return
+    check_images(data.train.inputs.fetch(torch.arange(1)), config.augmentation)
     rows = torch.cat([*data.partition.values(), *data.unseen.values()])
     if len(rows.unique()) < len(rows):
         raise ConfigError(

@@ -94,7 +94,7 @@ class AugmentedInputs:
     def __init__(
         self, inputs: Inputs, augmentation: Augmentation, black: tuple[float, ...], device: torch.device
     ) -> None:
-        _check(inputs.fetch(torch.arange(1)), augmentation)
+        check_images(inputs.fetch(torch.arange(1)), augmentation)
         self._inputs = inputs
         self._augmentation = augmentation
         self._black_C = torch.tensor(black, device=device)
@@ -203,7 +203,12 @@ def resize_boxes(pixels_BCSS: Tensor, boxes_B4: Tensor) -> Tensor:
     return grid_sample(pixels_BCSS, grid_BSS2, mode="bilinear", padding_mode="border", align_corners=False)
 
 
-def _check(sample: dict[str, Tensor], augmentation: Augmentation) -> None:
+def check_images(sample: dict[str, Tensor], augmentation: Augmentation) -> None:
+    """Refuses inputs that `augmentation` cannot change.
+
+    Raises:
+        ConfigError: they are no square images, or the padding is as large as they are.
+    """
     pixels, problem = sample.get(_PIXELS), None
     if pixels is None:
         problem = f"`[augmentation]` changes `{_PIXELS}`, but the training data have {', '.join(sorted(sample))}"

@@ -8,7 +8,8 @@ Shapes: K lanes, P trained scalars, S scalars of statistics, both with gaps of a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
 
 import torch
@@ -97,6 +98,25 @@ class LaneBank:
     def read(self, lane: int) -> Params:
         """A copy of the values of `lane`."""
         return self._split(self._values[lane].clone())
+
+    def gradient(self, lane: int) -> Params:
+        """A copy of the last gradient of the trained tensors of `lane`."""
+        row_P = self.grads_KP[lane].clone()
+        return {
+            name: row_P[where].view(self.spec.tensors[name].shape)
+            for name, where in self._places.items()
+            if self.spec.tensors[name].trained
+        }
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Gives all lanes the values and anchors back that they have now."""
+        values, anchors = self._values.clone(), self._anchors.clone()
+        try:
+            yield
+        finally:
+            self._values.copy_(values)
+            self._anchors.copy_(anchors)
 
     def delta(self, lane: int) -> Params:
         """Values minus anchors of `lane`, a new tensor each."""

@@ -22,8 +22,10 @@ from fedelta.engine.bank import LaneBank
 from fedelta.engine.exits import ExitLoss, ExitSettings
 from fedelta.engine.optimizers import LearningRate
 from fedelta.engine.prefix import CachedInputs, find_prefix, only_head
-from fedelta.engine.work import ClientSettings, Job, Trained
+from fedelta.engine.proof import mixing
+from fedelta.engine.work import ClientSettings, Job, Trained, padded
 from fedelta.modalities.base import Inputs
+from fedelta.models.failures import told
 from fedelta.models.hub import Backbone
 from fedelta.params import Params, ParamSpec
 from fedelta.strategies.base import LocalRule
@@ -86,6 +88,7 @@ class LaneEngine:
         self.client = client
         self.notes: list[str] = []
         self._backbone = backbone
+        self._name = type(backbone.module).__name__
         self._rule = rule
         self._blocks = exit_blocks(backbone.module)
         self.exits = exits
@@ -104,6 +107,8 @@ class LaneEngine:
         else:
             self._train = self._cached(train)
         self._evaluated: tuple[Examples, Examples] | None = None
+        if lanes.num > 1:
+            self._prove_lanes(train)
 
     def train(self, jobs: Sequence[Job], lr: float, round: int = 1) -> Iterator[Trained]:
         """Trains every job and yields each when it is done; jobs enter lanes in the order given.
@@ -118,6 +123,25 @@ class LaneEngine:
         self._exit_loss = ExitLoss(self.exits, round, self.task)
         for depth in sorted({self._depth(job) for job in jobs}):
             yield from self._train_together([job for job in jobs if self._depth(job) == depth], lr)
+
+    def _prove_lanes(self, train: Examples) -> None:
+        """One lane from now on, and a note on why, where clients in several would not train as each does alone."""
+        num, module, exits = self.lanes.num, self._backbone.module, range(1, len(self._blocks) + 1)
+        # In float32: the order of the samples does not depend on the precision, and differences show.
+        autocast, self._autocast = self._autocast, False
+        problem = mixing(lambda rows: self._outputs(train.inputs, rows, exits), self.bank, self.lanes, len(train))
+        self._autocast = autocast
+        if problem is None:
+            return
+        self.notes.append(
+            f"clients train one after the other, in one lane instead of {num}: {type(module).__name__} with this "
+            f"tuning method would mix them; {problem}."
+        )
+        self.lanes.num = self.lanes.active = 1
+        for name in self.spec:
+            parameter = module.get_parameter(name)
+            parameter.data = parameter.data[:1]
+        self.bank = LaneBank(module, self.spec, 1)
 
     @property
     def is_augmented(self) -> bool:
@@ -223,7 +247,7 @@ class LaneEngine:
     def _step(self, slots: list[_Slot], lr: float) -> None:
         """One optimizer step in every lane in use."""
         batches_A = [next(slot.batches) for slot in slots]
-        rows_AB, weights_AB = _pad(batches_A)
+        rows_AB, weights_AB = padded(batches_A)
         active = len(slots)
         targets = self._train.targets.fetch(rows_AB.flatten()).to(self._device)
         weights_AB = weights_AB.to(self._device)
@@ -232,9 +256,11 @@ class LaneEngine:
                 minimised_A, losses_A = self._loss_at_exits(slots, rows_AB, targets, weights_AB)
             else:
                 (outputs,) = self._outputs(self._train.inputs, rows_AB.flatten(), ())
-                losses_AB = self.task.losses(outputs, targets).view(rows_AB.shape)
+                with told(f"the loss of {self._name}", {"outputs": outputs, "targets": targets}):
+                    losses_AB = self.task.losses(outputs, targets).view(rows_AB.shape)
                 minimised_A = losses_A = (losses_AB * weights_AB).sum(1)
-        self.bank.backward(minimised_A.sum())
+        with told(f"the backward pass of {self._name}", {"rows": rows_AB}):
+            self.bank.backward(minimised_A.sum())
         self._losses_K[:active] += losses_A.detach()
         values_AP, grads_AP = self.bank.values_KP[:active], self.bank.grads_KP[:active]
         with torch.no_grad():
@@ -287,7 +313,7 @@ class LaneEngine:
         """Outputs for `rows` at each of `exits`, ascending; of a model without exits the model's own alone."""
         tensors = self._to_device(inputs.fetch(rows))
         model = inputs if isinstance(inputs, CachedInputs) else self._backbone
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
+        with told(self._name, tensors), torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
             if not self._blocks:
                 return [model.logits(tensors).float()]
             found = logits_at(self._blocks, lambda: model.logits(tensors), exits)
@@ -335,15 +361,3 @@ def _draws(generator: Generator | None) -> Callable[[int], int]:
         return int(torch.randint(below, (), generator=generator))
 
     return draw
-
-
-def _pad(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Batches of unequal size as [A, B], and weights that average each over its own rows and ignore padding."""
-    lengths_A1 = torch.tensor([[len(batch)] for batch in rows])
-    longest = int(lengths_A1.max())
-    weights_AB = (torch.arange(longest) < lengths_A1) / lengths_A1
-    # Padding repeats the lane's own first row: a row of another client could carry its NaN over.
-    padded = [
-        batch if len(batch) == longest else torch.cat([batch, batch[:1].expand(longest - len(batch))]) for batch in rows
-    ]
-    return torch.stack(padded), weights_AB

@@ -5,9 +5,10 @@ A `Job` goes into the engine (lanes.py), a `Trained` comes out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from pydantic import Field, model_validator
 from torch import Generator, Tensor
 
@@ -133,3 +134,15 @@ class Trained:
     kept: Params
     train_loss: float
     lr: float
+
+
+def padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Batches of unequal size as [A, B], and weights that average each over its own rows and ignore padding."""
+    lengths_A1 = torch.tensor([[len(batch)] for batch in rows])
+    longest = int(lengths_A1.max())
+    weights_AB = (torch.arange(longest) < lengths_A1) / lengths_A1
+    # Padding repeats the lane's own first row: a row of another client could carry its NaN over.
+    filled = [
+        batch if len(batch) == longest else torch.cat([batch, batch[:1].expand(longest - len(batch))]) for batch in rows
+    ]
+    return torch.stack(filled), weights_AB

@@ -160,9 +160,7 @@ ANATOMIES: dict[str, Anatomy] = {
     "vit_msn": _vit("vit"),
     "ijepa": replace(_vit("ijepa"), no_exits=_NO_CLASS_TOKEN_BUT_PATCHES),
     "beit": replace(_vit("beit"), no_prompts=_PLACES),
-    "data2vec-vision": replace(
-        _vit("data2vec_vision", "encoder.layer"), roles=_DATA2VEC_ROLES, no_prompts=_PLACES
-    ),
+    "data2vec-vision": replace(_vit("data2vec_vision", "encoder.layer"), roles=_DATA2VEC_ROLES, no_prompts=_PLACES),
     "dinov2": _vit("dinov2", "encoder.layer", "norm2"),
     "dinov2_with_registers": _vit("dinov2_with_registers", "encoder.layer", "norm2"),
     "clip": _CLIP,

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from fedelta.models.known import is_plain
 from fedelta.models.layers import is_linear, matrix_shape
 
 # Query, key and value. A projection that gives keys and values plays both roles.
@@ -133,7 +134,12 @@ def _place(name: str, child: nn.Module) -> str:
 
 
 def _is_1x1(layer: nn.Module) -> bool:
-    return type(layer) is nn.Conv2d and layer.kernel_size == (1, 1) and layer.groups == 1
+    return (
+        isinstance(layer, nn.Conv2d)
+        and is_plain(layer, nn.Conv2d)
+        and layer.kernel_size == (1, 1)
+        and layer.groups == 1
+    )
 
 
 def _is_linear_at(path: str, modules: Mapping[str, nn.Module]) -> bool:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from fedelta.errors import ModelError
 from fedelta.modalities.base import Modality, ModelFiles
 from fedelta.models.anatomy import Anatomy, anatomy_of
+from fedelta.models.known import is_plain
 from fedelta.models.native import FAMILIES
 from fedelta.models.source import ModelSource, kind_of, locate, read_config, unreadable
 from fedelta.seeds import derive
@@ -123,7 +124,7 @@ def _set_norms(module: nn.Module, source: ModelSource) -> None:
     16 channels a group, or fewer that divide a layer's channels: one of the best divisions in Wu and He 2018 (arXiv
     1803.08494), Table 3.
     """
-    norms = [path for path, layer in module.named_modules() if isinstance(layer, nn.BatchNorm2d)]
+    norms = [path for path, layer in module.named_modules() if is_plain(layer, nn.BatchNorm2d)]
     if source.batch_norm != "average" and not norms:
         raise ModelError(
             f"`model.batch_norm` is {source.batch_norm!r}, but {type(module).__name__} has no batch norm.",

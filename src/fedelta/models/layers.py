@@ -1,11 +1,10 @@
-"""Layers that are known by what they compute, and not by what they derive from.
-
-A class that derives from one of PyTorch's may compute something else: standardise its weight, or add an activation.
-"""
+"""Linear layers, whichever way round their weight lies."""
 
 from __future__ import annotations
 
 from torch import nn
+
+from fedelta.models.known import is_plain
 
 # Linear layers under other names: `x W^T + b` by other words, or with the weight the other way round.
 _OTHER_LINEAR = {"FalconLinear": False, "Conv1D": True}
@@ -13,7 +12,7 @@ _OTHER_LINEAR = {"FalconLinear": False, "Conv1D": True}
 
 def is_linear(layer: nn.Module) -> bool:
     """Whether `layer` computes `x W^T + b`, or `x W + b` (transformers' `Conv1D`)."""
-    return type(layer) is nn.Linear or _transformers_name(layer) in _OTHER_LINEAR
+    return is_plain(layer, nn.Linear) or _transformers_name(layer) in _OTHER_LINEAR
 
 
 def is_transposed(layer: nn.Module) -> bool:

@@ -66,6 +66,7 @@ class Accumulator(Settings):
     name: Literal["accumulator"] = "accumulator"
     max_lanes: ClassVar[int | None] = None
     merges: ClassVar[bool] = False  # a model has no place for it
+    starts_as_base: ClassVar[bool] = False  # it is drawn
     num_heads: int = Field(default=12, ge=1)  # the authors' code, here and below
     attention_width: int | None = Field(default=None, ge=1)
     qkv_bias: bool = False
@@ -157,11 +158,10 @@ class History(LaneModule):
 
     def forward(self, trace: Trace, entry_ND: Tensor) -> tuple[Tensor, Tensor]:
         """The history in `trace`, made longer by `entry_ND` = c_l + P_l; returns M_l[0] and M_l[last], both [N, D]."""
-        num = entry_ND.shape[0]
         entry = entry_ND.unsqueeze(1)
         if not trace.tensors:
             token_KD = self.token + self.position[:, 0]
-            entry = torch.cat([self.lanes.repeat(token_KD, num).unsqueeze(1), entry], dim=1)
+            entry = torch.cat([self.lanes.repeat(token_KD, entry_ND).unsqueeze(1), entry], dim=1)
         query, key, value = self.qkv(self.attention_norm(entry)).chunk(3, dim=-1)
         if not trace.tensors:
             trace.tensors = {"token": entry[:, :1], "query": query[:, :1], "key": key, "value": value}
@@ -206,7 +206,7 @@ class AccumulatorBlock(ExitBlock):
     def observe(self, y: Tensor) -> Tensor:
         """See `ExitBlock.observe`; the class token of `y` is replaced."""
         class_ND = y[:, 0]
-        first_ND, last_ND = self.accumulator(self.trace, class_ND + self.lanes.repeat(self.position, y.shape[0]))
+        first_ND, last_ND = self.accumulator(self.trace, class_ND + self.lanes.repeat(self.position, y))
         self.trace.summary = first_ND + class_ND
         if not self.replaces:
             return y

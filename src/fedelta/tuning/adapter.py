@@ -66,6 +66,7 @@ class Adapter(Settings):
     name: Literal["adapter"] = "adapter"
     max_lanes: ClassVar[int | None] = None
     merges: ClassVar[bool] = False  # a non-linear layer cannot be folded into a linear one
+    starts_as_base: ClassVar[bool] = True
     reduction_factor: int = Field(default=8, ge=1)  # FedPEFT
     non_linearity: Literal["gelu", "relu", "silu"] = "gelu"  # FedPEFT
     shared: bool = True  # FedPEFT's code

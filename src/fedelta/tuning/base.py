@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 from torch import Generator, Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from fedelta.errors import ModelError
 from fedelta.models.hub import Backbone
+from fedelta.models.known import is_plain, oddity
 from fedelta.params import ParamSpec, TensorSpec
 from fedelta.tuning.lanes import LaneLinear, LaneModule, Lanes, Wrapper
 
@@ -28,6 +30,10 @@ class TuningMethod(Protocol):
     @property
     def merges(self) -> bool:
         """Whether `merge` gives the model its own modules and names back."""
+
+    @property
+    def starts_as_base(self) -> bool:
+        """Whether `apply` leaves the model's answers as they are; proof.py holds it to that."""
 
     def apply(self, backbone: Backbone, lanes: Lanes, generator: Generator) -> ParamSpec:
         """Makes the method's tensors part of the model and freezes everything else.
@@ -53,10 +59,23 @@ class TuningMethod(Protocol):
 def specification(backbone: Backbone, tensors: Mapping[str, TensorSpec]) -> ParamSpec:
     """`tensors` in the order of the edited model; from now on these ask for gradients and nothing else does."""
     module = backbone.module
+    without_fast_paths(module)
     module.requires_grad_(False)
     for name, tensor in tensors.items():
         module.get_parameter(name).requires_grad_(tensor.trained)
     return ParamSpec({name: tensors[name] for name, _ in module.named_parameters() if name in tensors})
+
+
+def without_fast_paths(module: nn.Module) -> None:
+    """Keeps PyTorch's transformer encoders from computing with the weights of their layers, past what is tuned there.
+
+    In evaluation they run a fused kernel that calls none of the layers. These two fields are what it asks first.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.TransformerEncoder):
+            layer.use_nested_tensor = False
+        if isinstance(layer, nn.TransformerEncoderLayer):
+            layer.activation_relu_or_gelu = 0
 
 
 def ride_along(spec: ParamSpec) -> ParamSpec:
@@ -75,7 +94,8 @@ def ride_along(spec: ParamSpec) -> ParamSpec:
 def untouched(module: nn.Module) -> dict[str, tuple[str, nn.Module]]:
     """The modules that were there before any tuning: own path to path now and module, in the order of the model.
 
-    Wrappers are looked through, and what tuning methods put in is left out.
+    Wrappers are looked through, and what tuning methods put in is left out; so is a layer that is never called, because
+    the module around it computes with its weight.
     """
     return dict(_untouched(module, "", ""))
 
@@ -87,6 +107,8 @@ def _untouched(module: nn.Module, own: str, now: str) -> Iterator[tuple[str, tup
         return
     yield own, (now, module)
     for name, child in module.named_children():
+        if name == "out_proj" and type(module).forward is nn.MultiheadAttention.forward:
+            continue
         yield from _untouched(child, f"{own}.{name}".lstrip("."), f"{now}.{name}".lstrip("."))
 
 
@@ -140,9 +162,16 @@ def tune_head(backbone: Backbone, lanes: Lanes) -> dict[str, TensorSpec]:
     tensors: dict[str, TensorSpec] = {}
     for root in backbone.anatomy.head:
         for path, layer in list(module.get_submodule(root).named_modules(prefix=root)):
+            if isinstance(layer, NonDynamicallyQuantizableLinear):
+                continue  # the projection of an attention that computes with its weight
             if isinstance(layer, nn.Linear):
+                if odd := oddity(layer, nn.Linear):
+                    raise ModelError(
+                        f"the head of {type(module).__name__} cannot be tuned: `{path}` {odd}.",
+                        hint="give the model a head of plain `torch.nn.Linear` layers.",
+                    )
                 own = dict(layer.named_parameters())
-                replace(module, path, LaneLinear(lanes, own["weight"], own.get("bias")))
+                replace(module, path, LaneLinear(lanes, own["weight"], own.get("bias"), instead_of=layer))
             if isinstance(layer, nn.Linear | LaneLinear):
                 tensors |= specify(path, module.get_submodule(path))
     if not tensors:
@@ -179,8 +208,11 @@ def frozen(value: Tensor) -> nn.Parameter:
 
 
 def is_plain_3x3(layer: nn.Module) -> bool:
-    """Whether a 1x1 convolution of the same stride reads the pixels under the centre of this layer's kernel."""
-    if not isinstance(layer, nn.Conv2d):
+    """Whether a 1x1 convolution of the same stride can stand beside this layer, and be folded into it.
+
+    It then reads the pixels under the centre of the kernel, and the layer computes what PyTorch's convolution does.
+    """
+    if not isinstance(layer, nn.Conv2d) or not is_plain(layer, nn.Conv2d):
         return False
     fields = (layer.kernel_size, layer.dilation, layer.groups, layer.padding in ((1, 1), "same"))
     return fields == ((3, 3), (1, 1), 1, True)

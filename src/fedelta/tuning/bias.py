@@ -10,21 +10,18 @@ Shapes: K lanes, C features or channels.
 
 from __future__ import annotations
 
-import logging
 from typing import ClassVar, Literal
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from fedelta.errors import ModelError
 from fedelta.models.hub import Backbone
+from fedelta.models.known import oddity
 from fedelta.params import ParamSpec, TensorSpec
 from fedelta.settings import Settings
 from fedelta.tuning.base import frozen, merge_head, misfit, read_layers, replace, specification, tune_head
 from fedelta.tuning.lanes import Lanes, Wrapper, lane_parameter
-
-logger = logging.getLogger("fedelta")
 
 # Layers whose bias can have lanes, and the axis of their output that the bias belongs to. A class of transformers that
 # derives from one of them and has its `forward` computes the same.
@@ -47,6 +44,7 @@ class Bias(Settings):
     name: Literal["bias"] = "bias"
     max_lanes: ClassVar[int | None] = None
     merges: ClassVar[bool] = True
+    starts_as_base: ClassVar[bool] = True
 
     def apply(self, backbone: Backbone, lanes: Lanes, generator: Generator) -> ParamSpec:
         """See `TuningMethod.apply`."""
@@ -55,10 +53,11 @@ class Bias(Settings):
             bias = dict(layer.named_parameters(recurse=False)).get("bias")
             if bias is None or own.partition(".")[0] in backbone.anatomy.head:
                 continue
-            if type(layer) is NonDynamicallyQuantizableLinear:
-                # PyTorch's own attention reads its tensors and never calls it.
-                logger.warning("`%s.bias` stays frozen: it is a part of PyTorch's own attention layer.", own)
-                continue
+            if type(layer) in _CHANNEL_AXES and (odd := oddity(layer, type(layer))):
+                raise ModelError(
+                    f"tuning method 'bias' cannot tune `{own}.bias`: the layer {odd}.",
+                    hint="use 'lora' or 'head' for this model.",
+                )
             if (axis := _channel_axis(layer)) is None:
                 raise ModelError(
                     f"tuning method 'bias' cannot tune `{own}.bias`: a {type(layer).__name__} is none of "
@@ -115,5 +114,4 @@ class LaneBias(Wrapper):
         bias_KC = self.lanes.used(self.bias)
         axes = [1] * y.dim()
         axes[self.channel_axis] = -1
-        y_KB = y.reshape(self.lanes.active, -1, *y.shape[1:])
-        return (y_KB + bias_KC.view(self.lanes.active, *axes)).view(y.shape)
+        return (self.lanes.split(y) + bias_KC.view(self.lanes.active, *axes)).view(y.shape)

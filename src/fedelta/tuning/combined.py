@@ -59,6 +59,11 @@ class Combined(Settings):
         """Whether all of them do."""
         return all(method.merges for method in self.methods)
 
+    @property
+    def starts_as_base(self) -> bool:
+        """Whether all of them do."""
+        return all(method.starts_as_base for method in self.methods)
+
     def apply(self, backbone: Backbone, lanes: Lanes, generator: Generator) -> ParamSpec:
         """See `TuningMethod.apply`."""
         tensors: dict[str, TensorSpec] = {}

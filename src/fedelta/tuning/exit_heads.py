@@ -37,6 +37,7 @@ class ExitHeads(Settings):
     name: Literal["exit-heads"] = "exit-heads"
     max_lanes: ClassVar[int | None] = None
     merges: ClassVar[bool] = False  # a model has no place for more heads than one
+    starts_as_base: ClassVar[bool] = False  # heads are drawn
     head: Literal["linear", "mlp"] = "linear"
     head_width: int = Field(default=1536, ge=1)  # the authors' code
 

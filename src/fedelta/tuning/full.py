@@ -26,6 +26,7 @@ class Full(Settings):
     name: Literal["full"] = "full"
     max_lanes: ClassVar[int | None] = 1  # the model's own tensors have no lane axis
     merges: ClassVar[bool] = True
+    starts_as_base: ClassVar[bool] = True
 
     def apply(self, backbone: Backbone, lanes: Lanes, generator: Generator) -> ParamSpec:
         """Makes every parameter ask for a gradient. See `TuningMethod.apply`."""

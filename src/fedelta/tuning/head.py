@@ -23,6 +23,7 @@ class Head(Settings):
     name: Literal["head"] = "head"
     max_lanes: ClassVar[int | None] = None
     merges: ClassVar[bool] = True
+    starts_as_base: ClassVar[bool] = True
 
     def apply(self, backbone: Backbone, lanes: Lanes, generator: Generator) -> ParamSpec:
         """See `TuningMethod.apply`."""

@@ -11,10 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
+
+from fedelta.errors import ModelError
 
 
 class Lanes:
@@ -53,15 +56,40 @@ class Lanes:
         """The lanes in use of a tuned tensor [num, ...]."""
         return tensor if self.active == self.num else tensor[: self.active]
 
+    def per_lane(self, x: Tensor) -> int:
+        """Entries of each lane along the first axis of `x`: its samples, or several of each, such as windows.
+
+        Raises:
+            ModelError: the first axis is not that of the samples, so that lanes would read each other's. With one lane
+                there is nothing to mix, and any axis will do.
+        """
+        samples = self.active * max(self.lengths or (1,))
+        if self.active > 1 and x.shape[0] % samples:
+            raise ModelError(
+                f"a tuned layer reads or gives a tensor {list(x.shape)}, which {self.active} lanes cannot share: "
+                f"expected the {samples} samples along its first axis.",
+                hint="set `runtime.lanes = 1`.",
+            )
+        return x.shape[0] // self.active
+
+    def entries(self, per_lane: int) -> list[int]:
+        """Inside `training`: those of the `per_lane` entries of each lane that are no padding."""
+        lengths = self.lengths or ()
+        return [length * (per_lane // max(lengths)) for length in lengths]
+
     def fold(self, x: Tensor) -> Tensor:
         """[active * B, ..., F] to [active, N, F]."""
+        self.per_lane(x)
         return x.reshape(self.active, -1, x.shape[-1])
 
-    def repeat(self, tensor: Tensor, num_samples: int) -> Tensor:
-        """A tuned tensor [num, ...] for every one of `num_samples` samples: [num_samples, ...]."""
+    def split(self, x: Tensor) -> Tensor:
+        """[active * B, ...] to [active, B, ...]."""
+        return x.view(self.active, self.per_lane(x), *x.shape[1:])
+
+    def repeat(self, tensor: Tensor, x: Tensor) -> Tensor:
+        """A tuned tensor [num, ...] for every sample of `x` [active * B, ...]: [active * B, ...]."""
         used = self.used(tensor)
-        per_lane = num_samples // self.active
-        return used.unsqueeze(1).expand(-1, per_lane, *used.shape[1:]).reshape(num_samples, *used.shape[1:])
+        return used.unsqueeze(1).expand(-1, self.per_lane(x), *used.shape[1:]).reshape(x.shape[0], *used.shape[1:])
 
     def dropout(self, x: Tensor, probability: float) -> Tensor:
         """`x` [active * B, ...] with elements dropped in training; each lane draws from its own generator.
@@ -70,8 +98,9 @@ class Lanes:
         """
         if self.lengths is None or probability == 0:
             return x
-        kept_AB = x.new_zeros(self.active, x.shape[0] // self.active, *x.shape[1:])
-        for lane, (length, generator) in enumerate(zip(self.lengths, self._noise, strict=True)):
+        per_lane = self.per_lane(x)
+        kept_AB = x.new_zeros(self.active, per_lane, *x.shape[1:])
+        for lane, (length, generator) in enumerate(zip(self.entries(per_lane), self._noise, strict=True)):
             drawn = torch.rand(length, *x.shape[1:], generator=generator) >= probability
             kept_AB[lane, :length] = drawn.to(x.device, x.dtype)
         return x * kept_AB.view(x.shape) / (1 - probability)
@@ -82,11 +111,28 @@ class LaneModule(nn.Module):
 
     Args:
         lanes: of the model.
+        instead_of: the layer in whose place it stands, if there was one: models read sizes off their layers.
     """
 
-    def __init__(self, lanes: Lanes) -> None:
+    def __init__(self, lanes: Lanes, instead_of: nn.Module | None = None) -> None:
         super().__init__()
         self.lanes = lanes
+        self._traits = {} if instead_of is None else _traits(instead_of)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As PyTorch's, also for a name that the layer inside has: the tuned tensor stands in front of it."""
+        self._parameters.setdefault(name, None)
+        super().register_parameter(name, param)
+
+    # Any: whatever the model's layer had under that name.
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            traits = vars(self).get("_traits", {})
+            if name not in traits:
+                raise
+            return traits[name]
 
 
 class Wrapper(LaneModule):
@@ -99,10 +145,24 @@ class Wrapper(LaneModule):
         super().__init__(lanes)
         self.base = base
 
-    @property
-    def weight(self) -> Tensor:
-        """The weight of the frozen layer: models ask a layer for its dtype through it."""
-        return self.base.weight if isinstance(self.base, Wrapper) else self.base.get_parameter("weight")
+    # Any: models read whatever they know of their layers: `weight.dtype`, `kernel_size`, `bias`, methods of a block.
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            base = vars(self).get("_modules", {}).get("base")
+            if base is None or name.startswith("__"):
+                raise
+            return getattr(base, name)
+
+
+def _traits(layer: nn.Module) -> dict[str, object]:
+    """The numbers and words that a layer was made with, such as `in_features`; nothing that is PyTorch's own."""
+    return {
+        name: value
+        for name, value in vars(layer).items()
+        if not name.startswith("_") and name != "training" and isinstance(value, bool | int | float | str | tuple)
+    }
 
 
 def lane_parameter(lanes: Lanes, value: Tensor) -> nn.Parameter:
@@ -118,8 +178,10 @@ def random_like(reference: Tensor, shape: tuple[int, ...], draw: Callable[[Tenso
 class LaneLinear(LaneModule):
     """A linear layer with a weight and a bias per lane."""
 
-    def __init__(self, lanes: Lanes, weight_OI: Tensor, bias_O: Tensor | None) -> None:
-        super().__init__(lanes)
+    def __init__(
+        self, lanes: Lanes, weight_OI: Tensor, bias_O: Tensor | None, instead_of: nn.Module | None = None
+    ) -> None:
+        super().__init__(lanes, instead_of)
         self.weight = lane_parameter(lanes, weight_OI)
         self.bias = None if bias_O is None else lane_parameter(lanes, bias_O)
 

@@ -29,15 +29,15 @@ from torch.nn.functional import conv2d
 from fedelta.errors import ModelError
 from fedelta.models.anatomy import Anatomy
 from fedelta.models.hub import Backbone
+from fedelta.models.known import is_plain, oddity
 from fedelta.models.layers import is_linear, is_transposed, matrix_shape
 from fedelta.params import ParamSpec, TensorSpec
 from fedelta.settings import Settings
 from fedelta.tuning.base import merge_head, read_layers, replace, specification, tune_head, untouched
 from fedelta.tuning.lanes import Lanes, Wrapper, add_pointwise, lane_parameter, random_like
 
-logger = logging.getLogger("fedelta")
-
 T = TypeVar("T", int, float)
+logger = logging.getLogger("fedelta")
 
 
 class Lora(Settings):
@@ -59,6 +59,7 @@ class Lora(Settings):
     name: Literal["lora"] = "lora"
     max_lanes: ClassVar[int | None] = None
     merges: ClassVar[bool] = True
+    starts_as_base: ClassVar[bool] = True
     r: int = Field(default=8, ge=1)  # PEFT's default
     lora_alpha: float = Field(default=16.0, gt=0)  # 2 r, as in most published recipes
     # Hu et al. 2022, section 4.2: queries and values; PEFT's own defaults are theirs too.
@@ -75,6 +76,8 @@ class Lora(Settings):
         layers, tensors = untouched(backbone.module), {}
         targets = self.targets(backbone)
         _refuse_shared(backbone, targets)
+        for own, odd in _odd({own: layer for own, (_, layer) in layers.items()}).items():
+            logger.warning("tuning method 'lora' leaves `%s` alone: it %s.", own, odd)
         if self.target_modules == "auto" and not backbone.anatomy.roles.keys() >= {"q", "v"}:
             logger.warning(_taken(backbone, targets))
         for own in targets:
@@ -106,18 +109,29 @@ class Lora(Settings):
         Raises:
             ModelError: an entry of `target_modules` or of a pattern matches no layer; the message names the nearest.
         """
-        layers = [
-            own
+        candidates = {
+            own: layer
             for own, (_, layer) in read_layers(backbone).items()
-            if takes_pair(layer) and own.partition(".")[0] not in backbone.anatomy.head
-        ]
+            if own.partition(".")[0] not in backbone.anatomy.head
+        }
+        layers = [own for own, layer in candidates.items() if takes_pair(layer)]
         if isinstance(self.target_modules, tuple):
+            self._refuse_odd(candidates, backbone.anatomy)
             chosen = _resolve("target_modules", self.target_modules, layers, backbone)
         else:
             chosen = _all_of(self.target_modules, layers, backbone)
         for field in ("rank_pattern", "alpha_pattern"):
             _resolve(field, getattr(self, field), sorted(chosen), backbone)
         return [path for path in layers if path in chosen]
+
+    def _refuse_odd(self, candidates: Mapping[str, nn.Module], anatomy: Anatomy) -> None:
+        """Refuses entries that name layers beside which no pair can be folded in, whatever else they name."""
+        for own, odd in _odd(candidates).items():
+            if any(_matches(own, entry, anatomy) for entry in self.target_modules):
+                raise ModelError(
+                    f"tuning method 'lora' cannot stand beside `{own}`: it {odd}.",
+                    hint="leave it out of `tuning.target_modules`.",
+                )
 
     def alpha_of(self, path: str, anatomy: Anatomy) -> float:
         """lora_alpha of the layer at `path`."""
@@ -182,7 +196,7 @@ class LoraConv(Wrapper):
         lanes, rank = a_ARIMM.shape[:2]
         if lanes == 1:
             return conv2d(x, a_ARIMM[0], stride=self.stride, padding=self.padding)
-        x_BGHW = x.view(lanes, -1, *x.shape[1:]).transpose(0, 1).flatten(1, 2)
+        x_BGHW = self.lanes.split(x).transpose(0, 1).flatten(1, 2)
         low = conv2d(x_BGHW, a_ARIMM.flatten(0, 1), stride=self.stride, padding=self.padding, groups=lanes)
         return low.view(-1, lanes, rank, *low.shape[2:]).transpose(0, 1).flatten(0, 1)
 
@@ -195,9 +209,17 @@ class LoraConv(Wrapper):
 
 def takes_pair(layer: nn.Module) -> bool:
     """Whether a low-rank pair can stand beside `layer`: linear, or a convolution without groups or dilation."""
-    if type(layer) is nn.Conv2d:
-        return layer.groups == 1 and layer.dilation == (1, 1) and layer.padding_mode == "zeros"
+    if isinstance(layer, nn.Conv2d):
+        fits = layer.groups == 1 and layer.dilation == (1, 1) and layer.padding_mode == "zeros"
+        return fits and is_plain(layer, nn.Conv2d)
     return is_linear(layer)
+
+
+def _odd(layers: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Those of `layers` that are linear or convolutional by their class alone, and what is odd about each."""
+    kinds = (nn.Linear, nn.Conv2d)
+    found = {own: oddity(layer, kind) for own, layer in layers.items() for kind in kinds if isinstance(layer, kind)}
+    return {own: odd for own, odd in found.items() if odd is not None and not is_linear(layers[own])}
 
 
 def _refuse_shared(backbone: Backbone, targets: Iterable[str]) -> None:
@@ -256,7 +278,7 @@ def _all_of(kind: Literal["auto", "all-linear", "all-conv"], paths: list[str], b
             f"`tuning.target_modules` is 'auto', but {type(backbone.module).__name__} has no attention whose "
             "projections are known, and no convolution that a pair can stand beside.",
             hint=f"roles of this model: {', '.join(anatomy.known_roles) or 'none'}; module names: {names}; "
-            "`\"all-linear\"` takes every linear layer.",
+            '`"all-linear"` takes every linear layer.',
         )
     other = "all-linear" if kind == "all-conv" else "all-conv"
     raise ModelError(

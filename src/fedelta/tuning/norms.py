@@ -11,15 +11,20 @@ Shapes: K lanes, A lanes in use, B samples of a lane, C channels.
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fedelta.errors import ModelError
 from fedelta.models.hub import Backbone
+from fedelta.models.known import oddity
 from fedelta.params import TensorSpec
 from fedelta.tuning.base import replace, untouched
 from fedelta.tuning.lanes import LaneModule, Lanes, lane_parameter
+
+logger = logging.getLogger("fedelta")
 
 
 class LaneBatchNorm(LaneModule):
@@ -30,7 +35,7 @@ class LaneBatchNorm(LaneModule):
     """
 
     def __init__(self, lanes: Lanes, layer: nn.BatchNorm2d) -> None:
-        super().__init__(lanes)
+        super().__init__(lanes, instead_of=layer)
         # 0.1, PyTorch's default, also where a layer asks for the mean over all batches it ever saw: in a federation
         # a client starts from statistics whose number of batches is not known.
         self.momentum = 0.1 if layer.momentum is None else layer.momentum
@@ -48,18 +53,19 @@ class LaneBatchNorm(LaneModule):
             # takes it further than the mean of the clients.
             mean_AC, var_AC = self.lanes.used(self.running_mean), self.lanes.used(self.running_var).clamp_min(0)
             scale_AC = self.lanes.used(self.weight) * torch.rsqrt(var_AC + self.eps)
-            return _affine(x, scale_AC, self.lanes.used(self.bias) - mean_AC * scale_AC)
-        num_rows, active = x.shape[0] // self.lanes.active, self.lanes.active
+            return _affine(self.lanes, x, scale_AC, self.lanes.used(self.bias) - mean_AC * scale_AC)
+        num_rows, active = self.lanes.per_lane(x), self.lanes.active
         # One lane goes straight through. By the views below a single row would get an odd stride along the batch, with
         # which later gradients came out wrong (PyTorch 2.13, seen in transformers' ResNet).
         if active == 1:
             return self._normalised(x, slice(1))
-        if min(self.lanes.lengths) == num_rows and num_rows * x.shape[-2] * x.shape[-1] > 1:
+        lengths = self.lanes.entries(num_rows)
+        if min(lengths) == num_rows and num_rows * x.shape[-2] * x.shape[-1] > 1:
             # Without padding in one call: lanes and channels together are its channels.
-            x_BGHW = x.view(active, -1, *x.shape[1:]).transpose(0, 1).flatten(1, 2)
+            x_BGHW = self.lanes.split(x).transpose(0, 1).flatten(1, 2)
             y_BGHW = self._normalised(x_BGHW, slice(active))
             return y_BGHW.view(-1, active, *x.shape[1:]).transpose(0, 1).flatten(0, 1)
-        real = [rows[:length] for rows, length in zip(x.split(num_rows), self.lanes.lengths, strict=True)]
+        real = [rows[:length] for rows, length in zip(x.split(num_rows), lengths, strict=True)]
         normed = [self._normalised(rows, slice(lane, lane + 1)) for lane, rows in enumerate(real)]
         return torch.cat([functional.pad(rows, (0, 0, 0, 0, 0, 0, 0, num_rows - len(rows))) for rows in normed])
 
@@ -87,7 +93,7 @@ class LaneGroupNorm(LaneModule):
     """Group norm with an affine transform per lane; statistics are those of each sample."""
 
     def __init__(self, lanes: Lanes, layer: nn.GroupNorm) -> None:
-        super().__init__(lanes)
+        super().__init__(lanes, instead_of=layer)
         self.num_groups = layer.num_groups
         self.eps = layer.eps
         self.weight = lane_parameter(lanes, layer.weight)
@@ -96,14 +102,21 @@ class LaneGroupNorm(LaneModule):
     def forward(self, x: Tensor) -> Tensor:
         """[active * B, C, H, W] to the same shape."""
         normed = functional.group_norm(x, self.num_groups, eps=self.eps)
-        return _affine(normed, self.lanes.used(self.weight), self.lanes.used(self.bias))
+        return _affine(self.lanes, normed, self.lanes.used(self.weight), self.lanes.used(self.bias))
 
 
 def tune_norms(backbone: Backbone, lanes: Lanes) -> dict[str, TensorSpec]:
-    """Gives every batch norm and group norm of the model lanes and gradients; returns their specification."""
+    """Gives every batch norm and group norm of the model lanes and gradients; returns their specification.
+
+    One whose class computes something else is left alone, with a word in the log.
+    """
     shared = backbone.batch_norm != "local"
     tensors: dict[str, TensorSpec] = {}
     for now, layer in list(untouched(backbone.module).values()):
+        kind = next((kind for kind in (nn.BatchNorm2d, nn.GroupNorm) if isinstance(layer, kind)), None)
+        if kind is not None and (odd := oddity(layer, kind)):
+            logger.warning("the norm `%s` gets no lanes: it %s.", now, odd)
+            continue
         if isinstance(layer, nn.BatchNorm2d):
             if not (layer.affine and layer.track_running_stats):
                 raise ModelError(f"the batch norm `{now}` lacks weight and bias or running statistics; expected both.")
@@ -134,8 +147,8 @@ def merge_norms(backbone: Backbone) -> None:
         replace(backbone.module, path, plain.to(layer.weight.device).eval().requires_grad_(False))
 
 
-def _affine(x: Tensor, scale_AC: Tensor, shift_AC: Tensor) -> Tensor:
+def _affine(lanes: Lanes, x: Tensor, scale_AC: Tensor, shift_AC: Tensor) -> Tensor:
     """`scale * x + shift` per lane and channel, for x [A * B, C, H, W]."""
-    x_ABCHW = x.view(scale_AC.shape[0], -1, *x.shape[1:])
+    x_ABCHW = lanes.split(x)
     shift, scale = (each[:, None, :, None, None] for each in (shift_AC, scale_AC))
     return torch.addcmul(shift, x_ABCHW, scale).to(x.dtype).view(x.shape)

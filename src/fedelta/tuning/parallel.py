@@ -49,6 +49,11 @@ class Parallel(Settings):
     merges: ClassVar[bool] = True
     init: Literal["he", "zero"] = "he"  # Rebuffi et al.
 
+    @property
+    def starts_as_base(self) -> bool:
+        """Whether A starts at zero."""
+        return self.init == "zero"
+
     def apply(self, backbone: Backbone, lanes: Lanes, generator: Generator) -> ParamSpec:
         """See `TuningMethod.apply`."""
         tensors: dict[str, TensorSpec] = {}

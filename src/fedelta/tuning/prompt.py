@@ -53,6 +53,7 @@ class Prompt(Settings):
     name: Literal["prompt"] = "prompt"
     max_lanes: ClassVar[int | None] = None
     merges: ClassVar[bool] = False  # a model has no place for prompts of its own
+    starts_as_base: ClassVar[bool] = False  # prompts are drawn
     num_virtual_tokens: int = Field(default=10, ge=1)  # FedPEFT
     depth: Literal["deep", "shallow"] = "deep"  # FedPEFT
     dropout: float = Field(default=0.1, ge=0, lt=1)  # FedPEFT
@@ -120,7 +121,7 @@ class Prompted(Wrapper):
         A block that gives more than its tokens still does. `attention_mask` covers T tokens, those that came with the input; it is widened to the prompts.
         """
         if self.prompt is not None:
-            prompts = self.lanes.dropout(self.lanes.repeat(self.prompt, x.shape[0]), self.dropout)
+            prompts = self.lanes.dropout(self.lanes.repeat(self.prompt, x), self.dropout)
             x = torch.cat([x, prompts.to(x.dtype)], dim=1)
         y: Tensor | tuple[Tensor, ...] = self.base(x, _widen(attention_mask, self.num_prompts), *args, **kwargs)
         if isinstance(y, tuple):

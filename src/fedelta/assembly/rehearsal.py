@@ -1,0 +1,92 @@
+"""Round 1 on a few rows: plan, download, two steps of each client of the cohort, reply, mean, evaluation.
+
+The code is that of a run. What fails there fails here, before anything is written.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fedelta.assembly.run import Assembly
+from fedelta.assembly.site import evaluate
+from fedelta.data.batches import Examples
+from fedelta.federation.memory import Memories
+from fedelta.federation.records import RoundOutcome
+from fedelta.federation.rounds import Standing, federate
+from fedelta.modalities.base import Inputs
+
+_ROWS = 3  # of a client: a batch of two and a shorter one, so that lanes are padded
+_STEPS = 2  # the second meets what the first has left in the model
+_CLIENTS = 16
+_EVALUATED = 8
+_CHUNK = 4096
+
+
+def rehearse(assembly: Assembly) -> RoundOutcome:
+    """What came of it. The assembly is used up: what it has cached is not what a run caches.
+
+    Raises:
+        FedeltaError: whatever round 1 would raise.
+    """
+    site, federation = assembly.site, assembly.federation
+    engine = copy.copy(site.engine)
+    engine.client = engine.client.model_copy(
+        update={"local_epochs": None, "local_steps": _STEPS, "batch_size": _ROWS - 1}
+    )
+    longest = _longest(assembly.data.train.inputs)
+    partition = {client: torch.cat([longest, rows])[:_ROWS] for client, rows in site.partition.items()}
+    few = replace(site, engine=engine, partition=partition, memories=Memories())
+    test, asked = _first(assembly.data.test), assembly.strategy
+    num_asked = min(asked.clients_per_round, max(_CLIENTS, asked.min_replies, engine.lanes.num + 1))
+    strategy = asked.model_copy(update={"clients_per_round": num_asked})
+    rehearsed = replace(
+        federation,
+        strategy=strategy,
+        runtime=few,
+        evaluate=lambda params: evaluate(few, params, test),
+        evaluate_every=1,
+        byte_budget=None,
+    )
+    state = strategy.init(assembly.params, assembly.spec)
+    return next(federate(rehearsed, Standing(assembly.params, state)))
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Some rows of `inputs`."""
+
+    inputs: Inputs
+    rows: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def fetch(self, rows: Tensor) -> dict[str, Tensor]:
+        """See `Inputs.fetch`."""
+        return self.inputs.fetch(self.rows[rows])
+
+
+def _first(data: Examples) -> Examples:
+    """The longest row of `data`, and some from its beginning to its end."""
+    spread = torch.linspace(0, len(data) - 1, min(_EVALUATED, len(data))).long()
+    rows = torch.cat([_longest(data.inputs), spread])
+    clients = None if data.clients is None else data.clients[rows]
+    return Examples(_Rows(data.inputs, rows), data.targets.select(rows), clients=clients)
+
+
+def _longest(inputs: Inputs) -> Tensor:
+    """The row with the most tokens, int64 [1]; int64 [0] where rows have no length."""
+    if "attention_mask" not in inputs.fetch(torch.tensor([0])):
+        return torch.empty(0, dtype=torch.int64)
+    lengths = [inputs.fetch(rows)["attention_mask"].sum(1) for rows in _chunks(len(inputs))]
+    return torch.cat(lengths).argmax().view(1)
+
+
+def _chunks(num_rows: int) -> Sequence[Tensor]:
+    chunks: Sequence[Tensor] = torch.arange(num_rows).split(_CHUNK)
+    return chunks
