@@ -95,7 +95,7 @@ def _start(family: str, methods: Sequence[str] | None, keep: Path) -> int:
 def _try_family(family: str, methods: Sequence[str] | None, file: Path) -> None:
     import torch
 
-    from benchmarks.probe import METHODS, exact, probe, rows_for
+    from benchmarks.probe import METHODS, probe, rows_for
     from fedelta.errors import InputError
     from fedelta.models.hub import build
     from fedelta.models.source import ModelSource
@@ -120,7 +120,6 @@ def _try_family(family: str, methods: Sequence[str] | None, file: Path) -> None:
         else:
             facts["modality"] = backbone.modality.name
             facts["parameters"] = backbone.num_parameters
-            backbone, rows = exact(backbone, rows)
             for name in methods or METHODS:
                 facts["cells"][name] = asdict(probe(backbone, name, rows))
     file.write_text(json.dumps(facts, indent=1))

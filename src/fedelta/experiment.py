@@ -26,7 +26,7 @@ from fedelta.config import Config, check_config, load_config, read_table
 from fedelta.data.batches import FederatedData
 from fedelta.data.clients import Name
 from fedelta.durable import write_atomic
-from fedelta.errors import InputError
+from fedelta.errors import InputError, ModelError
 from fedelta.federation.records import RoundOutcome
 from fedelta.federation.rounds import Standing, federate
 from fedelta.federation.tiers import Tiers
@@ -299,6 +299,7 @@ def evaluate_adapter(
 
     Raises:
         InputError: something cannot be used; `predictions` exists, or there is more than one model.
+        ModelError: without an adapter, the checkpoint's head is for other classes.
     """
     path, kept_by = Path(config), None
     if path.is_dir():
@@ -311,6 +312,11 @@ def evaluate_adapter(
     backbone, data = read_data(loaded)
     # The adapter says what is tuned, whatever the configuration was written for.
     start = None if adapter is None else read_adapter(adapter, backbone.anatomy)
+    if start is None and backbone.lost_head is not None:
+        raise ModelError(
+            f"{backbone.lost_head}: there is nothing to evaluate.",
+            hint="give data with the checkpoint's classes, or an adapter that was trained for those of the data.",
+        )
     model = tuned_model(
         loaded, backbone, data.class_names, num_lanes=num_lanes(loaded), adapter=start, sample=few_rows(data)
     )

@@ -12,6 +12,7 @@ from fedelta.config import Config
 from fedelta.data.sources import read
 from fedelta.federation.tiers import Tiers
 from fedelta.inference.adapter import read_adapter
+from fedelta.inference.translate import placed
 from fedelta.models.anatomy import ANATOMIES
 from fedelta.models.hub import Backbone, build
 from fedelta.models.native import PRESETS
@@ -84,7 +85,8 @@ def inspect(config: Config) -> Inspection:
     total_parameters = backbone.num_parameters
     tuning = config.tuning
     if config.model.adapter is not None:
-        tuning = adopted_tuning(config, read_adapter(config.model.adapter, backbone.anatomy), backbone)
+        adapter = placed(read_adapter(config.model.adapter, backbone.anatomy), backbone)
+        tuning = adopted_tuning(config, adapter, backbone)
     spec = apply_tuning(config, tuning, backbone, Lanes(1))
     steering = config.strategy.steering
     wire = spec if steering is None else steering.extend(spec)

@@ -23,7 +23,7 @@ from tests.inference.adapters import (
 
 from fedelta.errors import AdapterError
 from fedelta.inference import directory as files
-from fedelta.inference.adapter import Adapter, check_classes, check_fits, check_task, read_adapter, write_adapter
+from fedelta.inference.adapter import Adapter, check_fits, check_task, read_adapter, write_adapter
 from fedelta.modalities.settings import Preparation
 from fedelta.models.anatomy import ANATOMIES
 from fedelta.models.hub import Backbone
@@ -318,8 +318,16 @@ def change_tensors(path: Path, **tensors: torch.Tensor | None) -> None:
     file = path / "adapter_model.safetensors"
     changed = safetensors.torch.load_file(file) | tensors
     safetensors.torch.save_file({key: tensor for key, tensor in changed.items() if tensor is not None}, file)
+    change_own(path, weights_sha256="")  # as one who forges an adapter would
 
 
+def flip_last_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+HEAD = "base_model.model.classifier.weight"
 A = "base_model.model.vit.layers.0.attention.q_proj.lora_A.weight"
 B = "base_model.model.vit.layers.0.attention.q_proj.lora_B.weight"
 DAMAGES = {
@@ -331,7 +339,8 @@ DAMAGES = {
     "no tensors": (lambda path: (path / "adapter_model.safetensors").unlink(), "lacks `adapter_model.safetensors`"),
     "cut tensors": (lambda path: os.truncate(path / "adapter_model.safetensors", 300), "is damaged"),
     "empty file": (lambda path: (path / "adapter_model.safetensors").write_bytes(b""), "is damaged"),
-    "no tensor": (lambda path: safetensors.torch.save_file({}, path / "adapter_model.safetensors"), "holds no tensors"),
+    "no tensor": (lambda path: change_tensors(path, **dict.fromkeys((A, B, HEAD))), "holds no tensors"),
+    "one bit": (lambda path: flip_last_bit(path / "adapter_model.safetensors"), "its SHA-256 is another"),
     "NaN": (lambda path: change_tensors(path, **{A: torch.full((2, 3), torch.nan)}), "NaN or infinity in 1 tensors"),
     "integers": (lambda path: change_tensors(path, **{A: torch.ones(2, 3).char()}), "no floating-point numbers"),
     "half a pair": (lambda path: change_tensors(path, **{B: None}), "q_proj.lora_A` lacks its `lora_B`"),
@@ -344,6 +353,10 @@ DAMAGES = {
     "alpha": (lambda path: change_config(path, lora_alpha=0), "alpha is 0, expected a number above 0"),
     "alpha text": (lambda path: change_config(path, lora_alpha="8"), "alpha is '8', expected a number above 0"),
     "pattern": (lambda path: change_config(path, alpha_pattern={"(": 2}), "key '(' is no regular expression"),
+    # Each way to cut 28 letters into words is tried before it is clear that none ends in a digit.
+    "slow pattern": (lambda path: change_config(path, alpha_pattern={r"(\w|.)*\d": 2}), "takes too long to match names"),
+    "long pattern": (lambda path: change_config(path, alpha_pattern={"q" * 1001: 2}), "a key of 1,001 characters"),
+    "deep": (lambda path: (path / "adapter_config.json").write_text("[" * 100_000), "is not readable as JSON"),
     "patterns": (lambda path: change_config(path, alpha_pattern=[1]), "`alpha_pattern` is [1], expected an object"),
     "later switch": (lambda path: change_config(path, use_new=True), "`use_new` is True, expected it to be off"),
     "later options": (lambda path: change_config(path, new={"k": 1}), "`new` is {'k': 1}, expected it to be off"),
@@ -448,42 +461,6 @@ def test_an_adapter_that_lacks_a_tensor_is_refused(tuning, checkpoint):
     rest = {key: tensor for key, tensor in whole.params.items() if key != name}
     with pytest.raises(AdapterError, match=f"the adapter lacks `{name}`"):
         check_fits(Adapter(tuning, rest, str(base), None), backbone_of(base))
-
-
-def with_classes(*names: str) -> Adapter:
-    return Adapter(Head(), {}, "some/base", names or None)
-
-
-def test_the_classes_of_the_data_are_those_of_the_adapter_or_unknown():
-    check_classes(with_classes("cat", "dog"), ["cat", "dog"])
-    check_classes(with_classes(), ["cat", "dog"])
-
-
-@pytest.mark.parametrize(
-    ("names", "message"),
-    [
-        (
-            ("dog", "cat"),
-            (
-                "trained for the same classes in another order than the data have: expected 2 classes ('dog', 'cat'), "
-                "found 2 ('cat', 'dog'). Label 0 is 'dog' there and 'cat' here.\nhint: give the data's classes in that"
-            ),
-        ),
-        (
-            ("cat", "owl"),
-            (
-                "trained for other classes than the data have: expected 2 classes ('cat', 'owl'), found 2 ('cat', "
-                "'dog'). Label 1 is 'owl' there and 'dog' here.\nhint: give data with the adapter's classes;"
-            ),
-        ),
-        (("cat", "dog", "owl"), "expected 3 classes ('cat', 'dog', 'owl'), found 2 ('cat', 'dog').\nhint: "),
-    ],
-)
-def test_other_classes_than_the_adapters_are_refused(names, message):
-    with pytest.raises(AdapterError) as caught:
-        check_classes(with_classes(*names), ["cat", "dog"])
-    assert message in str(caught.value)
-    assert "set `class_names` to null in its `fedelta.json`" in str(caught.value)
 
 
 def test_an_adapter_of_another_task_is_refused_and_one_that_does_not_say_is_not():

@@ -16,7 +16,9 @@ from fedelta.engine.exits import ExitSettings
 from fedelta.engine.work import ClientSettings
 from fedelta.errors import ConfigError
 from fedelta.federation.tiers import Tiers
-from fedelta.inference.adapter import Adapter, check_classes, check_fits, check_task, read_adapter
+from fedelta.inference.adapter import Adapter, check_task, read_adapter
+from fedelta.inference.classes import check_classes, in_order
+from fedelta.inference.translate import placed
 from fedelta.models.hub import Backbone
 from fedelta.params import Params, ParamSpec
 from fedelta.seeds import stream
@@ -77,17 +79,15 @@ def tuned_model(
     """
     total_parameters = backbone.num_parameters
     backbone.module.to(config.runtime.torch_device())
-    tuning, start = config.tuning, adapter
-    if adapter is not None:
-        check_task(adapter, config.task)
-        check_classes(adapter, class_names)
-        check_fits(adapter, backbone)
-        tuning = adapter.tuning
-    elif config.model.adapter is not None:
+    start = adapter
+    if start is None and config.model.adapter is not None:
         start = read_adapter(config.model.adapter, backbone.anatomy)
+    tuning = config.tuning
+    if start is not None:
         check_task(start, config.task)
         check_classes(start, class_names)
-        tuning = adopted_tuning(config, start, backbone)
+        start = in_order(placed(start, backbone), class_names, backbone)
+        tuning = start.tuning if adapter is not None else adopted_tuning(config, start, backbone)
     lanes = Lanes(min(num_lanes, tuning.max_lanes or num_lanes))
     spec = apply_tuning(config, tuning, backbone, lanes, _random(backbone) if sample is None else sample)
     params = _start(backbone, spec) | ({} if start is None else _on_cpu(start.params))
@@ -130,13 +130,11 @@ def apply_tuning(
 
 
 def adopted_tuning(config: Config, adapter: Adapter, backbone: Backbone) -> AnyTuning:
-    """The tuning method of the adapter that a run starts from.
+    """The tuning method of the adapter that a run starts from, which has its place in `backbone`.
 
     Raises:
-        AdapterError: the adapter does not fit the model.
         ConfigError: section `[tuning]` says something else.
     """
-    check_fits(adapter, backbone)
     tuning, differing = _reconcile(config.tuning, adapter.tuning, backbone)
     if differing:
         raise ConfigError(

@@ -11,7 +11,8 @@ For LoRA, stock PEFT loads the directory onto the base model and computes the sa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -101,7 +102,7 @@ def write_adapter(directory: Path, adapter: Adapter, anatomy: Anatomy, card: Map
         "task_type": loader.peft_task if loader is not None and has_head else None,
         "inference_mode": True,
     }
-    section = adapter.tuning.model_dump(mode="json")
+    section, weights = adapter.tuning.model_dump(mode="json"), safetensors.torch.save(tensors, {"format": "pt"})
     own = Own(
         fedelta_version=__version__,
         tuning=section,
@@ -111,13 +112,14 @@ def write_adapter(directory: Path, adapter: Adapter, anatomy: Anatomy, card: Map
         seed=adapter.seed,
         max_length=adapter.preparation.max_length,
         audio=adapter.preparation.audio,
+        weights_sha256=hashlib.sha256(weights).hexdigest(),
     )
     # A model whose norms were exchanged cannot be had by its name alone.
     has_weights = bool(adapter.base) and (
         adapter.model is None or (adapter.model.pretrained and adapter.model.batch_norm != "group")
     )
     contents: dict[str, str | bytes] = {
-        WEIGHTS: safetensors.torch.save(tensors, {"format": "pt"}),
+        WEIGHTS: weights,
         CONFIG: to_json(dict(sorted(config.items())), indent=2) + "\n",
         CARD: render(section["name"], adapter.base, adapter.class_names, card, has_weights=has_weights),
         OWN: own.to_json(),
@@ -144,7 +146,7 @@ def read_adapter(directory: str | Path, anatomy: Anatomy | None = None) -> Adapt
         )
     config = read_object(path / CONFIG)
     own = read_own(path / OWN)
-    tuning, params = from_layout(read_tensors(path), config, own.tuning, where)
+    tuning, params = from_layout(read_tensors(path, own.weights_sha256), config, own.tuning, where)
     if infinite := [name for name, tensor in params.items() if not torch.isfinite(tensor).all()]:
         raise AdapterError(f"{where} holds NaN or infinity in {len(infinite)} tensors: {listed(infinite, 3)}.")
     if anatomy is not None:
@@ -171,8 +173,8 @@ def check_fits(adapter: Adapter, backbone: Backbone) -> None:
             f"the adapter was made for {adapter.base or 'an unnamed model'!r} and does not fit this "
             f"{type(backbone.module).__name__}:{lines}{more}",
             hint="give the same base model and number of classes. If only the names of modules differ, it was made "
-            "with another release of transformers: fold it into its base model there with PEFT's "
-            "`merge_and_unload()`, save that, and give it as `model.source`.",
+            "with a release of transformers that lays the model out in another way: fold it into its base model there "
+            "with PEFT's `merge_and_unload()`, save that, and give it as `model.source`.",
         )
 
 
@@ -195,31 +197,6 @@ def check_task(adapter: Adapter, task: AnyTask) -> None:
 
 def _in_words(task: AnyTask) -> str:
     return ", ".join(f"`task.{key}` = {value!r}" for key, value in task.model_dump(mode="json").items())
-
-
-def check_classes(adapter: Adapter, class_names: Sequence[str]) -> None:
-    """Refuses an adapter whose labels mean other classes than those of the data.
-
-    Args:
-        adapter: what to check; one that does not say its classes passes.
-        class_names: of the data, in label order.
-
-    Raises:
-        AdapterError: other classes, or the same in another order; names both sides and the first difference.
-    """
-    theirs, ours = adapter.class_names, tuple(class_names)
-    if theirs is None or theirs == ours:
-        return
-    is_reordered = sorted(theirs) == sorted(ours)
-    relation = "the same classes in another order" if is_reordered else "other classes"
-    label = next((i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b), None)
-    difference = "" if label is None else f" Label {label} is {theirs[label]!r} there and {ours[label]!r} here."
-    advice = "give the data's classes in that order" if is_reordered else "give data with the adapter's classes"
-    raise AdapterError(
-        f"the adapter was trained for {relation} than the data have: expected {len(theirs)} classes "
-        f"({listed(theirs)}), found {len(ours)} ({listed(ours)}).{difference}",
-        hint=f"{advice}; to start from its head all the same, set `class_names` to null in its `{OWN}`.",
-    )
 
 
 def _refuse_whole_modules(where: str, tuning: AnyTuning, params: Params, anatomy: Anatomy) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -66,18 +67,24 @@ def read_object(path: Path) -> Record:
         value = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise AdapterError(f"adapter {str(path.parent)!r} lacks `{path.name}`.") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise AdapterError(f"{str(path)!r} is not readable as JSON: {error}.") from error
     if not isinstance(value, dict):
         raise AdapterError(f"{str(path)!r} holds a JSON {type(value).__name__}, expected an object.")
     return value
 
 
-def read_tensors(directory: Path) -> dict[str, Tensor]:
-    """All tensors of the file, in the order of their keys."""
+def read_tensors(directory: Path, sha256: str) -> dict[str, Tensor]:
+    """All tensors of the file, in the order of their keys.
+
+    Args:
+        directory: of the adapter.
+        sha256: of the file as it was written; "" when unknown.
+    """
     path = directory / WEIGHTS
     try:
-        tensors = safetensors.torch.load(path.read_bytes())
+        content = path.read_bytes()
+        tensors = safetensors.torch.load(content)
     except FileNotFoundError as error:
         pickled = (directory / "adapter_model.bin").exists()
         raise AdapterError(
@@ -92,6 +99,12 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
         raise AdapterError(
             f"{str(path)!r} is damaged: {error}.", hint="copy the adapter again, or write it anew."
         ) from error
+    if sha256 and hashlib.sha256(content).hexdigest() != sha256:
+        raise AdapterError(
+            f"{str(path)!r} is not the file that was written with `{OWN}`: its SHA-256 is another.",
+            hint=f"copy the adapter again, all of its files; after a change of your own, set `weights_sha256` in `{OWN}` "
+            'to "".',
+        )
     if not tensors:
         raise AdapterError(f"{str(path)!r} holds no tensors.")
     if strange := [key for key, tensor in tensors.items() if not tensor.is_floating_point()]:

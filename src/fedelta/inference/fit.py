@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fedelta.errors import ModelError
 from fedelta.inference.layout import is_pair
+from fedelta.models.heads import class_axes
 from fedelta.models.hub import Backbone
 from fedelta.params import ParamSpec
 from fedelta.seeds import stream
@@ -71,12 +72,47 @@ def _other_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> str:
     return f"`{name}` has shape {tuple(tensor.shape)}, the model's is {expected}"
 
 
+def class_axes_of(tuning: AnyTuning, backbone: Backbone) -> dict[str, int]:
+    """What `tuning` tunes in `backbone` that has a row for each class, and the axis of these rows.
+
+    Found by what it would tune if there were one class more.
+
+    Args:
+        tuning: any.
+        backbone: not yet edited; it stays as it is.
+
+    """
+    spec = _specification(tuning, backbone)
+    more = _skeleton(backbone)
+    for name, axis in class_axes(more.module).items():
+        _add_row(more.module, name, axis)
+    sizes = {name: tensor.shape for name, tensor in tuning.apply(more, Lanes(1), stream(0)).tensors.items()}
+    pairs = {name: list(zip(tensor.shape, sizes[name], strict=True)) for name, tensor in spec.tensors.items()}
+    axes = {name: [axis for axis, (few, many) in enumerate(pair) if few != many] for name, pair in pairs.items()}
+    return {name: found[0] for name, found in axes.items() if found}
+
+
+def _add_row(module: nn.Module, name: str, axis: int) -> None:
+    path, _, last = name.rpartition(".")
+    layer, shape = module.get_submodule(path), list(module.get_parameter(name).shape)
+    shape[axis] += 1
+    setattr(layer, last, nn.Parameter(torch.empty(shape, device="meta"), requires_grad=False))
+    if isinstance(layer, nn.Linear):
+        layer.out_features = shape[axis]
+    elif isinstance(layer, nn.Conv2d):
+        layer.out_channels = shape[axis]
+
+
 def _specification(tuning: AnyTuning, backbone: Backbone) -> ParamSpec:
-    """What `tuning` would tune in `backbone`, found on a copy that has no memory for weights."""
+    """What `tuning` would tune in `backbone`."""
+    return tuning.apply(_skeleton(backbone), Lanes(1), stream(0))
+
+
+def _skeleton(backbone: Backbone) -> Backbone:
+    """A copy that has no memory for weights."""
     tensors = [*backbone.module.parameters(), *backbone.module.buffers()]
     memo: dict[int, object] = {id(tensor): _without_memory(tensor) for tensor in tensors}
-    skeleton = replace(backbone, module=copy.deepcopy(backbone.module, memo))
-    return tuning.apply(skeleton, Lanes(1), stream(0))
+    return replace(backbone, module=copy.deepcopy(backbone.module, memo))
 
 
 def _without_memory(tensor: Tensor) -> Tensor:

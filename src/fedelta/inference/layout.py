@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
+import regex
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -28,6 +29,9 @@ from fedelta.tuning.combined import expand
 from fedelta.tuning.lora import Lora
 
 T = TypeVar("T", int, float)
+
+# More characters than the longest path of a layer, escaped.
+_LONGEST_PATTERN = 1000
 
 # What stock PEFT puts before the path of a module: its two wrappers.
 _PREFIX = "base_model.model."
@@ -108,9 +112,12 @@ def from_layout(
     alphas: dict[str, float] = {}
     for path in pair_paths(params):
         try:
-            alphas[_entry(path)] = _peft_alpha(config, path)
+            alphas[path] = _peft_alpha(config, path)
         except (TypeError, ValueError) as error:
             problems.append(f"factor of `{path}`: {error}")
+        except TimeoutError as error:
+            problems.append(str(error))
+            break  # for the next layer it would take as long again
     if problems:
         lines = "".join(f"\n  - {problem}" for problem in problems[:10])
         raise AdapterError(
@@ -118,17 +125,29 @@ def from_layout(
             hint="supported is plain LoRA on linear and convolutional layers, with or without a classification head in "
             f"`modules_to_save`; {_MERGE}, save that, and give it as `model.source`.",
         )
-    rank, rank_pattern = _common({_entry(path): params[f"{path}.lora_A"].shape[0] for path in pair_paths(params)})
-    alpha, alpha_pattern = _common(alphas)
+    has_head = any(not is_pair(name) for name in params)
+    return lora_of(params, alphas, bool(config.get("use_rslora")), has_head), params
+
+
+def lora_of(params: Mapping[str, Tensor], alphas: Mapping[str, float], use_rslora: bool, train_head: bool) -> Lora:
+    """The settings that make places for pairs, every layer by its full path.
+
+    Args:
+        params: holds the pairs; their shapes give the ranks.
+        alphas: path of each layer with a pair to its alpha.
+        use_rslora, train_head: as in `Lora`.
+    """
+    rank, rank_pattern = _common({_entry(path): params[f"{path}.lora_A"].shape[0] for path in alphas})
+    alpha, alpha_pattern = _common({_entry(path): alpha for path, alpha in alphas.items()})
     return Lora(
         r=rank,
         lora_alpha=alpha,
-        target_modules=tuple(alphas),
+        target_modules=tuple(map(_entry, alphas)),
         rank_pattern=rank_pattern,
         alpha_pattern=alpha_pattern,
-        use_rslora=bool(config.get("use_rslora")),
-        train_head=any(not is_pair(name) for name in params),
-    ), params
+        use_rslora=use_rslora,
+        train_head=train_head,
+    )
 
 
 def is_pair(name: str) -> bool:
@@ -193,16 +212,28 @@ def _peft_alpha(config: Record, path: str) -> float:
     if not isinstance(patterns, Mapping):
         raise TypeError(f"`alpha_pattern` is {patterns!r}, expected an object")
     for pattern, value in patterns.items():
-        try:
-            matches = re.match(rf"(.*\.)?({pattern})$", path)
-        except re.error as error:
-            raise ValueError(f"`alpha_pattern` key {pattern!r} is no regular expression: {error}") from error
-        if matches:
+        if _is_meant(pattern, path):
             alpha = value
             break
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < float("inf"):
         raise ValueError(f"alpha is {alpha!r}, expected a number above 0")
     return float(alpha)
+
+
+def _is_meant(pattern: str, path: str) -> bool:
+    """Whether a key of PEFT's patterns is for the layer at `path`.
+
+    Adapters come from anywhere, and there are short expressions for which a search takes longer than a life: one that
+    has no answer after a tenth of a second has none.
+    """
+    if len(pattern) > _LONGEST_PATTERN:
+        raise ValueError(f"`alpha_pattern` has a key of {len(pattern):,} characters, expected {_LONGEST_PATTERN} at most")
+    try:
+        return regex.match(rf"(.*\.)?({pattern})$", path, timeout=0.1) is not None
+    except (regex.error, RecursionError) as error:
+        raise ValueError(f"`alpha_pattern` key {pattern!r} is no regular expression: {error}") from error
+    except TimeoutError as error:
+        raise TimeoutError(f"`alpha_pattern` key {pattern!r} takes too long to match names of layers") from error
 
 
 def _config_problems(config: Record) -> list[str]:

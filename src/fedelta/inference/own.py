@@ -28,6 +28,7 @@ class Own(Settings):
         seed: of the run, for base weights that are random.
         max_length: most tokens of a text, None for the usual one.
         audio: how recordings become the model's inputs, None for images and texts.
+        weights_sha256: of the file with the tensors, in hexadecimal digits; "" when unknown.
     """
 
     fedelta_version: str = ""
@@ -38,6 +39,7 @@ class Own(Settings):
     seed: int = Field(default=0, ge=0)
     max_length: int | None = Field(default=None, ge=1)
     audio: AudioSettings | None = None
+    weights_sha256: str = ""
 
     @property
     def preparation(self) -> Preparation:

@@ -13,7 +13,7 @@ from torch import Tensor
 from fedelta.data.clients import Name
 from fedelta.errors import AdapterError, RunError
 from fedelta.federation.memory import Memories
-from fedelta.inference.adapter import Adapter, check_fits, read_adapter
+from fedelta.inference.adapter import Adapter, read_adapter
 from fedelta.inference.anytime import (
     at_each_exit,
     at_exit,
@@ -24,8 +24,10 @@ from fedelta.inference.anytime import (
 )
 from fedelta.inference.directory import OWN
 from fedelta.inference.own import read_own
+from fedelta.inference.translate import placed
 from fedelta.modalities.settings import AudioSettings, Preparation
 from fedelta.models.hub import Backbone, build
+from fedelta.models.heads import class_names_of
 from fedelta.models.source import ModelSource, read_config
 from fedelta.params import Params
 from fedelta.results import rundir
@@ -236,7 +238,7 @@ def install(adapter: Adapter, backbone: Backbone) -> None:
     Raises:
         AdapterError: it does not fit.
     """
-    check_fits(adapter, backbone)
+    adapter = placed(adapter, backbone)
     adapter.tuning.apply(backbone, Lanes(1), stream(0))
     fill(backbone, adapter.params)
 
@@ -260,5 +262,4 @@ def _base_model(adapter: Adapter) -> ModelSource | None:
 
 def _class_names(model: ModelSource) -> tuple[str, ...]:
     """The class names in the base model's own configuration, in label order."""
-    names = {int(index): str(name) for index, name in (read_config(model).id2label or {}).items()}
-    return tuple(names[index] for index in sorted(names))
+    return class_names_of(read_config(model))

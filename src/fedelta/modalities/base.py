@@ -63,16 +63,24 @@ class ModelFiles:
         config: of transformers.
         place: directory or hub name with the files beside `config.json`; None where there are none.
         image_size: side of the square that the model takes, in pixels; of no use where it takes none.
+        num_positions: most tokens that the model has positions for; None where nothing bounds them.
     """
 
     config: PretrainedConfig
     place: str | None
     image_size: int
+    num_positions: int | None = None
 
     @property
     def num_channels(self) -> int:
         """Of the images that the model takes."""
-        return int(getattr(self.config, "num_channels", 3))
+        return int(getattr(vision_part(self.config), "num_channels", 3))
+
+
+def vision_part(config: PretrainedConfig) -> PretrainedConfig:
+    """What a configuration says of images: of one composed of several, such as CLIP's, the part for them."""
+    part: PretrainedConfig = getattr(config, "vision_config", config)
+    return part
 
 
 class Column(Protocol):

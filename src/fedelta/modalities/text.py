@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Generator, Tensor
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("fedelta")
 
+FOREIGN = "take `tokenizer.json` and `tokenizer_config.json` from the place that the weights are from."
+
 
 @dataclass(frozen=True)
 class Texts:
@@ -34,6 +36,9 @@ class Texts:
     Args:
         tokenizer: from transformers; has a padding token.
         max_length: most tokens of a text, special tokens included; what is longer is cut at the end.
+        num_positions: most tokens that the model has positions for; None where it has none.
+        padding_side: where a text that is shorter than others of its batch is filled up.
+        min_length: fewest tokens of a batch, padding included; a family that pools tokens fails on fewer.
 
     Raises:
         ModelError: the tokenizer has no padding token.
@@ -41,6 +46,9 @@ class Texts:
 
     tokenizer: PreTrainedTokenizerBase
     max_length: int = 128  # the text classification example of transformers
+    num_positions: int | None = None
+    padding_side: Literal["right", "left"] = "right"
+    min_length: int = 0
 
     name: ClassVar = "text"
     singular: ClassVar = "text"
@@ -71,8 +79,8 @@ class Texts:
         if place is None:
             raise ModelError("a text model needs a tokenizer: give `model.source`, not `model.architecture` alone.")
         try:
-            tokenizer = AutoTokenizer.from_pretrained(place)
-        except (OSError, ValueError) as error:
+            tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+        except Exception as error:  # transformers raises nearly anything for damaged or foreign files
             raise ModelError(f"no tokenizer can be loaded from {place!r}: {error}") from error
         if len(tokenizer) <= len(tokenizer.all_special_tokens):
             # Without files, transformers makes a tokenizer of special tokens alone: every word would be unknown.
@@ -80,12 +88,28 @@ class Texts:
                 f"no tokenizer can be loaded from {place!r}: its vocabulary is empty.",
                 hint="expected `tokenizer.json`, or the vocabulary files of the family, beside `config.json`.",
             )
-        _check_tokenizer(place, max(tokenizer.get_vocab().values()), tokenizer.pad_token_id, model.config)
-        return cls(tokenizer)
+        config = model.config.get_text_config()
+        _set_padding(tokenizer, config)
+        _check_tokenizer(place, tokenizer, config)
+        return cls(tokenizer, num_positions=model.num_positions)
 
     def prepared(self, preparation: Preparation) -> Texts:
         """The same with the `max_length` that is given."""
-        return self if preparation.max_length is None else replace(self, max_length=preparation.max_length)
+        if preparation.max_length is None:
+            return self
+        texts = replace(self, max_length=preparation.max_length)
+        if texts.limit < texts.max_length:
+            logger.warning(
+                "`data.max_length` is %d, but the model takes %d tokens: texts are cut there.",
+                texts.max_length,
+                texts.limit,
+            )
+        return texts
+
+    @property
+    def limit(self) -> int:
+        """Most tokens of a text: `max_length`, or what the tokenizer or the model have room for."""
+        return min(self.max_length, self.tokenizer.model_max_length, self.num_positions or self.max_length)
 
     @property
     def preparation(self) -> Preparation:
@@ -109,11 +133,10 @@ class Texts:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, at most `max_length` and at most what the model has positions for."""
-        limit = min(self.max_length, self.tokenizer.model_max_length)
         encoded = self.tokenizer(
             list(texts),
             truncation=True,
-            max_length=limit,
+            max_length=self.limit,
             return_attention_mask=False,
             return_token_type_ids=False,
         )
@@ -127,17 +150,20 @@ class Texts:
 
         Returns:
             `input_ids` and `attention_mask` (1 at tokens, 0 at padding), int64 of shape [B, T] with T the
-            longest of these texts, padded at the end; `token_type_ids`, all 0, where the tokenizer has them.
+            longest of these texts, or `min_length`, padded at `padding_side`; `token_type_ids`, all 0, where the tokenizer has them.
         """
         rows = [torch.as_tensor(ids, dtype=torch.int64) for ids in raw]
-        pad_id = float(self.tokenizer.pad_token_id)
         batch = {
-            "input_ids": pad_sequence(rows, batch_first=True, padding_value=pad_id),
-            "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], batch_first=True),
+            "input_ids": self._padded(rows, float(self.tokenizer.pad_token_id)),
+            "attention_mask": self._padded([torch.ones_like(row) for row in rows], 0.0),
         }
         if "token_type_ids" in self.tokenizer.model_input_names:
             batch["token_type_ids"] = torch.zeros_like(batch["input_ids"])
         return batch
+
+    def _padded(self, rows: list[Tensor], value: float) -> Tensor:
+        shortest = torch.zeros(self.min_length, dtype=torch.int64)
+        return pad_sequence([*rows, shortest], True, value, self.padding_side)[:-1]
 
     def store(self, column: Column, max_memory_mib: int) -> StoredTexts:
         """The texts of a column, tokenised once; they always fit.
@@ -173,15 +199,18 @@ class Texts:
         return (self.transform(self.encode(chunk)) for chunk in in_chunks(texts, batch_size))
 
     def export_inputs(self, num: int, length: int, generator: Generator) -> dict[str, Tensor]:
-        """Random tokens; some texts are padded."""
-        longest = min(length, self.max_length, self.tokenizer.model_max_length)
+        """Random tokens, and the end of a text where the tokenizer has one; some texts are padded."""
+        longest = min(length, self.limit)
         lengths = [max(1, longest - index) for index in range(num)]
-        tokens = torch.randint(len(self.tokenizer), (num, longest), generator=generator)
-        return self.transform([row[:each] for row, each in zip(tokens, lengths, strict=True)])
+        special, end = set(self.tokenizer.all_special_ids), self.tokenizer.eos_token_id
+        words = torch.tensor([number for number in range(len(self.tokenizer)) if number not in special])
+        tokens = words[torch.randint(len(words), (num, longest), generator=generator)]
+        rows = [row[:each] for row, each in zip(tokens, lengths, strict=True)]
+        return self.transform(rows if end is None else [torch.cat([row[:-1], torch.tensor([end])]) for row in rows])
 
     def costliest(self) -> dict[str, Tensor]:
         """A text of the greatest length."""
-        return self.transform(self.encode(["a " * self.max_length]))
+        return self.transform(self.encode(["a " * self.limit]))
 
 
 @dataclass(frozen=True)
@@ -208,21 +237,29 @@ class StoredTexts:
         return self.modality.transform([self.token_ids[a:b] for a, b in zip(starts, ends, strict=True)])
 
 
-def _check_tokenizer(place: str, largest_id: int, pad_id: int | None, config: PretrainedConfig) -> None:
+def _set_padding(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
+    """Gives a tokenizer without a padding token that of the model, or else the end of a text, as decoders are padded."""
+    if tokenizer.pad_token_id is not None:
+        return
+    number = config.pad_token_id
+    own = tokenizer.convert_ids_to_tokens(number) if isinstance(number, int) and 0 <= number < len(tokenizer) else None
+    token = own or tokenizer.eos_token
+    if token is not None:
+        tokenizer.pad_token = token
+    if number is not None and own is None:
+        config.pad_token_id = None  # such as the -1 of the first Llama
+
+
+def _check_tokenizer(place: str, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
     """Refuses a tokenizer whose numbers mean other tokens, or none, to the model: it would train on noise."""
-    hint = "take `tokenizer.json` and `tokenizer_config.json` from the place that the weights are from."
+    largest_id = max(tokenizer.get_vocab().values())
+    if "vocab_size" not in config.to_dict():
+        return  # CANINE hashes characters
     if largest_id >= config.vocab_size:
         raise ModelError(
             f"the tokenizer in {place!r} does not belong to the model: its largest token is number {largest_id}, "
             f"the model has embeddings for {config.vocab_size}, numbered from 0.",
-            hint=hint,
-        )
-    # RoBERTa counts positions from its padding token; to other families padding is masked, but the rest is shifted too.
-    if None not in (pad_id, config.pad_token_id) and pad_id != config.pad_token_id:
-        raise ModelError(
-            f"the tokenizer in {place!r} does not belong to the model: its padding token is number {pad_id}, "
-            f"that of the model {config.pad_token_id}.",
-            hint=hint,
+            hint=FOREIGN,
         )
     if largest_id < 0.9 * config.vocab_size:
         logger.warning(

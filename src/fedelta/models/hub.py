@@ -7,30 +7,29 @@ how raw images, texts or recordings become its inputs.
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from fedelta.errors import ModelError
 from fedelta.modalities.base import Modality, ModelFiles
+from fedelta.modalities.image import Images
+from fedelta.modalities.text import Texts
 from fedelta.models.anatomy import Anatomy, anatomy_of
+from fedelta.models.heads import Head, class_names_of
 from fedelta.models.known import is_plain
 from fedelta.models.native import FAMILIES
-from fedelta.models.source import ModelSource, kind_of, locate, read_config, unreadable
+from fedelta.models.sizes import check_patches, inputs_for, native_size
+from fedelta.models.source import ModelSource, kind_of, locate, read_config
+from fedelta.models.texts import num_positions, settle_padding
+from fedelta.models.usable import check_family, check_inputs, without_caches
+from fedelta.models.weights import load, quiet
 from fedelta.seeds import derive
 from fedelta.tasks.base import Task
 from fedelta.tasks.classification import Classification
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
-
-logger = logging.getLogger("fedelta")
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,7 @@ class Backbone:
         modality: what its examples are, and how they become its inputs; None for a module whose inputs come ready.
         extra_inputs: constant keyword arguments of every call.
         batch_norm: what becomes of batch norms that are tuned (`ModelSource`).
+        lost_head: why the checkpoint's own head is not in it, though it has as many classes; None else.
     """
 
     module: nn.Module
@@ -51,6 +51,7 @@ class Backbone:
     modality: Modality | None = None
     extra_inputs: dict[str, bool] = field(default_factory=dict)
     batch_norm: Literal["average", "local", "group"] = "average"
+    lost_head: str | None = None
 
     def logits(self, inputs: dict[str, Tensor]) -> Tensor:
         """Outputs [B, ...] for a batch of inputs, of a classifier logits [B, C]."""
@@ -84,38 +85,40 @@ def build(
         ModelError: unreadable, no model for the task, lacks weights, or does not take the image size.
     """
     config = read_config(source)
+    check_family(config.model_type)
+    head = Head(class_names_of(config), class_names)
     config.num_labels = task.num_outputs(class_names)
     if task.has_classes:
         config.id2label = dict(enumerate(class_names))
         config.label2id = {name: index for index, name in enumerate(class_names)}
-    native = _native_size(config)
+    native = native_size(config)
     size = source.image_size or native or 224  # 224: what nearly every image classifier was trained at
     if config.model_type in FAMILIES:
         config.image_size = size
-    with torch.random.fork_rng(devices=[]), _quiet():
+    with torch.random.fork_rng(devices=[]), quiet():
         # transformers initialises new weights from the global generator; the fork keeps that from leaking.
         torch.manual_seed(derive(seed, "model"))  # noqa: TID251
-        module = _load(source, config, device, task)
+        loaded = load(source, config, device, task, head)
+    module = loaded.module
     _set_norms(module, source)
     module.eval()
-    anatomy = anatomy_of(module, config.model_type)
-    _check_size(size, config)
-    # A model of patches has position embeddings for its own image size; a convolutional one has none.
-    interpolates = native is not None and size != native and getattr(config, "patch_size", None) is not None
-    extra_inputs = {"interpolate_pos_encoding": True} if interpolates else {}
+    without_caches(module)
+    backbone = Backbone(
+        module, anatomy_of(module, config.model_type), batch_norm=source.batch_norm, lost_head=loaded.lost_head
+    )
+    check_patches(size, config)
     if device == "meta":
-        # For counting no file is asked for, least of all one on a hub.
-        return Backbone(module, anatomy, None, extra_inputs, source.batch_norm)
-    place = None if source.source is None else locate(source.source)
+        # For counting no file is asked for, least of all one on a hub, and nothing is computed.
+        return backbone
     kind, _ = kind_of(config, task)
-    modality = kind.for_model(ModelFiles(config, place, size))
-    return Backbone(module, anatomy, modality, extra_inputs, source.batch_norm)
-
-
-def _native_size(config: PretrainedConfig) -> int | None:
-    """Side of the square that the checkpoint was trained at, None when its configuration does not say."""
-    size = getattr(config, "image_size", None)
-    return size[0] if isinstance(size, list | tuple) else size
+    check_inputs(module, kind)
+    place = None if source.source is None else locate(source.source)
+    positions = num_positions(module) if kind is Texts else None
+    modality = kind.for_model(ModelFiles(config, place, size, positions))
+    if isinstance(modality, Texts):
+        modality = settle_padding(module, modality)
+    extra_inputs = inputs_for(module, config, size) if kind is Images else {}
+    return replace(backbone, modality=modality, extra_inputs=extra_inputs)
 
 
 def _set_norms(module: nn.Module, source: ModelSource) -> None:
@@ -137,68 +140,3 @@ def _set_norms(module: nn.Module, source: ModelSource) -> None:
         new.weight, new.bias = layer.get_parameter("weight"), layer.get_parameter("bias")
         parent, _, name = path.rpartition(".")
         setattr(module.get_submodule(parent), name, new)
-
-
-def _check_size(size: int, config: PretrainedConfig) -> None:
-    patch = getattr(config, "patch_size", None)
-    if isinstance(patch, int) and size % patch:
-        nearest = max(patch, round(size / patch) * patch)
-        raise ModelError(
-            f"`model.image_size` is {size}, no multiple of the {patch} pixels of the model's patches.",
-            hint=f"use {nearest}.",
-        )
-
-
-def _load(source: ModelSource, config: PretrainedConfig, device: str, task: Task) -> nn.Module:
-    import transformers
-    from safetensors import SafetensorError
-
-    _, loader = kind_of(config, task)
-    auto = getattr(transformers, loader.auto_class)
-    if device == "meta" or source.source is None or not source.pretrained:
-        # transformers 5.23 iterates over `architectures` and fails on the None of a fresh configuration.
-        config.architectures = config.architectures or []
-        try:
-            with torch.device(device):
-                module: nn.Module = auto.from_config(config).float()
-        except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
-            raise ModelError(f"`model.architecture` cannot be built: {error}") from error
-        return module
-    try:
-        module, info = auto.from_pretrained(
-            locate(source.source), config=config, dtype=torch.float32,
-            ignore_mismatched_sizes=True, output_loading_info=True,
-        )  # fmt: skip
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise unreadable(source.source, error) from error
-    _check_complete(source.source, module, config.model_type, info)
-    return module
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' own report and progress bar of a load; what matters of it is checked here."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def _check_complete(source: str, module: nn.Module, family: str, info: dict[str, Any]) -> None:
-    """Only the head (and a pooler, which many checkpoints lack) may be new; Any: keys as transformers gives them."""
-    anatomy = anatomy_of(module, family)
-    mismatched = [key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]]
-    missing = [*info["missing_keys"], *mismatched]
-    foreign = sorted(k for k in missing if k.split(".")[0] not in anatomy.head and ".pooler." not in k)
-    if foreign:
-        raise ModelError(
-            f"the checkpoint {source!r} lacks {len(foreign)} tensors of {type(module).__name__}, first {foreign[:3]}.",
-            hint="it belongs to another architecture, or is damaged; compare its `config.json`.",
-        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,6 +13,7 @@ from fedelta.errors import ModelError
 from fedelta.modalities.base import Modality
 from fedelta.modalities.image import Images
 from fedelta.modalities.table import MODALITIES
+from fedelta.models.files import check_configuration, unreadable
 from fedelta.models.native import FAMILIES, PRESETS, register_networks, resolve
 from fedelta.settings import Context, Settings
 from fedelta.settings.paths import Source
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 _BUNDLED = Path(__file__).parent / "bundled"
+
+# Fields that the networks of a family read and its configuration class does not declare.
+_UNDECLARED = {"deberta-v2": ("norm_rel_ebd", "position_buckets", "share_att_key")}
 
 
 class ModelSource(Settings):
@@ -116,9 +120,11 @@ def read_config(source: ModelSource) -> PretrainedConfig:
         return _described(source.architecture)
     if source.source is None:
         raise ModelError("`model.source` is missing.", hint='for example `source = "bundled:vit-micro"`.')
+    place = locate(source.source)
+    check_configuration(source.source, place)
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(locate(source.source))
-    except (OSError, ValueError) as error:
+        config: PretrainedConfig = AutoConfig.from_pretrained(place, trust_remote_code=False)
+    except Exception as error:  # transformers raises nearly anything for a damaged or foreign file
         raise unreadable(source.source, error) from error
     return config
 
@@ -139,7 +145,8 @@ def _described(architecture: Mapping[str, Any]) -> PretrainedConfig:
             + "".join(f"; did you mean {each!r}?" for each in nearest),
             hint=f"expected {', '.join(PRESETS)}, or a family of transformers.",
         )
-    _check_architecture(fields, AutoConfig.for_model(family).to_dict())
+    known = AutoConfig.for_model(family).to_dict().keys() | _UNDECLARED.get(family, ())
+    _check_architecture(fields, sorted(known))
     try:
         config: PretrainedConfig = AutoConfig.for_model(family, **fields)
     except (ValueError, TypeError, StrictDataclassError) as error:
@@ -176,16 +183,7 @@ def checkpoint_bytes(source: ModelSource) -> int:
     return sum(file.stat().st_size for file in directory.glob("model*.safetensors"))
 
 
-def unreadable(source: str, error: Exception) -> ModelError:
-    """The error for a model that cannot be loaded, with what was expected."""
-    return ModelError(
-        f"model {source!r} cannot be loaded: {error}",
-        hint="expected a directory with `config.json` and `model.safetensors`, a reachable hub name, "
-        "or `bundled:vit-micro`.",
-    )
-
-
-def _check_architecture(fields: Mapping[str, object], known: Mapping[str, object]) -> None:
+def _check_architecture(fields: Mapping[str, object], known: Sequence[str]) -> None:
     """Transformers keeps an unknown field without using it; here it is an error, as in every other section."""
     problems = []
     for name in fields:
