@@ -22,7 +22,7 @@ VOCABULARY = 128
 SIZES: dict[str, Any] = {
     **dict.fromkeys(("hidden_size", "d_model", "n_embd", "dim", "emb_dim", "embedding_size", "projection_dim"), 32),
     **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers"), 2),
-    **dict.fromkeys(("num_decoder_layers", "num_encoder_layers"), 2),
+    **dict.fromkeys(("num_decoder_layers", "num_encoder_layers", "depth"), 2),
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads"), 4),
     **dict.fromkeys(("decoder_attention_heads",), 4),
     **dict.fromkeys(("num_key_value_heads", "multi_query_group_num", "num_kv_heads"), 2),
@@ -55,12 +55,6 @@ _HYBRID = {
 _CONVOLUTIONS = {"embedding_size": 16, "hidden_sizes": [16, 32, 32, 64], "depths": [1, 1, 2, 1]}
 _CONVNEXT = {"patch_size": 2, "hidden_sizes": [16, 16, 24, 32], "depths": [1, 1, 2, 1]}
 _SWIN = {"patch_size": 2, "embed_dim": 16, "depths": [1, 2, 1], "num_heads": [2, 2, 4], "window_size": 4}
-_CLIP_VISION = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "image_size": 32,
-    "patch_size": 8, "projection_dim": 32,
-}  # fmt: skip
-_SIGLIP_VISION = {key: value for key, value in _CLIP_VISION.items() if key != "projection_dim"}
-
 # What a family needs beside the common sizes.
 OWN: dict[str, dict[str, Any]] = {
     "axk1": {**_LATENT, "head_dim": 8, "mlp_layer_types": ["dense", "sparse"]},
@@ -75,8 +69,7 @@ OWN: dict[str, dict[str, Any]] = {
         "gated_norm_rank": 4,
     },
     "bit": {**_CONVOLUTIONS, "num_groups": 4},
-    "clip": {"vision_config": _CLIP_VISION},
-    "cohere_compass_text": {
+        "cohere_compass_text": {
         "layer_types": ["full_attention"] * 2,
         "rope_parameters": {"full_attention": {"rope_theta": 10000.0, "rope_type": "default"}},
     },
@@ -142,7 +135,6 @@ OWN: dict[str, dict[str, Any]] = {
     "lilt": {"hidden_size": 48, "intermediate_size": 64, "max_2d_position_embeddings": 64},
     "luke": {"entity_vocab_size": 32, "entity_emb_size": 16},
     "longformer": {"attention_window": 8},
-    "metaclip_2": {"vision_config": _CLIP_VISION},
     "minicpm3": {**_LATENT, "head_dim": 8},
     "mistral4": {**_LATENT, "head_dim": 16},
     "mobilevit": {
@@ -176,6 +168,7 @@ OWN: dict[str, dict[str, Any]] = {
         "mlp_ratios": [2, 2, 2, 2],
     },
     "poolformer": {"hidden_sizes": [16, 16, 24, 32], "depths": [1, 1, 2, 1], "layer_scale_init_value": 0.5},
+    "qwen3_5": {"text_config": _HYBRID},
     "qwen3_5_text": _HYBRID,
     "qwen3_next": _HYBRID,
     "regnet": {**_CONVOLUTIONS, "groups_width": 8},
@@ -199,7 +192,6 @@ OWN: dict[str, dict[str, Any]] = {
         "shape_embed_dim": 8,
     },
     "segformer": {"hidden_sizes": [8, 16, 24, 32], "num_attention_heads": [1, 2, 2, 4], "decoder_hidden_size": 16},
-    "siglip": {"vision_config": _SIGLIP_VISION},
     "swiftformer": {
         "image_size": 64,
         "embed_dims": [16, 24, 32, 40],
@@ -273,7 +265,11 @@ def architecture(family: str) -> dict[str, Any]:
     """Section `[model.architecture]` of `family` at a small size."""
     from transformers import AutoConfig
 
-    return {"model_type": family, **_small(AutoConfig.for_model(family).to_dict()), **OWN.get(family, {})}
+    fields = {"model_type": family, **_small(AutoConfig.for_model(family).to_dict())}
+    for name, value in OWN.get(family, {}).items():
+        is_part = isinstance(value, dict) and "model_type" in fields.get(name, {})
+        fields[name] = {**fields[name], **value} if is_part else value
+    return fields
 
 
 def image_size(family: str) -> int | None:
@@ -338,11 +334,12 @@ def _settle(module: torch.nn.Module, config: PretrainedConfig) -> None:
 
 
 def _save_tokenizer(directory: Path) -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     words = {"[PAD]": 0, "[UNK]": 1, "[EOS]": 2} | {f"w{number}": number for number in range(3, VOCABULARY)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A [EOS]", special_tokens=[("[EOS]", 2)])
     tokenizer.save(str(directory / "tokenizer.json"))
     facts = {
         "tokenizer_class": "PreTrainedTokenizerFast",

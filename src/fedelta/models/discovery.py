@@ -97,14 +97,24 @@ def discover(module: nn.Module) -> Found:
     return Found(patterns.pop(), common, found)
 
 
-def _of_its_input(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """`named_modules` without the parts that take another kind of input: the image tower of a text classifier."""
-    taken = getattr(module, "main_input_name", None)
-    yield path, module
-    for name, child in module.named_children():
-        own = getattr(child, "main_input_name", taken)
-        if taken is None or own == taken or {own, taken} != {"input_ids", "pixel_values"}:
-            yield from _of_its_input(child, f"{path}.{name}".lstrip("."))
+def takes_other_input(part: nn.Module, whole: nn.Module) -> bool:
+    """Whether `part` is there for inputs that `whole` is not given here: the image tower of a text classifier."""
+    return {_input_of(part), _input_of(whole)} == {"input_ids", "pixel_values"}
+
+
+def _input_of(part: nn.Module) -> str | None:
+    """What a network of transformers says it takes; some of its image towers leave that to their configuration."""
+    name: str | None = getattr(part, "main_input_name", None)
+    is_tower = "vision" in str(getattr(getattr(part, "config", None), "model_type", ""))
+    return "pixel_values" if name is not None and is_tower else name
+
+
+def _of_its_input(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """`named_modules` without the parts that take another kind of input."""
+    others = [path for path, part in module.named_modules() if takes_other_input(part, module)]
+    for path, part in module.named_modules():
+        if not any(f"{path}.".startswith(f"{other}.") for other in others):
+            yield path, part
 
 
 def _is_repeated(path: str) -> bool:
