@@ -59,23 +59,25 @@ def page(keep: Path) -> str:
         for family, cells in built.items()
     ]
     counts = {name: Counter(cells[name]["kind"] for cells in built.values() if name in cells) for name in methods}
-    return "\n".join([
-        _HEAD.format(**_versions()),
-        f"## Counts, of {len(built)} families that could be opened\n",
-        *_table(
-            ["method", "works", "refused", "fault"],
-            ([name, *(str(counts[name][kind]) for kind in MARKS)] for name in methods),
-        ),
-        "\n## Families\n",
-        *_table(["family", *methods], rows),
-        "\n## Why not\n",
-        *(f"{number}. {reason}" for reason, number in numbers.reasons.items()),
-        "\n## What is to be said\n",
-        *(f"- {letter}: {remark}" for remark, letter in zip(_REMARKS.values(), "ab", strict=True)),
-        "\n## Families that were not tried\n",
-        *_table(["family", "reason"], _others(found)),
-        "",
-    ])
+    return "\n".join(
+        [
+            _HEAD.format(**_versions()),
+            f"## Counts, of {len(built)} families that could be opened\n",
+            *_table(
+                ["method", "works", "refused", "fault"],
+                ([name, *(str(counts[name][kind]) for kind in MARKS)] for name in methods),
+            ),
+            "\n## Families\n",
+            *_table(["family", *methods], rows),
+            "\n## Why not\n",
+            *(f"{number}. {reason}" for reason, number in numbers.reasons.items()),
+            "\n## What is to be said\n",
+            *(f"- {letter}: {remark}" for remark, letter in zip(_REMARKS.values(), "ab", strict=True)),
+            "\n## Families that were not tried\n",
+            *_table(["family", "reason"], _others(found)),
+            "",
+        ]
+    )
 
 
 class _Numbers:

@@ -69,7 +69,7 @@ OWN: dict[str, dict[str, Any]] = {
         "gated_norm_rank": 4,
     },
     "bit": {**_CONVOLUTIONS, "num_groups": 4},
-        "cohere_compass_text": {
+    "cohere_compass_text": {
         "layer_types": ["full_attention"] * 2,
         "rope_parameters": {"full_attention": {"rope_theta": 10000.0, "rope_type": "default"}},
     },
