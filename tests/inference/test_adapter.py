@@ -354,7 +354,7 @@ DAMAGES = {
     "alpha text": (lambda path: change_config(path, lora_alpha="8"), "alpha is '8', expected a number above 0"),
     "pattern": (lambda path: change_config(path, alpha_pattern={"(": 2}), "key '(' is no regular expression"),
     # Each way to cut 28 letters into words is tried before it is clear that none ends in a digit.
-    "slow pattern": (lambda path: change_config(path, alpha_pattern={r"(\w|.)*\d": 2}), "takes too long to match names"),
+    "slow pattern": (lambda path: change_config(path, alpha_pattern={r"(\w|.)*\d": 2}), "takes too long to match"),
     "long pattern": (lambda path: change_config(path, alpha_pattern={"q" * 1001: 2}), "a key of 1,001 characters"),
     "deep": (lambda path: (path / "adapter_config.json").write_text("[" * 100_000), "is not readable as JSON"),
     "patterns": (lambda path: change_config(path, alpha_pattern=[1]), "`alpha_pattern` is [1], expected an object"),

@@ -60,7 +60,7 @@ def written(family: str, path: Path) -> dict[str, Tensor]:
         torch.manual_seed(0)
         module = AutoModelForImageClassification.from_config(config)
         for parameter in module.parameters():
-            parameter += 0.2 * torch.randn_like(parameter)
+            parameter.add_(0.2 * torch.randn_like(parameter))
     module.save_pretrained(path)
     return safetensors.torch.load_file(path / "model.safetensors")
 

@@ -35,7 +35,7 @@ FAMILIES: dict[str, dict[str, object]] = {
     "albert": BERT | {"embedding_size": 8},
     "electra": BERT | {"embedding_size": 8},
     "deberta-v2": BERT | {"pad_token_id": 0},
-    "modernbert": BERT | {"pad_token_id": 0, "eos_token_id": 2, "bos_token_id": 2, "cls_token_id": 2, "sep_token_id": 2},
+    "modernbert": BERT | {"pad_token_id": 0, **dict.fromkeys(("eos_token_id", "bos_token_id", "cls_token_id"), 2)},
     "eurobert": BERT | {"num_key_value_heads": 2, "pad_token_id": 0, "eos_token_id": 2, "bos_token_id": 2},
     "distilbert": {
         "dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 24, "vocab_size": VOCABULARY,
@@ -85,7 +85,7 @@ def drawn(auto: type, config: PretrainedConfig) -> nn.Module:
         torch.manual_seed(0)
         module = auto.from_config(config)
         for parameter in module.parameters():
-            parameter += 0.2 * torch.randn_like(parameter)
+            parameter.add_(0.2 * torch.randn_like(parameter))
     return module.eval()
 
 

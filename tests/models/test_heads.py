@@ -81,8 +81,8 @@ def test_the_same_names_in_another_order_give_the_same_answers(family: str, chec
     assert turned.lost_head is None
     assert turned.module.config.id2label == {0: "owl", 1: "cat", 2: "dog"}
     assert (
-        "the checkpoint's head has the classes in another order ('cat', 'dog', 'owl'); its rows are put into that of the "
-        "data ('owl', 'cat', 'dog')."
+        "the checkpoint's head has the classes in another order ('cat', 'dog', 'owl'); its rows are put into that of "
+        "the data ('owl', 'cat', 'dog')."
     ) in caplog.text
 
 
@@ -157,7 +157,14 @@ def test_the_head_of_a_regression_stays(tmp_path: Path, caplog):
 def test_rows_of_classes_are_found_wherever_the_head_keeps_them(checkpoint):
     axes = {family: class_axes(load(checkpoint(family), THEIRS).module) for family in ("roberta", "swiftformer")}
     assert axes["roberta"] == {"classifier.out_proj.weight": 0, "classifier.out_proj.bias": 0}
-    assert set(axes["swiftformer"]) == {f"{head}.{name}" for head in ("head", "dist_head") for name in ("weight", "bias")}
+    assert set(axes["swiftformer"]) == {
+        f"{head}.{name}" for head in ("head", "dist_head") for name in ("weight", "bias")
+    }
+
+
+def test_nobody_knows_the_rows_of_a_network_of_the_callers_own():
+    with pytest.raises(ModelError, match="which rows of the head of Linear stand for which class is not known"):
+        class_axes(torch.nn.Linear(2, 3))
 
 
 def test_a_head_for_other_classes_is_not_evaluated(checkpoint, tmp_path: Path):
@@ -182,5 +189,5 @@ clients_per_round = 2
 name = "head"
 """
     )
-    with pytest.raises(ModelError, match="knows other classes .*: there is nothing to evaluate"):
+    with pytest.raises(ModelError, match=r"knows other classes .*: there is nothing to evaluate"):
         evaluate_adapter(tmp_path / "run.toml")

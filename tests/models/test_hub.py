@@ -230,7 +230,12 @@ def test_a_directory_without_a_configuration_is_refused(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [("{", "not a valid JSON file"), ("{}", "names no `model_type`"), ("3", "a JSON int"), ('{"model_type": "x"}', "`x`")],
+    [
+        ("{", "not a valid JSON file"),
+        ("{}", "names no `model_type`"),
+        ("3", "a JSON int"),
+        ('{"model_type": "x"}', "`x`"),
+    ],
 )
 def test_a_configuration_that_cannot_be_used_is_refused(copy_of_vit: Path, content: str, reason: str):
     (copy_of_vit / "config.json").write_text(content)

@@ -74,4 +74,3 @@ def in_order(adapter: Adapter, class_names: Sequence[str], backbone: Backbone) -
         for name, tensor in adapter.params.items()
     }
     return replace(adapter, params=params, class_names=ours)
-

@@ -102,8 +102,8 @@ def read_tensors(directory: Path, sha256: str) -> dict[str, Tensor]:
     if sha256 and hashlib.sha256(content).hexdigest() != sha256:
         raise AdapterError(
             f"{str(path)!r} is not the file that was written with `{OWN}`: its SHA-256 is another.",
-            hint=f"copy the adapter again, all of its files; after a change of your own, set `weights_sha256` in `{OWN}` "
-            'to "".',
+            hint='copy the adapter again, all of its files; after a change of your own, set `weights_sha256` to "" in '
+            f"`{OWN}`.",
         )
     if not tensors:
         raise AdapterError(f"{str(path)!r} holds no tensors.")

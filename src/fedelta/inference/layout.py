@@ -135,7 +135,8 @@ def lora_of(params: Mapping[str, Tensor], alphas: Mapping[str, float], use_rslor
     Args:
         params: holds the pairs; their shapes give the ranks.
         alphas: path of each layer with a pair to its alpha.
-        use_rslora, train_head: as in `Lora`.
+        use_rslora: as in `Lora`.
+        train_head: as in `Lora`.
     """
     rank, rank_pattern = _common({_entry(path): params[f"{path}.lora_A"].shape[0] for path in alphas})
     alpha, alpha_pattern = _common({_entry(path): alpha for path, alpha in alphas.items()})
@@ -227,7 +228,9 @@ def _is_meant(pattern: str, path: str) -> bool:
     has no answer after a tenth of a second has none.
     """
     if len(pattern) > _LONGEST_PATTERN:
-        raise ValueError(f"`alpha_pattern` has a key of {len(pattern):,} characters, expected {_LONGEST_PATTERN} at most")
+        raise ValueError(
+            f"`alpha_pattern` has a key of {len(pattern):,} characters, expected {_LONGEST_PATTERN} at most"
+        )
     try:
         return regex.match(rf"(.*\.)?({pattern})$", path, timeout=0.1) is not None
     except (regex.error, RecursionError) as error:

@@ -26,8 +26,8 @@ from fedelta.inference.directory import OWN
 from fedelta.inference.own import read_own
 from fedelta.inference.translate import placed
 from fedelta.modalities.settings import AudioSettings, Preparation
-from fedelta.models.hub import Backbone, build
 from fedelta.models.heads import class_names_of
+from fedelta.models.hub import Backbone, build
 from fedelta.models.source import ModelSource, read_config
 from fedelta.params import Params
 from fedelta.results import rundir

@@ -53,7 +53,9 @@ def translated(adapter: Adapter, backbone: Backbone) -> Adapter:
         parts: Sequence[torch.Tensor] = [tensor] * len(new) if last != "lora_B" else tensor.chunk(len(new))
         params |= {f"{each}.{last}": part for each, part in zip(new, parts, strict=True)}
     alphas = {
-        each: adapter.tuning.alpha_of(path, backbone.anatomy) for path in pair_paths(adapter.params) for each in now[path]
+        each: adapter.tuning.alpha_of(path, backbone.anatomy)
+        for path in pair_paths(adapter.params)
+        for each in now[path]
     }
     has_head = any(not is_pair(name) for name in params)
     return replace(adapter, params=params, tuning=lora_of(params, alphas, adapter.tuning.use_rslora, has_head))

@@ -150,7 +150,8 @@ class Texts:
 
         Returns:
             `input_ids` and `attention_mask` (1 at tokens, 0 at padding), int64 of shape [B, T] with T the
-            longest of these texts, or `min_length`, padded at `padding_side`; `token_type_ids`, all 0, where the tokenizer has them.
+            longest of these texts, or `min_length`, padded at `padding_side`; `token_type_ids`, all 0, where the
+            tokenizer has them.
         """
         rows = [torch.as_tensor(ids, dtype=torch.int64) for ids in raw]
         batch = {
@@ -238,7 +239,7 @@ class StoredTexts:
 
 
 def _set_padding(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
-    """Gives a tokenizer without a padding token that of the model, or else the end of a text, as decoders are padded."""
+    """Gives a tokenizer without a padding token that of the model, or else the end of a text, as is usual."""
     if tokenizer.pad_token_id is not None:
         return
     number = config.pad_token_id

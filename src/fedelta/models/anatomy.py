@@ -213,6 +213,9 @@ def anatomy_of(module: nn.Module, family: str) -> Anatomy:
     anatomy = ANATOMIES.get(family)
     if anatomy is None:
         return _found(module, family)
+    if not any(name in anatomy.head for name, _ in module.named_children()):
+        # Such as the two heads of a DeiT that learned from a teacher.
+        anatomy = replace(anatomy, head=_head_of(module, family))
     paths = [
         *anatomy.head,
         anatomy.embeddings,

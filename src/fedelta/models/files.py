@@ -20,7 +20,9 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 def unreadable(source: str, error: Exception) -> ModelError:
     """The error for a model that cannot be loaded, with what was expected."""
-    reason = f"{error}" or type(error).__name__
+    reason = f"{error}".strip()
+    if isinstance(error, KeyError) or not reason:
+        reason = f"{type(error).__name__} {reason}"
     if "trust_remote_code" in reason:
         return ModelError(
             f"model {source!r} cannot be loaded: it wants to run code of its own, which fedelta never does.",
@@ -52,14 +54,14 @@ def check_configuration(source: str, place: str) -> None:
     if not path.is_file():
         raise unreadable(source, FileNotFoundError(f"it has no `config.json`{_instead(directory)}"))
     config = _object(source, path)
-    if config.get("model_type"):
-        return
-    if "architecture" in config:
+    family = config.get("model_type")
+    if family == "timm_wrapper" or (not family and "architecture" in config):
         raise ModelError(
-            f"model {source!r} is one of timm ({config['architecture']!r}), which fedelta does not read.",
-            hint="take the same network in the form of transformers: its `config.json` names a `model_type`.",
+            f"model {source!r} is one of timm ({config.get('architecture')!r}), which fedelta does not read.",
+            hint="take a network of transformers' own, such as `microsoft/resnet-50` or `google/vit-base-patch16-224`.",
         )
-    raise unreadable(source, ValueError("its `config.json` names no `model_type`."))
+    if not family:
+        raise unreadable(source, ValueError("its `config.json` names no `model_type`."))
 
 
 def check_weights(source: str, place: str) -> None:

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from fedelta.errors import listed
+from fedelta.errors import ModelError, listed
 from fedelta.tasks.class_names import are_numbers, order_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 logger = logging.getLogger("fedelta")
+
 
 @dataclass(frozen=True)
 class Head:
@@ -38,12 +39,23 @@ def class_names_of(config: PretrainedConfig) -> tuple[str, ...]:
     return tuple(names[label] for label in sorted(names))
 
 
-def class_axes(module: PreTrainedModel) -> dict[str, int]:
+def class_axes(module: nn.Module) -> dict[str, int]:
     """Tensors of a network of transformers that have a row for each class, and the axis of these rows.
 
     Found by what differs between two such networks without memory that have 3 and 5 classes, so that a head may look as
     it likes.
+
+    Raises:
+        ModelError: it is no network of transformers, and nobody knows what its head looks like.
     """
+    from transformers import PreTrainedModel
+
+    if not isinstance(module, PreTrainedModel):
+        raise ModelError(
+            f"which rows of the head of {type(module).__name__} stand for which class is not known: it is no network of "
+            "transformers.",
+            hint="give the classes in the order in which the head has them.",
+        )
     few, many = (_shapes(module, number) for number in (3, 5))
     differing = {name: list(zip(shape, many[name], strict=True)) for name, shape in few.items() if shape != many[name]}
     return {name: pairs.index((3, 5)) for name, pairs in differing.items() if (3, 5) in pairs}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,9 @@ from fedelta.models.weights import load, quiet
 from fedelta.seeds import derive
 from fedelta.tasks.base import Task
 from fedelta.tasks.classification import Classification
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 @dataclass(frozen=True)
@@ -87,10 +90,7 @@ def build(
     config = read_config(source)
     check_family(config.model_type)
     head = Head(class_names_of(config), class_names)
-    config.num_labels = task.num_outputs(class_names)
-    if task.has_classes:
-        config.id2label = dict(enumerate(class_names))
-        config.label2id = {name: index for index, name in enumerate(class_names)}
+    _set_classes(config, class_names, task)
     native = native_size(config)
     size = source.image_size or native or 224  # 224: what nearly every image classifier was trained at
     if config.model_type in FAMILIES:
@@ -103,14 +103,23 @@ def build(
     _set_norms(module, source)
     module.eval()
     without_caches(module)
-    backbone = Backbone(
-        module, anatomy_of(module, config.model_type), batch_norm=source.batch_norm, lost_head=loaded.lost_head
-    )
+    anatomy = anatomy_of(module, config.model_type)
     check_patches(size, config)
-    if device == "meta":
-        # For counting no file is asked for, least of all one on a hub, and nothing is computed.
-        return backbone
-    kind, _ = kind_of(config, task)
+    backbone = Backbone(module, anatomy, batch_norm=source.batch_norm, lost_head=loaded.lost_head)
+    # For counting no file is asked for, least of all one on a hub, and nothing is computed.
+    return backbone if device == "meta" else _reading(backbone, source, config, size, task)
+
+
+def _set_classes(config: PretrainedConfig, class_names: tuple[str, ...], task: Task) -> None:
+    config.num_labels = task.num_outputs(class_names)
+    if task.has_classes:
+        config.id2label = dict(enumerate(class_names))
+        config.label2id = {name: index for index, name in enumerate(class_names)}
+
+
+def _reading(backbone: Backbone, source: ModelSource, config: PretrainedConfig, size: int, task: Task) -> Backbone:
+    """The backbone with what turns examples into its inputs, shown one to see whether it takes them."""
+    module, (kind, _) = backbone.module, kind_of(config, task)
     check_inputs(module, kind)
     place = None if source.source is None else locate(source.source)
     positions = num_positions(module) if kind is Texts else None

@@ -24,7 +24,7 @@ def translation(module: nn.Module) -> Translate:
     """
     from transformers import PreTrainedModel
 
-    return _of_tables(module) if isinstance(module, PreTrainedModel) else lambda path: ()
+    return _of_tables(module) if isinstance(module, PreTrainedModel) else lambda _: ()
 
 
 def _of_tables(module: PreTrainedModel) -> Translate:
@@ -38,9 +38,7 @@ def _of_tables(module: PreTrainedModel) -> Translate:
     tensors = module.state_dict()
 
     def translate(path: str) -> tuple[str, ...]:
-        name, pattern = rename_source_key(
-            f"{path}.weight", renamings, converters, module.base_model_prefix, tensors
-        )
+        name, pattern = rename_source_key(f"{path}.weight", renamings, converters, module.base_model_prefix, tensors)
         names = [name]
         if pattern is not None:
             converter = by_pattern[pattern]

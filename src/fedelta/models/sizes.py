@@ -63,7 +63,8 @@ def inputs_for(module: nn.Module, config: PretrainedConfig, size: int) -> dict[s
     failures: list[Exception] = []
     for arguments in [asked, {}] if asked else [{}]:
         try:
-            module(pixel_values=image, **arguments).logits
+            output = module(pixel_values=image, **arguments)
+            _ = output.logits
         except Exception as error:  # noqa: BLE001 whatever a foreign network makes of shapes that do not fit
             failures.append(error)
         else:

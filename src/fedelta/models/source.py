@@ -91,13 +91,15 @@ def locate(source: str) -> str:
     """What transformers can load: the directory behind `source`, or `source` itself when it is a hub name.
 
     Raises:
-        ModelError: it looks like a directory and is not there.
+        ModelError: it looks like a directory and is not there, or is a file.
     """
     if source.startswith("bundled:"):
         return str(bundled_path(source.removeprefix("bundled:")))
     path = Path(source).expanduser()
     if path.is_dir():
         return str(path)
+    if path.is_file():
+        raise ModelError(f"model {source!r} is a file.", hint=f"give the directory it is in: {str(path.parent)!r}.")
     if source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise ModelError(
             f"model directory {source!r} does not exist.",
@@ -126,6 +128,14 @@ def read_config(source: ModelSource) -> PretrainedConfig:
         config: PretrainedConfig = AutoConfig.from_pretrained(place, trust_remote_code=False)
     except Exception as error:  # transformers raises nearly anything for a damaged or foreign file
         raise unreadable(source.source, error) from error
+    return _with_plain_attention(config)
+
+
+def _with_plain_attention(config: PretrainedConfig) -> PretrainedConfig:
+    """Without what a checkpoint says of how attention is computed: that may be code that is fetched from a hub."""
+    for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
+        if part is not None and part._attn_implementation not in (None, "eager", "sdpa"):
+            part._attn_implementation = None
     return config
 
 

@@ -15,7 +15,7 @@ from fedelta.errors import ModelError
 from fedelta.modalities.text import FOREIGN, Texts
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig
 
 logger = logging.getLogger("fedelta")
 
@@ -32,12 +32,12 @@ _SHORT, _LONG = "a", "one two three four five six seven"
 _POOLED = 8
 
 
-def num_positions(module: PreTrainedModel) -> int | None:
+def num_positions(module: nn.Module) -> int | None:
     """Most tokens that a model has positions for; None where nothing bounds them.
 
     RoBERTa and its kin leave out the rows of their table up to that of the padding token, BART and OPT the first two.
     """
-    config = module.config.get_text_config()
+    config = _config_of(module)
     said = getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))
     rooms = [
         layer.get_parameter("weight").shape[0] - _offset(layer)
@@ -49,6 +49,12 @@ def num_positions(module: PreTrainedModel) -> int | None:
     return min(rooms, default=None)
 
 
+def _config_of(module: nn.Module) -> PretrainedConfig:
+    """What the configuration of a network of transformers says of texts."""
+    config: PretrainedConfig = vars(module)["config"]
+    return config.get_text_config()
+
+
 def _offset(layer: nn.Module) -> int:
     offset, padding = vars(layer).get("offset"), vars(layer).get("padding_idx")
     if isinstance(offset, int):
@@ -57,7 +63,7 @@ def _offset(layer: nn.Module) -> int:
 
 
 @torch.no_grad()
-def settle_padding(module: PreTrainedModel, texts: Texts) -> Texts:
+def settle_padding(module: nn.Module, texts: Texts) -> Texts:
     """`texts` with the padding under which a text's answer is the same in a batch and alone.
 
     A decoder looks for the last token that is no padding, so that its configuration has to know the padding token;
@@ -83,15 +89,15 @@ def settle_padding(module: PreTrainedModel, texts: Texts) -> Texts:
         if differences[-1] < 1e-3:  # far above rounding, and below what padding in place of a token does
             return tried
     logger.warning(
-        "answers of %s depend on how long the other texts of a batch are, by %.0f %% here: padding is not hidden from it.",
+        "answers of %s depend on how long the other texts of a batch are, by %.0f %% here: it looks at padding.",
         type(module).__name__,
         100 * differences[0],
     )
     return texts
 
 
-def _share_padding(module: PreTrainedModel, texts: Texts) -> None:
-    config, tokenizer = module.config.get_text_config(), texts.tokenizer
+def _share_padding(module: nn.Module, texts: Texts) -> None:
+    config, tokenizer = _config_of(module), texts.tokenizer
     is_decoder = "score" in dict(module.named_children())  # so transformers calls the head that reads the last token
     if config.pad_token_id is None or is_decoder:
         config.pad_token_id = tokenizer.pad_token_id
