@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -79,7 +80,33 @@ def test_check_names_what_it_found_and_writes_nothing(fedelta, tmp_path):
     assert code == 0, err
     assert "6 clients" in out
     assert "60 test examples" in out
+    assert "That took " in out
+    assert "a round on a few rows " in out
     assert sorted(tmp_path.iterdir()) == [config]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("client.lr=1e30", "replies are usable|no longer finite"),
+        ("model.architecture.hidden_act=none", "hidden_act|none"),
+    ],
+)
+def test_what_fails_in_round_1_fails_in_check_with_one_message(fedelta, tmp_path, override, words):
+    code, out, err = fedelta("check", write_small(tmp_path), "--set", override)
+    assert (code, out) == (2, "")
+    assert re.search(words, err)
+    assert "Traceback" not in err
+
+
+def test_an_error_that_nobody_foresaw_is_one_message_of_check(fedelta, tmp_path, monkeypatch):
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr("fedelta.assembly.rehearsal.rehearse", fail)
+    code, out, err = fedelta("check", write_small(tmp_path))
+    assert (code, out) == (2, "")
+    assert "a run would fail with ZeroDivisionError: division by zero" in err
 
 
 def test_list_names_what_a_configuration_can_hold(fedelta):

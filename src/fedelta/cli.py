@@ -285,9 +285,6 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
 def _check(config: Path, overrides: Sequence[str]) -> None:
     from fedelta.assembly.rehearsal import rehearse
     from fedelta.assembly.run import assemble
-    from fedelta.comparison.cells import make_plan
-    from fedelta.comparison.display import announcement
-    from fedelta.comparison.request import read_request
     from fedelta.config import read_table
     from fedelta.experiment import Experiment
     from fedelta.tracking.table import require
@@ -311,6 +308,10 @@ def _check(config: Path, overrides: Sequence[str]) -> None:
     )
     print(f"That took {stages}.")
     if "compare" in read_table(config):
+        from fedelta.comparison.cells import make_plan
+        from fedelta.comparison.display import announcement
+        from fedelta.comparison.request import read_request
+
         plan = make_plan(read_request(config, overrides=overrides))
         print(f"`fedelta compare` of it: {announcement(plan)}, each of them valid.")
 

@@ -105,6 +105,7 @@ def applied(method: TuningMethod, family: str, num_lanes: int = 3) -> tuple[Back
 
 def trained(method: TuningMethod, family: str, lanes: int = 3, data: Examples | None = None) -> dict[int, Params]:
     engine, _ = tiny_engine(method, data or tiny_data(family), family=family, lanes=lanes, client=CLIENT)
+    assert (engine.lanes.num, engine.notes) == (min(lanes, method.max_lanes or lanes), [])
     return deltas_of(engine, jobs_for(SIZES, start_of(engine)))
 
 

@@ -6,9 +6,13 @@ import pytest
 import torch
 from torch import nn, tensor
 
+from fedelta.errors import ModelError
 from fedelta.seeds import stream
 from fedelta.tuning.bias import LaneBias
-from fedelta.tuning.lanes import LaneLinear, Lanes, lane_parameter, random_like
+from fedelta.tuning.lanes import LaneLinear, Lanes, Wrapper, lane_parameter, random_like
+from fedelta.tuning.lora import LoraConv, LoraLinear
+from fedelta.tuning.norms import LaneBatchNorm, LaneGroupNorm
+from fedelta.tuning.parallel import ParallelConv
 
 
 def two_lane_linear(bias: bool = True) -> tuple[Lanes, LaneLinear]:
@@ -101,3 +105,92 @@ def test_a_random_tensor_has_the_bits_of_the_cpu_in_the_type_of_its_reference():
     drawn = random_like(reference, (4,), lambda empty: empty.uniform_(generator=stream(3)))
     assert drawn.dtype == torch.bfloat16
     assert torch.equal(drawn, torch.rand(4, generator=stream(3)).bfloat16())
+
+
+LAYERS = {
+    "linear": (lambda lanes: LaneLinear(lanes, torch.ones(2, 2), torch.ones(2)), (2,)),
+    "bias": (lambda lanes: LaneBias(lanes, nn.Linear(2, 2), -1), (2,)),
+    "pair": (lambda lanes: LoraLinear(lanes, nn.Linear(2, 2), 1, 1.0, generator=stream(0)), (2,)),
+    "pair of convolutions": (lambda lanes: LoraConv(lanes, nn.Conv2d(2, 2, 1), 1, 1.0, generator=stream(0)), (2, 4, 4)),
+    "convolution": (lambda lanes: ParallelConv(lanes, nn.Conv2d(2, 2, 3, padding=1), torch.ones(2, 2)), (2, 4, 4)),
+    "batch norm": (lambda lanes: LaneBatchNorm(lanes, nn.BatchNorm2d(2)), (2, 4, 4)),
+    "group norm": (lambda lanes: LaneGroupNorm(lanes, nn.GroupNorm(1, 2)), (2, 4, 4)),
+}
+
+
+@pytest.mark.parametrize(("make", "inner"), LAYERS.values(), ids=LAYERS)
+@pytest.mark.parametrize("first", [1, 2, 4, 8])
+def test_an_input_whose_first_axis_is_not_that_of_the_samples_is_refused(make, inner: tuple[int, ...], first: int):
+    # Three lanes of two samples and one: with padding six.
+    lanes = Lanes(4)
+    layer, noise = make(lanes), [stream(0)] * 3
+    expected = rf"\[{first}, .*\], which 3 lanes cannot share: expected the 6 samples along its first axis"
+    with lanes.training([2, 1, 2], noise), pytest.raises(ModelError, match=expected):
+        layer(torch.ones(first, *inner))
+    with lanes.training([2, 1, 2], noise):
+        assert len(layer(torch.ones(6, *inner))) == 6
+        assert len(layer(torch.ones(12, *inner))) == 12  # two windows of each sample
+    with lanes.training([2], noise[:1]):
+        assert len(layer(torch.ones(first, *inner))) == first  # with one lane there is nothing to mix
+
+
+def test_padding_of_several_entries_a_sample_takes_no_part_in_the_statistics():
+    # Two lanes of two frames a sample, of which the second lane has one sample: its frames 2 and 3 are padding.
+    lanes = Lanes(2)
+    x = torch.randn(8, 2, 3, 3, generator=stream(0))
+    normed = []
+    for frames in (x, torch.cat([x[:6], 100 + x[6:]])):
+        layer = LaneBatchNorm(lanes, nn.BatchNorm2d(2))
+        with lanes.training([2, 1], [stream(0)] * 2):
+            normed.append(layer(frames)[:6])
+    torch.testing.assert_close(normed[0], normed[1])
+    torch.testing.assert_close(normed[0][4:], nn.functional.batch_norm(x[4:6], None, None, training=True))
+
+
+def attributes(layer: nn.Module) -> list[str]:
+    """What a model may read off a layer that PyTorch's modules do not all have."""
+    return [name for name in dir(layer) if not name.startswith("_") and name not in dir(nn.Module())]
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        nn.Linear(2, 3),
+        nn.Conv2d(2, 2, 3, stride=2),
+        nn.LayerNorm(2),
+        nn.Embedding(3, 2),
+        nn.Sequential(nn.Linear(2, 2)),
+    ],
+    ids=lambda base: type(base).__name__,
+)
+def test_a_wrapper_has_every_attribute_of_the_layer_inside(base: nn.Module):
+    wrapped = Wrapper(Lanes(2), Wrapper(Lanes(2), base))
+    names = attributes(base)
+    assert names
+    for name in names:
+        ours, theirs = getattr(wrapped, name), getattr(base, name)
+        assert ours == theirs if callable(theirs) else ours is theirs
+    with pytest.raises(AttributeError, match="no attribute 'unheard_of'"):
+        wrapped.unheard_of  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        (LaneLinear(Lanes(2), torch.ones(3, 2), None, nn.Linear(2, 3, bias=False)), nn.Linear(2, 3, bias=False)),
+        (LaneBatchNorm(Lanes(2), nn.BatchNorm2d(4)), nn.BatchNorm2d(4)),
+        (LaneGroupNorm(Lanes(2), nn.GroupNorm(2, 4)), nn.GroupNorm(2, 4)),
+    ],
+    ids=["linear", "batch norm", "group norm"],
+)
+def test_what_stands_in_the_place_of_a_layer_has_its_numbers(layer: nn.Module, expected: nn.Module):
+    numbers = {name: value for name, value in vars(expected).items() if isinstance(value, int | float | tuple)}
+    assert numbers
+    assert {name: getattr(layer, name) for name in numbers if name != "training"}.items() <= numbers.items()
+
+
+def test_a_tuned_tensor_stands_in_front_of_the_one_inside():
+    layer = LaneBias(Lanes(2), nn.Linear(2, 3), -1)
+    assert layer.bias.shape == (2, 3)
+    assert layer.weight.shape == (3, 2)
+    assert [name for name, _ in layer.named_parameters()] == ["bias", "base.weight"]

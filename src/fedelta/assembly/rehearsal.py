@@ -1,6 +1,7 @@
-"""Round 1 on a few rows: plan, download, two steps of each client of the cohort, reply, mean, evaluation.
+"""A run on a few rows, as `check` does it.
 
-The code is that of a run. What fails there fails here, before anything is written.
+Plan, download, two steps of each client of the cohort, reply, mean, evaluation, and all that is measured of a finished
+model. The code is that of a run. What fails there fails here, before anything is written.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedelta.assembly.run import Assembly
-from fedelta.assembly.site import evaluate
+from fedelta.assembly.site import details, evaluate
 from fedelta.data.batches import Examples
 from fedelta.federation.memory import Memories
 from fedelta.federation.records import RoundOutcome
@@ -28,10 +29,10 @@ _CHUNK = 4096
 
 
 def rehearse(assembly: Assembly) -> RoundOutcome:
-    """What came of it. The assembly is used up: what it has cached is not what a run caches.
+    """What came of the round. The assembly is used up: what it has cached is not what a run caches.
 
     Raises:
-        FedeltaError: whatever round 1 would raise.
+        FedeltaError: whatever a run would raise.
     """
     site, federation = assembly.site, assembly.federation
     engine = copy.copy(site.engine)
@@ -53,7 +54,9 @@ def rehearse(assembly: Assembly) -> RoundOutcome:
         byte_budget=None,
     )
     state = strategy.init(assembly.params, assembly.spec)
-    return next(federate(rehearsed, Standing(assembly.params, state)))
+    outcome = next(federate(rehearsed, Standing(assembly.params, state)))
+    details(few, outcome.params, test, assembly.data.class_names)
+    return outcome
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ lane. A model may do otherwise: project an embedding that all samples share, put
 over the batch, route tokens of all samples through one expert. So lanes are filled with values that differ, and each
 must give what it gives alone: the outputs, and the gradient of every tensor.
 
-Two passes show it: all lanes with one row each, and fewer lanes than there are with batches of unequal length, so that
-there is padding. Lanes that are not compared would fail as those that are.
+Two passes show it: all lanes with batches of equal length, and fewer lanes than there are with batches of unequal
+length, so that there is padding. Three lanes are compared; the others would fail as these do.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from fedelta.tuning.proof import TOLERANCE, exact, gap, perturbed
 _GRADIENT_TOLERANCE = 1e-2
 # Of the largest value in any gradient: below, a gradient is zero but for rounding, as that of a key's bias is.
 _NOTHING = 1e-4
+
+_FEW = 8  # lanes
 
 Outputs = Callable[[Tensor], list[Tensor]]
 
@@ -63,12 +65,13 @@ def mixing(outputs: Outputs, bank: LaneBank, lanes: Lanes, num_rows: int) -> str
     Raises:
         ModelError: the model fails with one lane.
     """
-    # With two lanes the second pass has all of them.
-    passes = [(1,) * lanes.num] * (lanes.num > 2) + [(2, 1, 2)[: max(2, min(3, lanes.num - 1))]]
+    # Rows of each lane. Of many lanes one row is enough; with two lanes the second pass has both.
+    all_lanes = (2 if lanes.num <= _FEW else 1,) * lanes.num
+    fewer_lanes = (2, 1, 2)[: max(2, min(3, lanes.num - 1))]
     active, start = lanes.active, bank.read(0)
     try:
         with exact(), bank.unchanged():
-            for lengths in passes:
+            for lengths in (all_lanes, fewer_lanes):
                 rows = [(torch.arange(length) + 2 * number) % num_rows for number, length in enumerate(lengths)]
                 parts = [_Part(number, own, _values(bank, start, number)) for number, own in enumerate(rows)]
                 if problem := _problem(parts, lambda each: _gave(each, outputs, bank, lanes)):

@@ -57,6 +57,7 @@ def apply_proved(
     without_fast_paths(backbone.module)
     with torch.no_grad(), exact(), told(type(backbone.module).__name__, inputs):
         base = _answers(backbone, inputs)
+        _note_company(backbone, inputs, base)
     spec = method.apply(backbone, lanes, generator)
     active, lanes.active = lanes.active, 1
     try:
@@ -111,6 +112,17 @@ def _prove(method: TuningMethod, backbone: Backbone, spec: ParamSpec, inputs: di
     finally:
         for name, value in start.items():
             own[name].copy_(value)
+
+
+def _note_company(backbone: Backbone, inputs: dict[str, Tensor], base: Tensor) -> None:
+    """A word in the log where the answer to a row depends on the rows beside it in a batch."""
+    difference, size = gap(_answers(backbone, {name: tensor[:1] for name, tensor in inputs.items()}), base[:1])
+    if difference > TOLERANCE * size:
+        logger.warning(
+            "%s answers a row otherwise when other rows are in its batch (%.1e of %.1e): measures depend on how rows "
+            "are divided into batches.",
+            type(backbone.module).__name__, difference, size,
+        )  # fmt: skip
 
 
 def _answers(backbone: Backbone, inputs: dict[str, Tensor]) -> Tensor:
