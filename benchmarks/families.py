@@ -1,6 +1,6 @@
 """Which tuning method works on which family of transformers: builds each small, tries all, and writes the matrix.
 
-    .venv/bin/python benchmarks/families.py --out docs/families.md [--jobs 2] [--families bert vit] [--methods lora]
+    .venv/bin/python -m benchmarks.families --out docs/families.md [--jobs 2] [--families bert vit] [--methods lora]
 
 Every family is saved as a small checkpoint (`small.py`), opened by fedelta's own door and tried with every method
 (`probe.py`), in a process of its own with a limit of time and memory. Results are kept as JSON in `--keep`, so that a
@@ -23,7 +23,7 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from benchmarks import matrix, small
+from benchmarks import matrix, small  # noqa: E402 after the settings of the environment
 
 MEMORY_BYTES = 6 * 2**30
 SECONDS = 120
@@ -109,7 +109,7 @@ def _try_family(family: str, methods: Sequence[str] | None, file: Path) -> None:
             file.write_text(json.dumps({"unbuilt": f"{type(error).__name__}: {str(error)[:200]}"}))
             return
         try:
-            backbone = build(ModelSource(source=directory), small.CLASSES, seed=0)
+            backbone = build(ModelSource(source=directory, image_size=small.image_size(family)), small.CLASSES, seed=0)
             rows = rows_for(backbone)
             with torch.no_grad():
                 backbone.logits(rows.fetch(torch.arange(len(rows))))

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from fedelta.models.known import is_plain
 from fedelta.models.layers import is_linear, matrix_shape
 
 # Query, key and value. A projection that gives keys and values plays both roles.
@@ -96,14 +97,24 @@ def discover(module: nn.Module) -> Found:
     return Found(patterns.pop(), common, found)
 
 
-def _of_its_input(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """`named_modules` without the parts that take another kind of input: the image tower of a text classifier."""
-    taken = getattr(module, "main_input_name", None)
-    yield path, module
-    for name, child in module.named_children():
-        own = getattr(child, "main_input_name", taken)
-        if taken is None or own == taken or {own, taken} != {"input_ids", "pixel_values"}:
-            yield from _of_its_input(child, f"{path}.{name}".lstrip("."))
+def takes_other_input(part: nn.Module, whole: nn.Module) -> bool:
+    """Whether `part` is there for inputs that `whole` is not given here: the image tower of a text classifier."""
+    return {_input_of(part), _input_of(whole)} == {"input_ids", "pixel_values"}
+
+
+def _input_of(part: nn.Module) -> str | None:
+    """What a network of transformers says it takes; some of its image towers leave that to their configuration."""
+    name: str | None = getattr(part, "main_input_name", None)
+    is_tower = "vision" in str(getattr(getattr(part, "config", None), "model_type", ""))
+    return "pixel_values" if name is not None and is_tower else name
+
+
+def _of_its_input(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """`named_modules` without the parts that take another kind of input."""
+    others = [path for path, part in module.named_modules() if takes_other_input(part, module)]
+    for path, part in module.named_modules():
+        if not any(f"{path}.".startswith(f"{other}.") for other in others):
+            yield path, part
 
 
 def _is_repeated(path: str) -> bool:
@@ -133,7 +144,12 @@ def _place(name: str, child: nn.Module) -> str:
 
 
 def _is_1x1(layer: nn.Module) -> bool:
-    return type(layer) is nn.Conv2d and layer.kernel_size == (1, 1) and layer.groups == 1
+    return (
+        isinstance(layer, nn.Conv2d)
+        and is_plain(layer, nn.Conv2d)
+        and layer.kernel_size == (1, 1)
+        and layer.groups == 1
+    )
 
 
 def _is_linear_at(path: str, modules: Mapping[str, nn.Module]) -> bool:

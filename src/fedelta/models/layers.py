@@ -1,7 +1,4 @@
-"""Layers that are known by what they compute, and not by what they derive from.
-
-A class that derives from one of PyTorch's may compute something else: standardise its weight, or add an activation.
-"""
+"""Linear layers, whichever way round their weight lies."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from fedelta.errors import ModelError
+from fedelta.models.discovery import takes_other_input
 from fedelta.models.hub import Backbone
 from fedelta.models.known import is_plain, oddity
 from fedelta.params import ParamSpec, TensorSpec
@@ -121,6 +122,9 @@ def answers_at_exits(backbone: Backbone) -> bool:
 def read_layers(backbone: Backbone) -> dict[str, tuple[str, nn.Module]]:
     """`untouched`, without what the model's answer does not depend on."""
     layers = untouched(backbone.module)
+    others = [own for own, (_, part) in layers.items() if takes_other_input(part, backbone.module)]
+    for other in others:
+        layers = {own: layer for own, layer in layers.items() if not f"{own}.".startswith(f"{other}.")}
     if not answers_at_exits(backbone):
         return layers
     embeddings = f"{backbone.anatomy.embeddings}."

@@ -283,7 +283,7 @@ def _all_of(kind: Literal["auto", "all-linear", "all-conv"], paths: list[str], b
             f"`tuning.target_modules` is 'auto', but {type(backbone.module).__name__} has no attention whose "
             "projections are known, and no convolution that a pair can stand beside.",
             hint=f"roles of this model: {', '.join(anatomy.known_roles) or 'none'}; module names: {names}; "
-            "`\"all-linear\"` takes every linear layer.",
+            '`"all-linear"` takes every linear layer.',
         )
     other = "all-linear" if kind == "all-conv" else "all-conv"
     raise ModelError(

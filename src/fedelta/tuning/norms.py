@@ -148,7 +148,7 @@ def merge_norms(backbone: Backbone) -> None:
         else:
             continue
         plain.load_state_dict({name: value[0] for name, value in layer.state_dict().items()}, strict=False)
-        replace(backbone.module, path, plain.to(layer.weight.device).eval().requires_grad_(False))
+        replace(backbone.module, path, plain.to(layer.weight).eval().requires_grad_(False))
 
 
 def _affine(lanes: Lanes, x: Tensor, scale_AC: Tensor, shift_AC: Tensor) -> Tensor:

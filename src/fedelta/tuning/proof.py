@@ -174,7 +174,15 @@ def _reach(method: TuningMethod, backbone: Backbone, spec: ParamSpec, inputs: di
         names = [name for name in spec if spec.tensors[name].trained]
         tensors = [backbone.module.get_parameter(name) for name in names]
         grads = torch.autograd.grad(answers.float().square().sum(), tensors, allow_unused=True)
-    if unread := [name for name, grad in zip(names, grads, strict=True) if grad is None]:
+    unread = [name for name, grad in zip(names, grads, strict=True) if grad is None]
+    inside = {name for name in names if name.partition(".")[0] not in backbone.anatomy.head}
+    if inside and inside <= set(unread):
+        raise ModelError(
+            f"tuning method {method.name!r} does not fit {type(backbone.module).__name__}: no answer depends on any of "
+            f"its tensors outside of the head ({listed(sorted(inside), limit=2)}), so that it would be head tuning.",
+            hint="use 'head', or a model of another family.",
+        )
+    if unread:
         logger.warning(
             "tuning method %r: no answer depends on %d of %d tuned tensors (%s) on the rows tried; they would stay as "
             "they are.",
