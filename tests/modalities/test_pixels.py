@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import zlib
@@ -276,3 +277,17 @@ def test_an_image_that_is_cut_off_is_refused_when_it_is_decoded():
     shape = measure(content[: len(content) // 2])
     with pytest.raises(ExampleError, match="damaged image"):
         decode(content[: len(content) // 2], shape)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "TGA", "ICO", "PCX"])
+def test_damaged_bytes_are_an_image_or_refused_with_a_word(kind):
+    rng = np.random.default_rng(0)
+    content = encoded(Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)), kind)
+    for _ in range(60):
+        damaged = bytearray(content[: rng.integers(1, len(content) + 1)])
+        for place in rng.integers(0, min(len(damaged), 150), 3):
+            damaged[place] = rng.integers(0, 256)
+        with contextlib.suppress(ExampleError):
+            header = read_header(bytes(damaged))
+            if header.shape.height * header.shape.width < 10**6:
+                assert decode(bytes(damaged), ImageShape(3, 4, 4)).shape == (3, 4, 4)
