@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from fedelta.data.describe import describe
 from fedelta.data.federate import federate
 from fedelta.data.glance import NUM_READ, bounded, some
 from fedelta.data.partition import Iid, Natural
-from fedelta.data.sources import DataSource, read
+from fedelta.data.sources import DataSource, RawData, read
 from fedelta.errors import DataError
 from fedelta.modalities.image import Images
 
@@ -35,11 +36,15 @@ def source(folder: Path) -> DataSource:
     return DataSource(source=str(folder), folders="client/label", test_fraction=0.1)
 
 
+def glance(folder: Path) -> RawData:
+    return replace(read(source(folder), seed=0), at_a_glance=True)
+
+
 def test_a_glance_reads_a_few_and_gives_what_a_store_gives(photos, monkeypatch):
     opened: list[object] = []
     real = Image.open
     monkeypatch.setattr("PIL.Image.open", lambda *of, **how: opened.append(of) or real(*of, **how))
-    raw = read(source(photos), seed=0, at_a_glance=True)
+    raw = glance(photos)
     glanced = federate(raw, Iid(num_clients=2), MODEL, seed=0)
     # Header and pixels of 32 of 72 training rows and of all 8 test rows.
     assert len(opened) == 2 * (NUM_READ + 8)
@@ -59,7 +64,7 @@ def test_some_rows_are_the_first_and_the_last_and_those_between():
 
 @pytest.mark.parametrize(("content", "message"), [(None, "No such file"), (b"", "is an empty file")])
 def test_files_that_are_not_there_or_hold_nothing_are_found_though_they_are_not_read(photos, content, message):
-    raw = read(source(photos), seed=0, at_a_glance=True)
+    raw = glance(photos)
     for number in (33, 34):
         path = Path(raw.train.dataset.with_format("arrow")["image"][number].as_py()["path"])
         path.unlink() if content is None else path.write_bytes(content)
@@ -68,7 +73,7 @@ def test_files_that_are_not_there_or_hold_nothing_are_found_though_they_are_not_
 
 
 def test_what_there_is_is_described(photos):
-    data = federate(read(source(photos), seed=0, at_a_glance=True), Natural(), MODEL, seed=0)
+    data = federate(glance(photos), Natural(), MODEL, seed=0)
     counts, classes, clients, *examples = describe(data, "test")
     assert counts == "examples: 72 training, 8 test"
     assert classes == "classes: 2, each with its training + test examples: 'cat' 36 + 4, 'dog' 36 + 4"

@@ -61,7 +61,7 @@ def read_data(
         backbone = backbone or _built(config, data.class_names)
         data = data.without(personal.unseen(data.clients.only(data.partition), config.seed))
     else:
-        raw = read(config.data, seed=config.seed, task=config.task, at_a_glance=at_a_glance)
+        raw = replace(read(config.data, seed=config.seed, task=config.task), at_a_glance=at_a_glance)
         _check_num_classes(config, len(raw.class_names))
         _check_modality(config, raw)
         backbone = backbone or _built(config, raw.class_names)

@@ -7,8 +7,11 @@ content).
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import csv
 import glob
+import shutil
 import tempfile
 import warnings
 from collections import Counter
@@ -44,6 +47,11 @@ def load_files(splits: Mapping[str, Sequence[Path]], naming: Naming, examples_in
     Raises:
         DataError: a file cannot be read, or something that it speaks of is not there.
     """
+    with quiet():
+        return _load_files(splits, naming, examples_in)
+
+
+def _load_files(splits: Mapping[str, Sequence[Path]], naming: Naming, examples_in: Tree | None) -> Splits:
     from datasets import concatenate_datasets
 
     rows: dict[str, Dataset] = {}
@@ -114,21 +122,48 @@ def _load(paths: Sequence[Path]) -> Dataset:
     if empty := [path for path in paths if path.stat().st_size == 0]:
         raise DataError(f"{str(empty[0])!r} is an empty file, expected a table")
     suffix = paths[0].suffix.lower()
-    with tempfile.TemporaryDirectory(prefix="fedelta-", ignore_cleanup_errors=True) as place, quiet():
+    with tempfile.TemporaryDirectory(prefix="fedelta-", ignore_cleanup_errors=True) as place:
         links = [Path(place) / f"{number}{suffix}" for number in range(len(paths))]
         for link, path in zip(links, paths, strict=True):
-            link.symlink_to(path.absolute())
+            _link(link, path)
         try:
             return _loaded(TABLES[suffix], links, place)
         except Exception as error:
             # The loaders raise what their parsers raise, which has no common root; they know the file by our name.
             reason = "it is too deep" if isinstance(error, RecursionError) else str(error.__cause__ or error)
-            if "corresponds to no data" in reason:
+            if "corresponds to no data" in reason or "BatchSize must be greater than 0" in reason:
                 reason = "it has no rows"
             for link, path in zip(links, paths, strict=True):
                 reason = reason.replace(str(link), str(path))
             named = listed([str(path) for path in paths], 2)
             raise DataError(f"data source {named} cannot be read: {reason}", hint=_HINT) from error
+
+
+def _link(link: Path, path: Path) -> None:
+    """Puts a file under another name, without the mark in front of UTF-8, which the reader of JSON does not know.
+
+    Raises:
+        DataError: it is no JSON of rows; what is none ends the process in pyarrow 26, as `null` does.
+    """
+    with path.open("rb") as file:
+        head = file.read(1024)
+        if TABLES[path.suffix.lower()] != "json":
+            link.symlink_to(path.absolute())
+            return
+        text = head.removeprefix(codecs.BOM_UTF8).lstrip()
+        first = text[1:].lstrip() if text.startswith(b"[") else text
+        if text and first[:1] not in {b"{", b"]", b'"', b""}:
+            shown = head[:40].decode(errors="replace")
+            raise DataError(
+                f"data source {str(path)!r} cannot be read: it begins with {shown!r}, expected an object for each row",
+                hint=_HINT,
+            )
+        if not head.startswith(codecs.BOM_UTF8):
+            link.symlink_to(path.absolute())
+            return
+        file.seek(len(codecs.BOM_UTF8))
+        with link.open("wb") as target:
+            shutil.copyfileobj(file, target)
 
 
 _HINT = "expected a table in Parquet, CSV (UTF-8, a line of names first), JSON or JSON Lines"
@@ -145,9 +180,8 @@ def _loaded(loader: str, files: Sequence[Path], place: str) -> Dataset:
         return load_dataset(loader, data_files=names, cache_dir=place, split="rows", **_CSV_OPTIONS)
     except DatasetGenerationError:
         # The type of a column is that of its first 10,000 rows; where others are of another, all columns are texts.
-        import pandas as pd
-
-        columns = dict.fromkeys(pd.read_csv(files[0], nrows=0).columns, Value("string"))
+        with files[0].open(encoding="utf-8-sig", newline="") as file:
+            columns = dict.fromkeys(next(csv.reader(file)), Value("string"))
         return load_dataset(
             loader, data_files=names, cache_dir=place, split="rows", features=Features(columns), **_CSV_OPTIONS
         )

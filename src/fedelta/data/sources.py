@@ -256,13 +256,7 @@ class RawData:
         return replace(self, test=self.test.select((~torch.tensor(of_them)).nonzero()[:, 0]))
 
 
-def read(
-    source: DataSource,
-    *,
-    seed: int,
-    task: Task = Classification(),  # noqa: B008 a frozen value
-    at_a_glance: bool = False,
-) -> RawData:
+def read(source: DataSource, *, seed: int, task: Task = Classification()) -> RawData:  # noqa: B008 a frozen value
     """Training and test set of `source`.
 
     Args:
@@ -270,7 +264,6 @@ def read(
         seed: of the run; decides which rows become test rows where the data have no test split, and which
             remain where their number is limited.
         task: what is predicted.
-        at_a_glance: see `RawData`.
 
     Raises:
         DataError: the data are missing, unreadable, or lack what is needed; names every problem.
@@ -299,7 +292,6 @@ def read(
         class_names=targets.class_names,
         strata_names=targets.strata_names,
         columns=columns,
-        at_a_glance=at_a_glance,
     )
 
 
@@ -322,6 +314,9 @@ def _load(source: DataSource, origin: str) -> tuple[Dataset, Dataset | None, Spl
     if test is not None and len(test) == 0:
         problems.append("the test set has no rows, expected 1 or more")
     refuse(origin, list(dict.fromkeys(problems)))
+    used = {train, source.test_split, *([] if test is None else chosen(splits, source.test_split))}
+    if unused := [name for name in splits if name not in used and kind_of(name) != "validation"]:
+        notes.append(f"splits that are not used: {listed(unused)}; `data.train_split` and `data.test_split` choose")
     return splits[train or ""], test, replace(found, notes=(*found.notes, *notes))
 
 

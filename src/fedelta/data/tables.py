@@ -5,7 +5,6 @@ Which files there are, and which split each is: `datasets` is never given a fold
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -146,14 +145,12 @@ def _declared(folder: Path, subset: str | None) -> dict[str, list[Path]] | None:
 
 def _configs(readme: Path) -> list[dict[str, Any]]:
     """The entries with files; Any: whatever the file holds."""
-    import yaml
+    from huggingface_hub import metadata_load
 
-    if not readme.is_file():
-        return []
-    head = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", readme.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
     try:
-        content = yaml.safe_load(head[1]) if head else None
-    except (yaml.YAMLError, RecursionError):
-        return []
+        content = metadata_load(readme) if readme.is_file() else None
+    except Exception as error:
+        # Whatever the parser of YAML raises: its errors have no root in Python.
+        raise DataError(f"the head of {str(readme)!r} cannot be read: {error}") from error
     found = content.get("configs") if isinstance(content, dict) else None
     return [each for each in found or [] if isinstance(each, dict) and each.get("data_files")]

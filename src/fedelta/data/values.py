@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from fedelta.data.clients import Name
-from fedelta.errors import listed, refuse
+from fedelta.errors import refuse
 from fedelta.tasks.labels import NULL_WORDS
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # Above it float64 leaves out whole numbers, so that two ids may have become one.
 _LARGEST_EXACT = 2**53
+# How JSON begins that is no word and no number; of these `datasets` would make 7 of "007".
+_NO_WORDS = ("[", "{", '"', "null")
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,24 @@ class Ids:
 
 def values_of(dataset: Dataset, column: str) -> list[Any]:
     """The values of a column as they stand, class labels as numbers; Any: whatever the file holds."""
+    from datasets import Json
+
     stored = dataset.select_columns([column]).with_format("arrow")[:].column(column)
     values: list[Any] = stored.to_pylist()
-    if type(dataset.features[column]).__name__ == "Json":  # values of several types in a JSON file
-        return [json.loads(value) if isinstance(value, str) else value for value in values]
-    return values
+    if not isinstance(dataset.features[column], Json):
+        return values
+    # Values of several types in a JSON file, kept as texts: `datasets` itself would make 7 of "007".
+    return [_from_json(value) if isinstance(value, str) and value.startswith(_NO_WORDS) else value for value in values]
+
+
+def _from_json(text: str) -> object:
+    if text == "null":
+        return None
+    try:
+        value: object = json.loads(text)
+    except ValueError:
+        return text
+    return value
 
 
 def read_ids(dataset: Dataset, column: str, what: str, numbers: Tensor) -> Ids:
@@ -84,8 +99,6 @@ def read_ids(dataset: Dataset, column: str, what: str, numbers: Tensor) -> Ids:
     names = [None if _is_missing(value) else _name(value) for value in values]
     odd = {row: values[row] for row, name in enumerate(names) if name is None and row not in set(missing)}
     refuse(origin, [*_without_id(missing, called), *_not_ids(odd, called)], hint=_hint(odd))
-    if len(kinds := sorted({type(name).__name__ for name in names})) > 1:
-        refuse(origin, [f"ids of several types ({listed(kinds)}), expected texts or whole numbers"])
     notes = [
         f"{origin}: {count} rows are of a client called {word!r}, which is taken as a name; if it stands for an "
         "unknown one, leave the cell empty"

@@ -74,6 +74,10 @@ def read_labels(train: TargetColumn, test: TargetColumn | None) -> ReadTargets:
 def _unwrapped(column: TargetColumn) -> TargetColumn:
     """The same with labels in place of lists of one and of one-hot lists, and nothing in place of empty texts."""
     values = [None if _is_nothing(value) else value for value in column.values]
+    floats = [value for value in values if isinstance(value, float)]
+    if len(floats) < len(values) and all(value.is_integer() for value in floats):
+        # What pandas makes of whole numbers with a gap.
+        values = [int(value) if isinstance(value, float) else value for value in values]
     lists = [value for value in values if isinstance(value, list)]
     if lists and all(len(value) == 1 for value in lists):
         values = [value[0] if isinstance(value, list) else value for value in values]
