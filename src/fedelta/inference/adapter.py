@@ -30,6 +30,7 @@ from fedelta.inference.directory import (
     read_object,
     read_tensors,
     refuse_foreign,
+    refuse_other_tensors,
     replace_directory,
 )
 from fedelta.inference.fit import misfits
@@ -122,13 +123,9 @@ def write_adapter(directory: Path, adapter: Adapter, anatomy: Anatomy, card: Map
     has_weights = bool(adapter.base) and (
         adapter.model is None or (adapter.model.pretrained and adapter.model.batch_norm != "group")
     )
-    contents: dict[str, str | bytes] = {
-        WEIGHTS: weights,
-        CONFIG: to_json(dict(sorted(config.items())), indent=2) + "\n",
-        CARD: render(section["name"], adapter.base, adapter.class_names, card, has_weights=has_weights),
-        OWN: own.to_json(),
-    }
-    replace_directory(target, contents)
+    told = render(section["name"], adapter.base, adapter.class_names, card, has_weights=has_weights)
+    settings = to_json(dict(sorted(config.items())), indent=2) + "\n"
+    replace_directory(target, {WEIGHTS: weights, CONFIG: settings, CARD: told, OWN: own.to_json()})
 
 
 def read_adapter(directory: str | Path, anatomy: Anatomy | None = None) -> Adapter:
@@ -150,9 +147,10 @@ def read_adapter(directory: str | Path, anatomy: Anatomy | None = None) -> Adapt
         )
     config = read_object(path / CONFIG)
     own = read_own(path / OWN)
-    tuning, params = from_layout(read_tensors(path, own.weights_sha256), config, own.tuning, where)
+    tuning, params = from_layout(read_tensors(path), config, own.tuning, where)
     if infinite := [name for name, tensor in params.items() if not torch.isfinite(tensor).all()]:
         raise AdapterError(f"{where} holds NaN or infinity in {len(infinite)} tensors: {listed(infinite, 3)}.")
+    refuse_other_tensors(path, own.weights_sha256)
     if anatomy is not None:
         _refuse_whole_modules(where, tuning, params, anatomy)
     base = str(config.get("base_model_name_or_path") or "")

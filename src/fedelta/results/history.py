@@ -173,8 +173,8 @@ class History:
 
     @property
     def wall_seconds(self) -> float | None:
-        """Time in all rounds so far; None where that of some was lost."""
-        return wall_seconds(self.timings, len(self.rounds))
+        """Time in the rounds so far; None where it was lost."""
+        return wall_seconds(self.timings)
 
     def client_label(self, client_id: int) -> str:
         """What pages call a client: by name, where it has one, and number."""
