@@ -174,7 +174,7 @@ class History:
     @property
     def wall_seconds(self) -> float | None:
         """Time in the rounds so far; None where it was lost."""
-        return wall_seconds(self.timings)
+        return wall_seconds(self.timings, len(self.rounds))
 
     def client_label(self, client_id: int) -> str:
         """What pages call a client: by name, where it has one, and number."""

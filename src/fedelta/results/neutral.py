@@ -21,9 +21,11 @@ def cell(value: str | float) -> str | float:
     >>> cell("=1+1"), cell(-0.5), cell("-0.5"), cell("seven")
     ("'=1+1", -0.5, '-0.5', 'seven')
     """
-    if not isinstance(value, str) or not value.lstrip(" ").startswith(_FORMULA) or _is_number(value):
+    if not isinstance(value, str):
         return value
-    return f"'{value}"
+    runs = value.lstrip(" ").startswith(_FORMULA) and not _is_number(value)
+    # The writer puts quotes around the other end of a line only.
+    return ("'" if runs else "") + value.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def line(text: str) -> str:

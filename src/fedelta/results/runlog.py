@@ -108,16 +108,16 @@ def summary(
         "uplink_tensor_bytes": ledger.uplink_tensor_bytes,
         "downlink_tensor_bytes": ledger.downlink_tensor_bytes,
         "full_model_bytes": full_model_bytes(sizes["total_parameters"], ledger.num_transfers),
-        "wall_seconds": wall_seconds(timings),
+        "wall_seconds": wall_seconds(timings, len(records)),
         "peak_memory_bytes": max((each.get("peak_memory_bytes") or 0 for each in timings), default=0),
     }
 
 
-def wall_seconds(timings: Sequence[Record]) -> float | None:
+def wall_seconds(timings: Sequence[Record], num_rounds: int) -> float | None:
     """Time in the rounds that `timings` tell of; None where they tell of none, as `timings.jsonl` may be lost."""
     found = [each.get("wall_seconds") for each in timings]
     known = [seconds for seconds in found if isinstance(seconds, int | float)]
-    return float(sum(known)) if known else None
+    return float(sum(known)) if known or not num_rounds else None
 
 
 def best_of(values: Sequence[float], measure: Measure) -> float | None:

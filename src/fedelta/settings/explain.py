@@ -126,7 +126,7 @@ def _item(annotation: Any) -> Any:
 def _bare_value(path: str, given: object, names: Sequence[str]) -> str:
     """That a value stands where several settings belong; with the key that is meant, where there is one."""
     if not names:
-        return f"`{path}` is {given!r}, expected a table of settings"
+        return f"`{path}` is {given!r}, expected: a table of settings"
     name = given if given in names else names[0]
     return f"`{path}` is {given!r}, expected a table; give `{path}.name`, such as `{path}.name = {name!r}`"
 
