@@ -33,7 +33,7 @@ from pathlib import Path
 
 from fedelta.durable import sync_directory, write_atomic
 from fedelta.errors import RunError
-from fedelta.results.checkpoint import Checkpoint
+from fedelta.results.checkpoint import OTHER_VERSION, Checkpoint
 from fedelta.results.files import JsonLines, Record, Seal, exclusive, to_json
 
 CONFIG = "config.toml"
@@ -170,7 +170,7 @@ class RunDirectory:
         if any("measures" not in record for record in records):
             raise RunError(
                 f"{str(self.path / ROUNDS)!r} has rounds without `measures`: an older version of fedelta wrote them.",
-                hint=f"use the version that {ENVIRONMENT} names, or run {CONFIG} again with this one.",
+                hint=OTHER_VERSION,
             )
         return records
 
