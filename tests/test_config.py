@@ -164,6 +164,18 @@ def test_all_problems_are_in_one_message():
             "`strategy.mean.fraction` is 0.2, which leaves out none of `strategy.clients_per_round` = 4",
         ),
         (
+            {"codec": {"up": "int8"}},
+            "`codec.up` is 'int8', expected a table; give `codec.up.name`, such as `codec.up.name = 'int8'`",
+        ),
+        (
+            {"strategy": {"mean": 3}},
+            "`strategy.mean` is 3, expected a table; give `strategy.mean.name`, such as `strategy.mean.name = ",
+        ),
+        (
+            {"client": {"optimizer": "sgd"}},
+            "`client.optimizer` is 'sgd', expected a table; give `client.optimizer.name`, such as",
+        ),
+        (
             {"strategy": {"clients_per_round": 2, "mean": {"name": "median"}}},
             "`strategy.mean.name` is 'median', which needs at least 3 replies to leave a bad one out",
         ),

@@ -31,8 +31,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out_console = Console()
-err_console = Console(stderr=True)
+# Names come from anywhere: square brackets in them are no markup.
+out_console = Console(markup=False)
+err_console = Console(stderr=True, markup=False)
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="a TOML file, such as recipes/demo.toml")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="a run directory")]
@@ -307,11 +308,11 @@ def _check(config: Path, overrides: Sequence[str]) -> None:
     )
     sizes = [len(rows) for rows in assembly.data.partition.values()]
     unseen = len(assembly.data.unseen)
-    held_out = f"{unseen} clients held out, " if unseen else ""
+    held_out = f"{_clients(unseen)} held out, " if unseen else ""
     names = assembly.data.class_names
     classes = f"{len(names)} classes, " if names else ""
     print(
-        f"{config}: good. {len(sizes)} clients with {min(sizes)} to {max(sizes)} examples, {held_out}"
+        f"{config}: good. {_clients(len(sizes))} with {min(sizes)} to {max(sizes)} examples, {held_out}"
         f"{len(assembly.data.test)} {assembly.config.data.evaluate_on} examples, "
         f"{classes}"
         f"{assembly.spec.num_parameters:,} of {assembly.model.total_parameters:,} parameters tuned, "
@@ -364,6 +365,10 @@ def _conclude(result: Result, primary: Measure, quiet: bool) -> None:
     write_report([result.path], report_path)
     if not quiet:
         out_console.print(table_of_run(result, primary, report_path))
+
+
+def _clients(number: int) -> str:
+    return "1 client" if number == 1 else f"{number:,} clients"
 
 
 def _numbers(option: str, text: str) -> list[int]:

@@ -245,7 +245,6 @@ class Experiment:
         state = strategy.init(assembly.params, assembly.spec)
         opening = opening_row(checkpoint_bytes(config.model))
         files = {
-            rundir.ENVIRONMENT: to_json(environment(), indent=2),
             rundir.PARTITION: to_json(partition_record(assembly.data)),
             rundir.MODEL: to_json(
                 {
@@ -260,6 +259,7 @@ class Experiment:
         logs = {rundir.ROUNDS: Mark(0, _digest(b"")), rundir.LEDGER: Mark(len(opening), _digest(opening))}
         return {
             rundir.CONFIG: config.to_toml({"tuning": tuning}),
+            rundir.ENVIRONMENT: to_json(environment(), indent=2),
             rundir.CITATIONS: citations(config.to_table({"tuning": tuning})),
             rundir.LEDGER: opening,
             rundir.CHECKPOINT: encode(Checkpoint(0, assembly.params, state, {}, "", logs, origin)),

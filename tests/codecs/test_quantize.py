@@ -50,6 +50,15 @@ def test_numbers_near_the_least_float32_keep_their_sign_and_their_step():
     assert (back.double() / least).tolist() == [127.0, -127.0, 100.0]
 
 
+@pytest.mark.parametrize("share", [1.0, 0.9999999, 0.99999, 0.75, 2 / 3])
+def test_numbers_near_the_largest_float32_stay_finite(share: float):
+    largest = share * torch.finfo(torch.float32).max
+    numbers = tensor([[largest, -largest, largest / 2], [1.0, 2.0, 3.0]])
+    back = Int8().unpack("w", memoryview(Int8().pack("w", numbers)), (2, 3))
+    assert torch.isfinite(back).all()
+    assert ((back - numbers).abs().double() <= numbers.abs().amax(1, keepdim=True).double() / 254 * (1 + 1e-5)).all()
+
+
 def test_zeros_stay_zeros():
     assert not Int8().unpack("w", memoryview(Int8().pack("w", torch.zeros(3, 2))), (3, 2)).any()
 

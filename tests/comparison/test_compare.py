@@ -358,3 +358,30 @@ def test_a_comparison_of_a_strategy_that_plans_for_itself_goes_on_where_it_was(t
     found = fedelta.compare(config, {"seed": [1, 2]}, out, overrides=overrides)
     assert inline == ["seed=1", "seed=2"]
     assert found.is_finished
+
+
+def older(run: Path) -> None:
+    rounds = run / "rounds.jsonl"
+    rounds.write_text(rounds.read_text().replace('"measures"', '"accuracy"'))
+
+
+def changed(run: Path) -> None:
+    ledger = run / "ledger.jsonl"
+    ledger.write_text(ledger.read_text().replace('"direction": "up"', '"direction": "down"', 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [(older, "an older version of fedelta wrote them"), (changed, "ledger.jsonl' is not as the run wrote it")],
+)
+def test_a_finished_run_that_cannot_be_used_is_told_and_the_others_go_on(tmp_path, inline, caplog, change, reason):
+    config, out, over = write_small(tmp_path), tmp_path / "out", {"seed": [1, 2]}
+    fedelta.compare(config, {"seed": [1]}, out, overrides=ONE_ROUND)
+    change(out / "runs" / "seed-1")
+    found = fedelta.compare(config, over, out, overrides=ONE_ROUND)
+    assert [cell.state for cell in found.cells] == ["failed", "finished"]
+    [told] = found.failures.values()
+    assert reason in told
+    assert reason in caplog.text
+    assert reason in rows(out / "cells.csv")[0]["reason"]
+    assert found.groups[0].num_seeds == 1

@@ -17,6 +17,7 @@ from fedelta.comparison.outcomes import CellState, Outcome, Trial, group_cells
 from fedelta.comparison.page import render
 from fedelta.comparison.result import Comparison, mean_and_deviation, pivot
 from fedelta.comparison.tables import cells_csv, one_line, search_csv, table_csv, table_md
+from fedelta.results.neutral import markdown
 from fedelta.results.numbers import UNKNOWN
 from fedelta.tasks.base import Measure
 from fedelta.tasks.classification import ACCURACY
@@ -166,7 +167,7 @@ def test_a_failed_group_is_in_the_tables_with_its_reason():
     row = rows(table_csv(comparison))[1]
     assert (row["state"], row["reason"], row["accuracy_mean_percent"]) == ("failed", reason, "")
     assert [cell["state"] for cell in rows(cells_csv(comparison))] == ["finished", "finished", "failed", "failed"]
-    assert f"- tuning.name=lora, seed=2, client.lr=0.1: {reason}" in table_md(comparison)
+    assert f"- tuning.name=lora, seed=2, client.lr=0.1: {markdown(reason)}" in table_md(comparison)
     assert "| lora | 0.1 | failed | 0 |" in table_md(comparison)
     assert reason in Page(render(comparison)).text
     assert list(comparison.failures) == [

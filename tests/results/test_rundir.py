@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from hashlib import sha256
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from fedelta.errors import RunError
 from fedelta.federation.records import Transfer
 from fedelta.results.checkpoint import Checkpoint, encode, load
-from fedelta.results.files import JsonLines, Mark
+from fedelta.results.files import JsonLines, Mark, Seal
 from fedelta.results.ledger import Ledger, opening_row
 from fedelta.results.rundir import REQUIRED, RunDirectory, free_name, refuse_taken
 
@@ -126,3 +128,57 @@ def test_a_log_that_is_shorter_than_the_checkpoint_says_is_refused(tmp_path):
     JsonLines(run.ledger).truncate(0)
     with pytest.raises(RunError, match=r"ledger\.jsonl.* has 0 bytes"):
         run.rewind(START)
+
+
+def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left = {
+        f".demo.{gone.pid}.partial": ["config.toml", ".ledger.jsonl.partial"],  # of a process that is gone
+        f".other.{gone.pid}.partial": ["environment.json"],
+        f".mine.{gone.pid}.partial": ["thesis.tex"],  # holds what no run has
+        f".demo.{os.getppid()}.partial": ["config.toml"],  # somebody is at it
+        ".notes.partial": ["config.toml"],  # of another form
+    }
+    for name, files in left.items():
+        (tmp_path / name).mkdir()
+        for file in files:
+            (tmp_path / name / file).write_text("")
+    (tmp_path / f".file.{gone.pid}.partial").write_text("")
+    RunDirectory.create(tmp_path / "demo", FILES)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        ["demo", *[*left][2:], f".file.{gone.pid}.partial"]
+    )
+
+
+def test_what_a_killed_process_left_in_a_run_directory_is_removed(tmp_path):
+    run = RunDirectory.create(tmp_path / "demo", FILES)
+    before = sorted(path for path in run.path.rglob("*"))
+    run.clients.mkdir()
+    (run.path / ".adapter.partial").mkdir()
+    for name in (".summary.json.partial", "checkpoint/.state.safetensors.partial", "checkpoint/clients/.0-1.partial"):
+        (run.path / name).write_text("half")
+    run.sweep()
+    assert sorted(path for path in run.path.rglob("*")) == sorted([*before, run.clients])
+
+
+def test_a_log_that_says_something_else_is_refused_and_nothing_is_cut(tmp_path):
+    run = RunDirectory.create(tmp_path / "demo", FILES)
+    run.ledger.write_bytes(OPENING.replace(b"10", b"11", 1) + b'{"round": 1}\n')
+    before = run.ledger.read_bytes()
+    with pytest.raises(RunError, match=r"ledger\.jsonl' is not as the run wrote it up to round 0") as caught:
+        run.rewind(START)
+    assert "restore it from a copy" in str(caught.value.hint)
+    assert run.ledger.read_bytes() == before
+
+
+def test_the_seal_of_a_file_that_grows_reads_only_what_is_new(tmp_path):
+    path = tmp_path / "log"
+    seal = Seal(path)
+    assert seal.mark() == Mark(0, sha256(b"").hexdigest())
+    for content in (b"one\n", b"two\n"):
+        with path.open("ab") as file:
+            file.write(content)
+        assert seal.mark() == Mark(path.stat().st_size, sha256(path.read_bytes()).hexdigest())
+    path.write_bytes(b"???\ntwo\nthree\n")  # what was read is not read again
+    assert seal.mark().digest == sha256(b"one\ntwo\nthree\n").hexdigest()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tests.small import stop_after
@@ -17,7 +19,9 @@ from fedelta.errors import AdapterError, FedeltaError, InputError, RunError
 from fedelta.experiment import Experiment, evaluate_adapter
 from fedelta.inference.predict import Predictor
 from fedelta.personalization import personalize
+from fedelta.results.history import read_histories
 from fedelta.results.report import write_report
+from fedelta.seeds import stream
 
 CONFIG = """
 seed = 3
@@ -71,7 +75,10 @@ def write_model(folder: Path) -> None:
     from transformers import ViTConfig, ViTForImageClassification
 
     folder.mkdir()
-    ViTForImageClassification(ViTConfig(**ARCHITECTURE)).save_pretrained(folder)
+    model = ViTForImageClassification(ViTConfig(**ARCHITECTURE))
+    for name, tensor in model.state_dict().items():
+        tensor.copy_(0.2 * torch.randn(tensor.shape, generator=stream(0, name)))
+    model.save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +103,10 @@ def place(made: Path, tmp_path: Path) -> Path:
     yield made
     shutil.rmtree(made)
     shutil.copytree(tmp_path / "kept", made)
+
+
+def misfits_of(run: Path) -> tuple[str, ...]:
+    return read_histories([run])[0].misfits
 
 
 def edit(path: Path, before: str, after: str) -> None:
@@ -146,7 +157,7 @@ def predict(folder: Path, name: str) -> None:
 
 INPUTS: dict[str, tuple[Callable[[Path], None], str, tuple[Callable[[Path, str], None], ...]]] = {
     "other bytes to learn from": (
-        lambda folder: other_bytes(folder, "train"), r"the training examples \(.*data\) are not those", (resume, fine_tune)
+        lambda folder: other_bytes(folder, "train"), r"training examples \(.*data\) are not those", (resume, fine_tune)
     ),
     "other bytes to measure on": (
         lambda folder: other_bytes(folder, "test"), r"the test examples \(.*data\) are not those", (resume, evaluate)
@@ -230,22 +241,19 @@ def test_a_log_that_was_changed_is_refused_by_resume_and_told_by_report(name: st
             shutil.copy(place / "other" / name, place / run / name)
         else:
             change(place / run / name)
-    with pytest.raises(RunError, match=rf"{name}.* is not as the run wrote it up to round 1") as caught:
+    message = rf"{name}' (is not as the run wrote it up to round|has \d+ bytes, the checkpoint was written when it had)"
+    with pytest.raises(RunError, match=message) as caught:
         resume(place, "config")
     assert "restore it from a copy" in str(caught.value.hint)
     for run in ("config-stopped", "config-done"):
-        write_report([place / run], place / "page.html")
-        page = (place / "page.html").read_text()
-        assert "Files that do not fit" in page
-        assert f"{name}&#x27; is not as the run wrote it up to round" in page
+        assert re.search(message, misfits_of(place / run)[0])
 
 
 def test_a_torn_last_line_of_a_log_does_no_harm(place: Path):
     for name in ("ledger.jsonl", "rounds.jsonl", "timings.jsonl"):
         with (place / "config-stopped" / name).open("a") as file:
             file.write('{"round": 2, "cli')
-    write_report([place / "config-stopped"], place / "page.html")
-    assert "Files that do not fit" not in (place / "page.html").read_text()
+    assert not misfits_of(place / "config-stopped")
     resume(place, "config")
     for name in ("ledger.jsonl", "rounds.jsonl", "checkpoint/state.safetensors"):
         assert (place / "config-stopped" / name).read_bytes() == (place / "config-done" / name).read_bytes(), name
@@ -281,13 +289,25 @@ FILES: dict[str, tuple[Callable[[Path, Path], None], str]] = {
 
 @pytest.mark.parametrize(("change", "message"), FILES.values(), ids=FILES)
 def test_a_report_says_what_does_not_fit(change, message: str, place: Path):
-    write_report([place / "config-done"], place / "page.html")
-    assert "Files that do not fit" not in (place / "page.html").read_text()
-    change(place / "config-done", place / "other")
+    run = place / "config-done"
+    assert not misfits_of(run)
+    change(run, place / "other")
+    assert any(message in problem for problem in misfits_of(run))
+
+
+def test_the_page_shows_what_does_not_fit_and_of_which_run(place: Path):
     write_report([place / "config-done", place / "lazy-done"], place / "page.html")
-    page = (place / "page.html").read_text().replace("&#x27;", "'")
+    assert "Files that do not fit" not in (place / "page.html").read_text()
+    one_digit(place / "lazy-done" / "ledger.jsonl", "payload_bytes")
+    write_report([place / "config-done", place / "lazy-done"], place / "page.html")
+    page = (place / "page.html").read_text()
     assert "Files that do not fit" in page
-    assert message in page
+    assert re.search(
+        r"<th>lazy-done</th><td>[^<]*ledger.jsonl&#x27; is not as the run wrote it up to round 2</td>", page
+    )
+    assert re.search(
+        r"<td>round 2: `\w+link_bytes` is [\d,]+ in `rounds.jsonl`, the rows of `ledger.jsonl` add up", page
+    )
 
 
 @pytest.mark.parametrize("kind", ["a configuration of another seed", "a setting that was changed"])
@@ -349,8 +369,7 @@ def test_timings_may_be_lost(rest: str, place: Path):
     evaluate(place, "config")
     write_report([place / "config-stopped", place / "config-done"], place / "page.html")
     assert "Files that do not fit" not in (place / "page.html").read_text()
-    summary = json.loads((place / "config-stopped" / "summary.json").read_text())
-    assert (summary["wall_seconds"] is None) == (rest != "garbage")
+    assert (read_histories([place / "config-done"])[0].wall_seconds is None) == (rest != "garbage")
 
 
 def test_an_evaluation_of_an_unfinished_run_says_that_it_is_not_finished(place: Path):

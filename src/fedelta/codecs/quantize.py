@@ -42,6 +42,8 @@ class Int8(Settings):
         if not is_finite(rows):
             raise PayloadError(f"`{name}`: a tensor holds values that are NaN or infinite.")
         scales = rows.abs().amax(1) / _LARGEST
+        # Near the largest float32 a scale that was rounded up would be infinite again, times 127.
+        scales = torch.where((scales * _LARGEST).isinf(), torch.nextafter(scales, torch.zeros(())), scales)
         # A row of zeros has scale zero; any divisor gives its zeros.
         quotients = rows / torch.where(scales > 0, scales, 1.0)[:, None]
         # The scale of a row near the least float32 has too few digits: a quotient may lie beyond what it stands for.

@@ -18,7 +18,7 @@ from fedelta.comparison.request import read_request
 from fedelta.comparison.result import Comparison
 from fedelta.comparison.tables import cells_csv, one_line, search_csv, table_csv, table_md
 from fedelta.config import Config
-from fedelta.errors import ConfigError
+from fedelta.errors import ConfigError, RunError
 from fedelta.grid import SEED
 from fedelta.results.rundir import CONFIG
 
@@ -105,6 +105,7 @@ class _Work:
     trials: list[Job] = field(default_factory=list, init=False)
     jobs: list[Job] = field(default_factory=list, init=False)  # of the cells for which the searched value is known
     outcomes: dict[Path, Outcome] = field(default_factory=dict, init=False)
+    unread: dict[Path, str] = field(default_factory=dict, init=False)  # why a finished run has no outcome
     rounds: dict[str, int] = field(default_factory=dict, init=False)  # by the name of the cell
     num_ended: int = field(default=0, init=False)
     next_page: float = field(default=0.0, init=False)  # seconds of the monotonic clock
@@ -188,10 +189,14 @@ class _Work:
         self.num_ended += 1
 
     def _state(self, job: Job) -> CellState:
-        if job.is_finished and job.path not in self.outcomes:
-            self.outcomes[job.path] = read_outcome(job.path)
-        run = f"{job.path.parent.name}/{job.path.name}"
-        return CellState(job.cell.labels, job.cell.value, run, self.outcomes.get(job.path), job.reason())
+        if job.is_finished and job.path not in self.outcomes and job.path not in self.unread:
+            try:
+                self.outcomes[job.path] = read_outcome(job.path)
+            except RunError as error:  # of an older version, say: the other cells go on
+                self.unread[job.path] = f"{type(error).__name__}: {error}"
+                logger.warning("a finished run is left out of the comparison: %s", error)
+        run, reason = f"{job.path.parent.name}/{job.path.name}", self.unread.get(job.path, job.reason())
+        return CellState(job.cell.labels, job.cell.value, run, self.outcomes.get(job.path), reason)
 
     def _chosen(self) -> dict[tuple[str, ...], object]:
         """What `by_labels` gives to the best value of the searched key, where all its trials are settled."""

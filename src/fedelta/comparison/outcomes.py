@@ -11,9 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedelta.errors import RunError
 from fedelta.results.history import read_histories
 from fedelta.results.page import per_client
 from fedelta.tasks.base import Measure
+
+_BRING_BACK = "bring them back from a copy, or compare in another `--out`."
 
 
 @dataclass(frozen=True)
@@ -188,9 +191,11 @@ def read_outcome(path: Path) -> Outcome:
     """The outcome in the directory of a finished run.
 
     Raises:
-        RunError: a file is missing or broken.
+        RunError: a file is missing, broken, or does not fit the others.
     """
     run = read_histories([path])[0]
+    if run.misfits:
+        raise RunError(f"files of {str(path)!r} do not fit: {'; '.join(run.misfits)}.", hint=_BRING_BACK)
     return Outcome(
         final=run.final,
         loss=run.losses[-1][1] if run.losses else math.inf,

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from fedelta.comparison.outcomes import CellState, Group
 from fedelta.comparison.result import Comparison, Pivot, mean_and_deviation, pivot
 from fedelta.grid import label_of
+from fedelta.results.neutral import cell, markdown
 from fedelta.results.numbers import MIB, UNKNOWN, bare, capitalised, count, duration, headed, in_unit, mebibytes, unit
 from fedelta.tasks.base import Measure
 
@@ -71,11 +72,18 @@ def search_csv(comparison: Comparison) -> str:
 def table_md(comparison: Comparison) -> str:
     """The table of the groups and, with two axes or more, the pivot; then what failed."""
     header, rows = group_table(comparison)
-    parts = [f"# {comparison.name}", _markdown(header, rows, numbers_from=first_figure(comparison)), note(comparison)]
+    parts = [
+        f"# {markdown(comparison.name)}",
+        _markdown(header, [map(markdown, row) for row in rows], numbers_from=first_figure(comparison)),
+        note(comparison),
+    ]
     if (table := pivot(comparison)) is not None:
         parts.append(_markdown(table.header, _bold(table), numbers_from=1))
     if comparison.failures:
-        parts += ["## Failed", "\n".join(f"- {name}: {one_line(text)}" for name, text in comparison.failures.items())]
+        parts += [
+            "## Failed",
+            "\n".join(f"- {markdown(name)}: {markdown(one_line(text))}" for name, text in comparison.failures.items()),
+        ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -205,18 +213,22 @@ def first_figure(comparison: Comparison) -> int:
 
 def _bold(table: Pivot) -> list[list[str]]:
     return [
-        [f"**{text}**" if (row, column) in table.best else text for column, text in enumerate(texts)]
+        [
+            f"**{markdown(text)}**" if (row, column) in table.best else markdown(text)
+            for column, text in enumerate(texts)
+        ]
         for row, texts in enumerate(table.rows)
     ]
 
 
 def _csv(rows: Iterable[Sequence[str]]) -> str:
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    csv.writer(buffer, lineterminator="\n").writerows([cell(text) for text in row] for row in rows)
     return buffer.getvalue()
 
 
-def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]], *, numbers_from: int) -> str:
+def _markdown(header: Sequence[str], rows: Iterable[Iterable[str]], *, numbers_from: int) -> str:
+    """A table; `rows` are Markdown, the header is text."""
     rule = ["---" if column < numbers_from else "--:" for column in range(len(header))]
-    lines = [header, rule, *rows]
-    return "\n".join(f"| {' | '.join(text.replace('|', chr(92) + '|') for text in line)} |" for line in lines)
+    lines = [map(markdown, header), rule, *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

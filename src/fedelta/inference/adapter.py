@@ -32,6 +32,7 @@ from fedelta.inference.directory import (
     read_object,
     read_tensors,
     refuse_foreign,
+    refuse_other_tensors,
     replace_directory,
 )
 from fedelta.inference.fit import misfits
@@ -162,9 +163,10 @@ def read_adapter(directory: str | Path, anatomy: Anatomy | None = None) -> Adapt
         )
     config = read_object(path / CONFIG)
     own = read_own(path / OWN)
-    tuning, params = from_layout(read_tensors(path, own.weights_sha256), config, own.tuning, where)
+    tuning, params = from_layout(read_tensors(path), config, own.tuning, where)
     if infinite := [name for name, tensor in params.items() if not torch.isfinite(tensor).all()]:
         raise AdapterError(f"{where} holds NaN or infinity in {len(infinite)} tensors: {listed(infinite, 3)}.")
+    refuse_other_tensors(path, own.weights_sha256)
     if anatomy is not None:
         _refuse_whole_modules(where, tuning, params, anatomy)
     base = str(config.get("base_model_name_or_path") or "")

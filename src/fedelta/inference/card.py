@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 
 from fedelta.modalities.base import Modality
 from fedelta.modalities.settings import Preparation
 from fedelta.modalities.table import MODALITIES
 from fedelta.results import numbers
+from fedelta.results.neutral import code, markdown, yaml
 from fedelta.tasks.base import Loader, Measure, Task
 from fedelta.tasks.table import task_of
 
@@ -46,7 +46,7 @@ def render(
     """
     return "\n".join([
         *_header(tuning_name, base, card),
-        f"# {tuning_name} adapter" + (f" of `{base}`\n" if base else "\n"),
+        f"# {tuning_name} adapter" + (f" of {code(base)}\n" if base else "\n"),
         "Fine-tuned with [fedelta](https://pypi.org/project/fedelta/) across clients that kept their data: only the",
         "tensors in this directory travelled.\n",
         *([f"{len(class_names)} classes: {_shortened(class_names)}\n"] if class_names else []),
@@ -65,7 +65,7 @@ def _header(tuning_name: str, base: str, card: Mapping[str, object]) -> list[str
     return [
         "---",
         "library_name: peft",
-        *([f"base_model: {json.dumps(base, ensure_ascii=False)}"] if base else []),
+        *([f"base_model: {yaml(base)}"] if base else []),
         *([f"pipeline_tag: {loader.pipeline_tag}"] if loader is not None and loader.pipeline_tag else []),
         "tags:",
         "- federated-learning",
@@ -77,7 +77,7 @@ def _header(tuning_name: str, base: str, card: Mapping[str, object]) -> list[str
 
 
 def _shortened(names: tuple[str, ...]) -> str:
-    shown = ", ".join(names[:_NUM_NAMES])
+    shown = ", ".join(map(markdown, names[:_NUM_NAMES]))
     return shown if len(names) <= _NUM_NAMES else f"{shown} and {len(names) - _NUM_NAMES} more (in `fedelta.json`)"
 
 
@@ -129,13 +129,13 @@ def _text(key: str, value: object, measures: Mapping[str, Measure]) -> str:
     elif isinstance(value, int) and not isinstance(value, bool):
         text = numbers.count(value)
     else:
-        text = str(value)
-    return text.replace("|", "\\|").replace("\n", " ")
+        text = markdown(str(value))
+    return text
 
 
 def _entry(name: str, value: object, measures: Mapping[str, Measure]) -> str:
     text = _text(name, value, measures)
-    name = measures[name].label if name in measures else name
+    name = measures[name].label if name in measures else markdown(name)
     return f"{name} ({text})" if isinstance(value, Mapping) else f"{name} {text}"
 
 
@@ -208,9 +208,7 @@ def _loading(
 def _stock(auto: str, base: str, labels: str, card: Mapping[str, object], *, has_processor: bool) -> list[str]:
     """Code that loads the adapter with stock PEFT."""
     bundled = base.startswith("bundled:")
-    source = (
-        f'str(bundled_path("{base.removeprefix("bundled:")}"))' if bundled else json.dumps(base, ensure_ascii=False)
-    )
+    source = f"str(bundled_path({yaml(base.removeprefix('bundled:'))}))" if bundled else yaml(base)
     helpers = ["bundled_path"] * bundled + ["register_networks"] * bool(card.get("is_native"))
     return [
         "With stock PEFT:\n",

@@ -75,12 +75,26 @@ def read_object(path: Path) -> Record:
     return value
 
 
-def read_tensors(directory: Path, sha256: str = "") -> dict[str, Tensor]:
-    """All tensors of the file, in the order of their keys; `sha256` is that of the file, where it is known."""
+def refuse_other_tensors(directory: Path, sha256: str) -> None:
+    """Checks that the tensors are those that belong to `fedelta.json`, which holds their digest.
+
+    Raises:
+        AdapterError: the digest of the file is another.
+    """
+    path = directory / WEIGHTS
+    if sha256 and hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+        raise AdapterError(
+            f"{str(path)!r} is not the file that was written with `{OWN}`: its digest is another.",
+            hint='copy the adapter again, all of its files; after a change of your own, set `weights_sha256` to "" in '
+            f"`{OWN}`.",
+        )
+
+
+def read_tensors(directory: Path) -> dict[str, Tensor]:
+    """All tensors of the file, in the order of their keys."""
     path = directory / WEIGHTS
     try:
-        content = path.read_bytes()
-        tensors = safetensors.torch.load(content)
+        tensors = safetensors.torch.load(path.read_bytes())
     except FileNotFoundError as error:
         pickled = (directory / "adapter_model.bin").exists()
         raise AdapterError(
@@ -95,12 +109,6 @@ def read_tensors(directory: Path, sha256: str = "") -> dict[str, Tensor]:
         raise AdapterError(
             f"{str(path)!r} is damaged: {error}.", hint="copy the adapter again, or write it anew."
         ) from error
-    if sha256 and hashlib.sha256(content).hexdigest() != sha256:
-        raise AdapterError(
-            f"{str(path)!r} is not the file that was written with `{OWN}`: its SHA-256 is another.",
-            hint='copy the adapter again, all of its files; after a change of your own, set `weights_sha256` to "" in '
-            f"`{OWN}`.",
-        )
     if not tensors:
         raise AdapterError(f"{str(path)!r} holds no tensors.")
     if strange := [key for key, tensor in tensors.items() if not tensor.is_floating_point()]:

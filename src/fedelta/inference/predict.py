@@ -146,15 +146,8 @@ class Predictor:
             )
             backbone = replace(backbone, modality=backbone.modality.prepared(preparation))
         spec = install(adapter, backbone)
-        if other := unlike(adapter.identity, identity(backbone, spec.names, model)):
-            told = f"adapter {str(directory)!r} was made for another base model than {model.source!r} is now"
-            if not is_given:
-                raise AdapterError(
-                    f"{told}: its {', '.join(other)} differ.",
-                    hint="bring back the base model, from a copy for example, and give it as "
-                    "`Predictor.from_adapter(directory, ModelSource(source=...))` where it has moved.",
-                )
-            logger.warning("%s: its %s differ.", told, ", ".join(other))
+        other = unlike(adapter.identity, identity(backbone, spec.names, model))
+        _refuse_other_base(directory, model, other, is_given=is_given)
         return cls(backbone, names if not given or order_of(names, given) else given, task)
 
     def predict(
@@ -252,6 +245,20 @@ def _own_tensors(run: Path, client: Name | None) -> Params:
         else f"{clients.called(number)} keeps no tensors of its own in the run {str(run)!r}.",
         hint=f"with a model of their own: {', '.join(kept) or 'none'}.",
     )
+
+
+def _refuse_other_base(directory: str | Path, model: ModelSource, other: Sequence[str], *, is_given: bool) -> None:
+    """Refuses a base model of which `other` is not as the adapter was made for; says so where it was given."""
+    if not other:
+        return
+    told = f"adapter {str(directory)!r} was made for another base model than {model.source!r} is now"
+    if not is_given:
+        raise AdapterError(
+            f"{told}: its {', '.join(other)} differ.",
+            hint="bring back the base model, from a copy for example, and give it as "
+            "`Predictor.from_adapter(directory, ModelSource(source=...))` where it has moved.",
+        )
+    logger.warning("%s: its %s differ.", told, ", ".join(other))
 
 
 def _refuse_changed(run: Path) -> None:

@@ -10,11 +10,9 @@ from typing import TextIO
 
 from fedelta.data.batches import FederatedData
 from fedelta.errors import InputError
+from fedelta.results.neutral import cell
 from fedelta.tasks.base import Task
 from fedelta.tasks.details import Answered
-
-# A spreadsheet would take a text that begins with one of these for a formula.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 @contextmanager
@@ -59,9 +57,9 @@ class _Table:
         for row, record in zip(batch.rows.tolist(), records, strict=True):
             cells = self._origin(row) | record
             if not self._has_header:
-                self._lines.writerow(map(_neutral, cells))
+                self._lines.writerow(map(cell, cells))
                 self._has_header = True
-            self._lines.writerow(map(_neutral, cells.values()))
+            self._lines.writerow(map(cell, cells.values()))
 
     def _origin(self, row: int) -> dict[str, str | float]:
         test = self._data.test
@@ -70,12 +68,3 @@ class _Table:
             client = int(test.clients[row])
             origin["client"] = "" if client < 0 else str(self._data.clients.names.get(client, client))
         return origin
-
-
-def _neutral(cell: str | float) -> str | float:
-    """A text that no spreadsheet runs.
-
-    >>> _neutral("=1+1"), _neutral(-0.5), _neutral("seven")
-    ("'=1+1", -0.5, 'seven')
-    """
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell

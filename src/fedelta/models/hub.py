@@ -125,7 +125,7 @@ def _reading(backbone: Backbone, source: ModelSource, config: PretrainedConfig, 
     check_inputs(module, kind)
     place = None if source.source is None else locate(source.source)
     positions = num_positions(module) if kind is Texts else None
-    is_size_known = source.image_size is not None or native is not None
+    is_size_known = source.image_size is not None or native_size(config) is not None
     modality = kind.for_model(ModelFiles(config, place, size, is_size_known, positions))
     if isinstance(modality, Texts):
         modality = settle_padding(module, modality)

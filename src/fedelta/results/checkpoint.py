@@ -27,6 +27,8 @@ from fedelta.results.origin import Origin
 from fedelta.strategies.base import State
 
 FORMAT = "fedelta-checkpoint-6"
+# What to do with a run directory of another version, whatever notices it.
+OTHER_VERSION = "use the version of fedelta that `environment.json` names, or run `config.toml` again with this one."
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ def decode(content: bytes) -> Checkpoint:
     if facts["format"] != FORMAT:
         raise FormatError(
             f"has format {facts['format']!r}, this version reads {FORMAT!r}.",
-            hint="finish the run with the version of fedelta that began it (see `environment.json`), or start it anew.",
+            hint=OTHER_VERSION,
         )
     return Checkpoint(
         round=facts["round"],

@@ -173,7 +173,7 @@ class History:
 
     @property
     def wall_seconds(self) -> float | None:
-        """Time in all rounds so far; None where that of some was lost."""
+        """Time in the rounds so far; None where it was lost."""
         return wall_seconds(self.timings, len(self.rounds))
 
     def client_label(self, client_id: int) -> str:

@@ -122,7 +122,8 @@ def traffic(run: History, prefix: str, title: str) -> str:
     note = f"Once per client, beside this: the frozen backbone, {size(run.ledger.backbone_bytes)}"
     if num_clients:
         delivered = size(num_clients * run.ledger.backbone_bytes)
-        note += f"; {delivered} for the {count(num_clients)} clients that took part"
+        took_part = "client" if num_clients == 1 else f"{count(num_clients)} clients"
+        note += f"; {delivered} for the {took_part} that took part"
     return figure(to_svg(bytes_by_group(run), prefix, "MiB by group and direction"), title, f"{note}.")
 
 
@@ -131,8 +132,9 @@ def clients(partition: Partition, prefix: str, names: str = "") -> str:
     sizes = [sum(row) for row in partition.counts.values()]
     held = sorted(sum(each > 0 for each in row) for row in partition.counts.values())
     one, several = partition.kind
+    holders = "1 client holds" if len(sizes) == 1 else f"{count(len(sizes))} clients hold"
     text = (
-        f"{count(len(sizes))} clients hold {count(sum(sizes))} training examples of "
+        f"{holders} {count(sum(sizes))} training examples of "
         f"{count(len(partition.class_names))} {several}: {count(min(sizes))} to {count(max(sizes))} examples and "
         f"{held[0]} to {held[-1]} {several} each (median {held[len(held) // 2]})."
     )
@@ -150,7 +152,7 @@ def participation(run: History, prefix: str, *, titled: bool) -> str:
     asked = sum(len(record["cohort"]) for record in run.rounds)
     causes = ", ".join(f"{cause} {count(number)}" for cause, number in sorted(lost.items())) or "none lost"
     void = sum(record.get("num_examples") == 0 for record in run.rounds)
-    text = f"Of {count(asked)} clients asked: {causes}."
+    text = f"Of {count(asked)} {'client' if asked == 1 else 'clients'} asked: {causes}."
     if void:
         text += f" {'1 round' if void == 1 else f'{count(void)} rounds'} did not count, for too few replies."
     if seconds:
@@ -226,7 +228,8 @@ def _state(run: History) -> str:
     per_round = len(run.rounds[0]["cohort"]) if run.rounds else run.value("strategy.clients_per_round")
     num_clients = len(run.partition.counts) if run.partition else None
     of = f" of {count(num_clients)}" if num_clients else ""
-    text = f"{per_round}{of} clients a round, begun {_date(run)}"
+    clients = "client" if (num_clients or per_round) == 1 else "clients"
+    text = f"{per_round}{of} {clients} a round, begun {_date(run)}"
     if run.finished:
         return f'<p class="kicker">{len(run.rounds)} rounds, {escape(text)}</p>\n'
     done = f"Unfinished: {len(run.rounds)} of {planned} rounds. " if planned else "Unfinished. "

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -32,7 +33,7 @@ from pathlib import Path
 
 from fedelta.durable import sync_directory, write_atomic
 from fedelta.errors import RunError
-from fedelta.results.checkpoint import Checkpoint
+from fedelta.results.checkpoint import OTHER_VERSION, Checkpoint
 from fedelta.results.files import JsonLines, Record, Seal, exclusive, to_json
 
 CONFIG = "config.toml"
@@ -50,6 +51,9 @@ CONFUSION = "confusion.json"
 ADAPTER = "adapter"
 EXITS = "exits.json"
 PERSONALIZATION = "personalization.json"
+
+# What a run directory is called while it is made: with the number of the process.
+_UNFINISHED = re.compile(r"\..+\.(?P<pid>\d{1,10})\.partial")
 
 # With these a run can be resumed; `create` wants them and `open` looks for them.
 REQUIRED = (CONFIG, ENVIRONMENT, CITATIONS, LEDGER, CHECKPOINT)
@@ -83,6 +87,7 @@ class RunDirectory:
         refuse_taken(out)
         target = out.resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep_unfinished(target.parent)
         building = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
             for name, content in {ROUNDS: b"", TIMINGS: b"", **files}.items():
@@ -165,7 +170,7 @@ class RunDirectory:
         if any("measures" not in record for record in records):
             raise RunError(
                 f"{str(self.path / ROUNDS)!r} has rounds without `measures`: an older version of fedelta wrote them.",
-                hint=f"use the version that {ENVIRONMENT} names, or run {CONFIG} again with this one.",
+                hint=OTHER_VERSION,
             )
         return records
 
@@ -236,6 +241,33 @@ class RunDirectory:
     def write_summary(self, summary: Record) -> None:
         """Writes `summary.json`, atomically; its presence marks the run as finished."""
         write_atomic(self.summary, to_json(summary, indent=2) + "\n")
+
+
+def _sweep_unfinished(parent: Path) -> None:
+    """Removes run directories that processes were making when they were killed; nothing that is of another form."""
+    for rest in parent.glob(".*.partial"):
+        found = _UNFINISHED.fullmatch(rest.name)
+        is_ours = found is not None and rest.is_dir() and not rest.is_symlink()
+        if is_ours and found is not None and not _is_alive(int(found["pid"])) and _holds_only_ours(rest):
+            shutil.rmtree(rest, ignore_errors=True)
+
+
+def _holds_only_ours(folder: Path) -> bool:
+    ours = {name.partition("/")[0] for name in (*REQUIRED, PARTITION, MODEL, ROUNDS, TIMINGS)}
+    return {entry.name.removeprefix(".").removesuffix(".partial") for entry in folder.iterdir()} <= ours
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether there is such a process; where that cannot be told, there is."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def refuse_taken(out: Path) -> None:

@@ -94,7 +94,7 @@ def summary(
         `best_<measure>` of the best one, for the primary measure; None when no round was evaluated. `<measure>_by_exit`
         is the primary measure in the last evaluated round, lowest exit first, and `mean_exit_<measure>` its mean; None
         without exits. `void_rounds` did not count, for too few replies. `full_model_bytes` is what the same payloads
-        would have weighed with the whole model in float32. `wall_seconds` is None where `timings` lack a round.
+        would have weighed with the whole model in float32. `wall_seconds` is None where there are no `timings`.
     """
     return {
         **_final(records, primary),
@@ -114,10 +114,10 @@ def summary(
 
 
 def wall_seconds(timings: Sequence[Record], num_rounds: int) -> float | None:
-    """Time in all rounds; None where that of some is not known, as `timings.jsonl` may be lost."""
+    """Time in the rounds that `timings` tell of; None where they tell of none, as `timings.jsonl` may be lost."""
     found = [each.get("wall_seconds") for each in timings]
     known = [seconds for seconds in found if isinstance(seconds, int | float)]
-    return float(sum(known)) if len(known) == num_rounds else None
+    return float(sum(known)) if known or not num_rounds else None
 
 
 def best_of(values: Sequence[float], measure: Measure) -> float | None:

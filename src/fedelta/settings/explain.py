@@ -40,6 +40,8 @@ def explain(errors: Iterable[ErrorDetails], section: str, value: object, root: t
             explained[path] = _unknown_choice(f"{path}.name", details["tag"], members(annotation), root)
         elif kind == "value_error":
             explained[path] = f"`{path}`: {expectation}"
+        elif kind in ("model_attributes_type", "model_type"):
+            explained[path] = _bare_value(path, given, list(members(annotation)))
         elif path not in explained:
             explained[path] = f"`{path}` is {_shortened(given)}, expected: {expectation}"
         elif expectation not in explained[path]:
@@ -126,6 +128,14 @@ def _item(annotation: Any) -> Any:
     if get_origin(annotation) is Annotated:
         return _item(get_args(annotation)[0])
     return next(iter(get_args(annotation)), None)
+
+
+def _bare_value(path: str, given: object, names: Sequence[str]) -> str:
+    """That a value stands where several settings belong; with the key that is meant, where there is one."""
+    if not names:
+        return f"`{path}` is {given!r}, expected: a table of settings"
+    name = given if given in names else names[0]
+    return f"`{path}` is {given!r}, expected a table; give `{path}.name`, such as `{path}.name = {name!r}`"
 
 
 def _unknown_choice(path: str, given: object, known: Iterable[str], root: type[Settings]) -> str:

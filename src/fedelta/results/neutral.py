@@ -1,0 +1,75 @@
+"""Names from anywhere, such as those of classes and clients, as mere text: nothing runs or renders them."""
+
+from __future__ import annotations
+
+import html
+import re
+import unicodedata
+
+# A spreadsheet takes a text that begins with one of these for a formula; the wide ones in some languages.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+_MARKUP = re.compile(r"([\\`*\[\]|~#!$]|(?<![^\W_])_|_(?![^\W_]))")
+# What becomes a link, an address or a mention without any brackets.
+_LINK = re.compile(r"(?<=[A-Za-z])(:)(?=//)|(?<=www)(\.)|(@)", re.IGNORECASE)
+_DIRECTIONS = frozenset("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
+
+
+def cell(value: str | float) -> str | float:
+    """The field of a CSV table; a text that a spreadsheet would run gets an apostrophe before it.
+
+    >>> cell("=1+1"), cell(-0.5), cell("-0.5"), cell("seven")
+    ("'=1+1", -0.5, '-0.5', 'seven')
+    """
+    if not isinstance(value, str):
+        return value
+    runs = value.lstrip(" ").startswith(_FORMULA) and not _is_number(value)
+    # The writer puts quotes around the other end of a line only.
+    return ("'" if runs else "") + value.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def line(text: str) -> str:
+    """On one line, without control characters and without what turns the direction of writing."""
+    return "".join(
+        _UNPRINTABLE if _is_unprintable(character) else character for character in " ".join(text.splitlines())
+    )
+
+
+def markdown(text: str) -> str:
+    r"""Text in Markdown: neither HTML nor a link, an image, code or an emphasis.
+
+    >>> print(markdown("<b> *y* [z](http://a.b) snake_case _i_ | c@d"))
+    &lt;b&gt; \*y\* \[z\](http\://a.b) snake_case \_i\_ \| c\@d
+    """
+    plain = html.escape(line(text), quote=False)
+    return _LINK.sub(lambda found: f"\\{found.group()}", _MARKUP.sub(r"\\\1", plain))
+
+
+def code(text: str) -> str:
+    """A span of code in Markdown, whatever backticks `text` has.
+
+    >>> code("a`b")
+    '`` a`b ``'
+    """
+    plain = line(text)
+    longest = max((len(run) for run in re.findall("`+", plain)), default=0)
+    fence = "`" * (longest + 1)
+    return f"{fence} {plain} {fence}" if longest else f"{fence}{plain}{fence}"
+
+
+def yaml(text: str) -> str:
+    """A text in double quotes, as YAML reads it."""
+    escaped = line(text).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return text == text.strip()
+
+
+def _is_unprintable(character: str) -> bool:
+    return character in _DIRECTIONS or unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
