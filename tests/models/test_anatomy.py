@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from benchmarks import small
 from torch import nn
 
+from benchmarks import small
 from fedelta.errors import ModelError
 from fedelta.models.anatomy import ANATOMIES, Anatomy, anatomy_of
 from fedelta.models.hub import build

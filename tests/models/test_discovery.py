@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from benchmarks import small
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFT_TARGETS
 from torch import nn
 
+from benchmarks import small
 from fedelta.models.discovery import discover
 from fedelta.models.hub import Backbone, build
 from fedelta.models.layers import is_linear

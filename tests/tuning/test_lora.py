@@ -161,7 +161,7 @@ def test_without_attention_every_convolution_gets_a_pair_and_the_log_says_so(cap
 
 
 def test_a_family_that_is_described_has_pairs_at_queries_and_values_without_a_word(caplog: pytest.LogCaptureFixture):
-    backbone, _ = apply(Lora(r=1))
+    apply(Lora(r=1))
     assert Lora().targets(tiny_backbone()) == Lora(target_modules=("q", "v")).targets(tiny_backbone())
     assert caplog.text == ""
 

@@ -277,5 +277,5 @@ def test_a_method_that_only_its_head_can_learn_with_is_refused():
 
     backbone = Backbone(PassesBy(nn.Linear(WIDTH, WIDTH)), Anatomy(("head",)))
     inputs = {"x": torch.randn(3, WIDTH, generator=stream(0))}
-    with pytest.raises(ModelError, match="no answer depends on any of its tensors outside of the head .*head tuning"):
+    with pytest.raises(ModelError, match=r"no answer depends on any of its tensors outside of the head .*head tuning"):
         apply_proved(LORA, backbone, Lanes(1), stream(0), inputs)
