@@ -10,9 +10,9 @@ import peft
 import pytest
 import torch
 import transformers
-from benchmarks import small
 from tests.inference.adapters import adapter_of, backbone_of, our_logits
 
+from benchmarks import small
 from fedelta.inference.adapter import read_adapter, write_adapter
 from fedelta.tuning.lora import Lora
 

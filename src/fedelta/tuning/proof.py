@@ -163,7 +163,7 @@ def _lane_tensors(backbone: Backbone, spec: ParamSpec) -> dict[str, Tensor]:
 def _reach(
     method: TuningMethod, backbone: Backbone, spec: ParamSpec, inputs: dict[str, Tensor]
 ) -> tuple[Tensor, list[str]]:
-    """The answers as they are computed in training, and the tensors that no gradient reaches, with a word in the log."""
+    """The answers as they are computed in training, and the tensors that no gradient reaches: these with a word."""
     with torch.enable_grad():
         answers = _answers(backbone, inputs)
         names = [name for name in spec if spec.tensors[name].trained]
