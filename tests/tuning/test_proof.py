@@ -96,7 +96,7 @@ def proved(method: TuningMethod, backbone: Backbone, sample: dict[str, Tensor] |
     [
         (LORA, ReadsTheWeight, "gives other answers once it is folded into the weights"),
         (LORA, ScalesTheWeight, "gives other answers once it is folded into the weights"),
-        (LORA, Random, "gives other answers at every call"),
+        (LORA, Random, "Random: the model gives other answers at every call, even in evaluation"),
         (LORA, OtherInEvaluation, "gives other answers in evaluation than in training"),
         (Bias(), ReadsTheWeight, "size of tensor|shape|fails on x"),
         (Full(), Random, "gives other answers at every call"),
@@ -190,10 +190,10 @@ IMAGES = {"x": torch.linspace(-1, 1, 2 * 3 * 8 * 8).view(2, 3, 8, 8)}
     [
         (
             Lora(r=1, target_modules="all-conv"),
-            "leaves `first` alone: it is a Standardised with a `forward` of its own",
+            "leaves 1 layers alone, first `first`: it is a Standardised with a `forward` of its own",
         ),
-        (Parallel(), "the norm `norm` gets no lanes: it is a Activated with a `forward` of its own"),
-        (Full(), "the norm `norm` gets no lanes"),
+        (Parallel(), "1 norms get no lanes, first `norm`: it is a Activated with a `forward` of its own"),
+        (Full(), "1 norms get no lanes"),
     ],
 )
 def test_layers_that_do_more_than_their_class_are_left_alone_with_a_word(method: TuningMethod, words: str, caplog):

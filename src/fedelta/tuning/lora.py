@@ -76,8 +76,11 @@ class Lora(Settings):
         layers, tensors = untouched(backbone.module), {}
         targets = self.targets(backbone)
         _refuse_shared(backbone, targets)
-        for own, odd in _odd({own: layer for own, (_, layer) in layers.items()}).items():
-            logger.warning("tuning method 'lora' leaves `%s` alone: it %s.", own, odd)
+        if odd := _odd({own: layer for own, (_, layer) in layers.items()}):
+            first = next(iter(odd))
+            logger.warning(
+                "tuning method 'lora' leaves %d layers alone, first `%s`: it %s.", len(odd), first, odd[first]
+            )
         if self.target_modules == "auto" and not backbone.anatomy.roles.keys() >= {"q", "v"}:
             logger.warning(_taken(backbone, targets))
         for own in targets:

@@ -112,10 +112,11 @@ def tune_norms(backbone: Backbone, lanes: Lanes) -> dict[str, TensorSpec]:
     """
     shared = backbone.batch_norm != "local"
     tensors: dict[str, TensorSpec] = {}
+    strange: dict[str, str] = {}
     for now, layer in list(untouched(backbone.module).values()):
         kind = next((kind for kind in (nn.BatchNorm2d, nn.GroupNorm) if isinstance(layer, kind)), None)
         if kind is not None and (odd := oddity(layer, kind)):
-            logger.warning("the norm `%s` gets no lanes: it %s.", now, odd)
+            strange[now] = odd
             continue
         if isinstance(layer, nn.BatchNorm2d):
             if not (layer.affine and layer.track_running_stats):
@@ -130,6 +131,9 @@ def tune_norms(backbone: Backbone, lanes: Lanes) -> dict[str, TensorSpec]:
         if isinstance(layer, nn.BatchNorm2d):
             statistic = TensorSpec(shape, now, trained=False, shared=shared)
             tensors |= {f"{now}.{name}": statistic for name in ("running_mean", "running_var")}
+    if strange:
+        first = next(iter(strange))
+        logger.warning("%d norms get no lanes, first `%s`: it %s.", len(strange), first, strange[first])
     return tensors
 
 
