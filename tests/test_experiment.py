@@ -202,14 +202,26 @@ def test_inspect_counts_what_the_adapter_tunes_that_a_run_starts_from(result, tm
     assert inspect(config).tuned_parameters == result.summary["tuned_parameters"]
 
 
+def _with_classes(result, path, names):
+    """The run's adapter, as if its classes had these names, in label order."""
+    shutil.copytree(result.path / "adapter", path)
+    own = json.loads((path / "fedelta.json").read_text())
+    (path / "fedelta.json").write_text(json.dumps(own | {"class_names": names}))
+    return path
+
+
 def test_an_adapter_for_other_classes_is_refused(result, tmp_path):
-    other = tmp_path / "adapter"
-    shutil.copytree(result.path / "adapter", other)
-    own = json.loads((other / "fedelta.json").read_text())
-    own["class_names"] = own["class_names"][::-1]
-    (other / "fedelta.json").write_text(json.dumps(own))
-    with pytest.raises(AdapterError, match="order"):
+    other = _with_classes(result, tmp_path / "adapter", [f"class {index}" for index in range(10)])
+    with pytest.raises(AdapterError, match="trained for other classes than the data have"):
         Experiment.from_toml(write_small(tmp_path), [f"model.adapter={json.dumps(str(other))}"]).run(tmp_path / "run")
+
+
+def test_an_adapter_with_its_classes_in_another_order_is_evaluated_by_name(result, tmp_path):
+    # Its row for the digit d now stands for 9 - d, so that it is right where the run's own is right about 9 - d.
+    backwards = _with_classes(result, tmp_path / "adapter", [str(9 - index) for index in range(10)])
+    turned = evaluate_adapter(result.path, backwards)
+    own = evaluate_adapter(result.path)
+    assert [row[::-1] for row in own.confusion.counts] == list(turned.confusion.counts)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_a_hint(tmp_path):

@@ -48,13 +48,13 @@ def read_data(
     """
     personal = config.personalization
     if data is not None:
-        backbone = backbone or build(config.model, data.class_names, seed=config.seed, task=config.task)
+        backbone = backbone or _built(config, data.class_names)
         data = data.without(personal.unseen(data.clients.only(data.partition), config.seed))
     else:
         raw = read(config.data, seed=config.seed, task=config.task)
         _check_num_classes(config, len(raw.class_names))
         _check_modality(config, raw)
-        backbone = backbone or build(config.model, raw.class_names, seed=config.seed, task=config.task)
+        backbone = backbone or _built(config, raw.class_names)
         if backbone.modality is None:
             raise ModelError("a backbone without a modality cannot read raw data; give `data` too.")
         modality = adapted(backbone.modality, raw)
@@ -69,6 +69,11 @@ def read_data(
 def few_rows(data: FederatedData) -> dict[str, Tensor]:
     """Inputs of two training rows, for what is proved of a model before it is trained."""
     return data.train.inputs.fetch(torch.arange(min(2, len(data.train))))
+
+
+def _built(config: Config, class_names: tuple[str, ...]) -> Backbone:
+    tells_head = config.model.adapter is None
+    return build(config.model, class_names, seed=config.seed, task=config.task, tells_head=tells_head)
 
 
 def build_engine(config: Config, model: TunedModel, data: FederatedData, client: ClientSettings) -> LaneEngine:

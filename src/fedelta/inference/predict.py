@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedelta.data.clients import Name
-from fedelta.errors import AdapterError, RunError
+from fedelta.errors import AdapterError, RunError, listed
 from fedelta.federation.memory import Memories
 from fedelta.inference.adapter import Adapter, read_adapter
 from fedelta.inference.anytime import (
@@ -23,6 +23,7 @@ from fedelta.inference.anytime import (
     exits_of,
 )
 from fedelta.inference.directory import OWN
+from fedelta.inference.layout import is_pair
 from fedelta.inference.own import read_own
 from fedelta.inference.translate import placed
 from fedelta.modalities.settings import AudioSettings, Preparation
@@ -35,6 +36,7 @@ from fedelta.results.checkpoint import load
 from fedelta.results.partition import read_clients
 from fedelta.seeds import stream
 from fedelta.tasks.base import Answer, Task
+from fedelta.tasks.class_names import order_of
 from fedelta.tasks.classification import Classification
 from fedelta.tuning.exits import exit_blocks
 from fedelta.tuning.lanes import Lanes
@@ -106,7 +108,8 @@ class Predictor:
         Args:
             directory: of the adapter.
             model: the base model; by default the one that the adapter records, or only names.
-            class_names: by default those that the adapter holds, else those of the base model.
+            class_names: what to call the classes, in label order; by default as the adapter does, else as the base
+                model does. The adapter's own names in another order change nothing: it knows which is which.
             seed: of random base weights; by default that of the run.
             max_length: most tokens of a text; by default as in the run, else 128.
             audio: how recordings become images for the base model; by default as in the run, which was about images
@@ -124,16 +127,19 @@ class Predictor:
                 hint='give it: `Predictor.from_adapter(directory, ModelSource(source="..."))`.',
             )
         task = adapter.task or Classification()
-        names = tuple(class_names or adapter.class_names or _class_names(model)) if task.has_classes else ()
-        backbone = build(model, names, seed=adapter.seed if seed is None else seed, task=task)
+        given = tuple(class_names or ()) if task.has_classes else ()
+        names = adapter.class_names or given or _class_names(model) if task.has_classes else ()
+        _check_names(given, names)
+        has_head = any(not is_pair(name) for name in adapter.params)
+        backbone = build(model, names, seed=adapter.seed if seed is None else seed, task=task, tells_head=not has_head)
         if backbone.modality is not None:
-            given = Preparation(
+            preparation = Preparation(
                 max_length=adapter.preparation.max_length if max_length is None else max_length,
                 audio=audio or adapter.preparation.audio,
             )
-            backbone = replace(backbone, modality=backbone.modality.prepared(given))
+            backbone = replace(backbone, modality=backbone.modality.prepared(preparation))
         install(adapter, backbone)
-        return cls(backbone, names, task)
+        return cls(backbone, names if not given or order_of(names, given) else given, task)
 
     def predict(
         self, inputs: Sequence[Example], *, exit: int | None = None, confidence: float | None = None
@@ -263,3 +269,11 @@ def _base_model(adapter: Adapter) -> ModelSource | None:
 def _class_names(model: ModelSource) -> tuple[str, ...]:
     """The class names in the base model's own configuration, in label order."""
     return class_names_of(read_config(model))
+
+
+def _check_names(given: Sequence[str], names: Sequence[str]) -> None:
+    if given and len(given) != len(names):
+        raise AdapterError(
+            f"`class_names` are {len(given)} ({listed(given)}), the adapter has {len(names)} ({listed(names)}).",
+            hint="give a name for each of them, in label order, or none.",
+        )

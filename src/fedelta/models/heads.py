@@ -27,10 +27,12 @@ class Head:
     Args:
         theirs: class names in the checkpoint's configuration, in label order.
         ours: of the data, in label order.
+        is_told: whether what is done to the head is logged.
     """
 
     theirs: tuple[str, ...]
     ours: tuple[str, ...]
+    is_told: bool = True
 
 
 def class_names_of(config: PretrainedConfig) -> tuple[str, ...]:
@@ -52,8 +54,8 @@ def class_axes(module: nn.Module) -> dict[str, int]:
 
     if not isinstance(module, PreTrainedModel):
         raise ModelError(
-            f"which rows of the head of {type(module).__name__} stand for which class is not known: it is no network of "
-            "transformers.",
+            f"which rows of the head of {type(module).__name__} stand for which class is not known: it is no network "
+            "of transformers.",
             hint="give the classes in the order in which the head has them.",
         )
     few, many = (_shapes(module, number) for number in (3, 5))
@@ -80,11 +82,12 @@ def match_head(module: PreTrainedModel, head: Head, axes: Mapping[str, int]) -> 
         Why the head had to be drawn anew, from the global generator; None where it is the checkpoint's.
     """
     theirs, ours = head.theirs, head.ours
+    tell = logger.warning if head.is_told else logger.debug
     order = order_of(theirs, ours)
     if order == tuple(range(len(ours))):
         return None
     if order is not None:
-        logger.warning(
+        tell(
             "the checkpoint's head has the classes in another order (%s); its rows are put into that of the data (%s).",
             listed(theirs),
             listed(ours),
@@ -92,7 +95,7 @@ def match_head(module: PreTrainedModel, head: Head, axes: Mapping[str, int]) -> 
         _permute(module, axes, order)
         return None
     if are_numbers(theirs) or (are_numbers(ours) and len(theirs) == len(ours)):
-        logger.warning(
+        tell(
             "the checkpoint's head is kept, its classes (%s) taken for those of the data (%s) in this order: names "
             "cannot tell. If that is wrong, mend `id2label` in its `config.json`.",
             listed(theirs),
@@ -101,9 +104,7 @@ def match_head(module: PreTrainedModel, head: Head, axes: Mapping[str, int]) -> 
         return None
     redraw(module, axes)
     reason = f"the checkpoint's head knows other classes ({listed(theirs)}) than the data have ({listed(ours)})"
-    logger.warning(
-        "%s: a new one is drawn. If they are the same, mend `id2label` in the checkpoint's `config.json`.", reason
-    )
+    tell("%s: a new one is drawn. If they are the same, mend `id2label` in the checkpoint's `config.json`.", reason)
     return reason
 
 

@@ -74,6 +74,7 @@ def build(
     seed: int,
     device: str = "cpu",
     task: Task = Classification(),  # noqa: B008 a frozen value
+    tells_head: bool = True,
 ) -> Backbone:
     """The model that `source` describes, with a head for `task`, in float32 and evaluation mode.
 
@@ -83,13 +84,14 @@ def build(
         seed: random weights (a new head, or everything when not pretrained) depend on it alone.
         device: "meta" makes a model without memory or weights, for counting.
         task: what is predicted.
+        tells_head: whether to log what becomes of a checkpoint's own head; of no interest where an adapter brings one.
 
     Raises:
         ModelError: unreadable, no model for the task, lacks weights, or does not take the image size.
     """
     config = read_config(source)
     check_family(config.model_type)
-    head = Head(class_names_of(config), class_names)
+    head = Head(class_names_of(config), class_names, tells_head)
     _set_classes(config, class_names, task)
     native = native_size(config)
     size = source.image_size or native or 224  # 224: what nearly every image classifier was trained at
