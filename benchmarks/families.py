@@ -23,7 +23,7 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from benchmarks import matrix, small  # noqa: E402 after the settings of the environment
+from benchmarks import matrix, small
 
 MEMORY_BYTES = 6 * 2**30
 SECONDS = 120
@@ -94,8 +94,8 @@ def _start(family: str, methods: Sequence[str] | None, keep: Path) -> int:
 
 def _try_family(family: str, methods: Sequence[str] | None, file: Path) -> None:
     import torch
-
     from benchmarks.probe import METHODS, probe, rows_for
+
     from fedelta.errors import InputError
     from fedelta.models.hub import build
     from fedelta.models.source import ModelSource

@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks import small
 
-MARKS = {"works": "✓", "refused": "–", "fault": "✗"}
+MARKS = {"works": "✓", "refused": "-", "fault": "✗"}
 _HEAD = """# Model families and tuning methods
 
 What every tuning method does with every family of transformers {transformers} that has a classifier of texts or images:
@@ -19,10 +19,13 @@ each family small, with random weights, saved as a checkpoint and opened as any 
 
     .venv/bin/python -m benchmarks.families --out docs/families.md
 
-with torch {torch} and peft {peft}. ✓: three clients in two lanes end where each ends alone, the fresh model answers as
-the base does (unless the method adds tokens or answers), what is merged answers as what is not, exits answer alike block
-by block and at once, and an evaluation is finite. A number: refused before anything is trained, for the reason below. A
-letter behind ✓: it works, and something is to be said. ✗: a fault.
+with torch {torch} and peft {peft}.
+
+- ✓: three clients in two lanes end where each ends alone, the fresh model answers as the base does (unless the method
+  adds tokens or answers), what is merged answers as what is not, exits answer alike block by block and at once, and an
+  evaluation is finite. A letter behind it: something is to be said.
+- a number: refused before anything is trained, for the reason below.
+- ✗: a fault.
 
 LoRA without `target_modules` takes the query and value projections of every attention, by the table of a family or by
 the structure of the model, and every convolution where there is no attention; the log says which. For the families in

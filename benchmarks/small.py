@@ -239,7 +239,8 @@ OWN: dict[str, dict[str, Any]] = {
 }
 
 # What checkpoints of a family hold beside the fields of its configuration class.
-EXTRA: dict[str, dict[str, Any]] = dict.fromkeys(("t5", "mt5", "umt5"), {"decoder_start_token_id": 0}) | {
+EXTRA: dict[str, dict[str, Any]] = {
+    **{family: {"decoder_start_token_id": 0} for family in ("t5", "mt5", "umt5")},
     "deberta-v2": {"share_att_key": True, "position_buckets": 8, "norm_rel_ebd": "layer_norm"},
 }
 

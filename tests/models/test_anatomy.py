@@ -2,37 +2,82 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from torch import nn
 
+from benchmarks import small
 from fedelta.errors import ModelError
 from fedelta.models.anatomy import ANATOMIES, Anatomy, anatomy_of
 from fedelta.models.hub import build
 from fedelta.models.source import ModelSource
 
-SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
-DISTILBERT = {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24}
+DESCRIBED = [family for family, anatomy in ANATOMIES.items() if anatomy.roles and family != "siglip2"]  # hub refuses it
 
 
-@pytest.mark.parametrize("family", [family for family, anatomy in ANATOMIES.items() if anatomy.roles])
+@pytest.mark.parametrize("family", DESCRIBED)
 def test_every_family_with_roles_is_laid_out_as_the_table_says(family: str):
-    sizes = DISTILBERT if family == "distilbert" else SMALL
-    if family == "dinov2":
-        sizes = {key: value for key, value in sizes.items() if key != "intermediate_size"}  # it has `mlp_ratio`
-    module = build(ModelSource(architecture={"model_type": family} | sizes), ("a", "b"), seed=0, device="meta").module
+    source = ModelSource(architecture=small.architecture(family))
+    module = build(source, ("a", "b"), seed=0, device="meta").module
     anatomy = anatomy_of(module, family)
     assert anatomy is ANATOMIES[family]
     assert len(module.get_submodule(anatomy.blocks)) == 2
     assert sorted(anatomy.roles) == ["fc1", "fc2", "k", "o", "q", "v"]
+    # DeBERTa has one layer for queries, keys and values.
+    is_fused = anatomy.roles["q"] == anatomy.roles["v"]
     for block in module.get_submodule(anatomy.blocks):
         layers = {role: block.get_submodule(path) for role, path in anatomy.roles.items()}
         assert all(isinstance(layer, nn.Linear) for layer in layers.values())
-        assert len(set(layers.values())) == 6
+        assert len(set(layers.values())) == (4 if is_fused else 6)
         # fc1 widens and fc2 narrows; the others keep the width.
         shapes = {role: (layer.in_features, layer.out_features) for role, layer in layers.items()}
-        assert (shapes["fc1"][0], shapes["fc2"][1]) == (16, 16)
-        assert shapes["fc1"][1] == shapes["fc2"][0] > 16
-        assert {shapes[role] for role in "qkvo"} == {(16, 16)}
+        assert (shapes["fc1"][0], shapes["fc2"][1]) == (32, 32)
+        assert shapes["fc1"][1] == shapes["fc2"][0] > 32
+        assert {shapes[role] for role in "qkv"} == {(32, 96 if is_fused else 32)}
+        assert shapes["o"] == (32, 32)
+
+
+@pytest.mark.parametrize(
+    ("path", "role", "plays"),
+    [
+        ("vit.layers.1.mlp.fc2", "fc2", True),
+        ("vit.layers.1.mlp.fc2", "fc1", False),
+        ("vit.layers.1.other.mlp.fc2", "fc2", False),
+        ("other.vit.layers.1.mlp.fc2", "fc2", False),
+        ("found.somewhere", "q", True),
+        ("found.somewhere", "v", False),
+    ],
+)
+def test_a_layer_plays_a_role_by_its_whole_path(path: str, role: str, plays: bool):
+    anatomy = replace(ANATOMIES["vit"], layers={"q": ("found.somewhere",)})
+    assert anatomy.plays(path, role) is plays
+
+
+def test_blocks_of_stages_are_told_apart_by_number():
+    anatomy = Anatomy(("head",), blocks="encoder.layers.*.blocks", roles={"fc2": "mlp.fc2"})
+    assert anatomy.block_of("encoder.layers.2.blocks.0.mlp.fc2") == ("encoder.layers.2.blocks.0", "mlp.fc2")
+    assert anatomy.block_of("encoder.layers.2.blocks.0") == ("encoder.layers.2.blocks.0", "")
+    assert anatomy.block_of("encoder.layers.2.downsample") is None
+    assert anatomy.plays("encoder.layers.0.blocks.1.mlp.fc2", "fc2")
+
+
+@pytest.mark.parametrize(
+    ("family", "head", "prompts", "exits"),
+    [
+        ("llama", ("score",), "looks back only", "from the last token"),
+        ("modernbert", ("head", "classifier"), "is not described", "is not described"),
+        ("xlnet", ("sequence_summary", "logits_proj"), "", "no class token"),
+    ],
+)
+def test_the_head_of_a_family_without_a_table_is_what_lies_outside_of_the_base_model(
+    family: str, head: tuple[str, ...], prompts: str, exits: str
+):
+    source = ModelSource(architecture=small.architecture(family))
+    anatomy = build(source, ("a", "b"), seed=0, device="meta").anatomy
+    assert anatomy.head == head
+    assert prompts in anatomy.no_prompts
+    assert exits in anatomy.no_exits
 
 
 @pytest.mark.parametrize("head", ["classifier", "score", "classification_head", "head"])

@@ -20,8 +20,10 @@ from tests.builders import (
 )
 from torch import nn, tensor
 
+from benchmarks import small
 from fedelta.errors import ModelError
-from fedelta.models.hub import Backbone
+from fedelta.models.hub import Backbone, build
+from fedelta.models.source import ModelSource
 from fedelta.params import ParamSpec
 from fedelta.seeds import stream
 from fedelta.tuning.adapter import Adapted, Adapter, Bottleneck
@@ -187,3 +189,14 @@ def test_a_convolutional_network_is_refused(family: str):
 def test_impossible_values_are_refused(field: dict[str, object]):
     with pytest.raises(ValidationError, match=next(iter(field))):
         Adapter(**field)
+
+
+def test_blocks_of_one_width_share_an_adapter_and_others_have_their_own():
+    source = ModelSource(architecture=small.architecture("swin"))  # stages of 16, 32, 32 and 64 features
+    backbone = build(source, ("a", "b"), seed=0, device="meta")
+    spec = Adapter(reduction_factor=8).apply(backbone, Lanes(1), stream(0))
+    assert {name: tensor.shape for name, tensor in spec.tensors.items() if name.endswith("down.weight")} == {
+        "swin.encoder.layers.0.blocks.0.mlp.fc2.adapter.down.weight": (2, 16),
+        "swin.encoder.layers.1.blocks.0.mlp.fc2.adapter.down.weight": (4, 32),
+        "swin.encoder.layers.2.blocks.0.mlp.fc2.adapter.down.weight": (8, 64),
+    }

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from tests.builders import ARCHITECTURES, tiny_backbone
 from torch import nn
+from transformers.models.convnext.modeling_convnext import ConvNextLayerNorm
+from transformers.models.mobilebert.modeling_mobilebert import NoNorm
+from transformers.pytorch_utils import Conv1D
 
 from fedelta.errors import ModelError
 from fedelta.models.anatomy import Anatomy
@@ -41,6 +45,40 @@ def test_a_layer_whose_bias_cannot_have_lanes_is_refused_by_name():
 
 def test_a_layer_without_a_bias_is_passed_over():
     module = nn.Sequential()
-    module.body, module.head = nn.Linear(3, 3, bias=False), nn.Linear(3, 2)
+    module.body, module.next, module.head = nn.Linear(3, 3, bias=False), nn.Linear(3, 3), nn.Linear(3, 2)
     spec = Bias().apply(Backbone(module, Anatomy(("head",))), Lanes(1), stream(0))
-    assert list(spec) == ["head.weight", "head.bias"]
+    assert list(spec) == ["next.bias", "head.weight", "head.bias"]
+
+
+def test_a_model_whose_only_bias_is_in_its_head_is_refused():
+    module = nn.Sequential()
+    module.body, module.head = nn.Linear(3, 3, bias=False), nn.Linear(3, 2)
+    with pytest.raises(ModelError, match="has no bias outside of its head, so that it would be head tuning"):
+        Bias().apply(Backbone(module, Anatomy(("head",))), Lanes(1), stream(0))
+
+
+@pytest.mark.parametrize(
+    ("layer", "inputs"),
+    [
+        (Conv1D(2, 3), torch.ones(4, 5, 3)),
+        (ConvNextLayerNorm(3, data_format="channels_first"), torch.arange(48.0).view(4, 3, 2, 2)),
+        (ConvNextLayerNorm(3), torch.arange(24.0).view(4, 2, 3)),
+        (NoNorm(3), torch.ones(4, 5, 3)),
+    ],
+    ids=["Conv1D", "channels first", "channels last", "NoNorm"],
+)
+def test_the_bias_of_a_layer_of_transformers_has_lanes_and_goes_back(layer: nn.Module, inputs: torch.Tensor):
+    module = nn.Sequential()
+    module.body, module.head = layer, nn.Linear(2, 2)
+    backbone, lanes = Backbone(module, Anatomy(("head",))), Lanes(2)
+    Bias().apply(backbone, lanes, stream(0))
+    values = torch.arange(float(module.body.bias.numel())).view(2, -1)
+    with torch.no_grad():
+        module.body.bias.copy_(values)
+        together = module.body(inputs)
+    Bias().merge(backbone)
+    assert module.body is layer
+    for lane, rows in enumerate((slice(2), slice(2, 4))):
+        with torch.no_grad():
+            layer.bias.copy_(values[lane])
+            torch.testing.assert_close(together[rows], layer(inputs[rows]))

@@ -9,6 +9,7 @@ import torch
 from pydantic import ValidationError
 from tests.builders import TRANSFORMERS, assert_same_bits, tiny_backbone
 from torch import nn, tensor
+from transformers.pytorch_utils import Conv1D
 
 from fedelta.errors import ModelError
 from fedelta.models.anatomy import Anatomy
@@ -52,6 +53,21 @@ def test_merging_adds_the_product_of_lane_zero_to_the_weight():
     assert type(merged) is nn.Linear
     assert merged.weight.tolist() == [[2.0, 0.5], [-2.0, 0.0]]
     assert merged.bias.tolist() == [1.0, 0.0]
+
+
+def test_a_pair_beside_a_layer_whose_weight_is_the_other_way_round():
+    # GPT-2's Conv1D computes x W + b with W [I, O] = ((1, 0, 0), (0, 1, 0)), so I = 2, O = 3; b = (1, 0, 0).
+    base = Conv1D(3, 2)
+    with torch.no_grad():
+        base.weight.copy_(torch.eye(2, 3))
+        base.bias.copy_(tensor([1.0, 0.0, 0.0]))
+        layer = LoraLinear(Lanes(1), base, 1, 0.5, generator=stream(0))
+        layer.lora_A[0], layer.lora_B[0] = tensor([[2.0, 1.0]]), tensor([[1.0], [-2.0], [4.0]])
+    # x = (3, 1): x W + b = (4, 1, 0), A x = 7, 0.5 * B * 7 = (3.5, -7, 14)
+    assert layer(tensor([[3.0, 1.0]])).tolist() == [[7.5, -6.0, 14.0]]
+    assert layer.merged() is base
+    # 0.5 * (B A)^T = 0.5 * ((2, -4, 8), (1, -2, 4))
+    assert base.weight.tolist() == [[2.0, -2.0, 4.0], [0.5, 0.0, 2.0]]
 
 
 def test_a_starts_uniform_within_one_over_the_root_of_its_inputs_and_b_at_zero():
@@ -134,6 +150,28 @@ def test_a_family_without_roles_is_tuned_by_module_names():
     assert Lora(target_modules="all-linear").targets(backbone) == ["body"]
     with pytest.raises(ModelError, match="roles of this model: none; module names: body"):
         Lora().targets(backbone)
+
+
+def test_without_attention_every_convolution_gets_a_pair_and_the_log_says_so(caplog: pytest.LogCaptureFixture):
+    backbone = tiny_backbone("resnet")
+    convolutions = [path for path, layer in backbone.module.named_modules() if isinstance(layer, nn.Conv2d)]
+    assert Lora().targets(backbone) == convolutions
+    Lora(r=1).apply(backbone, Lanes(1), stream(0))
+    assert f"the {len(convolutions)} with a low-rank pair are convolutions, as it has no attention" in caplog.text
+
+
+def test_a_family_that_is_described_has_pairs_at_queries_and_values_without_a_word(caplog: pytest.LogCaptureFixture):
+    apply(Lora(r=1))
+    assert Lora().targets(tiny_backbone()) == Lora(target_modules=("q", "v")).targets(tiny_backbone())
+    assert caplog.text == ""
+
+
+def test_layers_that_share_a_weight_get_no_pair():
+    module = nn.Sequential()
+    module.one, module.two, module.head = nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2)
+    module.two.weight = module.one.weight
+    with pytest.raises(ModelError, match="`one` and `two` of Sequential share one weight"):
+        Lora(r=1, target_modules=("two",)).apply(Backbone(module, Anatomy(("head",))), Lanes(1), stream(0))
 
 
 def test_rank_and_alpha_of_single_layers_follow_the_patterns():

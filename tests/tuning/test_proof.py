@@ -268,3 +268,14 @@ def test_the_projection_that_an_attention_never_calls_is_left_out(method: Tuning
         return
     proved(method, backbone, ENCODED)
     assert backbone.module.get_parameter("encoder.layers.0.self_attn.out_proj.bias").shape == (WIDTH,)
+
+
+def test_a_method_that_only_its_head_can_learn_with_is_refused():
+    class PassesBy(Net):
+        def hidden(self, x: Tensor) -> Tensor:
+            return x
+
+    backbone = Backbone(PassesBy(nn.Linear(WIDTH, WIDTH)), Anatomy(("head",)))
+    inputs = {"x": torch.randn(3, WIDTH, generator=stream(0))}
+    with pytest.raises(ModelError, match=r"no answer depends on any of its tensors outside of the head .*head tuning"):
+        apply_proved(LORA, backbone, Lanes(1), stream(0), inputs)

@@ -146,7 +146,7 @@ _CLIP = Anatomy(
     no_exits="",
     mlp_input="layer_norm2",
 )
-_NO_CLASS_TOKEN_BUT_PATCHES = "it answers from the mean of all patches"
+_MEAN_OF_PATCHES = "it answers from the mean of all patches"
 
 # `model_type` of a transformers configuration to its anatomy.
 ANATOMIES: dict[str, Anatomy] = {
@@ -158,15 +158,15 @@ ANATOMIES: dict[str, Anatomy] = {
     "vit": _vit("vit"),
     "deit": _vit("deit"),
     "vit_msn": _vit("vit"),
-    "ijepa": replace(_vit("ijepa"), no_exits=_NO_CLASS_TOKEN_BUT_PATCHES),
+    "ijepa": replace(_vit("ijepa"), no_exits=_MEAN_OF_PATCHES),
     "beit": replace(_vit("beit"), no_prompts=_PLACES),
     "data2vec-vision": replace(_vit("data2vec_vision", "encoder.layer"), roles=_DATA2VEC_ROLES, no_prompts=_PLACES),
     "dinov2": _vit("dinov2", "encoder.layer", "norm2"),
     "dinov2_with_registers": _vit("dinov2_with_registers", "encoder.layer", "norm2"),
     "clip": _CLIP,
     "metaclip_2": _CLIP,
-    "siglip": replace(_CLIP, no_exits=_NO_CLASS_TOKEN_BUT_PATCHES),
-    "siglip2": replace(_CLIP, no_exits=_NO_CLASS_TOKEN_BUT_PATCHES),
+    "siglip": replace(_CLIP, no_exits=_MEAN_OF_PATCHES),
+    "siglip2": replace(_CLIP, no_exits=_MEAN_OF_PATCHES),
     "bert": _bert("bert"),
     "roberta": _bert("roberta"),
     "xlm-roberta": _bert("roberta"),

@@ -48,10 +48,10 @@ class Lora(Settings):
         r: rank.
         lora_alpha: the pair's output is multiplied by lora_alpha / r (or / sqrt r).
         target_modules: "auto" for the query and value projections of every attention and, in a model without any that
-            are known, every convolution; "all-linear" for every linear layer of the blocks, "all-conv" for every convolution, or a
-            list of roles (q, k, v, o, fc1, fc2) and of module names; a module name matches a full path or its last
-            parts, as in PEFT, and with ^ before it the full path alone. A layer that is query and value in one plays
-            both roles.
+            are known, every convolution; "all-linear" for every linear layer of the blocks, "all-conv" for every
+            convolution; or a list of roles (q, k, v, o, fc1, fc2) and of module names. A module name matches a full
+            path or its last parts, as in PEFT, and with ^ before it the full path alone. A layer that is query and
+            value in one plays both roles.
         rank_pattern, alpha_pattern: role or module name to another rank or alpha for the layers it matches.
         use_rslora: divide by sqrt r instead of r (Kalajdzievski 2023).
         train_head: train and send the head too.

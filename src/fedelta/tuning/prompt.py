@@ -118,7 +118,8 @@ class Prompted(Wrapper):
     ) -> Tensor | tuple[Tensor, ...]:
         """[active * B, T, D] to [active * B, T, D], with P more tokens on either side where prompts pass through.
 
-        A block that gives more than its tokens still does. `attention_mask` covers T tokens, those that came with the input; it is widened to the prompts.
+        A block that gives more than its tokens still does.
+        `attention_mask` covers T tokens, those that came with the input; it is widened to the prompts.
         """
         if self.prompt is not None:
             prompts = self.lanes.dropout(self.lanes.repeat(self.prompt, x), self.dropout)

@@ -105,11 +105,12 @@ def _prove(method: TuningMethod, backbone: Backbone, spec: ParamSpec, inputs: di
     try:
         for name, value in perturbed(start, spec, stream(0, "proof")).items():
             own[name].copy_(value)
-        trained = _reach(method, backbone, spec, inputs)
+        trained, unread = _reach(method, backbone, spec, inputs)
         _compare(method, backbone, inputs, trained, "gives other answers in evaluation than in training")
         if method.merges:
             merged = _merged(method, backbone)
             _compare(method, merged, inputs, trained, "gives other answers once it is folded into the weights")
+        _refuse_head_alone(method, backbone, spec, unread)
     finally:
         for name, value in start.items():
             own[name].copy_(value)
@@ -167,28 +168,34 @@ def _lane_tensors(backbone: Backbone, spec: ParamSpec) -> dict[str, Tensor]:
     return {name: tensor.data[0] for name, tensor in named.items() if id(tensor) in inside}
 
 
-def _reach(method: TuningMethod, backbone: Backbone, spec: ParamSpec, inputs: dict[str, Tensor]) -> Tensor:
-    """The answers as they are computed in training; a word in the log on tensors that no gradient reaches."""
+def _reach(
+    method: TuningMethod, backbone: Backbone, spec: ParamSpec, inputs: dict[str, Tensor]
+) -> tuple[Tensor, list[str]]:
+    """The answers as they are computed in training, and the tensors that no gradient reaches: these with a word."""
     with torch.enable_grad():
         answers = _answers(backbone, inputs)
         names = [name for name in spec if spec.tensors[name].trained]
         tensors = [backbone.module.get_parameter(name) for name in names]
         grads = torch.autograd.grad(answers.float().square().sum(), tensors, allow_unused=True)
-    unread = [name for name, grad in zip(names, grads, strict=True) if grad is None]
-    inside = {name for name in names if name.partition(".")[0] not in backbone.anatomy.head}
-    if inside and inside <= set(unread):
-        raise ModelError(
-            f"tuning method {method.name!r} does not fit {type(backbone.module).__name__}: no answer depends on any of "
-            f"its tensors outside of the head ({listed(sorted(inside), limit=2)}), so that it would be head tuning.",
-            hint="use 'head', or a model of another family.",
-        )
-    if unread:
+    if unread := [name for name, grad in zip(names, grads, strict=True) if grad is None]:
         logger.warning(
             "tuning method %r: no answer depends on %d of %d tuned tensors (%s) on the rows tried; they would stay as "
             "they are.",
             method.name, len(unread), len(names), listed(unread, limit=2),
         )  # fmt: skip
-    return answers.detach()
+    return answers.detach(), unread
+
+
+def _refuse_head_alone(method: TuningMethod, backbone: Backbone, spec: ParamSpec, unread: list[str]) -> None:
+    """Refuses a method of whose tensors outside of the head no answer depends on any: head tuning by another name."""
+    names = (name for name in spec if spec.tensors[name].trained)
+    inside = [name for name in names if name.partition(".")[0] not in backbone.anatomy.head]
+    if inside and set(inside) <= set(unread):
+        raise ModelError(
+            f"tuning method {method.name!r} does not fit {type(backbone.module).__name__}: no answer depends on any of "
+            f"its tensors outside of the head ({listed(inside, limit=2)}), so that it would be head tuning.",
+            hint="use 'head', or a model of another family.",
+        )
 
 
 def _merged(method: TuningMethod, backbone: Backbone) -> Backbone:
