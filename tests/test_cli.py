@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 import sys
@@ -78,11 +79,27 @@ def test_check_names_what_it_found_and_writes_nothing(fedelta, tmp_path):
     config = write_small(tmp_path)
     code, out, err = fedelta("check", config)
     assert code == 0, err
-    assert "6 clients" in out
     assert "60 test examples" in out
     assert "That took " in out
     assert "a round on a few rows " in out
+    counts, classes, clients, first, *_ = out.splitlines()
+    assert counts.startswith("examples: ")
+    assert classes.startswith("classes: 10, each with its training + test examples: '0' ")
+    assert clients.startswith("clients: 6 with ")
+    assert first.startswith("  an array of 8 rows is ")
+    assert "at most 32 examples of each set were read" in err
     assert sorted(tmp_path.iterdir()) == [config]
+
+
+def test_a_terminal_that_has_no_letter_for_a_name_shows_its_number(monkeypatch):
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii"))
+    monkeypatch.setattr(sys, "argv", ["fedelta", "--help"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    sys.stdout.write("caf\xe9\n")
+    sys.stdout.flush()
+    assert shown.getvalue().endswith(b"caf\\xe9\n")
 
 
 @pytest.mark.parametrize(

@@ -311,6 +311,34 @@ def test_a_directory_is_no_configuration(tmp_path: Path):
         load_config(tmp_path)
 
 
+def test_a_mark_in_front_of_the_text_is_passed_over(tmp_path: Path):
+    path = tmp_path / "run.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + parse_config(table()).to_toml().encode())
+    assert load_config(path) == parse_config(table())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("x = " + "[" * 5000 + "]" * 5000, "is too deep: expected a few levels of tables"),
+        ("x = " + "[" * 50 + "]" * 50, "`x...` is too deep: expected 16 levels at most"),
+        (".".join(["a"] * 2000) + " = 1", "is too deep: expected 16 levels at most"),
+        ("seed = " + "9" * 5000, "is not TOML: .*5000 digits"),
+        (f"[data]\nmax_length = {2**64}", "`data.max_length` is a whole number of 65 bits, expected 63 at most"),
+    ],
+)
+def test_what_no_setting_can_take_is_refused_in_words(tmp_path: Path, content: str, message: str):
+    (tmp_path / "run.toml").write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        load_config(tmp_path / "run.toml")
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 5000])
+def test_values_on_the_command_line_that_cannot_be_read_are_words_and_shown_in_part(value: str):
+    with pytest.raises(ConfigError, match=r"`seed` is '.{190,200}\.\.\., expected: a valid integer"):
+        parse_config(table(), [f"seed={value}"])
+
+
 @pytest.mark.parametrize("content", [b"seed = \n", b"[model\n", b"\xff\xfe\x00"])
 def test_a_file_that_is_not_toml_is_refused(tmp_path: Path, content: bytes):
     path = tmp_path / "run.toml"

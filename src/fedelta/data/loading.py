@@ -10,9 +10,11 @@ from __future__ import annotations
 import codecs
 import contextlib
 import csv
+import gc
 import glob
 import shutil
 import tempfile
+import traceback
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -135,8 +137,18 @@ def _load(paths: Sequence[Path]) -> Dataset:
                 reason = "it has no rows"
             for link, path in zip(links, paths, strict=True):
                 reason = reason.replace(str(link), str(path))
+            _close_files(error)
             named = listed([str(path) for path in paths], 2)
             raise DataError(f"data source {named} cannot be read: {reason}", hint=_HINT) from error
+
+
+def _close_files(error: BaseException) -> None:
+    """Drops what the frames of an error hold: the CSV loader of `datasets` leaves closing its file to them."""
+    found: BaseException | None = error
+    while found is not None:
+        traceback.clear_frames(found.__traceback__)
+        found = found.__cause__ or found.__context__
+    gc.collect()
 
 
 def _link(link: Path, path: Path) -> None:
@@ -178,7 +190,8 @@ def _loaded(loader: str, files: Sequence[Path], place: str) -> Dataset:
         return load_dataset(loader, data_files=names, cache_dir=place, split="rows")
     try:
         return load_dataset(loader, data_files=names, cache_dir=place, split="rows", **_CSV_OPTIONS)
-    except DatasetGenerationError:
+    except DatasetGenerationError as error:
+        _close_files(error)
         # The type of a column is that of its first 10,000 rows; where others are of another, all columns are texts.
         with files[0].open(encoding="utf-8-sig", newline="") as file:
             columns = dict.fromkeys(next(csv.reader(file)), Value("string"))

@@ -203,10 +203,9 @@ def _problems(column: TargetColumn) -> list[str]:
         advice = f"write them as 3.0 where they are amounts{classes}"
         return [f"{what} holds whole numbers, which may be those of classes, expected a decimal point: {advice}"]
     words = {row: value for row, value in enumerate(column.values) if isinstance(value, str) and not _is_number(value)}
-    if kinds == ["str"] and 2 * len(words) < len(column.values):
-        found = f"the word {next(iter(words.values()))!r}" if words else "numbers as texts"
-        rows = f" in {len(words)} rows: rows {listed(list(words))}" if words else ""
-        return [f"{what} holds {found}{rows}, expected a number in each row; in CSV, without quotation marks"]
+    if kinds == ["str"] and 0 < 2 * len(words) < len(column.values):
+        found = f"{next(iter(words.values()))!r} or the like in {len(words)} rows: rows {listed(list(words))}"
+        return [f"{what} holds {found}, expected a number in each row"]
     if kinds != ["float"]:
         return [f"{what} holds {listed(kinds) or 'nothing'}, expected numbers{classes}"]
     missing = [row for row, value in enumerate(column.values) if value is None]
