@@ -28,7 +28,7 @@ from fedelta.strategies.base import State
 
 FORMAT = "fedelta-checkpoint-6"
 # What to do with a run directory of another version, whatever notices it.
-OTHER_VERSION = "use the version of fedelta that `environment.json` names, or run `config.toml` again with this one."
+OTHER_VERSION = "use the version that environment.json names, or run config.toml again with this one."
 
 
 @dataclass(frozen=True)
