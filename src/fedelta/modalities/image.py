@@ -163,7 +163,9 @@ class Images:
                 notes[0] += f", its sizes scaled from {self.native} to {side} pixels"
         if self.levels not in {None, EIGHT_BIT}:
             levels = self.levels or EIGHT_BIT
-            notes.append(f"in arrays and images of more than 8 bits {levels.low:g} becomes black and {levels.high:g} white")
+            notes.append(
+                f"in arrays and images of more than 8 bits {levels.low:g} becomes black and {levels.high:g} white"
+            )
         return tuple(notes)
 
     @property
