@@ -167,8 +167,8 @@ def test_the_log_says_which_layers_of_a_family_without_a_table_have_a_pair(caplo
     Lora(r=1).apply(build(source, ("a", "b"), seed=0, device="meta"), Lanes(1), stream(0))
     assert (
         "the layers of LlamaForSequenceClassification are not described in fedelta: the 4 with a low-rank pair were "
-        "found by their structure: `model.layers.*.self_attn.q_proj`, `model.layers.*.self_attn.v_proj`. Name others in "
-        "`tuning.target_modules`."
+        "found by their structure: `model.layers.*.self_attn.q_proj`, `model.layers.*.self_attn.v_proj`. Name others "
+        "in `tuning.target_modules`."
     ) in caplog.text
 
 
