@@ -544,3 +544,11 @@ def test_a_directory_with_other_files_is_not_replaced(adapter, tmp_path):
     with pytest.raises(AdapterError, match=r"is no adapter directory"):
         write_adapter(tmp_path / "thesis.tex", adapter, VIT, {})
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("train_head", [True, False])
+def test_a_card_says_that_the_head_is_not_in_the_directory(adapter, tmp_path, train_head):
+    card = {"config": {"tuning": {"name": "lora", "train_head": train_head}}}
+    write_adapter(tmp_path / "a", adapter, VIT, card)
+    said = "The head was not trained and is not in this directory." in (tmp_path / "a" / "README.md").read_text()
+    assert said is not train_head

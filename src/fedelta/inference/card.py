@@ -23,6 +23,15 @@ _OURS = (
 )
 
 
+_HEADLESS = """
+The head was not trained and is not in this directory. It is the base model's own, which fedelta puts into the order of
+the classes above by name; where the base model has none for them it is drawn from the seed in `fedelta.json`. Stock
+PEFT does neither."""
+_NORMS = """
+Every client keeps norms of its own, which are not in this directory: it holds those that the run started
+with. A client's model is in the run directory: `Predictor.open(RUN, client)`."""
+
+
 def render(
     tuning_name: str, base: str, class_names: tuple[str, ...] | None, card: Mapping[str, object], *, has_weights: bool
 ) -> str:
@@ -132,14 +141,17 @@ def _entry(name: str, value: object, measures: Mapping[str, Measure]) -> str:
 
 
 def _warnings(card: Mapping[str, object]) -> list[str]:
-    config = card.get("config")
-    model = config.get("model") if isinstance(config, Mapping) else None
-    if not isinstance(model, Mapping) or model.get("batch_norm") != "local":
-        return []
+    found = card.get("config")
+    config: Mapping[str, object] = found if isinstance(found, Mapping) else {}
     return [
-        "\nEvery client keeps norms of its own, which are not in this directory: it holds those that the run started",
-        "with. A client's model is in the run directory: `Predictor.open(RUN, client)`.",
+        *([_HEADLESS] if _section(config, "tuning").get("train_head") is False else []),
+        *([_NORMS] if _section(config, "model").get("batch_norm") == "local" else []),
     ]
+
+
+def _section(config: Mapping[str, object], name: str) -> Mapping[str, object]:
+    section = config.get(name)
+    return section if isinstance(section, Mapping) else {}
 
 
 def _preparation(card: Mapping[str, object]) -> list[str]:

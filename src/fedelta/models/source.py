@@ -44,7 +44,8 @@ class ModelSource(Settings):
             and are averaged. `local`: each client keeps its own (FedBN). `group`: group norm takes their place.
         adapter: a directory with a PEFT adapter to start from.
 
-    A checkpoint's own head is kept where it has as many classes as the data, and drawn anew where it has not.
+    A checkpoint's own head is kept where it knows the classes of the data, by name and in whatever order, and drawn
+    anew where it has not. Names are numbers where nobody gave any: then their order is assumed, with a warning.
     """
 
     source: Source | None = None
