@@ -11,9 +11,11 @@ from tests.builders import TRANSFORMERS, assert_same_bits, tiny_backbone
 from torch import nn, tensor
 from transformers.pytorch_utils import Conv1D
 
+from benchmarks import small
 from fedelta.errors import ModelError
 from fedelta.models.anatomy import Anatomy
-from fedelta.models.hub import Backbone
+from fedelta.models.hub import Backbone, build
+from fedelta.models.source import ModelSource
 from fedelta.seeds import stream
 from fedelta.tuning.lanes import Lanes
 from fedelta.tuning.lora import Lora, LoraLinear
@@ -158,6 +160,16 @@ def test_without_attention_every_convolution_gets_a_pair_and_the_log_says_so(cap
     assert Lora().targets(backbone) == convolutions
     Lora(r=1).apply(backbone, Lanes(1), stream(0))
     assert f"the {len(convolutions)} with a low-rank pair are convolutions, as it has no attention" in caplog.text
+
+
+def test_the_log_says_which_layers_of_a_family_without_a_table_have_a_pair(caplog: pytest.LogCaptureFixture):
+    source = ModelSource(architecture=small.architecture("llama"))
+    Lora(r=1).apply(build(source, ("a", "b"), seed=0, device="meta"), Lanes(1), stream(0))
+    assert (
+        "the layers of LlamaForSequenceClassification are not described in fedelta: the 4 with a low-rank pair were "
+        "found by their structure: `model.layers.*.self_attn.q_proj`, `model.layers.*.self_attn.v_proj`. Name others "
+        "in `tuning.target_modules`."
+    ) in caplog.text
 
 
 def test_a_family_that_is_described_has_pairs_at_queries_and_values_without_a_word(caplog: pytest.LogCaptureFixture):

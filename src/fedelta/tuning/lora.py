@@ -82,7 +82,7 @@ class Lora(Settings):
             logger.warning(
                 "tuning method 'lora' leaves %d layers alone, first `%s`: it %s.", len(odd), first, odd[first]
             )
-        if self.target_modules == "auto" and not backbone.anatomy.roles.keys() >= {"q", "v"}:
+        if self.target_modules == "auto" and (backbone.anatomy.layers or not backbone.anatomy.roles):
             logger.warning(_taken(backbone, targets))
         for own in targets:
             now, layer = layers[own]
