@@ -11,7 +11,8 @@ from tests.builders import assert_same_bits, assert_same_memories, kept, memorie
 from tests.small import CONVOLUTIONAL, stop_after, write_small
 
 from fedelta.errors import AdapterError, CheckpointError, ConfigError, InputError, ModelError, RoundError, RunError
-from fedelta.experiment import Experiment, Result, evaluate_adapter
+from fedelta.evaluation import evaluate_adapter
+from fedelta.experiment import Experiment, Result
 from fedelta.inference.predict import Predictor
 from fedelta.inspection import inspect
 from fedelta.models.hub import build
@@ -200,7 +201,10 @@ def test_a_backbone_of_ones_own_says_its_policy_itself(tmp_path):
     [
         (("tuning.name=adapter",), "tuning method 'adapter' does not fit SmallResNet"),
         (("tuning.name=prompt",), "tuning method 'prompt' does not fit SmallResNet"),
-        (("tuning.name=lora",), "entry 'q' matches no linear or convolutional layer of SmallResNet"),
+        (
+            ("tuning.name=lora", 'tuning.target_modules=["q"]'),
+            "entry 'q' matches no linear or convolutional layer of SmallResNet",
+        ),
         (("tuning.name=lora", 'tuning.target_modules=["conv3"]'), "did you mean 'conv"),
         (("tuning.name=lora", 'tuning.target_modules="all-conv"', "tuning.r=9"), "rank 9 is above the size of `conv1`"),
     ],

@@ -106,7 +106,7 @@ def test_ctrl_c_ends_every_command_with_code_130(
     def interrupted(*_arguments: object, **_options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fedelta.experiment.evaluate_adapter", interrupted)
+    monkeypatch.setattr("fedelta.evaluation.evaluate_adapter", interrupted)
     monkeypatch.setattr("fedelta.personalization.personalize", interrupted)
     monkeypatch.setattr("fedelta.experiment.Experiment.from_toml", interrupted)
     monkeypatch.setattr("fedelta.results.report.write_report", interrupted)

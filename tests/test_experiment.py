@@ -14,7 +14,8 @@ from tests.small import write_small
 import fedelta
 from fedelta.config import load_config
 from fedelta.errors import AdapterError, ConfigError, RoundError
-from fedelta.experiment import Experiment, evaluate_adapter
+from fedelta.evaluation import evaluate_adapter
+from fedelta.experiment import Experiment
 from fedelta.inspection import inspect
 from fedelta.models.hub import build
 from fedelta.results import files

@@ -20,7 +20,8 @@ from typer.testing import CliRunner
 from fedelta.cli import app
 from fedelta.data.sources import DataSource
 from fedelta.errors import ModelError
-from fedelta.experiment import Experiment, Result, evaluate_adapter
+from fedelta.evaluation import evaluate_adapter
+from fedelta.experiment import Experiment, Result
 from fedelta.inference.export import export_onnx
 from fedelta.inference.predict import Predictor
 from fedelta.models.hub import build

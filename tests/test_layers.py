@@ -30,7 +30,7 @@ LAYERS = (  # low to high
     ("runtimes", "results"),
     ("inference", "config", "tracking"),
     ("assembly",),
-    ("experiment", "inspection", "personalization"),
+    ("evaluation", "experiment", "inspection", "personalization"),
     ("comparison",),
     ("cli", "terminal", "__main__"),
 )

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from fedelta.cli import app
 from fedelta.config import load_config
 from fedelta.errors import AdapterError, ConfigError, DataError, InputError
-from fedelta.experiment import Experiment, Result, evaluate_adapter
+from fedelta.evaluation import evaluate_adapter
+from fedelta.experiment import Experiment, Result
 from fedelta.inference.predict import Predictor
 from fedelta.inspection import inspect
 from fedelta.results.report import write_report

@@ -18,7 +18,8 @@ from fedelta.data.federate import federate
 from fedelta.data.partition import Iid
 from fedelta.data.sources import DataSource, read
 from fedelta.errors import AdapterError, ConfigError, DataError
-from fedelta.experiment import Experiment, Result, evaluate_adapter
+from fedelta.evaluation import evaluate_adapter
+from fedelta.experiment import Experiment, Result
 from fedelta.inference.card import render
 from fedelta.inference.predict import Predictor
 from fedelta.modalities.settings import AudioSettings, Preparation

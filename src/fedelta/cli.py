@@ -191,7 +191,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure a model on the test set of a configuration or a run; prints JSON."""
-    from fedelta.experiment import evaluate_adapter
+    from fedelta.evaluation import evaluate_adapter
     from fedelta.tasks.table import TASKS
 
     found = evaluate_adapter(config, adapter, overrides or (), predictions=predictions)

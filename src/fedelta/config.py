@@ -43,6 +43,9 @@ from fedelta.tuning import AnyTuning
 from fedelta.tuning.combined import expand
 from fedelta.tuning.lora import Lora
 
+# What a run started from is not needed to go on with it, and may be gone.
+WITHOUT_ADAPTER = ("model.adapter=",)
+
 
 class Config(Settings):
     """Everything that a run depends on.

@@ -16,24 +16,19 @@ from pathlib import Path
 
 import torch
 
-from fedelta.assembly.model import TunedModel, tuned_model
-from fedelta.assembly.origin import check_origin, evaluated, origin_of
+from fedelta.assembly.origin import check_origin, origin_of
 from fedelta.assembly.run import Assembly, assemble
-from fedelta.assembly.site import build_site, details, few_rows, num_lanes, read_data
-from fedelta.config import Config, check_config, load_config, read_table
+from fedelta.config import WITHOUT_ADAPTER, Config, check_config, load_config, read_table
 from fedelta.data.batches import FederatedData
 from fedelta.data.clients import Name
 from fedelta.durable import write_atomic
-from fedelta.errors import InputError, ModelError
+from fedelta.errors import InputError
 from fedelta.federation.base import Standing
 from fedelta.federation.records import RoundOutcome
 from fedelta.federation.rounds import federate
-from fedelta.inference.adapter import Adapter, read_adapter, write_adapter
+from fedelta.inference.adapter import Adapter, write_adapter
 from fedelta.inference.costs import costs_of
-from fedelta.inference.directory import OWN
-from fedelta.inference.own import read_own
 from fedelta.inference.predict import Predictor, fill
-from fedelta.inference.predictions import table_of
 from fedelta.modalities.settings import Preparation
 from fedelta.models.hub import Backbone
 from fedelta.models.native import is_native
@@ -45,17 +40,14 @@ from fedelta.results.citations import citations
 from fedelta.results.environment import environment, peak_memory_bytes
 from fedelta.results.files import Mark, Record, Seal, to_json
 from fedelta.results.ledger import Ledger, opening_row
-from fedelta.results.origin import Origin, refuse_other_adapter, settings_of
+from fedelta.results.origin import Origin
 from fedelta.results.partition import partition_record
 from fedelta.results.rundir import RunDirectory, free_name, refuse_taken
 from fedelta.results.runlog import round_record, summary, timing_record
-from fedelta.tasks.details import Details
 from fedelta.tracking.mirror import mirrored
 from fedelta.tracking.table import require
 from fedelta.tuning.exits import exit_blocks
 
-# What a run started from is not needed to go on with it, and may be gone.
-_WITHOUT_ADAPTER = ("model.adapter=",)
 OnRound = Callable[[RoundOutcome, Ledger], None]
 
 
@@ -140,7 +132,7 @@ class Experiment:
         checkpoint.
         """
         run = RunDirectory.open(Path(directory))
-        experiment = cls(load_config(run.config, _WITHOUT_ADAPTER), name=run.path.name)
+        experiment = cls(load_config(run.config, WITHOUT_ADAPTER), name=run.path.name)
         experiment._left_out = read_table(run.config)["model"].get("adapter")
         return experiment
 
@@ -284,73 +276,6 @@ class _Logs:
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def evaluate_adapter(
-    config: str | Path,
-    adapter: str | Path | None = None,
-    overrides: Iterable[str] = (),
-    *,
-    predictions: Path | None = None,
-) -> Details:
-    """What the task measures on the test set, without training.
-
-    Args:
-        config: a TOML file, or a run directory, whose own adapter is taken when none is given.
-        adapter: a PEFT adapter directory; without one the model is measured as it starts.
-        overrides: `section.key=value` strings.
-        predictions: a CSV file to write, with the answer to each example.
-
-    Raises:
-        InputError: something cannot be used; `predictions` exists, or there is more than one model.
-        ModelError: without an adapter, the checkpoint's head is for other classes.
-    """
-    path, kept_by = Path(config), None
-    if path.is_dir():
-        run = RunDirectory.open(path)
-        if adapter is None:
-            run.refuse_unfinished()
-        # Another adapter than the run's own has nothing to do with what its clients keep.
-        kept_by = run if adapter is None else None
-        # The adapter that the run started from may be gone; its own is all that is needed.
-        path, adapter, overrides = run.config, adapter or run.adapter, [*_WITHOUT_ADAPTER, *overrides]
-    loaded = load_config(path, overrides)
-    preparation = Preparation() if adapter is None else read_own(Path(adapter) / OWN).preparation
-    backbone, data = read_data(loaded, preparation=preparation)
-    # The adapter says what is tuned, whatever the configuration was written for.
-    start = None if adapter is None else read_adapter(adapter, backbone.anatomy)
-    if start is None and backbone.lost_head is not None:
-        raise ModelError(
-            f"{backbone.lost_head}: there is nothing to evaluate.",
-            hint="give data with the checkpoint's classes, or an adapter that was trained for those of the data.",
-        )
-    model = tuned_model(
-        loaded, backbone, data.class_names, num_lanes=num_lanes(loaded), adapter=start, sample=few_rows(data)
-    )
-    site = build_site(loaded, model, data)
-    if kept_by is not None:
-        site.restore(kept_by.clients, _checked(kept_by, loaded, model, data).memory_mark)
-    if predictions is None:
-        return details(site, model.params, data.test, data.class_names)
-    with table_of(predictions, data, loaded.task) as write:
-        return details(site, model.params, data.test, data.class_names, write)
-
-
-def _checked(run: RunDirectory, config: Config, model: TunedModel, data: FederatedData) -> Checkpoint:
-    """The checkpoint of a finished run whose own adapter is measured.
-
-    Raises:
-        CheckpointError: adapter, `config.toml`, base weights or test set are not those of the run; where `config` asks
-            for another model or other data, that is meant.
-    """
-    checkpoint, own = load(run.checkpoint), load_config(run.config, _WITHOUT_ADAPTER)
-    refuse_other_adapter(run.adapter, checkpoint.params, model.params)
-    inputs = dict(model.identity) if config.model == own.model else {}
-    same_data = all(getattr(config, key) == getattr(own, key) for key in ("seed", "data", "partition", "task"))
-    inputs |= evaluated(data) if same_data else {}
-    settings = settings_of(own.to_table())
-    check_origin(run.path, checkpoint, Origin(settings, inputs), config)
-    return checkpoint
 
 
 def _finish(run: RunDirectory, assembly: Assembly, params: Params, ledger: Ledger) -> Result:

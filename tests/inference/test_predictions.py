@@ -11,7 +11,8 @@ from torch import Tensor, tensor
 
 from fedelta.data.batches import Examples, FederatedData
 from fedelta.errors import InputError
-from fedelta.experiment import Experiment, evaluate_adapter
+from fedelta.evaluation import evaluate_adapter
+from fedelta.experiment import Experiment
 from fedelta.inference.predictions import table_of
 from fedelta.tasks.base import Task
 from fedelta.tasks.classification import Classification

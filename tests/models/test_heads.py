@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
 
 from fedelta.errors import ModelError
-from fedelta.experiment import evaluate_adapter
+from fedelta.evaluation import evaluate_adapter
 from fedelta.models.heads import class_axes
 from fedelta.models.hub import Backbone, build
 from fedelta.models.native import register_networks

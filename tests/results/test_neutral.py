@@ -10,6 +10,7 @@ import yaml as pyyaml
 
 from fedelta.comparison.tables import _csv
 from fedelta.inference.card import render
+from fedelta.modalities.settings import Preparation
 from fedelta.results.neutral import cell, code, line, markdown, yaml
 
 FORMULAS = (
@@ -78,7 +79,8 @@ def test_a_model_card_renders_no_name_of_a_class_a_model_or_a_client():
         "personalization": {"held_out": ["<u>"]},
     }
     base = 'x"\n---\nevil: `true` <s>'
-    text = render("lora", base, names, {"num_clients": 3, "config": config, "modality": "image"}, has_weights=True)
+    card = {"num_clients": 3, "config": config, "modality": "image"}
+    text = render("lora", base, names, card, has_weights=True, preparation=Preparation())
     front, _, body = text.removeprefix("---\n").partition("\n---\n")
     assert pyyaml.safe_load(front)["base_model"] == 'x" --- evil: `true` <s>'
     assert "evil" not in pyyaml.safe_load(front)

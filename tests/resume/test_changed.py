@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from tests.small import stop_after
 
 from fedelta.errors import AdapterError, FedeltaError, InputError, RunError
-from fedelta.experiment import Experiment, evaluate_adapter
+from fedelta.evaluation import evaluate_adapter
+from fedelta.experiment import Experiment
 from fedelta.inference.predict import Predictor
 from fedelta.personalization import personalize
 from fedelta.results.history import read_histories

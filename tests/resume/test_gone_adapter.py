@@ -13,7 +13,8 @@ from tests.small import CONVOLUTIONAL, SMALL, write_small
 import fedelta
 from fedelta.config import load_config
 from fedelta.errors import InputError
-from fedelta.experiment import Experiment, Result, evaluate_adapter
+from fedelta.evaluation import evaluate_adapter
+from fedelta.experiment import Experiment, Result
 from fedelta.tracking.base import TrackedRun
 from fedelta.tracking.table import TOOLS, Tool
 

@@ -8,7 +8,8 @@ import pytest
 from tests.builders import assert_same_bits, assert_same_memories, memories_in
 from tests.small import stop_after, write_small
 
-from fedelta.experiment import Experiment, evaluate_adapter
+from fedelta.evaluation import evaluate_adapter
+from fedelta.experiment import Experiment
 from fedelta.results.checkpoint import load
 
 CASES = {

@@ -99,7 +99,7 @@ def test_a_tool_learns_the_name_the_place_and_the_parameters_of_the_run(memory, 
     assert (run.name, run.project, run.directory) == ("run", "mine", tmp_path / "run" / "tracking")
     assert run.id == (tmp_path / "run" / "tracking" / "id").read_text()
     assert run.parameters["strategy.num_rounds"] == 1
-    assert run.parameters["tuning.target_modules"] == '["q", "v"]'
+    assert run.parameters["tuning.target_modules"] == "auto"
     assert "codec.name" in run.parameters
     assert not any(key.startswith("tracking") for key in run.parameters)
 

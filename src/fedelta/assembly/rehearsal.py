@@ -88,7 +88,7 @@ def _longest(inputs: Inputs) -> Tensor:
     if "attention_mask" not in inputs.fetch(torch.tensor([0])):
         return torch.empty(0, dtype=torch.int64)
     lengths = [inputs.fetch(rows)["attention_mask"].sum(1) for rows in _chunks(len(inputs))]
-    return torch.cat(lengths).argmax().view(1)
+    return torch.cat(lengths).topk(1).indices
 
 
 def _chunks(num_rows: int) -> Sequence[Tensor]:

@@ -66,7 +66,7 @@ class Bias(Settings):
                 )
             tensors[f"{now}.bias"] = TensorSpec(tuple(bias.shape), now)
             replace(module, now, LaneBias(lanes, layer, axis))
-        if not tensors:
+        if not tensors and not _tuned_already(backbone):
             raise misfit(self.name, backbone, "it has no bias outside of its head, so that it would be head tuning")
         return specification(backbone, tensors | tune_head(backbone, lanes))
 
@@ -77,6 +77,12 @@ class Bias(Settings):
                 layer.base.register_parameter("bias", frozen(layer.bias[0]))
                 replace(backbone.module, path, layer.base)
         merge_head(backbone)
+
+
+def _tuned_already(backbone: Backbone) -> bool:
+    """Whether another method tunes biases outside of the head, such as those of norms beside parallel adapters."""
+    names = (name for name, _ in backbone.module.named_parameters() if name.endswith("bias"))
+    return any(name.partition(".")[0] not in backbone.anatomy.head for name in names)
 
 
 def _channel_axis(layer: nn.Module) -> int | None:
