@@ -58,6 +58,17 @@ class PerToken(Net):
         return found[:, None].expand(-1, 5, -1)
 
 
+class TwoOutputs(Net):
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return super().forward(input_ids, attention_mask)[:, :2]
+
+
+class Unsized(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.LazyLinear(WIDTH)
+
+
 def texts(lengths: list[int]) -> Examples:
     lengths_N1 = torch.tensor(lengths)[:, None]
     mask = (torch.arange(max(lengths)) < lengths_N1).long()
@@ -95,8 +106,10 @@ def test_a_sound_model_passes(tmp_path):
         (Remembers, SHORT, SHORT, r"the backward pass of Remembers fails .* second time|would mix|other answers"),
         (FailsInEvaluation, SHORT, SHORT, "FailsInEvaluation fails .*: NotImplementedError: batches of this size"),
         (PerToken, SHORT, SHORT, r"the loss of PerToken fails on outputs \[.*, 5, 3\], targets"),
+        (TwoOutputs, SHORT, SHORT, "TwoOutputs gives 2 logits a row, but the data have 3 classes"),
+        (Unsized, SHORT, SHORT, "Unsized has tensors without a shape, such as `layer.weight`"),
     ],
-    ids=["longest of training", "longest of test", "second step", "evaluation", "outputs"],
+    ids=["longest of training", "longest of test", "second step", "evaluation", "outputs", "classes", "lazy"],
 )
 def test_what_would_fail_in_round_1_is_one_clear_error(module, train: list[int], test: list[int], problem, tmp_path):
     with pytest.raises(ModelError, match=problem):

@@ -139,11 +139,37 @@ def test_two_classes_that_differ_in_case_alone_stay_two(tmp_path: Path):
     assert load(path, ("Us", "uS")).lost_head is not None
 
 
-def test_a_head_of_another_size_is_new_and_no_loss(checkpoint, caplog):
+def test_a_head_of_another_size_is_new_and_said_to_be_lost(checkpoint, caplog):
     backbone = load(checkpoint("vit"), ("cat", "dog"))
-    assert backbone.lost_head is None
     assert backbone.module.classifier.weight.shape == (2, 16)
-    assert not caplog.records
+    assert backbone.lost_head == (
+        "the checkpoint's head knows other classes ('cat', 'dog', 'owl') than the data have ('cat', 'dog')"
+    )
+    assert [each.message for each in caplog.records] == [f"{backbone.lost_head}: a new one is drawn."]
+
+
+TWELVE = [f"kind {letter}" for letter in "abcdefghijkl"]
+
+
+@pytest.mark.parametrize("theirs", ["LABEL_{}", "{}"])
+@pytest.mark.parametrize("ours", ["{}", "LABEL_{}", "label {}", "class_{}"])
+@pytest.mark.parametrize("first", [0, 1])
+def test_names_with_numbers_are_matched_by_these_and_not_by_their_letters(theirs, ours, first, tmp_path: Path):
+    path = save_with("vit", tmp_path, tuple(theirs.format(label) for label in range(12)))
+    expected = logits(load(path, tuple(theirs.format(label) for label in range(12))))
+    names = sorted(ours.format(label + first) for label in range(12))  # where "10" comes before "2"
+    order = [int(name.removeprefix(ours.format(""))) - first for name in names]
+    torch.testing.assert_close(logits(load(path, tuple(names))), expected[:, order])
+
+
+@pytest.mark.parametrize("ours", ["{}", "LABEL_{}"])
+def test_numbers_of_the_data_stand_for_the_names_of_the_checkpoint(ours, tmp_path: Path, caplog):
+    path = save_with("vit", tmp_path, tuple(TWELVE))
+    expected = logits(load(path, tuple(TWELVE)))
+    names = sorted(ours.format(label) for label in range(12))
+    order = [int(name.removeprefix(ours.format(""))) for name in names]
+    torch.testing.assert_close(logits(load(path, tuple(names))), expected[:, order])
+    assert "'kind a', 'kind b', 'kind k', 'kind l', 'kind c' and 7 more" in caplog.text
 
 
 def test_the_head_of_a_regression_stays(tmp_path: Path, caplog):
@@ -167,8 +193,8 @@ def test_nobody_knows_the_rows_of_a_network_of_the_callers_own():
         class_axes(torch.nn.Linear(2, 3))
 
 
-def test_a_head_for_other_classes_is_not_evaluated(checkpoint, tmp_path: Path):
-    names = ["cat", "dog", "cow"]
+@pytest.mark.parametrize("names", [["cat", "dog", "cow"], ["cat", "dog"], ["cat", "dog", "owl", "cow"]])
+def test_a_head_for_other_classes_is_not_evaluated(names: list[str], checkpoint, tmp_path: Path):
     text = "".join(f'{{"text": "one two", "label": "{name}"}}\n' for name in names * 4)
     (tmp_path / "rows.jsonl").write_text(text)
     (tmp_path / "run.toml").write_text(

@@ -116,6 +116,23 @@ def built(policy: str) -> Backbone:
     return build(source, ("a", "b", "c"), seed=0)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [(4, 4), (4, 4, 5), (4, 4, 5, 2), (4, 4, 5, 2, 1)])
+def test_group_norm_takes_rows_of_any_number_of_axes(shape: tuple[int, ...]):
+    lanes, plain, x = Lanes(2), nn.GroupNorm(2, 4), torch.randn(shape, generator=stream(0))
+    layer = LaneGroupNorm(lanes, plain)
+    layer.weight[1] = torch.arange(4.0)
+    second = nn.GroupNorm(2, 4)
+    second.weight.copy_(torch.arange(4.0))
+    torch.testing.assert_close(layer(x), torch.cat([plain(x[:2]), second(x[2:])]))
+
+
+def test_a_group_norm_without_weight_and_bias_stays():
+    module = nn.Sequential(nn.GroupNorm(2, 4, affine=False), nn.Linear(4, 2))
+    spec = Full().apply(Backbone(module, Anatomy(("1",))), Lanes(1), stream(0))
+    assert list(spec) == ["1.weight", "1.bias"]
+
+
 @pytest.mark.parametrize("method", [Full(), Parallel()], ids=["full", "parallel"])
 def test_what_travels_under_each_policy(method: Full | Parallel):
     average, local, group = (method.apply(built(p), Lanes(1), stream(0)) for p in ("average", "local", "group"))

@@ -9,17 +9,19 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from fedelta.config import Config
 from fedelta.data.clients import Clients
 from fedelta.engine.exits import ExitSettings
 from fedelta.engine.work import ClientSettings
-from fedelta.errors import ConfigError
+from fedelta.errors import ConfigError, ModelError
 from fedelta.federation.tiers import Tiers
 from fedelta.inference.adapter import Adapter, check_task, read_adapter
 from fedelta.inference.classes import check_classes, in_order
 from fedelta.inference.translate import placed
+from fedelta.models.failures import told
 from fedelta.models.hub import Backbone
 from fedelta.params import Params, ParamSpec
 from fedelta.seeds import stream
@@ -83,6 +85,7 @@ def tuned_model(
         AdapterError: the adapter does not fit the backbone or the classes.
         ConfigError: `[tuning]` or `model.batch_norm` contradicts the adapter or the backbone.
     """
+    _refuse_lazy(backbone)
     total_parameters = backbone.num_parameters
     backbone.module.to(config.runtime.torch_device())
     start = adapter
@@ -95,12 +98,39 @@ def tuned_model(
         start = in_order(placed(start, backbone), class_names, backbone)
         tuning = start.tuning if adapter is not None else adopted_tuning(config, start, backbone)
     lanes = Lanes(min(num_lanes, tuning.max_lanes or num_lanes))
-    spec = apply_tuning(config, tuning, backbone, lanes, _random(backbone) if sample is None else sample)
+    sample = _random(backbone) if sample is None else sample
+    if config.task.has_classes and sample is not None:
+        _check_width(backbone, sample, len(class_names))
+    spec = apply_tuning(config, tuning, backbone, lanes, sample)
     params = _start(backbone, spec) | ({} if start is None else _on_cpu(start.params))
     found = identity(backbone, spec.names, config.model if backbone.modality is not None else None)
     if start is not None and (other := unlike(start.identity, found)):
         logger.warning("the adapter was made for another base model: its %s differ.", ", ".join(other))
     return TunedModel(backbone, tuning, spec, lanes, params, total_parameters, found)
+
+
+def _refuse_lazy(backbone: Backbone) -> None:
+    """Refuses a module of the caller's own whose layers do not know their size yet."""
+    lazy = [name for name, value in backbone.module.named_parameters() if nn.parameter.is_lazy(value)]
+    if lazy:
+        raise ModelError(
+            f"{type(backbone.module).__name__} has tensors without a shape, such as `{lazy[0]}`.",
+            hint="call it once on a batch before you give it away, so that its lazy layers find their sizes.",
+        )
+
+
+@torch.no_grad()
+def _check_width(backbone: Backbone, sample: Mapping[str, Tensor], num_classes: int) -> None:
+    """Refuses a classifier that has another number of classes than the data."""
+    device = next(backbone.module.parameters()).device
+    inputs = {name: tensor.to(device) for name, tensor in sample.items()}
+    with told(type(backbone.module).__name__, inputs), torch.random.fork_rng(devices=[]):
+        shape = backbone.logits(inputs).shape
+    if shape[1:].numel() != num_classes and len(shape) == 2:
+        raise ModelError(
+            f"{type(backbone.module).__name__} gives {shape[1]} logits a row, but the data have {num_classes} classes.",
+            hint="give it a head with one output for each class.",
+        )
 
 
 def work_of(config: Config) -> ClientSettings:

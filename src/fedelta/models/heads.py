@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fedelta.errors import ModelError, listed
-from fedelta.tasks.class_names import are_numbers, order_of
+from fedelta.tasks.class_names import are_numbers, order_by_number, order_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -95,16 +95,26 @@ def match_head(module: PreTrainedModel, head: Head, axes: Mapping[str, int]) -> 
         _permute(module, axes, order)
         return None
     if are_numbers(theirs) or (are_numbers(ours) and len(theirs) == len(ours)):
+        order = order_by_number(theirs, ours)
         tell(
             "the checkpoint's head is kept, its classes (%s) taken for those of the data (%s) in this order: names "
             "cannot tell. If that is wrong, mend `id2label` in its `config.json`.",
-            listed(theirs),
+            listed([theirs[label] for label in order]),
             listed(ours),
         )
+        _permute(module, axes, order)
         return None
     redraw(module, axes)
+    return lose_head(head)
+
+
+def lose_head(head: Head) -> str:
+    """Says that the checkpoint's head is not used, and returns why."""
+    theirs, ours = head.theirs, head.ours
     reason = f"the checkpoint's head knows other classes ({listed(theirs)}) than the data have ({listed(ours)})"
-    tell("%s: a new one is drawn. If they are the same, mend `id2label` in the checkpoint's `config.json`.", reason)
+    tell = logger.warning if head.is_told else logger.debug
+    advice = " If they are the same, mend `id2label` in the checkpoint's `config.json`."
+    tell("%s: a new one is drawn.%s", reason, advice if len(theirs) == len(ours) else "")
     return reason
 
 

@@ -46,7 +46,7 @@ class Backbone:
         modality: what its examples are, and how they become its inputs; None for a module whose inputs come ready.
         extra_inputs: constant keyword arguments of every call.
         batch_norm: what becomes of batch norms that are tuned (`ModelSource`).
-        lost_head: why the checkpoint's own head is not in it, though it has as many classes; None else.
+        lost_head: why the checkpoint's own head is not in it, though it has one; None else.
     """
 
     module: nn.Module

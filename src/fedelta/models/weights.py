@@ -17,7 +17,7 @@ from torch import nn
 from fedelta.errors import ModelError
 from fedelta.models.anatomy import anatomy_of
 from fedelta.models.files import check_weights, unreadable
-from fedelta.models.heads import Head, class_axes, match_head
+from fedelta.models.heads import Head, class_axes, lose_head, match_head
 from fedelta.models.source import ModelSource, kind_of, locate
 from fedelta.tasks.base import Task
 
@@ -34,7 +34,7 @@ class Loaded:
 
     Args:
         module: in float32.
-        lost_head: why the checkpoint's own head is not in it, though it has one of this size; None else.
+        lost_head: why the checkpoint's own head is not in it, though it has one; None else.
     """
 
     module: nn.Module
@@ -76,11 +76,14 @@ def load(source: ModelSource, config: PretrainedConfig, device: str, task: Task,
         )  # fmt: skip
     except Exception as error:  # transformers raises nearly anything for a damaged or foreign file
         raise unreadable(source.source, error) from error
-    absent = {*info["missing_keys"], *(key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"])}
+    mismatched = {key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]}
+    absent = {*info["missing_keys"], *mismatched}
     is_known = not absent and head.theirs == head.ours
     axes = {} if is_known or not task.has_classes else class_axes(module)
     _check_complete(source.source, module, absent - axes.keys())
-    if is_known or not task.has_classes or not axes.keys().isdisjoint(absent):
+    if not axes.keys().isdisjoint(mismatched):
+        return Loaded(module, lose_head(head))
+    if is_known or not axes or not axes.keys().isdisjoint(absent):
         return Loaded(module)
     return Loaded(module, match_head(module, head, axes))
 

@@ -23,12 +23,37 @@ def order_of(theirs: Sequence[str], ours: Sequence[str]) -> tuple[int, ...] | No
 
 
 def are_numbers(names: Sequence[str]) -> bool:
-    """Whether names say nothing but the number of each label, from 0; `LABEL_0` is what transformers gives by default.
+    """Whether names say nothing but numbers, from 0 or 1; `LABEL_0` is what transformers gives by default.
 
-    >>> are_numbers(["LABEL_0", "LABEL_1"]), are_numbers(["0", "1"]), are_numbers(["1", "2"])
+    >>> are_numbers(["LABEL_0", "LABEL_1"]), are_numbers(["1", "0"]), are_numbers(["class 0", "class 1"])
     (True, True, False)
     """
-    return list(names) in ([f"LABEL_{label}" for label in range(len(names))], list(map(str, range(len(names)))))
+    return _numbered(names)[0] in ("", "label")
+
+
+def order_by_number(theirs: Sequence[str], ours: Sequence[str]) -> tuple[int, ...]:
+    """For each class of `ours` its label among as many of `theirs`, where names cannot be matched.
+
+    By the numbers that names end with, so that "10" does not come before "2"; names without stand in their order.
+
+    >>> order_by_number(["LABEL_0", "LABEL_1"], ["class 2", "class 1"])
+    (1, 0)
+    """
+    label_at = {place: label for label, place in enumerate(_numbered(theirs)[1])}
+    return tuple(label_at[place] for place in _numbered(ours)[1])
+
+
+def _numbered(names: Sequence[str]) -> tuple[str | None, Sequence[int]]:
+    """What all names begin with, where the rest numbers them from 0 or 1, else None; and the place of each, from 0."""
+    found = [re.fullmatch(r"(.*?)[\s_-]*([0-9]{1,9})", name.casefold().strip()) for name in names]
+    parts = [(each[1], int(each[2])) for each in found if each is not None]
+    first = min((number for _, number in parts), default=0)
+    if len({prefix for prefix, _ in parts}) != 1 or first > 1:
+        return None, range(len(names))
+    places = [number - first for _, number in parts]
+    if sorted(places) != list(range(len(names))):
+        return None, range(len(names))
+    return parts[0][0], places
 
 
 def _loose(name: str) -> str:

@@ -28,9 +28,10 @@ from fedelta.tuning.lanes import Lanes, Wrapper, lane_parameter
 _CHANNEL_AXES: dict[type[nn.Module], int] = {
     nn.Linear: -1,
     nn.LayerNorm: -1,
-    nn.Conv2d: 1,
-    nn.BatchNorm2d: 1,
-    nn.GroupNorm: 1,
+    **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), 1),
+    **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), 1),
+    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm), 1),
+    **dict.fromkeys((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), 1),
 }
 # Layers of transformers that add their bias last, on the last axis.
 _ADDED_LAST = frozenset({
@@ -117,7 +118,8 @@ class LaneBias(Wrapper):
     def forward(self, x: Tensor) -> Tensor:
         """Whatever the frozen layer takes and gives, the bias of each lane added."""
         y: Tensor = self.base(x)
-        bias_KC = self.lanes.used(self.bias)
-        axes = [1] * y.dim()
-        axes[self.channel_axis] = -1
+        bias_KC, axes = self.lanes.used(self.bias), [1] * y.dim()
+        own = bias_KC.shape[1:]  # a layer norm over several axes has them all
+        first = self.channel_axis % y.dim() + 1 - len(own)
+        axes[first : first + len(own)] = own
         return (self.lanes.split(y) + bias_KC.view(self.lanes.active, *axes)).view(y.shape)

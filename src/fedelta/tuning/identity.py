@@ -50,9 +50,11 @@ def unlike(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 def _frozen(backbone: Backbone, tuned: Collection[str]) -> Iterator[tuple[str, Tensor]]:
     """Name in the untouched model and tensor, of what no method tunes."""
     kept = backbone.module.state_dict().keys() - set(tuned)  # without buffers that no file holds
+    # Tied weights have several names, of which one is tuned.
+    own_tensors = {id(tensor) for name, tensor in backbone.module.named_parameters() if name in tuned}
     for own, (now, module) in untouched(backbone.module).items():
         for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-            if f"{now}.{name}".lstrip(".") in kept:
+            if f"{now}.{name}".lstrip(".") in kept and id(tensor) not in own_tensors:
                 yield f"{own}.{name}", tensor
 
 

@@ -100,7 +100,7 @@ class LaneGroupNorm(LaneModule):
         self.bias = lane_parameter(lanes, layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[active * B, C, H, W] to the same shape."""
+        """[active * B, C, ...] to the same shape."""
         normed = functional.group_norm(x, self.num_groups, eps=self.eps)
         return _affine(self.lanes, normed, self.lanes.used(self.weight), self.lanes.used(self.bias))
 
@@ -122,7 +122,7 @@ def tune_norms(backbone: Backbone, lanes: Lanes) -> dict[str, TensorSpec]:
             if not (layer.affine and layer.track_running_stats):
                 raise ModelError(f"the batch norm `{now}` lacks weight and bias or running statistics; expected both.")
             replace(backbone.module, now, LaneBatchNorm(lanes, layer))
-        elif isinstance(layer, nn.GroupNorm):
+        elif isinstance(layer, nn.GroupNorm) and layer.affine:
             replace(backbone.module, now, LaneGroupNorm(lanes, layer))
         else:
             continue
@@ -152,7 +152,7 @@ def merge_norms(backbone: Backbone) -> None:
 
 
 def _affine(lanes: Lanes, x: Tensor, scale_AC: Tensor, shift_AC: Tensor) -> Tensor:
-    """`scale * x + shift` per lane and channel, for x [A * B, C, H, W]."""
-    x_ABCHW = lanes.split(x)
-    shift, scale = (each[:, None, :, None, None] for each in (shift_AC, scale_AC))
-    return torch.addcmul(shift, x_ABCHW, scale).to(x.dtype).view(x.shape)
+    """`scale * x + shift` per lane and channel, for x [A * B, C, ...]."""
+    x_ABC = lanes.split(x)
+    shift, scale = (each.view(len(each), 1, -1, *[1] * (x.dim() - 2)) for each in (shift_AC, scale_AC))
+    return torch.addcmul(shift, x_ABC, scale).to(x.dtype).view(x.shape)
