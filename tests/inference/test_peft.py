@@ -319,8 +319,9 @@ def test_stock_prompt_tuning_is_refused(checkpoint, tmp_path):
     # It is another method than ours: prompts stand in front and get position embeddings.
     config = peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2)
     peft.get_peft_model(base_of("bert", checkpoint("bert")), config).save_pretrained(tmp_path)
-    with pytest.raises(AdapterError, match="`peft_type` is 'PROMPT_TUNING', expected 'LORA' or one of"):
+    with pytest.raises(AdapterError, match="`peft_type` is 'PROMPT_TUNING', expected 'LORA' or one of") as caught:
         read_adapter(tmp_path)
+    assert caught.value.hint.endswith("cannot be taken over; choose LoRA for a new one.")
 
 
 def test_pairs_in_the_head_are_refused_before_training(checkpoint, tmp_path):

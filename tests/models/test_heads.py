@@ -172,6 +172,16 @@ def test_numbers_of_the_data_stand_for_the_names_of_the_checkpoint(ours, tmp_pat
     assert "'kind a', 'kind b', 'kind k', 'kind l', 'kind c' and 7 more" in caplog.text
 
 
+def test_a_configuration_without_names_or_numbers_leaves_a_head_of_any_size(tmp_path: Path, caplog):
+    path = save_with("vit", tmp_path)
+    expected = logits(load(path, THEIRS))
+    config = json.loads((path / "config.json").read_text())
+    del config["id2label"], config["label2id"]
+    (path / "config.json").write_text(json.dumps(config | {"return_dict": False}))
+    assert torch.equal(logits(load(path, THEIRS)), expected)
+    assert "its classes ('LABEL_0', 'LABEL_1', 'LABEL_2') taken for those of the data" in caplog.text
+
+
 def test_the_head_of_a_regression_stays(tmp_path: Path, caplog):
     path = save_with("vit", tmp_path, ("score",))
     backbone = build(ModelSource(source=str(path)), (), seed=0, task=Regression())

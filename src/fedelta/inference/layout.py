@@ -38,6 +38,9 @@ _PREFIX = "base_model.model."
 _OWN_PREFIX = "FEDELTA_"
 _MERGE = "fold it into the base model with PEFT's `merge_and_unload()`"
 
+# Kinds that cannot be folded into a base model.
+_TOKENS = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "ADAPTION_PROMPT", "CPT")
+
 # Fields of `LoraConfig` that cannot change what a trained pair computes: where the pairs are and
 # how large (the keys and shapes say it), how they began, how they were trained, and parameters of variants.
 _NO_EFFECT = frozenset({
@@ -103,7 +106,9 @@ def from_layout(
     if kind not in ("LORA", *own):
         raise AdapterError(
             f"{where}: `peft_type` is {kind!r}, expected 'LORA' or one of {listed(sorted(own), len(own))}.",
-            hint=f"{_MERGE}, save that, and give it as `model.source`.",
+            hint="adapters that put tokens in front of a text cannot be taken over; choose LoRA for a new one."
+            if kind in _TOKENS
+            else f"{_MERGE}, save that, and give it as `model.source`.",
         )
     params = {_name(key): tensor.float() for key, tensor in tensors.items()}
     if kind in own:

@@ -82,6 +82,8 @@ def match_head(module: PreTrainedModel, head: Head, axes: Mapping[str, int]) -> 
         Why the head had to be drawn anew, from the global generator; None where it is the checkpoint's.
     """
     theirs, ours = head.theirs, head.ours
+    if are_numbers(theirs) and len(theirs) != len(ours):
+        theirs = tuple(f"LABEL_{label}" for label in range(len(ours)))  # its configuration does not say how many
     tell = logger.warning if head.is_told else logger.debug
     order = order_of(theirs, ours)
     if order == tuple(range(len(ours))):

@@ -93,6 +93,7 @@ def build(
     check_family(config.model_type)
     head = Head(class_names_of(config), class_names, tells_head)
     _set_classes(config, class_names, task)
+    config.return_dict = True  # whatever it was saved with: outputs are read by name
     native = native_size(config)
     size = source.image_size or native or 224  # 224: what nearly every image classifier was trained at
     if config.model_type in FAMILIES:
