@@ -72,7 +72,14 @@ class Processor:
         Raises:
             ModelError: they have another shape, since the processor resizes nothing or keeps the aspect ratio.
         """
-        found = _pixels(_of_pixels(self.content), image)
+        try:
+            found = _pixels(_of_pixels(self.content), image)
+        except Exception as error:  # whatever the class makes of odd shapes: a side that is scaled to nothing
+            raise ModelError(
+                f"the checkpoint's image processor fails for an image of {image.shape[1]} x {image.shape[2]}: "
+                f"{error or type(error).__name__}",
+                hint=STRETCH,
+            ) from error
         if found.shape != (3, self.side, self.side):
             raise ModelError(
                 f"the checkpoint's image processor makes {found.shape[1]} x {found.shape[2]} pixels of an image of "
@@ -270,9 +277,12 @@ def _statistics(processor: PilBackend, followed: Processor, name: str) -> tuple[
             fields[key] = given * 3
     values = type(processor).from_dict(fields)
     noise = _noise(followed.side, followed.side)
-    ends = [_pixels(values, np.full_like(noise, level)).astype(np.float64) for level in (0, 255)]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ends = [_pixels(values, np.full_like(noise, level)).astype(np.float64) for level in (0, 255)]
     middle = ends[0].shape[-1] // 2  # what a crop adds at the edges is black
     black, white = (end[:, middle, middle] for end in ends)
+    if not np.isfinite([black, white]).all():
+        raise UnfollowableError(f"its {name} makes values that are not finite: is `image_std` zero?")
     if not (white > black).all():
         raise UnfollowableError(f"its {name} does not make white brighter than black")
     std = 1 / (white - black)
