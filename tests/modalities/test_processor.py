@@ -175,7 +175,6 @@ def test_a_model_of_one_channel_keeps_its_processor():
 
 
 UNFOLLOWED = {
-    "no deviation": ({"image_processor_type": "ViTImageProcessor", **SQUARE, "image_std": [0, 0, 0]}, "not finite"),
     "patches": ({"image_processor_type": "Siglip2ImageProcessor"}, "something else of an image than one image"),
     "a page": ({"image_processor_type": "DonutImageProcessor"}, "makes 2560 x 1920 pixels of an image"),
     "torchvision only": ({"image_processor_type": "PPLCNetImageProcessor"}, "no variant for Pillow"),
