@@ -8,7 +8,8 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from flwr_datasets.partitioner import DirichletPartitioner
+from datasets import Dataset
+from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from fedelta.data.partition import (
     Quantity,
 )
 from fedelta.errors import DataError
+from fedelta.seeds import stream
 
 EXAMPLES: dict[str, PartitionSettings] = {
     "iid": Iid(num_clients=7),
@@ -245,3 +247,13 @@ def global_generators() -> tuple[str, ...]:
 def num_labels(rows: dict[int, Tensor], labels: Tensor) -> float:
     """Mean number of labels of a client."""
     return sum(len(labels[of_client].unique()) for of_client in rows.values()) / len(rows)
+
+
+def test_equal_shares_are_those_of_flwr_datasets(labels):
+    order = torch.randperm(200, generator=stream(3, "partition", "order"))
+    theirs = IidPartitioner(7)
+    theirs.dataset = Dataset.from_dict({"row": order.tolist()})
+    ours = divide(Iid(num_clients=7), labels, None, seed=3)
+    assert [of_client.tolist() for of_client in ours.values()] == [
+        sorted(theirs.load_partition(client)["row"][:]) for client in range(7)
+    ]

@@ -123,6 +123,8 @@ def test_levels_of_folders_are_what_is_said(tmp_path, names, folders, classes, c
         (("train/a/1.wav", "train/b/2.wav", "val/b/3.wav"), 2, 1, ["no test set: 'val' is measured on"]),
         (("train/a/1.wav", "train/b/2.wav", "dev/a/3.wav", "test/b/4.wav", "test/b/5.wav"), 2, 2, []),
         (("x/train/a/1.wav", "x/train/b/2.wav", "x/test/a/3.wav"), 2, 1, ["`data.folders` = '*/split/label'"]),
+        (("training_set/a/1.wav", "training_set/b/2.wav", "test_set/b/3.wav"), 2, 1, []),
+        (("TrainData/a/1.wav", "TrainData/b/2.wav", "Test-Images/b/3.wav"), 2, 1, ["'split/label'"]),
     ],
 )  # fmt: skip
 def test_folders_of_splits_are_no_classes_and_what_is_odd_is_said(tmp_path, caplog, names, num_train, num_test, notes):
@@ -302,7 +304,7 @@ def test_a_table_beside_recordings_is_in_charge_of_them(tmp_path):
     assert (raw.modality.name, len(raw.train) + len(raw.test)) == ("audio", 6)
 
 
-def test_recordings_in_parquet_are_found_by_their_feature_or_their_name(tmp_path):
+def test_recordings_in_parquet_are_found_by_their_feature_their_bytes_or_their_name(tmp_path):
     cells = [{"bytes": WAV, "path": None}] * 6
     features = Features({"speech": Audio(), "word": ClassLabel(names=["x", "y"]), "note": Value("string")})
     rows = {"speech": cells, "word": [0, 1] * 3, "note": [""] * 6}
@@ -312,8 +314,12 @@ def test_recordings_in_parquet_are_found_by_their_feature_or_their_name(tmp_path
     plain.cast(features).to_parquet(tmp_path / "hub.parquet")
     raw = load(tmp_path / "hub.parquet")
     assert (raw.columns.input, raw.modality.name, raw.class_names) == ("speech", "audio", ("x", "y"))
+<<<<<<< HEAD
     # What the bytes begin with tells.
     assert load(tmp_path / "plain.parquet").modality.name == "audio"
+=======
+    assert load(tmp_path / "plain.parquet").modality.name == "audio"  # by their first bytes
+>>>>>>> b-data
     assert load(tmp_path / "plain.parquet", audio_column="speech").modality.name == "audio"
     torch.testing.assert_close(raw.train.targets.values.bincount(), torch.tensor([2, 2]))
 
@@ -329,3 +335,12 @@ def test_images_and_recordings_in_one_table_are_a_choice(tmp_path):
     with pytest.raises(DataError, match=r"could be it .'a', 'b'.; set `data.image_column`, `data.audio_column` or"):
         load(tmp_path / "d.parquet")
     assert load(tmp_path / "d.parquet", audio_column="b").modality.name == "audio"
+
+
+def test_what_speaks_of_the_data_above_the_classes_is_no_example(tmp_path):
+    names = [f"train/{label}/{index}.wav" for label in "ab" for index in range(2)]
+    files(tmp_path, *names, "README.md", "LICENSE", "train/labels.txt")
+    assert len(load(tmp_path).train) + len(load(tmp_path).test) == 4
+    (tmp_path / "train" / "a" / "notes.txt").touch()
+    with pytest.raises(DataError, match=r"1 problem in audio folder .*\n.*a/notes.txt' is no recording"):
+        load(tmp_path)

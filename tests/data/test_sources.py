@@ -122,6 +122,14 @@ def test_a_file_may_have_its_test_set_in_another_file(tmp_path):
     assert raw.test.targets.values.tolist() == [1, 0, 2]
 
 
+@pytest.mark.parametrize("kind", [pa.large_binary(), pa.binary_view()])
+def test_every_type_of_bytes_in_parquet_may_hold_images(kind, tmp_path):
+    content = image(tmp_path / "x.png").read_bytes()
+    columns = {"image": pa.array([content] * 6, kind), "label": pa.array([0, 1] * 3)}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    assert load(tmp_path / "a.parquet").modality.name == "image"
+
+
 def test_images_in_parquet_are_found_with_and_without_the_hubs_features(tmp_path):
     content = image(tmp_path / "x.png").read_bytes()
     cells = [{"bytes": content, "path": None}] * 4

@@ -14,6 +14,7 @@ from fedelta.data.split_names import chosen, kind_of, split_of_file
         (["TRAIN", "test"], "train", ["TRAIN"]),
         (["Training", "Testing"], "test", ["Testing"]),
         (["train", "dev"], "val", ["dev"]),
+        (["train_set", "TestData"], "test", ["TestData"]),
         (["train", "dev", "val"], "validation", ["dev", "val"]),
         (["cat", "dog"], "train", []),
         (["fold1", "fold2"], "fold1", ["fold1"]),
@@ -43,4 +44,4 @@ def test_the_name_of_a_file_may_speak_of_a_split(stem, found):
 
 
 def test_words_in_other_words_are_no_splits():
-    assert [kind_of(name) for name in ("trainer", "testimony", "value", "device")] == [None] * 4
+    assert [kind_of(name) for name in ("trainer", "testimony", "value", "device", "dataset")] == [None] * 5

@@ -214,3 +214,9 @@ def test_stretching_leaves_the_checkpoints_processor_aside():
     (found,) = stretched.examples([image := picture(90, 131)], 1)
     plain = image.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
     assert torch.equal(found["pixel_values"], next(stretched.examples([plain], 1))["pixel_values"])
+
+
+def test_an_image_too_thin_for_a_processor_is_refused_with_advice():
+    images = Images.from_preprocessor({"image_processor_type": "DonutImageProcessor", **SQUARE}, SIDE, 3)
+    with pytest.raises(ModelError, match=r'(?s)fails for an image of 1500 x 37.*"stretch"'):
+        images.examples([picture(1500, 37)], 1)

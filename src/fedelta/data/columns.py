@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 # Beginning of a type of numbers to what `Task.candidates` calls it.
 _NUMBERS = {"int": "integer", "uint": "integer", "float": "float", "double": "float", "half": "float"}
 
+# Types of bytes that writers of Parquet choose between.
+_BYTES = frozenset({"binary", "large_binary", "binary_view"})
+_TEXTS = frozenset({"string", "large_string", "string_view"})
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -137,9 +141,9 @@ def _kind_of(feature: object) -> FeatureKind | None:
             return "audio"
         case {"bytes": _}:
             return "bytes"
-    if feature == Value("binary"):
+    if isinstance(feature, Value) and feature.dtype in _BYTES:
         return "bytes"
-    return "text" if feature in (Value("string"), Value("large_string")) else None
+    return "text" if isinstance(feature, Value) and feature.dtype in _TEXTS else None
 
 
 def _expected() -> str:

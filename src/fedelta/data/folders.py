@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _PARQUET = ".parquet"  # may hold the files themselves
+# What stands beside the folders of classes and says something about them.
+_DOCUMENTS = frozenset({".md", ".txt", ".rst", ".pdf", ".html"})
+_DOCUMENT_NAMES = frozenset({"readme", "license", "licence", "citation.cff", "copying"})
 _METADATA = "metadata"  # a table of this name says what is in the files beside it
 
 
@@ -108,8 +111,12 @@ def read_folder(tree: Tree, modality: type[Modality], naming: Naming, *, passed_
         DataError: files that are of another kind, have no label, or do not match; names every problem.
     """
     files = [path for path in tree.files if path.suffix.lower() in modality.suffixes]
-    foreign = [path for path in tree.files if path.suffix.lower() not in modality.suffixes | passed_over]
     levels = _levels(tree, files, modality, naming)
+    foreign = [
+        path
+        for path in tree.files
+        if path.suffix.lower() not in modality.suffixes | passed_over and not _is_document(path, tree, levels)
+    ]
     problems = [
         f"{str(path)!r} is an empty folder"
         for path in tree.empty
@@ -148,6 +155,12 @@ def _levels(tree: Tree, files: Sequence[Path], modality: type[Modality], naming:
         return find_levels(places, known, needs_label=LABEL not in naming.fields)
     except DataError as error:
         raise DataError(f"{modality.name} folder {str(tree.root)!r}: {error.message}", hint=error.hint) from error
+
+
+def _is_document(path: Path, tree: Tree, levels: Sequence[str]) -> bool:
+    """Whether a file speaks of the data set: a README, a licence or a list above the folders of classes."""
+    above = LABEL in levels and len(tree.place(path)) <= levels.index(LABEL)
+    return above and (path.suffix.lower() in _DOCUMENTS or path.name.lower() in _DOCUMENT_NAMES)
 
 
 def _mismatches(paths: Sequence[Path], naming: Naming) -> list[str]:

@@ -15,14 +15,17 @@ _KINDS = {word: kind for kind, words in _WORDS.items() for word in words}
 _SHARD = r"(?:[-_. ]?\d+(?:-of-\d+)?)?"
 _WHOLE_NAME = re.compile(rf"({'|'.join(_KINDS)}){_SHARD}", re.IGNORECASE)
 
+_SET = re.compile(rf"({'|'.join(_KINDS)})(?:[-_. ]?(?:set|data|dataset|split|images))?", re.IGNORECASE)
+
 
 def kind_of(name: str) -> str | None:
     """One of "train", "validation" and "test"; None for what is no name of a split.
 
-    >>> kind_of("Training"), kind_of("dev"), kind_of("cat")
-    ('train', 'validation', None)
+    >>> kind_of("Training"), kind_of("dev"), kind_of("test_set"), kind_of("cat")
+    ('train', 'validation', 'test', None)
     """
-    return _KINDS.get(name.strip().casefold())
+    found = _SET.fullmatch(name.strip())
+    return None if found is None else _KINDS[found[1].casefold()]
 
 
 def chosen(names: Iterable[str], wanted: str) -> list[str]:

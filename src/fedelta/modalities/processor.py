@@ -72,7 +72,14 @@ class Processor:
         Raises:
             ModelError: they have another shape, since the processor resizes nothing or keeps the aspect ratio.
         """
-        found = _pixels(_of_pixels(self.content), image)
+        try:
+            found = _pixels(_of_pixels(self.content), image)
+        except Exception as error:  # whatever the class makes of odd shapes: a side that is scaled to nothing
+            raise ModelError(
+                f"the checkpoint's image processor fails for an image of {image.shape[1]} x {image.shape[2]}: "
+                f"{error or type(error).__name__}",
+                hint=STRETCH,
+            ) from error
         if found.shape != (3, self.side, self.side):
             raise ModelError(
                 f"the checkpoint's image processor makes {found.shape[1]} x {found.shape[2]} pixels of an image of "
