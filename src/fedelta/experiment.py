@@ -7,7 +7,6 @@ once its checkpoint, which is written last, is there.
 from __future__ import annotations
 
 import copy
-import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -31,7 +30,7 @@ from fedelta.federation.rounds import federate
 from fedelta.inference.adapter import Adapter, read_adapter, write_adapter
 from fedelta.inference.costs import costs_of
 from fedelta.inference.directory import OWN
-from fedelta.inference.own import read_own
+from fedelta.inference.own import read_own, refuse_other_own
 from fedelta.inference.predict import Predictor, fill
 from fedelta.inference.predictions import table_of
 from fedelta.modalities.settings import Preparation
@@ -255,8 +254,8 @@ class Experiment:
                 }
             ),
         }
-        origin = replace(self._origin, files={name: _digest(text.encode()) for name, text in files.items()})
-        logs = {rundir.ROUNDS: Mark(0, _digest(b"")), rundir.LEDGER: Mark(len(opening), _digest(opening))}
+        origin = replace(self._origin, files={name: Mark.of(text.encode()).digest for name, text in files.items()})
+        logs = {rundir.ROUNDS: Mark.of(b""), rundir.LEDGER: Mark.of(opening)}
         return {
             rundir.CONFIG: config.to_toml({"tuning": tuning}),
             rundir.ENVIRONMENT: to_json(environment(), indent=2),
@@ -280,10 +279,6 @@ class _Logs:
     run: RunDirectory
     ledger: Ledger
     seals: Mapping[str, Seal]
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 def evaluate_adapter(
@@ -310,8 +305,7 @@ def evaluate_adapter(
         run = RunDirectory.open(path)
         if adapter is None:
             run.refuse_unfinished()
-        # Another adapter than the run's own has nothing to do with what its clients keep.
-        kept_by = run if adapter is None else None
+        kept_by = run if adapter is None else None  # another adapter has nothing to do with what its clients keep
         # The adapter that the run started from may be gone; its own is all that is needed.
         path, adapter, overrides = run.config, adapter or run.adapter, [*_WITHOUT_ADAPTER, *overrides]
     loaded = load_config(path, overrides)
@@ -345,11 +339,11 @@ def _checked(run: RunDirectory, config: Config, model: TunedModel, data: Federat
     """
     checkpoint, own = load(run.checkpoint), load_config(run.config, _WITHOUT_ADAPTER)
     refuse_other_adapter(run.adapter, checkpoint.params, model.params)
+    refuse_other_own(run.adapter / OWN, checkpoint.origin)
     inputs = dict(model.identity) if config.model == own.model else {}
     same_data = all(getattr(config, key) == getattr(own, key) for key in ("seed", "data", "partition", "task"))
     inputs |= evaluated(data) if same_data else {}
-    settings = settings_of(own.to_table())
-    check_origin(run.path, checkpoint, Origin(settings, inputs), config)
+    check_origin(run.path, checkpoint, Origin(settings_of(own.to_table()), inputs), config)
     return checkpoint
 
 

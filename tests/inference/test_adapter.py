@@ -340,7 +340,7 @@ DAMAGES = {
     "cut tensors": (lambda path: os.truncate(path / "adapter_model.safetensors", 300), "is damaged"),
     "empty file": (lambda path: (path / "adapter_model.safetensors").write_bytes(b""), "is damaged"),
     "no tensor": (lambda path: change_tensors(path, **dict.fromkeys((A, B, HEAD))), "holds no tensors"),
-    "one bit": (lambda path: flip_last_bit(path / "adapter_model.safetensors"), "its SHA-256 is another"),
+    "one bit": (lambda path: flip_last_bit(path / "adapter_model.safetensors"), "its digest is another"),
     "NaN": (lambda path: change_tensors(path, **{A: torch.full((2, 3), torch.nan)}), "NaN or infinity in 1 tensors"),
     "integers": (lambda path: change_tensors(path, **{A: torch.ones(2, 3).char()}), "no floating-point numbers"),
     "half a pair": (lambda path: change_tensors(path, **{B: None}), "q_proj.lora_A` lacks its `lora_B`"),
