@@ -55,7 +55,16 @@ def write(name: str, content: bytes) -> Callable[[Path], None]:
     return lambda run: (run / name).write_bytes(content)
 
 
+def directory(name: str) -> Callable[[Path], None]:
+    def put(run: Path) -> None:
+        (run / name).unlink(missing_ok=True)
+        (run / name).mkdir()
+
+    return put
+
+
 ALL = tuple(COMMANDS)
+DEEP = b"[" * 99_999
 NEEDS_CONFIG = ("resume", "evaluate", "personalize", "report")
 NEEDS_CHECKPOINT = ("resume", "evaluate", "personalize")
 FINISHED = ("evaluate", "personalize", "predict", "export")
@@ -71,6 +80,14 @@ FAULTS: dict[str, tuple[str, Callable[[Path], None], tuple[str, ...], str]] = {
     "rounds of an older version": ("done", older_rounds, ("resume", "report"), checkpoint.OTHER_VERSION),
     "a damaged configuration": ("done", write("config.toml", b"seed = "), NEEDS_CONFIG, ""),
     "a damaged log": ("done", write("rounds.jsonl", b"[\n"), ("resume", "report"), ""),
+    "a log that is too deep": ("done", write("rounds.jsonl", DEEP + b"\n"), ("resume", "report"), "from a copy"),
+    "a file that is too deep": ("done", write("partition.json", DEEP), ("report",), "from a copy"),
+    "sizes that are words": ("done", write("model.json", b'{"total_parameters": "1"}'), ("report",), ""),
+    "a directory instead of a log": ("done", directory("rounds.jsonl"), NEEDS_CONFIG, "move them out of it"),
+    "a directory instead of times": ("done", directory("timings.jsonl"), NEEDS_CONFIG, "move them out of it"),
+    "a directory instead of a result": ("done", directory("summary.json"), NEEDS_CONFIG, "move them out of it"),
+    "a directory instead of a table": ("done", directory("confusion.json"), NEEDS_CONFIG, "move them out of it"),
+    "a directory instead of a page": ("done", directory("personalization.json"), NEEDS_CONFIG, "move them out of it"),
     "a damaged adapter": (
         "done", write("adapter/adapter_model.safetensors", b"x"), ("evaluate", "predict", "export"), "copy the adapter"
     ),

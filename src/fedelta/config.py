@@ -30,7 +30,7 @@ from fedelta.models.source import ModelSource
 from fedelta.runtimes.simulation import SimulationSettings
 from fedelta.runtimes.stability import Stability
 from fedelta.settings import Context, Settings
-from fedelta.settings.base import Table, out_of_bounds, problems_of
+from fedelta.settings.base import Table, out_of_bounds, problems_of, without_none
 from fedelta.settings.explain import explain, unknown_key
 from fedelta.settings.override import override
 from fedelta.strategies import AnyLocalRule, AnyStrategy
@@ -86,7 +86,7 @@ class Config(Settings):
         """
         written = {name: setting.model_dump(mode="json") for name, setting in instead.items()}
         # TOML has no null: a key that is None is left out, and reading gives it its default, which is None.
-        return dict(_without_none(self.model_dump(mode="json") | written))
+        return dict(without_none(self.model_dump(mode="json") | written))
 
     def to_toml(self, instead: Mapping[str, Settings] = MappingProxyType({})) -> str:
         """The text of `to_table`; `load_config` reads it back to an equal configuration."""
@@ -180,11 +180,3 @@ def _read_sections(table: Table) -> tuple[Table, list[str]]:
             problems += explain(error.errors(), key, value, Config)
     missing = [key for key, field in Config.model_fields.items() if field.is_required() and key not in table]
     return sections, problems + [f"section `[{key}]` is missing" for key in missing]
-
-
-def _without_none(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_none(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [_without_none(item) for item in value]
-    return value

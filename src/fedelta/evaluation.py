@@ -13,7 +13,7 @@ from fedelta.data.batches import FederatedData
 from fedelta.errors import ModelError
 from fedelta.inference.adapter import read_adapter
 from fedelta.inference.directory import OWN
-from fedelta.inference.own import read_own
+from fedelta.inference.own import read_own, refuse_other_own
 from fedelta.inference.predictions import table_of
 from fedelta.modalities.settings import Preparation
 from fedelta.results.checkpoint import Checkpoint, load
@@ -81,6 +81,7 @@ def _checked(run: RunDirectory, config: Config, model: TunedModel, data: Federat
     """
     checkpoint, own = load(run.checkpoint), load_config(run.config, WITHOUT_ADAPTER)
     refuse_other_adapter(run.adapter, checkpoint.params, model.params)
+    refuse_other_own(run.adapter / OWN, checkpoint.origin)
     inputs = dict(model.identity) if config.model == own.model else {}
     same_data = all(getattr(config, key) == getattr(own, key) for key in ("seed", "data", "partition", "task"))
     inputs |= evaluated(data) if same_data else {}

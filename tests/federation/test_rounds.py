@@ -190,6 +190,24 @@ FAULTS = {
 }
 
 
+class Unreadable(dict[str, float]):
+    """Fails when it is looked at, as a proxy of something far away may."""
+
+    def __repr__(self) -> str:
+        raise OSError("gone")
+
+    def get(self, key: str, default: object = None) -> float:
+        raise KeyError(key)
+
+
+def deep() -> list[Any]:
+    nested: list[Any] = []
+    for _ in range(100_000):
+        nested = [nested]
+    return nested
+
+
+DEEP = deep()
 BADLY_TYPED = {
     **{
         f"{value!r:.12} examples": ({"num_examples": value}, f"the client claims {value!r} examples, expected a whole")
@@ -219,8 +237,15 @@ BADLY_TYPED = {
     "a fault without words": ({"fault": Fault(None)}, "the client's fault is Fault(reason=None"),
     **{
         f"a time of {value!r}": ({"simulated_seconds": value}, f"the client's simulated time is {value!r} s, expected")
-        for value in ("3", math.nan, math.inf)
+        for value in ("3", math.nan, math.inf, -1.0)
     },
+    "metrics that nest too deep to be shown": ({"metrics": DEEP}, "the client's metrics are a value of type `list`"),
+    "a loss that nests too deep": ({"metrics": {"train_loss": DEEP}}, "the client's metric `train_loss` is a value of"),
+    "a loss of more digits than Python prints": (
+        {"metrics": {"train_loss": 10**9999}}, "the client's metric `train_loss` is a value of type `int`"
+    ),
+    "examples that cannot be shown": ({"num_examples": Unreadable()}, "the client claims a value of type `Unreadable`"),
+    "metrics that cannot be read": ({"metrics": Unreadable()}, "the client's reply cannot be read: KeyError"),
 }  # fmt: skip
 
 
@@ -246,6 +271,8 @@ def test_a_badly_typed_reply_is_the_rejection_of_its_client_and_not_the_end(fiel
     ("came", "told"),
     [
         *((replace(reply(1), client_id=key), f"the client id {key!r}") for key in ("1", None, True, 1.0, b"1", (1,))),
+        (replace(reply(1), client_id=10**9999), "the client id a value of type `int`"),
+        (replace(reply(1), client_id=2**63), f"the client id {2**63}"),
         (None, "<class 'NoneType'>"),
         ({"client_id": 1}, "<class 'dict'>"),
         (b"FDLT", "<class 'bytes'>"),
@@ -265,6 +292,11 @@ def test_whole_numbers_of_numpy_are_whole_numbers():
     [outcome] = outcomes(federation(lambda plan: [reply(0), other, reply(2)]))
     assert (outcome.num_examples, outcome.rejections) == (40, ())
     assert json.loads(to_json(outcome.claimed)) == {"0": 10, "1": 20, "2": 10}
+
+
+def test_a_time_of_numpy_can_be_written():
+    [outcome] = outcomes(federation(lambda plan: [replace(reply(1), simulated_seconds=np.int8(3)), reply(0), reply(2)]))
+    assert json.loads(to_json(round_record(outcome, 0, Measure("loss_nats", "loss"))))["simulated_seconds"] == 3.0
 
 
 def test_a_long_reason_is_cut():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,9 +17,11 @@ from fedelta.federation.records import Rejection
 from fedelta.results import history
 from fedelta.results.drawing import to_png
 from fedelta.results.history import read_histories
+from fedelta.results.ledger import Ledger
 from fedelta.results.plots import MAX_GROUPS, bytes_by_group, loss_by_round, measure_by_round
 from fedelta.results.report import measure_figure, write_report
 from fedelta.results.rundir import RunDirectory
+from fedelta.results.runlog import summary
 from fedelta.tasks.base import Measure
 from fedelta.tasks.classification import Classification
 
@@ -290,6 +293,9 @@ def errors(tmp_path, monkeypatch) -> Path:
     for record, error in zip(records, (3.0, 1.5, 2.0), strict=True):
         record |= {"measures": {"mae": error, "mse": error**2}, "train_mse": record.pop("train_loss_nats")}
     run.rounds.append(records)
+    kept = json.loads(run.summary.read_text())
+    sizes = {key: kept[key] for key in ("tuned_parameters", "total_parameters")}
+    run.write_summary(summary(records, run.timings.read(), Ledger.read(run.ledger), MAE, sizes))
     return run.path
 
 

@@ -281,6 +281,10 @@ FILES: dict[str, tuple[Callable[[Path, Path], None], str]] = {
         lambda run, other: shutil.copy(other / "checkpoint" / "state.safetensors", run / "checkpoint"),
         "ledger.jsonl' is not as the run wrote it up to round 2",
     ),
+    "a loss in the summary": (
+        lambda run, other: edit(run / "summary.json", '"final_loss_nats": ', '"final_loss_nats": 1'),
+        "`final_loss_nats` is 1",
+    ),
     "a damaged checkpoint": (
         lambda run, other: (run / "checkpoint" / "state.safetensors").write_bytes(b"nothing"),
         "it was truncated or damaged",
@@ -333,6 +337,37 @@ ADAPTERS = {
         AdapterError,
     ),
 }
+
+
+OWN = {
+    "lost": (lambda path: path.unlink(), "tuning.name.*class names"),
+    "without anything": (lambda path: path.write_text("{}"), "tuning.name.*class names"),
+    "with classes in another order": (
+        lambda path: path.write_text(
+            path.read_text().replace('"cat"', '"x"').replace('"dog"', '"cat"').replace('"x"', '"dog"')
+        ),
+        "(wrote into it: class names$|tensors are not those of the run)",  # whichever is noticed first
+    ),
+    "with another scale": (
+        lambda path: edit(path, '"lora_alpha": 16.0', '"lora_alpha": 17.0'), "wrote into it: tuning.lora_alpha$"
+    ),
+    "with another seed": (lambda path: edit(path, '"seed": 3', '"seed": 4'), "wrote into it: seed$"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "message"), OWN.values(), ids=OWN)
+def test_a_changed_fedelta_json_in_a_run_directory_is_refused(change, message: str, place: Path):
+    change(place / "config-done" / "adapter" / "fedelta.json")
+    for use in (evaluate, predict):
+        with pytest.raises(InputError, match=re.compile(message, re.MULTILINE)):
+            use(place, "config")
+
+
+def test_another_scale_in_adapter_config_is_refused(place: Path):
+    edit(place / "config-done" / "adapter" / "adapter_config.json", '"lora_alpha": 16.0', '"lora_alpha": 160.0')
+    for use in (evaluate, predict):
+        with pytest.raises(InputError, match=r"`adapter_config.json` is not as the run wrote it"):
+            use(place, "config")
 
 
 @pytest.mark.parametrize(("change", "message", "error"), ADAPTERS.values(), ids=ADAPTERS)

@@ -14,7 +14,7 @@ from torch import tensor
 
 from fedelta.aggregation.base import Update
 from fedelta.aggregation.means import Clipped, Uniform, Weighted
-from fedelta.aggregation.robust import Median
+from fedelta.aggregation.robust import Median, Trimmed
 from fedelta.aggregation.table import AnyMean
 from fedelta.codecs.cast import Cast
 from fedelta.codecs.wire import decode
@@ -25,7 +25,7 @@ from fedelta.federation.rounds import Standing, federate
 from fedelta.params import Params
 from fedelta.seeds import stream
 from fedelta.strategies import windows
-from fedelta.strategies.base import State
+from fedelta.strategies.base import Combined, State
 from fedelta.strategies.fedavg import FedAvg
 from fedelta.strategies.fedlama import FedLama
 from fedelta.strategies.fedlama_auto import FedLamaAuto
@@ -194,6 +194,22 @@ def test_a_group_that_one_client_sends_keeps_its_last_discrepancy():
     torch.testing.assert_close(after["unit_discrepancy"], tensor([0.01, 0.5, 16.0]).double())
     assert after["num_measured"].tolist() == [1, 3, 1]
     assert after["num_syncs"].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("mean", [Median(), Trimmed(fraction=0.2)])
+def test_a_group_that_too_few_send_for_the_mean_keeps_its_last_discrepancy(mean: AnyMean):
+    # Of b two values come, of which such a mean makes nothing.
+    strategy = FedLama(phi=1, num_rounds=9, clients_per_round=3, tau=1, mean=mean)
+    sent = [Update(client, 1, {n: torch.full_like(v, 1.0 * client) for n, v in START.items()}) for client in (0, 1, 2)]
+    del sent[2].delta["b"]
+    before = with_intervals(1, 1, 1, unit_discrepancy=tensor([0.0, 0.5, 0.0]).double(), num_measured=tensor([0, 3, 0]))
+    plan = strategy.plan(before, 1, range(3), SPEC, stream(0))
+    mean_of_others = {"a": tensor(1.0), "c": torch.ones(4)}
+    combined = Combined(mean_of_others, (0, 1, 2), tuple(sent))
+    _, after = strategy.update(before, START, plan, combined, SPEC)
+    # Of the distances 1, 0 and 1 of three clients that in the middle.
+    torch.testing.assert_close(after["unit_discrepancy"], tensor([1.0, 0.5, 1.0]).double())
+    assert after["num_measured"].tolist() == [1, 3, 1]
 
 
 def test_a_group_of_which_nothing_is_known_keeps_its_interval_and_counts_as_the_worst():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 
 from fedelta.assembly.model import TunedModel
@@ -13,12 +12,18 @@ from fedelta.data.digests import digests_of
 from fedelta.federation.tiers import Tiers
 from fedelta.params import bytes_of
 from fedelta.results.checkpoint import Checkpoint
-from fedelta.results.origin import Origin, other_inputs, other_settings, refuse, settings_of
+from fedelta.results.origin import (
+    CLASS_NAMES,
+    Origin,
+    digest_of_names,
+    other_inputs,
+    other_settings,
+    refuse,
+    settings_of,
+)
 
 
-def origin_of(
-    config: Config, model: TunedModel, data: FederatedData, tiers: Tiers | None, files: Mapping[str, str] | None = None
-) -> Origin:
+def origin_of(config: Config, model: TunedModel, data: FederatedData, tiers: Tiers | None) -> Origin:
     """What a run of `config` begins with.
 
     Args:
@@ -26,17 +31,14 @@ def origin_of(
         model: with the tuning method that is really used.
         data: of all clients.
         tiers: of all clients; they may come from a file.
-        files: name to content of those files of the run directory that never change.
     """
     inputs = {**model.identity, **evaluated(data), **trained_on(data, tiers)}
-    contents = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in (files or {}).items()}
-    return Origin(settings_of(config.to_table({"tuning": model.tuning})), inputs, contents)
+    return Origin(settings_of(config.to_table({"tuning": model.tuning})), inputs)
 
 
 def evaluated(data: FederatedData) -> dict[str, str]:
     """Digests of what a model is measured on."""
-    names = hashlib.sha256(repr(data.class_names).encode()).hexdigest()
-    return {"class names": names, **digests_of(data.test, "test")}
+    return {CLASS_NAMES: digest_of_names(data.class_names), **digests_of(data.test, "test")}
 
 
 def trained_on(data: FederatedData, tiers: Tiers | None) -> dict[str, str]:

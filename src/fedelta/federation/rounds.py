@@ -7,22 +7,19 @@ taken in ascending client id, so that no result depends on their order of arriva
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from numbers import Integral
 from statistics import median
 from tempfile import SpooledTemporaryFile
-from typing import IO, Any, NamedTuple, get_args
-
-import numpy as np
+from typing import IO, NamedTuple
 
 from fedelta.aggregation.base import Aggregation, Update
 from fedelta.codecs.wire import decode, encode
 from fedelta.errors import PayloadError, RoundError, SpecError
 from fedelta.federation.base import Federation, Runtime, Standing, too_few
-from fedelta.federation.records import LOST, Cause, Claim, Fault, Rejection, Reply, RoundOutcome, Transfer
+from fedelta.federation.records import LOST, Claim, Rejection, Reply, RoundOutcome, Transfer
+from fedelta.federation.replies import shown, well_formed, whole
 from fedelta.params import Params, ParamSpec, add, is_finite, norm, select
 from fedelta.seeds import stream
 from fedelta.strategies.base import Combined, RoundPlan, State
@@ -30,8 +27,6 @@ from fedelta.tasks.base import Evaluation
 
 # Payloads beyond this wait in a file: a cohort of whole models need not fit into memory.
 _WAITING_BYTES = 256 * 2**20
-_LARGEST_FLOAT32 = 3.4028234663852886e38
-_MAX_REASON = 500  # characters; a reason may come from anywhere
 _CALM_DOWN = "lower `client.lr` or `strategy.server_lr`."
 
 
@@ -184,13 +179,14 @@ class _Intake:
 
     def take(self, reply: object, waiting: _Waiting) -> None:
         """A reply has come, or what a runtime takes for one."""
-        if not isinstance(reply, Reply) or (client_id := _whole(reply.client_id)) is None:
-            named = (
-                f"a reply under the client id {reply.client_id!r}" if isinstance(reply, Reply) else repr(type(reply))
-            )
-            self._strange.append(named[:_MAX_REASON])
+        if not isinstance(reply, Reply):
+            self._strange.append(shown(type(reply)))
             return
-        reply = _well_formed(reply, client_id)
+        client_id = whole(reply.client_id)
+        if client_id is None or abs(client_id) >= 2**63:
+            self._strange.append(f"a reply under the client id {shown(reply.client_id)}")
+            return
+        reply = well_formed(reply, client_id)
         if reply.simulated_seconds is not None:
             self.simulated_seconds = max(self.simulated_seconds or 0.0, reply.simulated_seconds)
         if client_id in self._plan.upload:
@@ -271,66 +267,6 @@ class _Intake:
     def _transferred(self, client_id: int, num_bytes: int, groups: Mapping[str, int]) -> None:
         if num_bytes:
             self.transfers.append(Transfer(self._plan.round, client_id, "up", num_bytes, groups))
-
-
-def _well_formed(reply: Reply, client_id: int) -> Reply:
-    """`reply` with values of the types that it promises; with a fault where they are others."""
-    is_bytes = isinstance(reply.payload, bytes | bytearray | memoryview)
-    payload = bytes(reply.payload) if is_bytes else b""
-    fault = reply.fault
-    problem = _badly_typed(reply)
-    if problem is None and fault is not None:
-        fault = replace(fault, reason=fault.reason[:_MAX_REASON])
-    elif problem is not None:
-        fault = Fault(problem[:_MAX_REASON])
-    if fault is not None:
-        seconds = None if problem else reply.simulated_seconds
-        return Reply(client_id, 0, payload, fault=fault, simulated_seconds=seconds)
-    loss = float(reply.metrics["train_loss"])
-    return replace(reply, client_id=client_id, num_examples=int(reply.num_examples), metrics={"train_loss": loss})
-
-
-def _badly_typed(reply: Reply) -> str | None:
-    """What is wrong with the values of a reply, whatever their types are; None if nothing is."""
-    fault: object = reply.fault
-    seconds: object = reply.simulated_seconds
-    metrics: object = reply.metrics
-    payload: object = reply.payload
-    if fault is not None and not (
-        isinstance(fault, Fault) and isinstance(fault.reason, str) and fault.cause in get_args(Cause)
-    ):
-        return f"the client's fault is {fault!r}, expected a `Fault`"
-    if seconds is not None and not _is_finite(seconds):
-        return f"the client's simulated time is {seconds!r} s, expected a finite number"
-    if not isinstance(payload, bytes):
-        return f"the client's payload is of type `{type(payload).__name__}`, expected bytes"
-    if fault is not None:
-        return None
-    num_examples = _whole(reply.num_examples)
-    if num_examples is None:
-        return f"the client claims {reply.num_examples!r} examples, expected a whole number"
-    if not 1 <= num_examples < 2**63:
-        shown = num_examples if abs(num_examples) < 2**63 else "a number beyond 64 bits of"
-        return f"the client claims {shown} examples, expected at least 1"
-    if not isinstance(metrics, Mapping):
-        return f"the client's metrics are {metrics!r}, expected numbers by name"
-    loss = metrics.get("train_loss", math.nan)
-    if not _is_finite(loss):
-        return f"the client's metric `train_loss` is {loss!r:.40}, expected a finite number"
-    return None
-
-
-def _whole(value: object) -> int | None:
-    """A whole number as such; None for anything else, truth values among it."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        return None
-    return int(value)
-
-
-def _is_finite(value: Any) -> bool:  # Any: whatever a runtime gives
-    """Whether `value` is a number that float32 can hold."""
-    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    return is_number and bool(np.abs(value) <= _LARGEST_FLOAT32)
 
 
 def _open(federation: Federation, plan: RoundPlan, reply: Reply) -> tuple[Update, dict[str, int]]:

@@ -112,9 +112,10 @@ def write_adapter(directory: Path, adapter: Adapter, anatomy: Anatomy, card: Map
     has_weights = bool(adapter.base) and (
         adapter.model is None or (adapter.model.pretrained and adapter.model.batch_norm != "group")
     )
+    described = to_json(dict(sorted(config.items())), indent=2) + "\n"
     contents: dict[str, str | bytes] = {
         WEIGHTS: weights,
-        CONFIG: to_json(dict(sorted(config.items())), indent=2) + "\n",
+        CONFIG: described,
         CARD: render(
             adapter.tuning.model_dump(mode="json")["name"],
             adapter.base,
@@ -123,14 +124,14 @@ def write_adapter(directory: Path, adapter: Adapter, anatomy: Anatomy, card: Map
             has_weights=has_weights,
             preparation=adapter.preparation,
         ),
-        OWN: _own(adapter, weights).to_json(),
+        OWN: _own(adapter, weights, described).to_json(),
     }
     if adapter.preparation.processor is not None:
         contents[PROCESSOR] = to_json(adapter.preparation.processor, indent=2) + "\n"
     replace_directory(target, contents)
 
 
-def _own(adapter: Adapter, weights: bytes) -> Own:
+def _own(adapter: Adapter, weights: bytes, config: str) -> Own:
     return Own(
         fedelta_version=__version__,
         tuning=adapter.tuning.model_dump(mode="json"),
@@ -141,6 +142,7 @@ def _own(adapter: Adapter, weights: bytes) -> Own:
         **dict(adapter.preparation),
         identity=dict(adapter.identity),
         weights_sha256=hashlib.sha256(weights).hexdigest(),
+        config_sha256=hashlib.sha256(config.encode()).hexdigest(),
     )
 
 

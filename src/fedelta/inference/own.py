@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from fedelta.errors import AdapterError
 from fedelta.modalities.settings import AudioSettings, Preparation, Resize
 from fedelta.models.source import ModelSource
 from fedelta.results.files import to_json
+from fedelta.results.origin import Origin, other_words, refuse
 from fedelta.settings import Settings
+from fedelta.settings.base import without_none
 from fedelta.tasks.table import AnyTask
 
 
@@ -33,6 +36,7 @@ class Own(Settings):
         value_range: of images of more than 8 bits, what became black and what became white.
         identity: which base model it was made for (`tuning/identity.py`); nothing where the writer did not say.
         weights_sha256: of the file with the tensors, "" likewise.
+        config_sha256: of `adapter_config.json`, by which a run knows its own; elsewhere that may be edited.
     """
 
     fedelta_version: str = ""
@@ -48,6 +52,7 @@ class Own(Settings):
     value_range: tuple[FiniteFloat, FiniteFloat] | None = None
     identity: dict[str, str] = Field(default_factory=dict)
     weights_sha256: str = ""
+    config_sha256: str = ""
 
     @property
     def preparation(self) -> Preparation:
@@ -79,6 +84,19 @@ def read_own(path: Path) -> Own:
             f"{str(path)!r} cannot be used:{explained(error)}",
             hint=f"write the adapter anew, or read it with the version that wrote it; this is {__version__}.",
         ) from error
+
+
+def refuse_other_own(path: Path, origin: Origin) -> None:
+    """Refuses a `fedelta.json` at `path`, in a run directory, or its neighbour, that is not what the run wrote.
+
+    Raises:
+        CheckpointError: it says something else, or nothing.
+    """
+    own, config = read_own(path), path.with_name("adapter_config.json")
+    problems = other_words(origin, {"seed": own.seed, "tuning": without_none(own.tuning or {})}, own.class_names or ())
+    if not problems and hashlib.sha256(config.read_bytes()).hexdigest() != own.config_sha256:
+        problems.append(f"`{config.name}` is not as the run wrote it")
+    refuse(f"adapter {str(path.parent)!r}", problems)
 
 
 def explained(error: ValidationError) -> str:

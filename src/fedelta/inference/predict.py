@@ -25,7 +25,7 @@ from fedelta.inference.anytime import (
 )
 from fedelta.inference.directory import OWN
 from fedelta.inference.layout import is_pair
-from fedelta.inference.own import read_own
+from fedelta.inference.own import read_own, refuse_other_own
 from fedelta.inference.translate import placed
 from fedelta.modalities.settings import AudioSettings
 from fedelta.models.heads import class_names_of
@@ -273,6 +273,7 @@ def _refuse_changed(run: Path) -> None:
     if checkpoint is not None:
         refuse(f"run {str(run)!r}", changed_files(run, checkpoint.origin))
         refuse_other_adapter(run / rundir.ADAPTER, checkpoint.params, read_adapter(run / rundir.ADAPTER).params)
+        refuse_other_own(run / rundir.ADAPTER / OWN, checkpoint.origin)
 
 
 def install(adapter: Adapter, backbone: Backbone) -> ParamSpec:

@@ -25,6 +25,7 @@ if sys.platform != "win32":
     import fcntl
 
 _CHUNK = 2**20
+FROM_A_COPY = "bring the file back from a copy."
 
 # Whatever `json.loads` makes of a line; the readers check the fields that they use.
 Record = dict[str, Any]
@@ -77,11 +78,11 @@ def read_json(path: Path) -> Record:
     try:
         value = json.loads(path.read_bytes())
     except OSError as error:
-        raise RunError(f"cannot read {str(path)!r}: {error.strerror or error}.") from error
-    except ValueError as error:
-        raise RunError(f"{str(path)!r} is not valid JSON: {error}.") from error
+        raise RunError(f"cannot read {str(path)!r}: {error.strerror or error}.", hint=FROM_A_COPY) from error
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{str(path)!r} is not valid JSON: {error}.", hint=FROM_A_COPY) from error
     if not isinstance(value, dict):
-        raise RunError(f"{str(path)!r} holds a JSON {type(value).__name__}, expected an object.")
+        raise RunError(f"{str(path)!r} holds a JSON {type(value).__name__}, expected an object.", hint=FROM_A_COPY)
     return value
 
 
@@ -91,6 +92,11 @@ class Mark:
 
     num_bytes: int
     digest: str
+
+    @classmethod
+    def of(cls, content: bytes) -> Mark:
+        """The end of a file with this content."""
+        return cls(len(content), hashlib.sha256(content).hexdigest())
 
 
 class Seal:
@@ -210,8 +216,8 @@ class JsonLines:
     def _parse(self, number: int, line: bytes) -> Record:
         try:
             record = json.loads(line)
-        except ValueError as error:
-            raise RunError(f"{str(self.path)!r}, line {number}: not valid JSON: {error}.") from error
+        except (ValueError, RecursionError) as error:
+            raise RunError(f"{str(self.path)!r}, line {number}: not valid JSON: {error}.", hint=FROM_A_COPY) from error
         if not isinstance(record, dict):
             raise RunError(f"{str(self.path)!r}, line {number}: expected a JSON object, found {line[:40]!r}.")
         return record

@@ -223,7 +223,7 @@ def _refuse_mixed(histories: Sequence[History]) -> None:
 def _read(path: Path, name: str) -> History:
     run = RunDirectory.open(path)
     summary = _json_if_there(path / SUMMARY)
-    model = _json_if_there(path / MODEL) or summary
+    model = _sizes(path / MODEL) or summary
     config = _toml(path / CONFIG)
     task = _task(path / CONFIG, config)
     rounds = _rounds(run, task, len(model.get("groups") or ()))
@@ -250,6 +250,16 @@ def _read(path: Path, name: str) -> History:
 
 def _json_if_there(path: Path) -> Record:
     return read_json(path) if path.exists() else {}
+
+
+def _sizes(path: Path) -> Record:
+    """Content of `model.json`."""
+    found = _json_if_there(path)
+    counts = [found[key] for key in ("tuned_parameters", "total_parameters") if key in found]
+    groups = found.get("groups", {})
+    if not isinstance(groups, dict) or not all(isinstance(each, int) for each in [*counts, *groups.values()]):
+        raise RunError(f"{str(path)!r} does not hold numbers of parameters, those of `groups` among them.")
+    return found
 
 
 def _toml(path: Path) -> dict[str, Any]:

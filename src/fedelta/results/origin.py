@@ -7,7 +7,7 @@ digests. Where data and weights are is no part of it: their content is, so that 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ import torch
 
 from fedelta.errors import CheckpointError
 from fedelta.params import Params
-from fedelta.results.files import flatten
+from fedelta.results.files import Record, flatten
+from fedelta.results.numbers import UNKNOWN
 
+CLASS_NAMES = "class names"
 _NUM_SHOWN = 5
 # What changes no result of a round: a run may be tracked from its second half on, what it started from is in its
 # checkpoint, and the content of data and weights is looked at instead of their places.
@@ -93,6 +95,27 @@ def changed_files(run: Path, origin: Origin) -> list[str]:
         for name, digest in origin.files.items()
         if not (run / name).is_file() or hashlib.sha256((run / name).read_bytes()).hexdigest() != digest
     ]
+
+
+def digest_of_names(class_names: Sequence[str]) -> str:
+    """SHA-256 of the names of classes, in label order."""
+    return hashlib.sha256(repr(tuple(class_names)).encode()).hexdigest()
+
+
+def other_words(origin: Origin, said: Record, class_names: Sequence[str]) -> list[str]:
+    """Where `fedelta.json` in a run directory says something else than the run, in words.
+
+    Args:
+        origin: of the run.
+        said: `seed` and `tuning` of the file.
+        class_names: of the file.
+    """
+    then = {key: value for key, value in origin.settings.items() if key == "seed" or key.startswith("tuning.")}
+    now = {key: value for key, value in flatten(said) if value != UNKNOWN}
+    other = [key for key in dict.fromkeys([*then, *now]) if then.get(key) != now.get(key)]
+    if origin.inputs.get(CLASS_NAMES, "") != digest_of_names(class_names):
+        other.append(CLASS_NAMES)
+    return [f"`fedelta.json` does not say what the run wrote into it: {', '.join(other)}"] if other else []
 
 
 def refuse_other_adapter(path: Path, trained: Params, found: Params) -> None:

@@ -57,6 +57,7 @@ _UNFINISHED = re.compile(r"\..+\.(?P<pid>\d{1,10})\.partial")
 
 # With these a run can be resumed; `create` wants them and `open` looks for them.
 REQUIRED = (CONFIG, ENVIRONMENT, CITATIONS, LEDGER, CHECKPOINT)
+_FILES = (PARTITION, MODEL, ROUNDS, TIMINGS, SUMMARY, CONFUSION, EXITS, PERSONALIZATION)
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,11 @@ class RunDirectory:
             raise RunError(
                 f"{str(path)!r} is not a complete run directory: it lacks {', '.join(missing)}.",
                 hint="give the directory that `fedelta run` printed, the one that holds `config.toml`.",
+            )
+        if other := [name for name in _FILES if (path / name).is_dir()]:
+            raise RunError(
+                f"{str(path)!r} has directories where files belong: {', '.join(other)}.",
+                hint="move them out of it; bring the files back from a copy.",
             )
         return cls(path)
 

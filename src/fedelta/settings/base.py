@@ -101,3 +101,12 @@ def _settings_in(value: object) -> Iterator[Settings]:
     elif isinstance(value, tuple):
         for item in value:
             yield from _settings_in(item)
+
+
+def without_none(value: Any) -> Any:
+    """`value`, whatever JSON holds, without the keys that are null: TOML has no such value."""
+    if isinstance(value, Mapping):
+        return {key: without_none(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [without_none(item) for item in value]
+    return value

@@ -167,7 +167,8 @@ def update(
 
     All anchors of a group are equal, so that u - x^i is mean delta - delta^i. The sum over clients is
     `mean.of_statistics`: with weights n_i / n for the weighted mean, without for the uniform one. One client alone is
-    its own mean, which says nothing of how clients differ: a group that fewer than two sent keeps what it had.
+    its own mean, which says nothing of how clients differ: a group that fewer than two sent keeps what it had, as does
+    one that too few sent for the mean.
     """
     mean = combined.mean
     groups, sizes = list(spec.sizes), torch.tensor(list(spec.sizes.values()))
@@ -222,10 +223,10 @@ def _squared_distances(aggregation: Aggregation, combined: Combined, spec: Param
 
 
 def _sent_by_several(combined: Combined, spec: ParamSpec) -> Tensor:
-    """[G], whether each tensor of a group that came up was sent by two clients or more."""
+    """[G], whether each tensor of a group that came up was sent by two clients or more, and by enough for its mean."""
     senders = Counter(name for update in combined.updates for name in update.delta)
     fewest = {
-        group: min((senders[name] for name in names if name in senders), default=0)
+        group: min((senders[name] if name in combined.mean else 0 for name in names if name in senders), default=0)
         for group, names in spec.groups.items()
     }
     return torch.tensor([fewest[group] >= 2 for group in spec.sizes])
