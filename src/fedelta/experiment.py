@@ -27,11 +27,6 @@ from fedelta.federation.records import RoundOutcome
 from fedelta.federation.rounds import federate
 from fedelta.inference.adapter import Adapter, write_adapter
 from fedelta.inference.costs import costs_of
-<<<<<<< HEAD
-=======
-from fedelta.inference.directory import OWN
-from fedelta.inference.own import read_own, refuse_other_own
->>>>>>> b-truth
 from fedelta.inference.predict import Predictor, fill
 from fedelta.modalities.settings import Preparation
 from fedelta.models.hub import Backbone
@@ -278,75 +273,8 @@ class _Logs:
     seals: Mapping[str, Seal]
 
 
-<<<<<<< HEAD
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-=======
-def evaluate_adapter(
-    config: str | Path,
-    adapter: str | Path | None = None,
-    overrides: Iterable[str] = (),
-    *,
-    predictions: Path | None = None,
-) -> Details:
-    """What the task measures on the test set, without training.
-
-    Args:
-        config: a TOML file, or a run directory, whose own adapter is taken when none is given.
-        adapter: a PEFT adapter directory; without one the model is measured as it starts.
-        overrides: `section.key=value` strings.
-        predictions: a CSV file to write, with the answer to each example.
-
-    Raises:
-        InputError: something cannot be used; `predictions` exists, or there is more than one model.
-        ModelError: without an adapter, the checkpoint's head is for other classes.
-    """
-    path, kept_by = Path(config), None
-    if path.is_dir():
-        run = RunDirectory.open(path)
-        if adapter is None:
-            run.refuse_unfinished()
-        kept_by = run if adapter is None else None  # another adapter has nothing to do with what its clients keep
-        # The adapter that the run started from may be gone; its own is all that is needed.
-        path, adapter, overrides = run.config, adapter or run.adapter, [*_WITHOUT_ADAPTER, *overrides]
-    loaded = load_config(path, overrides)
-    preparation = Preparation() if adapter is None else read_own(Path(adapter) / OWN).preparation
-    backbone, data = read_data(loaded, preparation=preparation)
-    # The adapter says what is tuned, whatever the configuration was written for.
-    start = None if adapter is None else read_adapter(adapter, backbone.anatomy)
-    if start is None and backbone.lost_head is not None:
-        raise ModelError(
-            f"{backbone.lost_head}: there is nothing to evaluate.",
-            hint="give data with the checkpoint's classes, or an adapter that was trained for those of the data.",
-        )
-    model = tuned_model(
-        loaded, backbone, data.class_names, num_lanes=num_lanes(loaded), adapter=start, sample=few_rows(data)
-    )
-    site = build_site(loaded, model, data)
-    if kept_by is not None:
-        site.restore(kept_by.clients, _checked(kept_by, loaded, model, data).memory_mark)
-    if predictions is None:
-        return details(site, model.params, data.test, data.class_names)
-    with table_of(predictions, data, loaded.task) as write:
-        return details(site, model.params, data.test, data.class_names, write)
-
-
-def _checked(run: RunDirectory, config: Config, model: TunedModel, data: FederatedData) -> Checkpoint:
-    """The checkpoint of a finished run whose own adapter is measured.
-
-    Raises:
-        CheckpointError: adapter, `config.toml`, base weights or test set are not those of the run; where `config` asks
-            for another model or other data, that is meant.
-    """
-    checkpoint, own = load(run.checkpoint), load_config(run.config, _WITHOUT_ADAPTER)
-    refuse_other_adapter(run.adapter, checkpoint.params, model.params)
-    refuse_other_own(run.adapter / OWN, checkpoint.origin)
-    inputs = dict(model.identity) if config.model == own.model else {}
-    same_data = all(getattr(config, key) == getattr(own, key) for key in ("seed", "data", "partition", "task"))
-    inputs |= evaluated(data) if same_data else {}
-    check_origin(run.path, checkpoint, Origin(settings_of(own.to_table()), inputs), config)
-    return checkpoint
->>>>>>> b-truth
 
 
 def _finish(run: RunDirectory, assembly: Assembly, params: Params, ledger: Ledger) -> Result:

@@ -314,12 +314,7 @@ def test_recordings_in_parquet_are_found_by_their_feature_their_bytes_or_their_n
     plain.cast(features).to_parquet(tmp_path / "hub.parquet")
     raw = load(tmp_path / "hub.parquet")
     assert (raw.columns.input, raw.modality.name, raw.class_names) == ("speech", "audio", ("x", "y"))
-<<<<<<< HEAD
-    # What the bytes begin with tells.
-    assert load(tmp_path / "plain.parquet").modality.name == "audio"
-=======
     assert load(tmp_path / "plain.parquet").modality.name == "audio"  # by their first bytes
->>>>>>> b-data
     assert load(tmp_path / "plain.parquet", audio_column="speech").modality.name == "audio"
     torch.testing.assert_close(raw.train.targets.values.bincount(), torch.tensor([2, 2]))
 
