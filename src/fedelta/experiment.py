@@ -273,10 +273,6 @@ class _Logs:
     seals: Mapping[str, Seal]
 
 
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
 def _finish(run: RunDirectory, assembly: Assembly, params: Params, ledger: Ledger) -> Result:
     """Writes what only a finished run has."""
     told, clients = assembly.details(params), assembly.data.clients
