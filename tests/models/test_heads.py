@@ -182,6 +182,13 @@ def test_a_configuration_without_names_or_numbers_leaves_a_head_of_any_size(tmp_
     assert "its classes ('LABEL_0', 'LABEL_1', 'LABEL_2') taken for those of the data" in caplog.text
 
 
+def test_nothing_is_said_of_a_head_of_zeros_which_is_yet_to_be_tuned(caplog):
+    backbone = build(ModelSource(source="bundled:vit-micro"), tuple("abcdefghij"), seed=0)
+    assert not backbone.module.get_parameter("classifier.weight").any()
+    assert backbone.lost_head is None
+    assert "head" not in caplog.text
+
+
 def test_the_head_of_a_regression_stays(tmp_path: Path, caplog):
     path = save_with("vit", tmp_path, ("score",))
     backbone = build(ModelSource(source=str(path)), (), seed=0, task=Regression())

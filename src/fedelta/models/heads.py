@@ -81,6 +81,8 @@ def match_head(module: PreTrainedModel, head: Head, axes: Mapping[str, int]) -> 
     Returns:
         Why the head had to be drawn anew, from the global generator; None where it is the checkpoint's.
     """
+    if not any(module.get_parameter(name).any() for name in axes):
+        return None  # zeros, as a head begins that is yet to be tuned, tell no class from another
     theirs, ours = head.theirs, head.ours
     if are_numbers(theirs) and len(theirs) != len(ours):
         theirs = tuple(f"LABEL_{label}" for label in range(len(ours)))  # its configuration does not say how many
