@@ -87,7 +87,7 @@ def test_check_names_what_it_found_and_writes_nothing(fedelta, tmp_path):
     assert classes.startswith("classes: 10, each with its training + test examples: '0' ")
     assert clients.startswith("clients: 6 with ")
     assert first.startswith("  an array of 8 rows is ")
-    assert "at most 32 examples of each set were read" in err
+    assert "at most 32 of each set were read" in err
     assert sorted(tmp_path.iterdir()) == [config]
 
 

@@ -302,7 +302,7 @@ def _check(config: Path, overrides: Sequence[str]) -> None:
     for line in describe(assembly.data, assembly.config.data.evaluate_on):
         print(line)
     err_console.print(
-        f"at most {NUM_READ} examples of each set were read; `fedelta run` reads all of them first",
+        f"of images and recordings at most {NUM_READ} of each set were read; `fedelta run` reads all of them first",
         markup=False,
         soft_wrap=True,
     )

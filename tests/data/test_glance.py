@@ -12,7 +12,7 @@ from PIL import Image
 
 from fedelta.data.describe import describe
 from fedelta.data.federate import federate
-from fedelta.data.glance import NUM_READ, bounded, some
+from fedelta.data.glance import NUM_READ, bounded
 from fedelta.data.partition import Iid, Natural
 from fedelta.data.sources import DataSource, RawData, read
 from fedelta.errors import DataError
@@ -55,11 +55,6 @@ def test_a_glance_reads_a_few_and_gives_what_a_store_gives(photos, monkeypatch):
         assert len(ours) == len(theirs)
         at = rows % len(ours)
         assert torch.equal(ours.fetch(at)["pixel_values"], theirs.fetch(at)["pixel_values"])
-
-
-def test_some_rows_are_the_first_and_the_last_and_those_between():
-    assert some(3).tolist() == [0, 1, 2]
-    assert (some(1000)[0], some(1000)[-1], len(some(1000).unique())) == (0, 999, NUM_READ)
 
 
 @pytest.mark.parametrize(("content", "message"), [(None, "No such file"), (b"", "is an empty file")])

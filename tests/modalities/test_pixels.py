@@ -13,7 +13,7 @@ from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from fedelta.modalities import pixels
 from fedelta.modalities.base import ExampleError
-from fedelta.modalities.levels import Levels, check_colour, common_levels
+from fedelta.modalities.gray_range import Levels, check_colour, common_levels
 from fedelta.modalities.pixels import (
     ImageShape,
     brightest_of_deep_colour,

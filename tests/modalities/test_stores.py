@@ -15,9 +15,9 @@ from transformers import PreTrainedTokenizerFast
 
 from fedelta.data.stored import StoredColumn
 from fedelta.errors import DataError
+from fedelta.modalities.gray_range import Levels
 from fedelta.modalities.image import Images
-from fedelta.modalities.levels import Levels
-from fedelta.modalities.stores import Encoded, Stored
+from fedelta.modalities.stores import Encoded, Stored, spread
 from fedelta.modalities.text import StoredTexts, Texts
 
 TO_8 = Images.from_preprocessor({}, 8, 3)
@@ -42,6 +42,13 @@ def stored(values: list[object], feature: object | None = None, max_memory_mib: 
 
 def column(dataset: Dataset, name: str, numbers: torch.Tensor | None = None) -> StoredColumn:
     return StoredColumn.of(dataset, name, origin="the test", numbers=numbers)
+
+
+def test_spread_rows_are_the_first_and_the_last_and_those_between():
+    assert spread(3, 32).tolist() == [0, 1, 2]
+    assert (spread(1000, 32)[0], spread(1000, 32)[-1], len(spread(1000, 32).unique())) == (0, 999, 32)
+    # In float32 16,777,219 is 16,777,220, a row too far.
+    assert spread(16_777_220, 2).tolist() == [0, 16_777_219]
 
 
 def test_images_of_one_small_size_are_kept_as_they_are():

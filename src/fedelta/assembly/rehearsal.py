@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,11 +16,13 @@ from torch import Tensor
 from fedelta.assembly.run import Assembly
 from fedelta.assembly.site import details, evaluate
 from fedelta.data.batches import Examples
+from fedelta.data.validation import RowsOf
 from fedelta.federation.base import Standing
 from fedelta.federation.memory import Memories
 from fedelta.federation.records import RoundOutcome
 from fedelta.federation.rounds import federate
 from fedelta.modalities.base import Inputs
+from fedelta.modalities.stores import spread
 
 _ROWS = 3  # of a client: a batch of two and a shorter one, so that lanes are padded
 _STEPS = 2  # the second meets what the first has left in the model
@@ -60,27 +62,11 @@ def rehearse(assembly: Assembly) -> RoundOutcome:
     return outcome
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Some rows of `inputs`."""
-
-    inputs: Inputs
-    rows: Tensor
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def fetch(self, rows: Tensor) -> dict[str, Tensor]:
-        """See `Inputs.fetch`."""
-        return self.inputs.fetch(self.rows[rows])
-
-
 def _first(data: Examples) -> Examples:
     """The longest row of `data`, and some from its beginning to its end."""
-    spread = torch.linspace(0, len(data) - 1, min(_EVALUATED, len(data))).long()
-    rows = torch.cat([_longest(data.inputs), spread])
+    rows = torch.cat([_longest(data.inputs), spread(len(data), _EVALUATED)])
     clients = None if data.clients is None else data.clients[rows]
-    return Examples(_Rows(data.inputs, rows), data.targets.select(rows), clients=clients)
+    return Examples(RowsOf(data.inputs, rows), data.targets.select(rows), clients=clients)
 
 
 def _longest(inputs: Inputs) -> Tensor:

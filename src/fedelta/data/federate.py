@@ -12,13 +12,14 @@ from fedelta.data.batches import Examples, FederatedData
 from fedelta.data.clients import Clients, Name
 from fedelta.data.columns import input_keys, target_column
 from fedelta.data.division import divide
-from fedelta.data.glance import Glance, Shown, shown, some
+from fedelta.data.glance import NUM_READ, Glance, Shown, shown
 from fedelta.data.partition import Natural, PartitionSettings
 from fedelta.data.sources import RawData
 from fedelta.data.stored import StoredColumn
 from fedelta.data.validation import RowsOf, hold_back
 from fedelta.errors import DataError, listed, refuse
 from fedelta.modalities.base import Inputs, Modality
+from fedelta.modalities.stores import spread
 from fedelta.tasks.targets import strata_of
 
 logger = logging.getLogger("fedelta")
@@ -38,7 +39,7 @@ def adapted(modality: Modality, raw: RawData) -> Modality:
             hint=f"choose another `model.source` (recordings go to image classifiers), or set `data.{input_keys()}`",
         )
     column = _column(raw)
-    return prepared.fitted(column.select(some(len(column))) if raw.at_a_glance else column)
+    return prepared.fitted(column.select(spread(len(column), NUM_READ)) if raw.at_a_glance else column)
 
 
 def federate(
@@ -126,7 +127,7 @@ def _stored(column: StoredColumn, modality: Modality, max_memory_mib: int) -> In
 
 def _shown(raw: RawData) -> tuple[Shown, ...]:
     """Some training rows, from the first to the last."""
-    rows = torch.linspace(0, len(raw.train) - 1, min(_NUM_SHOWN, len(raw.train)), dtype=torch.float64).round().long()
+    rows = spread(len(raw.train), _NUM_SHOWN)
     labels = target_column(raw.train.dataset.select(rows.tolist()), raw.columns.label, "training set")
     values = labels.values
     if raw.class_names:

@@ -13,6 +13,7 @@ from torch import Tensor
 from fedelta.data.stored import StoredColumn
 from fedelta.errors import refuse
 from fedelta.modalities.base import Modality
+from fedelta.modalities.stores import spread
 
 NUM_READ = 32  # half a second of photographs; a folder of another kind, or an odd column, is seen in the first of them
 
@@ -40,7 +41,7 @@ class Glance:
         """
         _refuse_absent(column)
         glance = cls(column, modality, max_memory_mib)
-        glance.fetch(some(len(column)))
+        glance.fetch(spread(len(column), NUM_READ))
         return glance
 
     def __len__(self) -> int:
@@ -53,11 +54,6 @@ class Glance:
             DataError: one of them cannot be read.
         """
         return self.modality.store(self.column.select(rows), self.max_memory_mib).fetch(torch.arange(len(rows)))
-
-
-def some(num_rows: int) -> Tensor:
-    """At most `NUM_READ` rows of so many, int64, from the first to the last in equal steps."""
-    return torch.linspace(0, num_rows - 1, min(NUM_READ, num_rows), dtype=torch.float64).round().long()
 
 
 def _refuse_absent(column: StoredColumn) -> None:

@@ -27,7 +27,7 @@ from torch.nn.functional import interpolate
 from fedelta.errors import DataError, ModelError
 from fedelta.modalities.audio import Recordings
 from fedelta.modalities.base import Certainty, Column, ColumnRule, ExampleError, Inputs, Modality, ModelFiles
-from fedelta.modalities.levels import EIGHT_BIT, Levels
+from fedelta.modalities.gray_range import EIGHT_BIT, Levels
 from fedelta.modalities.pixels import ImageShape, decode, decode_whole, read_header
 from fedelta.modalities.processor import STRETCH, Processor, UnfollowableError, follow, read_preprocessor
 from fedelta.modalities.rows import find_levels, is_flat, kept_shape, say_flat, say_frames

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedelta.modalities.base import ExampleError
-from fedelta.modalities.levels import Levels
+from fedelta.modalities.gray_range import Levels
 
 if TYPE_CHECKING:
     from PIL.Image import Image

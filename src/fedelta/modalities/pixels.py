@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedelta.modalities.base import ExampleError
-from fedelta.modalities.levels import EIGHT_BIT, Levels
+from fedelta.modalities.gray_range import EIGHT_BIT, Levels
 from fedelta.modalities.modes import DEEP_MODES, GRAY_MODES, eight_bit, is_deep_colour
 
 if TYPE_CHECKING:

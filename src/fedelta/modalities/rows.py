@@ -12,9 +12,9 @@ from torch import Tensor
 
 from fedelta.errors import DataError, listed
 from fedelta.modalities.base import Column, ExampleError
-from fedelta.modalities.levels import Levels, check_colour, common_levels
+from fedelta.modalities.gray_range import Levels, check_colour, common_levels
 from fedelta.modalities.pixels import Header, ImageShape, brightest_of_deep_colour, extremes
-from fedelta.modalities.stores import Encoded, Stored, described, rows_of
+from fedelta.modalities.stores import Encoded, Stored, described, rows_of, spread
 
 logger = logging.getLogger("fedelta")
 
@@ -67,8 +67,8 @@ def say_flat(column: Column, store: _Store) -> _Store:
     if isinstance(store, Stored):
         flat, num = _flat_rows(store.raw), len(store)
     else:
-        num = min(len(store), _NUM_SAMPLED)
-        flat = _flat_samples(store, torch.linspace(0, len(store) - 1, num).long())
+        sample = spread(len(store), _NUM_SAMPLED)
+        flat, num = _flat_samples(store, sample), len(sample)
     if len(flat):
         first = column.take(flat[:3])
         names = [

@@ -153,6 +153,16 @@ def read_examples(
     return results
 
 
+def spread(num_rows: int, most: int) -> Tensor:
+    """At most `most` of so many rows, int64, from the first to the last in equal steps.
+
+    >>> spread(9, 3).tolist()
+    [0, 4, 8]
+    """
+    # float64: float32 rounds numbers beyond 16,777,216, the last one maybe to a row that is not there.
+    return torch.linspace(0, num_rows - 1, min(most, num_rows), dtype=torch.float64).round().long()
+
+
 def in_chunks(values: Sequence[_Value], size: int) -> Iterator[Sequence[_Value]]:
     """`size` of the values at a time, in order; the last chunk may be shorter.
 

@@ -58,7 +58,7 @@ def apply_proved(
     with torch.no_grad(), exact(), told(type(backbone.module).__name__, inputs):
         base = _answers(backbone, inputs)
         _check_repeats(method, backbone, inputs, base)
-        _note_company(backbone, inputs, base)
+        _note_batch_effect(backbone, inputs, base)
     spec = method.apply(backbone, lanes, generator)
     active, lanes.active = lanes.active, 1
     try:
@@ -126,7 +126,7 @@ def _check_repeats(method: TuningMethod, backbone: Backbone, inputs: dict[str, T
         )
 
 
-def _note_company(backbone: Backbone, inputs: dict[str, Tensor], base: Tensor) -> None:
+def _note_batch_effect(backbone: Backbone, inputs: dict[str, Tensor], base: Tensor) -> None:
     """A word in the log where the answer to a row depends on the rows beside it in a batch."""
     difference, size = gap(_answers(backbone, {name: tensor[:1] for name, tensor in inputs.items()}), base[:1])
     if difference > TOLERANCE * size:
