@@ -135,7 +135,7 @@ def checkpoint(num_clients: int) -> tuple[float, float]:
 
 
 def _checkpoint_before(num_clients: int, path: Path) -> tuple[float, float]:
-    from fedelta.results.checkpoint import Checkpoint, save
+    from fedelta.record.checkpoint import Checkpoint, save
 
     def after_a_round() -> None:
         clients = range(num_clients + NUM_NEW)

@@ -80,7 +80,7 @@ def child(num_clients: int, num_rounds: int, strategy: str) -> None:
     from fedelta.experiment import Experiment
     from fedelta.modalities.image import Images
     from fedelta.modalities.stores import Stored
-    from fedelta.results.environment import peak_memory_bytes
+    from fedelta.record.environment import peak_memory_bytes
     from fedelta.seeds import stream
     from fedelta.tasks.labels import Labels
 

@@ -63,7 +63,7 @@ def measure(options: argparse.Namespace) -> dict:
 
     from fedelta.engine.work import Job
     from fedelta.experiment import Experiment
-    from fedelta.results.environment import peak_memory_bytes
+    from fedelta.record.environment import peak_memory_bytes
     from fedelta.seeds import stream
 
     fixed = ["runtime.lanes=1", "exits.train=deepest", "client.local_epochs=", "client.local_steps=1"]

@@ -17,7 +17,7 @@ import transformers
 from benchmarks.cases import CASES, Case
 from benchmarks.sides import SIDES, Round, model_name
 
-from fedelta.results.environment import peak_memory_bytes
+from fedelta.record.environment import peak_memory_bytes
 
 WARM_UP_ROUNDS = 2  # the first fills fedelta's cache and the allocator
 

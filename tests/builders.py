@@ -28,8 +28,8 @@ from fedelta.models.anatomy import anatomy_of
 from fedelta.models.hub import Backbone
 from fedelta.models.source import ModelSource, read_config
 from fedelta.params import Params, ParamSpec, TensorSpec, WeightedSum
-from fedelta.results.checkpoint import load
-from fedelta.results.rundir import CHECKPOINT, CLIENTS, PARTITION
+from fedelta.record.checkpoint import load
+from fedelta.record.rundir import CHECKPOINT, CLIENTS, PARTITION
 from fedelta.seeds import stream
 from fedelta.strategies.base import LocalRule
 from fedelta.strategies.local import Plain

@@ -16,8 +16,8 @@ from fedelta.experiment import Experiment, Result
 from fedelta.inference.predict import Predictor
 from fedelta.inspection import inspect
 from fedelta.models.hub import build
-from fedelta.results.checkpoint import load
-from fedelta.results.rundir import RunDirectory
+from fedelta.record.checkpoint import load
+from fedelta.record.rundir import RunDirectory
 
 
 def experiment(folder: Path, *overrides: str) -> Experiment:

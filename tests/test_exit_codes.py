@@ -12,7 +12,7 @@ from tests.small import SMALL, stop_after, write_small
 
 from fedelta import cli
 from fedelta.experiment import Experiment
-from fedelta.results import checkpoint
+from fedelta.record import checkpoint
 
 HELD_OUT = SMALL + "\n[personalization]\nheld_out_clients = 1\nlrs = [0.1]\n"
 COMMANDS: dict[str, tuple[str, ...]] = {
@@ -126,7 +126,7 @@ def test_ctrl_c_ends_every_command_with_code_130(
     monkeypatch.setattr("fedelta.evaluation.evaluate_adapter", interrupted)
     monkeypatch.setattr("fedelta.personalization.personalize", interrupted)
     monkeypatch.setattr("fedelta.experiment.Experiment.from_toml", interrupted)
-    monkeypatch.setattr("fedelta.results.report.write_report", interrupted)
+    monkeypatch.setattr("fedelta.report.writing.write_report", interrupted)
     monkeypatch.setattr(
         sys, "argv", ["fedelta", command, str(made / "done"), *(["--quiet"] * (command == "personalize"))]
     )

@@ -18,7 +18,7 @@ from fedelta.evaluation import evaluate_adapter
 from fedelta.experiment import Experiment
 from fedelta.inspection import inspect
 from fedelta.models.hub import build
-from fedelta.results import files
+from fedelta.record import files
 
 SUMMARY_KEYS = {
     "final_accuracy",

@@ -20,7 +20,7 @@ from fedelta.errors import CheckpointError, ConfigError, DataError, InputError, 
 from fedelta.experiment import Experiment, Result
 from fedelta.federation.personalize import personalize as fine_tune
 from fedelta.inspection import choices
-from fedelta.results import files
+from fedelta.record import files
 from fedelta.tuning.scopes import SCOPES
 
 EXITS = (

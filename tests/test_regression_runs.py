@@ -20,7 +20,7 @@ from fedelta.evaluation import evaluate_adapter
 from fedelta.experiment import Experiment, Result
 from fedelta.inference.predict import Predictor
 from fedelta.inspection import inspect
-from fedelta.results.report import write_report
+from fedelta.report.writing import write_report
 from fedelta.tasks.regression import Estimate, Regression
 
 _MODEL = SMALL[SMALL.index("[model.arch") : SMALL.index("[tuning]")]

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from fedelta.models.source import ModelSource as ModelSource
     from fedelta.models.source import bundled_path as bundled_path
     from fedelta.personalization import personalize as personalize
-    from fedelta.results.report import write_report as write_report
+    from fedelta.report.writing import write_report as write_report
     from fedelta.runtimes.simulation import SimulationSettings as SimulationSettings
     from fedelta.runtimes.stability import Stability as Stability
     from fedelta.strategies.fedavg import FedAvg as FedAvg
@@ -103,7 +103,7 @@ _MODULES = {
     "models.native": ("register_networks",),
     "models.source": ("ModelSource", "bundled_path"),
     "personalization": ("personalize",),
-    "results.report": ("write_report",),
+    "report.writing": ("write_report",),
     "runtimes.simulation": ("SimulationSettings",),
     "runtimes.stability": ("Stability",),
     "strategies.fedavg": ("FedAvg", "FedAvgM"),

@@ -73,7 +73,7 @@ def run(
 ) -> None:
     """Run an experiment."""
     from fedelta.experiment import Experiment
-    from fedelta.results.rundir import free_name
+    from fedelta.record.rundir import free_name
 
     experiment = Experiment.from_toml(config, overrides or ())
     path = out or free_name(Path("runs"), experiment.name)
@@ -102,7 +102,7 @@ def report(
     out: Annotated[Path, typer.Option(help="the HTML file to write")] = Path("report.html"),
 ) -> None:
     """Write one self-contained HTML page about one or more runs."""
-    from fedelta.results.report import write_report
+    from fedelta.report.writing import write_report
 
     if out.is_dir():
         raise InputError(f"`--out` is {str(out)!r}, a directory; expected a file such as {str(out / 'report.html')!r}.")
@@ -359,7 +359,7 @@ def _resumable(path: Path, command: str) -> Iterator[None]:
 
 def _conclude(result: Result, primary: Measure, quiet: bool) -> None:
     """The report, and the table on standard output."""
-    from fedelta.results.report import write_report
+    from fedelta.report.writing import write_report
 
     report_path = result.path / "report.html"
     write_report([result.path], report_path)

@@ -16,9 +16,9 @@ from fedelta.inference.directory import OWN
 from fedelta.inference.own import read_own, refuse_other_own
 from fedelta.inference.predictions import table_of
 from fedelta.modalities.settings import Preparation
-from fedelta.results.checkpoint import Checkpoint, load
-from fedelta.results.origin import Origin, refuse_other_adapter, settings_of
-from fedelta.results.rundir import RunDirectory
+from fedelta.record.checkpoint import Checkpoint, load
+from fedelta.record.origin import Origin, refuse_other_adapter, settings_of
+from fedelta.record.rundir import RunDirectory
 from fedelta.tasks.details import Details
 
 

@@ -33,16 +33,16 @@ from fedelta.models.hub import Backbone
 from fedelta.models.native import is_native
 from fedelta.models.source import checkpoint_bytes
 from fedelta.params import Params
-from fedelta.results import rundir
-from fedelta.results.checkpoint import Checkpoint, check_fit, encode, load, save
-from fedelta.results.citations import citations
-from fedelta.results.environment import environment, peak_memory_bytes
-from fedelta.results.files import Mark, Record, Seal, to_json
-from fedelta.results.ledger import Ledger, opening_row
-from fedelta.results.origin import Origin
-from fedelta.results.partition import partition_record
-from fedelta.results.rundir import RunDirectory, free_name, refuse_taken
-from fedelta.results.runlog import round_record, summary, timing_record
+from fedelta.record import rundir
+from fedelta.record.checkpoint import Checkpoint, check_fit, encode, load, save
+from fedelta.record.citations import citations
+from fedelta.record.environment import environment, peak_memory_bytes
+from fedelta.record.files import Mark, Record, Seal, to_json
+from fedelta.record.ledger import Ledger, opening_row
+from fedelta.record.origin import Origin
+from fedelta.record.partition import partition_record
+from fedelta.record.rundir import RunDirectory, free_name, refuse_taken
+from fedelta.record.runlog import round_record, summary, timing_record
 from fedelta.tracking.mirror import mirrored
 from fedelta.tracking.table import require
 from fedelta.tuning.exits import exit_blocks

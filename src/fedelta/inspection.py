@@ -18,7 +18,7 @@ from fedelta.models.hub import Backbone, build
 from fedelta.models.native import PRESETS
 from fedelta.models.source import bundled_names
 from fedelta.params import ParamSpec
-from fedelta.results.runlog import BYTES_PER_FLOAT32
+from fedelta.record.runlog import BYTES_PER_FLOAT32
 from fedelta.settings.explain import named_choices
 from fedelta.tracking.table import TOOLS
 from fedelta.tuning.exits import exit_blocks, owned_at

@@ -24,9 +24,9 @@ from fedelta.federation.personalize import Personalized, Unseen
 from fedelta.federation.personalize import personalize as fine_tune
 from fedelta.federation.tiers import Tiers
 from fedelta.models.hub import Backbone
-from fedelta.results.checkpoint import Checkpoint, check_fit, load
-from fedelta.results.files import Record, to_json
-from fedelta.results.rundir import PERSONALIZATION, RunDirectory
+from fedelta.record.checkpoint import Checkpoint, check_fit, load
+from fedelta.record.files import Record, to_json
+from fedelta.record.rundir import PERSONALIZATION, RunDirectory
 from fedelta.tasks.base import Evaluation, Measure
 from fedelta.tuning.scopes import Scope, scopes_of
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fedelta.config import Config
     from fedelta.experiment import OnRound, Result
     from fedelta.personalization import OnResult
-    from fedelta.results.files import Record
+    from fedelta.record.files import Record
     from fedelta.tasks.base import Measure
 
 MIB = 2**20
@@ -59,8 +59,8 @@ def round_bar(console: Console, config: Config, quiet: bool) -> Iterator[OnRound
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from fedelta.federation.records import RoundOutcome
-    from fedelta.results.ledger import Ledger
-    from fedelta.results.numbers import shown
+    from fedelta.record.ledger import Ledger
+    from fedelta.record.numbers import shown
 
     primary = config.task.primary
     columns = (
@@ -133,7 +133,7 @@ def table_of_run(result: Result, primary: Measure, report: Path) -> Table:
 
 def mean_over_clients(part: Record, primary: Measure) -> str:
     """Mean over clients, with the deviation where there are several."""
-    from fedelta.results.numbers import shown
+    from fedelta.record.numbers import shown
 
     mean, deviation = part[f"mean_{primary.name}"], part[f"std_{primary.name}"]
     return shown(mean, primary, 2) + ("" if deviation is None else f" ± {shown(deviation, primary, 2)}")
@@ -141,15 +141,15 @@ def mean_over_clients(part: Record, primary: Measure) -> str:
 
 def worst_client_of(part: Record, primary: Measure) -> str:
     """The client that comes off worst."""
-    from fedelta.results.numbers import shown
-    from fedelta.results.personal_section import worst_client
+    from fedelta.record.numbers import shown
+    from fedelta.report.personal_section import worst_client
 
     return f"{shown(part[f'worst_{primary.name}'], primary, 2)}, {worst_client(part)}"
 
 
 def _measured(summary: Record, primary: Measure) -> Iterator[tuple[str, str]]:
     """What the primary measure came to, at the exits too where there are some."""
-    from fedelta.results.numbers import bare, shown, unit
+    from fedelta.record.numbers import bare, shown, unit
 
     name = primary.name
     best = shown(summary[f"best_{name}"], primary, 2)

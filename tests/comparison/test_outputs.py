@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from tests.results.test_report import Page
+from tests.report.test_report import Page
 
 from fedelta.comparison.display import print_table
 from fedelta.comparison.outcomes import CellState, Outcome, Trial, group_cells
 from fedelta.comparison.page import render
 from fedelta.comparison.result import Comparison, mean_and_deviation, pivot
 from fedelta.comparison.tables import cells_csv, one_line, search_csv, table_csv, table_md
-from fedelta.results.neutral import markdown
-from fedelta.results.numbers import UNKNOWN
+from fedelta.record.neutral import markdown
+from fedelta.record.numbers import UNKNOWN
 from fedelta.tasks.base import Measure
 from fedelta.tasks.classification import ACCURACY
 

@@ -28,8 +28,8 @@ from fedelta.errors import ConfigError, RoundError
 from fedelta.federation.records import Claim, Fault, Rejection, Reply, RoundOutcome
 from fedelta.federation.rounds import Federation, Standing, federate
 from fedelta.params import Params, ParamSpec
-from fedelta.results.files import to_json
-from fedelta.results.runlog import round_record
+from fedelta.record.files import to_json
+from fedelta.record.runlog import round_record
 from fedelta.strategies.base import RoundPlan
 from fedelta.strategies.fedavg import FedAvg
 from fedelta.strategies.fedlama import FedLama

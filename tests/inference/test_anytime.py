@@ -14,7 +14,7 @@ from fedelta.errors import InputError, ModelError
 from fedelta.inference import costs
 from fedelta.inference.costs import Costs, calibrate, costs_of
 from fedelta.inference.predict import Predictor
-from fedelta.results.environment import machine
+from fedelta.record.environment import machine
 from fedelta.tuning.exit_heads import ExitHeads
 from fedelta.tuning.exits import exit_blocks
 from fedelta.tuning.head import Head

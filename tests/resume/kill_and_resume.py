@@ -25,7 +25,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageClassification, ViTForImageClassification  # noqa: F401
 
 from fedelta.experiment import Experiment
-from fedelta.results.checkpoint import load
+from fedelta.record.checkpoint import load
 
 torch.set_num_threads(1)
 

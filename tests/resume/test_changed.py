@@ -20,8 +20,8 @@ from fedelta.evaluation import evaluate_adapter
 from fedelta.experiment import Experiment
 from fedelta.inference.predict import Predictor
 from fedelta.personalization import personalize
-from fedelta.results.history import read_histories
-from fedelta.results.report import write_report
+from fedelta.record.history import read_histories
+from fedelta.report.writing import write_report
 from fedelta.seeds import stream
 
 CONFIG = """

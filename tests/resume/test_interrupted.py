@@ -10,7 +10,7 @@ from tests.small import stop_after, write_small
 
 from fedelta.evaluation import evaluate_adapter
 from fedelta.experiment import Experiment
-from fedelta.results.checkpoint import load
+from fedelta.record.checkpoint import load
 
 CASES = {
     "momentum": ("strategy.name=fedavgm",),

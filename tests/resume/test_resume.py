@@ -14,7 +14,7 @@ from tests.small import write_small
 from fedelta.config import load_config
 from fedelta.errors import CheckpointError, RunError
 from fedelta.experiment import Experiment
-from fedelta.results.rundir import RunDirectory
+from fedelta.record.rundir import RunDirectory
 
 
 def kill_and_resume(folder: Path, num_points: int) -> list[dict[str, object]]:

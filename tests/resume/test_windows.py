@@ -12,7 +12,7 @@ from tests.small import CONVOLUTIONAL, SMALL, stop_after, write_small
 
 from fedelta.experiment import Experiment, Result
 from fedelta.params import Params
-from fedelta.results.checkpoint import Checkpoint, load
+from fedelta.record.checkpoint import Checkpoint, load
 
 # Windows end with rounds 4, 8 and 10. Until round 4 everything travels in every round; then intervals are chosen.
 PHI, NUM_ROUNDS = 4, 10

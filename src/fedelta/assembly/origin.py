@@ -11,8 +11,8 @@ from fedelta.data.batches import FederatedData
 from fedelta.data.digests import digests_of
 from fedelta.federation.tiers import Tiers
 from fedelta.params import bytes_of
-from fedelta.results.checkpoint import Checkpoint
-from fedelta.results.origin import (
+from fedelta.record.checkpoint import Checkpoint
+from fedelta.record.origin import (
     CLASS_NAMES,
     Origin,
     digest_of_names,

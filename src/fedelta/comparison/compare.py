@@ -20,7 +20,7 @@ from fedelta.comparison.tables import cells_csv, one_line, search_csv, table_csv
 from fedelta.config import Config
 from fedelta.errors import ConfigError, RunError
 from fedelta.grid import SEED
-from fedelta.results.rundir import CONFIG
+from fedelta.record.rundir import CONFIG
 
 logger = logging.getLogger("fedelta")
 

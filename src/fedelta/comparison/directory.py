@@ -23,8 +23,8 @@ from fedelta.comparison.cells import Cell, slugs
 from fedelta.config import Config, parse_config
 from fedelta.durable import write_atomic
 from fedelta.errors import ConfigError, RunError
-from fedelta.results.files import exclusive, flatten
-from fedelta.results.rundir import CONFIG, SUMMARY
+from fedelta.record.files import exclusive, flatten
+from fedelta.record.rundir import CONFIG, SUMMARY
 from fedelta.tracking.settings import Tracking
 
 ASKED = "compare.toml"

@@ -17,7 +17,7 @@ from fedelta.comparison.pool import Event
 from fedelta.comparison.result import Comparison
 from fedelta.comparison.tables import first_figure, group_table, one_line
 from fedelta.errors import FedeltaError
-from fedelta.results.numbers import shown
+from fedelta.record.numbers import shown
 
 # Beginnings of names of figures of `group_table` that a terminal wants shorter.
 _SHORT = {

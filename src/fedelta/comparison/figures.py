@@ -13,9 +13,9 @@ from matplotlib.text import Annotation
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
-from fedelta.results.drawing import INK, MUTED, SERIES, SIZE, blank, single, style
-from fedelta.results.numbers import MIB, axis_title, in_unit
-from fedelta.results.plots import line, traffic_axis
+from fedelta.record.numbers import MIB, axis_title, in_unit
+from fedelta.report.drawing import INK, MUTED, SERIES, SIZE, blank, single, style
+from fedelta.report.plots import line, traffic_axis
 from fedelta.tasks.base import Measure
 
 _Horizontal = Literal["left", "center", "right"]

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedelta.errors import RunError
-from fedelta.results.history import read_histories
-from fedelta.results.page import per_client
+from fedelta.record.history import read_histories
+from fedelta.report.page import per_client
 from fedelta.tasks.base import Measure
 
 _BRING_BACK = "bring them back from a copy, or compare in another `--out`."

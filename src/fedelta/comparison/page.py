@@ -10,11 +10,11 @@ from fedelta.comparison.outcomes import Group, tasks
 from fedelta.comparison.result import Comparison, pivot, short
 from fedelta.comparison.tables import first_figure, group_table, note, one_line
 from fedelta.grid import label_of
-from fedelta.results.citations import entries
-from fedelta.results.drawing import to_svg
-from fedelta.results.elements import figure, legend, table
-from fedelta.results.numbers import UNKNOWN, capitalised, in_unit, shown, unit
-from fedelta.results.report import fill
+from fedelta.record.citations import entries
+from fedelta.record.numbers import UNKNOWN, capitalised, in_unit, shown, unit
+from fedelta.report.drawing import to_svg
+from fedelta.report.elements import figure, legend, table
+from fedelta.report.writing import fill
 
 _FACETS = 12  # plots of one kind on a page
 

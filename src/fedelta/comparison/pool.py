@@ -19,8 +19,8 @@ from typing import IO, Literal
 from fedelta.comparison.cores import available_cores
 from fedelta.comparison.directory import Job
 from fedelta.comparison.memory import available_bytes, fits
-from fedelta.results.files import Record
-from fedelta.results.rundir import RunDirectory
+from fedelta.record.files import Record
+from fedelta.record.rundir import RunDirectory
 
 # -P: a folder of the user's with the name of a library must not stand in for it.
 COMMAND = (sys.executable, "-P", "-m", "fedelta.comparison.worker")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from fedelta.comparison.cells import is_word, name_of
 from fedelta.comparison.outcomes import CellState, Group, Trial
-from fedelta.results.numbers import bare
-from fedelta.results.runlog import best_of
+from fedelta.record.numbers import bare
+from fedelta.record.runlog import best_of
 from fedelta.tasks.base import Measure
 
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from fedelta.comparison.outcomes import CellState, Group
 from fedelta.comparison.result import Comparison, Pivot, mean_and_deviation, pivot
 from fedelta.grid import label_of
-from fedelta.results.neutral import cell, markdown
-from fedelta.results.numbers import MIB, UNKNOWN, bare, capitalised, count, duration, headed, in_unit, mebibytes, unit
+from fedelta.record.neutral import cell, markdown
+from fedelta.record.numbers import MIB, UNKNOWN, bare, capitalised, count, duration, headed, in_unit, mebibytes, unit
 from fedelta.tasks.base import Measure
 
 _FIGURES = (

@@ -17,7 +17,7 @@ from fedelta.config import Config, parse_config
 from fedelta.durable import write_atomic
 from fedelta.errors import FedeltaError
 from fedelta.experiment import Experiment
-from fedelta.results.rundir import CONFIG
+from fedelta.record.rundir import CONFIG
 
 FAILED = 1
 

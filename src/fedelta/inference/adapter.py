@@ -43,7 +43,7 @@ from fedelta.models.anatomy import Anatomy
 from fedelta.models.hub import Backbone
 from fedelta.models.source import ModelSource
 from fedelta.params import Params
-from fedelta.results.files import to_json
+from fedelta.record.files import to_json
 from fedelta.tasks.classification import Classification
 from fedelta.tasks.table import AnyTask
 from fedelta.tuning import AnyTuning

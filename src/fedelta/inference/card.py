@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from fedelta.modalities.base import Modality
 from fedelta.modalities.settings import Preparation
 from fedelta.modalities.table import MODALITIES
-from fedelta.results import numbers
-from fedelta.results.neutral import code, markdown, yaml
+from fedelta.record import numbers
+from fedelta.record.neutral import code, markdown, yaml
 from fedelta.tasks.base import Loader, Measure, Task
 from fedelta.tasks.table import task_of
 

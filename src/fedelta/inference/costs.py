@@ -26,9 +26,9 @@ from fedelta.durable import write_atomic
 from fedelta.errors import InputError, ModelError
 from fedelta.inference.anytime import exits_of
 from fedelta.models.hub import Backbone
-from fedelta.results import rundir
-from fedelta.results.environment import machine
-from fedelta.results.files import to_json
+from fedelta.record import rundir
+from fedelta.record.environment import machine
+from fedelta.record.files import to_json
 from fedelta.settings import Settings
 from fedelta.tuning.exits import walk
 

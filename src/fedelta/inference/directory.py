@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedelta.durable import sync_directory, write_atomic
 from fedelta.errors import AdapterError, listed
-from fedelta.results.files import Record
+from fedelta.record.files import Record
 
 WEIGHTS, CONFIG, CARD, OWN = "adapter_model.safetensors", "adapter_config.json", "README.md", "fedelta.json"
 PROCESSOR = "preprocessor_config.json"  # of adapters for images

@@ -26,7 +26,7 @@ from fedelta.inference.directory import replace_directory
 from fedelta.inference.predict import Predictor
 from fedelta.modalities.base import Modality
 from fedelta.models.hub import Backbone
-from fedelta.results.files import Record, read_json, to_json
+from fedelta.record.files import Record, read_json, to_json
 from fedelta.seeds import stream
 from fedelta.tuning.exits import exit_blocks, logits_at
 

@@ -23,7 +23,7 @@ from fedelta.errors import AdapterError, listed
 from fedelta.inference.own import explained
 from fedelta.models.anatomy import Anatomy
 from fedelta.params import Params
-from fedelta.results.files import Record
+from fedelta.record.files import Record
 from fedelta.tuning import TUNING_METHODS, AnyTuning
 from fedelta.tuning.combined import expand
 from fedelta.tuning.lora import Lora

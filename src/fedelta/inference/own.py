@@ -12,8 +12,8 @@ from fedelta import __version__
 from fedelta.errors import AdapterError
 from fedelta.modalities.settings import AudioSettings, Preparation, Resize
 from fedelta.models.source import ModelSource
-from fedelta.results.files import to_json
-from fedelta.results.origin import Origin, other_words, refuse
+from fedelta.record.files import to_json
+from fedelta.record.origin import Origin, other_words, refuse
 from fedelta.settings import Settings
 from fedelta.settings.base import without_none
 from fedelta.tasks.table import AnyTask

@@ -32,10 +32,10 @@ from fedelta.models.heads import class_names_of
 from fedelta.models.hub import Backbone, build
 from fedelta.models.source import ModelSource, read_config
 from fedelta.params import Params, ParamSpec
-from fedelta.results import rundir
-from fedelta.results.checkpoint import load
-from fedelta.results.origin import changed_files, refuse, refuse_other_adapter
-from fedelta.results.partition import read_clients
+from fedelta.record import rundir
+from fedelta.record.checkpoint import load
+from fedelta.record.origin import changed_files, refuse, refuse_other_adapter
+from fedelta.record.partition import read_clients
 from fedelta.seeds import stream
 from fedelta.tasks.base import Answer, Task
 from fedelta.tasks.class_names import order_of

@@ -10,7 +10,7 @@ from typing import TextIO
 
 from fedelta.data.batches import FederatedData
 from fedelta.errors import InputError
-from fedelta.results.neutral import cell
+from fedelta.record.neutral import cell
 from fedelta.tasks.base import Task
 from fedelta.tasks.details import Answered
 

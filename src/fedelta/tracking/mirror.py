@@ -17,9 +17,9 @@ from pathlib import Path
 from fedelta.config import Config, read_table
 from fedelta.durable import write_atomic
 from fedelta.federation.records import RoundOutcome
-from fedelta.results.files import Record
-from fedelta.results.ledger import Ledger
-from fedelta.results.rundir import RunDirectory
+from fedelta.record.files import Record
+from fedelta.record.ledger import Ledger
+from fedelta.record.rundir import RunDirectory
 from fedelta.tasks.base import Measure
 from fedelta.tracking.base import Parameter, TrackedRun, Tracker
 from fedelta.tracking.table import TOOLS

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedelta.results.files import in_turn
+from fedelta.record.files import in_turn
 from fedelta.tracking.base import Parameter, TrackedRun
 
 if TYPE_CHECKING:

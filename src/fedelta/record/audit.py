@@ -1,0 +1,90 @@
+"""Whether the files of a run directory fit each other: what a report says above everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedelta.errors import CheckpointError, FormatError
+from fedelta.record import runlog
+from fedelta.record.checkpoint import load
+from fedelta.record.files import Record
+from fedelta.record.ledger import Ledger
+from fedelta.record.origin import changed_files, other_settings, settings_of
+from fedelta.record.rundir import RunDirectory
+from fedelta.tasks.base import Measure
+
+_NUM_SHOWN = 3
+_SIZES = ("tuned_parameters", "total_parameters")  # of the model, of which the records say nothing
+# Measured by a clock, or told by logs that may be lost.
+_UNCHECKED = frozenset({"wall_seconds", "peak_memory_bytes"})
+
+
+def misfits(
+    run: RunDirectory,
+    config: Mapping[str, Any],
+    rounds: Sequence[Record],
+    ledger: Ledger,
+    *,
+    summary: Record,
+    primary: Measure,
+) -> tuple[str, ...]:
+    """What does not fit in a run directory, in words; nothing where all does.
+
+    Args:
+        run: the directory.
+        config: content of `config.toml`; Any: whatever TOML holds.
+        rounds: lines of `rounds.jsonl`.
+        ledger: of the run.
+        summary: content of `summary.json`; empty while the run is unfinished.
+        primary: the measure that the summary goes by.
+    """
+    problems = [*_by_checkpoint(run, config, len(rounds), is_finished=bool(summary)), *_by_ledger(rounds, ledger)]
+    return tuple(problems + _by_summary(rounds, ledger, summary, primary))
+
+
+def _by_checkpoint(run: RunDirectory, config: Mapping[str, Any], num_rounds: int, *, is_finished: bool) -> list[str]:
+    try:
+        checkpoint = load(run.checkpoint)
+    except FormatError:
+        return []  # a run of an older version, by which nothing can be checked
+    except CheckpointError as error:
+        return [error.message]
+    problems = run.changed_logs(checkpoint, run.seals())
+    if checkpoint.origin.settings:
+        problems += other_settings(checkpoint.origin.settings, settings_of(config))
+    problems += changed_files(run.path, checkpoint.origin)
+    if is_finished and checkpoint.round != num_rounds:
+        problems.append(f"the checkpoint is that of round {checkpoint.round}, `rounds.jsonl` has {num_rounds} rounds")
+    return problems
+
+
+def _by_ledger(rounds: Sequence[Record], ledger: Ledger) -> list[str]:
+    """The rounds whose bytes are others in the ledger."""
+    problems, total = [], 0
+    for record in rounds:
+        sent = ledger.rounds.get(record["round"])
+        up, down = (0, 0) if sent is None else (sent.uplink_bytes, sent.downlink_bytes)
+        total += up + down
+        found = {"uplink_bytes": up, "downlink_bytes": down, "cumulative_bytes": total}
+        if other := [key for key, value in found.items() if record.get(key, value) != value]:
+            key = other[0]
+            problems.append(
+                f"round {record['round']}: `{key}` is {record[key]:,} in `rounds.jsonl`, the rows of `ledger.jsonl` "
+                f"add up to {found[key]:,}"
+            )
+    return problems[:_NUM_SHOWN]
+
+
+def _by_summary(rounds: Sequence[Record], ledger: Ledger, summary: Record, primary: Measure) -> list[str]:
+    """The figures of the summary that are not those of the records."""
+    sizes = {key: value for key, value in summary.items() if key in _SIZES}
+    if len(sizes) < len(_SIZES):
+        return []
+    expected = runlog.summary(rounds, (), ledger, primary, sizes)
+    wrong = [
+        f"`{key}` is {summary[key]!r} in `summary.json`, the records of the rounds make it {value!r}"
+        for key, value in expected.items()
+        if key in summary and key not in _UNCHECKED and summary[key] != value
+    ]
+    return wrong[:_NUM_SHOWN]

@@ -1,0 +1,105 @@
+"""Where a run happened: versions, machine, source revision, memory."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedelta.record.files import Record
+
+if TYPE_CHECKING:
+    import torch
+
+# What can change a result or is needed to repeat it.
+PACKAGES = (
+    "fedelta",
+    "torch",
+    "transformers",
+    "peft",
+    "datasets",
+    "flwr-datasets",
+    "flwr",
+    "safetensors",
+    "huggingface_hub",
+    "numpy",
+    "scikit-learn",
+    "pillow",
+)
+
+
+def environment() -> Record:
+    """The content of `environment.json`; what cannot be found out is None or left out of `packages`."""
+    import torch
+
+    return {
+        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cpu_count": _usable_cpus(),
+        "num_threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        "git_commit": git_commit(),
+        "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},
+    }
+
+
+def machine(device: torch.device) -> dict[str, str | int | None]:
+    """What the time of a calculation on `device` depends on; equal where times can be compared."""
+    import torch
+
+    return {
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "cpu_count": _usable_cpus(),
+        "num_threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "torch": torch.__version__,
+    }
+
+
+def git_commit() -> str | None:
+    """Commit of the work tree around the current directory, `-dirty` when changed; None outside one."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip() or None
+
+
+def peak_memory_bytes() -> int:
+    """Highest resident memory of this process so far; 0 where the system does not tell."""
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _processor() -> str:
+    """Its name; where Linux keeps it first, because Python knows only the architecture there."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
+
+
+def _usable_cpus() -> int | None:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,330 @@
+"""A run read back from its directory, finished or not: what the report and its plots are made of."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+from typing import Any, TypeGuard
+
+from fedelta.errors import RunError
+from fedelta.record.audit import misfits
+from fedelta.record.compute import Compute, read_compute
+from fedelta.record.details import read_details
+from fedelta.record.files import Record, read_json
+from fedelta.record.ledger import Ledger
+from fedelta.record.partition import Partition, read_partition
+from fedelta.record.rundir import (
+    CITATIONS,
+    CONFIG,
+    CONFUSION,
+    ENVIRONMENT,
+    EXITS,
+    LEDGER,
+    MODEL,
+    PARTITION,
+    PERSONALIZATION,
+    SUMMARY,
+    RunDirectory,
+)
+from fedelta.record.runlog import best_of, by_exit, full_model_bytes, relative_cost, wall_seconds
+from fedelta.tasks.base import Measure
+from fedelta.tasks.details import Details
+from fedelta.tasks.table import AnyTask, task_of
+
+_ROUND_FIELDS = frozenset({"round", "measures", "cohort", "rejections", "cumulative_bytes"})
+_BY_GROUP = ("interval_rounds", "unit_discrepancy")
+_WINDOW_FIELDS = frozenset({"num_examples", "synced_fraction", *_BY_GROUP})
+
+
+@dataclass(frozen=True)
+class History:
+    """Everything that a run directory tells.
+
+    Args:
+        name: what the run is called in legends.
+        path: of the run directory.
+        config: the resolved configuration.
+        rounds: lines of `rounds.jsonl`.
+        timings: lines of `timings.jsonl`.
+        ledger: totals of what travelled.
+        environment: content of `environment.json`.
+        model: `tuned_parameters`, `total_parameters` and the scalars of each of `groups`, as far as known.
+        summary: content of `summary.json`; empty while the run is unfinished.
+        partition: who holds what, if known.
+        details: what is known of the finished model beside the records, if anything.
+        compute: what an answer from each exit costs, if it was measured.
+        personalization: content of `personalization.json`; empty where nobody personalised.
+        citations: BibTeX.
+        misfits: what does not fit in the directory, in words (audit.py).
+    """
+
+    name: str
+    path: Path
+    config: Mapping[str, Any]  # Any: whatever TOML holds
+    rounds: Sequence[Record]
+    timings: Sequence[Record]
+    ledger: Ledger
+    environment: Record
+    model: Record
+    summary: Record
+    partition: Partition | None
+    details: Details | None
+    compute: Compute | None
+    personalization: Record
+    citations: str
+    misfits: tuple[str, ...] = ()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return bool(self.summary)
+
+    @cached_property
+    def evaluated(self) -> list[Record]:
+        """The rounds with measures."""
+        return [record for record in self.rounds if record["measures"] is not None]
+
+    @cached_property
+    def task(self) -> AnyTask:
+        """What the run predicts."""
+        return task_of(self.config)
+
+    @property
+    def primary(self) -> Measure:
+        """The measure that tables and curves go by."""
+        return self.task.primary
+
+    @property
+    def has_intervals(self) -> bool:
+        """Whether each group travels at an interval of its own."""
+        return any("interval_rounds" in record for record in self.rounds)
+
+    @cached_property
+    def full_syncs(self) -> frozenset[int]:
+        """The rounds after which the server has a new value of everything."""
+        return frozenset(record["round"] for record in self.rounds if record.get("synced_fraction", 1.0) == 1.0)
+
+    @property
+    def has_partial_syncs(self) -> bool:
+        """Whether the server was, after some rounds, between two values of some of its groups."""
+        return self.has_intervals and len(self.full_syncs) < len(self.rounds)
+
+    @property
+    def relative_cost(self) -> float | None:
+        """See `runlog.relative_cost`."""
+        return relative_cost(self.rounds)
+
+    @cached_property
+    def curve(self) -> list[tuple[int, float]]:
+        """Round and primary measure, of every evaluated round."""
+        return [(record["round"], record["measures"][self.primary.name]) for record in self.evaluated]
+
+    @property
+    def losses(self) -> list[tuple[int, float]]:
+        """Round and loss, of every evaluated round."""
+        return [(record["round"], record["measures"][self.task.loss.name]) for record in self.evaluated]
+
+    @property
+    def train_losses(self) -> list[tuple[int, float]]:
+        """Round and mean loss of the clients' training, of every round that has one."""
+        key = f"train_{self.task.loss.name}"
+        return [(record["round"], record[key]) for record in self.rounds if record[key] is not None]
+
+    @property
+    def final(self) -> float | None:
+        """The primary measure in the last evaluated round."""
+        return self.curve[-1][1] if self.curve else None
+
+    @property
+    def best(self) -> float | None:
+        """The primary measure at its best in all rounds."""
+        return best_of([value for _, value in self.curve], self.primary)
+
+    @property
+    def by_exit(self) -> list[float] | None:
+        """The primary measure at each exit; see `runlog.by_exit`."""
+        return by_exit(self.rounds, self.primary)
+
+    @property
+    def mean_over_exits(self) -> float | None:
+        """The mean of `by_exit`; None without exits."""
+        return fmean(self.by_exit) if self.by_exit else None
+
+    @property
+    def measured_on(self) -> str:
+        """What measures were taken on, as a word before their labels."""
+        return str(self.value("data.evaluate_on") or "test")
+
+    @property
+    def full_model_bytes(self) -> int | None:
+        """What the same payloads would weigh with the whole model in float32; None if its size is unknown."""
+        total = self.model.get("total_parameters")
+        return None if total is None else full_model_bytes(total, self.ledger.num_transfers)
+
+    @property
+    def full_round_bytes(self) -> int | None:
+        """What the first round would have sent with the whole model in float32, both directions."""
+        total = self.model.get("total_parameters")
+        return full_model_bytes(total, 2 * len(self.rounds[0]["cohort"])) if total and self.rounds else None
+
+    @property
+    def wall_seconds(self) -> float | None:
+        """Time in the rounds so far; None where it was lost."""
+        return wall_seconds(self.timings, len(self.rounds))
+
+    def client_label(self, client_id: int) -> str:
+        """What pages call a client: by name, where it has one, and number."""
+        return str(client_id) if self.partition is None else self.partition.label(client_id)
+
+    def value(self, path: str) -> object:
+        """The value at a dotted path such as `tuning.name`, or None."""
+        found: object = self.config
+        for key in path.split("."):
+            found = found.get(key) if isinstance(found, Mapping) else None
+        return found
+
+
+def read_histories(paths: Sequence[Path]) -> list[History]:
+    """One history per run directory, all of the same primary measure; runs of the same name are called by their path.
+
+    Raises:
+        RunError: some cannot be read; all of them are named, with the reason. Or they differ in what they measure.
+    """
+    histories, problems, hints = [], [], set()
+    names = [path.resolve().name for path in paths]
+    for path, name in zip(paths, names, strict=True):
+        try:
+            histories.append(_read(path, name if names.count(name) == 1 else str(path)))
+        except RunError as error:
+            problems.append(error.message)
+            hints.add(error.hint)
+    if problems:
+        lines = "".join(f"\n  - {problem}" for problem in problems)
+        hint = hints.pop() if len(hints) == 1 else None
+        raise RunError(f"{len(problems)} of {len(paths)} runs cannot be reported:{lines}", hint=hint)
+    _refuse_mixed(histories)
+    return histories
+
+
+def _refuse_mixed(histories: Sequence[History]) -> None:
+    """Runs that are not measured by the same have no axis and no column in common."""
+    names: dict[Measure, list[str]] = {}
+    for run in histories:
+        names.setdefault(run.primary, []).append(repr(run.name))
+    if len(names) > 1:
+        told = "; ".join(f"{measure.label} of {', '.join(of)}" for measure, of in names.items())
+        raise RunError(f"the runs go by different measures: {told}.", hint="report those of one measure at a time.")
+
+
+def _read(path: Path, name: str) -> History:
+    run = RunDirectory.open(path)
+    summary = _json_if_there(path / SUMMARY)
+    model = _sizes(path / MODEL) or summary
+    config = _toml(path / CONFIG)
+    task = _task(path / CONFIG, config)
+    rounds = _rounds(run, task, len(model.get("groups") or ()))
+    num_exits = len(by_exit(rounds, task.primary) or ())
+    ledger = Ledger.read(path / LEDGER)
+    return History(
+        name=name,
+        path=path,
+        config=config,
+        rounds=rounds,
+        timings=run.timings.readable(),
+        ledger=ledger,
+        environment=read_json(path / ENVIRONMENT),
+        model=model,
+        summary=summary,
+        partition=read_partition(path / PARTITION, task.stratum),
+        details=read_details(path / SUMMARY, summary, path / CONFUSION),
+        compute=read_compute(path / EXITS, num_exits) if (path / EXITS).exists() else None,
+        personalization=_json_if_there(path / PERSONALIZATION),
+        citations=(path / CITATIONS).read_text(encoding="utf-8", errors="replace"),
+        misfits=misfits(run, config, rounds, ledger, summary=summary, primary=task.primary),
+    )
+
+
+def _json_if_there(path: Path) -> Record:
+    return read_json(path) if path.exists() else {}
+
+
+def _sizes(path: Path) -> Record:
+    """Content of `model.json`."""
+    found = _json_if_there(path)
+    counts = [found[key] for key in ("tuned_parameters", "total_parameters") if key in found]
+    groups = found.get("groups", {})
+    if not isinstance(groups, dict) or not all(isinstance(each, int) for each in [*counts, *groups.values()]):
+        raise RunError(f"{str(path)!r} does not hold numbers of parameters, those of `groups` among them.")
+    return found
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{str(path)!r} cannot be read: {error}.") from error
+
+
+def _task(path: Path, config: Mapping[str, Any]) -> AnyTask:
+    try:
+        return task_of(config)
+    except ValueError as error:
+        raise RunError(f"{str(path)!r}: `[task]` cannot be right: {error}.") from error
+
+
+def _rounds(run: RunDirectory, task: AnyTask, num_groups: int) -> list[Record]:
+    """The records; `num_groups` is 0 if nobody knows it."""
+    records = run.read_rounds()
+    in_windows = any("interval_rounds" in record for record in records)
+    required = _ROUND_FIELDS | {f"train_{task.loss.name}"} | (_WINDOW_FIELDS if in_windows else frozenset())
+    num_exits = _num_exits(records, task.primary)
+    for number, record in enumerate(records, start=1):
+        missing = sorted(required - record.keys())
+        problems = [f"lacks {', '.join(missing)}"] if missing else _measure_problems(record, task, num_exits)
+        for key in _BY_GROUP if in_windows and num_groups and not missing else ():
+            if not _is_numbers(record[key], num_groups):
+                problems.append(f"`{key}` is not {num_groups} numbers, one for each of the `groups` in {MODEL}")
+        if problems:
+            raise RunError(f"{str(run.rounds.path)!r}, line {number}: {problems[0]}.")
+    return records
+
+
+def _measure_problems(record: Record, task: AnyTask, num_exits: int) -> list[str]:
+    """What is wrong with the measures of a round; a model with exits has the primary one at each of them."""
+    measures, at_exits = record["measures"], record.get("measures_by_exit")
+    if measures is None:
+        return ["`measures_by_exit` without `measures`"] if at_exits is not None else []
+    wanted = [task.primary.name, task.loss.name]
+    if not isinstance(measures, dict) or not all(_is_number(measures.get(name)) for name in wanted):
+        return [f"`measures` is {measures!r}, expected numbers, {' and '.join(dict.fromkeys(wanted))} among them"]
+    if at_exits is None and not num_exits:
+        return []
+    found = at_exits.get(task.primary.name) if isinstance(at_exits, dict) else None
+    if num_exits and _is_numbers(found, num_exits) and all(_may_be(value, task.primary) for value in found):
+        return []
+    kind = "fractions" if task.primary.is_fraction else "numbers"
+    expected = f"as many {kind} by `{task.primary.name}` in every evaluated round, one for each exit"
+    return [f"`measures_by_exit` is {at_exits!r}, expected {expected}"]
+
+
+def _num_exits(records: Sequence[Record], primary: Measure) -> int:
+    """Of the last round that has any; 0 without exits."""
+    found = (record.get("measures_by_exit") for record in reversed(records))
+    lists = (values for each in found if isinstance(each, dict) for values in [each.get(primary.name)])
+    return next((len(values) for values in lists if isinstance(values, list)), 0)
+
+
+def _may_be(value: float, measure: Measure) -> bool:
+    return not measure.is_fraction or 0 <= value <= 1
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)
+
+
+def _is_numbers(value: object, number: int) -> TypeGuard[list[float]]:
+    return isinstance(value, list) and len(value) == number and all(map(_is_number, value))

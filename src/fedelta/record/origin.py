@@ -1,0 +1,146 @@
+"""What a run began with, by which everything that is read later is recognised: kept in every checkpoint.
+
+Settings are kept in full, so that a message can name the key that differs; of weights, examples and files there are
+digests. Where data and weights are is no part of it: their content is, so that they may be moved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedelta.errors import CheckpointError
+from fedelta.params import Params
+from fedelta.record.files import Record, flatten
+from fedelta.record.numbers import UNKNOWN
+
+CLASS_NAMES = "class names"
+_NUM_SHOWN = 5
+# What changes no result of a round: a run may be tracked from its second half on, what it started from is in its
+# checkpoint, and the content of data and weights is looked at instead of their places.
+_FREE = ("tracking.", "model.adapter", "model.source", "data.source", "data.test_source")
+_HELD_OUT = ("personalization.held_out_clients", "personalization.held_out")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a run began with.
+
+    Args:
+        settings: dotted key to value, as text: all that can change a result.
+        inputs: what was read, such as "test examples", to the digest of its content.
+        files: name of a file of the run directory that never changes to its digest.
+    """
+
+    settings: Mapping[str, str] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+def settings_of(table: Mapping[str, Any]) -> dict[str, str]:
+    """The settings of a configuration, as `config.toml` holds it; Any: whatever TOML holds."""
+    return {
+        key: value
+        for key, value in flatten(table)
+        if not key.startswith(_FREE) and (not key.startswith("personalization.") or key in _HELD_OUT)
+    }
+
+
+def other_settings(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Where the settings of a run are not those that it began with, in words; some of them if they are many."""
+    keys = [key for key in dict.fromkeys([*then, *now]) if then.get(key) != now.get(key)]
+    shown = [
+        f"`{key}` is {now.get(key, 'absent')} in `config.toml`, the run began with {then.get(key, 'none')}"
+        for key in keys[:_NUM_SHOWN]
+    ]
+    return shown + ([f"and {len(keys) - _NUM_SHOWN} more settings"] if len(keys) > _NUM_SHOWN else [])
+
+
+def other_inputs(then: Mapping[str, str], now: Mapping[str, str], places: Mapping[str, str]) -> list[str]:
+    """What of `now` is not what the run began with, in words.
+
+    Args:
+        then: of the run.
+        now: what was looked at.
+        places: the first word of an input, such as "test", to where that was read.
+    """
+    keys = [key for key, digest in now.items() if then.get(key, digest) != digest]
+    return [f"the {key} {_where(key, places)}are not those that the run began with" for key in keys]
+
+
+def refuse(what: str, problems: Collection[str]) -> None:
+    """Raises for what does not go with a run; nothing if there are no problems.
+
+    Raises:
+        CheckpointError: names all of it.
+    """
+    if problems:
+        lines = "".join(f"\n  - {problem}" for problem in problems)
+        raise CheckpointError(
+            f"{what}: belongs to another run, or its data changed:{lines}",
+            hint="bring back what the run began with, from a copy for example; where the change is meant, start a new "
+            "run with another `--out`.",
+        )
+
+
+def changed_files(run: Path, origin: Origin) -> list[str]:
+    """The files of the run directory that are not as the run wrote them when it began, in words."""
+    return [
+        f"{str(run / name)!r} is not as the run wrote it when it began"
+        for name, digest in origin.files.items()
+        if not (run / name).is_file() or hashlib.sha256((run / name).read_bytes()).hexdigest() != digest
+    ]
+
+
+def digest_of_names(class_names: Sequence[str]) -> str:
+    """SHA-256 of the names of classes, in label order."""
+    return hashlib.sha256(repr(tuple(class_names)).encode()).hexdigest()
+
+
+def other_words(origin: Origin, said: Record, class_names: Sequence[str]) -> list[str]:
+    """Where `fedelta.json` in a run directory says something else than the run, in words.
+
+    Args:
+        origin: of the run.
+        said: `seed` and `tuning` of the file.
+        class_names: of the file.
+    """
+    then = {key: value for key, value in origin.settings.items() if key == "seed" or key.startswith("tuning.")}
+    now = {key: value for key, value in flatten(said) if value != UNKNOWN}
+    other = [key for key in dict.fromkeys([*then, *now]) if then.get(key) != now.get(key)]
+    if origin.inputs.get(CLASS_NAMES, "") != digest_of_names(class_names):
+        other.append(CLASS_NAMES)
+    return [f"`fedelta.json` does not say what the run wrote into it: {', '.join(other)}"] if other else []
+
+
+def refuse_other_adapter(path: Path, trained: Params, found: Params) -> None:
+    """Refuses an adapter in a run directory that is not what the run came to.
+
+    Args:
+        path: of the adapter.
+        trained: of the last checkpoint.
+        found: of the adapter.
+
+    Raises:
+        CheckpointError: they differ.
+    """
+    other = [
+        name
+        for name in dict.fromkeys([*trained, *found])
+        if name not in trained or name not in found or not torch.equal(trained[name], found[name])
+    ]
+    if other:
+        refuse(
+            f"adapter {str(path)!r}",
+            [f"{len(other)} of {len(trained)} tensors are not those of the run's checkpoint, first `{other[0]}`"],
+        )
+
+
+def _where(key: str, places: Mapping[str, str]) -> str:
+    place = places.get(key.partition(" ")[0])
+    return "" if place is None else f"({place}) "

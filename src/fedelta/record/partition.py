@@ -1,0 +1,97 @@
+"""`partition.json`: who the clients are, and how many examples of each class they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fedelta.data.batches import FederatedData
+from fedelta.data.clients import Clients
+from fedelta.errors import DataError, RunError
+from fedelta.record.files import Record, read_json
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Who holds what.
+
+    Args:
+        class_names: of the classes, or kinds of rows, in the order of the counts; nothing where the task has none.
+        counts: client id to the number of its examples of each.
+        held_out: clients that no round asks; in no count.
+        clients: who all of them are.
+        kind: what a class is called, one and several (`Task.stratum`).
+    """
+
+    class_names: tuple[str, ...]
+    counts: Mapping[int, tuple[int, ...]]
+    held_out: frozenset[int] = frozenset()
+    clients: Clients = field(default_factory=Clients)
+    kind: tuple[str, str] = ("class", "classes")
+
+    def label(self, client_id: int) -> str:
+        """What pages call a client: "3", or by name "george (3)"."""
+        name = self.clients.names.get(client_id)
+        return str(client_id) if name is None else f"{name} ({client_id})"
+
+
+def partition_record(data: FederatedData) -> Record:
+    """The content of the file: examples of each class, or kind of row, by client, and what the clients are called."""
+    strata = data.train.targets.strata
+    names = () if strata is None else data.strata_names or data.class_names
+
+    def counts(rows_of: Mapping[int, Tensor]) -> dict[str, list[int]]:
+        return {
+            str(client_id): [] if strata is None else torch.bincount(strata[rows], minlength=len(names)).tolist()
+            for client_id, rows in sorted(rows_of.items())
+        }
+
+    found: Record = {"class_names": list(names), "clients": counts(data.partition)}
+    if data.unseen:
+        found["held_out"] = counts(data.unseen)
+    if called := data.clients.names:
+        found["names"] = {str(number): called[number] for number in data.clients.numbers}
+    return found
+
+
+def read_partition(path: Path, kind: tuple[str, str] = ("class", "classes")) -> Partition | None:
+    """What the file at `path` holds; None where it is not there.
+
+    Args:
+        path: of the file.
+        kind: what a class is called, one and several.
+
+    Raises:
+        RunError: something else.
+    """
+    content = read_json(path) if path.exists() else None
+    if not content:
+        return None
+    try:
+        class_names = tuple(str(name) for name in content["class_names"])
+        counts = {int(client): tuple(map(int, row)) for client, row in content["clients"].items()}
+        held_out = frozenset(map(int, content.get("held_out", {})))
+        names = {int(client): name for client, name in content.get("names", {}).items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RunError(f"{str(path)!r} does not hold class names and counts by client: {error!r}.") from error
+    if not counts or any(len(row) != len(class_names) for row in counts.values()):
+        raise RunError(f"{str(path)!r} does not hold one count per class for every client.")
+    try:
+        clients = Clients.of({*counts, *held_out}, names)
+    except DataError as error:
+        raise RunError(f"{str(path)!r} cannot be right: {error.message}.") from error
+    return Partition(class_names, dict(sorted(counts.items())), held_out, clients, kind)
+
+
+def read_clients(path: Path) -> Clients:
+    """Who the clients of the run with this file are; nobody where it is not there.
+
+    Raises:
+        RunError: it holds something else.
+    """
+    partition = read_partition(path)
+    return Clients() if partition is None else partition.clients

@@ -1,0 +1,298 @@
+"""The run directory: names of its files, its creation as a whole, and the way back to a checkpoint.
+
+config.toml           the configuration as it was read, every default written out; of a run that started from an adapter
+                      `[tuning]` is the adapter's
+environment.json      versions, machine, commit
+citations.bib         papers behind what the run used
+partition.json        class names, examples of each class by client, apart those of clients that no round asks, and
+                      what the clients are called
+model.json            parameter counts, of each group too, so that an unfinished run can be reported; and `[strategy]`
+                      with what a byte budget made of it
+rounds.jsonl          one record a round, determined by seed and configuration
+ledger.jsonl          one row per payload, after the row of the backbone
+timings.jsonl         wall-clock seconds and memory by round; may be lost
+checkpoint/           the state after the last finished round, with digests of the logs up to it and of all that the run
+                      began with; in clients/ what each client keeps, a file for each
+summary.json          written at the end
+confusion.json        how often each class was taken for which, where the task has classes; written at the end
+adapter/              the tuned tensors for deployment, written at the end
+exits.json            what an answer from each exit costs, where the model has exits; written at the end
+personalization.json  what clients that no round asked made of it, written by `fedelta personalize`
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedelta.durable import sync_directory, write_atomic
+from fedelta.errors import RunError
+from fedelta.record.checkpoint import OTHER_VERSION, Checkpoint
+from fedelta.record.files import JsonLines, Record, Seal, exclusive, to_json
+
+CONFIG = "config.toml"
+ENVIRONMENT = "environment.json"
+CITATIONS = "citations.bib"
+PARTITION = "partition.json"
+MODEL = "model.json"
+ROUNDS = "rounds.jsonl"
+LEDGER = "ledger.jsonl"
+TIMINGS = "timings.jsonl"
+CHECKPOINT = "checkpoint/state.safetensors"
+CLIENTS = "checkpoint/clients"
+SUMMARY = "summary.json"
+CONFUSION = "confusion.json"
+ADAPTER = "adapter"
+EXITS = "exits.json"
+PERSONALIZATION = "personalization.json"
+
+# What a run directory is called while it is made: with the number of the process.
+_UNFINISHED = re.compile(r"\..+\.(?P<pid>\d{1,10})\.partial")
+
+# With these a run can be resumed; `create` wants them and `open` looks for them.
+REQUIRED = (CONFIG, ENVIRONMENT, CITATIONS, LEDGER, CHECKPOINT)
+_FILES = (PARTITION, MODEL, ROUNDS, TIMINGS, SUMMARY, CONFUSION, EXITS, PERSONALIZATION)
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """An existing run directory.
+
+    Args:
+        path: as the user gave it.
+    """
+
+    path: Path
+
+    @classmethod
+    def create(cls, out: Path, files: Mapping[str, str | bytes]) -> RunDirectory:
+        """A new run directory at `out`; it appears complete or not at all.
+
+        Args:
+            out: must not exist or be empty; missing parents are made.
+            files: content by relative name, at least the names in `REQUIRED`; the logs start empty.
+
+        Raises:
+            RunError: `out` is taken.
+            OSError: the disk is full or the place cannot be written; nothing is left behind then.
+        """
+        missing = [name for name in REQUIRED if name not in files]
+        if missing:
+            raise ValueError(f"a run directory needs {missing} from the start")
+        refuse_taken(out)
+        target = out.resolve()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep_unfinished(target.parent)
+        building = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        try:
+            for name, content in {ROUNDS: b"", TIMINGS: b"", **files}.items():
+                (building / name).parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(building / name, content)
+            sync_directory(building)
+            if target.is_dir():
+                target.rmdir()
+            building.rename(target)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+        sync_directory(target.parent)
+        return cls(out)
+
+    @classmethod
+    def open(cls, path: Path) -> RunDirectory:
+        """The run directory at `path`.
+
+        Raises:
+            RunError: it is missing, is no directory or lacks files, all of which are named.
+        """
+        if not path.is_dir():
+            problem = "is not a directory" if path.exists() else "does not exist"
+            raise RunError(f"run directory {str(path)!r} {problem}.")
+        missing = [name for name in REQUIRED if not (path / name).is_file()]
+        if missing:
+            raise RunError(
+                f"{str(path)!r} is not a complete run directory: it lacks {', '.join(missing)}.",
+                hint="give the directory that `fedelta run` printed, the one that holds `config.toml`.",
+            )
+        if other := [name for name in _FILES if (path / name).is_dir()]:
+            raise RunError(
+                f"{str(path)!r} has directories where files belong: {', '.join(other)}.",
+                hint="move them out of it; bring the files back from a copy.",
+            )
+        return cls(path)
+
+    @property
+    def config(self) -> Path:
+        """The configuration, every default written out."""
+        return self.path / CONFIG
+
+    @property
+    def checkpoint(self) -> Path:
+        """State after the last finished round."""
+        return self.path / CHECKPOINT
+
+    @property
+    def clients(self) -> Path:
+        """What clients keep between rounds, where they are in this process."""
+        return self.path / CLIENTS
+
+    @property
+    def ledger(self) -> Path:
+        """One row per payload."""
+        return self.path / LEDGER
+
+    @property
+    def summary(self) -> Path:
+        """Key figures; there once the run is finished."""
+        return self.path / SUMMARY
+
+    @property
+    def adapter(self) -> Path:
+        """Directory of the tuned tensors; there once the run is finished."""
+        return self.path / ADAPTER
+
+    @property
+    def rounds(self) -> JsonLines:
+        """One record a round."""
+        return JsonLines(self.path / ROUNDS)
+
+    @property
+    def timings(self) -> JsonLines:
+        """Wall-clock seconds and memory by round."""
+        return JsonLines(self.path / TIMINGS)
+
+    def read_rounds(self) -> list[Record]:
+        """The records of all finished rounds.
+
+        Raises:
+            RunError: a line is broken, or the run is of an older format.
+        """
+        records = self.rounds.read()
+        if any("measures" not in record for record in records):
+            raise RunError(
+                f"{str(self.path / ROUNDS)!r} has rounds without `measures`: an older version of fedelta wrote them.",
+                hint=OTHER_VERSION,
+            )
+        return records
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps a second process from writing to this run; see `exclusive`.
+
+        Raises:
+            RunError: another process has the lock.
+        """
+        with exclusive(self.config, f"another process is running or resuming {str(self.path)!r}."):
+            yield
+
+    def seals(self) -> dict[str, Seal]:
+        """Name of each log to its seal; `timings.jsonl`, which nothing depends on, has none."""
+        return {name: Seal(self.path / name) for name in (ROUNDS, LEDGER)}
+
+    def changed_logs(self, checkpoint: Checkpoint, seals: Mapping[str, Seal]) -> list[str]:
+        """What is wrong with the logs up to the moment of `checkpoint`, in words; reads the seals up to there."""
+        problems = []
+        for name, then in checkpoint.logs.items():
+            now = seals[name].mark(then.num_bytes)
+            if now.num_bytes < then.num_bytes:
+                found = f"has {now.num_bytes} bytes, the checkpoint was written when it had {then.num_bytes}"
+                problems.append(f"{str(self.path / name)!r} {found}")
+            elif now != then:
+                problems.append(f"{str(self.path / name)!r} is not as the run wrote it up to round {checkpoint.round}")
+        return problems
+
+    def rewind(self, checkpoint: Checkpoint) -> dict[str, Seal]:
+        """Cuts the logs back to the moment of `checkpoint`: a kill may have left them ahead of it.
+
+        Returns:
+            Their seals, read up to there.
+
+        Raises:
+            RunError: one is shorter than it was then, or says something else; nothing is cut then.
+        """
+        seals = self.seals()
+        if problems := self.changed_logs(checkpoint, seals):
+            raise RunError(
+                f"{'; '.join(problems)}.",
+                hint="the file was cut, edited or replaced; restore it from a copy, or start the run anew with another "
+                "`--out`.",
+            )
+        for name, mark in checkpoint.logs.items():
+            JsonLines(self.path / name).truncate(mark.num_bytes)
+        self.timings.salvage(checkpoint.round)
+        return seals
+
+    def refuse_unfinished(self) -> None:
+        """Checks that the run came to its end.
+
+        Raises:
+            RunError: it did not.
+        """
+        if not (self.summary.is_file() and self.adapter.is_dir()):
+            raise RunError(
+                f"run {str(self.path)!r} is not finished.", hint=f"finish it with `fedelta resume {self.path}`."
+            )
+
+    def sweep(self) -> None:
+        """Removes what a killed process left of files and adapters that it was writing."""
+        for folder in (self.path, self.checkpoint.parent, self.clients):
+            for rest in folder.glob(".*.partial") if folder.is_dir() else ():
+                shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
+
+    def write_summary(self, summary: Record) -> None:
+        """Writes `summary.json`, atomically; its presence marks the run as finished."""
+        write_atomic(self.summary, to_json(summary, indent=2) + "\n")
+
+
+def _sweep_unfinished(parent: Path) -> None:
+    """Removes run directories that processes were making when they were killed; nothing that is of another form."""
+    for rest in parent.glob(".*.partial"):
+        found = _UNFINISHED.fullmatch(rest.name)
+        is_ours = found is not None and rest.is_dir() and not rest.is_symlink()
+        if is_ours and found is not None and not _is_alive(int(found["pid"])) and _holds_only_ours(rest):
+            shutil.rmtree(rest, ignore_errors=True)
+
+
+def _holds_only_ours(folder: Path) -> bool:
+    ours = {name.partition("/")[0] for name in (*REQUIRED, PARTITION, MODEL, ROUNDS, TIMINGS)}
+    return {entry.name.removeprefix(".").removesuffix(".partial") for entry in folder.iterdir()} <= ours
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether there is such a process; where that cannot be told, there is."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def refuse_taken(out: Path) -> None:
+    """Checks that a run may be created at `out`; callable before the expensive part of the set-up.
+
+    Raises:
+        RunError: `out` is a file or a directory with content.
+    """
+    if out.exists() and not out.is_dir():
+        raise RunError(f"{str(out)!r} is a file, expected a new or empty directory.", hint="choose another `--out`.")
+    if out.is_dir() and any(out.iterdir()):
+        kind = "already holds a run" if (out / CONFIG).exists() else "is not empty"
+        raise RunError(
+            f"{str(out)!r} {kind}.",
+            hint=f"continue it with `fedelta resume {out}`, or choose another `--out`.",
+        )
+
+
+def free_name(parent: Path, stem: str) -> Path:
+    """The first of `parent/stem`, `parent/stem-2`, `parent/stem-3` … that does not exist."""
+    names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+    return next(path for name in names if not (path := parent / name).exists())

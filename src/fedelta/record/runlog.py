@@ -1,0 +1,160 @@
+"""What is written about each round and about the whole run.
+
+`rounds.jsonl` holds only what the seed and the configuration determine, so that a resumed run writes the same
+bytes as an undisturbed one; wall-clock times and memory live in `timings.jsonl`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from fedelta.data.clients import Clients
+from fedelta.federation.records import RoundOutcome
+from fedelta.record.files import Record
+from fedelta.record.ledger import Ledger
+from fedelta.tasks.base import Measure
+
+BYTES_PER_FLOAT32 = 4
+
+
+def round_record(
+    outcome: RoundOutcome,
+    cumulative_bytes: int,
+    loss: Measure,
+    clients: Clients = Clients(),  # noqa: B008 frozen
+) -> Record:
+    """One line of `rounds.jsonl`.
+
+    Args:
+        outcome: the finished round.
+        cumulative_bytes: payload bytes of both directions from round 1 to this one.
+        loss: what the task minimises; it names the training loss.
+        clients: what they are called; where they have no names, the record has none.
+    """
+    uplink = sum(each.payload_bytes for each in outcome.transfers if each.direction == "up")
+    downlink = sum(each.payload_bytes for each in outcome.transfers if each.direction == "down")
+    evaluation = outcome.evaluation
+    claims = [vars(claim) | clients.entry(claim.client_id) for claim in outcome.claims]
+    at_exits = {} if evaluation is None else {name: list(values) for name, values in evaluation.by_exit.items()}
+    return {
+        "round": outcome.round,
+        "measures": None if evaluation is None else dict(evaluation.measures),
+        **({"measures_by_exit": at_exits} if at_exits else {}),
+        f"train_{loss.name}": outcome.train_loss,
+        "delta_norm": outcome.delta_norm,
+        "num_examples": outcome.num_examples,
+        "synced_fraction": outcome.synced_fraction,
+        "simulated_seconds": outcome.simulated_seconds,
+        "cohort": list(outcome.cohort),
+        **({"cohort_names": [clients.names[number] for number in outcome.cohort]} if clients.names else {}),
+        **({"claims": claims} if claims else {}),
+        "rejections": [vars(each) | clients.entry(each.client_id) for each in outcome.rejections],
+        "uplink_bytes": uplink,
+        "downlink_bytes": downlink,
+        "cumulative_bytes": cumulative_bytes,
+        **outcome.logged,
+    }
+
+
+def timing_record(round: int, wall_seconds: float, peak_memory_bytes: int) -> Record:
+    """One line of `timings.jsonl`.
+
+    Args:
+        round: number of the round, from 1.
+        wall_seconds: time from the plan of this round to its checkpoint.
+        peak_memory_bytes: highest resident memory of the process so far.
+    """
+    return {"round": round, "wall_seconds": wall_seconds, "peak_memory_bytes": peak_memory_bytes}
+
+
+def summary(
+    records: Sequence[Record],
+    timings: Sequence[Record],
+    ledger: Ledger,
+    primary: Measure,
+    sizes: Mapping[str, Any],
+    *,
+    details: Mapping[str, object] | None = None,
+) -> Record:
+    """The content of `summary.json`.
+
+    Args:
+        records: lines of `rounds.jsonl`.
+        timings: lines of `timings.jsonl`.
+        ledger: all payloads of the run.
+        primary: the measure that tables go by.
+        sizes: `tuned_parameters`, the number of scalars that travel, and `total_parameters`, that of the whole model.
+        details: what only the end of a run tells: `measures`, a map as in the records; `by_class` and `by_client`, name
+            to such a map.
+
+    Returns:
+        Sizes in bytes, times in seconds. `final_<measure>` is of the last evaluated round, for every measure, and
+        `best_<measure>` of the best one, for the primary measure; None when no round was evaluated. `<measure>_by_exit`
+        is the primary measure in the last evaluated round, lowest exit first, and `mean_exit_<measure>` its mean; None
+        without exits. `void_rounds` did not count, for too few replies. `full_model_bytes` is what the same payloads
+        would have weighed with the whole model in float32. `wall_seconds` is None where there are no `timings`.
+    """
+    return {
+        **_final(records, primary),
+        **(details or {}),
+        "rounds": len(records),
+        "void_rounds": sum(each["num_examples"] == 0 for each in records),
+        "relative_cost": relative_cost(records),
+        **sizes,
+        "uplink_bytes": ledger.uplink_bytes,
+        "downlink_bytes": ledger.downlink_bytes,
+        "uplink_tensor_bytes": ledger.uplink_tensor_bytes,
+        "downlink_tensor_bytes": ledger.downlink_tensor_bytes,
+        "full_model_bytes": full_model_bytes(sizes["total_parameters"], ledger.num_transfers),
+        "wall_seconds": wall_seconds(timings, len(records)),
+        "peak_memory_bytes": max((each.get("peak_memory_bytes") or 0 for each in timings), default=0),
+    }
+
+
+def wall_seconds(timings: Sequence[Record], num_rounds: int) -> float | None:
+    """Time in the rounds that `timings` tell of; None where they tell of none, as `timings.jsonl` may be lost."""
+    found = [each.get("wall_seconds") for each in timings]
+    known = [seconds for seconds in found if isinstance(seconds, int | float)]
+    return float(sum(known)) if known or not num_rounds else None
+
+
+def best_of(values: Sequence[float], measure: Measure) -> float | None:
+    """The best of the values of a measure; None without any."""
+    return (max if measure.higher_is_better else min)(values, default=None)
+
+
+def by_exit(records: Sequence[Record], measure: Measure) -> list[float] | None:
+    """The measure at each exit in the last evaluated round, lowest exit first; None without exits."""
+    at_exits = [each["measures_by_exit"] for each in records if "measures_by_exit" in each]
+    return at_exits[-1].get(measure.name) if at_exits else None
+
+
+def relative_cost(records: Sequence[Record]) -> float | None:
+    """The cost of FedLAMA's Eq. 9, as a share of what it is when every group travels in every round.
+
+    That is the mean `synced_fraction` of the rounds that count; None without any, or where records do not have it.
+    """
+    synced = [each.get("synced_fraction") for each in records if each.get("num_examples")]
+    known = [fraction for fraction in synced if fraction is not None]
+    return sum(known) / len(known) if known and len(known) == len(synced) else None
+
+
+def full_model_bytes(total_parameters: int, num_transfers: int) -> int:
+    """What `num_transfers` payloads, up or down, weigh when each holds the whole model in float32."""
+    return BYTES_PER_FLOAT32 * total_parameters * num_transfers
+
+
+def _final(records: Sequence[Record], primary: Measure) -> Record:
+    """What the measures came to."""
+    evaluated = [each["measures"] for each in records if each["measures"] is not None]
+    last = evaluated[-1] if evaluated else {primary.name: None}
+    at_exits = by_exit(records, primary)
+    return {
+        "primary": primary.name,
+        **{f"final_{name}": value for name, value in last.items()},
+        f"best_{primary.name}": best_of([measures[primary.name] for measures in evaluated], primary),
+        f"{primary.name}_by_exit": at_exits,
+        f"mean_exit_{primary.name}": None if at_exits is None else fmean(at_exits),
+    }

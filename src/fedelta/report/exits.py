@@ -1,0 +1,124 @@
+"""The exits of a run: what the section "Exits" of the report shows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from pydantic import ValidationError
+
+from fedelta.engine.exits import ExitSettings
+from fedelta.errors import ConfigError, RunError
+from fedelta.record.compute import Compute, area
+from fedelta.record.history import History
+from fedelta.record.ledger import ClientBytes
+from fedelta.tasks.base import Measure
+
+
+@dataclass(frozen=True)
+class Tier:
+    """The clients that run as many blocks.
+
+    Args:
+        depth: number of their blocks.
+        num_clients: that are in the tier, asked or not.
+        downlink_bytes: mean payload of one of them in a round that asked it; None if no round has.
+        uplink_bytes: likewise, of what came back.
+    """
+
+    depth: int
+    num_clients: int
+    downlink_bytes: float | None
+    uplink_bytes: float | None
+
+
+@dataclass(frozen=True)
+class Exits:
+    """The exits of a run, lowest first: E of them.
+
+    Args:
+        measure: the primary one of the run.
+        by_round: number of each evaluated round to the measure at each exit, [E].
+        compute: what an answer from each costs; nothing where it was not measured.
+        tiers: of the clients, by depth; none where all run the whole model, or where nobody knows who does what.
+        problem: why nobody knows it.
+    """
+
+    measure: Measure
+    by_round: Mapping[int, tuple[float, ...]]
+    compute: Compute
+    tiers: tuple[Tier, ...] = ()
+    problem: str = ""
+
+    @cached_property
+    def last(self) -> tuple[float, ...]:
+        """The measure at each exit, [E], in the last evaluated round."""
+        return self.by_round[max(self.by_round)]
+
+    @property
+    def flops_area(self) -> float | None:
+        """`area` over FLOPs; None where it is not known."""
+        return area(self.last, self.compute.flops) if self.compute.flops else None
+
+    @property
+    def milliseconds_area(self) -> float | None:
+        """`area` over milliseconds; None where it is not known."""
+        return area(self.last, self.compute.milliseconds) if self.compute.milliseconds else None
+
+
+def read_exits(run: History) -> Exits | None:
+    """The exits of `run`; None where it has none, or no round was evaluated.
+
+    Raises:
+        RunError: its configuration has a section `[exits]` that cannot be right.
+    """
+    name = run.primary.name
+    by_round = {
+        each["round"]: tuple(each["measures_by_exit"][name]) for each in run.rounds if "measures_by_exit" in each
+    }
+    if not by_round:
+        return None
+    compute = run.compute or Compute(None, None)
+    depths, problem = _depths(run, len(by_round[max(by_round)]))
+    return Exits(run.primary, by_round, compute, _tiers(run, depths), problem)
+
+
+def _depths(run: History, num_exits: int) -> tuple[dict[int, int], str]:
+    """Client id to depth, nothing without tiers; and why it is not known, or nothing."""
+    try:
+        settings = ExitSettings.model_validate(run.config.get("exits", {}))
+    except ValidationError as error:
+        raise RunError(f"{str(run.path)!r}: `[exits]` cannot be right: {error.errors()[0]['msg']}.") from error
+    seed = run.config.get("seed")
+    if not settings.has_tiers:
+        return {}, ""
+    if run.partition is None or not isinstance(seed, int):
+        return {}, "the run does not tell its clients and its seed"
+    # Clients that no round asks have their place among the others.
+    try:
+        depths = settings.depths(run.partition.clients, num_exits, seed)
+    except ConfigError as error:  # the file of tiers may be gone since
+        return {}, "; ".join(error.problems)
+    return {client_id: depths[client_id] for client_id in run.partition.counts}, ""
+
+
+def _tiers(run: History, depths: Mapping[int, int]) -> tuple[Tier, ...]:
+    down, up = run.ledger.clients["down"], run.ledger.clients["up"]
+    return tuple(
+        Tier(
+            depth,
+            num_clients,
+            _mean(down[each] for each in depths if depths[each] == depth and each in down),
+            _mean(up[each] for each in depths if depths[each] == depth and each in up),
+        )
+        for depth, num_clients in sorted(Counter(depths.values()).items())
+    )
+
+
+def _mean(sent: Iterable[ClientBytes]) -> float | None:
+    """Bytes of a payload."""
+    found = list(sent)
+    payloads = sum(each.num_payloads for each in found)
+    return sum(each.payload_bytes for each in found) / payloads if payloads else None

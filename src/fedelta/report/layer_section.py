@@ -1,0 +1,100 @@
+"""The section "Layers" of the report, as HTML; nothing for runs whose groups all travel in every round."""
+
+from __future__ import annotations
+
+from collections import Counter
+from html import escape
+
+from fedelta.record.history import History
+from fedelta.record.numbers import count, percent, size
+from fedelta.report.drawing import to_svg
+from fedelta.report.elements import figure
+from fedelta.report.layer_plots import discrepancy_by_group, discrepancy_curves, intervals_by_round
+from fedelta.report.layers import Choice, Layers, read_layers
+from fedelta.strategies.fedlama import FedLama
+from fedelta.strategies.fedlama_auto import FedLamaAuto
+
+_BARS = (
+    "After the last round of a window everything travels, whatever its interval. "
+    "Bars: rounds in which a group was averaged, and scalars so averaged; faint: had every round done so."
+)
+
+
+def section(run: History, prefix: str, *, titled: bool) -> str:
+    """Intervals, traffic saved, discrepancy and the last choice of one run."""
+    layers = read_layers(run)
+    if layers is None:
+        return ""
+    title = f"Layers of {run.name}" if titled else "Layers"
+    svg = to_svg(intervals_by_round(layers), f"{prefix}i", "Interval of each group by round")
+    heat = figure(f'<div class="wide">{svg}</div>', "Intervals in force, and what was averaged", _BARS)
+    text = f"{_syncs(run)} {_traffic(run)}"
+    return f"<h2>{escape(title)}</h2>\n<p>{escape(text)}</p>\n{heat}\n{_figures(layers, prefix)}"
+
+
+def _figures(layers: Layers, prefix: str) -> str:
+    """Discrepancy of each group, and the curves behind the last choice."""
+    if not layers.unit_discrepancy.any():
+        return '<p class="note">Clients have not differed in any group so far.</p>'
+    svg = to_svg(discrepancy_by_group(layers), f"{prefix}d", "Unit discrepancy of each group")
+    figures = [figure(svg, "Unit discrepancy of each group", _discrepancy_note(layers))]
+    if layers.choice is not None:
+        svg = to_svg(discrepancy_curves(layers.choice), f"{prefix}c", "Discrepancy and parameters of the first groups")
+        title = f"Behind the choice after round {layers.choice.round}"
+        figures.append(figure(svg, title, _choice_note(layers, layers.choice)))
+    return f'<div class="figures">{"".join(figures)}</div>'
+
+
+def _syncs(run: History) -> str:
+    full, finished = len(run.full_syncs), len(run.rounds)
+    were = "was a full sync, which averages" if full == 1 else "were full syncs, which average"
+    return f"{count(full)} of {count(finished)} rounds {were} every group."
+
+
+def _traffic(run: History) -> str:
+    """Eq. 9, and what the payloads of this run would have weighed with every group in each of them."""
+    sent, everything = run.ledger.total_bytes, run.ledger.largest_download_bytes * run.ledger.num_transfers
+    if run.relative_cost is None or not everything:
+        return "Nothing was averaged."
+    return (
+        f"Relative cost: {percent(run.relative_cost)} of the scalars that FedAvg averages in as many rounds (Eq. 9). "
+        f"Sent: {size(sent)}, both directions; with every group in every payload {size(everything)}, "
+        f"so {percent(1 - sent / everything)} is saved."
+    )
+
+
+def _discrepancy_note(layers: Layers) -> str:
+    note = "Squared distance to the mean per scalar and local step (Eq. 2). Dots: the last; lines: range over the run."
+    return f"{note} Hollow: zero." if (layers.unit_discrepancy[-1] == 0).any() else note
+
+
+def _choice_note(layers: Layers, choice: Choice) -> str:
+    if isinstance(layers.strategy, FedLamaAuto):
+        groups = ", ".join(f"{interval} for {count(number)}" for interval, number in sorted(_numbers(choice).items()))
+        budget = _budget(layers.strategy)
+        return (
+            f"Not chosen by the crossing but by a budget, {budget}. Intervals in rounds, by number of groups: {groups}."
+        )
+    return _crossing_note(layers, layers.strategy, choice)
+
+
+def _crossing_note(layers: Layers, strategy: FedLama, choice: Choice) -> str:
+    seldom, at_it = _numbers(choice)[strategy.phi], strategy.crossing == "included"
+    if strategy.phi == 1:
+        return "With phi = 1 every group travels in every round."
+    return (
+        f"{count(seldom)} of {count(len(layers.sizes))} groups were given an interval of {strategy.phi} rounds: those "
+        f"before the crossing{', and the one at it' if at_it else ''}. They have {percent(choice.parameter_share)} of "
+        f"the parameters and {percent(choice.discrepancy_share)} of the discrepancy."
+    )
+
+
+def _numbers(choice: Choice) -> Counter[int]:
+    """Interval to the number of groups that have it."""
+    return Counter(choice.intervals.tolist())
+
+
+def _budget(strategy: FedLamaAuto) -> str:
+    if strategy.share is not None:
+        return f"{percent(strategy.share)} of the traffic of FedAvg"
+    return f"at most {percent(strategy.tolerance or 0.0)} more discrepancy than with FedAvg"

@@ -1,0 +1,126 @@
+"""Which groups of a run travelled when, and why: what the section "Layers" of the report shows.
+
+`rounds.jsonl` has the intervals that are in force from the next round on; here each round has its own.
+
+Source: Lee et al. 2023 (FedLAMA, arXiv 2110.10302), Eq. 2 to 4 and 9.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated
+
+import torch
+from pydantic import Field, TypeAdapter, ValidationError
+from torch import Tensor
+
+from fedelta.errors import RunError
+from fedelta.params import ParamSpec, TensorSpec
+from fedelta.record.files import Record
+from fedelta.record.history import History
+from fedelta.strategies.fedlama import Curves, FedLama, curves
+from fedelta.strategies.fedlama_auto import FedLamaAuto
+from fedelta.strategies.windows import place
+
+_InWindows = Annotated[FedLama | FedLamaAuto, Field(discriminator="name")]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A choice of intervals.
+
+    Args:
+        round: after which it was made.
+        intervals: [G] int64, what was chosen.
+        curves: of the unit discrepancy that it was made from.
+        discrepancy_share: of the groups with an interval above 1, of the sum of d_l dim_l.
+        parameter_share: of the same groups, of all scalars.
+    """
+
+    round: int
+    intervals: Tensor
+    curves: Curves
+    discrepancy_share: float
+    parameter_share: float
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The groups of a run in windows over its R finished rounds, at least one.
+
+    Args:
+        strategy: as configured.
+        records: lines of `rounds.jsonl`.
+        sizes: group to the number of its scalars that are trained and travel; G groups in the order of the model.
+        intervals: [R, G] int64, in force in each round.
+        unit_discrepancy: [R, G] float64, Eq. 2, when the group last came up; zero before it did.
+    """
+
+    strategy: FedLama | FedLamaAuto
+    records: Sequence[Record]
+    sizes: Mapping[str, int]
+    intervals: Tensor
+    unit_discrepancy: Tensor
+
+    @cached_property
+    def num_syncs(self) -> Tensor:
+        """[G] int64: rounds that averaged the group, kappa_l of Eq. 9."""
+        places = [place(self.strategy, record["round"]) for record in self.records]
+        positions = torch.tensor([[each.position] for each in places])
+        came_up = (positions % self.intervals == 0) | torch.tensor([[each.is_last] for each in places])
+        return (came_up & torch.tensor([[bool(record["num_examples"])] for record in self.records])).sum(0)
+
+    @property
+    def num_counted(self) -> int:
+        """Rounds that averaged anything."""
+        return sum(bool(record["num_examples"]) for record in self.records)
+
+    @cached_property
+    def choice(self) -> Choice | None:
+        """The last one that rounds were left to follow, else that of FedLAMA at the end; None before the first."""
+        ends = [
+            index
+            for index, record in enumerate(self.records)
+            if record["num_examples"] and place(self.strategy, record["round"]).is_last
+        ]
+        followed = [index for index in ends if self.records[index]["round"] < self.strategy.num_rounds]
+        made = followed or (ends if isinstance(self.strategy, FedLama) else [])
+        return self._choice(made[-1]) if made else None
+
+    def _choice(self, index: int) -> Choice:
+        sizes = torch.tensor(list(self.sizes.values()))
+        intervals = torch.tensor(self.records[index]["interval_rounds"])
+        is_seldom, amounts = intervals > 1, self.unit_discrepancy[index] * sizes
+        return Choice(
+            round=self.records[index]["round"],
+            intervals=intervals,
+            curves=curves(self.unit_discrepancy[index], sizes),
+            discrepancy_share=float(amounts[is_seldom].sum() / amounts.sum()) if amounts.any() else 0.0,
+            parameter_share=float(sizes[is_seldom].sum() / sizes.sum()),
+        )
+
+
+def read_layers(run: History) -> Layers | None:
+    """The groups of `run`; None where it does not tell, or has none that travel at intervals of their own.
+
+    Raises:
+        RunError: its configuration has no such strategy, although its rounds have intervals.
+    """
+    sizes = run.model.get("groups")
+    if not sizes or not run.has_intervals:
+        return None
+    # What a budget for the whole run made of the section is not in the configuration.
+    section = run.model.get("strategy") or run.config.get("strategy")
+    try:
+        strategy: FedLama | FedLamaAuto = TypeAdapter(_InWindows).validate_python(section)
+    except ValidationError as error:
+        raise RunError(
+            f"{str(run.path)!r}: `[strategy]` is not the one that wrote its rounds: {error.errors()[0]['msg']}."
+        ) from error
+    spec = ParamSpec({group: TensorSpec((size,), group) for group, size in sizes.items()})
+    before = strategy.init({}, spec)["interval_rounds"].tolist()
+    after = [record["interval_rounds"] for record in run.rounds]
+    discrepancy = torch.tensor([record["unit_discrepancy"] for record in run.rounds], dtype=torch.float64)
+    return Layers(strategy, run.rounds, sizes, torch.tensor([before, *after[:-1]]), discrepancy)

@@ -1,1 +1,0 @@
-"""What a run leaves behind: the run directory, the ledger of bytes, checkpoints and the report."""
