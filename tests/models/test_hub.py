@@ -281,7 +281,17 @@ def test_a_configuration_of_another_width_is_refused(copy_of_vit: Path):
 @pytest.mark.parametrize("content", ["{", "3"])
 def test_a_preprocessor_file_that_is_no_json_is_refused(copy_of_vit: Path, content: str):
     (copy_of_vit / "preprocessor_config.json").write_text(content)
-    assert f"{copy_of_vit}/preprocessor_config.json holds no JSON object: " in refusal(copy_of_vit).message
+    assert f"{copy_of_vit}/preprocessor_config.json does not hold a JSON object: " in refusal(copy_of_vit).message
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "{"])
+def test_a_damaged_tokenizer_file_is_refused(bert_dir: Path, tmp_path: Path, content: str):
+    shutil.copytree(bert_dir, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tokenizer.json").write_text(content)
+    error = refusal(tmp_path)
+    assert error.message.startswith(f"no tokenizer can be loaded from {str(tmp_path)!r}: ")
+    assert ("a tokenizer file lacks the key 'added_tokens'" in error.message) == (content == "{}")
+    assert error.hint is None or error.hint.startswith("expected `tokenizer.json`")
 
 
 def test_a_text_model_without_a_tokenizer_is_refused(bert_dir: Path, tmp_path: Path):
@@ -290,14 +300,14 @@ def test_a_text_model_without_a_tokenizer_is_refused(bert_dir: Path, tmp_path: P
     assert refusal(tmp_path).message.startswith(
         f"no tokenizer can be loaded from {str(tmp_path)!r}: its vocabulary is empty"
     )
-    with pytest.raises(ModelError, match=r"a text model needs a tokenizer: give `model\.source`"):
+    with pytest.raises(ModelError, match=r"a text model needs a tokenizer: set `model\.source`"):
         build(ModelSource(architecture=ARCHITECTURES["bert"]), CLASSES, seed=0)
 
 
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"vocab_size": 4}, "its largest token is number 4, the model has embeddings for 4, numbered from 0."),
+        ({"vocab_size": 4}, "its largest token id is 4, but the model has only 4 embeddings, with ids from 0."),
         ({"pad_token_id": 3}, "its padding token is number 0, that of the model 3."),
     ],
 )
@@ -308,14 +318,14 @@ def test_a_tokenizer_of_another_model_is_refused(bert_dir: Path, tmp_path: Path,
         shutil.copy(bert_dir / name, tmp_path / name)
     error = refusal(tmp_path)
     assert error.message == f"the tokenizer in {str(tmp_path)!r} does not belong to the model: {problem}"
-    assert error.hint == "take `tokenizer.json` and `tokenizer_config.json` from the place that the weights are from."
+    assert error.hint == "use the `tokenizer.json` and `tokenizer_config.json` that were published with the weights."
 
 
 def test_a_tokenizer_with_far_fewer_tokens_than_the_model_is_pointed_out(
     bert_dir: Path, caplog: pytest.LogCaptureFixture
 ):
     load(bert_dir)
-    assert "has 5 tokens, the model 8: is it the model's own?" in caplog.text
+    assert "has 5 tokens, the model 8: check that it belongs to the model" in caplog.text
 
 
 def test_a_family_without_a_classifier_is_refused():

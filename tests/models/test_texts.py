@@ -122,4 +122,4 @@ def test_a_length_beyond_the_positions_is_pointed_out(caplog: pytest.LogCaptureF
     assert texts.prepared(Preparation(max_length=12)).limit == 12
     assert not caplog.records
     assert texts.prepared(Preparation(max_length=13)).limit == 12
-    assert "`data.max_length` is 13, but the model takes 12 tokens: texts are cut there." in caplog.text
+    assert "`data.max_length` is 13, but the model takes at most 12 tokens; longer texts are cut there." in caplog.text
