@@ -20,7 +20,7 @@ from torch import Tensor
 from fedelta.engine.bank import LaneBank
 from fedelta.engine.work import padded
 from fedelta.errors import FedeltaError
-from fedelta.models.failures import told
+from fedelta.models.failures import model_errors
 from fedelta.params import Params
 from fedelta.seeds import stream
 from fedelta.tuning.lanes import Lanes
@@ -103,7 +103,7 @@ def _gave(parts: Sequence[_Part], outputs: Outputs, bank: LaneBank, lanes: Lanes
     rows_AB, _ = padded([part.rows for part in parts])
     lengths = [len(part.rows) for part in parts]
     noise = [stream(0, "proof", "noise", part.number) for part in parts]
-    with lanes.training(lengths, noise), told("the model in lanes", {"rows": rows_AB}):
+    with lanes.training(lengths, noise), model_errors("the model in lanes", {"rows": rows_AB}):
         found_EABX = torch.stack(outputs(rows_AB.flatten())).unflatten(1, rows_AB.shape)
         own = [found_EABX[:, lane, :length] for lane, length in enumerate(lengths)]
         # Some direction in the space of outputs; a loss may be so small that its gradient is nothing but rounding.
