@@ -44,7 +44,7 @@ def train(augmentation: Augmentation | None, *, seed: int = 0, **engine: object)
 
 @pytest.mark.parametrize("lanes", [2, 3])
 def test_lanes_are_one_client_after_the_other(lanes: int):
-    # The batches are ragged: a padding row that took numbers of its own would move those of all rows after it.
+    # The batches are ragged: a padding row that drew random numbers would shift those of all rows after it.
     alone, together = train(ALL), train(ALL, lanes=lanes)
     for client_id, delta in alone.items():
         assert_close(together[client_id], delta, rtol=1e-4, atol=1e-6)

@@ -44,7 +44,7 @@ def logits_of(*exits: list[list[float]], grad: bool = False) -> Tensor:
     return torch.stack([first, torch.zeros_like(first)], dim=-1).requires_grad_(grad)
 
 
-def unseen(num_exits: int, num_lanes: int = 1) -> Tensor:
+def no_loss_yet(num_exits: int, num_lanes: int = 1) -> Tensor:
     return torch.full((num_exits, num_lanes), torch.nan)
 
 
@@ -75,7 +75,7 @@ def test_one_exit_gives_its_cross_entropy_with_padding_of_no_weight():
     for padding in (0.0, 50.0):
         minimised, reported = loss.of(
             logits_of([[LN3, -LN3, padding]]), torch.zeros(1, 3, dtype=torch.int64), tensor([[0.5, 0.5, 0.0]]),
-            torch.ones(1, 1), unseen(1),
+            torch.ones(1, 1), no_loss_yet(1),
         )  # fmt: skip
         assert minimised.tolist() == pytest.approx([(LOW + HIGH) / 2])
         assert reported.tolist() == pytest.approx([(LOW + HIGH) / 2])
@@ -84,7 +84,7 @@ def test_one_exit_gives_its_cross_entropy_with_padding_of_no_weight():
 def test_the_sum_over_exits_is_minimised_and_their_mean_is_reported():
     minimised, reported = ExitLoss(ExitSettings(train="sum"), 1, Classification()).of(
         logits_of([[LN3]], [[0.0]], [[-LN3]]), torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1),
-        torch.ones(3, 1), unseen(3),
+        torch.ones(3, 1), no_loss_yet(3),
     )  # fmt: skip
     assert minimised.tolist() == pytest.approx([LOW + MIDDLE + HIGH])
     assert reported.tolist() == pytest.approx([(LOW + MIDDLE + HIGH) / 3])
@@ -94,7 +94,11 @@ def test_lanes_at_different_exits_learn_at_their_own_alone():
     # Lane 0 drew the first exit and lane 1 the second; the other logits get no gradient.
     logits = logits_of([[LN3], [9.0]], [[5.0], [0.0]], grad=True)
     minimised, reported = ExitLoss(ExitSettings(train="random"), 1, Classification()).of(
-        logits, torch.zeros(2, 1, dtype=torch.int64), torch.ones(2, 1), tensor([[1.0, 0.0], [0.0, 1.0]]), unseen(2, 2)
+        logits,
+        torch.zeros(2, 1, dtype=torch.int64),
+        torch.ones(2, 1),
+        tensor([[1.0, 0.0], [0.0, 1.0]]),
+        no_loss_yet(2, 2),
     )
     assert minimised.tolist() == pytest.approx([LOW, MIDDLE])
     assert reported.tolist() == pytest.approx([LOW, MIDDLE])
@@ -111,7 +115,7 @@ def test_every_exit_learns_from_the_best_with_a_weight_that_grows_to_one(round: 
     divergence = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
     logits = logits_of([[LN3]], [[0.0]], grad=True)
     minimised, reported = ExitLoss(ExitSettings(train="distill"), round, Classification()).of(
-        logits, torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1), torch.ones(2, 1), unseen(2)
+        logits, torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1), torch.ones(2, 1), no_loss_yet(2)
     )
     assert minimised.tolist() == pytest.approx([LOW + MIDDLE + weight * divergence], rel=1e-5)
     assert reported.tolist() == pytest.approx([(LOW + MIDDLE) / 2])
@@ -139,7 +143,7 @@ def test_padding_has_no_weight_in_the_distillation():
     losses = [
         ExitLoss(ExitSettings(train="distill"), 300, Classification()).of(
             logits_of([[LN3, padding]], [[0.0, -padding]]), torch.zeros(1, 2, dtype=torch.int64), tensor([[1.0, 0.0]]),
-            torch.ones(2, 1), unseen(2),
+            torch.ones(2, 1), no_loss_yet(2),
         )[0].item()
         for padding in (0.0, 7.0)
     ]  # fmt: skip
