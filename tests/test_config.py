@@ -89,7 +89,7 @@ def test_all_problems_are_in_one_message():
         "  - `tuning.r` is 2.5, expected: a valid integer\n"
         "  - `stratgy` is unknown; did you mean `strategy`?\n"
         "  - section `[data]` is missing\n"
-        "hint: `fedelta list` names what can be chosen."
+        "hint: `fedelta list` names what can be chosen; `--plugin FILE` adds methods of your own."
     )
 
 
