@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from html import escape
 
 from fedelta.comparison.figures import MAX_NAMES, Mark, measure_by_bytes, measure_by_round
-from fedelta.comparison.outcomes import Group, tasks
-from fedelta.comparison.result import Comparison, pivot, short
-from fedelta.comparison.tables import first_figure, group_table, note, one_line
+from fedelta.comparison.columns import IS_BEST, ON_FRONT, REASON, STATE, TOTAL_BYTES
+from fedelta.comparison.frames import FAILED, FINISHED, mean_curve, one_line, split
+from fedelta.comparison.result import Comparison, Record, pivot, records, short
+from fedelta.comparison.tables import group_table, note
 from fedelta.grid import label_of
 from fedelta.record.citations import entries
 from fedelta.record.numbers import UNKNOWN, capitalised, in_unit, shown, unit
@@ -29,21 +30,21 @@ def render(comparison: Comparison) -> str:
 
 
 def _headline(comparison: Comparison) -> str:
-    states = [cell.state for cell in comparison.cells]
+    states = comparison.frame[STATE].tolist()
     axes = ", ".join(comparison.axes) or "the seed alone"
-    text = f"{len(comparison.groups)} groups over {axes}; {states.count('finished')} of {len(states)} cells finished"
-    open_cells = len(states) - states.count("finished")
-    failed = f", {states.count('failed')} failed" if "failed" in states else ""
+    text = f"{len(comparison.groups)} groups over {axes}; {states.count(FINISHED)} of {len(states)} cells finished"
+    open_cells = len(states) - states.count(FINISHED)
+    failed = f", {states.count(FAILED)} failed" if FAILED in states else ""
     mark = f' <span class="unfinished">Unfinished{escape(failed)}.</span>' if open_cells else ""
     return f'<h1>{escape(comparison.name)}</h1>\n<p class="kicker">{escape(text)}.{mark}</p>'
 
 
 def _table(comparison: Comparison) -> str:
-    header, rows = group_table(comparison)
-    first = 1 + first_figure(comparison)
-    best = {(place, first) for place, group in enumerate(comparison.groups) if group.on_front}
-    numbered = [[str(number), *row] for number, row in enumerate(rows, start=1)]
-    content = table(["#", *header], numbered, numbers_from=first, strong=best)
+    groups = group_table(comparison)
+    first = 1 + groups.num_labels
+    best = {(place, first) for place, on_front in enumerate(comparison.groups[ON_FRONT]) if on_front}
+    numbered = [[str(number), *row] for number, row in enumerate(groups.rows, start=1)]
+    content = table(["#", *groups.header], numbered, numbers_from=first, strong=best)
     return f'<h2>Results</h2>\n{content}\n<p class="note">{escape(note(comparison))}</p>'
 
 
@@ -58,12 +59,13 @@ def _pivot(comparison: Comparison) -> str:
 
 def _figures(comparison: Comparison) -> str:
     """The primary measure against traffic, and against rounds where the groups are few; apart for each task."""
-    facets = [(title, places, _marks(comparison, places)) for title, places in _facets(comparison)]
+    groups = records(comparison.groups)
+    facets = [(title, places, _marks(comparison, groups, places)) for title, places in _facets(comparison)]
     facets = [facet for facet in facets if facet[2]][:_FACETS]
     if not facets:
         return ""
     wide = any(len(places) > MAX_NAMES for _, places, _ in facets)
-    names = list(dict.fromkeys(_name(comparison, group) for group in comparison.groups))
+    names = list(dict.fromkeys(_name(comparison, group) for group in groups))
     primary, measure = comparison.primary, _name_of_primary(comparison)
     figures = []
     for index, (title, places, marks) in enumerate(facets):
@@ -72,7 +74,9 @@ def _figures(comparison: Comparison) -> str:
         svg = to_svg(drawn, f"b{index}", escape(f"{measure} against MiB sent"))
         figures.append(figure(svg, f"{name} against traffic"))
         if not wide:
-            curves = [(names.index(_name(comparison, group)), group.curve) for group in _at(comparison, places)]
+            curves = [
+                (names.index(_name(comparison, groups[place])), _curve(comparison, groups[place])) for place in places
+            ]
             svg = to_svg(measure_by_round(curves, primary), f"r{index}", escape(f"{measure} against rounds"))
             figures.append(figure(svg, f"{name} against rounds"))
     plots = "".join(figures) if wide else f'{legend(names)}<div class="figures">{"".join(figures)}</div>'
@@ -86,51 +90,55 @@ def _name_of_primary(comparison: Comparison) -> str:
 
 def _figure_note(comparison: Comparison, wide: bool) -> str:
     parts = ["Filled marks and the dashed line: the Pareto front."]
-    if any(group.deviation is not None for group in comparison.groups):
+    if comparison.groups[comparison.measures[0].in_groups[1]].notna().any():
         parts.append("Bars: one standard deviation over the seeds" + ("." if wide else "; curves: their mean."))
     return " ".join([*parts, "Numbers: rows of the table."] if wide else parts)
 
 
-def _marks(comparison: Comparison, places: Sequence[int]) -> list[Mark]:
+def _curve(comparison: Comparison, group: Record) -> list[tuple[int, float]]:
+    labels = {name: group[name] for name in comparison.axes}
+    cells = comparison.frame
+    for name, label in labels.items():
+        cells = cells[cells[name] == label]
+    return mean_curve(comparison.curves, labels, num_cells=int((cells[STATE] == FINISHED).sum()))
+
+
+def _marks(comparison: Comparison, groups: Sequence[Record], places: Sequence[int]) -> list[Mark]:
     """The groups of one task that were measured; with their names where they are few, else with their numbers."""
-    families = list(dict.fromkeys(_family(comparison, group) for group in comparison.groups))
-    numbered, primary = len(places) > MAX_NAMES, comparison.primary
+    families = list(dict.fromkeys(_family(comparison, group) for group in groups))
+    is_numbered, primary = len(places) > MAX_NAMES, comparison.primary
+    mean, deviation = comparison.measures[0].in_groups
     return [
         Mark(
-            text=str(place + 1) if numbered else _name(comparison, group),
+            text=str(place + 1) if is_numbered else _name(comparison, group),
             family=families.index(_family(comparison, group)),
             family_name=_family(comparison, group),
-            total_bytes=group.total_bytes or 0.0,
-            height=in_unit(group.mean, primary),
-            deviation=None if group.deviation is None else in_unit(group.deviation, primary),
-            on_front=group.on_front,
+            total_bytes=group[TOTAL_BYTES],
+            height=in_unit(group[mean], primary),
+            deviation=None if group[deviation] is None else in_unit(group[deviation], primary),
+            on_front=group[ON_FRONT],
         )
         for place in places
-        if (group := comparison.groups[place]).mean is not None
+        if (group := groups[place])[mean] is not None
     ]
 
 
-def _family(comparison: Comparison, group: Group) -> str:
+def _family(comparison: Comparison, group: Record) -> str:
     """The first axis that is not the task's gives colour and shape."""
     name = next((name for name in comparison.axes if name not in comparison.task_axes), None)
-    return comparison.name if name is None else short(name, group.labels[name])
+    return comparison.name if name is None else short(name, group[name])
 
 
-def _name(comparison: Comparison, group: Group) -> str:
+def _name(comparison: Comparison, group: Record) -> str:
     """What distinguishes a group from the others of its task."""
     return comparison.group_name(group, without=comparison.task_axes)
 
 
-def _at(comparison: Comparison, places: Sequence[int]) -> list[Group]:
-    return [comparison.groups[place] for place in places]
-
-
 def _facets(comparison: Comparison) -> list[tuple[str, list[int]]]:
     """Title and places of the groups of each task."""
-    found = tasks(comparison.groups, comparison.task_axes)
     return [
-        (", ".join(short(*pair) for pair in zip(comparison.task_axes, labels, strict=True)), places)
-        for labels, places in found.items()
+        (", ".join(short(name, task[name].iloc[0]) for name in comparison.task_axes), task.index.tolist())
+        for task in split(comparison.groups, comparison.task_axes)
     ]
 
 
@@ -145,7 +153,7 @@ def _failures(comparison: Comparison) -> str:
 def _details(comparison: Comparison) -> str:
     """The search, what was asked, and the papers, folded."""
     blocks = [("What was asked", f"<pre>{escape(comparison.asked)}</pre>")]
-    if comparison.trials:
+    if not comparison.trials.empty:
         blocks.insert(0, (f"Search of {comparison.searched}", _search(comparison)))
     if cited := _citations(comparison):
         blocks.append(("Citations", f"<pre>{escape(cited)}</pre>"))
@@ -155,25 +163,22 @@ def _details(comparison: Comparison) -> str:
 
 def _search(comparison: Comparison) -> str:
     """Every trial; the chosen ones strong."""
+    axes, key, primary = comparison.cell_axes, str(comparison.searched), comparison.primary
+    trials = records(comparison.trials)
     rows = [
         [
-            *trial.cell.labels.values(),
-            label_of(trial.cell.value),
-            trial.cell.state if trial.cell.outcome is None else shown(trial.cell.outcome.final, comparison.primary),
-            one_line(trial.cell.failure) or UNKNOWN,
+            *(trial[name] for name in axes),
+            label_of(trial[key]),
+            shown(trial[primary.name], primary) if trial[STATE] == FINISHED else trial[STATE],
+            one_line(trial[REASON]) or UNKNOWN,
         ]
-        for trial in comparison.trials
+        for trial in trials
     ]
-    axes = list(comparison.trials[0].cell.labels)
-    value = len(axes)
-    best = {
-        (place, value + column) for place, trial in enumerate(comparison.trials) if trial.is_best for column in (0, 1)
-    }
-    header = [*axes, str(comparison.searched), f"{comparison.primary.label} on validation rows", "failed"]
-    return table(header, rows, numbers_from=value, strong=best)
+    best = {(place, len(axes) + column) for place, trial in enumerate(trials) if trial[IS_BEST] for column in (0, 1)}
+    header = [*axes, key, f"{primary.label} on validation rows", "failed"]
+    return table(header, rows, numbers_from=len(axes), strong=best)
 
 
 def _citations(comparison: Comparison) -> str:
     """Those of every finished cell, each once, in the order of papers.bib."""
-    texts = {outcome.citations for group in comparison.groups for outcome in group.outcomes}
-    return "\n\n".join(entry for entry in entries().values() if any(entry in text for text in texts))
+    return "\n\n".join(entry for entry in entries().values() if any(entry in text for text in comparison.citations))

@@ -176,6 +176,14 @@ class History:
         """Time in the rounds so far; None where it was lost."""
         return wall_seconds(self.timings, len(self.rounds))
 
+    @property
+    def bytes_per_client(self) -> float | None:
+        """Mean payload of one client in one round, both directions; None before the first."""
+        sent = self.ledger.transfers
+        if not sent["down"] or not sent["up"]:
+            return None
+        return self.ledger.downlink_bytes / sent["down"] + self.ledger.uplink_bytes / sent["up"]
+
     def client_label(self, client_id: int) -> str:
         """What pages call a client: by name, where it has one, and number."""
         return str(client_id) if self.partition is None else self.partition.label(client_id)

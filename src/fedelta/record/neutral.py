@@ -12,6 +12,15 @@ _MARKUP = re.compile(r"([\\`*\[\]|~#!$]|(?<![^\W_])_|_(?![^\W_]))")
 # What becomes a link, an address or a mention without any brackets.
 _LINK = re.compile(r"(?<=[A-Za-z])(:)(?=//)|(?<=www)(\.)|(@)", re.IGNORECASE)
 _DIRECTIONS = frozenset("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+# `[` and `*` after a line break belong to the break.
+_LATEX = str.maketrans(
+    {character: f"\\{character}" for character in "&%$#_{}"}
+    | {character: f"{{{character}}}" for character in "[]*"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''", "`": r"\textasciigrave{}"}
+    | {"\N{EN DASH}": "--", "\N{PLUS-MINUS SIGN}": r"$\pm$", "\N{MULTIPLICATION SIGN}": r"$\times$"}
+    | {"\N{NARROW NO-BREAK SPACE}": r"\,", "\N{HORIZONTAL ELLIPSIS}": r"\dots{}"}
+)
 _UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -43,6 +52,15 @@ def markdown(text: str) -> str:
     """
     plain = html.escape(line(text), quote=False)
     return _LINK.sub(lambda found: f"\\{found.group()}", _MARKUP.sub(r"\\\1", plain))
+
+
+def latex(text: str) -> str:
+    r"""Text in LaTeX, in a cell of a table too: no command, no formula, and no option of the line before.
+
+    >>> print(latex("50 % of a_b & [c] ± \\"))
+    50 \% of a\_b \& {[}c{]} $\pm$ \textbackslash{}
+    """
+    return line(text).translate(_LATEX)
 
 
 def code(text: str) -> str:
