@@ -224,14 +224,14 @@ class JsonLines:
 
 
 def flatten(mapping: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted key and value as text, for every leaf of nested mappings; the order of keys in lists of tables is lost."""
+    """Dotted key and value as text, for every leaf of nested mappings."""
     for key, value in mapping.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}.")
         elif isinstance(value, str):
             yield f"{prefix}{key}", value
         else:
-            yield f"{prefix}{key}", UNKNOWN if value is None else json.dumps(value, default=str, sort_keys=True)
+            yield f"{prefix}{key}", UNKNOWN if value is None else json.dumps(value, default=str)
 
 
 def _finite(value: object) -> object:
