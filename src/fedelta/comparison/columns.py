@@ -1,4 +1,4 @@
-"""The figures of a comparison, each described once: frames, files, page, terminal and LaTeX are made from these columns.
+"""The figures of a comparison, each described once: every frame, file and table is made from these columns.
 
 Frames hold figures in the units of a run's records: fractions, bytes, seconds. Files and people get percent and MiB.
 """
@@ -131,9 +131,22 @@ def measures(primary: Measure) -> tuple[Column, Column, Column]:
         )
 
     return (
-        measure(name, primary.label, primary.label, lambda run: run.final, mean=f"{name}_mean", deviation=f"{name}_deviation"),
+        measure(
+            name,
+            primary.label,
+            primary.label,
+            lambda run: run.final,
+            mean=f"{name}_mean",
+            deviation=f"{name}_deviation",
+        ),
         measure(at_first, "at the first exit", "exit 1", lambda run: run.by_exit[0] if run.by_exit else None),
-        measure(over_exits, "mean over exits", "mean exit", lambda run: run.mean_over_exits, deviation=f"{over_exits}_deviation"),
+        measure(
+            over_exits,
+            "mean over exits",
+            "mean exit",
+            lambda run: run.mean_over_exits,
+            deviation=f"{over_exits}_deviation",
+        ),
     )
 
 

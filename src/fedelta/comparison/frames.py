@@ -24,7 +24,6 @@ from fedelta.comparison.columns import (
     TOTAL_BYTES,
     Column,
 )
-from fedelta.tasks.base import Measure
 
 Row = Mapping[str, object]
 
@@ -47,11 +46,13 @@ def cells_frame(rows: Sequence[Row], keys: Iterable[str], measures: Iterable[Col
 def trials_frame(rows: Sequence[Row], keys: Iterable[str], measures: Iterable[Column]) -> DataFrame:
     """As `cells_frame`, for the trials of a search; `is_best` marks those whose value was chosen."""
     trials = cells_frame(rows, keys, measures)
-    trials.insert(trials.columns.get_loc(STATE), IS_BEST, Series([row[IS_BEST] for row in rows], dtype="bool"))
+    trials.insert(trials.columns.tolist().index(STATE), IS_BEST, Series([row[IS_BEST] for row in rows], dtype="bool"))
     return trials
 
 
-def curves_frame(curves: Iterable[tuple[Row, Sequence[tuple[int, float]]]], axes: Iterable[str], name: str) -> DataFrame:
+def curves_frame(
+    curves: Iterable[tuple[Row, Sequence[tuple[int, float]]]], axes: Iterable[str], name: str
+) -> DataFrame:
     """A row for each evaluated round of each finished cell: its labels, the round, and the primary measure.
 
     Args:
@@ -92,7 +93,7 @@ def groups_frame(
     dtypes |= {column.name: "float64" if column.of_seeds == "mean" else column.dtype for column in COSTS}
     groups = _frame(rows, dtypes | dict.fromkeys((STATE, REASON), "object"))
     front = _on_front(groups, measures[0].in_groups[0], task_axes, higher_is_better=higher_is_better)
-    groups.insert(groups.columns.get_loc(STATE), ON_FRONT, front)
+    groups.insert(groups.columns.tolist().index(STATE), ON_FRONT, front)
     return groups
 
 
@@ -171,8 +172,8 @@ def _over_seeds(column: Column, values: list[float]) -> tuple[float | None, floa
 
 
 def _on_front(groups: DataFrame, mean: str, task_axes: Sequence[str], *, higher_is_better: bool) -> Series[bool]:
-    flags = Series(False, index=groups.index)  # noqa: FBT003
+    on_front: dict[int, bool] = {}
     for task in split(groups[groups[mean].notna()], task_axes):
         points = list(zip(task[TOTAL_BYTES].tolist(), task[mean].tolist(), strict=True))
-        flags[task.index] = pareto_front(points, higher_is_better=higher_is_better)
-    return flags
+        on_front |= zip(task.index, pareto_front(points, higher_is_better=higher_is_better), strict=True)
+    return Series([on_front.get(place, False) for place in groups.index], dtype="bool")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from fedelta.comparison.figures import MAX_NAMES, Mark, measure_by_bytes, measure_by_round
 from fedelta.comparison.columns import IS_BEST, ON_FRONT, REASON, STATE, TOTAL_BYTES
+from fedelta.comparison.figures import MAX_NAMES, Mark, measure_by_bytes, measure_by_round
 from fedelta.comparison.frames import FAILED, FINISHED, mean_curve, one_line, split
 from fedelta.comparison.result import Comparison, Record, pivot, records, short
 from fedelta.comparison.tables import group_table, note

@@ -63,7 +63,7 @@ class Comparison:
 
     @cached_property
     def groups(self) -> DataFrame:
-        """A row for each group of cells that differ in their seed only, in the order of the grid; see `groups_frame`."""
+        """A row for each group of cells that differ in their seed only, in the order of the grid (`groups_frame`)."""
         return groups_frame(
             self.frame,
             self.axes,
@@ -153,7 +153,8 @@ def mean_and_deviation(group: Record, comparison: Comparison) -> str:
 
 def records(frame: DataFrame) -> list[dict[str, Any]]:
     """The rows of a frame by column, with None where a figure is missing."""
-    return frame.astype(object).where(frame.notna(), None).to_dict("records")
+    rows = frame.astype(object).where(frame.notna(), None).itertuples(index=False, name=None)
+    return [dict(zip(frame.columns, row, strict=True)) for row in rows]
 
 
 def short(name: str, label: str) -> str:

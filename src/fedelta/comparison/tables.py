@@ -114,7 +114,10 @@ def table_csv(comparison: Comparison) -> str:
     measures = [_figure(column, name) for column in comparison.measures for name in column.in_groups]
     costs = [_figure(column, name) for column in COSTS for name in column.in_groups]
     fields = [*_keys(comparison, comparison.axes), *measures, Field(NUM_SEEDS, NUM_SEEDS, str), *costs]
-    return to_csv(comparison.groups, [*fields, Field(ON_FRONT, ON_FRONT, _truth), _STATE, Field(REASON, REASON, lambda text: text or "")])
+    return to_csv(
+        comparison.groups,
+        [*fields, Field(ON_FRONT, ON_FRONT, _truth), _STATE, Field(REASON, REASON, lambda text: text or "")],
+    )
 
 
 def cells_csv(comparison: Comparison) -> str:
@@ -136,7 +139,9 @@ def search_csv(comparison: Comparison) -> str:
 def to_csv(frame: DataFrame, fields: Sequence[Field]) -> str:
     """The columns of a frame as CSV; names that a spreadsheet would run are neutral."""
     rows = [[cell(field.text(row[field.name])) for field in fields] for row in records(frame)]
-    return DataFrame(rows, columns=[cell(field.header) for field in fields], dtype=object).to_csv(index=False, lineterminator="\n")
+    return DataFrame(rows, columns=[cell(field.header) for field in fields], dtype=object).to_csv(
+        index=False, lineterminator="\n"
+    )
 
 
 def table_md(comparison: Comparison) -> str:
