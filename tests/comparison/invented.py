@@ -83,7 +83,7 @@ def invented(
         figures = {
             primary.name: 0.5 + gained + 0.01 * seed,
             "tuned_parameters": 1000 * 2**of_first,
-            "bytes_per_client_and_round": MIB * 2**of_first / 4,
+            "bytes_per_client_round": MIB * 2**of_first / 4,
             "total_bytes": MIB * 2**of_first,
             "relative_cost": relative_cost,
             "wall_seconds": 3.0,

@@ -39,7 +39,7 @@ def test_the_cells_have_axes_figures_and_states_and_keep_their_types():
     ]
     frame = cells_frame(rows, ["tuning.name", "seed", "client.lr"], measures(ACCURACY)[:1])
     assert frame.columns.tolist() == [
-        "tuning.name", "seed", "client.lr", "accuracy", "tuned_parameters", "bytes_per_client_and_round", "total_bytes",
+        "tuning.name", "seed", "client.lr", "accuracy", "tuned_parameters", "bytes_per_client_round", "total_bytes",
         "relative_cost", "wall_seconds", "state", "reason", "run",
     ]  # fmt: skip
     assert frame["tuning.name"].tolist() == ["01", "nan", "lora"]
@@ -176,7 +176,7 @@ def test_figures_of_the_frames_have_the_units_of_the_records():
     assert comparison.frame["accuracy"].tolist() == [0.5, 0.51, 0.52, 0.53]
     lora = comparison.groups.iloc[1]
     assert lora[["tuning.name", "client.lr", "tuned_parameters"]].tolist() == ["lora", 0.1, 2000]
-    assert lora[["bytes_per_client_and_round", "total_bytes"]].tolist() == [2**19, 2**21]
+    assert lora[["bytes_per_client_round", "total_bytes"]].tolist() == [2**19, 2**21]
     assert lora[["relative_cost", "wall_seconds"]].tolist() == [0.5, 3.0]
     assert lora["mean_exit_accuracy"] == pytest.approx(0.315)
 

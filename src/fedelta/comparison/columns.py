@@ -77,8 +77,8 @@ COSTS = (
         of_seeds="first",
     ),
     Column(
-        name="bytes_per_client_and_round",
-        read=lambda run: run.bytes_per_client,
+        name="bytes_per_client_round",
+        read=lambda run: run.bytes_per_client_round,
         heading="MiB per client and round, down and up",
         short="MiB/round",
         text=lambda value, _: mebibytes(value),

@@ -1,94 +1,141 @@
-"""The page of a comparison: one HTML file that needs nothing else."""
+"""The page of a comparison: one HTML file that needs nothing else.
+
+What is shown is decided here, how it looks in templates/comparison.html.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
+from dataclasses import dataclass
 
 from fedelta.comparison.columns import IS_BEST, ON_FRONT, REASON, STATE, TOTAL_BYTES
 from fedelta.comparison.figures import MAX_NAMES, Mark, measure_by_bytes, measure_by_round
 from fedelta.comparison.frames import FAILED, FINISHED, mean_curve, one_line, split
 from fedelta.comparison.result import Comparison, Record, pivot, records, short
-from fedelta.comparison.tables import group_table, note
+from fedelta.comparison.tables import group_table, note, primary_in_words
 from fedelta.grid import label_of
 from fedelta.record.citations import entries
-from fedelta.record.numbers import UNKNOWN, capitalised, in_unit, shown, unit
-from fedelta.report.drawing import to_svg
-from fedelta.report.elements import figure, legend, table
-from fedelta.report.writing import fill
+from fedelta.record.numbers import UNKNOWN, capitalised, in_unit, shown
+from fedelta.report.elements import Line, Picture, Table, legend, picture
+from fedelta.report.rendering import render as render_template
 
 _FACETS = 12  # plots of one kind on a page
 
 
+@dataclass(frozen=True)
+class Plots:
+    """The primary measure against traffic, and against rounds where the groups are few.
+
+    Args:
+        title: above them.
+        lines: how the plots draw the groups; none where the groups are numbered.
+        pictures: side by side, or below each other without `lines`.
+        note: below them.
+    """
+
+    title: str
+    lines: Sequence[Line]
+    pictures: Sequence[Picture]
+    note: str
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the template shows.
+
+    Args:
+        name: of the comparison.
+        progress: how many groups there are, and how many cells have finished.
+        unfinished: says so while cells wait or have failed; else empty.
+        pivot: the primary measure by axes; None with fewer than two.
+        groups: all figures of all groups.
+        plots: None before the first result.
+        failures: None where nothing failed.
+        search: the trials; None without a search.
+        asked: the content of `compare.toml`.
+        citations: BibTeX.
+    """
+
+    name: str
+    progress: str
+    unfinished: str
+    pivot: Table | None
+    groups: Table
+    plots: Plots | None
+    failures: Table | None
+    search: Table | None
+    asked: str
+    citations: str
+
+
 def render(comparison: Comparison) -> str:
     """The page as HTML."""
-    table, pivot = _table(comparison), _pivot(comparison)
-    # What a paper prints comes first; rows of everything, by which the marks are numbered, can be many.
-    parts = [_headline(comparison), pivot or table, _figures(comparison), table if pivot else ""]
-    parts += [_failures(comparison), _details(comparison)]
-    return fill(f"{comparison.name} · fedelta comparison", [part for part in parts if part])
-
-
-def _headline(comparison: Comparison) -> str:
     states = comparison.frame[STATE].tolist()
+    num_finished, num_failed = states.count(FINISHED), states.count(FAILED)
     axes = ", ".join(comparison.axes) or "the seed alone"
-    text = f"{len(comparison.groups)} groups over {axes}; {states.count(FINISHED)} of {len(states)} cells finished"
-    open_cells = len(states) - states.count(FINISHED)
-    failed = f", {states.count(FAILED)} failed" if FAILED in states else ""
-    mark = f' <span class="unfinished">Unfinished{escape(failed)}.</span>' if open_cells else ""
-    return f'<h1>{escape(comparison.name)}</h1>\n<p class="kicker">{escape(text)}.{mark}</p>'
+    failed = f", {num_failed} failed" if num_failed else ""
+    page = Page(
+        name=comparison.name,
+        progress=f"{len(comparison.groups)} groups over {axes}; {num_finished} of {len(states)} cells finished",
+        unfinished=f"Unfinished{failed}." if num_finished < len(states) else "",
+        pivot=_pivot(comparison),
+        groups=_groups(comparison),
+        plots=_plots(comparison),
+        failures=_failures(comparison),
+        search=_search(comparison),
+        asked=comparison.asked,
+        citations=_citations(comparison),
+    )
+    values = {"title": f"{comparison.name} · fedelta comparison", "page": page}
+    return render_template("comparison.html", values, package="fedelta.comparison")
 
 
-def _table(comparison: Comparison) -> str:
+def _groups(comparison: Comparison) -> Table:
+    """The groups with the numbers by which plots call them; the members of the Pareto front are strong."""
     groups = group_table(comparison)
     first = 1 + groups.num_labels
-    best = {(place, first) for place, on_front in enumerate(comparison.groups[ON_FRONT]) if on_front}
-    numbered = [[str(number), *row] for number, row in enumerate(groups.rows, start=1)]
-    content = table(["#", *groups.header], numbered, numbers_from=first, strong=best)
-    return f'<h2>Results</h2>\n{content}\n<p class="note">{escape(note(comparison))}</p>'
+    return Table(
+        header=["#", *groups.header],
+        rows=[[str(number), *row] for number, row in enumerate(groups.rows, start=1)],
+        numbers_from=first,
+        strong={(place, first) for place, on_front in enumerate(comparison.groups[ON_FRONT]) if on_front},
+        title="Results",
+        note=note(comparison),
+    )
 
 
-def _pivot(comparison: Comparison) -> str:
-    if (found := pivot(comparison)) is None:
-        return ""
-    content = table(found.header, found.rows, numbers_from=1, strong=found.best)
-    in_what = unit(comparison.primary)
-    title = _name_of_primary(comparison) + (f" in {in_what}" if in_what else "")
-    return f'<h2>{escape(title)}</h2>\n{content}\n<p class="note">Strong: the best of its column.</p>'
+def _pivot(comparison: Comparison) -> Table | None:
+    if (table := pivot(comparison)) is None:
+        return None
+    title, below = primary_in_words(comparison), "Strong: the best of its column."
+    return Table(table.header, table.rows, numbers_from=1, strong=table.best, title=title, note=below)
 
 
-def _figures(comparison: Comparison) -> str:
-    """The primary measure against traffic, and against rounds where the groups are few; apart for each task."""
+def _plots(comparison: Comparison) -> Plots | None:
+    """Of each task apart."""
     groups = records(comparison.groups)
     facets = [(title, places, _marks(comparison, groups, places)) for title, places in _facets(comparison)]
     facets = [facet for facet in facets if facet[2]][:_FACETS]
     if not facets:
-        return ""
+        return None
     wide = any(len(places) > MAX_NAMES for _, places, _ in facets)
     names = list(dict.fromkeys(_name(comparison, group) for group in groups))
-    primary, measure = comparison.primary, _name_of_primary(comparison)
-    figures = []
+    primary, measure = comparison.primary, capitalised(comparison.primary.label)
+    pictures = []
     for index, (title, places, marks) in enumerate(facets):
         name = f"{title}: {primary.label}" if title else measure
-        drawn = measure_by_bytes(marks, primary, wide=wide)
-        svg = to_svg(drawn, f"b{index}", escape(f"{measure} against MiB sent"))
-        figures.append(figure(svg, f"{name} against traffic"))
+        drawn, says = measure_by_bytes(marks, primary, wide=wide), f"{measure} against MiB sent"
+        pictures.append(picture(drawn, f"b{index}", f"{name} against traffic", says=says))
         if not wide:
-            curves = [
-                (names.index(_name(comparison, groups[place])), _curve(comparison, groups[place])) for place in places
-            ]
-            svg = to_svg(measure_by_round(curves, primary), f"r{index}", escape(f"{measure} against rounds"))
-            figures.append(figure(svg, f"{name} against rounds"))
-    plots = "".join(figures) if wide else f'{legend(names)}<div class="figures">{"".join(figures)}</div>'
+            members = [groups[place] for place in places]
+            curves = [(names.index(_name(comparison, group)), _curve(comparison, group)) for group in members]
+            drawn, says = measure_by_round(curves, primary), f"{measure} against rounds"
+            pictures.append(picture(drawn, f"r{index}", f"{name} against rounds", says=says))
     title = f"{measure} against traffic" + ("" if wide else " and rounds")
-    return f'<h2>{escape(title)}</h2>\n{plots}\n<p class="note">{escape(_figure_note(comparison, wide))}</p>'
+    return Plots(title, [] if wide else legend(names), pictures, _plots_note(comparison, wide))
 
 
-def _name_of_primary(comparison: Comparison) -> str:
-    return capitalised(comparison.primary.label)
-
-
-def _figure_note(comparison: Comparison, wide: bool) -> str:
+def _plots_note(comparison: Comparison, wide: bool) -> str:
     parts = ["Filled marks and the dashed line: the Pareto front."]
     if comparison.groups[comparison.measures[0].in_groups[1]].notna().any():
         parts.append("Bars: one standard deviation over the seeds" + ("." if wide else "; curves: their mean."))
@@ -142,27 +189,16 @@ def _facets(comparison: Comparison) -> list[tuple[str, list[int]]]:
     ]
 
 
-def _failures(comparison: Comparison) -> str:
-    if not comparison.failures:
-        return ""
+def _failures(comparison: Comparison) -> Table | None:
     rows = [[name, one_line(text)] for name, text in comparison.failures.items()]
     advice = "The same command tries them again; failures/ and logs/ hold the whole texts."
-    return f'<h2>Failed</h2>\n{table(["Cell", "Reason"], rows)}\n<p class="note">{advice}</p>'
+    return Table(["Cell", "Reason"], rows, title="Failed", note=advice) if rows else None
 
 
-def _details(comparison: Comparison) -> str:
-    """The search, what was asked, and the papers, folded."""
-    blocks = [("What was asked", f"<pre>{escape(comparison.asked)}</pre>")]
-    if not comparison.trials.empty:
-        blocks.insert(0, (f"Search of {comparison.searched}", _search(comparison)))
-    if cited := _citations(comparison):
-        blocks.append(("Citations", f"<pre>{escape(cited)}</pre>"))
-    folded = "".join(f"<details><summary>{escape(name)}</summary>{content}</details>" for name, content in blocks)
-    return f"<h2>Details</h2>\n{folded}"
-
-
-def _search(comparison: Comparison) -> str:
+def _search(comparison: Comparison) -> Table | None:
     """Every trial; the chosen ones strong."""
+    if comparison.trials.empty:
+        return None
     axes, key, primary = comparison.cell_axes, str(comparison.searched), comparison.primary
     trials = records(comparison.trials)
     rows = [
@@ -176,7 +212,7 @@ def _search(comparison: Comparison) -> str:
     ]
     best = {(place, len(axes) + column) for place, trial in enumerate(trials) if trial[IS_BEST] for column in (0, 1)}
     header = [*axes, key, f"{primary.label} on validation rows", "failed"]
-    return table(header, rows, numbers_from=len(axes), strong=best)
+    return Table(header, rows, numbers_from=len(axes), strong=best, title=f"Search of {key}")
 
 
 def _citations(comparison: Comparison) -> str:

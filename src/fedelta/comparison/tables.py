@@ -33,7 +33,9 @@ _NOTE = (
     "run side by side as the machine has cores, or one on a GPU, unless told otherwise. Front: no other row of the "
     "same task has as good a mean for fewer MiB in total, or a better one for as many."
 )
-_BEST = "Bold: the best of its column."
+_PIVOT_NOTE = (
+    "{measure} after the last round: mean ± sample standard deviation over the seeds. Bold: the best of its column."
+)
 # A mean with its deviation, as `bare` writes them; an exponent becomes a power of ten.
 _SPREAD = re.compile(r"^(-?[\d.,]+(?:e[+-]\d+)?) ± ([\d.,]+(?:e[+-]\d+)?)")
 _EXPONENT = re.compile(r"e([+-])0*(\d+)")
@@ -106,7 +108,7 @@ def group_table(comparison: Comparison) -> Table:
 
 def note(comparison: Comparison) -> str:
     """What stands below the table of the groups."""
-    return _NOTE.format(measure=_primary(comparison))
+    return _NOTE.format(measure=primary_in_words(comparison))
 
 
 def table_csv(comparison: Comparison) -> str:
@@ -171,13 +173,13 @@ def table_tex(comparison: Comparison) -> str:
         _latex(table.header, rows, table.num_labels, note(comparison), f"{_slug(comparison.name)}-groups"),
     ]
     if (by_axis := pivot(comparison)) is not None:
-        text = f"{_primary(comparison)} after the last round: mean ± sample standard deviation over the seeds. {_BEST}"
+        text = _PIVOT_NOTE.format(measure=primary_in_words(comparison))
         rows = _strong(by_axis, _latex_number, "\\textbf{{\\boldmath {}}}")
         parts.append(_latex(by_axis.header, rows, 1, text, f"{_slug(comparison.name)}-pivot"))
     return "\n".join(parts)
 
 
-def _primary(comparison: Comparison) -> str:
+def primary_in_words(comparison: Comparison) -> str:
     """The primary measure with its unit, as a sentence begins."""
     name, in_what = capitalised(comparison.primary.label), unit(comparison.primary)
     return f"{name} in {in_what}" if in_what else name
