@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fedelta.catalog import TUNING_METHODS
 from fedelta.codecs.cast import Cast
 from fedelta.config import Config, load_config, parse_config
 from fedelta.engine.optimizers import AdamW, Sgd
@@ -17,7 +18,6 @@ from fedelta.strategies.fedavg import FedAvg
 from fedelta.strategies.local import FedProx
 from fedelta.tuning.head import Head
 from fedelta.tuning.lora import Lora
-from fedelta.tuning.table import SINGLE
 
 STRATEGIES = ", ".join(named_choices(Config)["strategy.name"])
 
@@ -357,7 +357,7 @@ PARTITIONS = [
 
 
 @pytest.mark.parametrize("partition", PARTITIONS, ids=lambda partition: partition["name"])
-@pytest.mark.parametrize("tuning", [*SINGLE, "lora+bias", "bias+adapter+prompt"])
+@pytest.mark.parametrize("tuning", [*TUNING_METHODS, "lora+bias", "bias+adapter+prompt"])
 def test_a_written_configuration_is_read_back_equal_for_every_choice_of_names(partition: Table, tuning: str):
     rest = itertools.cycle(
         itertools.product(

@@ -22,7 +22,7 @@ PACKAGE = "fedelta"
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 
 LAYERS = (  # low to high
-    ("errors", "settings", "seeds", "params", "grid", "durable"),
+    ("errors", "settings", "catalog", "seeds", "params", "grid", "durable"),
     ("models", "modalities", "tasks"),
     ("tuning", "strategies", "aggregation", "codecs", "data"),
     ("engine",),
@@ -30,7 +30,7 @@ LAYERS = (  # low to high
     ("runtimes", "record"),
     ("inference", "config", "tracking", "report"),
     ("assembly",),
-    ("evaluation", "experiment", "inspection", "personalization"),
+    ("choices", "evaluation", "experiment", "inspection", "personalization"),
     ("comparison",),
     ("cli", "terminal", "__main__"),
 )

@@ -14,14 +14,14 @@ from typer.testing import CliRunner
 
 import fedelta
 from fedelta import personalization
+from fedelta.catalog import SCOPES
+from fedelta.choices import choices
 from fedelta.cli import app
 from fedelta.data.batches import FederatedData
 from fedelta.errors import CheckpointError, ConfigError, DataError, InputError, RunError
 from fedelta.experiment import Experiment, Result
 from fedelta.federation.fine_tuning import fine_tune
-from fedelta.inspection import choices
 from fedelta.record import files
-from fedelta.tuning.scopes import SCOPES
 
 EXITS = (
     SMALL.replace(

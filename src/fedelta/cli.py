@@ -191,8 +191,8 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure a model on the test set of a configuration or a run; prints JSON."""
+    from fedelta.catalog import TASKS
     from fedelta.evaluation import evaluate_adapter
-    from fedelta.tasks.table import TASKS
 
     found = evaluate_adapter(config, adapter, overrides or (), predictions=predictions)
     losses = {task.loss.name for task in TASKS.values()}
@@ -334,7 +334,7 @@ def _check(config: Path, overrides: Sequence[str]) -> None:
 @app.command("list")
 def list_names() -> None:
     """List everything that a configuration can name."""
-    from fedelta.inspection import choices
+    from fedelta.choices import choices
 
     table = Table("section", "choices")
     for section, names in choices().items():

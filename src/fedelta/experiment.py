@@ -43,6 +43,7 @@ from fedelta.record.origin import Origin
 from fedelta.record.partition import partition_record
 from fedelta.record.rundir import RunDirectory, free_name, refuse_taken
 from fedelta.record.runlog import round_record, summary, timing_record
+from fedelta.settings.base import as_settings
 from fedelta.tracking.mirror import mirrored
 from fedelta.tracking.table import require
 from fedelta.tuning.exits import exit_blocks
@@ -242,7 +243,7 @@ class Experiment:
                     "tuned_parameters": assembly.spec.num_parameters,
                     "total_parameters": assembly.model.total_parameters,
                     "groups": assembly.spec.sizes,
-                    "strategy": strategy.model_dump(mode="json"),
+                    "strategy": as_settings(strategy).model_dump(mode="json"),
                 }
             ),
         }

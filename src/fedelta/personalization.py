@@ -14,6 +14,7 @@ from pathlib import Path
 from fedelta.assembly.model import TunedModel, tiers_of, tuned_model
 from fedelta.assembly.origin import check_origin, origin_of
 from fedelta.assembly.site import build_engine, few_rows, read_data
+from fedelta.catalog import Scope
 from fedelta.config import Config, load_config
 from fedelta.data.batches import FederatedData
 from fedelta.data.clients import Clients
@@ -27,7 +28,7 @@ from fedelta.record.checkpoint import Checkpoint, check_fit, load
 from fedelta.record.files import Record, to_json
 from fedelta.record.rundir import PERSONALIZATION, RunDirectory
 from fedelta.tasks.base import Evaluation, Measure
-from fedelta.tuning.scopes import Scope, scopes_of
+from fedelta.tuning.scopes import scopes_of
 
 # Called with each result and the number that there will be: one a client and scope.
 OnResult = Callable[[Personalized, int], None]

@@ -11,9 +11,11 @@ from tests.contracts.test_tuning_methods import METHODS, ON_CONVOLUTIONS
 from tests.strategies.hand import SPEC, params, step, updates
 from tests.strategies.windowed import running
 
+from fedelta import catalog
 from fedelta.aggregation.base import Update
 from fedelta.aggregation.means import Clipped, Uniform
 from fedelta.aggregation.robust import Median, Trimmed
+from fedelta.catalog import TUNING_METHODS
 from fedelta.codecs.channel import Channel
 from fedelta.engine.exits import ExitSettings
 from fedelta.engine.optimizers import Sgd
@@ -23,7 +25,6 @@ from fedelta.federation.client import Site
 from fedelta.federation.rounds import Standing, federate
 from fedelta.params import ParamSpec, select
 from fedelta.seeds import stream
-from fedelta.strategies import AnyStrategy
 from fedelta.strategies.base import RoundPlan, Strategy
 from fedelta.strategies.fedavg import FedAvg, FedAvgM
 from fedelta.strategies.fedlama import FedLama
@@ -33,7 +34,6 @@ from fedelta.strategies.fednova import FedNova
 from fedelta.strategies.fedopt import FedAdagrad, FedAdam, FedYogi
 from fedelta.strategies.scaffold import Scaffold
 from fedelta.strategies.windows import Windows
-from fedelta.tuning.table import SINGLE
 
 SIZES = {"clients_per_round": 3, "num_rounds": 2}
 STRATEGIES = {
@@ -79,8 +79,7 @@ def sent(strategy: Strategy) -> list[Update]:
 
 
 def test_the_table_names_every_strategy():
-    names = [name for kind in AnyStrategy.__args__ for name in kind.model_fields["name"].annotation.__args__]
-    assert list(STRATEGIES) == names
+    assert list(STRATEGIES) == list(catalog.STRATEGIES)
 
 
 @pytest.mark.parametrize("strategy", ALL)
@@ -126,7 +125,7 @@ def test_the_plan_asks_a_cohort_of_distinct_clients_for_what_can_travel(strategy
 
 def runs_of() -> list[object]:
     """Every strategy with every tuning method, in one of its forms; every mean with statistics and without."""
-    every = itertools.product(STRATEGIES.items(), [*SINGLE, "lora+bias", "accumulator+adapter"])
+    every = itertools.product(STRATEGIES.items(), [*TUNING_METHODS, "lora+bias", "accumulator+adapter"])
     robust = itertools.product(WITH_MEANS, MEANS, ["lora", "parallel"])
     return [
         *(pytest.param(strategy, method, id=f"{name}-{method}") for (name, strategy), method in every),

@@ -24,6 +24,7 @@ from tests.builders import (
     tiny_inputs,
 )
 
+from fedelta.catalog import TUNING_METHODS
 from fedelta.data.batches import Examples, batches
 from fedelta.engine.optimizers import Sgd
 from fedelta.engine.work import ClientSettings, Job
@@ -43,11 +44,10 @@ from fedelta.tuning.lanes import Lanes
 from fedelta.tuning.lora import Lora
 from fedelta.tuning.parallel import Parallel
 from fedelta.tuning.prompt import Prompt
-from fedelta.tuning.table import SINGLE
 
 ACCUMULATOR = Accumulator(num_heads=2, mlp_width=24, head_width=12)
 BESIDE = Adapter(placement="parallel", shared=False, reduction_factor=4, non_linearity="relu", scale=0.1)
-METHODS: dict[str, TuningMethod] = {name: kind() for name, kind in SINGLE.items()} | {
+METHODS: dict[str, TuningMethod] = {name: kind() for name, kind in TUNING_METHODS.items()} | {
     "lora": Lora(r=4),
     "lora-all-linear": Lora(target_modules="all-linear", r=2),
     "lora-all-conv": Lora(target_modules="all-conv", r=2),
@@ -78,7 +78,7 @@ def fits(name: str, family: str) -> bool:
 
     Of a method in several forms one runs on all families, the others on one of images and one of texts.
     """
-    if name not in SINGLE and family in ("deit", "roberta", "distilbert"):
+    if name not in TUNING_METHODS and family in ("deit", "roberta", "distilbert"):
         return False
     return name in EVERYWHERE or (family in CONVOLUTIONAL) == (name in ON_CONVOLUTIONS)
 

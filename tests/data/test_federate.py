@@ -14,7 +14,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from fedelta.data.federate import federate
-from fedelta.data.partition import Dirichlet, Iid, Natural, Pathological
+from fedelta.data.label_skew import Dirichlet, Pathological
+from fedelta.data.partition import Iid, Natural
 from fedelta.data.sources import DataSource, RawData, read
 from fedelta.errors import DataError
 from fedelta.modalities.image import Images

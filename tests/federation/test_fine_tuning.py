@@ -11,6 +11,7 @@ import torch
 from tests.builders import assert_close, assert_same_bits, evaluated, start_of, tiny_backbone, tiny_data, tiny_engine
 from torch import Tensor
 
+from fedelta.catalog import Scope
 from fedelta.data.augmentation import Augmentation
 from fedelta.data.batches import Examples, FederatedData
 from fedelta.engine.exits import ExitSettings
@@ -35,7 +36,7 @@ from fedelta.tuning.full import Full
 from fedelta.tuning.head import Head
 from fedelta.tuning.lanes import Lanes
 from fedelta.tuning.lora import Lora
-from fedelta.tuning.scopes import Scope, scopes_of
+from fedelta.tuning.scopes import scopes_of
 
 ACCUMULATOR = Combined(
     methods=(

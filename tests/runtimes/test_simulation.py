@@ -12,6 +12,7 @@ from tests.builders import ReadyInputs, assert_close, assert_same_bits, start_of
 from tests.contracts.test_tuning_methods import METHODS
 from torch import tensor
 
+from fedelta.catalog import TUNING_METHODS
 from fedelta.codecs.cast import Cast
 from fedelta.codecs.channel import Channel
 from fedelta.codecs.wire import decode
@@ -31,7 +32,6 @@ from fedelta.strategies.fedavg import FedAvg
 from fedelta.tasks.labels import Labels
 from fedelta.tuning.base import TuningMethod
 from fedelta.tuning.lora import Lora
-from fedelta.tuning.table import SINGLE
 
 NUM_CLIENTS = 6
 
@@ -113,7 +113,10 @@ def run(running: Federation, start: Params) -> list[RoundOutcome]:
 
 @pytest.mark.parametrize(
     ("name", "family"),
-    [(name, "small-resnet" if name == "parallel" else "vit") for name in sorted(SINGLE)] + [("full", "small-resnet")],
+    [
+        ("full", "small-resnet"),
+        *((name, "small-resnet" if name == "parallel" else "vit") for name in sorted(TUNING_METHODS)),
+    ],
 )
 def test_every_tuning_method_learns_an_easy_task_in_a_few_rounds(name: str, family: str):
     running, start = federation(METHODS[name], family=family, num_rounds=16, lr=0.1)

@@ -12,10 +12,9 @@ from tests.strategies.hand import step
 from tests.strategies.windowed import SPEC, START, training, walking
 from torch import tensor
 
-from fedelta.aggregation.base import Update
+from fedelta.aggregation.base import Aggregation, Update
 from fedelta.aggregation.means import Clipped, Uniform, Weighted
 from fedelta.aggregation.robust import Median, Trimmed
-from fedelta.aggregation.table import AnyMean
 from fedelta.codecs.cast import Cast
 from fedelta.codecs.wire import decode
 from fedelta.engine.optimizers import Sgd
@@ -123,7 +122,7 @@ def test_a_window_begins_with_everything_and_goes_on_with_what_was_sent_after_th
         (Clipped(max_norm=2.0), 3.25),
     ],
 )
-def test_the_unit_discrepancy_by_hand(mean: AnyMean, expected: float):
+def test_the_unit_discrepancy_by_hand(mean: Aggregation, expected: float):
     # Eq. 2: over 2 scalars and tau_l = 3 steps a round
     strategy = FedLama(phi=2, num_rounds=4, clients_per_round=2, tau=3, mean=mean)
     plan = strategy.plan(with_intervals(1, 1, 1), 1, range(2), SPEC, stream(0))
@@ -197,7 +196,7 @@ def test_a_group_that_one_client_sends_keeps_its_last_discrepancy():
 
 
 @pytest.mark.parametrize("mean", [Median(), Trimmed(fraction=0.2)])
-def test_a_group_that_too_few_send_for_the_mean_keeps_its_last_discrepancy(mean: AnyMean):
+def test_a_group_that_too_few_send_for_the_mean_keeps_its_last_discrepancy(mean: Aggregation):
     # Of b two values come, of which such a mean makes nothing.
     strategy = FedLama(phi=1, num_rounds=9, clients_per_round=3, tau=1, mean=mean)
     sent = [Update(client, 1, {n: torch.full_like(v, 1.0 * client) for n, v in START.items()}) for client in (0, 1, 2)]

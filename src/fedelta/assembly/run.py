@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import cast
 
 from fedelta.assembly.model import TunedModel, tiers_of, tuned_model, work_of
 from fedelta.assembly.server import build_server
@@ -22,7 +21,7 @@ from fedelta.models.hub import Backbone
 from fedelta.params import Params, ParamSpec, select
 from fedelta.runtimes.stability import Stability, Unstable
 from fedelta.seeds import stream
-from fedelta.strategies import AnyStrategy
+from fedelta.strategies.base import Strategy
 from fedelta.tasks.base import Evaluation
 from fedelta.tasks.details import Details
 from fedelta.tuning.exits import exit_blocks
@@ -67,10 +66,9 @@ class Assembly:
         return self.model.params
 
     @property
-    def strategy(self) -> AnyStrategy:
+    def strategy(self) -> Strategy:
         """Section `[strategy]`, with what a byte budget made of it."""
-        # The server asks no more of it than the protocol has; it got it from the configuration.
-        return cast(AnyStrategy, self.federation.strategy)
+        return self.federation.strategy
 
     @property
     def spec(self) -> ParamSpec:

@@ -14,13 +14,17 @@ Source: Karimireddy et al. 2019 (error feedback, arXiv 1901.09847), Algorithm 1.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from fedelta.catalog import CODECS
+from fedelta.codecs.base import Codec
 from fedelta.codecs.cast import Cast
-from fedelta.codecs.table import AnyCodec
 from fedelta.settings import Settings
+from fedelta.settings.registry import Chosen
+
+ChosenCodec = Annotated[Codec, Chosen(CODECS)]
 
 
 class Channel(Settings):
@@ -31,9 +35,9 @@ class Channel(Settings):
         up: codec of uploads, client to server.
     """
 
-    shorthand: ClassVar[Any] = AnyCodec
-    down: AnyCodec = Cast()
-    up: AnyCodec = Cast()
+    shorthand: ClassVar[Any] = ChosenCodec
+    down: ChosenCodec = Cast()
+    up: ChosenCodec = Cast()
 
     @model_validator(mode="before")
     @classmethod

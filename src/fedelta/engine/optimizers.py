@@ -7,7 +7,7 @@ operations on one matrix, whatever the number of tensors.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 import torch
 from pydantic import Field
@@ -17,6 +17,38 @@ from fedelta.settings import Context, Settings
 
 OptimizerState = dict[str, Tensor]
 LearningRate = float | Tensor  # one for all lanes, or one per lane [K, 1]
+
+
+class Optimizer(Protocol):
+    """How gradients become steps, on stacked lanes."""
+
+    @property
+    def name(self) -> str:
+        """What configurations call it."""
+
+    def state(self, values_KP: Tensor) -> OptimizerState:
+        """The state of fresh lanes with the values `values_KP`; tensors with a leading lane axis K."""
+
+    def step(self, values_KP: Tensor, grads_KP: Tensor, state: OptimizerState, lr: LearningRate) -> None:
+        """One step of every lane; may change all of `values_KP`, `grads_KP` and `state` in place."""
+
+    def effective_steps(self, num_steps: int) -> float:
+        """How many times the learning rate the gradients of `num_steps` steps go into the result."""
+
+
+class Schedule(Protocol):
+    """How the learning rate changes from round to round."""
+
+    @property
+    def name(self) -> str:
+        """What configurations call it."""
+
+    @property
+    def warmup_rounds(self) -> int:
+        """Rounds over which the rate rises to `client.lr`; 0 for none."""
+
+    def factor(self, round: int, num_rounds: int) -> float:
+        """Factor of `client.lr` in `round` (from 1)."""
 
 
 class Sgd(Settings):
@@ -108,9 +140,6 @@ class AdamW(Settings):
         return float(num_steps)
 
 
-Optimizer = Annotated[Sgd | AdamW, Field(discriminator="name")]
-
-
 class Constant(Settings):
     """The same learning rate in every round, after warm-up."""
 
@@ -156,9 +185,6 @@ class Step(Settings):
         """The factor of `client.lr` in `round` (from 1)."""
         passed = sum(round > boundary for boundary in self.after_rounds)
         return _warmup(round, self.warmup_rounds) * self.factor_per_step**passed
-
-
-Schedule = Annotated[Constant | Cosine | Step, Field(discriminator="name")]
 
 
 def _warmup(round: int, warmup_rounds: int) -> float:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from pydantic import Field, model_validator
 from torch import Generator, Tensor
 
+from fedelta.catalog import OPTIMIZERS, SCHEDULES
 from fedelta.engine.optimizers import Constant, Optimizer, Schedule, Sgd
 from fedelta.params import Params
 from fedelta.settings import Context, Settings
+from fedelta.settings.registry import Chosen
 
 
 class ClientSettings(Settings):
@@ -31,8 +34,8 @@ class ClientSettings(Settings):
     local_steps: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=32, ge=1)  # FedLAMA; FedPEFT has 64, which few small clients can fill
     lr: float = Field(default=0.01, gt=0)  # FedPEFT's choice for bias and prompt tuning; set it for your method
-    optimizer: Optimizer = Sgd()
-    schedule: Schedule = Constant()
+    optimizer: Annotated[Optimizer, Chosen(OPTIMIZERS)] = Sgd()
+    schedule: Annotated[Schedule, Chosen(SCHEDULES)] = Constant()
 
     @model_validator(mode="after")
     def _one_measure_of_work(self) -> ClientSettings:

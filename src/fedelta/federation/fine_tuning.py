@@ -24,6 +24,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
+from fedelta.catalog import Scope
 from fedelta.data.batches import Examples, FederatedData
 from fedelta.data.splits import stratified
 from fedelta.data.validation import RowsOf
@@ -36,7 +37,6 @@ from fedelta.params import Params
 from fedelta.seeds import stream
 from fedelta.tasks.base import Evaluation
 from fedelta.tasks.targets import strata_of
-from fedelta.tuning.scopes import Scope
 
 _STREAM = "personalization"
 

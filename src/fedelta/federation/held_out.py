@@ -13,12 +13,12 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
+from fedelta.catalog import Scope
 from fedelta.data.clients import Clients, Name
 from fedelta.engine.work import ClientSettings
 from fedelta.errors import ConfigError, refuse
 from fedelta.seeds import stream
 from fedelta.settings import Context, Settings
-from fedelta.tuning.scopes import Scope
 
 Rate = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]

@@ -16,7 +16,7 @@ from fedelta.record.files import to_json
 from fedelta.record.origin import Origin, other_words, refuse
 from fedelta.settings import Settings
 from fedelta.settings.base import without_none
-from fedelta.tasks.table import AnyTask
+from fedelta.tasks.choice import ChosenTask
 
 
 class Own(Settings):
@@ -41,7 +41,7 @@ class Own(Settings):
 
     fedelta_version: str = ""
     tuning: dict[str, Any] | None = None  # Any: the fields of a method
-    task: AnyTask | None = None
+    task: ChosenTask | None = None
     class_names: tuple[str, ...] | None = None
     model: ModelSource | None = None
     seed: int = Field(default=0, ge=0)

@@ -12,12 +12,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from fedelta.errors import ModelError
-from fedelta.models.discovery import discover
-from fedelta.models.layers import is_linear, is_transposed
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # The attribute under which a classifier of an unknown family may keep its head, in the order of preference.
 _HEAD_ATTRIBUTES = ("classifier", "score", "classification_head", "head")
@@ -232,6 +232,9 @@ def anatomy_of(module: nn.Module, family: str) -> Anatomy:
 
 def _found(module: nn.Module, family: str) -> Anatomy:
     """The anatomy of a family that is not in the table, by the structure of `module`."""
+    from fedelta.models.discovery import discover  # needs torch, which `fedelta list` does without
+    from fedelta.models.layers import is_transposed
+
     found, head = discover(module), _head_of(module, family)
     if not found.layers:
         return Anatomy(head)
@@ -254,6 +257,8 @@ def _head_of(module: nn.Module, family: str) -> tuple[str, ...]:
     Raises:
         ModelError: neither is there.
     """
+    from fedelta.models.layers import is_linear
+
     children = dict(module.named_children())
     linear = [name for name, child in children.items() if any(map(is_linear, child.modules()))]
     base = getattr(module, "base_model_prefix", "")

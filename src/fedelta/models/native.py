@@ -7,9 +7,10 @@ configuration may be one of the short names in `PRESETS`, which stand for a fami
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+if TYPE_CHECKING:
+    from torch import nn
 
 # Any, in this file: a field of a configuration is a number, a word or a list.
 _RESNET = "fedelta_resnet"

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 _MAX_DEPTH = 16  # twice of what any section has
 _MAX_BITS = 63  # TOML 1.0: 64 bits, one of them the sign
 _NUM_SHOWN = 40
+_NO_SETTINGS = "{} is a plain class, expected one derived from `fedelta.Settings`"
 # Any, in this package: values of a TOML table before they are checked, and type annotations as objects.
 Table = dict[str, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Context:
 class Settings(BaseModel):
     """A frozen, strictly checked value; subclasses are final."""
 
-    # The union of what one `name` in this setting's table stands for, where it stands for several of its fields.
+    # The annotation of what one `name` in this setting's table stands for, where it stands for several of its fields.
     shorthand: ClassVar[Any] = None
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
@@ -61,6 +63,28 @@ class Settings(BaseModel):
             context: all sections of the configuration.
         """
         return []
+
+
+def as_settings(value: object) -> Settings:
+    """`value`, of which only the protocol is known, as the settings that it is: whatever a configuration chose is one.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(value, Settings):
+        raise TypeError(_NO_SETTINGS.format(type(value).__name__))
+    return value
+
+
+def changed(value: T, update: Mapping[str, object]) -> T:
+    """A copy of settings of which only the protocol is known, with other values of some fields, which are not checked.
+
+    Raises:
+        TypeError: `value` is no settings.
+    """
+    if isinstance(value, Settings):
+        return value.model_copy(update=update)
+    raise TypeError(_NO_SETTINGS.format(type(value).__name__))
 
 
 def problems_of(context: Context) -> list[str]:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 import torch
 from pydantic import Field
 
-from fedelta.aggregation.base import Reads
+from fedelta.aggregation.base import Aggregation, Reads
+from fedelta.catalog import MEANS
 from fedelta.params import Params, ParamSpec
 from fedelta.settings import Context, Settings
+from fedelta.settings.registry import Chosen
 from fedelta.strategies.base import State, Steering
+
+# The annotation of a strategy's `mean`.
+ChosenMean = Annotated[Aggregation, Chosen(MEANS)]
 
 
 class Rounds(Settings):

@@ -19,10 +19,9 @@ from pydantic import Field
 from torch import Generator
 
 from fedelta.aggregation.means import Weighted
-from fedelta.aggregation.table import AnyMean
 from fedelta.params import Params, ParamSpec, add
 from fedelta.strategies.base import CombinedUpdates, RoundPlan, State, uniform
-from fedelta.strategies.cohort import Rounds, filled
+from fedelta.strategies.cohort import ChosenMean, Rounds, filled
 
 
 class FedAvg(Rounds):
@@ -34,7 +33,7 @@ class FedAvg(Rounds):
     """
 
     name: Literal["fedavg"] = "fedavg"
-    mean: AnyMean = Field(default=Weighted(), discriminator="name")
+    mean: ChosenMean = Weighted()
     server_lr: float = Field(default=1.0, gt=0)  # McMahan et al.: the plain mean
 
     def init(self, params: Params, spec: ParamSpec) -> State:
@@ -64,7 +63,7 @@ class FedAvgM(Rounds):
     """
 
     name: Literal["fedavgm"] = "fedavgm"
-    mean: AnyMean = Field(default=Weighted(), discriminator="name")
+    mean: ChosenMean = Weighted()
     server_lr: float = Field(default=1.0, gt=0)  # Hsu et al.
     momentum: float = Field(default=0.9, ge=0, lt=1)  # Hsu et al.: 0.9 and more; Reddi et al. 0.9
 

@@ -27,11 +27,10 @@ from pydantic import Field
 from torch import Generator
 
 from fedelta.aggregation.means import Weighted
-from fedelta.aggregation.table import AnyMean
 from fedelta.errors import ConfigError
 from fedelta.params import Params, ParamSpec, add, norm, select
 from fedelta.strategies.base import CombinedUpdates, RoundPlan, State, uniform
-from fedelta.strategies.cohort import Rounds, filled
+from fedelta.strategies.cohort import ChosenMean, Rounds, filled
 
 _PREFIX = "update/"
 _MIN_SCORE = 1e-12  # keeps 1 / s_l finite, and s_l for a group of zeros
@@ -47,7 +46,7 @@ class FedLuar(Rounds):
 
     name: Literal["fedluar"] = "fedluar"
     num_recycled: int = Field(default=1, ge=0)
-    mean: AnyMean = Field(default=Weighted(), discriminator="name")
+    mean: ChosenMean = Weighted()
     logged: ClassVar[tuple[str, ...]] = ("score",)
     layerwise: ClassVar[bool] = True
 

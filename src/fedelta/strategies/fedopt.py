@@ -22,10 +22,9 @@ from pydantic import Field
 from torch import Generator, Tensor
 
 from fedelta.aggregation.means import Weighted
-from fedelta.aggregation.table import AnyMean
 from fedelta.params import Params, ParamSpec, add
 from fedelta.strategies.base import CombinedUpdates, RoundPlan, State, uniform
-from fedelta.strategies.cohort import Rounds, filled
+from fedelta.strategies.cohort import ChosenMean, Rounds, filled
 
 # Reddi et al.: Figure 2 for the learning rate, near the best of FedAdam on most tasks; section 5 for the others.
 ServerLr = Annotated[float, Field(gt=0)]
@@ -44,7 +43,7 @@ class FedAdagrad(Rounds):
     """
 
     name: Literal["fedadagrad"] = "fedadagrad"
-    mean: AnyMean = Field(default=Weighted(), discriminator="name")
+    mean: ChosenMean = Weighted()
     server_lr: ServerLr = 0.01
     beta1: Beta = 0.0
     tau: Tau = 1e-3
@@ -81,7 +80,7 @@ class FedAdam(Rounds):
     """
 
     name: Literal["fedadam"] = "fedadam"
-    mean: AnyMean = Field(default=Weighted(), discriminator="name")
+    mean: ChosenMean = Weighted()
     server_lr: ServerLr = 0.01
     beta1: Beta = 0.9
     beta2: Beta = 0.99
@@ -119,7 +118,7 @@ class FedYogi(Rounds):
     """
 
     name: Literal["fedyogi"] = "fedyogi"
-    mean: AnyMean = Field(default=Weighted(), discriminator="name")
+    mean: ChosenMean = Weighted()
     server_lr: ServerLr = 0.01
     beta1: Beta = 0.9
     beta2: Beta = 0.99

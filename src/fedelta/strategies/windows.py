@@ -35,12 +35,11 @@ from torch import Generator, Tensor
 
 from fedelta.aggregation.base import Aggregation, Reads
 from fedelta.aggregation.means import Weighted
-from fedelta.aggregation.table import AnyMean
 from fedelta.params import Params, ParamSpec, add
 from fedelta.seeds import stream
 from fedelta.settings import Context
 from fedelta.strategies.base import CombinedUpdates, RoundPlan, State, uniform
-from fedelta.strategies.cohort import Rounds, cohort_problems
+from fedelta.strategies.cohort import ChosenMean, Rounds, cohort_problems
 
 
 class Windows(Rounds):
@@ -54,7 +53,7 @@ class Windows(Rounds):
 
     tau: int = Field(default=6, ge=1)  # the paper's CIFAR experiments
     phi: int = Field(default=2, ge=1)  # the paper has 2, 4 and 8
-    mean: AnyMean = Field(default=Weighted(), discriminator="name")
+    mean: ChosenMean = Weighted()
     logged: ClassVar[tuple[str, ...]] = ("interval_rounds", "unit_discrepancy")
     reads: ClassVar[Reads] = "each"  # Eq. 2 compares each client's value with the mean
     layerwise: ClassVar[bool] = True
