@@ -149,7 +149,7 @@ def test_all_problems_are_in_one_message():
         ({"partition": {"name": "natural"}}, "`partition.name` is 'natural', which needs `data.client_column`"),
         (
             {"runtime": {"lanes": 2}, "tuning": {"name": "full"}},
-            "`runtime.lanes` is 2, but tuning method 'full' has one lane, in place",
+            "`runtime.lanes` is 2, but tuning method 'full' can only have one lane",
         ),
         (
             {"strategy": {"clients_per_round": 17}},
@@ -182,7 +182,7 @@ def test_all_problems_are_in_one_message():
         *(
             (
                 {"strategy": {"name": name, "clients_per_round": 1, **budget}, "client": {"local_epochs": None}},
-                f"`strategy.clients_per_round` is 1, expected at least 2: {name!r} goes by how much the clients of",
+                f"`strategy.clients_per_round` is 1, expected at least 2: {name!r} compares the clients of",
             )
             for name, budget in (("fedlama", {}), ("fedlama-auto", {"share": 0.5}))
         ),
