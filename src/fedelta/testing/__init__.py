@@ -9,10 +9,9 @@ tests of a plug-in:
 
 A contract that is broken says which, and how. Here is a mean that forgets how many updates it was given:
 
->>> from collections.abc import Callable
 >>> from typing import Literal
->>> from fedelta.aggregation.base import Mean, Update
->>> from fedelta.aggregation.means import RunningMean, Weighted
+>>> from fedelta.aggregation.base import Mean
+>>> from fedelta.aggregation.means import Weighted
 >>> class Total(Mean):
 ...     name: Literal["total"] = "total"
 ...     of_statistics = property(lambda self: Weighted())
@@ -38,8 +37,7 @@ fedelta.errors.ContractError: 1 of 11 contracts are broken:
 All draws are seeded, models and data are small ones that need no files, and everything together takes seconds.
 """
 
-from __future__ import annotations
-
+# Not `from __future__ import annotations`: the class in the example above is made of its annotations as they stand.
 from fedelta.testing.collect import MODELS, check, contracts
 from fedelta.testing.contract import Contract
 from fedelta.testing.small import SMALL_MODELS
