@@ -478,8 +478,8 @@ IID = {"name": "iid", "num_clients": 16}
                 "model": {"architecture": {"model_type": "vit"}, "batch_norm": "local"},
             },
             (
-                "`[personalization]` holds out clients, but with `model.batch_norm` = 'local' every client keeps norms "
-                "of its own from round to round, which a client that no round asks does not have"
+                "`[personalization]` holds out clients, but with `model.batch_norm` = 'local' every client keeps its "
+                "own norms from round to round, which a held-out client does not have"
             ),
         ),
         (

@@ -307,8 +307,8 @@ def _check(config: Path, overrides: Sequence[str]) -> None:
         soft_wrap=True,
     )
     sizes = [len(rows) for rows in assembly.data.partition.values()]
-    unseen = len(assembly.data.unseen)
-    held_out = f"{_clients(unseen)} held out, " if unseen else ""
+    num_held_out = len(assembly.data.held_out)
+    held_out = f"{_clients(num_held_out)} held out, " if num_held_out else ""
     names = assembly.data.class_names
     classes = f"{len(names)} classes, " if names else ""
     print(

@@ -61,6 +61,10 @@ class RunError(InputError):
     """A run directory is missing, incomplete or already taken."""
 
 
+class PluginError(InputError):
+    """A plug-in cannot be imported or used, or breaks the contract of what it claims to be."""
+
+
 class SpecError(FedeltaError):
     """Named tensors do not match the specification: names, shapes or finiteness."""
 

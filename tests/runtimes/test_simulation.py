@@ -20,9 +20,10 @@ from fedelta.data.batches import Examples
 from fedelta.data.clients import Clients
 from fedelta.engine.work import ClientSettings
 from fedelta.errors import RoundError
+from fedelta.federation.base import Federation, Runtime, Standing
 from fedelta.federation.client import Site
 from fedelta.federation.records import Reply, RoundOutcome
-from fedelta.federation.rounds import Federation, Runtime, Standing, federate
+from fedelta.federation.rounds import federate
 from fedelta.params import Params
 from fedelta.runtimes.simulation import SimulationSettings
 from fedelta.seeds import stream

@@ -119,7 +119,7 @@ def assemble(
         backbone, data = read_data(config, backbone, data, at_a_glance=at_a_glance)
     with stage("tuning method"):
         model = tuned_model(config, backbone, data.class_names, num_lanes=num_lanes(config), sample=few_rows(data))
-    if data.unseen:
+    if data.held_out:
         config.personalization.scopes(scopes_of(backbone, model.spec), model.tuning.name)
     clients = data.clients.only(data.partition)
     everyone = tiers_of(config, model, data.clients)
@@ -135,7 +135,7 @@ def assemble(
         runtime=runtime,
         evaluate=lambda params: evaluate(site, params, data.test),
         tiers=tiers,
-        num_held_out=len(data.unseen),
+        num_held_out=len(data.held_out),
     )
     _check_deadline(config, federation, runtime, model.params)
     return Assembly(config, model, data, site, federation, everyone)

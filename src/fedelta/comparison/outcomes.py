@@ -13,7 +13,6 @@ from pathlib import Path
 
 from fedelta.errors import RunError
 from fedelta.record.history import read_histories
-from fedelta.report.page import per_client
 from fedelta.tasks.base import Measure
 
 _BRING_BACK = "bring them back from a copy, or compare in another `--out`."
@@ -200,7 +199,7 @@ def read_outcome(path: Path) -> Outcome:
         final=run.final,
         loss=run.losses[-1][1] if run.losses else math.inf,
         tuned_parameters=run.model["tuned_parameters"],
-        bytes_per_client=per_client(run),
+        bytes_per_client=run.bytes_per_client_round,
         total_bytes=run.ledger.total_bytes,
         wall_seconds=run.wall_seconds,
         peak_memory_bytes=run.summary["peak_memory_bytes"],

@@ -13,8 +13,7 @@ from fedelta.grid import label_of
 from fedelta.record.citations import entries
 from fedelta.record.numbers import UNKNOWN, capitalised, in_unit, shown, unit
 from fedelta.report.drawing import to_svg
-from fedelta.report.elements import figure, legend, table
-from fedelta.report.writing import fill
+from fedelta.report.strings import figure, fill, legend, table
 
 _FACETS = 12  # plots of one kind on a page
 
@@ -69,11 +68,11 @@ def _figures(comparison: Comparison) -> str:
     for index, (title, places, marks) in enumerate(facets):
         name = f"{title}: {primary.label}" if title else measure
         drawn = measure_by_bytes(marks, primary, wide=wide)
-        svg = to_svg(drawn, f"b{index}", escape(f"{measure} against MiB sent"))
+        svg = to_svg(drawn, f"b{index}", f"{measure} against MiB sent")
         figures.append(figure(svg, f"{name} against traffic"))
         if not wide:
             curves = [(names.index(_name(comparison, group)), group.curve) for group in _at(comparison, places)]
-            svg = to_svg(measure_by_round(curves, primary), f"r{index}", escape(f"{measure} against rounds"))
+            svg = to_svg(measure_by_round(curves, primary), f"r{index}", f"{measure} against rounds")
             figures.append(figure(svg, f"{name} against rounds"))
     plots = "".join(figures) if wide else f'{legend(names)}<div class="figures">{"".join(figures)}</div>'
     title = f"{measure} against traffic" + ("" if wide else " and rounds")

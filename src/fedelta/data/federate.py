@@ -68,7 +68,7 @@ def federate(
     rows = _division(raw, partitioner, seed)
     ids_of = natural_ids(raw, rows) if partitioner.goes_by_client else {}
     clients = Clients.of(rows, ids_of)
-    unseen = {client: rows.pop(client) for client in sorted(held_out(clients))}
+    held_out_rows = {client: rows.pop(client) for client in sorted(held_out(clients))}
     train = Examples(_inputs(raw, _column(raw), modality), raw.train.targets, raw.train.numbers)
     if raw.source.evaluate_on == "validation":
         owner = _owners(rows, len(train))
@@ -76,14 +76,14 @@ def federate(
         inputs, targets = RowsOf(train.inputs, held), train.targets.select(held)
         evaluated = Examples(inputs, targets, raw.train.numbers[held], owner[held])
     else:
-        raw = raw.without_test_rows_of({ids_of[client] for client in unseen if client in ids_of})
+        raw = raw.without_test_rows_of({ids_of[client] for client in held_out_rows if client in ids_of})
         evaluated = _test_set(raw, modality, {ids_of[client]: client for client in rows if client in ids_of})
     return FederatedData(
         train=train,
         test=evaluated,
         class_names=raw.class_names,
         partition=rows,
-        unseen=unseen,
+        held_out=held_out_rows,
         strata_names=raw.strata_names,
         names=clients.names,
         shown=_shown(raw),

@@ -172,6 +172,19 @@ class History:
         return full_model_bytes(total, 2 * len(self.rounds[0]["cohort"])) if total and self.rounds else None
 
     @property
+    def bytes_per_client_round(self) -> float | None:
+        """Mean payload bytes of one client in one round, both directions; None before the first."""
+        num_payloads = self.ledger.transfers
+        if not num_payloads["down"] or not num_payloads["up"]:
+            return None
+        return self.ledger.downlink_bytes / num_payloads["down"] + self.ledger.uplink_bytes / num_payloads["up"]
+
+    @property
+    def peak_memory_bytes(self) -> int | None:
+        """The highest memory that the timings tell; None without any."""
+        return max((timing.get("peak_memory_bytes") or 0 for timing in self.timings), default=None)
+
+    @property
     def wall_seconds(self) -> float | None:
         """Time in the rounds so far; None where it was lost."""
         return wall_seconds(self.timings, len(self.rounds))

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import html
 import re
-import unicodedata
 
 # A spreadsheet takes a text that begins with one of these for a formula; the wide ones in some languages.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 _MARKUP = re.compile(r"([\\`*\[\]|~#!$]|(?<![^\W_])_|_(?![^\W_]))")
 # What becomes a link, an address or a mention without any brackets.
 _LINK = re.compile(r"(?<=[A-Za-z])(:)(?=//)|(?<=www)(\.)|(@)", re.IGNORECASE)
-_DIRECTIONS = frozenset("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-_UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
+# Control characters, halves of a character, ends of lines and paragraphs, and what turns the direction of writing.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\u200e\u200f\u061c\u202a-\u202e\u2066-\u2069]")
+_IN_PARAGRAPHS = re.compile(rf"(?![\n\t]){_UNPRINTABLE.pattern}")
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 def cell(value: str | float) -> str | float:
@@ -30,9 +31,12 @@ def cell(value: str | float) -> str | float:
 
 def line(text: str) -> str:
     """On one line, without control characters and without what turns the direction of writing."""
-    return "".join(
-        _UNPRINTABLE if _is_unprintable(character) else character for character in " ".join(text.splitlines())
-    )
+    return _UNPRINTABLE.sub(_REPLACEMENT, " ".join(text.splitlines()))
+
+
+def paragraphs(text: str) -> str:
+    """The same, but line breaks and tabs stay."""
+    return _IN_PARAGRAPHS.sub(_REPLACEMENT, text.replace("\r\n", "\n"))
 
 
 def markdown(text: str) -> str:
@@ -69,7 +73,3 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return text == text.strip()
-
-
-def _is_unprintable(character: str) -> bool:
-    return character in _DIRECTIONS or unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")

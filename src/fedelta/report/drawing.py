@@ -12,6 +12,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from html import escape
 from typing import Any
 
 import matplotlib as mpl
@@ -19,6 +20,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
+
+from fedelta.record.neutral import paragraphs
 
 INK, MUTED, GRID = "#1c2126", "#5d6670", "#dfe3e7"
 ON_STRONG = "#fefefe"  # text on a strong colour of a series
@@ -89,7 +92,7 @@ def to_svg(figure: Figure, prefix: str, description: str) -> str:
     Args:
         figure: as `plots.py` draws them.
         prefix: makes its ids unique within the page.
-        description: for readers who do not see it; must be HTML-escaped.
+        description: for readers who do not see it.
     """
     buffer = io.StringIO()
     with style():
@@ -104,7 +107,8 @@ def to_svg(figure: Figure, prefix: str, description: str) -> str:
         svg = svg.replace(color, f"var(--series-{number})")
     for color, name in ((INK, "ink"), (MUTED, "muted"), (GRID, "grid"), (ON_STRONG, "on-strong")):
         svg = svg.replace(color, f"var(--{name})")
-    return svg.replace("<svg", f'<svg role="img" aria-label="{description}"', 1)
+    # Names of anything may be in the labels: matplotlib escapes them, and leaves control characters.
+    return paragraphs(svg.replace("<svg", f'<svg role="img" aria-label="{escape(description)}"', 1))
 
 
 def to_png(figure: Figure, dots_per_inch: int = 200) -> bytes:

@@ -87,7 +87,12 @@ class Registry(Mapping[str, type[Any]]):
 
     def __iter__(self) -> Iterator[str]:
         self.find_more()
-        return iter([*self.built_in, *self.added])
+        return iter(self.known)
+
+    @property
+    def known(self) -> list[str]:
+        """The names of the classes so far, without looking for more."""
+        return [*self.built_in, *self.added]
 
     def __len__(self) -> int:
         return len(list(iter(self)))
