@@ -9,7 +9,9 @@ from fedelta.catalog import TUNING_METHODS
 from fedelta.models.hub import Backbone, build
 from fedelta.models.source import ModelSource
 from fedelta.seeds import stream
-from fedelta.testing import check
+from fedelta.testing import check, contracts
+from fedelta.testing.contract import sentence_of
+from fedelta.testing.tuning import UNTRAINED
 from fedelta.tuning.accumulator import Accumulator
 from fedelta.tuning.adapter import Adapter
 from fedelta.tuning.base import TuningMethod
@@ -45,9 +47,6 @@ METHODS: dict[str, TuningMethod] = {name: kind() for name, kind in TUNING_METHOD
 }
 ON_CONVOLUTIONS = ("parallel", "parallel-zero", "lora-all-conv", "parallel+lora+bias")
 EVERYWHERE = ("full", "head", "bias")
-# These start as another function than the pre-trained one: their tensors are drawn.
-WITH_EXITS = ("accumulator", "exit-heads", "exit-heads-mlp", "accumulator+adapter", "accumulator+lora+bias")
-STARTS_ELSEWHERE = ("prompt", "prompt-shallow", "parallel", "bias+lora+adapter+prompt", *WITH_EXITS)
 
 
 def fits(name: str, family: str) -> bool:
@@ -60,17 +59,43 @@ def fits(name: str, family: str) -> bool:
     return name in EVERYWHERE or (family in CONVOLUTIONAL) == (name in ON_CONVOLUTIONS)
 
 
-CASES = [
-    pytest.param(method, family, id=f"{name}-{family}")
-    for name, method in METHODS.items()
-    for family in ARCHITECTURES
-    if fits(name, family)
-]
+def is_enough(name: str, family: str) -> bool:
+    """Whether clients train with this method on this family in every run of the tests, and not only with `-m slow`.
+
+    Every form of a method does on a family of images, its plain form also on one of texts, and one combination.
+    """
+    return family in ("vit", "small-resnet") or (
+        family == "bert" and (name in TUNING_METHODS or name == "bias+lora+adapter+prompt")
+    )
 
 
-@pytest.mark.parametrize(("method", "family"), CASES)
+def cases(*, enough: bool) -> list[object]:
+    return [
+        pytest.param(method, family, id=f"{name}-{family}")
+        for name, method in METHODS.items()
+        for family in ARCHITECTURES
+        if fits(name, family) and is_enough(name, family) == enough
+    ]
+
+
+@pytest.mark.parametrize(("method", "family"), cases(enough=True))
 def test_a_tuning_method_keeps_every_contract(method: TuningMethod, family: str):
     check(method, models=(family,))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "family"), cases(enough=False))
+def test_a_tuning_method_keeps_every_contract_on_more_families(method: TuningMethod, family: str):
+    check(method, models=(family,))
+
+
+@pytest.mark.parametrize(("method", "family"), cases(enough=False))
+def test_a_tuning_method_keeps_what_needs_no_training_on_more_families(method: TuningMethod, family: str):
+    sentences = {sentence_of(each) for each in UNTRAINED}
+    untrained = [contract for contract in contracts(method, models=(family,)) if contract.sentence in sentences]
+    assert len(untrained) == len(UNTRAINED)
+    for contract in untrained:
+        contract()
 
 
 # Tuned parameters of ViT-B/16 (papers.md, section 2.2), 12 blocks of width 768 with 3,072 inside:

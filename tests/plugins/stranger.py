@@ -10,12 +10,12 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from fedelta.aggregation.base import Reads
+from fedelta.aggregation.means import Weighted
 from fedelta.models.hub import Backbone
 from fedelta.params import Params, ParamSpec, TensorSpec, add
 from fedelta.settings import Settings
 from fedelta.strategies.base import Combined, RoundPlan, State, uniform
 from fedelta.strategies.cohort import ChosenMean, Rounds
-from fedelta.aggregation.means import Weighted
 from fedelta.tasks.classification import Classification
 from fedelta.tuning.base import merge_head, misfit, replace, role_paths, specification, tune_head, untouched
 from fedelta.tuning.lanes import Lanes, Wrapper, lane_parameter

@@ -27,7 +27,7 @@ A contract that is broken says which, and how. Here is a mean that forgets how m
 ...         return self.total
 >>> check(Total)
 Traceback (most recent call last):
-fedelta.errors.ContractError: 1 of 11 contracts are broken:
+fedelta.errors.ContractError: 1 of 13 contracts are broken:
   - Total 'total': it points where all clients point. All clients send one `first.weight`, and the mean is 5 times it.
 >>> [str(contract) for contract in contracts(Weighted)][:2]  # doctest: +NORMALIZE_WHITESPACE
 ["Weighted 'weighted': its settings are read back as they were written",

@@ -9,9 +9,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fedelta.catalog import MEANS
+from fedelta.catalog import ALL, MEANS
 from fedelta.errors import ContractError, InputError
 from fedelta.settings import Settings
+from fedelta.settings.loading import load_file
 from fedelta.testing.contract import Contract, contracts_for, its_settings_are_read_back_as_they_were_written
 from fedelta.testing.kinds import CONTRACTS
 
@@ -30,10 +31,11 @@ def contracts(what: object, *, models: Sequence[str] = MODELS) -> list[Contract]
         models: keys of `SMALL_MODELS`; a tuning method is tried on each of them that it does not refuse.
 
     Raises:
-        InputError: no value can be made of the class, or it is of no kind that has contracts.
+        PluginError: the file cannot be used as a plug-in.
+        InputError: no value can be made of a class, or it is of no kind that has contracts.
     """
     if isinstance(what, str | Path):
-        raise NotImplementedError
+        return [contract for kind in _classes_in(what) for contract in contracts(kind, models=models)]
     values = _values(what) if inspect.isclass(what) else iter([what])
     return [contract for value in values for contract in _contracts(value, models)]
 
@@ -57,6 +59,13 @@ def check(what: object, *, models: Sequence[str] = MODELS) -> None:
         count = sum(map(len, broken.values()))
         lines = "".join(f"\n  - {'; '.join(sentences)}. {problem}" for problem, sentences in broken.items())
         raise ContractError(f"{count} of {len(tried)} contracts are broken:{lines}")
+
+
+def _classes_in(path: str | Path) -> list[type]:
+    """The classes that a plug-in file provides, each once; those of kinds without contracts are left out."""
+    provider = load_file(path, ALL)
+    added = (entry for registry in CONTRACTS for entry in registry.added.values())
+    return list(dict.fromkeys(kind for kind, other in added if other == provider))
 
 
 def _values(kind: type) -> Iterator[Any]:  # Any: of a kind that is told later

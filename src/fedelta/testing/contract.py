@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fedelta.errors import ContractError
 from fedelta.settings import Settings
+from fedelta.tuning.combined import expand
 
 Trial = TypeVar("Trial")
 Method = TypeVar("Method")
@@ -121,7 +122,8 @@ def reread(method: Method) -> Method:
     """The method as its settings make it anew from a file."""
     if not isinstance(method, Settings):
         raise BreachError(f"{type(method).__name__} is no `Settings`, so that no configuration can hold it.")
-    return type(method).model_validate_json(json.dumps(method.model_dump(mode="json")))
+    # `expand`: several tuning methods are written as "a+b".
+    return type(method).model_validate_json(json.dumps(expand(method.model_dump(mode="json"))))
 
 
 def its_settings_are_read_back_as_they_were_written(method: object) -> None:
