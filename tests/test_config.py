@@ -142,10 +142,13 @@ def test_all_problems_are_in_one_message():
         ({"partition": {"name": "iid"}}, "`partition.num_clients` is missing"),
         ({"model": {}}, '`model.source` is missing; for example "bundled:vit-micro"'),
         ({"model": {"source": "./nowhere"}}, "`model.source`: model directory './nowhere' does not exist."),
-        ({"model": {"source": "bundled:nothing"}}, "`model.source`: no bundled backbone 'nothing'; there is "),
+        (
+            {"model": {"source": "bundled:nothing"}},
+            "`model.source`: there is no bundled backbone 'nothing', expected one of ",
+        ),
         (
             {"model": {"architecture": {"model_type": "vit"}, "adapter": "./nowhere"}},
-            "`model.adapter` is './nowhere', which is no directory",
+            "`model.adapter` is './nowhere', which is not a directory",
         ),
         ({"partition": {"name": "natural"}}, "`partition.name` is 'natural', which needs `data.client_column`"),
         (
