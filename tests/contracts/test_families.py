@@ -13,6 +13,7 @@ from benchmarks.probe import probe, rows_for
 from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
 
 from benchmarks import small
+from fedelta.catalog import TUNING_METHODS
 from fedelta.errors import ModelError
 from fedelta.models.anatomy import ANATOMIES, anatomy_of
 from fedelta.models.hub import Backbone, build
@@ -28,7 +29,6 @@ from fedelta.tuning.exit_heads import ExitHeads
 from fedelta.tuning.lanes import Lanes
 from fedelta.tuning.lora import Lora
 from fedelta.tuning.prompt import Prompt
-from fedelta.tuning.table import SINGLE
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 OTHER_SIZES = {
@@ -38,7 +38,7 @@ OTHER_SIZES = {
     "fedelta_resnet": {"stem_width": 4, "widths": [4, 8], "blocks_per_stage": 1},
     "fedelta_leaf_cnn": {"channels": [2, 4], "hidden": 8, "num_channels": 3, "image_size": 32},
 }
-METHODS: dict[str, TuningMethod] = {name: kind() for name, kind in SINGLE.items()} | {
+METHODS: dict[str, TuningMethod] = {name: kind() for name, kind in TUNING_METHODS.items()} | {
     "accumulator": Accumulator(num_heads=2, mlp_width=8, head_width=8),
     "exit-heads+adapter": Combined(methods=(ExitHeads(), Adapter(placement="parallel", shared=False))),
     "lora": Lora(r=2),

@@ -14,7 +14,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from fedelta.data.federate import federate
-from fedelta.data.partition import Dirichlet, Iid, Natural, Pathological
+from fedelta.data.label_skew import Dirichlet, Pathological
+from fedelta.data.partition import Iid, Natural
 from fedelta.data.sources import DataSource, RawData, read
 from fedelta.errors import DataError
 from fedelta.modalities.image import Images
@@ -164,7 +165,7 @@ def raw_with(raw: RawData, **of_source: object) -> RawData:
 def test_rows_of_clients_that_are_held_out_are_not_in_the_test_set(tmp_path):
     source = clinics(tmp_path)
     data, whole = federated(source, held_out=("b",)), federated(source)
-    assert (set(data.partition), set(data.unseen), data.names) == ({0, 2}, {1}, {0: "a", 1: "b", 2: "c"})
+    assert (set(data.partition), set(data.held_out), data.names) == ({0, 2}, {1}, {0: "a", 1: "b", 2: "c"})
     # Rows 1 and 4 of the test set are those of b; texts have one to three words in turn.
     assert (len(whole.test), len(data.test)) == (6, 4)
     rows = torch.arange(4)

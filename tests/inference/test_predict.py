@@ -21,8 +21,8 @@ from fedelta.modalities.settings import Preparation
 from fedelta.models.anatomy import ANATOMIES
 from fedelta.models.hub import Backbone, build
 from fedelta.models.source import ModelSource
-from fedelta.tuning import AnyTuning
 from fedelta.tuning.adapter import Adapter as Bottleneck
+from fedelta.tuning.base import TuningMethod
 from fedelta.tuning.bias import Bias
 from fedelta.tuning.combined import Combined
 from fedelta.tuning.full import Full
@@ -31,7 +31,7 @@ from fedelta.tuning.lora import Lora
 from fedelta.tuning.prompt import Prompt
 
 
-def make_run(directory: Path, base: Path, tuning: AnyTuning, **model: Any) -> Path:
+def make_run(directory: Path, base: Path, tuning: TuningMethod, **model: Any) -> Path:
     """The files of a finished run that a prediction needs; of the configuration, that it is there."""
     directory.mkdir()
     (directory / "config.toml").write_text("")

@@ -45,7 +45,7 @@ class FederatedData:
         test: rows for evaluation; with `data.evaluate_on = "validation"`, rows held back from the clients.
         class_names: in label order; empty if the task has no classes.
         partition: client id (0, 1, ...) to its rows of `train`, int64; no row belongs to two clients.
-        unseen: the same for held-out clients, which take part in no round; no client is in both.
+        held_out: the same for held-out clients, which take part in no round; no client is in both.
         strata_names: one per stratum (`Targets.strata`); empty if the strata are the classes.
         names: client id to the client's name; for all clients or for none.
         shown: some training rows for display.
@@ -55,7 +55,7 @@ class FederatedData:
     test: Examples
     class_names: tuple[str, ...]
     partition: Mapping[int, Tensor]
-    unseen: Mapping[int, Tensor] = field(default_factory=dict)
+    held_out: Mapping[int, Tensor] = field(default_factory=dict)
     strata_names: tuple[str, ...] = ()
     names: Mapping[int, Name] = field(default_factory=dict)
     shown: tuple[Shown, ...] = ()
@@ -67,13 +67,13 @@ class FederatedData:
         Raises:
             DataError: the names are invalid (see `Clients`).
         """
-        return Clients.of([*self.partition, *self.unseen], self.names)
+        return Clients.of([*self.partition, *self.held_out], self.names)
 
     def without(self, client_ids: Collection[int]) -> FederatedData:
-        """A copy in which these clients are held out (`unseen`); all ids stay the same."""
-        seen = {client: rows for client, rows in self.partition.items() if client not in client_ids}
-        unseen = {client: rows for client, rows in self.partition.items() if client in client_ids}
-        return replace(self, partition=seen, unseen={**self.unseen, **unseen})
+        """A copy in which these clients are held out; no client id changes."""
+        partition = {client: rows for client, rows in self.partition.items() if client not in client_ids}
+        held_out = {client: rows for client, rows in self.partition.items() if client in client_ids}
+        return replace(self, partition=partition, held_out={**self.held_out, **held_out})
 
 
 def batches(

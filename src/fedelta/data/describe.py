@@ -20,7 +20,7 @@ def describe(data: FederatedData, evaluated: str) -> Iterator[str]:
         data: of all clients.
         evaluated: name of the evaluation rows, such as "test".
     """
-    rows = {**data.partition, **data.unseen}
+    rows = {**data.partition, **data.held_out}
     num_used = sum(len(client_rows) for client_rows in rows.values())
     used = f", {num_used:,} of them the clients'" if num_used < len(data.train) else ""
     yield f"examples: {len(data.train):,} training{used}, {len(data.test):,} {evaluated}"
@@ -42,9 +42,3 @@ def _counts(targets: Targets, num_kinds: int) -> list[int]:
 
 
 def _clients(data: FederatedData, rows: Mapping[int, Tensor]) -> Iterator[str]:
-    sizes = [len(client_rows) for client_rows in rows.values()]
-    held_out = f", {len(data.unseen)} of them held out" if data.unseen else ""
-    words = [f"{data.names.get(client, client)!r} {len(rows[client]):,}" for client in sorted(rows)]
-    yield (
-        f"clients: {len(rows)} with {min(sizes):,} to {max(sizes):,} examples{held_out}: {bounded(words, _NUM_SHOWN)}"
-    )

@@ -48,7 +48,8 @@ class StoredColumn:
         """All values in order, some hundreds at a time; Any: any type that a file can hold."""
         # Arrow format returns the stored bytes; the default format would decode every image or recording.
         for batch in self.dataset.with_format("arrow").iter(batch_size=_CHUNK_ROWS):
-            yield batch.column(0).to_pylist()
+            # Rows that were selected come as one piece each; converted together, arrays take half the time.
+            yield batch.column(0).combine_chunks().to_pylist()
 
     def take(self, rows: Tensor) -> list[Any]:
         """The values of `rows` (int64, one axis); Any: any type that a file can hold."""

@@ -11,12 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from fedelta.errors import ModelError
-from fedelta.models.discovery import discover
-from fedelta.models.layers import is_linear, is_transposed
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # Attributes that may hold the head of a classifier of an unknown family, in order of preference.
 _HEAD_ATTRIBUTES = ("classifier", "score", "classification_head", "head")
@@ -230,6 +230,9 @@ def anatomy_of(module: nn.Module, family: str) -> Anatomy:
 
 def _discovered(module: nn.Module, family: str) -> Anatomy:
     """The anatomy of a family that is not in the table, from the structure of `module`."""
+    from fedelta.models.discovery import discover  # needs torch, which `fedelta list` does without
+    from fedelta.models.layers import is_transposed
+
     discovery, head = discover(module), _head_of(module, family)
     if not discovery.layers:
         return Anatomy(head)
@@ -252,6 +255,8 @@ def _head_of(module: nn.Module, family: str) -> tuple[str, ...]:
     Raises:
         ModelError: there are none.
     """
+    from fedelta.models.layers import is_linear
+
     children = dict(module.named_children())
     linear = [name for name, child in children.items() if any(map(is_linear, child.modules()))]
     base = getattr(module, "base_model_prefix", "")

@@ -7,9 +7,10 @@ fedelta's networks are transformers models: they are configured, loaded and save
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+if TYPE_CHECKING:
+    from torch import nn
 
 # Any, in this file: a field of a configuration is a number, a text or a list.
 _RESNET = "fedelta_resnet"

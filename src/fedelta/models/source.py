@@ -13,6 +13,7 @@ from fedelta.errors import ModelError
 from fedelta.modalities.base import Modality
 from fedelta.modalities.image import Images
 from fedelta.modalities.table import MODALITIES
+from fedelta.models.bundles import bundled_path
 from fedelta.models.files import check_configuration, unreadable
 from fedelta.models.native import FAMILIES, PRESETS, register_networks, resolve
 from fedelta.settings import Context, Settings
@@ -21,8 +22,6 @@ from fedelta.tasks.base import Loader, Task
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
-
-_BUNDLED = Path(__file__).parent / "bundled"
 
 # Fields that the networks of a family read although its configuration class does not declare them.
 _UNDECLARED = {"deberta-v2": ("norm_rel_ebd", "position_buckets", "share_att_key")}
@@ -69,23 +68,6 @@ class ModelSource(Settings):
         if self.adapter is not None and not Path(self.adapter).is_dir():
             problems.append(f"`model.adapter` is {self.adapter!r}, which is not a directory")
         return problems
-
-
-def bundled_path(name: str) -> Path:
-    """Directory of the bundled backbone `name`, in Hugging Face form.
-
-    Raises:
-        ModelError: there is no such backbone; the message lists the names.
-    """
-    path = _BUNDLED / name
-    if not (path / "config.json").is_file():
-        raise ModelError(f"there is no bundled backbone {name!r}, expected one of {', '.join(bundled_names())}.")
-    return path
-
-
-def bundled_names() -> list[str]:
-    """Names of the bundled backbones."""
-    return sorted(entry.parent.name for entry in _BUNDLED.glob("*/config.json"))
 
 
 def locate(source: str) -> str:
