@@ -42,3 +42,9 @@ def _counts(targets: Targets, num_kinds: int) -> list[int]:
 
 
 def _clients(data: FederatedData, rows: Mapping[int, Tensor]) -> Iterator[str]:
+    sizes = [len(client_rows) for client_rows in rows.values()]
+    held_out = f", {len(data.held_out)} of them held out" if data.held_out else ""
+    words = [f"{data.names.get(client, client)!r} {len(rows[client]):,}" for client in sorted(rows)]
+    yield (
+        f"clients: {len(rows)} with {min(sizes):,} to {max(sizes):,} examples{held_out}: {bounded(words, _NUM_SHOWN)}"
+    )
