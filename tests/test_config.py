@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from tests.pairs import pairwise
 
+from fedelta.catalog import TUNING_METHODS
 from fedelta.codecs.cast import Cast
 from fedelta.config import Config, load_config, parse_config
 from fedelta.engine.optimizers import AdamW, Sgd
@@ -18,7 +19,6 @@ from fedelta.strategies.fedavg import FedAvg
 from fedelta.strategies.local import FedProx
 from fedelta.tuning.head import Head
 from fedelta.tuning.lora import Lora
-from fedelta.tuning.table import SINGLE
 
 STRATEGIES = ", ".join(named_choices(Config)["strategy.name"])
 
@@ -90,7 +90,7 @@ def test_all_problems_are_in_one_message():
         "  - `tuning.r` is 2.5, expected: a valid integer\n"
         "  - `stratgy` is unknown; did you mean `strategy`?\n"
         "  - section `[data]` is missing\n"
-        "hint: `fedelta list` names what can be chosen."
+        "hint: `fedelta list` names what can be chosen; `--plugin FILE` adds methods of your own."
     )
 
 
@@ -142,15 +142,18 @@ def test_all_problems_are_in_one_message():
         ({"partition": {"name": "iid"}}, "`partition.num_clients` is missing"),
         ({"model": {}}, '`model.source` is missing; for example "bundled:vit-micro"'),
         ({"model": {"source": "./nowhere"}}, "`model.source`: model directory './nowhere' does not exist."),
-        ({"model": {"source": "bundled:nothing"}}, "`model.source`: no bundled backbone 'nothing'; there is "),
+        (
+            {"model": {"source": "bundled:nothing"}},
+            "`model.source`: there is no bundled backbone 'nothing', expected one of ",
+        ),
         (
             {"model": {"architecture": {"model_type": "vit"}, "adapter": "./nowhere"}},
-            "`model.adapter` is './nowhere', which is no directory",
+            "`model.adapter` is './nowhere', which is not a directory",
         ),
         ({"partition": {"name": "natural"}}, "`partition.name` is 'natural', which needs `data.client_column`"),
         (
             {"runtime": {"lanes": 2}, "tuning": {"name": "full"}},
-            "`runtime.lanes` is 2, but tuning method 'full' has one lane, in place",
+            "`runtime.lanes` is 2, but tuning method 'full' can only have one lane",
         ),
         (
             {"strategy": {"clients_per_round": 17}},
@@ -183,7 +186,7 @@ def test_all_problems_are_in_one_message():
         *(
             (
                 {"strategy": {"name": name, "clients_per_round": 1, **budget}, "client": {"local_epochs": None}},
-                f"`strategy.clients_per_round` is 1, expected at least 2: {name!r} goes by how much the clients of",
+                f"`strategy.clients_per_round` is 1, expected at least 2: {name!r} compares the clients of",
             )
             for name, budget in (("fedlama", {}), ("fedlama-auto", {"share": 0.5}))
         ),
@@ -359,7 +362,7 @@ PARTITIONS = [
 
 AXES = {
     "partition": [partition["name"] for partition in PARTITIONS],
-    "tuning": [*SINGLE, "lora+bias", "bias+adapter+prompt"],
+    "tuning": [*TUNING_METHODS, "lora+bias", "bias+adapter+prompt"],
     **{
         key: named_choices(Config)[f"{key}.name"]
         for key in ("strategy", "strategy.mean", "local_rule", "client.optimizer", "client.schedule", "codec")
@@ -497,8 +500,8 @@ IID = {"name": "iid", "num_clients": 16}
                 "model": {"architecture": {"model_type": "vit"}, "batch_norm": "local"},
             },
             (
-                "`[personalization]` holds out clients, but with `model.batch_norm` = 'local' every client keeps norms "
-                "of its own from round to round, which a client that no round asks does not have"
+                "`[personalization]` holds out clients, but with `model.batch_norm` = 'local' every client keeps its "
+                "own norms from round to round, which a held-out client does not have"
             ),
         ),
         (
