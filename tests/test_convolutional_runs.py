@@ -47,7 +47,9 @@ def groups_sent(result: Result) -> set[str]:
 
 @pytest.mark.parametrize("name", ["full", "head", "bias", "parallel", "lora", "parallel+lora"])
 def test_every_method_runs_and_its_adapter_gives_the_same_accuracy(name: str, tmp_path):
-    overrides = ["strategy.num_rounds=1", f"tuning.name={name}"] + (['tuning.target_modules="all-conv"'] if "lora" in name else [])
+    overrides = ["strategy.num_rounds=1", f"tuning.name={name}"] + (
+        ['tuning.target_modules="all-conv"'] if "lora" in name else []
+    )
     result = run(tmp_path, *overrides)
     assert evaluate_adapter(result.path).measures["accuracy"] == result.measures["accuracy"]
     assert result.summary["tuned_parameters"] == result.assembly.spec.num_parameters
@@ -82,8 +84,7 @@ def test_local_norms_never_travel_and_differ_between_clients(local: Result):
 def test_the_accuracy_under_local_norms_is_the_mean_over_the_clients(local: Result):
     engine, test = local.assembly.engine, local.assembly.data.test
     accuracies = [
-        engine.evaluate(local.params | norms, test).measures["accuracy"]
-        for norms in kept(local.assembly.site).values()
+        engine.evaluate(local.params | norms, test).measures["accuracy"] for norms in kept(local.assembly.site).values()
     ]
     assert local.measures["accuracy"] == pytest.approx(sum(accuracies) / len(accuracies))
     assert len(set(accuracies)) > 1
