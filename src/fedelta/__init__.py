@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from fedelta.data.augmentation import Augmentation as Augmentation
     from fedelta.data.batches import Examples as Examples
     from fedelta.data.batches import FederatedData as FederatedData
-    from fedelta.data.partition import Dirichlet as Dirichlet
+    from fedelta.data.label_skew import Dirichlet as Dirichlet
+    from fedelta.data.label_skew import Pathological as Pathological
     from fedelta.data.partition import Iid as Iid
     from fedelta.data.partition import Natural as Natural
-    from fedelta.data.partition import Pathological as Pathological
     from fedelta.data.partition import Quantity as Quantity
     from fedelta.data.sources import DataSource as DataSource
     from fedelta.engine.optimizers import AdamW as AdamW
@@ -45,10 +45,10 @@ if TYPE_CHECKING:
     from fedelta.inference.predict import Predictor as Predictor
     from fedelta.modalities.settings import AudioSettings as AudioSettings
     from fedelta.models.anatomy import Anatomy as Anatomy
+    from fedelta.models.bundles import bundled_path as bundled_path
     from fedelta.models.hub import Backbone as Backbone
     from fedelta.models.native import register_networks as register_networks
     from fedelta.models.source import ModelSource as ModelSource
-    from fedelta.models.source import bundled_path as bundled_path
     from fedelta.personalization import personalize as personalize
     from fedelta.report.writing import write_report as write_report
     from fedelta.runtimes.simulation import SimulationSettings as SimulationSettings
@@ -89,7 +89,8 @@ _MODULES = {
     "config": ("Config", "load_config"),
     "data.augmentation": ("Augmentation",),
     "data.batches": ("Examples", "FederatedData"),
-    "data.partition": ("Dirichlet", "Iid", "Natural", "Pathological", "Quantity"),
+    "data.label_skew": ("Dirichlet", "Pathological"),
+    "data.partition": ("Iid", "Natural", "Quantity"),
     "data.sources": ("DataSource",),
     "errors": ("FedeltaError", "InputError", "RoundError"),
     "experiment": ("Experiment", "Result"),
@@ -101,7 +102,8 @@ _MODULES = {
     "models.anatomy": ("Anatomy",),
     "models.hub": ("Backbone",),
     "models.native": ("register_networks",),
-    "models.source": ("ModelSource", "bundled_path"),
+    "models.bundles": ("bundled_path",),
+    "models.source": ("ModelSource",),
     "personalization": ("personalize",),
     "report.writing": ("write_report",),
     "runtimes.simulation": ("SimulationSettings",),

@@ -116,5 +116,5 @@ def test_names_given_in_python_stay_with_clients_that_are_held_out():
     data = FederatedData(tiny_data(num_rows=6), tiny_data(), ("a", "b", "c"), rows, names={0: "x", 1: "y", 2: "z"})
     assert data.clients.find("y") == 1
     apart = data.without([1])
-    assert (set(apart.partition), set(apart.unseen)) == ({0, 2}, {1})
+    assert (set(apart.partition), set(apart.held_out)) == ({0, 2}, {1})
     assert apart.clients == data.clients

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import random
-from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from torch import Tensor
 
-from fedelta.data.division import divide
-from fedelta.data.partition import (
-    Dirichlet,
-    Iid,
-    Natural,
-    PartitionSettings,
-    Pathological,
-    Quantity,
-)
+from fedelta.catalog import PARTITIONERS
+from fedelta.data.division import Partitioner, divide
+from fedelta.data.label_skew import Dirichlet, Pathological
+from fedelta.data.partition import Iid, Natural, Quantity
 from fedelta.errors import DataError
 from fedelta.seeds import stream
 
-EXAMPLES: dict[str, PartitionSettings] = {
+EXAMPLES: dict[str, Partitioner] = {
     "iid": Iid(num_clients=7),
     "dirichlet": Dirichlet(num_clients=7, alpha=0.3, min_size=5),
     "pathological": Pathological(num_clients=10, labels_per_client=2),
@@ -48,10 +42,10 @@ def client_ids() -> list[str]:
 
 
 def test_the_examples_hold_every_partitioner_by_its_name():
-    assert {type(settings) for settings in EXAMPLES.values()} == set(get_args(PartitionSettings))
+    assert EXAMPLES.keys() == PARTITIONERS.keys()
     for name, settings in EXAMPLES.items():
         assert settings.name == name
-        assert TypeAdapter(PartitionSettings).validate_python(settings.model_dump()) == settings
+        assert PARTITIONERS[name].model_validate(settings.model_dump()) == settings
 
 
 @pytest.mark.parametrize("name", sorted(EXAMPLES))
@@ -131,7 +125,7 @@ def test_many_clients_are_not_loaded_one_by_one(monkeypatch):
 @pytest.mark.parametrize("note", [None, {}, {client: [client] for client in range(7)}])
 def test_partitioners_without_a_trustworthy_note_are_asked_for_each_client(note, labels, client_ids, monkeypatch):
     expected = {name: divide(settings, labels, client_ids, seed=3) for name, settings in EXAMPLES.items()}
-    monkeypatch.setattr("fedelta.data.division.vars", lambda _: {"_partition_id_to_indices": note}, raising=False)
+    monkeypatch.setattr("fedelta.data.flwr_rows.vars", lambda _: {"_partition_id_to_indices": note}, raising=False)
     for name, settings in EXAMPLES.items():
         rows = divide(settings, labels, client_ids, seed=3)
         assert rows.keys() == expected[name].keys()

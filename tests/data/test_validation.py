@@ -8,7 +8,7 @@ from tests.small import write_small
 
 from fedelta.config import load_config
 from fedelta.data.federate import federate
-from fedelta.data.partition import Dirichlet
+from fedelta.data.label_skew import Dirichlet
 from fedelta.data.sources import DataSource, read
 from fedelta.data.validation import RowsOf, hold_back
 from fedelta.errors import ConfigError, DataError

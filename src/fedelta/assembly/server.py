@@ -13,7 +13,7 @@ from fedelta.errors import ConfigError
 from fedelta.federation.base import Federation, Runtime
 from fedelta.federation.tiers import Tiers
 from fedelta.params import Params, ParamSpec, select
-from fedelta.strategies import AnyStrategy
+from fedelta.strategies.base import Strategy
 from fedelta.tasks.base import Evaluation
 
 logger = logging.getLogger("fedelta")
@@ -111,7 +111,7 @@ def _check_cohort(config: Config, num_clients: int, num_held_out: int) -> None:
         )
 
 
-def _strategy(config: Config, spec: ParamSpec, params: Params, num_clients: int) -> AnyStrategy:
+def _strategy(config: Config, spec: ParamSpec, params: Params, num_clients: int) -> Strategy:
     """The strategy, with what it plans by the byte budget of the run."""
     if config.byte_budget_mib is None:
         return config.strategy

@@ -46,7 +46,7 @@ class FederatedData:
         test: rows for evaluation; with `data.evaluate_on = "validation"` those that the clients gave up.
         class_names: one name per class, in label order; nothing where the task has no classes.
         partition: client id (0, 1, ...) to its rows of `train`, int64; no row belongs to two clients.
-        unseen: the same of the clients that no round asks; no client is in both.
+        held_out: the same for the clients that take part in no round; no client is in both.
         strata_names: one name per kind of row (`Targets.strata`); nothing: they are the classes.
         names: client id to what the client is called; of all clients, or of none.
         shown: some training rows as people see them.
@@ -56,7 +56,7 @@ class FederatedData:
     test: Examples
     class_names: tuple[str, ...]
     partition: Mapping[int, Tensor]
-    unseen: Mapping[int, Tensor] = field(default_factory=dict)
+    held_out: Mapping[int, Tensor] = field(default_factory=dict)
     strata_names: tuple[str, ...] = ()
     names: Mapping[int, Name] = field(default_factory=dict)
     shown: tuple[Shown, ...] = ()
@@ -68,13 +68,13 @@ class FederatedData:
         Raises:
             DataError: names that cannot be right (see `Clients`).
         """
-        return Clients.of([*self.partition, *self.unseen], self.names)
+        return Clients.of([*self.partition, *self.held_out], self.names)
 
     def without(self, client_ids: Collection[int]) -> FederatedData:
-        """The same, in which these clients are `unseen`; their ids and those of the others stay."""
-        seen = {client: rows for client, rows in self.partition.items() if client not in client_ids}
-        unseen = {client: rows for client, rows in self.partition.items() if client in client_ids}
-        return replace(self, partition=seen, unseen={**self.unseen, **unseen})
+        """A copy in which these clients are held out; no client id changes."""
+        partition = {client: rows for client, rows in self.partition.items() if client not in client_ids}
+        held_out = {client: rows for client, rows in self.partition.items() if client in client_ids}
+        return replace(self, partition=partition, held_out={**self.held_out, **held_out})
 
 
 def batches(

@@ -20,7 +20,7 @@ def describe(data: FederatedData, evaluated: str) -> Iterator[str]:
         data: of all clients.
         evaluated: what its rows for evaluation are called, such as "test".
     """
-    rows = {**data.partition, **data.unseen}
+    rows = {**data.partition, **data.held_out}
     used = sum(len(of_client) for of_client in rows.values())
     apart = f", {used:,} of them the clients'" if used < len(data.train) else ""
     yield f"examples: {len(data.train):,} training{apart}, {len(data.test):,} {evaluated}"
@@ -43,7 +43,7 @@ def _counts(targets: Targets, num_kinds: int) -> list[int]:
 
 def _clients(data: FederatedData, rows: Mapping[int, Tensor]) -> Iterator[str]:
     sizes = [len(of_client) for of_client in rows.values()]
-    held_out = f", {len(data.unseen)} of them held out" if data.unseen else ""
+    held_out = f", {len(data.held_out)} of them held out" if data.held_out else ""
     words = [f"{data.names.get(client, client)!r} {len(rows[client]):,}" for client in sorted(rows)]
     yield (
         f"clients: {len(rows)} with {min(sizes):,} to {max(sizes):,} examples{held_out}: {bounded(words, _NUM_SHOWN)}"

@@ -11,6 +11,7 @@ import torch
 from tests.builders import assert_close, assert_same_bits, evaluated, start_of, tiny_backbone, tiny_data, tiny_engine
 from torch import Tensor
 
+from fedelta.catalog import Scope
 from fedelta.data.augmentation import Augmentation
 from fedelta.data.batches import Examples, FederatedData
 from fedelta.engine.exits import ExitSettings
@@ -18,8 +19,8 @@ from fedelta.engine.lanes import LaneEngine
 from fedelta.engine.optimizers import AdamW, Sgd
 from fedelta.engine.work import ClientSettings, Job
 from fedelta.errors import ConfigError, RoundError
+from fedelta.federation.fine_tuning import FineTuned, HeldOut, Personalized, _FineTuning, fine_tune, split
 from fedelta.federation.held_out import Personalization
-from fedelta.federation.personalize import FineTuned, Personalized, Unseen, _Bench, personalize, split
 from fedelta.federation.tiers import Tiers
 from fedelta.models.hub import Backbone
 from fedelta.params import Params
@@ -35,7 +36,7 @@ from fedelta.tuning.full import Full
 from fedelta.tuning.head import Head
 from fedelta.tuning.lanes import Lanes
 from fedelta.tuning.lora import Lora
-from fedelta.tuning.scopes import Scope, scopes_of
+from fedelta.tuning.scopes import scopes_of
 
 ACCUMULATOR = Combined(
     methods=(
@@ -58,23 +59,23 @@ def bench(
     tiers: Tiers | None = None,
     augmentation: Augmentation | None = None,
     cache_bytes: int = 0,
-) -> tuple[Unseen, dict[Scope, frozenset[str]]]:
+) -> tuple[HeldOut, dict[Scope, frozenset[str]]]:
     """Three clients of a tiny model, and what they may train."""
     data = data or tiny_data(num_rows=34)
     engine, backbone = tiny_engine(
         method, data, lanes=lanes, client=settings.training(client), augmentation=augmentation, cache_bytes=cache_bytes
     )
-    unseen = Unseen(engine, held_out(data), start_of(engine), seed=1, tiers=tiers)
-    return unseen, scopes_of(backbone, engine.spec)
+    held_out = HeldOut(engine, federated(data), start_of(engine), seed=1, tiers=tiers)
+    return held_out, scopes_of(backbone, engine.spec)
 
 
-def held_out(data: Examples) -> FederatedData:
-    """Data whose only clients are those of `ROWS`, which no round asks."""
+def federated(data: Examples) -> FederatedData:
+    """Data whose only clients are those of `ROWS`, which are held out."""
     return FederatedData(data, data, ("a", "b", "c"), {}, ROWS)
 
 
-def results(unseen: Unseen, scopes: Mapping[Scope, frozenset[str]], settings: Personalization = SETTINGS):
-    return {(each.scope, each.client_id): each for each in personalize(settings, unseen, scopes)}
+def results(held_out: HeldOut, scopes: Mapping[Scope, frozenset[str]], settings: Personalization = SETTINGS):
+    return {(result.scope, result.client_id): result for result in fine_tune(settings, held_out, scopes)}
 
 
 def applied(method: TuningMethod, family: str = "vit") -> dict[Scope, frozenset[str]]:
@@ -171,13 +172,13 @@ def test_exit_heads_are_no_adapters():
 
 
 def test_a_scope_that_fits_nothing_is_refused_and_by_default_left_out():
-    found = applied(Lora(r=2))
-    assert list(Personalization().scopes(found, "lora")) == ["all", "adapters"]
-    assert list(Personalization(tune=("adapters",)).scopes(found, "lora")) == ["adapters"]
+    available = applied(Lora(r=2))
+    assert list(Personalization().scopes(available, "lora")) == ["all", "adapters"]
+    assert list(Personalization(tune=("adapters",)).scopes(available, "lora")) == ["adapters"]
     with pytest.raises(
         ConfigError, match=r"`personalization.tune` has 'token', of which tuning method 'lora'"
     ) as error:
-        Personalization(tune=("all", "token")).scopes(found, "lora")
+        Personalization(tune=("all", "token")).scopes(available, "lora")
     assert "it has 'all', 'adapters'; 'token' needs an accumulator" in str(error.value.hint)
     # All that is trained are adapters: one scope of it is enough.
     assert list(Personalization().scopes(applied(Lora(r=2, train_head=False)), "lora")) == ["all"]
@@ -188,9 +189,9 @@ def test_a_scope_that_fits_nothing_is_refused_and_by_default_left_out():
 
 @pytest.mark.parametrize("optimizer", [AdamW(weight_decay=0.1), Sgd(momentum=0.9, nesterov=True, weight_decay=0.1)])
 def test_a_scope_moves_its_own_tensors_and_no_bit_of_the_others(optimizer):
-    unseen, scopes = bench(client=CLIENT.model_copy(update={"optimizer": optimizer}))
-    for (scope, _), each in results(unseen, scopes).items():
-        moved = {name for name, tensor in each.after.params.items() if not torch.equal(tensor, unseen.params[name])}
+    held_out, scopes = bench(client=CLIENT.model_copy(update={"optimizer": optimizer}))
+    for (scope, _), result in results(held_out, scopes).items():
+        moved = {name for name, tensor in result.after.params.items() if not torch.equal(tensor, held_out.params[name])}
         assert moved == scopes[scope]
 
 
@@ -201,17 +202,17 @@ def test_statistics_of_norms_stay_outside_of_the_scope():
     moving = frozenset(engine.spec.names) - {name}
     job = Job(0, torch.arange(12), anchor, repeat(stream(0)), stream(1), moving=moving)
     (trained,) = engine.train([job], 0.01)
-    assert {each for each, delta in trained.delta.items() if not delta.any()} == {name}
+    assert {tensor_name for tensor_name, delta in trained.delta.items() if not delta.any()} == {name}
 
 
 def test_what_one_client_may_move_is_forgotten_with_its_lane():
     # One lane after the other in the same place, and a lane that moves down when another is done.
-    unseen, scopes = bench(lanes=2)
-    engine, names = unseen.engine, scopes["token"]
+    held_out, scopes = bench(lanes=2)
+    engine, names = held_out.engine, scopes["token"]
     rows = {0: torch.arange(4), 1: torch.arange(4, 16), 2: torch.arange(16, 28)}
     moving: dict[int, Collection[str] | None] = {0: None, 1: names, 2: None}
     jobs = [
-        Job(i, rows[i], unseen.params, repeat(stream(i)), stream(i), exits=stream(i), moving=moving[i]) for i in rows
+        Job(i, rows[i], held_out.params, repeat(stream(i)), stream(i), exits=stream(i), moving=moving[i]) for i in rows
     ]
     moved = {
         trained.client_id: {name for name, delta in trained.delta.items() if delta.any()}
@@ -225,16 +226,17 @@ def test_a_rate_of_its_own_is_the_rate_of_the_round_for_that_client():
     for optimizer in (Sgd(), AdamW()):
         client = CLIENT.model_copy(update={"optimizer": optimizer})
         deltas = {}
-        for own in (True, False):
-            unseen, _ = bench(Lora(r=2), client=client)
+        for in_job in (True, False):
+            held_out, _ = bench(Lora(r=2), client=client)
             for lr in (0.1, 0.02):
-                job = Job(0, ROWS[2], unseen.params, repeat(stream(0)), stream(1), lr=lr if own else None)
-                other = replace(job, client_id=1, order=repeat(stream(2)), lr=0.5) if own else None
-                found = {
-                    each.client_id: each for each in unseen.engine.train([job, *([other] if other else [])], lr=lr)
+                job = Job(0, ROWS[2], held_out.params, repeat(stream(0)), stream(1), lr=lr if in_job else None)
+                neighbour = replace(job, client_id=1, order=repeat(stream(2)), lr=0.5) if in_job else None
+                trained = {
+                    result.client_id: result
+                    for result in held_out.engine.train([job, *([neighbour] if neighbour else [])], lr=lr)
                 }
-                deltas[own, lr] = found[0].delta
-                assert found[0].lr == lr
+                deltas[in_job, lr] = trained[0].delta
+                assert trained[0].lr == lr
         for lr in (0.1, 0.02):
             assert_close(deltas[True, lr], deltas[False, lr], rtol=1e-4, atol=1e-6)
 
@@ -243,30 +245,30 @@ def test_a_rate_of_its_own_is_the_rate_of_the_round_for_that_client():
 
 
 def test_only_the_training_part_is_learned_from_and_no_choice_looks_at_the_evaluation_part():
-    unseen, scopes = bench()
-    spy = Spy(unseen.engine)
-    found = results(replace(unseen, engine=spy), {"all": scopes["all"]})
+    held_out, scopes = bench()
+    spy = Spy(held_out.engine)
+    personalized = results(replace(held_out, engine=spy), {"all": scopes["all"]})
     parts = {
-        client: split(SETTINGS, rows, unseen.data.train.targets.values[rows], client, 1)
+        client: split(SETTINGS, rows, held_out.data.train.targets.values[rows], client, 1)
         for client, rows in ROWS.items()
     }
     for job in spy.jobs:
-        own = parts[job.client_id]
-        assert torch.equal(job.rows, own.training) or torch.equal(job.rows, own.trial)
-        assert not set(job.rows.tolist()) & set(own.evaluation.tolist())
-    for client, own in parts.items():
+        client_parts = parts[job.client_id]
+        assert torch.equal(job.rows, client_parts.training) or torch.equal(job.rows, client_parts.trial)
+        assert not set(job.rows.tolist()) & set(client_parts.evaluation.tolist())
+    for client, client_parts in parts.items():
         learned = [job for job in spy.jobs if job.client_id == client]
         # Each rate on the rows to try, then the selected one on all.
-        assert [len(job.rows) for job in learned] == [len(own.trial)] * 2 + [len(own.training)]
-        assert learned[-1].lr == found["all", client].after.lr
+        assert [len(job.rows) for job in learned] == [len(client_parts.trial)] * 2 + [len(client_parts.training)]
+        assert learned[-1].lr == personalized["all", client].after.lr
         looked_at = [
             set(rows.tolist()) for _, rows in spy.evaluated if set(rows.tolist()) <= set(ROWS[client].tolist())
         ]
-        selection, evaluation = set(own.selection.tolist()), set(own.evaluation.tolist())
+        selection, evaluation = set(client_parts.selection.tolist()), set(client_parts.evaluation.tolist())
         # The server's model first, then the trials, then the client's own.
         assert looked_at == [evaluation, selection, selection, evaluation]
-        assert found["all", client].after.num_train == len(own.training)
-        assert found["all", client].num_eval == len(evaluation)
+        assert personalized["all", client].after.num_train == len(client_parts.training)
+        assert personalized["all", client].num_eval == len(evaluation)
 
 
 @pytest.mark.parametrize(
@@ -280,15 +282,15 @@ def test_only_the_training_part_is_learned_from_and_no_choice_looks_at_the_evalu
 )
 def test_the_best_rate_has_the_highest_accuracy_then_the_lower_loss_then_is_the_smaller(verdict, best: float):
     settings = SETTINGS.model_copy(update={"lrs": tuple(verdict)})
-    unseen, _ = bench(Lora(r=2), settings)
-    spy = Spy(unseen.engine, verdict)
-    found = results(replace(unseen, engine=spy), {"all": frozenset(unseen.params)}, settings)
-    assert {each.after.lr for each in found.values()} == {best}
+    held_out, _ = bench(Lora(r=2), settings)
+    spy = Spy(held_out.engine, verdict)
+    personalized = results(replace(held_out, engine=spy), {"all": frozenset(held_out.params)}, settings)
+    assert {result.after.lr for result in personalized.values()} == {best}
 
 
 def test_with_exits_the_rate_is_selected_by_the_mean_over_those_that_learn():
     settings = SETTINGS.model_copy(update={"lrs": (0.1, 0.2)})
-    unseen, _ = bench(settings=settings)
+    held_out, _ = bench(settings=settings)
 
     class Exits(Spy):
         def evaluate(self, params, data, rows, depth=None):
@@ -298,29 +300,29 @@ def test_with_exits_the_rate_is_selected_by_the_mean_over_those_that_learn():
             return evaluated(by_exit[-1], 1.0, by_exit)
 
     for train, best in (("sum", 0.2), ("deepest", 0.1)):
-        spy = Exits(unseen.engine, {})
+        spy = Exits(held_out.engine, {})
         spy.exits = ExitSettings(train=train)
-        found = results(replace(unseen, engine=spy), {"all": frozenset(unseen.params)}, settings)
-        assert {each.after.lr for each in found.values()} == {best}
+        personalized = results(replace(held_out, engine=spy), {"all": frozenset(held_out.params)}, settings)
+        assert {result.after.lr for result in personalized.values()} == {best}
 
 
 def test_a_client_that_diverges_at_every_rate_is_named():
     settings = SETTINGS.model_copy(update={"lrs": (1e30, 1e32)})
-    unseen, scopes = bench(Full(), settings, lanes=1, client=CLIENT.model_copy(update={"optimizer": Sgd()}))
+    held_out, scopes = bench(Full(), settings, lanes=1, client=CLIENT.model_copy(update={"optimizer": Sgd()}))
     with pytest.raises(RoundError, match=r"client 2: fine-tuning ends .* rate 1e\+30, 1e\+32"):
-        results(unseen, scopes, settings)
+        results(held_out, scopes, settings)
 
 
 def test_fine_tuning_learns_what_a_client_has():
-    # Every client has one class of its own, which the server has never seen.
+    # Every client has one class, which the server has never seen.
     data = tiny_data(num_rows=34)
     for label, rows in enumerate(ROWS.values()):
         data.targets.values[rows] = label
     settings = SETTINGS.model_copy(update={"lrs": (0.001, 0.1), "local_epochs": 6})
-    unseen, scopes = bench(Lora(r=2), settings, data=data)
-    found = results(unseen, {"all": scopes["all"]}, settings)
-    assert all(each.after.evaluation.measures["accuracy"] == 1.0 for each in found.values())
-    assert sum(each.before.measures["accuracy"] for each in found.values()) < 2
+    held_out, scopes = bench(Lora(r=2), settings, data=data)
+    personalized = results(held_out, {"all": scopes["all"]}, settings)
+    assert all(result.after.evaluation.measures["accuracy"] == 1.0 for result in personalized.values())
+    assert sum(result.before.measures["accuracy"] for result in personalized.values()) < 2
 
 
 def without_params(result: Personalized) -> FineTuned:
@@ -329,34 +331,34 @@ def without_params(result: Personalized) -> FineTuned:
 
 def same(left: Mapping[tuple[Scope, int], Personalized], right: Mapping[tuple[Scope, int], Personalized]) -> None:
     assert left.keys() == right.keys()
-    for key, each in left.items():
-        assert_same_bits(each.after.params, right[key].after.params)
-        assert replace(each, after=without_params(each)) == replace(right[key], after=without_params(right[key]))
+    for key, result in left.items():
+        assert_same_bits(result.after.params, right[key].after.params)
+        assert replace(result, after=without_params(result)) == replace(right[key], after=without_params(right[key]))
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others():
-    first, second, other = (results(replace(bench()[0], seed=seed), bench()[1]) for seed in (1, 1, 2))
-    same(first, second)
+    original, repeated, reseeded = (results(replace(bench()[0], seed=seed), bench()[1]) for seed in (1, 1, 2))
+    same(original, repeated)
     assert any(
-        not torch.equal(each.after.params[n], other[k].after.params[n])
-        for k, each in first.items()
-        for n in each.after.params
+        not torch.equal(result.after.params[n], reseeded[k].after.params[n])
+        for k, result in original.items()
+        for n in result.after.params
     )
 
 
 @pytest.mark.parametrize("method", [ACCUMULATOR, Lora(r=2)], ids=["accumulator", "lora"])
 def test_the_number_of_lanes_changes_results_within_float_tolerance_only(method: TuningMethod):
-    one, six = (results(*bench(method, lanes=lanes)) for lanes in (1, 6))
-    assert one.keys() == six.keys()
-    for key, each in one.items():
-        assert each.after.lr == six[key].after.lr
-        assert_close(each.after.params, six[key].after.params, rtol=1e-3, atol=1e-4)
+    in_one_lane, in_six_lanes = (results(*bench(method, lanes=lanes)) for lanes in (1, 6))
+    assert in_one_lane.keys() == in_six_lanes.keys()
+    for key, result in in_one_lane.items():
+        assert result.after.lr == in_six_lanes[key].after.lr
+        assert_close(result.after.params, in_six_lanes[key].after.params, rtol=1e-3, atol=1e-4)
 
 
 def test_the_prefix_cache_changes_nothing():
     plain, cached = (results(*bench(Head(), cache_bytes=size)) for size in (0, 2**20))
-    for key, each in plain.items():
-        assert_close(each.after.params, cached[key].after.params, rtol=1e-4, atol=1e-5)
+    for key, result in plain.items():
+        assert_close(result.after.params, cached[key].after.params, rtol=1e-4, atol=1e-5)
 
 
 def test_augmented_rows_are_the_same_for_every_rate_whatever_the_lanes():
@@ -364,12 +366,12 @@ def test_augmented_rows_are_the_same_for_every_rate_whatever_the_lanes():
     augmentation, client = Augmentation(crop_padding=1, flip=True), CLIENT.model_copy(update={"batch_size": 3})
     jobs = {}
     for lanes in (1, 3):
-        unseen, scopes = bench(Lora(r=2), lanes=lanes, augmentation=augmentation, client=client)
-        tools = _Bench(SETTINGS, unseen)
-        jobs[lanes] = tools.train(
+        held_out, scopes = bench(Lora(r=2), lanes=lanes, augmentation=augmentation, client=client)
+        tuning = _FineTuning(SETTINGS, held_out)
+        jobs[lanes] = tuning.train(
             [
-                tools.job("try", each, tools.parts[each].trial, lr, scopes["all"])
-                for each in (2, 5)
+                tuning.job("try", client_id, tuning.parts[client_id].trial, lr, scopes["all"])
+                for client_id in (2, 5)
                 for lr in SETTINGS.lrs
             ]
         )
@@ -380,22 +382,22 @@ def test_augmented_rows_are_the_same_for_every_rate_whatever_the_lanes():
 # Clients of different depth
 
 
-def tiers_of(backbone: Backbone, unseen: Unseen, depths: Mapping[int, int]) -> Tiers:
-    owned = {depth: owned_at(backbone, unseen.engine.spec, depth, range(1, depth + 1)) for depth in (1, 2)}
+def tiers_of(backbone: Backbone, held_out: HeldOut, depths: Mapping[int, int]) -> Tiers:
+    owned = {depth: owned_at(backbone, held_out.engine.spec, depth, range(1, depth + 1)) for depth in (1, 2)}
     return Tiers(depths, owned)
 
 
 def test_a_shallow_client_answers_at_its_exits_and_keeps_what_is_above():
     data = tiny_data(num_rows=34)
     engine, backbone = tiny_engine(ACCUMULATOR, data, lanes=4, client=SETTINGS.training(CLIENT))
-    unseen = Unseen(engine, held_out(data), start_of(engine), seed=1)
-    unseen = replace(unseen, tiers=tiers_of(backbone, unseen, {2: 1, 5: 2, 7: 1}))
-    found = results(unseen, {"all": scopes_of(backbone, engine.spec)["all"]})
-    exits = {client: len(each.after.evaluation.by_exit["accuracy"]) for (_, client), each in found.items()}
+    held_out = HeldOut(engine, federated(data), start_of(engine), seed=1)
+    held_out = replace(held_out, tiers=tiers_of(backbone, held_out, {2: 1, 5: 2, 7: 1}))
+    personalized = results(held_out, {"all": scopes_of(backbone, engine.spec)["all"]})
+    exits = {client: len(result.after.evaluation.by_exit["accuracy"]) for (_, client), result in personalized.items()}
     assert exits == {2: 1, 5: 2, 7: 1}
-    for (_, client), each in found.items():
-        moved = {name for name, tensor in each.after.params.items() if not torch.equal(tensor, unseen.params[name])}
-        above = {name for name in each.after.params if name.startswith("vit.layers.1.")}
+    for (_, client), result in personalized.items():
+        moved = {name for name, tensor in result.after.params.items() if not torch.equal(tensor, held_out.params[name])}
+        above = {name for name in result.after.params if name.startswith("vit.layers.1.")}
         assert bool(moved & above) is (client == 5)
 
 
@@ -414,9 +416,9 @@ def test_evaluation_of_some_rows_to_a_depth_is_that_of_a_set_of_these_rows():
 
 def test_clients_train_at_the_exits_of_the_run():
     settings = SETTINGS.model_copy(update={"tune": ("all",)})
-    found = {}
+    params_of = {}
     for train in ("deepest", "sum"):
-        unseen, scopes = bench(settings=settings)
-        unseen.engine.exits = ExitSettings(train=train)
-        found[train] = results(unseen, {"all": scopes["all"]})["all", 5].after.params
-    assert any(not torch.equal(found["deepest"][name], found["sum"][name]) for name in found["sum"])
+        held_out, scopes = bench(settings=settings)
+        held_out.engine.exits = ExitSettings(train=train)
+        params_of[train] = results(held_out, {"all": scopes["all"]})["all", 5].after.params
+    assert any(not torch.equal(params_of["deepest"][name], params_of["sum"][name]) for name in params_of["sum"])
