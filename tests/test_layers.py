@@ -32,7 +32,7 @@ LAYERS = (  # low to high
     ("assembly",),
     ("choices", "evaluation", "experiment", "inspection", "personalization"),
     ("comparison",),
-    ("cli", "terminal", "testing", "__main__"),
+    ("cli", "checking", "terminal", "testing", "__main__"),
 )
 LAYER_OF = {name: level for level, names in enumerate(LAYERS) for name in names}
 

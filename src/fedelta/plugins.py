@@ -62,6 +62,29 @@ def loaded_files() -> list[Provider]:
     return [provider for provider in _providers() if provider.file]
 
 
+def for_processes() -> list[str]:
+    """The plug-in files whose classes are known, as arguments for `load_same` in another process."""
+    return [f"{provider.sha256}:{provider.file}" for provider in loaded_files()]
+
+
+def load_same(arguments: Iterable[str]) -> None:
+    """Loads the files that another process has loaded.
+
+    Raises:
+        PluginError: one cannot be used, or has changed since.
+    """
+    for argument in arguments:
+        sha256, _, file = argument.partition(":")
+        provider = load_file(file, ALL)
+        if provider.sha256 != sha256:
+            raise PluginError(f"plug-in {provider.label!r} has changed since the comparison began.", hint="begin anew.")
+
+
+def file_records() -> list[Record]:
+    """The plug-in files whose classes are known, as records."""
+    return [_recorded(provider) for provider in loaded_files()]
+
+
 def used_by(sections: Iterable[object]) -> list[Record]:
     """The plug-ins behind some settings, as a run directory records them: where they are from, what they provide."""
     settings = (setting for section in sections for setting in settings_in(section))
@@ -81,11 +104,11 @@ def refuse_missing(records: object, where: str) -> None:
     """
     missing = [record for record in _valid(records) if not _is_there(record)]
     if missing:
-        lines = "".join(f"\n  - {_what(record)}, which provides {_provides(record)}" for record in missing)
-        raise PluginError(f"{where} was made with plug-ins that are not given:{lines}", hint=_how_to_give(missing))
+        which = " and ".join(f"{_what(record)!r}, which provides {_provides(record)}" for record in missing)
+        raise PluginError(f"{where} needs a plug-in that is not given: {which}.", hint=_how_to_give(missing))
 
 
-def changed(records: object) -> list[str]:
+def changed_plugins(records: object) -> list[str]:
     """Which of the recorded plug-ins are of other content or version now, in words."""
     problems = []
     for record in _valid(records):
@@ -138,7 +161,7 @@ def _provided(provider: Provider) -> dict[str, list[str]]:
 def _valid(records: object) -> list[Record]:
     """The records among what stands in a file."""
     return [
-        record
+        dict(record)
         for record in (records if isinstance(records, list | tuple) else ())
         if isinstance(record, Mapping)
         and isinstance(record.get("provides"), Mapping)

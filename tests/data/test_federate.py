@@ -87,7 +87,7 @@ def test_a_file_that_is_no_image_is_named(tmp_path):
             (tmp_path / label / f"{row}.png").write_bytes(b"no image at all")
     raw = read(DataSource(source=str(tmp_path)), seed=0)
     with pytest.raises(
-        DataError, match=r"(?s)4 problems in the training set of .*/a/\d.png\): no image in a known format"
+        DataError, match=r"(?s)4 problems in the training set of .*/a/\d.png\): not an image in a known format"
     ):
         federate(raw, Iid(num_clients=2), Images.from_preprocessor({}, 8, 3), seed=0)
 

@@ -5,6 +5,7 @@ Local files are never cached in the user's home, and nobody guesses from the nam
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,6 +89,7 @@ def _expanded(source: str) -> Path:
         return Path(source)
 
 
+@cache
 def _digits() -> Dataset:
     """scikit-learn's handwritten digits: 1,797 images of 8x8 gray pixels, 0..16 there and 0..255 here."""
     from datasets import Array2D, ClassLabel, Dataset, Features

@@ -13,7 +13,7 @@ from torch import Tensor
 from fedelta.data.stored import StoredColumn
 from fedelta.errors import refuse
 from fedelta.modalities.base import Modality
-from fedelta.modalities.stores import spread
+from fedelta.modalities.stores import evenly_spaced
 
 NUM_READ = 32  # half a second of photographs; a folder of another kind, or an odd column, is seen in the first of them
 
@@ -41,7 +41,7 @@ class Glance:
         """
         _refuse_absent(column)
         glance = cls(column, modality, max_memory_mib)
-        glance.fetch(spread(len(column), NUM_READ))
+        glance.fetch(evenly_spaced(len(column), NUM_READ))
         return glance
 
     def __len__(self) -> int:

@@ -48,7 +48,8 @@ class StoredColumn:
         """All values in order, some hundreds at a time; Any: whatever the file holds."""
         # Arrow format hands out the stored bytes; the default one would decode every image or recording a second time.
         for batch in self.dataset.with_format("arrow").iter(batch_size=_CHUNK_ROWS):
-            yield batch.column(0).to_pylist()
+            # Rows that were selected come as one piece each; converted together, arrays take half the time.
+            yield batch.column(0).combine_chunks().to_pylist()
 
     def take(self, rows: Tensor) -> list[Any]:
         """The values of `rows` (int64, one axis); Any: whatever the file holds."""

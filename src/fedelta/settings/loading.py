@@ -122,8 +122,9 @@ def take_in(
     if problems:
         lines = "".join(f"\n  - {problem}" for problem in problems)
         raise PluginError(f"plug-in {provider.label!r} cannot be used:{lines}", hint=_HINT)
-    for registry in registries if instead_of is not None else ():
-        registry.remove(instead_of)
+    if instead_of is not None:
+        for registry in registries:
+            registry.remove(instead_of)
     for plugin, registry in chosen.items():
         registry.add(plugin, provider)
 
@@ -194,9 +195,10 @@ def _failure(error: BaseException, path: Path) -> str:
     """Where and how importing a file went wrong, in words."""
     if isinstance(error, SyntaxError) and error.filename == str(path):
         return f"is no Python: line {error.lineno}: {error.msg}"
-    if isinstance(error, ValueError) and not error.__traceback__.tb_next:  # null bytes
+    frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, ValueError) and len(frames) == 1:  # null bytes
         return f"is no Python: {error}"
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
     where = f" in line {lines[-1]}" if lines else ""
     return f"fails when it is imported{where}: {type(error).__name__}: {error}".rstrip(": ")
 
