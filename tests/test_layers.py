@@ -22,7 +22,8 @@ PACKAGE = "fedelta"
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 
 LAYERS = (  # low to high
-    ("errors", "settings", "catalog", "plugins", "seeds", "params", "grid", "durable"),
+    ("errors", "settings", "seeds", "params", "grid", "durable"),
+    ("catalog", "plugins"),
     ("models", "modalities", "tasks"),
     ("tuning", "strategies", "aggregation", "codecs", "data"),
     ("engine",),
