@@ -1,4 +1,4 @@
-"""Only a task, and what tries tasks out (testing/), knows what a label is: elsewhere no answer is looked for among classes, and no measure has a name."""
+"""Only tasks, and testing/ which tries them, know what a label is: no other code names a measure or picks a class."""
 
 from __future__ import annotations
 
