@@ -22,6 +22,7 @@ from fedelta.comparison.tables import cells_csv, search_csv, table_csv, table_md
 from fedelta.config import Config
 from fedelta.errors import ConfigError, RunError
 from fedelta.grid import SEED
+from fedelta.plugins import refuse_missing
 from fedelta.record.rundir import CONFIG
 
 logger = logging.getLogger("fedelta")
@@ -75,15 +76,18 @@ def compare(
     Raises:
         InputError: some configuration is wrong, or `out` holds something else; nothing is written then.
     """
-    plan = make_plan(read_request(config, over, overrides))
     path = default_out(config) if out is None else Path(out)
-    work = _Work(plan, ComparisonDirectory(path), processes, on_event)
+    directory = ComparisonDirectory(path)
+    refuse_missing(directory.plugins, f"comparison {str(path)!r}")
+    plan = make_plan(read_request(config, over, overrides))
+    work = _Work(plan, directory, processes, on_event)
     work.directory.refuse_foreign()
     work.find_jobs()
     with work.directory.locked():
         work.directory.clean()
         _warn_if_narrower(plan, path)
         work.directory.write(ASKED, plan.request.to_toml())
+        work.directory.write_plugins()
         try:
             work.run(work.trials)
             work.find_jobs()

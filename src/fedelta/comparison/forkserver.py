@@ -3,8 +3,8 @@
 Run as `python -m fedelta.comparison.forkserver LEASH`. Imports take several seconds, more than the whole run of a small
 cell. A run in a forked process has the same bits as in a process of its own, as all it draws comes from its seed.
 
-A request is a line of JSON on standard input: the number of the cell, the paths `run`, `failure` and `log`, and the
-configuration as TOML. The answer is a line on standard output once the cell has ended: its number and its exit code.
+A request is a line of JSON on standard input: the number of the cell, the paths `run`, `failure` and `log`, the
+configuration as TOML, and the plug-ins. The answer is a line on standard output once the cell has ended: its number and its exit code.
 `LEASH` is a file descriptor; when its other end closes, the comparison is gone, and so are its cells.
 """
 
@@ -19,7 +19,6 @@ import signal
 import sys
 import threading
 import time
-import tomllib
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -49,10 +48,9 @@ def main() -> int:
 
 def run_cell(request: Request) -> int:
     """Runs a cell in this process; returns its exit code."""
-    from fedelta.comparison.worker import attempt
-    from fedelta.config import parse_config
+    from fedelta.comparison.worker import run_cell as run_it
 
-    return attempt(parse_config(tomllib.loads(request["config"])), Path(request["run"]), Path(request["failure"]))
+    return run_it(request["config"], request["plugins"], Path(request["run"]), Path(request["failure"]))
 
 
 def serve(leash: int, run: Callable[[Request], int]) -> int:

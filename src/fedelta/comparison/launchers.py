@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import IO, Protocol
 
 from fedelta.comparison.directory import Job
+from fedelta.plugins import for_processes
 
 # -P: a folder of the user's with the name of a library must not stand in for it.
 _PYTHON = (sys.executable, "-P", "-m")
@@ -56,7 +57,9 @@ class Spawned:
     def start(self, job: Job) -> Poll:
         """See `Launcher.start`."""
         with job.log.open("wb") as log:
-            process = _open([*WORKER, str(job.path), str(job.failure)], stdout=log, stderr=subprocess.STDOUT)
+            process = _open(
+                [*WORKER, str(job.path), str(job.failure), *for_processes()], stdout=log, stderr=subprocess.STDOUT
+            )
         text = job.cell.config.to_toml().encode()
         _write(process, b"%d\n" % len(text) + text)
         self._processes.append(process)
@@ -118,7 +121,7 @@ class _Server:
         """Asks for a process."""
         number = self._num_started = self._num_started + 1
         paths = {"run": str(job.path), "failure": str(job.failure), "log": str(job.log)}
-        request = {"number": number, **paths, "config": job.cell.config.to_toml()}
+        request = {"number": number, **paths, "config": job.cell.config.to_toml(), "plugins": for_processes()}
         _write(self._process, f"{json.dumps(request)}\n".encode())
         return lambda: self._code(number, job)
 
