@@ -101,7 +101,9 @@ def test_equal_shares_do_not_depend_on_labels(labels: list[int], seed: int, data
         rows, again = divided(partitioner, labels, seed), divided(partitioner, others, seed)
         assert rows is not None
         assert again is not None
-        assert [of_client.tolist() for of_client in rows.values()] == [of_client.tolist() for of_client in again.values()]
+        assert [of_client.tolist() for of_client in rows.values()] == [
+            of_client.tolist() for of_client in again.values()
+        ]
 
 
 @given(sizes=st.lists(st.integers(0, 12), min_size=1, max_size=8), seed=st.integers(0, 1000), data=st.data())
