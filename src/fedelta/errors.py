@@ -85,6 +85,10 @@ class RoundError(FedeltaError):
     """A round cannot be completed: too few usable replies, or a model that is no longer finite."""
 
 
+class ContractError(FedeltaError, AssertionError):
+    """A method does not keep what its protocol promises (`fedelta.testing`)."""
+
+
 def refuse(origin: str, problems: Sequence[str], *, hint: str | None = None) -> None:
     """Raise one `DataError` for all `problems` of `origin`, ten of them in words; nothing if none."""
     if problems:

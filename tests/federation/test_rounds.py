@@ -171,17 +171,17 @@ FAULTS = {
     ),
     "garbage": (
         Reply(1, 10, b"\x00\x01garbage", {"train_loss": 1.0}),
-        "9 bytes that are no fedelta payload: they start ",
+        "9 bytes are not a fedelta payload: they start ",
     ),
     "truncated": (
         replace(reply(1), payload=reply(1).payload[:-3]),
-        f"a payload of {PAYLOAD_BYTES - 3} bytes is truncated or altered",
+        f"a payload of {PAYLOAD_BYTES - 3} bytes is truncated or damaged",
     ),
     "another codec": (
         reply(1, codec=Cast(name="float16")),
         "the payload was written with codec 'float16', expected 'float32'",
     ),
-    "nothing": (Reply(1, 10, b"", {"train_loss": 1.0}), "0 bytes that are no fedelta payload"),
+    "nothing": (Reply(1, 10, b"", {"train_loss": 1.0}), "0 bytes are not a fedelta payload"),
     "fault": (Reply(1, 0, b"", fault=Fault("out of memory")), "out of memory"),
     "no examples": (reply(1, num_examples=0), "the client claims 0 examples, expected at least 1"),
     "fewer than no examples": (reply(1, num_examples=-5), "the client claims -5 examples, expected at least 1"),

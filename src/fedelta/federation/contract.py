@@ -13,7 +13,7 @@ from fedelta.errors import PluginError
 from fedelta.federation.base import Federation
 from fedelta.params import Params, is_finite
 from fedelta.plugins import called
-from fedelta.strategies.base import Combined, RoundPlan, State
+from fedelta.strategies.base import CombinedUpdates, RoundPlan, State
 
 
 def check_plan(federation: Federation, plan: object, state: State, round: int) -> None:
@@ -45,7 +45,7 @@ def check_mean(federation: Federation, mean: object, round: int) -> None:
 
 
 def check_update(
-    federation: Federation, before: tuple[State, Params], result: object, combined: Combined, round: int
+    federation: Federation, before: tuple[State, Params], result: object, combined: CombinedUpdates, round: int
 ) -> None:
     """Proof that an update keeps the names, shapes and types of the params and the names of the state.
 

@@ -27,7 +27,7 @@ from fedelta.federation.contract import check_mean, check_update
 from fedelta.federation.records import Cause, Claim, Fault, Rejection, Reply, Transfer
 from fedelta.params import Params, add, norm, select
 from fedelta.seeds import stream
-from fedelta.strategies.base import Combined, RoundPlan, State
+from fedelta.strategies.base import CombinedUpdates, RoundPlan, State
 
 _LARGEST_FLOAT32 = 3.4028234663852886e38
 MAX_REASON = 500  # characters; a reason may come from another program
@@ -103,7 +103,7 @@ class Intake:
         if federation.has_plugin:
             check_mean(federation, mean, round)
         mean = select(mean, self._averageable(mean, federation.aggregation))
-        combined = Combined(mean, tuple(reply.client_id for reply in self.accepted), tuple(self._updates))
+        combined = CombinedUpdates(mean, tuple(reply.client_id for reply in self.accepted), tuple(self._updates))
         result = federation.strategy.update(state, params, self._plan, combined, federation.spec)
         if federation.has_plugin:
             check_update(federation, (state, params), result, combined, round)

@@ -140,7 +140,7 @@ class Predictor:
         names = adapter.class_names or given or _class_names(model) if task.has_classes else ()
         _check_names(given, names)
         has_head = any(not is_pair(name) for name in adapter.params)
-        backbone = build(model, names, seed=adapter.seed if seed is None else seed, task=task, tells_head=not has_head)
+        backbone = build(model, names, seed=adapter.seed if seed is None else seed, task=task, logs_head=not has_head)
         if backbone.modality is not None:
             said = {"max_length": max_length, "audio": audio}
             preparation = adapter.preparation.model_copy(
