@@ -1,7 +1,7 @@
 """Dividing training rows among clients.
 
-Each partitioner is a settings object (partition.py); the work is done by `flwr_datasets.partitioner`,
-seeded from the stream (seed, "partition"). It differs from what flwr-datasets does alone in three points:
+Each partitioner is a settings object (partition.py), seeded from the stream (seed, "partition"). The rows are those
+that `flwr_datasets.partitioner` gives, but for three points:
 
 - Dirichlet with a minimum size does not give up after ten draws. Of ten draws the one that falls short by the
   fewest rows is taken, and its small clients are topped up (see `Dirichlet`).
@@ -159,8 +159,8 @@ def _quantities(settings: Quantity, num_rows: int, seed: int) -> list[int]:
 def _dirichlet(settings: Dirichlet, labels: Tensor, seed: int) -> dict[int, Tensor]:
     best: dict[int, Tensor] = {}
     fewest = len(labels) + 1
-    for draw in range(_NUM_DRAWS):
-        rows = _draw(settings, labels, derive(seed, "partition", draw))
+    for number in range(_NUM_DRAWS):
+        rows = draw(settings, labels, derive(seed, "partition", number))
         lacking = sum(max(0, settings.min_size - len(of_client)) for of_client in rows.values())
         if rows and lacking < fewest:
             best, fewest = rows, lacking
@@ -174,25 +174,28 @@ def _dirichlet(settings: Dirichlet, labels: Tensor, seed: int) -> dict[int, Tens
     return top_up(best, labels, settings.min_size)
 
 
-def _draw(settings: Dirichlet, labels: Tensor, seed: int) -> dict[int, Tensor]:
-    """One draw without a minimum size; empty where balancing left no client that could take a label."""
-    from flwr_datasets.partitioner import DirichletPartitioner
+def draw(settings: Dirichlet, labels: Tensor, seed: int) -> dict[int, Tensor]:
+    """One draw without a minimum size; empty where balancing leaves no client that could take a label.
 
-    drawn = DirichletPartitioner(
-        settings.num_clients,
-        "label",
-        settings.alpha,
-        min_partition_size=0,
-        self_balancing=settings.self_balancing,
-        shuffle=False,  # the order within a client; `_rows` sorts
-        seed=seed,
-    )
-    try:
-        # With balancing, the proportions of a label are divided by their sum, which may be 0.
-        with np.errstate(invalid="raise", divide="raise"):
-            return _rows(drawn, {"label": labels.tolist()})
-    except FloatingPointError:
-        return {}
+    The rows are those of `DirichletPartitioner` of flwr-datasets: importing that takes longer than a thousand draws.
+    """
+    rng, label_of = np.random.default_rng(seed), labels.numpy()
+    alphas = np.full(settings.num_clients, settings.alpha)
+    owner, sizes = np.empty(len(labels), dtype=np.int64), np.zeros(settings.num_clients, dtype=np.int64)
+    for label in np.unique(label_of):
+        rows = np.flatnonzero(label_of == label)
+        shares = rng.dirichlet(alphas)
+        if settings.self_balancing:
+            shares[sizes > len(labels) / settings.num_clients] = 0.0
+            total = np.cumsum(shares)[-1]  # in order: the sum in pairs of `np.sum` has other last digits
+            if not total:
+                return {}
+            shares /= total
+        cuts = (np.cumsum(shares)[:-1] * len(rows)).astype(int)
+        counts = np.diff(cuts, prepend=0, append=len(rows))
+        owner[rows] = np.repeat(np.arange(settings.num_clients), counts)
+        sizes += counts
+    return {client: torch.from_numpy(np.flatnonzero(owner == client)) for client in range(settings.num_clients)}
 
 
 def _rows(partitioner: Partitioner, columns: Mapping[str, list[object]]) -> dict[int, Tensor]:

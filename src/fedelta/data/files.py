@@ -5,8 +5,11 @@ Local files are never cached in the user's home, and nobody guesses from the nam
 
 from __future__ import annotations
 
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from fedelta.data.folders import Splits, modality_in, read_folder
 from fedelta.data.leaf import is_leaf, read_leaf
@@ -91,12 +94,12 @@ def _expanded(source: str) -> Path:
 def _digits() -> Dataset:
     """scikit-learn's handwritten digits: 1,797 images of 8x8 gray pixels, 0..16 there and 0..255 here."""
     from datasets import Array2D, ClassLabel, Dataset, Features
-    from sklearn.datasets import load_digits
 
-    digits = load_digits()
+    # As `load_digits` reads it; importing that takes longer than all that `fedelta inspect` does.
+    table = np.loadtxt(distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz"), delimiter=",")
+    pixels = (table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).round().astype("uint8")
     features = Features({"image": Array2D(shape=(8, 8), dtype="uint8"), "label": ClassLabel(num_classes=10)})
-    pixels = (digits.images * (255 / 16)).round().astype("uint8")
-    return Dataset.from_dict({"image": list(pixels), "label": digits.target.tolist()}, features=features)
+    return Dataset.from_dict({"image": list(pixels), "label": table[:, -1].astype(int).tolist()}, features=features)
 
 
 def _tables_in(tree: Tree, subset: str | None, naming: Naming) -> Splits:

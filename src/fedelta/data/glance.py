@@ -60,7 +60,7 @@ def _refuse_absent(column: StoredColumn) -> None:
     """Raises where rows are empty, or name files that are not there or hold nothing; opens none."""
     problems = []
     row = 0
-    for values in column.chunks():
+    for values in column.files():
         for value in values:
             if (problem := _absent(value)) is not None:
                 problems.append(f"row {int(column.numbers[row])}: {problem}")
