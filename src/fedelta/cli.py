@@ -5,6 +5,8 @@ Exit codes: 0 done; 1 training failed; 2 something given cannot be used; 130 sto
 
 from __future__ import annotations
 
+import atexit
+import gc
 import io
 import json
 import os
@@ -19,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedelta.errors import FedeltaError, InputError
+from fedelta.imports import collector_paused
 from fedelta.terminal import MIB, Stages, client_bar, round_bar, table_of_personalization, table_of_run
 
 if TYPE_CHECKING:
@@ -53,6 +56,8 @@ def main() -> None:
     # an idle machine; on a busy one they hold the cores that the others need, and a round takes ten times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # The interpreter ends with a search for reference cycles among all objects: a second, and nothing is gained by it.
+    atexit.register(gc.freeze)
     _print_anything()
     try:
         app(standalone_mode=True)
@@ -72,8 +77,9 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Run an experiment."""
-    from fedelta.experiment import Experiment
-    from fedelta.record.rundir import free_name
+    with collector_paused():
+        from fedelta.experiment import Experiment
+        from fedelta.record.rundir import free_name
 
     experiment = Experiment.from_toml(config, overrides or ())
     path = out or free_name(Path("runs"), experiment.name)
@@ -85,7 +91,8 @@ def run(
 @app.command()
 def resume(directory: RunPath, quiet: Quiet = False) -> None:
     """Continue a run that was stopped or killed."""
-    from fedelta.experiment import Experiment
+    with collector_paused():
+        from fedelta.experiment import Experiment
 
     experiment = Experiment.from_run(directory)
     with (
@@ -102,7 +109,8 @@ def report(
     out: Annotated[Path, typer.Option(help="the HTML file to write")] = Path("report.html"),
 ) -> None:
     """Write one self-contained HTML page about one or more runs."""
-    from fedelta.report.writing import write_report
+    with collector_paused():
+        from fedelta.report.writing import write_report
 
     if out.is_dir():
         raise InputError(f"`--out` is {str(out)!r}, a directory; expected a file such as {str(out / 'report.html')!r}.")
@@ -128,10 +136,11 @@ def compare(  # noqa: PLR0917 the command line's, all options
     quiet: Quiet = False,
 ) -> None:
     """Run a grid of experiments, or go on with it, and write its tables and a page."""
-    from fedelta.comparison.compare import compare as run_grid
-    from fedelta.comparison.directory import ASKED, default_out
-    from fedelta.comparison.display import Display, failure_of, print_table
-    from fedelta.comparison.request import parse_over
+    with collector_paused():
+        from fedelta.comparison.compare import compare as run_grid
+        from fedelta.comparison.directory import ASKED, default_out
+        from fedelta.comparison.display import Display, failure_of, print_table
+        from fedelta.comparison.request import parse_over
 
     axes = parse_over(over or ())
     path = out or default_out(config)
@@ -154,8 +163,9 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Show what would be tuned and sent, without training."""
-    from fedelta.config import load_config
-    from fedelta.inspection import inspect as look
+    with collector_paused():
+        from fedelta.config import load_config
+        from fedelta.inspection import inspect as look
 
     found = look(load_config(config, overrides or ()))
     if as_json:
@@ -191,8 +201,9 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure a model on the test set of a configuration or a run; prints JSON."""
-    from fedelta.evaluation import evaluate_adapter
-    from fedelta.tasks.table import TASKS
+    with collector_paused():
+        from fedelta.evaluation import evaluate_adapter
+        from fedelta.tasks.table import TASKS
 
     found = evaluate_adapter(config, adapter, overrides or (), predictions=predictions)
     losses = {task.loss.name for task in TASKS.values()}
@@ -203,8 +214,9 @@ def evaluate(
 @app.command()
 def personalize(directory: RunPath, overrides: Overrides = None, quiet: Quiet = False) -> None:
     """Fine-tune a run's model on each client that it held out; nothing is sent, RUN/personalization.json is written."""
-    from fedelta.experiment import Experiment
-    from fedelta.personalization import personalize as fine_tune
+    with collector_paused():
+        from fedelta.experiment import Experiment
+        from fedelta.personalization import personalize as fine_tune
 
     with client_bar(err_console, quiet) as on_result:
         found = fine_tune(directory, overrides or (), on_result=on_result)
@@ -230,8 +242,9 @@ def predict(  # noqa: PLR0917 the command line's, all options
     ] = None,
 ) -> None:
     """Classify images, recordings or texts with the model of a run."""
-    from fedelta.inference.costs import costs_of
-    from fedelta.inference.predict import Predictor
+    with collector_paused():
+        from fedelta.inference.costs import costs_of
+        from fedelta.inference.predict import Predictor
 
     choices = {"--exit": exit, "--budget-ms": budget_ms, "--confidence": confidence}
     given = [name for name, value in choices.items() if value is not None]
@@ -257,8 +270,9 @@ def export(
     """Write the model of a run for other programs, checked against PyTorch."""
     if not onnx:
         raise InputError("no format was given to export to.", hint=f"`fedelta export {directory} --onnx`")
-    from fedelta.inference.export import export_onnx
-    from fedelta.inference.predict import Predictor
+    with collector_paused():
+        from fedelta.inference.export import export_onnx
+        from fedelta.inference.predict import Predictor
 
     numbers = None if exits is None else _numbers("--exits", exits)
     found = export_onnx(Predictor.open(directory, client), out or directory / "onnx", numbers)
@@ -286,13 +300,14 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
 
 
 def _check(config: Path, overrides: Sequence[str]) -> None:
-    from fedelta.assembly.rehearsal import rehearse
-    from fedelta.assembly.run import assemble
-    from fedelta.config import read_table
-    from fedelta.data.describe import describe
-    from fedelta.data.glance import NUM_READ
-    from fedelta.experiment import Experiment
-    from fedelta.tracking.table import require
+    with collector_paused():
+        from fedelta.assembly.rehearsal import rehearse
+        from fedelta.assembly.run import assemble
+        from fedelta.config import read_table
+        from fedelta.data.describe import describe
+        from fedelta.data.glance import NUM_READ
+        from fedelta.experiment import Experiment
+        from fedelta.tracking.table import require
 
     experiment, stages = Experiment.from_toml(config, overrides), Stages(err_console)
     require(experiment.config.tracking)
@@ -334,7 +349,8 @@ def _check(config: Path, overrides: Sequence[str]) -> None:
 @app.command("list")
 def list_names() -> None:
     """List everything that a configuration can name."""
-    from fedelta.inspection import choices
+    with collector_paused():
+        from fedelta.inspection import choices
 
     table = Table("section", "choices")
     for section, names in choices().items():
@@ -359,7 +375,8 @@ def _resumable(path: Path, command: str) -> Iterator[None]:
 
 def _conclude(result: Result, primary: Measure, quiet: bool) -> None:
     """The report, and the table on standard output."""
-    from fedelta.report.writing import write_report
+    with collector_paused():
+        from fedelta.report.writing import write_report
 
     report_path = result.path / "report.html"
     write_report([result.path], report_path)

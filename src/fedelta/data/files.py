@@ -5,6 +5,7 @@ Local files are never cached in the user's home, and nobody guesses from the nam
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from fedelta.data.naming import Naming
 from fedelta.data.tables import HINT, by_split, read_table, read_tables
 from fedelta.data.walk import Tree, unwritable
 from fedelta.errors import DataError
+from fedelta.imports import collector_paused
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -39,6 +41,8 @@ def load_splits(source: str, subset: str | None, naming: Naming | None = None) -
     Raises:
         DataError: nothing is there, or it cannot be read, or it has no file names for `naming`.
     """
+    with collector_paused():
+        import_module("datasets")
     naming = naming or Naming()
     path = _expanded(source)
     problem = None if source == EMBEDDED else missing_path(source) or unwritable(path)

@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import nn
 
+from fedelta.imports import collector_paused
+
 # Any, in this file: a field of a configuration is a number, a word or a list.
 _RESNET = "fedelta_resnet"
 _LEAF_CNN = "fedelta_leaf_cnn"
@@ -40,10 +42,11 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
 @cache
 def register_networks() -> None:
     """Makes the families known to transformers' `Auto` classes; needed before any of them meets one of ours."""
-    from transformers import AutoConfig, AutoModelForImageClassification
+    with collector_paused():
+        from transformers import AutoConfig, AutoModelForImageClassification
 
-    from fedelta.models.cnn import LeafCnn, LeafCnnConfig
-    from fedelta.models.resnet import SmallResNet, SmallResNetConfig
+        from fedelta.models.cnn import LeafCnn, LeafCnnConfig
+        from fedelta.models.resnet import SmallResNet, SmallResNetConfig
 
     for config, network in ((SmallResNetConfig, SmallResNet), (LeafCnnConfig, LeafCnn)):
         AutoConfig.register(config.model_type, config)
