@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from fedelta.imports import collector_paused
+from fedelta.models.light import import_lightly
 
 # Any, in this file: a field of a configuration is a number, a word or a list.
 _RESNET = "fedelta_resnet"
@@ -43,6 +44,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
 def register_networks() -> None:
     """Makes the families known to transformers' `Auto` classes; needed before any of them meets one of ours."""
     with collector_paused():
+        import_lightly()
         from transformers import AutoConfig, AutoModelForImageClassification
 
         from fedelta.models.cnn import LeafCnn, LeafCnnConfig

@@ -145,6 +145,7 @@ def _with_plain_attention(config: PretrainedConfig) -> PretrainedConfig:
 def _described(architecture: Mapping[str, Any]) -> PretrainedConfig:
     """The configuration that a table `[model.architecture]` describes."""
     from huggingface_hub.errors import StrictDataclassError
+
     with collector_paused():
         from transformers import AutoConfig
     from transformers.models.auto.auto_mappings import CONFIG_MAPPING_NAMES
