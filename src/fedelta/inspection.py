@@ -11,6 +11,7 @@ from fedelta.codecs.wire import encode
 from fedelta.config import Config
 from fedelta.data.sources import read
 from fedelta.federation.tiers import Tiers
+from fedelta.imports import collector_paused
 from fedelta.inference.adapter import read_adapter
 from fedelta.inference.translate import placed
 from fedelta.models.anatomy import ANATOMIES
@@ -81,7 +82,9 @@ def inspect(config: Config) -> Inspection:
     Raises:
         InputError: something in the configuration cannot be used.
     """
-    backbone = build(config.model, _class_names(config), seed=config.seed, device="meta", task=config.task)
+    class_names = _class_names(config)
+    with collector_paused():  # a model without memory is nothing but imports
+        backbone = build(config.model, class_names, seed=config.seed, device="meta", task=config.task)
     total_parameters = backbone.num_parameters
     tuning = config.tuning
     if config.model.adapter is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from fedelta.data.stored import StoredColumn
 from fedelta.errors import refuse
 from fedelta.modalities.base import Modality
 from fedelta.modalities.stores import spread
+
+logger = logging.getLogger("fedelta")
 
 NUM_READ = 32  # half a second of photographs; a folder of another kind, or an odd column, is seen in the first of them
 
@@ -41,19 +44,30 @@ class Glance:
         """
         _refuse_absent(column)
         glance = cls(column, modality, max_memory_mib)
-        glance.fetch(spread(len(column), NUM_READ))
+        glance._read(spread(len(column), NUM_READ))
         return glance
 
     def __len__(self) -> int:
         return len(self.column)
 
     def fetch(self, rows: Tensor) -> dict[str, Tensor]:
-        """Inputs of `rows` (int64, one axis).
+        """Inputs of `rows` (int64, one axis); warnings about the data were given by the first look.
 
         Raises:
             DataError: one of them cannot be read.
         """
+        logger.addFilter(_is_no_warning)
+        try:
+            return self._read(rows)
+        finally:
+            logger.removeFilter(_is_no_warning)
+
+    def _read(self, rows: Tensor) -> dict[str, Tensor]:
         return self.modality.store(self.column.select(rows), self.max_memory_mib).fetch(torch.arange(len(rows)))
+
+
+def _is_no_warning(record: logging.LogRecord) -> bool:
+    return record.levelno != logging.WARNING
 
 
 def _refuse_absent(column: StoredColumn) -> None:
