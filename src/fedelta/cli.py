@@ -56,7 +56,8 @@ def main() -> None:
     # an idle machine; on a busy one they hold the cores that the others need, and a round takes ten times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("FEDELTA_LIGHT_IMPORTS", "1")  # see `models/light.py`
+    if "torch" not in sys.modules:  # this process, and those that it starts, run nothing but this command
+        os.environ.setdefault("FEDELTA_LIGHT_IMPORTS", "1")  # see `models/light.py`
     # The interpreter ends with a search for reference cycles among all objects: a second, and nothing is gained by it.
     atexit.register(gc.freeze)
     _print_anything()
