@@ -10,6 +10,7 @@ from benchmarks.bare import BareLoop, tune
 from benchmarks.cases import BUNDLED, STAND_IN, Case
 from torch import Tensor
 
+from fedelta.catalog import TUNING_METHODS
 from fedelta.codecs.channel import Channel
 from fedelta.data.batches import Examples
 from fedelta.data.clients import Clients
@@ -18,15 +19,15 @@ from fedelta.engine.optimizers import Sgd
 from fedelta.engine.work import ClientSettings
 from fedelta.federation.client import Site
 from fedelta.federation.rounds import Federation, Standing, federate
+from fedelta.models.bundles import bundled_names
 from fedelta.models.hub import Backbone, build
-from fedelta.models.source import ModelSource, bundled_names
+from fedelta.models.source import ModelSource
 from fedelta.runtimes.simulation import SimulationSettings
 from fedelta.seeds import stream
 from fedelta.strategies.fedavg import FedAvg
 from fedelta.strategies.local import Plain
 from fedelta.tasks.base import Evaluation
 from fedelta.tasks.labels import Labels
-from fedelta.tuning import TUNING_METHODS
 from fedelta.tuning.lanes import Lanes
 from fedelta.tuning.lora import Lora
 

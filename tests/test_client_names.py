@@ -85,7 +85,7 @@ def test_the_name_in_the_settings_decides_who_is_held_out(result):
     assert len(data.train) + 24 == len(raw)
     assert 0 < len(data.test) < 24
     assert data.clients.find("cork") == 2
-    assert set(data.unseen) == {2}
+    assert set(data.held_out) == {2}
 
 
 def test_a_resumed_run_writes_the_same_names(result, tmp_path):

@@ -22,7 +22,7 @@ PACKAGE = "fedelta"
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 
 LAYERS = (  # low to high
-    ("errors", "settings", "seeds", "params", "grid", "durable", "imports"),
+    ("errors", "settings", "catalog", "plugins", "seeds", "params", "grid", "durable", "imports"),
     ("models", "modalities", "tasks"),
     ("tuning", "strategies", "aggregation", "codecs", "data"),
     ("engine",),
@@ -30,9 +30,9 @@ LAYERS = (  # low to high
     ("runtimes", "record"),
     ("inference", "config", "tracking", "report"),
     ("assembly",),
-    ("evaluation", "experiment", "inspection", "personalization"),
+    ("choices", "evaluation", "experiment", "inspection", "personalization"),
     ("comparison",),
-    ("cli", "terminal", "__main__"),
+    ("cli", "checking", "terminal", "testing", "__main__"),
 )
 LAYER_OF = {name: level for level, names in enumerate(LAYERS) for name in names}
 

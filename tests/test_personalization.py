@@ -14,14 +14,14 @@ from typer.testing import CliRunner
 
 import fedelta
 from fedelta import personalization
+from fedelta.catalog import SCOPES
+from fedelta.choices import choices
 from fedelta.cli import app
 from fedelta.data.batches import FederatedData
 from fedelta.errors import CheckpointError, ConfigError, DataError, InputError, RunError
 from fedelta.experiment import Experiment, Result
-from fedelta.federation.personalize import personalize as fine_tune
-from fedelta.inspection import choices
+from fedelta.federation.fine_tuning import fine_tune
 from fedelta.record import files
-from fedelta.tuning.scopes import SCOPES
 
 EXITS = (
     SMALL.replace(
@@ -58,10 +58,10 @@ def test_no_round_asks_a_client_that_is_held_out_and_ids_stay(result, tmp_path):
         write_small(tmp_path, text=EXITS), ["personalization.held_out_clients=0"]
     ).assembly.data
     data = result.assembly.data
-    assert len(data.unseen) == 2
-    assert not data.partition.keys() & data.unseen.keys()
-    assert data.partition.keys() | data.unseen.keys() == whole.partition.keys() == set(range(6))
-    assert all(torch.equal({**data.partition, **data.unseen}[client], own) for client, own in whole.partition.items())
+    assert len(data.held_out) == 2
+    assert not data.partition.keys() & data.held_out.keys()
+    assert data.partition.keys() | data.held_out.keys() == whole.partition.keys() == set(range(6))
+    assert all(torch.equal({**data.partition, **data.held_out}[client], own) for client, own in whole.partition.items())
     asked = {client for each in rows(result.path / "rounds.jsonl") for client in each["cohort"]}
     sent = {row["client_id"] for row in rows(result.path / "ledger.jsonl") if row["round"]}
     # Three rounds of three of the other four: at seed 3 all of them have been asked.
@@ -71,7 +71,7 @@ def test_no_round_asks_a_client_that_is_held_out_and_ids_stay(result, tmp_path):
 def test_the_files_of_the_run_tell_who_was_held_out(result):
     counts = json.loads((result.path / "partition.json").read_text())
     data = result.assembly.data
-    for key, rows_of in (("clients", data.partition), ("held_out", data.unseen)):
+    for key, rows_of in (("clients", data.partition), ("held_out", data.held_out)):
         assert {int(client): sum(own) for client, own in counts[key].items()} == {
             client: len(own) for client, own in rows_of.items()
         }
@@ -94,12 +94,12 @@ def test_the_record_has_each_client_before_and_after_with_mean_deviation_and_wor
     # The token is as wide as the model.
     assert record["scopes"]["token"]["tuned_parameters"] == 32
     assert record["scopes"]["all"]["tuned_parameters"] == result.summary["tuned_parameters"]
-    unseen = result.assembly.data.unseen
+    held_out = result.assembly.data.held_out
     for own in record["scopes"].values():
         clients = own["clients"]
-        assert [each["client_id"] for each in clients] == sorted(unseen)
+        assert [each["client_id"] for each in clients] == sorted(held_out)
         for each in clients:
-            assert each["num_train"] + each["num_eval"] == len(unseen[each["client_id"]])
+            assert each["num_train"] + each["num_eval"] == len(held_out[each["client_id"]])
             assert each["lr"] in (0.01, 0.1)
             for when in ("before", "after"):
                 assert len(each[f"accuracy_by_exit_{when}"]) == 1 + each["client_id"] % 2
@@ -117,12 +117,12 @@ def test_the_record_has_each_client_before_and_after_with_mean_deviation_and_wor
 
 def test_it_starts_from_the_params_of_the_run(result, record):
     # The server's model on the rows that a client is evaluated on, by the engine of the run itself.
-    from fedelta.federation.personalize import split
+    from fedelta.federation.fine_tuning import split
 
     assembly, seed = result.assembly, result.assembly.config.seed
     for each in record["scopes"]["all"]["clients"]:
         client = each["client_id"]
-        own = assembly.data.unseen[client]
+        own = assembly.data.held_out[client]
         part = split(
             assembly.config.personalization, own, assembly.data.train.targets.values[own], client, seed
         ).evaluation
@@ -228,11 +228,11 @@ def test_rows_of_clients_that_are_held_out_are_not_in_the_validation_set(tmp_pat
     config = write_small(tmp_path, text=SMALL + "\n[personalization]\nheld_out = [1, 4]\n")
     data = Experiment.from_toml(config, ["data.evaluate_on=validation", "data.validation_fraction=0.5"]).assembly.data
     plain = Experiment.from_toml(config).assembly.data
-    assert {client: len(own) for client, own in data.unseen.items()} == {
-        client: len(own) for client, own in plain.unseen.items()
+    assert {client: len(own) for client, own in data.held_out.items()} == {
+        client: len(own) for client, own in plain.held_out.items()
     }
     trained = sum(map(len, data.partition.values()))
-    assert trained + len(data.test) + sum(map(len, data.unseen.values())) == 120
+    assert trained + len(data.test) + sum(map(len, data.held_out.values())) == 120
 
 
 def test_data_and_a_model_of_your_own_can_be_personalised(tmp_path):
@@ -271,11 +271,11 @@ def test_a_run_of_a_strategy_with_steps_memory_and_a_deadline_can_be_personalise
 def test_clients_fine_tune_side_by_side_as_many_as_there_are_lanes_for(result, monkeypatch):
     lanes = []
 
-    def seen(settings, unseen, scopes):
-        lanes.append(unseen.engine.lanes.num)
-        return fine_tune(settings, unseen, scopes)
+    def noted(settings, held_out, scopes):
+        lanes.append(held_out.engine.lanes.num)
+        return fine_tune(settings, held_out, scopes)
 
-    monkeypatch.setattr(personalization, "fine_tune", seen)
+    monkeypatch.setattr(personalization, "fine_tune", noted)
     for number in ("auto", "3"):
         fedelta.personalize(result.path, [f"runtime.lanes={number}"])
     # Two clients with two rates each; 64 samples a step are eight lanes of batch 8.

@@ -163,7 +163,7 @@ def test_exits_learn_numbers_and_are_not_chosen_by_confidence(folder, tmp_path):
     image = torch.full((1, 8, 8), 125, dtype=torch.uint8)
     answers = list(run.predictor().answers(image))
     assert [answer.exit for answer in answers] == [1, 2]
-    with pytest.raises(InputError, match="does not say how sure it is"):
+    with pytest.raises(InputError, match="a regression gives no confidence"):
         run.predictor().predict([image], confidence=0.9)
 
 
@@ -201,7 +201,7 @@ def test_validation_has_nothing_to_say_of_classes(folder, tmp_path):
 
 @pytest.mark.parametrize(
     ("kind", "message"),
-    [("int64", "holds whole numbers, which may be those of classes"), ("string", "holds 'str', expected numbers")],
+    [("int64", "holds integers, which may be class numbers"), ("string", "holds 'str', expected numbers")],
 )
 def test_columns_of_classes_are_refused(tmp_path, kind, message):
     write_images(tmp_path / "train.parquet", 12, seed=0, kind=kind)

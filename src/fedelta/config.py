@@ -17,9 +17,10 @@ from typing import Annotated, Any
 import tomli_w
 from pydantic import Field, TypeAdapter, ValidationError
 
+from fedelta.catalog import COMBINATIONS, LOCAL_RULES, PARTITIONERS, STRATEGIES, TUNING_METHODS
 from fedelta.codecs.channel import Channel
 from fedelta.data.augmentation import Augmentation
-from fedelta.data.partition import PartitionSettings
+from fedelta.data.division import Partitioner
 from fedelta.data.sources import DataSource
 from fedelta.engine.exits import ExitSettings
 from fedelta.engine.work import ClientSettings
@@ -27,24 +28,29 @@ from fedelta.errors import ConfigError
 from fedelta.federation.held_out import Personalization
 from fedelta.grid import parse_grid
 from fedelta.models.source import ModelSource
+from fedelta.plugins import refuse_missing
+from fedelta.record.rundir import CONFIG, RunDirectory
 from fedelta.runtimes.simulation import SimulationSettings
 from fedelta.runtimes.stability import Stability
 from fedelta.settings import Context, Settings
-from fedelta.settings.base import Table, out_of_bounds, problems_of, without_none
+from fedelta.settings.base import Table, as_settings, out_of_bounds, problems_of, without_none
 from fedelta.settings.explain import explain, unknown_key
 from fedelta.settings.override import override
-from fedelta.strategies import AnyLocalRule, AnyStrategy
+from fedelta.settings.registry import Chosen
+from fedelta.strategies.base import LocalRule, Strategy
 from fedelta.strategies.fedavg import FedAvg
 from fedelta.strategies.local import Plain
+from fedelta.tasks.choice import ChosenTask
 from fedelta.tasks.classification import Classification
-from fedelta.tasks.table import AnyTask
 from fedelta.tracking.settings import Tracking
-from fedelta.tuning import AnyTuning
+from fedelta.tuning.base import TuningMethod
 from fedelta.tuning.combined import expand
 from fedelta.tuning.lora import Lora
 
 # What a run started from is not needed to go on with it, and may be gone.
 WITHOUT_ADAPTER = ("model.adapter=",)
+
+_HINT = "`fedelta list` names what can be chosen; `--plugin FILE` adds methods of your own."
 
 
 class Config(Settings):
@@ -64,13 +70,13 @@ class Config(Settings):
     evaluate_every: int = Field(default=1, ge=1, strict=True)
     model: ModelSource
     data: DataSource
-    partition: Annotated[PartitionSettings, Field(discriminator="name")]
+    partition: Annotated[Partitioner, Chosen(PARTITIONERS)]
     augmentation: Augmentation = Augmentation()
-    task: AnyTask = Classification()
+    task: ChosenTask = Classification()
     exits: ExitSettings = ExitSettings()
-    tuning: Annotated[AnyTuning, Field(discriminator="name")] = Lora()
-    strategy: Annotated[AnyStrategy, Field(discriminator="name")] = FedAvg()
-    local_rule: Annotated[AnyLocalRule, Field(discriminator="name")] = Plain()
+    tuning: Annotated[TuningMethod, Chosen(TUNING_METHODS, COMBINATIONS)] = Lora()
+    strategy: Annotated[Strategy, Chosen(STRATEGIES)] = FedAvg()
+    local_rule: Annotated[LocalRule, Chosen(LOCAL_RULES)] = Plain()
     client: ClientSettings = ClientSettings()
     codec: Channel = Channel()
     runtime: SimulationSettings = SimulationSettings()
@@ -78,17 +84,17 @@ class Config(Settings):
     personalization: Personalization = Personalization()
     tracking: Tracking = Tracking()
 
-    def to_table(self, instead: Mapping[str, Settings] = MappingProxyType({})) -> Table:
+    def to_table(self, instead: Mapping[str, object] = MappingProxyType({})) -> Table:
         """The configuration as TOML holds it, with every default written out.
 
         Args:
             instead: settings to write in the place of some sections: what a run made of them.
         """
-        written = {name: setting.model_dump(mode="json") for name, setting in instead.items()}
+        written = {name: as_settings(setting).model_dump(mode="json") for name, setting in instead.items()}
         # TOML has no null: a key that is None is left out, and reading gives it its default, which is None.
         return dict(without_none(self.model_dump(mode="json") | written))
 
-    def to_toml(self, instead: Mapping[str, Settings] = MappingProxyType({})) -> str:
+    def to_toml(self, instead: Mapping[str, object] = MappingProxyType({})) -> str:
         """The text of `to_table`; `load_config` reads it back to an equal configuration."""
         return tomli_w.dumps(self.to_table(instead))
 
@@ -111,7 +117,10 @@ def read_table(path: str | Path) -> Table:
 
     Raises:
         ConfigError: unreadable, or not TOML.
+        PluginError: it is that of a run with plug-ins that are not given.
     """
+    if Path(path).name == CONFIG:
+        refuse_missing(RunDirectory(Path(path).parent).plugins, f"run {str(Path(path).parent)!r}")
     try:
         # Some editors put a mark in front of UTF-8, which TOML does not know.
         table = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
@@ -145,7 +154,7 @@ def parse_config(table: Table, overrides: Iterable[str] = (), *, origin: str = "
     }
     problems += problems_of(Context(known))
     if problems:
-        raise ConfigError(problems, origin=origin, hint="`fedelta list` names what can be chosen.")
+        raise ConfigError(problems, origin=origin, hint=_HINT)
     return Config(**sections)
 
 

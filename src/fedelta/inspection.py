@@ -1,4 +1,4 @@
-"""What a configuration would tune and send, and what a configuration can name; nothing is trained."""
+"""What a configuration would tune and send; nothing is trained."""
 
 from __future__ import annotations
 
@@ -14,18 +14,11 @@ from fedelta.federation.tiers import Tiers
 from fedelta.imports import collector_paused
 from fedelta.inference.adapter import read_adapter
 from fedelta.inference.translate import placed
-from fedelta.models.anatomy import ANATOMIES
 from fedelta.models.hub import Backbone, build
-from fedelta.models.native import PRESETS
-from fedelta.models.source import bundled_names
 from fedelta.params import ParamSpec
 from fedelta.record.runlog import BYTES_PER_FLOAT32
-from fedelta.settings.explain import named_choices
-from fedelta.tracking.table import TOOLS
 from fedelta.tuning.exits import exit_blocks, owned_at
 from fedelta.tuning.lanes import Lanes
-from fedelta.tuning.scopes import SCOPES
-from fedelta.tuning.table import SINGLE
 
 
 @dataclass(frozen=True)
@@ -133,17 +126,3 @@ def _tiers(config: Config, backbone: Backbone, spec: ParamSpec, wire: ParamSpec)
         scalars = sum(spec.tensors[name].numel for name in zeros if name in spec and spec.tensors[name].trained)
         tiers.append(Tier(depth, scalars, len(encode(zeros, wire, config.codec.up)[0])))
     return tuple(tiers)
-
-
-def choices() -> dict[str, list[str]]:
-    """Key of a configuration to the names it takes."""
-    fixed = {
-        "model.source": [*(f"bundled:{name}" for name in bundled_names()), "a directory", "a hub name"],
-        "model.architecture.model_type": [*PRESETS, "any family of transformers"],
-        "model families with roles": [name for name, anatomy in ANATOMIES.items() if anatomy.roles],
-        "data.source": ["digits", "a folder of images or recordings", "Parquet, CSV or JSON files", "a hub name"],
-        "tuning.name": [*SINGLE, "several joined by +"],
-        "personalization.tune": [*SCOPES],
-    }
-    named = {key: names for key, names in named_choices(Config).items() if key not in fixed}
-    return fixed | named | {"tracking.tools": list(TOOLS)}

@@ -14,21 +14,21 @@ from pathlib import Path
 from fedelta.assembly.model import TunedModel, tiers_of, tuned_model
 from fedelta.assembly.origin import check_origin, origin_of
 from fedelta.assembly.site import build_engine, few_rows, read_data
+from fedelta.catalog import Scope
 from fedelta.config import Config, load_config
 from fedelta.data.batches import FederatedData
 from fedelta.data.clients import Clients
 from fedelta.durable import write_atomic
 from fedelta.engine.lanes import LaneEngine
 from fedelta.errors import ConfigError, InputError
-from fedelta.federation.personalize import Personalized, Unseen
-from fedelta.federation.personalize import personalize as fine_tune
+from fedelta.federation.fine_tuning import HeldOut, Personalized, fine_tune
 from fedelta.federation.tiers import Tiers
 from fedelta.models.hub import Backbone
 from fedelta.record.checkpoint import Checkpoint, check_fit, load
 from fedelta.record.files import Record, to_json
 from fedelta.record.rundir import PERSONALIZATION, RunDirectory
 from fedelta.tasks.base import Evaluation, Measure
-from fedelta.tuning.scopes import Scope, scopes_of
+from fedelta.tuning.scopes import scopes_of
 
 # Called with each result and the number that there will be: one a client and scope.
 OnResult = Callable[[Personalized, int], None]
@@ -65,10 +65,10 @@ def personalize(
     run = RunDirectory.open(Path(directory))
     original = load_config(run.config, ["model.adapter="])  # it may be gone, and the checkpoint has all of it
     config = load_config(run.config, ["model.adapter=", *overrides])
-    num_unseen = original.personalization.num_held_out + (0 if data is None else len(data.unseen))
-    _check(original, config, run, num_unseen)
+    num_held_out = original.personalization.num_held_out + (0 if data is None else len(data.held_out))
+    _check(original, config, run, num_held_out)
     with run.locked():
-        bench = _bench(config, num_unseen, backbone, data)
+        bench = _bench(config, num_held_out, backbone, data)
         checkpoint = load(run.checkpoint)
         check_origin(run.path, checkpoint, origin_of(original, bench.model, bench.data, bench.tiers), original)
         check_fit(run.checkpoint, checkpoint, bench.model.spec)
@@ -77,14 +77,14 @@ def personalize(
     return record
 
 
-def _check(original: Config, config: Config, run: RunDirectory, num_unseen: int) -> None:
+def _check(original: Config, config: Config, run: RunDirectory, num_held_out: int) -> None:
     """Lets `config` differ from the run's in how clients fine-tune, not in who they are.
 
     Raises:
         InputError: it differs in more, or nobody is held out, or the run is not finished.
     """
     before, now = original.personalization, config.personalization
-    if not num_unseen:
+    if not num_held_out:
         raise InputError(
             f"run {str(run.path)!r} held no client out, so that there is none that it has not seen.",
             hint="set `personalization.held_out_clients` and run again.",
@@ -116,11 +116,11 @@ class _Bench:
     tiers: Tiers | None
 
 
-def _bench(config: Config, num_unseen: int, backbone: Backbone | None, data: FederatedData | None) -> _Bench:
+def _bench(config: Config, num_held_out: int, backbone: Backbone | None, data: FederatedData | None) -> _Bench:
     backbone, data = read_data(config, backbone, data)
     client = config.personalization.training(config.client)
     num_lanes = config.runtime.num_lanes(
-        clients_per_round=num_unseen * len(config.personalization.lrs), batch_size=client.batch_size
+        clients_per_round=num_held_out * len(config.personalization.lrs), batch_size=client.batch_size
     )
     model = tuned_model(config, backbone, data.class_names, num_lanes=num_lanes, sample=few_rows(data))
     tiers = tiers_of(config, model, data.clients)
@@ -130,14 +130,14 @@ def _bench(config: Config, num_unseen: int, backbone: Backbone | None, data: Fed
 def _record(bench: _Bench, checkpoint: Checkpoint, config: Config, on_result: OnResult | None) -> Record:
     data, spec, personal = bench.data, bench.model.spec, config.personalization
     scopes = personal.scopes(scopes_of(bench.model.backbone, spec), bench.model.tuning.name)
-    unseen = Unseen(
+    held_out = HeldOut(
         bench.engine, data, checkpoint.params, config.seed, round=max(1, checkpoint.round), tiers=bench.tiers
     )
     found: dict[Scope, list[Record]] = {scope: [] for scope in scopes}
-    for each in fine_tune(personal, unseen, scopes):
+    for each in fine_tune(personal, held_out, scopes):
         found[each.scope].append(_row(each, data.clients))
         if on_result:
-            on_result(each, len(scopes) * len(data.unseen))
+            on_result(each, len(scopes) * len(data.held_out))
     return {
         "note": _NOTE,
         "round": checkpoint.round,

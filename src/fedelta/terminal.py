@@ -92,7 +92,7 @@ def client_bar(console: Console, quiet: bool) -> Iterator[OnResult | None]:
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from fedelta.federation.personalize import Personalized
+    from fedelta.federation.fine_tuning import Personalized
 
     columns = (TextColumn("{task.description}", markup=False), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:

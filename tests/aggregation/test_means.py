@@ -40,12 +40,12 @@ def test_means_by_hand(mean: Aggregation, values: tuple[float, ...], expected: f
 def test_clipping_looks_at_all_tensors_together_and_weights_by_examples():
     # Client 0: length sqrt(3^2 + 4^2) = 5, shortened to 1: (0.6, 0.8). Client 1: length 1, as it is.
     # Weighted 1 to 3: a = (0.6 + 3 * 1) / 4 = 0.9, b = (0.8 + 0) / 4 = 0.2
-    two = [
+    two_updates = [
         Update(0, 1, {"a": tensor(3.0), "b": tensor(4.0)}),
         Update(1, 3, {"a": tensor(1.0), "b": tensor(0.0)}),
     ]
-    found = mean_of(Clipped(max_norm=1.0), two, SPEC)
-    torch.testing.assert_close(found, {"a": tensor(0.9).double(), "b": tensor(0.2).double()}, atol=1e-7, rtol=0)
+    result = mean_of(Clipped(max_norm=1.0), two_updates, SPEC)
+    torch.testing.assert_close(result, {"a": tensor(0.9).double(), "b": tensor(0.2).double()}, atol=1e-7, rtol=0)
 
 
 @pytest.mark.parametrize("mean", [Median(), Trimmed(fraction=0.25), Clipped(max_norm=2.0)])
@@ -64,26 +64,26 @@ def test_statistics_are_not_clipped_and_otherwise_taken_like_deltas():
 @pytest.mark.parametrize("mean", [Clipped(max_norm=1e9), Weighted()])
 def test_without_anything_to_clip_it_is_fedavg_to_the_last_bit(mean: Aggregation):
     plain, _ = step(FedAvg(), {}, params(), PLAN, updates(), SPEC)
-    found, _ = step(FedAvg(mean=mean), {}, params(), PLAN, updates(), SPEC)
-    assert_same_bits(found, plain)
+    result, _ = step(FedAvg(mean=mean), {}, params(), PLAN, updates(), SPEC)
+    assert_same_bits(result, plain)
 
 
 @pytest.mark.parametrize("mean", [Median(), Trimmed(fraction=0.0)])
 def test_two_clients_of_equal_size_are_fedavg_to_the_last_bit(mean: Aggregation):
     equal = [Update(update.client_id, 8, update.delta) for update in updates()]
     plain, _ = step(FedAvg(), {}, params(), PLAN, equal, SPEC)
-    found, _ = step(FedAvg(mean=mean), {}, params(), PLAN, equal, SPEC)
-    assert_same_bits(found, plain)
+    result, _ = step(FedAvg(mean=mean), {}, params(), PLAN, equal, SPEC)
+    assert_same_bits(result, plain)
 
 
 @pytest.mark.parametrize("mean", [Weighted(), Median(), Trimmed(), Clipped()])
 def test_a_tensor_is_taken_over_the_clients_that_sent_it_and_inputs_stay(mean: Aggregation):
     mixed = [*updates(), Update(7, 1, {"c": tensor([0.25])})]
-    found = mean_of(mean, mixed, SPEC)
-    assert found["c"].tolist() == [0.25]
-    assert {name: value.dtype for name, value in found.items()} == dict.fromkeys("abc", torch.float64)
-    for used, fresh in zip(mixed, updates(), strict=False):
-        assert_same_bits(used.delta, fresh.delta)
+    result = mean_of(mean, mixed, SPEC)
+    assert result["c"].tolist() == [0.25]
+    assert {name: value.dtype for name, value in result.items()} == dict.fromkeys("abc", torch.float64)
+    for update, fresh in zip(mixed, updates(), strict=False):
+        assert_same_bits(update.delta, fresh.delta)
 
 
 @pytest.mark.parametrize("build", [lambda: Trimmed(fraction=0.5), lambda: Clipped(max_norm=0.0)])

@@ -101,10 +101,10 @@ def test_what_the_codec_left_out_of_an_upload_is_in_the_next_one():
 
 def test_the_residual_of_a_reply_that_was_not_accepted_is_forgotten():
     site, start = site_with(Channel(up=Int8()))
-    first = served(site, start, 1, accepted=False)
+    rejected = served(site, start, 1, accepted=False)
     assert site.memory_of(0).residual == {}
-    again = served(site, start, 1)
-    assert all(torch.equal(first[name], again[name]) for name in start)
+    repeated = served(site, start, 1)
+    assert all(torch.equal(rejected[name], repeated[name]) for name in start)
     assert set(site.memory_of(0).residual) == set(start)
 
 
@@ -118,14 +118,14 @@ def test_exact_and_rounded_numbers_leave_nothing_behind(name: str):
 def test_a_run_with_int8_uploads_counts_its_bytes_and_goes_on_after_a_stop(tmp_path: Path):
     overrides = ["codec.up.name=int8", "strategy.num_rounds=4"]
     path = write_small(tmp_path)
-    whole = Experiment.from_toml(path, overrides).run(tmp_path / "whole")
+    uninterrupted = Experiment.from_toml(path, overrides).run(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         Experiment.from_toml(path, overrides).run(tmp_path / "parts", on_round=stop_after(2))
     parts = Experiment.from_run(tmp_path / "parts").resume(tmp_path / "parts")
     for name in ("rounds.jsonl", "ledger.jsonl"):
-        assert (whole.path / name).read_bytes() == (parts.path / name).read_bytes()
+        assert (uninterrupted.path / name).read_bytes() == (parts.path / name).read_bytes()
     # LoRA's A of q and v in two blocks: [2, 32]; B: [32, 2]; the head: [10, 32] and [10]. A byte each, and four a row.
-    spec = whole.assembly.spec
+    spec = uninterrupted.assembly.spec
     rows = sum(tensor.shape[0] if len(tensor.shape) > 1 else 1 for tensor in spec.tensors.values())
-    assert whole.ledger.uplink_tensor_bytes == 4 * 3 * (spec.num_parameters + 4 * rows)
-    assert whole.ledger.downlink_tensor_bytes == 4 * 3 * 2 * spec.num_parameters
+    assert uninterrupted.ledger.uplink_tensor_bytes == 4 * 3 * (spec.num_parameters + 4 * rows)
+    assert uninterrupted.ledger.downlink_tensor_bytes == 4 * 3 * 2 * spec.num_parameters

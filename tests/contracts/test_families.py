@@ -13,10 +13,11 @@ from benchmarks.probe import probe, rows_for
 from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
 
 from benchmarks import small
+from fedelta.catalog import TUNING_METHODS
 from fedelta.errors import ModelError
 from fedelta.models.anatomy import ANATOMIES, anatomy_of
 from fedelta.models.hub import Backbone, build
-from fedelta.models.source import ModelSource, kind_of, read_config
+from fedelta.models.source import ModelSource, modality_of, read_config
 from fedelta.seeds import stream
 from fedelta.tasks.classification import Classification
 from fedelta.tuning.accumulator import Accumulator
@@ -28,7 +29,6 @@ from fedelta.tuning.exit_heads import ExitHeads
 from fedelta.tuning.lanes import Lanes
 from fedelta.tuning.lora import Lora
 from fedelta.tuning.prompt import Prompt
-from fedelta.tuning.table import SINGLE
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 OTHER_SIZES = {
@@ -38,7 +38,7 @@ OTHER_SIZES = {
     "fedelta_resnet": {"stem_width": 4, "widths": [4, 8], "blocks_per_stage": 1},
     "fedelta_leaf_cnn": {"channels": [2, 4], "hidden": 8, "num_channels": 3, "image_size": 32},
 }
-METHODS: dict[str, TuningMethod] = {name: kind() for name, kind in SINGLE.items()} | {
+METHODS: dict[str, TuningMethod] = {name: kind() for name, kind in TUNING_METHODS.items()} | {
     "accumulator": Accumulator(num_heads=2, mlp_width=8, head_width=8),
     "exit-heads+adapter": Combined(methods=(ExitHeads(), Adapter(placement="parallel", shared=False))),
     "lora": Lora(r=2),
@@ -86,7 +86,7 @@ def tiny(family: str) -> tuple[Backbone, dict[str, torch.Tensor]]:
         inputs = {"input_ids": tokens, "attention_mask": torch.tensor([[1] * 6, [1] * 4 + [0] * 2, [1] * 6])}
     config = read_config(ModelSource(architecture={"model_type": family, **sizes}))
     config.num_labels, config.architectures = 3, []
-    assert kind_of(config, Classification())[0].name == ("image" if is_image else "text")
+    assert modality_of(config, Classification())[0].name == ("image" if is_image else "text")
     auto = AutoModelForImageClassification if is_image else AutoModelForSequenceClassification
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -100,7 +100,7 @@ def test_clients_are_called_by_number_and_name():
     [
         ({0: "a"}, "names are for all clients or for none; clients 1 have only one of the two"),
         ({0: "a", 1: "b", 2: "c"}, "clients 2 have only one"),
-        ({0: "a", 1: "a"}, "several clients are called 'a', expected a name for each"),
+        ({0: "a", 1: "a"}, "several clients are called 'a', expected different names"),
         ({0: "1", 1: 1}, "several clients are called '1'"),
         ({0: "a", 1: 1.5}, "names of kind 'float', expected texts or whole numbers"),
         ({0: "a", 1: True}, "names of kind 'bool'"),
@@ -116,5 +116,5 @@ def test_names_given_in_python_stay_with_clients_that_are_held_out():
     data = FederatedData(tiny_data(num_rows=6), tiny_data(), ("a", "b", "c"), rows, names={0: "x", 1: "y", 2: "z"})
     assert data.clients.find("y") == 1
     apart = data.without([1])
-    assert (set(apart.partition), set(apart.unseen)) == ({0, 2}, {1})
+    assert (set(apart.partition), set(apart.held_out)) == ({0, 2}, {1})
     assert apart.clients == data.clients

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import random
-from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner, PathologicalPartitioner
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from torch import Tensor
 
-from fedelta.data.division import divide, draw
-from fedelta.data.partition import (
-    Dirichlet,
-    Iid,
-    Natural,
-    PartitionSettings,
-    Pathological,
-    Quantity,
-)
+from fedelta.catalog import PARTITIONERS
+from fedelta.data.division import Partitioner, divide
+from fedelta.data.label_skew import Dirichlet, Pathological
+from fedelta.data.partition import Iid, Natural, Quantity
 from fedelta.errors import DataError
 from fedelta.seeds import stream
 
-EXAMPLES: dict[str, PartitionSettings] = {
+EXAMPLES: dict[str, Partitioner] = {
     "iid": Iid(num_clients=7),
     "dirichlet": Dirichlet(num_clients=7, alpha=0.3, min_size=5),
     "pathological": Pathological(num_clients=10, labels_per_client=2),
@@ -48,10 +42,10 @@ def client_ids() -> list[str]:
 
 
 def test_the_examples_hold_every_partitioner_by_its_name():
-    assert {type(settings) for settings in EXAMPLES.values()} == set(get_args(PartitionSettings))
+    assert EXAMPLES.keys() == PARTITIONERS.keys()
     for name, settings in EXAMPLES.items():
         assert settings.name == name
-        assert TypeAdapter(PartitionSettings).validate_python(settings.model_dump()) == settings
+        assert PARTITIONERS[name].model_validate(settings.model_dump()) == settings
 
 
 @pytest.mark.parametrize("name", sorted(EXAMPLES))
@@ -130,7 +124,7 @@ def test_a_draw_without_a_minimum_is_that_of_flwr_datasets(num_clients, alpha, s
                 expected = [sorted(theirs.load_partition(client)["place"]) for client in range(num_clients)]
         except FloatingPointError:  # balancing has left no client that may take a label
             expected = []
-        assert [rows.tolist() for rows in draw(settings, labels, seed).values()] == expected
+        assert [rows.tolist() for rows in settings.draw(labels, seed).values()] == expected
 
 
 def test_many_clients_are_not_loaded_one_by_one(monkeypatch):
@@ -148,7 +142,7 @@ def test_many_clients_are_not_loaded_one_by_one(monkeypatch):
 @pytest.mark.parametrize("note", [None, {}, {client: [client] for client in range(7)}])
 def test_partitioners_without_a_trustworthy_note_are_asked_for_each_client(note, labels, client_ids, monkeypatch):
     expected = {name: divide(settings, labels, client_ids, seed=3) for name, settings in EXAMPLES.items()}
-    monkeypatch.setattr("fedelta.data.division.vars", lambda _: {"_partition_id_to_indices": note}, raising=False)
+    monkeypatch.setattr("fedelta.data.flwr_rows.vars", lambda _: {"_partition_id_to_indices": note}, raising=False)
     for name, settings in EXAMPLES.items():
         rows = divide(settings, labels, client_ids, seed=3)
         assert rows.keys() == expected[name].keys()
@@ -180,13 +174,13 @@ def test_natural_clients_are_numbered_in_the_order_of_their_ids():
 
 def test_fewer_natural_clients_are_drawn_and_keep_their_order():
     ids = [f"writer {row % 30:02}" for row in range(90)]
-    everybody = divide(Natural(), torch.zeros(90).long(), ids, seed=0)
+    all_clients = divide(Natural(), torch.zeros(90).long(), ids, seed=0)
     drawn = [divide(Natural(num_clients=10), torch.zeros(90).long(), ids, seed=seed) for seed in (0, 0, 1)]
-    of_all = [rows.tolist() for rows in everybody.values()]
-    first, same, other = ([rows.tolist() for rows in each.values()] for each in drawn)
-    assert first == same != other
+    of_all = [rows.tolist() for rows in all_clients.values()]
+    first, repeated, other = ([rows.tolist() for rows in partition.values()] for partition in drawn)
+    assert first == repeated != other
     assert [rows for rows in of_all if rows in first] == first
-    assert [list(each) for each in drawn] == [list(range(10))] * 3
+    assert [list(partition) for partition in drawn] == [list(range(10))] * 3
 
 
 def test_quantity_skew_differs_in_size_and_not_in_labels():
@@ -219,7 +213,7 @@ def test_quantity_skew_differs_in_size_and_not_in_labels():
         (Natural(num_clients=7), "num_clients is 7, expected at most 6, the number of client ids"),
     ],
 )
-def test_what_the_data_cannot_give_is_refused(settings, message, labels, client_ids):
+def test_divisions_that_the_data_do_not_allow_are_refused(settings, message, labels, client_ids):
     with pytest.raises(DataError, match=message):
         divide(settings, labels, client_ids, seed=0)
 
@@ -268,9 +262,9 @@ def num_labels(rows: dict[int, Tensor], labels: Tensor) -> float:
 
 def test_equal_shares_are_those_of_flwr_datasets(labels):
     order = torch.randperm(200, generator=stream(3, "partition", "order"))
-    theirs = IidPartitioner(7)
-    theirs.dataset = Dataset.from_dict({"row": order.tolist()})
-    ours = divide(Iid(num_clients=7), labels, None, seed=3)
-    assert [of_client.tolist() for of_client in ours.values()] == [
-        sorted(theirs.load_partition(client)["row"][:]) for client in range(7)
+    reference = IidPartitioner(7)
+    reference.dataset = Dataset.from_dict({"row": order.tolist()})
+    rows_of = divide(Iid(num_clients=7), labels, None, seed=3)
+    assert [of_client.tolist() for of_client in rows_of.values()] == [
+        sorted(reference.load_partition(client)["row"][:]) for client in range(7)
     ]

@@ -1,4 +1,4 @@
-"""Augmentation in the lane engine and in whole runs."""
+"""Augmentation in the lane engine and in federated runs."""
 
 from __future__ import annotations
 
@@ -44,33 +44,33 @@ def train(augmentation: Augmentation | None, *, seed: int = 0, **engine: object)
 
 @pytest.mark.parametrize("lanes", [2, 3])
 def test_lanes_are_one_client_after_the_other(lanes: int):
-    # The batches are ragged: a padding row that took numbers of its own would move those of all rows after it.
+    # The batches are ragged: a padding row that drew random numbers would shift those of all rows after it.
     alone, together = train(ALL), train(ALL, lanes=lanes)
     for client_id, delta in alone.items():
         assert_close(together[client_id], delta, rtol=1e-4, atol=1e-6)
 
 
 def test_a_client_sees_the_same_images_in_batches_of_another_size():
-    seen: dict[int, list[tuple[float, ...]]] = {}
+    images_of: dict[int, list[tuple[float, ...]]] = {}
     for batch_size in (1, 4):
         engine, backbone = tiny_engine(
             Head(), tiny_data(), augmentation=ALL, client=ClientSettings(batch_size=batch_size, local_epochs=2)
         )  # fmt: skip
-        images = seen[batch_size] = []
+        images = images_of[batch_size] = []
         backbone.module.vit.register_forward_pre_hook(
-            lambda _, given, images=images: images.extend(map(tuple, given[0].flatten(1).tolist()))
+            lambda _, inputs, images=images: images.extend(map(tuple, inputs[0].flatten(1).tolist()))
         )
         deltas_of(engine, jobs_for([9], start_of(engine)))
     for epoch in (slice(0, 9), slice(9, 18)):
-        assert set(seen[1][epoch]) == set(seen[4][epoch])
-    assert not set(seen[1][:9]) & set(seen[1][9:])
+        assert set(images_of[1][epoch]) == set(images_of[4][epoch])
+    assert not set(images_of[1][:9]) & set(images_of[1][9:])
 
 
 def test_augmentation_changes_training_and_another_stream_changes_it_otherwise():
-    plain, one, other = train(None), train(ALL), train(ALL, seed=1)
+    plain, augmented, reseeded = train(None), train(ALL), train(ALL, seed=1)
     name = "classifier.weight"
-    assert not torch.equal(plain[0][name], one[0][name])
-    assert not torch.equal(other[0][name], one[0][name])
+    assert not torch.equal(plain[0][name], augmented[0][name])
+    assert not torch.equal(reseeded[0][name], augmented[0][name])
 
 
 def test_all_of_it_off_is_none_of_it():
@@ -163,8 +163,8 @@ def test_recordings_are_refused(tmp_path):
 
 def test_rows_that_two_clients_have_are_refused(tmp_path):
     config = write_small(tmp_path)
-    whole = Experiment.from_toml(config).assembly.data
-    shared = replace(whole, partition={**whole.partition, 0: whole.partition[1]})
+    federated = Experiment.from_toml(config).assembly.data
+    shared = replace(federated, partition={**federated.partition, 0: federated.partition[1]})
     with pytest.raises(ConfigError, match="some rows have two clients"):
         Experiment(load_config(config, ON), data=shared).assembly  # noqa: B018
     assert Experiment(load_config(config), data=shared).assembly
@@ -172,8 +172,8 @@ def test_rows_that_two_clients_have_are_refused(tmp_path):
 
 def test_data_of_ones_own_that_are_no_images_are_refused(tmp_path):
     config = write_small(tmp_path)
-    whole = Experiment.from_toml(config).assembly.data
-    features = ReadyInputs({"features": torch.zeros(len(whole.train), 3)})
-    data = replace(whole, train=Examples(features, whole.train.targets))
+    federated = Experiment.from_toml(config).assembly.data
+    features = ReadyInputs({"features": torch.zeros(len(federated.train), 3)})
+    data = replace(federated, train=Examples(features, federated.train.targets))
     with pytest.raises(ConfigError, match="changes `pixel_values`, but the training data have features"):
         Experiment(load_config(config, [*ON, "runtime.cache_mib=0"]), data=data).assembly  # noqa: B018

@@ -1,4 +1,4 @@
-"""Who is how deep, the loss over exits on small numbers, and what the lane engine makes of it."""
+"""Depths of clients, the loss over exits on small numbers, and training with exits in the lane engine."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def logits_of(*exits: list[list[float]], grad: bool = False) -> Tensor:
     return torch.stack([first, torch.zeros_like(first)], dim=-1).requires_grad_(grad)
 
 
-def unseen(num_exits: int, num_lanes: int = 1) -> Tensor:
+def no_loss_yet(num_exits: int, num_lanes: int = 1) -> Tensor:
     return torch.full((num_exits, num_lanes), torch.nan)
 
 
@@ -73,32 +73,36 @@ def test_one_exit_gives_its_cross_entropy_with_padding_of_no_weight():
     # Two samples and padding: (ln 4/3 + ln 4) / 2, whatever the padding says.
     loss = ExitLoss(ExitSettings(), 1, Classification())
     for padding in (0.0, 50.0):
-        found, written = loss.of(
+        minimised, reported = loss.of(
             logits_of([[LN3, -LN3, padding]]), torch.zeros(1, 3, dtype=torch.int64), tensor([[0.5, 0.5, 0.0]]),
-            torch.ones(1, 1), unseen(1),
+            torch.ones(1, 1), no_loss_yet(1),
         )  # fmt: skip
-        assert found.tolist() == pytest.approx([(LOW + HIGH) / 2])
-        assert written.tolist() == pytest.approx([(LOW + HIGH) / 2])
+        assert minimised.tolist() == pytest.approx([(LOW + HIGH) / 2])
+        assert reported.tolist() == pytest.approx([(LOW + HIGH) / 2])
 
 
-def test_a_sum_is_over_exits_and_what_is_written_down_is_their_mean():
-    found, written = ExitLoss(ExitSettings(train="sum"), 1, Classification()).of(
+def test_the_sum_over_exits_is_minimised_and_their_mean_is_reported():
+    minimised, reported = ExitLoss(ExitSettings(train="sum"), 1, Classification()).of(
         logits_of([[LN3]], [[0.0]], [[-LN3]]), torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1),
-        torch.ones(3, 1), unseen(3),
+        torch.ones(3, 1), no_loss_yet(3),
     )  # fmt: skip
-    assert found.tolist() == pytest.approx([LOW + MIDDLE + HIGH])
-    assert written.tolist() == pytest.approx([(LOW + MIDDLE + HIGH) / 3])
+    assert minimised.tolist() == pytest.approx([LOW + MIDDLE + HIGH])
+    assert reported.tolist() == pytest.approx([(LOW + MIDDLE + HIGH) / 3])
 
 
 def test_lanes_at_different_exits_learn_at_their_own_alone():
     # Lane 0 drew the first exit and lane 1 the second; the other logits get no gradient.
     logits = logits_of([[LN3], [9.0]], [[5.0], [0.0]], grad=True)
-    found, written = ExitLoss(ExitSettings(train="random"), 1, Classification()).of(
-        logits, torch.zeros(2, 1, dtype=torch.int64), torch.ones(2, 1), tensor([[1.0, 0.0], [0.0, 1.0]]), unseen(2, 2)
+    minimised, reported = ExitLoss(ExitSettings(train="random"), 1, Classification()).of(
+        logits,
+        torch.zeros(2, 1, dtype=torch.int64),
+        torch.ones(2, 1),
+        tensor([[1.0, 0.0], [0.0, 1.0]]),
+        no_loss_yet(2, 2),
     )
-    assert found.tolist() == pytest.approx([LOW, MIDDLE])
-    assert written.tolist() == pytest.approx([LOW, MIDDLE])
-    found.sum().backward()
+    assert minimised.tolist() == pytest.approx([LOW, MIDDLE])
+    assert reported.tolist() == pytest.approx([LOW, MIDDLE])
+    minimised.sum().backward()
     # The gradient of the right logit is p - 1: 3/4 - 1 and 1/2 - 1.
     torch.testing.assert_close(logits.grad[:, :, 0, 0], tensor([[-0.25, 0.0], [0.0, -0.5]]))
 
@@ -110,12 +114,12 @@ def test_every_exit_learns_from_the_best_with_a_weight_that_grows_to_one(round: 
     # Losses ln 4/3 and ln 2: exit 1 teaches with (3/4, 1/4). KL to (1/2, 1/2) is 3/4 ln 3/2 + 1/4 ln 1/2.
     divergence = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
     logits = logits_of([[LN3]], [[0.0]], grad=True)
-    found, written = ExitLoss(ExitSettings(train="distill"), round, Classification()).of(
-        logits, torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1), torch.ones(2, 1), unseen(2)
+    minimised, reported = ExitLoss(ExitSettings(train="distill"), round, Classification()).of(
+        logits, torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1), torch.ones(2, 1), no_loss_yet(2)
     )
-    assert found.tolist() == pytest.approx([LOW + MIDDLE + weight * divergence], rel=1e-5)
-    assert written.tolist() == pytest.approx([(LOW + MIDDLE) / 2])
-    found.sum().backward()
+    assert minimised.tolist() == pytest.approx([LOW + MIDDLE + weight * divergence], rel=1e-5)
+    assert reported.tolist() == pytest.approx([(LOW + MIDDLE) / 2])
+    minimised.sum().backward()
     # The teacher has only the gradient of its cross-entropy, 3/4 - 1; the other one has q - p beside it, 1/2 - 3/4.
     torch.testing.assert_close(logits.grad[:, 0, 0, 0], tensor([-0.25, -0.5 - 0.25 * weight]))
 
@@ -125,25 +129,25 @@ def test_the_teacher_is_the_exit_with_the_lowest_running_loss_of_its_lane():
     # now. In lane 1, which has seen nothing yet, exit 1 does.
     running = tensor([[1.0, torch.nan], [0.1, torch.nan]])
     logits = logits_of([[LN3], [LN3]], [[0.0], [0.0]])
-    found, _ = ExitLoss(ExitSettings(train="distill"), 300, Classification()).of(
+    minimised, _ = ExitLoss(ExitSettings(train="distill"), 300, Classification()).of(
         logits, torch.zeros(2, 1, dtype=torch.int64), torch.ones(2, 1), torch.ones(2, 2), running
     )
     from_second = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)
     from_first = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
-    assert found.tolist() == pytest.approx([LOW + MIDDLE + from_second, LOW + MIDDLE + from_first])
+    assert minimised.tolist() == pytest.approx([LOW + MIDDLE + from_second, LOW + MIDDLE + from_first])
     expected = [[0.8 + 0.2 * LOW, LOW], [0.08 + 0.2 * MIDDLE, MIDDLE]]
     torch.testing.assert_close(running, tensor(expected))
 
 
 def test_padding_has_no_weight_in_the_distillation():
-    found = [
+    losses = [
         ExitLoss(ExitSettings(train="distill"), 300, Classification()).of(
             logits_of([[LN3, padding]], [[0.0, -padding]]), torch.zeros(1, 2, dtype=torch.int64), tensor([[1.0, 0.0]]),
-            torch.ones(2, 1), unseen(2),
+            torch.ones(2, 1), no_loss_yet(2),
         )[0].item()
         for padding in (0.0, 7.0)
     ]  # fmt: skip
-    assert found[0] == pytest.approx(found[1])
+    assert losses[0] == pytest.approx(losses[1])
 
 
 # Through the engine: one step of one batch, by hand with autograd on a model of one lane.
@@ -165,36 +169,36 @@ def one_step(train: str, rows: Tensor, data: Examples) -> tuple[Params, float]:
     """Delta and loss of one SGD step over all of `rows`, at all exits."""
     backbone, lanes = tiny_backbone(num_hidden_layers=3), Lanes(1)
     spec = ACCUMULATOR.apply(backbone, lanes, stream(0, "tuning"))
-    found = logits_at(exit_blocks(backbone.module), lambda: backbone.logits(data.inputs.fetch(rows)), {1, 2, 3})
-    losses = [torch.nn.functional.cross_entropy(logits, data.targets.values[rows]) for logits in found.values()]
+    by_exit = logits_at(exit_blocks(backbone.module), lambda: backbone.logits(data.inputs.fetch(rows)), {1, 2, 3})
+    losses = [torch.nn.functional.cross_entropy(logits, data.targets.values[rows]) for logits in by_exit.values()]
     loss = torch.stack(losses).sum()
     if train == "distill":
         best = min(range(3), key=lambda index: losses[index].item())
-        teacher = found[best + 1].detach().log_softmax(1)
-        for logits in found.values():
+        teacher = by_exit[best + 1].detach().log_softmax(1)
+        for logits in by_exit.values():
             divergence = (teacher.exp() * (teacher - logits.log_softmax(1))).sum(1).mean()
             loss = loss + math.exp(-5 * (1 - 200 / 300) ** 2) * divergence
     parameters = [backbone.module.get_parameter(name) for name in spec]
     grads = torch.autograd.grad(loss, parameters)
     deltas = {name: -0.05 * grad[0] for name, grad in zip(spec, grads, strict=True)}
-    return deltas, sum(each.item() for each in losses) / 3
+    return deltas, sum(exit_loss.item() for exit_loss in losses) / 3
 
 
 @pytest.mark.parametrize("train", ["sum", "distill"])
 def test_a_step_at_all_exits_is_that_of_plain_autograd(train: str):
     # Batches of 4, 2 and 3 rows side by side: the shorter ones are padded.
     sizes = (4, 2, 3)
-    found = trained(ACCUMULATOR, train, sizes, lanes=3, round=200, local_steps=1)
+    results = trained(ACCUMULATOR, train, sizes, lanes=3, round=200, local_steps=1)
     for client_id, rows in enumerate(torch.arange(9).split(sizes)):
         expected, loss = one_step(train, rows, tiny_data())
-        assert_close(found[client_id].delta, expected, rtol=1e-3, atol=1e-6)
-        assert found[client_id].train_loss == pytest.approx(loss, rel=1e-5)
+        assert_close(results[client_id].delta, expected, rtol=1e-3, atol=1e-6)
+        assert results[client_id].train_loss == pytest.approx(loss, rel=1e-5)
 
 
 def test_random_exits_are_drawn_for_each_batch_from_the_stream_of_the_client():
     # Without momentum and decay an exit head moves only in the steps for which it was drawn.
-    found = trained(ExitHeads(), "random", (4,), lanes=1, local_steps=30, batch_size=4)[0]
-    moved = {name.split(".")[2] for name, delta in found.delta.items() if delta.abs().max() > 0}
+    result = trained(ExitHeads(), "random", (4,), lanes=1, local_steps=30, batch_size=4)[0]
+    moved = {name.split(".")[2] for name, delta in result.delta.items() if delta.abs().max() > 0}
     assert moved == {"0", "1", "2"}
     draws = stream(0, "exits", 0)
     expected = [int(torch.randint(3, (), generator=draws)) for _ in range(30)]
@@ -226,18 +230,18 @@ def test_evaluation_by_hand_at_every_exit():
     data = tiny_data(num_rows=300)
     engine, backbone = tiny_engine(ACCUMULATOR, data, num_hidden_layers=3, lanes=2)
     params = randomise(start_of(engine), stream(0, "noise"), scale=0.3)
-    found = engine.evaluate(params, data)
+    evaluation = engine.evaluate(params, data)
     engine.bank.load(0, params)
     with torch.no_grad():
         engine.lanes.active = 1
         blocks = exit_blocks(backbone.module)
         answers = logits_at(blocks, lambda: backbone.logits(data.inputs.tensors), {1, 2, 3})
     right = [int((answers[number].argmax(1) == data.targets.values).sum()) for number in (1, 2, 3)]
-    assert found.by_exit["accuracy"] == tuple(count / 300 for count in right)
+    assert evaluation.by_exit["accuracy"] == tuple(count / 300 for count in right)
     assert len(set(right)) == 3
-    assert found.measures["accuracy"] == right[-1] / 300
+    assert evaluation.measures["accuracy"] == right[-1] / 300
     loss = torch.nn.functional.cross_entropy(answers[3], data.targets.values).item()
-    assert found.measures["loss_nats"] == pytest.approx(loss, rel=1e-5)
+    assert evaluation.measures["loss_nats"] == pytest.approx(loss, rel=1e-5)
 
 
 def test_a_model_without_exits_has_no_accuracies_by_exit():
@@ -272,10 +276,10 @@ def test_exits_of_another_task_learn_by_its_loss_and_its_distance():
     assert total.tolist() == [2.5 + 0.5 + 1.0]
 
 
-# Who is how deep.
+# Depths of clients.
 
 
-def test_without_tiers_everybody_runs_the_whole_model():
+def test_without_tiers_every_client_runs_the_whole_model():
     assert ExitSettings().depths(Clients.of([3, 5]), 4, seed=0) == {3: 4, 5: 4}
     assert not ExitSettings().has_tiers
     assert ExitSettings(tiers=(2,)).has_tiers
@@ -301,7 +305,7 @@ def test_a_shuffle_has_as_many_of_each_depth_and_depends_on_the_seed_alone():
     assert one != ExitSettings(tiers=(1, 2, 4)).depths(Clients.of(range(30)), 4, 0)
 
 
-def test_a_file_says_it_for_every_client(tmp_path: Path):
+def test_a_file_gives_the_depth_of_every_client(tmp_path: Path):
     path = tmp_path / "tiers.json"
     path.write_text('{"0": 2, "1": 1, "5": 4}')
     assert ExitSettings(tiers_file=str(path)).depths(Clients.of([0, 1, 5]), 4, seed=0) == {0: 2, 1: 1, 5: 4}
@@ -315,11 +319,11 @@ def test_a_file_says_it_for_every_client(tmp_path: Path):
         ('{"0": 0, "1": 1.5}', "client 0 has depth 0, client 1 has depth 1.5; expected"),
         ('{"0": 2, "1": true}', "client 1 has depth True"),
         ('{"0": 2, "1": "3"}', "client 1 has depth '3'"),
-        ("[1, 2]", "cannot be used"),
-        ("{", "cannot be used"),
-        ("[[0, 1], [1, 2]]", "cannot be used"),
-        ('{"0": 2, "1": 1, "9": 3, "a": 1}', "has '9', 'a', but there are 2 clients, 0 to 1"),
-        (None, "cannot be used"),
+        ("[1, 2]", "cannot be read"),
+        ("{", "cannot be read"),
+        ("[[0, 1], [1, 2]]", "cannot be read"),
+        ('{"0": 2, "1": 1, "9": 3, "a": 1}', "names '9', 'a', but there are 2 clients, 0 to 1"),
+        (None, "cannot be read"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, content: str | None, problem: str):
@@ -328,10 +332,10 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, content: str | None
         path.write_text(content)
     with pytest.raises(ConfigError) as caught:
         ExitSettings(tiers_file=str(path)).depths(Clients.of([0, 1]), 4, seed=0)
-    [found] = caught.value.problems
-    assert found.startswith(f"`exits.tiers_file` {str(path)!r}")
-    assert problem in found
-    assert 'a JSON object of client to depth, such as {"0": 4, "1": 4}' in caught.value.hint
+    [message] = caught.value.problems
+    assert message.startswith(f"`exits.tiers_file` {str(path)!r}")
+    assert problem in message
+    assert 'a JSON object that maps clients to depths, such as {"0": 4, "1": 4}' in caught.value.hint
 
 
 def test_a_file_may_call_clients_by_their_names(tmp_path: Path):
@@ -342,10 +346,10 @@ def test_a_file_may_call_clients_by_their_names(tmp_path: Path):
     path.write_text('{"ann": 2, "carl": 1, "7": 9}')
     with pytest.raises(ConfigError) as caught:
         ExitSettings(tiers_file=str(path)).depths(sites, 4, seed=0)
-    unknown, odd = caught.value.problems
-    assert unknown.endswith("has 'carl', but there are 3 clients: 'ann', 'bob', '7'")
-    assert "client 1 ('bob') has depth None, client 2 ('7') has depth 9; expected 1 to 4" in odd
-    assert caught.value.hint == 'write a JSON object of client to depth, such as {"ann": 4, "bob": 4}.'
+    unknown_clients, wrong_depths = caught.value.problems
+    assert unknown_clients.endswith("names 'carl', but there are 3 clients: 'ann', 'bob', '7'")
+    assert "client 1 ('bob') has depth None, client 2 ('7') has depth 9; expected 1 to 4" in wrong_depths
+    assert caught.value.hint == 'write a JSON object that maps clients to depths, such as {"ann": 4, "bob": 4}.'
 
 
 def test_a_depth_that_the_model_does_not_have_is_refused():

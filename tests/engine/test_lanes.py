@@ -196,7 +196,7 @@ def test_adamw_in_refilled_lanes_is_adamw_one_after_the_other(method: Head | Lor
 
 # Client 0 owns row 0, with which a batch must not be padded for others.
 @pytest.mark.parametrize(("broken_client", "rows"), [(0, slice(0, 5)), (1, slice(5, 7))])
-def test_a_client_with_broken_numbers_breaks_nobody_else(broken_client: int, rows: slice):
+def test_a_client_with_broken_numbers_breaks_no_other_client(broken_client: int, rows: slice):
     data = tiny_data()
     broken = {"pixel_values": data.inputs.tensors["pixel_values"].clone()}
     broken["pixel_values"][rows] = torch.nan

@@ -53,28 +53,28 @@ def lane_result(optimizer: Sgd | AdamW, start_KP: Tensor, grads_TKP: Tensor) -> 
 
 
 def torch_options(options: dict[str, float]) -> dict[str, object]:
-    rest = {name: value for name, value in options.items() if not name.startswith("beta")}
-    return rest | {"betas": (options["beta1"], options["beta2"])} if "beta1" in options else rest
+    shared = {name: value for name, value in options.items() if not name.startswith("beta")}
+    return shared | {"betas": (options["beta1"], options["beta2"])} if "beta1" in options else shared
 
 
 # float64 shows that the equations are the same; float32 that the order of operations loses nothing. AdamW's
 # 1 - 0.999**t has a relative rounding error of up to 3e-5 in float32, half of which passes through the root.
 @pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
 @pytest.mark.parametrize(
-    ("ours", "theirs", "options"),
+    ("optimizer_class", "reference", "options"),
     [(Sgd, torch.optim.SGD, case) for case in SGD_CASES] + [(AdamW, torch.optim.AdamW, case) for case in ADAMW_CASES],
 )
 def test_every_lane_takes_the_steps_of_torchs_optimizer(
-    ours: type[Sgd] | type[AdamW],
-    theirs: type[torch.optim.Optimizer],
+    optimizer_class: type[Sgd] | type[AdamW],
+    reference: type[torch.optim.Optimizer],
     options: dict[str, float],
     dtype: torch.dtype,
     rtol: float,
 ):
     start_KP, grads_TKP = draw(3, 11, dtype=dtype), draw(NUM_STEPS, 3, 11, dtype=dtype)
-    result_KP = lane_result(ours(**options), start_KP, grads_TKP)
+    result_KP = lane_result(optimizer_class(**options), start_KP, grads_TKP)
     for lane in range(3):
-        expected = torch_result(theirs, start_KP[lane], grads_TKP[:, lane], **torch_options(options))
+        expected = torch_result(reference, start_KP[lane], grads_TKP[:, lane], **torch_options(options))
         torch.testing.assert_close(result_KP[lane], expected, rtol=rtol, atol=rtol / 10)
 
 

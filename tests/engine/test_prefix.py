@@ -1,4 +1,4 @@
-"""The frozen-prefix cache: it changes nothing but the work."""
+"""The frozen-prefix cache: it saves work and changes no result."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def prefix_of(method: TuningMethod, family: str = "vit") -> object:
     return find_prefix(backbone, spec, lanes, tiny_inputs(family, 2).tensors)
 
 
-def count_rows(module: nn.Module, seen: Counter[float]) -> None:
-    """Counts in `seen` how often each image, known by its first pixel, enters `module`."""
+def count_rows(module: nn.Module, counts: Counter[float]) -> None:
+    """Counts in `counts` how often each image, known by its first pixel, enters `module`."""
 
     def note(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         pixels = kwargs["pixel_values"] if "pixel_values" in kwargs else args[0]
-        seen.update(pixels[:, 0, 0, 0].tolist())
+        counts.update(pixels[:, 0, 0, 0].tolist())
 
     module.register_forward_pre_hook(note, with_kwargs=True)
 
@@ -80,26 +80,26 @@ def test_no_sample_goes_through_the_prefix_twice(method: TuningMethod, below: st
     data, test = tiny_data(num_rows=24), tiny_data(num_rows=300, seed=1)
     client = ClientSettings(batch_size=4, local_epochs=3)
     engine, backbone = tiny_engine(method, data, lanes=2, client=client, cache_bytes=PLENTY, num_hidden_layers=3)
-    anchor, seen = start_of(engine), Counter()
-    count_rows(backbone.module.get_submodule(below), seen)
+    anchor, counts = start_of(engine), Counter()
+    count_rows(backbone.module.get_submodule(below), counts)
     for _ in range(2):
         deltas_of(engine, jobs_for(SIZES, anchor))
     trained = data.inputs.tensors["pixel_values"][: sum(SIZES), 0, 0, 0].tolist()
-    assert seen == Counter(trained)
+    assert counts == Counter(trained)
     for _ in range(2):
         engine.evaluate(anchor, test)
     tested = test.inputs.tensors["pixel_values"][:, 0, 0, 0].tolist()
     # The first test row goes through once more, to find out how large its features are.
-    assert seen == Counter(trained) + Counter(tested) + Counter(tested[:1])
+    assert counts == Counter(trained) + Counter(tested) + Counter(tested[:1])
 
 
 def test_without_a_cache_every_step_runs_the_backbone():
-    data, seen = tiny_data(), Counter()
+    data, counts = tiny_data(), Counter()
     client = ClientSettings(batch_size=4, local_epochs=3)
     engine, backbone = tiny_engine(Head(), data, client=client)
-    count_rows(backbone.module.vit, seen)
+    count_rows(backbone.module.vit, counts)
     deltas_of(engine, jobs_for([5], start_of(engine)))
-    assert set(seen.values()) == {3}
+    assert set(counts.values()) == {3}
 
 
 @pytest.mark.parametrize(
@@ -144,13 +144,13 @@ def test_a_plain_module_whose_logits_are_its_head_has_a_prefix_and_another_has_n
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.scale * self.head(self.body(x))
 
-    found = []
+    prefixes = []
     for scale in (1.0, 2.0):
         backbone, lanes = Backbone(Plain(scale), Anatomy(("head",))), Lanes(1)
         spec = Head().apply(backbone, lanes, stream(0))
-        found.append(find_prefix(backbone, spec, lanes, {"x": torch.ones(2, 3)}))
-    assert found[0] is not None
-    assert found[1] is None
+        prefixes.append(find_prefix(backbone, spec, lanes, {"x": torch.ones(2, 3)}))
+    assert prefixes[0] is not None
+    assert prefixes[1] is None
 
 
 def test_the_memory_bound_is_the_features_of_all_rows():
@@ -162,12 +162,12 @@ def test_the_memory_bound_is_the_features_of_all_rows():
     [note] = over.notes
     assert note == (
         "frozen-prefix cache off: the features of 24 rows would take 0.0 MiB, more than `runtime.cache_mib` = 0.0; "
-        "raise it to compute them only once."
+        "raise that limit to compute them only once."
     )
-    seen: Counter[float] = Counter()
-    count_rows(backbone.module.vit, seen)
+    counts: Counter[float] = Counter()
+    count_rows(backbone.module.vit, counts)
     delta = deltas_of(over, jobs_for([5], start_of(over)))[0]
-    assert len(seen) == 5
+    assert len(counts) == 5
     uncached, _ = tiny_engine(Head(), data)
     assert_same_bits(delta, deltas_of(uncached, jobs_for([5], start_of(uncached)))[0])
 
@@ -181,12 +181,12 @@ def test_the_features_of_a_block_are_every_token():
     assert CachedInputs(inputs, prefix, torch.device("cpu")).num_bytes == 10 * 5 * 16 * 4
 
 
-def test_features_do_not_depend_on_who_asked_for_them_first():
+def test_features_do_not_depend_on_the_client_that_computed_them():
     results = []
-    for first in ([1], [2, 0]):
+    for clients in ([1], [2, 0]):
         engine, _ = tiny_engine(Head(), tiny_data(), cache_bytes=PLENTY)
         anchor = start_of(engine)
-        for client in first:
+        for client in clients:
             deltas_of(engine, [jobs_for(SIZES, anchor)[client]])
         results.append(deltas_of(engine, jobs_for(SIZES, anchor)))
     for client_id, delta in results[0].items():

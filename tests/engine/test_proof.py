@@ -1,4 +1,4 @@
-"""Lanes are proved when an engine is made: a model that would mix clients gets one, and says why."""
+"""An engine checks its lanes when it is made: for a model that would mix clients it uses one lane and notes why."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ SIZES = (5, 2, 9, 1)
 
 
 class Small(nn.Module):
-    """Tokens [N, T, D] through a tuned layer, whose input `before` arranges and whose output `after` puts back."""
+    """Tokens [N, T, D] through a tuned layer; `arrange` reorders its input and `restore` its output."""
 
-    def __init__(self, before: Callable[..., Tensor], after: Callable[..., Tensor]) -> None:
+    def __init__(self, arrange: Callable[..., Tensor], restore: Callable[..., Tensor]) -> None:
         super().__init__()
-        self.before, self.after = before, after
+        self.arrange, self.restore = arrange, restore
         self.layer = nn.Linear(WIDTH, WIDTH)
         self.shared = nn.Parameter(torch.randn(1, TOKENS, WIDTH))
         self.head = nn.Linear(WIDTH, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        arranged = self.before(self, x)
-        return self.head(self.after(self, x, self.layer(arranged)).sin().mean(1))
+        arranged = self.arrange(self, x)
+        return self.head(self.restore(self, x, self.layer(arranged)).sin().mean(1))
 
 
 def same(model: Small, x: Tensor, y: Tensor | None = None) -> Tensor:
@@ -128,7 +128,7 @@ def test_a_model_that_mixes_the_samples_of_a_batch_trains_in_one_lane(arrange, n
     assert f"in one lane instead of {num_lanes}: Small with this tuning method would mix them" in note
     alone = engine_of(small(arrange), 1, method)
     assert alone.notes == []
-    deltas = [deltas_of(each, jobs_for(SIZES, start_of(each))) for each in (engine, alone)]
+    deltas = [deltas_of(lane_engine, jobs_for(SIZES, start_of(lane_engine))) for lane_engine in (engine, alone)]
     for client_id, delta in deltas[0].items():
         assert_same_bits(delta, deltas[1][client_id])
 

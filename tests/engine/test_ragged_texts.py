@@ -1,4 +1,4 @@
-"""Texts of unequal length: a step pads all lanes to its longest text, and no client notices."""
+"""Texts of unequal length: a step pads all lanes to its longest text, which changes no client's result."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def test_padding_to_another_clients_texts_changes_nothing(family: str, method: L
     data = ragged(pad_id=0)
     assert longest(data, torch.arange(14)) == 4
     assert longest(data, torch.arange(24)) == 10
-    found = []
+    deltas = []
     for lanes in (1, 3):
         engine, _ = tiny_engine(method, data, family=family, lanes=lanes, max_position_embeddings=20)
-        found.append(deltas_of(engine, jobs_for(SIZES, start_of(engine))))
+        deltas.append(deltas_of(engine, jobs_for(SIZES, start_of(engine))))
     for client_id in range(len(SIZES)):
-        assert_close(found[0][client_id], found[1][client_id], rtol=2e-3, atol=2e-6)
+        assert_close(deltas[0][client_id], deltas[1][client_id], rtol=2e-3, atol=2e-6)

@@ -57,12 +57,12 @@ def lora_of(params: Params) -> Params:
     return {name: value for name, value in params.items() if name not in HEAD}
 
 
-def local_of(own: Params) -> Params:
-    return {name.removeprefix("local/"): value for name, value in own.items() if name.startswith("local/")}
+def local_of(kept: Params) -> Params:
+    return {name.removeprefix("local/"): value for name, value in kept.items() if name.startswith("local/")}
 
 
-def anchor_of(own: Params) -> Params:
-    return {name.removeprefix("anchor/"): value for name, value in own.items() if name.startswith("anchor/")}
+def anchor_of(kept: Params) -> Params:
+    return {name.removeprefix("anchor/"): value for name, value in kept.items() if name.startswith("anchor/")}
 
 
 def one_step(values: Params, client_id: int) -> Params:
@@ -84,21 +84,23 @@ def test_a_tensor_that_did_not_travel_goes_on_from_where_its_client_left_it():
     # second step from the server's head and its own tensors, and sends what both steps have done to these.
     strategy = of_steps(phi=2, num_rounds=2)
     federation, start, runtime = training(strategy, sizes=SIZES)
-    first, second = [], []
+    first_steps, second_steps = [], []
     rounds = federate(federation, Standing(start, often_and_seldom(federation.spec, 1, 2)))
-    after = next(rounds)
+    round_one = next(rounds)
     for client_id in range(3):
-        first.append(one_step(start, client_id))
-        moved = lora_of(add(start, first[-1]))
-        own = adrift(runtime.site)[client_id]
-        assert_close(local_of(own), moved, rtol=1e-4, atol=1e-6)
-        assert_same_bits(anchor_of(own), lora_of(start))
-        held = {name: moved.get(name, after.params[name]) for name in start}
-        second.append(one_step(held, client_id))
-    last = next(rounds)
-    heads = add(after.params, weighted_mean((1, select(step, HEAD)) for step in second))
-    rest = add(start, weighted_mean((1, lora_of(step)) for step in (*first, *second)), scale=2)  # 6 steps, 3 clients
-    assert_close(last.params, {n: heads[n] if n in HEAD else rest[n] for n in start}, rtol=1e-4, atol=1e-6)
+        first_steps.append(one_step(start, client_id))
+        moved = lora_of(add(start, first_steps[-1]))
+        kept = adrift(runtime.site)[client_id]
+        assert_close(local_of(kept), moved, rtol=1e-4, atol=1e-6)
+        assert_same_bits(anchor_of(kept), lora_of(start))
+        held = {name: moved.get(name, round_one.params[name]) for name in start}
+        second_steps.append(one_step(held, client_id))
+    round_two = next(rounds)
+    heads = add(round_one.params, weighted_mean((1, select(step, HEAD)) for step in second_steps))
+    loras = add(
+        start, weighted_mean((1, lora_of(step)) for step in (*first_steps, *second_steps)), scale=2
+    )  # 6 steps, 3 clients
+    assert_close(round_two.params, {n: heads[n] if n in HEAD else loras[n] for n in start}, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("phi", [2, 3])
@@ -110,9 +112,9 @@ def test_one_client_that_sends_a_part_in_each_round_is_one_that_trains_on_undist
     assert set(runtime.plans[0].upload[0]) == set(HEAD)
     plain = FedAvg(num_rounds=2, clients_per_round=1)
     federation, start, _ = training(plain, sizes=(10,), local_steps=2 * phi)
-    whole = list(federate(federation, Standing(start, {})))
+    undivided = list(federate(federation, Standing(start, {})))
     for window in (1, 2):
-        assert_close(parts[window * phi - 1].params, whole[window - 1].params, rtol=1e-4, atol=1e-6)
+        assert_close(parts[window * phi - 1].params, undivided[window - 1].params, rtol=1e-4, atol=1e-6)
 
 
 def test_crops_and_flips_go_on_with_the_batches():
@@ -123,9 +125,9 @@ def test_crops_and_flips_go_on_with_the_batches():
     parts = list(federate(federation, Standing(start, strategy.init(start, federation.spec))))
     plain = FedAvg(num_rounds=2, clients_per_round=3)
     federation, start, _ = training(plain, augmentation=augmentation, local_steps=6)
-    whole = list(federate(federation, Standing(start, {})))
-    assert_same_bits(parts[2].params, whole[0].params)
-    assert_same_bits(parts[5].params, whole[1].params)
+    undivided = list(federate(federation, Standing(start, {})))
+    assert_same_bits(parts[2].params, undivided[0].params)
+    assert_same_bits(parts[5].params, undivided[1].params)
 
 
 def test_at_every_boundary_the_cohort_begins_with_the_same_bits_although_clients_were_lost():
@@ -148,19 +150,19 @@ def test_a_client_keeps_nothing_of_a_round_whose_reply_was_lost(how: str):
     # with the head that was averaged without it.
     federation, start, runtime = training(of_steps(phi=4, num_rounds=4), sizes=SIZES)
     setattr(runtime, how, lambda round, client_id: (round, client_id) == (2, 1))
-    own: list[dict[int, Params]] = []
+    kept: list[dict[int, Params]] = []
     outcomes = []
     for outcome in federate(federation, Standing(start, often_and_seldom(federation.spec, 1, 4))):
         outcomes.append(outcome)
-        own.append({client_id: dict(tensors) for client_id, tensors in adrift(runtime.site).items()})
-    assert_same_bits(own[1][1], own[0][1])
-    assert not torch.equal(own[1][0][f"local/{LORA}"], own[0][0][f"local/{LORA}"])
+        kept.append({client_id: dict(tensors) for client_id, tensors in adrift(runtime.site).items()})
+    assert_same_bits(kept[1][1], kept[0][1])
+    assert not torch.equal(kept[1][0][f"local/{LORA}"], kept[0][0][f"local/{LORA}"])
     assert set(runtime.plans[2].download[1]) == set(HEAD)
-    held = {name: local_of(own[0][1]).get(name, outcomes[1].params[name]) for name in start}
+    held = {name: local_of(kept[0][1]).get(name, outcomes[1].params[name]) for name in start}
     expected = lora_of(add(held, one_step(held, client_id=1)))
-    assert_close(local_of(own[2][1]), expected, rtol=1e-4, atol=1e-6)
-    assert_same_bits(anchor_of(own[2][1]), lora_of(start))
-    assert own[3] == {}
+    assert_close(local_of(kept[2][1]), expected, rtol=1e-4, atol=1e-6)
+    assert_same_bits(anchor_of(kept[2][1]), lora_of(start))
+    assert kept[3] == {}
 
 
 @pytest.mark.parametrize("how", ["lost", "unheard"])
@@ -171,13 +173,15 @@ def test_a_client_that_joins_late_begins_with_all_of_the_server(how: str):
     _, second = next(rounds), next(rounds)
     assert set(adrift(runtime.site)) == {0, 2}
     next(rounds)
-    own = adrift(runtime.site)[1]
+    kept = adrift(runtime.site)[1]
     sent, _ = decode(runtime.downloads[2][1], federation.spec, Cast())
     assert_same_bits(sent, second.params)
-    assert_close(local_of(own), lora_of(add(second.params, one_step(second.params, client_id=1))), rtol=1e-4, atol=1e-6)
-    assert_same_bits(anchor_of(own), lora_of(start))
+    assert_close(
+        local_of(kept), lora_of(add(second.params, one_step(second.params, client_id=1))), rtol=1e-4, atol=1e-6
+    )
+    assert_same_bits(anchor_of(kept), lora_of(start))
     # Of the others, too, LoRA's tensors have the anchor of the window's start.
-    assert_same_bits(anchor_of(adrift(runtime.site)[0]), anchor_of(own))
+    assert_same_bits(anchor_of(adrift(runtime.site)[0]), anchor_of(kept))
 
 
 def moves(round: int, client_id: int) -> Params:
@@ -206,10 +210,13 @@ def test_tensors_that_would_be_sent_later_are_a_fault_at_once_where_they_are_not
     federation, runtime, _ = walking(strategy, breaking)
     rounds = federate(federation, Standing(START, windows.start(SPEC) | {"interval_rounds": tensor([1, 4, 4])}))
     next(rounds)
-    before = dict(adrift(runtime.site)[1])
+    kept = dict(adrift(runtime.site)[1])
     [rejection] = next(rounds).rejections
-    assert (rejection.client_id, rejection.reason) == (1, "tensors that are sent later are NaN or infinite")
-    assert_same_bits(adrift(runtime.site)[1], before)
+    assert (rejection.client_id, rejection.reason) == (
+        1,
+        "tensors that the client keeps for a later upload are NaN or infinite",
+    )
+    assert_same_bits(adrift(runtime.site)[1], kept)
     # It goes on from there.
     assert [outcome.rejections for outcome in rounds] == [(), ()]
 
@@ -279,10 +286,10 @@ def test_a_download_without_a_tensor_that_the_client_has_not_kept_is_a_fault_of_
     replies = served(site, start, 2, down=HEAD)
     assert replies[0].fault is None
     assert replies[1].payload == b""
-    missing = "tensors are missing that the client has not kept, first"
-    assert replies[1].fault == Fault(f"download refused: 8 of 10 {missing} `{LORA}`")
+    problem = "tensors are neither in the download nor kept from an earlier round, first"
+    assert replies[1].fault == Fault(f"the client cannot use its download: 8 of 10 {problem} `{LORA}`")
     [only] = served(site, start, 3, down=site.engine.spec.names[1:], cohort=[2]).values()
-    assert only.fault == Fault(f"download refused: 1 of 10 {missing} `{LORA}`")
+    assert only.fault == Fault(f"the client cannot use its download: 1 of 10 {problem} `{LORA}`")
 
 
 def test_a_download_takes_the_place_of_what_was_kept():
@@ -302,13 +309,13 @@ def test_a_download_that_is_refused_leaves_what_was_kept():
     site, start = site_of()
     served(site, start, 1, down=site.engine.spec.names)
     site.accept([0, 1])
-    before = dict(adrift(site)[0])
+    kept = dict(adrift(site)[0])
     plan = RoundPlan(2, {0: HEAD}, {0: HEAD}, num_clients=3)
     [reply] = site.run(plan, {0: b"garbage"})
     site.accept([])
     assert reply.fault is not None
-    assert reply.fault.reason.startswith("download refused: ")
-    assert_same_bits(adrift(site)[0], before)
+    assert reply.fault.reason.startswith("the client cannot use its download: ")
+    assert_same_bits(adrift(site)[0], kept)
 
 
 # Batches.
@@ -349,22 +356,25 @@ def batches_of(
 
 def test_batches_go_on_from_round_to_round_in_an_endless_order_that_has_each_row_once_an_epoch():
     # Three batches, of 4, 4 and 2 rows, are an epoch; rounds of two steps end in the middle of one.
-    found = batches_of(tau=2, num_rounds=6)
-    assert [len(batch) for batch in found] == [4, 4, 2] * 4
-    epochs = [[row for batch in found[at : at + 3] for row in batch] for at in range(0, 12, 3)]
+    fetched = batches_of(tau=2, num_rounds=6)
+    assert [len(batch) for batch in fetched] == [4, 4, 2] * 4
+    epochs = [[row for batch in fetched[at : at + 3] for row in batch] for at in range(0, 12, 3)]
     assert all(sorted(epoch) == ROWS.tolist() for epoch in epochs)
-    assert all(one != other for one, other in pairwise(epochs))
+    assert all(epoch != next_epoch for epoch, next_epoch in pairwise(epochs))
 
 
 def test_the_order_of_batches_is_that_of_the_seed_and_not_of_the_rounds():
-    found = batches_of(tau=2, num_rounds=6)
+    fetched = batches_of(tau=2, num_rounds=6)
     assert (
-        found == batches_of(tau=2, num_rounds=6) == batches_of(tau=4, num_rounds=3) == batches_of(tau=12, num_rounds=1)
+        fetched
+        == batches_of(tau=2, num_rounds=6)
+        == batches_of(tau=4, num_rounds=3)
+        == batches_of(tau=12, num_rounds=1)
     )
-    assert found != batches_of(tau=2, num_rounds=6, seed=1)
+    assert fetched != batches_of(tau=2, num_rounds=6, seed=1)
 
 
 def test_the_batches_of_a_round_are_the_same_after_one_that_was_missed():
-    found = batches_of(tau=2, num_rounds=6)
+    fetched = batches_of(tau=2, num_rounds=6)
     missed = batches_of(tau=2, num_rounds=6, lost=lambda round, client_id: round == 2)
-    assert missed == found[:2] + found[4:]
+    assert missed == fetched[:2] + fetched[4:]

@@ -69,11 +69,11 @@ def test_the_anchor_is_the_decoded_value_when_the_download_is_rounded():
 def test_batches_change_with_the_round_and_are_the_same_when_it_is_repeated():
     site, start = site_of()
     payload, _ = encode(start, site.engine.spec, Cast())
-    first = served(site, plan_of(site, round=1), payload)
-    again = served(site, plan_of(site, round=1), payload)
-    other = served(site, plan_of(site, round=2), payload)
-    assert [first[client].payload for client in range(3)] == [again[client].payload for client in range(3)]
-    assert first[2].payload != other[2].payload
+    round_one = served(site, plan_of(site, round=1), payload)
+    repeated = served(site, plan_of(site, round=1), payload)
+    round_two = served(site, plan_of(site, round=2), payload)
+    assert [round_one[client].payload for client in range(3)] == [repeated[client].payload for client in range(3)]
+    assert round_one[2].payload != round_two[2].payload
 
 
 def test_a_client_does_the_same_alone_and_in_a_cohort():
@@ -100,10 +100,10 @@ def test_the_order_of_the_downloads_does_not_matter():
 
 def test_clients_may_get_different_downloads():
     site, start = site_of()
-    other = {name: tensor + 1 for name, tensor in start.items()}
-    payloads = {0: encode(start, site.engine.spec, Cast())[0], 1: encode(other, site.engine.spec, Cast())[0]}
+    shifted = {name: tensor + 1 for name, tensor in start.items()}
+    payloads = {0: encode(start, site.engine.spec, Cast())[0], 1: encode(shifted, site.engine.spec, Cast())[0]}
     replies = {reply.client_id: reply for reply in site.run(plan_of(site), payloads)}
-    expected = deltas_of(site.engine, jobs_for(SIZES, other)[1:2])[1]
+    expected = deltas_of(site.engine, jobs_for(SIZES, shifted)[1:2])[1]
     # One epoch of two rows is one step whatever their order, so the seed of the batches does not matter.
     assert_close(decode(replies[1].payload, site.engine.spec, Cast())[0], expected, rtol=1e-4, atol=1e-6)
 
@@ -113,7 +113,7 @@ def test_a_download_that_cannot_be_opened_is_a_fault_of_that_client_alone():
     payload, _ = encode(start, site.engine.spec, Cast())
     replies = {reply.client_id: reply for reply in site.run(plan_of(site), {0: payload, 1: payload[:-1], 2: payload})}
     assert replies[1].fault is not None
-    assert replies[1].fault.reason.startswith("download refused: a payload of")
+    assert replies[1].fault.reason.startswith("the client cannot use its download: a payload of")
     assert replies[1].payload == b""
     assert (replies[0].fault, replies[2].fault) == (None, None)
 

@@ -13,15 +13,15 @@ from fedelta.federation.held_out import Personalization
 
 def test_a_draw_holds_out_as_many_as_asked_for_by_the_seed():
     settings, clients = Personalization(held_out_clients=3), Clients.of(range(20))
-    drawn = {settings.unseen(clients, seed) for seed in range(5)}
-    assert all(len(each) == 3 and each <= set(range(20)) for each in drawn)
+    drawn = {settings.held_out_ids(clients, seed) for seed in range(5)}
+    assert all(len(client_ids) == 3 and client_ids <= set(range(20)) for client_ids in drawn)
     assert len(drawn) == 5
-    assert settings.unseen(clients, 4) == settings.unseen(clients, 4)
+    assert settings.held_out_ids(clients, 4) == settings.held_out_ids(clients, 4)
 
 
 def test_named_clients_are_held_out_whatever_the_seed():
-    assert Personalization(held_out=(4, 1)).unseen(Clients.of(range(6)), 0) == {1, 4}
-    assert Personalization().unseen(Clients.of(range(6)), 0) == set()
+    assert Personalization(held_out=(4, 1)).held_out_ids(Clients.of(range(6)), 0) == {1, 4}
+    assert Personalization().held_out_ids(Clients.of(range(6)), 0) == set()
 
 
 @pytest.mark.parametrize(
@@ -34,24 +34,24 @@ def test_named_clients_are_held_out_whatever_the_seed():
 )
 def test_clients_that_are_not_there_cannot_be_held_out_nor_can_all(settings: Personalization, message: str):
     with pytest.raises(ConfigError, match=message):
-        settings.unseen(Clients.of(range(6)), 0)
+        settings.held_out_ids(Clients.of(range(6)), 0)
 
 
 def test_clients_may_be_held_out_by_name():
     sites = Clients.of(range(3), {0: "ann", 1: "bob", 2: "carl"})
-    assert Personalization(held_out=("carl", 0)).unseen(sites, 0) == {0, 2}
+    assert Personalization(held_out=("carl", 0)).held_out_ids(sites, 0) == {0, 2}
     with pytest.raises(ConfigError, match="has 'dora', 3, but there are 3 clients: 'ann', 'bob', 'carl'"):
-        Personalization(held_out=("dora", 3)).unseen(sites, 0)
+        Personalization(held_out=("dora", 3)).held_out_ids(sites, 0)
     with pytest.raises(ConfigError, match=r"`personalization.held_out` is 'ann', 0, which names a client twice"):
-        Personalization(held_out=("ann", 0)).unseen(sites, 0)
+        Personalization(held_out=("ann", 0)).held_out_ids(sites, 0)
 
 
 def test_of_clients_that_are_named_by_numbers_a_number_is_the_name():
     # 1 would be the second client if it were not the name of the first.
     sites = Clients.of(range(3), {0: 1, 1: 2, 2: 30})
-    assert Personalization(held_out=(1, 30)).unseen(sites, 0) == {0, 2}
+    assert Personalization(held_out=(1, 30)).held_out_ids(sites, 0) == {0, 2}
     with pytest.raises(ConfigError, match="has 0, but there are 3 clients: 1, 2, 30"):
-        Personalization(held_out=(0,)).unseen(sites, 0)
+        Personalization(held_out=(0,)).held_out_ids(sites, 0)
 
 
 @pytest.mark.parametrize(
@@ -75,14 +75,14 @@ def test_settings_that_make_no_sense_are_refused(fields, message: str):
 
 def test_clients_that_are_too_small_to_split_are_refused_all_at_once():
     # 3 rows: 2 to train on, of them 1 to select by, and 1 to evaluate on. 2 rows: 1 to train on, and none to select by.
-    unseen = {number: torch.arange(number) for number in (1, 2, 3)}
+    rows = {number: torch.arange(number) for number in (1, 2, 3)}
     with pytest.raises(DataError) as caught:
-        Personalization().check_sizes(unseen, Clients.of(unseen))
+        Personalization().check_sizes(rows, Clients.of(rows))
     assert caught.value.message == (
         "2 problems in the clients that `[personalization]` holds out:\n"
-        "  - client 1 has 1 examples, expected at least 3: some to train on, to select the learning rate by and to "
+        "  - client 1 has 1 examples, expected at least 3: some to train on, to select the learning rate on and to "
         "evaluate on\n"
-        "  - client 2 has 2 examples, expected at least 3: some to train on, to select the learning rate by and to "
+        "  - client 2 has 2 examples, expected at least 3: some to train on, to select the learning rate on and to "
         "evaluate on"
     )
     assert "personalization.train_fraction" in str(caught.value.hint)

@@ -95,12 +95,12 @@ def test_a_snapshot_writes_the_clients_that_changed_and_no_other(tmp_path: Path)
     memories = Memories()
     commit(memories, _1=1.0, _2=2.0)
     memories.snapshot(tmp_path, 1)
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")}
+    first_times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")}
     commit(memories, _2=3.0)
     memories.snapshot(tmp_path, 2)
-    after = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")}
-    assert {path.name for path in after.keys() - before.keys()} == {"2-2.safetensors"}
-    assert all(after[path] == before[path] for path in before)
+    second_times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")}
+    assert {path.name for path in second_times.keys() - first_times.keys()} == {"2-2.safetensors"}
+    assert all(second_times[path] == first_times[path] for path in first_times)
 
 
 def test_after_a_snapshot_no_memory_is_in_the_process_and_all_can_be_read(tmp_path: Path):
@@ -117,22 +117,22 @@ def test_tensors_come_back_in_their_order_and_with_their_types(tmp_path: Path):
     memories.commit([1])
     memories.snapshot(tmp_path, 1)
     assert_same_bits(memories.of(1).local_only, tensors)
-    assert [(number, list(found)) for number, found in memories.local_only()] == [(1, ["z", "a", "m"])]
+    assert [(number, list(local_only)) for number, local_only in memories.local_only()] == [(1, ["z", "a", "m"])]
 
 
 def test_a_kill_between_a_snapshot_and_its_checkpoint_leaves_the_one_before(tmp_path: Path):
     memories = Memories()
     commit(memories, _1=1.0, _2=2.0)
-    first = memories.snapshot(tmp_path, 1)
+    mark = memories.snapshot(tmp_path, 1)
     commit(memories, _1=10.0, _3=30.0)
     memories.snapshot(tmp_path, 2)
-    again = Memories()
-    again.restore(tmp_path, first)
-    assert [value_of(again, client_id) for client_id in (1, 2, 3)] == [1.0, 2.0, None]
+    resumed = Memories()
+    resumed.restore(tmp_path, mark)
+    assert [value_of(resumed, client_id) for client_id in (1, 2, 3)] == [1.0, 2.0, None]
     # The round is run again, and gives the same.
-    commit(again, _1=10.0, _3=30.0)
-    again.snapshot(tmp_path, 2)
-    assert [value_of(again, client_id) for client_id in (1, 2, 3)] == [10.0, 2.0, 30.0]
+    commit(resumed, _1=10.0, _3=30.0)
+    resumed.snapshot(tmp_path, 2)
+    assert [value_of(resumed, client_id) for client_id in (1, 2, 3)] == [10.0, 2.0, 30.0]
 
 
 def test_which_clients_have_tensors_adrift_is_restored(tmp_path: Path):
@@ -220,4 +220,4 @@ def test_files_that_were_touched_are_refused_by_name(tmp_path: Path, pattern: st
     with pytest.raises(CheckpointError) as caught:
         read_again(tmp_path, mark, 1)
     assert path.name in caught.value.message
-    assert caught.value.hint == "it was deleted or damaged; restore it from a copy, or start the run anew."
+    assert caught.value.hint == "it was deleted or damaged; restore it from a backup, or start the run again."

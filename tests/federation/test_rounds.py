@@ -100,7 +100,7 @@ def federation(
     strategy = FedAvg(
         **({"clients_per_round": 3, "num_rounds": 1} | {k: v for k, v in other.items() if k in FedAvg.model_fields})
     )
-    rest = {key: value for key, value in other.items() if key not in FedAvg.model_fields}
+    fields = {key: value for key, value in other.items() if key not in FedAvg.model_fields}
     return Federation(
         strategy=strategy,
         runtime=Scripted(answer),
@@ -110,7 +110,7 @@ def federation(
         seed=0,
         evaluate=lambda params: evaluated(float(params["a"])),
         effective_steps=float,
-        **rest,
+        **fields,
     )
 
 
@@ -171,17 +171,17 @@ FAULTS = {
     ),
     "garbage": (
         Reply(1, 10, b"\x00\x01garbage", {"train_loss": 1.0}),
-        "9 bytes that are no fedelta payload: they start ",
+        "9 bytes are not a fedelta payload: they start ",
     ),
     "truncated": (
         replace(reply(1), payload=reply(1).payload[:-3]),
-        f"a payload of {PAYLOAD_BYTES - 3} bytes is truncated or altered",
+        f"a payload of {PAYLOAD_BYTES - 3} bytes is truncated or damaged",
     ),
     "another codec": (
         reply(1, codec=Cast(name="float16")),
         "the payload was written with codec 'float16', expected 'float32'",
     ),
-    "nothing": (Reply(1, 10, b"", {"train_loss": 1.0}), "0 bytes that are no fedelta payload"),
+    "nothing": (Reply(1, 10, b"", {"train_loss": 1.0}), "0 bytes are not a fedelta payload"),
     "fault": (Reply(1, 0, b"", fault=Fault("out of memory")), "out of memory"),
     "no examples": (reply(1, num_examples=0), "the client claims 0 examples, expected at least 1"),
     "fewer than no examples": (reply(1, num_examples=-5), "the client claims -5 examples, expected at least 1"),
@@ -262,13 +262,13 @@ def test_a_badly_typed_reply_is_the_rejection_of_its_client_and_not_the_end(fiel
     line = to_json(round_record(outcome, 0, Measure("loss_nats", "loss")))
     assert json.loads(line)["rejections"][0]["reason"] == rejection.reason
     sent = bad.payload if isinstance(bad.payload, bytes | bytearray | memoryview) else b""
-    assert sum(each.payload_bytes for each in outcome.transfers if each.client_id == 1 and each.direction == "up") == (
-        len(sent)
-    )
+    assert sum(
+        entry.payload_bytes for entry in outcome.transfers if entry.client_id == 1 and entry.direction == "up"
+    ) == (len(sent))
 
 
 @pytest.mark.parametrize(
-    ("came", "told"),
+    ("value", "shown"),
     [
         *((replace(reply(1), client_id=key), f"the client id {key!r}") for key in ("1", None, True, 1.0, b"1", (1,))),
         (replace(reply(1), client_id=10**9999), "the client id a value of type `int`"),
@@ -278,18 +278,20 @@ def test_a_badly_typed_reply_is_the_rejection_of_its_client_and_not_the_end(fiel
         (b"FDLT", "<class 'bytes'>"),
     ],
 )
-def test_what_is_nobodys_reply_is_told_where_one_is_missing(came: object, told: str):
-    [outcome] = outcomes(federation(lambda plan: [came, reply(0), reply(2)]))
+def test_values_that_are_no_reply_of_a_client_are_named_where_a_reply_is_missing(value: object, shown: str):
+    [outcome] = outcomes(federation(lambda plan: [value, reply(0), reply(2)]))
     [rejection] = outcome.rejections
     assert (rejection.client_id, rejection.cause) == (1, "no reply")
-    assert rejection.reason.startswith("no reply; what came instead of replies: ")
-    assert told in rejection.reason
+    assert rejection.reason.startswith("no reply; received instead: ")
+    assert shown in rejection.reason
     assert outcome.num_examples == 20
 
 
 def test_whole_numbers_of_numpy_are_whole_numbers():
-    other = replace(reply(1), client_id=np.int64(1), num_examples=np.int32(20), metrics={"train_loss": np.float32(1.0)})
-    [outcome] = outcomes(federation(lambda plan: [reply(0), other, reply(2)]))
+    with_numpy = replace(
+        reply(1), client_id=np.int64(1), num_examples=np.int32(20), metrics={"train_loss": np.float32(1.0)}
+    )
+    [outcome] = outcomes(federation(lambda plan: [reply(0), with_numpy, reply(2)]))
     assert (outcome.num_examples, outcome.rejections) == (40, ())
     assert json.loads(to_json(outcome.claimed)) == {"0": 10, "1": 20, "2": 10}
 
@@ -327,10 +329,10 @@ def test_a_client_that_does_not_answer_is_recorded():
     assert outcome.params["a"].item() == 3.0
 
 
-def test_a_client_that_was_not_asked_is_refused_and_its_bytes_count():
+def test_a_reply_from_outside_of_the_cohort_is_refused_and_its_bytes_count():
     stranger = reply(7, {"a": tensor(1e6), "b": tensor([1e6, 1e6])}, loss=1e6)
     [outcome] = outcomes(federation(lambda plan: [*good(plan), stranger]))
-    assert outcome.rejections == (Rejection(7, "a reply that nobody asked for"),)
+    assert outcome.rejections == (Rejection(7, "a reply from a client outside of the cohort"),)
     assert outcome.params["a"].item() == 3.0
     assert outcome.train_loss == 1.0
     assert outcome.transfers[-1].client_id == 7
@@ -348,7 +350,7 @@ def test_of_two_replies_under_one_client_id_neither_counts_and_the_bytes_of_both
 
     running = federation(answer)
     [outcome] = outcomes(running)
-    reason = "2 replies came under this client id, of which none can be trusted"
+    reason = "2 replies with this client id, expected 1; none of them is used"
     assert outcome.rejections == (Rejection(1, reason),)
     assert outcome.params["a"].item() == 3.0
     assert outcome.train_loss == 1.0
@@ -383,12 +385,12 @@ def test_too_few_replies_end_the_run_with_their_reasons_and_a_hint():
     assert "lower `client.lr`" in caught.value.hint
 
 
-def test_a_round_that_too_many_gave_no_reply_in_does_not_count_and_nobody_is_accepted():
+def test_a_round_with_too_many_missing_replies_does_not_count_and_no_client_is_accepted():
     running = federation(lambda plan: [reply(0)], min_replies=2)
     [outcome] = outcomes(running)
     assert_same_bits(outcome.params, START)
     assert outcome.num_examples == 0
-    assert [each.cause for each in outcome.rejections] == ["void round", "no reply", "no reply"]
+    assert [entry.cause for entry in outcome.rejections] == ["void round", "no reply", "no reply"]
     assert running.runtime.accepted == [()]
 
 
@@ -398,7 +400,7 @@ def test_clients_are_told_that_their_replies_entered_the_mean():
     assert running.runtime.accepted == [(0, 2)]
 
 
-def test_a_lost_reply_that_nobody_asked_for_excuses_nobody():
+def test_a_lost_reply_from_outside_of_the_cohort_excuses_no_missing_reply():
     strange = [Reply(client, 0, b"", fault=Fault("gone", "vanished")) for client in (7, 8, 9)]
     wrong = [Reply(client, 0, b"", fault=Fault("disk full")) for client in range(3)]
     with pytest.raises(RoundError, match="0 of 3 replies are usable"):
@@ -407,7 +409,7 @@ def test_a_lost_reply_that_nobody_asked_for_excuses_nobody():
 
 @pytest.mark.parametrize("mean", [Median(), Trimmed(fraction=0.2)])
 def test_a_round_with_fewer_replies_than_its_mean_needs_does_not_count(mean: Aggregation):
-    # Two of three: nobody can tell which of them is the bad one.
+    # With two of three replies, the median cannot tell which one is bad.
     running = federation(lambda plan: [reply(0), reply(2)], mean=mean)
     [outcome] = outcomes(running)
     assert_same_bits(outcome.params, START)
@@ -470,13 +472,13 @@ def test_rounds_between_evaluations_have_no_accuracy_and_the_last_always_has():
     assert [outcome.evaluation is not None for outcome in finished] == [False, True, False, True, True]
 
 
-def test_a_continued_run_is_the_rest_of_the_whole_one():
+def test_a_continued_run_gives_the_rounds_that_an_uninterrupted_one_has():
     running = federation(num_rounds=4, clients_per_round=2)
-    whole = outcomes(running)
-    rest = list(federate(running, Standing(whole[1].params, whole[1].state, rounds_done=2)))
-    assert [outcome.round for outcome in rest] == [3, 4]
-    assert [outcome.cohort for outcome in rest] == [outcome.cohort for outcome in whole[2:]]
-    assert_same_bits(rest[-1].params, whole[-1].params)
+    uninterrupted = outcomes(running)
+    continued = list(federate(running, Standing(uninterrupted[1].params, uninterrupted[1].state, rounds_done=2)))
+    assert [outcome.round for outcome in continued] == [3, 4]
+    assert [outcome.cohort for outcome in continued] == [outcome.cohort for outcome in uninterrupted[2:]]
+    assert_same_bits(continued[-1].params, uninterrupted[-1].params)
 
 
 def test_a_finished_run_has_no_more_rounds():
@@ -538,18 +540,18 @@ def test_a_mean_that_needs_sums_holds_one_decoded_update_and_a_median_all(mean: 
 
 
 def test_replies_wait_as_bytes_until_all_have_come_in_memory_or_in_a_file(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("fedelta.federation.rounds._WAITING_BYTES", PAYLOAD_BYTES + 1)
+    monkeypatch.setattr("fedelta.federation.replies._WAITING_BYTES", PAYLOAD_BYTES + 1)
     codec = Counting([], [])
-    seen: list[int] = []
+    num_decoded: list[int] = []
 
     def backwards(plan: RoundPlan) -> Iterator[Reply]:
         for client_id in (2, 1, 0):
             yield reply(client_id, {"a": tensor(float(client_id)), "b": torch.zeros(2)}, codec=codec)
-            seen.append(len(codec.alive))
+            num_decoded.append(len(codec.alive))
 
     [outcome] = outcomes(federation(backwards, codec=codec))
     # Two tensors of each are decoded afterwards, and the mean of 0, 1 and 2 is added to 1.
-    assert (seen, len(codec.alive)) == ([0, 0, 0], 6)
+    assert (num_decoded, len(codec.alive)) == ([0, 0, 0], 6)
     assert outcome.params["a"].item() == 2.0
 
 
@@ -561,28 +563,30 @@ def test_what_a_client_claims_counts_up_to_a_limit_and_is_recorded():
             reply(1, {"a": tensor(6.0), "b": torch.zeros(2)}, num_examples=10**9),
         ]
 
-    two = replace(federation(answer, max_examples=40, clients_per_round=2, num_rounds=2), clients=Clients.of(range(2)))
-    first, second = outcomes(two)
-    assert first.params["a"].item() == pytest.approx(1 + (10 * 2 + 40 * 6) / 50)
-    assert first.num_examples == 50
-    assert first.claims == (Claim(1, 10**9, None, 40),)
+    two_clients = replace(
+        federation(answer, max_examples=40, clients_per_round=2, num_rounds=2), clients=Clients.of(range(2))
+    )
+    round_one, round_two = outcomes(two_clients)
+    assert round_one.params["a"].item() == pytest.approx(1 + (10 * 2 + 40 * 6) / 50)
+    assert round_one.num_examples == 50
+    assert round_one.claims == (Claim(1, 10**9, None, 40),)
     # It claims the same again.
-    assert second.claims == (Claim(1, 10**9, 10**9, 40),)
+    assert round_two.claims == (Claim(1, 10**9, 10**9, 40),)
 
 
 def test_a_number_of_examples_that_changes_between_rounds_is_recorded_also_after_a_resume():
     def answer(plan: RoundPlan) -> list[Reply]:
         return [reply(client_id, num_examples=10 + (client_id == 1) * plan.round) for client_id in plan.cohort]
 
-    found = outcomes(federation(answer, num_rounds=3))
-    assert [outcome.claims for outcome in found] == [(), (Claim(1, 12, 11, 12),), (Claim(1, 13, 12, 13),)]
-    rest = federate(federation(answer, num_rounds=3), Standing(START, {}, 2, claimed=found[1].claimed))
-    assert [outcome.claims for outcome in rest] == [found[2].claims]
+    finished = outcomes(federation(answer, num_rounds=3))
+    assert [outcome.claims for outcome in finished] == [(), (Claim(1, 12, 11, 12),), (Claim(1, 13, 12, 13),)]
+    resumed = federate(federation(answer, num_rounds=3), Standing(START, {}, 2, claimed=finished[1].claimed))
+    assert [outcome.claims for outcome in resumed] == [finished[2].claims]
 
 
 def test_what_is_claimed_in_a_round_that_does_not_count_is_not_remembered():
-    found = outcomes(federation(lambda plan: [reply(0, num_examples=99)], min_replies=2))
-    assert found[0].claimed == {}
+    finished = outcomes(federation(lambda plan: [reply(0, num_examples=99)], min_replies=2))
+    assert finished[0].claimed == {}
 
 
 @dataclass(frozen=True)
@@ -609,8 +613,10 @@ def test_a_strategy_that_looks_at_each_update_is_refused_where_only_sums_may_be_
     with pytest.raises(ConfigError) as caught:
         replace(federation(), strategy=windowed, around=Hidden)
     [problem] = caught.value.problems
-    assert problem.startswith("`strategy.name` is 'fedlama', which looks at each client's update, but the aggregation")
-    assert problem.endswith("'hidden' only gives their sum")
+    assert problem.startswith(
+        "`strategy.name` is 'fedlama', which reads the update of each client, but the aggregation"
+    )
+    assert problem.endswith("'hidden' gives only their sum")
     assert caught.value.hint is not None
     # FedAvg sees nothing but the sum.
     assert outcomes(replace(federation(), around=Hidden))[0].params["a"].item() == 3.0

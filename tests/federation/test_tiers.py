@@ -60,7 +60,7 @@ def blocks_of(names: Iterable[str]) -> set[str]:
     return {name.removeprefix("vit.layers.").partition(".")[0] for name in names}
 
 
-def test_the_accumulator_belongs_to_everybody_and_a_position_to_those_who_run_its_block():
+def test_all_clients_hold_the_accumulator_and_those_that_run_a_block_hold_its_position():
     all_of_it, shallow = owned(ACCUMULATOR, 3, [3]), owned(ACCUMULATOR, 1, [1])
     assert all_of_it - shallow == {"vit.layers.1.position", "vit.layers.2.position"}
     assert owned(ACCUMULATOR, 2, [1, 2]) == owned(ACCUMULATOR, 2, [2]) == shallow | {"vit.layers.1.position"}
@@ -76,11 +76,11 @@ def test_a_head_of_its_own_belongs_to_those_who_answer_there():
 
 
 def test_pairs_inside_of_blocks_belong_to_those_who_run_them():
-    found = owned(Combined(methods=(ExitHeads(), Lora(r=2))), 2, [2])
-    pairs = {name for name in found if "lora" in name}
+    names = owned(Combined(methods=(ExitHeads(), Lora(r=2))), 2, [2])
+    pairs = {name for name in names if "lora" in name}
     assert blocks_of(pairs) == {"0", "1"}
     assert len(pairs) == 2 * 2 * 2  # A and B of q and v in two blocks
-    assert blocks_of(found - pairs) == {"1"}
+    assert blocks_of(names - pairs) == {"1"}
 
 
 def test_block_ten_is_not_a_part_of_block_one():
@@ -93,11 +93,11 @@ def test_a_plan_is_cut_to_what_each_client_holds():
     tiers = Tiers({0: 1, 1: 2, 2: 1, 3: 2}, {1: frozenset("a"), 2: frozenset("ab")})
     names = ("a", "b", "control/a", "control/b")
     plan = RoundPlan(4, {0: names, 1: names}, {0: ("b",), 1: ("b", "control/b")}, num_clients=4)
-    found = tiers.restrict(plan)
-    assert found.download == {0: ("a", "control/a"), 1: names}
-    assert found.upload == {0: (), 1: ("b", "control/b")}
-    assert (found.round, found.num_clients, found.cohort) == (4, 4, (0, 1))
-    counts = {name: found.num_holders[name] for name in names}
+    restricted = tiers.restrict(plan)
+    assert restricted.download == {0: ("a", "control/a"), 1: names}
+    assert restricted.upload == {0: (), 1: ("b", "control/b")}
+    assert (restricted.round, restricted.num_clients, restricted.cohort) == (4, 4, (0, 1))
+    counts = {name: restricted.num_holders[name] for name in names}
     assert counts == {"a": 4, "control/a": 4, "b": 2, "control/b": 2}
 
 
@@ -187,19 +187,19 @@ ALL_FOUR = FedAvg(clients_per_round=4, num_rounds=1)
 @pytest.mark.parametrize("method", [WITH_LORA, ExitHeads()], ids=["accumulator+lora", "exit-heads"])
 @pytest.mark.parametrize("train", ["deepest", "random"])
 def test_clients_are_sent_and_send_what_they_hold_and_no_more(method: TuningMethod, train: str):
-    found = run(ALL_FOUR, [1, 2, 3, 1], method=method, train=train)
-    site, [outcome] = found.site, found.outcomes
-    sizes = {(each.client_id, each.direction): each.payload_bytes for each in outcome.transfers}
-    groups = {(each.client_id, each.direction): each.tensor_bytes for each in outcome.transfers}
+    finished = run(ALL_FOUR, [1, 2, 3, 1], method=method, train=train)
+    site, [outcome] = finished.site, finished.outcomes
+    sizes = {(transfer.client_id, transfer.direction): transfer.payload_bytes for transfer in outcome.transfers}
+    groups = {(transfer.client_id, transfer.direction): transfer.tensor_bytes for transfer in outcome.transfers}
     assert not outcome.rejections
     for client_id, depth in enumerate([1, 2, 3, 1]):
         backbone = tiny_backbone(num_hidden_layers=3)
         spec = method.apply(backbone, Lanes(1), stream(0))
-        own = owned_at(backbone, spec, depth, range(depth if train == "deepest" else 1, depth + 1))
-        names = [name for name in site.engine.spec if name in own]
-        down, _ = decode(found.runtime.down[0][client_id], site.wire, site.channel.down)
-        assert list(down) == list(found.delta(client_id)) == names
-        expected, _ = encode(select(found.start, names), site.wire, site.channel.down)
+        owned_names = owned_at(backbone, spec, depth, range(depth if train == "deepest" else 1, depth + 1))
+        names = [name for name in site.engine.spec if name in owned_names]
+        down, _ = decode(finished.runtime.down[0][client_id], site.wire, site.channel.down)
+        assert list(down) == list(finished.delta(client_id)) == names
+        expected, _ = encode(select(finished.start, names), site.wire, site.channel.down)
         assert sizes[client_id, "down"] == sizes[client_id, "up"] == len(expected)
         # float32: four bytes a scalar.
         num_bytes = 4 * sum(site.engine.spec.tensors[name].numel for name in names)
@@ -218,41 +218,41 @@ def test_blocks_above_a_client_never_run():
 
 def test_a_tensor_is_averaged_over_those_who_hold_it():
     # Clients 0 and 1 with 5 and 7 examples; what belongs to blocks 2 and 3 is the delta of client 1 alone.
-    found = run(FedAvg(clients_per_round=4, num_rounds=1), [1, 3, 2, 3], train="sum")
-    deltas = [found.delta(client_id) for client_id in range(4)]
+    finished = run(FedAvg(clients_per_round=4, num_rounds=1), [1, 3, 2, 3], train="sum")
+    deltas = [finished.delta(client_id) for client_id in range(4)]
     assert {len(delta) for delta in deltas} == {len(deltas[0]), len(deltas[1]), len(deltas[2])}
-    for name, start in found.start.items():
+    for name, start in finished.start.items():
         holders = [client_id for client_id in range(4) if name in deltas[client_id]]
         layer = int(name.removeprefix("vit.layers.").partition(".")[0])
         assert holders == [[0, 1, 2, 3], [1, 2, 3], [1, 3]][layer]
         total = sum(SIZES[client_id] for client_id in holders)
         mean = sum(SIZES[client_id] / total * deltas[client_id][name].double() for client_id in holders)
-        torch.testing.assert_close(found.params[name], (start.double() + mean).float())
+        torch.testing.assert_close(finished.params[name], (start.double() + mean).float())
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_a_tensor_that_nobody_holds_stays_as_it_is(name: str):
+def test_a_tensor_that_no_client_holds_stays_as_it_is(name: str):
     strategy = STRATEGIES[name].model_copy(update={"num_rounds": 4})
-    found = run(strategy, [1, 2, 2, 1], train="sum")
-    for tensor_name, start in found.start.items():
+    finished = run(strategy, [1, 2, 2, 1], train="sum")
+    for tensor_name, start in finished.start.items():
         if tensor_name.startswith("vit.layers.2."):
-            assert torch.equal(found.params[tensor_name], start)
-    assert not torch.equal(found.params["vit.layers.0.position"], found.start["vit.layers.0.position"])
+            assert torch.equal(finished.params[tensor_name], start)
+    assert not torch.equal(finished.params["vit.layers.0.position"], finished.start["vit.layers.0.position"])
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_tensor_that_no_client_of_the_cohort_holds_stays_for_that_round(name: str):
     strategy = STRATEGIES[name].model_copy(update={"num_rounds": 8, "clients_per_round": 1})
-    found = run(strategy, [1, 3, 1, 3], train="sum")
-    alone, previous, tried = "vit.layers.2.position", found.start, []
-    for outcome in found.outcomes:
+    finished = run(strategy, [1, 3, 1, 3], train="sum")
+    alone, previous, tried = "vit.layers.2.position", finished.start, []
+    for outcome in finished.outcomes:
         tried.append([1, 3, 1, 3][outcome.cohort[0]])
         if tried[-1] == 1:
             assert torch.equal(outcome.params[alone], previous[alone])
         previous = outcome.params
     assert set(tried) == {1, 3}
     if tried.index(3) < len(tried) - 1:
-        assert not torch.equal(found.params[alone], found.start[alone])
+        assert not torch.equal(finished.params[alone], finished.start[alone])
 
 
 RUNS = {
@@ -266,10 +266,10 @@ RUNS = {
 @pytest.mark.parametrize("name", RUNS)
 def test_every_strategy_runs_with_clients_of_different_depth(name: str, train: str):
     method = WITH_LORA if train != "random" else Combined(methods=(ExitHeads(), Lora(r=2)))
-    found = run(RUNS[name], [1, 3, 2, 3], method=method, train=train)
-    assert not any(outcome.rejections for outcome in found.outcomes)
-    assert all(bool(torch.isfinite(value).all()) for value in found.params.values())
-    assert any(not torch.equal(found.params[name], start) for name, start in found.start.items())
+    finished = run(RUNS[name], [1, 3, 2, 3], method=method, train=train)
+    assert not any(outcome.rejections for outcome in finished.outcomes)
+    assert all(bool(torch.isfinite(value).all()) for value in finished.params.values())
+    assert any(not torch.equal(finished.params[name], start) for name, start in finished.start.items())
 
 
 @pytest.mark.parametrize("train", ["deepest", "random", "sum"])
@@ -277,15 +277,15 @@ def test_the_number_of_lanes_does_not_matter(train: str):
     strategy = FedAvg(clients_per_round=4, num_rounds=2)
     alone, beside = (run(strategy, [1, 3, 2, 3], train=train, lanes=lanes) for lanes in (1, 3))
     assert_close(alone.params, beside.params, rtol=1e-3, atol=1e-5)
-    for one, other in zip(alone.outcomes, beside.outcomes, strict=True):
-        assert one.train_loss == pytest.approx(other.train_loss, rel=1e-4)
+    for outcome, outcome_in_lanes in zip(alone.outcomes, beside.outcomes, strict=True):
+        assert outcome.train_loss == pytest.approx(outcome_in_lanes.train_loss, rel=1e-4)
 
 
 def test_a_control_variate_is_divided_by_all_who_hold_its_tensor():
-    # Everybody holds block 1, clients 1 and 2 block 2; of the cohort of three some.
-    found = run(STRATEGIES["scaffold"].model_copy(update={"num_rounds": 1}), [1, 3, 3, 1], train="sum")
-    [outcome] = found.outcomes
-    deltas = [found.delta(client_id) for client_id in outcome.cohort]
+    # All clients hold block 1, clients 1 and 2 hold block 2; the cohort of three has at least one of these.
+    finished = run(STRATEGIES["scaffold"].model_copy(update={"num_rounds": 1}), [1, 3, 3, 1], train="sum")
+    [outcome] = finished.outcomes
+    deltas = [finished.delta(client_id) for client_id in outcome.cohort]
     for name, num_holders in (("vit.layers.0.position", 4), ("vit.layers.1.position", 2)):
         changes = [delta[f"control/{name}"] for delta in deltas if f"control/{name}" in delta]
         assert 1 <= len(changes) <= num_holders
@@ -293,8 +293,8 @@ def test_a_control_variate_is_divided_by_all_who_hold_its_tensor():
 
 
 def test_what_a_shallow_client_remembers_of_tensors_that_it_does_not_hold_is_nothing():
-    found = run(STRATEGIES["scaffold"].model_copy(update={"clients_per_round": 4}), [1, 3, 3, 1])
-    for name, control in remembered(found.site)[0].items():
+    finished = run(STRATEGIES["scaffold"].model_copy(update={"clients_per_round": 4}), [1, 3, 3, 1])
+    for name, control in remembered(finished.site)[0].items():
         is_zero = bool((control == 0).all())
         assert is_zero == name.startswith(("control/vit.layers.1.", "control/vit.layers.2."))
 
@@ -302,15 +302,15 @@ def test_what_a_shallow_client_remembers_of_tensors_that_it_does_not_hold_is_not
 def test_what_a_diverged_client_leaves_in_a_lane_does_not_reach_a_shallow_one():
     engine, backbone = tiny_engine(WITH_LORA, tiny_data(), num_hidden_layers=3)
     start = start_of(engine)
-    own = owned_at(backbone, engine.spec, 1, {1})
-    [job] = jobs_for((5,), {name: value for name, value in start.items() if name in own})
-    [before] = engine.train([replace(job, depth=1)], 0.05)
+    owned_names = owned_at(backbone, engine.spec, 1, {1})
+    [job] = jobs_for((5,), {name: value for name, value in start.items() if name in owned_names})
+    [fresh] = engine.train([replace(job, depth=1)], 0.05)
     [deep] = jobs_for((5,), {name: torch.full_like(value, torch.nan) for name, value in start.items()})
     list(engine.train([deep], 0.05))
-    [job] = jobs_for((5,), {name: value for name, value in start.items() if name in own})
-    [after] = engine.train([replace(job, depth=1)], 0.05)
-    for name in own:
-        assert torch.equal(before.delta[name], after.delta[name])
+    [job] = jobs_for((5,), {name: value for name, value in start.items() if name in owned_names})
+    [refilled] = engine.train([replace(job, depth=1)], 0.05)
+    for name in owned_names:
+        assert torch.equal(fresh.delta[name], refilled.delta[name])
 
 
 def test_every_client_draws_its_exits_anew_in_every_round():

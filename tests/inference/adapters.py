@@ -15,7 +15,7 @@ from fedelta.models.hub import Backbone, build
 from fedelta.models.native import is_native
 from fedelta.models.source import ModelSource
 from fedelta.seeds import stream
-from fedelta.tuning import AnyTuning
+from fedelta.tuning.base import TuningMethod
 from fedelta.tuning.lanes import Lanes
 
 CLASS_NAMES = ("cat", "dog", "owl")
@@ -39,7 +39,7 @@ def backbone_of(base: Path, class_names: tuple[str, ...] = CLASS_NAMES) -> Backb
     return build(ModelSource(source=str(base)), class_names, seed=1)
 
 
-def adapter_of(tuning: AnyTuning, base: Path, class_names: tuple[str, ...] = CLASS_NAMES) -> Adapter:
+def adapter_of(tuning: TuningMethod, base: Path, class_names: tuple[str, ...] = CLASS_NAMES) -> Adapter:
     """An adapter whose tensors change the logits a lot."""
     spec = tuning.apply(backbone_of(base, class_names), Lanes(1), stream(0))
     generator = torch.Generator().manual_seed(3)
@@ -51,7 +51,7 @@ def adapter_of(tuning: AnyTuning, base: Path, class_names: tuple[str, ...] = CLA
 def write(
     directory: Path,
     family: str,
-    tuning: AnyTuning,
+    tuning: TuningMethod,
     base: Path,
     names: tuple[str, ...] = CLASS_NAMES,
     **recorded: Any,  # `model`, `seed` and `preparation` of `Adapter`

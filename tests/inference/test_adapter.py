@@ -21,6 +21,7 @@ from tests.inference.adapters import (
     write,
 )  # fmt: skip
 
+from fedelta.catalog import TUNING_METHODS
 from fedelta.errors import AdapterError
 from fedelta.inference import directory as files
 from fedelta.inference.adapter import Adapter, check_fits, check_task, read_adapter, write_adapter
@@ -30,9 +31,9 @@ from fedelta.models.hub import Backbone
 from fedelta.models.source import ModelSource
 from fedelta.params import ParamSpec
 from fedelta.settings import Settings
+from fedelta.settings.registry import Provider
 from fedelta.tasks.classification import Classification
 from fedelta.tasks.regression import Regression
-from fedelta.tuning import TUNING_METHODS
 from fedelta.tuning.adapter import Adapter as Bottleneck
 from fedelta.tuning.bias import Bias
 from fedelta.tuning.combined import Combined
@@ -42,7 +43,6 @@ from fedelta.tuning.lanes import Lanes
 from fedelta.tuning.lora import Lora
 from fedelta.tuning.parallel import Parallel
 from fedelta.tuning.prompt import Prompt
-from fedelta.tuning.table import SINGLE
 
 VIT = ANATOMIES["vit"]
 TUNINGS = [
@@ -249,14 +249,14 @@ def write_part(directory: Path) -> None:
 
 
 def test_a_new_tuning_method_comes_back_with_its_fields(tmp_path, monkeypatch):
-    monkeypatch.setitem(TUNING_METHODS, "part", Part)
+    monkeypatch.setitem(TUNING_METHODS.added, "part", (Part, Provider("a test")))
     write_part(tmp_path / "a")
     assert json.loads((tmp_path / "a/adapter_config.json").read_text())["peft_type"] == "FEDELTA_PART"
     assert read_adapter(tmp_path / "a").tuning == Part(blocks=(1, 3))
 
 
 def test_a_tuning_section_that_does_not_fit_is_refused_with_every_reason(tmp_path, monkeypatch):
-    monkeypatch.setitem(TUNING_METHODS, "part", Part)
+    monkeypatch.setitem(TUNING_METHODS.added, "part", (Part, Provider("a test")))
     write_part(tmp_path / "a")
     change_own(tmp_path / "a", tuning={"name": "head", "blocks": ["x"], "depth": 2})
     with pytest.raises(AdapterError) as caught:
@@ -278,7 +278,7 @@ def test_every_tuning_method_has_a_type_of_its_own_in_the_file(tmp_path):
     safetensors.torch.save_file({"w": torch.ones(1)}, tmp_path / "adapter_model.safetensors")
     with pytest.raises(AdapterError) as caught:
         read_adapter(tmp_path)
-    assert all(f"'FEDELTA_{name.upper()}'" in caught.value.message for name in SINGLE if name != "lora")
+    assert all(f"'FEDELTA_{name.upper()}'" in caught.value.message for name in TUNING_METHODS if name != "lora")
 
 
 def test_the_card_shows_a_few_of_many_classes(adapter, tmp_path):

@@ -21,8 +21,8 @@ from fedelta.modalities.settings import Preparation
 from fedelta.models.anatomy import ANATOMIES
 from fedelta.models.hub import Backbone, build
 from fedelta.models.source import ModelSource
-from fedelta.tuning import AnyTuning
 from fedelta.tuning.adapter import Adapter as Bottleneck
+from fedelta.tuning.base import TuningMethod
 from fedelta.tuning.bias import Bias
 from fedelta.tuning.combined import Combined
 from fedelta.tuning.full import Full
@@ -31,7 +31,7 @@ from fedelta.tuning.lora import Lora
 from fedelta.tuning.prompt import Prompt
 
 
-def make_run(directory: Path, base: Path, tuning: AnyTuning, **model: Any) -> Path:
+def make_run(directory: Path, base: Path, tuning: TuningMethod, **model: Any) -> Path:
     """The files of a finished run that a prediction needs; of the configuration, that it is there."""
     directory.mkdir()
     (directory / "config.toml").write_text("")
@@ -154,9 +154,9 @@ def test_everything_that_is_no_image_is_named_at_once(predictor, tmp_path):
     for line, expected in zip(
         lines[1:],
         (
-            "notes.txt': no image in a known format", "cut.png': ", "absent.png': No such file or directory",
+            "notes.txt': not an image in a known format", "cut.png': ", "absent.png': No such file or directory",
             "Is a directory", "input 5: a torch.float32 tensor of shape (3, 4, 4), expected uint8",
-            "input 6: no image but int", "hint: give image files",
+            "input 6: not an image but int", "hint: give image files",
         ),
         strict=True,
     ):  # fmt: skip
@@ -182,7 +182,9 @@ def test_texts_are_cut_as_in_the_run(checkpoint, tmp_path):
 def test_everything_that_is_no_text_is_named_at_once(checkpoint, tmp_path):
     write(tmp_path / "a", "bert", Head(), checkpoint("bert"))
     predictor = Predictor.from_adapter(tmp_path / "a")
-    with pytest.raises(DataError, match=r"(?s)2 problems in texts:.*input 1: an empty text.*input 2: no text but int"):
+    with pytest.raises(
+        DataError, match=r"(?s)2 problems in texts:.*input 1: an empty text.*input 2: not a text but int"
+    ):
         predictor.predict(["fine", " ", 3])
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fedelta.report.page import headline
 from tests.report.synthetic import Shape, history_of, make_run, rewrite
 from tests.report.test_report import Page, report
 
@@ -25,7 +26,6 @@ from fedelta.report import personal_section
 from fedelta.report.exit_plots import MAX_LABELS, exits_by_round, measure_by_cost, spread
 from fedelta.report.exit_section import section
 from fedelta.report.exits import Exits, read_exits
-from fedelta.report.page import headline
 from fedelta.seeds import stream
 from fedelta.tasks.classification import ACCURACY
 

@@ -12,6 +12,7 @@ from tests.builders import ReadyInputs, assert_close, assert_same_bits, start_of
 from tests.contracts.test_tuning_methods import METHODS
 from torch import tensor
 
+from fedelta.catalog import TUNING_METHODS
 from fedelta.codecs.cast import Cast
 from fedelta.codecs.channel import Channel
 from fedelta.codecs.wire import decode
@@ -19,9 +20,10 @@ from fedelta.data.batches import Examples
 from fedelta.data.clients import Clients
 from fedelta.engine.work import ClientSettings
 from fedelta.errors import RoundError
+from fedelta.federation.base import Federation, Runtime, Standing
 from fedelta.federation.client import Site
 from fedelta.federation.records import Reply, RoundOutcome
-from fedelta.federation.rounds import Federation, Runtime, Standing, federate
+from fedelta.federation.rounds import federate
 from fedelta.params import Params
 from fedelta.runtimes.simulation import SimulationSettings
 from fedelta.seeds import stream
@@ -30,7 +32,6 @@ from fedelta.strategies.fedavg import FedAvg
 from fedelta.tasks.labels import Labels
 from fedelta.tuning.base import TuningMethod
 from fedelta.tuning.lora import Lora
-from fedelta.tuning.table import SINGLE
 
 NUM_CLIENTS = 6
 
@@ -112,15 +113,18 @@ def run(running: Federation, start: Params) -> list[RoundOutcome]:
 
 @pytest.mark.parametrize(
     ("name", "family"),
-    [(name, "small-resnet" if name == "parallel" else "vit") for name in sorted(SINGLE)] + [("full", "small-resnet")],
+    [
+        ("full", "small-resnet"),
+        *((name, "small-resnet" if name == "parallel" else "vit") for name in sorted(TUNING_METHODS)),
+    ],
 )
 def test_every_tuning_method_learns_an_easy_task_in_a_few_rounds(name: str, family: str):
     running, start = federation(METHODS[name], family=family, num_rounds=16, lr=0.1)
-    before = running.evaluate(start)
+    start_evaluation = running.evaluate(start)
     outcomes = run(running, start)
-    assert before.measures["accuracy"] < 0.5
+    assert start_evaluation.measures["accuracy"] < 0.5
     assert outcomes[-1].evaluation.measures["accuracy"] > 0.9
-    assert outcomes[-1].evaluation.measures["loss_nats"] < before.measures["loss_nats"] / 2
+    assert outcomes[-1].evaluation.measures["loss_nats"] < start_evaluation.measures["loss_nats"] / 2
     assert outcomes[-1].train_loss < outcomes[0].train_loss
     assert not outcomes[-1].rejections
 
@@ -132,34 +136,34 @@ def test_replies_in_another_order_give_the_same_bits():
         if seed is not None:
             running = Federation(**(vars(running) | {"runtime": Shuffled(running.runtime, seed)}))
         results.append(run(running, start))
-    for other in results[1:]:
-        for left, right in zip(results[0], other, strict=True):
-            assert_same_bits(left.params, right.params)
-            assert (left.transfers, left.train_loss, left.evaluation) == (
-                right.transfers,
-                right.train_loss,
-                right.evaluation,
+    for reordered in results[1:]:
+        for expected, outcome in zip(results[0], reordered, strict=True):
+            assert_same_bits(expected.params, outcome.params)
+            assert (expected.transfers, expected.train_loss, expected.evaluation) == (
+                outcome.transfers,
+                outcome.train_loss,
+                outcome.evaluation,
             )
 
 
 def test_the_same_seed_gives_the_same_bits():
-    first, second = run(*federation()), run(*federation())
-    assert_same_bits(first[-1].params, second[-1].params)
-    assert [outcome.cohort for outcome in first] == [outcome.cohort for outcome in second]
+    original, repeated = run(*federation()), run(*federation())
+    assert_same_bits(original[-1].params, repeated[-1].params)
+    assert [outcome.cohort for outcome in original] == [outcome.cohort for outcome in repeated]
 
 
 def test_a_resumed_run_ends_with_the_same_bits():
-    whole = run(*federation())
+    uninterrupted = run(*federation())
     running, _ = federation()
-    rest = list(federate(running, Standing(whole[0].params, whole[0].state, rounds_done=1)))
-    assert_same_bits(rest[-1].params, whole[-1].params)
-    assert [outcome.train_loss for outcome in rest] == [outcome.train_loss for outcome in whole[1:]]
+    resumed = list(federate(running, Standing(uninterrupted[0].params, uninterrupted[0].state, rounds_done=1)))
+    assert_same_bits(resumed[-1].params, uninterrupted[-1].params)
+    assert [outcome.train_loss for outcome in resumed] == [outcome.train_loss for outcome in uninterrupted[1:]]
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 2**20])
 def test_the_number_of_lanes_changes_the_result_by_rounding_alone(cache_bytes: int):
-    one, four = (run(*federation(lanes=lanes, cache_bytes=cache_bytes)) for lanes in (1, 4))
-    assert_close(one[-1].params, four[-1].params, rtol=1e-3, atol=1e-5)
+    in_one_lane, in_four_lanes = (run(*federation(lanes=lanes, cache_bytes=cache_bytes)) for lanes in (1, 4))
+    assert_close(in_one_lane[-1].params, in_four_lanes[-1].params, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["float16", "bfloat16"])

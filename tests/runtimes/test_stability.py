@@ -29,14 +29,14 @@ from fedelta.strategies.fedavg import FedAvg
 
 @dataclass
 class Good:
-    """A runtime whose clients all answer; it remembers whom it was asked to run."""
+    """A runtime whose clients all answer; it notes which clients it was told to run."""
 
     answer: Callable[[int], Reply] = reply
-    asked: list[tuple[int, ...]] = field(default_factory=list)
+    reached: list[tuple[int, ...]] = field(default_factory=list)
     accepted: tuple[int, ...] = ()
 
     def run(self, plan: RoundPlan, payloads: Mapping[int, bytes]) -> list[Reply]:
-        self.asked.append(tuple(sorted(payloads)))
+        self.reached.append(tuple(sorted(payloads)))
         return [self.answer(client_id) for client_id in payloads]
 
     def accept(self, client_ids: Iterable[int]) -> None:
@@ -68,21 +68,21 @@ def test_stable_clients_are_passed_through():
 @pytest.mark.parametrize("key", ["dropout_fraction", "vanish_fraction"])
 def test_as_many_are_lost_as_was_asked_for(key: str):
     # 200 clients in 20 rounds with probability 0.3: 1,200 of 4,000, deviation sqrt(4000 * 0.3 * 0.7) = 29; 116 is 4.
-    found = outcomes(unstable(**{key: 0.3}), num_rounds=20, cohort=200)
-    lost = sum(len(outcome.rejections) for outcome in found)
+    finished = outcomes(unstable(**{key: 0.3}), num_rounds=20, cohort=200)
+    lost = sum(len(outcome.rejections) for outcome in finished)
     assert abs(lost - 1200) < 116
     # Others in every round
-    assert len({tuple(each.client_id for each in outcome.rejections) for outcome in found}) == 20
+    assert len({tuple(rejection.client_id for rejection in outcome.rejections) for outcome in finished}) == 20
 
 
 def test_a_client_that_drops_out_costs_nothing_and_one_that_vanishes_its_download():
     for key, cause, downloads in (("dropout_fraction", "dropped out", 0), ("vanish_fraction", "vanished", 1)):
         runtime = Good()
         [outcome] = outcomes(unstable(runtime=runtime, **{key: 0.5}), cohort=100)
-        lost = {each.client_id for each in outcome.rejections}
-        assert {each.cause for each in outcome.rejections} == {cause}
+        lost = {rejection.client_id for rejection in outcome.rejections}
+        assert {rejection.cause for rejection in outcome.rejections} == {cause}
         assert 20 < len(lost) < 80
-        assert runtime.asked == [tuple(sorted(set(range(100)) - lost))]
+        assert runtime.reached == [tuple(sorted(set(range(100)) - lost))]
         sent = [(transfer.direction, transfer.client_id) for transfer in outcome.transfers]
         for client_id in range(100):
             assert sent.count(("down", client_id)) == (downloads if client_id in lost else 1)
@@ -90,9 +90,9 @@ def test_a_client_that_drops_out_costs_nothing_and_one_that_vanishes_its_downloa
 
 
 def test_who_is_lost_depends_on_the_seed_alone():
-    def lost(seed: int, **other: float) -> list[int]:
-        [outcome] = outcomes(unstable(seed, dropout_fraction=0.4, **other), cohort=60)
-        return [each.client_id for each in outcome.rejections if each.cause == "dropped out"]
+    def lost(seed: int, **fields: float) -> list[int]:
+        [outcome] = outcomes(unstable(seed, dropout_fraction=0.4, **fields), cohort=60)
+        return [rejection.client_id for rejection in outcome.rejections if rejection.cause == "dropped out"]
 
     assert lost(1) == lost(1) == lost(1, vanish_fraction=0.5) == lost(1, examples_per_second=3.0)
     assert lost(1) != lost(2)
@@ -121,7 +121,7 @@ def test_a_round_lasts_as_long_as_its_slowest_client_and_no_longer_than_the_dead
     deadline = (times[3] + times[4]) / 2
     [hasty] = outcomes(unstable(examples_per_second=10.0, deadline_seconds=deadline), cohort=6)
     assert hasty.simulated_seconds == deadline
-    assert [each.cause for each in hasty.rejections] == ["too late"] * 2
+    assert [rejection.cause for rejection in hasty.rejections] == ["too late"] * 2
     assert hasty.rejections[0].reason.startswith("would have taken ")
     assert hasty.rejections[0].reason.endswith(f" s, the deadline is {deadline:g} s")
     assert [transfer.direction for transfer in hasty.transfers] == ["down"] * 6 + ["up"] * 4
@@ -135,18 +135,20 @@ def test_a_round_waits_for_clients_that_vanished_until_its_deadline():
 
 
 def test_a_round_that_too_many_were_lost_from_does_not_count_and_the_run_goes_on():
-    found = outcomes(unstable(vanish_fraction=0.2), num_rounds=12, cohort=3, min_replies=3)
-    void = [outcome for outcome in found if outcome.num_examples == 0]
+    finished = outcomes(unstable(vanish_fraction=0.2), num_rounds=12, cohort=3, min_replies=3)
+    void = [outcome for outcome in finished if outcome.num_examples == 0]
     assert 0 < len(void) < 12
-    before = dict(zip((outcome.round for outcome in found), [START, *(each.params for each in found)], strict=False))
+    params_before = dict(
+        zip((outcome.round for outcome in finished), [START, *(outcome.params for outcome in finished)], strict=False)
+    )
     for outcome in void:
-        assert_same_bits(outcome.params, before[outcome.round])
+        assert_same_bits(outcome.params, params_before[outcome.round])
         assert (outcome.train_loss, outcome.delta_norm) == (None, None)
-        assert {each.client_id for each in outcome.rejections} == {0, 1, 2}
-        assert {each.cause for each in outcome.rejections} <= {"vanished", "void round"}
+        assert {rejection.client_id for rejection in outcome.rejections} == {0, 1, 2}
+        assert {rejection.cause for rejection in outcome.rejections} <= {"vanished", "void round"}
         # What came up has travelled all the same.
-        came = [each.client_id for each in outcome.rejections if each.cause == "void round"]
-        assert [each.client_id for each in outcome.transfers if each.direction == "up"] == came
+        on_time = [rejection.client_id for rejection in outcome.rejections if rejection.cause == "void round"]
+        assert [transfer.client_id for transfer in outcome.transfers if transfer.direction == "up"] == on_time
 
 
 def test_clients_that_are_wrong_still_end_the_run_although_others_were_lost():
@@ -169,7 +171,7 @@ def test_impossible_fractions_are_refused(key: str, value: float):
         Stability(**{key: value})
 
 
-def test_a_deadline_that_nobody_meets_is_refused_before_training(tmp_path: Path):
+def test_a_deadline_that_no_client_meets_is_refused_before_training(tmp_path: Path):
     overrides = ["stability.examples_per_second=1.0", "stability.speed_spread=0.0", "stability.deadline_seconds=0.5"]
     with pytest.raises(ConfigError) as caught:
         Experiment.from_toml(write_small(tmp_path), overrides).run(tmp_path / "run")

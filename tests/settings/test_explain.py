@@ -8,7 +8,15 @@ import pytest
 from pydantic import Field, TypeAdapter, ValidationError
 
 from fedelta.settings import Settings
-from fedelta.settings.explain import explain, members, named_choices, unknown_key
+from fedelta.settings.explain import explain, named_choices, names_in, unknown_key
+from fedelta.settings.registry import Chosen, Kind, Provider, Registry
+
+
+def registry_of(place: str, *classes: type[Settings]) -> Registry:
+    registry = Registry(Kind("shape", "", ()), (place,), {})
+    for kind in classes:
+        registry.add(kind, Provider("a test"))
+    return registry
 
 
 class Round(Settings):
@@ -26,18 +34,21 @@ class Square(Settings):
     corner: Annotated[Round, Field()] = Round()
 
 
+SHAPES = registry_of("shape.name", Round, Square)
+
+
 class Drawing(Settings):
     """The root."""
 
-    shape: Annotated[Round | Square, Field(discriminator="name")] = Round()
+    shape: Annotated[Settings, Chosen(SHAPES)] = Round()
     width: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
 
 
-def explained(section: str, value: Any) -> list[str]:
-    field = Drawing.model_fields[section]
+def explained(section: str, value: Any, root: type[Settings] = Drawing) -> list[str]:
+    field = root.model_fields[section]
     with pytest.raises(ValidationError) as caught:
         TypeAdapter(Annotated[field.annotation, field]).validate_python(value)
-    return explain(caught.value.errors(), section, value, Drawing)
+    return explain(caught.value.errors(), section, value, root)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +68,11 @@ def explained(section: str, value: Any) -> list[str]:
             {"name": "square", "corner": {"name": "circle", "r": 1}},
             "`shape.corner.r` is unknown; known: name, radius",
         ),
+        (
+            "shape",
+            "square",
+            "`shape` is 'square', expected a table; give `shape.name`, such as `shape.name = 'square'`",
+        ),
         ("width", 0, "`width` is 0, expected: 'auto' or greater than or equal to 1"),
     ],
 )
@@ -70,15 +86,11 @@ def test_a_name_that_stands_elsewhere_is_pointed_out(name: str, advice: str):
         name: Literal["line"] = "line"
 
     class Root(Settings):
-        shape: Annotated[Round | Square, Field(discriminator="name")] = Round()
-        frame: Annotated[Square | Line, Field(discriminator="name")] = Square()
+        shape: Annotated[Settings, Chosen(SHAPES)] = Round()
+        frame: Annotated[Settings, Chosen(registry_of("frame.name", Square, Line))] = Square()
 
-    field = Root.model_fields["frame"]
-    with pytest.raises(ValidationError) as caught:
-        TypeAdapter(Annotated[field.annotation, field]).validate_python({"name": name})
-    assert explain(caught.value.errors(), "frame", {"name": name}, Root) == [
-        f"`frame.name` is {name!r}, expected one of square, line{advice}"
-    ]
+    problem = f"`frame.name` is {name!r}, expected one of square, line{advice}"
+    assert explained("frame", {"name": name}, Root) == [problem]
 
 
 def test_named_choices_are_found_in_the_annotations_at_any_depth():
@@ -88,10 +100,10 @@ def test_named_choices_are_found_in_the_annotations_at_any_depth():
     }
 
 
-def test_members_are_told_apart_by_name_and_other_annotations_have_none():
-    assert members(Round | Square) == {"circle": Round, "ball": Round, "square": Square}
-    assert members(Round) == {"circle": Round, "ball": Round}
-    assert members(int | None) == members(Drawing) == {}
+def test_names_are_those_of_the_registries_or_of_the_one_class():
+    assert names_in(Annotated[Settings, Chosen(SHAPES)]) == ["circle", "ball", "square"]
+    assert names_in(Round) == ["circle", "ball"]
+    assert names_in(int | None) == names_in(Drawing) == []
 
 
 def test_an_unknown_key_names_the_nearest_or_all():

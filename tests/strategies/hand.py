@@ -11,7 +11,7 @@ from torch import tensor
 from fedelta.aggregation.base import Aggregation, Update, combine
 from fedelta.params import Params, ParamSpec
 from fedelta.seeds import stream
-from fedelta.strategies.base import Combined, RoundPlan, State, Strategy
+from fedelta.strategies.base import CombinedUpdates, RoundPlan, State, Strategy
 
 SPEC = spec_of(a=(), b=(2,))
 PLAN = RoundPlan(1, download={}, upload={}, num_clients=5)
@@ -36,7 +36,7 @@ def step(
     mean = combine(strategy.mean, updates, spec, stream(0))
     single = tuple(updates) if strategy.reads == "each" else ()
     plan = replace(plan, upload={update.client_id: tuple(update.delta) for update in updates} | dict(plan.upload))
-    combined = Combined(mean, tuple(update.client_id for update in updates), single)
+    combined = CombinedUpdates(mean, tuple(update.client_id for update in updates), single)
     return strategy.update(state, params, plan, combined, spec)
 
 

@@ -22,15 +22,15 @@ def cohort(clients_per_round: int, num_clients: int, round: int, seed: int = 0) 
 def test_update_adds_the_mean_weighted_by_examples():
     # The mean is -2 and (5, 4): a = 10 - 2 = 8, b = 1 + 5 = 6 and 2 + 4 = 6
     strategy = FedAvg()
-    after, state = step(strategy, strategy.init(params(), SPEC), params(), PLAN, updates(), SPEC)
-    assert_same_bits(after, {"a": tensor(8.0), "b": tensor([6.0, 6.0])})
+    new_params, state = step(strategy, strategy.init(params(), SPEC), params(), PLAN, updates(), SPEC)
+    assert_same_bits(new_params, {"a": tensor(8.0), "b": tensor([6.0, 6.0])})
     assert state == {}
 
 
 def test_the_server_learning_rate_scales_the_mean():
     # a: 10 + 0.5 * -2 = 9; b: 1 + 0.5 * 5 = 3.5 and 2 + 0.5 * 4 = 4
-    after, _ = step(FedAvg(server_lr=0.5), {}, params(), PLAN, updates(), SPEC)
-    assert_same_bits(after, {"a": tensor(9.0), "b": tensor([3.5, 4.0])})
+    new_params, _ = step(FedAvg(server_lr=0.5), {}, params(), PLAN, updates(), SPEC)
+    assert_same_bits(new_params, {"a": tensor(9.0), "b": tensor([3.5, 4.0])})
 
 
 def test_a_tensor_is_averaged_over_the_clients_that_sent_it():
@@ -41,27 +41,27 @@ def test_a_tensor_is_averaged_over_the_clients_that_sent_it():
         for u in sent
     ]
     del sent[1].delta["a"]
-    after, _ = step(FedAvg(), {}, params(), PLAN, sent, SPEC)
-    assert_same_bits(after, {"a": tensor(13.5), "b": tensor([7.0, 8.0])})
+    new_params, _ = step(FedAvg(), {}, params(), PLAN, sent, SPEC)
+    assert_same_bits(new_params, {"a": tensor(13.5), "b": tensor([7.0, 8.0])})
 
 
-def test_a_tensor_that_nobody_sent_stays():
-    after, _ = step(FedAvg(), {}, params(), PLAN, [Update(0, 1, {"a": tensor(1.0)})], SPEC)
-    assert_same_bits(after, {"a": tensor(11.0), "b": tensor([1.0, 2.0])})
+def test_a_tensor_that_no_client_sent_does_not_change():
+    new_params, _ = step(FedAvg(), {}, params(), PLAN, [Update(0, 1, {"a": tensor(1.0)})], SPEC)
+    assert_same_bits(new_params, {"a": tensor(11.0), "b": tensor([1.0, 2.0])})
 
 
 def test_one_client_with_learning_rate_one_becomes_the_server():
     # In numbers that float32 adds exactly: 10 + 1 and (1, 2) + (2, -2)
-    after, _ = step(FedAvg(), {}, params(), PLAN, updates()[:1], SPEC)
-    assert_same_bits(after, {"a": tensor(11.0), "b": tensor([3.0, 0.0])})
+    new_params, _ = step(FedAvg(), {}, params(), PLAN, updates()[:1], SPEC)
+    assert_same_bits(new_params, {"a": tensor(11.0), "b": tensor([3.0, 0.0])})
 
 
 def test_update_does_not_change_its_inputs():
-    before, sent = params(), updates()
-    step(FedAvg(), {}, before, PLAN, sent, SPEC)
-    assert_same_bits(before, params())
-    for used, fresh in zip(sent, updates(), strict=True):
-        assert_same_bits(used.delta, fresh.delta)
+    old_params, sent = params(), updates()
+    step(FedAvg(), {}, old_params, PLAN, sent, SPEC)
+    assert_same_bits(old_params, params())
+    for update, fresh in zip(sent, updates(), strict=True):
+        assert_same_bits(update.delta, fresh.delta)
 
 
 def test_the_order_of_updates_of_very_different_size_does_not_matter():
@@ -86,7 +86,7 @@ def test_everything_travels_down_and_up_for_the_cohort_alone():
     assert dict(plan.download) == dict(plan.upload) == dict.fromkeys(plan.cohort, ("a", "b"))
 
 
-def test_every_client_takes_part_when_the_cohort_is_everybody():
+def test_every_client_takes_part_when_the_cohort_is_as_large_as_the_federation():
     assert cohort(5, 5, 1) == (0, 1, 2, 3, 4)
 
 

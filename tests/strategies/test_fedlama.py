@@ -53,25 +53,27 @@ def walk(round: int, client_id: int) -> Params:
 def test_three_layers_and_two_clients_through_two_windows_by_hand():
     strategy = FedLama(phi=2, tau=2, num_rounds=6, clients_per_round=2, crossing="excluded")
     running, runtime, engine = walking(strategy, walk)
-    found, between = [], []
+    finished, between = [], []
     for outcome in federate(running, Standing(START, strategy.init(START, SPEC))):
-        found.append(outcome)
+        finished.append(outcome)
         between.append(adrift(runtime.site))
-    servers = [{name: value.tolist() for name, value in outcome.params.items()} for outcome in found]
+    servers = [{name: value.tolist() for name, value in outcome.params.items()} for outcome in finished]
 
     # Window 1: everything travels twice.
     assert servers[0] == {"a": 1, "b": [0, 2], "c": [0, 0, 1, 2]}
     assert servers[1] == {"a": 2, "b": [0, 4], "c": [0, 0, 2, 4]}
     assert between[:2] == [{}, {}]
     # Eq. 2 with tau_l = 2: d_a = 12 / (2 * 1), d_b = (3 + 3) / (2 * 2), d_c = 3 / (2 * 4)
-    assert found[1].logged["unit_discrepancy"] == (6.0, 1.5, 0.375)
+    assert finished[1].logged["unit_discrepancy"] == (6.0, 1.5, 0.375)
     # Ascending c, b, a: d dim = 1.5, 3, 6, in all 10.5; dim = 4, 2, 1, in all 7.
     # delta = 1/7, 3/7, 1 and 1 - lambda = 3/7, 1/7, 0: only c is below.
-    assert [outcome.logged["interval_rounds"] for outcome in found[:2]] == [(1, 1, 1), (1, 1, 2)]
+    assert [outcome.logged["interval_rounds"] for outcome in finished[:2]] == [(1, 1, 1), (1, 1, 2)]
 
     # Window 2: after round 3 a and b travel, and c stays with each client as it has become.
     assert servers[2] == {"a": 2, "b": [1, 5], "c": [0, 0, 2, 4]}
-    assert {client: {name: value.tolist() for name, value in own.items()} for client, own in between[2].items()} == {
+    assert {
+        client: {name: value.tolist() for name, value in tensors.items()} for client, tensors in between[2].items()
+    } == {
         0: {"local/c": [5, 0, 2, 4], "anchor/c": [0, 0, 2, 4]},
         1: {"local/c": [1, 0, 2, 4], "anchor/c": [0, 0, 2, 4]},
     }
@@ -82,26 +84,26 @@ def test_three_layers_and_two_clients_through_two_windows_by_hand():
     assert servers[3] == {"a": 2, "b": [2, 6], "c": [4, 0, 2, 4]}
     assert between[3] == {}
     # tau_l = 2, and 4 for c, whose clients are 8 apart: d_a = 3 / 2, d_b = (12 + 12) / (2 * 2), d_c = 12 / (4 * 4)
-    assert found[3].logged["unit_discrepancy"] == (1.5, 6.0, 0.75)
+    assert finished[3].logged["unit_discrepancy"] == (1.5, 6.0, 0.75)
     # Ascending c, a, b: d dim = 3, 1.5, 12, in all 16.5; delta = 2/11, 3/11, 1 and 1 - lambda = 3/7, 2/7, 0:
     # 3/11 = 0.273 is below 2/7 = 0.286, so that c and a are below.
-    assert found[3].logged["interval_rounds"] == (2, 1, 2)
+    assert finished[3].logged["interval_rounds"] == (2, 1, 2)
 
     # Window 3, and what it costs: a travels 5 times, b 6, c 4. (1 * 5 + 2 * 6 + 4 * 4) / (7 * 6)
-    assert [outcome.synced_fraction for outcome in found] == [1, 1, 3 / 7, 1, 2 / 7, 1]
-    assert found[-1].state["num_syncs"].tolist() == [5, 6, 4]
-    # At every boundary nobody has anything but what comes down.
+    assert [outcome.synced_fraction for outcome in finished] == [1, 1, 3 / 7, 1, 2 / 7, 1]
+    assert finished[-1].state["num_syncs"].tolist() == [5, 6, 4]
+    # At the end of a window no client has unsent tensors.
     assert all(job.local == {} for round, job in engine.jobs if round in (1, 3, 5))
 
 
 def test_the_crossing_group_is_in_or_out():
     # The numbers of the first window: c is below, b is the crossing.
-    found = curves(tensor([6.0, 1.5, 0.375]).double(), tensor([1, 2, 4]))
-    assert found.order.tolist() == [2, 1, 0]
-    torch.testing.assert_close(found.delta, tensor([1 / 7, 3 / 7, 1.0]).double())
-    torch.testing.assert_close(found.rest, tensor([3 / 7, 1 / 7, 0.0]).double())
-    assert found.below("excluded").tolist() == [False, False, True]
-    assert found.below("included").tolist() == [False, True, True]
+    both_curves = curves(tensor([6.0, 1.5, 0.375]).double(), tensor([1, 2, 4]))
+    assert both_curves.order.tolist() == [2, 1, 0]
+    torch.testing.assert_close(both_curves.delta, tensor([1 / 7, 3 / 7, 1.0]).double())
+    torch.testing.assert_close(both_curves.one_minus_lambda, tensor([3 / 7, 1 / 7, 0.0]).double())
+    assert both_curves.below("excluded").tolist() == [False, False, True]
+    assert both_curves.below("included").tolist() == [False, True, True]
 
 
 def test_a_group_on_the_crossing_is_not_below_it():
@@ -127,12 +129,12 @@ def test_a_layer_of_97_percent_travels_seldom_only_with_the_crossing():
 def authors(unit: Tensor, sizes: Tensor) -> set[int]:
     """The loop of the authors' code: append, and stop at the first layer with (1 - lambda) < delta."""
     order = sorted(range(len(sizes)), key=lambda layer: float(unit[layer]))
-    total, parameters, delta, rest, chosen = float(unit @ sizes.double()), int(sizes.sum()), 0.0, 1.0, set()
+    total, parameters, delta, one_minus_lambda, chosen = float(unit @ sizes.double()), int(sizes.sum()), 0.0, 1.0, set()
     for layer in order:
         delta += float(unit[layer] * sizes[layer]) / total
-        rest -= int(sizes[layer]) / parameters
+        one_minus_lambda -= int(sizes[layer]) / parameters
         chosen.add(layer)
-        if rest < delta:
+        if one_minus_lambda < delta:
             break
     return chosen
 
@@ -174,11 +176,11 @@ def test_the_layers_of_the_papers_networks(
     assert list(spec.sizes) == list(spec.groups)
     for group, names in spec.groups.items():
         # One kernel first, and behind it what rides along: its bias, or the norm after it with its statistics.
-        first, *others = names
-        assert first == f"{group}.weight"
-        endings = [name.rpartition(".")[2] for name in others]
+        stem, *later_layers = names
+        assert stem == f"{group}.weight"
+        endings = [name.rpartition(".")[2] for name in later_layers]
         assert endings in (["bias"], ["weight", "bias", "running_mean", "running_var"])
-        assert {spec.tensors[name].shape for name in others} == {(kernels[first].shape[0],)}
+        assert {spec.tensors[name].shape for name in later_layers} == {(kernels[stem].shape[0],)}
     assert sum(name.endswith("running_mean") for name in spec) == (0 if preset == "femnist-cnn" else num_groups - 1)
 
 
@@ -194,16 +196,16 @@ def test_the_layers_of_the_papers_networks(
 )
 def test_with_phi_one_it_is_fedavg_to_the_last_bit(method: TuningMethod, family: str, client: dict[str, object]):
     fields = {"num_rounds": 4, "clients_per_round": 2}
-    found = []
+    results = []
     for strategy in (FedLama(phi=1, tau=3, **fields), FedAvg(**fields)):
         settings = {"method": method, "family": family, "local_steps": 3} | client
         running, start, _ = training(strategy, **settings)
-        found.append(list(federate(running, Standing(start, strategy.init(start, running.spec)))))
-    for ours, plain in zip(*found, strict=True):
-        assert_same_bits(ours.params, plain.params)
-        assert (ours.cohort, ours.transfers, ours.rejections) == (plain.cohort, plain.transfers, plain.rejections)
-        assert (ours.train_loss, ours.delta_norm) == (plain.train_loss, plain.delta_norm)
-    assert not torch.equal(torch.stack([*found[0][-1].params.values()][:1]), torch.stack([*start.values()][:1]))
+        results.append(list(federate(running, Standing(start, strategy.init(start, running.spec)))))
+    for lama, plain in zip(*results, strict=True):
+        assert_same_bits(lama.params, plain.params)
+        assert (lama.cohort, lama.transfers, lama.rejections) == (plain.cohort, plain.transfers, plain.rejections)
+        assert (lama.train_loss, lama.delta_norm) == (plain.train_loss, plain.delta_norm)
+    assert not torch.equal(torch.stack([*results[0][-1].params.values()][:1]), torch.stack([*start.values()][:1]))
 
 
 @pytest.mark.parametrize(
@@ -220,20 +222,20 @@ def test_with_phi_one_it_is_fedavg_to_the_last_bit(method: TuningMethod, family:
 def test_groups_of_every_method_travel_at_intervals_of_their_own(method: TuningMethod, family: str):
     strategy = FedLama(phi=2, tau=2, num_rounds=6, clients_per_round=3)
     running, start, runtime = training(strategy, method=method, family=family)
-    found = list(federate(running, Standing(start, strategy.init(start, running.spec))))
-    assert all(not outcome.rejections for outcome in found)
-    spec, intervals = running.spec, [outcome.logged["interval_rounds"] for outcome in found]
+    finished = list(federate(running, Standing(start, strategy.init(start, running.spec))))
+    assert all(not outcome.rejections for outcome in finished)
+    spec, intervals = running.spec, [outcome.logged["interval_rounds"] for outcome in finished]
     for round in (3, 5):
-        seldom = {group for group, each in zip(spec.sizes, intervals[round - 2], strict=True) if each == 2}
+        seldom = {group for group, interval in zip(spec.sizes, intervals[round - 2], strict=True) if interval == 2}
         assert seldom
         for client_id, names in runtime.plans[round - 1].upload.items():
             assert set(names) == {name for name in spec.shared if spec.tensors[name].group not in seldom}
             assert set(runtime.plans[round].download[client_id]) == set(names)
         unsent = [name for name in spec.shared if spec.tensors[name].group in seldom]
         for name in unsent:
-            assert torch.equal(found[round - 1].params[name], found[round - 2].params[name])
+            assert torch.equal(finished[round - 1].params[name], finished[round - 2].params[name])
         # Bytes by group, in both directions: what did not travel is not in the ledger.
-        for transfer in found[round - 1].transfers:
+        for transfer in finished[round - 1].transfers:
             if transfer.direction == "up":
                 assert set(transfer.tensor_bytes).isdisjoint(seldom)
                 assert transfer.tensor_bytes == {
@@ -241,12 +243,12 @@ def test_groups_of_every_method_travel_at_intervals_of_their_own(method: TuningM
                     for group, names in spec.groups.items()
                     if group not in seldom
                 }
-        assert found[round - 1].synced_fraction == pytest.approx(
+        assert finished[round - 1].synced_fraction == pytest.approx(
             1 - sum(spec.sizes[group] for group in seldom) / sum(spec.sizes.values())
         )
     # Eq. 9, relative to what it is with every group in every round
-    cost = sum(size * int(n) for size, n in zip(spec.sizes.values(), found[-1].state["num_syncs"], strict=True))
-    assert sum(outcome.synced_fraction for outcome in found) == pytest.approx(cost / sum(spec.sizes.values()))
+    cost = sum(size * int(n) for size, n in zip(spec.sizes.values(), finished[-1].state["num_syncs"], strict=True))
+    assert sum(outcome.synced_fraction for outcome in finished) == pytest.approx(cost / sum(spec.sizes.values()))
 
 
 # Whole runs.
@@ -270,16 +272,16 @@ def test_a_run_evaluates_the_latest_values_and_marks_the_rounds_in_which_everyth
     assert [line["round"] for line in lines if line["synced_fraction"] == 1.0] == [1, 2, 3, 6, 8]
     assert len({tuple(line["cohort"]) for line in lines[3:6]}) == 1
     assert all(len(line["interval_rounds"]) == len(result.assembly.spec.sizes) for line in lines)
-    assert all(isinstance(each, int) for line in lines for each in line["interval_rounds"])
+    assert all(isinstance(interval, int) for line in lines for interval in line["interval_rounds"])
     assert set(lines[2]["interval_rounds"]) == {1, 3}
 
     # Round by round, the server's value of every tensor is what was evaluated.
     def look(outcome: object, _ledger: object) -> None:
-        evaluated.append((outcome.evaluation, again.assembly.evaluate(outcome.params)))
+        evaluated.append((outcome.evaluation, repeated.assembly.evaluate(outcome.params)))
 
-    again = Experiment.from_toml(write_small(tmp_path), (*WINDOWS, "strategy.phi=3", "strategy.num_rounds=8"))
-    again.run(tmp_path / "again", on_round=look)
-    assert all(reported == found for reported, found in evaluated)
+    repeated = Experiment.from_toml(write_small(tmp_path), (*WINDOWS, "strategy.phi=3", "strategy.num_rounds=8"))
+    repeated.run(tmp_path / "again", on_round=look)
+    assert all(reported == evaluated_value for reported, evaluated_value in evaluated)
     assert [reported.measures["accuracy"] for reported, _ in evaluated] == [
         line["measures"]["accuracy"] for line in lines
     ]
@@ -305,7 +307,7 @@ def test_norms_that_stay_with_their_client_are_no_part_of_windows(tmp_path: Path
     )  # fmt: skip
     spec, site = result.assembly.spec, result.assembly.site
     assert spec.kept
-    assert all(list(own) == list(spec.kept) for own in kept(site).values())
+    assert all(list(tensors) == list(spec.kept) for tensors in kept(site).values())
     assert adrift(site) == {}
     assert set(result.ledger.groups["up"]) == set(result.ledger.groups["down"]) == set(spec.sizes)
     # The kernels alone travel, every second round.
@@ -336,7 +338,7 @@ def test_several_groups_are_not_warned_of(tmp_path: Path, caplog: pytest.LogCapt
         (("strategy.crossing=maybe",), "`strategy.crossing`"),
         (("client.local_epochs=2",), "`client.local_epochs` is 2, but a round of 'fedlama' is `strategy.tau` = 2"),
         (("client.local_steps=5",), "`client.local_steps` is 5, but a round of 'fedlama' is `strategy.tau` = 2"),
-        (("client.local_steps=5",), "leave it out (`--set client.local_steps=`)"),
+        (("client.local_steps=5",), "remove the key (`--set client.local_steps=`)"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(tmp_path: Path, overrides: tuple[str, ...], message: str):

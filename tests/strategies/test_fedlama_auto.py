@@ -23,7 +23,7 @@ from fedelta.federation.rounds import Standing, federate
 from fedelta.params import Params, ParamSpec
 from fedelta.seeds import stream
 from fedelta.strategies.base import State
-from fedelta.strategies.fedlama_auto import FedLamaAuto, lengthened
+from fedelta.strategies.fedlama_auto import FedLamaAuto, interval_choices
 
 
 def drawn(round: int, client_id: int) -> Params:
@@ -42,19 +42,25 @@ def amounts(unit: Tensor, sizes: Tensor, intervals: Tensor) -> tuple[float, floa
 def test_steps_are_taken_from_the_cheapest_on():
     # d a b for each step from a to b: of the first group 1 * 1 * 2 and 1 * 2 * 4; of the second 3 * 2 and 3 * 8;
     # of the third 0.5 * 2 and 0.5 * 8. In order 1 (third), 2 (first), 4 (third), 6 (second), 8 (first), 24 (second).
-    found = [each.tolist() for each in lengthened(tensor([1.0, 3.0, 0.5]), 4)]
-    assert found == [[1, 1, 1], [1, 1, 2], [2, 1, 2], [2, 1, 4], [2, 2, 4], [4, 2, 4], [4, 4, 4]]
+    choices = [intervals.tolist() for intervals in interval_choices(tensor([1.0, 3.0, 0.5]), 4)]
+    assert choices == [[1, 1, 1], [1, 1, 2], [2, 1, 2], [2, 1, 4], [2, 2, 4], [4, 2, 4], [4, 4, 4]]
 
 
 def test_intervals_are_divisors_of_phi():
-    found = torch.stack([*lengthened(tensor([1.0, 2.0]), 12)])
-    assert set(found.flatten().tolist()) == {1, 2, 3, 4, 6, 12}
-    assert [each.tolist() for each in lengthened(tensor([1.0, 2.0]), 1)] == [[1, 1]]
-    assert [each.tolist() for each in lengthened(tensor([5.0]), 7)] == [[1], [7]]
+    choices = torch.stack([*interval_choices(tensor([1.0, 2.0]), 12)])
+    assert set(choices.flatten().tolist()) == {1, 2, 3, 4, 6, 12}
+    assert [intervals.tolist() for intervals in interval_choices(tensor([1.0, 2.0]), 1)] == [[1, 1]]
+    assert [intervals.tolist() for intervals in interval_choices(tensor([5.0]), 7)] == [[1], [7]]
 
 
 def test_equal_groups_go_in_the_order_of_the_model_and_step_by_step():
-    assert [each.tolist() for each in lengthened(torch.zeros(2), 4)] == [[1, 1], [2, 1], [4, 1], [4, 2], [4, 4]]
+    assert [intervals.tolist() for intervals in interval_choices(torch.zeros(2), 4)] == [
+        [1, 1],
+        [2, 1],
+        [4, 1],
+        [4, 2],
+        [4, 4],
+    ]
 
 
 @pytest.mark.parametrize("phi", [4, 6, 7])
@@ -63,11 +69,17 @@ def test_nothing_with_as_much_traffic_has_less_discrepancy(phi: int, seed: int):
     generator = stream(seed, "groups")
     unit = torch.rand(4, generator=generator, dtype=torch.float64) ** 2
     sizes = torch.randint(1, 100, (4,), generator=generator)
-    divisors = [each for each in range(1, phi + 1) if phi % each == 0]
+    divisors = [divisor for divisor in range(1, phi + 1) if phi % divisor == 0]
     every = [amounts(unit, sizes, tensor(choice)) for choice in itertools.product(divisors, repeat=4)]
-    for intervals in lengthened(unit, phi):
+    for intervals in interval_choices(unit, phi):
         traffic, discrepancy = amounts(unit, sizes, intervals)
-        assert discrepancy <= min(other for used, other in every if used <= traffic + 1e-9) + 1e-9
+        assert (
+            discrepancy
+            <= min(
+                choice_discrepancy for choice_traffic, choice_discrepancy in every if choice_traffic <= traffic + 1e-9
+            )
+            + 1e-9
+        )
 
 
 def test_the_next_intervals_by_hand_with_a_share():
@@ -78,9 +90,9 @@ def test_the_next_intervals_by_hand_with_a_share():
     strategy = FedLamaAuto(phi=4, num_rounds=12, share=0.5, clients_per_round=2, tau=1)
     state = strategy.init(START, SPEC)
     assert state["interval_rounds"].tolist() == [2, 2, 2]
-    found = ended(strategy, state | {"num_syncs": tensor([1, 1, 1])}, unit=(8.0, 2.0, 1.0))
-    assert found["num_syncs"].tolist() == [2, 2, 2]
-    assert found["interval_rounds"].tolist() == [1, 2, 4]
+    intervals = ended(strategy, state | {"num_syncs": tensor([1, 1, 1])}, unit=(8.0, 2.0, 1.0))
+    assert intervals["num_syncs"].tolist() == [2, 2, 2]
+    assert intervals["interval_rounds"].tolist() == [1, 2, 4]
 
 
 def test_the_next_intervals_by_hand_with_a_tolerance():
@@ -99,12 +111,13 @@ def ended(strategy: FedLamaAuto, state: State, unit: tuple[float, float, float])
     plan = strategy.plan(state, 4, range(2), SPEC, stream(0))
     # One of two equal clients moves by 2 s in every scalar: the squared distance is s^2 a scalar.
     moved = {
-        name: torch.full_like(value, 2 * each**0.5) for (name, value), each in zip(START.items(), unit, strict=True)
+        name: torch.full_like(value, 2 * distance**0.5)
+        for (name, value), distance in zip(START.items(), unit, strict=True)
     }
     sent = [Update(0, 1, moved), Update(1, 1, START)]
     _, state = step(strategy, state, START, plan, sent, SPEC)
-    found = state["unit_discrepancy"] / state["unit_discrepancy"].sum()
-    torch.testing.assert_close(found, tensor(unit).double() / sum(unit), atol=1e-6, rtol=0)
+    shares = state["unit_discrepancy"] / state["unit_discrepancy"].sum()
+    torch.testing.assert_close(shares, tensor(unit).double() / sum(unit), atol=1e-6, rtol=0)
     return state
 
 
@@ -117,13 +130,13 @@ def test_a_run_keeps_to_its_share_whatever_its_length(phi: int, num_rounds: int,
     share = max(share, least)
     strategy = FedLamaAuto(phi=phi, num_rounds=num_rounds, share=share, clients_per_round=2)
     running, _, _ = walking(strategy, drawn)
-    found = list(federate(running, Standing(START, strategy.init(START, SPEC))))
-    used = sum(outcome.synced_fraction for outcome in found) / num_rounds
-    assert used <= share + 1e-12
-    assert found[-1].synced_fraction == 1.0
+    finished = list(federate(running, Standing(START, strategy.init(START, SPEC))))
+    share_sent = sum(outcome.synced_fraction for outcome in finished) / num_rounds
+    assert share_sent <= share + 1e-12
+    assert finished[-1].synced_fraction == 1.0
     # And it is spent, where there is a choice: the last window could not have had the next choice.
     if num_rounds % phi == 0 and num_rounds > 2 * phi:
-        assert used > 0.7 * share
+        assert share_sent > 0.7 * share
 
 
 def test_what_a_window_has_saved_is_spent_in_the_next():
@@ -132,8 +145,8 @@ def test_what_a_window_has_saved_is_spent_in_the_next():
     logged = []
     for lost in (lambda round, client_id: False, lambda round, client_id: round in (2, 3)):
         running, _, _ = walking(strategy, drawn, lost=lost)
-        found = list(federate(running, Standing(START, strategy.init(START, SPEC))))
-        logged.append(sum(outcome.synced_fraction for outcome in found[4:]))
+        finished = list(federate(running, Standing(START, strategy.init(START, SPEC))))
+        logged.append(sum(outcome.synced_fraction for outcome in finished[4:]))
     assert logged[1] > logged[0]
 
 
@@ -141,9 +154,9 @@ def test_what_a_window_has_saved_is_spent_in_the_next():
 def test_a_run_keeps_to_its_tolerance(tolerance: float):
     strategy = FedLamaAuto(phi=8, num_rounds=24, tolerance=tolerance, clients_per_round=2)
     running, _, _ = walking(strategy, drawn)
-    found = list(federate(running, Standing(START, strategy.init(START, SPEC))))
+    finished = list(federate(running, Standing(START, strategy.init(START, SPEC))))
     sizes = tensor(list(SPEC.sizes.values())).double()
-    for outcome in found[7:16:8]:
+    for outcome in finished[7:16:8]:
         unit, intervals = (tensor(outcome.logged[name]).double() for name in ("unit_discrepancy", "interval_rounds"))
         allowed = (1 + tolerance) * float(unit @ sizes)
         assert float((unit * sizes) @ intervals) <= allowed * (1 + 1e-12)
@@ -237,7 +250,7 @@ def test_the_least_budget_is_what_such_a_run_really_takes(tmp_path: Path):
     with pytest.raises(ConfigError) as caught:
         Experiment.from_toml(write_small(tmp_path), (*overrides, f"byte_budget_mib={0.999 * least}")).assembly  # noqa: B018
     assert f"`byte_budget_mib` is {0.999 * least:g}, expected at least {least:.3g}" in str(caught.value)
-    assert "raise it or `strategy.phi`, or run fewer rounds" in str(caught.value)
+    assert "raise the budget or `strategy.phi`, or run fewer rounds" in str(caught.value)
 
 
 def test_more_bytes_than_fedavg_needs_are_a_share_of_one(tmp_path: Path):
@@ -246,10 +259,10 @@ def test_more_bytes_than_fedavg_needs_are_a_share_of_one(tmp_path: Path):
 
 
 def test_a_share_or_a_tolerance_of_ones_own_stays(tmp_path: Path):
-    for own in ("share=0.5", "tolerance=2.0"):
-        overrides = (*AUTO, "strategy.num_rounds=8", "byte_budget_mib=0.0001", f"strategy.{own}")
+    for budget in ("share=0.5", "tolerance=2.0"):
+        overrides = (*AUTO, "strategy.num_rounds=8", "byte_budget_mib=0.0001", f"strategy.{budget}")
         strategy = Experiment.from_toml(write_small(tmp_path), overrides).assembly.strategy
-        assert (strategy.share, strategy.tolerance) == ((0.5, None) if "share" in own else (None, 2.0))
+        assert (strategy.share, strategy.tolerance) == ((0.5, None) if "share" in budget else (None, 2.0))
 
 
 def test_without_any_budget_it_is_refused(tmp_path: Path):

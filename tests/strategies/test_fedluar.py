@@ -51,9 +51,9 @@ def drawn(strategy: FedLuar, state: State, seed: int) -> set[str]:
 def test_scores_by_hand():
     # s = ||D|| / ||w||, both before w has moved: 1 / 2, sqrt(0.6^2 + 0.8^2) / 5 = 0.2, sqrt(4 * 3^2) / 4 = 1.5
     sent = mean_of(-1.0, (0.6, 0.8), (3.0, -3.0, 3.0, 3.0))
-    after, state = step(FedLuar(), FedLuar().init(server(), SPEC), server(), PLAN, sent, SPEC)
+    new_params, state = step(FedLuar(), FedLuar().init(server(), SPEC), server(), PLAN, sent, SPEC)
     torch.testing.assert_close(state["score"], tensor([0.5, 0.2, 1.5]).double())
-    assert after["a"].item() == 1.0
+    assert new_params["a"].item() == 1.0
     assert {name: state[f"update/{name}"].tolist() for name in "ac"} == {"a": -1.0, "c": [3.0, -3.0, 3.0, 3.0]}
 
 
@@ -74,9 +74,9 @@ def test_what_did_not_come_up_moves_as_it_did_last_and_its_score_follows():
     assert {name: value.tolist() for name, value in thrice.items()} == {"a": -1.0, "b": [4.0, -3.0], "c": [5.0] * 4}
 
 
-def test_what_nobody_of_the_cohort_holds_stays_and_keeps_its_update_and_score():
-    # Round 1 as above. In round 2 c was drawn: it moves on by 3. Nobody has b, which stays; a moves by 0.5 from 1.
-    # In round 3 somebody was asked for b, and was lost.
+def test_a_group_that_no_client_of_the_cohort_holds_keeps_its_value_update_and_score():
+    # Round 1 as above. In round 2 c was drawn: it moves on by 3. No client has b, which does not change; a moves by 0.5
+    # from 1. In round 3 a client should send b, and is lost.
     strategy = FedLuar()
     once, state = step(
         strategy, strategy.init(server(), SPEC), server(), PLAN, mean_of(-1.0, (1.0, 0.0), (3.0, 3.0, 3.0, 3.0)), SPEC
@@ -86,8 +86,12 @@ def test_what_nobody_of_the_cohort_holds_stays_and_keeps_its_update_and_score():
     )
     unheard = RoundPlan(3, {0: ("a", "c"), 1: ("a", "b", "c")}, {0: ("a",), 1: ("a", "b")}, 3, dict.fromkeys("abc", 2))
     for plan in (unheld, unheard):
-        after, later = step(strategy, state, once, plan, [Update(0, 1, {"a": tensor(0.5)})], SPEC)
-        assert {name: value.tolist() for name, value in after.items()} == {"a": 1.5, "b": [4.0, -4.0], "c": [8.0] * 4}
+        new_params, later = step(strategy, state, once, plan, [Update(0, 1, {"a": tensor(0.5)})], SPEC)
+        assert {name: value.tolist() for name, value in new_params.items()} == {
+            "a": 1.5,
+            "b": [4.0, -4.0],
+            "c": [8.0] * 4,
+        }
         assert torch.equal(later["update/b"], state["update/b"])
         assert later["score"].tolist() == [0.5, state["score"][1].item(), 3 / 5]
 
@@ -148,48 +152,50 @@ def steady(round: int, client_id: int) -> Params:
 
 
 def test_where_all_updates_are_alike_repeating_them_is_exact():
-    found = []
+    results = []
     for strategy in (
         FedLuar(num_recycled=2, num_rounds=5, clients_per_round=2),
         FedAvg(num_rounds=5, clients_per_round=2),
     ):
         running, runtime, _ = walking(strategy, steady)
-        found.append(list(federate(running, Standing(START, strategy.init(START, SPEC)))))
+        results.append(list(federate(running, Standing(START, strategy.init(START, SPEC)))))
         if strategy.name == "fedluar":
             uploads = [len(plan.upload[0]) for plan in runtime.plans]
             assert uploads == [3, 1, 1, 1, 1]
-    assert_same_bits(found[0][-1].params, found[1][-1].params)
+    assert_same_bits(results[0][-1].params, results[1][-1].params)
 
 
 def test_without_recycling_it_is_fedavg_to_the_last_bit():
-    found = []
+    results = []
     for strategy in (
         FedLuar(num_recycled=0, num_rounds=3, clients_per_round=2),
         FedAvg(num_rounds=3, clients_per_round=2),
     ):
         running, start, _ = training(strategy, local_steps=2)
-        found.append(list(federate(running, Standing(start, strategy.init(start, running.spec)))))
-    for ours, plain in zip(*found, strict=True):
-        assert_same_bits(ours.params, plain.params)
-        assert ours.transfers == plain.transfers
+        results.append(list(federate(running, Standing(start, strategy.init(start, running.spec)))))
+    for luar, plain in zip(*results, strict=True):
+        assert_same_bits(luar.params, plain.params)
+        assert luar.transfers == plain.transfers
 
 
 def test_what_is_drawn_is_not_in_the_uplink_and_moves_by_its_last_update():
     strategy = FedLuar(num_recycled=2, num_rounds=4, clients_per_round=3)
     running, start, runtime = training(strategy, local_steps=2)
-    spec, before, outcomes = running.spec, [start], []
+    spec, params_of_round, outcomes = running.spec, [start], []
     for outcome in federate(running, Standing(start, strategy.init(start, spec))):
         outcomes.append(outcome)
-        before.append(outcome.params)
+        params_of_round.append(outcome.params)
     for index in range(1, 4):
-        asked = set(runtime.plans[index].upload[0])
-        recycled = {group for group, names in spec.groups.items() if not asked & set(names)}
+        uploaded = set(runtime.plans[index].upload[0])
+        recycled = {group for group, names in spec.groups.items() if not uploaded & set(names)}
         assert len(recycled) == 2
         for transfer in outcomes[index].transfers:
             expected = set(spec.groups) - (recycled if transfer.direction == "up" else set())
             assert set(transfer.tensor_bytes) == expected
         names = [name for group in recycled for name in spec.groups[group]]
-        moved = [{n: after[n] - first[n] for n in names} for first, after in pairwise(before)]
+        moved = [
+            {n: new_params[n] - old_params[n] for n in names} for old_params, new_params in pairwise(params_of_round)
+        ]
         assert_close(moved[index], moved[index - 1], rtol=1e-3, atol=1e-6)
         assert outcomes[index].synced_fraction == pytest.approx(
             1 - sum(spec.sizes[group] for group in recycled) / sum(spec.sizes.values())
@@ -200,8 +206,8 @@ def test_what_is_drawn_is_not_in_the_uplink_and_moves_by_its_last_update():
 def test_a_client_starts_every_round_from_the_server_whatever_it_has_not_sent():
     strategy = FedLuar(num_recycled=2, num_rounds=4, clients_per_round=2)
     running, _, engine = walking(strategy, steady)
-    found = list(federate(running, Standing(START, strategy.init(START, SPEC))))
-    servers: list[dict[str, Tensor]] = [START, *(outcome.params for outcome in found)]
+    finished = list(federate(running, Standing(START, strategy.init(START, SPEC))))
+    servers: list[dict[str, Tensor]] = [START, *(outcome.params for outcome in finished)]
     for round, job in engine.jobs:
         assert job.local == {}
         assert_same_bits(job.anchor, servers[round - 1])
@@ -210,20 +216,20 @@ def test_a_client_starts_every_round_from_the_server_whatever_it_has_not_sent():
 def test_a_void_round_changes_nothing_and_draws_nothing_before_the_first_that_counts():
     strategy = FedLuar(num_recycled=2, num_rounds=3, clients_per_round=2, min_replies=2)
     running, runtime, _ = walking(strategy, steady, lost=lambda round, client_id: round == 1)
-    found = list(federate(running, Standing(START, strategy.init(START, SPEC))))
-    assert_same_bits(found[0].params, START)
+    finished = list(federate(running, Standing(START, strategy.init(START, SPEC))))
+    assert_same_bits(finished[0].params, START)
     assert [len(plan.upload[0]) for plan in runtime.plans] == [3, 3, 1]
 
 
 def test_running_statistics_of_a_drawn_group_stay():
     strategy = FedLuar(num_recycled=2, num_rounds=3, clients_per_round=3)
     running, start, runtime = training(strategy, method=Parallel(), family="small-resnet", local_steps=2)
-    spec, last = running.spec, start
+    spec, previous = running.spec, start
     for outcome in federate(running, Standing(start, strategy.init(start, spec))):
-        asked = set(runtime.plans[-1].upload[0])
-        still = {name for name in spec.statistics if torch.equal(outcome.params[name], last[name])}
-        assert still == set(spec.statistics) - asked
-        last = outcome.params
+        uploaded = set(runtime.plans[-1].upload[0])
+        still = {name for name in spec.statistics if torch.equal(outcome.params[name], previous[name])}
+        assert still == set(spec.statistics) - uploaded
+        previous = outcome.params
 
 
 @pytest.mark.parametrize(
@@ -239,19 +245,19 @@ def test_at_least_one_group_has_to_come_up(layers: str, num_recycled: int, probl
     with pytest.raises(ConfigError) as caught:
         FedLuar(num_recycled=num_recycled).init(server(), spec)
     assert f"`strategy.num_recycled` {problem}" in str(caught.value)
-    assert f"hint: at least one group has to come up in every round: {advice}" in str(caught.value)
+    assert f"hint: at least one group must be uploaded in every round: {advice}" in str(caught.value)
     # As many as it says are fine.
     FedLuar(num_recycled=len(layers) - 1).init(server(), spec)
 
 
 @pytest.mark.parametrize(
-    ("tuning", "num_recycled", "found"),
+    ("tuning", "num_recycled", "problem"),
     [("lora", 5, "only 5 groups are tuned"), ("head", 1, "only one group is tuned, 'classifier'")],
 )
-def test_too_few_groups_are_refused_before_the_run_begins(tmp_path: Path, tuning: str, num_recycled: int, found: str):
+def test_too_few_groups_are_refused_before_the_run_begins(tmp_path: Path, tuning: str, num_recycled: int, problem: str):
     # LoRA is on q and v of two blocks, and there is the head.
     settings = ("strategy.name=fedluar", f"strategy.num_recycled={num_recycled}", f"tuning.name={tuning}")
     overrides = (*settings, *(("tuning.r=",) if tuning == "head" else ()))
-    with pytest.raises(ConfigError, match=found):
+    with pytest.raises(ConfigError, match=problem):
         Experiment.from_toml(write_small(tmp_path), overrides).run(tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -19,8 +19,8 @@ def test_two_clients_with_one_and_four_steps_by_hand():
     # p = 1/4 and 3/4, steps 1 and 4: tau_eff = 1/4 * 1 + 3/4 * 4 = 3.25
     # 3.25 * (1/4 * 2 / 1 + 3/4 * 8 / 4) = 3.25 * 2 = 6.5
     sent = [Update(0, 10, {"a": tensor(2.0)}, 1.0), Update(1, 30, {"a": tensor(8.0)}, 4.0)]
-    after, state = step(FedNova(), {}, {"a": tensor(1.0)}, PLAN, sent, SPEC)
-    assert after["a"].item() == 7.5
+    new_params, state = step(FedNova(), {}, {"a": tensor(1.0)}, PLAN, sent, SPEC)
+    assert new_params["a"].item() == 7.5
     assert state == {}
 
 
@@ -33,16 +33,16 @@ def test_a_tensor_that_some_hold_is_normalised_over_these_alone():
         Update(2, 10, {"c": tensor(4.0)}, 2.0),
     ]
     start = {"a": tensor(1.0), "b": tensor(0.0), "c": tensor(0.0), "d": tensor(5.0)}
-    after, _ = step(FedNova(), {}, start, PLAN, sent, SPEC)
-    assert {name: value.item() for name, value in after.items()} == {"a": 7.5, "b": 12.0, "c": 7.0, "d": 5.0}
+    new_params, _ = step(FedNova(), {}, start, PLAN, sent, SPEC)
+    assert {name: value.item() for name, value in new_params.items()} == {"a": 7.5, "b": 12.0, "c": 7.0, "d": 5.0}
 
 
 @pytest.mark.parametrize("steps", [1.0, 7.0, Sgd().effective_steps(6), Sgd().effective_steps(11)])
 def test_equal_steps_are_fedavg_to_the_last_bit(steps: float):
     sent = [replace(update, effective_steps=steps) for update in (*updates(), replace(updates()[0], num_examples=7))]
     plain, _ = step(FedAvg(server_lr=0.7), {}, params(), PLAN, sent, SPEC)
-    found, _ = step(FedNova(server_lr=0.7), {}, params(), PLAN, sent, SPEC)
-    assert_same_bits(found, plain)
+    result, _ = step(FedNova(server_lr=0.7), {}, params(), PLAN, sent, SPEC)
+    assert_same_bits(result, plain)
 
 
 def test_a_client_that_makes_ten_times_the_steps_in_the_same_direction_does_not_pull_more_than_its_share():

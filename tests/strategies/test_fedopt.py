@@ -54,10 +54,10 @@ def test_adaptive_optimizers_by_hand(name: str, first_second_moment: float):
     ("name", "moments"), [("fedadagrad", (5.0, 6.0)), ("fedadam", (1.75, 1.5625)), ("fedyogi", (2.0, 1.75))]
 )
 def test_second_moments_of_two_rounds_by_hand(name: str, moments: tuple[float, float]):
-    first = 2.0 / (math.sqrt(moments[0]) + 1.0)
-    second = first - 1.0 / (math.sqrt(moments[1]) + 1.0)
-    found = two_rounds(optimizer(name, server_lr=1.0, beta1=0.0))
-    assert found == pytest.approx([first, second])
+    first_step = 2.0 / (math.sqrt(moments[0]) + 1.0)
+    second = first_step - 1.0 / (math.sqrt(moments[1]) + 1.0)
+    result = two_rounds(optimizer(name, server_lr=1.0, beta1=0.0))
+    assert result == pytest.approx([first_step, second])
 
 
 # With tau = 2^60 the roots of Adagrad's and Yogi's second moments are 2^60 to the last bit, and that of Adam without
@@ -73,19 +73,19 @@ DEGENERATE = [
 @pytest.mark.parametrize("strategy", DEGENERATE, ids=lambda strategy: strategy.name)
 def test_without_momentum_and_adaptivity_it_is_fedavg(strategy: Strategy):
     plain, _ = step(FedAvg(), {}, params(), PLAN, updates(), SPEC)
-    found, _ = step(strategy, strategy.init(params(), SPEC), params(), PLAN, updates(), SPEC)
-    assert {name: tensor.tolist() for name, tensor in found.items()} == {
+    result, _ = step(strategy, strategy.init(params(), SPEC), params(), PLAN, updates(), SPEC)
+    assert {name: tensor.tolist() for name, tensor in result.items()} == {
         name: tensor.tolist() for name, tensor in plain.items()
     }
 
 
 @pytest.mark.parametrize("strategy", [FedAvgM(), FedAdagrad(), FedAdam(), FedYogi()], ids=lambda kind: kind.name)
-def test_a_tensor_that_nobody_sent_stays_with_its_state(strategy: Strategy):
+def test_a_tensor_that_no_client_sent_does_not_change_nor_does_its_state(strategy: Strategy):
     start = strategy.init(params(), SPEC)
     server, state = step(strategy, start, params(), PLAN, updates(), SPEC)
     only_a = [Update(0, 1, {"a": tensor(1.0)})]
-    after, later = step(strategy, state, server, PLAN, only_a, SPEC)
-    assert after["b"].tolist() == server["b"].tolist()
+    new_params, later = step(strategy, state, server, PLAN, only_a, SPEC)
+    assert new_params["b"].tolist() == server["b"].tolist()
     assert later.keys() == state.keys()
     for key in (key for key in state if key.endswith("/b")):
         assert later[key].tolist() == state[key].tolist()

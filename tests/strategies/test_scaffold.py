@@ -45,7 +45,7 @@ def federation(
     return running(strategy, site, site), start_of(engine), site
 
 
-def test_control_variates_move_by_the_sum_over_the_cohort_by_all_who_hold_the_tensor():
+def test_control_variates_move_by_the_sum_over_the_cohort_divided_by_all_holders_of_the_tensor():
     # a is held by all 5 clients and sent by two: (2 + 4) / 5. b is held by 4 and sent by one: 3 / 4, and b itself is
     # the mean over that one.
     spec = ParamSpec({"a": TensorSpec((), "a"), "b": TensorSpec((), "b")})
@@ -55,8 +55,8 @@ def test_control_variates_move_by_the_sum_over_the_cohort_by_all_who_hold_the_te
         Update(0, 9, {"a": tensor(1.0), "control/a": tensor(2.0)}),
         Update(1, 1, {"a": tensor(3.0), "b": tensor(6.0), "control/a": tensor(4.0), "control/b": tensor(3.0)}),
     ]
-    after, state = step(strategy, strategy.init(start, spec), start, plan, sent, spec)
-    assert {name: value.item() for name, value in after.items()} == {"a": 2.0, "b": 6.0}
+    new_params, state = step(strategy, strategy.init(start, spec), start, plan, sent, spec)
+    assert {name: value.item() for name, value in new_params.items()} == {"a": 2.0, "b": 6.0}
     assert state["control/a"].item() == pytest.approx(6 / 5)
     assert state["control/b"].item() == 3 / 4
 
@@ -86,18 +86,18 @@ def test_the_server_by_hand():
         Update(4, 30, {"a": tensor(-3.0), "control/a": tensor(8.0)}),
     ]
     state = {"control/a": tensor(2.0), "control/b": tensor([1.0, 1.0])}
-    after, later = step(Scaffold(server_lr=0.5), state, params(), PLAN, sent, SPEC)
-    assert_close(after, {"a": tensor(9.5), "b": tensor([1.0, 2.0])}, rtol=0, atol=0)
+    new_params, later = step(Scaffold(server_lr=0.5), state, params(), PLAN, sent, SPEC)
+    assert_close(new_params, {"a": tensor(9.5), "b": tensor([1.0, 2.0])}, rtol=0, atol=0)
     assert_close(later, {"control/a": tensor(4.4), "control/b": tensor([1.0, 1.0])}, rtol=1e-6, atol=0)
 
 
 def test_without_control_variates_and_with_equal_clients_the_server_is_fedavg():
     zero = {f"control/{name}": torch.zeros_like(tensor) for name, tensor in params().items()}
-    equal = [Update(each.client_id, 8, each.delta) for each in updates()]
+    equal = [Update(update.client_id, 8, update.delta) for update in updates()]
     strategy = Scaffold()
-    sent = [Update(each.client_id, 8, each.delta | zero) for each in equal]
-    found, state = step(strategy, strategy.init(params(), SPEC), params(), PLAN, sent, SPEC)
-    assert_same_bits(found, step(FedAvg(), {}, params(), PLAN, equal, SPEC)[0])
+    sent = [Update(update.client_id, 8, update.delta | zero) for update in equal]
+    result, state = step(strategy, strategy.init(params(), SPEC), params(), PLAN, sent, SPEC)
+    assert_same_bits(result, step(FedAvg(), {}, params(), PLAN, equal, SPEC)[0])
     assert_same_bits(state, zero)
 
 
@@ -113,16 +113,16 @@ def quadratics(strategy: Strategy, seed: int) -> float:
         plan = strategy.plan(state, round, range(10), spec, stream(seed, "cohort", round))
         sent = []
         for client in plan.cohort:
-            own = remembered.get(client, steering.start(spec)) if steering else {}
+            control = remembered.get(client, steering.start(spec)) if steering else {}
             received = {**state, **server}
-            offset = steering.offset(received, own)["w"] if steering else 0.0
+            offset = steering.offset(received, control)["w"] if steering else 0.0
             local = server["w"]
             for _ in range(5):
                 local = local - 0.02 * (slopes[client] * (local - minima[client]) + offset)
             delta = {"w": local - server["w"]}
             if steering:
                 beside = steering.beside(received, delta, 5 * 0.02)
-                remembered[client] = steering.remember(own, beside)
+                remembered[client] = steering.remember(control, beside)
                 delta |= beside
             sent.append(Update(client, 1 + 7 * client, delta))
         server, state = step(strategy, state, server, plan, sent, spec)
@@ -143,7 +143,7 @@ def test_the_offset_enters_every_step_of_its_lane_alone():
     # Plain SGD: an offset o moves the client by -lr * o in each step, beside what its gradients do. Three lanes for
     # four clients, so that lanes are refilled and moved; client 1 alone is steered.
     client = ClientSettings(batch_size=4, lr=0.05, local_steps=1, optimizer=Sgd(momentum=0.0))
-    found = []
+    deltas = []
     for offset in (0.0, 2.0):
         engine, _ = tiny_engine(Head(), tiny_data(num_rows=24), lanes=3, client=client)
         start = start_of(engine)
@@ -151,9 +151,9 @@ def test_the_offset_enters_every_step_of_its_lane_alone():
             replace(job, offset={"classifier.bias": torch.full((3,), offset)} if job.client_id == 1 else {})
             for job in jobs_for([4, 8, 3, 9], start)
         ]
-        found.append({trained.client_id: trained.delta for trained in engine.train(jobs, lr=0.05)})
+        deltas.append({trained.client_id: trained.delta for trained in engine.train(jobs, lr=0.05)})
     for client_id in range(4):
-        difference = found[1][client_id]["classifier.bias"] - found[0][client_id]["classifier.bias"]
+        difference = deltas[1][client_id]["classifier.bias"] - deltas[0][client_id]["classifier.bias"]
         torch.testing.assert_close(difference, torch.full((3,), -0.1 if client_id == 1 else 0.0), atol=1e-7, rtol=0)
 
 
@@ -174,11 +174,11 @@ def test_the_servers_control_variate_is_the_mean_of_all_clients_also_after_void_
     running, start, site = federation(strategy, codec=codec)
     sizes = {client_id: len(rows) for client_id, rows in site.partition.items()}
     flaky = Unstable(running.runtime, Stability(vanish_fraction=0.3), site.engine.client, sizes, seed=0)
-    found = list(federate(replace(running, runtime=flaky), Standing(start, strategy.init(start, running.spec))))
-    assert any(outcome.num_examples == 0 for outcome in found)
-    for name, server in found[-1].state.items():
+    finished = list(federate(replace(running, runtime=flaky), Standing(start, strategy.init(start, running.spec))))
+    assert any(outcome.num_examples == 0 for outcome in finished)
+    for name, server in finished[-1].state.items():
         # Of three clients; one that was never accepted has zeros.
-        mean = torch.stack([own[name].double() for own in remembered(site).values()]).sum(0) / 3
+        mean = torch.stack([control[name].double() for control in remembered(site).values()]).sum(0) / 3
         torch.testing.assert_close(server.double(), mean, atol=1e-6, rtol=1e-4)
 
 
@@ -206,7 +206,11 @@ def test_lanes_do_not_change_what_is_remembered():
         running, start, site = federation(Scaffold(clients_per_round=3, num_rounds=2), lanes=lanes)
         list(federate(running, Standing(start, running.strategy.init(start, running.spec))))
         runs.append(
-            {f"{client}/{name}": t for client, own in sorted(remembered(site).items()) for name, t in own.items()}
+            {
+                f"{client}/{name}": t
+                for client, control in sorted(remembered(site).items())
+                for name, t in control.items()
+            }
         )
     assert_close(*runs, rtol=1e-4, atol=1e-5)
 

@@ -12,10 +12,9 @@ from tests.strategies.hand import step
 from tests.strategies.windowed import SPEC, START, training, walking
 from torch import tensor
 
-from fedelta.aggregation.base import Update
+from fedelta.aggregation.base import Aggregation, Update
 from fedelta.aggregation.means import Clipped, Uniform, Weighted
 from fedelta.aggregation.robust import Median, Trimmed
-from fedelta.aggregation.table import AnyMean
 from fedelta.codecs.cast import Cast
 from fedelta.codecs.wire import decode
 from fedelta.engine.optimizers import Sgd
@@ -25,7 +24,7 @@ from fedelta.federation.rounds import Standing, federate
 from fedelta.params import Params
 from fedelta.seeds import stream
 from fedelta.strategies import windows
-from fedelta.strategies.base import Combined, State
+from fedelta.strategies.base import CombinedUpdates, State
 from fedelta.strategies.fedavg import FedAvg
 from fedelta.strategies.fedlama import FedLama
 from fedelta.strategies.fedlama_auto import FedLamaAuto
@@ -64,12 +63,12 @@ def test_the_place_of_a_round_in_its_window():
 def test_what_is_sent_after_each_round_of_a_window_and_after_the_last_of_the_run():
     # Intervals 1, 2 and 4; windows of 4 in a run of 7: the third round of the second window is the last of all.
     strategy = FedLama(phi=4, num_rounds=7, clients_per_round=2)
-    found = []
+    uploads = []
     for round in range(1, 8):
         plan = strategy.plan(with_intervals(1, 2, 4), round, range(2), SPEC, stream(0, "cohort", round))
         assert plan.upload[0] == plan.upload[1]
-        found.append("".join(plan.upload[0]))
-    assert found == ["a", "ab", "a", "abc", "a", "ab", "abc"]
+        uploads.append("".join(plan.upload[0]))
+    assert uploads == ["a", "ab", "a", "abc", "a", "ab", "abc"]
 
 
 def test_a_group_travels_in_as_many_rounds_as_is_counted():
@@ -123,7 +122,7 @@ def test_a_window_begins_with_everything_and_goes_on_with_what_was_sent_after_th
         (Clipped(max_norm=2.0), 3.25),
     ],
 )
-def test_the_unit_discrepancy_by_hand(mean: AnyMean, expected: float):
+def test_the_unit_discrepancy_by_hand(mean: Aggregation, expected: float):
     # Eq. 2: over 2 scalars and tau_l = 3 steps a round
     strategy = FedLama(phi=2, num_rounds=4, clients_per_round=2, tau=3, mean=mean)
     plan = strategy.plan(with_intervals(1, 1, 1), 1, range(2), SPEC, stream(0))
@@ -137,13 +136,13 @@ def test_the_unit_discrepancy_by_hand(mean: AnyMean, expected: float):
 
 def test_the_uniform_mean_counts_every_client_once_in_the_server_too():
     sent = [Update(0, 1, {"a": tensor(4.0)}), Update(1, 3, {"a": tensor(0.0)})]
-    found = []
+    results = []
     for mean in (Weighted(), Uniform()):
         strategy = FedLama(phi=2, num_rounds=4, clients_per_round=2, mean=mean)
         plan = strategy.plan(with_intervals(1, 2, 2), 1, range(2), SPEC, stream(0))
-        after, _ = step(strategy, with_intervals(1, 2, 2), START, plan, sent, SPEC)
-        found.append(after["a"].item())
-    assert found == [1.0, 2.0]
+        new_params, _ = step(strategy, with_intervals(1, 2, 2), START, plan, sent, SPEC)
+        results.append(new_params["a"].item())
+    assert results == [1.0, 2.0]
 
 
 def test_the_steps_behind_a_discrepancy_are_those_since_its_group_last_travelled():
@@ -154,9 +153,9 @@ def test_the_steps_behind_a_discrepancy_are_those_since_its_group_last_travelled
     state = with_intervals(1, 2, 4)
     plan = strategy.plan(state, 7, range(2), SPEC, stream(0))
     sent = [Update(client, 1, {n: torch.full_like(v, 1.0 - client) for n, v in START.items()}) for client in (0, 1)]
-    _, after = step(strategy, state, START, plan, sent, SPEC)
+    _, new_state = step(strategy, state, START, plan, sent, SPEC)
     expected = [1 / (4 * rounds * 5) for rounds in (1, 1, 3)]
-    torch.testing.assert_close(after["unit_discrepancy"], tensor(expected).double())
+    torch.testing.assert_close(new_state["unit_discrepancy"], tensor(expected).double())
 
 
 WINDOWED = {
@@ -167,18 +166,18 @@ WINDOWED = {
 
 
 @pytest.mark.parametrize("name", WINDOWED)
-def test_one_reply_says_nothing_of_how_clients_differ(name: str):
+def test_one_reply_does_not_measure_how_clients_differ(name: str):
     # In the first window client 1 is always lost: nothing is known, and the intervals stay as they are.
     strategy = WINDOWED[name]
     running, _, _ = walking(strategy, jumping, lost=lambda round, client_id: round <= 2 and client_id == 1)
     start = strategy.init(START, SPEC)
-    first, second, third, last = federate(running, Standing(START, start))
-    for outcome in (first, second, third):
+    one, two, three, four = federate(running, Standing(START, start))
+    for outcome in (one, two, three):
         assert torch.equal(outcome.state["interval_rounds"], start["interval_rounds"])
-    assert second.logged["unit_discrepancy"] == (0.0, 0.0, 0.0)
-    assert second.state["num_measured"].tolist() == [0, 0, 0]
-    assert last.state["num_measured"].gt(0).all()
-    assert last.state["unit_discrepancy"].gt(0).all()
+    assert two.logged["unit_discrepancy"] == (0.0, 0.0, 0.0)
+    assert two.state["num_measured"].tolist() == [0, 0, 0]
+    assert four.state["num_measured"].gt(0).all()
+    assert four.state["unit_discrepancy"].gt(0).all()
 
 
 def test_a_group_that_one_client_sends_keeps_its_last_discrepancy():
@@ -188,52 +187,52 @@ def test_a_group_that_one_client_sends_keeps_its_last_discrepancy():
         Update(0, 1, {"a": tensor(0.0), "b": torch.ones(2), "c": torch.zeros(4)}),
         Update(1, 1, {"a": tensor(0.2), "c": torch.full((4,), 8.0)}),
     ]
-    before = with_intervals(1, 1, 1, unit_discrepancy=tensor([0.0, 0.5, 0.0]).double(), num_measured=tensor([0, 3, 0]))
-    _, after = step(strategy, before, START, strategy.plan(before, 1, range(2), SPEC, stream(0)), sent, SPEC)
+    state = with_intervals(1, 1, 1, unit_discrepancy=tensor([0.0, 0.5, 0.0]).double(), num_measured=tensor([0, 3, 0]))
+    _, new_state = step(strategy, state, START, strategy.plan(state, 1, range(2), SPEC, stream(0)), sent, SPEC)
     # Half of the difference from the mean, squared: 0.01 and 16 a scalar.
-    torch.testing.assert_close(after["unit_discrepancy"], tensor([0.01, 0.5, 16.0]).double())
-    assert after["num_measured"].tolist() == [1, 3, 1]
-    assert after["num_syncs"].tolist() == [1, 1, 1]
+    torch.testing.assert_close(new_state["unit_discrepancy"], tensor([0.01, 0.5, 16.0]).double())
+    assert new_state["num_measured"].tolist() == [1, 3, 1]
+    assert new_state["num_syncs"].tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize("mean", [Median(), Trimmed(fraction=0.2)])
-def test_a_group_that_too_few_send_for_the_mean_keeps_its_last_discrepancy(mean: AnyMean):
+def test_a_group_that_too_few_send_for_the_mean_keeps_its_last_discrepancy(mean: Aggregation):
     # Of b two values come, of which such a mean makes nothing.
     strategy = FedLama(phi=1, num_rounds=9, clients_per_round=3, tau=1, mean=mean)
     sent = [Update(client, 1, {n: torch.full_like(v, 1.0 * client) for n, v in START.items()}) for client in (0, 1, 2)]
     del sent[2].delta["b"]
-    before = with_intervals(1, 1, 1, unit_discrepancy=tensor([0.0, 0.5, 0.0]).double(), num_measured=tensor([0, 3, 0]))
-    plan = strategy.plan(before, 1, range(3), SPEC, stream(0))
+    state = with_intervals(1, 1, 1, unit_discrepancy=tensor([0.0, 0.5, 0.0]).double(), num_measured=tensor([0, 3, 0]))
+    plan = strategy.plan(state, 1, range(3), SPEC, stream(0))
     mean_of_others = {"a": tensor(1.0), "c": torch.ones(4)}
-    combined = Combined(mean_of_others, (0, 1, 2), tuple(sent))
-    _, after = strategy.update(before, START, plan, combined, SPEC)
+    combined = CombinedUpdates(mean_of_others, (0, 1, 2), tuple(sent))
+    _, new_state = strategy.update(state, START, plan, combined, SPEC)
     # Of the distances 1, 0 and 1 of three clients that in the middle.
-    torch.testing.assert_close(after["unit_discrepancy"], tensor([1.0, 0.5, 1.0]).double())
-    assert after["num_measured"].tolist() == [1, 3, 1]
+    torch.testing.assert_close(new_state["unit_discrepancy"], tensor([1.0, 0.5, 1.0]).double())
+    assert new_state["num_measured"].tolist() == [1, 3, 1]
 
 
-def test_a_group_of_which_nothing_is_known_keeps_its_interval_and_counts_as_the_worst():
+def test_a_group_of_unknown_discrepancy_keeps_its_interval_or_counts_as_the_largest():
     groups = {"a": tensor(0.0), "b": torch.zeros(2), "c": torch.zeros(4)}
-    # Two clients send a and c, one of them b. c is calm: d = 0.01, of a 1. Before round 4 nobody knows b.
+    # Two clients send a and c, one of them b. c is calm: d = 0.01, of a 1. The discrepancy of b is unknown so far.
     sent = [Update(0, 1, groups), Update(1, 1, {"a": tensor(2.0), "c": torch.full((4,), 0.2)})]
-    found = {}
+    intervals = {}
     for strategy in (
         FedLama(phi=4, num_rounds=9, clients_per_round=2, tau=1, mean=Uniform(), crossing="excluded"),
         FedLamaAuto(phi=4, num_rounds=8, clients_per_round=2, tau=1, mean=Uniform(), share=0.5),
     ):
         state = with_intervals(1, 1, 1)
         plan = strategy.plan(state, 4, range(2), SPEC, stream(0))
-        _, after = step(strategy, state, START, plan, sent, SPEC)
-        found[strategy.name] = after["interval_rounds"].tolist()
+        _, new_state = step(strategy, state, START, plan, sent, SPEC)
+        intervals[strategy.name] = new_state["interval_rounds"].tolist()
     # FedLAMA chooses among a and c; of the budget c is enough. Without discrepancy b would come before both.
-    assert found == {"fedlama": [1, 1, 4], "fedlama-auto": [1, 1, 2]}
+    assert intervals == {"fedlama": [1, 1, 4], "fedlama-auto": [1, 1, 2]}
 
 
 # Lost clients.
 
 
 def reference(
-    strategy: Windows, found: list[RoundOutcome], lost: Callable[[int, int], bool], intervals: list[list[int]]
+    strategy: Windows, finished: list[RoundOutcome], lost: Callable[[int, int], bool], intervals: list[list[int]]
 ) -> list[Params]:
     """Algorithm 1 with losses, written down anew: every client has the values that it would go on from.
 
@@ -242,19 +241,19 @@ def reference(
     """
     server = {name: value.double() for name, value in START.items()}
     sent, local, cohort = [], {}, ()
-    for outcome in found:
+    for outcome in finished:
         round, position = outcome.round, (outcome.round - 1) % strategy.phi + 1
         if position == 1 or outcome.cohort != cohort:
             cohort, local = outcome.cohort, {client: dict(server) for client in outcome.cohort}
-        here = [client for client in cohort if not lost(round, client)]
-        if len(here) >= strategy.min_replies:
-            for client in here:
+        present = [client for client in cohort if not lost(round, client)]
+        if len(present) >= strategy.min_replies:
+            for client in present:
                 move = jumping(round, client)
                 local[client] = {name: value + move[name] for name, value in local[client].items()}
             for name, interval in zip(SPEC, intervals[round - 1], strict=True):
                 if position % interval == 0 or position == strategy.phi or round == strategy.num_rounds:
-                    total = sum(1 + 2 * client for client in here)
-                    server[name] = sum((1 + 2 * client) / total * local[client][name] for client in here)
+                    total = sum(1 + 2 * client for client in present)
+                    server[name] = sum((1 + 2 * client) / total * local[client][name] for client in present)
                     for client in cohort:
                         local[client][name] = server[name]
         sent.append(dict(server))
@@ -263,22 +262,22 @@ def reference(
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("min_replies", [1, 3])
-def test_lost_clients_and_void_rounds_leave_everybody_where_the_algorithm_has_them(seed: int, min_replies: int):
+def test_lost_clients_and_void_rounds_leave_every_client_where_the_algorithm_has_it(seed: int, min_replies: int):
     def lost(round: int, client_id: int) -> bool:
         return bool(torch.rand((), generator=stream(seed, "lost", round, client_id)) < 0.3)
 
     strategy = FedLamaAuto(phi=4, num_rounds=19, clients_per_round=3, share=0.6, min_replies=min_replies)
     running, runtime, engine = walking(strategy, jumping, num_clients=5, lost=lost)
     begin = strategy.init(START, SPEC) | {"interval_rounds": tensor([1, 2, 4])}
-    found = list(federate(running, Standing(START, begin)))
-    assert min_replies == 1 or any(outcome.num_examples == 0 for outcome in found)
-    intervals = [[1, 2, 4], *(list(outcome.logged["interval_rounds"]) for outcome in found[:-1])]
-    expected = reference(strategy, found, lost, intervals)
-    for outcome, server in zip(found, expected, strict=True):
+    finished = list(federate(running, Standing(START, begin)))
+    assert min_replies == 1 or any(outcome.num_examples == 0 for outcome in finished)
+    intervals = [[1, 2, 4], *(list(outcome.logged["interval_rounds"]) for outcome in finished[:-1])]
+    expected = reference(strategy, finished, lost, intervals)
+    for outcome, server in zip(finished, expected, strict=True):
         for name, value in server.items():
             torch.testing.assert_close(outcome.params[name].double(), value, atol=1e-4, rtol=1e-5)
     # Every anchor is the server's value, to the bit, whatever was lost before.
-    servers = dict(zip(range(1, 20), [START, *(outcome.params for outcome in found)], strict=False))
+    servers = dict(zip(range(1, 20), [START, *(outcome.params for outcome in finished)], strict=False))
     for round, job in engine.jobs:
         assert_same_bits(job.anchor, servers[round])
     assert len(runtime.plans) == 19
@@ -315,12 +314,12 @@ def test_a_client_that_joins_late_gets_everything_until_it_has_answered():
     assert [job.local for round, job in engine.jobs if round == 3 and job.client_id == 1] == [{}]
 
 
-def test_a_void_round_inside_a_window_changes_nothing_for_anybody():
+def test_a_void_round_inside_a_window_changes_nothing_for_any_client():
     # Round 2 does not count: a, which was sent after round 1, goes down again; b was not averaged, and both clients go
     # on from where round 1 has left them.
-    found, runtime, engine = drifting(loses((2, 1)), min_replies=2, num_rounds=4)
-    assert [outcome.num_examples for outcome in found] == [4, 0, 4, 4]
-    assert_same_bits(found[1].params, found[0].params)
+    finished, runtime, engine = drifting(loses((2, 1)), min_replies=2, num_rounds=4)
+    assert [outcome.num_examples for outcome in finished] == [4, 0, 4, 4]
+    assert_same_bits(finished[1].params, finished[0].params)
     assert downloads(runtime, 0) == downloads(runtime, 1) == ["abc", "a", "a", "a"]
     for client_id in (0, 1):
         [job] = [job for round, job in engine.jobs if round == 3 and job.client_id == client_id]
@@ -328,25 +327,25 @@ def test_a_void_round_inside_a_window_changes_nothing_for_anybody():
 
 
 def test_after_a_void_first_round_the_window_begins_with_the_second():
-    found, runtime, engine = drifting(loses((1, 1)), min_replies=2, num_rounds=4)
-    assert [outcome.num_examples for outcome in found] == [0, 4, 4, 4]
+    finished, runtime, engine = drifting(loses((1, 1)), min_replies=2, num_rounds=4)
+    assert [outcome.num_examples for outcome in finished] == [0, 4, 4, 4]
     assert downloads(runtime, 0) == downloads(runtime, 1) == ["abc", "abc", "ab", "a"]
     assert all(not job.local for round, job in engine.jobs if round == 2)
 
 
 def test_a_window_whose_last_round_is_void_is_forgotten_as_far_as_it_was_not_sent():
-    found, runtime, engine = drifting(loses((4, 0)), min_replies=2)
-    assert [outcome.round for outcome in found if not outcome.num_examples] == [4]
-    assert_same_bits(found[3].params, found[2].params)
-    assert found[3].params["c"].tolist() == [0.0] * 4
+    finished, runtime, engine = drifting(loses((4, 0)), min_replies=2)
+    assert [outcome.round for outcome in finished if not outcome.num_examples] == [4]
+    assert_same_bits(finished[3].params, finished[2].params)
+    assert finished[3].params["c"].tolist() == [0.0] * 4
     # The next window begins with everything, from the server's values.
     assert downloads(runtime, 0)[4] == "abc"
     for round, job in engine.jobs:
         if round == 5:
-            assert_same_bits(job.anchor, found[3].params)
+            assert_same_bits(job.anchor, finished[3].params)
             assert job.local == {}
     # Without discrepancies of that round, intervals stay.
-    assert found[3].logged["interval_rounds"] == (1, 2, 4)
+    assert finished[3].logged["interval_rounds"] == (1, 2, 4)
 
 
 def test_a_client_that_is_lost_in_the_last_round_keeps_nothing_once_it_is_out_of_the_cohort():
@@ -354,24 +353,24 @@ def test_a_client_that_is_lost_in_the_last_round_keeps_nothing_once_it_is_out_of
     running, runtime, _ = walking(strategy, jumping, num_clients=9, lost=lambda round, client_id: round == 2)
     state = strategy.init(START, SPEC) | {"interval_rounds": tensor([2, 2, 2])}
     held = [set(adrift(runtime.site)) for _ in federate(running, Standing(START, state))]
-    first, second = runtime.plans[0].cohort, runtime.plans[2].cohort
-    assert not set(first) & set(second)
-    assert held[0] == held[1] == set(first)
+    first_cohort, second_cohort = runtime.plans[0].cohort, runtime.plans[2].cohort
+    assert not set(first_cohort) & set(second_cohort)
+    assert held[0] == held[1] == set(first_cohort)
     # The intervals stayed at 2: the lost round has decided nothing.
-    assert held[2:] == [set(second), set()]
+    assert held[2:] == [set(second_cohort), set()]
 
 
 def test_at_the_end_of_every_window_all_clients_hold_the_same():
     strategy = FedLamaAuto(phi=3, num_rounds=9, clients_per_round=3, share=1 / 3)
     running, runtime, engine = walking(strategy, jumping, num_clients=3)
-    found = []
+    finished = []
     for outcome in federate(running, Standing(START, strategy.init(START, SPEC))):
-        found.append(outcome)
+        finished.append(outcome)
         assert bool(adrift(runtime.site)) == (outcome.round % 3 != 0)
     for round, job in engine.jobs:
         assert bool(job.local) == (round % 3 != 1)
         if round > 1:
-            assert_same_bits(job.anchor, found[round - 2].params)
+            assert_same_bits(job.anchor, finished[round - 2].params)
 
 
 # Real clients.
@@ -383,31 +382,31 @@ def seldom(phi: int = 3, num_windows: int = 2, **fields: object) -> FedLamaAuto:
 
 
 def test_intervals_of_phi_everywhere_are_fedavg_with_phi_times_tau_steps_to_the_last_bit():
-    # Plain SGD, constant rate, everybody takes part: a client goes on from its own bits, over the same batches, and
+    # Plain SGD, constant rate, every client takes part: a client goes on from its own bits, over the same batches, and
     # its delta is to the anchor of the window's start.
     strategy = seldom(phi=3)
     running, start, _ = training(strategy)
     windowed = list(federate(running, Standing(start, strategy.init(start, running.spec))))
     plain = FedAvg(num_rounds=2, clients_per_round=3)
     running, start, _ = training(plain, local_steps=6)
-    whole = list(federate(running, Standing(start, {})))
+    averaged = list(federate(running, Standing(start, {})))
     assert_same_bits(windowed[1].params, start)
-    assert_same_bits(windowed[2].params, whole[0].params)
-    assert_same_bits(windowed[5].params, whole[1].params)
+    assert_same_bits(windowed[2].params, averaged[0].params)
+    assert_same_bits(windowed[5].params, averaged[1].params)
     assert [outcome.synced_fraction for outcome in windowed] == [0, 0, 1, 0, 0, 1]
 
 
 @pytest.mark.parametrize("strategy", [FedLama(phi=2, num_rounds=4, clients_per_round=3, tau=2), seldom(2)])
 def test_lanes_change_nothing_beyond_rounding(strategy: Windows):
-    found = []
+    results = []
     for lanes in (1, 3):
         running, start, _ = training(strategy, lanes=lanes)
-        *_, last = federate(running, Standing(start, strategy.init(start, running.spec)))
-        found.append(last)
-    assert_close(found[0].params, found[1].params, rtol=1e-4, atol=1e-5)
-    assert found[0].logged["interval_rounds"] == found[1].logged["interval_rounds"]
+        *_, outcome = federate(running, Standing(start, strategy.init(start, running.spec)))
+        results.append(outcome)
+    assert_close(results[0].params, results[1].params, rtol=1e-4, atol=1e-5)
+    assert results[0].logged["interval_rounds"] == results[1].logged["interval_rounds"]
     torch.testing.assert_close(
-        found[0].state["unit_discrepancy"], found[1].state["unit_discrepancy"], rtol=1e-3, atol=0
+        results[0].state["unit_discrepancy"], results[1].state["unit_discrepancy"], rtol=1e-3, atol=0
     )
 
 
@@ -418,11 +417,11 @@ def test_with_rounded_payloads_a_client_that_does_not_move_sends_zeros_after_a_w
     assert any(not torch.equal(value, value.half().float()) for value in start.values())
     for outcome in federate(running, Standing(start, strategy.init(start, running.spec))):
         assert_same_bits(outcome.params, start)
-        for own in adrift(runtime.site).values():
+        for tensors in adrift(runtime.site).values():
             for name, value in start.items():
                 decoded = value.half().float()
-                assert torch.equal(own[f"anchor/{name}"], decoded)
-                torch.testing.assert_close(own[f"local/{name}"], decoded, atol=1e-28, rtol=0)
+                assert torch.equal(tensors[f"anchor/{name}"], decoded)
+                torch.testing.assert_close(tensors[f"local/{name}"], decoded, atol=1e-28, rtol=0)
 
 
 def test_fedprox_pulls_to_what_was_last_downloaded_in_the_whole_window():
@@ -432,16 +431,16 @@ def test_fedprox_pulls_to_what_was_last_downloaded_in_the_whole_window():
     running, start, runtime = training(strategy, rule=FedProx(mu=20.0), sizes=(4, 4, 4))
     client = ClientSettings(local_steps=1, batch_size=4, optimizer=Sgd(momentum=0.0))
     plain, _ = tiny_engine(Lora(r=2), tiny_data(num_rows=12), client=client)
-    before = dict.fromkeys(range(3), start)
+    old_values = dict.fromkeys(range(3), start)
     for outcome in federate(running, Standing(start, strategy.init(start, running.spec))):
         if outcome.round == 3:
             break
-        for client_id, own in adrift(runtime.site).items():
-            after, anchor = ({name: own[f"{part}/{name}"] for name in start} for part in ("local", "anchor"))
+        for client_id, tensors in adrift(runtime.site).items():
+            new_values, anchor = ({name: tensors[f"{part}/{name}"] for name in start} for part in ("local", "anchor"))
             assert_same_bits(anchor, start)
-            step = deltas_of(plain, [jobs_for((4, 4, 4), before[client_id])[client_id]])[client_id]
-            assert_close({n: after[n] - anchor[n] for n in start}, step, rtol=1e-3, atol=1e-6)
-            before[client_id] = after
+            step = deltas_of(plain, [jobs_for((4, 4, 4), old_values[client_id])[client_id]])[client_id]
+            assert_close({n: new_values[n] - anchor[n] for n in start}, step, rtol=1e-3, atol=1e-6)
+            old_values[client_id] = new_values
 
 
 def test_running_statistics_travel_and_drift_with_their_kernel():
@@ -449,17 +448,18 @@ def test_running_statistics_travel_and_drift_with_their_kernel():
     running, start, runtime = training(strategy, method=Parallel(), family="small-resnet", lanes=3)
     spec = running.spec
     assert spec.statistics
-    found = []
+    results = []
     for outcome in federate(running, Standing(start, strategy.init(start, spec))):
-        found.append(outcome)
+        results.append(outcome)
         if outcome.round == 1:
             assert_same_bits(outcome.params, start)
             assert all(
-                {f"local/{name}" for name in spec.statistics} <= set(own) for own in adrift(runtime.site).values()
+                {f"local/{name}" for name in spec.statistics} <= set(tensors)
+                for tensors in adrift(runtime.site).values()
             )
-    moved = [name for name in spec.statistics if not torch.equal(found[1].params[name], start[name])]
+    moved = [name for name in spec.statistics if not torch.equal(results[1].params[name], start[name])]
     assert moved == list(spec.statistics)
-    assert all(float(found[3].params[name].min()) > 0 for name in spec.statistics if name.endswith("var"))
+    assert all(float(results[3].params[name].min()) > 0 for name in spec.statistics if name.endswith("var"))
 
 
 @pytest.mark.parametrize("field", ["phi", "tau"])

@@ -17,9 +17,9 @@ from fedelta.data.augmentation import Augmentation
 from fedelta.data.clients import Clients
 from fedelta.engine.optimizers import Sgd
 from fedelta.engine.work import ClientSettings, Job, Trained
+from fedelta.federation.base import Federation, Runtime
 from fedelta.federation.client import Site
 from fedelta.federation.records import Fault, Reply
-from fedelta.federation.rounds import Federation, Runtime
 from fedelta.params import Params, ParamSpec
 from fedelta.strategies.base import LocalRule, RoundPlan, Strategy
 from fedelta.tasks.base import Evaluation

@@ -45,11 +45,11 @@ def test_divergences_are_those_of_kullback_and_leibler_and_teach_one_side_only()
     outputs, teacher = torch.randn(2, 4, 3, generator=stream(1), dtype=torch.float64).unbind()
     outputs.requires_grad_()
     teacher.requires_grad_()
-    found = TASK.divergences(outputs, teacher)
+    divergences = TASK.divergences(outputs, teacher)
     p, q = teacher.softmax(1), outputs.softmax(1)
-    torch.testing.assert_close(found, (p * (p / q).log()).sum(1))
+    torch.testing.assert_close(divergences, (p * (p / q).log()).sum(1))
     assert TASK.divergences(teacher, teacher).abs().max() < 1e-12
-    found.sum().backward()
+    divergences.sum().backward()
     assert teacher.grad is None
     torch.testing.assert_close(outputs.grad, q - p)
 
@@ -67,43 +67,43 @@ def test_sums_of_batches_give_the_measures_of_the_whole():
 def test_measures_of_a_whole_set_by_hand():
     # F1: cat 2 of 3 found, 2 of 3 right: 2/3; dog 2 of 2 found, 2 of 3 right: 4/5; fox 0.
     # Recall: 2/3, 1, 0.
-    found = details().measures
-    assert list(found) == ["accuracy", "loss_nats", "macro_f1", "balanced_accuracy"]
-    assert found["accuracy"] == 4 / 6
-    assert found["macro_f1"] == pytest.approx((2 / 3 + 4 / 5 + 0) / 3)
-    assert found["balanced_accuracy"] == pytest.approx((2 / 3 + 1 + 0) / 3)
+    measures = details().measures
+    assert list(measures) == ["accuracy", "loss_nats", "macro_f1", "balanced_accuracy"]
+    assert measures["accuracy"] == 4 / 6
+    assert measures["macro_f1"] == pytest.approx((2 / 3 + 4 / 5 + 0) / 3)
+    assert measures["balanced_accuracy"] == pytest.approx((2 / 3 + 1 + 0) / 3)
     right, wrong = math.log(1 + 2 * math.exp(-2)), math.log(math.exp(2) + 2)
-    assert found["loss_nats"] == pytest.approx((4 * right + 2 * wrong) / 6)
+    assert measures["loss_nats"] == pytest.approx((4 * right + 2 * wrong) / 6)
 
 
 def test_measures_by_class_and_the_confusion_by_hand():
-    found, third = details(), pytest.approx(2 / 3)
-    assert found.by_class == {
+    result, third = details(), pytest.approx(2 / 3)
+    assert result.by_class == {
         "cat": {"precision": third, "recall": third, "f1": third, "num_examples": 3},
         "dog": {"precision": third, "recall": 1.0, "f1": pytest.approx(4 / 5), "num_examples": 2},
         "fox": {"precision": 0.0, "recall": 0.0, "f1": 0.0, "num_examples": 1},
     }
-    assert found.confusion == Confusion(NAMES, ((2, 1, 0), (0, 2, 0), (1, 0, 0)), 6)
+    assert result.confusion == Confusion(NAMES, ((2, 1, 0), (0, 2, 0), (1, 0, 0)), 6)
 
 
 def test_a_class_without_examples_has_no_recall():
-    found = TASK.details(answered(sure(ANSWERS[:3]), LABELS[:3]), NAMES)
-    assert found.by_class["dog"] == {"precision": 0.0, "recall": None, "f1": None, "num_examples": 0}
+    result = TASK.details(answered(sure(ANSWERS[:3]), LABELS[:3]), NAMES)
+    assert result.by_class["dog"] == {"precision": 0.0, "recall": None, "f1": None, "num_examples": 0}
     # Of the classes that occur: cat 2 of 3 found, all that were called so are; dog was answered and never right.
-    assert found.measures["macro_f1"] == pytest.approx((4 / 5 + 0) / 2)
-    assert found.measures["balanced_accuracy"] == pytest.approx(2 / 3)
+    assert result.measures["macro_f1"] == pytest.approx((4 / 5 + 0) / 2)
+    assert result.measures["balanced_accuracy"] == pytest.approx(2 / 3)
 
 
 def test_measures_by_client_are_those_of_its_rows_alone():
-    found = details(tensor([5, 5, 9, 9, -1, 5]))
-    assert list(found.by_client) == [5, 9]
+    result = details(tensor([5, 5, 9, 9, -1, 5]))
+    assert list(result.by_client) == [5, 9]
     # Client 5 has cat, cat, fox, all taken for cat; client 9 cat and dog, both taken for dog.
-    assert found.by_client[5]["num_examples"] == 3
-    assert found.by_client[5]["accuracy"] == pytest.approx(2 / 3)
-    assert found.by_client[5]["macro_f1"] == pytest.approx((4 / 5 + 0) / 2)
-    assert found.by_client[9]["balanced_accuracy"] == pytest.approx(1 / 2)
+    assert result.by_client[5]["num_examples"] == 3
+    assert result.by_client[5]["accuracy"] == pytest.approx(2 / 3)
+    assert result.by_client[5]["macro_f1"] == pytest.approx((4 / 5 + 0) / 2)
+    assert result.by_client[9]["balanced_accuracy"] == pytest.approx(1 / 2)
     right, wrong = math.log(1 + 2 * math.exp(-2)), math.log(math.exp(2) + 2)
-    assert found.by_client[9]["loss_nats"] == pytest.approx((right + wrong) / 2)
+    assert result.by_client[9]["loss_nats"] == pytest.approx((right + wrong) / 2)
     assert details().by_client == {}
 
 
@@ -118,38 +118,38 @@ def test_two_classes_have_an_area_under_the_curve():
     # Scores of class 1: 0.1 0.4 | 0.35 0.8 for labels 0 0 | 1 1: of four pairs three are in order.
     scores = tensor([0.1, 0.4, 0.35, 0.8])
     outputs = torch.stack([1 - scores, scores], 1).log()
-    found = TASK.details(answered(outputs, tensor([0, 0, 1, 1])), ("no", "yes"))
-    assert found.measures["auroc"] == pytest.approx(0.75)
-    alone = TASK.details(answered(outputs[:2], tensor([0, 0])), ("no", "yes"))
-    assert "auroc" not in alone.measures
+    both = TASK.details(answered(outputs, tensor([0, 0, 1, 1])), ("no", "yes"))
+    assert both.measures["auroc"] == pytest.approx(0.75)
+    one_class = TASK.details(answered(outputs[:2], tensor([0, 0])), ("no", "yes"))
+    assert "auroc" not in one_class.measures
     broken = TASK.details(answered(outputs.where(outputs < -1, math.nan), tensor([0, 0, 1, 1])), ("no", "yes"))
     assert "auroc" not in broken.measures
 
 
 def test_every_measure_of_details_has_a_label():
-    found = details(torch.zeros(6, dtype=torch.int64))
-    names = {*found.measures, *found.by_class["cat"], *found.by_client[0]} - {"num_examples"}
+    result = details(torch.zeros(6, dtype=torch.int64))
+    names = {*result.measures, *result.by_class["cat"], *result.by_client[0]} - {"num_examples"}
     assert names | {"auroc"} == TASK.measured.keys()
     assert all(name == measure.name for name, measure in TASK.measured.items())
 
 
 def test_an_answer_is_the_most_probable_class_with_the_probability_of_each():
-    (found,) = TASK.answers(tensor([[0.0, math.log(3.0)]]), ("no", "yes"), exit=2)
-    assert found == Prediction("yes", pytest.approx(0.75), {"no": pytest.approx(0.25), "yes": pytest.approx(0.75)}, 2)
-    assert found.cells == ("yes", "0.7500")
+    (answer,) = TASK.answers(tensor([[0.0, math.log(3.0)]]), ("no", "yes"), exit=2)
+    assert answer == Prediction("yes", pytest.approx(0.75), {"no": pytest.approx(0.25), "yes": pytest.approx(0.75)}, 2)
+    assert answer.cells == ("yes", "0.7500")
     assert TASK.confidence(tensor([[0.0, math.log(3.0)], [0.0, 0.0]])).tolist() == pytest.approx([0.75, 0.5])
 
 
 def test_records_name_what_is_true_and_what_is_answered():
-    (found,) = TASK.records(tensor([[0.0, math.log(3.0)]]), tensor([0]), ("no", "yes"))
-    assert found == {
+    (record,) = TASK.records(tensor([[0.0, math.log(3.0)]]), tensor([0]), ("no", "yes"))
+    assert record == {
         "label": "no", "predicted": "yes", "probability of no": pytest.approx(0.25),
         "probability of yes": pytest.approx(0.75),
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("columns", "found"),
+    ("columns", "candidates"),
     [
         ({"x": "image", "kind": "classes"}, ["kind"]),
         ({"label": "text", "kind": "classes"}, ["kind"]),
@@ -159,8 +159,8 @@ def test_records_name_what_is_true_and_what_is_answered():
         ({"score": "float"}, []),
     ],
 )
-def test_labels_are_in_the_only_column_of_class_labels_or_in_one_of_that_name(columns, found):
-    assert TASK.candidates(columns) == found
+def test_labels_are_in_the_only_column_of_class_labels_or_in_one_of_that_name(columns, candidates):
+    assert TASK.candidates(columns) == candidates
 
 
 @pytest.mark.parametrize(

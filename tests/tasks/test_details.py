@@ -5,19 +5,19 @@ import json
 import torch
 from torch import tensor
 
-from fedelta.tasks.details import Confusion, Details, by_owner, mean_details
+from fedelta.tasks.details import Confusion, Details, by_client, mean_details
 
 
 def test_answers_are_sorted_by_the_client_of_their_row():
     # Answers to rows 3, 0, 2, 1, of the clients 7, 4, -, 7.
     clients = tensor([4, 7, -1, 7])
-    found = {client: own.tolist() for client, own in by_owner(tensor([3, 0, 2, 1]), clients)}
-    assert found == {4: [1], 7: [0, 3]}
+    places_of = {client: places.tolist() for client, places in by_client(tensor([3, 0, 2, 1]), clients)}
+    assert places_of == {4: [1], 7: [0, 3]}
 
 
-def test_rows_that_do_not_say_whose_they_are_are_of_no_client():
-    assert list(by_owner(torch.arange(3), None)) == []
-    assert list(by_owner(torch.arange(2), tensor([-1, -1]))) == []
+def test_rows_without_a_known_client_are_left_out():
+    assert list(by_client(torch.arange(3), None)) == []
+    assert list(by_client(torch.arange(2), tensor([-1, -1]))) == []
 
 
 def test_means_over_models_keep_what_is_counted_and_drop_what_one_of_them_lacks():

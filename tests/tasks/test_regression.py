@@ -14,10 +14,8 @@ from fedelta.tasks.targets import TargetColumn
 TASK = Regression()
 SCALED = Regression(offset=10.0, scale=2.0)
 WHAT = "training set: target column 'size'"
-WHOLE = (
-    "whole numbers, which may be those of classes, expected a decimal point: write them as 3.0 where they are amounts"
-)
-CLASSES = '; classes are predicted with `task.name` = "classification"'
+WHOLE = "integers, which may be class numbers, expected floats: write amounts with a decimal point, such as 3.0"
+CLASSES = '; to predict classes, set `task.name` = "classification"'
 
 
 def column(*values: object, what: str = "training set", names: tuple[str, ...] | None = None) -> TargetColumn:
@@ -30,9 +28,9 @@ def test_losses_are_squared_errors_by_row():
 
 def test_divergences_are_squared_distances_and_teach_one_side_only():
     outputs, teacher = tensor([[1.0], [2.0]], requires_grad=True), tensor([[4.0], [2.0]], requires_grad=True)
-    found = TASK.divergences(outputs, teacher)
-    assert found.tolist() == [9.0, 0.0]
-    found.sum().backward()
+    divergences = TASK.divergences(outputs, teacher)
+    assert divergences.tolist() == [9.0, 0.0]
+    divergences.sum().backward()
     assert teacher.grad is None
     assert outputs.grad.tolist() == [[-6.0], [0.0]]
 
@@ -40,9 +38,9 @@ def test_divergences_are_squared_distances_and_teach_one_side_only():
 def test_measures_are_in_the_unit_of_the_targets_by_hand():
     # Errors 1, -3, 2 as learned: mean square 14/3, mean size 2; twice as much in the unit of the targets.
     outputs, targets = tensor([[1.0], [0.0], [4.0]]), tensor([0.0, 3.0, 2.0])
-    found = SCALED.values(SCALED.sums(outputs[:1], targets[:1]) + SCALED.sums(outputs[1:], targets[1:]))
-    assert list(found) == ["rmse", "mae", "mse"]
-    assert found == pytest.approx({"rmse": 2 * math.sqrt(14 / 3), "mae": 4.0, "mse": 14 / 3})
+    measures = SCALED.values(SCALED.sums(outputs[:1], targets[:1]) + SCALED.sums(outputs[1:], targets[1:]))
+    assert list(measures) == ["rmse", "mae", "mse"]
+    assert measures == pytest.approx({"rmse": 2 * math.sqrt(14 / 3), "mae": 4.0, "mse": 14 / 3})
     assert not SCALED.primary.higher_is_better
 
 
@@ -50,33 +48,38 @@ def test_details_have_the_explained_share_and_measures_by_client():
     # Targets 0, 2, 4, 6 around 3: variance 5; errors 1, 1, 1, -1: mean square 1, of which 1 - 1/5 is explained.
     outputs, targets = tensor([[1.0], [3.0], [5.0], [5.0]]), tensor([0.0, 2.0, 4.0, 6.0])
     batches = [Answered(tensor([0, 1]), outputs[:2], targets[:2]), Answered(tensor([2, 3]), outputs[2:], targets[2:])]
-    found = TASK.details(batches, (), tensor([7, 7, -1, 8]))
-    assert found.measures == pytest.approx({"rmse": 1.0, "mae": 1.0, "mse": 1.0, "r2": 0.8})
-    assert found.by_client[7] == pytest.approx({"rmse": 1.0, "mae": 1.0, "mse": 1.0, "r2": 0.0, "num_examples": 2})
-    assert found.by_client[8] == {"rmse": 1.0, "mae": 1.0, "mse": 1.0, "num_examples": 1}  # one target explains nothing
-    assert (found.by_class, found.confusion) == ({}, None)
-    assert found.measures.keys() == TASK.measured.keys()
+    details = TASK.details(batches, (), tensor([7, 7, -1, 8]))
+    assert details.measures == pytest.approx({"rmse": 1.0, "mae": 1.0, "mse": 1.0, "r2": 0.8})
+    assert details.by_client[7] == pytest.approx({"rmse": 1.0, "mae": 1.0, "mse": 1.0, "r2": 0.0, "num_examples": 2})
+    assert details.by_client[8] == {
+        "rmse": 1.0,
+        "mae": 1.0,
+        "mse": 1.0,
+        "num_examples": 1,
+    }  # one target explains nothing
+    assert (details.by_class, details.confusion) == ({}, None)
+    assert details.measures.keys() == TASK.measured.keys()
 
 
 def test_targets_are_learned_in_steps_of_their_scale_and_ranges_are_those_of_the_training_set():
     train = column(*map(float, range(20)))
-    found = SCALED.targets(train, column(-5.0, 10.0, 100.0, what="test set"))
-    assert found.problems == ()
-    assert found.train.fetch(tensor([0, 10, 12])).tolist() == [-5.0, 0.0, 1.0]
-    assert found.train.strata.bincount().tolist() == [2] * 10
-    assert found.test.strata.tolist() == [0, 5, 9]
-    assert found.test.select(tensor([2])).values.tolist() == [45.0]
-    assert len(found.test.select(tensor([2]))) == 1
-    assert (found.class_names, len(found.strata_names)) == ((), 10)
-    assert (found.strata_names[0], found.strata_names[1], found.strata_names[-1]) == (
+    targets = SCALED.targets(train, column(-5.0, 10.0, 100.0, what="test set"))
+    assert targets.problems == ()
+    assert targets.train.fetch(tensor([0, 10, 12])).tolist() == [-5.0, 0.0, 1.0]
+    assert targets.train.strata.bincount().tolist() == [2] * 10
+    assert targets.test.strata.tolist() == [0, 5, 9]
+    assert targets.test.select(tensor([2])).values.tolist() == [45.0]
+    assert len(targets.test.select(tensor([2]))) == 1
+    assert (targets.class_names, len(targets.strata_names)) == ((), 10)
+    assert (targets.strata_names[0], targets.strata_names[1], targets.strata_names[-1]) == (
         "below 1.9", "1.9 to 3.8", "from 17.1",
     )  # fmt: skip
 
 
 def test_values_that_many_rows_share_leave_fewer_ranges():
-    found = TASK.targets(column(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 2.0), None)
-    assert found.strata_names == ("below 0", "0 to 0.2", "0.2 to 1.1", "from 1.1")
-    assert len(found.strata_names) > found.train.strata.max()
+    targets = TASK.targets(column(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 2.0), None)
+    assert targets.strata_names == ("below 0", "0 to 0.2", "0.2 to 1.1", "from 1.1")
+    assert len(targets.strata_names) > targets.train.strata.max()
 
 
 @pytest.mark.parametrize(
@@ -86,18 +89,18 @@ def test_values_that_many_rows_share_leave_fewer_ranges():
         (column("a", "b"), f"{WHAT} holds 'str', expected numbers{CLASSES}"),
         (column(True, False), f"{WHAT} holds 'bool', expected numbers{CLASSES}"),
         (column(0, 1, names=("a", "b")), f"{WHAT} holds class labels, expected numbers{CLASSES}"),
-        (column(None, None), f"{WHAT} holds nothing, expected numbers{CLASSES}"),
+        (column(None, None), f"{WHAT} holds no values, expected numbers{CLASSES}"),
         (column(1.0, None, math.nan, math.inf), f"{WHAT} holds no number in 1 rows: rows 1"),
         (column(2.5, 2.5), "target column 'size' holds 2.5 in every row, expected several values"),
     ],
 )
-def test_what_is_wrong_with_targets_is_told(train, problem):
+def test_problems_with_targets_are_reported(train, problem):
     assert TASK.targets(train, None).problems[0] == problem
 
 
-def test_problems_of_both_sets_are_told_together():
-    found = TASK.targets(column(1.0, math.nan, 2.0), column(None, -math.inf, 1.0, what="test set"))
-    assert found.problems == (
+def test_problems_of_both_sets_are_reported_together():
+    targets = TASK.targets(column(1.0, math.nan, 2.0), column(None, -math.inf, 1.0, what="test set"))
+    assert targets.problems == (
         "training set: target column 'size' holds NaN or infinity in 1 rows: rows 1",
         "test set: target column 'size' holds no number in 1 rows: rows 0",
         "test set: target column 'size' holds NaN or infinity in 1 rows: rows 1",
@@ -110,14 +113,14 @@ def test_an_answer_is_a_number_in_the_unit_of_the_targets():
     assert SCALED.records(tensor([[0.5]]), tensor([1.0]), ()) == [{"target": 12.0, "predicted": 11.0}]
 
 
-def test_numbers_do_not_say_how_sure_they_are():
-    with pytest.raises(InputError, match="a regression does not say how sure it is"):
+def test_a_regression_has_no_confidence():
+    with pytest.raises(InputError, match="a regression gives no confidence, so exits cannot be chosen by confidence"):
         TASK.confidence(torch.zeros(1, 1))
 
 
-def test_a_model_has_one_output_whatever_it_takes():
+def test_a_model_has_one_output_in_every_modality():
     assert TASK.num_outputs(()) == 1
-    assert [TASK.loader(each).auto_class for each in ("image", "text")] == [
+    assert [TASK.loader(modality).auto_class for modality in ("image", "text")] == [
         "AutoModelForImageClassification", "AutoModelForSequenceClassification",
     ]  # fmt: skip
     assert TASK.loader("image").pipeline_tag is None
@@ -125,9 +128,9 @@ def test_a_model_has_one_output_whatever_it_takes():
 
 
 @pytest.mark.parametrize(
-    ("columns", "found"),
+    ("columns", "candidates"),
     [({"target": "float", "x": "image"}, ["target"]), ({"label": "float"}, ["label"]), ({"x": "float"}, []),
      ({"label": "integer", "target": "float"}, ["target", "label"])],
 )  # fmt: skip
-def test_targets_are_in_a_column_of_that_name(columns, found):
-    assert TASK.candidates(columns) == found
+def test_targets_are_in_a_column_of_that_name(columns, candidates):
+    assert TASK.candidates(columns) == candidates

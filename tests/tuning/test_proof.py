@@ -190,9 +190,9 @@ IMAGES = {"x": torch.linspace(-1, 1, 2 * 3 * 8 * 8).view(2, 3, 8, 8)}
     [
         (
             Lora(r=1, target_modules="all-conv"),
-            "leaves 1 layers alone, first `first`: it is a Standardised with a `forward` of its own",
+            "leaves 1 layers alone, first `first`: it is a Standardised that overrides `forward`",
         ),
-        (Parallel(), "1 norms get no lanes, first `norm`: it is a Activated with a `forward` of its own"),
+        (Parallel(), "1 norms get no lanes, first `norm`: it is a Activated that overrides `forward`"),
         (Full(), "1 norms get no lanes"),
     ],
 )

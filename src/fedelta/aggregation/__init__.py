@@ -1,1 +1,1 @@
-"""How the deltas of a round become one: one file per family of means."""
+"""Aggregations, which combine the deltas of a round: one file per family of means."""

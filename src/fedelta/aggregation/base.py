@@ -1,8 +1,8 @@
-"""What an aggregation is: it is given the updates of a round one after the other, and makes one value of them.
+"""The protocols of an aggregation, which takes the updates of a round one after the other and combines them.
 
-An aggregation is a frozen setting; `start` begins a `Running` one for each round. What only needs sums keeps sums, so
-that a single decoded update is in memory, whatever the size of the cohort. What needs all values of a coordinate at
-once, such as a median, says that it reads each update.
+An aggregation is a frozen setting; its `start` makes a `Running` aggregation for each round. An aggregation that needs
+only sums keeps only sums, so that one decoded update is in memory, whatever the size of the cohort. One that needs all
+values of a coordinate at once, such as a median, has `reads` = "each".
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from torch import Generator
 from fedelta.params import Params, ParamSpec
 from fedelta.settings import Settings
 
-# "sum": sums over the updates are enough. "each": single updates are looked at.
+# "sum": needs only sums over the updates. "each": needs every single update.
 Reads = Literal["sum", "each"]
 
 
 @dataclass(frozen=True)
 class Update:
-    """A reply that was decoded and found in order.
+    """A decoded and accepted reply.
 
     Args:
-        client_id: who sent it.
-        num_examples: its weight in the mean.
-        delta: local minus anchor, the tensors that the plan asked for.
-        effective_steps: how many times the learning rate its gradients went into `delta` (`Sgd.effective_steps`).
+        client_id: number of the client.
+        num_examples: weight in the mean.
+        delta: local minus anchor, of the tensors in the plan's upload.
+        effective_steps: sum of the weights of its gradients in `delta`, in units of the learning rate
+            (`Sgd.effective_steps`).
     """
 
     client_id: int
@@ -38,52 +39,52 @@ class Update:
 
 
 class Running(Protocol):
-    """The aggregation of one round, under way."""
+    """The unfinished aggregation of one round."""
 
     def add(self, update: Update) -> None:
-        """Takes one update; called in ascending client id. The update is not changed, and need not be kept."""
+        """Takes one update without changing it; called in ascending client id."""
 
     def finish(self, generator: Generator) -> Params:
-        """Float64 tensors, each over the updates that hold it; called once, after the last `add`.
+        """The combined tensors in float64, each over the updates that hold it; called once, after the last `add`.
 
         Args:
-            generator: a stream of this round, for what an aggregation draws.
+            generator: a stream of this round, for an aggregation that draws random numbers.
         """
 
 
 class Aggregation(Protocol):
-    """How the deltas of a round become one."""
+    """Combines the deltas of a round into one."""
 
     @property
     def name(self) -> str:
-        """What configurations call it."""
+        """Its name in configurations."""
 
     @property
     def reads(self) -> Reads:
-        """What it needs of the updates."""
+        """Whether it needs only sums over the updates, or each of them."""
 
     @property
     def only_sums(self) -> bool:
-        """Whether single updates must not be seen by anything else either, as under noise or secure sums."""
+        """Whether no other part of the server may see single updates, as under noise or secure aggregation."""
 
     @property
     def min_values(self) -> int:
-        """Fewest values of a coordinate with which it does what it promises; the round loop uses no fewer."""
+        """Fewest values of a coordinate that it can combine; with fewer the round loop keeps the server's tensor."""
 
     @property
     def of_statistics(self) -> Aggregation:
-        """The aggregation for statistics, which the round loop takes."""
+        """The aggregation of the running statistics of norms."""
 
     def start(self, spec: ParamSpec) -> Running:
-        """The aggregation of a round of which nothing has come yet.
+        """The aggregation of a round, before the first update.
 
         Args:
-            spec: of everything that can travel.
+            spec: all tensors that can travel.
         """
 
 
 class Mean(Settings):
-    """What the means of a federation without noise or secure sums have in common, without behaviour."""
+    """Defaults of the means that need only sums and let single updates be seen."""
 
     reads: ClassVar[Reads] = "sum"
     only_sums: ClassVar[bool] = False
@@ -91,7 +92,7 @@ class Mean(Settings):
 
 
 def combine(aggregation: Aggregation, updates: Iterable[Update], spec: ParamSpec, generator: Generator) -> Params:
-    """What `aggregation` makes of `updates`, which come in ascending client id."""
+    """The result of `aggregation` for `updates`, which must be in ascending client id."""
     running = aggregation.start(spec)
     for update in updates:
         running.add(update)

@@ -21,12 +21,14 @@ from fedelta.federation.tiers import Tiers
 from fedelta.inference.adapter import Adapter, check_task, read_adapter
 from fedelta.inference.classes import check_classes, in_order
 from fedelta.inference.translate import placed
-from fedelta.models.failures import told
+from fedelta.models.failures import model_errors
 from fedelta.models.hub import Backbone
 from fedelta.params import Params, ParamSpec
 from fedelta.seeds import stream
-from fedelta.tuning import AnyTuning
+from fedelta.settings.base import as_settings
+from fedelta.tuning.base import TuningMethod
 from fedelta.tuning.combined import Combined
+from fedelta.tuning.contract import applied
 from fedelta.tuning.exits import exit_blocks, owned_at
 from fedelta.tuning.identity import identity, unlike
 from fedelta.tuning.lanes import Lanes
@@ -52,7 +54,7 @@ class TunedModel:
     """
 
     backbone: Backbone
-    tuning: AnyTuning
+    tuning: TuningMethod
     spec: ParamSpec
     lanes: Lanes
     params: Params
@@ -124,7 +126,7 @@ def _check_width(backbone: Backbone, sample: Mapping[str, Tensor], num_classes: 
     """Refuses a classifier that has another number of classes than the data."""
     device = next(backbone.module.parameters()).device
     inputs = {name: tensor.to(device) for name, tensor in sample.items()}
-    with told(type(backbone.module).__name__, inputs), torch.random.fork_rng(devices=[]):
+    with model_errors(type(backbone.module).__name__, inputs), torch.random.fork_rng(devices=[]):
         shape = backbone.logits(inputs).shape
     if shape[1:].numel() != num_classes and len(shape) == 2:
         raise ModelError(
@@ -144,7 +146,7 @@ def _random(backbone: Backbone) -> Mapping[str, Tensor] | None:
 
 
 def apply_tuning(
-    config: Config, tuning: AnyTuning, backbone: Backbone, lanes: Lanes, sample: Mapping[str, Tensor] | None = None
+    config: Config, tuning: TuningMethod, backbone: Backbone, lanes: Lanes, sample: Mapping[str, Tensor] | None = None
 ) -> ParamSpec:
     """Makes the tensors of `tuning` part of the backbone, and returns their specification.
 
@@ -161,14 +163,14 @@ def apply_tuning(
     """
     generator = stream(config.seed, "tuning")
     if sample is None:
-        spec = tuning.apply(backbone, lanes, generator)
+        spec = applied(tuning, backbone, lanes, generator)
     else:
         spec = apply_proved(tuning, backbone, lanes, generator, sample)
     _check_norms(config, tuning, backbone)
     return spec
 
 
-def adopted_tuning(config: Config, adapter: Adapter, backbone: Backbone) -> AnyTuning:
+def adopted_tuning(config: Config, adapter: Adapter, backbone: Backbone) -> TuningMethod:
     """The tuning method of the adapter that a run starts from, which has its place in `backbone`.
 
     Raises:
@@ -214,8 +216,8 @@ def tiers_of(config: Config, model: TunedModel, clients: Clients) -> Tiers | Non
 
 
 def _reconcile(
-    chosen: AnyTuning, theirs: AnyTuning, backbone: Backbone
-) -> tuple[AnyTuning, list[tuple[str, object, object]]]:
+    chosen: TuningMethod, theirs: TuningMethod, backbone: Backbone
+) -> tuple[TuningMethod, list[tuple[str, object, object]]]:
     """The method of the adapter, with what a configuration may choose, and the fields that differ: ours, theirs."""
     name, their_name = (method.names if isinstance(method, Combined) else method.name for method in (chosen, theirs))
     if name != their_name:
@@ -229,11 +231,13 @@ def _reconcile(
         theirs = theirs.model_copy(update={"train_head": theirs.train_head or chosen.train_head})
         if "target_modules" in chosen.model_fields_set and chosen.targets(backbone) == theirs.targets(backbone):
             chosen = chosen.model_copy(update={"target_modules": theirs.target_modules})
-    values = ((name, getattr(chosen, name), getattr(theirs, name)) for name in sorted(chosen.model_fields_set))
+    values = (
+        (name, getattr(chosen, name), getattr(theirs, name)) for name in sorted(as_settings(chosen).model_fields_set)
+    )
     return theirs, [(name, ours, other) for name, ours, other in values if ours != other]
 
 
-def _check_norms(config: Config, tuning: AnyTuning, backbone: Backbone) -> None:
+def _check_norms(config: Config, tuning: TuningMethod, backbone: Backbone) -> None:
     """Refuses a policy for batch norms that has no effect, or one that the caller's own model does not have."""
     policy = config.model.batch_norm
     if policy != backbone.batch_norm:

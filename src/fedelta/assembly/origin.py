@@ -44,7 +44,7 @@ def evaluated(data: FederatedData) -> dict[str, str]:
 def trained_on(data: FederatedData, tiers: Tiers | None) -> dict[str, str]:
     """Digests of what clients learn from, of who has which rows, and of how deep each runs."""
     rows = hashlib.sha256()
-    for clients in (data.partition, data.unseen):
+    for clients in (data.partition, data.held_out):
         for client_id, of_client in sorted(clients.items()):
             rows.update(f"{client_id} {len(of_client)} ".encode())
             rows.update(bytes_of(of_client))

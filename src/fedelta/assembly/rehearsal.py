@@ -22,7 +22,8 @@ from fedelta.federation.memory import Memories
 from fedelta.federation.records import RoundOutcome
 from fedelta.federation.rounds import federate
 from fedelta.modalities.base import Inputs
-from fedelta.modalities.stores import spread
+from fedelta.modalities.stores import evenly_spaced
+from fedelta.settings.base import changed
 
 _ROWS = 3  # of a client: a batch of two and a shorter one, so that lanes are padded
 _STEPS = 2  # the second meets what the first has left in the model
@@ -47,7 +48,7 @@ def rehearse(assembly: Assembly) -> RoundOutcome:
     few = replace(site, engine=engine, partition=partition, memories=Memories())
     test, asked = _first(assembly.data.test), assembly.strategy
     num_asked = min(asked.clients_per_round, max(_CLIENTS, asked.min_replies, engine.lanes.num + 1))
-    strategy = asked.model_copy(update={"clients_per_round": num_asked})
+    strategy = changed(asked, {"clients_per_round": num_asked})
     rehearsed = replace(
         federation,
         strategy=strategy,
@@ -64,7 +65,7 @@ def rehearse(assembly: Assembly) -> RoundOutcome:
 
 def _first(data: Examples) -> Examples:
     """The longest row of `data`, and some from its beginning to its end."""
-    rows = torch.cat([_longest(data.inputs), spread(len(data), _EVALUATED)])
+    rows = torch.cat([_longest(data.inputs), evenly_spaced(len(data), _EVALUATED)])
     clients = None if data.clients is None else data.clients[rows]
     return Examples(RowsOf(data.inputs, rows), data.targets.select(rows), clients=clients)
 

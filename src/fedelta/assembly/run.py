@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import cast
 
 from fedelta.assembly.model import TunedModel, tiers_of, tuned_model, work_of
 from fedelta.assembly.server import build_server
@@ -22,7 +21,7 @@ from fedelta.models.hub import Backbone
 from fedelta.params import Params, ParamSpec, select
 from fedelta.runtimes.stability import Stability, Unstable
 from fedelta.seeds import stream
-from fedelta.strategies import AnyStrategy
+from fedelta.strategies.base import Strategy
 from fedelta.tasks.base import Evaluation
 from fedelta.tasks.details import Details
 from fedelta.tuning.exits import exit_blocks
@@ -67,10 +66,9 @@ class Assembly:
         return self.model.params
 
     @property
-    def strategy(self) -> AnyStrategy:
+    def strategy(self) -> Strategy:
         """Section `[strategy]`, with what a byte budget made of it."""
-        # The server asks no more of it than the protocol has; it got it from the configuration.
-        return cast(AnyStrategy, self.federation.strategy)
+        return self.federation.strategy
 
     @property
     def spec(self) -> ParamSpec:
@@ -121,7 +119,7 @@ def assemble(
         backbone, data = read_data(config, backbone, data, at_a_glance=at_a_glance)
     with stage("tuning method"):
         model = tuned_model(config, backbone, data.class_names, num_lanes=num_lanes(config), sample=few_rows(data))
-    if data.unseen:
+    if data.held_out:
         config.personalization.scopes(scopes_of(backbone, model.spec), model.tuning.name)
     clients = data.clients.only(data.partition)
     everyone = tiers_of(config, model, data.clients)
@@ -137,7 +135,7 @@ def assemble(
         runtime=runtime,
         evaluate=lambda params: evaluate(site, params, data.test),
         tiers=tiers,
-        num_held_out=len(data.unseen),
+        num_held_out=len(data.held_out),
     )
     _check_deadline(config, federation, runtime, model.params)
     return Assembly(config, model, data, site, federation, everyone)

@@ -13,7 +13,8 @@ from fedelta.errors import ConfigError
 from fedelta.federation.base import Federation, Runtime
 from fedelta.federation.tiers import Tiers
 from fedelta.params import Params, ParamSpec, select
-from fedelta.strategies import AnyStrategy
+from fedelta.plugins import provider_of
+from fedelta.strategies.base import Strategy
 from fedelta.tasks.base import Evaluation
 
 logger = logging.getLogger("fedelta")
@@ -61,6 +62,7 @@ def build_server(
         evaluate_every=config.evaluate_every,
         byte_budget=None if budget is None else int(budget * 2**20),
         tiers=tiers,
+        has_plugin=any(provider_of(method) is not None for method in (strategy, strategy.mean)),
     )
     _warn_of_one_group(federation, config.tuning.name)
     _check_mean(federation)
@@ -111,7 +113,7 @@ def _check_cohort(config: Config, num_clients: int, num_held_out: int) -> None:
         )
 
 
-def _strategy(config: Config, spec: ParamSpec, params: Params, num_clients: int) -> AnyStrategy:
+def _strategy(config: Config, spec: ParamSpec, params: Params, num_clients: int) -> Strategy:
     """The strategy, with what it plans by the byte budget of the run."""
     if config.byte_budget_mib is None:
         return config.strategy

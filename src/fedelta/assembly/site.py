@@ -59,7 +59,7 @@ def read_data(
     personal = config.personalization
     if data is not None:
         backbone = backbone or _built(config, data.class_names)
-        data = data.without(personal.unseen(data.clients.only(data.partition), config.seed))
+        data = data.without(personal.held_out_ids(data.clients.only(data.partition), config.seed))
     else:
         raw = replace(read(config.data, seed=config.seed, task=config.task), at_a_glance=at_a_glance)
         _check_num_classes(config, len(raw.class_names))
@@ -73,9 +73,9 @@ def read_data(
         for note in modality.notes:
             logger.info(note)
         backbone = replace(backbone, modality=modality)
-        unseen = partial(personal.unseen, seed=config.seed)
-        data = federate(raw, config.partition, modality, seed=config.seed, held_out=unseen)
-    personal.check_sizes(data.unseen, data.clients)
+        held_out = partial(personal.held_out_ids, seed=config.seed)
+        data = federate(raw, config.partition, modality, seed=config.seed, held_out=held_out)
+    personal.check_sizes(data.held_out, data.clients)
     _check_augmentation(config, data)
     return backbone, data
 
@@ -86,8 +86,8 @@ def few_rows(data: FederatedData) -> dict[str, Tensor]:
 
 
 def _built(config: Config, class_names: tuple[str, ...]) -> Backbone:
-    tells_head = config.model.adapter is None
-    return build(config.model, class_names, seed=config.seed, task=config.task, tells_head=tells_head)
+    logs_head = config.model.adapter is None
+    return build(config.model, class_names, seed=config.seed, task=config.task, logs_head=logs_head)
 
 
 def build_engine(config: Config, model: TunedModel, data: FederatedData, client: ClientSettings) -> LaneEngine:
@@ -219,7 +219,7 @@ def _check_augmentation(config: Config, data: FederatedData) -> None:
     if not config.augmentation.is_on:
         return
     check_images(data.train.inputs.fetch(torch.arange(1)), config.augmentation)
-    rows = torch.cat([*data.partition.values(), *data.unseen.values()])
+    rows = torch.cat([*data.partition.values(), *data.held_out.values()])
     if len(rows.unique()) < len(rows):
         raise ConfigError(
             ["`[augmentation]` changes a row in the way of the client that has it, but some rows have two clients"],

@@ -1,1 +1,1 @@
-"""How tensors become bytes."""
+"""Codecs, which write tensors as bytes, and the format of a payload."""

@@ -1,4 +1,4 @@
-"""What a codec is: how one tensor becomes bytes. Framing and checks are wire.py's, directions are channel.py's."""
+"""The protocol of a codec, which writes one tensor as bytes. wire.py makes payloads, channel.py pairs two codecs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Packed = bytes | memoryview
 
 
 class Codec(Protocol):
-    """A way to write a tensor. The same object serves simulation and deployment."""
+    """Writes a tensor as bytes and reads it back."""
 
     @property
     def name(self) -> str:
@@ -18,24 +18,25 @@ class Codec(Protocol):
 
     @property
     def feeds_back(self) -> bool:
-        """Whether what it leaves out of an upload is kept and added to the next one (error feedback)."""
+        """Whether a client adds what the codec left out of an upload to its next one (error feedback)."""
 
     def pack(self, name: str, tensor: Tensor) -> Packed:
         """The bytes of a finite float32 tensor.
 
         Args:
-            name: of the tensor in the specification.
-            tensor: of any shape; not changed, but the result may be a view of its memory.
+            name: name of the tensor in the specification.
+            tensor: a tensor of any shape. It is not changed, but the result may be a view of its memory.
 
         Raises:
-            PayloadError: the codec cannot hold its values.
+            PayloadError: a value is not finite, or out of the codec's range.
         """
 
     def unpack(self, name: str, data: memoryview, shape: tuple[int, ...]) -> Tensor:
-        """A float32 tensor of `shape` from bytes of unknown origin.
+        """The float32 tensor of `shape` in `data`, which comes from an untrusted sender.
 
-        It may share their memory, so that a delta as large as the model is not copied: nothing may write into it.
+        The tensor may share the memory of `data`, so that a delta as large as the model is not copied; it must not be
+        written to.
 
         Raises:
-            PayloadError: they cannot be a tensor of that shape.
+            PayloadError: `data` cannot be a tensor of this shape.
         """

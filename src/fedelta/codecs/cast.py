@@ -24,12 +24,12 @@ class Cast(Settings):
     """
 
     name: Literal["float32", "float16", "bfloat16"] = "float32"
-    # The papers send rounded numbers without a second thought: 11 or 8 bits of a delta are enough.
+    # No error feedback, as in the papers: 11 or 8 significant bits of a delta are precise enough.
     feeds_back: ClassVar[bool] = False
 
     @property
     def dtype(self) -> torch.dtype:
-        """The torch type of the format."""
+        """The torch dtype of the format."""
         return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[self.name]
 
     def pack(self, name: str, tensor: Tensor) -> Packed:
@@ -42,7 +42,7 @@ class Cast(Settings):
                 f"{largest:.3g}.",
                 hint='use `codec.name = "bfloat16"`, which has the range of float32.' if is_finite(tensor) else None,
             )
-        # numpy has no bfloat16: the bytes are taken as they are.
+        # As bytes, because numpy has no bfloat16.
         return numbers.reshape(-1).view(torch.uint8).numpy().data
 
     def unpack(self, name: str, data: memoryview, shape: tuple[int, ...]) -> Tensor:
@@ -53,6 +53,6 @@ class Cast(Settings):
         if not expected:
             return torch.zeros(shape)
         with warnings.catch_warnings():
-            # That the bytes are read-only: so is what is made of them, as `Codec.unpack` says.
+            # torch warns that the bytes are read-only; `Codec.unpack` promises nothing else.
             warnings.simplefilter("ignore", UserWarning)
             return torch.frombuffer(data, dtype=self.dtype).reshape(shape).float()

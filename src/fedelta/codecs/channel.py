@@ -1,12 +1,12 @@
-"""The channel: a codec for each direction, and what a lossy upload leaves to the next one.
+"""The channel: one codec for downloads, one for uploads, with error feedback of uploads.
 
-A download carries values. The client's anchor is the *decoded* value, so that what a coarse codec rounds off in a
-download is in no delta, and nothing has to be made good. An upload carries deltas; where the codec feeds back,
+A download carries values. The client's anchor is the *decoded* value, so the rounding error of a download is in no
+delta and needs no correction. An upload carries deltas. With a codec that feeds back, the client sends
 
     sent = delta + residual,    residual' = sent - decoded(sent)
 
-and the residual, which the client keeps and adds (federation/client.py), counts only once its reply was accepted. Of a
-tensor that does not travel in a round it stays as it is.
+and keeps the new residual once its reply is accepted (federation/client.py). The residual of a tensor that does not
+travel in a round does not change.
 
 Source: Karimireddy et al. 2019 (error feedback, arXiv 1901.09847), Algorithm 1.
 """
@@ -14,31 +14,35 @@ Source: Karimireddy et al. 2019 (error feedback, arXiv 1901.09847), Algorithm 1.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from fedelta.catalog import CODECS
+from fedelta.codecs.base import Codec
 from fedelta.codecs.cast import Cast
-from fedelta.codecs.table import AnyCodec
 from fedelta.settings import Settings
+from fedelta.settings.registry import Chosen
+
+ChosenCodec = Annotated[Codec, Chosen(CODECS)]
 
 
 class Channel(Settings):
-    """How tensors become bytes: section `[codec]`; one name stands for both directions.
+    """The codecs of both directions: section `[codec]`, in which `name` sets both at once.
 
     Args:
-        down: of downloads, server to client.
-        up: of uploads, client to server.
+        down: codec of downloads, server to client.
+        up: codec of uploads, client to server.
     """
 
-    shorthand: ClassVar[Any] = AnyCodec
-    down: AnyCodec = Cast()
-    up: AnyCodec = Cast()
+    shorthand: ClassVar[Any] = ChosenCodec
+    down: ChosenCodec = Cast()
+    up: ChosenCodec = Cast()
 
     @model_validator(mode="before")
     @classmethod
     def _both(cls, table: Any) -> Any:  # Any: what stands in a configuration
-        """`name` and the fields beside it are those of each direction that is not given."""
+        """Uses `name` and the fields beside it for each direction that has no table."""
         if not isinstance(table, Mapping) or "name" not in table:
             return table
         both = {k: v for k, v in table.items() if k not in ("down", "up")}
@@ -46,6 +50,6 @@ class Channel(Settings):
 
     @model_serializer(mode="wrap")
     def _one_name(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Equal directions are written once."""
+        """Writes equal directions as one `name`."""
         table: dict[str, Any] = handler(self)
         return table["up"] if self.down == self.up else table

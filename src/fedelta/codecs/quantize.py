@@ -1,12 +1,12 @@
-"""Codecs that write whole numbers on a scale of their own.
+"""Codecs that write each number as a small integer times a scale.
 
-A tensor of two or more axes has a scale for each index of its first axis, its *rows*; any other is one row. With m the
-largest magnitude of a row,
+A tensor with two axes or more has one scale per *row*, an index of its first axis; any other tensor is one row. If m is
+the largest magnitude in a row, an element x is sent as q and received as x':
 
     q = round(127 x / m),    x' = q m / 127
 
-so that an element is off by at most m / 254. A quarter of the bytes of float32, and four bytes for each row.
-What is lost is kept and added to the next upload.
+The error is at most m / 254. A payload has a quarter of the bytes of float32, plus four bytes per row. The client keeps
+the error and adds it to its next upload.
 
 Source: Seide et al. 2014 (1-bit SGD, Interspeech) for the error feedback; symmetric rounding by row is common practice.
 """
@@ -25,11 +25,11 @@ from fedelta.errors import PayloadError
 from fedelta.params import is_finite
 from fedelta.settings import Settings
 
-_LARGEST = 127
+_MAX_INT = 127  # and not -128: the range is symmetric
 
 
 class Int8(Settings):
-    """Eight bits a number: the rows' scales in float32, then the numbers, row by row."""
+    """Eight bits per number: first the scales of all rows in float32, then the numbers, row by row."""
 
     name: Literal["int8"] = "int8"
     feeds_back: ClassVar[bool] = True
@@ -41,13 +41,13 @@ class Int8(Settings):
         rows = tensor.detach().to("cpu", torch.float32).reshape(_num_rows(tuple(tensor.shape)), -1)
         if not is_finite(rows):
             raise PayloadError(f"`{name}`: a tensor holds values that are NaN or infinite.")
-        scales = rows.abs().amax(1) / _LARGEST
-        # Near the largest float32 a scale that was rounded up would be infinite again, times 127.
-        scales = torch.where((scales * _LARGEST).isinf(), torch.nextafter(scales, torch.zeros(())), scales)
-        # A row of zeros has scale zero; any divisor gives its zeros.
+        scales = rows.abs().amax(1) / _MAX_INT
+        # Near the largest float32, a scale that was rounded up gives infinity when it is multiplied by 127.
+        scales = torch.where((scales * _MAX_INT).isinf(), torch.nextafter(scales, torch.zeros(())), scales)
+        # A row of zeros has scale zero and must not be divided by it.
         quotients = rows / torch.where(scales > 0, scales, 1.0)[:, None]
-        # The scale of a row near the least float32 has too few digits: a quotient may lie beyond what it stands for.
-        numbers = quotients.round().clamp(-_LARGEST, _LARGEST).to(torch.int8)
+        # Near the smallest float32 a scale has so few bits that a quotient may exceed 127.
+        numbers = quotients.round().clamp(-_MAX_INT, _MAX_INT).to(torch.int8)
         return scales.numpy().tobytes() + numbers.numpy().tobytes()
 
     def unpack(self, name: str, data: memoryview, shape: tuple[int, ...]) -> Tensor:

@@ -1,13 +1,13 @@
-"""The payload: which tensors, and their bytes, with as little around them as can be checked.
+"""The format of a payload: encodes and decodes some of the tensors of a specification.
 
-Both ends know the `ParamSpec`, so names and shapes do not travel; a fingerprint proves that they agree.
+Both ends know the `ParamSpec`, so names and shapes do not travel; a fingerprint shows whether the ends agree.
 
     "FDLT" | version, 1 byte | fingerprint, 8 bytes | codec name, length byte + ASCII |
-    presence, one bit a tensor in the order of the spec | length of each present tensor, LEB128 |
-    the tensors' bytes | CRC-32 of all before it, 4 bytes little-endian
+    presence, one bit per tensor in the order of the spec | length of each present tensor, LEB128 |
+    bytes of the tensors | CRC-32 of everything before it, 4 bytes little-endian
 
-Nothing is executed or allocated on the word of a payload: the checksum, the fingerprint, the codec and every
-length are checked before a tensor is made.
+A payload comes from an untrusted sender. Checksum, fingerprint, codec and all lengths are checked before a tensor is
+allocated, and nothing in it is executed.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ import zlib
 from collections.abc import Mapping
 from functools import reduce
 
+import torch
 from torch import Tensor
 
-from fedelta.codecs.base import Codec
-from fedelta.errors import PayloadError
+from fedelta.codecs.base import Codec, Packed
+from fedelta.errors import PayloadError, PluginError
 from fedelta.params import Params, ParamSpec
+from fedelta.plugins import called
 
 _MAGIC = b"FDLT\x01"
 _CRC_BYTES = 4
@@ -31,14 +33,14 @@ def encode(params: Mapping[str, Tensor], spec: ParamSpec, codec: Codec) -> tuple
 
     Args:
         params: some or all of the tensors of `spec`.
-        spec: gives the order.
+        spec: gives the order of the tensors.
         codec: writes each tensor.
 
     Raises:
-        PayloadError: the codec cannot hold a value; the message names the tensor.
+        PayloadError: a value is out of the codec's range; the message names the tensor.
     """
     present = [name for name in spec if name in params]
-    bodies = [codec.pack(name, params[name]) for name in present]
+    bodies = [_packed(codec, name, params[name]) for name in present]
     lengths = [len(body) for body in bodies]
     bits = sum(1 << index for index, name in enumerate(spec) if name in params)
     codec_name = codec.name.encode("ascii")
@@ -52,7 +54,7 @@ def encode(params: Mapping[str, Tensor], spec: ParamSpec, codec: Codec) -> tuple
             *map(_leb128, lengths),
         ]
     )
-    # Part by part, and joined once: a payload may be as large as the model.
+    # Without an intermediate copy: a payload may be as large as the model.
     crc = reduce(lambda crc, body: zlib.crc32(body, crc), bodies, zlib.crc32(header))
     payload = b"".join([header, *bodies, crc.to_bytes(_CRC_BYTES, "little")])
     return payload, _by_group(spec, present, lengths)
@@ -62,18 +64,20 @@ def decode(payload: bytes, spec: ParamSpec, codec: Codec) -> tuple[Params, dict[
     """The tensors of `payload`, float32, in the order of `spec`, and their bytes by group.
 
     Raises:
-        PayloadError: truncated, altered, for another model or tuning, or of another codec.
+        PayloadError: the payload is truncated, damaged, or made for another specification or by another codec.
     """
-    # Views: nothing is copied here.
+    # Memory views, which do not copy the payload.
     message, crc = memoryview(payload)[:-_CRC_BYTES], payload[-_CRC_BYTES:]
     if not payload.startswith(_MAGIC):
-        raise PayloadError(f"{len(payload)} bytes that are no fedelta payload: they start with {payload[:5]!r}.")
+        raise PayloadError(
+            f"{len(payload)} bytes are not a fedelta payload: they start with {payload[:5]!r}, expected {_MAGIC!r}."
+        )
     if zlib.crc32(message).to_bytes(_CRC_BYTES, "little") != crc:
-        raise PayloadError(f"a payload of {len(payload)} bytes is truncated or altered: its checksum is wrong.")
+        raise PayloadError(f"a payload of {len(payload)} bytes is truncated or damaged: its checksum is wrong.")
     reader = _Reader(message, len(_MAGIC))
     if (fingerprint := reader.take(8)) != spec.fingerprint:
         raise PayloadError(
-            f"the payload is for other tensors: fingerprint {fingerprint.hex()}, here {spec.fingerprint.hex()}.",
+            f"the payload is for other tensors: fingerprint {fingerprint.hex()}, expected {spec.fingerprint.hex()}.",
             hint="compare sections [model] and [tuning] of the server and the client.",
         )
     codec_name = str(reader.take(reader.take(1)[0]), "ascii", "replace")
@@ -81,16 +85,31 @@ def decode(payload: bytes, spec: ParamSpec, codec: Codec) -> tuple[Params, dict[
         raise PayloadError(f"the payload was written with codec {codec_name!r}, expected {codec.name!r}.")
     bits = int.from_bytes(reader.take(_presence_bytes(spec)), "little")
     if bits >> len(spec):
-        raise PayloadError(f"the payload names tensors beyond the {len(spec)} of the specification.")
+        raise PayloadError(f"the payload marks more tensors as present than the {len(spec)} of the specification.")
     present = [name for index, name in enumerate(spec) if bits >> index & 1]
     lengths = [reader.leb128() for _ in present]
-    if sum(lengths) != reader.left:
-        raise PayloadError(f"the payload announces {sum(lengths)} bytes of tensors and holds {reader.left}.")
+    if sum(lengths) != reader.num_left:
+        raise PayloadError(f"the payload holds {reader.num_left} bytes of tensors, expected {sum(lengths)}.")
     params = {
-        name: codec.unpack(name, reader.take(length), spec.tensors[name].shape)
+        name: _unpacked(codec, name, reader.take(length), spec.tensors[name].shape)
         for name, length in zip(present, lengths, strict=True)
     }
     return params, _by_group(spec, present, lengths)
+
+
+def _packed(codec: Codec, name: str, tensor: Tensor) -> Packed:
+    body: object = codec.pack(name, tensor)
+    if not isinstance(body, bytes | memoryview):
+        raise PluginError(f"{called(codec)}: `pack` returned {type(body).__name__} for `{name}`, expected bytes.")
+    return body
+
+
+def _unpacked(codec: Codec, name: str, data: memoryview, shape: tuple[int, ...]) -> Tensor:
+    tensor: object = codec.unpack(name, data, shape)
+    if isinstance(tensor, Tensor) and tuple(tensor.shape) == tuple(shape) and tensor.dtype == torch.float32:
+        return tensor
+    given = f"{tensor.dtype} {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
+    raise PluginError(f"{called(codec)}: `unpack` returned {given} for `{name}`, expected float32 {shape}.")
 
 
 def _by_group(spec: ParamSpec, names: list[str], lengths: list[int]) -> dict[str, int]:
@@ -106,7 +125,7 @@ def _presence_bytes(spec: ParamSpec) -> int:
 
 
 def _leb128(number: int) -> bytes:
-    """Seven bits a byte, the lowest first, the top bit set on all but the last."""
+    """A number in seven bits per byte, lowest first; the top bit is set in all bytes but the last."""
     digits = bytearray()
     while number > 0x7F:
         digits.append(number & 0x7F | 0x80)
@@ -115,19 +134,24 @@ def _leb128(number: int) -> bytes:
 
 
 class _Reader:
-    """Takes bytes from a message and refuses to run past its end."""
+    """Reads a message from front to back.
+
+    Raises:
+        PayloadError: the message ends too early.
+    """
 
     def __init__(self, message: memoryview, position: int) -> None:
         self._message = message
         self._position = position
 
     @property
-    def left(self) -> int:
+    def num_left(self) -> int:
+        """Number of unread bytes."""
         return len(self._message) - self._position
 
     def take(self, count: int) -> memoryview:
-        if count > self.left:
-            raise PayloadError(f"the payload ends after {len(self._message)} bytes, {count - self.left} too early.")
+        if count > self.num_left:
+            raise PayloadError(f"the payload ends after {len(self._message)} bytes, {count - self.num_left} too early.")
         self._position += count
         return self._message[self._position - count : self._position]
 

@@ -11,15 +11,14 @@ from torch import Tensor
 from fedelta.data.batches import Examples, FederatedData
 from fedelta.data.clients import Clients, Name
 from fedelta.data.columns import input_keys, target_column
-from fedelta.data.division import divide
+from fedelta.data.division import Partitioner, divide
 from fedelta.data.glance import NUM_READ, Glance, Shown, shown
-from fedelta.data.partition import Natural, PartitionSettings
 from fedelta.data.sources import RawData
 from fedelta.data.stored import StoredColumn
 from fedelta.data.validation import RowsOf, hold_back
 from fedelta.errors import DataError, listed, refuse
 from fedelta.modalities.base import Inputs, Modality
-from fedelta.modalities.stores import spread
+from fedelta.modalities.stores import evenly_spaced
 from fedelta.tasks.targets import strata_of
 
 logger = logging.getLogger("fedelta")
@@ -39,12 +38,12 @@ def adapted(modality: Modality, raw: RawData) -> Modality:
             hint=f"choose another `model.source` (recordings go to image classifiers), or set `data.{input_keys()}`",
         )
     column = _column(raw)
-    return prepared.fitted(column.select(spread(len(column), NUM_READ)) if raw.at_a_glance else column)
+    return prepared.fitted(column.select(evenly_spaced(len(column), NUM_READ)) if raw.at_a_glance else column)
 
 
 def federate(
     raw: RawData,
-    settings: PartitionSettings,
+    partitioner: Partitioner,
     modality: Modality,
     *,
     seed: int,
@@ -54,7 +53,7 @@ def federate(
 
     Args:
         raw: what `read` returned.
-        settings: section `[partition]`.
+        partitioner: section `[partition]`.
         modality: of the model; used as `adapted` to the data.
         seed: of the run.
         held_out: all clients to the ids of those that no round asks; they give up no row for validation, and natural
@@ -66,10 +65,10 @@ def federate(
     """
     modality = adapted(modality, raw)
     # Before the inputs: an impossible division is found at once, decoding takes a while.
-    rows = _division(raw, settings, seed)
-    ids_of = natural_ids(raw, rows) if isinstance(settings, Natural) else {}
+    rows = _division(raw, partitioner, seed)
+    ids_of = natural_ids(raw, rows) if partitioner.goes_by_client else {}
     clients = Clients.of(rows, ids_of)
-    unseen = {client: rows.pop(client) for client in sorted(held_out(clients))}
+    held_out_rows = {client: rows.pop(client) for client in sorted(held_out(clients))}
     train = Examples(_inputs(raw, _column(raw), modality), raw.train.targets, raw.train.numbers)
     if raw.source.evaluate_on == "validation":
         owner = _owners(rows, len(train))
@@ -77,14 +76,14 @@ def federate(
         inputs, targets = RowsOf(train.inputs, held), train.targets.select(held)
         evaluated = Examples(inputs, targets, raw.train.numbers[held], owner[held])
     else:
-        raw = raw.without_test_rows_of({ids_of[client] for client in unseen if client in ids_of})
+        raw = raw.without_test_rows_of({ids_of[client] for client in held_out_rows if client in ids_of})
         evaluated = _test_set(raw, modality, {ids_of[client]: client for client in rows if client in ids_of})
     return FederatedData(
         train=train,
         test=evaluated,
         class_names=raw.class_names,
         partition=rows,
-        unseen=unseen,
+        held_out=held_out_rows,
         strata_names=raw.strata_names,
         names=clients.names,
         shown=_shown(raw),
@@ -97,16 +96,16 @@ def natural_ids(raw: RawData, rows: Mapping[int, Tensor]) -> dict[int, Name]:
     return {} if ids is None else {client: ids.names[int(of_client[0])] for client, of_client in rows.items()}
 
 
-def _division(raw: RawData, settings: PartitionSettings, seed: int) -> dict[int, Tensor]:
+def _division(raw: RawData, partitioner: Partitioner, seed: int) -> dict[int, Tensor]:
     """The training rows of each client."""
-    if raw.train.targets.strata is None and settings.goes_by_kind:
-        problem = f"name is {settings.name!r}, which divides by classes, but the task has none"
+    if raw.train.targets.strata is None and partitioner.goes_by_kind:
+        problem = f"name is {partitioner.name!r}, which divides by classes, but the task has none"
         refuse("`[partition]`", [problem], hint="use 'iid', 'quantity' or 'natural'")
-    ids = raw.train_ids if isinstance(settings, Natural) else None
+    ids = raw.train_ids if partitioner.goes_by_client else None
     for note in () if ids is None else ids.notes:
         logger.warning("%s", note)
     codes = None if ids is None else ids.codes
-    return divide(settings, strata_of(raw.train.targets), codes, seed=seed)
+    return divide(partitioner, strata_of(raw.train.targets), codes, seed=seed)
 
 
 def _column(raw: RawData) -> StoredColumn:
@@ -127,7 +126,7 @@ def _stored(column: StoredColumn, modality: Modality, max_memory_mib: int) -> In
 
 def _shown(raw: RawData) -> tuple[Shown, ...]:
     """Some training rows, from the first to the last."""
-    rows = spread(len(raw.train), _NUM_SHOWN)
+    rows = evenly_spaced(len(raw.train), _NUM_SHOWN)
     labels = target_column(raw.train.dataset.select(rows.tolist()), raw.columns.label, "training set")
     values = labels.values
     if raw.class_names:

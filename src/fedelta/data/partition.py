@@ -1,16 +1,18 @@
-"""Which partitioner divides the training rows among clients: the `[partition]` section.
-
-Settings only; what they do is in division.py. Where the task has classes, the labels here are these; where it has none,
-they are the kinds of rows that it knows (`Targets.strata`), such as ranges of numbers. `goes_by_kind` tells which
-partitioners cannot do without.
-"""
+"""Partitioners that do not look at labels: equal shares, unequal shares, and the clients that the data name."""
 
 from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
+import numpy as np
+import torch
 from pydantic import Field
+from torch import Tensor
 
+from fedelta.data.division import ClientIds
+from fedelta.data.flwr_rows import rows_of
+from fedelta.errors import refuse
+from fedelta.seeds import derive, stream
 from fedelta.settings import Context, Settings
 
 NumClients = Annotated[int, Field(ge=1)]
@@ -22,72 +24,14 @@ class Iid(Settings):
 
     name: Literal["iid"] = "iid"
     goes_by_kind: ClassVar[bool] = False
+    goes_by_client: ClassVar[bool] = False
     num_clients: NumClients
 
-
-class Dirichlet(Settings):
-    """Label skew: each label's rows are divided in proportions drawn from Dirichlet(alpha).
-
-    A draw in which a client has fewer than `min_size` rows is repeated, ten times at most. At small alpha
-    with many clients no draw succeeds (64 clients on 1,437 digits at alpha 0.1: six to twelve clients in
-    every draw have fewer than 3 rows). Then the draw that lacks the fewest rows is kept, and its
-    small clients get rows of the labels they already hold from the largest clients that have them to spare,
-    of any label where nobody has. Every other client keeps what it drew.
-
-    Args:
-        num_clients: number of clients.
-        alpha: concentration, > 0; small means few labels per client, large means IID.
-        min_size: fewest rows of a client.
-        self_balancing: give no further rows to a client that has more than the average.
-
-    Source: Yurochkin et al. 2019 (arXiv 1905.12022) for the draw; Li et al. 2021 (arXiv 2102.02079) for the
-    minimum size and the balancing. The topping up is ours.
-    """
-
-    name: Literal["dirichlet"] = "dirichlet"
-    goes_by_kind: ClassVar[bool] = True
-    num_clients: NumClients
-    alpha: Alpha
-    min_size: int = Field(default=10, ge=1)  # `min_require_size` of NIID-Bench (Li et al. 2021), also flwr-datasets'
-    self_balancing: bool = False  # flwr-datasets
-
-
-class Pathological(Settings):
-    """Label skew: every client holds exactly `labels_per_client` labels.
-
-    The first label of client i is label i modulo the number of labels, the others are drawn; the rows of a
-    label are divided equally among its clients. Rows of a label that no client drew are not used, with a
-    warning; that can only happen with fewer clients than labels.
-
-    Source: McMahan et al. 2017 for the idea; Li et al. 2021 (arXiv 2102.02079), "#C = k", for the drawing.
-    """
-
-    name: Literal["pathological"] = "pathological"
-    goes_by_kind: ClassVar[bool] = True
-    num_clients: NumClients
-    labels_per_client: int = Field(default=2, ge=1)  # McMahan et al. 2017: two digits per client
-
-
-class Natural(Settings):
-    """One client for each value of `data.client_column`, in ascending order of the values.
-
-    Args:
-        num_clients: so many of them take part, drawn at random; the rows of the others are not used. None: all.
-    """
-
-    name: Literal["natural"] = "natural"
-    goes_by_kind: ClassVar[bool] = False
-    num_clients: NumClients | None = None
-
-    def problems(self, context: Context) -> list[str]:
-        """That nothing says whose a row is."""
-        if "data" not in context or context.get("data.client") is not None or context.get("data.may_name_clients"):
-            return []
-        problem = (
-            "`partition.name` is 'natural', which needs `data.client_column`, or a field {client} in "
-            "`data.file_pattern` for a folder of files"
-        )
-        return [problem]
+    def divide(self, labels: Tensor, client_ids: ClientIds | None, seed: int) -> dict[int, Tensor]:
+        """See `Partitioner.divide`; every row belongs to a client."""
+        refuse("`[partition]`", share_problems(len(labels), self.num_clients))
+        # As `IidPartitioner` of flwr-datasets cuts a table; importing that takes as long as a small run's round.
+        return _sorted(_shuffled(len(labels), seed).tensor_split(self.num_clients))
 
 
 class Quantity(Settings):
@@ -100,9 +44,81 @@ class Quantity(Settings):
 
     name: Literal["quantity"] = "quantity"
     goes_by_kind: ClassVar[bool] = False
+    goes_by_client: ClassVar[bool] = False
     num_clients: NumClients
     alpha: Alpha
     min_size: int = Field(default=10, ge=1)  # as for `dirichlet`
 
+    def divide(self, labels: Tensor, client_ids: ClientIds | None, seed: int) -> dict[int, Tensor]:
+        """See `Partitioner.divide`; every row belongs to a client."""
+        refuse("`[partition]`", share_problems(len(labels), self.num_clients, self.min_size))
+        return _sorted(_shuffled(len(labels), seed).split(self._sizes(len(labels), seed)))
 
-PartitionSettings = Iid | Dirichlet | Pathological | Natural | Quantity
+    def _sizes(self, num_rows: int, seed: int) -> list[int]:
+        """Sizes that sum to `num_rows`, each at least `min_size`."""
+        rng = np.random.default_rng(derive(seed, "partition"))
+        shares = rng.dirichlet(np.full(self.num_clients, self.alpha))
+        spare = num_rows - self.num_clients * self.min_size
+        cuts = np.concatenate([[0.0], np.cumsum(shares)[:-1] * spare, [spare]]).astype(int)
+        return [self.min_size + int(size) for size in np.diff(cuts)]
+
+
+class Natural(Settings):
+    """One client for each value of `data.client_column`, in ascending order of the values.
+
+    Args:
+        num_clients: so many of them take part, drawn at random; the rows of the others are not used. None: all.
+    """
+
+    name: Literal["natural"] = "natural"
+    goes_by_kind: ClassVar[bool] = False
+    goes_by_client: ClassVar[bool] = True
+    num_clients: NumClients | None = None
+
+    def problems(self, context: Context) -> list[str]:
+        """That nothing says whose a row is."""
+        if "data" not in context or context.get("data.client") is not None or context.get("data.may_name_clients"):
+            return []
+        problem = (
+            "`partition.name` is 'natural', which needs `data.client_column`, or a field {client} in "
+            "`data.file_pattern` for a folder of files"
+        )
+        return [problem]
+
+    def divide(self, labels: Tensor, client_ids: ClientIds | None, seed: int) -> dict[int, Tensor]:
+        """See `Partitioner.divide`."""
+        from flwr_datasets.partitioner import NaturalIdPartitioner
+
+        refuse("`[partition]`", self._unmet(client_ids))
+        rows = rows_of(NaturalIdPartitioner("client"), {"client": list(client_ids or [])})
+        order = torch.randperm(len(rows), generator=stream(seed, "partition", "clients"))
+        return dict(enumerate(rows[client] for client in sorted(order[: self.num_clients].tolist())))
+
+    def _unmet(self, client_ids: ClientIds | None) -> list[str]:
+        if client_ids is None:
+            return ['name is "natural", but `data.client_column` is not set: name the column of client ids']
+        num_ids = len(set(client_ids))
+        if self.num_clients is not None and self.num_clients > num_ids:
+            return [f"num_clients is {self.num_clients}, expected at most {num_ids}, the number of client ids"]
+        return []
+
+
+def share_problems(num_rows: int, num_clients: int, min_size: int = 1) -> list[str]:
+    """Why so many rows do not give so many clients `min_size` rows each; nothing if they do."""
+    if num_clients > num_rows:
+        return [f"num_clients is {num_clients}, expected at most {num_rows}, the number of training rows"]
+    if num_clients * min_size > num_rows:
+        problem = (
+            f"min_size is {min_size}, but {num_rows} training rows give {num_clients} clients "
+            f"{num_rows // num_clients} rows each on average: lower min_size or num_clients"
+        )
+        return [problem]
+    return []
+
+
+def _shuffled(num_rows: int, seed: int) -> Tensor:
+    return torch.randperm(num_rows, generator=stream(seed, "partition", "order"))
+
+
+def _sorted(parts: tuple[Tensor, ...]) -> dict[int, Tensor]:
+    return {client: of_client.sort().values for client, of_client in enumerate(parts)}

@@ -1,1 +1,1 @@
-"""Local training: many clients in one forward and backward pass."""
+"""Local training of many clients in one forward and backward pass."""

@@ -1,15 +1,15 @@
-"""At which exits clients learn, how deep each runs, and the loss of a step with exits.
+"""Settings for training with early exits, and the loss of a step with exits.
 
-    deepest, random:  L_e of the one exit
+    deepest, random:  L_e of one exit e
     sum:              sum_e L_e
-    distill:          sum_e L_e + w_t sum_e D(best, e),   w_t = exp(-5 (1 - min(t, 300) / 300)^2) in round t
+    distill:          sum_e L_e + w_t sum_e D(b, e),   w_t = exp(-5 (1 - min(t, 300) / 300)^2) in round t
 
-with L_e the task's loss at exit e, D how far its outputs are from those of the best exit (`Task.divergences`: of a
-classification cross-entropy and Kullback-Leibler divergence), and the best exit that with the lowest running mean of
-its loss, which begins anew for every client and round.
+L_e is the task's loss at exit e. D(b, e) is the divergence of the outputs at exit e from those at the best exit b
+(`Task.divergences`; for classification the Kullback-Leibler divergence). The best exit is the one with the lowest
+running mean of its loss, which starts again for every client and round.
 
-Source: Liu et al. 2022 (Accumulator, arXiv 2212.04084) for one exit a batch; Lee et al. 2024 (ReeFL, arXiv 2405.14791)
-for the others.
+Source: Liu et al. 2022 (Accumulator, arXiv 2212.04084) for one exit per batch; Lee et al. 2024 (ReeFL, arXiv
+2405.14791) for `sum` and `distill`.
 """
 
 from __future__ import annotations
@@ -30,21 +30,22 @@ from fedelta.seeds import stream
 from fedelta.settings import Settings
 from fedelta.settings.paths import FilePath
 from fedelta.tasks.base import Task
+from fedelta.tasks.contract import losses_of
 
-_DISTILLATION_ROUNDS = 300  # ReeFL: until then the weight of the teacher grows
-_KEPT = 0.8  # ReeFL: share of the old value in the running mean of an exit's loss
+_DISTILLATION_ROUNDS = 300  # ReeFL: w_t grows until this round
+_DECAY = 0.8  # ReeFL: weight of the old value in the running mean of an exit's loss
 
 
 class ExitSettings(Settings):
-    """What clients do with exits: section `[exits]`.
+    """How clients train a model with early exits: section `[exits]`.
 
     Args:
-        train: `deepest` is the client's last exit, `random` one of its exits for each batch, `sum` all of them,
-            `distill` all of them, each also learning from the one with the lowest loss so far.
-        tiers: depths in blocks; each client has one of them. None: every client runs the whole model.
-        assignment: `cycle` gives the clients, in ascending order, one tier after the other and begins again, `shuffle`
-            the same after a seeded shuffle. A tier that stands twice is given twice as often.
-        tiers_file: a JSON object of client, by name or number, to depth, instead of `tiers`.
+        train: which exits a client trains: `deepest`, its last one; `random`, one drawn for each batch; `sum`, all of
+            them; `distill`, all of them, with the best one so far as the teacher of the others.
+        tiers: depths in blocks, one of which each client gets. None: every client runs the whole model.
+        assignment: `cycle` deals the tiers out in turn to the clients in ascending order, `shuffle` does so after a
+            seeded shuffle of the clients. A tier that is listed twice is dealt out twice as often.
+        tiers_file: a JSON file that maps each client, by name or number, to its depth; replaces `tiers`.
     """
 
     train: Literal["deepest", "random", "sum", "distill"] = "deepest"
@@ -64,14 +65,14 @@ class ExitSettings(Settings):
         return self.tiers is not None or self.tiers_file is not None
 
     def answers(self, depth: int) -> range:
-        """The exits at which a client of `depth` learns, from 1."""
+        """The exits that a client of `depth` blocks may train, counted from 1."""
         return range(depth if self.train == "deepest" else 1, depth + 1)
 
     def depths(self, clients: Clients, num_blocks: int, seed: int) -> dict[int, int]:
-        """Client id to depth, of all clients.
+        """The depth in blocks of every client, by client id.
 
         Raises:
-            ConfigError: a depth that the model does not have, or a file that does not name every client, or others.
+            ConfigError: the model has fewer blocks than a depth, or the file lacks a client or names an unknown one.
         """
         if self.tiers_file is not None:
             return _read_depths(self.tiers_file, clients, num_blocks)
@@ -83,29 +84,32 @@ class ExitSettings(Settings):
         if self.assignment == "shuffle":
             shuffled = torch.randperm(len(order), generator=stream(seed, "tiers")).tolist()
             order = [order[index] for index in shuffled]
-        return {client_id: tiers[place % len(tiers)] for place, client_id in enumerate(order)}
+        return {client_id: tiers[position % len(tiers)] for position, client_id in enumerate(order)}
 
 
 def _read_depths(path: str, clients: Clients, num_blocks: int) -> dict[int, int]:
     example = [str(clients.names.get(number, number)) for number in clients.numbers[:2]]
-    expected = f"a JSON object of client to depth, such as {json.dumps(dict.fromkeys(example, num_blocks))}"
+    expected = f"a JSON object that maps clients to depths, such as {json.dumps(dict.fromkeys(example, num_blocks))}"
     try:
         content = dict(json.loads(Path(path).expanduser().read_text(encoding="utf-8")).items())
     except (OSError, ValueError, AttributeError) as error:
         raise ConfigError(
-            [f"`exits.tiers_file` {path!r} cannot be used: {error}"], hint=f"expected {expected}."
+            [f"`exits.tiers_file` {path!r} cannot be read: {error}"], hint=f"expected {expected}."
         ) from error
     depths = {clients.find_text(key): depth for key, depth in content.items()}
     problems = []
-    if unknown := [key for key in content if clients.find_text(key) is None]:
-        problems.append(f"`exits.tiers_file` {path!r} has {listed(unknown)}, but there are {clients.described}")
-    odd = [
+    if unknown_clients := [key for key in content if clients.find_text(key) is None]:
+        problems.append(
+            f"`exits.tiers_file` {path!r} names {listed(unknown_clients)}, but there are {clients.described}"
+        )
+    wrong_depths = [
         f"{clients.called(number)} has depth {depths.get(number)!r}"
         for number in clients.numbers
         if type(depths.get(number)) is not int or not 1 <= depths[number] <= num_blocks
     ]
-    if odd:
-        shown = ", ".join(odd[:4]) + (f" and {len(odd) - 4} more" if len(odd) > 4 else "")
+    if wrong_depths:
+        num_more = len(wrong_depths) - 4
+        shown = ", ".join(wrong_depths[:4]) + (f" and {num_more} more" if num_more > 0 else "")
         problems.append(f"`exits.tiers_file` {path!r}: {shown}; expected 1 to {num_blocks} for every client")
     if problems:
         raise ConfigError(problems, hint=f"write {expected}.")
@@ -113,14 +117,14 @@ def _read_depths(path: str, clients: Clients, num_blocks: int) -> dict[int, int]
 
 
 class ExitLoss:
-    """The loss of one step over the exits that each lane learns at.
+    """The loss of one step over the exits that each lane trains.
 
-    Shapes: E exits, A lanes, B samples of a lane, X whatever the task's outputs and targets have for each of them.
+    Shapes: E exits, A lanes, B samples per lane, X the task's axes of outputs or targets per sample.
 
     Args:
-        settings: which exits, and how.
-        round: number of the round, from 1.
-        task: gives the loss of an exit.
+        settings: which exits are trained, and with which loss.
+        round: number of the round, from 1; sets the weight w_t of distillation.
+        task: gives the loss at an exit.
     """
 
     def __init__(self, settings: ExitSettings, round: int, task: Task) -> None:
@@ -130,37 +134,37 @@ class ExitLoss:
         self._weight = math.exp(-5 * (1 - progress) ** 2)
 
     def chosen(self, depth: int, draw: Callable[[int], int]) -> tuple[int, ...]:
-        """The exits of a lane for this step, from 1; `draw(n)` is a number from 0 to n - 1."""
+        """The exits that a lane trains in this step, counted from 1; `draw(n)` is a random number from 0 to n - 1."""
         exits = tuple(self._settings.answers(depth))
         return (exits[draw(depth)],) if self._settings.train == "random" else exits
 
     def of(
         self, outputs_EABX: Tensor, targets_ABX: Tensor, weights_AB: Tensor, chosen_EA: Tensor, running_EA: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What is minimised [A], and the mean loss over a lane's exits [A].
+        """The loss that each lane minimises [A], and its mean task loss over its exits [A], which is reported.
 
         Args:
-            outputs_EABX: of the exits that any lane chose.
-            targets_ABX: of the samples.
-            weights_AB: of the samples; they sum to one in each lane.
-            chosen_EA: 1 where a lane learns at an exit, 0 elsewhere.
-            running_EA: running mean of the loss of each exit, NaN before its first; changed in place.
+            outputs_EABX: outputs at the exits that at least one lane trains.
+            targets_ABX: targets of the samples.
+            weights_AB: weights of the samples; they sum to one in each lane.
+            chosen_EA: 1 where a lane trains an exit, 0 elsewhere.
+            running_EA: running mean of the loss at each exit, NaN before the first step; changed in place.
         """
         num_exits = len(outputs_EABX)
         targets = targets_ABX.expand(num_exits, *targets_ABX.shape).flatten(0, 2)
-        losses_EAB = self._task.losses(outputs_EABX.flatten(0, 2), targets).view(num_exits, *weights_AB.shape)
+        losses_EAB = losses_of(self._task, outputs_EABX.flatten(0, 2), targets).view(num_exits, *weights_AB.shape)
         losses_EA = (losses_EAB * weights_AB).sum(2)
-        # Not a product: a loss that is infinite at an exit that was not chosen would make NaN of it.
+        # Not `chosen_EA * losses_EA`: 0 times the infinite loss of an exit that is not trained would be NaN.
         total_A = torch.where(chosen_EA > 0, losses_EA, 0.0).sum(0)
         mean_A = total_A.detach() / chosen_EA.sum(0)
         if self._settings.train == "distill" and num_exits > 1:
             latest = losses_EA.detach()
-            running_EA.copy_(torch.where(running_EA.isnan(), latest, _KEPT * running_EA + (1 - _KEPT) * latest))
+            running_EA.copy_(torch.where(running_EA.isnan(), latest, _DECAY * running_EA + (1 - _DECAY) * latest))
             total_A = total_A + self._weight * self._divergence(outputs_EABX, weights_AB, running_EA.argmin(0))
         return total_A, mean_A
 
     def _divergence(self, outputs_EABX: Tensor, weights_AB: Tensor, best_A: Tensor) -> Tensor:
-        """The sum over exits by lane [A]; the best exit teaches and does not learn from the others."""
+        """sum_e D(b, e) of each lane [A]; the teacher gets no gradient."""
         teacher_ABX = outputs_EABX[best_A, torch.arange(len(best_A), device=best_A.device)].detach()
         teacher = teacher_ABX.expand_as(outputs_EABX).flatten(0, 2)
         divergences = self._task.divergences(outputs_EABX.flatten(0, 2), teacher)

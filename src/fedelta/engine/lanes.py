@@ -1,10 +1,11 @@
 """The lane engine: trains many clients in one forward and backward pass of a shared model.
 
 Lanes are refilled continuously: when a client has done its steps, the last lane in use moves into its place and
-the next client of the cohort takes the lane that became free, with zeroed optimizer state. Batches of unequal
-size are padded, and padding has weight zero in the loss. A deployed client is the same code with one lane.
+the next client of the cohort takes the free lane, with zeroed optimizer state. Batches of unequal size are padded;
+padding has weight zero in the loss. A deployed client runs the same code with one lane.
 
-Shapes: A lanes in use, K lanes, B samples of the largest batch of a step, P tuned scalars.
+Shapes: A lanes in use, K lanes, B samples in the largest batch of a step, E exits, P trained scalars, X the task's axes
+of outputs or targets per sample.
 """
 
 from __future__ import annotations
@@ -25,46 +26,49 @@ from fedelta.engine.prefix import CachedInputs, find_prefix, only_head
 from fedelta.engine.proof import mixing
 from fedelta.engine.work import ClientSettings, Job, Trained, padded
 from fedelta.modalities.base import Inputs
-from fedelta.models.failures import told
+from fedelta.models.failures import model_errors
 from fedelta.models.hub import Backbone
 from fedelta.params import Params, ParamSpec
 from fedelta.strategies.base import LocalRule
 from fedelta.tasks.base import Evaluation, Sums, Task
 from fedelta.tasks.classification import Classification
+from fedelta.tasks.contract import losses_of
 from fedelta.tasks.details import Answered
 from fedelta.tuning.exits import exit_blocks, logits_at
 from fedelta.tuning.lanes import Lanes
 
-_EVALUATION_ROWS = 256  # rows of an evaluation batch; fixed, so that the measures' bits are too
+_EVALUATION_ROWS = 256  # rows of an evaluation batch; fixed, because another size changes the last bits of the measures
 
 
 @dataclass
 class _Slot:
-    """A job in a lane."""
+    """A job that is under way in a lane."""
 
     job: Job
     batches: Iterator[Tensor]
     steps_left: int
     steps_done: int = 0
-    # Mean loss of each exit so far; NaN before the first.
-    exit_losses: Tensor | None = None
+    exit_losses: Tensor | None = None  # [E], running mean of the loss at each exit; NaN before the first step
 
 
 class LaneEngine:
-    """Trains and evaluates on one model instance.
+    """Trains and evaluates clients on one instance of the model.
 
     Args:
-        backbone: with the tuning method applied, on its device.
+        backbone: the model with the tuning method applied, on its device.
         spec: what is tuned.
-        lanes: of the model.
-        train: rows of all clients.
-        client: steps, batch size, optimizer.
-        rule: correction of each gradient.
-        cache_bytes: most memory for features of frozen modules; 0 switches the cache off.
+        lanes: the lanes that the tuned modules were made with.
+        train: training examples of all clients.
+        client: steps, batch size and optimizer.
+        rule: the strategy's correction of each gradient.
+        cache_bytes: upper limit for the memory that features of frozen modules take; 0 switches the cache off.
         compute_dtype: `bfloat16` runs the model under autocast; the tuned tensors stay float32.
-        augmentation: what is done to the images of `train`; None for nothing.
-        exits: at which exits clients learn; without effect on a model without exits.
-        task: what is predicted.
+        augmentation: random crops and flips of the images of `train`; None for none.
+        exits: which exits clients train; ignored for a model without exits.
+        task: gives the loss and the measures.
+
+    Attributes:
+        notes: what the engine switched off and why, in sentences for the user.
     """
 
     def __init__(
@@ -101,40 +105,41 @@ class LaneEngine:
             sample = train.inputs.fetch(torch.arange(min(2, len(train))))
             self._prefix = find_prefix(backbone, spec, lanes, self._to_device(sample))
             if self._prefix is None and only_head(backbone, spec):
-                self.notes.append("frozen-prefix cache off: this model's head cannot be run on its own.")
+                self.notes.append("frozen-prefix cache off: the head of this model cannot be run separately.")
         if augmentation is not None and augmentation.is_on:
             self._train = self._augmented(train, augmentation)
         else:
             self._train = self._cached(train)
+        # The examples of the last evaluation, as given and behind the prefix cache.
         self._evaluated: tuple[Examples, Examples] | None = None
         if lanes.num > 1:
             self._prove_lanes(train)
 
     def train(self, jobs: Sequence[Job], lr: float, round: int = 1) -> Iterator[Trained]:
-        """Trains every job and yields each when it is done; jobs enter lanes in the order given.
+        """Trains every job and yields its result as soon as it is done; jobs enter lanes in the order of `jobs`.
 
-        Jobs of one depth share lanes, so that no block is run that none of them needs.
+        Only jobs of one depth share lanes, so that no job runs blocks above its depth.
 
         Args:
-            jobs: at most one per client, or several that differ in `lr` where nothing is augmented.
+            jobs: at most one per client; without augmentation also several that differ in `lr`.
             lr: learning rate of this round.
-            round: its number, from 1.
+            round: number of the round, from 1.
         """
         self._exit_loss = ExitLoss(self.exits, round, self.task)
         for depth in sorted({self._depth(job) for job in jobs}):
             yield from self._train_together([job for job in jobs if self._depth(job) == depth], lr)
 
     def _prove_lanes(self, train: Examples) -> None:
-        """One lane from now on, and a note on why, where clients in several would not train as each does alone."""
-        num, module, exits = self.lanes.num, self._backbone.module, range(1, len(self._blocks) + 1)
-        # In float32: the order of the samples does not depend on the precision, and differences show.
+        """Falls back to one lane, with a note, where clients in lanes would not train as each does alone."""
+        num_lanes, module, exits = self.lanes.num, self._backbone.module, range(1, len(self._blocks) + 1)
+        # Without autocast: whether a model mixes lanes does not depend on precision, and bfloat16 would hide it.
         autocast, self._autocast = self._autocast, False
         problem = mixing(lambda rows: self._outputs(train.inputs, rows, exits), self.bank, self.lanes, len(train))
         self._autocast = autocast
         if problem is None:
             return
         self.notes.append(
-            f"clients train one after the other, in one lane instead of {num}: {type(module).__name__} with this "
+            f"clients train one after the other, in one lane instead of {num_lanes}: {type(module).__name__} with this "
             f"tuning method would mix them; {problem}."
         )
         self.lanes.num = self.lanes.active = 1
@@ -145,11 +150,11 @@ class LaneEngine:
 
     @property
     def is_augmented(self) -> bool:
-        """Whether training images are changed: a row then has the numbers of one job at a time."""
+        """Whether training images are augmented; a row then has the random crop and flip of one job at a time."""
         return isinstance(self._train.inputs, AugmentedInputs)
 
     def _depth(self, job: Job) -> int:
-        """Blocks that it runs; of a model without exits 0, as it makes no difference."""
+        """The number of blocks that `job` runs; 0 for a model without exits, whose jobs all run the whole model."""
         return (job.depth or len(self._blocks)) if self._blocks else 0
 
     def _train_together(self, jobs: Sequence[Job], lr: float) -> Iterator[Trained]:
@@ -172,25 +177,26 @@ class LaneEngine:
     def evaluate(
         self, params: Params, data: Examples, rows: Tensor | None = None, depth: int | None = None
     ) -> Evaluation:
-        """The measures of `params`, in lane 0.
+        """The measures of `params` on `data`; uses lane 0.
 
         Args:
             params: tuned tensors.
-            data: what is evaluated on; features of frozen modules are kept until other data come.
-            rows: of `data`, int64; None for all.
-            depth: blocks that are run; None for all.
+            data: examples to evaluate on. Their cached features are kept until the next call with other examples.
+            rows: rows of `data`, int64; None for all.
+            depth: number of blocks to run; None for all.
         """
         exits = range(1, (depth or len(self._blocks)) + 1) if self._blocks else range(0)
         sums = [Sums()] * max(1, len(exits))
         for _, outputs, targets in self._passes(params, data, rows, exits):
-            sums = [so_far + self.task.sums(each, targets) for so_far, each in zip(sums, outputs, strict=True)]
-        values = [self.task.values(each) for each in sums]
+            sums = [total + self.task.sums(logits, targets) for total, logits in zip(sums, outputs, strict=True)]
+        measures = [self.task.values(total) for total in sums]
         primary = self.task.primary.name
-        return Evaluation(values[-1], {primary: tuple(each[primary] for each in values)} if self._blocks else {})
+        by_exit = {primary: tuple(at_exit[primary] for at_exit in measures)} if self._blocks else {}
+        return Evaluation(measures[-1], by_exit)
 
     @torch.no_grad()
     def answers(self, params: Params, data: Examples) -> Iterator[Answered]:
-        """What the model with `params` gives for all of `data`, of a model with exits at its last; in lane 0."""
+        """Outputs of the model with `params` for all of `data`, at the last exit if it has exits; uses lane 0."""
         exits = [len(self._blocks)] if self._blocks else []
         for rows, (outputs,), targets in self._passes(params, data, None, exits):
             yield Answered(rows, outputs, targets)
@@ -198,7 +204,7 @@ class LaneEngine:
     def _passes(
         self, params: Params, data: Examples, rows: Tensor | None, exits: Collection[int]
     ) -> Iterator[tuple[Tensor, list[Tensor], Tensor]]:
-        """Rows, the outputs for them at each of `exits` as `_outputs` gives them, and targets, batch by batch."""
+        """Batch by batch: rows, their outputs at each of `exits` (see `_outputs`), and their targets."""
         if self._evaluated is None or self._evaluated[0] is not data:
             self._evaluated = (data, self._cached(data))
         cached = self._evaluated[1]
@@ -211,6 +217,7 @@ class LaneEngine:
             yield batch, self._outputs(cached.inputs, batch, exits), targets
 
     def _admit(self, lane: int, job: Job) -> _Slot:
+        """Loads the tensors of `job` into `lane`, with zeroed optimizer state."""
         self._prepare(self._train.inputs, job.rows)
         self.bank.load(lane, job.anchor, job.local)
         self.bank.steer(lane, job.offset)
@@ -227,7 +234,7 @@ class LaneEngine:
         return _Slot(job, order, num_steps, exit_losses=exit_losses)
 
     def _release(self, lane: int, slots: list[_Slot]) -> None:
-        """The last lane in use takes the place of `lane`."""
+        """Frees `lane`: the last lane in use moves into its place, so that lanes in use stay the first ones."""
         last = len(slots) - 1
         if lane != last:
             self.bank.move(last, lane)
@@ -239,7 +246,7 @@ class LaneEngine:
 
     def _result(self, lane: int, slot: _Slot, lr: float) -> Trained:
         loss = float(self._losses_K[lane]) / slot.steps_done
-        # Cloned: a view would hold the whole row of the bank's copy in memory.
+        # Cloned, because a view would keep the copy of the whole row in memory.
         values = self.bank.read(lane) if slot.job.kept else {}
         kept = {name: values[name].clone() for name in slot.job.kept}
         return Trained(slot.job.client_id, self.bank.delta(lane), kept, loss, slot.job.lr or lr)
@@ -256,10 +263,11 @@ class LaneEngine:
                 minimised_A, losses_A = self._loss_at_exits(slots, rows_AB, targets, weights_AB)
             else:
                 (outputs,) = self._outputs(self._train.inputs, rows_AB.flatten(), ())
-                with told(f"the loss of {self._name}", {"outputs": outputs, "targets": targets}):
-                    losses_AB = self.task.losses(outputs, targets).view(rows_AB.shape)
+                with model_errors(f"the loss of {self._name}", {"outputs": outputs, "targets": targets}):
+                    losses_AB = losses_of(self.task, outputs, targets).view(rows_AB.shape)
                 minimised_A = losses_A = (losses_AB * weights_AB).sum(1)
-        with told(f"the backward pass of {self._name}", {"rows": rows_AB}):
+        with model_errors(f"the backward pass of {self._name}", {"rows": rows_AB}):
+            # Lanes share no tuned tensor, so the gradient of the sum is the gradient of each lane's loss.
             self.bank.backward(minimised_A.sum())
         self._losses_K[:active] += losses_A.detach()
         values_AP, grads_AP = self.bank.values_KP[:active], self.bank.grads_KP[:active]
@@ -269,23 +277,23 @@ class LaneEngine:
             self._rule.correct(grads_AP, values_AP, self.bank.anchors_KP[:active])
             state = {name: tensor[:active] for name, tensor in self._state.items()}
             self.client.optimizer.step(values_AP, grads_AP, state, self._rates(slots, lr))
-            self.bank.put_back(active)
+            self.bank.reset_pinned(active)
         for slot in slots:
             slot.steps_left -= 1
             slot.steps_done += 1
 
     def _rates(self, slots: list[_Slot], lr: float) -> LearningRate:
-        """The learning rate of all lanes, or of each where one has its own."""
+        """The learning rate of all lanes, or one per lane [A, 1] if a job sets its own."""
         if all(slot.job.lr is None for slot in slots):
             return lr
         rates = [[lr if slot.job.lr is None else slot.job.lr] for slot in slots]
         return torch.tensor(rates, device=self._device, dtype=self.bank.values_KP.dtype)
 
     def _noise(self, job: Job) -> Generator:
-        """For the dropout of one step.
+        """The generator for the dropout of one step.
 
-        With random exits a lane also runs the blocks between its exit and the deepest one of the step; what these draw
-        must not be missing from its next step.
+        With random exits a lane also runs the blocks between its exit and the deepest exit of the step, so how many
+        numbers a step draws depends on the other lanes. A generator per step keeps the job's stream independent.
         """
         if not self._blocks or self.exits.train != "random":
             return job.noise
@@ -294,30 +302,35 @@ class LaneEngine:
     def _loss_at_exits(
         self, slots: list[_Slot], rows_AB: Tensor, targets: Tensor, weights_AB: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What is minimised and what is written down, by lane; see `ExitLoss.of`."""
+        """The loss that each lane minimises [A], and the loss that is reported [A]; see `ExitLoss.of`."""
         chosen = [self._exit_loss.chosen(self._depth(slot.job), _draws(slot.job.exits)) for slot in slots]
         exits = sorted(set().union(*chosen))
         outputs = self._outputs(self._train.inputs, rows_AB.flatten(), exits)
-        chosen_EA = torch.tensor([[float(number in own) for own in chosen] for number in exits], device=self._device)
-        places = torch.tensor(exits, device=self._device) - 1
-        running_EA = torch.stack([slot.exit_losses[places] for slot in slots if slot.exit_losses is not None], dim=1)
+        chosen_EA = torch.tensor(
+            [[float(number in lane_exits) for lane_exits in chosen] for number in exits], device=self._device
+        )
+        indices = torch.tensor(exits, device=self._device) - 1
+        running_EA = torch.stack([slot.exit_losses[indices] for slot in slots if slot.exit_losses is not None], dim=1)
         outputs_EABX = torch.stack(outputs).unflatten(1, rows_AB.shape)
         targets_ABX = targets.unflatten(0, rows_AB.shape)
-        found = self._exit_loss.of(outputs_EABX, targets_ABX, weights_AB, chosen_EA, running_EA)
+        losses = self._exit_loss.of(outputs_EABX, targets_ABX, weights_AB, chosen_EA, running_EA)
         for slot, running_E in zip(slots, running_EA.unbind(1), strict=True):
             if slot.exit_losses is not None:
-                slot.exit_losses[places] = running_E
-        return found
+                slot.exit_losses[indices] = running_E
+        return losses
 
     def _outputs(self, inputs: Inputs, rows: Tensor, exits: Collection[int]) -> list[Tensor]:
-        """Outputs for `rows` at each of `exits`, ascending; of a model without exits the model's own alone."""
+        """Outputs for `rows` at each of `exits`, ascending; for a model without exits a list of its one output."""
         tensors = self._to_device(inputs.fetch(rows))
         model = inputs if isinstance(inputs, CachedInputs) else self._backbone
-        with told(self._name, tensors), torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
+        with (
+            model_errors(self._name, tensors),
+            torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast),
+        ):
             if not self._blocks:
                 return [model.logits(tensors).float()]
-            found = logits_at(self._blocks, lambda: model.logits(tensors), exits)
-            return [logits.float() for logits in found.values()]
+            by_exit = logits_at(self._blocks, lambda: model.logits(tensors), exits)
+            return [logits.float() for logits in by_exit.values()]
 
     def _to_device(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.to(self._device) for name, tensor in tensors.items()}
@@ -329,16 +342,16 @@ class LaneEngine:
     def _augmented(self, data: Examples, augmentation: Augmentation) -> Examples:
         if self._prefix is not None:
             self.notes.append(
-                "frozen-prefix cache off for the training data: with `[augmentation]` its images differ in every "
-                "epoch, so that every step runs the whole model."
+                "frozen-prefix cache off for the training data: with `[augmentation]` the images differ in every "
+                "epoch, so every step runs the whole model."
             )
         modality = self._backbone.modality
-        # Where inputs come ready it is not known what black is: there the padding is 0.
+        # Without a modality the inputs are already transformed, so the value of black is unknown; 0 is the padding.
         black = (0.0,) if modality is None else modality.black
         return replace(data, inputs=AugmentedInputs(data.inputs, augmentation, black, self._device))
 
     def _cached(self, data: Examples) -> Examples:
-        """`data` behind the prefix cache where there is a prefix and its features fit."""
+        """`data` with cached features of the frozen prefix, or `data` itself without a prefix or without the memory."""
         if self._prefix is None:
             return data
         cached = CachedInputs(data.inputs, self._prefix, self._device)
@@ -346,18 +359,22 @@ class LaneEngine:
             self.notes.append(
                 f"frozen-prefix cache off: the features of {len(data):,} rows would take "
                 f"{cached.num_bytes / 2**20:,.1f} MiB, more than `runtime.cache_mib` = "
-                f"{self._cache_bytes / 2**20:,.1f}; raise it to compute them only once."
+                f"{self._cache_bytes / 2**20:,.1f}; raise that limit to compute them only once."
             )
             return data
         return replace(data, inputs=cached)
 
 
 def _draws(generator: Generator | None) -> Callable[[int], int]:
-    """Numbers below n, one a call."""
+    """A function that draws a number from 0 to n - 1 from `generator`.
+
+    Raises:
+        ValueError: when a number is drawn and there is no generator.
+    """
 
     def draw(below: int) -> int:
         if generator is None:
-            raise ValueError("the choice of an exit needs `Job.exits`")
+            raise ValueError("random exits need a generator in `Job.exits`, but the job has none")
         return int(torch.randint(below, (), generator=generator))
 
     return draw

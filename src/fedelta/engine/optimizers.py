@@ -1,13 +1,13 @@
-"""Optimizers and schedules on stacked lanes: every lane has its own state and its own count of steps.
+"""Optimizers on stacked lanes, and learning-rate schedules. Every lane has separate state and counts its own steps.
 
-Shapes: K lanes, P tuned scalars. All tuned tensors of a lane lie side by side in one row, so an update is a few
+Shapes: K lanes, P trained scalars. All trained tensors of a lane lie side by side in one row, so an update is a few
 operations on one matrix, whatever the number of tensors.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 import torch
 from pydantic import Field
@@ -16,15 +16,47 @@ from torch import Tensor
 from fedelta.settings import Context, Settings
 
 OptimizerState = dict[str, Tensor]
-LearningRate = float | Tensor  # of all lanes, or one for each, [K, 1]
+LearningRate = float | Tensor  # one for all lanes, or one per lane [K, 1]
+
+
+class Optimizer(Protocol):
+    """How gradients become steps, on stacked lanes."""
+
+    @property
+    def name(self) -> str:
+        """What configurations call it."""
+
+    def state(self, values_KP: Tensor) -> OptimizerState:
+        """The state of fresh lanes with the values `values_KP`; tensors with a leading lane axis K."""
+
+    def step(self, values_KP: Tensor, grads_KP: Tensor, state: OptimizerState, lr: LearningRate) -> None:
+        """One step of every lane; may change all of `values_KP`, `grads_KP` and `state` in place."""
+
+    def effective_steps(self, num_steps: int) -> float:
+        """How many times the learning rate the gradients of `num_steps` steps go into the result."""
+
+
+class Schedule(Protocol):
+    """How the learning rate changes from round to round."""
+
+    @property
+    def name(self) -> str:
+        """What configurations call it."""
+
+    @property
+    def warmup_rounds(self) -> int:
+        """Rounds over which the rate rises to `client.lr`; 0 for none."""
+
+    def factor(self, round: int, num_rounds: int) -> float:
+        """Factor of `client.lr` in `round` (from 1)."""
 
 
 class Sgd(Settings):
-    """Stochastic gradient descent; weight decay is added to the gradient, as in PyTorch.
+    """Stochastic gradient descent. Weight decay is added to the gradient, as in PyTorch.
 
     Args:
-        momentum: 0 is plain SGD.
-        nesterov: look ahead by one momentum step (needs momentum).
+        momentum: share of the previous update that is kept; 0 is plain SGD.
+        nesterov: adds the gradient to the momentum once more (look-ahead); needs `momentum` above 0.
         weight_decay: factor of the L2 term.
     """
 
@@ -34,17 +66,17 @@ class Sgd(Settings):
     weight_decay: float = Field(default=0.0, ge=0)  # PyTorch's default
 
     def problems(self, context: Context) -> list[str]:
-        """Looking ahead by a step that there is not."""
+        """Reports Nesterov momentum without momentum."""
         if self.nesterov and self.momentum == 0:
             return ["`client.optimizer.nesterov` needs `client.optimizer.momentum` above 0"]
         return []
 
     def state(self, values_KP: Tensor) -> OptimizerState:
-        """Zeroed state for the lanes of `values_KP`."""
+        """Zeroed optimizer state for the lanes of `values_KP`."""
         return {"momentum": torch.zeros_like(values_KP)} if self.momentum else {}
 
     def step(self, values_KP: Tensor, grads_KP: Tensor, state: OptimizerState, lr: LearningRate) -> None:
-        """One step; changes all of `values_KP`, `grads_KP` and `state` in place."""
+        """Takes one step; changes `values_KP`, `grads_KP` and `state` in place."""
         if self.weight_decay:
             grads_KP.add_(values_KP, alpha=self.weight_decay)
         if self.momentum:
@@ -57,9 +89,9 @@ class Sgd(Settings):
             values_KP.add_(grads_KP, alpha=-lr)
 
     def effective_steps(self, num_steps: int) -> float:
-        """The sum of the weights with which the gradients of `num_steps` steps enter the result, in units of `lr`.
+        """The sum of the weights of all gradients in the result of `num_steps` steps, in units of `lr`.
 
-        Without momentum each enters once. With momentum m the gradient of step k enters with 1 + m + ... + m^(n-k).
+        Without momentum each weight is 1. With momentum m the gradient of step k of n has weight 1 + m + ... + m^(n-k).
 
         >>> Sgd(momentum=0.0).effective_steps(3), Sgd(momentum=0.5).effective_steps(3)  # 1.75 + 1.5 + 1
         (3.0, 4.25)
@@ -84,16 +116,16 @@ class AdamW(Settings):
     weight_decay: float = Field(default=0.01, ge=0)
 
     def state(self, values_KP: Tensor) -> OptimizerState:
-        """Zeroed state for the lanes of `values_KP`."""
+        """Zeroed optimizer state for the lanes of `values_KP`."""
         return {
             "first": torch.zeros_like(values_KP),
             "second": torch.zeros_like(values_KP),
-            # float64: in the first steps 1 - beta2**t would keep only five digits in float32.
+            # float64: in the first steps 1 - beta2^t has only five correct digits in float32.
             "steps": values_KP.new_zeros(values_KP.shape[0], 1, dtype=torch.float64),
         }
 
     def step(self, values_KP: Tensor, grads_KP: Tensor, state: OptimizerState, lr: LearningRate) -> None:
-        """One step; changes `values_KP` and `state` in place."""
+        """Takes one step; changes `values_KP` and `state` in place."""
         first_KP, second_KP, steps_K1 = state["first"], state["second"], state["steps"].add_(1)
         values_KP.mul_(1 - lr * self.weight_decay)
         first_KP.lerp_(grads_KP, 1 - self.beta1)
@@ -104,11 +136,8 @@ class AdamW(Settings):
         values_KP.sub_(first_KP.div(denominator_KP).mul_(lr_K1))
 
     def effective_steps(self, num_steps: int) -> float:
-        """`num_steps`: steps of one length each, whatever the gradients are."""
+        """`num_steps`, because the length of an AdamW step hardly depends on the size of the gradient."""
         return float(num_steps)
-
-
-Optimizer = Annotated[Sgd | AdamW, Field(discriminator="name")]
 
 
 class Constant(Settings):
@@ -118,12 +147,12 @@ class Constant(Settings):
     warmup_rounds: int = Field(default=0, ge=0)
 
     def factor(self, round: int, num_rounds: int) -> float:
-        """Factor of `client.lr` in `round` (from 1)."""
+        """The factor of `client.lr` in `round` (from 1)."""
         return _warmup(round, self.warmup_rounds)
 
 
 class Cosine(Settings):
-    """Half a cosine from 1 to `final_fraction` over the rounds after warm-up.
+    """The learning rate falls along half a cosine from 1 to `final_fraction` over the rounds after warm-up.
 
     Source: Loshchilov and Hutter 2017 (SGDR, arXiv 1608.03983), Eq. 5 without restarts.
     """
@@ -133,7 +162,7 @@ class Cosine(Settings):
     final_fraction: float = Field(default=0.0, ge=0, le=1)
 
     def factor(self, round: int, num_rounds: int) -> float:
-        """Factor of `client.lr` in `round` (from 1).
+        """The factor of `client.lr` in `round` (from 1).
 
         >>> [round(Cosine().factor(r, 4), 3) for r in (1, 2, 3, 4)]
         [1.0, 0.854, 0.5, 0.146]
@@ -153,14 +182,11 @@ class Step(Settings):
     factor_per_step: float = Field(default=0.1, gt=0)  # FedLAMA's code: a tenth at two points
 
     def factor(self, round: int, num_rounds: int) -> float:
-        """Factor of `client.lr` in `round` (from 1)."""
+        """The factor of `client.lr` in `round` (from 1)."""
         passed = sum(round > boundary for boundary in self.after_rounds)
         return _warmup(round, self.warmup_rounds) * self.factor_per_step**passed
 
 
-Schedule = Annotated[Constant | Cosine | Step, Field(discriminator="name")]
-
-
 def _warmup(round: int, warmup_rounds: int) -> float:
-    """Rises linearly and reaches 1 in the last warm-up round."""
+    """A factor that rises linearly and is 1 from the last warm-up round on."""
     return min(1.0, round / warmup_rounds) if warmup_rounds else 1.0

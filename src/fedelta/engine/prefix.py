@@ -1,10 +1,9 @@
-"""The frozen-prefix cache: what lies below the first tuned module is computed once per sample and kept.
+"""The frozen-prefix cache: the output of the modules below the first tuned one is computed once per sample.
 
 Without augmentation and dropout a frozen module gives the same output for a sample in every epoch and round.
-For head tuning the prefix is the whole backbone; for LoRA in the upper blocks it is the blocks below; for
-tuned embeddings there is none. While the model runs on cached features, small stand-ins take the place of the
-prefix, so the rest of the model is the model's own code. A prefix is used only after its logits were compared
-with those of the whole model.
+For head tuning the prefix is the whole backbone; for LoRA in the upper blocks it is the embeddings and the blocks
+below; a model with tuned embeddings has none. To run on cached features, small stand-ins replace the modules of the
+prefix, and the model's own code does the rest. A prefix is used only if it gives the logits of the whole model.
 """
 
 from __future__ import annotations
@@ -19,35 +18,35 @@ import torch
 from torch import Tensor, nn
 
 from fedelta.modalities.base import Inputs
-from fedelta.models.failures import told
+from fedelta.models.failures import model_errors
 from fedelta.models.hub import Backbone
 from fedelta.params import ParamSpec
 from fedelta.tuning.base import replace
 from fedelta.tuning.lanes import Lanes
 
-# Rows that go through the prefix together. Fixed, because another grouping may give other last bits, and a
-# resumed run must find the same features as the undisturbed one.
+# Rows that go through the prefix together. Fixed, because another size may change the last bits, and a resumed run
+# must compute the same features as an uninterrupted one.
 _CHUNK = 64
 
 
 class Prefix(Protocol):
-    """A way to stop the model at its first tuned module, and to go on from there."""
+    """The frozen lower part of a model: computes features, and runs the rest of the model on them."""
 
     def features(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What the rest of the model needs, batch first."""
+        """The outputs of the prefix that the rest of the model needs, batch first."""
 
     def logits(self, features: dict[str, Tensor]) -> Tensor:
-        """The rest of the model on cached features."""
+        """The logits of the rest of the model on `features`."""
 
 
 def find_prefix(backbone: Backbone, spec: ParamSpec, lanes: Lanes, sample: dict[str, Tensor]) -> Prefix | None:
-    """The longest prefix that is frozen and gives the model's own logits; None when there is none.
+    """The longest frozen prefix that gives the same logits as the whole model; None if there is none.
 
     Args:
-        backbone: with the tuning method applied.
+        backbone: the model with the tuning method applied.
         spec: what is tuned.
-        lanes: of the model.
-        sample: inputs of a few rows, to compare logits on.
+        lanes: the lanes of the tuned modules.
+        sample: inputs of a few rows, on which logits are compared.
     """
     candidates: list[Prefix] = []
     prefix_name = getattr(backbone.module, "base_model_prefix", "")
@@ -59,6 +58,7 @@ def find_prefix(backbone: Backbone, spec: ParamSpec, lanes: Lanes, sample: dict[
     elif (
         (block := _first_tuned_block(backbone, spec)) is not None
         and backbone.anatomy.embeddings
+        # The features are hidden states only; without the mask the blocks would attend to padding.
         and "attention_mask" not in sample
     ):
         candidates.append(_BelowBlock(backbone, block))
@@ -66,20 +66,20 @@ def find_prefix(backbone: Backbone, spec: ParamSpec, lanes: Lanes, sample: dict[
 
 
 def only_head(backbone: Backbone, spec: ParamSpec) -> bool:
-    """Whether nothing but the head is tuned."""
+    """Whether every tuned tensor belongs to the head."""
     return all(name.partition(".")[0] in backbone.anatomy.head for name in spec)
 
 
 class CachedInputs:
-    """Inputs that hold the prefix's features of every row they were asked to prepare.
+    """Inputs that give the prefix's features instead of the original tensors.
 
     Args:
-        inputs: the rows.
+        inputs: the original inputs.
         prefix: computes the features.
-        device: where the prefix runs; features are kept there.
+        device: where the prefix runs and the features are stored.
 
     Attributes:
-        num_bytes: memory that the features of all rows take; none is taken before the first `prepare`.
+        num_bytes: memory for the features of all rows; it is allocated by the first `prepare`.
     """
 
     def __init__(self, inputs: Inputs, prefix: Prefix, device: torch.device) -> None:
@@ -88,14 +88,14 @@ class CachedInputs:
         self._device = device
         self._features: dict[str, Tensor] = {}
         self._ready = torch.zeros(len(inputs), dtype=torch.bool)
-        first = self._compute(torch.zeros(1, dtype=torch.int64))
-        self.num_bytes = len(inputs) * sum(tensor.numel() * tensor.element_size() for tensor in first.values())
+        first_row = self._compute(torch.zeros(1, dtype=torch.int64))
+        self.num_bytes = len(inputs) * sum(tensor.numel() * tensor.element_size() for tensor in first_row.values())
 
     def __len__(self) -> int:
         return len(self._inputs)
 
     def prepare(self, rows: Tensor) -> None:
-        """Computes the features of those of `rows` that are not there yet, in fixed chunks."""
+        """Computes and stores the features of `rows` that are not stored yet, in chunks of a fixed size."""
         for chunk in rows[~self._ready[rows]].split(_CHUNK):
             if len(chunk) == 0:
                 continue
@@ -106,22 +106,22 @@ class CachedInputs:
             self._ready[chunk] = True
 
     def fetch(self, rows: Tensor) -> dict[str, Tensor]:
-        """The features of prepared rows."""
+        """The features of `rows`, which must have been prepared."""
         return {name: tensor[rows.to(self._device)] for name, tensor in self._features.items()}
 
     def logits(self, features: dict[str, Tensor]) -> Tensor:
-        """The rest of the model on fetched features."""
+        """The logits of the rest of the model on fetched features."""
         return self._prefix.logits(features)
 
     def _compute(self, rows: Tensor) -> dict[str, Tensor]:
         inputs = {name: tensor.to(self._device) for name, tensor in self._inputs.fetch(rows).items()}
-        with torch.no_grad(), told("the frozen part of the model", inputs):
+        with torch.no_grad(), model_errors("the frozen part of the model", inputs):
             return self._prefix.features(inputs)
 
 
 @dataclass(frozen=True)
 class _AtHead:
-    """Everything before a head that reads one vector a sample, whatever the model around it is."""
+    """Everything before a head that reads one vector per sample; works for every model."""
 
     backbone: Backbone
     head: str
@@ -129,7 +129,8 @@ class _AtHead:
     def features(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         hidden = _input_of(self.backbone, self.head, inputs)
         if hidden.dim() != 2:
-            raise TypeError(f"`{self.head}` reads {hidden.dim()} axes: all tokens, of which it may need only the first")
+            # All tokens, of which the head may need only the first; `_BelowHead` stores that one alone.
+            raise TypeError(f"`{self.head}` reads a tensor with {hidden.dim()} axes, expected 2 (batch, features)")
         return {"hidden": hidden}
 
     def logits(self, features: dict[str, Tensor]) -> Tensor:
@@ -139,7 +140,7 @@ class _AtHead:
 
 @dataclass(frozen=True)
 class _BelowHead:
-    """The whole base model; the features are its first token and its pooled output."""
+    """The whole base model; the features are its first output token and its pooled output."""
 
     backbone: Backbone
     base_name: str
@@ -153,20 +154,20 @@ class _BelowHead:
         return features
 
     def logits(self, features: dict[str, Tensor]) -> Tensor:
-        from fedelta.models.stand_in import base_output  # the one place that knows transformers' output type
+        from fedelta.models.stand_in import base_output  # imports transformers, which `engine/` must not
 
         self._base.output = base_output(features["first_token"], features.get("pooled"))
         with _stand_ins(self.backbone.module, {self.base_name: self._base}):
             return _logits_without_inputs(self.backbone, features["first_token"])
 
     @cached_property
-    def _base(self) -> _Given:
-        return _Given()
+    def _base(self) -> _FixedOutput:
+        return _FixedOutput()
 
 
 @dataclass(frozen=True)
 class _BelowBlock:
-    """Embeddings and the blocks below `block`; the features are that block's input."""
+    """The embeddings and the blocks below `block`; the features are the input of that block."""
 
     backbone: Backbone
     block: int
@@ -180,16 +181,16 @@ class _BelowBlock:
             return _logits_without_inputs(self.backbone, features["hidden"])
 
     @cached_property
-    def _embeddings(self) -> _Given:
-        return _Given()
+    def _embeddings(self) -> _FixedOutput:
+        return _FixedOutput()
 
     @cached_property
     def _blocks(self) -> dict[str, nn.Module]:
-        return {f"{self.backbone.anatomy.blocks}.{index}": _Same() for index in range(self.block)}
+        return {f"{self.backbone.anatomy.blocks}.{index}": _PassThrough() for index in range(self.block)}
 
 
 def _input_of(backbone: Backbone, path: str, inputs: dict[str, Tensor]) -> Tensor:
-    """Runs the model up to the submodule at `path` and returns what goes into it."""
+    """The input of the submodule at `path`; the model stops there."""
     handle = backbone.module.get_submodule(path).register_forward_pre_hook(_stop)
     try:
         backbone.logits(inputs)
@@ -197,11 +198,11 @@ def _input_of(backbone: Backbone, path: str, inputs: dict[str, Tensor]) -> Tenso
         return reached.hidden
     finally:
         handle.remove()
-    raise RuntimeError(f"`{path}` never ran")
+    raise RuntimeError(f"the model did not run `{path}`")
 
 
 class _ReachedError(Exception):
-    """Carries the input of the first tuned module out of the model."""
+    """Stops the model at a submodule and carries the input of that submodule."""
 
     def __init__(self, hidden: Tensor) -> None:
         super().__init__("first tuned module reached")
@@ -212,13 +213,13 @@ def _stop(_module: nn.Module, args: tuple[Tensor, ...]) -> NoReturn:
     raise _ReachedError(args[0])
 
 
-class _Given(nn.Module):
-    """Gives its `output`, whatever it gets; Any: a tensor or the model family's output object."""
+class _FixedOutput(nn.Module):
+    """A module that returns its attribute `output` for any input."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.output: Any = None
-        # Models ask their patch projection for its dtype before they call it.
+        self.output: Any = None  # Any: a tensor, or an output object of transformers
+        # Models read the dtype of their patch projection before they call the embeddings.
         self.patch_embeddings = nn.Module()
         self.patch_embeddings.projection = nn.Identity()
         self.patch_embeddings.projection.weight = torch.empty(0)
@@ -227,8 +228,8 @@ class _Given(nn.Module):
         return self.output
 
 
-class _Same(nn.Module):
-    """Gives its first argument."""
+class _PassThrough(nn.Module):
+    """A module that returns its first argument."""
 
     def forward(self, hidden: Tensor, *args: object, **kwargs: object) -> Tensor:
         return hidden
@@ -236,7 +237,7 @@ class _Same(nn.Module):
 
 @contextmanager
 def _stand_ins(module: nn.Module, stand_ins: dict[str, nn.Module]) -> Iterator[None]:
-    """Puts `stand_ins` in place of the submodules at their paths, for the time of the context."""
+    """Replaces the submodules at these paths by `stand_ins` until the context ends."""
     originals = {path: module.get_submodule(path) for path in stand_ins}
     try:
         for path, stand_in in stand_ins.items():
@@ -248,34 +249,35 @@ def _stand_ins(module: nn.Module, stand_ins: dict[str, nn.Module]) -> Iterator[N
 
 
 def _logits_without_inputs(backbone: Backbone, like: Tensor) -> Tensor:
-    """Runs a model whose inputs nobody reads: only batch size, dtype and device of `like` matter."""
+    """The logits of a model whose stand-ins ignore its inputs; only batch size, dtype and device of `like` matter."""
     name = str(getattr(backbone.module, "main_input_name", "pixel_values"))
     return backbone.logits({name: like[:, :1]})
 
 
 def _first_tuned_block(backbone: Backbone, spec: ParamSpec) -> int | None:
-    """Index of the lowest block that holds a tuned tensor; None when something outside blocks and head is tuned."""
+    """The index of the lowest block with a tuned tensor; None if a tensor outside of blocks and head is tuned."""
     anatomy = backbone.anatomy
-    first: int | None = None
+    lowest: int | None = None
     for name in spec:
         if name.partition(".")[0] in anatomy.head:
             continue
         if not anatomy.blocks or not name.startswith(f"{anatomy.blocks}."):
             return None
         index = int(name.removeprefix(f"{anatomy.blocks}.").partition(".")[0])
-        first = index if first is None else min(first, index)
-    return first
+        lowest = index if lowest is None else min(lowest, index)
+    return lowest
 
 
 def _agrees(prefix: Prefix, backbone: Backbone, lanes: Lanes, sample: dict[str, Tensor]) -> bool:
+    """Whether `prefix` gives the logits of the whole model for `sample`, to float32 rounding."""
     active, lanes.active = lanes.active, 1
     try:
         with torch.no_grad():
-            whole = backbone.logits(sample)
-            resumed = prefix.logits(prefix.features(sample))
+            expected = backbone.logits(sample)
+            logits = prefix.logits(prefix.features(sample))
     except (AttributeError, KeyError, TypeError, IndexError, RuntimeError, ValueError):
-        # A family whose code reads more than the stand-ins give: it simply has no prefix.
+        # The model's code reads more than the stand-ins have, so it cannot run on features.
         return False
     finally:
         lanes.active = active
-    return whole.shape == resumed.shape and torch.allclose(whole, resumed, rtol=1e-4, atol=1e-5)
+    return expected.shape == logits.shape and torch.allclose(expected, logits, rtol=1e-4, atol=1e-5)

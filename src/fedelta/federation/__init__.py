@@ -1,1 +1,1 @@
-"""One round: what a client does, the engine that trains many of them at once, and the loop around it."""
+"""The round loop of the server, the client's part of a round, and what clients keep between rounds."""

@@ -1,4 +1,4 @@
-"""What a federation is made of: where clients run, what stays the same from round to round, and where a run stands."""
+"""The parts of a federation: `Runtime` runs clients, `Federation` is constant over rounds, `Standing` changes."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ from fedelta.tasks.base import Evaluation
 
 
 class Runtime(Protocol):
-    """Where clients run, and where what they keep between rounds is."""
+    """Runs clients, and stores what they keep between rounds."""
 
     def run(self, plan: RoundPlan, payloads: Mapping[int, bytes]) -> Iterable[Reply]:
-        """Sends each client its payload and gives their replies, in any order.
+        """Sends each client its payload and returns their replies, in any order.
 
-        A client that fails gives a reply with a `fault`; one that cannot be reached gives none. What comes is checked
-        by the round loop, types included: a reply that is badly made is refused, and two of one client both are.
+        A client that fails gives a reply with a `fault`; a client that cannot be reached gives none. The round loop
+        checks all values and types: it rejects a malformed reply, and both replies of a client that sent two.
         """
 
     def accept(self, client_ids: Iterable[int]) -> None:
-        """Tells these clients that their replies of this round entered the mean."""
+        """Tells these clients that their replies are in the mean of this round."""
 
     def snapshot(self, folder: Path, round: int) -> str:
-        """Makes what clients keep durable, as it is after `round`, and gives a mark by which `restore` finds it.
+        """Writes what clients keep to disk and returns a mark, with which `restore` finds this state.
 
         Args:
-            folder: of the run, for a runtime that has no place of its own.
-            round: that has ended.
+            folder: the run's folder for snapshots; a runtime with another place for them may ignore it.
+            round: number of the round that has ended.
         """
 
     def restore(self, folder: Path, mark: str) -> None:
-        """Goes back to the snapshot of `mark`; the empty mark is that of clients that keep nothing.
+        """Goes back to the snapshot of `mark`; the empty mark means that no client keeps anything.
 
         Raises:
-            CheckpointError: it is not there, or was altered.
+            CheckpointError: the snapshot is missing or was changed.
         """
 
 
@@ -55,20 +55,21 @@ class Federation:
     Args:
         strategy: draws cohorts and combines deltas.
         runtime: runs clients.
-        channel: how tensors become bytes.
-        spec: what is tuned; strategies may let more travel (`wire`).
-        clients: all that may be asked.
+        channel: the codecs of both directions.
+        spec: what is tuned; a strategy may send more (`wire`).
+        clients: all clients that a cohort may be drawn from.
         seed: of the run; cohorts are streams of it.
-        evaluate: server params to the measures of the task; None: the server does not measure.
-        effective_steps: number of examples of a client to `Update.effective_steps`. The server works it out itself:
-            what a client claims could be anything.
-        evaluate_every: rounds between evaluations; the last round is always evaluated.
-        byte_budget: the run ends with the round in which its payloads reach this many bytes; None for no bound.
-        tiers: who holds what; None: every client holds all that is tuned.
-        around: what is put around the strategy's own mean, such as noise; None: nothing.
+        evaluate: gives the measures of server params; None if the server does not evaluate.
+        effective_steps: number of examples of a client to `Update.effective_steps`. The server computes it, because a
+            number from the client could not be checked.
+        evaluate_every: number of rounds between evaluations; the last round is always evaluated.
+        byte_budget: the run ends after the round in which its payloads reach this many bytes; None for no limit.
+        tiers: which client holds which tensors; None if every client holds all of them.
+        around: wraps the strategy's mean, for example to add noise; None for no wrapper.
+        has_plugin: whether strategy or mean are no part of the package: then what they return is checked (contract.py).
 
     Raises:
-        ConfigError: the strategy looks at single updates, and the aggregation gives sums only.
+        ConfigError: the strategy reads single updates, but the aggregation gives only sums.
     """
 
     strategy: Strategy
@@ -83,48 +84,49 @@ class Federation:
     byte_budget: int | None = None
     tiers: Tiers | None = None
     around: Callable[[Aggregation], Aggregation] | None = None
+    has_plugin: bool = False
 
     def __post_init__(self) -> None:
         if self.strategy.reads == "each" and self.aggregation.only_sums:
             raise ConfigError(
-                [_looks_at_each(self.strategy, self.aggregation)],
-                hint="choose a strategy to which the sum is enough, such as 'fedavg', or another aggregation.",
+                [_sums_problem(self.strategy, self.aggregation)],
+                hint="choose a strategy that needs only the sum, such as 'fedavg', or another aggregation.",
             )
 
     @cached_property
     def aggregation(self) -> Aggregation:
-        """How the deltas of a round become one."""
+        """What combines the deltas of a round."""
         return self.strategy.mean if self.around is None else self.around(self.strategy.mean)
 
     @cached_property
     def min_replies(self) -> int:
-        """Fewest usable replies with which a round counts: the strategy's, or what its mean needs if that is more."""
+        """Fewest usable replies with which a round counts: the larger of what the strategy and its mean need."""
         return max(self.strategy.min_replies, self.aggregation.min_values)
 
     @cached_property
     def wire(self) -> ParamSpec:
-        """Everything that can travel: what is tuned, and what the strategy sends beside it."""
+        """Every tensor that can travel: what is tuned, and what the strategy sends in addition."""
         steering = self.strategy.steering
         return self.spec if steering is None else steering.extend(self.spec)
 
 
-def _looks_at_each(strategy: Strategy, aggregation: Aggregation) -> str:
+def _sums_problem(strategy: Strategy, aggregation: Aggregation) -> str:
     return (
-        f"`strategy.name` is {strategy.name!r}, which looks at each client's update, but the aggregation "
-        f"{aggregation.name!r} only gives their sum"
+        f"`strategy.name` is {strategy.name!r}, which reads the update of each client, but the aggregation "
+        f"{aggregation.name!r} gives only their sum"
     )
 
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a run stands between two rounds.
+    """The state of a run between two rounds.
 
     Args:
-        params: of the server, float32.
-        state: of the strategy.
-        rounds_done: rounds behind them.
-        bytes_sent: payload bytes of those rounds.
-        claimed: client id to the number of examples that it last claimed to have.
+        params: the server's params, float32.
+        state: the strategy's state.
+        rounds_done: number of finished rounds.
+        bytes_sent: payload bytes of these rounds, both directions.
+        claimed: client id to the number of examples in its last accepted reply.
     """
 
     params: Params
@@ -135,14 +137,16 @@ class Standing:
 
 
 def too_few(federation: Federation, plan: RoundPlan, num_usable: int, rejections: Sequence[Rejection]) -> RoundError:
-    """The end of a run in which clients were wrong, not lost; with the first reasons."""
-    first = sorted(rejections, key=lambda rejection: rejection.client_id)[:5]
-    reasons = "".join(f"\n  - {federation.clients.called(each.client_id)}: {each.reason}" for each in first)
-    least = f"`strategy.min_replies` is {federation.min_replies}"
+    """The error for a round with too few usable replies; it lists the reasons of the first five rejections."""
+    shown = sorted(rejections, key=lambda rejection: rejection.client_id)[:5]
+    reasons = "".join(
+        f"\n  - {federation.clients.called(rejection.client_id)}: {rejection.reason}" for rejection in shown
+    )
+    minimum = f"`strategy.min_replies` is {federation.min_replies}"
     if federation.min_replies > federation.strategy.min_replies:
-        least = f"the mean {federation.aggregation.name!r} needs {federation.min_replies}"
+        minimum = f"the mean {federation.aggregation.name!r} needs {federation.min_replies}"
     return RoundError(
-        f"round {plan.round}: {num_usable} of {len(plan.cohort)} replies are usable, {least}.{reasons}",
+        f"round {plan.round}: {num_usable} of {len(plan.cohort)} replies are usable, {minimum}.{reasons}",
         hint="if losses are not finite, lower `client.lr` or warm up over a few rounds "
         "(`client.schedule.warmup_rounds`).",
     )

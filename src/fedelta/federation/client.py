@@ -1,10 +1,11 @@
-"""The client's part of a round: open the download, train, encode the delta, keep what does not travel.
+"""The client's part of a round: decode the download, train, encode the delta, keep what does not travel.
 
-A tensor that the plan does not send down is the one that the client kept. One that the plan does not ask for stays with
-it, trained, beside its anchor, which is the value that was last downloaded; when it is asked for later, its delta tells
-all that happened since. A client that leaves the cohort drops such tensors.
+If the plan sends a tensor down, the client trains from the download, otherwise from the value that it kept. If the plan
+does not ask for a tensor, the client keeps the trained value and its anchor, which is the value of the last download; a
+later upload of the tensor then holds its change over all rounds since. A client that leaves the cohort drops these
+values.
 
-In simulation one call serves a whole cohort through the lane engine; on a site the cohort is that site alone.
+In a simulation one call serves a whole cohort through the lane engine; on a site it serves the site's clients.
 """
 
 from __future__ import annotations
@@ -32,19 +33,19 @@ from fedelta.strategies.base import RoundPlan, Steering
 
 @dataclass(frozen=True)
 class Site:
-    """Some clients in this process: a `Runtime` with everything that stays with them.
+    """A `Runtime` that runs its clients in this process, with their data and their memories.
 
-    Downloads and replies are the bytes that would travel, so that sizes and rounding are those of a deployment.
+    Downloads and replies are the bytes of a deployment, so a simulation has the same sizes and rounding errors.
 
     Args:
         engine: holds the model and the training data.
         partition: client id to rows.
-        channel: how tensors become bytes.
+        channel: the codecs of both directions.
         seed: of the run; batch orders are streams of it.
         num_rounds: length of the run, for the learning-rate schedule.
-        start: the tensors that never travel, as a client has them before its first round.
-        steering: the clients' side of the strategy; None: nothing.
-        tiers: how deep each client runs; None: all of them through the whole model.
+        start: initial values of the tensors that never travel.
+        steering: the client's side of the strategy; None if it has none.
+        tiers: the depth of each client; None if every client runs the whole model.
         memories: what clients keep between rounds.
     """
 
@@ -60,32 +61,32 @@ class Site:
 
     @cached_property
     def wire(self) -> ParamSpec:
-        """Everything that can travel."""
+        """Every tensor that can travel, as `Federation.wire`."""
         return self.engine.spec if self.steering is None else self.steering.extend(self.engine.spec)
 
     @cached_property
     def blank(self) -> Memory:
-        """What a client has before its first round."""
+        """The memory of a client before its first round."""
         return Memory(self.start, {} if self.steering is None else self.steering.start(self.engine.spec))
 
     def memory_of(self, client_id: int) -> Memory:
-        """What the client has."""
+        """The memory of a client."""
         return self.memories.of(client_id) or self.blank
 
     def run(self, plan: RoundPlan, payloads: Mapping[int, bytes]) -> Iterator[Reply]:
         """See `Runtime.run`; yields replies in the order in which clients finish."""
         lr = self.engine.client.lr_in(plan.round, self.num_rounds)
         self.memories.begin(plan.cohort)
-        opened: dict[bytes, Params] = {}  # most strategies send all clients the same bytes
+        decoded: dict[bytes, Params] = {}  # most strategies send all clients the same bytes
         under_way: dict[int, _Work] = {}
         for client_id in sorted(payloads):
             payload = payloads[client_id]
             try:
-                if payload not in opened:
-                    opened[payload], _ = decode(payload, self.wire, self.channel.down)
-                under_way[client_id] = _work(self, plan, client_id, opened[payload])
+                if payload not in decoded:
+                    decoded[payload], _ = decode(payload, self.wire, self.channel.down)
+                under_way[client_id] = _work(self, plan, client_id, decoded[payload])
             except PayloadError as error:
-                yield Reply(client_id, 0, b"", fault=Fault(f"download refused: {error.message}"))
+                yield Reply(client_id, 0, b"", fault=Fault(f"the client cannot use its download: {error.message}"))
         for trained in self.engine.train([work.job for work in under_way.values()], lr, plan.round):
             yield _reply(self, plan, under_way.pop(trained.client_id), trained, lr)
 
@@ -102,19 +103,19 @@ class Site:
         self.memories.restore(folder, mark)
 
     def held(self, client_id: int) -> tuple[str, ...]:
-        """Names of the tensors that the client has: all, or those of the blocks that it runs."""
+        """Names of the tensors that the client trains: all, or those of the blocks that it runs."""
         names = self.engine.spec.names
         return names if self.tiers is None else tuple(name for name in names if self.tiers.owns(client_id, name))
 
 
 @dataclass(frozen=True)
 class _Work:
-    """A job, and what is needed again when it is done.
+    """A job with what the reply needs when the job is done.
 
     Args:
-        job: for the engine.
+        job: the training job.
         received: the decoded download.
-        memory: what the client kept before the round.
+        memory: the client's memory before the round.
     """
 
     job: Job
@@ -123,11 +124,19 @@ class _Work:
 
 
 def _work(site: Site, plan: RoundPlan, client_id: int, received: Params) -> _Work:
+    """The job of a client.
+
+    Raises:
+        PayloadError: a tensor is neither in the download nor in the client's memory.
+    """
     memory, held = site.memory_of(client_id), site.held(client_id)
-    at_hand = {name: drift.anchor for name, drift in memory.adrift.items()} | received | memory.local_only
-    if lacking := [name for name in held if name not in at_hand]:
-        missing = f"{len(lacking)} of {len(held)} tensors"
-        raise PayloadError(f"{missing} are missing that the client has not kept, first `{lacking[0]}`")
+    # A download replaces an older anchor.
+    anchors = {name: drift.anchor for name, drift in memory.adrift.items()} | received | memory.local_only
+    if lacking := [name for name in held if name not in anchors]:
+        raise PayloadError(
+            f"{len(lacking)} of {len(held)} tensors are neither in the download nor kept from an earlier round, "
+            f"first `{lacking[0]}`"
+        )
     rows, client = site.partition[client_id], site.engine.client
     steps_before = (plan.round - 1) * (client.local_steps or 0)
     epoch, skip = divmod(steps_before, client.epoch_steps(len(rows)))
@@ -140,7 +149,7 @@ def _work(site: Site, plan: RoundPlan, client_id: int, received: Params) -> _Wor
     job = Job(
         client_id,
         rows,
-        anchor=select(at_hand, held),
+        anchor=select(anchors, held),
         order=epochs("batches"),
         noise=stream(site.seed, "dropout", plan.round, client_id),
         augmentation=epochs("augmentation"),
@@ -155,7 +164,7 @@ def _work(site: Site, plan: RoundPlan, client_id: int, received: Params) -> _Wor
 
 
 def _reply(site: Site, plan: RoundPlan, work: _Work, trained: Trained, lr: float) -> Reply:
-    """The reply; what the client will keep if it is accepted is staged, unless it has diverged."""
+    """The reply of a client; stages the memory that it has if the reply is accepted."""
     client_id, num_examples = trained.client_id, len(site.partition[trained.client_id])
     metrics = {"train_loss": trained.train_loss}
     delta = {name: tensor.cpu() for name, tensor in trained.delta.items()}
@@ -164,34 +173,44 @@ def _reply(site: Site, plan: RoundPlan, work: _Work, trained: Trained, lr: float
         delta |= site.steering.beside(work.received, delta, step_length)
     sent = select(delta, plan.upload[client_id])
     if site.channel.up.feeds_back:
-        sent = _made_good(sent, work.memory.residual)
+        sent = _with_residual(sent, work.memory.residual)
     try:
         payload, _ = encode(sent, site.wire, site.channel.up)
     except PayloadError as error:
         return Reply(client_id, num_examples, b"", metrics, fault=Fault(str(error)))
     unsent = {name: tensor.cpu() for name, tensor in trained.kept.items() if site.engine.spec.tensors[name].shared}
     if not all(map(is_finite, unsent.values())):
-        fault = Fault("tensors that are sent later are NaN or infinite")
+        fault = Fault("tensors that the client keeps for a later upload are NaN or infinite")
         return Reply(client_id, num_examples, b"", metrics, fault)
     site.memories.stage(client_id, _memory_after(site, work, trained, sent=sent, payload=payload, unsent=unsent))
     return Reply(client_id, num_examples, payload, metrics)
 
 
 def _memory_after(site: Site, work: _Work, trained: Trained, *, sent: Params, payload: bytes, unsent: Params) -> Memory:
-    """What the client keeps once `payload`, which holds `sent`, was accepted, and `unsent` is not sent yet."""
-    before, steering, feeds_back = work.memory, site.steering, site.channel.up.feeds_back
+    """The client's memory once its reply is accepted.
+
+    Args:
+        site: of the client.
+        work: the job and the memory before it.
+        trained: the result of the job.
+        sent: the upload, before it was encoded.
+        payload: `sent`, encoded.
+        unsent: trained values of the tensors that travel in a later round.
+    """
+    previous, steering, feeds_back = work.memory, site.steering, site.channel.up.feeds_back
     local_only = {name: tensor.cpu() for name, tensor in trained.kept.items() if name not in unsent}
-    # As the server decodes it: otherwise both would drift apart by what the codec rounds off.
+    # What the server decodes, so that server and client do not drift apart by the codec's rounding errors.
     decoded = decode(payload, site.wire, site.channel.up)[0] if steering is not None or feeds_back else {}
     return Memory(
-        local_only=local_only if all(map(is_finite, local_only.values())) else before.local_only,
-        remembered={} if steering is None else steering.remember(before.remembered, decoded),
-        # Cloned: the anchor may be a view of the whole download.
+        # A client whose statistics diverged goes on with its previous ones.
+        local_only=local_only if all(map(is_finite, local_only.values())) else previous.local_only,
+        remembered={} if steering is None else steering.remember(previous.remembered, decoded),
+        # Cloned, because the anchor may be a view that keeps the whole download in memory.
         adrift={name: Drift(tensor, work.job.anchor[name].clone()) for name, tensor in unsent.items()},
-        residual=before.residual | {name: sent[name] - decoded[name] for name in sent} if feeds_back else {},
+        residual=previous.residual | {name: sent[name] - decoded[name] for name in sent} if feeds_back else {},
     )
 
 
-def _made_good(delta: Params, residual: Params) -> Params:
-    """`delta`, with what earlier uploads left out of the same tensors."""
+def _with_residual(delta: Params, residual: Params) -> Params:
+    """`delta` plus what the codec left out of earlier uploads of the same tensors."""
     return {name: tensor + residual[name] if name in residual else tensor for name, tensor in delta.items()}

@@ -1,6 +1,6 @@
-"""Clients that no round asks: who they are, and how they fine-tune the finished model afterwards.
+"""Section `[personalization]`: which clients are held out of all rounds, and how they fine-tune the finished model.
 
-Section `[personalization]`; the fine-tuning itself is in personalize.py.
+The fine-tuning is in fine_tuning.py.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
+from fedelta.catalog import Scope
 from fedelta.data.clients import Clients, Name
 from fedelta.engine.work import ClientSettings
 from fedelta.errors import ConfigError, refuse
 from fedelta.seeds import stream
 from fedelta.settings import Context, Settings
-from fedelta.tuning.scopes import Scope
 
 Rate = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -26,18 +26,18 @@ _STREAM = "personalization"
 
 
 class Personalization(Settings):
-    """Which clients no round asks, and how they fine-tune afterwards: section `[personalization]`.
+    """Which clients are held out of all rounds, and how they fine-tune afterwards: section `[personalization]`.
 
     Args:
-        held_out_clients: so many clients of the partition are drawn.
-        held_out: these clients, instead of a draw, by name or by number (`Clients.find`).
+        held_out_clients: number of clients that are drawn at random.
+        held_out: the clients to hold out instead of a draw, by name or number (`Clients.find`).
         local_epochs: passes over a client's training part.
-        lrs: learning rates to select from, without a schedule.
-        batch_size: samples of a step; None for that of `[client]`.
-        train_fraction: share of a client's rows that it may train on; it is evaluated on the others.
-        selection_fraction: share of the training part by which the learning rate is selected.
-        tune: what is trained, each on its own: `all`, `adapters` (neither accumulator nor head) or the accumulator's
-            `token`; None for all of these that the tuning method has.
+        lrs: learning rates to select from; they have no schedule.
+        batch_size: samples per step; None for that of `[client]`.
+        train_fraction: share of a client's rows that it trains on; the other rows are for evaluation.
+        selection_fraction: share of the training part on which the learning rate is selected.
+        tune: scopes that are trained, one after the other from the same start: `all`, `adapters` (without accumulator
+            and head) or `token` (of the accumulator); None for every scope that the tuning method has.
     """
 
     held_out_clients: int = Field(default=0, ge=0)
@@ -53,14 +53,14 @@ class Personalization(Settings):
     @classmethod
     def _each_once(cls, values: tuple[object, ...] | None) -> tuple[object, ...] | None:
         if values is not None and len(set(values)) < len(values):
-            raise ValueError(f"each value once, found {list(values)}")
+            raise ValueError(f"expected each value once, found {list(values)}")
         return values
 
     @field_validator("lrs", "tune")
     @classmethod
     def _some(cls, values: tuple[object, ...] | None) -> tuple[object, ...] | None:
         if values is not None and not values:
-            raise ValueError("at least one value, found none")
+            raise ValueError("expected at least one value, found none")
         return values
 
     @model_validator(mode="after")
@@ -71,51 +71,52 @@ class Personalization(Settings):
 
     @property
     def num_held_out(self) -> int:
-        """Number of clients that no round asks."""
+        """Number of clients that are held out."""
         return self.held_out_clients or len(self.held_out)
 
     def problems(self, context: Context) -> list[str]:
-        """Why clients of this federation cannot be held out."""
+        """Reports why these clients cannot be held out of the federation."""
         if not self.num_held_out:
             return []
         problems = []
         if (num_clients := context.get("partition.num_clients")) is not None:
-            # What natural clients are called, only the data know.
+            # The names of natural clients are known only after the data are read.
             is_natural = context.get("partition.name") == "natural"
-            among = Clients.of(range(num_clients))
-            problems = self.too_many(num_clients) if is_natural else self.problems_among(among)
-            wanted, left = context.get("strategy.clients_per_round"), num_clients - self.num_held_out
-            if not problems and wanted is not None and left < wanted <= num_clients:
+            clients = Clients.of(range(num_clients))
+            problems = self.too_many(num_clients) if is_natural else self.problems_among(clients)
+            clients_per_round, num_left = context.get("strategy.clients_per_round"), num_clients - self.num_held_out
+            if not problems and clients_per_round is not None and num_left < clients_per_round <= num_clients:
                 problems.append(
-                    f"`strategy.clients_per_round` is {wanted}, but `[personalization]` holds out "
-                    f"{self.num_held_out} of {num_clients} clients, which leaves {left}"
+                    f"`strategy.clients_per_round` is {clients_per_round}, but `[personalization]` holds out "
+                    f"{self.num_held_out} of {num_clients} clients, which leaves {num_left}"
                 )
         if context.get("model.batch_norm") == "local":
             problems.append(
-                "`[personalization]` holds out clients, but with `model.batch_norm` = 'local' every client keeps norms "
-                "of its own from round to round, which a client that no round asks does not have"
+                "`[personalization]` holds out clients, but with `model.batch_norm` = 'local' every client keeps its "
+                "own norms from round to round, which a held-out client does not have"
             )
         return problems
 
     def problems_among(self, clients: Clients) -> list[str]:
-        """Why these clients, all there are, cannot be held out from."""
-        meant = {key: clients.find(key) for key in self.held_out}
-        if unknown := [key for key, number in meant.items() if number is None]:
-            return [f"`personalization.held_out` has {_listed(unknown)}, but there are {clients.described}"]
-        if len(set(meant.values())) < len(meant):
+        """Problems with the choice of held-out clients among `clients`, which are all clients of the federation."""
+        numbers = {key: clients.find(key) for key in self.held_out}
+        if unknown_keys := [key for key, number in numbers.items() if number is None]:
+            return [f"`personalization.held_out` has {_listed(unknown_keys)}, but there are {clients.described}"]
+        if len(set(numbers.values())) < len(numbers):
             return [f"`personalization.held_out` is {_listed(self.held_out)}, which names a client twice"]
         return self.too_many(len(clients.numbers))
 
     def too_many(self, num_clients: int) -> list[str]:
-        """What is said where nobody is left of so many clients."""
+        """A problem, if none of `num_clients` clients would be left to train."""
         if self.num_held_out < num_clients:
             return []
         key = "held_out_clients" if self.held_out_clients else "held_out"
-        found = f"`personalization.{key}` holds out {self.num_held_out} of {num_clients} clients"
-        return [f"{found}; at least one has to train"]
+        return [
+            f"`personalization.{key}` holds out {self.num_held_out} of {num_clients} clients; at least one has to train"
+        ]
 
-    def unseen(self, clients: Clients, seed: int) -> frozenset[int]:
-        """The ids of those of `clients`, all there are, that no round asks.
+    def held_out_ids(self, clients: Clients, seed: int) -> frozenset[int]:
+        """The ids of the held-out clients among `clients`, which are all clients of the federation.
 
         Raises:
             ConfigError: see `problems_among`.
@@ -123,11 +124,11 @@ class Personalization(Settings):
         if problems := self.problems_among(clients):
             raise ConfigError(problems)
         order = torch.randperm(len(clients.numbers), generator=stream(seed, _STREAM, "held out")).tolist()
-        drawn = {clients.numbers[place] for place in order[: self.held_out_clients]}
+        drawn = {clients.numbers[index] for index in order[: self.held_out_clients]}
         return frozenset(drawn.union(number for key in self.held_out if (number := clients.find(key)) is not None))
 
     def training(self, client: ClientSettings) -> ClientSettings:
-        """How a client fine-tunes, for which `client` says how it trains in a round."""
+        """The settings of fine-tuning: those of `[client]`, with the epochs and batch size of this section."""
         update = {
             "local_epochs": self.local_epochs,
             "local_steps": None,
@@ -136,9 +137,9 @@ class Personalization(Settings):
         return client.model_copy(update=update)
 
     def sizes(self, num_examples: int) -> tuple[int, int, int]:
-        """Rows to train on, those of them to select by, and rows to evaluate on; whole numbers nearest to the shares.
+        """Numbers of rows to train on, of those among them to select on, and of rows to evaluate on.
 
-        With one learning rate there is nothing to select.
+        Each is its share rounded to the nearest whole number. With one learning rate no rows are for selection.
 
         >>> Personalization().sizes(10)  # 0.7 * 10, and 0.25 * 7 is 1.75
         (7, 2, 3)
@@ -148,54 +149,58 @@ class Personalization(Settings):
         return num_train, num_select, num_examples - num_train
 
     def can_split(self, num_examples: int) -> bool:
-        """Whether no part of such a client is empty."""
+        """Whether every part of a client with `num_examples` has at least one row."""
         num_train, num_select, num_eval = self.sizes(num_examples)
         return num_eval > 0 and num_train > num_select and (num_select > 0 or len(self.lrs) == 1)
 
-    def check_sizes(self, unseen: Mapping[int, Tensor], clients: Clients) -> None:
-        """Refuses clients that are too small to split, all of them at once.
+    def check_sizes(self, held_out: Mapping[int, Tensor], clients: Clients) -> None:
+        """Refuses held-out clients with too few examples to split.
+
+        Args:
+            held_out: client id to its rows.
+            clients: all clients of the federation, for their names.
 
         Raises:
-            DataError: names each with its number of examples.
+            DataError: lists each such client with its number of examples.
         """
-        if all(self.can_split(len(rows)) for rows in unseen.values()):
+        if all(self.can_split(len(rows)) for rows in held_out.values()):
             return
-        least = 1
-        while not self.can_split(least):  # each part grows with the client: what is enough for one is for any larger
-            least += 1
-        parts = "to train on, to select the learning rate by" if len(self.lrs) > 1 else "to train on"
+        min_examples = 1
+        while not self.can_split(min_examples):  # terminates: every part grows with the number of examples
+            min_examples += 1
+        parts = "to train on, to select the learning rate on" if len(self.lrs) > 1 else "to train on"
         problems = [
-            f"{clients.called(client_id)} has {len(rows)} examples, expected at least {least}: some {parts} and to "
-            "evaluate on"
-            for client_id, rows in sorted(unseen.items())
+            f"{clients.called(client_id)} has {len(rows)} examples, expected at least {min_examples}: some {parts} and "
+            "to evaluate on"
+            for client_id, rows in sorted(held_out.items())
             if not self.can_split(len(rows))
         ]
         refuse(
             "the clients that `[personalization]` holds out",
             problems,
-            hint="hold out others (`personalization.held_out`), or bring `personalization.train_fraction` and "
-            "`personalization.selection_fraction` nearer to a half.",
+            hint="hold out other clients (`personalization.held_out`), or set `personalization.train_fraction` and "
+            "`personalization.selection_fraction` closer to 0.5.",
         )
 
-    def scopes(self, found: Mapping[Scope, frozenset[str]], tuning: str) -> dict[Scope, frozenset[str]]:
-        """What is trained: scope to the names of its tensors.
+    def scopes(self, available: Mapping[Scope, frozenset[str]], tuning: str) -> dict[Scope, frozenset[str]]:
+        """The scopes to train: scope to the names of its tensors.
 
         Args:
-            found: the scopes that the tuning method has.
-            tuning: its name.
+            available: the scopes of the tuning method.
+            tuning: name of the tuning method.
 
         Raises:
-            ConfigError: `tune` names others.
+            ConfigError: `tune` names a scope that the tuning method does not have.
         """
         if self.tune is None:
-            # Where there is nothing but adapters, a second scope would repeat the first.
-            return {scope: names for scope, names in found.items() if scope == "all" or names != found["all"]}
-        if lacking := [scope for scope in self.tune if scope not in found]:
+            # A method of adapters only has two scopes with the same tensors; one of them is enough.
+            return {scope: names for scope, names in available.items() if scope == "all" or names != available["all"]}
+        if lacking := [scope for scope in self.tune if scope not in available]:
             raise ConfigError(
                 [f"`personalization.tune` has {_listed(lacking)}, of which tuning method {tuning!r} trains nothing"],
-                hint=f"it has {_listed(list(found))}; 'token' needs an accumulator, 'adapters' more than a head.",
+                hint=f"it has {_listed(list(available))}; 'token' needs an accumulator, 'adapters' more than a head.",
             )
-        return {scope: found[scope] for scope in self.tune}
+        return {scope: available[scope] for scope in self.tune}
 
 
 def _listed(items: Sequence[object]) -> str:

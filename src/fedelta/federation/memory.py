@@ -1,8 +1,9 @@
-"""What a client keeps between rounds, in two phases: it counts only once the client's reply was accepted.
+"""What clients keep between rounds. It changes in two phases: staged after training, committed on acceptance.
 
-A round *stages* the memory that a client would have after it, and `commit` makes it the client's. On disk each client
-has a file of its own (memory_files.py), so that a snapshot writes what has changed, and only the memories that were
-touched since the last one are in the process.
+The server may reject a reply after the client has trained. A client that had already changed its memory would then
+disagree with the server; so a round only *stages* the new memory, and `commit` puts it into effect. On disk each client
+has one file (memory_files.py): a snapshot writes only what has changed, and the process holds only the memories that
+have changed since the last snapshot.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from fedelta.params import Params
 
 
 class Drift(NamedTuple):
-    """A tensor that was trained and not sent yet, and its anchor: the value that was last downloaded."""
+    """A trained tensor that has not been sent yet, and its anchor, the value of its last download."""
 
     value: Tensor
     anchor: Tensor
@@ -27,12 +28,12 @@ class Drift(NamedTuple):
 
 @dataclass(frozen=True)
 class Memory:
-    """What one client keeps; all tensors on the CPU.
+    """What one client keeps; all tensors are on the CPU.
 
     Args:
         local_only: tensors that never travel.
-        remembered: what it remembers for the strategy (`Steering`).
-        adrift: what it has trained and not sent yet.
+        remembered: tensors that it keeps for the strategy (`Steering`).
+        adrift: tensors that it has trained but not sent yet.
         residual: what a lossy codec has left out of its uploads (codecs/channel.py).
     """
 
@@ -47,7 +48,7 @@ class Memory:
         return not (self.local_only or self.remembered or self.adrift or self.residual)
 
     def flat(self) -> Params:
-        """Every tensor by a name that says what it is, such as `residual/NAME`."""
+        """All tensors in one dictionary, with names such as `residual/NAME`."""
         parts = {
             "local_only": self.local_only,
             "remembered": self.remembered,
@@ -59,7 +60,7 @@ class Memory:
 
     @classmethod
     def from_flat(cls, tensors: Mapping[str, Tensor]) -> Memory:
-        """The memory whose `flat` is `tensors`."""
+        """The inverse of `flat`."""
         parts: dict[str, Params] = {part: {} for part in ("local_only", "remembered", "value", "anchor", "residual")}
         for name, tensor in tensors.items():
             part, _, short = name.partition("/")
@@ -69,46 +70,46 @@ class Memory:
 
 
 class Memories:
-    """The memories of all clients of a site; a client that never took part, or has nothing to keep, has none."""
+    """The memories of a site's clients. A client that has taken part in no round, or keeps nothing, has none."""
 
     def __init__(self) -> None:
         self._staged: dict[int, Memory] = {}
-        # Committed since the last snapshot; None where nothing is left to keep.
+        # Committed since the last snapshot; None for a client that no longer keeps anything.
         self._fresh: dict[int, Memory | None] = {}
         self._adrift: set[int] = set()
         self._files: MemoryFiles | None = None
 
     def of(self, client_id: int) -> Memory | None:
-        """What the client keeps; None for nothing."""
+        """The memory of a client; None if it has none."""
         if client_id in self._fresh:
             return self._fresh[client_id]
         tensors = self._files.read(client_id) if self._files is not None else None
         return None if tensors is None else Memory.from_flat(tensors)
 
     def begin(self, cohort: Collection[int]) -> None:
-        """A new round: what was staged before is forgotten, and clients outside the cohort drop what is adrift."""
+        """Starts a round: discards what is staged, and what clients outside of the cohort have adrift."""
         self._staged.clear()
         for client_id in sorted(self._adrift.difference(cohort)):
             if memory := self.of(client_id):
                 self._put(client_id, replace(memory, adrift={}))
 
     def stage(self, client_id: int, memory: Memory) -> None:
-        """What the client will keep if its reply is accepted."""
+        """Sets the memory that the client has if its reply is accepted."""
         self._staged[client_id] = memory
 
     def commit(self, client_ids: Iterable[int]) -> None:
-        """The replies of these clients were accepted; what the others have staged is forgotten."""
+        """Puts the staged memories of these clients into effect, and discards those of all others."""
         for client_id in client_ids:
             if client_id in self._staged:
                 self._put(client_id, self._staged[client_id])
         self._staged.clear()
 
     def local_only(self) -> Iterator[tuple[int, Params]]:
-        """Each client that keeps tensors of its own, ascending, with these tensors."""
-        known = {client_id for client_id, memory in self._fresh.items() if memory is not None}
+        """The clients that keep tensors which never travel, ascending, with these tensors."""
+        client_ids = {client_id for client_id, memory in self._fresh.items() if memory is not None}
         if self._files is not None:
-            known |= self._files.client_ids - self._fresh.keys()
-        for client_id in sorted(known):
+            client_ids |= self._files.client_ids - self._fresh.keys()
+        for client_id in sorted(client_ids):
             if (memory := self.of(client_id)) and memory.local_only:
                 yield client_id, memory.local_only
 

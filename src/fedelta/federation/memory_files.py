@@ -1,11 +1,11 @@
-"""Clients' memories on disk: a file for each client, and an index that says which file counts.
+"""Clients' memories on disk: one file per client, and an index that names the current file of each.
 
-    CLIENT-ROUND.safetensors    what the client keeps, as of the end of that round
-    index-MARK.json             client id to the round and the checksum of its file; MARK is the index's own checksum
+    CLIENT-ROUND.safetensors    the client's memory at the end of that round
+    index-MARK.json             client id to the round and the checksum of its file; MARK is the checksum of the index
 
-A snapshot writes the files of the clients that have changed, then an index of a new name, and returns its mark, which
-the checkpoint of the same round holds. The files of the snapshot before stay until the next one: a kill between the
-snapshot and the checkpoint finds them there.
+A snapshot writes the files of the clients whose memory has changed, then an index with a new name, and returns its
+mark, which the checkpoint of the same round stores. The files of the previous snapshot are deleted only by the next
+one, so that a run that is killed between snapshot and checkpoint can resume from the previous checkpoint.
 """
 
 from __future__ import annotations
@@ -27,36 +27,36 @@ _MARK_DIGITS = 16
 
 
 class _Entry(NamedTuple):
-    """The file that counts for a client: the round that wrote it, and its checksum."""
+    """The current file of a client: the round that wrote it, and its checksum."""
 
     round: int
     checksum: str
 
 
 class MemoryFiles:
-    """The files of one folder, which is made when there is something to write.
+    """The memory files in one folder.
 
     Args:
-        folder: holds nothing else.
+        folder: for these files alone; made by the first `save` that has something to write.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._entries: dict[int, _Entry] = {}
         self._index: Path | None = None
-        # Files of the snapshot before the last, to be deleted with the next one; None: whatever is not in the index.
+        # Files that the next snapshot deletes; None, before the first one, for every file that it does not need.
         self._outdated: list[Path] | None = None
 
     @property
     def client_ids(self) -> set[int]:
-        """Clients that keep something."""
+        """Ids of the clients that keep something."""
         return set(self._entries)
 
     def read(self, client_id: int) -> Params | None:
-        """The tensors that the client keeps; None where it keeps nothing.
+        """The tensors that the client keeps; None if it keeps nothing.
 
         Raises:
-            CheckpointError: its file is missing or was altered.
+            CheckpointError: its file is missing or was changed.
         """
         if client_id not in self._entries:
             return None
@@ -64,21 +64,21 @@ class MemoryFiles:
         try:
             content = path.read_bytes()
             if _checksum(content) != entry.checksum:
-                raise _altered(path, "its content does not match its checksum")
+                raise _unreadable(path, "its content does not match its checksum")
             return _unpacked(content)
         except (OSError, SafetensorError) as error:
-            raise _altered(path, str(error)) from error
+            raise _unreadable(path, str(error)) from error
 
     def save(self, round: int, changed: Mapping[int, Params | None], adrift: Collection[int]) -> str:
-        """Writes what has changed, and gives the mark of all there is; empty where there never was anything.
+        """Writes a snapshot and returns its mark, which is empty as long as no client has kept anything.
 
         Args:
-            round: that has ended.
-            changed: client id to all that it keeps, None for nothing.
-            adrift: clients that have tensors adrift.
+            round: number of the round that has ended.
+            changed: client id to all tensors that it keeps, None for nothing; only of clients that have changed.
+            adrift: ids of the clients that have tensors adrift.
 
         Raises:
-            OSError: the disk is full or the folder cannot be written; the last snapshot is as it was.
+            OSError: the disk is full or the folder cannot be written; the previous snapshot is intact.
         """
         if not changed and self._index is None:
             return ""
@@ -93,9 +93,9 @@ class MemoryFiles:
                 content = _packed(tensors)
                 write_file(self.folder / _name(client_id, round), content)
                 entries[client_id] = _Entry(round, _checksum(content))
-        written = json.dumps({"clients": entries, "adrift": sorted(adrift)})
-        index = self.folder / f"index-{_checksum(written.encode())}.json"
-        write_file(index, written)
+        index_text = json.dumps({"clients": entries, "adrift": sorted(adrift)})
+        index = self.folder / f"index-{_checksum(index_text.encode())}.json"
+        write_file(index, index_text)
         sync_directory(self.folder)
         if self._index is not None and self._index != index:
             replaced.append(self._index)
@@ -105,10 +105,10 @@ class MemoryFiles:
         return index.stem.removeprefix("index-")
 
     def restore(self, mark: str) -> set[int]:
-        """Goes back to the snapshot of `mark`, and gives the clients that had tensors adrift; deletes nothing.
+        """Goes back to the snapshot of `mark` and returns the clients that had tensors adrift; deletes no file.
 
         Raises:
-            CheckpointError: the snapshot is not there, or was altered.
+            CheckpointError: the snapshot is missing or was changed.
         """
         self._entries, self._index, self._outdated = {}, None, None
         if not mark:
@@ -117,21 +117,21 @@ class MemoryFiles:
         try:
             content = path.read_bytes()
         except OSError as error:
-            raise _altered(path, error.strerror or str(error)) from error
+            raise _unreadable(path, error.strerror or str(error)) from error
         if _checksum(content) != mark:
-            raise _altered(path, "its content does not match its name")
+            raise _unreadable(path, "its content does not match its name")
         index = json.loads(content)
         self._entries = {int(client_id): _Entry(*entry) for client_id, entry in index["clients"].items()}
         self._index = path
         return set(index["adrift"])
 
     def _delete_outdated(self, index: Path, replaced: Collection[Path]) -> None:
-        """Deletes what neither this snapshot nor the one before needs."""
-        if self._outdated is None:  # the first snapshot of this process: a kill may have left files behind
+        """Deletes the files that neither this snapshot nor the previous one needs."""
+        if self._outdated is None:  # the first snapshot of this process: a killed process may have left files behind
             needed = {index, self._index, *replaced, *map(self._path, self._entries)}
             self._outdated = [path for path in self.folder.iterdir() if path not in needed]
         for path in self._outdated:
-            if path != index:  # an index may come back: the same clients with the same files
+            if path != index:  # the same clients with the same files have the same index as before
                 path.unlink(missing_ok=True)
 
     def _path(self, client_id: int) -> Path:
@@ -139,7 +139,7 @@ class MemoryFiles:
 
 
 def _packed(tensors: Params) -> bytes:
-    # safetensors has an order of its own; the names keep ours.
+    # safetensors sorts tensors by type and name; the metadata keep the original order.
     names = {"names": json.dumps(list(tensors))}
     return bytes(safetensors.save({name: tensor.contiguous() for name, tensor in tensors.items()}, names))
 
@@ -158,8 +158,8 @@ def _checksum(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:_MARK_DIGITS]
 
 
-def _altered(path: Path, why: str) -> CheckpointError:
+def _unreadable(path: Path, reason: str) -> CheckpointError:
     return CheckpointError(
-        f"what a client keeps cannot be read: {str(path)!r}: {why}.",
-        hint="it was deleted or damaged; restore it from a copy, or start the run anew.",
+        f"the clients' memory file {str(path)!r} cannot be read: {reason}.",
+        hint="it was deleted or damaged; restore it from a backup, or start the run again.",
     )

@@ -1,7 +1,7 @@
-"""The values that the round loop gets from clients and hands to whoever keeps the records.
+"""The values of a round: what clients send back, and what the round loop reports.
 
-A `RoundPlan` (strategies/base.py) goes out, a `Reply` comes back. A reply that cannot be used becomes a
-`Rejection`; every payload, used or not, becomes a `Transfer`. A `RoundOutcome` holds all of a round.
+A `RoundPlan` (strategies/base.py) goes out and a `Reply` comes back. A reply that cannot be used becomes a `Rejection`;
+every payload, used or not, becomes a `Transfer`. A `RoundOutcome` holds the results of a round.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fedelta.tasks.base import Evaluation
 Direction = Literal["down", "up"]
 # Why a reply does not enter the mean.
 Cause = Literal["refused", "void round", "no reply", "dropped out", "vanished", "too late"]
-# Nobody's fault: the client was lost, not wrong.
+# The client was lost, which is no sign of an error in the run.
 LOST: tuple[Cause, ...] = ("no reply", "dropped out", "vanished", "too late")
 
 
@@ -26,9 +26,9 @@ class Fault:
     """Why a reply has no payload.
 
     Args:
-        reason: in words.
-        cause: its kind.
-        reached: whether the download travelled to the client.
+        reason: in words, for the record.
+        cause: kind of the reason.
+        reached: whether the download reached the client.
     """
 
     reason: str
@@ -41,12 +41,12 @@ class Reply:
     """What one client sends back.
 
     Args:
-        client_id: who.
-        num_examples: size of the client's training data, its weight in the mean.
-        payload: the encoded delta; empty when `fault` is given.
-        metrics: named numbers of the local training, such as `train_loss`.
-        fault: why there is no payload; None when there is one.
-        simulated_seconds: how long the client would have taken (`Stability`); None when nobody asks.
+        client_id: number of the client.
+        num_examples: number of the client's training examples, its weight in the mean.
+        payload: the encoded delta; empty if there is a fault.
+        metrics: measures of local training; `train_loss` is required.
+        fault: why there is no payload; None if there is one.
+        simulated_seconds: how long the client would have taken (`Stability`); None if time is not simulated.
     """
 
     client_id: int
@@ -59,7 +59,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Rejection:
-    """A reply that does not enter the mean, and why."""
+    """A reply that is not in the mean, and why."""
 
     client_id: int
     reason: str
@@ -74,7 +74,7 @@ class Transfer:
         round: number of the round, from 1.
         client_id: the client at the other end.
         direction: "down" to the client, "up" from it.
-        payload_bytes: length of what was really serialised, header included.
+        payload_bytes: length of the serialised payload, header included.
         tensor_bytes: group to the bytes of its encoded tensors; their sum is less than `payload_bytes`.
     """
 
@@ -87,13 +87,13 @@ class Transfer:
 
 @dataclass(frozen=True)
 class Claim:
-    """A number of examples that gives a client another weight than before, or more than it may have.
+    """A claimed number of examples that has changed, or that exceeds `strategy.max_examples`.
 
     Args:
-        client_id: who claims it.
-        num_examples: what it claims to have.
-        before: what it claimed in its last accepted reply; None in its first.
-        weight: with which it counts (`strategy.max_examples`).
+        client_id: number of the client.
+        num_examples: the claimed number.
+        before: the number in its last accepted reply; None in its first.
+        weight: the client's weight in the mean, at most `strategy.max_examples`.
     """
 
     client_id: int
@@ -104,24 +104,24 @@ class Claim:
 
 @dataclass(frozen=True)
 class RoundOutcome:
-    """Everything that a finished round leaves behind.
+    """The results of a finished round.
 
     Args:
         round: number of the round, from 1.
         params: server params after the round.
         state: strategy state after the round.
-        cohort: ids of the clients that were asked, ascending.
-        rejections: replies that did not enter the mean.
-        transfers: payloads in the order down, up and ascending client id.
-        num_examples: training examples behind the mean; 0 for a round that does not count.
-        train_loss: mean local loss over the accepted clients, weighted by examples; None without any.
-        evaluation: of the params on the evaluated set; None when this round was not evaluated.
-        delta_norm: median Euclidean length of the accepted clients' deltas; None without any.
-        simulated_seconds: how long the round would have taken (`Stability`); None when nobody asks.
-        synced_fraction: share of the tuned scalars that were averaged; 1 means that the server has a new value of each.
-        logged: numbers by group that the strategy wants to be written down (`Strategy.logged`).
-        claims: of clients whose number of examples is worth a note.
-        claimed: client id to the number of examples that it last claimed to have.
+        cohort: ids of the clients of the round, ascending.
+        rejections: replies that are not in the mean, by ascending client id.
+        transfers: all payloads: first down, then up, each by ascending client id.
+        num_examples: sum of the examples of the accepted clients; 0 for a round that does not count.
+        train_loss: mean local loss of the accepted clients, weighted by examples; None without any.
+        evaluation: measures of the params; None if this round was not evaluated.
+        delta_norm: median Euclidean norm of the accepted clients' deltas; None without any.
+        simulated_seconds: how long the round would have taken (`Stability`); None if time is not simulated.
+        synced_fraction: share of the tuned scalars that were averaged, from 0 to 1.
+        logged: numbers by group that the strategy adds to the record (`Strategy.logged`).
+        claims: numbers of examples that have changed or were limited.
+        claimed: client id to the number of examples in its last accepted reply.
     """
 
     round: int

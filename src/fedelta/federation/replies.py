@@ -1,32 +1,244 @@
-"""Replies as they come from a runtime: with values of the promised types, or with a fault that says what is not.
+"""Replies of a round: checked, decoded and added up in ascending client id.
 
-Nothing in a reply is trusted: a number may be a text, nest as deep as it likes, or fail when it is looked at.
+Replies wait as bytes until all have come: only then is it known whether a client sent two, of which neither counts, and
+ascending client id makes the result independent of the order of arrival. One reply at a time is decoded.
+
+No value in a reply is trusted. A number may be a text, a container may be nested too deep to print, and an object may
+raise an error when it is read.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from numbers import Integral
-from typing import Any, get_args
+from tempfile import SpooledTemporaryFile
+from typing import IO, Any, NamedTuple, get_args
 
 import numpy as np
 
-from fedelta.federation.records import Cause, Fault, Reply
+from fedelta.aggregation.base import Aggregation, Update
+from fedelta.codecs.wire import decode
+from fedelta.errors import PayloadError, SpecError
+from fedelta.federation.base import Federation, Runtime
+from fedelta.federation.contract import check_mean, check_update
+from fedelta.federation.records import Cause, Claim, Fault, Rejection, Reply, Transfer
+from fedelta.params import Params, add, norm, select
+from fedelta.seeds import stream
+from fedelta.strategies.base import CombinedUpdates, RoundPlan, State
 
 _LARGEST_FLOAT32 = 3.4028234663852886e38
-MAX_REASON = 500  # characters; a reason may come from anywhere
+MAX_REASON = 500  # characters; a reason may come from another program
+# Larger payloads wait in a file: a cohort of whole models may not fit into memory.
+_WAITING_BYTES = 256 * 2**20
+
+
+class Accepted(NamedTuple):
+    """What is kept of a reply whose update was added to the mean."""
+
+    client_id: int
+    num_examples: int
+    train_loss: float
+    delta_norm: float
+
+
+class Intake:
+    """Takes the replies of one round, and combines those that are accepted.
+
+    Args:
+        federation: what stays the same from round to round.
+        plan: of the round.
+        claimed: client id to the number of examples in its last accepted reply.
+
+    Attributes:
+        accepted: replies in the mean, ascending.
+        rejections: replies that do not count.
+        transfers: uploads that travelled, ascending by client.
+        claims: numbers of examples that need a note.
+        claimed: `claimed`, updated by the accepted replies.
+        unreached: clients to which no download travelled.
+        simulated_seconds: the longest simulated time of a reply; None without any.
+    """
+
+    def __init__(self, federation: Federation, plan: RoundPlan, claimed: Mapping[int, int]) -> None:
+        self.accepted: list[Accepted] = []
+        self.rejections: list[Rejection] = []
+        self.transfers: list[Transfer] = []
+        self.claims: list[Claim] = []
+        self.claimed = dict(claimed)
+        self.unreached: set[int] = set()
+        self.simulated_seconds: float | None = None
+        self._federation, self._plan = federation, plan
+        self._strays: list[str] = []  # values that cannot be assigned to a client, in words
+        self._statistics = frozenset(federation.spec.statistics)
+        self._trained = federation.aggregation.start(federation.wire)
+        self._measured = federation.aggregation.of_statistics.start(federation.wire)
+        self._num_senders: Counter[str] = Counter()  # tensor name to the number of accepted replies that hold it
+        self._updates: list[Update] = []  # filled only if the strategy reads single updates
+
+    @property
+    def averaged(self) -> frozenset[str]:
+        """Names of the tensors that enough clients sent to average them."""
+        return frozenset(self._averageable(self._num_senders, self._federation.aggregation))
+
+    def gather(self, runtime: Runtime, payloads: Mapping[int, bytes]) -> None:
+        """Runs the clients and takes all their replies."""
+        with SpooledTemporaryFile(max_size=_WAITING_BYTES) as file:
+            waiting = _Waiting(file)
+            for reply in runtime.run(self._plan, payloads):
+                self._receive(reply, waiting)
+                del reply  # frees its payload, perhaps a whole model, while the next reply is computed
+            self._take(waiting)
+
+    def combine(self, params: Params, state: State) -> tuple[Params, State]:
+        """The new server params and strategy state.
+
+        The strategy updates what is trained. Statistics, such as the mean and variance of a batch norm, are averaged
+        instead: a server optimizer could make a variance negative.
+        """
+        federation, round = self._federation, self._plan.round
+        mean = self._trained.finish(stream(federation.seed, "aggregation", round))
+        if federation.has_plugin:
+            check_mean(federation, mean, round)
+        mean = select(mean, self._averageable(mean, federation.aggregation))
+        combined = CombinedUpdates(mean, tuple(reply.client_id for reply in self.accepted), tuple(self._updates))
+        result = federation.strategy.update(state, params, self._plan, combined, federation.spec)
+        if federation.has_plugin:
+            check_update(federation, (state, params), result, combined, round)
+        params, state = result
+        if not self._statistics:
+            return params, state
+        measured = self._measured.finish(stream(federation.seed, "statistics", round))
+        names = self._averageable(measured, federation.aggregation.of_statistics)
+        return add(params, select(measured, names)), state
+
+    def _receive(self, reply: object, waiting: _Waiting) -> None:
+        """Puts a reply of a client of the cohort to `waiting`; notes everything else that a runtime gave."""
+        if not isinstance(reply, Reply):
+            self._strays.append(safe_repr(type(reply)))
+            return
+        client_id = whole_number(reply.client_id)
+        if client_id is None or abs(client_id) >= 2**63:
+            self._strays.append(f"a reply with the client id {safe_repr(reply.client_id)}")
+            return
+        reply = well_formed(reply, client_id)
+        if reply.simulated_seconds is not None:
+            self.simulated_seconds = max(self.simulated_seconds or 0.0, reply.simulated_seconds)
+        if client_id in self._plan.upload:
+            waiting.put(reply)
+        else:
+            self._reject(reply, "a reply from a client outside of the cohort")
+
+    def _take(self, waiting: _Waiting) -> None:
+        """Adds or rejects the replies of all clients of the cohort, in ascending client id."""
+        strays = f"; received instead: {'; '.join(self._strays[:3])}" if self._strays else ""
+        for client_id in self._plan.cohort:
+            lengths = waiting.lengths(client_id)
+            if not lengths:
+                self.rejections.append(Rejection(client_id, f"no reply{strays}", "no reply"))
+            elif len(lengths) == 1:
+                self._add(waiting.first(client_id))
+            else:
+                reason = f"{len(lengths)} replies with this client id, expected 1; none of them is used"
+                self.rejections.append(Rejection(client_id, reason))
+                for length in lengths:
+                    self._count_upload(client_id, length, {})
+        self.transfers.sort(key=lambda transfer: transfer.client_id)
+
+    def _averageable(self, names: Iterable[str], aggregation: Aggregation) -> list[str]:
+        """Those of `names` that at least as many clients sent as the aggregation needs."""
+        return [name for name in names if self._num_senders[name] >= aggregation.min_values]
+
+    def _add(self, reply: Reply) -> None:
+        """Adds the update of `reply` to the mean, or rejects it."""
+        if reply.fault is not None and not reply.fault.reached:
+            self.unreached.add(reply.client_id)
+        try:
+            update, groups = _open(self._federation, self._plan, reply)
+        except (PayloadError, SpecError) as error:
+            self._reject(reply, error.message)
+            return
+        self._count_upload(reply.client_id, len(reply.payload), groups)
+        self._note_claim(reply, update)
+        self._num_senders.update(list(update.delta))
+        trained = {name: tensor for name, tensor in update.delta.items() if name not in self._statistics}
+        tuned = {name: tensor for name, tensor in trained.items() if name in self._federation.spec}
+        self.accepted.append(Accepted(update.client_id, update.num_examples, reply.metrics["train_loss"], norm(tuned)))
+        self._trained.add(replace(update, delta=trained))
+        if self._statistics:
+            measured = {name: tensor for name, tensor in update.delta.items() if name in self._statistics}
+            self._measured.add(replace(update, delta=measured))
+        if self._federation.strategy.reads == "each":
+            self._updates.append(replace(update, delta=trained))
+
+    def _note_claim(self, reply: Reply, update: Update) -> None:
+        """Notes a number of examples that differs from the client's last one or from the weight that it gets."""
+        previous = self.claimed.get(reply.client_id)
+        if previous not in (None, reply.num_examples) or update.num_examples != reply.num_examples:
+            self.claims.append(Claim(reply.client_id, reply.num_examples, previous, update.num_examples))
+        self.claimed[reply.client_id] = reply.num_examples
+
+    def _reject(self, reply: Reply, reason: str) -> None:
+        """Notes a reply that cannot be used; its bytes have travelled and count."""
+        cause = "refused" if reply.fault is None else reply.fault.cause
+        self.rejections.append(Rejection(reply.client_id, reason, cause))
+        self._count_upload(reply.client_id, len(reply.payload), {})
+
+    def _count_upload(self, client_id: int, num_bytes: int, groups: Mapping[str, int]) -> None:
+        if num_bytes:
+            self.transfers.append(Transfer(self._plan.round, client_id, "up", num_bytes, groups))
+
+
+class _Waiting:
+    """Replies by client; their payloads lie one after the other in `file`."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._replies: dict[int, list[tuple[Reply, int, int]]] = {}
+
+    def put(self, reply: Reply) -> None:
+        start = self._file.seek(0, 2)
+        of_client = self._replies.setdefault(reply.client_id, [])
+        if not of_client:  # a second reply is never read; only its length is counted
+            self._file.write(reply.payload)
+        of_client.append((replace(reply, payload=b""), start, len(reply.payload)))
+
+    def lengths(self, client_id: int) -> list[int]:
+        """The payload bytes of each reply of a client."""
+        return [length for _, _, length in self._replies.get(client_id, ())]
+
+    def first(self, client_id: int) -> Reply:
+        """The first reply of a client that has sent one."""
+        reply, start, length = self._replies[client_id][0]
+        self._file.seek(start)
+        return replace(reply, payload=self._file.read(length))
+
+
+def _open(federation: Federation, plan: RoundPlan, reply: Reply) -> tuple[Update, dict[str, int]]:
+    """The decoded reply, and the bytes of its tensors by group.
+
+    Raises:
+        PayloadError: the reply has a fault, or its payload cannot be decoded.
+        SpecError: its tensors are not those of the plan.
+    """
+    if reply.fault is not None:
+        raise PayloadError(reply.fault.reason)
+    delta, groups = decode(reply.payload, federation.wire, federation.channel.up)
+    federation.wire.check(delta, plan.upload[reply.client_id])
+    num_examples = min(reply.num_examples, federation.strategy.max_examples)
+    return Update(reply.client_id, num_examples, delta, federation.effective_steps(num_examples)), groups
 
 
 def well_formed(reply: Reply, client_id: int) -> Reply:
-    """`reply` with values of the types that it promises; with a fault where they are others."""
+    """A reply whose values have the types of `Reply`; if those of `reply` do not, it has a fault that says so."""
     is_bytes = isinstance(reply.payload, bytes | bytearray | memoryview)
     payload = bytes(reply.payload) if is_bytes else b""
     fault = reply.fault
     try:
-        problem = _badly_typed(reply)
-    except Exception as error:  # noqa: BLE001 whatever a value of a runtime does when it is looked at
+        problem = _type_problem(reply)
+    except Exception as error:  # noqa: BLE001 values from a runtime may raise anything when they are read
         problem = f"the client's reply cannot be read: {type(error).__name__}"
     if problem is None and fault is not None:
         fault = replace(fault, reason=fault.reason[:MAX_REASON])
@@ -42,16 +254,16 @@ def _seconds(reply: Reply) -> float | None:
     return None if reply.simulated_seconds is None else float(reply.simulated_seconds)
 
 
-def shown(value: object) -> str:
-    """`value` as text, whatever it is: some nest too deep for that, have too many digits, or refuse."""
+def safe_repr(value: object) -> str:
+    """`repr(value)`, cut to `MAX_REASON` characters; the type's name if `repr` fails, for example on deep nesting."""
     try:
         return repr(value)[:MAX_REASON]
-    except Exception:  # noqa: BLE001 of a value's own `__repr__`
+    except Exception:  # noqa: BLE001 a `__repr__` may raise anything
         return f"a value of type `{type(value).__name__}`"
 
 
-def _badly_typed(reply: Reply) -> str | None:
-    """What is wrong with the values of a reply, whatever their types are; None if nothing is."""
+def _type_problem(reply: Reply) -> str | None:
+    """The first value of a reply that has the wrong type or range, in words; None if all are right."""
     fault: object = reply.fault
     seconds = reply.simulated_seconds
     metrics: object = reply.metrics
@@ -59,35 +271,36 @@ def _badly_typed(reply: Reply) -> str | None:
     if fault is not None and not (
         isinstance(fault, Fault) and isinstance(fault.reason, str) and fault.cause in get_args(Cause)
     ):
-        return f"the client's fault is {shown(fault)}, expected a `Fault`"
-    if seconds is not None and not (_is_finite(seconds) and seconds >= 0):
-        return f"the client's simulated time is {shown(seconds)} s, expected a finite number, 0 or more"
+        return f"the client's fault is {safe_repr(fault)}, expected a `Fault`"
+    if seconds is not None and not (_fits_float32(seconds) and seconds >= 0):
+        return f"the client's simulated time is {safe_repr(seconds)} s, expected a finite number, 0 or more"
     if not isinstance(payload, bytes):
         return f"the client's payload is of type `{type(payload).__name__}`, expected bytes"
     if fault is not None:
         return None
-    num_examples = whole(reply.num_examples)
+    num_examples = whole_number(reply.num_examples)
     if num_examples is None:
-        return f"the client claims {shown(reply.num_examples)} examples, expected a whole number"
+        return f"the client claims {safe_repr(reply.num_examples)} examples, expected a whole number"
     if not 1 <= num_examples < 2**63:
-        found = num_examples if abs(num_examples) < 2**63 else "a number beyond 64 bits of"
-        return f"the client claims {found} examples, expected at least 1"
+        # Python refuses to print integers of more than 4,300 digits.
+        claim = num_examples if abs(num_examples) < 2**63 else "a number beyond 64 bits of"
+        return f"the client claims {claim} examples, expected at least 1"
     if not isinstance(metrics, Mapping):
-        return f"the client's metrics are {shown(metrics)}, expected numbers by name"
+        return f"the client's metrics are {safe_repr(metrics)}, expected numbers by name"
     loss = metrics.get("train_loss", math.nan)
-    if not _is_finite(loss):
-        return f"the client's metric `train_loss` is {shown(loss):.40}, expected a finite number"
+    if not _fits_float32(loss):
+        return f"the client's metric `train_loss` is {safe_repr(loss):.40}, expected a finite number"
     return None
 
 
-def whole(value: object) -> int | None:
-    """A whole number as such; None for anything else, truth values among it."""
+def whole_number(value: object) -> int | None:
+    """`value` as an int if it is a whole number; None for anything else, including `True` and `False`."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         return None
     return int(value)
 
 
-def _is_finite(value: Any) -> bool:  # Any: whatever a runtime gives
-    """Whether `value` is a number that float32 can hold."""
+def _fits_float32(value: Any) -> bool:  # Any: the type is not known yet
+    """Whether `value` is a finite number that float32 can hold."""
     is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
     return is_number and bool(np.abs(value) <= _LARGEST_FLOAT32)

@@ -43,10 +43,12 @@ from fedelta.models.anatomy import Anatomy
 from fedelta.models.hub import Backbone
 from fedelta.models.source import ModelSource
 from fedelta.params import Params
+from fedelta.plugins import used_by
 from fedelta.record.files import to_json
+from fedelta.settings.base import as_settings
+from fedelta.tasks.base import Task
 from fedelta.tasks.classification import Classification
-from fedelta.tasks.table import AnyTask
-from fedelta.tuning import AnyTuning
+from fedelta.tuning.base import TuningMethod
 
 
 @dataclass(frozen=True)
@@ -70,14 +72,14 @@ class Adapter:
         identity: which base model it was made for (`tuning/identity.py`); nothing where the adapter does not say.
     """
 
-    tuning: AnyTuning
+    tuning: TuningMethod
     params: Params
     base: str
     class_names: tuple[str, ...] | None
     model: ModelSource | None = None
     seed: int = 0
     preparation: Preparation = field(default_factory=Preparation)
-    task: AnyTask | None = None
+    task: Task | None = None
     identity: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -117,7 +119,7 @@ def write_adapter(directory: Path, adapter: Adapter, anatomy: Anatomy, card: Map
         WEIGHTS: weights,
         CONFIG: described,
         CARD: render(
-            adapter.tuning.model_dump(mode="json")["name"],
+            as_settings(adapter.tuning).model_dump(mode="json")["name"],
             adapter.base,
             adapter.class_names,
             card,
@@ -134,13 +136,14 @@ def write_adapter(directory: Path, adapter: Adapter, anatomy: Anatomy, card: Map
 def _own(adapter: Adapter, weights: bytes, config: str) -> Own:
     return Own(
         fedelta_version=__version__,
-        tuning=adapter.tuning.model_dump(mode="json"),
+        tuning=as_settings(adapter.tuning).model_dump(mode="json"),
         task=adapter.task,
         class_names=adapter.class_names,
         model=None if adapter.model is None else adapter.model.model_copy(update={"adapter": None}),
         seed=adapter.seed,
         **dict(adapter.preparation),
         identity=dict(adapter.identity),
+        plugins=tuple(used_by([adapter.tuning, adapter.task])),
         weights_sha256=hashlib.sha256(weights).hexdigest(),
         config_sha256=hashlib.sha256(config.encode()).hexdigest(),
     )
@@ -198,7 +201,7 @@ def check_fits(adapter: Adapter, backbone: Backbone) -> None:
         )
 
 
-def check_task(adapter: Adapter, task: AnyTask) -> None:
+def check_task(adapter: Adapter, task: Task) -> None:
     """Refuses an adapter that answers another question.
 
     Args:
@@ -215,11 +218,11 @@ def check_task(adapter: Adapter, task: AnyTask) -> None:
         )
 
 
-def _in_words(task: AnyTask) -> str:
-    return ", ".join(f"`task.{key}` = {value!r}" for key, value in task.model_dump(mode="json").items())
+def _in_words(task: Task) -> str:
+    return ", ".join(f"`task.{key}` = {value!r}" for key, value in as_settings(task).model_dump(mode="json").items())
 
 
-def _refuse_whole_modules(where: str, tuning: AnyTuning, params: Params, anatomy: Anatomy) -> None:
+def _refuse_whole_modules(where: str, tuning: TuningMethod, params: Params, anatomy: Anatomy) -> None:
     """LoRA trains pairs and the head; another module that was saved whole has no place."""
     outside = [name for name in params if not is_pair(name) and name.partition(".")[0] not in anatomy.head]
     if tuning.name == "lora" and outside:

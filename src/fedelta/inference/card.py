@@ -10,7 +10,7 @@ from fedelta.modalities.table import MODALITIES
 from fedelta.record import numbers
 from fedelta.record.neutral import code, markdown, yaml
 from fedelta.tasks.base import Loader, Measure, Task
-from fedelta.tasks.table import task_of
+from fedelta.tasks.choice import task_of
 
 # Keys of a card that are told in words or are of no use to a reader.
 _UNLISTED = frozenset({"modality", "extra_inputs", "config", "is_native", "primary", "by_class", "by_client"})

@@ -15,12 +15,12 @@ from fedelta.models.heads import class_axes
 from fedelta.models.hub import Backbone
 from fedelta.params import ParamSpec
 from fedelta.seeds import stream
-from fedelta.tuning import AnyTuning
+from fedelta.tuning.base import TuningMethod
 from fedelta.tuning.lanes import Lanes
 from fedelta.tuning.lora import Lora, pair_shapes, takes_pair
 
 
-def misfits(tuning: AnyTuning, params: Mapping[str, Tensor], backbone: Backbone) -> list[str]:
+def misfits(tuning: TuningMethod, params: Mapping[str, Tensor], backbone: Backbone) -> list[str]:
     """What keeps `params` from being the tensors of `tuning` in `backbone`; nothing when they are.
 
     Args:
@@ -72,7 +72,7 @@ def _other_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> str:
     return f"`{name}` has shape {tuple(tensor.shape)}, the model's is {expected}"
 
 
-def class_axes_of(tuning: AnyTuning, backbone: Backbone) -> dict[str, int]:
+def class_axes_of(tuning: TuningMethod, backbone: Backbone) -> dict[str, int]:
     """What `tuning` tunes in `backbone` that has a row for each class, and the axis of these rows.
 
     Found by what it would tune if there were one class more.
@@ -103,7 +103,7 @@ def _add_row(module: nn.Module, name: str, axis: int) -> None:
         layer.out_channels = shape[axis]
 
 
-def _specification(tuning: AnyTuning, backbone: Backbone) -> ParamSpec:
+def _specification(tuning: TuningMethod, backbone: Backbone) -> ParamSpec:
     """What `tuning` would tune in `backbone`."""
     return tuning.apply(_skeleton(backbone), Lanes(1), stream(0))
 

@@ -19,16 +19,20 @@ import regex
 from pydantic import ValidationError
 from torch import Tensor
 
+from fedelta.catalog import COMBINATIONS, TUNING_METHODS
 from fedelta.errors import AdapterError, listed
 from fedelta.inference.own import explained
 from fedelta.models.anatomy import Anatomy
 from fedelta.params import Params
 from fedelta.record.files import Record
-from fedelta.tuning import TUNING_METHODS, AnyTuning
+from fedelta.settings.registry import Chosen
+from fedelta.tuning.base import TuningMethod
 from fedelta.tuning.combined import expand
 from fedelta.tuning.lora import Lora
 
 T = TypeVar("T", int, float)
+
+_METHODS = Chosen(TUNING_METHODS, COMBINATIONS)
 
 # More characters than the longest path of a layer, escaped.
 _LONGEST_PATTERN = 1000
@@ -56,7 +60,7 @@ _NO_EFFECT = frozenset({
 _PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
-def to_layout(tuning: AnyTuning, params: Mapping[str, Tensor], anatomy: Anatomy) -> tuple[Params, Record]:
+def to_layout(tuning: TuningMethod, params: Mapping[str, Tensor], anatomy: Anatomy) -> tuple[Params, Record]:
     """Tensors by PEFT key, and the content of `adapter_config.json` without what describes the base model.
 
     Args:
@@ -88,7 +92,7 @@ def to_layout(tuning: AnyTuning, params: Mapping[str, Tensor], anatomy: Anatomy)
 
 def from_layout(
     tensors: Mapping[str, Tensor], config: Record, section: Record | None, where: str
-) -> tuple[AnyTuning, Params]:
+) -> tuple[TuningMethod, Params]:
     """What `to_layout` was given, or the equivalent for an adapter made by stock PEFT; float32 tensors.
 
     Args:
@@ -102,17 +106,18 @@ def from_layout(
             names every reason.
     """
     kind = config.get("peft_type")
-    own = {f"{_OWN_PREFIX}{name.upper()}": name for name in TUNING_METHODS if name != "lora"}
-    if kind not in ("LORA", *own):
+    name = str(kind).removeprefix(_OWN_PREFIX).lower() if str(kind).startswith(_OWN_PREFIX) else ""
+    if kind != "LORA" and (name == "lora" or _METHODS.get(name) is None):
+        own = sorted(f"{_OWN_PREFIX}{name.upper()}" for name in _METHODS.names if name != "lora")
         raise AdapterError(
-            f"{where}: `peft_type` is {kind!r}, expected 'LORA' or one of {listed(sorted(own), len(own))}.",
+            f"{where}: `peft_type` is {kind!r}, expected 'LORA' or one of {listed(own, len(own))}.",
             hint="adapters that put tokens in front of a text cannot be taken over; choose LoRA for a new one."
             if kind in _TOKENS
             else f"{_MERGE}, save that, and give it as `model.source`.",
         )
     params = {_name(key): tensor.float() for key, tensor in tensors.items()}
-    if kind in own:
-        return _own_tuning(own[str(kind)], section, where), params
+    if kind != "LORA":
+        return _own_tuning(name, section, where), params
     problems = [*_config_problems(config), *_tensor_problems(params)]
     alphas: dict[str, float] = {}
     for path in pair_paths(params):
@@ -178,7 +183,7 @@ def _targets(paths: list[str]) -> list[str] | str:
     return "|".join(re.escape(path) for path in paths)
 
 
-def _own_tuning(name: str, section: Record | None, where: str) -> AnyTuning:
+def _own_tuning(name: str, section: Record | None, where: str) -> TuningMethod:
     """The tuning method `name` with the fields in `section`."""
     if section is None:
         raise AdapterError(
@@ -187,7 +192,7 @@ def _own_tuning(name: str, section: Record | None, where: str) -> AnyTuning:
         )
     try:
         # By way of JSON, where a list stands for a tuple.
-        method: AnyTuning = TUNING_METHODS[name].model_validate_json(json.dumps(expand(section)))
+        method: TuningMethod = _METHODS[name].model_validate_json(json.dumps(expand(section)))
     except ValidationError as error:
         raise AdapterError(
             f"{where}: `tuning` in `fedelta.json` does not fit the tuning method {name!r}:{explained(error)}",

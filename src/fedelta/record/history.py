@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeGuard
 
-from fedelta.errors import RunError
+from fedelta.errors import PluginError, RunError
 from fedelta.record.audit import misfits
 from fedelta.record.compute import Compute, read_compute
 from fedelta.record.details import read_details
@@ -31,9 +31,9 @@ from fedelta.record.rundir import (
     RunDirectory,
 )
 from fedelta.record.runlog import best_of, by_exit, full_model_bytes, relative_cost, wall_seconds
-from fedelta.tasks.base import Measure
+from fedelta.tasks.base import Measure, Task
+from fedelta.tasks.choice import task_of
 from fedelta.tasks.details import Details
-from fedelta.tasks.table import AnyTask, task_of
 
 _ROUND_FIELDS = frozenset({"round", "measures", "cohort", "rejections", "cumulative_bytes"})
 _BY_GROUP = ("interval_rounds", "unit_discrepancy")
@@ -89,7 +89,7 @@ class History:
         return [record for record in self.rounds if record["measures"] is not None]
 
     @cached_property
-    def task(self) -> AnyTask:
+    def task(self) -> Task:
         """What the run predicts."""
         return task_of(self.config)
 
@@ -172,6 +172,19 @@ class History:
         return full_model_bytes(total, 2 * len(self.rounds[0]["cohort"])) if total and self.rounds else None
 
     @property
+    def bytes_per_client_round(self) -> float | None:
+        """Mean payload bytes of one client in one round, both directions; None before the first."""
+        num_payloads = self.ledger.transfers
+        if not num_payloads["down"] or not num_payloads["up"]:
+            return None
+        return self.ledger.downlink_bytes / num_payloads["down"] + self.ledger.uplink_bytes / num_payloads["up"]
+
+    @property
+    def peak_memory_bytes(self) -> int | None:
+        """The highest memory that the timings tell; None without any."""
+        return max((timing.get("peak_memory_bytes") or 0 for timing in self.timings), default=None)
+
+    @property
     def wall_seconds(self) -> float | None:
         """Time in the rounds so far; None where it was lost."""
         return wall_seconds(self.timings, len(self.rounds))
@@ -194,17 +207,17 @@ def read_histories(paths: Sequence[Path]) -> list[History]:
     Raises:
         RunError: some cannot be read; all of them are named, with the reason. Or they differ in what they measure.
     """
-    histories, problems, hints = [], [], set()
+    histories, problems, hints = [], [], list[str]()
     names = [path.resolve().name for path in paths]
     for path, name in zip(paths, names, strict=True):
         try:
             histories.append(_read(path, name if names.count(name) == 1 else str(path)))
-        except RunError as error:
+        except (RunError, PluginError) as error:
             problems.append(error.message)
-            hints.add(error.hint)
+            hints.append(error.hint or "")
     if problems:
         lines = "".join(f"\n  - {problem}" for problem in problems)
-        hint = hints.pop() if len(hints) == 1 else None
+        hint = " ".join(dict.fromkeys(filter(None, hints))) or None
         raise RunError(f"{len(problems)} of {len(paths)} runs cannot be reported:{lines}", hint=hint)
     _refuse_mixed(histories)
     return histories
@@ -269,14 +282,14 @@ def _toml(path: Path) -> dict[str, Any]:
         raise RunError(f"{str(path)!r} cannot be read: {error}.") from error
 
 
-def _task(path: Path, config: Mapping[str, Any]) -> AnyTask:
+def _task(path: Path, config: Mapping[str, Any]) -> Task:
     try:
         return task_of(config)
     except ValueError as error:
         raise RunError(f"{str(path)!r}: `[task]` cannot be right: {error}.") from error
 
 
-def _rounds(run: RunDirectory, task: AnyTask, num_groups: int) -> list[Record]:
+def _rounds(run: RunDirectory, task: Task, num_groups: int) -> list[Record]:
     """The records; `num_groups` is 0 if nobody knows it."""
     records = run.read_rounds()
     in_windows = any("interval_rounds" in record for record in records)
@@ -293,7 +306,7 @@ def _rounds(run: RunDirectory, task: AnyTask, num_groups: int) -> list[Record]:
     return records
 
 
-def _measure_problems(record: Record, task: AnyTask, num_exits: int) -> list[str]:
+def _measure_problems(record: Record, task: Task, num_exits: int) -> list[str]:
     """What is wrong with the measures of a round; a model with exits has the primary one at each of them."""
     measures, at_exits = record["measures"], record.get("measures_by_exit")
     if measures is None:

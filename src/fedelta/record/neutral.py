@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import html
 import re
-import unicodedata
 
 # A spreadsheet takes a text that begins with one of these for a formula; the wide ones in some languages.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 _MARKUP = re.compile(r"([\\`*\[\]|~#!$]|(?<![^\W_])_|_(?![^\W_]))")
 # What becomes a link, an address or a mention without any brackets.
 _LINK = re.compile(r"(?<=[A-Za-z])(:)(?=//)|(?<=www)(\.)|(@)", re.IGNORECASE)
-_DIRECTIONS = frozenset("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-_UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
+# Control characters, halves of a character, ends of lines and paragraphs, and what turns the direction of writing.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\u200e\u200f\u061c\u202a-\u202e\u2066-\u2069]")
+_IN_PARAGRAPHS = re.compile(rf"(?![\n\t]){_UNPRINTABLE.pattern}")
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+# `[` and `*` after a line break belong to the break.
+_LATEX = str.maketrans(
+    {character: f"\\{character}" for character in "&%$#_{}"}
+    | {character: f"{{{character}}}" for character in "[]*"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''", "`": r"\textasciigrave{}"}
+    | {"\N{EN DASH}": "--", "\N{PLUS-MINUS SIGN}": r"$\pm$", "\N{MULTIPLICATION SIGN}": r"$\times$"}
+    | {"\N{NARROW NO-BREAK SPACE}": r"\,", "\N{HORIZONTAL ELLIPSIS}": r"\dots{}"}
+)
 
 
 def cell(value: str | float) -> str | float:
@@ -30,9 +40,12 @@ def cell(value: str | float) -> str | float:
 
 def line(text: str) -> str:
     """On one line, without control characters and without what turns the direction of writing."""
-    return "".join(
-        _UNPRINTABLE if _is_unprintable(character) else character for character in " ".join(text.splitlines())
-    )
+    return _UNPRINTABLE.sub(_REPLACEMENT, " ".join(text.splitlines()))
+
+
+def paragraphs(text: str) -> str:
+    """The same, but line breaks and tabs stay."""
+    return _IN_PARAGRAPHS.sub(_REPLACEMENT, text.replace("\r\n", "\n"))
 
 
 def markdown(text: str) -> str:
@@ -43,6 +56,15 @@ def markdown(text: str) -> str:
     """
     plain = html.escape(line(text), quote=False)
     return _LINK.sub(lambda found: f"\\{found.group()}", _MARKUP.sub(r"\\\1", plain))
+
+
+def latex(text: str) -> str:
+    r"""Text in LaTeX, in a cell of a table too: no command, no formula, and no option of the line before.
+
+    >>> print(latex("50 % of a_b & [c] ± \\"))
+    50 \% of a\_b \& {[}c{]} $\pm$ \textbackslash{}
+    """
+    return line(text).translate(_LATEX)
 
 
 def code(text: str) -> str:
@@ -69,7 +91,3 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return text == text.strip()
-
-
-def _is_unprintable(character: str) -> bool:
-    return character in _DIRECTIONS or unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")

@@ -51,8 +51,8 @@ def partition_record(data: FederatedData) -> Record:
         }
 
     found: Record = {"class_names": list(names), "clients": counts(data.partition)}
-    if data.unseen:
-        found["held_out"] = counts(data.unseen)
+    if data.held_out:
+        found["held_out"] = counts(data.held_out)
     if called := data.clients.names:
         found["names"] = {str(number): called[number] for number in data.clients.numbers}
     return found

@@ -1,52 +1,94 @@
-"""HTML elements of the report. Text is escaped here; what is trusted as HTML is said so."""
+"""The elements of a page as values; macros.html makes HTML of them."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
-from html import escape
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
-from fedelta.report.drawing import SERIES, STYLES
+from matplotlib.figure import Figure
 
+from fedelta.report.drawing import SERIES, STYLES, to_svg
 
-def figure(svg: str, title: str, note: str = "") -> str:
-    """A figure with its title above and a note below; `svg` is trusted, the others are escaped."""
-    caption = f"<figcaption>{escape(note)}</figcaption>" if note else ""
-    return f"<figure><h3>{escape(title)}</h3>{svg}{caption}</figure>"
+NO_NUMBERS = 1_000_000  # a column that no table has
 
 
-def table(
-    header: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    *,
-    numbers_from: int | None = None,
-    strong: Collection[tuple[int, int]] = (),
-) -> str:
-    """A table; columns from `numbers_from` on are aligned right, the places (row, column) in `strong` stand out."""
+@dataclass(frozen=True)
+class Picture:
+    """A drawing.
 
-    def cell(kind: str, row: int, column: int, text: str) -> str:
-        number = numbers_from is not None and column >= numbers_from
-        content = f"<strong>{escape(text)}</strong>" if (row, column) in strong else escape(text)
-        return f"<{kind}{' class=number' if number else ''}>{content}</{kind}>"
+    Args:
+        svg: an SVG element, trusted.
+        title: above it.
+        note: below it.
+        is_wide: it takes the width of the page; a narrow screen scrolls it.
+    """
 
-    head = "".join(cell("th", -1, column, text) for column, text in enumerate(header))
-    body = "".join(
-        f"<tr>{''.join(cell('td' if column else 'th', place, column, text) for column, text in enumerate(row))}</tr>"
-        for place, row in enumerate(rows)
-    )
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    svg: str
+    title: str = ""
+    note: str = ""
+    is_wide: bool = False
 
 
-def legend(names: Sequence[str], shown: Collection[int] | None = None) -> str:
-    """The runs by name, each with its line as the plots draw it; all of them, or those at the places `shown`."""
-    items = []
-    for index, name in enumerate(names):
-        if shown is not None and index not in shown:
-            continue
-        color = index % len(SERIES) + 1
-        dashes = " ".join(f"{2.4 * length:g}" for length in STYLES[index % len(STYLES)])
-        items.append(
-            f'<li><svg width="30" height="8" aria-hidden="true"><line x1="1" y1="4" x2="29" y2="4" '
-            f'stroke="var(--series-{color})" stroke-width="2.4" stroke-dasharray="{dashes}"/></svg>'
-            f"{escape(name)}</li>"
+@dataclass(frozen=True)
+class Table:
+    """A table.
+
+    Args:
+        header: names of the columns.
+        rows: the cells, which are text already; the first of each row is its heading.
+        numbers_from: the first of the columns that are aligned right.
+        strong: (row, column) of the cells that stand out, from 0.
+        title: above it, where there is one.
+        note: below it, where there is one.
+    """
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    numbers_from: int = NO_NUMBERS
+    strong: Collection[tuple[int, int]] = ()
+    title: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """How the plots draw a run.
+
+    Args:
+        name: of the run.
+        color: number of its series in style.css.
+        dashes: lengths on and off, as SVG has them; empty for a solid line.
+    """
+
+    name: str
+    color: int
+    dashes: str
+
+
+def picture(
+    figure: Figure, prefix: str, title: str, *, says: str = "", note: str = "", is_wide: bool = False
+) -> Picture:
+    """`figure` as an element of a page.
+
+    Args:
+        figure: as plots.py draws them.
+        prefix: makes its ids unique within the page.
+        title: above it.
+        says: what it shows, for readers who do not see it; the title where this is empty.
+        note: below it.
+        is_wide: it takes the width of the page.
+    """
+    return Picture(to_svg(figure, prefix, says or title), title, note, is_wide)
+
+
+def legend(names: Sequence[str], shown: Collection[int] | None = None) -> list[Line]:
+    """The lines of the runs called `names`; of all, or of those at the places `shown`."""
+    places = range(len(names)) if shown is None else sorted(shown)
+    return [
+        Line(
+            name=names[place],
+            color=place % len(SERIES) + 1,
+            dashes=" ".join(f"{2.4 * length:g}" for length in STYLES[place % len(STYLES)]),
         )
-    return f'<ul class="legend">{"".join(items)}</ul>'
+        for place in places
+    ]

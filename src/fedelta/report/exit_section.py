@@ -1,14 +1,14 @@
-"""The section "Exits" of the report, as HTML; nothing where no run has exits."""
+"""The section "Exits": the primary measure at the exits of the runs, what it costs, how it grew, and the tiers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
+from dataclasses import dataclass
+from typing import ClassVar
 
 from fedelta.record.history import History
 from fedelta.record.numbers import UNKNOWN, capitalised, count, percent, shown, size, three_digits
-from fedelta.report.drawing import to_svg
-from fedelta.report.elements import figure, legend, table
+from fedelta.report.elements import Line, Picture, Table, legend, picture
 from fedelta.report.exit_plots import exits_by_round, measure_by_cost
 from fedelta.report.exits import Exits, read_exits
 from fedelta.report.plots import measured
@@ -18,106 +18,160 @@ _AREA = (
     "range: the mean {label} over the budgets in it, with straight lines between exits."
 )
 _MEAN_COLUMNS = ("Mean over exits", "Area over FLOPs", "Area over ms")
+_TIER_COLUMNS = (
+    "Depth in blocks",
+    "Clients",
+    "Share of clients",
+    "Down, per client and round",
+    "Up, per client and round",
+)
 
 
-def section(runs: Sequence[History]) -> str:
-    """The primary measure at the exits of all runs, what it costs and how it grew; and the tiers of the clients."""
-    found = {index: exits for index, run in enumerate(runs) if (exits := read_exits(run)) is not None}
-    if not found:
-        return ""
-    several = len(runs) > 1
-    names = legend([run.name for run in runs], shown=found) if several else ""
-    parts = [f"<h2>Exits</h2>\n{names}{_figures(runs, found)}", _table(runs, found)]
-    for index, exits in found.items():
-        parts.append(_tiers(exits, f"Tiers of {runs[index].name}" if several else "Tiers"))
-    return "\n".join(part for part in parts if part)
+@dataclass(frozen=True)
+class Tiers:
+    """The tiers of a run, or the reason why they are not known."""
+
+    title: str
+    table: Table | None
+    problem: str
 
 
-def _figures(runs: Sequence[History], found: Mapping[int, Exits]) -> str:
-    """What exits reach and cost, and the lines of each run over its rounds."""
-    has_costs = any(exits.compute.flops or exits.compute.milliseconds for exits in found.values())
-    label = measured([runs[index] for index in found])
-    name = capitalised(runs[0].primary.label)
-    what = f"{name} against exit, milliseconds and FLOPs" if has_costs else f"{name} against exit"
-    svg = to_svg(measure_by_cost(found, label), "e", escape(f"{what}, in the last evaluated round"))
-    costs = figure(f'<div class="wide">{svg}</div>' if has_costs else svg, what, _note(runs, found))
-    alone = len(runs) == 1
-    wide = alone and has_costs
-    by_round = []
-    for index, exits in found.items():
-        drawn = exits_by_round(exits, measured([runs[index]]), wide=wide)
-        svg = to_svg(drawn, f"e{index}", escape(f"{name} of each exit by round"))
-        title = f"{name} of each exit against rounds"
-        title = title if alone else f"{title}: {runs[index].name}"
-        by_round.append(figure(f'<div class="wide">{svg}</div>' if wide else svg, title))
-    if wide:
-        return f"{costs}\n{by_round[0]}"
-    if alone:
-        return f'<div class="figures">{costs}{by_round[0]}</div>'
-    return f'{costs}\n<div class="figures">{"".join(by_round)}</div>'
+@dataclass(frozen=True)
+class ExitSection:
+    """What exit_section.html shows.
+
+    Args:
+        lines: of the runs with exits, where the page is about several runs.
+        pictures: one below the other.
+        small: beside each other, below them.
+        table: a row for each run.
+        area: what the areas of the table are; empty where there is none.
+        tiers: of each run that has some.
+    """
+
+    template: ClassVar[str] = "exit_section.html"
+    lines: Sequence[Line]
+    pictures: Sequence[Picture]
+    small: Sequence[Picture]
+    table: Table
+    area: str
+    tiers: Sequence[Tiers]
 
 
-def _note(runs: Sequence[History], found: Mapping[int, Exits]) -> str:
-    """Of what the figure shows, and on what the milliseconds were measured."""
-    rounds = {max(exits.by_round) for exits in found.values()}
-    when = f"after round {rounds.pop()}" if len(rounds) == 1 else "after the last evaluated round of each run"
-    parts = [f"On {', '.join(sorted({runs[index].measured_on for index in found}))} examples, {when}."]
-    told = {runs[index].name: exits.compute.machine for index, exits in found.items() if exits.compute.milliseconds}
-    machines = {machine for machine in told.values() if machine}
-    if machines:
-        each = "; ".join(f"{name}: {machine or UNKNOWN}" for name, machine in told.items())
-        parts.append(f"Milliseconds measured on: {each if len(machines) > 1 else machines.pop()}.")
-    missing = [runs[index].name for index, exits in found.items() if exits.compute.flops is None]
-    if missing and len(missing) < len(found):
-        parts.append(f"Cost not known: {', '.join(missing)}.")
-    elif missing:
-        parts.append("What an answer from each exit costs is not known.")
-    return " ".join(parts)
-
-
-def _table(runs: Sequence[History], found: Mapping[int, Exits]) -> str:
-    """A row for each run; of a single one what its exits cost too."""
-    most = max(len(exits.last) for exits in found.values())
-    alone = len(runs) == 1
-    rows = [
-        [
-            capitalised(exits.measure.label) if alone else runs[index].name,
-            *(shown(value, exits.measure) for value in exits.last),
-            *[UNKNOWN] * (most - len(exits.last)),
-            *(shown(value, exits.measure) for value in means),
-        ]
-        for index, exits in found.items()
-        for means in [(runs[index].mean_over_exits, exits.flops_area, exits.milliseconds_area)]
+def section(runs: Sequence[History]) -> ExitSection | None:
+    """The exits of those of `runs` that have some; None where none has."""
+    exits_of = {index: exits for index, run in enumerate(runs) if (exits := read_exits(run)) is not None}
+    if not exits_of:
+        return None
+    lines = legend([run.name for run in runs], exits_of) if len(runs) > 1 else []
+    pictures, small = _pictures(runs, exits_of)
+    tiers = [
+        _tiers(exits, f"Tiers of {runs[index].name}" if len(runs) > 1 else "Tiers")
+        for index, exits in exits_of.items()
+        if exits.problem or exits.tiers
     ]
-    if alone:
-        compute = found[0].compute
+    return ExitSection(lines, pictures, small, _table(runs, exits_of), _area(runs, exits_of), tiers)
+
+
+def _pictures(runs: Sequence[History], exits_of: Mapping[int, Exits]) -> tuple[list[Picture], list[Picture]]:
+    """What exits reach and cost, and the lines of each run over its rounds: large ones, and small ones."""
+    has_costs = any(exits.compute.flops or exits.compute.milliseconds for exits in exits_of.values())
+    is_alone = len(runs) == 1
+    by_cost = _by_cost(runs, exits_of, is_wide=has_costs)
+    by_round = [
+        _by_round(runs[index], exits, f"e{index}", is_alone=is_alone, is_wide=is_alone and has_costs)
+        for index, exits in exits_of.items()
+    ]
+    if not is_alone:
+        return [by_cost], by_round
+    return ([by_cost, *by_round], []) if has_costs else ([], [by_cost, *by_round])
+
+
+def _by_cost(runs: Sequence[History], exits_of: Mapping[int, Exits], *, is_wide: bool) -> Picture:
+    name = capitalised(runs[0].primary.label)
+    title = f"{name} against exit, milliseconds and FLOPs" if is_wide else f"{name} against exit"
+    figure = measure_by_cost(exits_of, measured([runs[index] for index in exits_of]))
+    says = f"{title}, in the last evaluated round"
+    return picture(figure, "e", title, says=says, note=_note(runs, exits_of), is_wide=is_wide)
+
+
+def _by_round(run: History, exits: Exits, prefix: str, *, is_alone: bool, is_wide: bool) -> Picture:
+    name = capitalised(run.primary.label)
+    title = f"{name} of each exit against rounds"
+    figure = exits_by_round(exits, measured([run]), wide=is_wide)
+    says = f"{name} of each exit by round"
+    return picture(figure, prefix, title if is_alone else f"{title}: {run.name}", says=says, is_wide=is_wide)
+
+
+def _note(runs: Sequence[History], exits_of: Mapping[int, Exits]) -> str:
+    """Which examples and rounds the figure shows, and where the milliseconds were measured."""
+    rounds = {max(exits.by_round) for exits in exits_of.values()}
+    when = f"after round {rounds.pop()}" if len(rounds) == 1 else "after the last evaluated round of each run"
+    sentences = [f"On {', '.join(sorted({runs[index].measured_on for index in exits_of}))} examples, {when}."]
+    machine_of = {
+        runs[index].name: exits.compute.machine for index, exits in exits_of.items() if exits.compute.milliseconds
+    }
+    machines = {machine for machine in machine_of.values() if machine}
+    if machines:
+        by_run = "; ".join(f"{name}: {machine or UNKNOWN}" for name, machine in machine_of.items())
+        sentences.append(f"Milliseconds measured on: {by_run if len(machines) > 1 else machines.pop()}.")
+    missing = [runs[index].name for index, exits in exits_of.items() if exits.compute.flops is None]
+    if missing and len(missing) < len(exits_of):
+        sentences.append(f"Cost not known: {', '.join(missing)}.")
+    elif missing:
+        sentences.append("What an answer from each exit costs is not known.")
+    return " ".join(sentences)
+
+
+def _table(runs: Sequence[History], exits_of: Mapping[int, Exits]) -> Table:
+    """A row for each run; of a single one what its exits cost too."""
+    num_exits = max(len(exits.last) for exits in exits_of.values())
+    is_alone = len(runs) == 1
+    names = {
+        index: capitalised(exits.measure.label) if is_alone else runs[index].name for index, exits in exits_of.items()
+    }
+    rows = [_row(names[index], runs[index], exits, num_exits) for index, exits in exits_of.items()]
+    if is_alone:
+        compute = exits_of[0].compute
         rows += [
-            [name, *(three_digits(each / unit) for each in costs), "", "", ""]
+            [name, *(three_digits(cost / unit) for cost in costs), "", "", ""]
             for name, costs, unit in (("Milliseconds", compute.milliseconds, 1), ("MFLOPs", compute.flops, 1e6))
             if costs
         ]
-    header = ["" if alone else "Run", *(f"Exit {number}" for number in range(1, most + 1)), *_MEAN_COLUMNS]
-    has_area = any(_has_area(exits) for exits in found.values())
-    if not has_area:
+    header = ["" if is_alone else "Run", *(f"Exit {number}" for number in range(1, num_exits + 1)), *_MEAN_COLUMNS]
+    if not _has_areas(exits_of):
         header, rows = header[:-2], [row[:-2] for row in rows]
-    own = " Each over the range of its own run." if has_area and len(found) > 1 else ""
-    area = _AREA.format(label=runs[0].primary.label)
-    note = f'\n<p class="note">{escape(area)}{own}</p>' if has_area else ""
-    return f"{table(header, rows, numbers_from=1)}{note}"
+    return Table(header, rows, numbers_from=1)
 
 
-def _has_area(exits: Exits) -> bool:
-    return exits.flops_area is not None or exits.milliseconds_area is not None
+def _row(name: str, run: History, exits: Exits, num_exits: int) -> list[str]:
+    """The measure at each of up to `num_exits` exits, and its means."""
+    means = (run.mean_over_exits, exits.flops_area, exits.milliseconds_area)
+    missing = [UNKNOWN] * (num_exits - len(exits.last))
+    measure = exits.measure
+    return [
+        name,
+        *(shown(value, measure) for value in exits.last),
+        *missing,
+        *(shown(value, measure) for value in means),
+    ]
 
 
-def _tiers(exits: Exits, title: str) -> str:
-    """How many clients run how much, and what they send; nothing where all run the whole model."""
-    if exits.problem:
-        return (
-            f'<h3>{escape(title)}</h3>\n<p class="note">Depths of clients are not known: {escape(exits.problem)}.</p>'
-        )
-    if not exits.tiers:
+def _has_areas(exits_of: Mapping[int, Exits]) -> bool:
+    return any(exits.flops_area is not None or exits.milliseconds_area is not None for exits in exits_of.values())
+
+
+def _area(runs: Sequence[History], exits_of: Mapping[int, Exits]) -> str:
+    if not _has_areas(exits_of):
         return ""
+    ranges = " Each over the range of its own run." if len(exits_of) > 1 else ""
+    return f"{_AREA.format(label=runs[0].primary.label)}{ranges}"
+
+
+def _tiers(exits: Exits, title: str) -> Tiers:
+    """How many clients run how much, and what they send."""
+    if exits.problem:
+        return Tiers(title, None, exits.problem)
     num_clients = sum(tier.num_clients for tier in exits.tiers)
     rows = [
         [
@@ -129,12 +183,4 @@ def _tiers(exits: Exits, title: str) -> str:
         ]
         for tier in exits.tiers
     ]
-    header = [
-        "Depth in blocks",
-        "Clients",
-        "Share of clients",
-        "Down, per client and round",
-        "Up, per client and round",
-    ]
-    note = "A client runs, receives, trains and sends what belongs to its blocks, and nothing above."
-    return f'<h3>{escape(title)}</h3>\n{table(header, rows, numbers_from=0)}\n<p class="note">{note}</p>'
+    return Tiers(title, Table(_TIER_COLUMNS, rows, numbers_from=0), "")

@@ -78,7 +78,7 @@ def discrepancy_by_group(layers: Layers) -> Figure:
 def discrepancy_curves(choice: Choice) -> Figure:
     """delta_l and 1 - lambda_l against l, from l = 0 on, with their crossing marked (FedLAMA's Fig. 1)."""
     delta = np.concatenate([[0.0], choice.curves.delta.numpy()])
-    rest = np.concatenate([[1.0], choice.curves.rest.numpy()])
+    rest = np.concatenate([[1.0], choice.curves.one_minus_lambda.numpy()])
     with style():
         figure, axes = single()
         axes.plot(delta, color=SERIES[0], label="δ: discrepancy of the first l groups")

@@ -1,14 +1,15 @@
-"""The section "Layers" of the report, as HTML; nothing for runs whose groups all travel in every round."""
+"""The section "Layers": when each group of a run travelled, what that saved, and why it was chosen."""
 
 from __future__ import annotations
 
 from collections import Counter
-from html import escape
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 from fedelta.record.history import History
 from fedelta.record.numbers import count, percent, size
-from fedelta.report.drawing import to_svg
-from fedelta.report.elements import figure
+from fedelta.report.elements import Picture, picture
 from fedelta.report.layer_plots import discrepancy_by_group, discrepancy_curves, intervals_by_round
 from fedelta.report.layers import Choice, Layers, read_layers
 from fedelta.strategies.fedlama import FedLama
@@ -20,29 +21,59 @@ _BARS = (
 )
 
 
-def section(run: History, prefix: str, *, titled: bool) -> str:
-    """Intervals, traffic saved, discrepancy and the last choice of one run."""
+@dataclass(frozen=True)
+class LayerSection:
+    """What layer_section.html shows.
+
+    Args:
+        title: of the section.
+        text: full syncs and traffic.
+        intervals: of each group in each round.
+        discrepancy: of the groups, and behind the last choice; nothing where clients have not differed.
+    """
+
+    template: ClassVar[str] = "layer_section.html"
+    title: str
+    text: str
+    intervals: Picture
+    discrepancy: Sequence[Picture]
+
+
+def section(run: History, prefix: str, *, titled: bool) -> LayerSection | None:
+    """Intervals, traffic saved, discrepancy and the last choice; None where all groups travel in every round.
+
+    Args:
+        run: one of the page.
+        prefix: makes the ids of the figures unique within the page.
+        titled: the heading names the run.
+    """
     layers = read_layers(run)
     if layers is None:
-        return ""
+        return None
+    heat = picture(
+        intervals_by_round(layers),
+        f"{prefix}i",
+        "Intervals in force, and what was averaged",
+        says="Interval of each group by round",
+        note=_BARS,
+        is_wide=True,
+    )
     title = f"Layers of {run.name}" if titled else "Layers"
-    svg = to_svg(intervals_by_round(layers), f"{prefix}i", "Interval of each group by round")
-    heat = figure(f'<div class="wide">{svg}</div>', "Intervals in force, and what was averaged", _BARS)
-    text = f"{_syncs(run)} {_traffic(run)}"
-    return f"<h2>{escape(title)}</h2>\n<p>{escape(text)}</p>\n{heat}\n{_figures(layers, prefix)}"
+    return LayerSection(title, f"{_syncs(run)} {_traffic(run)}", heat, _discrepancy(layers, prefix))
 
 
-def _figures(layers: Layers, prefix: str) -> str:
+def _discrepancy(layers: Layers, prefix: str) -> list[Picture]:
     """Discrepancy of each group, and the curves behind the last choice."""
     if not layers.unit_discrepancy.any():
-        return '<p class="note">Clients have not differed in any group so far.</p>'
-    svg = to_svg(discrepancy_by_group(layers), f"{prefix}d", "Unit discrepancy of each group")
-    figures = [figure(svg, "Unit discrepancy of each group", _discrepancy_note(layers))]
+        return []
+    by_group = discrepancy_by_group(layers)
+    pictures = [picture(by_group, f"{prefix}d", "Unit discrepancy of each group", note=_discrepancy_note(layers))]
     if layers.choice is not None:
-        svg = to_svg(discrepancy_curves(layers.choice), f"{prefix}c", "Discrepancy and parameters of the first groups")
         title = f"Behind the choice after round {layers.choice.round}"
-        figures.append(figure(svg, title, _choice_note(layers, layers.choice)))
-    return f'<div class="figures">{"".join(figures)}</div>'
+        says = "Discrepancy and parameters of the first groups"
+        note = _choice_note(layers, layers.choice)
+        pictures.append(picture(discrepancy_curves(layers.choice), f"{prefix}c", title, says=says, note=note))
+    return pictures
 
 
 def _syncs(run: History) -> str:

@@ -1,16 +1,16 @@
-"""The section "Finished model" of the report, as HTML: all measures, classes, clients, and what is taken for what."""
+"""The section "Finished model": all measures, classes, clients, and which class is taken for which."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from fedelta.record.details import NUM_EXAMPLES
 from fedelta.record.history import History
 from fedelta.record.numbers import UNKNOWN, bare, capitalised, count, headed, percent, three_digits
 from fedelta.report.confusion import MAX_NUMBERS, matrix, mistakes
-from fedelta.report.drawing import to_svg
-from fedelta.report.elements import figure, table
+from fedelta.report.elements import Picture, Table, picture
 from fedelta.tasks.base import Measure
 from fedelta.tasks.details import Confusion, Details, Values
 
@@ -18,75 +18,113 @@ _MAX_ROWS = 10  # of a long table that are not folded away
 _SHARES = "Of the examples of each true class, in percent."
 
 
-def section(runs: Sequence[History]) -> str:
-    """What runs tell of their finished models; nothing where none does."""
-    told = {index: run.details for index, run in enumerate(runs) if run.details is not None}
-    if not told:
-        return ""
-    parts = ["<h2>Finished model</h2>", _overall(runs, told)]
-    for index, details in told.items():
-        content = _parts(runs[index], details, f"m{index}")
-        if content and len(runs) > 1:
-            title = escape(f"Classes and clients of {runs[index].name}" if details.by_class else runs[index].name)
-            content = f"<details><summary>{title}</summary>{content}</details>"
-        parts.append(content)
-    return "\n".join(part for part in parts if part)
+@dataclass(frozen=True)
+class LongTable:
+    """A table whose end is folded where it is long."""
+
+    first: Table
+    rest: Table | None
 
 
-def _overall(runs: Sequence[History], told: Mapping[int, Details]) -> str:
+@dataclass(frozen=True)
+class Parts:
+    """Classes and clients of a finished model.
+
+    Args:
+        title: of the fold that holds them; empty where they are not folded.
+        matrix: share of each answer among the examples of each true class.
+        mistakes: the most frequent ones, where the matrix has no numbers.
+        classes: the worst first.
+        clients: the worst first.
+    """
+
+    title: str
+    matrix: Picture | None
+    mistakes: Table | None
+    classes: LongTable | None
+    clients: LongTable | None
+
+
+@dataclass(frozen=True)
+class MeasureSection:
+    """What measure_section.html shows: a row of measures for each run, and the parts of each that tells them."""
+
+    template: ClassVar[str] = "measure_section.html"
+    measures: Table
+    parts: Sequence[Parts]
+
+
+def section(runs: Sequence[History]) -> MeasureSection | None:
+    """What `runs` tell of their finished models; None where none does."""
+    details_of = {index: run.details for index, run in enumerate(runs) if run.details is not None}
+    if not details_of:
+        return None
+    parts = [
+        _parts(runs[index], details, f"m{index}", folded=len(runs) > 1)
+        for index, details in details_of.items()
+        if details.confusion is not None or details.by_class or details.by_client
+    ]
+    return MeasureSection(_overall(runs, details_of), parts)
+
+
+def _overall(runs: Sequence[History], details_of: Mapping[int, Details]) -> Table:
     """A row for each run, a column for each measure."""
-    names = list(dict.fromkeys(name for details in told.values() for name in details.measures))
-    alone = len(runs) == 1
+    names = list(dict.fromkeys(name for details in details_of.values() for name in details.measures))
+    is_alone = len(runs) == 1
     rows = [
         [
-            capitalised(f"{runs[index].measured_on} set") if alone else runs[index].name,
+            capitalised(f"{runs[index].measured_on} set") if is_alone else runs[index].name,
             *(_text(name, details.measures.get(name), runs[index]) for name in names),
         ]
-        for index, details in told.items()
+        for index, details in details_of.items()
     ]
-    return table(["" if alone else "Run", *(_title(name, runs[0]) for name in names)], rows, numbers_from=1)
+    return Table(["" if is_alone else "Run", *(_title(name, runs[0]) for name in names)], rows, numbers_from=1)
 
 
-def _parts(run: History, details: Details, prefix: str) -> str:
-    """The matrix beside the classes or, where they are many, beside its largest numbers; and the clients below."""
-    beside, parts = _confusion(details.confusion, prefix), list[str]()
-    if details.by_class:
-        classes = figure(_of_parts("Class", details.by_class, run), "Classes, worst first")
-        (beside if len(beside) < 2 else parts).append(classes)
-    if beside:
-        parts.insert(0, f'<div class="figures">{"".join(beside)}</div>')
-    if details.by_client:
-        clients = {run.client_label(client): values for client, values in details.by_client.items()}
-        note = f"Each on its own rows of the {run.measured_on} set."
-        parts.append(figure(_of_parts("Client", clients, run), "Clients, worst first", note))
-    return "\n".join(parts)
+def _parts(run: History, details: Details, prefix: str, *, folded: bool) -> Parts:
+    title = f"Classes and clients of {run.name}" if details.by_class else run.name
+    clients = {run.client_label(client): values for client, values in details.by_client.items()}
+    note = f"Each on its own rows of the {run.measured_on} set."
+    return Parts(
+        title=title if folded else "",
+        matrix=None if details.confusion is None else _matrix(details.confusion, prefix),
+        mistakes=None if details.confusion is None else _mistakes(details.confusion),
+        classes=_worst_first("Class", details.by_class, run, Table([], [], title="Classes, worst first")),
+        clients=_worst_first("Client", clients, run, Table([], [], title="Clients, worst first", note=note)),
+    )
 
 
-def _confusion(confusion: Confusion | None, prefix: str) -> list[str]:
-    if confusion is None:
-        return []
-    has_numbers = len(confusion.class_names) <= MAX_NUMBERS
-    svg = to_svg(matrix(confusion), prefix, "Share of each answer among the examples of each true class")
-    figures = [figure(svg, "Answers by true class", _SHARES if has_numbers else "")]
-    if not has_numbers and (found := mistakes(confusion, _MAX_ROWS)):
-        rows = [[true, answer, count(number), percent(share)] for true, answer, number, share in found]
-        shown = table(["True class", "Taken for", "Examples", "Share of the class"], rows, numbers_from=2)
-        figures.append(figure(shown, "Most frequent mistakes"))
-    return figures
+def _matrix(confusion: Confusion, prefix: str) -> Picture:
+    says = "Share of each answer among the examples of each true class"
+    note = _SHARES if _has_numbers(confusion) else ""
+    return picture(matrix(confusion), prefix, "Answers by true class", says=says, note=note)
 
 
-def _of_parts(kind: str, parts: Mapping[str, Values], run: History) -> str:
+def _mistakes(confusion: Confusion) -> Table | None:
+    """The largest numbers of a matrix that is too large to hold them."""
+    largest = [] if _has_numbers(confusion) else mistakes(confusion, _MAX_ROWS)
+    rows = [[true, answer, count(number), percent(share)] for true, answer, number, share in largest]
+    header = ["True class", "Taken for", "Examples", "Share of the class"]
+    return Table(header, rows, numbers_from=2, title="Most frequent mistakes") if rows else None
+
+
+def _has_numbers(confusion: Confusion) -> bool:
+    return len(confusion.class_names) <= MAX_NUMBERS
+
+
+def _worst_first(kind: str, parts: Mapping[str, Values], run: History, empty: Table) -> LongTable | None:
     """A row for each class or client, the worst first; most of them folded where they are many."""
+    if not parts:
+        return None
     names = list(dict.fromkeys(name for values in parts.values() for name in values))
     names.sort(key=lambda name: name == NUM_EXAMPLES)  # last
     decisive = _decisive(names, run)
     ordered = sorted(parts.items(), key=lambda part: _rank(part[1], decisive))
     rows = [[label, *(_text(name, values.get(name), run) for name in names)] for label, values in ordered]
-    header = [kind, *(_title(name, run) for name in names)]
+    table = replace(empty, header=[kind, *(_title(name, run) for name in names)], rows=rows, numbers_from=1)
     if len(rows) <= _MAX_ROWS + 2:
-        return table(header, rows, numbers_from=1)
-    rest = f"<details><summary>{len(rows) - _MAX_ROWS} more</summary>{table(header, rows[_MAX_ROWS:], numbers_from=1)}"
-    return f"{table(header, rows[:_MAX_ROWS], numbers_from=1)}{rest}</details>"
+        return LongTable(table, None)
+    return LongTable(replace(table, rows=rows[:_MAX_ROWS]), replace(table, rows=rows[_MAX_ROWS:]))
 
 
 def _decisive(names: Sequence[str], run: History) -> Measure | None:

@@ -1,58 +1,63 @@
-"""The section "Personalisation" of the report, as HTML; nothing for runs that nobody personalised.
+"""The section "Personalisation": what held-out clients gain by fine-tuning the finished model.
 
 Source: Liu et al. 2022 (Accumulator, arXiv 2212.04084): a mean over clients that no round asked, before and after.
 """
 
 from __future__ import annotations
 
-from html import escape
+from dataclasses import dataclass
+from typing import ClassVar
 
 from fedelta.errors import RunError
 from fedelta.record.files import Record
 from fedelta.record.history import History
 from fedelta.record.numbers import bare, count, headed, shown
 from fedelta.record.rundir import PERSONALIZATION
-from fedelta.report.elements import table
+from fedelta.report.elements import Table
 from fedelta.tasks.base import Measure
 
-_NOTE = (
-    "Clients that no round asked, each on rows of its own that it does not train on: mean ± sample standard deviation "
-    "over the clients, each of which counts the same. Before: the model of the server; after: the client's own."
-)
+
+@dataclass(frozen=True)
+class PersonalSection:
+    """What personal_section.html shows: a row for each scope of tuning."""
+
+    template: ClassVar[str] = "personal_section.html"
+    title: str
+    scopes: Table
 
 
-def section(run: History, *, titled: bool) -> str:
-    """The primary measure over the held-out clients before and after their fine-tuning, for each scope of tuning.
+def section(run: History, *, titled: bool) -> PersonalSection | None:
+    """The primary measure over the held-out clients before and after; None where `fedelta personalize` was not run.
 
     Raises:
         RunError: `personalization.json` does not hold these numbers.
     """
     if not run.personalization:
-        return ""
+        return None
     try:
-        rows = [_row(scope, own, run.primary) for scope, own in run.personalization["scopes"].items()]
+        rows = [_row(name, scope, run.primary) for name, scope in run.personalization["scopes"].items()]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        wanted = f"`{run.primary.name}` before and after by scope"
-        raise RunError(f"{str(run.path / PERSONALIZATION)!r} does not hold {wanted}: {error!r}.") from error
-    title = f"Personalisation of {run.name}" if titled else "Personalisation"
+        expected = f"`{run.primary.name}` before and after by scope"
+        raise RunError(f"{str(run.path / PERSONALIZATION)!r} does not hold {expected}: {error!r}.") from error
     before, after = headed("Before", run.primary), headed("After", run.primary)
     header = ("Tuned", "Scalars", "Clients", before, after, "Worst before", "Worst after")
-    return f'<h2>{escape(title)}</h2>\n{table(header, rows, numbers_from=1)}\n<p class="note">{_NOTE}</p>'
+    title = f"Personalisation of {run.name}" if titled else "Personalisation"
+    return PersonalSection(title, Table(header, rows, numbers_from=1))
 
 
 def worst_client(part: Record) -> str:
-    """The client that comes off worst before or after fine-tuning: "client 3", or by name "george (3)"."""
+    """The client with the worst value before or after fine-tuning: "client 3", or by name "george (3)"."""
     number, name = part["worst_client_id"], part.get("worst_client_name")
     return f"client {number}" if name is None else f"{name} ({number})"
 
 
-def _row(scope: str, own: Record, measure: Measure) -> list[str]:
+def _row(name: str, scope: Record, measure: Measure) -> list[str]:
     mean, std, worst = (f"{kind}_{measure.name}" for kind in ("mean", "std", "worst"))
-    parts = own["before"], own["after"]
+    parts = scope["before"], scope["after"]
     return [
-        scope,
-        count(own.get("tuned_parameters")),
-        count(len(own["clients"])),
+        name,
+        count(scope.get("tuned_parameters")),
+        count(len(scope["clients"])),
         *(bare(part[mean], measure, part[std]) for part in parts),
         *(f"{shown(part[worst], measure)}, {worst_client(part)}" for part in parts),
     ]

@@ -2,22 +2,35 @@
 
 The page holds its style and its figures (SVG); it loads nothing, runs no script, and suits light and dark
 screens, phones and paper. A run that is still going, or was killed, is reported as far as it came.
+
+Each section is a value with the name of its template; what is shown is decided in Python, how it looks in HTML.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from html import escape
-from importlib import metadata
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from string import Template
+from typing import ClassVar, Protocol
 
 from matplotlib.figure import Figure
 
 from fedelta.durable import write_atomic
 from fedelta.record.history import History, read_histories
-from fedelta.record.partition import Partition
-from fedelta.report import exit_section, layer_section, measure_section, page, personal_section, plots
+from fedelta.report import exit_section, layer_section, measure_section, personal_section, plots
+from fedelta.report.clients import clients
+from fedelta.report.details import details
+from fedelta.report.headline import headline
+from fedelta.report.misfits import misfits
+from fedelta.report.participation import participation, rejections
+from fedelta.report.rendering import render
+from fedelta.report.results import results
+from fedelta.report.side_by_side import side_by_side
+
+
+class Section(Protocol):
+    """A part of the page: a frozen value, which its template shows under the name `section`."""
+
+    template: ClassVar[str]
 
 
 def write_report(runs: Sequence[Path], out: Path) -> None:
@@ -29,34 +42,15 @@ def write_report(runs: Sequence[Path], out: Path) -> None:
     """
     if not runs:
         raise ValueError("a report needs at least one run")
-    content = render(read_histories(runs))
+    content = page(read_histories(runs))
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, content)
 
 
-def render(runs: Sequence[History]) -> str:
-    """The page as HTML."""
-    several = len(runs) > 1
-    parts = [page.comparison(runs) if several else page.headline(runs[0])]
-    parts += [page.misfits(runs), page.curves(runs)]
-    if several:
-        figures = "".join(page.traffic(run, f"t{index}", run.name) for index, run in enumerate(runs) if run.rounds)
-        parts.append(f'<h2>Traffic by group and direction</h2><div class="figures">{figures}</div>')
-    parts += [measure_section.section(runs), exit_section.section(runs)]
-    parts += [personal_section.section(run, titled=several) for run in runs]
-    parts += [layer_section.section(run, f"g{index}", titled=several) for index, run in enumerate(runs)]
-    for index, (partition, names) in enumerate(_partitions(runs)):
-        parts.append(page.clients(partition, f"p{index}", ", ".join(names) if several else ""))
-    parts += [page.participation(run, f"l{index}", titled=several) for index, run in enumerate(runs)]
-    parts.append(page.rejections(runs))
-    parts += [page.details(run, titled=several) for run in runs]
-    return fill(", ".join(run.name for run in runs) + " · fedelta report", parts)
-
-
-def fill(title: str, parts: Sequence[str]) -> str:
-    """The frame of every page around `parts`, which are trusted as HTML; `title` is escaped."""
-    template = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
-    return template.substitute(title=escape(title), content="\n".join(parts), version=escape(_version()))
+def page(runs: Sequence[History]) -> str:
+    """The page about `runs` as HTML."""
+    title = f"{', '.join(run.name for run in runs)} · fedelta report"
+    return render("report.html", {"title": title, "sections": list(_sections(runs))})
 
 
 def measure_figure(runs: Sequence[Path]) -> Figure:
@@ -68,22 +62,20 @@ def measure_figure(runs: Sequence[Path]) -> Figure:
     return plots.measure_figure(read_histories(runs))
 
 
-def _partitions(runs: Sequence[History]) -> list[tuple[Partition, list[str]]]:
-    """Each different partition by class once, with the names of the runs that share it."""
-    found: list[tuple[Partition, list[str]]] = []
-    for run in runs:
-        if run.partition is None or not run.partition.class_names:
-            continue
-        names = next((names for partition, names in found if partition == run.partition), None)
-        if names is None:
-            found.append((run.partition, [run.name]))
-        else:
-            names.append(run.name)
-    return found
-
-
-def _version() -> str:
-    try:
-        return metadata.version("fedelta")
-    except metadata.PackageNotFoundError:
-        return ""
+def _sections(runs: Sequence[History]) -> Iterator[Section]:
+    """The sections that the runs have something for, in their order on the page."""
+    several = len(runs) > 1
+    sections: list[Section | None] = [
+        side_by_side(runs) if several else headline(runs[0]),
+        misfits(runs),
+        results(runs),
+        measure_section.section(runs),
+        exit_section.section(runs),
+        *(personal_section.section(run, titled=several) for run in runs),
+        *(layer_section.section(run, f"g{index}", titled=several) for index, run in enumerate(runs)),
+        *clients(runs),
+        *(participation(run, f"l{index}", titled=several) for index, run in enumerate(runs)),
+        rejections(runs),
+        *(details(run, titled=several) for run in runs),
+    ]
+    return (section for section in sections if section is not None)

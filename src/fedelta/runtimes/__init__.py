@@ -1,1 +1,1 @@
-"""Where clients run, and how reliable they are there."""
+"""Settings of the simulation, and a runtime that loses clients."""

@@ -1,7 +1,7 @@
-"""Clients that cannot be reached, vanish, or are too slow: section `[stability]` of a simulation.
+"""Section `[stability]`: simulated clients that cannot be reached, vanish, or are too slow.
 
-Who is lost in a round, and how fast a client is, are streams of the seed: the same in every run, whatever else the
-runtime does. Time is simulated. A lost client is not trained, so instability costs nothing.
+Which clients are lost in a round, and how fast each client is, are drawn from streams of the seed, so every run has the
+same. Time is simulated and not spent. A lost client is not trained, so instability makes a simulation no slower.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from fedelta.strategies.base import RoundPlan
 
 
 class Stability(Settings):
-    """How unreliable the clients of a simulation are; by default they are not.
+    """How unreliable the clients of a simulation are; by default all are reliable.
 
     Args:
-        dropout_fraction: probability with which a client of the cohort cannot be reached in a round; no bytes flow.
-        vanish_fraction: probability with which one that was reached never replies; its download has been sent.
-        examples_per_second: speed of the median client in training; None: no time is simulated.
-        speed_spread: standard deviation of the logarithm of the clients' speeds; each has one for the whole run.
-        megabits_per_second: of every client's link; the upload is taken to be as long as the download. None: no
-            time for transfers.
-        deadline_seconds: replies that take longer are lost, and a round lasts no longer than this.
+        dropout_fraction: probability that a client of the cohort cannot be reached in a round; nothing is sent to it.
+        vanish_fraction: probability that a client that was reached does not reply; its download was sent.
+        examples_per_second: training speed of the median client; None: training takes no simulated time.
+        speed_spread: standard deviation of the logarithm of the clients' speeds; a client's speed is constant.
+        megabits_per_second: speed of every client's link. Uploads are assumed to be as long as downloads. None:
+            transfers take no simulated time.
+        deadline_seconds: replies that take longer are lost, so no round lasts longer; None for no deadline.
     """
 
     dropout_fraction: float = Field(default=0.0, ge=0, lt=1)
@@ -56,15 +56,15 @@ class Stability(Settings):
 
 @dataclass(frozen=True)
 class Unstable:
-    """A runtime that loses some of the clients of another one.
+    """A runtime that wraps another one and loses some of its clients.
 
     Args:
         runtime: runs the clients that are not lost.
-        stability: how many are lost.
-        client: how much work a client has.
-        num_examples: client id to the size of its data.
+        stability: how often clients are lost, and how long they take.
+        client: settings of local training, for the work per round.
+        num_examples: client id to the number of its training examples.
         seed: of the run.
-        workloads: client id to the share of the model that it runs; 1 where it is not named.
+        workloads: client id to the share of the model that it runs; 1 for a client that is not listed.
     """
 
     runtime: Runtime
@@ -75,7 +75,7 @@ class Unstable:
     workloads: Mapping[int, float] = field(default_factory=dict)
 
     def run(self, plan: RoundPlan, payloads: Mapping[int, bytes]) -> Iterator[Reply]:
-        """See `Runtime.run`; a lost client gives a reply that says why."""
+        """See `Runtime.run`; a lost client gives a reply with a fault."""
         reached: dict[int, bytes] = {}
         for client_id, payload in payloads.items():
             lost = self._lost(plan.round, client_id, len(payload))
@@ -103,7 +103,7 @@ class Unstable:
         self.runtime.restore(folder, mark)
 
     def seconds(self, client_id: int, payload_bytes: int) -> float:
-        """Simulated time of a client's round: download, training and upload."""
+        """The simulated seconds of a client's round: download, training and upload."""
         settings, total = self.stability, 0.0
         if settings.examples_per_second is not None:
             deviation = float(torch.randn((), generator=stream(self.seed, "speed", client_id)))
@@ -121,8 +121,8 @@ class Unstable:
         if drop < settings.dropout_fraction:
             return Reply(client_id, 0, b"", fault=Fault("could not be reached", "dropped out", reached=False))
         if vanish < settings.vanish_fraction:
-            # Nobody knows that it is gone: the round waits until the deadline, where there is one.
-            fault = Fault("was reached and never replied", "vanished")
+            # The server cannot know that the client is gone and waits until the deadline, if there is one.
+            fault = Fault("was reached but did not reply", "vanished")
             return Reply(client_id, 0, b"", fault=fault, simulated_seconds=deadline)
         if deadline is None or (seconds := self.seconds(client_id, payload_bytes)) <= deadline:
             return None

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 _MAX_DEPTH = 16  # twice of what any section has
 _MAX_BITS = 63  # TOML 1.0: 64 bits, one of them the sign
 _NUM_SHOWN = 40
+_NO_SETTINGS = "{} is a plain class, expected one derived from `fedelta.Settings`"
 # Any, in this package: values of a TOML table before they are checked, and type annotations as objects.
 Table = dict[str, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Context:
 class Settings(BaseModel):
     """A frozen, strictly checked value; subclasses are final."""
 
-    # The union of what one `name` in this setting's table stands for, where it stands for several of its fields.
+    # The annotation of what one `name` in this setting's table stands for, where it stands for several of its fields.
     shorthand: ClassVar[Any] = None
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
@@ -63,9 +65,31 @@ class Settings(BaseModel):
         return []
 
 
+def as_settings(value: object) -> Settings:
+    """`value`, of which only the protocol is known, as the settings that it is: whatever a configuration chose is one.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(value, Settings):
+        raise TypeError(_NO_SETTINGS.format(type(value).__name__))
+    return value
+
+
+def changed(value: T, update: Mapping[str, object]) -> T:
+    """A copy of settings of which only the protocol is known, with other values of some fields, which are not checked.
+
+    Raises:
+        TypeError: `value` is no settings.
+    """
+    if isinstance(value, Settings):
+        return value.model_copy(update=update)
+    raise TypeError(_NO_SETTINGS.format(type(value).__name__))
+
+
 def problems_of(context: Context) -> list[str]:
     """The problems of every setting in a configuration, those inside of others too."""
-    settings = (setting for section in context.sections.values() for setting in _settings_in(section))
+    settings = (setting for section in context.sections.values() for setting in settings_in(section))
     return [problem for setting in settings for problem in setting.problems(context)]
 
 
@@ -92,15 +116,15 @@ def out_of_bounds(table: Table) -> list[str]:
     return problems
 
 
-def _settings_in(value: object) -> Iterator[Settings]:
+def settings_in(value: object) -> Iterator[Settings]:
     """The setting that `value` is, and all that its fields hold."""
     if isinstance(value, Settings):
         yield value
         for field in type(value).model_fields:
-            yield from _settings_in(getattr(value, field))
+            yield from settings_in(getattr(value, field))
     elif isinstance(value, tuple):
         for item in value:
-            yield from _settings_in(item)
+            yield from settings_in(item)
 
 
 def without_none(value: Any) -> Any:

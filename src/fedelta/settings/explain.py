@@ -12,6 +12,8 @@ from typing import Annotated, Any, TypeGuard, get_args, get_origin
 from pydantic_core import ErrorDetails
 
 from fedelta.settings.base import Settings
+from fedelta.settings.loading import INSTALLED
+from fedelta.settings.registry import Chosen, names_of
 
 _NUM_SHOWN = 200  # characters of a value
 
@@ -28,20 +30,20 @@ def explain(errors: Iterable[ErrorDetails], section: str, value: object, root: t
     explained: dict[str, str] = {}
     for error in errors:
         path, parent, annotation = _locate(section, value, error["loc"], root)
-        kind, given, details = error["type"], error["input"], error.get("ctx", {})
+        kind, given = error["type"], error["input"]
         expectation = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
         if kind == "extra_forbidden":
             explained[path] = unknown_key(path.rpartition(".")[2], path.rpartition(".")[0], parent)
         elif kind == "missing":
             explained[path] = f"`{path}` is missing"
-        elif kind == "union_tag_not_found":
-            explained[path] = f"`{path}.name` is missing, expected one of {', '.join(members(annotation))}"
-        elif kind == "union_tag_invalid":
-            explained[path] = _unknown_choice(f"{path}.name", details["tag"], members(annotation), root)
-        elif kind == "value_error":
+        elif kind == "no_name":
+            explained[path] = f"`{path}.name` is missing, expected one of {', '.join(names_in(annotation))}"
+        elif kind == "unknown_name":
+            explained[path] = _unknown_choice(f"{path}.name", given["name"], names_in(annotation), root)
+        elif kind in ("value_error", "unregistered"):
             explained[path] = f"`{path}`: {expectation}"
-        elif kind in ("model_attributes_type", "model_type"):
-            explained[path] = _bare_value(path, given, list(members(annotation)))
+        elif kind in ("no_table", "model_type"):
+            explained[path] = _bare_value(path, given, names_in(annotation))
         elif path not in explained:
             explained[path] = f"`{path}` is {_shortened(given)}, expected: {expectation}"
         elif expectation not in explained[path]:
@@ -68,54 +70,77 @@ def named_choices(root: type[Settings]) -> dict[str, list[str]]:
     return dict(_named_choices(root, ""))
 
 
-def members(annotation: Any) -> dict[str, type[Settings]]:
-    """Name to class of a union of settings, or of one that has a name; nothing for any other annotation."""
-    kinds = settings_of(annotation)
-    if len(kinds) == 1 and kinds[0].shorthand is not None:
-        return members(kinds[0].shorthand)
-    named = [kind for kind in kinds if "name" in kind.model_fields]
-    return {name: kind for kind in named for name in get_args(kind.model_fields["name"].annotation)}
+def names_in(annotation: Any) -> list[str]:
+    """The names that a field of this annotation can choose from; none where its value has no name."""
+    if (chosen := chosen_in(annotation)) is not None:
+        return chosen.names
+    return [] if not is_settings(annotation) else list(names_of(annotation))
 
 
-def settings_of(annotation: Any) -> list[type[Settings]]:
-    """The classes of settings that a field of this annotation may hold; not those inside of a tuple."""
+def settings_in(annotation: Any, name: object = None) -> type[Settings] | None:
+    """The class of settings that such a field holds: the one that is called `name`, where a name picks it."""
+    if (chosen := chosen_in(annotation)) is not None:
+        return chosen.get(name)
+    return annotation if is_settings(annotation) else None
+
+
+def chosen_in(annotation: Any) -> Chosen | None:
+    """What says that a name picks the class; None where none does."""
+    if is_settings(annotation):
+        return None if annotation.shorthand is None else chosen_in(annotation.shorthand)
     if get_origin(annotation) is Annotated:
-        return settings_of(get_args(annotation)[0])
-    kinds = get_args(annotation) or (annotation,)
-    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Settings)]
+        return next((mark for mark in get_args(annotation)[1:] if isinstance(mark, Chosen)), None)
+    return None
+
+
+def annotation_of(owner: type[Settings], key: str) -> Any:
+    """The annotation of a field, with all that is said beside its type; None where there is no such field."""
+    field = owner.model_fields.get(key)
+    if field is None:
+        return None
+    return Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
 
 
 def _named_choices(owner: type[Settings], prefix: str) -> Iterator[tuple[str, list[str]]]:
-    for key, field in owner.model_fields.items():
-        if kinds := members(field.annotation):
-            yield f"{prefix}{key}.name", list(kinds)
-        for kind in settings_of(field.annotation):
+    for key in owner.model_fields:
+        annotation = annotation_of(owner, key)
+        if names := names_in(annotation):
+            yield f"{prefix}{key}.name", names
+        for kind in _all_settings_in(annotation):
             yield from _named_choices(kind, f"{prefix}{key}.")
+
+
+def _all_settings_in(annotation: Any) -> list[type[Settings]]:
+    """The classes of settings that a field of this annotation may hold; not those inside of a tuple."""
+    if is_settings(annotation):
+        return [annotation]
+    chosen = chosen_in(annotation)
+    return [] if chosen is None else list(dict.fromkeys(chosen.classes.values()))
 
 
 def _locate(
     section: str, value: Any, location: Sequence[str | int], root: type[Settings]
 ) -> tuple[str, type[Settings], Any]:
-    """Dotted path of a pydantic location, the settings around its last part, and that part's annotation.
-
-    Pydantic puts the chosen member of a union into the location; the user never wrote it there.
-    """
+    """Dotted path of a pydantic location, the settings around its last part, and that part's annotation."""
     path, parent = section, root
-    annotation: Any = root.model_fields[section].annotation
+    annotation = annotation_of(root, section)
     for part in location:
-        kinds = members(annotation)
-        if part in kinds:
-            annotation = kinds[str(part)]
-        elif isinstance(value, list) and isinstance(part, int):
+        if isinstance(value, list) and isinstance(part, int):
             path, value, annotation = f"{path}.{part}", value[part], _item(annotation)
         elif isinstance(value, dict) or isinstance(part, int):
-            fields = annotation.model_fields if is_settings(annotation) else {}
-            parent, annotation = annotation, fields[part].annotation if part in fields else None
-            if isinstance(value, dict) and part not in value and members(annotation):
-                continue  # one name stands for several settings (`codec.name`): the user never wrote which
+            # Without a name of its own class the table may be that of one name for several settings (`codec.name`).
+            owner = annotation if is_settings(annotation) else settings_in(annotation, _name_in(value))
+            parent = parent if owner is None else owner
+            annotation = None if owner is None else annotation_of(owner, str(part))
+            if isinstance(value, dict) and part not in value and chosen_in(annotation) is not None:
+                continue  # the user never wrote which of the settings is meant
             path += f".{part}"
             value = value.get(part) if isinstance(value, dict) else None
     return path, parent, annotation
+
+
+def _name_in(value: object) -> object:
+    return value.get("name") if isinstance(value, dict) else None
 
 
 def is_settings(annotation: Any) -> TypeGuard[type[Settings]]:
@@ -144,4 +169,7 @@ def _unknown_choice(path: str, given: object, known: Iterable[str], root: type[S
     elsewhere = [key for key, names in named_choices(root).items() if key != path and given in names]
     advice = f"; did you mean {nearest[0]!r}?" if nearest else ""
     advice = f"; {given!r} is a choice of `{elsewhere[0]}`" if elsewhere else advice
+    if INSTALLED.broken:
+        reasons = "; ".join(f"{label}: {reason}" for label, reason in INSTALLED.broken.items())
+        advice += f"; it may be in an installed plug-in that cannot be used: {reasons}"
     return f"`{path}` is {given!r}, expected one of {', '.join(known)}{advice}"

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fedelta.settings.base import Settings, Table
-from fedelta.settings.explain import is_settings, members
+from fedelta.settings.explain import annotation_of, is_settings, settings_in
 
 
 def override(table: Table, overrides: Iterable[str], root: type[Settings]) -> list[str]:
@@ -82,13 +82,11 @@ def _annotation(parents: Sequence[str], root: type[Settings]) -> Any:
     """What may stand at a dotted place; None where there is no such place."""
     annotation: Any = root
     for parent in parents:
-        fields = annotation.model_fields if is_settings(annotation) else {}
-        annotation = fields[parent].annotation if parent in fields else None
+        annotation = annotation_of(annotation, parent) if is_settings(annotation) else None
     return annotation
 
 
 def _fields_of(annotation: Any, name: object) -> set[str]:
-    """Fields of the member `name` of a union, of several that are joined by + those of all."""
-    kinds = members(annotation)
-    names = [part.strip() for part in str(name).split("+")]
-    return {field for part in names if part in kinds for field in kinds[part].model_fields}
+    """Fields of the class that `name` picks, of several that are joined by + those of all."""
+    kinds = (settings_in(annotation, part.strip()) for part in str(name).split("+"))
+    return {field for kind in kinds if kind is not None for field in kind.model_fields}

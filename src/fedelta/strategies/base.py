@@ -1,8 +1,8 @@
-"""What a strategy is: it plans rounds and combines the deltas that come back.
+"""The protocols of a strategy, which plans rounds and combines the deltas of clients, and of its client side.
 
-A strategy is a frozen value; whatever it remembers between rounds is a `State` that it returns and gets back,
-so that a checkpoint holds it and a resumed run continues with the same bits. A local rule is the client's side
-of an algorithm: it corrects the gradient of a step.
+A strategy is a frozen value. What it needs from round to round is a `State`, which it returns and gets back, so that a
+checkpoint holds all of it and a resumed run continues with the same bits. The client's side is a `LocalRule`, which
+corrects the gradient of a step, or a `Steering`, which also keeps and sends tensors of the client.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class RoundPlan:
-    """Who takes part in a round and which tensors travel, by client id.
+    """Which clients take part in a round, and which tensors travel to and from each.
 
-    A tensor that does not go down is the one that the client has kept from the round before; one that does not come up
-    stays with it, as long as it is in the cohort.
+    For a tensor that is not in its download the client uses the value that it kept from the previous round. A tensor
+    that is not in its upload stays with the client as long as the client is in every cohort.
 
     Args:
         round: number of the round, from 1.
-        download: client id to the names of the tensors that go down to it.
-        upload: client id to the names of the tensors that must come up from it; the keys are the cohort.
-        num_clients: of the whole federation, N; the cohort is drawn from them.
-        num_holders: name of a tensor to how many of them hold it; None: all hold all.
+        download: client id to the names of the tensors that it gets.
+        upload: client id to the names of the tensors that it must send; the keys are the cohort.
+        num_clients: N, the number of clients from which the cohort is drawn.
+        num_holders: name of a tensor to the number of clients that hold it; None: all clients hold all tensors.
     """
 
     round: int
@@ -50,21 +50,30 @@ class RoundPlan:
 def uniform(
     clients_per_round: int, round: int, client_ids: Sequence[int], spec: ParamSpec, generator: Generator
 ) -> RoundPlan:
-    """A uniform cohort, drawn without replacement; every shared tensor goes down and comes up."""
+    """A plan with a cohort drawn uniformly without replacement; every shared tensor travels both ways.
+
+    Args:
+        clients_per_round: size of the cohort.
+        round: number of the round, from 1.
+        client_ids: clients to draw from.
+        spec: what can travel.
+        generator: draws the cohort.
+    """
     order = torch.randperm(len(client_ids), generator=generator).tolist()
     cohort = sorted(client_ids[index] for index in order[:clients_per_round])
-    everything = dict.fromkeys(cohort, spec.shared)
-    return RoundPlan(round, download=everything, upload=everything, num_clients=len(client_ids))
+    names_of = dict.fromkeys(cohort, spec.shared)
+    return RoundPlan(round, download=names_of, upload=names_of, num_clients=len(client_ids))
 
 
 @dataclass(frozen=True)
-class Combined:
-    """What the accepted replies of a round came to.
+class CombinedUpdates:
+    """The accepted replies of a round, combined by the aggregation.
 
     Args:
-        mean: what the aggregation made of the deltas of what is trained: float64, each over the clients that sent it.
-        client_ids: whose replies they were, ascending.
-        updates: the single updates, ascending, for a strategy that reads each; none for the others.
+        mean: combined deltas of the trained tensors, float64, each over the clients that sent it; a tensor that too few
+            clients sent is absent.
+        client_ids: ids of the accepted clients, ascending.
+        updates: the single updates, by ascending client id, if the strategy reads "each"; else empty.
     """
 
     mean: Params
@@ -73,48 +82,48 @@ class Combined:
 
 
 class Steering(Protocol):
-    """The client's side of a strategy: what it remembers between rounds, and how that steers its local steps."""
+    """The client's side of a strategy: tensors that a client keeps and sends, and how they correct its steps."""
 
     def extend(self, spec: ParamSpec) -> ParamSpec:
-        """`spec`, and behind it what travels beside the tensors of the model."""
+        """`spec`, followed by the tensors that travel in addition to those of the model."""
 
     def start(self, spec: ParamSpec) -> Params:
-        """What a client remembers before its first round, for the `spec` of the model."""
+        """What a client remembers before its first round; `spec` is that of the model."""
 
     def offset(self, received: Params, remembered: Params) -> Params:
         """What is added to the gradient in every local step, by name of the model's tensors."""
 
     def beside(self, received: Params, delta: Params, step_length: float) -> Params:
-        """What is sent beside `delta`.
+        """What the client sends in addition to `delta`.
 
         Args:
             received: the decoded download.
             delta: local minus anchor.
-            step_length: learning rate times effective steps, so that `-delta / step_length` is the mean gradient.
+            step_length: learning rate times effective steps; `-delta / step_length` is the mean gradient.
         """
 
     def remember(self, remembered: Params, sent: Params) -> Params:
-        """What is remembered once the reply was accepted; `sent` as the server decoded it."""
+        """What the client remembers once its reply is accepted; `sent` is the upload as the server decodes it."""
 
 
 class Strategy(Protocol):
-    """How cohorts are drawn, what travels, and how deltas are combined."""
+    """Draws cohorts, decides what travels, and combines deltas."""
 
     @property
     def name(self) -> str:
-        """What configurations call it."""
+        """Its name in configurations."""
 
     @property
     def steering(self) -> Steering | None:
-        """What clients remember for this strategy, and what they do with it; None: nothing."""
+        """The client's side of the strategy; None if clients keep nothing for it."""
 
     @property
     def mean(self) -> Aggregation:
-        """How deltas become one."""
+        """Combines the deltas of a round into one."""
 
     @property
     def reads(self) -> Reads:
-        """What `update` looks at: the mean alone ("sum"), or the single updates too ("each")."""
+        """What `update` needs: "sum" for the mean only, "each" for the single updates too."""
 
     @property
     def num_rounds(self) -> int:
@@ -130,33 +139,33 @@ class Strategy(Protocol):
 
     @property
     def max_examples(self) -> int:
-        """The most examples that count of what a client claims to have."""
+        """Upper limit of a client's weight, whatever number of examples it claims."""
 
     @property
     def local_steps(self) -> int | None:
-        """Local steps of a round, where the strategy says it; None: the section `[client]` does."""
+        """Local steps per round, if the strategy sets them; None: section `[client]` does."""
 
     @property
     def logged(self) -> tuple[str, ...]:
-        """Names of the tensors of the state that are written down after each round; one number a group."""
+        """Names of the state tensors that are recorded after each round, with one number per group."""
 
     @property
     def layerwise(self) -> bool:
-        """Whether it gains by letting groups travel at different times, and so nothing where there is one group."""
+        """Whether groups travel at different times, which saves nothing if only one group is tuned."""
 
     def within(
         self, budget_bytes: float, spec: ParamSpec, num_clients: int, exchange_bytes: Callable[[tuple[str, ...]], int]
     ) -> Strategy:
-        """The strategy with what it plans by a budget for the whole run.
+        """The strategy, adapted to a byte budget for the whole run; itself if it does not plan by budget.
 
         Args:
-            budget_bytes: of all payloads.
+            budget_bytes: upper limit for the sum of all payloads.
             spec: what is tuned.
-            num_clients: of the federation.
-            exchange_bytes: names of tensors of `spec` to the bytes of a download and an upload that hold them.
+            num_clients: number of clients of the federation.
+            exchange_bytes: gives the bytes of one download and one upload of the tensors with these names.
 
         Raises:
-            ConfigError: it cannot keep to the budget.
+            ConfigError: no plan keeps to the budget.
         """
 
     def init(self, params: Params, spec: ParamSpec) -> State:
@@ -165,22 +174,22 @@ class Strategy(Protocol):
     def plan(
         self, state: State, round: int, client_ids: Sequence[int], spec: ParamSpec, generator: Generator
     ) -> RoundPlan:
-        """Who takes part in `round` and which tensors travel."""
+        """The plan of `round`; `generator` draws the cohort."""
 
     def update(
-        self, state: State, params: Params, plan: RoundPlan, combined: Combined, spec: ParamSpec
+        self, state: State, params: Params, plan: RoundPlan, combined: CombinedUpdates, spec: ParamSpec
     ) -> tuple[Params, State]:
-        """The next server params and state; inputs are not changed.
+        """The server params and the state after the round; must not change its arguments.
 
-        Statistics are not among the deltas: the round loop takes their mean.
+        `combined` holds no statistics of norms: the round loop averages them.
         """
 
 
 class LocalRule(Protocol):
     """A correction of the gradient in every local step, on stacked lanes.
 
-    Shapes: K lanes, P tuned scalars.
+    Shapes: K lanes, P trained scalars.
     """
 
     def correct(self, grads_KP: Tensor, values_KP: Tensor, anchors_KP: Tensor) -> None:
-        """Changes `grads_KP` in place, before the optimizer sees it."""
+        """Changes `grads_KP` in place; called before the optimizer's step."""

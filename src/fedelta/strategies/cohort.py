@@ -1,32 +1,38 @@
-"""What every strategy has in common: how long the run is, whom a round asks, and where a state begins."""
+"""The settings that all strategies share: length of the run, size of a cohort, and which replies count."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 import torch
 from pydantic import Field
 
-from fedelta.aggregation.base import Reads
+from fedelta.aggregation.base import Aggregation, Reads
+from fedelta.catalog import MEANS
 from fedelta.params import Params, ParamSpec
 from fedelta.settings import Context, Settings
+from fedelta.settings.registry import Chosen
 from fedelta.strategies.base import State, Steering
+
+# The annotation of a strategy's `mean`.
+ChosenMean = Annotated[Aggregation, Chosen(MEANS)]
 
 
 class Rounds(Settings):
-    """Fields of every strategy, without behaviour; see `Strategy` for the rest.
+    """The fields of every strategy, with defaults for the optional members of `Strategy`.
 
     Args:
-        clients_per_round: size of the cohort, M, drawn uniformly without replacement.
+        clients_per_round: M, the size of the cohort, drawn uniformly without replacement.
         num_rounds: length of the run.
         min_replies: fewest usable replies with which a round counts.
-        max_examples: a client that claims more has the weight of so many: a number that the server cannot check.
+        max_examples: upper limit of a client's weight in the mean. The server cannot check how many examples a client
+            has.
     """
 
     clients_per_round: int = Field(default=8, ge=1)  # FedPEFT's headline setting: 8 of 64
     num_rounds: int = Field(default=50, ge=1)  # FedPEFT
-    min_replies: int = Field(default=1, ge=1)  # our choice: a round counts if anyone answers
+    min_replies: int = Field(default=1, ge=1)  # our choice: a round counts if one client answers
     max_examples: int = Field(default=1_000_000, ge=1)  # our choice: far more than a client of the papers has
     logged: ClassVar[tuple[str, ...]] = ()
     reads: ClassVar[Reads] = "sum"
@@ -35,22 +41,22 @@ class Rounds(Settings):
 
     @property
     def local_steps(self) -> int | None:
-        """None: the section `[client]` says it."""
+        """None: section `[client]` sets the number of steps."""
         return None
 
     def within(
         self, budget_bytes: float, spec: ParamSpec, num_clients: int, exchange_bytes: Callable[[tuple[str, ...]], int]
     ) -> Self:
-        """The same: nothing is planned by the budget."""
+        """Itself: most strategies do not plan by a budget."""
         return self
 
     def problems(self, context: Context) -> list[str]:
-        """See `cohort_problems`."""
+        """Reports cohorts of an impossible size; see `cohort_problems`."""
         return cohort_problems(self, context)
 
 
 def cohort_problems(rounds: Rounds, context: Context) -> list[str]:
-    """Why cohorts of this size cannot be had."""
+    """Problems with the size of a cohort: more clients than there are, or fewer than `min_replies`."""
     problems = []
     num_clients = context.get("partition.num_clients")
     if num_clients is not None and rounds.clients_per_round > num_clients:
@@ -67,7 +73,7 @@ def cohort_problems(rounds: Rounds, context: Context) -> list[str]:
 
 
 def filled(params: Params, spec: ParamSpec, name: str, value: float = 0.0) -> State:
-    """`name/TENSOR` for each tensor that is trained and travels: its shape, float64, all `value`."""
+    """A state tensor `name/TENSOR` for each tensor that is trained and travels: same shape, float64, all `value`."""
     return {
         f"{name}/{tensor}": torch.full_like(params[tensor], value, dtype=torch.float64)
         for tensor in spec.shared

@@ -1,10 +1,10 @@
-"""FedAvg: the mean of the clients' deltas, weighted by their number of examples; with momentum FedAvgM.
+"""FedAvg: the mean of the clients' deltas, weighted by their number of examples; FedAvgM adds server momentum.
 
-    v_t     = momentum v_{t-1} + sum_i (n_i / n) delta_i
-    w_{t+1} = w_t + server_lr v_t
+    v_t     = beta v_{t-1} + sum_i (n_i / n) delta_i,    beta = momentum
+    w_{t+1} = w_t + eta v_t,                             eta = server_lr
 
-With momentum 0 and server_lr 1 this is the average of the clients' models (when every download is exact). Each
-tensor is averaged over the clients that sent it.
+With beta = 0 and eta = 1 this is the average of the clients' models (if the codec of downloads is exact). Each tensor
+is averaged over the clients that sent it.
 
 Source: McMahan et al. 2017 (FedAvg, arXiv 1602.05629), Algorithm 1; the server learning rate as in Reddi et
 al. 2021 (arXiv 2003.00295), Algorithm 1; the momentum of Hsu et al. 2019 (arXiv 1909.06335), section 4.3.
@@ -19,38 +19,37 @@ from pydantic import Field
 from torch import Generator
 
 from fedelta.aggregation.means import Weighted
-from fedelta.aggregation.table import AnyMean
 from fedelta.params import Params, ParamSpec, add
-from fedelta.strategies.base import Combined, RoundPlan, State, uniform
-from fedelta.strategies.cohort import Rounds, filled
+from fedelta.strategies.base import CombinedUpdates, RoundPlan, State, uniform
+from fedelta.strategies.cohort import ChosenMean, Rounds, filled
 
 
 class FedAvg(Rounds):
-    """Uniform cohorts, everything travels, weighted mean.
+    """Adds the mean delta to the server params; every tensor travels in every round.
 
     Args:
-        mean: how the deltas of a round become one.
-        server_lr: factor of the mean delta.
+        mean: combines the deltas of a round.
+        server_lr: eta, factor of the mean delta.
     """
 
     name: Literal["fedavg"] = "fedavg"
-    mean: AnyMean = Field(default=Weighted(), discriminator="name")
+    mean: ChosenMean = Weighted()
     server_lr: float = Field(default=1.0, gt=0)  # McMahan et al.: the plain mean
 
     def init(self, params: Params, spec: ParamSpec) -> State:
-        """Nothing to remember."""
+        """An empty state."""
         return {}
 
     def plan(
         self, state: State, round: int, client_ids: Sequence[int], spec: ParamSpec, generator: Generator
     ) -> RoundPlan:
-        """A uniform cohort; every shared tensor goes down and comes up."""
+        """A uniform cohort; every shared tensor travels both ways."""
         return uniform(self.clients_per_round, round, client_ids, spec, generator)
 
     def update(
-        self, state: State, params: Params, plan: RoundPlan, combined: Combined, spec: ParamSpec
+        self, state: State, params: Params, plan: RoundPlan, combined: CombinedUpdates, spec: ParamSpec
     ) -> tuple[Params, State]:
-        """The equation of the module docstring, without momentum."""
+        """w_{t+1} of the module docstring, with beta = 0."""
         return add(params, combined.mean, self.server_lr), state
 
 
@@ -58,30 +57,30 @@ class FedAvgM(Rounds):
     """FedAvg with momentum on the server.
 
     Args:
-        mean: how the deltas of a round become one.
-        server_lr: factor of the velocity.
-        momentum: share of the velocity that stays from round to round; 0 is FedAvg.
+        mean: combines the deltas of a round.
+        server_lr: eta, factor of the velocity.
+        momentum: beta, share of the velocity that is kept from round to round; 0 is FedAvg.
     """
 
     name: Literal["fedavgm"] = "fedavgm"
-    mean: AnyMean = Field(default=Weighted(), discriminator="name")
+    mean: ChosenMean = Weighted()
     server_lr: float = Field(default=1.0, gt=0)  # Hsu et al.
     momentum: float = Field(default=0.9, ge=0, lt=1)  # Hsu et al.: 0.9 and more; Reddi et al. 0.9
 
     def init(self, params: Params, spec: ParamSpec) -> State:
-        """A velocity of zero for everything that is trained and travels."""
+        """A velocity of zero for every tensor that is trained and travels."""
         return filled(params, spec, "velocity")
 
     def plan(
         self, state: State, round: int, client_ids: Sequence[int], spec: ParamSpec, generator: Generator
     ) -> RoundPlan:
-        """A uniform cohort; every shared tensor goes down and comes up."""
+        """A uniform cohort; every shared tensor travels both ways."""
         return uniform(self.clients_per_round, round, client_ids, spec, generator)
 
     def update(
-        self, state: State, params: Params, plan: RoundPlan, combined: Combined, spec: ParamSpec
+        self, state: State, params: Params, plan: RoundPlan, combined: CombinedUpdates, spec: ParamSpec
     ) -> tuple[Params, State]:
-        """The equation of the module docstring; a tensor that nobody sent keeps its velocity."""
+        """The equations of the module docstring; a tensor that no client sent keeps its velocity."""
         velocity = {name: self.momentum * state[f"velocity/{name}"] + mean for name, mean in combined.mean.items()}
         moved = add(params, velocity, self.server_lr)
         return moved, state | {f"velocity/{name}": tensor for name, tensor in velocity.items()}

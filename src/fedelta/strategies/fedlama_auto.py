@@ -1,15 +1,16 @@
-"""FedLAMA with intervals of its own for every group, as long as a budget of traffic or of discrepancy allows.
+"""FedLAMA with any divisor of phi as the interval of a group, chosen to fit a budget of traffic or of discrepancy.
 
-FedLAMA knows two intervals, and its authors leave the best one for each layer open. Here a group may have every divisor
-of phi. With d_l the discrepancy that a group gathers per step and scalar (Eq. 2), interval a costs dim_l / a of traffic
-a round and leaves d_l dim_l a tau of discrepancy: going from a to the next divisor b costs
+FedLAMA has two intervals only; its authors leave the best interval of each layer as an open question. Let d_l be the
+discrepancy that group l gathers per step and scalar (Eq. 2). With interval a the group sends dim(u_l) / a scalars per
+round and gathers a discrepancy of d_l dim(u_l) a tau. A step from a to the next divisor b therefore costs
 
-    d_l dim_l (b - a) / (dim_l / a - dim_l / b) = d_l a b
+    d_l dim(u_l) (b - a) / (dim(u_l) / a - dim(u_l) / b) = d_l a b
 
-of discrepancy for each scalar that is saved. Beginning with 1 everywhere, the cheapest step of all groups is taken
-again and again, until the budget is met. Discrepancy is convex in traffic, so that no other choice with as much traffic
-has less of it. A budget of traffic is for the whole run: what one window has saved, the next ones may spend. A group of
-which no discrepancy is known yet counts as the one that has most; while none is known, intervals stay as they are.
+of discrepancy per scalar saved. All intervals start at 1, and the cheapest step of all groups is taken until the budget
+is met. Discrepancy is convex in traffic, so no other choice with the same traffic has a smaller discrepancy.
+
+A traffic budget is for the whole run: what one window saves, later windows may spend. A group whose discrepancy is
+still unknown is assumed to have the largest one; while none is known, intervals do not change.
 
 Source: our own, after Lee et al. 2023 (FedLAMA, arXiv 2110.10302), Algorithm 1 and Eq. 2.
 """
@@ -28,16 +29,17 @@ from fedelta.errors import ConfigError
 from fedelta.params import Params, ParamSpec
 from fedelta.settings import Context
 from fedelta.strategies import windows
-from fedelta.strategies.base import Combined, RoundPlan, State
+from fedelta.strategies.base import CombinedUpdates, RoundPlan, State
 from fedelta.strategies.windows import Windows, window_problems
 
 
 class FedLamaAuto(Windows):
-    """Intervals from a budget; give one of `share` and `tolerance`, or `byte_budget_mib` beside the sections.
+    """Chooses intervals by a budget, which is `share`, `tolerance` or the top-level key `byte_budget_mib`.
 
     Args:
-        share: traffic of the run as a share of FedAvg(tau)'s, from `least_share` to 1.
-        tolerance: how much larger the discrepancy summed over the groups may be than that of FedAvg(tau); 1 is twice.
+        share: traffic of the run relative to FedAvg(tau), from `least_share` to 1.
+        tolerance: by how much the discrepancy, summed over groups, may exceed that of FedAvg(tau), relative to it; 1
+            allows twice as much.
     """
 
     name: Literal["fedlama-auto"] = "fedlama-auto"
@@ -58,16 +60,16 @@ class FedLamaAuto(Windows):
 
     @property
     def least_share(self) -> float:
-        """Traffic of a run in which every group travels as seldom as it can; 1 / `phi` where all windows are whole."""
+        """The share of a run in which every group has interval `phi`; 1 / `phi` if `num_rounds` is a multiple of it."""
         return -(-self.num_rounds // self.phi) / self.num_rounds
 
     @property
     def has_budget(self) -> bool:
-        """Whether it says itself how much may be sent."""
+        """Whether `share` or `tolerance` is set."""
         return self.share is not None or self.tolerance is not None
 
     def problems(self, context: Context) -> list[str]:
-        """Those of every strategy in windows, and that there is no budget."""
+        """Reports the problems of all windowed strategies, and a missing budget."""
         problems = window_problems(self, context)
         if not self.has_budget and "byte_budget_mib" in context and context.get("byte_budget_mib") is None:
             problems.append(
@@ -79,92 +81,92 @@ class FedLamaAuto(Windows):
     def within(
         self, budget_bytes: float, spec: ParamSpec, num_clients: int, exchange_bytes: Callable[[tuple[str, ...]], int]
     ) -> Self:
-        """With the budget as its `share`, unless it has one of its own; see `Strategy.within`."""
+        """A copy with the byte budget as its `share`, unless `share` or `tolerance` is set; see `Strategy.within`."""
         if self.has_budget:
             return self
         num_exchanges = min(self.clients_per_round, num_clients) * self.num_rounds
-        headers, everything = (num_exchanges * exchange_bytes(names) for names in ((), spec.shared))
-        least = headers + self.least_share * (everything - headers)
-        if budget_bytes < least:
+        header_bytes, full_bytes = (num_exchanges * exchange_bytes(names) for names in ((), spec.shared))
+        min_bytes = header_bytes + self.least_share * (full_bytes - header_bytes)
+        if budget_bytes < min_bytes:
             problem = (
-                f"`byte_budget_mib` is {budget_bytes / 2**20:g}, expected at least {least / 2**20:.3g}: every group "
-                f"travels in every `phi`-th round and in the last"
+                f"`byte_budget_mib` is {budget_bytes / 2**20:g}, expected at least {min_bytes / 2**20:.3g}: "
+                f"every group travels in every `phi`-th round and in the last"
             )
-            raise ConfigError([problem], hint="raise it or `strategy.phi`, or run fewer rounds.")
-        # Shares count trained scalars, and running statistics ride along: every scalar is taken to be as dear as the
-        # dearest, so that the run cannot reach the budget before its end.
-        dearest = max(
-            (num_exchanges * exchange_bytes(spec.shared_of({group})) - headers) / size
+            raise ConfigError([problem], hint="raise the budget or `strategy.phi`, or run fewer rounds.")
+        # A share counts trained scalars only, but running statistics travel with them, so scalars of some groups cost
+        # more bytes. Counting every scalar at the highest cost keeps the run within the budget to its end.
+        max_bytes_per_scalar = max(
+            (num_exchanges * exchange_bytes(spec.shared_of({group})) - header_bytes) / size
             for group, size in spec.sizes.items()
         )
-        share = (budget_bytes - headers) / (dearest * sum(spec.sizes.values()))
+        share = (budget_bytes - header_bytes) / (max_bytes_per_scalar * sum(spec.sizes.values()))
         return self.model_copy(update={"share": min(1.0, max(self.least_share, share))})
 
     def init(self, params: Params, spec: ParamSpec) -> State:
-        """The shortest interval, the same for all, that keeps to the budget: no discrepancy is known yet."""
-        same = torch.tensor(_divisors(self.phi))
-        shares = windows.num_syncs(self, same, self.num_rounds).double() / self.num_rounds
-        return windows.start(spec, int(same[shares <= (self.share or 1)].min()))
+        """The state before round 1: all groups have the shortest interval that fits the budget."""
+        intervals = torch.tensor(_divisors(self.phi))
+        shares = windows.num_syncs(self, intervals, self.num_rounds).double() / self.num_rounds
+        return windows.start(spec, int(intervals[shares <= (self.share or 1)].min()))
 
     def plan(
         self, state: State, round: int, client_ids: Sequence[int], spec: ParamSpec, generator: Generator
     ) -> RoundPlan:
-        """See windows.py."""
+        """See `windows.plan`."""
         return windows.plan(self, state, round, client_ids, spec=spec, generator=generator)
 
     def update(
-        self, state: State, params: Params, plan: RoundPlan, combined: Combined, spec: ParamSpec
+        self, state: State, params: Params, plan: RoundPlan, combined: CombinedUpdates, spec: ParamSpec
     ) -> tuple[Params, State]:
-        """The mean of what came up; after a window, new intervals."""
+        """Adds the mean deltas; at the end of a window chooses new intervals."""
         params, state = windows.update(self, state, params, plan=plan, combined=combined, spec=spec)
         rounds_left = self.num_rounds - plan.round
-        known = state["num_measured"] > 0
-        if windows.place(self, plan.round).is_last and rounds_left and known.any():
+        measured = state["num_measured"] > 0
+        if windows.place(self, plan.round).is_last and rounds_left and measured.any():
             sizes = torch.tensor(list(spec.sizes.values()))
             choose = self._within_tolerance if self.share is None else self._within_share
-            # Of what nobody knows the worst is assumed.
-            unit = torch.where(known, state["unit_discrepancy"], state["unit_discrepancy"][known].max())
+            # An unknown discrepancy is assumed to be the largest one, so that its group is sent often and measured.
+            unit = torch.where(measured, state["unit_discrepancy"], state["unit_discrepancy"][measured].max())
             state |= {"interval_rounds": choose(state | {"unit_discrepancy": unit}, sizes, rounds_left)}
         return params, state
 
     def _within_tolerance(self, state: State, sizes: Tensor, rounds_left: int) -> Tensor:
-        """The last choice that keeps to `tolerance`."""
-        amounts = state["unit_discrepancy"] * sizes
-        most = (1 + (self.tolerance or 0)) * float(amounts @ torch.ones_like(amounts))
-        choices = lengthened(state["unit_discrepancy"], self.phi)
-        *_, found = takewhile(lambda intervals: float(amounts @ intervals.double()) <= most, choices)
-        return found
+        """The longest intervals [G] whose discrepancy is within `tolerance`."""
+        discrepancies = state["unit_discrepancy"] * sizes
+        limit = (1 + (self.tolerance or 0)) * float(discrepancies @ torch.ones_like(discrepancies))
+        choices = interval_choices(state["unit_discrepancy"], self.phi)
+        *_, chosen = takewhile(lambda intervals: float(discrepancies @ intervals.double()) <= limit, choices)
+        return chosen
 
     def _within_share(self, state: State, sizes: Tensor, rounds_left: int) -> Tensor:
-        """The first choice with which the whole run keeps to `share`, should it stay the last choice."""
-        everything, spent = self.num_rounds * int(sizes.sum()), int(state["num_syncs"] @ sizes)
+        """The shortest intervals [G] with which the run has at most `share`, if they apply to all remaining rounds."""
+        all_scalars, sent_scalars = self.num_rounds * int(sizes.sum()), int(state["num_syncs"] @ sizes)
 
         def share(intervals: Tensor) -> float:
-            return (spent + int(windows.num_syncs(self, intervals, rounds_left) @ sizes)) / everything
+            return (sent_scalars + int(windows.num_syncs(self, intervals, rounds_left) @ sizes)) / all_scalars
 
-        choices = lengthened(state["unit_discrepancy"], self.phi)
-        return next(each for each in choices if share(each) <= (self.share or 1))
+        choices = interval_choices(state["unit_discrepancy"], self.phi)
+        return next(intervals for intervals in choices if share(intervals) <= (self.share or 1))
 
 
-def lengthened(unit_discrepancy: Tensor, phi: int) -> Iterator[Tensor]:
-    """Intervals [G], all 1 at first; then the cheapest step more each time, until all are `phi`.
+def interval_choices(unit_discrepancy: Tensor, phi: int) -> Iterator[Tensor]:
+    """Intervals [G] from all 1 to all `phi`, each with the cheapest step taken from the previous one.
 
-    >>> [each.tolist() for each in lengthened(torch.tensor([1.0, 3.0]), 4)]
+    >>> [intervals.tolist() for intervals in interval_choices(torch.tensor([1.0, 3.0]), 4)]
     [[1, 1], [2, 1], [2, 2], [4, 2], [4, 4]]
 
     Args:
-        unit_discrepancy: [G], Eq. 2.
+        unit_discrepancy: [G], d_l of Eq. 2.
         phi: the longest interval.
     """
     divisors = _divisors(phi)
     intervals = [1] * len(unit_discrepancy)
     yield torch.tensor(intervals)
     units = enumerate(unit_discrepancy.tolist())
-    costs = ((unit * a * b, group, b) for group, unit in units for a, b in pairwise(divisors))
+    costs = ((d * a * b, group, b) for group, d in units for a, b in pairwise(divisors))
     for _, group, interval in sorted(costs):
         intervals[group] = interval
         yield torch.tensor(intervals)
 
 
 def _divisors(number: int) -> list[int]:
-    return [each for each in range(1, number + 1) if number % each == 0]
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]

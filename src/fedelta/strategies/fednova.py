@@ -1,15 +1,17 @@
-"""FedNova: clients that take more steps do not pull the server further than their share.
+"""FedNova: deltas are divided by the number of local steps, so that a client with more steps does not count for more.
 
-    w_{t+1} = w_t + server_lr a sum_i (n_i / n) delta_i / a_i,        a = sum_i (n_i / n) a_i
+    x_{t+1} = x_t + eta tau_eff sum_i p_i delta_i / ||a_i||_1,    tau_eff = sum_i p_i ||a_i||_1,    p_i = n_i / n
 
-a_i is the length of client i's vector of step weights, ||a_i||_1: its number of steps for plain SGD, more with
-momentum (`Sgd.effective_steps`). Clients that all take the same steps make this FedAvg.
+a_i holds the weight of each of client i's gradients in its delta. ||a_i||_1 is the number of steps for plain SGD, and
+larger with momentum (`Sgd.effective_steps`). eta is server_lr, 1 in the paper. If all clients take the same number of
+steps, this is FedAvg.
 
-Differs from the paper in one point: for AdamW, whose steps have no such weights, a_i is the number of steps; what
-weight decay and FedProx add to the weights is left out.
+Differs from the paper: for AdamW, whose steps have no such weights, ||a_i||_1 is the number of steps. The weights that
+weight decay and FedProx would give are left out.
 
-The server works a_i out of the number of examples and section `[client]`; nothing more travels. The mean is the
-weighted one: a robust mean of normalised deltas would still be scaled by what the clients claim.
+The server computes ||a_i||_1 from the number of examples and section `[client]`, so nothing more travels. Only the
+weighted mean is allowed: a robust mean of normalised deltas would still be scaled by tau_eff, which depends on the
+numbers of examples that clients claim.
 
 Source: Wang et al. 2020 (FedNova, arXiv 2007.07481), section 4.
 """
@@ -25,15 +27,15 @@ from torch import Generator
 from fedelta.aggregation.base import Aggregation
 from fedelta.aggregation.means import Normalised
 from fedelta.params import Params, ParamSpec, add
-from fedelta.strategies.base import Combined, RoundPlan, State, uniform
+from fedelta.strategies.base import CombinedUpdates, RoundPlan, State, uniform
 from fedelta.strategies.cohort import Rounds
 
 
 class FedNova(Rounds):
-    """The mean of normalised deltas.
+    """Adds the mean of normalised deltas to the server params.
 
     Args:
-        server_lr: factor of the step.
+        server_lr: eta, factor of the step.
     """
 
     name: Literal["fednova"] = "fednova"
@@ -41,17 +43,17 @@ class FedNova(Rounds):
     mean: ClassVar[Aggregation] = Normalised()
 
     def init(self, params: Params, spec: ParamSpec) -> State:
-        """Nothing to remember."""
+        """An empty state."""
         return {}
 
     def plan(
         self, state: State, round: int, client_ids: Sequence[int], spec: ParamSpec, generator: Generator
     ) -> RoundPlan:
-        """A uniform cohort; every shared tensor goes down and comes up."""
+        """A uniform cohort; every shared tensor travels both ways."""
         return uniform(self.clients_per_round, round, client_ids, spec, generator)
 
     def update(
-        self, state: State, params: Params, plan: RoundPlan, combined: Combined, spec: ParamSpec
+        self, state: State, params: Params, plan: RoundPlan, combined: CombinedUpdates, spec: ParamSpec
     ) -> tuple[Params, State]:
-        """The equation of the module docstring."""
+        """x_{t+1} of the module docstring."""
         return add(params, combined.mean, self.server_lr), state

@@ -1,14 +1,14 @@
-"""FedOpt: the mean delta as a gradient for an adaptive optimizer on the server.
+"""FedOpt: an adaptive optimizer on the server takes the mean delta for its gradient.
 
     Delta_t = mean of the clients' deltas
     m_t     = beta1 m_{t-1} + (1 - beta1) Delta_t
     v_t     = v_{t-1} + Delta_t^2                                              FedAdagrad
             = beta2 v_{t-1} + (1 - beta2) Delta_t^2                            FedAdam
             = v_{t-1} - (1 - beta2) Delta_t^2 sign(v_{t-1} - Delta_t^2)        FedYogi
-    w_{t+1} = w_t + server_lr m_t / (sqrt(v_t) + tau)
+    x_{t+1} = x_t + eta m_t / (sqrt(v_t) + tau),    eta = server_lr
 
-m starts at 0 and v at tau^2, the least that Algorithm 2 allows; as there, nothing is corrected for that start.
-For a large tau and server_lr in proportion this is FedAvg (server momentum alone: `FedAvgM`).
+m starts at 0 and v at tau^2, the least that Algorithm 2 allows, without bias correction, as in the paper. With a large
+tau and eta in proportion to it this becomes FedAvg (server momentum alone is `FedAvgM`).
 
 Source: Reddi et al. 2021 (Adaptive Federated Optimization, arXiv 2003.00295), Algorithm 2.
 """
@@ -22,10 +22,9 @@ from pydantic import Field
 from torch import Generator, Tensor
 
 from fedelta.aggregation.means import Weighted
-from fedelta.aggregation.table import AnyMean
 from fedelta.params import Params, ParamSpec, add
-from fedelta.strategies.base import Combined, RoundPlan, State, uniform
-from fedelta.strategies.cohort import Rounds, filled
+from fedelta.strategies.base import CombinedUpdates, RoundPlan, State, uniform
+from fedelta.strategies.cohort import ChosenMean, Rounds, filled
 
 # Reddi et al.: Figure 2 for the learning rate, near the best of FedAdam on most tasks; section 5 for the others.
 ServerLr = Annotated[float, Field(gt=0)]
@@ -37,112 +36,112 @@ class FedAdagrad(Rounds):
     """Adagrad on the server.
 
     Args:
-        mean: how the deltas of a round become one.
-        server_lr: eta; wants tuning together with the clients' learning rate.
+        mean: combines the deltas of a round.
+        server_lr: eta; tune it together with the clients' learning rate.
         beta1: decay of the first moment.
-        tau: how little adaptivity: added to the root of the second moment.
+        tau: added to the root of the second moment; the larger it is, the less adaptive the step.
     """
 
     name: Literal["fedadagrad"] = "fedadagrad"
-    mean: AnyMean = Field(default=Weighted(), discriminator="name")
+    mean: ChosenMean = Weighted()
     server_lr: ServerLr = 0.01
     beta1: Beta = 0.0
     tau: Tau = 1e-3
 
     def init(self, params: Params, spec: ParamSpec) -> State:
-        """Both moments of everything that is trained and travels."""
+        """Both moments of every tensor that is trained and travels."""
         return _moments(params, spec, self.tau)
 
     def plan(
         self, state: State, round: int, client_ids: Sequence[int], spec: ParamSpec, generator: Generator
     ) -> RoundPlan:
-        """A uniform cohort; every shared tensor goes down and comes up."""
+        """A uniform cohort; every shared tensor travels both ways."""
         return uniform(self.clients_per_round, round, client_ids, spec, generator)
 
     def update(
-        self, state: State, params: Params, plan: RoundPlan, combined: Combined, spec: ParamSpec
+        self, state: State, params: Params, plan: RoundPlan, combined: CombinedUpdates, spec: ParamSpec
     ) -> tuple[Params, State]:
-        """The equations of the module docstring; a tensor that nobody sent keeps its moments."""
+        """The equations of the module docstring; a tensor that no client sent keeps its moments."""
         return _step(self, state, params, combined.mean, self._second)
 
-    def _second(self, before: Tensor, square: Tensor) -> Tensor:
-        return before + square
+    def _second(self, previous: Tensor, square: Tensor) -> Tensor:
+        return previous + square
 
 
 class FedAdam(Rounds):
     """Adam on the server.
 
     Args:
-        mean: how the deltas of a round become one.
-        server_lr: eta; wants tuning together with the clients' learning rate.
+        mean: combines the deltas of a round.
+        server_lr: eta; tune it together with the clients' learning rate.
         beta1: decay of the first moment.
         beta2: decay of the second moment.
-        tau: how little adaptivity: added to the root of the second moment.
+        tau: added to the root of the second moment; the larger it is, the less adaptive the step.
     """
 
     name: Literal["fedadam"] = "fedadam"
-    mean: AnyMean = Field(default=Weighted(), discriminator="name")
+    mean: ChosenMean = Weighted()
     server_lr: ServerLr = 0.01
     beta1: Beta = 0.9
     beta2: Beta = 0.99
     tau: Tau = 1e-3
 
     def init(self, params: Params, spec: ParamSpec) -> State:
-        """Both moments of everything that is trained and travels."""
+        """Both moments of every tensor that is trained and travels."""
         return _moments(params, spec, self.tau)
 
     def plan(
         self, state: State, round: int, client_ids: Sequence[int], spec: ParamSpec, generator: Generator
     ) -> RoundPlan:
-        """A uniform cohort; every shared tensor goes down and comes up."""
+        """A uniform cohort; every shared tensor travels both ways."""
         return uniform(self.clients_per_round, round, client_ids, spec, generator)
 
     def update(
-        self, state: State, params: Params, plan: RoundPlan, combined: Combined, spec: ParamSpec
+        self, state: State, params: Params, plan: RoundPlan, combined: CombinedUpdates, spec: ParamSpec
     ) -> tuple[Params, State]:
-        """The equations of the module docstring; a tensor that nobody sent keeps its moments."""
+        """The equations of the module docstring; a tensor that no client sent keeps its moments."""
         return _step(self, state, params, combined.mean, self._second)
 
-    def _second(self, before: Tensor, square: Tensor) -> Tensor:
-        return self.beta2 * before + (1 - self.beta2) * square
+    def _second(self, previous: Tensor, square: Tensor) -> Tensor:
+        return self.beta2 * previous + (1 - self.beta2) * square
 
 
 class FedYogi(Rounds):
-    """Yogi on the server: its second moment changes by steps of one size, up or down.
+    """Yogi on the server: v rises or falls by (1 - beta2) Delta_t^2, whatever its value.
 
     Args:
-        mean: how the deltas of a round become one.
-        server_lr: eta; wants tuning together with the clients' learning rate.
+        mean: combines the deltas of a round.
+        server_lr: eta; tune it together with the clients' learning rate.
         beta1: decay of the first moment.
-        beta2: 1 - beta2 is the size of the second moment's steps, in squared deltas.
-        tau: how little adaptivity: added to the root of the second moment.
+        beta2: sets how fast the second moment rises or falls.
+        tau: added to the root of the second moment; the larger it is, the less adaptive the step.
     """
 
     name: Literal["fedyogi"] = "fedyogi"
-    mean: AnyMean = Field(default=Weighted(), discriminator="name")
+    mean: ChosenMean = Weighted()
     server_lr: ServerLr = 0.01
     beta1: Beta = 0.9
     beta2: Beta = 0.99
     tau: Tau = 1e-3
 
     def init(self, params: Params, spec: ParamSpec) -> State:
-        """Both moments of everything that is trained and travels."""
+        """Both moments of every tensor that is trained and travels."""
         return _moments(params, spec, self.tau)
 
     def plan(
         self, state: State, round: int, client_ids: Sequence[int], spec: ParamSpec, generator: Generator
     ) -> RoundPlan:
-        """A uniform cohort; every shared tensor goes down and comes up."""
+        """A uniform cohort; every shared tensor travels both ways."""
         return uniform(self.clients_per_round, round, client_ids, spec, generator)
 
     def update(
-        self, state: State, params: Params, plan: RoundPlan, combined: Combined, spec: ParamSpec
+        self, state: State, params: Params, plan: RoundPlan, combined: CombinedUpdates, spec: ParamSpec
     ) -> tuple[Params, State]:
-        """The equations of the module docstring; a tensor that nobody sent keeps its moments."""
+        """The equations of the module docstring; a tensor that no client sent keeps its moments."""
         return _step(self, state, params, combined.mean, self._second)
 
-    def _second(self, before: Tensor, square: Tensor) -> Tensor:
-        return before - (1 - self.beta2) * square * (before - square).sign()
+    def _second(self, previous: Tensor, square: Tensor) -> Tensor:
+        return previous - (1 - self.beta2) * square * (previous - square).sign()
 
 
 def _moments(params: Params, spec: ParamSpec, tau: float) -> State:
@@ -156,12 +155,12 @@ def _step(
     mean: Params,
     second_moment: Callable[[Tensor, Tensor], Tensor],
 ) -> tuple[Params, State]:
-    """The last of the equations; `second_moment` is v_t from v_{t-1} and Delta_t^2."""
+    """x_{t+1}, and the new moments; `second_moment` gives v_t from v_{t-1} and Delta_t^2."""
     step: Params = {}
     moments: State = {}
     for name, delta in mean.items():
-        first = optimizer.beta1 * state[f"first/{name}"] + (1 - optimizer.beta1) * delta
-        second = second_moment(state[f"second/{name}"], delta.square())
-        step[name] = first / (second.sqrt() + optimizer.tau)
-        moments |= {f"first/{name}": first, f"second/{name}": second}
+        m = optimizer.beta1 * state[f"first/{name}"] + (1 - optimizer.beta1) * delta
+        v = second_moment(state[f"second/{name}"], delta.square())
+        step[name] = m / (v.sqrt() + optimizer.tau)
+        moments |= {f"first/{name}": m, f"second/{name}": v}
     return add(params, step, optimizer.server_lr), state | moments

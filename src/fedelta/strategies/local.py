@@ -1,6 +1,6 @@
-"""Local rules: the client's side of an algorithm, as a correction of each step's gradient on stacked lanes.
+"""Local rules, which correct the gradient of every local step on stacked lanes.
 
-Shapes: K lanes, P tuned scalars.
+Shapes: K lanes, P trained scalars.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from fedelta.settings import Settings
 
 
 class Plain(Settings):
-    """The gradient as it is (FedAvg)."""
+    """Leaves the gradient unchanged (FedAvg)."""
 
     name: Literal["plain"] = "plain"
 
     def correct(self, grads_KP: Tensor, values_KP: Tensor, anchors_KP: Tensor) -> None:
-        """Changes nothing."""
+        """Does nothing."""
 
 
 class FedProx(Settings):
-    """Pulls each client towards where it started: gradient of (mu / 2) ||w - anchor||^2 added.
+    """Pulls each client towards its anchor w^t: the loss becomes F(w) + (mu / 2) ||w - w^t||^2.
 
     Args:
         mu: strength of the pull; 0 is FedAvg.
@@ -35,5 +35,5 @@ class FedProx(Settings):
     mu: float = Field(default=0.01, ge=0)  # our choice; the best values of the paper are between 0.001 and 1
 
     def correct(self, grads_KP: Tensor, values_KP: Tensor, anchors_KP: Tensor) -> None:
-        """Adds mu (w - anchor)."""
+        """Adds mu (w - w^t), the gradient of the proximal term."""
         grads_KP.add_(values_KP - anchors_KP, alpha=self.mu)

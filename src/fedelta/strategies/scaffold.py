@@ -1,27 +1,27 @@
-"""SCAFFOLD: control variates take out of every local step what a client's data pull away from the mean.
+"""SCAFFOLD: control variates correct local steps for the difference between a client's data and the average.
 
-Client i, in every step, with the server's control variate c and its own c_i:
+x is the server's model and c its control variate; y_i and c_i are those of client i. In every local step client i does
 
-    y <- y - lr (g(y) + c - c_i)
+    y_i <- y_i - eta_l (g_i(y_i) - c_i + c),                                       eta_l = client.lr
 
-and at the end of the round (option II of the paper), K steps later:
+and after K steps, with option II of the paper,
 
-    c_i+ = c_i - c + (w - y) / (K lr);    it sends y - w and c_i+ - c_i
+    c_i+ = c_i - c + (x - y_i) / (K eta_l);    it sends Delta y_i = y_i - x and Delta c_i = c_i+ - c_i
 
-Server, for the cohort S of N clients:
+The server, for the cohort S out of N clients, does
 
-    w <- w + server_lr mean_S(y - w);    c <- c + |S| / N mean_S(c_i+ - c_i)
+    x <- x + eta_g / |S| sum_{i in S} Delta y_i,    c <- c + 1 / N sum_{i in S} Delta c_i,    eta_g = server_lr
 
-Control variates exist for what is tuned alone, so the payload is twice that of FedAvg; in the ledger they are
-groups of their own, `control/GROUP`. While every control variate is zero, as in round 1, and all clients have as many
-examples, this is FedAvg. Means are not weighted by examples: with weights that change from cohort to cohort c would not
-stay the mean of the c_i. For the same reason there is no robust mean, and a client takes over c_i+ only when its reply
-was accepted, and as it was decoded.
+Only tuned tensors have control variates, so a payload is twice that of FedAvg. In the ledger they are the groups
+`control/GROUP`. As long as every control variate is zero, as in round 1, and all clients have equally many examples,
+this is FedAvg. The means are not weighted by examples, because c has to stay the mean of all c_i while cohorts change.
+For the same reason a robust mean is not possible, and a client replaces c_i only if its reply is accepted, with the
+value that the server decodes.
 
-Differs from the paper in one point: with momentum K is `Sgd.effective_steps`, so that c_i+ stays a mean of gradients.
-It comes from w - y, which float32 holds to 7 digits of w: at a learning rate near zero little of it is left.
+Differs from the paper: with momentum K is `Sgd.effective_steps`, so that c_i+ is still a mean of gradients. For a very
+small eta_l c_i+ is imprecise: x - y_i is a small difference of float32 numbers.
 
-Every client that ever took part remembers as much as is tuned, in a file of its own; only those of a round are read.
+Every client that has taken part keeps as many scalars as are tuned, on disk; only those of the cohort are in memory.
 
 Source: Karimireddy et al. 2020 (SCAFFOLD, arXiv 1910.06378), Algorithm 1 and Eq. 4.
 """
@@ -39,17 +39,17 @@ from fedelta.aggregation.base import Aggregation
 from fedelta.aggregation.means import UniformDeltas
 from fedelta.params import Params, ParamSpec, TensorSpec, add
 from fedelta.settings import Context
-from fedelta.strategies.base import Combined, RoundPlan, State, Steering, uniform
+from fedelta.strategies.base import CombinedUpdates, RoundPlan, State, Steering, uniform
 from fedelta.strategies.cohort import Rounds, cohort_problems
 
 _PREFIX = "control/"
 
 
 class Controls:
-    """The client's side: a `Steering` by its control variate c_i, which it remembers under the names of c."""
+    """The client's side, a `Steering`: a client remembers c_i under the names of c, `control/NAME`."""
 
     def extend(self, spec: ParamSpec) -> ParamSpec:
-        """One control variate for each tensor that is trained and travels."""
+        """`spec`, followed by a control variate for each tensor that is trained and travels."""
         controls = {
             f"{_PREFIX}{name}": TensorSpec(tensor.shape, f"{_PREFIX}{tensor.group}", trained=False)
             for name, tensor in spec.tensors.items()
@@ -63,25 +63,27 @@ class Controls:
         return {name: torch.zeros(tensor.shape) for name, tensor in extended.items() if name.startswith(_PREFIX)}
 
     def offset(self, received: Params, remembered: Params) -> Params:
-        """The correction c - c_i."""
-        held = {name: own for name, own in remembered.items() if name in received}
-        return {name.removeprefix(_PREFIX): received[name] - own for name, own in held.items()}
+        """The correction -c_i + c."""
+        # A shallow client does not receive the control variates of blocks that it does not run.
+        return {
+            name.removeprefix(_PREFIX): received[name] - c_i for name, c_i in remembered.items() if name in received
+        }
 
     def beside(self, received: Params, delta: Params, step_length: float) -> Params:
-        """c_i+ - c_i = -c - (y - w) / (K lr)."""
+        """Delta c_i = -c - (y_i - x) / (K eta_l)."""
         controls = {name: tensor for name, tensor in received.items() if name.startswith(_PREFIX)}
         return {name: -c - delta[name.removeprefix(_PREFIX)] / step_length for name, c in controls.items()}
 
     def remember(self, remembered: Params, sent: Params) -> Params:
-        """c_i+."""
-        return {name: own + sent[name] if name in sent else own for name, own in remembered.items()}
+        """c_i+ = c_i + Delta c_i."""
+        return {name: c_i + sent[name] if name in sent else c_i for name, c_i in remembered.items()}
 
 
 class Scaffold(Rounds):
     """FedAvg with control variates.
 
     Args:
-        server_lr: factor of the mean delta.
+        server_lr: eta_g, factor of the mean delta.
     """
 
     name: Literal["scaffold"] = "scaffold"
@@ -90,7 +92,7 @@ class Scaffold(Rounds):
     mean: ClassVar[Aggregation] = UniformDeltas()
 
     def problems(self, context: Context) -> list[str]:
-        """Those of every strategy, and an optimizer that does not follow the corrected gradient."""
+        """Reports an impossible cohort, and an optimizer whose step is not proportional to the corrected gradient."""
         problems = cohort_problems(self, context)
         if context.get("client.optimizer.name") not in (None, "sgd"):
             problems.append(
@@ -99,25 +101,25 @@ class Scaffold(Rounds):
         return problems
 
     def init(self, params: Params, spec: ParamSpec) -> State:
-        """Control variates c = 0."""
+        """C = 0."""
         return dict(self.steering.start(spec))
 
     def plan(
         self, state: State, round: int, client_ids: Sequence[int], spec: ParamSpec, generator: Generator
     ) -> RoundPlan:
-        """A uniform cohort; every shared tensor and c go down, and their changes come up."""
+        """A uniform cohort; x and c go down, Delta y_i and Delta c_i come up."""
         return uniform(self.clients_per_round, round, client_ids, self.steering.extend(spec), generator)
 
     def update(
-        self, state: State, params: Params, plan: RoundPlan, combined: Combined, spec: ParamSpec
+        self, state: State, params: Params, plan: RoundPlan, combined: CombinedUpdates, spec: ParamSpec
     ) -> tuple[Params, State]:
-        """Both of the server's equations of the module docstring."""
-        # A sum over those of the cohort that hold a tensor, by all who hold it.
-        controls = {name: mean * _share(name, combined, plan) for name, mean in combined.mean.items() if name in state}
-        delta = {name: mean for name, mean in combined.mean.items() if name not in controls}
-        return add(params, delta, self.server_lr), add(state, controls)
+        """The server's equations of the module docstring."""
+        delta_c = {name: mean * _share(name, combined, plan) for name, mean in combined.mean.items() if name in state}
+        delta_y = {name: mean for name, mean in combined.mean.items() if name not in delta_c}
+        return add(params, delta_y, self.server_lr), add(state, delta_c)
 
 
-def _share(name: str, combined: Combined, plan: RoundPlan) -> float:
+def _share(name: str, combined: CombinedUpdates, plan: RoundPlan) -> float:
+    """|S| / N among the clients that hold tensor `name`."""
     num_holders = plan.num_clients if plan.num_holders is None else plan.num_holders[name]
     return sum(name in plan.upload[client_id] for client_id in combined.client_ids) / num_holders

@@ -1,8 +1,8 @@
-"""What a task is: the only place that knows what a label is, what is minimised and how good an answer is.
+"""The task protocol: what a label is, which loss is minimised, and which measures rate an answer.
 
-A measure is kept as a sum with its weight while it is taken, so that batches, clients and sites add up; only a whole
-set has a value. Records carry a map of measures by name. One of them is *primary*: it is what tables, curves and the
-choice of a learning rate go by.
+While a set is evaluated, a measure is kept as a sum with its weight, so that batches, clients and sites add up.
+Records map the name of each measure to its value. The *primary* measure is the one in tables and curves, and the one
+by which learning rates are compared.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from fedelta.tasks.targets import ReadTargets, TargetColumn
 
 @dataclass(frozen=True)
 class Measure:
-    """A named number that says how good answers are.
+    """A number that rates answers.
 
     Args:
-        name: its key in records and summaries, with the unit at the end where it has one, such as `loss_nats`.
-        label: in words, to stand inside a sentence, such as `balanced accuracy`.
-        higher_is_better: which way is better.
-        is_fraction: lies in 0..1 and is shown in percent.
-        unit: behind the number where it is shown, such as `nats per example`; empty for none.
+        name: key in records and summaries; ends with the unit if there is one, as in `loss_nats`.
+        label: name in running text, such as `balanced accuracy`.
+        higher_is_better: False for losses and errors.
+        is_fraction: whether values lie in 0..1 and are shown in percent.
+        unit: shown after the number, such as `nats per example`; empty for none.
     """
 
     name: str
@@ -40,12 +40,12 @@ class Measure:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Result on a set of examples.
+    """The measures of a model on a set of examples.
 
     Args:
-        measures: name of each measure of the task, the loss among them, to its value; of a model with exits, at its
-            last.
-        by_exit: name of a measure to its value at each exit, lowest exit first; nothing for a model without exits.
+        measures: name of each of the task's measures, including the loss, to its value; at the last exit if the model
+            has exits.
+        by_exit: name of a measure to its values at all exits, lowest exit first; empty for a model without exits.
     """
 
     measures: Mapping[str, float]
@@ -58,7 +58,7 @@ class Evaluation:
 
 
 def mean_of(evaluations: Sequence[Evaluation]) -> Evaluation:
-    """The mean of each measure over models that were evaluated on the same examples."""
+    """The mean of each measure over models evaluated on the same examples."""
     first = evaluations[0]
     return Evaluation(
         {name: fmean(evaluation.measures[name] for evaluation in evaluations) for name in first.measures},
@@ -71,7 +71,7 @@ def mean_of(evaluations: Sequence[Evaluation]) -> Evaluation:
 
 @dataclass(frozen=True)
 class Sums:
-    """What measures need of some examples; sums of disjoint sets of examples add up to those of all of them.
+    """Weighted sums over some examples, from which measures are computed; sums over disjoint sets can be added.
 
     Args:
         totals: name to a sum and its weight.
@@ -80,32 +80,32 @@ class Sums:
     totals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def __add__(self, other: Sums) -> Sums:
-        """The sums of both sets of examples together.
+        """The sums over the union of both sets.
 
         >>> (Sums({"error": (3.0, 2)}) + Sums({"error": (1.0, 2)})).mean("error")
         1.0
         """
         totals = dict(self.totals)
         for name, (total, weight) in other.totals.items():
-            before, weight_before = totals.get(name, (0.0, 0.0))
-            totals[name] = (before + total, weight_before + weight)
+            previous_total, previous_weight = totals.get(name, (0.0, 0.0))
+            totals[name] = (previous_total + total, previous_weight + weight)
         return Sums(totals)
 
     def mean(self, name: str) -> float:
-        """The sum of `name` by its weight."""
+        """The sum of `name` divided by its weight."""
         total, weight = self.totals[name]
         return total / weight
 
 
 @dataclass(frozen=True)
 class Loader:
-    """What a model that fits a task is called in the Hugging Face world.
+    """The Hugging Face names of the models that fit a task.
 
     Args:
-        families: the table of `transformers.models.auto.modeling_auto` that has the families of such models.
-        auto_class: the class of transformers that loads them.
-        pipeline_tag: of a model card; None where the hub has none.
-        peft_task: PEFT's task type for a model with a head; None for its plain wrapper.
+        families: table in `transformers.models.auto.modeling_auto` that lists the supported model families.
+        auto_class: transformers class that loads them.
+        pipeline_tag: tag for the model card; None if the hub has none for this task.
+        peft_task: PEFT task type of a model with a head; None for PEFT's plain wrapper.
     """
 
     families: str
@@ -115,30 +115,30 @@ class Loader:
 
 
 class Answer(Protocol):
-    """What a model says about one example."""
+    """A model's answer for one example."""
 
     @property
     def exit(self) -> int | None:
-        """Number of the exit that said so, from 1; None for a model without exits."""
+        """Number of the exit that answered, from 1; None for a model without exits."""
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """What it says, as it stands in a line of text."""
+        """The answer as text, one string per column of a printed table."""
 
 
 class Task(Protocol):
-    """What is predicted, what is minimised, and how good an answer is: section `[task]`.
+    """What is predicted, which loss is minimised and how answers are measured: section `[task]`.
 
-    Outputs are what the model gives for a batch, [R, ...] with a row for each example, float32; targets are the rows
-    of a `Targets` on the same device.
+    Outputs are the model's outputs for a batch, float32 of shape [R, ...] with one row per example. Targets are rows of
+    a `Targets` on the same device.
 
     Class attributes:
-        primary: what tables, curves and choices go by; among the values of `values`.
-        loss: the mean of `losses` over examples; among them too.
-        measured: all measures that an evaluation or `details` may hold, by name.
-        stratum: what a kind of row (`Targets.strata`) is called, one and several.
-        has_classes: whether answers are among classes, which the training data tell.
-        column: in words, which column of a data set holds targets where none is named.
+        primary: measure by which runs are compared; `values` must return it.
+        loss: mean of `losses` over examples; `values` must return it too.
+        measured: every measure that an evaluation or `details` may contain, by name.
+        stratum: singular and plural of the word for a stratum (`Targets.strata`), such as `("class", "classes")`.
+        has_classes: whether answers are classes, whose names come from the training data.
+        column: description of the column that holds targets by default, for messages.
     """
 
     primary: ClassVar[Measure]
@@ -150,32 +150,32 @@ class Task(Protocol):
 
     @property
     def name(self) -> str:
-        """As in the configuration."""
+        """Name in the configuration."""
 
     def loader(self, modality: str) -> Loader | None:
-        """The kind of model for examples of a modality; None where there is none."""
+        """The kind of model for this modality; None if there is none."""
 
     def num_outputs(self, class_names: Sequence[str]) -> int:
-        """Outputs that the model has for an example."""
+        """Number of outputs per example."""
 
     def candidates(self, columns: Mapping[str, str | None]) -> list[str]:
-        """The columns that could hold targets; one of them, or the configuration has to name it.
+        """The columns that may hold targets; unless there is exactly one, the configuration must name it.
 
         Args:
-            columns: name to what it holds: "classes" (class labels), "text", "integer", "float", or None.
+            columns: column name to kind of content: "classes" (class labels), "text", "integer", "float", or None.
         """
 
     def targets(self, train: TargetColumn, test: TargetColumn | None) -> ReadTargets:
-        """The targets of a training and a test set; what is wrong with them is told, not raised."""
+        """The targets of the training and the test set; problems are returned, not raised."""
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """What is minimised, by row [R], with gradients."""
+        """The loss of each row, of shape [R], with gradients."""
 
     def divergences(self, outputs: Tensor, teacher: Tensor) -> Tensor:
-        """How far outputs are from those of a teacher, by row [R], with gradients of `outputs`; 0 where equal."""
+        """The distance of each row's outputs to the teacher's, of shape [R]; 0 where equal; gradients in `outputs`."""
 
     def sums(self, outputs: Tensor, targets: Tensor) -> Sums:
-        """What `values` needs of these examples."""
+        """The sums over these examples that `values` needs."""
 
     def values(self, sums: Sums) -> dict[str, float]:
         """The measures of a set of examples, the primary one first."""
@@ -183,30 +183,29 @@ class Task(Protocol):
     def details(
         self, answered: Iterable[Answered], class_names: Sequence[str], clients: Tensor | None = None
     ) -> Details:
-        """Measures of a finished model.
+        """Detailed measures of a finished model.
 
         Args:
-            answered: an evaluated set, batch by batch.
+            answered: the evaluated set, batch by batch.
             class_names: in label order.
-            clients: number of the client that each row of the set is from, int64, -1 for none; None where that is
-                not known.
+            clients: client number of each row of the set, int64, -1 for none; None if unknown.
         """
 
     def confidence(self, outputs: Tensor) -> Tensor:
-        """How sure each answer is [R], 0 to 1.
+        """The confidence of each answer, 0 to 1, of shape [R].
 
         Raises:
-            InputError: outputs do not say.
+            InputError: this task has no confidence.
         """
 
     def answers(self, outputs: Tensor, class_names: Sequence[str], exit: int | None) -> list[Answer]:
-        """What outputs say, by row.
+        """The answer for each row.
 
         Args:
             outputs: of a batch.
             class_names: in label order.
-            exit: number of the exit that they come from; None without exits.
+            exit: number of the exit that gave the outputs; None for a model without exits.
         """
 
     def records(self, outputs: Tensor, targets: Tensor, class_names: Sequence[str]) -> list[dict[str, str | float]]:
-        """What is true and what is answered, by row and column of a table."""
+        """True and predicted value of each row, by column of a table."""

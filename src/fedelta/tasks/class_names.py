@@ -1,4 +1,4 @@
-"""Classes of two origins, brought together by name: those of a head and of the data, of an adapter, of a test set."""
+"""Matches two lists of class names: those of the data with those of a head, an adapter or a test set."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import re
 from collections.abc import Sequence
 
 
-def order_of(theirs: Sequence[str], ours: Sequence[str]) -> tuple[int, ...] | None:
-    """For each class of `ours` its label among `theirs`; None where these are not the same classes.
+def order_of(source: Sequence[str], target: Sequence[str]) -> tuple[int, ...] | None:
+    """For each class of `target`, its label in `source`; None if the two lists hold different classes.
 
-    Names are the same where they are equal, or else where they differ in case, spaces, hyphens and underscores alone
-    and these are not what tells two classes apart.
+    Names are compared exactly first. If that fails, case, spaces, hyphens and underscores are ignored, provided that
+    all names stay distinct.
 
     >>> order_of(["dog", "cat"], ["cat", "dog"])
     (1, 0)
@@ -19,11 +19,11 @@ def order_of(theirs: Sequence[str], ours: Sequence[str]) -> tuple[int, ...] | No
     >>> order_of(["dog", "cat"], ["cat", "cow"]) is None
     True
     """
-    return _order(theirs, ours) or _order([_loose(name) for name in theirs], [_loose(name) for name in ours])
+    return _order(source, target) or _order([_loose(name) for name in source], [_loose(name) for name in target])
 
 
 def are_numbers(names: Sequence[str]) -> bool:
-    """Whether names say nothing but numbers, from 0 or 1; `LABEL_0` is what transformers gives by default.
+    """Whether the names only number the classes, from 0 or 1; `LABEL_0` is the default of transformers.
 
     >>> are_numbers(["LABEL_0", "LABEL_1"]), are_numbers(["1", "0"]), are_numbers(["class 0", "class 1"])
     (True, True, False)
@@ -31,22 +31,25 @@ def are_numbers(names: Sequence[str]) -> bool:
     return _numbered(names)[0] in ("", "label")
 
 
-def order_by_number(theirs: Sequence[str], ours: Sequence[str]) -> tuple[int, ...]:
-    """For each class of `ours` its label among as many of `theirs`, where names cannot be matched.
+def order_by_number(source: Sequence[str], target: Sequence[str]) -> tuple[int, ...]:
+    """For each class of `target`, its label in a `source` of equal length whose names cannot be matched.
 
-    By the numbers that names end with, so that "10" does not come before "2"; names without stand in their order.
+    Names that end with a number are ordered by it, so that "2" comes before "10"; other names keep their order.
 
     >>> order_by_number(["LABEL_0", "LABEL_1"], ["class 2", "class 1"])
     (1, 0)
     """
-    label_at = {place: label for label, place in enumerate(_numbered(theirs)[1])}
-    return tuple(label_at[place] for place in _numbered(ours)[1])
+    label_at = {place: label for label, place in enumerate(_numbered(source)[1])}
+    return tuple(label_at[place] for place in _numbered(target)[1])
 
 
 def _numbered(names: Sequence[str]) -> tuple[str | None, Sequence[int]]:
-    """What all names begin with, where the rest numbers them from 0 or 1, else None; and the place of each, from 0."""
-    found = [re.fullmatch(r"(.*?)[\s_-]*([0-9]{1,9})", name.casefold().strip()) for name in names]
-    parts = [(each[1], int(each[2])) for each in found if each is not None]
+    """The common prefix and the position of each name, from 0, if the names are a prefix and numbers from 0 or 1.
+
+    Otherwise the prefix is None and the positions are those in `names`.
+    """
+    matches = [re.fullmatch(r"(.*?)[\s_-]*([0-9]{1,9})", name.casefold().strip()) for name in names]
+    parts = [(match[1], int(match[2])) for match in matches if match is not None]
     first = min((number for _, number in parts), default=0)
     if len({prefix for prefix, _ in parts}) != 1 or first > 1:
         return None, range(len(names))
@@ -60,7 +63,7 @@ def _loose(name: str) -> str:
     return re.sub(r"[\s_-]+", " ", name.casefold()).strip()
 
 
-def _order(theirs: Sequence[str], ours: Sequence[str]) -> tuple[int, ...] | None:
-    label_of = {name: label for label, name in enumerate(theirs)}
-    is_permutation = len(theirs) == len(ours) == len(label_of) and label_of.keys() == set(ours)
-    return tuple(label_of[name] for name in ours) if is_permutation else None
+def _order(source: Sequence[str], target: Sequence[str]) -> tuple[int, ...] | None:
+    label_of = {name: label for label, name in enumerate(source)}
+    is_permutation = len(source) == len(target) == len(label_of) and label_of.keys() == set(target)
+    return tuple(label_of[name] for name in target) if is_permutation else None

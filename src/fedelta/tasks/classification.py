@@ -1,4 +1,4 @@
-"""One class for each example: cross-entropy, and how often the most probable class is the right one.
+"""Single-label classification: cross-entropy as the loss, accuracy as the primary measure.
 
 Shapes: R rows, C classes.
 """
@@ -15,9 +15,9 @@ from torch.nn import functional
 
 from fedelta.settings import Settings
 from fedelta.tasks.base import Answer, Loader, Measure, Sums
-from fedelta.tasks.details import Answered, Details, Values, by_owner
+from fedelta.tasks.details import Answered, Details, Values, by_client
 from fedelta.tasks.labels import read_labels
-from fedelta.tasks.scores import F1, LATE, PRECISION, RECALL, by_class, confusion, over_set
+from fedelta.tasks.scores import F1, PRECISION, RECALL, WHOLE_SET, by_class, confusion, over_set
 from fedelta.tasks.targets import ReadTargets, TargetColumn
 
 ACCURACY = Measure("accuracy", "accuracy", is_fraction=True)
@@ -27,20 +27,20 @@ _IMAGES = ("MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES", "AutoModelForImageCla
 _TEXTS = ("MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES", "AutoModelForSequenceClassification")
 LOADERS = {
     "image": Loader(*_IMAGES, "image-classification"),
-    "audio": Loader(*_IMAGES, "audio-classification"),  # a recording is shown to it as an image
+    "audio": Loader(*_IMAGES, "audio-classification"),  # models see a recording as a spectrogram image
     "text": Loader(*_TEXTS, "text-classification", "SEQ_CLS"),
 }
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says about one example.
+    """The predicted class of one example.
 
     Args:
         label: name of the most probable class.
         probability: of that class, 0 to 1.
         probabilities: class name to probability, in label order; the sum is 1.
-        exit: number of the exit that said so, from 1; None for a model without exits.
+        exit: number of the exit that answered, from 1; None for a model without exits.
     """
 
     label: str
@@ -61,7 +61,7 @@ class Classification(Settings):
     primary: ClassVar[Measure] = ACCURACY
     loss: ClassVar[Measure] = LOSS
     measured: ClassVar[Mapping[str, Measure]] = {
-        measure.name: measure for measure in (ACCURACY, LOSS, *LATE, PRECISION, RECALL, F1)
+        measure.name: measure for measure in (ACCURACY, LOSS, *WHOLE_SET, PRECISION, RECALL, F1)
     }
     stratum: ClassVar[tuple[str, str]] = ("class", "classes")
     has_classes: ClassVar[bool] = True
@@ -76,37 +76,37 @@ class Classification(Settings):
         return len(class_names)
 
     def candidates(self, columns: Mapping[str, str | None]) -> list[str]:
-        """The only column of class labels, else the one named `label`."""
+        """The column of class labels if there is exactly one, else the column named `label`."""
         of_classes = [name for name, kind in columns.items() if kind == "classes"]
         return ["label"] if "label" in columns and len(of_classes) != 1 else of_classes
 
     def targets(self, train: TargetColumn, test: TargetColumn | None) -> ReadTargets:
-        """Labels, with the classes of the training set; see `read_labels`."""
+        """Labels in terms of the training set's classes; see `read_labels`."""
         return read_labels(train, test)
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy in nats."""
+        """The cross-entropy of each row, in nats."""
         return functional.cross_entropy(outputs, targets, reduction="none")
 
     def divergences(self, outputs: Tensor, teacher: Tensor) -> Tensor:
-        """KL(p_teacher || p) in nats."""
-        log_RC, taught_RC = (functional.log_softmax(logits, dim=-1) for logits in (outputs, teacher.detach()))
-        return (taught_RC.exp() * (taught_RC - log_RC)).sum(-1)
+        """KL(p_teacher || p) of each row, in nats."""
+        log_p_RC, log_teacher_RC = (functional.log_softmax(logits, dim=-1) for logits in (outputs, teacher.detach()))
+        return (log_teacher_RC.exp() * (log_teacher_RC - log_p_RC)).sum(-1)
 
     def sums(self, outputs: Tensor, targets: Tensor) -> Sums:
-        """Right answers, and cross-entropy."""
-        right = int((outputs.argmax(1) == targets).sum())
+        """Number of correct answers, and summed cross-entropy."""
+        num_correct = int((outputs.argmax(1) == targets).sum())
         loss = float(functional.cross_entropy(outputs, targets, reduction="sum").double())
-        return Sums({ACCURACY.name: (right, len(targets)), LOSS.name: (loss, len(targets))})
+        return Sums({ACCURACY.name: (num_correct, len(targets)), LOSS.name: (loss, len(targets))})
 
     def values(self, sums: Sums) -> dict[str, float]:
-        """Fraction of right answers, and mean cross-entropy."""
+        """Fraction of correct answers, and mean cross-entropy."""
         return {name: sums.mean(name) for name in (ACCURACY.name, LOSS.name)}
 
     def details(
         self, answered: Iterable[Answered], class_names: Sequence[str], clients: Tensor | None = None
     ) -> Details:
-        """Measures by scikit-learn beside those of an evaluation, by class and by client, and the confusion."""
+        """The measures of an evaluation and those of scikit-learn, by class and by client, and the confusion matrix."""
         sums, rows, labels, losses, probabilities = Sums(), [], [], [], []
         for batch in answered:
             sums += self.sums(batch.outputs, batch.targets)
@@ -123,18 +123,18 @@ class Classification(Settings):
                 **over_set(truth[places], probable[places]),
                 "num_examples": len(places),
             }
-            for client, places in by_owner(torch.cat(rows), clients)
+            for client, places in by_client(torch.cat(rows), clients)
         }
         measures = self.values(sums) | over_set(truth, probable)
         classes = by_class(truth, probable, class_names)
         return Details(measures, classes, of_clients, confusion(truth, probable, class_names))
 
     def confidence(self, outputs: Tensor) -> Tensor:
-        """The largest probability, as in MSDNet (Huang et al. 2018, arXiv 1703.09844)."""
+        """The largest class probability, as in MSDNet (Huang et al. 2018, arXiv 1703.09844)."""
         return torch.softmax(outputs.double(), dim=1).max(1).values
 
     def answers(self, outputs: Tensor, class_names: Sequence[str], exit: int | None) -> list[Answer]:
-        """The most probable class, and the probability of each."""
+        """The most probable class and all class probabilities of each row."""
         answers: list[Answer] = []
         for row in torch.softmax(outputs.double(), dim=1).tolist():
             probabilities = dict(zip(class_names, row, strict=True))
@@ -143,7 +143,7 @@ class Classification(Settings):
         return answers
 
     def records(self, outputs: Tensor, targets: Tensor, class_names: Sequence[str]) -> list[dict[str, str | float]]:
-        """True class, predicted class, and the probability of each class."""
+        """True class, predicted class and all class probabilities of each row."""
         probabilities_RC = torch.softmax(outputs.double(), dim=1)
         return [
             {"label": class_names[label], "predicted": class_names[predicted]}

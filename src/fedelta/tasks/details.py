@@ -1,4 +1,4 @@
-"""What only a finished model is asked: measures of the whole evaluated set, and of its parts."""
+"""Detailed measures of a finished model: over the whole evaluated set, by class and by client."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-# A value that a part does not have, such as the recall of a class without examples, is None.
+# Measure to value; None where it is undefined, such as the recall of a class without examples.
 Values = Mapping[str, float | None]
 
 
 @dataclass(frozen=True)
 class Answered:
-    """A batch of what a model gives for an evaluated set.
+    """A batch of the evaluated set with the model's outputs.
 
     Args:
-        rows: places in the set, int64 of shape [B].
-        outputs: of the model, batch first; of a model with exits at its last.
-        targets: likewise.
+        rows: row numbers in the set, int64 of shape [B].
+        outputs: of the model, batch first; of the last exit if it has exits.
+        targets: of the same rows, batch first.
     """
 
     rows: Tensor
@@ -31,11 +31,11 @@ class Answered:
 
 @dataclass(frozen=True)
 class Confusion:
-    """How often which class was taken for which.
+    """Confusion matrix.
 
     Args:
         class_names: in label order.
-        counts: a row for each true class, a column for each predicted one.
+        counts: one row per true class, one column per predicted class.
         num_examples: sum of all counts.
     """
 
@@ -44,7 +44,7 @@ class Confusion:
     num_examples: int
 
     def as_record(self) -> dict[str, object]:
-        """For JSON."""
+        """A dictionary that JSON can hold."""
         return {
             "class_names": list(self.class_names),
             "counts": [list(row) for row in self.counts],
@@ -57,11 +57,11 @@ class Details:
     """Measures of a finished model on the evaluated set.
 
     Args:
-        measures: name to value, those of `Evaluation` among them; what is not defined on the set is left out.
-        by_class: class to its measures and `num_examples`; nothing where the task has no classes.
-        by_client: number of a client to the measures on its rows of the set and `num_examples`; nothing where the rows
-            do not say whose they are.
-        confusion: None where the task has no classes.
+        measures: name to value, including those of `Evaluation`; measures that are undefined on the set are left out.
+        by_class: class to its measures and `num_examples`; empty if the task has no classes.
+        by_client: client number to the measures on its rows and `num_examples`; empty if the clients of the rows are
+            unknown.
+        confusion: None if the task has no classes.
     """
 
     measures: Mapping[str, float]
@@ -70,7 +70,7 @@ class Details:
     confusion: Confusion | None = None
 
     def as_record(self) -> dict[str, object]:
-        """For JSON: `measures`, `by_class` and `by_client`."""
+        """A dictionary that JSON can hold: `measures`, `by_class` and `by_client`."""
         return {
             "measures": dict(self.measures),
             "by_class": {name: dict(values) for name, values in self.by_class.items()},
@@ -78,15 +78,15 @@ class Details:
         }
 
 
-def by_owner(rows: Tensor, clients: Tensor | None) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Each client, in ascending order, and which of the answers are to its rows.
+def by_client(rows: Tensor, clients: Tensor | None) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Client numbers in ascending order, each with the positions in `rows` that belong to it.
 
     Args:
-        rows: places of the answers in the evaluated set, int64 of shape [N].
-        clients: number of the client of each row of the set, -1 for none; None where that is not known.
+        rows: row numbers in the evaluated set, int64 of shape [N].
+        clients: client number of each row of the set, -1 for none; None if unknown.
 
     >>> import torch
-    >>> [(client, places.tolist()) for client, places in by_owner(torch.tensor([2, 0, 1]), torch.tensor([5, -1, 5]))]
+    >>> [(client, places.tolist()) for client, places in by_client(torch.tensor([2, 0, 1]), torch.tensor([5, -1, 5]))]
     [(5, [0, 1])]
     """
     if clients is None:
@@ -100,7 +100,7 @@ def by_owner(rows: Tensor, clients: Tensor | None) -> Iterator[tuple[int, NDArra
 
 
 def mean_details(parts: Sequence[Details]) -> Details:
-    """The means over models that were asked about the same examples; confusions are added."""
+    """The mean of each measure over models evaluated on the same examples; confusion matrices are summed."""
     first = parts[0]
     if len(parts) == 1:
         return first
@@ -115,15 +115,15 @@ def mean_details(parts: Sequence[Details]) -> Details:
 
 
 def _mean(parts: Sequence[Values]) -> dict[str, float | None]:
-    """The mean of each value; None where some part has none."""
+    """The mean of each value; None if it is undefined in any part."""
     means: dict[str, float | None] = {}
     for name in parts[0]:
         values = [part.get(name) for part in parts]
-        known = [value for value in values if value is not None]
+        defined = [value for value in values if value is not None]
         if name == "num_examples":
             means[name] = values[0]
         else:
-            means[name] = fmean(known) if len(known) == len(values) else None
+            means[name] = fmean(defined) if len(defined) == len(values) else None
     return means
 
 

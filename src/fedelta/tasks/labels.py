@@ -1,10 +1,10 @@
-"""Labels of a classification as they stand in a data set: which classes there are, and the class of each row."""
+"""Reads the label column of a classification: the classes, and the class of each row."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,15 +14,15 @@ from torch import Tensor
 from fedelta.errors import listed
 from fedelta.tasks.targets import ReadTargets, TargetColumn
 
-# Words that programs write for nothing, and that are names as well: the ISO code of Namibia, a family called Null.
+# Texts that programs write for a missing value. They may also be real names: NA is Namibia, Null is a surname.
 NULL_WORDS = frozenset({"na", "n/a", "#n/a", "<na>", "nan", "none", "null", "nil"})
-# More classes than this, and more than one for every second row: such a column holds something else.
+# A column with more classes than this, and more than one class per two rows, is taken not to hold classes.
 _MANY_CLASSES = 20
 
 
 @dataclass(frozen=True)
 class Labels:
-    """A class for each row.
+    """The class of each row.
 
     Args:
         values: int64 of shape [N], from 0.
@@ -34,11 +34,11 @@ class Labels:
         return len(self.values)
 
     def fetch(self, rows: Tensor) -> Tensor:
-        """The classes of `rows`."""
+        """The labels of `rows`."""
         return self.values[rows]
 
     def select(self, rows: Tensor) -> Labels:
-        """Those of `rows` alone."""
+        """The labels of `rows` alone."""
         return Labels(self.values[rows])
 
     @property
@@ -51,11 +51,11 @@ _NONE = Labels(torch.zeros(0, dtype=torch.int64))
 
 
 def read_labels(train: TargetColumn, test: TargetColumn | None) -> ReadTargets:
-    """The labels of both sets as numbers of the classes of the training set.
+    """The labels of both sets, numbered by the classes of the training set.
 
-    Integers and texts sort by value, texts that are all whole numbers as numbers; class labels keep their own order and
-    names. The classes of a test set are matched with those of the training set by name. A list of one label is that
-    label, and a one-hot list the number of its place.
+    Classes sort by value, and texts that are all whole numbers sort as numbers; a column of class labels keeps its
+    order and names. The classes of the test set are matched with those of the training set by name. A list with one
+    label counts as that label, a one-hot list as the position of its 1.
     """
     train, test = _unwrapped(train), None if test is None else _unwrapped(test)
     classes, names, problem = _classes(train)
@@ -72,11 +72,11 @@ def read_labels(train: TargetColumn, test: TargetColumn | None) -> ReadTargets:
 
 
 def _unwrapped(column: TargetColumn) -> TargetColumn:
-    """The same with labels in place of lists of one and of one-hot lists, and nothing in place of empty texts."""
-    values = [None if _is_nothing(value) else value for value in column.values]
+    """The column with lists of one label and one-hot lists replaced by labels, and empty texts and NaN by None."""
+    values = [None if _is_empty(value) else value for value in column.values]
     floats = [value for value in values if isinstance(value, float)]
     if len(floats) < len(values) and all(value.is_integer() for value in floats):
-        # What pandas makes of whole numbers with a gap.
+        # pandas turns integers into floats where a value is missing.
         values = [int(value) if isinstance(value, float) else value for value in values]
     lists = [value for value in values if isinstance(value, list)]
     if lists and all(len(value) == 1 for value in lists):
@@ -86,7 +86,7 @@ def _unwrapped(column: TargetColumn) -> TargetColumn:
     return replace(column, values=values)
 
 
-def _is_nothing(value: object) -> bool:
+def _is_empty(value: object) -> bool:
     return (isinstance(value, str) and not value.strip()) or (isinstance(value, float) and math.isnan(value))
 
 
@@ -97,54 +97,57 @@ def _is_one_hot(value: Sequence[object]) -> bool:
 
 
 def _classes(column: TargetColumn) -> tuple[list[object], tuple[str, ...], str | None]:
-    """The classes in label order: as they stand in the column, and as names; and what is wrong with them."""
+    """The classes in label order, as values of the column and as names; and the problem with them, if any."""
     present = [value for value in column.values if value is not None]
     kinds = sorted({type(value).__name__ for value in present})
     what = f"label column {column.name!r}"
     if kinds not in (["int"], ["str"], ["bool"]):
-        return [], (), f"{what} holds {listed(kinds) or 'nothing'}, expected integers or texts{_advice(kinds)}"
+        return [], (), f"{what} holds {listed(kinds) or 'no values'}, expected integers or texts{_advice(kinds)}"
     values = set(present)
-    if column.class_names is None and (problem := _no_classes(what, values, len(present))):
+    if column.class_names is None and (problem := _not_classes(what, values, len(present))):
         return [], (), problem
     classes = list(range(len(column.class_names))) if column.class_names is not None else _sorted(values)
     names = column.class_names or tuple(str(value) for value in classes)
     if len(classes) < 2:
-        return [], (), f"{what} has one class only, {names[0]!r}, expected 2 or more"
+        return [], (), f"{what} has only one class, {names[0]!r}, expected 2 or more"
     return list(classes), names, None
 
 
 def _advice(kinds: Sequence[str]) -> str:
     if kinds == ["float"]:
         return (
-            '; numbers are predicted with `task.name` = "regression"; where these are the numbers of classes, write '
-            "them without a point"
+            '; to predict numbers, set `task.name` = "regression"; if these are class numbers, write them without a '
+            "decimal point"
         )
     if "list" in kinds:
-        return "; one label a row: lists of several, as of many labels, cannot be learned"
+        return "; each row needs exactly one label: multi-label classification is not supported"
     if "str" in kinds:
-        return ", of one kind in all rows: write all of them as texts"
-    return ""
+        return "; values of several types cannot be sorted: write all of them as texts"
+    return "; convert the column to one of these" if kinds else ""
 
 
-def _no_classes(what: str, values: set[Any], num_rows: int) -> str | None:
-    """Why these are something else than classes; Any: integers, truth values or texts, all of one type."""
+def _not_classes(what: str, values: set[Any], num_rows: int) -> str | None:
+    """Why the values cannot be classes, None if they can; Any: integers, truth values or texts, all of one type."""
     texts = all(isinstance(value, str) for value in values)
     if texts and any("." in value for value in values) and all(_is_decimal(value) for value in values):
         return (
-            f"{what} holds texts that are numbers with a point, such as {min(values)!r}, expected integers or texts; "
-            'numbers are predicted with `task.name` = "regression", from a column of numbers'
+            f"{what} holds decimal numbers as text, such as {min(values)!r}, expected integers or class names; to "
+            'predict numbers, set `task.name` = "regression" and store the column as numbers'
         )
     if len(values) <= _MANY_CLASSES or 2 * len(values) <= num_rows:
         return None
     if texts:
-        shown = min(values, key=len)
-        shown = shown if len(shown) <= 40 else f"{shown[:37]}..."
-        kind, advice = "free text", f"such as {shown!r}: name the column of classes in `data.label_column`"
+        example = min(values, key=lambda text: (len(text), text))
+        example = example if len(example) <= 40 else f"{example[:37]}..."
+        kind, advice = f"free text (such as {example!r})", "set `data.label_column` to the column of classes"
     else:
-        advice = 'name another in `data.label_column`, or write amounts with a point for `task.name` = "regression"'
-        kind = "numbers of rows, or amounts"
+        kind = "row numbers or amounts"
+        advice = (
+            "set `data.label_column` to the column of classes or, to predict amounts, write them with a decimal point "
+            'and set `task.name` = "regression"'
+        )
     return (
-        f"{what} has {len(values)} different values in {num_rows} rows, which are rather {kind} than classes; {advice}"
+        f"{what} has {len(values)} different values in {num_rows} rows: that looks like {kind}, not classes; {advice}"
     )
 
 
@@ -156,40 +159,42 @@ def _is_decimal(text: str) -> bool:
 
 
 def _sorted(values: set[Any]) -> list[object]:
-    """In ascending order; Any: integers, truth values or texts, all of one type."""
+    """The values in ascending order; Any: integers, truth values or texts, all of one type."""
     if all(isinstance(value, str) and value.isascii() and value.isdigit() for value in values):
-        # The text itself last: "1" and "01" are two classes.
+        # The text breaks ties: "1" and "01" are two classes.
         return sorted(values, key=lambda value: (int(value), value))
     return sorted(values)
 
 
 def _matched(train: TargetColumn, test: TargetColumn) -> tuple[TargetColumn, str | None]:
-    """The test column as the training column has its classes, and why that cannot be."""
+    """The test column in terms of the training column's values, and the reason why it cannot be matched, if any."""
     named = test.class_names is not None
     if test.class_names is not None:
-        ours = train.class_names or tuple(dict.fromkeys(map(str, train.values)))
-        if set(test.class_names).isdisjoint(ours):
-            problem = f"{test.what}: classes {listed(test.class_names)} differ from the {train.what}'s {listed(ours)}"
-            return test, problem
-        # A number outside of the names stays as it is, and is found foreign.
+        expected = train.class_names or tuple(dict.fromkeys(map(str, train.values)))
+        if set(test.class_names).isdisjoint(expected):
+            return test, (
+                f"{test.what}: none of its classes {listed(test.class_names)} is in the {train.what}, which has "
+                f"{listed(expected)}; use the same class names in both"
+            )
+        # A number without a name stays as it is; `_numbers` then reports it.
         names = dict(enumerate(test.class_names))
         test = replace(test, values=[names.get(_index(value), value) for value in test.values], class_names=None)
     kinds = {type(value) for value in test.values if value is not None}
     if train.class_names is not None:
         numbered = not named and kinds == {int}
         if numbered and not all(str(index) == name for index, name in enumerate(train.class_names)):
-            found = sorted({value for value in test.values if isinstance(value, int)})
+            numbers = sorted({value for value in test.values if isinstance(value, int)})
             return test, (
-                f"{test.what}: labels are the numbers {listed(found)}, in the {train.what} the names "
-                f"{listed(train.class_names)}: which is which is not known; write names in both"
+                f"{test.what}: labels are the numbers {listed(numbers)}, but the {train.what} has the names "
+                f"{listed(train.class_names)}, and they cannot be matched; use class names in both"
             )
         index = {name: number for number, name in enumerate(train.class_names)}
         return replace(test, values=[index.get(str(value), value) for value in test.values]), None
     if kinds & {int, bool} and any(isinstance(value, str) for value in train.values):
         return replace(test, values=[None if value is None else str(value) for value in test.values]), None
     if kinds == {str} and not any(isinstance(value, str) for value in train.values):
-        meant = {str(value): value for value in train.values}
-        return replace(test, values=[meant.get(str(value), value) for value in test.values]), None
+        value_of = {str(value): value for value in train.values}
+        return replace(test, values=[value_of.get(str(value), value) for value in test.values]), None
     return test, None
 
 
@@ -198,61 +203,60 @@ def _index(value: object) -> int:
 
 
 def _numbers(column: TargetColumn, classes: Sequence[object]) -> tuple[Tensor, list[str]]:
-    """Labels as numbers in 0..len(classes)-1, int64 of shape [N], and problems."""
+    """The labels as numbers in 0..len(classes)-1, int64 of shape [N], and the problems with them."""
     number_of = {value: number for number, value in enumerate(classes)}
     values = [None if isinstance(value, list | dict) else value for value in column.values]
-    missing = [row for row, value in enumerate(values) if value is None or _stands_for_nothing(value, classes)]
+    missing = [row for row, value in enumerate(values) if value is None or _is_null_word(value, classes)]
     absent = set(missing)
     foreign = [row for row, value in enumerate(values) if row not in absent and value not in number_of]
     problems = []
     if missing:
         rows = f"{len(missing)} rows without a label in column {column.name!r}: rows {listed(missing)}"
         words = sorted({repr(value) for row in missing if (value := values[row]) is not None})
-        said = f" (there stands {', '.join(words)}, elsewhere numbers)" if words else ""
-        problems.append(f"{column.what}: {rows}{said}; give them one, or keep them in a file of their own")
+        hold = f" (they hold {', '.join(words)}, the others numbers)" if words else ""
+        problems.append(f"{column.what}: {rows}{hold}; label them, or move them to another file")
     if foreign:
-        strange = sorted({str(values[row]) for row in foreign})
+        labels = sorted({str(values[row]) for row in foreign})
         problems.append(
             f"{column.what}: {len(foreign)} rows with labels outside the {len(classes)} classes: "
-            f"labels {listed(strange)}, rows {listed(foreign)}; expected {listed(list(classes))}"
+            f"labels {listed(labels)}, rows {listed(foreign)}; expected {listed(list(classes))}"
         )
     return torch.tensor([number_of.get(value, -1) for value in values], dtype=torch.int64), problems
 
 
-def _stands_for_nothing(value: object, classes: Sequence[object]) -> bool:
-    """Whether a value is a word for nothing among numbers that are written as texts."""
+def _is_null_word(value: object, classes: Sequence[object]) -> bool:
+    """Whether a value is a null word where all other classes are numbers written as text."""
     if not isinstance(value, str) or value.strip().casefold() not in NULL_WORDS:
         return False
-    others = [each for each in classes if str(each).strip().casefold() not in NULL_WORDS]
-    return bool(others) and all(_is_decimal(str(each)) for each in others)
+    others = [str(value) for value in classes if str(value).strip().casefold() not in NULL_WORDS]
+    return bool(others) and all(map(_is_decimal, others))
 
 
 def _notes(column: TargetColumn, names: Sequence[str], labels: Tensor) -> tuple[str, ...]:
-    """What may be meant otherwise."""
+    """Notes about classes that may be mistakes."""
     counts = dict(zip(names, labels.bincount(minlength=len(names)).tolist(), strict=True))
     notes = [
-        f"label column {column.name!r}: {counts[name]} rows have the label {name!r}, which is taken as a class of its "
-        f"own; if it stands for an unknown one, {where}"
-        for name, where in _suspects(column, names)
+        f"label column {column.name!r}: {counts[name]} rows have the label {name!r}, which counts as a class; if it "
+        "means that the label is unknown, move these rows to another file"
+        for name in _suspects(column, names)
     ]
-    same = Counter(name.strip().casefold() for name in names)
-    alike = [name for name in names if same[name.strip().casefold()] > 1]
-    if alike:
+    spellings = Counter(name.strip().casefold() for name in names)
+    similar = [name for name in names if spellings[name.strip().casefold()] > 1]
+    if similar:
         notes.append(
-            f"label column {column.name!r}: {listed(alike)} are classes of their own, different in case or spaces"
+            f"label column {column.name!r}: {listed(similar)} count as different classes, but differ only in case or "
+            "spaces"
         )
     if len(names) > 2 and 2 * len(counts) > len(labels):
         notes.append(
-            f"label column {column.name!r} has {len(names)} classes in {len(labels)} rows; if that is free text, name "
-            "another in `data.label_column`"
+            f"label column {column.name!r} has {len(names)} classes in {len(labels)} rows; if it holds free text, set "
+            "`data.label_column` to another column"
         )
     return tuple(notes)
 
 
-def _suspects(column: TargetColumn, names: Sequence[str]) -> list[tuple[str, str]]:
-    """Classes that often stand for nothing, and what to do about them."""
-    apart = "keep these rows in a file of their own"
-    found: Mapping[str, str] = {name: apart for name in names if name.strip().casefold() in NULL_WORDS}
-    if column.class_names is None and names[0] == "-1" and not any(name.startswith("-") for name in names[1:]):
-        found = {"-1": apart, **found}
-    return list(found.items())
+def _suspects(column: TargetColumn, names: Sequence[str]) -> list[str]:
+    """The classes whose names often mean that the label is missing."""
+    null_words = [name for name in names if name.strip().casefold() in NULL_WORDS]
+    lonely_minus = column.class_names is None and names[0] == "-1" and not any(n.startswith("-") for n in names[1:])
+    return ["-1", *null_words] if lonely_minus else null_words

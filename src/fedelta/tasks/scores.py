@@ -1,4 +1,4 @@
-"""Measures of a classification that only a whole set has, as scikit-learn defines them.
+"""Measures of a classification that need the whole set, as scikit-learn defines them.
 
 Only the area under the ROC curve is computed by scikit-learn: importing it takes longer than a small run's round.
 
@@ -22,19 +22,19 @@ AUROC = Measure("auroc", "AUROC", is_fraction=True)
 PRECISION = Measure("precision", "precision", is_fraction=True)
 RECALL = Measure("recall", "recall", is_fraction=True)
 F1 = Measure("f1", "F1", is_fraction=True)
-LATE = (MACRO_F1, BALANCED_ACCURACY, AUROC)  # what `over_set` may give
+WHOLE_SET = (MACRO_F1, BALANCED_ACCURACY, AUROC)  # those that `over_set` may return
 
 Truth = NDArray[np.int64]
 Probabilities = NDArray[np.float64]
 
 
 def over_set(truth: Truth, probabilities: Probabilities) -> dict[str, float]:
-    """Macro F1, balanced accuracy and, of two classes that both occur, the area under the ROC curve.
+    """Macro F1, balanced accuracy and, with two classes that both occur, the area under the ROC curve.
 
-    F1 is averaged over the classes that occur among labels or answers, recall over those that occur among labels.
+    F1 is averaged over the classes that occur in labels or predictions, recall over those that occur in labels.
 
     Args:
-        truth: of shape [N].
+        truth: labels, of shape [N].
         probabilities: of shape [N, C].
     """
     classes = _score(truth, probabilities)
@@ -53,7 +53,7 @@ def over_set(truth: Truth, probabilities: Probabilities) -> dict[str, float]:
 def by_class(truth: Truth, probabilities: Probabilities, class_names: Sequence[str]) -> dict[str, Values]:
     """Precision, recall, F1 and number of examples of each class.
 
-    The precision of a class that was never answered is 0; a class without examples has no recall and no F1.
+    The precision of a class that was never predicted is 0; recall and F1 of a class without examples are None.
     """
     classes = _score(truth, probabilities)
     return {
@@ -68,7 +68,7 @@ def by_class(truth: Truth, probabilities: Probabilities, class_names: Sequence[s
 
 
 def confusion(truth: Truth, probabilities: Probabilities, class_names: Sequence[str]) -> Confusion:
-    """How often which class was taken for which."""
+    """The confusion matrix."""
     num_classes = len(class_names)
     pairs = truth * num_classes + probabilities.argmax(1)
     counts = np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)

@@ -1,4 +1,4 @@
-"""What is predicted, by row, and how a task reads it from a column of a data set."""
+"""The targets of a data set, and the column that a task reads them from."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from torch import Tensor
 
 
 class Targets(Protocol):
-    """What is predicted, by row: fetched like inputs, so that rows may differ in length."""
+    """One target per row. They are fetched in batches, as inputs are, so that rows may differ in length."""
 
     def __len__(self) -> int:
         """Number of rows."""
 
     def fetch(self, rows: Tensor) -> Tensor:
-        """The targets of `rows` (int64, one axis), the batch first; padded where rows differ in length."""
+        """The targets of `rows` (int64, one axis), batch first; padded if rows differ in length."""
 
     def select(self, rows: Tensor) -> Targets:
-        """Those of `rows` (int64, one axis), in that order."""
+        """The targets of `rows` (int64, one axis) alone, in that order."""
 
     @property
     def strata(self) -> Tensor | None:
-        """A kind for each row, int64 of shape [N]: rows are drawn in equal shares of each and divided by them."""
+        """The stratum of each row, int64 of shape [N]: sampling and partitioners use it; None if there are none."""
 
 
 @dataclass(frozen=True)
 class TargetColumn:
-    """A column of a data set as it stands there.
+    """A column of a data set, unchanged.
 
     Args:
         name: of the column.
-        what: names the data set in problems, such as "test set".
-        values: one for each row; None where there is none.
+        what: name of the data set in messages, such as "test set".
+        values: one per row; None where the value is missing.
         class_names: of a column of class labels, whose values are numbers; None for any other column.
     """
 
@@ -46,15 +46,15 @@ class TargetColumn:
 
 @dataclass(frozen=True)
 class ReadTargets:
-    """What a task has read from the columns of a training and a test set.
+    """The targets that a task has read from a training and a test set.
 
     Args:
-        train: of the training set; of no use where there are problems.
-        test: of the test set; None where there is none.
-        class_names: one for each class, in label order; nothing where the task has no classes.
-        strata_names: one for each kind of row, in the order of their numbers.
-        problems: all that keeps the columns from being used.
-        notes: what can be used and looks odd, in words.
+        train: of the training set; not to be used if there are problems.
+        test: of the test set; None without one.
+        class_names: in label order; empty if the task has no classes.
+        strata_names: in the order of the strata's numbers.
+        problems: messages about everything that prevents the columns from being used.
+        notes: messages about usable values that look like mistakes.
     """
 
     train: Targets
@@ -66,5 +66,5 @@ class ReadTargets:
 
 
 def strata_of(targets: Targets) -> Tensor:
-    """The kind of each row, int64 of shape [N]; one kind of all where the task knows none."""
+    """The stratum of each row, int64 of shape [N]; all 0 if the targets have no strata."""
     return torch.zeros(len(targets), dtype=torch.int64) if targets.strata is None else targets.strata

@@ -9,6 +9,8 @@ from pydantic import Field
 from fedelta.settings import Settings
 from fedelta.settings.paths import InFull, in_full
 
+ToolName = Literal["tensorboard", "mlflow", "wandb"]
+
 
 class Tracking(Settings):
     """Which tools get a copy of the records; none by default. It changes no result.
@@ -20,6 +22,6 @@ class Tracking(Settings):
             not given.
     """
 
-    tools: Annotated[tuple[Literal["tensorboard", "mlflow", "wandb"], ...], Field(strict=False)] = ()
+    tools: Annotated[tuple[ToolName, ...], Field(strict=False)] = ()
     project: str = Field(default="fedelta", min_length=1)
     directory: Annotated[str, Field(min_length=1), InFull(in_full)] | None = None

@@ -13,13 +13,14 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_serializer, field_validator
 from torch import Generator
 
+from fedelta.catalog import TUNING_METHODS
 from fedelta.models.hub import Backbone
 from fedelta.params import ParamSpec, TensorSpec
 from fedelta.seeds import stream
 from fedelta.settings import Settings
-from fedelta.tuning.base import specification
+from fedelta.settings.registry import Chosen
+from fedelta.tuning.base import TuningMethod, specification
 from fedelta.tuning.lanes import Lanes
-from fedelta.tuning.table import SINGLE, SingleTuning
 
 
 class Combined(Settings):
@@ -31,7 +32,7 @@ class Combined(Settings):
 
     max_lanes: ClassVar[int | None] = None  # only `full` has a bound
     name: Literal["combined"] = "combined"  # dumped as the names of its methods, "lora+bias"; `expand` reads it back
-    methods: Annotated[tuple[Annotated[SingleTuning, Field(discriminator="name")], ...], Field(strict=False)]
+    methods: Annotated[tuple[Annotated[TuningMethod, Chosen(TUNING_METHODS)], ...], Field(strict=False)]
 
     @property
     def names(self) -> str:
@@ -44,7 +45,7 @@ class Combined(Settings):
 
     @field_validator("methods")
     @classmethod
-    def _in_order(cls, methods: tuple[SingleTuning, ...]) -> tuple[SingleTuning, ...]:
+    def _in_order(cls, methods: tuple[TuningMethod, ...]) -> tuple[TuningMethod, ...]:
         names = [method.name for method in methods]
         if len(names) < 2:
             raise ValueError(f"a combination is of at least 2 methods, found {len(names)}")
@@ -52,7 +53,8 @@ class Combined(Settings):
             raise ValueError(f"a method stands twice in {'+'.join(names)}")
         if "full" in names:
             raise ValueError(f"'full' trains everything already, found {'+'.join(names)}")
-        return tuple(sorted(methods, key=lambda method: list(SINGLE).index(method.name)))
+        order = TUNING_METHODS.known
+        return tuple(sorted(methods, key=lambda method: order.index(method.name)))
 
     @property
     def merges(self) -> bool:
@@ -109,4 +111,5 @@ def expand(section: Any) -> Any:
 
 def fields_of(names: Iterable[str]) -> set[str]:
     """Fields of the methods that are called so; nothing for an unknown name."""
-    return {field for name in names if name in SINGLE for field in SINGLE[name].model_fields}
+    methods = (TUNING_METHODS.get(name) for name in names)
+    return {field for method in methods if method is not None for field in method.model_fields}

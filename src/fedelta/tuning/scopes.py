@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, get_args
 
 from torch import nn
 
+from fedelta.catalog import Scope
 from fedelta.models.hub import Backbone
 from fedelta.params import ParamSpec
 from fedelta.tuning.accumulator import History
 from fedelta.tuning.exits import exit_blocks
-
-Scope = Literal["all", "adapters", "token"]
-SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 
 def scopes_of(backbone: Backbone, spec: ParamSpec) -> dict[Scope, frozenset[str]]:

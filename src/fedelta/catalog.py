@@ -1,0 +1,133 @@
+"""Everything that a configuration can choose by name: one registry for each kind, one line for each built-in class.
+
+A new method is a file of its own and a line here; configurations, `fedelta list`, adapters on disk and the contract
+tests take it from here. Classes are named as text and imported when they are first asked for.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from fedelta.settings.loading import load_installed
+from fedelta.settings.registry import Kind, Registry
+
+
+def _find_more() -> None:
+    load_installed(ALL)
+
+
+TUNING_METHODS = Registry(
+    Kind("tuning method", "fedelta.tuning.base:TuningMethod", ("apply", "merge")),
+    ("tuning.name",),
+    # In the order in which methods that are combined go in: what stands around others comes before them. Plug-ins
+    # come last, innermost.
+    {
+        "full": "fedelta.tuning.full:Full",
+        "accumulator": "fedelta.tuning.accumulator:Accumulator",
+        "exit-heads": "fedelta.tuning.exit_heads:ExitHeads",
+        "head": "fedelta.tuning.head:Head",
+        "prompt": "fedelta.tuning.prompt:Prompt",
+        "adapter": "fedelta.tuning.adapter:Adapter",
+        "parallel": "fedelta.tuning.parallel:Parallel",
+        "lora": "fedelta.tuning.lora:Lora",
+        "bias": "fedelta.tuning.bias:Bias",
+    },
+    _find_more,
+)
+# What several tuning methods together are; no plug-in can be one.
+COMBINATIONS = Registry(
+    Kind("combination of tuning methods", "fedelta.tuning.base:TuningMethod", ()),
+    ("tuning.name",),
+    {"combined": "fedelta.tuning.combined:Combined"},
+)
+STRATEGIES = Registry(
+    Kind("strategy", "fedelta.strategies.base:Strategy", ("plan", "update")),
+    ("strategy.name",),
+    {
+        "fedavg": "fedelta.strategies.fedavg:FedAvg",
+        "fedavgm": "fedelta.strategies.fedavg:FedAvgM",
+        "fedadagrad": "fedelta.strategies.fedopt:FedAdagrad",
+        "fedadam": "fedelta.strategies.fedopt:FedAdam",
+        "fedyogi": "fedelta.strategies.fedopt:FedYogi",
+        "fednova": "fedelta.strategies.fednova:FedNova",
+        "scaffold": "fedelta.strategies.scaffold:Scaffold",
+        "fedlama": "fedelta.strategies.fedlama:FedLama",
+        "fedlama-auto": "fedelta.strategies.fedlama_auto:FedLamaAuto",
+        "fedluar": "fedelta.strategies.fedluar:FedLuar",
+    },
+    _find_more,
+)
+MEANS = Registry(
+    Kind("mean", "fedelta.aggregation.base:Aggregation", ("start",)),
+    ("strategy.mean.name",),
+    {
+        "weighted": "fedelta.aggregation.means:Weighted",
+        "uniform": "fedelta.aggregation.means:Uniform",
+        "median": "fedelta.aggregation.robust:Median",
+        "trimmed": "fedelta.aggregation.robust:Trimmed",
+        "clipped": "fedelta.aggregation.means:Clipped",
+    },
+    _find_more,
+)
+LOCAL_RULES = Registry(
+    Kind("local rule", "fedelta.strategies.base:LocalRule", ("correct",)),
+    ("local_rule.name",),
+    {"plain": "fedelta.strategies.local:Plain", "fedprox": "fedelta.strategies.local:FedProx"},
+    _find_more,
+)
+CODECS = Registry(
+    Kind("codec", "fedelta.codecs.base:Codec", ("pack", "unpack")),
+    ("codec.name", "codec.down.name", "codec.up.name"),
+    {
+        "float32": "fedelta.codecs.cast:Cast",
+        "float16": "fedelta.codecs.cast:Cast",
+        "bfloat16": "fedelta.codecs.cast:Cast",
+        "int8": "fedelta.codecs.quantize:Int8",
+    },
+    _find_more,
+)
+TASKS = Registry(
+    Kind("task", "fedelta.tasks.base:Task", ("losses", "sums")),
+    ("task.name",),
+    {
+        "classification": "fedelta.tasks.classification:Classification",
+        "regression": "fedelta.tasks.regression:Regression",
+    },
+    _find_more,
+)
+PARTITIONERS = Registry(
+    Kind("partitioner", "fedelta.data.division:Partitioner", ("divide",)),
+    ("partition.name",),
+    {
+        "iid": "fedelta.data.partition:Iid",
+        "dirichlet": "fedelta.data.label_skew:Dirichlet",
+        "pathological": "fedelta.data.label_skew:Pathological",
+        "natural": "fedelta.data.partition:Natural",
+        "quantity": "fedelta.data.partition:Quantity",
+    },
+    _find_more,
+)
+OPTIMIZERS = Registry(
+    Kind("optimizer", "fedelta.engine.optimizers:Optimizer", ("step", "effective_steps")),
+    ("client.optimizer.name",),
+    {"sgd": "fedelta.engine.optimizers:Sgd", "adamw": "fedelta.engine.optimizers:AdamW"},
+    _find_more,
+)
+SCHEDULES = Registry(
+    Kind("schedule", "fedelta.engine.optimizers:Schedule", ("factor",)),
+    ("client.schedule.name",),
+    {
+        "constant": "fedelta.engine.optimizers:Constant",
+        "cosine": "fedelta.engine.optimizers:Cosine",
+        "step": "fedelta.engine.optimizers:Step",
+    },
+    _find_more,
+)
+# What `personalization.tune` can ask for; tuning/scopes.py says which tensors these are.
+Scope = Literal["all", "adapters", "token"]
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+
+# In the order of the sections of a configuration.
+ALL = (
+    TUNING_METHODS, COMBINATIONS, PARTITIONERS, TASKS, STRATEGIES, MEANS, LOCAL_RULES, OPTIMIZERS, SCHEDULES, CODECS,
+)  # fmt: skip

@@ -1,0 +1,26 @@
+"""The backbones that come with this package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedelta.errors import ModelError
+
+_BUNDLED = Path(__file__).parent / "bundled"
+
+
+def bundled_path(name: str) -> Path:
+    """Directory of the backbone `name` that comes with this package, in the hub's form.
+
+    Raises:
+        ModelError: there is no such backbone; the message names those there are.
+    """
+    path = _BUNDLED / name
+    if not (path / "config.json").is_file():
+        raise ModelError(f"no bundled backbone {name!r}; there is {', '.join(bundled_names())}.")
+    return path
+
+
+def bundled_names() -> list[str]:
+    """Names of the backbones that come with this package."""
+    return sorted(entry.parent.name for entry in _BUNDLED.glob("*/config.json"))

@@ -1,0 +1,119 @@
+"""The top of the page of one run: what it did, how far it came, and its key figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedelta.record.history import History
+from fedelta.record.numbers import TIMES, UNKNOWN, bare, capitalised, count, duration, percent, shown, size
+from fedelta.report.exits import read_exits
+
+_SETTING = ("model.source", "tuning.name", "strategy.name", "data.source", "partition.name")
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A key figure: its name, its value and a remark."""
+
+    name: str
+    value: str
+    remark: str
+
+
+@dataclass(frozen=True)
+class Headline:
+    """What headline.html shows.
+
+    Args:
+        name: of the run.
+        setting: model, methods and data.
+        unfinished: how far a run came that is not finished; empty for one that is.
+        progress: rounds, clients and date.
+        tiles: the key figures, six or eight.
+    """
+
+    template: ClassVar[str] = "headline.html"
+    name: str
+    setting: Sequence[str]
+    unfinished: str
+    progress: str
+    tiles: Sequence[Tile]
+
+
+def headline(run: History) -> Headline:
+    """The headline of `run`."""
+    measure = run.primary
+    name = capitalised(f"{run.measured_on} {measure.label}")
+    tiles = [
+        Tile(name, shown(run.final, measure), f"best {shown(run.best, measure)}"),
+        *_exit_tiles(run),
+        Tile("Tuned parameters", count(run.model.get("tuned_parameters")), _tuned_share(run)),
+        Tile("Per client and round", size(run.bytes_per_client_round), "down and up together"),
+        Tile("Sent in total", size(run.ledger.total_bytes), _directions(run)),
+        Tile("Saving", saving(run), f"full fine-tuning: {size(run.full_model_bytes)}"),
+        Tile("Time", duration(run.wall_seconds), f"peak memory {size(run.peak_memory_bytes)}"),
+    ]
+    setting = [str(value) for path in _SETTING if (value := run.value(path)) is not None]
+    return Headline(run.name, setting, _unfinished(run), _progress(run), tiles)
+
+
+def saving(run: History) -> str:
+    """How many times as much full fine-tuning would have sent."""
+    full, sent = run.full_model_bytes, run.ledger.total_bytes
+    if not full or not sent:
+        return UNKNOWN
+    ratio = full / sent
+    return f"{ratio:,.0f} {TIMES}" if ratio >= 10 else f"{ratio:.1f} {TIMES}"
+
+
+def is_cheaper(run: History) -> bool:
+    """Whether some groups travelled less often than every round."""
+    return run.relative_cost is not None and run.relative_cost < 1
+
+
+def _exit_tiles(run: History) -> list[Tile]:
+    """The mean over the exits, and over their costs; nothing without exits."""
+    exits = read_exits(run)
+    if exits is None:
+        return []
+    measure, num_exits = exits.measure, len(exits.last)
+    exits_in_words = f"{count(num_exits)} exit" if num_exits == 1 else f"{count(num_exits)} exits"
+    ends = f"{bare(exits.last[0], measure)} to {shown(exits.last[-1], measure)}"
+    remark = "cost of exits not known" if exits.flops_area is None else f"mean {measure.label} over budgets"
+    return [
+        Tile("Mean over exits", shown(run.mean_over_exits, measure), f"{exits_in_words}, {ends}"),
+        Tile("Area over FLOPs", shown(exits.flops_area, measure), remark),
+    ]
+
+
+def _unfinished(run: History) -> str:
+    if run.finished:
+        return ""
+    planned = run.value("strategy.num_rounds")
+    return f"Unfinished: {len(run.rounds)} of {planned} rounds." if planned else "Unfinished."
+
+
+def _progress(run: History) -> str:
+    cohort_size = len(run.rounds[0]["cohort"]) if run.rounds else run.value("strategy.clients_per_round")
+    num_clients = len(run.partition.counts) if run.partition else None
+    of_all = f" of {count(num_clients)}" if num_clients else ""
+    clients = "client" if (num_clients or cohort_size) == 1 else "clients"
+    rounds = f"{len(run.rounds)} rounds, " if run.finished else ""
+    return f"{rounds}{cohort_size}{of_all} {clients} a round, begun {_date(run)}"
+
+
+def _date(run: History) -> str:
+    """Day, hour and minute of ISO 8601, as `environment` writes it."""
+    return str(run.environment.get("date", UNKNOWN))[:16].replace("T", " ")
+
+
+def _tuned_share(run: History) -> str:
+    tuned, total = run.model.get("tuned_parameters"), run.model.get("total_parameters")
+    return f"{percent(tuned / total, 2)} of {count(total)}" if tuned is not None and total else UNKNOWN
+
+
+def _directions(run: History) -> str:
+    directions = f"{size(run.ledger.downlink_bytes)} down, {size(run.ledger.uplink_bytes)} up"
+    return f"{directions}; relative cost {percent(run.relative_cost)}" if is_cheaper(run) else directions

@@ -1,0 +1,53 @@
+"""From values to HTML: Jinja2 templates, in which every text is escaped.
+
+The templates of a package are in its folder `templates/`; the frame (`page.html`) and the elements (`macros.html`) in
+the folder of this package serve them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from importlib import metadata
+
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+from fedelta.record.neutral import paragraphs
+
+SHARED = "fedelta.report"
+
+
+def render(template: str, values: Mapping[str, object], package: str = SHARED) -> str:
+    """The HTML that `template` of `package` makes of `values`, which it reads by name.
+
+    Raises:
+        jinja2.TemplateError: the template does not exist, or reads a value that is not there.
+    """
+    return _environment(package).get_template(template).render(values)
+
+
+@cache
+def _environment(package: str) -> Environment:
+    environment = Environment(
+        loader=ChoiceLoader([PackageLoader(name) for name in dict.fromkeys((package, SHARED))]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_visible,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.globals["version"] = _version()
+    return environment
+
+
+def _visible(value: object) -> object:
+    """`value` without control characters and marks that turn the direction of writing; HTML stays as it is."""
+    return paragraphs(value) if type(value) is str else value
+
+
+def _version() -> str:
+    try:
+        return metadata.version("fedelta")
+    except metadata.PackageNotFoundError:
+        return ""

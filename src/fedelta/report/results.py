@@ -1,0 +1,64 @@
+"""The section "Results": the primary measure against rounds and traffic, the losses, and what travelled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedelta.record.history import History
+from fedelta.record.numbers import capitalised, count, size
+from fedelta.report.elements import Line, Picture, legend, picture
+from fedelta.report.plots import bytes_by_group, loss_by_round, measure_by_round, measure_by_traffic
+
+_FULL = "Dotted: where full fine-tuning in float32 would be after its first three rounds."
+_SYNCED = "Strong: rounds in which all groups were averaged; faint: all rounds."
+
+
+@dataclass(frozen=True)
+class Results:
+    """What results.html shows.
+
+    Args:
+        lines: of the runs, where there are several.
+        pictures: the curves; none before the first round is finished.
+        traffic: of each run, under a heading of its own where there are several.
+    """
+
+    template: ClassVar[str] = "results.html"
+    lines: Sequence[Line]
+    pictures: Sequence[Picture]
+    traffic: Sequence[Picture]
+
+
+def results(runs: Sequence[History]) -> Results:
+    """The curves of `runs`, and the traffic of each."""
+    if not any(run.rounds for run in runs):
+        return Results([], [], [])
+    if len(runs) == 1:
+        return Results([], [*_curves(runs), _traffic(runs[0], "d", "Traffic by group and direction")], [])
+    traffic = [_traffic(run, f"t{index}", run.name) for index, run in enumerate(runs) if run.rounds]
+    return Results(legend([run.name for run in runs]), _curves(runs), traffic)
+
+
+def _curves(runs: Sequence[History]) -> list[Picture]:
+    measure, loss = (capitalised(measure.label) for measure in (runs[0].primary, runs[0].task.loss))
+    synced = _SYNCED if any(run.has_partial_syncs for run in runs) else ""
+    full = _FULL if any(run.full_round_bytes is not None for run in runs) else ""
+    return [
+        picture(measure_by_round(runs), "a", f"{measure} against rounds", note=synced),
+        picture(
+            measure_by_traffic(runs), "b", f"{measure} against traffic", says=f"{measure} against MiB sent", note=full
+        ),
+        picture(loss_by_round(runs), "c", f"{loss} against rounds"),
+    ]
+
+
+def _traffic(run: History, prefix: str, title: str) -> Picture:
+    """Bytes by group and direction, and the cost of the backbone."""
+    num_clients = len(run.ledger.client_ids)
+    note = f"Once per client, beside this: the frozen backbone, {size(run.ledger.backbone_bytes)}"
+    if num_clients:
+        clients = "client" if num_clients == 1 else f"{count(num_clients)} clients"
+        note += f"; {size(num_clients * run.ledger.backbone_bytes)} for the {clients} that took part"
+    return picture(bytes_by_group(run), prefix, title, says="MiB by group and direction", note=f"{note}.")

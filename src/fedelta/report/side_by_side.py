@@ -1,0 +1,66 @@
+"""The top of the page of several runs: their key figures in one table, and the settings in which they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedelta.record.files import flatten
+from fedelta.record.history import History
+from fedelta.record.numbers import UNKNOWN, capitalised, count, duration, mebibytes, percent, shown
+from fedelta.report.elements import Table
+from fedelta.report.headline import is_cheaper, saving
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """What side_by_side.html shows.
+
+    Args:
+        num_runs: how many runs there are.
+        figures: a row for each run.
+        differences: a column for each run, a row for each setting that they do not share; None where there is none.
+    """
+
+    template: ClassVar[str] = "side_by_side.html"
+    num_runs: int
+    figures: Table
+    differences: Table | None
+
+
+def side_by_side(runs: Sequence[History]) -> SideBySide:
+    """The key figures and the differences of `runs`, which share their primary measure."""
+    has_costs, has_exits = any(map(is_cheaper, runs)), any(run.by_exit for run in runs)
+    header = ["Run", "Rounds", capitalised(runs[0].primary.label), "Best", "Tuned", "MiB per client and round"]
+    header += ["MiB in total", "MiB if fully tuned", "Saving", "Time"]
+    header += ["Relative cost"] if has_costs else []
+    header += ["Mean over exits"] if has_exits else []
+    rows = [_row(run, has_costs=has_costs, has_exits=has_exits) for run in runs]
+    return SideBySide(len(runs), Table(header, rows, numbers_from=1), _differences(runs))
+
+
+def _row(run: History, *, has_costs: bool, has_exits: bool) -> list[str]:
+    measure = run.primary
+    return [
+        run.name,
+        f"{len(run.rounds)}" if run.finished else f"{len(run.rounds)} (unfinished)",
+        shown(run.final, measure),
+        shown(run.best, measure),
+        count(run.model.get("tuned_parameters")),
+        mebibytes(run.bytes_per_client_round),
+        mebibytes(run.ledger.total_bytes),
+        mebibytes(run.full_model_bytes),
+        saving(run),
+        duration(run.wall_seconds),
+        *([percent(run.relative_cost)] if has_costs else []),
+        *([shown(run.mean_over_exits, measure)] if has_exits else []),
+    ]
+
+
+def _differences(runs: Sequence[History]) -> Table | None:
+    configs = [dict(flatten(run.config)) for run in runs]
+    keys = dict.fromkeys(key for config in configs for key in config)
+    rows = ([key, *(config.get(key, UNKNOWN) for config in configs)] for key in keys)
+    different = [row for row in rows if len(set(row[1:])) > 1]
+    return Table(["Setting", *(run.name for run in runs)], different) if different else None
