@@ -1,4 +1,4 @@
-"""What every strategy keeps with every mean, whatever it computes, and that it runs with each kind of tuning method."""
+"""What every strategy keeps with every mean, and that it runs beside each kind of tuning method."""
 
 from __future__ import annotations
 

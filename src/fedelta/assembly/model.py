@@ -28,6 +28,7 @@ from fedelta.seeds import stream
 from fedelta.settings.base import as_settings
 from fedelta.tuning.base import TuningMethod
 from fedelta.tuning.combined import Combined
+from fedelta.tuning.contract import applied
 from fedelta.tuning.exits import exit_blocks, owned_at
 from fedelta.tuning.identity import identity, unlike
 from fedelta.tuning.lanes import Lanes
@@ -162,7 +163,7 @@ def apply_tuning(
     """
     generator = stream(config.seed, "tuning")
     if sample is None:
-        spec = tuning.apply(backbone, lanes, generator)
+        spec = applied(tuning, backbone, lanes, generator)
     else:
         spec = apply_proved(tuning, backbone, lanes, generator, sample)
     _check_norms(config, tuning, backbone)

@@ -90,6 +90,8 @@ def _contracts(value: Any, models: Sequence[str]) -> list[Contract]:
     for registry, of_kind in CONTRACTS.items():
         if set(registry.kind.marks) <= set(dir(value)):
             subject = f"{type(value).__name__} {value.name!r}"
+            if "mean" in type(value).model_fields:
+                subject = f"{subject} with mean {value.mean.name!r}"
             written = contracts_for(subject, value, (its_settings_are_read_back_as_they_were_written,))
             return [*written, *of_kind(subject, value, models)]
     expected = ", or ".join(" and ".join(f"`{mark}`" for mark in registry.kind.marks) for registry in CONTRACTS)

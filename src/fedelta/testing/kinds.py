@@ -50,7 +50,7 @@ def _if_it_fits(trial: TuningTrial, check: Callable[[], None]) -> None:
 
 
 def _of_strategy(subject: str, strategy: Any, _models: Sequence[str]) -> list[Contract]:
-    subject, short = f"{subject} with mean {strategy.mean.name!r}", _shortened(strategy)
+    short = _shortened(strategy)
     return contracts_for(subject, StrategyTrial(short), strategies.CHECKS) + [
         _run(f"{subject} on {method.name!r}", short, (method, family)) for method, family in _TUNED
     ]

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 import torch
 
 from fedelta.aggregation.base import Update, combine
 from fedelta.params import Params, ParamSpec, TensorSpec
 from fedelta.seeds import stream
-from fedelta.strategies.base import Combined, RoundPlan, State, Strategy
+from fedelta.strategies.base import CombinedUpdates, RoundPlan, State, Strategy
 from fedelta.testing.contract import copied
 from fedelta.testing.means import drawn
 
@@ -40,7 +41,7 @@ class Played:
     """
 
     plan: RoundPlan
-    combined: Combined
+    combined: CombinedUpdates
     before: tuple[Params, State]
     after: tuple[Params, State]
 
@@ -66,10 +67,30 @@ class StrategyTrial:
         """The server's tensors at the start."""
         return drawn(SPEC, SPEC.names, "server")
 
+    @property
+    def rounds(self) -> Iterator[Played]:
+        """The rounds of the run, with clients that move; each is played once, when it is first asked for."""
+        index = 0
+        while True:
+            if index == len(self._played):
+                self._played.extend(islice(self._underway, 1))
+            if index == len(self._played):
+                return
+            yield self._played[index]
+            index += 1
+
+    @property
+    def last(self) -> Played:
+        """The last round of the run."""
+        return list(self.rounds)[-1]
+
     @cached_property
-    def rounds(self) -> list[Played]:
-        """All rounds of the run, with clients that move."""
-        return list(self.play())
+    def _underway(self) -> Iterator[Played]:
+        return self.play()
+
+    @cached_property
+    def _played(self) -> list[Played]:
+        return []
 
     def play(
         self,
@@ -89,12 +110,12 @@ class StrategyTrial:
             first: number of the first round.
             still: no client moves.
             lost: clients whose replies never come.
-            renamed: the clients of a cohort have each other's data.
+            renamed: clients have other ids, and those of a cohort each other's data.
         """
-        strategy = strategy or self.strategy
+        strategy, clients = strategy or self.strategy, tuple(2 * client for client in CLIENTS) if renamed else CLIENTS
         params, state = standing or (copied(self.params), strategy.init(copied(self.params), SPEC))
         for round in range(first, strategy.num_rounds + 1):
-            plan = strategy.plan(state, round, CLIENTS, SPEC, stream(0, "cohort", round))
+            plan = strategy.plan(state, round, clients, SPEC, stream(0, "cohort", round))
             updates = [each for each in self._updates(plan, still=still, renamed=renamed) if each.client_id not in lost]
             combined = _combined(strategy, updates, self.wire)
             before = (params, state)
@@ -104,18 +125,18 @@ class StrategyTrial:
     def _updates(self, plan: RoundPlan, *, still: bool, renamed: bool) -> list[Update]:
         """What the cohort sends; statistics are not among it, as in the round loop."""
         cohort = plan.cohort
-        sources = cohort[::-1] if renamed else cohort
+        sources = [client // 2 for client in reversed(cohort)] if renamed else list(cohort)
         updates = []
         for client, source in zip(cohort, sources, strict=True):
             names = [name for name in plan.upload[client] if name not in SPEC.statistics]
             delta = drawn(self.wire, names, plan.round, source)
             if still:
                 delta = {name: torch.zeros_like(tensor) for name, tensor in delta.items()}
-            updates.append(Update(client, _EXAMPLES[source], delta, effective_steps=2.0 + source % 3))
+            updates.append(Update(client, _EXAMPLES.get(source, 1), delta, effective_steps=2.0 + source % 3))
         return updates
 
 
-def _combined(strategy: Strategy, updates: Sequence[Update], wire: ParamSpec) -> Combined:
+def _combined(strategy: Strategy, updates: Sequence[Update], wire: ParamSpec) -> CombinedUpdates:
     mean = combine(strategy.mean, updates, wire, stream(0, "aggregation"))
     single = tuple(updates) if strategy.reads == "each" else ()
-    return Combined(mean, tuple(update.client_id for update in updates), single)
+    return CombinedUpdates(mean, tuple(update.client_id for update in updates), single)

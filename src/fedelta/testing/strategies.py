@@ -47,7 +47,7 @@ def every_shared_tensor_comes_up_at_some_time(trial: StrategyTrial) -> None:
     """In the whole run; a tensor that never does is not trained by anyone."""
     sent = {name for played in trial.rounds for names in played.plan.upload.values() for name in names}
     missing = [name for name in SPEC.shared if name not in sent]
-    require(not missing, f"In {len(trial.rounds)} rounds no client is asked for {missing}.")
+    require(not missing, f"In {trial.strategy.num_rounds} rounds no client is asked for {missing}.")
 
 
 def a_new_client_gets_all_that_it_needs_to_start(trial: StrategyTrial) -> None:
@@ -118,7 +118,7 @@ def _kind(tensor: Tensor) -> tuple[torch.dtype, tuple[int, ...]]:
 def statistics_and_what_stays_with_clients_are_left_alone(trial: StrategyTrial) -> None:
     """The round loop takes the mean of statistics itself."""
     for name in (*SPEC.statistics, *SPEC.kept):
-        found = trial.rounds[-1].after[0].get(name)
+        found = trial.last.after[0].get(name)
         same = found is not None and torch.equal(found, trial.params[name])
         require(same, f"`{name}` was changed, which no update holds.")
 
@@ -132,14 +132,14 @@ def clients_that_do_not_move_leave_the_server_where_it_is(trial: StrategyTrial) 
 
 def the_server_moves_when_clients_do(trial: StrategyTrial) -> None:
     """Every tensor that is trained and shared, in the course of the run."""
-    end = trial.rounds[-1].after[0]
+    end = trial.last.after[0]
     trained = [name for name in SPEC.shared if SPEC.tensors[name].trained]
     still = [name for name in trained if torch.equal(end[name], trial.params[name])]
     require(not still, f"All clients move in all rounds, and {still} stay where they were.")
 
 
 def ids_of_clients_do_not_matter(trial: StrategyTrial) -> None:
-    """But for rounding: with the data of the cohort exchanged among its clients the params are the same."""
+    """But for rounding: where clients have other ids, and in a cohort each other's data, the params are the same."""
     for played, renamed in zip(trial.rounds, trial.play(renamed=True), strict=True):
         for name, tensor in played.after[0].items():
             same = torch.allclose(tensor, renamed.after[0][name], rtol=1e-5, atol=1e-6)
@@ -148,12 +148,13 @@ def ids_of_clients_do_not_matter(trial: StrategyTrial) -> None:
 
 def a_state_survives_a_checkpoint(trial: StrategyTrial) -> None:
     """A strategy that was read from a file goes on from a file with the same bits: it remembers nothing else."""
-    middle = max(1, len(trial.rounds) // 2)
-    params, state = trial.rounds[middle - 1].after
+    rounds = list(trial.rounds)
+    middle = max(1, len(rounds) // 2)
+    params, state = rounds[middle - 1].after
     saved = decode(encode(Checkpoint(middle, params, state, {}, "")))
     require_same_bits(saved.state, copied(state), "The state comes back from a checkpoint as another")
     rest = list(trial.play(reread(trial.strategy), (saved.params, saved.state), first=middle + 1))
-    for played, resumed in zip(trial.rounds[middle:], rest, strict=True):
+    for played, resumed in zip(rounds[middle:], rest, strict=True):
         require(
             resumed.plan == played.plan, f"Resumed after round {middle}, round {played.plan.round} has another plan."
         )
@@ -164,7 +165,7 @@ def a_state_survives_a_checkpoint(trial: StrategyTrial) -> None:
 
 def the_state_has_names_of_its_own_and_holds_what_is_logged(trial: StrategyTrial) -> None:
     """Tensors under names that no tensor of the model has; logged ones have a number for each group."""
-    _, state = trial.rounds[-1].after
+    _, state = trial.last.after
     for name, value in state.items():
         require(isinstance(value, Tensor), f"`{name}` of the state is {type(value).__name__}, expected a tensor.")
         require(name not in SPEC, f"`{name}` of the state has the name of a tensor of the model.")

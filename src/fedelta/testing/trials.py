@@ -90,25 +90,20 @@ class TuningTrial:
         return small_data(self.family)
 
     @cached_property
-    def trained_model(self) -> Applied:
-        """The model of the first engine."""
+    def model(self) -> Applied:
+        """The model in which clients train."""
         return self.applied()
 
     @cached_property
-    def first(self) -> LaneEngine:
-        """An engine with as many lanes as the method can have."""
-        return self.engine(self.trained_model)
-
-    @cached_property
-    def second(self) -> LaneEngine:
-        """Another engine on another model, both made alike."""
-        return self.engine(self.applied())
+    def trainer(self) -> LaneEngine:
+        """The engine of that model, with as many lanes as the method can have."""
+        return self.engine(self.model)
 
     @cached_property
     def deltas(self) -> dict[int, Params]:
-        """What the clients make of their jobs in the first engine, by client."""
+        """What the clients make of their jobs in the engine while it is new, by client."""
         with no_global_draws():
-            return self.trained(self.first)
+            return self.trained(self.trainer)
 
     def trained(
         self, engine: LaneEngine, sizes: Sequence[int] = _SIZES, *, backward: bool = False, changed: bool = False

@@ -115,7 +115,7 @@ def the_model_starts_with_the_answers_that_it_had(trial: TuningTrial) -> None:
 
 def clients_can_train_in_lanes_without_mixing(trial: TuningTrial) -> None:
     """Outputs and gradients of each lane are those it gives alone; otherwise the engine trains client after client."""
-    require(not trial.first.notes, "; ".join(trial.first.notes))
+    require(not trial.trainer.notes, "; ".join(trial.trainer.notes))
 
 
 def lanes_give_what_a_plain_loop_gives_client_after_client(trial: TuningTrial) -> None:
@@ -131,8 +131,8 @@ def lanes_give_what_a_plain_loop_gives_client_after_client(trial: TuningTrial) -
 
 def the_order_of_clients_does_not_matter(trial: TuningTrial) -> None:
     """But for rounding: they share lanes with others."""
-    backward = trial.trained(trial.first, backward=True)
-    for client, delta in trial.deltas.items():
+    deltas, backward = trial.deltas, trial.trained(trial.trainer, backward=True)
+    for client, delta in deltas.items():
         for name, tensor in delta.items():
             problem = f"The delta of client {client} for `{name}` depends on the order of clients"
             _require_close(backward[client][name], tensor, problem)
@@ -141,27 +141,27 @@ def the_order_of_clients_does_not_matter(trial: TuningTrial) -> None:
 def a_used_engine_gives_the_same_bits_as_a_fresh_one(trial: TuningTrial) -> None:
     """Nothing of an earlier round is left in the model."""
     expected = trial.deltas
-    again = trial.trained(trial.first)
+    again = trial.trained(trial.trainer)
     for client, delta in expected.items():
         require_same_bits(again[client], delta, f"Trained once more, client {client} has another delta")
 
 
 def the_data_of_one_client_leave_no_trace_in_another(trial: TuningTrial) -> None:
-    """Another model, made alike, gives all others the same bits when one client has other data."""
-    changed = trial.trained(trial.second, changed=True)
-    for client, delta in trial.deltas.items():
+    """All others get the same bits when one client has other data."""
+    deltas = trial.deltas
+    changed = trial.trained(trial.trainer, changed=True)
+    for client, delta in deltas.items():
         if client == CHANGED:
             same = all(same_bits(changed[client][name], tensor) for name, tensor in delta.items())
             require(not same, f"Client {client} has the same delta with other data.")
         else:
-            problem = f"In an equal model, with other data of client {CHANGED}, client {client} has another delta"
-            require_same_bits(changed[client], delta, problem)
+            require_same_bits(changed[client], delta, f"With other data of client {CHANGED}, client {client} differs")
 
 
 def training_changes_nothing_but_what_is_specified(trial: TuningTrial) -> None:
     """Frozen parameters and buffers keep their bits."""
     trial.deltas  # noqa: B018  trained here
-    before, after = (_frozen(each) for each in (trial.start, trial.trained_model))
+    before, after = (_frozen(each) for each in (trial.start, trial.model))
     require_same_bits(after, before, "Training changes what is not tuned")
 
 
