@@ -134,7 +134,7 @@ def to_png(figure: Figure, dots_per_inch: int = 200) -> bytes:
 def settle(figure: Figure) -> None:
     """Puts the plots of `figure` where they will be, for what is placed by pixels among them."""
     with style():
-        _fit(figure, FigureCanvasAgg(figure).get_renderer())
+        _fit(figure, FigureCanvasAgg(figure).get_renderer())  # type: ignore[no-untyped-call]
 
 
 def _renderer(figure: Figure, buffer: io.StringIO) -> Any:  # Any: matplotlib's types of this class are incomplete
