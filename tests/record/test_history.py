@@ -8,6 +8,12 @@ from pathlib import Path
 import pytest
 from tests.report.synthetic import SMALL, make_error_run, make_run
 
+from fedelta.errors import RunError
+from fedelta.record import history
+from fedelta.record.history import read_histories
+from fedelta.record.rundir import RunDirectory
+from fedelta.tasks.classification import Classification
+
 
 @pytest.fixture(scope="session")
 def original(tmp_path_factory) -> Path:

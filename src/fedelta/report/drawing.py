@@ -128,10 +128,16 @@ def to_svg(figure: Figure, prefix: str, description: str) -> str:
 def to_png(figure: Figure, dots_per_inch: int = 200) -> bytes:
     """`figure` as a PNG on white."""
     buffer = io.BytesIO()
+    settle(figure)
     with style():
-        _fit(figure, RendererAgg(*figure.bbox.size, _POINTS))
         figure.savefig(buffer, format="png", dpi=dots_per_inch, facecolor="white")
     return buffer.getvalue()
+
+
+def settle(figure: Figure) -> None:
+    """Puts the plots of `figure` where they will be, for what is placed by pixels among them."""
+    with style():
+        _fit(figure, RendererAgg(*figure.bbox.size, _POINTS))
 
 
 def _fit(figure: Figure, renderer: RendererBase) -> None:
