@@ -70,7 +70,7 @@ class Inspection:
 def inspect(config: Config) -> Inspection:
     """Returns the sizes for `config`, from a model without memory and encoded zeros.
 
-    Reads the data only if the task has classes, `model.num_classes` is not set and the data are not the embedded digits.
+    Reads the data only to find their classes: not if `model.num_classes` is set, nor for the embedded digits.
 
     Raises:
         InputError: something in the configuration cannot be used.
