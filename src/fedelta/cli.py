@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import atexit
 import gc
-import io
 import json
 import os
 import sys
@@ -22,7 +21,7 @@ from rich.table import Table
 
 from fedelta.errors import FedeltaError, InputError, PluginError
 from fedelta.imports import collector_paused
-from fedelta.terminal import MIB, client_bar, round_bar, table_of_personalization, table_of_run
+from fedelta.terminal import MIB, client_bar, escape_unprintable, round_bar, table_of_personalization, table_of_run
 
 if TYPE_CHECKING:
     from fedelta.experiment import Result
@@ -47,8 +46,6 @@ Overrides = Annotated[
 Client = Annotated[
     str | None, typer.Option(metavar="NAME", help="whose model, where clients keep norms of their own; or its number")
 ]
-
-
 Plugins = Annotated[
     list[Path] | None,
     typer.Option("--plugin", metavar="FILE", help="a Python file with methods of your own; repeatable"),
@@ -66,7 +63,7 @@ def main() -> None:
         os.environ.setdefault("FEDELTA_LIGHT_IMPORTS", "1")  # see `models/light.py`
     # The interpreter ends with a search for reference cycles among all objects: a second, and nothing is gained by it.
     atexit.register(gc.freeze)
-    _print_anything()
+    escape_unprintable()
     try:
         app(standalone_mode=True)
     except InputError as error:
@@ -88,8 +85,7 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Run an experiment."""
-    _load(plugin)
-    with collector_paused():
+    with _loading(plugin):
         from fedelta.experiment import Experiment
         from fedelta.record.rundir import free_name
 
@@ -103,8 +99,7 @@ def run(
 @app.command()
 def resume(directory: RunPath, plugin: Plugins = None, quiet: Quiet = False) -> None:
     """Continue a run that was stopped or killed."""
-    _load(plugin)
-    with collector_paused():
+    with _loading(plugin):
         from fedelta.experiment import Experiment
 
     experiment = Experiment.from_run(directory)
@@ -123,8 +118,7 @@ def report(
     plugin: Plugins = None,
 ) -> None:
     """Write one self-contained HTML page about one or more runs."""
-    _load(plugin)
-    with collector_paused():
+    with _loading(plugin):
         from fedelta.report.writing import write_report
 
     if out.is_dir():
@@ -152,8 +146,7 @@ def compare(  # noqa: PLR0917 the command line's, all options
     quiet: Quiet = False,
 ) -> None:
     """Run a grid of experiments, or go on with it, and write its tables and a page."""
-    _load(plugin)
-    with collector_paused():
+    with _loading(plugin):
         from fedelta.comparison.compare import compare as run_grid
         from fedelta.comparison.directory import ASKED, default_out
         from fedelta.comparison.display import Display, failure_of, print_table
@@ -181,8 +174,7 @@ def inspect(
     plugin: Plugins = None,
 ) -> None:
     """Show what would be tuned and sent, without training."""
-    _load(plugin)
-    with collector_paused():
+    with _loading(plugin):
         from fedelta.config import load_config
         from fedelta.inspection import inspect as look
 
@@ -221,8 +213,7 @@ def evaluate(
     plugin: Plugins = None,
 ) -> None:
     """Measure a model on the test set of a configuration or a run; prints JSON."""
-    _load(plugin)
-    with collector_paused():
+    with _loading(plugin):
         from fedelta.catalog import TASKS
         from fedelta.evaluation import evaluate_adapter
 
@@ -235,8 +226,7 @@ def evaluate(
 @app.command()
 def personalize(directory: RunPath, overrides: Overrides = None, plugin: Plugins = None, quiet: Quiet = False) -> None:
     """Fine-tune a run's model on each client that it held out; nothing is sent, RUN/personalization.json is written."""
-    _load(plugin)
-    with collector_paused():
+    with _loading(plugin):
         from fedelta.experiment import Experiment
         from fedelta.personalization import personalize as fine_tune
 
@@ -265,8 +255,7 @@ def predict(  # noqa: PLR0917 the command line's, all options
     plugin: Plugins = None,
 ) -> None:
     """Classify images, recordings or texts with the model of a run."""
-    _load(plugin)
-    with collector_paused():
+    with _loading(plugin):
         from fedelta.inference.costs import costs_of
         from fedelta.inference.predict import Predictor
 
@@ -293,10 +282,9 @@ def export(  # noqa: PLR0917 the command line's, all options
     plugin: Plugins = None,
 ) -> None:
     """Write the model of a run for other programs, checked against PyTorch."""
-    _load(plugin)
     if not onnx:
         raise InputError("no format was given to export to.", hint=f"`fedelta export {directory} --onnx`")
-    with collector_paused():
+    with _loading(plugin):
         from fedelta.inference.export import export_onnx
         from fedelta.inference.predict import Predictor
 
@@ -309,8 +297,7 @@ def export(  # noqa: PLR0917 the command line's, all options
 @app.command()
 def check(config: ConfigPath, overrides: Overrides = None, plugin: Plugins = None) -> None:
     """Check a configuration, its data and its model, down to a step and an evaluation; nothing is written."""
-    _load(plugin)
-    with collector_paused():
+    with _loading(plugin):
         from fedelta.checking import check_configuration
 
     try:
@@ -337,8 +324,7 @@ def check(config: ConfigPath, overrides: Overrides = None, plugin: Plugins = Non
 @app.command("list")
 def list_names(plugin: Plugins = None) -> None:
     """List everything that a configuration can name."""
-    _load(plugin)
-    with collector_paused():
+    with _loading(plugin):
         from fedelta.choices import choices
 
     table = Table("section", "choices")
@@ -364,8 +350,7 @@ def _resumable(path: Path, command: str) -> Iterator[None]:
 
 def _conclude(result: Result, primary: Measure, quiet: bool) -> None:
     """The report, and the table on standard output."""
-    with collector_paused():
-        from fedelta.report.writing import write_report
+    from fedelta.report.writing import write_report
 
     report_path = result.path / "report.html"
     write_report([result.path], report_path)
@@ -383,13 +368,16 @@ def _blamed(error: Exception) -> PluginError:
     return blamed
 
 
-def _load(plugins: list[Path] | None) -> None:
-    """Makes the classes in plug-in files known, before a command reads anything."""
-    if plugins:
-        from fedelta.plugins import load_plugin
+@contextmanager
+def _loading(plugins: list[Path] | None) -> Iterator[None]:
+    """Loads the plug-in files, before a command reads anything; the collector rests for the imports in this context."""
+    with collector_paused():
+        if plugins:
+            from fedelta.plugins import load_plugin
 
-        for path in plugins:
-            load_plugin(path)
+            for path in plugins:
+                load_plugin(path)
+        yield
 
 
 def _numbers(option: str, text: str) -> list[int]:
@@ -400,13 +388,6 @@ def _numbers(option: str, text: str) -> list[int]:
         raise InputError(
             f"`{option}` is {text!r}, expected whole numbers with commas between them.", hint=f"{option} 2,4, say."
         ) from error
-
-
-def _print_anything() -> None:
-    """Lets the terminal show what it has no letters for, such as the name of a class, by its number."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # in a test or a notebook it is something else
-            stream.reconfigure(errors="backslashreplace")
 
 
 def _fail(error: FedeltaError, code: int) -> None:
