@@ -159,11 +159,11 @@ def compare(  # noqa: PLR0917 the command line's, all options
         nullcontext() if quiet else Display(err_console) as display,
     ):
         on_event = None if display is None else display.show
-        found = run_grid(config, axes, path, overrides=overrides or (), processes=processes, on_event=on_event)
+        comparison = run_grid(config, axes, path, overrides=overrides or (), processes=processes, on_event=on_event)
     if not quiet:
-        print_table(found, out_console)
-    if found.failures:
-        raise failure_of(found)
+        print_table(comparison, out_console)
+    if comparison.failures:
+        raise failure_of(comparison)
 
 
 @app.command()
@@ -178,25 +178,25 @@ def inspect(
         from fedelta.config import load_config
         from fedelta.inspection import inspect as look
 
-    found = look(load_config(config, overrides or ()))
+    sizes = look(load_config(config, overrides or ()))
     if as_json:
-        print(json.dumps(found.as_dict(), indent=2))
+        print(json.dumps(sizes.as_dict(), indent=2))
         return
     table = Table("group", "tuned parameters", title=f"{config}")
-    for group, count in found.groups.items():
+    for group, count in sizes.groups.items():
         table.add_row(group, f"{count:,}")
     table.add_section()
-    table.add_row("tuned", f"{found.tuned_parameters:,} of {found.total_parameters:,} "
-                           f"({found.tuned_parameters / found.total_parameters:.2%})")  # fmt: skip
-    if found.running_statistics:
-        table.add_row("running statistics", f"{found.running_statistics:,}")
-    if found.download_bytes == found.payload_bytes:
-        table.add_row("per client and direction", f"{found.payload_bytes / MIB:.3f} MiB")
+    table.add_row("tuned", f"{sizes.tuned_parameters:,} of {sizes.total_parameters:,} "
+                           f"({sizes.tuned_parameters / sizes.total_parameters:.2%})")  # fmt: skip
+    if sizes.running_statistics:
+        table.add_row("running statistics", f"{sizes.running_statistics:,}")
+    if sizes.download_bytes == sizes.payload_bytes:
+        table.add_row("per client and direction", f"{sizes.payload_bytes / MIB:.3f} MiB")
     else:
-        table.add_row("per client, down", f"{found.download_bytes / MIB:.3f} MiB")
-        table.add_row("per client, up", f"{found.payload_bytes / MIB:.3f} MiB")
-    table.add_row("full model in float32", f"{found.full_model_bytes / MIB:.3f} MiB")
-    for tier in found.tiers:
+        table.add_row("per client, down", f"{sizes.download_bytes / MIB:.3f} MiB")
+        table.add_row("per client, up", f"{sizes.payload_bytes / MIB:.3f} MiB")
+    table.add_row("full model in float32", f"{sizes.full_model_bytes / MIB:.3f} MiB")
+    for tier in sizes.tiers:
         row = f"{tier.tuned_parameters:,}, {tier.payload_bytes / MIB:.3f} MiB"
         table.add_row(f"a client of depth {tier.depth}", row)
     out_console.print(table)
@@ -217,10 +217,10 @@ def evaluate(
         from fedelta.catalog import TASKS
         from fedelta.evaluation import evaluate_adapter
 
-    found = evaluate_adapter(config, adapter, overrides or (), predictions=predictions)
+    details = evaluate_adapter(config, adapter, overrides or (), predictions=predictions)
     losses = {task.loss.name for task in TASKS.values()}
-    names = {name: f"evaluation_{name}" if name in losses else name for name in found.measures}
-    print(json.dumps({names[name]: value for name, value in found.measures.items()}))
+    names = {name: f"evaluation_{name}" if name in losses else name for name in details.measures}
+    print(json.dumps({names[name]: value for name, value in details.measures.items()}))
 
 
 @app.command()
@@ -231,11 +231,11 @@ def personalize(directory: RunPath, overrides: Overrides = None, plugin: Plugins
         from fedelta.personalization import personalize as fine_tune
 
     with client_bar(err_console, quiet) as on_result:
-        found = fine_tune(directory, overrides or (), on_result=on_result)
+        record = fine_tune(directory, overrides or (), on_result=on_result)
     if quiet:
         return
     primary = Experiment.from_run(directory).config.task.primary
-    out_console.print(table_of_personalization(str(directory), found, primary))
+    out_console.print(table_of_personalization(str(directory), record, primary))
 
 
 @app.command()
@@ -266,8 +266,8 @@ def predict(  # noqa: PLR0917 the command line's, all options
     predictor = Predictor.open(directory, client)
     if budget_ms is not None:
         exit = costs_of(directory, predictor.backbone).deepest(budget_ms)
-    for name, found in zip(inputs, predictor.predict(inputs, exit=exit, confidence=confidence), strict=True):
-        print("\t".join([name, *found.cells, *([] if found.exit is None else [str(found.exit)])]))
+    for name, answer in zip(inputs, predictor.predict(inputs, exit=exit, confidence=confidence), strict=True):
+        print("\t".join([name, *answer.cells, *([] if answer.exit is None else [str(answer.exit)])]))
 
 
 @app.command()
@@ -289,9 +289,9 @@ def export(  # noqa: PLR0917 the command line's, all options
         from fedelta.inference.predict import Predictor
 
     numbers = None if exits is None else _numbers("--exits", exits)
-    found = export_onnx(Predictor.open(directory, client), out or directory / "onnx", numbers)
-    for name, difference in found.differences.items():
-        print(f"{found.directory / name}\t{difference:.1e}")
+    exported = export_onnx(Predictor.open(directory, client), out or directory / "onnx", numbers)
+    for name, difference in exported.differences.items():
+        print(f"{exported.directory / name}\t{difference:.1e}")
 
 
 @app.command()
