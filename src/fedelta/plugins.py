@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from fedelta.catalog import ALL
 from fedelta.errors import FedeltaError, PluginError
-from fedelta.settings.base import settings_in
+from fedelta.settings.base import Settings, settings_in
 from fedelta.settings.loading import load_file, take_in
 from fedelta.settings.registry import Provider, Registry
 
@@ -55,6 +55,14 @@ def provider_of(value: object) -> Provider | None:
     """Where the class of a setting comes from; None for a built-in one."""
     added = (entry for registry in ALL for entry in registry.added.values())
     return next((provider for plugin, provider in added if plugin is type(value)), None)
+
+
+def called(value: object) -> str:
+    """What messages call a setting that a name chose, such as `strategy 'mine' of plug-in 'my_method.py'`."""
+    kind = next((registry.kind.noun for registry in ALL if registry.holds(value)), type(value).__name__)
+    name = value.model_dump()["name"] if isinstance(value, Settings) else ""
+    provider = provider_of(value)
+    return f"{kind} {name!r}" + ("" if provider is None else f" of plug-in {provider.label!r}")
 
 
 def loaded_files() -> list[Provider]:

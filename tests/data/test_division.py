@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner
+from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner, PathologicalPartitioner
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -109,17 +109,34 @@ def test_a_minimum_that_takes_every_row_makes_all_clients_equal(labels):
     assert [len(of_client) for of_client in rows.values()] == [20] * 10
 
 
+@pytest.mark.parametrize("self_balancing", [False, True])
+@pytest.mark.parametrize("alpha", [1e-3, 0.1, 10.0])
+@pytest.mark.parametrize("num_clients", [3, 40])
+def test_a_draw_without_a_minimum_is_that_of_flwr_datasets(num_clients, alpha, self_balancing, labels):
+    settings = Dirichlet(num_clients=num_clients, alpha=alpha, self_balancing=self_balancing, min_size=1)
+    for seed in range(3):
+        theirs = DirichletPartitioner(
+            num_clients, "label", alpha, 0, self_balancing=self_balancing, shuffle=False, seed=seed
+        )
+        theirs.dataset = Dataset.from_dict({"label": labels.tolist(), "place": range(len(labels))})
+        try:
+            with np.errstate(invalid="raise", divide="raise"):
+                expected = [sorted(theirs.load_partition(client)["place"]) for client in range(num_clients)]
+        except FloatingPointError:  # balancing has left no client that may take a label
+            expected = []
+        assert [rows.tolist() for rows in settings.draw(labels, seed).values()] == expected
+
+
 def test_many_clients_are_not_loaded_one_by_one(monkeypatch):
-    # Loading one takes two milliseconds: with ten draws and a thousand clients, twenty seconds.
-    load_partition, loaded = DirichletPartitioner.load_partition, []
+    # Loading one takes two milliseconds.
+    load_partition, loaded = PathologicalPartitioner.load_partition, []
     monkeypatch.setattr(
-        DirichletPartitioner,
+        PathologicalPartitioner,
         "load_partition",
         lambda self, client: loaded.append(client) or load_partition(self, client),
     )
-    rows = divide(Dirichlet(num_clients=300, alpha=0.1), torch.arange(6000) % 10, None, seed=0)
-    assert min(len(of_client) for of_client in rows.values()) == 10
-    assert len(loaded) <= 20  # two for each draw
+    assert len(divide(Pathological(num_clients=300), torch.arange(6000) % 10, None, seed=0)) == 300
+    assert len(loaded) == 2  # the first, and the largest to check the partitioner's own note
 
 
 @pytest.mark.parametrize("note", [None, {}, {client: [client] for client in range(7)}])
@@ -157,13 +174,13 @@ def test_natural_clients_are_numbered_in_the_order_of_their_ids():
 
 def test_fewer_natural_clients_are_drawn_and_keep_their_order():
     ids = [f"writer {row % 30:02}" for row in range(90)]
-    everybody = divide(Natural(), torch.zeros(90).long(), ids, seed=0)
+    all_clients = divide(Natural(), torch.zeros(90).long(), ids, seed=0)
     drawn = [divide(Natural(num_clients=10), torch.zeros(90).long(), ids, seed=seed) for seed in (0, 0, 1)]
-    of_all = [rows.tolist() for rows in everybody.values()]
-    first, same, other = ([rows.tolist() for rows in each.values()] for each in drawn)
-    assert first == same != other
+    of_all = [rows.tolist() for rows in all_clients.values()]
+    first, repeated, other = ([rows.tolist() for rows in partition.values()] for partition in drawn)
+    assert first == repeated != other
     assert [rows for rows in of_all if rows in first] == first
-    assert [list(each) for each in drawn] == [list(range(10))] * 3
+    assert [list(partition) for partition in drawn] == [list(range(10))] * 3
 
 
 def test_quantity_skew_differs_in_size_and_not_in_labels():
@@ -196,7 +213,7 @@ def test_quantity_skew_differs_in_size_and_not_in_labels():
         (Natural(num_clients=7), "num_clients is 7, expected at most 6, the number of client ids"),
     ],
 )
-def test_what_the_data_cannot_give_is_refused(settings, message, labels, client_ids):
+def test_divisions_that_the_data_do_not_allow_are_refused(settings, message, labels, client_ids):
     with pytest.raises(DataError, match=message):
         divide(settings, labels, client_ids, seed=0)
 
@@ -245,9 +262,9 @@ def num_labels(rows: dict[int, Tensor], labels: Tensor) -> float:
 
 def test_equal_shares_are_those_of_flwr_datasets(labels):
     order = torch.randperm(200, generator=stream(3, "partition", "order"))
-    theirs = IidPartitioner(7)
-    theirs.dataset = Dataset.from_dict({"row": order.tolist()})
-    ours = divide(Iid(num_clients=7), labels, None, seed=3)
-    assert [of_client.tolist() for of_client in ours.values()] == [
-        sorted(theirs.load_partition(client)["row"][:]) for client in range(7)
+    reference = IidPartitioner(7)
+    reference.dataset = Dataset.from_dict({"row": order.tolist()})
+    rows_of = divide(Iid(num_clients=7), labels, None, seed=3)
+    assert [of_client.tolist() for of_client in rows_of.values()] == [
+        sorted(reference.load_partition(client)["row"][:]) for client in range(7)
     ]

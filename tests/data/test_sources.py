@@ -17,6 +17,7 @@ from datasets import ClassLabel, Dataset, Features, Value, load_dataset
 from datasets import Image as ImageFeature
 from PIL import Image
 from pydantic import ValidationError
+from sklearn.datasets import load_digits
 from tests.sounds import encoded, tone
 
 from fedelta.data.files import load_splits
@@ -51,9 +52,15 @@ def test_the_digits_are_embedded():
     raw = load("digits")
     # ceil(0.2 * 1797) = 360 test rows
     assert (len(raw.train), len(raw.test), len(raw.class_names), raw.modality.name) == (1437, 360, 10, "image")
-    assert max(max(row) for row in raw.train.dataset[0]["image"]) > 200
     # The classes have 174 to 183 images; a fifth of each.
     assert set(raw.test.targets.values.bincount().tolist()) <= {35, 36, 37}
+
+
+def test_the_digits_are_those_of_scikit_learn():
+    digits, rows = load_digits(), load_splits("digits", None).rows["train"]
+    assert rows["label"][:] == digits.target.tolist()
+    # 0..16 there and 0..255 here
+    assert np.array_equal(np.array(rows["image"][:]), (digits.images * 255 / 16).round())
 
 
 def test_a_test_set_is_held_out_by_the_seed_alone():
@@ -176,7 +183,7 @@ def test_local_files_leave_nothing_in_the_home(tmp_path, monkeypatch, capfd):
     ("rows", "options", "message"),
     [
         ({"text": ["a", "b"], "kind": [0, 1]}, {}, "column of class labels.*`data.label_column`.*'text', 'kind'"),
-        ({"words": ["a", "b"], "label": [0, 1], "more": ["", ""]}, {}, "2 columns that could be it .'words', 'more'"),
+        ({"words": ["a", "b"], "label": [0, 1], "more": ["", ""]}, {}, "2 possible columns .'words', 'more'"),
         (
             {"number": [1, 2], "label": [0, 1]},
             {},
@@ -271,13 +278,14 @@ def test_everything_wrong_in_a_folder_of_images_is_named_at_once(folder):
     (folder / "bird").mkdir()
     image(folder / "lost.png")
     with pytest.raises(
-        DataError, match=r"(?s)3 problems.*bird' is an empty folder.*notes.txt' is no image.*lost.png' is in no class"
+        DataError,
+        match=r"(?s)3 problems.*bird' is an empty folder.*notes.txt' is not an image.*lost.png' is not in a class",
     ):
         load(folder)
 
 
 @pytest.mark.parametrize("source", ["./absent", "/absent/folder", "a/b/c", "absent.csv", "~/absent.parquet"])
-def test_what_looks_like_a_path_and_is_absent_is_not_sought_on_the_hub(source):
+def test_an_absent_path_is_not_looked_up_on_the_hub(source):
     with pytest.raises(DataError, match="does not exist"):
         load(source)
 
@@ -354,7 +362,7 @@ def test_files_of_other_kinds_and_empty_folders_are_refused(tmp_path):
     [
         ({"test_fraction": 0.0}, "greater than 0"),
         ({"max_length": 0}, "greater than or equal to 1"),
-        ({"image_column": "a", "text_column": "b"}, "image_column and text_column are both set"),
+        ({"image_column": "a", "text_column": "b"}, "image_column and text_column are set"),
         ({"label": "x"}, "Extra inputs"),
     ],
 )

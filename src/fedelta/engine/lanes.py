@@ -32,6 +32,7 @@ from fedelta.params import Params, ParamSpec
 from fedelta.strategies.base import LocalRule
 from fedelta.tasks.base import Evaluation, Sums, Task
 from fedelta.tasks.classification import Classification
+from fedelta.tasks.contract import losses_of
 from fedelta.tasks.details import Answered
 from fedelta.tuning.exits import exit_blocks, logits_at
 from fedelta.tuning.lanes import Lanes
@@ -263,7 +264,7 @@ class LaneEngine:
             else:
                 (outputs,) = self._outputs(self._train.inputs, rows_AB.flatten(), ())
                 with model_errors(f"the loss of {self._name}", {"outputs": outputs, "targets": targets}):
-                    losses_AB = self.task.losses(outputs, targets).view(rows_AB.shape)
+                    losses_AB = losses_of(self.task, outputs, targets).view(rows_AB.shape)
                 minimised_A = losses_A = (losses_AB * weights_AB).sum(1)
         with model_errors(f"the backward pass of {self._name}", {"rows": rows_AB}):
             # Lanes share no tuned tensor, so the gradient of the sum is the gradient of each lane's loss.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fedelta.errors import FedeltaError, ModelError
+from fedelta.plugins import blame
 
 
 @contextmanager
@@ -20,6 +21,7 @@ def model_errors(name: str, inputs: Mapping[str, Tensor]) -> Iterator[None]:
         inputs: of the model.
 
     Raises:
+        PluginError: the error arose in the code of a plug-in.
         ModelError: names `name`, the shapes of the inputs, and the error.
     """
     try:
@@ -28,6 +30,8 @@ def model_errors(name: str, inputs: Mapping[str, Tensor]) -> Iterator[None]:
         raise
     # A model is third-party code and may raise any class of error.
     except Exception as error:
+        if (blamed := blame(error)) is not None:
+            raise blamed from error
         shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in inputs.items())
         reason = str(error).strip().partition("\n")[0] or "no reason given"
         raise ModelError(

@@ -25,6 +25,7 @@ from fedelta.models.hub import Backbone
 from fedelta.params import Params, ParamSpec
 from fedelta.seeds import stream
 from fedelta.tuning.base import TuningMethod, without_fast_paths
+from fedelta.tuning.contract import applied
 from fedelta.tuning.exits import exit_blocks, logits_at
 from fedelta.tuning.lanes import LaneModule, Lanes
 
@@ -59,7 +60,7 @@ def apply_proved(
         base = _answers(backbone, inputs)
         _check_repeats(method, backbone, inputs, base)
         _note_batch_effect(backbone, inputs, base)
-    spec = method.apply(backbone, lanes, generator)
+    spec = applied(method, backbone, lanes, generator)
     active, lanes.active = lanes.active, 1
     try:
         with torch.no_grad(), exact(), model_errors(type(backbone.module).__name__, inputs):
