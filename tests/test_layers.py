@@ -33,7 +33,8 @@ LAYERS = (  # low to high
     ("assembly",),
     ("choices", "evaluation", "experiment", "inspection", "personalization"),
     ("comparison",),
-    ("cli", "checking", "terminal", "testing", "__main__"),
+    ("testing",),
+    ("cli", "checking", "terminal", "__main__"),
 )
 LAYER_OF = {name: level for level, names in enumerate(LAYERS) for name in names}
 
