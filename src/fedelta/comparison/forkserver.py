@@ -4,7 +4,8 @@ Run as `python -m fedelta.comparison.forkserver LEASH`. Imports take several sec
 cell. A run in a forked process has the same bits as in a process of its own, as all it draws comes from its seed.
 
 A request is a line of JSON on standard input: the number of the cell, the paths `run`, `failure` and `log`, the
-configuration as TOML, and the plug-ins. The answer is a line on standard output once the cell has ended: its number and its exit code.
+configuration as TOML, and the plug-ins. The answer is a line on standard output once the cell has ended: its number and
+its exit code.
 `LEASH` is a file descriptor; when its other end closes, the comparison is gone, and so are its cells.
 """
 
