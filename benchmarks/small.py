@@ -304,7 +304,7 @@ def save(family: str, directory: Path) -> None:
     """Writes a checkpoint of `family` with random weights and a classifier of three classes."""
     import transformers
 
-    from fedelta.models.source import ModelSource, kind_of, read_config
+    from fedelta.models.source import ModelSource, modality_of, read_config
     from fedelta.tasks.classification import Classification
 
     config = read_config(ModelSource(architecture=architecture(family)))
@@ -313,7 +313,7 @@ def save(family: str, directory: Path) -> None:
     config.architectures = []
     for name, value in EXTRA.get(family, {}).items():
         setattr(config, name, value)
-    kind, loader = kind_of(config, Classification())
+    kind, loader = modality_of(config, Classification())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = getattr(transformers, loader.auto_class).from_config(config)

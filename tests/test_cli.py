@@ -120,7 +120,7 @@ def test_an_error_that_nobody_foresaw_is_one_message_of_check(fedelta, tmp_path,
     def fail(*_: object) -> None:
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr("fedelta.assembly.rehearsal.rehearse", fail)
+    monkeypatch.setattr("fedelta.checking.rehearse", fail)
     code, out, err = fedelta("check", write_small(tmp_path))
     assert (code, out) == (2, "")
     assert "a run would fail with ZeroDivisionError: division by zero" in err
@@ -146,7 +146,7 @@ BAD = {
     "a GPU that is not there": ("runtime.device=cuda", "torch finds no GPU"),
     "a source of another architecture": ("model.source=bundled:vit-micro", "belongs to another architecture"),
     "an unknown field of an architecture": ("model.architecture.hiden_size=3", "did you mean `hidden_size`"),
-    "an image size between patches": ("model.image_size=20", "no multiple of the 8 pixels"),
+    "an image size between patches": ("model.image_size=20", "not a multiple of the model's patch size, 8"),
     "text model on images": ("data.text_column=image", "image"),
 }
 

@@ -117,19 +117,19 @@ def test_the_stock_path_gives_the_logits_of_a_photograph(result, photograph):
     assert list(answer.probabilities.values()) == pytest.approx(theirs.double().softmax(1)[0].tolist(), abs=1e-4)
 
 
-def test_what_was_done_is_written_everywhere(result, tmp_path):
-    own = json.loads((result.path / "adapter/fedelta.json").read_text())
+def test_the_preparation_is_recorded_in_adapter_card_and_export(result, tmp_path):
+    settings = json.loads((result.path / "adapter/fedelta.json").read_text())
     resize = result.assembly.config.data.resize
-    assert (own["resize"], own["value_range"]) == (resize, [0, 255])
-    assert own["processor"] == json.loads((result.path / "adapter/preprocessor_config.json").read_text())
+    assert (settings["resize"], settings["value_range"]) == (resize, [0, 255])
+    assert settings["processor"] == json.loads((result.path / "adapter/preprocessor_config.json").read_text())
     sizes = {"shortest_edge": 37} if resize == "checkpoint" else {"height": 32, "width": 32}
-    assert own["processor"]["size"] == sizes
+    assert settings["processor"]["size"] == sizes
     card = " ".join((result.path / "adapter/README.md").read_text().split())
-    told = {
-        "checkpoint": "as the base model's `ViTImageProcessor` does it",
-        "stretch": "resized to the model's square without regard to their aspect ratio",
+    notes = {
+        "checkpoint": "by the base model's `ViTImageProcessor`",
+        "stretch": "resized to the model's square without keeping their aspect ratio",
     }
-    assert [text in card for text in told.values()] == [key == resize for key in told]
+    assert [text in card for text in notes.values()] == [key == resize for key in notes]
     export_onnx(Predictor.open(result.path), tmp_path / "onnx")
     described = json.loads((tmp_path / "onnx/export.json").read_text())["preprocessing"]
     assert (described["resize"], described["processor"]["size"]) == (resize, sizes)
@@ -156,9 +156,9 @@ def test_check_says_how_images_are_prepared(config):
         assert done.exit_code == 0, done.output
         return " ".join(done.output.split())
 
-    assert "Images are prepared as by the checkpoint's ViTImageProcessor." in check()
+    assert "Images are prepared by the checkpoint's ViTImageProcessor." in check()
     assert "its sizes scaled from 32 to 64 pixels." in check("model.image_size=64")
-    assert "Images are stretched to 32 x 32 pixels, whatever their aspect ratio." in check("data.resize=stretch")
+    assert "Images are stretched to 32 x 32 pixels, without keeping their aspect ratio." in check("data.resize=stretch")
 
 
 def test_a_processor_that_cannot_be_followed_is_refused_before_a_run(config, model, tmp_path):
@@ -167,7 +167,9 @@ def test_a_processor_that_cannot_be_followed_is_refused_before_a_run(config, mod
     for file in model.iterdir():
         (other / file.name).write_bytes(file.read_bytes())
     (other / "preprocessor_config.json").write_text('{"image_processor_type": "Siglip2ImageProcessor"}')
-    with pytest.raises(ModelError, match=r'(?s)cannot be prepared as the checkpoint asks for.*data.resize = "stretch"'):
+    with pytest.raises(
+        ModelError, match=r'(?s)the checkpoint.s image preparation cannot be used.*data.resize = "stretch"'
+    ):
         Experiment.from_toml(config, [f"model.source={other}"]).assembly  # noqa: B018 it is made when asked for
     assert Experiment.from_toml(config, [f"model.source={other}", "data.resize=stretch"]).assembly
 

@@ -22,7 +22,8 @@ PACKAGE = "fedelta"
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 
 LAYERS = (  # low to high
-    ("errors", "settings", "catalog", "seeds", "params", "grid", "durable"),
+    ("errors", "settings", "seeds", "params", "grid", "durable"),
+    ("catalog", "plugins"),
     ("models", "modalities", "tasks"),
     ("tuning", "strategies", "aggregation", "codecs", "data"),
     ("engine",),
@@ -32,7 +33,7 @@ LAYERS = (  # low to high
     ("assembly",),
     ("choices", "evaluation", "experiment", "inspection", "personalization"),
     ("comparison",),
-    ("cli", "terminal", "__main__"),
+    ("cli", "checking", "terminal", "testing", "__main__"),
 )
 LAYER_OF = {name: level for level, names in enumerate(LAYERS) for name in names}
 

@@ -179,7 +179,7 @@ def test_the_command_line_takes_recordings_everywhere(result, config_path, sound
     assert [line.split("\t")[1] for line in out.splitlines()] == ["low", "high"]
     assert evaluate_adapter(result.path).measures["accuracy"] == result.measures["accuracy"]
     code, out, error = call("predict", result.path, config_path)
-    assert "speech.toml': no recording in a known format" in str(error)
+    assert "speech.toml': not a recording in a known format" in str(error)
 
 
 def test_everything_that_is_no_recording_is_named_at_once(result, sounds):
@@ -195,11 +195,11 @@ def test_everything_that_is_no_recording_is_named_at_once(result, sounds):
     for line, expected in zip(
         lines[1:],
         (
-            "absent.wav': No such file or directory", "input 1: no recording but Tensor",
+            "absent.wav': No such file or directory", "input 1: not a recording but Tensor",
             "input 2: a torch.int32 tensor of shape (800,), expected a float tensor [samples]",
             "input 3: a sample rate of 0 Hz", "input 4: a recording without samples",
-            "input 5: a recording with samples that are NaN", "input 6: no tensor but int",
-            "input 7: no recording but int", "input 8: a sample rate of 8000.0 Hz, expected 1000 to 768000",
+            "input 5: a recording with samples that are NaN", "input 6: not a tensor but int",
+            "input 7: not a recording but int", "input 8: a sample rate of 8000.0 Hz, expected 1000 to 768000",
             "input 9: samples up to 32767, expected -1 to 1", "and 1 more", "hint: give WAV",
         ),
         strict=True,

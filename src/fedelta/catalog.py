@@ -8,7 +8,13 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+from fedelta.settings.loading import load_installed
 from fedelta.settings.registry import Kind, Registry
+
+
+def _find_more() -> None:
+    load_installed(ALL)
+
 
 TUNING_METHODS = Registry(
     Kind("tuning method", "fedelta.tuning.base:TuningMethod", ("apply", "merge")),
@@ -26,6 +32,7 @@ TUNING_METHODS = Registry(
         "lora": "fedelta.tuning.lora:Lora",
         "bias": "fedelta.tuning.bias:Bias",
     },
+    _find_more,
 )
 # What several tuning methods together are; no plug-in can be one.
 COMBINATIONS = Registry(
@@ -48,6 +55,7 @@ STRATEGIES = Registry(
         "fedlama-auto": "fedelta.strategies.fedlama_auto:FedLamaAuto",
         "fedluar": "fedelta.strategies.fedluar:FedLuar",
     },
+    _find_more,
 )
 MEANS = Registry(
     Kind("mean", "fedelta.aggregation.base:Aggregation", ("start",)),
@@ -59,11 +67,13 @@ MEANS = Registry(
         "trimmed": "fedelta.aggregation.robust:Trimmed",
         "clipped": "fedelta.aggregation.means:Clipped",
     },
+    _find_more,
 )
 LOCAL_RULES = Registry(
     Kind("local rule", "fedelta.strategies.base:LocalRule", ("correct",)),
     ("local_rule.name",),
     {"plain": "fedelta.strategies.local:Plain", "fedprox": "fedelta.strategies.local:FedProx"},
+    _find_more,
 )
 CODECS = Registry(
     Kind("codec", "fedelta.codecs.base:Codec", ("pack", "unpack")),
@@ -74,6 +84,7 @@ CODECS = Registry(
         "bfloat16": "fedelta.codecs.cast:Cast",
         "int8": "fedelta.codecs.quantize:Int8",
     },
+    _find_more,
 )
 TASKS = Registry(
     Kind("task", "fedelta.tasks.base:Task", ("losses", "sums")),
@@ -82,6 +93,7 @@ TASKS = Registry(
         "classification": "fedelta.tasks.classification:Classification",
         "regression": "fedelta.tasks.regression:Regression",
     },
+    _find_more,
 )
 PARTITIONERS = Registry(
     Kind("partitioner", "fedelta.data.division:Partitioner", ("divide",)),
@@ -93,11 +105,13 @@ PARTITIONERS = Registry(
         "natural": "fedelta.data.partition:Natural",
         "quantity": "fedelta.data.partition:Quantity",
     },
+    _find_more,
 )
 OPTIMIZERS = Registry(
     Kind("optimizer", "fedelta.engine.optimizers:Optimizer", ("step", "effective_steps")),
     ("client.optimizer.name",),
     {"sgd": "fedelta.engine.optimizers:Sgd", "adamw": "fedelta.engine.optimizers:AdamW"},
+    _find_more,
 )
 SCHEDULES = Registry(
     Kind("schedule", "fedelta.engine.optimizers:Schedule", ("factor",)),
@@ -107,6 +121,7 @@ SCHEDULES = Registry(
         "cosine": "fedelta.engine.optimizers:Cosine",
         "step": "fedelta.engine.optimizers:Step",
     },
+    _find_more,
 )
 # What `personalization.tune` can ask for; tuning/scopes.py says which tensors these are.
 Scope = Literal["all", "adapters", "token"]

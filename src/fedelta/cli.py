@@ -9,7 +9,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,8 +18,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fedelta.errors import FedeltaError, InputError
-from fedelta.terminal import MIB, Stages, client_bar, round_bar, table_of_personalization, table_of_run
+from fedelta.errors import FedeltaError, InputError, PluginError
+from fedelta.terminal import MIB, client_bar, round_bar, table_of_personalization, table_of_run
 
 if TYPE_CHECKING:
     from fedelta.experiment import Result
@@ -44,6 +44,12 @@ Overrides = Annotated[
 Client = Annotated[
     str | None, typer.Option(metavar="NAME", help="whose model, where clients keep norms of their own; or its number")
 ]
+
+
+Plugins = Annotated[
+    list[Path] | None,
+    typer.Option("--plugin", metavar="FILE", help="a Python file with methods of your own; repeatable"),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bar and no table")]
 
 
@@ -62,6 +68,8 @@ def main() -> None:
         _fail(error, 1)
     except OSError as error:
         _fail(FedeltaError(f"{error.strerror or error}: {error.filename or 'while writing'}"), 1)
+    except Exception as error:  # noqa: BLE001 raised again unless a plug-in made it
+        _fail(_blamed(error), 2)
 
 
 @app.command()
@@ -69,9 +77,11 @@ def run(
     config: ConfigPath,
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="the run directory; default runs/<name of CONFIG>")] = None,
+    plugin: Plugins = None,
     quiet: Quiet = False,
 ) -> None:
     """Run an experiment."""
+    _load(plugin)
     from fedelta.experiment import Experiment
     from fedelta.record.rundir import free_name
 
@@ -83,8 +93,9 @@ def run(
 
 
 @app.command()
-def resume(directory: RunPath, quiet: Quiet = False) -> None:
+def resume(directory: RunPath, plugin: Plugins = None, quiet: Quiet = False) -> None:
     """Continue a run that was stopped or killed."""
+    _load(plugin)
     from fedelta.experiment import Experiment
 
     experiment = Experiment.from_run(directory)
@@ -100,8 +111,10 @@ def resume(directory: RunPath, quiet: Quiet = False) -> None:
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="one or more run directories")],
     out: Annotated[Path, typer.Option(help="the HTML file to write")] = Path("report.html"),
+    plugin: Plugins = None,
 ) -> None:
     """Write one self-contained HTML page about one or more runs."""
+    _load(plugin)
     from fedelta.report.writing import write_report
 
     if out.is_dir():
@@ -125,9 +138,11 @@ def compare(  # noqa: PLR0917 the command line's, all options
     processes: Annotated[
         int | None, typer.Option(min=1, help="runs side by side; default as many as cores and memory allow")
     ] = None,
+    plugin: Plugins = None,
     quiet: Quiet = False,
 ) -> None:
     """Run a grid of experiments, or go on with it, and write its tables and a page."""
+    _load(plugin)
     from fedelta.comparison.compare import compare as run_grid
     from fedelta.comparison.directory import ASKED, default_out
     from fedelta.comparison.display import Display, failure_of, print_table
@@ -152,8 +167,10 @@ def inspect(
     config: ConfigPath,
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    plugin: Plugins = None,
 ) -> None:
     """Show what would be tuned and sent, without training."""
+    _load(plugin)
     from fedelta.config import load_config
     from fedelta.inspection import inspect as look
 
@@ -189,8 +206,10 @@ def evaluate(
     predictions: Annotated[
         Path | None, typer.Option(metavar="FILE", help="a CSV file to write, with the answer to each example")
     ] = None,
+    plugin: Plugins = None,
 ) -> None:
     """Measure a model on the test set of a configuration or a run; prints JSON."""
+    _load(plugin)
     from fedelta.catalog import TASKS
     from fedelta.evaluation import evaluate_adapter
 
@@ -201,8 +220,9 @@ def evaluate(
 
 
 @app.command()
-def personalize(directory: RunPath, overrides: Overrides = None, quiet: Quiet = False) -> None:
+def personalize(directory: RunPath, overrides: Overrides = None, plugin: Plugins = None, quiet: Quiet = False) -> None:
     """Fine-tune a run's model on each client that it held out; nothing is sent, RUN/personalization.json is written."""
+    _load(plugin)
     from fedelta.experiment import Experiment
     from fedelta.personalization import personalize as fine_tune
 
@@ -228,8 +248,10 @@ def predict(  # noqa: PLR0917 the command line's, all options
     confidence: Annotated[
         float | None, typer.Option(help="the first exit that gives a class this probability, above 0 and at most 1")
     ] = None,
+    plugin: Plugins = None,
 ) -> None:
     """Classify images, recordings or texts with the model of a run."""
+    _load(plugin)
     from fedelta.inference.costs import costs_of
     from fedelta.inference.predict import Predictor
 
@@ -245,7 +267,7 @@ def predict(  # noqa: PLR0917 the command line's, all options
 
 
 @app.command()
-def export(
+def export(  # noqa: PLR0917 the command line's, all options
     directory: RunPath,
     onnx: Annotated[bool, typer.Option("--onnx", help="as ONNX, for onnxruntime and others")] = False,
     out: Annotated[Path | None, typer.Option(help="the directory to write; default RUN/onnx")] = None,
@@ -253,8 +275,10 @@ def export(
         str | None, typer.Option(metavar="2,4", help="the exits with a truncated model each; default all")
     ] = None,
     client: Client = None,
+    plugin: Plugins = None,
 ) -> None:
     """Write the model of a run for other programs, checked against PyTorch."""
+    _load(plugin)
     if not onnx:
         raise InputError("no format was given to export to.", hint=f"`fedelta export {directory} --onnx`")
     from fedelta.inference.export import export_onnx
@@ -267,10 +291,14 @@ def export(
 
 
 @app.command()
-def check(config: ConfigPath, overrides: Overrides = None) -> None:
+def check(config: ConfigPath, overrides: Overrides = None, plugin: Plugins = None) -> None:
     """Check a configuration, its data and its model, down to a step and an evaluation; nothing is written."""
+    _load(plugin)
+    from fedelta.checking import check_configuration
+
     try:
-        _check(config, overrides or ())
+        for line in check_configuration(config, overrides or (), err_console):
+            print(line)
     except InputError:
         raise
     except FedeltaError as error:
@@ -279,61 +307,20 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
         raise InputError(f"{error.strerror or error}: {error.filename or config}") from error
     # Whatever it is: a run would end with it, after more time.
     except Exception as error:
+        from fedelta.plugins import blame
+
+        if (blamed := blame(error)) is not None:
+            raise blamed from error
         raise InputError(
             f"a run would fail with {type(error).__name__}: {error}",
             hint="this should have had a better message; please report it with the configuration.",
         ) from error
 
 
-def _check(config: Path, overrides: Sequence[str]) -> None:
-    from fedelta.assembly.rehearsal import rehearse
-    from fedelta.assembly.run import assemble
-    from fedelta.config import read_table
-    from fedelta.data.describe import describe
-    from fedelta.data.glance import NUM_READ
-    from fedelta.experiment import Experiment
-    from fedelta.tracking.table import require
-
-    experiment, stages = Experiment.from_toml(config, overrides), Stages(err_console)
-    require(experiment.config.tracking)
-    assembly = assemble(experiment.config, stage=stages, at_a_glance=True)
-    with stages("a round on a few rows"):
-        rehearse(assembly)
-    for line in describe(assembly.data, assembly.config.data.evaluate_on):
-        print(line)
-    err_console.print(
-        f"of images and recordings at most {NUM_READ} of each set were read; `fedelta run` reads all of them first",
-        markup=False,
-        soft_wrap=True,
-    )
-    sizes = [len(rows) for rows in assembly.data.partition.values()]
-    num_held_out = len(assembly.data.held_out)
-    held_out = f"{_clients(num_held_out)} held out, " if num_held_out else ""
-    names = assembly.data.class_names
-    classes = f"{len(names)} classes, " if names else ""
-    print(
-        f"{config}: good. {_clients(len(sizes))} with {min(sizes)} to {max(sizes)} examples, {held_out}"
-        f"{len(assembly.data.test)} {assembly.config.data.evaluate_on} examples, "
-        f"{classes}"
-        f"{assembly.spec.num_parameters:,} of {assembly.model.total_parameters:,} parameters tuned, "
-        f"{assembly.engine.lanes.num} lanes."
-    )
-    modality = assembly.backbone.modality
-    for note in () if modality is None else modality.notes:
-        print(f"{note[0].upper()}{note[1:]}.")
-    print(f"That took {stages}.")
-    if "compare" in read_table(config):
-        from fedelta.comparison.cells import make_plan
-        from fedelta.comparison.display import announcement
-        from fedelta.comparison.request import read_request
-
-        plan = make_plan(read_request(config, overrides=overrides))
-        print(f"`fedelta compare` of it: {announcement(plan)}, each of them valid.")
-
-
 @app.command("list")
-def list_names() -> None:
+def list_names(plugin: Plugins = None) -> None:
     """List everything that a configuration can name."""
+    _load(plugin)
     from fedelta.choices import choices
 
     table = Table("section", "choices")
@@ -367,8 +354,23 @@ def _conclude(result: Result, primary: Measure, quiet: bool) -> None:
         out_console.print(table_of_run(result, primary, report_path))
 
 
-def _clients(number: int) -> str:
-    return "1 client" if number == 1 else f"{number:,} clients"
+def _blamed(error: Exception) -> PluginError:
+    """The error for the mistake of a plug-in; a mistake of ours is raised again, for its traceback is what counts."""
+    from fedelta.plugins import blame
+
+    blamed = blame(error)
+    if blamed is None:
+        raise error
+    return blamed
+
+
+def _load(plugins: list[Path] | None) -> None:
+    """Makes the classes in plug-in files known, before a command reads anything."""
+    if plugins:
+        from fedelta.plugins import load_plugin
+
+        for path in plugins:
+            load_plugin(path)
 
 
 def _numbers(option: str, text: str) -> list[int]:

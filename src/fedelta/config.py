@@ -28,6 +28,8 @@ from fedelta.errors import ConfigError
 from fedelta.federation.held_out import Personalization
 from fedelta.grid import parse_grid
 from fedelta.models.source import ModelSource
+from fedelta.plugins import refuse_missing
+from fedelta.record.rundir import CONFIG, RunDirectory
 from fedelta.runtimes.simulation import SimulationSettings
 from fedelta.runtimes.stability import Stability
 from fedelta.settings import Context, Settings
@@ -47,6 +49,8 @@ from fedelta.tuning.lora import Lora
 
 # What a run started from is not needed to go on with it, and may be gone.
 WITHOUT_ADAPTER = ("model.adapter=",)
+
+_HINT = "`fedelta list` names what can be chosen; `--plugin FILE` adds methods of your own."
 
 
 class Config(Settings):
@@ -113,7 +117,10 @@ def read_table(path: str | Path) -> Table:
 
     Raises:
         ConfigError: unreadable, or not TOML.
+        PluginError: it is that of a run with plug-ins that are not given.
     """
+    if Path(path).name == CONFIG:
+        refuse_missing(RunDirectory(Path(path).parent).plugins, f"run {str(Path(path).parent)!r}")
     try:
         # Some editors put a mark in front of UTF-8, which TOML does not know.
         table = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
@@ -147,7 +154,7 @@ def parse_config(table: Table, overrides: Iterable[str] = (), *, origin: str = "
     }
     problems += problems_of(Context(known))
     if problems:
-        raise ConfigError(problems, origin=origin, hint="`fedelta list` names what can be chosen.")
+        raise ConfigError(problems, origin=origin, hint=_HINT)
     return Config(**sections)
 
 

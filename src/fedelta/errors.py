@@ -61,6 +61,10 @@ class RunError(InputError):
     """A run directory is missing, incomplete or already taken."""
 
 
+class PluginError(InputError):
+    """A plug-in cannot be imported or used, or breaks the contract of what it claims to be."""
+
+
 class SpecError(FedeltaError):
     """Named tensors do not match the specification: names, shapes or finiteness."""
 
@@ -79,6 +83,10 @@ class FormatError(CheckpointError):
 
 class RoundError(FedeltaError):
     """A round cannot be completed: too few usable replies, or a model that is no longer finite."""
+
+
+class ContractError(FedeltaError, AssertionError):
+    """A method does not keep what its protocol promises (`fedelta.testing`)."""
 
 
 def refuse(origin: str, problems: Sequence[str], *, hint: str | None = None) -> None:

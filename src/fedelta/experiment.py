@@ -33,13 +33,14 @@ from fedelta.models.hub import Backbone
 from fedelta.models.native import is_native
 from fedelta.models.source import checkpoint_bytes
 from fedelta.params import Params
+from fedelta.plugins import changed_plugins, used_by
 from fedelta.record import rundir
 from fedelta.record.checkpoint import Checkpoint, check_fit, encode, load, save
 from fedelta.record.citations import citations
 from fedelta.record.environment import environment, peak_memory_bytes
 from fedelta.record.files import Mark, Record, Seal, to_json
 from fedelta.record.ledger import Ledger, opening_row
-from fedelta.record.origin import Origin
+from fedelta.record.origin import Origin, refuse
 from fedelta.record.partition import partition_record
 from fedelta.record.rundir import RunDirectory, free_name, refuse_taken
 from fedelta.record.runlog import round_record, summary, timing_record
@@ -177,6 +178,7 @@ class Experiment:
 
     def _resume(self, run: RunDirectory, on_round: OnRound | None) -> Result:
         run.read_rounds()  # of an older format: said before anything is changed
+        refuse(f"run {str(run.path)!r}", changed_plugins(run.plugins))
         checkpoint = load(run.checkpoint)
         check_origin(run.path, checkpoint, self._origin, self.config)
         check_fit(run.checkpoint, checkpoint, self.assembly.spec)
@@ -234,6 +236,7 @@ class Experiment:
         """The content of a run directory before round 1."""
         assembly, config = self.assembly, self.config
         strategy, tuning = assembly.strategy, assembly.model.tuning
+        sections = [getattr(config, name) for name in Config.model_fields]
         state = strategy.init(assembly.params, assembly.spec)
         opening = opening_row(checkpoint_bytes(config.model))
         files = {
@@ -251,7 +254,7 @@ class Experiment:
         logs = {rundir.ROUNDS: Mark.of(b""), rundir.LEDGER: Mark.of(opening)}
         return {
             rundir.CONFIG: config.to_toml({"tuning": tuning}),
-            rundir.ENVIRONMENT: to_json(environment(), indent=2),
+            rundir.ENVIRONMENT: to_json(environment(used_by([*sections, tuning])), indent=2),
             rundir.CITATIONS: citations(config.to_table({"tuning": tuning})),
             rundir.LEDGER: opening,
             rundir.CHECKPOINT: encode(Checkpoint(0, assembly.params, state, {}, "", logs, origin)),

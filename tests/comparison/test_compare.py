@@ -8,6 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from PIL import Image
 from tests.comparison.inline import run_inline
@@ -19,6 +20,7 @@ from fedelta import cli
 from fedelta.assembly import site
 from fedelta.comparison import compare
 from fedelta.comparison.pool import Event
+from fedelta.comparison.reading import read_run
 from fedelta.errors import ConfigError, RunError
 
 ONE_ROUND = ["strategy.num_rounds=1"]
@@ -51,12 +53,12 @@ def test_a_grid_gives_tables_and_a_page_and_can_be_extended_by_a_seed(tmp_path, 
     ]
     assert [event for event in events if event[0] == "finished"] == [("finished", n, n) for n in (1, 2, 3, 4)]
     assert found.is_finished
-    head, _ = found.groups
-    assert (head.num_seeds, head.tuned_parameters, head.value) == (2, 330, None)
+    head = found.groups.iloc[0]
+    assert (head["num_seeds"], head["tuned_parameters"]) == (2, 330)
     runs = [out / "runs" / f"head-seed-{seed}" for seed in (1, 2)]
     accuracies = [json.loads((run / "summary.json").read_text())["final_accuracy"] for run in runs]
-    assert head.mean == pytest.approx(sum(accuracies) / 2)
-    for name in ("table.csv", "table.md", "cells.csv", "report.html", "compare.toml"):
+    assert head["accuracy_mean"] == pytest.approx(sum(accuracies) / 2)
+    for name in ("table.csv", "table.md", "table.tex", "cells.csv", "report.html", "compare.toml"):
         assert (out / name).is_file()
     assert not (out / "search.csv").exists()
     sent = [json.loads(line)["payload_bytes"] for line in (runs[0] / "ledger.jsonl").read_text().splitlines()[1:]]
@@ -65,8 +67,8 @@ def test_a_grid_gives_tables_and_a_page_and_can_be_extended_by_a_seed(tmp_path, 
     inline.clear()
     again = fedelta.compare(out / "compare.toml", {"seed": [1, 2, 3]})
     assert inline == ["tuning.name=head, seed=3", "tuning.name=lora, seed=3"]
-    assert (again.name, [group.num_seeds for group in again.groups]) == ("small", [3, 3])
-    assert list(again.groups[0].cells[:2]) == list(head.cells)
+    assert (again.name, again.groups["num_seeds"].tolist()) == ("small", [3, 3])
+    pd.testing.assert_frame_equal(again.frame.iloc[[0, 1, 3, 4]].reset_index(drop=True), found.frame)
 
 
 SEARCH = """
@@ -97,12 +99,12 @@ def test_the_search_chooses_by_validation_rows_whatever_the_test_labels_are(tmp_
     # A rate that diverges is an answer: it is out, and nothing failed.
     assert trials[-1]["state"] == "failed"
     assert found.failures == {}
-    for method, group in zip(("head", "lora"), found.groups, strict=True):
+    for method, value in zip(("head", "lora"), found.groups["client.lr"], strict=True):
         measured = [row for row in trials if row["tuning.name"] == method and row["state"] == "finished"]
         best = max(float(row["validation_accuracy_percent"]) for row in measured)
         first = next(row for row in measured if float(row["validation_accuracy_percent"]) == best)
-        assert (str(group.value), first["is_best"]) == (first["client.lr"], "true")
-        assert all(cell.run == f"runs/{method}-seed-{cell.labels['seed']}-lr-{group.value}" for cell in group.cells)
+        assert (str(value), first["is_best"]) == (first["client.lr"], "true")
+        assert found.frame["run"][found.frame["tuning.name"] == method].tolist() == [f"runs/{method}-seed-1-lr-{value}"]
 
     original = site.read
 
@@ -114,7 +116,7 @@ def test_the_search_chooses_by_validation_rows_whatever_the_test_labels_are(tmp_
     monkeypatch.setattr(site, "read", permuted)
     other = fedelta.compare(config, {"tuning.name": ["head"]}, tmp_path / "other", overrides=ONE_ROUND)
     assert untimed(tmp_path / "other" / "search.csv") == untimed(tmp_path / "out" / "search.csv")[:2]
-    assert other.groups[0].value == found.groups[0].value
+    assert other.groups["client.lr"][0] == found.groups["client.lr"][0]
     monkeypatch.undo()
 
     monkeypatch.setattr(compare, "run_jobs", lambda jobs, **_: run_inline(inline.append(jobs) or jobs))
@@ -131,10 +133,11 @@ def test_of_equal_accuracies_the_one_with_the_lower_loss_is_chosen(tmp_path, inl
         tmp_path / "out",
         overrides=[*ONE_ROUND, f"compare.search={search}"],
     )
-    first, second = (trial.cell for trial in found.trials)
-    assert first.outcome.final == second.outcome.final
-    assert first.outcome.loss != second.outcome.loss
-    assert found.groups[0].value == min(first, second, key=lambda cell: cell.outcome.loss).value
+    losses = [read_run(found.path / run).loss for run in found.trials["run"]]
+    assert found.trials["accuracy"].nunique() == 1
+    assert losses[0] != losses[1]
+    assert found.trials["is_best"].tolist() == [loss == min(losses) for loss in losses]
+    assert found.groups["client.lr"].tolist() == found.trials["client.lr"][found.trials["is_best"]].tolist()
 
 
 def test_of_errors_the_lowest_is_chosen(tmp_path, inline):
@@ -145,12 +148,12 @@ def test_of_errors_the_lowest_is_chosen(tmp_path, inline):
     found = fedelta.compare(
         config, {"tuning.name": ["full"]}, tmp_path / "out", overrides=["strategy.num_rounds=2", search]
     )
-    slow, fast = (trial.cell.outcome for trial in found.trials)
-    assert fast.final < slow.final
-    assert [trial.is_best for trial in found.trials] == [False, True]
+    slow, fast = found.trials["rmse"]
+    assert fast < slow
+    assert found.trials["is_best"].tolist() == [False, True]
     (row,) = rows(tmp_path / "out" / "table.csv")
     assert row["client.lr"] == "0.003"
-    assert float(row["rmse_mean"]) == pytest.approx(found.groups[0].mean)
+    assert float(row["rmse_mean"]) == pytest.approx(found.groups["rmse_mean"][0])
     assert "| root mean squared error | seeds |" in (tmp_path / "out" / "table.md").read_text()
 
 
@@ -227,7 +230,7 @@ def test_a_method_none_of_whose_values_trains_fails_alone(tmp_path, inline):
     search = '{key = "client.lr", by = ["tuning.name"], values = {head = [0.1], lora = [1e30]}}'
     over = {"tuning.name": ["head", "lora"]}
     found = fedelta.compare(write_small(tmp_path), over, tmp_path / "out", overrides=[f"compare.search={search}"])
-    assert [group.num_seeds for group in found.groups] == [1, 0]
+    assert found.groups["num_seeds"].tolist() == [1, 0]
     assert list(found.failures) == ["tuning.name=lora"]
     assert found.failures["tuning.name=lora"].startswith(
         "SearchError: no value of `client.lr` was chosen, because a trial failed: RoundError: "
@@ -341,8 +344,9 @@ def test_a_configuration_made_in_python_can_be_varied(tmp_path, inline):
     config = fedelta.load_config(write_small(tmp_path), ONE_ROUND)
     choices = {"two": {"strategy.clients_per_round": 2}, "all": {"strategy.clients_per_round": 6}}
     found = fedelta.compare(config, {"cohort": choices}, tmp_path / "out")
-    assert [group.labels for group in found.groups] == [{"cohort": "two"}, {"cohort": "all"}]
-    assert found.groups[1].total_bytes == 3 * found.groups[0].total_bytes
+    assert found.groups["cohort"].tolist() == ["two", "all"]
+    two, everyone = found.groups["total_bytes"]
+    assert everyone == 3 * two
     with pytest.raises(ConfigError, match="nothing is varied"):
         fedelta.compare(config)
 
@@ -379,9 +383,9 @@ def test_a_finished_run_that_cannot_be_used_is_told_and_the_others_go_on(tmp_pat
     fedelta.compare(config, {"seed": [1]}, out, overrides=ONE_ROUND)
     change(out / "runs" / "seed-1")
     found = fedelta.compare(config, over, out, overrides=ONE_ROUND)
-    assert [cell.state for cell in found.cells] == ["failed", "finished"]
+    assert found.frame["state"].tolist() == ["failed", "finished"]
     [told] = found.failures.values()
     assert reason in told
     assert reason in caplog.text
     assert reason in rows(out / "cells.csv")[0]["reason"]
-    assert found.groups[0].num_seeds == 1
+    assert found.groups["num_seeds"].tolist() == [1]

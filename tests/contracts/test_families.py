@@ -17,7 +17,7 @@ from fedelta.catalog import TUNING_METHODS
 from fedelta.errors import ModelError
 from fedelta.models.anatomy import ANATOMIES, anatomy_of
 from fedelta.models.hub import Backbone, build
-from fedelta.models.source import ModelSource, kind_of, read_config
+from fedelta.models.source import ModelSource, modality_of, read_config
 from fedelta.seeds import stream
 from fedelta.tasks.classification import Classification
 from fedelta.tuning.accumulator import Accumulator
@@ -86,7 +86,7 @@ def tiny(family: str) -> tuple[Backbone, dict[str, torch.Tensor]]:
         inputs = {"input_ids": tokens, "attention_mask": torch.tensor([[1] * 6, [1] * 4 + [0] * 2, [1] * 6])}
     config = read_config(ModelSource(architecture={"model_type": family, **sizes}))
     config.num_labels, config.architectures = 3, []
-    assert kind_of(config, Classification())[0].name == ("image" if is_image else "text")
+    assert modality_of(config, Classification())[0].name == ("image" if is_image else "text")
     auto = AutoModelForImageClassification if is_image else AutoModelForSequenceClassification
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -1,38 +1,17 @@
-"""What every tuning method must do, on every family of models: one test a promise, driven by the table.
-
-Clients are trained with SGD. With AdamW lanes and a plain loop may differ where a gradient is zero but for
-rounding, as that of every key bias is (adding a constant to all keys does not change a softmax): AdamW divides
-the rounding by its own size and makes a step of it.
-"""
+"""What every tuning method keeps, on every family of small models; and the numbers of parameters of the papers."""
 
 from __future__ import annotations
 
 import pytest
-import torch
-from tests.builders import (
-    ARCHITECTURES,
-    CONVOLUTIONAL,
-    ReadyInputs,
-    assert_close,
-    assert_same_bits,
-    deltas_of,
-    jobs_for,
-    start_of,
-    tiny_backbone,
-    tiny_data,
-    tiny_engine,
-    tiny_inputs,
-)
+from tests.builders import ARCHITECTURES, CONVOLUTIONAL
 
 from fedelta.catalog import TUNING_METHODS
-from fedelta.data.batches import Examples, batches
-from fedelta.engine.optimizers import Sgd
-from fedelta.engine.work import ClientSettings, Job
 from fedelta.models.hub import Backbone, build
 from fedelta.models.source import ModelSource
-from fedelta.params import Params, ParamSpec
 from fedelta.seeds import stream
-from fedelta.tasks.labels import Labels
+from fedelta.testing import check, contracts
+from fedelta.testing.contract import sentence_of
+from fedelta.testing.tuning import UNTRAINED
 from fedelta.tuning.accumulator import Accumulator
 from fedelta.tuning.adapter import Adapter
 from fedelta.tuning.base import TuningMethod
@@ -68,9 +47,6 @@ METHODS: dict[str, TuningMethod] = {name: kind() for name, kind in TUNING_METHOD
 }
 ON_CONVOLUTIONS = ("parallel", "parallel-zero", "lora-all-conv", "parallel+lora+bias")
 EVERYWHERE = ("full", "head", "bias")
-# These start as another function than the pre-trained one: their tensors are drawn.
-WITH_EXITS = ("accumulator", "exit-heads", "exit-heads-mlp", "accumulator+adapter", "accumulator+lora+bias")
-STARTS_ELSEWHERE = ("prompt", "prompt-shallow", "parallel", "bias+lora+adapter+prompt", *WITH_EXITS)
 
 
 def fits(name: str, family: str) -> bool:
@@ -83,221 +59,43 @@ def fits(name: str, family: str) -> bool:
     return name in EVERYWHERE or (family in CONVOLUTIONAL) == (name in ON_CONVOLUTIONS)
 
 
-# More clients than lanes, batches of 4 that do not come out even, a client with a single row.
-SIZES = (5, 2, 9, 1, 4)
-CLIENT = ClientSettings(local_epochs=2, batch_size=4, lr=0.05, optimizer=Sgd(momentum=0.9, weight_decay=0.01))
+def is_enough(name: str, family: str) -> bool:
+    """Whether clients train with this method on this family in every run of the tests, and not only with `-m slow`.
 
-everywhere = pytest.mark.parametrize(
-    ("method", "family"),
-    [
+    Every form of a method does on a family of images, its plain form also on one of texts, and one combination.
+    """
+    return family in ("vit", "small-resnet") or (
+        family == "bert" and (name in TUNING_METHODS or name == "bias+lora+adapter+prompt")
+    )
+
+
+def cases(*, enough: bool) -> list[object]:
+    return [
         pytest.param(method, family, id=f"{name}-{family}")
         for name, method in METHODS.items()
         for family in ARCHITECTURES
-        if fits(name, family)
-    ],
-)
+        if fits(name, family) and is_enough(name, family) == enough
+    ]
 
 
-def applied(method: TuningMethod, family: str, num_lanes: int = 3) -> tuple[Backbone, Lanes, ParamSpec]:
-    backbone, lanes = tiny_backbone(family), Lanes(min(num_lanes, method.max_lanes or num_lanes))
-    return backbone, lanes, method.apply(backbone, lanes, stream(0, "tuning"))
+@pytest.mark.parametrize(("method", "family"), cases(enough=True))
+def test_a_tuning_method_keeps_every_contract(method: TuningMethod, family: str):
+    check(method, models=(family,))
 
 
-def trained(method: TuningMethod, family: str, lanes: int = 3, data: Examples | None = None) -> dict[int, Params]:
-    engine, _ = tiny_engine(method, data or tiny_data(family), family=family, lanes=lanes, client=CLIENT)
-    assert (engine.lanes.num, engine.notes) == (min(lanes, method.max_lanes or lanes), [])
-    return deltas_of(engine, jobs_for(SIZES, start_of(engine)))
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "family"), cases(enough=False))
+def test_a_tuning_method_keeps_every_contract_on_more_families(method: TuningMethod, family: str):
+    check(method, models=(family,))
 
 
-def trained_in_a_plain_loop(method: TuningMethod, family: str, data: Examples) -> dict[int, Params]:
-    """One client after the other, with torch's optimizer on the parameters of a model with one lane."""
-    backbone, lanes, spec = applied(method, family, num_lanes=1)
-    parameters = {name: backbone.module.get_parameter(name) for name in spec}
-    start = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-    return {job.client_id: _plain_client(backbone, lanes, parameters, start, job, data) for job in jobs_for(SIZES, {})}
-
-
-def _plain_client(
-    backbone: Backbone,
-    lanes: Lanes,
-    parameters: dict[str, torch.nn.Parameter],
-    start: Params,
-    job: Job,
-    data: Examples,
-) -> Params:
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(start[name])
-    trained = [parameter for parameter in parameters.values() if parameter.requires_grad]
-    optimizer = torch.optim.SGD(trained, lr=CLIENT.lr, momentum=0.9, weight_decay=0.01)
-    for parameter in trained:
-        parameter.grad = torch.zeros_like(parameter)  # kept: what a loss does not reach decays all the same
-    # Batches of 4: two epochs of n rows are 2 * ceil(n / 4) steps.
-    for rows in batches(job.rows, 4, 2 * -(-len(job.rows) // 4), job.order):
-        optimizer.zero_grad(set_to_none=False)
-        with lanes.training([len(rows)], [job.noise]):
-            logits = backbone.logits(data.inputs.fetch(rows))
-        torch.nn.functional.cross_entropy(logits, data.targets.values[rows]).backward()
-        optimizer.step()
-    return {name: parameter.detach() - start[name] for name, parameter in parameters.items()}
-
-
-@everywhere
-def test_every_name_is_a_parameter_with_or_without_a_lane_axis(method: TuningMethod, family: str):
-    backbone, lanes, spec = applied(method, family)
-    for name, tensor in spec.tensors.items():
-        shape = tuple(backbone.module.get_parameter(name).shape)
-        assert shape == (lanes.num, *tensor.shape) or (lanes.num == 1 and shape == tensor.shape)
-
-
-@everywhere
-def test_what_asks_for_a_gradient_is_what_the_specification_names(method: TuningMethod, family: str):
-    backbone, lanes, spec = applied(method, family)
-    trainable = {name: parameter for name, parameter in backbone.module.named_parameters() if parameter.requires_grad}
-    assert set(trainable) == {name for name, tensor in spec.tensors.items() if tensor.trained}
-    assert sum(parameter.numel() for parameter in trainable.values()) == lanes.num * spec.num_parameters
-
-
-@everywhere
-def test_groups_cover_every_tensor_once(method: TuningMethod, family: str):
-    _, _, spec = applied(method, family)
-    assert sorted(name for names in spec.groups.values() for name in names) == sorted(spec.names)
-    # A group is called after its first tensor's layer; norms ride along with the layer before them.
-    assert all(any(name.startswith(group) for name in names) for group, names in spec.groups.items())
-
-
-@everywhere
-def test_names_come_in_the_order_of_the_model(method: TuningMethod, family: str):
-    backbone, _, spec = applied(method, family)
-    assert list(spec) == [name for name, _ in backbone.module.named_parameters() if name in spec.tensors]
-
-
-@pytest.mark.parametrize(
-    ("name", "family"),
-    [(n, f) for n in METHODS for f in ARCHITECTURES if fits(n, f) and n not in STARTS_ELSEWHERE],
-)
-def test_the_model_starts_as_the_untouched_one_in_every_lane(name: str, family: str):
-    method = METHODS[name]
-    backbone, lanes, _ = applied(method, family)
-    inputs = tiny_inputs(family, 2 * lanes.num).tensors
-    with torch.no_grad():
-        torch.testing.assert_close(backbone.logits(inputs), tiny_backbone(family).logits(inputs))
-
-
-@everywhere
-def test_lanes_give_what_a_plain_loop_gives_client_after_client(method: TuningMethod, family: str):
-    data = tiny_data(family)
-    plain = trained_in_a_plain_loop(method, family, data)
-    in_lanes = trained(method, family, data=data)
-    assert sorted(in_lanes) == sorted(plain)
-    for client_id, delta in in_lanes.items():
-        own = {name: tensor.reshape(delta[name].shape) for name, tensor in plain[client_id].items()}
-        # float32: about ten steps, each with sums in another order.
-        assert_close(delta, own, rtol=1e-4, atol=1e-6)
-        assert any(tensor.abs().max() > 1e-3 for tensor in delta.values())
-
-
-@everywhere
-def test_in_half_precision_a_step_goes_nearly_the_same_way(method: TuningMethod, family: str):
-    # One step of one client: its delta, seen as one vector, points where that in float32 points.
-    deltas = []
-    for dtype in ("float32", "bfloat16"):
-        client = ClientSettings(local_steps=1, batch_size=9, optimizer=Sgd(momentum=0.0))
-        engine, _ = tiny_engine(
-            method, tiny_data(family), family=family, lanes=2, client=client, compute_dtype=dtype
-        )  # fmt: skip
-        found = deltas_of(engine, jobs_for((9, 7), start_of(engine)))
-        deltas.append(torch.cat([tensor.flatten() for tensor in found[0].values()]))
-        assert engine.evaluate(start_of(engine), tiny_data(family)).measures["loss_nats"] > 0
-    assert torch.nn.functional.cosine_similarity(*deltas, dim=0) > 0.98
-
-
-@everywhere
-def test_the_order_of_the_clients_does_not_matter(method: TuningMethod, family: str):
-    data, forward = tiny_data(family), trained(method, family)
-    engine, _ = tiny_engine(method, data, family=family, lanes=3, client=CLIENT)
-    backward = deltas_of(engine, jobs_for(SIZES, start_of(engine))[::-1])
-    for client_id, delta in forward.items():
-        assert_close(delta, backward[client_id], rtol=1e-4, atol=1e-6)
-
-
-@everywhere
-def test_the_same_seed_gives_the_same_bits(method: TuningMethod, family: str):
-    first, second = trained(method, family), trained(method, family)
-    for client_id, delta in first.items():
-        assert_same_bits(delta, second[client_id])
-
-
-@everywhere
-def test_a_used_engine_gives_the_same_bits_as_a_fresh_one(method: TuningMethod, family: str):
-    engine, _ = tiny_engine(method, tiny_data(family), family=family, lanes=3, client=CLIENT)
-    anchor = start_of(engine)
-    first = deltas_of(engine, jobs_for(SIZES, anchor))
-    second = deltas_of(engine, jobs_for(SIZES, anchor))
-    for client_id, delta in first.items():
-        assert_same_bits(delta, second[client_id])
-
-
-@everywhere
-def test_training_changes_no_frozen_tensor(method: TuningMethod, family: str):
-    engine, backbone = tiny_engine(method, tiny_data(family), family=family, lanes=3, client=CLIENT)
-    tuned = set(engine.spec)
-    module = backbone.module
-
-    def frozen() -> Params:
-        # Not the state dictionary: there an adapter that blocks share has many names.
-        named = [*module.named_parameters(), *module.named_buffers()]
-        return {name: tensor.detach().clone() for name, tensor in named if name not in tuned}
-
-    before = frozen()
-    deltas_of(engine, jobs_for(SIZES, start_of(engine)))
-    assert_same_bits(before, frozen())
-
-
-@everywhere
-def test_the_data_of_one_client_leave_no_trace_in_another(method: TuningMethod, family: str):
-    data, rows = tiny_data(family), jobs_for(SIZES, {})[2].rows
-    tensors = {name: tensor.clone() for name, tensor in data.inputs.tensors.items()}
-    name = next(iter(tensors))
-    tensors[name][rows] = tensors[name][rows].flip(0, 1)
-    labels = data.targets.values.clone()
-    labels[rows] = (labels[rows] + 1) % 3
-    before = trained(method, family, data=data)
-    after = trained(method, family, data=Examples(ReadyInputs(tensors), Labels(labels)))
-    for client_id in (0, 1, 3, 4):
-        assert_same_bits(before[client_id], after[client_id])
-    assert not all(torch.equal(before[2][key], after[2][key]) for key in before[2])
-
-
-@everywhere
-def test_the_merged_model_answers_as_lane_zero_and_if_it_can_has_its_own_names_again(method: TuningMethod, family: str):
-    backbone, lanes, spec = applied(method, family)
-    generator = stream(0, "noise")
-    with torch.no_grad():
-        for name in spec:
-            parameter = backbone.module.get_parameter(name)
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
-    inputs = tiny_inputs(family, 4).tensors
-    lanes.active = 1
-    with torch.no_grad():
-        tuned = backbone.logits(inputs)
-        method.merge(backbone)
-        merged = backbone.logits(inputs)
-    untouched = tiny_backbone(family)
-    torch.testing.assert_close(merged, tuned, rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(merged, untouched.logits(inputs), atol=1e-2)
-    names = {name: tensor.shape for name, tensor in backbone.module.state_dict().items()}
-    untouched_names = {name: tensor.shape for name, tensor in untouched.module.state_dict().items()}
-    assert (names == untouched_names) == method.merges
-
-
-@everywhere
-def test_a_model_without_memory_has_the_same_specification(method: TuningMethod, family: str):
-    names = ("a", "b", "c")
-    backbone = build(ModelSource(architecture=ARCHITECTURES[family]), names, seed=0, device="meta")
-    spec = method.apply(backbone, Lanes(1), stream(0, "tuning"))
-    assert spec.tensors == applied(method, family)[2].tensors
-    assert {parameter.device.type for parameter in backbone.module.parameters()} == {"meta"}
+@pytest.mark.parametrize(("method", "family"), cases(enough=False))
+def test_a_tuning_method_keeps_what_needs_no_training_on_more_families(method: TuningMethod, family: str):
+    sentences = {sentence_of(each) for each in UNTRAINED}
+    untrained = [contract for contract in contracts(method, models=(family,)) if contract.sentence in sentences]
+    assert len(untrained) == len(UNTRAINED)
+    for contract in untrained:
+        contract()
 
 
 # Tuned parameters of ViT-B/16 (papers.md, section 2.2), 12 blocks of width 768 with 3,072 inside:
@@ -396,8 +194,3 @@ def test_networks_have_the_parameters_of_the_papers(network, num_classes, parame
         spec = Parallel().apply(built(), Lanes(1), stream(0))
         assert spec.num_parameters == in_parallel
         assert sum(tensor.numel for tensor in spec.tensors.values() if not tensor.trained) == 7_744
-
-
-def test_the_names_of_a_tuning_method_do_not_depend_on_the_number_of_lanes():
-    specs = [applied(METHODS["lora"], "vit", num_lanes)[2] for num_lanes in (1, 4)]
-    assert specs[0].fingerprint == specs[1].fingerprint

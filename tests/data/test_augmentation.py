@@ -87,11 +87,11 @@ def test_padding_and_normalising_is_normalising_and_padding():
 def test_a_resized_box_is_the_box_cut_out_and_resized():
     pixels = torch.rand(3, 2, 12, 12, generator=stream(1))
     boxes = tensor([[0, 0, 12, 12], [2, 5, 6, 7], [11, 11, 1, 1]])
-    found = resize_boxes(pixels, boxes)
+    result = resize_boxes(pixels, boxes)
     for index, (row, column, height, width) in enumerate(boxes.tolist()):
         cut = pixels[index : index + 1, :, row : row + height, column : column + width]
         expected = interpolate(cut, (12, 12), mode="bilinear", align_corners=False)
-        torch.testing.assert_close(found[index : index + 1], expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(result[index : index + 1], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_box_by_hand():
@@ -199,7 +199,8 @@ def test_a_share_of_the_area_outside_0_to_1_is_refused(share: float):
 @pytest.mark.parametrize("padding", [4, 9])
 def test_a_padding_as_large_as_the_image_is_refused(padding: int):
     with pytest.raises(
-        ConfigError, match=rf"`augmentation.crop_padding` is {padding}, expected less than the 4 pixels"
+        ConfigError,
+        match=rf"`augmentation.crop_padding` is {padding}, expected less than the side of an image, 4 pixels",
     ):
         AugmentedInputs(
             ReadyInputs({"pixel_values": torch.rand(1, 1, 4, 4)}), Augmentation(crop_padding=padding), (0.0,), CPU

@@ -100,7 +100,7 @@ def test_clients_are_called_by_number_and_name():
     [
         ({0: "a"}, "names are for all clients or for none; clients 1 have only one of the two"),
         ({0: "a", 1: "b", 2: "c"}, "clients 2 have only one"),
-        ({0: "a", 1: "a"}, "several clients are called 'a', expected a name for each"),
+        ({0: "a", 1: "a"}, "several clients are called 'a', expected different names"),
         ({0: "1", 1: 1}, "several clients are called '1'"),
         ({0: "a", 1: 1.5}, "names of kind 'float', expected texts or whole numbers"),
         ({0: "a", 1: True}, "names of kind 'bool'"),

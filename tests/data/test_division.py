@@ -157,13 +157,13 @@ def test_natural_clients_are_numbered_in_the_order_of_their_ids():
 
 def test_fewer_natural_clients_are_drawn_and_keep_their_order():
     ids = [f"writer {row % 30:02}" for row in range(90)]
-    everybody = divide(Natural(), torch.zeros(90).long(), ids, seed=0)
+    all_clients = divide(Natural(), torch.zeros(90).long(), ids, seed=0)
     drawn = [divide(Natural(num_clients=10), torch.zeros(90).long(), ids, seed=seed) for seed in (0, 0, 1)]
-    of_all = [rows.tolist() for rows in everybody.values()]
-    first, same, other = ([rows.tolist() for rows in each.values()] for each in drawn)
-    assert first == same != other
+    of_all = [rows.tolist() for rows in all_clients.values()]
+    first, repeated, other = ([rows.tolist() for rows in partition.values()] for partition in drawn)
+    assert first == repeated != other
     assert [rows for rows in of_all if rows in first] == first
-    assert [list(each) for each in drawn] == [list(range(10))] * 3
+    assert [list(partition) for partition in drawn] == [list(range(10))] * 3
 
 
 def test_quantity_skew_differs_in_size_and_not_in_labels():
@@ -196,7 +196,7 @@ def test_quantity_skew_differs_in_size_and_not_in_labels():
         (Natural(num_clients=7), "num_clients is 7, expected at most 6, the number of client ids"),
     ],
 )
-def test_what_the_data_cannot_give_is_refused(settings, message, labels, client_ids):
+def test_divisions_that_the_data_do_not_allow_are_refused(settings, message, labels, client_ids):
     with pytest.raises(DataError, match=message):
         divide(settings, labels, client_ids, seed=0)
 
@@ -245,9 +245,9 @@ def num_labels(rows: dict[int, Tensor], labels: Tensor) -> float:
 
 def test_equal_shares_are_those_of_flwr_datasets(labels):
     order = torch.randperm(200, generator=stream(3, "partition", "order"))
-    theirs = IidPartitioner(7)
-    theirs.dataset = Dataset.from_dict({"row": order.tolist()})
-    ours = divide(Iid(num_clients=7), labels, None, seed=3)
-    assert [of_client.tolist() for of_client in ours.values()] == [
-        sorted(theirs.load_partition(client)["row"][:]) for client in range(7)
+    reference = IidPartitioner(7)
+    reference.dataset = Dataset.from_dict({"row": order.tolist()})
+    rows_of = divide(Iid(num_clients=7), labels, None, seed=3)
+    assert [of_client.tolist() for of_client in rows_of.values()] == [
+        sorted(reference.load_partition(client)["row"][:]) for client in range(7)
     ]

@@ -87,7 +87,7 @@ def test_a_file_that_is_no_image_is_named(tmp_path):
             (tmp_path / label / f"{row}.png").write_bytes(b"no image at all")
     raw = read(DataSource(source=str(tmp_path)), seed=0)
     with pytest.raises(
-        DataError, match=r"(?s)4 problems in the training set of .*/a/\d.png\): no image in a known format"
+        DataError, match=r"(?s)4 problems in the training set of .*/a/\d.png\): not an image in a known format"
     ):
         federate(raw, Iid(num_clients=2), Images.from_preprocessor({}, 8, 3), seed=0)
 
@@ -176,7 +176,7 @@ def test_rows_of_clients_that_are_held_out_are_not_in_the_test_set(tmp_path):
     assert len(federated(source, Iid(num_clients=3), held_out=(1,)).test) == 6
 
 
-def test_a_test_set_of_other_clients_is_told(tmp_path, caplog):
+def test_a_test_set_of_other_clients_causes_a_warning(tmp_path, caplog):
     source = clinics(tmp_path)
     assert federated(source).test.clients.tolist() == [0, 1, 2, 0, 1, 2]
     assert not caplog.records
@@ -216,7 +216,7 @@ def test_a_test_set_need_not_say_whose_its_rows_are(tmp_path):
 def test_a_test_set_of_nothing_but_clients_that_are_held_out_is_refused(tmp_path):
     source = clinics(tmp_path)
     (tmp_path / "test.csv").write_text("text,mood,clinic\ngood,0,b\ngood good,1,b\n")
-    problem = "every row of the test set belongs to a client that is held out: 'b'"
+    problem = "every row of the test set belongs to a held-out client: 'b'"
     with pytest.raises(DataError, match=problem) as caught:
         federated(source, held_out=("b",))
     assert "data.test_source" in caught.value.hint

@@ -110,7 +110,7 @@ SITES = [f"{site}/{label}/{index}.wav" for site in ("s1", "s2") for label in "ab
         ),
     ],
 )  # fmt: skip
-def test_levels_of_folders_are_what_is_said(tmp_path, names, folders, classes, clients, num_test):
+def test_levels_of_folders_follow_the_setting(tmp_path, names, folders, classes, clients, num_test):
     raw = load(files(tmp_path, *names), folders=folders)
     ids = None if raw.train_ids is None else sorted({*raw.train_ids.names, *raw.test_ids.names})
     assert (raw.class_names, ids, len(raw.test)) == (classes, clients, num_test)
@@ -120,14 +120,14 @@ def test_levels_of_folders_are_what_is_said(tmp_path, names, folders, classes, c
     ("names", "num_train", "num_test", "notes"),
     [
         (("Train/a/1.wav", "Train/b/2.wav", "TEST/b/3.wav"), 2, 1, ["read as `data.folders` = 'split/label' (splits"]),
-        (("train/a/1.wav", "train/b/2.wav", "val/b/3.wav"), 2, 1, ["no test set: 'val' is measured on"]),
+        (("train/a/1.wav", "train/b/2.wav", "val/b/3.wav"), 2, 1, ["no test set, so 'val' is used for evaluation"]),
         (("train/a/1.wav", "train/b/2.wav", "dev/a/3.wav", "test/b/4.wav", "test/b/5.wav"), 2, 2, []),
         (("x/train/a/1.wav", "x/train/b/2.wav", "x/test/a/3.wav"), 2, 1, ["`data.folders` = '*/split/label'"]),
         (("training_set/a/1.wav", "training_set/b/2.wav", "test_set/b/3.wav"), 2, 1, []),
         (("TrainData/a/1.wav", "TrainData/b/2.wav", "Test-Images/b/3.wav"), 2, 1, ["'split/label'"]),
     ],
 )  # fmt: skip
-def test_folders_of_splits_are_no_classes_and_what_is_odd_is_said(tmp_path, caplog, names, num_train, num_test, notes):
+def test_folders_of_splits_are_not_classes_and_odd_ones_are_noted(tmp_path, caplog, names, num_train, num_test, notes):
     raw = load(files(tmp_path, *names))
     assert (raw.class_names, len(raw.train), len(raw.test)) == (("a", "b"), num_train, num_test)
     assert len(caplog.messages) == len(notes)
@@ -141,9 +141,13 @@ def test_folders_of_splits_are_no_classes_and_what_is_odd_is_said(tmp_path, capl
         (
             ("a/1.wav", "2.wav"),
             {"folders": "client/label"},
-            r"2.wav' is in no client folder(?s:.*)1.wav' is in no class",
+            r"2.wav' is not in a client folder(?s:.*)1.wav' is not in a class",
         ),
-        (("train/a/1.wav", "Train/b/2.wav", "training/b/3.wav", "dev/a/4.wav"), {}, "'Train', 'train' are all names"),
+        (
+            ("train/a/1.wav", "Train/b/2.wav", "training/b/3.wav", "dev/a/4.wav"),
+            {},
+            "'Train', 'train' may all be the 'TRAIN' split",
+        ),
         (("test/a/1.wav", "test/b/2.wav"), {}, "no split 'train'"),
     ],
 )
@@ -153,7 +157,7 @@ def test_folders_that_cannot_be_read_are_refused(tmp_path, names, options, messa
         load(files(tmp_path, *names), **options)
 
 
-def test_what_programs_leave_behind_is_passed_over_and_links_are_followed(tmp_path):
+def test_files_of_programs_are_ignored_and_links_are_followed(tmp_path):
     folder = files(
         tmp_path / "x", "a/1.wav", "b/2.wav", "__MACOSX/a/._1.wav", "a/.ipynb_checkpoints/1-copy.wav", ".git/o"
     )
@@ -209,10 +213,13 @@ def test_a_pattern_reads_a_name_in_one_way_or_not_at_all(pattern, name, fields):
         ({"folders": "site/label"}, "is 'site/label', expected 'split', 'client' and 'label', each at most once"),
         ({"folders": "label/label"}, "each at most once"),
         ({"folders": ""}, "each at most once"),
-        ({"folders": "client/label", "file_pattern": "{client}_{index}"}, "file_pattern and folders both say 'client'"),
-        ({"folders": "split/label", "test_files": "*"}, "test_files is set, and folders says 'split'"),
-        ({"test_files": "*", "test_source": "x"}, "test_files and test_source are both set"),
-        ({"image_column": "a", "audio_column": "b"}, "image_column and audio_column are both set"),
+        (
+            {"folders": "client/label", "file_pattern": "{client}_{index}"},
+            "file_pattern and folders both have 'client'",
+        ),
+        ({"folders": "split/label", "test_files": "*"}, "test_files is set and folders has 'split'"),
+        ({"test_files": "*", "test_source": "x"}, "test_files and test_source are set"),
+        ({"image_column": "a", "audio_column": "b"}, "image_column and audio_column are set"),
     ],
 )
 def test_impossible_settings_are_refused(options, message):
@@ -230,25 +237,25 @@ def test_impossible_settings_are_refused(options, message):
         ),
         (
             ("a_1.wav", "b_2.wav"), {"file_pattern": "{client}_{index}"},
-            r"(?s)2 problems.*a_1.wav' is in no class folder, and the pattern '{client}_{index}' has no field {label}",
+            r"(?s)2 problems.*a_1.wav' is not in a class folder, and the pattern '{client}_{index}' has no",
         ),
-        (("a_1.wav", "b_2.wav"), {}, r"(?s)2 problems in audio folder.*in no class folder\n.*hint: .*file_pattern"),
+        (("a_1.wav", "b_2.wav"), {}, r"(?s)2 problems in audio .*not in a class folder\n.*hint: .*file_pattern"),
         (
             ("a/1.wav", "b/2.wav"), {"test_files": "*_9.wav"},
-            r"none of 2 files matches `data.test_files` = '\*_9.wav', first '1.wav'",
+            r"none of 2 files match `data.test_files` = '\*_9.wav', first '1.wav'",
         ),
         (
             ("a_1.wav", "b_2.wav"), {"test_files": "*_9.wav"},
-            r"(?s)3 problems.*none of 2 files matches.*in no class folder\nhint: .*{label}; `data.test_files` is for",
+            r"(?s)3 problems.*none of 2 files match.*not in a class folder\nhint: .*{label}; `data.test_files`",
         ),
-        (("train/a/1.wav", "test/a/2.wav"), {"test_files": "*2.wav"}, "there is a folder 'test' with a test set"),
+        (("train/a/1.wav", "test/a/2.wav"), {"test_files": "*2.wav"}, "there is also a folder 'test' with a test set"),
         (("a/1.wav", "b/2.wav"), {"test_files": "*"}, "the training set has 0 rows"),
         (("a/1.wav", "a/2.png", "b/3.png"), {}, "2 images and 1 recordings, expected one kind"),
-        (("a/1.wav", "b/notes.txt"), {}, "notes.txt' is no recording"),
-        (("a.csv",), {"file_pattern": THREE}, "is no folder of images or recordings, but `data.file_pattern` is set"),
+        (("a/1.wav", "b/notes.txt"), {}, "notes.txt' is not a recording"),
+        (("a.csv",), {"file_pattern": THREE}, "not a folder of images or recordings, but `data.file_pattern` is set"),
         (
             ("a_x_1.wav", "d.parquet"), {"file_pattern": THREE, "test_files": "*"},
-            r"(?s)holds a table \(.parquet\), which is in charge .*`data.test_files` are set\nhint: .*leave that out$",
+            r"(?s)a table \(.parquet\), which defines the rows.*`data.test_files` are set\nhint: .*remove the setting$",
         ),
         (
             ("a_1.wav", "d.csv"), {"test_files": "*_1.wav"},
@@ -256,13 +263,13 @@ def test_impossible_settings_are_refused(options, message):
         ),
     ],
 )  # fmt: skip
-def test_everything_wrong_with_names_is_told(tmp_path, names, options, message):
+def test_all_problems_with_names_are_reported(tmp_path, names, options, message):
     with pytest.raises(DataError, match=message):
         load(files(tmp_path / "x", *names), **options)
 
 
 def test_a_source_that_is_no_folder_has_no_file_names():
-    with pytest.raises(DataError, match="data source 'digits' is no folder of images or recordings"):
+    with pytest.raises(DataError, match="data source 'digits' is not a folder of images or recordings"):
         load("digits", test_files="*")
 
 
@@ -271,15 +278,15 @@ def test_a_source_that_is_no_folder_has_no_file_names():
     [
         (
             {"test_files": "*_9.wav"}, ("a/1.wav", "b/2.wav"),
-            "`data.test_files` is for whole names, such as `*_[0-4].wav`, or `noisy/*` for those in a folder",
+            "`data.test_files` matches whole names, such as `*_[0-4].wav`, or `noisy/*` for files in a folder",
         ),
         (
             {"test_files": "*2.wav"}, ("train/a/1.wav", "test/a/2.wav"),
-            "leave `data.test_files` out, or keep that folder elsewhere",
+            "remove `data.test_files`, or move that folder elsewhere",
         ),
     ],
 )  # fmt: skip
-def test_what_is_wrong_with_test_files_has_a_hint_of_its_own(tmp_path, options, names, hint):
+def test_problems_with_test_files_have_a_separate_hint(tmp_path, options, names, hint):
     with pytest.raises(DataError) as caught:
         load(files(tmp_path, *names), **options)
     assert caught.value.hint == hint
@@ -292,7 +299,7 @@ def test_with_a_pattern_a_table_beside_the_files_is_passed_over(flat):
     raw = load(flat, file_pattern=THREE, test_files="*_[0-1].wav")
     assert (raw.modality.name, len(raw.train), len(raw.test), raw.columns.client) == ("audio", 36, 18, "client")
     (flat / "notes.txt").touch()
-    with pytest.raises(DataError, match=r"1 problem in audio folder .*\n.*notes.txt' is no recording"):
+    with pytest.raises(DataError, match=r"1 problem in audio folder .*\n.*notes.txt' is not a recording"):
         load(flat, file_pattern=THREE)
 
 
@@ -327,15 +334,17 @@ def test_images_and_recordings_in_one_table_are_a_choice(tmp_path):
         {"a": cells, "b": cells, "label": ["x", "y"] * 2}, features=Features({**features, "a": stored, "b": stored})
     )
     dataset.cast(features).to_parquet(tmp_path / "d.parquet")
-    with pytest.raises(DataError, match=r"could be it .'a', 'b'.; set `data.image_column`, `data.audio_column` or"):
+    with pytest.raises(
+        DataError, match=r"2 possible columns .'a', 'b'.; set `data.image_column`, `data.audio_column` or"
+    ):
         load(tmp_path / "d.parquet")
     assert load(tmp_path / "d.parquet", audio_column="b").modality.name == "audio"
 
 
-def test_what_speaks_of_the_data_above_the_classes_is_no_example(tmp_path):
+def test_documents_above_the_folders_of_classes_are_ignored(tmp_path):
     names = [f"train/{label}/{index}.wav" for label in "ab" for index in range(2)]
     files(tmp_path, *names, "README.md", "LICENSE", "train/labels.txt")
     assert len(load(tmp_path).train) + len(load(tmp_path).test) == 4
     (tmp_path / "train" / "a" / "notes.txt").touch()
-    with pytest.raises(DataError, match=r"1 problem in audio folder .*\n.*a/notes.txt' is no recording"):
+    with pytest.raises(DataError, match=r"1 problem in audio folder .*\n.*a/notes.txt' is not a recording"):
         load(tmp_path)

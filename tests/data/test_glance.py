@@ -51,10 +51,10 @@ def test_a_glance_reads_a_few_and_gives_what_a_store_gives(photos, monkeypatch):
     whole = federate(read(source(photos), seed=0), Iid(num_clients=2), MODEL, seed=0)
     rows = torch.tensor([3, 71, 3])
     for part in ("train", "test"):
-        ours, theirs = getattr(glanced, part).inputs, getattr(whole, part).inputs
-        assert len(ours) == len(theirs)
-        at = rows % len(ours)
-        assert torch.equal(ours.fetch(at)["pixel_values"], theirs.fetch(at)["pixel_values"])
+        glanced_inputs, stored_inputs = getattr(glanced, part).inputs, getattr(whole, part).inputs
+        assert len(glanced_inputs) == len(stored_inputs)
+        at = rows % len(glanced_inputs)
+        assert torch.equal(glanced_inputs.fetch(at)["pixel_values"], stored_inputs.fetch(at)["pixel_values"])
 
 
 @pytest.mark.parametrize(("content", "message"), [(None, "No such file"), (b"", "is an empty file")])
@@ -67,7 +67,7 @@ def test_files_that_are_not_there_or_hold_nothing_are_found_though_they_are_not_
         federate(raw, Iid(num_clients=2), MODEL, seed=0)
 
 
-def test_what_there_is_is_described(photos):
+def test_the_data_are_described(photos):
     data = federate(glance(photos), Natural(), MODEL, seed=0)
     counts, classes, clients, *examples = describe(data, "test")
     assert counts == "examples: 72 training, 8 test"

@@ -75,13 +75,13 @@ def test_names_of_images_are_found_where_leaf_keeps_them(tmp_path):
         ),
         ({"users": ["a"], "user_data": {}}, "user 'a' has no lists"),
         ({"users": [], "user_data": {}}, "has no rows"),
-        ({"users": 3, "user_data": []}, "are a list and an object, found other values"),
+        ({"users": 3, "user_data": []}, "expected a list `users` and an object `user_data`"),
         ({"users": ["a"], "user_data": {"a": {"x": [[1, 2, 3]], "y": [0]}}}, "neither texts nor square images"),
         ({"users": ["a"], "user_data": {"a": {"x": [[1], [1, 2]], "y": [0, 1]}}}, "neither texts nor .*lengths 1, 2"),
-        ({"users": ["a"], "user_data": {"a": {"x": ["1.png"], "y": [0]}}}, "'1.png' is not beside it"),
+        ({"users": ["a"], "user_data": {"a": {"x": ["1.png"], "y": [0]}}}, "'1.png' does not exist beside the file"),
     ],
 )
-def test_what_has_not_the_form_is_refused(tmp_path, content, message):
+def test_files_in_another_format_are_refused(tmp_path, content, message):
     (tmp_path / "d.json").write_text(json.dumps(content))
     with pytest.raises(DataError, match=message):
         load(tmp_path / "d.json")

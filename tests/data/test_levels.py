@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fedelta.data.levels import find_levels
+from fedelta.data.levels import infer_levels
 from fedelta.errors import DataError
 
 
@@ -32,7 +32,7 @@ def places(*paths: str) -> list[tuple[str, ...]]:
     ],
 )
 def test_folders_that_can_be_read_in_one_way_only_are(paths, levels):
-    assert "/".join(find_levels(places(*paths), ["train", "test"], needs_label=True)) == levels
+    assert "/".join(infer_levels(places(*paths), ["train", "test"], needs_label=True)) == levels
 
 
 @pytest.mark.parametrize(
@@ -51,14 +51,14 @@ def test_folders_that_can_be_read_in_one_way_only_are(paths, levels):
 )
 def test_folders_that_can_be_read_in_several_ways_are_refused_with_each(paths, words):
     with pytest.raises(DataError, match=f"(?s){words}.*hint: set `data.folders`"):
-        find_levels(places(*paths), ["train", "test"], needs_label=True)
+        infer_levels(places(*paths), ["train", "test"], needs_label=True)
 
 
 def test_where_files_are_called_by_their_class_only_splits_are_looked_for():
-    found = find_levels(places("a/train", "b/train", "a/test"), ["train", "test"], needs_label=False)
+    found = infer_levels(places("a/train", "b/train", "a/test"), ["train", "test"], needs_label=False)
     assert found == ("*", "split")
-    assert find_levels(places("a/b", "c/d"), ["train", "test"], needs_label=False) == ()
+    assert infer_levels(places("a/b", "c/d"), ["train", "test"], needs_label=False) == ()
 
 
 def test_names_of_splits_of_ones_own_are_known():
-    assert find_levels(places("f1/cat", "f2/dog"), ["f1", "f2"], needs_label=True) == ("split", "label")
+    assert infer_levels(places("f1/cat", "f2/dog"), ["f1", "f2"], needs_label=True) == ("split", "label")

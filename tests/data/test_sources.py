@@ -176,7 +176,7 @@ def test_local_files_leave_nothing_in_the_home(tmp_path, monkeypatch, capfd):
     ("rows", "options", "message"),
     [
         ({"text": ["a", "b"], "kind": [0, 1]}, {}, "column of class labels.*`data.label_column`.*'text', 'kind'"),
-        ({"words": ["a", "b"], "label": [0, 1], "more": ["", ""]}, {}, "2 columns that could be it .'words', 'more'"),
+        ({"words": ["a", "b"], "label": [0, 1], "more": ["", ""]}, {}, "2 possible columns .'words', 'more'"),
         (
             {"number": [1, 2], "label": [0, 1]},
             {},
@@ -271,13 +271,14 @@ def test_everything_wrong_in_a_folder_of_images_is_named_at_once(folder):
     (folder / "bird").mkdir()
     image(folder / "lost.png")
     with pytest.raises(
-        DataError, match=r"(?s)3 problems.*bird' is an empty folder.*notes.txt' is no image.*lost.png' is in no class"
+        DataError,
+        match=r"(?s)3 problems.*bird' is an empty folder.*notes.txt' is not an image.*lost.png' is not in a class",
     ):
         load(folder)
 
 
 @pytest.mark.parametrize("source", ["./absent", "/absent/folder", "a/b/c", "absent.csv", "~/absent.parquet"])
-def test_what_looks_like_a_path_and_is_absent_is_not_sought_on_the_hub(source):
+def test_an_absent_path_is_not_looked_up_on_the_hub(source):
     with pytest.raises(DataError, match="does not exist"):
         load(source)
 
@@ -354,7 +355,7 @@ def test_files_of_other_kinds_and_empty_folders_are_refused(tmp_path):
     [
         ({"test_fraction": 0.0}, "greater than 0"),
         ({"max_length": 0}, "greater than or equal to 1"),
-        ({"image_column": "a", "text_column": "b"}, "image_column and text_column are both set"),
+        ({"image_column": "a", "text_column": "b"}, "image_column and text_column are set"),
         ({"label": "x"}, "Extra inputs"),
     ],
 )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from fedelta.data.split_names import chosen, kind_of, split_of_file
+from fedelta.data.split_names import matching_splits, split_kind, split_of_file
 
 
 @pytest.mark.parametrize(
-    ("names", "wanted", "found"),
+    ("names", "split", "matches"),
     [
         (["train", "Train"], "train", ["train"]),
         (["TRAIN", "test"], "train", ["TRAIN"]),
@@ -21,12 +21,12 @@ from fedelta.data.split_names import chosen, kind_of, split_of_file
         (["cat", "dog"], "bird", []),  # two names that are none of a split are not the same
     ],
 )
-def test_a_name_means_itself_or_else_the_same_word(names, wanted, found):
-    assert chosen(names, wanted) == found
+def test_a_name_means_itself_or_else_the_same_word(names, split, matches):
+    assert matching_splits(names, split) == matches
 
 
 @pytest.mark.parametrize(
-    ("stem", "found"),
+    ("stem", "matches"),
     [
         ("train", ("train", True)),
         ("Validation_0003", ("validation", True)),
@@ -39,9 +39,9 @@ def test_a_name_means_itself_or_else_the_same_word(names, wanted, found):
         ("training2", ("train" + "ing", True)),
     ],
 )
-def test_the_name_of_a_file_may_speak_of_a_split(stem, found):
-    assert split_of_file(stem) == found
+def test_the_name_of_a_file_may_speak_of_a_split(stem, matches):
+    assert split_of_file(stem) == matches
 
 
 def test_words_in_other_words_are_no_splits():
-    assert [kind_of(name) for name in ("trainer", "testimony", "value", "device", "dataset")] == [None] * 5
+    assert [split_kind(name) for name in ("trainer", "testimony", "value", "device", "dataset")] == [None] * 5

@@ -53,10 +53,13 @@ def test_the_names_of_tables_or_of_their_folders_say_which_split_they_are(tmp_pa
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (("speed-test.csv", "walking.csv"), "'speed-test.csv' may be splits by their names, and 'walking.csv' without"),
-        (("train.csv", "notes.csv"), "'train.csv' may be splits by their names, and 'notes.csv' without"),
+        (
+            ("speed-test.csv", "walking.csv"),
+            "'speed-test.csv' may be those of splits, the names of 'walking.csv' are not",
+        ),
+        (("train.csv", "notes.csv"), "'train.csv' may be those of splits, the names of 'notes.csv' are not"),
         (("a.csv", "b.jsonl"), "tables of several kinds .'csv', 'json'., expected one: 'a.csv', 'b.jsonl'"),
-        (("x.txt",), "cannot be read: there is no table in it, and no image or recording"),
+        (("x.txt",), "cannot be read: it holds no table, image or recording"),
     ],
 )
 def test_folders_of_tables_that_can_be_read_in_two_ways_are_refused(tmp_path, names, message):
@@ -72,7 +75,9 @@ def test_the_readme_of_a_repository_says_which_files_are_which_subset(tmp_path):
     )
     assert len(load(tmp_path, subset="large").test) == 6
     assert len(load(tmp_path, subset="small").train) == 4
-    with pytest.raises(DataError, match=r"several subsets, expected one\nhint: set `data.subset` to 'small', 'large'"):
+    with pytest.raises(
+        DataError, match=r"several subsets, expected one\nhint: set `data.subset` to one of 'small', 'large'"
+    ):
         load(tmp_path)
     with pytest.raises(DataError, match=r"no `data.subset` 'huge', found 'small', 'large'"):
         load(tmp_path, subset="huge")
@@ -84,13 +89,13 @@ def test_a_column_tells_training_rows_from_test_rows(tmp_path):
     raw = load(tmp_path / "d.csv")
     assert (len(raw.train), len(raw.test), raw.train.dataset.column_names) == (8, 4, ["text", "label"])
     (tmp_path / "odd.csv").write_text(f"text,label,split\n{rows}more,a,maybe\n")
-    with pytest.raises(DataError, match="1 rows have 'maybe' or the like, first row 12"):
+    with pytest.raises(DataError, match="1 rows have other values, such as 'maybe' in row 12"):
         load(tmp_path / "odd.csv")
     (tmp_path / "other.csv").write_text(f"text,label,split\n{rows.replace('Train', 'up').replace('test', 'down')}")
     assert len(load(tmp_path / "other.csv", text_column="text").train) == 9
 
 
-def test_what_save_to_disk_has_written_is_read_where_it_is(tmp_path):
+def test_data_written_by_save_to_disk_are_read_in_place(tmp_path):
     features = Features({"text": Value("string"), "label": ClassLabel(names=["x", "y"])})
     rows = Dataset.from_dict({"text": ["w"] * 10, "label": [0, 1] * 5}, features=features)
     rows.save_to_disk(tmp_path / "one [1]")
@@ -104,7 +109,7 @@ def test_what_save_to_disk_has_written_is_read_where_it_is(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
-def test_a_table_of_metadata_says_what_is_in_the_images_beside_it(tmp_path, caplog, suffix):
+def test_a_metadata_table_labels_the_images_beside_it(tmp_path, caplog, suffix):
     for split, count in (("train", 4), ("test", 2)):
         folder = images(tmp_path / split, *(f"im/{n}.png" for n in range(count)))
         rows = [{"file_name": f"im/{n}.png", "breed": "ab"[n % 2], "owner": f"o{n}"} for n in range(count)]
@@ -118,7 +123,7 @@ def test_a_table_of_metadata_says_what_is_in_the_images_beside_it(tmp_path, capl
     assert raw.train.dataset[0]["image"].size == (4, 4)
     assert "1 files in" in caplog.text
     (tmp_path / "train" / "im" / "2.png").unlink()
-    with pytest.raises(DataError, match=r"row 2: '.*2.png' is not there"):
+    with pytest.raises(DataError, match=r"row 2: '.*2.png' does not exist"):
         load(tmp_path, label_column="breed")
 
 
@@ -156,8 +161,8 @@ def test_words_for_nothing_are_words_and_types_are_those_of_all_rows(tmp_path, c
         ("d.csv", "text,label\n", "d.csv' cannot be read: it has no rows"),
         ("d.csv", "text,label\nx,a\ny,b,c\n", "d.csv' cannot be read: .*line 3"),
         ("d.json", "[" * 3000 + "]" * 3000, "d.json' cannot be read: "),
-        ("d.jsonl", '{"text": ' + "[" * 3000 + "]" * 3000 + "}\n", "d.jsonl' cannot be read: it is too deep"),
-        ("d.json", '{"users": ' + "[" * 100_000 + '"user_data"', "it is no JSON: it is too deep"),
+        ("d.jsonl", '{"text": ' + "[" * 3000 + "]" * 3000 + "}\n", "d.jsonl' cannot be read: it is nested too deeply"),
+        ("d.json", '{"users": ' + "[" * 100_000 + '"user_data"', "it is not valid JSON: it is nested too deeply"),
         ("d.jsonl", '{"text": "a", "label": 1}\n{"text": "b"', "d.jsonl' cannot be read: "),
     ],
 )

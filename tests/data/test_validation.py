@@ -28,12 +28,12 @@ def digits(**fields: object):
 # 0.2 * 10 = 2; 0.2 * 8 = 1.6, nearest 2; 0.2 * 7 = 1.4, nearest 1; 0.5 * 3 = 1.5, of 1 and 2 the larger;
 # 0.9 * 4 = 3.6, but one row stays; one row is never given up.
 @pytest.mark.parametrize(
-    ("num_rows", "fraction", "given"),
+    ("num_rows", "fraction", "num_validation"),
     [(10, 0.2, 2), (8, 0.2, 2), (7, 0.2, 1), (3, 0.5, 2), (4, 0.9, 3)],
 )
-def test_a_client_gives_up_the_nearest_whole_number_of_rows(num_rows, fraction, given):
-    kept, held = hold_back({0: torch.arange(num_rows), 5: torch.tensor([99])}, fraction, seed=0)
-    assert (len(held), len(kept[0]), kept[5].tolist()) == (given, num_rows - given, [99])
+def test_a_client_gives_up_the_nearest_whole_number_of_rows(num_rows, fraction, num_validation):
+    train, held = hold_back({0: torch.arange(num_rows), 5: torch.tensor([99])}, fraction, seed=0)
+    assert (len(held), len(train[0]), train[5].tolist()) == (num_validation, num_rows - num_validation, [99])
 
 
 def test_every_client_gives_its_share_and_no_row_is_in_both_sets():
@@ -42,10 +42,10 @@ def test_every_client_gives_its_share_and_no_row_is_in_both_sets():
     assert isinstance(data.test.inputs, RowsOf)
     held = data.test.inputs.rows
     for client, rows in without.partition.items():
-        own, given = data.partition[client], held[torch.isin(held, rows)]
+        client_rows, validation = data.partition[client], held[torch.isin(held, rows)]
         # The division is that of the real run.
-        assert torch.equal(torch.cat([own, given]).sort().values, rows)
-        assert len(given) == int(0.2 * len(rows) + 0.5)
+        assert torch.equal(torch.cat([client_rows, validation]).sort().values, rows)
+        assert len(validation) == int(0.2 * len(rows) + 0.5)
     assert torch.equal(data.test.targets.values, raw.train.targets.values[held])
 
 
@@ -53,8 +53,8 @@ def test_the_view_shares_the_training_images():
     _, data = digits(evaluate_on="validation")
     assert data.test.inputs.inputs is data.train.inputs
     rows = data.test.inputs.rows[[1, 0]]
-    ours, theirs = data.test.inputs.fetch(torch.tensor([1, 0])), data.train.inputs.fetch(rows)
-    assert torch.equal(ours["pixel_values"], theirs["pixel_values"])
+    view, fetched = data.test.inputs.fetch(torch.tensor([1, 0])), data.train.inputs.fetch(rows)
+    assert torch.equal(view["pixel_values"], fetched["pixel_values"])
 
 
 def test_a_draw_depends_on_seed_and_client_alone():
@@ -65,7 +65,10 @@ def test_a_draw_depends_on_seed_and_client_alone():
 
 
 def test_clients_too_small_to_give_anything_up_are_refused():
-    with pytest.raises(DataError, match=r"`data.validation_fraction` is 0.1, but the largest client has 4 rows"):
+    with pytest.raises(
+        DataError,
+        match=r"`data.validation_fraction` is 0.1, which gives no validation rows: the largest client has 4 rows",
+    ):
         hold_back({0: torch.arange(4)}, 0.1, seed=0)
 
 

@@ -43,14 +43,14 @@ def dataset(values: list[object] | pa.Array) -> Dataset:
     ],
 )
 def test_ids_are_texts_or_whole_numbers_to_the_last_digit(values, names, codes):
-    found = read_ids(dataset(values), "who", "training set", torch.arange(len(values)))
-    assert (found.names, found.codes, found.notes) == (names, codes, ())
+    ids = read_ids(dataset(values), "who", "training set", torch.arange(len(values)))
+    assert (ids.names, ids.codes, ids.notes) == (names, codes, ())
 
 
 def test_class_labels_are_named_and_keep_their_order():
     labels = Dataset.from_dict({"who": [1, 0]}, features=Features({"who": ClassLabel(names=["z", "a"])}))
-    found = read_ids(labels, "who", "training set", torch.arange(2))
-    assert (found.names, found.codes) == (["a", "z"], [1, 0])
+    ids = read_ids(labels, "who", "training set", torch.arange(2))
+    assert (ids.names, ids.codes) == (["a", "z"], [1, 0])
 
 
 def test_values_of_several_types_in_json_are_texts_as_they_were_written(tmp_path):
@@ -69,20 +69,20 @@ def test_values_of_several_types_in_json_are_texts_as_they_were_written(tmp_path
         (["a", " "], "1 rows have no client id, first row 14 "),
         (["1", "NA", "2"], "1 rows have no client id, first row 14 "),  # elsewhere numbers
         ([0.5, 1.5], "2 rows have a client id of type float, first row 7 .* with 0.5; expected a text"),
-        ([2.0**60, 1.0], "(?s)of type float.*hint: .*above 2.53 two become one"),
+        ([2.0**60, 1.0], "(?s)of type float.*hint: .*above 2.53 different ids become equal"),
         ([[1], [2]], "2 rows have a client id of type list, first row 7 "),
         ([{"a": 1}], "1 rows have a client id of type dict"),
         ([b"abc"], "1 rows have a client id of type bytes"),
         ([Decimal("1.5")], "of type Decimal"),
     ],
 )
-def test_what_is_no_id_is_refused_with_the_number_of_its_row(values, message):
+def test_invalid_ids_are_refused_with_the_number_of_their_row(values, message):
     with pytest.raises(DataError, match=message) as caught:
         read_ids(dataset(values), "who", "test set", torch.tensor([7, 14, 21])[: len(values)])
     assert "test set, column 'who' (`data.client_column`)" in str(caught.value)
 
 
-def test_a_word_for_nothing_among_names_is_a_name_and_said():
-    found = read_ids(dataset(["DE", "NA", "NA"]), "who", "training set", torch.arange(3))
-    assert found.names == ["DE", "NA", "NA"]
-    assert "2 rows are of a client called 'NA', which is taken as a name" in found.notes[0]
+def test_a_null_word_among_names_is_a_name_with_a_note():
+    ids = read_ids(dataset(["DE", "NA", "NA"]), "who", "training set", torch.arange(3))
+    assert ids.names == ["DE", "NA", "NA"]
+    assert "2 rows belong to a client called 'NA'" in ids.notes[0]

@@ -154,9 +154,9 @@ def test_everything_that_is_no_image_is_named_at_once(predictor, tmp_path):
     for line, expected in zip(
         lines[1:],
         (
-            "notes.txt': no image in a known format", "cut.png': ", "absent.png': No such file or directory",
+            "notes.txt': not an image in a known format", "cut.png': ", "absent.png': No such file or directory",
             "Is a directory", "input 5: a torch.float32 tensor of shape (3, 4, 4), expected uint8",
-            "input 6: no image but int", "hint: give image files",
+            "input 6: not an image but int", "hint: give image files",
         ),
         strict=True,
     ):  # fmt: skip
@@ -182,7 +182,9 @@ def test_texts_are_cut_as_in_the_run(checkpoint, tmp_path):
 def test_everything_that_is_no_text_is_named_at_once(checkpoint, tmp_path):
     write(tmp_path / "a", "bert", Head(), checkpoint("bert"))
     predictor = Predictor.from_adapter(tmp_path / "a")
-    with pytest.raises(DataError, match=r"(?s)2 problems in texts:.*input 1: an empty text.*input 2: no text but int"):
+    with pytest.raises(
+        DataError, match=r"(?s)2 problems in texts:.*input 1: an empty text.*input 2: not a text but int"
+    ):
         predictor.predict(["fine", " ", 3])
 
 

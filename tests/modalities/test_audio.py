@@ -40,7 +40,7 @@ def test_the_numbers_are_those_of_the_original():
 
 
 @pytest.mark.parametrize("hertz", [250, 1000, 3000])
-def test_a_tone_has_its_peak_in_one_bin_whatever_the_sample_rate(hertz):
+def test_a_tone_has_its_peak_in_one_bin_at_every_sample_rate(hertz):
     peaks = {
         int(AST.spectrogram(tone(hertz, sample_rate), sample_rate)[:, 2:25].float().mean(1).argmax())
         for sample_rate in (8000, 16_000, 44_100, 48_000)
@@ -59,42 +59,42 @@ def test_window_and_hop_follow_the_sample_rate():
     filling = 4.2677393 / (2 * 4.5689974)
     for sample_rate in (8000, 16_000, 22_050):
         recordings = Recordings(AudioSettings(sample_rate=sample_rate, num_mel_bins=40, num_frames=60), 64)
-        found = recordings.spectrogram(tone(500, sample_rate, 0.5), sample_rate).float()
-        assert found.shape == (40, 60)
-        is_filled = ((found - filling).abs() < 1e-3).all(0)
+        spectrogram = recordings.spectrogram(tone(500, sample_rate, 0.5), sample_rate).float()
+        assert spectrogram.shape == (40, 60)
+        is_filled = ((spectrogram - filling).abs() < 1e-3).all(0)
         assert is_filled.tolist() == [False] * 48 + [True] * 12
 
 
 def test_resampling_keeps_length_and_loudness():
     wave = tone(1000, 44_100, 0.5)
-    found = resample(wave, 44_100, 16_000)
-    assert (len(found), found.dtype) == (8000, np.float32)
-    assert np.sqrt((found**2).mean()) == pytest.approx(np.sqrt((wave**2).mean()), rel=0.01)
+    resampled = resample(wave, 44_100, 16_000)
+    assert (len(resampled), resampled.dtype) == (8000, np.float32)
+    assert np.sqrt((resampled**2).mean()) == pytest.approx(np.sqrt((wave**2).mean()), rel=0.01)
     assert resample(wave, 16_000, 16_000) is wave
 
 
 def test_a_recording_shorter_than_a_window_is_one_frame():
-    found = log_mel(np.ones(1, dtype=np.float32), AudioSettings())
-    assert found.shape == (128, 128)
-    assert found.isfinite().all()
-    assert found[:, 1:].unique().numel() == 1
+    spectrogram = log_mel(np.ones(1, dtype=np.float32), AudioSettings())
+    assert spectrogram.shape == (128, 128)
+    assert spectrogram.isfinite().all()
+    assert spectrogram[:, 1:].unique().numel() == 1
 
 
 @pytest.mark.parametrize(("size", "shape"), [(32, (32, 32)), (127, (127, 127)), (128, (128, 128)), (224, (128, 128))])
-def test_no_more_is_kept_than_the_model_sees(size, shape):
+def test_no_more_is_stored_than_the_model_sees(size, shape):
     recordings = Recordings(AudioSettings(), size)
-    kept = recordings.spectrogram(tone(500), 8000)
-    assert (tuple(kept.shape), kept.dtype, recordings.stored_shape) == (shape, torch.float16, shape)
-    pixels = recordings.transform(torch.stack([kept, kept]))["pixel_values"]
+    spectrogram = recordings.spectrogram(tone(500), 8000)
+    assert (tuple(spectrogram.shape), spectrogram.dtype, recordings.stored_shape) == (shape, torch.float16, shape)
+    pixels = recordings.transform(torch.stack([spectrogram, spectrogram]))["pixel_values"]
     assert (pixels.shape, pixels.dtype) == ((2, 3, size, size), torch.float32)
     assert torch.equal(pixels[:, 0], pixels[:, 2])
 
 
-def test_the_statistics_of_images_have_no_part_in_it():
+def test_image_statistics_do_not_affect_recordings():
     images = Images.from_preprocessor({"image_mean": [9.0], "image_std": [7.0]}, 128, 1)
     recordings = images.prepared(Preparation(audio=AudioSettings()))
-    kept = recordings.spectrogram(tone(500), 8000)
-    assert torch.equal(recordings.transform(kept[None])["pixel_values"], kept.float()[None, None])
+    spectrogram = recordings.spectrogram(tone(500), 8000)
+    assert torch.equal(recordings.transform(spectrogram[None])["pixel_values"], spectrogram.float()[None, None])
 
 
 @pytest.mark.parametrize(

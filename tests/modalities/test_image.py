@@ -33,7 +33,7 @@ def test_gray_is_repeated_and_colour_is_averaged(images: Tensor):
 
 
 def test_other_numbers_of_channels_are_refused(images: Tensor):
-    with pytest.raises(DataError, match="images have 2 channels, the model takes 3"):
+    with pytest.raises(DataError, match="images have 2 channels, but the model takes 3"):
         Images(12, (0.0,) * 3, (1.0,) * 3).transform(images[:, :2])
 
 

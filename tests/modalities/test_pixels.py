@@ -13,16 +13,16 @@ from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from fedelta.modalities import pixels
 from fedelta.modalities.base import ExampleError
-from fedelta.modalities.gray_range import Levels, check_colour, common_levels
 from fedelta.modalities.pixels import (
     ImageShape,
     brightest_of_deep_colour,
-    decode,
-    decode_whole,
+    decode_full_size,
+    decode_image,
     extremes,
-    measure,
+    image_shape,
     read_header,
 )
+from fedelta.modalities.value_range import ValueRange, check_colour, common_range
 
 RAMP = (np.arange(20, dtype=np.uint8) * 12).reshape(4, 5)
 COLOUR = np.stack([RAMP, RAMP[::-1], 255 - RAMP], axis=-1)
@@ -35,7 +35,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 
 
 def as_it_is(value: object) -> np.ndarray:
-    return decode(value, measure(value))
+    return decode_image(value, image_shape(value))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM"])
@@ -45,7 +45,7 @@ def test_encoded_colour_keeps_its_pixels(kind):
 
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP", "GIF"])
 def test_lossy_formats_are_read_too(kind):
-    assert measure(encoded(Image.fromarray(COLOUR), kind)) == ImageShape(3, 4, 5)
+    assert image_shape(encoded(Image.fromarray(COLOUR), kind)) == ImageShape(3, 4, 5)
 
 
 def test_bytes_in_a_struct_win_over_the_path_beside_them(tmp_path):
@@ -57,8 +57,8 @@ def test_bytes_in_a_struct_win_over_the_path_beside_them(tmp_path):
 
 @pytest.mark.parametrize("array", [COLOUR, COLOUR.transpose(2, 0, 1), COLOUR.tolist(), COLOUR / 255.0])
 def test_arrays_may_have_channels_first_or_last_and_be_bytes_or_fractions(array):
-    levels = common_levels([extremes(array)])
-    assert np.array_equal(decode(array, measure(array), levels), COLOUR.transpose(2, 0, 1))
+    value_range = common_range([extremes(array)])
+    assert np.array_equal(decode_image(array, image_shape(array), value_range), COLOUR.transpose(2, 0, 1))
 
 
 @pytest.mark.parametrize("array", [RAMP, RAMP[..., None], RAMP[None], RAMP.tolist()])
@@ -94,27 +94,27 @@ def test_more_than_eight_bits_are_scaled_by_their_own_range(case):
     # Four equal steps from the darkest to the brightest become 0, 64, 128, 191 and 255.
     numbers = (low + (high - low) * np.linspace(0, 1, 5)).astype(dtype)
     content = encoded(Image.fromarray(np.tile(numbers, (4, 1))), kind)
-    levels = common_levels([extremes(content)])
-    assert levels == Levels(pytest.approx(low), pytest.approx(high))
-    found = decode(content, measure(content), levels)
-    assert np.abs(found[0, 0].astype(int) - [0, 64, 128, 191, 255]).max() <= 1
-    assert np.array_equal(decode(np.tile(numbers, (4, 1)).tolist(), ImageShape(1, 4, 5), levels), found)
+    value_range = common_range([extremes(content)])
+    assert value_range == ValueRange(pytest.approx(low), pytest.approx(high))
+    decoded = decode_image(content, image_shape(content), value_range)
+    assert np.abs(decoded[0, 0].astype(int) - [0, 64, 128, 191, 255]).max() <= 1
+    assert np.array_equal(decode_image(np.tile(numbers, (4, 1)).tolist(), ImageShape(1, 4, 5), value_range), decoded)
 
 
 def test_usual_ranges_stay_where_values_fill_an_eighth_of_them():
-    assert common_levels([(0, 200), (5, 32)]) == Levels(0, 255)
-    assert common_levels([(0.1, 0.9)]) == Levels(0, 1)
-    assert common_levels([(0, 16)]) == Levels(0, 16)
-    assert common_levels([(0.0, 0.1)]) == Levels(0, 0.1)
-    assert common_levels([(-1, 200)]) == Levels(-1, 200)
+    assert common_range([(0, 200), (5, 32)]) == ValueRange(0, 255)
+    assert common_range([(0.1, 0.9)]) == ValueRange(0, 1)
+    assert common_range([(0, 16)]) == ValueRange(0, 16)
+    assert common_range([(0.0, 0.1)]) == ValueRange(0, 0.1)
+    assert common_range([(-1, 200)]) == ValueRange(-1, 200)
 
 
 def test_a_value_a_little_outside_of_the_range_is_cut_and_one_far_outside_is_refused():
-    levels = Levels(0, 1000)
-    assert decode([[-500, 0, 500, 1900]], ImageShape(1, 1, 4), levels).tolist() == [[[0, 0, 128, 255]]]
-    for numbers, found in (([[0, 2001]], "0 to 2001"), ([[-1001, 7]], "-1001 to 7")):
-        with pytest.raises(ExampleError, match=f"values {found}, far outside of the training data's 0 to 1000"):
-            decode(numbers, ImageShape(1, 1, 2), levels)
+    value_range = ValueRange(0, 1000)
+    assert decode_image([[-500, 0, 500, 1900]], ImageShape(1, 1, 4), value_range).tolist() == [[[0, 0, 128, 255]]]
+    for numbers, extremes_text in (([[0, 2001]], "0 to 2001"), ([[-1001, 7]], "-1001 to 7")):
+        with pytest.raises(ExampleError, match=f"values {extremes_text}, far outside the training data's 0 to 1000"):
+            decode_image(numbers, ImageShape(1, 1, 2), value_range)
 
 
 @pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
@@ -167,16 +167,16 @@ def test_a_gray_pillow_image_of_any_mode_keeps_its_values(mode):
 
 def test_what_is_transparent_is_put_on_white_where_that_is_asked_for():
     image = Image.new("RGBA", (5, 4), (0, 0, 0, 0))
-    shape = measure(image)
-    assert (decode(image, shape) == 0).all()
-    assert (decode(image, shape, on_white=True) == 255).all()
+    shape = image_shape(image)
+    assert (decode_image(image, shape) == 0).all()
+    assert (decode_image(image, shape, on_white=True) == 255).all()
     palette = Image.fromarray(np.zeros((4, 5), dtype=np.uint8)).convert("P")
     content = encoded(palette, transparency=0)
-    assert (decode(content, shape, on_white=True) == 255).all()
+    assert (decode_image(content, shape, on_white=True) == 255).all()
 
 
 def deep_colour(level: int) -> bytes:
-    """A PNG of one pixel of 16 bits a channel, which Pillow cannot write."""
+    """A PNG of one pixel of 16 bits per channel, which Pillow cannot write."""
     row = b"\0" + level.to_bytes(2, "big") * 3
     chunks = ((b"IHDR", struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(row)), (b"IEND", b""))
     parts = (
@@ -190,15 +190,15 @@ def test_colour_of_sixteen_bits_that_uses_few_of_them_is_refused():
     assert brightest_of_deep_colour(deep_colour(65535)) == 255
     assert brightest_of_deep_colour(encoded(Image.fromarray(COLOUR))) is None
     check_colour([15, 32])
-    with pytest.raises(ExampleError, match=r"colour images of 16 bits a channel with values below 4,096 of 65,536"):
+    with pytest.raises(ExampleError, match=r"colour images of 16 bits per channel with values below 4,096 of 65,536"):
         check_colour([15, 7])
 
 
-def test_of_several_images_in_a_file_the_header_tells():
-    one, other = Image.fromarray(COLOUR), Image.fromarray(255 - COLOUR)
+def test_the_header_tells_whether_a_file_has_several_images():
+    first, second = Image.fromarray(COLOUR), Image.fromarray(255 - COLOUR)
     for kind in ("GIF", "TIFF", "WEBP"):
-        assert read_header(encoded(one, kind, save_all=True, append_images=[other])).has_frames, kind
-        assert not read_header(encoded(one, kind)).has_frames, kind
+        assert read_header(encoded(first, kind, save_all=True, append_images=[second])).has_frames, kind
+        assert not read_header(encoded(first, kind)).has_frames, kind
 
 
 def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(monkeypatch):
@@ -206,27 +206,27 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(monkeypatch):
     monkeypatch.setattr(pixels, "_LARGEST", 300 * 300)
     content = encoded(Image.new("RGB", (800, 600), (200, 90, 40)), "JPEG")
     # Of the fractions of JPEG, 1/2, 1/4 and 1/8, the last leaves less than twice 64 pixels.
-    assert decode_whole(content, 3, Levels(), 64).shape == (3, 150, 200)
-    assert decode_whole(encoded(Image.new("L", (260, 340)), "PNG"), 1, Levels(), 64).shape == (1, 170, 130)
-    with pytest.raises(ExampleError, match=r"a picture of 800 x 600 pixels, expected at most 90,000 in all"):
+    assert decode_full_size(content, 3, ValueRange(), 64).shape == (3, 150, 200)
+    assert decode_full_size(encoded(Image.new("L", (260, 340)), "PNG"), 1, ValueRange(), 64).shape == (1, 170, 130)
+    with pytest.raises(ExampleError, match=r"an image of 800 x 600 pixels, expected at most 90,000 in total"):
         as_it_is(encoded(Image.new("L", (800, 600)), "PNG"))
 
 
-@pytest.mark.parametrize("noted", [0, 9, 65535])
-def test_a_camera_orientation_that_does_not_exist_turns_nothing(noted):
+@pytest.mark.parametrize("orientation", [0, 9, 65535])
+def test_a_camera_orientation_that_does_not_exist_turns_nothing(orientation):
     exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = noted
+    exif[ExifTags.Base.Orientation] = orientation
     for kind in ("PNG", "WEBP", "TIFF"):
         content = encoded(Image.fromarray(COLOUR), kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
         assert np.array_equal(as_it_is(content), COLOUR.transpose(2, 0, 1)), kind
 
 
 def test_gray_becomes_colour_where_the_shape_says_so():
-    assert np.array_equal(decode(RAMP, ImageShape(3, 4, 5)), np.stack([RAMP] * 3))
+    assert np.array_equal(decode_image(RAMP, ImageShape(3, 4, 5)), np.stack([RAMP] * 3))
 
 
 def test_an_image_is_resized_to_the_shape():
-    resized = decode(np.full((8, 6, 3), 77, dtype=np.uint8), ImageShape(3, 4, 4))
+    resized = decode_image(np.full((8, 6, 3), 77, dtype=np.uint8), ImageShape(3, 4, 4))
     assert resized.shape == (3, 4, 4)
     assert (resized == 77).all()
 
@@ -240,7 +240,7 @@ def test_the_camera_orientation_is_followed():
             expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(turned))))
             assert np.array_equal(as_it_is(turned), expected.transpose(2, 0, 1)), orientation
             assert np.array_equal(as_it_is(Image.open(io.BytesIO(turned))), expected.transpose(2, 0, 1)), orientation
-            assert measure(turned) == ImageShape(3, *((5, 4) if orientation > 4 else (4, 5)))
+            assert image_shape(turned) == ImageShape(3, *((5, 4) if orientation > 4 else (4, 5)))
 
 
 def test_broken_camera_notes_do_not_spoil_an_image():
@@ -251,36 +251,36 @@ def test_broken_camera_notes_do_not_spoil_an_image():
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (b"", "no image in a known format"),
-        (b"words", "no image in a known format"),
-        (b"\x89PNG but not really", "no image in a known format"),
-        (None, "no image"),
-        ({"bytes": None, "path": None}, "no image in a known format"),
+        (b"", "not an image in a known format"),
+        (b"words", "not an image in a known format"),
+        (b"\x89PNG but not really", "not an image in a known format"),
+        (None, "missing image"),
+        ({"bytes": None, "path": None}, "not an image in a known format"),
         ({"bytes": None, "path": "/no/such.png"}, "No such file"),
-        (7, "no image but int"),
+        (7, "not an image but int"),
         ([[1, 2], [3]], "rows of unequal length"),
         ([], "shape"),
         ([1, 2, 3], r"shape \(3,\), expected"),
         (np.zeros((5, 5, 7)), r"shape \(5, 5, 7\), expected"),
         ([[0.5, float("nan")]], "values that are NaN or infinite"),
-        ([["a", "b"]], "other values than numbers"),
+        ([["a", "b"]], "values that are not numbers"),
     ],
 )
-def test_what_is_no_image_is_refused_with_the_reason(value, message):
+def test_values_that_are_not_images_are_refused_with_the_reason(value, message):
     with pytest.raises(ExampleError, match=message):
-        measure(value)
+        image_shape(value)
 
 
 def test_an_image_that_is_cut_off_is_refused_when_it_is_decoded():
     rng = np.random.default_rng(0)
     content = encoded(Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)))
-    shape = measure(content[: len(content) // 2])
+    shape = image_shape(content[: len(content) // 2])
     with pytest.raises(ExampleError, match="damaged image"):
-        decode(content[: len(content) // 2], shape)
+        decode_image(content[: len(content) // 2], shape)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "TGA", "ICO", "PCX"])
-def test_damaged_bytes_are_an_image_or_refused_with_a_word(kind):
+def test_damaged_bytes_are_read_or_refused_without_a_crash(kind):
     rng = np.random.default_rng(0)
     content = encoded(Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)), kind)
     for _ in range(60):
@@ -290,4 +290,4 @@ def test_damaged_bytes_are_an_image_or_refused_with_a_word(kind):
         with contextlib.suppress(ExampleError):
             header = read_header(bytes(damaged))
             if header.shape.height * header.shape.width < 10**6:
-                assert decode(bytes(damaged), ImageShape(3, 4, 4)).shape == (3, 4, 4)
+                assert decode_image(bytes(damaged), ImageShape(3, 4, 4)).shape == (3, 4, 4)

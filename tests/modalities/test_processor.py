@@ -73,9 +73,9 @@ def stock(directory: str, image: Image.Image) -> torch.Tensor:
     return processor(image, return_tensors="pt")["pixel_values"]
 
 
-def assert_within_a_gray_level(found: torch.Tensor, expected: torch.Tensor, std: tuple[float, ...]) -> None:
-    assert found.shape == expected.shape
-    levels = (found - expected).abs().amax((0, 2, 3)) * torch.tensor(std) * 255
+def assert_within_a_gray_level(actual: torch.Tensor, expected: torch.Tensor, std: tuple[float, ...]) -> None:
+    assert actual.shape == expected.shape
+    levels = (actual - expected).abs().amax((0, 2, 3)) * torch.tensor(std) * 255
     assert levels.max() <= 1.001, levels
 
 
@@ -85,33 +85,33 @@ def test_pixels_are_those_of_the_stock_processor(family, tmp_path):
     images = Images.from_preprocessor(read_preprocessor(place), SIDE, 3)
     for shape in SHAPES.values():
         image = picture(*shape)
-        (found,) = images.examples([image], 1)
-        assert_within_a_gray_level(found["pixel_values"], stock(place, image), images.std)
+        (inputs,) = images.examples([image], 1)
+        assert_within_a_gray_level(inputs["pixel_values"], stock(place, image), images.std)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_training_and_prediction_prepare_alike(family):
+def test_training_and_prediction_prepare_images_the_same_way(family):
     images = Images.from_preprocessor(content_of(family), SIDE, 3)
     for shapes in ([(20, 24), (20, 24)], [(90, 131), (40, 40)]):
         pillow = [picture(*shape) for shape in shapes]
         content = []
-        for each in pillow:
+        for image in pillow:
             file = io.BytesIO()
-            each.save(file, "PNG")
+            image.save(file, "PNG")
             content.append(file.getvalue())
         column = StoredColumn.of(Dataset.from_dict({"image": content}), "image", origin="the test")
         expected = torch.cat([batch["pixel_values"] for batch in images.examples(pillow, 1)])
         for max_memory_mib in (0, 1):
-            found = images.store(column, max_memory_mib).fetch(torch.arange(2))["pixel_values"]
-            assert torch.equal(found, expected)
+            stored = images.store(column, max_memory_mib).fetch(torch.arange(2))["pixel_values"]
+            assert torch.equal(stored, expected)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_was_done_can_be_said_and_done_again(family, tmp_path):
+def test_the_preparation_recreates_the_modality(family, tmp_path):
     images = Images.from_preprocessor(content_of(family), SIDE, 3)
-    said = Preparation.model_validate_json(images.preparation.model_dump_json())
-    assert Images(SIDE, (0.5,) * 3, (0.5,) * 3).prepared(said) == images
-    place, image = save(tmp_path, said.processor or {}), picture(90, 131)
+    preparation = Preparation.model_validate_json(images.preparation.model_dump_json())
+    assert Images(SIDE, (0.5,) * 3, (0.5,) * 3).prepared(preparation) == images
+    place, image = save(tmp_path, preparation.processor or {}), picture(90, 131)
     assert_within_a_gray_level(next(images.examples([image], 1))["pixel_values"], stock(place, image), images.std)
 
 
@@ -124,7 +124,7 @@ def test_sizes_are_scaled_with_the_model():
     assert "its sizes scaled from 32 to 64 pixels" in Images.from_preprocessor(content, 64, 3).notes[0]
 
 
-def test_without_a_size_of_its_own_a_model_takes_what_the_processor_makes(tmp_path):
+def test_a_model_without_a_known_size_takes_that_of_the_processor(tmp_path):
     place = save(tmp_path, content_of("convnext"))
     assert Images.for_model(ModelFiles(object(), place, 224, is_size_known=False)).image_size == SIDE
     assert Images.for_model(ModelFiles(object(), place, 64)).image_size == 64
@@ -175,23 +175,26 @@ def test_a_model_of_one_channel_keeps_its_processor():
 
 
 UNFOLLOWED = {
-    "patches": ({"image_processor_type": "Siglip2ImageProcessor"}, "something else of an image than one image"),
-    "a page": ({"image_processor_type": "DonutImageProcessor"}, "makes 2560 x 1920 pixels of an image"),
-    "torchvision only": ({"image_processor_type": "PPLCNetImageProcessor"}, "no variant for Pillow"),
-    "code of its own": ({"image_processor_type": "TheirProcessor"}, "is 'TheirProcessor', of which transformers"),
+    "patches": (
+        {"image_processor_type": "Siglip2ImageProcessor"},
+        "does not turn an image into one image of three channels",
+    ),
+    "a page": ({"image_processor_type": "DonutImageProcessor"}, "into 2560 x 1920 pixels, expected a square"),
+    "torchvision only": ({"image_processor_type": "PPLCNetImageProcessor"}, "no Pillow variant"),
+    "custom code": ({"image_processor_type": "TheirProcessor"}, "no Pillow variant of its processor .TheirProcessor."),
     "an endless size": ({"size": {"height": 10**6, "width": 10**6}}, "a size of 1,000,000 pixels"),
-    "a size that is none": ({"size": {"height": "big"}}, "cannot be used"),
+    "an invalid size": ({"size": {"height": "big"}}, "its ViTImageProcessor fails"),
 }
 
 
 @pytest.mark.parametrize("case", UNFOLLOWED)
-def test_what_cannot_be_followed_is_refused_unless_images_are_stretched(case):
+def test_unusable_processors_are_refused_unless_images_are_stretched(case):
     content, reason = UNFOLLOWED[case]
     with pytest.raises(UnfollowableError, match=reason):
         follow(content, "", SIDE)
     images = Images.from_preprocessor(content, SIDE, 3)
     for refused in (lambda: images.prepared(Preparation(resize="checkpoint")), lambda: images.examples([], 1)):
-        with pytest.raises(ModelError, match=rf'(?s)cannot be prepared.*{reason}.*data.resize = "stretch"'):
+        with pytest.raises(ModelError, match=rf'(?s)cannot be used.*{reason}.*data.resize = "stretch"'):
             refused()
     stretched = images.prepared(Preparation(resize="stretch"))
     assert next(stretched.examples([picture(40, 50)], 1))["pixel_values"].shape == (1, 3, SIDE, SIDE)
@@ -201,7 +204,7 @@ def test_a_processor_that_keeps_sizes_takes_images_of_the_model_only():
     images = Images.from_preprocessor({"image_processor_type": "ViTImageProcessor", "do_resize": False}, SIDE, 3)
     assert len(list(images.examples([picture(SIDE, SIDE)], 1))) == 1
     with pytest.raises(
-        ModelError, match=r'(?s)makes 40 x 50 pixels of an image of 40 x 50, expected 32 x 32.*"stretch"'
+        ModelError, match=r'(?s)an image of 40 x 50 into 40 x 50 pixels, but the model takes 32 x 32.*"stretch"'
     ):
         images.examples([picture(40, 50)], 1)
 
@@ -209,11 +212,11 @@ def test_a_processor_that_keeps_sizes_takes_images_of_the_model_only():
 def test_stretching_leaves_the_checkpoints_processor_aside():
     images = Images.from_preprocessor(content_of("dinov2"), SIDE, 3)
     stretched = images.prepared(Preparation(resize="stretch"))
-    assert stretched.notes == ("images are stretched to 32 x 32 pixels, whatever their aspect ratio",)
+    assert stretched.notes == ("images are stretched to 32 x 32 pixels, without keeping their aspect ratio",)
     assert (stretched.mean, stretched.std) == (images.mean, images.std)
-    (found,) = stretched.examples([image := picture(90, 131)], 1)
+    (inputs,) = stretched.examples([image := picture(90, 131)], 1)
     plain = image.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
-    assert torch.equal(found["pixel_values"], next(stretched.examples([plain], 1))["pixel_values"])
+    assert torch.equal(inputs["pixel_values"], next(stretched.examples([plain], 1))["pixel_values"])
 
 
 def test_an_image_too_thin_for_a_processor_is_refused_with_advice():

@@ -51,7 +51,7 @@ def test_every_row_without_a_recording_is_named(max_memory_mib):
     ]
     with pytest.raises(
         DataError,
-        match=r"(?s)2 problems in the test.*row 40 \(a.wav\): no recording.*row 42: .*cut off: 99 of.*hint: mend",
+        match=r"(?s)2 problems in the test.*row 40 \(a.wav\): not a recording.*row 42: .*cut off: 99 of.*hint: repair",
     ):
         inputs(values, max_memory_mib, torch.arange(40, 43))
 

@@ -39,7 +39,7 @@ def png(shade: int) -> bytes:
 STORED = {"image": [png(10), png(200)], "text": ["a b b", "b"], "audio": [encoded(tone(300)), encoded(tone(900))]}
 
 
-def given(name: str, folder) -> list[object]:
+def user_examples(name: str, folder) -> list[object]:
     if name == "text":
         return list(STORED[name])
     paths = [folder / f"{index}" for index in range(2)]
@@ -52,7 +52,7 @@ def column(name: str) -> StoredColumn:
     return StoredColumn.of(Dataset.from_dict({"it": STORED[name]}), "it", origin="the test")
 
 
-def test_every_modality_is_looked_at_here():
+def test_every_modality_is_tested_here():
     assert OF_A_MODEL.keys() == STORED.keys() == MODALITIES.keys()
     assert all(isinstance(OF_A_MODEL[name], kind) for name, kind in MODALITIES.items())
 
@@ -61,14 +61,14 @@ def test_every_modality_is_looked_at_here():
 def test_an_example_becomes_the_same_inputs_in_training_and_in_prediction(name, tmp_path):
     modality = OF_A_MODEL[name]
     stored = modality.store(column(name), max_memory_mib=1).fetch(torch.arange(2))
-    (single,) = modality.examples(given(name, tmp_path), batch_size=2)
+    (single,) = modality.examples(user_examples(name, tmp_path), batch_size=2)
     assert stored.keys() == single.keys()
     assert all(torch.equal(stored[key], single[key]) for key in stored)
 
 
 @pytest.mark.parametrize("name", MODALITIES)
 def test_examples_come_in_batches_in_order(name, tmp_path):
-    modality, examples = OF_A_MODEL[name], given(name, tmp_path)
+    modality, examples = OF_A_MODEL[name], user_examples(name, tmp_path)
     one_by_one = list(modality.examples(examples, batch_size=1))
     for example, batch in zip(examples, one_by_one, strict=True):
         (alone,) = modality.examples([example], batch_size=1)
@@ -77,10 +77,10 @@ def test_examples_come_in_batches_in_order(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", MODALITIES)
-def test_what_is_no_example_is_named_at_the_call(name):
+def test_values_that_are_not_examples_are_named_at_the_call(name):
     modality = OF_A_MODEL[name]
     with pytest.raises(
-        DataError, match=rf"1 problem in {modality.plural}:\n  - input 0: no {modality.singular} but int"
+        DataError, match=rf"1 problem in {modality.plural}:\n  - input 0: not an? {modality.singular} but int"
     ):
         modality.examples([3], batch_size=2)
 
@@ -89,7 +89,7 @@ def test_what_is_no_example_is_named_at_the_call(name):
 def test_inputs_for_export_are_those_of_examples(name, tmp_path):
     modality = OF_A_MODEL[name]
     inputs = modality.export_inputs(3, 5, stream(0))
-    (single,) = modality.examples(given(name, tmp_path), batch_size=2)
+    (single,) = modality.examples(user_examples(name, tmp_path), batch_size=2)
     assert list(inputs) == list(single)
     for key, tensor in inputs.items():
         fixed = [axis for axis in range(tensor.dim()) if axis not in modality.dynamic_axes]
@@ -100,13 +100,13 @@ def test_inputs_for_export_are_those_of_examples(name, tmp_path):
 @pytest.mark.parametrize("name", MODALITIES)
 def test_no_example_is_larger_than_the_costliest(name, tmp_path):
     costliest = OF_A_MODEL[name].costliest()
-    (single,) = OF_A_MODEL[name].examples(given(name, tmp_path)[:1], batch_size=1)
+    (single,) = OF_A_MODEL[name].examples(user_examples(name, tmp_path)[:1], batch_size=1)
     assert {key: len(tensor) for key, tensor in costliest.items()} == dict.fromkeys(single, 1)
     assert all(costliest[key].numel() >= single[key].numel() for key in single)
 
 
 @pytest.mark.parametrize("name", MODALITIES)
-def test_what_was_said_makes_the_same_again(name):
+def test_the_preparation_recreates_the_modality(name):
     modality = OF_A_MODEL[name]
     assert modality.prepared(modality.preparation) == modality
     assert modality.prepared(Preparation()) == modality
@@ -124,7 +124,7 @@ def test_a_model_of_images_may_be_made_for_recordings():
     files = ModelFiles(config=object(), place=None, image_size=16)
     assert Recordings.for_model(files) == Recordings(AudioSettings(), 16, 3)
     assert Images.for_model(files) == Images.from_preprocessor({}, 16, 3)
-    with pytest.raises(ModelError, match=r"a text model needs a tokenizer: give `model.source`"):
+    with pytest.raises(ModelError, match=r"a text model needs a tokenizer: set `model.source`"):
         Texts.for_model(files)
 
 

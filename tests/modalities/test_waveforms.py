@@ -54,9 +54,9 @@ def test_decoded_samples_are_read_with_their_rate():
     for samples in (WAVE, WAVE.tolist(), [WAVE.tolist(), WAVE.tolist()]):
         value = {"array": samples, "sampling_rate": 8000, "path": None}
         check_audio(value)
-        found, sample_rate = decode_audio(value)
+        decoded, sample_rate = decode_audio(value)
         assert sample_rate == 8000
-        np.testing.assert_allclose(found, WAVE, atol=1e-6)
+        np.testing.assert_allclose(decoded, WAVE, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -64,14 +64,17 @@ def test_decoded_samples_are_read_with_their_rate():
     [
         ({"array": [0.5, 0.1], "sampling_rate": None}, "a sample rate of None Hz, expected 1000 to 768000"),
         ({"array": [0.5, float("nan")], "sampling_rate": 8000}, "NaN or infinite"),
-        ({"array": [300, -4], "sampling_rate": 8000}, "samples up to 300, expected -1 to 1: divide by the full scale"),
+        (
+            {"array": [300, -4], "sampling_rate": 8000},
+            "samples up to 300, expected -1 to 1; divide them by the full scale",
+        ),
         ({"array": [], "sampling_rate": 8000}, "without samples"),
-        ({"array": ["a"], "sampling_rate": 8000}, "other values than numbers"),
+        ({"array": ["a"], "sampling_rate": 8000}, "values that are not numbers"),
         ({"array": [[[0.1]]], "sampling_rate": 8000}, r"of shape \(1, 1, 1\), expected \[samples\]"),
-        ([0.5, 0.1], "no recording but list; samples need their rate: a struct of `array` and `sampling_rate`"),
+        ([0.5, 0.1], "not a recording but list; samples need their rate: use a struct of `array` and `sampling_rate`"),
     ],
 )
-def test_decoded_samples_that_are_no_recording_are_refused(value, message):
+def test_invalid_decoded_samples_are_refused(value, message):
     for read in (check_audio, decode_audio):
         with pytest.raises(ExampleError, match=message):
             read(value)
@@ -95,10 +98,10 @@ def test_no_more_is_read_than_is_asked_for():
     ("value", "message"),
     [
         (b"", "^an empty file$"),
-        (None, "^no recording$"),
-        ({"bytes": None, "path": None}, "^no recording$"),
-        (7, "^no recording but int$"),
-        (b"dear all, this is a letter", r"^no recording in a known format \(Format not recognised\)$"),
+        (None, "^missing recording$"),
+        ({"bytes": None, "path": None}, "^missing recording$"),
+        (7, "^not a recording but int$"),
+        (b"dear all, this is a letter", r"^not a recording in a known format \(Format not recognised\)$"),
         (WAV[:30], "^a recording that is cut off: 30 of 4844 bytes$"),
         (WAV[:2000], "^a recording that is cut off: 2000 of 4844 bytes$"),
         (encoded(WAVE[:0]), "^a recording without samples$"),
@@ -109,7 +112,7 @@ def test_no_more_is_read_than_is_asked_for():
         ("/", "^Is a directory$"),
     ],
 )  # fmt: skip
-def test_what_is_no_recording_is_refused(value, message):
+def test_values_that_are_not_recordings_are_refused(value, message):
     for read in (decode_audio, check_audio):
         with pytest.raises(ExampleError, match=message):
             read(value)
@@ -122,7 +125,7 @@ def test_an_empty_file_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_samples_that_are_no_numbers_are_refused(value):
+def test_samples_that_are_not_finite_are_refused(value):
     data = encoded(np.array([0, value], dtype=np.float32), subtype="FLOAT")
     with pytest.raises(ExampleError, match=r"^a recording with samples that are NaN or infinite$"):
         decode_audio(data)
@@ -141,6 +144,6 @@ def test_the_size_that_a_pipe_leaves_in_the_header_is_no_damage(size):
     np.testing.assert_allclose(decode_audio(piped)[0], WAVE, atol=1e-4)
 
 
-def test_a_sample_rate_of_nobody_is_refused():
+def test_a_negative_sample_rate_is_refused():
     with pytest.raises(ExampleError, match="a sample rate of -1 Hz"):
         check_rate(-1)

@@ -65,8 +65,8 @@ def test_blocks_of_stages_are_told_apart_by_number():
 @pytest.mark.parametrize(
     ("family", "head", "prompts", "exits"),
     [
-        ("llama", ("score",), "looks back only", "from the last token"),
-        ("modernbert", ("head", "classifier"), "is not described", "is not described"),
+        ("llama", ("score",), "only looks back", "from the last token"),
+        ("modernbert", ("head", "classifier"), "fedelta does not know", "fedelta does not know"),
         ("xlnet", ("sequence_summary", "logits_proj"), "", "no class token"),
     ],
 )
@@ -100,8 +100,8 @@ def test_an_unknown_family_without_a_usual_head_is_refused():
     with pytest.raises(ModelError) as caught:
         anatomy_of(module, "mine")
     assert caught.value.message == (
-        "family 'mine' is unknown and has none of ['classifier', 'score', 'classification_head', 'head'] as its head, "
-        "only ['body', 'top']."
+        "no head found in a model of the unknown family 'mine': expected one of ['classifier', 'score', "
+        "'classification_head', 'head'], found only ['body', 'top']."
     )
     assert "pass `Backbone(module, Anatomy(...))`" in str(caught.value.hint)
 
@@ -110,7 +110,7 @@ def test_a_known_family_that_is_laid_out_differently_is_refused():
     module = nn.Module()
     module.classifier = nn.Linear(2, 2)
     with pytest.raises(
-        ModelError, match=r"Module lacks \['vit.embeddings', .*\], which family 'vit' should have"
+        ModelError, match=r"Module lacks the modules \['vit.embeddings', .*\], expected in family 'vit'"
     ) as caught:
         anatomy_of(module, "vit")
-    assert "see constraints.txt" in str(caught.value.hint)
+    assert "in constraints.txt" in str(caught.value.hint)

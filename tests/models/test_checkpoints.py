@@ -88,26 +88,26 @@ def load(path: Path, **source: object) -> Backbone:
 
 @pytest.mark.parametrize(("family", "name"), CHECKPOINTS)
 def test_the_base_model_of_a_checkpoint_is_kept_and_only_the_head_is_new(family: str, name: str, tmp_path: Path):
-    theirs = save_as(family, name, tmp_path)
-    own = load(tmp_path).module
-    prefix = f"{own.base_model_prefix}."
-    known = {key.removeprefix(prefix): tensor for key, tensor in theirs.state_dict().items()}
-    base = {key.removeprefix(prefix): tensor for key, tensor in own.state_dict().items()}
+    reference = save_as(family, name, tmp_path)
+    module = load(tmp_path).module
+    prefix = f"{module.base_model_prefix}."
+    known = {key.removeprefix(prefix): tensor for key, tensor in reference.state_dict().items()}
+    base = {key.removeprefix(prefix): tensor for key, tensor in module.state_dict().items()}
     shared = {key: tensor for key, tensor in base.items() if key in known and known[key].shape == tensor.shape}
     new = [key for key in base if key not in known]
     assert len(shared) >= 8
     assert_same_bits(shared, {key: known[key] for key in shared})
-    assert all(".".join(key.split(".")[:-1]) not in {".".join(each.split(".")[:-1]) for each in known} for key in new)
+    assert all(".".join(key.split(".")[:-1]) not in {".".join(old.split(".")[:-1]) for old in known} for key in new)
 
 
 def test_a_distilled_checkpoint_keeps_both_of_its_heads(tmp_path: Path):
-    theirs = save_as("deit", "DeiTForImageClassificationWithTeacher", tmp_path).eval()
+    reference = save_as("deit", "DeiTForImageClassificationWithTeacher", tmp_path).eval()
     _edit(tmp_path, id2label={0: "c", 1: "a"}, num_labels=2)
     backbone = build(ModelSource(source=str(tmp_path)), ("a", "c"), seed=0)
     assert backbone.anatomy.head == ("cls_classifier", "distillation_classifier")
     images = {"pixel_values": torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))}
     with torch.no_grad():
-        torch.testing.assert_close(backbone.logits(images), theirs(**images).logits[:, [1, 0]])
+        torch.testing.assert_close(backbone.logits(images), reference(**images).logits[:, [1, 0]])
 
 
 def test_a_tensor_that_is_missing_inside_the_base_model_is_an_error(tmp_path: Path):
@@ -130,11 +130,13 @@ def test_a_composed_configuration_tells_the_size_of_images(family: str, tmp_path
     larger = load(tmp_path, image_size=32)
     assert (larger.modality.image_size, larger.extra_inputs) == (32, {"interpolate_pos_encoding": True})
     assert larger.logits({"pixel_values": torch.zeros(2, 3, 32, 32)}).shape == (2, 3)
-    with pytest.raises(ModelError, match=r"`model\.image_size` is 20, no multiple of the 8 pixels"):
+    with pytest.raises(
+        ModelError, match=r"`model\.image_size` is 20, which is not a multiple of the model's patch size, 8"
+    ):
         load(tmp_path, image_size=20)
 
 
-def test_a_family_that_takes_its_own_size_alone_says_so():
+def test_a_family_of_one_image_size_is_named_in_the_error():
     architecture = {
         "model_type": "pvt", "image_size": 32, "hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1],
         "num_attention_heads": [1, 1, 1, 1],
@@ -143,7 +145,7 @@ def test_a_family_that_takes_its_own_size_alone_says_so():
     assert build(path_free, CLASSES, seed=0).modality.image_size == 32
     config = ModelSource(architecture=architecture, image_size=64)
     with pytest.raises(
-        ModelError, match=r"PvtForImageClassification takes images of 32 pixels alone, `model.image_size`"
+        ModelError, match=r"PvtForImageClassification takes only images of 32 x 32 pixels, but `model.image_size`"
     ):
         build(config, CLASSES, seed=0)
 
@@ -151,16 +153,16 @@ def test_a_family_that_takes_its_own_size_alone_says_so():
 @pytest.mark.parametrize(
     ("architecture", "message"),
     [
-        ({"model_type": "reformer"}, "family 'reformer' cannot be used: it draws the hashes of its attention anew"),
-        ({"model_type": "siglip2"}, "family 'siglip2' cannot be used: it takes images cut into patches"),
+        ({"model_type": "reformer"}, "family 'reformer' cannot be used: it draws new random hashes for its attention"),
+        ({"model_type": "siglip2"}, "family 'siglip2' cannot be used: it takes images as patches"),
         (
             {"model_type": "imagegpt", "n_embd": 16, "n_layer": 1, "n_head": 2},
-            "ImageGPTForImageClassification takes no `pixel_values` but `input_ids`, which images do not become here.",
+            "ImageGPTForImageClassification takes `input_ids`, but fedelta turns images into `pixel_values`.",
         ),
         ({"model_type": "vit", "image_size": [16, 32]}, "takes images of 16 x 32 pixels, expected a square"),
     ],
 )
-def test_what_cannot_be_used_is_refused_with_the_reason(architecture: dict[str, object], message: str):
+def test_unusable_models_are_refused_with_the_reason(architecture: dict[str, object], message: str):
     with pytest.raises(ModelError) as caught:
         build(ModelSource(architecture=architecture), CLASSES, seed=0)
     assert message in caught.value.message
@@ -198,23 +200,30 @@ def _pickled(path: Path) -> None:
     (path / "model.safetensors").unlink()
 
 
+def _pickled_beside_other_tensors(path: Path) -> None:
+    torch.save({}, path / "pytorch_model.bin")
+    (path / "model.safetensors").rename(path / "optimizer.safetensors")
+
+
+PICKLED = "has no `model.safetensors`, only `pytorch_model.bin`: a pickle, which can run code and is never read."
 FOREIGN: dict[str, tuple[Callable[[Path], object], str]] = {
-    "code": (lambda path: _with_code(path, model_type="evil"), "it wants to run code of its own, which fedelta never"),
+    "code": (lambda path: _with_code(path, model_type="evil"), "it contains custom code, which fedelta never runs"),
     "timm": (
         lambda path: (path / "config.json").write_text('{"architecture": "resnet50", "num_classes": 2}'),
-        "is one of timm ('resnet50'), which fedelta does not read.\nhint: take a network of transformers' own",
+        "is a timm model ('resnet50'), which fedelta does not support.\nhint: use a model from transformers",
     ),
     "timm by transformers": (
-        lambda path: _edit(path, model_type="timm_wrapper", architecture="vit_tiny"), "is one of timm ('vit_tiny')",
+        lambda path: _edit(path, model_type="timm_wrapper", architecture="vit_tiny"), "is a timm model ('vit_tiny')",
     ),
-    "pickle": (_pickled, "has its weights in `pytorch_model.bin` alone, a pickle, which may run code and is not read."),
+    "pickle": (_pickled, PICKLED),
+    "pickle beside other tensors": (_pickled_beside_other_tensors, PICKLED),
     "adapter": (
         lambda path: (path / "adapter_config.json").write_text("{}"),
-        "is an adapter: it holds `adapter_config.json`.\nhint: give it as `model.adapter`",
+        "is an adapter: it holds `adapter_config.json`.\nhint: set `model.adapter` to it",
     ),
     "parent": (
         lambda path: shutil.move(path / "config.json", (path / "checkpoint-5").mkdir() or path / "checkpoint-5"),
-        "it has no `config.json`, but there is one in 'checkpoint-5' below it.",
+        "it has no `config.json`, but its subfolder 'checkpoint-5' has one.",
     ),
     "unknown activation": (lambda path: _edit(path, hidden_act="exec"), "cannot be loaded: KeyError 'exec'"),
     "word for a number": (lambda path: _edit(path, hidden_size="wide"), "Field 'hidden_size' expected int"),
@@ -231,7 +240,7 @@ def vit_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("kind", FOREIGN)
-def test_a_directory_that_is_no_checkpoint_of_transformers_is_refused(kind: str, vit_dir: Path, tmp_path: Path):
+def test_a_directory_that_is_not_a_transformers_checkpoint_is_refused(kind: str, vit_dir: Path, tmp_path: Path):
     path = shutil.copytree(vit_dir, tmp_path / "resnet50")  # a name by which transformers would guess the family
     change, message = FOREIGN[kind]
     change(path)
@@ -257,6 +266,6 @@ def test_code_beside_a_tokenizer_is_not_run(tmp_path: Path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_file_is_no_model(vit_dir: Path):
-    with pytest.raises(ModelError, match=r"config.json' is a file.\nhint: give the directory it is in"):
+def test_a_file_is_not_a_model(vit_dir: Path):
+    with pytest.raises(ModelError, match=r"config.json' is a file.\nhint: use the directory it is in"):
         load(vit_dir / "config.json")

@@ -70,23 +70,23 @@ def test_blocks_and_the_last_layer_of_their_mlp(family: str, blocks: str, fc2: s
 
 
 def test_a_block_is_found_with_its_roles():
-    found = discover(Tower(Block(), Block()))
-    assert found.blocks == "layers"
-    assert found.roles == {
+    discovery = discover(Tower(Block(), Block()))
+    assert discovery.blocks == "layers"
+    assert discovery.roles == {
         "q": "attn.q_proj", "k": "attn.k_proj", "v": "attn.v_proj", "o": "attn.o_proj", "fc1": "fc1", "fc2": "fc2",
     }  # fmt: skip
-    assert found.layers["v"] == ("layers.0.attn.v_proj", "layers.1.attn.v_proj")
+    assert discovery.layers["v"] == ("layers.0.attn.v_proj", "layers.1.attn.v_proj")
 
 
 def test_a_layer_that_is_query_key_and_value_plays_all_three():
-    found = discover(Tower(Block("qkv"), Block("qkv")))
-    assert {found.roles[role] for role in "qkv"} == {"attn.qkv"}
-    assert found.layers["q"] == ("layers.0.attn.qkv", "layers.1.attn.qkv")
+    discovery = discover(Tower(Block("qkv"), Block("qkv")))
+    assert {discovery.roles[role] for role in "qkv"} == {"attn.qkv"}
+    assert discovery.layers["q"] == ("layers.0.attn.qkv", "layers.1.attn.qkv")
 
 
 def test_what_could_be_two_attentions_is_none():
-    found = discover(Tower(Block("q_proj", "k_proj", "v_proj", "qkv")))
-    assert (found.blocks, found.layers) == ("", {})
+    discovery = discover(Tower(Block("q_proj", "k_proj", "v_proj", "qkv")))
+    assert (discovery.blocks, discovery.layers) == ("", {})
 
 
 def test_an_attention_that_stands_alone_is_none():
@@ -94,24 +94,24 @@ def test_an_attention_that_stands_alone_is_none():
 
 
 def test_an_mlp_whose_layers_do_not_fit_is_none():
-    found = discover(Tower(Block(inner=6), Block(inner=6)))  # 6 is neither 8 nor, with a gate, 16
-    assert (found.blocks, found.roles) == ("", {})
-    assert len(found.layers["q"]) == 2
+    discovery = discover(Tower(Block(inner=6), Block(inner=6)))  # 6 is neither 8 nor, with a gate, 16
+    assert (discovery.blocks, discovery.roles) == ("", {})
+    assert len(discovery.layers["q"]) == 2
     assert discover(Tower(Block(inner=16), Block(inner=16))).roles["fc1"] == "fc1"
 
 
 def test_blocks_in_two_lists_are_no_blocks_and_their_attention_is_found():
     both = nn.Module()
     both.encoder, both.decoder = Tower(Block()), Tower(Block())
-    found = discover(both)
-    assert (found.blocks, len(found.layers["q"])) == ("", 2)
+    discovery = discover(both)
+    assert (discovery.blocks, len(discovery.layers["q"])) == ("", 2)
 
 
 def test_a_block_with_two_attentions_makes_its_list_none():
     decoder = Block()
     decoder.cross = Attention(("q_proj", "k_proj", "v_proj"))
-    found = discover(Tower(Block(), decoder))
-    assert (found.blocks, len(found.layers["q"])) == ("", 3)
+    discovery = discover(Tower(Block(), decoder))
+    assert (discovery.blocks, len(discovery.layers["q"])) == ("", 3)
 
 
 @pytest.mark.parametrize(("takes", "number"), [("input_ids", 3), ("pixel_values", 2)])

@@ -61,12 +61,12 @@ def logits(backbone: Backbone) -> Tensor:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory):
-    root, made = tmp_path_factory.mktemp("heads"), {}
+    root, paths = tmp_path_factory.mktemp("heads"), {}
 
     def get(family: str) -> Path:
-        if family not in made:
-            made[family] = save_with(family, root / family)
-        return made[family]
+        if family not in paths:
+            paths[family] = save_with(family, root / family)
+        return paths[family]
 
     return get
 
@@ -75,62 +75,65 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory):
 def test_the_same_names_in_another_order_give_the_same_answers(family: str, checkpoint, caplog):
     path = checkpoint(family)
     expected = logits(load(path, THEIRS))
-    assert not [each for each in caplog.records if "head" in each.message]
+    assert not [record for record in caplog.records if "head" in record.message]
     turned = load(path, ("owl", "cat", "dog"))
     torch.testing.assert_close(logits(turned), expected[:, [2, 0, 1]])
     assert turned.lost_head is None
     assert turned.module.config.id2label == {0: "owl", 1: "cat", 2: "dog"}
     assert (
-        "the checkpoint's head has the classes in another order ('cat', 'dog', 'owl'); its rows are put into that of "
-        "the data ('owl', 'cat', 'dog')."
+        "the checkpoint's head has the classes in another order ('cat', 'dog', 'owl'); its rows are reordered to "
+        "match the data ('owl', 'cat', 'dog')."
     ) in caplog.text
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_other_names_get_a_new_head_that_depends_on_the_seed_alone(family: str, checkpoint, caplog):
     path = checkpoint(family)
-    own = load(path, THEIRS).module.state_dict()
+    tensors = load(path, THEIRS).module.state_dict()
     first, again, other = (load(path, ("cat", "dog", "cow"), seed=seed) for seed in (1, 1, 2))
     new = set(class_axes(first.module))
     for name, tensor in first.module.state_dict().items():
         assert torch.equal(tensor, again.module.state_dict()[name])
-        assert torch.equal(tensor, own[name]) or name in new
+        assert torch.equal(tensor, tensors[name]) or name in new
     weights = [name for name in new if name.endswith("weight")]
     assert weights
     assert not any(torch.equal(first.module.get_parameter(name), other.module.get_parameter(name)) for name in weights)
-    assert not any(torch.equal(first.module.get_parameter(name), own[name]) for name in weights)
+    assert not any(torch.equal(first.module.get_parameter(name), tensors[name]) for name in weights)
     assert first.lost_head in caplog.text
     assert first.lost_head == (
-        "the checkpoint's head knows other classes ('cat', 'dog', 'owl') than the data have ('cat', 'dog', 'cow')"
+        "the checkpoint's head has other classes ('cat', 'dog', 'owl') than the data ('cat', 'dog', 'cow')"
     )
 
 
 @pytest.mark.parametrize(
-    ("theirs", "ours"),
+    ("old", "data_names"),
     [
         (("LABEL_0", "LABEL_1", "LABEL_2"), ("b", "a", "c")),
         (("cat", "dog", "owl"), ("0", "1", "2")),
         (("0", "1", "2"), ("cat", "dog", "owl")),
     ],
 )
-def test_numbers_cannot_tell_so_that_the_order_is_assumed_and_said(theirs, ours, tmp_path: Path, caplog):
-    path = save_with("vit", tmp_path, theirs)
-    expected = logits(load(path, theirs))
-    assert torch.equal(logits(load(path, ours)), expected)
-    assert "names cannot tell. If that is wrong, mend `id2label` in its `config.json`." in caplog.text
+def test_classes_that_are_only_numbered_keep_their_order_with_a_warning(old, data_names, tmp_path: Path, caplog):
+    path = save_with("vit", tmp_path, old)
+    expected = logits(load(path, old))
+    assert torch.equal(logits(load(path, data_names)), expected)
+    assert (
+        "since numbers cannot be matched by name. If that is wrong, correct `id2label` in its `config.json`."
+        in caplog.text
+    )
 
 
 @pytest.mark.parametrize(
-    ("theirs", "ours", "order"),
+    ("old", "data_names", "order"),
     [
         (("Positive", "NEGATIVE"), ("negative", "positive"), [1, 0]),
         (("very good", "bad"), ("bad", "very_good"), [1, 0]),
         (("LABEL_1", "LABEL_0"), ("LABEL_0", "LABEL_1"), [1, 0]),
     ],
 )
-def test_case_and_what_parts_words_do_not_tell_names_apart(theirs, ours, order, tmp_path: Path):
-    path = save_with("vit", tmp_path, theirs)
-    torch.testing.assert_close(logits(load(path, ours)), logits(load(path, theirs))[:, order])
+def test_case_spaces_and_hyphens_do_not_distinguish_class_names(old, data_names, order, tmp_path: Path):
+    path = save_with("vit", tmp_path, old)
+    torch.testing.assert_close(logits(load(path, data_names)), logits(load(path, old))[:, order])
 
 
 def test_two_classes_that_differ_in_case_alone_stay_two(tmp_path: Path):
@@ -139,35 +142,42 @@ def test_two_classes_that_differ_in_case_alone_stay_two(tmp_path: Path):
     assert load(path, ("Us", "uS")).lost_head is not None
 
 
-def test_a_head_of_another_size_is_new_and_said_to_be_lost(checkpoint, caplog):
+def test_a_head_of_another_size_is_replaced_with_a_warning(checkpoint, caplog):
     backbone = load(checkpoint("vit"), ("cat", "dog"))
     assert backbone.module.classifier.weight.shape == (2, 16)
     assert backbone.lost_head == (
-        "the checkpoint's head knows other classes ('cat', 'dog', 'owl') than the data have ('cat', 'dog')"
+        "the checkpoint's head has other classes ('cat', 'dog', 'owl') than the data ('cat', 'dog')"
     )
-    assert [each.message for each in caplog.records] == [f"{backbone.lost_head}: a new one is drawn."]
+    assert [record.message for record in caplog.records] == [f"{backbone.lost_head}: a new head is initialised."]
+
+
+def test_a_head_of_another_size_with_numbered_classes_is_replaced_without_a_warning(tmp_path: Path, caplog):
+    backbone = load(save_with("vit", tmp_path, ("LABEL_0", "LABEL_1", "LABEL_2")), ("cat", "dog"))
+    assert backbone.module.classifier.weight.shape == (2, 16)
+    assert backbone.lost_head == "the checkpoint's head has 3 classes, the data have 2"
+    assert not caplog.records
 
 
 TWELVE = [f"kind {letter}" for letter in "abcdefghijkl"]
 
 
-@pytest.mark.parametrize("theirs", ["LABEL_{}", "{}"])
-@pytest.mark.parametrize("ours", ["{}", "LABEL_{}", "label {}", "class_{}"])
+@pytest.mark.parametrize("old", ["LABEL_{}", "{}"])
+@pytest.mark.parametrize("data_names", ["{}", "LABEL_{}", "label {}", "class_{}"])
 @pytest.mark.parametrize("first", [0, 1])
-def test_names_with_numbers_are_matched_by_these_and_not_by_their_letters(theirs, ours, first, tmp_path: Path):
-    path = save_with("vit", tmp_path, tuple(theirs.format(label) for label in range(12)))
-    expected = logits(load(path, tuple(theirs.format(label) for label in range(12))))
-    names = sorted(ours.format(label + first) for label in range(12))  # where "10" comes before "2"
-    order = [int(name.removeprefix(ours.format(""))) - first for name in names]
+def test_names_with_numbers_are_matched_by_these_and_not_by_their_letters(old, data_names, first, tmp_path: Path):
+    path = save_with("vit", tmp_path, tuple(old.format(label) for label in range(12)))
+    expected = logits(load(path, tuple(old.format(label) for label in range(12))))
+    names = sorted(data_names.format(label + first) for label in range(12))  # where "10" comes before "2"
+    order = [int(name.removeprefix(data_names.format(""))) - first for name in names]
     torch.testing.assert_close(logits(load(path, tuple(names))), expected[:, order])
 
 
-@pytest.mark.parametrize("ours", ["{}", "LABEL_{}"])
-def test_numbers_of_the_data_stand_for_the_names_of_the_checkpoint(ours, tmp_path: Path, caplog):
+@pytest.mark.parametrize("data_names", ["{}", "LABEL_{}"])
+def test_numbers_of_the_data_stand_for_the_names_of_the_checkpoint(data_names, tmp_path: Path, caplog):
     path = save_with("vit", tmp_path, tuple(TWELVE))
     expected = logits(load(path, tuple(TWELVE)))
-    names = sorted(ours.format(label) for label in range(12))
-    order = [int(name.removeprefix(ours.format(""))) for name in names]
+    names = sorted(data_names.format(label) for label in range(12))
+    order = [int(name.removeprefix(data_names.format(""))) for name in names]
     torch.testing.assert_close(logits(load(path, tuple(names))), expected[:, order])
     assert "'kind a', 'kind b', 'kind k', 'kind l', 'kind c' and 7 more" in caplog.text
 
@@ -179,7 +189,7 @@ def test_a_configuration_without_names_or_numbers_leaves_a_head_of_any_size(tmp_
     del config["id2label"], config["label2id"]
     (path / "config.json").write_text(json.dumps(config | {"return_dict": False}))
     assert torch.equal(logits(load(path, THEIRS)), expected)
-    assert "its classes ('LABEL_0', 'LABEL_1', 'LABEL_2') taken for those of the data" in caplog.text
+    assert "its classes ('LABEL_0', 'LABEL_1', 'LABEL_2') are assumed to be those of the data" in caplog.text
 
 
 def test_nothing_is_said_of_a_head_of_zeros_which_is_yet_to_be_tuned(caplog):
@@ -192,8 +202,8 @@ def test_nothing_is_said_of_a_head_of_zeros_which_is_yet_to_be_tuned(caplog):
 def test_the_head_of_a_regression_stays(tmp_path: Path, caplog):
     path = save_with("vit", tmp_path, ("score",))
     backbone = build(ModelSource(source=str(path)), (), seed=0, task=Regression())
-    theirs = AutoModelForImageClassification.from_pretrained(path).classifier
-    assert torch.equal(backbone.module.classifier.weight, theirs.weight)
+    old = AutoModelForImageClassification.from_pretrained(path).classifier
+    assert torch.equal(backbone.module.classifier.weight, old.weight)
     assert not caplog.records
 
 
@@ -205,8 +215,8 @@ def test_rows_of_classes_are_found_wherever_the_head_keeps_them(checkpoint):
     }
 
 
-def test_nobody_knows_the_rows_of_a_network_of_the_callers_own():
-    with pytest.raises(ModelError, match="which rows of the head of Linear stand for which class is not known"):
+def test_a_network_from_elsewhere_cannot_be_matched_with_classes():
+    with pytest.raises(ModelError, match="cannot match the head of Linear with the classes"):
         class_axes(torch.nn.Linear(2, 3))
 
 
@@ -232,5 +242,5 @@ clients_per_round = 2
 name = "head"
 """
     )
-    with pytest.raises(ModelError, match=r"knows other classes .*: there is nothing to evaluate"):
+    with pytest.raises(ModelError, match=r"has other classes .*: there is nothing to evaluate"):
         evaluate_adapter(tmp_path / "run.toml")

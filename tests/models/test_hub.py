@@ -25,7 +25,7 @@ from fedelta.modalities.image import Images
 from fedelta.modalities.text import Texts
 from fedelta.models.anatomy import ANATOMIES
 from fedelta.models.hub import Backbone, build
-from fedelta.models.source import ModelSource, checkpoint_bytes, kind_of, locate, read_config
+from fedelta.models.source import ModelSource, checkpoint_bytes, locate, modality_of, read_config
 from fedelta.seeds import stream
 from fedelta.tasks.classification import Classification
 
@@ -88,23 +88,23 @@ def refusal(path: Path, **source: object) -> ModelError:
 
 
 def test_a_checkpoint_gets_a_new_head_and_keeps_all_else(vit_dir: Path):
-    own, theirs = load(vit_dir).module, ViTForImageClassification.from_pretrained(vit_dir)
-    assert_same_bits(backbone_tensors(own), backbone_tensors(theirs))
-    assert own.classifier.weight.shape == (3, 16)
-    assert own.config.id2label == {0: "cat", 1: "dog", 2: "cow"}
-    assert not own.training
+    network, reference = load(vit_dir).module, ViTForImageClassification.from_pretrained(vit_dir)
+    assert_same_bits(backbone_tensors(network), backbone_tensors(reference))
+    assert network.classifier.weight.shape == (3, 16)
+    assert network.config.id2label == {0: "cat", 1: "dog", 2: "cow"}
+    assert not network.training
 
 
 def test_the_head_of_the_checkpoint_stays_when_the_number_of_classes_is_its_own(vit_dir: Path):
-    own = load(vit_dir, classes=("a", "b", "c", "d", "e")).module
-    assert_same_bits(own.state_dict(), ViTForImageClassification.from_pretrained(vit_dir).state_dict())
+    network = load(vit_dir, classes=("a", "b", "c", "d", "e")).module
+    assert_same_bits(network.state_dict(), ViTForImageClassification.from_pretrained(vit_dir).state_dict())
 
 
 def test_a_checkpoint_without_a_head_gets_one(vit_dir: Path, tmp_path: Path):
     ViTForImageClassification.from_pretrained(vit_dir).vit.save_pretrained(tmp_path)
-    own = load(tmp_path).module
-    assert_same_bits(backbone_tensors(own), backbone_tensors(load(vit_dir).module))
-    assert own.classifier.weight.shape == (3, 16)
+    network = load(tmp_path).module
+    assert_same_bits(backbone_tensors(network), backbone_tensors(load(vit_dir).module))
+    assert network.classifier.weight.shape == (3, 16)
 
 
 def test_a_new_head_depends_on_the_seed_alone_and_the_global_generator_stays(vit_dir: Path):
@@ -130,10 +130,10 @@ def test_without_pretraining_everything_is_drawn_from_the_seed(vit_dir: Path):
 
 def test_a_half_precision_checkpoint_is_loaded_in_float32(vit_dir: Path, tmp_path: Path):
     ViTForImageClassification.from_pretrained(vit_dir).half().save_pretrained(tmp_path)
-    own = load(tmp_path).module
-    assert {parameter.dtype for parameter in own.parameters()} == {torch.float32}
+    network = load(tmp_path).module
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
     expected = {name: tensor.half().float() for name, tensor in backbone_tensors(load(vit_dir).module).items()}
-    assert_same_bits(backbone_tensors(own), expected)
+    assert_same_bits(backbone_tensors(network), expected)
 
 
 def test_images_of_the_size_of_the_checkpoint_need_nothing_special(vit_dir: Path):
@@ -148,9 +148,9 @@ def test_another_image_size_interpolates_positions_as_transformers_does(vit_dir:
     backbone = load(vit_dir, classes=("a", "b", "c", "d", "e"), image_size=size)
     assert backbone.modality.image_size == size
     pixels = torch.randn(2, 3, size, size, generator=stream(0))
-    theirs = ViTForImageClassification.from_pretrained(vit_dir).eval()
+    reference = ViTForImageClassification.from_pretrained(vit_dir).eval()
     with torch.no_grad():
-        expected = theirs(pixel_values=pixels, interpolate_pos_encoding=True).logits
+        expected = reference(pixel_values=pixels, interpolate_pos_encoding=True).logits
         assert torch.equal(backbone.logits({"pixel_values": pixels}), expected)
 
 
@@ -158,15 +158,15 @@ def test_a_text_model_reads_texts_with_its_own_tokenizer(bert_dir: Path):
     backbone = load(bert_dir, classes=("a", "b", "c", "d", "e"))
     inputs = dict(backbone.modality.tokenizer("good film", return_tensors="pt"))
     assert inputs["input_ids"].tolist() == [[2, 4]]
-    theirs = BertForSequenceClassification.from_pretrained(bert_dir).eval()
+    reference = BertForSequenceClassification.from_pretrained(bert_dir).eval()
     with torch.no_grad():
-        assert torch.equal(backbone.logits(inputs), theirs(**inputs).logits)
+        assert torch.equal(backbone.logits(inputs), reference(**inputs).logits)
 
 
 def test_modality_is_known_without_weights(vit_dir: Path, bert_dir: Path):
-    assert kind_of(read_config(ModelSource(source=str(vit_dir))), Classification())[0] is Images
-    assert kind_of(read_config(ModelSource(source=str(bert_dir))), Classification())[0] is Texts
-    assert kind_of(read_config(ModelSource(architecture={"model_type": "roberta"})), Classification())[0] is Texts
+    assert modality_of(read_config(ModelSource(source=str(vit_dir))), Classification())[0] is Images
+    assert modality_of(read_config(ModelSource(source=str(bert_dir))), Classification())[0] is Texts
+    assert modality_of(read_config(ModelSource(architecture={"model_type": "roberta"})), Classification())[0] is Texts
 
 
 def test_an_architecture_alone_makes_a_random_model():
@@ -216,7 +216,7 @@ def test_a_directory_that_is_not_there_is_refused(source: str):
 
 
 def test_a_bundled_name_that_is_not_there_is_refused():
-    with pytest.raises(ModelError, match="no bundled backbone 'vit-giant'; there is "):
+    with pytest.raises(ModelError, match="there is no bundled backbone 'vit-giant', expected one of "):
         locate("bundled:vit-giant")
 
 
@@ -232,7 +232,7 @@ def test_a_directory_without_a_configuration_is_refused(tmp_path: Path):
     ("content", "reason"),
     [
         ("{", "not a valid JSON file"),
-        ("{}", "names no `model_type`"),
+        ("{}", "has no `model_type`"),
         ("3", "a JSON int"),
         ('{"model_type": "x"}', "`x`"),
     ],
@@ -263,7 +263,7 @@ def test_weights_of_another_family_are_refused(copy_of_vit: Path, bert_dir: Path
         rf"the checkpoint '{copy_of_vit}' lacks \d+ tensors of BertForSequenceClassification, first \['bert.",
         error.message,
     )
-    assert error.hint == "it belongs to another architecture, or is damaged; compare its `config.json`."
+    assert error.hint == "it belongs to another architecture or is damaged; check its `config.json`."
 
 
 def test_a_configuration_with_more_blocks_than_the_weights_is_refused(copy_of_vit: Path):
@@ -281,7 +281,17 @@ def test_a_configuration_of_another_width_is_refused(copy_of_vit: Path):
 @pytest.mark.parametrize("content", ["{", "3"])
 def test_a_preprocessor_file_that_is_no_json_is_refused(copy_of_vit: Path, content: str):
     (copy_of_vit / "preprocessor_config.json").write_text(content)
-    assert f"{copy_of_vit}/preprocessor_config.json holds no JSON object: " in refusal(copy_of_vit).message
+    assert f"{copy_of_vit}/preprocessor_config.json does not hold a JSON object: " in refusal(copy_of_vit).message
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "{"])
+def test_a_damaged_tokenizer_file_is_refused(bert_dir: Path, tmp_path: Path, content: str):
+    shutil.copytree(bert_dir, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tokenizer.json").write_text(content)
+    error = refusal(tmp_path)
+    assert error.message.startswith(f"no tokenizer can be loaded from {str(tmp_path)!r}: ")
+    assert ("a tokenizer file lacks the key 'added_tokens'" in error.message) == (content == "{}")
+    assert error.hint is None or error.hint.startswith("expected `tokenizer.json`")
 
 
 def test_a_text_model_without_a_tokenizer_is_refused(bert_dir: Path, tmp_path: Path):
@@ -290,15 +300,15 @@ def test_a_text_model_without_a_tokenizer_is_refused(bert_dir: Path, tmp_path: P
     assert refusal(tmp_path).message.startswith(
         f"no tokenizer can be loaded from {str(tmp_path)!r}: its vocabulary is empty"
     )
-    with pytest.raises(ModelError, match=r"a text model needs a tokenizer: give `model\.source`"):
+    with pytest.raises(ModelError, match=r"a text model needs a tokenizer: set `model\.source`"):
         build(ModelSource(architecture=ARCHITECTURES["bert"]), CLASSES, seed=0)
 
 
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"vocab_size": 4}, "its largest token is number 4, the model has embeddings for 4, numbered from 0."),
-        ({"pad_token_id": 3}, "its padding token is number 0, that of the model 3."),
+        ({"vocab_size": 4}, "its largest token id is 4, but the model has only 4 embeddings, with ids from 0."),
+        ({"pad_token_id": 3}, "its padding token id is 0, that of the model 3."),
     ],
 )
 def test_a_tokenizer_of_another_model_is_refused(bert_dir: Path, tmp_path: Path, changes: dict[str, int], problem: str):
@@ -308,25 +318,25 @@ def test_a_tokenizer_of_another_model_is_refused(bert_dir: Path, tmp_path: Path,
         shutil.copy(bert_dir / name, tmp_path / name)
     error = refusal(tmp_path)
     assert error.message == f"the tokenizer in {str(tmp_path)!r} does not belong to the model: {problem}"
-    assert error.hint == "take `tokenizer.json` and `tokenizer_config.json` from the place that the weights are from."
+    assert error.hint == "use the `tokenizer.json` and `tokenizer_config.json` that were published with the weights."
 
 
 def test_a_tokenizer_with_far_fewer_tokens_than_the_model_is_pointed_out(
     bert_dir: Path, caplog: pytest.LogCaptureFixture
 ):
     load(bert_dir)
-    assert "has 5 tokens, the model 8: is it the model's own?" in caplog.text
+    assert "has 5 tokens, the model 8: check that it belongs to the model" in caplog.text
 
 
 def test_a_family_without_a_classifier_is_refused():
     with pytest.raises(
-        ModelError, match="family 'vits' has no model in transformers for task 'classification' that takes images"
+        ModelError, match="transformers has no model of the family 'vits' for task 'classification' on images"
     ):
-        kind_of(read_config(ModelSource(architecture={"model_type": "vits"})), Classification())
+        modality_of(read_config(ModelSource(architecture={"model_type": "vits"})), Classification())
 
 
 def test_an_architecture_of_no_known_family_is_refused():
-    with pytest.raises(ModelError, match="is 'vitt', which is no family that is known; did you mean 'vit'"):
+    with pytest.raises(ModelError, match="is 'vitt', which is not a known family; did you mean 'vit'"):
         read_config(ModelSource(architecture={"model_type": "vitt"}))
 
 

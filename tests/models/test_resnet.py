@@ -110,10 +110,10 @@ def test_a_checkpoint_of_an_old_pytorch_has_no_counters_and_keeps_its_statistics
     # Without `num_batches_tracked` transformers takes a norm for new; its tensors must still be the file's.
     original = built()
     tensors = {name: torch.full_like(tensor, 0.25) for name, tensor in original.module.state_dict().items()}
-    kept = {name: tensor for name, tensor in tensors.items() if "num_batches" not in name}
-    save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
+    without_counters = {name: tensor for name, tensor in tensors.items() if "num_batches" not in name}
+    save_file(without_counters, tmp_path / "model.safetensors", {"format": "pt"})
     loaded = build(ModelSource(source=str(tmp_path), architecture=SMALL), ("a", "b", "c"), seed=5)
-    for name in kept:
+    for name in without_counters:
         assert (loaded.module.state_dict()[name] == 0.25).all(), name
 
 
@@ -150,13 +150,13 @@ def test_images_of_any_size_go_through(network: str, size: int):
 @pytest.mark.parametrize(
     ("architecture", "message"),
     [
-        (SMALL | {"widths": []}, "needs widths, blocks and strides of at least 1"),
-        (SMALL | {"blocks_per_stage": 0}, "needs widths, blocks and strides of at least 1"),
-        (SMALL | {"first_stride": 0}, "needs widths, blocks and strides of at least 1"),
+        (SMALL | {"widths": []}, "widths, blocks and strides of a residual network must be at least 1"),
+        (SMALL | {"blocks_per_stage": 0}, "widths, blocks and strides of a residual network must be at least 1"),
+        (SMALL | {"first_stride": 0}, "widths, blocks and strides of a residual network must be at least 1"),
         (SMALL | {"blocks_per_stage": "x"}, "`model.architecture` cannot be"),
         ({"model_type": "femnist-cnn", "channels": [8]}, "`model.architecture` cannot be built"),
         ({"model_type": "femnist-cnn", "image_size": 3}, "`image_size` is 3, expected at least 4"),
-        ({"model_type": "resnet02"}, "`model.architecture.model_type` is 'resnet02', which is no family that is known"),
+        ({"model_type": "resnet02"}, "`model.architecture.model_type` is 'resnet02', which is not a known family"),
         ({"model_type": "resnet_20"}, "did you mean 'resnet20'?"),
     ],
 )
@@ -194,7 +194,7 @@ def test_the_published_cifar10_weights_load_and_classify(shared_dir):
         pictures = [np.asarray(Image.open(io.BytesIO(cell["bytes"])).convert("RGB")) for cell in cells]
         images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 255
         with torch.no_grad():
-            found = backbone.logits({"pixel_values": (images - mean) / std}).argmax(1)
-        hits = sum(CIFAR10[index] in names for index in found.tolist())
+            actual = backbone.logits({"pixel_values": (images - mean) / std}).argmax(1)
+        hits = sum(CIFAR10[index] in names for index in actual.tolist())
         # By chance 20 % for vehicles and 40 % for animals; a network with wrong statistics says one word for all.
         assert hits / len(cells) > 0.8, (label, hits, len(cells))

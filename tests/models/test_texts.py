@@ -39,9 +39,9 @@ def test_a_text_is_answered_in_a_batch_as_alone(family: str):
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
-def test_what_padding_changes_in_every_way_is_said(caplog: pytest.LogCaptureFixture):
+def test_a_model_that_attends_to_padding_causes_a_warning(caplog: pytest.LogCaptureFixture):
     settle_padding(network("fnet"), plain())
-    assert "answers of FNetForSequenceClassification depend on how long the other texts of a batch are" in caplog.text
+    assert "outputs of FNetForSequenceClassification depend on the length of the other texts in a batch" in caplog.text
 
 
 def test_xlnet_is_padded_in_front_and_others_behind():
@@ -122,4 +122,4 @@ def test_a_length_beyond_the_positions_is_pointed_out(caplog: pytest.LogCaptureF
     assert texts.prepared(Preparation(max_length=12)).limit == 12
     assert not caplog.records
     assert texts.prepared(Preparation(max_length=13)).limit == 12
-    assert "`data.max_length` is 13, but the model takes 12 tokens: texts are cut there." in caplog.text
+    assert "`data.max_length` is 13, but the model takes at most 12 tokens; longer texts are cut there." in caplog.text

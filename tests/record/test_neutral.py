@@ -7,8 +7,9 @@ import io
 
 import pytest
 import yaml as pyyaml
+from pandas import DataFrame
 
-from fedelta.comparison.tables import _csv
+from fedelta.comparison.tables import Field, to_csv
 from fedelta.inference.card import render
 from fedelta.modalities.settings import Preparation
 from fedelta.record.neutral import cell, code, line, markdown, yaml
@@ -31,8 +32,10 @@ FORMULAS = (
 def test_no_spreadsheet_takes_a_name_for_a_formula(name: str):
     expected = "'" + name.replace("\r", "\n")
     assert cell(name) == expected
-    [[found]] = csv.reader(io.StringIO(_csv([[name]]), newline=""))
-    assert found == expected
+    [[header], [field]] = csv.reader(
+        io.StringIO(to_csv(DataFrame({name: [name]}), [Field(name, name, str)]), newline="")
+    )
+    assert header == field == expected
 
 
 @pytest.mark.parametrize("text", ["-0.5", "+3", "1e-9", "-inf", "seven", "a=b", "", "3-4"])

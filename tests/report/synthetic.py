@@ -8,9 +8,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import tomli_w
 import torch
 from tests.strategies.hand import step
@@ -18,10 +21,11 @@ from tests.strategies.hand import step
 from fedelta.aggregation.base import Update
 from fedelta.federation.records import Direction, Rejection, RoundOutcome, Transfer
 from fedelta.params import Params, ParamSpec, TensorSpec
+from fedelta.record import history
 from fedelta.record.checkpoint import Checkpoint, encode
 from fedelta.record.citations import citations
 from fedelta.record.environment import environment
-from fedelta.record.files import to_json
+from fedelta.record.files import read_json, to_json
 from fedelta.record.history import History, read_histories
 from fedelta.record.ledger import Ledger, opening_row
 from fedelta.record.rundir import (
@@ -41,7 +45,7 @@ from fedelta.seeds import stream
 from fedelta.strategies.base import RoundPlan
 from fedelta.strategies.fedlama import FedLama
 from fedelta.strategies.fedlama_auto import FedLamaAuto
-from fedelta.tasks.base import Evaluation
+from fedelta.tasks.base import Evaluation, Measure
 from fedelta.tasks.classification import ACCURACY, LOSS, Classification
 from fedelta.tasks.details import Answered, Details
 
@@ -72,13 +76,21 @@ class Shape:
     num_tested: int = 0
 
 
+SMALL = Shape(num_rounds=3, num_finished=3, num_clients=6, clients_per_round=2)
+
+
+@cache
+def _environment() -> str:
+    return to_json(environment(), indent=2)
+
+
 def make_run(path: Path, shape: Shape = Shape()) -> RunDirectory:
     """A run directory at `path`, finished when all rounds are."""
     opening = opening_row(backbone_bytes=2 * shape.total_parameters)
     counts = _partition(shape)
     files = {
         CONFIG: tomli_w.dumps(config_of(shape)),
-        ENVIRONMENT: to_json(environment(), indent=2),
+        ENVIRONMENT: _environment(),
         CITATIONS: citations(config_of(shape)),
         PARTITION: to_json({"class_names": shape.class_names, "clients": counts}),
         MODEL: to_json(
@@ -89,14 +101,16 @@ def make_run(path: Path, shape: Shape = Shape()) -> RunDirectory:
             }
         ),
         LEDGER: opening,
-        CHECKPOINT: encode(Checkpoint(0, {"w": torch.zeros(2)}, {}, {}, "")),
+        CHECKPOINT: encode(Checkpoint(shape.num_finished, {"w": torch.zeros(2)}, {}, {}, "")),
     }
     run = RunDirectory.create(path, files)
     ledger = Ledger.read(run.ledger)
-    for outcome in _outcomes(shape, counts):
+    records, outcomes = [], _outcomes(shape, counts)
+    for outcome in outcomes:
         ledger.append(outcome.transfers)
-        run.rounds.append([round_record(outcome, ledger.total_bytes, LOSS)])
-        run.timings.append([timing_record(outcome.round, 1.7, 900 * 2**20 + outcome.round)])
+        records.append(round_record(outcome, ledger.total_bytes, LOSS))
+    run.rounds.append(records)
+    run.timings.append([timing_record(outcome.round, 1.7, 900 * 2**20 + outcome.round) for outcome in outcomes])
     if shape.num_finished == shape.num_rounds:
         sizes = {"tuned_parameters": _tuned(shape), "total_parameters": shape.total_parameters}
         details = details_of(shape) if shape.num_tested else None
@@ -105,6 +119,25 @@ def make_run(path: Path, shape: Shape = Shape()) -> RunDirectory:
         if details is not None and details.confusion is not None:
             (path / CONFUSION).write_text(to_json(details.confusion.as_record()))
     return run
+
+
+MAE = Measure("mae", "mean error", higher_is_better=False, unit="mm")
+MSE = Measure("mse", "squared error", higher_is_better=False, unit="mm²")
+
+
+def make_error_run(path: Path, patch: pytest.MonkeyPatch) -> Path:
+    """A run of a task whose measures should be low: 3, 1.5 and 2 mm. Until `patch` is undone all runs have this task."""
+    task = SimpleNamespace(primary=MAE, loss=MSE, measured={}, stratum=("range", "ranges"))
+    patch.setattr(history, "task_of", lambda _: task)
+    run = make_run(path, SMALL)
+    records = run.rounds.read()
+    for record, error in zip(records, (3.0, 1.5, 2.0), strict=True):
+        record |= {"measures": {"mae": error, "mse": error**2}, "train_mse": record.pop("train_loss_nats")}
+    rewrite(run, records)
+    content = read_json(run.summary)
+    sizes = {key: content[key] for key in ("tuned_parameters", "total_parameters")}
+    run.write_summary(summary(records, run.timings.read(), Ledger.read(run.ledger), MAE, sizes))
+    return path
 
 
 def rewrite(run: RunDirectory, records: Sequence[dict[str, object]]) -> None:

@@ -173,7 +173,7 @@ def test_a_family_with_relative_positions_is_refused():
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
     source = ModelSource(architecture={"model_type": "beit", "image_size": 32, "patch_size": 16, **sizes})
     backbone = build(source, ("a", "b"), seed=0, device="meta")
-    with pytest.raises(ModelError, match="its attention needs the place of every token") as caught:
+    with pytest.raises(ModelError, match="its attention needs the position of every token") as caught:
         Prompt().apply(backbone, Lanes(1), stream(0))
     assert caught.value.hint == "use 'adapter' or 'lora' for this model."
 

@@ -190,9 +190,9 @@ IMAGES = {"x": torch.linspace(-1, 1, 2 * 3 * 8 * 8).view(2, 3, 8, 8)}
     [
         (
             Lora(r=1, target_modules="all-conv"),
-            "leaves out `first`: the layer is a Standardised with a `forward` of its own",
+            "leaves out `first`: the layer is a Standardised that overrides `forward`",
         ),
-        (Parallel(), "the norm `norm` is not tuned: it is a Activated with a `forward` of its own"),
+        (Parallel(), "the norm `norm` is not tuned: it is a Activated that overrides `forward`"),
         (Full(), "the norm `norm` is not tuned"),
     ],
 )

@@ -21,13 +21,14 @@ from fedelta.federation.tiers import Tiers
 from fedelta.inference.adapter import Adapter, check_task, read_adapter
 from fedelta.inference.classes import check_classes, in_order
 from fedelta.inference.translate import placed
-from fedelta.models.failures import told
+from fedelta.models.failures import model_errors
 from fedelta.models.hub import Backbone
 from fedelta.params import Params, ParamSpec
 from fedelta.seeds import stream
 from fedelta.settings.base import as_settings
 from fedelta.tuning.base import TuningMethod
 from fedelta.tuning.combined import Combined
+from fedelta.tuning.contract import applied
 from fedelta.tuning.exits import exit_blocks, owned_at
 from fedelta.tuning.identity import identity, unlike
 from fedelta.tuning.lanes import Lanes
@@ -125,7 +126,7 @@ def _check_width(backbone: Backbone, sample: Mapping[str, Tensor], num_classes: 
     """Refuses a classifier that has another number of classes than the data."""
     device = next(backbone.module.parameters()).device
     inputs = {name: tensor.to(device) for name, tensor in sample.items()}
-    with told(type(backbone.module).__name__, inputs), torch.random.fork_rng(devices=[]):
+    with model_errors(type(backbone.module).__name__, inputs), torch.random.fork_rng(devices=[]):
         shape = backbone.logits(inputs).shape
     if shape[1:].numel() != num_classes and len(shape) == 2:
         raise ModelError(
@@ -162,7 +163,7 @@ def apply_tuning(
     """
     generator = stream(config.seed, "tuning")
     if sample is None:
-        spec = tuning.apply(backbone, lanes, generator)
+        spec = applied(tuning, backbone, lanes, generator)
     else:
         spec = apply_proved(tuning, backbone, lanes, generator, sample)
     _check_norms(config, tuning, backbone)

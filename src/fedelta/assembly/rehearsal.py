@@ -22,7 +22,7 @@ from fedelta.federation.memory import Memories
 from fedelta.federation.records import RoundOutcome
 from fedelta.federation.rounds import federate
 from fedelta.modalities.base import Inputs
-from fedelta.modalities.stores import spread
+from fedelta.modalities.stores import evenly_spaced
 from fedelta.settings.base import changed
 
 _ROWS = 3  # of a client: a batch of two and a shorter one, so that lanes are padded
@@ -65,7 +65,7 @@ def rehearse(assembly: Assembly) -> RoundOutcome:
 
 def _first(data: Examples) -> Examples:
     """The longest row of `data`, and some from its beginning to its end."""
-    rows = torch.cat([_longest(data.inputs), spread(len(data), _EVALUATED)])
+    rows = torch.cat([_longest(data.inputs), evenly_spaced(len(data), _EVALUATED)])
     clients = None if data.clients is None else data.clients[rows]
     return Examples(RowsOf(data.inputs, rows), data.targets.select(rows), clients=clients)
 

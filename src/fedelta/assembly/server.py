@@ -13,6 +13,7 @@ from fedelta.errors import ConfigError
 from fedelta.federation.base import Federation, Runtime
 from fedelta.federation.tiers import Tiers
 from fedelta.params import Params, ParamSpec, select
+from fedelta.plugins import provider_of
 from fedelta.strategies.base import Strategy
 from fedelta.tasks.base import Evaluation
 
@@ -61,6 +62,7 @@ def build_server(
         evaluate_every=config.evaluate_every,
         byte_budget=None if budget is None else int(budget * 2**20),
         tiers=tiers,
+        has_plugin=any(provider_of(method) is not None for method in (strategy, strategy.mean)),
     )
     _warn_of_one_group(federation, config.tuning.name)
     _check_mean(federation)

@@ -86,8 +86,8 @@ def few_rows(data: FederatedData) -> dict[str, Tensor]:
 
 
 def _built(config: Config, class_names: tuple[str, ...]) -> Backbone:
-    tells_head = config.model.adapter is None
-    return build(config.model, class_names, seed=config.seed, task=config.task, tells_head=tells_head)
+    logs_head = config.model.adapter is None
+    return build(config.model, class_names, seed=config.seed, task=config.task, logs_head=logs_head)
 
 
 def build_engine(config: Config, model: TunedModel, data: FederatedData, client: ClientSettings) -> LaneEngine:

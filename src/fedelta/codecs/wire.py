@@ -16,11 +16,13 @@ import zlib
 from collections.abc import Mapping
 from functools import reduce
 
+import torch
 from torch import Tensor
 
-from fedelta.codecs.base import Codec
-from fedelta.errors import PayloadError
+from fedelta.codecs.base import Codec, Packed
+from fedelta.errors import PayloadError, PluginError
 from fedelta.params import Params, ParamSpec
+from fedelta.plugins import called
 
 _MAGIC = b"FDLT\x01"
 _CRC_BYTES = 4
@@ -38,7 +40,7 @@ def encode(params: Mapping[str, Tensor], spec: ParamSpec, codec: Codec) -> tuple
         PayloadError: a value is out of the codec's range; the message names the tensor.
     """
     present = [name for name in spec if name in params]
-    bodies = [codec.pack(name, params[name]) for name in present]
+    bodies = [_packed(codec, name, params[name]) for name in present]
     lengths = [len(body) for body in bodies]
     bits = sum(1 << index for index, name in enumerate(spec) if name in params)
     codec_name = codec.name.encode("ascii")
@@ -89,10 +91,25 @@ def decode(payload: bytes, spec: ParamSpec, codec: Codec) -> tuple[Params, dict[
     if sum(lengths) != reader.num_left:
         raise PayloadError(f"the payload holds {reader.num_left} bytes of tensors, expected {sum(lengths)}.")
     params = {
-        name: codec.unpack(name, reader.take(length), spec.tensors[name].shape)
+        name: _unpacked(codec, name, reader.take(length), spec.tensors[name].shape)
         for name, length in zip(present, lengths, strict=True)
     }
     return params, _by_group(spec, present, lengths)
+
+
+def _packed(codec: Codec, name: str, tensor: Tensor) -> Packed:
+    body: object = codec.pack(name, tensor)
+    if not isinstance(body, bytes | memoryview):
+        raise PluginError(f"{called(codec)}: `pack` returned {type(body).__name__} for `{name}`, expected bytes.")
+    return body
+
+
+def _unpacked(codec: Codec, name: str, data: memoryview, shape: tuple[int, ...]) -> Tensor:
+    tensor: object = codec.unpack(name, data, shape)
+    if isinstance(tensor, Tensor) and tuple(tensor.shape) == tuple(shape) and tensor.dtype == torch.float32:
+        return tensor
+    given = f"{tensor.dtype} {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
+    raise PluginError(f"{called(codec)}: `unpack` returned {given} for `{name}`, expected float32 {shape}.")
 
 
 def _by_group(spec: ParamSpec, names: list[str], lengths: list[int]) -> dict[str, int]:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
+from fedelta.comparison.columns import reserved
 from fedelta.comparison.request import Request
 from fedelta.config import Config, parse_config
 from fedelta.errors import ConfigError
@@ -129,6 +130,7 @@ def make_plan(request: Request) -> Plan:
     if len(measures) > 1:
         by_name = ", ".join(f"{measure.name} in {name!r}" for measure, name in measures.items())
         problems[f"cells are judged by different measures, {by_name}; compare those of one measure at a time"] = []
+    problems |= {problem: [] for problem in _doubled_columns(request, measures)}
     if problems:
         texts = [f"{problem}{_where(names, num_cells)}" for problem, names in problems.items()]
         raise ConfigError(texts, origin=request.name, hint="`fedelta list` names what can be chosen.")
@@ -217,6 +219,16 @@ def _where(names: Sequence[str], num_cells: int) -> str:
         return " (in every cell)"
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return f" (in {names[0]!r}{more})"
+
+
+def _doubled_columns(request: Request, measures: Iterable[Measure]) -> list[str]:
+    """Axes with the name of another column of the tables."""
+    taken = {name for measure in measures for name in reserved(measure)} | {request.searched}
+    return [
+        f"axis `{axis.name}` has the name of another column of the tables; call it something else"
+        for axis in request.grid.axes
+        if axis.name in taken
+    ]
 
 
 def _labels(point: Point) -> dict[str, str]:

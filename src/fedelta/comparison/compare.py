@@ -10,16 +10,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedelta.comparison.cells import Plan, by_labels, make_plan, name_of
+from fedelta.comparison.columns import IS_BEST, REASON, RUN, STATE, Column, measures
 from fedelta.comparison.directory import ASKED, ComparisonDirectory, Job, default_out
-from fedelta.comparison.outcomes import CellState, Outcome, Trial, group_cells, read_outcome
+from fedelta.comparison.frames import FAILED, FINISHED, WAITING, Row, cells_frame, curves_frame, one_line, trials_frame
 from fedelta.comparison.page import render
 from fedelta.comparison.pool import Event, run_jobs
+from fedelta.comparison.reading import Reading, read_run
 from fedelta.comparison.request import read_request
 from fedelta.comparison.result import Comparison
-from fedelta.comparison.tables import cells_csv, one_line, search_csv, table_csv, table_md
+from fedelta.comparison.tables import cells_csv, search_csv, table_csv, table_md, table_tex
 from fedelta.config import Config
 from fedelta.errors import ConfigError, RunError
 from fedelta.grid import SEED
+from fedelta.plugins import refuse_missing
 from fedelta.record.rundir import CONFIG
 
 logger = logging.getLogger("fedelta")
@@ -73,15 +76,18 @@ def compare(
     Raises:
         InputError: some configuration is wrong, or `out` holds something else; nothing is written then.
     """
-    plan = make_plan(read_request(config, over, overrides))
     path = default_out(config) if out is None else Path(out)
-    work = _Work(plan, ComparisonDirectory(path), processes, on_event)
+    directory = ComparisonDirectory(path)
+    refuse_missing(directory.plugins, f"comparison {str(path)!r}")
+    plan = make_plan(read_request(config, over, overrides))
+    work = _Work(plan, directory, processes, on_event)
     work.directory.refuse_foreign()
     work.find_jobs()
     with work.directory.locked():
         work.directory.clean()
         _warn_if_narrower(plan, path)
         work.directory.write(ASKED, plan.request.to_toml())
+        work.directory.write_plugins()
         try:
             work.run(work.trials)
             work.find_jobs()
@@ -104,8 +110,8 @@ class _Work:
     on_event: OnEvent | None
     trials: list[Job] = field(default_factory=list, init=False)
     jobs: list[Job] = field(default_factory=list, init=False)  # of the cells for which the searched value is known
-    outcomes: dict[Path, Outcome] = field(default_factory=dict, init=False)
-    unread: dict[Path, str] = field(default_factory=dict, init=False)  # why a finished run has no outcome
+    readings: dict[Path, Reading] = field(default_factory=dict, init=False)
+    unreadable: dict[Path, str] = field(default_factory=dict, init=False)  # why a finished run was not read
     rounds: dict[str, int] = field(default_factory=dict, init=False)  # by the name of the cell
     num_ended: int = field(default=0, init=False)
     next_page: float = field(default=0.0, init=False)  # seconds of the monotonic clock
@@ -125,7 +131,7 @@ class _Work:
             if _is_settled(job):
                 self._end(job)
         waiting = [job for job in jobs if not _is_settled(job)]
-        highest = max((outcome.peak_memory_bytes for outcome in self.outcomes.values()), default=0)
+        highest = max((reading.peak_memory_bytes for reading in self.readings.values()), default=0)
         # The table is complete, if only for one seed, as early as can be.
         seeds = [axis.labels for axis in self.plan.request.grid.axes if axis.name == SEED]
         waiting.sort(key=lambda job: seeds[0].index(job.cell.labels[SEED]) if seeds else 0)
@@ -135,35 +141,60 @@ class _Work:
 
     def comparison(self) -> Comparison:
         """As far as it has come."""
-        request, chosen = self.plan.request, self._chosen()
-        states = {name_of(job.cell.labels): self._state(job) for job in self.jobs}
-        cells = [
-            states.get(name_of(labels)) or CellState(labels, failure=self._lack(labels)) for labels in self.plan.points
-        ]
-        bys = [by_labels(request.grid.search, job.cell.labels) for job in self.trials]
-        trials = [
-            Trial(self._state(job), is_best=by in chosen and chosen[by] == job.cell.value)
-            for job, by in zip(self.trials, bys, strict=True)
-        ]
+        request, primary = self.plan.request, self.plan.primary
+        axes = tuple(axis.name for axis in request.grid.axes)
+        keys = axes if request.searched is None else (*axes, request.searched)
+        cells, trials = self._cell_rows(), self._trial_rows()
+        shown = self._measures()
+        finished = [(job.cell.labels, self.readings[job.path]) for job in self.jobs if job.path in self.readings]
         return Comparison(
             name=request.name,
             path=self.directory.path,
-            axes=request.axes,
+            cell_axes=axes,
             task_axes=request.task_axes,
             searched=request.searched,
-            groups=tuple(group_cells(cells, SEED, request.task_axes, self.plan.primary)),
-            trials=tuple(trials),
+            primary=primary,
+            measures=shown,
+            frame=cells_frame(cells, keys, shown),
+            trials=trials_frame(trials, keys, shown),
+            curves=curves_frame([(labels, reading.curve) for labels, reading in finished], axes, primary.name),
+            citations=frozenset(reading.citations for _, reading in finished),
             asked=request.to_toml(),
-            primary=self.plan.primary,
         )
+
+    def _cell_rows(self) -> list[Row]:
+        """The cells in the order of the grid, those without a value of the searched key too."""
+        rows = {name_of(job.cell.labels): self._row(job) for job in self.jobs}
+        return [rows.get(name_of(labels)) or self._row_without_value(labels) for labels in self.plan.points]
+
+    def _row_without_value(self, labels: Mapping[str, str]) -> Row:
+        """A cell whose search is not over, or found no value."""
+        reason = self._lack(labels)
+        return {**labels, STATE: WAITING if reason is None else FAILED, REASON: reason, RUN: ""}
+
+    def _trial_rows(self) -> list[Row]:
+        chosen, search = self._chosen(), self.plan.request.grid.search
+        labels = [by_labels(search, job.cell.labels) for job in self.trials]
+        return [
+            {**self._row(job), IS_BEST: by in chosen and chosen[by] == job.cell.value}
+            for job, by in zip(self.trials, labels, strict=True)
+        ]
+
+    def _measures(self) -> tuple[Column, ...]:
+        """The columns of the primary measure; those at exits where some run that was read has exits."""
+        primary, *at_exits = measures(self.plan.primary)
+        names = [column.name for column in at_exits]
+        has_exits = any(reading.figures[name] is not None for reading in self.readings.values() for name in names)
+        return (primary, *at_exits) if has_exits else (primary,)
 
     def write_tables(self) -> None:
         """Replaces the tables."""
         comparison = self.comparison()
         self.directory.write("table.csv", table_csv(comparison))
         self.directory.write("table.md", table_md(comparison))
+        self.directory.write("table.tex", table_tex(comparison))
         self.directory.write("cells.csv", cells_csv(comparison))
-        if comparison.trials:
+        if not comparison.trials.empty:
             self.directory.write("search.csv", search_csv(comparison))
 
     def write_page(self) -> None:
@@ -184,19 +215,32 @@ class _Work:
 
     def _end(self, job: Job) -> None:
         """Counts a cell that will not be run, or not again."""
-        self._state(job)
+        self._reading(job)
         self.rounds[job.cell.name] = job.cell.config.strategy.num_rounds
         self.num_ended += 1
 
-    def _state(self, job: Job) -> CellState:
-        if job.is_finished and job.path not in self.outcomes and job.path not in self.unread:
+    def _row(self, job: Job) -> Row:
+        """The row of a cell or a trial in its frame; reads its run if that has finished since the last look."""
+        reading, reason = self._reading(job), self.unreadable.get(job.path, job.reason())
+        key = self.plan.request.searched
+        return {
+            **job.cell.labels,
+            **({} if key is None else {key: job.cell.value}),
+            **({} if reading is None else reading.figures),
+            STATE: FINISHED if reading is not None else WAITING if reason is None else FAILED,
+            REASON: reason,
+            RUN: f"{job.path.parent.name}/{job.path.name}",
+        }
+
+    def _reading(self, job: Job) -> Reading | None:
+        """The finished run of a job; None before its end, or where it cannot be read."""
+        if job.is_finished and job.path not in self.readings and job.path not in self.unreadable:
             try:
-                self.outcomes[job.path] = read_outcome(job.path)
-            except RunError as error:  # of an older version, say: the other cells go on
-                self.unread[job.path] = f"{type(error).__name__}: {error}"
+                self.readings[job.path] = read_run(job.path)
+            except RunError as error:  # one run of an older version must not stop the other cells
+                self.unreadable[job.path] = f"{type(error).__name__}: {error}"
                 logger.warning("a finished run is left out of the comparison: %s", error)
-        run, reason = f"{job.path.parent.name}/{job.path.name}", self.unread.get(job.path, job.reason())
-        return CellState(job.cell.labels, job.cell.value, run, self.outcomes.get(job.path), reason)
+        return self.readings.get(job.path)
 
     def _chosen(self) -> dict[tuple[str, ...], object]:
         """What `by_labels` gives to the best value of the searched key, where all its trials are settled."""
@@ -211,10 +255,15 @@ class _Work:
 
     def _best(self, trials: Sequence[Job]) -> Job | None:
         """The trial with the best primary measure; of equals that with the lowest loss, then the first."""
-        sign = 1 if self.plan.primary.higher_is_better else -1
-        done = [(job, outcome) for job in trials if (outcome := self._state(job).outcome) is not None]
-        ranked = [(sign * outcome.final, -outcome.loss, job) for job, outcome in done if outcome.final is not None]
-        return max(ranked, key=lambda each: each[:2], default=(None, None, None))[2]
+        primary = self.plan.primary
+        sign = 1 if primary.higher_is_better else -1
+        finished = [(job, reading) for job in trials if (reading := self._reading(job)) is not None]
+        ranked = [
+            (sign * value, -reading.loss, job)
+            for job, reading in finished
+            if (value := reading.figures[primary.name]) is not None
+        ]
+        return max(ranked, key=lambda rank: rank[:2], default=(None, None, None))[2]
 
     def _lack(self, labels: Mapping[str, str]) -> str | None:
         """Why a cell has no value of the searched key; None while the search may still find one."""

@@ -1,6 +1,7 @@
 """The directory of a comparison, and what is already done in it.
 
 compare.toml          what was asked
+plugins.json          the plug-in files that were given, if any
 runs/                 a run directory for each cell
 search/               a run directory for each trial of the search
 failures/             the error of each cell that failed, as text
@@ -12,6 +13,7 @@ report.html           tables and figures
 
 from __future__ import annotations
 
+import json
 import shutil
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,11 +25,13 @@ from fedelta.comparison.cells import Cell, slugs
 from fedelta.config import Config, parse_config
 from fedelta.durable import write_atomic
 from fedelta.errors import ConfigError, RunError
-from fedelta.record.files import exclusive, flatten
-from fedelta.record.rundir import CONFIG, SUMMARY
+from fedelta.plugins import changed_plugins, file_records
+from fedelta.record.files import exclusive, flatten, to_json
+from fedelta.record.rundir import CONFIG, SUMMARY, RunDirectory
 from fedelta.tracking.settings import Tracking
 
 ASKED = "compare.toml"
+PLUGINS = "plugins.json"
 _LOCK = ".lock"
 _FOLDERS = ("runs", "search", "failures", "logs")
 _NUM_SHOWN = 3  # differences between two configurations in a message
@@ -114,6 +118,19 @@ class ComparisonDirectory:
         """Replaces the file `name` as a whole."""
         write_atomic(self.path / name, content)
 
+    @property
+    def plugins(self) -> object:
+        """The plug-in files that it was made with; None where there were none, or where that cannot be read."""
+        try:
+            return json.loads((self.path / PLUGINS).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+
+    def write_plugins(self) -> None:
+        """Notes the plug-in files that are loaded, if any."""
+        if records := file_records():
+            self.write(PLUGINS, to_json(records, indent=2) + "\n")
+
     def clean(self) -> None:
         """Removes what a kill left of run directories that were being made."""
         for folder in ("runs", "search"):
@@ -151,7 +168,8 @@ def _place(named: Path, config: Config, found: Mapping[Path, str]) -> tuple[Path
     wanted = _comparable(config)
     same = [path for path, text in found.items() if text == wanted]
     if same:
-        return (named if named in same else same[0]), ""
+        place = named if named in same else same[0]
+        return place, "; ".join(changed_plugins(RunDirectory(place).plugins))
     return named, _difference(found[named], wanted, config) if named in found else ""
 
 

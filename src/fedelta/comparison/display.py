@@ -13,22 +13,13 @@ from rich.table import Table
 
 from fedelta.comparison.cells import Plan
 from fedelta.comparison.compare import Tally
+from fedelta.comparison.frames import one_line
 from fedelta.comparison.pool import Event
 from fedelta.comparison.result import Comparison
-from fedelta.comparison.tables import first_figure, group_table, one_line
+from fedelta.comparison.tables import group_table
 from fedelta.errors import FedeltaError
 from fedelta.record.numbers import shown
 
-# Beginnings of names of figures of `group_table` that a terminal wants shorter.
-_SHORT = {
-    "at the first exit": "exit 1",
-    "mean over exits": "mean exit",
-    "tuned parameters": "tuned",
-    "MiB per client and round, down and up": "MiB/round",
-    "MiB in total": "MiB",
-    "relative cost": "cost",
-    "front": "",
-}
 _WIDEST = 1000
 
 
@@ -84,26 +75,18 @@ class Display:
 
 def print_table(comparison: Comparison, console: Console) -> None:
     """The table of the groups, and where the files are."""
-    header, rows = group_table(comparison)
+    groups = group_table(comparison)
     caption = "± deviation over seeds; MiB/round: of one client, down and up; *: Pareto front"
     table = Table(title=comparison.name, caption=caption, box=box.SIMPLE_HEAD)
-    first = first_figure(comparison)
-    for name in header[:first]:
-        table.add_column(escape(name), no_wrap=True)
-    for name in header[first:]:
-        table.add_column(_shortened(name), justify="right", no_wrap=True)
-    for row in rows:
+    for place, name in enumerate(groups.short):
+        table.add_column(escape(name), justify="left" if place < groups.num_labels else "right", no_wrap=True)
+    for row in groups.rows:
         table.add_row(*map(escape, row[:-1]), row[-1] and "*")
-    # As wide as it is, into a file or a narrow terminal too: cells cut in two are hard to read.
+    # Wider than a narrow terminal, or than a file, rather than with rows that are broken in two.
     natural = Measurement.get(console, console.options.update(width=_WIDEST), table).maximum
     Console(file=console.file, width=max(console.width, natural)).print(table)
-    for name in ("table.md", "table.csv", "report.html"):
+    for name in ("table.md", "table.csv", "table.tex", "report.html"):
         console.print(f"{comparison.path / name}", markup=False, soft_wrap=True)
-
-
-def _shortened(name: str) -> str:
-    start = next((start for start in _SHORT if name.startswith(start)), "")
-    return _SHORT.get(start, "") + name.removeprefix(start)
 
 
 def failure_of(comparison: Comparison) -> FedeltaError:
@@ -112,10 +95,10 @@ def failure_of(comparison: Comparison) -> FedeltaError:
     name, reason = next(iter(failures.items()))
     searched = all(reason.startswith("SearchError") for reason in failures.values())
     rest = (
-        "" if len(failures) == len(comparison.cells) else f"; the others are in {str(comparison.path / 'table.md')!r}"
+        "" if len(failures) == len(comparison.frame) else f"; the others are in {str(comparison.path / 'table.md')!r}"
     )
     return FedeltaError(
-        f"{len(failures)} of {len(comparison.cells)} cells failed{rest}. First {name!r}: {one_line(reason)}",
+        f"{len(failures)} of {len(comparison.frame)} cells failed{rest}. First {name!r}: {one_line(reason)}",
         hint="widen `compare.search.values`."
         if searched
         else f"{comparison.path / 'failures'} holds the errors; the same command tries these cells again.",

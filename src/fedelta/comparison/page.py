@@ -1,178 +1,220 @@
-"""The page of a comparison: one HTML file that needs nothing else."""
+"""The page of a comparison: one HTML file that needs nothing else.
+
+What is shown is decided here, how it looks in templates/comparison.html.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
+from dataclasses import dataclass
 
+from fedelta.comparison.columns import IS_BEST, ON_FRONT, REASON, STATE, TOTAL_BYTES
 from fedelta.comparison.figures import MAX_NAMES, Mark, measure_by_bytes, measure_by_round
-from fedelta.comparison.outcomes import Group, tasks
-from fedelta.comparison.result import Comparison, pivot, short
-from fedelta.comparison.tables import first_figure, group_table, note, one_line
+from fedelta.comparison.frames import FAILED, FINISHED, mean_curve, one_line, split
+from fedelta.comparison.result import Comparison, Record, pivot, records, short
+from fedelta.comparison.tables import group_table, note, primary_in_words
 from fedelta.grid import label_of
 from fedelta.record.citations import entries
-from fedelta.record.numbers import UNKNOWN, capitalised, in_unit, shown, unit
-from fedelta.report.drawing import to_svg
-from fedelta.report.strings import figure, fill, legend, table
+from fedelta.record.numbers import UNKNOWN, capitalised, in_unit, shown
+from fedelta.report.elements import Line, Picture, Table, legend, picture
+from fedelta.report.rendering import render as render_template
 
 _FACETS = 12  # plots of one kind on a page
 
 
+@dataclass(frozen=True)
+class Plots:
+    """The primary measure against traffic, and against rounds where the groups are few.
+
+    Args:
+        title: above them.
+        lines: how the plots draw the groups; none where the groups are numbered.
+        pictures: side by side, or below each other without `lines`.
+        note: below them.
+    """
+
+    title: str
+    lines: Sequence[Line]
+    pictures: Sequence[Picture]
+    note: str
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the template shows.
+
+    Args:
+        name: of the comparison.
+        progress: how many groups there are, and how many cells have finished.
+        unfinished: says so while cells wait or have failed; else empty.
+        pivot: the primary measure by axes; None with fewer than two.
+        groups: all figures of all groups.
+        plots: None before the first result.
+        failures: None where nothing failed.
+        search: the trials; None without a search.
+        asked: the content of `compare.toml`.
+        citations: BibTeX.
+    """
+
+    name: str
+    progress: str
+    unfinished: str
+    pivot: Table | None
+    groups: Table
+    plots: Plots | None
+    failures: Table | None
+    search: Table | None
+    asked: str
+    citations: str
+
+
 def render(comparison: Comparison) -> str:
     """The page as HTML."""
-    table, pivot = _table(comparison), _pivot(comparison)
-    # What a paper prints comes first; rows of everything, by which the marks are numbered, can be many.
-    parts = [_headline(comparison), pivot or table, _figures(comparison), table if pivot else ""]
-    parts += [_failures(comparison), _details(comparison)]
-    return fill(f"{comparison.name} · fedelta comparison", [part for part in parts if part])
-
-
-def _headline(comparison: Comparison) -> str:
-    states = [cell.state for cell in comparison.cells]
+    states = comparison.frame[STATE].tolist()
+    num_finished, num_failed = states.count(FINISHED), states.count(FAILED)
     axes = ", ".join(comparison.axes) or "the seed alone"
-    text = f"{len(comparison.groups)} groups over {axes}; {states.count('finished')} of {len(states)} cells finished"
-    open_cells = len(states) - states.count("finished")
-    failed = f", {states.count('failed')} failed" if "failed" in states else ""
-    mark = f' <span class="unfinished">Unfinished{escape(failed)}.</span>' if open_cells else ""
-    return f'<h1>{escape(comparison.name)}</h1>\n<p class="kicker">{escape(text)}.{mark}</p>'
+    failed = f", {num_failed} failed" if num_failed else ""
+    page = Page(
+        name=comparison.name,
+        progress=f"{len(comparison.groups)} groups over {axes}; {num_finished} of {len(states)} cells finished",
+        unfinished=f"Unfinished{failed}." if num_finished < len(states) else "",
+        pivot=_pivot(comparison),
+        groups=_groups(comparison),
+        plots=_plots(comparison),
+        failures=_failures(comparison),
+        search=_search(comparison),
+        asked=comparison.asked,
+        citations=_citations(comparison),
+    )
+    values = {"title": f"{comparison.name} · fedelta comparison", "page": page}
+    return render_template("comparison.html", values, package="fedelta.comparison")
 
 
-def _table(comparison: Comparison) -> str:
-    header, rows = group_table(comparison)
-    first = 1 + first_figure(comparison)
-    best = {(place, first) for place, group in enumerate(comparison.groups) if group.on_front}
-    numbered = [[str(number), *row] for number, row in enumerate(rows, start=1)]
-    content = table(["#", *header], numbered, numbers_from=first, strong=best)
-    return f'<h2>Results</h2>\n{content}\n<p class="note">{escape(note(comparison))}</p>'
+def _groups(comparison: Comparison) -> Table:
+    """The groups with the numbers by which plots call them; the members of the Pareto front are strong."""
+    groups = group_table(comparison)
+    first = 1 + groups.num_labels
+    return Table(
+        header=["#", *groups.header],
+        rows=[[str(number), *row] for number, row in enumerate(groups.rows, start=1)],
+        numbers_from=first,
+        strong={(place, first) for place, on_front in enumerate(comparison.groups[ON_FRONT]) if on_front},
+        title="Results",
+        note=note(comparison),
+    )
 
 
-def _pivot(comparison: Comparison) -> str:
-    if (found := pivot(comparison)) is None:
-        return ""
-    content = table(found.header, found.rows, numbers_from=1, strong=found.best)
-    in_what = unit(comparison.primary)
-    title = _name_of_primary(comparison) + (f" in {in_what}" if in_what else "")
-    return f'<h2>{escape(title)}</h2>\n{content}\n<p class="note">Strong: the best of its column.</p>'
+def _pivot(comparison: Comparison) -> Table | None:
+    if (table := pivot(comparison)) is None:
+        return None
+    title, below = primary_in_words(comparison), "Strong: the best of its column."
+    return Table(table.header, table.rows, numbers_from=1, strong=table.best, title=title, note=below)
 
 
-def _figures(comparison: Comparison) -> str:
-    """The primary measure against traffic, and against rounds where the groups are few; apart for each task."""
-    facets = [(title, places, _marks(comparison, places)) for title, places in _facets(comparison)]
+def _plots(comparison: Comparison) -> Plots | None:
+    """Of each task apart."""
+    groups = records(comparison.groups)
+    facets = [(title, places, _marks(comparison, groups, places)) for title, places in _facets(comparison)]
     facets = [facet for facet in facets if facet[2]][:_FACETS]
     if not facets:
-        return ""
+        return None
     wide = any(len(places) > MAX_NAMES for _, places, _ in facets)
-    names = list(dict.fromkeys(_name(comparison, group) for group in comparison.groups))
-    primary, measure = comparison.primary, _name_of_primary(comparison)
-    figures = []
+    names = list(dict.fromkeys(_name(comparison, group) for group in groups))
+    primary, measure = comparison.primary, capitalised(comparison.primary.label)
+    pictures = []
     for index, (title, places, marks) in enumerate(facets):
         name = f"{title}: {primary.label}" if title else measure
-        drawn = measure_by_bytes(marks, primary, wide=wide)
-        svg = to_svg(drawn, f"b{index}", f"{measure} against MiB sent")
-        figures.append(figure(svg, f"{name} against traffic"))
+        drawn, says = measure_by_bytes(marks, primary, wide=wide), f"{measure} against MiB sent"
+        pictures.append(picture(drawn, f"b{index}", f"{name} against traffic", says=says))
         if not wide:
-            curves = [(names.index(_name(comparison, group)), group.curve) for group in _at(comparison, places)]
-            svg = to_svg(measure_by_round(curves, primary), f"r{index}", f"{measure} against rounds")
-            figures.append(figure(svg, f"{name} against rounds"))
-    plots = "".join(figures) if wide else f'{legend(names)}<div class="figures">{"".join(figures)}</div>'
+            members = [groups[place] for place in places]
+            curves = [(names.index(_name(comparison, group)), _curve(comparison, group)) for group in members]
+            drawn, says = measure_by_round(curves, primary), f"{measure} against rounds"
+            pictures.append(picture(drawn, f"r{index}", f"{name} against rounds", says=says))
     title = f"{measure} against traffic" + ("" if wide else " and rounds")
-    return f'<h2>{escape(title)}</h2>\n{plots}\n<p class="note">{escape(_figure_note(comparison, wide))}</p>'
+    return Plots(title, [] if wide else legend(names), pictures, _plots_note(comparison, wide))
 
 
-def _name_of_primary(comparison: Comparison) -> str:
-    return capitalised(comparison.primary.label)
-
-
-def _figure_note(comparison: Comparison, wide: bool) -> str:
+def _plots_note(comparison: Comparison, wide: bool) -> str:
     parts = ["Filled marks and the dashed line: the Pareto front."]
-    if any(group.deviation is not None for group in comparison.groups):
+    if comparison.groups[comparison.measures[0].in_groups[1]].notna().any():
         parts.append("Bars: one standard deviation over the seeds" + ("." if wide else "; curves: their mean."))
     return " ".join([*parts, "Numbers: rows of the table."] if wide else parts)
 
 
-def _marks(comparison: Comparison, places: Sequence[int]) -> list[Mark]:
+def _curve(comparison: Comparison, group: Record) -> list[tuple[int, float]]:
+    labels = {name: group[name] for name in comparison.axes}
+    cells = comparison.frame
+    for name, label in labels.items():
+        cells = cells[cells[name] == label]
+    return mean_curve(comparison.curves, labels, num_cells=int((cells[STATE] == FINISHED).sum()))
+
+
+def _marks(comparison: Comparison, groups: Sequence[Record], places: Sequence[int]) -> list[Mark]:
     """The groups of one task that were measured; with their names where they are few, else with their numbers."""
-    families = list(dict.fromkeys(_family(comparison, group) for group in comparison.groups))
-    numbered, primary = len(places) > MAX_NAMES, comparison.primary
+    families = list(dict.fromkeys(_family(comparison, group) for group in groups))
+    is_numbered, primary = len(places) > MAX_NAMES, comparison.primary
+    mean, deviation = comparison.measures[0].in_groups
     return [
         Mark(
-            text=str(place + 1) if numbered else _name(comparison, group),
+            text=str(place + 1) if is_numbered else _name(comparison, group),
             family=families.index(_family(comparison, group)),
             family_name=_family(comparison, group),
-            total_bytes=group.total_bytes or 0.0,
-            height=in_unit(group.mean, primary),
-            deviation=None if group.deviation is None else in_unit(group.deviation, primary),
-            on_front=group.on_front,
+            total_bytes=group[TOTAL_BYTES],
+            height=in_unit(group[mean], primary),
+            deviation=None if group[deviation] is None else in_unit(group[deviation], primary),
+            on_front=group[ON_FRONT],
         )
         for place in places
-        if (group := comparison.groups[place]).mean is not None
+        if (group := groups[place])[mean] is not None
     ]
 
 
-def _family(comparison: Comparison, group: Group) -> str:
+def _family(comparison: Comparison, group: Record) -> str:
     """The first axis that is not the task's gives colour and shape."""
     name = next((name for name in comparison.axes if name not in comparison.task_axes), None)
-    return comparison.name if name is None else short(name, group.labels[name])
+    return comparison.name if name is None else short(name, group[name])
 
 
-def _name(comparison: Comparison, group: Group) -> str:
+def _name(comparison: Comparison, group: Record) -> str:
     """What distinguishes a group from the others of its task."""
     return comparison.group_name(group, without=comparison.task_axes)
 
 
-def _at(comparison: Comparison, places: Sequence[int]) -> list[Group]:
-    return [comparison.groups[place] for place in places]
-
-
 def _facets(comparison: Comparison) -> list[tuple[str, list[int]]]:
     """Title and places of the groups of each task."""
-    found = tasks(comparison.groups, comparison.task_axes)
     return [
-        (", ".join(short(*pair) for pair in zip(comparison.task_axes, labels, strict=True)), places)
-        for labels, places in found.items()
+        (", ".join(short(name, task[name].iloc[0]) for name in comparison.task_axes), task.index.tolist())
+        for task in split(comparison.groups, comparison.task_axes)
     ]
 
 
-def _failures(comparison: Comparison) -> str:
-    if not comparison.failures:
-        return ""
+def _failures(comparison: Comparison) -> Table | None:
     rows = [[name, one_line(text)] for name, text in comparison.failures.items()]
     advice = "The same command tries them again; failures/ and logs/ hold the whole texts."
-    return f'<h2>Failed</h2>\n{table(["Cell", "Reason"], rows)}\n<p class="note">{advice}</p>'
+    return Table(["Cell", "Reason"], rows, title="Failed", note=advice) if rows else None
 
 
-def _details(comparison: Comparison) -> str:
-    """The search, what was asked, and the papers, folded."""
-    blocks = [("What was asked", f"<pre>{escape(comparison.asked)}</pre>")]
-    if comparison.trials:
-        blocks.insert(0, (f"Search of {comparison.searched}", _search(comparison)))
-    if cited := _citations(comparison):
-        blocks.append(("Citations", f"<pre>{escape(cited)}</pre>"))
-    folded = "".join(f"<details><summary>{escape(name)}</summary>{content}</details>" for name, content in blocks)
-    return f"<h2>Details</h2>\n{folded}"
-
-
-def _search(comparison: Comparison) -> str:
+def _search(comparison: Comparison) -> Table | None:
     """Every trial; the chosen ones strong."""
+    if comparison.trials.empty:
+        return None
+    axes, key, primary = comparison.cell_axes, str(comparison.searched), comparison.primary
+    trials = records(comparison.trials)
     rows = [
         [
-            *trial.cell.labels.values(),
-            label_of(trial.cell.value),
-            trial.cell.state if trial.cell.outcome is None else shown(trial.cell.outcome.final, comparison.primary),
-            one_line(trial.cell.failure) or UNKNOWN,
+            *(trial[name] for name in axes),
+            label_of(trial[key]),
+            shown(trial[primary.name], primary) if trial[STATE] == FINISHED else trial[STATE],
+            one_line(trial[REASON]) or UNKNOWN,
         ]
-        for trial in comparison.trials
+        for trial in trials
     ]
-    axes = list(comparison.trials[0].cell.labels)
-    value = len(axes)
-    best = {
-        (place, value + column) for place, trial in enumerate(comparison.trials) if trial.is_best for column in (0, 1)
-    }
-    header = [*axes, str(comparison.searched), f"{comparison.primary.label} on validation rows", "failed"]
-    return table(header, rows, numbers_from=value, strong=best)
+    best = {(place, len(axes) + column) for place, trial in enumerate(trials) if trial[IS_BEST] for column in (0, 1)}
+    header = [*axes, key, f"{primary.label} on validation rows", "failed"]
+    return Table(header, rows, numbers_from=len(axes), strong=best, title=f"Search of {key}")
 
 
 def _citations(comparison: Comparison) -> str:
     """Those of every finished cell, each once, in the order of papers.bib."""
-    texts = {outcome.citations for group in comparison.groups for outcome in group.outcomes}
-    return "\n\n".join(entry for entry in entries().values() if any(entry in text for text in texts))
+    return "\n\n".join(entry for entry in entries().values() if any(entry in text for text in comparison.citations))

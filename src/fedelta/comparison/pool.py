@@ -19,6 +19,7 @@ from typing import IO, Literal
 from fedelta.comparison.cores import available_cores
 from fedelta.comparison.directory import Job
 from fedelta.comparison.memory import available_bytes, fits
+from fedelta.plugins import for_processes
 from fedelta.record.files import Record
 from fedelta.record.rundir import RunDirectory
 
@@ -112,7 +113,7 @@ def _has_room(workers: Sequence[_Worker], most: int, highest_peak: int, *, limit
 
 def _start(job: Job) -> _Worker:
     job.failure.unlink(missing_ok=True)
-    command = [*COMMAND, str(job.path), str(job.failure)]
+    command = [*COMMAND, str(job.path), str(job.failure), *for_processes()]
     with job.log.open("wb") as log:
         process = subprocess.Popen(  # noqa: S603
             command,

@@ -2,78 +2,100 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from functools import cached_property
 from pathlib import Path
+from typing import Any
+
+from pandas import DataFrame
 
 from fedelta.comparison.cells import is_word, name_of
-from fedelta.comparison.outcomes import CellState, Group, Trial
+from fedelta.comparison.columns import NUM_CELLS, NUM_SEEDS, REASON, RUN, STATE, Column
+from fedelta.comparison.frames import FAILED, FINISHED, WAITING, groups_frame, split
+from fedelta.grid import SEED
 from fedelta.record.numbers import bare
 from fedelta.record.runlog import best_of
 from fedelta.tasks.base import Measure
 
+Record = Mapping[str, Any]  # Any: one row of a frame, by column; None where a figure is missing
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """Groups of cells, in the order of the grid, and the search.
+    """The cells of a grid and what came out of them, as pandas frames.
+
+    Figures are in the units of the records: fractions, bytes, seconds.
 
     Args:
         name: of the comparison.
         path: of its directory.
-        axes: names of the axes but the seed.
+        cell_axes: names of the axes, the seed among them if it is one.
         task_axes: those of them that change the data or their division.
         searched: the key whose best value was searched, or None.
-        groups: cells that differ in their seed only, each with its mean.
-        trials: of the search; empty without one.
-        asked: the content of `compare.toml`.
         primary: the measure that all cells share, by which they are compared.
+        measures: the columns of the primary measure; with those at exits where some model has exits.
+        frame: a row for each cell, in the order of the grid: labels, searched value, figures, `state` ("finished",
+            "failed" or "waiting"), `reason` (the error, or None) and `run` (its directory within `path`).
+        trials: likewise for the search, with `is_best`; no rows without a search.
+        curves: a row for each evaluated round of each finished cell: labels, round, and the primary measure.
+        citations: BibTeX of the finished cells, each text once.
+        asked: the content of `compare.toml`.
     """
 
     name: str
     path: Path
-    axes: tuple[str, ...]
+    cell_axes: tuple[str, ...]
     task_axes: tuple[str, ...]
     searched: str | None
-    groups: tuple[Group, ...]
-    trials: tuple[Trial, ...]
-    asked: str
     primary: Measure
+    measures: tuple[Column, ...]
+    frame: DataFrame
+    trials: DataFrame
+    curves: DataFrame
+    citations: frozenset[str]
+    asked: str
 
     @property
-    def cells(self) -> list[CellState]:
-        """Every cell, group by group."""
-        return [cell for group in self.groups for cell in group.cells]
+    def axes(self) -> tuple[str, ...]:
+        """Names of the axes but the seed: what distinguishes groups."""
+        return tuple(name for name in self.cell_axes if name != SEED)
 
-    @property
-    def has_exits(self) -> bool:
-        """Whether some cell, or trial, was measured at more exits than the last."""
-        cells = [*self.cells, *(trial.cell for trial in self.trials)]
-        return any(cell.outcome is not None and cell.outcome.mean_exit is not None for cell in cells)
+    @cached_property
+    def groups(self) -> DataFrame:
+        """A row for each group of cells that differ in their seed only, in the order of the grid (`groups_frame`)."""
+        return groups_frame(
+            self.frame,
+            self.axes,
+            self.measures,
+            searched=self.searched,
+            task_axes=self.task_axes,
+            higher_is_better=self.primary.higher_is_better,
+        )
 
     @property
     def is_finished(self) -> bool:
         """Whether every cell has been run to its end."""
-        return all(cell.outcome is not None for cell in self.cells)
+        return bool((self.frame[STATE] == FINISHED).all())
 
     @property
     def failures(self) -> dict[str, str]:
         """Name of each cell that failed to the text of its error."""
-        return {
-            name_of(cell.labels, self.searched if cell.run else None, cell.value): cell.failure
-            for cell in self.cells
-            if cell.failure is not None
-        }
+        failed = self.frame[self.frame[STATE] == FAILED]
+        return {self._cell_name(row): row[REASON] for row in records(failed)}
 
-    def group_name(self, group: Group, *, without: Sequence[str] = ()) -> str:
+    def _cell_name(self, row: Record) -> str:
+        key = self.searched if row[RUN] else None
+        return name_of({name: row[name] for name in self.cell_axes}, key, row[key] if key else None)
+
+    def group_name(self, group: Record, *, without: Sequence[str] = ()) -> str:
         """The labels of a group, such as `lora, 8 of 64`; numbers have their key beside them.
 
         Args:
-            group: one of `groups`.
+            group: a row of `groups`.
             without: axes that are left out.
         """
-        parts = [short(name, label) for name, label in group.labels.items() if name not in without]
-        return ", ".join(parts) or self.name
+        return ", ".join(short(name, group[name]) for name in self.axes if name not in without) or self.name
 
 
 @dataclass(frozen=True)
@@ -95,33 +117,44 @@ def pivot(comparison: Comparison) -> Pivot | None:
     """The table as papers print it; None with fewer than two axes beside the seed."""
     if len(comparison.axes) < 2:
         return None
-    first, groups = comparison.axes[0], comparison.groups
-    columns = list(dict.fromkeys(comparison.group_name(group, without=(first,)) for group in groups))
-    members = [(label, list(own)) for label, own in groupby(groups, lambda group: group.labels[first])]
-    primary = comparison.primary
-    rows = [(label, *(mean_and_deviation(group, primary) for group in own)) for label, own in members]
+    first, primary, mean = comparison.axes[0], comparison.primary, comparison.measures[0].in_groups[0]
+    lines = [records(part) for part in split(comparison.groups, [first])]
+    header = (first, *(comparison.group_name(group, without=(first,)) for group in lines[0]))
+    rows = [(line[0][first], *(mean_and_deviation(group, comparison) for group in line)) for line in lines]
     best = set()
-    for column in range(len(columns)):
-        means = [own[column].mean for _, own in members]
-        value = best_of([mean for mean in means if mean is not None], primary)
+    for column in range(len(lines[0])):
+        means = [line[column][mean] for line in lines]
+        highest = best_of([value for value in means if value is not None], primary)
         # As they are printed: two that look the same are equally good.
         best |= {
             (row, column + 1)
-            for row, mean in enumerate(means)
-            if mean is not None and bare(mean, primary) == bare(value, primary)
+            for row, value in enumerate(means)
+            if value is not None and bare(value, primary) == bare(highest, primary)
         }
-    return Pivot((first, *columns), tuple(rows), frozenset(best))
+    return Pivot(header, tuple(rows), frozenset(best))
 
 
-def mean_and_deviation(group: Group, primary: Measure) -> str:
-    """The primary measure, such as `97.1 ± 0.4`; with one seed without a deviation; a word where there is none.
+def mean_and_deviation(group: Record, comparison: Comparison) -> str:
+    """The primary measure, such as `97.1 ± 0.4`; with one seed without a deviation; the state where there is none.
 
     The number of seeds stands behind it where some are missing.
+
+    Args:
+        group: a row of `comparison.groups`.
+        comparison: that of the group.
     """
-    if group.mean is None:
-        return group.cells[0].state if len({cell.state for cell in group.cells}) == 1 else "unfinished"
-    text = bare(group.mean, primary, group.deviation)
-    return text if group.num_seeds == len(group.cells) else f"{text} ({group.num_seeds} of {len(group.cells)})"
+    column = comparison.measures[0]
+    mean, deviation = (group[name] for name in column.in_groups)
+    if mean is None:
+        return group[STATE] if group[STATE] in (FINISHED, FAILED, WAITING) else "unfinished"
+    text = column.text(mean, deviation)
+    return text if group[NUM_SEEDS] == group[NUM_CELLS] else f"{text} ({group[NUM_SEEDS]} of {group[NUM_CELLS]})"
+
+
+def records(frame: DataFrame) -> list[dict[str, Any]]:
+    """The rows of a frame by column, with None where a figure is missing."""
+    rows = frame.astype(object).where(frame.notna(), None).itertuples(index=False, name=None)
+    return [dict(zip(frame.columns, row, strict=True)) for row in rows]
 
 
 def short(name: str, label: str) -> str:

@@ -1,26 +1,31 @@
-"""The tables of a comparison as CSV, for programs, and as Markdown, for papers and pull requests."""
+"""The tables of a comparison: CSV for programs, Markdown for pull requests, LaTeX for papers."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-from fedelta.comparison.outcomes import CellState, Group
-from fedelta.comparison.result import Comparison, Pivot, mean_and_deviation, pivot
-from fedelta.grid import label_of
-from fedelta.record.neutral import cell, markdown
-from fedelta.record.numbers import MIB, UNKNOWN, bare, capitalised, count, duration, headed, in_unit, mebibytes, unit
-from fedelta.tasks.base import Measure
+from pandas import DataFrame
 
-_FIGURES = (
-    "tuned_parameters",
-    "mib_per_client_and_round_both_directions",
-    "mib_total",
-    "relative_cost",
-    "wall_seconds",
+from fedelta.comparison.columns import (
+    COSTS,
+    IS_BEST,
+    NUM_SEEDS,
+    ON_FRONT,
+    REASON,
+    RELATIVE_COST,
+    RUN,
+    STATE,
+    Column,
 )
-_MAX_REASON = 300
+from fedelta.comparison.frames import one_line
+from fedelta.comparison.result import Comparison, Pivot, Record, mean_and_deviation, pivot, records
+from fedelta.grid import label_of
+from fedelta.record.neutral import cell, latex, line, markdown
+from fedelta.record.numbers import UNKNOWN, capitalised, unit
+
 _NOTE = (
     "{measure} after the last round, on the test set unless `data.evaluate_on` says otherwise: mean ± sample "
     "standard deviation over the seeds. MiB per client and round are those down and up together. Time is that of the "
@@ -28,57 +33,129 @@ _NOTE = (
     "run side by side as the machine has cores, or one on a GPU, unless told otherwise. Front: no other row of the "
     "same task has as good a mean for fewer MiB in total, or a better one for as many."
 )
+_PIVOT_NOTE = (
+    "{measure} after the last round: mean ± sample standard deviation over the seeds. Bold: the best of its column."
+)
+# A mean with its deviation, as `bare` writes them; an exponent becomes a power of ten.
+_SPREAD = re.compile(r"^(-?[\d.,]+(?:e[+-]\d+)?) ± ([\d.,]+(?:e[+-]\d+)?)")
+_EXPONENT = re.compile(r"e([+-])0*(\d+)")
+
+
+@dataclass(frozen=True)
+class Table:
+    """The groups as people read them.
+
+    Args:
+        header: name of each column.
+        short: the same for a terminal.
+        rows: the texts of each group.
+        num_labels: how many columns come before those of the figures.
+    """
+
+    header: tuple[str, ...]
+    short: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    num_labels: int
+
+
+@dataclass(frozen=True)
+class Field:
+    """A column of a CSV file.
+
+    Args:
+        header: its name there.
+        name: in the frame.
+        text: writes a value, which may be None.
+    """
+
+    header: str
+    name: str
+    text: Callable[[Any], str]  # Any: whatever the frame holds there
+
+
+_STATE = Field(STATE, STATE, str)
+_REASON = Field(REASON, REASON, one_line)
+
+
+def group_table(comparison: Comparison) -> Table:
+    """The groups of a comparison with all figures; the relative cost only where some group costs less than others."""
+    labels, groups = _labels(comparison), records(comparison.groups)
+    key, (primary, *at_exits) = comparison.searched, comparison.measures
+    cheaper = any((group[RELATIVE_COST] or 1) < 1 for group in groups)
+    costs = [column for column in COSTS if cheaper or column.name != RELATIVE_COST]
+    figures = [primary, *at_exits, *costs]
+    place = len(labels) + 1 + len(at_exits)
+    header, short = ([*labels, *names] for names in zip(*((each.heading, each.short) for each in figures), strict=True))
+    rows = [
+        [
+            *(group[name] for name in comparison.axes),
+            *([] if key is None else [UNKNOWN if group[key] is None else label_of(group[key])]),
+            mean_and_deviation(group, comparison),
+            *(_text(column, group) for column in at_exits),
+            str(group[NUM_SEEDS]),
+            *(_text(column, group) for column in costs),
+            "front" if group[ON_FRONT] else "",
+        ]
+        for group in groups
+    ]
+    return Table(
+        (*header[:place], "seeds", *header[place:], "front"),
+        (*short[:place], "seeds", *short[place:], ""),
+        tuple(map(tuple, rows)),
+        len(labels),
+    )
 
 
 def note(comparison: Comparison) -> str:
     """What stands below the table of the groups."""
-    primary, in_what = comparison.primary, unit(comparison.primary)
-    name = capitalised(primary.label)
-    return _NOTE.format(measure=f"{name} in {in_what}" if in_what else name)
+    return _NOTE.format(measure=primary_in_words(comparison))
 
 
 def table_csv(comparison: Comparison) -> str:
-    """One row for each group; plain numbers, empty where there is none."""
-    name = comparison.primary.name
-    figures = [f"{name}_mean", f"{name}_deviation"]
-    figures += [*_at_exits(comparison), f"mean_exit_{name}_deviation"] if comparison.has_exits else []
-    header = [*comparison.axes, *_searched(comparison), *_columns(comparison, figures)]
-    header += ["num_seeds", *_FIGURES, "on_pareto_front", "state", "reason"]
-    return _csv([header, *(_group_row(comparison, group) for group in comparison.groups)])
+    """A row for each group; plain numbers, empty where there is none."""
+    measures = [_figure(column, name) for column in comparison.measures for name in column.in_groups]
+    costs = [_figure(column, name) for column in COSTS for name in column.in_groups]
+    fields = [*_keys(comparison, comparison.axes), *measures, Field(NUM_SEEDS, NUM_SEEDS, str), *costs]
+    return to_csv(
+        comparison.groups,
+        [*fields, Field(ON_FRONT, ON_FRONT, _truth), _STATE, Field(REASON, REASON, lambda text: text or "")],
+    )
 
 
 def cells_csv(comparison: Comparison) -> str:
-    """One row for each cell."""
-    axes = list(comparison.cells[0].labels)
-    figures = _columns(comparison, [comparison.primary.name, *_at_exits(comparison)])
-    header = [*axes, *_searched(comparison), *figures, *_FIGURES, "state", "reason", "run"]
-    rows = [[*_cell_row(comparison, cell), cell.state, one_line(cell.failure), cell.run] for cell in comparison.cells]
-    return _csv([header, *rows])
+    """A row for each cell."""
+    figures = [_figure(column, column.name) for column in (*comparison.measures, *COSTS)]
+    fields = [*_keys(comparison, comparison.cell_axes), *figures, _STATE, _REASON, Field(RUN, RUN, str)]
+    return to_csv(comparison.frame, fields)
 
 
 def search_csv(comparison: Comparison) -> str:
-    """One row for each trial of the search."""
-    axes = list(comparison.trials[0].cell.labels)
-    figures = _columns(comparison, [f"validation_{comparison.primary.name}", *_at_exits(comparison)])
-    header = [*axes, *_searched(comparison), *figures, *_FIGURES, "is_best", "state", "reason", "run"]
-    rows = [
-        [*_cell_row(comparison, cell), _truth(trial.is_best), cell.state, one_line(cell.failure), cell.run]
-        for trial in comparison.trials
-        for cell in [trial.cell]
-    ]
-    return _csv([header, *rows])
+    """A row for each trial of the search."""
+    primary, *others = comparison.measures
+    on_validation = replace(_figure(primary, primary.name), header=primary.file.format(f"validation_{primary.name}"))
+    figures = [on_validation, *(_figure(column, column.name) for column in (*others, *COSTS))]
+    fields = [*_keys(comparison, comparison.cell_axes), *figures, Field(IS_BEST, IS_BEST, _truth), _STATE, _REASON]
+    return to_csv(comparison.trials, [*fields, Field(RUN, RUN, str)])
+
+
+def to_csv(frame: DataFrame, fields: Sequence[Field]) -> str:
+    """The columns of a frame as CSV; names that a spreadsheet would run are neutral."""
+    rows = [[cell(field.text(row[field.name])) for field in fields] for row in records(frame)]
+    return DataFrame(rows, columns=[cell(field.header) for field in fields], dtype=object).to_csv(
+        index=False, lineterminator="\n"
+    )
 
 
 def table_md(comparison: Comparison) -> str:
     """The table of the groups and, with two axes or more, the pivot; then what failed."""
-    header, rows = group_table(comparison)
+    table = group_table(comparison)
     parts = [
         f"# {markdown(comparison.name)}",
-        _markdown(header, [map(markdown, row) for row in rows], numbers_from=first_figure(comparison)),
+        _markdown(table.header, [map(markdown, row) for row in table.rows], numbers_from=table.num_labels),
         note(comparison),
     ]
-    if (table := pivot(comparison)) is not None:
-        parts.append(_markdown(table.header, _bold(table), numbers_from=1))
+    if (by_axis := pivot(comparison)) is not None:
+        parts.append(_markdown(by_axis.header, _strong(by_axis, markdown, "**{}**"), numbers_from=1))
     if comparison.failures:
         parts += [
             "## Failed",
@@ -87,144 +164,61 @@ def table_md(comparison: Comparison) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def group_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Header and rows for people."""
-    primary = comparison.primary
-    labels = [primary.label, *(("at the first exit", "mean over exits") if comparison.has_exits else ())]
-    header = [*comparison.axes, *_searched(comparison), *(headed(label, primary) for label in labels)]
-    header += ["seeds", "tuned parameters"]
-    header += ["MiB per client and round, down and up", "MiB in total"]
-    cheaper = any(group.relative_cost is not None and group.relative_cost < 1 for group in comparison.groups)
-    header += [*(["relative cost, %"] if cheaper else []), "time", "front"]
-    rows = [
-        [
-            *group.labels.values(),
-            *([UNKNOWN if group.value is None else label_of(group.value)] if comparison.searched else []),
-            mean_and_deviation(group, primary),
-            *(_exit_texts(group, primary) if comparison.has_exits else []),
-            str(group.num_seeds),
-            count(group.tuned_parameters),
-            mebibytes(group.bytes_per_client),
-            mebibytes(group.total_bytes),
-            *([_percent(group.relative_cost)] if cheaper else []),
-            UNKNOWN if group.wall_seconds is None else duration(group.wall_seconds),
-            "front" if group.on_front else "",
-        ]
-        for group in comparison.groups
+def table_tex(comparison: Comparison) -> str:
+    """The same two tables in LaTeX, for a document with the package booktabs."""
+    table = group_table(comparison)
+    rows = [[_latex_number(text) for text in row] for row in table.rows]
+    parts = [
+        f"% {line(comparison.name)}: \\input this file in a document with \\usepackage{{booktabs}}.\n",
+        _latex(table.header, rows, table.num_labels, note(comparison), f"{_slug(comparison.name)}-groups"),
     ]
-    return header, rows
+    if (by_axis := pivot(comparison)) is not None:
+        text = _PIVOT_NOTE.format(measure=primary_in_words(comparison))
+        rows = _strong(by_axis, _latex_number, "\\textbf{{\\boldmath {}}}")
+        parts.append(_latex(by_axis.header, rows, 1, text, f"{_slug(comparison.name)}-pivot"))
+    return "\n".join(parts)
 
 
-def one_line(text: str | None) -> str:
-    """The error without its hint and traceback, for a field of a table."""
-    if text is None:
-        return ""
-    message = text.strip().partition("\n\n")[0].partition("\nhint:")[0]
-    line = " ".join(part.strip() for part in message.splitlines())
-    return line if len(line) <= _MAX_REASON else f"{line[:_MAX_REASON]}…"
+def primary_in_words(comparison: Comparison) -> str:
+    """The primary measure with its unit, as a sentence begins."""
+    name, in_what = capitalised(comparison.primary.label), unit(comparison.primary)
+    return f"{name} in {in_what}" if in_what else name
 
 
-def _group_row(comparison: Comparison, group: Group) -> list[str]:
-    states = [cell.state for cell in group.cells]
-    finished = states.count("finished")
-    state = states[0] if len(set(states)) == 1 else f"{finished} of {len(states)} finished"
-    return [
-        *group.labels.values(),
-        *_value(comparison, group.value),
-        *(_value_of(each, comparison) for each in (group.mean, group.deviation)),
-        *(_exit_numbers(comparison, group) if comparison.has_exits else []),
-        str(group.num_seeds),
-        _number(group.tuned_parameters),
-        _number(group.bytes_per_client, 1 / MIB),
-        _number(group.total_bytes, 1 / MIB),
-        _number(group.relative_cost),
-        _number(group.wall_seconds),
-        _truth(group.on_front),
-        state,
-        "; ".join(map(one_line, group.failures)),
-    ]
+def _labels(comparison: Comparison) -> list[str]:
+    """Names of the columns before the figures in tables of the groups."""
+    return [*comparison.axes, *([] if comparison.searched is None else [comparison.searched])]
 
 
-def _cell_row(comparison: Comparison, cell: CellState) -> list[str]:
-    """Labels, searched value and figures of a cell; empty fields while it is not finished."""
-    labels, done = [*cell.labels.values(), *_value(comparison, cell.value)], cell.outcome
-    if done is None:
-        return labels + [""] * (1 + len(_at_exits(comparison)) + len(_FIGURES))
-    at_exits = (done.first_exit, done.mean_exit) if comparison.has_exits else ()
-    return [
-        *labels,
-        *(_value_of(each, comparison) for each in (done.final, *at_exits)),
-        _number(done.tuned_parameters),
-        _number(done.bytes_per_client, 1 / MIB),
-        _number(done.total_bytes, 1 / MIB),
-        _number(done.relative_cost),
-        _number(done.wall_seconds),
-    ]
+def _keys(comparison: Comparison, axes: Sequence[str]) -> list[Field]:
+    """The fields before the figures in CSV files."""
+    fields = [Field(name, name, str) for name in axes]
+    key = comparison.searched
+    return fields if key is None else [*fields, Field(key, key, lambda value: "" if value is None else label_of(value))]
 
 
-def _at_exits(comparison: Comparison) -> tuple[str, ...]:
-    name = comparison.primary.name
-    return (f"first_exit_{name}", f"mean_exit_{name}") if comparison.has_exits else ()
+def _figure(column: Column, name: str) -> Field:
+    return Field(column.file.format(name), name, column.number)
 
 
-def _exit_numbers(comparison: Comparison, group: Group) -> list[str]:
-    values = (group.first_exit, group.mean_exit, group.mean_exit_deviation)
-    return [_value_of(each, comparison) for each in values]
-
-
-def _exit_texts(group: Group, primary: Measure) -> list[str]:
-    return [bare(group.first_exit, primary), bare(group.mean_exit, primary, group.mean_exit_deviation)]
-
-
-def _columns(comparison: Comparison, names: Iterable[str]) -> list[str]:
-    """Columns of the primary measure; the name of a measure ends with its unit, but a fraction is in percent here."""
-    return [f"{name}_percent" if comparison.primary.is_fraction else name for name in names]
-
-
-def _value_of(value: float | None, comparison: Comparison) -> str:
-    return _number(value, in_unit(1, comparison.primary))
-
-
-def _searched(comparison: Comparison) -> list[str]:
-    return [] if comparison.searched is None else [comparison.searched]
-
-
-def _value(comparison: Comparison, value: object) -> list[str]:
-    return [] if comparison.searched is None else ["" if value is None else label_of(value)]
-
-
-def _percent(fraction: float | None) -> str:
-    return UNKNOWN if fraction is None else f"{100 * fraction:.1f}"
-
-
-def _number(value: float | None, factor: float = 1) -> str:
-    """Six decimals at most: a digit more says nothing, and files of equal runs are equal."""
-    return "" if value is None else f"{round(value * factor, 6):.15g}"
+def _text(column: Column, group: Record) -> str:
+    mean, *deviation = (group[name] for name in column.in_groups)
+    return column.text(mean, deviation[0] if deviation else None)
 
 
 def _truth(value: bool) -> str:
     return "true" if value else "false"
 
 
-def first_figure(comparison: Comparison) -> int:
-    """The place of the first column of `group_table` that is a figure."""
-    return len(comparison.axes) + len(_searched(comparison))
-
-
-def _bold(table: Pivot) -> list[list[str]]:
+def _strong(table: Pivot, escape: Callable[[str], str], strong: str) -> list[list[str]]:
+    """The rows of a pivot with the best of each column marked by `strong`, a template."""
     return [
         [
-            f"**{markdown(text)}**" if (row, column) in table.best else markdown(text)
+            strong.format(escape(text)) if (row, column) in table.best else escape(text)
             for column, text in enumerate(texts)
         ]
         for row, texts in enumerate(table.rows)
     ]
-
-
-def _csv(rows: Iterable[Sequence[str]]) -> str:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows([cell(text) for text in row] for row in rows)
-    return buffer.getvalue()
 
 
 def _markdown(header: Sequence[str], rows: Iterable[Iterable[str]], *, numbers_from: int) -> str:
@@ -232,3 +226,42 @@ def _markdown(header: Sequence[str], rows: Iterable[Iterable[str]], *, numbers_f
     rule = ["---" if column < numbers_from else "--:" for column in range(len(header))]
     lines = [map(markdown, header), rule, *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _latex(header: Sequence[str], rows: Sequence[Sequence[str]], num_labels: int, caption: str, label: str) -> str:
+    """A table with lines as booktabs draws them; `rows` are LaTeX, header and caption are text, code in backticks."""
+    words = [latex(part) for part in caption.split("`")]
+    words[1::2] = [f"\\texttt{{{code}}}" for code in words[1::2]]
+    return (
+        DataFrame(rows, columns=[latex(name) for name in header])
+        .style.hide(axis="index")
+        .to_latex(
+            column_format="l" * num_labels + "r" * (len(header) - num_labels),
+            position_float="centering",
+            hrules=True,
+            caption="".join(words),
+            label=f"tab:{label}",
+        )
+    )
+
+
+def _latex_number(text: str) -> str:
+    r"""A text in LaTeX, with a mean and its deviation as a formula.
+
+    >>> print(_latex_number("1,234 ± 5 (1 of 2)"), _latex_number("1.20e-05 ± 3.00e-07"), _latex_number("8 % of_64"))
+    $1{,}234 \pm 5$ (1 of 2) $1.20 \times 10^{-5} \pm 3.00 \times 10^{-7}$ 8 \% of\_64
+    """
+    if (spread := _SPREAD.match(text)) is None:
+        return latex(text)
+    formula = " \\pm ".join(_EXPONENT.sub(_power, part).replace(",", "{,}") for part in spread.groups())
+    return f"${formula}${latex(text[spread.end() :])}"
+
+
+def _power(exponent: re.Match[str]) -> str:
+    sign, digits = exponent.groups()
+    return f" \\times 10^{{{sign.replace('+', '')}{digits}}}"
+
+
+def _slug(name: str) -> str:
+    """`name` as a label in LaTeX, which takes few characters."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower() or "comparison"

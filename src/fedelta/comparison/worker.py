@@ -1,4 +1,4 @@
-"""One cell in a process of its own: `python -m fedelta.comparison.worker RUN FAILURE`.
+"""One cell in a process of its own: `python -m fedelta.comparison.worker RUN FAILURE [PLUGIN...]`.
 
 The configuration comes through standard input: a line with its length in bytes, then TOML. The input stays open; when
 it ends, the comparison is gone, however it went, and so is this process. A run can be killed at any moment.
@@ -17,6 +17,7 @@ from fedelta.config import Config, parse_config
 from fedelta.durable import write_atomic
 from fedelta.errors import FedeltaError
 from fedelta.experiment import Experiment
+from fedelta.plugins import load_same
 from fedelta.record.rundir import CONFIG
 
 FAILED = 1
@@ -25,6 +26,7 @@ FAILED = 1
 def main() -> int:
     """Reads what to run, and runs it; the exit code of the process."""
     run, failure = Path(sys.argv[1]), Path(sys.argv[2])
+    load_same(sys.argv[3:])
     text = sys.stdin.buffer.read(int(sys.stdin.buffer.readline()))
     threading.Thread(target=_end_with_the_input, daemon=True).start()
     return attempt(parse_config(tomllib.loads(text.decode())), run, failure)

@@ -1,12 +1,11 @@
 """Random crops and flips of training images: section `[augmentation]`, off by default.
 
-Every client has one random stream a round, or one an epoch where rounds are measured in steps. At the start of each of
-its epochs it draws one line of uniform numbers
-for each of its rows, in the order of its rows: which way an image is cut depends on the seed, the round, the client,
-the epoch and the row, and not on the order of batches, their size, or who else is in the lanes.
+Every client has one random stream per round, or one per epoch if rounds are measured in steps. At the start of each
+epoch it draws one line of uniform numbers for each of its rows, in the order of the rows. So the change to an image
+depends only on seed, round, client, epoch and row, not on the batches or on other clients in the lanes.
 
-The images are those that go into the model, at its size. They are normalised already; crops and flips only move
-pixels, and the weights of a resized crop sum to 1, so that the result is that of the raw image.
+The images are the model's inputs, already resized and normalised. Crops and flips only move pixels, and the weights of
+a resized crop sum to 1, so the result is the same as for the raw image.
 
 Sources: padded crop and flip as in He et al. 2016, section 4.2; random resized crop as in Szegedy et al. 2015,
 section 6.
@@ -30,21 +29,21 @@ from fedelta.settings import Settings
 
 _PIXELS = "pixel_values"
 _MIN_ASPECT, _MAX_ASPECT = 3 / 4, 4 / 3  # Szegedy et al. 2015
-_NUM_TRIES = 10  # torchvision's RandomResizedCrop; the square of all pixels when no box fits
+_NUM_TRIES = 10  # torchvision's RandomResizedCrop; if no box fits, the whole image is used
 
-# Columns of a row's uniform numbers. All are drawn whatever is switched on: turning one thing on changes no other.
+# Columns of a row's uniform numbers. All are always drawn, so that switching one change on does not alter the others.
 _FLIP, _CROP, _PLACE, _BOXES = 0, slice(1, 3), slice(3, 5), slice(5, 5 + 2 * _NUM_TRIES)
 _NUM_DRAWS = _BOXES.stop
 
 
 class Augmentation(Settings):
-    """What happens to training images: section `[augmentation]`. Test images stay as they are.
+    """Random changes to training images: section `[augmentation]`. Test images are not changed.
 
     Args:
-        crop_padding: pixels of black around the image, from which a square of the old size is cut at a random place.
-        flip: left becomes right with probability 1/2.
-        resized_crop: smallest share of the area of a random box that is resized to the whole; the largest is 1, and
-            its aspect ratio is between 3/4 and 4/3. None for no such box. It comes before the padding.
+        crop_padding: width in pixels of a black border, from which a square of the original size is cut at random.
+        flip: whether to mirror the image left to right with probability 1/2.
+        resized_crop: smallest share of the image's area for a random box that is resized to the full size; the largest
+            share is 1, and the aspect ratio lies between 3/4 and 4/3. None: no such crop. Applied before the padding.
     """
 
     crop_padding: int = Field(default=0, ge=0)  # FedPEFT and FedLAMA have 4
@@ -53,15 +52,15 @@ class Augmentation(Settings):
 
     @property
     def is_on(self) -> bool:
-        """Whether anything is done."""
+        """Whether any change is switched on."""
         return self.crop_padding > 0 or self.flip or self.resized_crop is not None
 
     def __call__(self, pixels_BCSS: Tensor, uniforms_BD: Tensor, black_C: Tensor) -> Tensor:
-        """The images, each changed as its uniform numbers say.
+        """The images, each changed according to its uniform numbers.
 
         Args:
-            pixels_BCSS: images; not changed.
-            uniforms_BD: numbers in [0, 1), a line for every image, as `AugmentedInputs` draws them.
+            pixels_BCSS: images; not modified.
+            uniforms_BD: numbers in [0, 1), one line per image, as drawn by `AugmentedInputs`.
             black_C: value of a black pixel in each channel.
         """
         if self.resized_crop is not None:
@@ -77,18 +76,16 @@ class Augmentation(Settings):
 
 
 class AugmentedInputs:
-    """Training images that are other ones in every epoch.
+    """Training images with random changes that differ in every epoch; keeps 100 bytes per row.
 
     Args:
-        inputs: the rows as they are.
-        augmentation: what is done to them.
-        black: value of a black pixel, one for every channel or one for all.
-        device: where the images are changed.
-
-    It keeps 100 bytes for every row.
+        inputs: the unchanged rows.
+        augmentation: the changes.
+        black: value of a black pixel, one per channel or one for all.
+        device: where the changes are computed.
 
     Raises:
-        ConfigError: the rows are no square images, or the padding is as large as they are.
+        ConfigError: the rows are not square images, or the padding is too large for them.
     """
 
     def __init__(
@@ -104,7 +101,7 @@ class AugmentedInputs:
         return len(self._inputs)
 
     def fetch(self, rows: Tensor) -> dict[str, Tensor]:
-        """The images of `rows` (int64, one axis) as the current epoch of their client has them."""
+        """The images of `rows` (int64, one axis), changed for the current epoch of their client."""
         tensors = self._inputs.fetch(rows)
         pixels, uniforms = (tensor.to(self._black_C.device) for tensor in (tensors[_PIXELS], self._uniforms_ND[rows]))
         return {**tensors, _PIXELS: self._augmentation(pixels, uniforms, self._black_C)}
@@ -117,17 +114,17 @@ class AugmentedInputs:
         generators: Iterator[Generator] | None,
         skip: int = 0,
     ) -> Iterator[Tensor]:
-        """Passes on the batches of a client, and gives its `rows` new numbers before each of its epochs.
+        """Yields the batches of a client, and draws new numbers for its `rows` before each epoch.
 
         Args:
-            batches: of the client, in order; each is fetched before the next is asked for.
-            rows: of the client; no other client has them.
-            epoch_steps: batches of an epoch.
-            generators: of this client, one for each epoch.
-            skip: batches of the first epoch that are not among `batches`.
+            batches: of the client, in order; each must be fetched before the next is requested.
+            rows: all rows of the client, which no other client has.
+            epoch_steps: batches per epoch.
+            generators: of this client, one per epoch.
+            skip: batches of the first epoch that `batches` leaves out.
 
         Raises:
-            ValueError: there are no generators; torch would take its global one.
+            ValueError: there are no generators; torch would use its global one.
         """
         if generators is None:
             raise ValueError("the job has no `augmentation` generators, but the engine augments")
@@ -138,7 +135,7 @@ class AugmentedInputs:
 
 
 def crop_padded(pixels_BCSS: Tensor, starts_B2: Tensor, padding: int, black_C: Tensor) -> Tensor:
-    """Squares of the old size out of images with `padding` black pixels on every side.
+    """Squares of the original size, cut from images with `padding` black pixels on every side.
 
     Args:
         pixels_BCSS: images.
@@ -157,7 +154,7 @@ def crop_padded(pixels_BCSS: Tensor, starts_B2: Tensor, padding: int, black_C: T
 
 
 def draw_boxes(uniforms_BD: Tensor, min_area: float, size: int) -> Tensor:
-    """Random boxes in a square: area and aspect ratio first, then a place where the box fits.
+    """Random boxes in a square: area and aspect ratio are drawn first, then a position where the box fits.
 
     Args:
         uniforms_BD: numbers in [0, 1).
@@ -167,8 +164,8 @@ def draw_boxes(uniforms_BD: Tensor, min_area: float, size: int) -> Tensor:
     Returns:
         int64 of shape [B, 4]: first row, first column, height, width.
 
-    Source: Szegedy et al. 2015, section 6; ten tries and rounding to whole pixels as in torchvision. After ten boxes
-    that do not fit the box is the whole square.
+    Source: Szegedy et al. 2015, section 6; ten tries and rounding to whole pixels as in torchvision. If none of ten
+    boxes fits, the box is the whole square.
     """
     tries_BT2 = uniforms_BD[:, _BOXES].reshape(-1, _NUM_TRIES, 2)
     areas_BT = size**2 * (min_area + (1 - min_area) * tries_BT2[..., 0])
@@ -178,7 +175,7 @@ def draw_boxes(uniforms_BD: Tensor, min_area: float, size: int) -> Tensor:
     sides_BT2 = torch.stack([(areas_BT / aspects_BT).sqrt(), (areas_BT * aspects_BT).sqrt()], -1).round().long()
     sides_BT2 = sides_BT2.clamp(min=1)
     fits_BT = (sides_BT2 <= size).all(-1)
-    first_B = fits_BT.int().max(1).indices  # of several, the first
+    first_B = fits_BT.int().max(1).indices  # the first of the boxes that fit
     chosen_B2 = sides_BT2[torch.arange(len(first_B), device=first_B.device), first_B]
     sides_B2 = torch.where(fits_BT.any(1, keepdim=True), chosen_B2, size)
     starts_B2 = (uniforms_BD[:, _PLACE] * (size - sides_B2 + 1)).long()
@@ -186,7 +183,7 @@ def draw_boxes(uniforms_BD: Tensor, min_area: float, size: int) -> Tensor:
 
 
 def resize_boxes(pixels_BCSS: Tensor, boxes_B4: Tensor) -> Tensor:
-    """A box of each image, resized to the whole image, bilinear.
+    """One box of each image, resized to the full image size, bilinear.
 
     Args:
         pixels_BCSS: images.
@@ -195,7 +192,7 @@ def resize_boxes(pixels_BCSS: Tensor, boxes_B4: Tensor) -> Tensor:
     size = pixels_BCSS.shape[-1]
     starts_B2, sides_B2 = boxes_B4[:, None, :2], boxes_B4[:, None, 2:]
     centres_S1 = (torch.arange(size, device=boxes_B4.device).view(-1, 1) + 0.5) / size
-    # Pixel coordinates, held inside of the box: what lies beyond its edge does not show.
+    # Pixel coordinates are clamped to the box, so that pixels outside it do not contribute.
     inside_BS2 = (centres_S1 * sides_B2 - 0.5).clamp(min=0).minimum(sides_B2 - 1)
     # grid_sample counts from -1, the left edge of the first pixel, to 1, the right edge of the last.
     rows_BS, columns_BS = ((2 * (starts_B2 + inside_BS2) + 1) / size - 1).to(pixels_BCSS).unbind(-1)
@@ -204,21 +201,21 @@ def resize_boxes(pixels_BCSS: Tensor, boxes_B4: Tensor) -> Tensor:
 
 
 def check_images(sample: dict[str, Tensor], augmentation: Augmentation) -> None:
-    """Refuses inputs that `augmentation` cannot change.
+    """Refuses inputs that `augmentation` cannot be applied to.
 
     Raises:
-        ConfigError: they are no square images, or the padding is as large as they are.
+        ConfigError: they are not square images, or the padding is too large for them.
     """
     pixels, problem = sample.get(_PIXELS), None
     if pixels is None:
         problem = f"`[augmentation]` changes `{_PIXELS}`, but the training data have {', '.join(sorted(sample))}"
-        raise ConfigError([problem], hint="it is for images; leave the section out.")
+        raise ConfigError([problem], hint="augmentation is for images only; remove the section.")
     shape, padding = tuple(pixels.shape), augmentation.crop_padding
     if len(shape) != 4 or shape[-1] != shape[-2]:
         problem = f"`[augmentation]` needs `{_PIXELS}` of shape (rows, channels, side, side), but found {shape}"
     elif padding >= shape[-1]:
         problem = (
-            f"`augmentation.crop_padding` is {padding}, expected less than the {shape[-1]} pixels of an image's side"
+            f"`augmentation.crop_padding` is {padding}, expected less than the side of an image, {shape[-1]} pixels"
         )
     if problem is not None:
         raise ConfigError([problem])

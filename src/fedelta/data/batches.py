@@ -1,4 +1,4 @@
-"""Examples as the engine sees them: rows that can be fetched by index, and the order of batches."""
+"""The data of a federation, with rows that are fetched by index, and the order of batches."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ from fedelta.tasks.targets import Targets
 
 @dataclass(frozen=True)
 class Examples:
-    """Inputs and what is to be predicted of them.
+    """Inputs and targets of the same rows.
 
     Args:
         inputs: N rows.
         targets: N rows.
-        numbers: what the data set calls each row, int64 of shape [N]; None: 0 to N - 1.
-        clients: number of the client that each row is from, int64 of shape [N], -1 where it is of none; None where rows
-            do not say.
+        numbers: number of each row in the data set, int64 of shape [N]; None: 0 to N - 1.
+        clients: client number of each row, int64 of shape [N], -1 for none; None if unknown.
     """
 
     inputs: Inputs
@@ -39,17 +38,17 @@ class Examples:
 
 @dataclass(frozen=True)
 class FederatedData:
-    """Training data divided among clients, and a test set that belongs to nobody.
+    """Training data divided among clients, and a test set that belongs to no client.
 
     Args:
         train: rows of all clients.
-        test: rows for evaluation; with `data.evaluate_on = "validation"` those that the clients gave up.
-        class_names: one name per class, in label order; nothing where the task has no classes.
+        test: rows for evaluation; with `data.evaluate_on = "validation"`, rows held back from the clients.
+        class_names: in label order; empty if the task has no classes.
         partition: client id (0, 1, ...) to its rows of `train`, int64; no row belongs to two clients.
-        held_out: the same for the clients that take part in no round; no client is in both.
-        strata_names: one name per kind of row (`Targets.strata`); nothing: they are the classes.
-        names: client id to what the client is called; of all clients, or of none.
-        shown: some training rows as people see them.
+        held_out: the same for held-out clients, which take part in no round; no client is in both.
+        strata_names: one per stratum (`Targets.strata`); empty if the strata are the classes.
+        names: client id to the client's name; for all clients or for none.
+        shown: some training rows for display.
     """
 
     train: Examples
@@ -63,10 +62,10 @@ class FederatedData:
 
     @cached_property
     def clients(self) -> Clients:
-        """Who all of them are.
+        """All clients, including held-out ones.
 
         Raises:
-            DataError: names that cannot be right (see `Clients`).
+            DataError: the names are invalid (see `Clients`).
         """
         return Clients.of([*self.partition, *self.held_out], self.names)
 
@@ -80,7 +79,7 @@ class FederatedData:
 def batches(
     rows: Tensor, batch_size: int, num_steps: int, generators: Iterator[Generator], skip: int = 0
 ) -> Iterator[Tensor]:
-    """Yields `num_steps` batches of `rows`: a new random order each epoch, the last batch of an epoch ragged.
+    """Yields `num_steps` batches of `rows` in a new random order each epoch; the last batch of an epoch may be smaller.
 
     >>> generators = itertools.repeat(torch.Generator().manual_seed(0))
     >>> [len(batch) for batch in batches(torch.arange(5), 2, 4, generators)]
@@ -88,10 +87,10 @@ def batches(
 
     Args:
         rows: of one client, int64.
-        batch_size: rows of a batch.
+        batch_size: rows per batch.
         num_steps: number of batches.
-        generators: one for each epoch, which may all be the same.
-        skip: batches of the first epoch that are left out.
+        generators: one per epoch, which may all be the same object.
+        skip: batches of the first epoch to leave out.
     """
-    epochs = (rows[torch.randperm(len(rows), generator=each)].split(batch_size) for each in generators)
+    epochs = (rows[torch.randperm(len(rows), generator=generator)].split(batch_size) for generator in generators)
     return itertools.islice(itertools.chain.from_iterable(epochs), skip, skip + num_steps)

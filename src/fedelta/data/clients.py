@@ -1,7 +1,7 @@
-"""Who the clients are: numbers inside, and names wherever people look.
+"""The clients of a federation: numbers for computation, names for people.
 
-Plans, payloads and sums know a client by its number: 0, 1 and so on. A client that has a name (its id in a column, its
-part of a file name, or what it is called in Python) is shown with it and may be called by it.
+Plans, payloads and sums identify a client by its number: 0, 1 and so on. A client may also have a name (its id in a
+column, a part of a file name, or a name given in Python), which is shown to users and accepted from them.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _NUM_SHOWN = 20
 
 @dataclass(frozen=True)
 class Clients:
-    """Every client of a federation, those that no round asks among them.
+    """All clients of a federation, including held-out ones.
 
     Args:
         numbers: ascending.
-        names: number to name; of all clients, or of none.
+        names: number to name; for all clients or for none.
 
     Raises:
-        DataError: names for other clients than there are, of several kinds, or one name twice.
+        DataError: the names do not fit the numbers, have other types than texts and integers, or occur twice.
     """
 
     numbers: tuple[int, ...] = ()
@@ -40,10 +40,10 @@ class Clients:
             raise DataError(f"names are for all clients or for none; clients {listed(odd)} have only one of the two")
         if kinds := {type(name).__name__ for name in self.names.values()} - {"str", "int"}:
             raise DataError(f"clients have names of kind {listed(sorted(kinds))}, expected texts or whole numbers")
-        # As texts: 1 and "1" could not be told apart in files and on the command line.
+        # Compared as texts: in files and on the command line, 1 and "1" are the same.
         counts = Counter(map(str, self.names.values()))
-        if twice := [name for name, count in counts.items() if count > 1]:
-            raise DataError(f"several clients are called {listed(twice)}, expected a name for each")
+        if repeated := [name for name, count in counts.items() if count > 1]:
+            raise DataError(f"several clients are called {listed(repeated)}, expected different names")
 
     @classmethod
     def of(cls, numbers: Iterable[int], names: Mapping[int, Name] | None = None) -> Clients:
@@ -51,13 +51,13 @@ class Clients:
         return cls(tuple(sorted(numbers)), names or {})
 
     def only(self, numbers: Iterable[int]) -> Clients:
-        """These of them, and nobody else."""
-        kept = set(numbers)
-        names = {number: name for number, name in self.names.items() if number in kept}
-        return Clients.of(kept, names)
+        """The clients with these numbers."""
+        selected = set(numbers)
+        names = {number: name for number, name in self.names.items() if number in selected}
+        return Clients.of(selected, names)
 
     def called(self, number: int) -> str:
-        """A client in messages and on pages.
+        """The text for a client in messages and on pages.
 
         >>> Clients.of([0, 1], {0: "ann", 1: "george"}).called(1), Clients.of([0, 1]).called(1)
         ("client 1 ('george')", 'client 1')
@@ -65,7 +65,7 @@ class Clients:
         return f"client {number} ({self.names[number]!r})" if number in self.names else f"client {number}"
 
     def entry(self, number: int, key: str = "client_name") -> dict[str, Name]:
-        """The name of a client for a record that holds its number; nothing where it has none.
+        """The name of a client as an entry for a record that holds its number; empty if it has no name.
 
         >>> Clients.of([0], {0: "ann"}).entry(0)
         {'client_name': 'ann'}
@@ -73,10 +73,10 @@ class Clients:
         return {key: self.names[number]} if number in self.names else {}
 
     def find(self, key: Name) -> int | None:
-        """The number of the client that `key` means in a configuration; None where it means none.
+        """The number of the client that `key` in a configuration refers to; None if there is none.
 
-        A text is a name. A whole number is a name where all clients are named by whole numbers, be they written as
-        texts, and else the number itself.
+        A text is a name. A whole number is a name if all names are whole numbers, also if written as texts; otherwise
+        it is the client's number.
 
         >>> sites = Clients.of([0, 1], {0: 10, 1: 20})
         >>> sites.find(20), sites.find(1), Clients.of([0, 1]).find(1)
@@ -86,11 +86,11 @@ class Clients:
             return self._by_text.get(key)
         if self._by_whole_number is None:
             return key if key in self.numbers else None
-        meant = self._by_whole_number.get(key, ())
-        return meant[0] if len(meant) == 1 else None
+        matches = self._by_whole_number.get(key, ())
+        return matches[0] if len(matches) == 1 else None
 
     def find_text(self, text: str) -> int | None:
-        """The same for what is always a text, such as a key in JSON or a word on the command line.
+        """As `find`, for a source that only has texts, such as keys in JSON or arguments on the command line.
 
         >>> Clients.of([0, 1]).find_text("1"), Clients.of([0, 1], {0: "ann", 1: "george"}).find_text("george")
         (1, 1)
@@ -99,10 +99,10 @@ class Clients:
         return self.find(int(text)) if number is None and _is_whole_number(text) else number
 
     def number_of(self, key: Name) -> int:
-        """The client that somebody asks for by name or by number.
+        """The number of a client, given by name or by number.
 
         Raises:
-            InputError: there is none; says which there are.
+            InputError: there is no such client; lists all clients.
         """
         number = self.find_text(key) if isinstance(key, str) else self.find(key)
         if number is None:
@@ -111,7 +111,7 @@ class Clients:
 
     @property
     def described(self) -> str:
-        """How many there are, and what they are called.
+        """The number of clients and their names, as text.
 
         >>> Clients.of(range(6)).described, Clients.of([0, 1], {0: "ann", 1: "george"}).described
         ('6 clients, 0 to 5', "2 clients: 'ann', 'george'")
@@ -129,13 +129,13 @@ class Clients:
 
     @cached_property
     def _by_whole_number(self) -> dict[int, list[int]] | None:
-        """Whole number to the clients that are named by it; None where some have other names, or none."""
+        """Whole number to the clients with that name; None unless all clients have whole numbers as names."""
         if not self.names or not all(_is_whole_number(text) for text in self._by_text):
             return None
-        meant: dict[int, list[int]] = {}
+        numbers: dict[int, list[int]] = {}
         for text, number in self._by_text.items():
-            meant.setdefault(int(text), []).append(number)
-        return meant
+            numbers.setdefault(int(text), []).append(number)
+        return numbers
 
 
 def _is_whole_number(text: str) -> bool:

@@ -1,7 +1,7 @@
-"""Which column is what: targets, images, texts or recordings, clients.
+"""Finds the columns of targets, of inputs (images, texts or recordings) and of clients.
 
-A column that the configuration does not name is found from the features of the data set. Where that leaves a
-choice, it is an error: a wrong guess would train on the wrong thing without a word.
+A column that the configuration does not name is found from the features of the data set. If several columns are
+possible, that is an error: a wrong guess would silently train on the wrong data.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from fedelta.tasks.targets import TargetColumn
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# Beginning of a type of numbers to what `Task.candidates` calls it.
+# Prefix of a numeric type to its name in `Task.candidates`.
 _NUMBERS = {"int": "integer", "uint": "integer", "float": "float", "double": "float", "half": "float"}
 
-# Types of bytes that writers of Parquet choose between.
+# The Arrow types that Parquet files may have for bytes and for texts.
 _BYTES = frozenset({"binary", "large_binary", "binary_view"})
 _TEXTS = frozenset({"string", "large_string", "string_view"})
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The names of the columns that are used, and what the inputs are."""
+    """The names of the columns in use, and the modality of the inputs."""
 
     label: str
     input: str
@@ -40,12 +40,12 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """The names that the configuration gives; what it does not name is to be found.
+class NamedColumns:
+    """The columns that the configuration names; None where a column has to be found.
 
     Args:
-        label: of the targets.
-        client: of the clients' ids.
+        label: column of the targets.
+        client: column of the clients' ids.
         inputs: name of a modality to its column; at most one.
     """
 
@@ -54,45 +54,45 @@ class Wanted:
     inputs: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def named(self) -> dict[str, str]:
-        """What is given, by its key in `[data]`."""
+    def by_key(self) -> dict[str, str]:
+        """Key in `[data]` to column, for the columns that are named."""
         keys = {"label": self.label, "client": self.client, **self.inputs}
         return {f"{key}_column": name for key, name in keys.items() if name is not None}
 
 
-def find_columns(dataset: Dataset, wanted: Wanted, task: Task, *, origin: str) -> Columns:
-    """The columns that `wanted` names, and those that the features leave no doubt about.
+def find_columns(dataset: Dataset, named: NamedColumns, task: Task, *, origin: str) -> Columns:
+    """The columns that the configuration names, and the others found from the features.
 
-    Found for targets: see `Task.candidates`. For inputs: the only column that surely holds examples of a modality
-    (images, recordings), else the only one that is likely to (bytes and arrays, which are then images), else the only
-    column of texts that is neither target nor client; see `Modality.columns`.
+    The target column is chosen by `Task.candidates`. The input column is the only one that certainly holds examples of
+    a modality (images, recordings), else the only one that probably does (bytes and arrays, taken for images), else the
+    only column of texts that is neither target nor client; see `Modality.columns`.
 
     Raises:
-        DataError: a column is missing or there is a choice; names every problem and the columns there are.
+        DataError: a column is missing, or several are possible; lists all problems and columns.
     """
     names = dataset.column_names
     problems = [
         f"no column {name!r} (`data.{key}`), the columns are {listed(names, 20)}"
-        for key, name in wanted.named.items()
+        for key, name in named.by_key.items()
         if name not in names
     ]
     refuse(origin, problems)
-    labels = [wanted.label] if wanted.label else task.candidates(_kinds(dataset))
+    labels = [named.label] if named.label else task.candidates(_kinds(dataset))
     if len(labels) != 1:
         problems.append(_choice("label_column", task.column, labels, names))
-    candidates = _input_candidates(dataset, wanted, {*labels, wanted.client})
+    candidates = _input_candidates(dataset, named, {*labels, named.client})
     if len(candidates) != 1:
-        of_kinds = sorted({modality.name for modality in candidates.values()})
-        keys = input_keys() if len(of_kinds) != 1 else f"{of_kinds[0]}_column"
+        modalities = sorted({modality.name for modality in candidates.values()})
+        keys = input_keys() if len(modalities) != 1 else f"{modalities[0]}_column"
         problems.append(_choice(keys, _expected(), list(candidates), names))
     for name, modality in candidates.items():
         rule = modality.columns
         if rule.is_strict and _kind_of(dataset.features[name]) not in rule.kinds:
-            found = f"column {name!r} (`data.{modality.name}_column`) is {dataset.features[name]}"
-            problems.append(f"{found}, expected {modality.plural}")
+            column = f"column {name!r} (`data.{modality.name}_column`)"
+            problems.append(f"{column} is {dataset.features[name]}, expected {modality.plural}")
     refuse(origin, problems)
     ((name, modality),) = candidates.items()
-    return Columns(labels[0], name, wanted.client, modality)
+    return Columns(labels[0], name, named.client, modality)
 
 
 def input_keys() -> str:
@@ -105,13 +105,19 @@ def input_keys() -> str:
     return f"{'`, `data.'.join(keys)}` or `data.{last}"
 
 
-def _input_candidates(dataset: Dataset, wanted: Wanted, taken: set[str | None]) -> dict[str, type[Modality]]:
-    """Columns that could be the inputs, and what they hold; of all that could be, the surest."""
-    if wanted.inputs:
-        return {column: MODALITIES[name] for name, column in wanted.inputs.items()}
+def _input_candidates(dataset: Dataset, named: NamedColumns, other: set[str | None]) -> dict[str, type[Modality]]:
+    """The columns that may be the inputs with the highest certainty, and their modality.
+
+    Args:
+        dataset: the training set.
+        named: columns that the configuration names.
+        other: columns of targets and clients.
+    """
+    if named.inputs:
+        return {column: MODALITIES[name] for name, column in named.inputs.items()}
     rated: list[tuple[Certainty, str, type[Modality]]] = []
     for name, feature in dataset.features.items():
-        kind = None if name in taken else _kind_of(feature)
+        kind = None if name in other else _kind_of(feature)
         if kind == "bytes" and is_recording(_first(dataset, name)):
             kind = "audio"
         if kind is not None:
@@ -122,12 +128,12 @@ def _input_candidates(dataset: Dataset, wanted: Wanted, taken: set[str | None]) 
 
 
 def _first(dataset: Dataset, column: str) -> object:
-    """The first value of a column as it is stored."""
+    """The first value of a column, in stored form."""
     return dataset.select_columns([column]).with_format("arrow")[:1].column(0)[0].as_py()
 
 
 def _kind_of(feature: object) -> FeatureKind | None:
-    """What a column holds; None for what no modality reads, such as numbers."""
+    """The kind of a column's content; None if no modality reads it, such as numbers."""
     from datasets import Array2D, Array3D, Audio, Image, List, Value
 
     match feature:
@@ -147,21 +153,21 @@ def _kind_of(feature: object) -> FeatureKind | None:
 
 
 def _expected() -> str:
-    """The inputs in words: what is looked for first, and what failing that."""
+    """A description of the possible input columns for messages, in order of preference."""
     all_ranks = {modality.plural: modality.columns.kinds.values() for modality in MODALITIES.values()}
     first = [plural for plural, ranks in all_ranks.items() if Certainty.FALLBACK not in ranks]
     fallback = [plural for plural in all_ranks if plural not in first]
     return f"{' or '.join(first)} or, failing that, of {' or '.join(fallback)}"
 
 
-def _choice(key: str, expected: str, found: Sequence[str], names: Sequence[str]) -> str:
-    what = f"{len(found)} columns that could be it ({listed(found)})" if found else "no such column"
+def _choice(key: str, expected: str, candidates: Sequence[str], names: Sequence[str]) -> str:
+    found = f"{len(candidates)} possible columns ({listed(candidates)})" if candidates else "no such column"
     advice = f"set `data.{key}` to one of {listed(names, 20)}"
-    return f"expected exactly one column of {expected}, found {what}; {advice}"
+    return f"expected exactly one column of {expected}, found {found}; {advice}"
 
 
 def _kinds(dataset: Dataset) -> dict[str, str | None]:
-    """Column to what it holds, as `Task.candidates` has it."""
+    """Column to kind of content, for `Task.candidates`."""
     from datasets import ClassLabel, Value
 
     kinds: dict[str, str | None] = {}
@@ -173,12 +179,12 @@ def _kinds(dataset: Dataset) -> dict[str, str | None]:
 
 
 def target_column(dataset: Dataset, column: str, what: str) -> TargetColumn:
-    """A column as a task reads it.
+    """The target column, for a task to read.
 
     Args:
         dataset: N rows.
-        column: holds the targets.
-        what: names the data set in problems, such as "test set".
+        column: name of the column.
+        what: name of the data set in messages, such as "test set".
     """
     from datasets import ClassLabel
 
@@ -188,7 +194,7 @@ def target_column(dataset: Dataset, column: str, what: str) -> TargetColumn:
 
 
 def missing_columns(test: Dataset, columns: Columns) -> list[str]:
-    """What keeps `columns` of the training set from being used in the test set."""
+    """Messages about columns of the training set that the test set lacks."""
     names = test.column_names
     absent = [name for name in (columns.label, columns.input) if name not in names]
     return [f"test set: no column {name!r} as in the training set, found {listed(names, 20)}" for name in absent]

@@ -1,4 +1,4 @@
-"""What `fedelta check` says of the data: how many, which classes, whose, and what some of them look like."""
+"""The lines of `fedelta check` about the data: numbers of examples, classes, clients, and some examples."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ _NUM_SHOWN = 20
 
 
 def describe(data: FederatedData, evaluated: str) -> Iterator[str]:
-    """Lines about the data of a federation.
+    """Yields lines of text about the data of a federation.
 
     Args:
         data: of all clients.
-        evaluated: what its rows for evaluation are called, such as "test".
+        evaluated: name of the evaluation rows, such as "test".
     """
     rows = {**data.partition, **data.held_out}
-    used = sum(len(of_client) for of_client in rows.values())
-    apart = f", {used:,} of them the clients'" if used < len(data.train) else ""
-    yield f"examples: {len(data.train):,} training{apart}, {len(data.test):,} {evaluated}"
+    num_used = sum(len(client_rows) for client_rows in rows.values())
+    used = f", {num_used:,} of them the clients'" if num_used < len(data.train) else ""
+    yield f"examples: {len(data.train):,} training{used}, {len(data.test):,} {evaluated}"
     noun = "classes" if data.class_names else "ranges"
     kinds = data.class_names or data.strata_names
     counts = zip(kinds, _counts(data.train.targets, len(kinds)), _counts(data.test.targets, len(kinds)), strict=True)
     words = [f"{name!r} {training:,} + {held:,}" for name, training, held in counts]
     yield f"{noun}: {len(kinds)}, each with its training + {evaluated} examples: {bounded(words, _NUM_SHOWN)}"
     yield from _clients(data, rows)
-    owner = {row: client for client, of_client in rows.items() for row in of_client.tolist()}
-    for each in data.shown:
-        whose = f", {data.clients.called(owner[each.row])}" if each.row in owner else ""
-        yield f"  {each.example} is {each.target}{whose}"
+    client_of = {row: client for client, client_rows in rows.items() for row in client_rows.tolist()}
+    for example in data.shown:
+        client = f", {data.clients.called(client_of[example.row])}" if example.row in client_of else ""
+        yield f"  {example.example} is {example.target}{client}"
 
 
 def _counts(targets: Targets, num_kinds: int) -> list[int]:
@@ -42,7 +42,7 @@ def _counts(targets: Targets, num_kinds: int) -> list[int]:
 
 
 def _clients(data: FederatedData, rows: Mapping[int, Tensor]) -> Iterator[str]:
-    sizes = [len(of_client) for of_client in rows.values()]
+    sizes = [len(client_rows) for client_rows in rows.values()]
     held_out = f", {len(data.held_out)} of them held out" if data.held_out else ""
     words = [f"{data.names.get(client, client)!r} {len(rows[client]):,}" for client in sorted(rows)]
     yield (

@@ -1,7 +1,7 @@
-"""Which examples they are: digests of the rows as a run sees them, in their order.
+"""Digests of a run's examples, to detect whether data have changed.
 
-Of rows in memory it is what is kept of them; of rows that are decoded at every fetch the stored bytes, so that nothing
-is decoded for it.
+Rows in memory are digested in raw form; of rows that are decoded at every fetch the stored bytes are, so that nothing
+has to be decoded.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _CHUNK_ROWS = 512
 
 
 def digest_of_inputs(inputs: Inputs) -> str:
-    """SHA-256 of all rows, as hexadecimal digits."""
+    """SHA-256 of all rows in order, as hexadecimal digits."""
     digest = hashlib.sha256()
     for part in _parts(inputs):
         digest.update(len(part).to_bytes(8, "big"))
@@ -34,7 +34,7 @@ def digest_of_inputs(inputs: Inputs) -> str:
 
 
 def digest_of_targets(targets: Targets) -> str:
-    """SHA-256 of what is to be predicted, row by row."""
+    """SHA-256 of all targets in order, as hexadecimal digits."""
     digest = hashlib.sha256()
     for rows in torch.arange(len(targets)).split(_CHUNK_ROWS):
         for part in _tensor(targets.fetch(rows)):
@@ -43,7 +43,7 @@ def digest_of_targets(targets: Targets) -> str:
 
 
 def digests_of(examples: Examples, what: str) -> dict[str, str]:
-    """Of inputs and targets, by what they are called: `what` is "training" or "test"."""
+    """Digests of inputs and targets by name, such as "training examples"; `what` is "training" or "test"."""
     return {
         f"{what} examples": digest_of_inputs(examples.inputs),
         f"{what} labels": digest_of_targets(examples.targets),
@@ -76,7 +76,7 @@ def _tensor(tensor: Tensor) -> Iterator[bytes | memoryview]:
 
 
 def _stored(value: object) -> bytes:
-    """The content of a value: encoded bytes, those of the file that it names, or what it says."""
+    """The content of a value: its bytes, those of the file that it names, or its `repr`."""
     if isinstance(value, dict):
         content, path = value.get("bytes"), value.get("path")
         return content if isinstance(content, bytes) else _stored(path)

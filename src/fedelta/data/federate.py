@@ -18,7 +18,7 @@ from fedelta.data.stored import StoredColumn
 from fedelta.data.validation import RowsOf, hold_back
 from fedelta.errors import DataError, listed, refuse
 from fedelta.modalities.base import Inputs, Modality
-from fedelta.modalities.stores import spread
+from fedelta.modalities.stores import evenly_spaced
 from fedelta.tasks.targets import strata_of
 
 logger = logging.getLogger("fedelta")
@@ -38,7 +38,7 @@ def adapted(modality: Modality, raw: RawData) -> Modality:
             hint=f"choose another `model.source` (recordings go to image classifiers), or set `data.{input_keys()}`",
         )
     column = _column(raw)
-    return prepared.fitted(column.select(spread(len(column), NUM_READ)) if raw.at_a_glance else column)
+    return prepared.fitted(column.select(evenly_spaced(len(column), NUM_READ)) if raw.at_a_glance else column)
 
 
 def federate(
@@ -126,7 +126,7 @@ def _stored(column: StoredColumn, modality: Modality, max_memory_mib: int) -> In
 
 def _shown(raw: RawData) -> tuple[Shown, ...]:
     """Some training rows, from the first to the last."""
-    rows = spread(len(raw.train), _NUM_SHOWN)
+    rows = evenly_spaced(len(raw.train), _NUM_SHOWN)
     labels = target_column(raw.train.dataset.select(rows.tolist()), raw.columns.label, "training set")
     values = labels.values
     if raw.class_names:

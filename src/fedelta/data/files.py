@@ -1,18 +1,19 @@
-"""Training and test set as `datasets.Dataset`, from each kind of place a data set may be in.
+"""Loads the splits of a data set from a file, a folder, saved data or the hub.
 
-Local files are never cached in the user's home, and nobody guesses from the names of folders above them.
+Local files are never cached in the user's home, and the names of folders above the source have no effect.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedelta.data.folders import Splits, modality_in, read_folder
 from fedelta.data.leaf import is_leaf, read_leaf
-from fedelta.data.loading import TABLES, by_column, quiet
+from fedelta.data.loading import TABLES, by_column, quiet_datasets
 from fedelta.data.naming import Naming
-from fedelta.data.tables import HINT, by_split, read_table, read_tables
+from fedelta.data.tables import HINT, by_split, read_table_file, read_tables
 from fedelta.data.walk import Tree, unwritable
 from fedelta.errors import DataError
 
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-EMBEDDED = "digits"  # the one data source that is a name and never a path
-# What `Dataset.save_to_disk` and `DatasetDict.save_to_disk` write.
+EMBEDDED = "digits"  # the only data source that is a name and never a path
+# Files that `Dataset.save_to_disk` and `DatasetDict.save_to_disk` write.
 _SAVED = ("state.json", "dataset_dict.json")
 
 
@@ -31,30 +32,30 @@ def load_splits(source: str, subset: str | None, naming: Naming | None = None) -
     Args:
         source: "digits", a file, a folder or a hub name (see `sources.DataSource`).
         subset: configuration of a hub data set or of a folder in the hub's layout.
-        naming: what names say; by default nothing.
+        naming: meaning of file and folder names; by default none.
 
     Raises:
-        DataError: nothing is there, or it cannot be read, or it has no file names for `naming`.
+        DataError: the source does not exist, cannot be read, or `naming` does not apply to it.
     """
     naming = naming or Naming()
     path = _expanded(source)
     problem = None if source == EMBEDDED else missing_path(source) or unwritable(path)
     if problem is not None:
         raise DataError(
-            f"data source {problem}", hint="give a file, a folder, the name of a data set on the hub, or `digits`"
+            f"data source {problem}", hint="use a file, a folder, the name of a data set on the hub, or `digits`"
         )
     is_saved = source != EMBEDDED and any((path / name).is_file() for name in _SAVED)
     tree = Tree.of(path) if source != EMBEDDED and path.is_dir() and not is_saved else None
     modality = None if tree is None else modality_in(tree, TABLES.keys(), naming)
     if tree is not None and modality is not None:
-        # Without a pattern a table is a foreign file there, and maybe one that its owner counts on.
+        # Without a pattern, a table among the files is an error: its owner may expect it to be used.
         passed_over = frozenset() if naming.pattern is None else TABLES.keys()
         return read_folder(tree, modality, naming, passed_over=passed_over)
-    if naming.given:
+    if naming.keys_set:
         raise DataError(
-            f"data source {source!r} is no folder of images or recordings, but {naming.given}, for the "
-            "names of such files",
-            hint="leave that out, or name the folder in `data.source`",
+            f"data source {source!r} is not a folder of images or recordings, but {naming.keys_set}, which applies to "
+            "the names of such files",
+            hint="remove it, or set `data.source` to the folder",
         )
     if source == EMBEDDED:
         return Splits({naming.train_split: _digits()})
@@ -63,12 +64,12 @@ def load_splits(source: str, subset: str | None, naming: Naming | None = None) -
     if tree is not None:
         return _tables_in(tree, subset, naming)
     if path.is_file():
-        return read_leaf({naming.train_split: [path]}) if is_leaf(path) else read_table(path, naming)
+        return read_leaf({naming.train_split: [path]}) if is_leaf(path) else read_table_file(path, naming)
     return Splits(_hub(source, subset))
 
 
 def missing_path(source: str) -> str | None:
-    """What is wrong with a source that looks like a path, if neither a file nor a folder is there; reads nothing.
+    """The problem with a source that looks like a path but does not exist; else None. Reads nothing.
 
     >>> missing_path("somebody/something") is None  # may be on the hub
     True
@@ -84,10 +85,11 @@ def _expanded(source: str) -> Path:
     try:
         return Path(source).expanduser()
     except RuntimeError:
-        # `~name` of a user that this machine does not know.
+        # `~name`, but there is no such user.
         return Path(source)
 
 
+@cache
 def _digits() -> Dataset:
     """scikit-learn's handwritten digits: 1,797 images of 8x8 gray pixels, 0..16 there and 0..255 here."""
     from datasets import Array2D, ClassLabel, Dataset, Features
@@ -101,20 +103,20 @@ def _digits() -> Dataset:
 
 def _tables_in(tree: Tree, subset: str | None, naming: Naming) -> Splits:
     leaf = [path for path in tree.files if is_leaf(path)]
-    # LEAF keeps the whole set beside the parts that it has made of it.
+    # LEAF keeps the whole data set beside its training and test parts.
     parts = [path for path in leaf if tree.place(path)[:1] in {("train",), ("test",)}] or leaf
     return read_leaf(by_split(tree, parts, naming.train_split)) if leaf else read_tables(tree, subset, naming)
 
 
 def _saved(path: Path, naming: Naming) -> Splits:
-    """What `save_to_disk` has written, mapped where it is."""
+    """Data written by `save_to_disk`, memory-mapped in place."""
     from datasets import DatasetDict, load_from_disk
 
-    with quiet():
+    with quiet_datasets():
         try:
             loaded = load_from_disk(str(path))
         except Exception as error:
-            # As in `loading.py`: whatever the parsers raise.
+            # As in `loading.py`: parsers raise errors of many types.
             raise DataError(f"data source {str(path)!r} cannot be read: {error}", hint=HINT) from error
     if isinstance(loaded, DatasetDict):
         return Splits(dict(loaded))
@@ -124,10 +126,10 @@ def _saved(path: Path, naming: Naming) -> Splits:
 def _hub(name: str, subset: str | None) -> dict[str, Dataset]:
     from datasets import load_dataset
 
-    with quiet():
+    with quiet_datasets():
         try:
             return dict(load_dataset(name, subset))
         except Exception as error:
-            # As in `loading.py`: whatever the parsers raise.
+            # As in `loading.py`: parsers raise errors of many types.
             reason = error.__cause__ or error
             raise DataError(f"data source {name!r} cannot be read: {reason}", hint=HINT) from error

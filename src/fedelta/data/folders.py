@@ -1,6 +1,6 @@
-"""Folders of images or of recordings: one row for each file; its folders or its name say what it is.
+"""Reads folders of images or recordings: one row per file, with label and client from folders or the file name.
 
-Files are read in place, later, by what makes the inputs; here only names are looked at.
+Only names are read here. The modality reads the files later, in place.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedelta.data.levels import described, find_levels
+from fedelta.data.levels import as_setting, infer_levels
 from fedelta.data.naming import CLIENT, LABEL, SPLIT, Naming, expression
-from fedelta.data.split_names import chosen
+from fedelta.data.split_names import matching_splits
 from fedelta.data.walk import Tree
 from fedelta.errors import DataError, listed, refuse
 from fedelta.modalities.base import Modality
@@ -22,21 +22,21 @@ from fedelta.modalities.table import MODALITIES
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_PARQUET = ".parquet"  # may hold the files themselves
-# What stands beside the folders of classes and says something about them.
+_PARQUET = ".parquet"  # may contain images or recordings itself
+# Files that describe the data set, beside the folders of classes.
 _DOCUMENTS = frozenset({".md", ".txt", ".rst", ".pdf", ".html"})
 _DOCUMENT_NAMES = frozenset({"readme", "license", "licence", "citation.cff", "copying"})
-_METADATA = "metadata"  # a table of this name says what is in the files beside it
+_METADATA = "metadata"  # name of a table with the labels of the files beside it
 
 
 @dataclass(frozen=True)
 class Splits:
-    """The parts of a data set.
+    """The splits of a data set.
 
     Args:
         rows: name of a split to its rows.
-        client: the column that says whose a row is, where the data themselves have one.
-        notes: what was found out and might be wrong, in words.
+        client: the column of clients, if the data contain one.
+        notes: messages about assumptions that may be wrong.
     """
 
     rows: dict[str, Dataset]
@@ -45,70 +45,70 @@ class Splits:
 
 
 def modality_in(tree: Tree, tables: Set[str], naming: Naming) -> type[Modality] | None:
-    """What `tree` is a folder of; None for nothing, or where a table is in charge of the files.
+    """The modality of the files in `tree`; None if there are no such files, or if a table defines the rows.
 
-    A Parquet file anywhere is in charge, and, unless there is a pattern for the names of the files, a table called
-    `metadata`, and any table beside images or recordings that are in no sub-folder.
+    A Parquet file always defines the rows. Unless `naming` has a pattern, so does a table called `metadata`, and any
+    table if no image or recording is in a sub-folder.
 
     Args:
-        tree: to look at.
+        tree: the folder.
         tables: suffixes of tables.
-        naming: what the names of the files say.
+        naming: meaning of file and folder names.
 
     Raises:
-        DataError: several kinds of examples are there, or a table is in charge and `naming` would say nothing.
+        DataError: there are files of several modalities, or a table defines the rows although `naming` is set.
     """
     suffixes = Counter(path.suffix.lower() for path in tree.files)
-    found = {name: sum(suffixes[suffix] for suffix in each.suffixes) for name, each in MODALITIES.items()}
-    if not any(found.values()):
+    counts = {name: sum(suffixes[suffix] for suffix in kind.suffixes) for name, kind in MODALITIES.items()}
+    if not any(counts.values()):
         return None
-    examples = {suffix for each in MODALITIES.values() for suffix in each.suffixes}
+    examples = {suffix for kind in MODALITIES.values() for suffix in kind.suffixes}
     in_sub_folders = any(path.suffix.lower() in examples and tree.place(path) for path in tree.files)
-    may_be_in_charge = {_PARQUET} if in_sub_folders or naming.pattern is not None else {_PARQUET, *tables}
-    in_charge = suffixes.keys() & may_be_in_charge
+    possible_tables = {_PARQUET} if in_sub_folders or naming.pattern is not None else {_PARQUET, *tables}
+    defining_tables = suffixes.keys() & possible_tables
     if naming.pattern is None:
-        in_charge |= {path.suffix.lower() for path in metadata_in(tree, tables)}
-    if in_charge:
-        _refuse_names(tree.root, naming, sorted(in_charge))
+        defining_tables |= {path.suffix.lower() for path in metadata_in(tree, tables)}
+    if defining_tables:
+        _refuse_names(tree.root, naming, sorted(defining_tables))
         return None
-    kinds = [each for name, each in MODALITIES.items() if found[name]]
+    kinds = [kind for name, kind in MODALITIES.items() if counts[name]]
     if len(kinds) > 1:
-        counts = " and ".join(f"{found[each.name]} {each.plural}" for each in kinds)
-        refuse(f"folder {str(tree.root)!r}", [f"{counts}, expected one kind"], hint="keep them in folders of their own")
+        numbers = " and ".join(f"{counts[kind.name]} {kind.plural}" for kind in kinds)
+        refuse(f"folder {str(tree.root)!r}", [f"{numbers}, expected one kind"], hint="put them in separate folders")
     return kinds[0]
 
 
 def metadata_in(tree: Tree, tables: Set[str]) -> list[Path]:
-    """The tables that say what is in the files beside them."""
+    """The tables that describe the files beside them."""
     return [path for path in tree.files if path.stem.lower() == _METADATA and path.suffix.lower() in tables]
 
 
-def _refuse_names(folder: Path, naming: Naming, in_charge: Sequence[str]) -> None:
-    """Raises where the names of files are to say something, but tables with these suffixes are in charge."""
-    if not naming.given:
+def _refuse_names(folder: Path, naming: Naming, tables: Sequence[str]) -> None:
+    """Raises if `naming` is set, although tables with these suffixes define the rows."""
+    if not naming.keys_set:
         return
-    other = "" if _PARQUET in in_charge else "; or set `data.file_pattern`, which puts the files in charge"
+    pattern = "" if _PARQUET in tables else "; or set `data.file_pattern`, and the table is ignored"
     raise DataError(
-        f"folder {str(folder)!r} holds a table ({', '.join(in_charge)}), which is in charge of the images or "
-        f"recordings beside it, so that their names do not count, but {naming.given}",
-        hint=f"keep the table elsewhere, or leave that out{other}",
+        f"folder {str(folder)!r} holds a table ({', '.join(tables)}), which defines the rows, so that the names of "
+        f"images or recordings are ignored, but {naming.keys_set}",
+        hint=f"move the table elsewhere, or remove the setting{pattern}",
     )
 
 
 def read_folder(tree: Tree, modality: type[Modality], naming: Naming, *, passed_over: Set[str]) -> Splits:
-    """All splits of a folder; without a level of splits that of training alone.
+    """All splits of a folder; without a level of splits, only a training split.
 
     Args:
         tree: of images or recordings.
-        modality: which of them.
-        naming: what names say; what it does not tell is found out (see `levels.py`).
-        passed_over: suffixes of files that are not looked at; others that are not of `modality` are problems.
+        modality: of the files.
+        naming: meaning of file and folder names; levels that it leaves open are inferred (see `levels.py`).
+        passed_over: suffixes of files to ignore; any other file that is not of `modality` is a problem.
 
     Returns:
-        Split to its rows: column `image` or `audio` (the path), `label`, and `client` where names say it.
+        Split to its rows, with column `image` or `audio` (the path), `label`, and `client` if names give it.
 
     Raises:
-        DataError: files that are of another kind, have no label, or do not match; names every problem.
+        DataError: files are of another kind, have no label, or do not match the pattern; lists all problems.
     """
     files = [path for path in tree.files if path.suffix.lower() in modality.suffixes]
     levels = _levels(tree, files, modality, naming)
@@ -122,7 +122,7 @@ def read_folder(tree: Tree, modality: type[Modality], naming: Naming, *, passed_
         for path in tree.empty
         if LABEL in levels[len(tree.place(path)) :] and levels[len(tree.place(path))] != SPLIT
     ]
-    problems += [f"{str(path)!r} is no {modality.singular}" for path in foreign]
+    problems += [f"{str(path)!r} is not {_with_article(modality.singular)}" for path in foreign]
     problems += _mismatches(files, naming)
     splits: dict[str, list[Path]] = {} if SPLIT in levels else {naming.train_split: list(files)}
     if SPLIT in levels:
@@ -133,32 +133,32 @@ def read_folder(tree: Tree, modality: type[Modality], naming: Naming, *, passed_
         for path in files:
             split = (*tree.place(path), *[naming.train_split] * len(levels))[depth]
             splits.setdefault(split, []).append(path)
-    about_test_files = _move_test_files(splits, naming)
+    test_file_problems = _move_test_files(splits, naming)
     rows = {name: _labelled(tree, paths, levels, naming, problems) for name, paths in splits.items()}
-    expected = f"one sub-folder of {modality.name} files for each class, or `data.file_pattern` with a field {{label}}"
-    hints = [f"`data.folders` says which level of folders is what; expected {expected}"]
-    hints = hints * bool(problems) + [hint for _, hint in about_test_files]
-    problems = [problem for problem, _ in about_test_files] + problems
+    expected = f"one sub-folder of {modality.name} files per class, or `data.file_pattern` with a field {{label}}"
+    hints = [f"`data.folders` gives the meaning of each level of folders; expected {expected}"]
+    hints = hints * bool(problems) + [hint for _, hint in test_file_problems]
+    problems = [problem for problem, _ in test_file_problems] + problems
     refuse(f"{modality.name} folder {str(tree.root)!r}", problems, hint="; ".join(hints))
     client = CLIENT if CLIENT in levels or CLIENT in naming.fields else None
-    datasets = {name: _dataset(of_split, modality, client is not None) for name, of_split in rows.items()}
+    datasets = {name: _dataset(split_rows, modality, client is not None) for name, split_rows in rows.items()}
     return Splits(datasets, client, _notes(tree, levels, splits, naming))
 
 
 def _levels(tree: Tree, files: Sequence[Path], modality: type[Modality], naming: Naming) -> tuple[str, ...]:
-    """What each level of folders is: what is said, else what is found out."""
+    """The meaning of each level of folders: from `naming`, else inferred."""
     if naming.levels is not None:
         return naming.levels
     places = [tree.place(path) for path in files] + [(*tree.place(path), path.name) for path in tree.empty]
     try:
-        known = (naming.train_split, naming.test_split)
-        return find_levels(places, known, needs_label=LABEL not in naming.fields)
+        known_splits = (naming.train_split, naming.test_split)
+        return infer_levels(places, known_splits, needs_label=LABEL not in naming.fields)
     except DataError as error:
         raise DataError(f"{modality.name} folder {str(tree.root)!r}: {error.message}", hint=error.hint) from error
 
 
 def _is_document(path: Path, tree: Tree, levels: Sequence[str]) -> bool:
-    """Whether a file speaks of the data set: a README, a licence or a list above the folders of classes."""
+    """Whether a file describes the data set: a README, a licence or a list above the folders of classes."""
     above = LABEL in levels and len(tree.place(path)) <= levels.index(LABEL)
     return above and (path.suffix.lower() in _DOCUMENTS or path.name.lower() in _DOCUMENT_NAMES)
 
@@ -176,26 +176,29 @@ def _mismatches(paths: Sequence[Path], naming: Naming) -> list[str]:
 
 
 def _move_test_files(files: dict[str, list[Path]], naming: Naming) -> list[tuple[str, str]]:
-    """Moves what `naming.test_files` matches from the training set to a test set of its own.
+    """Moves the files that match `naming.test_files` from the training set to a test set.
 
     Returns:
-        A problem and its hint, or nothing.
+        At most one problem with its hint.
     """
     if naming.test_files is None:
         return []
-    if found := chosen(files, naming.test_split):
-        problem = f"`data.test_files` is set, and there is a folder {found[0]!r} with a test set"
-        return [(problem, "leave `data.test_files` out, or keep that folder elsewhere")]
-    train = next(iter(chosen(files, naming.train_split)), naming.train_split)
+    if folders := matching_splits(files, naming.test_split):
+        problem = f"`data.test_files` is set, but there is also a folder {folders[0]!r} with a test set"
+        return [(problem, "remove `data.test_files`, or move that folder elsewhere")]
+    train = next(iter(matching_splits(files, naming.train_split)), naming.train_split)
     both = files.get(train, [])
     test = [path for path in both if path.match(naming.test_files)]
     if not test:
-        problem = f"none of {len(both)} files matches `data.test_files` = {naming.test_files!r}, {_first(both)}"
+        problem = f"none of {len(both)} files match `data.test_files` = {naming.test_files!r}, {_first(both)}"
         return [
-            (problem, "`data.test_files` is for whole names, such as `*_[0-4].wav`, or `noisy/*` for those in a folder")
+            (
+                problem,
+                "`data.test_files` matches whole names, such as `*_[0-4].wav`, or `noisy/*` for files in a folder",
+            )
         ]
-    taken = set(test)
-    files[train] = [path for path in both if path not in taken]
+    test_paths = set(test)
+    files[train] = [path for path in both if path not in test_paths]
     files[naming.test_split] = test
     return []
 
@@ -203,32 +206,32 @@ def _move_test_files(files: dict[str, list[Path]], naming: Naming) -> list[tuple
 def _labelled(
     tree: Tree, paths: Sequence[Path], levels: Sequence[str], naming: Naming, problems: list[str]
 ) -> list[dict[str, str]]:
-    """Path, label and perhaps client of each file that matches; adds to `problems`."""
+    """The fields of each file (path, label, perhaps client) that matches; appends to `problems`."""
     pattern = None if naming.pattern is None else expression(naming.pattern)
     rows: list[dict[str, str]] = []
     for path in paths:
         match = None if pattern is None else pattern.fullmatch(path.stem)
         if pattern is not None and match is None:
             continue
-        said = dict(zip(levels, tree.place(path), strict=False)) | ({} if match is None else match.groupdict())
-        for what in [LABEL, *[level for level in levels if level in {SPLIT, CLIENT}]]:
-            if what not in said:
-                noun = "class" if what == LABEL else what
-                lacks = "" if pattern is None else f", and the pattern {naming.pattern!r} has no field {{{what}}}"
-                problems.append(f"{str(path)!r} is in no {noun} folder{lacks}")
-                said[what] = ""
-        rows.append({**said, "path": str(path)})
+        fields = dict(zip(levels, tree.place(path), strict=False)) | ({} if match is None else match.groupdict())
+        for field_name in [LABEL, *[level for level in levels if level in {SPLIT, CLIENT}]]:
+            if field_name not in fields:
+                noun = "class" if field_name == LABEL else field_name
+                lacks = "" if pattern is None else f", and the pattern {naming.pattern!r} has no field {{{field_name}}}"
+                problems.append(f"{str(path)!r} is not in a {noun} folder{lacks}")
+                fields[field_name] = ""
+        rows.append({**fields, "path": str(path)})
     return rows
 
 
 def _notes(tree: Tree, levels: Sequence[str], splits: dict[str, list[Path]], naming: Naming) -> tuple[str, ...]:
-    """How the folders were read, where that was found out and is not what everybody would think."""
-    plain = levels in {(), (LABEL,), (SPLIT, LABEL)} and all(name == name.lower() for name in splits)
-    if naming.folders is not None or plain:
+    """How the folders were read, if that was inferred and is not obvious."""
+    is_obvious = levels in {(), (LABEL,), (SPLIT, LABEL)} and all(name == name.lower() for name in splits)
+    if naming.folders is not None or is_obvious:
         return ()
-    found = f"folder {str(tree.root)!r} was read as `data.folders` = {described(levels)!r}"
-    named = f" (splits {listed(sorted(splits))})" if SPLIT in levels else ""
-    return (f"{found}{named}; set that key if it is wrong",)
+    reading = f"folder {str(tree.root)!r} was read as `data.folders` = {as_setting(levels)!r}"
+    split_names = f" (splits {listed(sorted(splits))})" if SPLIT in levels else ""
+    return (f"{reading}{split_names}; set that key if it is wrong",)
 
 
 def _dataset(rows: Sequence[dict[str, str]], modality: type[Modality], has_clients: bool) -> Dataset:
@@ -241,9 +244,13 @@ def _dataset(rows: Sequence[dict[str, str]], modality: type[Modality], has_clien
         columns[column] = [row[column] for row in rows]
         stored[column] = Value("string")
     dataset = Dataset.from_dict(columns, features=Features(stored))
-    # Cast: made with this feature at once, a data set of recordings would want torchcodec.
+    # Cast afterwards: a data set created with the audio feature would require torchcodec.
     return dataset.cast_column(name, {"image": Image(), "audio": Audio(decode=False)}[name])
 
 
 def _first(paths: Sequence[Path]) -> str:
-    return f"first {paths[0].name!r}" if paths else "of which there are none"
+    return f"first {paths[0].name!r}" if paths else "because there are no files"
+
+
+def _with_article(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"

@@ -1,4 +1,4 @@
-"""A look at data without reading all of them, for `fedelta check`: some examples now, others when they are fetched."""
+"""Lazy access to data for `fedelta check`: reads a few examples at once, others only when they are fetched."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from torch import Tensor
 from fedelta.data.stored import StoredColumn
 from fedelta.errors import refuse
 from fedelta.modalities.base import Modality
-from fedelta.modalities.stores import spread
+from fedelta.modalities.stores import evenly_spaced
 
-NUM_READ = 32  # half a second of photographs; a folder of another kind, or an odd column, is seen in the first of them
+NUM_READ = 32  # takes half a second for photographs, and is enough to notice a wrong folder or column
 
 
 @dataclass(frozen=True)
 class Glance:
-    """The examples of a column, each read whenever it is fetched.
+    """The examples of a column, read at every fetch.
 
     Args:
         column: N rows.
-        modality: makes inputs of them.
+        modality: turns examples into inputs.
         max_memory_mib: see `Modality.store`.
     """
 
@@ -34,14 +34,14 @@ class Glance:
 
     @classmethod
     def of(cls, column: StoredColumn, modality: Modality, max_memory_mib: int) -> Glance:
-        """The same, once `NUM_READ` rows were read and the files of all others were found.
+        """A glance at a column, after reading `NUM_READ` rows and checking that the files of all others exist.
 
         Raises:
-            DataError: rows without an example, or one that cannot be read.
+            DataError: rows have no example, or one that cannot be read.
         """
         _refuse_absent(column)
         glance = cls(column, modality, max_memory_mib)
-        glance.fetch(spread(len(column), NUM_READ))
+        glance.fetch(evenly_spaced(len(column), NUM_READ))
         return glance
 
     def __len__(self) -> int:
@@ -57,7 +57,7 @@ class Glance:
 
 
 def _refuse_absent(column: StoredColumn) -> None:
-    """Raises where rows are empty, or name files that are not there or hold nothing; opens none."""
+    """Raises if rows are empty, or name files that do not exist or are empty; opens no file."""
     problems = []
     row = 0
     for values in column.chunks():
@@ -69,9 +69,9 @@ def _refuse_absent(column: StoredColumn) -> None:
 
 
 def _absent(value: Any) -> str | None:
-    """What is seen to be wrong with a value from outside; Any: whatever the file holds."""
+    """The problem with a value that shows without opening files; Any: any type that a file can hold."""
     if value is None:
-        return "nothing is there"
+        return "it is empty"
     if not isinstance(value, dict) or value.get("bytes") or not isinstance(path := value.get("path"), str):
         return None
     try:
@@ -82,12 +82,12 @@ def _absent(value: Any) -> str | None:
 
 @dataclass(frozen=True)
 class Shown:
-    """A row as people see it.
+    """A training row for display.
 
     Args:
         example: name of its file, or the beginning of a text.
-        target: what is to be predicted.
-        row: its place among the training rows.
+        target: label or number.
+        row: position among the training rows.
     """
 
     example: str
@@ -96,13 +96,13 @@ class Shown:
 
 
 def shown(column: StoredColumn, targets: Sequence[object], rows: Tensor) -> tuple[Shown, ...]:
-    """How these rows are shown; `targets` has one value for each of them."""
+    """These rows for display; `targets` has one value per row."""
     values = zip(column.take(rows), targets, rows.tolist(), strict=True)
     return tuple(Shown(_example(value), repr(target), row) for value, target, row in values)
 
 
 def _example(value: Any) -> str:
-    """A value in a few words; Any: whatever the file holds."""
+    """A short text for a value; Any: any type that a file can hold."""
     if isinstance(value, dict):
         content, path = value.get("bytes"), value.get("path")
         return repr("/".join(Path(path).parts[-3:])) if path else f"{len(content or b''):,} bytes"
@@ -115,7 +115,7 @@ def _example(value: Any) -> str:
 
 
 def bounded(names: Sequence[str], limit: int) -> str:
-    """The first of some words, and how many more there are.
+    """The first `limit` names, and the number of further ones.
 
     >>> bounded(["a", "b", "c"], 2)
     'a, b and 1 more'

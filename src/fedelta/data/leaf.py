@@ -1,10 +1,10 @@
-"""LEAF's files: JSON with the rows of each user (Caldas et al. 2018, arXiv 1812.01097).
+"""Reads LEAF's files: JSON with the rows of each user (Caldas et al. 2018, arXiv 1812.01097).
 
     {"users": ["f0", ...], "num_samples": [2, ...], "user_data": {"f0": {"x": [...], "y": [...]}, ...}}
 
-Users are clients. What `x` is tells its shape: 784 numbers (any square) of 0 to 1 or to 255 are an image of FEMNIST, a
-text one of Shakespeare or the name of a file of CelebA, a list of texts a tweet of Sentiment140, whose fifth is what it
-says (`models/sent140/stacked_lstm.py` there).
+Users become clients. The shape of `x` shows what it is: 784 numbers (or any square number) are an image of FEMNIST, a
+text is one of Shakespeare or the file name of an image of CelebA, and a list of texts is a tweet of Sentiment140, whose
+fifth element is the message (`models/sent140/stacked_lstm.py` in LEAF).
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from fedelta.modalities.table import MODALITIES
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_TWEET = 4  # place of its text in a row of Sentiment140
+_TWEET = 4  # position of the message in a row of Sentiment140
 
 
 def is_leaf(path: Path) -> bool:
-    """Whether a file has the form of LEAF's, by its keys."""
+    """Whether a file has the keys of LEAF's format."""
     if path.suffix.lower() != ".json" or not path.is_file() or path.stat().st_size == 0:
         return False
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -40,7 +40,7 @@ def read_leaf(splits: dict[str, list[Path]]) -> Splits:
     """The rows of all users, in the order of the files.
 
     Raises:
-        DataError: a file is no JSON, or does not have that form.
+        DataError: a file is not JSON, or does not have this format.
     """
     return Splits({split: _dataset(files) for split, files in splits.items()}, client=CLIENT)
 
@@ -59,15 +59,15 @@ def _dataset(files: Sequence[Path]) -> Dataset:
 
 
 def _rows(path: Path) -> tuple[list[str], list[Any], list[Any]]:
-    """User, input and label of each row; Any: whatever the file holds."""
+    """User, input and label of each row; Any: any type that a file can hold."""
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        reason = "it is too deep" if isinstance(error, RecursionError) else str(error)
-        raise DataError(f"data source {str(path)!r} cannot be read: it is no JSON: {reason}") from error
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise DataError(f"data source {str(path)!r} cannot be read: it is not valid JSON: {reason}") from error
     users, data = content.get("users"), content.get("user_data")
     if not isinstance(users, list) or not isinstance(data, dict):
-        raise DataError(f"{str(path)!r}: `users` and `user_data` of LEAF are a list and an object, found other values")
+        raise DataError(f"{str(path)!r}: expected a list `users` and an object `user_data`, as in LEAF's format")
     clients: list[str] = []
     inputs: list[Any] = []
     labels: list[Any] = []
@@ -88,7 +88,7 @@ def _rows(path: Path) -> tuple[list[str], list[Any], list[Any]]:
 
 
 def _inputs(path: Path, values: Sequence[Any]) -> tuple[str, list[Any]]:
-    """Name of their column, and the values as it holds them."""
+    """The name of the input column, and its values."""
     if all(isinstance(value, str) for value in values):
         return _texts(path, values)
     sizes = {len(value) if isinstance(value, list) else -1 for value in values}
@@ -99,8 +99,8 @@ def _inputs(path: Path, values: Sequence[Any]) -> tuple[str, list[Any]]:
     elif len(sizes) == 1 and side > 1 and side**2 in sizes and _are_pixels(values):
         return "image", [[value[row * side : (row + 1) * side] for row in range(side)] for value in values]
     raise DataError(
-        f"{str(path)!r}: `x` holds neither texts nor square images of numbers (lengths {listed(sorted(sizes))})",
-        hint="write the rows as a table instead, such as JSON Lines with a column of clients",
+        f"{str(path)!r}: `x` holds neither texts nor square images (lengths {listed(sorted(sizes))})",
+        hint="convert the data to a table, such as JSON Lines with a column of clients",
     )
 
 
@@ -109,13 +109,13 @@ def _are_pixels(values: Sequence[Any]) -> bool:
 
 
 def _texts(path: Path, values: Sequence[str]) -> tuple[str, list[Any]]:
-    """Texts, or files of which these are the names."""
+    """The input column for texts, which may be names of image files."""
     suffixes = {Path(value).suffix.lower() for value in values}
     if not suffixes <= MODALITIES["image"].suffixes:
         return "text", list(values)
-    # As LEAF has CelebA: `data/train/*.json` beside `data/raw/img_align_celeba/`.
-    places = [path.parent, *(path.parents[1] / "raw").glob("*")] if len(path.parents) > 1 else [path.parent]
-    place = next((each for each in places if (each / values[0]).is_file()), None)
-    if place is None:
-        raise DataError(f"{str(path)!r}: `x` names images, and {values[0]!r} is not beside it")
-    return "image", [str((place / value).absolute()) for value in values]
+    # LEAF's layout of CelebA: `data/train/*.json` beside `data/raw/img_align_celeba/`.
+    folders = [path.parent, *(path.parents[1] / "raw").glob("*")] if len(path.parents) > 1 else [path.parent]
+    folder = next((folder for folder in folders if (folder / values[0]).is_file()), None)
+    if folder is None:
+        raise DataError(f"{str(path)!r}: `x` names images, but {values[0]!r} does not exist beside the file")
+    return "image", [str((folder / value).absolute()) for value in values]

@@ -1,9 +1,8 @@
-"""Which level of folders is what: splits, clients, classes.
+"""Infers the meaning of each level of folders (splits, clients, classes) if `data.folders` does not state it.
 
-Said with `data.folders`, or found out where there is one way only to read the folders. Splits are known by their names,
-a level with one folder says nothing, and of the levels that are left one is that of the classes. Where two are left,
-one of them may be sites, speakers or sub-classes: nobody can tell from names, and a wrong guess would be learned
-without a word.
+Splits are recognised by their names, a level with a single folder has no meaning, and the one level that remains holds
+the classes. If two levels remain, one of them may hold sites, speakers or sub-classes. Names do not show which, and a
+wrong guess would silently train on wrong labels, so this is an error.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import itertools
 from collections.abc import Sequence
 
 from fedelta.data.naming import CLIENT, LABEL, SPLIT, UNUSED
-from fedelta.data.split_names import kind_of
+from fedelta.data.split_names import split_kind
 from fedelta.errors import DataError, listed
 
 Place = tuple[str, ...]  # the folders of a file, from the top
@@ -20,19 +19,19 @@ _OPEN = "?"
 _NUM_SHOWN = 3
 
 
-def find_levels(places: Sequence[Place], known_splits: Sequence[str], *, needs_label: bool) -> tuple[str, ...]:
-    """What each level of folders is, from the top, as far as it says something.
+def infer_levels(places: Sequence[Place], known_splits: Sequence[str], *, needs_label: bool) -> tuple[str, ...]:
+    """The meaning of each level of folders, from the top down to the last level with a meaning.
 
-    >>> find_levels([("Train", "cat"), ("Train", "dog"), ("val", "cat")], [], needs_label=True)
+    >>> infer_levels([("Train", "cat"), ("Train", "dog"), ("val", "cat")], [], needs_label=True)
     ('split', 'label')
 
     Args:
-        places: of all files, and of folders without any.
+        places: folders of each file, and empty folders.
         known_splits: further names of splits.
-        needs_label: whether classes are folders; otherwise only splits are looked for.
+        needs_label: whether folders are classes; otherwise only splits are recognised.
 
     Raises:
-        DataError: there is more than one way to read them; names each, and what to set.
+        DataError: there are several ways to read the folders; lists them, and the setting that decides.
     """
     levels: list[str] = []
     for names in _names_by_level(places):
@@ -46,13 +45,13 @@ def find_levels(places: Sequence[Place], known_splits: Sequence[str], *, needs_l
     if is_open:
         levels[is_open[0]] = LABEL
         return tuple(levels[: max(is_open[0], _last(levels, SPLIT)) + 1])
-    # One class alone, or none: the first level that could be it, for those who say what is missing.
+    # A single class or none: assume the first possible level, so that later checks can report what is missing.
     below = _last(levels, SPLIT) + 1
     return (*levels[:below], LABEL)
 
 
-def described(levels: Sequence[str]) -> str:
-    """As `data.folders` has it."""
+def as_setting(levels: Sequence[str]) -> str:
+    """The levels as a value of `data.folders`."""
     return "/".join(levels)
 
 
@@ -62,23 +61,22 @@ def _names_by_level(places: Sequence[Place]) -> list[list[str]]:
 
 
 def _level(names: Sequence[str], above: Sequence[str], known_splits: Sequence[str], *, is_last: bool) -> str:
-    splits = [name for name in names if name in known_splits or kind_of(name) is not None]
+    splits = [name for name in names if name in known_splits or split_kind(name) is not None]
     if splits and SPLIT not in above:
-        # Two kinds of splits side by side are no two classes; "train" beside "bus" and "car" may be one.
-        several = len({kind_of(name) or name for name in splits}) > 1
+        # Several kinds of splits side by side cannot be classes; "train" beside "bus" and "car" can.
+        several = len({split_kind(name) or name for name in splits}) > 1
         if len(splits) == len(names) or several:
             return SPLIT
-        if any(kind_of(name) == "train" for name in splits) and not is_last:
+        if any(split_kind(name) == "train" for name in splits) and not is_last:
             raise DataError(
                 f"folder {splits[0]!r} may be the training set or a class, beside {listed(_others(names, splits))}",
-                hint="set `data.folders` to 'split/label' or to 'label' (from the top, '*' for a level that says "
-                "nothing)",
+                hint="set `data.folders` to 'split/label' or to 'label' (from the top, with '*' for a level to ignore)",
             )
     return UNUSED if len(names) == 1 else _OPEN
 
 
-def _others(names: Sequence[str], taken: Sequence[str]) -> list[str]:
-    return [name for name in names if name not in taken]
+def _others(names: Sequence[str], splits: Sequence[str]) -> list[str]:
+    return [name for name in names if name not in splits]
 
 
 def _ambiguous(places: Sequence[Place], levels: Sequence[str], is_open: Sequence[int]) -> DataError:
@@ -91,19 +89,19 @@ def _ambiguous(places: Sequence[Place], levels: Sequence[str], is_open: Sequence
         if client is not None:
             reading[client] = CLIENT
             words = f"clients {listed(names[client], _NUM_SHOWN)}, {words}"
-        readings.append(f"{described(_without_end(reading))!r} ({words})")
+        readings.append(f"{as_setting(_without_end(reading))!r} ({words})")
     return DataError(
         f"the folders can be read in {len(readings)} ways: {'; '.join(readings)}",
-        hint="set `data.folders` to the one that is meant",
+        hint="set `data.folders` to the right one",
     )
 
 
 def _without_end(levels: Sequence[str]) -> tuple[str, ...]:
-    """Without what says nothing at the end."""
+    """The levels without trailing ones that have no meaning."""
     used = [place for place, level in enumerate(levels) if level != UNUSED]
     return tuple(levels[: used[-1] + 1]) if used else ()
 
 
-def _last(levels: Sequence[str], wanted: str) -> int:
-    """Place of the last level that is `wanted`; -1 for none."""
-    return max((place for place, level in enumerate(levels) if level == wanted), default=-1)
+def _last(levels: Sequence[str], kind: str) -> int:
+    """Position of the last level of `kind`; -1 if there is none."""
+    return max((place for place, level in enumerate(levels) if level == kind), default=-1)

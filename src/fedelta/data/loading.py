@@ -1,8 +1,8 @@
-"""From tables in files to rows, by `datasets`.
+"""Reads tables from files with `datasets`.
 
-It is given names of ours: whatever stands in a path (brackets, stars, "::", words such as "test"), it is no pattern
-here. The rows pass through a temporary directory that is gone when the function returns (the memory map keeps its
-content).
+`datasets` gets links with neutral names, so that brackets, stars, "::" or words such as "test" in a path are never
+taken for patterns. The rows pass through a temporary directory that is deleted on return; the memory map keeps its
+content.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from fedelta.data.folders import Splits
 from fedelta.data.naming import SPLIT, Naming
-from fedelta.data.split_names import chosen, kind_of
+from fedelta.data.split_names import matching_splits, split_kind
 from fedelta.data.walk import Tree
 from fedelta.errors import DataError, listed, refuse
 from fedelta.modalities.table import MODALITIES
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 # Suffix to the loader of `datasets` that reads it.
 TABLES = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
-_FILE_NAME = "file_name"  # column of a `metadata` table, as `datasets` has it
-# An empty cell is no value; "NA", "None" and "null" are words, as in the ISO code of Namibia or the name of a person.
+_FILE_NAME = "file_name"  # column of a `metadata` table, as in `datasets`
+# Only an empty cell is a missing value: "NA", "None" and "null" may be names, such as the ISO code of Namibia.
 _CSV_OPTIONS = {"keep_default_na": False, "na_values": [""]}
 
 
@@ -44,12 +44,12 @@ def load_files(splits: Mapping[str, Sequence[Path]], naming: Naming, examples_in
     Args:
         splits: name to files, all of one kind.
         naming: which columns hold paths; the name of the training set.
-        examples_in: images or recordings that a column `file_name` speaks of.
+        examples_in: folder of the images or recordings that a column `file_name` refers to.
 
     Raises:
-        DataError: a file cannot be read, or something that it speaks of is not there.
+        DataError: a file cannot be read, or a file that it refers to does not exist.
     """
-    with quiet():
+    with quiet_datasets():
         return _load_files(splits, naming, examples_in)
 
 
@@ -75,42 +75,42 @@ def _load_files(splits: Mapping[str, Sequence[Path]], naming: Naming, examples_i
 
 
 def by_column(dataset: Dataset, naming: Naming) -> dict[str, Dataset] | None:
-    """The splits that a column `split` tells apart; None where there is none.
+    """The splits in a column `split`; None if there is no such column, or it has no training rows.
 
     Raises:
-        DataError: it tells some rows apart and not all.
+        DataError: some rows do not name a split.
     """
     column = next((name for name in dataset.column_names if name.casefold() == SPLIT), None)
     if column is None:
         return None
     values = dataset[column][:]
     names = sorted({value for value in values if isinstance(value, str)})
-    known = [name for name in names if kind_of(name) is not None or name in {naming.train_split, naming.test_split}]
-    if not chosen(names, naming.train_split):
+    splits = [name for name in names if split_kind(name) is not None or name in {naming.train_split, naming.test_split}]
+    if not matching_splits(names, naming.train_split):
         return None
-    if odd := [row for row, value in enumerate(values) if value not in known]:
+    if odd := [row for row, value in enumerate(values) if value not in splits]:
         raise DataError(
-            f"column {column!r} names splits ({listed(known)}), but {len(odd)} rows have {values[odd[0]]!r} or the "
-            f"like, first row {odd[0]} (from 0)",
-            hint="write 'train', 'validation' or 'test' in each row, or call the column otherwise",
+            f"column {column!r} names splits ({listed(splits)}), but {len(odd)} rows have other values, such as "
+            f"{values[odd[0]]!r} in row {odd[0]} (from 0)",
+            hint="write 'train', 'validation' or 'test' in each row, or rename the column",
         )
     return {
         name: dataset.select([row for row, value in enumerate(values) if value == name]).remove_columns(column)
-        for name in known
+        for name in splits
     }
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without the progress bars and the warnings of `datasets`."""
+def quiet_datasets() -> Iterator[None]:
+    """Context manager without the progress bars and warnings of `datasets`."""
     from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, logging
 
     were_disabled, level = are_progress_bars_disabled(), logging.get_verbosity()
     disable_progress_bars()
-    logging.set_verbosity(logging.CRITICAL)  # what it logs before it raises is in the error
+    logging.set_verbosity(logging.CRITICAL)  # the error contains what `datasets` logs before raising it
     try:
         with warnings.catch_warnings():
-            # The CSV loader of `datasets` leaves closing its file to the garbage collector.
+            # The CSV loader of `datasets` does not close its file.
             warnings.simplefilter("ignore", ResourceWarning)
             yield
     finally:
@@ -131,31 +131,31 @@ def _load(paths: Sequence[Path]) -> Dataset:
         try:
             return _loaded(TABLES[suffix], links, place)
         except Exception as error:
-            # The loaders raise what their parsers raise, which has no common root; they know the file by our name.
-            reason = "it is too deep" if isinstance(error, RecursionError) else str(error.__cause__ or error)
+            # The parsers raise errors of many types, which contain the name of the link instead of the file.
+            reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error.__cause__ or error)
             if "corresponds to no data" in reason or "BatchSize must be greater than 0" in reason:
                 reason = "it has no rows"
             for link, path in zip(links, paths, strict=True):
                 reason = reason.replace(str(link), str(path))
             _close_files(error)
-            named = listed([str(path) for path in paths], 2)
-            raise DataError(f"data source {named} cannot be read: {reason}", hint=_HINT) from error
+            names = listed([str(path) for path in paths], 2)
+            raise DataError(f"data source {names} cannot be read: {reason}", hint=_HINT) from error
 
 
 def _close_files(error: BaseException) -> None:
-    """Drops what the frames of an error hold: the CSV loader of `datasets` leaves closing its file to them."""
-    found: BaseException | None = error
-    while found is not None:
-        traceback.clear_frames(found.__traceback__)
-        found = found.__cause__ or found.__context__
+    """Closes files that the CSV loader of `datasets` left open, by clearing the frames of its error."""
+    link: BaseException | None = error
+    while link is not None:
+        traceback.clear_frames(link.__traceback__)
+        link = link.__cause__ or link.__context__
     gc.collect()
 
 
 def _link(link: Path, path: Path) -> None:
-    """Puts a file under another name, without the mark in front of UTF-8, which the reader of JSON does not know.
+    """Makes a file available as `link`; a JSON file is copied without its byte order mark, which the reader rejects.
 
     Raises:
-        DataError: it is no JSON of rows; what is none ends the process in pyarrow 26, as `null` does.
+        DataError: a JSON file does not hold rows; some of these, such as `null`, crash pyarrow 26.
     """
     with path.open("rb") as file:
         head = file.read(1024)
@@ -165,9 +165,9 @@ def _link(link: Path, path: Path) -> None:
         text = head.removeprefix(codecs.BOM_UTF8).lstrip()
         first = text[1:].lstrip() if text.startswith(b"[") else text
         if text and first[:1] not in {b"{", b"]", b'"', b""}:
-            shown = head[:40].decode(errors="replace")
+            start = head[:40].decode(errors="replace")
             raise DataError(
-                f"data source {str(path)!r} cannot be read: it begins with {shown!r}, expected an object for each row",
+                f"data source {str(path)!r} cannot be read: it begins with {start!r}, expected one object per row",
                 hint=_HINT,
             )
         if not head.startswith(codecs.BOM_UTF8):
@@ -178,7 +178,7 @@ def _link(link: Path, path: Path) -> None:
             shutil.copyfileobj(file, target)
 
 
-_HINT = "expected a table in Parquet, CSV (UTF-8, a line of names first), JSON or JSON Lines"
+_HINT = "expected a table in Parquet, CSV (UTF-8, with a header line), JSON or JSON Lines"
 
 
 def _loaded(loader: str, files: Sequence[Path], place: str) -> Dataset:
@@ -192,7 +192,7 @@ def _loaded(loader: str, files: Sequence[Path], place: str) -> Dataset:
         return load_dataset(loader, data_files=names, cache_dir=place, split="rows", **_CSV_OPTIONS)
     except DatasetGenerationError as error:
         _close_files(error)
-        # The type of a column is that of its first 10,000 rows; where others are of another, all columns are texts.
+        # Column types are inferred from the first 10,000 rows. If later rows differ, read all columns as texts.
         with files[0].open(encoding="utf-8-sig", newline="") as file:
             columns = dict.fromkeys(next(csv.reader(file)), Value("string"))
         return load_dataset(
@@ -201,7 +201,7 @@ def _loaded(loader: str, files: Sequence[Path], place: str) -> Dataset:
 
 
 def _paths_in_full(dataset: Dataset, names: set[str], folder: Path) -> Dataset:
-    """The same, texts in the columns `names` as paths from `folder` on."""
+    """The data set with the paths in the columns `names` made absolute; they are relative to `folder`."""
     from datasets import Value
 
     for name in sorted(names & set(dataset.column_names)):
@@ -212,16 +212,16 @@ def _paths_in_full(dataset: Dataset, names: set[str], folder: Path) -> Dataset:
 
 
 def _with_examples(dataset: Dataset, split: str) -> Dataset:
-    """The same with images or recordings in place of the names of their files."""
+    """The data set with file names replaced by images or recordings."""
     from datasets import Audio, Dataset, Image, Value, concatenate_datasets
 
     paths = dataset[_FILE_NAME][:]
     problems = [f"row {row} has no `{_FILE_NAME}`" for row, path in enumerate(paths) if path is None]
     problems += [
-        f"row {row}: {path!r} is not there" for row, path in enumerate(paths) if path and not Path(path).is_file()
+        f"row {row}: {path!r} does not exist" for row, path in enumerate(paths) if path and not Path(path).is_file()
     ]
     refuse(
-        f"the `metadata` table of split {split!r}", problems, hint="`file_name` is a path from the table's folder on"
+        f"the `metadata` table of split {split!r}", problems, hint="`file_name` is relative to the folder of the table"
     )
     suffixes = {Path(path).suffix.lower() for path in paths}
     kinds = [name for name, modality in MODALITIES.items() if suffixes <= modality.suffixes]
@@ -236,11 +236,10 @@ def _with_examples(dataset: Dataset, split: str) -> Dataset:
 
 def _unmentioned(rows: Sequence[Dataset], tree: Tree) -> list[str]:
     suffixes = Counter(path.suffix.lower() for path in tree.files)
-    examples = {suffix for each in MODALITIES.values() for suffix in each.suffixes} & suffixes.keys()
+    examples = {suffix for modality in MODALITIES.values() for suffix in modality.suffixes} & suffixes.keys()
     mentioned = {str(Path(path).absolute()) for dataset in rows for path in dataset[_FILE_NAME][:] if path}
     others = [path for path in tree.files if path.suffix.lower() in examples and str(path.absolute()) not in mentioned]
     if not others:
         return []
-    return [
-        f"{len(others)} files in {str(tree.root)!r} are in no `metadata` table and not used, first {str(others[0])!r}"
-    ]
+    problem = f"{len(others)} files in {str(tree.root)!r} are not used, because no `metadata` table lists them"
+    return [f"{problem}, first {str(others[0])!r}"]

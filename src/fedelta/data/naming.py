@@ -1,4 +1,4 @@
-"""What the names of files and folders say: `data.file_pattern`, `data.test_files`, `data.folders`."""
+"""The meaning of file and folder names: `data.file_pattern`, `data.test_files`, `data.folders`."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from string import Formatter
 CLIENT = "client"  # field of a pattern, level of folders, and column of the rows
 LABEL = "label"
 SPLIT = "split"
-UNUSED = "*"  # a level that says nothing
+UNUSED = "*"  # a level of folders without meaning
 _LEVELS = (SPLIT, CLIENT, LABEL, UNUSED)
 
 
 @dataclass(frozen=True)
 class Naming:
-    """What the names of files and folders say.
+    """The meaning of file and folder names.
 
     Args:
-        pattern: `data.file_pattern` (see `expression`); None says nothing.
-        test_files: glob of the files that are the test set, as `PurePath.match` reads it.
+        pattern: `data.file_pattern` (see `expression`); None: file names have no meaning.
+        test_files: glob of the files of the test set, for `PurePath.match`.
         train_split: name of the training set.
         test_split: name of the test set.
-        folders: `data.folders` (see `levels_in`); None: to be found out.
-        paths_in: columns of tables that hold names of files, from the folder of the table on.
+        folders: `data.folders` (see `levels_in`); None: inferred.
+        paths_in: columns of tables that hold file paths, relative to the folder of the table.
     """
 
     pattern: str | None = None
@@ -40,17 +40,17 @@ class Naming:
 
     @property
     def levels(self) -> tuple[str, ...] | None:
-        """What each level of folders is, from the top; None where that is to be found out."""
+        """The meaning of each level of folders, from the top; None if it has to be inferred."""
         return None if self.folders is None else levels_in(self.folders)
 
     @property
-    def says_client(self) -> bool:
-        """Whether names are known to say whose a file is."""
+    def names_clients(self) -> bool:
+        """Whether file or folder names are known to give the client of a file."""
         return CLIENT in self.fields or CLIENT in (self.levels or ())
 
     @property
-    def given(self) -> str:
-        """The keys that are set, as the subject of a sentence; empty if none."""
+    def keys_set(self) -> str:
+        """The keys that are set, as a clause such as "`data.folders` is set"; empty if none is."""
         values = {
             "data.file_pattern": self.pattern,
             "data.test_files": self.test_files,
@@ -61,29 +61,29 @@ class Naming:
 
 
 def levels_in(folders: str) -> tuple[str, ...]:
-    """The levels of `data.folders`, from the top; folders below the last one say nothing.
+    """The levels of `data.folders`, from the top; folders below the last one have no meaning.
 
     >>> levels_in("client/split/label")
     ('client', 'split', 'label')
 
     Raises:
-        ValueError: another word, or one twice.
+        ValueError: a level is unknown or occurs twice.
     """
     levels = tuple(folders.strip("/").split("/"))
     named = [level for level in levels if level != UNUSED]
     if set(levels) - set(_LEVELS) or len(set(named)) < len(named) or not named:
         raise ValueError(
-            f"is {folders!r}, expected 'split', 'client' and 'label', each at most once, with '/' between them and '*' "
-            "for a folder that says nothing, such as 'client/label' or 'split/label'"
+            f"is {folders!r}, expected 'split', 'client' and 'label', each at most once, separated by '/', and '*' "
+            "for a level to ignore, such as 'client/label' or 'split/*/label'"
         )
     return levels
 
 
 def expression(pattern: str) -> re.Pattern[str]:
-    """The regular expression of a pattern with named fields, for file names without their ending.
+    """The regular expression for a pattern with named fields; it matches file names without their suffix.
 
-    A field is never empty and never holds the text that stands between it and the next one, so that a name can be
-    read in one way only.
+    A field is never empty and never contains the text between it and the next field, so that a name can be read in one
+    way only.
 
     >>> expression("{label}_{client}_{index}").fullmatch("7_george_12").groupdict()
     {'label': '7', 'client': 'george', 'index': '12'}
@@ -91,7 +91,7 @@ def expression(pattern: str) -> re.Pattern[str]:
     True
 
     Raises:
-        ValueError: no field, a field twice, fields without text between them, or something else than names.
+        ValueError: there is no field, a field occurs twice, two fields are not separated, or a field is not a name.
     """
     pieces = list(Formatter().parse(pattern))
     names = [name for _, name, _, _ in pieces if name is not None]
@@ -102,9 +102,9 @@ def expression(pattern: str) -> re.Pattern[str]:
     between = [text for text, name, _, _ in pieces[1:] if name is not None]
     if not all(between):
         raise ValueError(f"is {pattern!r}, expected text between two fields")
-    found = ""
+    regex = ""
     for place, (text, name, _, _) in enumerate(pieces):
         beside = between[max(place - 1, 0) : place + 1]
         barrier = f"(?!{'|'.join(map(re.escape, beside))})" if beside else ""
-        found += re.escape(text) + ("" if name is None else f"(?P<{name}>(?:{barrier}.)+)")
-    return re.compile(found)
+        regex += re.escape(text) + ("" if name is None else f"(?P<{name}>(?:{barrier}.)+)")
+    return re.compile(regex)

@@ -1,11 +1,11 @@
-"""What people call the parts of a data set: training set, validation set, test set."""
+"""Recognises usual names of training, validation and test sets."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 
-# As `datasets` knows them (`datasets.data_files`), and what else folders are called; compared without regard to case.
+# The names that `datasets` knows (`datasets.data_files`), and further common ones; compared without regard to case.
 _WORDS = {
     "train": ("train", "training", "trn"),
     "validation": ("validation", "valid", "val", "dev"),
@@ -18,31 +18,31 @@ _WHOLE_NAME = re.compile(rf"({'|'.join(_KINDS)}){_SHARD}", re.IGNORECASE)
 _SET = re.compile(rf"({'|'.join(_KINDS)})(?:[-_. ]?(?:set|data|dataset|split|images))?", re.IGNORECASE)
 
 
-def kind_of(name: str) -> str | None:
-    """One of "train", "validation" and "test"; None for what is no name of a split.
+def split_kind(name: str) -> str | None:
+    """One of "train", "validation" and "test"; None if `name` is not the name of a split.
 
-    >>> kind_of("Training"), kind_of("dev"), kind_of("test_set"), kind_of("cat")
+    >>> split_kind("Training"), split_kind("dev"), split_kind("test_set"), split_kind("cat")
     ('train', 'validation', 'test', None)
     """
-    found = _SET.fullmatch(name.strip())
-    return None if found is None else _KINDS[found[1].casefold()]
+    match = _SET.fullmatch(name.strip())
+    return None if match is None else _KINDS[match[1].casefold()]
 
 
-def chosen(names: Iterable[str], wanted: str) -> list[str]:
-    """Those of `names` that `wanted` may mean: the name itself, else the same in other case, else words for the same.
+def matching_splits(names: Iterable[str], split: str) -> list[str]:
+    """The names that `split` may refer to: the same name, else the same in other case, else synonyms.
 
-    >>> chosen(["Train", "val", "dev"], "train"), chosen(["val", "dev"], "validation")
+    >>> matching_splits(["Train", "val", "dev"], "train"), matching_splits(["val", "dev"], "validation")
     (['Train'], ['val', 'dev'])
     """
-    known = list(names)
-    same_word = [name for name in known if name.casefold() == wanted.casefold()]
-    if wanted in known or same_word:
-        return [wanted] if wanted in known else same_word
-    return [name for name in known if kind_of(name) == kind_of(wanted) is not None]
+    candidates = list(names)
+    same_word = [name for name in candidates if name.casefold() == split.casefold()]
+    if split in candidates or same_word:
+        return [split] if split in candidates else same_word
+    return [name for name in candidates if split_kind(name) == split_kind(split) is not None]
 
 
 def split_of_file(stem: str) -> tuple[str | None, bool]:
-    """The split that the name of a file speaks of, in lower case, and whether it says nothing else but a number.
+    """The split in the name of a file, in lower case, and whether the name is just the split, perhaps with a number.
 
     >>> split_of_file("Train-00000-of-00002"), split_of_file("speed-test"), split_of_file("latest")
     (('train', True), ('test', False), (None, False))
@@ -50,5 +50,5 @@ def split_of_file(stem: str) -> tuple[str | None, bool]:
     if whole := _WHOLE_NAME.fullmatch(stem):
         return whole[1].casefold(), True
     words = [word.casefold() for word in re.split(r"[^A-Za-z]+", stem)]
-    found = [word for word in words if word in _KINDS]
-    return (found[0], False) if len({_KINDS[word] for word in found}) == 1 else (None, False)
+    splits = [word for word in words if word in _KINDS]
+    return (splits[0], False) if len({_KINDS[word] for word in splits}) == 1 else (None, False)

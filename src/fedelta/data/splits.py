@@ -1,4 +1,4 @@
-"""Drawing rows of a data set with the same share of each kind of row: of each class, where there are classes."""
+"""Draws rows of a data set with equal shares of each stratum (for classification: of each class)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Rows:
     Args:
         dataset: N rows.
         targets: of these rows.
-        numbers: int64 of shape [N], the number of each row where it was read, from 0.
+        numbers: int64 of shape [N], the number of each row in the split that it was read from, from 0.
     """
 
     dataset: Dataset
@@ -38,27 +38,27 @@ class Rows:
 
 
 def hold_out(rows: Rows, fraction: float, generator: Generator) -> tuple[Rows, Rows]:
-    """Training and test rows; `fraction` of them, rounded up, become test rows, and at least one stays."""
+    """Training and test rows; `fraction` of the rows, rounded up, become test rows, but never all of them."""
     num_rows = len(rows)
     count = min(math.ceil(fraction * num_rows), num_rows - 1)
     held_out = stratified(strata_of(rows.targets), count, generator)
-    kept = torch.ones(num_rows, dtype=torch.bool)
-    kept[held_out] = False
-    return rows.select(kept.nonzero().flatten()), rows.select(held_out)
+    is_train = torch.ones(num_rows, dtype=torch.bool)
+    is_train[held_out] = False
+    return rows.select(is_train.nonzero().flatten()), rows.select(held_out)
 
 
 def limit(rows: Rows, max_examples: int | None, generator: Generator) -> Rows:
-    """At most `max_examples` rows, drawn; None is no limit."""
+    """At most `max_examples` rows, drawn at random; None: no limit."""
     if max_examples is None or max_examples >= len(rows):
         return rows
     return rows.select(stratified(strata_of(rows.targets), max_examples, generator))
 
 
 def stratified(strata: Tensor, count: int, generator: Generator) -> Tensor:
-    """`count` places of `strata`, ascending, drawn so that each kind keeps its share.
+    """`count` positions in `strata`, ascending, drawn so that each stratum keeps its share.
 
-    A kind of n of the N rows gets the whole part of count * n / N places; the places left over go to the kinds with the
-    largest remainder, the smaller number first.
+    A stratum with n of the N rows gets the integer part of count * n / N; what remains goes to the strata with the
+    largest remainders, ties to the smaller number.
 
     >>> strata = torch.tensor([0, 0, 0, 0, 1, 1])
     >>> strata[stratified(strata, 3, torch.Generator().manual_seed(0))]

@@ -1,4 +1,4 @@
-"""A column of a data set as modalities read it: values as they are stored, nothing decoded."""
+"""A column of a data set for modalities to read: values in stored form, not decoded."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class StoredColumn:
     """One column of a data set.
 
     Args:
-        dataset: N rows, of this column alone.
+        dataset: N rows, with this column alone.
         name: of the column.
-        origin: names the data set in messages.
-        numbers: int64 of shape [N], what messages call the rows.
+        origin: name of the data set in messages.
+        numbers: int64 of shape [N], row numbers for messages.
     """
 
     dataset: Dataset
@@ -33,7 +33,7 @@ class StoredColumn:
 
     @classmethod
     def of(cls, dataset: Dataset, name: str, *, origin: str, numbers: Tensor | None = None) -> StoredColumn:
-        """The column `name` of a data set; without `numbers` its rows are called 0..N-1."""
+        """The column `name` of a data set; by default its rows are numbered 0..N-1."""
         numbers = torch.arange(len(dataset)) if numbers is None else numbers
         return cls(dataset.select_columns([name]), name, origin, numbers)
 
@@ -41,16 +41,17 @@ class StoredColumn:
         return len(self.dataset)
 
     def select(self, rows: Tensor) -> StoredColumn:
-        """Those of `rows` (int64, one axis) alone, called as before."""
+        """The values of `rows` (int64, one axis) alone, with the same row numbers."""
         return StoredColumn(self.dataset.select(rows.tolist()), self.name, self.origin, self.numbers[rows])
 
     def chunks(self) -> Iterator[list[Any]]:
-        """All values in order, some hundreds at a time; Any: whatever the file holds."""
-        # Arrow format hands out the stored bytes; the default one would decode every image or recording a second time.
+        """All values in order, some hundreds at a time; Any: any type that a file can hold."""
+        # Arrow format returns the stored bytes; the default format would decode every image or recording.
         for batch in self.dataset.with_format("arrow").iter(batch_size=_CHUNK_ROWS):
-            yield batch.column(0).to_pylist()
+            # Rows that were selected come as one piece each; converted together, arrays take half the time.
+            yield batch.column(0).combine_chunks().to_pylist()
 
     def take(self, rows: Tensor) -> list[Any]:
-        """The values of `rows` (int64, one axis); Any: whatever the file holds."""
+        """The values of `rows` (int64, one axis); Any: any type that a file can hold."""
         values: list[Any] = self.dataset.select(rows.tolist()).with_format("arrow")[:].column(0).to_pylist()
         return values

@@ -1,4 +1,4 @@
-"""A validation set from the clients' own rows, for choosing hyperparameters without a look at the test set."""
+"""A validation set from the clients' training rows, for choosing hyperparameters without using the test set."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from fedelta.seeds import stream
 
 @dataclass(frozen=True)
 class RowsOf:
-    """Some rows of other inputs; nothing is copied or decoded again.
+    """A view of some rows of other inputs, without copying.
 
     Args:
         inputs: all rows.
-        rows: int64 of shape [N], places in `inputs`.
+        rows: int64 of shape [N], positions in `inputs`.
     """
 
     inputs: Inputs
@@ -35,36 +35,38 @@ class RowsOf:
 
 
 def hold_back(partition: Mapping[int, Tensor], fraction: float, *, seed: int) -> tuple[dict[int, Tensor], Tensor]:
-    """What the clients train on, and the rows that they give up for validation.
+    """Splits the rows of each client into training and validation rows.
 
-    A client of n rows gives up the whole number nearest to `fraction` * n, of two the larger, and keeps at least one.
+    Of a client's n rows, `fraction` * n become validation rows, rounded to the nearest number (halves up), but at least
+    one row is for training.
 
     Args:
-        partition: client id to its rows, int64; left as it is.
+        partition: client id to its rows, int64; not modified.
         fraction: share of each client's rows, in (0, 1).
-        seed: of the run; which rows of a client are drawn depends on it and on the client's id alone.
+        seed: of the run; the draw for a client depends only on it and the client's id.
 
     Returns:
-        Client id to the rows it keeps, and the rows of all that were given up; all int64, ascending.
+        Client id to its training rows, and the validation rows of all clients; all int64, ascending.
 
     Raises:
-        DataError: no client has enough rows to give one up.
+        DataError: no client has enough rows.
 
-    >>> kept, given = hold_back({0: torch.arange(10), 1: torch.tensor([10])}, 0.2, seed=0)
-    >>> len(kept[0]), len(kept[1]), len(given)
+    >>> train, validation = hold_back({0: torch.arange(10), 1: torch.tensor([10])}, 0.2, seed=0)
+    >>> len(train[0]), len(train[1]), len(validation)
     (8, 1, 2)
     """
-    kept: dict[int, Tensor] = {}
-    given: list[Tensor] = []
+    train: dict[int, Tensor] = {}
+    validation: list[Tensor] = []
     for client, rows in partition.items():
         count = min(math.floor(fraction * len(rows) + 0.5), len(rows) - 1)
         order = torch.randperm(len(rows), generator=stream(seed, "validation", client))
-        given.append(rows[order[:count]])
-        kept[client] = rows[order[count:]].sort().values
-    if not any(len(rows) for rows in given):
+        validation.append(rows[order[:count]])
+        train[client] = rows[order[count:]].sort().values
+    if not any(len(rows) for rows in validation):
         largest = max(len(rows) for rows in partition.values())
         raise DataError(
-            f"`data.validation_fraction` is {fraction}, but the largest client has {largest} rows and gives none up",
-            hint="raise it, or have fewer clients",
+            f"`data.validation_fraction` is {fraction}, which gives no validation rows: the largest client has "
+            f"{largest} rows",
+            hint="increase it, or use fewer clients",
         )
-    return kept, torch.cat(given).sort().values
+    return train, torch.cat(validation).sort().values

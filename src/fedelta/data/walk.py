@@ -1,4 +1,4 @@
-"""Looking through a folder: what people put there, without what programs leave behind."""
+"""Lists the files in a folder, without hidden files and files that programs leave behind."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from pathlib import Path
 
 from fedelta.errors import refuse
 
-# What file managers, notebooks and archives leave behind; names with a dot in front are passed over in any case.
+# Files that file managers, notebooks and archives leave behind; names that begin with a dot are always ignored.
 _LITTER = frozenset({"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "icon\r"})
 
 
 @dataclass(frozen=True)
 class Tree:
-    """What is in a folder.
+    """The content of a folder.
 
     Args:
         root: the folder.
-        files: all files, sorted.
-        empty: folders in which there is neither file nor folder, sorted.
+        files: all files in it and in its sub-folders, sorted.
+        empty: sub-folders without files or folders, sorted.
     """
 
     root: Path
@@ -28,15 +28,15 @@ class Tree:
     empty: tuple[Path, ...]
 
     def place(self, path: Path) -> tuple[str, ...]:
-        """The folders between the root and a file of it, from the top."""
+        """The names of the folders between the root and a file, from the top."""
         return path.relative_to(self.root).parts[:-1]
 
     @classmethod
     def of(cls, root: Path) -> Tree:
-        """What is in `root`; links are followed.
+        """The content of `root`; links are followed.
 
         Raises:
-            DataError: a folder cannot be read, or a name cannot be written down.
+            DataError: a folder cannot be read, or a name is not UTF-8.
         """
         problems: list[str] = []
         files: list[Path] = []
@@ -51,31 +51,31 @@ class Tree:
 
 
 def unwritable(path: Path) -> str | None:
-    """What is wrong with a name that is no text; None for nothing."""
+    """The problem with a path that is not UTF-8; else None."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
-        return f"{str(path)!r} has a name that is not UTF-8: rename it, for a class or a client is called by it"
+        return f"{str(path)!r} has a name that is not UTF-8: rename it, since names identify classes and clients"
     return None
 
 
 def _walk(root: Path, problems: list[str]) -> Iterator[tuple[Path, Sequence[str], Sequence[str]]]:
-    """Folder, the folders and the files in it; each folder once, wherever links lead."""
-    ways: dict[str, frozenset[str]] = {str(root): frozenset()}
+    """Yields each folder with the folders and files in it; links that lead back to a parent are not followed."""
+    parents: dict[str, frozenset[str]] = {str(root): frozenset()}
 
     def note(error: OSError) -> None:
         problems.append(f"{error.filename!r} cannot be read: {error.strerror}")
 
     for folder, below, names in os.walk(root, followlinks=True, onerror=note):
         real = str(Path(folder).resolve())
-        above = ways.pop(folder)
-        if real in above:  # a link to a folder that it is in
+        above = parents.pop(folder)
+        if real in above:  # a link to a folder that contains it
             below[:] = []
             continue
-        below[:] = sorted(name for name in below if _is_wanted(name))
-        ways |= {str(Path(folder) / name): above | {real} for name in below}
-        yield Path(folder), below, sorted(name for name in names if _is_wanted(name))
+        below[:] = sorted(name for name in below if _is_user_file(name))
+        parents |= {str(Path(folder) / name): above | {real} for name in below}
+        yield Path(folder), below, sorted(name for name in names if _is_user_file(name))
 
 
-def _is_wanted(name: str) -> bool:
+def _is_user_file(name: str) -> bool:
     return not name.startswith(".") and name.casefold() not in _LITTER

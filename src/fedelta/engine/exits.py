@@ -30,6 +30,7 @@ from fedelta.seeds import stream
 from fedelta.settings import Settings
 from fedelta.settings.paths import FilePath
 from fedelta.tasks.base import Task
+from fedelta.tasks.contract import losses_of
 
 _DISTILLATION_ROUNDS = 300  # ReeFL: w_t grows until this round
 _DECAY = 0.8  # ReeFL: weight of the old value in the running mean of an exit's loss
@@ -151,7 +152,7 @@ class ExitLoss:
         """
         num_exits = len(outputs_EABX)
         targets = targets_ABX.expand(num_exits, *targets_ABX.shape).flatten(0, 2)
-        losses_EAB = self._task.losses(outputs_EABX.flatten(0, 2), targets).view(num_exits, *weights_AB.shape)
+        losses_EAB = losses_of(self._task, outputs_EABX.flatten(0, 2), targets).view(num_exits, *weights_AB.shape)
         losses_EA = (losses_EAB * weights_AB).sum(2)
         # Not `chosen_EA * losses_EA`: 0 times the infinite loss of an exit that is not trained would be NaN.
         total_A = torch.where(chosen_EA > 0, losses_EA, 0.0).sum(0)

@@ -26,12 +26,13 @@ from fedelta.engine.prefix import CachedInputs, find_prefix, only_head
 from fedelta.engine.proof import mixing
 from fedelta.engine.work import ClientSettings, Job, Trained, padded
 from fedelta.modalities.base import Inputs
-from fedelta.models.failures import told
+from fedelta.models.failures import model_errors
 from fedelta.models.hub import Backbone
 from fedelta.params import Params, ParamSpec
 from fedelta.strategies.base import LocalRule
 from fedelta.tasks.base import Evaluation, Sums, Task
 from fedelta.tasks.classification import Classification
+from fedelta.tasks.contract import losses_of
 from fedelta.tasks.details import Answered
 from fedelta.tuning.exits import exit_blocks, logits_at
 from fedelta.tuning.lanes import Lanes
@@ -262,10 +263,10 @@ class LaneEngine:
                 minimised_A, losses_A = self._loss_at_exits(slots, rows_AB, targets, weights_AB)
             else:
                 (outputs,) = self._outputs(self._train.inputs, rows_AB.flatten(), ())
-                with told(f"the loss of {self._name}", {"outputs": outputs, "targets": targets}):
-                    losses_AB = self.task.losses(outputs, targets).view(rows_AB.shape)
+                with model_errors(f"the loss of {self._name}", {"outputs": outputs, "targets": targets}):
+                    losses_AB = losses_of(self.task, outputs, targets).view(rows_AB.shape)
                 minimised_A = losses_A = (losses_AB * weights_AB).sum(1)
-        with told(f"the backward pass of {self._name}", {"rows": rows_AB}):
+        with model_errors(f"the backward pass of {self._name}", {"rows": rows_AB}):
             # Lanes share no tuned tensor, so the gradient of the sum is the gradient of each lane's loss.
             self.bank.backward(minimised_A.sum())
         self._losses_K[:active] += losses_A.detach()
@@ -322,7 +323,10 @@ class LaneEngine:
         """Outputs for `rows` at each of `exits`, ascending; for a model without exits a list of its one output."""
         tensors = self._to_device(inputs.fetch(rows))
         model = inputs if isinstance(inputs, CachedInputs) else self._backbone
-        with told(self._name, tensors), torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
+        with (
+            model_errors(self._name, tensors),
+            torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast),
+        ):
             if not self._blocks:
                 return [model.logits(tensors).float()]
             by_exit = logits_at(self._blocks, lambda: model.logits(tensors), exits)

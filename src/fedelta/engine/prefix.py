@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fedelta.modalities.base import Inputs
-from fedelta.models.failures import told
+from fedelta.models.failures import model_errors
 from fedelta.models.hub import Backbone
 from fedelta.params import ParamSpec
 from fedelta.tuning.base import replace
@@ -115,7 +115,7 @@ class CachedInputs:
 
     def _compute(self, rows: Tensor) -> dict[str, Tensor]:
         inputs = {name: tensor.to(self._device) for name, tensor in self._inputs.fetch(rows).items()}
-        with torch.no_grad(), told("the frozen part of the model", inputs):
+        with torch.no_grad(), model_errors("the frozen part of the model", inputs):
             return self._prefix.features(inputs)
 
 

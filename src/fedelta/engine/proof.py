@@ -20,7 +20,7 @@ from torch import Tensor
 from fedelta.engine.bank import LaneBank
 from fedelta.engine.work import padded
 from fedelta.errors import FedeltaError
-from fedelta.models.failures import told
+from fedelta.models.failures import model_errors
 from fedelta.params import Params
 from fedelta.seeds import stream
 from fedelta.tuning.lanes import Lanes
@@ -108,7 +108,7 @@ def _run(inputs: Sequence[_LaneInput], outputs: Outputs, bank: LaneBank, lanes: 
     rows_AB, _ = padded([lane_input.rows for lane_input in inputs])
     lengths = [len(lane_input.rows) for lane_input in inputs]
     noise = [stream(0, "proof", "noise", lane_input.number) for lane_input in inputs]
-    with lanes.training(lengths, noise), told("the model in lanes", {"rows": rows_AB}):
+    with lanes.training(lengths, noise), model_errors("the model in lanes", {"rows": rows_AB}):
         outputs_EABX = torch.stack(outputs(rows_AB.flatten())).unflatten(1, rows_AB.shape)
         by_lane = [outputs_EABX[:, lane, :length] for lane, length in enumerate(lengths)]
         # A random direction instead of the task's loss, whose gradient may be so small that only rounding is left.

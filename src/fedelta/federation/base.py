@@ -66,6 +66,7 @@ class Federation:
         byte_budget: the run ends after the round in which its payloads reach this many bytes; None for no limit.
         tiers: which client holds which tensors; None if every client holds all of them.
         around: wraps the strategy's mean, for example to add noise; None for no wrapper.
+        has_plugin: whether strategy or mean are no part of the package: then what they return is checked (contract.py).
 
     Raises:
         ConfigError: the strategy reads single updates, but the aggregation gives only sums.
@@ -83,6 +84,7 @@ class Federation:
     byte_budget: int | None = None
     tiers: Tiers | None = None
     around: Callable[[Aggregation], Aggregation] | None = None
+    has_plugin: bool = False
 
     def __post_init__(self) -> None:
         if self.strategy.reads == "each" and self.aggregation.only_sums:

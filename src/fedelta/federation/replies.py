@@ -23,6 +23,7 @@ from fedelta.aggregation.base import Aggregation, Update
 from fedelta.codecs.wire import decode
 from fedelta.errors import PayloadError, SpecError
 from fedelta.federation.base import Federation, Runtime
+from fedelta.federation.contract import check_mean, check_update
 from fedelta.federation.records import Cause, Claim, Fault, Rejection, Reply, Transfer
 from fedelta.params import Params, add, norm, select
 from fedelta.seeds import stream
@@ -99,9 +100,14 @@ class Intake:
         """
         federation, round = self._federation, self._plan.round
         mean = self._trained.finish(stream(federation.seed, "aggregation", round))
+        if federation.has_plugin:
+            check_mean(federation, mean, round)
         mean = select(mean, self._averageable(mean, federation.aggregation))
         combined = CombinedUpdates(mean, tuple(reply.client_id for reply in self.accepted), tuple(self._updates))
-        params, state = federation.strategy.update(state, params, self._plan, combined, federation.spec)
+        result = federation.strategy.update(state, params, self._plan, combined, federation.spec)
+        if federation.has_plugin:
+            check_update(federation, (state, params), result, combined, round)
+        params, state = result
         if not self._statistics:
             return params, state
         measured = self._measured.finish(stream(federation.seed, "statistics", round))

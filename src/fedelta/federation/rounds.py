@@ -13,6 +13,7 @@ from statistics import median
 from fedelta.codecs.wire import encode
 from fedelta.errors import PayloadError, RoundError
 from fedelta.federation.base import Federation, Standing, too_few
+from fedelta.federation.contract import check_plan
 from fedelta.federation.records import LOST, Rejection, RoundOutcome, Transfer
 from fedelta.federation.replies import Accepted, Intake
 from fedelta.params import Params, ParamSpec, is_finite, select
@@ -42,6 +43,8 @@ def _round(federation: Federation, standing: Standing) -> RoundOutcome:
     params, state, round = standing.params, standing.state, standing.rounds_done + 1
     cohort = stream(federation.seed, "cohort", round)
     plan = federation.strategy.plan(state, round, federation.clients.numbers, federation.spec, cohort)
+    if federation.has_plugin:
+        check_plan(federation, plan, state, round)
     if federation.tiers is not None:
         plan = federation.tiers.restrict(plan)
     payloads, downloads = _send(federation, plan, {**state, **params})

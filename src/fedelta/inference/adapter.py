@@ -43,6 +43,7 @@ from fedelta.models.anatomy import Anatomy
 from fedelta.models.hub import Backbone
 from fedelta.models.source import ModelSource
 from fedelta.params import Params
+from fedelta.plugins import used_by
 from fedelta.record.files import to_json
 from fedelta.settings.base import as_settings
 from fedelta.tasks.base import Task
@@ -142,6 +143,7 @@ def _own(adapter: Adapter, weights: bytes, config: str) -> Own:
         seed=adapter.seed,
         **dict(adapter.preparation),
         identity=dict(adapter.identity),
+        plugins=tuple(used_by([adapter.tuning, adapter.task])),
         weights_sha256=hashlib.sha256(weights).hexdigest(),
         config_sha256=hashlib.sha256(config.encode()).hexdigest(),
     )

@@ -106,17 +106,18 @@ def from_layout(
             names every reason.
     """
     kind = config.get("peft_type")
-    own = {f"{_OWN_PREFIX}{name.upper()}": name for name in _METHODS.names if name != "lora"}
-    if kind not in ("LORA", *own):
+    name = str(kind).removeprefix(_OWN_PREFIX).lower() if str(kind).startswith(_OWN_PREFIX) else ""
+    if kind != "LORA" and (name == "lora" or _METHODS.get(name) is None):
+        own = sorted(f"{_OWN_PREFIX}{name.upper()}" for name in _METHODS.names if name != "lora")
         raise AdapterError(
-            f"{where}: `peft_type` is {kind!r}, expected 'LORA' or one of {listed(sorted(own), len(own))}.",
+            f"{where}: `peft_type` is {kind!r}, expected 'LORA' or one of {listed(own, len(own))}.",
             hint="adapters that put tokens in front of a text cannot be taken over; choose LoRA for a new one."
             if kind in _TOKENS
             else f"{_MERGE}, save that, and give it as `model.source`.",
         )
     params = {_name(key): tensor.float() for key, tensor in tensors.items()}
-    if kind in own:
-        return _own_tuning(own[str(kind)], section, where), params
+    if kind != "LORA":
+        return _own_tuning(name, section, where), params
     problems = [*_config_problems(config), *_tensor_problems(params)]
     alphas: dict[str, float] = {}
     for path in pair_paths(params):

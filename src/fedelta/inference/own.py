@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from fedelta import __version__
 from fedelta.errors import AdapterError
 from fedelta.modalities.settings import AudioSettings, Preparation, Resize
 from fedelta.models.source import ModelSource
+from fedelta.plugins import refuse_missing
 from fedelta.record.files import to_json
 from fedelta.record.origin import Origin, other_words, refuse
 from fedelta.settings import Settings
@@ -35,6 +37,7 @@ class Own(Settings):
         processor: the content of a stock `preprocessor_config.json` that does the same.
         value_range: of images of more than 8 bits, what became black and what became white.
         identity: which base model it was made for (`tuning/identity.py`); nothing where the writer did not say.
+        plugins: those that its tuning method and task are from (`plugins.used_by`).
         weights_sha256: of the file with the tensors, "" likewise.
         config_sha256: of `adapter_config.json`, by which a run knows its own; elsewhere that may be edited.
     """
@@ -51,6 +54,7 @@ class Own(Settings):
     processor: dict[str, Any] | None = None  # Any: JSON values
     value_range: tuple[FiniteFloat, FiniteFloat] | None = None
     identity: dict[str, str] = Field(default_factory=dict)
+    plugins: tuple[dict[str, Any], ...] = ()  # Any: JSON values
     weights_sha256: str = ""
     config_sha256: str = ""
 
@@ -72,9 +76,12 @@ def read_own(path: Path) -> Own:
 
     Raises:
         AdapterError: unreadable; an unknown key counts, because ignoring it could mean another model.
+        PluginError: it was made with plug-ins that are not given.
     """
     try:
-        return Own.model_validate_json(path.read_bytes())
+        content = path.read_bytes()
+        refuse_missing(_plugins(content), f"adapter {str(path.parent)!r}")
+        return Own.model_validate_json(content)
     except FileNotFoundError:
         return Own()
     except OSError as error:
@@ -84,6 +91,15 @@ def read_own(path: Path) -> Own:
             f"{str(path)!r} cannot be used:{explained(error)}",
             hint=f"write the adapter anew, or read it with the version that wrote it; this is {__version__}.",
         ) from error
+
+
+def _plugins(content: bytes) -> object:
+    """What `plugins` says in the content of a file, before the task is checked, which may be from one of them."""
+    try:
+        own = json.loads(content)
+    except ValueError:
+        return None
+    return own.get("plugins") if isinstance(own, dict) else None
 
 
 def refuse_other_own(path: Path, origin: Origin) -> None:

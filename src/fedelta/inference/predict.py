@@ -32,6 +32,7 @@ from fedelta.models.heads import class_names_of
 from fedelta.models.hub import Backbone, build
 from fedelta.models.source import ModelSource, read_config
 from fedelta.params import Params, ParamSpec
+from fedelta.plugins import refuse_missing
 from fedelta.record import rundir
 from fedelta.record.checkpoint import load
 from fedelta.record.origin import changed_files, refuse, refuse_other_adapter
@@ -93,6 +94,7 @@ class Predictor:
                 f"{str(run)!r} has no `{rundir.ADAPTER}/`: the run is not finished.",
                 hint=f"finish it with `fedelta resume {run}`.",
             )
+        refuse_missing(rundir.RunDirectory(path).plugins, f"run {str(run)!r}")
         own = _own_tensors(path, client)
         _refuse_changed(path)
         predictor = cls.from_adapter(path / rundir.ADAPTER)
@@ -138,7 +140,7 @@ class Predictor:
         names = adapter.class_names or given or _class_names(model) if task.has_classes else ()
         _check_names(given, names)
         has_head = any(not is_pair(name) for name in adapter.params)
-        backbone = build(model, names, seed=adapter.seed if seed is None else seed, task=task, tells_head=not has_head)
+        backbone = build(model, names, seed=adapter.seed if seed is None else seed, task=task, logs_head=not has_head)
         if backbone.modality is not None:
             said = {"max_length": max_length, "audio": audio}
             preparation = adapter.preparation.model_copy(

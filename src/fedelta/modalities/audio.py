@@ -1,6 +1,6 @@
 """Recordings: log-mel spectrograms as `pixel_values` for an image classifier.
 
-What is kept of a recording is its spectrogram, in memory or made when it is asked for.
+The raw form of a recording is its spectrogram, kept in memory or computed at every fetch.
 
 Shapes: N rows, B recordings, M mel bins, F frames, C channels, S side of the model's input.
 """
@@ -21,8 +21,8 @@ from torch.nn.functional import interpolate
 
 from fedelta.modalities.base import Certainty, Column, ColumnRule, ExampleError, Inputs, ModelFiles
 from fedelta.modalities.settings import AudioSettings, Preparation
-from fedelta.modalities.spectrograms import log_mel, resample, shown_seconds
-from fedelta.modalities.stores import Encoded, examined, in_chunks, read_examples, refuse_rows, stored
+from fedelta.modalities.spectrograms import log_mel, needed_seconds, resample
+from fedelta.modalities.stores import Encoded, in_chunks, read_examples, refuse_rows, scan_rows, store_rows
 from fedelta.modalities.waveforms import check_audio, check_rate, check_scale, decode_audio, one_channel
 
 if TYPE_CHECKING:
@@ -33,12 +33,12 @@ _BYTES_PER_VALUE = 2  # float16
 
 @dataclass(frozen=True)
 class Recordings:
-    """Recordings to `pixel_values`: `spectrogram` once for each recording, `transform` for each batch.
+    """Turns recordings into `pixel_values`: `spectrogram` runs once per recording, `transform` once per batch.
 
     Args:
         audio: section `[data.audio]`.
-        image_size: side S of the square the model takes, in pixels.
-        num_channels: channels the model takes; all get the same values.
+        image_size: side S of the model's square input, in pixels.
+        num_channels: channels of the model's input; all get the same values.
     """
 
     audio: AudioSettings
@@ -55,23 +55,23 @@ class Recordings:
 
     @classmethod
     def for_model(cls, model: ModelFiles) -> Recordings:
-        """For a model that takes images; the statistics of images have no part in it."""
+        """Recordings for a model that takes images; its image statistics are not used."""
         return cls(AudioSettings(), model.image_size, model.num_channels)
 
     @classmethod
-    def card_note(cls, preparation: Preparation) -> str:  # noqa: ARG003 for images it matters
-        """That stock models do not make spectrograms."""
+    def card_note(cls, preparation: Preparation) -> str:  # noqa: ARG003 part of the protocol
+        """A note that the inputs are spectrograms, which other programs do not compute."""
         return (
-            "Its inputs are log-mel spectrograms of recordings, as images: fedelta makes them as `audio` in\n"
-            "`fedelta.json` says."
+            "Its inputs are log-mel spectrograms of recordings, as images. fedelta computes them with the settings\n"
+            "under `audio` in `fedelta.json`."
         )
 
     def prepared(self, preparation: Preparation) -> Recordings:
-        """The same with the settings that are given."""
+        """A copy with the audio settings of `preparation`, if it has any."""
         return self if preparation.audio is None else replace(self, audio=preparation.audio)
 
     def fitted(self, column: Column) -> Recordings:
-        """The same: recordings bring their range along."""
+        """`self`: nothing depends on the training recordings."""
         return self
 
     @property
@@ -86,7 +86,7 @@ class Recordings:
 
     @property
     def description(self) -> Mapping[str, object]:
-        """The settings of the spectrogram, and the model's size."""
+        """The settings of the spectrogram, and the size of the model's input."""
         return {
             "kind": self.name,
             "image_size": self.image_size,
@@ -101,28 +101,28 @@ class Recordings:
 
     @property
     def black(self) -> tuple[float, ...]:
-        """The mean of the log-mel values."""
+        """0, which stands for the mean of the log-mel values."""
         return (0.0,)
 
     @property
     def stored_shape(self) -> tuple[int, int]:
-        """Rows and columns of `spectrogram`: [M, F] where the model's input holds that, else [S, S]."""
+        """Rows and columns of `spectrogram`: [M, F] if it fits into the model's input, else [S, S]."""
         shape = (self.audio.num_mel_bins, self.audio.num_frames)
         return (self.image_size, self.image_size) if max(shape) > self.image_size else shape
 
     def spectrogram(self, waveform: NDArray[np.float32], sample_rate: int) -> Tensor:
-        """What is kept of a recording: its log-mel spectrogram, float16 of `stored_shape`, low frequencies first.
+        """The log-mel spectrogram of a recording, float16 of `stored_shape`, low frequencies first.
 
         Args:
             waveform: one channel, at least one sample, in -1..1.
             sample_rate: of `waveform`, in Hz.
         """
         values = log_mel(resample(waveform, sample_rate, self.audio.sample_rate), self.audio)
-        # Rounded here and not in the store, so that one recording gives the same values in training and prediction.
+        # Rounded here rather than in the store, so that training and prediction get the same values.
         return _resized(values[None, None], self.stored_shape)[0, 0].half()
 
     def transform(self, raw: Tensor) -> dict[str, Tensor]:
-        """The model's arguments for spectrograms.
+        """The model's inputs for spectrograms.
 
         Args:
             raw: of shape [B, *stored_shape].
@@ -134,19 +134,19 @@ class Recordings:
         return {"pixel_values": pixels.expand(-1, self.num_channels, -1, -1)}
 
     def store(self, column: Column, max_memory_mib: int) -> Inputs:
-        """The recordings of a column, as spectrograms in memory where they fit."""
+        """The recordings of a column, as spectrograms in memory if they fit."""
         if len(column) * math.prod(self.stored_shape) * _BYTES_PER_VALUE > max_memory_mib * 2**20:
-            refuse_rows(column, examined(column, check_audio)[1])
+            refuse_rows(column, scan_rows(column, check_audio)[1])
             return Encoded(column, self._read, self)
         raw = torch.empty((len(column), *self.stored_shape), dtype=torch.float16)
-        return stored(column, self._read, raw, self, {})
+        return store_rows(column, self._read, raw, self, {})
 
     def examples(self, examples: Sequence[Example], batch_size: int) -> Iterator[dict[str, Tensor]]:
-        """Inputs of paths, or pairs of a tensor and a sample rate."""
+        """Inputs of paths, or of pairs of a tensor and a sample rate in Hz."""
         spectrograms = read_examples(
             self.plural,
             examples,
-            lambda recording: self.spectrogram(*_waveform(recording, shown_seconds(self.audio))),
+            lambda recording: self.spectrogram(*_waveform(recording, needed_seconds(self.audio))),
             "give WAV, FLAC, OGG or MP3 files, or pairs of a float tensor [samples] or [channels, samples] and its "
             "sample rate in Hz.",
         )
@@ -162,7 +162,7 @@ class Recordings:
         return self.transform(torch.zeros(1, *self.stored_shape))
 
     def _read(self, value: object) -> Tensor:
-        return self.spectrogram(*decode_audio(value, shown_seconds(self.audio)))
+        return self.spectrogram(*decode_audio(value, needed_seconds(self.audio)))
 
 
 def _waveform(recording: Example, max_seconds: float) -> tuple[NDArray[np.float32], int]:
@@ -170,10 +170,10 @@ def _waveform(recording: Example, max_seconds: float) -> tuple[NDArray[np.float3
     if isinstance(recording, str | Path):
         return decode_audio(str(recording), max_seconds)
     if not isinstance(recording, tuple) or len(recording) != 2:
-        raise ExampleError(f"no recording but {type(recording).__name__}")
+        raise ExampleError(f"not a recording but {type(recording).__name__}")
     samples, sample_rate = recording
     if not isinstance(samples, Tensor):
-        raise ExampleError(f"no tensor but {type(samples).__name__}")
+        raise ExampleError(f"not a tensor but {type(samples).__name__}")
     if not samples.is_floating_point() or samples.dim() not in {1, 2}:
         shape = f"a {samples.dtype} tensor of shape {tuple(samples.shape)}"
         raise ExampleError(f"{shape}, expected a float tensor [samples] or [channels, samples]")
@@ -184,7 +184,7 @@ def _waveform(recording: Example, max_seconds: float) -> tuple[NDArray[np.float3
 
 
 def _resized(values: Tensor, shape: tuple[int, int]) -> Tensor:
-    """`values` [B, 1, H, W] as [B, 1, *shape]."""
+    """`values` [B, 1, H, W] resized to [B, 1, *shape]."""
     if values.shape[-2:] == shape:
         return values
     return interpolate(values, shape, mode="bilinear", antialias=True, align_corners=False)

@@ -1,10 +1,10 @@
-"""What a modality is: all that fedelta has to know of images, of texts, or of recordings, in one object.
+"""The modality protocol: everything that fedelta knows of images, of texts or of recordings, in one object.
 
-The class tells what is known before there is a model: words for messages, and which columns hold such examples. An
-object of it belongs to one model and turns examples into that model's inputs; `Backbone.modality` is one.
+The class holds what does not depend on a model: names for messages, and which columns hold such examples. An instance
+belongs to one model and turns examples into its inputs; `Backbone.modality` is one.
 
-Values on their way are *examples* (an encoded image, a text, a recording, as a column or a user has it), then *raw*
-rows (what is kept of an example: pixels, token ids, a spectrogram), then *inputs* (keyword arguments of the model).
+Values pass through three forms: *examples* (an encoded image, a text or a recording, as a column or a user has it),
+*raw* rows (the stored form: pixels, token ids, a spectrogram) and *inputs* (keyword arguments of the model).
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 
     Example = str | Path | Image | Tensor | tuple[Tensor, int]
 
-# What a column of a data set holds, as its features tell: `array` stands for numbers in two or more dimensions.
+# The content of a column, according to the features of its data set; `array`: numbers in two or more dimensions.
 FeatureKind = Literal["image", "audio", "bytes", "array", "text"]
 
 
 class ExampleError(ValueError):
-    """A value is no example of its modality; the text says why. Callers add where it was found."""
+    """A value is not an example of its modality. The message gives the reason; callers add the row or file."""
 
 
 class Certainty(IntEnum):
-    """How surely a column of some kind holds examples; of several columns the surest count."""
+    """How certainly a column of some kind holds examples; among several columns the most certain are taken."""
 
     SURE = 0
     LIKELY = 1
@@ -46,9 +46,9 @@ class ColumnRule:
     """Which columns of a data set hold examples of a modality.
 
     Args:
-        kinds: kind of a column to how surely it holds them.
-        is_strict: a column that the configuration names has to be of one of these kinds as well; otherwise its values
-            are looked at one by one.
+        kinds: kind of column to the certainty that it holds examples.
+        is_strict: whether a column that the configuration names must be of one of these kinds, too; if not, each of
+            its values is checked.
     """
 
     kinds: Mapping[FeatureKind, Certainty]
@@ -57,15 +57,15 @@ class ColumnRule:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """What is known of a model when its modality is made.
+    """The parts of a model from which its modality is made.
 
     Args:
-        config: of transformers.
-        place: directory or hub name with the files beside `config.json`; None where there are none.
-        image_size: side of the square that the model takes, in pixels; of no use where it takes none.
-        is_size_known: whether the configuration or the user names it; otherwise the checkpoint's own way of preparing
-            images may have another.
-        num_positions: most tokens that the model has positions for; None where nothing bounds them.
+        config: the configuration of transformers.
+        place: directory or hub name that holds `config.json` and other files; None if there are no files.
+        image_size: side of the model's square input in pixels; ignored if the model takes no images.
+        is_size_known: whether `image_size` comes from the configuration or the user; if not, the size in the
+            checkpoint's `preprocessor_config.json` takes precedence.
+        num_positions: maximum number of tokens; None if the model sets no limit.
     """
 
     config: PretrainedConfig
@@ -76,39 +76,39 @@ class ModelFiles:
 
     @property
     def num_channels(self) -> int:
-        """Of the images that the model takes."""
+        """Number of channels of the model's input images."""
         return int(getattr(vision_part(self.config), "num_channels", 3))
 
 
 def vision_part(config: PretrainedConfig) -> PretrainedConfig:
-    """What a configuration says of images: of one composed of several, such as CLIP's, the part for them."""
+    """The part of a configuration that describes images, for composite models such as CLIP; else all of it."""
     part: PretrainedConfig = getattr(config, "vision_config", config)
     return part
 
 
 class Column(Protocol):
-    """The examples of one column of a data set, as they are stored: bytes, paths, arrays, texts."""
+    """One column of a data set, with its values in stored form: bytes, paths, arrays, texts."""
 
     @property
     def name(self) -> str:
-        """Of the column."""
+        """Name of the column."""
 
     @property
     def origin(self) -> str:
-        """Names the data set in messages."""
+        """Name of the data set in messages."""
 
     @property
     def numbers(self) -> Tensor:
-        """What messages call the rows, int64 of shape [N]."""
+        """Row numbers to show in messages, int64 of shape [N]."""
 
     def __len__(self) -> int:
         """Number of rows."""
 
     def chunks(self) -> Iterator[list[Any]]:
-        """All values in order, some hundreds at a time; Any: whatever the file holds."""
+        """All values in order, some hundreds at a time; Any: any type that a file can hold."""
 
     def take(self, rows: Tensor) -> list[Any]:
-        """The values of `rows` (int64, one axis); Any: whatever the file holds."""
+        """The values of `rows` (int64, one axis); Any: any type that a file can hold."""
 
 
 class Inputs(Protocol):
@@ -122,15 +122,15 @@ class Inputs(Protocol):
 
 
 class Modality(Protocol):
-    """What an example is, and how it becomes the inputs of one model.
+    """A kind of example, and how it becomes the inputs of one model.
 
     Class attributes:
-        name: `[data]` has a key `<name>_column`, and `<name>` where there are settings.
-        singular, plural: in words.
+        name: `[data]` has a key `<name>_column`, and a key `<name>` if there are settings.
+        singular, plural: words for one example and for several.
         columns: which columns of a data set hold such examples.
-        suffixes: of files that hold one example each, lower case with the dot; empty where there are none.
+        suffixes: of files that hold one example each, in lower case with the dot; empty if there are no such files.
         is_augmented: whether `[augmentation]` applies.
-        settings: keys of `[data]` that say how such examples become inputs; fields of `Preparation`.
+        settings: keys of `[data]` that control how examples become inputs; fields of `Preparation`.
     """
 
     name: ClassVar[str]
@@ -143,7 +143,7 @@ class Modality(Protocol):
 
     @classmethod
     def for_model(cls, model: ModelFiles) -> Self:
-        """As a model was trained to take them.
+        """The modality with the preparation that the model was trained with.
 
         Raises:
             ModelError: a file is missing, or does not belong to the model.
@@ -151,33 +151,33 @@ class Modality(Protocol):
 
     @classmethod
     def card_note(cls, preparation: Preparation) -> str:
-        """How examples were prepared, for the model card; empty for nothing to say."""
+        """How examples were prepared, for the model card; empty if there is nothing to add."""
 
     def prepared(self, preparation: Preparation) -> Modality:
-        """The same with what is said in `preparation`; another modality where the model takes that one as well.
+        """A copy that follows `preparation`; another modality if that is asked for and the model can take it.
 
         Raises:
-            ModelError: what is said cannot be done with this model.
+            ModelError: this model does not support the preparation.
         """
 
     def fitted(self, column: Column) -> Self:
-        """The same with what only the training examples can tell; they are asked once, a fitted one stays as it is.
+        """A copy with the properties that depend on the training examples; `self` if they are already set.
 
         Raises:
-            DataError: what they tell cannot be used.
+            DataError: the examples give no usable values.
         """
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know of how examples become inputs."""
+        """Notes to the user on how examples become inputs."""
 
     @property
     def preparation(self) -> Preparation:
-        """What has to be said to `prepared` to get this one from the model's own."""
+        """The preparation with which `prepared` recreates this modality from the model's default."""
 
     @property
     def description(self) -> Mapping[str, object]:
-        """How examples become inputs, for those who run an exported model: JSON values, `kind` first."""
+        """How examples become inputs, for users of an exported model: JSON values, `kind` first."""
 
     @property
     def dynamic_axes(self) -> Mapping[int, str]:
@@ -185,32 +185,32 @@ class Modality(Protocol):
 
     @property
     def black(self) -> tuple[float, ...]:
-        """Value in the inputs of what augmentation adds at an edge: one for all channels, or one for each."""
+        """The input value that augmentation fills edges with: one for all channels, or one per channel."""
 
     def transform(self, raw: Any) -> dict[str, Tensor]:
-        """Inputs for raw rows; Any: what is kept of an example differs between modalities."""
+        """Model inputs of raw rows; Any: the raw form differs between modalities."""
 
     def store(self, column: Column, max_memory_mib: int) -> Inputs:
-        """The examples of a column by row, raw and in memory where they fit.
+        """The examples of a column, in raw form and in memory if they fit.
 
         Args:
             column: of a data set.
-            max_memory_mib: above this many MiB of raw rows, examples are decoded at every fetch instead.
+            max_memory_mib: if raw rows take more MiB than this, examples are decoded at every fetch instead.
 
         Raises:
-            DataError: rows that hold no example, all in one message; one that is damaged behind its header is found
-                here only if it is kept in memory.
+            DataError: rows that hold no example, all in one message. Damage behind the header of an example is found
+                here only if the examples are kept in memory.
         """
 
     def examples(self, examples: Sequence[Example], batch_size: int) -> Iterator[dict[str, Tensor]]:
-        """Inputs of `batch_size` examples at a time, in order, by the code that reads training data.
+        """Inputs in batches of `batch_size` examples, in order, made by the code that reads training data.
 
         Raises:
-            DataError: something is no example; names all of them. Raised at the call, not while iterating.
+            DataError: names every value that is not an example. Raised at the call, not while iterating.
         """
 
     def export_inputs(self, num: int, length: int, generator: Generator) -> dict[str, Tensor]:
-        """Random inputs of `num` examples; those that have a length have `length`, one less, and so on."""
+        """Random inputs of `num` examples; where examples have lengths, these are `length`, `length` - 1, and so on."""
 
     def costliest(self) -> dict[str, Tensor]:
-        """Inputs of one example that costs as much as any."""
+        """Inputs of one example with the highest possible cost."""

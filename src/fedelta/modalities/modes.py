@@ -1,4 +1,4 @@
-"""Pillow's modes: what each becomes in 8 bits."""
+"""Converts images of all of Pillow's modes to 8-bit gray or RGB."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedelta.modalities.base import ExampleError
-from fedelta.modalities.gray_range import Levels
+from fedelta.modalities.value_range import ValueRange
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# One channel of more than 8 bits: integers, and floating-point numbers.
+# Modes of one channel with more than 8 bits: integers, and floating-point numbers.
 DEEP_MODES = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
 GRAY_MODES = DEEP_MODES | {"1", "L"}
 
-# Colours that are multiplied with their opacity, and what takes that back.
+# Modes whose colours are premultiplied by opacity, and the modes that undo it.
 _MULTIPLIED = {"RGBa": "RGBA", "La": "LA"}
 _BITS_PER_SAMPLE = 258  # a tag of TIFF
 
 
-def eight_bit(image: Image, mode: str, levels: Levels, *, on_white: bool) -> Image:
-    """`image` in `mode`, "L" or "RGB"; a copy.
+def eight_bit(image: Image, mode: str, value_range: ValueRange, *, on_white: bool) -> Image:
+    """A copy of `image` in `mode`, "L" or "RGB".
 
     Args:
         image: decoded, in any mode.
         mode: of the result.
-        levels: what becomes black and white where there are more than 8 bits.
-        on_white: put what is transparent on white, as the image processors of transformers do that convert to RGB;
+        value_range: values that become black and white in images of more than 8 bits.
+        on_white: put transparent pixels on white, as image processors of transformers with `do_convert_rgb` do;
             otherwise transparency is dropped.
 
     Raises:
-        ExampleError: its values are not finite, or far outside of `levels`.
+        ExampleError: its values are not finite, or far outside `value_range`.
     """
     from PIL import Image
 
@@ -43,7 +43,7 @@ def eight_bit(image: Image, mode: str, levels: Levels, *, on_white: bool) -> Ima
         numbers = np.asarray(image)
         if not np.isfinite(numbers).all():
             raise ExampleError("an image with values that are NaN or infinite")
-        return Image.fromarray(levels.eight_bit(numbers)).convert(mode)
+        return Image.fromarray(value_range.eight_bit(numbers)).convert(mode)
     if image.mode == "LAB":
         return _from_lab(image).convert(mode)
     if image.mode in _MULTIPLIED:
@@ -58,11 +58,11 @@ def eight_bit(image: Image, mode: str, levels: Levels, *, on_white: bool) -> Ima
 
 
 def is_deep_colour(image: Image, png_depth: int | None) -> bool:
-    """Whether a colour image has more than 8 bits a channel, of which Pillow reads the upper 8.
+    """Whether a colour image has more than 8 bits per channel, of which Pillow reads only the upper 8.
 
     Args:
         image: opened.
-        png_depth: bits a channel of a PNG file, None of another.
+        png_depth: bits per channel of a PNG file; None for other formats.
     """
     if png_depth is not None:
         return png_depth > 8
@@ -71,7 +71,7 @@ def is_deep_colour(image: Image, png_depth: int | None) -> bool:
 
 
 def _from_lab(image: Image) -> Image:
-    """SRGB of CIE L*a*b*, which Pillow converts by colour profiles only."""
+    """A CIE L*a*b* image in sRGB; Pillow converts it only through colour profiles."""
     from PIL import ImageCms
 
     profiles = (ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"))

@@ -1,4 +1,4 @@
-"""Single images in every form a data set may hold them: encoded bytes, files, Pillow images, arrays of numbers."""
+"""Decodes single images in every form a data set may hold: encoded bytes, files, Pillow images, arrays of numbers."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedelta.modalities.base import ExampleError
-from fedelta.modalities.gray_range import EIGHT_BIT, Levels
 from fedelta.modalities.modes import DEEP_MODES, GRAY_MODES, eight_bit, is_deep_colour
+from fedelta.modalities.value_range import EIGHT_BIT, ValueRange
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# First bytes to the only format they can be. Pillow tries one format after the other, which for small
-# images takes longer than decoding them.
+# First bytes to the only possible format. Without it Pillow tries all formats in turn, which takes longer than
+# decoding a small image.
 _FORMATS = {b"\x89PN": ["PNG"], b"\xff\xd8\xff": ["JPEG"], b"RIF": ["WEBP"]}
-# The beginnings of formats that never have more than 8 bits a channel in Pillow, and where a PNG says how many it has.
+# First bytes of the formats that never have more than 8 bits per channel in Pillow.
 _EIGHT_BIT_ONLY = (b"\xff\xd8\xff", b"RIF", b"GIF", b"BM")
-_PNG_DEPTH = 24
+_PNG_DEPTH = 24  # position of the byte of a PNG file that holds the bits per channel
 
-# EXIF orientation to Pillow's name of what undoes it; from 5 on, width and height change places.
+# EXIF orientation to the Pillow transposition that undoes it; from 5 on, width and height are swapped.
 _TURNS = {
     2: "FLIP_LEFT_RIGHT",
     3: "ROTATE_180",
@@ -38,9 +38,9 @@ _TURNS = {
     8: "ROTATE_90",
 }
 
-# Above this many pixels an image is decoded to a smaller size: what follows needs several copies of it.
+# Images with more pixels than this are reduced while decoding: later steps need several copies in memory.
 _LARGE = 2**25
-# The largest that is decoded as a whole, Pillow's own limit: 256 MiB in colour.
+# Most pixels that are decoded at full size; Pillow's own limit, 256 MiB in colour.
 _LARGEST = 89_478_485
 
 
@@ -55,11 +55,11 @@ class ImageShape:
 
 @dataclass(frozen=True)
 class Header:
-    """What is known of an image before it is decoded.
+    """Properties of an image that are known before it is decoded.
 
     Args:
-        shape: of it.
-        has_frames: whether its file holds more images after it.
+        shape: of the image.
+        has_frames: whether its file holds further images.
     """
 
     shape: ImageShape
@@ -67,10 +67,10 @@ class Header:
 
 
 def read_header(value: object) -> Header:
-    """The header of an image; nothing else of an encoded one is read.
+    """The header of an image; the pixels of an encoded one are not read.
 
     Raises:
-        ExampleError: `value` is no image.
+        ExampleError: `value` is not an image.
     """
     if (numbers := _numbers(value)) is not None:
         return Header(ImageShape(1 if numbers.ndim == 2 else 3, *numbers.shape[:2]))
@@ -80,62 +80,62 @@ def read_header(value: object) -> Header:
         return Header(shape, _has_frames(image))
 
 
-def measure(value: object) -> ImageShape:
-    """The shape of an image by its header.
+def image_shape(value: object) -> ImageShape:
+    """The shape of an image, from its header.
 
     Raises:
-        ExampleError: `value` is no image.
+        ExampleError: `value` is not an image.
     """
     return read_header(value).shape
 
 
-def decode(
-    value: object, shape: ImageShape, levels: Levels = EIGHT_BIT, *, on_white: bool = False
+def decode_image(
+    value: object, shape: ImageShape, value_range: ValueRange = EIGHT_BIT, *, on_white: bool = False
 ) -> NDArray[np.uint8]:
     """The pixels of an image, uint8 of shape [channels, height, width].
 
-    Palette, transparent, CMYK and other images become 8-bit gray or RGB; a note of the camera on how to turn
-    the image is followed. An image of another size is resized, bilinear with antialiasing, without regard to
-    its aspect ratio (as the ViT image processors do).
+    Palette, transparent, CMYK and other images become 8-bit gray or RGB, and EXIF orientation is applied. An image of
+    another size is resized, bilinear with antialiasing, without keeping its aspect ratio (as the ViT image processor
+    does).
 
     Args:
         value: bytes, `{"bytes": ..., "path": ...}`, a path, a Pillow image or an array (see `_numbers`).
         shape: of the result.
-        levels: what becomes black and white where there are more than 8 bits.
-        on_white: put what is transparent on white; otherwise transparency is dropped.
+        value_range: values that become black and white in images of more than 8 bits.
+        on_white: put transparent pixels on white; otherwise transparency is dropped.
 
     Raises:
-        ExampleError: `value` is no image, is damaged, or has far more pixels than anything needs.
+        ExampleError: `value` is not an image, is damaged, or is larger than the limit.
     """
     from PIL import Image
 
     mode = "L" if shape.channels == 1 else "RGB"
-    pixels = _loaded(value, mode, levels, max(shape.height, shape.width), on_white=on_white)
+    pixels = _loaded(value, mode, value_range, max(shape.height, shape.width), on_white=on_white)
     if pixels.size != (shape.width, shape.height):
         pixels = pixels.resize((shape.width, shape.height), Image.Resampling.BILINEAR)
     return _channels_first(pixels)
 
 
-def decode_whole(
-    value: object, channels: int, levels: Levels, side: int, *, on_white: bool = False
+def decode_full_size(
+    value: object, channels: int, value_range: ValueRange, side: int, *, on_white: bool = False
 ) -> NDArray[np.uint8]:
-    """As `decode`, at the image's own size; one of more than 2^25 pixels at a smaller one.
+    """The pixels of an image at its original size, or reduced if it has more than 2^25 pixels; see `decode_image`.
 
     Args:
-        value: see `decode`.
+        value: see `decode_image`.
         channels: of the result, 1 or 3.
-        levels: see `decode`.
-        side: pixels that are wanted of it in the end; a smaller size has at least twice as many on each side.
-        on_white: see `decode`.
+        value_range: see `decode_image`.
+        side: side in pixels that the image will finally have; a reduced image keeps at least twice as many per side.
+        on_white: see `decode_image`.
     """
-    return _channels_first(_loaded(value, "L" if channels == 1 else "RGB", levels, side, on_white=on_white))
+    return _channels_first(_loaded(value, "L" if channels == 1 else "RGB", value_range, side, on_white=on_white))
 
 
 def extremes(value: object) -> tuple[float, float] | None:
-    """Smallest and largest value of an image of more than 8 bits; None of any other, which is not decoded.
+    """Smallest and largest value of an image of more than 8 bits; None for other images, which are not decoded.
 
     Raises:
-        ExampleError: `value` is no image or is damaged.
+        ExampleError: `value` is not an image or is damaged.
     """
     numbers = _numbers(value)
     if numbers is None:
@@ -147,15 +147,15 @@ def extremes(value: object) -> tuple[float, float] | None:
             _load(image, image.size)
             numbers = np.asarray(image)
     if not np.isfinite(numbers).all():
-        return None  # it is refused when it is read
+        return None  # the image is refused when it is read
     return float(numbers.min()), float(numbers.max())
 
 
 def brightest_of_deep_colour(value: object) -> int | None:
-    """The largest value, 0..255 of the upper 8 bits, of a colour image of 16 bits a channel; None of any other.
+    """The largest value in the upper 8 bits, 0..255, of a colour image of 16 bits per channel; None for other images.
 
     Raises:
-        ExampleError: `value` is no image or is damaged.
+        ExampleError: `value` is not an image or is damaged.
     """
     if _numbers(value) is not None or _is_eight_bit(value):
         return None
@@ -167,21 +167,21 @@ def brightest_of_deep_colour(value: object) -> int | None:
 
 
 def _channels_first(pixels: Image) -> NDArray[np.uint8]:
-    # A copy: Pillow lends its own memory read-only.
+    # A copy, because Pillow's buffer is read-only.
     array = np.array(pixels, dtype=np.uint8)
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
-def _loaded(value: object, mode: str, levels: Levels, side: int, *, on_white: bool) -> Image:
-    """The image in `mode`, turned; at its own size, unless that is too large."""
+def _loaded(value: object, mode: str, value_range: ValueRange, side: int, *, on_white: bool) -> Image:
+    """The image in `mode` and upright; at its original size unless that is too large."""
     from PIL import Image
 
     if (numbers := _numbers(value)) is not None:
-        return Image.fromarray(levels.eight_bit(numbers)).convert(mode)
+        return Image.fromarray(value_range.eight_bit(numbers)).convert(mode)
     with _open(value) as image:
         orientation = _orientation(image)
         _load(image, (2 * side, 2 * side))
-        pixels = eight_bit(image, mode, levels, on_white=on_white)
+        pixels = eight_bit(image, mode, value_range, on_white=on_white)
     if pixels.width * pixels.height > _LARGE and (factor := min(pixels.size) // (2 * side)) > 1:
         pixels = pixels.reduce(factor)
     if orientation in _TURNS:
@@ -190,25 +190,25 @@ def _loaded(value: object, mode: str, levels: Levels, side: int, *, on_white: bo
 
 
 def _load(image: Image, at_least: tuple[int, int]) -> None:
-    """Decodes; a large JPEG, which can be had at a fraction of its size, to no less than `at_least`."""
+    """Decodes `image`; a large JPEG is decoded at a fraction of its size, but no smaller than `at_least`."""
     if image.width * image.height > _LARGE:
         image.draft(image.mode, at_least)
     if image.width * image.height > _LARGEST:
         raise ExampleError(
-            f"a picture of {image.width:,} x {image.height:,} pixels, expected at most {_LARGEST:,} in all; save it "
-            "smaller, or as JPEG"
+            f"an image of {image.width:,} x {image.height:,} pixels, expected at most {_LARGEST:,} in total; save it "
+            "at a smaller size, or as JPEG"
         )
     try:
         image.load()
     except MemoryError:
         raise
-    except Exception as error:  # Pillow's decoders fail on damaged bytes with whatever they run into
+    except Exception as error:  # Pillow's decoders raise many types of errors for damaged bytes
         raise ExampleError(f"damaged image: {error or type(error).__name__}") from error
 
 
 @contextmanager
 def _open(value: object) -> Iterator[Image]:
-    """A Pillow image that is not decoded yet; one that was given stays open."""
+    """Opens an image without decoding it; a Pillow image that the caller passed in stays open."""
     from PIL import Image
 
     if isinstance(value, Image.Image):
@@ -223,27 +223,27 @@ def _opened(value: bytes | str) -> Image:
 
     try:
         with warnings.catch_warnings():
-            # What is too large is refused here, with a word.
+            # Images that are too large are refused in `_load`.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             if isinstance(value, str):
                 return Image.open(value)
             return Image.open(io.BytesIO(value), formats=_FORMATS.get(value[:3]))
     except UnidentifiedImageError:
-        raise ExampleError("no image in a known format") from None
+        raise ExampleError("not an image in a known format") from None
     except Image.DecompressionBombError:
-        raise ExampleError(f"a picture of more than {2 * _LARGEST:,} pixels; save it smaller") from None
+        raise ExampleError(f"an image of more than {2 * _LARGEST:,} pixels; save it at a smaller size") from None
     except OSError as error:
         raise ExampleError(error.strerror or str(error)) from error
     except MemoryError:
         raise
-    except Exception as error:  # as in `_load`: headers may be damaged, too
+    except Exception as error:  # as in `_load`: headers may be damaged too
         raise ExampleError(f"damaged image: {error or type(error).__name__}") from error
 
 
 def _content(value: object) -> bytes | str:
     """Encoded bytes, or the path of a file."""
     if value is None:
-        raise ExampleError("no image")
+        raise ExampleError("missing image")
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path") or b""
     if isinstance(value, Path):
@@ -252,12 +252,12 @@ def _content(value: object) -> bytes | str:
         except RuntimeError as error:
             raise ExampleError(str(error)) from error
     if not isinstance(value, bytes | str):
-        raise ExampleError(f"no image but {type(value).__name__}")
+        raise ExampleError(f"not an image but {type(value).__name__}")
     return value
 
 
 def _head(value: object) -> bytes:
-    """The first bytes of an encoded image; none of what is no file."""
+    """The first bytes of an encoded image; empty for other values."""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes):
@@ -268,26 +268,26 @@ def _head(value: object) -> bytes:
         with Path(value).expanduser().open("rb") as file:
             return file.read(_PNG_DEPTH + 1)
     except (OSError, RuntimeError, ValueError):
-        return b""  # said where it is opened
+        return b""  # reported when the file is opened
 
 
 def _png_depth(head: bytes) -> int | None:
-    """Bits a channel of a PNG file; None of any other."""
+    """Bits per channel of a PNG file; None for other formats."""
     return head[_PNG_DEPTH] if head.startswith(b"\x89PN") and len(head) > _PNG_DEPTH else None
 
 
 def _is_eight_bit(value: object) -> bool:
-    """Whether the first bytes alone say that there are no more than 8 bits a channel."""
+    """Whether the first bytes alone show that an image has at most 8 bits per channel."""
     head = _head(value)
     depth = _png_depth(head)
     return head.startswith(_EIGHT_BIT_ONLY) or (depth is not None and depth <= 8)
 
 
 def _numbers(value: object) -> NDArray[Any] | None:
-    """An array [H, W] or [H, W, 3] of finite numbers, whose range is to be found; None of what is no array.
+    """An image given as numbers, as an array [H, W] or [H, W, 3] of finite values; None if `value` is not an array.
 
     Args:
-        value: lists or an array of shape [H, W], [H, W, C] or [C, H, W]; a fourth channel is dropped.
+        value: nested lists or an array of shape [H, W], [H, W, C] or [C, H, W]; a fourth channel is dropped.
 
     Any: integers or floats.
     """
@@ -305,7 +305,7 @@ def _numbers(value: object) -> NDArray[Any] | None:
     if array.size == 0 or array.ndim not in {2, 3} or (array.ndim == 3 and array.shape[-1] not in {3, 4}):
         raise ExampleError(f"an array of shape {shape}, expected [H, W], [H, W, C] or [C, H, W]")
     if array.dtype.kind not in "iufb":
-        raise ExampleError("an array with other values than numbers")
+        raise ExampleError("an array with values that are not numbers")
     if not np.isfinite(array).all():
         raise ExampleError("an array with values that are NaN or infinite")
     return array[..., :3] if array.ndim == 3 else array
@@ -313,22 +313,22 @@ def _numbers(value: object) -> NDArray[Any] | None:
 
 def _has_frames(image: Image) -> bool:
     if image.format in {"MPO", "JPEG", None}:
-        return False  # in MPO, of cameras, what follows is the same picture for another purpose
+        return False  # MPO, a camera format, holds further versions of the same picture
     try:
         return bool(getattr(image, "is_animated", False))
-    except Exception:  # noqa: BLE001 it looks for the second image, which may be damaged in any way
+    except Exception:  # noqa: BLE001 Pillow looks for the second image, which may be damaged in any way
         return False
 
 
 def _orientation(image: Image) -> int:
-    """The camera's note on how to turn the image, 1..8; 1, as it is, where there is none or no such number."""
+    """The EXIF orientation of an image, 1..8; 1 (upright) if there is none or it is invalid."""
     from PIL import ExifTags
 
     if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
-        # Pillow turns TIFF on its own, and would decode a whole PNG to look for a note behind the pixels.
+        # Pillow rotates TIFF itself, and would decode a whole PNG to look for EXIF data after the pixels.
         return 1
     try:
-        noted = int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # noqa: BLE001 the image may be fine although its notes are not, in whatever way
+        orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # noqa: BLE001 damaged EXIF data, of any kind, do not make an image unusable
         return 1
-    return noted if noted in _TURNS else 1
+    return orientation if orientation in _TURNS else 1

@@ -1,4 +1,4 @@
-"""What a configuration says of how examples become model inputs."""
+"""Settings that control how examples become model inputs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pydantic import Field, FiniteFloat
 
 from fedelta.settings import Settings
 
-# "checkpoint": as the checkpoint's own image processor does it. "stretch": to the model's square, whatever the aspect
-# ratio, bilinear.
+# "checkpoint": by the checkpoint's image processor. "stretch": bilinear to the model's square, without keeping the
+# aspect ratio.
 Resize = Literal["checkpoint", "stretch"]
 
 
@@ -20,31 +20,31 @@ class AudioSettings(Settings):
     Args:
         sample_rate: in Hz; recordings are resampled to it. The spectrogram ends at half of it.
         num_mel_bins: rows of the spectrogram.
-        num_frames: columns of the spectrogram, 10 ms each; a longer recording is cut at the end, a shorter one
-            filled up with zeros.
+        num_frames: columns of the spectrogram, 10 ms each; a longer recording is cut at the end, a shorter one is
+            padded with zeros.
         mean: of the log-mel values; subtracted.
-        std: of the log-mel values, > 0; the result is divided by twice of it.
+        std: of the log-mel values, > 0; the result is divided by twice this value.
     """
 
-    # Below 1 kHz nothing of speech is left, 192 kHz is what studios record at; 100,000 frames are a quarter of an hour.
+    # Below 1 kHz speech is lost, studios record at up to 192 kHz; 100,000 frames are about 17 minutes.
     sample_rate: int = Field(default=16_000, ge=1000, le=192_000)  # AST
     num_mel_bins: int = Field(default=128, ge=1, le=1024)  # AST
     num_frames: int = Field(
         default=128, ge=1, le=100_000
-    )  # AST on Speech Commands: its second is 98 frames, padded to 128
+    )  # AST on Speech Commands: recordings of 1 s are 98 frames, padded to 128
     mean: float = -4.2677393  # AST: of AudioSet
     std: float = Field(default=4.5689974, gt=0)  # AST: of AudioSet
 
 
 class Preparation(Settings):
-    """What is said of the way from examples to inputs, beside what the model brings along; None says nothing.
+    """How examples become inputs, where that differs from the model's default; None keeps the default.
 
     Args:
-        max_length: most tokens of a text.
-        audio: how recordings become spectrograms; where it is given, a model that takes images takes recordings.
-        resize: how images get the model's size.
-        processor: of images, what `preprocessor_config.json` says of them; stands for the checkpoint's own.
-        value_range: of images of more than 8 bits, what becomes black and what becomes white.
+        max_length: maximum number of tokens of a text.
+        audio: how recordings become spectrograms; if set, a model that takes images is fed recordings.
+        resize: how images are resized to the model's input.
+        processor: content of `preprocessor_config.json`; replaces the checkpoint's.
+        value_range: values that become black and white in images of more than 8 bits.
     """
 
     max_length: int | None = Field(default=None, ge=1)
@@ -54,5 +54,5 @@ class Preparation(Settings):
     value_range: tuple[FiniteFloat, FiniteFloat] | None = None
 
     def only(self, keys: Set[str]) -> Preparation:
-        """What is said under these keys, and nothing else."""
+        """A copy that keeps these keys and sets all others to None."""
         return self.model_copy(update=dict.fromkeys(type(self).model_fields.keys() - keys))

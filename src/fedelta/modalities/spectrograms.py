@@ -1,10 +1,10 @@
 """Log-mel spectrograms of waveforms.
 
-The spectrogram is that of the Audio Spectrogram Transformer (Gong et al. 2021, arXiv 2104.01778) as transformers'
-`ASTFeatureExtractor` computes it where torchaudio is absent: Kaldi's filter bank on windows of 25 ms every 10 ms.
+The spectrogram of the Audio Spectrogram Transformer (AST, Gong et al. 2021, arXiv 2104.01778) as `ASTFeatureExtractor`
+of transformers computes it without torchaudio: Kaldi's filter bank on windows of 25 ms every 10 ms.
 
-Differs from it in two points: window and hop follow `sample_rate` instead of being 400 and 160 samples, and a
-recording shorter than one window is filled up with silence instead of being an error.
+Differs from it in two points: window and hop follow `sample_rate` instead of being fixed at 400 and 160 samples, and a
+recording shorter than one window is padded with silence instead of raising an error.
 
 Shapes: M mel bins, F frames.
 """
@@ -27,8 +27,8 @@ from fedelta.modalities.settings import AudioSettings
 _WINDOW_SECONDS, _HOP_SECONDS = 0.025, 0.010  # Kaldi's, and AST's
 
 
-def shown_seconds(settings: AudioSettings) -> float:
-    """Length of what a spectrogram shows; what comes later in a recording does not matter."""
+def needed_seconds(settings: AudioSettings) -> float:
+    """Length in seconds of the part of a recording that its spectrogram covers."""
     return _WINDOW_SECONDS + _HOP_SECONDS * settings.num_frames
 
 
@@ -61,25 +61,25 @@ def log_mel(waveform: NDArray[np.float32], settings: AudioSettings) -> Tensor:
         mel_floor=float(np.finfo(np.float32).eps),
         remove_dc_offset=True,
     )
-    # Filled up before the normalisation, as AST does: the filling is not the value of silence.
-    filled = pad(torch.from_numpy(values), (0, settings.num_frames - values.shape[1]))
-    return (filled - settings.mean) / (2 * settings.std)
+    # Padded before the normalisation, as in AST: so padding differs from the value of silence.
+    padded = pad(torch.from_numpy(values), (0, settings.num_frames - values.shape[1]))
+    return (padded - settings.mean) / (2 * settings.std)
 
 
-def resample(waveform: NDArray[np.float32], sample_rate: int, wanted: int) -> NDArray[np.float32]:
-    """`waveform` at `wanted` Hz instead of `sample_rate`, by a polyphase low-pass filter."""
+def resample(waveform: NDArray[np.float32], sample_rate: int, target_rate: int) -> NDArray[np.float32]:
+    """`waveform` resampled from `sample_rate` to `target_rate`, both in Hz, by a polyphase low-pass filter."""
     from scipy.signal import resample_poly
 
-    if sample_rate == wanted:
+    if sample_rate == target_rate:
         return waveform
-    divisor = math.gcd(sample_rate, wanted)
-    resampled: NDArray[np.float32] = resample_poly(waveform, wanted // divisor, sample_rate // divisor)
+    divisor = math.gcd(sample_rate, target_rate)
+    resampled: NDArray[np.float32] = resample_poly(waveform, target_rate // divisor, sample_rate // divisor)
     return resampled
 
 
 @dataclass(frozen=True, eq=False)
 class _Bank:
-    """What every spectrogram of one sample rate needs; lengths in samples."""
+    """Window and mel filters for one sample rate; lengths in samples."""
 
     window_length: int
     hop_length: int
@@ -95,7 +95,7 @@ def _bank(sample_rate: int, num_mel_bins: int) -> _Bank:
     window_length, hop_length = round(_WINDOW_SECONDS * sample_rate), round(_HOP_SECONDS * sample_rate)
     fft_length = optimal_fft_length(window_length)
     with warnings.catch_warnings():
-        # AST's own bank has one filter between two frequencies of the transform: its row is constant.
+        # One filter of AST's bank lies between two FFT frequencies, so that its row is constant.
         warnings.filterwarnings("ignore", "At least one mel filter has all zero values")
         filters = mel_filter_bank(
             num_frequency_bins=fft_length // 2 + 1,

@@ -1,4 +1,4 @@
-"""Mean and deviation of a model's input by channel, as `preprocessor_config.json` names them."""
+"""Mean and standard deviation of a model's input images by channel, from `preprocessor_config.json`."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from typing import NamedTuple
 
 from fedelta.errors import ModelError
 
-_CLOSE = 1e-4  # closer than this, the values of the file and those that its processor shows are the same
+_TOLERANCE = 1e-4  # relative difference up to which the file's values and the measured ones count as equal
 
 
 class Statistics(NamedTuple):
-    """One value per channel each, on the 0..1 scale; deviations are > 0."""
+    """Mean and deviation, one value per channel each, on the 0..1 scale; deviations are > 0."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     @classmethod
     def of(cls, config: Mapping[str, object], num_channels: int) -> Statistics:
-        """By the keys of `preprocessor_config.json`.
+        """The statistics in the content of `preprocessor_config.json`.
 
         Args:
-            config: read are `do_rescale`, `rescale_factor`, `do_normalize`, `image_mean` and `image_std`; a missing
-                key has the value that transformers' `ViTImageProcessor` gives it.
+            config: its keys `do_rescale`, `rescale_factor`, `do_normalize`, `image_mean` and `image_std` are read;
+                missing keys get the defaults of `ViTImageProcessor` in transformers.
             num_channels: of the model's input.
 
         Raises:
-            ModelError: these are no channel statistics.
+            ModelError: the values are not valid channel statistics.
         """
         # ViTImageProcessor: rescale_factor 1/255, IMAGENET_STANDARD_MEAN and IMAGENET_STANDARD_STD.
         factor = config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1.0
@@ -35,7 +35,7 @@ class Statistics(NamedTuple):
             mean, std = [0.0], [1.0]
         if not isinstance(factor, int | float) or factor <= 0:
             raise ModelError(f"`preprocessor_config.json`: rescale_factor is {factor!r}, expected a number > 0")
-        # Images are divided by 255 here: (x * factor - mean) / std = (x / 255 - mean / scale) / (std / scale).
+        # fedelta divides pixels by 255: (x * factor - mean) / std = (x / 255 - mean / scale) / (std / scale).
         scale = factor * 255
         means = _per_channel("image_mean", mean, num_channels)
         stds = _per_channel("image_std", std, num_channels)
@@ -44,23 +44,23 @@ class Statistics(NamedTuple):
         return cls(tuple(value / scale for value in means), tuple(value / scale for value in stds))
 
     def unless_other(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Statistics:
-        """These, which are exact, or what the processor shows where it is something else.
+        """`self`, whose values are exact, unless the measured values of the processor differ; then those.
 
         Args:
-            mean: one for each of 3 channels.
-            std: likewise.
+            mean: measured, one value for each of 3 channels.
+            std: measured, one value for each of 3 channels.
         """
         if len(self.mean) == 1:
             mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
         if len(mean) != len(self.mean):
             return self
         pairs = zip((*self.mean, *self.std), (*mean, *std), strict=True)
-        is_same = all(abs(ours - theirs) <= _CLOSE * max(abs(theirs), min(std)) for ours, theirs in pairs)
-        return self if is_same else Statistics(mean, std)
+        is_equal = all(abs(exact - measured) <= _TOLERANCE * max(abs(measured), min(std)) for exact, measured in pairs)
+        return self if is_equal else Statistics(mean, std)
 
 
 def stretching(side: int, mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, object]:
-    """The `preprocessor_config.json` of images that are stretched to a square of `side` pixels."""
+    """A `preprocessor_config.json` that stretches images to a square of `side` pixels."""
     return {
         "image_processor_type": "ViTImageProcessor",
         "do_convert_rgb": len(mean) == 3,
@@ -76,10 +76,10 @@ def stretching(side: int, mean: tuple[float, ...], std: tuple[float, ...]) -> di
 
 
 def _per_channel(key: str, values: object, num_channels: int) -> tuple[float, ...]:
-    """`values` with one entry per channel; one entry is repeated, several are averaged for one channel."""
-    listed = values if isinstance(values, list | tuple) else [values]
-    numbers = [float(value) for value in listed if isinstance(value, int | float)]
-    if len(numbers) == len(listed):
+    """`values` with one entry per channel; a single entry is repeated, several are averaged for a single channel."""
+    entries = values if isinstance(values, list | tuple) else [values]
+    numbers = [float(value) for value in entries if isinstance(value, int | float)]
+    if len(numbers) == len(entries):
         if len(numbers) == num_channels:
             return tuple(numbers)
         if len(numbers) == 1:

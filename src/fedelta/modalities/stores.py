@@ -1,7 +1,6 @@
-"""Examples by row: raw in memory, or decoded when they are asked for.
+"""Stores of examples: raw rows in memory, or examples that are decoded at every fetch.
 
-Each class is an `Inputs` (see base.py). What a store holds is as raw as memory allows; the modality makes the inputs at
-every fetch.
+Both classes satisfy `Inputs` (see base.py). The modality turns raw rows into inputs at every fetch.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from fedelta.modalities.base import Column, ExampleError, Modality
 if TYPE_CHECKING:
     from fedelta.modalities.base import Example
 
-REPLACE = "mend or replace these files or rows; rows are counted from 0"
+REPLACE = "repair or replace these files or rows; rows are counted from 0"
 _Value = TypeVar("_Value")
 _Read = TypeVar("_Read")
 
@@ -31,7 +30,7 @@ class Stored:
 
     Args:
         raw: of shape [N, ...].
-        modality: makes inputs of them.
+        modality: turns raw rows into inputs.
     """
 
     raw: Tensor
@@ -41,7 +40,7 @@ class Stored:
         return len(self.raw)
 
     def fetch(self, rows: Tensor) -> dict[str, Tensor]:
-        """Inputs of `rows` (int64, one axis)."""
+        """The inputs of `rows` (int64, one axis)."""
         return self.modality.transform(self.raw[rows])
 
 
@@ -51,8 +50,8 @@ class Encoded:
 
     Args:
         column: N rows.
-        read: one value to what is kept of it.
-        modality: makes inputs of them.
+        read: turns one value into its raw form.
+        modality: turns raw rows into inputs.
     """
 
     column: Column
@@ -63,7 +62,7 @@ class Encoded:
         return len(self.column)
 
     def fetch(self, rows: Tensor) -> dict[str, Tensor]:
-        """Inputs of `rows` (int64, one axis).
+        """The inputs of `rows` (int64, one axis).
 
         Raises:
             DataError: an example is damaged behind its header.
@@ -71,75 +70,75 @@ class Encoded:
         return self.modality.transform(self.raw(rows))
 
     def raw(self, rows: Tensor) -> Tensor:
-        """What is kept of `rows` (int64, one axis), of shape [B, ...]; raises as `fetch`."""
+        """The raw form of `rows` (int64, one axis), of shape [B, ...]; raises the same errors as `fetch`."""
         raw: list[Tensor] = []
         problems: list[str] = []
         for number, value in zip(self.column.numbers[rows].tolist(), self.column.take(rows), strict=True):
             try:
                 raw.append(self.read(value))
             except ExampleError as error:
-                problems.append(f"{described(number, value)}: {error}")
+                problems.append(f"{row_name(number, value)}: {error}")
         refuse(f"column {self.column.name!r}", problems, hint=REPLACE)
         return torch.stack(raw)
 
 
-def stored(
-    column: Column, read: Callable[[object], Tensor], raw: Tensor, modality: Modality, known: dict[int, str]
+def store_rows(
+    column: Column, read: Callable[[object], Tensor], raw: Tensor, modality: Modality, header_problems: dict[int, str]
 ) -> Stored:
-    """The examples of a column in memory.
+    """Reads the examples of a column into memory.
 
     Args:
         column: N rows.
-        read: one value to what is kept of it.
+        read: turns one value into its raw form.
         raw: of shape [N, ...]; filled here.
-        modality: makes inputs of them.
-        known: row to problem, of rows that are not to be read.
+        modality: turns raw rows into inputs.
+        header_problems: row to message; these rows are not read.
 
     Raises:
-        DataError: rows that hold no example, all in one message, together with those that are `known`.
+        DataError: rows that hold no example, including those of `header_problems`, all in one message.
     """
-    problems = dict(known)
+    problems = dict(header_problems)
     for row, value in rows_of(column):
         if row in problems:
             continue
         try:
             raw[row] = read(value)
         except ExampleError as error:
-            problems[row] = f"{described(int(column.numbers[row]), value)}: {error}"
+            problems[row] = f"{row_name(int(column.numbers[row]), value)}: {error}"
     refuse_rows(column, problems)
     return Stored(raw, modality)
 
 
-def examined(column: Column, look: Callable[[object], _Read]) -> tuple[set[_Read], dict[int, str]]:
-    """What `look` finds in the values of a column, and row to problem where that is nothing."""
-    seen: set[_Read] = set()
+def scan_rows(column: Column, look: Callable[[object], _Read]) -> tuple[set[_Read], dict[int, str]]:
+    """The distinct results of `look` over the values of a column, and row to message where it raises."""
+    results: set[_Read] = set()
     problems: dict[int, str] = {}
     for row, value in rows_of(column):
         try:
-            seen.add(look(value))
+            results.add(look(value))
         except ExampleError as error:
-            problems[row] = f"{described(int(column.numbers[row]), value)}: {error}"
-    return seen, problems
+            problems[row] = f"{row_name(int(column.numbers[row]), value)}: {error}"
+    return results, problems
 
 
 def refuse_rows(column: Column, problems: dict[int, str]) -> None:
-    """Raises one `DataError` for `problems`, row to text; nothing if none."""
+    """Raises one `DataError` for all `problems`, row to message; does nothing if there are none."""
     refuse(column.origin, [problem for _, problem in sorted(problems.items())], hint=REPLACE)
 
 
 def read_examples(
     plural: str, examples: Sequence[Example], read: Callable[[Example], Tensor], hint: str
 ) -> list[Tensor]:
-    """What `read` makes of single examples.
+    """The raw forms of single examples.
 
     Args:
-        plural: what they are.
+        plural: word for the examples in messages.
         examples: to read.
-        read: one of them.
-        hint: what to give instead of something that is none.
+        read: turns one example into its raw form.
+        hint: which examples are accepted, for the message.
 
     Raises:
-        DataError: something is no example; names all of them.
+        DataError: names every value that is not an example.
     """
     results: list[Tensor] = []
     problems: list[str] = []
@@ -153,18 +152,18 @@ def read_examples(
     return results
 
 
-def spread(num_rows: int, most: int) -> Tensor:
-    """At most `most` of so many rows, int64, from the first to the last in equal steps.
+def evenly_spaced(num_rows: int, most: int) -> Tensor:
+    """At most `most` of `num_rows` row numbers, int64, from the first to the last in equal steps.
 
-    >>> spread(9, 3).tolist()
+    >>> evenly_spaced(9, 3).tolist()
     [0, 4, 8]
     """
-    # float64: float32 rounds numbers beyond 16,777,216, the last one maybe to a row that is not there.
+    # float64: float32 rounds numbers beyond 16,777,216, and the last one may become a row that does not exist.
     return torch.linspace(0, num_rows - 1, min(most, num_rows), dtype=torch.float64).round().long()
 
 
 def in_chunks(values: Sequence[_Value], size: int) -> Iterator[Sequence[_Value]]:
-    """`size` of the values at a time, in order; the last chunk may be shorter.
+    """The values in chunks of `size`, in order; the last chunk may be shorter.
 
     >>> list(in_chunks("abcde", 2))
     ['ab', 'cd', 'e']
@@ -173,11 +172,11 @@ def in_chunks(values: Sequence[_Value], size: int) -> Iterator[Sequence[_Value]]
 
 
 def rows_of(column: Column) -> Iterator[tuple[int, Any]]:
-    """Row and value; Any: whatever the file holds."""
+    """Pairs of row and value; Any: any type that a file can hold."""
     return enumerate(value for chunk in column.chunks() for value in chunk)
 
 
-def described(number: int, value: object) -> str:
-    """The row that messages call `number`, with the file it came from."""
+def row_name(number: int, value: object) -> str:
+    """The name of a row in messages: its number, and the file it came from."""
     path = value.get("path") if isinstance(value, dict) else None
     return f"row {number}{f' ({path})' if path else ''}"

@@ -1,4 +1,4 @@
-"""Texts: `input_ids` and `attention_mask`, by a checkpoint's own tokenizer.
+"""Texts: `input_ids` and `attention_mask`, by the checkpoint's tokenizer.
 
 Shapes: N rows, B rows of a batch, T tokens.
 """
@@ -26,19 +26,20 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("fedelta")
 
-FOREIGN = "take `tokenizer.json` and `tokenizer_config.json` from the place that the weights are from."
+FOREIGN = "use the `tokenizer.json` and `tokenizer_config.json` that were published with the weights."
+FILES = "expected `tokenizer.json`, or the vocabulary files of the model family, beside `config.json`."
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts to `input_ids` and `attention_mask`, by a checkpoint's own tokenizer.
+    """Turns texts into `input_ids` and `attention_mask` with the checkpoint's tokenizer.
 
     Args:
         tokenizer: from transformers; has a padding token.
-        max_length: most tokens of a text, special tokens included; what is longer is cut at the end.
-        num_positions: most tokens that the model has positions for; None where it has none.
-        padding_side: where a text that is shorter than others of its batch is filled up.
-        min_length: fewest tokens of a batch, padding included; a family that pools tokens fails on fewer.
+        max_length: maximum number of tokens, special tokens included; longer texts are cut at the end.
+        num_positions: maximum number of tokens that the model can take; None if it sets no limit.
+        padding_side: side on which the shorter texts of a batch are padded.
+        min_length: length to which batches are padded at least; families that pool tokens fail on shorter ones.
 
     Raises:
         ModelError: the tokenizer has no padding token.
@@ -67,44 +68,44 @@ class Texts:
 
     @classmethod
     def for_model(cls, model: ModelFiles) -> Texts:
-        """With the tokenizer beside the model.
+        """Texts with the tokenizer beside the model.
 
         Raises:
-            ModelError: there is none, or it belongs to another model.
+            ModelError: there is no tokenizer, or it belongs to another model.
         """
         from transformers import AutoTokenizer
 
         place = model.place
         if place is None:
-            raise ModelError("a text model needs a tokenizer: give `model.source`, not `model.architecture` alone.")
+            raise ModelError("a text model needs a tokenizer: set `model.source`, not `model.architecture` alone.")
         try:
             tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
-        except Exception as error:  # transformers raises nearly anything for damaged or foreign files
+        except KeyError as error:
+            problem = f"no tokenizer can be loaded from {place!r}: a tokenizer file lacks the key {error}."
+            raise ModelError(problem, hint=FILES) from error
+        except Exception as error:  # transformers raises many types of errors for damaged or foreign files
             raise ModelError(f"no tokenizer can be loaded from {place!r}: {error}") from error
         if len(tokenizer) <= len(tokenizer.all_special_tokens):
             # Without files, transformers makes a tokenizer of special tokens alone: every word would be unknown.
-            raise ModelError(
-                f"no tokenizer can be loaded from {place!r}: its vocabulary is empty.",
-                hint="expected `tokenizer.json`, or the vocabulary files of the family, beside `config.json`.",
-            )
+            raise ModelError(f"no tokenizer can be loaded from {place!r}: its vocabulary is empty.", hint=FILES)
         config = model.config.get_text_config()
         _set_padding(tokenizer, config)
         _check_tokenizer(place, tokenizer, config)
         return cls(tokenizer, num_positions=model.num_positions)
 
     @classmethod
-    def card_note(cls, preparation: Preparation) -> str:  # noqa: ARG003 for images it matters
-        """Nothing: the tokenizer is the checkpoint's."""
+    def card_note(cls, preparation: Preparation) -> str:  # noqa: ARG003 part of the protocol
+        """Empty: the tokenizer is the checkpoint's."""
         return ""
 
     def prepared(self, preparation: Preparation) -> Texts:
-        """The same with the `max_length` that is given."""
+        """A copy with the `max_length` of `preparation`, if it has one."""
         if preparation.max_length is None:
             return self
         texts = replace(self, max_length=preparation.max_length)
         if texts.limit < texts.max_length:
             logger.warning(
-                "`data.max_length` is %d, but the model takes %d tokens: texts are cut there.",
+                "`data.max_length` is %d, but the model takes at most %d tokens; longer texts are cut there.",
                 texts.max_length,
                 texts.limit,
             )
@@ -112,11 +113,11 @@ class Texts:
 
     @property
     def limit(self) -> int:
-        """Most tokens of a text: `max_length`, or what the tokenizer or the model have room for."""
+        """Maximum number of tokens: the least of `max_length` and the limits of tokenizer and model."""
         return min(self.max_length, self.tokenizer.model_max_length, self.num_positions or self.max_length)
 
     def fitted(self, column: Column) -> Texts:
-        """The same: nothing depends on the training texts."""
+        """`self`: nothing depends on the training texts."""
         return self
 
     @property
@@ -126,12 +127,12 @@ class Texts:
 
     @property
     def preparation(self) -> Preparation:
-        """The greatest length."""
+        """The maximum length."""
         return Preparation(max_length=self.max_length)
 
     @property
     def description(self) -> Mapping[str, object]:
-        """The tokenizer and the greatest length."""
+        """The tokenizer and the maximum length."""
         return {"kind": self.name, "max_length": self.max_length, "tokenizer": self.tokenizer.name_or_path}
 
     @property
@@ -141,11 +142,11 @@ class Texts:
 
     @property
     def black(self) -> tuple[float, ...]:
-        """Texts have no edge to which anything is added; the engine refuses to augment them."""
+        """Unused: texts are not augmented."""
         return (0.0,)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, at most `max_length` and at most what the model has positions for."""
+        """The token ids of each text, at most `limit` of them."""
         encoded = self.tokenizer(
             list(texts),
             truncation=True,
@@ -156,15 +157,14 @@ class Texts:
         return [list(ids) for ids in encoded["input_ids"]]
 
     def transform(self, raw: Sequence[Sequence[int] | Tensor]) -> dict[str, Tensor]:
-        """The model's arguments for encoded texts.
+        """The model's inputs for encoded texts.
 
         Args:
-            raw: B texts, each the ids of its tokens.
+            raw: the token ids of each of B texts.
 
         Returns:
-            `input_ids` and `attention_mask` (1 at tokens, 0 at padding), int64 of shape [B, T] with T the
-            longest of these texts, or `min_length`, padded at `padding_side`; `token_type_ids`, all 0, where the
-            tokenizer has them.
+            `input_ids` and `attention_mask` (1 at tokens, 0 at padding), int64 of shape [B, T], where T is the length
+            of the longest text or `min_length`; also `token_type_ids`, all 0, if the tokenizer uses them.
         """
         rows = [torch.as_tensor(ids, dtype=torch.int64) for ids in raw]
         batch = {
@@ -180,7 +180,7 @@ class Texts:
         return pad_sequence([*rows, shortest], True, value, self.padding_side)[:-1]
 
     def store(self, column: Column, max_memory_mib: int) -> StoredTexts:
-        """The texts of a column, tokenised once; they always fit.
+        """The texts of a column, tokenised once and kept in memory.
 
         Raises:
             DataError: rows without text or without a single token.
@@ -188,7 +188,7 @@ class Texts:
         chunks: list[Tensor] = []
         lengths: list[int] = []
         for texts in column.chunks():
-            # A missing text has no tokens and is named below.
+            # A missing text gets no tokens and is reported below.
             encoded = self.encode([text or "" for text in texts])
             encoded = [[] if text is None else ids for text, ids in zip(texts, encoded, strict=True)]
             lengths += [len(ids) for ids in encoded]
@@ -201,29 +201,27 @@ class Texts:
 
     def examples(self, examples: Sequence[Example], batch_size: int) -> Iterator[dict[str, Tensor]]:
         """Inputs of texts."""
-        refuse(
-            self.plural,
-            [
-                f"input {index}: {'an empty text' if isinstance(text, str) else f'no text but {type(text).__name__}'}"
-                for index, text in enumerate(examples)
-                if not isinstance(text, str) or not text.strip()
-            ],
-        )
+        problems = [
+            f"input {index}: " + ("an empty text" if isinstance(text, str) else f"not a text but {type(text).__name__}")
+            for index, text in enumerate(examples)
+            if not isinstance(text, str) or not text.strip()
+        ]
+        refuse(self.plural, problems)
         texts = [text for text in examples if isinstance(text, str)]
         return (self.transform(self.encode(chunk)) for chunk in in_chunks(texts, batch_size))
 
     def export_inputs(self, num: int, length: int, generator: Generator) -> dict[str, Tensor]:
-        """Random tokens, and the end of a text where the tokenizer has one; some texts are padded."""
+        """Random tokens, with the end-of-text token if the tokenizer has one; shorter texts are padded."""
         longest = min(length, self.limit)
         lengths = [max(1, longest - index) for index in range(num)]
         special, end = set(self.tokenizer.all_special_ids), self.tokenizer.eos_token_id
         words = torch.tensor([number for number in range(len(self.tokenizer)) if number not in special])
         tokens = words[torch.randint(len(words), (num, longest), generator=generator)]
-        rows = [row[:each] for row, each in zip(tokens, lengths, strict=True)]
+        rows = [row[:length] for row, length in zip(tokens, lengths, strict=True)]
         return self.transform(rows if end is None else [torch.cat([row[:-1], torch.tensor([end])]) for row in rows])
 
     def costliest(self) -> dict[str, Tensor]:
-        """A text of the greatest length."""
+        """A text of the maximum length."""
         return self.transform(self.encode(["a " * self.limit]))
 
 
@@ -232,9 +230,9 @@ class StoredTexts:
     """Tokenised texts in memory.
 
     Args:
-        token_ids: int32, the tokens of all texts one after the other.
-        ends: int64 of shape [N], the place behind each text's last token.
-        modality: makes inputs of them.
+        token_ids: int32, the tokens of all texts, concatenated.
+        ends: int64 of shape [N], the position after each text's last token.
+        modality: turns token ids into inputs.
     """
 
     token_ids: Tensor
@@ -252,32 +250,33 @@ class StoredTexts:
 
 
 def _set_padding(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
-    """Gives a tokenizer without a padding token that of the model, or else the end of a text, as is usual."""
+    """Gives a tokenizer that lacks a padding token the model's one or, as is usual, the end-of-text token."""
     if tokenizer.pad_token_id is not None:
         return
     number = config.pad_token_id
-    own = tokenizer.convert_ids_to_tokens(number) if isinstance(number, int) and 0 <= number < len(tokenizer) else None
-    token = own or tokenizer.eos_token
+    is_valid = isinstance(number, int) and 0 <= number < len(tokenizer)
+    model_token = tokenizer.convert_ids_to_tokens(number) if is_valid else None
+    token = model_token or tokenizer.eos_token
     if token is not None:
         tokenizer.pad_token = token
-    if number is not None and own is None:
-        config.pad_token_id = None  # such as the -1 of the first Llama
+    if number is not None and model_token is None:
+        config.pad_token_id = None  # invalid, such as the -1 of the first Llama
 
 
 def _check_tokenizer(place: str, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
-    """Refuses a tokenizer whose numbers mean other tokens, or none, to the model: it would train on noise."""
+    """Refuses a tokenizer whose token ids exceed the model's vocabulary, and warns if they leave much of it unused."""
     largest_id = max(tokenizer.get_vocab().values())
     if "vocab_size" not in config.to_dict():
         return  # CANINE hashes characters
     if largest_id >= config.vocab_size:
         raise ModelError(
-            f"the tokenizer in {place!r} does not belong to the model: its largest token is number {largest_id}, "
-            f"the model has embeddings for {config.vocab_size}, numbered from 0.",
+            f"the tokenizer in {place!r} does not belong to the model: its largest token id is {largest_id}, but the "
+            f"model has only {config.vocab_size} embeddings, with ids from 0.",
             hint=FOREIGN,
         )
     if largest_id < 0.9 * config.vocab_size:
         logger.warning(
-            "the tokenizer in %r has %s tokens, the model %s: is it the model's own?",
+            "the tokenizer in %r has %s tokens, the model %s: check that it belongs to the model.",
             place,
             f"{largest_id + 1:,}",
             f"{config.vocab_size:,}",

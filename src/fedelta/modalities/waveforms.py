@@ -1,4 +1,4 @@
-"""Single recordings in every form a data set may hold them: encoded bytes and files."""
+"""Decodes single recordings in every form a data set may hold: encoded bytes, files, arrays of samples."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from fedelta.modalities.base import ExampleError
 if TYPE_CHECKING:
     from soundfile import SoundFile
 
-# Real recordings lie between the telephone's 8 kHz and the studio's 192 kHz. A rate far outside is a damaged header,
-# and resampling from it would take memory without end.
+# Recordings are made between 8 kHz (telephone) and 192 kHz (studio). A rate far outside comes from a damaged header,
+# and resampling from it would exhaust the memory.
 _RATES = range(1000, 768_001)
-# Read beyond what is asked for: a resampling filter looks as far ahead from 1 kHz.
+# Read this much more than asked for: the resampling filter looks ahead that far at 1 kHz.
 _MARGIN_SECONDS = 0.05
-# Mixing may go a little beyond full scale; integers that became floats go far beyond.
+# Mixing may slightly exceed full scale; integer samples that were converted to floats far exceed it.
 _MAX_SAMPLE = 2.0
-_NO_RATE = "; samples need their rate: a struct of `array` and `sampling_rate`, or a sound file"
-# Sizes from here on are what writers put there that cannot go back in their output, such as a pipe.
+_NO_RATE = "; samples need their rate: use a struct of `array` and `sampling_rate`, or a sound file"
+# Programs that write to a pipe cannot go back to fill in the size, and write this or a larger placeholder.
 _UNKNOWN_SIZE = 0x7FFF_0000
 
 
 def check_audio(value: object) -> None:
-    """Refuses what is no recording; reads only its header.
+    """Refuses a value that is not a recording; reads only its header.
 
     Raises:
         ExampleError: see `decode_audio`.
@@ -43,12 +43,12 @@ def check_audio(value: object) -> None:
 
 
 def is_recording(value: object) -> bool:
-    """Whether bytes, or those in a struct, begin as a WAV, FLAC, OGG or MP3 file does."""
+    """Whether bytes, or the bytes in a struct, begin like a WAV, FLAC, OGG or MP3 file."""
     content = value.get("bytes") if isinstance(value, Mapping) else value
     if not isinstance(content, bytes):
         return False
     is_wave = content[:4] in {b"RIFF", b"RIFX", b"RF64"} and content[8:12] == b"WAVE"
-    # A frame of MP3 begins with eleven ones; a tag before it with letters.
+    # An MP3 frame begins with eleven 1 bits; an ID3 tag may come first.
     is_frame = len(content) > 1 and content[0] == 0xFF and content[1] & 0xE0 == 0xE0
     return is_wave or is_frame or content.startswith((b"fLaC", b"OggS", b"ID3"))
 
@@ -57,12 +57,12 @@ def decode_audio(value: object, max_seconds: float | None = None) -> tuple[NDArr
     """The samples of a recording, channels averaged, in -1..1, and its sample rate in Hz.
 
     Args:
-        value: WAV, FLAC, OGG or MP3 as bytes, as path, or as `{"bytes": ..., "path": ...}`; or what these decode to,
-            `{"array": ..., "sampling_rate": ...}` with samples in -1..1.
-        max_seconds: what comes later is not read, but for a little that resampling needs.
+        value: WAV, FLAC, OGG or MP3 as bytes, as a path, or as `{"bytes": ..., "path": ...}`; or decoded samples,
+            `{"array": ..., "sampling_rate": ...}`, in -1..1.
+        max_seconds: reading stops here, plus a short margin for resampling; None: read all.
 
     Raises:
-        ExampleError: `value` is no recording, is cut off, or holds no samples, or values that are not finite.
+        ExampleError: `value` is not a recording, is cut off, has no samples, or has values that are not finite.
     """
     import soundfile
 
@@ -81,7 +81,7 @@ def one_channel(samples: NDArray[np.float32]) -> NDArray[np.float32]:
     """The mean over the channels of `samples` [channels, samples].
 
     Raises:
-        ExampleError: there are none, or some are not finite.
+        ExampleError: there are no samples, or some are not finite.
     """
     if samples.size == 0:
         raise ExampleError("a recording without samples")
@@ -92,23 +92,23 @@ def one_channel(samples: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def check_rate(sample_rate: object) -> None:
-    """Refuses a sample rate (Hz) that no recording has.
+    """Refuses an implausible sample rate (Hz).
 
     Raises:
-        ExampleError: says what was expected.
+        ExampleError: states the accepted range.
     """
     if not isinstance(sample_rate, int) or sample_rate not in _RATES:
         raise ExampleError(f"a sample rate of {sample_rate} Hz, expected {_RATES[0]} to {_RATES[-1]}")
 
 
 def check_scale(largest: float) -> None:
-    """Refuses samples that are integers of a sound file and no parts of the full scale.
+    """Refuses samples that were not divided by the full scale of their integer format.
 
     Raises:
-        ExampleError: says what was expected.
+        ExampleError: states the accepted range.
     """
     if largest > _MAX_SAMPLE:
-        raise ExampleError(f"samples up to {largest:g}, expected -1 to 1: divide by the full scale")
+        raise ExampleError(f"samples up to {largest:g}, expected -1 to 1; divide them by the full scale")
 
 
 def _is_decoded(value: object) -> TypeGuard[Mapping[str, Any]]:
@@ -116,11 +116,11 @@ def _is_decoded(value: object) -> TypeGuard[Mapping[str, Any]]:
 
 
 def _of_array(value: Mapping[str, Any]) -> tuple[NDArray[np.float32], int]:
-    """One channel and the sample rate of what a data set holds decoded; Any: whatever stands there."""
+    """One channel and the sample rate of decoded samples; Any: any type that a file can hold."""
     try:
         samples = np.atleast_2d(np.asarray(value["array"], dtype=np.float32))
     except (TypeError, ValueError):
-        raise ExampleError("an `array` that holds other values than numbers") from None
+        raise ExampleError("an `array` with values that are not numbers") from None
     if samples.ndim != 2:
         raise ExampleError(f"an `array` of shape {samples.shape}, expected [samples] or [channels, samples]")
     check_rate(value.get("sampling_rate"))
@@ -150,11 +150,11 @@ def _bytes_of(value: object) -> IO[bytes]:
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if value is None:
-        raise ExampleError("no recording")
+        raise ExampleError("missing recording")
     if isinstance(value, bytes):
         return io.BytesIO(value)
     if not isinstance(value, str | Path):
-        raise ExampleError(f"no recording but {type(value).__name__}{_NO_RATE if isinstance(value, list) else ''}")
+        raise ExampleError(f"not a recording but {type(value).__name__}{_NO_RATE if isinstance(value, list) else ''}")
     try:
         return Path(value).expanduser().open("rb")
     except (OSError, RuntimeError) as error:
@@ -162,21 +162,21 @@ def _bytes_of(value: object) -> IO[bytes]:
 
 
 def _check_whole(file: IO[bytes]) -> None:
-    """Refuses an empty file and a WAV file that ends before its header says; libsndfile reads what there is."""
+    """Refuses an empty file, and a WAV file shorter than its header states, which libsndfile would accept."""
     head = file.read(8)
-    found = file.seek(0, io.SEEK_END)
+    num_bytes = file.seek(0, io.SEEK_END)
     file.seek(0)
-    if found == 0:
+    if num_bytes == 0:
         raise ExampleError("an empty file")
-    promised = int.from_bytes(head[4:8], "little")
-    # The byte that fills up an odd number is often counted and left out.
-    if head[:4] == b"RIFF" and found + 1 < promised + 8 < _UNKNOWN_SIZE:
-        raise ExampleError(f"a recording that is cut off: {found} of {promised + 8} bytes")
+    expected_bytes = int.from_bytes(head[4:8], "little") + 8
+    # The header often counts a padding byte that was not written.
+    if head[:4] == b"RIFF" and num_bytes + 1 < expected_bytes < _UNKNOWN_SIZE:
+        raise ExampleError(f"a recording that is cut off: {num_bytes} of {expected_bytes} bytes")
 
 
 def _reason(error: Exception) -> str:
     reason = str(getattr(error, "error_string", error)).strip().rstrip(".")
     if "SF_INFO struct incomplete" in reason:
-        # libsndfile's words for a header that it can read and not believe.
+        # libsndfile's message for a header with impossible values.
         return "a header with a sample rate of 0 or without channels"
-    return f"no recording in a known format ({reason})"
+    return f"not a recording in a known format ({reason})"

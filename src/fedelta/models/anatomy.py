@@ -1,10 +1,9 @@
 """Where the parts of a model are, by family.
 
-Tuning methods name what they tune by *role* (`q`, `k`, `v`, `o`, `fc1`, `fc2`, the head). For the families in this
-table it says which module plays which role, and what else has to be known of one; of any other the attention and the
-blocks are found by their structure (discovery.py), which is enough for LoRA and adapters. What structure does not
-show, where a class token is and whether attention takes tokens without a place, is never guessed: prompts and exits
-are for the families of the table.
+Tuning methods select layers by *role* (`q`, `k`, `v`, `o`, `fc1`, `fc2`, the head). The table below maps roles to
+modules for the families listed. For other families, attention and blocks are recognised by their structure
+(discovery.py), which is enough for LoRA and adapters. Structure does not show where a class token is, or whether
+attention accepts extra tokens without a position. These are never guessed, so prompts and exits need a listed family.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ from fedelta.errors import ModelError
 if TYPE_CHECKING:
     from torch import nn
 
-# The attribute under which a classifier of an unknown family may keep its head, in the order of preference.
+# Attributes that may hold the head of a classifier of an unknown family, in order of preference.
 _HEAD_ATTRIBUTES = ("classifier", "score", "classification_head", "head")
 _NO_CLASS_TOKEN = "it has no class token that an exit could read"  # noqa: S105
-_PLACES = "its attention needs the place of every token"
-_UNKNOWN_PROMPTS = "it is not described whether its attention takes tokens that have no place in the text or image"
-_UNKNOWN_EXITS = "it is not described whether the first token behind a block stands for the whole input"
-_CAUSAL_PROMPTS = "its attention looks back only, so that no token would see a prompt behind it"
+_PLACES = "its attention needs the position of every token"
+_UNKNOWN_PROMPTS = "fedelta does not know whether its attention accepts tokens without a position"
+_UNKNOWN_EXITS = "fedelta does not know whether the first token after a block represents the whole input"
+_CAUSAL_PROMPTS = "its attention only looks back, so that no token would see a prompt after it"
 _CAUSAL_EXITS = "it answers from the last token of a text and has no class token that an exit could read"
 
 
@@ -34,16 +33,15 @@ class Anatomy:
     """Paths of the parts of one model.
 
     Args:
-        head: children of the model that are trained anew for a task.
-        embeddings: path of the module whose output enters the first block; "" when unknown.
-        blocks: path of the list of blocks, with `*` for the number of a stage; "" when unknown.
+        head: children of the model that are newly trained for a task.
+        embeddings: path of the module whose output enters the first block; "" if unknown.
+        blocks: path of the list of blocks, with `*` for the number of a stage; "" if unknown.
         roles: role to the path of its linear layer inside a block.
-        layers: role to the paths of all layers that play it, for a family that is not in the table.
-        no_prompts: why no tokens can be added to the input of a block; "" when they can.
-        no_exits: why no exit can read the first token that leaves a block; "" when it stands for the whole input, and
+        layers: role to the paths of all its layers, for a family that is not in the table.
+        no_prompts: why no tokens can be added to the input of a block; "" if they can.
+        no_exits: why exits cannot read the first token after a block; "" if that token represents the whole input and
             all blocks are called with the same arguments.
-        mlp_input: path inside a block of the layer that reads the residual stream on its way to the MLP; "" when
-            unknown.
+        mlp_input: path inside a block of the first layer between the residual stream and the MLP; "" if unknown.
         transposed: whether the weights of its linear layers are [I, O], as in GPT-2.
     """
 
@@ -59,19 +57,19 @@ class Anatomy:
 
     @property
     def known_roles(self) -> tuple[str, ...]:
-        """All roles that some layer plays."""
+        """All roles that have a layer."""
         return tuple(dict.fromkeys([*self.roles, *self.layers]))
 
     def block_of(self, path: str) -> tuple[str, str] | None:
-        """Path of the block that `path` is in, and the path inside of it; None when it is in none."""
-        places = re.escape(self.blocks).replace(r"\*", r"\d+")
-        found = re.fullmatch(rf"({places}\.\w+)(?:\.(.+))?", path) if self.blocks else None
-        return None if found is None else (found[1], found[2] or "")
+        """The block that contains `path`, and the path inside that block; None if no block contains it."""
+        lists = re.escape(self.blocks).replace(r"\*", r"\d+")
+        match = re.fullmatch(rf"({lists}\.\w+)(?:\.(.+))?", path) if self.blocks else None
+        return None if match is None else (match[1], match[2] or "")
 
     def plays(self, path: str, role: str) -> bool:
-        """Whether the layer at `path` has `role`, by its whole path inside of the block.
+        """Whether the layer at `path` has `role`, judged by its whole path inside the block.
 
-        Its last parts are not enough: BERT's `fc2` is `output.dense`, and its `o` is `attention.output.dense`.
+        The last parts are not enough: BERT's `fc2` is `output.dense`, and its `o` is `attention.output.dense`.
         """
         if path in self.layers.get(role, ()):
             return True
@@ -212,9 +210,9 @@ def anatomy_of(module: nn.Module, family: str) -> Anatomy:
     """
     anatomy = ANATOMIES.get(family)
     if anatomy is None:
-        return _found(module, family)
+        return _discovered(module, family)
     if not any(name in anatomy.head for name, _ in module.named_children()):
-        # Such as the two heads of a DeiT that learned from a teacher.
+        # For example, the two heads of a distilled DeiT.
         anatomy = replace(anatomy, head=_head_of(module, family))
     paths = [
         *anatomy.head,
@@ -224,38 +222,38 @@ def anatomy_of(module: nn.Module, family: str) -> Anatomy:
     modules = {name for name, _ in module.named_modules()}
     if missing := [path for path in paths if path not in modules]:
         raise ModelError(
-            f"{type(module).__name__} lacks {missing}, which family {family!r} should have.",
-            hint="the installed transformers version lays this family out differently; see constraints.txt.",
+            f"{type(module).__name__} lacks the modules {missing}, expected in family {family!r}.",
+            hint="install the version of transformers in constraints.txt: this one arranges the family differently.",
         )
     return anatomy
 
 
-def _found(module: nn.Module, family: str) -> Anatomy:
-    """The anatomy of a family that is not in the table, by the structure of `module`."""
+def _discovered(module: nn.Module, family: str) -> Anatomy:
+    """The anatomy of a family that is not in the table, from the structure of `module`."""
     from fedelta.models.discovery import discover  # needs torch, which `fedelta list` does without
     from fedelta.models.layers import is_transposed
 
-    found, head = discover(module), _head_of(module, family)
-    if not found.layers:
+    discovery, head = discover(module), _head_of(module, family)
+    if not discovery.layers:
         return Anatomy(head)
-    is_causal = head == ("score",)  # where all of transformers' causal classifiers keep their head
-    chosen = [module.get_submodule(path) for paths in found.layers.values() for path in paths]
+    is_causal = head == ("score",)  # the name of the head in all causal classifiers of transformers
+    layers = [module.get_submodule(path) for paths in discovery.layers.values() for path in paths]
     return Anatomy(
         head,
-        blocks=found.blocks,
-        roles=found.roles,
-        layers=found.layers,
+        blocks=discovery.blocks,
+        roles=discovery.roles,
+        layers=discovery.layers,
         no_prompts=_CAUSAL_PROMPTS if is_causal else _UNKNOWN_PROMPTS,
         no_exits=_CAUSAL_EXITS if is_causal else _UNKNOWN_EXITS,
-        transposed=bool(chosen) and all(map(is_transposed, chosen)),
+        transposed=bool(layers) and all(map(is_transposed, layers)),
     )
 
 
 def _head_of(module: nn.Module, family: str) -> tuple[str, ...]:
-    """What lies outside of the base model and has a linear layer, else the first usual name that has one.
+    """The children outside the base model that contain a linear layer, else the first usual name that has one.
 
     Raises:
-        ModelError: neither is there.
+        ModelError: there are none.
     """
     from fedelta.models.layers import is_linear
 
@@ -265,11 +263,11 @@ def _head_of(module: nn.Module, family: str) -> tuple[str, ...]:
     outside = tuple(name for name in linear if name != base)
     if base in children and outside:
         return outside
-    named = next((name for names in (linear, children) for name in _HEAD_ATTRIBUTES if name in names), None)
-    if named is None:
+    usual = next((name for names in (linear, children) for name in _HEAD_ATTRIBUTES if name in names), None)
+    if usual is None:
         raise ModelError(
-            f"family {family!r} is unknown and has none of {list(_HEAD_ATTRIBUTES)} as its head, "
-            f"only {sorted(children)}.",
-            hint=f"known families: {', '.join(ANATOMIES)}; for another pass `Backbone(module, Anatomy(...))`.",
+            f"no head found in a model of the unknown family {family!r}: expected one of {list(_HEAD_ATTRIBUTES)}, "
+            f"found only {sorted(children)}.",
+            hint=f"known families: {', '.join(ANATOMIES)}; for others pass `Backbone(module, Anatomy(...))`.",
         )
-    return (named,)
+    return (usual,)

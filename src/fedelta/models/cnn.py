@@ -1,9 +1,9 @@
-"""The convolutional network of LEAF's FEMNIST task: the model that federated papers train from scratch.
+"""The convolutional network of LEAF's FEMNIST task, which federated learning papers train from scratch.
 
     conv 5x5 -> ReLU -> max pool 2 -> conv 5x5 -> ReLU -> max pool 2 -> linear -> ReLU -> linear
 
-Convolutions keep the image size. With LEAF's widths and 62 classes there are 6,603,710 parameters. LEAF starts
-from TensorFlow's Glorot-uniform weights and zero biases; here both start as in PyTorch's own layers.
+Convolutions keep the image size. With LEAF's widths and 62 classes there are 6,603,710 parameters. LEAF initialises
+weights Glorot-uniform and biases to zero, as TensorFlow does; here both are initialised as in PyTorch.
 
 Source: Caldas et al. 2018 (LEAF, arXiv 1812.01097); the authors' `models/femnist/cnn.py`.
 """
@@ -25,8 +25,8 @@ class LeafCnnConfig(PretrainedConfig):
     """Sizes of LEAF's network.
 
     Args:
-        num_channels: of the images.
-        image_size: side of the images in pixels; those of EMNIST and MNIST by default.
+        num_channels: channels of the images.
+        image_size: side of the images in pixels; the default is that of EMNIST and MNIST.
         channels: output channels of the two convolutions.
         hidden: features between the two linear layers.
     """
@@ -48,7 +48,7 @@ class LeafCnn(PreTrainedModel):
     def __init__(self, config: LeafCnnConfig) -> None:
         super().__init__(config)
         if config.image_size < 4:
-            raise ModelError(f"`image_size` is {config.image_size}, expected at least 4: the image is halved twice.")
+            raise ModelError(f"`image_size` is {config.image_size}, expected at least 4: it is halved twice.")
         first, second = config.channels
         self.conv1 = nn.Conv2d(config.num_channels, first, kernel_size=5, padding="same")
         self.conv2 = nn.Conv2d(first, second, kernel_size=5, padding="same")
@@ -64,13 +64,13 @@ class LeafCnn(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """PyTorch's default: uniform within 1 / sqrt(fan-in), weight and bias."""
+        """PyTorch's default: weights and biases are uniform within 1 / sqrt(fan-in)."""
         if isinstance(module, nn.Conv2d | nn.Linear):
             start_as_pytorch(module)
 
 
 def start_as_pytorch(layer: nn.Conv2d | nn.Linear) -> None:
-    """PyTorch's own beginning of a layer, by transformers' functions, which spare what a checkpoint has filled."""
+    """Initialises a layer as PyTorch does, with transformers' functions: they skip tensors loaded from a checkpoint."""
     bound = 1 / math.sqrt(layer.weight[0].numel())
     for tensor in (layer.weight, layer.bias):
         if tensor is not None:

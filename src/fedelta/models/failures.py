@@ -1,4 +1,4 @@
-"""What went wrong inside of a model, in words that name the model and what it was given."""
+"""Turns errors from inside a model into messages that name the model and its inputs."""
 
 from __future__ import annotations
 
@@ -9,25 +9,29 @@ import torch
 from torch import Tensor
 
 from fedelta.errors import FedeltaError, ModelError
+from fedelta.plugins import blame
 
 
 @contextmanager
-def told(name: str, inputs: Mapping[str, Tensor]) -> Iterator[None]:
-    """Makes whatever is raised inside one `ModelError`; errors of this package pass.
+def model_errors(name: str, inputs: Mapping[str, Tensor]) -> Iterator[None]:
+    """Context manager that turns any error raised inside it into a `ModelError`; errors of this package pass unchanged.
 
     Args:
-        name: of the model, or of what fails.
-        inputs: what it was given.
+        name: of the model or operation, for the message.
+        inputs: of the model.
 
     Raises:
-        ModelError: has `name`, the shapes of the inputs, and the error.
+        PluginError: the error arose in the code of a plug-in.
+        ModelError: names `name`, the shapes of the inputs, and the error.
     """
     try:
         yield
     except FedeltaError:
         raise
-    # A model is code from elsewhere: any class of error may come out of it.
+    # A model is third-party code and may raise any class of error.
     except Exception as error:
+        if (blamed := blame(error)) is not None:
+            raise blamed from error
         shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in inputs.items())
         reason = str(error).strip().partition("\n")[0] or "no reason given"
         raise ModelError(
@@ -38,9 +42,9 @@ def told(name: str, inputs: Mapping[str, Tensor]) -> Iterator[None]:
 
 def _hint(error: Exception, inputs: Mapping[str, Tensor]) -> str:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return "lower `client.batch_size`, or set `runtime.lanes` to fewer."
+        return "lower `client.batch_size` or `runtime.lanes`."
     if "input_ids" in inputs:
-        return "see that `data.max_length` is within the model's positions, and that the tokenizer is the model's."
+        return "check that `data.max_length` does not exceed the model's positions and that the tokenizer is its own."
     if "pixel_values" in inputs:
-        return "see that `model.image_size` and the number of channels are what the model takes."
-    return "see that the inputs are what the model takes."
+        return "check that the model supports `model.image_size` and the number of channels."
+    return "check that the model supports these inputs."

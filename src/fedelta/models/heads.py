@@ -1,4 +1,4 @@
-"""A checkpoint's own head and the classes of the data: matched by name, put into their order, or drawn anew."""
+"""Matches the head of a checkpoint with the classes of the data: reorders its rows, or initialises a new head."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ logger = logging.getLogger("fedelta")
 
 
 @dataclass(frozen=True)
-class Head:
-    """What the rows of a head stand for.
+class HeadClasses:
+    """The classes of a checkpoint's head and those of the data.
 
     Args:
-        theirs: class names in the checkpoint's configuration, in label order.
-        ours: of the data, in label order.
-        is_told: whether what is done to the head is logged.
+        checkpoint: class names in the checkpoint's configuration, in label order.
+        data: class names of the data, in label order.
+        is_logged: whether changes to the head are logged as warnings.
     """
 
-    theirs: tuple[str, ...]
-    ours: tuple[str, ...]
-    is_told: bool = True
+    checkpoint: tuple[str, ...]
+    data: tuple[str, ...]
+    is_logged: bool = True
 
 
 def class_names_of(config: PretrainedConfig) -> tuple[str, ...]:
@@ -42,21 +42,20 @@ def class_names_of(config: PretrainedConfig) -> tuple[str, ...]:
 
 
 def class_axes(module: nn.Module) -> dict[str, int]:
-    """Tensors of a network of transformers that have a row for each class, and the axis of these rows.
+    """The tensors of a transformers network that have one row per class, and the axis of these rows.
 
-    Found by what differs between two such networks without memory that have 3 and 5 classes, so that a head may look as
-    it likes.
+    Found by comparing the shapes of two such networks with 3 and 5 classes, built without memory; so heads may have any
+    structure.
 
     Raises:
-        ModelError: it is no network of transformers, and nobody knows what its head looks like.
+        ModelError: `module` is not a transformers network.
     """
     from transformers import PreTrainedModel
 
     if not isinstance(module, PreTrainedModel):
         raise ModelError(
-            f"which rows of the head of {type(module).__name__} stand for which class is not known: it is no network "
-            "of transformers.",
-            hint="give the classes in the order in which the head has them.",
+            f"cannot match the head of {type(module).__name__} with the classes: it is not a transformers network.",
+            hint="give the classes in the order of the head's outputs.",
         )
     few, many = (_shapes(module, number) for number in (3, 5))
     differing = {name: list(zip(shape, many[name], strict=True)) for name, shape in few.items() if shape != many[name]}
@@ -70,55 +69,61 @@ def _shapes(module: PreTrainedModel, num_classes: int) -> dict[str, tuple[int, .
         return {name: tuple(tensor.shape) for name, tensor in type(module)(config).named_parameters()}
 
 
-def match_head(module: PreTrainedModel, head: Head, axes: Mapping[str, int]) -> str | None:
-    """Brings the head of a checkpoint into the order of our classes; edits `module`, and says what was done.
+def match_head(module: PreTrainedModel, head: HeadClasses, axes: Mapping[str, int]) -> str | None:
+    """Puts the rows of a checkpoint's head into the order of the data's classes, or initialises a new head.
 
     Args:
-        module: with all tensors of the checkpoint's head.
-        head: what its rows stand for.
-        axes: of the tensors with a row for each class (`class_axes`).
+        module: with all tensors of the checkpoint's head; edited, and changes are logged.
+        head: the classes of checkpoint and data.
+        axes: of the tensors with one row per class (`class_axes`).
 
     Returns:
-        Why the head had to be drawn anew, from the global generator; None where it is the checkpoint's.
+        Why the head was initialised anew, from the global generator; None if it is the checkpoint's.
     """
     if not any(module.get_parameter(name).any() for name in axes):
-        return None  # zeros, as a head begins that is yet to be tuned, tell no class from another
-    theirs, ours = head.theirs, head.ours
-    if are_numbers(theirs) and len(theirs) != len(ours):
-        theirs = tuple(f"LABEL_{label}" for label in range(len(ours)))  # its configuration does not say how many
-    tell = logger.warning if head.is_told else logger.debug
-    order = order_of(theirs, ours)
-    if order == tuple(range(len(ours))):
+        return None  # an untrained head of zeros has the same rows for all classes
+    old, new = head.checkpoint, head.data
+    if are_numbers(old) and len(old) != len(new):
+        old = tuple(f"LABEL_{label}" for label in range(len(new)))  # the configuration does not give the number
+    log = logger.warning if head.is_logged else logger.debug
+    order = order_of(old, new)
+    if order == tuple(range(len(new))):
         return None
     if order is not None:
-        tell(
-            "the checkpoint's head has the classes in another order (%s); its rows are put into that of the data (%s).",
-            listed(theirs),
-            listed(ours),
+        log(
+            "the checkpoint's head has the classes in another order (%s); its rows are reordered to match the data "
+            "(%s).",
+            listed(old),
+            listed(new),
         )
         _permute(module, axes, order)
         return None
-    if are_numbers(theirs) or (are_numbers(ours) and len(theirs) == len(ours)):
-        order = order_by_number(theirs, ours)
-        tell(
-            "the checkpoint's head is kept, its classes (%s) taken for those of the data (%s) in this order: names "
-            "cannot tell. If that is wrong, mend `id2label` in its `config.json`.",
-            listed([theirs[label] for label in order]),
-            listed(ours),
+    if are_numbers(old) or (are_numbers(new) and len(old) == len(new)):
+        order = order_by_number(old, new)
+        log(
+            "the checkpoint's head is kept: its classes (%s) are assumed to be those of the data (%s) in this order, "
+            "since numbers cannot be matched by name. If that is wrong, correct `id2label` in its `config.json`.",
+            listed([old[label] for label in order]),
+            listed(new),
         )
         _permute(module, axes, order)
         return None
     redraw(module, axes)
-    return lose_head(head)
+    return discard_head(head)
 
 
-def lose_head(head: Head) -> str:
-    """Says that the checkpoint's head is not used, and returns why."""
-    theirs, ours = head.theirs, head.ours
-    reason = f"the checkpoint's head knows other classes ({listed(theirs)}) than the data have ({listed(ours)})"
-    tell = logger.warning if head.is_told else logger.debug
-    advice = " If they are the same, mend `id2label` in the checkpoint's `config.json`."
-    tell("%s: a new one is drawn.%s", reason, advice if len(theirs) == len(ours) else "")
+def discard_head(head: HeadClasses) -> str:
+    """Logs that the checkpoint's head is not used, and returns the reason."""
+    old, new = head.checkpoint, head.data
+    if are_numbers(old):
+        # The default names of a head that was not trained for this task: every fine-tuning replaces it.
+        reason = f"the checkpoint's head has {len(old)} classes, the data have {len(new)}"
+        logger.debug("%s: a new head is initialised.", reason)
+        return reason
+    reason = f"the checkpoint's head has other classes ({listed(old)}) than the data ({listed(new)})"
+    log = logger.warning if head.is_logged else logger.debug
+    advice = " If they are the same, correct `id2label` in the checkpoint's `config.json`."
+    log("%s: a new head is initialised.%s", reason, advice if len(old) == len(new) else "")
     return reason
 
 
@@ -131,12 +136,12 @@ def _permute(module: nn.Module, axes: Mapping[str, int], order: Sequence[int]) -
 
 @torch.no_grad()
 def redraw(module: PreTrainedModel, names: Iterable[str]) -> None:
-    """Draws the layers of these tensors anew, as the family initialises them, from the global generator."""
+    """Initialises the layers of these tensors again, as the family does, from the global generator."""
     for path in dict.fromkeys(name.rpartition(".")[0] for name in names):
         layer = module.get_submodule(path)
         if isinstance(layer, nn.Linear | nn.Conv2d):
-            layer.reset_parameters()  # a family may leave a layer as PyTorch makes it
+            layer.reset_parameters()  # a family may rely on PyTorch's initialisation
         for parameter in layer.parameters(recurse=False):
-            # transformers' own initialisation passes over what a checkpoint has filled.
-            parameter._is_hf_initialized = False  # type: ignore[attr-defined]  # its mark, which no stub knows
+            # The initialisation of transformers skips tensors with this mark, which were loaded from a checkpoint.
+            parameter._is_hf_initialized = False  # type: ignore[attr-defined]  # absent from the type stubs
         module._init_weights(layer)

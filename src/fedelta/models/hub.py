@@ -1,8 +1,8 @@
-"""Models in the Hugging Face hub's form: a local directory, a hub name, or a backbone of this package.
+"""Builds models in Hugging Face form: from a local directory, a hub name, or a backbone bundled with this package.
 
-`[model]` of a configuration is a `ModelSource`; `build` turns it into a `Backbone`: the module in evaluation
-mode (dropout off: FedPEFT's setting, and the condition for lanes to be independent), where its parts are, and
-how raw images, texts or recordings become its inputs.
+Section `[model]` is a `ModelSource`; `build` turns it into a `Backbone`: the module in evaluation mode, the paths of
+its parts, and the modality that turns raw examples into its inputs. Evaluation mode switches dropout off, as in
+FedPEFT; lanes could not be independent with dropout.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from fedelta.modalities.base import Modality, ModelFiles
 from fedelta.modalities.image import Images
 from fedelta.modalities.text import Texts
 from fedelta.models.anatomy import Anatomy, anatomy_of
-from fedelta.models.heads import Head, class_names_of
-from fedelta.models.known import is_plain
+from fedelta.models.heads import HeadClasses, class_names_of
+from fedelta.models.layers import is_plain
 from fedelta.models.native import FAMILIES
 from fedelta.models.sizes import check_patches, inputs_for, native_size
-from fedelta.models.source import ModelSource, kind_of, locate, read_config
+from fedelta.models.source import ModelSource, locate, modality_of, read_config
 from fedelta.models.texts import num_positions, settle_padding
-from fedelta.models.usable import check_family, check_inputs, without_caches
-from fedelta.models.weights import load, quiet
+from fedelta.models.usable import check_family, check_inputs, disable_caches
+from fedelta.models.weights import load_network, quiet_transformers
 from fedelta.seeds import derive
 from fedelta.tasks.base import Task
 from fedelta.tasks.classification import Classification
@@ -37,16 +37,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Backbone:
-    """A model and what fedelta has to know of it.
+    """A model, with the properties of it that fedelta uses.
 
     Args:
-        module: takes keyword tensors, returns outputs [B, ...], of a classifier logits [B, C], or an object that has
+        module: takes keyword tensors; returns outputs [B, ...] (a classifier: logits [B, C]), or an object that has
             them as `.logits`.
         anatomy: where its parts are.
-        modality: what its examples are, and how they become its inputs; None for a module whose inputs come ready.
+        modality: turns examples into inputs; None for a module that is fed ready inputs.
         extra_inputs: constant keyword arguments of every call.
-        batch_norm: what becomes of batch norms that are tuned (`ModelSource`).
-        lost_head: why the checkpoint's own head is not in it, though it has one; None else.
+        batch_norm: treatment of tuned batch norms (`ModelSource`).
+        lost_head: why the checkpoint's head is not used, if it has one; else None.
     """
 
     module: nn.Module
@@ -57,13 +57,13 @@ class Backbone:
     lost_head: str | None = None
 
     def logits(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Outputs [B, ...] for a batch of inputs, of a classifier logits [B, C]."""
+        """Outputs [B, ...] for a batch of inputs; of a classifier, logits [B, C]."""
         output = self.module(**inputs, **self.extra_inputs)
         return output if isinstance(output, Tensor) else output.logits
 
     @property
     def num_parameters(self) -> int:
-        """Number of scalars of the module as it is now."""
+        """Number of scalars in the module, including modules added by tuning."""
         return sum(parameter.numel() for parameter in self.module.parameters())
 
 
@@ -74,43 +74,43 @@ def build(
     seed: int,
     device: str = "cpu",
     task: Task = Classification(),  # noqa: B008 a frozen value
-    tells_head: bool = True,
+    logs_head: bool = True,
 ) -> Backbone:
     """The model that `source` describes, with a head for `task`, in float32 and evaluation mode.
 
     Args:
         source: what to load.
-        class_names: one per class; nothing where the task has no classes.
-        seed: random weights (a new head, or everything when not pretrained) depend on it alone.
+        class_names: one per class; empty if the task has no classes.
+        seed: determines random weights: a new head, or all weights of a model that is not pre-trained.
         device: "meta" makes a model without memory or weights, for counting.
         task: what is predicted.
-        tells_head: whether to log what becomes of a checkpoint's own head; of no interest where an adapter brings one.
+        logs_head: whether to log changes to the checkpoint's head; False if an adapter replaces the head.
 
     Raises:
-        ModelError: unreadable, no model for the task, lacks weights, or does not take the image size.
+        ModelError: the model cannot be read, does not fit the task, lacks weights, or does not support the image size.
     """
     config = read_config(source)
     check_family(config.model_type)
-    head = Head(class_names_of(config), class_names, tells_head)
+    head = HeadClasses(class_names_of(config), class_names, logs_head)
     _set_classes(config, class_names, task)
-    config.return_dict = True  # whatever it was saved with: outputs are read by name
+    config.return_dict = True  # outputs are read by name
     native = native_size(config)
-    size = source.image_size or native or 224  # 224: what nearly every image classifier was trained at
+    size = source.image_size or native or 224  # 224: the size that nearly all image classifiers were trained at
     if config.model_type in FAMILIES:
         config.image_size = size
-    with torch.random.fork_rng(devices=[]), quiet():
-        # transformers initialises new weights from the global generator; the fork keeps that from leaking.
+    with torch.random.fork_rng(devices=[]), quiet_transformers():
+        # transformers initialises new weights from the global generator; the fork restores its state afterwards.
         torch.manual_seed(derive(seed, "model"))  # noqa: TID251
-        loaded = load(source, config, device, task, head)
+        loaded = load_network(source, config, device, task, head)
     module = loaded.module
     _set_norms(module, source)
     module.eval()
-    without_caches(module)
+    disable_caches(module)
     anatomy = anatomy_of(module, config.model_type)
     check_patches(size, config)
     backbone = Backbone(module, anatomy, batch_norm=source.batch_norm, lost_head=loaded.lost_head)
-    # For counting no file is asked for, least of all one on a hub, and nothing is computed.
-    return backbone if device == "meta" else _reading(backbone, source, config, size, task)
+    # A model for counting needs no modality, whose files would have to be read or downloaded.
+    return backbone if device == "meta" else _with_modality(backbone, source, config, size, task)
 
 
 def _set_classes(config: PretrainedConfig, class_names: tuple[str, ...], task: Task) -> None:
@@ -120,9 +120,11 @@ def _set_classes(config: PretrainedConfig, class_names: tuple[str, ...], task: T
         config.label2id = {name: index for index, name in enumerate(class_names)}
 
 
-def _reading(backbone: Backbone, source: ModelSource, config: PretrainedConfig, size: int, task: Task) -> Backbone:
-    """The backbone with what turns examples into its inputs, shown one to see whether it takes them."""
-    module, (kind, _) = backbone.module, kind_of(config, task)
+def _with_modality(
+    backbone: Backbone, source: ModelSource, config: PretrainedConfig, size: int, task: Task
+) -> Backbone:
+    """The backbone with its modality, after a trial on one example."""
+    module, (kind, _) = backbone.module, modality_of(config, task)
     check_inputs(module, kind)
     place = None if source.source is None else locate(source.source)
     positions = num_positions(module) if kind is Texts else None
@@ -135,16 +137,16 @@ def _reading(backbone: Backbone, source: ModelSource, config: PretrainedConfig, 
 
 
 def _set_norms(module: nn.Module, source: ModelSource) -> None:
-    """Puts group norms in place of batch norms where that is asked for, with their weights and biases.
+    """Replaces batch norms by group norms with the same weights and biases, if the source asks for it.
 
-    16 channels a group, or fewer that divide a layer's channels: one of the best divisions in Wu and He 2018 (arXiv
-    1803.08494), Table 3.
+    A group has 16 channels, or fewer if 16 does not divide the layer's channels: one of the best settings in Wu and He
+    2018 (arXiv 1803.08494), Table 3.
     """
     norms = [path for path, layer in module.named_modules() if is_plain(layer, nn.BatchNorm2d)]
     if source.batch_norm != "average" and not norms:
         raise ModelError(
             f"`model.batch_norm` is {source.batch_norm!r}, but {type(module).__name__} has no batch norm.",
-            hint="leave it out.",
+            hint="remove `model.batch_norm`.",
         )
     for path in norms if source.batch_norm == "group" else ():
         layer = module.get_submodule(path)

@@ -1,13 +1,43 @@
-"""Linear layers, whichever way round their weight lies."""
+"""Recognises layers that compute exactly what their PyTorch class says, and linear layers of either orientation.
+
+Only such layers may be edited, replaced or folded into. A subclass may do something else with the same weights:
+standardise a kernel first, end in an activation, dequantise. So may a layer with hooks or parametrizations, such as
+weight norm and spectral norm.
+"""
 
 from __future__ import annotations
 
 from torch import nn
+from torch.nn.utils import parametrize
 
-from fedelta.models.known import is_plain, oddity
-
-# Linear layers under other names: `x W^T + b` by other words, or with the weight the other way round.
+# Methods that together determine what a layer computes.
+_METHODS = ("forward", "_conv_forward", "__call__")
+# Linear layers of transformers that do not derive from `nn.Linear`, and whether their weight is transposed.
 _OTHER_LINEAR = {"FalconLinear": False, "Conv1D": True}
+
+
+def oddity(layer: nn.Module, kind: type[nn.Module]) -> str | None:
+    """Why `layer`, an instance of `kind`, may not compute what `kind` does with its tensors; None if it does.
+
+    Completes the sentence "it ...". Subclasses that leave the computation unchanged are accepted.
+    """
+    overridden = [
+        name for name in _METHODS if _method(type(layer), name) is not _method(kind, name) or name in vars(layer)
+    ]
+    if overridden:
+        return f"is a {type(layer).__name__} that overrides `{overridden[0]}`"
+    if parametrize.is_parametrized(layer):
+        return "is parametrized, for example by weight norm or spectral norm"
+    if layer._forward_pre_hooks or layer._forward_hooks:
+        return "has forward hooks, for example of an older weight norm or spectral norm"
+    if any(name not in layer._parameters for name in ("weight", "bias")):
+        return f"is a {type(layer).__name__} whose weight or bias is not a parameter"
+    return None
+
+
+def is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether `layer` is an instance of `kind` and computes what `kind` does."""
+    return isinstance(layer, kind) and oddity(layer, kind) is None
 
 
 def is_linear(layer: nn.Module) -> bool:
@@ -18,17 +48,21 @@ def is_linear(layer: nn.Module) -> bool:
 
 
 def is_transposed(layer: nn.Module) -> bool:
-    """Whether the weight of a linear layer is [I, O], as in GPT-2, and not [O, I]."""
+    """Whether the weight of a linear layer is [I, O], as in GPT-2, instead of [O, I]."""
     return _OTHER_LINEAR.get(_transformers_name(layer), False)
 
 
 def matrix_shape(layer: nn.Module) -> tuple[int, ...]:
-    """[O, I] of a linear layer, whichever way round its weight lies; [O, I, ...] of a convolution."""
+    """[O, I] of a linear layer of either orientation; [O, I, ...] of a convolution."""
     shape = tuple(layer.get_parameter("weight").shape)
     return shape[::-1] if is_transposed(layer) else shape
 
 
+def _method(kind: type[nn.Module], name: str) -> object:
+    return getattr(kind, name, None)
+
+
 def _transformers_name(layer: nn.Module) -> str:
-    """Name of a class of transformers, "" for any other."""
+    """Class name of a layer of transformers; "" for any other layer."""
     kind = type(layer)
     return kind.__name__ if kind.__module__.startswith("transformers.") else ""

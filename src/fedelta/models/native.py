@@ -1,7 +1,7 @@
-"""The networks of this package among those of transformers, and their short names.
+"""Registers fedelta's networks with transformers, and gives short names to published networks.
 
-A network of ours is a transformers model: it is configured, loaded and saved like any other, and `model_type` in a
-configuration may be one of the short names in `PRESETS`, which stand for a family and the sizes of a published network.
+fedelta's networks are transformers models: they are configured, loaded and saved like any other. In a configuration,
+`model_type` may also be a short name from `PRESETS`, which stands for a family and the sizes of a published network.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
-# Any, in this file: a field of a configuration is a number, a word or a list.
+# Any, in this file: a field of a configuration is a number, a text or a list.
 _RESNET = "fedelta_resnet"
 _LEAF_CNN = "fedelta_leaf_cnn"
 FAMILIES = (_RESNET, _LEAF_CNN)
 
-# Short name to family and to the fields that differ from the family's defaults.
+# Short name to family, and to the fields that differ from the family's defaults.
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "resnet20": (_RESNET, {}),
     "wrn28-10": (_RESNET, {"widths": [160, 320, 640], "blocks_per_stage": 4}),
@@ -40,7 +40,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @cache
 def register_networks() -> None:
-    """Makes the families known to transformers' `Auto` classes; needed before any of them meets one of ours."""
+    """Registers fedelta's families with the `Auto` classes of transformers; call it before loading such a model."""
     from transformers import AutoConfig, AutoModelForImageClassification
 
     from fedelta.models.cnn import LeafCnn, LeafCnnConfig
@@ -57,7 +57,7 @@ def is_native(module: nn.Module) -> bool:
 
 
 def resolve(name: str, fields: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The family behind `name`, and its fields with `fields` on top; another name is a family already.
+    """The family and fields of the preset `name`, updated with `fields`; any other name is a family.
 
     >>> resolve("resnet20", {"blocks_per_stage": 5})
     ('fedelta_resnet', {'blocks_per_stage': 5})

@@ -1,4 +1,4 @@
-"""Where the layers of earlier versions of transformers are now, by the tables with which it loads their checkpoints."""
+"""Translates layer paths of earlier versions of transformers to current ones."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import nn
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Path of a layer of old to those of the layers that it is now, none where that is not known.
+# Earlier path of a layer to the current paths of its parts; empty if unknown.
 Translate = Callable[[str], tuple[str, ...]]
 
 
 def translation(module: nn.Module) -> Translate:
-    """How to find the layers of `module` by their earlier paths.
+    """A function from earlier layer paths to the current paths in `module`.
 
-    A layer that is several layers now, such as the one for queries, keys and values, gives the paths of all; the rows
-    of its weight are theirs in equal parts, in this order. A layer that was put together of several gives none.
+    A layer that was split, such as one for queries, keys and values, gives the paths of all its parts; the rows of its
+    weight belong to them in equal shares, in this order. A layer that was merged from several gives no path.
 
-    Source: `transformers.conversion_mapping`, read as `from_pretrained` reads it.
+    Source: the tables in `transformers.conversion_mapping` with which `from_pretrained` loads older checkpoints.
     """
     from transformers import PreTrainedModel
 
@@ -32,9 +32,9 @@ def _of_tables(module: PreTrainedModel) -> Translate:
     from transformers.core_model_loading import Chunk, WeightConverter, WeightRenaming, rename_source_key
 
     tables = get_model_conversion_mapping(module)
-    renamings = [each for each in tables if isinstance(each, WeightRenaming)]
-    converters = [each for each in tables if isinstance(each, WeightConverter)]
-    by_pattern = {pattern: each for each in converters for pattern in each.source_patterns}
+    renamings = [rule for rule in tables if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in tables if isinstance(rule, WeightConverter)]
+    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
     tensors = module.state_dict()
 
     def translate(path: str) -> tuple[str, ...]:
@@ -46,7 +46,7 @@ def _of_tables(module: PreTrainedModel) -> Translate:
                 return ()
             first = converter.target_patterns[0]
             names = [name.replace(first, target) for target in converter.target_patterns]
-        return tuple(each.removesuffix(".weight") for each in names) if all(each in tensors for each in names) else ()
+        return tuple(name.removesuffix(".weight") for name in names) if tensors.keys() >= set(names) else ()
 
     return translate
 

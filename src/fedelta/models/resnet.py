@@ -9,13 +9,13 @@
 | `wrn28-10` | 3 x 4 | 160, 320, 640 | projection | 36,539,124 at 100 classes | FedLAMA's code |
 | `resnet26` | 3 x 4 | 64, 128, 256 | mean | 5,817,258 at 10 classes | Rebuffi et al. |
 
-He et al. 2016 (arXiv 1512.03385, section 4.2, option A) have no parameters in a shortcut: `shortcut = "pad"`.
-WRN28-10 is here as FedLAMA's code builds it, norms after convolutions; Zagoruyko and Komodakis 2016 put them before.
-Dropout is left out: models stay in evaluation mode (hub.py). All start He-normal with norms as the identity, where
-FedLAMA's code starts Glorot-uniform with the last norm of a block at zero.
+He et al. 2016 (arXiv 1512.03385, section 4.2, option A) use shortcuts without parameters: `shortcut = "pad"`.
+WRN28-10 follows FedLAMA's code, with norms after convolutions; Zagoruyko and Komodakis 2016 put them before.
+Dropout is left out: models stay in evaluation mode (hub.py). Convolutions are initialised He-normal and norms as the
+identity; FedLAMA's code uses Glorot-uniform, and zero for the last norm of a block.
 
 Source: He et al. 2016; Zagoruyko and Komodakis 2016 (arXiv 1605.07146); Rebuffi et al. 2018 (arXiv 1803.10082)
-for `resnet26`: first block of every stage at stride 2, no ReLU behind the stem, a last norm before the mean.
+for `resnet26`: first block of every stage at stride 2, no ReLU after the stem, a last norm before the mean.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ class SmallResNetConfig(PretrainedConfig):
     """Sizes of a residual network.
 
     Args:
-        num_channels: of the images.
+        num_channels: channels of the images.
         stem_width: output channels of the first convolution.
-        image_size: side of the images in pixels that it is meant for; any other goes through, too.
+        image_size: side in pixels of the images that it is meant for; other sizes work too.
         widths: channels of the stages.
         blocks_per_stage: basic blocks of two convolutions.
         first_stride: stride of the first stage; every later stage has stride 2.
         shortcut: where the shape changes, `projection` is a 1x1 convolution with a norm (in the first block of
             every stage, needed or not), `pad` takes every second pixel and pads channels on both sides with zeros,
             `mean` takes the mean of 2x2 pixels and appends zero channels. The last two have no parameters.
-        stem_relu: ReLU behind the stem.
-        last_norm: norm and ReLU behind the last stage.
+        stem_relu: whether a ReLU follows the stem.
+        last_norm: whether a norm and a ReLU follow the last stage.
     """
 
     model_type = "fedelta_resnet"
@@ -67,7 +67,7 @@ class SmallResNet(PreTrainedModel):
 
     config_class = SmallResNetConfig
     main_input_name = "pixel_values"
-    # Checkpoints from before PyTorch 0.4.1 lack it, and a fixed momentum does not need it.
+    # Checkpoints older than PyTorch 0.4.1 lack it, and a fixed momentum does not use it.
     _keys_to_ignore_on_load_missing = [r"num_batches_tracked$"]  # noqa: RUF012  # as the base class has it
 
     def __init__(self, config: SmallResNetConfig) -> None:
@@ -76,7 +76,7 @@ class SmallResNet(PreTrainedModel):
             raise ModelError(f"`shortcut` is {config.shortcut!r}, expected one of {', '.join(_SHORTCUTS)}.")
         sizes = (config.stem_width, *config.widths, config.blocks_per_stage, config.first_stride)
         if not config.widths or min(sizes) < 1:
-            raise ModelError(f"a residual network needs widths, blocks and strides of at least 1, found {sizes}.")
+            raise ModelError(f"widths, blocks and strides of a residual network must be at least 1, found {sizes}.")
         self.conv1 = _conv3x3(config.num_channels, config.stem_width)
         self.bn1 = nn.BatchNorm2d(config.stem_width)
         channels, stride = config.stem_width, config.first_stride
@@ -94,7 +94,7 @@ class SmallResNet(PreTrainedModel):
         self.post_init()  # type: ignore[no-untyped-call]  # transformers
 
     def features(self, pixel_values: Tensor) -> Tensor:
-        """What the head reads, [B, D], for images [B, C, H, W]."""
+        """The input of the head, [B, D], for images [B, C, H, W]."""
         config = self.config
         x = self.bn1(self.conv1(pixel_values.contiguous(memory_format=torch.channels_last)))
         if config.stem_relu:
@@ -112,7 +112,7 @@ class SmallResNet(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """He-normal over fan-out (He et al. 2015); PyTorch's own beginnings for the linear layer and the norms."""
+        """He-normal over fan-out (He et al. 2015); the linear layer and the norms as in PyTorch."""
         if isinstance(module, nn.Conv2d):
             initialization.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         elif isinstance(module, nn.Linear):
@@ -126,8 +126,8 @@ class SmallResNet(PreTrainedModel):
 class BasicBlock(nn.Module):
     """Two convolutions and a shortcut: [B, I, H, W] to [B, O, H / stride, W / stride].
 
-    A projection has stride 1 and is given the pixels that it reads: the gradient of a strided 1x1 convolution of fewer
-    than 16 channels writes beyond its memory (https://github.com/uxlfoundation/oneDNN/issues/6035).
+    A projection has stride 1 and reads an already subsampled map, because the gradient of a strided 1x1 convolution of
+    fewer than 16 channels writes out of bounds (https://github.com/uxlfoundation/oneDNN/issues/6035).
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: nn.Module) -> None:
@@ -151,9 +151,9 @@ class FreeShortcut(nn.Module):
     """A shortcut without parameters: fewer pixels, more channels.
 
     Args:
-        stride: pixels are reduced by it in both directions.
-        pad: zero channels before and behind.
-        takes_mean: mean of stride x stride pixels instead of the first of them.
+        stride: reduction of height and width.
+        pad: numbers of zero channels to put before and after.
+        takes_mean: whether to take the mean of stride x stride pixels; else the first of them.
     """
 
     def __init__(self, stride: int, pad: tuple[int, int], *, takes_mean: bool) -> None:
@@ -181,7 +181,7 @@ def _shortcut(kind: str, in_channels: int, out_channels: int, stride: int, *, is
 
 
 def _mean_of(x: Tensor, stride: int) -> Tensor:
-    """Mean of stride x stride pixels, of fewer at an edge: as many pixels as a convolution of that stride gives."""
+    """Mean of stride x stride pixels, or fewer at an edge, so that the size is that of a convolution of this stride."""
     return functional.avg_pool2d(x, stride, ceil_mode=True, count_include_pad=False)
 
 

@@ -1,4 +1,4 @@
-"""Which model is meant: section `[model]`, and what can be known of it before any weight is read."""
+"""Section `[model]`: which model to use, and its properties that are known without reading weights."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ from fedelta.tasks.base import Loader, Task
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-# Fields that the networks of a family read and its configuration class does not declare.
+# Fields that the networks of a family read although its configuration class does not declare them.
 _UNDECLARED = {"deberta-v2": ("norm_rel_ebd", "position_buckets", "share_att_key")}
 
 
 class ModelSource(Settings):
-    """Which model is tuned: section `[model]`.
+    """The model to fine-tune: section `[model]`.
 
     Args:
-        source: `bundled:NAME`, a local directory in the hub's form, or a hub name.
-        architecture: `model_type` and sizes of a transformers configuration, or a short name for a published network
-            (`resnet20`, `resnet26`, `wrn28-10`, `femnist-cnn`). Without a source weights are random. With one it
-            stands for the source's own configuration, so that counting needs no files at all.
-        pretrained: False takes the architecture of `source` with random weights.
-        image_size: side of the square input in pixels; the checkpoint's own by default. Position embeddings
-            are interpolated.
-        num_classes: number of classes; found from the data by default.
-        batch_norm: what becomes of batch norms that are tuned. `average`: weight, bias and running statistics travel
-            and are averaged. `local`: each client keeps its own (FedBN). `group`: group norm takes their place.
-        adapter: a directory with a PEFT adapter to start from.
+        source: `bundled:NAME`, a local directory in Hugging Face form, or a hub name.
+        architecture: `model_type` and sizes of a transformers configuration, or the short name of a published network
+            (`resnet20`, `resnet26`, `wrn28-10`, `femnist-cnn`). Without `source`, weights are random. With it, the
+            architecture replaces the source's configuration, so that counting needs no files.
+        pretrained: False uses the architecture of `source` with random weights.
+        image_size: side of the square input in pixels; by default that of the checkpoint. Position embeddings are
+            interpolated.
+        num_classes: number of classes; by default taken from the data.
+        batch_norm: treatment of tuned batch norms. `average`: weight, bias and running statistics travel and are
+            averaged. `local`: each client keeps them (FedBN). `group`: they are replaced by group norms.
+        adapter: directory of a PEFT adapter to start from.
 
-    A checkpoint's own head is kept where it knows the classes of the data, by name and in whatever order, and drawn
-    anew where it has not. Names are numbers where nobody gave any: then their order is assumed, with a warning.
+    The checkpoint's head is kept if it has the classes of the data, in any order; otherwise a new head is initialised.
+    If the checkpoint only numbers its classes, their order is assumed to be that of the data, with a warning.
     """
 
     source: Source | None = None
-    architecture: dict[str, Any] | None = None  # Any: whatever the configuration class of the family takes
+    architecture: dict[str, Any] | None = None  # Any: each family's configuration class has its own fields
     pretrained: bool = True
     image_size: int | None = Field(default=None, ge=1)
     num_classes: int | None = Field(default=None, ge=2)
@@ -56,7 +56,7 @@ class ModelSource(Settings):
     adapter: Source | None = None
 
     def problems(self, context: Context) -> list[str]:
-        """Directories that should be there and are not."""
+        """Messages about a missing source, and about directories that do not exist."""
         problems = []
         if self.source is None and self.architecture is None:
             problems.append('`model.source` is missing; for example "bundled:vit-micro"')
@@ -66,15 +66,15 @@ class ModelSource(Settings):
             except ModelError as error:
                 problems.append(f"`model.source`: {error.message}")
         if self.adapter is not None and not Path(self.adapter).is_dir():
-            problems.append(f"`model.adapter` is {self.adapter!r}, which is no directory")
+            problems.append(f"`model.adapter` is {self.adapter!r}, which is not a directory")
         return problems
 
 
 def locate(source: str) -> str:
-    """What transformers can load: the directory behind `source`, or `source` itself when it is a hub name.
+    """The directory that `source` names, or `source` itself if it is a hub name.
 
     Raises:
-        ModelError: it looks like a directory and is not there, or is a file.
+        ModelError: `source` is a path that does not exist, or a file.
     """
     if source.startswith("bundled:"):
         return str(bundled_path(source.removeprefix("bundled:")))
@@ -82,18 +82,18 @@ def locate(source: str) -> str:
     if path.is_dir():
         return str(path)
     if path.is_file():
-        raise ModelError(f"model {source!r} is a file.", hint=f"give the directory it is in: {str(path.parent)!r}.")
+        raise ModelError(f"model {source!r} is a file.", hint=f"use the directory it is in: {str(path.parent)!r}.")
     if source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise ModelError(
             f"model directory {source!r} does not exist.",
-            hint="give a directory that holds `config.json`, a hub name such as `google/vit-base-patch16-224`, "
+            hint="use a directory that holds `config.json`, a hub name such as `google/vit-base-patch16-224`, "
             "or `bundled:vit-micro`.",
         )
     return source
 
 
 def read_config(source: ModelSource) -> PretrainedConfig:
-    """The transformers configuration of `source`; reads no weights, and no files where an architecture is given.
+    """The transformers configuration of `source`; reads no weights, and no files if the source has an architecture.
 
     Raises:
         ModelError: missing or unreadable.
@@ -109,13 +109,13 @@ def read_config(source: ModelSource) -> PretrainedConfig:
     check_configuration(source.source, place)
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(place, trust_remote_code=False)
-    except Exception as error:  # transformers raises nearly anything for a damaged or foreign file
+    except Exception as error:  # transformers raises many types of errors for damaged or foreign files
         raise unreadable(source.source, error) from error
     return _with_plain_attention(config)
 
 
 def _with_plain_attention(config: PretrainedConfig) -> PretrainedConfig:
-    """Without what a checkpoint says of how attention is computed: that may be code that is fetched from a hub."""
+    """Removes a checkpoint's choice of attention kernel, which could be code downloaded from a hub."""
     for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
         if part is not None and part._attn_implementation not in (None, "eager", "sdpa"):
             part._attn_implementation = None
@@ -134,12 +134,12 @@ def _described(architecture: Mapping[str, Any]) -> PretrainedConfig:
     if family not in (*FAMILIES, *CONFIG_MAPPING_NAMES):
         nearest = get_close_matches(name, [*PRESETS, *CONFIG_MAPPING_NAMES], n=1)
         raise ModelError(
-            f"`model.architecture.model_type` is {name!r}, which is no family that is known"
-            + "".join(f"; did you mean {each!r}?" for each in nearest),
+            f"`model.architecture.model_type` is {name!r}, which is not a known family"
+            + "".join(f"; did you mean {family!r}?" for family in nearest),
             hint=f"expected {', '.join(PRESETS)}, or a family of transformers.",
         )
-    known = AutoConfig.for_model(family).to_dict().keys() | _UNDECLARED.get(family, ())
-    _check_architecture(fields, sorted(known))
+    known_fields = AutoConfig.for_model(family).to_dict().keys() | _UNDECLARED.get(family, ())
+    _check_architecture(fields, sorted(known_fields))
     try:
         config: PretrainedConfig = AutoConfig.for_model(family, **fields)
     except (ValueError, TypeError, StrictDataclassError) as error:
@@ -147,11 +147,11 @@ def _described(architecture: Mapping[str, Any]) -> PretrainedConfig:
     return config
 
 
-def kind_of(config: PretrainedConfig, task: Task) -> tuple[type[Modality], Loader]:
-    """What models of this configuration take that are made for `task`, images or texts, and what loads them.
+def modality_of(config: PretrainedConfig, task: Task) -> tuple[type[Modality], Loader]:
+    """The modality that models of this family take for `task`, and the class that loads them.
 
     Raises:
-        ModelError: transformers has no such model of that family.
+        ModelError: transformers has no such model of this family.
     """
     from transformers.models.auto import modeling_auto
 
@@ -161,12 +161,12 @@ def kind_of(config: PretrainedConfig, task: Task) -> tuple[type[Modality], Loade
         if loader is not None and (is_ours or config.model_type in getattr(modeling_auto, loader.families)):
             return modality, loader
     raise ModelError(
-        f"family {config.model_type!r} has no model in transformers for task {task.name!r} that takes images or texts."
+        f"transformers has no model of the family {config.model_type!r} for task {task.name!r} on images or texts."
     )
 
 
 def directory_of(source: ModelSource) -> Path | None:
-    """Where the files of the model are on this machine; None for one that is only described."""
+    """Directory of the model's files on this machine; None for a model that has only an architecture."""
     from transformers.utils.hub import cached_file
 
     if source.source is None:
@@ -176,13 +176,13 @@ def directory_of(source: ModelSource) -> Path | None:
 
 
 def checkpoint_bytes(source: ModelSource) -> int:
-    """Size of the weight files that every client needs once; 0 for random weights, which a seed describes."""
+    """Size of the weight files that every client needs once; 0 for random weights, which follow from the seed."""
     directory = directory_of(source) if source.pretrained else None
     return 0 if directory is None else sum(file.stat().st_size for file in directory.glob("model*.safetensors"))
 
 
 def _check_architecture(fields: Mapping[str, object], known: Sequence[str]) -> None:
-    """Transformers keeps an unknown field without using it; here it is an error, as in every other section."""
+    """Refuses unknown fields, as in every other section; transformers would keep and ignore them."""
     problems = []
     for name in fields:
         if name not in known:

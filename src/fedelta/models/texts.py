@@ -1,4 +1,4 @@
-"""What a text model does with padding and with long texts, found out by asking it."""
+"""Finds how a text model handles padding, and how long its texts may be."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("fedelta")
 
-# Names of tables with a row for each position; tables of distances between tokens are none.
+# Names of embedding tables with one row per position; tables of relative positions do not count.
 _POSITIONS = re.compile(
     r"(^|\.)((char_)?position_embeddings?|embed_positions|wpe|pos_embed(ding)?s?|positions_embed|pos_encoding)$"
 )
-# Families whose positions are bounded by tensors that are computed, not learned.
+# Families whose number of positions is limited by computed, not learned, tensors.
 _COMPUTED = ("codegen", "ctrl", "gptj", "mpt")
 
-# About as few tokens as a text can have, and some more.
+# Two texts of clearly different length for trials.
 _SHORT, _LONG = "a", "one two three four five six seven"
-# More tokens than any family needs to pool them.
+# Enough tokens for every family that pools tokens.
 _POOLED = 8
 
 
 def num_positions(module: nn.Module) -> int | None:
-    """Most tokens that a model has positions for; None where nothing bounds them.
+    """Maximum number of tokens that a model has positions for; None if it has no limit.
 
-    RoBERTa and its kin leave out the rows of their table up to that of the padding token, BART and OPT the first two.
+    RoBERTa and related families do not use the rows up to that of the padding token, BART and OPT not the first two.
     """
     config = _config_of(module)
-    said = getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))
-    rooms = [
+    configured = getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))
+    limits = [
         layer.get_parameter("weight").shape[0] - _offset(layer)
         for path, layer in module.named_modules()
         if _POSITIONS.search(path) and "vision" not in path and "weight" in dict(layer.named_parameters())
     ]
-    if said is not None and (rooms or config.model_type in _COMPUTED):
-        rooms.append(said)
-    return min(rooms, default=None)
+    if configured is not None and (limits or config.model_type in _COMPUTED):
+        limits.append(configured)
+    return min(limits, default=None)
 
 
 def _config_of(module: nn.Module) -> PretrainedConfig:
@@ -64,32 +64,33 @@ def _offset(layer: nn.Module) -> int:
 
 @torch.no_grad()
 def settle_padding(module: nn.Module, texts: Texts) -> Texts:
-    """`texts` with the padding under which a text's answer is the same in a batch and alone.
+    """`texts` with the padding side for which a text gets the same answer in a batch as alone.
 
-    A decoder looks for the last token that is no padding, so that its configuration has to know the padding token;
-    XLNet looks at the last place, so that padding comes first.
+    A decoder answers from the last token that is not padding, so its configuration must name the padding token. XLNet
+    answers from the last position, so padding must come first.
 
     Args:
-        module: in evaluation mode; its configuration gets the padding token where it lacks it.
-        texts: with the model's own tokenizer.
+        module: in evaluation mode; its configuration gets the padding token if it lacks one.
+        texts: with the model's tokenizer.
 
     Raises:
-        ModelError: the model fails on a text, or the tokenizer is another model's.
+        ModelError: the model fails on a text, or the tokenizer belongs to another model.
     """
     _share_padding(module, texts)
     pair = texts.encode([_SHORT, _LONG])
     try:
         _outputs(module, texts, pair[:1])
-    except Exception:  # noqa: BLE001 whatever a foreign network makes of few tokens; a second failure is told
+    except Exception:  # noqa: BLE001 a network may raise any error for few tokens; a second failure is reported
         texts = replace(texts, min_length=_POOLED)
     differences = []
     for side in ("right", "left"):
-        tried = replace(texts, padding_side=side)
-        differences.append(_difference(module, tried, pair))
-        if differences[-1] < 1e-3:  # far above rounding, and below what padding in place of a token does
-            return tried
+        padded_texts = replace(texts, padding_side=side)
+        differences.append(_difference(module, padded_texts, pair))
+        if differences[-1] < 1e-3:  # far above rounding, and far below the effect of attending to padding
+            return padded_texts
     logger.warning(
-        "answers of %s depend on how long the other texts of a batch are, by %.0f %% here: it looks at padding.",
+        "outputs of %s depend on the length of the other texts in a batch (by %.0f %% in a trial): it attends to "
+        "padding.",
         type(module).__name__,
         100 * differences[0],
     )
@@ -98,24 +99,24 @@ def settle_padding(module: nn.Module, texts: Texts) -> Texts:
 
 def _share_padding(module: nn.Module, texts: Texts) -> None:
     config, tokenizer = _config_of(module), texts.tokenizer
-    is_decoder = "score" in dict(module.named_children())  # so transformers calls the head that reads the last token
+    is_decoder = "score" in dict(module.named_children())  # transformers' name for a head that reads the last token
     if config.pad_token_id is None or is_decoder:
         config.pad_token_id = tokenizer.pad_token_id
     elif config.pad_token_id != tokenizer.pad_token_id:
-        # RoBERTa counts positions from its padding token; to others padding is masked, but the rest is shifted too.
+        # RoBERTa counts positions from its padding token. Others mask padding, but further ids probably differ too.
         raise ModelError(
-            f"the tokenizer in {tokenizer.name_or_path!r} does not belong to the model: its padding token is number "
+            f"the tokenizer in {tokenizer.name_or_path!r} does not belong to the model: its padding token id is "
             f"{tokenizer.pad_token_id}, that of the model {config.pad_token_id}.",
             hint=FOREIGN,
         )
 
 
 def _difference(module: nn.Module, texts: Texts, pair: Sequence[Sequence[int]]) -> float:
-    """Largest difference between the outputs of two texts together and alone, as a part of the largest output."""
+    """Largest difference between the outputs of texts in a batch and alone, relative to the largest output."""
     try:
         together = _outputs(module, texts, pair)
-        alone = torch.cat([_outputs(module, texts, [each]) for each in pair])
-    except Exception as error:  # whatever a foreign network makes of a text
+        alone = torch.cat([_outputs(module, texts, [tokens]) for tokens in pair])
+    except Exception as error:  # a network may raise any error
         raise ModelError(f"{type(module).__name__} fails on a text of {len(pair[0])} tokens: {error}") from error
     return float((together - alone).abs().max() / alone.abs().max().clamp_min(1e-12))
 

@@ -1,4 +1,4 @@
-"""Networks of transformers that can be built and loaded, and that cannot be right here."""
+"""Refuses transformers networks that can be loaded but would give wrong results here."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from fedelta.errors import ModelError
 from fedelta.modalities.base import Modality
 from fedelta.modalities.image import Images
 
-# `model_type` to the reason, and what to take instead.
+# `model_type` to the reason, and to a hint at alternatives.
 _REFUSED = {
     "reformer": (
-        "draws the hashes of its attention anew in every pass, from a generator that all share",
-        "take a model of another family for long texts, such as 'longformer' or 'modernbert'.",
+        "draws new random hashes for its attention in every pass, from the global generator",
+        "use another family for long texts, such as 'longformer' or 'modernbert'.",
     ),
-    "shieldgemma2": ("answers to an image and a text together", "take a model that reads images alone."),
+    "shieldgemma2": ("needs an image and a text together", "use a model that takes images alone."),
     "siglip2": (
-        "takes images cut into patches, with the shape of each image beside them",
-        "take a SigLIP 2 checkpoint of a fixed size: its `model_type` is 'siglip'.",
+        "takes images as patches, together with the shape of each image",
+        "use a SigLIP 2 checkpoint with a fixed image size: its `model_type` is 'siglip'.",
     ),
 }
 
@@ -31,7 +31,7 @@ def check_family(family: str) -> None:
         family: `model_type` of a configuration.
 
     Raises:
-        ModelError: with the reason.
+        ModelError: gives the reason.
     """
     if family in _REFUSED:
         reason, instead = _REFUSED[family]
@@ -39,24 +39,24 @@ def check_family(family: str) -> None:
 
 
 def check_inputs(module: nn.Module, kind: type[Modality]) -> None:
-    """Refuses a network that takes something else than pixels or token ids.
+    """Refuses a network whose inputs are not pixels or token ids.
 
     Raises:
-        ModelError: it does; says what it takes.
+        ModelError: names the argument that is missing, and the one that it has.
     """
-    taken = list(inspect.signature(module.forward).parameters)
-    wanted = "pixel_values" if kind is Images else "input_ids"
-    if wanted not in taken:
+    parameters = list(inspect.signature(module.forward).parameters)
+    required = "pixel_values" if kind is Images else "input_ids"
+    if required not in parameters:
         raise ModelError(
-            f"{type(module).__name__} takes no `{wanted}` but `{taken[0]}`, which {kind.plural} do not become here.",
-            hint=f"take a model whose `forward` takes `{wanted}`.",
+            f"{type(module).__name__} takes `{parameters[0]}`, but fedelta turns {kind.plural} into `{required}`.",
+            hint=f"use a model whose `forward` takes `{required}`.",
         )
 
 
-def without_caches(module: nn.Module) -> None:
-    """Keeps the attention of LeViT from remembering the biases that it computes in evaluation mode.
+def disable_caches(module: nn.Module) -> None:
+    """Stops LeViT's attention from caching its biases in evaluation mode.
 
-    What it remembers would be that of before a step, or of another client. The flag changes nothing else in there.
+    Cached biases would be from before a training step, or from another client. The flag has no other effect there.
     """
     for layer in module.modules():
         if "attention_bias_cache" in vars(layer):

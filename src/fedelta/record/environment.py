@@ -7,6 +7,8 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,8 +35,12 @@ PACKAGES = (
 )
 
 
-def environment() -> Record:
-    """The content of `environment.json`; what cannot be found out is None or left out of `packages`."""
+def environment(plugins: Sequence[Record] = ()) -> Record:
+    """The content of `environment.json`; what cannot be found out is None or left out of `packages`.
+
+    Args:
+        plugins: those that the run uses (`plugins.used_by`).
+    """
     import torch
 
     return {
@@ -46,6 +52,7 @@ def environment() -> Record:
         "num_threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
         "git_commit": git_commit(),
+        "plugins": list(plugins),
         "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},
     }
 
@@ -98,6 +105,7 @@ def _usable_cpus() -> int | None:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
+@cache
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)

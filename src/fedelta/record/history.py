@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeGuard
 
-from fedelta.errors import RunError
+from fedelta.errors import PluginError, RunError
 from fedelta.record.audit import misfits
 from fedelta.record.compute import Compute, read_compute
 from fedelta.record.details import read_details
@@ -207,17 +207,17 @@ def read_histories(paths: Sequence[Path]) -> list[History]:
     Raises:
         RunError: some cannot be read; all of them are named, with the reason. Or they differ in what they measure.
     """
-    histories, problems, hints = [], [], set()
+    histories, problems, hints = [], [], list[str]()
     names = [path.resolve().name for path in paths]
     for path, name in zip(paths, names, strict=True):
         try:
             histories.append(_read(path, name if names.count(name) == 1 else str(path)))
-        except RunError as error:
+        except (RunError, PluginError) as error:
             problems.append(error.message)
-            hints.add(error.hint)
+            hints.append(error.hint or "")
     if problems:
         lines = "".join(f"\n  - {problem}" for problem in problems)
-        hint = hints.pop() if len(hints) == 1 else None
+        hint = " ".join(dict.fromkeys(filter(None, hints))) or None
         raise RunError(f"{len(problems)} of {len(paths)} runs cannot be reported:{lines}", hint=hint)
     _refuse_mixed(histories)
     return histories

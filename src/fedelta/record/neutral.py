@@ -14,6 +14,15 @@ _LINK = re.compile(r"(?<=[A-Za-z])(:)(?=//)|(?<=www)(\.)|(@)", re.IGNORECASE)
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\u200e\u200f\u061c\u202a-\u202e\u2066-\u2069]")
 _IN_PARAGRAPHS = re.compile(rf"(?![\n\t]){_UNPRINTABLE.pattern}")
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+# `[` and `*` after a line break belong to the break.
+_LATEX = str.maketrans(
+    {character: f"\\{character}" for character in "&%$#_{}"}
+    | {character: f"{{{character}}}" for character in "[]*"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''", "`": r"\textasciigrave{}"}
+    | {"\N{EN DASH}": "--", "\N{PLUS-MINUS SIGN}": r"$\pm$", "\N{MULTIPLICATION SIGN}": r"$\times$"}
+    | {"\N{NARROW NO-BREAK SPACE}": r"\,", "\N{HORIZONTAL ELLIPSIS}": r"\dots{}"}
+)
 
 
 def cell(value: str | float) -> str | float:
@@ -47,6 +56,15 @@ def markdown(text: str) -> str:
     """
     plain = html.escape(line(text), quote=False)
     return _LINK.sub(lambda found: f"\\{found.group()}", _MARKUP.sub(r"\\\1", plain))
+
+
+def latex(text: str) -> str:
+    r"""Text in LaTeX, in a cell of a table too: no command, no formula, and no option of the line before.
+
+    >>> print(latex("50 % of a_b & [c] ± \\"))
+    50 \% of a\_b \& {[}c{]} $\pm$ \textbackslash{}
+    """
+    return line(text).translate(_LATEX)
 
 
 def code(text: str) -> str:

@@ -7,11 +7,13 @@ digests. Where data and weights are is no part of it: their content is, so that 
 from __future__ import annotations
 
 import hashlib
+import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import tomli_w
 import torch
 
 from fedelta.errors import CheckpointError
@@ -44,9 +46,11 @@ class Origin:
 
 def settings_of(table: Mapping[str, Any]) -> dict[str, str]:
     """The settings of a configuration, as `config.toml` holds it; Any: whatever TOML holds."""
+    # A file holds the tables of a list, such as `rank_pattern` of a method, after its values, whatever their order was.
+    as_in_file = tomllib.loads(tomli_w.dumps(table))
     return {
         key: value
-        for key, value in flatten(table)
+        for key, value in flatten(as_in_file)
         if not key.startswith(_FREE) and (not key.startswith("personalization.") or key in _HELD_OUT)
     }
 

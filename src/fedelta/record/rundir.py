@@ -23,6 +23,7 @@ personalization.json  what clients that no round asked made of it, written by `f
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import re
 import shutil
@@ -33,6 +34,7 @@ from pathlib import Path
 
 from fedelta.durable import sync_directory, write_atomic
 from fedelta.errors import RunError
+from fedelta.plugins import refuse_missing
 from fedelta.record.checkpoint import OTHER_VERSION, Checkpoint
 from fedelta.record.files import JsonLines, Record, Seal, exclusive, to_json
 
@@ -109,6 +111,7 @@ class RunDirectory:
 
         Raises:
             RunError: it is missing, is no directory or lacks files, all of which are named.
+            PluginError: it was made with plug-ins that are not given.
         """
         if not path.is_dir():
             problem = "is not a directory" if path.exists() else "does not exist"
@@ -124,7 +127,18 @@ class RunDirectory:
                 f"{str(path)!r} has directories where files belong: {', '.join(other)}.",
                 hint="move them out of it; bring the files back from a copy.",
             )
-        return cls(path)
+        run = cls(path)
+        refuse_missing(run.plugins, f"run {str(path)!r}")
+        return run
+
+    @property
+    def plugins(self) -> object:
+        """The plug-ins that it was made with, as `used_by` recorded them; None where that cannot be read."""
+        try:
+            environment = json.loads((self.path / ENVIRONMENT).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return environment.get("plugins") if isinstance(environment, dict) else None
 
     @property
     def config(self) -> Path:

@@ -17,9 +17,13 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backend_bases import RendererBase
+from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
+from matplotlib.backends.backend_mixed import MixedModeRenderer
+from matplotlib.backends.backend_svg import RendererSVG
 from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from fedelta.record.neutral import paragraphs
 
@@ -30,11 +34,15 @@ SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 STYLES = ((), (3.7, 1.6), (6.4, 1.6, 1.0, 1.6), (1.5, 1.0))
 # Inches: two figures side by side on a desktop page, one fills a phone; 9 points stay readable there.
 SIZE = (4.7, 3.1)
+_POINTS = 72  # in an inch; the unit of an SVG
+_IMAGE_DPI = 100
+_PAD = 3.0  # points around everything
 _SETTINGS: dict[Any, object] = {  # Any: matplotlib types the keys as one Literal of all names
     "font.size": 9,
     "font.family": "sans-serif",
     "text.color": INK,
     "text.parse_math": False,  # a run may be called `$x$`
+    "axes.facecolor": "none",
     "axes.edgecolor": MUTED,
     "axes.labelcolor": INK,
     "axes.spines.top": False,
@@ -74,7 +82,7 @@ def single() -> tuple[Figure, Axes]:
 
 def blank(size: tuple[float, float]) -> Figure:
     """An empty figure of `size` in inches."""
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=size, dpi=_POINTS, facecolor="none")
     FigureCanvasAgg(figure)
     return figure
 
@@ -95,8 +103,14 @@ def to_svg(figure: Figure, prefix: str, description: str) -> str:
         description: for readers who do not see it.
     """
     buffer = io.StringIO()
+    width, height = figure.bbox.size
+    # `savefig` would draw everything twice, and measure each text three times.
+    vectors = RendererSVG(width, height, buffer, image_dpi=_IMAGE_DPI, metadata={"Date": None, "Creator": None})
+    renderer = MixedModeRenderer(figure, *figure.get_size_inches(), _IMAGE_DPI, vectors)
     with style():
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        _fit(figure, renderer)
+        figure.draw(renderer)
+        renderer.finalize()
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
@@ -114,6 +128,30 @@ def to_svg(figure: Figure, prefix: str, description: str) -> str:
 def to_png(figure: Figure, dots_per_inch: int = 200) -> bytes:
     """`figure` as a PNG on white."""
     buffer = io.BytesIO()
+    settle(figure)
     with style():
         figure.savefig(buffer, format="png", dpi=dots_per_inch, facecolor="white")
     return buffer.getvalue()
+
+
+def settle(figure: Figure) -> None:
+    """Puts the plots of `figure` where they will be, for what is placed by pixels among them."""
+    with style():
+        _fit(figure, RendererAgg(*figure.bbox.size, _POINTS))
+
+
+def _fit(figure: Figure, renderer: RendererBase) -> None:
+    """Sets the margins of `figure` so that labels and legends around its plots have their place and no more.
+
+    One pass, where matplotlib's layout engines take two: labels hardly change when the plots become a little smaller.
+    """
+    width, height = figure.bbox.size
+    plots = Bbox.union([axes.bbox for axes in figure.axes])
+    used = Bbox.union([axes.get_tightbbox(renderer, for_layout_only=True) for axes in figure.axes])
+    legends = max((height - legend.get_window_extent(renderer).y0 for legend in figure.legends), default=0.0)
+    figure.subplots_adjust(
+        left=(plots.x0 - used.x0 + _PAD) / width,
+        right=1 - (used.x1 - plots.x1 + _PAD) / width,
+        bottom=(plots.y0 - used.y0 + _PAD) / height,
+        top=1 - (used.y1 - plots.y1 + _PAD + legends) / height,
+    )

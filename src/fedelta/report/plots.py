@@ -124,15 +124,18 @@ def label_distribution(partition: Partition) -> Figure:
     with style():
         height = 1.7 + min(3.4, max(1.2, 0.17 * num_classes))
         figure = blank((2 * SIZE[0], height))
-        grid = {"height_ratios": [1.2, height - 1.7], "hspace": 0.04}
-        above, below = figure.subplots(2, 1, sharex=True, gridspec_kw=grid)
+        grid = figure.add_gridspec(
+            2, 2, height_ratios=[1.2, height - 1.7], width_ratios=[70, 1], hspace=0.08, wspace=0.03
+        )
+        above = figure.add_subplot(grid[0, 0])
+        below = figure.add_subplot(grid[1, 0], sharex=above)
         if len(sizes) <= MAX_BARS:
             above.bar(np.arange(len(sizes)), sizes, width=0.8, color=SERIES[0])
         else:  # one path: 10,000 bars would be 1.5 MB of page
             above.stairs(sizes, np.arange(len(sizes) + 1) - 0.5, fill=True, color=SERIES[0])
         above.set_ylabel("Examples")
         above.grid(visible=False, axis="x")
-        above.tick_params(axis="x", length=0)
+        above.tick_params(axis="x", length=0, labelbottom=False)
         image = below.imshow(
             shares.T, aspect="auto", cmap=transparent_to(SERIES[0]), vmin=0, vmax=shares.max(), interpolation="nearest"
         )
@@ -141,7 +144,7 @@ def label_distribution(partition: Partition) -> Figure:
         _name_rows(below, partition.class_names)
         names = partition.clients.names
         _name_columns(below, [names.get(number, number) for number in partition.counts])
-        bar = figure.colorbar(image, ax=[above, below], pad=0.01, fraction=0.02, aspect=30)
+        bar = figure.colorbar(image, cax=figure.add_subplot(grid[:, 1]))
         bar.set_label("Share of the client's examples")
         bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.0f} %"))
         bar.outline.set_visible(False)

@@ -89,7 +89,7 @@ def changed(value: T, update: Mapping[str, object]) -> T:
 
 def problems_of(context: Context) -> list[str]:
     """The problems of every setting in a configuration, those inside of others too."""
-    settings = (setting for section in context.sections.values() for setting in _settings_in(section))
+    settings = (setting for section in context.sections.values() for setting in settings_in(section))
     return [problem for setting in settings for problem in setting.problems(context)]
 
 
@@ -116,15 +116,15 @@ def out_of_bounds(table: Table) -> list[str]:
     return problems
 
 
-def _settings_in(value: object) -> Iterator[Settings]:
+def settings_in(value: object) -> Iterator[Settings]:
     """The setting that `value` is, and all that its fields hold."""
     if isinstance(value, Settings):
         yield value
         for field in type(value).model_fields:
-            yield from _settings_in(getattr(value, field))
+            yield from settings_in(getattr(value, field))
     elif isinstance(value, tuple):
         for item in value:
-            yield from _settings_in(item)
+            yield from settings_in(item)
 
 
 def without_none(value: Any) -> Any:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeGuard, get_args, get_origin
 from pydantic_core import ErrorDetails
 
 from fedelta.settings.base import Settings
+from fedelta.settings.loading import INSTALLED
 from fedelta.settings.registry import Chosen, names_of
 
 _NUM_SHOWN = 200  # characters of a value
@@ -168,4 +169,7 @@ def _unknown_choice(path: str, given: object, known: Iterable[str], root: type[S
     elsewhere = [key for key, names in named_choices(root).items() if key != path and given in names]
     advice = f"; did you mean {nearest[0]!r}?" if nearest else ""
     advice = f"; {given!r} is a choice of `{elsewhere[0]}`" if elsewhere else advice
+    if INSTALLED.broken:
+        reasons = "; ".join(f"{label}: {reason}" for label, reason in INSTALLED.broken.items())
+        advice += f"; it may be in an installed plug-in that cannot be used: {reasons}"
     return f"`{path}` is {given!r}, expected one of {', '.join(known)}{advice}"

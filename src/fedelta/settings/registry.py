@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, get_args
 
-from pydantic import GetCoreSchemaHandler, ValidationInfo
+from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from fedelta.settings.base import Settings
@@ -87,7 +87,12 @@ class Registry(Mapping[str, type[Any]]):
 
     def __iter__(self) -> Iterator[str]:
         self.find_more()
-        return iter([*self.built_in, *self.added])
+        return iter(self.known)
+
+    @property
+    def known(self) -> list[str]:
+        """The names of the classes so far, without looking for more."""
+        return [*self.built_in, *self.added]
 
     def __len__(self) -> int:
         return len(list(iter(self)))
@@ -160,7 +165,7 @@ class Chosen:
         found = (registry.get(name) for registry in self.registries if isinstance(name, str))
         return next((chosen for chosen in found if chosen is not None), None)
 
-    def read(self, value: object, info: ValidationInfo) -> Settings:
+    def read(self, value: object) -> Settings:
         """The setting that `value` is, or describes.
 
         Raises:
@@ -176,10 +181,12 @@ class Chosen:
         chosen = self.get(value["name"])
         if chosen is None:
             raise PydanticCustomError("unknown_name", "a known name")
-        # Of JSON a list stands for a tuple, also where a class is strict about it.
-        setting: Settings = (
-            chosen.model_validate_json(json.dumps(value)) if info.mode == "json" else chosen.model_validate(value)
-        )
+        setting: Settings
+        try:
+            # By way of JSON, where a list stands for a tuple: TOML has no tuples, and a class may be strict about them.
+            setting = chosen.model_validate_json(json.dumps(value))
+        except TypeError:  # a table made in Python, with objects in it
+            setting = chosen.model_validate(value)
         return setting
 
     def _taken(self, value: Settings) -> Settings:
@@ -194,7 +201,7 @@ class Chosen:
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Reads a table or takes an object; written out as what the object is."""
-        return core_schema.with_info_plain_validator_function(self.read)
+        return core_schema.no_info_plain_validator_function(self.read)
 
 
 def names_of(kind: type[Settings]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from fedelta.errors import ModelError
 from fedelta.models.discovery import takes_other_input
 from fedelta.models.hub import Backbone
-from fedelta.models.known import is_plain, oddity
+from fedelta.models.layers import is_plain, oddity
 from fedelta.params import ParamSpec, TensorSpec
 from fedelta.tuning.lanes import LaneLinear, LaneModule, Lanes, Wrapper
 

@@ -17,7 +17,7 @@ from torch import Generator, Tensor, nn
 
 from fedelta.errors import ModelError
 from fedelta.models.hub import Backbone
-from fedelta.models.known import oddity
+from fedelta.models.layers import oddity
 from fedelta.params import ParamSpec, TensorSpec
 from fedelta.settings import Settings
 from fedelta.tuning.base import effective_layers, frozen, merge_head, misfit, replace, specification, tune_head

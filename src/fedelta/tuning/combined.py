@@ -53,7 +53,7 @@ class Combined(Settings):
             raise ValueError(f"a method stands twice in {'+'.join(names)}")
         if "full" in names:
             raise ValueError(f"'full' trains everything already, found {'+'.join(names)}")
-        order = list(TUNING_METHODS)
+        order = TUNING_METHODS.known
         return tuple(sorted(methods, key=lambda method: order.index(method.name)))
 
     @property

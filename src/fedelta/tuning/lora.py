@@ -28,8 +28,7 @@ from torch.nn.functional import conv2d
 from fedelta.errors import ModelError
 from fedelta.models.anatomy import Anatomy
 from fedelta.models.hub import Backbone
-from fedelta.models.known import is_plain
-from fedelta.models.layers import is_linear, is_transposed, matrix_shape
+from fedelta.models.layers import is_linear, is_plain, is_transposed, matrix_shape
 from fedelta.params import ParamSpec, TensorSpec
 from fedelta.settings import Settings
 from fedelta.tuning.base import effective_layers, merge_head, replace, specification, tune_head, untouched

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from fedelta.errors import ModelError
 from fedelta.models.hub import Backbone
-from fedelta.models.known import oddity
+from fedelta.models.layers import oddity
 from fedelta.params import TensorSpec
 from fedelta.tuning.base import replace, untouched
 from fedelta.tuning.lanes import LaneModule, Lanes, lane_parameter

@@ -20,11 +20,12 @@ import torch
 from torch import Generator, Tensor
 
 from fedelta.errors import ModelError, listed
-from fedelta.models.failures import told
+from fedelta.models.failures import model_errors
 from fedelta.models.hub import Backbone
 from fedelta.params import Params, ParamSpec
 from fedelta.seeds import stream
 from fedelta.tuning.base import TuningMethod, without_fast_paths
+from fedelta.tuning.contract import applied
 from fedelta.tuning.exits import exit_blocks, logits_at
 from fedelta.tuning.lanes import LaneModule, Lanes
 
@@ -55,14 +56,14 @@ def apply_proved(
     device = next(backbone.module.parameters()).device
     inputs = {name: tensor.to(device) for name, tensor in sample.items()}
     without_fast_paths(backbone.module)
-    with torch.no_grad(), exact(), told(type(backbone.module).__name__, inputs):
+    with torch.no_grad(), exact(), model_errors(type(backbone.module).__name__, inputs):
         base = _outputs(backbone, inputs)
         _check_repeats(method, backbone, inputs, base)
         _note_batch_effect(backbone, inputs, base)
-    spec = method.apply(backbone, lanes, generator)
+    spec = applied(method, backbone, lanes, generator)
     active, lanes.active = lanes.active, 1
     try:
-        with torch.no_grad(), exact(), told(type(backbone.module).__name__, inputs):
+        with torch.no_grad(), exact(), model_errors(type(backbone.module).__name__, inputs):
             _prove(method, backbone, spec, inputs, base)
     finally:
         lanes.active = active

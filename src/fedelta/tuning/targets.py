@@ -12,8 +12,7 @@ from torch import nn
 from fedelta.errors import ModelError
 from fedelta.models.anatomy import Anatomy
 from fedelta.models.hub import Backbone
-from fedelta.models.known import oddity
-from fedelta.models.layers import is_linear
+from fedelta.models.layers import is_linear, oddity
 from fedelta.tuning.base import untouched
 
 T = TypeVar("T", int, float)

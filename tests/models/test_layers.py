@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
-from fedelta.models.known import is_plain, oddity
+from fedelta.models.layers import is_plain, oddity
 
 
 class Renamed(nn.Linear):
@@ -60,10 +60,10 @@ def test_a_layer_of_a_class_that_changes_nothing_is_plain(layer: nn.Module, kind
 @pytest.mark.parametrize(
     ("layer", "kind", "odd"),
     [
-        (Doubled(2, 2), nn.Linear, "is a Doubled with a `forward` of its own"),
-        (Standardised(2, 2, 3), nn.Conv2d, "is a Standardised with a `_conv_forward` of its own"),
-        (Activated(1, 2), nn.GroupNorm, "is a Activated with a `forward` of its own"),
-        (overridden(), nn.Linear, "is a Linear with a `forward` of its own"),
+        (Doubled(2, 2), nn.Linear, "is a Doubled that overrides `forward`"),
+        (Standardised(2, 2, 3), nn.Conv2d, "is a Standardised that overrides `_conv_forward`"),
+        (Activated(1, 2), nn.GroupNorm, "is a Activated that overrides `forward`"),
+        (overridden(), nn.Linear, "is a Linear that overrides `forward`"),
         (hooked(), nn.Linear, "has forward hooks"),
         (spectral_norm(nn.Linear(2, 2)), nn.Linear, "has forward hooks"),
         (parametrizations.weight_norm(nn.Conv2d(2, 2, 3)), nn.Conv2d, "is parametrized"),

@@ -1,0 +1,69 @@
+"""`fedelta check`: what a run would work on, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from fedelta.assembly.rehearsal import rehearse
+from fedelta.assembly.run import assemble
+from fedelta.config import read_table
+from fedelta.data.describe import describe
+from fedelta.data.glance import NUM_READ
+from fedelta.experiment import Experiment
+from fedelta.terminal import Stages
+from fedelta.tracking.table import require
+
+
+def check_configuration(config: Path, overrides: Sequence[str], console: Console) -> Iterator[str]:
+    """Says, line by line, what a run of `config` would work on, once a round on a few rows went through.
+
+    Args:
+        config: a TOML file.
+        overrides: `section.key=value` strings.
+        console: for what is being done, and notes.
+
+    Raises:
+        FedeltaError: whatever a run would raise.
+    """
+    experiment, stages = Experiment.from_toml(config, overrides), Stages(console)
+    require(experiment.config.tracking)
+    assembly = assemble(experiment.config, stage=stages, at_a_glance=True)
+    with stages("a round on a few rows"):
+        rehearse(assembly)
+    yield from describe(assembly.data, assembly.config.data.evaluate_on)
+    console.print(
+        f"of images and recordings at most {NUM_READ} of each set were read; `fedelta run` reads all of them first",
+        markup=False,
+        soft_wrap=True,
+    )
+    sizes = [len(rows) for rows in assembly.data.partition.values()]
+    num_held_out = len(assembly.data.held_out)
+    held_out = f"{_clients(num_held_out)} held out, " if num_held_out else ""
+    names = assembly.data.class_names
+    classes = f"{len(names)} classes, " if names else ""
+    yield (
+        f"{config}: good. {_clients(len(sizes))} with {min(sizes)} to {max(sizes)} examples, {held_out}"
+        f"{len(assembly.data.test)} {assembly.config.data.evaluate_on} examples, "
+        f"{classes}"
+        f"{assembly.spec.num_parameters:,} of {assembly.model.total_parameters:,} parameters tuned, "
+        f"{assembly.engine.lanes.num} lanes."
+    )
+    modality = assembly.backbone.modality
+    for note in () if modality is None else modality.notes:
+        yield f"{note[0].upper()}{note[1:]}."
+    yield f"That took {stages}."
+    if "compare" in read_table(config):
+        # A comparison draws and makes tables: imports that take as long as all of the above.
+        from fedelta.comparison.cells import make_plan
+        from fedelta.comparison.display import announcement
+        from fedelta.comparison.request import read_request
+
+        plan = make_plan(read_request(config, overrides=overrides))
+        yield f"`fedelta compare` of it: {announcement(plan)}, each of them valid."
+
+
+def _clients(number: int) -> str:
+    return "1 client" if number == 1 else f"{number:,} clients"

@@ -1,0 +1,156 @@
+"""The figures of a comparison, each described once: every frame, file and table is made from these columns.
+
+Frames hold figures in the units of a run's records: fractions, bytes, seconds. Files and people get percent and MiB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from fedelta.record.numbers import MIB, UNKNOWN, bare, count, duration, headed, in_unit, mebibytes
+from fedelta.tasks.base import Measure
+
+if TYPE_CHECKING:
+    from fedelta.record.history import History
+
+STATE, REASON, RUN = "state", "reason", "run"
+IS_BEST, ON_FRONT = "is_best", "on_pareto_front"
+NUM_SEEDS, NUM_CELLS = "num_seeds", "num_cells"
+ROUND = "round"
+TOTAL_BYTES, RELATIVE_COST = "total_bytes", "relative_cost"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One figure of a run.
+
+    Args:
+        name: in the frame of the cells.
+        read: finds it in a run's records; gives None where they lack it.
+        heading: in tables for people.
+        short: the heading in a terminal.
+        text: what people read, from a mean and its deviation; either may be None.
+        dtype: of its pandas column; an integer keeps its type where others are missing.
+        file: its name in CSV files, where `{}` stands for its name in the frame.
+        factor: from the unit of the records to the unit in CSV files.
+        mean: name of the mean over seeds in the frame of the groups; the same as `name` unless both could be meant.
+        deviation: name of the sample deviation over seeds there; None where no table shows it.
+        of_seeds: the mean over the seeds, or the first seed's value where all have the same.
+    """
+
+    name: str
+    read: Callable[[History], float | None]
+    heading: str
+    short: str
+    text: Callable[[float | None, float | None], str]
+    dtype: Literal["float64", "Int64"] = "float64"
+    file: str = "{}"
+    factor: float = 1
+    mean: str = ""
+    deviation: str | None = None
+    of_seeds: Literal["mean", "first"] = "mean"
+
+    @property
+    def in_groups(self) -> tuple[str, ...]:
+        """Its names in the frame of the groups."""
+        mean = self.mean or self.name
+        return (mean,) if self.deviation is None else (mean, self.deviation)
+
+    def number(self, value: float | None) -> str:
+        """The field of a CSV file.
+
+        Six decimals at most: a further digit says nothing, and files of equal runs are equal.
+        """
+        return "" if value is None else f"{round(value * self.factor, 6):.15g}"
+
+
+COSTS = (
+    Column(
+        name="tuned_parameters",
+        read=lambda run: run.model["tuned_parameters"],
+        heading="tuned parameters",
+        short="tuned",
+        text=lambda value, _: count(None if value is None else int(value)),
+        dtype="Int64",
+        of_seeds="first",
+    ),
+    Column(
+        name="bytes_per_client_round",
+        read=lambda run: run.bytes_per_client_round,
+        heading="MiB per client and round, down and up",
+        short="MiB/round",
+        text=lambda value, _: mebibytes(value),
+        file="mib_per_client_and_round_both_directions",
+        factor=1 / MIB,
+    ),
+    Column(
+        name=TOTAL_BYTES,
+        read=lambda run: run.ledger.total_bytes,
+        heading="MiB in total",
+        short="MiB",
+        text=lambda value, _: mebibytes(value),
+        dtype="Int64",
+        file="mib_total",
+        factor=1 / MIB,
+    ),
+    Column(
+        name=RELATIVE_COST,
+        read=lambda run: run.relative_cost,
+        heading="relative cost, %",
+        short="cost, %",
+        text=lambda value, _: UNKNOWN if value is None else f"{100 * value:.1f}",
+    ),
+    Column(
+        name="wall_seconds",
+        read=lambda run: run.wall_seconds,
+        heading="time",
+        short="time",
+        text=lambda value, _: duration(value),
+    ),
+)
+
+
+def measures(primary: Measure) -> tuple[Column, Column, Column]:
+    """The primary measure in the last evaluated round: of the model, at its first exit, and its mean over the exits."""
+    name, at_first, over_exits = primary.name, f"first_exit_{primary.name}", f"mean_exit_{primary.name}"
+
+    def measure(column: str, label: str, short: str, read: Callable[[History], float | None], **names: str) -> Column:
+        return Column(
+            name=column,
+            read=read,
+            heading=headed(label, primary),
+            short=headed(short, primary),
+            text=lambda mean, deviation: bare(mean, primary, deviation),
+            # The name of a measure ends with its unit, but files have fractions in percent.
+            file="{}_percent" if primary.is_fraction else "{}",
+            factor=in_unit(1, primary),
+            mean=names.get("mean", ""),
+            deviation=names.get("deviation"),
+        )
+
+    return (
+        measure(
+            name,
+            primary.label,
+            primary.label,
+            lambda run: run.final,
+            mean=f"{name}_mean",
+            deviation=f"{name}_deviation",
+        ),
+        measure(at_first, "at the first exit", "exit 1", lambda run: run.by_exit[0] if run.by_exit else None),
+        measure(
+            over_exits,
+            "mean over exits",
+            "mean exit",
+            lambda run: run.mean_over_exits,
+            deviation=f"{over_exits}_deviation",
+        ),
+    )
+
+
+def reserved(primary: Measure) -> frozenset[str]:
+    """Names that no axis may have, because the frames have columns of these names."""
+    figures = {name for column in (*measures(primary), *COSTS) for name in (column.name, *column.in_groups)}
+    return frozenset(figures | {STATE, REASON, RUN, IS_BEST, ON_FRONT, NUM_SEEDS, NUM_CELLS, ROUND})

@@ -1,0 +1,179 @@
+"""The frames of a comparison: one row for each cell, and one for each group of cells that differ in their seed only.
+
+Columns are the axes, the searched key if there is one, and the figures of columns.py. Labels and searched values are
+Python objects. A figure that is not known is missing (`isna`); no measure of a finished run is NaN.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+
+from pandas import DataFrame, Series
+
+from fedelta.comparison.columns import (
+    COSTS,
+    IS_BEST,
+    NUM_CELLS,
+    NUM_SEEDS,
+    ON_FRONT,
+    REASON,
+    ROUND,
+    RUN,
+    STATE,
+    TOTAL_BYTES,
+    Column,
+)
+
+Row = Mapping[str, object]
+
+FINISHED, FAILED, WAITING = "finished", "failed", "waiting"
+_MAX_REASON = 300
+
+
+def cells_frame(rows: Sequence[Row], keys: Iterable[str], measures: Iterable[Column]) -> DataFrame:
+    """A row for each cell, in the order of `rows`.
+
+    Args:
+        rows: name of a column to its value; a figure that is not in a row is missing in the frame.
+        keys: the axes, and the searched key if there is one.
+        measures: the columns before those of the costs.
+    """
+    figures = {column.name: column.dtype for column in (*measures, *COSTS)}
+    return _frame(rows, dict.fromkeys(keys, "object") | figures | dict.fromkeys((STATE, REASON, RUN), "object"))
+
+
+def trials_frame(rows: Sequence[Row], keys: Iterable[str], measures: Iterable[Column]) -> DataFrame:
+    """As `cells_frame`, for the trials of a search; `is_best` marks those whose value was chosen."""
+    trials = cells_frame(rows, keys, measures)
+    trials.insert(trials.columns.tolist().index(STATE), IS_BEST, Series([row[IS_BEST] for row in rows], dtype="bool"))
+    return trials
+
+
+def curves_frame(
+    curves: Iterable[tuple[Row, Sequence[tuple[int, float]]]], axes: Iterable[str], name: str
+) -> DataFrame:
+    """A row for each evaluated round of each finished cell: its labels, the round, and the primary measure.
+
+    Args:
+        curves: labels of a cell, and its rounds with the measure.
+        axes: all of them.
+        name: of the primary measure.
+    """
+    rows = [{**labels, ROUND: round, name: value} for labels, curve in curves for round, value in curve]
+    return _frame(rows, dict.fromkeys(axes, "object") | {ROUND: "int64", name: "float64"})
+
+
+def groups_frame(
+    cells: DataFrame,
+    axes: Sequence[str],
+    measures: Sequence[Column],
+    *,
+    searched: str | None = None,
+    task_axes: Sequence[str] = (),
+    higher_is_better: bool = True,
+) -> DataFrame:
+    """A row for each group, in the order of their first cells.
+
+    Figures are means over the finished cells; deviations are those of a sample (n - 1), missing with one seed.
+
+    Args:
+        cells: a frame made by `cells_frame`.
+        axes: those that distinguish groups, which are all but the seed.
+        measures: the columns before those of the costs, that of the primary measure first.
+        searched: the searched key, or None.
+        task_axes: those of `axes` that change the data or their division. Each task has its own Pareto front, because
+            measures of different tasks cannot be compared.
+        higher_is_better: of the primary measure.
+    """
+    keys = [*axes, *([] if searched is None else [searched])]
+    rows = [_group(members, keys, (*measures, *COSTS)) for members in split(cells, axes)]
+    dtypes = dict.fromkeys(keys, "object") | dict.fromkeys(_names(measures), "float64")
+    dtypes |= {NUM_SEEDS: "int64", NUM_CELLS: "int64"}
+    dtypes |= {column.name: "float64" if column.of_seeds == "mean" else column.dtype for column in COSTS}
+    groups = _frame(rows, dtypes | dict.fromkeys((STATE, REASON), "object"))
+    front = _on_front(groups, measures[0].in_groups[0], task_axes, higher_is_better=higher_is_better)
+    groups.insert(groups.columns.tolist().index(STATE), ON_FRONT, front)
+    return groups
+
+
+def split(frame: DataFrame, names: Sequence[str]) -> list[DataFrame]:
+    """The rows that are equal in the columns `names`, in the order in which they appear; without names, all of them."""
+    return [part for _, part in frame.groupby(list(names), sort=False)] if names else [frame]
+
+
+def mean_curve(curves: DataFrame, labels: Row, num_cells: int) -> list[tuple[int, float]]:
+    """Round and mean of the primary measure over the finished cells of a group, for rounds that all of them evaluated.
+
+    Args:
+        curves: a frame made by `curves_frame`.
+        labels: of the group.
+        num_cells: finished ones of the group.
+    """
+    own = curves[(curves[list(labels)] == Series(labels, dtype="object")).all(axis=1)]
+    rounds = own.groupby(ROUND)[curves.columns[-1]].agg(["count", statistics.fmean])
+    return [(int(round), mean) for round, number, mean in rounds.itertuples() if number == num_cells]
+
+
+def pareto_front(points: Sequence[tuple[float, float]], *, higher_is_better: bool = True) -> list[bool]:
+    """Whether each (bytes, value) is on the front: no other has as few bytes and as good a value, and one better.
+
+    >>> pareto_front([(1, 0.5), (2, 0.9), (3, 0.9), (4, 0.95)])
+    [True, True, False, True]
+    >>> pareto_front([(1, 0.5), (2, 0.9), (3, 0.3)], higher_is_better=False)
+    [True, False, True]
+    """
+    sign = 1 if higher_is_better else -1
+
+    def is_beaten(point: tuple[float, float]) -> bool:
+        return any(other[0] <= point[0] and sign * (other[1] - point[1]) >= 0 and other != point for other in points)
+
+    return [not is_beaten(point) for point in points]
+
+
+def one_line(text: str | None) -> str:
+    """An error without its hint and traceback, for a field of a table."""
+    if text is None:
+        return ""
+    message = text.strip().partition("\n\n")[0].partition("\nhint:")[0]
+    line = " ".join(part.strip() for part in message.splitlines())
+    return line if len(line) <= _MAX_REASON else f"{line[:_MAX_REASON]}…"
+
+
+def _frame(rows: Sequence[Row], dtypes: Mapping[str, str]) -> DataFrame:
+    # Column by column with its type: of whole rows, pandas would make floats of integers and NaN of None.
+    return DataFrame({name: Series([row.get(name) for row in rows], dtype=dtype) for name, dtype in dtypes.items()})
+
+
+def _names(columns: Iterable[Column]) -> list[str]:
+    return [name for column in columns for name in column.in_groups]
+
+
+def _group(cells: DataFrame, keys: Sequence[str], columns: Sequence[Column]) -> Row:
+    row: dict[str, object] = {key: cells[key].iloc[0] for key in keys}
+    for column in columns:
+        row |= dict(zip(column.in_groups, _over_seeds(column, cells[column.name].dropna().tolist()), strict=False))
+    states, reasons = cells[STATE].tolist(), dict.fromkeys(cells[REASON].dropna())
+    is_uniform = len(set(states)) == 1
+    return row | {
+        NUM_SEEDS: int(cells[columns[0].name].count()),
+        NUM_CELLS: len(cells),
+        STATE: states[0] if is_uniform else f"{states.count(FINISHED)} of {len(states)} finished",
+        REASON: "; ".join(map(one_line, reasons)) or None,
+    }
+
+
+def _over_seeds(column: Column, values: list[float]) -> tuple[float | None, float | None]:
+    """The mean of the known values, or their first, and their deviation."""
+    if not values:
+        return None, None
+    mean = values[0] if column.of_seeds == "first" else statistics.fmean(values)
+    return mean, statistics.stdev(values) if len(values) > 1 else None
+
+
+def _on_front(groups: DataFrame, mean: str, task_axes: Sequence[str], *, higher_is_better: bool) -> Series[bool]:
+    on_front: dict[int, bool] = {}
+    for task in split(groups[groups[mean].notna()], task_axes):
+        points = list(zip(task[TOTAL_BYTES].tolist(), task[mean].tolist(), strict=True))
+        on_front |= zip(task.index, pareto_front(points, higher_is_better=higher_is_better), strict=True)
+    return Series([on_front.get(place, False) for place in groups.index], dtype="bool")

@@ -1,0 +1,112 @@
+"""What is made sure of a plug-in's strategy or mean in each round, so that its mistake is named where it is made.
+
+Built-in ones are held to the same by the contract tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+from torch import Tensor
+
+from fedelta.errors import PluginError
+from fedelta.federation.base import Federation
+from fedelta.params import Params, is_finite
+from fedelta.plugins import called
+from fedelta.strategies.base import CombinedUpdates, RoundPlan, State
+
+
+def check_plan(federation: Federation, plan: object, state: State, round: int) -> None:
+    """Proof that a plan asks known clients for tensors that there are.
+
+    Raises:
+        PluginError: it does not.
+    """
+    if not isinstance(plan, RoundPlan):
+        raise _broken(federation.strategy, round, "plan", [f"is {type(plan).__name__}, expected a `RoundPlan`"])
+    known = {**dict.fromkeys(federation.wire), **state}
+    if problems := list(_plan_problems(plan, round, federation.clients.numbers, known)):
+        raise _broken(federation.strategy, round, "plan", problems)
+
+
+def check_mean(federation: Federation, mean: object, round: int) -> None:
+    """Proof that what a mean's `finish` returned are tensors of known names and shapes.
+
+    Raises:
+        PluginError: it is something else.
+    """
+    if not isinstance(mean, Mapping):
+        raise _broken(federation.aggregation, round, "finish", [f"is {type(mean).__name__}, expected tensors by name"])
+    for name, tensor in mean.items():
+        expected = federation.wire.tensors[name].shape if name in federation.wire else None
+        if expected is None or not isinstance(tensor, Tensor) or tuple(tensor.shape) != expected:
+            problem = f"has {_told(tensor)} as `{name}`, expected {expected or 'no tensor of that name'}"
+            raise _broken(federation.aggregation, round, "finish", [problem])
+
+
+def check_update(
+    federation: Federation, before: tuple[State, Params], result: object, combined: CombinedUpdates, round: int
+) -> None:
+    """Proof that an update keeps the names, shapes and types of the params and the names of the state.
+
+    Args:
+        federation: whose strategy it was.
+        before: state and params that it was given.
+        result: what it returned.
+        combined: the mean that it was given.
+        round: for the message.
+
+    Raises:
+        PluginError: it does not, or makes NaN or infinity of finite deltas.
+    """
+    if not (isinstance(result, tuple) and len(result) == 2 and all(isinstance(part, Mapping) for part in result)):
+        problem = f"is {type(result).__name__}, expected `(params, state)`"
+        raise _broken(federation.strategy, round, "update", [problem])
+    (state, params), (after, later) = before, result
+    problems = [*_name_problems("params", params, after), *_name_problems("state", state, later)]
+    problems += _tensor_problems(params, after)
+    if not problems and all(map(is_finite, combined.mean.values())):
+        infinite = [name for name, tensor in {**later, **after}.items() if not is_finite(tensor)]
+        problems += [f"holds NaN or infinity in `{infinite[0]}`, although all deltas are finite"] if infinite else []
+    if problems:
+        raise _broken(federation.strategy, round, "update", problems)
+
+
+def _broken(method: object, round: int, function: str, problems: Sequence[str]) -> PluginError:
+    more = f"; and {len(problems) - 1} more" if len(problems) > 1 else ""
+    return PluginError(f"round {round}, {called(method)}: what `{function}` returned {problems[0]}{more}.")
+
+
+def _plan_problems(plan: RoundPlan, round: int, clients: Collection[int], known: Mapping[str, object]) -> Iterator[str]:
+    if plan.round != round:
+        yield f"is for round {plan.round}, expected round {round}"
+    if not plan.upload or plan.upload.keys() != plan.download.keys():
+        yield f"asks clients {sorted(plan.upload)} and sends to {sorted(plan.download)}, expected the same and not none"
+    if foreign := sorted(plan.upload.keys() - set(clients)):
+        yield f"asks client {foreign[0]}, expected clients of the federation"
+    for names in {*plan.upload.values(), *plan.download.values()}:
+        if unknown := [name for name in names if name not in known]:
+            yield f"names the tensor {unknown[0]!r}, expected names of the specification or of the state"
+
+
+def _name_problems(what: str, before: Params, after: Mapping[str, object]) -> Iterator[str]:
+    if missing := [name for name in before if name not in after]:
+        yield f"lacks `{missing[0]}` of the {what}"
+    if foreign := [name for name in after if name not in before]:
+        yield f"has `{foreign[0]}` in the {what}, which was not there before"
+    for name, value in after.items():
+        if not isinstance(value, Tensor):
+            yield f"has {_told(value)} as `{name}` of the {what}, expected a tensor"
+
+
+def _tensor_problems(before: Params, after: Mapping[str, object]) -> Iterator[str]:
+    for name, tensor in before.items():
+        given = after.get(name, tensor)
+        if isinstance(given, Tensor) and (given.shape, given.dtype) != (tensor.shape, tensor.dtype):
+            yield f"has {_told(given)} as `{name}` of the params, expected {_told(tensor)}"
+
+
+def _told(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    return type(value).__name__

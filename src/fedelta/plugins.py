@@ -1,0 +1,216 @@
+"""Plug-ins: tuning methods, strategies, codecs, tasks, partitioners and more that are not part of the package.
+
+A class comes in from a file (`load_plugin`, `--plugin FILE`), from an installed package (entry point group
+`fedelta.plugins`) or from the program itself (`register`). A run records what it used of them; whoever reads the run
+has to give the same again, because code that a run directory names is never executed by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fedelta.catalog import ALL
+from fedelta.errors import FedeltaError, PluginError
+from fedelta.settings.base import Settings, settings_in
+from fedelta.settings.loading import load_file, take_in
+from fedelta.settings.registry import Provider, Registry
+
+Plugin = TypeVar("Plugin", bound=type[Any])
+Record = dict[str, Any]  # Any: JSON values, as in record/files.py
+
+
+def load_plugin(path: str | Path) -> list[str]:
+    """Makes the classes in a Python file known, so that a configuration can name them.
+
+    Args:
+        path: of the file; it is executed.
+
+    Returns:
+        What it provides, such as `strategy.name = 'mine'`.
+
+    Raises:
+        PluginError: it is missing, fails, holds nothing to use, takes a name that others have, or breaks a contract.
+    """
+    provider = load_file(path, ALL)
+    return [f"{place} = {name!r}" for place, names in _provided(provider).items() for name in names]
+
+
+def register(plugin: Plugin) -> Plugin:
+    """Makes a class known, so that a configuration can name it; works as a decorator.
+
+    A class of the same module and name, such as that of a notebook's cell that is run again, takes the place of the
+    earlier one. Processes that this one starts, such as those of a comparison, do not know it: put it into a file.
+
+    Raises:
+        PluginError: it takes a name that others have, or breaks a contract.
+    """
+    provider = Provider(f"{plugin.__module__}.{plugin.__qualname__}")
+    take_in([plugin], provider, ALL, instead_of=provider)
+    return plugin
+
+
+def provider_of(value: object) -> Provider | None:
+    """Where the class of a setting comes from; None for a built-in one."""
+    added = (entry for registry in ALL for entry in registry.added.values())
+    return next((provider for plugin, provider in added if plugin is type(value)), None)
+
+
+def called(value: object) -> str:
+    """What messages call a setting that a name chose, such as `strategy 'mine' of plug-in 'my_method.py'`."""
+    kind = next((registry.kind.noun for registry in ALL if registry.holds(value)), type(value).__name__)
+    name = value.model_dump()["name"] if isinstance(value, Settings) else ""
+    provider = provider_of(value)
+    return f"{kind} {name!r}" + ("" if provider is None else f" of plug-in {provider.label!r}")
+
+
+def loaded_files() -> list[Provider]:
+    """The plug-in files whose classes are known."""
+    return [provider for provider in _providers() if provider.file]
+
+
+def for_processes() -> list[str]:
+    """The plug-in files whose classes are known, as arguments for `load_same` in another process."""
+    return [f"{provider.sha256}:{provider.file}" for provider in loaded_files()]
+
+
+def load_same(arguments: Iterable[str]) -> None:
+    """Loads the files that another process has loaded.
+
+    Raises:
+        PluginError: one cannot be used, or has changed since.
+    """
+    for argument in arguments:
+        sha256, _, file = argument.partition(":")
+        provider = load_file(file, ALL)
+        if provider.sha256 != sha256:
+            raise PluginError(f"plug-in {provider.label!r} has changed since the comparison began.", hint="begin anew.")
+
+
+def file_records() -> list[Record]:
+    """The plug-in files whose classes are known, as records."""
+    return [_recorded(provider) for provider in loaded_files()]
+
+
+def used_by(sections: Iterable[object]) -> list[Record]:
+    """The plug-ins behind some settings, as a run directory records them: where they are from, what they provide."""
+    settings = (setting for section in sections for setting in settings_in(section))
+    used = dict.fromkeys(provider for setting in settings if (provider := provider_of(setting)) is not None)
+    return [_recorded(provider) for provider in used]
+
+
+def refuse_missing(records: object, where: str) -> None:
+    """Refuses to go on without the plug-ins that something was made with.
+
+    Args:
+        records: as `used_by` made them; whatever else stands in a file is taken for none.
+        where: what was made, in words.
+
+    Raises:
+        PluginError: some are not there; names each, and how to give it.
+    """
+    missing = [record for record in _valid(records) if not _is_there(record)]
+    if missing:
+        which = " and ".join(f"{_what(record)!r}, which provides {_provides(record)}" for record in missing)
+        raise PluginError(f"{where} needs a plug-in that is not given: {which}.", hint=_how_to_give(missing))
+
+
+def changed_plugins(records: object) -> list[str]:
+    """Which of the recorded plug-ins are of other content or version now, in words."""
+    problems = []
+    for record in _valid(records):
+        for provider in _known_for(record):
+            now = _recorded(provider)
+            if any(record.get(key) != now.get(key) for key in ("sha256", "distribution", "version")):
+                problems.append(f"{_what(record)} is {_state(now)} now, it was {_state(record)}")
+    return problems
+
+
+def blame(error: BaseException) -> PluginError | None:
+    """The error to show in the place of `error`, which arose in the code of a plug-in; None where it did not."""
+    files = {provider.file: provider for provider in loaded_files()}
+    frames, trace = [], error.__traceback__
+    while trace is not None:
+        frames.append((trace.tb_frame.f_code.co_filename, trace.tb_frame.f_code.co_name, trace.tb_lineno))
+        trace = trace.tb_next
+    inside = [frame for frame in frames if frame[0] in files]
+    if isinstance(error, FedeltaError) or not inside:
+        return None
+    file, function, line = inside[-1]
+    return PluginError(
+        f"plug-in {files[file].label!r} failed in `{function}`, line {line}: {type(error).__name__}: {error}",
+        hint="the mistake is most likely there: a built-in method in its place runs.",
+    )
+
+
+def _providers() -> list[Provider]:
+    return list(dict.fromkeys(provider for registry in ALL for _, provider in registry.added.values()))
+
+
+def _recorded(provider: Provider) -> Record:
+    values = {"sha256": provider.sha256, "distribution": provider.distribution, "version": provider.version}
+    return {
+        "plugin": provider.label,
+        **{key: value for key, value in values.items() if value},
+        "provides": _provided(provider),
+    }
+
+
+def _provided(provider: Provider) -> dict[str, list[str]]:
+    """Key of a configuration to the names that a provider has there."""
+    provided: dict[str, list[str]] = {}
+    for registry in ALL:
+        if names := [name for name, (_, other) in registry.added.items() if other == provider]:
+            provided[registry.places[0]] = names
+    return provided
+
+
+def _valid(records: object) -> list[Record]:
+    """The records among what stands in a file."""
+    return [
+        dict(record)
+        for record in (records if isinstance(records, list | tuple) else ())
+        if isinstance(record, Mapping)
+        and isinstance(record.get("provides"), Mapping)
+        and isinstance(record.get("plugin"), str)
+    ]
+
+
+def _names(record: Record) -> Iterator[tuple[Registry, str]]:
+    for registry in ALL:
+        names = record["provides"].get(registry.places[0])
+        yield from ((registry, name) for name in names or () if registry.kind.marks)
+
+
+def _is_there(record: Record) -> bool:
+    return all(name in registry for registry, name in _names(record))
+
+
+def _known_for(record: Record) -> list[Provider]:
+    """Who provides now what the record names."""
+    found = (registry.provider_of(name) for registry, name in _names(record))
+    return list(dict.fromkeys(provider for provider in found if provider is not None))
+
+
+def _what(record: Record) -> str:
+    return str(record["plugin"])
+
+
+def _provides(record: Record) -> str:
+    return ", ".join(f"`{place}` = {name!r}" for place, names in record["provides"].items() for name in names)
+
+
+def _state(record: Record) -> str:
+    return f"{record['plugin']} (SHA-256 {record['sha256'][:12]}...)" if "sha256" in record else str(record["plugin"])
+
+
+def _how_to_give(missing: Sequence[Record]) -> str:
+    files = [f"`--plugin {_what(record)}`" for record in missing if "sha256" in record]
+    packages = [
+        f"`pip install {record['distribution']}=={record['version']}`" for record in missing if "distribution" in record
+    ]
+    classes = [
+        f"`fedelta.register` of {_what(record)}" for record in missing if not {"sha256", "distribution"} & record.keys()
+    ]
+    return f"give {' '.join(files + packages + classes)}; code that a run names is never executed unasked."

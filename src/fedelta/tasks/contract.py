@@ -1,0 +1,31 @@
+"""What is made sure of a task in each step, so that a plug-in's mistake is named where it is made."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fedelta.errors import PluginError
+from fedelta.plugins import called
+from fedelta.tasks.base import Task
+
+
+def losses_of(task: Task, outputs: Tensor, targets: Tensor) -> Tensor:
+    """`Task.losses`: one number for each row of `outputs`, [R].
+
+    Raises:
+        PluginError: it gives something else, or no gradient.
+    """
+    losses: object = task.losses(outputs, targets)
+    if not isinstance(losses, Tensor):
+        given = type(losses).__name__
+    elif outputs.requires_grad and not losses.requires_grad:
+        given = f"a tensor {tuple(losses.shape)} without a gradient"
+    elif losses.shape == outputs.shape[:1]:
+        return losses
+    else:
+        given = f"a tensor {tuple(losses.shape)}"
+    raise PluginError(
+        f"{called(task)}: `losses` returned {given}, expected a loss for each of {len(outputs)} rows, "
+        f"{tuple(outputs.shape[:1])}, with gradients.",
+        hint='a loss of PyTorch gives that with `reduction="none"`.',
+    )

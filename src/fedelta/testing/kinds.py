@@ -1,0 +1,105 @@
+"""Which contracts there are for a value of each kind: the checks of its own file, and runs in which it takes part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from fedelta.catalog import CODECS, LOCAL_RULES, MEANS, PARTITIONERS, STRATEGIES, TASKS, TUNING_METHODS
+from fedelta.codecs.channel import Channel
+from fedelta.settings.registry import Registry
+from fedelta.strategies.base import Strategy
+from fedelta.strategies.fedavg import FedAvg
+from fedelta.testing import codecs, means, partitioners, rules, strategies, tasks, tuning
+from fedelta.testing.contract import Contract, contracts_for
+from fedelta.testing.federations import played, real_clients_train_with_it
+from fedelta.testing.rounds import StrategyTrial
+from fedelta.testing.trials import TuningTrial
+from fedelta.tuning.base import TuningMethod
+from fedelta.tuning.full import Full
+from fedelta.tuning.lora import Lora
+from fedelta.tuning.parallel import Parallel
+
+_LORA: tuple[TuningMethod, str] = (Lora(r=2), "vit")
+# Lanes, one lane in place, and running statistics.
+_TUNED: tuple[tuple[TuningMethod, str], ...] = (_LORA, (Full(), "vit"), (Parallel(), "small-resnet"))
+# A short run: windows of two rounds end twice in it, and a robust mean has the three values that it needs.
+_LONGEST = {"clients_per_round": 3, "num_rounds": 4}
+_AVERAGED = FedAvg(clients_per_round=3, num_rounds=4)
+
+
+# Of a subject in words, a value, and the small models of tuning methods. Any, here: the value satisfies the protocol of
+# its kind as far as the names of its members go; the contracts look at the rest.
+Contracts = Callable[[str, Any, Sequence[str]], list[Contract]]
+
+
+def _of_tuning(subject: str, method: Any, models: Sequence[str]) -> list[Contract]:
+    trials = [TuningTrial(method, family) for family in models]
+    found = contracts_for(subject, trials, (tuning.it_fits_one_of_the_small_models,))
+    for trial in trials:
+        of_model = contracts_for(f"{subject} on {trial.family}", trial, tuning.CHECKS)
+        found += [replace(contract, check=partial(_if_it_fits, trial, contract.check)) for contract in of_model]
+    return found
+
+
+def _if_it_fits(trial: TuningTrial, check: Callable[[], None]) -> None:
+    if trial.fits:
+        check()
+
+
+def _of_strategy(subject: str, strategy: Any, _models: Sequence[str]) -> list[Contract]:
+    short = _shortened(strategy)
+    return contracts_for(subject, StrategyTrial(short), strategies.CHECKS) + [
+        _run(f"{subject} on {method.name!r}", short, (method, family)) for method, family in _TUNED
+    ]
+
+
+def _shortened(strategy: Any) -> Strategy:
+    short: Strategy = strategy.model_copy(
+        update={name: min(most, getattr(strategy, name)) for name, most in _LONGEST.items()}
+    )
+    return short
+
+
+def _of_mean(subject: str, mean: Any, _models: Sequence[str]) -> list[Contract]:
+    strategy = _AVERAGED.model_copy(update={"mean": mean})
+    return contracts_for(subject, means.MeanTrial(mean), means.CHECKS) + [
+        _run(f"{subject} on {method.name!r}", strategy, (method, family)) for method, family in _TUNED
+    ]
+
+
+def _of_codec(subject: str, codec: Any, _models: Sequence[str]) -> list[Contract]:
+    channel = Channel.model_construct(down=codec, up=codec)
+    run = _run(subject, _AVERAGED, _LORA, channel=channel)
+    return [*contracts_for(subject, codecs.CodecTrial(codec), codecs.CHECKS), run]
+
+
+def _of_rule(subject: str, rule: Any, _models: Sequence[str]) -> list[Contract]:
+    run = _run(subject, _AVERAGED, _LORA, rule=rule)
+    return [*contracts_for(subject, rules.RuleTrial(rule), rules.CHECKS), run]
+
+
+def _of_task(subject: str, task: Any, _models: Sequence[str]) -> list[Contract]:
+    return contracts_for(subject, tasks.TaskTrial(task), tasks.CHECKS)
+
+
+def _of_partitioner(subject: str, partition: Any, _models: Sequence[str]) -> list[Contract]:
+    return contracts_for(subject, partitioners.PartitionTrial(partition), partitioners.CHECKS)
+
+
+def _run(subject: str, strategy: Strategy, tuned: tuple[TuningMethod, str], **others: Any) -> Contract:
+    """A federation in which the value takes part; `others` go to `played`."""
+    return contracts_for(subject, partial(played, strategy, *tuned, **others), (real_clients_train_with_it,))[0]
+
+
+CONTRACTS: Mapping[Registry, Contracts] = {
+    TUNING_METHODS: _of_tuning,
+    STRATEGIES: _of_strategy,
+    MEANS: _of_mean,
+    LOCAL_RULES: _of_rule,
+    CODECS: _of_codec,
+    TASKS: _of_task,
+    PARTITIONERS: _of_partitioner,
+}

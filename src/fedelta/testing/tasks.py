@@ -1,0 +1,276 @@
+"""Contracts of tasks, tried on outputs that are drawn and on targets that the task reads from a column itself.
+
+Shapes: R rows.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from fedelta.errors import InputError
+from fedelta.seeds import stream
+from fedelta.tasks.base import Sums, Task
+from fedelta.tasks.details import Answered
+from fedelta.tasks.targets import ReadTargets, TargetColumn
+from fedelta.testing.contract import (
+    BreachError,
+    no_global_draws,
+    require,
+    same_bits,
+)
+
+_NUM_ROWS = 12
+_CLASSES = [row % 3 for row in range(_NUM_ROWS)]
+# Columns that data sets have; a task reads one of these kinds at least.
+COLUMNS = {
+    "class labels": TargetColumn("label", "training set", _CLASSES, ("a", "b", "c")),
+    "texts": TargetColumn("label", "training set", ["abc"[number] for number in _CLASSES]),
+    "whole numbers": TargetColumn("label", "training set", _CLASSES),
+    "numbers with a point": TargetColumn("target", "training set", [0.25 * row for row in range(_NUM_ROWS)]),
+    "lists of labels": TargetColumn("label", "training set", [[row % 2, row % 3 % 2, 1] for row in range(_NUM_ROWS)]),
+    "lists of texts": TargetColumn("label", "training set", [["abc"[row % 3], "d"] for row in range(_NUM_ROWS)]),
+}
+
+
+@dataclass(frozen=True)
+class TaskTrial:
+    """A task and the data that it is tried on.
+
+    Args:
+        task: what is tried.
+    """
+
+    task: Task
+
+    @cached_property
+    def read(self) -> ReadTargets:
+        """The targets of the first kind of column that the task takes."""
+        refused = {}
+        for kind, column in COLUMNS.items():
+            read = self.task.targets(column, None)
+            if not read.problems:
+                return read
+            refused[kind] = read.problems[0]
+        raise BreachError(
+            "It takes none of these columns: " + "; ".join(f"{kind}: {why}" for kind, why in refused.items())
+        )
+
+    @cached_property
+    def class_names(self) -> Sequence[str]:
+        """As the task has read them."""
+        return self.read.class_names
+
+    @cached_property
+    def targets(self) -> Tensor:
+        """[R, ...]."""
+        return self.read.train.fetch(torch.arange(_NUM_ROWS))
+
+    @cached_property
+    def outputs(self) -> Tensor:
+        """[R, number of outputs], as a model gives them."""
+        return torch.randn(_NUM_ROWS, self.task.num_outputs(self.class_names), generator=stream(0, "outputs"))
+
+
+def it_reads_a_column_of_a_kind_that_data_sets_have(trial: TaskTrial) -> None:
+    """As many targets as there are rows, which can be fetched and selected."""
+    targets = trial.read.train
+    require(len(targets) == _NUM_ROWS, f"Of {_NUM_ROWS} rows it reads {len(targets)} targets.")
+    rows = torch.tensor([3, 0, 3])
+    fetched, selected = targets.fetch(rows), targets.select(rows)
+    require(len(fetched) == 3 == len(selected), f"Of 3 rows it fetches {len(fetched)} and selects {len(selected)}.")
+    require(same_bits(selected.fetch(torch.arange(3)), fetched), "`select` gives other rows than `fetch`.")
+    strata = targets.strata
+    kinds = _NUM_ROWS if strata is None else len(strata)
+    require(kinds == _NUM_ROWS, f"`strata` has {kinds} entries for {_NUM_ROWS} rows.")
+
+
+def what_is_wrong_with_a_column_is_told_and_not_raised(trial: TaskTrial) -> None:
+    """Every kind of column, and one of gaps, ends in targets or in problems."""
+    gaps = TargetColumn("label", "training set", [None] * _NUM_ROWS)
+    require(bool(trial.task.targets(gaps, None).problems), "A column without a single value has no problem.")
+    for kind, column in COLUMNS.items():
+        read = trial.task.targets(column, column)
+        require(bool(read.problems) or read.test is not None, f"The test set's {kind} are neither read nor refused.")
+
+
+def the_number_of_outputs_is_at_least_one(trial: TaskTrial) -> None:
+    """Of the head that the model gets."""
+    number = trial.task.num_outputs(trial.class_names)
+    require(isinstance(number, int) and number >= 1, f"It is {number!r}.")
+
+
+def losses_are_one_finite_number_a_row(trial: TaskTrial) -> None:
+    """[R], with a gradient of the outputs."""
+    outputs = trial.outputs.clone().requires_grad_()
+    losses = trial.task.losses(outputs, trial.targets)
+    found = tuple(losses.shape)
+    require(found == (_NUM_ROWS,), f"For {_NUM_ROWS} rows they have the shape {found}, expected ({_NUM_ROWS},).")
+    require(bool(losses.isfinite().all()), "A loss is not finite.")
+    require(losses.requires_grad, "No gradient leads from them to the outputs.")
+    (grads,) = torch.autograd.grad(losses.sum(), outputs)
+    require(bool(grads.isfinite().all()) and bool(grads.any()), "Their gradient is zero or not finite.")
+
+
+def the_loss_of_a_row_depends_on_that_row_alone(trial: TaskTrial) -> None:
+    """Rows of a batch are of many clients, and of padding."""
+    losses = trial.task.losses(trial.outputs, trial.targets)
+    for row in range(_NUM_ROWS):
+        alone = trial.task.losses(trial.outputs[row : row + 1], trial.targets[row : row + 1])
+        same = torch.allclose(alone.flatten(), losses[row : row + 1].flatten(), rtol=1e-4, atol=1e-6)
+        require(
+            same, f"Row {row} has the loss {losses.flatten()[row]:.4f} in a batch, and {alone.flatten()[0]:.4f} alone."
+        )
+
+
+def a_step_against_the_gradient_lowers_the_loss(trial: TaskTrial) -> None:
+    """The mean over all rows."""
+    outputs = trial.outputs.clone().requires_grad_()
+    before = trial.task.losses(outputs, trial.targets).mean()
+    (grads,) = torch.autograd.grad(before, outputs)
+    after = trial.task.losses(outputs.detach() - 1e-2 * grads, trial.targets).mean()
+    before = before.detach()
+    require(float(after) < float(before), f"It goes from {float(before):.6f} to {float(after):.6f}.")
+
+
+def sums_of_batches_add_up_to_those_of_the_whole_set(trial: TaskTrial) -> None:
+    """So that measures do not depend on how rows are divided among batches, clients and sites."""
+    whole = trial.task.values(trial.task.sums(trial.outputs, trial.targets))
+    for sizes in ([5, 4, 3], [1] * _NUM_ROWS, [1, 11]):
+        sums = Sums()
+        for outputs, targets in zip(trial.outputs.split(sizes), trial.targets.split(sizes), strict=True):
+            sums += trial.task.sums(outputs, targets)
+        found = trial.task.values(sums)
+        for name, value in whole.items():
+            same = math.isclose(found.get(name, math.nan), value, rel_tol=1e-5, abs_tol=1e-6)
+            require(same, f"In batches of {sizes} `{name}` is {found.get(name)}, of all rows at once {value}.")
+
+
+def measures_are_those_that_it_announces(trial: TaskTrial) -> None:
+    """The primary one first, the loss among them, all finite; the loss is the mean of `losses`."""
+    task = trial.task
+    values = task.values(task.sums(trial.outputs, trial.targets))
+    require(
+        next(iter(values), None) == task.primary.name, f"They are {list(values)}, expected {task.primary.name!r} first."
+    )
+    strange = sorted({*values, task.primary.name, task.loss.name} - task.measured.keys())
+    require(not strange, f"`measured` lacks {strange}.")
+    misnamed = [name for name, measure in task.measured.items() if measure.name != name]
+    require(not misnamed, f"`measured` has {misnamed} under another name than their own.")
+    broken = [name for name, value in values.items() if not math.isfinite(value)]
+    require(not broken, f"{broken} are not finite.")
+    require(not task.loss.higher_is_better, f"The loss {task.loss.name!r} is said to be better where it is higher.")
+    mean = float(task.losses(trial.outputs, trial.targets).double().mean())
+    found = values.get(task.loss.name, math.nan)
+    require(
+        math.isclose(found, mean, rel_tol=1e-4, abs_tol=1e-6), f"`{task.loss.name}` is {found}, and `losses` {mean}."
+    )
+
+
+def details_hold_the_measures_of_an_evaluation(trial: TaskTrial) -> None:
+    """Of the whole set, and by client the number of its examples."""
+    batches = [
+        Answered(rows, trial.outputs[rows], trial.targets[rows]) for rows in torch.arange(_NUM_ROWS).split([7, 5])
+    ]
+    clients = torch.tensor([row % 2 for row in range(_NUM_ROWS)])
+    details = trial.task.details(iter(batches), trial.class_names, clients)
+    values = trial.task.values(trial.task.sums(trial.outputs, trial.targets))
+    for name, value in values.items():
+        found = details.measures.get(name, math.nan)
+        require(math.isclose(found, value, rel_tol=1e-4, abs_tol=1e-5), f"`{name}` is {found} there, expected {value}.")
+    counts = {client: of_client.get("num_examples") for client, of_client in details.by_client.items()}
+    require(counts == {0: 6, 1: 6}, f"By client the numbers of examples are {counts}, expected 6 each.")
+
+
+def divergences_are_zero_from_itself_and_positive_from_another(trial: TaskTrial) -> None:
+    """[R]; only the outputs get a gradient, not the teacher."""
+    outputs, teacher = trial.outputs.clone().requires_grad_(), trial.outputs.flip(0).clone().requires_grad_()
+    same, other = (trial.task.divergences(outputs, each) for each in (trial.outputs, teacher))
+    same = same.detach()
+    shape = tuple(other.shape)
+    require(shape == (_NUM_ROWS,), f"For {_NUM_ROWS} rows they have the shape {shape}, expected ({_NUM_ROWS},).")
+    require(float(same.abs().max()) < 1e-5, f"From equal outputs they are up to {float(same.abs().max()):.1e}.")
+    least = float(other.detach().min())
+    require(least > -1e-6 and float(other.detach().max()) > 0, f"From other outputs the least is {least:.1e}.")
+    towards, taught = torch.autograd.grad(other.sum(), (outputs, teacher), allow_unused=True)
+    require(towards is not None and bool(towards.any()), "No gradient leads to the outputs.")
+    require(taught is None or not taught.any(), "The teacher gets a gradient; use `teacher.detach()`.")
+
+
+def there_is_an_answer_for_each_row(trial: TaskTrial) -> None:
+    """With its exit and its cells as text, and records as JSON holds them."""
+    answers = trial.task.answers(trial.outputs, trial.class_names, 2)
+    require(len(answers) == _NUM_ROWS, f"For {_NUM_ROWS} rows there are {len(answers)} answers.")
+    exits = {answer.exit for answer in answers}
+    require(exits == {2}, f"At exit 2 the answers say that they come from {exits}.")
+    cells = [cell for answer in answers for cell in answer.cells]
+    require(bool(cells) and all(isinstance(cell, str) for cell in cells), f"The cells are {cells[:2]}, expected texts.")
+    records = trial.task.records(trial.outputs, trial.targets, trial.class_names)
+    require(len(records) == _NUM_ROWS, f"For {_NUM_ROWS} rows there are {len(records)} records.")
+    require(len({tuple(record) for record in records}) == 1, "Records have different columns.")
+    json.dumps(records, allow_nan=False)
+
+
+def confidence_is_between_zero_and_one_or_refused(trial: TaskTrial) -> None:
+    """[R], or an `InputError` where outputs do not say."""
+    try:
+        confidence = trial.task.confidence(trial.outputs)
+    except InputError:
+        return
+    shape = tuple(confidence.shape)
+    require(shape == (_NUM_ROWS,), f"For {_NUM_ROWS} rows it has the shape {shape}, expected ({_NUM_ROWS},).")
+    inside = bool(((confidence >= 0) & (confidence <= 1)).all())
+    require(inside, f"It goes from {float(confidence.min()):.3g} to {float(confidence.max()):.3g}.")
+
+
+def equal_outputs_give_equal_bits(trial: TaskTrial) -> None:
+    """Inputs are not changed, and no global generator is asked."""
+    outputs, targets = trial.outputs.clone(), trial.targets.clone()
+    with no_global_draws():
+        first, again = (trial.task.sums(trial.outputs, trial.targets) for _ in range(2))
+        losses = [trial.task.losses(trial.outputs, trial.targets) for _ in range(2)]
+    require(first == again and same_bits(*losses), "The second time the sums or the losses are others.")
+    unchanged = same_bits(trial.outputs, outputs) and same_bits(trial.targets, targets)
+    require(unchanged, "It changes outputs or targets in place.")
+
+
+def candidates_are_columns_that_there_are(trial: TaskTrial) -> None:
+    """For any table."""
+    tables: tuple[dict[str, str | None], ...] = (
+        {"label": "classes", "text": "text"}, {"target": "float"}, {"image": None}, {},
+    )  # fmt: skip
+    for table in tables:
+        strange = [name for name in trial.task.candidates(table) if name not in table]
+        require(not strange, f"Of the columns {sorted(table)} it names {strange}.")
+
+
+def there_is_a_kind_of_model_for_it(trial: TaskTrial) -> None:
+    """For images, texts or recordings; None for a modality that it knows nothing of."""
+    loaders = [trial.task.loader(modality) for modality in ("image", "text", "audio")]
+    require(any(loader is not None for loader in loaders), "`loader` gives None for images, texts and recordings.")
+    require(trial.task.loader("no such modality") is None, "`loader` gives a model for a modality that does not exist.")
+
+
+CHECKS: tuple[Callable[[TaskTrial], None], ...] = (
+    it_reads_a_column_of_a_kind_that_data_sets_have,
+    what_is_wrong_with_a_column_is_told_and_not_raised,
+    candidates_are_columns_that_there_are,
+    there_is_a_kind_of_model_for_it,
+    the_number_of_outputs_is_at_least_one,
+    losses_are_one_finite_number_a_row,
+    the_loss_of_a_row_depends_on_that_row_alone,
+    a_step_against_the_gradient_lowers_the_loss,
+    sums_of_batches_add_up_to_those_of_the_whole_set,
+    measures_are_those_that_it_announces,
+    details_hold_the_measures_of_an_evaluation,
+    divergences_are_zero_from_itself_and_positive_from_another,
+    there_is_an_answer_for_each_row,
+    confidence_is_between_zero_and_one_or_refused,
+    equal_outputs_give_equal_bits,
+)

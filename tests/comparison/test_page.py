@@ -1,0 +1,39 @@
+"""The page of invented comparisons."""
+
+from __future__ import annotations
+
+import pytest
+from tests.comparison.invented import METHODS, invented
+from tests.report.pages import Page
+
+from fedelta.comparison.page import render
+
+SIX = [f"m{number}" for number in range(6)]
+PAGES = {
+    "few groups": (METHODS, (), 2),
+    "two tasks": ({"tuning.name": SIX, "setting": ["a", "b"], "seed": ["1", "2"]}, ("setting",), 4),
+    # 12 in each of two tasks: numbered, wide, no curves.
+    "many groups": (
+        {"tuning.name": SIX, "tuning.r": ["2", "4"], "setting": ["a", "b"], "seed": ["1", "2"]},
+        ("setting",),
+        2,
+    ),
+    "one seed": ({"tuning.name": ["head", "lora"]}, (), 2),
+    "nothing but seeds": ({"seed": ["1", "2"]}, (), 2),
+}
+
+
+@pytest.mark.parametrize("case", PAGES)
+def test_a_page_is_whole_and_has_its_figures(case):
+    axes, task_axes, num_figures = PAGES[case]
+    comparison = invented(axes, task_axes=task_axes)
+    page = Page(render(comparison))
+    assert sum(tag == "svg" and name == "role" for tag, name, _ in page.attributes) == num_figures
+    assert "invented <&> $x" in page.text
+    assert not [value for _, name, value in page.attributes if name in ("src", "href") and not value.startswith("#")]
+
+
+def test_a_page_without_any_result_yet_says_so():
+    page = Page(render(invented(METHODS, failed=("head", "lora"))))
+    assert "0 of 4 cells finished" in page.text
+    assert not [value for tag, name, value in page.attributes if tag == "svg" and name == "role"]

@@ -1,0 +1,16 @@
+"""The settings that a run began with, as they are compared with those in its directory."""
+
+from __future__ import annotations
+
+import tomllib
+
+from tests.small import SMALL, write_small
+
+from fedelta.config import load_config
+from fedelta.record.origin import settings_of
+
+
+def test_the_settings_of_a_combination_are_those_that_its_file_holds(tmp_path):
+    # TOML puts tables such as `rank_pattern` after values, so that the order of keys in a list changes on the way.
+    config = load_config(write_small(tmp_path, text=SMALL.replace('name = "lora"', 'name = "lora+bias"')))
+    assert settings_of(tomllib.loads(config.to_toml())) == settings_of(config.to_table())
