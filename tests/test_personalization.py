@@ -167,7 +167,7 @@ def test_what_belongs_to_the_run_cannot_be_set(result):
     with pytest.raises(ConfigError) as caught:
         fedelta.personalize(result.path, overrides)
     assert caught.value.problems == (
-        "the run has chosen which clients it does not ask; for others, run again",
+        "the held-out clients are those of the run; to hold out others, run again",
         "`seed` is the run's; only `personalization.` and `runtime.` keys can be set",
         "`client` is the run's; only `personalization.` and `runtime.` keys can be set",
     )

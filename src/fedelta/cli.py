@@ -5,6 +5,8 @@ Exit codes: 0 done; 1 training failed; 2 something given cannot be used; 130 sto
 
 from __future__ import annotations
 
+import atexit
+import gc
 import io
 import json
 import os
@@ -19,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedelta.errors import FedeltaError, InputError, PluginError
+from fedelta.imports import collector_paused
 from fedelta.terminal import MIB, client_bar, round_bar, table_of_personalization, table_of_run
 
 if TYPE_CHECKING:
@@ -59,6 +62,10 @@ def main() -> None:
     # an idle machine; on a busy one they hold the cores that the others need, and a round takes ten times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if "torch" not in sys.modules:  # this process, and those that it starts, run nothing but this command
+        os.environ.setdefault("FEDELTA_LIGHT_IMPORTS", "1")  # see `models/light.py`
+    # The interpreter ends with a search for reference cycles among all objects: a second, and nothing is gained by it.
+    atexit.register(gc.freeze)
     _print_anything()
     try:
         app(standalone_mode=True)
@@ -82,8 +89,9 @@ def run(
 ) -> None:
     """Run an experiment."""
     _load(plugin)
-    from fedelta.experiment import Experiment
-    from fedelta.record.rundir import free_name
+    with collector_paused():
+        from fedelta.experiment import Experiment
+        from fedelta.record.rundir import free_name
 
     experiment = Experiment.from_toml(config, overrides or ())
     path = out or free_name(Path("runs"), experiment.name)
@@ -96,7 +104,8 @@ def run(
 def resume(directory: RunPath, plugin: Plugins = None, quiet: Quiet = False) -> None:
     """Continue a run that was stopped or killed."""
     _load(plugin)
-    from fedelta.experiment import Experiment
+    with collector_paused():
+        from fedelta.experiment import Experiment
 
     experiment = Experiment.from_run(directory)
     with (
@@ -115,7 +124,8 @@ def report(
 ) -> None:
     """Write one self-contained HTML page about one or more runs."""
     _load(plugin)
-    from fedelta.report.writing import write_report
+    with collector_paused():
+        from fedelta.report.writing import write_report
 
     if out.is_dir():
         raise InputError(f"`--out` is {str(out)!r}, a directory; expected a file such as {str(out / 'report.html')!r}.")
@@ -143,10 +153,11 @@ def compare(  # noqa: PLR0917 the command line's, all options
 ) -> None:
     """Run a grid of experiments, or go on with it, and write its tables and a page."""
     _load(plugin)
-    from fedelta.comparison.compare import compare as run_grid
-    from fedelta.comparison.directory import ASKED, default_out
-    from fedelta.comparison.display import Display, failure_of, print_table
-    from fedelta.comparison.request import parse_over
+    with collector_paused():
+        from fedelta.comparison.compare import compare as run_grid
+        from fedelta.comparison.directory import ASKED, default_out
+        from fedelta.comparison.display import Display, failure_of, print_table
+        from fedelta.comparison.request import parse_over
 
     axes = parse_over(over or ())
     path = out or default_out(config)
@@ -171,8 +182,9 @@ def inspect(
 ) -> None:
     """Show what would be tuned and sent, without training."""
     _load(plugin)
-    from fedelta.config import load_config
-    from fedelta.inspection import inspect as look
+    with collector_paused():
+        from fedelta.config import load_config
+        from fedelta.inspection import inspect as look
 
     found = look(load_config(config, overrides or ()))
     if as_json:
@@ -210,8 +222,9 @@ def evaluate(
 ) -> None:
     """Measure a model on the test set of a configuration or a run; prints JSON."""
     _load(plugin)
-    from fedelta.catalog import TASKS
-    from fedelta.evaluation import evaluate_adapter
+    with collector_paused():
+        from fedelta.catalog import TASKS
+        from fedelta.evaluation import evaluate_adapter
 
     found = evaluate_adapter(config, adapter, overrides or (), predictions=predictions)
     losses = {task.loss.name for task in TASKS.values()}
@@ -223,8 +236,9 @@ def evaluate(
 def personalize(directory: RunPath, overrides: Overrides = None, plugin: Plugins = None, quiet: Quiet = False) -> None:
     """Fine-tune a run's model on each client that it held out; nothing is sent, RUN/personalization.json is written."""
     _load(plugin)
-    from fedelta.experiment import Experiment
-    from fedelta.personalization import personalize as fine_tune
+    with collector_paused():
+        from fedelta.experiment import Experiment
+        from fedelta.personalization import personalize as fine_tune
 
     with client_bar(err_console, quiet) as on_result:
         found = fine_tune(directory, overrides or (), on_result=on_result)
@@ -252,8 +266,9 @@ def predict(  # noqa: PLR0917 the command line's, all options
 ) -> None:
     """Classify images, recordings or texts with the model of a run."""
     _load(plugin)
-    from fedelta.inference.costs import costs_of
-    from fedelta.inference.predict import Predictor
+    with collector_paused():
+        from fedelta.inference.costs import costs_of
+        from fedelta.inference.predict import Predictor
 
     choices = {"--exit": exit, "--budget-ms": budget_ms, "--confidence": confidence}
     given = [name for name, value in choices.items() if value is not None]
@@ -281,8 +296,9 @@ def export(  # noqa: PLR0917 the command line's, all options
     _load(plugin)
     if not onnx:
         raise InputError("no format was given to export to.", hint=f"`fedelta export {directory} --onnx`")
-    from fedelta.inference.export import export_onnx
-    from fedelta.inference.predict import Predictor
+    with collector_paused():
+        from fedelta.inference.export import export_onnx
+        from fedelta.inference.predict import Predictor
 
     numbers = None if exits is None else _numbers("--exits", exits)
     found = export_onnx(Predictor.open(directory, client), out or directory / "onnx", numbers)
@@ -294,7 +310,8 @@ def export(  # noqa: PLR0917 the command line's, all options
 def check(config: ConfigPath, overrides: Overrides = None, plugin: Plugins = None) -> None:
     """Check a configuration, its data and its model, down to a step and an evaluation; nothing is written."""
     _load(plugin)
-    from fedelta.checking import check_configuration
+    with collector_paused():
+        from fedelta.checking import check_configuration
 
     try:
         for line in check_configuration(config, overrides or (), err_console):
@@ -321,7 +338,8 @@ def check(config: ConfigPath, overrides: Overrides = None, plugin: Plugins = Non
 def list_names(plugin: Plugins = None) -> None:
     """List everything that a configuration can name."""
     _load(plugin)
-    from fedelta.choices import choices
+    with collector_paused():
+        from fedelta.choices import choices
 
     table = Table("section", "choices")
     for section, names in choices().items():
@@ -346,7 +364,8 @@ def _resumable(path: Path, command: str) -> Iterator[None]:
 
 def _conclude(result: Result, primary: Measure, quiet: bool) -> None:
     """The report, and the table on standard output."""
-    from fedelta.report.writing import write_report
+    with collector_paused():
+        from fedelta.report.writing import write_report
 
     report_path = result.path / "report.html"
     write_report([result.path], report_path)

@@ -3,21 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fedelta.errors import CheckpointError, FormatError
 from fedelta.record import runlog
 from fedelta.record.checkpoint import load
+from fedelta.record.crosscheck import by_clients, by_confusion
 from fedelta.record.files import Record
 from fedelta.record.ledger import Ledger
 from fedelta.record.origin import changed_files, other_settings, settings_of
 from fedelta.record.rundir import RunDirectory
 from fedelta.tasks.base import Measure
+from fedelta.tasks.details import Details
 
 _NUM_SHOWN = 3
 _SIZES = ("tuned_parameters", "total_parameters")  # of the model, of which the records say nothing
 # Measured by a clock, or told by logs that may be lost.
 _UNCHECKED = frozenset({"wall_seconds", "peak_memory_bytes"})
+
+
+@dataclass(frozen=True)
+class End:
+    """What a run wrote at its end, and was done with it after that.
+
+    Args:
+        summary: content of `summary.json`; empty while the run is unfinished.
+        details: measures of the finished model and of its parts, where they are known.
+        personalization: content of `personalization.json`; empty where there is none.
+    """
+
+    summary: Record
+    details: Details | None
+    personalization: Record
 
 
 def misfits(
@@ -26,7 +44,7 @@ def misfits(
     rounds: Sequence[Record],
     ledger: Ledger,
     *,
-    summary: Record,
+    end: End,
     primary: Measure,
 ) -> tuple[str, ...]:
     """What does not fit in a run directory, in words; nothing where all does.
@@ -36,11 +54,16 @@ def misfits(
         config: content of `config.toml`; Any: whatever TOML holds.
         rounds: lines of `rounds.jsonl`.
         ledger: of the run.
-        summary: content of `summary.json`; empty while the run is unfinished.
+        end: what the run wrote at its end.
         primary: the measure that the summary goes by.
     """
-    problems = [*_by_checkpoint(run, config, len(rounds), is_finished=bool(summary)), *_by_ledger(rounds, ledger)]
-    return tuple(problems + _by_summary(rounds, ledger, summary, primary))
+    return (
+        *_by_checkpoint(run, config, len(rounds), is_finished=bool(end.summary)),
+        *_by_ledger(rounds, ledger),
+        *_by_summary(rounds, ledger, end.summary, primary),
+        *by_confusion(end.details)[:_NUM_SHOWN],
+        *by_clients(end.personalization, primary)[:_NUM_SHOWN],
+    )
 
 
 def _by_checkpoint(run: RunDirectory, config: Mapping[str, Any], num_rounds: int, *, is_finished: bool) -> list[str]:
@@ -66,12 +89,12 @@ def _by_ledger(rounds: Sequence[Record], ledger: Ledger) -> list[str]:
         sent = ledger.rounds.get(record["round"])
         up, down = (0, 0) if sent is None else (sent.uplink_bytes, sent.downlink_bytes)
         total += up + down
-        found = {"uplink_bytes": up, "downlink_bytes": down, "cumulative_bytes": total}
-        if other := [key for key, value in found.items() if record.get(key, value) != value]:
-            key = other[0]
+        expected = {"uplink_bytes": up, "downlink_bytes": down, "cumulative_bytes": total}
+        if different := [key for key, value in expected.items() if record.get(key, value) != value]:
+            key = different[0]
             problems.append(
                 f"round {record['round']}: `{key}` is {record[key]:,} in `rounds.jsonl`, the rows of `ledger.jsonl` "
-                f"add up to {found[key]:,}"
+                f"add up to {expected[key]:,}"
             )
     return problems[:_NUM_SHOWN]
 

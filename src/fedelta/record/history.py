@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any, TypeGuard
 
 from fedelta.errors import PluginError, RunError
-from fedelta.record.audit import misfits
+from fedelta.record.audit import End, misfits
 from fedelta.record.compute import Compute, read_compute
 from fedelta.record.details import read_details
 from fedelta.record.files import Record, read_json
@@ -242,6 +242,11 @@ def _read(path: Path, name: str) -> History:
     rounds = _rounds(run, task, len(model.get("groups") or ()))
     num_exits = len(by_exit(rounds, task.primary) or ())
     ledger = Ledger.read(path / LEDGER)
+    end = End(
+        summary=summary,
+        details=read_details(path / SUMMARY, summary, path / CONFUSION),
+        personalization=_json_if_there(path / PERSONALIZATION),
+    )
     return History(
         name=name,
         path=path,
@@ -253,11 +258,11 @@ def _read(path: Path, name: str) -> History:
         model=model,
         summary=summary,
         partition=read_partition(path / PARTITION, task.stratum),
-        details=read_details(path / SUMMARY, summary, path / CONFUSION),
+        details=end.details,
         compute=read_compute(path / EXITS, num_exits) if (path / EXITS).exists() else None,
-        personalization=_json_if_there(path / PERSONALIZATION),
+        personalization=end.personalization,
         citations=(path / CITATIONS).read_text(encoding="utf-8", errors="replace"),
-        misfits=misfits(run, config, rounds, ledger, summary=summary, primary=task.primary),
+        misfits=misfits(run, config, rounds, ledger, end=end, primary=task.primary),
     )
 
 
