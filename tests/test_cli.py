@@ -116,11 +116,11 @@ def test_what_fails_in_round_1_fails_in_check_with_one_message(fedelta, tmp_path
     assert "Traceback" not in err
 
 
-def test_an_error_that_nobody_foresaw_is_one_message_of_check(fedelta, tmp_path, monkeypatch):
+def test_an_unforeseen_error_is_one_message_of_check(fedelta, tmp_path, monkeypatch):
     def fail(*_: object) -> None:
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr("fedelta.assembly.rehearsal.rehearse", fail)
+    monkeypatch.setattr("fedelta.checking.rehearse", fail)
     code, out, err = fedelta("check", write_small(tmp_path))
     assert (code, out) == (2, "")
     assert "a run would fail with ZeroDivisionError: division by zero" in err
@@ -140,13 +140,13 @@ BAD = {
     "alpha of zero": ("partition.alpha=0", "`partition.alpha` is 0, expected: greater than 0"),
     "missing directory": ("model.source=./nowhere", "'./nowhere' does not exist"),
     "missing data": ("data.source=./nothing.csv", "nothing.csv"),
-    "rank above the layer": ("tuning.r=99", "rank 99 is above the size"),
+    "rank above the layer": ("tuning.r=99", "rank 99 is too large"),
     "unknown layer": ('tuning.target_modules=["q_prj"]', "did you mean 'q_proj'"),
     "more clients than rows": ("partition.num_clients=500", "500"),
     "a GPU that is not there": ("runtime.device=cuda", "torch finds no GPU"),
     "a source of another architecture": ("model.source=bundled:vit-micro", "belongs to another architecture"),
     "an unknown field of an architecture": ("model.architecture.hiden_size=3", "did you mean `hidden_size`"),
-    "an image size between patches": ("model.image_size=20", "no multiple of the 8 pixels"),
+    "an image size between patches": ("model.image_size=20", "not a multiple of the model's patch size, 8"),
     "text model on images": ("data.text_column=image", "image"),
 }
 

@@ -28,6 +28,18 @@ def run(folder: Path, *overrides: str) -> Result:
     return experiment(folder, *overrides).run(folder / "run")
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """An undisturbed run under the default policy; for tests that only read it."""
+    return run(tmp_path_factory.mktemp("plain"))
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """The same in which every client keeps its norms; for tests that only read it."""
+    return run(tmp_path_factory.mktemp("local"), "model.batch_norm=local")
+
+
 def groups_sent(result: Result) -> set[str]:
     rows = [json.loads(line) for line in (result.path / "ledger.jsonl").read_text().splitlines()[1:]]
     return {group for row in rows for group in row["groups"]}
@@ -35,33 +47,33 @@ def groups_sent(result: Result) -> set[str]:
 
 @pytest.mark.parametrize("name", ["full", "head", "bias", "parallel", "lora", "parallel+lora"])
 def test_every_method_runs_and_its_adapter_gives_the_same_accuracy(name: str, tmp_path):
-    overrides = [f"tuning.name={name}"] + (['tuning.target_modules="all-conv"'] if "lora" in name else [])
+    overrides = ["strategy.num_rounds=1", f"tuning.name={name}"] + (
+        ['tuning.target_modules="all-conv"'] if "lora" in name else []
+    )
     result = run(tmp_path, *overrides)
     assert evaluate_adapter(result.path).measures["accuracy"] == result.measures["accuracy"]
     assert result.summary["tuned_parameters"] == result.assembly.spec.num_parameters
 
 
-def test_running_statistics_travel_and_move_with_the_mean_of_the_clients(tmp_path):
-    result = run(tmp_path)
-    spec = result.assembly.spec
-    assert groups_sent(result) == set(spec.groups)
+def test_running_statistics_travel_and_move_with_the_mean_of_the_clients(plain: Result):
+    spec = plain.assembly.spec
+    assert groups_sent(plain) == set(spec.groups)
     assert spec.tensors["bn1.running_mean"].group == spec.tensors["conv1.parallel"].group
-    moved = [name for name in spec if not torch.equal(result.params[name], result.assembly.params[name])]
+    moved = [name for name in spec if not torch.equal(plain.params[name], plain.assembly.params[name])]
     assert set(moved) == set(spec)
     tensors = sum(tensor.numel for tensor in spec.tensors.values())
-    payloads = [json.loads(line) for line in (result.path / "ledger.jsonl").read_text().splitlines()[1:]]
+    payloads = [json.loads(line) for line in (plain.path / "ledger.jsonl").read_text().splitlines()[1:]]
     # Everything in float32, statistics included; tuned parameters do not count them.
     assert {row["tensor_bytes"] for row in payloads} == {4 * tensors}
     assert spec.num_parameters < tensors
 
 
-def test_local_norms_never_travel_and_differ_between_clients(tmp_path):
-    result = run(tmp_path, "model.batch_norm=local")
-    spec, site = result.assembly.spec, result.assembly.site
-    assert not [group for group in groups_sent(result) if "bn" in group or "shortcut" in group]
+def test_local_norms_never_travel_and_differ_between_clients(local: Result):
+    spec, site = local.assembly.spec, local.assembly.site
+    assert not [group for group in groups_sent(local) if "bn" in group or "shortcut" in group]
     for name in spec.kept:
-        assert torch.equal(result.params[name], result.assembly.params[name])
-    lines = (result.path / "rounds.jsonl").read_text().splitlines()
+        assert torch.equal(local.params[name], local.assembly.params[name])
+    lines = (local.path / "rounds.jsonl").read_text().splitlines()
     asked = {client for line in lines for client in json.loads(line)["cohort"]}
     assert sorted(kept(site)) == sorted(asked)
     first, second, *_ = (kept(site)[client] for client in sorted(asked))
@@ -69,14 +81,13 @@ def test_local_norms_never_travel_and_differ_between_clients(tmp_path):
     assert all(not torch.equal(first[name], second[name]) for name in spec.kept)
 
 
-def test_the_accuracy_under_local_norms_is_the_mean_over_the_clients(tmp_path):
-    result = run(tmp_path, "model.batch_norm=local")
-    engine, test = result.assembly.engine, result.assembly.data.test
-    each = [
-        engine.evaluate(result.params | own, test).measures["accuracy"] for own in kept(result.assembly.site).values()
+def test_the_accuracy_under_local_norms_is_the_mean_over_the_clients(local: Result):
+    engine, test = local.assembly.engine, local.assembly.data.test
+    accuracies = [
+        engine.evaluate(local.params | norms, test).measures["accuracy"] for norms in kept(local.assembly.site).values()
     ]
-    assert result.measures["accuracy"] == pytest.approx(sum(each) / len(each))
-    assert len(set(each)) > 1
+    assert local.measures["accuracy"] == pytest.approx(sum(accuracies) / len(accuracies))
+    assert len(set(accuracies)) > 1
 
 
 def answers(predictor: Predictor) -> list[float]:
@@ -84,23 +95,21 @@ def answers(predictor: Predictor) -> list[float]:
     return [prediction.probability for prediction in predictor.predict(images)]
 
 
-def test_a_client_predicts_with_its_own_norms(tmp_path):
-    result = run(tmp_path, "model.batch_norm=local")
-    first, second, *_ = sorted(kept(result.assembly.site))
-    assert answers(result.predictor(first)) != answers(result.predictor(second))
-    assert answers(Predictor.open(result.path, first)) == pytest.approx(answers(result.predictor(first)), abs=1e-5)
+def test_a_client_predicts_with_its_own_norms(local: Result):
+    first, second, *_ = sorted(kept(local.assembly.site))
+    assert answers(local.predictor(first)) != answers(local.predictor(second))
+    assert answers(Predictor.open(local.path, first)) == pytest.approx(answers(local.predictor(first)), abs=1e-5)
     with pytest.raises(InputError, match="there is no client 99, expected one of 6 clients, 0 to 5"):
-        result.predictor(99)
+        local.predictor(99)
 
 
-def test_a_run_with_a_model_for_each_client_asks_whose(tmp_path):
-    path = run(tmp_path, "model.batch_norm=local").path
+def test_a_run_with_a_model_for_each_client_asks_whose(local: Result):
     with pytest.raises(RunError, match="has one model per client, because clients keep their norms") as caught:
-        Predictor.open(path)
-    assert caught.value.hint.startswith("with a model of their own: client ")
+        Predictor.open(local.path)
+    assert caught.value.hint.startswith("clients with a model: client ")
     with pytest.raises(InputError, match="there is no client 77, expected one of 6 clients, 0 to 5"):
-        Predictor.open(path, 77)
-    assert "Every client keeps its own norms" in (path / "adapter/README.md").read_text()
+        Predictor.open(local.path, 77)
+    assert "Every client keeps its own norms" in (local.path / "adapter/README.md").read_text()
 
 
 def test_an_answer_by_one_model_reads_nothing_that_clients_keep(tmp_path):
@@ -114,14 +123,14 @@ def test_an_answer_by_one_model_reads_nothing_that_clients_keep(tmp_path):
         Predictor.open(path, int(files[0].name.partition("-")[0]))
 
 
-def test_a_client_of_a_run_with_one_model_has_none_of_its_own(tmp_path):
+def test_a_client_of_a_run_with_one_model_has_none_of_its_own(plain: Result):
     with pytest.raises(RunError, match="client 0 has no model"):
-        Predictor.open(run(tmp_path, "strategy.num_rounds=1").path, 0)
+        Predictor.open(plain.path, 0)
 
 
-@pytest.mark.parametrize("policy", ["average", "local", "group"])
+@pytest.mark.parametrize("policy", ["local", "group"])  # the default is among the methods above
 def test_a_run_that_is_evaluated_again_has_its_accuracy(policy: str, tmp_path):
-    result = run(tmp_path, f"model.batch_norm={policy}", "tuning.name=full")
+    result = run(tmp_path, f"model.batch_norm={policy}", "tuning.name=full", "strategy.num_rounds=1")
     assert evaluate_adapter(result.path).measures["accuracy"] == result.measures["accuracy"]
 
 
@@ -144,39 +153,39 @@ def test_a_client_that_diverges_keeps_the_norms_it_had(tmp_path):
     assert kept(broken.assembly.site) == {}
 
 
-def test_what_a_client_keeps_holds_no_other_memory(tmp_path):
-    result = run(tmp_path, "model.batch_norm=local", "strategy.num_rounds=1")
-    for own in kept(result.assembly.site).values():
-        for tensor in own.values():
+def test_what_a_client_keeps_holds_no_other_memory(local: Result):
+    for norms in kept(local.assembly.site).values():
+        for tensor in norms.values():
             assert tensor.untyped_storage().nbytes() == tensor.numel() * 4
 
 
 @pytest.mark.parametrize("policy", ["average", "local", "group"])
-def test_a_stopped_run_resumes_to_the_same_bits(policy: str, tmp_path):
-    undisturbed = run(tmp_path, f"model.batch_norm={policy}")
+def test_a_stopped_run_resumes_to_the_same_bits(policy: str, plain: Result, local: Result, tmp_path):
+    undisturbed = {"average": plain, "local": local}.get(policy) or run(tmp_path, f"model.batch_norm={policy}")
     with pytest.raises(KeyboardInterrupt):
         experiment(tmp_path, f"model.batch_norm={policy}").run(tmp_path / "stopped", on_round=stop_after(2))
     resumed = Experiment.from_run(tmp_path / "stopped").resume(tmp_path / "stopped")
     for name in ("rounds.jsonl", "ledger.jsonl"):
         assert (resumed.path / name).read_bytes() == (undisturbed.path / name).read_bytes()
-    left, right = (load(RunDirectory.open(each.path).checkpoint) for each in (undisturbed, resumed))
+    left, right = (load(RunDirectory.open(result.path).checkpoint) for result in (undisturbed, resumed))
     assert_same_bits(left.params, right.params)
     assert_same_memories(undisturbed.path, resumed.path)
     assert bool(memories_in(resumed.path)) == (policy == "local")
 
 
-@pytest.mark.parametrize("lanes", [1, 2])
-def test_the_number_of_lanes_changes_nothing_beyond_rounding(lanes: int, tmp_path):
-    one, other = (
-        experiment(tmp_path, f"runtime.lanes={n}", "strategy.num_rounds=2").run(tmp_path / f"{n}") for n in (3, lanes)
+def test_the_number_of_lanes_changes_nothing_beyond_rounding(tmp_path):
+    beside, *others = (
+        experiment(tmp_path, f"runtime.lanes={lanes}", "strategy.num_rounds=2").run(tmp_path / f"{lanes}")
+        for lanes in (3, 1, 2)
     )
-    for name in one.params:
-        torch.testing.assert_close(one.params[name], other.params[name], rtol=1e-3, atol=1e-4)
+    for result in others:
+        for name, value in beside.params.items():
+            torch.testing.assert_close(result.params[name], value, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("policy", ["average", "group"])
 def test_an_adapter_of_each_policy_gives_the_model_of_the_run(policy: str, tmp_path):
-    result = run(tmp_path, f"model.batch_norm={policy}")
+    result = run(tmp_path, f"model.batch_norm={policy}", "strategy.num_rounds=1")
     assert answers(Predictor.open(result.path)) == pytest.approx(answers(result.predictor()), abs=1e-5)
 
 
@@ -206,7 +215,7 @@ def test_a_backbone_of_ones_own_says_its_policy_itself(tmp_path):
             "entry 'q' matches no linear or convolutional layer of SmallResNet",
         ),
         (("tuning.name=lora", 'tuning.target_modules=["conv3"]'), "did you mean 'conv"),
-        (("tuning.name=lora", 'tuning.target_modules="all-conv"', "tuning.r=9"), "rank 9 is above the size of `conv1`"),
+        (("tuning.name=lora", 'tuning.target_modules="all-conv"', "tuning.r=9"), "rank 9 is too large for `conv1`"),
     ],
 )
 def test_a_method_that_does_not_fit_ends_before_any_training(overrides: tuple[str, ...], message: str, tmp_path):
@@ -216,10 +225,9 @@ def test_a_method_that_does_not_fit_ends_before_any_training(overrides: tuple[st
     assert not (tmp_path / "run").exists()
 
 
-def test_an_adapter_for_another_network_is_refused_before_any_training(tmp_path):
-    result = run(tmp_path, "strategy.num_rounds=1")
+def test_an_adapter_for_another_network_is_refused_before_any_training(plain: Result, tmp_path):
     with pytest.raises(AdapterError, match="does not fit this SmallResNet"):
-        experiment(tmp_path, f"model.adapter={result.path / 'adapter'}", "model.architecture.widths=[8,24]").run(
+        experiment(tmp_path, f"model.adapter={plain.path / 'adapter'}", "model.architecture.widths=[8,24]").run(
             tmp_path / "other"
         )
     assert not (tmp_path / "other").exists()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from tests.comparison.invented import METHODS, invented
-from tests.report.test_report import Page
+from tests.report.pages import Page
 
 from fedelta.comparison.page import render
 

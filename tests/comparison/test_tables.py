@@ -7,7 +7,7 @@ import io
 import re
 
 from tests.comparison.invented import METHODS, cell, invented, of_rows
-from tests.report.test_report import Page
+from tests.report.pages import Page
 
 from fedelta.comparison.page import render
 from fedelta.comparison.tables import cells_csv, search_csv, table_csv, table_md, table_tex

@@ -11,7 +11,7 @@ import pytest
 
 from fedelta.durable import write_atomic
 from fedelta.errors import RunError
-from fedelta.record.files import JsonLines, exclusive, flatten, in_turn, read_json, to_json
+from fedelta.record.files import JsonLines, exclusive, in_turn, read_json, to_json
 
 
 def disk_full(*arguments: object) -> int:
@@ -213,10 +213,3 @@ def test_who_comes_in_turn_waits(lock, holder):
     holder.stdin.close()
     with in_turn(lock):
         assert lock.read_text() == "left"
-
-
-def test_the_order_of_keys_in_the_items_of_a_list_says_nothing():
-    # As `[[tuning.methods]]` of "lora+bias" is written to TOML: the tables of an item behind its other keys.
-    made = {"tuning": {"methods": [{"name": "lora", "alpha_pattern": {}, "train_head": True}]}}
-    read = {"tuning": {"methods": [{"name": "lora", "train_head": True, "alpha_pattern": {}}]}}
-    assert dict(flatten(made)) == dict(flatten(read))

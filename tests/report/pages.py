@@ -15,7 +15,7 @@ from fedelta.report.writing import Section, page
 
 
 class Page(HTMLParser):
-    """Tags, attributes, text and tables of a page; fails where tags do not match."""
+    """Tags, attributes, text (of all, and by tag) and tables of a page; fails where tags do not match."""
 
     VOID = frozenset({"meta", "br", "link", "img", "input"})
 
@@ -25,6 +25,7 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.attributes: list[tuple[str, str, str]] = []
         self.text = ""
+        self.texts: dict[str, list[str]] = {}
         self.tables: list[list[list[str]]] = []
         self.feed(content)
         assert self.open == []
@@ -38,6 +39,7 @@ class Page(HTMLParser):
         self.attributes += [(tag, name, value or "") for name, value in attrs]
         if tag not in self.VOID:
             self.open.append(tag)
+        self.texts.setdefault(tag, []).append("")
         if tag == "table":
             self.tables.append([])
         elif tag == "tr":
@@ -53,6 +55,8 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         self.text += data
+        for tag in set(self.open):
+            self.texts[tag][-1] += data
         if {"td", "th"} & set(self.open):
             self.tables[-1][-1][-1] += plain(data)
 

@@ -101,7 +101,7 @@ def make_run(path: Path, shape: Shape = Shape()) -> RunDirectory:
             }
         ),
         LEDGER: opening,
-        CHECKPOINT: encode(Checkpoint(0, {"w": torch.zeros(2)}, {}, {}, "")),
+        CHECKPOINT: encode(Checkpoint(shape.num_finished, {"w": torch.zeros(2)}, {}, {}, "")),
     }
     run = RunDirectory.create(path, files)
     ledger = Ledger.read(run.ledger)
@@ -126,7 +126,7 @@ MSE = Measure("mse", "squared error", higher_is_better=False, unit="mm²")
 
 
 def make_error_run(path: Path, patch: pytest.MonkeyPatch) -> Path:
-    """A run of a task whose measures should be low: 3, 1.5 and 2 mm; until `patch` is undone every run has it."""
+    """A run of a task whose measures should be low: 3, 1.5 and 2 mm. Until `patch` is undone all runs have it."""
     task = SimpleNamespace(primary=MAE, loss=MSE, measured={}, stratum=("range", "ranges"))
     patch.setattr(history, "task_of", lambda _: task)
     run = make_run(path, SMALL)

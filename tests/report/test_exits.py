@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.report.synthetic import Shape, history_of, make_run, rewrite
-from tests.report.test_report import Page, report
+from tests.report.pages import cells, fixed_colours, page_of, plain, shown, svgs, text_of
+from tests.report.synthetic import SMALL, history_of, make_run, rewrite
 
 from fedelta.cli import _conclude
 from fedelta.errors import RunError
@@ -20,16 +20,15 @@ from fedelta.record.compute import area, read_compute
 from fedelta.record.history import read_histories
 from fedelta.record.ledger import Ledger, opening_row
 from fedelta.record.numbers import UNKNOWN
-from fedelta.record.rundir import CONFIG, EXITS, PARTITION, PERSONALIZATION, RunDirectory
-from fedelta.report import personal_section
+from fedelta.record.rundir import CONFIG, EXITS, PARTITION, RunDirectory
 from fedelta.report.exit_plots import MAX_LABELS, exits_by_round, measure_by_cost, spread
 from fedelta.report.exit_section import section
 from fedelta.report.exits import Exits, read_exits
-from fedelta.report.page import headline
+from fedelta.report.headline import headline
 from fedelta.seeds import stream
 from fedelta.tasks.classification import ACCURACY
 
-SMALL = Shape(num_rounds=3, num_finished=3, num_clients=6, clients_per_round=2, num_exits=3)
+WITH_EXITS = dataclasses.replace(SMALL, num_exits=3)
 GROWING = [[0.2, 0.3, 0.4], [0.3, 0.5, 0.7], [0.4, 0.6, 0.9]]
 # Trapezoids of (0.4 + 0.6) / 2 and (0.6 + 0.9) / 2 over steps of 10 and 40: (5 + 30) / 50 = 0.7; over steps of 1 and 1
 # 1.25 / 2 = 0.625. The mean of the last round is 1.9 / 3 = 0.633.
@@ -38,7 +37,7 @@ COSTS = {"flops": [10e6, 20e6, 60e6], "milliseconds": [1.0, 2.0, 3.0], "machine"
 
 def by_hand(path: Path, found: Sequence[Sequence[float]] = GROWING, costs: object = None, **exits: object) -> Path:
     """A run whose records hold these accuracies by exit, one list a round, and `exits.json` where there are costs."""
-    shape = dataclasses.replace(SMALL, num_exits=len(found[0]), num_rounds=len(found), num_finished=len(found))
+    shape = dataclasses.replace(WITH_EXITS, num_exits=len(found[0]), num_rounds=len(found), num_finished=len(found))
     run = make_run(path, dataclasses.replace(shape, exits=exits))
     records = zip(run.rounds.read(), found, strict=True)
     rewrite(run, [{**record, "measures_by_exit": {"accuracy": each}} for record, each in records])
@@ -60,23 +59,21 @@ def exits_of(path: Path) -> Exits:
     return exits
 
 
-def text_of(*paths: Path) -> str:
-    """What the section says."""
-    return plain_text(section(read_histories(paths)))
+def section_text(*paths: Path) -> str:
+    """What the section says; nothing where there is none."""
+    found = section(read_histories(paths))
+    return "" if found is None else shown(found).plain
 
 
-def plain_text(html: str) -> str:
-    return re.sub(r"\s+", " ", Page(html).text)
+def headline_text(path: Path) -> str:
+    return shown(headline(history_of(path))).plain
 
 
 def table_of(*paths: Path) -> list[list[str]]:
     """Cells of the table of exits, by row."""
-    content = section(read_histories(paths))
-    shown = re.search(r"<table>(?:(?!</table>).)*?>Exit 1<.*?</table>", content, flags=re.DOTALL)
-    assert shown is not None
-    rows = re.findall(r"<tr>(.*?)</tr>", shown.group(0), flags=re.DOTALL)
-    cells = [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row) for row in rows]
-    return [[re.sub(r"\s", " ", cell) for cell in row] for row in cells]
+    found = section(read_histories(paths))
+    assert found is not None
+    return cells(found.table)
 
 
 @pytest.mark.parametrize(
@@ -112,14 +109,14 @@ def test_the_table_has_accuracy_cost_mean_and_areas(tmp_path):
 
 
 def test_the_headline_has_the_mean_over_exits_and_the_area(tmp_path):
-    top = plain_text(headline(history_of(by_hand(tmp_path / "run", costs=COSTS))))
+    top = headline_text(by_hand(tmp_path / "run", costs=COSTS))
     assert "Mean over exits63.3 %3 exits, 40.0 to 90.0 %" in top
     assert "Area over FLOPs70.0 %mean accuracy over budgets" in top
-    plain = make_run(tmp_path / "plain", dataclasses.replace(SMALL, num_exits=0)).path
-    assert "over exits" not in headline(history_of(plain))
+    without = make_run(tmp_path / "plain", SMALL).path
+    assert "over exits" not in headline_text(without)
     # Eight tiles stand in rows of four.
-    assert '<dl class="tiles eight">' in headline(history_of(tmp_path / "run"))
-    assert '<dl class="tiles">' in headline(history_of(plain))
+    assert ("dl", "class", "tiles eight") in shown(headline(history_of(tmp_path / "run"))).attributes
+    assert ("dl", "class", "tiles") in shown(headline(history_of(without))).attributes
 
 
 def test_the_figure_has_a_panel_for_exits_milliseconds_and_flops(tmp_path):
@@ -151,9 +148,9 @@ def test_without_costs_there_is_one_panel_and_no_area(tmp_path):
         ["", "Exit 1", "Exit 2", "Exit 3", "Mean over exits"],
         ["Accuracy", "40.0 %", "60.0 %", "90.0 %", "63.3 %"],
     ]
-    text = text_of(path)
+    text = section_text(path)
     assert "What an answer from each exit costs is not known." in text
-    assert f"Area over FLOPs{UNKNOWN}cost of exits not known" in plain_text(headline(history_of(path)))
+    assert f"Area over FLOPs{UNKNOWN}cost of exits not known" in headline_text(path)
     assert "Area:" not in text
 
 
@@ -161,7 +158,7 @@ def test_a_cost_that_was_not_measured_has_no_panel(tmp_path):
     path = by_hand(tmp_path / "run", costs={"flops": [10e6, 20e6, 60e6], "milliseconds": None})
     assert len(measure_by_cost({0: exits_of(path)}, "").axes) == 2
     assert table_of(path)[1][-3:] == ["63.3 %", "70.0 %", UNKNOWN]
-    assert "Milliseconds measured" not in text_of(path)
+    assert "Milliseconds measured" not in section_text(path)
 
 
 def test_times_that_do_not_grow_are_shown_and_have_no_area(tmp_path):
@@ -172,9 +169,9 @@ def test_times_that_do_not_grow_are_shown_and_have_no_area(tmp_path):
 
 def test_the_caption_says_what_was_measured_where(tmp_path):
     one = by_hand(tmp_path / "one", costs=COSTS)
-    assert "On test examples, after round 3. Milliseconds measured on: device cpu, num threads 2." in text_of(one)
+    assert "On test examples, after round 3. Milliseconds measured on: device cpu, num threads 2." in section_text(one)
     other = by_hand(tmp_path / "other", GROWING[:2], costs={**COSTS, "machine": {"device": "<cuda>"}})
-    text = text_of(one, other)
+    text = section_text(one, other)
     assert "after the last evaluated round of each run" in text
     assert "Milliseconds measured on: one: device cpu, num threads 2; other: device <cuda>." in text
 
@@ -195,7 +192,7 @@ def test_lines_over_rounds_are_named_and_grow_stronger_with_depth(tmp_path):
 
 
 def test_rounds_without_evaluation_are_left_out(tmp_path):
-    shape = dataclasses.replace(SMALL, num_rounds=5, num_finished=5, evaluate_every=2)
+    shape = dataclasses.replace(WITH_EXITS, num_rounds=5, num_finished=5, evaluate_every=2)
     assert list(exits_of(make_run(tmp_path / "run", shape).path).by_round) == [2, 4]
 
 
@@ -206,7 +203,7 @@ def test_any_number_of_exits_is_drawn(tmp_path, num_exits):
     names = [text.get_text() for text in axes.texts]
     assert len(names) <= MAX_LABELS
     assert names[-1] == f"exit {num_exits}"
-    assert f"{num_exits} exit{'s' if num_exits > 1 else ''}, 90.0 to" in headline(history_of(path))
+    assert f"{num_exits} exit{'s' if num_exits > 1 else ''}, 90.0 to" in headline_text(path)
     assert len(table_of(path)[1]) == num_exits + 2
 
 
@@ -241,14 +238,19 @@ def test_tiers_have_their_clients_and_their_bytes(tmp_path):
     shallow, deep = exits_of(path).tiers
     assert (shallow.depth, shallow.num_clients, shallow.downlink_bytes, shallow.uplink_bytes) == (1, 3, 120, 50)
     assert (deep.depth, deep.num_clients, deep.downlink_bytes, deep.uplink_bytes) == (3, 3, 300, None)
-    text = text_of(path)
-    assert "1350.0 %120 B50 B" in text  # depth 1, 3 clients, half of all
-    assert f"3350.0 %300 B{UNKNOWN}" in text
+    found = section([history_of(path)])
+    assert found is not None
+    (tiers,) = found.tiers
+    assert tiers.table is not None
+    assert cells(tiers.table)[1:] == [
+        ["1", "3", "50.0 %", "120 B", "50 B"],
+        ["3", "3", "50.0 %", "300 B", UNKNOWN],
+    ]
 
 
 def test_shuffled_tiers_follow_the_seed_of_the_run(tmp_path):
     # As `ExitSettings` says: as in turn, after a shuffle of the clients by stream(seed, "tiers").
-    order = torch.randperm(6, generator=stream(SMALL.seed, "tiers")).tolist()
+    order = torch.randperm(6, generator=stream(WITH_EXITS.seed, "tiers")).tolist()
     assert set(order[::2]) != {0, 2, 4}, "a seed that shuffles nothing shows nothing"
     path = by_hand(tmp_path / "run", tiers=[1, 3], assignment="shuffle")
     send(path, *(Transfer(1, client, "down", 10**client, {}) for client in range(6)))
@@ -264,39 +266,38 @@ def test_tiers_of_a_file_are_read_and_a_lost_file_is_told(tmp_path):
     assert [(tier.depth, tier.num_clients) for tier in exits_of(path).tiers] == [(1, 1), (2, 5)]
     tiers.unlink()
     assert exits_of(path).tiers == ()
-    assert "Depths of clients are not known: `exits.tiers_file`" in text_of(path)
+    assert "The depths of the clients are not known: `exits.tiers_file`" in section_text(path)
 
 
 def test_without_the_clients_of_a_run_its_tiers_are_not_known(tmp_path):
     path = by_hand(tmp_path / "run", tiers=[1, 3])
     (path / PARTITION).unlink()
-    assert "Depths of clients are not known: the run does not tell its clients and its seed." in text_of(path)
+    assert "The depths of the clients are not known: the run does not tell its clients and its seed." in section_text(
+        path
+    )
 
 
 def test_runs_of_one_depth_have_no_tiers(tmp_path):
     path = by_hand(tmp_path / "run", train="sum")
     assert exits_of(path).tiers == ()
-    assert "Tiers" not in text_of(path)
+    assert "Tiers" not in section_text(path)
 
 
 def test_several_runs_share_the_figure_and_the_table(tmp_path):
     # `plain` comes first: the others keep the colours that they have in the curves.
-    plain = make_run(tmp_path / "plain", dataclasses.replace(SMALL, num_exits=0)).path
+    without = make_run(tmp_path / "plain", SMALL).path
     paths = [by_hand(tmp_path / "three", costs=COSTS, tiers=[1, 3]), by_hand(tmp_path / "two <b>", [[0.5, 0.7]])]
-    content, rows = report(plain, *paths), table_of(plain, *paths)
+    page, rows = page_of(without, *paths), table_of(without, *paths)
     assert rows[0][0] == "Run"
     assert rows[1:] == [
         ["three", "40.0 %", "60.0 %", "90.0 %", "63.3 %", "70.0 %", "62.5 %"],
-        ["two &lt;b&gt;", "50.0 %", "70.0 %", UNKNOWN, "60.0 %", UNKNOWN, UNKNOWN],
+        ["two <b>", "50.0 %", "70.0 %", UNKNOWN, "60.0 %", UNKNOWN, UNKNOWN],
     ]
-    page = Page(content)
     for wanted in ("Accuracy of each exit against rounds: two <b>", "Tiers of three", "Cost not known: two <b>."):
         assert wanted in page.text
     assert "Accuracy of each exit against rounds: plain" not in page.text
-    assert re.findall(r"<h2>Exits</h2>\s<ul.*?</ul>", content)[0].count("<li>") == 2
-    ids = [value for _, name, value in page.attributes if name == "id"]
-    assert len(ids) == len(set(ids))
-    top = re.sub(r"\s+", " ", page.text.split("What differs")[0])
+    assert re.findall(r"<h2>Exits</h2>\s*<ul.*?</ul>", page.content, flags=re.DOTALL)[0].count("<li>") == 2
+    top = plain(page.text.split("What differs")[0])
     assert "Mean over exits" in top
     assert "63.3 %" in top
     figure = measure_by_cost({1: exits_of(paths[0]), 2: exits_of(paths[1])}, "")
@@ -306,10 +307,10 @@ def test_several_runs_share_the_figure_and_the_table(tmp_path):
 
 
 def test_runs_without_exits_have_no_section(tmp_path):
-    plain = make_run(tmp_path / "plain", dataclasses.replace(SMALL, num_exits=0)).path
-    begun = make_run(tmp_path / "begun", dataclasses.replace(SMALL, num_finished=0, exits={"tiers": [1, 3]})).path
-    assert text_of(plain) == text_of(begun) == ""
-    text = plain_text(report(plain, begun))
+    without = make_run(tmp_path / "plain", SMALL).path
+    begun = make_run(tmp_path / "begun", dataclasses.replace(WITH_EXITS, num_finished=0, exits={"tiers": [1, 3]})).path
+    assert section_text(without) == section_text(begun) == ""
+    text = text_of(without, begun)
     assert "Accuracy against exit" not in text
     assert "over exits" not in text
 
@@ -379,19 +380,19 @@ def test_a_section_that_cannot_be_right_is_refused(tmp_path):
     path = by_hand(tmp_path / "run", tiers=[1, 3])
     config = (path / CONFIG).read_text()
     (path / CONFIG).write_text(re.sub(r"tiers = \[.*?\]", "tiers = [0]", config, flags=re.DOTALL))
-    with pytest.raises(RunError, match=r"`\[exits\]` cannot be right"):
-        report(path)
+    with pytest.raises(RunError, match=r"`\[exits\]` is not valid"):
+        page_of(path)
 
 
 def test_no_fixed_colour_remains_in_the_figures_and_each_says_what_it_shows(tmp_path):
-    content = section([history_of(by_hand(tmp_path / "run", costs=COSTS))])
-    svgs = re.findall(r"<svg role.*?</svg>", content, flags=re.DOTALL)
-    assert [re.findall('aria-label="(.*?)"', svg)[0] for svg in svgs] == [
+    exits = section([history_of(by_hand(tmp_path / "run", costs=COSTS))])
+    assert exits is not None
+    drawings = svgs(shown(exits).content)
+    assert [re.findall('aria-label="(.*?)"', svg)[0] for svg in drawings] == [
         "Accuracy against exit, milliseconds and FLOPs, in the last evaluated round",
         "Accuracy of each exit by round",
     ]
-    for svg in svgs:
-        assert set(re.findall(r"(?:fill|stroke): (#\w+)", svg)) <= {"#000000"}
+    assert set[str]().union(*map(fixed_colours, drawings)) == set()
 
 
 def test_the_table_at_the_end_of_a_run_has_its_exits(tmp_path, capsys):
@@ -400,11 +401,11 @@ def test_the_table_at_the_end_of_a_run_has_its_exits(tmp_path, capsys):
         _conclude(Result(path, None, {}, Ledger.read(path / "ledger.jsonl"), full), ACCURACY, quiet=False)
         return [re.sub(r"[│\s]+", " ", line).strip() for line in capsys.readouterr().out.splitlines()]
 
-    with_exits = make_run(tmp_path / "run", SMALL).path
+    with_exits = make_run(tmp_path / "run", WITH_EXITS).path
     lines = shown(with_exits, {"accuracy_by_exit": [0.621, 0.8034, 0.9], "mean_exit_accuracy": 0.77480})
     assert "accuracy by exit 62.1, 80.3, 90.0 %" in lines
     assert "mean over exits 77.48 %" in lines
-    plain = make_run(tmp_path / "plain", dataclasses.replace(SMALL, num_exits=0)).path
+    plain = make_run(tmp_path / "plain", SMALL).path
     assert not [line for line in shown(plain, {}) if "exit" in line]
 
 
@@ -415,43 +416,3 @@ def test_clients_that_no_round_asks_have_a_place_in_the_order_and_none_in_the_ti
     content["held_out"] = {"6": [1] * 10, "2": content["clients"].pop("2")}
     (path / PARTITION).write_text(json.dumps(content))
     assert [(tier.depth, tier.num_clients) for tier in exits_of(path).tiers] == [(1, 2), (3, 3)]
-
-
-def over_clients(mean: float, deviation: float | None, worst: float) -> dict[str, object]:
-    return {"mean_accuracy": mean, "std_accuracy": deviation, "worst_accuracy": worst, "worst_client_id": 3}
-
-
-PERSONAL = {
-    "scopes": {
-        "all": {
-            "tuned_parameters": 26_516,
-            "before": over_clients(0.812, 0.053, 0.7),
-            "after": over_clients(0.904, 0.021, 0.85),
-            "clients": [{"client_id": 3}, {"client_id": 5}],
-        },
-        "<token>": {
-            "tuned_parameters": 192,
-            "before": over_clients(0.812, None, 0.812),
-            "after": over_clients(0.833, None, 0.833),
-            "clients": [{"client_id": 3}],
-        },
-    }
-}
-
-
-def test_personalisation_has_a_row_for_each_choice_of_what_is_tuned(tmp_path):
-    path = by_hand(tmp_path / "run")
-    assert personal_section.section(history_of(path), titled=False) == ""
-    (path / PERSONALIZATION).write_text(json.dumps(PERSONAL))
-    text = plain_text(report(path))
-    assert "Personalisation" in text
-    assert "all26,516281.2 ± 5.390.4 ± 2.170.0 %, client 385.0 %, client 3" in text
-    assert "<token>192181.283.381.2 %, client 383.3 %, client 3" in text
-
-
-@pytest.mark.parametrize("content", [{"round": 3}, {"scopes": []}, {"scopes": {"all": {"before": {}}}}])
-def test_personalisation_that_does_not_fit_is_named(tmp_path, content):
-    path = by_hand(tmp_path / "run")
-    (path / PERSONALIZATION).write_text(json.dumps(content))
-    with pytest.raises(RunError, match=r"personalization.json' does not hold `accuracy` before and after by scope"):
-        personal_section.section(history_of(path), titled=False)

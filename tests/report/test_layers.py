@@ -1,27 +1,28 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.report.synthetic import Shape, history_of, in_windows, make_run, rewrite
-from tests.report.test_report import Page, report
+from tests.report import synthetic
+from tests.report.pages import fixed_colours, shown, svgs, text_of
+from tests.report.synthetic import history_of, in_windows, make_run, rewrite
 
 from fedelta.errors import RunError
 from fedelta.record.history import read_histories
 from fedelta.record.rundir import CONFIG, MODEL, RunDirectory
 from fedelta.report.drawing import to_svg
 from fedelta.report.layer_plots import discrepancy_by_group, discrepancy_curves, intervals_by_round
+from fedelta.report.layer_section import section
 from fedelta.report.layers import Choice, Layers, read_layers
 from fedelta.report.plots import measure_by_round
 from fedelta.strategies.fedlama import FedLama
 from fedelta.strategies.fedlama_auto import FedLamaAuto
 
-SMALL = Shape(
-    num_rounds=4, num_finished=4, num_clients=6, clients_per_round=2, groups=(("a", 6), ("b", 2), ("c", 2))
+SMALL = dataclasses.replace(
+    synthetic.SMALL, num_rounds=4, num_finished=4, groups=(("a", 6), ("b", 2), ("c", 2))
 )  # fmt: skip
 EVEN = [1.0, 2.0, 8.0]
 
@@ -59,10 +60,6 @@ def choice_of(path: Path) -> Choice:
     choice = layers_of(path).choice
     assert choice is not None
     return choice
-
-
-def text_of(*paths: Path) -> str:
-    return re.sub(r"\s+", " ", Page(report(*paths)).text)
 
 
 def test_the_heat_map_has_the_interval_that_was_in_force_in_each_round(tmp_path):
@@ -259,14 +256,12 @@ def test_without_names_of_groups_there_is_no_section(tmp_path):
 def test_each_run_with_intervals_has_a_section_of_its_own(tmp_path):
     shape = in_windows(dataclasses.replace(SMALL, num_finished=3), FedLama(phi=2))
     paths = [make_run(tmp_path / name, shape).path for name in ("one", "two")]
-    page = Page(report(make_run(tmp_path / "plain", SMALL).path, *paths))
-    assert [name for name in ("one", "two", "plain") if f"Layers of {name}" in page.text] == ["one", "two"]
-    assert "Relative cost" in page.text.split("Results")[0]
-    ids = [value for _, name, value in page.attributes if name == "id"]
-    assert len(ids) == len(set(ids))
+    text = text_of(make_run(tmp_path / "plain", SMALL).path, *paths)
+    assert [name for name in ("one", "two", "plain") if f"Layers of {name}" in text] == ["one", "two"]
+    assert "Relative cost" in text.split("Results")[0]
 
 
-MANY = tuple((f"layers.{index}", 3 + index % 5) for index in range(300))
+MANY = tuple((f"layers.{index}", 3 + index % 5) for index in range(100))
 
 
 @pytest.mark.parametrize(
@@ -281,11 +276,11 @@ MANY = tuple((f"layers.{index}", 3 + index % 5) for index in range(300))
 def test_runs_of_any_shape_are_drawn(tmp_path, strategy, groups, num_finished):
     shape = dataclasses.replace(SMALL, num_rounds=12, num_finished=num_finished, groups=groups)
     path = make_run(tmp_path / "run", in_windows(shape, strategy)).path
-    content = report(path)
-    page = Page(content)
-    assert "Layers" in page.text
-    assert "mathdefault" not in content
-    assert len(content) < 2**20
+    layers = section(history_of(path), "g", titled=False)
+    assert layers is not None
+    page = shown(layers)
+    assert "mathdefault" not in page.content
+    assert len(page.content) < 2**19
     assert ("<b>only</b>" in page.text) is (len(groups) == 1)
     heat = intervals_by_round(layers_of(path)).axes[0]
     assert heat.get_ylabel() == ("" if len(groups) == 1 else "Group, in the order of the model")
@@ -338,9 +333,9 @@ def test_intervals_of_a_strategy_without_any_are_refused(tmp_path):
 
 
 def test_no_fixed_colour_remains_in_the_figures(tmp_path):
-    content = report(by_hand(tmp_path / "run", FedLama(phi=2), [[1, 1, 1], [2, 2, 1], [2, 2, 1]]))
-    section = content[content.index("<h2>Layers") : content.index("<h2>Clients")]
-    svgs = re.findall(r"<svg role.*?</svg>", section, flags=re.DOTALL)
-    assert len(svgs) == 3
-    for svg in svgs:
-        assert set(re.findall(r"(?:fill|stroke): (#\w+)", svg)) <= {"#000000"}
+    path = by_hand(tmp_path / "run", FedLama(phi=2), [[1, 1, 1], [2, 2, 1], [2, 2, 1]])
+    layers = section(history_of(path), "g", titled=False)
+    assert layers is not None
+    drawings = svgs(shown(layers).content)
+    assert len(drawings) == 3
+    assert set[str]().union(*map(fixed_colours, drawings)) == set()

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from pathlib import Path
 
 import pytest
+from tests.report.pages import Page, page_of, shown, text_of
 from tests.report.synthetic import Shape, details_of, make_run
-from tests.report.test_report import Page, report
 
 from fedelta.errors import RunError
 from fedelta.record.history import read_histories
@@ -45,22 +44,14 @@ def told(path: Path, details: dict[str, object] = DETAILS, confusion: object = C
     return path
 
 
-def tables(content: str) -> list[list[list[str]]]:
-    """Cells of all tables, by table and row."""
-    found = []
-    for shown in re.findall(r"<table>.*?</table>", content, flags=re.DOTALL):
-        rows = re.findall(r"<tr>(.*?)</tr>", shown, flags=re.DOTALL)
-        cells = [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row) for row in rows]
-        found.append([[Page(cell).text.replace("\N{NARROW NO-BREAK SPACE}", " ") for cell in row] for row in cells])
-    return found
-
-
-def section_of(*paths: Path) -> str:
-    return section(read_histories(paths))
+def section_of(*paths: Path) -> Page:
+    found = section(read_histories(paths))
+    assert found is not None
+    return shown(found)
 
 
 def test_measures_classes_and_clients_stand_in_tables_the_worst_first(tmp_path):
-    overall, classes, clients = tables(section_of(told(tmp_path / "run")))
+    overall, classes, clients = section_of(told(tmp_path / "run")).tables
     assert overall == [
         ["", "Accuracy, %", "Loss, nats per example", "Macro F1, %", "Balanced accuracy, %"],
         ["Test set", "64.3", "0.810", "50.0", "52.5"],
@@ -85,20 +76,19 @@ def test_clients_are_called_by_their_names(tmp_path):
     partition = json.loads((path / "partition.json").read_text())
     partition["names"] = {client: f"site {client} & co" for client in partition["clients"]}
     (path / "partition.json").write_text(json.dumps(partition))
-    _, _, clients = tables(section_of(path))
+    _, _, clients = section_of(path).tables
     assert [row[0] for row in clients] == ["Client", "site 5 & co (5)", "site 2 & co (2)"]
 
 
 def test_the_section_is_on_the_page_with_the_matrix(tmp_path):
-    content = report(told(tmp_path / "run"))
-    page = Page(content)
-    for wanted in (
+    page = page_of(told(tmp_path / "run"))
+    for expected in (
         "Finished model",
         "Answers by true class",
         "Classes, worst first",
         "Each on its own rows of the test",
     ):
-        assert wanted in page.text
+        assert expected in page.text
     labels = [value for tag, name, value in page.attributes if tag == "svg" and name == "aria-label"]
     assert "Share of each answer among the examples of each true class" in labels
     assert "Most frequent mistakes" not in page.text  # they can be read from the matrix
@@ -107,14 +97,14 @@ def test_the_section_is_on_the_page_with_the_matrix(tmp_path):
 @pytest.mark.parametrize("shape", [SMALL, dataclasses.replace(SMALL, num_finished=1)])
 def test_a_run_that_tells_nothing_has_no_section(tmp_path, shape):
     path = make_run(tmp_path / "run", shape).path
-    assert section_of(path) == ""
-    assert "Finished model" not in report(path)
+    assert section(read_histories([path])) is None
+    assert "Finished model" not in text_of(path)
 
 
 @pytest.mark.parametrize("missing", ["by_class", "by_client", "confusion"])
 def test_what_is_not_told_is_not_shown(tmp_path, missing):
     details = {key: value for key, value in DETAILS.items() if key != missing}
-    content = section_of(told(tmp_path / "run", details, None if missing == "confusion" else CONFUSION))
+    content = section_of(told(tmp_path / "run", details, None if missing == "confusion" else CONFUSION)).content
     assert ("Classes, worst first" in content) == (missing != "by_class")
     assert ("Clients, worst first" in content) == (missing != "by_client")
     assert ("<svg" in content) == (missing != "confusion")
@@ -124,24 +114,24 @@ def test_what_is_not_told_is_not_shown(tmp_path, missing):
 def test_several_runs_share_a_table_and_their_parts_are_folded(tmp_path):
     one = told(tmp_path / "one <b>")
     other = told(tmp_path / "other", {"measures": {"accuracy": 0.5, "auroc": 0.75}}, None)
-    content = section_of(one, other)
-    overall, *_ = tables(content)
+    page = section_of(one, other)
+    overall, *_ = page.tables
     assert overall == [
         ["Run", "Accuracy, %", "Loss, nats per example", "Macro F1, %", "Balanced accuracy, %", "AUROC, %"],
         ["one <b>", "64.3", "0.810", "50.0", "52.5", UNKNOWN],
         ["other", "50.0", UNKNOWN, UNKNOWN, UNKNOWN, "75.0"],
     ]
-    assert content.count("<details>") == 1
-    assert "<summary>Classes and clients of one &lt;b&gt;</summary>" in content
+    assert page.content.count("<details>") == 1
+    assert "<summary>Classes and clients of one &lt;b&gt;</summary>" in page.content
 
 
 def test_long_tables_are_folded_after_the_worst_ten_and_the_largest_mistakes_are_listed(tmp_path):
     names = tuple(f"class {number}" for number in range(100))
     path = make_run(tmp_path / "run", dataclasses.replace(SMALL, class_names=names, num_tested=3000)).path
-    content = section_of(path)
-    overall, errors, worst, others, clients = tables(content)
+    page = section_of(path)
+    overall, errors, worst, others, clients = page.tables
     assert [len(each) for each in (overall, worst, others, clients)] == [2, 11, 91, 7]
-    assert "<summary>90 more</summary>" in content
+    assert "<summary>90 more</summary>" in page.content
     scores = [float(row[3]) for row in worst[1:] + others[1:]]
     assert scores == sorted(scores)
     assert len(errors) == 11
@@ -149,8 +139,6 @@ def test_long_tables_are_folded_after_the_worst_ten_and_the_largest_mistakes_are
     confusion = details_of(dataclasses.replace(SMALL, class_names=names, num_tested=3000)).confusion
     true, answer, number, share = mistakes(confusion, 1)[0]
     assert errors[1] == [true, answer, str(number), f"{100 * share:.1f} %"]
-    # The folded table of a long one is still a whole page.
-    Page(report(path))
 
 
 def test_a_matrix_holds_the_share_of_each_answer_among_a_true_class():

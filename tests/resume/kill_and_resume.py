@@ -2,7 +2,7 @@
 
 A child process is killed with SIGKILL in the middle of its n-th call of `os.fsync` or `os.replace`: those are the
 moments at which something has been written and something else has not. Children are forked from a process that
-has imported everything and computed nothing, so that each costs a second and not five.
+has imported everything, has read the digits and has computed nothing, so that each costs half a second and not five.
 
     python kill_and_resume.py CONFIG FOLDER NUM_POINTS
 """
@@ -24,10 +24,12 @@ import sklearn.model_selection  # noqa: F401
 import torch
 from transformers import AutoConfig, AutoModelForImageClassification, ViTForImageClassification  # noqa: F401
 
+from fedelta.data.files import EMBEDDED, load_splits
 from fedelta.experiment import Experiment
 from fedelta.record.checkpoint import load
 
 torch.set_num_threads(1)
+load_splits(EMBEDDED, None)
 
 COMPARED = ("rounds.jsonl", "ledger.jsonl", "config.toml", "adapter/adapter_model.safetensors")
 

@@ -12,7 +12,7 @@ from tests.testing.broken import broken
 from torch import Generator
 
 from fedelta.params import Params, ParamSpec, add
-from fedelta.strategies.base import Combined, RoundPlan, State, Steering, uniform
+from fedelta.strategies.base import CombinedUpdates, RoundPlan, State, Steering, uniform
 from fedelta.strategies.fedavg import FedAvg
 from fedelta.strategies.scaffold import Controls, Scaffold
 from fedelta.testing import check
@@ -25,13 +25,13 @@ class Good(FedAvg):
         return {"rounds": torch.zeros(len(spec.sizes))}
 
     def update(
-        self, state: State, params: Params, plan: RoundPlan, combined: Combined, spec: ParamSpec
+        self, state: State, params: Params, plan: RoundPlan, combined: CombinedUpdates, spec: ParamSpec
     ) -> tuple[Params, State]:
         return add(params, combined.mean), {"rounds": state["rounds"] + 1}
 
 
 Plan = Callable[[RoundPlan, ParamSpec], RoundPlan]
-Update = Callable[[State, Params, RoundPlan, Combined, Params, State], tuple[Params, State]]
+Update = Callable[[State, Params, RoundPlan, CombinedUpdates, Params, State], tuple[Params, State]]
 _calls: list[int] = []
 
 
@@ -52,7 +52,7 @@ def updating(change: Update) -> Good:
 
     class Updated(Good):
         def update(
-            self, state: State, params: Params, plan: RoundPlan, combined: Combined, spec: ParamSpec
+            self, state: State, params: Params, plan: RoundPlan, combined: CombinedUpdates, spec: ParamSpec
         ) -> tuple[Params, State]:
             return change(state, params, plan, combined, *super().update(state, params, plan, combined, spec))
 
@@ -150,7 +150,7 @@ class Each(Good):
     reads: ClassVar = "each"
 
     def update(
-        self, state: State, params: Params, plan: RoundPlan, combined: Combined, spec: ParamSpec
+        self, state: State, params: Params, plan: RoundPlan, combined: CombinedUpdates, spec: ParamSpec
     ) -> tuple[Params, State]:
         return first_counts_double(state, params, plan, combined, *super().update(state, params, plan, combined, spec))
 
@@ -168,7 +168,7 @@ class Named(Good):
         return {"rounds": torch.zeros(len(spec.sizes)), "third.scale": torch.zeros(1)}
 
     def update(
-        self, state: State, params: Params, plan: RoundPlan, combined: Combined, spec: ParamSpec
+        self, state: State, params: Params, plan: RoundPlan, combined: CombinedUpdates, spec: ParamSpec
     ) -> tuple[Params, State]:
         return add(params, combined.mean), state
 

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
 from fedelta.record.numbers import MIB, axis_title, in_unit
-from fedelta.report.drawing import INK, MUTED, SERIES, SIZE, blank, single, style
+from fedelta.report.drawing import INK, MUTED, SERIES, SIZE, blank, settle, single, style
 from fedelta.report.plots import line, traffic_axis
 from fedelta.tasks.base import Measure
 
@@ -140,7 +140,7 @@ def _draw_legend(figure: Figure, axes: Axes, marks: Sequence[Mark]) -> None:
 
 def _write_names(figure: Figure, axes: Axes, marks: Sequence[Mark]) -> None:
     """The text of each mark, on the side where it covers the least."""
-    figure.canvas.draw()
+    settle(figure)
     taken = _taken(figure, axes, marks)
     for mark in sorted(marks, key=lambda mark: -mark.height):
         note = axes.annotate(

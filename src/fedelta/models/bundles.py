@@ -17,7 +17,7 @@ def bundled_path(name: str) -> Path:
     """
     path = _BUNDLED / name
     if not (path / "config.json").is_file():
-        raise ModelError(f"no bundled backbone {name!r}; there is {', '.join(bundled_names())}.")
+        raise ModelError(f"there is no bundled backbone {name!r}, expected one of {', '.join(bundled_names())}.")
     return path
 
 

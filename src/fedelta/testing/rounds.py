@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 import torch
 
 from fedelta.aggregation.base import Update, combine
 from fedelta.params import Params, ParamSpec, TensorSpec
 from fedelta.seeds import stream
-from fedelta.strategies.base import Combined, RoundPlan, State, Strategy
+from fedelta.strategies.base import CombinedUpdates, RoundPlan, State, Strategy
 from fedelta.testing.contract import copied
 from fedelta.testing.means import drawn
 
@@ -40,7 +41,7 @@ class Played:
     """
 
     plan: RoundPlan
-    combined: Combined
+    combined: CombinedUpdates
     before: tuple[Params, State]
     after: tuple[Params, State]
 
@@ -70,9 +71,11 @@ class StrategyTrial:
     def rounds(self) -> Iterator[Played]:
         """The rounds of the run, with clients that move; each is played once, when it is first asked for."""
         index = 0
-        while index < len(self._played) or (played := next(self._underway, None)) is not None:
+        while True:
             if index == len(self._played):
-                self._played.append(played)
+                self._played.extend(islice(self._underway, 1))
+            if index == len(self._played):
+                return
             yield self._played[index]
             index += 1
 
@@ -133,7 +136,7 @@ class StrategyTrial:
         return updates
 
 
-def _combined(strategy: Strategy, updates: Sequence[Update], wire: ParamSpec) -> Combined:
+def _combined(strategy: Strategy, updates: Sequence[Update], wire: ParamSpec) -> CombinedUpdates:
     mean = combine(strategy.mean, updates, wire, stream(0, "aggregation"))
     single = tuple(updates) if strategy.reads == "each" else ()
-    return Combined(mean, tuple(update.client_id for update in updates), single)
+    return CombinedUpdates(mean, tuple(update.client_id for update in updates), single)

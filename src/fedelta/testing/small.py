@@ -16,10 +16,10 @@ from torch import Tensor
 
 from fedelta.data.batches import Examples
 from fedelta.models.anatomy import anatomy_of
-from fedelta.models.heads import Head
+from fedelta.models.heads import HeadClasses
 from fedelta.models.hub import Backbone
 from fedelta.models.source import ModelSource, read_config
-from fedelta.models.weights import load
+from fedelta.models.weights import load_network
 from fedelta.seeds import stream
 from fedelta.tasks.classification import Classification
 from fedelta.tasks.labels import Labels
@@ -114,7 +114,9 @@ def new_model(family: str, sizes: Mapping[str, object], num_outputs: int, device
     config = read_config(source)
     config.num_labels = num_outputs
     with torch.random.fork_rng(devices=[]):
-        module = load(source, config, device, Classification(), Head((), CLASS_NAMES, is_told=False)).module.eval()
+        module = load_network(
+            source, config, device, Classification(), HeadClasses((), CLASS_NAMES, is_logged=False)
+        ).module.eval()
     return Backbone(module, anatomy_of(module, config.model_type))
 
 

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from tests.report.pages import cells, text_of
+from tests.report.synthetic import SMALL, history_of, make_run
+
+from fedelta.errors import RunError
+from fedelta.record.rundir import PERSONALIZATION
+from fedelta.report.personal_section import section
+
+
+def over_clients(mean: float, deviation: float | None, worst: float) -> dict[str, object]:
+    return {"mean_accuracy": mean, "std_accuracy": deviation, "worst_accuracy": worst, "worst_client_id": 3}
+
+
+PERSONAL = {
+    "scopes": {
+        "all": {
+            "tuned_parameters": 26_516,
+            "before": over_clients(0.812, 0.053, 0.7),
+            "after": over_clients(0.904, 0.021, 0.85),
+            "clients": [{"client_id": 3}, {"client_id": 5}],
+        },
+        "<token>": {
+            "tuned_parameters": 192,
+            "before": over_clients(0.812, None, 0.812),
+            "after": over_clients(0.833, None, 0.833),
+            "clients": [{"client_id": 3}],
+        },
+    }
+}
+
+
+def test_personalisation_has_a_row_for_each_choice_of_what_is_tuned(tmp_path):
+    path = make_run(tmp_path / "run", SMALL).path
+    assert section(history_of(path), titled=False) is None
+    (path / PERSONALIZATION).write_text(json.dumps(PERSONAL))
+    found = section(history_of(path), titled=False)
+    assert found is not None
+    assert cells(found.scopes)[1:] == [
+        ["all", "26,516", "2", "81.2 ± 5.3", "90.4 ± 2.1", "70.0 %, client 3", "85.0 %, client 3"],
+        ["<token>", "192", "1", "81.2", "83.3", "81.2 %, client 3", "83.3 %, client 3"],
+    ]
+    assert "Personalisation" in text_of(path)
+
+
+@pytest.mark.parametrize("content", [{"round": 3}, {"scopes": []}, {"scopes": {"all": {"before": {}}}}])
+def test_personalisation_that_does_not_fit_is_named(tmp_path, content):
+    path = make_run(tmp_path / "run", SMALL).path
+    (path / PERSONALIZATION).write_text(json.dumps(content))
+    with pytest.raises(RunError, match=r"personalization.json' does not hold `accuracy` before and after by scope"):
+        section(history_of(path), titled=False)

@@ -1,0 +1,303 @@
+"""Every number of a page, against the files of its run: read and added up here, not by the code that makes the page."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+from tests.report.pages import Page, page_of, plain
+from tests.report.synthetic import SMALL, history_of, in_windows, make_run
+
+from fedelta.federation.records import Rejection
+from fedelta.report.plots import bytes_by_group, loss_by_round, measure_by_round, measure_by_traffic
+from fedelta.strategies.fedlama import FedLama
+
+SCOPE = {
+    "tuned_parameters": 26_516,
+    "before": {"mean_accuracy": 0.812, "std_accuracy": 0.053, "worst_accuracy": 0.7, "worst_client_id": 3},
+    "after": {"mean_accuracy": 0.904, "std_accuracy": 0.021, "worst_accuracy": 0.85, "worst_client_id": 5},
+    "clients": [{"client_id": 3}, {"client_id": 5}],
+}
+COSTS = {"flops": [10e6, 25e6, 60e6], "milliseconds": [1.0, 2.5, 3.0], "machine": {"device": "cpu"}}
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """The raw content of a run directory."""
+
+    path: Path
+
+    @property
+    def rounds(self) -> list[dict[str, Any]]:
+        return lines(self.path / "rounds.jsonl")
+
+    @property
+    def payloads(self) -> list[dict[str, Any]]:
+        return lines(self.path / "ledger.jsonl")[1:]
+
+    @property
+    def backbone_bytes(self) -> int:
+        return int(lines(self.path / "ledger.jsonl")[0]["payload_bytes"])
+
+    def sent(self, direction: str) -> int:
+        return sum(row["payload_bytes"] for row in self.payloads if row["direction"] == direction)
+
+    @property
+    def client_round_bytes(self) -> float:
+        directions = [row["direction"] for row in self.payloads]
+        return sum(self.sent(direction) / directions.count(direction) for direction in ("down", "up"))
+
+    def json(self, name: str) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((self.path / name).read_text())
+        return content
+
+    @property
+    def curve(self) -> list[float]:
+        return [record["measures"]["accuracy"] for record in self.rounds if record["measures"]]
+
+    @property
+    def full_bytes(self) -> int:
+        return 4 * int(self.json("model.json")["total_parameters"]) * len(self.payloads)
+
+    @property
+    def seconds(self) -> float:
+        return sum(row["wall_seconds"] for row in lines(self.path / "timings.jsonl"))
+
+
+def percent(fraction: float, digits: int = 1) -> str:
+    return f"{100 * fraction:.{digits}f} %"
+
+
+def three(value: float) -> str:
+    """Three digits, as many of them as needed behind the point; no more than four there."""
+    if value == 0:
+        return "0"
+    places = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3 if value >= 0.1 else 4
+    return f"{value:,.{places}f}"
+
+
+def measured_as(name: str, value: float) -> str:
+    return f"{value:,}" if name == "num_examples" else three(value) if name == "loss_nats" else f"{100 * value:.1f}"
+
+
+def size(number: float) -> str:
+    for power, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if number >= 2**power:
+            return f"{three(number / 2**power)} {unit}"
+    return f"{number:.0f} B"
+
+
+def flat(content: Mapping[str, Any], prefix: str = "") -> list[list[str]]:
+    rows = []
+    for key, value in content.items():
+        if isinstance(value, dict):
+            rows += flat(value, f"{prefix}{key}.")
+        else:
+            text = "\N{EN DASH}" if value is None else value if isinstance(value, str) else json.dumps(value)
+            rows.append([f"{prefix}{key}", text])
+    return rows
+
+
+def area(values: Sequence[float], costs: Sequence[float]) -> float:
+    parts = range(len(costs) - 1)
+    total = sum((values[i] + values[i + 1]) / 2 * (costs[i + 1] - costs[i]) for i in parts)
+    return total / (costs[-1] - costs[0])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Files:
+    """A run with all that a page can tell of one: exits, tiers, parts of the test set, rejections, personalisation."""
+    path = tmp_path_factory.mktemp("runs") / "all"
+    lost = (Rejection(3, "late by 3 s", "late"), Rejection(12, "holds 24 values that are NaN"))
+    shape = dataclasses.replace(
+        SMALL, num_rounds=5, num_finished=5, num_exits=3, exits={"tiers": [1, 3]}, num_tested=200, rejections=lost
+    )
+    make_run(path, shape)
+    (path / "personalization.json").write_text(json.dumps({"scopes": {"all": SCOPE}}))
+    (path / "exits.json").write_text(json.dumps(COSTS))
+    return Files(path)
+
+
+@pytest.fixture(scope="module")
+def page(run) -> Page:
+    return page_of(run.path)
+
+
+def test_the_headline_is_that_of_the_records(run, page):
+    model, exits = run.json("model.json"), run.rounds[-1]["measures_by_exit"]["accuracy"]
+    peak = max(row["peak_memory_bytes"] for row in lines(run.path / "timings.jsonl"))
+    down, up = run.sent("down"), run.sent("up")
+    expected = [
+        ("Test accuracy", percent(run.curve[-1]), f"best {percent(max(run.curve))}"),
+        ("Mean over exits", percent(fmean(exits)), f"3 exits, {100 * exits[0]:.1f} to {percent(exits[-1])}"),
+        ("Area over FLOPs", percent(area(exits, COSTS["flops"])), "mean accuracy over budgets"),
+        (
+            "Tuned parameters",
+            f"{model['tuned_parameters']:,}",
+            f"{percent(model['tuned_parameters'] / model['total_parameters'], 2)} of {model['total_parameters']:,}",
+        ),
+        ("Per client and round", size(run.client_round_bytes), "down and up together"),
+        ("Sent in total", size(down + up), f"{size(down)} down, {size(up)} up"),
+        (
+            "Saving",
+            f"{run.full_bytes / (down + up):,.0f} \N{MULTIPLICATION SIGN}",
+            f"full fine-tuning: {size(run.full_bytes)}",
+        ),
+        ("Time", f"{run.seconds:.1f} s", f"peak memory {size(peak)}"),
+    ]
+    names, values = page.texts["dt"], [plain(text) for text in page.texts["dd"]]
+    assert list(zip(names, values[::2], values[1::2], strict=True)) == expected
+    partition = run.json("partition.json")
+    assert f"5 rounds, 2 of {len(partition['clients'])} clients a round, begun" in page.plain
+
+
+def test_every_table_is_that_of_the_records(run, page):
+    summary, exits = run.json("summary.json"), run.rounds[-1]["measures_by_exit"]["accuracy"]
+    measured, classes, clients, at_exits, tiers, personal, rejected, environment = page.tables
+    assert measured[1] == [
+        "Test set",
+        *(measured_as(name, value) for name, value in summary["measures"].items()),
+    ]
+    assert sorted(classes[1:]) == sorted(
+        [name, *(f"{100 * own[key]:.1f}" for key in ("precision", "recall", "f1")), f"{own['num_examples']:,}"]
+        for name, own in summary["by_class"].items()
+    )
+    assert [float(row[3]) for row in classes[1:]] == sorted(float(row[3]) for row in classes[1:])
+    assert sorted(clients[1:]) == sorted(
+        [name, *(measured_as(key, value) for key, value in own.items())] for name, own in summary["by_client"].items()
+    )
+    assert [float(row[1]) for row in clients[1:]] == sorted(float(row[1]) for row in clients[1:])
+    means = [fmean(exits), area(exits, COSTS["flops"]), area(exits, COSTS["milliseconds"])]
+    assert at_exits[1:] == [
+        ["Accuracy", *map(percent, exits), *map(percent, means)],
+        ["Milliseconds", *map(three, COSTS["milliseconds"]), "", "", ""],
+        ["MFLOPs", *(three(number / 1e6) for number in COSTS["flops"]), "", "", ""],
+    ]
+    # Six clients in turn: 0, 2 and 4 run one block, 1, 3 and 5 run three.
+    by_tier = {
+        (depth, direction): [
+            row["payload_bytes"]
+            for row in run.payloads
+            if row["direction"] == direction and row["client_id"] % 2 == (depth == 3)
+        ]
+        for depth in (1, 3)
+        for direction in ("down", "up")
+    }
+    assert tiers[1:] == [
+        [str(depth), "3", "50.0 %", size(fmean(by_tier[depth, "down"])), size(fmean(by_tier[depth, "up"]))]
+        for depth in (1, 3)
+    ]
+    assert personal[1:] == [["all", "26,516", "2", "81.2 ± 5.3", "90.4 ± 2.1", "70.0 %, client 3", "85.0 %, client 5"]]
+    assert rejected[1:] == [
+        [str(record["round"]), str(reply["client_id"]), reply["reason"]]
+        for record in run.rounds
+        for reply in record["rejections"]
+    ]
+    assert environment[1:] == flat(run.json("environment.json"))
+
+
+def test_every_sentence_with_numbers_is_that_of_the_records(run, page):
+    partition = list(run.json("partition.json")["clients"].values())
+    sizes, held = [sum(row) for row in partition], sorted(sum(number > 0 for number in row) for row in partition)
+    taking_part = len({row["client_id"] for row in run.payloads})
+    for expected in (
+        (
+            f"{len(sizes)} clients hold {sum(sizes):,} training examples of 10 classes: {min(sizes)} to {max(sizes)} "
+            f"examples and {held[0]} to {held[-1]} classes each (median {held[len(held) // 2]})."
+        ),
+        (
+            f"the frozen backbone, {size(run.backbone_bytes)}; {size(taking_part * run.backbone_bytes)} for the "
+            f"{taking_part} clients that took part."
+        ),
+        f"Of {sum(len(record['cohort']) for record in run.rounds)} clients asked: late 1, refused 1.",
+        f"On test examples, after round {len(run.rounds)}. Milliseconds measured on: device cpu.",
+    ):
+        assert expected in page.plain, expected
+
+
+def test_configuration_and_citations_are_the_files(run, page):
+    configuration, citations = page.texts["pre"]
+    assert tomllib.loads(configuration) == tomllib.loads((run.path / "config.toml").read_text())
+    assert citations == (run.path / "citations.bib").read_text()
+
+
+def test_the_drawn_bytes_are_those_of_the_ledger(run, page):
+    sums: dict[tuple[str, str], int] = {}
+    for row in run.payloads:
+        parts = {**row["groups"], "headers": row["payload_bytes"] - row["tensor_bytes"]}
+        for group, number in parts.items():
+            sums[row["direction"], group] = sums.get((row["direction"], group), 0) + number
+    axes = bytes_by_group(history_of(run.path)).axes[0]
+    groups = [label.get_text() for label in axes.get_yticklabels()]
+    drawn = [bar.get_width() * 2**20 for bar in axes.patches]
+    assert drawn == [pytest.approx(sums[direction, group]) for direction in ("down", "up") for group in groups]
+    assert len(groups) == len(sums) / 2
+    assert all(group in page.text for group in groups)
+
+
+def test_the_curves_are_those_of_the_records(run):
+    history = [history_of(run.path)]
+    (accuracy, _), (over_bytes, *_) = (
+        draw(history).axes[0].lines[:2] for draw in (measure_by_round, measure_by_traffic)
+    )
+    heights = [pytest.approx(100 * value) for value in run.curve]
+    assert list(accuracy.get_ydata()) == list(over_bytes.get_ydata()) == heights
+    assert list(accuracy.get_xdata()) == [record["round"] for record in run.rounds]
+    sent = [sum(row["payload_bytes"] for row in run.payloads if row["round"] <= round) for round in range(1, 6)]
+    assert [value * 2**20 for value in over_bytes.get_xdata()] == [pytest.approx(number) for number in sent]
+    training, _, test = loss_by_round(history).axes[0].lines[:3]
+    assert list(training.get_ydata()) == [record["train_loss_nats"] for record in run.rounds]
+    assert list(test.get_ydata()) == [record["measures"]["loss_nats"] for record in run.rounds]
+
+
+def test_windows_are_told_as_the_records_have_them(tmp_path):
+    shape = dataclasses.replace(SMALL, num_rounds=8, num_finished=7)
+    run = Files(make_run(tmp_path / "run", in_windows(shape, FedLama(phi=4))).path)
+    full = sum(record["synced_fraction"] == 1 for record in run.rounds)
+    cost = fmean(record["synced_fraction"] for record in run.rounds)
+    sent = run.sent("down") + run.sent("up")
+    largest = max(row["payload_bytes"] for row in run.payloads if row["direction"] == "down") * len(run.payloads)
+    page = page_of(run.path)
+    for expected in (
+        f"{full} of {len(run.rounds)} rounds were full syncs, which average every group.",
+        f"Relative cost: {percent(cost)} of the scalars that FedAvg averages in as many rounds (Eq. 9).",
+        (
+            f"Sent: {size(sent)}, both directions; with every group in every payload {size(largest)}, "
+            f"so {percent(1 - sent / largest)} is saved."
+        ),
+    ):
+        assert expected in page.plain, expected
+
+
+def test_several_runs_stand_beside_each_other_with_their_records(run, small):
+    runs = [run, Files(small)]
+    figures, differences, *_ = page_of(*(files.path for files in runs)).tables
+    for row, files in zip(figures[1:], runs, strict=True):
+        sent = files.sent("down") + files.sent("up")
+        at_exits = files.rounds[-1].get("measures_by_exit")
+        assert row == [
+            files.path.name,
+            str(len(files.rounds)),
+            percent(files.curve[-1]),
+            percent(max(files.curve)),
+            f"{files.json('model.json')['tuned_parameters']:,}",
+            three(files.client_round_bytes / 2**20),
+            three(sent / 2**20),
+            three(files.full_bytes / 2**20),
+            f"{files.full_bytes / sent:,.0f} \N{MULTIPLICATION SIGN}",
+            f"{files.seconds:.1f} s",
+            percent(fmean(at_exits["accuracy"])) if at_exits else "\N{EN DASH}",
+        ]
+    first, second = (dict(flat(tomllib.loads((files.path / "config.toml").read_text()))) for files in runs)
+    keys = [key for key in dict.fromkeys([*first, *second]) if first.get(key) != second.get(key)]
+    assert differences[1:] == [[key, first.get(key, "\N{EN DASH}"), second.get(key, "\N{EN DASH}")] for key in keys]
