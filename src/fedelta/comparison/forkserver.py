@@ -80,7 +80,7 @@ def serve(leash: int, run: Callable[[Request], int]) -> int:
 def _fork(requests: int, answers: int) -> Request | None:
     """Returns in every forked process with its request, and in the server with None after the end of the requests."""
     running: dict[int, int] = {}  # process id to the number of the cell
-    rest = b""
+    partial = b""
     while True:
         _answer(running, answers)
         if not select.select([requests], [], [], _POLL_SECONDS)[0]:
@@ -89,7 +89,7 @@ def _fork(requests: int, answers: int) -> Request | None:
         if not chunk:
             _end(running)
             return None
-        *lines, rest = (rest + chunk).split(b"\n")
+        *lines, partial = (partial + chunk).split(b"\n")
         for request in map(json.loads, lines):
             process_id = os.fork()
             if process_id == 0:
