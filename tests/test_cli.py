@@ -116,7 +116,7 @@ def test_what_fails_in_round_1_fails_in_check_with_one_message(fedelta, tmp_path
     assert "Traceback" not in err
 
 
-def test_an_error_that_nobody_foresaw_is_one_message_of_check(fedelta, tmp_path, monkeypatch):
+def test_an_unforeseen_error_is_one_message_of_check(fedelta, tmp_path, monkeypatch):
     def fail(*_: object) -> None:
         raise ZeroDivisionError("division by zero")
 
