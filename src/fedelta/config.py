@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import tomllib
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any
@@ -181,11 +182,16 @@ def _read_sections(table: Table) -> tuple[Table, list[str]]:
         if key not in Config.model_fields:
             problems.append(unknown_key(key, "", Config))
             continue
-        field = Config.model_fields[key]
         try:
-            checked: Any = Annotated[field.annotation, field]
-            sections[key] = TypeAdapter(checked).validate_python(value)
+            sections[key] = _reader(key).validate_python(value)
         except ValidationError as error:
             problems += explain(error.errors(), key, value, Config)
     missing = [key for key, field in Config.model_fields.items() if field.is_required() and key not in table]
     return sections, problems + [f"section `[{key}]` is missing" for key in missing]
+
+
+@cache  # a comparison reads hundreds of configurations; making the reader of a section takes longer than reading it
+def _reader(section: str) -> TypeAdapter[Any]:
+    field = Config.model_fields[section]
+    checked: Any = Annotated[field.annotation, field]
+    return TypeAdapter(checked)

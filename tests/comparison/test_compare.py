@@ -18,7 +18,7 @@ from tests.test_regression_runs import BRIGHTNESS, write_images
 import fedelta
 from fedelta import cli
 from fedelta.assembly import site
-from fedelta.comparison import compare
+from fedelta.comparison import compare, page
 from fedelta.comparison.pool import Event
 from fedelta.comparison.reading import read_run
 from fedelta.errors import ConfigError, RunError
@@ -35,7 +35,8 @@ def untimed(path: Path) -> list[dict[str, str]]:
     return [{key: value for key, value in row.items() if key != "wall_seconds"} for row in rows(path)]
 
 
-def test_a_grid_gives_tables_and_a_page_and_can_be_extended_by_a_seed(tmp_path, inline):
+def test_a_grid_gives_tables_and_a_page_and_can_be_extended_by_a_seed(tmp_path, inline, monkeypatch):
+    monkeypatch.setattr(compare, "render", page.render)
     config, out = write_small(tmp_path), tmp_path / "out"
     events: list[tuple[str, int, int]] = []
     over = {"tuning.name": ["head", "lora"], "seed": [1, 2]}
@@ -82,7 +83,7 @@ values = { head = [0.0001, 0.5], lora = [0.2, 1e9] }
 """
 
 
-def test_the_search_chooses_by_validation_rows_whatever_the_test_labels_are(tmp_path, inline, monkeypatch):
+def test_the_search_chooses_by_validation_rows_whatever_the_test_labels_are(tmp_path, inline, run_cells, monkeypatch):
     config = write_small(tmp_path, text=SMALL + SEARCH)
     states: set[str] = set()
 
@@ -106,6 +107,7 @@ def test_the_search_chooses_by_validation_rows_whatever_the_test_labels_are(tmp_
         assert (str(value), first["is_best"]) == (first["client.lr"], "true")
         assert found.frame["run"][found.frame["tuning.name"] == method].tolist() == [f"runs/{method}-seed-1-lr-{value}"]
 
+    inline.clear()
     original = site.read
 
     def permuted(source, *, seed, task):
@@ -114,13 +116,12 @@ def test_the_search_chooses_by_validation_rows_whatever_the_test_labels_are(tmp_
         return raw
 
     monkeypatch.setattr(site, "read", permuted)
+    monkeypatch.setattr(compare, "run_jobs", run_inline)  # not what ran with the original labels
     other = fedelta.compare(config, {"tuning.name": ["head"]}, tmp_path / "other", overrides=ONE_ROUND)
     assert untimed(tmp_path / "other" / "search.csv") == untimed(tmp_path / "out" / "search.csv")[:2]
     assert other.groups["client.lr"][0] == found.groups["client.lr"][0]
-    monkeypatch.undo()
-
-    monkeypatch.setattr(compare, "run_jobs", lambda jobs, **_: run_inline(inline.append(jobs) or jobs))
-    inline.clear()
+    monkeypatch.setattr(site, "read", original)
+    monkeypatch.setattr(compare, "run_jobs", lambda jobs, **_: run_cells(inline.append(jobs) or jobs))
     fedelta.compare(config, out=tmp_path / "out", overrides=ONE_ROUND)
     assert inline == [[], []]  # the diverged trial is not tried again
 
@@ -201,18 +202,18 @@ def test_a_narrower_grid_says_what_its_tables_no_longer_show(tmp_path, inline, c
     fedelta.compare(config, {"seed": [1, 2]}, tmp_path / "out", overrides=ONE_ROUND)
     assert "will not show" not in caplog.text
     fedelta.compare(config, {"seed": [2]}, tmp_path / "out", overrides=ONE_ROUND)
-    assert "will not show 1 cells of the last comparison there; their runs stay" in caplog.text
+    assert "will not show 1 cell of the last comparison there; the runs stay" in caplog.text
 
 
-def test_a_trial_that_crashes_is_tried_again_before_a_value_is_chosen(tmp_path, inline, monkeypatch):
+def test_a_trial_that_crashes_is_tried_again_before_a_value_is_chosen(tmp_path, inline, run_cells, monkeypatch):
     def crash_at_the_first(jobs, **_: object):
         inline.append(len(jobs))
         if len(jobs) == 2:
             jobs[0].failure.write_text("Crash: the process was ended by SIGKILL.")
             yield Event("failed", jobs[0])
-            yield from run_inline(jobs[1:])
+            yield from run_cells(jobs[1:])
         else:
-            yield from run_inline(jobs)
+            yield from run_cells(jobs)
 
     monkeypatch.setattr(compare, "run_jobs", crash_at_the_first)
     options = (write_small(tmp_path), {"tuning.name": ["head"]}, tmp_path / "out")
@@ -323,13 +324,14 @@ def test_a_directory_of_another_grid_is_refused_and_left_as_it_was(tmp_path, inl
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
-def test_stopping_leaves_the_tables_and_says_how_to_go_on(tmp_path, inline, command, monkeypatch):
+def test_stopping_leaves_the_tables_and_says_how_to_go_on(tmp_path, inline, run_cells, command, monkeypatch):
     def stopped(jobs, **_: object):
-        yield from run_inline(jobs[:1])
+        yield from run_cells(jobs[:1])
         if jobs:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(compare, "run_jobs", stopped)
+    monkeypatch.setattr(compare, "render", page.render)
     out = tmp_path / "out"
     code, _, err = command(
         "compare", write_small(tmp_path), "--over", "seed=1,2", "--out", out, *("--set", ONE_ROUND[0])

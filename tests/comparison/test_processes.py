@@ -12,15 +12,15 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.small import write_small
+from tests.small import stop_after, write_small
 
 import fedelta
-from fedelta.comparison import pool
+from fedelta.comparison import launchers, pool
 from fedelta.comparison.cells import make_plan
 from fedelta.comparison.directory import ComparisonDirectory, Job
 from fedelta.comparison.request import read_request
 
-OVERRIDES = ("strategy.num_rounds=4",)
+OVERRIDES = ("strategy.num_rounds=2",)
 OVER = {"client.lr": [0.1, 1e30]}
 PATIENCE_SECONDS = 60
 
@@ -56,7 +56,7 @@ def test_stopped_cells_go_on_with_the_same_bits_in_any_number_of_processes_besid
     with ComparisonDirectory(out).locked():
         cell = make_plan(read_request(config, OVER, OVERRIDES)).cells({(): None})[0]
         with pytest.raises(KeyboardInterrupt):
-            fedelta.Experiment(cell.config).run(run, on_round=stop_at_two)
+            fedelta.Experiment(cell.config).run(run, on_round=stop_after(1))
     assert not (run / "summary.json").exists()
 
     found = fedelta.compare(config, OVER, out, overrides=OVERRIDES, processes=2)
@@ -68,11 +68,6 @@ def test_stopped_cells_go_on_with_the_same_bits_in_any_number_of_processes_besid
     undisturbed = fedelta.Experiment.from_toml(config, (*OVERRIDES, "client.lr=0.1")).run(tmp_path / "undisturbed")
     assert bits(run) == bits(undisturbed.path)
     assert found.groups["accuracy_mean"][0] == undisturbed.measures["accuracy"]
-
-
-def stop_at_two(outcome, ledger) -> None:
-    if outcome.round == 2:
-        raise KeyboardInterrupt
 
 
 @pytest.mark.slow
@@ -97,10 +92,11 @@ def test_processes_die_with_a_comparison_that_is_killed_and_its_table_is_that_of
     process = begin(out)
     rounds = out / "runs" / "seed-1" / "rounds.jsonl"
     wait_for(lambda: rounds.exists() and rounds.stat().st_size > 0)
-    (worker,) = children_of(process.pid)
+    (server,) = children_of(process.pid)
+    (worker,) = children_of(server)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    wait_for(lambda: not is_alive(worker))
+    wait_for(lambda: not is_alive(server) and not is_alive(worker))
     assert not (out / "runs" / "seed-1" / "summary.json").exists()
     assert (begin(out).wait(), begin(undisturbed).wait()) == (0, 0)
     assert untimed(out) == untimed(undisturbed)
@@ -120,18 +116,46 @@ def jobs(tmp_path) -> list[Job]:
         return directory.jobs(plan.cells({(): None}))
 
 
-def pretend(monkeypatch, body: str) -> None:
-    """Processes that only do `body`: `run` and `failure` are paths, `text` is the configuration."""
-    start = "import os, sys, time, pathlib; run, failure = map(pathlib.Path, sys.argv[1:]); "
-    read = "text = sys.stdin.buffer.read(int(sys.stdin.buffer.readline())).decode(); "
-    monkeypatch.setattr(pool, "COMMAND", (sys.executable, "-S", "-E", "-c", start + read + body))
+START = "import os, sys, time, pathlib"
+SPAWNED = """
+run, failure = map(pathlib.Path, sys.argv[1:])
+text = sys.stdin.buffer.read(int(sys.stdin.buffer.readline())).decode()
+"""
+FORKED = """
+sys.path.insert(0, {source!r})
+from fedelta.comparison.forkserver import serve
+def cell(request):
+    run, failure, text = pathlib.Path(request["run"]), pathlib.Path(request["failure"]), request["config"]
+    {body}
+    return 0
+sys.exit(serve(int(sys.argv[1]), cell))
+"""
+PYTHON = (sys.executable, "-S", "-E", "-c")  # without site-packages: it starts in no time
+
+
+needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="cells are forked on Linux only")
+
+
+@pytest.fixture(params=["spawned", pytest.param("forked", marks=needs_linux)])
+def pretend(request, monkeypatch):
+    """Processes of either kind that only do `body`: `run` and `failure` are paths, `text` is the configuration."""
+
+    def replace(body: str) -> None:
+        source = str(Path(fedelta.__file__).parents[1])
+        forked = f"{START}\n{FORKED.format(source=source, body=body)}"
+        monkeypatch.setattr(launchers, "WORKER", (*PYTHON, f"{START}\n{SPAWNED}\n{body}"))
+        monkeypatch.setattr(launchers, "FORK_SERVER", (*PYTHON, forked))
+        kind = launchers.Spawned if request.param == "spawned" else launchers.Forked
+        monkeypatch.setattr(pool, "launcher_for", lambda jobs: kind())
+
+    return replace
 
 
 FINISH = "run.mkdir(); (run / 'summary.json').write_text('{}')"
 
 
-def test_no_more_processes_run_than_asked_for(jobs, monkeypatch):
-    pretend(monkeypatch, FINISH)
+def test_no_more_processes_run_than_asked_for(jobs, pretend):
+    pretend(FINISH)
     running = most = 0
     kinds = []
     for event in pool.run_jobs(jobs, processes=2):
@@ -141,16 +165,16 @@ def test_no_more_processes_run_than_asked_for(jobs, monkeypatch):
     assert (most, kinds.count("finished"), kinds.count("failed")) == (2, 3, 0)
 
 
-def test_without_memory_for_two_one_runs_at_a_time(jobs, monkeypatch):
-    pretend(monkeypatch, FINISH)
+def test_without_memory_for_two_one_runs_at_a_time(jobs, pretend, monkeypatch):
+    pretend(FINISH)
     monkeypatch.setattr(pool, "available_bytes", lambda: 0)
     monkeypatch.setattr(pool, "default_processes", lambda jobs: 3)
     kinds = [event.kind for event in pool.run_jobs(jobs)]
     assert kinds == ["started", "finished"] * 3
 
 
-def test_a_process_that_is_killed_has_a_reason(jobs, monkeypatch):
-    pretend(monkeypatch, "print('last words', flush=True); os.kill(os.getpid(), 9)")
+def test_a_process_that_is_killed_has_a_reason(jobs, pretend):
+    pretend("print('last words', flush=True); os.kill(os.getpid(), 9)")
     kinds = [event.kind for event in pool.run_jobs(jobs[:1], processes=1)]
     assert kinds == ["started", "failed"]
     assert jobs[0].reason() == (
@@ -159,14 +183,33 @@ def test_a_process_that_is_killed_has_a_reason(jobs, monkeypatch):
     )
 
 
-def test_a_process_that_ends_before_it_was_told_what_to_do_has_a_reason(jobs, monkeypatch):
-    monkeypatch.setattr(pool, "COMMAND", (sys.executable, "-S", "-E", "-c", "raise SystemExit(7)"))
-    assert [event.kind for event in pool.run_jobs(jobs[:1], processes=1)] == ["started", "failed"]
-    assert jobs[0].reason() == "Crash: the process ended with exit code 7."
+def test_a_process_that_ends_before_it_was_told_what_to_do_has_a_reason(jobs, pretend, monkeypatch):
+    pretend("")
+    for name in ("WORKER", "FORK_SERVER"):
+        monkeypatch.setattr(launchers, name, (*PYTHON, "raise SystemExit('no library')"))
+    assert [event.kind for event in pool.run_jobs(jobs[:2], processes=1)] == ["started", "failed"] * 2
+    assert [job.reason() for job in jobs[:2]] == ["Crash: the process ended with exit code 1.\n\nno library"] * 2
 
 
-def test_processes_end_when_nobody_listens_any_more(jobs, monkeypatch):
-    pretend(monkeypatch, "run.mkdir(); (run / 'id').write_text(str(os.getpid())); time.sleep(600)")
+@needs_linux
+@pytest.mark.parametrize("pretend", ["forked"], indirect=True)
+def test_a_fork_server_that_is_killed_loses_its_cells_and_no_others(jobs, pretend):
+    # The second cell kills the server while the first one runs; the third gets a new server.
+    pretend(
+        "index = int(run.name[-1]); run.mkdir(); (run / 'id').write_text(str(os.getpid()))\n"
+        "    if index == 1: time.sleep(600)\n"
+        "    if index == 2: os.kill(os.getppid(), 9); time.sleep(600)\n"
+        "    (run / 'summary.json').write_text('{}')"
+    )
+    ends = {event.job.path.name: event.kind for event in pool.run_jobs(jobs, processes=2) if event.kind != "started"}
+    assert ends == {"seed-1": "failed", "seed-2": "failed", "seed-3": "finished"}
+    assert jobs[0].reason().startswith("Crash: the process was ended by SIGKILL.")
+    for job in jobs[:2]:
+        wait_for(lambda job=job: not is_alive(int((job.path / "id").read_text())))
+
+
+def test_processes_end_when_nobody_listens_any_more(jobs, pretend):
+    pretend("run.mkdir(); (run / 'id').write_text(str(os.getpid())); time.sleep(600)")
     events = pool.run_jobs(jobs[:1], processes=1)
     assert next(events).kind == "started"
     path = jobs[0].path / "id"
@@ -176,14 +219,14 @@ def test_processes_end_when_nobody_listens_any_more(jobs, monkeypatch):
         os.kill(int(path.read_text()), 0)
 
 
-def test_rounds_are_told_as_they_come(jobs, monkeypatch):
+def test_rounds_are_told_as_they_come(jobs, pretend):
     measures = {4: "null", 5: '{"accuracy": 0.5}', 6: "null"}
     record = "".join(f'{{"round": {round}, "measures": {value}}}\\n' for round, value in measures.items())
     timing = '{"peak_memory_bytes": 77}\\n'
     body = (
         f"run.mkdir(); (run / 'rounds.jsonl').write_text('{record}'); (run / 'timings.jsonl').write_text('{timing}'); "
     )
-    pretend(monkeypatch, body + "(run / 'summary.json').write_text('{}')")
+    pretend(body + "(run / 'summary.json').write_text('{}')")
     events = list(pool.run_jobs(jobs[:1], processes=1))
     assert [(event.kind, event.round, event.final) for event in events] == [
         ("started", 0, None), ("round", 6, 0.5), ("finished", 6, 0.5),

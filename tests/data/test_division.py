@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner
+from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner, PathologicalPartitioner
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -109,17 +109,34 @@ def test_a_minimum_that_takes_every_row_makes_all_clients_equal(labels):
     assert [len(of_client) for of_client in rows.values()] == [20] * 10
 
 
+@pytest.mark.parametrize("self_balancing", [False, True])
+@pytest.mark.parametrize("alpha", [1e-3, 0.1, 10.0])
+@pytest.mark.parametrize("num_clients", [3, 40])
+def test_a_draw_without_a_minimum_is_that_of_flwr_datasets(num_clients, alpha, self_balancing, labels):
+    settings = Dirichlet(num_clients=num_clients, alpha=alpha, self_balancing=self_balancing, min_size=1)
+    for seed in range(3):
+        theirs = DirichletPartitioner(
+            num_clients, "label", alpha, 0, self_balancing=self_balancing, shuffle=False, seed=seed
+        )
+        theirs.dataset = Dataset.from_dict({"label": labels.tolist(), "place": range(len(labels))})
+        try:
+            with np.errstate(invalid="raise", divide="raise"):
+                expected = [sorted(theirs.load_partition(client)["place"]) for client in range(num_clients)]
+        except FloatingPointError:  # balancing has left no client that may take a label
+            expected = []
+        assert [rows.tolist() for rows in settings.draw(labels, seed).values()] == expected
+
+
 def test_many_clients_are_not_loaded_one_by_one(monkeypatch):
-    # Loading one takes two milliseconds: with ten draws and a thousand clients, twenty seconds.
-    load_partition, loaded = DirichletPartitioner.load_partition, []
+    # Loading one takes two milliseconds.
+    load_partition, loaded = PathologicalPartitioner.load_partition, []
     monkeypatch.setattr(
-        DirichletPartitioner,
+        PathologicalPartitioner,
         "load_partition",
         lambda self, client: loaded.append(client) or load_partition(self, client),
     )
-    rows = divide(Dirichlet(num_clients=300, alpha=0.1), torch.arange(6000) % 10, None, seed=0)
-    assert min(len(of_client) for of_client in rows.values()) == 10
-    assert len(loaded) <= 20  # two for each draw
+    assert len(divide(Pathological(num_clients=300), torch.arange(6000) % 10, None, seed=0)) == 300
+    assert len(loaded) == 2  # the first, and the largest to check the partitioner's own note
 
 
 @pytest.mark.parametrize("note", [None, {}, {client: [client] for client in range(7)}])

@@ -126,7 +126,7 @@ MSE = Measure("mse", "squared error", higher_is_better=False, unit="mm²")
 
 
 def make_error_run(path: Path, patch: pytest.MonkeyPatch) -> Path:
-    """A run of a task whose measures should be low: 3, 1.5 and 2 mm. Until `patch` is undone all runs have this task."""
+    """A run of a task whose measures should be low: 3, 1.5 and 2 mm. Until `patch` is undone all runs have it."""
     task = SimpleNamespace(primary=MAE, loss=MSE, measured={}, stratum=("range", "ranges"))
     patch.setattr(history, "task_of", lambda _: task)
     run = make_run(path, SMALL)

@@ -11,6 +11,7 @@ import sys
 import threading
 import tomllib
 import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fedelta.config import Config, parse_config
@@ -25,20 +26,45 @@ FAILED = 1
 
 def main() -> int:
     """Reads what to run, and runs it; the exit code of the process."""
-    run, failure = Path(sys.argv[1]), Path(sys.argv[2])
-    load_same(sys.argv[3:])
+    run, failure, *plugins = sys.argv[1:]
     text = sys.stdin.buffer.read(int(sys.stdin.buffer.readline()))
     threading.Thread(target=_end_with_the_input, daemon=True).start()
-    return attempt(parse_config(tomllib.loads(text.decode())), run, failure)
+    return run_cell(text.decode(), plugins, Path(run), Path(failure))
+
+
+def run_cell(config: str, plugins: Sequence[str], run: Path, failure: Path) -> int:
+    """Runs a cell in a fresh process; returns its exit code.
+
+    Args:
+        config: the configuration as TOML.
+        plugins: those that it needs, as `for_processes` gives them.
+        run: the run directory; a run that is there already goes on.
+        failure: where the reason stands if the cell fails.
+    """
+
+    def read() -> Config:
+        load_same(plugins)
+        return parse_config(tomllib.loads(config))
+
+    return _attempt(lambda: _run(read(), run), failure)
 
 
 def attempt(config: Config, run: Path, failure: Path) -> int:
-    """Begins the run at `run`, or goes on where it stopped; returns 1, with the reason in `failure`, if it failed."""
+    """The same in a process that has loaded the plug-ins."""
+    return _attempt(lambda: _run(config, run), failure)
+
+
+def _run(config: Config, run: Path) -> None:
+    if (run / CONFIG).exists():
+        Experiment.from_run(run).resume(run)
+    else:
+        Experiment(config, name=run.name).run(run)
+
+
+def _attempt(action: Callable[[], None], failure: Path) -> int:
+    """Does `action`; returns 1 if that failed, with the reason in the file `failure`, else 0."""
     try:
-        if (run / CONFIG).exists():
-            Experiment.from_run(run).resume(run)
-        else:
-            Experiment(config, name=run.name).run(run)
+        action()
     except FedeltaError as error:
         write_atomic(failure, f"{type(error).__name__}: {error}\n")
         return FAILED

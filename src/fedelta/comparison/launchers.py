@@ -1,0 +1,193 @@
+"""How processes of cells are started and ended, on every system and, where it is safe, in a fraction of the time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from typing import IO, Protocol
+
+from fedelta.comparison.directory import Job
+from fedelta.plugins import for_processes
+
+# -P: a folder of the user's with the name of a library must not stand in for it.
+_PYTHON = (sys.executable, "-P", "-m")
+WORKER = (*_PYTHON, "fedelta.comparison.worker")
+FORK_SERVER = (*_PYTHON, "fedelta.comparison.forkserver")
+_PATIENCE_SECONDS = 10.0  # between asking a process to end and ending it
+# Read once, when torch and the libraries below it are loaded.
+_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "VECLIB_MAXIMUM_THREADS": "1",
+    "NUMEXPR_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+Poll = Callable[[], int | None]
+"""The exit code of a process, negative for a signal; None while it runs."""
+
+
+class Launcher(Protocol):
+    """Starts a process for each cell."""
+
+    def start(self, job: Job) -> Poll:
+        """Starts the process of `job`, whose log is empty then."""
+
+    def stop(self) -> None:
+        """Ends the processes that still run, and returns when they have ended."""
+
+
+def launcher_for(jobs: Sequence[Job]) -> Launcher:
+    """Forked processes where that is safe: on Linux, without a GPU, which no forked process can use."""
+    uses_gpu = any(job.cell.config.runtime.torch_device() != "cpu" for job in jobs)
+    return Forked() if sys.platform == "linux" and not uses_gpu else Spawned()
+
+
+class Spawned:
+    """Processes that each import everything themselves (worker.py)."""
+
+    def __init__(self) -> None:
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def start(self, job: Job) -> Poll:
+        """See `Launcher.start`."""
+        with job.log.open("wb") as log:
+            process = _open(
+                [*WORKER, str(job.path), str(job.failure), *for_processes()], stdout=log, stderr=subprocess.STDOUT
+            )
+        text = job.cell.config.to_toml().encode()
+        _write(process, b"%d\n" % len(text) + text)
+        self._processes.append(process)
+        return process.poll
+
+    def stop(self) -> None:
+        """See `Launcher.stop`."""
+        for process in self._processes:
+            process.terminate()
+        for process in self._processes:
+            _wait(process)
+
+
+class Forked:
+    """Processes that a fork server starts (forkserver.py); a new server is started should one be killed."""
+
+    def __init__(self) -> None:
+        self._server: _Server | None = None
+
+    def start(self, job: Job) -> Poll:
+        """See `Launcher.start`."""
+        job.log.write_bytes(b"")
+        if self._server is None or self._server.has_ended:
+            self.stop()
+            self._server = _Server(job)
+        return self._server.start(job)
+
+    def stop(self) -> None:
+        """See `Launcher.stop`."""
+        if self._server is not None:
+            self._server.stop()
+
+
+class _Server:
+    """A fork server and what is known of its processes.
+
+    Args:
+        job: the first of its jobs, beside whose log that of the server stands.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._log = job.log.with_name("forkserver.txt")
+        leash, self._leash = os.pipe()
+        with self._log.open("wb") as log:
+            command = [*FORK_SERVER, str(leash)]
+            self._process = _open(command, stdout=subprocess.PIPE, stderr=log, pass_fds=(leash,))
+        os.close(leash)
+        os.set_blocking(_output(self._process).fileno(), False)
+        self._codes: dict[int, int] = {}
+        self._num_started = 0
+        self._partial = b""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it was killed, or could not be started."""
+        return self._process.poll() is not None
+
+    def start(self, job: Job) -> Poll:
+        """Asks for a process."""
+        number = self._num_started = self._num_started + 1
+        paths = {"run": str(job.path), "failure": str(job.failure), "log": str(job.log)}
+        request = {"number": number, **paths, "config": job.cell.config.to_toml(), "plugins": for_processes()}
+        _write(self._process, f"{json.dumps(request)}\n".encode())
+        return lambda: self._code(number, job)
+
+    def stop(self) -> None:
+        """Ends it with its processes."""
+        _close(self._process)
+        _wait(self._process)
+        os.close(self._leash)
+        _output(self._process).close()
+
+    def _code(self, number: int, job: Job) -> int | None:
+        has_ended = self.has_ended  # before the answers are read: what it has written by then is all
+        with contextlib.suppress(BlockingIOError):
+            while chunk := os.read(_output(self._process).fileno(), 2**16):
+                *lines, self._partial = (self._partial + chunk).split(b"\n")
+                self._codes |= dict(map(json.loads, lines))
+        if number not in self._codes and has_ended:
+            job.log.write_bytes(job.log.read_bytes() + self._log.read_bytes())
+            self._codes[number] = self._process.returncode or 1
+        return self._codes.get(number)
+
+
+def _open(
+    command: Sequence[str], *, stdout: int | IO[bytes], stderr: int | IO[bytes], pass_fds: tuple[int, ...] = ()
+) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(  # noqa: S603
+        command,
+        stdin=subprocess.PIPE,
+        stdout=stdout,
+        stderr=stderr,
+        env=os.environ | _ENVIRONMENT,
+        pass_fds=pass_fds,
+        start_new_session=True,  # Ctrl-C is for the comparison, which ends its processes itself
+    )
+
+
+def _write(process: subprocess.Popen[bytes], content: bytes) -> None:
+    # A process that is gone already is found by the next poll.
+    with contextlib.suppress(BrokenPipeError):
+        _input(process).write(content)
+        _input(process).flush()
+
+
+def _close(process: subprocess.Popen[bytes]) -> None:
+    # Closing writes what could not be written before.
+    with contextlib.suppress(BrokenPipeError):
+        _input(process).close()
+
+
+def _wait(process: subprocess.Popen[bytes]) -> None:
+    """Waits for the end of a process that was asked to end; does not wait for long."""
+    try:
+        process.wait(_PATIENCE_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    _close(process)
+
+
+def _input(process: subprocess.Popen[bytes]) -> IO[bytes]:
+    if process.stdin is None:
+        raise ValueError("the process was started without a pipe to it")
+    return process.stdin
+
+
+def _output(process: subprocess.Popen[bytes]) -> IO[bytes]:
+    if process.stdout is None:
+        raise ValueError("the process was started without a pipe from it")
+    return process.stdout
