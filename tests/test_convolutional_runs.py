@@ -215,7 +215,7 @@ def test_a_backbone_of_ones_own_says_its_policy_itself(tmp_path):
             "entry 'q' matches no linear or convolutional layer of SmallResNet",
         ),
         (("tuning.name=lora", 'tuning.target_modules=["conv3"]'), "did you mean 'conv"),
-        (("tuning.name=lora", 'tuning.target_modules="all-conv"', "tuning.r=9"), "rank 9 is above the size of `conv1`"),
+        (("tuning.name=lora", 'tuning.target_modules="all-conv"', "tuning.r=9"), "rank 9 is too large for `conv1`"),
     ],
 )
 def test_a_method_that_does_not_fit_ends_before_any_training(overrides: tuple[str, ...], message: str, tmp_path):

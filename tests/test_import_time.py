@@ -25,6 +25,9 @@ NOT_NEEDED = (
     "torchvision", "wandb",
 )  # fmt: skip
 
+# `inspect` knows the names of the digits' classes without reading them.
+NOT_READ = ("datasets", "pandas", "pyarrow")
+
 # Runs both commands in one process, and afterwards uses what was left out of the import of transformers.
 COMMANDS = """
 import contextlib, io, json, sys
@@ -83,7 +86,7 @@ def test_importing_the_package_takes_less_than_a_second(import_times: dict[str, 
 @pytest.mark.parametrize("command", ["inspect", "check"])
 def test_a_command_loads_no_library_that_it_does_not_need(command: str, loaded: dict[str, list[object]]):
     assert "transformers.models.vit.modeling_vit" in loaded[command]
-    assert not {*NOT_NEEDED} & {*loaded[command]}
+    assert not {*NOT_NEEDED, *(NOT_READ if command == "inspect" else ())} & {*loaded[command]}
 
 
 def test_what_a_command_imports_lightly_works_when_it_is_needed_after_all(loaded: dict[str, list[object]]):

@@ -9,7 +9,7 @@ import torch
 from fedelta.assembly.model import adopted_tuning, apply_tuning
 from fedelta.codecs.wire import encode
 from fedelta.config import Config
-from fedelta.data.sources import read
+from fedelta.data.sources import class_names
 from fedelta.federation.tiers import Tiers
 from fedelta.imports import collector_paused
 from fedelta.inference.adapter import read_adapter
@@ -70,14 +70,14 @@ class Inspection:
 def inspect(config: Config) -> Inspection:
     """Returns the sizes for `config`, from a model without memory and encoded zeros.
 
-    Reads the data only if the task has classes and `model.num_classes` is not set.
+    Reads the data only to find their classes: not if `model.num_classes` is set, nor for the embedded digits.
 
     Raises:
         InputError: something in the configuration cannot be used.
     """
-    class_names = _class_names(config)
+    names = _class_names(config)
     with collector_paused():  # on the device "meta" most of the time goes into imports
-        backbone = build(config.model, class_names, seed=config.seed, device="meta", task=config.task)
+        backbone = build(config.model, names, seed=config.seed, device="meta", task=config.task)
     total_parameters = backbone.num_parameters
     tuning = config.tuning
     if config.model.adapter is not None:
@@ -110,7 +110,7 @@ def _class_names(config: Config) -> tuple[str, ...]:
     if not config.task.has_classes:
         return ()
     if config.model.num_classes is None:
-        return read(config.data, seed=config.seed, task=config.task).class_names
+        return class_names(config.data, seed=config.seed, task=config.task)
     return tuple(str(index) for index in range(config.model.num_classes))
 
 

@@ -5,6 +5,8 @@ Slow imports are inside functions, so that `fedelta --help` starts quickly.
 
 from __future__ import annotations
 
+import io
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +24,13 @@ if TYPE_CHECKING:
     from fedelta.tasks.base import Measure
 
 MIB = 2**20
+
+
+def escape_unprintable() -> None:
+    """Writes letters that the terminal's encoding lacks, such as those in names of classes, as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a test or a notebook replaces them
+            stream.reconfigure(errors="backslashreplace")
 
 
 class Stages:

@@ -130,7 +130,9 @@ def test_a_run_says_that_its_cache_is_off(tmp_path, caplog):
 
 
 def test_a_padding_as_large_as_the_image_is_refused_before_a_run_directory_is_there(tmp_path):
-    with pytest.raises(ConfigError, match=r"`augmentation\.crop_padding` is 16, expected less than the 16 pixels"):
+    with pytest.raises(
+        ConfigError, match=r"`augmentation\.crop_padding` is 16, expected less than the side of an image, 16 pixels"
+    ):
         Experiment.from_toml(write_small(tmp_path), ["augmentation.crop_padding=16"]).run(tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

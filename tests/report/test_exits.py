@@ -380,7 +380,7 @@ def test_a_section_that_cannot_be_right_is_refused(tmp_path):
     path = by_hand(tmp_path / "run", tiers=[1, 3])
     config = (path / CONFIG).read_text()
     (path / CONFIG).write_text(re.sub(r"tiers = \[.*?\]", "tiers = [0]", config, flags=re.DOTALL))
-    with pytest.raises(RunError, match=r"`\[exits\]` cannot be right"):
+    with pytest.raises(RunError, match=r"`\[exits\]` is not valid"):
         page_of(path)
 
 

@@ -328,7 +328,7 @@ def test_a_configuration_of_another_run_is_refused(kind: str, place: Path):
 ADAPTERS = {
     "of another run": (
         lambda run, other: (shutil.rmtree(run / "adapter"), shutil.copytree(other / "adapter", run / "adapter")),
-        r"tensors are not those of the run's checkpoint, first `vit",
+        r"tensors differ from the run's checkpoint, first `vit",
         FedeltaError,
     ),
     "with the tensors of another run": (

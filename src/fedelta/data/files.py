@@ -102,7 +102,8 @@ def _digits() -> Dataset:
     from datasets import Array2D, ClassLabel, Dataset, Features
 
     # As `load_digits` reads it; importing that takes longer than all that `fedelta inspect` does.
-    table = np.loadtxt(distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz"), delimiter=",")
+    path = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
+    table = np.loadtxt(str(path), delimiter=",")
     pixels = (table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).round().astype("uint8")
     features = Features({"image": Array2D(shape=(8, 8), dtype="uint8"), "label": ClassLabel(num_classes=10)})
     return Dataset.from_dict({"image": list(pixels), "label": table[:, -1].astype(int).tolist()}, features=features)
