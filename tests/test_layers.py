@@ -22,7 +22,7 @@ PACKAGE = "fedelta"
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 
 LAYERS = (  # low to high
-    ("errors", "settings", "seeds", "params", "grid", "durable"),
+    ("errors", "settings", "seeds", "params", "grid", "durable", "imports"),
     ("catalog", "plugins"),
     ("models", "modalities", "tasks"),
     ("tuning", "strategies", "aggregation", "codecs", "data"),

@@ -1,4 +1,4 @@
-"""The `[compare]` table of a configuration: the axes of a grid of experiments, and what is searched for each method.
+"""The `[compare]` table of a configuration: the axes of a grid of experiments, and the key that is searched.
 
     [compare]
     name = "methods"                        # optional: what tables and page are called
@@ -13,7 +13,7 @@
     at = { setting = "16 of 16, IID" }      # the other axes stay at their first value, or here
     values = { head = [0.005, 0.05], lora = [0.01, 0.1] }   # by values of the first axis in `by`, or one list for all
 
-Whether a cell of the grid is a good configuration is not known here; see comparison/cells.py.
+Whether each cell of the grid is a valid configuration is checked in comparison/cells.py.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Axis:
-    """What is varied.
+    """Something that is varied.
 
     Args:
         name: a key of the configuration, or a name for several.
@@ -60,7 +60,7 @@ class Axis:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The keys of the configuration that it sets, each once."""
+        """Keys of the configuration that it sets, without repetition."""
         return tuple(dict.fromkeys(key for choice in self.choices for key in choice.values))
 
 
@@ -70,9 +70,9 @@ class Search:
 
     Args:
         key: of the configuration.
-        by: names of axes; one search for every combination of their values.
-        at: axis name to the choice at which it stays meanwhile; it need not be one of those that are compared.
-        values: label of the first axis in `by` to the candidates; the empty label stands for every other one.
+        by: names of axes; there is one search for every combination of their values.
+        at: axis name to the choice at which it stays during the search; it need not be one that is compared.
+        values: label of the first axis in `by` to the candidates; the empty label stands for all other labels.
     """
 
     key: str
@@ -91,8 +91,8 @@ class Grid:
 
     Args:
         axes: the first varies slowest.
-        search: done before, if there is one.
-        name: of the comparison; None is that of its file.
+        search: runs before the grid; None without one.
+        name: of the comparison; None stands for the name of its file.
     """
 
     axes: tuple[Axis, ...] = ()
@@ -101,7 +101,7 @@ class Grid:
 
 
 def label_of(value: object) -> str:
-    """What tables call a value.
+    """The label of a value in tables.
 
     >>> label_of("lora"), label_of(0.1), label_of(["q", "v"])
     ('lora', '0.1', '["q", "v"]')
@@ -110,12 +110,12 @@ def label_of(value: object) -> str:
 
 
 def parse_grid(table: object, over: Mapping[str, object] | None = None) -> tuple[Grid, list[str]]:
-    """The grid in a `[compare]` table, and everything that is wrong with it.
+    """The grid in a `[compare]` table, and its problems.
 
     Args:
-        table: as TOML holds it.
-        over: axes that replace those of the same name, or come after them. A list that replaces named choices picks
-            some of them.
+        table: the table as TOML holds it.
+        over: further axes. An axis replaces the axis of the same name; a list that replaces named choices picks some of
+            them.
     """
     if not isinstance(table, Mapping):
         return Grid(), [f"`compare` is {table!r}, expected a table"]
@@ -131,14 +131,14 @@ def parse_grid(table: object, over: Mapping[str, object] | None = None) -> tuple
     problems += _set_twice(axes)
     if "search" not in table:
         return Grid(axes, None, name), problems
-    # A search may know more methods than are compared this time.
+    # A search may have candidates for methods that are not compared this time.
     known = [_axis(name, raw, []) for name, raw in asked.items()]
     search, wrong = _search(table["search"], axes, known)
     return Grid(axes, search, name), problems + wrong
 
 
 def _pick(name: str, before: object, raw: object, problems: list[str]) -> object:
-    """Some of the named choices in `before`, where there are such; else `raw` as it is."""
+    """The choices in `before` that `raw` lists; `raw` itself where `before` has no named choices."""
     if not isinstance(before, Mapping) or not isinstance(raw, list | tuple):
         return raw
     labels = _joined([label_of(value) for value in raw], before)
@@ -149,7 +149,7 @@ def _pick(name: str, before: object, raw: object, problems: list[str]) -> object
 
 
 def _joined(labels: list[str], known: Mapping[str, object]) -> list[str]:
-    """Pieces of a label that was cut at its commas, put together again.
+    """Labels from pieces that were split at commas, as labels may hold commas themselves.
 
     >>> _joined(["8 of 64", "IID", "LoRA"], {"8 of 64, IID": {}, "LoRA": {}})
     ['8 of 64, IID', 'LoRA']
@@ -185,7 +185,7 @@ def _axis(name: str, raw: object, problems: list[str]) -> Axis:
 
 
 def _set_twice(axes: Iterable[Axis]) -> list[str]:
-    """Keys that two axes set, whole or in part, and seeds that are no axis of their own."""
+    """Problems of keys that two axes set, wholly or in part, and of seeds inside another axis."""
     problems: list[str] = []
     setter: dict[str, str] = {}
     for axis in axes:
@@ -240,18 +240,18 @@ def _check_by(by: Iterable[str], axes: Iterable[Axis]) -> list[str]:
 
 
 def _at(at: Mapping[str, object], by: Iterable[str], axes: Iterable[Axis], problems: list[str]) -> dict[str, Choice]:
-    """Axis name to the choice at which it stays; adds to `problems`.
+    """Axis name to the choice at which it stays during the search; adds to `problems`.
 
     Args:
-        at: as given: a value or a label of the axis, or a table with one choice of its own.
-        by: axes that are searched.
-        axes: those of the file and those that are compared; an axis may be there with other choices twice.
-        problems: grows.
+        at: axis name to a value or a label of the axis, or to a table with one new choice.
+        by: axes of the search.
+        axes: those of the file and those that are compared; an axis may stand there twice, with other choices.
+        problems: texts, to which further ones are added.
     """
     choices: dict[str, dict[str, Choice]] = {}
     for axis in axes:
         choices.setdefault(axis.name, {}).update({choice.label: choice for choice in axis.choices})
-    found: dict[str, Choice] = {}
+    stays: dict[str, Choice] = {}
     for name, value in at.items():
         where = f"`compare.search.at` names {name!r}"
         if name not in choices:
@@ -259,17 +259,17 @@ def _at(at: Mapping[str, object], by: Iterable[str], axes: Iterable[Axis], probl
         elif name in by:
             problems.append(f"{where}, which is also in `by`")
         elif isinstance(value, Mapping):
-            own = _axis(name, value, problems).choices
-            if len(own) == 1:
-                found[name] = own[0]
+            new = _axis(name, value, problems).choices
+            if len(new) == 1:
+                stays[name] = new[0]
             else:
                 problems.append(f"{where} = {value!r}, expected one choice")
         elif (label := label_of(value)) in choices[name]:
-            found[name] = choices[name][label]
+            stays[name] = choices[name][label]
         else:
             nearest = _nearest(label, choices[name])
             problems.append(f"{where} = {label!r}, which that axis does not hold; {nearest}")
-    return found
+    return stays
 
 
 def _search_values(
@@ -290,7 +290,7 @@ def _search_values(
 
 
 def _sets(axis: Axis, key: str) -> bool:
-    return any(_overlap(own, key) for own in axis.keys)
+    return any(_overlap(axis_key, key) for axis_key in axis.keys)
 
 
 def _overlap(one: str, other: str) -> bool:
@@ -302,7 +302,8 @@ def _repeated(labels: Iterable[str]) -> list[str]:
     return [label for label in dict.fromkeys(labels) if labels.count(label) > 1]
 
 
-def _nearest(found: str, known: Iterable[str]) -> str:
+def _nearest(name: str, known: Iterable[str]) -> str:
+    """Advice for an unknown name: the most similar known one, or all."""
     known = list(known)
-    matches = get_close_matches(found, known, n=1)
+    matches = get_close_matches(name, known, n=1)
     return f"did you mean {matches[0]!r}?" if matches else f"known: {', '.join(known) or 'none'}"

@@ -21,7 +21,7 @@ def run_inline(jobs: Sequence[Job], **options: object) -> Generator[Event]:
 
 
 def run_once(finished: Path) -> RunJobs:
-    """As `run_inline`, but a configuration that ran before, in whatever comparison, is copied from the folder `finished`.
+    """As `run_inline`, but a configuration that has run before, in any test, is copied from the folder `finished`.
 
     Equal configurations give equal bits; the tests of `attempt` and of processes hold that.
     """

@@ -202,7 +202,7 @@ def test_a_narrower_grid_says_what_its_tables_no_longer_show(tmp_path, inline, c
     fedelta.compare(config, {"seed": [1, 2]}, tmp_path / "out", overrides=ONE_ROUND)
     assert "will not show" not in caplog.text
     fedelta.compare(config, {"seed": [2]}, tmp_path / "out", overrides=ONE_ROUND)
-    assert "will not show 1 cells of the last comparison there; their runs stay" in caplog.text
+    assert "will not show 1 cell of the last comparison there; the runs stay" in caplog.text
 
 
 def test_a_trial_that_crashes_is_tried_again_before_a_value_is_chosen(tmp_path, inline, run_cells, monkeypatch):

@@ -11,7 +11,7 @@ from fedelta.comparison import cores, pool
 
 @pytest.fixture(autouse=True)
 def sixteen(tmp_path, monkeypatch):
-    monkeypatch.setattr(cores, "_of_system", lambda: 16)
+    monkeypatch.setattr(cores, "_in_affinity", lambda: 16)
     monkeypatch.setattr(cores, "_CGROUP", tmp_path)
 
 

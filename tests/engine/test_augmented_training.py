@@ -85,7 +85,7 @@ def test_the_cache_is_off_for_training_alone_and_a_note_says_so():
     plain, _ = tiny_engine(Head(), tiny_data(), cache_bytes=2**20)
     test, anchor, calls = tiny_data(seed=1), start_of(engine), []
     assert engine.evaluate(anchor, test) == plain.evaluate(anchor, test)
-    engine._backbone.module.vit.register_forward_pre_hook(lambda *_: calls.append(1))
+    engine._model.backbone.module.vit.register_forward_pre_hook(lambda *_: calls.append(1))
     engine.evaluate(anchor, test)
     assert calls == []
     deltas_of(engine, jobs_for([4, 3], anchor))

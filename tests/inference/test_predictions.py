@@ -96,7 +96,7 @@ def test_the_lines_are_those_of_the_evaluated_set_and_agree_with_the_measures(tm
 def test_clients_that_keep_norms_have_no_answers_in_common(tmp_path):
     path = write_small(tmp_path, text=CONVOLUTIONAL)
     result = Experiment.from_toml(path, ["model.batch_norm=local", "strategy.num_rounds=1"]).run(tmp_path / "run")
-    with pytest.raises(InputError, match="there is no one model whose answers could be told"):
+    with pytest.raises(InputError, match="there is no one model whose answers could be written"):
         evaluate_adapter(result.path, predictions=tmp_path / "p.csv")
     assert not (tmp_path / "p.csv").exists()
     found = evaluate_adapter(result.path)

@@ -25,7 +25,7 @@ from fedelta.errors import PluginError
 from fedelta.federation.base import Standing
 from fedelta.federation.rounds import federate
 from fedelta.params import Params, ParamSpec, TensorSpec
-from fedelta.strategies.base import Combined, RoundPlan, State
+from fedelta.strategies.base import CombinedUpdates, RoundPlan, State
 from fedelta.strategies.fedavg import FedAvg
 from fedelta.tasks.classification import Classification
 from fedelta.tasks.contract import losses_of
@@ -63,7 +63,7 @@ class Broken(FedAvg):
     how: str = "nothing"
 
     def update(
-        self, state: State, params: Params, plan: RoundPlan, combined: Combined, spec: ParamSpec
+        self, state: State, params: Params, plan: RoundPlan, combined: CombinedUpdates, spec: ParamSpec
     ) -> tuple[Params, State]:
         after = CHANGES[self.how][0](params)
         return after if after is None else (after, state)

@@ -328,7 +328,7 @@ def test_a_configuration_of_another_run_is_refused(kind: str, place: Path):
 ADAPTERS = {
     "of another run": (
         lambda run, other: (shutil.rmtree(run / "adapter"), shutil.copytree(other / "adapter", run / "adapter")),
-        r"tensors are not those of the run's checkpoint, first `vit",
+        r"tensors differ from the run's checkpoint, first `vit",
         FedeltaError,
     ),
     "with the tensors of another run": (
@@ -386,7 +386,7 @@ def test_an_adapter_on_other_base_weights_is_refused_and_a_base_model_that_is_gi
     adapter = place / "config-done" / "adapter"
     Predictor.from_adapter(adapter)
     other_weights(place)
-    with pytest.raises(AdapterError, match=r"was made for another base model than '.*model' is now: its base weights"):
+    with pytest.raises(AdapterError, match=r"is not the base model that adapter '.*model' is now: its base weights"):
         Predictor.from_adapter(adapter)
     Predictor.from_adapter(adapter, ModelSource(source=str(place / "model")))
     Experiment.from_toml(place / "config.toml", [f"model.adapter={adapter}"]).assembly  # noqa: B018 made on first use

@@ -1,4 +1,4 @@
-"""The cells of a grid: every configuration is made, and every problem found, before anything is trained.
+"""The cells of a grid; every configuration is made and checked before anything is trained.
 
 A *cell* is one configuration of the grid with one seed; a *trial* is a run of the search, which is measured on
 validation rows of the clients, at one seed.
@@ -48,12 +48,12 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """For people, such as `tuning.name=head, seed=1`."""
+        """What messages call it, such as `tuning.name=head, seed=1`."""
         return name_of(self.labels, self.key, self.value, is_trial=self.is_trial)
 
     @property
     def slug(self) -> str:
-        """For a directory, such as `head-seed-1`; cells that differ may have the same one, see `slugs`."""
+        """A name for its directory, such as `head-seed-1`; two cells may have the same one (see `slugs`)."""
         named = _named(self.labels, self.key, self.value)
         parts = (label if is_word(label) else f"{name.rpartition('.')[2]}-{label}" for name, label in named.items())
         slug = re.sub(r"[^\w.+-]+", "-", "-".join(parts), flags=re.ASCII)
@@ -62,7 +62,7 @@ class Cell:
 
     @property
     def unique_slug(self) -> str:
-        """The slug, and a few digits that no other cell has."""
+        """The slug, followed by digits that no other cell has."""
         return f"{self.slug}-{self._digest}"
 
     @property
@@ -77,8 +77,8 @@ class Plan:
     Args:
         request: what was asked.
         trials: of the search, in its order; empty without one.
-        num_rounds: name of every cell, without the searched value, to its rounds; the first axis varies slowest.
-        primary: the measure that all of them are judged by.
+        num_rounds: name of each cell, without the searched value, to its rounds; the first axis varies slowest.
+        primary: the measure that all cells share.
     """
 
     request: Request
@@ -138,12 +138,14 @@ def make_plan(request: Request) -> Plan:
 
 
 def name_of(labels: Mapping[str, str], key: str | None = None, value: object = None, *, is_trial: bool = False) -> str:
-    """What messages call a cell."""
-    return (_TRIAL if is_trial else "") + ", ".join(f"{name}={it}" for name, it in _named(labels, key, value).items())
+    """The name of a cell in messages."""
+    return (_TRIAL if is_trial else "") + ", ".join(
+        f"{name}={label}" for name, label in _named(labels, key, value).items()
+    )
 
 
 def is_word(label: str) -> bool:
-    """Whether a label says by itself what it is; a number, a truth value or a list needs its key beside it."""
+    """Whether a label can stand without its key; a number, a truth value or a list cannot."""
     try:
         float(label)
     except ValueError:
@@ -152,7 +154,7 @@ def is_word(label: str) -> bool:
 
 
 def by_labels(search: Search | None, labels: Mapping[str, str]) -> tuple[str, ...]:
-    """The labels that decide which value of the searched key a cell gets."""
+    """The labels of the axes in `compare.search.by`; cells with equal ones get the same value of the searched key."""
     return () if search is None else tuple(labels[name] for name in search.by)
 
 
@@ -168,19 +170,19 @@ def _points(axes: Sequence[Axis]) -> Iterator[Point]:
 
 
 def _trial_points(search: Search | None, axes: Sequence[Axis]) -> Iterator[Point]:
-    """The axes of the search through all their values, every other one where it stays."""
+    """The points of the search: its axes take all their values, the others one."""
     if search is None:
         return
     yield from _points([axis if axis.name in search.by else _stay(search, axis) for axis in axes])
 
 
 def _stay(search: Search, axis: Axis) -> Axis:
-    """An axis while others are searched: with one choice."""
+    """An axis with the one choice at which it stays during the search."""
     return Axis(axis.name, (search.at.get(axis.name, axis.choices[0]),))
 
 
 def _variants(search: Search | None, points: Iterable[Point]) -> Iterator[tuple[Point, object]]:
-    """Each point with each value that the searched key may get there."""
+    """Each point with each candidate of the searched key; with None where nothing is searched."""
     for point in points:
         for value in (None,) if search is None else search.candidates(_labels(point)):
             yield point, value
@@ -201,7 +203,7 @@ def _cell(request: Request, point: Point, value: object, *, is_trial: bool = Fal
 def _try(
     problems: dict[str, list[str]], request: Request, point: Point, value: object, *, is_trial: bool = False
 ) -> Cell | None:
-    """The cell; what is wrong with it goes into `problems`, by text, with the names of the cells."""
+    """The cell, or None; adds its name to `problems` under the text of each problem."""
     try:
         return _cell(request, point, value, is_trial=is_trial)
     except ConfigError as error:
@@ -212,7 +214,7 @@ def _try(
 
 
 def _where(names: Sequence[str], num_cells: int) -> str:
-    """Which cells have a problem."""
+    """The part of a message that says which cells have a problem."""
     if not names:
         return ""
     if len([name for name in names if not name.startswith(_TRIAL)]) == num_cells:

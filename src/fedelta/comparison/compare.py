@@ -1,4 +1,4 @@
-"""`fedelta.compare`: the search, then the cells, and tables and page anew after each of them."""
+"""`fedelta.compare`: runs the search, then the cells, and rewrites tables and page after each of them."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from fedelta.record.rundir import CONFIG
 logger = logging.getLogger("fedelta")
 
 OnEvent = Callable[[Event, "Tally"], None]
-# Drawing takes a second or two with many groups; at most this share of the time goes into it while cells run.
+# With many groups the page takes a second or two; while cells run, at most this share of the time goes into it.
 _PAGE_SHARE = 0.1
 _DIVERGED = "RoundError"
 
 
 @dataclass(frozen=True)
 class Tally:
-    """How far a comparison is, trials of the search included.
+    """The progress of a comparison, trials of the search included.
 
     Args:
-        num_cells: of the whole comparison.
-        num_ended: finished or failed.
-        num_rounds: of all cells.
-        rounds_done: of all cells; those of a cell that failed count as done.
+        num_cells: cells and trials.
+        num_ended: those that have finished or failed.
+        num_rounds: rounds of all of them.
+        rounds_done: finished rounds; all rounds of a failed cell count.
     """
 
     num_cells: int
@@ -59,19 +59,19 @@ def compare(
     processes: int | None = None,
     on_event: OnEvent | None = None,
 ) -> Comparison:
-    """Runs a grid of experiments and writes tables and a page about it; goes on where an earlier call stopped.
+    """Runs a grid of experiments and writes tables and a page; continues where an earlier call stopped.
 
     Args:
-        config: a TOML file, with a table `[compare]` or without, or a configuration.
+        config: a TOML file, with or without a table `[compare]`, or a configuration.
         over: axes: a key of the configuration to its values, or a name to named choices, each a mapping of keys to
-            values. They replace the axes of the file that have the same name, or come after them.
+            values. An axis replaces that of the same name in the file; others come after those of the file.
         out: the directory of the comparison; see `default_out`.
-        overrides: `section.key=value` strings, put into the configuration before any axis.
+        overrides: `section.key=value` strings, applied to the configuration before any axis.
         processes: how many runs side by side; None: as many as cores and memory allow, 1 on a GPU.
-        on_event: called with everything that happens to a cell, and how far the whole is.
+        on_event: called with each event of a cell, and the progress of the whole.
 
     Returns:
-        The groups of the grid; cells that failed are in its `failures` and did not stop the others.
+        The cells and groups as pandas frames. A cell that failed is in `failures` and does not stop the others.
 
     Raises:
         InputError: some configuration is wrong, or `out` holds something else; nothing is written then.
@@ -94,7 +94,7 @@ def compare(
             work.num_ended += len(plan.points) - len(work.jobs)  # for which the search found no value
             work.run(work.jobs)
         finally:
-            # After Ctrl-C too: what is there has its page.
+            # After Ctrl-C too, so that the finished cells have their page.
             work.write_tables()
             work.write_page()
     return work.comparison()
@@ -102,7 +102,7 @@ def compare(
 
 @dataclass
 class _Work:
-    """A comparison under way; what it has seen grows with every finished run."""
+    """A comparison in progress; its fields grow with every finished run."""
 
     plan: Plan
     directory: ComparisonDirectory
@@ -117,22 +117,22 @@ class _Work:
     next_page: float = field(default=0.0, init=False)  # seconds of the monotonic clock
 
     def find_jobs(self) -> None:
-        """Finds the directories of all trials, and of the cells whose searched value is known; writes nothing.
+        """Looks up the directories of all trials, and of the cells whose searched value is known; writes nothing.
 
         Raises:
-            RunError: some of them are taken by other configurations.
+            RunError: some of them hold other configurations.
         """
         self.trials = self.directory.jobs(self.plan.trials)
         self.jobs = self.directory.jobs(self.plan.cells(self._chosen()))
 
     def run(self, jobs: Sequence[Job]) -> None:
-        """Runs those of `jobs` that are not settled, all cells of a seed before those of the next."""
+        """Runs the jobs that are not settled, all cells of a seed before those of the next."""
         for job in jobs:
             if _is_settled(job):
                 self._end(job)
         waiting = [job for job in jobs if not _is_settled(job)]
         highest = max((reading.peak_memory_bytes for reading in self.readings.values()), default=0)
-        # The table is complete, if only for one seed, as early as can be.
+        # So the table is complete as early as possible, if only for one seed.
         seeds = [axis.labels for axis in self.plan.request.grid.axes if axis.name == SEED]
         waiting.sort(key=lambda job: seeds[0].index(job.cell.labels[SEED]) if seeds else 0)
         with closing(run_jobs(waiting, processes=self.processes, highest_peak=highest)) as events:
@@ -140,7 +140,7 @@ class _Work:
                 self._take(event)
 
     def comparison(self) -> Comparison:
-        """As far as it has come."""
+        """The comparison as it stands."""
         request, primary = self.plan.request, self.plan.primary
         axes = tuple(axis.name for axis in request.grid.axes)
         keys = axes if request.searched is None else (*axes, request.searched)
@@ -214,7 +214,7 @@ class _Work:
             self.on_event(event, self._tally())
 
     def _end(self, job: Job) -> None:
-        """Counts a cell that will not be run, or not again."""
+        """Counts a cell that has ended."""
         self._reading(job)
         self.rounds[job.cell.name] = job.cell.config.strategy.num_rounds
         self.num_ended += 1
@@ -243,14 +243,14 @@ class _Work:
         return self.readings.get(job.path)
 
     def _chosen(self) -> dict[tuple[str, ...], object]:
-        """What `by_labels` gives to the best value of the searched key, where all its trials are settled."""
+        """Labels as in `by_labels` to the best value of the searched key, where all trials are settled."""
         search = self.plan.request.grid.search
         if search is None:
             return {(): None}
-        found: dict[tuple[str, ...], list[Job]] = {}
+        searches: dict[tuple[str, ...], list[Job]] = {}
         for job in self.trials:
-            found.setdefault(by_labels(search, job.cell.labels), []).append(job)
-        best = {by: self._best(trials) for by, trials in found.items() if all(map(_is_settled, trials))}
+            searches.setdefault(by_labels(search, job.cell.labels), []).append(job)
+        best = {by: self._best(trials) for by, trials in searches.items() if all(map(_is_settled, trials))}
         return {by: job.cell.value for by, job in best.items() if job is not None}
 
     def _best(self, trials: Sequence[Job]) -> Job | None:
@@ -283,7 +283,7 @@ class _Work:
 
 
 def _warn_if_narrower(plan: Plan, path: Path) -> None:
-    """Says so where the tables will no longer show what they show now."""
+    """Warns if the tables will lose cells that they show now."""
     if not (path / ASKED).exists():
         return
     try:
@@ -293,15 +293,15 @@ def _warn_if_narrower(plan: Plan, path: Path) -> None:
     gone = len(before.num_rounds.keys() - plan.num_rounds.keys())
     if gone:
         logger.warning(
-            "the tables in %s will not show %d cells of the last comparison there; their runs stay, and asking for "
-            "them shows them again.",
+            "the tables in %s will not show %s of the last comparison there; the runs stay, and the tables show them "
+            "again when they are asked for.",
             path,
-            gone,
+            "1 cell" if gone == 1 else f"{gone} cells",
         )
 
 
 def _is_settled(job: Job) -> bool:
-    """Whether it need not run: finished, or a trial that diverged, which is an answer too and would come again."""
+    """Whether a job need not run: it has finished, or it is a trial that diverged, which it would do again."""
     diverged = job.cell.is_trial and (job.reason() or "").startswith(_DIVERGED)
-    # Without its run directory nobody knows which configuration it was that diverged.
+    # Without its run directory, it is unknown which configuration diverged.
     return job.is_finished or (diverged and (job.path / CONFIG).exists())

@@ -1,4 +1,4 @@
-"""How many cores this process may use: those of its affinity, in the limits of the container."""
+"""How many cores this process may use: those of its affinity, within the quota of its container."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def available_cores() -> int:
-    """Cores that can compute at the same time, at least 1; half a core of a quota counts as one."""
-    bounds = (_of_system(), _of_container())
+    """The number of cores, at least 1; a fraction of a core counts as one."""
+    bounds = (_in_affinity(), _in_quota())
     return max(1, min(bound for bound in bounds if bound is not None))
 
 
-def _of_system() -> int:
+def _in_affinity() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _of_container() -> int | None:
+def _in_quota() -> int | None:
     """The quota of control groups, version 2 or else 1; None without one."""
     try:
         quota, period = _quota_and_period()
@@ -29,7 +29,7 @@ def _of_container() -> int | None:
 
 
 def _quota_and_period() -> tuple[str, str]:
-    """Microseconds of all cores together in every period, and those of the period."""
+    """Microseconds that all cores together may compute in a period, and microseconds of the period."""
     if (limit := _CGROUP / "cpu.max").exists():
         quota, period = limit.read_text(encoding="ascii").split()
         return quota, period

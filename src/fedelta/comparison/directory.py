@@ -1,12 +1,12 @@
-"""The directory of a comparison, and what is already done in it.
+"""The directory of a comparison and the runs in it.
 
 compare.toml          what was asked
 plugins.json          the plug-in files that were given, if any
 runs/                 a run directory for each cell
 search/               a run directory for each trial of the search
-failures/             the error of each cell that failed, as text
-logs/                 what the processes wrote to standard output and standard error
-table.csv, table.md   one row for each group of cells that differ in their seed only
+failures/             the error of each failed cell, as text
+logs/                 standard output and standard error of each process
+table.csv, .md, .tex  one row for each group of cells that differ in their seed only
 cells.csv, search.csv one row for each cell, and for each trial
 report.html           tables and figures
 """
@@ -38,7 +38,7 @@ _NUM_SHOWN = 3  # differences between two configurations in a message
 
 
 def default_out(config: str | Path | Config) -> Path:
-    """Where a comparison goes: `runs/compare-<name of its file>`; one of a `compare.toml` goes on beside that file."""
+    """The directory of a comparison: `runs/compare-<name of its file>`, or that of its `compare.toml`."""
     if isinstance(config, Config):
         return Path("runs") / "compare"
     path = Path(config)
@@ -53,8 +53,8 @@ class Job:
     Args:
         cell: what to run.
         path: of its run directory.
-        failure: where the text of its error stands, if it failed.
-        log: where its process writes what it has to say.
+        failure: holds the text of its error, if it failed.
+        log: holds standard output and standard error of its process.
     """
 
     cell: Cell
@@ -64,11 +64,11 @@ class Job:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the run came to its end."""
+        """Whether the run has finished."""
         return (self.path / SUMMARY).exists()
 
     def reason(self) -> str | None:
-        """Why it failed; None if it did not, or has not run yet."""
+        """The text of its error; None unless it has failed."""
         if self.is_finished or not self.failure.exists():
             return None
         return self.failure.read_text(encoding="utf-8", errors="replace").strip()
@@ -76,7 +76,7 @@ class Job:
 
 @dataclass(frozen=True)
 class ComparisonDirectory:
-    """A directory in which a comparison is, or will be.
+    """The directory of a comparison, which may not exist yet.
 
     Args:
         path: as the user gave it.
@@ -85,7 +85,7 @@ class ComparisonDirectory:
     path: Path
 
     def refuse_foreign(self) -> None:
-        """Checks that nothing but a comparison is there; call it before anything is written.
+        """Checks that the directory is new or that of a comparison; call it before anything is written.
 
         Raises:
             RunError: a file, or a directory with other content.
@@ -101,7 +101,7 @@ class ComparisonDirectory:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Makes the directory and keeps a second comparison out of it; see `exclusive`.
+        """Makes the directory and locks it against a second comparison; see `exclusive`.
 
         Raises:
             RunError: another process has the lock.
@@ -132,24 +132,24 @@ class ComparisonDirectory:
             self.write(PLUGINS, to_json(records, indent=2) + "\n")
 
     def clean(self) -> None:
-        """Removes what a kill left of run directories that were being made."""
+        """Removes incomplete run directories that a killed process has left."""
         for folder in ("runs", "search"):
-            for rest in (self.path / folder).glob(".*.partial"):
-                shutil.rmtree(rest, ignore_errors=True)
+            for partial in (self.path / folder).glob(".*.partial"):
+                shutil.rmtree(partial, ignore_errors=True)
 
     def jobs(self, cells: Sequence[Cell]) -> list[Job]:
-        """Where each cell runs: in the directory of its name, or in the one that has the same configuration already.
+        """The cells with their directories: one that holds the same configuration already, or one of the cell's name.
 
         Raises:
-            RunError: a directory of that name belongs to another configuration; says what differs.
+            RunError: a directory of that name holds another configuration; the message says what differs.
         """
         folder = self.path / ("search" if cells and cells[0].is_trial else "runs")
-        found = {path.parent: _read(path) for path in sorted(folder.glob(f"*/{CONFIG}"))}
+        configs = {path.parent: _read(path) for path in sorted(folder.glob(f"*/{CONFIG}"))}
         names = slugs(cells)
         jobs: list[Job] = []
         problems: dict[str, list[Path]] = {}
         for cell in cells:
-            path, difference = _place(folder / names[cell.name], cell.config, found)
+            path, difference = _place(folder / names[cell.name], cell.config, configs)
             if difference:
                 problems.setdefault(difference, []).append(path)
             name = f"{'search-' if cell.is_trial else ''}{path.name}.txt"
@@ -163,23 +163,29 @@ class ComparisonDirectory:
         return jobs
 
 
-def _place(named: Path, config: Config, found: Mapping[Path, str]) -> tuple[Path, str]:
-    """The run directory of a configuration, and what speaks against it."""
-    wanted = _comparable(config)
-    same = [path for path, text in found.items() if text == wanted]
-    if same:
-        place = named if named in same else same[0]
+def _place(named: Path, config: Config, configs: Mapping[Path, str]) -> tuple[Path, str]:
+    """The run directory of a configuration, and why it cannot be used; empty where it can.
+
+    Args:
+        named: the directory of the cell's name.
+        config: of the cell.
+        configs: run directories to their configurations.
+    """
+    asked = _comparable(config)
+    equal = [path for path, text in configs.items() if text == asked]
+    if equal:
+        place = named if named in equal else equal[0]
         return place, "; ".join(changed_plugins(RunDirectory(place).plugins))
-    return named, _difference(found[named], wanted, config) if named in found else ""
+    return named, _difference(configs[named], asked, config) if named in configs else ""
 
 
 def _comparable(config: Config) -> str:
-    """A configuration without what changes no result."""
+    """A configuration as text, without the sections that change no result."""
     return config.model_copy(update={"tracking": Tracking()}).to_toml()
 
 
 def _read(path: Path) -> str:
-    """The configuration of a run, with defaults for keys that it does not know yet; as it stands where it is bad."""
+    """The configuration of a run, completed with defaults; a damaged one as it is."""
     text = path.read_text(encoding="utf-8")
     try:
         return _comparable(parse_config(tomllib.loads(text)))
@@ -187,19 +193,19 @@ def _read(path: Path) -> str:
         return text
 
 
-def _difference(text: str, wanted: str, config: Config) -> str:
-    """What a configuration says otherwise than the one that is wanted; empty when nothing that matters."""
+def _difference(text: str, asked: str, config: Config) -> str:
+    """Where the configuration `text` of a run differs from the one that is asked for; empty where nothing matters."""
     try:
-        theirs = dict(flatten(tomllib.loads(text)))
+        before = dict(flatten(tomllib.loads(text)))
     except ValueError:
         return "its `config.toml` is damaged"
-    ours = dict(flatten(tomllib.loads(wanted)))
-    keys = [key for key in dict.fromkeys([*theirs, *ours]) if theirs.get(key) != ours.get(key)]
-    # A run that starts from an adapter has the adapter's tuning method, with everything that it says.
+    after = dict(flatten(tomllib.loads(asked)))
+    keys = [key for key in dict.fromkeys([*before, *after]) if before.get(key) != after.get(key)]
+    # A run that starts from an adapter has the adapter's tuning method in its configuration.
     if config.model.adapter is not None:
         keys = [key for key in keys if not key.startswith("tuning.")]
     shown = [
-        f"`{key}` is {theirs.get(key, 'absent')} there, {ours.get(key, 'absent')} now" for key in keys[:_NUM_SHOWN]
+        f"`{key}` is {before.get(key, 'absent')} there, {after.get(key, 'absent')} now" for key in keys[:_NUM_SHOWN]
     ]
     return "; ".join(shown) + (f"; and {len(keys) - _NUM_SHOWN} more" if len(keys) > _NUM_SHOWN else "")
 

@@ -1,4 +1,4 @@
-"""A comparison in a terminal: how far it is, and its table at the end."""
+"""A comparison in a terminal: its progress, and its table at the end."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _WIDEST = 1000
 
 
 class Display:
-    """A context in which events are shown: bars on a terminal, a line for each ended cell elsewhere.
+    """A context that shows events: as bars on a terminal, elsewhere as a line for each cell that has ended.
 
     Args:
-        console: where to.
+        console: shows them.
     """
 
     def __init__(self, console: Console) -> None:
@@ -55,7 +55,7 @@ class Display:
         self._progress.stop()
 
     def show(self, event: Event, tally: Tally) -> None:
-        """See `compare`'s `on_event`."""
+        """Shows an event; the `on_event` of `compare`."""
         name, rounds = event.job.cell.name, event.job.cell.config.strategy.num_rounds
         note = f"{tally.num_ended} of {tally.num_cells} cells"
         self._progress.update(self._whole, total=tally.num_rounds, completed=tally.rounds_done, note=note)
@@ -74,7 +74,7 @@ class Display:
 
 
 def print_table(comparison: Comparison, console: Console) -> None:
-    """The table of the groups, and where the files are."""
+    """Prints the table of the groups and the paths of the files."""
     groups = group_table(comparison)
     caption = "± deviation over seeds; MiB/round: of one client, down and up; *: Pareto front"
     table = Table(title=comparison.name, caption=caption, box=box.SIMPLE_HEAD)
@@ -90,15 +90,15 @@ def print_table(comparison: Comparison, console: Console) -> None:
 
 
 def failure_of(comparison: Comparison) -> FedeltaError:
-    """The error of a comparison in which cells failed: how many, why the first did, and what to do."""
+    """The error of a comparison in which cells failed: how many, why the first one, and what to do."""
     failures = comparison.failures
     name, reason = next(iter(failures.items()))
     searched = all(reason.startswith("SearchError") for reason in failures.values())
-    rest = (
+    others = (
         "" if len(failures) == len(comparison.frame) else f"; the others are in {str(comparison.path / 'table.md')!r}"
     )
     return FedeltaError(
-        f"{len(failures)} of {len(comparison.frame)} cells failed{rest}. First {name!r}: {one_line(reason)}",
+        f"{len(failures)} of {len(comparison.frame)} cells failed{others}. First {name!r}: {one_line(reason)}",
         hint="widen `compare.search.values`."
         if searched
         else f"{comparison.path / 'failures'} holds the errors; the same command tries these cells again.",
@@ -106,7 +106,7 @@ def failure_of(comparison: Comparison) -> FedeltaError:
 
 
 def announcement(plan: Plan) -> str:
-    """How much there is to do, such as `144 cells after 18 trials of the search`."""
+    """The number of cells and trials, such as `144 cells after 18 trials of the search`."""
     return f"{len(plan.points)} cells" + (f" after {len(plan.trials)} trials of the search" if plan.trials else "")
 
 

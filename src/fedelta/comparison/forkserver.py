@@ -4,7 +4,8 @@ Run as `python -m fedelta.comparison.forkserver LEASH`. Imports take several sec
 cell. A run in a forked process has the same bits as in a process of its own, as all it draws comes from its seed.
 
 A request is a line of JSON on standard input: the number of the cell, the paths `run`, `failure` and `log`, the
-configuration as TOML, and the plug-ins. The answer is a line on standard output once the cell has ended: its number and its exit code.
+configuration as TOML, and the plug-ins. The answer is a line on standard output once the cell has ended: its number and
+its exit code.
 `LEASH` is a file descriptor; when its other end closes, the comparison is gone, and so are its cells.
 """
 
@@ -24,13 +25,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from fedelta.imports import collector_paused
+from fedelta.models.native import register_networks
+
 Request = dict[str, Any]  # Any: JSON values
 
 # A forked process would lack the threads of its parent. These libraries start none when they are imported, but for the
 # one of Arrow's allocator (jemalloc), which starts it again after a fork.
 PRELOADED = (
     "fedelta.comparison.worker",
-    "transformers.modeling_utils",
     "sklearn.metrics",
     "datasets",
     "flwr_datasets.partitioner",
@@ -41,8 +44,10 @@ _PATIENCE_SECONDS = 5.0  # between asking a process to end and ending it
 
 def main() -> int:
     """Serves until the input ends."""
-    for name in PRELOADED:
-        import_module(name)
+    with collector_paused():
+        register_networks()
+        for name in PRELOADED:
+            import_module(name)
     return serve(int(sys.argv[1]), run_cell)
 
 
@@ -75,7 +80,7 @@ def serve(leash: int, run: Callable[[Request], int]) -> int:
 def _fork(requests: int, answers: int) -> Request | None:
     """Returns in every forked process with its request, and in the server with None after the end of the requests."""
     running: dict[int, int] = {}  # process id to the number of the cell
-    rest = b""
+    partial = b""
     while True:
         _answer(running, answers)
         if not select.select([requests], [], [], _POLL_SECONDS)[0]:
@@ -84,7 +89,7 @@ def _fork(requests: int, answers: int) -> Request | None:
         if not chunk:
             _end(running)
             return None
-        *lines, rest = (rest + chunk).split(b"\n")
+        *lines, partial = (partial + chunk).split(b"\n")
         for request in map(json.loads, lines):
             process_id = os.fork()
             if process_id == 0:

@@ -110,8 +110,8 @@ def mean_curve(curves: DataFrame, labels: Row, num_cells: int) -> list[tuple[int
         labels: of the group.
         num_cells: finished ones of the group.
     """
-    own = curves[(curves[list(labels)] == Series(labels, dtype="object")).all(axis=1)]
-    rounds = own.groupby(ROUND)[curves.columns[-1]].agg(["count", statistics.fmean])
+    members = curves[(curves[list(labels)] == Series(labels, dtype="object")).all(axis=1)]
+    rounds = members.groupby(ROUND)[curves.columns[-1]].agg(["count", statistics.fmean])
     return [(int(round), mean) for round, number, mean in rounds.itertuples() if number == num_cells]
 
 

@@ -110,7 +110,7 @@ class _Server:
         os.set_blocking(_output(self._process).fileno(), False)
         self._codes: dict[int, int] = {}
         self._num_started = 0
-        self._rest = b""
+        self._partial = b""
 
     @property
     def has_ended(self) -> bool:
@@ -136,7 +136,7 @@ class _Server:
         has_ended = self.has_ended  # before the answers are read: what it has written by then is all
         with contextlib.suppress(BlockingIOError):
             while chunk := os.read(_output(self._process).fileno(), 2**16):
-                *lines, self._rest = (self._rest + chunk).split(b"\n")
+                *lines, self._partial = (self._partial + chunk).split(b"\n")
                 self._codes |= dict(map(json.loads, lines))
         if number not in self._codes and has_ended:
             job.log.write_bytes(job.log.read_bytes() + self._log.read_bytes())

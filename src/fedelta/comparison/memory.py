@@ -1,8 +1,8 @@
 """How many cells fit into memory side by side.
 
 A cell counts as much as the largest one seen so far, finished or running, and a tenth more: cells of one grid differ
-(full fine-tuning beside a head), and the largest may be the next. Before any was seen, a cell counts as 4 GiB. What the
-running ones have not taken yet is set aside for them.
+(full fine-tuning beside a head), and the largest may be the next. Before any has run, a cell counts as 4 GiB. Memory
+that running cells have not taken yet is reserved for them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def fits(available_bytes: int | None, running_peaks: Sequence[int], highest_peak
     """Whether one more cell fits.
 
     Args:
-        available_bytes: what the system could give now; None if it does not tell, and then anything fits.
+        available_bytes: free memory; None where the system does not tell, and then any cell fits.
         running_peaks: bytes that each running cell has taken so far; 0 where it is not known yet.
         highest_peak: bytes that the largest cell took, finished or running; 0 before any is known.
 
@@ -37,10 +37,10 @@ def fits(available_bytes: int | None, running_peaks: Sequence[int], highest_peak
 
 def available_bytes() -> int | None:
     """Memory that processes could take without swapping, in the limits of the container; None if unknown."""
-    return min((bound for bound in (_of_system(), _of_container()) if bound is not None), default=None)
+    return min((bound for bound in (_in_system(), _in_container()) if bound is not None), default=None)
 
 
-def _of_system() -> int | None:
+def _in_system() -> int | None:
     try:
         lines = _MEMINFO.read_text(encoding="ascii").splitlines()
     except OSError:  # no Linux
@@ -49,13 +49,13 @@ def _of_system() -> int | None:
     return int(fields["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in fields else None
 
 
-def _of_container() -> int | None:
-    """What is left of a limit of control groups, version 2."""
+def _in_container() -> int | None:
+    """Bytes left of the limit of control groups, version 2; None without one."""
     try:
         limit = (_CGROUP / "memory.max").read_text(encoding="ascii").strip()
         used = int((_CGROUP / "memory.current").read_text(encoding="ascii"))
         cached = dict(line.split() for line in (_CGROUP / "memory.stat").read_text(encoding="ascii").splitlines())
     except (OSError, ValueError):
         return None
-    # Pages of files that nobody holds are given back on demand.
+    # The kernel frees cached pages of files on demand.
     return None if limit == "max" else int(limit) - used + int(cached.get("inactive_file", 0))

@@ -24,12 +24,12 @@ _POLL_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to a cell.
+    """A change in the state of a cell.
 
     Args:
-        kind: `round` says how far it is; it may skip rounds.
+        kind: `round` comes after one or more rounds.
         job: the cell.
-        round: the last finished one, 0 before the first.
+        round: the last finished round; 0 before the first.
         final: the primary measure in the last evaluated round; None before the first.
     """
 
@@ -52,12 +52,12 @@ class _Worker:
 
 
 def run_jobs(jobs: Sequence[Job], *, processes: int | None = None, highest_peak: int = 0) -> Generator[Event]:
-    """Runs jobs in their order; yields what happens. Closing the iterator ends the processes.
+    """Runs jobs in their order and yields events. Closing the iterator ends the processes.
 
     Args:
-        jobs: those that are not finished.
-        processes: how many side by side; None: as many as there are cores and memory for, and 1 on a GPU.
-        highest_peak: bytes of memory that the largest cell took so far; 0 if none has run.
+        jobs: the unfinished ones.
+        processes: how many run side by side; None: as many as there are cores and memory for, and 1 on a GPU.
+        highest_peak: memory of the largest cell so far, in bytes; 0 if none has run.
     """
     waiting, workers = list(jobs), list[_Worker]()
     most, launcher = processes or default_processes(jobs), launcher_for(jobs)
@@ -83,7 +83,7 @@ def run_jobs(jobs: Sequence[Job], *, processes: int | None = None, highest_peak:
 
 
 def default_processes(jobs: Sequence[Job]) -> int:
-    """As many as there are cores; 1 where a cell runs on a GPU, which they would share."""
+    """The number of cores; 1 where a cell runs on a GPU, which all of them would share."""
     if any(job.cell.config.runtime.torch_device() != "cpu" for job in jobs):
         return 1
     return available_cores()
@@ -98,13 +98,13 @@ def _has_room(workers: Sequence[_Worker], most: int, highest_peak: int, *, limit
 
 
 def _look(worker: _Worker) -> bool:
-    """Reads how far the run is; whether that is news."""
+    """Reads the records of a run; returns whether there are new ones."""
     run = RunDirectory(worker.job.path)
     num_bytes = run.rounds.num_bytes
     if num_bytes == worker.log_bytes or not (rounds := run.read_rounds()):
         return False
     worker.log_bytes, worker.round = num_bytes, rounds[-1]["round"]
-    evaluated = [each["measures"] for each in rounds if each["measures"] is not None]
+    evaluated = [record["measures"] for record in rounds if record["measures"] is not None]
     name = worker.job.cell.config.task.primary.name
     worker.final = evaluated[-1][name] if evaluated else None
     worker.peak_bytes = _peak(run.timings.readable())
@@ -112,11 +112,11 @@ def _look(worker: _Worker) -> bool:
 
 
 def _peak(timings: Sequence[Record]) -> int:
-    return max((each.get("peak_memory_bytes") or 0 for each in timings), default=0)
+    return max((record.get("peak_memory_bytes") or 0 for record in timings), default=0)
 
 
 def _end(worker: _Worker, code: int) -> Event:
-    """What became of a process that has ended; makes sure that a failure has a reason."""
+    """The event of a process that has ended; writes a reason where it failed without one."""
     job = worker.job
     if job.is_finished:
         return Event("finished", job, worker.round, worker.final)
@@ -129,6 +129,6 @@ def _end(worker: _Worker, code: int) -> Event:
 def _crash(code: int) -> str:
     if code >= 0:
         return f"Crash: the process ended with exit code {code}."
-    name = signal.Signals(-code).name if -code in {each.value for each in signal.Signals} else f"signal {-code}"
+    name = signal.Signals(-code).name if -code in {known.value for known in signal.Signals} else f"signal {-code}"
     cause = " The system ends processes like that when memory runs out: try fewer `--processes`." if code == -9 else ""
     return f"Crash: the process was ended by {name}.{cause}"

@@ -1,4 +1,4 @@
-"""What a comparison is asked to do: a configuration without its axes, and the grid."""
+"""The request for a comparison: a configuration without its axes, and the grid."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _HINT = (
 
 @dataclass(frozen=True)
 class Request:
-    """A configuration and what to vary in it.
+    """A configuration and what is varied in it.
 
     Args:
         name: of the comparison.
-        table: the configuration as TOML has it, without `[compare]`; not checked yet.
+        table: the configuration as TOML holds it, without `[compare]`; unchecked.
         grid: the axes, and the search if there is one.
     """
 
@@ -50,11 +50,11 @@ class Request:
 
     @property
     def task_axes(self) -> tuple[str, ...]:
-        """Names of the axes that change the data or their division, and with them what a measure means."""
+        """Names of the axes that change the data or their division; measures of different tasks cannot be compared."""
         return tuple(axis.name for axis in self.grid.axes if any(key.partition(".")[0] in _TASK for key in axis.keys))
 
     def to_toml(self) -> str:
-        """What was asked, overrides included; `read_request` reads it back to an equal one."""
+        """The request as TOML, overrides included; `read_request` reads an equal one from it."""
         lines = ["[compare]", f"name = {_inline(self.name)}", "", "[compare.over]"]
         for axis in self.grid.axes:
             named = any(axis.name not in choice.values for choice in axis.choices)
@@ -63,7 +63,7 @@ class Request:
                 f"{_inline(axis.name)} = {_inline(choices if named else [c.values[axis.name] for c in axis.choices])}"
             )
         if (search := self.grid.search) is not None:
-            # Of methods that are not compared this time nothing is said: their labels would be unknown.
+            # Only methods that are compared: when this is read back, labels of others are unknown.
             by = next((axis.labels for axis in self.grid.axes if axis.name in search.by[:1]), ())
             values = search.values.get("") or {label: search.values[label] for label in by}
             at = {name: {choice.label: dict(choice.values)} for name, choice in search.at.items()}
@@ -151,12 +151,12 @@ def split_values(text: str) -> list[str]:
 
 
 def _unknown_axis(axis: Axis, grid: Grid) -> str | None:
-    """Keys that no configuration has; what is wrong further in is found when the cells are made."""
+    """The problem of an axis whose section no configuration has; problems below sections show when cells are made."""
     for key in axis.keys:
         section, dot, rest = key.partition(".")
         if section in Config.model_fields:
             continue
-        others = [name for name in (each.name for each in grid.axes) if name != axis.name]
+        others = [name for name in (other.name for other in grid.axes) if name != axis.name]
         matches = get_close_matches(section, [*Config.model_fields, *others], n=1)
         advice = f"did you mean `{matches[0]}{dot}{rest}`?" if matches else f"known: {', '.join(Config.model_fields)}"
         return f"axis `{axis.name}`: the configuration has no key `{key}`; {advice}"
@@ -176,7 +176,7 @@ def _without_effect(overrides: Iterable[str], grid: Grid) -> list[str]:
 
 
 def _to_table(config: Config) -> dict[str, Any]:
-    """What was set in a configuration made in Python: defaults of one method are not carried over to another."""
+    """The fields that were set in Python; defaults of one method must not be carried over to another."""
     return copy.deepcopy({key: _plain(getattr(config, key)) for key in sorted(config.model_fields_set)})
 
 
@@ -188,7 +188,7 @@ def _plain(value: object) -> Any:
 
 
 def _inline(value: object) -> str:
-    """`value` on one line, so that the axes keep their order: tables of their own would have to come last."""
+    """`value` on one line; nested tables would have to stand last, and the axes would lose their order."""
     if isinstance(value, Mapping):
         return (
             "{ " + ", ".join(f"{_inline(key)} = {_inline(item)}" for key, item in value.items()) + " }"

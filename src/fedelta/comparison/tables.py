@@ -85,7 +85,9 @@ def group_table(comparison: Comparison) -> Table:
     costs = [column for column in COSTS if cheaper or column.name != RELATIVE_COST]
     figures = [primary, *at_exits, *costs]
     place = len(labels) + 1 + len(at_exits)
-    header, short = ([*labels, *names] for names in zip(*((each.heading, each.short) for each in figures), strict=True))
+    header, short = (
+        [*labels, *names] for names in zip(*((column.heading, column.short) for column in figures), strict=True)
+    )
     rows = [
         [
             *(group[name] for name in comparison.axes),

@@ -1,4 +1,4 @@
-"""Whether the files of a run directory fit each other: what a report says above everything else."""
+"""Checks whether the files of a run directory fit each other; a report shows the answer at its top."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from fedelta.tasks.base import Measure
 from fedelta.tasks.details import Details
 
 _NUM_SHOWN = 3
-_SIZES = ("tuned_parameters", "total_parameters")  # of the model, of which the records say nothing
-# Measured by a clock, or told by logs that may be lost.
+_SIZES = ("tuned_parameters", "total_parameters")  # of the model: the records do not hold them
+# They come from the clock, or from a log that may be lost.
 _UNCHECKED = frozenset({"wall_seconds", "peak_memory_bytes"})
 
 
 @dataclass(frozen=True)
 class End:
-    """What a run wrote at its end, and was done with it after that.
+    """What is written once a run is finished.
 
     Args:
         summary: content of `summary.json`; empty while the run is unfinished.
@@ -47,7 +47,7 @@ def misfits(
     end: End,
     primary: Measure,
 ) -> tuple[str, ...]:
-    """What does not fit in a run directory, in words; nothing where all does.
+    """One sentence for each thing that does not fit in a run directory; empty where everything fits.
 
     Args:
         run: the directory.
@@ -70,7 +70,7 @@ def _by_checkpoint(run: RunDirectory, config: Mapping[str, Any], num_rounds: int
     try:
         checkpoint = load(run.checkpoint)
     except FormatError:
-        return []  # a run of an older version, by which nothing can be checked
+        return []  # another version wrote it: nothing to check by
     except CheckpointError as error:
         return [error.message]
     problems = run.changed_logs(checkpoint, run.seals())
@@ -83,7 +83,7 @@ def _by_checkpoint(run: RunDirectory, config: Mapping[str, Any], num_rounds: int
 
 
 def _by_ledger(rounds: Sequence[Record], ledger: Ledger) -> list[str]:
-    """The rounds whose bytes are others in the ledger."""
+    """The rounds whose bytes differ from those of the ledger."""
     problems, total = [], 0
     for record in rounds:
         sent = ledger.rounds.get(record["round"])
@@ -100,7 +100,7 @@ def _by_ledger(rounds: Sequence[Record], ledger: Ledger) -> list[str]:
 
 
 def _by_summary(rounds: Sequence[Record], ledger: Ledger, summary: Record, primary: Measure) -> list[str]:
-    """The figures of the summary that are not those of the records."""
+    """The figures of the summary that differ from those of the records."""
     sizes = {key: value for key, value in summary.items() if key in _SIZES}
     if len(sizes) < len(_SIZES):
         return []

@@ -1,4 +1,4 @@
-"""Whether files that a run writes at its end agree: the same numbers, counted or averaged in another way."""
+"""Checks whether files that are written at the end of a run agree: the same numbers, computed in another way."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def by_confusion(details: Details | None) -> list[str]:
 
 
 def by_clients(personalization: Mapping[str, Any], measure: Measure) -> list[str]:
-    """Where `personalization.json` sums its clients up otherwise than they are, in words.
+    """Where means, deviations and worst values of `personalization.json` are not those of its clients, in words.
 
     Args:
         personalization: content of the file; Any: whatever JSON holds.
@@ -33,7 +33,8 @@ def by_clients(personalization: Mapping[str, Any], measure: Measure) -> list[str
     """
     scopes = personalization.get("scopes")
     return [
-        f"`{key}` {part} tuning {name!r} is {scope[part][key]!r} in `personalization.json`, its clients make it {value!r}"
+        f"`{key}` {part} tuning {name!r} is {scope[part][key]!r} in `personalization.json`, its "
+        f"clients make it {value!r}"
         for name, scope in (scopes.items() if isinstance(scopes, dict) else ())
         for part in ("before", "after")
         if (values := _values_of_clients(scope, f"{measure.name}_{part}"))
