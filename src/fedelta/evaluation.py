@@ -12,8 +12,8 @@ from fedelta.config import WITHOUT_ADAPTER, Config, load_config
 from fedelta.data.batches import FederatedData
 from fedelta.errors import ModelError
 from fedelta.inference.adapter import read_adapter
-from fedelta.inference.directory import OWN
-from fedelta.inference.own import read_own, refuse_other_own
+from fedelta.inference.adapter_settings import read_settings, refuse_other_settings
+from fedelta.inference.directory import SETTINGS
 from fedelta.inference.predictions import table_of
 from fedelta.modalities.settings import Preparation
 from fedelta.record.checkpoint import Checkpoint, load
@@ -51,7 +51,7 @@ def evaluate_adapter(
         # The adapter that the run started from may be gone; the one that it wrote is enough.
         path, adapter, overrides = run.config, adapter or run.adapter, [*WITHOUT_ADAPTER, *overrides]
     loaded = load_config(path, overrides)
-    preparation = Preparation() if adapter is None else read_own(Path(adapter) / OWN).preparation
+    preparation = Preparation() if adapter is None else read_settings(Path(adapter) / SETTINGS).preparation
     backbone, data = read_data(loaded, preparation=preparation)
     # The adapter decides which tensors are tuned, whatever `[tuning]` says.
     start = None if adapter is None else read_adapter(adapter, backbone.anatomy)
@@ -81,7 +81,7 @@ def _checked(run: RunDirectory, config: Config, model: TunedModel, data: Federat
     """
     checkpoint, original = load(run.checkpoint), load_config(run.config, WITHOUT_ADAPTER)
     refuse_other_adapter(run.adapter, checkpoint.params, model.params)
-    refuse_other_own(run.adapter / OWN, checkpoint.origin)
+    refuse_other_settings(run.adapter / SETTINGS, checkpoint.origin)
     inputs = dict(model.identity) if config.model == original.model else {}
     same_data = all(getattr(config, key) == getattr(original, key) for key in ("seed", "data", "partition", "task"))
     inputs |= evaluated(data) if same_data else {}

@@ -25,9 +25,9 @@ from fedelta.errors import InputError
 from fedelta.federation.base import Standing
 from fedelta.federation.records import RoundOutcome
 from fedelta.federation.rounds import federate
-from fedelta.inference.adapter import Adapter, write_adapter
+from fedelta.inference.adapter import SavedAdapter, write_adapter
 from fedelta.inference.costs import costs_of
-from fedelta.inference.predict import Predictor, fill
+from fedelta.inference.predict import Predictor, put_params
 from fedelta.modalities.settings import Preparation
 from fedelta.models.hub import Backbone
 from fedelta.models.native import is_native
@@ -88,7 +88,7 @@ class Result:
         data, site = self.assembly.data, self.assembly.site
         kept = {} if client is None else site.memory_of(data.clients.number_of(client)).local_only
         backbone, lanes = copy.deepcopy((self.assembly.backbone, self.assembly.engine.lanes))
-        fill(backbone, self.params | kept)
+        put_params(backbone, self.params | kept)
         lanes.active = 1
         self.assembly.model.tuning.merge(backbone)
         return Predictor(backbone, self.assembly.data.class_names, self.assembly.config.task)
@@ -307,7 +307,7 @@ def _keep_costs(run: RunDirectory, assembly: Assembly) -> None:
 
 def _write_adapter(directory: Path, assembly: Assembly, params: Params, record: Record) -> None:
     config, modality = assembly.config, assembly.backbone.modality
-    adapter = Adapter(
+    adapter = SavedAdapter(
         assembly.model.tuning,
         params,
         base=config.model.source or "",

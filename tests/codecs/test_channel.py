@@ -101,9 +101,11 @@ NAMES = st.sampled_from(["float32", "float16", "bfloat16", "int8"])
 
 @settings(max_examples=40)
 @given(
-    down=NAMES, up=NAMES,
+    down=NAMES, up=st.sampled_from(["int8", "int8", "int8", "float16", "float32"]),
     # Of each round: the tensors that come up, and whether the reply is accepted.
-    rounds=st.lists(st.tuples(st.sets(st.sampled_from(SPEC.names)), st.booleans()), min_size=1, max_size=6),
+    rounds=st.lists(
+        st.tuples(st.sets(st.sampled_from(SPEC.names)), st.sampled_from([True, True, False])), min_size=2, max_size=6
+    ),
 )  # fmt: skip
 def test_all_that_was_sent_and_the_residual_are_all_that_was_trained(
     down: str, up: str, rounds: list[tuple[set[str], bool]]

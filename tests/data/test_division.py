@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 import numpy as np
 import pytest
 import torch
@@ -48,35 +46,10 @@ def test_the_examples_hold_every_partitioner_by_its_name():
         assert PARTITIONERS[name].model_validate(settings.model_dump()) == settings
 
 
-@pytest.mark.parametrize("name", sorted(EXAMPLES))
-def test_no_row_has_two_clients_and_no_client_is_empty(name, labels, client_ids):
-    rows = divide(EXAMPLES[name], labels, client_ids, seed=3)
-    assert list(rows) == list(range(len(rows)))
-    assert all(len(of_client) > 0 and of_client.dtype == torch.int64 for of_client in rows.values())
-    assert all(torch.equal(of_client, of_client.sort().values) for of_client in rows.values())
-    assert torch.equal(torch.cat(list(rows.values())).sort().values, torch.arange(200))
-
-
-@pytest.mark.parametrize("name", sorted(EXAMPLES))
-def test_the_seed_alone_decides_and_global_generators_are_left_alone(name, labels, client_ids):
-    before = global_generators()
-    first, again, other = (divide(EXAMPLES[name], labels, client_ids, seed=seed) for seed in (3, 3, 4))
-    assert all(torch.equal(first[client], again[client]) for client in first)
-    if name != "natural":
-        assert any(not torch.equal(first[client], other[client]) for client in first)
-    assert before == global_generators()
-
-
 def test_dividing_prints_nothing(labels, client_ids, capfd):
     for settings in EXAMPLES.values():
         divide(settings, labels, client_ids, seed=3)
     assert capfd.readouterr() == ("", "")
-
-
-def test_iid_sizes_differ_by_at_most_one(labels):
-    # 200 = 4 * 29 + 3 * 28
-    sizes = sorted(len(rows) for rows in divide(Iid(num_clients=7), labels, None, seed=0).values())
-    assert sizes == [28, 28, 28, 29, 29, 29, 29]
 
 
 def test_iid_mixes_labels_that_the_file_holds_in_order():
@@ -247,12 +220,6 @@ def test_balancing_at_tiny_alpha_assigns_every_row_or_is_refused(labels):
 def test_impossible_values_are_refused_when_the_settings_are_made(kind, values, message):
     with pytest.raises(ValidationError, match=message):
         kind(**values)
-
-
-def global_generators() -> tuple[str, ...]:
-    """The states of all generators that a library may have touched."""
-    legacy = np.random.get_state()  # noqa: NPY002  the global state is what is checked
-    return (repr(torch.get_rng_state().tolist()), repr(legacy[1].tolist()), repr(random.getstate()))
 
 
 def num_labels(rows: dict[int, Tensor], labels: Tensor) -> float:

@@ -40,7 +40,7 @@ def test_clients_without_names_have_none_in_the_file(tmp_path):
     assert read_clients(written(tmp_path, record)) == Clients.of(range(3))
 
 
-def test_without_the_file_nobody_is_known(tmp_path):
+def test_without_the_file_no_client_is_known(tmp_path):
     assert read_partition(tmp_path / "partition.json") is None
     assert read_clients(tmp_path / "partition.json") == Clients()
 

@@ -308,8 +308,10 @@ def main(out: Path) -> None:
     long = tuple(f"a class with <name> {index}" for index in range(20))
     names = ("benign", "malignant"), tuple("0123456789"), long[:11], long, hundred
     tested = [
-        make_run(out / f"{len(each)} classes", Shape(class_names=each, num_tested=40 * len(each) + 200, seed=4)).path
-        for each in names
+        make_run(
+            out / f"{len(classes)} classes", Shape(class_names=classes, num_tested=40 * len(classes) + 200, seed=4)
+        ).path
+        for classes in names
     ]
     for path in tested:
         write_report([path], out / f"{path.name}.html")

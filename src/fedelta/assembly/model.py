@@ -18,7 +18,7 @@ from fedelta.engine.exits import ExitSettings
 from fedelta.engine.work import ClientSettings
 from fedelta.errors import ConfigError, ModelError
 from fedelta.federation.tiers import Tiers
-from fedelta.inference.adapter import Adapter, check_task, read_adapter
+from fedelta.inference.adapter import SavedAdapter, check_task, read_adapter
 from fedelta.inference.classes import check_classes, in_order
 from fedelta.inference.translate import placed
 from fedelta.models.failures import model_errors
@@ -68,7 +68,7 @@ def tuned_model(
     class_names: Sequence[str],
     *,
     num_lanes: int = 1,
-    adapter: Adapter | None = None,
+    adapter: SavedAdapter | None = None,
     sample: Mapping[str, Tensor] | None = None,
 ) -> TunedModel:
     """Returns the model that `config` describes, with its tuning method applied.
@@ -170,7 +170,7 @@ def apply_tuning(
     return spec
 
 
-def adopted_tuning(config: Config, adapter: Adapter, backbone: Backbone) -> TuningMethod:
+def adopted_tuning(config: Config, adapter: SavedAdapter, backbone: Backbone) -> TuningMethod:
     """Returns the tuning method of the adapter that a run starts from.
 
     Raises:

@@ -97,7 +97,7 @@ class History:
 
     @property
     def has_intervals(self) -> bool:
-        """Whether each group travels at an interval of its own."""
+        """Whether groups travel at different intervals."""
         return any("interval_rounds" in record for record in self.rounds)
 
     @cached_property

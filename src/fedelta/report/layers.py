@@ -103,7 +103,7 @@ class Layers:
 
 
 def read_layers(run: History) -> Layers | None:
-    """The groups of `run`; None where it does not tell, or has none that travel at intervals of their own.
+    """The groups of `run`; None where they are not known, or all travel in every round.
 
     Raises:
         RunError: its configuration has no such strategy, although its rounds have intervals.
