@@ -424,7 +424,7 @@ def test_an_adapter_of_another_family_is_refused(tuning, checkpoint):
     with pytest.raises(AdapterError, match="does not fit this BertForSequenceClassification") as caught:
         check_fits(adapter_of(tuning, base), backbone_of(checkpoint("bert")))
     assert f"was made for {str(base)!r}" in caught.value.message
-    assert "tunes no `" in caught.value.message
+    assert "the model has no " in caught.value.message
     assert "`vit." in caught.value.message
 
 

@@ -108,6 +108,6 @@ def test_what_cannot_be_exported_is_refused(tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
     monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnx" else importlib.util.find_spec(name))
     with pytest.raises(
-        InputError, match=r"needs `onnx`, which it does not find.\nhint: pip install 'fedelta\[export\]'"
+        InputError, match=r"needs `onnx`, which cannot be imported.\nhint: pip install 'fedelta\[export\]'"
     ):
         export_onnx(predictor, tmp_path / "out")

@@ -205,7 +205,7 @@ def test_class_names_come_from_the_caller_the_adapter_or_the_base_model(checkpoi
     # The adapter knows which of its classes is which.
     assert Predictor.from_adapter(tmp_path / "named", class_names=["z", "x", "y"]).class_names == ("x", "y", "z")
     assert Predictor.from_adapter(tmp_path / "unnamed").class_names == CLASS_NAMES
-    with pytest.raises(AdapterError, match=r"`class_names` are 2 \('no', 'yes'\), the adapter has 3"):
+    with pytest.raises(AdapterError, match=r"2 `class_names` were given \('no', 'yes'\), but the adapter has 3"):
         Predictor.from_adapter(tmp_path / "named", class_names=["no", "yes"])
 
 

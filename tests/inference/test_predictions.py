@@ -56,7 +56,7 @@ def test_rows_have_the_numbers_of_the_data_and_the_names_of_their_clients(tmp_pa
 
 def test_a_file_that_exists_is_kept(tmp_path):
     (tmp_path / "p.csv").write_text("mine")
-    with pytest.raises(InputError, match=r"p.csv' exists\.\nhint: give the name of a new file"):
+    with pytest.raises(InputError, match=r"p.csv' already exists\.\nhint: use another name"):
         written(tmp_path / "p.csv", data())
     assert (tmp_path / "p.csv").read_text() == "mine"
 

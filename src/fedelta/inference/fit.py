@@ -40,7 +40,7 @@ def misfits(tuning: TuningMethod, params: Mapping[str, Tensor], backbone: Backbo
     problems = []
     for name, tensor in params.items():
         if name not in spec.tensors:
-            problems.append(f"{tuning.name!r} tunes no `{name}` in this model")
+            problems.append(f"the model has no `{name}` that {tuning.name!r} tunes")
         elif tuple(tensor.shape) != spec.tensors[name].shape:
             problems.append(_other_shape(name, tensor, spec.tensors[name].shape))
     for name in spec:
