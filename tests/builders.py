@@ -1,8 +1,4 @@
-"""Tiny models, inputs and engines for the tests of the core.
-
-Every tensor of a tiny model is drawn, biases and scales too: with the zeros and ones that a fresh model starts
-from, an addition that was forgotten would not be seen.
-"""
+"""Tiny models, inputs and engines for the tests of the core; the models are those of `fedelta.testing`."""
 
 from __future__ import annotations
 
@@ -24,9 +20,7 @@ from fedelta.engine.optimizers import Sgd
 from fedelta.engine.work import ClientSettings, Job
 from fedelta.federation.client import Site
 from fedelta.federation.memory import Memories
-from fedelta.models.anatomy import anatomy_of
 from fedelta.models.hub import Backbone
-from fedelta.models.source import ModelSource, read_config
 from fedelta.params import Params, ParamSpec, TensorSpec, WeightedSum
 from fedelta.record.checkpoint import load
 from fedelta.record.rundir import CHECKPOINT, CLIENTS, PARTITION
@@ -34,113 +28,29 @@ from fedelta.seeds import stream
 from fedelta.strategies.base import LocalRule
 from fedelta.strategies.local import Plain
 from fedelta.tasks.base import Evaluation
-from fedelta.tasks.labels import Labels
+from fedelta.testing import small
 from fedelta.tuning.base import TuningMethod
 from fedelta.tuning.lanes import Lanes
 
-NUM_CLASSES = 3
-_IMAGE = {
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "image_size": 8,
-    "patch_size": 4,
-}
-_TEXT = {
-    "vocab_size": 20,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "max_position_embeddings": 12,
-    "pad_token_id": 0,
-}
-ARCHITECTURES: dict[str, dict[str, object]] = {
-    "vit": {"model_type": "vit"} | _IMAGE,
-    "deit": {"model_type": "deit"} | _IMAGE,
-    "bert": {"model_type": "bert"} | _TEXT,
-    "roberta": {"model_type": "roberta"} | _TEXT,
-    "distilbert": {
-        "model_type": "distilbert",
-        "vocab_size": 20,
-        "dim": 16,
-        "n_layers": 2,
-        "n_heads": 2,
-        "hidden_dim": 24,
-        "max_position_embeddings": 12,
-    },
-    "small-resnet": {
-        "model_type": "resnet20",
-        "stem_width": 4,
-        "widths": [4, 8],
-        "blocks_per_stage": 1,
-        "image_size": 8,
-    },
-    "resnet": {
-        "model_type": "resnet",
-        # Not less: https://github.com/uxlfoundation/oneDNN/issues/6035
-        "embedding_size": 16,
-        "hidden_sizes": [16, 24],
-        "depths": [1, 1],
-        "layer_type": "basic",
-    },
-}
+ARCHITECTURES, ReadyInputs, tiny_inputs = small.SMALL_MODELS, small.ReadyInputs, small.small_inputs
+NUM_CLASSES = len(small.CLASS_NAMES)
 TRANSFORMERS = ("vit", "deit", "bert", "roberta", "distilbert")
 CONVOLUTIONAL = ("small-resnet", "resnet")
 IMAGE_FAMILIES = ("vit", "deit", *CONVOLUTIONAL)
 
 
-@dataclass(frozen=True)
-class ReadyInputs:
-    """Inputs that need no transform: keyword tensors, rows first."""
-
-    tensors: Mapping[str, Tensor]
-
-    def __len__(self) -> int:
-        return len(next(iter(self.tensors.values())))
-
-    def fetch(self, rows: Tensor) -> dict[str, Tensor]:
-        return {name: tensor[rows] for name, tensor in self.tensors.items()}
-
-
 def tiny_backbone(family: str = "vit", *, seed: int = 0, **sizes: object) -> Backbone:
     """A classifier of `family` with two blocks of width 16, all its tensors drawn."""
-    from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
-
-    auto = AutoModelForImageClassification if family in IMAGE_FAMILIES else AutoModelForSequenceClassification
-    config = read_config(ModelSource(architecture=ARCHITECTURES[family] | sizes))
-    config.num_labels = NUM_CLASSES
-    config.architectures = []
-    module = auto.from_config(config).eval()
-    generator = stream(seed, "tiny", family)
-    spread = 0.1 if family == "resnet" else 0.2  # it is wider than the others, and would not stay finite
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            is_scale = parameter.dim() == 1 and name.endswith("weight")
-            parameter.copy_(spread * torch.randn(parameter.shape, generator=generator) + is_scale)
-        for name, buffer in module.named_buffers():
-            if name.endswith(("running_mean", "running_var")):
-                buffer.add_(0.2 * torch.rand(buffer.shape, generator=generator))
-    return Backbone(module, anatomy_of(module, config.model_type))
-
-
-def tiny_inputs(family: str, num_rows: int, seed: int = 0) -> ReadyInputs:
-    """Random rows that a tiny model of `family` takes; texts differ in length."""
-    generator = stream(seed, "inputs", family)
-    if family in IMAGE_FAMILIES:
-        size = 32 if family == "resnet" else 8  # its stem and its stages divide it by 8
-        return ReadyInputs({"pixel_values": torch.randn(num_rows, 3, size, size, generator=generator)})
-    lengths = torch.randint(3, 7, (num_rows, 1), generator=generator)
-    mask = (torch.arange(6) < lengths).long()
-    tokens = torch.randint(2, 20, (num_rows, 6), generator=generator) * mask
-    return ReadyInputs({"input_ids": tokens, "attention_mask": mask})
+    if not sizes and seed == 0:
+        return small.small_model(family)
+    backbone = small.new_model(family, sizes, NUM_CLASSES)
+    small.draw(backbone, family, seed)
+    return backbone
 
 
 def tiny_data(family: str = "vit", num_rows: int = 24, seed: int = 0) -> Examples:
     """Random rows with random labels."""
-    labels = torch.randint(0, NUM_CLASSES, (num_rows,), generator=stream(seed, "labels"))
-    return Examples(tiny_inputs(family, num_rows, seed), Labels(labels))
+    return small.small_data(family, num_rows, seed)
 
 
 def tiny_engine(

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from tests.plugins.conftest import own_registries
 
 from fedelta.catalog import ALL, TUNING_METHODS
 from fedelta.choices import choices
@@ -24,9 +25,10 @@ def test_each_name_stands_for_a_class_that_is_called_so(registry: Registry):
 
 
 def test_the_list_names_what_a_walk_through_the_configuration_finds():
-    found = {key: [*names] for key, names in named_choices(Config).items()}
-    found["tuning.name"] = [*TUNING_METHODS, "several joined by +"]  # what `combined` stands for
-    listed = choices()
+    with own_registries():
+        found = {key: [*names] for key, names in named_choices(Config).items()}
+        found["tuning.name"] = [*TUNING_METHODS, "several joined by +"]  # what `combined` stands for
+        listed = choices()
     assert {key: names for key, names in listed.items() if key.endswith(".name")} == found
 
 

@@ -116,7 +116,7 @@ def test_what_fails_in_round_1_fails_in_check_with_one_message(fedelta, tmp_path
     assert "Traceback" not in err
 
 
-def test_an_error_that_nobody_foresaw_is_one_message_of_check(fedelta, tmp_path, monkeypatch):
+def test_an_unforeseen_error_is_one_message_of_check(fedelta, tmp_path, monkeypatch):
     def fail(*_: object) -> None:
         raise ZeroDivisionError("division by zero")
 
@@ -140,7 +140,7 @@ BAD = {
     "alpha of zero": ("partition.alpha=0", "`partition.alpha` is 0, expected: greater than 0"),
     "missing directory": ("model.source=./nowhere", "'./nowhere' does not exist"),
     "missing data": ("data.source=./nothing.csv", "nothing.csv"),
-    "rank above the layer": ("tuning.r=99", "rank 99 is above the size"),
+    "rank above the layer": ("tuning.r=99", "rank 99 is too large"),
     "unknown layer": ('tuning.target_modules=["q_prj"]', "did you mean 'q_proj'"),
     "more clients than rows": ("partition.num_clients=500", "500"),
     "a GPU that is not there": ("runtime.device=cuda", "torch finds no GPU"),

@@ -104,7 +104,7 @@ def test_what_cannot_be_used_ends_with_code_2_one_message_and_the_same_hint(
     damage(run)
     for command in commands:
         arguments = [
-            {"RUN": str(run), "PAGE": str(tmp_path / "page.html")}.get(each, each) for each in COMMANDS[command]
+            {"RUN": str(run), "PAGE": str(tmp_path / "page.html")}.get(word, word) for word in COMMANDS[command]
         ]
         monkeypatch.setattr(sys, "argv", ["fedelta", *arguments])
         with pytest.raises(SystemExit) as ended:

@@ -213,7 +213,7 @@ def _with_classes(result, path, names):
 
 def test_an_adapter_for_other_classes_is_refused(result, tmp_path):
     other = _with_classes(result, tmp_path / "adapter", [f"class {index}" for index in range(10)])
-    with pytest.raises(AdapterError, match="trained for other classes than the data have"):
+    with pytest.raises(AdapterError, match="trained for other classes than those of the data"):
         Experiment.from_toml(write_small(tmp_path), [f"model.adapter={json.dumps(str(other))}"]).run(tmp_path / "run")
 
 

@@ -22,7 +22,7 @@ PACKAGE = "fedelta"
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 
 LAYERS = (  # low to high
-    ("errors", "settings", "seeds", "params", "grid", "durable"),
+    ("errors", "settings", "seeds", "params", "grid", "durable", "imports"),
     ("catalog", "plugins"),
     ("models", "modalities", "tasks"),
     ("tuning", "strategies", "aggregation", "codecs", "data"),
@@ -33,7 +33,8 @@ LAYERS = (  # low to high
     ("assembly",),
     ("choices", "evaluation", "experiment", "inspection", "personalization"),
     ("comparison",),
-    ("cli", "checking", "terminal", "testing", "__main__"),
+    ("testing",),
+    ("cli", "checking", "terminal", "__main__"),
 )
 LAYER_OF = {name: level for level, names in enumerate(LAYERS) for name in names}
 

@@ -56,9 +56,9 @@ def test_weighted_mean_does_not_depend_on_the_order_where_float32_would():
 
 
 def test_weighted_mean_does_not_change_its_inputs():
-    first, second = {"w": tensor([1.0])}, {"w": tensor([2.0])}
-    weighted_mean([(2, first), (3, second)])
-    assert (first["w"].item(), second["w"].item()) == (1.0, 2.0)
+    one, two = {"w": tensor([1.0])}, {"w": tensor([2.0])}
+    weighted_mean([(2, one), (3, two)])
+    assert (one["w"].item(), two["w"].item()) == (1.0, 2.0)
 
 
 def test_weighted_mean_of_float16_tensors_keeps_the_digits_of_float64():
@@ -103,7 +103,7 @@ def test_groups_keep_the_order_of_their_first_tensor():
 
 
 @pytest.mark.parametrize(
-    "other",
+    "changed",
     [
         spec_of(a=(2, 3), c=(4,)),
         spec_of(a=(3, 2), b=(4,)),
@@ -113,12 +113,12 @@ def test_groups_keep_the_order_of_their_first_tensor():
     ],
     ids=["name", "shape", "order", "fewer", "more"],
 )
-def test_fingerprints_differ_with_names_shapes_and_order(other: ParamSpec):
-    assert other.fingerprint != spec_of(a=(2, 3), b=(4,)).fingerprint
+def test_fingerprints_differ_with_names_shapes_and_order(changed: ParamSpec):
+    assert changed.fingerprint != spec_of(a=(2, 3), b=(4,)).fingerprint
 
 
 def test_fingerprints_of_equal_specifications_are_equal_and_eight_bytes():
-    regrouped = ParamSpec({name: TensorSpec(own.shape, "all") for name, own in SPEC.tensors.items()})
+    regrouped = ParamSpec({name: TensorSpec(spec.shape, "all") for name, spec in SPEC.tensors.items()})
     assert regrouped.fingerprint == SPEC.fingerprint
     assert len(SPEC.fingerprint) == 8
 
@@ -134,7 +134,7 @@ def test_check_names_every_kind_of_problem_in_one_message():
     with pytest.raises(SpecError) as caught:
         SPEC.check(params)
     assert str(caught.value) == (
-        "4 of 3 tensors do not fit: lacks `one.bias`; holds `new`, which was not asked for; "
+        "4 of 3 tensors do not fit: lacks `one.bias`; holds `new`, which is not expected; "
         "`one.weight` has shape (3, 2), expected (2, 3); `two.weight` holds 2 values that are NaN or infinite"
     )
 
@@ -148,7 +148,7 @@ def test_check_refuses_one_value_that_is_not_finite(value: float):
 
 
 def test_check_refuses_a_tensor_that_was_not_asked_for_though_the_specification_has_it():
-    with pytest.raises(SpecError, match=r"1 of 1 tensors .*: holds `one.bias`, which was not asked for"):
+    with pytest.raises(SpecError, match=r"1 of 1 tensors .*: holds `one.bias`, which is not expected"):
         SPEC.check({"two.weight": torch.zeros(4), "one.bias": tensor(0.0)}, ["two.weight"])
 
 

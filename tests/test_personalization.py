@@ -45,7 +45,7 @@ def record(result) -> dict:
 
 
 def call(*arguments: object) -> tuple[int, str, BaseException | None]:
-    done = CliRunner().invoke(app, [str(each) for each in arguments])
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
     return done.exit_code, done.output, done.exception
 
 
@@ -61,8 +61,10 @@ def test_no_round_asks_a_client_that_is_held_out_and_ids_stay(result, tmp_path):
     assert len(data.held_out) == 2
     assert not data.partition.keys() & data.held_out.keys()
     assert data.partition.keys() | data.held_out.keys() == whole.partition.keys() == set(range(6))
-    assert all(torch.equal({**data.partition, **data.held_out}[client], own) for client, own in whole.partition.items())
-    asked = {client for each in rows(result.path / "rounds.jsonl") for client in each["cohort"]}
+    assert all(
+        torch.equal({**data.partition, **data.held_out}[client], rows) for client, rows in whole.partition.items()
+    )
+    asked = {client for record in rows(result.path / "rounds.jsonl") for client in record["cohort"]}
     sent = {row["client_id"] for row in rows(result.path / "ledger.jsonl") if row["round"]}
     # Three rounds of three of the other four: at seed 3 all of them have been asked.
     assert asked == sent == set(data.partition)
@@ -72,8 +74,8 @@ def test_the_files_of_the_run_tell_who_was_held_out(result):
     counts = json.loads((result.path / "partition.json").read_text())
     data = result.assembly.data
     for key, rows_of in (("clients", data.partition), ("held_out", data.held_out)):
-        assert {int(client): sum(own) for client, own in counts[key].items()} == {
-            client: len(own) for client, own in rows_of.items()
+        assert {int(client): sum(by_class) for client, by_class in counts[key].items()} == {
+            client: len(rows) for client, rows in rows_of.items()
         }
     fedelta.write_report([result.path], result.path / "report.html")
 
@@ -95,22 +97,22 @@ def test_the_record_has_each_client_before_and_after_with_mean_deviation_and_wor
     assert record["scopes"]["token"]["tuned_parameters"] == 32
     assert record["scopes"]["all"]["tuned_parameters"] == result.summary["tuned_parameters"]
     held_out = result.assembly.data.held_out
-    for own in record["scopes"].values():
-        clients = own["clients"]
-        assert [each["client_id"] for each in clients] == sorted(held_out)
-        for each in clients:
-            assert each["num_train"] + each["num_eval"] == len(held_out[each["client_id"]])
-            assert each["lr"] in (0.01, 0.1)
+    for scope in record["scopes"].values():
+        clients = scope["clients"]
+        assert [client["client_id"] for client in clients] == sorted(held_out)
+        for client in clients:
+            assert client["num_train"] + client["num_eval"] == len(held_out[client["client_id"]])
+            assert client["lr"] in (0.01, 0.1)
             for when in ("before", "after"):
-                assert len(each[f"accuracy_by_exit_{when}"]) == 1 + each["client_id"] % 2
-                assert each[f"accuracy_by_exit_{when}"][-1] == each[f"accuracy_{when}"]
+                assert len(client[f"accuracy_by_exit_{when}"]) == 1 + client["client_id"] % 2
+                assert client[f"accuracy_by_exit_{when}"][-1] == client[f"accuracy_{when}"]
         for when in ("before", "after"):
-            first, second = (each[f"accuracy_{when}"] for each in clients)
-            assert own[when]["mean_accuracy"] == pytest.approx((first + second) / 2)
+            first, second = (client[f"accuracy_{when}"] for client in clients)
+            assert scope[when]["mean_accuracy"] == pytest.approx((first + second) / 2)
             # Of two values the deviation of a sample is their distance by the root of two.
-            assert own[when]["std_accuracy"] == pytest.approx(abs(first - second) / 2**0.5)
-            assert own[when]["worst_accuracy"] == min(first, second)
-            worst = next(each for each in clients if each["client_id"] == own[when]["worst_client_id"])
+            assert scope[when]["std_accuracy"] == pytest.approx(abs(first - second) / 2**0.5)
+            assert scope[when]["worst_accuracy"] == min(first, second)
+            worst = next(client for client in clients if client["client_id"] == scope[when]["worst_client_id"])
             assert worst[f"accuracy_{when}"] == min(first, second)
     assert record["scopes"]["all"]["before"] == record["scopes"]["token"]["before"]
 
@@ -120,16 +122,16 @@ def test_it_starts_from_the_params_of_the_run(result, record):
     from fedelta.federation.fine_tuning import split
 
     assembly, seed = result.assembly, result.assembly.config.seed
-    for each in record["scopes"]["all"]["clients"]:
-        client = each["client_id"]
-        own = assembly.data.held_out[client]
+    for before in record["scopes"]["all"]["clients"]:
+        client = before["client_id"]
+        rows = assembly.data.held_out[client]
         part = split(
-            assembly.config.personalization, own, assembly.data.train.targets.values[own], client, seed
+            assembly.config.personalization, rows, assembly.data.train.targets.values[rows], client, seed
         ).evaluation
         depth = 1 + client % 2
-        found = assembly.engine.evaluate(result.params, assembly.data.train, part, depth)
-        assert each["accuracy_by_exit_before"] == list(found.by_exit["accuracy"])
-        assert each["loss_nats_before"] == pytest.approx(found.measures["loss_nats"], rel=1e-5)
+        evaluation = assembly.engine.evaluate(result.params, assembly.data.train, part, depth)
+        assert before["accuracy_by_exit_before"] == list(evaluation.by_exit["accuracy"])
+        assert before["loss_nats_before"] == pytest.approx(evaluation.measures["loss_nats"], rel=1e-5)
 
 
 def test_it_changes_nothing_else_and_gives_the_same_bits_again(result, record):
@@ -145,21 +147,21 @@ def test_it_changes_nothing_else_and_gives_the_same_bits_again(result, record):
 
 def test_who_waits_hears_of_every_result(result, record):
     heard = []
-    fedelta.personalize(result.path, on_result=lambda each, total: heard.append((each.scope, each.client_id, total)))
-    expected = {(scope, row["client_id"]) for scope, own in record["scopes"].items() for row in own["clients"]}
+    fedelta.personalize(result.path, on_result=lambda tuned, total: heard.append((tuned.scope, tuned.client_id, total)))
+    expected = {(scope, row["client_id"]) for scope, part in record["scopes"].items() for row in part["clients"]}
     assert len(expected) == 6
-    assert sorted(heard) == sorted((*each, 6) for each in expected)
+    assert sorted(heard) == sorted((*scope_and_client, 6) for scope_and_client in expected)
 
 
 def test_the_command_prints_a_table_and_takes_overrides(result, tmp_path):
     run = shutil.copytree(result.path, tmp_path / "run")
     overrides = ('personalization.tune=["token"]', "personalization.lrs=[0.5]", "runtime.lanes=1")
-    code, out, error = call("personalize", run, *(part for each in overrides for part in ("--set", each)))
+    code, out, error = call("personalize", run, *(part for override in overrides for part in ("--set", override)))
     assert code == 0, error
     assert "token" in out
     assert "adapters" not in out
-    found = json.loads((run / "personalization.json").read_text())
-    assert {each["lr"] for each in found["scopes"]["token"]["clients"]} == {0.5}
+    record = json.loads((run / "personalization.json").read_text())
+    assert {client["lr"] for client in record["scopes"]["token"]["clients"]} == {0.5}
 
 
 def test_what_belongs_to_the_run_cannot_be_set(result):
@@ -167,13 +169,13 @@ def test_what_belongs_to_the_run_cannot_be_set(result):
     with pytest.raises(ConfigError) as caught:
         fedelta.personalize(result.path, overrides)
     assert caught.value.problems == (
-        "the run has chosen which clients it does not ask; for others, run again",
+        "the held-out clients are those of the run; to hold out others, run again",
         "`seed` is the run's; only `personalization.` and `runtime.` keys can be set",
         "`client` is the run's; only `personalization.` and `runtime.` keys can be set",
     )
 
 
-def test_a_run_that_held_nobody_out_says_how_to_get_one_that_does(tmp_path):
+def test_a_run_without_held_out_clients_is_refused_with_advice(tmp_path):
     result = Experiment.from_toml(write_small(tmp_path), ["strategy.num_rounds=1"]).run(tmp_path / "run")
     with pytest.raises(InputError, match="held no client out") as caught:
         fedelta.personalize(result.path, ["personalization.held_out_clients=2"])
@@ -228,8 +230,8 @@ def test_rows_of_clients_that_are_held_out_are_not_in_the_validation_set(tmp_pat
     config = write_small(tmp_path, text=SMALL + "\n[personalization]\nheld_out = [1, 4]\n")
     data = Experiment.from_toml(config, ["data.evaluate_on=validation", "data.validation_fraction=0.5"]).assembly.data
     plain = Experiment.from_toml(config).assembly.data
-    assert {client: len(own) for client, own in data.held_out.items()} == {
-        client: len(own) for client, own in plain.held_out.items()
+    assert {client: len(rows) for client, rows in data.held_out.items()} == {
+        client: len(rows) for client, rows in plain.held_out.items()
     }
     trained = sum(map(len, data.partition.values()))
     assert trained + len(data.test) + sum(map(len, data.held_out.values())) == 120
@@ -254,11 +256,13 @@ def test_data_and_a_model_of_your_own_can_be_personalised(tmp_path):
     )
     result = fedelta.Experiment(config, **made()).run(tmp_path / "run")
     assert result.assembly.data.partition.keys() == {0, 2}
-    found = fedelta.personalize(tmp_path / "run", **made())["scopes"]["all"]
+    scope = fedelta.personalize(tmp_path / "run", **made())["scopes"]["all"]
     # 0.7 * 8 = 5.6; of one client there is no deviation.
-    assert [(each["client_id"], each["num_train"], each["num_eval"]) for each in found["clients"]] == [(1, 6, 2)]
-    assert found["after"]["std_accuracy"] is None
-    assert "accuracy_by_exit_after" not in found["clients"][0]
+    assert [(client["client_id"], client["num_train"], client["num_eval"]) for client in scope["clients"]] == [
+        (1, 6, 2)
+    ]
+    assert scope["after"]["std_accuracy"] is None
+    assert "accuracy_by_exit_after" not in scope["clients"][0]
 
 
 def test_a_run_of_a_strategy_with_steps_memory_and_a_deadline_can_be_personalised(tmp_path):

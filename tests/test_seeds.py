@@ -15,13 +15,13 @@ def draw(*path: str | int, seed: int = 7) -> torch.Tensor:
 
 
 def test_the_same_path_gives_the_same_bits_whatever_was_drawn_before():
-    first = draw("batches", 3, 12)
+    expected = draw("batches", 3, 12)
     draw("cohort", 3)
-    assert torch.equal(first, draw("batches", 3, 12))
+    assert torch.equal(expected, draw("batches", 3, 12))
 
 
 @pytest.mark.parametrize(
-    "other",
+    "path",
     [
         ("batches", 3, 13),
         ("batches", 4, 12),
@@ -31,10 +31,10 @@ def test_the_same_path_gives_the_same_bits_whatever_was_drawn_before():
         ("batches", "3", 12),
     ],
 )
-def test_another_path_gives_a_stream_without_correlation(other: tuple[str | int, ...]):
+def test_another_path_gives_a_stream_without_correlation(path: tuple[str | int, ...]):
     # Correlation of 1,000 independent pairs has a deviation of 1 / sqrt(1000) = 0.032; 0.15 is almost 5 of them.
-    both = torch.stack([draw("batches", 3, 12), draw(*other)])
-    assert abs(torch.corrcoef(both)[0, 1].item()) < 0.15
+    draws = torch.stack([draw("batches", 3, 12), draw(*path)])
+    assert abs(torch.corrcoef(draws)[0, 1].item()) < 0.15
 
 
 def test_another_seed_gives_another_stream():
@@ -58,6 +58,6 @@ def test_a_seed_is_half_of_the_first_eight_bytes_of_a_sha256():
 
 
 def test_streams_leave_the_global_generator_alone():
-    before = torch.get_rng_state()
+    state = torch.get_rng_state()
     draw("cohort", 1)
-    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(state, torch.get_rng_state())

@@ -5,7 +5,8 @@ Exit codes: 0 done; 1 training failed; 2 something given cannot be used; 130 sto
 
 from __future__ import annotations
 
-import io
+import atexit
+import gc
 import json
 import os
 import sys
@@ -19,7 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fedelta.errors import FedeltaError, InputError, PluginError
-from fedelta.terminal import MIB, client_bar, round_bar, table_of_personalization, table_of_run
+from fedelta.imports import collector_paused
+from fedelta.terminal import MIB, client_bar, escape_unprintable, round_bar, table_of_personalization, table_of_run
 
 if TYPE_CHECKING:
     from fedelta.experiment import Result
@@ -44,8 +46,6 @@ Overrides = Annotated[
 Client = Annotated[
     str | None, typer.Option(metavar="NAME", help="whose model, where clients keep norms of their own; or its number")
 ]
-
-
 Plugins = Annotated[
     list[Path] | None,
     typer.Option("--plugin", metavar="FILE", help="a Python file with methods of your own; repeatable"),
@@ -59,7 +59,11 @@ def main() -> None:
     # an idle machine; on a busy one they hold the cores that the others need, and a round takes ten times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    _print_anything()
+    if "torch" not in sys.modules:  # this process, and those that it starts, run nothing but this command
+        os.environ.setdefault("FEDELTA_LIGHT_IMPORTS", "1")  # see `models/light.py`
+    # The interpreter ends with a search for reference cycles among all objects: a second, and nothing is gained by it.
+    atexit.register(gc.freeze)
+    escape_unprintable()
     try:
         app(standalone_mode=True)
     except InputError as error:
@@ -81,9 +85,9 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Run an experiment."""
-    _load(plugin)
-    from fedelta.experiment import Experiment
-    from fedelta.record.rundir import free_name
+    with _loading(plugin):
+        from fedelta.experiment import Experiment
+        from fedelta.record.rundir import free_name
 
     experiment = Experiment.from_toml(config, overrides or ())
     path = out or free_name(Path("runs"), experiment.name)
@@ -95,8 +99,8 @@ def run(
 @app.command()
 def resume(directory: RunPath, plugin: Plugins = None, quiet: Quiet = False) -> None:
     """Continue a run that was stopped or killed."""
-    _load(plugin)
-    from fedelta.experiment import Experiment
+    with _loading(plugin):
+        from fedelta.experiment import Experiment
 
     experiment = Experiment.from_run(directory)
     with (
@@ -114,8 +118,8 @@ def report(
     plugin: Plugins = None,
 ) -> None:
     """Write one self-contained HTML page about one or more runs."""
-    _load(plugin)
-    from fedelta.report.writing import write_report
+    with _loading(plugin):
+        from fedelta.report.writing import write_report
 
     if out.is_dir():
         raise InputError(f"`--out` is {str(out)!r}, a directory; expected a file such as {str(out / 'report.html')!r}.")
@@ -142,11 +146,11 @@ def compare(  # noqa: PLR0917 the command line's, all options
     quiet: Quiet = False,
 ) -> None:
     """Run a grid of experiments, or go on with it, and write its tables and a page."""
-    _load(plugin)
-    from fedelta.comparison.compare import compare as run_grid
-    from fedelta.comparison.directory import ASKED, default_out
-    from fedelta.comparison.display import Display, failure_of, print_table
-    from fedelta.comparison.request import parse_over
+    with _loading(plugin):
+        from fedelta.comparison.compare import compare as run_grid
+        from fedelta.comparison.directory import ASKED, default_out
+        from fedelta.comparison.display import Display, failure_of, print_table
+        from fedelta.comparison.request import parse_over
 
     axes = parse_over(over or ())
     path = out or default_out(config)
@@ -155,11 +159,11 @@ def compare(  # noqa: PLR0917 the command line's, all options
         nullcontext() if quiet else Display(err_console) as display,
     ):
         on_event = None if display is None else display.show
-        found = run_grid(config, axes, path, overrides=overrides or (), processes=processes, on_event=on_event)
+        comparison = run_grid(config, axes, path, overrides=overrides or (), processes=processes, on_event=on_event)
     if not quiet:
-        print_table(found, out_console)
-    if found.failures:
-        raise failure_of(found)
+        print_table(comparison, out_console)
+    if comparison.failures:
+        raise failure_of(comparison)
 
 
 @app.command()
@@ -170,29 +174,29 @@ def inspect(
     plugin: Plugins = None,
 ) -> None:
     """Show what would be tuned and sent, without training."""
-    _load(plugin)
-    from fedelta.config import load_config
-    from fedelta.inspection import inspect as look
+    with _loading(plugin):
+        from fedelta.config import load_config
+        from fedelta.inspection import inspect as look
 
-    found = look(load_config(config, overrides or ()))
+    sizes = look(load_config(config, overrides or ()))
     if as_json:
-        print(json.dumps(found.as_dict(), indent=2))
+        print(json.dumps(sizes.as_dict(), indent=2))
         return
     table = Table("group", "tuned parameters", title=f"{config}")
-    for group, count in found.groups.items():
+    for group, count in sizes.groups.items():
         table.add_row(group, f"{count:,}")
     table.add_section()
-    table.add_row("tuned", f"{found.tuned_parameters:,} of {found.total_parameters:,} "
-                           f"({found.tuned_parameters / found.total_parameters:.2%})")  # fmt: skip
-    if found.running_statistics:
-        table.add_row("running statistics", f"{found.running_statistics:,}")
-    if found.download_bytes == found.payload_bytes:
-        table.add_row("per client and direction", f"{found.payload_bytes / MIB:.3f} MiB")
+    table.add_row("tuned", f"{sizes.tuned_parameters:,} of {sizes.total_parameters:,} "
+                           f"({sizes.tuned_parameters / sizes.total_parameters:.2%})")  # fmt: skip
+    if sizes.running_statistics:
+        table.add_row("running statistics", f"{sizes.running_statistics:,}")
+    if sizes.download_bytes == sizes.payload_bytes:
+        table.add_row("per client and direction", f"{sizes.payload_bytes / MIB:.3f} MiB")
     else:
-        table.add_row("per client, down", f"{found.download_bytes / MIB:.3f} MiB")
-        table.add_row("per client, up", f"{found.payload_bytes / MIB:.3f} MiB")
-    table.add_row("full model in float32", f"{found.full_model_bytes / MIB:.3f} MiB")
-    for tier in found.tiers:
+        table.add_row("per client, down", f"{sizes.download_bytes / MIB:.3f} MiB")
+        table.add_row("per client, up", f"{sizes.payload_bytes / MIB:.3f} MiB")
+    table.add_row("full model in float32", f"{sizes.full_model_bytes / MIB:.3f} MiB")
+    for tier in sizes.tiers:
         row = f"{tier.tuned_parameters:,}, {tier.payload_bytes / MIB:.3f} MiB"
         table.add_row(f"a client of depth {tier.depth}", row)
     out_console.print(table)
@@ -209,29 +213,29 @@ def evaluate(
     plugin: Plugins = None,
 ) -> None:
     """Measure a model on the test set of a configuration or a run; prints JSON."""
-    _load(plugin)
-    from fedelta.catalog import TASKS
-    from fedelta.evaluation import evaluate_adapter
+    with _loading(plugin):
+        from fedelta.catalog import TASKS
+        from fedelta.evaluation import evaluate_adapter
 
-    found = evaluate_adapter(config, adapter, overrides or (), predictions=predictions)
+    details = evaluate_adapter(config, adapter, overrides or (), predictions=predictions)
     losses = {task.loss.name for task in TASKS.values()}
-    names = {name: f"evaluation_{name}" if name in losses else name for name in found.measures}
-    print(json.dumps({names[name]: value for name, value in found.measures.items()}))
+    names = {name: f"evaluation_{name}" if name in losses else name for name in details.measures}
+    print(json.dumps({names[name]: value for name, value in details.measures.items()}))
 
 
 @app.command()
 def personalize(directory: RunPath, overrides: Overrides = None, plugin: Plugins = None, quiet: Quiet = False) -> None:
     """Fine-tune a run's model on each client that it held out; nothing is sent, RUN/personalization.json is written."""
-    _load(plugin)
-    from fedelta.experiment import Experiment
-    from fedelta.personalization import personalize as fine_tune
+    with _loading(plugin):
+        from fedelta.experiment import Experiment
+        from fedelta.personalization import personalize as fine_tune
 
     with client_bar(err_console, quiet) as on_result:
-        found = fine_tune(directory, overrides or (), on_result=on_result)
+        record = fine_tune(directory, overrides or (), on_result=on_result)
     if quiet:
         return
     primary = Experiment.from_run(directory).config.task.primary
-    out_console.print(table_of_personalization(str(directory), found, primary))
+    out_console.print(table_of_personalization(str(directory), record, primary))
 
 
 @app.command()
@@ -251,9 +255,9 @@ def predict(  # noqa: PLR0917 the command line's, all options
     plugin: Plugins = None,
 ) -> None:
     """Classify images, recordings or texts with the model of a run."""
-    _load(plugin)
-    from fedelta.inference.costs import costs_of
-    from fedelta.inference.predict import Predictor
+    with _loading(plugin):
+        from fedelta.inference.costs import costs_of
+        from fedelta.inference.predict import Predictor
 
     choices = {"--exit": exit, "--budget-ms": budget_ms, "--confidence": confidence}
     given = [name for name, value in choices.items() if value is not None]
@@ -262,8 +266,8 @@ def predict(  # noqa: PLR0917 the command line's, all options
     predictor = Predictor.open(directory, client)
     if budget_ms is not None:
         exit = costs_of(directory, predictor.backbone).deepest(budget_ms)
-    for name, found in zip(inputs, predictor.predict(inputs, exit=exit, confidence=confidence), strict=True):
-        print("\t".join([name, *found.cells, *([] if found.exit is None else [str(found.exit)])]))
+    for name, answer in zip(inputs, predictor.predict(inputs, exit=exit, confidence=confidence), strict=True):
+        print("\t".join([name, *answer.cells, *([] if answer.exit is None else [str(answer.exit)])]))
 
 
 @app.command()
@@ -278,23 +282,23 @@ def export(  # noqa: PLR0917 the command line's, all options
     plugin: Plugins = None,
 ) -> None:
     """Write the model of a run for other programs, checked against PyTorch."""
-    _load(plugin)
     if not onnx:
         raise InputError("no format was given to export to.", hint=f"`fedelta export {directory} --onnx`")
-    from fedelta.inference.export import export_onnx
-    from fedelta.inference.predict import Predictor
+    with _loading(plugin):
+        from fedelta.inference.export import export_onnx
+        from fedelta.inference.predict import Predictor
 
     numbers = None if exits is None else _numbers("--exits", exits)
-    found = export_onnx(Predictor.open(directory, client), out or directory / "onnx", numbers)
-    for name, difference in found.differences.items():
-        print(f"{found.directory / name}\t{difference:.1e}")
+    exported = export_onnx(Predictor.open(directory, client), out or directory / "onnx", numbers)
+    for name, difference in exported.differences.items():
+        print(f"{exported.directory / name}\t{difference:.1e}")
 
 
 @app.command()
 def check(config: ConfigPath, overrides: Overrides = None, plugin: Plugins = None) -> None:
     """Check a configuration, its data and its model, down to a step and an evaluation; nothing is written."""
-    _load(plugin)
-    from fedelta.checking import check_configuration
+    with _loading(plugin):
+        from fedelta.checking import check_configuration
 
     try:
         for line in check_configuration(config, overrides or (), err_console):
@@ -320,8 +324,8 @@ def check(config: ConfigPath, overrides: Overrides = None, plugin: Plugins = Non
 @app.command("list")
 def list_names(plugin: Plugins = None) -> None:
     """List everything that a configuration can name."""
-    _load(plugin)
-    from fedelta.choices import choices
+    with _loading(plugin):
+        from fedelta.choices import choices
 
     table = Table("section", "choices")
     for section, names in choices().items():
@@ -364,13 +368,16 @@ def _blamed(error: Exception) -> PluginError:
     return blamed
 
 
-def _load(plugins: list[Path] | None) -> None:
-    """Makes the classes in plug-in files known, before a command reads anything."""
-    if plugins:
-        from fedelta.plugins import load_plugin
+@contextmanager
+def _loading(plugins: list[Path] | None) -> Iterator[None]:
+    """Loads the plug-in files, before a command reads anything; the collector rests for the imports in this context."""
+    with collector_paused():
+        if plugins:
+            from fedelta.plugins import load_plugin
 
-        for path in plugins:
-            load_plugin(path)
+            for path in plugins:
+                load_plugin(path)
+        yield
 
 
 def _numbers(option: str, text: str) -> list[int]:
@@ -381,13 +388,6 @@ def _numbers(option: str, text: str) -> list[int]:
         raise InputError(
             f"`{option}` is {text!r}, expected whole numbers with commas between them.", hint=f"{option} 2,4, say."
         ) from error
-
-
-def _print_anything() -> None:
-    """Lets the terminal show what it has no letters for, such as the name of a class, by its number."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # in a test or a notebook it is something else
-            stream.reconfigure(errors="backslashreplace")
 
 
 def _fail(error: FedeltaError, code: int) -> None:

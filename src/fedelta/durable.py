@@ -1,4 +1,4 @@
-"""Files that are replaced as a whole: a reader sees the old or the new content, never a mixture."""
+"""Atomic, durable writing of files: a reader sees either the old or the new content."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Puts `content` at `path`, replacing what was there; the directory must exist.
+    """Writes `content` to `path`, replacing an existing file; the directory must exist.
 
-    The content and its name are on the disk when this returns. On any exception, Ctrl-C included, the
-    previous file is untouched and no temporary file remains.
+    Content and name are on the disk when this returns. After an exception, Ctrl-C included, the previous file is
+    unchanged and no temporary file remains.
 
     Raises:
         OSError: the disk is full or the directory cannot be written.
@@ -20,8 +20,8 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def write_file(path: Path, content: str | bytes) -> None:
-    """As `write_atomic`, but the name is only durable after `sync_directory`: for many files of one directory."""
-    # A fixed name, so that what a kill leaves behind is overwritten by the next attempt and does not pile up.
+    """Like `write_atomic`, but the name is durable only after `sync_directory`; for many files in one directory."""
+    # A fixed name, so that the next attempt overwrites the file that a killed process has left.
     temporary = path.with_name(f".{path.name}.partial")
     try:
         with temporary.open("wb", buffering=0) as file:
@@ -33,7 +33,7 @@ def write_file(path: Path, content: str | bytes) -> None:
 
 
 def sync_directory(directory: Path) -> None:
-    """Makes renames and new names in `directory` durable, where the system knows how."""
+    """Makes new names and renames in `directory` durable, if the operating system supports it."""
     if os.name != "posix":
         return
     descriptor = os.open(directory, os.O_RDONLY)
@@ -44,7 +44,7 @@ def sync_directory(directory: Path) -> None:
 
 
 def write_all(descriptor: int, content: bytes) -> None:
-    """Writes all of `content` to an open file, however many calls that takes."""
-    rest = memoryview(content)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
+    """Writes all of `content` to an open file, with as many calls as needed."""
+    unwritten = memoryview(content)
+    while unwritten:
+        unwritten = unwritten[os.write(descriptor, unwritten) :]

@@ -1,15 +1,15 @@
 """Every error that fedelta raises on purpose.
 
-`FedeltaError` is the root. Its text says what is wrong, what was expected and what was found; `hint`, where
-there is one, says what to do. `InputError` and its children are the user's to mend: the command line ends
-with exit code 2 for them and leaves no run directory behind.
+`FedeltaError` is the root. Its message says what is wrong, with the observed and the expected value; its `hint`, if it
+has one, says what to do. The user can correct an `InputError` and its subclasses: for them the command line ends with
+exit code 2 and leaves no run directory behind.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-# A folder of a thousand damaged files must not fill the terminal.
+# So that a folder of a thousand damaged files does not fill the terminal.
 _NUM_SHOWN = 10
 
 
@@ -18,7 +18,7 @@ class FedeltaError(Exception):
 
     Args:
         message: what is wrong, with the observed and the expected value.
-        hint: what to do next, or nothing.
+        hint: what to do next; None for no hint.
     """
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
@@ -27,12 +27,12 @@ class FedeltaError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        """The message, with the hint on a line of its own."""
+        """The message, followed by the hint on a separate line."""
         return self.message if self.hint is None else f"{self.message}\nhint: {self.hint}"
 
 
 class InputError(FedeltaError):
-    """Something that the user gave cannot be used."""
+    """An input of the user cannot be used."""
 
 
 class ConfigError(InputError):
@@ -90,7 +90,7 @@ class ContractError(FedeltaError, AssertionError):
 
 
 def refuse(origin: str, problems: Sequence[str], *, hint: str | None = None) -> None:
-    """Raise one `DataError` for all `problems` of `origin`, ten of them in words; nothing if none."""
+    """Raises one `DataError` that lists the first ten `problems` of `origin`; does nothing without problems."""
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         lines = "".join(f"\n  - {problem}" for problem in problems[:_NUM_SHOWN])

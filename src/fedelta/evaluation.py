@@ -1,4 +1,4 @@
-"""The measures of a finished model, without training: of a run, of an adapter, or of a model as it starts."""
+"""`fedelta evaluate`: measures of a run, of an adapter, or of a model before training."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from fedelta.config import WITHOUT_ADAPTER, Config, load_config
 from fedelta.data.batches import FederatedData
 from fedelta.errors import ModelError
 from fedelta.inference.adapter import read_adapter
-from fedelta.inference.directory import OWN
-from fedelta.inference.own import read_own, refuse_other_own
+from fedelta.inference.adapter_settings import read_settings, refuse_other_settings
+from fedelta.inference.directory import SETTINGS
 from fedelta.inference.predictions import table_of
 from fedelta.modalities.settings import Preparation
 from fedelta.record.checkpoint import Checkpoint, load
@@ -29,31 +29,31 @@ def evaluate_adapter(
     *,
     predictions: Path | None = None,
 ) -> Details:
-    """What the task measures on the test set, without training.
+    """Returns the measures of a model on the test set; does not train.
 
     Args:
-        config: a TOML file, or a run directory, whose own adapter is taken when none is given.
-        adapter: a PEFT adapter directory; without one the model is measured as it starts.
+        config: a TOML file, or a run directory, whose adapter is the default for `adapter`.
+        adapter: a PEFT adapter directory; None measures the model before training.
         overrides: `section.key=value` strings.
         predictions: a CSV file to write, with the answer to each example.
 
     Raises:
-        InputError: something cannot be used; `predictions` exists, or there is more than one model.
-        ModelError: without an adapter, the checkpoint's head is for other classes.
+        InputError: something given cannot be used, `predictions` exists, or clients have different models.
+        ModelError: there is no adapter, and the checkpoint's head is for other classes.
     """
-    path, kept_by = Path(config), None
+    path, source_run = Path(config), None
     if path.is_dir():
         run = RunDirectory.open(path)
         if adapter is None:
             run.refuse_unfinished()
-        # Another adapter than the run's own has nothing to do with what its clients keep.
-        kept_by = run if adapter is None else None
-        # The adapter that the run started from may be gone; its own is all that is needed.
+        # The tensors that clients keep belong to the run's own adapter only.
+        source_run = run if adapter is None else None
+        # The adapter that the run started from may be gone; the one that it wrote is enough.
         path, adapter, overrides = run.config, adapter or run.adapter, [*WITHOUT_ADAPTER, *overrides]
     loaded = load_config(path, overrides)
-    preparation = Preparation() if adapter is None else read_own(Path(adapter) / OWN).preparation
+    preparation = Preparation() if adapter is None else read_settings(Path(adapter) / SETTINGS).preparation
     backbone, data = read_data(loaded, preparation=preparation)
-    # The adapter says what is tuned, whatever the configuration was written for.
+    # The adapter decides which tensors are tuned, whatever `[tuning]` says.
     start = None if adapter is None else read_adapter(adapter, backbone.anatomy)
     if start is None and backbone.lost_head is not None:
         raise ModelError(
@@ -64,8 +64,8 @@ def evaluate_adapter(
         loaded, backbone, data.class_names, num_lanes=num_lanes(loaded), adapter=start, sample=few_rows(data)
     )
     site = build_site(loaded, model, data)
-    if kept_by is not None:
-        site.restore(kept_by.clients, _checked(kept_by, loaded, model, data).memory_mark)
+    if source_run is not None:
+        site.restore(source_run.clients, _checked(source_run, loaded, model, data).memory_mark)
     if predictions is None:
         return details(site, model.params, data.test, data.class_names)
     with table_of(predictions, data, loaded.task) as write:
@@ -73,18 +73,18 @@ def evaluate_adapter(
 
 
 def _checked(run: RunDirectory, config: Config, model: TunedModel, data: FederatedData) -> Checkpoint:
-    """The checkpoint of a finished run whose own adapter is measured.
+    """Returns the checkpoint of the run whose adapter is measured, once its inputs are checked.
 
     Raises:
-        CheckpointError: adapter, `config.toml`, base weights or test set are not those of the run; where `config` asks
-            for another model or other data, that is meant.
+        CheckpointError: adapter, `config.toml`, base weights or test set have changed since the run. The model or the
+            data are not compared if `config` overrides them.
     """
-    checkpoint, own = load(run.checkpoint), load_config(run.config, WITHOUT_ADAPTER)
+    checkpoint, original = load(run.checkpoint), load_config(run.config, WITHOUT_ADAPTER)
     refuse_other_adapter(run.adapter, checkpoint.params, model.params)
-    refuse_other_own(run.adapter / OWN, checkpoint.origin)
-    inputs = dict(model.identity) if config.model == own.model else {}
-    same_data = all(getattr(config, key) == getattr(own, key) for key in ("seed", "data", "partition", "task"))
+    refuse_other_settings(run.adapter / SETTINGS, checkpoint.origin)
+    inputs = dict(model.identity) if config.model == original.model else {}
+    same_data = all(getattr(config, key) == getattr(original, key) for key in ("seed", "data", "partition", "task"))
     inputs |= evaluated(data) if same_data else {}
-    settings = settings_of(own.to_table())
+    settings = settings_of(original.to_table())
     check_origin(run.path, checkpoint, Origin(settings, inputs), config)
     return checkpoint

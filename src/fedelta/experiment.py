@@ -1,7 +1,7 @@
-"""Objects become rounds and a run directory.
+"""Runs the rounds of a configuration and writes its run directory.
 
-`run` starts, `resume` continues after a kill, and both end with the same bits as an undisturbed run: a round counts
-once its checkpoint, which is written last, is there.
+`run` starts a run and `resume` continues it after a kill, with the same bits as an undisturbed run: a round counts once
+its checkpoint is written, which happens last.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from fedelta.errors import InputError
 from fedelta.federation.base import Standing
 from fedelta.federation.records import RoundOutcome
 from fedelta.federation.rounds import federate
-from fedelta.inference.adapter import Adapter, write_adapter
+from fedelta.inference.adapter import SavedAdapter, write_adapter
 from fedelta.inference.costs import costs_of
-from fedelta.inference.predict import Predictor, fill
+from fedelta.inference.predict import Predictor, put_params
 from fedelta.modalities.settings import Preparation
 from fedelta.models.hub import Backbone
 from fedelta.models.native import is_native
@@ -58,9 +58,9 @@ class Result:
 
     Args:
         path: of the run directory.
-        assembly: the objects that ran.
+        assembly: the objects of the run.
         params: server params after the last round.
-        ledger: every payload.
+        ledger: the size of every payload.
         summary: the content of `summary.json`.
     """
 
@@ -72,24 +72,23 @@ class Result:
 
     @property
     def measures(self) -> Mapping[str, float]:
-        """What the task measures on the test set after the last round, such as `loss_nats`."""
+        """The measures on the test set after the last round, such as `loss_nats`."""
         return dict(self.summary["measures"])
 
     def save_adapter(self, directory: str | Path) -> None:
-        """Writes the adapter in Hugging Face PEFT layout; it is also in `path / "adapter"`."""
+        """Writes the adapter in Hugging Face PEFT layout, as in `path / "adapter"`."""
         _write_adapter(Path(directory), self.assembly, self.params, self.summary)
 
     def predictor(self, client: Name | None = None) -> Predictor:
-        """The tuned model, ready for images, texts or recordings.
+        """Returns a predictor with the tuned model, for images, texts or recordings.
 
         Args:
-            client: the model of this one, by name or number, with what it keeps for itself (`model.batch_norm =
-                "local"`).
+            client: name or number of the client whose own tensors are used (`model.batch_norm = "local"`).
         """
         data, site = self.assembly.data, self.assembly.site
-        own = {} if client is None else site.memory_of(data.clients.number_of(client)).local_only
+        kept = {} if client is None else site.memory_of(data.clients.number_of(client)).local_only
         backbone, lanes = copy.deepcopy((self.assembly.backbone, self.assembly.engine.lanes))
-        fill(backbone, self.params | own)
+        put_params(backbone, self.params | kept)
         lanes.active = 1
         self.assembly.model.tuning.merge(backbone)
         return Predictor(backbone, self.assembly.data.class_names, self.assembly.config.task)
@@ -99,10 +98,10 @@ class Experiment:
     """One configuration, ready to run.
 
     Args:
-        config: what to run.
-        backbone: a model of your own instead of `config.model`.
-        data: data of your own instead of `config.data` and `config.partition`.
-        name: of the run directory, where none is given.
+        config: of the run.
+        backbone: your model instead of `config.model`.
+        data: your data instead of `config.data` and `config.partition`.
+        name: default name of the run directory.
     """
 
     def __init__(
@@ -122,15 +121,15 @@ class Experiment:
 
     @classmethod
     def from_toml(cls, path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
-        """The experiment of a TOML file, with `section.key=value` overrides."""
+        """Returns the experiment of a TOML file, with `section.key=value` overrides."""
         return cls(load_config(path, overrides), name=Path(path).stem)
 
     @classmethod
     def from_run(cls, directory: str | Path) -> Experiment:
-        """The experiment behind a run directory, to be resumed.
+        """Returns the experiment of a run directory, to resume it.
 
-        The adapter that the run started from may be gone: its tuning method is in `config.toml`, its tensors are in the
-        checkpoint.
+        The adapter that the run started from is not needed: its tuning method is in `config.toml`, its tensors are in
+        the checkpoint.
         """
         run = RunDirectory.open(Path(directory))
         experiment = cls(load_config(run.config, WITHOUT_ADAPTER), name=run.path.name)
@@ -139,19 +138,19 @@ class Experiment:
 
     @cached_property
     def assembly(self) -> Assembly:
-        """The objects of this experiment, made on first use."""
+        """The objects of this experiment, built on first use."""
         return assemble(self.config, backbone=self._backbone, data=self._data)
 
     def run(self, out: str | Path | None = None, *, on_round: OnRound | None = None) -> Result:
         """Runs all rounds.
 
         Args:
-            out: the run directory, which must not exist; `runs/<name>` by default, with a number if that is taken.
+            out: a new run directory; by default `runs/<name>`, with a number if that exists.
             on_round: called after each round with its outcome and the ledger.
 
         Raises:
             InputError: the configuration, data or model cannot be used; no run directory is left behind.
-            RoundError: training failed; the rounds before it are kept.
+            RoundError: training failed; earlier rounds are kept.
         """
         if self._left_out is not None:
             raise InputError(
@@ -165,7 +164,7 @@ class Experiment:
         return self.resume(path, on_round=on_round)
 
     def resume(self, directory: str | Path, *, on_round: OnRound | None = None) -> Result:
-        """Continues a run after its last complete round; a finished run only gets its final files again.
+        """Continues a run after its last complete round; for a finished run, only writes its final files again.
 
         Raises:
             RunError: `directory` is no run.
@@ -177,14 +176,14 @@ class Experiment:
             return self._resume(run, on_round)
 
     def _resume(self, run: RunDirectory, on_round: OnRound | None) -> Result:
-        run.read_rounds()  # of an older format: said before anything is changed
+        run.read_rounds()  # raises for an older format, before anything is changed
         refuse(f"run {str(run.path)!r}", changed_plugins(run.plugins))
         checkpoint = load(run.checkpoint)
         check_origin(run.path, checkpoint, self._origin, self.config)
         check_fit(run.checkpoint, checkpoint, self.assembly.spec)
         seals = run.rewind(checkpoint)
         run.sweep()
-        # What never travels is at the server as the run started with it.
+        # The server has the initial values of tensors that never travel; clients start from them.
         assembly = self.assembly.starting_from(checkpoint.params)
         assembly.federation.runtime.restore(run.clients, checkpoint.memory_mark)
         ledger = Ledger.read(run.ledger)
@@ -196,7 +195,7 @@ class Experiment:
         return result
 
     def _continue(self, assembly: Assembly, checkpoint: Checkpoint, logs: _Logs, on_round: OnRound | None) -> Params:
-        """Runs the rounds that are left, each recorded before the next begins; returns the last params."""
+        """Runs the remaining rounds, records each before the next begins, and returns the last params."""
         federation, params, run, ledger = assembly.federation, checkpoint.params, logs.run, logs.ledger
         standing = Standing(params, checkpoint.state, checkpoint.round, ledger.total_bytes, checkpoint.claimed)
         started = time.perf_counter()
@@ -205,7 +204,7 @@ class Experiment:
             ledger.append(outcome.transfers)
             loss, clients = self.config.task.loss, self.assembly.data.clients
             run.rounds.append([round_record(outcome, ledger.total_bytes, loss, clients)])
-            # Before the checkpoint, which points to it; until then the snapshot of the round before stays.
+            # Written before the checkpoint, which refers to it; until then the previous snapshot is kept.
             mark = federation.runtime.snapshot(run.clients, outcome.round)
             seconds = time.perf_counter() - started
             run.timings.append([timing_record(outcome.round, seconds, peak_memory_bytes())])
@@ -228,7 +227,7 @@ class Experiment:
 
     @cached_property
     def _origin(self) -> Origin:
-        """What the run begins with."""
+        """The settings and inputs that the run starts from."""
         assembly = self.assembly
         return origin_of(self.config, assembly.model, assembly.data, assembly.tiers)
 
@@ -264,12 +263,12 @@ class Experiment:
 
 @dataclass(frozen=True)
 class _Logs:
-    """What grows with every round.
+    """The files that grow with every round.
 
     Args:
-        run: has them.
-        ledger: every payload so far.
-        seals: of the logs, read up to where the run stands.
+        run: directory of the files.
+        ledger: the size of every payload so far.
+        seals: running digests of the logs, up to the current round.
     """
 
     run: RunDirectory
@@ -278,19 +277,19 @@ class _Logs:
 
 
 def _finish(run: RunDirectory, assembly: Assembly, params: Params, ledger: Ledger) -> Result:
-    """Writes what only a finished run has."""
-    told, clients = assembly.details(params), assembly.data.clients
-    by_client = {str(client): {**clients.entry(client), **values} for client, values in told.by_client.items()}
+    """Writes the files of a finished run."""
+    details, clients = assembly.details(params), assembly.data.clients
+    by_client = {str(client): {**clients.entry(client), **values} for client, values in details.by_client.items()}
     record = summary(
         run.read_rounds(),
         run.timings.readable(),
         ledger,
         assembly.config.task.primary,
         {"tuned_parameters": assembly.spec.num_parameters, "total_parameters": assembly.model.total_parameters},
-        details={**told.as_record(), "by_client": by_client},
+        details={**details.as_record(), "by_client": by_client},
     )
-    if told.confusion is not None:
-        write_atomic(run.path / rundir.CONFUSION, to_json(told.confusion.as_record()) + "\n")
+    if details.confusion is not None:
+        write_atomic(run.path / rundir.CONFUSION, to_json(details.confusion.as_record()) + "\n")
     _write_adapter(run.adapter, assembly, params, record)
     if exit_blocks(assembly.backbone.module):
         _keep_costs(run, assembly)
@@ -299,16 +298,16 @@ def _finish(run: RunDirectory, assembly: Assembly, params: Params, ledger: Ledge
 
 
 def _keep_costs(run: RunDirectory, assembly: Assembly) -> None:
-    """Measures what an answer at each exit costs; what a finished run has measured on this machine stays."""
+    """Measures the cost of an answer at each exit, unless the run was measured on this machine before."""
     assembly.engine.lanes.active = 1
-    # A backbone of the caller's own may lack what makes examples.
+    # The caller's backbone may have no modality that makes an example.
     row = None if assembly.backbone.modality else assembly.data.test.inputs.fetch(torch.tensor([0]))
     costs_of(run.path, assembly.backbone, row)
 
 
 def _write_adapter(directory: Path, assembly: Assembly, params: Params, record: Record) -> None:
     config, modality = assembly.config, assembly.backbone.modality
-    adapter = Adapter(
+    adapter = SavedAdapter(
         assembly.model.tuning,
         params,
         base=config.model.source or "",

@@ -1,4 +1,4 @@
-"""What a configuration would tune and send; nothing is trained."""
+"""`fedelta inspect`: sizes of what a configuration would tune and send, without training."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 from fedelta.assembly.model import adopted_tuning, apply_tuning
 from fedelta.codecs.wire import encode
 from fedelta.config import Config
-from fedelta.data.sources import read
+from fedelta.data.sources import class_names
 from fedelta.federation.tiers import Tiers
+from fedelta.imports import collector_paused
 from fedelta.inference.adapter import read_adapter
 from fedelta.inference.translate import placed
 from fedelta.models.hub import Backbone, build
@@ -22,11 +23,11 @@ from fedelta.tuning.lanes import Lanes
 
 @dataclass(frozen=True)
 class Tier:
-    """What a client needs that runs the blocks up to an exit and no further.
+    """Sizes for a client that runs only the blocks up to an exit.
 
     Args:
         depth: number of blocks.
-        tuned_parameters: scalars that it trains, at the exits that `[exits]` has it learn at.
+        tuned_parameters: number of scalars that it trains, given the exits that `[exits]` has it learn at.
         payload_bytes: length of one upload with all of its tensors.
     """
 
@@ -37,18 +38,18 @@ class Tier:
 
 @dataclass(frozen=True)
 class Inspection:
-    """Sizes of what is tuned.
+    """Sizes of the tuned tensors and of their payloads.
 
     Args:
         tuned_parameters: number of scalars that are trained.
         total_parameters: number of scalars of the model.
-        running_statistics: number of scalars of batch norms that travel and are not trained.
-        groups: group to its scalars that travel: what is trained, and what the strategy sends beside it.
+        running_statistics: number of scalars of batch norms that travel but are not trained.
+        groups: group to the number of its scalars that travel, those that the strategy adds included.
         payload_bytes: length of one upload with all tensors, header included.
-        download_bytes: of one download likewise; the same unless each direction has a codec of its own.
-        tensor_bytes: the tensors' part of it.
-        full_model_bytes: one payload of the whole model in float32, running statistics left out.
-        tiers: one for each exit; nothing for a model without exits.
+        download_bytes: length of one download; differs only if the directions have different codecs.
+        tensor_bytes: length of one upload without the header.
+        full_model_bytes: length of the whole model in float32, without running statistics.
+        tiers: one for each exit; empty for a model without exits.
     """
 
     tuned_parameters: int
@@ -67,14 +68,16 @@ class Inspection:
 
 
 def inspect(config: Config) -> Inspection:
-    """Builds the model without memory, applies the tuning method, and encodes zeros of the shapes that travel.
+    """Returns the sizes for `config`, from a model without memory and encoded zeros.
 
-    Reads the data only where the task has classes and `model.num_classes` is not given.
+    Reads the data only to find their classes: not if `model.num_classes` is set, nor for the embedded digits.
 
     Raises:
         InputError: something in the configuration cannot be used.
     """
-    backbone = build(config.model, _class_names(config), seed=config.seed, device="meta", task=config.task)
+    names = _class_names(config)
+    with collector_paused():  # on the device "meta" most of the time goes into imports
+        backbone = build(config.model, names, seed=config.seed, device="meta", task=config.task)
     total_parameters = backbone.num_parameters
     tuning = config.tuning
     if config.model.adapter is not None:
@@ -103,23 +106,23 @@ def inspect(config: Config) -> Inspection:
 
 
 def _class_names(config: Config) -> tuple[str, ...]:
-    """As many as there are classes; those of the data, where the configuration does not say how many."""
+    """The class names of the data, or numbers if `model.num_classes` is set."""
     if not config.task.has_classes:
         return ()
     if config.model.num_classes is None:
-        return read(config.data, seed=config.seed, task=config.task).class_names
+        return class_names(config.data, seed=config.seed, task=config.task)
     return tuple(str(index) for index in range(config.model.num_classes))
 
 
 def _tiers(config: Config, backbone: Backbone, spec: ParamSpec, wire: ParamSpec) -> tuple[Tier, ...]:
     depths = range(1, len(exit_blocks(backbone.module)) + 1)
-    held = Tiers(
+    tiers = Tiers(
         dict(zip(depths, depths, strict=True)),
         {depth: owned_at(backbone, spec, depth, config.exits.answers(depth)) for depth in depths},
     )
-    tiers = []
+    sizes = []
     for depth in depths:
-        zeros = {name: torch.zeros(wire.tensors[name].shape) for name in wire.shared if held.owns(depth, name)}
+        zeros = {name: torch.zeros(wire.tensors[name].shape) for name in wire.shared if tiers.owns(depth, name)}
         scalars = sum(spec.tensors[name].numel for name in zeros if name in spec and spec.tensors[name].trained)
-        tiers.append(Tier(depth, scalars, len(encode(zeros, wire, config.codec.up)[0])))
-    return tuple(tiers)
+        sizes.append(Tier(depth, scalars, len(encode(zeros, wire, config.codec.up)[0])))
+    return tuple(sizes)

@@ -1,8 +1,8 @@
-"""Named tensors and what is known about them: the vocabulary of everything that travels.
+"""Named tensors (`Params`), their specification (`ParamSpec`), and sums of them.
 
-`Params` is an ordered dictionary of name to tensor and holds only what is tuned. `ParamSpec` says, in the same
-order, which shape each tensor has and to which *group* it belongs; the tensors of a group (a layer) travel
-together. A *delta* is `Params` too: local minus anchor.
+`Params` is an ordered dictionary of name to tensor that holds only what is tuned. `ParamSpec` has, in the same order,
+the shape and the *group* of each tensor; the tensors of a group (a layer) travel together. A *delta* is `Params` too:
+local minus anchor.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from fedelta.errors import SpecError
 
 Params = dict[str, Tensor]
 
-# Elements: a quarter of a megabyte as float64, and as many as torch still gives to one thread. More would wake the
-# others for a moment of work, block after block.
+# Elements per block: a quarter of a megabyte as float64, which fits into a processor's cache. torch uses one thread up
+# to this number; for more it would wake other threads for very little work.
 _BLOCK = 2**15
 
 
@@ -30,11 +30,11 @@ class TensorSpec:
     """One tuned tensor.
 
     Args:
-        shape: without the lane axis.
-        group: what it travels with.
-        trained: by gradient. False for a statistic of the client's data, such as the running mean of a batch norm:
-            it changes and travels like a parameter, and no optimizer touches it.
-        shared: travels. False for a tensor that stays with its client from round to round.
+        shape: shape without the lane axis.
+        group: name of the group with which it travels.
+        trained: whether optimizers change it. False for a running statistic of the client's data, such as the mean of a
+            batch norm, which also changes and travels.
+        shared: whether it travels. False for a tensor that stays on its client from round to round.
     """
 
     shape: tuple[int, ...]
@@ -50,10 +50,10 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class ParamSpec:
-    """What is tuned, by name and in order; equal on the server and on every client.
+    """What is tuned, by name and in order; the same on the server and on every client.
 
     Args:
-        tensors: name to shape and group. The order is the order on the wire.
+        tensors: name to specification, in the order in which tensors travel.
     """
 
     tensors: Mapping[str, TensorSpec]
@@ -79,17 +79,17 @@ class ParamSpec:
 
     @cached_property
     def kept(self) -> tuple[str, ...]:
-        """Names of the tensors that stay with each client, in order."""
+        """Names of the tensors that stay on each client, in order."""
         return tuple(name for name, tensor in self.tensors.items() if not tensor.shared)
 
     @cached_property
     def statistics(self) -> tuple[str, ...]:
-        """Names of the tensors that travel and are not trained, in order."""
+        """Names of the tensors that travel but are not trained, in order."""
         return tuple(name for name in self.shared if not self.tensors[name].trained)
 
     @cached_property
     def groups(self) -> dict[str, tuple[str, ...]]:
-        """Group to the names of its tensors, both in order."""
+        """Group to the names of its tensors; groups and names are in order."""
         groups: dict[str, list[str]] = {}
         for name, tensor in self.tensors.items():
             groups.setdefault(tensor.group, []).append(name)
@@ -97,7 +97,7 @@ class ParamSpec:
 
     @cached_property
     def sizes(self) -> dict[str, int]:
-        """Group to the number of its scalars that are trained and travel, in order; groups without any are left out."""
+        """Group to the number of its trained scalars that travel, in order; groups without any are left out."""
         sizes: dict[str, int] = {}
         for tensor in self.tensors.values():
             if tensor.trained and tensor.shared:
@@ -110,24 +110,24 @@ class ParamSpec:
 
     @cached_property
     def num_parameters(self) -> int:
-        """Number of scalars that are trained; statistics are not among them."""
+        """Number of trained scalars, without statistics."""
         return sum(tensor.numel for tensor in self.tensors.values() if tensor.trained)
 
     @cached_property
     def fingerprint(self) -> bytes:
-        """Eight bytes that differ between specifications with other names, shapes, order or traffic."""
+        """Eight bytes, a hash of the names, the order, the shapes and which tensors travel."""
         described = repr([(name, tensor.shape, tensor.shared) for name, tensor in self.tensors.items()])
         return hashlib.sha256(described.encode()).digest()[:8]
 
     def check(self, params: Mapping[str, Tensor], names: Iterable[str] | None = None) -> None:
-        """Refuse `params` that lack one of `names` (default: all), hold another, or differ in shape or finiteness.
+        """Checks that `params` are exactly the tensors of `names` (default: all), of the right shape and finite.
 
         Raises:
-            SpecError: every problem in one message.
+            SpecError: they are not; one message for all problems.
         """
         expected = self.names if names is None else tuple(names)
         problems = [f"lacks `{name}`" for name in expected if name not in params]
-        problems += [f"holds `{name}`, which was not asked for" for name in params if name not in expected]
+        problems += [f"holds `{name}`, which is not expected" for name in params if name not in expected]
         for name in expected:
             if name in params:
                 problems += self._problems_of(name, params[name])
@@ -145,36 +145,37 @@ class ParamSpec:
 
 
 def select(params: Mapping[str, Tensor], names: Iterable[str]) -> Params:
-    """The tensors of `names`, not copied, in the order of `names`."""
+    """The tensors of `names`, in the order of `names`, not copied."""
     return {name: params[name] for name in names}
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether no element is NaN or infinite; one pass, where `torch.isfinite` first makes a mask of the same size.
+    """Whether no element is NaN or infinite.
 
     >>> is_finite(torch.tensor([1.0, -2.0])), is_finite(torch.tensor([1.0, float("nan")]))
     (True, False)
     """
     if tensor.numel() == 0:
         return True
-    low, high = tensor.aminmax()  # NaN anywhere makes both NaN
+    # Without the mask of `torch.isfinite`, which is as large as the tensor. One NaN makes both results NaN.
+    low, high = tensor.aminmax()
     return math.isfinite(float(low)) and math.isfinite(float(high))
 
 
 def add(params: Mapping[str, Tensor], delta: Mapping[str, Tensor], scale: float = 1.0) -> Params:
-    """`params + scale * delta`; names that `delta` lacks keep their tensor. Computed in float64."""
-    moved = dict(params)
+    """`params + scale * delta`, computed in float64; a tensor that `delta` lacks is not copied."""
+    total = dict(params)
     for name, change in delta.items():
-        moved[name] = torch.empty(params[name].shape, dtype=params[name].dtype, device=params[name].device)
-        for target, start, step in zip(*map(_blocks, (moved[name], params[name], change)), strict=True):
+        total[name] = torch.empty(params[name].shape, dtype=params[name].dtype, device=params[name].device)
+        for target, start, step in zip(*map(_blocks, (total[name], params[name], change)), strict=True):
             target.copy_(start.double() + scale * step.double())
-    return moved
+    return total
 
 
 class WeightedSum:
-    """A sum of weighted tensors under way, by name, in float64; the tensors that are added need not be kept.
+    """A running sum of weighted tensors, by name, in float64; it does not keep the tensors that are added.
 
-    The caller fixes the order (ascending client id), so that the result does not depend on arrival.
+    The order of the calls affects the last bits, so callers add in ascending client id.
 
     >>> total = WeightedSum()
     >>> for weight, value in ((1, 2.0), (3, 6.0)):
@@ -191,7 +192,7 @@ class WeightedSum:
         """Adds `weight` (> 0) times each of `tensors`; names may differ from call to call."""
         for name, tensor in tensors.items():
             if name not in self._totals:
-                # float64: over 100 clients a float32 running sum can lose two decimal digits.
+                # float64, because over 100 clients a float32 running sum can lose two decimal digits.
                 self._totals[name] = torch.zeros_like(tensor, dtype=torch.float64)
                 self.weights[name] = 0.0
             for total, part in zip(_blocks(self._totals[name]), _blocks(tensor), strict=True):
@@ -199,18 +200,18 @@ class WeightedSum:
             self.weights[name] += weight
 
     def mean(self) -> Params:
-        """The sums divided by their weights, in the order in which names first came; ends the sum."""
+        """The sums divided by their weights, in the order in which names were first added; call it only once."""
         return {name: self._totals[name].div_(weight) for name, weight in self.weights.items()}
 
 
 def bytes_of(tensor: Tensor) -> memoryview:
-    """The numbers of a tensor in row-major order, as they are in memory."""
+    """The memory of a tensor's numbers, in row-major order."""
     plain = tensor.detach().cpu().contiguous()
     return plain.reshape(-1).view(torch.uint8).numpy().data if plain.numel() else memoryview(b"")
 
 
 def digest_of(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes, in the order of the names, as hexadecimal digits."""
+    """SHA-256 over names, dtypes, shapes and bytes, sorted by name, as hexadecimal digits."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}\n".encode())
@@ -219,7 +220,7 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
 
 
 def norm(tensors: Mapping[str, Tensor]) -> float:
-    """Euclidean length of all tensors together.
+    """The Euclidean norm of all tensors together.
 
     >>> norm({"a": torch.tensor([3.0]), "b": torch.tensor(4.0)})
     5.0
@@ -229,5 +230,5 @@ def norm(tensors: Mapping[str, Tensor]) -> float:
 
 
 def _blocks(tensor: Tensor) -> tuple[Tensor, ...]:
-    """Views of a tensor that stay in a processor's cache as float64; one for a small tensor."""
+    """Views of at most `_BLOCK` elements that together are the tensor; a small tensor is one view."""
     return (tensor,) if tensor.numel() <= _BLOCK else tensor.reshape(-1).split(_BLOCK)

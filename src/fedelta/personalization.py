@@ -1,7 +1,7 @@
-"""`fedelta personalize`: the clients that a run never asked fine-tune its model, each for itself.
+"""`fedelta personalize`: each client that a run held out fine-tunes the run's model on its own data.
 
-Nothing travels: there is no codec, no payload and no row in the ledger. What a client tunes stays with it; only the
-numbers in `personalization.json` are written.
+Nothing is sent: there is no codec, no payload and no row in the ledger. Only measures are written, to
+`personalization.json`; the tuned tensors are discarded.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from fedelta.record.rundir import PERSONALIZATION, RunDirectory
 from fedelta.tasks.base import Evaluation, Measure
 from fedelta.tuning.scopes import scopes_of
 
-# Called with each result and the number that there will be: one a client and scope.
+# Called with each result and the total number of results: one for each client and scope.
 OnResult = Callable[[Personalized, int], None]
 _NOTE = "Each client fine-tuned on its own data and kept the result: nothing was sent, the ledger has no row of it."
-# Sections that say how clients fine-tune, and where; the others are the run's.
+# Sections that may differ from the run's.
 _FREE = ("personalization", "runtime")
 
 
@@ -50,20 +50,21 @@ def personalize(
     Args:
         directory: of the run.
         overrides: `personalization.key=value` and `runtime.key=value` strings.
-        backbone: the model that the run was given, if it was given one; fresh, and edited in place.
-        data: likewise.
-        on_result: called with each client's result of each scope, and how many there will be.
+        backbone: a fresh copy of the model that the caller gave to the run, if any; edited in place.
+        data: the data that the caller gave to the run, if any.
+        on_result: called with each client's result for each scope, and the total number of results.
 
     Returns:
         The content of the file: by scope, each client's measures before and after, with mean, deviation and worst.
 
     Raises:
         RunError: `directory` is no run, or one that is not finished.
-        InputError: the run held no client out, or something else in it cannot be used.
+        InputError: the run held no client out, or its configuration, data or model cannot be used.
         CheckpointError: the data are no longer those of the run.
     """
     run = RunDirectory.open(Path(directory))
-    original = load_config(run.config, ["model.adapter="])  # it may be gone, and the checkpoint has all of it
+    # The adapter that the run started from may be gone; the checkpoint has its tensors.
+    original = load_config(run.config, ["model.adapter="])
     config = load_config(run.config, ["model.adapter=", *overrides])
     num_held_out = original.personalization.num_held_out + (0 if data is None else len(data.held_out))
     _check(original, config, run, num_held_out)
@@ -78,22 +79,23 @@ def personalize(
 
 
 def _check(original: Config, config: Config, run: RunDirectory, num_held_out: int) -> None:
-    """Lets `config` differ from the run's in how clients fine-tune, not in who they are.
+    """Checks that the run is finished and has held-out clients, and that `config` differs only in fine-tuning.
 
     Raises:
-        InputError: it differs in more, or nobody is held out, or the run is not finished.
+        InputError: one of these is not so.
     """
-    before, now = original.personalization, config.personalization
+    before, after = original.personalization, config.personalization
     if not num_held_out:
         raise InputError(
-            f"run {str(run.path)!r} held no client out, so that there is none that it has not seen.",
+            f"run {str(run.path)!r} held no client out, but only held-out clients are fine-tuned.",
             hint="set `personalization.held_out_clients` and run again.",
         )
     problems = []
-    if (before.held_out_clients, before.held_out) != (now.held_out_clients, now.held_out):
-        problems.append("the run has chosen which clients it does not ask; for others, run again")
-    other = [key for key in Config.model_fields if key not in _FREE and getattr(original, key) != getattr(config, key)]
-    problems += [f"`{key}` is the run's; only `personalization.` and `runtime.` keys can be set" for key in other]
+    if (before.held_out_clients, before.held_out) != (after.held_out_clients, after.held_out):
+        problems.append("the held-out clients are those of the run; to hold out others, run again")
+    fixed = [key for key in Config.model_fields if key not in _FREE]
+    foreign = [key for key in fixed if getattr(original, key) != getattr(config, key)]
+    problems += [f"`{key}` is the run's; only `personalization.` and `runtime.` keys can be set" for key in foreign]
     if problems:
         raise ConfigError(problems, origin=f"run {str(run.path)!r}")
     run.refuse_unfinished()
@@ -101,13 +103,13 @@ def _check(original: Config, config: Config, run: RunDirectory, num_held_out: in
 
 @dataclass(frozen=True)
 class _Bench:
-    """What the clients that no round asks fine-tune with; there is no server and no round.
+    """The objects for fine-tuning: those of a site, without a server.
 
     Args:
-        model: that they start from, with the values of the backbone.
+        model: with its initial values; those of the run are in the checkpoint.
         data: of all clients.
         engine: trains as `[personalization]` says.
-        tiers: how deep each client runs.
+        tiers: depth of each client.
     """
 
     model: TunedModel
@@ -133,11 +135,11 @@ def _record(bench: _Bench, checkpoint: Checkpoint, config: Config, on_result: On
     held_out = HeldOut(
         bench.engine, data, checkpoint.params, config.seed, round=max(1, checkpoint.round), tiers=bench.tiers
     )
-    found: dict[Scope, list[Record]] = {scope: [] for scope in scopes}
-    for each in fine_tune(personal, held_out, scopes):
-        found[each.scope].append(_row(each, data.clients))
+    rows_of: dict[Scope, list[Record]] = {scope: [] for scope in scopes}
+    for result in fine_tune(personal, held_out, scopes):
+        rows_of[result.scope].append(_row(result, data.clients))
         if on_result:
-            on_result(each, len(scopes) * len(data.held_out))
+            on_result(result, len(scopes) * len(data.held_out))
     return {
         "note": _NOTE,
         "round": checkpoint.round,
@@ -147,7 +149,7 @@ def _record(bench: _Bench, checkpoint: Checkpoint, config: Config, on_result: On
                 "tuned_parameters": sum(spec.tensors[name].numel for name in scopes[scope]),
                 **_summary(sorted(rows, key=lambda row: row["client_id"]), config.task.primary, data.clients),
             }
-            for scope, rows in found.items()
+            for scope, rows in rows_of.items()
         },
     }
 
@@ -164,9 +166,9 @@ def _row(result: Personalized, clients: Clients) -> Record:
     }
 
 
-def _measures(found: Evaluation, when: str) -> Record:
-    own: Record = {f"{name}_{when}": value for name, value in found.measures.items()}
-    return own | {f"{name}_by_exit_{when}": list(values) for name, values in found.by_exit.items()}
+def _measures(evaluation: Evaluation, when: str) -> Record:
+    measures: Record = {f"{name}_{when}": value for name, value in evaluation.measures.items()}
+    return measures | {f"{name}_by_exit_{when}": list(values) for name, values in evaluation.by_exit.items()}
 
 
 def _summary(rows: Sequence[Record], primary: Measure, clients: Clients) -> Record:
@@ -175,19 +177,20 @@ def _summary(rows: Sequence[Record], primary: Measure, clients: Clients) -> Reco
 
 
 def _over_clients(rows: Sequence[Record], when: str, primary: Measure, clients: Clients) -> Record:
-    """Mean, deviation of a sample, and the worst client; every client counts the same, whatever its size."""
+    """The mean over clients, the sample's standard deviation and the worst client; all clients have equal weight."""
     name = primary.name
     values: dict[int, float] = {row["client_id"]: row[f"{name}_{when}"] for row in rows}
     worst = (min if primary.higher_is_better else max)(values, key=lambda client: values[client])
-    found: Record = {
+    summary: Record = {
         f"mean_{name}": statistics.fmean(values.values()),
         f"std_{name}": statistics.stdev(values.values()) if len(values) > 1 else None,
         f"worst_{name}": values[worst],
         "worst_client_id": worst,
         **clients.entry(worst, "worst_client_name"),
     }
-    if own := [each for row in rows if (each := row.get(f"{name}_by_exit_{when}")) is not None]:
-        # Clients differ in depth: an exit's mean is over those that reach it.
-        reached = [[each[place] for each in own if place < len(each)] for place in range(max(map(len, own)))]
-        found[f"mean_{name}_by_exit"] = [statistics.fmean(each) for each in reached]
-    return found
+    if by_exit := [exits for row in rows if (exits := row.get(f"{name}_by_exit_{when}")) is not None]:
+        # Clients differ in depth: the mean of an exit is over the clients that reach it.
+        depth = max(map(len, by_exit))
+        reached = [[exits[place] for exits in by_exit if place < len(exits)] for place in range(depth)]
+        summary[f"mean_{name}_by_exit"] = [statistics.fmean(values) for values in reached]
+    return summary

@@ -1,8 +1,8 @@
 """Random streams as values.
 
-A stream is named by the seed and a path of words and numbers, such as `stream(7, "batches", 3, 12)` for the
-batch order of client 12 in round 3. Two streams with different paths are independent, the same path gives the
-same bits whatever ran before, so there is no generator state to save, to pass on or to get out of step.
+A seed and a path of words and numbers name a stream: `stream(7, "batches", 3, 12)` is the batch order of client 12 in
+round 3. Streams with different paths are independent. The same path always gives the same bits, whatever was drawn
+before, so there is no generator state to save or to pass on.
 """
 
 from __future__ import annotations
@@ -25,5 +25,5 @@ def derive(seed: int, *path: str | int) -> int:
 
 
 def stream(seed: int, *path: str | int) -> torch.Generator:
-    """A fresh CPU generator at the start of the stream at `path`."""
+    """A new CPU generator at the start of the stream at `path`."""
     return torch.Generator().manual_seed(derive(seed, *path))

@@ -1,10 +1,12 @@
-"""What the command line shows: bars while it works, and a table at the end.
+"""Progress bars and result tables of the command line.
 
-Imports of what takes a while stand inside of functions: `fedelta --help` is there at once.
+Slow imports are inside functions, so that `fedelta --help` starts quickly.
 """
 
 from __future__ import annotations
 
+import io
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,11 +26,18 @@ if TYPE_CHECKING:
 MIB = 2**20
 
 
+def escape_unprintable() -> None:
+    """Writes letters that the terminal's encoding lacks, such as those in names of classes, as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a test or a notebook replaces them
+            stream.reconfigure(errors="backslashreplace")
+
+
 class Stages:
-    """Says what is being done while it is done, and afterwards what took how long.
+    """Shows the current stage of a command, and measures how long each stage takes.
 
     Args:
-        console: for the first; on a terminal only.
+        console: shows the current stage, if it is a terminal.
     """
 
     def __init__(self, console: Console) -> None:
@@ -37,22 +46,22 @@ class Stages:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """The time of this context is that of `name`."""
+        """Measures the time of this context as that of stage `name`."""
         begin = time.perf_counter()
         with self._console.status(f"{name} ..."):
             yield
         self._seconds[name] = time.perf_counter() - begin
 
     def __str__(self) -> str:
-        """All stages, the longest first."""
-        longest = sorted(self._seconds.items(), key=lambda each: -each[1])
+        """The time of all stages, the longest first."""
+        longest = sorted(self._seconds.items(), key=lambda stage: -stage[1])
         parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in longest)
         return f"{sum(self._seconds.values()):.1f} s: {parts}"
 
 
 @contextmanager
 def round_bar(console: Console, config: Config, quiet: bool) -> Iterator[OnRound | None]:
-    """A bar with round, primary measure and bytes ; None when quiet."""
+    """Yields a callback that shows round, primary measure and bytes in a progress bar; None if quiet."""
     if quiet:
         yield None
         return
@@ -86,7 +95,7 @@ def round_bar(console: Console, config: Config, quiet: bool) -> Iterator[OnRound
 
 @contextmanager
 def client_bar(console: Console, quiet: bool) -> Iterator[OnResult | None]:
-    """A bar over clients and what is tuned; None when quiet."""
+    """Yields a callback that shows client and scope in a progress bar; None if quiet."""
     if quiet:
         yield None
         return
@@ -105,7 +114,7 @@ def client_bar(console: Console, quiet: bool) -> Iterator[OnResult | None]:
 
 
 def table_of_run(result: Result, primary: Measure, report: Path) -> Table:
-    """What a finished run came to: measures, sizes, bytes, time."""
+    """The results of a finished run: measures, sizes, bytes, time."""
     summary, ledger = result.summary, result.ledger
     sent = ledger.total_bytes
     table = Table(show_header=False, title=str(result.path))
@@ -132,7 +141,7 @@ def table_of_run(result: Result, primary: Measure, report: Path) -> Table:
 
 
 def mean_over_clients(part: Record, primary: Measure) -> str:
-    """Mean over clients, with the deviation where there are several."""
+    """The mean over clients, and the deviation if there are several."""
     from fedelta.record.numbers import shown
 
     mean, deviation = part[f"mean_{primary.name}"], part[f"std_{primary.name}"]
@@ -140,7 +149,7 @@ def mean_over_clients(part: Record, primary: Measure) -> str:
 
 
 def worst_client_of(part: Record, primary: Measure) -> str:
-    """The client that comes off worst."""
+    """The measure and the name of the worst client."""
     from fedelta.record.numbers import shown
     from fedelta.report.personal_section import worst_client
 
@@ -148,7 +157,7 @@ def worst_client_of(part: Record, primary: Measure) -> str:
 
 
 def _measured(summary: Record, primary: Measure) -> Iterator[tuple[str, str]]:
-    """What the primary measure came to, at the exits too where there are some."""
+    """Yields rows for the primary measure, over all and by exit."""
     from fedelta.record.numbers import bare, shown, unit
 
     name = primary.name
@@ -160,7 +169,7 @@ def _measured(summary: Record, primary: Measure) -> Iterator[tuple[str, str]]:
 
 
 def table_of_personalization(title: str, record: Record, primary: Measure) -> Table:
-    """By what was tuned: the held-out clients before and after."""
+    """The measures of the held-out clients before and after fine-tuning, by scope."""
     table = Table("tuned", "scalars", "before", "after", "worst before", "worst after", title=title)
     for scope, part in record["scopes"].items():
         sides = [part["before"], part["after"]]

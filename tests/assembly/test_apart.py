@@ -90,7 +90,7 @@ def test_a_round_between_a_server_and_a_site_is_that_of_the_simulation(
     outcome = first_round(load_config(path, once), monkeypatch)
     result = Experiment.from_toml(path, once).run(tmp_path / "run")
     assert_same_bits(outcome.params, result.params)
-    transfers = [(each.client_id, each.direction, each.payload_bytes) for each in outcome.transfers]
+    transfers = [(transfer.client_id, transfer.direction, transfer.payload_bytes) for transfer in outcome.transfers]
     assert sum(length for *_, length in transfers) == result.ledger.total_bytes
     assert len(transfers) == 6
 

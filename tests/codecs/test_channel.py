@@ -6,19 +6,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 from tests.builders import tiny_data, tiny_engine
 from tests.small import stop_after, write_small
+from tests.strategies.windowed import SPEC, START, Walking
 
 from fedelta.codecs.cast import Cast
 from fedelta.codecs.channel import Channel
 from fedelta.codecs.quantize import Int8
 from fedelta.codecs.wire import decode, encode
 from fedelta.config import load_config, parse_config
+from fedelta.engine.work import ClientSettings
 from fedelta.errors import ConfigError
 from fedelta.experiment import Experiment
 from fedelta.federation.client import Site
 from fedelta.params import Params
+from fedelta.seeds import stream
 from fedelta.strategies.base import RoundPlan
 from fedelta.tuning.lora import Lora
 
@@ -83,20 +88,49 @@ def served(site: Site, params: Params, round: int, *, accepted: bool = True) -> 
     return decode(reply.payload, site.wire, site.channel.up)[0]
 
 
-def test_what_the_codec_left_out_of_an_upload_is_in_the_next_one():
-    coarse, start = site_with(Channel(up=Int8()))
-    exact, _ = site_with(Channel())
-    sums = {name: torch.zeros_like(tensor) for name, tensor in start.items()}
-    off = []
-    for round in (1, 2, 3):
-        sent, true = served(coarse, start, round), served(exact, start, round)
-        off.append(max(float((sent[name] - true[name]).abs().max()) for name in start))
-        sums = {name: total + sent[name] - true[name] for name, total in sums.items()}
-        residual = coarse.memory_of(0).residual
-        # The sum of all that was sent lacks the residual and nothing else.
-        for name in start:
-            torch.testing.assert_close(-sums[name], residual[name], rtol=1e-4, atol=1e-7)
-    assert min(off) > 1e-5
+def moved(round: int, client_id: int) -> Params:
+    """What a client adds to its tensors in a round."""
+    return {
+        name: torch.randn(value.shape, generator=stream(0, "move", round, client_id, name))
+        for name, value in START.items()
+    }
+
+
+NAMES = st.sampled_from(["float32", "float16", "bfloat16", "int8"])
+
+
+@settings(max_examples=40)
+@given(
+    down=NAMES, up=st.sampled_from(["int8", "int8", "int8", "float16", "float32"]),
+    # Of each round: the tensors that come up, and whether the reply is accepted.
+    rounds=st.lists(
+        st.tuples(st.sets(st.sampled_from(SPEC.names)), st.sampled_from([True, True, False])), min_size=2, max_size=6
+    ),
+)  # fmt: skip
+def test_all_that_was_sent_and_the_residual_are_all_that_was_trained(
+    down: str, up: str, rounds: list[tuple[set[str], bool]]
+):
+    engine = Walking(moved, ClientSettings(local_steps=1))
+    site = Site(engine, {0: torch.arange(3)}, Channel(down={"name": down}, up={"name": up}), seed=0, num_rounds=6)
+    trained, sent = ({name: torch.zeros_like(value).double() for name, value in START.items()} for _ in range(2))
+    for number, (asked, accepted) in enumerate(rounds, start=1):
+        engine.round = number
+        payload, _ = encode({name: value + 0.3 * number for name, value in START.items()}, SPEC, site.channel.down)
+        names = tuple(name for name in SPEC if name in asked)
+        [reply] = site.run(RoundPlan(number, {0: SPEC.names}, {0: names}, num_clients=1), {0: payload})
+        site.accept([0] if accepted else [])
+        # The anchor is the decoded value, so that what a coarse download rounds off is in no delta.
+        anchor, _ = decode(payload, SPEC, site.channel.down)
+        assert all(torch.equal(engine.jobs[-1][1].anchor[name], tensor) for name, tensor in anchor.items())
+        if accepted:
+            for name, tensor in decode(reply.payload, SPEC, site.channel.up)[0].items():
+                sent[name] += tensor
+                trained[name] += moved(number, 0)[name]
+    residual = site.memory_of(0).residual
+    assert residual.keys() <= (set(SPEC.names) if up == "int8" else set())
+    if site.channel.up.feeds_back or up == "float32":
+        for name, total in trained.items():
+            torch.testing.assert_close(sent[name] + residual.get(name, 0), total, rtol=1e-5, atol=1e-5)
 
 
 def test_the_residual_of_a_reply_that_was_not_accepted_is_forgotten():

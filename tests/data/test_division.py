@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import random
-
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner
+from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner, PathologicalPartitioner
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -48,35 +46,10 @@ def test_the_examples_hold_every_partitioner_by_its_name():
         assert PARTITIONERS[name].model_validate(settings.model_dump()) == settings
 
 
-@pytest.mark.parametrize("name", sorted(EXAMPLES))
-def test_no_row_has_two_clients_and_no_client_is_empty(name, labels, client_ids):
-    rows = divide(EXAMPLES[name], labels, client_ids, seed=3)
-    assert list(rows) == list(range(len(rows)))
-    assert all(len(of_client) > 0 and of_client.dtype == torch.int64 for of_client in rows.values())
-    assert all(torch.equal(of_client, of_client.sort().values) for of_client in rows.values())
-    assert torch.equal(torch.cat(list(rows.values())).sort().values, torch.arange(200))
-
-
-@pytest.mark.parametrize("name", sorted(EXAMPLES))
-def test_the_seed_alone_decides_and_global_generators_are_left_alone(name, labels, client_ids):
-    before = global_generators()
-    first, again, other = (divide(EXAMPLES[name], labels, client_ids, seed=seed) for seed in (3, 3, 4))
-    assert all(torch.equal(first[client], again[client]) for client in first)
-    if name != "natural":
-        assert any(not torch.equal(first[client], other[client]) for client in first)
-    assert before == global_generators()
-
-
 def test_dividing_prints_nothing(labels, client_ids, capfd):
     for settings in EXAMPLES.values():
         divide(settings, labels, client_ids, seed=3)
     assert capfd.readouterr() == ("", "")
-
-
-def test_iid_sizes_differ_by_at_most_one(labels):
-    # 200 = 4 * 29 + 3 * 28
-    sizes = sorted(len(rows) for rows in divide(Iid(num_clients=7), labels, None, seed=0).values())
-    assert sizes == [28, 28, 28, 29, 29, 29, 29]
 
 
 def test_iid_mixes_labels_that_the_file_holds_in_order():
@@ -109,17 +82,34 @@ def test_a_minimum_that_takes_every_row_makes_all_clients_equal(labels):
     assert [len(of_client) for of_client in rows.values()] == [20] * 10
 
 
+@pytest.mark.parametrize("self_balancing", [False, True])
+@pytest.mark.parametrize("alpha", [1e-3, 0.1, 10.0])
+@pytest.mark.parametrize("num_clients", [3, 40])
+def test_a_draw_without_a_minimum_is_that_of_flwr_datasets(num_clients, alpha, self_balancing, labels):
+    settings = Dirichlet(num_clients=num_clients, alpha=alpha, self_balancing=self_balancing, min_size=1)
+    for seed in range(3):
+        theirs = DirichletPartitioner(
+            num_clients, "label", alpha, 0, self_balancing=self_balancing, shuffle=False, seed=seed
+        )
+        theirs.dataset = Dataset.from_dict({"label": labels.tolist(), "place": range(len(labels))})
+        try:
+            with np.errstate(invalid="raise", divide="raise"):
+                expected = [sorted(theirs.load_partition(client)["place"]) for client in range(num_clients)]
+        except FloatingPointError:  # balancing has left no client that may take a label
+            expected = []
+        assert [rows.tolist() for rows in settings.draw(labels, seed).values()] == expected
+
+
 def test_many_clients_are_not_loaded_one_by_one(monkeypatch):
-    # Loading one takes two milliseconds: with ten draws and a thousand clients, twenty seconds.
-    load_partition, loaded = DirichletPartitioner.load_partition, []
+    # Loading one takes two milliseconds.
+    load_partition, loaded = PathologicalPartitioner.load_partition, []
     monkeypatch.setattr(
-        DirichletPartitioner,
+        PathologicalPartitioner,
         "load_partition",
         lambda self, client: loaded.append(client) or load_partition(self, client),
     )
-    rows = divide(Dirichlet(num_clients=300, alpha=0.1), torch.arange(6000) % 10, None, seed=0)
-    assert min(len(of_client) for of_client in rows.values()) == 10
-    assert len(loaded) <= 20  # two for each draw
+    assert len(divide(Pathological(num_clients=300), torch.arange(6000) % 10, None, seed=0)) == 300
+    assert len(loaded) == 2  # the first, and the largest to check the partitioner's own note
 
 
 @pytest.mark.parametrize("note", [None, {}, {client: [client] for client in range(7)}])
@@ -230,12 +220,6 @@ def test_balancing_at_tiny_alpha_assigns_every_row_or_is_refused(labels):
 def test_impossible_values_are_refused_when_the_settings_are_made(kind, values, message):
     with pytest.raises(ValidationError, match=message):
         kind(**values)
-
-
-def global_generators() -> tuple[str, ...]:
-    """The states of all generators that a library may have touched."""
-    legacy = np.random.get_state()  # noqa: NPY002  the global state is what is checked
-    return (repr(torch.get_rng_state().tolist()), repr(legacy[1].tolist()), repr(random.getstate()))
 
 
 def num_labels(rows: dict[int, Tensor], labels: Tensor) -> float:

@@ -67,6 +67,14 @@ def test_files_that_are_not_there_or_hold_nothing_are_found_though_they_are_not_
         federate(raw, Iid(num_clients=2), MODEL, seed=0)
 
 
+def test_a_warning_about_images_is_given_once_however_often_they_are_fetched(photos, caplog):
+    train = federate(glance(photos), Iid(num_clients=2), MODEL, seed=0).train.inputs
+    for row in range(3):
+        train.fetch(torch.tensor([row]))
+    warnings = [record.getMessage() for record in caplog.records if "nearly" in record.getMessage()]
+    assert len(warnings) == 2  # of the training set and of the test set
+
+
 def test_the_data_are_described(photos):
     data = federate(glance(photos), Natural(), MODEL, seed=0)
     counts, classes, clients, *examples = describe(data, "test")

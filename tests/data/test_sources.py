@@ -17,12 +17,14 @@ from datasets import ClassLabel, Dataset, Features, Value, load_dataset
 from datasets import Image as ImageFeature
 from PIL import Image
 from pydantic import ValidationError
+from sklearn.datasets import load_digits
 from tests.sounds import encoded, tone
 
 from fedelta.data.files import load_splits
-from fedelta.data.sources import DataSource, RawData, read
+from fedelta.data.sources import DataSource, RawData, class_names, read
 from fedelta.errors import DataError
 from fedelta.settings import Context
+from fedelta.tasks.classification import Classification
 
 ROWS = {"text": ["one", "two", "three", "four"] * 5, "label": ["b", "a", "c", "a"] * 5, "site": [3, 1, 1, 2] * 5}
 
@@ -51,9 +53,24 @@ def test_the_digits_are_embedded():
     raw = load("digits")
     # ceil(0.2 * 1797) = 360 test rows
     assert (len(raw.train), len(raw.test), len(raw.class_names), raw.modality.name) == (1437, 360, 10, "image")
-    assert max(max(row) for row in raw.train.dataset[0]["image"]) > 200
     # The classes have 174 to 183 images; a fifth of each.
     assert set(raw.test.targets.values.bincount().tolist()) <= {35, 36, 37}
+
+
+def test_the_digits_are_those_of_scikit_learn():
+    digits, rows = load_digits(), load_splits("digits", None).rows["train"]
+    assert rows["label"][:] == digits.target.tolist()
+    # 0..16 there and 0..255 here
+    assert np.array_equal(np.array(rows["image"][:]), (digits.images * 255 / 16).round())
+
+
+@pytest.mark.parametrize("options", [{}, {"max_train_examples": 100}])
+def test_names_of_classes_are_those_of_the_rows_whether_or_not_they_are_read(options, monkeypatch):
+    source = DataSource(source="digits", **options)
+    expected = read(source, seed=7).class_names
+    if not options:
+        monkeypatch.setattr("fedelta.data.sources.read", lambda *_, **__: pytest.fail("the digits were read"))
+    assert class_names(source, seed=7, task=Classification()) == expected
 
 
 def test_a_test_set_is_held_out_by_the_seed_alone():

@@ -85,7 +85,7 @@ def test_the_cache_is_off_for_training_alone_and_a_note_says_so():
     plain, _ = tiny_engine(Head(), tiny_data(), cache_bytes=2**20)
     test, anchor, calls = tiny_data(seed=1), start_of(engine), []
     assert engine.evaluate(anchor, test) == plain.evaluate(anchor, test)
-    engine._backbone.module.vit.register_forward_pre_hook(lambda *_: calls.append(1))
+    engine._model.backbone.module.vit.register_forward_pre_hook(lambda *_: calls.append(1))
     engine.evaluate(anchor, test)
     assert calls == []
     deltas_of(engine, jobs_for([4, 3], anchor))
@@ -130,7 +130,9 @@ def test_a_run_says_that_its_cache_is_off(tmp_path, caplog):
 
 
 def test_a_padding_as_large_as_the_image_is_refused_before_a_run_directory_is_there(tmp_path):
-    with pytest.raises(ConfigError, match=r"`augmentation\.crop_padding` is 16, expected less than the 16 pixels"):
+    with pytest.raises(
+        ConfigError, match=r"`augmentation\.crop_padding` is 16, expected less than the side of an image, 16 pixels"
+    ):
         Experiment.from_toml(write_small(tmp_path), ["augmentation.crop_padding=16"]).run(tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

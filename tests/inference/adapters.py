@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedelta.inference.adapter import Adapter, write_adapter
+from fedelta.inference.adapter import SavedAdapter, write_adapter
 from fedelta.inference.predict import install
 from fedelta.models.hub import Backbone, build
 from fedelta.models.native import is_native
@@ -39,13 +39,13 @@ def backbone_of(base: Path, class_names: tuple[str, ...] = CLASS_NAMES) -> Backb
     return build(ModelSource(source=str(base)), class_names, seed=1)
 
 
-def adapter_of(tuning: TuningMethod, base: Path, class_names: tuple[str, ...] = CLASS_NAMES) -> Adapter:
+def adapter_of(tuning: TuningMethod, base: Path, class_names: tuple[str, ...] = CLASS_NAMES) -> SavedAdapter:
     """An adapter whose tensors change the logits a lot."""
     spec = tuning.apply(backbone_of(base, class_names), Lanes(1), stream(0))
     generator = torch.Generator().manual_seed(3)
     params = {name: 0.5 * torch.randn(each.shape, generator=generator) for name, each in spec.tensors.items()}
     params |= {name: tensor.abs() + 0.5 for name, tensor in params.items() if name.endswith("running_var")}
-    return Adapter(tuning, params, str(base), class_names)
+    return SavedAdapter(tuning, params, str(base), class_names)
 
 
 def write(
@@ -54,8 +54,8 @@ def write(
     tuning: TuningMethod,
     base: Path,
     names: tuple[str, ...] = CLASS_NAMES,
-    **recorded: Any,  # `model`, `seed` and `preparation` of `Adapter`
-) -> Adapter:
+    **recorded: Any,  # `model`, `seed` and `preparation` of `SavedAdapter`
+) -> SavedAdapter:
     """Writes `adapter_of` to `directory` and returns it."""
     adapter = replace(adapter_of(tuning, base, names), **recorded)
     backbone = backbone_of(base, names)
@@ -66,7 +66,7 @@ def write(
 
 
 @torch.no_grad()
-def our_logits(adapter: Adapter, backbone: Backbone, inputs: dict[str, Tensor]) -> Tensor:
+def our_logits(adapter: SavedAdapter, backbone: Backbone, inputs: dict[str, Tensor]) -> Tensor:
     """Logits of `backbone` with `adapter` in it; edits the backbone."""
     install(adapter, backbone)
     return backbone.logits(inputs)

@@ -24,7 +24,7 @@ from tests.inference.adapters import (
 from fedelta.catalog import TUNING_METHODS
 from fedelta.errors import AdapterError
 from fedelta.inference import directory as files
-from fedelta.inference.adapter import Adapter, check_fits, check_task, read_adapter, write_adapter
+from fedelta.inference.adapter import SavedAdapter, check_fits, check_task, read_adapter, write_adapter
 from fedelta.modalities.settings import Preparation
 from fedelta.models.anatomy import ANATOMIES
 from fedelta.models.hub import Backbone
@@ -64,7 +64,7 @@ CONVOLUTIONAL = [
 
 
 @pytest.fixture
-def adapter() -> Adapter:
+def adapter() -> SavedAdapter:
     """A small adapter without a model: one pair and a head."""
     path = "vit.layers.0.attention.q_proj"
     params = {
@@ -72,7 +72,7 @@ def adapter() -> Adapter:
         f"{path}.lora_B": torch.ones(4, 2),
         "classifier.weight": torch.ones(2, 4),
     }
-    return Adapter(Lora(r=2), params, "some/base", ("no", "yes"))
+    return SavedAdapter(Lora(r=2), params, "some/base", ("no", "yes"))
 
 
 @pytest.mark.parametrize("family", ["vit", "bert", "distilbert"])
@@ -127,7 +127,7 @@ def test_settings_of_lora_that_was_read_name_each_layer(checkpoint, tmp_path):
 def test_what_was_written_is_independent_of_the_tensors_it_was_made_from(adapter, tmp_path):
     row = torch.arange(20.0)
     views = {name: row[: tensor.numel()].view(tensor.shape) for name, tensor in adapter.params.items()}
-    write_adapter(tmp_path / "a", Adapter(adapter.tuning, views, "base", None), VIT, {})
+    write_adapter(tmp_path / "a", SavedAdapter(adapter.tuning, views, "base", None), VIT, {})
     assert all(torch.equal(tensor, views[name]) for name, tensor in read_adapter(tmp_path / "a").params.items())
 
 
@@ -146,7 +146,7 @@ def test_the_card_tells_of_the_run_and_how_to_load(adapter, tmp_path):
         "config": {"partition": {"name": "dirichlet", "alpha": 0.1}}, "final_loss_nats": 0.3104, "primary": "accuracy",
         "measures": {"macro_f1": 0.5, "loss_nats": 0.25}, "by_class": {"no": {}}, "by_client": {},
     }  # fmt: skip
-    bundled = Adapter(adapter.tuning, adapter.params, "bundled:vit-micro", ("no", "yes"))
+    bundled = SavedAdapter(adapter.tuning, adapter.params, "bundled:vit-micro", ("no", "yes"))
     write_adapter(tmp_path / "a", bundled, VIT, card)
     _, header, body = (tmp_path / "a/README.md").read_text().split("---\n", 2)
     assert yaml.safe_load(header) == {
@@ -219,7 +219,7 @@ def test_a_base_without_a_name_has_none_in_any_file(adapter, tmp_path):
 def test_the_card_does_not_load_trained_weights_where_the_run_had_random_ones(adapter, tmp_path):
     write_adapter(tmp_path / "a", replace(adapter, model=MODELS["random weights"]), VIT, {})
     card = (tmp_path / "a/README.md").read_text()
-    assert "stock PEFT\ncannot get the same ones" in card
+    assert "so stock\nPEFT cannot load the same weights" in card
     assert "from_pretrained" not in card
     assert "Predictor.from_adapter" in card
 
@@ -245,7 +245,9 @@ class Part(Settings):
 
 
 def write_part(directory: Path) -> None:
-    write_adapter(directory, Adapter(Part(blocks=(1, 3)), {"classifier.weight": torch.ones(2, 4)}, "b", None), VIT, {})
+    write_adapter(
+        directory, SavedAdapter(Part(blocks=(1, 3)), {"classifier.weight": torch.ones(2, 4)}, "b", None), VIT, {}
+    )
 
 
 def test_a_new_tuning_method_comes_back_with_its_fields(tmp_path, monkeypatch):
@@ -283,7 +285,7 @@ def test_every_tuning_method_has_a_type_of_its_own_in_the_file(tmp_path):
 
 def test_the_card_shows_a_few_of_many_classes(adapter, tmp_path):
     names = tuple(f"class-{index}" for index in range(100))
-    write_adapter(tmp_path / "a", Adapter(adapter.tuning, adapter.params, "base", names), VIT, {})
+    write_adapter(tmp_path / "a", SavedAdapter(adapter.tuning, adapter.params, "base", names), VIT, {})
     card = (tmp_path / "a/README.md").read_text()
     assert "100 classes: class-0, " in card
     assert ", class-19 and 80 more (in `fedelta.json`)\n" in card
@@ -294,7 +296,7 @@ def test_the_card_shows_a_few_of_many_classes(adapter, tmp_path):
 )
 def test_peft_gets_a_task_type_for_texts_with_a_head(modality, with_head, task_type, adapter, tmp_path):
     params = {name: tensor for name, tensor in adapter.params.items() if with_head or "lora" in name}
-    write_adapter(tmp_path / "a", Adapter(Lora(r=2), params, "base", None), VIT, {"modality": modality})
+    write_adapter(tmp_path / "a", SavedAdapter(Lora(r=2), params, "base", None), VIT, {"modality": modality})
     config = json.loads((tmp_path / "a/adapter_config.json").read_text())
     assert config["task_type"] == task_type
     assert config["modules_to_save"] == (["classifier"] if with_head else None)
@@ -340,9 +342,9 @@ DAMAGES = {
     "cut tensors": (lambda path: os.truncate(path / "adapter_model.safetensors", 300), "is damaged"),
     "empty file": (lambda path: (path / "adapter_model.safetensors").write_bytes(b""), "is damaged"),
     "no tensor": (lambda path: change_tensors(path, **dict.fromkeys((A, B, HEAD))), "holds no tensors"),
-    "one bit": (lambda path: flip_last_bit(path / "adapter_model.safetensors"), "its digest is another"),
+    "one bit": (lambda path: flip_last_bit(path / "adapter_model.safetensors"), "its digest differs"),
     "NaN": (lambda path: change_tensors(path, **{A: torch.full((2, 3), torch.nan)}), "NaN or infinity in 1 tensors"),
-    "integers": (lambda path: change_tensors(path, **{A: torch.ones(2, 3).char()}), "no floating-point numbers"),
+    "integers": (lambda path: change_tensors(path, **{A: torch.ones(2, 3).char()}), "not floating-point numbers"),
     "half a pair": (lambda path: change_tensors(path, **{B: None}), "q_proj.lora_A` lacks its `lora_B`"),
     "the other half": (lambda path: change_tensors(path, **{A: None}), "q_proj.lora_B` lacks its `lora_A`"),
     "no pair": (lambda path: change_tensors(path, **{A: None, B: None}), "it holds no LoRA pair"),
@@ -352,7 +354,7 @@ DAMAGES = {
     ),
     "alpha": (lambda path: change_config(path, lora_alpha=0), "alpha is 0, expected a number above 0"),
     "alpha text": (lambda path: change_config(path, lora_alpha="8"), "alpha is '8', expected a number above 0"),
-    "pattern": (lambda path: change_config(path, alpha_pattern={"(": 2}), "key '(' is no regular expression"),
+    "pattern": (lambda path: change_config(path, alpha_pattern={"(": 2}), "key '(' is not a regular expression"),
     # Each way to cut 28 letters into words is tried before it is clear that none ends in a digit.
     "slow pattern": (lambda path: change_config(path, alpha_pattern={r"(\w|.)*\d": 2}), "takes too long to match"),
     "long pattern": (lambda path: change_config(path, alpha_pattern={"q" * 1001: 2}), "a key of 1,001 characters"),
@@ -398,7 +400,7 @@ def test_parameters_of_a_later_peft_that_are_off_do_no_harm(adapter, tmp_path):
 def test_a_pickle_is_refused_and_never_opened(adapter, tmp_path):
     write_adapter(tmp_path / "a", adapter, VIT, {})
     (tmp_path / "a/adapter_model.safetensors").rename(tmp_path / "a/adapter_model.bin")
-    with pytest.raises(AdapterError, match="a pickle, which may run code and is not read") as caught:
+    with pytest.raises(AdapterError, match="a pickle, which can run code and is never read") as caught:
         read_adapter(tmp_path / "a")
     assert "`save_pretrained`" in str(caught.value.hint)
 
@@ -442,14 +444,14 @@ def test_what_does_not_fit_is_named(checkpoint):
         f"`{path}.lora_A` has shape (2, 9), the model's is (2, 16)": {f"{path}.lora_A": torch.ones(2, 9)},
         "the model has no module `vit.layers.7.mlp.fc1`": {"vit.layers.7.mlp.fc1.lora_A": torch.ones(2, 16)},
         "`vit.layernorm` is a LayerNorm, expected a linear layer": {"vit.layernorm.lora_A": torch.ones(2, 16)},
-        "`vit.layernorm.weight` was saved whole and is not in the head ['classifier']": {
+        "`vit.layernorm.weight` is a wholly saved module outside the head ['classifier']": {
             "vit.layernorm.weight": torch.ones(16)
         },
         "the model has no `classifier.scale` that 'lora' tunes": {"classifier.scale": torch.ones(16)},
     }
     for message, changes in cases.items():
         with pytest.raises(AdapterError) as caught:
-            check_fits(Adapter(fine.tuning, fine.params | changes, str(base), None), backbone_of(base))
+            check_fits(SavedAdapter(fine.tuning, fine.params | changes, str(base), None), backbone_of(base))
         assert message in str(caught.value)
 
 
@@ -460,13 +462,13 @@ def test_an_adapter_that_lacks_a_tensor_is_refused(tuning, checkpoint):
     name = "vit.layers.1.attention.q_proj.lora_B" if isinstance(tuning, Lora) else "classifier.bias"
     rest = {key: tensor for key, tensor in whole.params.items() if key != name}
     with pytest.raises(AdapterError, match=f"the adapter lacks `{name}`"):
-        check_fits(Adapter(tuning, rest, str(base), None), backbone_of(base))
+        check_fits(SavedAdapter(tuning, rest, str(base), None), backbone_of(base))
 
 
 def test_an_adapter_of_another_task_is_refused_and_one_that_does_not_say_is_not():
-    adapter = Adapter(Head(), {}, "some/base", (), task=Regression(scale=2.0))
+    adapter = SavedAdapter(Head(), {}, "some/base", (), task=Regression(scale=2.0))
     check_task(adapter, Regression(scale=2.0))
-    check_task(Adapter(Head(), {}, "some/base", None), Regression())
+    check_task(SavedAdapter(Head(), {}, "some/base", None), Regression())
     with pytest.raises(AdapterError) as caught:
         check_task(adapter, Classification())
     assert caught.value.message == (
@@ -496,7 +498,7 @@ def test_a_card_of_a_regression_loads_one_output_and_names_no_pipeline(adapter, 
 
 def test_a_previous_adapter_is_replaced_and_nothing_else_is_left(adapter, tmp_path):
     write_adapter(tmp_path / "deep/a", adapter, VIT, {})
-    other = Adapter(adapter.tuning, adapter.params, "other", None)
+    other = SavedAdapter(adapter.tuning, adapter.params, "other", None)
     write_adapter(tmp_path / "deep/a", other, VIT, {})
     assert read_adapter(tmp_path / "deep/a").base == "other"
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a"]
@@ -523,7 +525,7 @@ def test_a_previous_adapter_survives_a_failure(failing, adapter, tmp_path, monke
     monkeypatch.setattr(Path, "rename", failing_rename)
     monkeypatch.setattr(files, "write_atomic", failing_write)
     with pytest.raises(OSError, match="No space left"):
-        write_adapter(tmp_path / "a", Adapter(adapter.tuning, adapter.params, "other", None), VIT, {})
+        write_adapter(tmp_path / "a", SavedAdapter(adapter.tuning, adapter.params, "other", None), VIT, {})
     monkeypatch.undo()
     assert read_adapter(tmp_path / "a").base == "some/base"
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
@@ -539,9 +541,9 @@ def test_an_adapter_that_a_kill_left_aside_comes_back(adapter, tmp_path):
 
 def test_a_directory_with_other_files_is_not_replaced(adapter, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(AdapterError, match=r"is no adapter directory: it holds 'thesis.tex'"):
+    with pytest.raises(AdapterError, match=r"is not an adapter directory: it holds 'thesis.tex'"):
         write_adapter(tmp_path, adapter, VIT, {})
-    with pytest.raises(AdapterError, match=r"is no adapter directory"):
+    with pytest.raises(AdapterError, match=r"is not an adapter directory"):
         write_adapter(tmp_path / "thesis.tex", adapter, VIT, {})
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
@@ -550,5 +552,5 @@ def test_a_directory_with_other_files_is_not_replaced(adapter, tmp_path):
 def test_a_card_says_that_the_head_is_not_in_the_directory(adapter, tmp_path, train_head):
     card = {"config": {"tuning": {"name": "lora", "train_head": train_head}}}
     write_adapter(tmp_path / "a", adapter, VIT, card)
-    said = "The head was not trained and is not in this directory." in (tmp_path / "a" / "README.md").read_text()
-    assert said is not train_head
+    is_noted = "The head was not trained and is not in this directory:" in (tmp_path / "a" / "README.md").read_text()
+    assert is_noted is not train_head

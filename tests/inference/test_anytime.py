@@ -122,7 +122,7 @@ def test_a_model_without_exits_says_so():
 
 @pytest.mark.parametrize("number", [0, -1, 4])
 def test_an_exit_that_is_not_there_is_refused(number, predictor):
-    with pytest.raises(InputError, match=rf"there is no exit {number}: the model has 3.*\nhint: give 1 to 3"):
+    with pytest.raises(InputError, match=rf"there is no exit {number}: the model has 3.*\nhint: use 1 to 3"):
         predictor.predict(random_images(1), exit=number)
 
 
@@ -147,9 +147,7 @@ def test_a_budget_buys_the_deepest_exit_that_fits(budget, exit):
 
 @pytest.mark.parametrize("budget", [0.99, 0, -1, math.nan])
 def test_a_budget_below_the_first_exit_is_refused(budget):
-    with pytest.raises(
-        InputError, match=r"the first of 3 exits takes 1 ms on this machine.*\nhint: give at least 1.01"
-    ):
+    with pytest.raises(InputError, match=r"the first of 3 exits takes 1 ms on this machine.*\nhint: use at least 1.01"):
         KNOWN.deepest(budget)
 
 

@@ -10,7 +10,7 @@ import torch
 from tests.inference.adapters import CLASS_NAMES, adapter_of, backbone_of, inputs_of, our_logits
 
 from fedelta.errors import AdapterError
-from fedelta.inference.adapter import Adapter
+from fedelta.inference.adapter import SavedAdapter
 from fedelta.inference.classes import check_classes, in_order
 from fedelta.tuning.accumulator import Accumulator
 from fedelta.tuning.bias import Bias
@@ -66,7 +66,7 @@ def test_an_adapter_that_does_not_say_its_classes_is_taken_in_the_order_of_the_d
     adapter = replace(adapter_of(Lora(r=2), base), class_names=None)
     with caplog.at_level(logging.WARNING):
         assert in_order(adapter, OURS, backbone_of(base)) is adapter
-    assert "does not say which classes it was trained for: its head is taken for that of 'owl', 'cat'" in caplog.text
+    assert "does not name the classes it was trained for: they are assumed to be 'owl', 'cat'" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -75,8 +75,8 @@ def test_an_adapter_that_does_not_say_its_classes_is_taken_in_the_order_of_the_d
         (
             ("cat", "owl"),
             (
-                "trained for other classes than the data have: expected 2 classes ('cat', 'owl'), found 2 ('cat', "
-                "'dog'). Label 1 is 'owl' there and 'dog' here.\nhint: give data with the adapter's classes;"
+                "trained for other classes than those of the data: expected 2 classes ('cat', 'owl'), found 2 ('cat', "
+                "'dog'). Label 1 is 'owl' there and 'dog' here.\nhint: use data with the adapter's classes;"
             ),
         ),
         (("0", "1"), "expected 2 classes ('0', '1'), found 2 ('cat', 'dog'). Label 0 is '0' there and 'cat' here."),
@@ -85,6 +85,6 @@ def test_an_adapter_that_does_not_say_its_classes_is_taken_in_the_order_of_the_d
 )
 def test_other_classes_than_the_adapters_are_refused(names, message):
     with pytest.raises(AdapterError) as caught:
-        check_classes(Adapter(Head(), {}, "some/base", names), ["cat", "dog"])
+        check_classes(SavedAdapter(Head(), {}, "some/base", names), ["cat", "dog"])
     assert message in str(caught.value)
     assert "set `class_names` to null in its `fedelta.json`" in str(caught.value)

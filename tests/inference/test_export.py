@@ -103,11 +103,11 @@ def test_what_cannot_be_exported_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ModelError, match="has no exits"):
         export_onnx(predictor_of(Lora(r=2)), tmp_path / "out", [1])
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"no directory of exported models: it holds 'notes.txt'"):
+    with pytest.raises(InputError, match=r"not a directory of exported models: it holds 'notes.txt'"):
         export_onnx(predictor, tmp_path)
     assert not (tmp_path / "out").exists()
     monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnx" else importlib.util.find_spec(name))
     with pytest.raises(
-        InputError, match=r"needs `onnx`, which it does not find.\nhint: pip install 'fedelta\[export\]'"
+        InputError, match=r"needs `onnx`, which cannot be imported.\nhint: pip install 'fedelta\[export\]'"
     ):
         export_onnx(predictor, tmp_path / "out")

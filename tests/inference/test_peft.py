@@ -26,7 +26,7 @@ from tests.inference.adapters import (
 from torch import Tensor
 
 from fedelta.errors import AdapterError
-from fedelta.inference.adapter import Adapter, read_adapter, write_adapter
+from fedelta.inference.adapter import SavedAdapter, read_adapter, write_adapter
 from fedelta.inference.predict import install
 from fedelta.models.hub import build
 from fedelta.models.source import ModelSource
@@ -255,7 +255,7 @@ def test_an_adapter_made_by_stock_peft_can_be_given_on(case, checkpoint, tmp_pat
         name: backbone.module.get_parameter(name)[0]
         for name in adapter.tuning.apply(backbone_of(base), Lanes(1), stream(0))
     }
-    write_adapter(tmp_path / "ours", Adapter(adapter.tuning, whole, str(base), CLASS_NAMES), backbone.anatomy, {})
+    write_adapter(tmp_path / "ours", SavedAdapter(adapter.tuning, whole, str(base), CLASS_NAMES), backbone.anatomy, {})
     stock = peft.PeftModel.from_pretrained(base_of(family, base), tmp_path / "ours").eval()
     with torch.no_grad():
         torch.testing.assert_close(stock(**inputs_of(family)).logits, expected, **TOLERANCE)
@@ -279,7 +279,7 @@ REFUSED = {
     "pissa": ({"init_lora_weights": "pissa"}, "`init_lora_weights` is 'pissa', which changes the base model"),
     "embedding": ({"target_modules": ["word_embeddings"]}, "lora_embedding_A` belongs to a variant of LoRA"),
     "layer norm saved": (
-        {"modules_to_save": ["classifier", "LayerNorm"]}, "not in the head ['classifier']",
+        {"modules_to_save": ["classifier", "LayerNorm"]}, "outside the head ['classifier']",
     ),
 }  # fmt: skip
 

@@ -15,7 +15,7 @@ from tests.inference.conftest import IMAGE
 
 from fedelta.data.stored import StoredColumn
 from fedelta.errors import AdapterError, DataError, RunError
-from fedelta.inference.adapter import Adapter, write_adapter
+from fedelta.inference.adapter import SavedAdapter, write_adapter
 from fedelta.inference.predict import Predictor
 from fedelta.modalities.settings import Preparation
 from fedelta.models.anatomy import ANATOMIES
@@ -205,7 +205,7 @@ def test_class_names_come_from_the_caller_the_adapter_or_the_base_model(checkpoi
     # The adapter knows which of its classes is which.
     assert Predictor.from_adapter(tmp_path / "named", class_names=["z", "x", "y"]).class_names == ("x", "y", "z")
     assert Predictor.from_adapter(tmp_path / "unnamed").class_names == CLASS_NAMES
-    with pytest.raises(AdapterError, match=r"`class_names` are 2 \('no', 'yes'\), the adapter has 3"):
+    with pytest.raises(AdapterError, match=r"2 `class_names` were given \('no', 'yes'\), but the adapter has 3"):
         Predictor.from_adapter(tmp_path / "named", class_names=["no", "yes"])
 
 
@@ -239,7 +239,7 @@ def test_a_base_model_of_an_architecture_alone_is_made_again(tmp_path):
     model = ModelSource(architecture={"model_type": "vit", **IMAGE})
     backbone, images = build(model, CLASS_NAMES, seed=6), random_images(2)
     params = {"classifier.weight": torch.ones(3, 16), "classifier.bias": torch.arange(3.0)}
-    adapter = Adapter(Head(), params, "", CLASS_NAMES, model=model, seed=6)
+    adapter = SavedAdapter(Head(), params, "", CLASS_NAMES, model=model, seed=6)
     write_adapter(tmp_path / "a", adapter, backbone.anatomy, {})
     expected = our_logits(adapter, backbone, backbone.modality.transform(images)).double().softmax(1)
     found = [list(each.probabilities.values()) for each in Predictor.from_adapter(tmp_path / "a").predict(list(images))]
@@ -268,7 +268,7 @@ def test_random_base_weights_are_those_of_the_run(checkpoint, tmp_path):
 
 
 def test_what_is_no_finished_run_is_refused(checkpoint, tmp_path):
-    with pytest.raises(RunError, match=r"is no run directory: it has no `config.toml`"):
+    with pytest.raises(RunError, match=r"is not a run directory: it has no `config.toml`"):
         Predictor.open(tmp_path / "nowhere")
     run = make_run(tmp_path / "run", checkpoint("vit"), Head())
     (run / "adapter").rename(tmp_path / "taken away")
@@ -280,7 +280,7 @@ def test_what_is_no_finished_run_is_refused(checkpoint, tmp_path):
 @pytest.mark.parametrize("recorded", [None, ModelSource()], ids=["no model", "an empty model"])
 def test_an_adapter_without_a_base_model_asks_for_one(recorded, checkpoint, tmp_path):
     found = adapter_of(Head(), checkpoint("vit"))
-    nameless = Adapter(found.tuning, found.params, "", CLASS_NAMES, model=recorded)
+    nameless = SavedAdapter(found.tuning, found.params, "", CLASS_NAMES, model=recorded)
     write_adapter(tmp_path / "a", nameless, ANATOMIES["vit"], {})
     with pytest.raises(AdapterError, match="does not name its base model"):
         Predictor.from_adapter(tmp_path / "a")

@@ -56,7 +56,7 @@ def test_rows_have_the_numbers_of_the_data_and_the_names_of_their_clients(tmp_pa
 
 def test_a_file_that_exists_is_kept(tmp_path):
     (tmp_path / "p.csv").write_text("mine")
-    with pytest.raises(InputError, match=r"p.csv' exists\.\nhint: give the name of a new file"):
+    with pytest.raises(InputError, match=r"p.csv' already exists\.\nhint: use another name"):
         written(tmp_path / "p.csv", data())
     assert (tmp_path / "p.csv").read_text() == "mine"
 
@@ -96,7 +96,7 @@ def test_the_lines_are_those_of_the_evaluated_set_and_agree_with_the_measures(tm
 def test_clients_that_keep_norms_have_no_answers_in_common(tmp_path):
     path = write_small(tmp_path, text=CONVOLUTIONAL)
     result = Experiment.from_toml(path, ["model.batch_norm=local", "strategy.num_rounds=1"]).run(tmp_path / "run")
-    with pytest.raises(InputError, match="there is no one model whose answers could be told"):
+    with pytest.raises(InputError, match="there is no one model whose answers could be written"):
         evaluate_adapter(result.path, predictions=tmp_path / "p.csv")
     assert not (tmp_path / "p.csv").exists()
     found = evaluate_adapter(result.path)

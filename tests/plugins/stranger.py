@@ -14,7 +14,7 @@ from fedelta.aggregation.means import Weighted
 from fedelta.models.hub import Backbone
 from fedelta.params import Params, ParamSpec, TensorSpec, add
 from fedelta.settings import Settings
-from fedelta.strategies.base import Combined, RoundPlan, State, uniform
+from fedelta.strategies.base import CombinedUpdates, RoundPlan, State, uniform
 from fedelta.strategies.cohort import ChosenMean, Rounds
 from fedelta.tasks.classification import Classification
 from fedelta.tuning.base import merge_head, misfit, replace, role_paths, specification, tune_head, untouched
@@ -83,7 +83,7 @@ class Damped(Rounds):
         return uniform(self.clients_per_round, round, client_ids, spec, generator)
 
     def update(
-        self, state: State, params: Params, plan: RoundPlan, combined: Combined, spec: ParamSpec
+        self, state: State, params: Params, plan: RoundPlan, combined: CombinedUpdates, spec: ParamSpec
     ) -> tuple[Params, State]:
         """A step by the factor, which shrinks."""
         return add(params, combined.mean, float(state["factor"])), {"factor": state["factor"] * self.decay}

@@ -102,6 +102,7 @@ def test_every_figure_stands_with_its_command(provenance):
 def test_the_weights_are_the_ones_that_were_measured(directory, provenance):
     model = AutoModelForImageClassification.from_pretrained(directory, dtype=torch.float32)
     images, labels = digits()
-    # Four draws instead of twenty, for the time; the mean of a draw varies by about two points.
+    # For the time: four draws instead of twenty, whose mean varies by about two points, and a quarter of the images.
+    images, labels = images[::4], labels[::4]
     found = few_shot_accuracy(features_of(model.base_model, images, 32), labels, shots=5, draws=4)
     assert found == pytest.approx(provenance["measures"]["digits_5_shot_probe"]["pretrained"], abs=0.05)

@@ -94,5 +94,5 @@ def test_measures_that_do_not_fit_are_named(errors, measures, message):
 def test_an_unknown_task_is_named(small):
     config = small / "config.toml"
     config.write_text(f'{config.read_text()}\n[task]\nname = "sorcery"\n')
-    with pytest.raises(RunError, match=r"config.toml': `\[task\]` cannot be right"):
+    with pytest.raises(RunError, match=r"config.toml': `\[task\]` is not valid"):
         read_histories([small])

@@ -40,7 +40,7 @@ def test_clients_without_names_have_none_in_the_file(tmp_path):
     assert read_clients(written(tmp_path, record)) == Clients.of(range(3))
 
 
-def test_without_the_file_nobody_is_known(tmp_path):
+def test_without_the_file_no_client_is_known(tmp_path):
     assert read_partition(tmp_path / "partition.json") is None
     assert read_clients(tmp_path / "partition.json") == Clients()
 
@@ -48,8 +48,8 @@ def test_without_the_file_nobody_is_known(tmp_path):
 @pytest.mark.parametrize(
     ("names", "problem"),
     [
-        ({"0": "a"}, "cannot be right: names are for all clients or for none"),
-        ({"0": "a", "1": "a", "2": "b"}, "cannot be right: several clients are called 'a'"),
+        ({"0": "a"}, "is not valid: names are for all clients or for none"),
+        ({"0": "a", "1": "a", "2": "b"}, "is not valid: several clients are called 'a'"),
         ({"zero": "a"}, "does not hold class names and counts"),
         (["a"], "does not hold class names and counts"),
     ],

@@ -126,7 +126,7 @@ MSE = Measure("mse", "squared error", higher_is_better=False, unit="mm²")
 
 
 def make_error_run(path: Path, patch: pytest.MonkeyPatch) -> Path:
-    """A run of a task whose measures should be low: 3, 1.5 and 2 mm. Until `patch` is undone all runs have this task."""
+    """A run of a task whose measures should be low: 3, 1.5 and 2 mm. Until `patch` is undone all runs have it."""
     task = SimpleNamespace(primary=MAE, loss=MSE, measured={}, stratum=("range", "ranges"))
     patch.setattr(history, "task_of", lambda _: task)
     run = make_run(path, SMALL)
@@ -308,8 +308,10 @@ def main(out: Path) -> None:
     long = tuple(f"a class with <name> {index}" for index in range(20))
     names = ("benign", "malignant"), tuple("0123456789"), long[:11], long, hundred
     tested = [
-        make_run(out / f"{len(each)} classes", Shape(class_names=each, num_tested=40 * len(each) + 200, seed=4)).path
-        for each in names
+        make_run(
+            out / f"{len(classes)} classes", Shape(class_names=classes, num_tested=40 * len(classes) + 200, seed=4)
+        ).path
+        for classes in names
     ]
     for path in tested:
         write_report([path], out / f"{path.name}.html")

@@ -35,12 +35,14 @@ GROWING = [[0.2, 0.3, 0.4], [0.3, 0.5, 0.7], [0.4, 0.6, 0.9]]
 COSTS = {"flops": [10e6, 20e6, 60e6], "milliseconds": [1.0, 2.0, 3.0], "machine": {"device": "cpu", "num_threads": 2}}
 
 
-def by_hand(path: Path, found: Sequence[Sequence[float]] = GROWING, costs: object = None, **exits: object) -> Path:
+def by_hand(path: Path, accuracies: Sequence[Sequence[float]] = GROWING, costs: object = None, **exits: object) -> Path:
     """A run whose records hold these accuracies by exit, one list a round, and `exits.json` where there are costs."""
-    shape = dataclasses.replace(WITH_EXITS, num_exits=len(found[0]), num_rounds=len(found), num_finished=len(found))
+    shape = dataclasses.replace(
+        WITH_EXITS, num_exits=len(accuracies[0]), num_rounds=len(accuracies), num_finished=len(accuracies)
+    )
     run = make_run(path, dataclasses.replace(shape, exits=exits))
-    records = zip(run.rounds.read(), found, strict=True)
-    rewrite(run, [{**record, "measures_by_exit": {"accuracy": each}} for record, each in records])
+    records = zip(run.rounds.read(), accuracies, strict=True)
+    rewrite(run, [{**record, "measures_by_exit": {"accuracy": accuracies}} for record, accuracies in records])
     if costs is not None:
         (path / EXITS).write_text(json.dumps(costs))
     return path
@@ -61,8 +63,8 @@ def exits_of(path: Path) -> Exits:
 
 def section_text(*paths: Path) -> str:
     """What the section says; nothing where there is none."""
-    found = section(read_histories(paths))
-    return "" if found is None else shown(found).plain
+    exits = section(read_histories(paths))
+    return "" if exits is None else shown(exits).plain
 
 
 def headline_text(path: Path) -> str:
@@ -71,9 +73,9 @@ def headline_text(path: Path) -> str:
 
 def table_of(*paths: Path) -> list[list[str]]:
     """Cells of the table of exits, by row."""
-    found = section(read_histories(paths))
-    assert found is not None
-    return cells(found.table)
+    exits = section(read_histories(paths))
+    assert exits is not None
+    return cells(exits.table)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +200,7 @@ def test_rounds_without_evaluation_are_left_out(tmp_path):
 
 @pytest.mark.parametrize("num_exits", [1, MAX_LABELS, MAX_LABELS + 1, 48])
 def test_any_number_of_exits_is_drawn(tmp_path, num_exits):
-    path = by_hand(tmp_path / "run", [[0.9 + 0.001 * each for each in range(num_exits)]] * 2)
+    path = by_hand(tmp_path / "run", [[0.9 + 0.001 * place for place in range(num_exits)]] * 2)
     axes = exits_by_round(exits_of(path), "").axes[0]
     names = [text.get_text() for text in axes.texts]
     assert len(names) <= MAX_LABELS
@@ -213,8 +215,8 @@ def test_any_number_of_exits_is_drawn(tmp_path, num_exits):
 )
 def test_labels_keep_apart_in_order_and_inside(heights):
     places = spread(heights, 1.0, 0.0, 10.0)
-    wanted = sorted(range(len(heights)), key=lambda each: heights[each])
-    ordered = [places[each] for each in wanted]
+    order = sorted(range(len(heights)), key=lambda place: heights[place])
+    ordered = [places[place] for place in order]
     assert all(after - before > 1 - 1e-9 for before, after in pairwise(ordered))
     assert ordered[0] >= 0
     assert ordered[-1] <= 10
@@ -238,9 +240,9 @@ def test_tiers_have_their_clients_and_their_bytes(tmp_path):
     shallow, deep = exits_of(path).tiers
     assert (shallow.depth, shallow.num_clients, shallow.downlink_bytes, shallow.uplink_bytes) == (1, 3, 120, 50)
     assert (deep.depth, deep.num_clients, deep.downlink_bytes, deep.uplink_bytes) == (3, 3, 300, None)
-    found = section([history_of(path)])
-    assert found is not None
-    (tiers,) = found.tiers
+    exits = section([history_of(path)])
+    assert exits is not None
+    (tiers,) = exits.tiers
     assert tiers.table is not None
     assert cells(tiers.table)[1:] == [
         ["1", "3", "50.0 %", "120 B", "50 B"],
@@ -293,8 +295,8 @@ def test_several_runs_share_the_figure_and_the_table(tmp_path):
         ["three", "40.0 %", "60.0 %", "90.0 %", "63.3 %", "70.0 %", "62.5 %"],
         ["two <b>", "50.0 %", "70.0 %", UNKNOWN, "60.0 %", UNKNOWN, UNKNOWN],
     ]
-    for wanted in ("Accuracy of each exit against rounds: two <b>", "Tiers of three", "Cost not known: two <b>."):
-        assert wanted in page.text
+    for expected in ("Accuracy of each exit against rounds: two <b>", "Tiers of three", "Cost not known: two <b>."):
+        assert expected in page.text
     assert "Accuracy of each exit against rounds: plain" not in page.text
     assert re.findall(r"<h2>Exits</h2>\s*<ul.*?</ul>", page.content, flags=re.DOTALL)[0].count("<li>") == 2
     top = plain(page.text.split("What differs")[0])
@@ -338,30 +340,32 @@ def test_costs_that_do_not_fit_are_named(tmp_path, content, message):
     assert "exits.json" in str(error.value)
 
 
-def test_costs_of_unequal_length_are_named_where_nobody_knows_the_number_of_exits(tmp_path):
+def test_costs_of_unequal_length_are_named_where_the_number_of_exits_is_not_known(tmp_path):
     path = tmp_path / EXITS
     path.write_text('{"flops": [1, 2, 3], "milliseconds": [1, 2]}')
     with pytest.raises(RunError, match="`milliseconds` is not 3 positive numbers"):
         read_compute(path, 0)
 
 
-@pytest.mark.parametrize("found", [[0.1, 0.2], [], [0.1, 0.2, None], [0.1, 0.2, 1.5], [0.1, 0.2, "x"], 0.5, None])
-def test_accuracies_that_do_not_fit_are_named(tmp_path, found):
+@pytest.mark.parametrize("accuracies", [[0.1, 0.2], [], [0.1, 0.2, None], [0.1, 0.2, 1.5], [0.1, 0.2, "x"], 0.5, None])
+def test_accuracies_that_do_not_fit_are_named(tmp_path, accuracies):
     path = by_hand(tmp_path / "run")
     run = RunDirectory.open(path)
     first, second, third = run.rounds.read()
-    rewrite(run, [first, {**second, "measures_by_exit": {"accuracy": found}}, third])
+    rewrite(run, [first, {**second, "measures_by_exit": {"accuracy": accuracies}}, third])
     message = r"line 2: `measures_by_exit` is .*, expected as many fractions by `accuracy` in every"
     with pytest.raises(RunError, match=message):
         read_histories([path])
 
 
-@pytest.mark.parametrize("found", [0.5, [], "x", {"accuracy": []}, {"accuracy": "x"}, {"loss_nats": [1.0, 1.0, 1.0]}])
-def test_a_last_round_that_does_not_fit_is_named(tmp_path, found):
+@pytest.mark.parametrize(
+    "accuracies", [0.5, [], "x", {"accuracy": []}, {"accuracy": "x"}, {"loss_nats": [1.0, 1.0, 1.0]}]
+)
+def test_a_last_round_that_does_not_fit_is_named(tmp_path, accuracies):
     path = by_hand(tmp_path / "run")
     run = RunDirectory.open(path)
     *first, last = run.rounds.read()
-    rewrite(run, [*first, {**last, "measures_by_exit": found}])
+    rewrite(run, [*first, {**last, "measures_by_exit": accuracies}])
     with pytest.raises(RunError, match=r"`measures_by_exit` is .*, expected as many fractions"):
         read_histories([path])
 
@@ -380,7 +384,7 @@ def test_a_section_that_cannot_be_right_is_refused(tmp_path):
     path = by_hand(tmp_path / "run", tiers=[1, 3])
     config = (path / CONFIG).read_text()
     (path / CONFIG).write_text(re.sub(r"tiers = \[.*?\]", "tiers = [0]", config, flags=re.DOTALL))
-    with pytest.raises(RunError, match=r"`\[exits\]` cannot be right"):
+    with pytest.raises(RunError, match=r"`\[exits\]` is not valid"):
         page_of(path)
 
 

@@ -41,8 +41,8 @@ def by_hand(
     rewrite(
         run,
         [
-            {**record, "interval_rounds": chosen, "unit_discrepancy": found}
-            for record, chosen, found in zip(
+            {**record, "interval_rounds": chosen, "unit_discrepancy": values}
+            for record, chosen, values in zip(
                 run.rounds.read(), intervals, discrepancy or [EVEN] * num_finished, strict=True
             )
         ],
@@ -63,7 +63,7 @@ def choice_of(path: Path) -> Choice:
 
 
 def test_the_heat_map_has_the_interval_that_was_in_force_in_each_round(tmp_path):
-    # The record of round 2 holds what rounds 3 and 4 follow; that of round 4 nobody follows.
+    # The record of round 2 holds what rounds 3 and 4 follow; no round follows that of round 4.
     logged = [[1, 1, 1], [1, 2, 1], [1, 2, 1], [2, 1, 2]]
     layers = layers_of(by_hand(tmp_path / "run", FedLama(phi=2), logged))
     assert layers.intervals.tolist() == [[1, 1, 1], [1, 1, 1], [1, 2, 1], [1, 2, 1]]
@@ -180,8 +180,8 @@ def test_a_budget_is_named_instead_of_the_crossing(tmp_path, strategy, budget):
 
 
 def test_discrepancies_have_a_range_and_a_last_value(tmp_path):
-    found = [[0.0, 4.0, 3.0], [0.5, 4.0, 5.0], [0.25, 8.0, 2.0]]
-    path = by_hand(tmp_path / "run", FedLama(phi=4), [[1, 1, 1]] * 3, found)
+    values = [[0.0, 4.0, 3.0], [0.5, 4.0, 5.0], [0.25, 8.0, 2.0]]
+    path = by_hand(tmp_path / "run", FedLama(phi=4), [[1, 1, 1]] * 3, values)
     axes = discrepancy_by_group(layers_of(path)).axes[0]
     ranges = [segment[:, 0].tolist() for segment in axes.collections[0].get_segments()]
     assert ranges == [[0.25, 0.5], [4, 8], [2, 5]]  # zero is "not known yet"

@@ -45,9 +45,9 @@ def told(path: Path, details: dict[str, object] = DETAILS, confusion: object = C
 
 
 def section_of(*paths: Path) -> Page:
-    found = section(read_histories(paths))
-    assert found is not None
-    return shown(found)
+    measures = section(read_histories(paths))
+    assert measures is not None
+    return shown(measures)
 
 
 def test_measures_classes_and_clients_stand_in_tables_the_worst_first(tmp_path):

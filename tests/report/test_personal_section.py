@@ -37,9 +37,9 @@ def test_personalisation_has_a_row_for_each_choice_of_what_is_tuned(tmp_path):
     path = make_run(tmp_path / "run", SMALL).path
     assert section(history_of(path), titled=False) is None
     (path / PERSONALIZATION).write_text(json.dumps(PERSONAL))
-    found = section(history_of(path), titled=False)
-    assert found is not None
-    assert cells(found.scopes)[1:] == [
+    personal = section(history_of(path), titled=False)
+    assert personal is not None
+    assert cells(personal.scopes)[1:] == [
         ["all", "26,516", "2", "81.2 ± 5.3", "90.4 ± 2.1", "70.0 %, client 3", "85.0 %, client 3"],
         ["<token>", "192", "1", "81.2", "83.3", "81.2 %, client 3", "83.3 %, client 3"],
     ]

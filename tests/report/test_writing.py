@@ -79,7 +79,7 @@ def test_no_fixed_colour_remains_in_the_curves(small_page):
 NASTY = {
     "markup": "<img src=x onerror=f()>$x^2$",
     "quotes": "\"'><b>",
-    "expression": "{{ section.name }}{{ 7*7 }}",
+    "expression": "{{ section.name }}{{9*'z'}}",
     "statement": "{% raw %}{# no #}",
     "controls": "a\x1b[31mb\u202ec\u2066d",
 }
@@ -92,11 +92,11 @@ def test_what_a_run_says_is_text_and_no_more(tmp_path):
         num_rounds=5,
         class_names=names,
         groups=tuple((name, 30) for name in names),
-        tuning="</pre><script>{{ 7*7 }}\u202e",
+        tuning="</pre><script>{{9*'z'}}\u202e",
         num_tested=60,
         num_clients=5,
     )
-    run = make_run(tmp_path / "_<b>$n{{ 7*7 }}'\"\x1b\u202e", shape)
+    run = make_run(tmp_path / "_<b>$n{{9*'z'}}'\"\x1b\u202e", shape)
     reasons = [{"client_id": 1, "reason": name, "cause": "refused"} for name in names]
     run.rounds.append([{**run.rounds.read()[-1], "round": 4, "rejections": reasons}])
     (run.path / "citations.bib").write_text("</pre><script>alert(2)</script>{% include 'x' %}\u202e")
@@ -114,9 +114,14 @@ def test_what_a_run_says_is_text_and_no_more(tmp_path):
         # A reason, a class, its row, a client; groups and classes in figures are cut where they are long.
         assert page.text.count(seen) >= 4, name
     assert not re.search("[\x00-\x08\x0b-\x1f\u202a-\u202e\u2066-\u2069]", page.content)
-    for said in ("alert(2)", "{% include 'x' %}", "</pre><script>{{ 7*7 }}\ufffd", "_<b>$n{{ 7*7 }}'\"\ufffd\ufffd"):
+    for said in (
+        "alert(2)",
+        "{% include 'x' %}",
+        "</pre><script>{{9*'z'}}\ufffd",
+        "_<b>$n{{9*'z'}}'\"\ufffd\ufffd",
+    ):
         assert said in page.text
-    assert "49" not in page.text.replace("0.49", "")
+    assert "zzz" not in page.text
 
 
 def test_only_drawings_are_trusted():

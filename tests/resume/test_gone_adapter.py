@@ -14,7 +14,7 @@ import fedelta
 from fedelta.config import load_config
 from fedelta.errors import InputError
 from fedelta.evaluation import evaluate_adapter
-from fedelta.experiment import Experiment, Result
+from fedelta.experiment import Experiment
 from fedelta.tracking.base import TrackedRun
 from fedelta.tracking.table import TOOLS, Tool
 
@@ -32,11 +32,21 @@ def started(folder: Path, text: str, *overrides: str) -> Experiment:
     return Experiment.from_toml(write_small(folder, text=text), [adapter, *overrides])
 
 
-def begin(folder: Path, text: str, *overrides: str) -> Result:
-    """Makes the adapter, and a whole run that starts from it."""
-    first = Experiment.from_toml(write_small(folder, text=text), [*overrides, "strategy.num_rounds=1"])
-    shutil.copytree(first.run(folder / "first").path / "adapter", folder / "start")
-    return started(folder, text, *overrides).run(folder / "whole")
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Text of a configuration to the adapter of a run of one round."""
+    made = {}
+    for text, overrides in ((SMALL, ()), (CONVOLUTIONAL, ("tuning.name=full",))):
+        folder = tmp_path_factory.mktemp("first")
+        first = Experiment.from_toml(write_small(folder, text=text), [*overrides, "strategy.num_rounds=1"])
+        made[text] = first.run(folder / "first").path / "adapter"
+    return made
+
+
+@pytest.fixture
+def small_adapter(adapters: dict[str, Path], tmp_path: Path) -> Path:
+    """The adapter of a run of SMALL, where `started` looks for it."""
+    return shutil.copytree(adapters[SMALL], tmp_path / "start")
 
 
 @pytest.mark.parametrize(
@@ -49,8 +59,10 @@ def begin(folder: Path, text: str, *overrides: str) -> Result:
     ],
     ids=["lora", "local norms"],
 )
-def test_it_resumes_to_the_same_bits(text: str, overrides: tuple[str, ...], then: tuple[str, ...], tmp_path: Path):
-    begin(tmp_path, text, *overrides)
+def test_it_resumes_to_the_same_bits(
+    text: str, overrides: tuple[str, ...], then: tuple[str, ...], adapters: dict[str, Path], tmp_path: Path
+):
+    shutil.copytree(adapters[text], tmp_path / "start")
     whole = started(tmp_path, text, *overrides, *then).run(tmp_path / "undisturbed")
     with pytest.raises(KeyboardInterrupt):
         started(tmp_path, text, *overrides, *then).run(tmp_path / "stopped", on_round=stop)
@@ -61,8 +73,8 @@ def test_it_resumes_to_the_same_bits(text: str, overrides: tuple[str, ...], then
         assert (again.path / name).read_bytes() == (whole.path / name).read_bytes(), name
 
 
+@pytest.mark.usefixtures("small_adapter")
 def test_it_evaluates_and_says_which_tuning_method_it_had(tmp_path: Path):
-    begin(tmp_path, SMALL)
     result = started(tmp_path, SMALL, "tuning.r=").run(tmp_path / "run")
     shutil.rmtree(tmp_path / "start")
     assert evaluate_adapter(result.path).measures == result.measures
@@ -70,6 +82,7 @@ def test_it_evaluates_and_says_which_tuning_method_it_had(tmp_path: Path):
     assert load_config(result.path / "config.toml", ["model.adapter="]).tuning.r == 2
 
 
+@pytest.mark.usefixtures("small_adapter")
 def test_a_tracker_is_told_the_same_parameters_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     runs: list[TrackedRun] = []
 
@@ -78,7 +91,6 @@ def test_a_tracker_is_told_the_same_parameters_again(tmp_path: Path, monkeypatch
         raise RuntimeError("no need of the rounds")
 
     monkeypatch.setitem(TOOLS, "tensorboard", Tool(opened, {"json": "json"}))
-    begin(tmp_path, SMALL)
     tracked = ("tuning.r=", 'tracking.tools=["tensorboard"]')
     with pytest.raises(KeyboardInterrupt):
         started(tmp_path, SMALL, *tracked).run(tmp_path / "run", on_round=stop)
@@ -90,14 +102,16 @@ def test_a_tracker_is_told_the_same_parameters_again(tmp_path: Path, monkeypatch
     assert first.parameters["model.adapter"] == str(tmp_path / "start")
 
 
+@pytest.mark.usefixtures("small_adapter")
 def test_it_personalises(tmp_path: Path):
-    result = begin(tmp_path, HELD_OUT)
+    result = started(tmp_path, HELD_OUT).run(tmp_path / "whole")
     shutil.rmtree(tmp_path / "start")
     assert list(fedelta.personalize(result.path)["scopes"]) == ["all", "adapters"]
 
 
+@pytest.mark.usefixtures("small_adapter")
 def test_it_does_not_start_anew_without_it(tmp_path: Path):
-    result = begin(tmp_path, SMALL)
+    result = started(tmp_path, SMALL).run(tmp_path / "whole")
     expected = r"started from adapter .*start', without which it can only be resumed"
     with pytest.raises(InputError, match=expected) as caught:
         Experiment.from_run(result.path).run(tmp_path / "other")
@@ -107,8 +121,8 @@ def test_it_does_not_start_anew_without_it(tmp_path: Path):
     assert_same_bits(anew.params, result.params)
 
 
+@pytest.mark.usefixtures("small_adapter")
 def test_the_configuration_of_an_experiment_is_the_one_that_was_read(tmp_path: Path):
-    begin(tmp_path, SMALL)
     planned = ("client.local_epochs=", "strategy.name=fedlama-auto", "strategy.tau=2", "strategy.num_rounds=4")
     experiment = started(tmp_path, SMALL, "tuning.r=", "byte_budget_mib=0.2", *planned)
     read = experiment.config.model_copy()

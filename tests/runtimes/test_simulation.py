@@ -119,7 +119,7 @@ def run(running: Federation, start: Params) -> list[RoundOutcome]:
     ],
 )
 def test_every_tuning_method_learns_an_easy_task_in_a_few_rounds(name: str, family: str):
-    running, start = federation(METHODS[name], family=family, num_rounds=16, lr=0.1)
+    running, start = federation(METHODS[name], family=family, num_rounds=10, lr=0.1)
     start_evaluation = running.evaluate(start)
     outcomes = run(running, start)
     assert start_evaluation.measures["accuracy"] < 0.5

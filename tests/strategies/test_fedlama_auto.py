@@ -207,16 +207,23 @@ def test_impossible_budgets_are_refused(fields: dict[str, float], message: str):
 AUTO = ("client.local_epochs=", "strategy.name=fedlama-auto", "strategy.tau=1", "strategy.phi=4")
 
 
+BUDGETS: list[tuple[str, tuple[str, ...], float]] = [
+    (SMALL, (), 0.1),
+    (SMALL, ("codec.name=float32", "tuning.name=bias"), 0.13),
+    (CONVOLUTIONAL, ("tuning.name=full",), 1.0),
+    (CONVOLUTIONAL, (), 0.25),
+]
+
+
+# Rounds that fill windows of four, and two more: each with two of the budgets, and with all of them among the slow.
 @pytest.mark.parametrize(
-    ("text", "overrides", "mib"),
+    ("text", "overrides", "mib", "num_rounds"),
     [
-        (SMALL, (), 0.1),
-        (SMALL, ("codec.name=float32", "tuning.name=bias"), 0.13),
-        (CONVOLUTIONAL, ("tuning.name=full",), 1.0),
-        (CONVOLUTIONAL, (), 0.25),
+        pytest.param(*budget, num_rounds, marks=[] if (index + turn) % 2 == 0 else pytest.mark.slow)
+        for index, budget in enumerate(BUDGETS)
+        for turn, num_rounds in enumerate((12, 14))
     ],
 )
-@pytest.mark.parametrize("num_rounds", [12, 14])
 def test_a_run_stays_within_its_bytes_and_ends_with_everything_averaged(
     tmp_path: Path, text: str, overrides: tuple[str, ...], mib: float, num_rounds: int
 ):

@@ -155,7 +155,7 @@ def test_a_tool_that_fails_costs_a_warning_and_not_the_run(memory, tmp_path, cap
         assert warnings == []
     else:
         [warning] = warnings
-        assert f"tracking with tensorboard ended: RuntimeError: cannot {what}. The run goes on;" in warning
+        assert f"tracking with tensorboard ended: RuntimeError: cannot {what}. The run continues;" in warning
         assert f"`fedelta resume {result.path}`" in warning
 
 

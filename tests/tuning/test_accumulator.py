@@ -82,8 +82,8 @@ def inputs_of(family: str, num_rows: int) -> dict[str, Tensor]:
 
 def values_of(backbone: Backbone, lane: int) -> dict[str, Tensor]:
     """The accumulator's tensors of a lane by their short names; row l of `P` is P_l."""
-    first, *_ = blocks = exit_blocks(backbone.module)
-    named = {name: tensor[lane] for name, tensor in first.accumulator.named_parameters()}
+    first_block, *_ = blocks = exit_blocks(backbone.module)
+    named = {name: tensor[lane] for name, tensor in first_block.accumulator.named_parameters()}
     named["P"] = torch.stack([named["position"][0], *(block.position[lane] for block in blocks)])
     return named
 
@@ -102,9 +102,9 @@ def transformer(values: dict[str, Tensor], history: Tensor, heads: int, scale: f
     size = q.shape[1] // heads
     read = []
     for head in range(heads):
-        own = slice(head * size, (head + 1) * size)
-        weights = torch.softmax(scale * q[:, own] @ k[:, own].T, dim=1)
-        read.append(weights @ v[:, own])
+        head_slice = slice(head * size, (head + 1) * size)
+        weights = torch.softmax(scale * q[:, head_slice] @ k[:, head_slice].T, dim=1)
+        read.append(weights @ v[:, head_slice])
     middle = history + residual * layer(values, "out", torch.cat(read, dim=1))
     inside = functional.gelu(layer(values, "fc1", layer_norm(values, "mlp_norm", middle)))
     return middle + residual * layer(values, "fc2", inside)
@@ -122,15 +122,15 @@ def reference(
     replaces: bool = True,
 ) -> list[Tensor]:  # fmt: skip
     """Logits [C] of one sample behind every block: its tokens `hidden` [1, T, D] go through the frozen blocks."""
-    seen: list[Tensor] = []
+    class_tokens: list[Tensor] = []
     answers = []
     for block in exit_blocks(backbone.module):
         hidden = block.base(hidden)
         hidden = hidden[0] if isinstance(hidden, tuple) else hidden
-        seen.append(hidden[0, 0])
-        history = torch.stack([values["token"], *seen]) + values["P"][: len(seen) + 1]
+        class_tokens.append(hidden[0, 0])
+        history = torch.stack([values["token"], *class_tokens]) + values["P"][: len(class_tokens) + 1]
         modulated = transformer(values, history, heads, scale, residual)
-        answers.append(classify(values, modulated[0] + seen[-1]))
+        answers.append(classify(values, modulated[0] + class_tokens[-1]))
         if replaces:
             hidden = torch.cat([modulated[None, -1:], hidden[:, 1:]], dim=1)
     return answers
@@ -165,7 +165,7 @@ def test_every_exit_answers_as_the_equations_do_in_every_lane(fields, heads: int
     backbone, _, _ = applied(Accumulator(**fields), lanes=lanes)
     inputs = inputs_of("vit", 2 * lanes)
     with torch.no_grad():
-        found, tokens = answers(backbone, inputs), entrance(backbone, inputs)
+        by_exit, tokens = answers(backbone, inputs), entrance(backbone, inputs)
         for row in range(2 * lanes):
             values = values_of(backbone, row // 2)
             expected = reference(
@@ -173,7 +173,7 @@ def test_every_exit_answers_as_the_equations_do_in_every_lane(fields, heads: int
                 residual=fields.get("residual_scale", 1.0), replaces=fields.get("replaces", True),
             )  # fmt: skip
             for number, logits in enumerate(expected, start=1):
-                torch.testing.assert_close(found[number][row], logits, rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(by_exit[number][row], logits, rtol=1e-4, atol=1e-5)
 
 
 def test_lanes_with_other_values_give_other_answers():
@@ -190,16 +190,16 @@ def test_gradients_are_those_of_the_equations_through_the_replaced_tokens():
     inputs, labels = inputs_of("vit", 2), torch.tensor([0, 2])
     parameters = [backbone.module.get_parameter(name) for name in spec]
     logits = answers(backbone, inputs)[NUM_BLOCKS]
-    found = torch.autograd.grad(functional.cross_entropy(logits, labels, reduction="sum"), parameters)
+    grads = torch.autograd.grad(functional.cross_entropy(logits, labels, reduction="sum"), parameters)
     tokens = entrance(backbone, inputs)
     expected_loss = torch.zeros(())
     for row in range(2):
-        last = reference(backbone, values_of(backbone, row), tokens[row : row + 1], heads=2, scale=1 / 4)[-1]
-        expected_loss = expected_loss + functional.cross_entropy(last, labels[row])
+        row_logits = reference(backbone, values_of(backbone, row), tokens[row : row + 1], heads=2, scale=1 / 4)[-1]
+        expected_loss = expected_loss + functional.cross_entropy(row_logits, labels[row])
     expected = torch.autograd.grad(expected_loss, parameters)
-    for name, ours, theirs in zip(spec, found, expected, strict=True):
-        torch.testing.assert_close({name: ours}, {name: theirs}, rtol=1e-3, atol=1e-5)
-        assert theirs.abs().max() > 0
+    for name, grad, expected_grad in zip(spec, grads, expected, strict=True):
+        torch.testing.assert_close({name: grad}, {name: expected_grad}, rtol=1e-3, atol=1e-5)
+        assert expected_grad.abs().max() > 0
 
 
 def test_without_replacement_the_blocks_compute_what_they_did():
@@ -208,21 +208,21 @@ def test_without_replacement_the_blocks_compute_what_they_did():
     untouched = deep()
     with torch.no_grad():
         base = untouched.module.vit(**inputs).last_hidden_state
-        ours = backbone.module.vit(**inputs).last_hidden_state
+        hidden = backbone.module.vit(**inputs).last_hidden_state
     exit_blocks(backbone.module)[0].trace.clear()
-    assert torch.equal(ours, base)
+    assert torch.equal(hidden, base)
 
 
 def test_a_small_scale_starts_with_the_class_tokens_that_the_blocks_know():
     inputs = inputs_of("vit", 4)
     with torch.no_grad():
-        own = deep().module.vit(**inputs).last_hidden_state[:, 0]
+        class_tokens = deep().module.vit(**inputs).last_hidden_state[:, 0]
 
         def distance(scale: float) -> float:
             method = Accumulator(**SMALL, init_std=1e-6, residual_scale=scale)
             backbone, _, _ = applied(method, differ=False)
             # The last norm undoes the length of the token, not its direction.
-            return (backbone.module.vit(**inputs).last_hidden_state[:, 0] - own).norm().item()
+            return (backbone.module.vit(**inputs).last_hidden_state[:, 0] - class_tokens).norm().item()
 
         assert distance(1e-3) < 0.01 * distance(1.0)
         assert distance(1.0) > 0.1
@@ -271,8 +271,8 @@ def test_nothing_above_the_deepest_exit_is_run(depth: int):
     calls = []
     for number, block in enumerate(blocks, start=1):
         block.base.register_forward_hook(lambda *_, number=number: calls.append(number))
-    found = logits_at(blocks, lambda: backbone.logits(inputs_of("vit", 2)), {depth})
-    assert list(found) == [depth]
+    logits = logits_at(blocks, lambda: backbone.logits(inputs_of("vit", 2)), {depth})
+    assert list(logits) == [depth]
     assert calls == list(range(1, depth + 1))
 
 
@@ -285,11 +285,11 @@ def test_block_by_block_the_last_exit_answers_as_the_whole_model_to_the_last_bit
         assert inputs["attention_mask"].min() == 0
     blocks = exit_blocks(backbone.module)
     with torch.no_grad():
-        found = answers(backbone, inputs)
-        assert torch.equal(found[NUM_BLOCKS], backbone.logits(inputs))
-        assert torch.equal(found[NUM_BLOCKS], backbone.logits(inputs))  # nothing was left from the first pass
-        again = [block.answer() for block in walk(blocks, lambda: backbone.logits(inputs))]
-    assert all(torch.equal(logits, found[number]) for number, logits in enumerate(again, start=1))
+        by_exit = answers(backbone, inputs)
+        assert torch.equal(by_exit[NUM_BLOCKS], backbone.logits(inputs))
+        assert torch.equal(by_exit[NUM_BLOCKS], backbone.logits(inputs))  # nothing was left from the first pass
+        repeated = [block.answer() for block in walk(blocks, lambda: backbone.logits(inputs))]
+    assert all(torch.equal(logits, by_exit[number]) for number, logits in enumerate(repeated, start=1))
 
 
 @pytest.mark.parametrize("family", ["bert", "distilbert", "roberta"])
@@ -300,11 +300,11 @@ def test_what_is_padding_does_not_change_an_answer(family: str):
     noise = torch.randint(2, 20, mask.shape, generator=stream(1))
     ids = torch.where(mask == 0, noise, inputs["input_ids"])
     with torch.no_grad():
-        before = answers(backbone, inputs)
-        after = answers(backbone, inputs | {"input_ids": ids})
+        expected = answers(backbone, inputs)
+        logits = answers(backbone, inputs | {"input_ids": ids})
     # Roberta counts positions by the tokens that are no padding, which stand before it.
-    for number in before:
-        torch.testing.assert_close(before[number], after[number], rtol=1e-5, atol=1e-6)
+    for number in expected:
+        torch.testing.assert_close(expected[number], logits[number], rtol=1e-5, atol=1e-6)
 
 
 def test_the_trace_is_empty_after_every_pass_even_one_that_fails():
@@ -326,7 +326,7 @@ def test_the_trace_is_empty_after_every_pass_even_one_that_fails():
     assert not is_empty()
     walking.close()
     assert is_empty()
-    with pytest.raises(RuntimeError, match="an exit was asked before its block had run"):
+    with pytest.raises(RuntimeError, match="the exit has no input: its block has not run in this pass"):
         blocks[1].answer()
 
 
@@ -352,19 +352,19 @@ def test_a_model_that_has_been_trained_can_be_copied():
     deltas_of(engine, jobs_for((5, 4), start_of(engine)))
     copied = copy.deepcopy(backbone.module)
     inputs = inputs_of("vit", 4)
-    ours, theirs = exit_blocks(backbone.module), exit_blocks(copied)
-    assert not {id(block) for block in ours} & {id(block) for block in theirs}
-    assert len({id(block.trace) for block in theirs}) == 1
-    assert theirs[0].trace is not ours[0].trace
+    original_blocks, copied_blocks = exit_blocks(backbone.module), exit_blocks(copied)
+    assert not {id(block) for block in original_blocks} & {id(block) for block in copied_blocks}
+    assert len({id(block.trace) for block in copied_blocks}) == 1
+    assert copied_blocks[0].trace is not original_blocks[0].trace
     with torch.no_grad():
-        for block in theirs:
+        for block in copied_blocks:
             block.lanes.active = 1
         engine.lanes.active = 1
-        before = backbone.logits(inputs)
-        assert torch.equal(copied(**inputs).logits, before)
-        theirs[-1].position.add_(1.0)  # the copy answers from its own tensors
-        assert not torch.equal(copied(**inputs).logits, before)
-        assert torch.equal(backbone.logits(inputs), before)
+        expected = backbone.logits(inputs)
+        assert torch.equal(copied(**inputs).logits, expected)
+        copied_blocks[-1].position.add_(1.0)  # the copy answers from its own tensors
+        assert not torch.equal(copied(**inputs).logits, expected)
+        assert torch.equal(backbone.logits(inputs), expected)
 
 
 @pytest.mark.parametrize("method", [Accumulator(**SMALL), ExitHeads()], ids=lambda method: method.name)
@@ -386,18 +386,18 @@ def test_heads_that_do_not_divide_the_width_are_refused_with_the_nearest_that_do
 def test_too_few_positions_are_refused():
     with pytest.raises(ModelError) as caught:
         applied(Accumulator(**SMALL, num_positions=3))
-    assert caught.value.message == "`tuning.num_positions` is 3, but 3 blocks and a token need 4."
-    assert caught.value.hint == "leave it out."
+    assert caught.value.message == "`tuning.num_positions` is 3, expected at least 4 for 3 blocks and the token."
+    assert caught.value.hint == "leave out `tuning.num_positions`."
     applied(Accumulator(**SMALL, num_positions=4))
 
 
 def test_two_methods_with_exits_are_refused():
-    with pytest.raises(ModelError, match="'exit-heads' gives exits to a model that has exits") as caught:
+    with pytest.raises(ModelError, match="'exit-heads' adds exits to a model that already has exits") as caught:
         applied(Combined(methods=(ExitHeads(), Accumulator(**SMALL))))
-    assert caught.value.hint == "choose one of them."
+    assert caught.value.hint == "use one such method only."
 
 
 def test_a_head_beside_the_accumulator_is_refused():
-    with pytest.raises(ModelError, match="'head' has nothing to train: the model answers at exits") as caught:
+    with pytest.raises(ModelError, match="'head' has nothing to train: exits have replaced the model's head") as caught:
         applied(Combined(methods=(Head(), Accumulator(**SMALL))))
-    assert caught.value.hint == "leave it out."
+    assert caught.value.hint == "leave out 'head'."

@@ -125,12 +125,12 @@ def test_beside_the_mlp_the_adapter_reads_what_enters_the_mlp_or_the_norm_before
     with torch.no_grad():
         for parameter in values.values():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    seen: dict[str, torch.Tensor] = {}
+    captured: dict[str, torch.Tensor] = {}
     keep_input = plain.module.get_submodule(f"{path}.{entrance}").register_forward_pre_hook
-    keep_input(lambda _, args: seen.update(r=args[0]))
+    keep_input(lambda _, args: captured.update(r=args[0]))
     for name, module in (("before", plain.module), ("after", backbone.module)):
         module.get_submodule(f"{path}.{fc2}").register_forward_hook(
-            lambda _, args, y, name=name: seen.update({name: y})
+            lambda _, args, y, name=name: captured.update({name: y})
         )
     inputs = tiny_inputs(family, 4).tensors
     with torch.no_grad():
@@ -138,10 +138,10 @@ def test_beside_the_mlp_the_adapter_reads_what_enters_the_mlp_or_the_norm_before
         backbone.logits(inputs)
         for lane in range(2):
             rows = slice(2 * lane, 2 * lane + 2)
-            own = {name: tensor[lane] for name, tensor in values.items()}
-            low = torch.relu(seen["r"][rows] @ own["down.weight"].T + own["down.bias"])
-            expected = seen["before"][rows] + 0.3 * (low @ own["up.weight"].T + own["up.bias"])
-            torch.testing.assert_close(seen["after"][rows], expected, rtol=1e-4, atol=1e-4)
+            lane_values = {name: tensor[lane] for name, tensor in values.items()}
+            low = torch.relu(captured["r"][rows] @ lane_values["down.weight"].T + lane_values["down.bias"])
+            expected = captured["before"][rows] + 0.3 * (low @ lane_values["up.weight"].T + lane_values["up.bias"])
+            torch.testing.assert_close(captured["after"][rows], expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -156,14 +156,14 @@ def test_beside_the_mlp_nothing_of_a_pass_is_left():
     taps = [module.tap for module in backbone.module.modules() if isinstance(module, Adapted)]
     assert len({id(tap) for tap in taps}) == 2
     for tap in taps:
-        with pytest.raises(RuntimeError, match="ran before its input was read"):
+        with pytest.raises(RuntimeError, match="the last layer of an MLP ran before the layer that reads its input"):
             tap.take()
 
 
 def test_a_model_whose_mlp_is_entered_at_an_unknown_place_takes_no_adapter_beside_it():
     backbone = tiny_backbone()
     unknown = replace(backbone, anatomy=replace(backbone.anatomy, mlp_input=""))
-    with pytest.raises(ModelError, match="where its MLPs read the residual stream is not known"):
+    with pytest.raises(ModelError, match="it is not known where its MLPs read the residual stream"):
         Adapter(placement="parallel").apply(unknown, Lanes(1), stream(0))
 
 

@@ -37,7 +37,7 @@ def test_a_layer_whose_bias_cannot_have_lanes_is_refused_by_name():
     with pytest.raises(ModelError) as caught:
         Bias().apply(Backbone(module, Anatomy(("head",))), Lanes(1), stream(0))
     assert caught.value.message.startswith(
-        "tuning method 'bias' cannot tune `norm.bias`: a Bilinear is none of Linear,"
+        "tuning method 'bias' cannot tune `norm.bias`: the layer is a Bilinear, expected one of Linear,"
     )
     assert caught.value.hint == "use 'lora' or 'head' for this model."
 
@@ -52,7 +52,7 @@ def test_a_layer_without_a_bias_is_passed_over():
 def test_a_model_whose_only_bias_is_in_its_head_is_refused():
     module = nn.Sequential()
     module.body, module.head = nn.Linear(3, 3, bias=False), nn.Linear(3, 2)
-    with pytest.raises(ModelError, match="has no bias outside of its head, so that it would be head tuning"):
+    with pytest.raises(ModelError, match="has no bias outside of its head, so only the head would be tuned"):
         Bias().apply(Backbone(module, Anatomy(("head",))), Lanes(1), stream(0))
 
 

@@ -54,19 +54,19 @@ def test_names_are_paths_through_the_wrappers_from_the_outside_to_the_inside():
 
 def test_the_order_in_which_they_are_given_does_not_matter():
     methods = EVERYTHING.methods
-    first, second = applied(EVERYTHING), applied(Combined(methods=methods[::-1]))
-    assert first[1] == second[1]
-    assert_same_bits(first[0].module.state_dict(), second[0].module.state_dict())
+    in_order, reversed_order = applied(EVERYTHING), applied(Combined(methods=methods[::-1]))
+    assert in_order[1] == reversed_order[1]
+    assert_same_bits(in_order[0].module.state_dict(), reversed_order[0].module.state_dict())
 
 
 def test_untouched_finds_every_module_of_the_model_by_its_own_path():
     backbone, _ = applied(EVERYTHING)
-    found, plain = untouched(backbone.module), tiny_backbone("vit")
+    layers, plain = untouched(backbone.module), tiny_backbone("vit")
     head = ("classifier",)
-    assert list(found) == [name for name, _ in plain.module.named_modules() if name not in head]
-    for own, (now, module) in found.items():
-        assert backbone.module.get_submodule(now) is module
-        assert type(module) is type(plain.module.get_submodule(own))
+    assert list(layers) == [name for name, _ in plain.module.named_modules() if name not in head]
+    for path, (current, module) in layers.items():
+        assert backbone.module.get_submodule(current) is module
+        assert type(module) is type(plain.module.get_submodule(path))
 
 
 @pytest.mark.parametrize("family", ["vit", "bert"])
@@ -79,9 +79,9 @@ def test_lora_and_bias_fold_into_the_model(family: str):
             parameter = backbone.module.get_parameter(name)
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
         inputs = tiny_inputs(family, 3).tensors
-        before = backbone.logits(inputs)
+        expected = backbone.logits(inputs)
         method.merge(backbone)
-        torch.testing.assert_close(backbone.logits(inputs), before, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(backbone.logits(inputs), expected, rtol=1e-4, atol=1e-5)
     assert list(backbone.module.state_dict()) == list(tiny_backbone(family).module.state_dict())
 
 
@@ -144,7 +144,7 @@ def test_an_override_can_choose_a_combination_and_its_fields():
 def test_what_cannot_be_combined_is_explained(section: object, problem: str):
     with pytest.raises(ConfigError) as caught:
         tuning_of(section)
-    assert any(found.startswith(problem) for found in caught.value.problems), caught.value.problems
+    assert any(message.startswith(problem) for message in caught.value.problems), caught.value.problems
 
 
 def test_a_combination_needs_two():

@@ -35,24 +35,24 @@ def test_every_head_reads_the_class_token_of_the_model_as_it_was(head: str):
     inputs = tiny_inputs("vit", 2 * lanes).tensors
     untouched = tiny_backbone().module
     with torch.no_grad():
-        found = logits_at(exit_blocks(backbone.module), lambda: backbone.logits(inputs), {1, 2})
+        logits = logits_at(exit_blocks(backbone.module), lambda: backbone.logits(inputs), {1, 2})
         hidden = untouched.vit.embeddings(inputs["pixel_values"])
         for number in (1, 2):
             hidden = untouched.vit.layers[number - 1](hidden)
-            own = dict(exit_blocks(backbone.module)[number - 1].exit_head.named_parameters())
+            parameters = dict(exit_blocks(backbone.module)[number - 1].exit_head.named_parameters())
             for row in range(2 * lanes):
-                x, values = hidden[row, 0], {name: tensor[row // 2] for name, tensor in own.items()}
+                x, values = hidden[row, 0], {name: tensor[row // 2] for name, tensor in parameters.items()}
                 if head == "mlp":
                     x = functional.layer_norm(x, (16,), values["norm.weight"], values["norm.bias"], 1e-5)
                     x = functional.gelu(values["hidden.weight"] @ x + values["hidden.bias"])
                 expected = values["out.weight"] @ x + values["out.bias"]
-                torch.testing.assert_close(found[number][row], expected, rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(logits[number][row], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_names_groups_and_sizes():
     _, spec = applied(ExitHeads(head="mlp", head_width=5))
-    own = ["norm.weight", "norm.bias", "hidden.weight", "hidden.bias", "out.weight", "out.bias"]
-    assert list(spec) == [f"vit.layers.{block}.exit_head.{name}" for block in (0, 1) for name in own]
+    endings = ["norm.weight", "norm.bias", "hidden.weight", "hidden.bias", "out.weight", "out.bias"]
+    assert list(spec) == [f"vit.layers.{block}.exit_head.{name}" for block in (0, 1) for name in endings]
     assert list(spec.groups) == ["vit.layers.0.exit_head", "vit.layers.1.exit_head"]
     # A norm of 16, 16 x 5 + 5, and 5 x 3 + 3; behind two blocks.
     assert spec.num_parameters == 2 * (32 + 85 + 18)

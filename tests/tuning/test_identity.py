@@ -27,7 +27,7 @@ class Tied(nn.Module):
 def test_a_tied_tensor_that_is_tuned_is_no_part_of_the_base_under_any_of_its_names():
     backbone = Backbone(Tied(), Anatomy(("classifier",)))
     spec = Full().apply(backbone, Lanes(1), torch.Generator())
-    before = identity(backbone, spec.names, None)
+    recorded = identity(backbone, spec.names, None)
     with torch.no_grad():
         backbone.module.get_parameter("encoder.weight").add_(1)
-    assert identity(backbone, spec.names, None) == before
+    assert identity(backbone, spec.names, None) == recorded

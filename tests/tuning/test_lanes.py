@@ -73,11 +73,13 @@ def test_each_lane_adds_its_own_bias(base: nn.Module, axis: int, shape: tuple[in
     x = torch.randn(shape, generator=stream(1))
     with torch.no_grad():
         base.bias.copy_(torch.arange(5.0))
-        own = base(x)
+        without_bias = base(x)
         layer = LaneBias(Lanes(2), base, axis)
-        torch.testing.assert_close(layer(x), own)
+        torch.testing.assert_close(layer(x), without_bias)
         layer.bias[1] += 10
-        torch.testing.assert_close(layer(x), own + tensor([0.0, 0.0, 10.0, 10.0]).view(4, *[1] * (own.dim() - 1)))
+        torch.testing.assert_close(
+            layer(x), without_bias + tensor([0.0, 0.0, 10.0, 10.0]).view(4, *[1] * (without_bias.dim() - 1))
+        )
     assert layer.weight is base.weight
 
 
@@ -119,19 +121,19 @@ LAYERS = {
 
 
 @pytest.mark.parametrize(("make", "inner"), LAYERS.values(), ids=LAYERS)
-@pytest.mark.parametrize("first", [1, 2, 4, 8])
-def test_an_input_whose_first_axis_is_not_that_of_the_samples_is_refused(make, inner: tuple[int, ...], first: int):
+@pytest.mark.parametrize("length", [1, 2, 4, 8])
+def test_an_input_whose_first_axis_is_not_that_of_the_samples_is_refused(make, inner: tuple[int, ...], length: int):
     # Three lanes of two samples and one: with padding six.
     lanes = Lanes(4)
     layer, noise = make(lanes), [stream(0)] * 3
-    expected = rf"\[{first}, .*\], which 3 lanes cannot share: expected the 6 samples along its first axis"
+    expected = rf"\[{length}, .*\], which 3 lanes cannot share: expected 6 samples, or a multiple, along its first axis"
     with lanes.training([2, 1, 2], noise), pytest.raises(ModelError, match=expected):
-        layer(torch.ones(first, *inner))
+        layer(torch.ones(length, *inner))
     with lanes.training([2, 1, 2], noise):
         assert len(layer(torch.ones(6, *inner))) == 6
         assert len(layer(torch.ones(12, *inner))) == 12  # two windows of each sample
     with lanes.training([2], noise[:1]):
-        assert len(layer(torch.ones(first, *inner))) == first  # with one lane there is nothing to mix
+        assert len(layer(torch.ones(length, *inner))) == length  # with one lane there is nothing to mix
 
 
 def test_padding_of_several_entries_a_sample_takes_no_part_in_the_statistics():
@@ -168,8 +170,8 @@ def test_a_wrapper_has_every_attribute_of_the_layer_inside(base: nn.Module):
     names = attributes(base)
     assert names
     for name in names:
-        ours, theirs = getattr(wrapped, name), getattr(base, name)
-        assert ours == theirs if callable(theirs) else ours is theirs
+        attribute, expected = getattr(wrapped, name), getattr(base, name)
+        assert attribute == expected if callable(expected) else attribute is expected
     with pytest.raises(AttributeError, match="no attribute 'unheard_of'"):
         wrapped.unheard_of  # noqa: B018
 

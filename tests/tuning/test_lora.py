@@ -83,13 +83,13 @@ def test_a_starts_uniform_within_one_over_the_root_of_its_inputs_and_b_at_zero()
 
 
 def test_the_generator_decides_about_a_alone():
-    first, second = apply(Lora())[0].module.state_dict(), apply(Lora())[0].module.state_dict()
-    assert_same_bits(first, second)
-    other = tiny_backbone("vit")
-    Lora().apply(other, Lanes(1), stream(1))
-    assert {name for name, tensor in other.module.state_dict().items() if not torch.equal(tensor, first[name])} == {
-        f"vit.layers.{block}.attention.{role}_proj.lora_A" for block in (0, 1) for role in "qv"
-    }
+    original, repeated = apply(Lora())[0].module.state_dict(), apply(Lora())[0].module.state_dict()
+    assert_same_bits(original, repeated)
+    reseeded = tiny_backbone("vit")
+    Lora().apply(reseeded, Lanes(1), stream(1))
+    assert {
+        name for name, tensor in reseeded.module.state_dict().items() if not torch.equal(tensor, original[name])
+    } == {f"vit.layers.{block}.attention.{role}_proj.lora_A" for block in (0, 1) for role in "qv"}
 
 
 @pytest.mark.parametrize("family", TRANSFORMERS)
@@ -189,12 +189,12 @@ def test_layers_that_share_a_weight_get_no_pair():
 def test_rank_and_alpha_of_single_layers_follow_the_patterns():
     method = Lora(r=4, lora_alpha=8, rank_pattern={"layers.1.attention.q_proj": 2}, alpha_pattern={"v_proj": 2.0})
     backbone, _ = apply(method)
-    found = {
+    ranks_and_scales = {
         path: (layer.lora_A.shape[1], layer.scale)
         for path, layer in backbone.module.named_modules()
         if isinstance(layer, LoraLinear)
     }
-    assert found == {
+    assert ranks_and_scales == {
         "vit.layers.0.attention.q_proj": (4, 8 / 4),
         "vit.layers.0.attention.v_proj": (4, 2 / 4),
         "vit.layers.1.attention.q_proj": (2, 8 / 2),
@@ -250,7 +250,7 @@ def test_the_head_can_stay_as_it_is():
 def test_a_rank_above_the_size_of_a_layer_is_refused():
     with pytest.raises(ModelError) as caught:
         apply(Lora(r=17))
-    assert caught.value.message == "rank 17 is above the size of `vit.layers.0.attention.q_proj`, which is 16 x 16."
+    assert caught.value.message == "rank 17 is too large for `vit.layers.0.attention.q_proj`, whose size is 16 x 16."
     assert caught.value.hint == "use `tuning.r` of at most 16."
 
 

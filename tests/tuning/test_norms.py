@@ -91,13 +91,13 @@ def test_a_single_value_a_channel_is_its_own_mean(lanes: int):
 
 
 def test_one_lane_trains_as_torchs_own_batch_norm_does():
-    lanes, theirs = Lanes(1), nn.BatchNorm2d(3).train()
-    ours = LaneBatchNorm(lanes, nn.BatchNorm2d(3))
+    lanes, reference = Lanes(1), nn.BatchNorm2d(3).train()
+    norm = LaneBatchNorm(lanes, nn.BatchNorm2d(3))
     x = torch.randn(5, 3, 4, 2, generator=stream(0))
     with lanes.training([5], [stream(0)]):
-        torch.testing.assert_close(ours(x), theirs(x))
-    torch.testing.assert_close(ours.running_var[0], theirs.running_var)
-    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
+        torch.testing.assert_close(norm(x), reference(x))
+    torch.testing.assert_close(norm.running_var[0], reference.running_var)
+    torch.testing.assert_close(norm.eval()(x), reference.eval()(x))
 
 
 @torch.no_grad()

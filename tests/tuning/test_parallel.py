@@ -63,19 +63,19 @@ def test_folding_into_the_centre_gives_the_same_outputs(stride: int):
     module = nn.Sequential()
     module.body, module.head = layer, nn.Linear(5, 2)
     x = torch.randn(4, 3, 7, 6, generator=generator)
-    before = layer(x)
+    expected = layer(x)
     Parallel().merge(Backbone(module, Anatomy(("head",))))
     assert type(module.body) is nn.Conv2d
-    torch.testing.assert_close(module.body(x), before, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(module.body(x), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_there_is_one_beside_every_3x3_and_beside_nothing_else():
     _, spec = applied(Parallel(), "resnet")
-    found = [name for name in spec if name.endswith(".parallel")]
+    names = [name for name in spec if name.endswith(".parallel")]
     stages = "resnet.encoder.stages"
     # Not beside the 7x7 of the stem, nor beside the 1x1 of the shortcut.
-    assert found == [f"{stages}.{s}.layers.0.layer.{i}.convolution.parallel" for s in (0, 1) for i in (0, 1)]
-    assert {spec.tensors[name].shape for name in found} == {(16, 16), (24, 16), (24, 24)}
+    assert names == [f"{stages}.{s}.layers.0.layer.{i}.convolution.parallel" for s in (0, 1) for i in (0, 1)]
+    assert {spec.tensors[name].shape for name in names} == {(16, 16), (24, 16), (24, 24)}
 
 
 def test_norms_and_head_are_trained_and_kernels_are_not():

@@ -49,11 +49,11 @@ def test_a_mask_is_widened_so_that_prompts_are_always_seen(kind: torch.dtype, ro
     # The second of three tokens is padding: False, or minus infinity to be added.
     lanes, block = Lanes(1), Tokens()
     row = torch.tensor([True, False, True]) if kind == torch.bool else torch.tensor([0.0, -math.inf, 0.0])
-    seen = True if kind == torch.bool else 0.0
+    attended = True if kind == torch.bool else 0.0
     layer = Prompted(lanes, block, torch.zeros(2, 4), num_prompts=2, drops=True, dropout=0.0)
     layer(torch.zeros(1, 3, 4), row.expand(1, 1, rows, 3))
     assert block.mask.shape == (1, 1, 1 if rows == 1 else 5, 5)
-    assert all(each.tolist() == [*row.tolist(), seen, seen] for each in block.mask[0, 0])
+    assert all(mask_row.tolist() == [*row.tolist(), attended, attended] for mask_row in block.mask[0, 0])
 
 
 @pytest.mark.parametrize("family", TRANSFORMERS)
@@ -66,7 +66,7 @@ def test_the_output_of_a_prompted_model_is_that_of_the_equations(family: str, de
     inputs = {name: tiny_inputs(family, 2).tensors[name]}
     if name == "input_ids":
         inputs = {name: inputs[name][:, :3]}  # no padding, so no mask
-    prompts = [backbone.module.get_parameter(each)[0] for each in spec if each.endswith(".prompt")]
+    prompts = [backbone.module.get_parameter(name)[0] for name in spec if name.endswith(".prompt")]
     assert len(prompts) == (2 if depth == "deep" else 1)
     blocks = untouched.module.get_submodule(untouched.anatomy.blocks)
 
@@ -133,13 +133,13 @@ def test_dropout_is_drawn_per_lane_and_scales_what_is_left():
     lanes = Lanes(2)
     ones = torch.ones(4, 50, 40)
     with lanes.training([2, 2], [stream(1), stream(2)]):
-        both = lanes.dropout(ones, 0.25)
-    assert both.unique().tolist() == [0.0, pytest.approx(1 / 0.75)]
+        dropped = lanes.dropout(ones, 0.25)
+    assert dropped.unique().tolist() == [0.0, pytest.approx(1 / 0.75)]
     # 4,000 draws with standard deviation sqrt(0.25 * 0.75 / 4000) = 0.007
-    assert (both == 0).float().mean().item() == pytest.approx(0.25, abs=0.03)
+    assert (dropped == 0).float().mean().item() == pytest.approx(0.25, abs=0.03)
     alone = Lanes(1)
     with alone.training([2], [stream(2)]):
-        assert torch.equal(alone.dropout(ones[:2], 0.25), both[2:])
+        assert torch.equal(alone.dropout(ones[:2], 0.25), dropped[2:])
     assert lanes.dropout(ones, 0.25) is ones  # not training
 
 

@@ -70,7 +70,7 @@ class LeavesOut(Net):
 
 
 class OtherInEvaluation(Net):
-    """Takes a short cut past its layers where nobody asks for gradients, as fused kernels do."""
+    """Takes a short cut past its layers when no gradients are needed, as fused kernels do."""
 
     def hidden(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled():
@@ -94,12 +94,12 @@ def proved(method: TuningMethod, backbone: Backbone, sample: dict[str, Tensor] |
 @pytest.mark.parametrize(
     ("method", "kind", "problem"),
     [
-        (LORA, ReadsTheWeight, "gives other answers once it is folded into the weights"),
-        (LORA, ScalesTheWeight, "gives other answers once it is folded into the weights"),
-        (LORA, Random, "Random: the model gives other answers at every call, even in evaluation"),
-        (LORA, OtherInEvaluation, "gives other answers in evaluation than in training"),
+        (LORA, ReadsTheWeight, "gives other outputs after the method is merged into it"),
+        (LORA, ScalesTheWeight, "gives other outputs after the method is merged into it"),
+        (LORA, Random, "Random: two calls of the model with the same inputs differ, even in evaluation"),
+        (LORA, OtherInEvaluation, "gives other outputs in evaluation than in training"),
         (Bias(), ReadsTheWeight, "size of tensor|shape|fails on x"),
-        (Full(), Random, "gives other answers at every call"),
+        (Full(), Random, "two calls of the model with the same inputs differ"),
     ],
 )
 def test_a_method_that_would_be_silently_wrong_is_refused(method: TuningMethod, kind: type[Net], problem: str):
@@ -144,7 +144,7 @@ def test_methods_fit_the_families_that_they_are_made_for(method: TuningMethod, f
 def test_tensors_that_no_answer_depends_on_are_named(caplog):
     with caplog.at_level(logging.WARNING, "fedelta"):
         proved(Lora(r=2, target_modules=("spare", "layer")), backbone_of(LeavesOut))
-    assert "no answer depends on 2 of 6 tuned tensors ('spare.lora_A', 'spare.lora_B')" in caplog.text
+    assert "the outputs do not depend on 2 of 6 tuned tensors ('spare.lora_A', 'spare.lora_B')" in caplog.text
 
 
 class LessTheMean(Net):
@@ -157,7 +157,7 @@ def test_a_model_whose_answer_depends_on_the_batch_is_named(caplog):
         proved(Head(), backbone_of(LessTheMean))
         proved(Head(), backbone_of(Net))
     [record] = caplog.records
-    assert "LessTheMean answers a row otherwise when other rows are in its batch" in record.getMessage()
+    assert "LessTheMean gives other outputs for a row if other rows are in its batch" in record.getMessage()
 
 
 class Standardised(nn.Conv2d):
@@ -190,10 +190,10 @@ IMAGES = {"x": torch.linspace(-1, 1, 2 * 3 * 8 * 8).view(2, 3, 8, 8)}
     [
         (
             Lora(r=1, target_modules="all-conv"),
-            "leaves 1 layers alone, first `first`: it is a Standardised that overrides `forward`",
+            "leaves out `first`: the layer is a Standardised that overrides `forward`",
         ),
-        (Parallel(), "1 norms get no lanes, first `norm`: it is a Activated that overrides `forward`"),
-        (Full(), "1 norms get no lanes"),
+        (Parallel(), "the norm `norm` is not tuned: it is a Activated that overrides `forward`"),
+        (Full(), "the norm `norm` is not tuned"),
     ],
 )
 def test_layers_that_do_more_than_their_class_are_left_alone_with_a_word(method: TuningMethod, words: str, caplog):
@@ -208,8 +208,8 @@ def test_layers_that_do_more_than_their_class_are_left_alone_with_a_word(method:
 @pytest.mark.parametrize(
     ("method", "layer", "problem"),
     [
-        (LORA, parametrizations.weight_norm(nn.Linear(WIDTH, WIDTH)), "beside `layer`: it is parametrized"),
-        (Lora(r=1, target_modules=("first",)), None, "cannot stand beside `first`: it is a Standardised"),
+        (LORA, parametrizations.weight_norm(nn.Linear(WIDTH, WIDTH)), "to `layer`: it is parametrized"),
+        (Lora(r=1, target_modules=("first",)), None, "cannot add a pair to `first`: it is a Standardised"),
         (Bias(), parametrizations.spectral_norm(nn.Linear(WIDTH, WIDTH)), "cannot tune `layer.bias`"),
     ],
 )
@@ -277,5 +277,8 @@ def test_a_method_that_only_its_head_can_learn_with_is_refused():
 
     backbone = Backbone(PassesBy(nn.Linear(WIDTH, WIDTH)), Anatomy(("head",)))
     inputs = {"x": torch.randn(3, WIDTH, generator=stream(0))}
-    with pytest.raises(ModelError, match=r"no answer depends on any of its tensors outside of the head .*head tuning"):
+    with pytest.raises(
+        ModelError,
+        match=r"the outputs depend on none of its tensors outside of the head .*only the head would be tuned",
+    ):
         apply_proved(LORA, backbone, Lanes(1), stream(0), inputs)

@@ -1,5 +1,5 @@
-"""A configuration becomes objects, split by who needs them.
+"""Builds objects from a configuration, in parts for the two sides of a federation.
 
-model.py makes what both sides have, site.py what stays where the data are, server.py what stays at the server, and
-run.py puts all of it together in one process.
+model.py builds what both sides have, site.py what stays with the data, server.py what the server has, and run.py puts
+all of it together in one process.
 """

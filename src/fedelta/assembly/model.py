@@ -1,6 +1,6 @@
 """The model of a run: the backbone with its tuning method applied, and the tensors that round 1 starts from.
 
-Both sides make it from the configuration and the class names, and get the same one.
+Server and site each build it from the configuration and the class names, and get the same model.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fedelta.engine.exits import ExitSettings
 from fedelta.engine.work import ClientSettings
 from fedelta.errors import ConfigError, ModelError
 from fedelta.federation.tiers import Tiers
-from fedelta.inference.adapter import Adapter, check_task, read_adapter
+from fedelta.inference.adapter import SavedAdapter, check_task, read_adapter
 from fedelta.inference.classes import check_classes, in_order
 from fedelta.inference.translate import placed
 from fedelta.models.failures import model_errors
@@ -44,13 +44,13 @@ class TunedModel:
     """A backbone that can be trained.
 
     Args:
-        backbone: with the tuning method applied.
-        tuning: the method that is really used: where a run starts from an adapter, the adapter's.
-        spec: what is tuned.
-        lanes: of the modules that the method put in.
-        params: the server's before round 1; on the CPU, float32.
-        total_parameters: scalars of the model before tuning.
-        identity: which base model it is (`tuning/identity.py`).
+        backbone: the model with the tuning method applied.
+        tuning: the method in use: that of the adapter if the run starts from one.
+        spec: the tensors that are tuned.
+        lanes: of the modules that the method inserted.
+        params: of the server before round 1; on the CPU, float32.
+        total_parameters: number of scalars of the model before tuning.
+        identity: digests that identify the base model (`tuning/identity.py`).
     """
 
     backbone: Backbone
@@ -68,19 +68,19 @@ def tuned_model(
     class_names: Sequence[str],
     *,
     num_lanes: int = 1,
-    adapter: Adapter | None = None,
+    adapter: SavedAdapter | None = None,
     sample: Mapping[str, Tensor] | None = None,
 ) -> TunedModel:
-    """The model that `config` describes.
+    """Returns the model that `config` describes, with its tuning method applied.
 
     Args:
         config: of the run.
         backbone: edited in place, and moved to the device of the run.
-        class_names: in label order; nothing where the task has no classes.
-        num_lanes: at most; a method whose tensors cannot carry as many has fewer.
-        adapter: start from this one, whatever `model.adapter` and `[tuning]` say.
-        sample: inputs of a few rows, on which it is proved that the tuning method does what it says; by default random
-            ones, where the backbone knows what its inputs are.
+        class_names: in label order; empty if the task has no classes.
+        num_lanes: upper limit; a tuning method may support fewer.
+        adapter: starting point that overrides `model.adapter` and `[tuning]`.
+        sample: inputs of a few rows, on which the tuning method is checked (`tuning/proof.py`); by default random
+            inputs, if the backbone has a modality that can make them.
 
     Raises:
         ModelError: the tuning method does not fit the backbone.
@@ -105,25 +105,25 @@ def tuned_model(
         _check_width(backbone, sample, len(class_names))
     spec = apply_tuning(config, tuning, backbone, lanes, sample)
     params = _start(backbone, spec) | ({} if start is None else _on_cpu(start.params))
-    found = identity(backbone, spec.names, config.model if backbone.modality is not None else None)
-    if start is not None and (other := unlike(start.identity, found)):
+    identity_now = identity(backbone, spec.names, config.model if backbone.modality is not None else None)
+    if start is not None and (other := unlike(start.identity, identity_now)):
         logger.warning("the adapter was made for another base model: its %s differ.", ", ".join(other))
-    return TunedModel(backbone, tuning, spec, lanes, params, total_parameters, found)
+    return TunedModel(backbone, tuning, spec, lanes, params, total_parameters, identity_now)
 
 
 def _refuse_lazy(backbone: Backbone) -> None:
-    """Refuses a module of the caller's own whose layers do not know their size yet."""
+    """Raises if the caller's module has lazy layers, whose tensors have no shape before the first call."""
     lazy = [name for name, value in backbone.module.named_parameters() if nn.parameter.is_lazy(value)]
     if lazy:
         raise ModelError(
             f"{type(backbone.module).__name__} has tensors without a shape, such as `{lazy[0]}`.",
-            hint="call it once on a batch before you give it away, so that its lazy layers find their sizes.",
+            hint="call it on one batch first, which gives lazy layers their sizes.",
         )
 
 
 @torch.no_grad()
 def _check_width(backbone: Backbone, sample: Mapping[str, Tensor], num_classes: int) -> None:
-    """Refuses a classifier that has another number of classes than the data."""
+    """Raises if the classifier and the data have different numbers of classes."""
     device = next(backbone.module.parameters()).device
     inputs = {name: tensor.to(device) for name, tensor in sample.items()}
     with model_errors(type(backbone.module).__name__, inputs), torch.random.fork_rng(devices=[]):
@@ -136,30 +136,30 @@ def _check_width(backbone: Backbone, sample: Mapping[str, Tensor], num_classes: 
 
 
 def work_of(config: Config) -> ClientSettings:
-    """What a client does in a round: `[client]`, in steps where the strategy counts in steps."""
+    """Section `[client]`, counted in local steps instead of epochs if the strategy counts steps."""
     return config.client.in_steps(config.strategy.local_steps)
 
 
 def _random(backbone: Backbone) -> Mapping[str, Tensor] | None:
-    """Inputs of two rows; None where nobody knows what they are."""
+    """Random inputs of two rows; None for a backbone without a modality."""
     return None if backbone.modality is None else backbone.modality.export_inputs(2, 16, stream(0, "proof", "inputs"))
 
 
 def apply_tuning(
     config: Config, tuning: TuningMethod, backbone: Backbone, lanes: Lanes, sample: Mapping[str, Tensor] | None = None
 ) -> ParamSpec:
-    """Makes the tensors of `tuning` part of the backbone, and returns their specification.
+    """Adds the tensors of `tuning` to the backbone, and returns their specification.
 
     Args:
         config: of the run.
-        tuning: the method.
+        tuning: the tuning method.
         backbone: edited in place.
-        lanes: of the modules that the method puts in.
-        sample: inputs of a few rows to prove the method on; None where there is nothing to compute with.
+        lanes: of the modules that the method inserts.
+        sample: inputs of a few rows, on which the method is checked; None skips the check.
 
     Raises:
         ModelError: the method does not fit the backbone.
-        ConfigError: `model.batch_norm` has no effect, or is not that of a backbone of the caller's own.
+        ConfigError: `model.batch_norm` has no effect, or differs from that of the caller's backbone.
     """
     generator = stream(config.seed, "tuning")
     if sample is None:
@@ -170,18 +170,18 @@ def apply_tuning(
     return spec
 
 
-def adopted_tuning(config: Config, adapter: Adapter, backbone: Backbone) -> TuningMethod:
-    """The tuning method of the adapter that a run starts from, which has its place in `backbone`.
+def adopted_tuning(config: Config, adapter: SavedAdapter, backbone: Backbone) -> TuningMethod:
+    """Returns the tuning method of the adapter that a run starts from.
 
     Raises:
-        ConfigError: section `[tuning]` says something else.
+        ConfigError: section `[tuning]` contradicts the adapter.
     """
     tuning, differing = _reconcile(config.tuning, adapter.tuning, backbone)
     if differing:
         raise ConfigError(
             [
-                f"`tuning.{field}` is {ours!r}, but the adapter {config.model.adapter!r} has {theirs!r}"
-                for field, ours, theirs in differing
+                f"`tuning.{field}` is {configured!r}, but the adapter {config.model.adapter!r} has {adopted!r}"
+                for field, configured, adopted in differing
             ],
             hint="leave `[tuning]` to the adapter: keep only its `name`; `--set tuning.r=` drops a key.",
         )
@@ -189,15 +189,15 @@ def adopted_tuning(config: Config, adapter: Adapter, backbone: Backbone) -> Tuni
 
 
 def tiers_of(config: Config, model: TunedModel, clients: Clients) -> Tiers | None:
-    """How deep each client runs; None where all hold all that is tuned.
+    """Returns the depth of each client; None if all clients hold all tuned tensors.
 
     Args:
         config: of the run.
-        model: with exits or without.
-        clients: all there are: a client's depth depends on its place among them.
+        model: with or without exits.
+        clients: all clients; a client's depth depends on its position among them.
 
     Raises:
-        ConfigError: the section asks for exits that the model does not have.
+        ConfigError: `[exits]` is set, but the model has no exits.
     """
     num_blocks = len(exit_blocks(model.backbone.module))
     if not num_blocks and config.exits != ExitSettings():
@@ -216,51 +216,55 @@ def tiers_of(config: Config, model: TunedModel, clients: Clients) -> Tiers | Non
 
 
 def _reconcile(
-    chosen: TuningMethod, theirs: TuningMethod, backbone: Backbone
+    chosen: TuningMethod, adopted: TuningMethod, backbone: Backbone
 ) -> tuple[TuningMethod, list[tuple[str, object, object]]]:
-    """The method of the adapter, with what a configuration may choose, and the fields that differ: ours, theirs."""
-    name, their_name = (method.names if isinstance(method, Combined) else method.name for method in (chosen, theirs))
-    if name != their_name:
-        return theirs, [("name", name, their_name)]
-    if isinstance(chosen, Combined) and isinstance(theirs, Combined):
-        parts = [_reconcile(*pair, backbone) for pair in zip(chosen.methods, theirs.methods, strict=True)]
+    """The adapter's method, with the choices that a configuration may make, and the fields in which the two differ.
+
+    A field is its name, the configuration's value and the adapter's value.
+    """
+    name, adopted_name = (method.names if isinstance(method, Combined) else method.name for method in (chosen, adopted))
+    if name != adopted_name:
+        return adopted, [("name", name, adopted_name)]
+    if isinstance(chosen, Combined) and isinstance(adopted, Combined):
+        parts = [_reconcile(*pair, backbone) for pair in zip(chosen.methods, adopted.methods, strict=True)]
         methods = tuple(method for method, _ in parts)
-        return theirs.model_copy(update={"methods": methods}), [field for _, fields in parts for field in fields]
-    if isinstance(chosen, Lora) and isinstance(theirs, Lora):
-        # An adapter from elsewhere may come without a head; whether ours is trained is the configuration's choice.
-        theirs = theirs.model_copy(update={"train_head": theirs.train_head or chosen.train_head})
-        if "target_modules" in chosen.model_fields_set and chosen.targets(backbone) == theirs.targets(backbone):
-            chosen = chosen.model_copy(update={"target_modules": theirs.target_modules})
+        return adopted.model_copy(update={"methods": methods}), [field for _, fields in parts for field in fields]
+    if isinstance(chosen, Lora) and isinstance(adopted, Lora):
+        # An adapter from elsewhere may lack a head; then the configuration decides whether one is trained.
+        adopted = adopted.model_copy(update={"train_head": adopted.train_head or chosen.train_head})
+        if "target_modules" in chosen.model_fields_set and chosen.targets(backbone) == adopted.targets(backbone):
+            chosen = chosen.model_copy(update={"target_modules": adopted.target_modules})
     values = (
-        (name, getattr(chosen, name), getattr(theirs, name)) for name in sorted(as_settings(chosen).model_fields_set)
+        (field, getattr(chosen, field), getattr(adopted, field))
+        for field in sorted(as_settings(chosen).model_fields_set)
     )
-    return theirs, [(name, ours, other) for name, ours, other in values if ours != other]
+    return adopted, [(field, ours, theirs) for field, ours, theirs in values if ours != theirs]
 
 
 def _check_norms(config: Config, tuning: TuningMethod, backbone: Backbone) -> None:
-    """Refuses a policy for batch norms that has no effect, or one that the caller's own model does not have."""
+    """Raises if `model.batch_norm` has no effect, or differs from that of the caller's backbone."""
     policy = config.model.batch_norm
     if policy != backbone.batch_norm:
         raise ConfigError(
             [f"`model.batch_norm` is {policy!r}, but the backbone that was given has {backbone.batch_norm!r}"],
-            hint="a backbone of your own says it itself: `Backbone(..., batch_norm=...)`.",
+            hint="for a backbone of your own, set it there: `Backbone(..., batch_norm=...)`.",
         )
     trains_norms = any(isinstance(layer, LaneBatchNorm | LaneGroupNorm) for layer in backbone.module.modules())
     if policy != "average" and not trains_norms:
         raise ConfigError(
             [f"`model.batch_norm` is {policy!r}, but tuning method {tuning.name!r} trains no norm"],
-            hint="'full' and 'parallel' do; leave it out for the others.",
+            hint="choose a method that trains norms, such as 'full' or 'parallel', or leave the key out.",
         )
 
 
 def _start(backbone: Backbone, spec: ParamSpec) -> Params:
-    """A copy of the tuned tensors as the method made them, the same in every lane."""
+    """A copy of the tuned tensors as the method initialised them; all lanes start with the same values."""
     values = {name: backbone.module.get_parameter(name) for name in spec}
     return _on_cpu({name: _lane(value, spec.tensors[name].shape).detach().clone() for name, value in values.items()})
 
 
 def _lane(value: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The first lane of a tensor, or all of one that has no lanes."""
+    """The first lane of a tensor; the tensor itself if it has no lanes."""
     return value if value.shape == shape else value[0]
 
 

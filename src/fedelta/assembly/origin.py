@@ -1,4 +1,4 @@
-"""What a run begins with, and whether what is found later is the same."""
+"""Digests of what a run starts from, and the check that they have not changed when it is resumed."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from fedelta.record.origin import (
 
 
 def origin_of(config: Config, model: TunedModel, data: FederatedData, tiers: Tiers | None) -> Origin:
-    """What a run of `config` begins with.
+    """Returns the settings and the digests of the inputs that a run of `config` starts from.
 
     Args:
         config: of the run.
-        model: with the tuning method that is really used.
+        model: whose tuning method may come from an adapter.
         data: of all clients.
         tiers: of all clients; they may come from a file.
     """
@@ -37,12 +37,12 @@ def origin_of(config: Config, model: TunedModel, data: FederatedData, tiers: Tie
 
 
 def evaluated(data: FederatedData) -> dict[str, str]:
-    """Digests of what a model is measured on."""
+    """Digests of the test set and of the class names."""
     return {CLASS_NAMES: digest_of_names(data.class_names), **digests_of(data.test, "test")}
 
 
 def trained_on(data: FederatedData, tiers: Tiers | None) -> dict[str, str]:
-    """Digests of what clients learn from, of who has which rows, and of how deep each runs."""
+    """Digests of the training set, of the rows of each client and of the clients' depths."""
     rows = hashlib.sha256()
     for clients in (data.partition, data.held_out):
         for client_id, of_client in sorted(clients.items()):
@@ -57,16 +57,16 @@ def trained_on(data: FederatedData, tiers: Tiers | None) -> dict[str, str]:
 
 
 def check_origin(path: Path, checkpoint: Checkpoint, now: Origin, config: Config) -> None:
-    """Refuses what is not that with which the run at `path` began.
+    """Raises if settings or inputs differ from those that the run at `path` started from.
 
     Args:
-        path: of the run directory.
+        path: run directory.
         checkpoint: of the run.
-        now: settings and inputs as they are now; of the inputs those that matter.
-        config: where they are from.
+        now: settings as they are now, and those inputs that are to be compared.
+        config: names the sources in messages.
 
     Raises:
-        CheckpointError: names all that differs.
+        CheckpointError: names all differences.
     """
     source = config.data.source
     places = {

@@ -1,7 +1,7 @@
-"""A run on a few rows, as `check` does it.
+"""One round on a few rows, for `fedelta check`.
 
-Plan, download, two steps of each client of the cohort, reply, mean, evaluation, and all that is measured of a finished
-model. The code is that of a run. What fails there fails here, before anything is written.
+It plans, downloads, trains two steps for each client of the cohort, replies, averages and evaluates, and computes all
+measures of a finished model. The code is that of a run: what would fail there fails here, before a file is written.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from fedelta.modalities.base import Inputs
 from fedelta.modalities.stores import evenly_spaced
 from fedelta.settings.base import changed
 
-_ROWS = 3  # of a client: a batch of two and a shorter one, so that lanes are padded
-_STEPS = 2  # the second meets what the first has left in the model
+_ROWS = 3  # per client: a batch of two and a shorter one, so that lanes are padded
+_STEPS = 2  # the second step runs on what the first has left in the model
 _CLIENTS = 16
 _EVALUATED = 8
 _CHUNK = 4096
 
 
 def rehearse(assembly: Assembly) -> RoundOutcome:
-    """What came of the round. The assembly is used up: what it has cached is not what a run caches.
+    """Returns the outcome of the round. Do not run the assembly afterwards: its caches hold only a few rows.
 
     Raises:
-        FedeltaError: whatever a run would raise.
+        FedeltaError: the error that a run would raise.
     """
     site, federation = assembly.site, assembly.federation
     engine = copy.copy(site.engine)
@@ -45,33 +45,33 @@ def rehearse(assembly: Assembly) -> RoundOutcome:
     )
     longest = _longest(assembly.data.train.inputs)
     partition = {client: torch.cat([longest, rows])[:_ROWS] for client, rows in site.partition.items()}
-    few = replace(site, engine=engine, partition=partition, memories=Memories())
-    test, asked = _first(assembly.data.test), assembly.strategy
-    num_asked = min(asked.clients_per_round, max(_CLIENTS, asked.min_replies, engine.lanes.num + 1))
-    strategy = changed(asked, {"clients_per_round": num_asked})
+    small_site = replace(site, engine=engine, partition=partition, memories=Memories())
+    test, strategy = _first(assembly.data.test), assembly.strategy
+    cohort = min(strategy.clients_per_round, max(_CLIENTS, strategy.min_replies, engine.lanes.num + 1))
+    strategy = changed(strategy, {"clients_per_round": cohort})
     rehearsed = replace(
         federation,
         strategy=strategy,
-        runtime=few,
-        evaluate=lambda params: evaluate(few, params, test),
+        runtime=small_site,
+        evaluate=lambda params: evaluate(small_site, params, test),
         evaluate_every=1,
         byte_budget=None,
     )
     state = strategy.init(assembly.params, assembly.spec)
     outcome = next(federate(rehearsed, Standing(assembly.params, state)))
-    details(few, outcome.params, test, assembly.data.class_names)
+    details(small_site, outcome.params, test, assembly.data.class_names)
     return outcome
 
 
 def _first(data: Examples) -> Examples:
-    """The longest row of `data`, and some from its beginning to its end."""
+    """The longest row of `data`, and some rows spread over it."""
     rows = torch.cat([_longest(data.inputs), evenly_spaced(len(data), _EVALUATED)])
     clients = None if data.clients is None else data.clients[rows]
     return Examples(RowsOf(data.inputs, rows), data.targets.select(rows), clients=clients)
 
 
 def _longest(inputs: Inputs) -> Tensor:
-    """The row with the most tokens, int64 [1]; int64 [0] where rows have no length."""
+    """The row with the most tokens, int64 [1]; int64 [0] if inputs have no length."""
     if "attention_mask" not in inputs.fetch(torch.tensor([0])):
         return torch.empty(0, dtype=torch.int64)
     lengths = [inputs.fetch(rows)["attention_mask"].sum(1) for rows in _chunks(len(inputs))]

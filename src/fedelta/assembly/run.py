@@ -1,4 +1,4 @@
-"""Server and site in one process: a simulation."""
+"""Builds server and site in one process: a simulation."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class Assembly:
     """The objects of one run.
 
     Args:
-        config: as it was read.
-        model: the backbone, what is tuned of it, and where that starts.
+        config: as read from the file.
+        model: the backbone, the tensors that are tuned and their initial values.
         data: of all clients, and the test set.
-        site: serves the clients, and has what they keep.
-        federation: what `federate` needs.
-        tiers: how deep each client runs, those that no round asks among them; None: all through the whole model.
+        site: trains the clients, and holds their memories.
+        federation: the server's objects, for `federate`.
+        tiers: depth of each client, held-out clients included; None if all clients train the whole model.
     """
 
     config: Config
@@ -52,12 +52,12 @@ class Assembly:
 
     @property
     def backbone(self) -> Backbone:
-        """With the tuning method applied."""
+        """The model with the tuning method applied."""
         return self.model.backbone
 
     @property
     def engine(self) -> LaneEngine:
-        """Trains and evaluates."""
+        """The engine that trains and evaluates."""
         return self.site.engine
 
     @property
@@ -67,16 +67,16 @@ class Assembly:
 
     @property
     def strategy(self) -> Strategy:
-        """Section `[strategy]`, with what a byte budget made of it."""
+        """Section `[strategy]`, adapted to the byte budget if there is one."""
         return self.federation.strategy
 
     @property
     def spec(self) -> ParamSpec:
-        """Names, shapes and groups of what is tuned."""
+        """Names, shapes and groups of the tuned tensors."""
         return self.model.spec
 
     def starting_from(self, params: Params) -> Assembly:
-        """The same, with clients that begin with those of `params` that never travel."""
+        """A copy whose clients start with those tensors of `params` that never travel."""
         if not self.spec.kept:
             return self
         site = replace(self.site, start=select(params, self.spec.kept))
@@ -87,11 +87,11 @@ class Assembly:
         return replace(self, site=site, federation=federation)
 
     def evaluate(self, params: Params) -> Evaluation:
-        """The measures on the test set: see `evaluate`."""
+        """The measures on the test set; see `site.evaluate`."""
         return evaluate(self.site, params, self.data.test)
 
     def details(self, params: Params) -> Details:
-        """What the task has to say of a finished model on the test set: see `details`."""
+        """All that the task measures of a finished model on the test set; see `site.details`."""
         return details(self.site, params, self.data.test, self.data.class_names)
 
 
@@ -103,17 +103,17 @@ def assemble(
     at_a_glance: bool = False,
     stage: Stage = nullcontext,
 ) -> Assembly:
-    """The objects that `config` describes; reads data and weights, trains nothing.
+    """Builds the objects that `config` describes; reads data and weights, but does not train.
 
     Args:
-        config: what to run.
-        backbone: a model of your own instead of `config.model`; edited in place.
-        data: data of your own instead of `config.data` and `config.partition`.
-        at_a_glance: examples are read when they are asked for, and not all at once: enough to see whether it can run.
-        stage: entered with a name for each part of the work.
+        config: of the run.
+        backbone: your model instead of `config.model`; edited in place.
+        data: your data instead of `config.data` and `config.partition`.
+        at_a_glance: read examples only when they are fetched, which is enough for a check.
+        stage: context that is entered with the name of each part of the work.
 
     Raises:
-        InputError: something in it cannot be used.
+        InputError: configuration, model or data cannot be used.
     """
     with stage("data and base model"):
         backbone, data = read_data(config, backbone, data, at_a_glance=at_a_glance)
@@ -122,8 +122,8 @@ def assemble(
     if data.held_out:
         config.personalization.scopes(scopes_of(backbone, model.spec), model.tuning.name)
     clients = data.clients.only(data.partition)
-    everyone = tiers_of(config, model, data.clients)
-    tiers = None if everyone is None else everyone.only(clients.numbers)
+    all_tiers = tiers_of(config, model, data.clients)
+    tiers = None if all_tiers is None else all_tiers.only(clients.numbers)
     with stage("lanes"):
         site = build_site(config, model, data, tiers)
     runtime = _runtime(config, model, site)
@@ -138,11 +138,11 @@ def assemble(
         num_held_out=len(data.held_out),
     )
     _check_deadline(config, federation, runtime, model.params)
-    return Assembly(config, model, data, site, federation, everyone)
+    return Assembly(config, model, data, site, federation, all_tiers)
 
 
 def _runtime(config: Config, model: TunedModel, site: Site) -> Site | Unstable:
-    """All clients in this process, as reliable as `[stability]` has them."""
+    """The clients in this process; if `[stability]` is set, some of them drop out or reply late."""
     if config.stability == Stability():
         return site
     num_examples = {client_id: len(rows) for client_id, rows in site.partition.items()}
@@ -153,24 +153,24 @@ def _runtime(config: Config, model: TunedModel, site: Site) -> Site | Unstable:
 
 
 def _check_deadline(config: Config, federation: Federation, runtime: Site | Unstable, params: Params) -> None:
-    """Refuses a deadline that too few clients can ever meet."""
+    """Raises if too few clients can meet the deadline even without delays."""
     deadline = config.stability.deadline_seconds
     if deadline is None or not isinstance(runtime, Unstable):
         return
     state = federation.strategy.init(params, federation.spec)
     cohort = stream(config.seed, "cohort", 1)
     plan = federation.strategy.plan(state, 1, federation.clients.numbers, federation.spec, cohort)
-    everyone = dict.fromkeys(federation.clients.numbers, plan.download[plan.cohort[0]])
+    downloads = dict.fromkeys(federation.clients.numbers, plan.download[plan.cohort[0]])
     if federation.tiers is not None:
-        everyone = dict(federation.tiers.restrict(replace(plan, download=everyone)).download)
+        downloads = dict(federation.tiers.restrict(replace(plan, download=downloads)).download)
     num_bytes = {
         names: len(encode(select({**state, **params}, names), federation.wire, config.codec.down)[0])
-        for names in set(everyone.values())
+        for names in set(downloads.values())
     }
-    times = sorted(runtime.seconds(client_id, num_bytes[names]) for client_id, names in everyone.items())
-    if (met := sum(time <= deadline for time in times)) < federation.min_replies:
+    times = sorted(runtime.seconds(client_id, num_bytes[names]) for client_id, names in downloads.items())
+    if (in_time := sum(time <= deadline for time in times)) < federation.min_replies:
         problem = (
-            f"`stability.deadline_seconds` is {deadline:g}, which {met} of {len(times)} clients can meet; "
+            f"`stability.deadline_seconds` is {deadline:g}, which {in_time} of {len(times)} clients can meet; "
             f"a round needs {federation.min_replies}, the fastest client needs {times[0]:.1f} s, "
             f"half of them {times[len(times) // 2]:.1f} s or less"
         )

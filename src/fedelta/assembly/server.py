@@ -1,4 +1,4 @@
-"""What stays at the server: the strategy, the start of the run, and who its clients are. It sees no data."""
+"""Builds the server's side: strategy, initial params, and the list of clients. The server sees no data."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ def build_server(
     tiers: Tiers | None = None,
     num_held_out: int = 0,
 ) -> Federation:
-    """What `federate` needs; neither data nor the weights of the backbone are.
+    """Returns the arguments of `federate`; needs neither data nor the weights of the backbone.
 
     Args:
         config: of the run.
-        spec: what is tuned.
+        spec: the tensors that are tuned.
         params: before round 1.
-        clients: all that may be asked.
-        runtime: reaches them.
-        evaluate: measures params; None: the server does not.
-        tiers: how deep each of them runs (`tiers_of`).
-        num_held_out: further clients, which no round asks.
+        clients: those that may take part in a round.
+        runtime: runs the clients.
+        evaluate: measures params; None if the server cannot.
+        tiers: depth of each client (`tiers_of`).
+        num_held_out: number of further clients, which take part in no round.
 
     Raises:
-        ConfigError: the strategy asks for more clients or fewer bytes than there can be, or does not fit the groups.
+        ConfigError: the strategy needs more clients or a larger byte budget, or does not fit the groups.
     """
     _check_cohort(config, len(clients.numbers), num_held_out)
     budget = config.byte_budget_mib
     strategy = _strategy(config, spec, params, len(clients.numbers))
-    strategy.init(params, spec)  # refuses what does not fit the groups
+    strategy.init(params, spec)  # raises if the strategy does not fit the groups
     federation = Federation(
         strategy=strategy,
         runtime=runtime,
@@ -80,17 +80,17 @@ def _warn_of_one_group(federation: Federation, tuning_name: str) -> None:
 
 
 def _check_mean(federation: Federation) -> None:
-    """Refuses a mean that some tensors can never have enough values for, and says what it needs more than was asked."""
+    """Raises if some tensors have fewer clients than the mean needs; warns if it needs more than `min_replies`."""
     mean, least, tiers = federation.aggregation, federation.aggregation.min_values, federation.tiers
-    held = (
+    num_holders = (
         {}
         if tiers is None
-        else {name: sum(tiers.owns(each, name) for each in tiers.depths) for name in federation.spec}
+        else {name: sum(tiers.owns(client_id, name) for client_id in tiers.depths) for name in federation.spec}
     )
-    if few := [name for name, number in held.items() if 0 < number < least]:
+    if few := [name for name, number in num_holders.items() if 0 < number < least]:
         problem = (
             f"`strategy.mean.name` is {mean.name!r}, which needs {least} values of a tensor, but {len(few)} tensors "
-            f"are held by fewer clients, first `{few[0]}` by {held[few[0]]}"
+            f"are held by fewer clients, first `{few[0]}` by {num_holders[few[0]]}"
         )
         raise ConfigError([problem], hint="let more clients run as deep (`[exits]`), or choose another mean.")
     if least > federation.strategy.min_replies:
@@ -104,17 +104,18 @@ def _check_mean(federation: Federation) -> None:
 
 
 def _check_cohort(config: Config, num_clients: int, num_held_out: int) -> None:
-    """Refuses cohorts that are larger than the federation."""
-    wanted = config.strategy.clients_per_round
-    if wanted > num_clients:
+    """Raises if a cohort is larger than the federation."""
+    cohort = config.strategy.clients_per_round
+    if cohort > num_clients:
         beside = f" beside the {num_held_out} that are held out" if num_held_out else ""
         raise ConfigError(
-            [f"`strategy.clients_per_round` is {wanted}, but the data have {num_clients} clients{beside}"]
+            [f"`strategy.clients_per_round` is {cohort}, but the data have {num_clients} clients{beside}"],
+            hint="lower it, or divide the data among more clients (`[partition]`).",
         )
 
 
 def _strategy(config: Config, spec: ParamSpec, params: Params, num_clients: int) -> Strategy:
-    """The strategy, with what it plans by the byte budget of the run."""
+    """The strategy of the run, adapted to the byte budget if there is one."""
     if config.byte_budget_mib is None:
         return config.strategy
 

@@ -1,4 +1,4 @@
-"""What stays where the data are: the rows of the clients, the engine that trains them, and what they keep."""
+"""Builds the site's side: the clients' rows, the engine that trains them, and their memories."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ def read_data(
     preparation: Preparation = Preparation(),  # noqa: B008 a frozen value
     at_a_glance: bool = False,
 ) -> tuple[Backbone, FederatedData]:
-    """The backbone and the data of the clients, with those that no round asks apart.
+    """Returns the backbone and the data of all clients.
 
-    One needs the other: a head has as many classes as the data, and inputs are made for a model.
+    Each needs the other: the head has one output for each class of the data, and inputs are made for the model.
 
     Args:
         config: of the run.
-        backbone: a model of the caller's own instead of `config.model`.
-        data: data of the caller's own instead of `config.data` and `config.partition`.
-        preparation: how examples became inputs where the model was tuned; of images it counts instead of
-            `config.data.resize` and of what the training data tell.
-        at_a_glance: examples are read when they are asked for, and not all at once.
+        backbone: the caller's model instead of `config.model`.
+        data: the caller's data instead of `config.data` and `config.partition`.
+        preparation: how examples became inputs when the model was tuned; for images it overrides `config.data.resize`
+            and what would be found from the training data.
+        at_a_glance: read examples only when they are fetched.
 
     Raises:
         InputError: data or model are missing, unreadable or do not fit each other.
@@ -66,7 +66,7 @@ def read_data(
         _check_modality(config, raw)
         backbone = backbone or _built(config, raw.class_names)
         if backbone.modality is None:
-            raise ModelError("a backbone without a modality cannot read raw data; give `data` too.")
+            raise ModelError("a backbone without a modality cannot read raw data.", hint="give `data` as well.")
         if preparation.resize is not None:
             raw = replace(raw, source=raw.source.model_copy(update={"resize": preparation.resize}))
         modality = adapted(backbone.modality.prepared(preparation.only(_OF_IMAGES)), raw)
@@ -81,7 +81,7 @@ def read_data(
 
 
 def few_rows(data: FederatedData) -> dict[str, Tensor]:
-    """Inputs of two training rows, for what is proved of a model before it is trained."""
+    """Inputs of two training rows, for the checks of a model before training."""
     return data.train.inputs.fetch(torch.arange(min(2, len(data.train))))
 
 
@@ -91,13 +91,13 @@ def _built(config: Config, class_names: tuple[str, ...]) -> Backbone:
 
 
 def build_engine(config: Config, model: TunedModel, data: FederatedData, client: ClientSettings) -> LaneEngine:
-    """The engine on the training data.
+    """Returns an engine for the training data; logs its notes.
 
     Args:
         config: of the run.
-        model: what it trains; its tensors become the engine's.
+        model: to be trained; the engine takes over its tensors.
         data: of the clients.
-        client: what each does.
+        client: settings of local training.
     """
     engine = LaneEngine(
         model.backbone,
@@ -118,13 +118,13 @@ def build_engine(config: Config, model: TunedModel, data: FederatedData, client:
 
 
 def build_site(config: Config, model: TunedModel, data: FederatedData, tiers: Tiers | None = None) -> Site:
-    """A site that serves the clients of `data`; it needs no server to be built.
+    """Returns a site for the clients of `data`; needs no server.
 
     Args:
         config: of the run.
-        model: what they train.
+        model: to be trained.
         data: of the clients.
-        tiers: how deep each of them runs (`tiers_of`).
+        tiers: depth of each client (`tiers_of`).
     """
     return Site(
         build_engine(config, model, data, work_of(config)),
@@ -139,17 +139,17 @@ def build_site(config: Config, model: TunedModel, data: FederatedData, tiers: Ti
 
 
 def num_lanes(config: Config) -> int:
-    """Lanes for the cohorts of the run."""
+    """Number of lanes for the cohorts of the run."""
     return config.runtime.num_lanes(
         clients_per_round=config.strategy.clients_per_round, batch_size=config.client.batch_size
     )
 
 
 def evaluate(site: Site, params: Params, test: Examples) -> Evaluation:
-    """The measures of `params` on `test`.
+    """Returns the measures of `params` on `test`.
 
-    Where clients keep tensors of their own there is no one model: then the mean over the clients that have trained,
-    each with its own tensors, on the whole of `test`.
+    If clients keep tensors that never travel, each client has a different model; then it is the mean over the clients
+    that have trained, each measured on the whole of `test`.
     """
     return mean_of([site.engine.evaluate(model, test) for model in _models(site, params)])
 
@@ -157,21 +157,24 @@ def evaluate(site: Site, params: Params, test: Examples) -> Evaluation:
 def details(
     site: Site, params: Params, test: Examples, class_names: Sequence[str], watch: Watch | None = None
 ) -> Details:
-    """What the task has to say of a finished model, on `test` as `evaluate` does.
+    """Returns all that the task measures of a finished model; averages over clients as `evaluate` does.
 
     Args:
-        site: has the model, and what clients keep.
+        site: has the engine and the clients' memories.
         params: of the server.
-        test: what is answered.
+        test: examples to answer.
         class_names: in label order.
-        watch: sees every batch of answers, where there is one model for all clients.
+        watch: called with each batch of answers; only if all clients have the same model.
 
     Raises:
-        InputError: there is more than one, and `watch` is given.
+        InputError: `watch` is given, but clients have different models.
     """
     models, engine = _models(site, params), site.engine
     if watch is not None and len(models) > 1:
-        raise InputError("there is no one model whose answers could be told: clients keep norms of their own.")
+        raise InputError(
+            "there is no one model whose answers could be written: each client keeps its own norms.",
+            hint="leave `--predictions` out, or use `fedelta predict --client`.",
+        )
     parts = []
     for model in models:
         answered = engine.answers(model, test)
@@ -180,9 +183,9 @@ def details(
 
 
 def _models(site: Site, params: Params) -> list[Params]:
-    """That of the server, or those of the clients that have trained, where they keep tensors of their own."""
+    """The server's params, or one for each client that has trained if clients keep tensors that never travel."""
     if not site.engine.spec.kept:
-        return [params]  # without a look into what each client keeps
+        return [params]  # saves reading the clients' memories
     return [params | tensors for _, tensors in site.memories.local_only()] or [params]
 
 
@@ -194,14 +197,14 @@ def _watched(answered: Iterable[Answered], watch: Watch | None) -> Iterator[Answ
 
 
 def _check_num_classes(config: Config, num_classes: int) -> None:
-    wanted = config.model.num_classes
-    if wanted is not None and not config.task.has_classes:
+    configured = config.model.num_classes
+    if configured is not None and not config.task.has_classes:
         raise ConfigError(
-            [f"`model.num_classes` is {wanted}, but task {config.task.name!r} has no classes"], hint="leave it out."
+            [f"`model.num_classes` is {configured}, but task {config.task.name!r} has no classes"], hint="leave it out."
         )
-    if wanted is not None and wanted != num_classes:
+    if configured is not None and configured != num_classes:
         raise ConfigError(
-            [f"`model.num_classes` is {wanted}, but the training data have {num_classes} classes"],
+            [f"`model.num_classes` is {configured}, but the training data have {num_classes} classes"],
             hint="leave it out: it is found from the data.",
         )
 
@@ -222,6 +225,6 @@ def _check_augmentation(config: Config, data: FederatedData) -> None:
     rows = torch.cat([*data.partition.values(), *data.held_out.values()])
     if len(rows.unique()) < len(rows):
         raise ConfigError(
-            ["`[augmentation]` changes a row in the way of the client that has it, but some rows have two clients"],
-            hint="give each client its own copy of the row.",
+            ["`[augmentation]` draws a row's changes from its client's stream, but some rows have two clients"],
+            hint="give each client a copy of the row.",
         )

@@ -293,8 +293,8 @@ def _warn_if_narrower(plan: Plan, path: Path) -> None:
     gone = len(before.num_rounds.keys() - plan.num_rounds.keys())
     if gone:
         logger.warning(
-            "the tables in %s will not show %s of the last comparison there; the runs stay, and the tables show them again "
-            "when they are asked for.",
+            "the tables in %s will not show %s of the last comparison there; the runs stay, and the tables show them "
+            "again when they are asked for.",
             path,
             "1 cell" if gone == 1 else f"{gone} cells",
         )

@@ -25,13 +25,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from fedelta.imports import collector_paused
+from fedelta.models.native import register_networks
+
 Request = dict[str, Any]  # Any: JSON values
 
 # A forked process would lack the threads of its parent. These libraries start none when they are imported, but for the
 # one of Arrow's allocator (jemalloc), which starts it again after a fork.
 PRELOADED = (
     "fedelta.comparison.worker",
-    "transformers.modeling_utils",
     "sklearn.metrics",
     "datasets",
     "flwr_datasets.partitioner",
@@ -42,8 +44,10 @@ _PATIENCE_SECONDS = 5.0  # between asking a process to end and ending it
 
 def main() -> int:
     """Serves until the input ends."""
-    for name in PRELOADED:
-        import_module(name)
+    with collector_paused():
+        register_networks()
+        for name in PRELOADED:
+            import_module(name)
     return serve(int(sys.argv[1]), run_cell)
 
 

@@ -8,7 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fedelta.errors import DataError
+from fedelta.errors import PluginError
+from fedelta.plugins import called
 
 ClientIds = Sequence[int | str]
 
@@ -59,11 +60,12 @@ def divide(partitioner: Partitioner, labels: Tensor, client_ids: ClientIds | Non
     """`Partitioner.divide`, and proof that it is a division.
 
     Raises:
-        DataError: the data cannot be divided like that, or the partitioner made something else of them.
+        DataError: the data cannot be divided like that.
+        PluginError: the partitioner made something else of them.
     """
     rows = partitioner.divide(labels, client_ids, seed)
     if problem := _problem(rows, len(labels)):
-        raise DataError(f"partitioner {partitioner.name!r} made no division: {problem}.")
+        raise PluginError(f"{called(partitioner)} made no division: {problem}.")
     return rows
 
 

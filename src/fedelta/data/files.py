@@ -6,8 +6,12 @@ Local files are never cached in the user's home, and the names of folders above 
 from __future__ import annotations
 
 from functools import cache
+from importlib import import_module
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from fedelta.data.folders import Splits, modality_in, read_folder
 from fedelta.data.leaf import is_leaf, read_leaf
@@ -16,6 +20,7 @@ from fedelta.data.naming import Naming
 from fedelta.data.tables import HINT, by_split, read_table_file, read_tables
 from fedelta.data.walk import Tree, unwritable
 from fedelta.errors import DataError
+from fedelta.imports import collector_paused
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -37,6 +42,8 @@ def load_splits(source: str, subset: str | None, naming: Naming | None = None) -
     Raises:
         DataError: the source does not exist, cannot be read, or `naming` does not apply to it.
     """
+    with collector_paused():
+        import_module("datasets")
     naming = naming or Naming()
     path = _expanded(source)
     problem = None if source == EMBEDDED else missing_path(source) or unwritable(path)
@@ -93,12 +100,13 @@ def _expanded(source: str) -> Path:
 def _digits() -> Dataset:
     """scikit-learn's handwritten digits: 1,797 images of 8x8 gray pixels, 0..16 there and 0..255 here."""
     from datasets import Array2D, ClassLabel, Dataset, Features
-    from sklearn.datasets import load_digits
 
-    digits = load_digits()
+    # As `load_digits` reads it; importing that takes longer than all that `fedelta inspect` does.
+    path = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
+    table = np.loadtxt(str(path), delimiter=",")
+    pixels = (table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).round().astype("uint8")
     features = Features({"image": Array2D(shape=(8, 8), dtype="uint8"), "label": ClassLabel(num_classes=10)})
-    pixels = (digits.images * (255 / 16)).round().astype("uint8")
-    return Dataset.from_dict({"image": list(pixels), "label": digits.target.tolist()}, features=features)
+    return Dataset.from_dict({"image": list(pixels), "label": table[:, -1].astype(int).tolist()}, features=features)
 
 
 def _tables_in(tree: Tree, subset: str | None, naming: Naming) -> Splits:

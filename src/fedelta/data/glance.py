@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from fedelta.data.stored import StoredColumn
 from fedelta.errors import refuse
 from fedelta.modalities.base import Modality
 from fedelta.modalities.stores import evenly_spaced
+
+logger = logging.getLogger("fedelta")
 
 NUM_READ = 32  # takes half a second for photographs, and is enough to notice a wrong folder or column
 
@@ -41,26 +44,37 @@ class Glance:
         """
         _refuse_absent(column)
         glance = cls(column, modality, max_memory_mib)
-        glance.fetch(evenly_spaced(len(column), NUM_READ))
+        glance._read(evenly_spaced(len(column), NUM_READ))
         return glance
 
     def __len__(self) -> int:
         return len(self.column)
 
     def fetch(self, rows: Tensor) -> dict[str, Tensor]:
-        """Inputs of `rows` (int64, one axis).
+        """Inputs of `rows` (int64, one axis); warnings about the data were given when the glance was made.
 
         Raises:
             DataError: one of them cannot be read.
         """
+        logger.addFilter(_is_no_warning)
+        try:
+            return self._read(rows)
+        finally:
+            logger.removeFilter(_is_no_warning)
+
+    def _read(self, rows: Tensor) -> dict[str, Tensor]:
         return self.modality.store(self.column.select(rows), self.max_memory_mib).fetch(torch.arange(len(rows)))
+
+
+def _is_no_warning(record: logging.LogRecord) -> bool:
+    return record.levelno != logging.WARNING
 
 
 def _refuse_absent(column: StoredColumn) -> None:
     """Raises if rows are empty, or name files that do not exist or are empty; opens no file."""
     problems = []
     row = 0
-    for values in column.chunks():
+    for values in column.files():
         for value in values:
             if (problem := _absent(value)) is not None:
                 problems.append(f"row {int(column.numbers[row])}: {problem}")

@@ -51,6 +51,18 @@ class StoredColumn:
             # Rows that were selected come as one piece each; converted together, arrays take half the time.
             yield batch.column(0).combine_chunks().to_pylist()
 
+    def files(self) -> Iterator[list[Any]]:
+        """As `chunks`, for what may be a file; of arrays, numbers and texts: True, or None where there is none."""
+        from pyarrow.types import is_struct
+
+        for batch in self.dataset.with_format("arrow").iter(batch_size=_CHUNK_ROWS):
+            values = batch.column(0)
+            yield (
+                values.to_pylist()
+                if is_struct(values.type)
+                else [there or None for there in values.is_valid().to_pylist()]
+            )
+
     def take(self, rows: Tensor) -> list[Any]:
         """The values of `rows` (int64, one axis); Any: any type that a file can hold."""
         values: list[Any] = self.dataset.select(rows.tolist()).with_format("arrow")[:].column(0).to_pylist()

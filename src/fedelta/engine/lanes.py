@@ -11,7 +11,7 @@ of outputs or targets per sample.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -21,11 +21,10 @@ from fedelta.data.augmentation import Augmentation, AugmentedInputs
 from fedelta.data.batches import Examples, batches
 from fedelta.engine.bank import LaneBank
 from fedelta.engine.exits import ExitLoss, ExitSettings
+from fedelta.engine.model import SharedModel, prepare
 from fedelta.engine.optimizers import LearningRate
-from fedelta.engine.prefix import CachedInputs, find_prefix, only_head
 from fedelta.engine.proof import mixing
 from fedelta.engine.work import ClientSettings, Job, Trained, padded
-from fedelta.modalities.base import Inputs
 from fedelta.models.failures import model_errors
 from fedelta.models.hub import Backbone
 from fedelta.params import Params, ParamSpec
@@ -34,7 +33,6 @@ from fedelta.tasks.base import Evaluation, Sums, Task
 from fedelta.tasks.classification import Classification
 from fedelta.tasks.contract import losses_of
 from fedelta.tasks.details import Answered
-from fedelta.tuning.exits import exit_blocks, logits_at
 from fedelta.tuning.lanes import Lanes
 
 _EVALUATION_ROWS = 256  # rows of an evaluation batch; fixed, because another size changes the last bits of the measures
@@ -67,8 +65,6 @@ class LaneEngine:
         exits: which exits clients train; ignored for a model without exits.
         task: gives the loss and the measures.
 
-    Attributes:
-        notes: what the engine switched off and why, in sentences for the user.
     """
 
     def __init__(
@@ -90,30 +86,27 @@ class LaneEngine:
         self.lanes = lanes
         self.bank = LaneBank(backbone.module, spec, lanes.num)
         self.client = client
-        self.notes: list[str] = []
-        self._backbone = backbone
-        self._name = type(backbone.module).__name__
-        self._rule = rule
-        self._blocks = exit_blocks(backbone.module)
         self.exits = exits
         self.task = task
-        self._device = self.bank.values_KP.device
-        self._autocast = compute_dtype == "bfloat16"
-        self._cache_bytes = cache_bytes
-        self._prefix = None
-        if cache_bytes:
-            sample = train.inputs.fetch(torch.arange(min(2, len(train))))
-            self._prefix = find_prefix(backbone, spec, lanes, self._to_device(sample))
-            if self._prefix is None and only_head(backbone, spec):
-                self.notes.append("frozen-prefix cache off: the head of this model cannot be run separately.")
+        self._rule = rule
+        self._model = SharedModel(
+            backbone, spec, lanes, train,
+            device=self.bank.values_KP.device, cache_bytes=cache_bytes, autocast=compute_dtype == "bfloat16",
+        )  # fmt: skip
+        self._blocks, self._device = self._model.blocks, self._model.device
         if augmentation is not None and augmentation.is_on:
-            self._train = self._augmented(train, augmentation)
+            self._train = self._model.augmented(train, augmentation)
         else:
-            self._train = self._cached(train)
+            self._train = self._model.cached(train)
         # The examples of the last evaluation, as given and behind the prefix cache.
         self._evaluated: tuple[Examples, Examples] | None = None
         if lanes.num > 1:
             self._prove_lanes(train)
+
+    @property
+    def notes(self) -> list[str]:
+        """What the engine has switched off and why, in sentences for the user."""
+        return self._model.notes
 
     def train(self, jobs: Sequence[Job], lr: float, round: int = 1) -> Iterator[Trained]:
         """Trains every job and yields its result as soon as it is done; jobs enter lanes in the order of `jobs`.
@@ -131,11 +124,11 @@ class LaneEngine:
 
     def _prove_lanes(self, train: Examples) -> None:
         """Falls back to one lane, with a note, where clients in lanes would not train as each does alone."""
-        num_lanes, module, exits = self.lanes.num, self._backbone.module, range(1, len(self._blocks) + 1)
+        num_lanes, module, exits = self.lanes.num, self._model.backbone.module, range(1, len(self._blocks) + 1)
         # Without autocast: whether a model mixes lanes does not depend on precision, and bfloat16 would hide it.
-        autocast, self._autocast = self._autocast, False
-        problem = mixing(lambda rows: self._outputs(train.inputs, rows, exits), self.bank, self.lanes, len(train))
-        self._autocast = autocast
+        autocast, self._model.autocast = self._model.autocast, False
+        problem = mixing(lambda rows: self._model.outputs(train.inputs, rows, exits), self.bank, self.lanes, len(train))
+        self._model.autocast = autocast
         if problem is None:
             return
         self.notes.append(
@@ -204,21 +197,21 @@ class LaneEngine:
     def _passes(
         self, params: Params, data: Examples, rows: Tensor | None, exits: Collection[int]
     ) -> Iterator[tuple[Tensor, list[Tensor], Tensor]]:
-        """Batch by batch: rows, their outputs at each of `exits` (see `_outputs`), and their targets."""
+        """Batch by batch: rows, their outputs at each of `exits` (see `SharedModel.outputs`), and their targets."""
         if self._evaluated is None or self._evaluated[0] is not data:
-            self._evaluated = (data, self._cached(data))
+            self._evaluated = (data, self._model.cached(data))
         cached = self._evaluated[1]
         self.lanes.active = 1
         self.bank.load(0, params)
         rows = torch.arange(len(data)) if rows is None else rows
         for batch in rows.split(_EVALUATION_ROWS):
-            self._prepare(cached.inputs, batch)
+            prepare(cached.inputs, batch)
             targets = data.targets.fetch(batch).to(self._device)
-            yield batch, self._outputs(cached.inputs, batch, exits), targets
+            yield batch, self._model.outputs(cached.inputs, batch, exits), targets
 
     def _admit(self, lane: int, job: Job) -> _Slot:
         """Loads the tensors of `job` into `lane`, with zeroed optimizer state."""
-        self._prepare(self._train.inputs, job.rows)
+        prepare(self._train.inputs, job.rows)
         self.bank.load(lane, job.anchor, job.local)
         self.bank.steer(lane, job.offset)
         self.bank.confine(lane, job.moving)
@@ -262,11 +255,11 @@ class LaneEngine:
             if self._blocks:
                 minimised_A, losses_A = self._loss_at_exits(slots, rows_AB, targets, weights_AB)
             else:
-                (outputs,) = self._outputs(self._train.inputs, rows_AB.flatten(), ())
-                with model_errors(f"the loss of {self._name}", {"outputs": outputs, "targets": targets}):
+                (outputs,) = self._model.outputs(self._train.inputs, rows_AB.flatten(), ())
+                with model_errors(f"the loss of {self._model.name}", {"outputs": outputs, "targets": targets}):
                     losses_AB = losses_of(self.task, outputs, targets).view(rows_AB.shape)
                 minimised_A = losses_A = (losses_AB * weights_AB).sum(1)
-        with model_errors(f"the backward pass of {self._name}", {"rows": rows_AB}):
+        with model_errors(f"the backward pass of {self._model.name}", {"rows": rows_AB}):
             # Lanes share no tuned tensor, so the gradient of the sum is the gradient of each lane's loss.
             self.bank.backward(minimised_A.sum())
         self._losses_K[:active] += losses_A.detach()
@@ -305,7 +298,7 @@ class LaneEngine:
         """The loss that each lane minimises [A], and the loss that is reported [A]; see `ExitLoss.of`."""
         chosen = [self._exit_loss.chosen(self._depth(slot.job), _draws(slot.job.exits)) for slot in slots]
         exits = sorted(set().union(*chosen))
-        outputs = self._outputs(self._train.inputs, rows_AB.flatten(), exits)
+        outputs = self._model.outputs(self._train.inputs, rows_AB.flatten(), exits)
         chosen_EA = torch.tensor(
             [[float(number in lane_exits) for lane_exits in chosen] for number in exits], device=self._device
         )
@@ -318,51 +311,6 @@ class LaneEngine:
             if slot.exit_losses is not None:
                 slot.exit_losses[indices] = running_E
         return losses
-
-    def _outputs(self, inputs: Inputs, rows: Tensor, exits: Collection[int]) -> list[Tensor]:
-        """Outputs for `rows` at each of `exits`, ascending; for a model without exits a list of its one output."""
-        tensors = self._to_device(inputs.fetch(rows))
-        model = inputs if isinstance(inputs, CachedInputs) else self._backbone
-        with (
-            model_errors(self._name, tensors),
-            torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast),
-        ):
-            if not self._blocks:
-                return [model.logits(tensors).float()]
-            by_exit = logits_at(self._blocks, lambda: model.logits(tensors), exits)
-            return [logits.float() for logits in by_exit.values()]
-
-    def _to_device(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: tensor.to(self._device) for name, tensor in tensors.items()}
-
-    def _prepare(self, inputs: Inputs, rows: Tensor) -> None:
-        if isinstance(inputs, CachedInputs):
-            inputs.prepare(rows)
-
-    def _augmented(self, data: Examples, augmentation: Augmentation) -> Examples:
-        if self._prefix is not None:
-            self.notes.append(
-                "frozen-prefix cache off for the training data: with `[augmentation]` the images differ in every "
-                "epoch, so every step runs the whole model."
-            )
-        modality = self._backbone.modality
-        # Without a modality the inputs are already transformed, so the value of black is unknown; 0 is the padding.
-        black = (0.0,) if modality is None else modality.black
-        return replace(data, inputs=AugmentedInputs(data.inputs, augmentation, black, self._device))
-
-    def _cached(self, data: Examples) -> Examples:
-        """`data` with cached features of the frozen prefix, or `data` itself without a prefix or without the memory."""
-        if self._prefix is None:
-            return data
-        cached = CachedInputs(data.inputs, self._prefix, self._device)
-        if cached.num_bytes > self._cache_bytes:
-            self.notes.append(
-                f"frozen-prefix cache off: the features of {len(data):,} rows would take "
-                f"{cached.num_bytes / 2**20:,.1f} MiB, more than `runtime.cache_mib` = "
-                f"{self._cache_bytes / 2**20:,.1f}; raise that limit to compute them only once."
-            )
-            return data
-        return replace(data, inputs=cached)
 
 
 def _draws(generator: Generator | None) -> Callable[[int], int]:

@@ -232,7 +232,7 @@ def _open(federation: Federation, plan: RoundPlan, reply: Reply) -> tuple[Update
 
 
 def well_formed(reply: Reply, client_id: int) -> Reply:
-    """A reply whose values have the types of `Reply`; if those of `reply` do not, it has a fault that says so."""
+    """`reply` with values of the types that `Reply` has; if its values have others, with a fault instead."""
     is_bytes = isinstance(reply.payload, bytes | bytearray | memoryview)
     payload = bytes(reply.payload) if is_bytes else b""
     fault = reply.fault

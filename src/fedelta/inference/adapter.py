@@ -1,13 +1,13 @@
-"""Adapter directories: what a run gives away, and what it can start from.
+"""Adapter directories: the result of a run, from which another run can start.
 
-adapter_model.safetensors   the tuned tensors, by the keys of Hugging Face PEFT
-adapter_config.json         what stock PEFT has to know; for the tuning methods that it lacks, our own `peft_type`
+adapter_model.safetensors   the tuned tensors, with the keys of Hugging Face PEFT
+adapter_config.json         configuration for stock PEFT; fedelta's own `peft_type` for methods that PEFT lacks
 README.md                   the model card
-fedelta.json                class names, tuning section and base model (a file of its own: stock PEFT warns about
-                            keys that it does not know)
-preprocessor_config.json    how images were prepared, for transformers' `AutoImageProcessor`
+fedelta.json                class names, tuning section and base model; a separate file, because stock PEFT warns about
+                            unknown keys
+preprocessor_config.json    how images were prepared, for `AutoImageProcessor` of transformers
 
-For LoRA, stock PEFT loads the directory onto the base model and computes the same logits.
+Stock PEFT loads a LoRA directory onto the base model and computes the same logits.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ import torch
 
 from fedelta import __version__
 from fedelta.errors import AdapterError, listed
+from fedelta.inference.adapter_settings import AdapterSettings, read_settings
 from fedelta.inference.card import render
 from fedelta.inference.directory import (
     CARD,
     CONFIG,
-    OWN,
     PROCESSOR,
+    SETTINGS,
     WEIGHTS,
     read_object,
     read_tensors,
@@ -37,7 +38,6 @@ from fedelta.inference.directory import (
 )
 from fedelta.inference.fit import misfits
 from fedelta.inference.layout import from_layout, is_pair, to_layout
-from fedelta.inference.own import Own, read_own
 from fedelta.modalities.settings import Preparation
 from fedelta.models.anatomy import Anatomy
 from fedelta.models.hub import Backbone
@@ -52,24 +52,21 @@ from fedelta.tuning.base import TuningMethod
 
 
 @dataclass(frozen=True)
-class Adapter:
-    """Tuned tensors and where they belong.
+class SavedAdapter:
+    """Tuned tensors, with everything needed to put them into a model.
 
     Args:
-        tuning: the settings that make places for `params` in a model. Those of an adapter that was read name every
-            layer by its full path.
-        params: by our names, paths in the edited module such as `vit.layers.0.attention.q_proj.lora_A`; no lane
-            axis, float32. LoRA made elsewhere may lack the head or a part of it: the model's own then stays
-            (`LaneBank.load` keeps what it is not given).
-        base: name or path of the base model, "" when it has none or is unknown.
-        class_names: in label order, nothing where the task has no classes; None when an adapter made elsewhere does not
-            say.
-        model: the base model in full: its image size, its architecture, whether its weights are random. None when
-            an adapter made elsewhere does not say. `model.adapter` is not kept: `params` contain it.
-        seed: of the run: random base weights depend on it.
-        preparation: how examples became inputs in the run, beside what the model says.
-        task: what is predicted; None when an adapter made elsewhere does not say.
-        identity: which base model it was made for (`tuning/identity.py`); nothing where the adapter does not say.
+        tuning: the settings with which `params` were tuned; if the adapter was read, every layer is named by its path.
+        params: by path in the edited module, such as `vit.layers.0.attention.q_proj.lora_A`; no lane axis, float32.
+            LoRA from another tool may lack the head or parts of it; the model's head then stays (`LaneBank.load`).
+        base: name or path of the base model; "" if it has none or is unknown.
+        class_names: in label order; empty if the task has no classes; None if an adapter from another tool does not
+            name them.
+        model: the full settings of the base model; None if unknown. Without `model.adapter`, which `params` contain.
+        seed: of the run; random base weights depend on it.
+        preparation: how examples became inputs in the run, where that differs from the model's default.
+        task: what is predicted; None if unknown.
+        identity: fingerprint of the base model (`tuning/identity.py`); empty if unknown.
     """
 
     tuning: TuningMethod
@@ -83,25 +80,25 @@ class Adapter:
     identity: Mapping[str, str] = field(default_factory=dict)
 
 
-def write_adapter(directory: Path, adapter: Adapter, anatomy: Anatomy, card: Mapping[str, object]) -> None:
-    """Writes `adapter` to `directory`, which appears as a whole or not at all and replaces a previous adapter.
+def write_adapter(directory: Path, adapter: SavedAdapter, anatomy: Anatomy, card: Mapping[str, object]) -> None:
+    """Writes `adapter` to `directory` atomically, replacing a previous adapter.
 
     Args:
-        directory: new, empty, or an adapter; missing parents are made.
+        directory: new, empty, or an adapter; missing parents are created.
         adapter: what to write.
         anatomy: of the model.
-        card: what the model card tells of the run, units in the key names. Three keys have a meaning: `modality`
-            (its name; PEFT gets its task type from it), `extra_inputs` (`Backbone.extra_inputs`: how
-            the model has to be called) and `config` (the configuration as nested dictionaries).
+        card: figures of the run for the model card, units in the key names. Three keys have a special meaning:
+            `modality` (its name; determines PEFT's task type), `extra_inputs` (`Backbone.extra_inputs`: how the model
+            has to be called) and `config` (the configuration as nested dictionaries).
 
     Raises:
-        AdapterError: `directory` holds something else than an adapter.
-        OSError: the disk is full or the place cannot be written; a previous adapter is still there.
+        AdapterError: `directory` holds other files.
+        OSError: the disk is full or not writable; a previous adapter is still there.
     """
     target = directory.resolve()
     refuse_foreign(directory, target)
     tensors, config = to_layout(adapter.tuning, adapter.params, anatomy)
-    # PEFT's wrapper for text classifiers takes a head for granted, so without one the plain wrapper is named.
+    # PEFT's wrapper for text classifiers requires a head; without one the plain wrapper is named.
     loader = (adapter.task or Classification()).loader(str(card.get("modality")))
     has_head = config.get("modules_to_save") is not None
     config |= {
@@ -110,7 +107,7 @@ def write_adapter(directory: Path, adapter: Adapter, anatomy: Anatomy, card: Map
         "inference_mode": True,
     }
     weights = safetensors.torch.save(tensors, {"format": "pt"})
-    # A model whose norms were exchanged cannot be had by its name alone.
+    # A model whose norms were replaced cannot be loaded by its name alone.
     has_weights = bool(adapter.base) and (
         adapter.model is None or (adapter.model.pretrained and adapter.model.batch_norm != "group")
     )
@@ -126,15 +123,15 @@ def write_adapter(directory: Path, adapter: Adapter, anatomy: Anatomy, card: Map
             has_weights=has_weights,
             preparation=adapter.preparation,
         ),
-        OWN: _own(adapter, weights, described).to_json(),
+        SETTINGS: _settings(adapter, weights, described).to_json(),
     }
     if adapter.preparation.processor is not None:
         contents[PROCESSOR] = to_json(adapter.preparation.processor, indent=2) + "\n"
     replace_directory(target, contents)
 
 
-def _own(adapter: Adapter, weights: bytes, config: str) -> Own:
-    return Own(
+def _settings(adapter: SavedAdapter, weights: bytes, config: str) -> AdapterSettings:
+    return AdapterSettings(
         fedelta_version=__version__,
         tuning=as_settings(adapter.tuning).model_dump(mode="json"),
         task=adapter.task,
@@ -149,15 +146,15 @@ def _own(adapter: Adapter, weights: bytes, config: str) -> Own:
     )
 
 
-def read_adapter(directory: str | Path, anatomy: Anatomy | None = None) -> Adapter:
-    """The adapter in `directory`: one of ours, or LoRA made by stock PEFT.
+def read_adapter(directory: str | Path, anatomy: Anatomy | None = None) -> SavedAdapter:
+    """Reads the adapter in `directory`: written by fedelta, or LoRA from stock PEFT.
 
     Args:
-        directory: in PEFT's layout; never unpickled.
-        anatomy: of the model that it is meant for; tensors that were saved whole must then be in its head.
+        directory: in PEFT's layout; pickles are not read.
+        anatomy: of the model that it is for, if known; modules that were saved whole must then be in its head.
 
     Raises:
-        AdapterError: missing, damaged, not finite, or of a kind that has no equivalent here; says which and why.
+        AdapterError: the adapter is missing, damaged, not finite, or of an unsupported kind.
     """
     path = Path(directory)
     where = f"adapter {str(directory)!r}"
@@ -167,26 +164,36 @@ def read_adapter(directory: str | Path, anatomy: Anatomy | None = None) -> Adapt
             hint=f"an adapter directory holds `{CONFIG}` and `{WEIGHTS}`.",
         )
     config = read_object(path / CONFIG)
-    own = read_own(path / OWN)
-    tuning, params = from_layout(read_tensors(path), config, own.tuning, where)
+    settings = read_settings(path / SETTINGS)
+    tuning, params = from_layout(read_tensors(path), config, settings.tuning, where)
     if infinite := [name for name, tensor in params.items() if not torch.isfinite(tensor).all()]:
         raise AdapterError(f"{where} holds NaN or infinity in {len(infinite)} tensors: {listed(infinite, 3)}.")
-    refuse_other_tensors(path, own.weights_sha256)
+    refuse_other_tensors(path, settings.weights_sha256)
     if anatomy is not None:
         _refuse_whole_modules(where, tuning, params, anatomy)
     base = str(config.get("base_model_name_or_path") or "")
-    return Adapter(tuning, params, base, own.class_names, own.model, own.seed, own.preparation, own.task, own.identity)
+    return SavedAdapter(
+        tuning,
+        params,
+        base,
+        settings.class_names,
+        settings.model,
+        settings.seed,
+        settings.preparation,
+        settings.task,
+        settings.identity,
+    )
 
 
-def check_fits(adapter: Adapter, backbone: Backbone) -> None:
-    """Refuses an adapter whose tensors have no place in `backbone`.
+def check_fits(adapter: SavedAdapter, backbone: Backbone) -> None:
+    """Refuses an adapter whose tensors do not fit `backbone`.
 
     Args:
         adapter: what to check.
-        backbone: before any tuning method is applied; it stays as it is.
+        backbone: before any tuning method is applied; not modified.
 
     Raises:
-        AdapterError: names or shapes differ; names the adapter's base model and the first differences.
+        AdapterError: names or shapes differ; shows the adapter's base model and the first differences.
     """
     problems = misfits(adapter.tuning, adapter.params, backbone)
     if problems:
@@ -195,17 +202,17 @@ def check_fits(adapter: Adapter, backbone: Backbone) -> None:
         raise AdapterError(
             f"the adapter was made for {adapter.base or 'an unnamed model'!r} and does not fit this "
             f"{type(backbone.module).__name__}:{lines}{more}",
-            hint="give the same base model and number of classes. If only the names of modules differ, it was made "
-            "with a release of transformers that lays the model out in another way: fold it into its base model there "
-            "with PEFT's `merge_and_unload()`, save that, and give it as `model.source`.",
+            hint="use the same base model and number of classes. If only the names of modules differ, it comes from "
+            "another release of transformers: in that release, merge it into its base model with PEFT's "
+            "`merge_and_unload()`, save the result, and set `model.source` to it.",
         )
 
 
-def check_task(adapter: Adapter, task: Task) -> None:
-    """Refuses an adapter that answers another question.
+def check_task(adapter: SavedAdapter, task: Task) -> None:
+    """Refuses an adapter for another task.
 
     Args:
-        adapter: what to check; one that does not say passes.
+        adapter: what to check; passes if its task is unknown.
         task: of the configuration.
 
     Raises:
@@ -223,11 +230,10 @@ def _in_words(task: Task) -> str:
 
 
 def _refuse_whole_modules(where: str, tuning: TuningMethod, params: Params, anatomy: Anatomy) -> None:
-    """LoRA trains pairs and the head; another module that was saved whole has no place."""
+    """Refuses LoRA adapters with wholly saved modules outside the head."""
     outside = [name for name in params if not is_pair(name) and name.partition(".")[0] not in anatomy.head]
     if tuning.name == "lora" and outside:
         raise AdapterError(
-            f"{where} holds modules that were trained whole and are not in the head {list(anatomy.head)}: "
-            f"{listed(outside, 3)}.",
-            hint="keep `modules_to_save` to the classification head.",
+            f"{where} holds wholly trained modules outside the head {list(anatomy.head)}: {listed(outside, 3)}.",
+            hint="limit `modules_to_save` to the classification head.",
         )

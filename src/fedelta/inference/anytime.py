@@ -1,8 +1,8 @@
-"""Answers before the end of the model: at one exit, at each after the other, or at the first that is sure.
+"""Answers at exits: at a given one, at each in turn, or at the first that is confident enough (`Task.confidence`).
 
-Nothing above the exit that answers is computed. How sure an exit is, the task says (`Task.confidence`).
+Nothing above the exit that answers is computed.
 
-Shapes: B samples, X whatever the task's outputs have for each of them.
+Shapes: B samples, X outputs per sample.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ def exits_of(backbone: Backbone) -> list[ExitBlock]:
     """The exits of a model, lowest first.
 
     Raises:
-        ModelError: it has none.
+        ModelError: there are none.
     """
     blocks = exit_blocks(backbone.module)
     if not blocks:
         raise ModelError(
-            f"{type(backbone.module).__name__} has no exits: it answers behind its last layer alone.",
-            hint="ask without an exit, a budget or a confidence; or tune it with `accumulator` or `exit-heads`.",
+            f"{type(backbone.module).__name__} has no exits: it answers only after its last layer.",
+            hint="ask without exit, budget or confidence; or tune the model with `accumulator` or `exit-heads`.",
         )
     return blocks
 
@@ -37,12 +37,12 @@ def check_exit(backbone: Backbone, number: int) -> None:
 
     Raises:
         ModelError: the model has no exits.
-        InputError: it has others.
+        InputError: there is no such exit.
     """
     last = len(exits_of(backbone))
     if not 1 <= number <= last:
         raise InputError(
-            f"there is no exit {number}: the model has {last}, one behind each block.", hint=f"give 1 to {last}."
+            f"there is no exit {number}: the model has {last}, one after each block.", hint=f"use 1 to {last}."
         )
 
 
@@ -54,7 +54,7 @@ def check_confidence(confidence: float) -> None:
     """
     if not 0 < confidence <= 1:
         raise InputError(
-            f"the confidence is {confidence}, expected a probability above 0 and at most 1.", hint="give 0.9, say."
+            f"the confidence is {confidence}, expected a probability above 0 and at most 1.", hint="for example 0.9."
         )
 
 
@@ -64,7 +64,7 @@ def at_exit(backbone: Backbone, inputs: dict[str, Tensor], number: int) -> Tenso
 
 
 def at_each_exit(backbone: Backbone, inputs: dict[str, Tensor]) -> Iterator[tuple[int, Tensor]]:
-    """Number and outputs [B, X] of one exit after the other; a block runs when its answer is asked for."""
+    """Yields number and outputs [B, X] of each exit in turn; a block runs when its answer is requested."""
     for number, block in enumerate(walk(exit_blocks(backbone.module), lambda: backbone.logits(inputs)), start=1):
         yield number, block.answer()
 
@@ -72,16 +72,16 @@ def at_each_exit(backbone: Backbone, inputs: dict[str, Tensor]) -> Iterator[tupl
 def at_first_sure_exit(
     backbone: Backbone, inputs: dict[str, Tensor], confidence: float, task: Task
 ) -> tuple[int, Tensor]:
-    """Number and outputs [1, X] of the first exit that is sure by `confidence`, else of the last.
+    """Number and outputs [1, X] of the first exit whose confidence is at least `confidence`, else of the last.
 
     Args:
         backbone: has exits.
         inputs: of one example.
         confidence: above 0, at most 1.
-        task: says how sure outputs are.
+        task: computes the confidence of outputs.
 
     Raises:
-        InputError: outputs of this task do not say.
+        InputError: this task has no confidence.
     """
     for number, outputs in at_each_exit(backbone, inputs):  # noqa: B007 read behind the loop
         if task.confidence(outputs).max() >= confidence:

@@ -1,4 +1,4 @@
-"""The model card of an adapter: what it is, how it was made, how to load it."""
+"""The model card of an adapter: what it is, how it was trained, how to load it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedelta.record.neutral import code, markdown, yaml
 from fedelta.tasks.base import Loader, Measure, Task
 from fedelta.tasks.choice import task_of
 
-# Keys of a card that are told in words or are of no use to a reader.
+# Keys of a card that appear in its text, or that do not interest readers.
 _UNLISTED = frozenset({"modality", "extra_inputs", "config", "is_native", "primary", "by_class", "by_client"})
 _NUM_NAMES = 20  # class names that are shown
 _OURS = (
@@ -25,12 +25,12 @@ _OURS = (
 
 
 _HEADLESS = """
-The head was not trained and is not in this directory. It is the base model's own, which fedelta puts into the order of
-the classes above by name; where the base model has none for them it is drawn from the seed in `fedelta.json`. Stock
-PEFT does neither."""
+The head was not trained and is not in this directory: it is that of the base model. fedelta reorders it to the classes
+above by name or, if the base model has none for them, initialises it from the seed in `fedelta.json`. Stock PEFT does
+neither."""
 _NORMS = """
-Every client keeps norms of its own, which are not in this directory: it holds those that the run started
-with. A client's model is in the run directory: `Predictor.open(RUN, client)`."""
+Every client keeps its own norms, which are not in this directory: it holds those that the run started with. The
+model of a client is available from the run directory: `Predictor.open(RUN, client)`."""
 
 
 def render(
@@ -50,14 +50,14 @@ def render(
         class_names: in label order, or None.
         card: figures of the run, units in the key names (`*_bytes`, `*_seconds`); `modality`, `extra_inputs` and
             `config` as for `write_adapter`.
-        has_weights: whether the base model can be had under `base`; False for random weights and exchanged norms.
+        has_weights: whether `base` gives the base model's weights; False for random weights and replaced norms.
         preparation: how examples became inputs.
     """
     return "\n".join([
         *_header(tuning_name, base, card),
         f"# {tuning_name} adapter" + (f" of {code(base)}\n" if base else "\n"),
         "Fine-tuned with [fedelta](https://pypi.org/project/fedelta/) across clients that kept their data: only the",
-        "tensors in this directory travelled.\n",
+        "tensors in this directory were sent.\n",
         *([f"{len(class_names)} classes: {_shortened(class_names)}\n"] if class_names else []),
         "## Federated training\n",
         *_figures(card),
@@ -99,7 +99,7 @@ def _figures(card: Mapping[str, object]) -> list[str]:
                 rows[section] = config[section]
     modality, data = _modality(card), rows.get("data")
     if modality is not None and isinstance(data, Mapping):
-        foreign = {key for each in MODALITIES.values() for key in each.settings} - modality.settings
+        foreign = {key for kind in MODALITIES.values() for key in kind.settings} - modality.settings
         rows["data"] = {name: value for name, value in data.items() if name not in foreign}
     if not rows:
         return ["Not recorded."]
@@ -109,7 +109,7 @@ def _figures(card: Mapping[str, object]) -> list[str]:
 
 
 def _measure_of(key: str, measures: Mapping[str, Measure]) -> tuple[str, Measure | None]:
-    """What a key says of which measure, such as `best_`; None where it is of no measure."""
+    """The prefix of a key, such as `best_`, and its measure; None if the key is not of a measure."""
     for kind in ("final_", "best_", "mean_exit_", ""):
         if key.startswith(kind) and (measure := measures.get(key.removeprefix(kind))) is not None:
             return kind, measure
@@ -149,8 +149,8 @@ def _entry(name: str, value: object, measures: Mapping[str, Measure]) -> str:
 
 
 def _warnings(card: Mapping[str, object]) -> list[str]:
-    found = card.get("config")
-    config: Mapping[str, object] = found if isinstance(found, Mapping) else {}
+    section = card.get("config")
+    config: Mapping[str, object] = section if isinstance(section, Mapping) else {}
     return [
         *([_HEADLESS] if _section(config, "tuning").get("train_head") is False else []),
         *([_NORMS] if _section(config, "model").get("batch_norm") == "local" else []),
@@ -193,15 +193,15 @@ def _loading(
     if tuning_name != "lora":
         return [
             f"Stock PEFT cannot load this directory: it does not know the tuning method `{tuning_name}`.",
-            "The tensors in `adapter_model.safetensors` are named by their places in the model that",
-            "fedelta tuned, after `base_model.model.`; `fedelta.json` says how it was tuned.\n",
+            "The tensors in `adapter_model.safetensors` are named by their paths in the tuned model, after",
+            "`base_model.model.`; `fedelta.json` holds the tuning settings.\n",
             *_OURS,
         ]
     loader = _loader(card)
     if not has_weights or loader is None:
         return [
-            "The weights of its base model are random, its batch norms were exchanged, or it has no name: stock PEFT",
-            "cannot get the same ones. `fedelta.json` keeps the model and the seed, where the run knew them.\n",
+            "The weights of its base model are random, its batch norms were replaced, or it has no name, so stock",
+            "PEFT cannot load the same weights. `fedelta.json` holds the model and the seed, if the run knew them.\n",
             *_OURS,
         ]
     num_outputs = _task(card).num_outputs(class_names or ())
@@ -211,7 +211,7 @@ def _loading(
     if isinstance(extra, Mapping) and extra:
         arguments = ", ".join(f"{name}={value!r}" for name, value in extra.items())
         lines += [
-            "It was trained at another image size than the base model's, with interpolated position embeddings;",
+            "It was trained with another image size than the base model, with interpolated position embeddings;",
             f"call it as `model(pixel_values, {arguments})`.\n",
         ]
     return [*lines, *_OURS]
@@ -231,7 +231,7 @@ def _stock(auto: str, base: str, labels: str, card: Mapping[str, object], *, has
         "",
         *(["register_networks()  # the base model is one of fedelta's own"] if card.get("is_native") else []),
         f"base = {auto}.from_pretrained(",
-        # Without a dtype transformers takes the checkpoint's, and in half precision the logits are others.
+        # Without a dtype, transformers uses the checkpoint's, and half precision changes the logits.
         f'    {source}, dtype="float32"{labels}, ignore_mismatched_sizes=True',
         ")",
         'model = PeftModel.from_pretrained(base, "path/of/this/directory").eval()',

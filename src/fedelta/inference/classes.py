@@ -1,4 +1,4 @@
-"""The classes of an adapter and those of the data, brought together by name."""
+"""Matches the classes of an adapter with those of the data by name."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import replace
 import torch
 
 from fedelta.errors import AdapterError, listed
-from fedelta.inference.adapter import Adapter
-from fedelta.inference.directory import OWN
+from fedelta.inference.adapter import SavedAdapter
+from fedelta.inference.directory import SETTINGS
 from fedelta.inference.fit import class_axes_of
 from fedelta.inference.layout import is_pair
 from fedelta.models.hub import Backbone
@@ -19,53 +19,52 @@ from fedelta.tasks.class_names import order_of
 logger = logging.getLogger("fedelta")
 
 
-def check_classes(adapter: Adapter, class_names: Sequence[str]) -> None:
-    """Refuses an adapter whose labels mean other classes than those of the data.
+def check_classes(adapter: SavedAdapter, class_names: Sequence[str]) -> None:
+    """Refuses an adapter that was trained for other classes than those of the data.
 
     Args:
-        adapter: what to check; one that does not say its classes passes.
+        adapter: what to check; passes if its classes are unknown.
         class_names: of the data, in label order.
 
     Raises:
-        AdapterError: not the same classes in any order; names both sides and the first difference.
+        AdapterError: the classes differ; shows both lists and the first difference.
     """
-    theirs, ours = adapter.class_names, tuple(class_names)
-    if theirs is None or order_of(theirs, ours) is not None:
+    trained, found = adapter.class_names, tuple(class_names)
+    if trained is None or order_of(trained, found) is not None:
         return
-    label = next((i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b), None)
-    difference = "" if label is None else f" Label {label} is {theirs[label]!r} there and {ours[label]!r} here."
+    label = next((i for i, (a, b) in enumerate(zip(trained, found, strict=False)) if a != b), None)
+    difference = "" if label is None else f" Label {label} is {trained[label]!r} there and {found[label]!r} here."
     raise AdapterError(
-        f"the adapter was trained for other classes than the data have: expected {len(theirs)} classes "
-        f"({listed(theirs)}), found {len(ours)} ({listed(ours)}).{difference}",
-        hint="give data with the adapter's classes; to start from its head all the same, set `class_names` to null in "
-        f"its `{OWN}`.",
+        f"the adapter was trained for other classes than those of the data: expected {len(trained)} classes "
+        f"({listed(trained)}), found {len(found)} ({listed(found)}).{difference}",
+        hint="use data with the adapter's classes; to start from its head anyway, set `class_names` to null in its "
+        f"`{SETTINGS}`.",
     )
 
 
-def in_order(adapter: Adapter, class_names: Sequence[str], backbone: Backbone) -> Adapter:
-    """The adapter with its classes in the order of the data: its head gets their rows.
+def in_order(adapter: SavedAdapter, class_names: Sequence[str], backbone: Backbone) -> SavedAdapter:
+    """The adapter with the rows of its head in the order of the data's classes.
 
     Args:
-        adapter: with the names of the layers of `backbone`, and the classes of the data in some order.
+        adapter: with the layer names of `backbone`, and the classes of the data in any order.
         class_names: of the data, in label order.
-        backbone: before any tuning method is applied; it stays as it is.
+        backbone: before any tuning method is applied; not modified.
     """
-    theirs, ours = adapter.class_names, tuple(class_names)
-    if theirs is None:
-        if ours and not all(map(is_pair, adapter.params)):
+    old, new = adapter.class_names, tuple(class_names)
+    if old is None:
+        if new and not all(map(is_pair, adapter.params)):
             logger.warning(
-                "the adapter does not say which classes it was trained for: its head is taken for that of %s, in this "
-                "order.",
-                listed(ours),
+                "the adapter does not name the classes it was trained for: they are assumed to be %s, in this order.",
+                listed(new),
             )
         return adapter
-    order = order_of(theirs, ours)
-    if order is None or order == tuple(range(len(ours))):
+    order = order_of(old, new)
+    if order is None or order == tuple(range(len(new))):
         return adapter
     logger.warning(
-        "the adapter has the classes in another order (%s); its rows are put into that of the data (%s).",
-        listed(theirs),
-        listed(ours),
+        "the adapter has the classes in another order (%s); its rows are reordered to match the data (%s).",
+        listed(old),
+        listed(new),
     )
     rows = torch.tensor(order)
     axes = class_axes_of(adapter.tuning, backbone)
@@ -73,4 +72,4 @@ def in_order(adapter: Adapter, class_names: Sequence[str], backbone: Backbone) -
         name: tensor.index_select(axes[name], rows) if name in axes else tensor
         for name, tensor in adapter.params.items()
     }
-    return replace(adapter, params=params, class_names=ours)
+    return replace(adapter, params=params, class_names=new)

@@ -1,10 +1,10 @@
-"""What an answer costs at each exit: multiplications, and milliseconds on the machine that asks.
+"""The cost of an answer at each exit: FLOPs, and milliseconds on this machine.
 
-Both are of one example and of everything from the input to that exit's answer, without the answers of other exits and
-without reading and preparing the example.
+Both are for one example, from the model's input to the exit's answer, without the answers of other exits and without
+reading and preparing the example.
 
-FLOPs are those of matrix products and convolutions, two for a multiplication with its addition; norms, activations and
-sums are left out, as PyTorch's counter does.
+FLOPs are those of matrix products and convolutions; a multiplication with its addition counts as two. Norms,
+activations and sums are left out, as in PyTorch's counter.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from fedelta.tuning.exits import walk
 
 logger = logging.getLogger("fedelta")
 
-_WARM_UP = 2  # passes that are not counted: memory is laid out, kernels are chosen
-_LEAST, _MOST = 3, 50  # passes of which the median is taken
-_SECONDS = 1.0  # after them no further pass begins, once there are enough
+_WARM_UP = 2  # uncounted passes, in which memory is allocated and kernels are selected
+_LEAST, _MOST = 3, 50  # number of passes for the median
+_SECONDS = 1.0  # no further pass begins after this time, once there are `_LEAST`
 
 
 class Costs(Settings):
@@ -56,24 +56,25 @@ class Costs(Settings):
         """Number of the deepest exit that answers within `budget_ms` milliseconds.
 
         Raises:
-            InputError: not even the first does.
+            InputError: even the first exit takes longer.
         """
-        fitting = [number for number, each in enumerate(self.milliseconds, start=1) if each <= budget_ms]
+        fitting = [number for number, time_ms in enumerate(self.milliseconds, start=1) if time_ms <= budget_ms]
         if not fitting:
             raise InputError(
                 f"the budget is {budget_ms:g} ms, but the first of {len(self.milliseconds)} exits takes "
                 f"{self.milliseconds[0]:.3g} ms on this machine.",
-                hint=f"give at least {self.milliseconds[0] * 1.01:.3g} ms; all exits take {self.milliseconds[-1]:.3g}.",
+                hint=f"use at least {self.milliseconds[0] * 1.01:.3g} ms; the last exit takes "
+                f"{self.milliseconds[-1]:.3g} ms.",
             )
         return fitting[-1]
 
 
 def costs_of(run: Path, backbone: Backbone, inputs: dict[str, Tensor] | None = None) -> Costs:
-    """What the exits of a run's model cost here: read from the run directory, or measured and kept there.
+    """The costs of the exits of a run's model on this machine: read from the run directory, or measured.
 
     Args:
-        run: the run directory; what it holds counts where it was measured on an equal machine, with as many threads
-            and the same PyTorch.
+        run: the run directory; its costs are used if they were measured on an equal machine, with the same number of
+            threads and the same PyTorch.
         backbone: the run's model, with one lane in use.
         inputs: see `calibrate`.
 
@@ -81,22 +82,22 @@ def costs_of(run: Path, backbone: Backbone, inputs: dict[str, Tensor] | None = N
         ModelError: the model has no exits.
     """
     path, num_exits = run / rundir.EXITS, len(exits_of(backbone))
-    kept = _read(path)
-    if kept is not None and kept.machine == machine(_device(backbone)) and len(kept.milliseconds) == num_exits:
-        return kept
-    found = calibrate(backbone, inputs)
+    stored = _read(path)
+    if stored is not None and stored.machine == machine(_device(backbone)) and len(stored.milliseconds) == num_exits:
+        return stored
+    costs = calibrate(backbone, inputs)
     try:
-        write_atomic(path, to_json(found.model_dump(), indent=2) + "\n")
-    except OSError as error:  # a run that may only be read still answers
-        logger.warning("the latencies cannot be kept in %r: %s", str(path), error.strerror or error)
-    return found
+        write_atomic(path, to_json(costs.model_dump(), indent=2) + "\n")
+    except OSError as error:  # a read-only run directory can still be used
+        logger.warning("the latencies cannot be stored in %r: %s", str(path), error.strerror or error)
+    return costs
 
 
 @torch.no_grad()
 def calibrate(backbone: Backbone, inputs: dict[str, Tensor] | None = None) -> Costs:
-    """Measures what the exits of a model cost on this machine, with as many threads as PyTorch has now.
+    """Measures the costs of a model's exits on this machine, with PyTorch's current number of threads.
 
-    It takes a second, or six passes through the model where these take longer.
+    Takes a second, or six passes through the model if these take longer.
 
     Args:
         backbone: has exits, and one lane in use.
@@ -108,47 +109,45 @@ def calibrate(backbone: Backbone, inputs: dict[str, Tensor] | None = None) -> Co
     blocks, device = exits_of(backbone), _device(backbone)
     inputs = {name: tensor.to(device) for name, tensor in (inputs or one_example(backbone)).items()}
 
-    def passed(meter: Callable[[], float]) -> list[float]:
-        """By how much `meter` goes up until each exit has answered, less what the answers before it took."""
-        start, answers, found = meter(), 0.0, []
+    def measured(meter: Callable[[], float]) -> list[float]:
+        """The increase of `meter` until each exit has answered, without the answers of earlier exits."""
+        start, answers, costs = meter(), 0.0, []
         for block in walk(blocks, lambda: backbone.logits(inputs)):
             reached = meter()
             block.answer()
-            own = meter() - reached
-            found.append(reached - start - answers + own)
-            answers += own
-        return found
+            answer = meter() - reached
+            costs.append(reached - start - answers + answer)
+            answers += answer
+        return costs
 
-    # PyTorch counts nothing of its fused attention on CPUs; taken apart it is two matrix products.
+    # PyTorch does not count its fused attention on CPUs; the math backend is two matrix products.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        flops = passed(counter.get_total_flops)
+        flops = measured(counter.get_total_flops)
     for _ in range(_WARM_UP):
-        passed(_clock(device))
+        measured(_clock(device))
     times: list[list[float]] = []
     began = time.perf_counter()
     while len(times) < _LEAST or (len(times) < _MOST and time.perf_counter() - began < _SECONDS):
-        times.append(passed(_clock(device)))
-    medians = [1000 * statistics.median(each) for each in zip(*times, strict=True)]
-    # An exit has run all blocks of those before it; where it seems to be faster, the clock was disturbed.
+        times.append(measured(_clock(device)))
+    medians = [1000 * statistics.median(seconds) for seconds in zip(*times, strict=True)]
+    # A later exit runs all earlier blocks too. If it seems faster, the measurement was disturbed.
     rising = tuple(accumulate(medians, max))
     return Costs(flops=tuple(map(int, flops)), milliseconds=rising, machine=machine(device))
 
 
 def one_example(backbone: Backbone) -> dict[str, Tensor]:
-    """Model inputs of one example that costs as much as any: a black image, silence, or a text of the greatest length.
+    """Model inputs of one example with the highest possible cost: a black image, silence, or a text of maximum length.
 
     Raises:
         ModelError: the model has no modality.
     """
     if backbone.modality is None:
-        raise ModelError(
-            "this backbone has no modality that could make an example.", hint="give `inputs` of one example."
-        )
+        raise ModelError("this backbone has no modality to create an example.", hint="pass `inputs` of one example.")
     return backbone.modality.costliest()
 
 
 def _clock(device: torch.device) -> Callable[[], float]:
-    """Seconds, after everything that was asked of `device` is done."""
+    """A clock in seconds that waits until `device` has finished its work."""
     if device.type != "cuda":
         return time.perf_counter
 
@@ -164,7 +163,7 @@ def _device(backbone: Backbone) -> torch.device:
 
 
 def _read(path: Path) -> Costs | None:
-    """What is at `path`; None where that is nothing, or nothing of use: it can be measured again."""
+    """The costs in the file at `path`; None if it is missing or invalid, as costs can be measured again."""
     try:
         return Costs.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):

@@ -1,4 +1,4 @@
-"""The files of an adapter directory: replaced as a whole, and read without trust."""
+"""The files of an adapter directory: written atomically, and read with checks."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from fedelta.durable import sync_directory, write_atomic
 from fedelta.errors import AdapterError, listed
 from fedelta.record.files import Record
 
-WEIGHTS, CONFIG, CARD, OWN = "adapter_model.safetensors", "adapter_config.json", "README.md", "fedelta.json"
+WEIGHTS, CONFIG, CARD, SETTINGS = "adapter_model.safetensors", "adapter_config.json", "README.md", "fedelta.json"
 PROCESSOR = "preprocessor_config.json"  # of adapters for images
 
 
 def refuse_foreign(directory: Path, target: Path) -> None:
-    """What is no adapter must not be replaced by one."""
+    """Refuses to replace a directory that holds other files than those of an adapter."""
     if target.is_dir():
-        foreign = sorted({entry.name for entry in target.iterdir()} - {WEIGHTS, CONFIG, CARD, OWN, PROCESSOR})
+        foreign = sorted({entry.name for entry in target.iterdir()} - {WEIGHTS, CONFIG, CARD, SETTINGS, PROCESSOR})
     else:
         foreign = [target.name] if target.exists() else []
     if foreign:
         raise AdapterError(
-            f"{str(directory)!r} is no adapter directory: it holds {listed(foreign, 3)}.",
-            hint="give a new or empty directory.",
+            f"{str(directory)!r} is not an adapter directory: it holds {listed(foreign, 3)}.",
+            hint="use a new or empty directory.",
         )
 
 
 def replace_directory(target: Path, contents: Mapping[str, str | bytes]) -> None:
     """Puts a directory with `contents` at `target`.
 
-    A directory that is not empty cannot be replaced in one step: the old one is moved aside first. A kill between
-    the two renames leaves it under its hidden name, and the next write finds it there.
+    A non-empty directory cannot be replaced in one step, so the old one is renamed first. If the process is killed
+    between the two renames, the old one is left under a hidden name, where the next write finds it.
     """
     building, previous = target.with_name(f".{target.name}.partial"), target.with_name(f".{target.name}.previous")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ def replace_directory(target: Path, contents: Mapping[str, str | bytes]) -> None
 
 
 def read_object(path: Path) -> Record:
-    """The JSON object in `path`."""
+    """The JSON object in the file at `path`."""
     try:
         value = json.loads(path.read_bytes())
     except FileNotFoundError as error:
@@ -76,17 +76,17 @@ def read_object(path: Path) -> Record:
 
 
 def refuse_other_tensors(directory: Path, sha256: str) -> None:
-    """Checks that the tensors are those that belong to `fedelta.json`, which holds their digest.
+    """Checks the tensors against their digest in `fedelta.json`.
 
     Raises:
-        AdapterError: the digest of the file is another.
+        AdapterError: the digests differ.
     """
     path = directory / WEIGHTS
     if sha256 and hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
         raise AdapterError(
-            f"{str(path)!r} is not the file that was written with `{OWN}`: its digest is another.",
-            hint='copy the adapter again, all of its files; after a change of your own, set `weights_sha256` to "" in '
-            f"`{OWN}`.",
+            f"{str(path)!r} is not the file that was written with `{SETTINGS}`: its digest differs.",
+            hint='copy all files of the adapter again; after a change of your own, set `weights_sha256` to "" in '
+            f"`{SETTINGS}`.",
         )
 
 
@@ -99,18 +99,17 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
         pickled = (directory / "adapter_model.bin").exists()
         raise AdapterError(
             f"adapter {str(directory)!r} lacks `{WEIGHTS}`"
-            + (", it holds `adapter_model.bin`, a pickle, which may run code and is not read." if pickled else "."),
-            hint="load it with stock PEFT where you trust it, and save it again with `save_pretrained`, "
-            "which writes safetensors."
+            + (", only `adapter_model.bin`: a pickle, which can run code and is never read." if pickled else "."),
+            hint="if you trust it, load it with stock PEFT and save it with `save_pretrained` as safetensors."
             if pickled
             else None,
         ) from error
     except (OSError, SafetensorError) as error:
         raise AdapterError(
-            f"{str(path)!r} is damaged: {error}.", hint="copy the adapter again, or write it anew."
+            f"{str(path)!r} is damaged: {error}.", hint="copy the adapter again, or write it again."
         ) from error
     if not tensors:
         raise AdapterError(f"{str(path)!r} holds no tensors.")
-    if strange := [key for key, tensor in tensors.items() if not tensor.is_floating_point()]:
-        raise AdapterError(f"{str(path)!r} holds tensors that are no floating-point numbers: {listed(strange, 3)}.")
+    if other := [key for key, tensor in tensors.items() if not tensor.is_floating_point()]:
+        raise AdapterError(f"{str(path)!r} holds tensors that are not floating-point numbers: {listed(other, 3)}.")
     return {key: tensors[key] for key in sorted(tensors)}

@@ -1,10 +1,10 @@
-"""ONNX files of a tuned model: one with an output per exit, and one truncated model per chosen exit.
+"""Exports a tuned model as ONNX: one file with an output per exit, and one truncated model per selected exit.
 
 Every file is run by onnxruntime on random inputs and compared with PyTorch before anything is written.
 
-torch.onnx has two exporters. The older one, which traces, is used: the newer one gives the same numbers here, but
-needs onnxscript and takes ten times as long, a minute for a model of twelve blocks. What a trace would fix by mistake,
-such as the size of a batch, the comparison finds, because it runs other sizes than the trace.
+torch.onnx has two exporters. This module uses the older one, which traces: the newer one gives the same numbers, but
+needs onnxscript and takes ten times as long, a minute for a model of twelve blocks. If a trace fixes a size by mistake,
+such as that of a batch, the comparison notices, because it uses other sizes than the trace.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from fedelta.tuning.exits import exit_blocks, logits_at
 
 WHOLE, DESCRIPTION = "model.onnx", "export.json"
 TOLERANCE = 1e-4  # largest difference of a logit between onnxruntime and PyTorch
-_OPSET = 17  # the first with layer norm as one operator; runtimes since 2022 know it
-# Examples and, of texts, most tokens: of the trace, then of the comparisons.
+_OPSET = 17  # the first with layer norm as one operator; supported by runtimes since 2022
+# Number of examples, and maximum number of tokens: for the trace, and for the comparisons.
 _TRACED, _COMPARED = (2, 6), ((1, 4), (3, 9))
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What `export_onnx` wrote.
+    """The result of `export_onnx`.
 
     Args:
-        directory: where.
-        differences: file name to the largest difference of its logits from PyTorch's.
+        directory: that was written.
+        differences: file name to the largest difference of its logits to those of PyTorch.
     """
 
     directory: Path
@@ -51,20 +51,20 @@ class Exported:
 
 
 def export_onnx(predictor: Predictor, directory: str | Path, exits: Sequence[int] | None = None) -> Exported:
-    """Writes `model.onnx`, an `exit-<number>.onnx` for each of `exits`, and `export.json` that describes them.
+    """Writes `model.onnx`, an `exit-<number>.onnx` for each of `exits`, and `export.json` with their description.
 
-    Batches, and the tokens of texts, may be of any number. Outputs are called `logits_1` and so on by exits, or
-    `logits` where the model has none. A truncated model holds nothing above its exit.
+    The sizes of batches and the lengths of texts are variable. Outputs are named `logits_1` and so on by exit, or
+    `logits` if the model has no exits. A truncated model contains nothing above its exit.
 
     Args:
         predictor: of the model.
-        directory: new, empty or an earlier export; it appears as a whole or not at all.
-        exits: numbered from 1; by default all that the model has.
+        directory: new, empty or an earlier export; written atomically.
+        exits: numbered from 1; by default all.
 
     Raises:
-        InputError: the extra `export` is not installed, `directory` holds something else, or there is no such exit.
-        ModelError: the model has no exits but `exits` are given, or it cannot be exported.
-        FedeltaError: an exported model differs from PyTorch's by more than `TOLERANCE`.
+        InputError: the extra `export` is not installed, `directory` holds other files, or there is no such exit.
+        ModelError: the model has no exits although `exits` are given, or it cannot be exported.
+        FedeltaError: an exported model differs from PyTorch by more than `TOLERANCE`.
     """
     _require()
     target = Path(directory).resolve()
@@ -73,9 +73,9 @@ def export_onnx(predictor: Predictor, directory: str | Path, exits: Sequence[int
     for number in exits or ():
         check_exit(backbone, number)
     numbers = range(1, len(exit_blocks(backbone.module)) + 1)
-    chosen = sorted(set(numbers if exits is None else exits))
+    selected = sorted(set(numbers if exits is None else exits))
     models = {WHOLE: _Answers(backbone, numbers)}
-    models |= {f"exit-{number}.onnx": _Answers(backbone, [number]) for number in chosen}
+    models |= {f"exit-{number}.onnx": _Answers(backbone, [number]) for number in selected}
     contents: dict[str, str | bytes] = {}
     differences: dict[str, float] = {}
     for name, model in models.items():
@@ -123,26 +123,26 @@ def _require() -> None:
     missing = [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]
     if missing:
         raise InputError(
-            f"to export a model, Python needs {' and '.join(f'`{name}`' for name in missing)}, which it does not find.",
+            f"exporting a model needs {' and '.join(f'`{name}`' for name in missing)}, which cannot be imported.",
             hint="pip install 'fedelta[export]'",
         )
 
 
 def _refuse_foreign(target: Path) -> None:
-    """What is no export, or more than that, must not be replaced by one."""
+    """Refuses to replace a directory that holds other files than those of an export."""
     names = sorted(entry.name for entry in target.iterdir()) if target.is_dir() else []
     foreign = sorted(set(names) - _written(target / DESCRIPTION))
     if target.exists() and not target.is_dir():
         foreign = [target.name]
     if foreign:
         raise InputError(
-            f"{str(target)!r} is no directory of exported models: it holds {listed(foreign, 3)}.",
-            hint="give a new or empty directory with `--out`.",
+            f"{str(target)!r} is not a directory of exported models: it holds {listed(foreign, 3)}.",
+            hint="set `--out` to a new or empty directory.",
         )
 
 
 def _written(description: Path) -> set[str]:
-    """Names of the files of an earlier export, by its description; none where that is not there or not ours."""
+    """Names of the files of an earlier export, from its description; empty without a valid description."""
     try:
         files = read_json(description)["files"]
         return {DESCRIPTION, *map(str, files)}
@@ -153,13 +153,13 @@ def _written(description: Path) -> set[str]:
 def _modality(backbone: Backbone) -> Modality:
     if backbone.modality is None:
         raise ModelError(
-            "this backbone has no modality that says what its inputs are.", hint="export a model of a run directory."
+            "this backbone has no modality that describes its inputs.", hint="export the model of a run directory."
         )
     return backbone.modality
 
 
 def _random_inputs(backbone: Backbone, num: int, length: int, generator: Generator) -> dict[str, Tensor]:
-    """Model inputs of `num` examples, texts of `length` tokens and fewer, on the model's device."""
+    """Model inputs of `num` examples, texts with at most `length` tokens, on the model's device."""
     inputs = _modality(backbone).export_inputs(num, length, generator)
     device = next(backbone.module.parameters()).device
     return {name: tensor.to(device) for name, tensor in inputs.items()}
@@ -170,7 +170,7 @@ def _export(model: _Answers) -> bytes:
     inputs = _random_inputs(model.backbone, *_TRACED, stream(0, "export"))
     axes = {name: dict(_modality(model.backbone).dynamic_axes) for name in inputs}
     with TemporaryDirectory() as folder, warnings.catch_warnings():
-        # That the exporter is the older one, and every number in the model's code that a trace cannot follow.
+        # Warnings about the older exporter, and about numbers in the model's code that become constants.
         warnings.simplefilter("ignore")
         try:
             torch.onnx.export(
@@ -186,10 +186,10 @@ def _export(model: _Answers) -> bytes:
 
 @torch.no_grad()
 def _largest_difference(name: str, model: _Answers, written: bytes) -> float:
-    """Between onnxruntime and PyTorch, over all outputs and two batches.
+    """The largest difference between onnxruntime and PyTorch, over all outputs and two batches.
 
     Raises:
-        FedeltaError: it is above `TOLERANCE`.
+        FedeltaError: the difference is above `TOLERANCE`.
     """
     from onnxruntime import InferenceSession
 
@@ -197,18 +197,18 @@ def _largest_difference(name: str, model: _Answers, written: bytes) -> float:
     largest = 0.0
     for num, length in _COMPARED:
         inputs = _random_inputs(model.backbone, num, length, stream(0, "comparison", num))
-        # An input that the model does not read, such as the kinds of tokens in some families, is no input of the file.
-        known = {each.name for each in session.get_inputs()}
-        found = session.run(
-            model.output_names, {key: each.cpu().numpy() for key, each in inputs.items() if key in known}
+        # The file lacks inputs that the model does not read, such as token types in some families.
+        input_names = {node.name for node in session.get_inputs()}
+        outputs = session.run(
+            model.output_names, {name: tensor.cpu().numpy() for name, tensor in inputs.items() if name in input_names}
         )
-        for output, logits, expected in zip(model.output_names, found, model(*inputs.values()), strict=True):
+        for output, logits, expected in zip(model.output_names, outputs, model(*inputs.values()), strict=True):
             difference = (torch.from_numpy(logits) - expected.cpu()).abs().max().item()
             if not difference <= TOLERANCE:  # NaN is none
                 raise FedeltaError(
-                    f"`{output}` of the exported `{name}` differs from PyTorch's by {difference:.2g} on a batch of "
+                    f"`{output}` of the exported `{name}` differs from PyTorch by {difference:.2g} on a batch of "
                     f"{num}, expected at most {TOLERANCE:g}; nothing was written.",
-                    hint="try another version of torch or onnxruntime, and report the model that it happens with.",
+                    hint="try another version of torch or onnxruntime, and please report the model.",
                 )
             largest = max(largest, difference)
     return largest

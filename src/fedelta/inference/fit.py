@@ -1,4 +1,4 @@
-"""Whether tuned tensors belong to a model: names, kinds of layers, shapes and completeness."""
+"""Checks whether tuned tensors fit a model: names, kinds of layers, shapes and completeness."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from fedelta.tuning.lora import Lora, pair_shapes, takes_pair
 
 
 def misfits(tuning: TuningMethod, params: Mapping[str, Tensor], backbone: Backbone) -> list[str]:
-    """What keeps `params` from being the tensors of `tuning` in `backbone`; nothing when they are.
+    """The reasons why `params` are not the tensors of `tuning` in `backbone`; empty if they fit.
 
     Args:
-        tuning: made `params`.
-        params: may lack tensors of the head when `tuning` is LoRA.
-        backbone: not yet edited; it stays as it is.
+        tuning: the settings of `params`.
+        params: may lack tensors of the head if `tuning` is LoRA.
+        backbone: before any tuning method is applied; not modified.
     """
     if isinstance(tuning, Lora):
         problems = [problem for name, tensor in params.items() if (problem := _misplaced(name, tensor, backbone))]
         if problems:
-            # The method's own errors would speak of `[tuning]`, which the user never wrote.
+            # The errors of the method would refer to `[tuning]`, which the user did not write.
             return problems
     try:
         spec = _specification(tuning, backbone)
@@ -50,11 +50,11 @@ def misfits(tuning: TuningMethod, params: Mapping[str, Tensor], backbone: Backbo
 
 
 def _misplaced(name: str, tensor: Tensor, backbone: Backbone) -> str | None:
-    """What is wrong with the place of one tensor of a LoRA adapter."""
+    """The problem with the place of one tensor of a LoRA adapter; None if there is none."""
     in_head = name.partition(".")[0] in backbone.anatomy.head
     path = name.rpartition(".")[0]
     if not is_pair(name):
-        return None if in_head else f"`{name}` was saved whole and is not in the head {list(backbone.anatomy.head)}"
+        return None if in_head else f"`{name}` is a wholly saved module outside the head {list(backbone.anatomy.head)}"
     layer = dict(backbone.module.named_modules()).get(path)
     if layer is None:
         return f"the model has no module `{path}`"
@@ -73,14 +73,13 @@ def _other_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> str:
 
 
 def class_axes_of(tuning: TuningMethod, backbone: Backbone) -> dict[str, int]:
-    """What `tuning` tunes in `backbone` that has a row for each class, and the axis of these rows.
+    """The tensors that `tuning` tunes in `backbone` with one row per class, and the axis of these rows.
 
-    Found by what it would tune if there were one class more.
+    Found by comparison with a model of one more class.
 
     Args:
-        tuning: any.
-        backbone: not yet edited; it stays as it is.
-
+        tuning: any method.
+        backbone: before any tuning method is applied; not modified.
     """
     spec = _specification(tuning, backbone)
     more = _skeleton(backbone)
@@ -88,8 +87,8 @@ def class_axes_of(tuning: TuningMethod, backbone: Backbone) -> dict[str, int]:
         _add_row(more.module, name, axis)
     sizes = {name: tensor.shape for name, tensor in tuning.apply(more, Lanes(1), stream(0)).tensors.items()}
     pairs = {name: list(zip(tensor.shape, sizes[name], strict=True)) for name, tensor in spec.tensors.items()}
-    axes = {name: [axis for axis, (few, many) in enumerate(pair) if few != many] for name, pair in pairs.items()}
-    return {name: found[0] for name, found in axes.items() if found}
+    differing = {name: [axis for axis, (few, many) in enumerate(pair) if few != many] for name, pair in pairs.items()}
+    return {name: axes[0] for name, axes in differing.items() if axes}
 
 
 def _add_row(module: nn.Module, name: str, axis: int) -> None:
@@ -104,12 +103,12 @@ def _add_row(module: nn.Module, name: str, axis: int) -> None:
 
 
 def _specification(tuning: TuningMethod, backbone: Backbone) -> ParamSpec:
-    """What `tuning` would tune in `backbone`."""
+    """The tensors that `tuning` would tune in `backbone`."""
     return tuning.apply(_skeleton(backbone), Lanes(1), stream(0))
 
 
 def _skeleton(backbone: Backbone) -> Backbone:
-    """A copy that has no memory for weights."""
+    """A copy on the meta device, without memory for weights."""
     tensors = [*backbone.module.parameters(), *backbone.module.buffers()]
     memo: dict[int, object] = {id(tensor): _without_memory(tensor) for tensor in tensors}
     return replace(backbone, module=copy.deepcopy(backbone.module, memo))

@@ -1,10 +1,10 @@
-"""The Hugging Face PEFT layout: our names and settings to its keys and configuration, and back.
+"""Converts between fedelta's tensor names and settings and the Hugging Face PEFT layout.
 
-Reading needs no model and does not re-implement PEFT's rules for which modules are meant: the keys in the file
-are full paths of the modules that have a pair, and the shapes give the ranks. Only the factor alpha follows
-PEFT's own rule (`peft.utils.other.get_pattern_key`), because no tensor shows it.
+Reading needs no model and no re-implementation of PEFT's rules for selecting modules: the keys in the file are full
+paths of the modules with a pair, and the shapes give the ranks. Only alpha follows PEFT's rule
+(`peft.utils.other.get_pattern_key`), because no tensor shows it.
 
-`peft` itself is not imported: it would load all of transformers for a handful of JSON keys.
+`peft` is not imported: it would load all of transformers for a few JSON keys.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fedelta.catalog import COMBINATIONS, TUNING_METHODS
 from fedelta.errors import AdapterError, listed
-from fedelta.inference.own import explained
+from fedelta.inference.adapter_settings import explained
 from fedelta.models.anatomy import Anatomy
 from fedelta.params import Params
 from fedelta.record.files import Record
@@ -34,19 +34,19 @@ T = TypeVar("T", int, float)
 
 _METHODS = Chosen(TUNING_METHODS, COMBINATIONS)
 
-# More characters than the longest path of a layer, escaped.
+# Longer than the longest path of a layer, escaped.
 _LONGEST_PATTERN = 1000
 
-# What stock PEFT puts before the path of a module: its two wrappers.
+# Prefix of module paths in stock PEFT, from its two wrappers.
 _PREFIX = "base_model.model."
 _OWN_PREFIX = "FEDELTA_"
 _MERGE = "fold it into the base model with PEFT's `merge_and_unload()`"
 
-# Kinds that cannot be folded into a base model.
+# Kinds that cannot be merged into a base model.
 _TOKENS = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "ADAPTION_PROMPT", "CPT")
 
-# Fields of `LoraConfig` that cannot change what a trained pair computes: where the pairs are and
-# how large (the keys and shapes say it), how they began, how they were trained, and parameters of variants.
+# Fields of `LoraConfig` that do not change what a trained pair computes: places and sizes of the pairs (known from keys
+# and shapes), their initialisation, their training, and parameters of variants.
 _NO_EFFECT = frozenset({
     "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision",
     "task_type", "exclude_modules", "layers_pattern", "layers_to_transform", "modules_to_save", "r", "rank_pattern",
@@ -55,8 +55,8 @@ _NO_EFFECT = frozenset({
     "alpha_pattern", "lora_alpha", "use_rslora", "bias",  # read below
 })  # fmt: skip
 
-# Beginnings that leave the base model as it is; the others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) take a part
-# out of the base weights, also when PEFT loads the adapter, so that the pair fits changed weights only.
+# Initialisations that do not change the base model. The others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) subtract a part
+# from the base weights, also when PEFT loads the adapter, so that the pair fits only the changed weights.
 _PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
@@ -232,10 +232,10 @@ def _peft_alpha(config: Record, path: str) -> float:
 
 
 def _is_meant(pattern: str, path: str) -> bool:
-    """Whether a key of PEFT's patterns is for the layer at `path`.
+    """Whether a key of PEFT's patterns matches the layer at `path`.
 
-    Adapters come from anywhere, and there are short expressions for which a search takes longer than a life: one that
-    has no answer after a tenth of a second has none.
+    Adapters are untrusted, and matching a short malicious expression can take practically forever, so the match is
+    aborted after a tenth of a second.
     """
     if len(pattern) > _LONGEST_PATTERN:
         raise ValueError(
@@ -244,7 +244,7 @@ def _is_meant(pattern: str, path: str) -> bool:
     try:
         return regex.match(rf"(.*\.)?({pattern})$", path, timeout=0.1) is not None
     except (regex.error, RecursionError) as error:
-        raise ValueError(f"`alpha_pattern` key {pattern!r} is no regular expression: {error}") from error
+        raise ValueError(f"`alpha_pattern` key {pattern!r} is not a regular expression: {error}") from error
     except TimeoutError as error:
         raise TimeoutError(f"`alpha_pattern` key {pattern!r} takes too long to match names of layers") from error
 
@@ -259,7 +259,7 @@ def _config_problems(config: Record) -> list[str]:
             f"`init_lora_weights` is {init!r}, which changes the base model; save the adapter again in PEFT with "
             "`path_initial_model_for_weight_conversion`"
         )
-    # Any other switch belongs to a variant of LoRA, maybe of a later PEFT: on, it changes what the pair computes.
+    # Any other switch belongs to a variant of LoRA, perhaps of a later PEFT, and may change what the pair computes.
     switches = {key: config[key] for key in sorted(set(config) - _NO_EFFECT)}
     problems += [f"`{key}` is {value!r}, expected it to be off" for key, value in switches.items() if _is_on(value)]
     return problems
@@ -270,7 +270,7 @@ def _is_on(value: object) -> bool:
 
 
 def _tensor_problems(params: Mapping[str, Tensor]) -> list[str]:
-    """Tensors that are no pair and no part of a module that was saved whole."""
+    """Problems with the tensors: no pairs, incomplete or misshapen pairs, and variants of LoRA."""
     problems = []
     if not pair_paths(params):
         problems.append("it holds no LoRA pair")

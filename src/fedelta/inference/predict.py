@@ -14,7 +14,8 @@ from torch import Tensor
 from fedelta.data.clients import Name
 from fedelta.errors import AdapterError, FormatError, RunError, listed
 from fedelta.federation.memory import Memories
-from fedelta.inference.adapter import Adapter, read_adapter
+from fedelta.inference.adapter import SavedAdapter, read_adapter
+from fedelta.inference.adapter_settings import read_settings, refuse_other_settings
 from fedelta.inference.anytime import (
     at_each_exit,
     at_exit,
@@ -23,9 +24,8 @@ from fedelta.inference.anytime import (
     check_exit,
     exits_of,
 )
-from fedelta.inference.directory import OWN
+from fedelta.inference.directory import SETTINGS
 from fedelta.inference.layout import is_pair
-from fedelta.inference.own import read_own, refuse_other_own
 from fedelta.inference.translate import placed
 from fedelta.modalities.settings import AudioSettings
 from fedelta.models.heads import class_names_of
@@ -50,16 +50,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("fedelta")
 
-BATCH_SIZE = 32  # examples of one pass through the model
+BATCH_SIZE = 32  # examples per pass through the model
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """A tuned model that is ready to answer; made by `open` or `from_adapter`.
+    """A tuned model that is ready to predict; created by `open` or `from_adapter`.
 
     Args:
         backbone: tuned, one lane, in evaluation mode.
-        class_names: one per class, in label order; nothing where the task has no classes.
+        class_names: in label order; empty if the task has no classes.
         task: what is predicted.
     """
 
@@ -69,25 +69,24 @@ class Predictor:
 
     @classmethod
     def open(cls, run: str | Path, client: Name | None = None) -> Predictor:
-        """The result of the run in the directory `run`.
+        """The model that a run has tuned.
 
         Args:
             run: a run directory.
-            client: whose model, by name or number, where clients keep tensors of their own (`model.batch_norm =
-                "local"`).
+            client: name or number of a client, if clients have their own models (`model.batch_norm = "local"`).
 
         Raises:
-            RunError: no run directory, the run is not finished, or it has another model for each client and
-                `client` is none of them.
+            RunError: `run` is not a run directory, the run is not finished, or it has one model per client and `client`
+                does not select one.
             InputError: there is no such client.
-            AdapterError, ModelError: the run's adapter or base model is unreadable, or has changed.
-            CheckpointError: the adapter is not what the run came to, or names are not those of its clients.
+            AdapterError, ModelError: the run's adapter or base model cannot be read, or has changed.
+            CheckpointError: the adapter or the clients' names are not as the run wrote them.
         """
         path = Path(run)
         if not (path / rundir.CONFIG).is_file():
             raise RunError(
-                f"{str(run)!r} is no run directory: it has no `{rundir.CONFIG}`.",
-                hint="give the directory that `fedelta run` printed, or use `Predictor.from_adapter`.",
+                f"{str(run)!r} is not a run directory: it has no `{rundir.CONFIG}`.",
+                hint="use the directory that `fedelta run` printed, or `Predictor.from_adapter`.",
             )
         if not (path / rundir.ADAPTER).is_dir():
             raise RunError(
@@ -95,10 +94,10 @@ class Predictor:
                 hint=f"finish it with `fedelta resume {run}`.",
             )
         refuse_missing(rundir.RunDirectory(path).plugins, f"run {str(run)!r}")
-        own = _own_tensors(path, client)
+        local_tensors = _local_tensors(path, client)
         _refuse_changed(path)
         predictor = cls.from_adapter(path / rundir.ADAPTER)
-        fill(predictor.backbone, own)
+        put_params(predictor.backbone, local_tensors)
         return predictor
 
     @classmethod
@@ -112,66 +111,64 @@ class Predictor:
         max_length: int | None = None,
         audio: AudioSettings | None = None,
     ) -> Predictor:
-        """The base model with an adapter in it, ours or made by stock PEFT.
+        """The base model with an adapter, written by fedelta or by stock PEFT.
 
         Args:
             directory: of the adapter.
-            model: the base model; by default the one that the adapter records, or only names.
-            class_names: what to call the classes, in label order; by default as the adapter does, else as the base
-                model does. The adapter's own names in another order change nothing: it knows which is which.
+            model: the base model; by default the one in the adapter.
+            class_names: names for the classes, in label order; by default those of the adapter, else of the base model.
+                The adapter's names in another order are ignored, because its label order is known.
             seed: of random base weights; by default that of the run.
-            max_length: most tokens of a text; by default as in the run, else 128.
-            audio: how recordings become images for the base model; by default as in the run, which was about images
-                where it does not say.
+            max_length: maximum number of tokens of a text; by default as in the run, else 128.
+            audio: how recordings become inputs; by default as in the run.
 
         Raises:
-            AdapterError: unreadable, or does not fit the base model.
-            ModelError: the base model is unreadable.
+            AdapterError: the adapter cannot be read, or does not fit the base model.
+            ModelError: the base model cannot be read.
         """
         adapter, is_given = read_adapter(directory), model is not None
         model = model or _base_model(adapter)
         if model is None:
             raise AdapterError(
                 f"adapter {str(directory)!r} does not name its base model.",
-                hint='give it: `Predictor.from_adapter(directory, ModelSource(source="..."))`.',
+                hint='pass it: `Predictor.from_adapter(directory, ModelSource(source="..."))`.',
             )
         task = adapter.task or Classification()
-        given = tuple(class_names or ()) if task.has_classes else ()
-        names = adapter.class_names or given or _class_names(model) if task.has_classes else ()
-        _check_names(given, names)
+        new_names = tuple(class_names or ()) if task.has_classes else ()
+        names = adapter.class_names or new_names or _class_names(model) if task.has_classes else ()
+        _check_names(new_names, names)
         has_head = any(not is_pair(name) for name in adapter.params)
         backbone = build(model, names, seed=adapter.seed if seed is None else seed, task=task, logs_head=not has_head)
         if backbone.modality is not None:
-            said = {"max_length": max_length, "audio": audio}
+            changes = {"max_length": max_length, "audio": audio}
             preparation = adapter.preparation.model_copy(
-                update={key: value for key, value in said.items() if value is not None}
+                update={key: value for key, value in changes.items() if value is not None}
             )
             backbone = replace(backbone, modality=backbone.modality.prepared(preparation))
         spec = install(adapter, backbone)
         other = unlike(adapter.identity, identity(backbone, spec.names, model))
         _refuse_other_base(directory, model, other, is_given=is_given)
-        return cls(backbone, names if not given or order_of(names, given) else given, task)
+        return cls(backbone, names if not new_names or order_of(names, new_names) else new_names, task)
 
     def predict(
         self, inputs: Sequence[Example], *, exit: int | None = None, confidence: float | None = None
     ) -> list[Answer]:
-        """What the model says about each example, in order: of a classification its most probable class.
+        """The model's answer for each example, in order; for a classification, its most probable class.
 
-        A model with exits answers at the last, unless `exit` or `confidence` says otherwise.
+        A model with exits answers at the last one, unless `exit` or `confidence` is given.
 
         Args:
-            inputs: texts for a text model. For an image model, in any mixture: paths of image files, Pillow images,
-                uint8 tensors of shape [C, H, W]. For a model that was tuned on recordings, in any mixture: paths of
-                sound files, pairs of a float tensor [samples] or [channels, samples], in -1..1, and its sample rate
-                in Hz.
-            exit: which one answers, from 1; nothing above it is computed.
-            confidence: each example gets its answer from the first exit that is so sure of it, of a classification that
-                gives one class this probability, or else from the last; above 0, at most 1.
+            inputs: for a text model, texts. For an image model, any mixture of paths of image files, Pillow images and
+                uint8 tensors [C, H, W]. For a model tuned on recordings, any mixture of paths of sound files and pairs
+                of a float tensor [samples] or [channels, samples], in -1..1, and its sample rate in Hz.
+            exit: number of the exit that answers, from 1; nothing above it is computed.
+            confidence: each example is answered by the first exit with at least this confidence (for a classification:
+                the probability of one class), or else by the last; above 0, at most 1.
 
         Raises:
-            DataError: examples that cannot be read, all of them in one message.
+            DataError: examples cannot be read; lists all of them.
             ModelError: the model has no exits.
-            InputError: it has no exit of this number, or `confidence` is no probability, or the task has none.
+            InputError: there is no such exit, `confidence` is out of range, or the task has no confidence.
         """
         if exit is not None and confidence is not None:
             raise TypeError("`exit` and `confidence` exclude each other, found both")
@@ -192,29 +189,29 @@ class Predictor:
             ]
 
     def answers(self, example: Example) -> Iterator[Answer]:
-        """An answer from each exit, the first at once and each a better one: a block runs when it is asked for.
+        """Yields the answer of each exit, lowest first; each block runs when its answer is requested.
 
         Args:
-            example: what `predict` takes a list of. It is read at the call.
+            example: as in the list for `predict`; read at the call.
 
         Raises:
-            DataError: it cannot be read.
+            DataError: the example cannot be read.
             ModelError: the model has no exits.
         """
         exits_of(self.backbone)
         (batch,) = self._batches([example])
-        return self._each(batch)
+        return self._at_each_exit(batch)
 
     @torch.no_grad()
-    def _each(self, batch: dict[str, Tensor]) -> Iterator[Answer]:
+    def _at_each_exit(self, batch: dict[str, Tensor]) -> Iterator[Answer]:
         for number, outputs in at_each_exit(self.backbone, batch):
             yield from self._answers(outputs, number)
 
     @torch.no_grad()
     def _first_sure(self, inputs: Sequence[Example], confidence: float) -> list[Answer]:
-        # One at a time: examples that stop at different exits have no batch in common.
-        found = (at_first_sure_exit(self.backbone, batch, confidence, self.task) for batch in self._batches(inputs, 1))
-        return [answer for number, outputs in found for answer in self._answers(outputs, number)]
+        # One example at a time, because examples may stop at different exits.
+        pairs = (at_first_sure_exit(self.backbone, batch, confidence, self.task) for batch in self._batches(inputs, 1))
+        return [answer for number, outputs in pairs for answer in self._answers(outputs, number)]
 
     def _batches(self, inputs: Sequence[Example], size: int = BATCH_SIZE) -> Iterator[dict[str, Tensor]]:
         if isinstance(inputs, str | Path | Tensor):
@@ -227,46 +224,46 @@ class Predictor:
         return self.task.answers(outputs, self.class_names, number)
 
 
-def _own_tensors(run: Path, client: Name | None) -> Params:
-    """What a client of a run keeps for itself; nothing where clients keep nothing and none is asked for."""
-    model = read_own(run / rundir.ADAPTER / OWN).model
+def _local_tensors(run: Path, client: Name | None) -> Params:
+    """The tensors that never leave a client; empty if no client is requested and clients keep no tensors."""
+    model = read_settings(run / rundir.ADAPTER / SETTINGS).model
     if client is None and (model is None or model.batch_norm != "local"):
-        return {}  # without a look into what each client keeps
+        return {}  # without reading the memories of the clients
     memories, clients = Memories(), read_clients(run / rundir.PARTITION)
     memories.restore(run / rundir.CLIENTS, load(run / rundir.CHECKPOINT).memory_mark)
     number = None if client is None else clients.number_of(client)
     memory = None if number is None else memories.of(number)
     if memory is not None and memory.local_only:
         return memory.local_only
-    kept = [clients.called(each) for each, _ in memories.local_only()]
-    if number is None and not kept:
+    owners = [clients.called(owner) for owner, _ in memories.local_only()]
+    if number is None and not owners:
         return {}
     raise RunError(
-        f"the run {str(run)!r} has no one model: its clients keep their own norms."
+        f"the run {str(run)!r} has one model per client, because clients keep their norms; select a client."
         if number is None
-        else f"{clients.called(number)} keeps no tensors of its own in the run {str(run)!r}.",
-        hint=f"with a model of their own: {', '.join(kept) or 'none'}.",
+        else f"{clients.called(number)} has no model in the run {str(run)!r}: it keeps no tensors.",
+        hint=f"clients with a model: {', '.join(owners) or 'none'}.",
     )
 
 
 def _refuse_other_base(directory: str | Path, model: ModelSource, other: Sequence[str], *, is_given: bool) -> None:
-    """Refuses a base model of which `other` is not as the adapter was made for; says so where it was given."""
+    """Refuses a base model that differs in `other` from the adapter's; only warns if the caller passed the model."""
     if not other:
         return
-    told = f"adapter {str(directory)!r} was made for another base model than {model.source!r} is now"
+    problem = f"{model.source!r} is not the base model that adapter {str(directory)!r} was made for"
     if not is_given:
         raise AdapterError(
-            f"{told}: its {', '.join(other)} differ.",
-            hint="bring back the base model, from a copy for example, and give it as "
-            "`Predictor.from_adapter(directory, ModelSource(source=...))` where it has moved.",
+            f"{problem}: its {', '.join(other)} differ.",
+            hint="restore the base model, for example from a copy; if it has moved, use "
+            "`Predictor.from_adapter(directory, ModelSource(source=...))`.",
         )
-    logger.warning("%s: its %s differ.", told, ", ".join(other))
+    logger.warning("%s: its %s differ.", problem, ", ".join(other))
 
 
 def _refuse_changed(run: Path) -> None:
-    """Refuses an adapter that is not what the run came to, and files that are not as the run wrote them.
+    """Refuses an adapter or files that are not as the run wrote them.
 
-    A run of an older version cannot be checked, nor one whose checkpoint was left behind when its adapter was copied.
+    A run of an older version, or without its checkpoint, cannot be checked.
     """
     try:
         checkpoint = load(run / rundir.CHECKPOINT) if (run / rundir.CHECKPOINT).is_file() else None
@@ -275,46 +272,47 @@ def _refuse_changed(run: Path) -> None:
     if checkpoint is not None:
         refuse(f"run {str(run)!r}", changed_files(run, checkpoint.origin))
         refuse_other_adapter(run / rundir.ADAPTER, checkpoint.params, read_adapter(run / rundir.ADAPTER).params)
-        refuse_other_own(run / rundir.ADAPTER / OWN, checkpoint.origin)
+        refuse_other_settings(run / rundir.ADAPTER / SETTINGS, checkpoint.origin)
 
 
-def install(adapter: Adapter, backbone: Backbone) -> ParamSpec:
-    """Puts the adapter's tensors into `backbone`, which is edited in place and has one lane; returns what they are.
+def install(adapter: SavedAdapter, backbone: Backbone) -> ParamSpec:
+    """Puts the adapter into `backbone`, which is edited in place and gets one lane; returns the tuned tensors' spec.
 
     Raises:
-        AdapterError: it does not fit.
+        AdapterError: the adapter does not fit.
     """
     adapter = placed(adapter, backbone)
     spec = adapter.tuning.apply(backbone, Lanes(1), stream(0))
-    fill(backbone, adapter.params)
+    put_params(backbone, adapter.params)
     return spec
 
 
 @torch.no_grad()
-def fill(backbone: Backbone, params: Params) -> None:
+def put_params(backbone: Backbone, params: Params) -> None:
     """Puts `params` into the lanes of `backbone`."""
     for name, tensor in params.items():
-        # Broadcasts over the lane axis, which full fine-tuning does not have.
+        # Broadcasts over the lane axis, which full fine-tuning lacks.
         backbone.module.get_parameter(name).copy_(tensor)
 
 
-def _base_model(adapter: Adapter) -> ModelSource | None:
-    """What the adapter says of its base model; None when that is not enough to make it."""
+def _base_model(adapter: SavedAdapter) -> ModelSource | None:
+    """The base model that the adapter names; None if it does not name one."""
     recorded = adapter.model
-    # A run with a backbone of the caller's own records a section that names nothing.
+    # A run with a backbone made by the caller records a section without source and architecture.
     if recorded is not None and (recorded.source is not None or recorded.architecture is not None):
         return recorded
     return ModelSource(source=adapter.base) if adapter.base else None
 
 
 def _class_names(model: ModelSource) -> tuple[str, ...]:
-    """The class names in the base model's own configuration, in label order."""
+    """The class names in the base model's configuration, in label order."""
     return class_names_of(read_config(model))
 
 
-def _check_names(given: Sequence[str], names: Sequence[str]) -> None:
-    if given and len(given) != len(names):
+def _check_names(new_names: Sequence[str], names: Sequence[str]) -> None:
+    if new_names and len(new_names) != len(names):
         raise AdapterError(
-            f"`class_names` are {len(given)} ({listed(given)}), the adapter has {len(names)} ({listed(names)}).",
-            hint="give a name for each of them, in label order, or none.",
+            f"{len(new_names)} `class_names` were given ({listed(new_names)}), but the adapter has {len(names)} "
+            f"({listed(names)}).",
+            hint="give one name per class, in label order, or none.",
         )

@@ -1,4 +1,4 @@
-"""`predictions.csv`: the answer of a model to each example of an evaluated set, beside what is true."""
+"""`predictions.csv`: the true and the predicted value of each example of an evaluated set."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from fedelta.tasks.details import Answered
 
 @contextmanager
 def table_of(path: Path, data: FederatedData, task: Task) -> Iterator[Callable[[Answered], None]]:
-    """Writes what is passed to the function that it gives; the file is there when all of it is.
+    """Context manager that gives a function to write batches with; the file appears when it is complete.
 
-    Columns are `row` (the number that the data set has for it, from 0), `client` where rows say whose they are, and
-    those of the task.
+    Columns are `row` (its number in the data set, from 0), `client` if the clients of rows are known, and those of the
+    task.
 
     Args:
         path: a new file.
-        data: whose test set is answered.
-        task: says what answers are.
+        data: has the test set.
+        task: gives the columns.
 
     Raises:
         InputError: `path` exists, or cannot be written.
     """
     if path.exists():
-        raise InputError(f"{str(path)!r} exists.", hint="give the name of a new file, or remove it.")
+        raise InputError(f"{str(path)!r} already exists.", hint="use another name, or remove the file.")
     partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("w", encoding="utf-8", newline="") as file:
@@ -44,7 +44,7 @@ def table_of(path: Path, data: FederatedData, task: Task) -> Iterator[Callable[[
 
 
 class _Table:
-    """Rows of a CSV file, under a header that the first of them makes."""
+    """Writes rows of a CSV file; the first row determines the header."""
 
     def __init__(self, file: TextIO, data: FederatedData, task: Task) -> None:
         self._lines = csv.writer(file)

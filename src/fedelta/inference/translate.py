@@ -1,4 +1,4 @@
-"""LoRA that was made with an earlier version of transformers, whose layers had other names."""
+"""Translates LoRA adapters from earlier versions of transformers, in which layers had other names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from fedelta.inference.adapter import Adapter, check_fits
+from fedelta.inference.adapter import SavedAdapter, check_fits
 from fedelta.inference.layout import is_pair, lora_of, pair_paths
 from fedelta.models.hub import Backbone
 from fedelta.models.renaming import translation
@@ -15,28 +15,28 @@ from fedelta.params import Params
 from fedelta.tuning.lora import Lora
 
 
-def placed(adapter: Adapter, backbone: Backbone) -> Adapter:
-    """The adapter with the names that the layers of `backbone` have.
+def placed(adapter: SavedAdapter, backbone: Backbone) -> SavedAdapter:
+    """The adapter with the layer names of `backbone`, checked to fit.
 
     Args:
-        adapter: any.
-        backbone: before any tuning method is applied; it stays as it is.
+        adapter: of any kind.
+        backbone: before any tuning method is applied; not modified.
 
     Raises:
-        AdapterError: its tensors have no place in `backbone`.
+        AdapterError: the adapter does not fit `backbone`.
     """
     adapter = translated(adapter, backbone)
     check_fits(adapter, backbone)
     return adapter
 
 
-def translated(adapter: Adapter, backbone: Backbone) -> Adapter:
-    """The same adapter with the names that the layers of `backbone` have; what is not found keeps its own.
+def translated(adapter: SavedAdapter, backbone: Backbone) -> SavedAdapter:
+    """The adapter with the layer names of `backbone`; layers that are not found keep their names.
 
-    The pair of a layer that is several layers now is cut like its weight: each gets A, and its rows of B.
+    If a layer was split since, its pair is split like its weight: each part gets A, and its rows of B.
 
     Args:
-        adapter: any; only LoRA is translated.
+        adapter: of any kind; only LoRA is translated.
         backbone: before any tuning method is applied.
     """
     modules = dict(backbone.module.named_modules())
@@ -44,18 +44,18 @@ def translated(adapter: Adapter, backbone: Backbone) -> Adapter:
     if not isinstance(adapter.tuning, Lora) or paths <= modules.keys():
         return adapter
     translate = translation(backbone.module)
-    now = {path: (path,) if path in modules else translate(path) or (path,) for path in paths}
+    current_paths = {path: (path,) if path in modules else translate(path) or (path,) for path in paths}
     params: Params = {}
     for name, tensor in adapter.params.items():
         path, _, last = name.rpartition(".")
-        new = now[path]
-        # A is what all parts of a layer read through; the head has one layer for each that it had.
-        parts: Sequence[torch.Tensor] = [tensor] * len(new) if last != "lora_B" else tensor.chunk(len(new))
-        params |= {f"{each}.{last}": part for each, part in zip(new, parts, strict=True)}
+        current = current_paths[path]
+        # All parts of a layer share A; layers of the head are never split.
+        parts: Sequence[torch.Tensor] = [tensor] * len(current) if last != "lora_B" else tensor.chunk(len(current))
+        params |= {f"{new_path}.{last}": part for new_path, part in zip(current, parts, strict=True)}
     alphas = {
-        each: adapter.tuning.alpha_of(path, backbone.anatomy)
+        new_path: adapter.tuning.alpha_of(path, backbone.anatomy)
         for path in pair_paths(adapter.params)
-        for each in now[path]
+        for new_path in current_paths[path]
     }
     has_head = any(not is_pair(name) for name in params)
     return replace(adapter, params=params, tuning=lora_of(params, alphas, adapter.tuning.use_rslora, has_head))

@@ -9,6 +9,8 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from fedelta.imports import collector_paused
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -41,10 +43,14 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
 @cache
 def register_networks() -> None:
     """Registers fedelta's families with the `Auto` classes of transformers; call it before loading such a model."""
-    from transformers import AutoConfig, AutoModelForImageClassification
+    with collector_paused():
+        from fedelta.models.light import import_lightly
 
-    from fedelta.models.cnn import LeafCnn, LeafCnnConfig
-    from fedelta.models.resnet import SmallResNet, SmallResNetConfig
+        import_lightly()
+        from transformers import AutoConfig, AutoModelForImageClassification
+
+        from fedelta.models.cnn import LeafCnn, LeafCnnConfig
+        from fedelta.models.resnet import SmallResNet, SmallResNetConfig
 
     for config, network in ((SmallResNetConfig, SmallResNet), (LeafCnnConfig, LeafCnn)):
         AutoConfig.register(config.model_type, config)

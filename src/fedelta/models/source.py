@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from fedelta.errors import ModelError
+from fedelta.imports import collector_paused
 from fedelta.modalities.base import Modality
 from fedelta.modalities.image import Images
 from fedelta.modalities.table import MODALITIES
@@ -98,7 +99,8 @@ def read_config(source: ModelSource) -> PretrainedConfig:
     Raises:
         ModelError: missing or unreadable.
     """
-    from transformers import AutoConfig
+    with collector_paused():
+        from transformers import AutoConfig
 
     register_networks()
     if source.architecture is not None:
@@ -125,7 +127,9 @@ def _with_plain_attention(config: PretrainedConfig) -> PretrainedConfig:
 def _described(architecture: Mapping[str, Any]) -> PretrainedConfig:
     """The configuration that a table `[model.architecture]` describes."""
     from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig
+
+    with collector_paused():
+        from transformers import AutoConfig
     from transformers.models.auto.auto_mappings import CONFIG_MAPPING_NAMES
 
     fields = dict(architecture)

@@ -1,23 +1,41 @@
-"""Whether the files of a run directory fit each other: what a report says above everything else."""
+"""Checks whether the files of a run directory fit each other; a report shows the answer at its top."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fedelta.errors import CheckpointError, FormatError
 from fedelta.record import runlog
 from fedelta.record.checkpoint import load
+from fedelta.record.crosscheck import by_clients, by_confusion
 from fedelta.record.files import Record
 from fedelta.record.ledger import Ledger
 from fedelta.record.origin import changed_files, other_settings, settings_of
 from fedelta.record.rundir import RunDirectory
 from fedelta.tasks.base import Measure
+from fedelta.tasks.details import Details
 
 _NUM_SHOWN = 3
-_SIZES = ("tuned_parameters", "total_parameters")  # of the model, of which the records say nothing
-# Measured by a clock, or told by logs that may be lost.
+_SIZES = ("tuned_parameters", "total_parameters")  # of the model: the records do not hold them
+# They come from the clock, or from a log that may be lost.
 _UNCHECKED = frozenset({"wall_seconds", "peak_memory_bytes"})
+
+
+@dataclass(frozen=True)
+class End:
+    """What is written once a run is finished.
+
+    Args:
+        summary: content of `summary.json`; empty while the run is unfinished.
+        details: measures of the finished model and of its parts, where they are known.
+        personalization: content of `personalization.json`; empty where there is none.
+    """
+
+    summary: Record
+    details: Details | None
+    personalization: Record
 
 
 def misfits(
@@ -26,28 +44,33 @@ def misfits(
     rounds: Sequence[Record],
     ledger: Ledger,
     *,
-    summary: Record,
+    end: End,
     primary: Measure,
 ) -> tuple[str, ...]:
-    """What does not fit in a run directory, in words; nothing where all does.
+    """One sentence for each thing that does not fit in a run directory; empty where everything fits.
 
     Args:
         run: the directory.
         config: content of `config.toml`; Any: whatever TOML holds.
         rounds: lines of `rounds.jsonl`.
         ledger: of the run.
-        summary: content of `summary.json`; empty while the run is unfinished.
+        end: what the run wrote at its end.
         primary: the measure that the summary goes by.
     """
-    problems = [*_by_checkpoint(run, config, len(rounds), is_finished=bool(summary)), *_by_ledger(rounds, ledger)]
-    return tuple(problems + _by_summary(rounds, ledger, summary, primary))
+    return (
+        *_by_checkpoint(run, config, len(rounds), is_finished=bool(end.summary)),
+        *_by_ledger(rounds, ledger),
+        *_by_summary(rounds, ledger, end.summary, primary),
+        *by_confusion(end.details)[:_NUM_SHOWN],
+        *by_clients(end.personalization, primary)[:_NUM_SHOWN],
+    )
 
 
 def _by_checkpoint(run: RunDirectory, config: Mapping[str, Any], num_rounds: int, *, is_finished: bool) -> list[str]:
     try:
         checkpoint = load(run.checkpoint)
     except FormatError:
-        return []  # a run of an older version, by which nothing can be checked
+        return []  # another version wrote it: nothing to check by
     except CheckpointError as error:
         return [error.message]
     problems = run.changed_logs(checkpoint, run.seals())
@@ -60,24 +83,24 @@ def _by_checkpoint(run: RunDirectory, config: Mapping[str, Any], num_rounds: int
 
 
 def _by_ledger(rounds: Sequence[Record], ledger: Ledger) -> list[str]:
-    """The rounds whose bytes are others in the ledger."""
+    """The rounds whose bytes differ from those of the ledger."""
     problems, total = [], 0
     for record in rounds:
         sent = ledger.rounds.get(record["round"])
         up, down = (0, 0) if sent is None else (sent.uplink_bytes, sent.downlink_bytes)
         total += up + down
-        found = {"uplink_bytes": up, "downlink_bytes": down, "cumulative_bytes": total}
-        if other := [key for key, value in found.items() if record.get(key, value) != value]:
-            key = other[0]
+        expected = {"uplink_bytes": up, "downlink_bytes": down, "cumulative_bytes": total}
+        if different := [key for key, value in expected.items() if record.get(key, value) != value]:
+            key = different[0]
             problems.append(
                 f"round {record['round']}: `{key}` is {record[key]:,} in `rounds.jsonl`, the rows of `ledger.jsonl` "
-                f"add up to {found[key]:,}"
+                f"add up to {expected[key]:,}"
             )
     return problems[:_NUM_SHOWN]
 
 
 def _by_summary(rounds: Sequence[Record], ledger: Ledger, summary: Record, primary: Measure) -> list[str]:
-    """The figures of the summary that are not those of the records."""
+    """The figures of the summary that differ from those of the records."""
     sizes = {key: value for key, value in summary.items() if key in _SIZES}
     if len(sizes) < len(_SIZES):
         return []

@@ -74,17 +74,17 @@ def citations(config: Mapping[str, object]) -> str:
     """BibTeX entries of what a run used, each once, in the order of papers.bib.
 
     Args:
-        config: the resolved configuration, sections as nested mappings. What no paper stands behind, or what
-            fedelta does not know (a model by its directory, say), is left out.
+        config: the resolved configuration, sections as nested mappings. Settings without a paper, or that fedelta
+            does not know (such as a model by its directory), are left out.
     """
     cited = set(ALWAYS)
     tuning = config.get("tuning")
     methods = tuning.get("methods", [tuning]) if isinstance(tuning, Mapping) else [None]
     for method in methods:
         for (path, value), keys in WORKS.items():
-            found = _at({**config, "tuning": method}, path)
-            # False and 0 are ways to say that something is off.
-            if found and value in {"*", found}:
+            setting = _at({**config, "tuning": method}, path)
+            # False and 0 mean that something is off.
+            if setting and value in {"*", setting}:
                 cited.update(keys)
     return "\n\n".join(entry for key, entry in entries().items() if key in cited) + "\n"
 
@@ -92,8 +92,8 @@ def citations(config: Mapping[str, object]) -> str:
 def entries() -> dict[str, str]:
     """Every entry of papers.bib by its key."""
     text = Path(__file__).with_name("papers.bib").read_text(encoding="utf-8")
-    found = (entry.strip() for entry in re.split(r"\n(?=@)", text))
-    return {entry[entry.index("{") + 1 : entry.index(",")]: entry for entry in found}
+    texts = (entry.strip() for entry in re.split(r"\n(?=@)", text))
+    return {entry[entry.index("{") + 1 : entry.index(",")]: entry for entry in texts}
 
 
 def _at(config: Mapping[str, object], path: str) -> object:

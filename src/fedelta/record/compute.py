@@ -16,12 +16,12 @@ from fedelta.record.numbers import UNKNOWN
 
 @dataclass(frozen=True)
 class Compute:
-    """The cost of one example from the input to each exit, lowest first; None where nobody knows.
+    """The cost of one example from the input to each exit, lowest first; None where it was not measured.
 
     Args:
         flops: floating-point operations, two for each multiply-add.
         milliseconds: time on `machine`.
-        machine: in words, such as `device cpu, threads 1`; empty where it is not told.
+        machine: in words, such as `device cpu, threads 1`; empty where it is not known.
     """
 
     flops: tuple[float, ...] | None
@@ -30,17 +30,17 @@ class Compute:
 
 
 def read_compute(path: Path, num_exits: int) -> Compute:
-    """The content of `exits.json`; `num_exits` is 0 if nobody knows it.
+    """The content of `exits.json`; `num_exits` is 0 where it is not known.
 
     Raises:
         RunError: it is broken, or does not have one positive number for each exit.
     """
     content = read_json(path)
-    known = num_exits or max((len(each) for each in content.values() if isinstance(each, list)), default=0)
+    expected = num_exits or max((len(costs) for costs in content.values() if isinstance(costs, list)), default=0)
     for key in ("flops", "milliseconds"):
-        found = content.get(key)
-        if found is not None and not _is_positive(found, known):
-            raise RunError(f"{str(path)!r}: `{key}` is not {known} positive numbers, one for each exit.")
+        costs = content.get(key)
+        if costs is not None and not _is_positive(costs, expected):
+            raise RunError(f"{str(path)!r}: `{key}` is not {expected} positive numbers, one for each exit.")
     machine = content.get("machine") or {}
     if not isinstance(machine, Mapping):
         raise RunError(f"{str(path)!r}: `machine` is not an object.")
@@ -77,7 +77,7 @@ def _is_positive(value: object, length: int) -> TypeGuard[list[float]]:
     return (
         isinstance(value, list)
         and len(value) == length
-        and all(type(each) in (int, float) and 0 < each < math.inf for each in value)
+        and all(type(cost) in (int, float) and 0 < cost < math.inf for cost in value)
     )
 
 

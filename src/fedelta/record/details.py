@@ -1,4 +1,4 @@
-"""What a run tells of its finished model, read back from `summary.json` and `confusion.json`."""
+"""The measures of a finished model and of its parts, read back from `summary.json` and `confusion.json`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NUM_EXAMPLES = "num_examples"  # beside the measures of a class or a client
 
 
 def read_details(summary_path: Path, summary: Record, confusion_path: Path) -> Details | None:
-    """Measures of the whole evaluated set and of its parts; None where the run does not tell them.
+    """Measures of the whole evaluated set and of its parts; None where `summary.json` does not have them.
 
     Args:
         summary_path: of `summary`, for messages.
@@ -22,7 +22,7 @@ def read_details(summary_path: Path, summary: Record, confusion_path: Path) -> D
         confusion_path: of `confusion.json`, which need not be there.
 
     Raises:
-        RunError: something is there that does not fit; says what.
+        RunError: a file holds something else; says what.
     """
     if "measures" not in summary:
         return None
@@ -30,16 +30,16 @@ def read_details(summary_path: Path, summary: Record, confusion_path: Path) -> D
         return Details(
             {name: float(value) for name, value in _values(summary["measures"]).items() if value is not None},
             {name: _values(values) for name, values in summary.get("by_class", {}).items()},
-            {int(client): _values(_unnamed(own)) for client, own in summary.get("by_client", {}).items()},
+            {int(client): _values(_unnamed(values)) for client, values in summary.get("by_client", {}).items()},
             _confusion(confusion_path) if confusion_path.exists() else None,
         )
     except (AttributeError, TypeError, ValueError) as error:
-        wanted = "numbers by name in `measures`, and by class and client in `by_class` and `by_client`"
-        raise RunError(f"{str(summary_path)!r} does not hold {wanted}: {error}.") from error
+        expected = "numbers by name in `measures`, and by class and client in `by_class` and `by_client`"
+        raise RunError(f"{str(summary_path)!r} does not hold {expected}: {error}.") from error
 
 
 def _unnamed(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Without what the client is called, which `partition.json` tells of all."""
+    """`content` without the name of the client, which `partition.json` has for all of them."""
     return {key: value for key, value in content.items() if key != "client_name"}
 
 

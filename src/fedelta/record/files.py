@@ -162,13 +162,13 @@ class JsonLines:
         Raises:
             RunError: the file is shorter, or does not end a line there; nothing is cut then.
         """
-        found = self.num_bytes
-        if found < num_bytes:
+        current = self.num_bytes
+        if current < num_bytes:
             raise RunError(
-                f"{str(self.path)!r} has {found} bytes, the checkpoint was written when it had {num_bytes}.",
+                f"{str(self.path)!r} has {current} bytes, the checkpoint was written when it had {num_bytes}.",
                 hint="the file was cut or replaced; restore it, or start the run anew with another `--out`.",
             )
-        if found == num_bytes == 0:
+        if current == num_bytes == 0:
             return
         with self.path.open("rb+") as file:
             file.seek(max(num_bytes - 1, 0))

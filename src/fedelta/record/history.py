@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import Any, TypeGuard
+from typing import Any
 
 from fedelta.errors import PluginError, RunError
-from fedelta.record.audit import misfits
+from fedelta.record.audit import End, misfits
 from fedelta.record.compute import Compute, read_compute
 from fedelta.record.details import read_details
 from fedelta.record.files import Record, read_json
 from fedelta.record.ledger import Ledger
 from fedelta.record.partition import Partition, read_partition
+from fedelta.record.rounds import checked_rounds
 from fedelta.record.rundir import (
     CITATIONS,
     CONFIG,
@@ -35,14 +36,10 @@ from fedelta.tasks.base import Measure, Task
 from fedelta.tasks.choice import task_of
 from fedelta.tasks.details import Details
 
-_ROUND_FIELDS = frozenset({"round", "measures", "cohort", "rejections", "cumulative_bytes"})
-_BY_GROUP = ("interval_rounds", "unit_discrepancy")
-_WINDOW_FIELDS = frozenset({"num_examples", "synced_fraction", *_BY_GROUP})
-
 
 @dataclass(frozen=True)
 class History:
-    """Everything that a run directory tells.
+    """What a run directory holds.
 
     Args:
         name: what the run is called in legends.
@@ -54,12 +51,12 @@ class History:
         environment: content of `environment.json`.
         model: `tuned_parameters`, `total_parameters` and the scalars of each of `groups`, as far as known.
         summary: content of `summary.json`; empty while the run is unfinished.
-        partition: who holds what, if known.
-        details: what is known of the finished model beside the records, if anything.
+        partition: examples of each class by client, if known.
+        details: measures of the finished model and of its parts, if known.
         compute: what an answer from each exit costs, if it was measured.
-        personalization: content of `personalization.json`; empty where nobody personalised.
+        personalization: content of `personalization.json`; empty where there is none.
         citations: BibTeX.
-        misfits: what does not fit in the directory, in words (audit.py).
+        misfits: a sentence for each thing that does not fit in the directory (audit.py).
     """
 
     name: str
@@ -100,7 +97,7 @@ class History:
 
     @property
     def has_intervals(self) -> bool:
-        """Whether each group travels at an interval of its own."""
+        """Whether groups travel at different intervals."""
         return any("interval_rounds" in record for record in self.rounds)
 
     @cached_property
@@ -190,15 +187,15 @@ class History:
         return wall_seconds(self.timings, len(self.rounds))
 
     def client_label(self, client_id: int) -> str:
-        """What pages call a client: by name, where it has one, and number."""
+        """The name, where it has one, and the number of a client, for pages."""
         return str(client_id) if self.partition is None else self.partition.label(client_id)
 
     def value(self, path: str) -> object:
         """The value at a dotted path such as `tuning.name`, or None."""
-        found: object = self.config
+        value: object = self.config
         for key in path.split("."):
-            found = found.get(key) if isinstance(found, Mapping) else None
-        return found
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return value
 
 
 def read_histories(paths: Sequence[Path]) -> list[History]:
@@ -224,13 +221,15 @@ def read_histories(paths: Sequence[Path]) -> list[History]:
 
 
 def _refuse_mixed(histories: Sequence[History]) -> None:
-    """Runs that are not measured by the same have no axis and no column in common."""
+    """Runs with different primary measures have no axis and no column in common."""
     names: dict[Measure, list[str]] = {}
     for run in histories:
         names.setdefault(run.primary, []).append(repr(run.name))
     if len(names) > 1:
-        told = "; ".join(f"{measure.label} of {', '.join(of)}" for measure, of in names.items())
-        raise RunError(f"the runs go by different measures: {told}.", hint="report those of one measure at a time.")
+        by_measure = "; ".join(f"{measure.label} of {', '.join(runs)}" for measure, runs in names.items())
+        raise RunError(
+            f"the runs go by different measures: {by_measure}.", hint="report those of one measure at a time."
+        )
 
 
 def _read(path: Path, name: str) -> History:
@@ -239,9 +238,14 @@ def _read(path: Path, name: str) -> History:
     model = _sizes(path / MODEL) or summary
     config = _toml(path / CONFIG)
     task = _task(path / CONFIG, config)
-    rounds = _rounds(run, task, len(model.get("groups") or ()))
+    rounds = checked_rounds(run, task, len(model.get("groups") or ()))
     num_exits = len(by_exit(rounds, task.primary) or ())
     ledger = Ledger.read(path / LEDGER)
+    end = End(
+        summary=summary,
+        details=read_details(path / SUMMARY, summary, path / CONFUSION),
+        personalization=_json_if_there(path / PERSONALIZATION),
+    )
     return History(
         name=name,
         path=path,
@@ -253,11 +257,11 @@ def _read(path: Path, name: str) -> History:
         model=model,
         summary=summary,
         partition=read_partition(path / PARTITION, task.stratum),
-        details=read_details(path / SUMMARY, summary, path / CONFUSION),
+        details=end.details,
         compute=read_compute(path / EXITS, num_exits) if (path / EXITS).exists() else None,
-        personalization=_json_if_there(path / PERSONALIZATION),
+        personalization=end.personalization,
         citations=(path / CITATIONS).read_text(encoding="utf-8", errors="replace"),
-        misfits=misfits(run, config, rounds, ledger, summary=summary, primary=task.primary),
+        misfits=misfits(run, config, rounds, ledger, end=end, primary=task.primary),
     )
 
 
@@ -267,12 +271,12 @@ def _json_if_there(path: Path) -> Record:
 
 def _sizes(path: Path) -> Record:
     """Content of `model.json`."""
-    found = _json_if_there(path)
-    counts = [found[key] for key in ("tuned_parameters", "total_parameters") if key in found]
-    groups = found.get("groups", {})
-    if not isinstance(groups, dict) or not all(isinstance(each, int) for each in [*counts, *groups.values()]):
+    sizes = _json_if_there(path)
+    counts = [sizes[key] for key in ("tuned_parameters", "total_parameters") if key in sizes]
+    groups = sizes.get("groups", {})
+    if not isinstance(groups, dict) or not all(isinstance(number, int) for number in [*counts, *groups.values()]):
         raise RunError(f"{str(path)!r} does not hold numbers of parameters, those of `groups` among them.")
-    return found
+    return sizes
 
 
 def _toml(path: Path) -> dict[str, Any]:
@@ -286,58 +290,4 @@ def _task(path: Path, config: Mapping[str, Any]) -> Task:
     try:
         return task_of(config)
     except ValueError as error:
-        raise RunError(f"{str(path)!r}: `[task]` cannot be right: {error}.") from error
-
-
-def _rounds(run: RunDirectory, task: Task, num_groups: int) -> list[Record]:
-    """The records; `num_groups` is 0 if nobody knows it."""
-    records = run.read_rounds()
-    in_windows = any("interval_rounds" in record for record in records)
-    required = _ROUND_FIELDS | {f"train_{task.loss.name}"} | (_WINDOW_FIELDS if in_windows else frozenset())
-    num_exits = _num_exits(records, task.primary)
-    for number, record in enumerate(records, start=1):
-        missing = sorted(required - record.keys())
-        problems = [f"lacks {', '.join(missing)}"] if missing else _measure_problems(record, task, num_exits)
-        for key in _BY_GROUP if in_windows and num_groups and not missing else ():
-            if not _is_numbers(record[key], num_groups):
-                problems.append(f"`{key}` is not {num_groups} numbers, one for each of the `groups` in {MODEL}")
-        if problems:
-            raise RunError(f"{str(run.rounds.path)!r}, line {number}: {problems[0]}.")
-    return records
-
-
-def _measure_problems(record: Record, task: Task, num_exits: int) -> list[str]:
-    """What is wrong with the measures of a round; a model with exits has the primary one at each of them."""
-    measures, at_exits = record["measures"], record.get("measures_by_exit")
-    if measures is None:
-        return ["`measures_by_exit` without `measures`"] if at_exits is not None else []
-    wanted = [task.primary.name, task.loss.name]
-    if not isinstance(measures, dict) or not all(_is_number(measures.get(name)) for name in wanted):
-        return [f"`measures` is {measures!r}, expected numbers, {' and '.join(dict.fromkeys(wanted))} among them"]
-    if at_exits is None and not num_exits:
-        return []
-    found = at_exits.get(task.primary.name) if isinstance(at_exits, dict) else None
-    if num_exits and _is_numbers(found, num_exits) and all(_may_be(value, task.primary) for value in found):
-        return []
-    kind = "fractions" if task.primary.is_fraction else "numbers"
-    expected = f"as many {kind} by `{task.primary.name}` in every evaluated round, one for each exit"
-    return [f"`measures_by_exit` is {at_exits!r}, expected {expected}"]
-
-
-def _num_exits(records: Sequence[Record], primary: Measure) -> int:
-    """Of the last round that has any; 0 without exits."""
-    found = (record.get("measures_by_exit") for record in reversed(records))
-    lists = (values for each in found if isinstance(each, dict) for values in [each.get(primary.name)])
-    return next((len(values) for values in lists if isinstance(values, list)), 0)
-
-
-def _may_be(value: float, measure: Measure) -> bool:
-    return not measure.is_fraction or 0 <= value <= 1
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float)
-
-
-def _is_numbers(value: object, number: int) -> TypeGuard[list[float]]:
-    return isinstance(value, list) and len(value) == number and all(map(_is_number, value))
+        raise RunError(f"{str(path)!r}: `[task]` is not valid: {error}.") from error

@@ -97,12 +97,12 @@ class Ledger:
     @property
     def uplink_bytes(self) -> int:
         """Payload bytes from clients so far."""
-        return sum(each.uplink_bytes for each in self.rounds.values())
+        return sum(sent.uplink_bytes for sent in self.rounds.values())
 
     @property
     def downlink_bytes(self) -> int:
         """Payload bytes to clients so far."""
-        return sum(each.downlink_bytes for each in self.rounds.values())
+        return sum(sent.downlink_bytes for sent in self.rounds.values())
 
     @property
     def total_bytes(self) -> int:

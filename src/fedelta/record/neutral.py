@@ -1,4 +1,4 @@
-"""Names from anywhere, such as those of classes and clients, as mere text: nothing runs or renders them."""
+"""Names of classes, clients and the like as plain text for each format: no program runs or renders them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 # A spreadsheet takes a text that begins with one of these for a formula; the wide ones in some languages.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 _MARKUP = re.compile(r"([\\`*\[\]|~#!$]|(?<![^\W_])_|_(?![^\W_]))")
-# What becomes a link, an address or a mention without any brackets.
+# What Markdown turns into a link, an address or a mention without brackets.
 _LINK = re.compile(r"(?<=[A-Za-z])(:)(?=//)|(?<=www)(\.)|(@)", re.IGNORECASE)
 # Control characters, halves of a character, ends of lines and paragraphs, and what turns the direction of writing.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\u200e\u200f\u061c\u202a-\u202e\u2066-\u2069]")
@@ -44,7 +44,7 @@ def line(text: str) -> str:
 
 
 def paragraphs(text: str) -> str:
-    """The same, but line breaks and tabs stay."""
+    """Without them too, but line breaks and tabs stay."""
     return _IN_PARAGRAPHS.sub(_REPLACEMENT, text.replace("\r\n", "\n"))
 
 
@@ -55,7 +55,7 @@ def markdown(text: str) -> str:
     &lt;b&gt; \*y\* \[z\](http\://a.b) snake_case \_i\_ \| c\@d
     """
     plain = html.escape(line(text), quote=False)
-    return _LINK.sub(lambda found: f"\\{found.group()}", _MARKUP.sub(r"\\\1", plain))
+    return _LINK.sub(lambda match: f"\\{match.group()}", _MARKUP.sub(r"\\\1", plain))
 
 
 def latex(text: str) -> str:

@@ -1,7 +1,7 @@
-"""What a run began with, by which everything that is read later is recognised: kept in every checkpoint.
+"""What a run began with, kept in every checkpoint, to recognise what is read later.
 
-Settings are kept in full, so that a message can name the key that differs; of weights, examples and files there are
-digests. Where data and weights are is no part of it: their content is, so that they may be moved.
+Settings are kept in full, so that a message can name the key that differs; weights, examples and files as digests.
+The places of data and weights are not kept, only their content, so that they may be moved.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from fedelta.record.numbers import UNKNOWN
 
 CLASS_NAMES = "class names"
 _NUM_SHOWN = 5
-# What changes no result of a round: a run may be tracked from its second half on, what it started from is in its
-# checkpoint, and the content of data and weights is looked at instead of their places.
+# They change no result of a round: tracking may begin at any round, the start is in the checkpoint, and of data and
+# weights the content is compared instead of the place.
 _FREE = ("tracking.", "model.adapter", "model.source", "data.source", "data.test_source")
 _HELD_OUT = ("personalization.held_out_clients", "personalization.held_out")
 
@@ -55,30 +55,30 @@ def settings_of(table: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def other_settings(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Where the settings of a run are not those that it began with, in words; some of them if they are many."""
-    keys = [key for key in dict.fromkeys([*then, *now]) if then.get(key) != now.get(key)]
+def other_settings(original: Mapping[str, str], current: Mapping[str, str]) -> list[str]:
+    """A sentence for each setting that differs from what the run began with; only the first if they are many."""
+    keys = [key for key in dict.fromkeys([*original, *current]) if original.get(key) != current.get(key)]
     shown = [
-        f"`{key}` is {now.get(key, 'absent')} in `config.toml`, the run began with {then.get(key, 'none')}"
+        f"`{key}` is {current.get(key, 'absent')} in `config.toml`, the run began with {original.get(key, 'none')}"
         for key in keys[:_NUM_SHOWN]
     ]
     return shown + ([f"and {len(keys) - _NUM_SHOWN} more settings"] if len(keys) > _NUM_SHOWN else [])
 
 
-def other_inputs(then: Mapping[str, str], now: Mapping[str, str], places: Mapping[str, str]) -> list[str]:
-    """What of `now` is not what the run began with, in words.
+def other_inputs(original: Mapping[str, str], current: Mapping[str, str], places: Mapping[str, str]) -> list[str]:
+    """A sentence for each input of `current` that differs from what the run began with.
 
     Args:
-        then: of the run.
-        now: what was looked at.
-        places: the first word of an input, such as "test", to where that was read.
+        original: digests of the run.
+        current: digests of what was read.
+        places: the first word of an input, such as "test", to where it was read.
     """
-    keys = [key for key, digest in now.items() if then.get(key, digest) != digest]
+    keys = [key for key, digest in current.items() if original.get(key, digest) != digest]
     return [f"the {key} {_where(key, places)}are not those that the run began with" for key in keys]
 
 
 def refuse(what: str, problems: Collection[str]) -> None:
-    """Raises for what does not go with a run; nothing if there are no problems.
+    """Refuses what does not belong to a run; does nothing if there are no problems.
 
     Raises:
         CheckpointError: names all of it.
@@ -93,7 +93,7 @@ def refuse(what: str, problems: Collection[str]) -> None:
 
 
 def changed_files(run: Path, origin: Origin) -> list[str]:
-    """The files of the run directory that are not as the run wrote them when it began, in words."""
+    """A sentence for each file of the run directory that is not as the run wrote it when it began."""
     return [
         f"{str(run / name)!r} is not as the run wrote it when it began"
         for name, digest in origin.files.items()
@@ -106,42 +106,42 @@ def digest_of_names(class_names: Sequence[str]) -> str:
     return hashlib.sha256(repr(tuple(class_names)).encode()).hexdigest()
 
 
-def other_words(origin: Origin, said: Record, class_names: Sequence[str]) -> list[str]:
-    """Where `fedelta.json` in a run directory says something else than the run, in words.
+def other_words(origin: Origin, written: Record, class_names: Sequence[str]) -> list[str]:
+    """Where `fedelta.json` in a run directory differs from the run, in words.
 
     Args:
         origin: of the run.
-        said: `seed` and `tuning` of the file.
+        written: `seed` and `tuning` of the file.
         class_names: of the file.
     """
-    then = {key: value for key, value in origin.settings.items() if key == "seed" or key.startswith("tuning.")}
-    now = {key: value for key, value in flatten(said) if value != UNKNOWN}
-    other = [key for key in dict.fromkeys([*then, *now]) if then.get(key) != now.get(key)]
+    original = {key: value for key, value in origin.settings.items() if key == "seed" or key.startswith("tuning.")}
+    current = {key: value for key, value in flatten(written) if value != UNKNOWN}
+    different = [key for key in dict.fromkeys([*original, *current]) if original.get(key) != current.get(key)]
     if origin.inputs.get(CLASS_NAMES, "") != digest_of_names(class_names):
-        other.append(CLASS_NAMES)
-    return [f"`fedelta.json` does not say what the run wrote into it: {', '.join(other)}"] if other else []
+        different.append(CLASS_NAMES)
+    return [f"`fedelta.json` does not say what the run wrote into it: {', '.join(different)}"] if different else []
 
 
-def refuse_other_adapter(path: Path, trained: Params, found: Params) -> None:
+def refuse_other_adapter(path: Path, trained: Params, loaded: Params) -> None:
     """Refuses an adapter in a run directory that is not what the run came to.
 
     Args:
         path: of the adapter.
         trained: of the last checkpoint.
-        found: of the adapter.
+        loaded: of the adapter.
 
     Raises:
         CheckpointError: they differ.
     """
-    other = [
+    different = [
         name
-        for name in dict.fromkeys([*trained, *found])
-        if name not in trained or name not in found or not torch.equal(trained[name], found[name])
+        for name in dict.fromkeys([*trained, *loaded])
+        if name not in trained or name not in loaded or not torch.equal(trained[name], loaded[name])
     ]
-    if other:
+    if different:
         refuse(
             f"adapter {str(path)!r}",
-            [f"{len(other)} of {len(trained)} tensors are not those of the run's checkpoint, first `{other[0]}`"],
+            [f"{len(different)} of {len(trained)} tensors differ from the run's checkpoint, first `{different[0]}`"],
         )
 
 

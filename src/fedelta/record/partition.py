@@ -1,4 +1,4 @@
-"""`partition.json`: who the clients are, and how many examples of each class they hold."""
+"""`partition.json`: numbers and names of the clients, and how many examples of each class they hold."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from fedelta.record.files import Record, read_json
 
 @dataclass(frozen=True)
 class Partition:
-    """Who holds what.
+    """How many examples of each class the clients hold.
 
     Args:
         class_names: of the classes, or kinds of rows, in the order of the counts; nothing where the task has none.
         counts: client id to the number of its examples of each.
         held_out: clients that no round asks; in no count.
-        clients: who all of them are.
+        clients: numbers and names of all clients.
         kind: what a class is called, one and several (`Task.stratum`).
     """
 
@@ -50,12 +50,12 @@ def partition_record(data: FederatedData) -> Record:
             for client_id, rows in sorted(rows_of.items())
         }
 
-    found: Record = {"class_names": list(names), "clients": counts(data.partition)}
+    record: Record = {"class_names": list(names), "clients": counts(data.partition)}
     if data.held_out:
-        found["held_out"] = counts(data.held_out)
-    if called := data.clients.names:
-        found["names"] = {str(number): called[number] for number in data.clients.numbers}
-    return found
+        record["held_out"] = counts(data.held_out)
+    if names_of := data.clients.names:
+        record["names"] = {str(number): names_of[number] for number in data.clients.numbers}
+    return record
 
 
 def read_partition(path: Path, kind: tuple[str, str] = ("class", "classes")) -> Partition | None:
@@ -83,12 +83,12 @@ def read_partition(path: Path, kind: tuple[str, str] = ("class", "classes")) -> 
     try:
         clients = Clients.of({*counts, *held_out}, names)
     except DataError as error:
-        raise RunError(f"{str(path)!r} cannot be right: {error.message}.") from error
+        raise RunError(f"{str(path)!r} is not valid: {error.message}.") from error
     return Partition(class_names, dict(sorted(counts.items())), held_out, clients, kind)
 
 
 def read_clients(path: Path) -> Clients:
-    """Who the clients of the run with this file are; nobody where it is not there.
+    """The clients of the run with this file; none where it is not there.
 
     Raises:
         RunError: it holds something else.

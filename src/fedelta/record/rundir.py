@@ -4,7 +4,7 @@ config.toml           the configuration as it was read, every default written ou
                       `[tuning]` is the adapter's
 environment.json      versions, machine, commit
 citations.bib         papers behind what the run used
-partition.json        class names, examples of each class by client, apart those of clients that no round asks, and
+partition.json        class names, examples of each class by client, those of held-out clients apart, and
                       what the clients are called
 model.json            parameter counts, of each group too, so that an unfinished run can be reported; and `[strategy]`
                       with what a byte budget made of it
@@ -17,7 +17,7 @@ summary.json          written at the end
 confusion.json        how often each class was taken for which, where the task has classes; written at the end
 adapter/              the tuned tensors for deployment, written at the end
 exits.json            what an answer from each exit costs, where the model has exits; written at the end
-personalization.json  what clients that no round asked made of it, written by `fedelta personalize`
+personalization.json  measures of held-out clients before and after fine-tuning, written by `fedelta personalize`
 """
 
 from __future__ import annotations
@@ -211,12 +211,14 @@ class RunDirectory:
     def changed_logs(self, checkpoint: Checkpoint, seals: Mapping[str, Seal]) -> list[str]:
         """What is wrong with the logs up to the moment of `checkpoint`, in words; reads the seals up to there."""
         problems = []
-        for name, then in checkpoint.logs.items():
-            now = seals[name].mark(then.num_bytes)
-            if now.num_bytes < then.num_bytes:
-                found = f"has {now.num_bytes} bytes, the checkpoint was written when it had {then.num_bytes}"
-                problems.append(f"{str(self.path / name)!r} {found}")
-            elif now != then:
+        for name, sealed in checkpoint.logs.items():
+            current = seals[name].mark(sealed.num_bytes)
+            if current.num_bytes < sealed.num_bytes:
+                problems.append(
+                    f"{str(self.path / name)!r} has {current.num_bytes} bytes, the checkpoint was written when it had "
+                    f"{sealed.num_bytes}"
+                )
+            elif current != sealed:
                 problems.append(f"{str(self.path / name)!r} is not as the run wrote it up to round {checkpoint.round}")
         return problems
 
@@ -266,9 +268,9 @@ class RunDirectory:
 def _sweep_unfinished(parent: Path) -> None:
     """Removes run directories that processes were making when they were killed; nothing that is of another form."""
     for rest in parent.glob(".*.partial"):
-        found = _UNFINISHED.fullmatch(rest.name)
-        is_ours = found is not None and rest.is_dir() and not rest.is_symlink()
-        if is_ours and found is not None and not _is_alive(int(found["pid"])) and _holds_only_ours(rest):
+        match = _UNFINISHED.fullmatch(rest.name)
+        is_ours = match is not None and rest.is_dir() and not rest.is_symlink()
+        if is_ours and match is not None and not _is_alive(int(match["pid"])) and _holds_only_ours(rest):
             shutil.rmtree(rest, ignore_errors=True)
 
 

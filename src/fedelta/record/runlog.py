@@ -33,8 +33,8 @@ def round_record(
         loss: what the task minimises; it names the training loss.
         clients: what they are called; where they have no names, the record has none.
     """
-    uplink = sum(each.payload_bytes for each in outcome.transfers if each.direction == "up")
-    downlink = sum(each.payload_bytes for each in outcome.transfers if each.direction == "down")
+    uplink = sum(transfer.payload_bytes for transfer in outcome.transfers if transfer.direction == "up")
+    downlink = sum(transfer.payload_bytes for transfer in outcome.transfers if transfer.direction == "down")
     evaluation = outcome.evaluation
     claims = [vars(claim) | clients.entry(claim.client_id) for claim in outcome.claims]
     at_exits = {} if evaluation is None else {name: list(values) for name, values in evaluation.by_exit.items()}
@@ -50,7 +50,7 @@ def round_record(
         "cohort": list(outcome.cohort),
         **({"cohort_names": [clients.names[number] for number in outcome.cohort]} if clients.names else {}),
         **({"claims": claims} if claims else {}),
-        "rejections": [vars(each) | clients.entry(each.client_id) for each in outcome.rejections],
+        "rejections": [vars(rejection) | clients.entry(rejection.client_id) for rejection in outcome.rejections],
         "uplink_bytes": uplink,
         "downlink_bytes": downlink,
         "cumulative_bytes": cumulative_bytes,
@@ -86,8 +86,8 @@ def summary(
         ledger: all payloads of the run.
         primary: the measure that tables go by.
         sizes: `tuned_parameters`, the number of scalars that travel, and `total_parameters`, that of the whole model.
-        details: what only the end of a run tells: `measures`, a map as in the records; `by_class` and `by_client`, name
-            to such a map.
+        details: what is measured only at the end of a run: `measures`, a map as in the records; `by_class` and
+            `by_client`, name to such a map.
 
     Returns:
         Sizes in bytes, times in seconds. `final_<measure>` is of the last evaluated round, for every measure, and
@@ -100,7 +100,7 @@ def summary(
         **_final(records, primary),
         **(details or {}),
         "rounds": len(records),
-        "void_rounds": sum(each["num_examples"] == 0 for each in records),
+        "void_rounds": sum(record["num_examples"] == 0 for record in records),
         "relative_cost": relative_cost(records),
         **sizes,
         "uplink_bytes": ledger.uplink_bytes,
@@ -109,14 +109,14 @@ def summary(
         "downlink_tensor_bytes": ledger.downlink_tensor_bytes,
         "full_model_bytes": full_model_bytes(sizes["total_parameters"], ledger.num_transfers),
         "wall_seconds": wall_seconds(timings, len(records)),
-        "peak_memory_bytes": max((each.get("peak_memory_bytes") or 0 for each in timings), default=0),
+        "peak_memory_bytes": max((timing.get("peak_memory_bytes") or 0 for timing in timings), default=0),
     }
 
 
 def wall_seconds(timings: Sequence[Record], num_rounds: int) -> float | None:
-    """Time in the rounds that `timings` tell of; None where they tell of none, as `timings.jsonl` may be lost."""
-    found = [each.get("wall_seconds") for each in timings]
-    known = [seconds for seconds in found if isinstance(seconds, int | float)]
+    """Time in the rounds that `timings` hold; None where they hold none, as `timings.jsonl` may be lost."""
+    entries = [timing.get("wall_seconds") for timing in timings]
+    known = [seconds for seconds in entries if isinstance(seconds, int | float)]
     return float(sum(known)) if known or not num_rounds else None
 
 
@@ -127,7 +127,7 @@ def best_of(values: Sequence[float], measure: Measure) -> float | None:
 
 def by_exit(records: Sequence[Record], measure: Measure) -> list[float] | None:
     """The measure at each exit in the last evaluated round, lowest exit first; None without exits."""
-    at_exits = [each["measures_by_exit"] for each in records if "measures_by_exit" in each]
+    at_exits = [record["measures_by_exit"] for record in records if "measures_by_exit" in record]
     return at_exits[-1].get(measure.name) if at_exits else None
 
 
@@ -136,7 +136,7 @@ def relative_cost(records: Sequence[Record]) -> float | None:
 
     That is the mean `synced_fraction` of the rounds that count; None without any, or where records do not have it.
     """
-    synced = [each.get("synced_fraction") for each in records if each.get("num_examples")]
+    synced = [record.get("synced_fraction") for record in records if record.get("num_examples")]
     known = [fraction for fraction in synced if fraction is not None]
     return sum(known) / len(known) if known and len(known) == len(synced) else None
 
@@ -147,8 +147,8 @@ def full_model_bytes(total_parameters: int, num_transfers: int) -> int:
 
 
 def _final(records: Sequence[Record], primary: Measure) -> Record:
-    """What the measures came to."""
-    evaluated = [each["measures"] for each in records if each["measures"] is not None]
+    """The last and the best values of the measures."""
+    evaluated = [record["measures"] for record in records if record["measures"] is not None]
     last = evaluated[-1] if evaluated else {primary.name: None}
     at_exits = by_exit(records, primary)
     return {

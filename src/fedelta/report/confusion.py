@@ -1,4 +1,4 @@
-"""Which class is taken for which: the matrix as a figure, and its largest mistakes."""
+"""The confusion matrix as a figure, and the most frequent mistakes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from fedelta.report.drawing import GRID, INK, ON_STRONG, SERIES, SIZE, blank, style, transparent_to
 from fedelta.tasks.details import Confusion
 
-# So many classes have their numbers in the matrix, and their names beside it; more have their places in the order.
+# Up to so many classes have numbers in the matrix, and names beside it; of more the axes show the position.
 MAX_NUMBERS, MAX_NAMES = 12, 24
-_WITH_COUNTS = 5  # so many have room for the counts too
+_WITH_COUNTS = 5  # up to so many have room for the counts too
 _STRONG = 0.72  # shares above it are dark on a light page, and text on them is light
 _NAME = 14  # characters
 
@@ -50,13 +50,13 @@ def mistakes(confusion: Confusion, most: int) -> list[tuple[str, str, int, float
     >>> mistakes(Confusion(("cat", "dog"), ((6, 2), (3, 9)), 20), most=1)
     [('dog', 'cat', 3, 0.25)]
     """
-    found = [
+    errors = [
         (true, answer, count, count / sum(row))
         for true, row in zip(confusion.class_names, confusion.counts, strict=True)
         for answer, count in zip(confusion.class_names, row, strict=True)
         if answer != true and count
     ]
-    return sorted(found, key=lambda mistake: (-mistake[2], -mistake[3]))[:most]
+    return sorted(errors, key=lambda mistake: (-mistake[2], -mistake[3]))[:most]
 
 
 def _name(axes: Axes, names: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backend_bases import RendererBase
-from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_mixed import MixedModeRenderer
 from matplotlib.backends.backend_svg import RendererSVG
 from matplotlib.colors import LinearSegmentedColormap, to_rgba
@@ -91,7 +91,7 @@ def transparent_to(color: str) -> LinearSegmentedColormap:
     """From nothing to `color` through its opacity, so that it suits any background; zero stays empty."""
     red, green, blue, _ = to_rgba(color)
     opacities = [0.0, *(0.15 + 0.85 * step / 254 for step in range(255))]
-    return LinearSegmentedColormap.from_list("share", [(red, green, blue, each) for each in opacities], N=256)
+    return LinearSegmentedColormap.from_list("share", [(red, green, blue, opacity) for opacity in opacities], N=256)
 
 
 def to_svg(figure: Figure, prefix: str, description: str) -> str:
@@ -103,10 +103,7 @@ def to_svg(figure: Figure, prefix: str, description: str) -> str:
         description: for readers who do not see it.
     """
     buffer = io.StringIO()
-    width, height = figure.bbox.size
-    # `savefig` would draw everything twice, and measure each text three times.
-    vectors = RendererSVG(width, height, buffer, image_dpi=_IMAGE_DPI, metadata={"Date": None, "Creator": None})
-    renderer = MixedModeRenderer(figure, *figure.get_size_inches(), _IMAGE_DPI, vectors)
+    renderer = _renderer(figure, buffer)
     with style():
         _fit(figure, renderer)
         figure.draw(renderer)
@@ -121,7 +118,7 @@ def to_svg(figure: Figure, prefix: str, description: str) -> str:
         svg = svg.replace(color, f"var(--series-{number})")
     for color, name in ((INK, "ink"), (MUTED, "muted"), (GRID, "grid"), (ON_STRONG, "on-strong")):
         svg = svg.replace(color, f"var(--{name})")
-    # Names of anything may be in the labels: matplotlib escapes them, and leaves control characters.
+    # Labels hold names of anything; matplotlib escapes markup in them, but not control characters.
     return paragraphs(svg.replace("<svg", f'<svg role="img" aria-label="{escape(description)}"', 1))
 
 
@@ -137,7 +134,19 @@ def to_png(figure: Figure, dots_per_inch: int = 200) -> bytes:
 def settle(figure: Figure) -> None:
     """Puts the plots of `figure` where they will be, for what is placed by pixels among them."""
     with style():
-        _fit(figure, RendererAgg(*figure.bbox.size, _POINTS))
+        _fit(figure, FigureCanvasAgg(figure).get_renderer())  # type: ignore[no-untyped-call]
+
+
+def _renderer(figure: Figure, buffer: io.StringIO) -> Any:  # Any: matplotlib's types of this class are incomplete
+    """Writes `figure` to `buffer` as SVG.
+
+    `savefig` would draw the figure twice, and measure every text once more for the layout.
+    """
+    width, height = figure.bbox.size
+    metadata = {"Date": None, "Creator": None}
+    vectors = RendererSVG(width, height, buffer, image_dpi=_IMAGE_DPI, metadata=metadata)  # type: ignore[no-untyped-call]
+    mixed: Any = MixedModeRenderer  # what matplotlib rasterises, such as a bar of colours, becomes an image
+    return mixed(figure, *figure.get_size_inches(), _IMAGE_DPI, vectors)
 
 
 def _fit(figure: Figure, renderer: RendererBase) -> None:
@@ -146,8 +155,8 @@ def _fit(figure: Figure, renderer: RendererBase) -> None:
     One pass, where matplotlib's layout engines take two: labels hardly change when the plots become a little smaller.
     """
     width, height = figure.bbox.size
-    plots = Bbox.union([axes.bbox for axes in figure.axes])
-    used = Bbox.union([axes.get_tightbbox(renderer, for_layout_only=True) for axes in figure.axes])
+    boxes = [axes.get_tightbbox(renderer, for_layout_only=True) for axes in figure.axes]
+    plots, used = Bbox.union([axes.bbox for axes in figure.axes]), Bbox.union([box for box in boxes if box])
     legends = max((height - legend.get_window_extent(renderer).y0 for legend in figure.legends), default=0.0)
     figure.subplots_adjust(
         left=(plots.x0 - used.x0 + _PAD) / width,

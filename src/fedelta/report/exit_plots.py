@@ -22,7 +22,7 @@ _NUMBER = "Exit"
 _COSTS: dict[str, Callable[[Exits], Sequence[float]]] = {
     _NUMBER: lambda exits: range(1, len(exits.last) + 1),
     "Milliseconds for one example": lambda exits: exits.compute.milliseconds or (),
-    "MFLOPs for one example": lambda exits: [each / 1e6 for each in exits.compute.flops or ()],
+    "MFLOPs for one example": lambda exits: [flops / 1e6 for flops in exits.compute.flops or ()],
 }
 
 
@@ -35,20 +35,20 @@ def measure_by_cost(runs: Mapping[int, Exits], measured: str) -> Figure:
     """
     measures = {exits.measure for exits in runs.values()}
     panels = {
-        name: found
+        name: costs_of
         for name, costs in _COSTS.items()
-        if (found := {index: costs(exits) for index, exits in runs.items() if costs(exits)})
+        if (costs_of := {index: costs(exits) for index, exits in runs.items() if costs(exits)})
     }
     with style():
         figure = blank((max(1, len(panels) * 2 / 3) * SIZE[0], SIZE[1]))
         grid = {"wspace": 0.08}
         all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False, gridspec_kw=grid)[0]
-        for axes, (name, found) in zip(all_axes, panels.items(), strict=True):
-            for index, costs in found.items():
+        for axes, (name, costs_of) in zip(all_axes, panels.items(), strict=True):
+            for index, costs in costs_of.items():
                 _draw(axes, costs, runs[index], index)
                 if len(runs) == 1 and name != _NUMBER:
                     _number_dots(axes, costs, runs[index])
-            _scale(axes, name, [costs[-1] for costs in found.values()])
+            _scale(axes, name, [costs[-1] for costs in costs_of.values()])
         all_axes[0].set_ylabel(measured)
         _limit(all_axes[0], [value for exits in runs.values() for value in exits.last], measures.pop())
         return figure
@@ -63,26 +63,26 @@ def exits_by_round(exits: Exits, measured: str, *, wide: bool = False) -> Figure
         wide: over the width of the page.
     """
     rounds = sorted(exits.by_round)
-    found = np.array([[in_unit(value, exits.measure) for value in exits.by_round[round]] for round in rounds])
-    num_exits = found.shape[1]
+    heights = np.array([[in_unit(value, exits.measure) for value in exits.by_round[round]] for round in rounds])
+    num_exits = heights.shape[1]
     with style():
         figure = blank(((2 if wide else 1) * SIZE[0], SIZE[1] - 0.3 if wide else SIZE[1]))
         axes = figure.subplots()
         for place in range(num_exits):
             color = _shade(place, num_exits)
-            axes.plot(rounds, found[:, place], color=color, zorder=2)
-            axes.plot(rounds[-1:], found[-1:, place], color=color, marker="o", markersize=4, linestyle="none")
+            axes.plot(rounds, heights[:, place], color=color, zorder=2)
+            axes.plot(rounds[-1:], heights[-1:, place], color=color, marker="o", markersize=4, linestyle="none")
         axes.set(xlabel="Round", ylabel=measured)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         _limit(axes, [value for row in exits.by_round.values() for value in row], exits.measure)
-        _name_lines(axes, rounds[-1], found[-1])
+        _name_lines(axes, rounds[-1], heights[-1])
         return figure
 
 
 def spread(heights: Sequence[float], gap: float, lowest: float, highest: float) -> list[float]:
-    """Where labels go that want to be at `heights`: in their order, `gap` apart, between the bounds as far as they fit.
+    """Heights of labels: near `heights`, in their order, `gap` apart, and within the bounds if they fit.
 
-    Neighbours that would touch are set around the middle of where they want to be.
+    Neighbours that would touch are centred on the mean of their heights.
 
     >>> spread([0.0, 5.0, 5.5, 9.0], 1.0, 0.0, 10.0)
     [0.0, 4.75, 5.75, 9.0]
@@ -100,8 +100,8 @@ def spread(heights: Sequence[float], gap: float, lowest: float, highest: float) 
             middle = (below * below_number + middle * number) / (number + below_number)
             number += below_number
         blocks.append((middle, number))
-    found = [middle + (index - (number - 1) / 2) * gap for middle, number in blocks for index in range(number)]
-    return [found[order.index(place)] for place in range(len(heights))]
+    places = [middle + (index - (number - 1) / 2) * gap for middle, number in blocks for index in range(number)]
+    return [places[order.index(place)] for place in range(len(heights))]
 
 
 def _draw(axes: Axes, costs: Sequence[float], exits: Exits, index: int) -> None:

@@ -164,7 +164,7 @@ def _has_areas(exits_of: Mapping[int, Exits]) -> bool:
 def _area(runs: Sequence[History], exits_of: Mapping[int, Exits]) -> str:
     if not _has_areas(exits_of):
         return ""
-    ranges = " Each over the range of its own run." if len(exits_of) > 1 else ""
+    ranges = " Each over the range of its run." if len(exits_of) > 1 else ""
     return f"{_AREA.format(label=runs[0].primary.label)}{ranges}"
 
 

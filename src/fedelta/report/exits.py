@@ -19,11 +19,11 @@ from fedelta.tasks.base import Measure
 
 @dataclass(frozen=True)
 class Tier:
-    """The clients that run as many blocks.
+    """The clients that run the same number of blocks.
 
     Args:
         depth: number of their blocks.
-        num_clients: that are in the tier, asked or not.
+        num_clients: how many are in the tier, asked or not.
         downlink_bytes: mean payload of one of them in a round that asked it; None if no round has.
         uplink_bytes: likewise, of what came back.
     """
@@ -42,8 +42,8 @@ class Exits:
         measure: the primary one of the run.
         by_round: number of each evaluated round to the measure at each exit, [E].
         compute: what an answer from each costs; nothing where it was not measured.
-        tiers: of the clients, by depth; none where all run the whole model, or where nobody knows who does what.
-        problem: why nobody knows it.
+        tiers: of the clients, by depth; none where all run the whole model, or where depths are not known.
+        problem: why depths are not known.
     """
 
     measure: Measure
@@ -72,11 +72,13 @@ def read_exits(run: History) -> Exits | None:
     """The exits of `run`; None where it has none, or no round was evaluated.
 
     Raises:
-        RunError: its configuration has a section `[exits]` that cannot be right.
+        RunError: the section `[exits]` of its configuration is not valid.
     """
     name = run.primary.name
     by_round = {
-        each["round"]: tuple(each["measures_by_exit"][name]) for each in run.rounds if "measures_by_exit" in each
+        record["round"]: tuple(record["measures_by_exit"][name])
+        for record in run.rounds
+        if "measures_by_exit" in record
     }
     if not by_round:
         return None
@@ -86,11 +88,11 @@ def read_exits(run: History) -> Exits | None:
 
 
 def _depths(run: History, num_exits: int) -> tuple[dict[int, int], str]:
-    """Client id to depth, nothing without tiers; and why it is not known, or nothing."""
+    """Client id to depth, empty without tiers; and why depths are not known, empty where they are."""
     try:
         settings = ExitSettings.model_validate(run.config.get("exits", {}))
     except ValidationError as error:
-        raise RunError(f"{str(run.path)!r}: `[exits]` cannot be right: {error.errors()[0]['msg']}.") from error
+        raise RunError(f"{str(run.path)!r}: `[exits]` is not valid: {error.errors()[0]['msg']}.") from error
     seed = run.config.get("seed")
     if not settings.has_tiers:
         return {}, ""
@@ -110,15 +112,15 @@ def _tiers(run: History, depths: Mapping[int, int]) -> tuple[Tier, ...]:
         Tier(
             depth,
             num_clients,
-            _mean(down[each] for each in depths if depths[each] == depth and each in down),
-            _mean(up[each] for each in depths if depths[each] == depth and each in up),
+            _mean(down[client] for client in depths if depths[client] == depth and client in down),
+            _mean(up[client] for client in depths if depths[client] == depth and client in up),
         )
         for depth, num_clients in sorted(Counter(depths.values()).items())
     )
 
 
 def _mean(sent: Iterable[ClientBytes]) -> float | None:
-    """Bytes of a payload."""
-    found = list(sent)
-    payloads = sum(each.num_payloads for each in found)
-    return sum(each.payload_bytes for each in found) / payloads if payloads else None
+    """Mean bytes of a payload; None without any."""
+    clients = list(sent)
+    num_payloads = sum(client.num_payloads for client in clients)
+    return sum(client.payload_bytes for client in clients) / num_payloads if num_payloads else None

@@ -52,10 +52,10 @@ def discrepancy_by_group(layers: Layers) -> Figure:
 
     Zero has no place on a logarithmic axis: groups that end with it have a hollow mark at the left edge.
     """
-    found = layers.unit_discrepancy.numpy()
-    last, rows = found[-1], np.arange(found.shape[1])
-    known = np.where(found > 0, found, np.nan)
-    moved = (found > 0).any(axis=0)
+    values = layers.unit_discrepancy.numpy()
+    last, rows = values[-1], np.arange(values.shape[1])
+    known = np.where(values > 0, values, np.nan)
+    moved = (values > 0).any(axis=0)
     edge = np.nanmin(known) / 2
     with style():
         figure = blank((SIZE[0], 0.7 + _height(len(rows))))
@@ -172,7 +172,7 @@ def _height(num_groups: int) -> float:
 
 def _shade(interval: int, phi: int) -> tuple[float, float, float, float]:
     """One step of colour for each interval that is possible: the longer, the stronger."""
-    divisors = [each for each in range(1, phi + 1) if phi % each == 0]
+    divisors = [divisor for divisor in range(1, phi + 1) if phi % divisor == 0]
     strength = divisors.index(interval) / max(1, len(divisors) - 1)
     red, green, blue, _ = to_rgba(SERIES[0])
     return red, green, blue, 0.15 + 0.85 * strength

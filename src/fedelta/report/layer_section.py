@@ -78,8 +78,8 @@ def _discrepancy(layers: Layers, prefix: str) -> list[Picture]:
 
 def _syncs(run: History) -> str:
     full, finished = len(run.full_syncs), len(run.rounds)
-    were = "was a full sync, which averages" if full == 1 else "were full syncs, which average"
-    return f"{count(full)} of {count(finished)} rounds {were} every group."
+    verb = "was a full sync, which averages" if full == 1 else "were full syncs, which average"
+    return f"{count(full)} of {count(finished)} rounds {verb} every group."
 
 
 def _traffic(run: History) -> str:
@@ -110,13 +110,14 @@ def _choice_note(layers: Layers, choice: Choice) -> str:
 
 
 def _crossing_note(layers: Layers, strategy: FedLama, choice: Choice) -> str:
-    seldom, at_it = _numbers(choice)[strategy.phi], strategy.crossing == "included"
+    num_groups, is_included = _numbers(choice)[strategy.phi], strategy.crossing == "included"
     if strategy.phi == 1:
         return "With phi = 1 every group travels in every round."
+    where = "before the crossing, and the one at it" if is_included else "before the crossing"
     return (
-        f"{count(seldom)} of {count(len(layers.sizes))} groups were given an interval of {strategy.phi} rounds: those "
-        f"before the crossing{', and the one at it' if at_it else ''}. They have {percent(choice.parameter_share)} of "
-        f"the parameters and {percent(choice.discrepancy_share)} of the discrepancy."
+        f"{count(num_groups)} of {count(len(layers.sizes))} groups were given an interval of {strategy.phi} rounds: "
+        f"those {where}. They have {percent(choice.parameter_share)} of the parameters and "
+        f"{percent(choice.discrepancy_share)} of the discrepancy."
     )
 
 

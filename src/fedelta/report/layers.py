@@ -22,7 +22,7 @@ from fedelta.record.files import Record
 from fedelta.record.history import History
 from fedelta.strategies.fedlama import Curves, FedLama, curves
 from fedelta.strategies.fedlama_auto import FedLamaAuto
-from fedelta.strategies.windows import place
+from fedelta.strategies.windows import place as place_in_window
 
 _InWindows = Annotated[FedLama | FedLamaAuto, Field(discriminator="name")]
 
@@ -67,9 +67,9 @@ class Layers:
     @cached_property
     def num_syncs(self) -> Tensor:
         """[G] int64: rounds that averaged the group, kappa_l of Eq. 9."""
-        places = [place(self.strategy, record["round"]) for record in self.records]
-        positions = torch.tensor([[each.position] for each in places])
-        came_up = (positions % self.intervals == 0) | torch.tensor([[each.is_last] for each in places])
+        places = [place_in_window(self.strategy, record["round"]) for record in self.records]
+        positions = torch.tensor([[place.position] for place in places])
+        came_up = (positions % self.intervals == 0) | torch.tensor([[place.is_last] for place in places])
         return (came_up & torch.tensor([[bool(record["num_examples"])] for record in self.records])).sum(0)
 
     @property
@@ -83,7 +83,7 @@ class Layers:
         ends = [
             index
             for index, record in enumerate(self.records)
-            if record["num_examples"] and place(self.strategy, record["round"]).is_last
+            if record["num_examples"] and place_in_window(self.strategy, record["round"]).is_last
         ]
         followed = [index for index in ends if self.records[index]["round"] < self.strategy.num_rounds]
         made = followed or (ends if isinstance(self.strategy, FedLama) else [])
@@ -92,18 +92,18 @@ class Layers:
     def _choice(self, index: int) -> Choice:
         sizes = torch.tensor(list(self.sizes.values()))
         intervals = torch.tensor(self.records[index]["interval_rounds"])
-        is_seldom, amounts = intervals > 1, self.unit_discrepancy[index] * sizes
+        is_rare, amounts = intervals > 1, self.unit_discrepancy[index] * sizes
         return Choice(
             round=self.records[index]["round"],
             intervals=intervals,
             curves=curves(self.unit_discrepancy[index], sizes),
-            discrepancy_share=float(amounts[is_seldom].sum() / amounts.sum()) if amounts.any() else 0.0,
-            parameter_share=float(sizes[is_seldom].sum() / sizes.sum()),
+            discrepancy_share=float(amounts[is_rare].sum() / amounts.sum()) if amounts.any() else 0.0,
+            parameter_share=float(sizes[is_rare].sum() / sizes.sum()),
         )
 
 
 def read_layers(run: History) -> Layers | None:
-    """The groups of `run`; None where it does not tell, or has none that travel at intervals of their own.
+    """The groups of `run`; None where they are not known, or all travel in every round.
 
     Raises:
         RunError: its configuration has no such strategy, although its rounds have intervals.

@@ -64,7 +64,7 @@ def loss_by_round(runs: Sequence[History]) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axes.plot([], [], color=INK, label="test")
         axes.plot([], [], color=INK, alpha=0.4, label="training")
-        axes.legend(loc="upper right", fontsize=8)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize=8)
         return figure
 
 
@@ -97,7 +97,8 @@ def participation(run: History) -> Figure:
         "in the mean": [len(set(record["cohort"]) - out) for record, out in zip(run.rounds, rejected, strict=True)]
     }
     layers |= {
-        cause: [each.count(cause) for each in causes] for cause in sorted({cause for each in causes for cause in each})
+        cause: [in_round.count(cause) for in_round in causes]
+        for cause in sorted({cause for in_round in causes for cause in in_round})
     }
     with style():
         figure = blank((2 * SIZE[0], 2.4))
@@ -194,14 +195,14 @@ def measured(runs: Sequence[History]) -> str:
 
 
 def limits(axes: Axes, values: Sequence[float], measure: Measure) -> None:
-    """A fraction from nothing to everything, unless all are high; what has no bounds as it comes."""
+    """Shows a fraction from 0 to 100 %, unless all values are high; a measure without bounds keeps its own limits."""
     if measure.is_fraction and min(values, default=0.0) < 0.5:
         axes.set_ylim(0, 101)
 
 
 def _draw_by_round(axes: Axes, runs: Sequence[History]) -> None:
     for index, run in enumerate(runs):
-        _draw_curve(axes, run, index, [each["round"] for each in run.evaluated])
+        _draw_curve(axes, run, index, [record["round"] for record in run.evaluated])
     axes.set(xlabel="Round", ylabel=measured(runs))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     _limit(axes, runs)
@@ -210,9 +211,9 @@ def _draw_by_round(axes: Axes, runs: Sequence[History]) -> None:
 def _draw_by_traffic(axes: Axes, runs: Sequence[History]) -> None:
     positions: list[float] = []
     for index, run in enumerate(runs):
-        own = [each["cumulative_bytes"] / MIB for each in run.evaluated]
-        _draw_curve(axes, run, index, own)
-        positions += own
+        sent = [record["cumulative_bytes"] / MIB for record in run.evaluated]
+        _draw_curve(axes, run, index, sent)
+        positions += sent
     axes.set(xlabel="Sent so far, both directions (MiB)", ylabel=measured(runs))
     full_round = min((run.full_round_bytes / MIB for run in runs if run.full_round_bytes is not None), default=None)
     reach = max([*positions, full_round or 0])
@@ -229,7 +230,7 @@ def _draw_curve(axes: Axes, run: History, index: int, positions: Sequence[float]
     if not run.has_partial_syncs:
         line(axes, points, index, label=run.name)
         return
-    synced = [point for point, each in zip(points, run.evaluated, strict=True) if each["round"] in run.full_syncs]
+    synced = [point for point, record in zip(points, run.evaluated, strict=True) if record["round"] in run.full_syncs]
     line(axes, points, index, alpha=0.35)
     line(axes, synced, index, label=run.name)
     if len(synced) <= MAX_DOTS:

@@ -22,7 +22,7 @@ class Results:
     Args:
         lines: of the runs, where there are several.
         pictures: the curves; none before the first round is finished.
-        traffic: of each run, under a heading of its own where there are several.
+        traffic: of each run, under a second heading, where there are several.
     """
 
     template: ClassVar[str] = "results.html"

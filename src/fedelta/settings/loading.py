@@ -193,11 +193,10 @@ def _execute(path: Path, content: bytes, name: str) -> ModuleType:
 
 def _failure(error: BaseException, path: Path) -> str:
     """Where and how importing a file went wrong, in words."""
-    if isinstance(error, SyntaxError) and error.filename == str(path):
-        return f"is no Python: line {error.lineno}: {error.msg}"
     frames = traceback.extract_tb(error.__traceback__)
-    if isinstance(error, ValueError) and len(frames) == 1:  # null bytes
-        return f"is no Python: {error}"
+    if isinstance(error, SyntaxError | ValueError) and len(frames) == 1:  # from `compile`, before a line was run
+        line = f"line {error.lineno}: {error.msg}" if isinstance(error, SyntaxError) and error.lineno else str(error)
+        return f"is no Python: {line}"
     lines = [frame.lineno for frame in frames if frame.filename == str(path)]
     where = f" in line {lines[-1]}" if lines else ""
     return f"fails when it is imported{where}: {type(error).__name__}: {error}".rstrip(": ")

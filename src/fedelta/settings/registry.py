@@ -162,7 +162,11 @@ class Chosen:
 
     def get(self, name: object) -> type[Any] | None:
         """The class of that name; None where there is none."""
-        found = (registry.get(name) for registry in self.registries if isinstance(name, str))
+        if not isinstance(name, str):
+            return None
+        # One that is known already comes first: looking for more imports installed plug-ins.
+        registries = sorted(self.registries, key=lambda registry: name not in registry.known)
+        found = (registry.get(name) for registry in registries)
         return next((chosen for chosen in found if chosen is not None), None)
 
     def read(self, value: object) -> Settings:

@@ -1,4 +1,6 @@
-"""Measures of a classification that need the whole set, computed with scikit-learn.
+"""Measures of a classification that need the whole set, as scikit-learn defines them.
+
+Only the area under the ROC curve is computed by scikit-learn: importing it takes longer than a small run's round.
 
 Shapes: N examples, C classes.
 """
@@ -6,6 +8,7 @@ Shapes: N examples, C classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,13 +37,15 @@ def over_set(truth: Truth, probabilities: Probabilities) -> dict[str, float]:
         truth: labels, of shape [N].
         probabilities: of shape [N, C].
     """
-    from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
-
-    predicted = probabilities.argmax(1)
-    occurring = np.unique(np.concatenate([truth, predicted]))
-    _, recall, f1, support = precision_recall_fscore_support(truth, predicted, labels=occurring, zero_division=0.0)
-    scores = {MACRO_F1.name: float(f1.mean()), BALANCED_ACCURACY.name: float(recall[support > 0].mean())}
+    classes = _score(truth, probabilities)
+    occurring = (classes.num_examples > 0) | (classes.num_answers > 0)
+    scores = {
+        MACRO_F1.name: float(classes.f1[occurring].mean()),
+        BALANCED_ACCURACY.name: float(classes.recall[classes.num_examples > 0].mean()),
+    }
     if probabilities.shape[1] == 2 and len(np.unique(truth)) == 2 and np.isfinite(probabilities).all():
+        from sklearn.metrics import roc_auc_score
+
         scores[AUROC.name] = float(roc_auc_score(truth, probabilities[:, 1]))
     return scores
 
@@ -50,24 +55,58 @@ def by_class(truth: Truth, probabilities: Probabilities, class_names: Sequence[s
 
     The precision of a class that was never predicted is 0; recall and F1 of a class without examples are None.
     """
-    from sklearn.metrics import precision_recall_fscore_support
-
-    numbers = range(len(class_names))
-    columns = precision_recall_fscore_support(truth, probabilities.argmax(1), labels=list(numbers), zero_division=0.0)
-    scores: dict[str, Values] = {}
-    for name, precision, recall, f1, support in zip(class_names, *columns, strict=True):
-        scores[name] = {
-            PRECISION.name: float(precision),
-            RECALL.name: float(recall) if support else None,
-            F1.name: float(f1) if support else None,
-            "num_examples": int(support),
+    classes = _score(truth, probabilities)
+    return {
+        name: {
+            PRECISION.name: float(classes.precision[label]),
+            RECALL.name: float(classes.recall[label]) if classes.num_examples[label] else None,
+            F1.name: float(classes.f1[label]) if classes.num_examples[label] else None,
+            "num_examples": int(classes.num_examples[label]),
         }
-    return scores
+        for label, name in enumerate(class_names)
+    }
 
 
 def confusion(truth: Truth, probabilities: Probabilities, class_names: Sequence[str]) -> Confusion:
     """The confusion matrix."""
-    from sklearn.metrics import confusion_matrix
-
-    counts = confusion_matrix(truth, probabilities.argmax(1), labels=list(range(len(class_names))))
+    num_classes = len(class_names)
+    pairs = truth * num_classes + probabilities.argmax(1)
+    counts = np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
     return Confusion(tuple(class_names), tuple(map(tuple, counts.tolist())), len(truth))
+
+
+@dataclass(frozen=True)
+class _Classes:
+    """Counts and scores of each class, all of shape [C]; a fraction of nothing is 0.
+
+    Args:
+        num_examples: with this label.
+        num_answers: with this class as the most probable one.
+        precision: of the answers those that are right.
+        recall: of the examples those that are answered right.
+        f1: their harmonic mean.
+    """
+
+    num_examples: NDArray[np.int64]
+    num_answers: NDArray[np.int64]
+    precision: NDArray[np.float64]
+    recall: NDArray[np.float64]
+    f1: NDArray[np.float64]
+
+
+def _score(truth: Truth, probabilities: Probabilities) -> _Classes:
+    answers, num_classes = probabilities.argmax(1), probabilities.shape[1]
+    examples, answered, right = (
+        np.bincount(labels, minlength=num_classes) for labels in (truth, answers, truth[truth == answers])
+    )
+    return _Classes(
+        examples,
+        answered,
+        precision=_fraction(right, answered),
+        recall=_fraction(right, examples),
+        f1=_fraction(2 * right, examples + answered),
+    )
+
+
+def _fraction(part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
+    return np.divide(part, whole, out=np.zeros(len(whole)), where=whole > 0)

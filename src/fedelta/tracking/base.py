@@ -1,10 +1,10 @@
-"""What an experiment tracker is.
+"""The protocol of experiment trackers.
 
-A tracker holds a copy; the record is the run directory's. Whoever opens one hands it every round from the first on,
-those of an earlier process too, and the tracker sees to it that none is there twice.
+A tracker holds a copy of the records in the run directory. It is given every round from the first on, including rounds
+of an earlier process, and makes sure that none is stored twice.
 
-To add a tool, write a file with a class that satisfies `Tracker` and a function that opens it, and add a row to
-`TOOLS` in table.py and a name to `Tracking`. The library is imported inside of the function.
+To add a tool, write a file with a class that satisfies `Tracker` and a function that opens it, and add a row to `TOOLS`
+in table.py and a name to `Tracking`. The library is imported inside the function.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ Parameter = str | int | float | bool
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """What a tool is told about a run.
+    """The description of a run for a tool.
 
     Args:
-        name: for people; several runs may share it.
-        id: of this run alone, the same after a resume; letters and digits.
-        project: under which the tool files it.
-        directory: where tools keep their files, each in a place of its own; absolute.
-        parameters: key to value, `strategy.num_rounds` to 50.
+        name: for display; several runs may share it.
+        id: unique, and the same after a resume; letters and digits.
+        project: name of the group of runs in the tool.
+        directory: absolute; each tool keeps its files in a sub-folder.
+        parameters: key to value, such as `strategy.num_rounds` to 50.
     """
 
     name: str
@@ -40,10 +40,10 @@ class Tracker(Protocol):
     """One run in one tool."""
 
     def log(self, round: int, values: Mapping[str, float]) -> None:
-        """Adds the numbers of `round`, unless they are there; rounds come in order."""
+        """Adds the values of `round` if they are not stored yet; rounds come in order."""
 
     def finish(self, summary: Mapping[str, float]) -> None:
-        """Adds the key figures and marks the run as finished; nothing follows."""
+        """Adds the summary and marks the run as finished; the last call."""
 
     def close(self) -> None:
-        """Ends an unfinished run, which may be continued; nothing follows."""
+        """Ends an unfinished run, which may be continued later; the last call."""

@@ -1,7 +1,7 @@
-"""Keeps trackers at the state of a run's records.
+"""Copies the records of a run to trackers.
 
-The records are read back from the run directory, so that a tracker sees what a resumed run, the report and anybody
-else see. Trackers are a courtesy: one that fails is dropped with a warning, and the run goes on.
+The records are read back from the run directory, so a tracker gets the same values as a resumed run and the report.
+A tracker that fails is dropped with a warning, and the run continues.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Mirror:
         """Logs the rounds that were recorded since the last call."""
         if not self._trackers:
             return
-        # The whole file each time: a long run's few hundred KiB take milliseconds.
-        timings = {each["round"]: each for each in self._run.timings.readable()}  # some may be lost
+        # Reading the whole file each time takes milliseconds, even for long runs.
+        timings = {timing["round"]: timing for timing in self._run.timings.readable()}  # some may be lost
         pairs = [(record, timings.get(record["round"], {})) for record in self._run.read_rounds()]
         for record, timing in pairs[self._rounds_done :]:
             values = round_values(record, timing, self._loss)
@@ -89,11 +89,11 @@ class Mirror:
     def _guard(self, name: str, action: Callable[..., None], *args: object) -> None:
         try:
             action(*args)
-        except Exception as error:  # noqa: BLE001 whatever another library raises, the training is worth more
+        except Exception as error:  # noqa: BLE001 no error of a tracker may stop the training
             self._trackers.pop(name, None)
             logger.warning(
-                "tracking with %s ended: %s: %s. The run goes on; when that is mended, `fedelta resume %s` tracks all "
-                "of it from its records.",
+                "tracking with %s ended: %s: %s. The run continues; once that is fixed, `fedelta resume %s` tracks the "
+                "whole run from its records.",
                 name,
                 type(error).__name__,
                 error,
@@ -113,17 +113,18 @@ def mirrored(run: RunDirectory, config: Config) -> Iterator[Mirror]:
 
 
 def round_values(record: Record, timing: Record, loss: Measure) -> dict[str, float]:
-    """The numbers of a round for people to compare; what it has none of is left out.
+    """The values of a round for trackers; missing values are left out.
 
-    The loss is called after what it was taken on, `train_loss_nats` and `test_loss_nats`, say; other measures are taken
-    on the test set only.
+    Names of the loss say where it was measured, such as `train_loss_nats` and `test_loss_nats`; other measures are from
+    the test set.
 
     Args:
         record: a line of `rounds.jsonl`.
         timing: the line of `timings.jsonl` for the same round.
         loss: what the task minimises.
     """
-    values = {f"test_{name}" if name == loss.name else name: each for name, each in (record["measures"] or {}).items()}
+    measures = record["measures"] or {}
+    values = {f"test_{name}" if name == loss.name else name: value for name, value in measures.items()}
     values[f"train_{loss.name}"] = record[f"train_{loss.name}"]
     values |= {f"{name}_mib": record[f"{name}_bytes"] / _MIB for name in ("uplink", "downlink", "cumulative")}
     values |= {"num_rejections": len(record["rejections"]), "wall_seconds": timing.get("wall_seconds")}
@@ -131,16 +132,16 @@ def round_values(record: Record, timing: Record, loss: Measure) -> dict[str, flo
 
 
 def tracked_run(run: RunDirectory, config: Config) -> TrackedRun:
-    """What tools are told; the first call gives the run its id."""
-    own = run.path.resolve() / _FOLDER
+    """The description of a run for tools; the first call creates the id of the run."""
+    folder = run.path.resolve() / _FOLDER
     directory = config.tracking.directory
     # From its file: a run that is resumed has the same parameters then, whatever it started from.
     parameters = {key: value for key, value in read_table(run.config).items() if key != "tracking"}
     return TrackedRun(
-        name=own.parent.name,
-        id=_identity(own / "id"),
+        name=folder.parent.name,
+        id=_identity(folder / "id"),
         project=config.tracking.project,
-        directory=own if directory is None else Path(directory),
+        directory=folder if directory is None else Path(directory),
         parameters=flatten(parameters),
     )
 

@@ -49,8 +49,8 @@ class Mlflow:
 
     def finish(self, summary: Mapping[str, float]) -> None:
         """See `Tracker.finish`."""
-        there = self.client.get_run(self.run_id).data.metrics
-        self._add(0, {key: value for key, value in summary.items() if key not in there})
+        stored = self.client.get_run(self.run_id).data.metrics
+        self._add(0, {key: value for key, value in summary.items() if key not in stored})
         self.client.set_terminated(self.run_id, "FINISHED")
 
     def close(self) -> None:
@@ -60,8 +60,9 @@ class Mlflow:
     def _add(self, step: int, values: Mapping[str, float]) -> None:
         from mlflow.entities import Metric
 
-        now = int(time.time() * 1000)
-        self.client.log_batch(self.run_id, metrics=[Metric(key, value, now, step) for key, value in values.items()])
+        time_ms = int(time.time() * 1000)
+        metrics = [Metric(key, value, time_ms, step) for key, value in values.items()]
+        self.client.log_batch(self.run_id, metrics=metrics)
 
 
 def open_mlflow(run: TrackedRun) -> Mlflow:
@@ -76,7 +77,7 @@ def open_mlflow(run: TrackedRun) -> Mlflow:
     directory.mkdir(parents=True, exist_ok=True)
     lock = directory / ".lock"
     lock.touch()
-    # Runs side by side may share the store: two that make its tables at the same time both fail.
+    # Concurrent runs may share the store; if two create its tables at the same time, both fail.
     with in_turn(lock):
         client = MlflowClient(tracking_uri=f"sqlite:///{directory / 'mlflow.db'}")
         experiment = experiment_id(client, run.project, directory / "artifacts")
@@ -94,18 +95,18 @@ def open_mlflow(run: TrackedRun) -> Mlflow:
 
 def experiment_id(client: MlflowClient, name: str, artifacts: Path) -> str:
     """The experiment of this name, found or made; another process may make it at the same time."""
-    found = client.get_experiment_by_name(name)
-    if found is None:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
         try:
-            made: str = client.create_experiment(name, artifact_location=artifacts.as_uri())
-            return made
+            new_id: str = client.create_experiment(name, artifact_location=artifacts.as_uri())
+            return new_id
         except Exception:
-            # Where there is no lock, somebody else may have made it in between; whatever else it was is raised.
-            found = client.get_experiment_by_name(name)
-            if found is None:
+            # Without a lock, another process may have created it in between; any other error is raised.
+            experiment = client.get_experiment_by_name(name)
+            if experiment is None:
                 raise
-    there: str = found.experiment_id
-    return there
+    existing_id: str = experiment.experiment_id
+    return existing_id
 
 
 def _log_parameters(client: MlflowClient, run_id: str, parameters: Mapping[str, Parameter]) -> None:

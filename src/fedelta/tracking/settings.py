@@ -13,13 +13,13 @@ ToolName = Literal["tensorboard", "mlflow", "wandb"]
 
 
 class Tracking(Settings):
-    """Which tools get a copy of the records; none by default. It changes no result.
+    """The tools that get a copy of the records; none by default. Results do not depend on them.
 
     Args:
-        tools: any of `tensorboard`, `mlflow` and `wandb`; each has to be installed.
-        project: what MLflow calls an experiment and Weights & Biases a project.
-        directory: where the tools keep their files, for several runs to share; `tracking` in the run directory when
-            not given.
+        tools: any of `tensorboard`, `mlflow` and `wandb`, which have to be installed.
+        project: name of the experiment in MLflow and of the project in Weights & Biases.
+        directory: where the tools keep their files, which several runs may share; by default `tracking` in the run
+            directory.
     """
 
     tools: Annotated[tuple[ToolName, ...], Field(strict=False)] = ()

@@ -1,4 +1,4 @@
-"""Weights & Biases, offline: `wandb sync RUN/tracking/wandb/offline-run-*` uploads it when somebody wants that.
+"""Weights & Biases, offline; `wandb sync RUN/tracking/wandb/offline-run-*` uploads a run.
 
 An offline run cannot be continued, so a resumed run is written anew from the first round, under the same id.
 """

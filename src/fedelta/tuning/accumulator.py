@@ -1,19 +1,18 @@
-"""Accumulator: one attention layer that reads the class tokens of all blocks so far, answers, and goes back in.
+"""Accumulator: one shared transformer layer over the class tokens of all blocks so far, with an exit after each block.
 
-Behind block l, with c_j the class token that block j put out, a learned token a and learned positions P,
+c_j is the class token in the output of block j, a a learned token, P learned positions. After block l
 
-    H_l = [a ; c_1 ; ... ; c_l] + P_{0..l}
-    M'  = H + r W_o MHSA(LN H);   M_l = M' + r FFN(LN M')          r: 1, unless `residual_scale` is another
-    logits at exit l:  G(M_l[0] + c_l)
-    block l + 1 reads M_l[last] in the place of c_l
+    H_l  = [a ; c_1 ; ... ; c_l] + P_{0..l}
+    M'_l = H_l + r W_o MHSA(LN H_l);   M_l = M'_l + r FFN(LN M'_l),      r = residual_scale, 1 in the paper
+    logits at exit l:  y_l = G(M_l[0] + c_l)
+    block l + 1 reads M_l[last] instead of c_l
 
-The layer and the head G are the same behind every block. Only M_l[0] and M_l[last] are used, and a token's key and
-value are the same for all l, so that they are computed once: behind block l two tokens read l + 1, and nothing else is
-computed for more than two.
+All blocks share the layer and the head G. Only M_l[0] and M_l[last] are used, and key and value of a token do not
+depend on l. So keys and values are kept, and after block l only two tokens attend to the l + 1 tokens of the history.
 
-As in the authors' code attention is scaled by D^-1/2, not by the width of a head, and a and P start standard normal.
-ReeFL (Lee et al. 2024) is the same with `attention_width = 16, num_heads = 8, qkv_bias = true, mlp_width = 518,
-head = "linear", init_std = 0.02`.
+As in the authors' code, attention is scaled by D^-1/2 and not by the width of a head, and a and P are initially
+standard normal. ReeFL (Lee et al. 2024) is `attention_width = 16, num_heads = 8, qkv_bias = true, mlp_width = 518, head
+= "linear", init_std = 0.02`.
 
 Source: Liu et al. 2022 (Accumulator, arXiv 2212.04084), sizes of the authors' code; Lee et al. 2024 (ReeFL).
 
@@ -39,34 +38,34 @@ from fedelta.tuning.exits import ExitBlock, Trace, class_token_blocks, layers_of
 from fedelta.tuning.heads import Classifier, drawn_linear, num_classes, width_of
 from fedelta.tuning.lanes import LaneLayerNorm, LaneModule, Lanes, lane_parameter, random_like
 
-# Layers that travel together with those behind them, up to the next of these.
+# The first layer of each group; the layers that follow it, up to the next of these, travel with it.
 _FIRST_OF_GROUP = ("token", "attention_norm", "mlp_norm", "classifier")
 
 
 class Accumulator(Settings):
-    """Trains the accumulator and its head; one answer behind every block.
+    """Trains the accumulator and its head, with an exit after every block.
 
     Args:
-        num_heads: of its attention.
-        attention_width: features of all heads together, W; None for those of the model, D.
+        num_heads: number of attention heads.
+        attention_width: W, features of all heads together; None for the width D of the model.
         qkv_bias: whether queries, keys and values have a bias.
-        mlp_width: features inside its FFN.
-        head: `mlp` is LN, linear, GELU, linear; `linear` is LN, linear.
-        head_width: features inside the `mlp` head.
-        attention_scale: `width` is D^-1/2, `head` (W / num_heads)^-1/2.
-        init_std: standard deviation of a and P at the start; they are normal.
-        residual_scale: r, an addition of ours. Well below 1 (0.03), M_l starts near H_l: blocks at first read class
-            tokens like those that they know, and AdamW, whose steps have one length, changes these slowly and the head
-            fast. Many exits and few steps need it.
-        num_positions: rows of P; None for as many as are read, blocks + 1. The authors' code has 25 for DeiT-small,
-            of which twelve are never read.
-        replaces: whether M_l[last] goes back into the model.
+        mlp_width: hidden features of the FFN.
+        head: G; `mlp` is LN, linear, GELU, linear; `linear` is LN, linear.
+        head_width: hidden features of the `mlp` head.
+        attention_scale: `width` scales attention by D^-1/2, `head` by (W / num_heads)^-1/2.
+        init_std: standard deviation of the initial a and P, which are normal.
+        residual_scale: r, our addition. With a small r, such as 0.03, M_l is close to H_l at first, so that blocks read
+            class tokens like those of pre-training, and AdamW changes these tokens slowly while the head learns fast.
+            This helps with many exits and few steps.
+        num_positions: rows of P; None for the number of blocks + 1. The authors' code has 25 for DeiT-small, of which
+            twelve are not used.
+        replaces: whether block l + 1 reads M_l[last] instead of c_l.
     """
 
     name: Literal["accumulator"] = "accumulator"
     max_lanes: ClassVar[int | None] = None
-    merges: ClassVar[bool] = False  # a model has no place for it
-    starts_as_base: ClassVar[bool] = False  # it is drawn
+    merges: ClassVar[bool] = False  # no layer of the model could hold it
+    starts_as_base: ClassVar[bool] = False  # its initial values are random
     num_heads: int = Field(default=12, ge=1)  # the authors' code, here and below
     attention_width: int | None = Field(default=None, ge=1)
     qkv_bias: bool = False
@@ -85,7 +84,9 @@ class Accumulator(Settings):
         width, like = width_of(backbone), next(blocks[0][1].parameters())
         self._check(width, len(blocks))
         draw = _Draw(self.init_std, width, generator, like)
-        module = History(lanes, self, num_classes=num_classes(backbone), num_spare=self._spare(len(blocks)), draw=draw)
+        module = TokenHistory(
+            lanes, self, num_classes=num_classes(backbone), num_spare=self._num_spare(len(blocks)), draw=draw
+        )
         trace, tensors = Trace(), {}
         exits: list[tuple[str, ExitBlock]] = []
         for path, block in blocks:
@@ -95,30 +96,31 @@ class Accumulator(Settings):
         return specification(backbone, tensors | module.specify(f"{blocks[0][0]}.accumulator"))
 
     def merge(self, backbone: Backbone) -> None:
-        """The accumulator stays, with all its lanes."""
+        """Does nothing: the accumulator stays in the model, with all lanes."""
 
     def _check(self, width: int, num_blocks: int) -> None:
         inner = self.attention_width or width
         if inner % self.num_heads:
-            fitting = max(each for each in range(1, self.num_heads + 1) if inner % each == 0)
+            fitting = max(divisor for divisor in range(1, self.num_heads + 1) if inner % divisor == 0)
             raise ModelError(
                 f"`tuning.num_heads` is {self.num_heads}, which does not divide the {inner} features of its attention.",
                 hint=f"use {fitting}.",
             )
         if self.num_positions is not None and self.num_positions <= num_blocks:
             raise ModelError(
-                f"`tuning.num_positions` is {self.num_positions}, but {num_blocks} blocks and a token need "
-                f"{num_blocks + 1}.",
-                hint="leave it out.",
+                f"`tuning.num_positions` is {self.num_positions}, expected at least {num_blocks + 1} for {num_blocks} "
+                "blocks and the token.",
+                hint="leave out `tuning.num_positions`.",
             )
 
-    def _spare(self, num_blocks: int) -> int:
+    def _num_spare(self, num_blocks: int) -> int:
+        """Rows of P beyond those that are used."""
         return 0 if self.num_positions is None else self.num_positions - num_blocks - 1
 
 
 @dataclass(frozen=True)
 class _Draw:
-    """How tokens and positions start: rows of `width`, on the device of `like`."""
+    """Draws initial tokens and positions: rows of `width` features, on the device of `like`."""
 
     std: float
     width: int
@@ -132,8 +134,8 @@ class _Draw:
         )
 
 
-class History(LaneModule):
-    """The attention layer over the class tokens so far, and the head; shared by all exits."""
+class TokenHistory(LaneModule):
+    """The transformer layer over the class tokens so far, and the head; shared by all exits."""
 
     def __init__(self, lanes: Lanes, settings: Accumulator, *, num_classes: int, num_spare: int, draw: _Draw) -> None:
         super().__init__(lanes)
@@ -143,7 +145,7 @@ class History(LaneModule):
         self.scale = (width if settings.attention_scale == "width" else inner / settings.num_heads) ** -0.5
         self.residual_scale = settings.residual_scale
         self.token = lane_parameter(lanes, draw.rows()[0])
-        # P_0, and the rows that nobody reads.
+        # P_0, and the spare rows; each exit block holds its own row.
         self.position = lane_parameter(lanes, draw.rows(1 + num_spare))
         self.attention_norm = LaneLayerNorm(lanes, width, like)
         self.qkv = drawn_linear(lanes, width, 3 * inner, draw.generator, like, bias=settings.qkv_bias)
@@ -157,7 +159,7 @@ class History(LaneModule):
         )
 
     def forward(self, trace: Trace, entry_ND: Tensor) -> tuple[Tensor, Tensor]:
-        """The history in `trace`, made longer by `entry_ND` = c_l + P_l; returns M_l[0] and M_l[last], both [N, D]."""
+        """Appends `entry_ND` = c_l + P_l to the history in `trace`; returns M_l[0] and M_l[last], both [N, D]."""
         entry = entry_ND.unsqueeze(1)
         if not trace.tensors:
             token_KD = self.token + self.position[:, 0]
@@ -168,22 +170,22 @@ class History(LaneModule):
         else:
             trace.tensors["key"] = torch.cat([trace.tensors["key"], key], dim=1)
             trace.tensors["value"] = torch.cat([trace.tensors["value"], value], dim=1)
-        first = trace.tensors
-        queries = torch.cat([first["query"], query[:, -1:]], dim=1)
-        read = functional.scaled_dot_product_attention(
-            self._heads(queries), self._heads(first["key"]), self._heads(first["value"]), scale=self.scale
+        history = trace.tensors
+        queries = torch.cat([history["query"], query[:, -1:]], dim=1)
+        attended = functional.scaled_dot_product_attention(
+            self._heads(queries), self._heads(history["key"]), self._heads(history["value"]), scale=self.scale
         )
-        h_N2D = torch.cat([first["token"], entry[:, -1:]], dim=1)
-        h_N2D = h_N2D + self.residual_scale * self.out(read.transpose(1, 2).flatten(2))
+        h_N2D = torch.cat([history["token"], entry[:, -1:]], dim=1)
+        h_N2D = h_N2D + self.residual_scale * self.out(attended.transpose(1, 2).flatten(2))
         m_N2D: Tensor = h_N2D + self.residual_scale * self.fc2(functional.gelu(self.fc1(self.mlp_norm(h_N2D))))
         return m_N2D[:, 0], m_N2D[:, 1]
 
     def specify(self, path: str) -> dict[str, TensorSpec]:
-        """Its tensors, named by its `path`; a group is called after its first layer."""
+        """The specification of its tensors, for the module at `path`; a group has the name of its first layer."""
         tensors, layer = {}, ""
         for name, tensor in self.named_parameters():
-            own = name.partition(".")[0]
-            layer = own if own in _FIRST_OF_GROUP else layer
+            root = name.partition(".")[0]
+            layer = root if root in _FIRST_OF_GROUP else layer
             tensors[f"{path}.{name}"] = TensorSpec(tuple(tensor.shape[1:]), f"{path}.{layer}")
         return tensors
 
@@ -193,10 +195,17 @@ class History(LaneModule):
 
 
 class AccumulatorBlock(ExitBlock):
-    """A block with the accumulator behind it."""
+    """A block followed by the accumulator."""
 
     def __init__(
-        self, lanes: Lanes, base: nn.Module, trace: Trace, accumulator: History, position_D: Tensor, *, replaces: bool
+        self,
+        lanes: Lanes,
+        base: nn.Module,
+        trace: Trace,
+        accumulator: TokenHistory,
+        position_D: Tensor,
+        *,
+        replaces: bool,
     ) -> None:
         super().__init__(lanes, base, trace)
         self.accumulator = accumulator

@@ -1,13 +1,14 @@
 """Bottleneck adapter: two small linear layers at the MLP of every block, inside its residual branch, and the head.
 
-    sequential:  y = MLP(x);  y <- y + scale * Up(act(Down(y)))
-    parallel:    y = MLP(x);  y <- y + scale * Up(act(Down(r)))
+    sequential:  y = MLP(x');  y <- y + scale Up(act(Down(y)))
+    parallel:    y = MLP(x');  y <- y + scale Up(act(Down(x')))
 
-with r the residual stream that the block's MLP, or the norm in front of it, reads: that is AdaptFormer.
+x' is the residual stream; MLP(x') includes the norm before the MLP, if there is one. The parallel form is AdaptFormer.
 
-As in FedPEFT one pair of layers serves all blocks (`shared`), in a model of stages all blocks of one width. The
-authors' code starts both layers at zero (`init = "zero_all"`). Then GELU(0) = 0 keeps both matrices at zero for ever
-and only the bias of Up learns; the default starts Down as a linear layer does and Up at zero, as LoRA does.
+As in FedPEFT, one pair of layers serves all blocks (`shared`), or all blocks of one width if widths differ. In the
+authors' code both layers are initially zero (`init = "zero_all"`). Since GELU(0) = 0, the gradients of both matrices
+are then always zero, and only the bias of Up is trained. Our default draws Down like a linear layer and sets Up to
+zero, as in LoRA.
 
 Source: Sun et al. 2022 (FedPEFT, arXiv 2210.01708), prototype "Adapter", sizes of the authors' code; the bottleneck
 after Houlsby et al. 2019 (arXiv 1902.00751); parallel: Chen et al. 2022 (AdaptFormer, arXiv 2205.13535).
@@ -56,11 +57,11 @@ class Adapter(Settings):
 
     Args:
         reduction_factor: the bottleneck has D // reduction_factor features.
-        non_linearity: between the two layers.
-        shared: one adapter for all blocks of one width; False gives each block its own.
+        non_linearity: act, the function between the two layers.
+        shared: whether all blocks of one width share an adapter; with False each block has its own.
         placement: `sequential` or `parallel`.
-        scale: factor of its output.
-        init: `lora` starts Down Kaiming-uniform (a = sqrt 5) and Up at zero, `zero_all` both at zero.
+        scale: factor of the adapter's output.
+        init: with `lora` the initial Down is Kaiming-uniform (a = sqrt 5) and Up zero, with `zero_all` both are zero.
     """
 
     name: Literal["adapter"] = "adapter"
@@ -81,16 +82,17 @@ class Adapter(Settings):
             raise misfit(self.name, backbone, "it has no blocks with an MLP that are known")
         layers = untouched(backbone.module)
         tensors: dict[str, TensorSpec] = {}
-        adapters: dict[int, Bottleneck] = {}  # by width: stages differ in it
-        for own, block in zip(paths, block_paths(backbone), strict=True):
-            now, layer = layers[own]
+        adapters: dict[int, Bottleneck] = {}  # by width: the stages of a model may differ in it
+        for path, block in zip(paths, block_paths(backbone), strict=True):
+            current, layer = layers[path]
             width = matrix_shape(layer)[0]
             if width not in adapters or not self.shared:
-                adapters[width] = self._bottleneck(lanes, layer, own, generator)
-                tensors |= specify(f"{now}.adapter", adapters[width])
+                adapters[width] = self._bottleneck(lanes, layer, path, generator)
+                tensors |= specify(f"{current}.adapter", adapters[width])
             tap = self._tap(backbone, lanes, block) if self.placement == "parallel" else None
-            now, layer = untouched(backbone.module)[own] if tap else (now, layer)
-            replace(backbone.module, now, Adapted(lanes, layer, adapters[width], self.scale, tap))
+            # A tap may wrap the whole MLP, which changes the path of its last layer.
+            current, layer = untouched(backbone.module)[path] if tap else (current, layer)
+            replace(backbone.module, current, Adapted(lanes, layer, adapters[width], self.scale, tap))
         return specification(backbone, tensors | tune_head(backbone, lanes))
 
     def merge(self, backbone: Backbone) -> None:
@@ -98,13 +100,13 @@ class Adapter(Settings):
         merge_head(backbone)
 
     def _tap(self, backbone: Backbone, lanes: Lanes, block: str) -> Tap:
-        """Puts a tap where the MLP of the block at the own path `block` reads the residual stream."""
+        """Adds a tap at the layer through which the MLP of `block` (original path) reads the residual stream."""
         entrance = backbone.anatomy.mlp_input
         if not entrance:
-            raise misfit(self.name, backbone, "where its MLPs read the residual stream is not known")
-        now, layer = untouched(backbone.module)[f"{block}.{entrance}"]
+            raise misfit(self.name, backbone, "it is not known where its MLPs read the residual stream")
+        current, layer = untouched(backbone.module)[f"{block}.{entrance}"]
         tap = Tap()
-        replace(backbone.module, now, Tapped(lanes, layer, tap))
+        replace(backbone.module, current, Tapped(lanes, layer, tap))
         return tap
 
     def _bottleneck(self, lanes: Lanes, layer: nn.Module, path: str, generator: Generator) -> Bottleneck:
@@ -138,39 +140,39 @@ class Bottleneck(LaneModule):
 
 
 class Tap:
-    """The residual stream on its way from where it is read to the adapter beside the MLP."""
+    """Carries the residual stream from the layer that reads it to the adapter at the end of the MLP."""
 
     def __init__(self) -> None:
         self._value: Tensor | None = None
 
     def put(self, value: Tensor) -> None:
-        """Called before `take`, once a pass."""
+        """Stores the residual stream; called before `take`, once in every forward pass."""
         self._value = value
 
     def take(self) -> Tensor:
-        """What was put; nothing is left."""
+        """Returns the stored value and forgets it."""
         value, self._value = self._value, None
         if value is None:
-            raise RuntimeError("the MLP of a block ran before its input was read")
+            raise RuntimeError("the last layer of an MLP ran before the layer that reads its input")
         return value
 
 
 class Tapped(Wrapper):
-    """A layer whose input the adapter reads too."""
+    """A layer that also passes its input to an adapter."""
 
     def __init__(self, lanes: Lanes, base: nn.Module, tap: Tap) -> None:
         super().__init__(lanes, base)
         self.tap = tap
 
     def forward(self, x: Tensor) -> Tensor:
-        """What the layer gives."""
+        """The output of the wrapped layer."""
         self.tap.put(x)
         y: Tensor = self.base(x)
         return y
 
 
 class Adapted(Wrapper):
-    """The last layer of an MLP, and an adapter behind it, or beside the MLP where there is a tap."""
+    """The last layer of an MLP with an adapter after it or, with a tap, in parallel to the MLP."""
 
     def __init__(self, lanes: Lanes, base: nn.Module, adapter: Bottleneck, scale: float, tap: Tap | None) -> None:
         super().__init__(lanes, base)

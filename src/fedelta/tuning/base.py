@@ -1,4 +1,8 @@
-"""What a tuning method is, and the few moves that all of them make on a model."""
+"""The protocol of a tuning method, and functions with which methods find, replace and describe layers.
+
+A layer has two paths: its *original* path in the untouched model, by which users and messages name it, and its
+*current* path in the edited model, where tuning methods may have put wrappers around it.
+"""
 
 from __future__ import annotations
 
@@ -18,47 +22,48 @@ from fedelta.tuning.lanes import LaneLinear, LaneModule, Lanes, Wrapper
 
 
 class TuningMethod(Protocol):
-    """What is trained. Edits the model once, before round 1."""
+    """Decides what is trained, by editing the model once before round 1."""
 
     @property
     def name(self) -> str:
-        """Name in configurations."""
+        """Its name in configurations."""
 
     @property
     def max_lanes(self) -> int | None:
-        """Most lanes its tensors can carry; None when there is no bound."""
+        """The largest number of lanes that its tensors can have; None for no limit."""
 
     @property
     def merges(self) -> bool:
-        """Whether `merge` gives the model its own modules and names back."""
+        """Whether `merge` restores the model's original modules and names."""
 
     @property
     def starts_as_base(self) -> bool:
-        """Whether `apply` leaves the model's answers as they are; proof.py holds it to that."""
+        """Whether the outputs of the model are the same before and after `apply`; proof.py checks this."""
 
     def apply(self, backbone: Backbone, lanes: Lanes, generator: Generator) -> ParamSpec:
-        """Makes the method's tensors part of the model and freezes everything else.
+        """Adds the method's tensors to the model and freezes everything else.
 
         Args:
-            backbone: edited in place. Names of the result are paths in the edited module, where
-                `module.get_parameter(name)` is [lanes.num, *shape] or, if the method has one lane in place, [*shape].
-                Other methods may be in it already (combined.py): layers are found with `untouched`.
-            lanes: shared by all modules that the method puts in.
-            generator: for tensors that start at random.
+            backbone: edited in place. Other methods may already be in it (combined.py), so layers have to be found with
+                `untouched`.
+            lanes: shared by all modules that the method adds.
+            generator: for tensors with random initial values.
 
         Returns:
-            Names, shapes and groups of what is tuned, in the order of the model; made by `specification`.
+            Names, shapes and groups of what is tuned, in the order of the model; made by `specification`. A name is a
+            path in the edited module, where `module.get_parameter(name)` has shape [lanes.num, *shape] or, if the
+            method tunes the model's own tensors in one lane, [*shape].
 
         Raises:
             ModelError: the method does not fit the model.
         """
 
     def merge(self, backbone: Backbone) -> None:
-        """Folds lane 0 into the model, as far as that is possible."""
+        """Folds the tensors of lane 0 into the model, as far as possible."""
 
 
 def specification(backbone: Backbone, tensors: Mapping[str, TensorSpec]) -> ParamSpec:
-    """`tensors` in the order of the edited model; from now on these ask for gradients and nothing else does."""
+    """The specification of `tensors`, in the order of the model; only these require gradients from now on."""
     module = backbone.module
     without_fast_paths(module)
     module.requires_grad_(False)
@@ -68,10 +73,11 @@ def specification(backbone: Backbone, tensors: Mapping[str, TensorSpec]) -> Para
 
 
 def without_fast_paths(module: nn.Module) -> None:
-    """Keeps PyTorch's transformer encoders from computing with the weights of their layers, past what is tuned there.
+    """Switches off the fused kernels of PyTorch's transformer encoders.
 
-    In evaluation they run a fused kernel that calls none of the layers. These two fields are what it asks first.
+    In evaluation these read the weights of the layers and do not call the layers, so tuned tensors would be ignored.
     """
+    # PyTorch runs a fused kernel only if these two fields allow it.
     for layer in module.modules():
         if isinstance(layer, nn.TransformerEncoder):
             layer.use_nested_tensor = False
@@ -80,63 +86,64 @@ def without_fast_paths(module: nn.Module) -> None:
 
 
 def ride_along(spec: ParamSpec) -> ParamSpec:
-    """`spec`, in which a group without a matrix or kernel, such as a norm, is part of the one before it that has one.
+    """`spec` with every group that has no matrix or kernel, such as a norm, joined to the group before it that has one.
 
-    What FedLAMA (arXiv 2110.10302) counts as a layer: a kernel with its bias and norm.
+    A group is then what FedLAMA (arXiv 2110.10302) counts as a layer: a kernel with its bias and norm.
     """
     kernels = {tensor.group for tensor in spec.tensors.values() if len(tensor.shape) > 1}
-    tensors, last = {}, next((tensor.group for tensor in spec.tensors.values() if tensor.group in kernels), None)
+    # What comes before the first kernel joins the first kernel.
+    tensors, kernel = {}, next((tensor.group for tensor in spec.tensors.values() if tensor.group in kernels), None)
     for name, tensor in spec.tensors.items():
-        last = tensor.group if tensor.group in kernels else last
-        tensors[name] = dataclasses.replace(tensor, group=last or tensor.group)
+        kernel = tensor.group if tensor.group in kernels else kernel
+        tensors[name] = dataclasses.replace(tensor, group=kernel or tensor.group)
     return ParamSpec(tensors)
 
 
 def untouched(module: nn.Module) -> dict[str, tuple[str, nn.Module]]:
-    """The modules that were there before any tuning: own path to path now and module, in the order of the model.
+    """The model's original modules, in order: original path to current path and module.
 
-    Wrappers are looked through, and what tuning methods put in is left out; so is a layer that is never called, because
-    the module around it computes with its weight.
+    Modules that tuning methods have added are left out, and so is a layer that is never called because the module
+    around it computes with its weight.
     """
     return dict(_untouched(module, "", ""))
 
 
-def _untouched(module: nn.Module, own: str, now: str) -> Iterator[tuple[str, tuple[str, nn.Module]]]:
+def _untouched(module: nn.Module, path: str, current: str) -> Iterator[tuple[str, tuple[str, nn.Module]]]:
     while isinstance(module, Wrapper):
-        module, now = module.base, f"{now}.base"
+        module, current = module.base, f"{current}.base"
     if isinstance(module, LaneModule):
         return
-    yield own, (now, module)
+    yield path, (current, module)
     for name, child in module.named_children():
         if name == "out_proj" and type(module).forward is nn.MultiheadAttention.forward:
             continue
-        yield from _untouched(child, f"{own}.{name}".lstrip("."), f"{now}.{name}".lstrip("."))
+        yield from _untouched(child, f"{path}.{name}".lstrip("."), f"{current}.{name}".lstrip("."))
 
 
 def answers_at_exits(backbone: Backbone) -> bool:
-    """Whether a tuning method put exits into the model (exits.py), so that nothing behind its blocks is read."""
-    last = backbone.module.get_submodule(backbone.anatomy.head[-1])
-    return isinstance(last, LaneModule) and not isinstance(last, LaneLinear)
+    """Whether a tuning method has added exits (exits.py), so that the model's layers above its blocks are not used."""
+    head = backbone.module.get_submodule(backbone.anatomy.head[-1])
+    return isinstance(head, LaneModule) and not isinstance(head, LaneLinear)
 
 
-def read_layers(backbone: Backbone) -> dict[str, tuple[str, nn.Module]]:
-    """`untouched`, without what the model's answer does not depend on."""
+def effective_layers(backbone: Backbone) -> dict[str, tuple[str, nn.Module]]:
+    """`untouched` without the layers on which the model's output does not depend."""
     layers = untouched(backbone.module)
-    others = [own for own, (_, part) in layers.items() if takes_other_input(part, backbone.module)]
-    for other in others:
-        layers = {own: layer for own, layer in layers.items() if not f"{own}.".startswith(f"{other}.")}
+    unused_parts = [path for path, (_, part) in layers.items() if takes_other_input(part, backbone.module)]
+    for part_path in unused_parts:
+        layers = {path: layer for path, layer in layers.items() if not f"{path}.".startswith(f"{part_path}.")}
     if not answers_at_exits(backbone):
         return layers
     embeddings = f"{backbone.anatomy.embeddings}."
     return {
-        own: layer
-        for own, layer in layers.items()
-        if f"{own}.".startswith(embeddings) or backbone.anatomy.block_of(own) is not None
+        path: layer
+        for path, layer in layers.items()
+        if f"{path}.".startswith(embeddings) or backbone.anatomy.block_of(path) is not None
     }
 
 
 def role_paths(backbone: Backbone, role: str) -> list[str]:
-    """Own paths of the layers that play `role`, one a block; none when the family's blocks are unknown."""
+    """Original paths of the layers that play `role`, one per block; empty if the family's blocks are unknown."""
     anatomy = backbone.anatomy
     if role not in anatomy.roles:
         return []
@@ -144,21 +151,24 @@ def role_paths(backbone: Backbone, role: str) -> list[str]:
 
 
 def block_paths(backbone: Backbone) -> list[str]:
-    """Own paths of the blocks, lowest first; none when the family's blocks are unknown."""
-    places = ((own, backbone.anatomy.block_of(own)) for own in untouched(backbone.module))
-    return [own for own, place in places if place is not None and place[0] == own]
+    """Original paths of the blocks, lowest first; empty if the family's blocks are unknown."""
+    places = ((path, backbone.anatomy.block_of(path)) for path in untouched(backbone.module))
+    return [path for path, place in places if place is not None and place[0] == path]
 
 
-def replace(module: nn.Module, path: str, new: nn.Module) -> None:
-    """Puts `new` where the submodule `path` is."""
+def replace(module: nn.Module, path: str, replacement: nn.Module) -> None:
+    """Puts `replacement` in the place of the submodule at the current path `path`."""
     parent, _, name = path.rpartition(".")
-    setattr(module.get_submodule(parent), name, new)
+    setattr(module.get_submodule(parent), name, replacement)
 
 
 def tune_head(backbone: Backbone, lanes: Lanes) -> dict[str, TensorSpec]:
-    """Gives every linear layer of the head lanes, unless another method did; returns its part of the specification.
+    """Gives every linear layer of the head lanes, unless another method has; returns the specification of the head.
 
-    That is empty where the model answers at exits, which have heads of their own.
+    Does nothing and returns an empty dictionary if the model has exits, whose heads replace the model's.
+
+    Raises:
+        ModelError: the head has no linear layer, or one that computes something else than its class says.
     """
     module = backbone.module
     if answers_at_exits(backbone):
@@ -169,13 +179,14 @@ def tune_head(backbone: Backbone, lanes: Lanes) -> dict[str, TensorSpec]:
             if isinstance(layer, NonDynamicallyQuantizableLinear):
                 continue  # the projection of an attention that computes with its weight
             if isinstance(layer, nn.Linear):
-                if odd := oddity(layer, nn.Linear):
+                if problem := oddity(layer, nn.Linear):
                     raise ModelError(
-                        f"the head of {type(module).__name__} cannot be tuned: `{path}` {odd}.",
+                        f"the head of {type(module).__name__} cannot be tuned: `{path}` {problem}.",
                         hint="give the model a head of plain `torch.nn.Linear` layers.",
                     )
-                own = dict(layer.named_parameters())
-                replace(module, path, LaneLinear(lanes, own["weight"], own.get("bias"), instead_of=layer))
+                parameters = dict(layer.named_parameters())
+                lane_layer = LaneLinear(lanes, parameters["weight"], parameters.get("bias"), instead_of=layer)
+                replace(module, path, lane_layer)
             if isinstance(layer, nn.Linear | LaneLinear):
                 tensors |= specify(path, module.get_submodule(path))
     if not tensors:
@@ -184,12 +195,12 @@ def tune_head(backbone: Backbone, lanes: Lanes) -> dict[str, TensorSpec]:
 
 
 def specify(path: str, layer: nn.Module) -> dict[str, TensorSpec]:
-    """The tensors at and below the lane module `layer`, named by its `path`, which is their group."""
+    """The tensors in the lane module `layer` at the current path `path`, which is their group."""
     return {f"{path}.{name}": TensorSpec(tuple(tensor.shape[1:]), path) for name, tensor in layer.named_parameters()}
 
 
 def merge_head(backbone: Backbone) -> None:
-    """Turns the lanes of the head back into linear layers with the values of lane 0."""
+    """Replaces the lanes of the head by plain linear layers with the values of lane 0."""
     module = backbone.module
     for root in backbone.anatomy.head:
         for path, layer in list(module.get_submodule(root).named_modules(prefix=root)):
@@ -207,14 +218,15 @@ def _as_linear(layer: LaneLinear) -> nn.Linear:
 
 
 def frozen(value: Tensor) -> nn.Parameter:
-    """A parameter with a copy of `value` that asks for no gradient."""
+    """A parameter with a copy of `value` that does not require a gradient."""
     return nn.Parameter(value.detach().clone(), requires_grad=False)
 
 
 def is_plain_3x3(layer: nn.Module) -> bool:
-    """Whether a 1x1 convolution of the same stride can stand beside this layer, and be folded into it.
+    """Whether `layer` is a 3x3 convolution into which a parallel 1x1 convolution of the same stride can be folded.
 
-    It then reads the pixels under the centre of the kernel, and the layer computes what PyTorch's convolution does.
+    Padding must be 1, so that the 1x1 convolution reads the pixels under the centre of the kernel, and the layer must
+    compute what its PyTorch class does.
     """
     if not isinstance(layer, nn.Conv2d) or not is_plain(layer, nn.Conv2d):
         return False
@@ -222,15 +234,15 @@ def is_plain_3x3(layer: nn.Module) -> bool:
     return fields == ((3, 3), (1, 1), 1, True)
 
 
-def misfit(method: str, backbone: Backbone, lacks: str) -> ModelError:
-    """The error for a method on a model of another kind, with the methods that are made for that kind."""
+def misfit(method: str, backbone: Backbone, reason: str) -> ModelError:
+    """The error for a method that does not fit the kind of model; the hint names methods that do."""
     if block_paths(backbone):
-        instead = "'adapter' or 'lora'"
+        alternatives = ("adapter", "lora")
     elif any(is_plain_3x3(layer) for layer in backbone.module.modules()):
-        instead = "'parallel' or 'lora'"
+        alternatives = ("parallel", "lora")
     else:
-        instead = "'lora' or 'bias'"
+        alternatives = ("lora", "bias")
     return ModelError(
-        f"tuning method {method!r} does not fit {type(backbone.module).__name__}: {lacks}.",
-        hint=f"use {instead} for this model.",
+        f"tuning method {method!r} does not fit {type(backbone.module).__name__}: {reason}.",
+        hint=f"use {' or '.join(repr(name) for name in alternatives if name != method)} for this model.",
     )

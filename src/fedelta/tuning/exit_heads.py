@@ -1,9 +1,9 @@
-"""A head of its own behind every block: the plain way to early exits.
+"""Exit heads: a separate head after every block, the simplest kind of early exits.
 
     linear:  y_l = W_l c_l + b_l
     mlp:     y_l = W_l GELU(V_l LN(c_l) + u_l) + b_l
 
-with c_l the class token behind block l. Nothing goes back into the model, so that exits do not help each other.
+c_l is the class token in the output of block l. The model itself is unchanged, so exits do not share what they learn.
 
 Source: the baselines in the code of Liu et al. 2022 (Accumulator, arXiv 2212.04084).
 
@@ -27,17 +27,17 @@ from fedelta.tuning.lanes import Lanes
 
 
 class ExitHeads(Settings):
-    """Trains a head behind every block.
+    """Trains a head after every block.
 
     Args:
         head: `linear` or `mlp`.
-        head_width: features between the two layers of `mlp`.
+        head_width: hidden features of an `mlp` head.
     """
 
     name: Literal["exit-heads"] = "exit-heads"
     max_lanes: ClassVar[int | None] = None
-    merges: ClassVar[bool] = False  # a model has no place for more heads than one
-    starts_as_base: ClassVar[bool] = False  # heads are drawn
+    merges: ClassVar[bool] = False  # a model has one head only
+    starts_as_base: ClassVar[bool] = False  # the initial heads are random
     head: Literal["linear", "mlp"] = "linear"
     head_width: int = Field(default=1536, ge=1)  # the authors' code
 
@@ -58,18 +58,18 @@ class ExitHeads(Settings):
         return specification(backbone, tensors)
 
     def merge(self, backbone: Backbone) -> None:
-        """The heads stay, with all their lanes."""
+        """Does nothing: the heads stay in the model, with all lanes."""
 
 
 class HeadBlock(ExitBlock):
-    """A block with a head of its own behind it."""
+    """A block followed by a separate head."""
 
     def __init__(self, lanes: Lanes, base: nn.Module, trace: Trace, exit_head: Classifier) -> None:
         super().__init__(lanes, base, trace)
         self.exit_head = exit_head
 
     def observe(self, y: Tensor) -> Tensor:
-        """See `ExitBlock.observe`; `y` stays."""
+        """See `ExitBlock.observe`; returns `y` unchanged."""
         self.trace.summary = y[:, 0]
         return y
 

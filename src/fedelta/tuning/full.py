@@ -1,9 +1,9 @@
-"""Full fine-tuning: every parameter is trained and travels. The baseline that the other methods are measured against.
+"""Full fine-tuning, the baseline of the other methods: every parameter is trained and travels.
 
-A layer travels as one: a norm belongs to the group of the convolution or matrix before it.
+A norm belongs to the group of the convolution or matrix before it.
 
-Its tensors are the model's own, so there is one lane, in place: one model instance serves all clients in turn.
-Batch norms train too, their running statistics included (norms.py).
+The tuned tensors are the model's own and have no lane axis, so clients train one after the other in one model.
+Batch norms are trained too, with their running statistics (norms.py).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Full(Settings):
     starts_as_base: ClassVar[bool] = True
 
     def apply(self, backbone: Backbone, lanes: Lanes, generator: Generator) -> ParamSpec:
-        """Makes every parameter ask for a gradient. See `TuningMethod.apply`."""
+        """Makes every parameter require a gradient; see `TuningMethod.apply`."""
         tensors = tune_norms(backbone, lanes)
         for path, layer in backbone.module.named_modules():
             if not isinstance(layer, LaneModule):
@@ -38,5 +38,5 @@ class Full(Settings):
         return ride_along(specification(backbone, tensors))
 
     def merge(self, backbone: Backbone) -> None:
-        """Gives the norms back their plain form."""
+        """Replaces the lanes of norms by plain norms."""
         merge_norms(backbone)

@@ -1,4 +1,4 @@
-"""Head tuning: only the classification head is trained, the backbone is a fixed feature extractor.
+"""Head tuning: only the model's head is trained; the backbone is a fixed feature extractor.
 
 Source: Sun et al. 2022 (FedPEFT, arXiv 2210.01708), prototype "Head-tuning".
 """
@@ -18,7 +18,7 @@ from fedelta.tuning.lanes import Lanes
 
 
 class Head(Settings):
-    """Trains the classification head alone."""
+    """Trains the head only."""
 
     name: Literal["head"] = "head"
     max_lanes: ClassVar[int | None] = None
@@ -30,10 +30,11 @@ class Head(Settings):
         tensors = tune_head(backbone, lanes)
         if not tensors:
             raise ModelError(
-                "tuning method 'head' has nothing to train: the model answers at exits.", hint="leave it out."
+                "tuning method 'head' has nothing to train: exits have replaced the model's head.",
+                hint="leave out 'head'.",
             )
         return specification(backbone, tensors)
 
     def merge(self, backbone: Backbone) -> None:
-        """Puts the trained head in place of its lanes."""
+        """Replaces the lanes of the head by plain layers."""
         merge_head(backbone)

@@ -1,4 +1,4 @@
-"""Classification heads of our own, with lanes; for models whose own head is not enough.
+"""Classification heads with lanes, for the exits of a model.
 
 Shapes: A lanes in use, B samples of a lane, N = A * B, D features, C classes.
 """
@@ -17,15 +17,15 @@ from fedelta.tuning.lanes import LaneLayerNorm, LaneLinear, LaneModule, Lanes, r
 
 
 class Classifier(LaneModule):
-    """A norm or none, a hidden layer with GELU or none, and a linear layer, per lane.
+    """A head per lane: optionally a layer norm, optionally a hidden layer with GELU, and a linear layer.
 
     Args:
-        lanes: of the model.
+        lanes: shared by all tuning modules of the model.
         width: D.
         num_classes: C.
-        inner: features of the hidden layer; None for none.
+        inner: features of the hidden layer; None for no hidden layer.
         norm: whether a layer norm comes first.
-        generator: for the weights, drawn as PyTorch does for linear layers.
+        generator: draws the weights, in the distribution of PyTorch's linear layers.
         like: a tensor of the model, for device and dtype.
     """
 
@@ -51,7 +51,7 @@ class Classifier(LaneModule):
 def drawn_linear(
     lanes: Lanes, fan_in: int, fan_out: int, generator: Generator, like: Tensor, *, bias: bool = True
 ) -> LaneLinear:
-    """A linear layer that starts as PyTorch's does: everything uniform within 1 / sqrt(fan_in), equal in all lanes."""
+    """A linear layer with PyTorch's initial distribution, uniform within ±1 / sqrt(fan_in), equal in all lanes."""
     bound = 1 / math.sqrt(fan_in)
 
     def draw(shape: tuple[int, ...]) -> Tensor:
@@ -61,7 +61,7 @@ def drawn_linear(
 
 
 def num_classes(backbone: Backbone) -> int:
-    """How many classes the model was made for: the rows of the last linear layer of its own head.
+    """The number of classes of the model: the rows of the last linear layer in its head.
 
     Raises:
         ModelError: the head has no linear layer.
@@ -69,11 +69,13 @@ def num_classes(backbone: Backbone) -> int:
     head = backbone.module.get_submodule(backbone.anatomy.head[-1])
     layers = [layer for layer in head.modules() if isinstance(layer, nn.Linear)]
     if not layers:
-        raise ModelError(f"the head {list(backbone.anatomy.head)} has no linear layer, so its classes are not known.")
+        raise ModelError(
+            f"the head {list(backbone.anatomy.head)} has no linear layer, so the number of classes is unknown."
+        )
     return layers[-1].out_features
 
 
 def width_of(backbone: Backbone) -> int:
-    """Features of a token, D."""
-    first = backbone.module.get_submodule(f"{backbone.anatomy.blocks}.0.{backbone.anatomy.roles['q']}")
-    return matrix_shape(first)[1]
+    """D, the number of features of a token."""
+    query = backbone.module.get_submodule(f"{backbone.anatomy.blocks}.0.{backbone.anatomy.roles['q']}")
+    return matrix_shape(query)[1]

@@ -1,8 +1,8 @@
 """Lanes: many clients in one forward pass of a shared frozen model.
 
-Every tuned tensor has a leading lane axis. The model sees `active * B` samples, lane after lane; the tuned
-tensors of lane k see only the B samples of lane k, through batched matrix products. Clients are independent,
-so the gradient of the summed loss is, in each lane, exactly that client's own.
+Every tuned tensor has a leading lane axis. The model gets `active * B` samples, lane after lane. The tuned tensors of
+lane k are applied only to the B samples of lane k, with batched matrix products. No tensor belongs to two clients, so
+the gradient of the summed loss holds in each lane the gradient of that client's loss.
 
 Shapes: K lanes, A lanes in use, N rows of one lane (samples times tokens), I in features, O out features.
 """
@@ -21,15 +21,16 @@ from fedelta.errors import ModelError
 
 
 class Lanes:
-    """How many lanes there are, how many of them, from the first, are in use, and whether they train.
+    """The number of lanes, the number of lanes in use, and whether a training step is under way.
 
-    Shared by all tuning modules of a model; whoever runs the model sets `active`.
+    One object is shared by all tuning modules of a model.
 
     Args:
         num: number of lanes.
 
     Attributes:
-        lengths: inside `training`, the samples of each lane in use that are no padding; None outside.
+        active: number of lanes in use, the first ones; set by the code that runs the model.
+        lengths: inside `training`, the number of samples of each lane in use without padding; None outside.
     """
 
     def __init__(self, num: int) -> None:
@@ -40,11 +41,11 @@ class Lanes:
 
     @contextmanager
     def training(self, lengths: Sequence[int], noise: Sequence[Generator]) -> Iterator[None]:
-        """A training step: norms take the statistics of the batch, and dropout drops.
+        """A context for a training step, in which norms use batch statistics and dropout is on.
 
         Args:
-            lengths: samples of each lane, the lanes in use one after the other; what a lane has beyond is padding.
-            noise: for the dropout of each lane.
+            lengths: number of samples of each lane in use; further samples of a lane are padding.
+            noise: generator of each lane for dropout.
         """
         self.active, self.lengths, self._noise = len(lengths), lengths, noise
         try:
@@ -57,23 +58,22 @@ class Lanes:
         return tensor if self.active == self.num else tensor[: self.active]
 
     def per_lane(self, x: Tensor) -> int:
-        """Entries of each lane along the first axis of `x`: its samples, or several of each, such as windows.
+        """The number of entries of each lane along the first axis of `x`: its samples, or several entries per sample.
 
         Raises:
-            ModelError: the first axis is not that of the samples, so that lanes would read each other's. With one lane
-                there is nothing to mix, and any axis will do.
+            ModelError: several lanes are in use and the first axis does not hold the samples, so that lanes would mix.
         """
         samples = self.active * max(self.lengths or (1,))
         if self.active > 1 and x.shape[0] % samples:
             raise ModelError(
-                f"a tuned layer reads or gives a tensor {list(x.shape)}, which {self.active} lanes cannot share: "
-                f"expected the {samples} samples along its first axis.",
+                f"a tuned layer has an input or output of shape {list(x.shape)}, which {self.active} lanes cannot "
+                f"share: expected {samples} samples, or a multiple, along its first axis.",
                 hint="set `runtime.lanes = 1`.",
             )
         return x.shape[0] // self.active
 
     def entries(self, per_lane: int) -> list[int]:
-        """Inside `training`: those of the `per_lane` entries of each lane that are no padding."""
+        """How many of the `per_lane` entries of each lane are not padding; for use inside `training`."""
         lengths = self.lengths or ()
         return [length * (per_lane // max(lengths)) for length in lengths]
 
@@ -92,26 +92,26 @@ class Lanes:
         return used.unsqueeze(1).expand(-1, self.per_lane(x), *used.shape[1:]).reshape(x.shape[0], *used.shape[1:])
 
     def dropout(self, x: Tensor, probability: float) -> Tensor:
-        """`x` [active * B, ...] with elements dropped in training; each lane draws from its own generator.
+        """`x` [active * B, ...] with elements set to zero at random in training; each lane has its own generator.
 
-        Padding draws nothing, so that a client's noise does not depend on the other lanes.
+        Nothing is drawn for padding, so that a client's noise does not depend on the other lanes.
         """
         if self.lengths is None or probability == 0:
             return x
         per_lane = self.per_lane(x)
-        kept_AB = x.new_zeros(self.active, per_lane, *x.shape[1:])
+        mask_AB = x.new_zeros(self.active, per_lane, *x.shape[1:])
         for lane, (length, generator) in enumerate(zip(self.entries(per_lane), self._noise, strict=True)):
-            drawn = torch.rand(length, *x.shape[1:], generator=generator) >= probability
-            kept_AB[lane, :length] = drawn.to(x.device, x.dtype)
-        return x * kept_AB.view(x.shape) / (1 - probability)
+            is_kept = torch.rand(length, *x.shape[1:], generator=generator) >= probability
+            mask_AB[lane, :length] = is_kept.to(x.device, x.dtype)
+        return x * mask_AB.view(x.shape) / (1 - probability)
 
 
 class LaneModule(nn.Module):
-    """What a tuning method puts into a model.
+    """The base of every module that a tuning method adds to a model.
 
     Args:
-        lanes: of the model.
-        instead_of: the layer in whose place it stands, if there was one: models read sizes off their layers.
+        lanes: shared by all tuning modules of the model.
+        instead_of: the layer that it replaces, if any. Models read attributes such as `in_features` of their layers.
     """
 
     def __init__(self, lanes: Lanes, instead_of: nn.Module | None = None) -> None:
@@ -120,11 +120,12 @@ class LaneModule(nn.Module):
         self._traits = {} if instead_of is None else _traits(instead_of)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """As PyTorch's, also for a name that the layer inside has: the tuned tensor stands in front of it."""
+        """As in PyTorch, but also for a name that the wrapped layer has; the tuned tensor then hides the layer's."""
+        # PyTorch refuses a name for which `hasattr` is true, and `Wrapper` passes attributes of its base on.
         self._parameters.setdefault(name, None)
         super().register_parameter(name, param)
 
-    # Any: whatever the model's layer had under that name.
+    # Any: an attribute of the replaced layer.
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
@@ -136,16 +137,16 @@ class LaneModule(nn.Module):
 
 
 class Wrapper(LaneModule):
-    """A lane module around the frozen module `base`, in whose place it stands.
+    """A lane module that takes the place of the frozen module `base` and calls it.
 
-    Other tuning methods find their layers inside of `base` (`tuning.base.untouched`).
+    Other tuning methods find their layers inside `base` (`tuning.base.untouched`).
     """
 
     def __init__(self, lanes: Lanes, base: nn.Module) -> None:
         super().__init__(lanes)
         self.base = base
 
-    # Any: models read whatever they know of their layers: `weight.dtype`, `kernel_size`, `bias`, methods of a block.
+    # Any: models read many attributes of their layers, such as `weight.dtype`, `kernel_size` or methods of a block.
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
@@ -157,7 +158,7 @@ class Wrapper(LaneModule):
 
 
 def _traits(layer: nn.Module) -> dict[str, object]:
-    """The numbers and words that a layer was made with, such as `in_features`; nothing that is PyTorch's own."""
+    """The plain attributes of a layer, such as `in_features`, without PyTorch's private ones."""
     return {
         name: value
         for name, value in vars(layer).items()
@@ -166,12 +167,12 @@ def _traits(layer: nn.Module) -> dict[str, object]:
 
 
 def lane_parameter(lanes: Lanes, value: Tensor) -> nn.Parameter:
-    """A tuned tensor [num, *value.shape] that starts as `value` in every lane."""
+    """A tuned tensor [num, *value.shape] whose initial value is `value` in every lane."""
     return nn.Parameter(value.detach().expand(lanes.num, *value.shape).clone())
 
 
 def random_like(reference: Tensor, shape: tuple[int, ...], draw: Callable[[Tensor], Tensor]) -> Tensor:
-    """A tensor drawn on the CPU by `draw`, then moved to where `reference` is, so that bits do not depend on it."""
+    """A tensor that `draw` fills on the CPU, with the device and dtype of `reference`; bits do not depend on these."""
     return draw(torch.empty(shape, dtype=torch.float32)).to(reference.device, reference.dtype)
 
 
@@ -197,11 +198,11 @@ class LaneLinear(LaneModule):
 
 
 class LaneLayerNorm(LaneModule):
-    """Layer norm with an affine transform per lane, which starts as the identity.
+    """Layer norm with an affine transform per lane, initially the identity.
 
     Args:
-        lanes: of the model.
-        width: features, D.
+        lanes: shared by all tuning modules of the model.
+        width: D, number of features.
         like: a tensor of the model, for device and dtype.
     """
 
@@ -213,15 +214,15 @@ class LaneLayerNorm(LaneModule):
     def forward(self, x: Tensor) -> Tensor:
         """[active * B, ..., D] to the same shape."""
         normed_KND = self.lanes.fold(functional.layer_norm(x, self.weight.shape[-1:]))
-        weight_K1D, bias_K1D = (self.lanes.used(each).unsqueeze(1) for each in (self.weight, self.bias))
+        weight_K1D, bias_K1D = (self.lanes.used(tensor).unsqueeze(1) for tensor in (self.weight, self.bias))
         return torch.addcmul(bias_K1D, normed_KND, weight_K1D).view(x.shape)
 
 
 def add_pointwise(lanes: Lanes, y: Tensor, x: Tensor, weight_KOI: Tensor, scale: float = 1.0) -> Tensor:
-    """A 1x1 convolution per lane, added to `y`: y + scale * (weight x) at every pixel.
+    """Adds a 1x1 convolution per lane to `y`: y + scale * (weight x) at every pixel.
 
     Args:
-        lanes: of the model.
+        lanes: shared by all tuning modules of the model.
         y: [active * B, O, H, W].
         x: [active * B, I, H, W].
         weight_KOI: a tuned tensor [num, O, I].

@@ -1,11 +1,11 @@
-"""Parallel adapters: a 1x1 convolution beside every 3x3, all norms, and the head; the 3x3 kernels are frozen.
+"""Parallel adapters: a 1x1 convolution A beside every 3x3 convolution, all norms, and the head are trained.
 
-    y = norm( conv 3x3 (x) + A x )
+    y = BN( Conv3x3(x) + A(x) )
 
-A has the channels and the stride of its 3x3 convolution and no bias. It samples the pixels that the centre of the 3x3
-kernel does, so that `merge` folds it into the kernel's centre exactly.
+A has the channels and the stride of the frozen 3x3 convolution and no bias. It reads the pixels under the centre of the
+3x3 kernel, so `merge` adds it to the centre of the kernel without an approximation.
 
-Differs from Rebuffi et al.: their optional dropout before A is left out, off in their code by default.
+Differs from Rebuffi et al.: there is no dropout before A, which in their code is optional and off by default.
 
 Source: Elvebakken et al. 2023 (arXiv 2302.02949); Rebuffi et al. 2018 (arXiv 1803.10082), section 3.2 and their code.
 
@@ -41,7 +41,8 @@ class Parallel(Settings):
     """Trains 1x1 convolutions beside the 3x3 ones, the norms, and the head.
 
     Args:
-        init: `he` draws A He-normal over fan-out, which changes the pre-trained function at once; `zero` keeps it.
+        init: the initial A; `he` is He-normal over fan-out, which changes the pre-trained model's outputs; `zero` keeps
+            them.
     """
 
     name: Literal["parallel"] = "parallel"
@@ -51,13 +52,13 @@ class Parallel(Settings):
 
     @property
     def starts_as_base(self) -> bool:
-        """Whether A starts at zero."""
+        """Whether the initial A is zero."""
         return self.init == "zero"
 
     def apply(self, backbone: Backbone, lanes: Lanes, generator: Generator) -> ParamSpec:
         """See `TuningMethod.apply`."""
         tensors: dict[str, TensorSpec] = {}
-        for now, layer in untouched(backbone.module).values():
+        for path, layer in untouched(backbone.module).values():
             if not isinstance(layer, nn.Conv2d) or not is_plain_3x3(layer):
                 continue
             weight = layer.get_parameter("weight")
@@ -65,8 +66,8 @@ class Parallel(Settings):
             std = math.sqrt(2 / out_channels) if self.init == "he" else 0.0
             draw = partial(nn.init.normal_, std=std, generator=generator)
             start_OI = random_like(weight, (out_channels, in_channels), draw)
-            replace(backbone.module, now, ParallelConv(lanes, layer, start_OI))
-            tensors[f"{now}.parallel"] = TensorSpec((out_channels, in_channels), now)
+            replace(backbone.module, path, ParallelConv(lanes, layer, start_OI))
+            tensors[f"{path}.parallel"] = TensorSpec((out_channels, in_channels), path)
         if not tensors:
             raise misfit(self.name, backbone, "it has no 3x3 convolution of padding 1 without groups and dilation")
         tensors |= tune_norms(backbone, lanes) | tune_head(backbone, lanes)
@@ -83,7 +84,7 @@ class Parallel(Settings):
 
 
 class ParallelConv(Wrapper):
-    """A frozen 3x3 convolution and a 1x1 convolution per lane."""
+    """A frozen 3x3 convolution with a parallel 1x1 convolution per lane."""
 
     def __init__(self, lanes: Lanes, base: nn.Conv2d, start_OI: Tensor) -> None:
         super().__init__(lanes, base)

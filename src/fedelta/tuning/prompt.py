@@ -1,13 +1,13 @@
-"""Prompt tuning: learned tokens that every block, or the first one, reads beside its input, and the head.
+"""Prompt tuning: learned tokens P that every block, or the first one, reads together with its input, and the head.
 
-    deep:     [x_l, _] = block_l([x_{l-1}, p_l])        in every block new prompts, dropped behind it
-    shallow:  [x_1, z_1] = block_1([x_0, p]), [x_l, z_l] = block_l([x_{l-1}, z_{l-1}])
+    deep:     [E_l, _] = L_l([E_{l-1}, P_{l-1}])        each block L_l has its own prompts, removed after it
+    shallow:  [E_1, Z_1] = L_1([E_0, P]),  [E_l, Z_l] = L_l([E_{l-1}, Z_{l-1}])
 
-Prompts stand behind the other tokens, get no position embedding and are always attended to. In training a prompt's
-elements are dropped at random per sample.
+Prompts follow the other tokens, have no position embedding, and every token attends to them. In training, elements of
+prompts are set to zero at random, for each sample anew.
 
-FedPEFT's code takes the deep form. Stock PEFT's prompt tuning is another method: its tokens stand in front, where
-text classifiers look for [CLS], and get position embeddings.
+FedPEFT's code uses the deep form. The prompt tuning of Hugging Face PEFT is another method: its tokens come first,
+where text classifiers expect [CLS], and have position embeddings.
 
 Source: Jia et al. 2022 (VPT, arXiv 2203.12119), Eq. 4 to 7; Sun et al. 2022 (FedPEFT, arXiv 2210.01708), prototype
 "Prompt", sizes of the authors' code.
@@ -45,15 +45,15 @@ class Prompt(Settings):
     """Trains prompts, and the head.
 
     Args:
-        num_virtual_tokens: prompts of a block.
-        depth: `deep` gives every block prompts of its own, `shallow` only the first.
-        dropout: probability with which an element of a prompt is zero in a training step.
+        num_virtual_tokens: number of prompts per block.
+        depth: with `deep` every block has prompts, with `shallow` only the first.
+        dropout: probability that an element of a prompt is set to zero in a training step.
     """
 
     name: Literal["prompt"] = "prompt"
     max_lanes: ClassVar[int | None] = None
-    merges: ClassVar[bool] = False  # a model has no place for prompts of its own
-    starts_as_base: ClassVar[bool] = False  # prompts are drawn
+    merges: ClassVar[bool] = False  # no layer of the model could hold prompts
+    starts_as_base: ClassVar[bool] = False  # the initial prompts are random
     num_virtual_tokens: int = Field(default=10, ge=1)  # FedPEFT
     depth: Literal["deep", "shallow"] = "deep"  # FedPEFT
     dropout: float = Field(default=0.1, ge=0, lt=1)  # FedPEFT
@@ -71,37 +71,37 @@ class Prompt(Settings):
         shape = (self.num_virtual_tokens, weight_OD.shape[1])
         draw = partial(nn.init.uniform_, a=-bound, b=bound, generator=generator)
         tensors: dict[str, TensorSpec] = {}
-        for own in paths:
-            now, block = layers[own]
-            has_prompts = self.depth == "deep" or own == paths[0]
+        for path in paths:
+            current, block = layers[path]
+            has_prompts = self.depth == "deep" or path == paths[0]
             prompted = Prompted(
                 lanes,
                 block,
                 random_like(weight_OD, shape, draw) if has_prompts else None,
                 num_prompts=self.num_virtual_tokens,
-                drops=self.depth == "deep" or own == paths[-1],
+                drops=self.depth == "deep" or path == paths[-1],
                 dropout=self.dropout,
             )
-            replace(backbone.module, now, prompted)
+            replace(backbone.module, current, prompted)
             if has_prompts:
-                tensors[f"{now}.prompt"] = TensorSpec(shape, now)
+                tensors[f"{current}.prompt"] = TensorSpec(shape, current)
         return specification(backbone, tensors | tune_head(backbone, lanes))
 
     def merge(self, backbone: Backbone) -> None:
-        """Folds the head; the prompts stay, with all their lanes."""
+        """Merges the head; the prompts stay in the model, with all lanes."""
         merge_head(backbone)
 
 
 class Prompted(Wrapper):
-    """A block that reads prompts behind its tokens.
+    """A block that reads prompts after its tokens.
 
     Args:
-        lanes: of the model.
+        lanes: shared by all tuning modules of the model.
         base: the block.
-        prompt_PD: where its prompts start; None for a block that only passes on those of a lower one.
-        num_prompts: prompts in its input.
-        drops: whether the prompts end here.
-        dropout: see `Prompt`.
+        prompt_PD: initial prompts; None for a block that only passes on the prompts of a lower block.
+        num_prompts: P, the number of prompts that the block reads.
+        drops: whether the prompts are removed from the output.
+        dropout: probability that an element of a prompt is set to zero.
     """
 
     def __init__(
@@ -116,10 +116,9 @@ class Prompted(Wrapper):
     def forward(
         self, x: Tensor, attention_mask: Tensor | None = None, *args: object, **kwargs: object
     ) -> Tensor | tuple[Tensor, ...]:
-        """[active * B, T, D] to [active * B, T, D], with P more tokens on either side where prompts pass through.
+        """[active * B, T, D] to [active * B, T, D]; T includes prompts that come from, or go to, another block.
 
-        A block that gives more than its tokens still does.
-        `attention_mask` covers T tokens, those that came with the input; it is widened to the prompts.
+        Further outputs of the block are passed on. `attention_mask` covers the tokens without prompts, and is extended.
         """
         if self.prompt is not None:
             prompts = self.lanes.dropout(self.lanes.repeat(self.prompt, x), self.dropout)
@@ -134,21 +133,22 @@ class Prompted(Wrapper):
 
 
 def _widen(mask: Tensor | None, num_prompts: int) -> Tensor | None:
-    """An attention mask [B, 1, T or 1, T] that lets every token see `num_prompts` more, and lets these see the others.
+    """An attention mask [B, 1, T or 1, T], extended by `num_prompts` tokens that all tokens attend to.
 
-    True and 0.0 are what is attended to; masks are bidirectional, so that all rows of a sample are equal.
+    Prompts attend to the same tokens as the first token does: masks are bidirectional, so the rows of a sample are
+    equal.
     """
     if mask is None:
         return None
-    seen = True if mask.dtype == torch.bool else 0.0
-    mask = torch.cat([mask, mask.new_full((*mask.shape[:-1], num_prompts), seen)], dim=-1)
+    attended = True if mask.dtype == torch.bool else 0.0
+    mask = torch.cat([mask, mask.new_full((*mask.shape[:-1], num_prompts), attended)], dim=-1)
     if mask.shape[-2] == 1:
         return mask
     return torch.cat([mask, mask[..., :1, :].expand(*mask.shape[:-2], num_prompts, -1)], dim=-2)
 
 
 def _bound(backbone: Backbone, width: int) -> float:
-    """VPT's bound of the uniform start, sqrt(6 / (fan-in of the patch embedding + D)); without patches sqrt(6 / 2D)."""
+    """VPT's bound of uniform prompts, sqrt(6 / (fan-in of the patch embedding + D)); without patches sqrt(6 / 2D)."""
     embeddings = backbone.module.get_submodule(backbone.anatomy.embeddings)
     patches = [layer for layer in embeddings.modules() if isinstance(layer, nn.Conv2d)]
     return math.sqrt(6 / ((patches[0].weight[0].numel() if patches else width) + width))

@@ -1,4 +1,4 @@
-"""`fedelta.json`: what an adapter directory keeps beyond what stock PEFT has to know."""
+"""`fedelta.json`: the settings of an adapter that stock PEFT does not know."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from fedelta.settings.base import without_none
 from fedelta.tasks.choice import ChosenTask
 
 
-class Own(Settings):
-    """The content of `fedelta.json`; an adapter made elsewhere has all defaults.
+class AdapterSettings(Settings):
+    """The content of `fedelta.json`; all defaults for an adapter from another tool.
 
     Args:
         fedelta_version: of the writer, "" when unknown.
@@ -39,7 +39,7 @@ class Own(Settings):
         identity: which base model it was made for (`tuning/identity.py`); nothing where the writer did not say.
         plugins: those that its tuning method and task are from (`plugins.used_by`).
         weights_sha256: of the file with the tensors, "" likewise.
-        config_sha256: of `adapter_config.json`, by which a run knows its own; elsewhere that may be edited.
+        config_sha256: of `adapter_config.json`, checked in run directories only; elsewhere it may be edited.
     """
 
     fedelta_version: str = ""
@@ -61,65 +61,67 @@ class Own(Settings):
     @property
     def preparation(self) -> Preparation:
         """How examples became inputs in the run."""
-        said = Preparation(**{name: getattr(self, name) for name in Preparation.model_fields})
-        # Before this file said anything of images, they were stretched.
-        is_of_old = bool(self.fedelta_version) and said == Preparation()
-        return said.model_copy(update={"resize": "stretch"}) if is_of_old else said
+        preparation = Preparation(**{name: getattr(self, name) for name in Preparation.model_fields})
+        # Versions that did not record the preparation stretched images.
+        is_old = bool(self.fedelta_version) and preparation == Preparation()
+        return preparation.model_copy(update={"resize": "stretch"}) if is_old else preparation
 
     def to_json(self) -> str:
         """The content of the file."""
         return to_json(self.model_dump(mode="json"), indent=2) + "\n"
 
 
-def read_own(path: Path) -> Own:
-    """What `fedelta.json` at `path` holds; all defaults when there is no such file.
+def read_settings(path: Path) -> AdapterSettings:
+    """The content of the `fedelta.json` at `path`; all defaults if there is no such file.
 
     Raises:
-        AdapterError: unreadable; an unknown key counts, because ignoring it could mean another model.
-        PluginError: it was made with plug-ins that are not given.
+        AdapterError: the file cannot be read, or has an unknown key, which must not be ignored.
+        PluginError: plug-ins that the adapter needs are not loaded.
     """
     try:
         content = path.read_bytes()
         refuse_missing(_plugins(content), f"adapter {str(path.parent)!r}")
-        return Own.model_validate_json(content)
+        return AdapterSettings.model_validate_json(content)
     except FileNotFoundError:
-        return Own()
+        return AdapterSettings()
     except OSError as error:
         raise AdapterError(f"{str(path)!r} cannot be read: {error.strerror or error}.") from error
     except ValidationError as error:
         raise AdapterError(
             f"{str(path)!r} cannot be used:{explained(error)}",
-            hint=f"write the adapter anew, or read it with the version that wrote it; this is {__version__}.",
+            hint=f"write the adapter again, or read it with the version that wrote it; this is {__version__}.",
         ) from error
 
 
 def _plugins(content: bytes) -> object:
     """What `plugins` says in the content of a file, before the task is checked, which may be from one of them."""
     try:
-        own = json.loads(content)
+        record = json.loads(content)
     except ValueError:
         return None
-    return own.get("plugins") if isinstance(own, dict) else None
+    return record.get("plugins") if isinstance(record, dict) else None
 
 
-def refuse_other_own(path: Path, origin: Origin) -> None:
-    """Refuses a `fedelta.json` at `path`, in a run directory, or its neighbour, that is not what the run wrote.
+def refuse_other_settings(path: Path, origin: Origin) -> None:
+    """Refuses a `fedelta.json` or `adapter_config.json` in a run directory that is not as the run wrote it.
 
     Raises:
-        CheckpointError: it says something else, or nothing.
+        CheckpointError: names the differences.
     """
-    own, config = read_own(path), path.with_name("adapter_config.json")
-    problems = other_words(origin, {"seed": own.seed, "tuning": without_none(own.tuning or {})}, own.class_names or ())
-    if not problems and hashlib.sha256(config.read_bytes()).hexdigest() != own.config_sha256:
+    settings, config = read_settings(path), path.with_name("adapter_config.json")
+    problems = other_words(
+        origin, {"seed": settings.seed, "tuning": without_none(settings.tuning or {})}, settings.class_names or ()
+    )
+    if not problems and hashlib.sha256(config.read_bytes()).hexdigest() != settings.config_sha256:
         problems.append(f"`{config.name}` is not as the run wrote it")
     refuse(f"adapter {str(path.parent)!r}", problems)
 
 
 def explained(error: ValidationError) -> str:
-    """One line for each problem, each after a line break."""
+    """One line per problem, each after a line break."""
     return "".join(
-        f"\n  - `{'.'.join(map(str, each['loc']))}` is {each['input']!r}: {each['msg']}"
-        if each["loc"]
-        else f"\n  - {each['msg']}"
-        for each in error.errors()
+        f"\n  - `{'.'.join(map(str, problem['loc']))}` is {problem['input']!r}: {problem['msg']}"
+        if problem["loc"]
+        else f"\n  - {problem['msg']}"
+        for problem in error.errors()
     )

@@ -1,0 +1,115 @@
+"""The model that all lanes share: its outputs for rows of data, from cached features where there is a frozen prefix."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fedelta.data.augmentation import Augmentation, AugmentedInputs
+from fedelta.data.batches import Examples
+from fedelta.engine.prefix import CachedInputs, find_prefix, only_head
+from fedelta.modalities.base import Inputs
+from fedelta.models.failures import model_errors
+from fedelta.models.hub import Backbone
+from fedelta.params import ParamSpec
+from fedelta.tuning.exits import exit_blocks, logits_at
+from fedelta.tuning.lanes import Lanes
+
+
+class SharedModel:
+    """Runs the model with the tuning method applied.
+
+    Args:
+        backbone: the model, on its device.
+        spec: what is tuned.
+        lanes: the lanes of the tuned modules.
+        train: training examples; the prefix is checked on the first two.
+        device: where the model runs.
+        cache_bytes: upper limit for the memory that features of frozen modules take; 0 switches the cache off.
+        autocast: whether the model runs under bfloat16 autocast.
+
+    Attributes:
+        name: class of the model, for messages.
+        blocks: the blocks with exits, lowest first; empty for a model without exits.
+        notes: why the cache is off, in sentences for the user.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        spec: ParamSpec,
+        lanes: Lanes,
+        train: Examples,
+        *,
+        device: torch.device,
+        cache_bytes: int,
+        autocast: bool,
+    ) -> None:
+        self.backbone = backbone
+        self.device = device
+        self.autocast = autocast
+        self.name = type(backbone.module).__name__
+        self.blocks = exit_blocks(backbone.module)
+        self.notes: list[str] = []
+        self._cache_bytes = cache_bytes
+        self._prefix = None
+        if cache_bytes:
+            sample = train.inputs.fetch(torch.arange(min(2, len(train))))
+            self._prefix = find_prefix(backbone, spec, lanes, self._to_device(sample))
+            if self._prefix is None and only_head(backbone, spec):
+                self.notes.append("frozen-prefix cache off: the head of this model cannot be run separately.")
+
+    def outputs(self, inputs: Inputs, rows: Tensor, exits: Collection[int]) -> list[Tensor]:
+        """Outputs for `rows` at each of `exits`, ascending; for a model without exits a list of its one output.
+
+        Raises:
+            ModelError: the model fails.
+        """
+        tensors = self._to_device(inputs.fetch(rows))
+        model = inputs if isinstance(inputs, CachedInputs) else self.backbone
+        with (
+            model_errors(self.name, tensors),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast),
+        ):
+            if not self.blocks:
+                return [model.logits(tensors).float()]
+            by_exit = logits_at(self.blocks, lambda: model.logits(tensors), exits)
+            return [logits.float() for logits in by_exit.values()]
+
+    def cached(self, data: Examples) -> Examples:
+        """`data` with cached features of the frozen prefix, or `data` itself without a prefix or without the memory."""
+        if self._prefix is None:
+            return data
+        cached = CachedInputs(data.inputs, self._prefix, self.device)
+        if cached.num_bytes > self._cache_bytes:
+            self.notes.append(
+                f"frozen-prefix cache off: the features of {len(data):,} rows would take "
+                f"{cached.num_bytes / 2**20:,.1f} MiB, more than `runtime.cache_mib` = "
+                f"{self._cache_bytes / 2**20:,.1f}; raise that limit to compute them only once."
+            )
+            return data
+        return replace(data, inputs=cached)
+
+    def augmented(self, data: Examples, augmentation: Augmentation) -> Examples:
+        """`data` with random crops and flips, which rule out cached features."""
+        if self._prefix is not None:
+            self.notes.append(
+                "frozen-prefix cache off for the training data: with `[augmentation]` the images differ in every "
+                "epoch, so every step runs the whole model."
+            )
+        modality = self.backbone.modality
+        # Without a modality the inputs are already transformed, so the value of black is unknown; 0 is the padding.
+        black = (0.0,) if modality is None else modality.black
+        return replace(data, inputs=AugmentedInputs(data.inputs, augmentation, black, self.device))
+
+    def _to_device(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.to(self.device) for name, tensor in tensors.items()}
+
+
+def prepare(inputs: Inputs, rows: Tensor) -> None:
+    """Computes the cached features of `rows`, if `inputs` has a cache."""
+    if isinstance(inputs, CachedInputs):
+        inputs.prepare(rows)

@@ -1,0 +1,91 @@
+"""Importing transformers in half of the time, without parts of PyTorch and SciPy that fedelta's commands never use.
+
+Whatever the model, transformers imports PyTorch's compiler to mark a few functions for it, PyTorch's tensors that are
+spread over several machines, and from SciPy an assignment problem for the loss of object detectors: 1,300 modules.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import torch
+
+logger = logging.getLogger("fedelta")
+
+# Set by the commands, whose processes and their workers run nothing but fedelta.
+LIGHT_IMPORTS = "FEDELTA_LIGHT_IMPORTS"
+
+_COMPILER = "torch._dynamo"
+# Modules of which transformers imports a function or a class that it only needs in some calls.
+_NEEDED_LATER = ("torch._dynamo._trace_wrapped_higher_order_op", "scipy.optimize")
+
+
+def import_lightly() -> None:
+    """Imports what all models of transformers share, in its light form where `LIGHT_IMPORTS` is "1".
+
+    In that process `torch.compile` does not know transformers' marks, and to transformers `torch.distributed` is not
+    available, as in builds of PyTorch that lack it; everything else works as ever. A version of transformers that
+    cannot be imported like this is imported in full, by whatever imports it next.
+    """
+    if os.environ.get(LIGHT_IMPORTS) != "1" or _COMPILER in sys.modules:
+        return
+    stand_ins = {_COMPILER: _Compiler(_COMPILER)} | {
+        name: _NeededLater(name) for name in _NEEDED_LATER if name not in sys.modules
+    }
+    try:
+        with (
+            _replaced(sys.modules, stand_ins),
+            _replaced(vars(torch), {"_dynamo": stand_ins[_COMPILER]}),
+            _replaced(vars(torch.distributed), {"is_available": lambda: False}),
+        ):
+            import_module("transformers.modeling_utils")
+            import_module("transformers.masking_utils")
+    except Exception:  # transformers and what it imports may raise anything
+        logger.debug("transformers cannot be imported in its light form", exc_info=True)
+
+
+@contextmanager
+def _replaced(names: dict[str, Any], others: dict[str, Any]) -> Iterator[None]:
+    """`others` in place of what the names stand for; Any: modules and functions."""
+    before = {name: names[name] for name in others if name in names}
+    names.update(others)
+    try:
+        yield
+    finally:
+        for name in others:
+            names.pop(name, None)
+        names.update(before)
+
+
+class _Compiler(ModuleType):
+    """In place of the compiler, whose decorators mark functions for it: they leave them as they are."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _unmarked
+
+
+def _unmarked(function: Any = None, *_: object, **__: object) -> Any:
+    """The function itself, or of `decorator(reason=...)` what gives it; Any: functions and properties."""
+    return _unmarked if function is None else function
+
+
+class _NeededLater(ModuleType):
+    """In place of a module, whose functions and classes import it when they are called; Any: theirs."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return getattr(import_module(self.__name__), name)(*args, **kwargs)
+
+        return call

@@ -1,0 +1,73 @@
+"""Checks whether files that are written at the end of a run agree: the same numbers, computed in another way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean, stdev
+from typing import Any
+
+from fedelta.tasks.base import Measure
+from fedelta.tasks.details import Confusion, Details
+
+
+def by_confusion(details: Details | None) -> list[str]:
+    """Where the counts of `confusion.json` give other measures of a class than `summary.json` has, in words."""
+    if details is None or details.confusion is None:
+        return []
+    return [
+        f"`{key}` of class {name!r} is {details.by_class[name][key]!r} in `summary.json`, the counts of "
+        f"`confusion.json` make it {value!r}"
+        for name, values in _class_measures(details.confusion)
+        for key, value in values.items()
+        if _differs(details.by_class.get(name, {}).get(key), value)
+    ]
+
+
+def by_clients(personalization: Mapping[str, Any], measure: Measure) -> list[str]:
+    """Where means, deviations and worst values of `personalization.json` are not those of its clients, in words.
+
+    Args:
+        personalization: content of the file; Any: whatever JSON holds.
+        measure: the one that the file goes by.
+    """
+    scopes = personalization.get("scopes")
+    return [
+        f"`{key}` {part} tuning {name!r} is {scope[part][key]!r} in `personalization.json`, its "
+        f"clients make it {value!r}"
+        for name, scope in (scopes.items() if isinstance(scopes, dict) else ())
+        for part in ("before", "after")
+        if (values := _values_of_clients(scope, f"{measure.name}_{part}"))
+        for key, value in _over_clients(values, measure).items()
+        if _differs(scope.get(part, {}).get(key), value)
+    ]
+
+
+def _class_measures(confusion: Confusion) -> Iterator[tuple[str, dict[str, float]]]:
+    """Name and measures of every class, without those that are undefined."""
+    num_answers = [sum(column) for column in zip(*confusion.counts, strict=True)]
+    for place, (name, row) in enumerate(zip(confusion.class_names, confusion.counts, strict=True)):
+        measures: dict[str, float] = {"num_examples": sum(row)}
+        if sum(row):
+            measures["recall"] = row[place] / sum(row)
+        if num_answers[place]:
+            measures["precision"] = row[place] / num_answers[place]
+        yield name, measures
+
+
+def _values_of_clients(scope: object, key: str) -> list[float]:
+    """Nothing where a client has none: the section of the page says what is wrong with the file."""
+    clients = scope.get("clients") if isinstance(scope, dict) else None
+    values = [client.get(key) for client in clients if isinstance(client, dict)] if isinstance(clients, list) else []
+    return [value for value in values if isinstance(value, int | float)] if None not in values else []
+
+
+def _over_clients(values: Sequence[float], measure: Measure) -> dict[str, float]:
+    worst = min(values) if measure.higher_is_better else max(values)
+    deviation = {f"std_{measure.name}": stdev(values)} if len(values) > 1 else {}
+    return {f"mean_{measure.name}": fmean(values), **deviation, f"worst_{measure.name}": worst}
+
+
+def _differs(written: object, computed: float) -> bool:
+    """Whether a number that is there is another one, by more than rounding."""
+    return isinstance(written, int | float) and not math.isclose(written, computed, rel_tol=1e-9, abs_tol=1e-9)
