@@ -35,7 +35,7 @@ class Comparison:
         searched: the key whose best value was searched, or None.
         primary: the measure that all cells share, by which they are compared.
         measures: the columns of the primary measure; with those at exits where some model has exits.
-        frame: a row for each cell, in the order of the grid: labels, searched value, figures, `state` ("finished",
+        frame: a row for each cell, group by group: labels, searched value, figures, `state` ("finished",
             "failed" or "waiting"), `reason` (the error, or None) and `run` (its directory within `path`).
         trials: likewise for the search, with `is_best`; no rows without a search.
         curves: a row for each evaluated round of each finished cell: labels, round, and the primary measure.
