@@ -72,11 +72,7 @@ def main() -> None:
         _fail(error, 1)
     except OSError as error:
         _fail(FedeltaError(f"{error.strerror or error}: {error.filename or 'while writing'}"), 1)
-    except SystemExit as error:  # how every command ends, and a plug-in may not end one
-        if "fedelta.plugins" in sys.modules:
-            _fail_if_a_plugin_ended_it(error)
-        raise
-    except Exception as error:  # noqa: BLE001 raised again unless a plug-in made it
+    except (Exception, SystemExit) as error:  # noqa: BLE001 raised again unless a plug-in made it
         _fail(_blamed(error), 2)
 
 
@@ -362,22 +358,16 @@ def _conclude(result: Result, primary: Measure, quiet: bool) -> None:
         out_console.print(table_of_run(result, primary, report_path))
 
 
-def _blamed(error: Exception) -> PluginError:
-    """The error for the mistake of a plug-in; a mistake of ours is raised again, for its traceback is what counts."""
-    from fedelta.plugins import suspect
+def _blamed(error: Exception | SystemExit) -> PluginError:
+    """The error for the mistake of a plug-in; a mistake of ours and the regular end of a command are raised again."""
+    if "fedelta.plugins" not in sys.modules:
+        raise error
+    from fedelta.plugins import blame, suspect
 
-    blamed = suspect(error)
+    blamed = blame(error) if isinstance(error, SystemExit) else suspect(error)
     if blamed is None:
         raise error
     return blamed
-
-
-def _fail_if_a_plugin_ended_it(error: SystemExit) -> None:
-    from fedelta.plugins import blame
-
-    blamed = blame(error)
-    if blamed is not None:
-        _fail(blamed, 2)
 
 
 @contextmanager

@@ -93,14 +93,18 @@ def load_same(arguments: Iterable[str]) -> None:
 
 def file_records() -> list[Record]:
     """The plug-in files whose classes are known, as records."""
-    return [_recorded(provider) for provider in loaded_files()]
+    return [_recorded(provider, _provided(provider)) for provider in loaded_files()]
 
 
 def used_by(sections: Iterable[object]) -> list[Record]:
-    """The plug-ins behind some settings, as a run directory records them: where they are from, what they provide."""
-    settings = (setting for section in sections for setting in settings_in(section))
-    used = dict.fromkeys(provider for setting in settings if (provider := provider_of(setting)) is not None)
-    return [_recorded(provider) for provider in used]
+    """The plug-ins behind some settings, as a run directory records them: where they are from, what is used of them."""
+    used: dict[Provider, dict[str, list[str]]] = {}
+    settings = [setting for section in sections for setting in settings_in(section)]
+    for registry in ALL:
+        for name, (plugin, provider) in registry.added.items():
+            if any(type(setting) is plugin and setting.model_dump()["name"] == name for setting in settings):
+                used.setdefault(provider, {}).setdefault(registry.places[0], []).append(name)
+    return [_recorded(provider, provides) for provider, provides in used.items()]
 
 
 def refuse_missing(records: object, where: str) -> None:
@@ -113,6 +117,17 @@ def refuse_missing(records: object, where: str) -> None:
     Raises:
         PluginError: some are not there; names each, and how to give it.
     """
+    built_in = [
+        f"`{registry.places[0]}` = {name!r} of {_what(record)!r}"
+        for record in _valid(records)
+        for registry, name in _names(record)
+        if name in registry.built_in
+    ]
+    if built_in:
+        raise PluginError(
+            f"{where} was made with {' and '.join(built_in)}, and fedelta has another method of that name now.",
+            hint="use the version of fedelta in its `environment.json`, or give your method another name and run anew.",
+        )
     missing = [record for record in _valid(records) if not _is_there(record)]
     if missing:
         which = " and ".join(f"{_what(record)!r}, which provides {_provides(record)}" for record in missing)
@@ -124,7 +139,7 @@ def changed_plugins(records: object) -> list[str]:
     problems = []
     for record in _valid(records):
         for provider in _known_for(record):
-            now = _recorded(provider)
+            now = _recorded(provider, {})
             if any(record.get(key) != now.get(key) for key in ("sha256", "distribution", "version")):
                 problems.append(f"{_what(record)} is {_state(now)} now, it was {_state(record)}")
     return problems
@@ -201,12 +216,12 @@ def _providers() -> list[Provider]:
     return list(dict.fromkeys(provider for registry in ALL for _, provider in registry.added.values()))
 
 
-def _recorded(provider: Provider) -> Record:
+def _recorded(provider: Provider, provides: Mapping[str, list[str]]) -> Record:
     values = {"sha256": provider.sha256, "distribution": provider.distribution, "version": provider.version}
     return {
         "plugin": provider.label,
         **{key: value for key, value in values.items() if value},
-        "provides": _provided(provider),
+        "provides": dict(provides),
     }
 
 

@@ -317,7 +317,25 @@ def test_a_broken_installed_plugin_is_left_out_with_a_warning_and_explained_when
 ):
     installed(bad=broken, good=lambda: Offered)
     assert "offered" in list(STRATEGIES)
-    assert "plug-in bad 1.0 is left out: plug-in 'bad 1.0': `bad.methods` cannot be imported" in caplog.text
-    with pytest.raises(ConfigError, match=r"installed plug-in that cannot be used: bad 1.0: .*no module 'heavy'"):
+    assert "an installed plug-in is left out: plug-in 'bad 1.0': `bad.methods` cannot be imported" in caplog.text
+    with pytest.raises(ConfigError, match=r"that cannot be used: plug-in 'bad 1.0': .*no module 'heavy'"):
         parse_config({**BASE, "strategy": {"name": "heavy"}})
     assert caplog.text.count("left out") == 1
+
+
+class Rival(FedAvg):
+    """What another package offers under the same name."""
+
+    name: Literal["offered"] = "offered"
+
+
+@pytest.mark.parametrize("names", [("alpha", "beta"), ("beta", "alpha")])
+def test_of_two_packages_with_one_name_the_first_by_alphabet_is_taken(
+    installed: Any, caplog: pytest.LogCaptureFixture, names: tuple[str, str]
+):
+    packages = {"alpha": lambda: Offered, "beta": lambda: Rival}
+    installed(**{name: packages[name] for name in names})
+    assert STRATEGIES["offered"] is Offered
+    assert "left out: plug-in 'beta 1.0' cannot be used: `Rival`, a strategy by its methods, is called 'offered'" in (
+        caplog.text
+    )

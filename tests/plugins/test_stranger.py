@@ -13,13 +13,14 @@ from tests.plugins.conftest import STRANGER, own_registries
 from tests.small import SMALL, stop_after
 
 import fedelta
+from fedelta.catalog import STRATEGIES
 from fedelta.config import load_config, parse_config
 from fedelta.errors import AdapterError, CheckpointError, PluginError
 from fedelta.experiment import Experiment
 from fedelta.inference.adapter import read_adapter
 from fedelta.inference.predict import Predictor
 from fedelta.inspection import inspect
-from fedelta.plugins import for_processes, load_same
+from fedelta.plugins import for_processes, load_same, refuse_missing, used_by
 
 Call = Callable[..., tuple[int, str, str]]
 METHODS = {
@@ -66,6 +67,19 @@ def test_a_run_records_its_plugins(folder: Path):
     assert record["plugin"] == "my_method.py"
     assert len(record["sha256"]) == 64
     assert record["provides"] == {"tuning.name": ["scale"], "task.name": ["smoothed"], "strategy.name": ["damped"]}
+
+
+def test_a_record_names_what_is_used_of_a_plugin(plugin: Path):
+    (record,) = used_by([STRATEGIES["damped"]()])
+    assert record["provides"] == {"strategy.name": ["damped"]}
+
+
+def test_a_method_whose_name_is_built_in_now_is_not_mistaken_for_it():
+    record = {"plugin": "mine.py", "sha256": "0", "provides": {"strategy.name": ["fedavg"]}}
+    with pytest.raises(
+        PluginError, match=r"run 'a' was made with `strategy.name` = 'fedavg' of 'mine.py', and fedelta"
+    ):
+        refuse_missing([record], "run 'a'")
 
 
 def test_a_run_without_plugins_says_so(folder: Path, tmp_path: Path, plugin: Path):

@@ -170,6 +170,6 @@ def _unknown_choice(path: str, given: object, known: Iterable[str], root: type[S
     advice = f"; did you mean {nearest[0]!r}?" if nearest else ""
     advice = f"; {given!r} is a choice of `{elsewhere[0]}`" if elsewhere else advice
     if INSTALLED.broken:
-        reasons = "; ".join(f"{label}: {reason}" for label, reason in INSTALLED.broken.items())
+        reasons = " ".join(INSTALLED.broken.values())
         advice += f"; it may be in an installed plug-in that cannot be used: {reasons}"
     return f"`{path}` is {given!r}, expected one of {', '.join(known)}{advice}"

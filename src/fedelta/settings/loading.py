@@ -75,15 +75,16 @@ def load_installed(registries: Sequence[Registry]) -> None:
     if INSTALLED.is_done:
         return
     INSTALLED.is_done = True
-    for entry in metadata.entry_points(group=GROUP):
-        distribution = entry.dist
-        name, version = ("", "") if distribution is None else (distribution.name, distribution.version)
+    # Sorted: of two that claim one name the first is taken, on every machine the same.
+    for entry in sorted(metadata.entry_points(group=GROUP), key=lambda entry: (_distribution(entry), entry.value)):
+        name, version = _distribution(entry)
         provider = Provider(f"{name} {version}".strip() or entry.value, distribution=name, version=version)
         try:
             take_in(_offered(entry, provider, registries), provider, registries)
         except PluginError as error:
-            INSTALLED.broken[provider.label] = error.message
-            logger.warning("the installed plug-in %s is left out: %s", provider.label, error.message.splitlines()[0])
+            reason = " ".join(error.message.replace("\n  - ", " ").split())
+            INSTALLED.broken[provider.label] = reason
+            logger.warning("an installed plug-in is left out: %s", reason)
 
 
 def take_in(
@@ -232,6 +233,11 @@ def _candidates(module: ModuleType, registries: Sequence[Registry]) -> list[type
 
 def _is_named(kind: type[Any]) -> bool:
     return issubclass(kind, Settings) and "name" in kind.model_fields
+
+
+def _distribution(entry: metadata.EntryPoint) -> tuple[str, str]:
+    """The name and version of the package that has an entry point."""
+    return ("", "") if entry.dist is None else (entry.dist.name, entry.dist.version)
 
 
 def _offered(entry: metadata.EntryPoint, provider: Provider, registries: Sequence[Registry]) -> list[type[Any]]:
