@@ -59,15 +59,15 @@ def test_stopped_cells_go_on_with_the_same_bits_in_any_number_of_processes_besid
             fedelta.Experiment(cell.config).run(run, on_round=stop_after(1))
     assert not (run / "summary.json").exists()
 
-    found = fedelta.compare(config, OVER, out, overrides=OVERRIDES, processes=2)
+    result = fedelta.compare(config, OVER, out, overrides=OVERRIDES, processes=2)
     with (out / "cells.csv").open(newline="") as file:
         assert [row["state"] for row in csv.DictReader(file)] == ["finished", "failed"]
-    assert found.failures["client.lr=1e+30"].startswith("RoundError: round 1: ")
+    assert result.failures["client.lr=1e+30"].startswith("RoundError: round 1: ")
     assert json.loads((run / "environment.json").read_text())["num_threads"] == 1
 
     undisturbed = fedelta.Experiment.from_toml(config, (*OVERRIDES, "client.lr=0.1")).run(tmp_path / "undisturbed")
     assert bits(run) == bits(undisturbed.path)
-    assert found.groups["accuracy_mean"][0] == undisturbed.measures["accuracy"]
+    assert result.groups["accuracy_mean"][0] == undisturbed.measures["accuracy"]
 
 
 @pytest.mark.slow
