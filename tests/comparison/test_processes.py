@@ -237,3 +237,14 @@ def test_a_gpu_is_for_one(jobs, monkeypatch):
     assert pool.default_processes(jobs) >= 1
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert pool.default_processes(jobs) == 1
+
+
+@pytest.mark.slow
+def test_a_process_that_imports_everything_itself_gives_the_bits_of_a_forked_one(tmp_path, monkeypatch):
+    runs = {}
+    for name, launcher in (("forked", launchers.launcher_for), ("spawned", lambda _: launchers.Spawned())):
+        monkeypatch.setattr(pool, "launcher_for", launcher)
+        result = fedelta.compare(write_small(tmp_path), OVER, tmp_path / name, overrides=OVERRIDES, processes=2)
+        assert list(result.failures) == ["client.lr=1e+30"]
+        runs[name] = bits(tmp_path / name / "runs" / "lr-0.1")
+    assert runs["spawned"] == runs["forked"]
