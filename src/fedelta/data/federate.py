@@ -72,9 +72,9 @@ def federate(
     train = Examples(_inputs(raw, _column(raw), modality), raw.train.targets, raw.train.numbers)
     if raw.source.evaluate_on == "validation":
         owner = _owners(rows, len(train))
-        rows, held = hold_back(rows, raw.source.validation_fraction, seed=seed)
-        inputs, targets = RowsOf(train.inputs, held), train.targets.select(held)
-        evaluated = Examples(inputs, targets, raw.train.numbers[held], owner[held])
+        rows, validation_rows = hold_back(rows, raw.source.validation_fraction, seed=seed)
+        inputs, targets = RowsOf(train.inputs, validation_rows), train.targets.select(validation_rows)
+        evaluated = Examples(inputs, targets, raw.train.numbers[validation_rows], owner[validation_rows])
     else:
         raw = raw.without_test_rows_of({ids_of[client] for client in held_out_rows if client in ids_of})
         evaluated = _test_set(raw, modality, {ids_of[client]: client for client in rows if client in ids_of})
@@ -154,7 +154,7 @@ def _test_set(raw: RawData, modality: Modality, client_of: Mapping[Name, int]) -
     column = StoredColumn.of(raw.test.dataset, raw.columns.input, origin=origin, numbers=raw.test.numbers)
     ids = raw.test_ids if client_of else None
     by_name = {str(name): client for name, client in client_of.items()}
-    clients = None if ids is None else torch.tensor([by_name.get(str(each), -1) for each in ids.names])
+    clients = None if ids is None else torch.tensor([by_name.get(str(client_id), -1) for client_id in ids.names])
     if clients is not None and not (clients >= 0).any():
         logger.warning(
             "column %r of the test set has no client that is trained with (%s): there are no measures by client.",

@@ -24,8 +24,8 @@ def check_plan(federation: Federation, plan: object, state: State, round: int) -
     """
     if not isinstance(plan, RoundPlan):
         raise _broken(federation.strategy, round, "plan", [f"is {type(plan).__name__}, expected a `RoundPlan`"])
-    known = {**dict.fromkeys(federation.wire), **state}
-    if problems := list(_plan_problems(plan, round, federation.clients.numbers, known)):
+    known_names = {**dict.fromkeys(federation.wire), **state}
+    if problems := list(_plan_problems(plan, round, federation.clients.numbers, known_names)):
         raise _broken(federation.strategy, round, "plan", problems)
 
 
@@ -101,9 +101,9 @@ def _name_problems(what: str, before: Params, after: Mapping[str, object]) -> It
 
 def _tensor_problems(before: Params, after: Mapping[str, object]) -> Iterator[str]:
     for name, tensor in before.items():
-        given = after.get(name, tensor)
-        if isinstance(given, Tensor) and (given.shape, given.dtype) != (tensor.shape, tensor.dtype):
-            yield f"has {_told(given)} as `{name}` of the params, expected {_told(tensor)}"
+        result = after.get(name, tensor)
+        if isinstance(result, Tensor) and (result.shape, result.dtype) != (tensor.shape, tensor.dtype):
+            yield f"has {_told(result)} as `{name}` of the params, expected {_told(tensor)}"
 
 
 def _told(value: object) -> str:

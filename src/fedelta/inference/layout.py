@@ -108,9 +108,9 @@ def from_layout(
     kind = config.get("peft_type")
     name = str(kind).removeprefix(_OWN_PREFIX).lower() if str(kind).startswith(_OWN_PREFIX) else ""
     if kind != "LORA" and (name == "lora" or _METHODS.get(name) is None):
-        own = sorted(f"{_OWN_PREFIX}{name.upper()}" for name in _METHODS.names if name != "lora")
+        our_types = sorted(f"{_OWN_PREFIX}{name.upper()}" for name in _METHODS.names if name != "lora")
         raise AdapterError(
-            f"{where}: `peft_type` is {kind!r}, expected 'LORA' or one of {listed(own, len(own))}.",
+            f"{where}: `peft_type` is {kind!r}, expected 'LORA' or one of {listed(our_types, len(our_types))}.",
             hint="adapters that put tokens in front of a text cannot be taken over; choose LoRA for a new one."
             if kind in _TOKENS
             else f"{_MERGE}, save that, and give it as `model.source`.",

@@ -183,8 +183,8 @@ class JsonLines:
 
     def salvage(self, last_round: int) -> None:
         """Cuts off what cannot be read, and what is of later rounds: for a log that may be lost, wholly or in part."""
-        kept = [record for record in self.readable() if record["round"] <= last_round]
-        content = b"".join(b"%s\n" % to_json(record).encode() for record in kept)
+        records = [record for record in self.readable() if record["round"] <= last_round]
+        content = b"".join(b"%s\n" % to_json(record).encode() for record in records)
         if content != (self.path.read_bytes() if self.path.exists() else b""):
             write_atomic(self.path, content)
 

@@ -122,9 +122,9 @@ class RunDirectory:
                 f"{str(path)!r} is not a complete run directory: it lacks {', '.join(missing)}.",
                 hint="give the directory that `fedelta run` printed, the one that holds `config.toml`.",
             )
-        if other := [name for name in _FILES if (path / name).is_dir()]:
+        if directories := [name for name in _FILES if (path / name).is_dir()]:
             raise RunError(
-                f"{str(path)!r} has directories where files belong: {', '.join(other)}.",
+                f"{str(path)!r} has directories where files belong: {', '.join(directories)}.",
                 hint="move them out of it; bring the files back from a copy.",
             )
         run = cls(path)
@@ -257,8 +257,8 @@ class RunDirectory:
     def sweep(self) -> None:
         """Removes what a killed process left of files and adapters that it was writing."""
         for folder in (self.path, self.checkpoint.parent, self.clients):
-            for rest in folder.glob(".*.partial") if folder.is_dir() else ():
-                shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
+            for leftover in folder.glob(".*.partial") if folder.is_dir() else ():
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
     def write_summary(self, summary: Record) -> None:
         """Writes `summary.json`, atomically; its presence marks the run as finished."""
@@ -267,16 +267,16 @@ class RunDirectory:
 
 def _sweep_unfinished(parent: Path) -> None:
     """Removes run directories that processes were making when they were killed; nothing that is of another form."""
-    for rest in parent.glob(".*.partial"):
-        match = _UNFINISHED.fullmatch(rest.name)
-        is_ours = match is not None and rest.is_dir() and not rest.is_symlink()
-        if is_ours and match is not None and not _is_alive(int(match["pid"])) and _holds_only_ours(rest):
-            shutil.rmtree(rest, ignore_errors=True)
+    for folder in parent.glob(".*.partial"):
+        match = _UNFINISHED.fullmatch(folder.name)
+        is_ours = match is not None and folder.is_dir() and not folder.is_symlink()
+        if is_ours and match is not None and not _is_alive(int(match["pid"])) and _holds_only_ours(folder):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _holds_only_ours(folder: Path) -> bool:
-    ours = {name.partition("/")[0] for name in (*REQUIRED, PARTITION, MODEL, ROUNDS, TIMINGS)}
-    return {entry.name.removeprefix(".").removesuffix(".partial") for entry in folder.iterdir()} <= ours
+    expected = {name.partition("/")[0] for name in (*REQUIRED, PARTITION, MODEL, ROUNDS, TIMINGS)}
+    return {entry.name.removeprefix(".").removesuffix(".partial") for entry in folder.iterdir()} <= expected
 
 
 def _is_alive(pid: int) -> bool:

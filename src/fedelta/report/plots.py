@@ -267,11 +267,11 @@ def _largest_groups(run: History) -> dict[str, tuple[int, int]]:
     """Bytes down and up by group in the model's order, the smallest ones merged, and what is not tensors."""
     down, up = run.ledger.groups["down"], run.ledger.groups["up"]
     groups = {group: (down.get(group, 0), up.get(group, 0)) for group in {**down, **up}}
-    kept = sorted(groups, key=lambda group: -sum(groups[group]))[:MAX_GROUPS]
-    shown = {group: pair for group, pair in groups.items() if group in kept}
-    rest = [pair for group, pair in groups.items() if group not in kept]
-    if rest:
-        shown[f"{len(rest)} more"] = (sum(pair[0] for pair in rest), sum(pair[1] for pair in rest))
+    largest = sorted(groups, key=lambda group: -sum(groups[group]))[:MAX_GROUPS]
+    shown = {group: pair for group, pair in groups.items() if group in largest}
+    merged = [pair for group, pair in groups.items() if group not in largest]
+    if merged:
+        shown[f"{len(merged)} more"] = (sum(pair[0] for pair in merged), sum(pair[1] for pair in merged))
     shown["headers"] = (
         run.ledger.downlink_bytes - run.ledger.downlink_tensor_bytes,
         run.ledger.uplink_bytes - run.ledger.uplink_tensor_bytes,

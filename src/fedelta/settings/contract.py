@@ -1,7 +1,7 @@
-"""What can be known of a plug-in's class without running it: which kind it is, and what it lacks for that.
+"""Checks a plug-in's class without running it: which kind it is, and what it lacks.
 
-The protocols of the package are the measure. Their methods have to be there with the same parameters, their properties
-and class attributes as fields, class attributes or properties.
+A class must have the methods of the protocol of its kind, with the same parameters, and its properties and class
+attributes as fields, class attributes or properties.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from fedelta.settings.base import Settings
 from fedelta.settings.registry import Kind, Registry, imported, names_of
 
 _NAME = re.compile(r"[a-z][a-z0-9_.-]*")
-# What a class of settings may not relax: a value that changes cannot be recorded.
+# Pydantic settings that a class must keep: a value that can change cannot be recorded.
 _RULES = {"frozen": True, "extra": "forbid"}
 _SIMPLE = (bool, int, str)
 
 
 def registry_of(plugin: type[Any], registries: Sequence[Registry]) -> Registry | None:
-    """The registry of the kind whose methods `plugin` has most of; None where it has none of any kind's.
+    """The registry of the kind of which `plugin` has the largest share of methods; None if it has none of any.
 
     Methods from libraries do not count: every `torch.nn.Module` has an `apply`.
     """
@@ -39,12 +39,12 @@ def registry_of(plugin: type[Any], registries: Sequence[Registry]) -> Registry |
 
 
 def has_all_marks(plugin: type[Any], registry: Registry) -> bool:
-    """Whether `plugin` has the methods by which a class of this kind is known."""
+    """Whether `plugin` has the methods that identify a class of this kind."""
     return all(isinstance(inspect.getattr_static(plugin, mark, None), FunctionType) for mark in registry.kind.marks)
 
 
 def problems_of(plugin: type[Any], kind: Kind) -> list[str]:
-    """What `plugin` lacks to be of this kind; nothing if it can be used."""
+    """Messages about what `plugin` lacks to be of this kind; empty if it can be used."""
     if not issubclass(plugin, Settings):
         return ["is not derived from `fedelta.Settings`", *_member_problems(plugin, kind)]
     rules = [
@@ -91,30 +91,30 @@ def _member_problems(plugin: type[Any], kind: Kind) -> Iterator[str]:
 
 def _method_problems(plugin: type[Any], member: str, expected: FunctionType) -> Iterator[str]:
     parameters = list(inspect.signature(expected).parameters)
-    wanted = f"`{member}({', '.join(parameters)})`"
-    given = inspect.getattr_static(plugin, member, None)
-    if given is None and member not in _fields(plugin):
-        yield f"lacks the method {wanted}"
-    elif not isinstance(given, FunctionType):
-        yield f"has a value or another thing as `{member}`, expected the method {wanted}"
+    signature = f"`{member}({', '.join(parameters)})`"
+    attribute = inspect.getattr_static(plugin, member, None)
+    if attribute is None and member not in _fields(plugin):
+        yield f"lacks the method {signature}"
+    elif not isinstance(attribute, FunctionType):
+        yield f"has `{member}`, which is no method, expected {signature}"
     else:
-        own = inspect.signature(given).parameters
-        extra = [parameter for parameter in list(own.values())[len(parameters) :] if _is_needed(parameter)]
-        if list(own)[: len(parameters)] != parameters or extra:
-            yield f"has `{member}({', '.join(own)})`, expected {wanted}"
+        names = inspect.signature(attribute).parameters
+        extra = [parameter for parameter in list(names.values())[len(parameters) :] if _is_needed(parameter)]
+        if list(names)[: len(parameters)] != parameters or extra:
+            yield f"has `{member}({', '.join(names)})`, expected {signature}"
 
 
 def _value_problems(plugin: type[Any], member: str, hint: object, meaning: str) -> Iterator[str]:
     if member in _fields(plugin):
         return
-    given = inspect.getattr_static(plugin, member, None)
-    if given is None and not _is_set(plugin, member):
+    attribute = inspect.getattr_static(plugin, member, None)
+    if attribute is None and not _is_set(plugin, member):
         says = f": {meaning[0].lower()}{meaning[1:].rstrip('.')}" if meaning else ""
         yield f"lacks `{member}`{says}"
-    elif isinstance(given, FunctionType):
+    elif isinstance(attribute, FunctionType):
         yield f"has a method `{member}`, expected a value; put `@property` above it"
-    elif not isinstance(given, property) and not _is_of(given, hint):
-        yield f"has {given!r} as `{member}`, expected {_shown(hint)}"
+    elif not isinstance(attribute, property) and not _is_of(attribute, hint):
+        yield f"has {attribute!r} as `{member}`, expected {_shown(hint)}"
 
 
 def _is_needed(parameter: inspect.Parameter) -> bool:
@@ -131,15 +131,15 @@ def _is_set(plugin: type[Any], member: str) -> bool:
 
 
 def _hint(member: property) -> object:
-    """What a property of a protocol gives; None where that cannot be found out."""
+    """The return annotation of a protocol's property; None if it cannot be resolved."""
     try:
         return get_type_hints(member.fget).get("return")
-    except NameError:  # a name that is there for type checkers only
+    except NameError:  # a name imported for type checkers only
         return None
 
 
 def _is_of(value: object, hint: object) -> bool:
-    """Whether a value is what a hint says; always, but for the simple types that are looked into."""
+    """Whether a value matches a hint; only simple types are checked, all others pass."""
     kinds = get_args(hint) or (hint,)
     if get_origin(hint) is Literal:
         return value in kinds

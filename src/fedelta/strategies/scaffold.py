@@ -101,7 +101,7 @@ class Scaffold(Rounds):
         return problems
 
     def init(self, params: Params, spec: ParamSpec) -> State:
-        """C = 0."""
+        """c = 0."""
         return dict(self.steering.start(spec))
 
     def plan(

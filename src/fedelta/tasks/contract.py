@@ -17,15 +17,15 @@ def losses_of(task: Task, outputs: Tensor, targets: Tensor) -> Tensor:
     """
     losses: object = task.losses(outputs, targets)
     if not isinstance(losses, Tensor):
-        given = type(losses).__name__
+        result = type(losses).__name__
     elif outputs.requires_grad and not losses.requires_grad:
-        given = f"a tensor {tuple(losses.shape)} without a gradient"
+        result = f"a tensor {tuple(losses.shape)} without a gradient"
     elif losses.shape == outputs.shape[:1]:
         return losses
     else:
-        given = f"a tensor {tuple(losses.shape)}"
+        result = f"a tensor {tuple(losses.shape)}"
     raise PluginError(
-        f"{called(task)}: `losses` returned {given}, expected a loss for each of {len(outputs)} rows, "
+        f"{called(task)}: `losses` returned {result}, expected a loss for each of {len(outputs)} rows, "
         f"{tuple(outputs.shape[:1])}, with gradients.",
         hint='a loss of PyTorch gives that with `reduction="none"`.',
     )

@@ -59,8 +59,8 @@ def what_comes_back_is_float32_of_the_same_shape(trial: CodecTrial) -> None:
     """Scalars and empty tensors too."""
     for tensor in trial.tensors:
         back = trial.decoded(tensor)
-        found, expected = (back.dtype, tuple(back.shape)), (torch.float32, tuple(tensor.shape))
-        require(found == expected, f"A tensor of the shape {expected[1]} comes back as {found}.")
+        kind, expected = (back.dtype, tuple(back.shape)), (torch.float32, tuple(tensor.shape))
+        require(kind == expected, f"A tensor of the shape {expected[1]} comes back as {kind}.")
 
 
 def what_is_lost_is_little_or_made_good(trial: CodecTrial) -> None:
@@ -96,11 +96,11 @@ def equal_tensors_give_equal_bytes(trial: CodecTrial) -> None:
 
 def the_other_end_needs_nothing_but_the_bytes(trial: CodecTrial) -> None:
     """A codec that was read from a configuration decodes what this one has written."""
-    other = reread(trial.codec)
+    receiver = reread(trial.codec)
     for tensor in trial.tensors:
         data = trial.packed(tensor)
-        there = other.unpack(_NAME, memoryview(data), tuple(tensor.shape))
-        same = same_bits(there, trial.unpacked(data, tuple(tensor.shape)))
+        decoded = receiver.unpack(_NAME, memoryview(data), tuple(tensor.shape))
+        same = same_bits(decoded, trial.unpacked(data, tuple(tensor.shape)))
         require(same, f"Bytes of a tensor {tuple(tensor.shape)} mean something else at the other end.")
 
 
@@ -148,10 +148,10 @@ def bytes_of_another_length_are_refused(trial: CodecTrial) -> None:
     """Cut off, or with more behind them."""
     for tensor in trial.tensors:
         data = trial.packed(tensor)
-        others = {len(data) + 1: data + b"\0", len(data) // 2: data[: len(data) // 2], 0: b""}
-        for length, other in others.items():
+        wrong_lengths = {len(data) + 1: data + b"\0", len(data) // 2: data[: len(data) // 2], 0: b""}
+        for length, wrong in wrong_lengths.items():
             if length != len(data):
-                _require_refused(trial, other, tuple(tensor.shape), f"{length} bytes instead of {len(data)}")
+                _require_refused(trial, wrong, tuple(tensor.shape), f"{length} bytes instead of {len(data)}")
 
 
 def altered_bytes_give_a_tensor_or_an_error_of_ours(trial: CodecTrial) -> None:

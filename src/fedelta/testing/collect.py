@@ -65,7 +65,7 @@ def _classes_in(path: str | Path) -> list[type]:
     """The classes that a plug-in file provides, each once; those of kinds without contracts are left out."""
     provider = load_file(path, ALL)
     added = (entry for registry in CONTRACTS for entry in registry.added.values())
-    return list(dict.fromkeys(kind for kind, other in added if other == provider))
+    return list(dict.fromkeys(kind for kind, source in added if source == provider))
 
 
 def _values(kind: type) -> Iterator[Any]:  # Any: of a kind that is told later
@@ -73,9 +73,9 @@ def _values(kind: type) -> Iterator[Any]:  # Any: of a kind that is told later
     if not issubclass(kind, Settings):
         raise InputError(f"{kind.__name__} is no `fedelta.Settings`, and only these can stand in a configuration.")
     fields = kind.model_fields
-    given = {name: value for name, value in _NEEDED.items() if name in fields and fields[name].is_required()}
+    arguments = {name: value for name, value in _NEEDED.items() if name in fields and fields[name].is_required()}
     try:
-        value: Any = kind(**given)
+        value: Any = kind(**arguments)
     except ValidationError as error:
         raise InputError(
             f"{kind.__name__} cannot be made with its defaults: {error}", hint="give a value of it, with its fields."

@@ -78,18 +78,18 @@ def require(holds: bool, problem: str) -> None:
         raise BreachError(problem)
 
 
-def require_same_bits(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], problem: str) -> None:
+def require_same_bits(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], problem: str) -> None:
     """Requires equal names in equal order, types, shapes and bits; `problem` says what it means if they differ."""
-    if list(found) != list(expected):
-        raise BreachError(f"{problem}: the names are {list(found)}, expected {list(expected)}.")
-    for name, tensor in found.items():
+    if list(tensors) != list(expected):
+        raise BreachError(f"{problem}: the names are {list(tensors)}, expected {list(expected)}.")
+    for name, tensor in tensors.items():
         if not same_bits(tensor, expected[name]):
             raise BreachError(f"{problem}: `{name}` differs.")
 
 
-def same_bits(left: Tensor, right: Tensor) -> bool:
+def same_bits(first: Tensor, second: Tensor) -> bool:
     """Whether two tensors have one type, one shape and the same values."""
-    return left.dtype == right.dtype and left.shape == right.shape and torch.equal(left, right)
+    return first.dtype == second.dtype and first.shape == second.shape and torch.equal(first, second)
 
 
 def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -37,11 +37,11 @@ Contracts = Callable[[str, Any, Sequence[str]], list[Contract]]
 
 def _of_tuning(subject: str, method: Any, models: Sequence[str]) -> list[Contract]:
     trials = [TuningTrial(method, family) for family in models]
-    found = contracts_for(subject, trials, (tuning.it_fits_one_of_the_small_models,))
+    contracts = contracts_for(subject, trials, (tuning.it_fits_one_of_the_small_models,))
     for trial in trials:
         of_model = contracts_for(f"{subject} on {trial.family}", trial, tuning.CHECKS)
-        found += [replace(contract, check=partial(_if_it_fits, trial, contract.check)) for contract in of_model]
-    return found
+        contracts += [replace(contract, check=partial(_if_it_fits, trial, contract.check)) for contract in of_model]
+    return contracts
 
 
 def _if_it_fits(trial: TuningTrial, check: Callable[[], None]) -> None:

@@ -59,8 +59,8 @@ def it_gives_float64_tensors_of_the_names_and_shapes_that_were_sent(trial: MeanT
     mean = trial.of(trial.updates)
     require(mean.keys() == set(SPEC.names), f"It gives {sorted(mean)}, and {sorted(SPEC.names)} were sent.")
     for name, tensor in mean.items():
-        found, expected = (tensor.dtype, tuple(tensor.shape)), (torch.float64, SPEC.tensors[name].shape)
-        require(found == expected, f"`{name}` is {found}, expected {expected}.")
+        kind, expected = (tensor.dtype, tuple(tensor.shape)), (torch.float64, SPEC.tensors[name].shape)
+        require(kind == expected, f"`{name}` is {kind}, expected {expected}.")
         require(is_finite(tensor), f"`{name}` is not finite.")
 
 
@@ -74,9 +74,9 @@ def it_does_not_change_the_updates(trial: MeanTrial) -> None:
 
 def it_does_not_matter_which_client_comes_first(trial: MeanTrial) -> None:
     """But for rounding in float64: ids say nothing about clients."""
-    mean, other = trial.of(trial.updates), trial.of(list(reversed(trial.updates)))
+    mean, reversed_mean = trial.of(trial.updates), trial.of(list(reversed(trial.updates)))
     for name, tensor in mean.items():
-        same = torch.allclose(tensor, other[name], rtol=1e-9, atol=1e-12)
+        same = torch.allclose(tensor, reversed_mean[name], rtol=1e-9, atol=1e-12)
         require(same, f"`{name}` is another when the same updates come in another order.")
 
 

@@ -58,8 +58,8 @@ def clients_are_numbered_from_zero_in_order(trial: PartitionTrial) -> None:
 def rows_are_ascending_numbers_of_rows_that_there_are(trial: PartitionTrial) -> None:
     """int64, one axis."""
     for client, rows in trial.rows.items():
-        found = (rows.dtype, rows.dim()) if isinstance(rows, Tensor) else type(rows).__name__
-        require(found == (torch.int64, 1), f"The rows of client {client} are {found}, expected int64 of one axis.")
+        kind = (rows.dtype, rows.dim()) if isinstance(rows, Tensor) else type(rows).__name__
+        require(kind == (torch.int64, 1), f"The rows of client {client} are {kind}, expected int64 of one axis.")
         inside = bool(((rows >= 0) & (rows < NUM_ROWS)).all())
         require(inside, f"Client {client} has a row outside of the {NUM_ROWS} that there are.")
         require(bool((rows.diff() >= 0).all()), f"The rows of client {client} are not in ascending order.")

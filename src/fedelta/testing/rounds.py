@@ -116,7 +116,8 @@ class StrategyTrial:
         params, state = standing or (copied(self.params), strategy.init(copied(self.params), SPEC))
         for round in range(first, strategy.num_rounds + 1):
             plan = strategy.plan(state, round, clients, SPEC, stream(0, "cohort", round))
-            updates = [each for each in self._updates(plan, still=still, renamed=renamed) if each.client_id not in lost]
+            updates = self._updates(plan, still=still, renamed=renamed)
+            updates = [update for update in updates if update.client_id not in lost]
             combined = _combined(strategy, updates, self.wire)
             before = (params, state)
             params, state = strategy.update(state, params, plan, combined, SPEC)

@@ -29,8 +29,8 @@ def a_plan_asks_as_many_distinct_clients_as_the_strategy_says(trial: StrategyTri
         one_sided = sorted(plan.upload.keys() ^ plan.download.keys())
         require(not one_sided, f"In round {number} the clients {one_sided} are in one direction only.")
         require(len(plan.cohort) == size, f"The cohort of round {number} is {plan.cohort}, expected {size} clients.")
-        found = (plan.round, plan.num_clients)
-        require(found == (number, len(CLIENTS)), f"The plan of round {number} says (round, num_clients) = {found}.")
+        counts = (plan.round, plan.num_clients)
+        require(counts == (number, len(CLIENTS)), f"The plan of round {number} says (round, num_clients) = {counts}.")
 
 
 def only_what_is_shared_travels_in_the_order_of_the_specification(trial: StrategyTrial) -> None:
@@ -104,8 +104,8 @@ def update_keeps_names_shapes_and_types(trial: StrategyTrial) -> None:
         problem = f"After round {played.plan.round}"
         require(list(later) == list(params), f"{problem} the params are {list(later)}, expected {list(params)}.")
         for name, tensor in later.items():
-            found, expected = _kind(tensor), _kind(params[name])
-            require(found == expected, f"{problem} `{name}` is {found}, expected {expected}.")
+            kind, expected = _kind(tensor), _kind(params[name])
+            require(kind == expected, f"{problem} `{name}` is {kind}, expected {expected}.")
             require(is_finite(tensor), f"{problem} `{name}` is not finite.")
         gone = sorted(state.keys() ^ new_state.keys())
         require(not gone, f"{problem} the state has gained or lost {gone}.")
@@ -118,8 +118,8 @@ def _kind(tensor: Tensor) -> tuple[torch.dtype, tuple[int, ...]]:
 def statistics_and_what_stays_with_clients_are_left_alone(trial: StrategyTrial) -> None:
     """The round loop takes the mean of statistics itself."""
     for name in (*SPEC.statistics, *SPEC.kept):
-        found = trial.last.after[0].get(name)
-        same = found is not None and torch.equal(found, trial.params[name])
+        tensor = trial.last.after[0].get(name)
+        same = tensor is not None and torch.equal(tensor, trial.params[name])
         require(same, f"`{name}` was changed, which no update holds.")
 
 
@@ -153,14 +153,14 @@ def a_state_survives_a_checkpoint(trial: StrategyTrial) -> None:
     params, state = rounds[middle - 1].after
     saved = decode(encode(Checkpoint(middle, params, state, {}, "")))
     require_same_bits(saved.state, copied(state), "The state comes back from a checkpoint as another")
-    rest = list(trial.play(reread(trial.strategy), (saved.params, saved.state), first=middle + 1))
-    for played, resumed in zip(rounds[middle:], rest, strict=True):
+    later_rounds = list(trial.play(reread(trial.strategy), (saved.params, saved.state), first=middle + 1))
+    for played, resumed in zip(rounds[middle:], later_rounds, strict=True):
         require(
             resumed.plan == played.plan, f"Resumed after round {middle}, round {played.plan.round} has another plan."
         )
-        for found, expected in zip(resumed.after, played.after, strict=True):
+        for tensors, expected in zip(resumed.after, played.after, strict=True):
             problem = f"Resumed after round {middle}, round {played.plan.round} gives other bits"
-            require_same_bits(found, copied(expected), problem)
+            require_same_bits(tensors, copied(expected), problem)
 
 
 def the_state_has_names_of_its_own_and_holds_what_is_logged(trial: StrategyTrial) -> None:
@@ -233,10 +233,10 @@ def _require_shapes(what: str, tensors: Mapping[str, Tensor], spec: ParamSpec, a
 def a_budget_gives_a_strategy_that_keeps_to_its_rounds(trial: StrategyTrial) -> None:
     """`within` with more bytes than a run can take changes neither the length of the run nor its cohorts."""
     planned = trial.strategy.within(1e12, SPEC, len(CLIENTS), lambda names: 100 + len(names))
-    found = (type(planned), planned.num_rounds, planned.clients_per_round)
+    lengths = (type(planned), planned.num_rounds, planned.clients_per_round)
     expected = (type(trial.strategy), trial.strategy.num_rounds, trial.strategy.clients_per_round)
-    if found != expected:
-        raise BreachError(f"`within` gives (type, num_rounds, clients_per_round) = {found}, expected {expected}.")
+    if lengths != expected:
+        raise BreachError(f"`within` gives (type, num_rounds, clients_per_round) = {lengths}, expected {expected}.")
 
 
 def nothing_that_comes_up_is_looked_at_unless_it_is_said(trial: StrategyTrial) -> None:

@@ -110,8 +110,8 @@ def losses_are_one_finite_number_a_row(trial: TaskTrial) -> None:
     """[R], with a gradient of the outputs."""
     outputs = trial.outputs.clone().requires_grad_()
     losses = trial.task.losses(outputs, trial.targets)
-    found = tuple(losses.shape)
-    require(found == (_NUM_ROWS,), f"For {_NUM_ROWS} rows they have the shape {found}, expected ({_NUM_ROWS},).")
+    shape = tuple(losses.shape)
+    require(shape == (_NUM_ROWS,), f"For {_NUM_ROWS} rows they have the shape {shape}, expected ({_NUM_ROWS},).")
     require(bool(losses.isfinite().all()), "A loss is not finite.")
     require(losses.requires_grad, "No gradient leads from them to the outputs.")
     (grads,) = torch.autograd.grad(losses.sum(), outputs)
@@ -146,10 +146,10 @@ def sums_of_batches_add_up_to_those_of_the_whole_set(trial: TaskTrial) -> None:
         sums = Sums()
         for outputs, targets in zip(trial.outputs.split(sizes), trial.targets.split(sizes), strict=True):
             sums += trial.task.sums(outputs, targets)
-        found = trial.task.values(sums)
+        measures = trial.task.values(sums)
         for name, value in whole.items():
-            same = math.isclose(found.get(name, math.nan), value, rel_tol=1e-5, abs_tol=1e-6)
-            require(same, f"In batches of {sizes} `{name}` is {found.get(name)}, of all rows at once {value}.")
+            same = math.isclose(measures.get(name, math.nan), value, rel_tol=1e-5, abs_tol=1e-6)
+            require(same, f"In batches of {sizes} `{name}` is {measures.get(name)}, of all rows at once {value}.")
 
 
 def measures_are_those_that_it_announces(trial: TaskTrial) -> None:
@@ -167,10 +167,8 @@ def measures_are_those_that_it_announces(trial: TaskTrial) -> None:
     require(not broken, f"{broken} are not finite.")
     require(not task.loss.higher_is_better, f"The loss {task.loss.name!r} is said to be better where it is higher.")
     mean = float(task.losses(trial.outputs, trial.targets).double().mean())
-    found = values.get(task.loss.name, math.nan)
-    require(
-        math.isclose(found, mean, rel_tol=1e-4, abs_tol=1e-6), f"`{task.loss.name}` is {found}, and `losses` {mean}."
-    )
+    loss = values.get(task.loss.name, math.nan)
+    require(math.isclose(loss, mean, rel_tol=1e-4, abs_tol=1e-6), f"`{task.loss.name}` is {loss}, and `losses` {mean}.")
 
 
 def details_hold_the_measures_of_an_evaluation(trial: TaskTrial) -> None:
@@ -182,8 +180,9 @@ def details_hold_the_measures_of_an_evaluation(trial: TaskTrial) -> None:
     details = trial.task.details(iter(batches), trial.class_names, clients)
     values = trial.task.values(trial.task.sums(trial.outputs, trial.targets))
     for name, value in values.items():
-        found = details.measures.get(name, math.nan)
-        require(math.isclose(found, value, rel_tol=1e-4, abs_tol=1e-5), f"`{name}` is {found} there, expected {value}.")
+        detail = details.measures.get(name, math.nan)
+        same = math.isclose(detail, value, rel_tol=1e-4, abs_tol=1e-5)
+        require(same, f"`{name}` is {detail} there, expected {value}.")
     counts = {client: of_client.get("num_examples") for client, of_client in details.by_client.items()}
     require(counts == {0: 6, 1: 6}, f"By client the numbers of examples are {counts}, expected 6 each.")
 
@@ -191,14 +190,15 @@ def details_hold_the_measures_of_an_evaluation(trial: TaskTrial) -> None:
 def divergences_are_zero_from_itself_and_positive_from_another(trial: TaskTrial) -> None:
     """[R]; only the outputs get a gradient, not the teacher."""
     outputs, teacher = trial.outputs.clone().requires_grad_(), trial.outputs.flip(0).clone().requires_grad_()
-    same, other = (trial.task.divergences(outputs, each) for each in (trial.outputs, teacher))
-    same = same.detach()
-    shape = tuple(other.shape)
+    to_itself, to_teacher = (trial.task.divergences(outputs, reference) for reference in (trial.outputs, teacher))
+    to_itself = to_itself.detach()
+    shape = tuple(to_teacher.shape)
     require(shape == (_NUM_ROWS,), f"For {_NUM_ROWS} rows they have the shape {shape}, expected ({_NUM_ROWS},).")
-    require(float(same.abs().max()) < 1e-5, f"From equal outputs they are up to {float(same.abs().max()):.1e}.")
-    least = float(other.detach().min())
-    require(least > -1e-6 and float(other.detach().max()) > 0, f"From other outputs the least is {least:.1e}.")
-    towards, taught = torch.autograd.grad(other.sum(), (outputs, teacher), allow_unused=True)
+    largest = float(to_itself.abs().max())
+    require(largest < 1e-5, f"From equal outputs they are up to {largest:.1e}.")
+    least = float(to_teacher.detach().min())
+    require(least > -1e-6 and float(to_teacher.detach().max()) > 0, f"From other outputs the least is {least:.1e}.")
+    towards, taught = torch.autograd.grad(to_teacher.sum(), (outputs, teacher), allow_unused=True)
     require(towards is not None and bool(towards.any()), "No gradient leads to the outputs.")
     require(taught is None or not taught.any(), "The teacher gets a gradient; use `teacher.detach()`.")
 

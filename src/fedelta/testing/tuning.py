@@ -53,7 +53,7 @@ def every_tensor_of_the_specification_is_a_parameter_with_or_without_a_lane_axis
 
 def what_asks_for_a_gradient_is_what_the_specification_trains(trial: TuningTrial) -> None:
     """Everything else is frozen."""
-    asking = {name for name, each in trial.start.backbone.module.named_parameters() if each.requires_grad}
+    asking = {name for name, parameter in trial.start.backbone.module.named_parameters() if parameter.requires_grad}
     trained = {name for name, tensor in trial.start.spec.tensors.items() if tensor.trained}
     loose, frozen = sorted(asking - trained), sorted(trained - asking)
     require(not loose, f"{len(loose)} parameters are not frozen and not specified, first `{(loose or [''])[0]}`.")
@@ -91,8 +91,8 @@ def it_draws_from_the_generator_that_it_gets(trial: TuningTrial) -> None:
     """Equal seeds give equal bits, and no global generator moves."""
     with no_global_draws():
         again = trial.applied()
-    found, expected = (values_of(each) for each in (again, trial.start))
-    require_same_bits(found, expected, "Applied twice with the same generator, it starts with other values")
+    values, expected = (values_of(applied) for applied in (again, trial.start))
+    require_same_bits(values, expected, "Applied twice with the same generator, it starts with other values")
 
 
 def every_lane_starts_with_the_same_values(trial: TuningTrial) -> None:
@@ -161,7 +161,7 @@ def the_data_of_one_client_leave_no_trace_in_another(trial: TuningTrial) -> None
 def training_changes_nothing_but_what_is_specified(trial: TuningTrial) -> None:
     """Frozen parameters and buffers keep their bits."""
     trial.deltas  # noqa: B018  trained here
-    before, after = (_frozen(each) for each in (trial.start, trial.model))
+    before, after = (_frozen(applied) for applied in (trial.start, trial.model))
     require_same_bits(after, before, "Training changes what is not tuned")
 
 
@@ -262,9 +262,9 @@ def _shown(spec: ParamSpec) -> dict[str, tuple[int, ...]]:
     return {name: tensor.shape for name, tensor in spec.tensors.items()}
 
 
-def _require_close(found: Tensor, expected: Tensor, problem: str, *, rtol: float = _RTOL, atol: float = _ATOL) -> None:
-    if found.shape != expected.shape:
-        raise BreachError(f"{problem}: the shape is {tuple(found.shape)}, expected {tuple(expected.shape)}.")
-    if not torch.allclose(found, expected, rtol=rtol, atol=atol):
-        difference = float((found - expected).abs().max())
+def _require_close(values: Tensor, expected: Tensor, problem: str, *, rtol: float = _RTOL, atol: float = _ATOL) -> None:
+    if values.shape != expected.shape:
+        raise BreachError(f"{problem}: the shape is {tuple(values.shape)}, expected {tuple(expected.shape)}.")
+    if not torch.allclose(values, expected, rtol=rtol, atol=atol):
+        difference = float((values - expected).abs().max())
         raise BreachError(f"{problem}, by up to {difference:.1e} of {float(expected.abs().max()):.1e}.")

@@ -81,12 +81,12 @@ def open_mlflow(run: TrackedRun) -> Mlflow:
     with in_turn(lock):
         client = MlflowClient(tracking_uri=f"sqlite:///{directory / 'mlflow.db'}")
         experiment = experiment_id(client, run.project, directory / "artifacts")
-    found = client.search_runs([experiment], f"tags.`{_TAG}` = '{run.id}'")
-    if not found:
+    stored_runs = client.search_runs([experiment], f"tags.`{_TAG}` = '{run.id}'")
+    if not stored_runs:
         run_id = client.create_run(experiment, run_name=run.name, tags={_TAG: run.id}).info.run_id
         _log_parameters(client, run_id, run.parameters)
         return Mlflow(client, run_id, set())
-    [data] = found
+    [data] = stored_runs
     client.update_run(data.info.run_id, status="RUNNING")
     keys = [key for key in data.data.metrics if not key.startswith(_SUMMARY)]
     rounds = {metric.step for key in keys for metric in client.get_metric_history(data.info.run_id, key)}

@@ -91,7 +91,7 @@ def expand(section: Any) -> Any:
     {'name': 'combined', 'methods': [{'name': 'lora', 'r': 4}, {'name': 'bias'}]}
     """
     if isinstance(section, list):
-        tables = [{"name": each} if isinstance(each, str) else each for each in section]
+        tables = [{"name": item} if isinstance(item, str) else item for item in section]
         return tables[0] if len(tables) == 1 else {"name": "combined", "methods": tables}
     if not isinstance(section, dict):
         return section
@@ -99,13 +99,13 @@ def expand(section: Any) -> Any:
     names = list(map(str, name)) if isinstance(name, list) else [part.strip() for part in str(name).split("+")]
     if len(names) < 2:
         return section
-    tables = section.get("methods") or [{"name": each} for each in names]
+    tables = section.get("methods") or [{"name": item} for item in names]
     fields = {key: value for key, value in section.items() if key not in ("name", "methods")}
     unknown = fields.keys() - fields_of(names)
     methods = []
     for index, table in enumerate(tables):
-        own = fields_of([table.get("name", "")]) | (unknown if index == 0 else set())
-        methods.append(table | {key: value for key, value in fields.items() if key in own})
+        names_of_fields = fields_of([table.get("name", "")]) | (unknown if index == 0 else set())
+        methods.append(table | {key: value for key, value in fields.items() if key in names_of_fields})
     return {"name": "combined", "methods": methods}
 
 
