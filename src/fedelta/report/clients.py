@@ -1,4 +1,4 @@
-"""The section "Clients": who holds how many examples of what."""
+"""The section "Clients": the number of examples of each class that clients hold."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedelta.report.plots import label_distribution
 
 @dataclass(frozen=True)
 class Clients:
-    """What clients.html shows."""
+    """The content of clients.html."""
 
     template: ClassVar[str] = "clients.html"
     title: str
@@ -24,7 +24,7 @@ class Clients:
 
 
 def clients(runs: Sequence[History]) -> list[Clients]:
-    """A section for each partition by class; runs with equal partitions share one."""
+    """One section per partition by class; runs with equal partitions share a section."""
     names_by_partition: list[tuple[Partition, list[str]]] = []
     for run in runs:
         if run.partition is None or not run.partition.class_names:
@@ -50,7 +50,7 @@ def _section(partition: Partition, prefix: str, title: str) -> Clients:
 
 
 def _sizes(partition: Partition) -> str:
-    """How many examples and classes the clients hold, in words."""
+    """A sentence on the numbers of examples and classes that the clients hold."""
     sizes = [sum(row) for row in partition.counts.values()]
     num_held = sorted(sum(number > 0 for number in row) for row in partition.counts.values())
     _, several = partition.kind

@@ -14,13 +14,13 @@ from fedelta.report.elements import Table
 
 @dataclass(frozen=True)
 class Details:
-    """What details.html shows.
+    """The content of details.html.
 
     Args:
         title: of the section.
-        is_open: its parts are unfolded.
+        is_open: whether its parts are unfolded.
         configuration: TOML.
-        environment: a row for each fact.
+        environment: one row per value.
         citations: BibTeX.
     """
 
@@ -33,7 +33,7 @@ class Details:
 
 
 def details(run: History, *, titled: bool) -> Details:
-    """Configuration, environment and citations of `run`, folded where the heading names it among others."""
+    """The section for `run`: configuration, environment and citations; folded if the page has several runs."""
     environment = Table(["What", "Value"], list(flatten(run.environment)))
     title = run.name if titled else "Details"
     return Details(title, not titled, tomli_w.dumps(run.config), environment, run.citations)

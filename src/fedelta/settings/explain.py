@@ -166,7 +166,7 @@ def _bare_value(path: str, value: object, names: Sequence[str]) -> str:
 def _unknown_choice(path: str, name: object, choices: Iterable[str], root: type[Settings]) -> str:
     choices = list(choices)
     nearest = get_close_matches(str(name), choices, n=1)
-    elsewhere = [key for key, names in named_choices(root).items() if key != path and name in names]
+    elsewhere = [key for key, names in named_choices(root).items() if name in names]
     advice = f"; did you mean {nearest[0]!r}?" if nearest else ""
     advice = f"; {name!r} is a choice of `{elsewhere[0]}`" if elsewhere else advice
     if INSTALLED.broken:
