@@ -90,10 +90,10 @@ class Unknown(Settings):
 @pytest.mark.parametrize(
     ("what", "error", "message"),
     [
-        (_Nameless, InputError, "_Nameless is no `fedelta.Settings`"),
+        (_Nameless, InputError, "_Nameless is not derived from `fedelta.Settings`"),
         (Unknown, InputError, "Unknown is of no kind that has contracts, expected one with `apply` and `merge`, or"),
         (Sgd, InputError, "Sgd is of no kind that has contracts"),
-        (Combined, InputError, r"(?s)Combined cannot be made with its defaults: .*hint: give a value of it"),
+        (Combined, InputError, r"(?s)Combined cannot be made with its defaults: .*hint: pass a value of the class"),
         ("nowhere.py", PluginError, "nowhere.py' cannot be read"),
     ],
 )

@@ -21,7 +21,7 @@ PROCESSOR = "preprocessor_config.json"  # of adapters for images
 
 
 def refuse_foreign(directory: Path, target: Path) -> None:
-    """Refuses to replace a directory that holds other files than those of an adapter."""
+    """Raises if a directory to be replaced holds files that do not belong to an adapter."""
     if target.is_dir():
         foreign = sorted({entry.name for entry in target.iterdir()} - {WEIGHTS, CONFIG, CARD, SETTINGS, PROCESSOR})
     else:

@@ -101,7 +101,7 @@ class Scaffold(Rounds):
         return problems
 
     def init(self, params: Params, spec: ParamSpec) -> State:
-        """c = 0."""
+        """C = 0."""
         return dict(self.steering.start(spec))
 
     def plan(

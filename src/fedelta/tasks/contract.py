@@ -1,4 +1,4 @@
-"""What is made sure of a task in each step, so that a plug-in's mistake is named where it is made."""
+"""Checks the losses of a task in each step, so that errors name a plug-in."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def losses_of(task: Task, outputs: Tensor, targets: Tensor) -> Tensor:
     """`Task.losses`: one number for each row of `outputs`, [R].
 
     Raises:
-        PluginError: it gives something else, or no gradient.
+        PluginError: the result is something else, or has no gradient.
     """
     losses: object = task.losses(outputs, targets)
     if not isinstance(losses, Tensor):
@@ -27,5 +27,5 @@ def losses_of(task: Task, outputs: Tensor, targets: Tensor) -> Tensor:
     raise PluginError(
         f"{called(task)}: `losses` returned {result}, expected a loss for each of {len(outputs)} rows, "
         f"{tuple(outputs.shape[:1])}, with gradients.",
-        hint='a loss of PyTorch gives that with `reduction="none"`.',
+        hint='losses of PyTorch return this with `reduction="none"`.',
     )

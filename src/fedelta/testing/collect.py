@@ -26,9 +26,9 @@ def contracts(what: object, *, models: Sequence[str] = MODELS) -> list[Contract]
     """All contracts of a method, as callables.
 
     Args:
-        what: a class of settings, or a value of one; or the path of a plug-in file, for all its classes. A class is tried
-                with its defaults, a strategy also with every mean.
-            models: keys of `SMALL_MODELS`; a tuning method is tried on each of them that it fits.
+        what: a class of settings, or a value of one, or the path of a plug-in file for all its classes. A class is
+            tried with its defaults, a strategy also with every mean.
+        models: keys of `SMALL_MODELS`; a tuning method is tried on each of them that it fits.
 
     Raises:
         PluginError: the file cannot be used as a plug-in.
