@@ -19,6 +19,7 @@ import fedelta
 from fedelta import cli
 from fedelta.assembly import site
 from fedelta.comparison import compare, page
+from fedelta.comparison.compare import Tally
 from fedelta.comparison.pool import Event
 from fedelta.comparison.reading import read_run
 from fedelta.errors import ConfigError, RunError
@@ -230,7 +231,16 @@ def test_a_trial_that_crashes_is_tried_again_before_a_value_is_chosen(tmp_path, 
 def test_a_method_none_of_whose_values_trains_fails_alone(tmp_path, inline):
     search = '{key = "client.lr", by = ["tuning.name"], values = {head = [0.1], lora = [1e30]}}'
     over = {"tuning.name": ["head", "lora"]}
-    found = fedelta.compare(write_small(tmp_path), over, tmp_path / "out", overrides=[f"compare.search={search}"])
+    tallies: list[Tally] = []
+    found = fedelta.compare(
+        write_small(tmp_path),
+        over,
+        tmp_path / "out",
+        overrides=[f"compare.search={search}"],
+        on_event=lambda event, tally: tallies.append(tally),
+    )
+    # Two trials, a cell, and the cell that is not run.
+    assert (tallies[-1].num_cells, tallies[-1].num_ended) == (4, 4)
     assert found.groups["num_seeds"].tolist() == [1, 0]
     assert list(found.failures) == ["tuning.name=lora"]
     assert found.failures["tuning.name=lora"].startswith(

@@ -157,6 +157,12 @@ def test_a_table_in_latex_has_formulas_lines_and_a_caption():
     assert r"\label{tab:invented-x-groups}" in lines
 
 
+def test_a_spreadsheet_runs_no_header_and_no_label():
+    comparison = of_rows([cell({"=axis()": "@label"}, 0.5)], axes=("=axis()",))
+    for text in (table_csv(comparison), cells_csv(comparison)):
+        assert rows(text)[0]["'=axis()"] == "'@label"
+
+
 def test_no_name_leaves_its_place_in_latex():
     labels = ["[q]", "*", "a & b \\\\", "50 % $x^2$ _{y}~", "new\nline", r"\input{a}", "=1+1", "1e-05"]
     comparison = of_rows(

@@ -15,6 +15,7 @@ import fedelta
 from fedelta.catalog import STRATEGIES, TUNING_METHODS
 from fedelta.config import parse_config
 from fedelta.errors import ConfigError, PluginError
+from fedelta.plugins import blame, for_processes, loaded_files
 from fedelta.settings import loading
 from fedelta.strategies.fedavg import FedAvg
 
@@ -221,6 +222,8 @@ def test_a_class_made_in_python_is_registered_and_replaced_when_it_is_made_again
     assert parse_config({**BASE, "strategy": {"name": "cell"}}).strategy == first()
     second = registered()
     assert STRATEGIES["cell"] is second
+    with pytest.raises(ConfigError, match=r"an object of Cell is no strategy"):
+        parse_config({**BASE, "strategy": first()})
 
 
 def test_an_object_of_a_class_that_is_not_registered_is_refused():
@@ -260,6 +263,32 @@ def test_an_installed_plugin_is_found_by_its_entry_point(installed: Any):
     installed(good=lambda: Offered)
     assert parse_config({**BASE, "strategy": {"name": "offered"}}).strategy == Offered()
     assert STRATEGIES.provider_of("offered").label == "good 1.0"
+
+
+def test_other_processes_load_files_only(installed: Any, write: Any):
+    installed(good=lambda: Offered)
+    registered()
+    path = write(STRATEGY)
+    fedelta.load_plugin(path)
+    assert [argument.partition(":")[2] for argument in for_processes()] == [str(path)]
+    assert [provider.label for provider in loaded_files()] == ["mine.py"]
+
+
+def test_an_error_of_fedelta_raised_by_a_plugin_is_not_blamed_on_it(write: Any):
+    fedelta.load_plugin(
+        write(
+            f"{STRATEGY}\n    def fail(self):\n        self.nested()\n\n    def nested(self):\n"
+            "        raise self.error\n",
+            "failing.py",
+        )
+    )
+    failing = STRATEGIES["mine"]
+    for error, named in ((ValueError("x"), "failed in `nested`, line"), (ConfigError(["y"]), None)):
+        failing.error = error
+        with pytest.raises(type(error)) as caught:
+            failing().fail()
+        blamed = blame(caught.value)
+        assert (blamed is None) if named is None else (named in str(blamed))
 
 
 def test_built_in_names_need_no_look_at_installed_plugins(installed: Any):

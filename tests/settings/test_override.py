@@ -62,6 +62,18 @@ def test_values_at_keys_are_put_into_a_copy():
     assert table == {"strategy": {"name": "fedlama", "tau": 2}}
 
 
+def test_one_name_for_several_settings_replaces_their_tables():
+    codec = {"down": {"name": "float32"}, "up": {"name": "int8"}}
+    assert after({"codec": codec}, "codec.name=float16") == {"codec": {"name": "float16"}}
+
+
+def test_a_table_given_as_a_value_is_copied():
+    mean: Table = {"name": "trimmed", "fraction": 0.3}
+    table, problems = with_values({}, {"strategy.mean": mean, "strategy.mean.fraction": 0.1}, Config)
+    assert (table, problems) == ({"strategy": {"mean": {"name": "trimmed", "fraction": 0.1}}}, [])
+    assert mean["fraction"] == 0.3
+
+
 def test_a_value_in_the_way_of_a_section_is_named():
     _, problems = with_values({"seed": 3}, {"seed.x": 1}, Config)
     assert problems == ["`seed.x`: `seed` is a value, not a section"]
