@@ -151,9 +151,11 @@ def test_a_client_that_is_not_there_is_refused_with_those_that_are(own_norms, as
 
 
 def test_who_has_a_model_is_said_by_name(own_norms):
-    with pytest.raises(InputError, match="has no one model") as caught:
+    with pytest.raises(
+        InputError, match="has one model per client, because clients keep their norms; select a client"
+    ) as caught:
         Predictor.open(own_norms.path)
-    expected = "with a model of their own: client 0 (10), client 1 (20), client 2 (30), client 3 (40)."
+    expected = "clients with a model: client 0 (10), client 1 (20), client 2 (30), client 3 (40)."
     assert caught.value.hint == expected
 
 

@@ -119,13 +119,13 @@ def test_the_record_has_each_client_before_and_after_with_mean_deviation_and_wor
 
 def test_it_starts_from_the_params_of_the_run(result, record):
     # The server's model on the rows that a client is evaluated on, by the engine of the run itself.
-    from fedelta.federation.fine_tuning import split
+    from fedelta.federation.fine_tuning import split_rows
 
     assembly, seed = result.assembly, result.assembly.config.seed
     for before in record["scopes"]["all"]["clients"]:
         client = before["client_id"]
         rows = assembly.data.held_out[client]
-        part = split(
+        part = split_rows(
             assembly.config.personalization, rows, assembly.data.train.targets.values[rows], client, seed
         ).evaluation
         depth = 1 + client % 2

@@ -40,7 +40,7 @@ def of_rows(
         searched=searched,
         primary=primary,
         measures=columns,
-        frame=cells_frame(rows, keys, columns),
+        frame=cells_frame(rows, keys, columns, [name for name in axes if name != "seed"]),
         trials=trials_frame(trials, keys, columns),
         curves=curves_frame(curves, axes, primary.name),
         citations=frozenset(),

@@ -64,6 +64,17 @@ def test_the_groups_come_in_the_order_of_the_grid():
     assert frame[["tuning.name", "tuning.r"]].to_numpy().tolist() == [["z", "10"], ["z", "9"], ["a", "10"], ["a", "9"]]
 
 
+def test_the_cells_come_group_by_group_whatever_the_place_of_the_seed():
+    frame = invented({"seed": ["1", "2"], "tuning.name": ["lora", "head"]}).frame
+    assert frame[["tuning.name", "seed"]].to_numpy().tolist() == [
+        ["lora", "1"],
+        ["lora", "2"],
+        ["head", "1"],
+        ["head", "2"],
+    ]
+    assert frame.index.tolist() == [0, 1, 2, 3]
+
+
 def test_mean_and_sample_deviation_of_three_seeds():
     # Mean (0.90 + 0.92 + 0.97) / 3 = 0.93; squares of the differences 0.0009 + 0.0001 + 0.0016 = 0.0026, over 2 is
     # 0.0013, whose root is 0.0360555.

@@ -19,7 +19,7 @@ from fedelta.engine.lanes import LaneEngine
 from fedelta.engine.optimizers import AdamW, Sgd
 from fedelta.engine.work import ClientSettings, Job
 from fedelta.errors import ConfigError, RoundError
-from fedelta.federation.fine_tuning import FineTuned, HeldOut, Personalized, _FineTuning, fine_tune, split
+from fedelta.federation.fine_tuning import FineTuned, HeldOut, Personalized, _FineTuning, fine_tune, split_rows
 from fedelta.federation.held_out import Personalization
 from fedelta.federation.tiers import Tiers
 from fedelta.models.hub import Backbone
@@ -113,7 +113,7 @@ class Spy:
 def test_parts_have_the_sizes_of_the_shares_and_cover_the_rows_once():
     # 14 rows: 0.7 * 14 = 9.8, so 10 to train on; 0.25 * 10 = 2.5, rounded up to 3 to select by; 4 to evaluate on.
     rows = torch.arange(100, 114)
-    parts = split(SETTINGS, rows, torch.tensor([0, 1] * 7), 3, seed=0)
+    parts = split_rows(SETTINGS, rows, torch.tensor([0, 1] * 7), 3, seed=0)
     assert [len(part) for part in (parts.trial, parts.selection, parts.training, parts.evaluation)] == [7, 3, 10, 4]
     assert sorted(parts.training.tolist()) == sorted([*parts.trial.tolist(), *parts.selection.tolist()])
     assert sorted([*parts.training.tolist(), *parts.evaluation.tolist()]) == rows.tolist()
@@ -121,7 +121,7 @@ def test_parts_have_the_sizes_of_the_shares_and_cover_the_rows_once():
 
 def test_parts_depend_on_the_seed_and_the_client():
     def evaluation(client: int, seed: int) -> list[int]:
-        return split(SETTINGS, torch.arange(60), torch.zeros(60).long(), client, seed).evaluation.tolist()
+        return split_rows(SETTINGS, torch.arange(60), torch.zeros(60).long(), client, seed).evaluation.tolist()
 
     assert evaluation(3, 0) == evaluation(3, 0)
     assert len({tuple(evaluation(client, seed)) for client in (3, 4) for seed in (0, 1)}) == 4
@@ -131,13 +131,13 @@ def test_each_class_keeps_its_share_in_each_part():
     # 20 rows of one class and 10 of another: 9 of 30 are evaluated on, 6 and 3 of them; of the 21 others 5 select
     # (0.25 * 21 = 5.25), of 14 and 7: 3.33 and 1.67, the one left over to the larger remainder.
     labels = torch.tensor([0] * 20 + [1] * 10)
-    parts = split(SETTINGS, torch.arange(30), labels, 0, seed=5)
+    parts = split_rows(SETTINGS, torch.arange(30), labels, 0, seed=5)
     assert labels[parts.evaluation].bincount().tolist() == [6, 3]
     assert labels[parts.selection].bincount().tolist() == [3, 2]
 
 
 def test_with_one_rate_nothing_is_given_up_for_selecting_it():
-    parts = split(Personalization(lrs=(0.1,)), torch.arange(10), torch.zeros(10).long(), 0, seed=0)
+    parts = split_rows(Personalization(lrs=(0.1,)), torch.arange(10), torch.zeros(10).long(), 0, seed=0)
     assert (len(parts.trial), len(parts.selection), len(parts.evaluation)) == (7, 0, 3)
 
 
@@ -249,7 +249,7 @@ def test_only_the_training_part_is_learned_from_and_no_choice_looks_at_the_evalu
     spy = Spy(held_out.engine)
     personalized = results(replace(held_out, engine=spy), {"all": scopes["all"]})
     parts = {
-        client: split(SETTINGS, rows, held_out.data.train.targets.values[rows], client, 1)
+        client: split_rows(SETTINGS, rows, held_out.data.train.targets.values[rows], client, 1)
         for client, rows in ROWS.items()
     }
     for job in spy.jobs:

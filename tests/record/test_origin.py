@@ -7,10 +7,18 @@ import tomllib
 from tests.small import SMALL, write_small
 
 from fedelta.config import load_config
-from fedelta.record.origin import settings_of
+from fedelta.record.origin import other_settings, settings_of
 
 
 def test_the_settings_of_a_combination_are_those_that_its_file_holds(tmp_path):
     # TOML puts tables such as `rank_pattern` after values, so that the order of keys in a list changes on the way.
     config = load_config(write_small(tmp_path, text=SMALL.replace('name = "lora"', 'name = "lora+bias"')))
     assert settings_of(tomllib.loads(config.to_toml())) == settings_of(config.to_table())
+
+
+def test_the_order_of_keys_in_a_list_of_tables_is_no_difference():
+    written = {"tuning.methods": '[{"r": 4, "name": "lora"}, {"name": "bias"}]', "data.file_pattern": "[{label}]"}
+    again = {"tuning.methods": '[{"name": "lora", "r": 4}, {"name": "bias"}]', "data.file_pattern": "[{label}]"}
+    assert other_settings(written, again) == []
+    [problem] = other_settings(written, again | {"tuning.methods": '[{"name": "bias"}, {"name": "lora", "r": 4}]'})
+    assert problem.startswith("`tuning.methods` is")

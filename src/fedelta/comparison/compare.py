@@ -155,7 +155,7 @@ class _Work:
             searched=request.searched,
             primary=primary,
             measures=shown,
-            frame=cells_frame(cells, keys, shown),
+            frame=cells_frame(cells, keys, shown, request.axes),
             trials=trials_frame(trials, keys, shown),
             curves=curves_frame([(labels, reading.curve) for labels, reading in finished], axes, primary.name),
             citations=frozenset(reading.citations for _, reading in finished),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
-from pandas import DataFrame, Series
+from pandas import DataFrame, Series, concat
 
 from fedelta.comparison.columns import (
     COSTS,
@@ -31,16 +31,20 @@ FINISHED, FAILED, WAITING = "finished", "failed", "waiting"
 _MAX_REASON = 300
 
 
-def cells_frame(rows: Sequence[Row], keys: Iterable[str], measures: Iterable[Column]) -> DataFrame:
-    """One row per cell, in the order of `rows`.
+def cells_frame(
+    rows: Sequence[Row], keys: Iterable[str], measures: Iterable[Column], axes: Sequence[str] = ()
+) -> DataFrame:
+    """One row per cell, group by group.
 
     Args:
         rows: name of a column to its value; absent figures are missing in the frame.
         keys: the axes, and the searched key if there is one.
         measures: the columns before those of the costs.
+        axes: those that distinguish groups, which come in the order of their first cells.
     """
     figures = {column.name: column.dtype for column in (*measures, *COSTS)}
-    return _frame(rows, dict.fromkeys(keys, "object") | figures | dict.fromkeys((STATE, REASON, RUN), "object"))
+    frame = _frame(rows, dict.fromkeys(keys, "object") | figures | dict.fromkeys((STATE, REASON, RUN), "object"))
+    return concat(split(frame, axes), ignore_index=True)
 
 
 def trials_frame(rows: Sequence[Row], keys: Iterable[str], measures: Iterable[Column]) -> DataFrame:

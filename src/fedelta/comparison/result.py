@@ -35,7 +35,7 @@ class Comparison:
         searched: the searched key, or None.
         primary: the measure by which cells are compared.
         measures: the columns of the primary measure, including those at exits if a model has exits.
-        frame: a row for each cell, in the order of the grid: labels, searched value, figures, `state` ("finished",
+        frame: a row for each cell, group by group: labels, searched value, figures, `state` ("finished",
             "failed" or "waiting"), `reason` (the error, or None) and `run` (its directory within `path`).
         trials: likewise for the search, with `is_best`; empty without a search.
         curves: a row for each evaluated round of each finished cell: labels, round, and the primary measure.

@@ -228,13 +228,13 @@ class LaneEngine:
 
     def _release(self, lane: int, slots: list[_Slot]) -> None:
         """Frees `lane`: the last lane in use moves into its place, so that lanes in use stay the first ones."""
-        last = len(slots) - 1
-        if lane != last:
-            self.bank.move(last, lane)
+        final = len(slots) - 1
+        if lane != final:
+            self.bank.move(final, lane)
             for state in self._state.values():
-                state[lane] = state[last]
-            self._losses_K[lane] = self._losses_K[last]
-            slots[lane] = slots[last]
+                state[lane] = state[final]
+            self._losses_K[lane] = self._losses_K[final]
+            slots[lane] = slots[final]
         slots.pop()
 
     def _result(self, lane: int, slot: _Slot, lr: float) -> Trained:

@@ -61,7 +61,7 @@ class Parts:
         return torch.cat([self.trial, self.selection]).sort().values
 
 
-def split(settings: Personalization, rows: Tensor, strata: Tensor, client_id: int, seed: int) -> Parts:
+def split_rows(settings: Personalization, rows: Tensor, strata: Tensor, client_id: int, seed: int) -> Parts:
     """Divides a client's rows into parts; the result depends only on the arguments.
 
     Args:
@@ -180,7 +180,7 @@ class _FineTuning:
         train, rows_of = held_out.data.train, held_out.data.held_out
         strata = strata_of(train.targets)
         self.parts = {
-            client: split(settings, rows, strata[rows], client, held_out.seed)
+            client: split_rows(settings, rows, strata[rows], client, held_out.seed)
             for client, rows in sorted(rows_of.items())
         }
         # Evaluation reads these rows only, never augmented, so that the prefix cache holds no features of other rows.

@@ -7,13 +7,12 @@ The paths of data and weights are not kept, only digests of their content, so th
 from __future__ import annotations
 
 import hashlib
-import tomllib
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import tomli_w
 import torch
 
 from fedelta.errors import CheckpointError
@@ -46,23 +45,33 @@ class Origin:
 
 def settings_of(table: Mapping[str, Any]) -> dict[str, str]:
     """The settings of a configuration, as in `config.toml`; Any: TOML values."""
-    # A file holds the tables of a list, such as `rank_pattern` of a method, after its values, whatever their order was.
-    as_in_file = tomllib.loads(tomli_w.dumps(table))
     return {
         key: value
-        for key, value in flatten(as_in_file)
+        for key, value in flatten(table)
         if not key.startswith(_FREE) and (not key.startswith("personalization.") or key in _HELD_OUT)
     }
 
 
 def other_settings(original: Mapping[str, str], current: Mapping[str, str]) -> list[str]:
     """One sentence per setting that differs from the original one; if there are many, only the first ones."""
-    keys = [key for key in dict.fromkeys([*original, *current]) if original.get(key) != current.get(key)]
+    keys = [
+        key
+        for key in dict.fromkeys([*original, *current])
+        if _in_order(original.get(key, "")) != _in_order(current.get(key, ""))
+    ]
     shown = [
         f"`{key}` is {current.get(key, 'absent')} in `config.toml`, the run began with {original.get(key, 'none')}"
         for key in keys[:_NUM_SHOWN]
     ]
     return shown + ([f"and {len(keys) - _NUM_SHOWN} more settings"] if len(keys) > _NUM_SHOWN else [])
+
+
+def _in_order(text: str) -> str:
+    """JSON with sorted keys, which earlier versions did not sort in lists of tables; any other text as it is."""
+    try:
+        return json.dumps(json.loads(text), sort_keys=True)
+    except ValueError:
+        return text
 
 
 def other_inputs(original: Mapping[str, str], current: Mapping[str, str], places: Mapping[str, str]) -> list[str]:

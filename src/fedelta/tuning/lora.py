@@ -38,8 +38,8 @@ from fedelta.tuning.targets import (
     layers_of_kind,
     lookup,
     matches,
+    matching_layers,
     refuse_shared_weights,
-    resolve,
     unusual_layers,
 )
 
@@ -114,11 +114,11 @@ class Lora(Settings):
         paths = [path for path, layer in candidates.items() if takes_pair(layer)]
         if isinstance(self.target_modules, tuple):
             self._refuse_unusual(candidates, backbone.anatomy)
-            chosen = resolve("target_modules", self.target_modules, paths, backbone)
+            chosen = matching_layers("target_modules", self.target_modules, paths, backbone)
         else:
             chosen = layers_of_kind(self.target_modules, paths, backbone)
         for field in ("rank_pattern", "alpha_pattern"):
-            resolve(field, getattr(self, field), sorted(chosen), backbone)
+            matching_layers(field, getattr(self, field), sorted(chosen), backbone)
         return [path for path in paths if path in chosen]
 
     def _refuse_unusual(self, candidates: Mapping[str, nn.Module], anatomy: Anatomy) -> None:

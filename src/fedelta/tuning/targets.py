@@ -104,7 +104,7 @@ def lookup(pattern: Mapping[str, T], path: str, anatomy: Anatomy, default: T) ->
     return next((value for entry, value in pattern.items() if matches(path, entry, anatomy)), default)
 
 
-def resolve(field: str, entries: Iterable[str], paths: list[str], backbone: Backbone) -> set[str]:
+def matching_layers(field: str, entries: Iterable[str], paths: list[str], backbone: Backbone) -> set[str]:
     """Those of `paths` that match one of `entries`, which come from the setting `tuning.FIELD`.
 
     Raises:
