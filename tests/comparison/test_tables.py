@@ -39,7 +39,7 @@ def test_the_table_has_plain_numbers_and_units_in_its_header():
     }
 
 
-def test_the_relative_cost_is_told_where_groups_travelled_less_often():
+def test_the_relative_cost_is_shown_if_groups_travelled_less_often():
     cheaper = invented(METHODS, relative_cost=0.4217)
     assert [row["relative_cost"] for row in rows(table_csv(cheaper)) + rows(cells_csv(cheaper))] == ["0.4217"] * 6
     assert "| MiB in total | relative cost, % | time |" in table_md(cheaper)

@@ -108,7 +108,7 @@ def test_a_file_may_be_given_twice_and_two_files_may_have_one_name(write: Any):
     assert STRATEGIES["mine"] is kind
 
 
-def test_a_file_that_was_edited_takes_the_place_of_its_older_self(write: Any):
+def test_an_edited_file_replaces_its_earlier_version(write: Any):
     fedelta.load_plugin(write(STRATEGY))
     fedelta.load_plugin(write(STRATEGY.replace("ine", "ore")))
     assert "mine" not in STRATEGIES
@@ -190,7 +190,7 @@ def test_a_class_that_breaks_its_contract_is_refused(write: Any, broken: str):
     assert "damped" not in STRATEGIES  # all or none
 
 
-def test_all_problems_stand_in_one_message(write: Any):
+def test_all_problems_are_in_one_message(write: Any):
     content = (
         STRANGER.read_text().replace("    def merge(", "    def _merge(").replace("    def update(", "    def _update(")
     )

@@ -209,7 +209,7 @@ def test_clients_that_do_not_differ_have_no_discrepancy_to_draw(tmp_path):
     assert "Unit discrepancy of each group" not in text
 
 
-def test_full_syncs_and_traffic_are_told(tmp_path):
+def test_full_syncs_and_traffic_are_shown(tmp_path):
     shape = dataclasses.replace(SMALL, num_rounds=8, num_finished=7)
     path = make_run(tmp_path / "run", in_windows(shape, FedLama(phi=4))).path
     history, text = history_of(path), text_of(path)

@@ -57,8 +57,8 @@ def test_a_name_that_is_not_known_drops_all_other_fields():
 
 def test_values_at_keys_are_put_into_a_copy():
     table: Table = {"strategy": {"name": "fedlama", "tau": 2}}
-    found, problems = with_values(table, {"strategy.clients_per_round": 3, "strategy.name": "fedavg"}, Config)
-    assert (found, problems) == ({"strategy": {"name": "fedavg", "clients_per_round": 3}}, [])
+    result, problems = with_values(table, {"strategy.clients_per_round": 3, "strategy.name": "fedavg"}, Config)
+    assert (result, problems) == ({"strategy": {"name": "fedavg", "clients_per_round": 3}}, [])
     assert table == {"strategy": {"name": "fedlama", "tau": 2}}
 
 
