@@ -10,7 +10,7 @@ from tests.strategies.hand import PLAN, SPEC, mean_of, params, step, updates
 from torch import tensor
 
 from fedelta.aggregation.base import Aggregation, Update
-from fedelta.aggregation.means import Clipped, Weighted
+from fedelta.aggregation.means import Clipped, UniformDeltas, Weighted
 from fedelta.aggregation.robust import Median, Trimmed
 from fedelta.strategies.fedavg import FedAvg
 
