@@ -17,7 +17,7 @@ from tests.small import stop_after, write_small
 import fedelta
 from fedelta.comparison import launchers, pool
 from fedelta.comparison.cells import make_plan
-from fedelta.comparison.directory import ComparisonDirectory, Job
+from fedelta.comparison.directory import CellRun, ComparisonDirectory
 from fedelta.comparison.request import read_request
 
 OVERRIDES = ("strategy.num_rounds=2",)
@@ -108,7 +108,7 @@ def untimed(out: Path) -> list[dict[str, str]]:
 
 
 @pytest.fixture
-def jobs(tmp_path) -> list[Job]:
+def jobs(tmp_path) -> list[CellRun]:
     """Three cells, and a directory for them."""
     plan = make_plan(read_request(write_small(tmp_path), {"seed": [1, 2, 3]}))
     directory = ComparisonDirectory(tmp_path / "out")

@@ -16,7 +16,7 @@ from fedelta.record.rundir import CONFIG, MODEL, RunDirectory
 from fedelta.report.drawing import to_svg
 from fedelta.report.layer_plots import discrepancy_by_group, discrepancy_curves, intervals_by_round
 from fedelta.report.layer_section import section
-from fedelta.report.layers import Choice, Layers, read_layers
+from fedelta.report.layers import IntervalChoice, Layers, read_layers
 from fedelta.report.plots import measure_by_round
 from fedelta.strategies.fedlama import FedLama
 from fedelta.strategies.fedlama_auto import FedLamaAuto
@@ -56,7 +56,7 @@ def layers_of(path: Path) -> Layers:
     return layers
 
 
-def choice_of(path: Path) -> Choice:
+def choice_of(path: Path) -> IntervalChoice:
     choice = layers_of(path).choice
     assert choice is not None
     return choice

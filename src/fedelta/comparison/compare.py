@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fedelta.comparison.cells import Plan, by_labels, make_plan, name_of
 from fedelta.comparison.columns import IS_BEST, REASON, RUN, STATE, Column, measures
-from fedelta.comparison.directory import ASKED, ComparisonDirectory, Job, default_out
+from fedelta.comparison.directory import ASKED, CellRun, ComparisonDirectory, default_out
 from fedelta.comparison.frames import FAILED, FINISHED, WAITING, Row, cells_frame, curves_frame, one_line, trials_frame
 from fedelta.comparison.page import render
 from fedelta.comparison.pool import Event, run_jobs
@@ -108,8 +108,8 @@ class _Work:
     directory: ComparisonDirectory
     processes: int | None
     on_event: OnEvent | None
-    trials: list[Job] = field(default_factory=list, init=False)
-    jobs: list[Job] = field(default_factory=list, init=False)  # of the cells for which the searched value is known
+    trials: list[CellRun] = field(default_factory=list, init=False)
+    jobs: list[CellRun] = field(default_factory=list, init=False)  # of the cells for which the searched value is known
     readings: dict[Path, Reading] = field(default_factory=dict, init=False)
     unreadable: dict[Path, str] = field(default_factory=dict, init=False)  # why a finished run was not read
     rounds: dict[str, int] = field(default_factory=dict, init=False)  # by the name of the cell
@@ -125,7 +125,7 @@ class _Work:
         self.trials = self.directory.jobs(self.plan.trials)
         self.jobs = self.directory.jobs(self.plan.cells(self._chosen()))
 
-    def run(self, jobs: Sequence[Job]) -> None:
+    def run(self, jobs: Sequence[CellRun]) -> None:
         """Runs the jobs that are not settled, all cells of a seed before those of the next."""
         for job in jobs:
             if _is_settled(job):
@@ -213,13 +213,13 @@ class _Work:
         if self.on_event is not None:
             self.on_event(event, self._tally())
 
-    def _end(self, job: Job) -> None:
+    def _end(self, job: CellRun) -> None:
         """Counts a cell that has ended."""
         self._reading(job)
         self.rounds[job.cell.name] = job.cell.config.strategy.num_rounds
         self.num_ended += 1
 
-    def _row(self, job: Job) -> Row:
+    def _row(self, job: CellRun) -> Row:
         """The row of a cell or a trial in its frame; reads its run if it has just finished."""
         reading, reason = self._reading(job), self.unreadable.get(job.path, job.reason())
         key = self.plan.request.searched
@@ -232,7 +232,7 @@ class _Work:
             RUN: f"{job.path.parent.name}/{job.path.name}",
         }
 
-    def _reading(self, job: Job) -> Reading | None:
+    def _reading(self, job: CellRun) -> Reading | None:
         """The figures of a job's finished run; None if it is unfinished or cannot be read."""
         if job.is_finished and job.path not in self.readings and job.path not in self.unreadable:
             try:
@@ -247,13 +247,13 @@ class _Work:
         search = self.plan.request.grid.search
         if search is None:
             return {(): None}
-        searches: dict[tuple[str, ...], list[Job]] = {}
+        searches: dict[tuple[str, ...], list[CellRun]] = {}
         for job in self.trials:
             searches.setdefault(by_labels(search, job.cell.labels), []).append(job)
         best = {by: self._best(trials) for by, trials in searches.items() if all(map(_is_settled, trials))}
         return {by: job.cell.value for by, job in best.items() if job is not None}
 
-    def _best(self, trials: Sequence[Job]) -> Job | None:
+    def _best(self, trials: Sequence[CellRun]) -> CellRun | None:
         """The trial with the best primary measure; ties go to the lowest loss, then to the first."""
         primary = self.plan.primary
         sign = 1 if primary.higher_is_better else -1
@@ -300,7 +300,7 @@ def _warn_if_narrower(plan: Plan, path: Path) -> None:
         )
 
 
-def _is_settled(job: Job) -> bool:
+def _is_settled(job: CellRun) -> bool:
     """Whether a job need not run: it has finished, or it is a trial that diverged and would diverge again."""
     diverged = job.cell.is_trial and (job.reason() or "").startswith(_DIVERGED)
     # Only its run directory shows which configuration diverged.

@@ -47,7 +47,7 @@ def default_out(config: str | Path | Config) -> Path:
 
 
 @dataclass(frozen=True)
-class Job:
+class CellRun:
     """A cell with the paths of its files.
 
     Args:
@@ -137,7 +137,7 @@ class ComparisonDirectory:
             for partial in (self.path / folder).glob(".*.partial"):
                 shutil.rmtree(partial, ignore_errors=True)
 
-    def jobs(self, cells: Sequence[Cell]) -> list[Job]:
+    def jobs(self, cells: Sequence[Cell]) -> list[CellRun]:
         """The cells with their directories: one that already holds the same configuration, or one named after the cell.
 
         Raises:
@@ -146,14 +146,14 @@ class ComparisonDirectory:
         folder = self.path / ("search" if cells and cells[0].is_trial else "runs")
         configs = {path.parent: _read(path) for path in sorted(folder.glob(f"*/{CONFIG}"))}
         names = slugs(cells)
-        jobs: list[Job] = []
+        jobs: list[CellRun] = []
         problems: dict[str, list[Path]] = {}
         for cell in cells:
             path, difference = _place(folder / names[cell.name], cell.config, configs)
             if difference:
                 problems.setdefault(difference, []).append(path)
             name = f"{'search-' if cell.is_trial else ''}{path.name}.txt"
-            jobs.append(Job(cell, path, self.path / "failures" / name, self.path / "logs" / name))
+            jobs.append(CellRun(cell, path, self.path / "failures" / name, self.path / "logs" / name))
         if problems:
             lines = "".join(f"\n  - {_several(paths)}: {problem}" for problem, paths in problems.items())
             raise RunError(

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import IO, Protocol
 
-from fedelta.comparison.directory import Job
+from fedelta.comparison.directory import CellRun
 from fedelta.plugins import for_processes
 
 # -P: a folder in the current directory with the name of a library must not replace it.
@@ -35,14 +35,14 @@ Poll = Callable[[], int | None]
 class Launcher(Protocol):
     """Starts a process for each cell."""
 
-    def start(self, job: Job) -> Poll:
+    def start(self, job: CellRun) -> Poll:
         """Starts the process of `job` with an empty log; returns a function that gives its exit code after its end."""
 
     def stop(self) -> None:
         """Ends the processes that still run, and waits for their end."""
 
 
-def launcher_for(jobs: Sequence[Job]) -> Launcher:
+def launcher_for(jobs: Sequence[CellRun]) -> Launcher:
     """Forked processes if that is safe, else new ones; safe means Linux without a GPU, which a fork cannot use."""
     uses_gpu = any(job.cell.config.runtime.torch_device() != "cpu" for job in jobs)
     return Forked() if sys.platform == "linux" and not uses_gpu else Spawned()
@@ -54,7 +54,7 @@ class Spawned:
     def __init__(self) -> None:
         self._processes: list[subprocess.Popen[bytes]] = []
 
-    def start(self, job: Job) -> Poll:
+    def start(self, job: CellRun) -> Poll:
         """See `Launcher.start`."""
         with job.log.open("wb") as log:
             process = _open(
@@ -79,7 +79,7 @@ class Forked:
     def __init__(self) -> None:
         self._server: _Server | None = None
 
-    def start(self, job: Job) -> Poll:
+    def start(self, job: CellRun) -> Poll:
         """See `Launcher.start`."""
         job.log.write_bytes(b"")
         if self._server is None or self._server.has_ended:
@@ -100,7 +100,7 @@ class _Server:
         job: its first job; the log of the server is beside the log of this job.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: CellRun) -> None:
         self._log = job.log.with_name("forkserver.txt")
         leash, self._leash = os.pipe()
         with self._log.open("wb") as log:
@@ -117,7 +117,7 @@ class _Server:
         """Whether the server was killed or could not be started."""
         return self._process.poll() is not None
 
-    def start(self, job: Job) -> Poll:
+    def start(self, job: CellRun) -> Poll:
         """Requests a process."""
         number = self._num_started = self._num_started + 1
         paths = {"run": str(job.path), "failure": str(job.failure), "log": str(job.log)}
@@ -132,7 +132,7 @@ class _Server:
         os.close(self._leash)
         _output(self._process).close()
 
-    def _code(self, number: int, job: Job) -> int | None:
+    def _code(self, number: int, job: CellRun) -> int | None:
         has_ended = self.has_ended  # asked before the answers are read, so that none of its answers is missed
         with contextlib.suppress(BlockingIOError):
             while chunk := os.read(_output(self._process).fileno(), 2**16):

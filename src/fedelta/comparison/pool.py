@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedelta.comparison.cores import available_cores
-from fedelta.comparison.directory import Job
+from fedelta.comparison.directory import CellRun
 from fedelta.comparison.launchers import Poll, launcher_for
 from fedelta.comparison.memory import available_bytes, fits
 from fedelta.record.files import Record
@@ -34,7 +34,7 @@ class Event:
     """
 
     kind: Literal["started", "round", "finished", "failed"]
-    job: Job
+    job: CellRun
     round: int = 0
     final: float | None = None
 
@@ -43,7 +43,7 @@ class Event:
 class _Worker:
     """A process and the progress of its run; updated by `_look`."""
 
-    job: Job
+    job: CellRun
     poll: Poll
     log_bytes: int = -1
     round: int = 0
@@ -51,7 +51,7 @@ class _Worker:
     peak_bytes: int = 0
 
 
-def run_jobs(jobs: Sequence[Job], *, processes: int | None = None, highest_peak: int = 0) -> Generator[Event]:
+def run_jobs(jobs: Sequence[CellRun], *, processes: int | None = None, highest_peak: int = 0) -> Generator[Event]:
     """Starts jobs in order and yields events. Closing the iterator ends the processes.
 
     Args:
@@ -82,7 +82,7 @@ def run_jobs(jobs: Sequence[Job], *, processes: int | None = None, highest_peak:
         launcher.stop()
 
 
-def default_processes(jobs: Sequence[Job]) -> int:
+def default_processes(jobs: Sequence[CellRun]) -> int:
     """The number of cores; 1 if a cell runs on a GPU, which all processes would share."""
     if any(job.cell.config.runtime.torch_device() != "cpu" for job in jobs):
         return 1

@@ -18,7 +18,7 @@ from fedelta.tasks.base import Measure
 
 
 @dataclass(frozen=True)
-class Tier:
+class TierTraffic:
     """The clients that run the same number of blocks.
 
     Args:
@@ -49,7 +49,7 @@ class Exits:
     measure: Measure
     by_round: Mapping[int, tuple[float, ...]]
     compute: Compute
-    tiers: tuple[Tier, ...] = ()
+    tiers: tuple[TierTraffic, ...] = ()
     problem: str = ""
 
     @cached_property
@@ -106,10 +106,10 @@ def _depths(run: History, num_exits: int) -> tuple[dict[int, int], str]:
     return {client_id: depths[client_id] for client_id in run.partition.counts}, ""
 
 
-def _tiers(run: History, depths: Mapping[int, int]) -> tuple[Tier, ...]:
+def _tiers(run: History, depths: Mapping[int, int]) -> tuple[TierTraffic, ...]:
     down, up = run.ledger.clients["down"], run.ledger.clients["up"]
     return tuple(
-        Tier(
+        TierTraffic(
             depth,
             num_clients,
             _mean(down[client] for client in depths if depths[client] == depth and client in down),

@@ -10,7 +10,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from fedelta.report.drawing import INK, MUTED, SERIES, SIZE, blank, single, style
-from fedelta.report.layers import Choice, Layers
+from fedelta.report.layers import IntervalChoice, Layers
 from fedelta.report.plots import shortened
 
 MAX_NAMES = 30
@@ -75,7 +75,7 @@ def discrepancy_by_group(layers: Layers) -> Figure:
         return figure
 
 
-def discrepancy_curves(choice: Choice) -> Figure:
+def discrepancy_curves(choice: IntervalChoice) -> Figure:
     """delta_l and 1 - lambda_l against l, from l = 0 on, with their crossing marked (FedLAMA's Fig. 1)."""
     delta = np.concatenate([[0.0], choice.curves.delta.numpy()])
     rest = np.concatenate([[1.0], choice.curves.one_minus_lambda.numpy()])

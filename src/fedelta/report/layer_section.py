@@ -11,7 +11,7 @@ from fedelta.record.history import History
 from fedelta.record.numbers import count, percent, size
 from fedelta.report.elements import Picture, picture
 from fedelta.report.layer_plots import discrepancy_by_group, discrepancy_curves, intervals_by_round
-from fedelta.report.layers import Choice, Layers, read_layers
+from fedelta.report.layers import IntervalChoice, Layers, read_layers
 from fedelta.strategies.fedlama import FedLama
 from fedelta.strategies.fedlama_auto import FedLamaAuto
 
@@ -99,7 +99,7 @@ def _discrepancy_note(layers: Layers) -> str:
     return f"{note} Hollow: zero." if (layers.unit_discrepancy[-1] == 0).any() else note
 
 
-def _choice_note(layers: Layers, choice: Choice) -> str:
+def _choice_note(layers: Layers, choice: IntervalChoice) -> str:
     if isinstance(layers.strategy, FedLamaAuto):
         groups = ", ".join(f"{interval} for {count(number)}" for interval, number in sorted(_numbers(choice).items()))
         budget = _budget(layers.strategy)
@@ -109,7 +109,7 @@ def _choice_note(layers: Layers, choice: Choice) -> str:
     return _crossing_note(layers, layers.strategy, choice)
 
 
-def _crossing_note(layers: Layers, strategy: FedLama, choice: Choice) -> str:
+def _crossing_note(layers: Layers, strategy: FedLama, choice: IntervalChoice) -> str:
     num_groups, is_included = _numbers(choice)[strategy.phi], strategy.crossing == "included"
     if strategy.phi == 1:
         return "With phi = 1 every group travels in every round."
@@ -121,7 +121,7 @@ def _crossing_note(layers: Layers, strategy: FedLama, choice: Choice) -> str:
     )
 
 
-def _numbers(choice: Choice) -> Counter[int]:
+def _numbers(choice: IntervalChoice) -> Counter[int]:
     """Interval to the number of groups with it."""
     return Counter(choice.intervals.tolist())
 

@@ -28,7 +28,7 @@ _InWindows = Annotated[FedLama | FedLamaAuto, Field(discriminator="name")]
 
 
 @dataclass(frozen=True)
-class Choice:
+class IntervalChoice:
     """A choice of intervals.
 
     Args:
@@ -78,7 +78,7 @@ class Layers:
         return sum(bool(record["num_examples"]) for record in self.records)
 
     @cached_property
-    def choice(self) -> Choice | None:
+    def choice(self) -> IntervalChoice | None:
         """The last choice that was followed by rounds, else FedLAMA's final choice; None before the first one."""
         ends = [
             index
@@ -89,11 +89,11 @@ class Layers:
         made = followed or (ends if isinstance(self.strategy, FedLama) else [])
         return self._choice(made[-1]) if made else None
 
-    def _choice(self, index: int) -> Choice:
+    def _choice(self, index: int) -> IntervalChoice:
         sizes = torch.tensor(list(self.sizes.values()))
         intervals = torch.tensor(self.records[index]["interval_rounds"])
         is_rare, amounts = intervals > 1, self.unit_discrepancy[index] * sizes
-        return Choice(
+        return IntervalChoice(
             round=self.records[index]["round"],
             intervals=intervals,
             curves=curves(self.unit_discrepancy[index], sizes),
