@@ -42,7 +42,7 @@ _EXPONENT = re.compile(r"e([+-])0*(\d+)")
 
 
 @dataclass(frozen=True)
-class Table:
+class GroupTable:
     """The groups as texts for people.
 
     Args:
@@ -77,7 +77,7 @@ _STATE = Field(STATE, STATE, str)
 _REASON = Field(REASON, REASON, one_line)
 
 
-def group_table(comparison: Comparison) -> Table:
+def group_table(comparison: Comparison) -> GroupTable:
     """The groups of a comparison with all figures; the relative cost only if it differs between groups."""
     labels, groups = _labels(comparison), records(comparison.groups)
     key, (primary, *at_exits) = comparison.searched, comparison.measures
@@ -100,7 +100,7 @@ def group_table(comparison: Comparison) -> Table:
         ]
         for group in groups
     ]
-    return Table(
+    return GroupTable(
         (*header[:place], "seeds", *header[place:], "front"),
         (*short[:place], "seeds", *short[place:], ""),
         tuple(map(tuple, rows)),

@@ -14,7 +14,7 @@ from fedelta.report.plots import label_distribution
 
 
 @dataclass(frozen=True)
-class Clients:
+class ClientSection:
     """The content of clients.html."""
 
     template: ClassVar[str] = "clients.html"
@@ -23,7 +23,7 @@ class Clients:
     distribution: Picture
 
 
-def clients(runs: Sequence[History]) -> list[Clients]:
+def clients(runs: Sequence[History]) -> list[ClientSection]:
     """One section per partition by class; runs with equal partitions share a section."""
     names_by_partition: list[tuple[Partition, list[str]]] = []
     for run in runs:
@@ -41,10 +41,10 @@ def clients(runs: Sequence[History]) -> list[Clients]:
     ]
 
 
-def _section(partition: Partition, prefix: str, title: str) -> Clients:
+def _section(partition: Partition, prefix: str, title: str) -> ClientSection:
     one, _ = partition.kind
     says = f"Examples and share of each {one} by client"
-    return Clients(
+    return ClientSection(
         title, _sizes(partition), picture(label_distribution(partition), prefix, "", says=says, is_wide=True)
     )
 

@@ -13,7 +13,7 @@ from fedelta.report.elements import Table
 
 
 @dataclass(frozen=True)
-class Details:
+class DetailSection:
     """The content of details.html.
 
     Args:
@@ -32,8 +32,8 @@ class Details:
     citations: str
 
 
-def details(run: History, *, titled: bool) -> Details:
+def details(run: History, *, titled: bool) -> DetailSection:
     """The section for `run`: configuration, environment and citations; folded if the page has several runs."""
     environment = Table(["What", "Value"], list(flatten(run.environment)))
     title = run.name if titled else "Details"
-    return Details(title, not titled, tomli_w.dumps(run.config), environment, run.citations)
+    return DetailSection(title, not titled, tomli_w.dumps(run.config), environment, run.citations)

@@ -28,7 +28,7 @@ _TIER_COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Tiers:
+class TierTable:
     """The tiers of a run, or the reason why they are unknown."""
 
     title: str
@@ -55,7 +55,7 @@ class ExitSection:
     small: Sequence[Picture]
     table: Table
     area: str
-    tiers: Sequence[Tiers]
+    tiers: Sequence[TierTable]
 
 
 def section(runs: Sequence[History]) -> ExitSection | None:
@@ -168,10 +168,10 @@ def _area(runs: Sequence[History], exits_of: Mapping[int, Exits]) -> str:
     return f"{_AREA.format(label=runs[0].primary.label)}{ranges}"
 
 
-def _tiers(exits: Exits, title: str) -> Tiers:
+def _tiers(exits: Exits, title: str) -> TierTable:
     """The clients, the share and the traffic of each tier."""
     if exits.problem:
-        return Tiers(title, None, exits.problem)
+        return TierTable(title, None, exits.problem)
     num_clients = sum(tier.num_clients for tier in exits.tiers)
     rows = [
         [
@@ -183,4 +183,4 @@ def _tiers(exits: Exits, title: str) -> Tiers:
         ]
         for tier in exits.tiers
     ]
-    return Tiers(title, Table(_TIER_COLUMNS, rows, numbers_from=0), "")
+    return TierTable(title, Table(_TIER_COLUMNS, rows, numbers_from=0), "")

@@ -27,7 +27,7 @@ class LongTable:
 
 
 @dataclass(frozen=True)
-class Parts:
+class PartTables:
     """Classes and clients of a finished model.
 
     Args:
@@ -51,7 +51,7 @@ class MeasureSection:
 
     template: ClassVar[str] = "measure_section.html"
     measures: Table
-    parts: Sequence[Parts]
+    parts: Sequence[PartTables]
 
 
 def section(runs: Sequence[History]) -> MeasureSection | None:
@@ -81,11 +81,11 @@ def _overall(runs: Sequence[History], details_of: Mapping[int, Details]) -> Tabl
     return Table(["" if is_alone else "Run", *(_title(name, runs[0]) for name in names)], rows, numbers_from=1)
 
 
-def _parts(run: History, details: Details, prefix: str, *, folded: bool) -> Parts:
+def _parts(run: History, details: Details, prefix: str, *, folded: bool) -> PartTables:
     title = f"Classes and clients of {run.name}" if details.by_class else run.name
     clients = {run.client_label(client): values for client, values in details.by_client.items()}
     note = f"Each on its own rows of the {run.measured_on} set."
-    return Parts(
+    return PartTables(
         title=title if folded else "",
         matrix=None if details.confusion is None else _matrix(details.confusion, prefix),
         mistakes=None if details.confusion is None else _mistakes(details.confusion),
