@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fedelta.catalog import ALL
-from fedelta.errors import FedeltaError, PluginError
+from fedelta.errors import FedeltaError, PluginError, text_of
 from fedelta.settings.base import Settings, settings_in
 from fedelta.settings.loading import load_file, take_in
 from fedelta.settings.registry import Provider, Registry
@@ -139,7 +139,7 @@ def blame(error: BaseException) -> PluginError | None:
         return None
     file, function, line = inside[-1]
     return PluginError(
-        f"plug-in {files[file].label!r} failed in `{function}`, line {line}: {type(error).__name__}: {error}",
+        f"plug-in {files[file].label!r} failed in `{function}`, line {line}: {type(error).__name__}: {text_of(error)}",
         hint="the error is most likely in that file.",
     )
 

@@ -41,7 +41,7 @@ def test_a_grid_gives_tables_and_a_page_and_can_be_extended_by_a_seed(tmp_path, 
     config, out = write_small(tmp_path), tmp_path / "out"
     events: list[tuple[str, int, int]] = []
     over = {"tuning.name": ["head", "lora"], "seed": [1, 2]}
-    comparison = fedelta.compare(
+    result = fedelta.compare(
         config, over, out, overrides=ONE_ROUND, on_event=lambda event, tally: events.append(
             (event.kind, tally.num_ended, tally.rounds_done)
         ),
@@ -54,8 +54,8 @@ def test_a_grid_gives_tables_and_a_page_and_can_be_extended_by_a_seed(tmp_path, 
         "tuning.name=lora, seed=2",
     ]
     assert [event for event in events if event[0] == "finished"] == [("finished", n, n) for n in (1, 2, 3, 4)]
-    assert comparison.is_finished
-    head = comparison.groups.iloc[0]
+    assert result.is_finished
+    head = result.groups.iloc[0]
     assert (head["num_seeds"], head["tuned_parameters"]) == (2, 330)
     runs = [out / "runs" / f"head-seed-{seed}" for seed in (1, 2)]
     accuracies = [json.loads((run / "summary.json").read_text())["final_accuracy"] for run in runs]
@@ -70,7 +70,7 @@ def test_a_grid_gives_tables_and_a_page_and_can_be_extended_by_a_seed(tmp_path, 
     again = fedelta.compare(out / "compare.toml", {"seed": [1, 2, 3]})
     assert inline == ["tuning.name=head, seed=3", "tuning.name=lora, seed=3"]
     assert (again.name, again.groups["num_seeds"].tolist()) == ("small", [3, 3])
-    pd.testing.assert_frame_equal(again.frame.iloc[[0, 1, 3, 4]].reset_index(drop=True), comparison.frame)
+    pd.testing.assert_frame_equal(again.frame.iloc[[0, 1, 3, 4]].reset_index(drop=True), result.frame)
 
 
 SEARCH = """
@@ -92,7 +92,7 @@ def test_the_search_chooses_by_validation_rows_whatever_the_test_labels_are(tmp_
         if event.kind in ("finished", "failed"):
             states.update(row["state"] for row in rows(tmp_path / "out" / "cells.csv"))
 
-    comparison = fedelta.compare(config, out=tmp_path / "out", overrides=ONE_ROUND, on_event=look)
+    result = fedelta.compare(config, out=tmp_path / "out", overrides=ONE_ROUND, on_event=look)
     assert states == {"waiting", "finished"}
     trials = rows(tmp_path / "out" / "search.csv")
     assert [(row["tuning.name"], row["seed"], row["client.lr"]) for row in trials] == [
@@ -100,13 +100,13 @@ def test_the_search_chooses_by_validation_rows_whatever_the_test_labels_are(tmp_
     ]  # fmt: skip
     # A rate that diverges is an answer: it is out, and nothing failed.
     assert trials[-1]["state"] == "failed"
-    assert comparison.failures == {}
-    for method, value in zip(("head", "lora"), comparison.groups["client.lr"], strict=True):
+    assert result.failures == {}
+    for method, value in zip(("head", "lora"), result.groups["client.lr"], strict=True):
         measured = [row for row in trials if row["tuning.name"] == method and row["state"] == "finished"]
         best = max(float(row["validation_accuracy_percent"]) for row in measured)
         first = next(row for row in measured if float(row["validation_accuracy_percent"]) == best)
         assert (str(value), first["is_best"]) == (first["client.lr"], "true")
-        assert comparison.frame["run"][comparison.frame["tuning.name"] == method].tolist() == [
+        assert result.frame["run"][result.frame["tuning.name"] == method].tolist() == [
             f"runs/{method}-seed-1-lr-{value}"
         ]
 
@@ -122,7 +122,7 @@ def test_the_search_chooses_by_validation_rows_whatever_the_test_labels_are(tmp_
     monkeypatch.setattr(compare, "run_jobs", run_inline)  # not what ran with the original labels
     other = fedelta.compare(config, {"tuning.name": ["head"]}, tmp_path / "other", overrides=ONE_ROUND)
     assert untimed(tmp_path / "other" / "search.csv") == untimed(tmp_path / "out" / "search.csv")[:2]
-    assert other.groups["client.lr"][0] == comparison.groups["client.lr"][0]
+    assert other.groups["client.lr"][0] == result.groups["client.lr"][0]
     monkeypatch.setattr(site, "read", original)
     monkeypatch.setattr(compare, "run_jobs", lambda jobs, **_: run_cells(inline.append(jobs) or jobs))
     fedelta.compare(config, out=tmp_path / "out", overrides=ONE_ROUND)
@@ -131,19 +131,17 @@ def test_the_search_chooses_by_validation_rows_whatever_the_test_labels_are(tmp_
 
 def test_of_equal_accuracies_the_one_with_the_lower_loss_is_chosen(tmp_path, inline):
     search = '{key = "client.lr", values = [1e-5, 1e-9]}'  # too small to change a single prediction
-    comparison = fedelta.compare(
+    result = fedelta.compare(
         write_small(tmp_path),
         {"tuning.name": ["head"]},
         tmp_path / "out",
         overrides=[*ONE_ROUND, f"compare.search={search}"],
     )
-    losses = [read_run(comparison.path / run).loss for run in comparison.trials["run"]]
-    assert comparison.trials["accuracy"].nunique() == 1
+    losses = [read_run(result.path / run).loss for run in result.trials["run"]]
+    assert result.trials["accuracy"].nunique() == 1
     assert losses[0] != losses[1]
-    assert comparison.trials["is_best"].tolist() == [loss == min(losses) for loss in losses]
-    assert (
-        comparison.groups["client.lr"].tolist() == comparison.trials["client.lr"][comparison.trials["is_best"]].tolist()
-    )
+    assert result.trials["is_best"].tolist() == [loss == min(losses) for loss in losses]
+    assert result.groups["client.lr"].tolist() == result.trials["client.lr"][result.trials["is_best"]].tolist()
 
 
 def test_of_errors_the_lowest_is_chosen(tmp_path, inline):
@@ -151,15 +149,15 @@ def test_of_errors_the_lowest_is_chosen(tmp_path, inline):
     write_images(tmp_path / "test.parquet", 20, seed=1)
     config = write_small(tmp_path, text=BRIGHTNESS.replace("FOLDER", str(tmp_path)))
     search = 'compare.search={key = "client.lr", values = [1e-6, 0.003]}'
-    comparison = fedelta.compare(
+    result = fedelta.compare(
         config, {"tuning.name": ["full"]}, tmp_path / "out", overrides=["strategy.num_rounds=2", search]
     )
-    slow, fast = comparison.trials["rmse"]
+    slow, fast = result.trials["rmse"]
     assert fast < slow
-    assert comparison.trials["is_best"].tolist() == [False, True]
+    assert result.trials["is_best"].tolist() == [False, True]
     (row,) = rows(tmp_path / "out" / "table.csv")
     assert row["client.lr"] == "0.003"
-    assert float(row["rmse_mean"]) == pytest.approx(comparison.groups["rmse_mean"][0])
+    assert float(row["rmse_mean"]) == pytest.approx(result.groups["rmse_mean"][0])
     assert "| root mean squared error | seeds |" in (tmp_path / "out" / "table.md").read_text()
 
 
@@ -223,8 +221,8 @@ def test_a_trial_that_crashes_is_tried_again_before_a_value_is_chosen(tmp_path, 
     monkeypatch.setattr(compare, "run_jobs", crash_at_the_first)
     options = (write_small(tmp_path), {"tuning.name": ["head"]}, tmp_path / "out")
     search = [*ONE_ROUND, 'compare.search={key = "client.lr", values = [0.1, 0.2]}']
-    comparison = fedelta.compare(*options, overrides=search)
-    assert comparison.failures == {
+    result = fedelta.compare(*options, overrides=search)
+    assert result.failures == {
         "tuning.name=head": "SearchError: no value of `client.lr` was chosen, because a trial failed: "
         "Crash: the process was ended by SIGKILL."
     }
@@ -236,7 +234,7 @@ def test_a_method_none_of_whose_values_trains_fails_alone(tmp_path, inline):
     search = '{key = "client.lr", by = ["tuning.name"], values = {head = [0.1], lora = [1e30]}}'
     over = {"tuning.name": ["head", "lora"]}
     tallies: list[Tally] = []
-    comparison = fedelta.compare(
+    result = fedelta.compare(
         write_small(tmp_path),
         over,
         tmp_path / "out",
@@ -245,9 +243,9 @@ def test_a_method_none_of_whose_values_trains_fails_alone(tmp_path, inline):
     )
     # Two trials, a cell, and the cell that is not run.
     assert (tallies[-1].num_cells, tallies[-1].num_ended) == (4, 4)
-    assert comparison.groups["num_seeds"].tolist() == [1, 0]
-    assert list(comparison.failures) == ["tuning.name=lora"]
-    assert comparison.failures["tuning.name=lora"].startswith(
+    assert result.groups["num_seeds"].tolist() == [1, 0]
+    assert list(result.failures) == ["tuning.name=lora"]
+    assert result.failures["tuning.name=lora"].startswith(
         "SearchError: no value of `client.lr` was chosen, because a trial failed: RoundError: "
     )
 
@@ -359,9 +357,9 @@ def test_stopping_leaves_the_tables_and_says_how_to_go_on(tmp_path, inline, run_
 def test_a_configuration_made_in_python_can_be_varied(tmp_path, inline):
     config = fedelta.load_config(write_small(tmp_path), ONE_ROUND)
     choices = {"two": {"strategy.clients_per_round": 2}, "all": {"strategy.clients_per_round": 6}}
-    comparison = fedelta.compare(config, {"cohort": choices}, tmp_path / "out")
-    assert comparison.groups["cohort"].tolist() == ["two", "all"]
-    two, everyone = comparison.groups["total_bytes"]
+    result = fedelta.compare(config, {"cohort": choices}, tmp_path / "out")
+    assert result.groups["cohort"].tolist() == ["two", "all"]
+    two, everyone = result.groups["total_bytes"]
     assert everyone == 3 * two
     with pytest.raises(ConfigError, match="nothing is varied"):
         fedelta.compare(config)
@@ -375,9 +373,9 @@ def test_a_comparison_of_a_strategy_that_plans_for_itself_goes_on_where_it_was(t
     config, out = write_small(tmp_path), tmp_path / "out"
     overrides = ["client.local_epochs=", "strategy.num_rounds=2", *strategy, "strategy.tau=2"]
     fedelta.compare(config, {"seed": [1]}, out, overrides=overrides)
-    comparison = fedelta.compare(config, {"seed": [1, 2]}, out, overrides=overrides)
+    result = fedelta.compare(config, {"seed": [1, 2]}, out, overrides=overrides)
     assert inline == ["seed=1", "seed=2"]
-    assert comparison.is_finished
+    assert result.is_finished
 
 
 def older(run: Path) -> None:
@@ -398,10 +396,10 @@ def test_an_unusable_finished_run_is_reported_and_the_others_continue(tmp_path, 
     config, out, over = write_small(tmp_path), tmp_path / "out", {"seed": [1, 2]}
     fedelta.compare(config, {"seed": [1]}, out, overrides=ONE_ROUND)
     change(out / "runs" / "seed-1")
-    comparison = fedelta.compare(config, over, out, overrides=ONE_ROUND)
-    assert comparison.frame["state"].tolist() == ["failed", "finished"]
-    [told] = comparison.failures.values()
+    result = fedelta.compare(config, over, out, overrides=ONE_ROUND)
+    assert result.frame["state"].tolist() == ["failed", "finished"]
+    [told] = result.failures.values()
     assert reason in told
     assert reason in caplog.text
     assert reason in rows(out / "cells.csv")[0]["reason"]
-    assert comparison.groups["num_seeds"].tolist() == [1]
+    assert result.groups["num_seeds"].tolist() == [1]

@@ -59,15 +59,15 @@ def test_stopped_cells_go_on_with_the_same_bits_in_any_number_of_processes_besid
             fedelta.Experiment(cell.config).run(run, on_round=stop_after(1))
     assert not (run / "summary.json").exists()
 
-    comparison = fedelta.compare(config, OVER, out, overrides=OVERRIDES, processes=2)
+    result = fedelta.compare(config, OVER, out, overrides=OVERRIDES, processes=2)
     with (out / "cells.csv").open(newline="") as file:
         assert [row["state"] for row in csv.DictReader(file)] == ["finished", "failed"]
-    assert comparison.failures["client.lr=1e+30"].startswith("RoundError: round 1: ")
+    assert result.failures["client.lr=1e+30"].startswith("RoundError: round 1: ")
     assert json.loads((run / "environment.json").read_text())["num_threads"] == 1
 
     undisturbed = fedelta.Experiment.from_toml(config, (*OVERRIDES, "client.lr=0.1")).run(tmp_path / "undisturbed")
     assert bits(run) == bits(undisturbed.path)
-    assert comparison.groups["accuracy_mean"][0] == undisturbed.measures["accuracy"]
+    assert result.groups["accuracy_mean"][0] == undisturbed.measures["accuracy"]
 
 
 @pytest.mark.slow
@@ -238,3 +238,14 @@ def test_a_gpu_is_for_one(jobs, monkeypatch):
     assert pool.default_processes(jobs) >= 1
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert pool.default_processes(jobs) == 1
+
+
+@pytest.mark.slow
+def test_a_process_that_imports_everything_itself_gives_the_bits_of_a_forked_one(tmp_path, monkeypatch):
+    runs = {}
+    for name, launcher in (("forked", launchers.launcher_for), ("spawned", lambda _: launchers.Spawned())):
+        monkeypatch.setattr(pool, "launcher_for", launcher)
+        result = fedelta.compare(write_small(tmp_path), OVER, tmp_path / name, overrides=OVERRIDES, processes=2)
+        assert list(result.failures) == ["client.lr=1e+30"]
+        runs[name] = bits(tmp_path / name / "runs" / "lr-0.1")
+    assert runs["spawned"] == runs["forked"]

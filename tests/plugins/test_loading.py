@@ -61,6 +61,11 @@ def write(tmp_path: Path) -> Callable[..., Path]:
         (b"x = '\xff'\n", "is no Python: ", "try it alone"),
         (b"x = 1\x00\n", "is no Python: ", "try it alone"),
         ("import sys\nsys.exit(3)\n", "fails when it is imported in line 2: SystemExit: 3", "__main__"),
+        (
+            "class E(Exception):\n    def __str__(self):\n        return 1\nraise E\n",
+            "line 4: E: (its message",
+            "try it alone",
+        ),
         ("raise KeyboardInterrupt\n", "fails when it is imported in line 1: KeyboardInterrupt", "__main__"),
         ("", "no public class in it has `apply` and `merge` (tuning method); ", "docs/plugins.md"),
         ("from fedelta.strategies.fedavg import FedAvg\n", "no public class in it has", "docs/plugins.md"),
@@ -155,6 +160,22 @@ BROKEN = {
         "lanes: Lanes) -> ParamSpec",
         "has `apply(self, backbone, lanes)`, expected `apply(self, backbone, lanes, generator)`",
     ),
+    "parameters by name only": (
+        "lanes: Lanes, generator: Generator) -> ParamSpec",
+        "lanes: Lanes, *, generator: Generator) -> ParamSpec",
+        "has `apply(self, backbone, lanes, *, generator)`, expected `apply(self, backbone, lanes, generator)`",
+    ),
+    "one parameter too many": (
+        "lanes: Lanes, generator: Generator) -> ParamSpec",
+        "lanes: Lanes, generator: Generator, *, strength: float) -> ParamSpec",
+        "has `apply(self, backbone, lanes, generator, *, strength)`, expected",
+    ),
+    "a static method": (
+        "    def merge(self, backbone",
+        "    @staticmethod\n    def merge(backbone",
+        "has a staticmethod `merge`, expected the method `merge(self, backbone)`",
+    ),
+    "a coroutine": ("    def merge(", "    async def merge(", "has `merge` with `async` or `yield`, expected a method"),
     "no value": (
         "    max_lanes: ClassVar[int | None] = None\n",
         "",
@@ -197,6 +218,29 @@ def test_all_problems_are_in_one_message(write: Any):
     with pytest.raises(PluginError) as caught:
         fedelta.load_plugin(write(content))
     assert caught.value.message.count("\n  - ") == 2
+
+
+# The client's side of a strategy has a `start`, as a mean has.
+HELPER = """
+class Controls:
+    def start(self, spec):
+        return {}
+"""
+
+
+def test_a_helper_class_with_a_method_of_a_kind_is_left_alone(write: Any):
+    assert fedelta.load_plugin(write(HELPER + STRATEGY)) == ["strategy.name = 'mine'"]
+
+
+def test_a_file_with_such_a_class_alone_is_told_what_it_lacks(write: Any):
+    with pytest.raises(PluginError, match="`Controls`, a mean by its methods, is not derived"):
+        fedelta.load_plugin(write(HELPER))
+
+
+def test_a_class_beside_one_that_is_no_settings_is_checked_too(write: Any):
+    mean = HELPER.replace("Controls:", 'Controls:\n    name = "controls"')
+    with pytest.raises(PluginError, match="`Controls`, a mean by its methods, is not derived"):
+        fedelta.load_plugin(write(mean + STRATEGY + HELPER.replace("Controls:", 'Other:\n    name = "controls"')))
 
 
 def test_a_class_with_a_name_and_no_known_method_is_pointed_out(write: Any):

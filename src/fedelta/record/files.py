@@ -231,8 +231,7 @@ def flatten(mapping: Mapping[str, object], prefix: str = "") -> Iterator[tuple[s
         elif isinstance(value, str):
             yield f"{prefix}{key}", value
         else:
-            # Sorted, because TOML puts tables inside a list's item after its other keys.
-            yield f"{prefix}{key}", UNKNOWN if value is None else json.dumps(value, default=str, sort_keys=True)
+            yield f"{prefix}{key}", UNKNOWN if value is None else json.dumps(value, default=str)
 
 
 def _finite(value: object) -> object:

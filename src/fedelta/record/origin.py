@@ -54,11 +54,7 @@ def settings_of(table: Mapping[str, Any]) -> dict[str, str]:
 
 def other_settings(original: Mapping[str, str], current: Mapping[str, str]) -> list[str]:
     """One sentence per setting that differs from the original one; if there are many, only the first ones."""
-    keys = [
-        key
-        for key in dict.fromkeys([*original, *current])
-        if _in_order(original.get(key, "")) != _in_order(current.get(key, ""))
-    ]
+    keys = _different(original, current)
     shown = [
         f"`{key}` is {current.get(key, 'absent')} in `config.toml`, the run began with {original.get(key, 'none')}"
         for key in keys[:_NUM_SHOWN]
@@ -66,8 +62,16 @@ def other_settings(original: Mapping[str, str], current: Mapping[str, str]) -> l
     return shown + ([f"and {len(keys) - _NUM_SHOWN} more settings"] if len(keys) > _NUM_SHOWN else [])
 
 
-def _in_order(text: str) -> str:
-    """JSON with sorted keys, which earlier versions did not sort in lists of tables; any other text as it is."""
+def _different(original: Mapping[str, str], current: Mapping[str, str]) -> list[str]:
+    """The keys of the settings that differ."""
+    keys = dict.fromkeys([*original, *current])
+    return [key for key in keys if _in_order(original.get(key)) != _in_order(current.get(key))]
+
+
+def _in_order(text: str | None) -> str | None:
+    """JSON with sorted keys, as TOML puts the tables of a list's item behind its values; any other text as it is."""
+    if text is None:
+        return None
     try:
         return json.dumps(json.loads(text), sort_keys=True)
     except ValueError:
@@ -125,7 +129,7 @@ def other_words(origin: Origin, written: Record, class_names: Sequence[str]) -> 
     """
     original = {key: value for key, value in origin.settings.items() if key == "seed" or key.startswith("tuning.")}
     current = {key: value for key, value in flatten(written) if value != UNKNOWN}
-    different = [key for key in dict.fromkeys([*original, *current]) if original.get(key) != current.get(key)]
+    different = _different(original, current)
     if origin.inputs.get(CLASS_NAMES, "") != digest_of_names(class_names):
         different.append(CLASS_NAMES)
     return [f"`fedelta.json` does not say what the run wrote into it: {', '.join(different)}"] if different else []

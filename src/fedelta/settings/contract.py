@@ -19,6 +19,7 @@ _NAME = re.compile(r"[a-z][a-z0-9_.-]*")
 # Pydantic settings that a class must keep: a value that can change cannot be recorded.
 _RULES = {"frozen": True, "extra": "forbid"}
 _SIMPLE = (bool, int, str)
+_METHODS = (FunctionType, staticmethod, classmethod)
 
 
 def registry_of(plugin: type[Any], registries: Sequence[Registry]) -> Registry | None:
@@ -31,7 +32,7 @@ def registry_of(plugin: type[Any], registries: Sequence[Registry]) -> Registry |
         for base in plugin.__mro__
         if not base.__module__.startswith(("torch", "builtins", "pydantic"))
         for name, value in vars(base).items()
-        if isinstance(value, FunctionType)
+        if isinstance(value, _METHODS)
     }
     shares = {registry: _share(registry.kind, methods) for registry in registries}
     best = max(registries, key=lambda registry: shares[registry])
@@ -40,7 +41,8 @@ def registry_of(plugin: type[Any], registries: Sequence[Registry]) -> Registry |
 
 def has_all_marks(plugin: type[Any], registry: Registry) -> bool:
     """Whether `plugin` has the methods that identify a class of this kind."""
-    return all(isinstance(inspect.getattr_static(plugin, mark, None), FunctionType) for mark in registry.kind.marks)
+    marks = registry.kind.marks
+    return bool(marks) and all(isinstance(inspect.getattr_static(plugin, mark, None), _METHODS) for mark in marks)
 
 
 def problems_of(plugin: type[Any], kind: Kind) -> list[str]:
@@ -81,6 +83,8 @@ def _name_problems(plugin: type[Settings]) -> list[str]:
 def _member_problems(plugin: type[Any], kind: Kind) -> Iterator[str]:
     protocol = imported(kind.protocol)
     for member, expected in vars(protocol).items():
+        if member == "name" and issubclass(plugin, Settings):
+            continue  # `_name_problems` has it
         if isinstance(expected, FunctionType) and not member.startswith("_"):
             yield from _method_problems(plugin, member, expected)
         elif isinstance(expected, property):
@@ -92,16 +96,32 @@ def _member_problems(plugin: type[Any], kind: Kind) -> Iterator[str]:
 def _method_problems(plugin: type[Any], member: str, expected: FunctionType) -> Iterator[str]:
     parameters = list(inspect.signature(expected).parameters)
     signature = f"`{member}({', '.join(parameters)})`"
-    attribute = inspect.getattr_static(plugin, member, None)
-    if attribute is None and member not in _fields(plugin):
+    method = inspect.getattr_static(plugin, member, None)
+    if method is None and member not in _fields(plugin):
         yield f"lacks the method {signature}"
-    elif not isinstance(attribute, FunctionType):
+    elif isinstance(method, staticmethod | classmethod):
+        yield f"has a {type(method).__name__} `{member}`, expected the method {signature}"
+    elif not isinstance(method, FunctionType):
         yield f"has `{member}`, which is no method, expected {signature}"
-    else:
-        names = inspect.signature(attribute).parameters
-        extra = [parameter for parameter in list(names.values())[len(parameters) :] if _is_needed(parameter)]
-        if list(names)[: len(parameters)] != parameters or extra:
-            yield f"has `{member}({', '.join(names)})`, expected {signature}"
+    elif inspect.iscoroutinefunction(method) or inspect.isgeneratorfunction(method):
+        yield f"has `{member}` with `async` or `yield`, expected a method {signature} that returns its result"
+    elif not _is_callable_with(method, parameters):
+        yield f"has `{member}{_shown_parameters(method)}`, expected {signature}"
+
+
+def _is_callable_with(method: FunctionType, parameters: Sequence[str]) -> bool:
+    """Whether a call with these parameters by position suits the method."""
+    members = list(inspect.signature(method).parameters.values())
+    by_position = [parameter.name for parameter in members if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    extra = [parameter for parameter in members if parameter.name not in parameters and _is_needed(parameter)]
+    return by_position[: len(parameters)] == list(parameters) and not extra
+
+
+def _shown_parameters(method: FunctionType) -> str:
+    """The parameters of a method without annotations, such as `(self, rows, *, seed)`."""
+    signature = inspect.signature(method)
+    bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in signature.parameters.values()]
+    return str(signature.replace(parameters=bare, return_annotation=inspect.Signature.empty))
 
 
 def _value_problems(plugin: type[Any], member: str, hint: object, meaning: str) -> Iterator[str]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fedelta.errors import PluginError
+from fedelta.errors import PluginError, text_of
 from fedelta.settings.base import Settings
 from fedelta.settings.contract import has_all_marks, problems_of, registry_of
 from fedelta.settings.registry import Provider, Registry, names_of
@@ -114,10 +114,10 @@ def take_in(
                 "name of a class that is not meant to be chosen with an underscore"
             )
             continue
-        chosen[plugin] = registry
         where = f"`{plugin.__name__}`, a {registry.kind.noun} by its methods,"
         problems += [f"{where} {problem}" for problem in problems_of(plugin, registry.kind)]
         if issubclass(plugin, Settings):
+            chosen[plugin] = registry
             problems += [f"{where} {problem}" for problem in _taken(plugin, chosen, registries, instead_of)]
     if problems:
         lines = "".join(f"\n  - {problem}" for problem in problems)
@@ -199,7 +199,7 @@ def _failure(error: BaseException, path: Path) -> str:
         return f"is no Python: {line}"
     lines = [frame.lineno for frame in frames if frame.filename == str(path)]
     where = f" in line {lines[-1]}" if lines else ""
-    return f"fails when it is imported{where}: {type(error).__name__}: {error}".rstrip(": ")
+    return f"fails when it is imported{where}: {type(error).__name__}: {text_of(error)}".rstrip(": ")
 
 
 def _advice(error: BaseException, path: Path) -> str:
@@ -222,12 +222,16 @@ def _candidates(module: ModuleType, registries: Sequence[Registry]) -> list[type
         and not name.startswith("_")
         and f"{value.__module__}.".startswith(f"{module.__name__}.")
     ]
-    return [
-        kind
-        for kind in dict.fromkeys(classes)
-        if (issubclass(kind, Settings) and "name" in kind.model_fields)
-        or any(registry.kind.marks and has_all_marks(kind, registry) for registry in registries)
-    ]
+    named = [kind for kind in dict.fromkeys(classes) if _is_named(kind)]
+    marked = [kind for kind in dict.fromkeys(classes) if any(has_all_marks(kind, registry) for registry in registries)]
+    # A class with the methods alone may be a helper: the client's side of a strategy has a `start`, as a mean has. It
+    # is shown only where the module has nothing else, or where it is settings whose name was forgotten.
+    chosen = [kind for kind in marked if issubclass(kind, Settings) or "name" in vars(kind)]
+    return list(dict.fromkeys([*named, *chosen])) or marked
+
+
+def _is_named(kind: type[Any]) -> bool:
+    return issubclass(kind, Settings) and "name" in kind.model_fields
 
 
 def _offered(entry: metadata.EntryPoint, provider: Provider, registries: Sequence[Registry]) -> list[type[Any]]:
@@ -236,7 +240,7 @@ def _offered(entry: metadata.EntryPoint, provider: Provider, registries: Sequenc
         with contextlib.redirect_stdout(sys.stderr):
             offer = entry.load()
     except BaseException as error:
-        problem = f"`{entry.value}` cannot be imported: {type(error).__name__}: {error}"
+        problem = f"`{entry.value}` cannot be imported: {type(error).__name__}: {text_of(error)}"
         raise PluginError(f"plug-in {provider.label!r}: {problem}.") from error
     if isinstance(offer, type):
         return [offer]
