@@ -55,7 +55,7 @@ METHODS: dict[str, TuningMethod] = {
     "head": Head(),
     "full": Full(),
 }
-# Those that start as another function by design: more tokens, or answers of their own.
+# Methods that change the outputs by design: they add tokens or exits.
 _NEW_FUNCTION = ("prompt", "exit-heads", "accumulator")
 _ROWS, _CLIENTS, _STEPS = 8, 3, 2
 # Rows of each client, in batches of three: ragged, and never one row alone (PyTorch 2.13 has wrong gradients for CvT).
@@ -107,7 +107,7 @@ def exact(backbone: Backbone, rows: Rows) -> tuple[Backbone, Rows]:
     """Both in float64, where a kink that rounding crosses is no difference; as they are where a model takes none."""
     module = copy.deepcopy(backbone.module).double()
     tensors = rows.fetch(torch.arange(_ROWS))
-    doubled = Rows({name: each.double() if each.is_floating_point() else each for name, each in tensors.items()})
+    doubled = Rows({name: item.double() if item.is_floating_point() else item for name, item in tensors.items()})
     wide = dataclasses.replace(backbone, module=module)
     try:
         with torch.no_grad():
@@ -124,7 +124,7 @@ def probe(backbone: Backbone, name: str, rows: Rows) -> Cell:
         return _probe(*exact(backbone, rows), name)
     except InputError as error:
         return Cell("refused", error.message)
-    except Exception as error:  # noqa: BLE001 whatever it is, it is what is looked for
+    except Exception as error:  # noqa: BLE001 any error is a result
         last = traceback.extract_tb(error.__traceback__)[-1]
         return Cell("fault", f"{type(error).__name__} at {last.name}: {str(error)[:160]}")
 

@@ -143,7 +143,7 @@ def test_trials_are_measured_on_validation_rows_at_the_first_seed_and_the_first_
     assert {cell.labels["tuning.name"] for cell in plan.cells({("lora",): 0.1})} == {"lora"}
 
 
-def test_the_search_stays_where_it_was_told_although_other_choices_are_compared(tmp_path):
+def test_the_search_keeps_its_choice_if_other_choices_are_compared(tmp_path):
     config = write_small(
         tmp_path,
         text=f"""{SMALL}

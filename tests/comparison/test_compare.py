@@ -19,6 +19,7 @@ import fedelta
 from fedelta import cli
 from fedelta.assembly import site
 from fedelta.comparison import compare, page
+from fedelta.comparison.compare import Tally
 from fedelta.comparison.pool import Event
 from fedelta.comparison.reading import read_run
 from fedelta.errors import ConfigError, RunError
@@ -232,7 +233,16 @@ def test_a_trial_that_crashes_is_tried_again_before_a_value_is_chosen(tmp_path, 
 def test_a_method_none_of_whose_values_trains_fails_alone(tmp_path, inline):
     search = '{key = "client.lr", by = ["tuning.name"], values = {head = [0.1], lora = [1e30]}}'
     over = {"tuning.name": ["head", "lora"]}
-    result = fedelta.compare(write_small(tmp_path), over, tmp_path / "out", overrides=[f"compare.search={search}"])
+    tallies: list[Tally] = []
+    result = fedelta.compare(
+        write_small(tmp_path),
+        over,
+        tmp_path / "out",
+        overrides=[f"compare.search={search}"],
+        on_event=lambda event, tally: tallies.append(tally),
+    )
+    # Two trials, a cell, and the cell that is not run.
+    assert (tallies[-1].num_cells, tallies[-1].num_ended) == (4, 4)
     assert result.groups["num_seeds"].tolist() == [1, 0]
     assert list(result.failures) == ["tuning.name=lora"]
     assert result.failures["tuning.name=lora"].startswith(
@@ -382,7 +392,7 @@ def changed(run: Path) -> None:
     ("change", "reason"),
     [(older, "an older version of fedelta wrote them"), (changed, "ledger.jsonl' is not as the run wrote it")],
 )
-def test_a_finished_run_that_cannot_be_used_is_told_and_the_others_go_on(tmp_path, inline, caplog, change, reason):
+def test_an_unusable_finished_run_is_reported_and_the_others_continue(tmp_path, inline, caplog, change, reason):
     config, out, over = write_small(tmp_path), tmp_path / "out", {"seed": [1, 2]}
     fedelta.compare(config, {"seed": [1]}, out, overrides=ONE_ROUND)
     change(out / "runs" / "seed-1")

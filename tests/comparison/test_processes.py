@@ -17,7 +17,7 @@ from tests.small import stop_after, write_small
 import fedelta
 from fedelta.comparison import launchers, pool
 from fedelta.comparison.cells import make_plan
-from fedelta.comparison.directory import ComparisonDirectory, Job
+from fedelta.comparison.directory import CellRun, ComparisonDirectory
 from fedelta.comparison.request import read_request
 
 OVERRIDES = ("strategy.num_rounds=2",)
@@ -108,7 +108,7 @@ def untimed(out: Path) -> list[dict[str, str]]:
 
 
 @pytest.fixture
-def jobs(tmp_path) -> list[Job]:
+def jobs(tmp_path) -> list[CellRun]:
     """Three cells, and a directory for them."""
     plan = make_plan(read_request(write_small(tmp_path), {"seed": [1, 2, 3]}))
     directory = ComparisonDirectory(tmp_path / "out")
@@ -175,6 +175,7 @@ def test_without_memory_for_two_one_runs_at_a_time(jobs, pretend, monkeypatch):
 
 def test_a_process_that_is_killed_has_a_reason(jobs, pretend):
     pretend("print('last words', flush=True); os.kill(os.getpid(), 9)")
+    jobs[0].failure.write_text("the error of an earlier attempt")
     kinds = [event.kind for event in pool.run_jobs(jobs[:1], processes=1)]
     assert kinds == ["started", "failed"]
     assert jobs[0].reason() == (
@@ -183,7 +184,7 @@ def test_a_process_that_is_killed_has_a_reason(jobs, pretend):
     )
 
 
-def test_a_process_that_ends_before_it_was_told_what_to_do_has_a_reason(jobs, pretend, monkeypatch):
+def test_a_process_that_ends_before_its_request_has_a_reason(jobs, pretend, monkeypatch):
     pretend("")
     for name in ("WORKER", "FORK_SERVER"):
         monkeypatch.setattr(launchers, name, (*PYTHON, "raise SystemExit('no library')"))
@@ -208,7 +209,7 @@ def test_a_fork_server_that_is_killed_loses_its_cells_and_no_others(jobs, preten
         wait_for(lambda job=job: not is_alive(int((job.path / "id").read_text())))
 
 
-def test_processes_end_when_nobody_listens_any_more(jobs, pretend):
+def test_processes_end_when_the_iterator_is_closed(jobs, pretend):
     pretend("run.mkdir(); (run / 'id').write_text(str(os.getpid())); time.sleep(600)")
     events = pool.run_jobs(jobs[:1], processes=1)
     assert next(events).kind == "started"
@@ -219,7 +220,7 @@ def test_processes_end_when_nobody_listens_any_more(jobs, pretend):
         os.kill(int(path.read_text()), 0)
 
 
-def test_rounds_are_told_as_they_come(jobs, pretend):
+def test_each_round_is_an_event(jobs, pretend):
     measures = {4: "null", 5: '{"accuracy": 0.5}', 6: "null"}
     record = "".join(f'{{"round": {round}, "measures": {value}}}\\n' for round, value in measures.items())
     timing = '{"peak_memory_bytes": 77}\\n'

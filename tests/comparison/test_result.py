@@ -55,7 +55,7 @@ def test_the_columns_of_a_pivot_are_as_many_as_its_cells_although_their_names_ar
     assert [len(row) for row in result.rows] == [5]
 
 
-def test_a_failure_is_told_with_the_searched_value_where_there_is_one():
+def test_a_failure_is_reported_with_the_searched_value_if_there_is_one():
     rows = [
         cell({"seed": "1"}, state=FAILED, reason="a", **{"client.lr": 0.1}),
         cell({"seed": "2"}, state=FAILED, reason="b", run=""),
