@@ -1,4 +1,4 @@
-"""One cell in a process of its own: `python -m fedelta.comparison.worker RUN FAILURE [PLUGIN...]`.
+"""Runs one cell in a new process: `python -m fedelta.comparison.worker RUN FAILURE [PLUGIN...]`.
 
 The configuration comes through standard input: a line with its length in bytes, then TOML. The input stays open; when
 it ends, the comparison is gone, however it went, and so is this process. A run can be killed at any moment.
@@ -25,7 +25,7 @@ FAILED = 1
 
 
 def main() -> int:
-    """Reads what to run, and runs it; the exit code of the process."""
+    """Reads the configuration and runs the cell; returns the exit code."""
     run, failure, *plugins = sys.argv[1:]
     text = sys.stdin.buffer.read(int(sys.stdin.buffer.readline()))
     threading.Thread(target=_end_with_the_input, daemon=True).start()
@@ -33,13 +33,13 @@ def main() -> int:
 
 
 def run_cell(config: str, plugins: Sequence[str], run: Path, failure: Path) -> int:
-    """Runs a cell in a fresh process; returns its exit code.
+    """Runs a cell in this process; returns its exit code.
 
     Args:
         config: the configuration as TOML.
         plugins: those that it needs, as `for_processes` gives them.
         run: the run directory; a run that is there already goes on.
-        failure: where the reason stands if the cell fails.
+        failure: file for the reason if the cell fails.
     """
 
     def read() -> Config:
@@ -50,7 +50,7 @@ def run_cell(config: str, plugins: Sequence[str], run: Path, failure: Path) -> i
 
 
 def attempt(config: Config, run: Path, failure: Path) -> int:
-    """The same in a process that has loaded the plug-ins."""
+    """Like `run_cell`, in a process that has loaded the plug-ins."""
     return _attempt(lambda: _run(config, run), failure)
 
 
@@ -62,7 +62,7 @@ def _run(config: Config, run: Path) -> None:
 
 
 def _attempt(action: Callable[[], None], failure: Path) -> int:
-    """Does `action`; returns 1 if that failed, with the reason in the file `failure`, else 0."""
+    """Runs `action`; returns 0, or 1 with the reason in the file `failure` if it fails."""
     try:
         action()
     except FedeltaError as error:
@@ -77,7 +77,7 @@ def _attempt(action: Callable[[], None], failure: Path) -> int:
 
 
 def _end_with_the_input() -> None:
-    # Not through `sys.stdin`, whose lock Python wants back when it ends.
+    # Not through `sys.stdin`, whose lock Python needs at exit.
     while os.read(sys.stdin.fileno(), 1):
         pass
     os._exit(FAILED)

@@ -1,4 +1,4 @@
-"""What is made sure of a task in each step, so that a plug-in's mistake is named where it is made."""
+"""Checks the losses of a task in each step, so that errors name a plug-in."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ def losses_of(task: Task, outputs: Tensor, targets: Tensor) -> Tensor:
     """`Task.losses`: one number for each row of `outputs`, [R].
 
     Raises:
-        PluginError: it gives something else, or no gradient.
+        PluginError: the result is something else, or has no gradient.
     """
     losses: object = task.losses(outputs, targets)
     if not isinstance(losses, Tensor):
-        given = type(losses).__name__
+        result = type(losses).__name__
     elif outputs.requires_grad and not losses.requires_grad:
-        given = f"a tensor {tuple(losses.shape)} without a gradient"
+        result = f"a tensor {tuple(losses.shape)} without a gradient"
     elif losses.shape == outputs.shape[:1]:
         return losses
     else:
-        given = f"a tensor {tuple(losses.shape)}"
+        result = f"a tensor {tuple(losses.shape)}"
     raise PluginError(
-        f"{called(task)}: `losses` returned {given}, expected a loss for each of {len(outputs)} rows, "
+        f"{called(task)}: `losses` returned {result}, expected a loss for each of {len(outputs)} rows, "
         f"{tuple(outputs.shape[:1])}, with gradients.",
-        hint='a loss of PyTorch gives that with `reduction="none"`.',
+        hint='losses of PyTorch return this with `reduction="none"`.',
     )
 
 
