@@ -97,9 +97,9 @@ def main() -> None:
         best = {
             cell: max(cell.lrs, key=lambda lr, cell=cell: grid[cell, lr, TUNING_SEED]["accuracy"]) for cell in cells
         }
-        found = runner.all((cell, best[cell], seed) for cell in cells for seed in SEEDS)
+        result = runner.all((cell, best[cell], seed) for cell in cells for seed in SEEDS)
     rows = [
-        row_of(cell, best[cell], [found[cell, best[cell], seed] for seed in SEEDS])
+        row_of(cell, best[cell], [result[cell, best[cell], seed] for seed in SEEDS])
         | {"grid": {str(lr): grid[cell, lr, TUNING_SEED]["accuracy"] for lr in cell.lrs}}
         for cell in cells
     ]
@@ -129,7 +129,7 @@ class Runner:
         path = self.runs / name
         if not (path / "summary.json").exists():
             verb = ["resume", path] if path.exists() else ["run", ROOT / cell.recipe, "--out", path]
-            options = [] if path.exists() else [part for each in overrides for part in ("--set", each)]
+            options = [] if path.exists() else [part for item in overrides for part in ("--set", item)]
             command = [Path(sys.executable).with_name("fedelta"), *verb, *options, "--quiet"]
             subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
         summary = json.loads((path / "summary.json").read_text())
@@ -137,7 +137,7 @@ class Runner:
         result = {
             "accuracy": summary["final_accuracy"],
             "tuned_parameters": summary["tuned_parameters"],
-            "payload_bytes": max(each["payload_bytes"] for each in transfers),
+            "payload_bytes": max(item["payload_bytes"] for item in transfers),
             "total_bytes": summary["uplink_bytes"] + summary["downlink_bytes"],
             "seconds": summary["wall_seconds"],
         }
@@ -146,7 +146,7 @@ class Runner:
 
 
 def row_of(cell: Cell, lr: float, results: list[dict]) -> dict:
-    accuracies = [each["accuracy"] for each in results]
+    accuracies = [item["accuracy"] for item in results]
     return {
         "name": cell.name,
         "lr": lr,
@@ -156,7 +156,7 @@ def row_of(cell: Cell, lr: float, results: list[dict]) -> dict:
         "tuned_parameters": results[0]["tuned_parameters"],
         "payload_mib": results[0]["payload_bytes"] / 2**20,
         "total_mib": results[0]["total_bytes"] / 2**20,
-        "seconds": statistics.mean(each["seconds"] for each in results),
+        "seconds": statistics.mean(item["seconds"] for item in results),
     }
 
 

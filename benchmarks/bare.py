@@ -18,7 +18,7 @@ from fedelta.seeds import stream
 
 
 class LoraLinear(nn.Module):
-    """A linear layer and a low-rank pair, as everybody writes it."""
+    """A linear layer and a low-rank pair, in the usual form."""
 
     def __init__(self, base: nn.Linear, rank: int, scale: float, generator: Generator) -> None:
         super().__init__()

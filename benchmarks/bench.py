@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/bench.py [--cases lora-8 head] [--repeats 9] [--out]
 
-Every case runs in processes of its own: one that times both sides in turns, and one a side for its memory. This
+Every case runs in new processes: one that times both sides in turns, and one per side for its memory. This
 process imports no torch, because a child's peak memory starts at what its parent holds.
 """
 

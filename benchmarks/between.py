@@ -38,12 +38,12 @@ def main() -> None:
     trees = {"before": options.before.resolve(), "now": ROOT}
     print("| case | seconds before | now | ratio | MiB before | now | ratio |\n|---|---|---|---|---|---|---|")
     for name in options.cases:
-        found: dict[str, list[dict[str, float]]] = {side: [] for side in trees}
+        result: dict[str, list[dict[str, float]]] = {side: [] for side in trees}
         for pair in range(options.pairs):
             # In turns, and each side first as often as the other.
             for side in sorted(trees, reverse=bool(pair % 2)):
-                found[side].append(run(trees[side], name))
-        print(row(CASES[name], found), flush=True)
+                result[side].append(run(trees[side], name))
+        print(row(CASES[name], result), flush=True)
 
 
 def parse() -> argparse.Namespace:
@@ -55,7 +55,7 @@ def parse() -> argparse.Namespace:
 
 
 def run(tree: Path, case: str) -> dict[str, float]:
-    """One measurement in a process of its own, on the code of `tree`."""
+    """The result of one measurement in a new process, with the code in `tree`."""
     environment = os.environ | {
         "PYTHONPATH": f"{tree / 'src'}:{tree}",
         "HF_HUB_OFFLINE": "1",
@@ -69,7 +69,7 @@ def run(tree: Path, case: str) -> dict[str, float]:
 def row(title: str, found: dict[str, list[dict[str, float]]]) -> str:
     cells = [title]
     for key, digits in (("seconds", 3), ("mebibytes", 0)):
-        before, now = ([each[key] for each in found[side]] for side in ("before", "now"))
+        before, now = ([item[key] for item in found[side]] for side in ("before", "now"))
         ratio = statistics.median(ours / theirs for theirs, ours in zip(before, now, strict=True))
         cells += [f"{statistics.median(before):.{digits}f}", f"{statistics.median(now):.{digits}f}", f"{ratio:.2f}"]
     return f"| {' | '.join(cells)} |"

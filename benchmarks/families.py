@@ -2,8 +2,8 @@
 
     .venv/bin/python -m benchmarks.families --out docs/families.md [--jobs 2] [--families bert vit] [--methods lora]
 
-Every family is saved as a small checkpoint (`small.py`), opened by fedelta's own door and tried with every method
-(`probe.py`), in a process of its own with a limit of time and memory. Results are kept as JSON in `--keep`, so that a
+Every family is saved as a small checkpoint (`small.py`), opened as a user would, and tried with every method
+(`probe.py`), in a new process with limits of time and memory. Results are kept as JSON in `--keep`, so that a
 part can be repeated: `--families` and `--methods` say which.
 """
 
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def run(families: Sequence[str], methods: Sequence[str] | None, keep: Path, jobs: int) -> None:
-    """Tries every family in a process of its own, `jobs` at a time."""
+    """Tries every family in a new process, `jobs` at a time."""
     waiting, running = list(families), {}
     while waiting or running:
         while waiting and len(running) < jobs:
@@ -115,7 +115,7 @@ def _try_family(family: str, methods: Sequence[str] | None, file: Path) -> None:
                 backbone.logits(rows.fetch(torch.arange(len(rows))))
         except InputError as error:
             facts = {"refused": error.message.replace(directory, "DIRECTORY")}
-        except Exception as error:  # noqa: BLE001 whatever it is, it is what is looked for
+        except Exception as error:  # noqa: BLE001 any error is a result
             facts = {"fault": f"{type(error).__name__}: {str(error)[:200]}"}
         else:
             facts["modality"] = backbone.modality.name

@@ -53,8 +53,8 @@ def line(keep: Path, family: str) -> str:
 
 def page(keep: Path) -> str:
     """The matrix of all results in `keep`, with counts above and reasons below."""
-    found = {file.stem: _read(file) for file in sorted(keep.glob("*.json"))}
-    built = {family: facts["cells"] for family, facts in found.items() if "cells" in facts}
+    by_name = {file.stem: _read(file) for file in sorted(keep.glob("*.json"))}
+    built = {family: facts["cells"] for family, facts in by_name.items() if "cells" in facts}
     methods = list(next(iter(built.values())))
     numbers = _Numbers()
     rows = [
@@ -77,7 +77,7 @@ def page(keep: Path) -> str:
             "\n## What is to be said\n",
             *(f"- {letter}: {remark}" for remark, letter in zip(_REMARKS.values(), "ab", strict=True)),
             "\n## Families that were not tried\n",
-            *_table(["family", "reason"], _others(found)),
+            *_table(["family", "reason"], _others(by_name)),
             "",
         ]
     )
@@ -121,7 +121,7 @@ def _others(found: Mapping[str, Mapping[str, Any]]) -> Iterable[list[str]]:
 
 
 def _table(header: list[str], rows: Iterable[list[str]]) -> list[str]:
-    return [f"| {' | '.join(each)} |" for each in (header, ["---"] * len(header), *rows)]
+    return [f"| {' | '.join(item)} |" for item in (header, ["---"] * len(header), *rows)]
 
 
 def _versions() -> dict[str, str]:

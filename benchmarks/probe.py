@@ -55,7 +55,7 @@ METHODS: dict[str, TuningMethod] = {
     "head": Head(),
     "full": Full(),
 }
-# Those that start as another function by design: more tokens, or answers of their own.
+# Methods that change the outputs by design: they add tokens or exits.
 _NEW_FUNCTION = ("prompt", "exit-heads", "accumulator")
 _ROWS, _CLIENTS, _STEPS = 8, 3, 2
 # Rows of each client, in batches of three: ragged, and never one row alone (PyTorch 2.13 has wrong gradients for CvT).
@@ -107,7 +107,7 @@ def exact(backbone: Backbone, rows: Rows) -> tuple[Backbone, Rows]:
     """Both in float64, where a kink that rounding crosses is no difference; as they are where a model takes none."""
     module = copy.deepcopy(backbone.module).double()
     tensors = rows.fetch(torch.arange(_ROWS))
-    doubled = Rows({name: each.double() if each.is_floating_point() else each for name, each in tensors.items()})
+    doubled = Rows({name: item.double() if item.is_floating_point() else item for name, item in tensors.items()})
     wide = dataclasses.replace(backbone, module=module)
     try:
         with torch.no_grad():
@@ -124,7 +124,7 @@ def probe(backbone: Backbone, name: str, rows: Rows) -> Cell:
         return _probe(*exact(backbone, rows), name)
     except InputError as error:
         return Cell("refused", error.message)
-    except Exception as error:  # noqa: BLE001 whatever it is, it is what is looked for
+    except Exception as error:  # noqa: BLE001 any error is a result
         last = traceback.extract_tb(error.__traceback__)[-1]
         return Cell("fault", f"{type(error).__name__} at {last.name}: {str(error)[:160]}")
 
@@ -146,7 +146,7 @@ def _probe(backbone: Backbone, rows: Rows, name: str) -> Cell:
         _same_params(f"lanes differ from one lane for client {client}", together[client], delta)
     if not all(value == value for value in wide.evaluate(starts[0], _examples(rows)).measures.values()):
         return Cell("fault", "an evaluation is not finite")
-    if exit_blocks(wide._backbone.module):
+    if exit_blocks(wide._model.backbone.module):
         _check_walk(wide, inputs)
     unreached = _unreached(alone, spec, inputs)
     if method.merges:
@@ -191,12 +191,12 @@ def _deltas(engine: LaneEngine, starts: list[Params]) -> dict[int, Params]:
 
 
 def _logits(engine: LaneEngine, inputs: dict[str, Tensor]) -> Tensor:
-    return engine._backbone.logits(inputs)
+    return engine._model.backbone.logits(inputs)
 
 
 def _unreached(engine: LaneEngine, spec: ParamSpec, inputs: dict[str, Tensor]) -> list[str]:
     """Names of the trained tensors that no answer depends on."""
-    module = engine._backbone.module
+    module = engine._model.backbone.module
     names = [name for name in spec if spec.tensors[name].trained]
     tensors = [module.get_parameter(name) for name in names]
     engine.lanes.active = 1
@@ -211,7 +211,7 @@ def _unreached(engine: LaneEngine, spec: ParamSpec, inputs: dict[str, Tensor]) -
 def _check_walk(engine: LaneEngine, inputs: dict[str, Tensor]) -> None:
     """Run block by block, the model answers at its last exit as it does when it is run as a whole."""
     engine.lanes.active = 1
-    blocks = exit_blocks(engine._backbone.module)
+    blocks = exit_blocks(engine._model.backbone.module)
     (walked,) = logits_at(blocks, lambda: _logits(engine, inputs), [len(blocks)]).values()
     _same("block by block the model answers otherwise", walked, _logits(engine, inputs))
 
@@ -221,7 +221,7 @@ def _check_merge(engine: LaneEngine, method: TuningMethod, params: Params, input
     engine.lanes.active = 1
     engine.bank.load(0, params)
     unmerged = _logits(engine, inputs)
-    backbone = engine._backbone
+    backbone = engine._model.backbone
     method.merge(backbone)
     _same("the merged model differs", _logits(engine, inputs), unmerged)
 

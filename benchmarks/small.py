@@ -1,4 +1,4 @@
-"""Every family of transformers at a small size, saved as a checkpoint that fedelta's own door opens.
+"""Every family of transformers at a small size, saved as a checkpoint that fedelta opens.
 
 Fields that many families share have one small value each (`SIZES`); what is left of a family's own layout stands in
 `OWN`. A family that cannot be built is named in `ELSEWHERE`, with the reason.

@@ -2,8 +2,8 @@
 
     .venv/bin/python benchmarks/tiers.py recipes/anytime-digits.toml [--depths 1 2 4] [--steps 12] [--set KEY=VALUE]
 
-Every depth runs in a process of its own with one arithmetic thread. Its client learns at its deepest exit, in one lane,
-as on a device of its own; seconds are the median over single steps after two to warm up.
+Every depth runs in a new process with one arithmetic thread. Its client learns at its deepest exit, in one lane,
+as on its own device; seconds are the median over single steps after two to warm up.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def main() -> None:
         done = subprocess.run(
             command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True, check=True
         )
-        found = json.loads(done.stdout)
+        content = json.loads(done.stdout)
         print(
             f"{tier['depth']:>5} {tier['tuned_parameters']:>10,} {tier['payload_bytes'] / 1024:>9.1f} "
-            f"{1e3 * found['seconds']:>10.1f} {found['bytes'] / MIB:>21.1f}"
+            f"{1e3 * content['seconds']:>10.1f} {content['bytes'] / MIB:>21.1f}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Measures one case in a process of its own and prints a line of JSON: `python -m benchmarks.worker time lora-8 11`."""
+"""Measures one case in a new process and prints a line of JSON: `python -m benchmarks.worker time lora-8 11`."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Pre-training of the bundled backbones on images made from random formulas; a small project of its own."""
+"""Pre-training of the bundled backbones on images made from random formulas, independent of the library."""

@@ -68,7 +68,7 @@ def write_card(directory: Path) -> None:
     write_atomically(directory / "README.md", lambda file: file.write_text(text, encoding="utf-8"))
 
 
-def _table(measures: dict[str, Any]) -> str:  # Any: each measure has figures of its own
+def _table(measures: dict[str, Any]) -> str:  # Any: the figures of a measure
     """One row per figure, with the command that measures it."""
     if not measures:
         return "Not measured yet: `python -m pretraining.measure DIR`."

@@ -48,12 +48,12 @@ def main() -> None:
     keep_freed_memory()
     command = " ".join(["python -m pretraining.measure", *sys.argv[1:]])
     if arguments.demo is None:
-        found = measure_probes(arguments.directory, arguments.cifar100)
+        result = measure_probes(arguments.directory, arguments.cifar100)
     else:
-        found = measure_demo(arguments.directory, arguments.demo)
+        result = measure_demo(arguments.directory, arguments.demo)
     # Read only now: the demo takes minutes, and another measurement may have been written meanwhile.
     provenance = _provenance(arguments.directory)
-    provenance["measures"] |= {name: measure | {"command": command} for name, measure in found.items()}
+    provenance["measures"] |= {name: measure | {"command": command} for name, measure in result.items()}
     write_json(arguments.directory / "provenance.json", provenance)
     write_card(arguments.directory)
     print(json.dumps(provenance["measures"], indent=2))

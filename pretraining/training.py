@@ -101,8 +101,8 @@ def _kernels(backbone: nn.Module) -> tuple[tuple[nn.Parameter, nn.Parameter], ..
     """The kernels inside a convolutional network, each with a matrix [O, I * 9] on its memory: Muon wants two axes."""
     if not isinstance(backbone, SmallResNet):
         return ()
-    found = [p for name, p in backbone.named_parameters() if p.ndim == 4 and name != "conv1.weight"]
-    return tuple((kernel, nn.Parameter(kernel.detach().flatten(1))) for kernel in found)
+    results = [p for name, p in backbone.named_parameters() if p.ndim == 4 and name != "conv1.weight"]
+    return tuple((kernel, nn.Parameter(kernel.detach().flatten(1))) for kernel in results)
 
 
 def _optimizers(

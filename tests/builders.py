@@ -146,13 +146,13 @@ def evaluated(accuracy: float = 0.0, loss: float = 0.0, by_exit: tuple[float, ..
 
 def adrift(site: Site) -> dict[int, Params]:
     """Clients that have tensors adrift to these, `local/NAME` as trained and `anchor/NAME` as downloaded."""
-    found = {}
+    by_name = {}
     for client_id in sorted(site.partition):
         drifts = site.memory_of(client_id).adrift
         if drifts:
-            found[client_id] = {f"local/{name}": drift.value for name, drift in drifts.items()}
-            found[client_id] |= {f"anchor/{name}": drift.anchor for name, drift in drifts.items()}
-    return found
+            by_name[client_id] = {f"local/{name}": drift.value for name, drift in drifts.items()}
+            by_name[client_id] |= {f"anchor/{name}": drift.anchor for name, drift in drifts.items()}
+    return by_name
 
 
 def remembered(site: Site) -> dict[int, Params]:
@@ -171,8 +171,8 @@ def memories_in(run: Path) -> dict[int, Params]:
     memories = Memories()
     memories.restore(run / CLIENTS, load(run / CHECKPOINT).memory_mark)
     clients = json.loads((run / PARTITION).read_text())["clients"]
-    found = {int(client_id): memories.of(int(client_id)) for client_id in clients}
-    return {client_id: memory.flat() for client_id, memory in sorted(found.items()) if memory is not None}
+    by_name = {int(client_id): memories.of(int(client_id)) for client_id in clients}
+    return {client_id: memory.flat() for client_id, memory in sorted(by_name.items()) if memory is not None}
 
 
 def assert_same_memories(left: Path, right: Path) -> None:

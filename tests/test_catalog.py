@@ -17,7 +17,7 @@ from fedelta.settings.registry import Registry, imported, names_of
 
 
 @pytest.mark.parametrize("registry", ALL, ids=lambda registry: registry.kind.noun)
-def test_each_name_stands_for_a_class_that_is_called_so(registry: Registry):
+def test_each_name_selects_the_class_with_that_name(registry: Registry):
     for name, kind in registry.items():
         assert issubclass(kind, Settings)
         assert name in names_of(kind)
@@ -26,10 +26,10 @@ def test_each_name_stands_for_a_class_that_is_called_so(registry: Registry):
 
 def test_the_list_names_what_a_walk_through_the_configuration_finds():
     with own_registries():
-        found = {key: [*names] for key, names in named_choices(Config).items()}
-        found["tuning.name"] = [*TUNING_METHODS, "several joined by +"]  # what `combined` stands for
+        by_name = {key: [*names] for key, names in named_choices(Config).items()}
+        by_name["tuning.name"] = [*TUNING_METHODS, "several joined by +"]  # what `combined` stands for
         listed = choices()
-    assert {key: names for key, names in listed.items() if key.endswith(".name")} == found
+    assert {key: names for key, names in listed.items() if key.endswith(".name")} == by_name
 
 
 def test_the_list_needs_neither_torch_nor_transformers():

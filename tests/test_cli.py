@@ -68,11 +68,11 @@ def test_a_quiet_run_prints_nothing(fedelta, tmp_path):
 def test_inspect_counts_without_data_or_weights(fedelta, tmp_path):
     code, out, err = fedelta("inspect", write_small(tmp_path), "--set", "model.num_classes=10", "--json")
     assert code == 0, err
-    found = json.loads(out)
+    content = json.loads(out)
     pair, head = 2 * 32 + 32 * 2, 10 * 32 + 10
-    assert found["tuned_parameters"] == sum(found["groups"].values()) == 4 * pair + head
-    assert found["tensor_bytes"] == 2 * (4 * pair + head)
-    assert found["payload_bytes"] - found["tensor_bytes"] < 100
+    assert content["tuned_parameters"] == sum(content["groups"].values()) == 4 * pair + head
+    assert content["tensor_bytes"] == 2 * (4 * pair + head)
+    assert content["payload_bytes"] - content["tensor_bytes"] < 100
 
 
 def test_check_names_what_it_found_and_writes_nothing(fedelta, tmp_path):

@@ -40,7 +40,7 @@ def natural(folder: Path, text: str, sites: tuple[object, ...] = SITES) -> Path:
 
 
 def call(*arguments: object) -> tuple[int, str]:
-    done = CliRunner().invoke(app, [str(each) for each in arguments])
+    done = CliRunner().invoke(app, [str(item) for item in arguments])
     return done.exit_code, done.output if done.exception is None else str(done.exception)
 
 
@@ -61,11 +61,11 @@ def test_the_files_of_a_run_call_clients_by_their_names(result):
     assert content["names"] == {"0": "aachen", "1": "bath", "2": "cork", "3": "delft"}
     assert (set(content["clients"]), set(content["held_out"])) == ({"0", "1", "3"}, {"2"})
     rounds = lines(result.path / "rounds.jsonl")
-    for each in rounds:
-        assert each["cohort_names"] == [content["names"][str(number)] for number in each["cohort"]]
-    rejections = [rejection for each in rounds for rejection in each["rejections"]]
+    for item in rounds:
+        assert item["cohort_names"] == [content["names"][str(number)] for number in item["cohort"]]
+    rejections = [rejection for item in rounds for rejection in item["rejections"]]
     assert rejections
-    assert all(each["client_name"] == content["names"][str(each["client_id"])] for each in rejections)
+    assert all(item["client_name"] == content["names"][str(item["client_id"])] for item in rejections)
 
 
 def test_the_summary_has_the_measures_of_each_client_by_its_name(result):
@@ -107,11 +107,11 @@ def test_personalisation_and_the_page_call_clients_by_their_names(result):
     assert output.count("cork") > 1  # the table, as wide as the terminal lets it
     record = json.loads((result.path / "personalization.json").read_text())
     for scope in record["scopes"].values():
-        assert [(each["client_id"], each["client_name"]) for each in scope["clients"]] == [(2, "cork")]
+        assert [(item["client_id"], item["client_name"]) for item in scope["clients"]] == [(2, "cork")]
         assert scope["after"]["worst_client_name"] == "cork"
     fedelta.write_report([result.path], result.path / "report.html")
     page = (result.path / "report.html").read_text()
-    lost = next(each for line in lines(result.path / "rounds.jsonl") for each in line["rejections"])
+    lost = next(item for line in lines(result.path / "rounds.jsonl") for item in line["rejections"])
     assert f"<td>{lost['client_name']} ({lost['client_id']})</td>" in page
     assert re.search(r"%, cork \(2\)</td>", page)
     assert ">aachen</text>" in page  # below the figure of classes
@@ -151,9 +151,11 @@ def test_a_client_that_is_not_there_is_refused_with_those_that_are(own_norms, as
 
 
 def test_who_has_a_model_is_said_by_name(own_norms):
-    with pytest.raises(InputError, match="has no one model") as caught:
+    with pytest.raises(
+        InputError, match="has one model per client, because clients keep their norms; select a client"
+    ) as caught:
         Predictor.open(own_norms.path)
-    expected = "with a model of their own: client 0 (10), client 1 (20), client 2 (30), client 3 (40)."
+    expected = "clients with a model: client 0 (10), client 1 (20), client 2 (30), client 3 (40)."
     assert caught.value.hint == expected
 
 

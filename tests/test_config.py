@@ -209,9 +209,9 @@ def test_all_problems_are_in_one_message():
     ],
 )
 def test_one_problem_is_explained_in_our_words(section: Table, problem: str):
-    found = problems_of(table(**section))
-    assert len(found) == 1
-    assert found[0].startswith(problem)
+    result = problems_of(table(**section))
+    assert len(result) == 1
+    assert result[0].startswith(problem)
 
 
 def test_a_section_that_is_wrong_does_not_make_another_look_wrong():
@@ -225,8 +225,8 @@ def test_a_section_that_is_wrong_does_not_make_another_look_wrong():
 
 
 def test_a_missing_section_is_compared_with_its_defaults():
-    found = problems_of(table(partition={"name": "iid", "num_clients": 4}))
-    assert found == ("`strategy.clients_per_round` is 8, more than `partition.num_clients` = 4",)
+    result = problems_of(table(partition={"name": "iid", "num_clients": 4}))
+    assert result == ("`strategy.clients_per_round` is 8, more than `partition.num_clients` = 4",)
 
 
 def test_one_lane_is_accepted_for_a_method_in_place():
@@ -331,7 +331,7 @@ def test_a_mark_in_front_of_the_text_is_passed_over(tmp_path: Path):
         (f"[data]\nmax_length = {2**64}", "`data.max_length` is a whole number of 65 bits, expected 63 at most"),
     ],
 )
-def test_what_no_setting_can_take_is_refused_in_words(tmp_path: Path, content: str, message: str):
+def test_values_out_of_range_for_any_setting_are_refused_with_a_message(tmp_path: Path, content: str, message: str):
     (tmp_path / "run.toml").write_text(content)
     with pytest.raises(ConfigError, match=message):
         load_config(tmp_path / "run.toml")

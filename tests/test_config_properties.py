@@ -35,9 +35,9 @@ Table = dict[str, object]
 def scalars(field: FieldInfo) -> st.SearchStrategy[object] | None:
     """Values within the bounds of a field that holds one number or truth value; None for any other field."""
     least = next(
-        (each.ge if isinstance(each, Ge) else each.gt for each in field.metadata if isinstance(each, Ge | Gt)), 0
+        (item.ge if isinstance(item, Ge) else item.gt for item in field.metadata if isinstance(item, Ge | Gt)), 0
     )
-    most = next((each.lt for each in field.metadata if isinstance(each, Lt)), None)
+    most = next((item.lt for item in field.metadata if isinstance(item, Lt)), None)
     if field.annotation is int:
         return st.integers(least + 1, least + 5)
     if field.annotation is float:

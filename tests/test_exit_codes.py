@@ -38,10 +38,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def older_checkpoint(run: Path) -> None:
     path = run / "checkpoint" / "state.safetensors"
-    found = checkpoint.load(path)
+    content = checkpoint.load(path)
     now, checkpoint.FORMAT = checkpoint.FORMAT, "fedelta-checkpoint-5"
     try:
-        path.write_bytes(checkpoint.encode(found))
+        path.write_bytes(checkpoint.encode(content))
     finally:
         checkpoint.FORMAT = now
 

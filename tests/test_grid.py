@@ -20,8 +20,8 @@ def search_problems(**changes: object) -> list[str]:
 
 
 def test_axes_and_search_are_read_in_their_order():
-    grid, found = parse_grid({"over": OVER, "search": SEARCH})
-    assert found == []
+    grid, texts = parse_grid({"over": OVER, "search": SEARCH})
+    assert texts == []
     assert grid == Grid(
         (
             Axis("tuning.name", (Choice("head", {"tuning.name": "head"}), Choice("lora", {"tuning.name": "lora"}))),
@@ -40,8 +40,8 @@ def test_candidates_are_those_of_the_label_or_of_all():
 
 
 def test_given_axes_replace_those_of_the_same_name_in_place_and_others_follow():
-    grid, found = parse_grid({"over": OVER}, {"seed": [7], "tuning.name": ["bias"], "tuning.r": [2, 4]})
-    assert found == []
+    grid, texts = parse_grid({"over": OVER}, {"seed": [7], "tuning.name": ["bias"], "tuning.r": [2, 4]})
+    assert texts == []
     assert [(axis.name, axis.labels) for axis in grid.axes] == [
         ("tuning.name", ("bias",)),
         ("setting", ("silos", "devices")),
@@ -51,8 +51,8 @@ def test_given_axes_replace_those_of_the_same_name_in_place_and_others_follow():
 
 
 def test_a_list_picks_named_choices():
-    grid, found = parse_grid({"over": OVER}, {"setting": ["devices"]})
-    assert (found, grid.axes[1].choices) == ([], (Choice("devices", SETTING["devices"]),))
+    grid, texts = parse_grid({"over": OVER}, {"setting": ["devices"]})
+    assert (texts, grid.axes[1].choices) == ([], (Choice("devices", SETTING["devices"]),))
 
 
 def test_a_search_may_know_methods_that_are_not_compared_this_time():
@@ -142,8 +142,8 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_what_is_wrong_is_said(case):
-    found, expected = BAD[case]
-    assert found == [expected]
+    texts, expected = BAD[case]
+    assert texts == [expected]
 
 
 def test_all_problems_are_found_at_once():

@@ -136,11 +136,11 @@ def test_the_preparation_is_recorded_in_adapter_card_and_export(result, tmp_path
 
 
 def test_an_adapter_is_evaluated_as_it_was_tuned(result, config):
-    found = evaluate_adapter(config, result.path / "adapter")
-    assert found.measures["loss_nats"] == pytest.approx(result.measures["loss_nats"], abs=1e-6)
+    observed = evaluate_adapter(config, result.path / "adapter")
+    assert observed.measures["loss_nats"] == pytest.approx(result.measures["loss_nats"], abs=1e-6)
 
 
-def test_an_adapter_from_before_images_were_told_is_stretched(result, tmp_path):
+def test_an_adapter_without_a_recorded_preparation_stretches_images(result, tmp_path):
     shutil.copytree(result.path / "adapter", tmp_path / "adapter")
     own = json.loads((tmp_path / "adapter/fedelta.json").read_text())
     for key in ("resize", "processor", "value_range"):

@@ -150,22 +150,22 @@ def test_an_undeclared_library_is_found():
 
 def all_imports() -> list[Import]:
     """The imports of every module of the package but its `__init__`."""
-    found: list[Import] = []
+    result: list[Import] = []
     for path in sorted((SOURCE / PACKAGE).rglob("*.py")):
         parts = path.relative_to(SOURCE).with_suffix("").parts
         if parts != (PACKAGE, "__init__"):
-            found += imports_of(".".join(parts), path.read_text(encoding="utf-8"))
-    return found
+            result += imports_of(".".join(parts), path.read_text(encoding="utf-8"))
+    return result
 
 
 def sources() -> dict[str, str]:
     """The source of every module of the package but its `__init__`, by its name."""
-    found = {}
+    by_name = {}
     for path in sorted((SOURCE / PACKAGE).rglob("*.py")):
         parts = path.relative_to(SOURCE).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path.read_text(encoding="utf-8")
-    del found[PACKAGE]
-    return found
+        by_name[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path.read_text(encoding="utf-8")
+    del by_name[PACKAGE]
+    return by_name
 
 
 def circle(modules: Mapping[str, str]) -> list[str]:

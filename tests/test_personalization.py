@@ -70,7 +70,7 @@ def test_no_round_asks_a_client_that_is_held_out_and_ids_stay(result, tmp_path):
     assert asked == sent == set(data.partition)
 
 
-def test_the_files_of_the_run_tell_who_was_held_out(result):
+def test_the_files_of_the_run_name_the_held_out_clients(result):
     counts = json.loads((result.path / "partition.json").read_text())
     data = result.assembly.data
     for key, rows_of in (("clients", data.partition), ("held_out", data.held_out)):
@@ -286,7 +286,7 @@ def test_clients_fine_tune_side_by_side_as_many_as_there_are_lanes_for(result, m
     assert lanes == [4, 3]
 
 
-def test_check_and_list_tell_of_it(tmp_path):
+def test_check_and_list_show_it(tmp_path):
     config = write_small(tmp_path, text=SMALL + "\n[personalization]\nheld_out_clients = 2\n")
     code, out, error = call("check", config)
     assert code == 0, error

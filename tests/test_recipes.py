@@ -30,9 +30,9 @@ def test_the_main_job_is_the_one_that_was_promised_and_sends_less_than_a_twentie
     config = load_config(DEMO)
     assert (config.data.source, config.partition.num_clients, config.strategy.clients_per_round) == ("digits", 64, 8)
     assert (config.partition.name, config.partition.alpha, config.tuning.name) == ("dirichlet", 0.1, "lora")
-    found = inspect(config)
-    assert found.tuned_parameters <= 0.05 * found.total_parameters
-    assert found.payload_bytes <= 0.05 * found.full_model_bytes
+    result = inspect(config)
+    assert result.tuned_parameters <= 0.05 * result.total_parameters
+    assert result.payload_bytes <= 0.05 * result.full_model_bytes
 
 
 # papers.md, sections 2.2 and 3.2: what each tuning method trains of ViT-B/16 at 100 classes, and of ResNet26 at 10.
@@ -66,11 +66,11 @@ def test_published_counts_come_from_the_recipe_without_weights_or_data(
     path = DEMO.with_name(f"{recipe}.toml")
     done = CliRunner().invoke(app, ["inspect", str(path), "--set", f"tuning.name={name}", "--json"])
     assert done.exit_code == 0, done.output
-    found = json.loads(done.stdout)
-    assert found["tuned_parameters"] == tuned_parameters
-    assert found["tensor_bytes"] / 2**20 == pytest.approx(mib, rel=2e-3)
+    content = json.loads(done.stdout)
+    assert content["tuned_parameters"] == tuned_parameters
+    assert content["tensor_bytes"] / 2**20 == pytest.approx(mib, rel=2e-3)
     # Names and shapes do not travel: at most 2 KiB around the tensors.
-    assert 0 < found["payload_bytes"] - found["tensor_bytes"] < 2048
+    assert 0 < content["payload_bytes"] - content["tensor_bytes"] < 2048
 
 
 def test_parallel_adapters_of_the_paper_and_of_the_bundled_network_send_at_most_an_eighth():

@@ -189,8 +189,8 @@ def test_held_out_clients_fine_tune_by_the_lower_error(folder, tmp_path):
 def test_a_model_is_inspected_without_data(folder, tmp_path):
     path = configuration(folder, tmp_path)
     (tmp_path / "empty.parquet").touch()
-    found = inspect(load_config(path, [f"data.source={tmp_path / 'empty.parquet'}"]))
-    assert found.tuned_parameters == found.total_parameters
+    observed = inspect(load_config(path, [f"data.source={tmp_path / 'empty.parquet'}"]))
+    assert observed.tuned_parameters == observed.total_parameters
 
 
 def test_validation_has_nothing_to_say_of_classes(folder, tmp_path):

@@ -122,7 +122,7 @@ def _arguments(node: ast.ClassDef) -> int | None:
             taken = part.args
             named = len(taken.posonlyargs + taken.args + taken.kwonlyargs) - 1
             return named + (taken.vararg is not None) + (taken.kwarg is not None)
-    if not any(ast.unparse(each).split("(")[0].split(".")[-1] == "dataclass" for each in node.decorator_list):
+    if not any(ast.unparse(item).split("(")[0].split(".")[-1] == "dataclass" for item in node.decorator_list):
         return None
     return sum(_is_argument(part) for part in node.body if isinstance(part, ast.AnnAssign))
 

@@ -79,7 +79,7 @@ def result(config_path) -> Result:
 
 
 def call(*arguments: object) -> tuple[int, str, BaseException | None]:
-    done = CliRunner().invoke(app, [str(each) for each in arguments])
+    done = CliRunner().invoke(app, [str(item) for item in arguments])
     return done.exit_code, done.output, done.exception
 
 
@@ -120,7 +120,7 @@ def test_a_recording_is_prepared_as_in_training(result, sounds):
     path = sounds / "low_ann_0.wav"
     predictor = Predictor.open(result.path)
     raw, stored = result.assembly.data.test, result.assembly.data.test.inputs
-    row = [Path(each["path"]).name for each in read_again(result).test.dataset["audio"]].index(path.name)
+    row = [Path(item["path"]).name for item in read_again(result).test.dataset["audio"]].index(path.name)
     with torch.no_grad():
         expected = predictor.backbone.logits(stored.fetch(torch.tensor([row]))).double().softmax(1)
     (answer,) = predictor.predict([path])
@@ -143,7 +143,7 @@ def test_the_adapter_says_how_recordings_are_read(result):
 
 
 @pytest.mark.parametrize(("modality", "is_told"), [("audio", True), ("image", False), ("text", False)])
-def test_only_the_card_of_a_speech_model_tells_of_spectrograms(modality, is_told):
+def test_only_the_card_of_a_speech_model_mentions_spectrograms(modality, is_told):
     card = {"modality": modality, "config": {"data": {"source": "x", "audio": {"sample_rate": 16_000}}}}
     text = render("lora", "base", None, card, has_weights=True, preparation=Preparation())
     assert ("sample_rate" in text, "log-mel" in text, "source x" in text) == (is_told, is_told, True)
@@ -229,7 +229,7 @@ def test_everything_wrong_in_a_folder_is_named_by_its_file(sounds, config_path, 
         ),
     ],
 )
-def test_what_is_wrong_in_the_configuration_is_told(override, message):
+def test_a_problem_in_the_configuration_is_named(override, message):
     import tomllib
 
     table = tomllib.loads(SPEECH.replace("SOURCE", "digits"))

@@ -1,7 +1,7 @@
 """Everything that a configuration can choose by name: one registry for each kind, one line for each built-in class.
 
-A new method is a file of its own and a line here; configurations, `fedelta list`, adapters on disk and the contract
-tests take it from here. Classes are named as text and imported when they are first asked for.
+A new method is one file and one line here; configurations, `fedelta list`, adapters on disk and the contract tests read
+this catalog. Classes are named as text and imported on first use.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ def _find_more() -> None:
 TUNING_METHODS = Registry(
     Kind("tuning method", "fedelta.tuning.base:TuningMethod", ("apply", "merge")),
     ("tuning.name",),
-    # In the order in which methods that are combined go in: what stands around others comes before them. Plug-ins
-    # come last, innermost.
+    # In the order in which combined methods are applied, from the outermost to the innermost; plug-ins come last.
     {
         "full": "fedelta.tuning.full:Full",
         "accumulator": "fedelta.tuning.accumulator:Accumulator",
@@ -34,7 +33,7 @@ TUNING_METHODS = Registry(
     },
     _find_more,
 )
-# What several tuning methods together are; no plug-in can be one.
+# The class of a combination of tuning methods; plug-ins cannot add one.
 COMBINATIONS = Registry(
     Kind("combination of tuning methods", "fedelta.tuning.base:TuningMethod", ()),
     ("tuning.name",),

@@ -1,4 +1,4 @@
-"""`fedelta check`: what a run would work on, in words."""
+"""`fedelta check`: describes the data, model and methods of a run, after a trial round on a few rows."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from fedelta.tracking.table import require
 
 
 def check_configuration(config: Path, overrides: Sequence[str], console: Console) -> Iterator[str]:
-    """Says, line by line, what a run of `config` would work on, once a round on a few rows went through.
+    """Lines of text that describe a run of `config`, after a successful round on a few rows.
 
     Args:
         config: a TOML file.
         overrides: `section.key=value` strings.
-        console: for what is being done, and notes.
+        console: shows progress and notes.
 
     Raises:
-        FedeltaError: whatever a run would raise.
+        FedeltaError: the error that a run would raise.
     """
     experiment, stages = Experiment.from_toml(config, overrides), Stages(console)
     require(experiment.config.tracking)
@@ -56,7 +56,7 @@ def check_configuration(config: Path, overrides: Sequence[str], console: Console
         yield f"{note[0].upper()}{note[1:]}."
     yield f"That took {stages}."
     if "compare" in read_table(config):
-        # A comparison draws and makes tables: imports that take as long as all of the above.
+        # Only comparisons need matplotlib and pandas, whose imports take as long as all of the above.
         from fedelta.comparison.cells import make_plan
         from fedelta.comparison.display import announcement
         from fedelta.comparison.request import read_request

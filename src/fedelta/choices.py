@@ -1,4 +1,4 @@
-"""What a configuration can name, for `fedelta list`; neither torch nor transformers is imported for it."""
+"""The names that a configuration can use, for `fedelta list`; imports neither torch nor transformers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedelta.tracking.settings import ToolName
 
 
 def choices() -> dict[str, list[str]]:
-    """Key of a configuration to the names it takes; those that are not built in with where they are from."""
+    """Key of the configuration to its possible names; names from plug-ins are followed by their origin."""
     named = {key: _labelled(registry) for registry in ALL if registry is not COMBINATIONS for key in registry.places}
     return {
         "model.source": [*(f"bundled:{name}" for name in bundled_names()), "a directory", "a hub name"],

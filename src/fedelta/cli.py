@@ -21,7 +21,14 @@ from rich.table import Table
 
 from fedelta.errors import FedeltaError, InputError, PluginError
 from fedelta.imports import collector_paused
-from fedelta.terminal import MIB, client_bar, escape_unprintable, round_bar, table_of_personalization, table_of_run
+from fedelta.terminal import (
+    client_bar,
+    escape_unprintable,
+    round_bar,
+    table_of_personalization,
+    table_of_run,
+    table_of_sizes,
+)
 
 if TYPE_CHECKING:
     from fedelta.experiment import Result
@@ -44,7 +51,7 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="override, e.g. --set tuning.r=4; repeatable"),
 ]
 Client = Annotated[
-    str | None, typer.Option(metavar="NAME", help="whose model, where clients keep norms of their own; or its number")
+    str | None, typer.Option(metavar="NAME", help="client whose model to use, if each keeps its own norms")
 ]
 Plugins = Annotated[
     list[Path] | None,
@@ -55,13 +62,13 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bar and no tab
 
 def main() -> None:
     """Entry point of the `fedelta` command."""
-    # Both are read once, when torch and the tokenizers are imported. Threads that spin while they wait cost nothing on
-    # an idle machine; on a busy one they hold the cores that the others need, and a round takes ten times as long.
+    # Both are read once, when torch and the tokenizers are imported. Threads that spin while they wait are harmless on
+    # an idle machine; on a busy one they occupy cores that other threads need, and a round takes ten times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if "torch" not in sys.modules:  # this process, and those that it starts, run nothing but this command
         os.environ.setdefault("FEDELTA_LIGHT_IMPORTS", "1")  # see `models/light.py`
-    # The interpreter ends with a search for reference cycles among all objects: a second, and nothing is gained by it.
+    # At exit the interpreter searches all objects for reference cycles, which takes a second and has no use here.
     atexit.register(gc.freeze)
     escape_unprintable()
     try:
@@ -72,6 +79,10 @@ def main() -> None:
         _fail(error, 1)
     except OSError as error:
         _fail(FedeltaError(f"{error.strerror or error}: {error.filename or 'while writing'}"), 1)
+    except SystemExit as error:  # how every command ends, and a plug-in may not end one
+        if "fedelta.plugins" in sys.modules:
+            _fail_if_a_plugin_ended_it(error)
+        raise
     except Exception as error:  # noqa: BLE001 raised again unless a plug-in made it
         _fail(_blamed(error), 2)
 
@@ -145,7 +156,7 @@ def compare(  # noqa: PLR0917 the command line's, all options
     plugin: Plugins = None,
     quiet: Quiet = False,
 ) -> None:
-    """Run a grid of experiments, or go on with it, and write its tables and a page."""
+    """Run a grid of experiments, or continue it, and write its tables and a page."""
     with _loading(plugin):
         from fedelta.comparison.compare import compare as run_grid
         from fedelta.comparison.directory import ASKED, default_out
@@ -182,24 +193,7 @@ def inspect(
     if as_json:
         print(json.dumps(sizes.as_dict(), indent=2))
         return
-    table = Table("group", "tuned parameters", title=f"{config}")
-    for group, count in sizes.groups.items():
-        table.add_row(group, f"{count:,}")
-    table.add_section()
-    table.add_row("tuned", f"{sizes.tuned_parameters:,} of {sizes.total_parameters:,} "
-                           f"({sizes.tuned_parameters / sizes.total_parameters:.2%})")  # fmt: skip
-    if sizes.running_statistics:
-        table.add_row("running statistics", f"{sizes.running_statistics:,}")
-    if sizes.download_bytes == sizes.payload_bytes:
-        table.add_row("per client and direction", f"{sizes.payload_bytes / MIB:.3f} MiB")
-    else:
-        table.add_row("per client, down", f"{sizes.download_bytes / MIB:.3f} MiB")
-        table.add_row("per client, up", f"{sizes.payload_bytes / MIB:.3f} MiB")
-    table.add_row("full model in float32", f"{sizes.full_model_bytes / MIB:.3f} MiB")
-    for tier in sizes.tiers:
-        row = f"{tier.tuned_parameters:,}, {tier.payload_bytes / MIB:.3f} MiB"
-        table.add_row(f"a client of depth {tier.depth}", row)
-    out_console.print(table)
+    out_console.print(table_of_sizes(str(config), sizes))
 
 
 @app.command()
@@ -225,7 +219,7 @@ def evaluate(
 
 @app.command()
 def personalize(directory: RunPath, overrides: Overrides = None, plugin: Plugins = None, quiet: Quiet = False) -> None:
-    """Fine-tune a run's model on each client that it held out; nothing is sent, RUN/personalization.json is written."""
+    """Fine-tune a run's model on each held-out client; writes RUN/personalization.json, sends nothing."""
     with _loading(plugin):
         from fedelta.experiment import Experiment
         from fedelta.personalization import personalize as fine_tune
@@ -260,9 +254,9 @@ def predict(  # noqa: PLR0917 the command line's, all options
         from fedelta.inference.predict import Predictor
 
     choices = {"--exit": exit, "--budget-ms": budget_ms, "--confidence": confidence}
-    given = [name for name, value in choices.items() if value is not None]
-    if len(given) > 1:
-        raise InputError(f"{' and '.join(given)} exclude each other.", hint="give one of them, or none.")
+    options = [name for name, value in choices.items() if value is not None]
+    if len(options) > 1:
+        raise InputError(f"{' and '.join(options)} exclude each other.", hint="give one of them, or none.")
     predictor = Predictor.open(directory, client)
     if budget_ms is not None:
         exit = costs_of(directory, predictor.backbone).deepest(budget_ms)
@@ -296,7 +290,7 @@ def export(  # noqa: PLR0917 the command line's, all options
 
 @app.command()
 def check(config: ConfigPath, overrides: Overrides = None, plugin: Plugins = None) -> None:
-    """Check a configuration, its data and its model, down to a step and an evaluation; nothing is written."""
+    """Check a configuration, its data and its model with a few training steps and an evaluation; writes nothing."""
     with _loading(plugin):
         from fedelta.checking import check_configuration
 
@@ -309,11 +303,11 @@ def check(config: ConfigPath, overrides: Overrides = None, plugin: Plugins = Non
         raise InputError(error.message, hint=error.hint) from error
     except OSError as error:
         raise InputError(f"{error.strerror or error}: {error.filename or config}") from error
-    # Whatever it is: a run would end with it, after more time.
+    # Any error: a run would end with it too, only later.
     except Exception as error:
-        from fedelta.plugins import blame
+        from fedelta.plugins import suspect
 
-        if (blamed := blame(error)) is not None:
+        if (blamed := suspect(error)) is not None:
             raise blamed from error
         raise InputError(
             f"a run would fail with {type(error).__name__}: {error}",
@@ -335,7 +329,7 @@ def list_names(plugin: Plugins = None) -> None:
 
 @contextmanager
 def _resumable(path: Path, command: str) -> Iterator[None]:
-    """Says how to go on when a run ends early; what its last checkpoint holds is never lost."""
+    """Prints how to resume a run that ends early; all rounds up to the last checkpoint are kept."""
     try:
         yield
     except KeyboardInterrupt:
@@ -349,7 +343,7 @@ def _resumable(path: Path, command: str) -> Iterator[None]:
 
 
 def _conclude(result: Result, primary: Measure, quiet: bool) -> None:
-    """The report, and the table on standard output."""
+    """Writes the report, and prints the table on standard output."""
     from fedelta.report.writing import write_report
 
     report_path = result.path / "report.html"
@@ -359,18 +353,26 @@ def _conclude(result: Result, primary: Measure, quiet: bool) -> None:
 
 
 def _blamed(error: Exception) -> PluginError:
-    """The error for the mistake of a plug-in; a mistake of ours is raised again, for its traceback is what counts."""
-    from fedelta.plugins import blame
+    """The error that names the plug-in at fault; any other error is raised again with its traceback."""
+    from fedelta.plugins import suspect
 
-    blamed = blame(error)
+    blamed = suspect(error)
     if blamed is None:
         raise error
     return blamed
 
 
+def _fail_if_a_plugin_ended_it(error: SystemExit) -> None:
+    from fedelta.plugins import blame
+
+    blamed = blame(error)
+    if blamed is not None:
+        _fail(blamed, 2)
+
+
 @contextmanager
 def _loading(plugins: list[Path] | None) -> Iterator[None]:
-    """Loads the plug-in files, before a command reads anything; the collector rests for the imports in this context."""
+    """Loads the plug-in files first; imports inside this context run without garbage collection."""
     with collector_paused():
         if plugins:
             from fedelta.plugins import load_plugin

@@ -1,4 +1,4 @@
-"""Configurations: TOML, with `--set` on top, to frozen objects; every problem in one message.
+"""Reads configurations: TOML, with `--set` applied, becomes frozen objects; one message lists all problems.
 
 A section is validated on its own, so that a typing error in one does not hide a wrong value in another; then each
 setting is asked for its problems with the others (`Settings.problems`). Numbers that depend on the data are checked by
@@ -55,7 +55,7 @@ _HINT = "`fedelta list` names what can be chosen; `--plugin FILE` adds methods o
 
 
 class Config(Settings):
-    """Everything that a run depends on.
+    """The configuration of a run.
 
     Args:
         seed: of every random stream of the run.
@@ -65,7 +65,7 @@ class Config(Settings):
             stability, personalization, tracking: the sections.
     """
 
-    # Strict once more: a value outside any section is checked on its own, where the class's rules do not reach.
+    # Strict again: values outside of sections are validated separately, without the class's rules.
     seed: int = Field(default=0, ge=0, strict=True)
     byte_budget_mib: float | None = Field(default=None, gt=0, strict=True, allow_inf_nan=False)
     evaluate_every: int = Field(default=1, ge=1, strict=True)
@@ -86,17 +86,17 @@ class Config(Settings):
     tracking: Tracking = Tracking()
 
     def to_table(self, instead: Mapping[str, object] = MappingProxyType({})) -> Table:
-        """The configuration as TOML holds it, with every default written out.
+        """The configuration as a TOML table, with all defaults.
 
         Args:
-            instead: settings to write in the place of some sections: what a run made of them.
+            instead: settings that replace some sections, as the run changed them.
         """
         written = {name: as_settings(setting).model_dump(mode="json") for name, setting in instead.items()}
-        # TOML has no null: a key that is None is left out, and reading gives it its default, which is None.
+        # TOML has no null: a key with the value None is left out, and None is its default when it is read.
         return dict(without_none(self.model_dump(mode="json") | written))
 
     def to_toml(self, instead: Mapping[str, object] = MappingProxyType({})) -> str:
-        """The text of `to_table`; `load_config` reads it back to an equal configuration."""
+        """`to_table` as text; `load_config` reads back an equal configuration."""
         return tomli_w.dumps(self.to_table(instead))
 
 
@@ -108,22 +108,22 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
         overrides: `section.key=value`, as given to `--set`; values in TOML, or bare words; nothing drops the key.
 
     Raises:
-        ConfigError: unreadable, or wrong in any number of ways, all named.
+        ConfigError: the file is unreadable or invalid; lists all problems.
     """
     return parse_config(read_table(path), overrides, origin=str(path))
 
 
 def read_table(path: str | Path) -> Table:
-    """The content of a TOML file, not checked.
+    """The content of a TOML file, unchecked.
 
     Raises:
         ConfigError: unreadable, or not TOML.
-        PluginError: it is that of a run with plug-ins that are not given.
+        PluginError: the file belongs to a run with plug-ins that are not loaded.
     """
     if Path(path).name == CONFIG:
         refuse_missing(RunDirectory(Path(path).parent).plugins, f"run {str(Path(path).parent)!r}")
     try:
-        # Some editors put a mark in front of UTF-8, which TOML does not know.
+        # Some editors write a byte order mark, which TOML does not allow.
         table = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError([f"cannot be read: {error.strerror}"], origin=f"{path}") from error
@@ -135,12 +135,12 @@ def read_table(path: str | Path) -> Table:
 
 
 def parse_config(table: Table, overrides: Iterable[str] = (), *, origin: str = "configuration") -> Config:
-    """The configuration in a nested dictionary; arguments and errors as for `load_config`."""
+    """The configuration that a nested dictionary describes; arguments and errors as for `load_config`."""
     _refuse_out_of_bounds(table, origin)
     table = copy.deepcopy(table)
     problems = override(table, overrides, Config)
     _refuse_out_of_bounds(table, origin)
-    if "compare" in table:  # what `fedelta compare` makes of this configuration; one run has no use for it
+    if "compare" in table:  # only for `fedelta compare`
         problems += parse_grid(table.pop("compare"))[1]
     if isinstance(strategy := table.get("strategy"), dict):
         strategy.setdefault("name", Config.model_fields["strategy"].default.name)
@@ -160,7 +160,7 @@ def parse_config(table: Table, overrides: Iterable[str] = (), *, origin: str = "
 
 
 def check_config(config: Config) -> None:
-    """Refuses what is wrong between sections of a configuration that was made in Python.
+    """Refuses conflicts between sections of a configuration made in Python.
 
     Raises:
         ConfigError: every problem in one message.
@@ -175,7 +175,7 @@ def _refuse_out_of_bounds(table: Table, origin: str) -> None:
 
 
 def _read_sections(table: Table) -> tuple[Table, list[str]]:
-    """The sections that could be read, and what is wrong with the others."""
+    """The valid sections, and messages about the others."""
     sections: Table = {}
     problems: list[str] = []
     for key, value in table.items():
@@ -190,7 +190,7 @@ def _read_sections(table: Table) -> tuple[Table, list[str]]:
     return sections, problems + [f"section `[{key}]` is missing" for key in missing]
 
 
-@cache  # a comparison reads hundreds of configurations; making the reader of a section takes longer than reading it
+@cache  # cached: a comparison reads hundreds of configurations, and making a section's reader takes longer than reading
 def _reader(section: str) -> TypeAdapter[Any]:
     field = Config.model_fields[section]
     checked: Any = Annotated[field.annotation, field]

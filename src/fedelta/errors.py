@@ -106,3 +106,11 @@ def listed(items: Sequence[object], limit: int = 5) -> str:
     """
     shown = ", ".join(repr(item) for item in items[:limit])
     return shown if len(items) <= limit else f"{shown} and {len(items) - limit} more"
+
+
+def text_of(error: BaseException) -> str:
+    """The message of any exception; a plain sentence where it has none that can be shown."""
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 a class of a user's file may do anything here
+        return "(its message cannot be shown)"

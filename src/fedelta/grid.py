@@ -30,10 +30,10 @@ _SEARCH_KEYS = ("key", "by", "at", "values")
 
 @dataclass(frozen=True)
 class Choice:
-    """One value of an axis.
+    """A value of an axis.
 
     Args:
-        label: what tables call it; unique within the axis.
+        label: its name in tables; unique within the axis.
         values: dotted keys of the configuration to their values.
     """
 
@@ -43,11 +43,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class Axis:
-    """Something that is varied.
+    """A key, or a set of keys, that is varied.
 
     Args:
-        name: a key of the configuration, or a name for several.
-        choices: in order, at least one.
+        name: a key of the configuration, or a name for several keys.
+        choices: in order; at least one.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Axis:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Keys of the configuration that it sets, without repetition."""
+        """The keys of the configuration that it sets, each once."""
         return tuple(dict.fromkeys(key for choice in self.choices for key in choice.values))
 
 
@@ -71,7 +71,7 @@ class Search:
     Args:
         key: of the configuration.
         by: names of axes; there is one search for every combination of their values.
-        at: axis name to the choice at which it stays during the search; it need not be one that is compared.
+        at: axis name to the choice that it keeps during the search, which need not be compared.
         values: label of the first axis in `by` to the candidates; the empty label stands for all other labels.
     """
 
@@ -81,18 +81,18 @@ class Search:
     values: Mapping[str, tuple[object, ...]]
 
     def candidates(self, labels: Mapping[str, str]) -> tuple[object, ...]:
-        """The values to try where the axes have these labels."""
+        """The values to try for these labels of the axes."""
         return self.values.get(labels[self.by[0]] if self.by else "", self.values.get("", ()))
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Everything that varies.
+    """The axes of a comparison, and its search.
 
     Args:
         axes: the first varies slowest.
         search: runs before the grid; None without one.
-        name: of the comparison; None stands for the name of its file.
+        name: of the comparison; None: the name of its file.
     """
 
     axes: tuple[Axis, ...] = ()
@@ -120,25 +120,25 @@ def parse_grid(table: object, over: Mapping[str, object] | None = None) -> tuple
     if not isinstance(table, Mapping):
         return Grid(), [f"`compare` is {table!r}, expected a table"]
     problems = [f"`compare.{key}` is unknown; {_nearest(key, _KEYS)}" for key in table if key not in _KEYS]
-    name, asked = table.get("name"), table.get("over", {})
+    name, over_table = table.get("name"), table.get("over", {})
     if not isinstance(name, str | None):
         problems.append(f"`compare.name` is {name!r}, expected a text")
         name = None
-    if not isinstance(asked, Mapping):
-        return Grid(), [*problems, f"`compare.over` is {asked!r}, expected a table of axes"]
-    replaced = {name: _pick(name, asked.get(name), raw, problems) for name, raw in (over or {}).items()}
-    axes = tuple(_axis(name, raw, problems) for name, raw in {**asked, **replaced}.items())
+    if not isinstance(over_table, Mapping):
+        return Grid(), [*problems, f"`compare.over` is {over_table!r}, expected a table of axes"]
+    replaced = {name: _pick(name, over_table.get(name), raw, problems) for name, raw in (over or {}).items()}
+    axes = tuple(_axis(name, raw, problems) for name, raw in {**over_table, **replaced}.items())
     problems += _set_twice(axes)
     if "search" not in table:
         return Grid(axes, None, name), problems
-    # A search may have candidates for methods that are not compared this time.
-    known = [_axis(name, raw, []) for name, raw in asked.items()]
-    search, wrong = _search(table["search"], axes, known)
+    # A search may list candidates for methods that are not compared this time.
+    file_axes = [_axis(name, raw, []) for name, raw in over_table.items()]
+    search, wrong = _search(table["search"], axes, file_axes)
     return Grid(axes, search, name), problems + wrong
 
 
 def _pick(name: str, before: object, raw: object, problems: list[str]) -> object:
-    """The choices in `before` that `raw` lists; `raw` itself where `before` has no named choices."""
+    """The named choices in `before` that `raw` lists; `raw` itself if `before` has no named choices."""
     if not isinstance(before, Mapping) or not isinstance(raw, list | tuple):
         return raw
     labels = _joined([label_of(value) for value in raw], before)
@@ -149,7 +149,7 @@ def _pick(name: str, before: object, raw: object, problems: list[str]) -> object
 
 
 def _joined(labels: list[str], known: Mapping[str, object]) -> list[str]:
-    """Labels from pieces that were split at commas, as labels may hold commas themselves.
+    """Labels made of pieces that were split at commas, because labels may contain commas.
 
     >>> _joined(["8 of 64", "IID", "LoRA"], {"8 of 64, IID": {}, "LoRA": {}})
     ['8 of 64, IID', 'LoRA']
@@ -185,16 +185,16 @@ def _axis(name: str, raw: object, problems: list[str]) -> Axis:
 
 
 def _set_twice(axes: Iterable[Axis]) -> list[str]:
-    """Problems of keys that two axes set, wholly or in part, and of seeds inside another axis."""
+    """Messages about keys that two axes set, wholly or in part, and about seeds inside another axis."""
     problems: list[str] = []
     setter: dict[str, str] = {}
     for axis in axes:
         for key in axis.keys:
             if key == SEED and axis.name != SEED:
                 problems.append(f"axis `{axis.name}` sets `seed`, which is an axis of its own: `seed = [1, 2]`")
-            other = next((name for taken, name in setter.items() if _overlap(taken, key)), None)
-            if other is not None:
-                problems.append(f"axes `{other}` and `{axis.name}` both set `{key}`")
+            first_axis = next((name for set_key, name in setter.items() if _overlap(set_key, key)), None)
+            if first_axis is not None:
+                problems.append(f"axes `{first_axis}` and `{axis.name}` both set `{key}`")
         setter |= dict.fromkeys(axis.keys, axis.name)
     return problems
 
@@ -240,13 +240,13 @@ def _check_by(by: Iterable[str], axes: Iterable[Axis]) -> list[str]:
 
 
 def _at(at: Mapping[str, object], by: Iterable[str], axes: Iterable[Axis], problems: list[str]) -> dict[str, Choice]:
-    """Axis name to the choice at which it stays during the search; adds to `problems`.
+    """Axis name to the choice that it keeps during the search; appends to `problems`.
 
     Args:
         at: axis name to a value or a label of the axis, or to a table with one new choice.
         by: axes of the search.
         axes: those of the file and those that are compared; an axis may stand there twice, with other choices.
-        problems: texts, to which further ones are added.
+        problems: messages; changed.
     """
     choices: dict[str, dict[str, Choice]] = {}
     for axis in axes:
@@ -302,8 +302,8 @@ def _repeated(labels: Iterable[str]) -> list[str]:
     return [label for label in dict.fromkeys(labels) if labels.count(label) > 1]
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
-    """Advice for an unknown name: the most similar known one, or all."""
-    known = list(known)
-    matches = get_close_matches(name, known, n=1)
-    return f"did you mean {matches[0]!r}?" if matches else f"known: {', '.join(known) or 'none'}"
+def _nearest(name: str, names: Iterable[str]) -> str:
+    """Advice for an unknown name: the most similar name, or all names."""
+    names = list(names)
+    matches = get_close_matches(name, names, n=1)
+    return f"did you mean {matches[0]!r}?" if matches else f"known: {', '.join(names) or 'none'}"

@@ -1,4 +1,4 @@
-"""Imports of large libraries in less time."""
+"""Speeds up the import of large libraries."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """Pauses Python's search for reference cycles; for imports, which leave next to none.
+    """Context manager that pauses Python's search for reference cycles, for imports, which make hardly any.
 
     Importing torch and transformers makes a million objects. The search goes through all of them again each time that
     their number has grown by a quarter: a fifth of the time that the imports take.
@@ -20,7 +20,7 @@ def collector_paused() -> Iterator[None]:
         yield
     finally:
         if gc.get_freeze_count() == 0:
-            # There and back: the new objects count as old, so that the next short search passes them over.
+            # Freezing and unfreezing moves the new objects to the oldest generation, which short searches skip.
             gc.freeze()
             gc.unfreeze()
         if was_enabled:

@@ -1,28 +1,31 @@
 """Plug-ins: tuning methods, strategies, codecs, tasks, partitioners and more that are not part of the package.
 
-A class comes in from a file (`load_plugin`, `--plugin FILE`), from an installed package (entry point group
-`fedelta.plugins`) or from the program itself (`register`). A run records what it used of them; whoever reads the run
-has to give the same again, because code that a run directory names is never executed by itself.
+A class comes from a file (`load_plugin`, `--plugin FILE`), from an installed package (entry point group
+`fedelta.plugins`) or from the program itself (`register`). A run records the plug-ins that it used. They have to be
+given again to read the run, because code that a run directory names is never executed automatically.
 """
 
 from __future__ import annotations
 
+import sys
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fedelta.catalog import ALL
-from fedelta.errors import FedeltaError, PluginError
+from fedelta.errors import FedeltaError, PluginError, text_of
 from fedelta.settings.base import Settings, settings_in
 from fedelta.settings.loading import load_file, take_in
 from fedelta.settings.registry import Provider, Registry
 
 Plugin = TypeVar("Plugin", bound=type[Any])
+T = TypeVar("T")
 Record = dict[str, Any]  # Any: JSON values, as in record/files.py
 
 
 def load_plugin(path: str | Path) -> list[str]:
-    """Makes the classes in a Python file known, so that a configuration can name them.
+    """Registers the classes in a Python file, so that a configuration can name them.
 
     Args:
         path: of the file; it is executed.
@@ -31,20 +34,20 @@ def load_plugin(path: str | Path) -> list[str]:
         What it provides, such as `strategy.name = 'mine'`.
 
     Raises:
-        PluginError: it is missing, fails, holds nothing to use, takes a name that others have, or breaks a contract.
+        PluginError: the file is missing or fails, has no usable class, takes a name in use, or breaks a contract.
     """
     provider = load_file(path, ALL)
     return [f"{place} = {name!r}" for place, names in _provided(provider).items() for name in names]
 
 
 def register(plugin: Plugin) -> Plugin:
-    """Makes a class known, so that a configuration can name it; works as a decorator.
+    """Registers a class, so that a configuration can name it; returns the class, so it works as a decorator.
 
-    A class of the same module and name, such as that of a notebook's cell that is run again, takes the place of the
-    earlier one. Processes that this one starts, such as those of a comparison, do not know it: put it into a file.
+    A class with the same module and name replaces the earlier one, for example when a notebook cell is run again.
+    Processes that this one starts, such as those of a comparison, do not have the class: for them, put it into a file.
 
     Raises:
-        PluginError: it takes a name that others have, or breaks a contract.
+        PluginError: the class takes a name in use, or breaks a contract.
     """
     provider = Provider(f"{plugin.__module__}.{plugin.__qualname__}")
     take_in([plugin], provider, ALL, instead_of=provider)
@@ -52,13 +55,13 @@ def register(plugin: Plugin) -> Plugin:
 
 
 def provider_of(value: object) -> Provider | None:
-    """Where the class of a setting comes from; None for a built-in one."""
+    """The provider of a setting's class; None for a built-in class."""
     added = (entry for registry in ALL for entry in registry.added.values())
     return next((provider for plugin, provider in added if plugin is type(value)), None)
 
 
 def called(value: object) -> str:
-    """What messages call a setting that a name chose, such as `strategy 'mine' of plug-in 'my_method.py'`."""
+    """The text for a setting in messages, such as `strategy 'mine' of plug-in 'my_method.py'`."""
     kind = next((registry.kind.noun for registry in ALL if registry.holds(value)), type(value).__name__)
     name = value.model_dump()["name"] if isinstance(value, Settings) else ""
     provider = provider_of(value)
@@ -66,12 +69,12 @@ def called(value: object) -> str:
 
 
 def loaded_files() -> list[Provider]:
-    """The plug-in files whose classes are known."""
+    """The plug-in files whose classes are registered."""
     return [provider for provider in _providers() if provider.file]
 
 
 def for_processes() -> list[str]:
-    """The plug-in files whose classes are known, as arguments for `load_same` in another process."""
+    """The loaded plug-in files, as arguments for `load_same` in another process."""
     return [f"{provider.sha256}:{provider.file}" for provider in loaded_files()]
 
 
@@ -79,7 +82,7 @@ def load_same(arguments: Iterable[str]) -> None:
     """Loads the files that another process has loaded.
 
     Raises:
-        PluginError: one cannot be used, or has changed since.
+        PluginError: a file cannot be used, or has changed since then.
     """
     for argument in arguments:
         sha256, _, file = argument.partition(":")
@@ -89,26 +92,26 @@ def load_same(arguments: Iterable[str]) -> None:
 
 
 def file_records() -> list[Record]:
-    """The plug-in files whose classes are known, as records."""
+    """The loaded plug-in files, as records."""
     return [_recorded(provider) for provider in loaded_files()]
 
 
 def used_by(sections: Iterable[object]) -> list[Record]:
-    """The plug-ins behind some settings, as a run directory records them: where they are from, what they provide."""
+    """The plug-ins that provide the classes of some settings, as a run directory records them."""
     settings = (setting for section in sections for setting in settings_in(section))
     used = dict.fromkeys(provider for setting in settings if (provider := provider_of(setting)) is not None)
     return [_recorded(provider) for provider in used]
 
 
 def refuse_missing(records: object, where: str) -> None:
-    """Refuses to go on without the plug-ins that something was made with.
+    """Raises if recorded plug-ins are not loaded.
 
     Args:
-        records: as `used_by` made them; whatever else stands in a file is taken for none.
-        where: what was made, in words.
+        records: as `used_by` made them; anything else in a file counts as no record.
+        where: name of the run or file with the records, for the message.
 
     Raises:
-        PluginError: some are not there; names each, and how to give it.
+        PluginError: plug-ins are missing; names each, and says how to load it.
     """
     missing = [record for record in _valid(records) if not _is_there(record)]
     if missing:
@@ -117,31 +120,81 @@ def refuse_missing(records: object, where: str) -> None:
 
 
 def changed_plugins(records: object) -> list[str]:
-    """Which of the recorded plug-ins are of other content or version now, in words."""
+    """One sentence for each recorded plug-in whose content or version has changed."""
     problems = []
     for record in _valid(records):
         for provider in _known_for(record):
-            now = _recorded(provider)
-            if any(record.get(key) != now.get(key) for key in ("sha256", "distribution", "version")):
-                problems.append(f"{_what(record)} is {_state(now)} now, it was {_state(record)}")
+            current = _recorded(provider)
+            if any(record.get(key) != current.get(key) for key in ("sha256", "distribution", "version")):
+                problems.append(f"{_what(record)} is {_state(current)} now, it was {_state(record)}")
     return problems
 
 
 def blame(error: BaseException) -> PluginError | None:
-    """The error to show in the place of `error`, which arose in the code of a plug-in; None where it did not."""
-    files = {provider.file: provider for provider in loaded_files()}
+    """The error that names the plug-in in whose code `error` arose; None if it did not arise in a plug-in."""
+    labels = _sources()
     frames, trace = [], error.__traceback__
     while trace is not None:
         frames.append((trace.tb_frame.f_code.co_filename, trace.tb_frame.f_code.co_name, trace.tb_lineno))
         trace = trace.tb_next
-    inside = [frame for frame in frames if frame[0] in files]
+    inside = [frame for frame in frames if frame[0] in labels]
     if isinstance(error, FedeltaError) or not inside:
         return None
     file, function, line = inside[-1]
     return PluginError(
-        f"plug-in {files[file].label!r} failed in `{function}`, line {line}: {type(error).__name__}: {error}",
-        hint="the mistake is most likely there: a built-in method in its place runs.",
+        f"plug-in {labels[file]!r} failed in `{function}`, line {line}: {type(error).__name__}: {text_of(error)}",
+        hint="the error is most likely in that file.",
     )
+
+
+def suspect(error: BaseException, used: Iterable[Provider] | None = None) -> PluginError | None:
+    """The error to show for one that nothing explains, such as that of a wrong value which a plug-in returned earlier.
+
+    Args:
+        error: what was raised.
+        used: the plug-ins in use; None for all that are known.
+
+    Returns:
+        None without plug-ins: then the mistake is the package's, and its traceback is what counts.
+    """
+    if (blamed := blame(error)) is not None:
+        return blamed
+    labels = " and ".join(repr(provider.label) for provider in (_providers() if used is None else used))
+    if isinstance(error, FedeltaError) or not labels:
+        return None
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" in `{frames[-1].name}` of {Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
+    return PluginError(
+        f"a plug-in may have returned something wrong: {type(error).__name__}: {text_of(error)}{where}, with plug-in "
+        f"{labels} in use.",
+        hint="`fedelta.testing.check` with the file tells what it breaks; if it breaks nothing, please report this.",
+    )
+
+
+def returned(method: object, function: str, value: object, expected: type[T]) -> T:
+    """`value`, which `function` of `method` returned.
+
+    Raises:
+        PluginError: it is no `expected`.
+    """
+    if not isinstance(value, expected):
+        raise wrong_result(method, function, type(value).__name__, f"a `{expected.__name__}`")
+    return value
+
+
+def wrong_result(method: object, function: str, result: str, expected: str) -> PluginError:
+    """The error for a `function` of `method` that returned `result`, in words, and not what its protocol promises."""
+    return PluginError(
+        f"{called(method)}: `{function}` returned {result}, expected {expected}.",
+        hint="docs/plugins.md names the protocol, which says what each function returns.",
+    )
+
+
+def _sources() -> dict[str, str]:
+    """The file of each plug-in class that is known, to the label of its provider."""
+    added = [entry for registry in ALL for entry in registry.added.values()]
+    modules = ((sys.modules.get(plugin.__module__), provider) for plugin, provider in added)
+    return {str(getattr(module, "__file__", None)): provider.label for module, provider in modules}
 
 
 def _providers() -> list[Provider]:
@@ -158,7 +211,7 @@ def _recorded(provider: Provider) -> Record:
 
 
 def _provided(provider: Provider) -> dict[str, list[str]]:
-    """Key of a configuration to the names that a provider has there."""
+    """Key of the configuration to the names that a provider has registered for it."""
     provided: dict[str, list[str]] = {}
     for registry in ALL:
         if names := [name for name, (_, other) in registry.added.items() if other == provider]:
@@ -167,7 +220,7 @@ def _provided(provider: Provider) -> dict[str, list[str]]:
 
 
 def _valid(records: object) -> list[Record]:
-    """The records among what stands in a file."""
+    """The valid records in the content of a file."""
     return [
         dict(record)
         for record in (records if isinstance(records, list | tuple) else ())
@@ -188,9 +241,9 @@ def _is_there(record: Record) -> bool:
 
 
 def _known_for(record: Record) -> list[Provider]:
-    """Who provides now what the record names."""
-    found = (registry.provider_of(name) for registry, name in _names(record))
-    return list(dict.fromkeys(provider for provider in found if provider is not None))
+    """The current providers of the names in a record."""
+    providers = (registry.provider_of(name) for registry, name in _names(record))
+    return list(dict.fromkeys(provider for provider in providers if provider is not None))
 
 
 def _what(record: Record) -> str:

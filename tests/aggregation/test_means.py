@@ -10,7 +10,7 @@ from tests.strategies.hand import PLAN, SPEC, mean_of, params, step, updates
 from torch import tensor
 
 from fedelta.aggregation.base import Aggregation, Update
-from fedelta.aggregation.means import Clipped, Weighted
+from fedelta.aggregation.means import Clipped, UniformDeltas, Weighted
 from fedelta.aggregation.robust import Median, Trimmed
 from fedelta.strategies.fedavg import FedAvg
 
@@ -49,7 +49,7 @@ def test_clipping_looks_at_all_tensors_together_and_weights_by_examples():
 
 
 @pytest.mark.parametrize("mean", [Median(), Trimmed(fraction=0.25), Clipped(max_norm=2.0)])
-def test_one_liar_of_four_cannot_carry_the_mean_away(mean: Aggregation):
+def test_one_bad_client_of_four_cannot_move_the_mean_far(mean: Aggregation):
     honest, liar = (1.0, 1.1, 0.9), 1e6
     assert abs(mean_of(mean, sent(*honest, liar), SPEC)["a"].item() - 1.0) < 0.5
     assert mean_of(Weighted(), sent(*honest, liar), SPEC)["a"].item() > 1e5
@@ -59,6 +59,12 @@ def test_statistics_are_not_clipped_and_otherwise_taken_like_deltas():
     assert mean_of(Clipped(max_norm=0.1).of_statistics, sent(6.0, -1.0), SPEC)["a"].tolist() == [2.5]
     for mean in (Weighted(), Median(), Trimmed()):
         assert mean.of_statistics == mean
+    assert UniformDeltas().of_statistics == Weighted()
+
+
+def test_a_trimmed_share_that_is_whole_is_not_lost_to_rounding():
+    # 0.29 * 100 is 28.999999999999996 in floats.
+    assert Trimmed(fraction=0.29).num_trimmed(100) == 29
 
 
 @pytest.mark.parametrize("mean", [Clipped(max_norm=1e9), Weighted()])

@@ -54,8 +54,8 @@ class FailsInEvaluation(Net):
 
 class PerToken(Net):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        found = super().forward(input_ids, attention_mask)
-        return found[:, None].expand(-1, 5, -1)
+        result = super().forward(input_ids, attention_mask)
+        return result[:, None].expand(-1, 5, -1)
 
 
 class TwoOutputs(Net):

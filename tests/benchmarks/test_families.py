@@ -17,8 +17,8 @@ def test_the_page_counts_marks_and_explains(tmp_path: Path):
         "llama": {"lora": ("works", ""), "bias": ("refused", reason.format("LlamaForSequenceClassification"))},
         "qwen2": {"lora": ("fault", "differs"), "bias": ("refused", reason.format("Qwen2ForSequenceClassification"))},
     }
-    for family, found in cells.items():
-        facts = {name: {"kind": kind, "note": note, "tensors": 1} for name, (kind, note) in found.items()}
+    for family, result in cells.items():
+        facts = {name: {"kind": kind, "note": note, "tensors": 1} for name, (kind, note) in result.items()}
         (tmp_path / f"{family}.json").write_text(json.dumps({"cells": facts}))
     (tmp_path / "reformer.json").write_text(json.dumps({"refused": "it draws hashes.\nhint"}))
     page = matrix.page(tmp_path)
@@ -35,6 +35,6 @@ def test_a_small_architecture_is_small_in_all_its_parts(family: str):
         inner = [width for value in fields.values() if isinstance(value, dict) for width in widths(value)]
         return [*inner, *(fields[name] for name in ("hidden_size", "n_embd") if name in fields)]
 
-    found = widths(small.architecture(family))
-    assert found
-    assert set(found) == {32}
+    result = widths(small.architecture(family))
+    assert result
+    assert set(result) == {32}

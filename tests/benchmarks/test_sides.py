@@ -14,8 +14,8 @@ def test_both_sides_of_the_benchmark_do_the_same_steps(name: str):
     case = replace(CASES[name], sizes=(5, 9, 12), batch_size=4, local_epochs=1, codec="float32")
     bare, fedelta = bare_side(case), fedelta_side(case)
     first, _ = bare(), fedelta()
-    expected, found = bare(), fedelta()
-    assert list(expected) == list(found)
+    expected, result = bare(), fedelta()
+    assert list(expected) == list(result)
     assert not any(torch.equal(first[key], tensor) for key, tensor in expected.items())
     for key, tensor in expected.items():
-        torch.testing.assert_close(found[key], tensor, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(result[key], tensor, rtol=1e-3, atol=1e-5)

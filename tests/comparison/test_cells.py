@@ -56,13 +56,15 @@ def test_a_directory_is_named_after_its_cell(tmp_path, over, expected):
 def test_names_of_directories_differ_on_every_file_system_and_are_not_too_long(tmp_path):
     names = ["A b", "a-b", "../a:b", "été", "x" * 300, "x" * 299 + "y"]
     setting = {name: {"client.batch_size": number} for number, name in enumerate(names, start=1)}
-    found = [*slugs(cells_of(tmp_path, {"setting": setting})).values()]
-    assert len({name.lower() for name in found}) == len(names)
-    assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.+-_") for name in found)
-    assert max(map(len, found)) <= 120
+    directories = [*slugs(cells_of(tmp_path, {"setting": setting})).values()]
+    assert len({name.lower() for name in directories}) == len(names)
+    assert all(
+        set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.+-_") for name in directories
+    )
+    assert max(map(len, directories)) <= 120
     # What a name is does not depend on the order of the choices.
     turned = slugs(cells_of(tmp_path, {"setting": dict(reversed(setting.items()))}))
-    assert sorted(turned.values()) == sorted(found)
+    assert sorted(turned.values()) == sorted(directories)
 
 
 def test_every_problem_is_named_once_with_its_cells(tmp_path):
@@ -125,8 +127,10 @@ def test_trials_are_measured_on_validation_rows_at_the_first_seed_and_the_first_
     by = 'by = ["tuning.name"], at = {"client.batch_size" = 8}'
     search = f'{{key = "client.lr", {by}, values = {{head = [1.0, 0.5], lora = [0.1]}}}}'
     plan = plan_of(tmp_path, over, search)
-    found = [(t.config.tuning.name, t.config.client.lr, t.config.client.batch_size, t.config.seed) for t in plan.trials]
-    assert found == [("head", 1.0, 8, 5), ("head", 0.5, 8, 5), ("lora", 0.1, 8, 5)]
+    settings = [
+        (t.config.tuning.name, t.config.client.lr, t.config.client.batch_size, t.config.seed) for t in plan.trials
+    ]
+    assert settings == [("head", 1.0, 8, 5), ("head", 0.5, 8, 5), ("lora", 0.1, 8, 5)]
     assert {trial.config.data.evaluate_on for trial in plan.trials} == {"validation"}
     assert plan.trials[1].name == (
         "search: tuning.name=head, client.batch_size=8, codec.name=float32, seed=5, client.lr=0.5"
@@ -139,7 +143,7 @@ def test_trials_are_measured_on_validation_rows_at_the_first_seed_and_the_first_
     assert {cell.labels["tuning.name"] for cell in plan.cells({("lora",): 0.1})} == {"lora"}
 
 
-def test_the_search_stays_where_it_was_told_although_other_choices_are_compared(tmp_path):
+def test_the_search_keeps_its_choice_if_other_choices_are_compared(tmp_path):
     config = write_small(
         tmp_path,
         text=f"""{SMALL}

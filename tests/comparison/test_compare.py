@@ -19,6 +19,7 @@ import fedelta
 from fedelta import cli
 from fedelta.assembly import site
 from fedelta.comparison import compare, page
+from fedelta.comparison.compare import Tally
 from fedelta.comparison.pool import Event
 from fedelta.comparison.reading import read_run
 from fedelta.errors import ConfigError, RunError
@@ -40,7 +41,7 @@ def test_a_grid_gives_tables_and_a_page_and_can_be_extended_by_a_seed(tmp_path, 
     config, out = write_small(tmp_path), tmp_path / "out"
     events: list[tuple[str, int, int]] = []
     over = {"tuning.name": ["head", "lora"], "seed": [1, 2]}
-    found = fedelta.compare(
+    result = fedelta.compare(
         config, over, out, overrides=ONE_ROUND, on_event=lambda event, tally: events.append(
             (event.kind, tally.num_ended, tally.rounds_done)
         ),
@@ -53,8 +54,8 @@ def test_a_grid_gives_tables_and_a_page_and_can_be_extended_by_a_seed(tmp_path, 
         "tuning.name=lora, seed=2",
     ]
     assert [event for event in events if event[0] == "finished"] == [("finished", n, n) for n in (1, 2, 3, 4)]
-    assert found.is_finished
-    head = found.groups.iloc[0]
+    assert result.is_finished
+    head = result.groups.iloc[0]
     assert (head["num_seeds"], head["tuned_parameters"]) == (2, 330)
     runs = [out / "runs" / f"head-seed-{seed}" for seed in (1, 2)]
     accuracies = [json.loads((run / "summary.json").read_text())["final_accuracy"] for run in runs]
@@ -69,7 +70,7 @@ def test_a_grid_gives_tables_and_a_page_and_can_be_extended_by_a_seed(tmp_path, 
     again = fedelta.compare(out / "compare.toml", {"seed": [1, 2, 3]})
     assert inline == ["tuning.name=head, seed=3", "tuning.name=lora, seed=3"]
     assert (again.name, again.groups["num_seeds"].tolist()) == ("small", [3, 3])
-    pd.testing.assert_frame_equal(again.frame.iloc[[0, 1, 3, 4]].reset_index(drop=True), found.frame)
+    pd.testing.assert_frame_equal(again.frame.iloc[[0, 1, 3, 4]].reset_index(drop=True), result.frame)
 
 
 SEARCH = """
@@ -91,7 +92,7 @@ def test_the_search_chooses_by_validation_rows_whatever_the_test_labels_are(tmp_
         if event.kind in ("finished", "failed"):
             states.update(row["state"] for row in rows(tmp_path / "out" / "cells.csv"))
 
-    found = fedelta.compare(config, out=tmp_path / "out", overrides=ONE_ROUND, on_event=look)
+    result = fedelta.compare(config, out=tmp_path / "out", overrides=ONE_ROUND, on_event=look)
     assert states == {"waiting", "finished"}
     trials = rows(tmp_path / "out" / "search.csv")
     assert [(row["tuning.name"], row["seed"], row["client.lr"]) for row in trials] == [
@@ -99,13 +100,15 @@ def test_the_search_chooses_by_validation_rows_whatever_the_test_labels_are(tmp_
     ]  # fmt: skip
     # A rate that diverges is an answer: it is out, and nothing failed.
     assert trials[-1]["state"] == "failed"
-    assert found.failures == {}
-    for method, value in zip(("head", "lora"), found.groups["client.lr"], strict=True):
+    assert result.failures == {}
+    for method, value in zip(("head", "lora"), result.groups["client.lr"], strict=True):
         measured = [row for row in trials if row["tuning.name"] == method and row["state"] == "finished"]
         best = max(float(row["validation_accuracy_percent"]) for row in measured)
         first = next(row for row in measured if float(row["validation_accuracy_percent"]) == best)
         assert (str(value), first["is_best"]) == (first["client.lr"], "true")
-        assert found.frame["run"][found.frame["tuning.name"] == method].tolist() == [f"runs/{method}-seed-1-lr-{value}"]
+        assert result.frame["run"][result.frame["tuning.name"] == method].tolist() == [
+            f"runs/{method}-seed-1-lr-{value}"
+        ]
 
     inline.clear()
     original = site.read
@@ -119,7 +122,7 @@ def test_the_search_chooses_by_validation_rows_whatever_the_test_labels_are(tmp_
     monkeypatch.setattr(compare, "run_jobs", run_inline)  # not what ran with the original labels
     other = fedelta.compare(config, {"tuning.name": ["head"]}, tmp_path / "other", overrides=ONE_ROUND)
     assert untimed(tmp_path / "other" / "search.csv") == untimed(tmp_path / "out" / "search.csv")[:2]
-    assert other.groups["client.lr"][0] == found.groups["client.lr"][0]
+    assert other.groups["client.lr"][0] == result.groups["client.lr"][0]
     monkeypatch.setattr(site, "read", original)
     monkeypatch.setattr(compare, "run_jobs", lambda jobs, **_: run_cells(inline.append(jobs) or jobs))
     fedelta.compare(config, out=tmp_path / "out", overrides=ONE_ROUND)
@@ -128,17 +131,17 @@ def test_the_search_chooses_by_validation_rows_whatever_the_test_labels_are(tmp_
 
 def test_of_equal_accuracies_the_one_with_the_lower_loss_is_chosen(tmp_path, inline):
     search = '{key = "client.lr", values = [1e-5, 1e-9]}'  # too small to change a single prediction
-    found = fedelta.compare(
+    result = fedelta.compare(
         write_small(tmp_path),
         {"tuning.name": ["head"]},
         tmp_path / "out",
         overrides=[*ONE_ROUND, f"compare.search={search}"],
     )
-    losses = [read_run(found.path / run).loss for run in found.trials["run"]]
-    assert found.trials["accuracy"].nunique() == 1
+    losses = [read_run(result.path / run).loss for run in result.trials["run"]]
+    assert result.trials["accuracy"].nunique() == 1
     assert losses[0] != losses[1]
-    assert found.trials["is_best"].tolist() == [loss == min(losses) for loss in losses]
-    assert found.groups["client.lr"].tolist() == found.trials["client.lr"][found.trials["is_best"]].tolist()
+    assert result.trials["is_best"].tolist() == [loss == min(losses) for loss in losses]
+    assert result.groups["client.lr"].tolist() == result.trials["client.lr"][result.trials["is_best"]].tolist()
 
 
 def test_of_errors_the_lowest_is_chosen(tmp_path, inline):
@@ -146,15 +149,15 @@ def test_of_errors_the_lowest_is_chosen(tmp_path, inline):
     write_images(tmp_path / "test.parquet", 20, seed=1)
     config = write_small(tmp_path, text=BRIGHTNESS.replace("FOLDER", str(tmp_path)))
     search = 'compare.search={key = "client.lr", values = [1e-6, 0.003]}'
-    found = fedelta.compare(
+    result = fedelta.compare(
         config, {"tuning.name": ["full"]}, tmp_path / "out", overrides=["strategy.num_rounds=2", search]
     )
-    slow, fast = found.trials["rmse"]
+    slow, fast = result.trials["rmse"]
     assert fast < slow
-    assert found.trials["is_best"].tolist() == [False, True]
+    assert result.trials["is_best"].tolist() == [False, True]
     (row,) = rows(tmp_path / "out" / "table.csv")
     assert row["client.lr"] == "0.003"
-    assert float(row["rmse_mean"]) == pytest.approx(found.groups["rmse_mean"][0])
+    assert float(row["rmse_mean"]) == pytest.approx(result.groups["rmse_mean"][0])
     assert "| root mean squared error | seeds |" in (tmp_path / "out" / "table.md").read_text()
 
 
@@ -218,8 +221,8 @@ def test_a_trial_that_crashes_is_tried_again_before_a_value_is_chosen(tmp_path, 
     monkeypatch.setattr(compare, "run_jobs", crash_at_the_first)
     options = (write_small(tmp_path), {"tuning.name": ["head"]}, tmp_path / "out")
     search = [*ONE_ROUND, 'compare.search={key = "client.lr", values = [0.1, 0.2]}']
-    found = fedelta.compare(*options, overrides=search)
-    assert found.failures == {
+    result = fedelta.compare(*options, overrides=search)
+    assert result.failures == {
         "tuning.name=head": "SearchError: no value of `client.lr` was chosen, because a trial failed: "
         "Crash: the process was ended by SIGKILL."
     }
@@ -230,10 +233,19 @@ def test_a_trial_that_crashes_is_tried_again_before_a_value_is_chosen(tmp_path, 
 def test_a_method_none_of_whose_values_trains_fails_alone(tmp_path, inline):
     search = '{key = "client.lr", by = ["tuning.name"], values = {head = [0.1], lora = [1e30]}}'
     over = {"tuning.name": ["head", "lora"]}
-    found = fedelta.compare(write_small(tmp_path), over, tmp_path / "out", overrides=[f"compare.search={search}"])
-    assert found.groups["num_seeds"].tolist() == [1, 0]
-    assert list(found.failures) == ["tuning.name=lora"]
-    assert found.failures["tuning.name=lora"].startswith(
+    tallies: list[Tally] = []
+    result = fedelta.compare(
+        write_small(tmp_path),
+        over,
+        tmp_path / "out",
+        overrides=[f"compare.search={search}"],
+        on_event=lambda event, tally: tallies.append(tally),
+    )
+    # Two trials, a cell, and the cell that is not run.
+    assert (tallies[-1].num_cells, tallies[-1].num_ended) == (4, 4)
+    assert result.groups["num_seeds"].tolist() == [1, 0]
+    assert list(result.failures) == ["tuning.name=lora"]
+    assert result.failures["tuning.name=lora"].startswith(
         "SearchError: no value of `client.lr` was chosen, because a trial failed: RoundError: "
     )
 
@@ -345,9 +357,9 @@ def test_stopping_leaves_the_tables_and_says_how_to_go_on(tmp_path, inline, run_
 def test_a_configuration_made_in_python_can_be_varied(tmp_path, inline):
     config = fedelta.load_config(write_small(tmp_path), ONE_ROUND)
     choices = {"two": {"strategy.clients_per_round": 2}, "all": {"strategy.clients_per_round": 6}}
-    found = fedelta.compare(config, {"cohort": choices}, tmp_path / "out")
-    assert found.groups["cohort"].tolist() == ["two", "all"]
-    two, everyone = found.groups["total_bytes"]
+    result = fedelta.compare(config, {"cohort": choices}, tmp_path / "out")
+    assert result.groups["cohort"].tolist() == ["two", "all"]
+    two, everyone = result.groups["total_bytes"]
     assert everyone == 3 * two
     with pytest.raises(ConfigError, match="nothing is varied"):
         fedelta.compare(config)
@@ -361,9 +373,9 @@ def test_a_comparison_of_a_strategy_that_plans_for_itself_goes_on_where_it_was(t
     config, out = write_small(tmp_path), tmp_path / "out"
     overrides = ["client.local_epochs=", "strategy.num_rounds=2", *strategy, "strategy.tau=2"]
     fedelta.compare(config, {"seed": [1]}, out, overrides=overrides)
-    found = fedelta.compare(config, {"seed": [1, 2]}, out, overrides=overrides)
+    result = fedelta.compare(config, {"seed": [1, 2]}, out, overrides=overrides)
     assert inline == ["seed=1", "seed=2"]
-    assert found.is_finished
+    assert result.is_finished
 
 
 def older(run: Path) -> None:
@@ -380,14 +392,14 @@ def changed(run: Path) -> None:
     ("change", "reason"),
     [(older, "an older version of fedelta wrote them"), (changed, "ledger.jsonl' is not as the run wrote it")],
 )
-def test_a_finished_run_that_cannot_be_used_is_told_and_the_others_go_on(tmp_path, inline, caplog, change, reason):
+def test_an_unusable_finished_run_is_reported_and_the_others_continue(tmp_path, inline, caplog, change, reason):
     config, out, over = write_small(tmp_path), tmp_path / "out", {"seed": [1, 2]}
     fedelta.compare(config, {"seed": [1]}, out, overrides=ONE_ROUND)
     change(out / "runs" / "seed-1")
-    found = fedelta.compare(config, over, out, overrides=ONE_ROUND)
-    assert found.frame["state"].tolist() == ["failed", "finished"]
-    [told] = found.failures.values()
+    result = fedelta.compare(config, over, out, overrides=ONE_ROUND)
+    assert result.frame["state"].tolist() == ["failed", "finished"]
+    [told] = result.failures.values()
     assert reason in told
     assert reason in caplog.text
     assert reason in rows(out / "cells.csv")[0]["reason"]
-    assert found.groups["num_seeds"].tolist() == [1]
+    assert result.groups["num_seeds"].tolist() == [1]

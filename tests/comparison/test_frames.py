@@ -102,7 +102,7 @@ def test_a_run_that_was_never_evaluated_does_not_count():
     assert (group["accuracy_mean"], group["num_seeds"], group["num_cells"]) == (0.5, 1, 2)
 
 
-def test_a_group_tells_how_many_of_its_cells_are_finished_and_each_reason_once():
+def test_a_group_shows_the_number_of_its_finished_cells_and_each_reason_once():
     rows = [
         cell({"seed": "1"}, 0.5),
         cell({"seed": "2"}, state=FAILED, reason="A: b\nhint: c"),

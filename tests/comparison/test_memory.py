@@ -44,7 +44,7 @@ def test_the_limit_of_a_container_counts(tmp_path, monkeypatch):
     assert memory.available_bytes() == 2048
 
 
-def test_a_system_that_does_not_tell_sets_no_limit(monkeypatch):
+def test_unknown_memory_sets_no_limit(monkeypatch):
     monkeypatch.setattr(memory, "_CGROUP", Path("/absent"))
     monkeypatch.setattr(memory, "_MEMINFO", Path("/absent"))
     assert memory.available_bytes() is None

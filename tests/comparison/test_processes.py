@@ -17,7 +17,7 @@ from tests.small import stop_after, write_small
 import fedelta
 from fedelta.comparison import launchers, pool
 from fedelta.comparison.cells import make_plan
-from fedelta.comparison.directory import ComparisonDirectory, Job
+from fedelta.comparison.directory import CellRun, ComparisonDirectory
 from fedelta.comparison.request import read_request
 
 OVERRIDES = ("strategy.num_rounds=2",)
@@ -59,15 +59,15 @@ def test_stopped_cells_go_on_with_the_same_bits_in_any_number_of_processes_besid
             fedelta.Experiment(cell.config).run(run, on_round=stop_after(1))
     assert not (run / "summary.json").exists()
 
-    found = fedelta.compare(config, OVER, out, overrides=OVERRIDES, processes=2)
+    result = fedelta.compare(config, OVER, out, overrides=OVERRIDES, processes=2)
     with (out / "cells.csv").open(newline="") as file:
         assert [row["state"] for row in csv.DictReader(file)] == ["finished", "failed"]
-    assert found.failures["client.lr=1e+30"].startswith("RoundError: round 1: ")
+    assert result.failures["client.lr=1e+30"].startswith("RoundError: round 1: ")
     assert json.loads((run / "environment.json").read_text())["num_threads"] == 1
 
     undisturbed = fedelta.Experiment.from_toml(config, (*OVERRIDES, "client.lr=0.1")).run(tmp_path / "undisturbed")
     assert bits(run) == bits(undisturbed.path)
-    assert found.groups["accuracy_mean"][0] == undisturbed.measures["accuracy"]
+    assert result.groups["accuracy_mean"][0] == undisturbed.measures["accuracy"]
 
 
 @pytest.mark.slow
@@ -108,7 +108,7 @@ def untimed(out: Path) -> list[dict[str, str]]:
 
 
 @pytest.fixture
-def jobs(tmp_path) -> list[Job]:
+def jobs(tmp_path) -> list[CellRun]:
     """Three cells, and a directory for them."""
     plan = make_plan(read_request(write_small(tmp_path), {"seed": [1, 2, 3]}))
     directory = ComparisonDirectory(tmp_path / "out")
@@ -175,6 +175,7 @@ def test_without_memory_for_two_one_runs_at_a_time(jobs, pretend, monkeypatch):
 
 def test_a_process_that_is_killed_has_a_reason(jobs, pretend):
     pretend("print('last words', flush=True); os.kill(os.getpid(), 9)")
+    jobs[0].failure.write_text("the error of an earlier attempt")
     kinds = [event.kind for event in pool.run_jobs(jobs[:1], processes=1)]
     assert kinds == ["started", "failed"]
     assert jobs[0].reason() == (
@@ -183,7 +184,7 @@ def test_a_process_that_is_killed_has_a_reason(jobs, pretend):
     )
 
 
-def test_a_process_that_ends_before_it_was_told_what_to_do_has_a_reason(jobs, pretend, monkeypatch):
+def test_a_process_that_ends_before_its_request_has_a_reason(jobs, pretend, monkeypatch):
     pretend("")
     for name in ("WORKER", "FORK_SERVER"):
         monkeypatch.setattr(launchers, name, (*PYTHON, "raise SystemExit('no library')"))
@@ -208,7 +209,7 @@ def test_a_fork_server_that_is_killed_loses_its_cells_and_no_others(jobs, preten
         wait_for(lambda job=job: not is_alive(int((job.path / "id").read_text())))
 
 
-def test_processes_end_when_nobody_listens_any_more(jobs, pretend):
+def test_processes_end_when_the_iterator_is_closed(jobs, pretend):
     pretend("run.mkdir(); (run / 'id').write_text(str(os.getpid())); time.sleep(600)")
     events = pool.run_jobs(jobs[:1], processes=1)
     assert next(events).kind == "started"
@@ -219,7 +220,7 @@ def test_processes_end_when_nobody_listens_any_more(jobs, pretend):
         os.kill(int(path.read_text()), 0)
 
 
-def test_rounds_are_told_as_they_come(jobs, pretend):
+def test_each_round_is_an_event(jobs, pretend):
     measures = {4: "null", 5: '{"accuracy": 0.5}', 6: "null"}
     record = "".join(f'{{"round": {round}, "measures": {value}}}\\n' for round, value in measures.items())
     timing = '{"peak_memory_bytes": 77}\\n'
@@ -237,3 +238,14 @@ def test_a_gpu_is_for_one(jobs, monkeypatch):
     assert pool.default_processes(jobs) >= 1
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert pool.default_processes(jobs) == 1
+
+
+@pytest.mark.slow
+def test_a_process_that_imports_everything_itself_gives_the_bits_of_a_forked_one(tmp_path, monkeypatch):
+    runs = {}
+    for name, launcher in (("forked", launchers.launcher_for), ("spawned", lambda _: launchers.Spawned())):
+        monkeypatch.setattr(pool, "launcher_for", launcher)
+        result = fedelta.compare(write_small(tmp_path), OVER, tmp_path / name, overrides=OVERRIDES, processes=2)
+        assert list(result.failures) == ["client.lr=1e+30"]
+        runs[name] = bits(tmp_path / name / "runs" / "lr-0.1")
+    assert runs["spawned"] == runs["forked"]

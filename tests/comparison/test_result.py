@@ -11,10 +11,10 @@ from fedelta.comparison.tables import table_md
 
 def test_the_pivot_has_the_first_axis_downwards_and_the_best_of_each_column_bold():
     comparison = invented({"tuning.name": ["head", "lora"], "tuning.r": ["2", "4"], "seed": ["1", "2"]})
-    found = pivot(comparison)
-    assert found.header == ("tuning.name", "r 2", "r 4")
-    assert found.rows == (("head", "50.5 ± 0.7", "50.5 ± 0.7"), ("lora", "52.5 ± 0.7", "52.5 ± 0.7"))
-    assert found.best == {(1, 1), (1, 2)}
+    result = pivot(comparison)
+    assert result.header == ("tuning.name", "r 2", "r 4")
+    assert result.rows == (("head", "50.5 ± 0.7", "50.5 ± 0.7"), ("lora", "52.5 ± 0.7", "52.5 ± 0.7"))
+    assert result.best == {(1, 1), (1, 2)}
     assert "| lora | **52.5 ± 0.7** | **52.5 ± 0.7** |" in table_md(comparison)
     assert pivot(invented(METHODS)) is None
 
@@ -22,9 +22,9 @@ def test_the_pivot_has_the_first_axis_downwards_and_the_best_of_each_column_bold
 def test_means_that_look_the_same_are_equally_good_and_a_failed_one_is_not():
     axes = {"tuning.name": ["head", "bias", "lora"], "tuning.r": ["2", "4"], "seed": ["1", "2"]}
     # 50.50 and 50.53 are both printed as 50.5, 50.56 would be 50.6.
-    found = pivot(invented(axes, points=0.03, failed=("lora",)))
-    assert [row[1] for row in found.rows] == ["50.5 ± 0.7", "50.5 ± 0.7", "failed"]
-    assert found.best == {(0, 1), (0, 2), (1, 1), (1, 2)}
+    result = pivot(invented(axes, points=0.03, failed=("lora",)))
+    assert [row[1] for row in result.rows] == ["50.5 ± 0.7", "50.5 ± 0.7", "failed"]
+    assert result.best == {(0, 1), (0, 2), (1, 1), (1, 2)}
     # The best by number, where text would sort otherwise: 50.5, 80.5 and 110.5.
     assert pivot(invented(axes, points=30)).best == {(2, 1), (2, 2)}
     assert pivot(invented(axes, failed=("head", "bias", "lora"))).best == frozenset()
@@ -50,12 +50,12 @@ def test_the_columns_of_a_pivot_are_as_many_as_its_cells_although_their_names_ar
     comparison = of_rows(cells, axes=("tuning.name", "x.a", "y.a"))
     assert pivot(comparison).header == ("tuning.name", "a 1, a 1", "a 1, a 2", "a 2, a 1", "a 2, a 2")
     named = [cell({"tuning.name": "head", "x": a, "y": b}, 0.5) for a in ("p", "p, q") for b in ("q, r", "r")]
-    found = pivot(of_rows(named, axes=("tuning.name", "x", "y")))
-    assert found.header[1:] == ("p, q, r", "p, r", "p, q, q, r", "p, q, r")
-    assert [len(row) for row in found.rows] == [5]
+    result = pivot(of_rows(named, axes=("tuning.name", "x", "y")))
+    assert result.header[1:] == ("p, q, r", "p, r", "p, q, q, r", "p, q, r")
+    assert [len(row) for row in result.rows] == [5]
 
 
-def test_a_failure_is_told_with_the_searched_value_where_there_is_one():
+def test_a_failure_is_reported_with_the_searched_value_if_there_is_one():
     rows = [
         cell({"seed": "1"}, state=FAILED, reason="a", **{"client.lr": 0.1}),
         cell({"seed": "2"}, state=FAILED, reason="b", run=""),

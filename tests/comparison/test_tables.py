@@ -39,7 +39,7 @@ def test_the_table_has_plain_numbers_and_units_in_its_header():
     }
 
 
-def test_the_relative_cost_is_told_where_groups_travelled_less_often():
+def test_the_relative_cost_is_shown_if_groups_travelled_less_often():
     cheaper = invented(METHODS, relative_cost=0.4217)
     assert [row["relative_cost"] for row in rows(table_csv(cheaper)) + rows(cells_csv(cheaper))] == ["0.4217"] * 6
     assert "| MiB in total | relative cost, % | time |" in table_md(cheaper)
@@ -155,6 +155,12 @@ def test_a_table_in_latex_has_formulas_lines_and_a_caption():
     assert r"mean $\pm$ sample standard deviation over the seeds" in captions[0]
     assert r"unless \texttt{data.evaluate\_on} says otherwise" in captions[0]
     assert r"\label{tab:invented-x-groups}" in lines
+
+
+def test_a_spreadsheet_runs_no_header_and_no_label():
+    comparison = of_rows([cell({"=axis()": "@label"}, 0.5)], axes=("=axis()",))
+    for text in (table_csv(comparison), cells_csv(comparison)):
+        assert rows(text)[0]["'=axis()"] == "'@label"
 
 
 def test_no_name_leaves_its_place_in_latex():

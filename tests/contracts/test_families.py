@@ -119,7 +119,7 @@ def test_a_method_runs_on_a_family_or_is_refused(name: str, family: str):
     with lanes.training([rows] * lanes.num, [stream(0, lane) for lane in range(lanes.num)]):
         logits = backbone.logits(inputs)
     assert logits.shape == (3, 3)
-    trained = [backbone.module.get_parameter(each) for each in spec if spec.tensors[each].trained]
+    trained = [backbone.module.get_parameter(item) for item in spec if spec.tensors[item].trained]
     gradients = torch.autograd.grad(logits.square().sum(), trained, allow_unused=True)
     assert any(gradient is not None and gradient.abs().max() > 0 for gradient in gradients)
     assert all(gradient is None or gradient.isfinite().all() for gradient in gradients)

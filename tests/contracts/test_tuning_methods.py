@@ -91,7 +91,7 @@ def test_a_tuning_method_keeps_every_contract_on_more_families(method: TuningMet
 
 @pytest.mark.parametrize(("method", "family"), cases(enough=False))
 def test_a_tuning_method_keeps_what_needs_no_training_on_more_families(method: TuningMethod, family: str):
-    sentences = {sentence_of(each) for each in UNTRAINED}
+    sentences = {sentence_of(item) for item in UNTRAINED}
     untrained = [contract for contract in contracts(method, models=(family,)) if contract.sentence in sentences]
     assert len(untrained) == len(UNTRAINED)
     for contract in untrained:

@@ -24,9 +24,9 @@ def test_each_epoch_has_every_row_once_and_a_ragged_batch_at_its_end(
     rows: list[int], batch_size: int, num_epochs: int, seed: int
 ):
     per_epoch = -(-len(rows) // batch_size)
-    found = list(batches(torch.tensor(rows), batch_size, num_epochs * per_epoch, epochs(seed)))
-    for start in range(0, len(found), per_epoch):
-        epoch = found[start : start + per_epoch]
+    result = list(batches(torch.tensor(rows), batch_size, num_epochs * per_epoch, epochs(seed)))
+    for start in range(0, len(result), per_epoch):
+        epoch = result[start : start + per_epoch]
         assert sorted(torch.cat(epoch).tolist()) == sorted(rows)
         assert [len(batch) for batch in epoch[:-1]] == [batch_size] * (per_epoch - 1)
         assert len(epoch[-1]) == (len(rows) - 1) % batch_size + 1

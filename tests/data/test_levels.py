@@ -55,8 +55,8 @@ def test_folders_that_can_be_read_in_several_ways_are_refused_with_each(paths, w
 
 
 def test_where_files_are_called_by_their_class_only_splits_are_looked_for():
-    found = infer_levels(places("a/train", "b/train", "a/test"), ["train", "test"], needs_label=False)
-    assert found == ("*", "split")
+    result = infer_levels(places("a/train", "b/train", "a/test"), ["train", "test"], needs_label=False)
+    assert result == ("*", "split")
     assert infer_levels(places("a/b", "c/d"), ["train", "test"], needs_label=False) == ()
 
 

@@ -83,7 +83,7 @@ def test_the_readme_of_a_repository_says_which_files_are_which_subset(tmp_path):
         load(tmp_path, subset="huge")
 
 
-def test_a_column_tells_training_rows_from_test_rows(tmp_path):
+def test_a_column_separates_training_rows_from_test_rows(tmp_path):
     rows = "".join(f"words {n},{'ab'[n % 2]},{('Train', 'Train', 'test')[n % 3]}\n" for n in range(12))
     (tmp_path / "d.csv").write_text(f"text,label,Split\n{rows}")
     raw = load(tmp_path / "d.csv")

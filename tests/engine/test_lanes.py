@@ -128,7 +128,7 @@ def test_every_client_takes_exactly_its_steps_by_epochs(lanes: int):
     }
 
 
-def test_every_client_takes_exactly_the_steps_it_is_told():
+def test_every_client_takes_exactly_the_configured_steps():
     engine = linear_engine([0.0] * 12, [0] * 12, lanes=2, rule=OneEach(), batch_size=4, local_steps=5)
     deltas = train(engine, [2, 9, 1])
     assert [deltas[client]["head.bias"].tolist() for client in range(3)] == [[-5.0, -5.0]] * 3

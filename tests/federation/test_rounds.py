@@ -394,7 +394,7 @@ def test_a_round_with_too_many_missing_replies_does_not_count_and_no_client_is_a
     assert running.runtime.accepted == [()]
 
 
-def test_clients_are_told_that_their_replies_entered_the_mean():
+def test_clients_are_informed_that_their_replies_are_in_the_mean():
     running = federation(lambda plan: [reply(0), Reply(1, 0, b"", fault=Fault("out of memory")), reply(2)])
     outcomes(running)
     assert running.runtime.accepted == [(0, 2)]

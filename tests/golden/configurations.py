@@ -193,7 +193,7 @@ def _of_round(record: dict[str, Any]) -> dict[str, Any]:
     sometimes = ("interval_rounds", "unit_discrepancy", "score")
     measures = record["measures"] or {}
     by_exit = record.get("measures_by_exit", {})
-    rejections = [[each["client_id"], each["cause"]] for each in record["rejections"]]
+    rejections = [[item["client_id"], item["cause"]] for item in record["rejections"]]
     return (
         {key: record[key] for key in always}
         | {"accuracy": measures.get("accuracy"), "test_loss_nats": measures.get("loss_nats")}
@@ -206,7 +206,7 @@ def _of_round(record: dict[str, Any]) -> dict[str, Any]:
 def _of_clients(record: dict[str, Any]) -> dict[str, list[list[Any]]]:
     keys = ("client_id", "num_train", "num_eval", "lr", "accuracy_before", "accuracy_after", "loss_nats_after")
     return {
-        scope: [[row[key] for key in keys] for row in found["clients"]] for scope, found in record["scopes"].items()
+        scope: [[row[key] for key in keys] for row in result["clients"]] for scope, result in record["scopes"].items()
     }
 
 

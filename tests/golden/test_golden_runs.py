@@ -31,13 +31,13 @@ def differences(before: Any, now: Any, path: str = "") -> list[str]:
     if isinstance(before, dict) and isinstance(now, dict):
         keys = [f"{path}: keys {sorted(before)} became {sorted(now)}"] if before.keys() != now.keys() else []
         return keys + [
-            each for key in before.keys() & now.keys() for each in differences(before[key], now[key], f"{path}.{key}")
+            item for key in before.keys() & now.keys() for item in differences(before[key], now[key], f"{path}.{key}")
         ]
     if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
         return [
-            each
+            item
             for index, pair in enumerate(zip(before, now, strict=True))
-            for each in differences(*pair, f"{path}[{index}]")
+            for item in differences(*pair, f"{path}[{index}]")
         ]
     expected = pytest.approx(before, rel=1e-3, abs=1e-7) if isinstance(before, float) else before
     return [] if now == expected else [f"{path}: {before} became {now}"]

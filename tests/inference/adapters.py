@@ -43,7 +43,7 @@ def adapter_of(tuning: TuningMethod, base: Path, class_names: tuple[str, ...] = 
     """An adapter whose tensors change the logits a lot."""
     spec = tuning.apply(backbone_of(base, class_names), Lanes(1), stream(0))
     generator = torch.Generator().manual_seed(3)
-    params = {name: 0.5 * torch.randn(each.shape, generator=generator) for name, each in spec.tensors.items()}
+    params = {name: 0.5 * torch.randn(item.shape, generator=generator) for name, item in spec.tensors.items()}
     params |= {name: tensor.abs() + 0.5 for name, tensor in params.items() if name.endswith("running_var")}
     return SavedAdapter(tuning, params, str(base), class_names)
 

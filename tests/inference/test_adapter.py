@@ -82,12 +82,12 @@ def test_an_adapter_comes_back_bit_for_bit(tuning, family, checkpoint, tmp_path)
         tuning = Lora(r=2, target_modules=("q", "fc1"))
     base = checkpoint(family)
     written = write(tmp_path / "adapter", family, tuning, base)
-    found = read_adapter(tmp_path / "adapter", backbone_of(base).anatomy)
-    assert sorted(found.params) == sorted(written.params)
-    assert all(torch.equal(found.params[name], tensor) for name, tensor in written.params.items())
-    assert (found.tuning.name, found.base, found.class_names) == (tuning.name, str(base), CLASS_NAMES)
+    result = read_adapter(tmp_path / "adapter", backbone_of(base).anatomy)
+    assert sorted(result.params) == sorted(written.params)
+    assert all(torch.equal(result.params[name], tensor) for name, tensor in written.params.items())
+    assert (result.tuning.name, result.base, result.class_names) == (tuning.name, str(base), CLASS_NAMES)
     inputs = inputs_of(family)
-    assert torch.equal(our_logits(found, backbone_of(base), inputs), our_logits(written, backbone_of(base), inputs))
+    assert torch.equal(our_logits(result, backbone_of(base), inputs), our_logits(written, backbone_of(base), inputs))
 
 
 @pytest.mark.parametrize("family", ["resnet", "fedelta_resnet"])
@@ -95,11 +95,11 @@ def test_an_adapter_comes_back_bit_for_bit(tuning, family, checkpoint, tmp_path)
 def test_an_adapter_of_a_convolutional_network_comes_back_bit_for_bit(tuning, family, checkpoint, tmp_path):
     base = checkpoint(family)
     written = write(tmp_path / "adapter", family, tuning, base)
-    found = read_adapter(tmp_path / "adapter", backbone_of(base).anatomy)
-    assert sorted(found.params) == sorted(written.params)
-    assert all(torch.equal(found.params[name], tensor) for name, tensor in written.params.items())
+    result = read_adapter(tmp_path / "adapter", backbone_of(base).anatomy)
+    assert sorted(result.params) == sorted(written.params)
+    assert all(torch.equal(result.params[name], tensor) for name, tensor in written.params.items())
     inputs = inputs_of(family)
-    assert torch.equal(our_logits(found, backbone_of(base), inputs), our_logits(written, backbone_of(base), inputs))
+    assert torch.equal(our_logits(result, backbone_of(base), inputs), our_logits(written, backbone_of(base), inputs))
 
 
 @pytest.mark.parametrize("tuning", [Parallel(), Lora(r=2, target_modules="all-conv")], ids=lambda tuning: tuning.name)
@@ -139,7 +139,7 @@ def test_the_same_adapter_gives_the_same_bytes(adapter, tmp_path):
     assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes() for name in names)
 
 
-def test_the_card_tells_of_the_run_and_how_to_load(adapter, tmp_path):
+def test_the_card_describes_the_run_and_how_to_load(adapter, tmp_path):
     card = {
         "rounds": 30, "num_clients": 64, "final_accuracy": 0.91257, "uplink_bytes": 3 * 2**20, "wall_seconds": 61.25,
         "best_accuracy": None, "modality": "image", "extra_inputs": {},
@@ -179,8 +179,8 @@ MODELS = {
 def test_what_makes_the_base_model_comes_back(case, adapter, tmp_path):
     written = replace(adapter, model=MODELS[case], seed=7, preparation=Preparation(max_length=9))
     write_adapter(tmp_path / "a", written, VIT, {})
-    found = read_adapter(tmp_path / "a")
-    assert (found.model, found.seed, found.preparation) == (MODELS[case], 7, Preparation(max_length=9))
+    result = read_adapter(tmp_path / "a")
+    assert (result.model, result.seed, result.preparation) == (MODELS[case], 7, Preparation(max_length=9))
 
 
 def test_the_adapter_that_a_run_started_from_is_not_kept(adapter, tmp_path):
@@ -195,8 +195,8 @@ def test_an_adapter_made_elsewhere_says_nothing_of_its_run(adapter, tmp_path):
         tmp_path / "a", replace(adapter, model=MODELS["a size"], seed=7, preparation=Preparation(max_length=9)), VIT, {}
     )
     (tmp_path / "a/fedelta.json").unlink()
-    found = read_adapter(tmp_path / "a")
-    assert (found.class_names, found.model, found.seed, found.preparation) == (None, None, 0, Preparation())
+    result = read_adapter(tmp_path / "a")
+    assert (result.class_names, result.model, result.seed, result.preparation) == (None, None, 0, Preparation())
 
 
 def test_a_bundled_base_keeps_its_name(adapter, tmp_path):

@@ -51,30 +51,30 @@ def fixed_heads() -> Predictor:
 def test_the_first_exit_that_is_sure_answers_and_else_the_last(confidence, label, exit, probability):
     predictor = fixed_heads()
     runs = counted(predictor)
-    (found,) = predictor.predict(random_images(1), confidence=confidence)
-    assert (found.label, found.exit) == (label, exit)
-    assert found.probability == pytest.approx(probability, abs=1e-6)
+    (result,) = predictor.predict(random_images(1), confidence=confidence)
+    assert (result.label, result.exit) == (label, exit)
+    assert result.probability == pytest.approx(probability, abs=1e-6)
     assert runs == dict.fromkeys(range(1, exit + 1), 1)
 
 
 def test_each_example_stops_where_it_is_sure(predictor):
     images = random_images(12)
     by_exit = [predictor.predict(images, exit=number) for number in (1, 2, 3)]
-    threshold = sorted(each.probability for each in by_exit[0])[6]  # half of them stop at exit 1
+    threshold = sorted(item.probability for item in by_exit[0])[6]  # half of them stop at exit 1
     expected = [
-        next((each for each in answers if each.probability >= threshold - 1e-6), answers[-1])
+        next((item for item in answers if item.probability >= threshold - 1e-6), answers[-1])
         for answers in zip(*by_exit, strict=True)
     ]
-    found = predictor.predict(images, confidence=threshold - 1e-6)
-    assert [each.exit for each in found] == [each.exit for each in expected]
-    assert len({each.exit for each in found}) > 1
-    for one, other in zip(found, expected, strict=True):
+    result = predictor.predict(images, confidence=threshold - 1e-6)
+    assert [item.exit for item in result] == [item.exit for item in expected]
+    assert len({item.exit for item in result}) > 1
+    for one, other in zip(result, expected, strict=True):
         assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
 
 
 def test_an_exit_computes_nothing_above_it_and_the_last_is_the_model(predictor):
     images, runs = random_images(3), counted(predictor)
-    assert [each.exit for each in predictor.predict(images, exit=2)] == [2, 2, 2]
+    assert [item.exit for item in predictor.predict(images, exit=2)] == [2, 2, 2]
     assert runs == {1: 1, 2: 1}
     assert predictor.predict(images, exit=3) == predictor.predict(images)
     assert predictor.predict(images, exit=1) != predictor.predict(images, exit=2)
@@ -85,9 +85,9 @@ def test_an_answer_runs_one_block_more(predictor):
     answers = predictor.answers(image)
     assert not runs
     for number in (1, 2, 3):
-        found = next(answers)
+        result = next(answers)
         assert runs == dict.fromkeys(range(1, number + 1), 1)
-        assert found.exit == number
+        assert result.exit == number
         assert torch.is_grad_enabled()  # the caller's, between two answers
     assert next(answers, None) is None
 
@@ -96,13 +96,13 @@ def test_answers_do_not_disturb_each_other(predictor):
     one, other = random_images(2)
     expected = list(predictor.answers(one)), list(predictor.answers(other))
     first, second = predictor.answers(one), predictor.answers(other)
-    found: tuple[list[object], list[object]] = ([], [])
+    result: tuple[list[object], list[object]] = ([], [])
     for _ in range(3):
-        found[0].append(next(first))
+        result[0].append(next(first))
         predictor.predict([other])  # the whole model, in the middle of two walks
-        found[1].append(next(second))
-    assert found == expected
-    assert [each.exit for each in expected[0]] == [1, 2, 3]
+        result[1].append(next(second))
+    assert result == expected
+    assert [item.exit for item in expected[0]] == [1, 2, 3]
     assert expected[0] == [predictor.predict([one], exit=number)[0] for number in (1, 2, 3)]
 
 
@@ -156,16 +156,16 @@ def test_flops_are_two_for_a_multiplication():
     embeddings = 2 * 4 * 48 * 16
     block = 2 * (4 * 5 * 16 * 16 + 2 * 5 * 5 * 16 + 2 * 5 * 16 * 24)
     head = 2 * 16 * 3
-    found = calibrate(predictor_of(ExitHeads()).backbone)
-    assert found.flops == tuple(embeddings + number * block + head for number in (1, 2, 3))
+    result = calibrate(predictor_of(ExitHeads()).backbone)
+    assert result.flops == tuple(embeddings + number * block + head for number in (1, 2, 3))
 
 
 def test_milliseconds_rise_with_the_exits_and_belong_to_a_machine():
     backbone = predictor_of(ACCUMULATOR, lanes=3).backbone
-    found = calibrate(backbone)
-    assert 0 < found.milliseconds[0] <= found.milliseconds[1] <= found.milliseconds[2]
-    assert found.machine == machine(torch.device("cpu"))
-    assert found.machine["num_threads"] == torch.get_num_threads()
+    result = calibrate(backbone)
+    assert 0 < result.milliseconds[0] <= result.milliseconds[1] <= result.milliseconds[2]
+    assert result.machine == machine(torch.device("cpu"))
+    assert result.machine["num_threads"] == torch.get_num_threads()
 
 
 def test_costs_are_measured_once_on_a_machine(tmp_path, monkeypatch):

@@ -46,7 +46,7 @@ def test_the_head_of_an_adapter_gets_the_order_of_the_data(family, tuning, check
     torch.testing.assert_close(logits, expected)
 
 
-def test_an_adapter_without_a_head_stands_on_that_of_the_checkpoint_by_name(checkpoint):
+def test_an_adapter_without_a_head_uses_that_of_the_checkpoint_by_name(checkpoint):
     base, tuning = checkpoint("vit"), Lora(r=2, train_head=False)
     adapter = adapter_of(tuning, base)
     expected = our_logits(adapter, backbone_of(base), inputs_of("vit"))[:, ORDER]

@@ -23,24 +23,24 @@ onnxruntime = pytest.importorskip("onnxruntime")
 
 def run(path: Path, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    names = [each.name for each in session.get_outputs()]
-    found = session.run(names, {name: tensor.numpy() for name, tensor in inputs.items()})
-    return {name: torch.from_numpy(each) for name, each in zip(names, found, strict=True)}
+    names = [item.name for item in session.get_outputs()]
+    result = session.run(names, {name: tensor.numpy() for name, tensor in inputs.items()})
+    return {name: torch.from_numpy(item) for name, item in zip(names, result, strict=True)}
 
 
 def test_one_file_has_all_exits_and_one_each_ends_at_a_chosen_exit(tmp_path):
     predictor = predictor_of(ACCUMULATOR, lanes=2)  # the second lane stays behind
-    found = export_onnx(predictor, tmp_path / "out", [3, 1])
+    result = export_onnx(predictor, tmp_path / "out", [3, 1])
     files = ["exit-1.onnx", "exit-3.onnx", "model.onnx"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [*files[:2], "export.json", files[2]]
-    assert sorted(found.differences) == files
-    assert max(found.differences.values()) <= 1e-4
+    assert sorted(result.differences) == files
+    assert max(result.differences.values()) <= 1e-4
     images = random_images(5)
     inputs = predictor.backbone.modality.transform(torch.stack(images))
     whole = run(tmp_path / "out/model.onnx", inputs)
     assert list(whole) == ["logits_1", "logits_2", "logits_3"]
     for number, (name, logits) in enumerate(whole.items(), start=1):
-        probabilities = [list(each.probabilities.values()) for each in predictor.predict(images, exit=number)]
+        probabilities = [list(item.probabilities.values()) for item in predictor.predict(images, exit=number)]
         torch.testing.assert_close(logits.softmax(1), torch.tensor(probabilities), atol=1e-5, rtol=0)
         if number != 2:
             (alone,) = run(tmp_path / f"out/exit-{number}.onnx", inputs).items()
@@ -61,7 +61,7 @@ def test_one_file_has_all_exits_and_one_each_ends_at_a_chosen_exit(tmp_path):
 def test_texts_of_any_number_and_length_go_in(tuning, outputs, checkpoint, tmp_path):
     write(tmp_path / "adapter", "bert", tuning, checkpoint("bert"))
     predictor = Predictor.from_adapter(tmp_path / "adapter")
-    found = export_onnx(predictor, tmp_path / "out", [1] if len(outputs) > 1 else None)
+    result = export_onnx(predictor, tmp_path / "out", [1] if len(outputs) > 1 else None)
     inputs = inputs_of("bert")  # 4 texts of 7 tokens; two of them shorter now
     inputs["attention_mask"][2:, 5:] = 0
     logits = run(tmp_path / "out/model.onnx", inputs)
@@ -71,7 +71,7 @@ def test_texts_of_any_number_and_length_go_in(tuning, outputs, checkpoint, tmp_p
     described = json.loads((tmp_path / "out/export.json").read_text())
     assert described["inputs"] == ["input_ids", "attention_mask"]
     assert described["preprocessing"]["kind"] == "text"
-    assert len(found.differences) == len(outputs)
+    assert len(result.differences) == len(outputs)
     assert not any(layer.training for layer in predictor.backbone.module.modules())
 
 

@@ -102,10 +102,10 @@ def test_stock_peft_computes_the_logits_of_our_adapter(case, checkpoint, tmp_pat
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             stock = peft.PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()
-        found = stock(**inputs).logits
-    assert [str(each.message) for each in caught if "is_gradient_checkpointing" not in str(each.message)] == []
-    torch.testing.assert_close(found, expected, **(RELATIVE if "resnet" in family else TOLERANCE))
-    assert (found - untuned).abs().max() > 0.05
+        result = stock(**inputs).logits
+    assert [str(item.message) for item in caught if "is_gradient_checkpointing" not in str(item.message)] == []
+    torch.testing.assert_close(result, expected, **(RELATIVE if "resnet" in family else TOLERANCE))
+    assert (result - untuned).abs().max() > 0.05
 
 
 def test_stock_peft_gives_a_base_model_of_other_classes_our_head(checkpoint, tmp_path):
@@ -113,8 +113,8 @@ def test_stock_peft_gives_a_base_model_of_other_classes_our_head(checkpoint, tmp
     adapter = write(tmp_path / "adapter", "vit", Lora(r=2), base, names)
     stock = peft.PeftModel.from_pretrained(base_of("vit", base, num_labels=5), tmp_path / "adapter").eval()
     with torch.no_grad():
-        found = stock(**inputs).logits
-    torch.testing.assert_close(found, our_logits(adapter, backbone_of(base, names), inputs), **TOLERANCE)
+        result = stock(**inputs).logits
+    torch.testing.assert_close(result, our_logits(adapter, backbone_of(base, names), inputs), **TOLERANCE)
 
 
 def test_stock_peft_computes_our_logits_at_another_image_size(checkpoint, tmp_path):
@@ -127,8 +127,8 @@ def test_stock_peft_computes_our_logits_at_another_image_size(checkpoint, tmp_pa
     write_adapter(tmp_path / "adapter", adapter, backbone.anatomy, card)
     stock = peft.PeftModel.from_pretrained(base_of("vit", base), tmp_path / "adapter").eval()
     with torch.no_grad():
-        found = stock(**inputs, interpolate_pos_encoding=True).logits
-    torch.testing.assert_close(found, our_logits(adapter, backbone, inputs), **TOLERANCE)
+        result = stock(**inputs, interpolate_pos_encoding=True).logits
+    torch.testing.assert_close(result, our_logits(adapter, backbone, inputs), **TOLERANCE)
     assert "`model(pixel_values, interpolate_pos_encoding=True)`" in (tmp_path / "adapter/README.md").read_text()
 
 
@@ -147,9 +147,9 @@ def test_the_code_in_the_card_gives_the_logits_of_our_adapter(family, checkpoint
     exec(stock.replace("path/of/this/directory", str(tmp_path / "adapter")), scope)
     exec(ours.replace("path/of/this/directory", str(tmp_path / "adapter")).replace(".predict([...])", ""), scope)
     with torch.no_grad():
-        found = scope["model"](**inputs).logits
+        result = scope["model"](**inputs).logits
     tolerance = RELATIVE if family == "fedelta_resnet" else TOLERANCE
-    torch.testing.assert_close(found, our_logits(adapter, backbone_of(base, names), inputs), **tolerance)
+    torch.testing.assert_close(result, our_logits(adapter, backbone_of(base, names), inputs), **tolerance)
 
 
 @pytest.mark.parametrize("family", ["vit", "roberta", "distilbert"])
@@ -236,9 +236,9 @@ def test_we_compute_the_logits_of_an_adapter_made_by_stock_peft(case, checkpoint
     expected = stock_adapter(tmp_path / "adapter", family, base, fields)
     backbone = backbone_of(base)
     adapter = read_adapter(tmp_path / "adapter", backbone.anatomy)
-    found = our_logits(adapter, backbone, inputs_of(family))
-    torch.testing.assert_close(found, expected, **(RELATIVE if "resnet" in family else TOLERANCE))
-    assert (found - base_of(family, base)(**inputs_of(family)).logits).abs().max() > 0.05
+    result = our_logits(adapter, backbone, inputs_of(family))
+    torch.testing.assert_close(result, expected, **(RELATIVE if "resnet" in family else TOLERANCE))
+    assert (result - base_of(family, base)(**inputs_of(family)).logits).abs().max() > 0.05
     assert adapter.base == str(base)
     assert adapter.class_names is None
 

@@ -47,7 +47,7 @@ def test_stock_peft_computes_our_logits_and_we_compute_its(base: Path, tmp_path:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         stock = peft.PeftModel.from_pretrained(stock_of(base), tmp_path / "ours").eval()
-    assert not [each for each in caught if "fan_in_fan_out" in str(each.message)]
+    assert not [item for item in caught if "fan_in_fan_out" in str(item.message)]
     torch.testing.assert_close(stock(**inputs()).logits, our_logits(ours, backbone_of(base), inputs()))
 
     config = peft.LoraConfig(r=2, task_type="SEQ_CLS", target_modules=targets, fan_in_fan_out=is_transposed)

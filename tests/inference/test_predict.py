@@ -134,8 +134,8 @@ def test_many_examples_are_answered_in_order(predictor):
     images = list(random_images(70))
     together = predictor.predict(images)
     alone = [predictor.predict([image])[0] for image in images]
-    assert [each.label for each in together] == [each.label for each in alone]
-    assert [each.probability for each in together] == pytest.approx([each.probability for each in alone], abs=1e-5)
+    assert [item.label for item in together] == [item.label for item in alone]
+    assert [item.probability for item in together] == pytest.approx([item.probability for item in alone], abs=1e-5)
     assert predictor.predict([]) == []
 
 
@@ -242,8 +242,10 @@ def test_a_base_model_of_an_architecture_alone_is_made_again(tmp_path):
     adapter = SavedAdapter(Head(), params, "", CLASS_NAMES, model=model, seed=6)
     write_adapter(tmp_path / "a", adapter, backbone.anatomy, {})
     expected = our_logits(adapter, backbone, backbone.modality.transform(images)).double().softmax(1)
-    found = [list(each.probabilities.values()) for each in Predictor.from_adapter(tmp_path / "a").predict(list(images))]
-    assert found == expected.tolist()
+    results = [
+        list(item.probabilities.values()) for item in Predictor.from_adapter(tmp_path / "a").predict(list(images))
+    ]
+    assert results == expected.tolist()
 
 
 def test_a_run_at_another_image_size_answers_at_that_size(checkpoint, tmp_path):
@@ -253,8 +255,8 @@ def test_a_run_at_another_image_size_answers_at_that_size(checkpoint, tmp_path):
     backbone = build(ModelSource(source=str(base), image_size=32), CLASS_NAMES, seed=0)
     inputs = backbone.modality.transform(images)
     expected = our_logits(adapter_of(Lora(r=2), base), backbone, inputs).double().softmax(1)
-    found = [list(each.probabilities.values()) for each in predictor.predict(list(images))]
-    torch.testing.assert_close(torch.tensor(found, dtype=torch.float64), expected, rtol=0, atol=1e-6)
+    results = [list(item.probabilities.values()) for item in predictor.predict(list(images))]
+    torch.testing.assert_close(torch.tensor(results, dtype=torch.float64), expected, rtol=0, atol=1e-6)
 
 
 def test_random_base_weights_are_those_of_the_run(checkpoint, tmp_path):
@@ -279,8 +281,8 @@ def test_what_is_no_finished_run_is_refused(checkpoint, tmp_path):
 # `ModelSource()` is what a run with a backbone of the caller's own records.
 @pytest.mark.parametrize("recorded", [None, ModelSource()], ids=["no model", "an empty model"])
 def test_an_adapter_without_a_base_model_asks_for_one(recorded, checkpoint, tmp_path):
-    found = adapter_of(Head(), checkpoint("vit"))
-    nameless = SavedAdapter(found.tuning, found.params, "", CLASS_NAMES, model=recorded)
+    result = adapter_of(Head(), checkpoint("vit"))
+    nameless = SavedAdapter(result.tuning, result.params, "", CLASS_NAMES, model=recorded)
     write_adapter(tmp_path / "a", nameless, ANATOMIES["vit"], {})
     with pytest.raises(AdapterError, match="does not name its base model"):
         Predictor.from_adapter(tmp_path / "a")

@@ -80,17 +80,17 @@ def test_what_fails_half_way_leaves_nothing_behind(tmp_path):
 
 def test_the_lines_are_those_of_the_evaluated_set_and_agree_with_the_measures(tmp_path):
     result = Experiment.from_toml(write_small(tmp_path), ["data.evaluate_on=validation"]).run(tmp_path / "run")
-    found = evaluate_adapter(result.path, predictions=tmp_path / "p.csv")
+    observed = evaluate_adapter(result.path, predictions=tmp_path / "p.csv")
     rows = list(csv.DictReader((tmp_path / "p.csv").read_text().splitlines()))
     test = result.assembly.data.test
     assert [row["row"] for row in rows] == [str(number) for number in test.numbers.tolist()]
-    assert sum(row["label"] == row["predicted"] for row in rows) / len(rows) == found.measures["accuracy"]
+    assert sum(row["label"] == row["predicted"] for row in rows) / len(rows) == observed.measures["accuracy"]
     # Every client gave up some of its own rows.
-    for client, values in found.by_client.items():
+    for client, values in observed.by_client.items():
         own = [row for row in rows if row["client"] == str(client)]
         assert len(own) == values["num_examples"] == int((test.clients == client).sum())
         assert sum(row["label"] == row["predicted"] for row in own) / len(own) == values["accuracy"]
-    assert set(found.by_client) == set(test.clients.tolist())
+    assert set(observed.by_client) == set(test.clients.tolist())
 
 
 def test_clients_that_keep_norms_have_no_answers_in_common(tmp_path):
@@ -99,7 +99,7 @@ def test_clients_that_keep_norms_have_no_answers_in_common(tmp_path):
     with pytest.raises(InputError, match="there is no one model whose answers could be written"):
         evaluate_adapter(result.path, predictions=tmp_path / "p.csv")
     assert not (tmp_path / "p.csv").exists()
-    found = evaluate_adapter(result.path)
-    assert found.measures == result.measures
+    observed = evaluate_adapter(result.path)
+    assert observed.measures == result.measures
     # The counts of all models together, each on the whole test set.
-    assert found.confusion.num_examples == 60 * len(kept(result.assembly.site))
+    assert observed.confusion.num_examples == 60 * len(kept(result.assembly.site))

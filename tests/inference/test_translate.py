@@ -106,11 +106,11 @@ def test_lora_of_transformers_4_gives_the_logits_of_folding_it_there(family: str
     with torch.no_grad():
         before = backbone.logits(inputs)
         install(read_adapter(tmp_path / "lora"), backbone)
-        found = backbone.logits(inputs)
+        result = backbone.logits(inputs)
         safetensors.torch.save_file(tensors, tmp_path / "base" / "model.safetensors", {"format": "pt"})
         expected = backbone_at(tmp_path / "base").logits(inputs)
     assert (expected - before).abs().max() > 0.05
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_settings_name_the_layers_of_today(tmp_path: Path):

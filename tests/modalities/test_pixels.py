@@ -194,7 +194,7 @@ def test_colour_of_sixteen_bits_that_uses_few_of_them_is_refused():
         check_colour([15, 7])
 
 
-def test_the_header_tells_whether_a_file_has_several_images():
+def test_the_header_shows_whether_a_file_has_several_images():
     first, second = Image.fromarray(COLOUR), Image.fromarray(255 - COLOUR)
     for kind in ("GIF", "TIFF", "WEBP"):
         assert read_header(encoded(first, kind, save_all=True, append_images=[second])).has_frames, kind

@@ -54,7 +54,7 @@ def test_a_layer_plays_a_role_by_its_whole_path(path: str, role: str, plays: boo
     assert anatomy.plays(path, role) is plays
 
 
-def test_blocks_of_stages_are_told_apart_by_number():
+def test_blocks_of_stages_are_distinguished_by_number():
     anatomy = Anatomy(("head",), blocks="encoder.layers.*.blocks", roles={"fc2": "mlp.fc2"})
     assert anatomy.block_of("encoder.layers.2.blocks.0.mlp.fc2") == ("encoder.layers.2.blocks.0", "mlp.fc2")
     assert anatomy.block_of("encoder.layers.2.blocks.0") == ("encoder.layers.2.blocks.0", "")

@@ -123,7 +123,7 @@ def test_a_tensor_that_is_missing_inside_the_base_model_is_an_error(tmp_path: Pa
 
 
 @pytest.mark.parametrize("family", ["clip", "siglip"])
-def test_a_composed_configuration_tells_the_size_of_images(family: str, tmp_path: Path):
+def test_a_composed_configuration_has_the_size_of_images(family: str, tmp_path: Path):
     save_as(family, {"clip": "CLIPModel", "siglip": "SiglipModel"}[family], tmp_path)
     backbone = load(tmp_path)
     assert (backbone.modality.image_size, backbone.extra_inputs) == (16, {})

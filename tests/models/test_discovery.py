@@ -89,7 +89,7 @@ def test_what_could_be_two_attentions_is_none():
     assert (discovery.blocks, discovery.layers) == ("", {})
 
 
-def test_an_attention_that_stands_alone_is_none():
+def test_an_attention_outside_a_list_of_blocks_is_none():
     assert discover(Block()).layers == {}
 
 

@@ -173,7 +173,7 @@ def test_names_with_numbers_are_matched_by_these_and_not_by_their_letters(old, d
 
 
 @pytest.mark.parametrize("data_names", ["{}", "LABEL_{}"])
-def test_numbers_of_the_data_stand_for_the_names_of_the_checkpoint(data_names, tmp_path: Path, caplog):
+def test_numbers_in_the_data_are_matched_with_names_of_the_checkpoint(data_names, tmp_path: Path, caplog):
     path = save_with("vit", tmp_path, tuple(TWELVE))
     expected = logits(load(path, tuple(TWELVE)))
     names = sorted(data_names.format(label) for label in range(12))

@@ -16,6 +16,7 @@ from fedelta.params import Params, ParamSpec, TensorSpec, add
 from fedelta.settings import Settings
 from fedelta.strategies.base import CombinedUpdates, RoundPlan, State, uniform
 from fedelta.strategies.cohort import ChosenMean, Rounds
+from fedelta.tasks.base import Sums
 from fedelta.tasks.classification import Classification
 from fedelta.tuning.base import merge_head, misfit, replace, role_paths, specification, tune_head, untouched
 from fedelta.tuning.lanes import Lanes, Wrapper, lane_parameter
@@ -98,3 +99,8 @@ class Smoothed(Classification):
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross entropy with some of the weight on every class."""
         return nn.functional.cross_entropy(outputs, targets, reduction="none", label_smoothing=self.smoothing)
+
+    def sums(self, outputs: Tensor, targets: Tensor) -> Sums:
+        """Correct answers, and the loss that is minimised in place of the plain cross entropy."""
+        loss = float(self.losses(outputs, targets).double().sum())
+        return Sums(super().sums(outputs, targets).totals | {self.loss.name: (loss, len(targets))})

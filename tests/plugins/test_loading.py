@@ -15,6 +15,7 @@ import fedelta
 from fedelta.catalog import STRATEGIES, TUNING_METHODS
 from fedelta.config import parse_config
 from fedelta.errors import ConfigError, PluginError
+from fedelta.plugins import blame, for_processes, loaded_files
 from fedelta.settings import loading
 from fedelta.strategies.fedavg import FedAvg
 
@@ -60,6 +61,11 @@ def write(tmp_path: Path) -> Callable[..., Path]:
         (b"x = '\xff'\n", "is no Python: ", "try it alone"),
         (b"x = 1\x00\n", "is no Python: ", "try it alone"),
         ("import sys\nsys.exit(3)\n", "fails when it is imported in line 2: SystemExit: 3", "__main__"),
+        (
+            "class E(Exception):\n    def __str__(self):\n        return 1\nraise E\n",
+            "line 4: E: (its message",
+            "try it alone",
+        ),
         ("raise KeyboardInterrupt\n", "fails when it is imported in line 1: KeyboardInterrupt", "__main__"),
         ("", "no public class in it has `apply` and `merge` (tuning method); ", "docs/plugins.md"),
         ("from fedelta.strategies.fedavg import FedAvg\n", "no public class in it has", "docs/plugins.md"),
@@ -107,7 +113,7 @@ def test_a_file_may_be_given_twice_and_two_files_may_have_one_name(write: Any):
     assert STRATEGIES["mine"] is kind
 
 
-def test_a_file_that_was_edited_takes_the_place_of_its_older_self(write: Any):
+def test_an_edited_file_replaces_its_earlier_version(write: Any):
     fedelta.load_plugin(write(STRATEGY))
     fedelta.load_plugin(write(STRATEGY.replace("ine", "ore")))
     assert "mine" not in STRATEGIES
@@ -154,6 +160,22 @@ BROKEN = {
         "lanes: Lanes) -> ParamSpec",
         "has `apply(self, backbone, lanes)`, expected `apply(self, backbone, lanes, generator)`",
     ),
+    "parameters by name only": (
+        "lanes: Lanes, generator: Generator) -> ParamSpec",
+        "lanes: Lanes, *, generator: Generator) -> ParamSpec",
+        "has `apply(self, backbone, lanes, *, generator)`, expected `apply(self, backbone, lanes, generator)`",
+    ),
+    "one parameter too many": (
+        "lanes: Lanes, generator: Generator) -> ParamSpec",
+        "lanes: Lanes, generator: Generator, *, strength: float) -> ParamSpec",
+        "has `apply(self, backbone, lanes, generator, *, strength)`, expected",
+    ),
+    "a static method": (
+        "    def merge(self, backbone",
+        "    @staticmethod\n    def merge(backbone",
+        "has a staticmethod `merge`, expected the method `merge(self, backbone)`",
+    ),
+    "a coroutine": ("    def merge(", "    async def merge(", "has `merge` with `async` or `yield`, expected a method"),
     "no value": (
         "    max_lanes: ClassVar[int | None] = None\n",
         "",
@@ -189,13 +211,36 @@ def test_a_class_that_breaks_its_contract_is_refused(write: Any, broken: str):
     assert "damped" not in STRATEGIES  # all or none
 
 
-def test_all_problems_stand_in_one_message(write: Any):
+def test_all_problems_are_in_one_message(write: Any):
     content = (
         STRANGER.read_text().replace("    def merge(", "    def _merge(").replace("    def update(", "    def _update(")
     )
     with pytest.raises(PluginError) as caught:
         fedelta.load_plugin(write(content))
     assert caught.value.message.count("\n  - ") == 2
+
+
+# The client's side of a strategy has a `start`, as a mean has.
+HELPER = """
+class Controls:
+    def start(self, spec):
+        return {}
+"""
+
+
+def test_a_helper_class_with_a_method_of_a_kind_is_left_alone(write: Any):
+    assert fedelta.load_plugin(write(HELPER + STRATEGY)) == ["strategy.name = 'mine'"]
+
+
+def test_a_file_with_such_a_class_alone_is_told_what_it_lacks(write: Any):
+    with pytest.raises(PluginError, match="`Controls`, a mean by its methods, is not derived"):
+        fedelta.load_plugin(write(HELPER))
+
+
+def test_a_class_beside_one_that_is_no_settings_is_checked_too(write: Any):
+    mean = HELPER.replace("Controls:", 'Controls:\n    name = "controls"')
+    with pytest.raises(PluginError, match="`Controls`, a mean by its methods, is not derived"):
+        fedelta.load_plugin(write(mean + STRATEGY + HELPER.replace("Controls:", 'Other:\n    name = "controls"')))
 
 
 def test_a_class_with_a_name_and_no_known_method_is_pointed_out(write: Any):
@@ -221,6 +266,8 @@ def test_a_class_made_in_python_is_registered_and_replaced_when_it_is_made_again
     assert parse_config({**BASE, "strategy": {"name": "cell"}}).strategy == first()
     second = registered()
     assert STRATEGIES["cell"] is second
+    with pytest.raises(ConfigError, match=r"an object of Cell is no strategy"):
+        parse_config({**BASE, "strategy": first()})
 
 
 def test_an_object_of_a_class_that_is_not_registered_is_refused():
@@ -260,6 +307,32 @@ def test_an_installed_plugin_is_found_by_its_entry_point(installed: Any):
     installed(good=lambda: Offered)
     assert parse_config({**BASE, "strategy": {"name": "offered"}}).strategy == Offered()
     assert STRATEGIES.provider_of("offered").label == "good 1.0"
+
+
+def test_other_processes_load_files_only(installed: Any, write: Any):
+    installed(good=lambda: Offered)
+    registered()
+    path = write(STRATEGY)
+    fedelta.load_plugin(path)
+    assert [argument.partition(":")[2] for argument in for_processes()] == [str(path)]
+    assert [provider.label for provider in loaded_files()] == ["mine.py"]
+
+
+def test_an_error_of_fedelta_raised_by_a_plugin_is_not_blamed_on_it(write: Any):
+    fedelta.load_plugin(
+        write(
+            f"{STRATEGY}\n    def fail(self):\n        self.nested()\n\n    def nested(self):\n"
+            "        raise self.error\n",
+            "failing.py",
+        )
+    )
+    failing = STRATEGIES["mine"]
+    for error, named in ((ValueError("x"), "failed in `nested`, line"), (ConfigError(["y"]), None)):
+        failing.error = error
+        with pytest.raises(type(error)) as caught:
+            failing().fail()
+        blamed = blame(caught.value)
+        assert (blamed is None) if named is None else (named in str(blamed))
 
 
 def test_built_in_names_need_no_look_at_installed_plugins(installed: Any):

@@ -20,6 +20,7 @@ from fedelta.inference.adapter import read_adapter
 from fedelta.inference.predict import Predictor
 from fedelta.inspection import inspect
 from fedelta.plugins import for_processes, load_same
+from fedelta.testing import check
 
 Call = Callable[..., tuple[int, str, str]]
 METHODS = {
@@ -213,3 +214,9 @@ def test_a_comparison_runs_a_plugin_in_its_processes_and_is_continued_with_it(
     assert code == 2
     assert "needs a plug-in that is not given: 'my_method.py'" in err
     assert fedelta("compare", out / "compare.toml", "--quiet", *given)[0] == 0
+
+
+@pytest.mark.slow
+def test_a_strangers_classes_keep_their_contracts():
+    with own_registries():
+        check(STRANGER)

@@ -93,7 +93,7 @@ def test_its_recipe_reaches_ninety_percent_and_beats_a_random_network(provenance
     assert demo["pretrained"] >= demo["random"] + MARGINS[provenance["name"]]
 
 
-def test_every_figure_stands_with_its_command(provenance):
+def test_every_figure_has_its_command(provenance):
     for measure in provenance["measures"].values():
         assert {"pretrained", "random", "command"} <= measure.keys()
         assert measure["command"].startswith("python -m pretraining.measure ")
@@ -104,5 +104,5 @@ def test_the_weights_are_the_ones_that_were_measured(directory, provenance):
     images, labels = digits()
     # For the time: four draws instead of twenty, whose mean varies by about two points, and a quarter of the images.
     images, labels = images[::4], labels[::4]
-    found = few_shot_accuracy(features_of(model.base_model, images, 32), labels, shots=5, draws=4)
-    assert found == pytest.approx(provenance["measures"]["digits_5_shot_probe"]["pretrained"], abs=0.05)
+    result = few_shot_accuracy(features_of(model.base_model, images, 32), labels, shots=5, draws=4)
+    assert result == pytest.approx(provenance["measures"]["digits_5_shot_probe"]["pretrained"], abs=0.05)

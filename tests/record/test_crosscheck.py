@@ -24,7 +24,7 @@ def test_what_a_run_wrote_agrees(path):
     assert history_of(path).misfits == ()
 
 
-def test_edited_counts_are_told(path):
+def test_edited_counts_are_reported(path):
     counts = json.loads((path / "confusion.json").read_text())["counts"]
     hits, examples = counts[0][0], sum(counts[0])
     counts[0][0] += 4
@@ -37,7 +37,7 @@ def test_edited_counts_are_told(path):
     assert f"the counts of `confusion.json` make it {(hits + 4) / (examples + 4)!r}" in misfits[1]
 
 
-def test_an_edited_measure_of_a_class_is_told(path):
+def test_an_edited_measure_of_a_class_is_reported(path):
     by_class = json.loads((path / "summary.json").read_text())["by_class"]
     by_class["dog"]["precision"] = 0.125
     edit(path / "summary.json", by_class=by_class)
@@ -71,7 +71,7 @@ SCOPE = {
         ("after", {"worst_accuracy": 0.76}, "`worst_accuracy` after tuning 'all' is 0.76"),
     ],
 )  # fmt: skip
-def test_means_that_are_not_those_of_the_clients_are_told(path, part, changed, message):
+def test_means_that_do_not_follow_from_the_clients_are_reported(path, part, changed, message):
     scope = {**SCOPE, part: {**SCOPE[part], **changed}}
     (path / "personalization.json").write_text(json.dumps({"scopes": {"all": scope}}))
     misfits = history_of(path).misfits

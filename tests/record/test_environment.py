@@ -10,13 +10,13 @@ from fedelta.record.environment import environment, git_commit, peak_memory_byte
 
 
 def test_the_environment_names_what_is_needed_to_repeat_a_run():
-    found = environment()
-    assert found["python"] == platform.python_version()
-    assert found["packages"]["torch"]
-    assert found["packages"]["transformers"]
-    assert found["cpu_count"] >= 1
-    assert found["num_threads"] >= 1
-    assert json.loads(json.dumps(found)) == found
+    result = environment()
+    assert result["python"] == platform.python_version()
+    assert result["packages"]["torch"]
+    assert result["packages"]["transformers"]
+    assert result["cpu_count"] >= 1
+    assert result["num_threads"] >= 1
+    assert json.loads(json.dumps(result)) == result
 
 
 def test_the_commit_of_a_work_tree_is_found(tmp_path, monkeypatch):

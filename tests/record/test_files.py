@@ -46,7 +46,7 @@ def test_a_failed_write_leaves_the_previous_file_and_no_temporary(tmp_path, monk
         write_atomic(path, b"the next content")
     monkeypatch.undo()
     assert path.read_bytes() == b"previous"
-    assert [each.name for each in tmp_path.iterdir()] == ["state"]
+    assert [item.name for item in tmp_path.iterdir()] == ["state"]
 
 
 def test_a_write_replaces_the_whole_file(tmp_path):
@@ -59,7 +59,7 @@ def test_a_write_replaces_the_whole_file(tmp_path):
 def test_what_a_kill_left_behind_is_overwritten(tmp_path):
     (tmp_path / ".state.partial").write_bytes(b"half of something longer than the next")
     write_atomic(tmp_path / "state", b"next")
-    assert [each.name for each in tmp_path.iterdir()] == ["state"]
+    assert [item.name for item in tmp_path.iterdir()] == ["state"]
     assert (tmp_path / "state").read_bytes() == b"next"
 
 

@@ -58,7 +58,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize(("name", "shown"), HOSTILE.items(), ids=range(len(HOSTILE)))
-def test_a_name_in_markdown_is_what_it_says(name: str, shown: str):
+def test_a_name_is_plain_text_in_markdown(name: str, shown: str):
     assert markdown(name) == shown
 
 

@@ -28,10 +28,10 @@ def federated(**fields: object) -> FederatedData:
 
 def test_who_holds_what_comes_back_with_names_and_clients_that_are_held_out(tmp_path):
     data = federated(names={0: "ann", 1: "bob", 2: "carl"}).without([1])
-    found = read_partition(written(tmp_path, partition_record(data)))
-    assert (found.class_names, set(found.counts), found.held_out) == (("x", "y", "z"), {0, 2}, {1})
-    assert all(sum(row) == 4 for row in found.counts.values())
-    assert found.clients == data.clients
+    result = read_partition(written(tmp_path, partition_record(data)))
+    assert (result.class_names, set(result.counts), result.held_out) == (("x", "y", "z"), {0, 2}, {1})
+    assert all(sum(row) == 4 for row in result.counts.values())
+    assert result.clients == data.clients
 
 
 def test_clients_without_names_have_none_in_the_file(tmp_path):

@@ -38,7 +38,7 @@ def test_a_new_run_directory_can_be_resumed_at_once(tmp_path):
     assert checkpoint.round == 0
     assert again.rounds.read() == again.timings.read() == []
     assert Ledger.read(again.ledger).backbone_bytes == 10
-    assert [each.name for each in (tmp_path / "runs").iterdir()] == ["demo"]
+    assert [item.name for item in (tmp_path / "runs").iterdir()] == ["demo"]
 
 
 def test_rewinding_forgets_what_came_after_the_checkpoint(tmp_path):

@@ -63,8 +63,8 @@ def test_a_round_record_has_the_names_of_its_clients():
 def test_a_summary_of_three_rounds_by_hand():
     synced = zip((0.5, 0.8, 0.7), (1.0, 0.25, 0.25), strict=True)
     records = [
-        {"measures": {"accuracy": each, "loss_nats": 2 - each}, "num_examples": 9, "synced_fraction": share}
-        for each, share in synced
+        {"measures": {"accuracy": item, "loss_nats": 2 - item}, "num_examples": 9, "synced_fraction": share}
+        for item, share in synced
     ]
     records.append({"measures": None, "num_examples": 0, "synced_fraction": 0.0})
     timings = [timing_record(1, 1.5, 300), timing_record(2, 2.0, 200)]
@@ -93,14 +93,14 @@ def test_a_summary_of_three_rounds_by_hand():
 
 
 def test_the_best_of_a_measure_that_should_be_low_is_the_lowest():
-    records = [{"measures": {"mae": each}, "num_examples": 9} for each in (3.0, 1.5, 2.0)]
-    found = summary(records, [], Ledger(), Measure("mae", "mean error", higher_is_better=False), SIZES)
-    assert (found["primary"], found["final_mae"], found["best_mae"]) == ("mae", 2.0, 1.5)
-    assert found["mae_by_exit"] is found["mean_exit_mae"] is None
-    assert not [key for key in found if "accuracy" in key]
+    records = [{"measures": {"mae": item}, "num_examples": 9} for item in (3.0, 1.5, 2.0)]
+    result = summary(records, [], Ledger(), Measure("mae", "mean error", higher_is_better=False), SIZES)
+    assert (result["primary"], result["final_mae"], result["best_mae"]) == ("mae", 2.0, 1.5)
+    assert result["mae_by_exit"] is result["mean_exit_mae"] is None
+    assert not [key for key in result if "accuracy" in key]
 
 
-def test_a_summary_has_what_only_the_end_of_a_run_tells():
+def test_a_summary_has_the_measures_of_the_finished_model():
     details = {"measures": {"macro_f1": 0.5}, "by_class": {"cat": {"recall": 1.0}}, "by_client": {}}
     assert summary([], [], Ledger(), ACCURACY, SIZES, details=details).items() >= details.items()
 
@@ -122,10 +122,10 @@ def test_accuracies_by_exit_are_those_of_the_last_evaluated_round():
     assert [record.get("measures_by_exit") for record in records] == by_exit
     measures = [{"accuracy": 0.5, "loss_nats": 2.0}, {"accuracy": 0.75, "loss_nats": 1.0}, None]
     assert [record["measures"] for record in records] == measures
-    found = summary(records, [], Ledger(), ACCURACY, SIZES)
-    assert found["accuracy_by_exit"] == [0.25, 0.75]
-    assert found["mean_exit_accuracy"] == 0.5
-    assert found["final_accuracy"] == 0.75
+    result = summary(records, [], Ledger(), ACCURACY, SIZES)
+    assert result["accuracy_by_exit"] == [0.25, 0.75]
+    assert result["mean_exit_accuracy"] == 0.5
+    assert result["final_accuracy"] == 0.75
 
 
 def test_a_summary_without_rounds_has_no_accuracy():

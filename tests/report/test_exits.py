@@ -133,7 +133,7 @@ def test_the_figure_has_a_panel_for_exits_milliseconds_and_flops(tmp_path):
     assert [text.get_text() for text in panels[2].texts] == ["1", "2", "3"]
 
 
-def test_costs_of_another_order_stand_on_a_logarithmic_axis(tmp_path):
+def test_costs_of_different_magnitude_have_a_logarithmic_axis(tmp_path):
     small, large = (
         exits_of(by_hand(tmp_path / name, costs={"flops": flops}))
         for name, flops in (("small", [1e6, 2e6, 3e6]), ("large", [1e9, 2e9, 3e9]))
@@ -261,7 +261,7 @@ def test_shuffled_tiers_follow_the_seed_of_the_run(tmp_path):
     assert deep.downlink_bytes == pytest.approx(sum(10**client for client in order[1::2]) / 3)
 
 
-def test_tiers_of_a_file_are_read_and_a_lost_file_is_told(tmp_path):
+def test_tiers_of_a_file_are_read_and_a_lost_file_is_reported(tmp_path):
     tiers = tmp_path / "tiers.json"
     tiers.write_text(json.dumps({str(client): 2 if client else 1 for client in range(6)}))
     path = by_hand(tmp_path / "run", tiers_file=str(tiers))

@@ -16,7 +16,7 @@ from fedelta.record.rundir import CONFIG, MODEL, RunDirectory
 from fedelta.report.drawing import to_svg
 from fedelta.report.layer_plots import discrepancy_by_group, discrepancy_curves, intervals_by_round
 from fedelta.report.layer_section import section
-from fedelta.report.layers import Choice, Layers, read_layers
+from fedelta.report.layers import IntervalChoice, Layers, read_layers
 from fedelta.report.plots import measure_by_round
 from fedelta.strategies.fedlama import FedLama
 from fedelta.strategies.fedlama_auto import FedLamaAuto
@@ -56,7 +56,7 @@ def layers_of(path: Path) -> Layers:
     return layers
 
 
-def choice_of(path: Path) -> Choice:
+def choice_of(path: Path) -> IntervalChoice:
     choice = layers_of(path).choice
     assert choice is not None
     return choice
@@ -209,7 +209,7 @@ def test_clients_that_do_not_differ_have_no_discrepancy_to_draw(tmp_path):
     assert "Unit discrepancy of each group" not in text
 
 
-def test_full_syncs_and_traffic_are_told(tmp_path):
+def test_full_syncs_and_traffic_are_shown(tmp_path):
     shape = dataclasses.replace(SMALL, num_rounds=8, num_finished=7)
     path = make_run(tmp_path / "run", in_windows(shape, FedLama(phi=4))).path
     history, text = history_of(path), text_of(path)

@@ -50,7 +50,7 @@ def section_of(*paths: Path) -> Page:
     return shown(measures)
 
 
-def test_measures_classes_and_clients_stand_in_tables_the_worst_first(tmp_path):
+def test_tables_of_classes_and_clients_begin_with_the_worst(tmp_path):
     overall, classes, clients = section_of(told(tmp_path / "run")).tables
     assert overall == [
         ["", "Accuracy, %", "Loss, nats per example", "Macro F1, %", "Balanced accuracy, %"],
@@ -95,14 +95,14 @@ def test_the_section_is_on_the_page_with_the_matrix(tmp_path):
 
 
 @pytest.mark.parametrize("shape", [SMALL, dataclasses.replace(SMALL, num_finished=1)])
-def test_a_run_that_tells_nothing_has_no_section(tmp_path, shape):
+def test_a_run_without_measures_has_no_section(tmp_path, shape):
     path = make_run(tmp_path / "run", shape).path
     assert section(read_histories([path])) is None
     assert "Finished model" not in text_of(path)
 
 
 @pytest.mark.parametrize("missing", ["by_class", "by_client", "confusion"])
-def test_what_is_not_told_is_not_shown(tmp_path, missing):
+def test_missing_values_are_not_shown(tmp_path, missing):
     details = {key: value for key, value in DETAILS.items() if key != missing}
     content = section_of(told(tmp_path / "run", details, None if missing == "confusion" else CONFUSION)).content
     assert ("Classes, worst first" in content) == (missing != "by_class")
@@ -130,7 +130,7 @@ def test_long_tables_are_folded_after_the_worst_ten_and_the_largest_mistakes_are
     path = make_run(tmp_path / "run", dataclasses.replace(SMALL, class_names=names, num_tested=3000)).path
     page = section_of(path)
     overall, errors, worst, others, clients = page.tables
-    assert [len(each) for each in (overall, worst, others, clients)] == [2, 11, 91, 7]
+    assert [len(item) for item in (overall, worst, others, clients)] == [2, 11, 91, 7]
     assert "<summary>90 more</summary>" in page.content
     scores = [float(row[3]) for row in worst[1:] + others[1:]]
     assert scores == sorted(scores)

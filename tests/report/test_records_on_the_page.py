@@ -260,7 +260,7 @@ def test_the_curves_are_those_of_the_records(run):
     assert list(test.get_ydata()) == [record["measures"]["loss_nats"] for record in run.rounds]
 
 
-def test_windows_are_told_as_the_records_have_them(tmp_path):
+def test_windows_are_shown_as_in_the_records(tmp_path):
     shape = dataclasses.replace(SMALL, num_rounds=8, num_finished=7)
     run = Files(make_run(tmp_path / "run", in_windows(shape, FedLama(phi=4))).path)
     full = sum(record["synced_fraction"] == 1 for record in run.rounds)
@@ -279,7 +279,7 @@ def test_windows_are_told_as_the_records_have_them(tmp_path):
         assert expected in page.plain, expected
 
 
-def test_several_runs_stand_beside_each_other_with_their_records(run, small):
+def test_several_runs_are_shown_side_by_side_with_their_records(run, small):
     runs = [run, Files(small)]
     figures, differences, *_ = page_of(*(files.path for files in runs)).tables
     for row, files in zip(figures[1:], runs, strict=True):

@@ -148,7 +148,7 @@ def test_rejections_are_listed_when_there_are_any(tmp_path, small_page):
     assert "and 30 more" in page.text
 
 
-def test_lost_clients_void_rounds_and_simulated_time_are_told(tmp_path):
+def test_lost_clients_void_rounds_and_simulated_time_are_shown(tmp_path):
     lost = (Rejection(1, "could not be reached", "dropped out"), Rejection(2, "too few replies", "void round"))
     run = make_run(tmp_path / "lossy", Shape(num_rounds=4, num_finished=4, rejections=lost))
     records = run.rounds.read()

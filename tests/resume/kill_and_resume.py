@@ -64,12 +64,12 @@ def count_calls(counts: dict[str, int], on_call: Callable[[str, int], None]) -> 
 
 def differences(left: Path, right: Path) -> list[str]:
     """What is not the same, to the bit, in two run directories."""
-    found = [name for name in COMPARED if (left / name).read_bytes() != (right / name).read_bytes()]
+    results = [name for name in COMPARED if (left / name).read_bytes() != (right / name).read_bytes()]
     ours, theirs = (load(path / "checkpoint" / "state.safetensors") for path in (left, right))
     same = ours.round == theirs.round and list(ours.params) == list(theirs.params)
     if not same or not all(torch.equal(ours.params[name], theirs.params[name]) for name in ours.params):
-        found.append("parameters")
-    return found
+        results.append("parameters")
+    return results
 
 
 def main(config: Path, folder: Path, num_points: int) -> None:

@@ -201,8 +201,8 @@ def test_what_an_evaluation_does_not_use_may_be_gone_and_what_is_asked_for_may_b
     other_bytes(place, "train")
     evaluate(place, "config")
     write_images(place / "more", salt=1)
-    found = evaluate_adapter(place / "config-done", overrides=[f"data.test_source={place}/more/test"])
-    assert 0 <= found.measures["accuracy"] <= 1
+    result = evaluate_adapter(place / "config-done", overrides=[f"data.test_source={place}/more/test"])
+    assert 0 <= result.measures["accuracy"] <= 1
 
 
 def test_data_and_weights_may_move(place: Path):
@@ -236,7 +236,7 @@ LOGS = {
 
 
 @pytest.mark.parametrize(("name", "change"), LOGS.values(), ids=LOGS)
-def test_a_log_that_was_changed_is_refused_by_resume_and_told_by_report(name: str, change, place: Path):
+def test_a_changed_log_is_refused_by_resume_and_shown_by_report(name: str, change, place: Path):
     for run in ("config-stopped", "config-done"):
         if change is None:
             shutil.copy(place / "other" / name, place / run / name)
@@ -378,7 +378,7 @@ def test_another_adapter_in_a_run_directory_is_refused(change, message: str, err
             use(place, "config")
 
 
-def test_an_adapter_on_other_base_weights_is_refused_and_a_base_model_that_is_given_told(
+def test_an_adapter_on_other_base_weights_is_refused_and_a_base_model_of_the_caller_causes_a_warning(
     place: Path, caplog: pytest.LogCaptureFixture
 ):
     from fedelta.models.source import ModelSource

@@ -53,9 +53,9 @@ def read(run: Result) -> tuple[dict[str, object], list[dict[str, object]]]:
 
 def test_accuracies_by_exit_are_written_where_a_round_was_evaluated(tmp_path: Path):
     summary, rounds = read(experiment(tmp_path, (*ACCUMULATOR, "evaluate_every=2")).run(tmp_path / "run"))
-    assert ["measures_by_exit" in each for each in rounds] == [False, True, True]
-    assert all(len(each["measures_by_exit"]["accuracy"]) == 2 for each in rounds[1:])
-    assert all(each["measures"]["accuracy"] == each["measures_by_exit"]["accuracy"][-1] for each in rounds[1:])
+    assert ["measures_by_exit" in item for item in rounds] == [False, True, True]
+    assert all(len(item["measures_by_exit"]["accuracy"]) == 2 for item in rounds[1:])
+    assert all(item["measures"]["accuracy"] == item["measures_by_exit"]["accuracy"][-1] for item in rounds[1:])
     assert summary["accuracy_by_exit"] == rounds[-1]["measures_by_exit"]["accuracy"]
     assert summary["mean_exit_accuracy"] == pytest.approx(fmean(summary["accuracy_by_exit"]))
 
@@ -63,7 +63,7 @@ def test_accuracies_by_exit_are_written_where_a_round_was_evaluated(tmp_path: Pa
 def test_without_exits_they_are_null(tmp_path: Path):
     summary, rounds = read(Experiment.from_toml(write_small(tmp_path)).run(tmp_path / "run"))
     assert summary["accuracy_by_exit"] is summary["mean_exit_accuracy"] is None
-    assert not any("measures_by_exit" in each for each in rounds)
+    assert not any("measures_by_exit" in item for item in rounds)
 
 
 def test_shallow_clients_move_fewer_bytes(tmp_path: Path):

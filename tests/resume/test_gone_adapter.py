@@ -83,7 +83,7 @@ def test_it_evaluates_and_says_which_tuning_method_it_had(tmp_path: Path):
 
 
 @pytest.mark.usefixtures("small_adapter")
-def test_a_tracker_is_told_the_same_parameters_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_tracker_gets_the_same_parameters_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     runs: list[TrackedRun] = []
 
     def opened(run: TrackedRun) -> None:

@@ -35,7 +35,7 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
 def settings(case: str) -> tuple[str, tuple[str, ...]]:
     text, overrides = CASES[case]
     # The network of CONVOLUTIONAL is tuned by 'parallel', which has no `r`.
-    return text, tuple(each for each in FEDLAMA if text is SMALL or each != "tuning.r=") + overrides
+    return text, tuple(item for item in FEDLAMA if text is SMALL or item != "tuning.r=") + overrides
 
 
 def checkpoint_of(path: Path) -> Checkpoint:
@@ -57,12 +57,12 @@ def interrupted(folder: Path, case: str, rounds: Sequence[int]) -> tuple[Result,
         Experiment.from_toml(write_small(folder, text=text), overrides).run(
             folder / "parts", on_round=stop_after(first)
         )
-    found = {first: memories_in(folder / "parts")}
+    by_name = {first: memories_in(folder / "parts")}
     for round in others:
         with pytest.raises(KeyboardInterrupt):
             Experiment.from_run(folder / "parts").resume(folder / "parts", on_round=stop_after(round))
-        found[round] = memories_in(folder / "parts")
-    return Experiment.from_run(folder / "parts").resume(folder / "parts"), found
+        by_name[round] = memories_in(folder / "parts")
+    return Experiment.from_run(folder / "parts").resume(folder / "parts"), by_name
 
 
 def lines_of(run: Result) -> list[dict[str, object]]:
@@ -93,17 +93,17 @@ def test_a_run_interrupted_inside_a_window_goes_on_to_the_same_bits(
     tmp_path: Path, whole: tuple[str, Result], rounds: tuple[int, ...]
 ):
     case, undisturbed = whole
-    parts, found = interrupted(tmp_path, case, rounds)
+    parts, result = interrupted(tmp_path, case, rounds)
     check(undisturbed, parts)
     # Something was with the clients in the middle of the window, as it is and as it came down.
     lines = lines_of(undisturbed)
-    for round, memories in found.items():
-        lost = {each["client_id"] for each in lines[round - 1]["rejections"]}
+    for round, memories in result.items():
+        lost = {item["client_id"] for item in lines[round - 1]["rejections"]}
         assert set(memories) <= lost if round == 2 * PHI else memories
         for tensors in memories.values():
             assert {name.partition("/")[0] for name in tensors} == {"value", "anchor"}
     if case == "statistics":
-        adrift = [name for tensors in found[5].values() for name in tensors]
+        adrift = [name for tensors in result[5].values() for name in tensors]
         assert any(name.endswith("running_mean") for name in adrift)
 
 

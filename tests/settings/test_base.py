@@ -33,8 +33,8 @@ def test_a_setting_without_rules_has_no_problems():
 
 def test_settings_inside_of_others_are_asked_too_in_their_order():
     outer = Outer(inner=Inner(limit=1), several=(Inner(limit=2), Inner(limit=9)))
-    found = problems_of(Context({"seed": 5, "outer": outer, "last": Inner(limit=4)}))
-    assert found == ["`seed` is 5, more than 1", "`seed` is 5, more than 2", "`seed` is 5, more than 4"]
+    result = problems_of(Context({"seed": 5, "outer": outer, "last": Inner(limit=4)}))
+    assert result == ["`seed` is 5, more than 1", "`seed` is 5, more than 2", "`seed` is 5, more than 4"]
 
 
 def test_a_path_leads_through_sections_to_a_value():

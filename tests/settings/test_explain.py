@@ -81,7 +81,7 @@ def test_a_problem_says_where_what_was_found_and_what_was_expected(section: str,
 
 
 @pytest.mark.parametrize(("name", "advice"), [("circle", "; 'circle' is a choice of `shape.name`"), ("cube", "")])
-def test_a_name_that_stands_elsewhere_is_pointed_out(name: str, advice: str):
+def test_a_name_of_another_setting_is_pointed_out(name: str, advice: str):
     class Line(Settings):
         name: Literal["line"] = "line"
 

@@ -57,9 +57,21 @@ def test_a_name_that_is_not_known_drops_all_other_fields():
 
 def test_values_at_keys_are_put_into_a_copy():
     table: Table = {"strategy": {"name": "fedlama", "tau": 2}}
-    found, problems = with_values(table, {"strategy.clients_per_round": 3, "strategy.name": "fedavg"}, Config)
-    assert (found, problems) == ({"strategy": {"name": "fedavg", "clients_per_round": 3}}, [])
+    result, problems = with_values(table, {"strategy.clients_per_round": 3, "strategy.name": "fedavg"}, Config)
+    assert (result, problems) == ({"strategy": {"name": "fedavg", "clients_per_round": 3}}, [])
     assert table == {"strategy": {"name": "fedlama", "tau": 2}}
+
+
+def test_one_name_for_several_settings_replaces_their_tables():
+    codec = {"down": {"name": "float32"}, "up": {"name": "int8"}}
+    assert after({"codec": codec}, "codec.name=float16") == {"codec": {"name": "float16"}}
+
+
+def test_a_table_given_as_a_value_is_copied():
+    mean: Table = {"name": "trimmed", "fraction": 0.3}
+    table, problems = with_values({}, {"strategy.mean": mean, "strategy.mean.fraction": 0.1}, Config)
+    assert (table, problems) == ({"strategy": {"mean": {"name": "trimmed", "fraction": 0.1}}}, [])
+    assert mean["fraction"] == 0.3
 
 
 def test_a_value_in_the_way_of_a_section_is_named():

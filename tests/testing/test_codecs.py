@@ -112,8 +112,8 @@ class Trusting(Good):
     """Leaves it to torch to find out that there are too few bytes."""
 
     def unpack(self, name: str, data: memoryview, shape: tuple[int, ...]) -> Tensor:
-        found = torch.frombuffer(bytearray(data), dtype=torch.float32) if len(data) else torch.zeros(0)
-        return found.reshape(shape)
+        result = torch.frombuffer(bytearray(data), dtype=torch.float32) if len(data) else torch.zeros(0)
+        return result.reshape(shape)
 
 
 class Eager(Good):
@@ -151,7 +151,7 @@ LENGTHS = "bytes of another length are refused"
         (Shouting, "its name fits into the header of a payload", "expected 1 to 255 ASCII characters"),
     ],
 )
-def test_a_broken_codec_is_told_by_its_contract(codec: type[Good], sentence: str, problem: str):
+def test_a_broken_codec_breaks_its_contract(codec: type[Good], sentence: str, problem: str):
     assert problem in broken(codec)[sentence]
 
 

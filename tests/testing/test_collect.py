@@ -44,7 +44,7 @@ class Wild(Settings):
 def test_a_contract_is_shown_as_what_is_tried_and_what_has_to_hold():
     contract = contracts(Head(), models=["vit"])[-1]
     assert str(contract) == "Head 'head' on vit: in half precision a step goes nearly the same way"
-    assert len({str(each) for each in contracts(FedAvg)}) == len(contracts(FedAvg))
+    assert len({str(item) for item in contracts(FedAvg)}) == len(contracts(FedAvg))
 
 
 def test_every_class_of_a_plugin_file_has_its_contracts(tmp_path: Path):
@@ -53,7 +53,7 @@ def test_every_class_of_a_plugin_file_has_its_contracts(tmp_path: Path):
     assert subjects == {"Half 'half-file'", "Wild 'wild-file'"}
 
 
-def test_all_that_is_broken_is_told_at_once_with_the_line_of_the_plugin(tmp_path: Path):
+def test_all_broken_contracts_are_listed_with_the_line_of_the_plugin(tmp_path: Path):
     path = tmp_path / "rules.py"
     path.write_text(FILE)
     with pytest.raises(ContractError) as caught:
@@ -90,10 +90,10 @@ class Unknown(Settings):
 @pytest.mark.parametrize(
     ("what", "error", "message"),
     [
-        (_Nameless, InputError, "_Nameless is no `fedelta.Settings`"),
+        (_Nameless, InputError, "_Nameless is not derived from `fedelta.Settings`"),
         (Unknown, InputError, "Unknown is of no kind that has contracts, expected one with `apply` and `merge`, or"),
         (Sgd, InputError, "Sgd is of no kind that has contracts"),
-        (Combined, InputError, r"(?s)Combined cannot be made with its defaults: .*hint: give a value of it"),
+        (Combined, InputError, r"(?s)Combined cannot be made with its defaults: .*hint: pass a value of the class"),
         ("nowhere.py", PluginError, "nowhere.py' cannot be read"),
     ],
 )

@@ -88,7 +88,7 @@ class Summed(Plain):
 
     @property
     def of_statistics(self) -> Plain:
-        return making(lambda values: {name: torch.stack(each).double().sum(0) for name, each in values.items()})
+        return making(lambda values: {name: torch.stack(item).double().sum(0) for name, item in values.items()})
 
 
 class Both(Plain):
@@ -111,22 +111,22 @@ GIVES = "it gives float64 tensors of the names and shapes that were sent"
     ("mine", "sentence", "problem"),
     [
         (making(lambda values: {"first.bias": mean(values["first.bias"])}), GIVES, "It gives ['first.bias'], and"),
-        (making(lambda values: {name: each.float() for name, each in means(values).items()}), GIVES, "torch.float32"),
-        (making(lambda values: {name: each.sum() for name, each in means(values).items()}), GIVES, "expected"),
-        (making(lambda values: {name: each / 0 for name, each in means(values).items()}), GIVES, "is not finite"),
+        (making(lambda values: {name: item.float() for name, item in means(values).items()}), GIVES, "torch.float32"),
+        (making(lambda values: {name: item.sum() for name, item in means(values).items()}), GIVES, "expected"),
+        (making(lambda values: {name: item / 0 for name, item in means(values).items()}), GIVES, "is not finite"),
         (making(in_place), "it does not change the updates", "The update of client 0 was changed"),
         (
-            making(lambda values: {name: each[-1].double() for name, each in values.items()}),
+            making(lambda values: {name: item[-1].double() for name, item in values.items()}),
             "it does not matter which client comes first", "when the same updates come in another order",
         ),
         (making(noisy), "each round begins anew", "draws from the global generator of torch"),
         (making(remembering), "each round begins anew", "`third.scale` differs"),
         (
-            making(lambda values: {name: each + 1 for name, each in means(values).items()}),
+            making(lambda values: {name: item + 1 for name, item in means(values).items()}),
             "zeros have the mean zero", "The mean of zeros is not zero for ['first.weight'",
         ),
         (
-            making(lambda values: {name: -each for name, each in means(values).items()}),
+            making(lambda values: {name: -item for name, item in means(values).items()}),
             "it points where all clients point", "the mean is -1 times it",
         ),
         (Unsaid(), "it works with as few clients as it says", "Of 1 clients the mean of ['first.weight'"),
@@ -134,7 +134,7 @@ GIVES = "it gives float64 tensors of the names and shapes that were sent"
         (Both(), "what it needs of updates is one of two words", "`only_sums` is True, but it reads each update"),
     ],
 )  # fmt: skip
-def test_a_broken_mean_is_told_by_its_contract(mine: Plain, sentence: str, problem: str):
+def test_a_broken_mean_breaks_its_contract(mine: Plain, sentence: str, problem: str):
     assert problem in broken(mine, only=sentence)[sentence]
 
 
@@ -206,7 +206,7 @@ IN_PLACE = "it changes gradients in place and nothing else"
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Damped) else "",
 )
-def test_a_broken_local_rule_is_told_by_its_contract(rule: Damped, sentence: str, problem: str):
+def test_a_broken_local_rule_breaks_its_contract(rule: Damped, sentence: str, problem: str):
     assert problem in broken(rule, only=sentence)[sentence]
 
 

@@ -123,7 +123,7 @@ NUMBERS = "rows are ascending numbers of rows that there are"
         (Failing, "what cannot be divided is refused with an error of ours", "ends with IndexError"),
     ],
 )
-def test_a_broken_partitioner_is_told_by_its_contract(partitioner: type[Strides], sentence: str, problem: str):
+def test_a_broken_partitioner_breaks_its_contract(partitioner: type[Strides], sentence: str, problem: str):
     assert problem in broken(partitioner, only=sentence)[sentence]
 
 

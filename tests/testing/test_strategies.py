@@ -259,7 +259,7 @@ REMEMBER = "what clients remember fits the specification"
         (steered(Drifting()), REMEMBER, "`remember` changes what it gets"),
     ],
 )  # fmt: skip
-def test_a_broken_strategy_is_told_by_its_contract(strategy: Good, sentence: str, problem: str):
+def test_a_broken_strategy_breaks_its_contract(strategy: Good, sentence: str, problem: str):
     assert problem in broken(strategy, only=sentence)[sentence]
 
 

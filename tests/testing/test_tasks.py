@@ -187,7 +187,7 @@ ANSWERS = "there is an answer for each row"
         (InPlace, "equal outputs give equal bits", "The second time"),
     ],
 )
-def test_a_broken_task_is_told_by_its_contract(task: type[Classification], sentence: str, problem: str):
+def test_a_broken_task_breaks_its_contract(task: type[Classification], sentence: str, problem: str):
     assert problem in broken(task, only=sentence)[sentence]
 
 
@@ -199,7 +199,7 @@ class Increasing(Classification):
         return 2 * losses.detach() - losses
 
 
-def test_a_gradient_that_leads_upwards_is_told():
+def test_a_gradient_that_increases_the_loss_is_detected():
     sentence = "a step against the gradient lowers the loss"
     assert "It goes from" in broken(Increasing, only=sentence)[sentence]
 

@@ -97,14 +97,14 @@ class Backward(Scale):
 class Misgrouped(Scale):
     def apply(self, backbone: Backbone, lanes: Lanes, generator: Generator) -> ParamSpec:
         spec = super().apply(backbone, lanes, generator)
-        return ParamSpec({name: dataclasses.replace(each, group="all") for name, each in spec.tensors.items()})
+        return ParamSpec({name: dataclasses.replace(item, group="all") for name, item in spec.tensors.items()})
 
 
 class Numbered(Scale):
     def apply(self, backbone: Backbone, lanes: Lanes, generator: Generator) -> ParamSpec:
         spec = super().apply(backbone, lanes, generator)
         group = f"lanes {lanes.num}"
-        return ParamSpec({name: dataclasses.replace(each, group=group) for name, each in spec.tensors.items()})
+        return ParamSpec({name: dataclasses.replace(item, group=group) for name, item in spec.tensors.items()})
 
 
 class Laneless(Scaled):
@@ -273,7 +273,7 @@ MERGED = "the merged model answers as lane zero"
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Scale) else "",
 )
-def test_a_broken_tuning_method_is_told_by_its_contract(method: Scale, sentence: str, problem: str):
+def test_a_broken_tuning_method_breaks_its_contract(method: Scale, sentence: str, problem: str):
     assert problem in broken(method, only=sentence)[sentence]
 
 

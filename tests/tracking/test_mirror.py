@@ -221,7 +221,7 @@ def test_a_round_without_evaluation_and_a_loss_that_is_no_number_are_left_out():
     }
 
 
-def test_the_measures_of_any_task_are_told_and_its_loss_is_called_after_what_it_was_taken_on():
+def test_trackers_get_the_measures_of_any_task_and_the_loss_is_named_after_its_data():
     record = {"measures": {"mae": 0.5, "mse": 0.25}, "train_mse": 0.75, "rejections": []}
     record |= {"uplink_bytes": 0, "downlink_bytes": 0, "cumulative_bytes": 0}
     values = round_values(record, {"wall_seconds": 1.0}, Measure("mse", "squared error", higher_is_better=False))

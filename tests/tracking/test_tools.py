@@ -28,7 +28,7 @@ def read_tensorboard(run: TrackedRun) -> Values:
 
     events = EventAccumulator(str(run.directory / "tensorboard" / f"{run.name}-{run.id}"))
     events.Reload()
-    return {name: [(each.step, each.value) for each in events.Scalars(name)] for name in events.Tags()["scalars"]}
+    return {name: [(item.step, item.value) for item in events.Scalars(name)] for name in events.Tags()["scalars"]}
 
 
 def read_mlflow(run: TrackedRun) -> Values:
@@ -36,10 +36,10 @@ def read_mlflow(run: TrackedRun) -> Values:
 
     client = MlflowClient(tracking_uri=f"sqlite:///{run.directory / 'mlflow' / 'mlflow.db'}")
     experiment = client.get_experiment_by_name(run.project)
-    [found] = client.search_runs([experiment.experiment_id], "tags.`fedelta.id` = '" + run.id + "'")
+    [result] = client.search_runs([experiment.experiment_id], "tags.`fedelta.id` = '" + run.id + "'")
     return {
-        key: [(each.step, each.value) for each in client.get_metric_history(found.info.run_id, key)]
-        for key in found.data.metrics
+        key: [(item.step, item.value) for item in client.get_metric_history(result.info.run_id, key)]
+        for key in result.data.metrics
     }
 
 

@@ -185,13 +185,13 @@ def test_a_wrapper_has_every_attribute_of_the_layer_inside(base: nn.Module):
     ],
     ids=["linear", "batch norm", "group norm"],
 )
-def test_what_stands_in_the_place_of_a_layer_has_its_numbers(layer: nn.Module, expected: nn.Module):
+def test_a_replacement_of_a_layer_has_its_attributes(layer: nn.Module, expected: nn.Module):
     numbers = {name: value for name, value in vars(expected).items() if isinstance(value, int | float | tuple)}
     assert numbers
     assert {name: getattr(layer, name) for name in numbers if name != "training"}.items() <= numbers.items()
 
 
-def test_a_tuned_tensor_stands_in_front_of_the_one_inside():
+def test_a_tuned_tensor_hides_that_of_the_wrapped_layer():
     layer = LaneBias(Lanes(2), nn.Linear(2, 3), -1)
     assert layer.bias.shape == (2, 3)
     assert layer.weight.shape == (3, 2)

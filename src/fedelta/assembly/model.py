@@ -106,8 +106,8 @@ def tuned_model(
     spec = apply_tuning(config, tuning, backbone, lanes, sample)
     params = _start(backbone, spec) | ({} if start is None else _on_cpu(start.params))
     identity_now = identity(backbone, spec.names, config.model if backbone.modality is not None else None)
-    if start is not None and (other := unlike(start.identity, identity_now)):
-        logger.warning("the adapter was made for another base model: its %s differ.", ", ".join(other))
+    if start is not None and (changed_parts := unlike(start.identity, identity_now)):
+        logger.warning("the adapter was made for another base model: its %s differ.", ", ".join(changed_parts))
     return TunedModel(backbone, tuning, spec, lanes, params, total_parameters, identity_now)
 
 
@@ -238,7 +238,11 @@ def _reconcile(
         (field, getattr(chosen, field), getattr(adopted, field))
         for field in sorted(as_settings(chosen).model_fields_set)
     )
-    return adopted, [(field, ours, theirs) for field, ours, theirs in values if ours != theirs]
+    return adopted, [
+        (field, chosen_value, adopted_value)
+        for field, chosen_value, adopted_value in values
+        if chosen_value != adopted_value
+    ]
 
 
 def _check_norms(config: Config, tuning: TuningMethod, backbone: Backbone) -> None:

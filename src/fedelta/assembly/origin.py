@@ -56,13 +56,13 @@ def trained_on(data: FederatedData, tiers: Tiers | None) -> dict[str, str]:
     }
 
 
-def check_origin(path: Path, checkpoint: Checkpoint, now: Origin, config: Config) -> None:
+def check_origin(path: Path, checkpoint: Checkpoint, current: Origin, config: Config) -> None:
     """Raises if settings or inputs differ from those that the run at `path` started from.
 
     Args:
         path: run directory.
         checkpoint: of the run.
-        now: settings as they are now, and those inputs that are to be compared.
+        current: settings as they are now, and those inputs that are to be compared.
         config: names the sources in messages.
 
     Raises:
@@ -75,6 +75,6 @@ def check_origin(path: Path, checkpoint: Checkpoint, now: Origin, config: Config
         "training": source,
         "test": config.data.test_source or source,
     }
-    problems = other_settings(checkpoint.origin.settings, now.settings)
-    problems += other_inputs(checkpoint.origin.inputs, now.inputs, places)
+    problems = other_settings(checkpoint.origin.settings, current.settings)
+    problems += other_inputs(checkpoint.origin.inputs, current.inputs, places)
     refuse(f"run {str(path)!r}", problems)

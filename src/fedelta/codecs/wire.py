@@ -108,8 +108,8 @@ def _unpacked(codec: Codec, name: str, data: memoryview, shape: tuple[int, ...])
     tensor: object = codec.unpack(name, data, shape)
     if isinstance(tensor, Tensor) and tuple(tensor.shape) == tuple(shape) and tensor.dtype == torch.float32:
         return tensor
-    given = f"{tensor.dtype} {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
-    raise PluginError(f"{called(codec)}: `unpack` returned {given} for `{name}`, expected float32 {shape}.")
+    result = f"{tensor.dtype} {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
+    raise PluginError(f"{called(codec)}: `unpack` returned {result} for `{name}`, expected float32 {shape}.")
 
 
 def _by_group(spec: ParamSpec, names: list[str], lengths: list[int]) -> dict[str, int]:

@@ -1,1 +1,1 @@
-"""Grids of experiments: what is asked (request, cells), how it is run (pool), and what comes out (page)."""
+"""Grids of experiments: the request and its cells, the processes that run them, and the tables and page."""

@@ -1,7 +1,7 @@
-"""The cells of a grid; every configuration is made and checked before anything is trained.
+"""The cells of a grid; every configuration is made and checked before training starts.
 
-A *cell* is one configuration of the grid with one seed; a *trial* is a run of the search, which is measured on
-validation rows of the clients, at one seed.
+A *cell* is one configuration of the grid with one seed; a *trial* is a run of the search, with one seed, measured on
+the clients' validation rows.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Cell:
         labels: axis name to the label of its value, in the order of the axes.
         value: of the searched key; None without a search.
         config: of the run, with paths in full.
-        key: what is searched, or None.
+        key: the searched key, or None.
         is_trial: whether it is part of the search.
     """
 
@@ -48,12 +48,12 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """What messages call it, such as `tuning.name=head, seed=1`."""
+        """Its name in messages, such as `tuning.name=head, seed=1`."""
         return name_of(self.labels, self.key, self.value, is_trial=self.is_trial)
 
     @property
     def slug(self) -> str:
-        """A name for its directory, such as `head-seed-1`; two cells may have the same one (see `slugs`)."""
+        """A name for its directory, such as `head-seed-1`; not unique (see `slugs`)."""
         named = _named(self.labels, self.key, self.value)
         parts = (label if is_word(label) else f"{name.rpartition('.')[2]}-{label}" for name, label in named.items())
         slug = re.sub(r"[^\w.+-]+", "-", "-".join(parts), flags=re.ASCII)
@@ -62,7 +62,7 @@ class Cell:
 
     @property
     def unique_slug(self) -> str:
-        """The slug, followed by digits that no other cell has."""
+        """The slug, followed by a digest that makes it unique."""
         return f"{self.slug}-{self._digest}"
 
     @property
@@ -72,10 +72,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that is to run; every configuration in it has been checked.
+    """All trials and cells of a comparison; every configuration has been checked.
 
     Args:
-        request: what was asked.
+        request: the configuration and the grid.
         trials: of the search, in its order; empty without one.
         num_rounds: name of each cell, without the searched value, to its rounds; the first axis varies slowest.
         primary: the measure that all cells share.
@@ -95,7 +95,7 @@ class Plan:
         """The cells in the order of the grid; those for which no value is chosen are left out.
 
         Args:
-            chosen: what `by_labels` gives to the value that was found best; {(): None} without a search.
+            chosen: result of `by_labels` to the best value of the searched key; {(): None} without a search.
         """
         search = self.request.grid.search
         points = [(point, by_labels(search, _labels(point))) for point in _points(self.request.grid.axes)]
@@ -121,8 +121,8 @@ def make_plan(request: Request) -> Plan:
             continue
         measures.setdefault(cell.config.task.primary, cell.name)
         num_rounds[name_of(cell.labels)] = cell.config.strategy.num_rounds
-        if (other := seen.setdefault(cell.config.to_toml(), cell.name)) != cell.name:
-            problems[f"two cells are the same configuration: {other!r} and {cell.name!r}"] = []
+        if (first_name := seen.setdefault(cell.config.to_toml(), cell.name)) != cell.name:
+            problems[f"two cells are the same configuration: {first_name!r} and {cell.name!r}"] = []
     trials = [
         _try(problems, request, point, value, is_trial=True)
         for point, value in _variants(search, _trial_points(search, axes))
@@ -145,7 +145,7 @@ def name_of(labels: Mapping[str, str], key: str | None = None, value: object = N
 
 
 def is_word(label: str) -> bool:
-    """Whether a label can stand without its key; a number, a truth value or a list cannot."""
+    """Whether a label is clear without its key; numbers, truth values and lists are not."""
     try:
         float(label)
     except ValueError:
@@ -154,12 +154,12 @@ def is_word(label: str) -> bool:
 
 
 def by_labels(search: Search | None, labels: Mapping[str, str]) -> tuple[str, ...]:
-    """The labels of the axes in `compare.search.by`; cells with equal ones get the same value of the searched key."""
+    """The labels of the axes in `compare.search.by`; cells with equal labels share the value of the searched key."""
     return () if search is None else tuple(labels[name] for name in search.by)
 
 
 def slugs(cells: Sequence[Cell]) -> dict[str, str]:
-    """Name of each cell to its directory; no two differ only in case, which some file systems do not see."""
+    """Name of each cell to its directory; no two directories differ only in case, for file systems that ignore case."""
     counts = Counter(cell.slug.lower() for cell in cells)
     return {cell.name: cell.slug if counts[cell.slug.lower()] == 1 else cell.unique_slug for cell in cells}
 
@@ -170,19 +170,19 @@ def _points(axes: Sequence[Axis]) -> Iterator[Point]:
 
 
 def _trial_points(search: Search | None, axes: Sequence[Axis]) -> Iterator[Point]:
-    """The points of the search: its axes take all their values, the others one."""
+    """The points of the search, in which only the axes of `compare.search.by` vary."""
     if search is None:
         return
     yield from _points([axis if axis.name in search.by else _stay(search, axis) for axis in axes])
 
 
 def _stay(search: Search, axis: Axis) -> Axis:
-    """An axis with the one choice at which it stays during the search."""
+    """An axis with only the choice that it keeps during the search."""
     return Axis(axis.name, (search.at.get(axis.name, axis.choices[0]),))
 
 
 def _variants(search: Search | None, points: Iterable[Point]) -> Iterator[tuple[Point, object]]:
-    """Each point with each candidate of the searched key; with None where nothing is searched."""
+    """Each point with each candidate of the searched key, or with None if there is no search."""
     for point in points:
         for value in (None,) if search is None else search.candidates(_labels(point)):
             yield point, value
@@ -214,7 +214,7 @@ def _try(
 
 
 def _where(names: Sequence[str], num_cells: int) -> str:
-    """The part of a message that says which cells have a problem."""
+    """The end of a message that names the cells with a problem."""
     if not names:
         return ""
     if len([name for name in names if not name.startswith(_TRIAL)]) == num_cells:
@@ -224,10 +224,10 @@ def _where(names: Sequence[str], num_cells: int) -> str:
 
 
 def _doubled_columns(request: Request, measures: Iterable[Measure]) -> list[str]:
-    """Axes with the name of another column of the tables."""
+    """Messages about axes with the name of another column of the tables."""
     taken = {name for measure in measures for name in reserved(measure)} | {request.searched}
     return [
-        f"axis `{axis.name}` has the name of another column of the tables; call it something else"
+        f"axis `{axis.name}` has the name of another column of the tables; rename it"
         for axis in request.grid.axes
         if axis.name in taken
     ]

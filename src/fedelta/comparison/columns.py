@@ -1,4 +1,4 @@
-"""The figures of a comparison, each described once: every frame, file and table is made from these columns.
+"""The figures of a comparison; all frames, files and tables are made from these columns.
 
 Frames hold figures in the units of a run's records: fractions, bytes, seconds. Files and people get percent and MiB.
 """
@@ -28,16 +28,16 @@ class Column:
 
     Args:
         name: in the frame of the cells.
-        read: finds it in a run's records; gives None where they lack it.
+        read: reads the figure from a run's records; None if they lack it.
         heading: in tables for people.
         short: the heading in a terminal.
-        text: what people read, from a mean and its deviation; either may be None.
-        dtype: of its pandas column; an integer keeps its type where others are missing.
+        text: formats a mean and its deviation for people; either may be None.
+        dtype: of its pandas column; `Int64` holds integers beside missing values.
         file: its name in CSV files, where `{}` stands for its name in the frame.
         factor: from the unit of the records to the unit in CSV files.
-        mean: name of the mean over seeds in the frame of the groups; the same as `name` unless both could be meant.
+        mean: name of the mean over seeds in the frame of the groups; empty for `name`.
         deviation: name of the sample deviation over seeds there; None where no table shows it.
-        of_seeds: the mean over the seeds, or the first seed's value where all have the same.
+        of_seeds: whether a group has the mean over its seeds, or the first seed's value because all are equal.
     """
 
     name: str
@@ -59,9 +59,9 @@ class Column:
         return (mean,) if self.deviation is None else (mean, self.deviation)
 
     def number(self, value: float | None) -> str:
-        """The field of a CSV file.
+        """The text of a value in a CSV file.
 
-        Six decimals at most: a further digit says nothing, and files of equal runs are equal.
+        At most six decimals, so that rounding differences do not make files of equal runs differ.
         """
         return "" if value is None else f"{round(value * self.factor, 6):.15g}"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fedelta.comparison.cells import Plan, by_labels, make_plan, name_of
 from fedelta.comparison.columns import IS_BEST, REASON, RUN, STATE, Column, measures
-from fedelta.comparison.directory import ASKED, ComparisonDirectory, Job, default_out
+from fedelta.comparison.directory import ASKED, CellRun, ComparisonDirectory, default_out
 from fedelta.comparison.frames import FAILED, FINISHED, WAITING, Row, cells_frame, curves_frame, one_line, trials_frame
 from fedelta.comparison.page import render
 from fedelta.comparison.pool import Event, run_jobs
@@ -28,7 +28,7 @@ from fedelta.record.rundir import CONFIG
 logger = logging.getLogger("fedelta")
 
 OnEvent = Callable[[Event, "Tally"], None]
-# With many groups the page takes a second or two; while cells run, at most this share of the time goes into it.
+# With many groups the page takes a second or two; while cells run, at most this share of the time is spent on it.
 _PAGE_SHARE = 0.1
 _DIVERGED = "RoundError"
 
@@ -59,22 +59,22 @@ def compare(
     processes: int | None = None,
     on_event: OnEvent | None = None,
 ) -> Comparison:
-    """Runs a grid of experiments and writes tables and a page; continues where an earlier call stopped.
+    """Runs a grid of experiments, or continues it, and writes its tables and page.
 
     Args:
         config: a TOML file, with or without a table `[compare]`, or a configuration.
         over: axes: a key of the configuration to its values, or a name to named choices, each a mapping of keys to
-            values. An axis replaces that of the same name in the file; others come after those of the file.
+            values. An axis replaces one with the same name in the file; others follow those of the file.
         out: the directory of the comparison; see `default_out`.
         overrides: `section.key=value` strings, applied to the configuration before any axis.
-        processes: how many runs side by side; None: as many as cores and memory allow, 1 on a GPU.
-        on_event: called with each event of a cell, and the progress of the whole.
+        processes: number of runs at a time; None: as many as cores and memory allow, 1 on a GPU.
+        on_event: called with each event of a cell and the progress of the comparison.
 
     Returns:
         The cells and groups as pandas frames. A cell that failed is in `failures` and does not stop the others.
 
     Raises:
-        InputError: some configuration is wrong, or `out` holds something else; nothing is written then.
+        InputError: a configuration is invalid, or `out` holds other files; nothing is written.
     """
     path = default_out(config) if out is None else Path(out)
     directory = ComparisonDirectory(path)
@@ -91,7 +91,7 @@ def compare(
         try:
             work.run(work.trials)
             work.find_jobs()
-            work.num_ended += len(plan.points) - len(work.jobs)  # for which the search found no value
+            work.num_ended += len(plan.points) - len(work.jobs)  # cells for which the search found no value
             work.run(work.jobs)
         finally:
             # After Ctrl-C too, so that the finished cells have their page.
@@ -108,8 +108,8 @@ class _Work:
     directory: ComparisonDirectory
     processes: int | None
     on_event: OnEvent | None
-    trials: list[Job] = field(default_factory=list, init=False)
-    jobs: list[Job] = field(default_factory=list, init=False)  # of the cells for which the searched value is known
+    trials: list[CellRun] = field(default_factory=list, init=False)
+    jobs: list[CellRun] = field(default_factory=list, init=False)  # of the cells for which the searched value is known
     readings: dict[Path, Reading] = field(default_factory=dict, init=False)
     unreadable: dict[Path, str] = field(default_factory=dict, init=False)  # why a finished run was not read
     rounds: dict[str, int] = field(default_factory=dict, init=False)  # by the name of the cell
@@ -125,14 +125,14 @@ class _Work:
         self.trials = self.directory.jobs(self.plan.trials)
         self.jobs = self.directory.jobs(self.plan.cells(self._chosen()))
 
-    def run(self, jobs: Sequence[Job]) -> None:
+    def run(self, jobs: Sequence[CellRun]) -> None:
         """Runs the jobs that are not settled, all cells of a seed before those of the next."""
         for job in jobs:
             if _is_settled(job):
                 self._end(job)
         waiting = [job for job in jobs if not _is_settled(job)]
         highest = max((reading.peak_memory_bytes for reading in self.readings.values()), default=0)
-        # So the table is complete as early as possible, if only for one seed.
+        # Seed by seed, so that the table has all rows as early as possible.
         seeds = [axis.labels for axis in self.plan.request.grid.axes if axis.name == SEED]
         waiting.sort(key=lambda job: seeds[0].index(job.cell.labels[SEED]) if seeds else 0)
         with closing(run_jobs(waiting, processes=self.processes, highest_peak=highest)) as events:
@@ -140,7 +140,7 @@ class _Work:
                 self._take(event)
 
     def comparison(self) -> Comparison:
-        """The comparison as it stands."""
+        """The results so far."""
         request, primary = self.plan.request, self.plan.primary
         axes = tuple(axis.name for axis in request.grid.axes)
         keys = axes if request.searched is None else (*axes, request.searched)
@@ -163,12 +163,12 @@ class _Work:
         )
 
     def _cell_rows(self) -> list[Row]:
-        """The cells in the order of the grid, those without a value of the searched key too."""
+        """All cells in the order of the grid, including those without a value of the searched key."""
         rows = {name_of(job.cell.labels): self._row(job) for job in self.jobs}
         return [rows.get(name_of(labels)) or self._row_without_value(labels) for labels in self.plan.points]
 
     def _row_without_value(self, labels: Mapping[str, str]) -> Row:
-        """A cell whose search is not over, or found no value."""
+        """The row of a cell whose search is unfinished or found no value."""
         reason = self._lack(labels)
         return {**labels, STATE: WAITING if reason is None else FAILED, REASON: reason, RUN: ""}
 
@@ -181,7 +181,7 @@ class _Work:
         ]
 
     def _measures(self) -> tuple[Column, ...]:
-        """The columns of the primary measure; those at exits where some run that was read has exits."""
+        """The columns of the primary measure, including those at exits if a run has exits."""
         primary, *at_exits = measures(self.plan.primary)
         names = [column.name for column in at_exits]
         has_exits = any(reading.figures[name] is not None for reading in self.readings.values() for name in names)
@@ -213,14 +213,14 @@ class _Work:
         if self.on_event is not None:
             self.on_event(event, self._tally())
 
-    def _end(self, job: Job) -> None:
+    def _end(self, job: CellRun) -> None:
         """Counts a cell that has ended."""
         self._reading(job)
         self.rounds[job.cell.name] = job.cell.config.strategy.num_rounds
         self.num_ended += 1
 
-    def _row(self, job: Job) -> Row:
-        """The row of a cell or a trial in its frame; reads its run if that has finished since the last look."""
+    def _row(self, job: CellRun) -> Row:
+        """The row of a cell or a trial in its frame; reads its run if it has just finished."""
         reading, reason = self._reading(job), self.unreadable.get(job.path, job.reason())
         key = self.plan.request.searched
         return {
@@ -232,8 +232,8 @@ class _Work:
             RUN: f"{job.path.parent.name}/{job.path.name}",
         }
 
-    def _reading(self, job: Job) -> Reading | None:
-        """The finished run of a job; None before its end, or where it cannot be read."""
+    def _reading(self, job: CellRun) -> Reading | None:
+        """The figures of a job's finished run; None if it is unfinished or cannot be read."""
         if job.is_finished and job.path not in self.readings and job.path not in self.unreadable:
             try:
                 self.readings[job.path] = read_run(job.path)
@@ -243,18 +243,18 @@ class _Work:
         return self.readings.get(job.path)
 
     def _chosen(self) -> dict[tuple[str, ...], object]:
-        """Labels as in `by_labels` to the best value of the searched key, where all trials are settled."""
+        """Result of `by_labels` to the best value of the searched key, for searches whose trials are all settled."""
         search = self.plan.request.grid.search
         if search is None:
             return {(): None}
-        searches: dict[tuple[str, ...], list[Job]] = {}
+        searches: dict[tuple[str, ...], list[CellRun]] = {}
         for job in self.trials:
             searches.setdefault(by_labels(search, job.cell.labels), []).append(job)
         best = {by: self._best(trials) for by, trials in searches.items() if all(map(_is_settled, trials))}
         return {by: job.cell.value for by, job in best.items() if job is not None}
 
-    def _best(self, trials: Sequence[Job]) -> Job | None:
-        """The trial with the best primary measure; of equals that with the lowest loss, then the first."""
+    def _best(self, trials: Sequence[CellRun]) -> CellRun | None:
+        """The trial with the best primary measure; ties go to the lowest loss, then to the first."""
         primary = self.plan.primary
         sign = 1 if primary.higher_is_better else -1
         finished = [(job, reading) for job in trials if (reading := self._reading(job)) is not None]
@@ -300,8 +300,8 @@ def _warn_if_narrower(plan: Plan, path: Path) -> None:
         )
 
 
-def _is_settled(job: Job) -> bool:
-    """Whether a job need not run: it has finished, or it is a trial that diverged, which it would do again."""
+def _is_settled(job: CellRun) -> bool:
+    """Whether a job need not run: it has finished, or it is a trial that diverged and would diverge again."""
     diverged = job.cell.is_trial and (job.reason() or "").startswith(_DIVERGED)
-    # Without its run directory, it is unknown which configuration diverged.
+    # Only its run directory shows which configuration diverged.
     return job.is_finished or (diverged and (job.path / CONFIG).exists())

@@ -1,4 +1,4 @@
-"""How many cores this process may use: those of its affinity, within the quota of its container."""
+"""The number of cores that this process may use, by its CPU affinity and the quota of its container."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _in_quota() -> int | None:
 
 
 def _quota_and_period() -> tuple[str, str]:
-    """Microseconds that all cores together may compute in a period, and microseconds of the period."""
+    """CPU microseconds, over all cores, that may be used in a period, and the period in microseconds."""
     if (limit := _CGROUP / "cpu.max").exists():
         quota, period = limit.read_text(encoding="ascii").split()
         return quota, period

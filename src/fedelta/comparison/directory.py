@@ -1,7 +1,7 @@
 """The directory of a comparison and the runs in it.
 
-compare.toml          what was asked
-plugins.json          the plug-in files that were given, if any
+compare.toml          the request
+plugins.json          the loaded plug-in files, if any
 runs/                 a run directory for each cell
 search/               a run directory for each trial of the search
 failures/             the error of each failed cell, as text
@@ -47,8 +47,8 @@ def default_out(config: str | Path | Config) -> Path:
 
 
 @dataclass(frozen=True)
-class Job:
-    """A cell and where it runs.
+class CellRun:
+    """A cell with the paths of its files.
 
     Args:
         cell: what to run.
@@ -68,7 +68,7 @@ class Job:
         return (self.path / SUMMARY).exists()
 
     def reason(self) -> str | None:
-        """The text of its error; None unless it has failed."""
+        """The text of its error; None if it has not failed."""
         if self.is_finished or not self.failure.exists():
             return None
         return self.failure.read_text(encoding="utf-8", errors="replace").strip()
@@ -85,7 +85,7 @@ class ComparisonDirectory:
     path: Path
 
     def refuse_foreign(self) -> None:
-        """Checks that the directory is new or that of a comparison; call it before anything is written.
+        """Raises unless the directory is new or holds a comparison; call it before anything is written.
 
         Raises:
             RunError: a file, or a directory with other content.
@@ -120,25 +120,25 @@ class ComparisonDirectory:
 
     @property
     def plugins(self) -> object:
-        """The plug-in files that it was made with; None where there were none, or where that cannot be read."""
+        """The records of its plug-in files; None if there are none, or if they cannot be read."""
         try:
             return json.loads((self.path / PLUGINS).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
 
     def write_plugins(self) -> None:
-        """Notes the plug-in files that are loaded, if any."""
+        """Records the loaded plug-in files, if any."""
         if records := file_records():
             self.write(PLUGINS, to_json(records, indent=2) + "\n")
 
     def clean(self) -> None:
-        """Removes incomplete run directories that a killed process has left."""
+        """Removes the incomplete run directories of killed processes."""
         for folder in ("runs", "search"):
             for partial in (self.path / folder).glob(".*.partial"):
                 shutil.rmtree(partial, ignore_errors=True)
 
-    def jobs(self, cells: Sequence[Cell]) -> list[Job]:
-        """The cells with their directories: one that holds the same configuration already, or one of the cell's name.
+    def jobs(self, cells: Sequence[Cell]) -> list[CellRun]:
+        """The cells with their directories: one that already holds the same configuration, or one named after the cell.
 
         Raises:
             RunError: a directory of that name holds another configuration; the message says what differs.
@@ -146,14 +146,14 @@ class ComparisonDirectory:
         folder = self.path / ("search" if cells and cells[0].is_trial else "runs")
         configs = {path.parent: _read(path) for path in sorted(folder.glob(f"*/{CONFIG}"))}
         names = slugs(cells)
-        jobs: list[Job] = []
+        jobs: list[CellRun] = []
         problems: dict[str, list[Path]] = {}
         for cell in cells:
             path, difference = _place(folder / names[cell.name], cell.config, configs)
             if difference:
                 problems.setdefault(difference, []).append(path)
             name = f"{'search-' if cell.is_trial else ''}{path.name}.txt"
-            jobs.append(Job(cell, path, self.path / "failures" / name, self.path / "logs" / name))
+            jobs.append(CellRun(cell, path, self.path / "failures" / name, self.path / "logs" / name))
         if problems:
             lines = "".join(f"\n  - {_several(paths)}: {problem}" for problem, paths in problems.items())
             raise RunError(
@@ -164,23 +164,23 @@ class ComparisonDirectory:
 
 
 def _place(named: Path, config: Config, configs: Mapping[Path, str]) -> tuple[Path, str]:
-    """The run directory of a configuration, and why it cannot be used; empty where it can.
+    """The run directory of a configuration, and why it cannot be used ("" if it can).
 
     Args:
         named: the directory of the cell's name.
         config: of the cell.
         configs: run directories to their configurations.
     """
-    asked = _comparable(config)
-    equal = [path for path, text in configs.items() if text == asked]
-    if equal:
-        place = named if named in equal else equal[0]
+    text = _comparable(config)
+    equal_paths = [path for path, stored in configs.items() if stored == text]
+    if equal_paths:
+        place = named if named in equal_paths else equal_paths[0]
         return place, "; ".join(changed_plugins(RunDirectory(place).plugins))
-    return named, _difference(configs[named], asked, config) if named in configs else ""
+    return named, _difference(configs[named], text, config) if named in configs else ""
 
 
 def _comparable(config: Config) -> str:
-    """A configuration as text, without the sections that change no result."""
+    """A configuration as text, without the sections that do not affect results."""
     return config.model_copy(update={"tracking": Tracking()}).to_toml()
 
 
@@ -193,19 +193,20 @@ def _read(path: Path) -> str:
         return text
 
 
-def _difference(text: str, asked: str, config: Config) -> str:
-    """Where the configuration `text` of a run differs from the one that is asked for; empty where nothing matters."""
+def _difference(text: str, new_text: str, config: Config) -> str:
+    """The differences between the configuration `text` of a run and the requested one; empty if none matters."""
     try:
-        before = dict(flatten(tomllib.loads(text)))
+        old_values = dict(flatten(tomllib.loads(text)))
     except ValueError:
         return "its `config.toml` is damaged"
-    after = dict(flatten(tomllib.loads(asked)))
-    keys = [key for key in dict.fromkeys([*before, *after]) if before.get(key) != after.get(key)]
+    new_values = dict(flatten(tomllib.loads(new_text)))
+    keys = [key for key in dict.fromkeys([*old_values, *new_values]) if old_values.get(key) != new_values.get(key)]
     # A run that starts from an adapter has the adapter's tuning method in its configuration.
     if config.model.adapter is not None:
         keys = [key for key in keys if not key.startswith("tuning.")]
     shown = [
-        f"`{key}` is {before.get(key, 'absent')} there, {after.get(key, 'absent')} now" for key in keys[:_NUM_SHOWN]
+        f"`{key}` is {old_values.get(key, 'absent')} there, {new_values.get(key, 'absent')} now"
+        for key in keys[:_NUM_SHOWN]
     ]
     return "; ".join(shown) + (f"; and {len(keys) - _NUM_SHOWN} more" if len(keys) > _NUM_SHOWN else "")
 

@@ -1,4 +1,4 @@
-"""A comparison in a terminal: its progress, and its table at the end."""
+"""Shows a comparison in a terminal: its progress, and its table at the end."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _WIDEST = 1000
 
 
 class Display:
-    """A context that shows events: as bars on a terminal, elsewhere as a line for each cell that has ended.
+    """A context that shows events: as bars on a terminal, otherwise as one line per ended cell.
 
     Args:
         console: shows them.
@@ -82,7 +82,7 @@ def print_table(comparison: Comparison, console: Console) -> None:
         table.add_column(escape(name), justify="left" if place < groups.num_labels else "right", no_wrap=True)
     for row in groups.rows:
         table.add_row(*map(escape, row[:-1]), row[-1] and "*")
-    # Wider than a narrow terminal, or than a file, rather than with rows that are broken in two.
+    # Wider than a narrow terminal if needed, so that no row is broken into two lines.
     natural = Measurement.get(console, console.options.update(width=_WIDEST), table).maximum
     Console(file=console.file, width=max(console.width, natural)).print(table)
     for name in ("table.md", "table.csv", "table.tex", "report.html"):
@@ -90,7 +90,7 @@ def print_table(comparison: Comparison, console: Console) -> None:
 
 
 def failure_of(comparison: Comparison) -> FedeltaError:
-    """The error of a comparison in which cells failed: how many, why the first one, and what to do."""
+    """The error for a comparison with failed cells: their number, the first reason, and what to do."""
     failures = comparison.failures
     name, reason = next(iter(failures.items()))
     searched = all(reason.startswith("SearchError") for reason in failures.values())

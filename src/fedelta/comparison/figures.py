@@ -21,9 +21,9 @@ from fedelta.tasks.base import Measure
 _Horizontal = Literal["left", "center", "right"]
 _Vertical = Literal["bottom", "center", "top"]
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
-# More than that many marks, and names would cover each other: numbers stand there then, and the plot is a wide one.
+# With more marks than this, names would overlap: the plot is wide and shows numbers instead.
 MAX_NAMES = 8
-# Where a name may stand beside its mark: points right and up, alignment; the first that covers nothing.
+# Possible positions of a name beside its mark, in order of preference: offset right and up in points, alignment.
 _SIDES: tuple[tuple[tuple[float, float], _Horizontal, _Vertical], ...] = (
     ((6, 0), "left", "center"),
     ((0, 7), "center", "bottom"),
@@ -38,12 +38,12 @@ _SIDES: tuple[tuple[tuple[float, float], _Horizontal, _Vertical], ...] = (
 
 @dataclass(frozen=True)
 class Mark:
-    """One group in a plot.
+    """A group in a plot.
 
     Args:
-        text: what stands beside it.
-        family: colour and shape; the place of `family_name` among all families.
-        family_name: what the legend calls those marks.
+        text: its name or number.
+        family: index of its family, which determines colour and shape.
+        family_name: name of the family in the legend.
         total_bytes: of a run, both directions.
         height: mean of the primary measure, in its unit: a fraction in percent.
         deviation: likewise; None with one seed.
@@ -60,12 +60,12 @@ class Mark:
 
 
 def measure_by_bytes(marks: Sequence[Mark], primary: Measure, *, wide: bool) -> Figure:
-    """The primary measure against MiB of a run, with the front as a line; at least one mark.
+    """The primary measure against the MiB of a run, with the Pareto front as a line; needs at least one mark.
 
     Args:
         marks: of groups that learn the same task.
-        primary: what their heights are.
-        wide: whether the marks are many; they have the width of the page and a legend of families then.
+        primary: the measure of their heights.
+        wide: whether the plot takes the width of the page and has a legend of families, for many marks.
     """
     with style():
         figure = blank((2 * SIZE[0], 1.5 * SIZE[1]) if wide else SIZE)
@@ -117,7 +117,7 @@ def _draw_mark(axes: Axes, mark: Mark) -> None:
 
 
 def _draw_front(axes: Axes, marks: Sequence[Mark]) -> None:
-    """The best mean for at most so many bytes."""
+    """Draws the best mean for each number of bytes."""
     corners = _front_corners(marks)
     x, y = [corner[0] for corner in corners], [corner[1] for corner in corners]
     axes.plot(x, y, color=MUTED, linewidth=1.0, linestyle=(0, (4, 2)), zorder=1)
@@ -139,9 +139,9 @@ def _draw_legend(figure: Figure, axes: Axes, marks: Sequence[Mark]) -> None:
 
 
 def _write_names(figure: Figure, axes: Axes, marks: Sequence[Mark]) -> None:
-    """The text of each mark, on the side where it covers the least."""
+    """Writes the text of each mark on the side where it covers the least."""
     settle(figure)
-    taken = _taken(figure, axes, marks)
+    occupied = _taken(figure, axes, marks)
     for mark in sorted(marks, key=lambda mark: -mark.height):
         note = axes.annotate(
             mark.text,
@@ -152,12 +152,12 @@ def _write_names(figure: Figure, axes: Axes, marks: Sequence[Mark]) -> None:
             fontsize=8,
             zorder=4,
         )
-        side = min(range(len(_SIDES)), key=lambda index: (_covered(note, index, axes, taken), index))
-        taken.append(_put(note, side))
+        side = min(range(len(_SIDES)), key=lambda index: (_covered(note, index, axes, occupied), index))
+        occupied.append(_put(note, side))
 
 
 def _taken(figure: Figure, axes: Axes, marks: Sequence[Mark]) -> list[Bbox]:
-    """Where marks, bars and the front are, in pixels."""
+    """The boxes of marks, bars and the front, in pixels."""
     half = 4.5 * figure.dpi / 72
     boxes = []
     for mark in marks:
@@ -167,7 +167,7 @@ def _taken(figure: Figure, axes: Axes, marks: Sequence[Mark]) -> list[Bbox]:
         boxes += [_around(x, y, half, half), _around(x, y, half / 2, bar)]
     corners = [axes.transData.transform(corner) for corner in _front_corners(marks)]
     for (left, low), (right, high) in pairwise(corners):
-        # A line has no area of its own; a pixel or two are enough to be in the way.
+        # A line has no area, so its box is made four pixels wide.
         boxes.append(Bbox([[left - 2, min(low, high) - 2], [right + 2, max(low, high) + 2]]))
     return boxes
 
@@ -177,7 +177,7 @@ def _around(x: float, y: float, half_width: float, half_height: float) -> Bbox:
 
 
 def _put(note: Annotation, side: int) -> Bbox:
-    """Moves a name to a side of its mark; returns the place that it takes."""
+    """Moves a name to a side of its mark; returns its box."""
     offset, horizontal, vertical = _SIDES[side]
     note.set_position(offset)
     note.set_horizontalalignment(horizontal)
@@ -185,10 +185,10 @@ def _put(note: Annotation, side: int) -> Bbox:
     return note.get_window_extent()
 
 
-def _covered(note: Annotation, side: int, axes: Axes, taken: Sequence[Bbox]) -> float:
-    """Area of other things that the name would cover there; what stands out of the plot counts too."""
+def _covered(note: Annotation, side: int, axes: Axes, occupied: Sequence[Bbox]) -> float:
+    """Area of other boxes that the name would cover on this side, plus its area outside the plot."""
     box = _put(note, side)
-    hidden = sum(_area(shared) for other in taken if (shared := Bbox.intersection(box, other)) is not None)
+    hidden = sum(_area(shared) for area in occupied if (shared := Bbox.intersection(box, area)) is not None)
     inside = Bbox.intersection(box, axes.bbox)
     return round(hidden + _area(box) - (0.0 if inside is None else _area(inside)), 3)
 

@@ -1,7 +1,7 @@
-"""A process that has imported what cells need and forks a process for each.
+"""A process that imports what cells need once, and forks a process for each cell.
 
 Run as `python -m fedelta.comparison.forkserver LEASH`. Imports take several seconds, more than the whole run of a small
-cell. A run in a forked process has the same bits as in a process of its own, as all it draws comes from its seed.
+cell. A forked process gives the same bits as a new one, because all random numbers come from the seed.
 
 A request is a line of JSON on standard input: the number of the cell, the paths `run`, `failure` and `log`, the
 configuration as TOML, and the plug-ins. The answer is a line on standard output once the cell has ended: its number and
@@ -30,8 +30,8 @@ from fedelta.models.native import register_networks
 
 Request = dict[str, Any]  # Any: JSON values
 
-# A forked process would lack the threads of its parent. These libraries start none when they are imported, but for the
-# one of Arrow's allocator (jemalloc), which starts it again after a fork.
+# A forked process lacks the threads of its parent. These libraries start no threads on import, except Arrow's allocator
+# (jemalloc), which restarts its thread after a fork.
 PRELOADED = (
     "fedelta.comparison.worker",
     "sklearn.metrics",
@@ -43,7 +43,7 @@ _PATIENCE_SECONDS = 5.0  # between asking a process to end and ending it
 
 
 def main() -> int:
-    """Serves until the input ends."""
+    """Serves requests until the input ends; returns the exit code."""
     with collector_paused():
         register_networks()
         for name in PRELOADED:
@@ -59,7 +59,7 @@ def run_cell(request: Request) -> int:
 
 
 def serve(leash: int, run: Callable[[Request], int]) -> int:
-    """Forks a process for each request, and ends those that still run when the input ends; returns the exit code.
+    """Forks a process for each request until the input ends, then ends all processes; returns the exit code.
 
     Args:
         leash: a file descriptor whose other end closes when the comparison is gone.
@@ -68,7 +68,7 @@ def serve(leash: int, run: Callable[[Request], int]) -> int:
     # Otherwise every forked process would copy the memory of all modules when it first collects garbage.
     gc.freeze()
     answers = os.dup(sys.stdout.fileno())
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no answer
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # output of libraries must not mix with the answers
     request = _fork(sys.stdin.fileno(), answers)
     if request is not None:
         os.close(answers)
@@ -99,7 +99,7 @@ def _fork(requests: int, answers: int) -> Request | None:
 
 
 def _answer(running: dict[int, int], answers: int) -> None:
-    """Tells of the processes that have ended, and forgets them."""
+    """Writes an answer for each process that has ended."""
     for process_id in list(running):
         ended, status = os.waitpid(process_id, os.WNOHANG)
         if ended:
@@ -108,7 +108,7 @@ def _answer(running: dict[int, int], answers: int) -> None:
 
 
 def _end(running: dict[int, int]) -> None:
-    """Ends the processes that still run, and waits until they are gone."""
+    """Ends the processes that still run, and waits for their end."""
     for process_id in running:
         os.kill(process_id, signal.SIGTERM)
     deadline = time.monotonic() + _PATIENCE_SECONDS
@@ -122,7 +122,7 @@ def _end(running: dict[int, int]) -> None:
 
 
 def _become_cell(log: Path, leash: int) -> None:
-    """Gives a forked process its own log and no input, and ends it with the comparison."""
+    """Gives a forked process a log and no input, and makes it end with the comparison."""
     for descriptor, path in ((sys.stdin.fileno(), Path(os.devnull)), (sys.stdout.fileno(), log)):
         opened = os.open(path, os.O_RDWR | os.O_APPEND)
         os.dup2(opened, descriptor)
@@ -138,7 +138,7 @@ def _end_with(leash: int) -> None:
 
 
 def _leave(code: int) -> None:
-    """Ends a forked process as the interpreter does, but without taking its modules apart, which lasts a second."""
+    """Ends a forked process without the interpreter's clean-up of all modules, which takes a second."""
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

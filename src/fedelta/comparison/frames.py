@@ -1,7 +1,7 @@
 """The frames of a comparison: one row for each cell, and one for each group of cells that differ in their seed only.
 
 Columns are the axes, the searched key if there is one, and the figures of columns.py. Labels and searched values are
-Python objects. A figure that is not known is missing (`isna`); no measure of a finished run is NaN.
+Python objects. An unknown figure is missing (`isna`); no measure of a finished run is NaN.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _MAX_REASON = 300
 def cells_frame(
     rows: Sequence[Row], keys: Iterable[str], measures: Iterable[Column], axes: Sequence[str] = ()
 ) -> DataFrame:
-    """A row for each cell, group by group.
+    """One row per cell, group by group.
 
     Args:
-        rows: name of a column to its value; a figure that is not in a row is missing in the frame.
+        rows: name of a column to its value; absent figures are missing in the frame.
         keys: the axes, and the searched key if there is one.
         measures: the columns before those of the costs.
         axes: those that distinguish groups, which come in the order of their first cells.
@@ -48,7 +48,7 @@ def cells_frame(
 
 
 def trials_frame(rows: Sequence[Row], keys: Iterable[str], measures: Iterable[Column]) -> DataFrame:
-    """As `cells_frame`, for the trials of a search; `is_best` marks those whose value was chosen."""
+    """Like `cells_frame`, for the trials of a search; `is_best` marks the chosen values."""
     trials = cells_frame(rows, keys, measures)
     trials.insert(trials.columns.tolist().index(STATE), IS_BEST, Series([row[IS_BEST] for row in rows], dtype="bool"))
     return trials
@@ -57,7 +57,7 @@ def trials_frame(rows: Sequence[Row], keys: Iterable[str], measures: Iterable[Co
 def curves_frame(
     curves: Iterable[tuple[Row, Sequence[tuple[int, float]]]], axes: Iterable[str], name: str
 ) -> DataFrame:
-    """A row for each evaluated round of each finished cell: its labels, the round, and the primary measure.
+    """One row per evaluated round of each finished cell: its labels, the round, and the primary measure.
 
     Args:
         curves: labels of a cell, and its rounds with the measure.
@@ -77,13 +77,13 @@ def groups_frame(
     task_axes: Sequence[str] = (),
     higher_is_better: bool = True,
 ) -> DataFrame:
-    """A row for each group, in the order of their first cells.
+    """One row per group, in the order of their first cells.
 
     Figures are means over the finished cells; deviations are those of a sample (n - 1), missing with one seed.
 
     Args:
         cells: a frame made by `cells_frame`.
-        axes: those that distinguish groups, which are all but the seed.
+        axes: all axes except the seed.
         measures: the columns before those of the costs, that of the primary measure first.
         searched: the searched key, or None.
         task_axes: those of `axes` that change the data or their division. Each task has its own Pareto front, because
@@ -102,17 +102,17 @@ def groups_frame(
 
 
 def split(frame: DataFrame, names: Sequence[str]) -> list[DataFrame]:
-    """The rows that are equal in the columns `names`, in the order in which they appear; without names, all of them."""
+    """Groups of rows that are equal in the columns `names`, in order of appearance; without names, one group."""
     return [part for _, part in frame.groupby(list(names), sort=False)] if names else [frame]
 
 
 def mean_curve(curves: DataFrame, labels: Row, num_cells: int) -> list[tuple[int, float]]:
-    """Round and mean of the primary measure over the finished cells of a group, for rounds that all of them evaluated.
+    """Round and mean primary measure over the finished cells of a group, for rounds that all of them evaluated.
 
     Args:
         curves: a frame made by `curves_frame`.
         labels: of the group.
-        num_cells: finished ones of the group.
+        num_cells: number of finished cells of the group.
     """
     members = curves[(curves[list(labels)] == Series(labels, dtype="object")).all(axis=1)]
     rounds = members.groupby(ROUND)[curves.columns[-1]].agg(["count", statistics.fmean])
@@ -120,7 +120,7 @@ def mean_curve(curves: DataFrame, labels: Row, num_cells: int) -> list[tuple[int
 
 
 def pareto_front(points: Sequence[tuple[float, float]], *, higher_is_better: bool = True) -> list[bool]:
-    """Whether each (bytes, value) is on the front: no other has as few bytes and as good a value, and one better.
+    """Whether each (bytes, value) is on the Pareto front: no other point is as good in both and better in one.
 
     >>> pareto_front([(1, 0.5), (2, 0.9), (3, 0.9), (4, 0.95)])
     [True, True, False, True]
@@ -136,7 +136,7 @@ def pareto_front(points: Sequence[tuple[float, float]], *, higher_is_better: boo
 
 
 def one_line(text: str | None) -> str:
-    """An error without its hint and traceback, for a field of a table."""
+    """An error message on one line, without hint and traceback, for a table."""
     if text is None:
         return ""
     message = text.strip().partition("\n\n")[0].partition("\nhint:")[0]
@@ -145,7 +145,7 @@ def one_line(text: str | None) -> str:
 
 
 def _frame(rows: Sequence[Row], dtypes: Mapping[str, str]) -> DataFrame:
-    # Column by column with its type: of whole rows, pandas would make floats of integers and NaN of None.
+    # Each column with its type: from whole rows, pandas would make floats of integers and NaN of None.
     return DataFrame({name: Series([row.get(name) for row in rows], dtype=dtype) for name, dtype in dtypes.items()})
 
 
@@ -168,7 +168,7 @@ def _group(cells: DataFrame, keys: Sequence[str], columns: Sequence[Column]) -> 
 
 
 def _over_seeds(column: Column, values: list[float]) -> tuple[float | None, float | None]:
-    """The mean of the known values, or their first, and their deviation."""
+    """The mean of the known values, or the first of them, and their deviation."""
     if not values:
         return None, None
     mean = values[0] if column.of_seeds == "first" else statistics.fmean(values)

@@ -1,4 +1,4 @@
-"""How processes of cells are started and ended, on every system and, where it is safe, in a fraction of the time."""
+"""Starts and ends the processes of cells: new processes on every system, forked ones where that is safe."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import IO, Protocol
 
-from fedelta.comparison.directory import Job
+from fedelta.comparison.directory import CellRun
 from fedelta.plugins import for_processes
 
-# -P: a folder of the user's with the name of a library must not stand in for it.
+# -P: a folder in the current directory with the name of a library must not replace it.
 _PYTHON = (sys.executable, "-P", "-m")
 WORKER = (*_PYTHON, "fedelta.comparison.worker")
 FORK_SERVER = (*_PYTHON, "fedelta.comparison.forkserver")
@@ -35,26 +35,26 @@ Poll = Callable[[], int | None]
 class Launcher(Protocol):
     """Starts a process for each cell."""
 
-    def start(self, job: Job) -> Poll:
-        """Starts the process of `job`, whose log is empty then."""
+    def start(self, job: CellRun) -> Poll:
+        """Starts the process of `job` with an empty log; returns a function that gives its exit code after its end."""
 
     def stop(self) -> None:
-        """Ends the processes that still run, and returns when they have ended."""
+        """Ends the processes that still run, and waits for their end."""
 
 
-def launcher_for(jobs: Sequence[Job]) -> Launcher:
-    """Forked processes where that is safe: on Linux, without a GPU, which no forked process can use."""
+def launcher_for(jobs: Sequence[CellRun]) -> Launcher:
+    """Forked processes if that is safe, else new ones; safe means Linux without a GPU, which a fork cannot use."""
     uses_gpu = any(job.cell.config.runtime.torch_device() != "cpu" for job in jobs)
     return Forked() if sys.platform == "linux" and not uses_gpu else Spawned()
 
 
 class Spawned:
-    """Processes that each import everything themselves (worker.py)."""
+    """Starts new processes, each of which imports everything itself (worker.py)."""
 
     def __init__(self) -> None:
         self._processes: list[subprocess.Popen[bytes]] = []
 
-    def start(self, job: Job) -> Poll:
+    def start(self, job: CellRun) -> Poll:
         """See `Launcher.start`."""
         with job.log.open("wb") as log:
             process = _open(
@@ -74,12 +74,12 @@ class Spawned:
 
 
 class Forked:
-    """Processes that a fork server starts (forkserver.py); a new server is started should one be killed."""
+    """Starts processes through a fork server (forkserver.py); a killed server is replaced."""
 
     def __init__(self) -> None:
         self._server: _Server | None = None
 
-    def start(self, job: Job) -> Poll:
+    def start(self, job: CellRun) -> Poll:
         """See `Launcher.start`."""
         job.log.write_bytes(b"")
         if self._server is None or self._server.has_ended:
@@ -94,13 +94,13 @@ class Forked:
 
 
 class _Server:
-    """A fork server and what is known of its processes.
+    """A fork server and the exit codes of its processes.
 
     Args:
-        job: the first of its jobs, beside whose log that of the server stands.
+        job: its first job; the log of the server is beside the log of this job.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: CellRun) -> None:
         self._log = job.log.with_name("forkserver.txt")
         leash, self._leash = os.pipe()
         with self._log.open("wb") as log:
@@ -114,11 +114,11 @@ class _Server:
 
     @property
     def has_ended(self) -> bool:
-        """Whether it was killed, or could not be started."""
+        """Whether the server was killed or could not be started."""
         return self._process.poll() is not None
 
-    def start(self, job: Job) -> Poll:
-        """Asks for a process."""
+    def start(self, job: CellRun) -> Poll:
+        """Requests a process."""
         number = self._num_started = self._num_started + 1
         paths = {"run": str(job.path), "failure": str(job.failure), "log": str(job.log)}
         request = {"number": number, **paths, "config": job.cell.config.to_toml(), "plugins": for_processes()}
@@ -126,14 +126,14 @@ class _Server:
         return lambda: self._code(number, job)
 
     def stop(self) -> None:
-        """Ends it with its processes."""
+        """Ends the server and its processes."""
         _close(self._process)
         _wait(self._process)
         os.close(self._leash)
         _output(self._process).close()
 
-    def _code(self, number: int, job: Job) -> int | None:
-        has_ended = self.has_ended  # before the answers are read: what it has written by then is all
+    def _code(self, number: int, job: CellRun) -> int | None:
+        has_ended = self.has_ended  # asked before the answers are read, so that none of its answers is missed
         with contextlib.suppress(BlockingIOError):
             while chunk := os.read(_output(self._process).fileno(), 2**16):
                 *lines, self._partial = (self._partial + chunk).split(b"\n")
@@ -154,25 +154,25 @@ def _open(
         stderr=stderr,
         env=os.environ | _ENVIRONMENT,
         pass_fds=pass_fds,
-        start_new_session=True,  # Ctrl-C is for the comparison, which ends its processes itself
+        start_new_session=True,  # Ctrl-C must only reach the comparison, which ends its processes itself
     )
 
 
 def _write(process: subprocess.Popen[bytes], content: bytes) -> None:
-    # A process that is gone already is found by the next poll.
+    # If the server is gone, the next poll notices it.
     with contextlib.suppress(BrokenPipeError):
         _input(process).write(content)
         _input(process).flush()
 
 
 def _close(process: subprocess.Popen[bytes]) -> None:
-    # Closing writes what could not be written before.
+    # Closing flushes the buffer, which fails again.
     with contextlib.suppress(BrokenPipeError):
         _input(process).close()
 
 
 def _wait(process: subprocess.Popen[bytes]) -> None:
-    """Waits for the end of a process that was asked to end; does not wait for long."""
+    """Waits for a process that was asked to end, and kills it after a while."""
     try:
         process.wait(_PATIENCE_SECONDS)
     except subprocess.TimeoutExpired:

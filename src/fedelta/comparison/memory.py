@@ -1,4 +1,4 @@
-"""How many cells fit into memory side by side.
+"""Decides how many cells fit into memory at the same time.
 
 A cell counts as much as the largest one seen so far, finished or running, and a tenth more: cells of one grid differ
 (full fine-tuning beside a head), and the largest may be the next. Before any has run, a cell counts as 4 GiB. Memory
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-# A ViT-B/16 in full fine-tuning on CIFAR-100 with its images takes 3 to 4 GiB; our largest recipe.
+# Our largest recipe, full fine-tuning of a ViT-B/16 on CIFAR-100, takes 3 to 4 GiB with its images.
 UNSEEN_BYTES = 4 * 2**30
 _MARGIN = 1.1
 _MEMINFO = Path("/proc/meminfo")
@@ -21,9 +21,9 @@ def fits(available_bytes: int | None, running_peaks: Sequence[int], highest_peak
     """Whether one more cell fits.
 
     Args:
-        available_bytes: free memory; None where the system does not tell, and then any cell fits.
-        running_peaks: bytes that each running cell has taken so far; 0 where it is not known yet.
-        highest_peak: bytes that the largest cell took, finished or running; 0 before any is known.
+        available_bytes: free memory; None if unknown, and then any cell fits.
+        running_peaks: bytes that each running cell has taken so far; 0 if unknown.
+        highest_peak: bytes that the largest cell took, finished or running; 0 if unknown.
 
     >>> fits(10 * 2**30, [], 0), fits(7 * 2**30, [0], 0), fits(7 * 2**30, [2**30], 2**30)
     (True, False, True)
@@ -36,7 +36,7 @@ def fits(available_bytes: int | None, running_peaks: Sequence[int], highest_peak
 
 
 def available_bytes() -> int | None:
-    """Memory that processes could take without swapping, in the limits of the container; None if unknown."""
+    """Memory that processes can take without swapping, within the container's limit; None if unknown."""
     return min((bound for bound in (_in_system(), _in_container()) if bound is not None), default=None)
 
 
@@ -50,7 +50,7 @@ def _in_system() -> int | None:
 
 
 def _in_container() -> int | None:
-    """Bytes left of the limit of control groups, version 2; None without one."""
+    """Bytes left in the limit of control groups, version 2; None without a limit."""
     try:
         limit = (_CGROUP / "memory.max").read_text(encoding="ascii").strip()
         used = int((_CGROUP / "memory.current").read_text(encoding="ascii"))

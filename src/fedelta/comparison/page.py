@@ -1,6 +1,6 @@
 """The page of a comparison: one HTML file that needs nothing else.
 
-What is shown is decided here, how it looks in templates/comparison.html.
+This module decides what is shown, templates/comparison.html how it looks.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from fedelta.record.numbers import UNKNOWN, capitalised, in_unit, shown
 from fedelta.report.elements import Line, Picture, Table, legend, picture
 from fedelta.report.rendering import render as render_template
 
-_FACETS = 12  # plots of one kind on a page
+_FACETS = 12  # maximum number of plots of one kind
 
 
 @dataclass(frozen=True)
 class Plots:
-    """The primary measure against traffic, and against rounds where the groups are few.
+    """The primary measure against traffic and, for few groups, against rounds.
 
     Args:
         title: above them.
-        lines: how the plots draw the groups; none where the groups are numbered.
+        lines: how the plots draw the groups; empty if the groups are numbered.
         pictures: side by side, or below each other without `lines`.
         note: below them.
     """
@@ -41,16 +41,16 @@ class Plots:
 
 @dataclass(frozen=True)
 class Page:
-    """What the template shows.
+    """The content of the page.
 
     Args:
         name: of the comparison.
-        progress: how many groups there are, and how many cells have finished.
-        unfinished: says so while cells wait or have failed; else empty.
+        progress: number of groups, and of finished cells.
+        unfinished: a note while cells wait or have failed; else empty.
         pivot: the primary measure by axes; None with fewer than two.
         groups: all figures of all groups.
         plots: None before the first result.
-        failures: None where nothing failed.
+        failures: None if no cell failed.
         search: the trials; None without a search.
         asked: the content of `compare.toml`.
         citations: BibTeX.
@@ -91,7 +91,7 @@ def render(comparison: Comparison) -> str:
 
 
 def _groups(comparison: Comparison) -> Table:
-    """The groups with the numbers by which plots call them; the members of the Pareto front are strong."""
+    """The groups, numbered as in the plots; members of the Pareto front are strong."""
     groups = group_table(comparison)
     first = 1 + groups.num_labels
     return Table(
@@ -112,7 +112,7 @@ def _pivot(comparison: Comparison) -> Table | None:
 
 
 def _plots(comparison: Comparison) -> Plots | None:
-    """Of each task apart."""
+    """Plots for each task."""
     groups = records(comparison.groups)
     facets = [(title, places, _marks(comparison, groups, places)) for title, places in _facets(comparison)]
     facets = [facet for facet in facets if facet[2]][:_FACETS]
@@ -151,7 +151,7 @@ def _curve(comparison: Comparison, group: Record) -> list[tuple[int, float]]:
 
 
 def _marks(comparison: Comparison, groups: Sequence[Record], places: Sequence[int]) -> list[Mark]:
-    """The groups of one task that were measured; with their names where they are few, else with their numbers."""
+    """Marks for the measured groups of one task; named if they are few, else numbered."""
     families = list(dict.fromkeys(_family(comparison, group) for group in groups))
     is_numbered, primary = len(places) > MAX_NAMES, comparison.primary
     mean, deviation = comparison.measures[0].in_groups
@@ -171,18 +171,18 @@ def _marks(comparison: Comparison, groups: Sequence[Record], places: Sequence[in
 
 
 def _family(comparison: Comparison, group: Record) -> str:
-    """The first axis that is not the task's gives colour and shape."""
+    """The axis that determines colour and shape: the first one that does not change the task."""
     name = next((name for name in comparison.axes if name not in comparison.task_axes), None)
     return comparison.name if name is None else short(name, group[name])
 
 
 def _name(comparison: Comparison, group: Record) -> str:
-    """What distinguishes a group from the others of its task."""
+    """The labels that distinguish a group from the others of its task."""
     return comparison.group_name(group, without=comparison.task_axes)
 
 
 def _facets(comparison: Comparison) -> list[tuple[str, list[int]]]:
-    """Title and places of the groups of each task."""
+    """Title and indices of the groups of each task."""
     return [
         (", ".join(short(name, task[name].iloc[0]) for name in comparison.task_axes), task.index.tolist())
         for task in split(comparison.groups, comparison.task_axes)
@@ -196,7 +196,7 @@ def _failures(comparison: Comparison) -> Table | None:
 
 
 def _search(comparison: Comparison) -> Table | None:
-    """Every trial; the chosen ones strong."""
+    """All trials; the chosen ones are strong."""
     if comparison.trials.empty:
         return None
     axes, key, primary = comparison.cell_axes, str(comparison.searched), comparison.primary
@@ -216,5 +216,5 @@ def _search(comparison: Comparison) -> Table | None:
 
 
 def _citations(comparison: Comparison) -> str:
-    """Those of every finished cell, each once, in the order of papers.bib."""
+    """The citations of all finished cells, each once, in the order of papers.bib."""
     return "\n\n".join(entry for entry in entries().values() if any(entry in text for text in comparison.citations))

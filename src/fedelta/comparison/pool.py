@@ -1,7 +1,7 @@
-"""Cells in processes: as many side by side as fit, each with one arithmetic thread.
+"""Runs cells in processes: as many at a time as fit, each with one arithmetic thread.
 
-One thread, however many run: sums of floats then have the same order, and the results the same bits, whatever the
-number of processes. Nothing here writes results; a caller that stops listening ends the processes.
+With one thread, sums of floats have a fixed order, so results have the same bits for any number of processes. Results
+are written by the processes; if the caller closes the iterator, they end.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedelta.comparison.cores import available_cores
-from fedelta.comparison.directory import Job
+from fedelta.comparison.directory import CellRun
 from fedelta.comparison.launchers import Poll, launcher_for
 from fedelta.comparison.memory import available_bytes, fits
 from fedelta.record.files import Record
@@ -27,23 +27,23 @@ class Event:
     """A change in the state of a cell.
 
     Args:
-        kind: `round` comes after one or more rounds.
+        kind: `round` means that one or more rounds have finished.
         job: the cell.
         round: the last finished round; 0 before the first.
         final: the primary measure in the last evaluated round; None before the first.
     """
 
     kind: Literal["started", "round", "finished", "failed"]
-    job: Job
+    job: CellRun
     round: int = 0
     final: float | None = None
 
 
 @dataclass
 class _Worker:
-    """A process and what is known of its run; changed by `_look`."""
+    """A process and the progress of its run; updated by `_look`."""
 
-    job: Job
+    job: CellRun
     poll: Poll
     log_bytes: int = -1
     round: int = 0
@@ -51,13 +51,13 @@ class _Worker:
     peak_bytes: int = 0
 
 
-def run_jobs(jobs: Sequence[Job], *, processes: int | None = None, highest_peak: int = 0) -> Generator[Event]:
-    """Runs jobs in their order and yields events. Closing the iterator ends the processes.
+def run_jobs(jobs: Sequence[CellRun], *, processes: int | None = None, highest_peak: int = 0) -> Generator[Event]:
+    """Starts jobs in order and yields events. Closing the iterator ends the processes.
 
     Args:
         jobs: the unfinished ones.
-        processes: how many run side by side; None: as many as there are cores and memory for, and 1 on a GPU.
-        highest_peak: memory of the largest cell so far, in bytes; 0 if none has run.
+        processes: number of processes at a time; None: as many as cores and memory allow, 1 on a GPU.
+        highest_peak: memory in bytes of the largest cell so far; 0 if none has run.
     """
     waiting, workers = list(jobs), list[_Worker]()
     most, launcher = processes or default_processes(jobs), launcher_for(jobs)
@@ -82,8 +82,8 @@ def run_jobs(jobs: Sequence[Job], *, processes: int | None = None, highest_peak:
         launcher.stop()
 
 
-def default_processes(jobs: Sequence[Job]) -> int:
-    """The number of cores; 1 where a cell runs on a GPU, which all of them would share."""
+def default_processes(jobs: Sequence[CellRun]) -> int:
+    """The number of cores; 1 if a cell runs on a GPU, which all processes would share."""
     if any(job.cell.config.runtime.torch_device() != "cpu" for job in jobs):
         return 1
     return available_cores()
@@ -98,7 +98,7 @@ def _has_room(workers: Sequence[_Worker], most: int, highest_peak: int, *, limit
 
 
 def _look(worker: _Worker) -> bool:
-    """Reads the records of a run; returns whether there are new ones."""
+    """Updates `worker` from the records of its run; returns whether there are new ones."""
     run = RunDirectory(worker.job.path)
     num_bytes = run.rounds.num_bytes
     if num_bytes == worker.log_bytes or not (rounds := run.read_rounds()):
@@ -116,7 +116,7 @@ def _peak(timings: Sequence[Record]) -> int:
 
 
 def _end(worker: _Worker, code: int) -> Event:
-    """The event of a process that has ended; writes a reason where it failed without one."""
+    """The event for a process that has ended; writes a reason if it failed without giving one."""
     job = worker.job
     if job.is_finished:
         return Event("finished", job, worker.round, worker.final)

@@ -1,4 +1,4 @@
-"""What a comparison reads of a finished run; measures are as records have them, fractions too."""
+"""Reads the figures of finished runs, in the units of the records."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Reading:
     """A finished run.
 
     Args:
-        figures: name of each column to its figure; None where the run does not have it.
-        loss: what the task minimises, in the last evaluated round; infinite if none was evaluated.
+        figures: name of each column to its figure; None if the run lacks it.
+        loss: the task's loss in the last evaluated round; infinite if no round was evaluated.
         peak_memory_bytes: highest resident memory.
         curve: round and primary measure of every evaluated round.
         citations: BibTeX.

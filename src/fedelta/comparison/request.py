@@ -26,11 +26,11 @@ _HINT = (
 
 @dataclass(frozen=True)
 class Request:
-    """A configuration and what is varied in it.
+    """A configuration and the grid of its variations.
 
     Args:
         name: of the comparison.
-        table: the configuration as TOML holds it, without `[compare]`; unchecked.
+        table: the configuration as a TOML table without `[compare]`, unchecked.
         grid: the axes, and the search if there is one.
     """
 
@@ -40,21 +40,21 @@ class Request:
 
     @property
     def searched(self) -> str | None:
-        """The key whose best value is searched, or None."""
+        """The searched key, or None."""
         return None if self.grid.search is None else self.grid.search.key
 
     @property
     def axes(self) -> tuple[str, ...]:
-        """Names of the axes but the seed: what distinguishes groups."""
+        """Names of the axes except the seed; they distinguish groups."""
         return tuple(axis.name for axis in self.grid.axes if axis.name != SEED)
 
     @property
     def task_axes(self) -> tuple[str, ...]:
-        """Names of the axes that change the data or their division; measures of different tasks cannot be compared."""
+        """Names of the axes that change the data or their division, so that measures cannot be compared across them."""
         return tuple(axis.name for axis in self.grid.axes if any(key.partition(".")[0] in _TASK for key in axis.keys))
 
     def to_toml(self) -> str:
-        """The request as TOML, overrides included; `read_request` reads an equal one from it."""
+        """The request as TOML, with overrides applied; `read_request` reads back an equal request."""
         lines = ["[compare]", f"name = {_inline(self.name)}", "", "[compare.over]"]
         for axis in self.grid.axes:
             named = any(axis.name not in choice.values for choice in axis.choices)
@@ -63,7 +63,7 @@ class Request:
                 f"{_inline(axis.name)} = {_inline(choices if named else [c.values[axis.name] for c in axis.choices])}"
             )
         if (search := self.grid.search) is not None:
-            # Only methods that are compared: when this is read back, labels of others are unknown.
+            # Only labels of compared methods: others would be unknown when the file is read back.
             by = next((axis.labels for axis in self.grid.axes if axis.name in search.by[:1]), ())
             values = search.values.get("") or {label: search.values[label] for label in by}
             at = {name: {choice.label: dict(choice.values)} for name, choice in search.at.items()}
@@ -75,15 +75,15 @@ class Request:
 def read_request(
     config: str | Path | Config, over: Mapping[str, object] | None = None, overrides: Iterable[str] = ()
 ) -> Request:
-    """The request in a TOML file, or the one that varies a configuration made in Python.
+    """The request in a TOML file, or for a configuration made in Python.
 
     Args:
-        config: a file, with a table `[compare]` or without, or a configuration.
-        over: axes, which replace those of the file or come after them.
+        config: a file with or without a table `[compare]`, or a configuration.
+        over: axes, which replace those of the same name in the file or follow them.
         overrides: `section.key=value` strings, put into the configuration before any axis.
 
     Raises:
-        ConfigError: unreadable, or axes that are wrong in themselves.
+        ConfigError: the file is unreadable, or axes are invalid.
     """
     is_file = isinstance(config, str | Path)
     table = read_table(config) if isinstance(config, str | Path) else _to_table(config)
@@ -102,10 +102,10 @@ def read_request(
 
 
 def parse_over(texts: Iterable[str]) -> dict[str, object]:
-    """Axes as given to `--over`: `key=value,value`; a comma in brackets, braces or quotes separates nothing.
+    """The axes in texts of `--over`, such as `key=value,value`; commas in brackets, braces or quotes do not separate.
 
     Raises:
-        ConfigError: a text has no key or an empty value, or a key stands twice.
+        ConfigError: a text has no key or an empty value, or a key occurs twice.
 
     >>> parse_over(['tuning.target_modules=["q","v"],["q"]', "seed=1,2"])
     {'tuning.target_modules': [['q', 'v'], ['q']], 'seed': [1, 2]}
@@ -128,7 +128,7 @@ def parse_over(texts: Iterable[str]) -> dict[str, object]:
 
 
 def split_values(text: str) -> list[str]:
-    """`text` at its commas, but for those in brackets, braces or quotes; blanks around the parts are dropped.
+    """The parts of `text` between commas outside brackets, braces and quotes, without blanks around them.
 
     >>> split_values('"a, b",[1,2], c')
     ['"a, b"', '[1,2]', 'c']
@@ -151,7 +151,7 @@ def split_values(text: str) -> list[str]:
 
 
 def _unknown_axis(axis: Axis, grid: Grid) -> str | None:
-    """The problem of an axis whose section no configuration has; problems below sections show when cells are made."""
+    """The problem of an axis with an unknown section; problems inside sections are found when cells are made."""
     for key in axis.keys:
         section, dot, rest = key.partition(".")
         if section in Config.model_fields:
@@ -176,7 +176,7 @@ def _without_effect(overrides: Iterable[str], grid: Grid) -> list[str]:
 
 
 def _to_table(config: Config) -> dict[str, Any]:
-    """The fields that were set in Python; defaults of one method must not be carried over to another."""
+    """The fields that were set in Python, because defaults of one method must not be passed on to another."""
     return copy.deepcopy({key: _plain(getattr(config, key)) for key in sorted(config.model_fields_set)})
 
 
@@ -188,7 +188,7 @@ def _plain(value: object) -> Any:
 
 
 def _inline(value: object) -> str:
-    """`value` on one line; nested tables would have to stand last, and the axes would lose their order."""
+    """`value` as inline TOML; nested tables would have to come last, which would change the order of the axes."""
     if isinstance(value, Mapping):
         return (
             "{ " + ", ".join(f"{_inline(key)} = {_inline(item)}" for key, item in value.items()) + " }"

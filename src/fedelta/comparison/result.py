@@ -1,4 +1,4 @@
-"""A comparison as far as it has come: what `compare` returns, and what tables and page are made of."""
+"""The results of a comparison so far: returned by `compare`, and the source of tables and page."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from fedelta.record.numbers import bare
 from fedelta.record.runlog import best_of
 from fedelta.tasks.base import Measure
 
-Record = Mapping[str, Any]  # Any: one row of a frame, by column; None where a figure is missing
+Record = Mapping[str, Any]  # Any: one row of a frame, by column; None for a missing figure
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The cells of a grid and what came out of them, as pandas frames.
+    """The cells of a grid and their results, as pandas frames.
 
     Figures are in the units of the records: fractions, bytes, seconds.
 
     Args:
         name: of the comparison.
         path: of its directory.
-        cell_axes: names of the axes, the seed among them if it is one.
+        cell_axes: names of the axes, including the seed if it is one.
         task_axes: those of them that change the data or their division.
-        searched: the key whose best value was searched, or None.
-        primary: the measure that all cells share, by which they are compared.
-        measures: the columns of the primary measure; with those at exits where some model has exits.
+        searched: the searched key, or None.
+        primary: the measure by which cells are compared.
+        measures: the columns of the primary measure, including those at exits if a model has exits.
         frame: a row for each cell, group by group: labels, searched value, figures, `state` ("finished",
             "failed" or "waiting"), `reason` (the error, or None) and `run` (its directory within `path`).
-        trials: likewise for the search, with `is_best`; no rows without a search.
+        trials: likewise for the search, with `is_best`; empty without a search.
         curves: a row for each evaluated round of each finished cell: labels, round, and the primary measure.
         citations: BibTeX of the finished cells, each text once.
         asked: the content of `compare.toml`.
@@ -63,7 +63,7 @@ class Comparison:
 
     @cached_property
     def groups(self) -> DataFrame:
-        """A row for each group of cells that differ in their seed only, in the order of the grid (`groups_frame`)."""
+        """One row per group of cells that differ only in their seed, in the order of the grid (`groups_frame`)."""
         return groups_frame(
             self.frame,
             self.axes,
@@ -75,12 +75,12 @@ class Comparison:
 
     @property
     def is_finished(self) -> bool:
-        """Whether every cell has been run to its end."""
+        """Whether all cells have finished."""
         return bool((self.frame[STATE] == FINISHED).all())
 
     @property
     def failures(self) -> dict[str, str]:
-        """Name of each cell that failed to the text of its error."""
+        """Name of each failed cell to the text of its error."""
         failed = self.frame[self.frame[STATE] == FAILED]
         return {self._cell_name(row): row[REASON] for row in records(failed)}
 
@@ -89,23 +89,23 @@ class Comparison:
         return name_of({name: row[name] for name in self.cell_axes}, key, row[key] if key else None)
 
     def group_name(self, group: Record, *, without: Sequence[str] = ()) -> str:
-        """The labels of a group, such as `lora, 8 of 64`; numbers have their key beside them.
+        """The labels of a group, such as `lora, 8 of 64`; numbers with their key.
 
         Args:
             group: a row of `groups`.
-            without: axes that are left out.
+            without: axes to leave out.
         """
         return ", ".join(short(name, group[name]) for name in self.axes if name not in without) or self.name
 
 
 @dataclass(frozen=True)
 class Pivot:
-    """The primary measure with the first axis downwards and the combinations of the others across.
+    """The primary measure with the first axis in rows and the combinations of the others in columns.
 
     Args:
         header: name of the first axis, and the name of each column.
         rows: a label and its cells.
-        best: places of the best mean of each column, (row, column) as in `rows`.
+        best: (row, column) of the best mean of each column.
     """
 
     header: tuple[str, ...]
@@ -114,7 +114,7 @@ class Pivot:
 
 
 def pivot(comparison: Comparison) -> Pivot | None:
-    """The table as papers print it; None with fewer than two axes beside the seed."""
+    """The pivot of a comparison; None with fewer than two axes besides the seed."""
     if len(comparison.axes) < 2:
         return None
     first, primary, mean = comparison.axes[0], comparison.primary, comparison.measures[0].in_groups[0]
@@ -125,7 +125,7 @@ def pivot(comparison: Comparison) -> Pivot | None:
     for column in range(len(lines[0])):
         means = [line[column][mean] for line in lines]
         highest = best_of([value for value in means if value is not None], primary)
-        # As they are printed: two that look the same are equally good.
+        # Compared as printed, so that means that look equal are both marked.
         best |= {
             (row, column + 1)
             for row, value in enumerate(means)
@@ -135,13 +135,13 @@ def pivot(comparison: Comparison) -> Pivot | None:
 
 
 def mean_and_deviation(group: Record, comparison: Comparison) -> str:
-    """The primary measure, such as `97.1 ± 0.4`; with one seed without a deviation; the state where there is none.
+    """The primary measure, such as `97.1 ± 0.4`, without a deviation for a single seed; the state if there is none.
 
-    The number of seeds stands behind it where some are missing.
+    If seeds are missing, their number follows.
 
     Args:
         group: a row of `comparison.groups`.
-        comparison: that of the group.
+        comparison: with the group.
     """
     column = comparison.measures[0]
     mean, deviation = (group[name] for name in column.in_groups)
@@ -152,13 +152,13 @@ def mean_and_deviation(group: Record, comparison: Comparison) -> str:
 
 
 def records(frame: DataFrame) -> list[dict[str, Any]]:
-    """The rows of a frame by column, with None where a figure is missing."""
+    """The rows of a frame by column, with None for missing figures."""
     rows = frame.astype(object).where(frame.notna(), None).itertuples(index=False, name=None)
     return [dict(zip(frame.columns, row, strict=True)) for row in rows]
 
 
 def short(name: str, label: str) -> str:
-    """A label with the end of its key where it is a number, a truth value or a list.
+    """A label; a number, truth value or list with the last part of its key.
 
     >>> short("tuning.name", "lora"), short("tuning.r", "8")
     ('lora', 'r 8')

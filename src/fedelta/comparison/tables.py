@@ -36,20 +36,20 @@ _NOTE = (
 _PIVOT_NOTE = (
     "{measure} after the last round: mean ± sample standard deviation over the seeds. Bold: the best of its column."
 )
-# A mean with its deviation, as `bare` writes them; an exponent becomes a power of ten.
+# A mean with its deviation, as written by `bare`; an exponent becomes a power of ten.
 _SPREAD = re.compile(r"^(-?[\d.,]+(?:e[+-]\d+)?) ± ([\d.,]+(?:e[+-]\d+)?)")
 _EXPONENT = re.compile(r"e([+-])0*(\d+)")
 
 
 @dataclass(frozen=True)
-class Table:
-    """The groups as people read them.
+class GroupTable:
+    """The groups as texts for people.
 
     Args:
         header: name of each column.
-        short: the same for a terminal.
+        short: shorter names for a terminal.
         rows: the texts of each group.
-        num_labels: how many columns come before those of the figures.
+        num_labels: number of columns before the figures.
     """
 
     header: tuple[str, ...]
@@ -65,20 +65,20 @@ class Field:
     Args:
         header: its name there.
         name: in the frame.
-        text: writes a value, which may be None.
+        text: formats a value, which may be None.
     """
 
     header: str
     name: str
-    text: Callable[[Any], str]  # Any: whatever the frame holds there
+    text: Callable[[Any], str]  # Any: a value of the frame
 
 
 _STATE = Field(STATE, STATE, str)
 _REASON = Field(REASON, REASON, one_line)
 
 
-def group_table(comparison: Comparison) -> Table:
-    """The groups of a comparison with all figures; the relative cost only where some group costs less than others."""
+def group_table(comparison: Comparison) -> GroupTable:
+    """The groups of a comparison with all figures; the relative cost only if it differs between groups."""
     labels, groups = _labels(comparison), records(comparison.groups)
     key, (primary, *at_exits) = comparison.searched, comparison.measures
     cheaper = any((group[RELATIVE_COST] or 1) < 1 for group in groups)
@@ -100,7 +100,7 @@ def group_table(comparison: Comparison) -> Table:
         ]
         for group in groups
     ]
-    return Table(
+    return GroupTable(
         (*header[:place], "seeds", *header[place:], "front"),
         (*short[:place], "seeds", *short[place:], ""),
         tuple(map(tuple, rows)),
@@ -109,12 +109,12 @@ def group_table(comparison: Comparison) -> Table:
 
 
 def note(comparison: Comparison) -> str:
-    """What stands below the table of the groups."""
+    """The note below the table of the groups."""
     return _NOTE.format(measure=primary_in_words(comparison))
 
 
 def table_csv(comparison: Comparison) -> str:
-    """A row for each group; plain numbers, empty where there is none."""
+    """CSV with one row per group; plain numbers, empty for missing ones."""
     measures = [_figure(column, name) for column in comparison.measures for name in column.in_groups]
     costs = [_figure(column, name) for column in COSTS for name in column.in_groups]
     fields = [*_keys(comparison, comparison.axes), *measures, Field(NUM_SEEDS, NUM_SEEDS, str), *costs]
@@ -125,14 +125,14 @@ def table_csv(comparison: Comparison) -> str:
 
 
 def cells_csv(comparison: Comparison) -> str:
-    """A row for each cell."""
+    """CSV with one row per cell."""
     figures = [_figure(column, column.name) for column in (*comparison.measures, *COSTS)]
     fields = [*_keys(comparison, comparison.cell_axes), *figures, _STATE, _REASON, Field(RUN, RUN, str)]
     return to_csv(comparison.frame, fields)
 
 
 def search_csv(comparison: Comparison) -> str:
-    """A row for each trial of the search."""
+    """CSV with one row per trial of the search."""
     primary, *others = comparison.measures
     on_validation = replace(_figure(primary, primary.name), header=primary.file.format(f"validation_{primary.name}"))
     figures = [on_validation, *(_figure(column, column.name) for column in (*others, *COSTS))]
@@ -141,7 +141,7 @@ def search_csv(comparison: Comparison) -> str:
 
 
 def to_csv(frame: DataFrame, fields: Sequence[Field]) -> str:
-    """The columns of a frame as CSV; names that a spreadsheet would run are neutral."""
+    """The columns of a frame as CSV; texts that a spreadsheet would run as formulas are escaped."""
     rows = [[cell(field.text(row[field.name])) for field in fields] for row in records(frame)]
     return DataFrame(rows, columns=[cell(field.header) for field in fields], dtype=object).to_csv(
         index=False, lineterminator="\n"
@@ -149,7 +149,7 @@ def to_csv(frame: DataFrame, fields: Sequence[Field]) -> str:
 
 
 def table_md(comparison: Comparison) -> str:
-    """The table of the groups and, with two axes or more, the pivot; then what failed."""
+    """Markdown with the table of the groups, the pivot if there are two axes or more, and the failures."""
     table = group_table(comparison)
     parts = [
         f"# {markdown(comparison.name)}",
@@ -167,7 +167,7 @@ def table_md(comparison: Comparison) -> str:
 
 
 def table_tex(comparison: Comparison) -> str:
-    """The same two tables in LaTeX, for a document with the package booktabs."""
+    """LaTeX with the table of the groups and the pivot, for a document with the package booktabs."""
     table = group_table(comparison)
     rows = [[_latex_number(text) for text in row] for row in table.rows]
     parts = [
@@ -182,13 +182,13 @@ def table_tex(comparison: Comparison) -> str:
 
 
 def primary_in_words(comparison: Comparison) -> str:
-    """The primary measure with its unit, as a sentence begins."""
+    """The primary measure with its unit, capitalised."""
     name, in_what = capitalised(comparison.primary.label), unit(comparison.primary)
     return f"{name} in {in_what}" if in_what else name
 
 
 def _labels(comparison: Comparison) -> list[str]:
-    """Names of the columns before the figures in tables of the groups."""
+    """Names of the columns before the figures, in tables of groups."""
     return [*comparison.axes, *([] if comparison.searched is None else [comparison.searched])]
 
 
@@ -213,7 +213,7 @@ def _truth(value: bool) -> str:
 
 
 def _strong(table: Pivot, escape: Callable[[str], str], strong: str) -> list[list[str]]:
-    """The rows of a pivot with the best of each column marked by `strong`, a template."""
+    """The rows of a pivot; the template `strong` marks the best of each column."""
     return [
         [
             strong.format(escape(text)) if (row, column) in table.best else escape(text)
@@ -224,14 +224,14 @@ def _strong(table: Pivot, escape: Callable[[str], str], strong: str) -> list[lis
 
 
 def _markdown(header: Sequence[str], rows: Iterable[Iterable[str]], *, numbers_from: int) -> str:
-    """A table; `rows` are Markdown, the header is text."""
+    """A Markdown table; `rows` are Markdown, the header is plain text."""
     rule = ["---" if column < numbers_from else "--:" for column in range(len(header))]
     lines = [map(markdown, header), rule, *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _latex(header: Sequence[str], rows: Sequence[Sequence[str]], num_labels: int, caption: str, label: str) -> str:
-    """A table with lines as booktabs draws them; `rows` are LaTeX, header and caption are text, code in backticks."""
+    """A booktabs table; `rows` are LaTeX, header and caption are plain text with code in backticks."""
     words = [latex(part) for part in caption.split("`")]
     words[1::2] = [f"\\texttt{{{code}}}" for code in words[1::2]]
     return (
@@ -248,7 +248,7 @@ def _latex(header: Sequence[str], rows: Sequence[Sequence[str]], num_labels: int
 
 
 def _latex_number(text: str) -> str:
-    r"""A text in LaTeX, with a mean and its deviation as a formula.
+    r"""A text in LaTeX; a mean with its deviation becomes a formula.
 
     >>> print(_latex_number("1,234 ± 5 (1 of 2)"), _latex_number("1.20e-05 ± 3.00e-07"), _latex_number("8 % of_64"))
     $1{,}234 \pm 5$ (1 of 2) $1.20 \times 10^{-5} \pm 3.00 \times 10^{-7}$ 8 \% of\_64
@@ -265,5 +265,5 @@ def _power(exponent: re.Match[str]) -> str:
 
 
 def _slug(name: str) -> str:
-    """`name` as a label in LaTeX, which takes few characters."""
+    """`name` as a LaTeX label, reduced to letters, digits and hyphens."""
     return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower() or "comparison"

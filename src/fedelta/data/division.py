@@ -1,4 +1,4 @@
-"""Dividing training rows among clients: what a partitioner is, and what is made sure of its division."""
+"""The protocol of partitioners, which divide training rows among clients, and the check of a division."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ClientIds = Sequence[int | str]
 
 
 class Partitioner(Protocol):
-    """Which training rows each client has: section `[partition]`.
+    """Divides training rows among clients: section `[partition]`.
 
     Where the task has classes, the labels here are these; where it has none, they are the kinds of rows that it knows
     (`Targets.strata`), such as ranges of numbers.
@@ -23,19 +23,19 @@ class Partitioner(Protocol):
 
     @property
     def name(self) -> str:
-        """What configurations call it."""
+        """Its name in configurations."""
 
     @property
     def num_clients(self) -> int | None:
-        """The clients that it divides among; None where the data tell."""
+        """Number of clients; None if the data determine it."""
 
     @property
     def goes_by_kind(self) -> bool:
-        """Whether it reads the labels, so that it is refused where a task knows no kinds of rows."""
+        """Whether it reads the labels, so that it is refused for a task without strata."""
 
     @property
     def goes_by_client(self) -> bool:
-        """Whether it reads `client_ids`, so that clients have the names that the data give them."""
+        """Whether it reads `client_ids`, so that clients have the names in the data."""
 
     def divide(self, labels: Tensor, client_ids: ClientIds | None, seed: int) -> dict[int, Tensor]:
         """The rows of each client.
@@ -52,25 +52,28 @@ class Partitioner(Protocol):
             two clients; rows that no client has are not used.
 
         Raises:
-            DataError: the data cannot be divided like that; names every reason.
+            DataError: the data cannot be divided this way; lists all reasons.
         """
 
 
 def divide(partitioner: Partitioner, labels: Tensor, client_ids: ClientIds | None, *, seed: int) -> dict[int, Tensor]:
-    """`Partitioner.divide`, and proof that it is a division.
+    """The result of `Partitioner.divide`, checked.
 
     Raises:
-        DataError: the data cannot be divided like that.
-        PluginError: the partitioner made something else of them.
+        DataError: the data cannot be divided this way.
+        PluginError: the result is not a valid division.
     """
-    rows = partitioner.divide(labels, client_ids, seed)
+    # A copy, because these may be the targets themselves.
+    rows = partitioner.divide(labels.clone(), client_ids, seed)
     if problem := _problem(rows, len(labels)):
         raise PluginError(f"{called(partitioner)} made no division: {problem}.")
     return rows
 
 
-def _problem(rows: Mapping[int, Tensor], num_rows: int) -> str | None:
-    """What is wrong with a division of `num_rows` rows; None if nothing is."""
+def _problem(rows: object, num_rows: int) -> str | None:
+    """The problem with a division of `num_rows` rows; None if it is valid."""
+    if not isinstance(rows, Mapping):
+        return f"it is {type(rows).__name__}, expected a dictionary of client number to rows"
     if not rows or list(rows) != list(range(len(rows))):
         return f"its clients are {list(rows)[:5]}, expected 0, 1, 2, ... in this order"
     for client, of_client in rows.items():

@@ -1,4 +1,4 @@
-"""From rows to federated data: inputs for a model, and the rows of each client."""
+"""Turns the rows that were read into federated data: inputs for a model, and the rows of each client."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NUM_SHOWN = 5
 
 
 def adapted(modality: Modality, raw: RawData) -> Modality:
-    """What a model takes, with what section `[data]` says of it and what the training examples tell.
+    """The model's modality, adapted to section `[data]` and to the training examples.
 
     Raises:
         DataError: the model takes another kind of input.
@@ -56,15 +56,15 @@ def federate(
         partitioner: section `[partition]`.
         modality: of the model; used as `adapted` to the data.
         seed: of the run.
-        held_out: all clients to the ids of those that no round asks; they give up no row for validation, and natural
-            clients none for the test set, where it says whose its rows are.
+        held_out: gives the ids of the held-out clients among all clients. None of their rows become validation rows,
+            and if the test set names clients, rows of held-out natural clients are left out of it.
 
     Raises:
-        DataError: the data cannot be divided like that, an input is unreadable, the model takes another kind of input,
-            or no client can give up a row for validation.
+        DataError: the data cannot be divided this way, an input is unreadable, the model takes another kind of input,
+            or no client has a row to spare for validation.
     """
     modality = adapted(modality, raw)
-    # Before the inputs: an impossible division is found at once, decoding takes a while.
+    # Before the inputs, because decoding takes a while and an impossible division should be found at once.
     rows = _division(raw, partitioner, seed)
     ids_of = natural_ids(raw, rows) if partitioner.goes_by_client else {}
     clients = Clients.of(rows, ids_of)
@@ -72,9 +72,9 @@ def federate(
     train = Examples(_inputs(raw, _column(raw), modality), raw.train.targets, raw.train.numbers)
     if raw.source.evaluate_on == "validation":
         owner = _owners(rows, len(train))
-        rows, held = hold_back(rows, raw.source.validation_fraction, seed=seed)
-        inputs, targets = RowsOf(train.inputs, held), train.targets.select(held)
-        evaluated = Examples(inputs, targets, raw.train.numbers[held], owner[held])
+        rows, validation_rows = hold_back(rows, raw.source.validation_fraction, seed=seed)
+        inputs, targets = RowsOf(train.inputs, validation_rows), train.targets.select(validation_rows)
+        evaluated = Examples(inputs, targets, raw.train.numbers[validation_rows], owner[validation_rows])
     else:
         raw = raw.without_test_rows_of({ids_of[client] for client in held_out_rows if client in ids_of})
         evaluated = _test_set(raw, modality, {ids_of[client]: client for client in rows if client in ids_of})
@@ -91,7 +91,7 @@ def federate(
 
 
 def natural_ids(raw: RawData, rows: Mapping[int, Tensor]) -> dict[int, Name]:
-    """Client to the id of its rows, which all have the same; of a column of class labels, their names."""
+    """Client number to the client id of its rows; for a column of class labels, the name of the label."""
     ids = raw.train_ids
     return {} if ids is None else {client: ids.names[int(of_client[0])] for client, of_client in rows.items()}
 
@@ -115,7 +115,7 @@ def _column(raw: RawData) -> StoredColumn:
 
 
 def _inputs(raw: RawData, column: StoredColumn, modality: Modality) -> Inputs:
-    """What a model takes of a column."""
+    """The model's inputs for a column."""
     store = Glance.of if raw.at_a_glance else _stored
     return store(column, modality, raw.source.max_memory_mib)
 
@@ -135,7 +135,7 @@ def _shown(raw: RawData) -> tuple[Shown, ...]:
 
 
 def _owners(rows: Mapping[int, Tensor], num_rows: int) -> Tensor:
-    """The client of each row, int64; -1 where it is of none."""
+    """The client of each row, int64; -1 for none."""
     owner = torch.full((num_rows,), -1)
     for client, of_client in rows.items():
         owner[of_client] = client
@@ -143,18 +143,18 @@ def _owners(rows: Mapping[int, Tensor], num_rows: int) -> Tensor:
 
 
 def _test_set(raw: RawData, modality: Modality, client_of: Mapping[Name, int]) -> Examples:
-    """The test set; its rows say whose they are where it has the column of natural ids.
+    """The test set; its rows have client numbers if it has the column of client ids.
 
     Args:
         raw: what was read.
         modality: of the model.
-        client_of: natural id to client; nothing where clients have none.
+        client_of: client id in the data to client number; empty if there are no ids.
     """
     origin = f"the test set of data source {(raw.source.test_source or raw.source.source)!r}"
     column = StoredColumn.of(raw.test.dataset, raw.columns.input, origin=origin, numbers=raw.test.numbers)
     ids = raw.test_ids if client_of else None
     by_name = {str(name): client for name, client in client_of.items()}
-    clients = None if ids is None else torch.tensor([by_name.get(str(each), -1) for each in ids.names])
+    clients = None if ids is None else torch.tensor([by_name.get(str(client_id), -1) for client_id in ids.names])
     if clients is not None and not (clients >= 0).any():
         logger.warning(
             "column %r of the test set has no client that is trained with (%s): there are no measures by client.",

@@ -1,4 +1,4 @@
-"""Partitioners of `flwr_datasets`, run on a table of nothing but the columns that they read.
+"""Runs partitioners of `flwr_datasets` on a table that has only the columns they read.
 
 They are seeded from the stream (seed, "partition"), and differ from what flwr-datasets does alone in three points:
 
@@ -36,7 +36,7 @@ def rows_of(partitioner: Partitioner, columns: Mapping[str, list[object]]) -> di
     num_rows = len(next(iter(columns.values())))
     partitioner.dataset = Dataset.from_dict({**columns, "place": range(num_rows)})
     # The natural partitioner draws a progress bar that cannot be switched off; the pathological one
-    # warns of unused labels, which `Pathological` says in our words.
+    # warns of unused labels, for which `Pathological` has a message.
     with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         places = _places(partitioner)
@@ -44,13 +44,13 @@ def rows_of(partitioner: Partitioner, columns: Mapping[str, list[object]]) -> di
 
 
 def _places(partitioner: Partitioner) -> list[NDArray[np.int64]]:
-    """The places of each client, in any order, from what the partitioner has noted where that can be trusted.
+    """The rows of each client, in any order, from the partitioner's internal table if it can be trusted.
 
-    Loading a partition writes a table, two milliseconds for each client. The note is private to flwr-datasets:
-    it counts only if it has an entry for each client, and its largest entry is what loading that client gives.
+    Loading a partition takes two milliseconds per client. The table is private to flwr-datasets, so it is used only if
+    it has an entry for each client and agrees with the loaded partition of the largest one.
     """
     num_clients = partitioner.num_partitions
-    # The natural partitioner makes its note when the first partition is loaded.
+    # The natural partitioner fills its table when the first partition is loaded.
     first = _load(partitioner, 0)
     noted = vars(partitioner).get("_partition_id_to_indices")
     if isinstance(noted, dict) and noted.keys() == set(range(num_clients)):

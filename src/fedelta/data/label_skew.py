@@ -1,4 +1,4 @@
-"""Partitioners that give clients unlike shares of the labels."""
+"""Partitioners that give clients different shares of the labels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fedelta.settings import Settings
 
 logger = logging.getLogger("fedelta")
 
-# flwr-datasets draws as often before it gives up.
+# As many as in flwr-datasets.
 _NUM_DRAWS = 10
 
 
@@ -31,7 +31,7 @@ class Dirichlet(Settings):
     with many clients no draw succeeds (64 clients on 1,437 digits at alpha 0.1: six to twelve clients in
     every draw have fewer than 3 rows). Then the draw that lacks the fewest rows is kept, and its
     small clients get rows of the labels they already hold from the largest clients that have them to spare,
-    of any label where no client has. Every other client keeps what it drew.
+    or of any label if no client has such rows. All other clients keep their draw.
 
     Args:
         num_clients: number of clients.
@@ -71,7 +71,7 @@ class Dirichlet(Settings):
         return top_up(best, labels, self.min_size)
 
     def draw(self, labels: Tensor, seed: int) -> dict[int, Tensor]:
-        """One draw without a minimum size; empty where balancing leaves no client that could take a label.
+        """One draw without a minimum size; empty if balancing leaves no client to take a label.
 
         The rows are those of `DirichletPartitioner` of flwr-datasets, whose import takes longer than a thousand draws.
         """
@@ -82,7 +82,7 @@ class Dirichlet(Settings):
             shares = rng.dirichlet(np.full(self.num_clients, self.alpha))
             if self.self_balancing:
                 shares[sizes > len(labels) / self.num_clients] = 0.0
-                total = np.cumsum(shares)[-1]  # in order: the sum in pairs of `np.sum` has other last digits
+                total = np.cumsum(shares)[-1]  # summed in order, because `np.sum` adds in pairs and rounds differently
                 if not total:
                     return {}
                 shares /= total
@@ -136,7 +136,7 @@ class Pathological(Settings):
         try:
             return rows_of(drawn, {"label": labels.tolist()})
         except ValueError as error:
-            # The only rule left that data can break: one row of a label for each client that drew it.
+            # The only remaining reason: a label has fewer rows than clients that drew it.
             rarest = int(labels.unique(return_counts=True)[1].min())
             raise DataError(
                 f"`[partition]`: a label was drawn by more of the {self.num_clients} clients than it has training "

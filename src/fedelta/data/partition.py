@@ -1,4 +1,4 @@
-"""Partitioners that do not look at labels: equal shares, unequal shares, and the clients that the data name."""
+"""Partitioners that ignore labels: equal shares, unequal shares, and the clients in the data."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Iid(Settings):
     def divide(self, labels: Tensor, client_ids: ClientIds | None, seed: int) -> dict[int, Tensor]:
         """See `Partitioner.divide`; every row belongs to a client."""
         refuse("`[partition]`", share_problems(len(labels), self.num_clients))
-        # As `IidPartitioner` of flwr-datasets cuts a table; importing that takes as long as a small run's round.
+        # The same rows as `IidPartitioner` of flwr-datasets, whose import takes as long as a round of a small run.
         return _sorted(_shuffled(len(labels), seed).tensor_split(self.num_clients))
 
 
@@ -67,7 +67,7 @@ class Natural(Settings):
     """One client for each value of `data.client_column`, in ascending order of the values.
 
     Args:
-        num_clients: so many of them take part, drawn at random; the rows of the others are not used. None: all.
+        num_clients: number of clients to draw at random; rows of the others are not used. None: all clients.
     """
 
     name: Literal["natural"] = "natural"
@@ -76,7 +76,7 @@ class Natural(Settings):
     num_clients: NumClients | None = None
 
     def problems(self, context: Context) -> list[str]:
-        """That nothing says whose a row is."""
+        """Reports data that do not name the client of each row."""
         if "data" not in context or context.get("data.client") is not None or context.get("data.may_name_clients"):
             return []
         problem = (
@@ -104,7 +104,7 @@ class Natural(Settings):
 
 
 def share_problems(num_rows: int, num_clients: int, min_size: int = 1) -> list[str]:
-    """Why so many rows do not give so many clients `min_size` rows each; nothing if they do."""
+    """Messages if there are too few rows to give each client `min_size` rows."""
     if num_clients > num_rows:
         return [f"num_clients is {num_clients}, expected at most {num_rows}, the number of training rows"]
     if num_clients * min_size > num_rows:

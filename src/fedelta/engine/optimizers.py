@@ -24,16 +24,16 @@ class Optimizer(Protocol):
 
     @property
     def name(self) -> str:
-        """What configurations call it."""
+        """Its name in configurations."""
 
     def state(self, values_KP: Tensor) -> OptimizerState:
-        """The state of fresh lanes with the values `values_KP`; tensors with a leading lane axis K."""
+        """The initial state of lanes with the values `values_KP`; tensors with a leading lane axis K."""
 
     def step(self, values_KP: Tensor, grads_KP: Tensor, state: OptimizerState, lr: LearningRate) -> None:
         """One step of every lane; may change all of `values_KP`, `grads_KP` and `state` in place."""
 
     def effective_steps(self, num_steps: int) -> float:
-        """How many times the learning rate the gradients of `num_steps` steps go into the result."""
+        """The sum of the weights of all gradients in the result of `num_steps` steps, in units of the learning rate."""
 
 
 class Schedule(Protocol):
@@ -41,7 +41,7 @@ class Schedule(Protocol):
 
     @property
     def name(self) -> str:
-        """What configurations call it."""
+        """Its name in configurations."""
 
     @property
     def warmup_rounds(self) -> int:

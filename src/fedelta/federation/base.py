@@ -66,7 +66,7 @@ class Federation:
         byte_budget: the run ends after the round in which its payloads reach this many bytes; None for no limit.
         tiers: which client holds which tensors; None if every client holds all of them.
         around: wraps the strategy's mean, for example to add noise; None for no wrapper.
-        has_plugin: whether strategy or mean are no part of the package: then what they return is checked (contract.py).
+        has_plugin: whether strategy or mean are from a plug-in, so that their results are checked (contract.py).
 
     Raises:
         ConfigError: the strategy reads single updates, but the aggregation gives only sums.

@@ -1,6 +1,6 @@
-"""What is made sure of a plug-in's strategy or mean in each round, so that its mistake is named where it is made.
+"""Checks the results of a plug-in's strategy or mean in each round, so that errors name the plug-in.
 
-Built-in ones are held to the same by the contract tests.
+The contract tests check the built-in ones.
 """
 
 from __future__ import annotations
@@ -11,29 +11,44 @@ from torch import Tensor
 
 from fedelta.errors import PluginError
 from fedelta.federation.base import Federation
-from fedelta.params import Params, is_finite
-from fedelta.plugins import called
-from fedelta.strategies.base import CombinedUpdates, RoundPlan, State
+from fedelta.params import Params, ParamSpec, is_finite
+from fedelta.plugins import called, wrong_result
+from fedelta.strategies.base import CombinedUpdates, RoundPlan, State, Strategy
+
+
+def started(strategy: Strategy, params: Params, spec: ParamSpec) -> State:
+    """`Strategy.init`.
+
+    Raises:
+        PluginError: it gives something else than tensors by name.
+    """
+    state: object = strategy.init(params, spec)
+    if not isinstance(state, dict):
+        raise wrong_result(strategy, "init", type(state).__name__, "tensors by name, `{}` for none")
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise wrong_result(strategy, "init", f"{type(tensor).__name__} as {name!r}", "tensors by name")
+    return state
 
 
 def check_plan(federation: Federation, plan: object, state: State, round: int) -> None:
-    """Proof that a plan asks known clients for tensors that there are.
+    """Raises unless a plan names clients of the federation and tensors of the specification or the state.
 
     Raises:
-        PluginError: it does not.
+        PluginError: the plan is invalid.
     """
     if not isinstance(plan, RoundPlan):
         raise _broken(federation.strategy, round, "plan", [f"is {type(plan).__name__}, expected a `RoundPlan`"])
-    known = {**dict.fromkeys(federation.wire), **state}
-    if problems := list(_plan_problems(plan, round, federation.clients.numbers, known)):
+    known_names = {**dict.fromkeys(federation.wire), **state}
+    if problems := list(_plan_problems(plan, round, federation.clients.numbers, known_names)):
         raise _broken(federation.strategy, round, "plan", problems)
 
 
 def check_mean(federation: Federation, mean: object, round: int) -> None:
-    """Proof that what a mean's `finish` returned are tensors of known names and shapes.
+    """Raises unless the result of a mean's `finish` is finite tensors with names and shapes of the specification.
 
     Raises:
-        PluginError: it is something else.
+        PluginError: the result is invalid.
     """
     if not isinstance(mean, Mapping):
         raise _broken(federation.aggregation, round, "finish", [f"is {type(mean).__name__}, expected tensors by name"])
@@ -42,22 +57,25 @@ def check_mean(federation: Federation, mean: object, round: int) -> None:
         if expected is None or not isinstance(tensor, Tensor) or tuple(tensor.shape) != expected:
             problem = f"has {_told(tensor)} as `{name}`, expected {expected or 'no tensor of that name'}"
             raise _broken(federation.aggregation, round, "finish", [problem])
+        if not is_finite(tensor):
+            problem = f"holds NaN or infinity in `{name}`, although all deltas are finite"
+            raise _broken(federation.aggregation, round, "finish", [problem])
 
 
 def check_update(
     federation: Federation, before: tuple[State, Params], result: object, combined: CombinedUpdates, round: int
 ) -> None:
-    """Proof that an update keeps the names, shapes and types of the params and the names of the state.
+    """Raises unless an update keeps the names, shapes and types of the params and the names of the state.
 
     Args:
-        federation: whose strategy it was.
-        before: state and params that it was given.
-        result: what it returned.
-        combined: the mean that it was given.
-        round: for the message.
+        federation: with the strategy.
+        before: state and params before the update.
+        result: of `Strategy.update`.
+        combined: input of the update.
+        round: number of the round, for the message.
 
     Raises:
-        PluginError: it does not, or makes NaN or infinity of finite deltas.
+        PluginError: the update does not, or is not finite although all deltas are.
     """
     if not (isinstance(result, tuple) and len(result) == 2 and all(isinstance(part, Mapping) for part in result)):
         problem = f"is {type(result).__name__}, expected `(params, state)`"
@@ -101,9 +119,9 @@ def _name_problems(what: str, before: Params, after: Mapping[str, object]) -> It
 
 def _tensor_problems(before: Params, after: Mapping[str, object]) -> Iterator[str]:
     for name, tensor in before.items():
-        given = after.get(name, tensor)
-        if isinstance(given, Tensor) and (given.shape, given.dtype) != (tensor.shape, tensor.dtype):
-            yield f"has {_told(given)} as `{name}` of the params, expected {_told(tensor)}"
+        result = after.get(name, tensor)
+        if isinstance(result, Tensor) and (result.shape, result.dtype) != (tensor.shape, tensor.dtype):
+            yield f"has {_told(result)} as `{name}` of the params, expected {_told(tensor)}"
 
 
 def _told(value: object) -> str:

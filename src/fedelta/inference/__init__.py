@@ -1,1 +1,1 @@
-"""What a run is for: adapters on disk, and predictions."""
+"""Adapters on disk, predictions and exports: the use of a finished run."""

@@ -27,18 +27,18 @@ class AdapterSettings(Settings):
     Args:
         fedelta_version: of the writer, "" when unknown.
         tuning: section `[tuning]`; checked against the method that `adapter_config.json` names.
-        task: what is predicted; None where the writer did not say.
+        task: what is predicted; None if unknown.
         class_names: in label order, or None.
-        model: the base model, without the adapter that a run started from: the tensors contain it.
+        model: the base model, without the adapter that a run started from, which the tensors contain.
         seed: of the run, for base weights that are random.
-        max_length: most tokens of a text, None for the usual one.
+        max_length: maximum number of tokens of a text; None for the default.
         audio: how recordings become the model's inputs, None for images and texts.
-        resize: how images got the model's size, None for recordings and texts.
+        resize: how images were resized to the model's input; None for recordings and texts.
         processor: the content of a stock `preprocessor_config.json` that does the same.
-        value_range: of images of more than 8 bits, what became black and what became white.
-        identity: which base model it was made for (`tuning/identity.py`); nothing where the writer did not say.
-        plugins: those that its tuning method and task are from (`plugins.used_by`).
-        weights_sha256: of the file with the tensors, "" likewise.
+        value_range: values of images of more than 8 bits that became black and white.
+        identity: fingerprint of the base model (`tuning/identity.py`); empty if unknown.
+        plugins: records of the plug-ins of its tuning method and task (`plugins.used_by`).
+        weights_sha256: of the file with the tensors; "" if unknown.
         config_sha256: of `adapter_config.json`, checked in run directories only; elsewhere it may be edited.
     """
 
@@ -94,7 +94,7 @@ def read_settings(path: Path) -> AdapterSettings:
 
 
 def _plugins(content: bytes) -> object:
-    """What `plugins` says in the content of a file, before the task is checked, which may be from one of them."""
+    """The value of `plugins` in a file, before the task is checked, which may be from a plug-in."""
     try:
         record = json.loads(content)
     except ValueError:
@@ -103,7 +103,7 @@ def _plugins(content: bytes) -> object:
 
 
 def refuse_other_settings(path: Path, origin: Origin) -> None:
-    """Refuses a `fedelta.json` or `adapter_config.json` in a run directory that is not as the run wrote it.
+    """Raises if `fedelta.json` or `adapter_config.json` in a run directory has changed.
 
     Raises:
         CheckpointError: names the differences.

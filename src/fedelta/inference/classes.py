@@ -29,14 +29,14 @@ def check_classes(adapter: SavedAdapter, class_names: Sequence[str]) -> None:
     Raises:
         AdapterError: the classes differ; shows both lists and the first difference.
     """
-    trained, found = adapter.class_names, tuple(class_names)
-    if trained is None or order_of(trained, found) is not None:
+    adapter_names, names = adapter.class_names, tuple(class_names)
+    if adapter_names is None or order_of(adapter_names, names) is not None:
         return
-    label = next((i for i, (a, b) in enumerate(zip(trained, found, strict=False)) if a != b), None)
-    difference = "" if label is None else f" Label {label} is {trained[label]!r} there and {found[label]!r} here."
+    label = next((i for i, (a, b) in enumerate(zip(adapter_names, names, strict=False)) if a != b), None)
+    difference = "" if label is None else f" Label {label} is {adapter_names[label]!r} there and {names[label]!r} here."
     raise AdapterError(
-        f"the adapter was trained for other classes than those of the data: expected {len(trained)} classes "
-        f"({listed(trained)}), found {len(found)} ({listed(found)}).{difference}",
+        f"the adapter was trained for other classes than those of the data: expected {len(adapter_names)} classes "
+        f"({listed(adapter_names)}), found {len(names)} ({listed(names)}).{difference}",
         hint="use data with the adapter's classes; to start from its head anyway, set `class_names` to null in its "
         f"`{SETTINGS}`.",
     )

@@ -21,7 +21,7 @@ PROCESSOR = "preprocessor_config.json"  # of adapters for images
 
 
 def refuse_foreign(directory: Path, target: Path) -> None:
-    """Refuses to replace a directory that holds other files than those of an adapter."""
+    """Raises if a directory to be replaced holds files that do not belong to an adapter."""
     if target.is_dir():
         foreign = sorted({entry.name for entry in target.iterdir()} - {WEIGHTS, CONFIG, CARD, SETTINGS, PROCESSOR})
     else:
@@ -110,6 +110,6 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
         ) from error
     if not tensors:
         raise AdapterError(f"{str(path)!r} holds no tensors.")
-    if other := [key for key, tensor in tensors.items() if not tensor.is_floating_point()]:
-        raise AdapterError(f"{str(path)!r} holds tensors that are not floating-point numbers: {listed(other, 3)}.")
+    if wrong := [key for key, tensor in tensors.items() if not tensor.is_floating_point()]:
+        raise AdapterError(f"{str(path)!r} holds tensors that are not floating-point numbers: {listed(wrong, 3)}.")
     return {key: tensors[key] for key in sorted(tensors)}

@@ -34,7 +34,7 @@ T = TypeVar("T", int, float)
 
 _METHODS = Chosen(TUNING_METHODS, COMBINATIONS)
 
-# Longer than the longest path of a layer, escaped.
+# Longer than any escaped path of a layer.
 _LONGEST_PATTERN = 1000
 
 # Prefix of module paths in stock PEFT, from its two wrappers.
@@ -61,11 +61,11 @@ _PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 def to_layout(tuning: TuningMethod, params: Mapping[str, Tensor], anatomy: Anatomy) -> tuple[Params, Record]:
-    """Tensors by PEFT key, and the content of `adapter_config.json` without what describes the base model.
+    """Tensors by PEFT key, and the content of `adapter_config.json` without the description of the base model.
 
     Args:
-        tuning: what `params` was made by.
-        params: our names; float32 copies of them are returned.
+        tuning: the tuning method of `params`.
+        params: by our names; float32 copies are returned.
         anatomy: of the model.
     """
     tensors = {_key(name): tensor.detach().cpu().float().contiguous().clone() for name, tensor in params.items()}
@@ -93,24 +93,24 @@ def to_layout(tuning: TuningMethod, params: Mapping[str, Tensor], anatomy: Anato
 def from_layout(
     tensors: Mapping[str, Tensor], config: Record, section: Record | None, where: str
 ) -> tuple[TuningMethod, Params]:
-    """What `to_layout` was given, or the equivalent for an adapter made by stock PEFT; float32 tensors.
+    """The inverse of `to_layout`, also for adapters made by stock PEFT; returns float32 tensors.
 
     Args:
         tensors: by PEFT key, in the order in which the result has them.
         config: content of `adapter_config.json`.
-        section: `[tuning]` as `fedelta.json` keeps it, None without; LoRA is read from `config` alone.
-        where: names the adapter in messages.
+        section: `[tuning]` in `fedelta.json`; None without that file. LoRA is read from `config` alone.
+        where: name of the adapter in messages.
 
     Raises:
-        AdapterError: no LoRA on linear or convolutional layers and none of our own kinds, or `section` does not fit;
-            names every reason.
+        AdapterError: the adapter is neither LoRA on linear or convolutional layers nor one of our kinds, or `section`
+            does not fit; lists all reasons.
     """
     kind = config.get("peft_type")
     name = str(kind).removeprefix(_OWN_PREFIX).lower() if str(kind).startswith(_OWN_PREFIX) else ""
     if kind != "LORA" and (name == "lora" or _METHODS.get(name) is None):
-        own = sorted(f"{_OWN_PREFIX}{name.upper()}" for name in _METHODS.names if name != "lora")
+        our_types = sorted(f"{_OWN_PREFIX}{name.upper()}" for name in _METHODS.names if name != "lora")
         raise AdapterError(
-            f"{where}: `peft_type` is {kind!r}, expected 'LORA' or one of {listed(own, len(own))}.",
+            f"{where}: `peft_type` is {kind!r}, expected 'LORA' or one of {listed(our_types, len(our_types))}.",
             hint="adapters that put tokens in front of a text cannot be taken over; choose LoRA for a new one."
             if kind in _TOKENS
             else f"{_MERGE}, save that, and give it as `model.source`.",
@@ -140,10 +140,10 @@ def from_layout(
 
 
 def lora_of(params: Mapping[str, Tensor], alphas: Mapping[str, float], use_rslora: bool, train_head: bool) -> Lora:
-    """The settings that make places for pairs, every layer by its full path.
+    """The LoRA settings for these pairs, with every layer named by its full path.
 
     Args:
-        params: holds the pairs; their shapes give the ranks.
+        params: the pairs, whose shapes give the ranks.
         alphas: path of each layer with a pair to its alpha.
         use_rslora: as in `Lora`.
         train_head: as in `Lora`.
@@ -162,36 +162,36 @@ def lora_of(params: Mapping[str, Tensor], alphas: Mapping[str, float], use_rslor
 
 
 def is_pair(name: str) -> bool:
-    """Whether a name of ours is one of the two factors of a LoRA pair."""
+    """Whether one of our names is a factor of a LoRA pair."""
     return name.endswith((".lora_A", ".lora_B"))
 
 
 def pair_paths(params: Iterable[str]) -> list[str]:
-    """Paths of the layers that have a pair, in the order of their first factors."""
+    """Paths of the layers with a pair, in the order of their first factors."""
     return [name.removesuffix(".lora_A") for name in params if name.endswith(".lora_A")]
 
 
 def _entry(path: str) -> str:
-    """How `path` is named among target modules and in patterns, here and in PEFT: what has no dot ends other paths."""
+    """The entry for `path` in target modules and patterns; with ^ if it has no dot and could end other paths."""
     return path if "." in path else f"^{path}"
 
 
 def _targets(paths: list[str]) -> list[str] | str:
-    """PEFT's `target_modules`: full paths, or a regular expression where one of them also ends others."""
+    """PEFT's `target_modules`: full paths, or a regular expression if one of them also ends other paths."""
     if all("." in path for path in paths):
         return paths
     return "|".join(re.escape(path) for path in paths)
 
 
 def _own_tuning(name: str, section: Record | None, where: str) -> TuningMethod:
-    """The tuning method `name` with the fields in `section`."""
+    """The tuning method called `name` with the fields in `section`."""
     if section is None:
         raise AdapterError(
             f"{where} lacks the settings of the tuning method {name!r}, expected `tuning` in `fedelta.json`.",
             hint="copy the adapter again, all of its files, or write it anew.",
         )
     try:
-        # By way of JSON, where a list stands for a tuple.
+        # Through JSON, where lists are valid tuples.
         method: TuningMethod = _METHODS[name].model_validate_json(json.dumps(expand(section)))
     except ValidationError as error:
         raise AdapterError(
@@ -211,7 +211,7 @@ def _name(key: str) -> str:
 
 
 def _common(values: Mapping[str, T]) -> tuple[T, dict[str, T]]:
-    """The most frequent value, and by full path those that differ from it."""
+    """The most frequent value, and path to value for those that differ from it."""
     default = Counter(values.values()).most_common(1)[0][0]
     return default, {path: value for path, value in values.items() if value != default}
 
@@ -292,7 +292,7 @@ def _pair_problems(path: str, a: Tensor, b: Tensor | None) -> list[str]:
         return [f"`{path}.lora_A` lacks its `lora_B`"]
     rank = a.shape[0]
     if b.dim() not in (2, 4):
-        return []  # named already
+        return []  # reported already
     expected = (b.shape[0], rank, *(1 for _ in a.shape[2:]))
     if tuple(b.shape) != expected:
         shown = ", ".join(map(str, ("out", *expected[1:])))

@@ -1,7 +1,7 @@
-"""Importing transformers in half of the time, without parts of PyTorch and SciPy that fedelta's commands never use.
+"""Imports transformers in half the time, without parts of PyTorch and SciPy that fedelta's commands never use.
 
-Whatever the model, transformers imports PyTorch's compiler to mark a few functions for it, PyTorch's tensors that are
-spread over several machines, and from SciPy an assignment problem for the loss of object detectors: 1,300 modules.
+For any model, transformers imports PyTorch's compiler to mark a few functions for it, PyTorch's distributed tensors,
+and SciPy's solver of assignment problems for the loss of object detectors: 1,300 modules.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ import torch
 
 logger = logging.getLogger("fedelta")
 
-# Set by the commands, whose processes and their workers run nothing but fedelta.
+# Set by the commands, whose processes and workers run only fedelta.
 LIGHT_IMPORTS = "FEDELTA_LIGHT_IMPORTS"
 
 _COMPILER = "torch._dynamo"
-# Modules of which transformers imports a function or a class that it only needs in some calls.
+# Modules from which transformers imports functions or classes that it needs only in some calls.
 _NEEDED_LATER = ("torch._dynamo._trace_wrapped_higher_order_op", "scipy.optimize")
 
 
 def import_lightly() -> None:
-    """Imports what all models of transformers share, in its light form where `LIGHT_IMPORTS` is "1".
+    """Imports the common part of transformers, in the light form if `LIGHT_IMPORTS` is "1".
 
-    In that process `torch.compile` does not know transformers' marks, and to transformers `torch.distributed` is not
-    available, as in builds of PyTorch that lack it; everything else works as ever. A version of transformers that
-    cannot be imported like this is imported in full, by whatever imports it next.
+    In the light form `torch.compile` ignores transformers' marks, and transformers takes `torch.distributed` for
+    unavailable, as in builds of PyTorch that lack it; everything else works as usual. A version of transformers that
+    cannot be imported this way is imported in full by the next import.
     """
     if os.environ.get(LIGHT_IMPORTS) != "1" or _COMPILER in sys.modules:
         return
@@ -53,7 +53,7 @@ def import_lightly() -> None:
 
 @contextmanager
 def _replaced(names: dict[str, Any], others: dict[str, Any]) -> Iterator[None]:
-    """`others` in place of what the names stand for; Any: modules and functions."""
+    """Context manager that replaces attributes by `others`; Any: modules and functions."""
     before = {name: names[name] for name in others if name in names}
     names.update(others)
     try:
@@ -65,7 +65,7 @@ def _replaced(names: dict[str, Any], others: dict[str, Any]) -> Iterator[None]:
 
 
 class _Compiler(ModuleType):
-    """In place of the compiler, whose decorators mark functions for it: they leave them as they are."""
+    """Stands in for the compiler; its decorators return functions unchanged."""
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith("__"):
@@ -74,12 +74,12 @@ class _Compiler(ModuleType):
 
 
 def _unmarked(function: Any = None, *_: object, **__: object) -> Any:
-    """The function itself, or of `decorator(reason=...)` what gives it; Any: functions and properties."""
+    """`function` itself or, for `decorator(reason=...)`, a decorator that returns it; Any: functions and properties."""
     return _unmarked if function is None else function
 
 
 class _NeededLater(ModuleType):
-    """In place of a module, whose functions and classes import it when they are called; Any: theirs."""
+    """Stands in for a module that is imported when one of its functions or classes is called; Any: their results."""
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith("__"):

@@ -1,1 +1,1 @@
-"""What a run leaves behind: the run directory, its records and ledger of bytes, checkpoints, and the way back."""
+"""The files of a run: run directory, records, ledger and checkpoints, and how they are read back."""

@@ -1,4 +1,4 @@
-"""Checks whether the files of a run directory fit each other; a report shows the answer at its top."""
+"""Checks whether the files of a run directory are consistent; the report shows the result at its top."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from fedelta.tasks.base import Measure
 from fedelta.tasks.details import Details
 
 _NUM_SHOWN = 3
-_SIZES = ("tuned_parameters", "total_parameters")  # of the model: the records do not hold them
-# They come from the clock, or from a log that may be lost.
+_SIZES = ("tuned_parameters", "total_parameters")  # measures of the finished model, which are not in the records
+# Measured by the clock, or from a log that may be lost.
 _UNCHECKED = frozenset({"wall_seconds", "peak_memory_bytes"})
 
 
 @dataclass(frozen=True)
 class End:
-    """What is written once a run is finished.
+    """The files that are written when a run is finished.
 
     Args:
         summary: content of `summary.json`; empty while the run is unfinished.
-        details: measures of the finished model and of its parts, where they are known.
-        personalization: content of `personalization.json`; empty where there is none.
+        details: detailed measures of the finished model, if known.
+        personalization: content of `personalization.json`; empty if it does not exist.
     """
 
     summary: Record
@@ -47,15 +47,15 @@ def misfits(
     end: End,
     primary: Measure,
 ) -> tuple[str, ...]:
-    """One sentence for each thing that does not fit in a run directory; empty where everything fits.
+    """One sentence per inconsistency in a run directory; empty if there is none.
 
     Args:
         run: the directory.
-        config: content of `config.toml`; Any: whatever TOML holds.
+        config: content of `config.toml`; Any: TOML values.
         rounds: lines of `rounds.jsonl`.
         ledger: of the run.
-        end: what the run wrote at its end.
-        primary: the measure that the summary goes by.
+        end: the files of the finished run.
+        primary: the primary measure of the run.
     """
     return (
         *_by_checkpoint(run, config, len(rounds), is_finished=bool(end.summary)),
@@ -70,7 +70,7 @@ def _by_checkpoint(run: RunDirectory, config: Mapping[str, Any], num_rounds: int
     try:
         checkpoint = load(run.checkpoint)
     except FormatError:
-        return []  # another version wrote it: nothing to check by
+        return []  # written by another version, so it cannot be compared
     except CheckpointError as error:
         return [error.message]
     problems = run.changed_logs(checkpoint, run.seals())
@@ -83,7 +83,7 @@ def _by_checkpoint(run: RunDirectory, config: Mapping[str, Any], num_rounds: int
 
 
 def _by_ledger(rounds: Sequence[Record], ledger: Ledger) -> list[str]:
-    """The rounds whose bytes differ from those of the ledger."""
+    """Messages about rounds whose bytes differ from those of the ledger."""
     problems, total = [], 0
     for record in rounds:
         sent = ledger.rounds.get(record["round"])
@@ -100,7 +100,7 @@ def _by_ledger(rounds: Sequence[Record], ledger: Ledger) -> list[str]:
 
 
 def _by_summary(rounds: Sequence[Record], ledger: Ledger, summary: Record, primary: Measure) -> list[str]:
-    """The figures of the summary that differ from those of the records."""
+    """Messages about figures of the summary that differ from the records."""
     sizes = {key: value for key, value in summary.items() if key in _SIZES}
     if len(sizes) < len(_SIZES):
         return []

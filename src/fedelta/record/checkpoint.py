@@ -1,4 +1,4 @@
-"""Checkpoints: all that a run needs to continue with the same bits, in one safetensors file.
+"""Checkpoints: everything that a run needs to continue with the same bits, in one safetensors file.
 
 The file is replaced atomically after every round. What clients keep is not in it but where the clients are, and a mark
 says which state of that belongs to it. Its header carries, beside the names, a JSON object with
@@ -27,7 +27,7 @@ from fedelta.record.origin import Origin
 from fedelta.strategies.base import State
 
 FORMAT = "fedelta-checkpoint-6"
-# What to do with a run directory of another version, whatever notices it.
+# Advice for a run directory of another version.
 OTHER_VERSION = "use the version that environment.json names, or run config.toml again with this one."
 
 
@@ -39,10 +39,10 @@ class Checkpoint:
         round: the last finished round; 0 before the first.
         params: server params after that round, in the order of the spec.
         state: strategy state after that round.
-        claimed: client id to the number of examples that it last claimed to have.
-        memory_mark: of what clients keep, as the runtime saved it in that round (`Runtime.snapshot`).
-        logs: name of each file that grows to what it was at that moment; without `timings.jsonl`, which may be lost.
-        origin: what the run began with.
+        claimed: client id to the number of examples in its last accepted reply.
+        memory_mark: mark of the snapshot of the clients' memories in that round (`Runtime.snapshot`).
+        logs: name of each log to its length and digest at that moment; without `timings.jsonl`, which may be lost.
+        origin: the settings and inputs that the run started from.
     """
 
     round: int
@@ -55,7 +55,7 @@ class Checkpoint:
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Replaces the checkpoint at `path`; on any exception the previous one survives.
+    """Writes the checkpoint to `path`; after an exception the previous one is unchanged.
 
     Raises:
         OSError: the disk is full or the directory cannot be written.
@@ -64,10 +64,10 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def load(path: Path) -> Checkpoint:
-    """The checkpoint at `path`, complete and verified, on the CPU.
+    """The verified checkpoint at `path`, on the CPU.
 
     Raises:
-        CheckpointError: the file is missing, truncated or corrupt; a `FormatError` where another version wrote it.
+        CheckpointError: the file is missing, truncated or corrupt; a `FormatError` if another version wrote it.
     """
     try:
         content = path.read_bytes()
@@ -80,7 +80,7 @@ def load(path: Path) -> Checkpoint:
 
 
 def check_fit(path: Path, checkpoint: Checkpoint, spec: ParamSpec) -> None:
-    """Refuses the checkpoint at `path` where its params are not those that the model of the run tunes.
+    """Raises if the params of the checkpoint at `path` are not those that the model of the run tunes.
 
     Raises:
         CheckpointError: names, shapes or their order differ.
@@ -97,7 +97,7 @@ def check_fit(path: Path, checkpoint: Checkpoint, spec: ParamSpec) -> None:
 
 
 def encode(checkpoint: Checkpoint) -> bytes:
-    """`checkpoint` as the content of a safetensors file. Tensors of any device and layout are accepted."""
+    """`checkpoint` as the content of a safetensors file; its tensors may have any device and layout."""
     tensors = _separate({"params": checkpoint.params, "state": checkpoint.state})
     facts = {
         "format": FORMAT,
@@ -110,7 +110,7 @@ def encode(checkpoint: Checkpoint) -> bytes:
         "origin": vars(checkpoint.origin),
     }
     described = json.dumps(facts)
-    # One entry: safetensors writes several in random order, and equal checkpoints must be equal files.
+    # One entry, because safetensors writes several in random order, and equal checkpoints must be equal files.
     return bytes(safetensors.save(tensors, {"fedelta": f"{_digest(described, tensors)} {described}"}))
 
 
@@ -118,7 +118,7 @@ def decode(content: bytes) -> Checkpoint:
     """The checkpoint whose `encode` gave `content`.
 
     Raises:
-        CheckpointError: `content` is anything else, if only by one bit.
+        CheckpointError: `content` differs from it, even by one bit.
     """
     try:
         tensors = safetensors.load(content)
@@ -147,7 +147,7 @@ def decode(content: bytes) -> Checkpoint:
 
 
 def _separate(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Flat names to contiguous CPU tensors, no two in the same memory, as safetensors demands."""
+    """Flat names to contiguous CPU tensors that share no memory, as safetensors requires."""
     separate: dict[str, Tensor] = {}
     memories: set[int] = set()
     for part, tensors in parts.items():

@@ -1,4 +1,4 @@
-"""The papers behind a run: `citations.bib`, made from its resolved configuration.
+"""The papers that a run is based on: `citations.bib`, made from its resolved configuration.
 
 To cite a paper for a new method, add its entry to papers.bib and one row to `WORKS`.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 ALWAYS = ("fedelta", "paszke2019pytorch", "wolf2020transformers", "lhoest2021datasets")
 
-# Key and value in the configuration, and what they stand on. "*" is any value but false and 0.
+# Key and value in the configuration, and the papers they are based on. "*" is any value except false and 0.
 WORKS: dict[tuple[str, object], tuple[str, ...]] = {
     ("model.source", "bundled:vit-micro"): (
         "dosovitskiy2021image",
@@ -71,7 +71,7 @@ WORKS: dict[tuple[str, object], tuple[str, ...]] = {
 
 
 def citations(config: Mapping[str, object]) -> str:
-    """BibTeX entries of what a run used, each once, in the order of papers.bib.
+    """The BibTeX entries for a run, each once, in the order of papers.bib.
 
     Args:
         config: the resolved configuration, sections as nested mappings. Settings without a paper, or that fedelta
@@ -83,14 +83,14 @@ def citations(config: Mapping[str, object]) -> str:
     for method in methods:
         for (path, value), keys in WORKS.items():
             setting = _at({**config, "tuning": method}, path)
-            # False and 0 mean that something is off.
+            # False and 0 switch a method off.
             if setting and value in {"*", setting}:
                 cited.update(keys)
     return "\n\n".join(entry for key, entry in entries().items() if key in cited) + "\n"
 
 
 def entries() -> dict[str, str]:
-    """Every entry of papers.bib by its key."""
+    """The entries of papers.bib by key."""
     text = Path(__file__).with_name("papers.bib").read_text(encoding="utf-8")
     texts = (entry.strip() for entry in re.split(r"\n(?=@)", text))
     return {entry[entry.index("{") + 1 : entry.index(",")]: entry for entry in texts}

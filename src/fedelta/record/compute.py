@@ -1,4 +1,4 @@
-"""What an answer from each exit costs, and how good a model is for its cost: `exits.json` of a run directory."""
+"""The cost of an answer at each exit (`exits.json`), and the area under a measure over that cost."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from fedelta.record.numbers import UNKNOWN
 
 @dataclass(frozen=True)
 class Compute:
-    """The cost of one example from the input to each exit, lowest first; None where it was not measured.
+    """The cost of one example from the input to each exit, lowest first; None if it was not measured.
 
     Args:
         flops: floating-point operations, two for each multiply-add.
         milliseconds: time on `machine`.
-        machine: in words, such as `device cpu, threads 1`; empty where it is not known.
+        machine: description such as `device cpu, threads 1`; empty if unknown.
     """
 
     flops: tuple[float, ...] | None
@@ -30,10 +30,10 @@ class Compute:
 
 
 def read_compute(path: Path, num_exits: int) -> Compute:
-    """The content of `exits.json`; `num_exits` is 0 where it is not known.
+    """The content of `exits.json`; `num_exits` is 0 if unknown.
 
     Raises:
-        RunError: it is broken, or does not have one positive number for each exit.
+        RunError: the file is damaged, or does not have one positive number per exit.
     """
     content = read_json(path)
     expected = num_exits or max((len(costs) for costs in content.values() if isinstance(costs, list)), default=0)

@@ -1,4 +1,4 @@
-"""Checks whether files that are written at the end of a run agree: the same numbers, computed in another way."""
+"""Checks whether the files written at the end of a run agree, by computing the same numbers in another way."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedelta.tasks.details import Confusion, Details
 
 
 def by_confusion(details: Details | None) -> list[str]:
-    """Where the counts of `confusion.json` give other measures of a class than `summary.json` has, in words."""
+    """Messages about classes whose measures in `summary.json` do not follow from the counts of `confusion.json`."""
     if details is None or details.confusion is None:
         return []
     return [
@@ -25,11 +25,11 @@ def by_confusion(details: Details | None) -> list[str]:
 
 
 def by_clients(personalization: Mapping[str, Any], measure: Measure) -> list[str]:
-    """Where means, deviations and worst values of `personalization.json` are not those of its clients, in words.
+    """Messages about means, deviations and worst values in `personalization.json` that do not follow from its clients.
 
     Args:
-        personalization: content of the file; Any: whatever JSON holds.
-        measure: the one that the file goes by.
+        personalization: content of the file; Any: JSON values.
+        measure: the primary measure of the run.
     """
     scopes = personalization.get("scopes")
     return [
@@ -44,7 +44,7 @@ def by_clients(personalization: Mapping[str, Any], measure: Measure) -> list[str
 
 
 def _class_measures(confusion: Confusion) -> Iterator[tuple[str, dict[str, float]]]:
-    """Name and measures of every class, without those that are undefined."""
+    """Name and measures of each class, without undefined measures."""
     num_answers = [sum(column) for column in zip(*confusion.counts, strict=True)]
     for place, (name, row) in enumerate(zip(confusion.class_names, confusion.counts, strict=True)):
         measures: dict[str, float] = {"num_examples": sum(row)}
@@ -56,7 +56,7 @@ def _class_measures(confusion: Confusion) -> Iterator[tuple[str, dict[str, float
 
 
 def _values_of_clients(scope: object, key: str) -> list[float]:
-    """Nothing where a client has none: the section of the page says what is wrong with the file."""
+    """The values of all clients; empty if one lacks a value, which the section of the page reports."""
     clients = scope.get("clients") if isinstance(scope, dict) else None
     values = [client.get(key) for client in clients if isinstance(client, dict)] if isinstance(clients, list) else []
     return [value for value in values if isinstance(value, int | float)] if None not in values else []
@@ -69,5 +69,5 @@ def _over_clients(values: Sequence[float], measure: Measure) -> dict[str, float]
 
 
 def _differs(written: object, computed: float) -> bool:
-    """Whether a number that is there is another one, by more than rounding."""
+    """Whether a number differs from the expected one by more than rounding; False if it is absent."""
     return isinstance(written, int | float) and not math.isclose(written, computed, rel_tol=1e-9, abs_tol=1e-9)

@@ -1,4 +1,4 @@
-"""The measures of a finished model and of its parts, read back from `summary.json` and `confusion.json`."""
+"""Reads the detailed measures of a finished model from `summary.json` and `confusion.json`."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from fedelta.errors import RunError
 from fedelta.record.files import Record, read_json
 from fedelta.tasks.details import Confusion, Details, Values
 
-NUM_EXAMPLES = "num_examples"  # beside the measures of a class or a client
+NUM_EXAMPLES = "num_examples"  # the key beside the measures of a class or a client
 
 
 def read_details(summary_path: Path, summary: Record, confusion_path: Path) -> Details | None:
-    """Measures of the whole evaluated set and of its parts; None where `summary.json` does not have them.
+    """Measures of the whole evaluated set, by class and by client; None if `summary.json` lacks them.
 
     Args:
         summary_path: of `summary`, for messages.
         summary: content of `summary.json`; empty while the run is unfinished.
-        confusion_path: of `confusion.json`, which need not be there.
+        confusion_path: of `confusion.json`, which need not exist.
 
     Raises:
-        RunError: a file holds something else; says what.
+        RunError: a file has other content; says what is wrong.
     """
     if "measures" not in summary:
         return None
@@ -39,7 +39,7 @@ def read_details(summary_path: Path, summary: Record, confusion_path: Path) -> D
 
 
 def _unnamed(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`content` without the name of the client, which `partition.json` has for all of them."""
+    """`content` without the client's name, which is read from `partition.json`."""
     return {key: value for key, value in content.items() if key != "client_name"}
 
 

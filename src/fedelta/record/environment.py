@@ -1,4 +1,4 @@
-"""Where a run happened: versions, machine, source revision, memory."""
+"""The environment of a run: versions, machine, source revision, memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fedelta.record.files import Record
 if TYPE_CHECKING:
     import torch
 
-# What can change a result or is needed to repeat it.
+# Packages that can change a result or are needed to repeat it.
 PACKAGES = (
     "fedelta",
     "torch",
@@ -36,7 +36,7 @@ PACKAGES = (
 
 
 def environment(plugins: Sequence[Record] = ()) -> Record:
-    """The content of `environment.json`; what cannot be found out is None or left out of `packages`.
+    """The content of `environment.json`; unknown values are None, unknown packages are left out.
 
     Args:
         plugins: those that the run uses (`plugins.used_by`).
@@ -58,7 +58,7 @@ def environment(plugins: Sequence[Record] = ()) -> Record:
 
 
 def machine(device: torch.device) -> dict[str, str | int | None]:
-    """What the time of a calculation on `device` depends on; equal where times can be compared."""
+    """A description of everything that times on `device` depend on; times can be compared if it is equal."""
     import torch
 
     return {
@@ -72,7 +72,7 @@ def machine(device: torch.device) -> dict[str, str | int | None]:
 
 
 def git_commit() -> str | None:
-    """Commit of the work tree around the current directory, `-dirty` when changed; None outside one."""
+    """Commit of the work tree around the current directory, with `-dirty` if it has changes; None outside of one."""
     command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603
@@ -82,7 +82,7 @@ def git_commit() -> str | None:
 
 
 def peak_memory_bytes() -> int:
-    """Highest resident memory of this process so far; 0 where the system does not tell."""
+    """Highest resident memory of this process so far; 0 if the system does not report it."""
     try:
         import resource
     except ModuleNotFoundError:  # Windows
@@ -92,7 +92,7 @@ def peak_memory_bytes() -> int:
 
 
 def _processor() -> str:
-    """Its name; where Linux keeps it first, because Python knows only the architecture there."""
+    """The name of the processor, on Linux from /proc/cpuinfo, because Python only gives the architecture there."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Files that survive a kill, Ctrl-C and a full disk.
+"""Files that stay valid after a kill, Ctrl-C or a full disk.
 
 `JsonLines` grows a file by whole records and takes a failed append back.
 `exclusive` keeps a second process out while one writes, `in_turn` lets it wait.
@@ -27,22 +27,22 @@ if sys.platform != "win32":
 _CHUNK = 2**20
 FROM_A_COPY = "bring the file back from a copy."
 
-# Whatever `json.loads` makes of a line; the readers check the fields that they use.
+# Any: a line read by `json.loads`; readers check the fields that they use.
 Record = dict[str, Any]
 
 
 @contextmanager
 def exclusive(path: Path, message: str) -> Iterator[None]:
-    """Holds a lock on the file `path`, which must exist; the system releases it when the process dies.
+    """Context manager with a lock on the file `path`, which must exist; the system releases it if the process dies.
 
     Args:
-        path: a second process, or a second call, that wants it is refused. Its content is not touched.
+        path: locked for other processes and other calls; its content does not change.
         message: of the refusal.
 
     Raises:
         RunError: another process has the lock.
     """
-    if sys.platform == "win32":  # it has no such lock: there nothing is guarded against a second process
+    if sys.platform == "win32":  # a file system without locks: second processes are not noticed
         yield
         return
     with path.open("rb") as held:
@@ -55,7 +55,7 @@ def exclusive(path: Path, message: str) -> Iterator[None]:
 
 @contextmanager
 def in_turn(path: Path) -> Iterator[None]:
-    """As `exclusive`, but waits while another process has the lock: for what takes a moment."""
+    """Like `exclusive`, but waits while another process has the lock; for short operations."""
     if sys.platform == "win32":
         yield
         return
@@ -65,7 +65,7 @@ def in_turn(path: Path) -> Iterator[None]:
 
 
 def to_json(value: object, *, indent: int | None = None) -> str:
-    """`value` as standard JSON, keys in their own order; NaN and infinity, which JSON lacks, become null."""
+    """`value` as standard JSON with unsorted keys; NaN and infinity, which JSON lacks, become null."""
     return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, indent=indent)
 
 
@@ -88,22 +88,22 @@ def read_json(path: Path) -> Record:
 
 @dataclass(frozen=True)
 class Mark:
-    """A place in a file that grows, and SHA-256 of all before it."""
+    """A position in a growing file, and the SHA-256 of the bytes before it."""
 
     num_bytes: int
     digest: str
 
     @classmethod
     def of(cls, content: bytes) -> Mark:
-        """The end of a file with this content."""
+        """The mark at the end of a file with this content."""
         return cls(len(content), hashlib.sha256(content).hexdigest())
 
 
 class Seal:
-    """The digest of a file that grows, kept up as it does: each call reads only what is new.
+    """The running digest of a growing file; each call reads only new bytes.
 
     Args:
-        path: of the file; one that is missing counts as empty.
+        path: of the file; a missing file counts as empty.
     """
 
     def __init__(self, path: Path) -> None:
@@ -111,7 +111,7 @@ class Seal:
         self._digest, self._num_bytes = hashlib.sha256(), 0
 
     def mark(self, up_to: int | None = None) -> Mark:
-        """Reads on to byte `up_to`, or to the end of the file."""
+        """Reads up to byte `up_to`, or to the end of the file; returns the mark there."""
         if self.path.exists():
             with self.path.open("rb") as file:
                 file.seek(self._num_bytes)
@@ -123,21 +123,21 @@ class Seal:
 
 @dataclass(frozen=True)
 class JsonLines:
-    """A file of JSON objects, one a line, that only grows; a missing file counts as empty.
+    """A growing file of JSON objects, one per line; a missing file counts as empty.
 
     Args:
-        path: where. Nothing is kept open between calls.
+        path: of the file, which is not kept open between calls.
     """
 
     path: Path
 
     @property
     def num_bytes(self) -> int:
-        """Length of the file: what a checkpoint stores so that `truncate` can come back to it."""
+        """Length of the file; `truncate` can cut it back to this length."""
         return self.path.stat().st_size if self.path.exists() else 0
 
     def append(self, records: Iterable[Mapping[str, object]]) -> None:
-        """Adds `records` and returns when they are on the disk; call it once a round.
+        """Appends `records`, and returns once they are on the disk; call it once per round.
 
         On an exception the file is cut back to its previous length.
 
@@ -157,10 +157,10 @@ class JsonLines:
             sync_directory(self.path.parent)
 
     def truncate(self, num_bytes: int) -> None:
-        """Forgets everything after the first `num_bytes` bytes.
+        """Cuts the file to its first `num_bytes` bytes.
 
         Raises:
-            RunError: the file is shorter, or does not end a line there; nothing is cut then.
+            RunError: the file is shorter, or no line ends there; nothing is cut.
         """
         current = self.num_bytes
         if current < num_bytes:
@@ -182,14 +182,14 @@ class JsonLines:
             os.fsync(file.fileno())
 
     def salvage(self, last_round: int) -> None:
-        """Cuts off what cannot be read, and what is of later rounds: for a log that may be lost, wholly or in part."""
-        kept = [record for record in self.readable() if record["round"] <= last_round]
-        content = b"".join(b"%s\n" % to_json(record).encode() for record in kept)
+        """Removes unreadable lines and records after `last_round`; for a log that may be lost."""
+        records = [record for record in self.readable() if record["round"] <= last_round]
+        content = b"".join(b"%s\n" % to_json(record).encode() for record in records)
         if content != (self.path.read_bytes() if self.path.exists() else b""):
             write_atomic(self.path, content)
 
     def readable(self) -> list[Record]:
-        """The records of rounds that can be read, in order, without those that cannot."""
+        """The readable records of rounds, in order."""
         records = []
         for number, line in enumerate(self.path.read_bytes().split(b"\n")[:-1] if self.path.exists() else (), start=1):
             try:
@@ -203,10 +203,10 @@ class JsonLines:
     def read(self) -> list[Record]:
         """All records, in order.
 
-        An unterminated last line is left out: it is an append under way or one that a kill cut off.
+        An unterminated last line is left out: it is being written, or a kill has cut it off.
 
         Raises:
-            RunError: a line is no JSON object; the message names file and line.
+            RunError: a line is not a JSON object; names file and line.
         """
         if not self.path.exists():
             return []
@@ -224,7 +224,7 @@ class JsonLines:
 
 
 def flatten(mapping: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted key and value as text, for every leaf of nested mappings."""
+    """Yields the dotted key and the value, as text, of every leaf of nested mappings."""
     for key, value in mapping.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}.")

@@ -1,4 +1,4 @@
-"""A run read back from its directory, finished or not: what the report and its plots are made of."""
+"""Reads a finished or unfinished run from its directory, for the report and its plots."""
 
 from __future__ import annotations
 
@@ -39,29 +39,29 @@ from fedelta.tasks.details import Details
 
 @dataclass(frozen=True)
 class History:
-    """What a run directory holds.
+    """The content of a run directory.
 
     Args:
-        name: what the run is called in legends.
+        name: of the run in legends.
         path: of the run directory.
         config: the resolved configuration.
         rounds: lines of `rounds.jsonl`.
         timings: lines of `timings.jsonl`.
-        ledger: totals of what travelled.
+        ledger: totals of all payloads.
         environment: content of `environment.json`.
         model: `tuned_parameters`, `total_parameters` and the scalars of each of `groups`, as far as known.
         summary: content of `summary.json`; empty while the run is unfinished.
         partition: examples of each class by client, if known.
         details: measures of the finished model and of its parts, if known.
-        compute: what an answer from each exit costs, if it was measured.
-        personalization: content of `personalization.json`; empty where there is none.
+        compute: the cost of an answer at each exit, if measured.
+        personalization: content of `personalization.json`; empty if it does not exist.
         citations: BibTeX.
-        misfits: a sentence for each thing that does not fit in the directory (audit.py).
+        misfits: one sentence per inconsistency in the directory (audit.py).
     """
 
     name: str
     path: Path
-    config: Mapping[str, Any]  # Any: whatever TOML holds
+    config: Mapping[str, Any]  # Any: TOML values
     rounds: Sequence[Record]
     timings: Sequence[Record]
     ledger: Ledger
@@ -77,7 +77,7 @@ class History:
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its end."""
+        """Whether the run is finished."""
         return bool(self.summary)
 
     @cached_property
@@ -87,12 +87,12 @@ class History:
 
     @cached_property
     def task(self) -> Task:
-        """What the run predicts."""
+        """The task of the run."""
         return task_of(self.config)
 
     @property
     def primary(self) -> Measure:
-        """The measure that tables and curves go by."""
+        """The primary measure of the task."""
         return self.task.primary
 
     @property
@@ -102,12 +102,12 @@ class History:
 
     @cached_property
     def full_syncs(self) -> frozenset[int]:
-        """The rounds after which the server has a new value of everything."""
+        """The rounds that averaged all groups."""
         return frozenset(record["round"] for record in self.rounds if record.get("synced_fraction", 1.0) == 1.0)
 
     @property
     def has_partial_syncs(self) -> bool:
-        """Whether the server was, after some rounds, between two values of some of its groups."""
+        """Whether some rounds averaged only some of the groups."""
         return self.has_intervals and len(self.full_syncs) < len(self.rounds)
 
     @property
@@ -127,7 +127,7 @@ class History:
 
     @property
     def train_losses(self) -> list[tuple[int, float]]:
-        """Round and mean loss of the clients' training, of every round that has one."""
+        """Round and mean training loss of the clients, of every round that has one."""
         key = f"train_{self.task.loss.name}"
         return [(record["round"], record[key]) for record in self.rounds if record[key] is not None]
 
@@ -138,7 +138,7 @@ class History:
 
     @property
     def best(self) -> float | None:
-        """The primary measure at its best in all rounds."""
+        """The best value of the primary measure over all rounds."""
         return best_of([value for _, value in self.curve], self.primary)
 
     @property
@@ -153,18 +153,18 @@ class History:
 
     @property
     def measured_on(self) -> str:
-        """What measures were taken on, as a word before their labels."""
+        """The evaluated set, as a word before the labels of measures."""
         return str(self.value("data.evaluate_on") or "test")
 
     @property
     def full_model_bytes(self) -> int | None:
-        """What the same payloads would weigh with the whole model in float32; None if its size is unknown."""
+        """Bytes of the same payloads with the whole model in float32; None if its size is unknown."""
         total = self.model.get("total_parameters")
         return None if total is None else full_model_bytes(total, self.ledger.num_transfers)
 
     @property
     def full_round_bytes(self) -> int | None:
-        """What the first round would have sent with the whole model in float32, both directions."""
+        """Bytes of the first round with the whole model in float32, both directions."""
         total = self.model.get("total_parameters")
         return full_model_bytes(total, 2 * len(self.rounds[0]["cohort"])) if total and self.rounds else None
 
@@ -178,16 +178,16 @@ class History:
 
     @property
     def peak_memory_bytes(self) -> int | None:
-        """The highest memory that the timings tell; None without any."""
+        """The highest resident memory in the timings; None without timings."""
         return max((timing.get("peak_memory_bytes") or 0 for timing in self.timings), default=None)
 
     @property
     def wall_seconds(self) -> float | None:
-        """Time in the rounds so far; None where it was lost."""
+        """Seconds of all rounds so far; None if they were lost."""
         return wall_seconds(self.timings, len(self.rounds))
 
     def client_label(self, client_id: int) -> str:
-        """The name, where it has one, and the number of a client, for pages."""
+        """The number of a client and its name, if it has one, for pages."""
         return str(client_id) if self.partition is None else self.partition.label(client_id)
 
     def value(self, path: str) -> object:
@@ -199,10 +199,10 @@ class History:
 
 
 def read_histories(paths: Sequence[Path]) -> list[History]:
-    """One history per run directory, all of the same primary measure; runs of the same name are called by their path.
+    """One history per run directory; runs with equal names are called by their paths.
 
     Raises:
-        RunError: some cannot be read; all of them are named, with the reason. Or they differ in what they measure.
+        RunError: runs cannot be read (names each, with the reason), or their primary measures differ.
     """
     histories, problems, hints = [], [], list[str]()
     names = [path.resolve().name for path in paths]
@@ -221,7 +221,7 @@ def read_histories(paths: Sequence[Path]) -> list[History]:
 
 
 def _refuse_mixed(histories: Sequence[History]) -> None:
-    """Runs with different primary measures have no axis and no column in common."""
+    """Raises if the runs have different primary measures, which share no axis and no column."""
     names: dict[Measure, list[str]] = {}
     for run in histories:
         names.setdefault(run.primary, []).append(repr(run.name))

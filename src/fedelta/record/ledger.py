@@ -49,7 +49,7 @@ class RoundBytes:
 
 @dataclass
 class ClientBytes:
-    """What travelled to one client, or from it, so far."""
+    """Bytes to one client, or from it, so far."""
 
     num_payloads: int = 0
     payload_bytes: int = 0
@@ -57,7 +57,7 @@ class ClientBytes:
 
 @dataclass
 class Ledger:
-    """Running totals of what travelled, and the file that holds every row.
+    """Running totals of all payloads, and the file with one row per payload.
 
     Only totals stay in memory: their size grows with the rounds, groups and clients, not with the payloads.
 

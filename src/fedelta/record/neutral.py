@@ -1,4 +1,4 @@
-"""Names of classes, clients and the like as plain text for each format: no program runs or renders them."""
+"""Escapes names of classes, clients and the like for each format, so that no program runs or renders them."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import html
 import re
 from unicodedata import name
 
-# A spreadsheet takes a text that begins with one of these for a formula; the wide ones in some languages.
+# A spreadsheet takes a text that begins with one of these for a formula; the wide forms only in some languages.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 _MARKUP = re.compile(r"([\\`*\[\]|~#!$]|(?<![^\W_])_|_(?![^\W_]))")
-# What Markdown turns into a link, an address or a mention without brackets.
+# Texts that Markdown turns into a link, an address or a mention without brackets.
 _LINK = re.compile(r"(?<=[A-Za-z])(:)(?=//)|(?<=www)(\.)|(@)", re.IGNORECASE)
-# Control characters, halves of a character, ends of lines and paragraphs, and what turns the direction of writing.
+# Control characters, surrogates, line and paragraph separators, and marks that change the direction of writing.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\u200e\u200f\u061c\u202a-\u202e\u2066-\u2069]")
 _IN_PARAGRAPHS = re.compile(rf"(?![\n\t]){_UNPRINTABLE.pattern}")
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 # pdfLaTeX sets Greek in formulas only, and has no command for omicron and final sigma.
 _GREEK = [chr(code) for code in range(0x3B1, 0x3CA) if code not in (0x3BF, 0x3C2)]
-# `[` and `*` after a line break belong to the break.
+# After a line break, LaTeX takes `[` and `*` for arguments of the break.
 _LATEX = str.maketrans(
     {character: f"\\{character}" for character in "&%$#_{}"}
     | {character: f"{{{character}}}" for character in "[]*"}
@@ -30,7 +30,7 @@ _LATEX = str.maketrans(
 
 
 def cell(value: str | float) -> str | float:
-    """The field of a CSV table; a text that a spreadsheet would run gets an apostrophe before it.
+    """`text` as a CSV field; a text that a spreadsheet would run gets an apostrophe in front.
 
     >>> cell("=1+1"), cell(-0.5), cell("-0.5"), cell("seven")
     ("'=1+1", -0.5, '-0.5', 'seven')
@@ -38,22 +38,22 @@ def cell(value: str | float) -> str | float:
     if not isinstance(value, str):
         return value
     runs = value.lstrip(" ").startswith(_FORMULA) and not _is_number(value)
-    # The writer puts quotes around the other end of a line only.
+    # The CSV writer only quotes the other kind of line end.
     return ("'" if runs else "") + value.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def line(text: str) -> str:
-    """On one line, without control characters and without what turns the direction of writing."""
+    """`text` on one line, without control characters and marks that change the direction of writing."""
     return _UNPRINTABLE.sub(_REPLACEMENT, " ".join(text.splitlines()))
 
 
 def paragraphs(text: str) -> str:
-    """Without them too, but line breaks and tabs stay."""
+    """Like `line`, but keeps line breaks and tabs."""
     return _IN_PARAGRAPHS.sub(_REPLACEMENT, text.replace("\r\n", "\n"))
 
 
 def markdown(text: str) -> str:
-    r"""Text in Markdown: neither HTML nor a link, an image, code or an emphasis.
+    r"""`text` escaped for Markdown, so that it becomes no HTML, link, image, code or emphasis.
 
     >>> print(markdown("<b> *y* [z](http://a.b) snake_case _i_ | c@d"))
     &lt;b&gt; \*y\* \[z\](http\://a.b) snake_case \_i\_ \| c\@d
@@ -63,7 +63,7 @@ def markdown(text: str) -> str:
 
 
 def latex(text: str) -> str:
-    r"""Text in LaTeX, in a cell of a table too: no command, no formula, and no option of the line before.
+    r"""`text` escaped for LaTeX, also in a table: no command, no formula, no option of the previous line.
 
     >>> print(latex("50 % of a_b & [c] ± \\"))
     50 \% of a\_b \& {[}c{]} $\pm$ \textbackslash{}
@@ -72,7 +72,7 @@ def latex(text: str) -> str:
 
 
 def code(text: str) -> str:
-    """A span of code in Markdown, whatever backticks `text` has.
+    """`text` as a code span in Markdown, even if it contains backticks.
 
     >>> code("a`b")
     '`` a`b ``'
@@ -84,7 +84,7 @@ def code(text: str) -> str:
 
 
 def yaml(text: str) -> str:
-    """A text in double quotes, as YAML reads it."""
+    """`text` as a YAML string in double quotes."""
     escaped = line(text).replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
 

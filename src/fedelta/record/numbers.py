@@ -1,4 +1,4 @@
-"""Quantities as people read them in tables."""
+"""Formats quantities for tables."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def shown(value: float | None, measure: Measure, digits: int = 1) -> str:
     """The value of a measure with its unit.
 
     Args:
-        value: as records hold it; None where there is none.
-        measure: a fraction is shown in percent, any other with its unit.
+        value: as in the records; None if there is none.
+        measure: fractions are shown in percent, others with their unit.
         digits: decimals of a percentage.
 
     >>> shown(0.9312, Measure("recall", "recall", is_fraction=True)).split()
@@ -40,7 +40,7 @@ def shown(value: float | None, measure: Measure, digits: int = 1) -> str:
 
 
 def bare(value: float | None, measure: Measure, deviation: float | None = None) -> str:
-    """The same without its unit, which `headed` puts above it; with its deviation, where there is one, to equal places.
+    """Like `shown`, without the unit, which is in the heading (`headed`), but with the deviation, if given.
 
     >>> fraction, other = Measure("recall", "recall", is_fraction=True), Measure("mae", "mean error")
     >>> bare(0.9713, fraction, 0.004), bare(0.9713, fraction), bare(1.5, other, 0.25)
@@ -62,12 +62,12 @@ def _significant(value: float) -> str:
 
 
 def unit(measure: Measure) -> str:
-    """What stands behind the values of a measure as they are shown; empty for none."""
+    """The unit that follows the shown values of a measure; empty if there is none."""
     return "%" if measure.is_fraction else measure.unit
 
 
 def in_unit(value: float, measure: Measure) -> float:
-    """The value of a measure in its `unit`: for axes and for the columns of files."""
+    """The value of a measure in its `unit`, for axes and columns of files."""
     return 100 * value if measure.is_fraction else value
 
 
@@ -90,7 +90,7 @@ def axis_title(label: str, measure: Measure) -> str:
 
 
 def capitalised(text: str) -> str:
-    """`text` as a heading begins; unlike `str.capitalize` it leaves the rest as it is.
+    """`text` with a capital first letter; unlike `str.capitalize` it does not change the rest.
 
     >>> capitalised("macro F1")
     'Macro F1'
@@ -99,7 +99,7 @@ def capitalised(text: str) -> str:
 
 
 def size(num_bytes: float | None) -> str:
-    """Bytes in the binary unit that suits them, three digits.
+    """Bytes in a suitable binary unit, with three digits.
 
     >>> [size(n).split() for n in (900, 98_304, 2**20, 1_500 * 2**20)]
     [['900', 'B'], ['96.0', 'KiB'], ['1.00', 'MiB'], ['1.46', 'GiB']]
@@ -113,7 +113,7 @@ def size(num_bytes: float | None) -> str:
 
 
 def mebibytes(num_bytes: float | None) -> str:
-    """Bytes in MiB whatever their size, for columns that are compared.
+    """Bytes in MiB, for columns of comparable numbers.
 
     >>> mebibytes(5 * 2**20), mebibytes(52_429)
     ('5.00', '0.0500')

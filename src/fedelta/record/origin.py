@@ -1,7 +1,7 @@
-"""What a run began with, kept in every checkpoint, to recognise what is read later.
+"""The settings and inputs that a run started from, kept in every checkpoint to detect changes.
 
 Settings are kept in full, so that a message can name the key that differs; weights, examples and files as digests.
-The places of data and weights are not kept, only their content, so that they may be moved.
+The paths of data and weights are not kept, only digests of their content, so that they may be moved.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from fedelta.record.numbers import UNKNOWN
 
 CLASS_NAMES = "class names"
 _NUM_SHOWN = 5
-# They change no result of a round: tracking may begin at any round, the start is in the checkpoint, and of data and
-# weights the content is compared instead of the place.
+# These do not change the result of a round: tracking may begin at any round, the initial adapter is in the checkpoint,
+# and of data and weights the content is compared instead of the path.
 _FREE = ("tracking.", "model.adapter", "model.source", "data.source", "data.test_source")
 _HELD_OUT = ("personalization.held_out_clients", "personalization.held_out")
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What a run began with.
+    """The settings and inputs that a run started from.
 
     Args:
-        settings: dotted key to value, as text: all that can change a result.
-        inputs: what was read, such as "test examples", to the digest of its content.
-        files: name of a file of the run directory that never changes to its digest.
+        settings: dotted key to value, as text, of every setting that can change a result.
+        inputs: name of an input, such as "test examples", to the digest of its content.
+        files: name of each file of the run directory that never changes, to its digest.
     """
 
     settings: Mapping[str, str] = field(default_factory=dict)
@@ -44,7 +44,7 @@ class Origin:
 
 
 def settings_of(table: Mapping[str, Any]) -> dict[str, str]:
-    """The settings of a configuration, as `config.toml` holds it; Any: whatever TOML holds."""
+    """The settings of a configuration, as in `config.toml`; Any: TOML values."""
     return {
         key: value
         for key, value in flatten(table)
@@ -53,7 +53,7 @@ def settings_of(table: Mapping[str, Any]) -> dict[str, str]:
 
 
 def other_settings(original: Mapping[str, str], current: Mapping[str, str]) -> list[str]:
-    """A sentence for each setting that differs from what the run began with; only the first if they are many."""
+    """One sentence per setting that differs from the original one; if there are many, only the first ones."""
     keys = _different(original, current)
     shown = [
         f"`{key}` is {current.get(key, 'absent')} in `config.toml`, the run began with {original.get(key, 'none')}"
@@ -79,22 +79,22 @@ def _in_order(text: str | None) -> str | None:
 
 
 def other_inputs(original: Mapping[str, str], current: Mapping[str, str], places: Mapping[str, str]) -> list[str]:
-    """A sentence for each input of `current` that differs from what the run began with.
+    """One sentence per input of `current` that differs from the original one.
 
     Args:
         original: digests of the run.
-        current: digests of what was read.
-        places: the first word of an input, such as "test", to where it was read.
+        current: digests of the inputs that were read now.
+        places: the first word of an input, such as "test", to its source.
     """
     keys = [key for key, digest in current.items() if original.get(key, digest) != digest]
     return [f"the {key} {_where(key, places)}are not those that the run began with" for key in keys]
 
 
 def refuse(what: str, problems: Collection[str]) -> None:
-    """Refuses what does not belong to a run; does nothing if there are no problems.
+    """Raises one error with all `problems` of a run; does nothing without problems.
 
     Raises:
-        CheckpointError: names all of it.
+        CheckpointError: lists the problems.
     """
     if problems:
         lines = "".join(f"\n  - {problem}" for problem in problems)
@@ -106,7 +106,7 @@ def refuse(what: str, problems: Collection[str]) -> None:
 
 
 def changed_files(run: Path, origin: Origin) -> list[str]:
-    """A sentence for each file of the run directory that is not as the run wrote it when it began."""
+    """One sentence per file of the run directory that has changed since the run started."""
     return [
         f"{str(run / name)!r} is not as the run wrote it when it began"
         for name, digest in origin.files.items()
@@ -115,12 +115,12 @@ def changed_files(run: Path, origin: Origin) -> list[str]:
 
 
 def digest_of_names(class_names: Sequence[str]) -> str:
-    """SHA-256 of the names of classes, in label order."""
+    """SHA-256 of the class names in label order."""
     return hashlib.sha256(repr(tuple(class_names)).encode()).hexdigest()
 
 
 def other_words(origin: Origin, written: Record, class_names: Sequence[str]) -> list[str]:
-    """Where `fedelta.json` in a run directory differs from the run, in words.
+    """Messages about differences between `fedelta.json` in a run directory and the run.
 
     Args:
         origin: of the run.
@@ -136,7 +136,7 @@ def other_words(origin: Origin, written: Record, class_names: Sequence[str]) -> 
 
 
 def refuse_other_adapter(path: Path, trained: Params, loaded: Params) -> None:
-    """Refuses an adapter in a run directory that is not what the run came to.
+    """Raises if the adapter in a run directory is not the result of the run.
 
     Args:
         path: of the adapter.

@@ -17,14 +17,14 @@ from fedelta.record.files import Record, read_json
 
 @dataclass(frozen=True)
 class Partition:
-    """How many examples of each class the clients hold.
+    """The number of examples of each class that each client holds.
 
     Args:
-        class_names: of the classes, or kinds of rows, in the order of the counts; nothing where the task has none.
-        counts: client id to the number of its examples of each.
-        held_out: clients that no round asks; in no count.
+        class_names: of the classes, or strata, in the order of the counts; empty if the task has none.
+        counts: client id to the number of its examples of each class.
+        held_out: ids of the held-out clients, which `counts` does not contain.
         clients: numbers and names of all clients.
-        kind: what a class is called, one and several (`Task.stratum`).
+        kind: singular and plural of the word for a class (`Task.stratum`).
     """
 
     class_names: tuple[str, ...]
@@ -34,13 +34,13 @@ class Partition:
     kind: tuple[str, str] = ("class", "classes")
 
     def label(self, client_id: int) -> str:
-        """What pages call a client: "3", or by name "george (3)"."""
+        """The name of a client on pages: "3" or, with a name, "george (3)"."""
         name = self.clients.names.get(client_id)
         return str(client_id) if name is None else f"{name} ({client_id})"
 
 
 def partition_record(data: FederatedData) -> Record:
-    """The content of the file: examples of each class, or kind of row, by client, and what the clients are called."""
+    """The content of the file: examples of each class, or stratum, by client, and the clients' names."""
     strata = data.train.targets.strata
     names = () if strata is None else data.strata_names or data.class_names
 
@@ -59,14 +59,14 @@ def partition_record(data: FederatedData) -> Record:
 
 
 def read_partition(path: Path, kind: tuple[str, str] = ("class", "classes")) -> Partition | None:
-    """What the file at `path` holds; None where it is not there.
+    """The content of the file at `path`; None if it does not exist.
 
     Args:
         path: of the file.
-        kind: what a class is called, one and several.
+        kind: singular and plural of the word for a class.
 
     Raises:
-        RunError: something else.
+        RunError: the file has other content.
     """
     content = read_json(path) if path.exists() else None
     if not content:
@@ -88,10 +88,10 @@ def read_partition(path: Path, kind: tuple[str, str] = ("class", "classes")) -> 
 
 
 def read_clients(path: Path) -> Clients:
-    """The clients of the run with this file; none where it is not there.
+    """The clients of the run with this file; none if it does not exist.
 
     Raises:
-        RunError: it holds something else.
+        RunError: the file has other content.
     """
     partition = read_partition(path)
     return Clients() if partition is None else partition.clients

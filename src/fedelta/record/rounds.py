@@ -1,4 +1,4 @@
-"""The records of rounds, read back from `rounds.jsonl` and checked for all that is shown of them."""
+"""Reads the records of `rounds.jsonl`, and checks everything that the report shows of them."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _WINDOW_FIELDS = frozenset({"num_examples", "synced_fraction", *_BY_GROUP})
 
 
 def checked_rounds(run: RunDirectory, task: Task, num_groups: int) -> list[Record]:
-    """The records of all finished rounds, each of which has what the report needs.
+    """The records of all finished rounds, checked for everything that the report needs.
 
     Args:
         run: the directory.
-        task: what the run predicts.
-        num_groups: number of groups of the model; 0 where it is not known.
+        task: of the run.
+        num_groups: number of groups of the model; 0 if unknown.
 
     Raises:
-        RunError: a record lacks something, or holds something else; the message names the line.
+        RunError: a record lacks a value, or has one of another type; names the line.
     """
     records = run.read_rounds()
     in_windows = any("interval_rounds" in record for record in records)
@@ -42,7 +42,7 @@ def checked_rounds(run: RunDirectory, task: Task, num_groups: int) -> list[Recor
 
 
 def _measure_problems(record: Record, task: Task, num_exits: int) -> list[str]:
-    """What is wrong with the measures of a round; a model with exits has the primary one at each of them."""
+    """Messages about the measures of a round; a model with exits needs the primary measure at each exit."""
     measures, at_exits = record["measures"], record.get("measures_by_exit")
     if measures is None:
         return ["`measures_by_exit` without `measures`"] if at_exits is not None else []
@@ -60,7 +60,7 @@ def _measure_problems(record: Record, task: Task, num_exits: int) -> list[str]:
 
 
 def _num_exits(records: Sequence[Record], primary: Measure) -> int:
-    """Of the last round that has any; 0 without exits."""
+    """The number of exits in the last evaluated round; 0 without exits."""
     by_exit = (record.get("measures_by_exit") for record in reversed(records))
     lists = (measures.get(primary.name) for measures in by_exit if isinstance(measures, dict))
     return next((len(values) for values in lists if isinstance(values, list)), 0)

@@ -1,4 +1,4 @@
-"""The run directory: names of its files, its creation as a whole, and the way back to a checkpoint.
+"""The run directory: its files, its atomic creation, and the return to a checkpoint.
 
 config.toml           the configuration as it was read, every default written out; of a run that started from an adapter
                       `[tuning]` is the adapter's
@@ -10,13 +10,13 @@ model.json            parameter counts, of each group too, so that an unfinished
                       with what a byte budget made of it
 rounds.jsonl          one record a round, determined by seed and configuration
 ledger.jsonl          one row per payload, after the row of the backbone
-timings.jsonl         wall-clock seconds and memory by round; may be lost
+timings.jsonl         wall-clock seconds and memory by round; may be missing
 checkpoint/           the state after the last finished round, with digests of the logs up to it and of all that the run
                       began with; in clients/ what each client keeps, a file for each
 summary.json          written at the end
-confusion.json        how often each class was taken for which, where the task has classes; written at the end
+confusion.json        the confusion matrix, if the task has classes; written at the end
 adapter/              the tuned tensors for deployment, written at the end
-exits.json            what an answer from each exit costs, where the model has exits; written at the end
+exits.json            the cost of an answer at each exit, if the model has exits; written at the end
 personalization.json  measures of held-out clients before and after fine-tuning, written by `fedelta personalize`
 """
 
@@ -54,10 +54,10 @@ ADAPTER = "adapter"
 EXITS = "exits.json"
 PERSONALIZATION = "personalization.json"
 
-# What a run directory is called while it is made: with the number of the process.
+# The name of a run directory while it is being made, with the number of the process.
 _UNFINISHED = re.compile(r"\..+\.(?P<pid>\d{1,10})\.partial")
 
-# With these a run can be resumed; `create` wants them and `open` looks for them.
+# The files that a run directory must have, for `create` and `open`.
 REQUIRED = (CONFIG, ENVIRONMENT, CITATIONS, LEDGER, CHECKPOINT)
 _FILES = (PARTITION, MODEL, ROUNDS, TIMINGS, SUMMARY, CONFUSION, EXITS, PERSONALIZATION)
 
@@ -74,15 +74,15 @@ class RunDirectory:
 
     @classmethod
     def create(cls, out: Path, files: Mapping[str, str | bytes]) -> RunDirectory:
-        """A new run directory at `out`; it appears complete or not at all.
+        """Makes a new run directory at `out`, atomically.
 
         Args:
-            out: must not exist or be empty; missing parents are made.
+            out: must not exist, or be empty; missing parents are created.
             files: content by relative name, at least the names in `REQUIRED`; the logs start empty.
 
         Raises:
             RunError: `out` is taken.
-            OSError: the disk is full or the place cannot be written; nothing is left behind then.
+            OSError: the disk is full or the place cannot be written; nothing is left behind.
         """
         missing = [name for name in REQUIRED if name not in files]
         if missing:
@@ -110,8 +110,8 @@ class RunDirectory:
         """The run directory at `path`.
 
         Raises:
-            RunError: it is missing, is no directory or lacks files, all of which are named.
-            PluginError: it was made with plug-ins that are not given.
+            RunError: it is missing, is not a directory, or lacks files; names all of them.
+            PluginError: it was made with plug-ins that are not loaded.
         """
         if not path.is_dir():
             problem = "is not a directory" if path.exists() else "does not exist"
@@ -122,9 +122,9 @@ class RunDirectory:
                 f"{str(path)!r} is not a complete run directory: it lacks {', '.join(missing)}.",
                 hint="give the directory that `fedelta run` printed, the one that holds `config.toml`.",
             )
-        if other := [name for name in _FILES if (path / name).is_dir()]:
+        if directories := [name for name in _FILES if (path / name).is_dir()]:
             raise RunError(
-                f"{str(path)!r} has directories where files belong: {', '.join(other)}.",
+                f"{str(path)!r} has directories where files belong: {', '.join(directories)}.",
                 hint="move them out of it; bring the files back from a copy.",
             )
         run = cls(path)
@@ -133,7 +133,7 @@ class RunDirectory:
 
     @property
     def plugins(self) -> object:
-        """The plug-ins that it was made with, as `used_by` recorded them; None where that cannot be read."""
+        """The records of the plug-ins that it was made with (`used_by`); None if they cannot be read."""
         try:
             environment = json.loads((self.path / ENVIRONMENT).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -142,49 +142,49 @@ class RunDirectory:
 
     @property
     def config(self) -> Path:
-        """The configuration, every default written out."""
+        """The configuration, with all defaults."""
         return self.path / CONFIG
 
     @property
     def checkpoint(self) -> Path:
-        """State after the last finished round."""
+        """The state after the last finished round."""
         return self.path / CHECKPOINT
 
     @property
     def clients(self) -> Path:
-        """What clients keep between rounds, where they are in this process."""
+        """The clients' memories, if the clients run in this process."""
         return self.path / CLIENTS
 
     @property
     def ledger(self) -> Path:
-        """One row per payload."""
+        """The ledger, with one row per payload."""
         return self.path / LEDGER
 
     @property
     def summary(self) -> Path:
-        """Key figures; there once the run is finished."""
+        """Key figures; exists once the run is finished."""
         return self.path / SUMMARY
 
     @property
     def adapter(self) -> Path:
-        """Directory of the tuned tensors; there once the run is finished."""
+        """Directory of the adapter; exists once the run is finished."""
         return self.path / ADAPTER
 
     @property
     def rounds(self) -> JsonLines:
-        """One record a round."""
+        """The log with one record per round."""
         return JsonLines(self.path / ROUNDS)
 
     @property
     def timings(self) -> JsonLines:
-        """Wall-clock seconds and memory by round."""
+        """The log with wall-clock seconds and memory by round."""
         return JsonLines(self.path / TIMINGS)
 
     def read_rounds(self) -> list[Record]:
         """The records of all finished rounds.
 
         Raises:
-            RunError: a line is broken, or the run is of an older format.
+            RunError: a line is damaged, or the run has an older format.
         """
         records = self.rounds.read()
         if any("measures" not in record for record in records):
@@ -196,7 +196,7 @@ class RunDirectory:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps a second process from writing to this run; see `exclusive`.
+        """Context manager that keeps other processes from writing to this run; see `exclusive`.
 
         Raises:
             RunError: another process has the lock.
@@ -205,11 +205,11 @@ class RunDirectory:
             yield
 
     def seals(self) -> dict[str, Seal]:
-        """Name of each log to its seal; `timings.jsonl`, which nothing depends on, has none."""
+        """Name of each log to its seal; without `timings.jsonl`, on which nothing depends."""
         return {name: Seal(self.path / name) for name in (ROUNDS, LEDGER)}
 
     def changed_logs(self, checkpoint: Checkpoint, seals: Mapping[str, Seal]) -> list[str]:
-        """What is wrong with the logs up to the moment of `checkpoint`, in words; reads the seals up to there."""
+        """Messages about changes in the logs before `checkpoint`; reads the seals up to there."""
         problems = []
         for name, sealed in checkpoint.logs.items():
             current = seals[name].mark(sealed.num_bytes)
@@ -223,13 +223,13 @@ class RunDirectory:
         return problems
 
     def rewind(self, checkpoint: Checkpoint) -> dict[str, Seal]:
-        """Cuts the logs back to the moment of `checkpoint`: a kill may have left them ahead of it.
+        """Cuts the logs back to the state of `checkpoint`, because a kill may have left them ahead of it.
 
         Returns:
-            Their seals, read up to there.
+            The seals of the logs, read up to there.
 
         Raises:
-            RunError: one is shorter than it was then, or says something else; nothing is cut then.
+            RunError: a log is shorter than it was then, or has changed; nothing is cut.
         """
         seals = self.seals()
         if problems := self.changed_logs(checkpoint, seals):
@@ -244,10 +244,10 @@ class RunDirectory:
         return seals
 
     def refuse_unfinished(self) -> None:
-        """Checks that the run came to its end.
+        """Raises if the run is not finished.
 
         Raises:
-            RunError: it did not.
+            RunError: the run is not finished.
         """
         if not (self.summary.is_file() and self.adapter.is_dir()):
             raise RunError(
@@ -255,10 +255,10 @@ class RunDirectory:
             )
 
     def sweep(self) -> None:
-        """Removes what a killed process left of files and adapters that it was writing."""
+        """Removes partial files and adapters that killed processes have left."""
         for folder in (self.path, self.checkpoint.parent, self.clients):
-            for rest in folder.glob(".*.partial") if folder.is_dir() else ():
-                shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
+            for leftover in folder.glob(".*.partial") if folder.is_dir() else ():
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
     def write_summary(self, summary: Record) -> None:
         """Writes `summary.json`, atomically; its presence marks the run as finished."""
@@ -266,21 +266,21 @@ class RunDirectory:
 
 
 def _sweep_unfinished(parent: Path) -> None:
-    """Removes run directories that processes were making when they were killed; nothing that is of another form."""
-    for rest in parent.glob(".*.partial"):
-        match = _UNFINISHED.fullmatch(rest.name)
-        is_ours = match is not None and rest.is_dir() and not rest.is_symlink()
-        if is_ours and match is not None and not _is_alive(int(match["pid"])) and _holds_only_ours(rest):
-            shutil.rmtree(rest, ignore_errors=True)
+    """Removes partial run directories that killed processes have left."""
+    for folder in parent.glob(".*.partial"):
+        match = _UNFINISHED.fullmatch(folder.name)
+        is_ours = match is not None and folder.is_dir() and not folder.is_symlink()
+        if is_ours and match is not None and not _is_alive(int(match["pid"])) and _holds_only_ours(folder):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _holds_only_ours(folder: Path) -> bool:
-    ours = {name.partition("/")[0] for name in (*REQUIRED, PARTITION, MODEL, ROUNDS, TIMINGS)}
-    return {entry.name.removeprefix(".").removesuffix(".partial") for entry in folder.iterdir()} <= ours
+    expected = {name.partition("/")[0] for name in (*REQUIRED, PARTITION, MODEL, ROUNDS, TIMINGS)}
+    return {entry.name.removeprefix(".").removesuffix(".partial") for entry in folder.iterdir()} <= expected
 
 
 def _is_alive(pid: int) -> bool:
-    """Whether there is such a process; where that cannot be told, there is."""
+    """Whether this process exists; True if that cannot be determined."""
     if os.name != "posix":
         return True
     try:
@@ -293,7 +293,7 @@ def _is_alive(pid: int) -> bool:
 
 
 def refuse_taken(out: Path) -> None:
-    """Checks that a run may be created at `out`; callable before the expensive part of the set-up.
+    """Raises if no run can be created at `out`; called before the expensive part of the set-up.
 
     Raises:
         RunError: `out` is a file or a directory with content.
@@ -309,6 +309,6 @@ def refuse_taken(out: Path) -> None:
 
 
 def free_name(parent: Path, stem: str) -> Path:
-    """The first of `parent/stem`, `parent/stem-2`, `parent/stem-3` … that does not exist."""
+    """The first of `parent/stem`, `parent/stem-2`, `parent/stem-3`, ... that does not exist."""
     names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
     return next(path for name in names if not (path := parent / name).exists())

@@ -1,4 +1,4 @@
-"""What is written about each round and about the whole run.
+"""The records of each round, and the summary of a run.
 
 `rounds.jsonl` holds only what the seed and the configuration determine, so that a resumed run writes the same
 bytes as an undisturbed one; wall-clock times and memory live in `timings.jsonl`.
@@ -30,8 +30,8 @@ def round_record(
     Args:
         outcome: the finished round.
         cumulative_bytes: payload bytes of both directions from round 1 to this one.
-        loss: what the task minimises; it names the training loss.
-        clients: what they are called; where they have no names, the record has none.
+        loss: the task's loss, whose name the training loss gets.
+        clients: with their names, if they have any.
     """
     uplink = sum(transfer.payload_bytes for transfer in outcome.transfers if transfer.direction == "up")
     downlink = sum(transfer.payload_bytes for transfer in outcome.transfers if transfer.direction == "down")
@@ -84,7 +84,7 @@ def summary(
         records: lines of `rounds.jsonl`.
         timings: lines of `timings.jsonl`.
         ledger: all payloads of the run.
-        primary: the measure that tables go by.
+        primary: the primary measure of the task.
         sizes: `tuned_parameters`, the number of scalars that travel, and `total_parameters`, that of the whole model.
         details: what is measured only at the end of a run: `measures`, a map as in the records; `by_class` and
             `by_client`, name to such a map.
@@ -114,19 +114,19 @@ def summary(
 
 
 def wall_seconds(timings: Sequence[Record], num_rounds: int) -> float | None:
-    """Time in the rounds that `timings` hold; None where they hold none, as `timings.jsonl` may be lost."""
+    """Seconds of all rounds in `timings`; None if there are none, because `timings.jsonl` may be missing."""
     entries = [timing.get("wall_seconds") for timing in timings]
     known = [seconds for seconds in entries if isinstance(seconds, int | float)]
     return float(sum(known)) if known or not num_rounds else None
 
 
 def best_of(values: Sequence[float], measure: Measure) -> float | None:
-    """The best of the values of a measure; None without any."""
+    """The best value of a measure; None without values."""
     return (max if measure.higher_is_better else min)(values, default=None)
 
 
 def by_exit(records: Sequence[Record], measure: Measure) -> list[float] | None:
-    """The measure at each exit in the last evaluated round, lowest exit first; None without exits."""
+    """The values of a measure at each exit in the last evaluated round, lowest exit first; None without exits."""
     at_exits = [record["measures_by_exit"] for record in records if "measures_by_exit" in record]
     return at_exits[-1].get(measure.name) if at_exits else None
 
@@ -134,7 +134,7 @@ def by_exit(records: Sequence[Record], measure: Measure) -> list[float] | None:
 def relative_cost(records: Sequence[Record]) -> float | None:
     """The cost of FedLAMA's Eq. 9, as a share of what it is when every group travels in every round.
 
-    That is the mean `synced_fraction` of the rounds that count; None without any, or where records do not have it.
+    That is the mean `synced_fraction` of the rounds that count; None if no record has it.
     """
     synced = [record.get("synced_fraction") for record in records if record.get("num_examples")]
     known = [fraction for fraction in synced if fraction is not None]
@@ -142,7 +142,7 @@ def relative_cost(records: Sequence[Record]) -> float | None:
 
 
 def full_model_bytes(total_parameters: int, num_transfers: int) -> int:
-    """What `num_transfers` payloads, up or down, weigh when each holds the whole model in float32."""
+    """Bytes of `num_transfers` payloads that each hold the whole model in float32."""
     return BYTES_PER_FLOAT32 * total_parameters * num_transfers
 
 

@@ -1,1 +1,1 @@
-"""What people look at: the page about one or more runs, with its plots."""
+"""The report: an HTML page with plots about one or more runs."""

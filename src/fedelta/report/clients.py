@@ -1,4 +1,4 @@
-"""The section "Clients": who holds how many examples of what."""
+"""The section "Clients": the number of examples of each class that clients hold."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from fedelta.report.plots import label_distribution
 
 
 @dataclass(frozen=True)
-class Clients:
-    """What clients.html shows."""
+class ClientSection:
+    """The content of clients.html."""
 
     template: ClassVar[str] = "clients.html"
     title: str
@@ -23,8 +23,8 @@ class Clients:
     distribution: Picture
 
 
-def clients(runs: Sequence[History]) -> list[Clients]:
-    """A section for each partition by class; runs with equal partitions share one."""
+def clients(runs: Sequence[History]) -> list[ClientSection]:
+    """One section per partition by class; runs with equal partitions share a section."""
     names_by_partition: list[tuple[Partition, list[str]]] = []
     for run in runs:
         if run.partition is None or not run.partition.class_names:
@@ -41,16 +41,16 @@ def clients(runs: Sequence[History]) -> list[Clients]:
     ]
 
 
-def _section(partition: Partition, prefix: str, title: str) -> Clients:
+def _section(partition: Partition, prefix: str, title: str) -> ClientSection:
     one, _ = partition.kind
     says = f"Examples and share of each {one} by client"
-    return Clients(
+    return ClientSection(
         title, _sizes(partition), picture(label_distribution(partition), prefix, "", says=says, is_wide=True)
     )
 
 
 def _sizes(partition: Partition) -> str:
-    """How many examples and classes the clients hold, in words."""
+    """A sentence on the numbers of examples and classes that the clients hold."""
     sizes = [sum(row) for row in partition.counts.values()]
     num_held = sorted(sum(number > 0 for number in row) for row in partition.counts.values())
     _, several = partition.kind

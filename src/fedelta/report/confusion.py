@@ -12,15 +12,15 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from fedelta.report.drawing import GRID, INK, ON_STRONG, SERIES, SIZE, blank, style, transparent_to
 from fedelta.tasks.details import Confusion
 
-# Up to so many classes have numbers in the matrix, and names beside it; of more the axes show the position.
+# Largest numbers of classes for which the matrix shows numbers, and its axes names.
 MAX_NUMBERS, MAX_NAMES = 12, 24
-_WITH_COUNTS = 5  # up to so many have room for the counts too
+_WITH_COUNTS = 5  # largest number of classes for which the counts fit too
 _STRONG = 0.72  # shares above it are dark on a light page, and text on them is light
 _NAME = 14  # characters
 
 
 def matrix(confusion: Confusion) -> Figure:
-    """Share of each answer among the examples of each true class; a row sums to 100 %, or has no examples."""
+    """A figure with the share of each answer among the examples of each true class; rows sum to 100 % or are empty."""
     counts = np.array(confusion.counts, dtype=float)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     number = len(shares)
@@ -45,7 +45,7 @@ def matrix(confusion: Confusion) -> Figure:
 
 
 def mistakes(confusion: Confusion, most: int) -> list[tuple[str, str, int, float]]:
-    """True class, the class it was taken for, how often, and the share of the true class; the most frequent first.
+    """The most frequent mistakes: true class, predicted class, count, and share of the true class.
 
     >>> mistakes(Confusion(("cat", "dog"), ((6, 2), (3, 9)), 20), most=1)
     [('dog', 'cat', 3, 0.25)]
@@ -65,7 +65,7 @@ def _name(axes: Axes, names: Sequence[str]) -> None:
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(integer=True, nbins=8))
         return
-    # Both ends stay: names often differ in the last word or number only.
+    # Both ends are kept, because names often differ only in the last word or number.
     short = [name if len(name) <= _NAME else f"{name[:6]}…{name[7 - _NAME :]}" for name in names]
     crowded = max(map(len, short)) * len(short) > 44
     axes.set_xticks(range(len(short)), short, rotation=90 if crowded else 0)
@@ -73,7 +73,7 @@ def _name(axes: Axes, names: Sequence[str]) -> None:
 
 
 def _write(axes: Axes, shares: np.ndarray, counts: np.ndarray, *, with_counts: bool) -> None:
-    """The share in each cell in percent; nothing where no example is."""
+    """Writes the share into each cell that has examples, in percent."""
     for row, column in zip(*np.nonzero(counts), strict=True):
         share = shares[row, column]
         text = f"{100 * share:.0f} %\n{counts[row, column]:,.0f}" if with_counts else f"{100 * share:.0f}"

@@ -13,14 +13,14 @@ from fedelta.report.elements import Table
 
 
 @dataclass(frozen=True)
-class Details:
-    """What details.html shows.
+class DetailSection:
+    """The content of details.html.
 
     Args:
         title: of the section.
-        is_open: its parts are unfolded.
+        is_open: whether its parts are unfolded.
         configuration: TOML.
-        environment: a row for each fact.
+        environment: one row per value.
         citations: BibTeX.
     """
 
@@ -32,8 +32,8 @@ class Details:
     citations: str
 
 
-def details(run: History, *, titled: bool) -> Details:
-    """Configuration, environment and citations of `run`, folded where the heading names it among others."""
+def details(run: History, *, titled: bool) -> DetailSection:
+    """The section for `run`: configuration, environment and citations; folded if the page has several runs."""
     environment = Table(["What", "Value"], list(flatten(run.environment)))
     title = run.name if titled else "Details"
-    return Details(title, not titled, tomli_w.dumps(run.config), environment, run.citations)
+    return DetailSection(title, not titled, tomli_w.dumps(run.config), environment, run.citations)

@@ -1,8 +1,8 @@
-"""How every figure looks, and the way from a figure to SVG or PNG.
+"""The style of all figures, and their conversion to SVG or PNG.
 
 Colours are constants here. `to_svg` turns them into CSS variables, so that one drawing serves the light page,
-the dark page and paper; a PNG has the colours as they stand. The series colours are those of Okabe and Ito
-(2008), which stay apart for colour-blind readers; runs differ in line style too.
+the dark page and paper; a PNG has these colours. The series colours are those of Okabe and Ito
+(2008), which colour-blind readers can tell apart; runs also differ in line style.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ON_STRONG = "#fefefe"  # text on a strong colour of a series
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 # Line styles as lengths on and off, in line widths; solid, dashed, dash-dotted, dotted.
 STYLES = ((), (3.7, 1.6), (6.4, 1.6, 1.0, 1.6), (1.5, 1.0))
-# Inches: two figures side by side on a desktop page, one fills a phone; 9 points stay readable there.
+# Inches: two figures fit side by side on a desktop page, one fills a phone, where 9 points are readable.
 SIZE = (4.7, 3.1)
 _POINTS = 72  # in an inch; the unit of an SVG
 _IMAGE_DPI = 100
@@ -60,16 +60,16 @@ _SETTINGS: dict[Any, object] = {  # Any: matplotlib types the keys as one Litera
     "lines.linewidth": 1.7,
     "legend.frameon": False,
     "legend.handlelength": 2.4,
-    "svg.fonttype": "none",  # text stays text: small, selectable, in the page's font
-    "svg.hashsalt": "fedelta",  # ids do not change from one report to the next
+    "svg.fonttype": "none",  # text is kept as text: small, selectable, in the page's font
+    "svg.hashsalt": "fedelta",  # ids are the same in every report
 }
 
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Settings that hold while a figure is made or saved, and no longer."""
+    """Context manager with the settings for making and saving figures."""
     with mpl.rc_context(_SETTINGS), warnings.catch_warnings():
-        # Names in a script that matplotlib's font lacks: the page's font draws them.
+        # The page's font draws names in scripts that matplotlib's font lacks.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
 
@@ -88,7 +88,7 @@ def blank(size: tuple[float, float]) -> Figure:
 
 
 def transparent_to(color: str) -> LinearSegmentedColormap:
-    """From nothing to `color` through its opacity, so that it suits any background; zero stays empty."""
+    """A colour map from transparent to `color`, for any background; zero is fully transparent."""
     red, green, blue, _ = to_rgba(color)
     opacities = [0.0, *(0.15 + 0.85 * step / 254 for step in range(255))]
     return LinearSegmentedColormap.from_list("share", [(red, green, blue, opacity) for opacity in opacities], N=256)
@@ -118,7 +118,7 @@ def to_svg(figure: Figure, prefix: str, description: str) -> str:
         svg = svg.replace(color, f"var(--series-{number})")
     for color, name in ((INK, "ink"), (MUTED, "muted"), (GRID, "grid"), (ON_STRONG, "on-strong")):
         svg = svg.replace(color, f"var(--{name})")
-    # Labels hold names of anything; matplotlib escapes markup in them, but not control characters.
+    # Labels may contain any names; matplotlib escapes markup in them, but not control characters.
     return paragraphs(svg.replace("<svg", f'<svg role="img" aria-label="{escape(description)}"', 1))
 
 
@@ -132,7 +132,7 @@ def to_png(figure: Figure, dots_per_inch: int = 200) -> bytes:
 
 
 def settle(figure: Figure) -> None:
-    """Puts the plots of `figure` where they will be, for what is placed by pixels among them."""
+    """Fixes the positions of the plots in `figure`, before texts are placed by pixels."""
     with style():
         _fit(figure, FigureCanvasAgg(figure).get_renderer())  # type: ignore[no-untyped-call]
 
@@ -145,12 +145,12 @@ def _renderer(figure: Figure, buffer: io.StringIO) -> Any:  # Any: matplotlib's 
     width, height = figure.bbox.size
     metadata = {"Date": None, "Creator": None}
     vectors = RendererSVG(width, height, buffer, image_dpi=_IMAGE_DPI, metadata=metadata)  # type: ignore[no-untyped-call]
-    mixed: Any = MixedModeRenderer  # what matplotlib rasterises, such as a bar of colours, becomes an image
+    mixed: Any = MixedModeRenderer  # parts that matplotlib rasterises, such as a colour bar, become an image
     return mixed(figure, *figure.get_size_inches(), _IMAGE_DPI, vectors)
 
 
 def _fit(figure: Figure, renderer: RendererBase) -> None:
-    """Sets the margins of `figure` so that labels and legends around its plots have their place and no more.
+    """Sets the margins of `figure` to the space that labels and legends around its plots need.
 
     One pass, where matplotlib's layout engines take two: labels hardly change when the plots become a little smaller.
     """

@@ -1,4 +1,4 @@
-"""The elements of a page as values; macros.html makes HTML of them."""
+"""The elements of a page as values; macros.html turns them into HTML."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from fedelta.report.drawing import SERIES, STYLES, to_svg
 
-NO_NUMBERS = 1_000_000  # a column that no table has
+NO_NUMBERS = 1_000_000  # beyond the last column of any table
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Picture:
         svg: an SVG element, trusted.
         title: above it.
         note: below it.
-        is_wide: it takes the width of the page; a narrow screen scrolls it.
+        is_wide: whether it takes the width of the page; narrow screens scroll it.
     """
 
     svg: str
@@ -35,11 +35,11 @@ class Table:
 
     Args:
         header: names of the columns.
-        rows: the cells, which are text already; the first of each row is its heading.
-        numbers_from: the first of the columns that are aligned right.
-        strong: (row, column) of the cells that stand out, from 0.
-        title: above it, where there is one.
-        note: below it, where there is one.
+        rows: the cells as text; the first of each row is its heading.
+        numbers_from: index of the first column that is aligned right.
+        strong: (row, column) of the highlighted cells, from 0.
+        title: above it, if there is one.
+        note: below it, if there is one.
     """
 
     header: Sequence[str]
@@ -52,12 +52,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Line:
-    """How the plots draw a run.
+    """The line of a run in plots.
 
     Args:
         name: of the run.
         color: number of its series in style.css.
-        dashes: lengths on and off, as SVG has them; empty for a solid line.
+        dashes: lengths on and off, in SVG's form; empty for a solid line.
     """
 
     name: str
@@ -68,21 +68,21 @@ class Line:
 def picture(
     figure: Figure, prefix: str, title: str, *, says: str = "", note: str = "", is_wide: bool = False
 ) -> Picture:
-    """`figure` as an element of a page.
+    """`figure` as an element of the page.
 
     Args:
         figure: as plots.py draws them.
         prefix: makes its ids unique within the page.
         title: above it.
-        says: what it shows, for readers who do not see it; the title where this is empty.
+        says: description for readers who cannot see it; by default the title.
         note: below it.
-        is_wide: it takes the width of the page.
+        is_wide: whether it takes the width of the page.
     """
     return Picture(to_svg(figure, prefix, says or title), title, note, is_wide)
 
 
 def legend(names: Sequence[str], shown: Collection[int] | None = None) -> list[Line]:
-    """The lines of the runs called `names`; of all, or of those at the places `shown`."""
+    """The lines of the runs called `names`, or only of those with the indices `shown`."""
     places = range(len(names)) if shown is None else sorted(shown)
     return [
         Line(

@@ -1,4 +1,4 @@
-"""The figures of the section "Exits": the primary measure against exit and cost, and at each exit over the rounds."""
+"""The figures of the section "Exits": the primary measure against exit and cost, and by exit over the rounds."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _COSTS: dict[str, Callable[[Exits], Sequence[float]]] = {
 
 
 def measure_by_cost(runs: Mapping[int, Exits], measured: str) -> Figure:
-    """The primary measure of the runs, which share it, against the exit, and what an answer costs where some run tells.
+    """The primary measure against the exit and, if a run has measured it, against the cost of an answer.
 
     Args:
-        runs: number of the run, which gives it its colour and line, to its exits.
+        runs: number of the run, which determines colour and line, to its exits; all have the same primary measure.
         measured: name of the vertical axis.
     """
     measures = {exits.measure for exits in runs.values()}
@@ -55,12 +55,12 @@ def measure_by_cost(runs: Mapping[int, Exits], measured: str) -> Figure:
 
 
 def exits_by_round(exits: Exits, measured: str, *, wide: bool = False) -> Figure:
-    """The primary measure at each exit against the round; the deeper the exit, the stronger its line.
+    """The primary measure at each exit against the round; deeper exits have stronger lines.
 
     Args:
         exits: of one run.
         measured: name of the vertical axis.
-        wide: over the width of the page.
+        wide: whether it takes the width of the page.
     """
     rounds = sorted(exits.by_round)
     heights = np.array([[in_unit(value, exits.measure) for value in exits.by_round[round]] for round in rounds])
@@ -80,9 +80,9 @@ def exits_by_round(exits: Exits, measured: str, *, wide: bool = False) -> Figure
 
 
 def spread(heights: Sequence[float], gap: float, lowest: float, highest: float) -> list[float]:
-    """Heights of labels: near `heights`, in their order, `gap` apart, and within the bounds if they fit.
+    """Heights for labels: close to `heights`, in the same order, `gap` apart, and within the bounds if possible.
 
-    Neighbours that would touch are centred on the mean of their heights.
+    Labels that would overlap are centred on the mean of their heights.
 
     >>> spread([0.0, 5.0, 5.5, 9.0], 1.0, 0.0, 10.0)
     [0.0, 4.75, 5.75, 9.0]
@@ -112,7 +112,7 @@ def _draw(axes: Axes, costs: Sequence[float], exits: Exits, index: int) -> None:
 
 
 def _scale(axes: Axes, name: str, ends: Sequence[float]) -> None:
-    """From zero; costs are logarithmic where those of the last exits are of another order from run to run."""
+    """Scales the axis from zero, or logarithmically if the costs of the last exits differ greatly between runs."""
     axes.set_xlabel(name)
     if name == _NUMBER:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
@@ -125,7 +125,7 @@ def _scale(axes: Axes, name: str, ends: Sequence[float]) -> None:
 
 
 def _number_dots(axes: Axes, costs: Sequence[float], exits: Exits) -> None:
-    """The number of its exit below each dot, on the side away from a rising line."""
+    """Writes the number of the exit below and to the right of each dot, away from a rising line."""
     if len(costs) > MAX_LABELS:
         return
     for number, (cost, value) in enumerate(zip(costs, exits.last, strict=True), start=1):
@@ -142,7 +142,7 @@ def _number_dots(axes: Axes, costs: Sequence[float], exits: Exits) -> None:
 
 
 def _name_lines(axes: Axes, last_round: int, heights: Sequence[float]) -> None:
-    """The exit beside the end of each line, with a thin line to it where it had to move; some, if they are many."""
+    """Names lines at their ends, with a thin connecting line if a name had to move; if there are many, only some."""
     every = -(-len(heights) // MAX_LABELS)
     named = [place for place in range(len(heights)) if (len(heights) - 1 - place) % every == 0]
     bottom, top = axes.get_ylim()
@@ -173,7 +173,7 @@ def _name_lines(axes: Axes, last_round: int, heights: Sequence[float]) -> None:
 
 
 def _limit(axes: Axes, values: Sequence[float], measure: Measure) -> None:
-    """A fraction from zero, unless all are high; with some room below and above then."""
+    """Sets the vertical range of a fraction: from zero, or around the values if all are high."""
     if not measure.is_fraction:
         return
     lowest, highest = 100 * min(values), 100 * max(values)
@@ -182,6 +182,6 @@ def _limit(axes: Axes, values: Sequence[float], measure: Measure) -> None:
 
 
 def _shade(place: int, number: int) -> tuple[float, float, float, float]:
-    """One step of colour for each exit: the deeper, the stronger."""
+    """The colour of an exit; deeper exits are stronger."""
     red, green, blue, _ = to_rgba(SERIES[0])
     return red, green, blue, 0.35 + 0.65 * (place / max(1, number - 1))

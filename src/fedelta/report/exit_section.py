@@ -1,4 +1,4 @@
-"""The section "Exits": the primary measure at the exits of the runs, what it costs, how it grew, and the tiers."""
+"""The section "Exits": the primary measure at each exit, its cost, its course over the rounds, and the tiers."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _TIER_COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Tiers:
-    """The tiers of a run, or the reason why they are not known."""
+class TierTable:
+    """The tiers of a run, or the reason why they are unknown."""
 
     title: str
     table: Table | None
@@ -38,15 +38,15 @@ class Tiers:
 
 @dataclass(frozen=True)
 class ExitSection:
-    """What exit_section.html shows.
+    """The content of exit_section.html.
 
     Args:
-        lines: of the runs with exits, where the page is about several runs.
+        lines: of the runs with exits, if the page is about several runs.
         pictures: one below the other.
         small: beside each other, below them.
-        table: a row for each run.
-        area: what the areas of the table are; empty where there is none.
-        tiers: of each run that has some.
+        table: one row per run.
+        area: explanation of the areas in the table; empty if there are none.
+        tiers: of each run with tiers.
     """
 
     template: ClassVar[str] = "exit_section.html"
@@ -55,11 +55,11 @@ class ExitSection:
     small: Sequence[Picture]
     table: Table
     area: str
-    tiers: Sequence[Tiers]
+    tiers: Sequence[TierTable]
 
 
 def section(runs: Sequence[History]) -> ExitSection | None:
-    """The exits of those of `runs` that have some; None where none has."""
+    """The section for those of `runs` that have exits; None if none has."""
     exits_of = {index: exits for index, run in enumerate(runs) if (exits := read_exits(run)) is not None}
     if not exits_of:
         return None
@@ -74,7 +74,7 @@ def section(runs: Sequence[History]) -> ExitSection | None:
 
 
 def _pictures(runs: Sequence[History], exits_of: Mapping[int, Exits]) -> tuple[list[Picture], list[Picture]]:
-    """What exits reach and cost, and the lines of each run over its rounds: large ones, and small ones."""
+    """The large and the small pictures: measure by cost, and measure over the rounds of each run."""
     has_costs = any(exits.compute.flops or exits.compute.milliseconds for exits in exits_of.values())
     is_alone = len(runs) == 1
     by_cost = _by_cost(runs, exits_of, is_wide=has_costs)
@@ -104,7 +104,7 @@ def _by_round(run: History, exits: Exits, prefix: str, *, is_alone: bool, is_wid
 
 
 def _note(runs: Sequence[History], exits_of: Mapping[int, Exits]) -> str:
-    """Which examples and rounds the figure shows, and where the milliseconds were measured."""
+    """The note of a figure: examples, rounds, and the machine on which milliseconds were measured."""
     rounds = {max(exits.by_round) for exits in exits_of.values()}
     when = f"after round {rounds.pop()}" if len(rounds) == 1 else "after the last evaluated round of each run"
     sentences = [f"On {', '.join(sorted({runs[index].measured_on for index in exits_of}))} examples, {when}."]
@@ -124,7 +124,7 @@ def _note(runs: Sequence[History], exits_of: Mapping[int, Exits]) -> str:
 
 
 def _table(runs: Sequence[History], exits_of: Mapping[int, Exits]) -> Table:
-    """A row for each run; of a single one what its exits cost too."""
+    """One row per run; for a single run also the costs of its exits."""
     num_exits = max(len(exits.last) for exits in exits_of.values())
     is_alone = len(runs) == 1
     names = {
@@ -168,10 +168,10 @@ def _area(runs: Sequence[History], exits_of: Mapping[int, Exits]) -> str:
     return f"{_AREA.format(label=runs[0].primary.label)}{ranges}"
 
 
-def _tiers(exits: Exits, title: str) -> Tiers:
-    """How many clients run how much, and what they send."""
+def _tiers(exits: Exits, title: str) -> TierTable:
+    """The clients, the share and the traffic of each tier."""
     if exits.problem:
-        return Tiers(title, None, exits.problem)
+        return TierTable(title, None, exits.problem)
     num_clients = sum(tier.num_clients for tier in exits.tiers)
     rows = [
         [
@@ -183,4 +183,4 @@ def _tiers(exits: Exits, title: str) -> Tiers:
         ]
         for tier in exits.tiers
     ]
-    return Tiers(title, Table(_TIER_COLUMNS, rows, numbers_from=0), "")
+    return TierTable(title, Table(_TIER_COLUMNS, rows, numbers_from=0), "")

@@ -1,4 +1,4 @@
-"""The exits of a run: what the section "Exits" of the report shows."""
+"""The exits of a run, for the section "Exits" of the report."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from fedelta.tasks.base import Measure
 
 
 @dataclass(frozen=True)
-class Tier:
+class TierTraffic:
     """The clients that run the same number of blocks.
 
     Args:
         depth: number of their blocks.
-        num_clients: how many are in the tier, asked or not.
-        downlink_bytes: mean payload of one of them in a round that asked it; None if no round has.
-        uplink_bytes: likewise, of what came back.
+        num_clients: number of clients in the tier, including those that were in no cohort.
+        downlink_bytes: mean download of a client of the tier in a round with it; None if there was no such round.
+        uplink_bytes: likewise for uploads.
     """
 
     depth: int
@@ -39,17 +39,17 @@ class Exits:
     """The exits of a run, lowest first: E of them.
 
     Args:
-        measure: the primary one of the run.
+        measure: the primary measure of the run.
         by_round: number of each evaluated round to the measure at each exit, [E].
-        compute: what an answer from each costs; nothing where it was not measured.
-        tiers: of the clients, by depth; none where all run the whole model, or where depths are not known.
-        problem: why depths are not known.
+        compute: the cost of an answer at each exit; empty if it was not measured.
+        tiers: of the clients, by depth; empty if all run the whole model or depths are unknown.
+        problem: why depths are unknown; empty if they are known.
     """
 
     measure: Measure
     by_round: Mapping[int, tuple[float, ...]]
     compute: Compute
-    tiers: tuple[Tier, ...] = ()
+    tiers: tuple[TierTraffic, ...] = ()
     problem: str = ""
 
     @cached_property
@@ -59,20 +59,20 @@ class Exits:
 
     @property
     def flops_area(self) -> float | None:
-        """`area` over FLOPs; None where it is not known."""
+        """`area` over FLOPs; None if unknown."""
         return area(self.last, self.compute.flops) if self.compute.flops else None
 
     @property
     def milliseconds_area(self) -> float | None:
-        """`area` over milliseconds; None where it is not known."""
+        """`area` over milliseconds; None if unknown."""
         return area(self.last, self.compute.milliseconds) if self.compute.milliseconds else None
 
 
 def read_exits(run: History) -> Exits | None:
-    """The exits of `run`; None where it has none, or no round was evaluated.
+    """The exits of `run`; None if it has none, or if no round was evaluated.
 
     Raises:
-        RunError: the section `[exits]` of its configuration is not valid.
+        RunError: section `[exits]` of its configuration is invalid.
     """
     name = run.primary.name
     by_round = {
@@ -88,7 +88,7 @@ def read_exits(run: History) -> Exits | None:
 
 
 def _depths(run: History, num_exits: int) -> tuple[dict[int, int], str]:
-    """Client id to depth, empty without tiers; and why depths are not known, empty where they are."""
+    """Client id to depth (empty without tiers), and why depths are unknown ("" if they are known)."""
     try:
         settings = ExitSettings.model_validate(run.config.get("exits", {}))
     except ValidationError as error:
@@ -98,18 +98,18 @@ def _depths(run: History, num_exits: int) -> tuple[dict[int, int], str]:
         return {}, ""
     if run.partition is None or not isinstance(seed, int):
         return {}, "the run does not tell its clients and its seed"
-    # Clients that no round asks have their place among the others.
+    # Depths depend on the positions among all clients, held-out ones included.
     try:
         depths = settings.depths(run.partition.clients, num_exits, seed)
-    except ConfigError as error:  # the file of tiers may be gone since
+    except ConfigError as error:  # the file of tiers may have been deleted
         return {}, "; ".join(error.problems)
     return {client_id: depths[client_id] for client_id in run.partition.counts}, ""
 
 
-def _tiers(run: History, depths: Mapping[int, int]) -> tuple[Tier, ...]:
+def _tiers(run: History, depths: Mapping[int, int]) -> tuple[TierTraffic, ...]:
     down, up = run.ledger.clients["down"], run.ledger.clients["up"]
     return tuple(
-        Tier(
+        TierTraffic(
             depth,
             num_clients,
             _mean(down[client] for client in depths if depths[client] == depth and client in down),

@@ -1,4 +1,4 @@
-"""The top of the page of one run: what it did, how far it came, and its key figures."""
+"""The top of the page of one run: its methods, its progress and its key figures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SETTING = ("model.source", "tuning.name", "strategy.name", "data.source", "part
 
 @dataclass(frozen=True)
 class Tile:
-    """A key figure: its name, its value and a remark."""
+    """A key figure: name, value and remark."""
 
     name: str
     value: str
@@ -24,14 +24,14 @@ class Tile:
 
 @dataclass(frozen=True)
 class Headline:
-    """What headline.html shows.
+    """The content of headline.html.
 
     Args:
         name: of the run.
         setting: model, methods and data.
-        unfinished: how far a run came that is not finished; empty for one that is.
+        unfinished: progress of an unfinished run; empty for a finished one.
         progress: rounds, clients and date.
-        tiles: the key figures, six or eight.
+        tiles: six or eight key figures.
     """
 
     template: ClassVar[str] = "headline.html"
@@ -60,7 +60,7 @@ def headline(run: History) -> Headline:
 
 
 def saving(run: History) -> str:
-    """How many times as much full fine-tuning would have sent."""
+    """A text on how many times as much full fine-tuning would have sent."""
     full, sent = run.full_model_bytes, run.ledger.total_bytes
     if not full or not sent:
         return UNKNOWN
@@ -74,7 +74,7 @@ def is_cheaper(run: History) -> bool:
 
 
 def _exit_tiles(run: History) -> list[Tile]:
-    """The mean over the exits, and over their costs; nothing without exits."""
+    """Tiles with the mean over the exits and over their costs; empty without exits."""
     exits = read_exits(run)
     if exits is None:
         return []
@@ -106,7 +106,7 @@ def _progress(run: History) -> str:
 
 
 def _date(run: History) -> str:
-    """Day, hour and minute of ISO 8601, as `environment` writes it."""
+    """The day, hour and minute of an ISO 8601 date."""
     return str(run.environment.get("date", UNKNOWN))[:16].replace("T", " ")
 
 

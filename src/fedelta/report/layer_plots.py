@@ -1,4 +1,4 @@
-"""The figures of the section "Layers": intervals over time, discrepancy of each group, and what was chosen by it."""
+"""The figures of the section "Layers": intervals by round, discrepancy by group, and the curves of a choice."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from fedelta.report.drawing import INK, MUTED, SERIES, SIZE, blank, single, style
-from fedelta.report.layers import Choice, Layers
+from fedelta.report.layers import IntervalChoice, Layers
 from fedelta.report.plots import shortened
 
 MAX_NAMES = 30
@@ -18,7 +18,7 @@ _ROW, _MAX_HEIGHT = 0.17, 5.2  # inches
 
 
 def intervals_by_round(layers: Layers) -> Figure:
-    """Interval of each group in each round, beside how often it was averaged and how many scalars that were."""
+    """Interval of each group in each round, with the number of times and of scalars that it was averaged."""
     num_rounds, num_groups = layers.intervals.shape
     levels = sorted(set(layers.intervals.flatten().tolist()))
     with style():
@@ -48,9 +48,9 @@ def intervals_by_round(layers: Layers) -> Figure:
 
 
 def discrepancy_by_group(layers: Layers) -> Figure:
-    """Unit discrepancy of each group: the last one, and the range over the run; some must be above zero.
+    """Unit discrepancy of each group: the last value, and the range over the run; at least one must be above zero.
 
-    Zero has no place on a logarithmic axis: groups that end with it have a hollow mark at the left edge.
+    A logarithmic axis has no zero, so groups that end with zero have a hollow mark at the left edge.
     """
     values = layers.unit_discrepancy.numpy()
     last, rows = values[-1], np.arange(values.shape[1])
@@ -75,7 +75,7 @@ def discrepancy_by_group(layers: Layers) -> Figure:
         return figure
 
 
-def discrepancy_curves(choice: Choice) -> Figure:
+def discrepancy_curves(choice: IntervalChoice) -> Figure:
     """delta_l and 1 - lambda_l against l, from l = 0 on, with their crossing marked (FedLAMA's Fig. 1)."""
     delta = np.concatenate([[0.0], choice.curves.delta.numpy()])
     rest = np.concatenate([[1.0], choice.curves.one_minus_lambda.numpy()])
@@ -94,7 +94,7 @@ def discrepancy_curves(choice: Choice) -> Figure:
 
 
 def crossing(delta: np.ndarray, rest: np.ndarray) -> tuple[float, float]:
-    """Where two curves over 0, 1, 2, ... meet, the first of which rises from below; linear in between.
+    """The point where a rising and a falling curve over 0, 1, 2, ... cross, with linear interpolation.
 
     >>> crossing(np.array([0.0, 0.25, 1.0]), np.array([1.0, 0.75, 0.0]))
     (1.3333333333333333, 0.5)
@@ -106,7 +106,7 @@ def crossing(delta: np.ndarray, rest: np.ndarray) -> tuple[float, float]:
 
 
 def _mark_crossing(axes: Axes, delta: np.ndarray, rest: np.ndarray) -> None:
-    """A dot where the curves meet; its label, above and between them, names the first l at which delta is not below."""
+    """Marks the crossing of the curves with a dot and the first l at which delta is not below."""
     x, y = crossing(delta, rest)
     first, height = int(np.flatnonzero(delta >= rest)[0]), y + 0.4 * (1 - y)
     numbers = np.arange(len(delta))
@@ -124,7 +124,7 @@ def _mark_crossing(axes: Axes, delta: np.ndarray, rest: np.ndarray) -> None:
 
 
 def _draw_syncs(often: Axes, many: Axes, layers: Layers) -> None:
-    """Bars of the rounds that averaged each group, and of the scalars that were; faint: had each round done so."""
+    """Draws bars of the rounds and scalars averaged by group; faint bars show the maximum."""
     rows, counts = np.arange(len(layers.sizes)), layers.num_syncs.numpy()
     sizes = np.array(list(layers.sizes.values()))
     height = 0.7 if len(rows) <= MAX_NAMES else 1.0
@@ -142,7 +142,7 @@ def _draw_syncs(often: Axes, many: Axes, layers: Layers) -> None:
 
 
 def _power(number: float, _: object) -> str:
-    """One digit and an exponent, shorter than Python's: 2e-06 is 2e-6."""
+    """One digit and an exponent, in shorter form than Python's: 2e-06 is 2e-6."""
     digit, _, exponent = f"{number:.0e}".partition("e")
     return f"{digit}e{int(exponent)}"
 
@@ -156,7 +156,7 @@ def _with_prefix(number: float, _: object) -> str:
 
 
 def _name_groups(axes: Axes, names: list[str]) -> None:
-    """Names where they fit, numbers in the order of the model where there are too many; top to bottom."""
+    """Labels the rows from top to bottom with names or, if there are too many, with numbers in the model's order."""
     axes.tick_params(axis="y", length=0)
     if len(names) <= MAX_NAMES:
         axes.set_yticks(range(len(names)), [shortened(name) for name in names])
@@ -166,12 +166,12 @@ def _name_groups(axes: Axes, names: list[str]) -> None:
 
 
 def _height(num_groups: int) -> float:
-    """Inches of the rows."""
+    """The height of the rows in inches."""
     return min(_MAX_HEIGHT, max(1.0, _ROW * num_groups))
 
 
 def _shade(interval: int, phi: int) -> tuple[float, float, float, float]:
-    """One step of colour for each interval that is possible: the longer, the stronger."""
+    """The colour of an interval; longer intervals are stronger."""
     divisors = [divisor for divisor in range(1, phi + 1) if phi % divisor == 0]
     strength = divisors.index(interval) / max(1, len(divisors) - 1)
     red, green, blue, _ = to_rgba(SERIES[0])

@@ -1,4 +1,4 @@
-"""The section "Layers": when each group of a run travelled, what that saved, and why it was chosen."""
+"""The section "Layers": when each group of a run travelled, the traffic saved, and the reason for the choice."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fedelta.record.history import History
 from fedelta.record.numbers import count, percent, size
 from fedelta.report.elements import Picture, picture
 from fedelta.report.layer_plots import discrepancy_by_group, discrepancy_curves, intervals_by_round
-from fedelta.report.layers import Choice, Layers, read_layers
+from fedelta.report.layers import IntervalChoice, Layers, read_layers
 from fedelta.strategies.fedlama import FedLama
 from fedelta.strategies.fedlama_auto import FedLamaAuto
 
@@ -23,13 +23,13 @@ _BARS = (
 
 @dataclass(frozen=True)
 class LayerSection:
-    """What layer_section.html shows.
+    """The content of layer_section.html.
 
     Args:
         title: of the section.
         text: full syncs and traffic.
         intervals: of each group in each round.
-        discrepancy: of the groups, and behind the last choice; nothing where clients have not differed.
+        discrepancy: of the groups, and curves of the last choice; empty if clients did not differ.
     """
 
     template: ClassVar[str] = "layer_section.html"
@@ -40,12 +40,12 @@ class LayerSection:
 
 
 def section(run: History, prefix: str, *, titled: bool) -> LayerSection | None:
-    """Intervals, traffic saved, discrepancy and the last choice; None where all groups travel in every round.
+    """The section for a run; None if all groups travel in every round.
 
     Args:
-        run: one of the page.
+        run: the run to show.
         prefix: makes the ids of the figures unique within the page.
-        titled: the heading names the run.
+        titled: whether the heading names the run.
     """
     layers = read_layers(run)
     if layers is None:
@@ -63,7 +63,7 @@ def section(run: History, prefix: str, *, titled: bool) -> LayerSection | None:
 
 
 def _discrepancy(layers: Layers, prefix: str) -> list[Picture]:
-    """Discrepancy of each group, and the curves behind the last choice."""
+    """Pictures of the discrepancy of each group, and of the curves of the last choice."""
     if not layers.unit_discrepancy.any():
         return []
     by_group = discrepancy_by_group(layers)
@@ -83,7 +83,7 @@ def _syncs(run: History) -> str:
 
 
 def _traffic(run: History) -> str:
-    """Eq. 9, and what the payloads of this run would have weighed with every group in each of them."""
+    """A text on the cost by Eq. 9, and on the bytes that would have been sent with every group in each payload."""
     sent, everything = run.ledger.total_bytes, run.ledger.largest_download_bytes * run.ledger.num_transfers
     if run.relative_cost is None or not everything:
         return "Nothing was averaged."
@@ -99,7 +99,7 @@ def _discrepancy_note(layers: Layers) -> str:
     return f"{note} Hollow: zero." if (layers.unit_discrepancy[-1] == 0).any() else note
 
 
-def _choice_note(layers: Layers, choice: Choice) -> str:
+def _choice_note(layers: Layers, choice: IntervalChoice) -> str:
     if isinstance(layers.strategy, FedLamaAuto):
         groups = ", ".join(f"{interval} for {count(number)}" for interval, number in sorted(_numbers(choice).items()))
         budget = _budget(layers.strategy)
@@ -109,7 +109,7 @@ def _choice_note(layers: Layers, choice: Choice) -> str:
     return _crossing_note(layers, layers.strategy, choice)
 
 
-def _crossing_note(layers: Layers, strategy: FedLama, choice: Choice) -> str:
+def _crossing_note(layers: Layers, strategy: FedLama, choice: IntervalChoice) -> str:
     num_groups, is_included = _numbers(choice)[strategy.phi], strategy.crossing == "included"
     if strategy.phi == 1:
         return "With phi = 1 every group travels in every round."
@@ -121,8 +121,8 @@ def _crossing_note(layers: Layers, strategy: FedLama, choice: Choice) -> str:
     )
 
 
-def _numbers(choice: Choice) -> Counter[int]:
-    """Interval to the number of groups that have it."""
+def _numbers(choice: IntervalChoice) -> Counter[int]:
+    """Interval to the number of groups with it."""
     return Counter(choice.intervals.tolist())
 
 

@@ -1,6 +1,6 @@
-"""Which groups of a run travelled when, and why: what the section "Layers" of the report shows.
+"""When the groups of a run travelled, and why, for the section "Layers" of the report.
 
-`rounds.jsonl` has the intervals that are in force from the next round on; here each round has its own.
+`rounds.jsonl` has the intervals that apply from the next round on; here each round has the intervals that it used.
 
 Source: Lee et al. 2023 (FedLAMA, arXiv 2110.10302), Eq. 2 to 4 and 9.
 """
@@ -28,15 +28,15 @@ _InWindows = Annotated[FedLama | FedLamaAuto, Field(discriminator="name")]
 
 
 @dataclass(frozen=True)
-class Choice:
+class IntervalChoice:
     """A choice of intervals.
 
     Args:
-        round: after which it was made.
-        intervals: [G] int64, what was chosen.
-        curves: of the unit discrepancy that it was made from.
-        discrepancy_share: of the groups with an interval above 1, of the sum of d_l dim_l.
-        parameter_share: of the same groups, of all scalars.
+        round: the round after which it was made.
+        intervals: [G] int64, the chosen intervals.
+        curves: of the unit discrepancy on which it was based.
+        discrepancy_share: share of the groups with an interval above 1 in the sum of d_l dim_l.
+        parameter_share: share of the same groups in all scalars.
     """
 
     round: int
@@ -48,14 +48,14 @@ class Choice:
 
 @dataclass(frozen=True)
 class Layers:
-    """The groups of a run in windows over its R finished rounds, at least one.
+    """The groups of a run with windows, over its R finished rounds (at least one).
 
     Args:
         strategy: as configured.
         records: lines of `rounds.jsonl`.
         sizes: group to the number of its scalars that are trained and travel; G groups in the order of the model.
-        intervals: [R, G] int64, in force in each round.
-        unit_discrepancy: [R, G] float64, Eq. 2, when the group last came up; zero before it did.
+        intervals: [R, G] int64, used in each round.
+        unit_discrepancy: [R, G] float64, Eq. 2, from the last upload of the group; zero before the first.
     """
 
     strategy: FedLama | FedLamaAuto
@@ -66,7 +66,7 @@ class Layers:
 
     @cached_property
     def num_syncs(self) -> Tensor:
-        """[G] int64: rounds that averaged the group, kappa_l of Eq. 9."""
+        """Number of rounds that averaged each group, [G] int64, kappa_l of Eq. 9."""
         places = [place_in_window(self.strategy, record["round"]) for record in self.records]
         positions = torch.tensor([[place.position] for place in places])
         came_up = (positions % self.intervals == 0) | torch.tensor([[place.is_last] for place in places])
@@ -74,12 +74,12 @@ class Layers:
 
     @property
     def num_counted(self) -> int:
-        """Rounds that averaged anything."""
+        """Number of rounds that averaged any group."""
         return sum(bool(record["num_examples"]) for record in self.records)
 
     @cached_property
-    def choice(self) -> Choice | None:
-        """The last one that rounds were left to follow, else that of FedLAMA at the end; None before the first."""
+    def choice(self) -> IntervalChoice | None:
+        """The last choice that was followed by rounds, else FedLAMA's final choice; None before the first one."""
         ends = [
             index
             for index, record in enumerate(self.records)
@@ -89,11 +89,11 @@ class Layers:
         made = followed or (ends if isinstance(self.strategy, FedLama) else [])
         return self._choice(made[-1]) if made else None
 
-    def _choice(self, index: int) -> Choice:
+    def _choice(self, index: int) -> IntervalChoice:
         sizes = torch.tensor(list(self.sizes.values()))
         intervals = torch.tensor(self.records[index]["interval_rounds"])
         is_rare, amounts = intervals > 1, self.unit_discrepancy[index] * sizes
-        return Choice(
+        return IntervalChoice(
             round=self.records[index]["round"],
             intervals=intervals,
             curves=curves(self.unit_discrepancy[index], sizes),
@@ -103,15 +103,15 @@ class Layers:
 
 
 def read_layers(run: History) -> Layers | None:
-    """The groups of `run`; None where they are not known, or all travel in every round.
+    """The groups of `run`; None if they are unknown, or if all travel in every round.
 
     Raises:
-        RunError: its configuration has no such strategy, although its rounds have intervals.
+        RunError: its rounds have intervals, but its strategy has no windows.
     """
     sizes = run.model.get("groups")
     if not sizes or not run.has_intervals:
         return None
-    # What a budget for the whole run made of the section is not in the configuration.
+    # The configuration does not contain the changes made for a byte budget.
     section = run.model.get("strategy") or run.config.get("strategy")
     try:
         strategy: FedLama | FedLamaAuto = TypeAdapter(_InWindows).validate_python(section)

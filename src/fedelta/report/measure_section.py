@@ -1,4 +1,4 @@
-"""The section "Finished model": all measures, classes, clients, and which class is taken for which."""
+"""The section "Finished model": measures overall, by class and by client, and the confusion matrix."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from fedelta.report.elements import Picture, Table, picture
 from fedelta.tasks.base import Measure
 from fedelta.tasks.details import Confusion, Details, Values
 
-_MAX_ROWS = 10  # of a long table that are not folded away
+_MAX_ROWS = 10  # visible rows of a long table
 _SHARES = "Of the examples of each true class, in percent."
 
 
 @dataclass(frozen=True)
 class LongTable:
-    """A table whose end is folded where it is long."""
+    """A table whose end is folded if it is long."""
 
     first: Table
     rest: Table | None
 
 
 @dataclass(frozen=True)
-class Parts:
+class PartTables:
     """Classes and clients of a finished model.
 
     Args:
-        title: of the fold that holds them; empty where they are not folded.
+        title: of the fold that contains them; empty if they are not folded.
         matrix: share of each answer among the examples of each true class.
-        mistakes: the most frequent ones, where the matrix has no numbers.
+        mistakes: the most frequent ones, if the matrix has no numbers.
         classes: the worst first.
         clients: the worst first.
     """
@@ -47,15 +47,15 @@ class Parts:
 
 @dataclass(frozen=True)
 class MeasureSection:
-    """What measure_section.html shows: a row of measures for each run, and the parts of each that tells them."""
+    """The content of measure_section.html: one row of measures per run, and the parts of runs that have them."""
 
     template: ClassVar[str] = "measure_section.html"
     measures: Table
-    parts: Sequence[Parts]
+    parts: Sequence[PartTables]
 
 
 def section(runs: Sequence[History]) -> MeasureSection | None:
-    """What `runs` tell of their finished models; None where none does."""
+    """The section for those of `runs` that are finished; None if none is."""
     details_of = {index: run.details for index, run in enumerate(runs) if run.details is not None}
     if not details_of:
         return None
@@ -68,7 +68,7 @@ def section(runs: Sequence[History]) -> MeasureSection | None:
 
 
 def _overall(runs: Sequence[History], details_of: Mapping[int, Details]) -> Table:
-    """A row for each run, a column for each measure."""
+    """A table with one row per run and one column per measure."""
     names = list(dict.fromkeys(name for details in details_of.values() for name in details.measures))
     is_alone = len(runs) == 1
     rows = [
@@ -81,11 +81,11 @@ def _overall(runs: Sequence[History], details_of: Mapping[int, Details]) -> Tabl
     return Table(["" if is_alone else "Run", *(_title(name, runs[0]) for name in names)], rows, numbers_from=1)
 
 
-def _parts(run: History, details: Details, prefix: str, *, folded: bool) -> Parts:
+def _parts(run: History, details: Details, prefix: str, *, folded: bool) -> PartTables:
     title = f"Classes and clients of {run.name}" if details.by_class else run.name
     clients = {run.client_label(client): values for client, values in details.by_client.items()}
     note = f"Each on its own rows of the {run.measured_on} set."
-    return Parts(
+    return PartTables(
         title=title if folded else "",
         matrix=None if details.confusion is None else _matrix(details.confusion, prefix),
         mistakes=None if details.confusion is None else _mistakes(details.confusion),
@@ -101,7 +101,7 @@ def _matrix(confusion: Confusion, prefix: str) -> Picture:
 
 
 def _mistakes(confusion: Confusion) -> Table | None:
-    """The largest numbers of a matrix that is too large to hold them."""
+    """A table of the most frequent mistakes, for a matrix that is too large for numbers."""
     largest = [] if _has_numbers(confusion) else mistakes(confusion, _MAX_ROWS)
     rows = [[true, answer, count(number), percent(share)] for true, answer, number, share in largest]
     header = ["True class", "Taken for", "Examples", "Share of the class"]
@@ -113,7 +113,7 @@ def _has_numbers(confusion: Confusion) -> bool:
 
 
 def _worst_first(kind: str, parts: Mapping[str, Values], run: History, empty: Table) -> LongTable | None:
-    """A row for each class or client, the worst first; most of them folded where they are many."""
+    """A table with one row per class or client, the worst first; a long table is folded."""
     if not parts:
         return None
     names = list(dict.fromkeys(name for values in parts.values() for name in values))
@@ -128,13 +128,13 @@ def _worst_first(kind: str, parts: Mapping[str, Values], run: History, empty: Ta
 
 
 def _decisive(names: Sequence[str], run: History) -> Measure | None:
-    """What the order goes by: the primary measure where parts have it, else the last of theirs."""
+    """The measure that determines the order: the primary one if the parts have it, else their last one."""
     known = [run.task.measured[name] for name in names if name in run.task.measured]
     return run.primary if run.primary in known else known[-1] if known else None
 
 
 def _rank(values: Values, measure: Measure | None) -> tuple[bool, float]:
-    """Ascending from the worst; what has no value comes last."""
+    """Sort key from the worst value to the best; missing values come last."""
     value = None if measure is None else values.get(measure.name)
     if measure is None or value is None:
         return True, 0.0

@@ -1,4 +1,4 @@
-"""The section "Files that do not fit": what the audit of the run directories found."""
+"""The section "Files that do not fit": inconsistencies in the run directories."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from fedelta.report.elements import Table
 
 @dataclass(frozen=True)
 class Misfits:
-    """What misfits.html shows: a row for each thing that does not fit."""
+    """The content of misfits.html: one row per inconsistency."""
 
     template: ClassVar[str] = "misfits.html"
     problems: Table
 
 
 def misfits(runs: Sequence[History]) -> Misfits | None:
-    """What does not fit in the directories of `runs`; None where all does."""
+    """The section on inconsistencies in the directories of `runs`; None if there are none."""
     rows = [[run.name, problem] for run in runs for problem in run.misfits]
     if not rows:
         return None

@@ -1,4 +1,4 @@
-"""The sections on clients whose replies did not enter the mean: how many, in which rounds, and why."""
+"""The sections on clients whose replies are not in the mean: their number, the rounds and the reasons."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_REJECTIONS = 100
 
 @dataclass(frozen=True)
 class Participation:
-    """What participation.html shows; without a picture where every reply entered the mean."""
+    """The content of participation.html; without a picture if every reply is in the mean."""
 
     template: ClassVar[str] = "participation.html"
     title: str
@@ -28,7 +28,7 @@ class Participation:
 
 @dataclass(frozen=True)
 class Rejections:
-    """What rejections.html shows: the first of the rejected replies, and how many more there are."""
+    """The content of rejections.html: the first rejected replies, and the number of further ones."""
 
     template: ClassVar[str] = "rejections.html"
     replies: Table
@@ -36,12 +36,12 @@ class Rejections:
 
 
 def participation(run: History, prefix: str, *, titled: bool) -> Participation | None:
-    """What became of the clients that were asked, and how long rounds would have taken; None if all went well.
+    """The section on the replies of the cohorts and the simulated time of rounds; None if all replies are in the mean.
 
     Args:
-        run: one of the page.
+        run: the run to show.
         prefix: makes the ids of the figure unique within the page.
-        titled: the heading names the run.
+        titled: whether the heading names the run.
     """
     seconds = [value for record in run.rounds if (value := record.get("simulated_seconds")) is not None]
     causes = Counter(rejection["cause"] for record in run.rounds for rejection in record["rejections"])
@@ -54,7 +54,7 @@ def participation(run: History, prefix: str, *, titled: bool) -> Participation |
 
 
 def rejections(runs: Sequence[History]) -> Rejections | None:
-    """Replies that did not enter the mean; None when there are none."""
+    """The section on replies that are not in the mean; None if there are none."""
     rows = [
         [run.name, str(record["round"]), run.client_label(rejection["client_id"]), str(rejection.get("reason"))]
         for run in runs

@@ -1,6 +1,6 @@
-"""The section "Personalisation": what held-out clients gain by fine-tuning the finished model.
+"""The section "Personalisation": held-out clients before and after fine-tuning the finished model.
 
-Source: Liu et al. 2022 (Accumulator, arXiv 2212.04084): a mean over clients that no round asked, before and after.
+Source: Liu et al. 2022 (Accumulator, arXiv 2212.04084), means over held-out clients before and after.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fedelta.tasks.base import Measure
 
 @dataclass(frozen=True)
 class PersonalSection:
-    """What personal_section.html shows: a row for each scope of tuning."""
+    """The content of personal_section.html: one row per scope of tuning."""
 
     template: ClassVar[str] = "personal_section.html"
     title: str
@@ -27,10 +27,10 @@ class PersonalSection:
 
 
 def section(run: History, *, titled: bool) -> PersonalSection | None:
-    """The primary measure over the held-out clients before and after; None where `fedelta personalize` was not run.
+    """The section for runs after `fedelta personalize`; None if it was not run.
 
     Raises:
-        RunError: `personalization.json` does not hold these numbers.
+        RunError: `personalization.json` lacks these numbers.
     """
     if not run.personalization:
         return None

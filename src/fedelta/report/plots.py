@@ -1,4 +1,4 @@
-"""The figures of the report, drawn with matplotlib's objects (no pyplot, no global figure)."""
+"""The figures of the report, drawn with matplotlib's objects (without pyplot's global figures)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MAX_DOTS = 60
 
 
 def measure_by_round(runs: Sequence[History]) -> Figure:
-    """Primary measure of the runs, which share it, against the round."""
+    """Primary measure of runs that share it, against the round."""
     with style():
         figure, axes = single()
         _draw_by_round(axes, runs)
@@ -31,7 +31,7 @@ def measure_by_round(runs: Sequence[History]) -> Figure:
 
 
 def measure_by_traffic(runs: Sequence[History]) -> Figure:
-    """Primary measure of the runs against MiB sent so far, with full fine-tuning's first round marked."""
+    """Primary measure of the runs against MiB sent so far; the first rounds of full fine-tuning are marked."""
     with style():
         figure, axes = single()
         _draw_by_traffic(axes, runs)
@@ -39,7 +39,7 @@ def measure_by_traffic(runs: Sequence[History]) -> Figure:
 
 
 def measure_figure(runs: Sequence[History]) -> Figure:
-    """Both of these side by side, with a legend: a picture for a README or a paper."""
+    """The primary measure by round and by traffic, with a legend, as a picture for a README or a paper."""
     with style():
         figure = blank((2 * SIZE[0], SIZE[1]))
         left, right = figure.subplots(1, 2, sharey=True)
@@ -52,7 +52,7 @@ def measure_figure(runs: Sequence[History]) -> Figure:
 
 
 def loss_by_round(runs: Sequence[History]) -> Figure:
-    """Test loss (strong) and training loss (faint) of the runs, which minimise the same, against the round."""
+    """Test loss (strong) and training loss (faint) of runs with the same loss, against the round."""
     with style():
         figure, axes = single()
         for index, run in enumerate(runs):
@@ -69,7 +69,7 @@ def loss_by_round(runs: Sequence[History]) -> Figure:
 
 
 def bytes_by_group(run: History) -> Figure:
-    """MiB by group and direction over the whole run; `headers` is what payloads hold beside tensors."""
+    """MiB by group and direction over the whole run; `headers` are the bytes of payloads besides tensors."""
     groups = _largest_groups(run)
     with style():
         figure = blank((SIZE[0], max(1.5, 0.7 + 0.3 * len(groups))))
@@ -89,7 +89,7 @@ def bytes_by_group(run: History) -> Figure:
 
 
 def participation(run: History) -> Figure:
-    """Clients of each round by what became of their replies."""
+    """Clients of each round by the outcome of their replies."""
     rounds = [record["round"] for record in run.rounds]
     causes = [[rejection["cause"] for rejection in record["rejections"]] for record in run.rounds]
     rejected = [{rejection["client_id"] for rejection in record["rejections"]} for record in run.rounds]
@@ -117,7 +117,7 @@ def participation(run: History) -> Figure:
 
 
 def label_distribution(partition: Partition) -> Figure:
-    """Examples of each client, above the share of each class, or kind of row, among them."""
+    """Examples of each client, above the share of each class or stratum."""
     counts = np.array(list(partition.counts.values()), dtype=float)
     sizes = counts.sum(axis=1)
     shares = counts / np.maximum(sizes, 1)[:, None]
@@ -153,7 +153,7 @@ def label_distribution(partition: Partition) -> Figure:
 
 
 def traffic_axis(axes: Axes, lowest: float, highest: float) -> None:
-    """Makes the horizontal axis logarithmic where a linear one would press everything against the left edge."""
+    """Makes the horizontal axis logarithmic if a linear one would crowd most points at the left edge."""
     if lowest <= 0 or highest <= 10 * lowest:
         return
     subdivisions = (1, 2, 5) if highest < 300 * lowest else (1,)
@@ -171,7 +171,7 @@ def line(
     label: str | None = None,
     alpha: float = 1.0,
 ) -> None:
-    """One run's curve; a single point is shown as a dot."""
+    """Draws the curve of a run; a single point is shown as a dot."""
     color = SERIES[index % len(SERIES)]
     dashes = STYLES[index % len(STYLES)]
     # A leading underscore would hide the run from the legend.
@@ -182,20 +182,20 @@ def line(
 
 
 def shortened(name: str) -> str:
-    """The end of a long name, which tells more than its beginning, behind what it is (`control/`)."""
+    """A long name, shortened to its prefix (`control/`) and its end, which is more specific than its beginning."""
     kind, slash, end = name.rpartition("/")
     room = 27 - len(kind + slash)
     return name if len(end) <= room + 1 or room < 1 else f"{kind}{slash}…{end[-room:]}"
 
 
 def measured(runs: Sequence[History]) -> str:
-    """Name of an axis with the primary measure of `runs`."""
+    """Title of an axis with the primary measure of `runs`."""
     words, primary = {run.measured_on for run in runs}, runs[0].primary
     return axis_title(f"{words.pop()} {primary.label}" if len(words) == 1 else primary.label, primary)
 
 
 def limits(axes: Axes, values: Sequence[float], measure: Measure) -> None:
-    """Shows a fraction from 0 to 100 %, unless all values are high; a measure without bounds keeps its own limits."""
+    """Shows a fraction from 0 to 100 %, unless all values are high; other measures keep matplotlib's limits."""
     if measure.is_fraction and min(values, default=0.0) < 0.5:
         axes.set_ylim(0, 101)
 
@@ -224,7 +224,7 @@ def _draw_by_traffic(axes: Axes, runs: Sequence[History]) -> None:
 
 
 def _draw_curve(axes: Axes, run: History, index: int, positions: Sequence[float]) -> None:
-    """The evaluated rounds at `positions`; where some were no full sync, the full ones strong and all faint."""
+    """Draws the evaluated rounds at `positions`, faint with strong full syncs if some were partial syncs."""
     heights = [in_unit(value, run.primary) for _, value in run.curve]
     points = list(zip(positions, heights, strict=True))
     if not run.has_partial_syncs:
@@ -239,7 +239,7 @@ def _draw_curve(axes: Axes, run: History, index: int, positions: Sequence[float]
 
 
 def _mark_full_rounds(axes: Axes, full_round: float) -> None:
-    """Dotted lines where full fine-tuning would be after its first three rounds, named above the plot."""
+    """Draws dotted lines at the traffic of full fine-tuning after its first three rounds, named above the plot."""
     for number in (1, 2, 3):
         axes.axvline(number * full_round, color=MUTED, linewidth=1.0, linestyle=(0, (1, 2)))
     axes.autoscale_view()
@@ -264,14 +264,14 @@ def _limit(axes: Axes, runs: Sequence[History]) -> None:
 
 
 def _largest_groups(run: History) -> dict[str, tuple[int, int]]:
-    """Bytes down and up by group in the model's order, the smallest ones merged, and what is not tensors."""
+    """Bytes down and up by group in the model's order; the smallest groups are merged, and headers come last."""
     down, up = run.ledger.groups["down"], run.ledger.groups["up"]
     groups = {group: (down.get(group, 0), up.get(group, 0)) for group in {**down, **up}}
-    kept = sorted(groups, key=lambda group: -sum(groups[group]))[:MAX_GROUPS]
-    shown = {group: pair for group, pair in groups.items() if group in kept}
-    rest = [pair for group, pair in groups.items() if group not in kept]
-    if rest:
-        shown[f"{len(rest)} more"] = (sum(pair[0] for pair in rest), sum(pair[1] for pair in rest))
+    largest = sorted(groups, key=lambda group: -sum(groups[group]))[:MAX_GROUPS]
+    shown = {group: pair for group, pair in groups.items() if group in largest}
+    merged = [pair for group, pair in groups.items() if group not in largest]
+    if merged:
+        shown[f"{len(merged)} more"] = (sum(pair[0] for pair in merged), sum(pair[1] for pair in merged))
     shown["headers"] = (
         run.ledger.downlink_bytes - run.ledger.downlink_tensor_bytes,
         run.ledger.uplink_bytes - run.ledger.uplink_tensor_bytes,
@@ -280,7 +280,7 @@ def _largest_groups(run: History) -> dict[str, tuple[int, int]]:
 
 
 def _name_rows(axes: Axes, names: Sequence[str]) -> None:
-    """Class names where they fit, numbers where there are too many."""
+    """Labels rows with class names or, if there are too many, with numbers."""
     axes.tick_params(axis="both", length=0)
     if len(names) <= 20:
         axes.set_yticks(range(len(names)), [shortened(name) for name in names])
@@ -289,7 +289,7 @@ def _name_rows(axes: Axes, names: Sequence[str]) -> None:
 
 
 def _name_columns(axes: Axes, clients: Sequence[Name]) -> None:
-    """Names or numbers of clients, of many only some; long ones at a slant, so that they do not run into each other."""
+    """Labels columns with names or numbers of clients, of many only some; long names are slanted to avoid overlap."""
     step = max(1, -(-len(clients) // 16))
     places = range(0, len(clients), step)
     labels = [shortened(str(clients[place])) for place in places]

@@ -1,4 +1,4 @@
-"""From values to HTML: Jinja2 templates, in which every text is escaped.
+"""Renders values as HTML with Jinja2 templates, in which every text is escaped.
 
 The templates of a package are in its folder `templates/`; the frame (`page.html`) and the elements (`macros.html`) in
 the folder of this package serve them all.
@@ -18,10 +18,10 @@ SHARED = "fedelta.report"
 
 
 def render(template: str, values: Mapping[str, object], package: str = SHARED) -> str:
-    """The HTML that `template` of `package` makes of `values`, which it reads by name.
+    """Renders `template` of `package` with `values`, which it reads by name.
 
     Raises:
-        jinja2.TemplateError: the template does not exist, or reads a value that is not there.
+        jinja2.TemplateError: the template does not exist, or reads a missing value.
     """
     return _environment(package).get_template(template).render(values)
 
@@ -42,7 +42,7 @@ def _environment(package: str) -> Environment:
 
 
 def _visible(value: object) -> object:
-    """`value` without control characters and marks that turn the direction of writing; HTML stays as it is."""
+    """`value` without control characters and marks that change the direction of writing; HTML is unchanged."""
     return paragraphs(value) if type(value) is str else value
 
 

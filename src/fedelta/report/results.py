@@ -1,4 +1,4 @@
-"""The section "Results": the primary measure against rounds and traffic, the losses, and what travelled."""
+"""The section "Results": the primary measure against rounds and traffic, the losses, and the traffic."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _SYNCED = "Strong: rounds in which all groups were averaged; faint: all rounds."
 
 @dataclass(frozen=True)
 class Results:
-    """What results.html shows.
+    """The content of results.html.
 
     Args:
-        lines: of the runs, where there are several.
-        pictures: the curves; none before the first round is finished.
-        traffic: of each run, under a second heading, where there are several.
+        lines: of the runs, if there are several.
+        pictures: the curves; empty before the first round is finished.
+        traffic: of each run, under a second heading if there are several.
     """
 
     template: ClassVar[str] = "results.html"
@@ -32,7 +32,7 @@ class Results:
 
 
 def results(runs: Sequence[History]) -> Results:
-    """The curves of `runs`, and the traffic of each."""
+    """The section with the curves of `runs`, and the traffic of each."""
     if not any(run.rounds for run in runs):
         return Results([], [], [])
     if len(runs) == 1:
@@ -55,7 +55,7 @@ def _curves(runs: Sequence[History]) -> list[Picture]:
 
 
 def _traffic(run: History, prefix: str, title: str) -> Picture:
-    """Bytes by group and direction, and the cost of the backbone."""
+    """The picture of the bytes by group and direction, with a note on the cost of the backbone."""
     num_clients = len(run.ledger.client_ids)
     note = f"Once per client, beside this: the frozen backbone, {size(run.ledger.backbone_bytes)}"
     if num_clients:

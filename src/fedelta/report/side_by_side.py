@@ -1,4 +1,4 @@
-"""The top of the page of several runs: their key figures in one table, and the settings in which they differ."""
+"""The top of the page of several runs: a table of key figures, and the settings that differ."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from fedelta.report.headline import is_cheaper, saving
 
 @dataclass(frozen=True)
 class SideBySide:
-    """What side_by_side.html shows.
+    """The content of side_by_side.html.
 
     Args:
-        num_runs: how many runs there are.
-        figures: a row for each run.
-        differences: a column for each run, a row for each setting that they do not share; None where there is none.
+        num_runs: number of runs.
+        figures: one row per run.
+        differences: one column per run, one row per setting that differs; None if none does.
     """
 
     template: ClassVar[str] = "side_by_side.html"
@@ -30,7 +30,7 @@ class SideBySide:
 
 
 def side_by_side(runs: Sequence[History]) -> SideBySide:
-    """The key figures and the differences of `runs`, which share their primary measure."""
+    """The section for `runs`, which have the same primary measure."""
     has_costs, has_exits = any(map(is_cheaper, runs)), any(run.by_exit for run in runs)
     header = ["Run", "Rounds", capitalised(runs[0].primary.label), "Best", "Tuned", "MiB per client and round"]
     header += ["MiB in total", "MiB if fully tuned", "Saving", "Time"]

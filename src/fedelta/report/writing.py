@@ -1,9 +1,9 @@
-"""The report: one or more runs as one HTML page that needs nothing else.
+"""Writes the report: one self-contained HTML page about one or more runs.
 
-The page holds its style and its figures (SVG); it loads nothing, runs no script, and suits light and dark
-screens, phones and paper. A run that is still going, or was killed, is reported as far as it came.
+The page contains its style and its figures (SVG), loads nothing, runs no script, and suits light and dark
+screens, phones and paper. An unfinished run is reported up to its last round.
 
-Each section is a value with the name of its template; what is shown is decided in Python, how it looks in HTML.
+Each section is a value with the name of its template. Python decides what is shown, HTML how it looks.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from fedelta.report.side_by_side import side_by_side
 
 
 class Section(Protocol):
-    """A part of the page: a frozen value, which its template shows under the name `section`."""
+    """A part of the page: a frozen value, which its template reads under the name `section`."""
 
     template: ClassVar[str]
 
 
 def write_report(runs: Sequence[Path], out: Path) -> None:
-    """Writes the report of the run directories `runs` to the file `out`, making missing parents.
+    """Writes the report about the run directories `runs` to the file `out`, and creates missing parents.
 
     Raises:
-        RunError: some runs are missing or broken; all are named, and `out` is left as it was.
+        RunError: runs are missing or damaged; names all of them, and leaves `out` unchanged.
         OSError: `out` cannot be written.
     """
     if not runs:
@@ -48,22 +48,22 @@ def write_report(runs: Sequence[Path], out: Path) -> None:
 
 
 def page(runs: Sequence[History]) -> str:
-    """The page about `runs` as HTML."""
+    """The HTML page about `runs`."""
     title = f"{', '.join(run.name for run in runs)} · fedelta report"
     return render("report.html", {"title": title, "sections": list(_sections(runs))})
 
 
 def measure_figure(runs: Sequence[Path]) -> Figure:
-    """The primary measure against rounds and against traffic, side by side; `drawing.to_png` makes a picture of it.
+    """A figure of the primary measure by round and by traffic; `drawing.to_png` makes a picture of it.
 
     Raises:
-        RunError: some runs are missing or broken.
+        RunError: runs are missing or damaged.
     """
     return plots.measure_figure(read_histories(runs))
 
 
 def _sections(runs: Sequence[History]) -> Iterator[Section]:
-    """The sections that the runs have something for, in their order on the page."""
+    """The sections that apply to the runs, in the order of the page."""
     several = len(runs) > 1
     sections: list[Section | None] = [
         side_by_side(runs) if several else headline(runs[0]),

@@ -27,8 +27,8 @@ class Context:
     """The sections of a configuration, for a setting that depends on others.
 
     Args:
-        sections: name to value, defaults included. One that could not be read is absent: whatever is wrong between it
-            and others is found when it is mended.
+        sections: name to value, defaults included. A section that could not be read is absent; its conflicts with
+                others are reported once it has been corrected.
     """
 
     sections: Mapping[str, Any]
@@ -57,7 +57,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
     def problems(self, context: Context) -> list[str]:
-        """What is wrong between this setting and others, in words; nothing unless a class has something to say.
+        """Messages about conflicts between this setting and others; none by default.
 
         Args:
             context: all sections of the configuration.

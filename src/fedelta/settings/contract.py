@@ -1,7 +1,7 @@
-"""What can be known of a plug-in's class without running it: which kind it is, and what it lacks for that.
+"""Checks a plug-in's class without running it: which kind it is, and what it lacks.
 
-The protocols of the package are the measure. Their methods have to be there with the same parameters, their properties
-and class attributes as fields, class attributes or properties.
+A class must have the methods of the protocol of its kind, with the same parameters, and its properties and class
+attributes as fields, class attributes or properties.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from fedelta.settings.base import Settings
 from fedelta.settings.registry import Kind, Registry, imported, names_of
 
 _NAME = re.compile(r"[a-z][a-z0-9_.-]*")
-# What a class of settings may not relax: a value that changes cannot be recorded.
+# Pydantic settings that a class must keep: a value that can change cannot be recorded.
 _RULES = {"frozen": True, "extra": "forbid"}
 _SIMPLE = (bool, int, str)
+_METHODS = (FunctionType, staticmethod, classmethod)
 
 
 def registry_of(plugin: type[Any], registries: Sequence[Registry]) -> Registry | None:
-    """The registry of the kind whose methods `plugin` has most of; None where it has none of any kind's.
+    """The registry of the kind of which `plugin` has the largest share of methods; None if it has none of any.
 
     Methods from libraries do not count: every `torch.nn.Module` has an `apply`.
     """
@@ -31,7 +32,7 @@ def registry_of(plugin: type[Any], registries: Sequence[Registry]) -> Registry |
         for base in plugin.__mro__
         if not base.__module__.startswith(("torch", "builtins", "pydantic"))
         for name, value in vars(base).items()
-        if isinstance(value, FunctionType)
+        if isinstance(value, _METHODS)
     }
     shares = {registry: _share(registry.kind, methods) for registry in registries}
     best = max(registries, key=lambda registry: shares[registry])
@@ -39,12 +40,13 @@ def registry_of(plugin: type[Any], registries: Sequence[Registry]) -> Registry |
 
 
 def has_all_marks(plugin: type[Any], registry: Registry) -> bool:
-    """Whether `plugin` has the methods by which a class of this kind is known."""
-    return all(isinstance(inspect.getattr_static(plugin, mark, None), FunctionType) for mark in registry.kind.marks)
+    """Whether `plugin` has the methods that identify a class of this kind."""
+    marks = registry.kind.marks
+    return bool(marks) and all(isinstance(inspect.getattr_static(plugin, mark, None), _METHODS) for mark in marks)
 
 
 def problems_of(plugin: type[Any], kind: Kind) -> list[str]:
-    """What `plugin` lacks to be of this kind; nothing if it can be used."""
+    """Messages about what `plugin` lacks to be of this kind; empty if it can be used."""
     if not issubclass(plugin, Settings):
         return ["is not derived from `fedelta.Settings`", *_member_problems(plugin, kind)]
     rules = [
@@ -81,6 +83,8 @@ def _name_problems(plugin: type[Settings]) -> list[str]:
 def _member_problems(plugin: type[Any], kind: Kind) -> Iterator[str]:
     protocol = imported(kind.protocol)
     for member, expected in vars(protocol).items():
+        if member == "name" and issubclass(plugin, Settings):
+            continue  # `_name_problems` has it
         if isinstance(expected, FunctionType) and not member.startswith("_"):
             yield from _method_problems(plugin, member, expected)
         elif isinstance(expected, property):
@@ -91,30 +95,46 @@ def _member_problems(plugin: type[Any], kind: Kind) -> Iterator[str]:
 
 def _method_problems(plugin: type[Any], member: str, expected: FunctionType) -> Iterator[str]:
     parameters = list(inspect.signature(expected).parameters)
-    wanted = f"`{member}({', '.join(parameters)})`"
-    given = inspect.getattr_static(plugin, member, None)
-    if given is None and member not in _fields(plugin):
-        yield f"lacks the method {wanted}"
-    elif not isinstance(given, FunctionType):
-        yield f"has a value or another thing as `{member}`, expected the method {wanted}"
-    else:
-        own = inspect.signature(given).parameters
-        extra = [parameter for parameter in list(own.values())[len(parameters) :] if _is_needed(parameter)]
-        if list(own)[: len(parameters)] != parameters or extra:
-            yield f"has `{member}({', '.join(own)})`, expected {wanted}"
+    signature = f"`{member}({', '.join(parameters)})`"
+    method = inspect.getattr_static(plugin, member, None)
+    if method is None and member not in _fields(plugin):
+        yield f"lacks the method {signature}"
+    elif isinstance(method, staticmethod | classmethod):
+        yield f"has a {type(method).__name__} `{member}`, expected the method {signature}"
+    elif not isinstance(method, FunctionType):
+        yield f"has `{member}`, which is no method, expected {signature}"
+    elif inspect.iscoroutinefunction(method) or inspect.isgeneratorfunction(method):
+        yield f"has `{member}` with `async` or `yield`, expected a method {signature} that returns its result"
+    elif not _is_callable_with(method, parameters):
+        yield f"has `{member}{_shown_parameters(method)}`, expected {signature}"
+
+
+def _is_callable_with(method: FunctionType, parameters: Sequence[str]) -> bool:
+    """Whether a call with these parameters by position suits the method."""
+    members = list(inspect.signature(method).parameters.values())
+    by_position = [parameter.name for parameter in members if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    extra = [parameter for parameter in members if parameter.name not in parameters and _is_needed(parameter)]
+    return by_position[: len(parameters)] == list(parameters) and not extra
+
+
+def _shown_parameters(method: FunctionType) -> str:
+    """The parameters of a method without annotations, such as `(self, rows, *, seed)`."""
+    signature = inspect.signature(method)
+    bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in signature.parameters.values()]
+    return str(signature.replace(parameters=bare, return_annotation=inspect.Signature.empty))
 
 
 def _value_problems(plugin: type[Any], member: str, hint: object, meaning: str) -> Iterator[str]:
     if member in _fields(plugin):
         return
-    given = inspect.getattr_static(plugin, member, None)
-    if given is None and not _is_set(plugin, member):
+    attribute = inspect.getattr_static(plugin, member, None)
+    if attribute is None and not _is_set(plugin, member):
         says = f": {meaning[0].lower()}{meaning[1:].rstrip('.')}" if meaning else ""
         yield f"lacks `{member}`{says}"
-    elif isinstance(given, FunctionType):
+    elif isinstance(attribute, FunctionType):
         yield f"has a method `{member}`, expected a value; put `@property` above it"
-    elif not isinstance(given, property) and not _is_of(given, hint):
-        yield f"has {given!r} as `{member}`, expected {_shown(hint)}"
+    elif not isinstance(attribute, property) and not _is_of(attribute, hint):
+        yield f"has {attribute!r} as `{member}`, expected {_shown(hint)}"
 
 
 def _is_needed(parameter: inspect.Parameter) -> bool:
@@ -131,15 +151,15 @@ def _is_set(plugin: type[Any], member: str) -> bool:
 
 
 def _hint(member: property) -> object:
-    """What a property of a protocol gives; None where that cannot be found out."""
+    """The return annotation of a protocol's property; None if it cannot be resolved."""
     try:
         return get_type_hints(member.fget).get("return")
-    except NameError:  # a name that is there for type checkers only
+    except NameError:  # a name imported for type checkers only
         return None
 
 
 def _is_of(value: object, hint: object) -> bool:
-    """Whether a value is what a hint says; always, but for the simple types that are looked into."""
+    """Whether a value matches a hint; only simple types are checked, all others pass."""
     kinds = get_args(hint) or (hint,)
     if get_origin(hint) is Literal:
         return value in kinds

@@ -1,4 +1,4 @@
-"""What pydantic finds wrong in a table, in our words: where, what was found, what was expected.
+"""Turns pydantic's errors into messages that name the key, the observed and the expected value.
 
 All functions take the root of the configuration as an argument, so that this file needs to know no section.
 """
@@ -19,18 +19,18 @@ _NUM_SHOWN = 200  # characters of a value
 
 
 def explain(errors: Iterable[ErrorDetails], section: str, value: object, root: type[Settings]) -> list[str]:
-    """One problem for each place.
+    """One message per key.
 
     Args:
         errors: of the section.
         section: its name.
-        value: what was given for it.
-        root: the class whose field it is.
+        value: the content of the section.
+        root: the class with the section as a field.
     """
     explained: dict[str, str] = {}
     for error in errors:
         path, parent, annotation = _locate(section, value, error["loc"], root)
-        kind, given = error["type"], error["input"]
+        kind, entry = error["type"], error["input"]
         expectation = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
         if kind == "extra_forbidden":
             explained[path] = unknown_key(path.rpartition(".")[2], path.rpartition(".")[0], parent)
@@ -39,53 +39,53 @@ def explain(errors: Iterable[ErrorDetails], section: str, value: object, root: t
         elif kind == "no_name":
             explained[path] = f"`{path}.name` is missing, expected one of {', '.join(names_in(annotation))}"
         elif kind == "unknown_name":
-            explained[path] = _unknown_choice(f"{path}.name", given["name"], names_in(annotation), root)
+            explained[path] = _unknown_choice(f"{path}.name", entry["name"], names_in(annotation), root)
         elif kind in ("value_error", "unregistered"):
             explained[path] = f"`{path}`: {expectation}"
         elif kind in ("no_table", "model_type"):
-            explained[path] = _bare_value(path, given, names_in(annotation))
+            explained[path] = _bare_value(path, entry, names_in(annotation))
         elif path not in explained:
-            explained[path] = f"`{path}` is {_shortened(given)}, expected: {expectation}"
+            explained[path] = f"`{path}` is {_shortened(entry)}, expected: {expectation}"
         elif expectation not in explained[path]:
             explained[path] += f" or {expectation}"
     return list(explained.values())
 
 
-def _shortened(given: object) -> str:
-    text = repr(given)
+def _shortened(value: object) -> str:
+    text = repr(value)
     return text if len(text) <= _NUM_SHOWN else f"{text[: _NUM_SHOWN - 3]}..."
 
 
 def unknown_key(key: str, parent: str, owner: type[Settings]) -> str:
-    """That `owner`, at the dotted path `parent`, has no such key; with the nearest that it has."""
+    """The message for a key that `owner`, at the dotted path `parent`, does not have; names the nearest key."""
     prefix = f"{parent}." if parent else ""
-    known = [*(["name"] if owner.shorthand is not None else []), *owner.model_fields]
-    nearest = get_close_matches(key, known, n=1)
-    advice = f"did you mean `{prefix}{nearest[0]}`?" if nearest else f"known: {', '.join(known)}"
+    keys = [*(["name"] if owner.shorthand is not None else []), *owner.model_fields]
+    nearest = get_close_matches(key, keys, n=1)
+    advice = f"did you mean `{prefix}{nearest[0]}`?" if nearest else f"known: {', '.join(keys)}"
     return f"`{prefix}{key}` is unknown; {advice}"
 
 
 def named_choices(root: type[Settings]) -> dict[str, list[str]]:
-    """Every key below `root` that takes one of a few names, such as `strategy.mean.name`, and these names."""
+    """Every key below `root` that takes a registered name, such as `strategy.mean.name`, and its names."""
     return dict(_named_choices(root, ""))
 
 
 def names_in(annotation: Any) -> list[str]:
-    """The names that a field of this annotation can choose from; none where its value has no name."""
+    """The names that a field with this annotation accepts; empty if its value has no name."""
     if (chosen := chosen_in(annotation)) is not None:
         return chosen.names
     return [] if not is_settings(annotation) else list(names_of(annotation))
 
 
 def settings_in(annotation: Any, name: object = None) -> type[Settings] | None:
-    """The class of settings that such a field holds: the one that is called `name`, where a name picks it."""
+    """The class of settings in a field with this annotation; if the field has several, the one called `name`."""
     if (chosen := chosen_in(annotation)) is not None:
         return chosen.get(name)
     return annotation if is_settings(annotation) else None
 
 
 def chosen_in(annotation: Any) -> Chosen | None:
-    """What says that a name picks the class; None where none does."""
+    """The `Chosen` in an annotation; None if there is none."""
     if is_settings(annotation):
         return None if annotation.shorthand is None else chosen_in(annotation.shorthand)
     if get_origin(annotation) is Annotated:
@@ -94,7 +94,7 @@ def chosen_in(annotation: Any) -> Chosen | None:
 
 
 def annotation_of(owner: type[Settings], key: str) -> Any:
-    """The annotation of a field, with all that is said beside its type; None where there is no such field."""
+    """The annotation of a field, with its metadata; None if there is no such field."""
     field = owner.model_fields.get(key)
     if field is None:
         return None
@@ -111,7 +111,7 @@ def _named_choices(owner: type[Settings], prefix: str) -> Iterator[tuple[str, li
 
 
 def _all_settings_in(annotation: Any) -> list[type[Settings]]:
-    """The classes of settings that a field of this annotation may hold; not those inside of a tuple."""
+    """The classes of settings that a field with this annotation may hold, except those inside a tuple."""
     if is_settings(annotation):
         return [annotation]
     chosen = chosen_in(annotation)
@@ -121,19 +121,19 @@ def _all_settings_in(annotation: Any) -> list[type[Settings]]:
 def _locate(
     section: str, value: Any, location: Sequence[str | int], root: type[Settings]
 ) -> tuple[str, type[Settings], Any]:
-    """Dotted path of a pydantic location, the settings around its last part, and that part's annotation."""
+    """Dotted path of a pydantic location, the class that contains its last part, and that part's annotation."""
     path, parent = section, root
     annotation = annotation_of(root, section)
     for part in location:
         if isinstance(value, list) and isinstance(part, int):
             path, value, annotation = f"{path}.{part}", value[part], _item(annotation)
         elif isinstance(value, dict) or isinstance(part, int):
-            # Without a name of its own class the table may be that of one name for several settings (`codec.name`).
+            # A table without a class may be the short form of several settings (`codec.name`).
             owner = annotation if is_settings(annotation) else settings_in(annotation, _name_in(value))
             parent = parent if owner is None else owner
             annotation = None if owner is None else annotation_of(owner, str(part))
             if isinstance(value, dict) and part not in value and chosen_in(annotation) is not None:
-                continue  # the user never wrote which of the settings is meant
+                continue  # the user did not write this part of the path
             path += f".{part}"
             value = value.get(part) if isinstance(value, dict) else None
     return path, parent, annotation
@@ -149,27 +149,27 @@ def is_settings(annotation: Any) -> TypeGuard[type[Settings]]:
 
 
 def _item(annotation: Any) -> Any:
-    """What a tuple annotation holds."""
+    """The annotation of a tuple's items."""
     if get_origin(annotation) is Annotated:
         return _item(get_args(annotation)[0])
     return next(iter(get_args(annotation)), None)
 
 
-def _bare_value(path: str, given: object, names: Sequence[str]) -> str:
-    """That a value stands where several settings belong; with the key that is meant, where there is one."""
+def _bare_value(path: str, value: object, names: Sequence[str]) -> str:
+    """The message for a plain value where a table of settings belongs; names the key that was probably meant."""
     if not names:
-        return f"`{path}` is {given!r}, expected: a table of settings"
-    name = given if given in names else names[0]
-    return f"`{path}` is {given!r}, expected a table; give `{path}.name`, such as `{path}.name = {name!r}`"
+        return f"`{path}` is {value!r}, expected: a table of settings"
+    name = value if value in names else names[0]
+    return f"`{path}` is {value!r}, expected a table; give `{path}.name`, such as `{path}.name = {name!r}`"
 
 
-def _unknown_choice(path: str, given: object, known: Iterable[str], root: type[Settings]) -> str:
-    known = list(known)
-    nearest = get_close_matches(str(given), known, n=1)
-    elsewhere = [key for key, names in named_choices(root).items() if key != path and given in names]
+def _unknown_choice(path: str, name: object, choices: Iterable[str], root: type[Settings]) -> str:
+    choices = list(choices)
+    nearest = get_close_matches(str(name), choices, n=1)
+    elsewhere = [key for key, names in named_choices(root).items() if name in names]
     advice = f"; did you mean {nearest[0]!r}?" if nearest else ""
-    advice = f"; {given!r} is a choice of `{elsewhere[0]}`" if elsewhere else advice
+    advice = f"; {name!r} is a choice of `{elsewhere[0]}`" if elsewhere else advice
     if INSTALLED.broken:
         reasons = "; ".join(f"{label}: {reason}" for label, reason in INSTALLED.broken.items())
         advice += f"; it may be in an installed plug-in that cannot be used: {reasons}"
-    return f"`{path}` is {given!r}, expected one of {', '.join(known)}{advice}"
+    return f"`{path}` is {name!r}, expected one of {', '.join(choices)}{advice}"

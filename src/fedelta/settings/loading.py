@@ -1,7 +1,7 @@
-"""Plug-ins: classes from a user's own file, from installed packages, or made in Python, taken into the registries.
+"""Registers the classes of plug-ins, from files, from installed packages or from Python.
 
-All come in by `take_in`, which checks what can be checked without running them. A file is executed once; code that a
-run directory names is never executed by itself.
+`take_in` checks all of them as far as possible without running them. A file is executed once; code that a run directory
+names is never executed automatically.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fedelta.errors import PluginError
+from fedelta.errors import PluginError, text_of
 from fedelta.settings.base import Settings
 from fedelta.settings.contract import has_all_marks, problems_of, registry_of
 from fedelta.settings.registry import Provider, Registry, names_of
@@ -33,11 +33,11 @@ _HINT = "docs/plugins.md shows a whole one, and says what each kind has to have.
 
 @dataclass
 class Installed:
-    """What became of the entry points of installed packages; they are looked at once.
+    """The state of the entry points of installed packages, which are read once.
 
     Args:
-        is_done: whether they were looked at.
-        broken: distribution to why it could not be taken in.
+        is_done: whether they have been read.
+        broken: distribution to the reason why it cannot be used.
     """
 
     is_done: bool = False
@@ -48,12 +48,12 @@ INSTALLED = Installed()
 
 
 def load_file(path: str | Path, registries: Sequence[Registry]) -> Provider:
-    """Executes a plug-in file and takes in its classes; one that is taken in already is left alone.
+    """Executes a plug-in file and registers its classes; does nothing if it is registered already.
 
-    A file whose content has changed since takes the place of its older self.
+    A file whose content has changed replaces its earlier version.
 
     Raises:
-        PluginError: it is missing, no Python, fails, holds nothing to take in, or breaks a contract.
+        PluginError: the file is missing, is not Python, fails, has no usable class, or breaks a contract.
     """
     full = Path(path).expanduser().absolute()
     content = _read(full)
@@ -68,9 +68,9 @@ def load_file(path: str | Path, registries: Sequence[Registry]) -> Provider:
 
 
 def load_installed(registries: Sequence[Registry]) -> None:
-    """Takes in what installed packages offer under the entry point group `fedelta.plugins`, once.
+    """Registers the classes in the entry point group `fedelta.plugins` of installed packages, once.
 
-    One that cannot be used is left out with a warning; `INSTALLED.broken` has the reason.
+    A plug-in that cannot be used is left out with a warning; `INSTALLED.broken` has the reason.
     """
     if INSTALLED.is_done:
         return
@@ -93,16 +93,16 @@ def take_in(
     *,
     instead_of: Provider | None = None,
 ) -> None:
-    """Registers classes, all or none of them.
+    """Registers all classes or, if one cannot be used, none.
 
     Args:
         plugins: what to register.
-        provider: where they are from.
+        provider: the origin of the classes.
         registries: of all kinds.
-        instead_of: whose classes they replace.
+        instead_of: the provider whose classes they replace.
 
     Raises:
-        PluginError: there is none, or some cannot be used; names every class and problem.
+        PluginError: there are no classes, or some cannot be used; names every class and problem.
     """
     problems = [] if plugins else [f"no public class in it has {_marks(registries)}"]
     chosen: dict[type[Any], Registry] = {}
@@ -114,10 +114,10 @@ def take_in(
                 "name of a class that is not meant to be chosen with an underscore"
             )
             continue
-        chosen[plugin] = registry
         where = f"`{plugin.__name__}`, a {registry.kind.noun} by its methods,"
         problems += [f"{where} {problem}" for problem in problems_of(plugin, registry.kind)]
         if issubclass(plugin, Settings):
+            chosen[plugin] = registry
             problems += [f"{where} {problem}" for problem in _taken(plugin, chosen, registries, instead_of)]
     if problems:
         lines = "".join(f"\n  - {problem}" for problem in problems)
@@ -130,7 +130,7 @@ def take_in(
 
 
 def _marks(registries: Sequence[Registry]) -> str:
-    """The methods by which each kind is known, in words."""
+    """The methods that identify each kind, for messages."""
     marks = [(registry.kind.noun, registry.kind.marks) for registry in registries if registry.kind.marks]
     return "; ".join(f"{' and '.join(f'`{name}`' for name in names)} ({noun})" for noun, names in marks)
 
@@ -141,7 +141,7 @@ def _taken(
     registries: Sequence[Registry],
     instead_of: Provider | None,
 ) -> list[str]:
-    """Names of a class that others have, with whose they are."""
+    """The names of a class that are in use, each with its owner."""
     registry = chosen[plugin]
     others = [other for other in registries if set(other.places) & set(registry.places)]
     problems = []
@@ -162,7 +162,7 @@ def _taken(
 
 
 def _providers(registries: Sequence[Registry]) -> list[Provider]:
-    """All whose classes are registered, each once."""
+    """The providers of all registered classes, each once."""
     return list(dict.fromkeys(provider for registry in registries for _, provider in registry.added.values()))
 
 
@@ -176,15 +176,15 @@ def _read(path: Path) -> bytes:
 
 
 def _execute(path: Path, content: bytes, name: str) -> ModuleType:
-    """The module that the file makes; what it prints goes to standard error, where it is in nobody's way."""
+    """The module made from the file; its output goes to standard error, because standard output is for results."""
     module = ModuleType(name)
     module.__file__ = str(path)
-    # pydantic and dataclasses look the module of a class up here.
+    # pydantic and dataclasses look up the module of a class here.
     sys.modules[name] = module
     try:
         with contextlib.redirect_stdout(sys.stderr):
             exec(compile(content, str(path), "exec", dont_inherit=True), vars(module))  # noqa: S102
-    # SystemExit and KeyboardInterrupt too: importing a file of classes has to come to its end.
+    # SystemExit and KeyboardInterrupt too: they would end the command without a message.
     except BaseException as error:
         del sys.modules[name]
         raise PluginError(f"plug-in {path.name!r} {_failure(error, path)}.", hint=_advice(error, path)) from error
@@ -192,14 +192,14 @@ def _execute(path: Path, content: bytes, name: str) -> ModuleType:
 
 
 def _failure(error: BaseException, path: Path) -> str:
-    """Where and how importing a file went wrong, in words."""
+    """The line and the error at which importing a file failed, for messages."""
     frames = traceback.extract_tb(error.__traceback__)
     if isinstance(error, SyntaxError | ValueError) and len(frames) == 1:  # from `compile`, before a line was run
         line = f"line {error.lineno}: {error.msg}" if isinstance(error, SyntaxError) and error.lineno else str(error)
         return f"is no Python: {line}"
     lines = [frame.lineno for frame in frames if frame.filename == str(path)]
     where = f" in line {lines[-1]}" if lines else ""
-    return f"fails when it is imported{where}: {type(error).__name__}: {error}".rstrip(": ")
+    return f"fails when it is imported{where}: {type(error).__name__}: {text_of(error)}".rstrip(": ")
 
 
 def _advice(error: BaseException, path: Path) -> str:
@@ -214,7 +214,7 @@ def _advice(error: BaseException, path: Path) -> str:
 
 
 def _candidates(module: ModuleType, registries: Sequence[Registry]) -> list[type[Any]]:
-    """The public classes of a module that are meant to be chosen: settings with a name, and what has their methods."""
+    """The public classes of a module that may be plug-ins: named settings, and classes with the methods of a kind."""
     classes = [
         value
         for name, value in vars(module).items()
@@ -222,24 +222,28 @@ def _candidates(module: ModuleType, registries: Sequence[Registry]) -> list[type
         and not name.startswith("_")
         and f"{value.__module__}.".startswith(f"{module.__name__}.")
     ]
-    return [
-        kind
-        for kind in dict.fromkeys(classes)
-        if (issubclass(kind, Settings) and "name" in kind.model_fields)
-        or any(registry.kind.marks and has_all_marks(kind, registry) for registry in registries)
-    ]
+    named = [kind for kind in dict.fromkeys(classes) if _is_named(kind)]
+    marked = [kind for kind in dict.fromkeys(classes) if any(has_all_marks(kind, registry) for registry in registries)]
+    # A class with the methods alone may be a helper: the client's side of a strategy has a `start`, as a mean has. It
+    # is shown only where the module has nothing else, or where it is settings whose name was forgotten.
+    chosen = [kind for kind in marked if issubclass(kind, Settings) or "name" in vars(kind)]
+    return list(dict.fromkeys([*named, *chosen])) or marked
+
+
+def _is_named(kind: type[Any]) -> bool:
+    return issubclass(kind, Settings) and "name" in kind.model_fields
 
 
 def _offered(entry: metadata.EntryPoint, provider: Provider, registries: Sequence[Registry]) -> list[type[Any]]:
-    """The classes behind an entry point: a class, or those of a module."""
+    """The classes of an entry point, which names a class or a module."""
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            found = entry.load()
+            offer = entry.load()
     except BaseException as error:
-        problem = f"`{entry.value}` cannot be imported: {type(error).__name__}: {error}"
+        problem = f"`{entry.value}` cannot be imported: {type(error).__name__}: {text_of(error)}"
         raise PluginError(f"plug-in {provider.label!r}: {problem}.") from error
-    if isinstance(found, type):
-        return [found]
-    if isinstance(found, ModuleType):
-        return _candidates(found, registries)
-    raise PluginError(f"plug-in {provider.label!r}: `{entry.value}` is {found!r}, expected a module or a class.")
+    if isinstance(offer, type):
+        return [offer]
+    if isinstance(offer, ModuleType):
+        return _candidates(offer, registries)
+    raise PluginError(f"plug-in {provider.label!r}: `{entry.value}` is {offer!r}, expected a module or a class.")

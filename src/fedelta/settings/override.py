@@ -1,4 +1,4 @@
-"""`--set section.key=value`: values that are put into a table before it is checked."""
+"""`--set section.key=value`: puts values into a table before it is checked."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from fedelta.settings.explain import annotation_of, is_settings, settings_in
 
 
 def override(table: Table, overrides: Iterable[str], root: type[Settings]) -> list[str]:
-    """Puts `section.key=value` strings into `table`, as `--set` does; returns what was wrong with them.
+    """Puts `section.key=value` strings into `table`, as `--set` does; returns messages about invalid ones.
 
     Args:
         table: of the whole configuration; changed.
         overrides: values in TOML, or bare words; an empty value drops the key.
-        root: the class that the table describes; a new `name` drops the fields that only the old method had.
+        root: the class that the table describes; a new `name` drops the fields that the new class lacks.
     """
     problems = []
     for text in sorted(overrides, key=lambda text: _names_first(text.partition("=")[0])):
@@ -30,7 +30,7 @@ def override(table: Table, overrides: Iterable[str], root: type[Settings]) -> li
 
 
 def with_values(table: Table, values: Mapping[str, object], root: type[Settings]) -> tuple[Table, list[str]]:
-    """A copy of `table` with `values` at their dotted keys, as `--set` puts them there; and what was wrong."""
+    """A copy of `table` with `values` at their dotted keys, as by `--set`, and messages about invalid ones."""
     table = copy.deepcopy(table)
     problems = [
         _put(table, key, copy.deepcopy(values[key]), root, origin=f"`{key}`")
@@ -40,24 +40,24 @@ def with_values(table: Table, values: Mapping[str, object], root: type[Settings]
 
 
 def toml_value(text: str) -> object:
-    """`text` as TOML has it after `key =`, or as a bare word.
+    """The value of `text` in TOML; the text itself if it is not TOML.
 
     >>> toml_value("0.1"), toml_value("lora")
     (0.1, 'lora')
     """
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except (ValueError, RecursionError):  # also a number of more digits than Python reads, and brackets without end
+    except (ValueError, RecursionError):  # also for numbers with too many digits for Python, and for unclosed brackets
         return text
 
 
 def _names_first(path: str) -> bool:
-    """Sorts names to the front: one drops the fields of another method, whichever of the two was given first."""
+    """Sort key that puts names first, because a new name drops the fields of the previous class."""
     return not path.strip().endswith(".name")
 
 
 def _put(table: Table, path: str, value: object, root: type[Settings], *, origin: str) -> str | None:
-    """Sets the key at the dotted `path`, or drops it when `value` is None; returns what was wrong."""
+    """Sets the key at the dotted `path`, or drops it if `value` is None; returns the problem, if any."""
     *parents, key = path.split(".")
     for parent in parents:
         section: object = table.setdefault(parent, {})
@@ -67,9 +67,9 @@ def _put(table: Table, path: str, value: object, root: type[Settings], *, origin
     annotation = _annotation(parents, root)
     stands_for_several = is_settings(annotation) and annotation.shorthand is not None
     if key == "name" and (table.get("name", value) != value or stands_for_several):
-        # A new name drops the fields that only the old method had.
-        kept = _fields_of(annotation, value)
-        for field in [field for field in table if field not in kept]:
+        # A new name drops the fields that the new class lacks.
+        fields = _fields_of(annotation, value)
+        for field in [field for field in table if field not in fields]:
             del table[field]
     if value is None:
         table.pop(key, None)
@@ -79,7 +79,7 @@ def _put(table: Table, path: str, value: object, root: type[Settings], *, origin
 
 
 def _annotation(parents: Sequence[str], root: type[Settings]) -> Any:
-    """What may stand at a dotted place; None where there is no such place."""
+    """The annotation at a dotted path; None if there is no such path."""
     annotation: Any = root
     for parent in parents:
         annotation = annotation_of(annotation, parent) if is_settings(annotation) else None
@@ -87,6 +87,6 @@ def _annotation(parents: Sequence[str], root: type[Settings]) -> Any:
 
 
 def _fields_of(annotation: Any, name: object) -> set[str]:
-    """Fields of the class that `name` picks, of several that are joined by + those of all."""
+    """The fields of the class called `name`, or of all classes whose names are joined by +."""
     kinds = (settings_in(annotation, part.strip()) for part in str(name).split("+"))
     return {field for kind in kinds if kind is not None for field in kind.model_fields}

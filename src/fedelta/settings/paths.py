@@ -1,6 +1,6 @@
-"""Files and directories in a configuration: written in full when it is read, so that it means the same everywhere.
+"""Makes the paths in a configuration absolute when it is read, so that they mean the same everywhere.
 
-A field that holds one says so in its annotation: `FilePath`, `Source`, or `Annotated[str, InFull(...)]`.
+A field that holds a path has one of these annotations: `FilePath`, `Source`, or `Annotated[str, InFull(...)]`.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from fedelta.settings.explain import is_settings
 
 @dataclass(frozen=True)
 class InFull:
-    """In the annotation of a text: it may be a path.
+    """Marks a text field that may hold a path.
 
     Args:
-        write: the text as it is kept.
+        write: turns the text into the stored form.
     """
 
     write: Callable[[str], str]
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Writes the path in full once the text has been checked."""
+        """Applies `write` after the text has been checked."""
         return core_schema.no_info_after_validator_function(self.write, handler(source))
 
 
 def in_full(path: str) -> str:
-    """`path` from the root on; it need not exist."""
+    """The absolute form of `path`, which need not exist."""
     try:
         return str(Path(path).expanduser().absolute())
-    except RuntimeError:  # the home of a user who is not known here
+    except RuntimeError:  # `~name`, but there is no such user
         return path
 
 
 def in_full_where_it_exists(source: str) -> str:
-    """`source` in full where it is a path that exists; a hub name and a bundled name stay as they are."""
+    """The absolute form of `source` if it is an existing path; hub names and bundled names are unchanged."""
     full = in_full(source)
     return full if Path(full).exists() else source
 
@@ -52,7 +52,7 @@ Source = Annotated[str, InFull(in_full_where_it_exists)]
 
 
 def table_in_full(table: Mapping[str, Any], owner: type[Settings]) -> Table:
-    """A copy of a table that is not checked yet, its paths as `owner` will write them."""
+    """A copy of an unchecked table, with absolute paths in the fields of `owner` that hold paths."""
     fields = owner.model_fields
     return {key: _value_in_full(value, fields[key]) if key in fields else value for key, value in table.items()}
 

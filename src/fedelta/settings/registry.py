@@ -1,8 +1,8 @@
-"""The classes that a `name` in a configuration can stand for, built-in ones and plug-ins alike.
+"""Registries of the classes that a `name` in a configuration can select, built-in ones and plug-ins.
 
-A field of settings says what it takes: `strategy: Annotated[Strategy, Chosen(STRATEGIES)]`. Its value is an object of a
-registered class, or a table whose `name` picks the class, which then checks the rest of the table. A built-in class is
-imported when its name is first asked for, so that listing names imports nothing.
+The annotation of a field names its registry: `strategy: Annotated[Strategy, Chosen(STRATEGIES)]`. The value is an
+object of a registered class, or a table whose `name` selects the class, which then checks the rest of the table. A
+built-in class is imported on first use, so that listing names imports nothing.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from fedelta.settings.base import Settings
 
-# Any, in this file: a registered class has what the protocol of its registry asks for, beside what `Settings` has.
+# Any, in this file: a registered class satisfies the protocol of its registry and derives from `Settings`.
 
 
 @dataclass(frozen=True)
 class Provider:
-    """Where a class that is not built in comes from.
+    """The origin of a class that is not built in.
 
     Args:
         label: in lists and messages: the name of its file, or its distribution and version.
-        file: its path in full, empty for a class from elsewhere.
+        file: its absolute path; empty for a class that is not from a file.
         sha256: of the file's content.
-        distribution: the installed package that has it, empty for a class from elsewhere.
+        distribution: the installed package with the class; empty for a class that is not from a package.
         version: of that package.
     """
 
@@ -42,12 +42,12 @@ class Provider:
 
 @dataclass(frozen=True)
 class Kind:
-    """What a plug-in can be.
+    """A kind of method, such as strategies.
 
     Args:
-        noun: in messages, such as "tuning method".
-        protocol: `package.module:Class`, what its classes have to satisfy.
-        marks: the methods by which a class is known to be one.
+        noun: word for messages, such as "tuning method".
+        protocol: `package.module:Class` of the protocol that its classes satisfy.
+        marks: names of the methods that identify a class of this kind.
     """
 
     noun: str
@@ -57,24 +57,24 @@ class Kind:
 
 @dataclass(frozen=True, eq=False)
 class Registry(Mapping[str, type[Any]]):
-    """The classes of one kind, by the names that configurations call them; built-in ones first.
+    """The classes of one kind, by their names in configurations; built-in ones first.
 
     Args:
-        kind: what they are.
-        places: keys of a configuration, whose values are these names, such as `strategy.name`.
-        built_in: name to `package.module:Class`, in the order in which they are listed.
-        find_more: called before a name is said to be unknown and before all names are listed; it may call `add`.
+        kind: of the classes.
+        places: keys of the configuration that take these names, such as `strategy.name`.
+        built_in: name to `package.module:Class`, in the order of `fedelta list`.
+        find_more: called before an unknown name is refused and before all names are listed; it may call `add`.
     """
 
     kind: Kind
     places: tuple[str, ...]
     built_in: Mapping[str, str]
     find_more: Callable[[], None] = lambda: None
-    # The one part of the package that changes while it runs: it has to outlive a configuration, which names the class.
+    # The only global state of the package: a registration outlives the configuration that names the class.
     added: dict[str, tuple[type[Any], Provider]] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> type[Any]:
-        """The class that is called so, imported if need be.
+        """The class called `name`, imported on first use.
 
         Raises:
             KeyError: there is none.
@@ -91,21 +91,21 @@ class Registry(Mapping[str, type[Any]]):
 
     @property
     def known(self) -> list[str]:
-        """The names of the classes so far, without looking for more."""
+        """The names that are registered so far, without a search for installed plug-ins."""
         return [*self.built_in, *self.added]
 
     def __len__(self) -> int:
         return len(list(iter(self)))
 
     def __eq__(self, other: object) -> bool:
-        """Whether both are the same object: what is registered changes."""
+        """Whether both are the same object, because the content changes."""
         return self is other
 
     def __hash__(self) -> int:
         return id(self)
 
     def add(self, added: type[Settings], provider: Provider) -> None:
-        """Takes in a class under each of its names, which are free."""
+        """Registers a class under all of its names, which must not be in use."""
         for name in names_of(added):
             self.added[name] = (added, provider)
 
@@ -115,7 +115,7 @@ class Registry(Mapping[str, type[Any]]):
             del self.added[name]
 
     def provider_of(self, name: str) -> Provider | None:
-        """Where the class of that name comes from; None for a built-in one."""
+        """The provider of the class called `name`; None for a built-in class."""
         return self.added[name][1] if name in self.added else None
 
     def holds(self, value: object) -> bool:
@@ -128,7 +128,7 @@ class Registry(Mapping[str, type[Any]]):
 
 @dataclass(frozen=True, eq=False)
 class Chosen:
-    """In the annotation of a field: its value is an object of a class in one of these registries.
+    """Marks a field whose value is an object of a class in one of these registries.
 
     >>> Chosen(Registry(Kind("shape", "", ()), ("shape.name",), {"ball": "shapes:Ball"})).names
     ['ball']
@@ -141,16 +141,16 @@ class Chosen:
 
     @property
     def names(self) -> list[str]:
-        """All that can be chosen."""
+        """All names in the registries."""
         return [name for registry in self.registries for name in registry]
 
     @property
     def classes(self) -> dict[str, type[Settings]]:
-        """Name to class; imports all of them."""
+        """Name to class; imports all classes."""
         return {name: chosen for registry in self.registries for name, chosen in registry.items()}
 
     def __getitem__(self, name: str) -> type[Any]:
-        """The class of that name.
+        """The class called `name`.
 
         Raises:
             KeyError: there is none.
@@ -161,20 +161,20 @@ class Chosen:
         return chosen
 
     def get(self, name: object) -> type[Any] | None:
-        """The class of that name; None where there is none."""
+        """The class called `name`; None if there is none."""
         if not isinstance(name, str):
             return None
-        # One that is known already comes first: looking for more imports installed plug-ins.
+        # Registries that have the name come first, because a search for more names imports installed plug-ins.
         registries = sorted(self.registries, key=lambda registry: name not in registry.known)
-        found = (registry.get(name) for registry in registries)
-        return next((chosen for chosen in found if chosen is not None), None)
+        classes = (registry.get(name) for registry in registries)
+        return next((chosen for chosen in classes if chosen is not None), None)
 
     def read(self, value: object) -> Settings:
-        """The setting that `value` is, or describes.
+        """`value` itself if it is a setting, or the setting that the table `value` describes.
 
         Raises:
-            PydanticCustomError: it is neither; `explain` has the words for it.
-            ValidationError: the class that it names does not take the table.
+            PydanticCustomError: it is neither; `explain` makes a message of it.
+            ValidationError: the class refuses the table.
         """
         if isinstance(value, Settings):
             return self._taken(value)
@@ -187,7 +187,7 @@ class Chosen:
             raise PydanticCustomError("unknown_name", "a known name")
         setting: Settings
         try:
-            # By way of JSON, where a list stands for a tuple: TOML has no tuples, and a class may be strict about them.
+            # Through JSON, where lists are valid tuples: TOML has no tuples, and strict classes would refuse lists.
             setting = chosen.model_validate_json(json.dumps(value))
         except TypeError:  # a table made in Python, with objects in it
             setting = chosen.model_validate(value)
@@ -204,12 +204,12 @@ class Chosen:
         )
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Reads a table or takes an object; written out as what the object is."""
+        """Validates with `read`; the value is dumped by its class."""
         return core_schema.no_info_plain_validator_function(self.read)
 
 
 def names_of(kind: type[Settings]) -> tuple[str, ...]:
-    """What configurations may call a class of settings; nothing for one without a literal `name`."""
+    """The names of a class of settings in configurations; empty for a class without a literal `name`."""
     field = kind.model_fields.get("name")
     return () if field is None else tuple(name for name in get_args(field.annotation) if isinstance(name, str))
 
@@ -217,5 +217,5 @@ def names_of(kind: type[Settings]) -> tuple[str, ...]:
 def imported(path: str) -> type[Any]:
     """The class at `package.module:Class`."""
     module, _, name = path.partition(":")
-    found: type[Any] = getattr(import_module(module), name)
-    return found
+    chosen: type[Any] = getattr(import_module(module), name)
+    return chosen

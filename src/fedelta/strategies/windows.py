@@ -172,9 +172,9 @@ def update(
     groups, sizes = list(spec.sizes), torch.tensor(list(spec.sizes.values()))
     sent_groups = {spec.tensors[name].group for update in combined.updates for name in update.delta}
     synced = torch.tensor([group in sent_groups for group in groups])
-    here = place(strategy, plan.round)
+    in_window = place(strategy, plan.round)
     # tau_l: steps since the last upload. In a shorter last window that is less than the interval.
-    rounds_since = here.position % state["interval_rounds"]
+    rounds_since = in_window.position % state["interval_rounds"]
     steps = strategy.tau * torch.where(rounds_since == 0, state["interval_rounds"], rounds_since)
     discrepancy = _squared_distances(strategy.mean, combined, spec) / (steps * sizes)
     measured = synced & _sent_by_several(combined, spec)
@@ -183,9 +183,9 @@ def update(
         "num_measured": state["num_measured"] + measured,
         "num_syncs": state["num_syncs"] + synced,
         "last_sync": torch.where(synced, plan.round, state["last_sync"]),
-        "window": torch.tensor(here.window),
+        "window": torch.tensor(in_window.window),
         "cohort": torch.tensor(plan.cohort, dtype=torch.int64),
-        "accepted": _last_accepted(state, plan, combined, here.window),
+        "accepted": _last_accepted(state, plan, combined, in_window.window),
     }
 
 
@@ -200,8 +200,8 @@ def _last_accepted(state: State, plan: RoundPlan, combined: CombinedUpdates, win
 
 def _due(strategy: Windows, state: State, spec: ParamSpec, round: int) -> tuple[str, ...]:
     """Names of the tensors that are uploaded in `round`."""
-    here = place(strategy, round)
-    return spec.shared if here.is_last else _names_of(spec, here.position % state["interval_rounds"] == 0)
+    in_window = place(strategy, round)
+    return spec.shared if in_window.is_last else _names_of(spec, in_window.position % state["interval_rounds"] == 0)
 
 
 def _names_of(spec: ParamSpec, chosen: Tensor) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The task that a configuration names."""
+"""The task in a configuration."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ ChosenTask = Annotated[Task, Chosen(TASKS)]
 
 
 def task_of(config: Mapping[str, object]) -> Task:
-    """The task of a resolved configuration, as TOML has it; classification where it names none.
+    """The task of a resolved configuration in TOML form; classification if it has no section `[task]`.
 
     Raises:
-        ValueError: its section `[task]` cannot be right.
+        ValueError: section `[task]` is invalid.
     """
     section = config.get("task", {})
     if not isinstance(section, Mapping):

@@ -1,31 +1,75 @@
-"""What is made sure of a task in each step, so that a plug-in's mistake is named where it is made."""
+"""Checks the losses of a task in each step, so that errors name a plug-in."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
 from fedelta.errors import PluginError
-from fedelta.plugins import called
-from fedelta.tasks.base import Task
+from fedelta.plugins import called, returned, wrong_result
+from fedelta.tasks.base import Answer, Sums, Task
+from fedelta.tasks.targets import ReadTargets, TargetColumn
 
 
 def losses_of(task: Task, outputs: Tensor, targets: Tensor) -> Tensor:
     """`Task.losses`: one number for each row of `outputs`, [R].
 
     Raises:
-        PluginError: it gives something else, or no gradient.
+        PluginError: the result is something else, or has no gradient.
     """
     losses: object = task.losses(outputs, targets)
     if not isinstance(losses, Tensor):
-        given = type(losses).__name__
+        result = type(losses).__name__
     elif outputs.requires_grad and not losses.requires_grad:
-        given = f"a tensor {tuple(losses.shape)} without a gradient"
+        result = f"a tensor {tuple(losses.shape)} without a gradient"
     elif losses.shape == outputs.shape[:1]:
         return losses
     else:
-        given = f"a tensor {tuple(losses.shape)}"
+        result = f"a tensor {tuple(losses.shape)}"
     raise PluginError(
-        f"{called(task)}: `losses` returned {given}, expected a loss for each of {len(outputs)} rows, "
+        f"{called(task)}: `losses` returned {result}, expected a loss for each of {len(outputs)} rows, "
         f"{tuple(outputs.shape[:1])}, with gradients.",
-        hint='a loss of PyTorch gives that with `reduction="none"`.',
+        hint='losses of PyTorch return this with `reduction="none"`.',
     )
+
+
+def targets_of(task: Task, train: TargetColumn, test: TargetColumn | None) -> ReadTargets:
+    """`Task.targets`."""
+    return returned(task, "targets", task.targets(train, test), ReadTargets)
+
+
+def sums_of(task: Task, outputs: Tensor, targets: Tensor) -> Sums:
+    """`Task.sums`."""
+    return returned(task, "sums", task.sums(outputs, targets), Sums)
+
+
+def values_of(task: Task, sums: Sums) -> dict[str, float]:
+    """`Task.values`: numbers by name, with the primary measure and the loss.
+
+    Raises:
+        PluginError: it gives something else.
+    """
+    values: object = task.values(sums)
+    numbers = values if isinstance(values, Mapping) else {}
+    wrong = [name for name, value in numbers.items() if isinstance(value, bool) or not isinstance(value, int | float)]
+    needed = (task.primary.name, task.loss.name)
+    if wrong or any(name not in numbers for name in needed):
+        names = " and ".join(f"`{name}`" for name in dict.fromkeys(needed))
+        raise wrong_result(task, "values", repr(values)[:80], f"numbers by name, {names} among them")
+    if unknown := [name for name in numbers if name not in task.measured]:
+        raise wrong_result(task, "values", f"a measure {unknown[0]!r}", f"those in `measured`: {list(task.measured)}")
+    return dict(numbers)
+
+
+def answers_of(task: Task, outputs: Tensor, class_names: Sequence[str], exit: int | None) -> list[Answer]:
+    """`Task.answers`: one for each row.
+
+    Raises:
+        PluginError: it gives something else.
+    """
+    answers: object = task.answers(outputs, class_names, exit)
+    if not isinstance(answers, list) or len(answers) != len(outputs):
+        result = f"{len(answers)} answers" if isinstance(answers, list) else type(answers).__name__
+        raise wrong_result(task, "answers", result, f"a list with an answer for each of {len(outputs)} rows")
+    return answers

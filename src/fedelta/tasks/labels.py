@@ -228,8 +228,8 @@ def _is_null_word(value: object, classes: Sequence[object]) -> bool:
     """Whether a value is a null word where all other classes are numbers written as text."""
     if not isinstance(value, str) or value.strip().casefold() not in NULL_WORDS:
         return False
-    others = [str(value) for value in classes if str(value).strip().casefold() not in NULL_WORDS]
-    return bool(others) and all(map(_is_decimal, others))
+    other_names = [str(value) for value in classes if str(value).strip().casefold() not in NULL_WORDS]
+    return bool(other_names) and all(map(_is_decimal, other_names))
 
 
 def _notes(column: TargetColumn, names: Sequence[str], labels: Tensor) -> tuple[str, ...]:

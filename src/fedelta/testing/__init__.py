@@ -1,13 +1,13 @@
-"""Contracts: what every method has to keep, built in or of a plug-in.
+"""Contracts that every method has to fulfil, built in or from a plug-in.
 
-`contracts` gives them one by one, each a call with a sentence for a name, and `check` tries all of them at once. In the
+`contracts` returns them one by one, as callables named by a sentence, and `check` tries all of them at once. In the
 tests of a plug-in:
 
     @pytest.mark.parametrize("contract", contracts("my_method.py"), ids=str)
     def test_contract(contract):
         contract()
 
-A contract that is broken says which, and how. Here is a mean that forgets how many updates it was given:
+The error of a broken contract names the contract and the difference. This mean forgets to divide by the weights:
 
 >>> from typing import Literal
 >>> from fedelta.aggregation.base import Mean

@@ -1,4 +1,4 @@
-"""Contracts of codecs, tried on tensors of every rank and on bytes that no codec has written."""
+"""Contracts of codecs, tried on tensors of every rank and on invalid bytes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fedelta.testing.contract import (
 )
 
 _SHAPES: tuple[tuple[int, ...], ...] = ((), (1,), (7,), (3, 5), (5, 3, 2), (4, 3, 2, 2), (0,), (2, 0), (0, 3))
-# Of the length of a tensor: what may be lost where nothing makes it good. bfloat16 loses 2^-9 of each number.
+# Largest error relative to the norm of a tensor, without error feedback. bfloat16 loses 2^-9 of each number.
 _MOST_LOST = 2**-7
 _NAME = "layer.weight"
 
@@ -32,26 +32,26 @@ class CodecTrial:
     """A codec and the tensors that it is tried on.
 
     Args:
-        codec: what is tried.
+        codec: the codec to test.
     """
 
     codec: Codec
 
     @cached_property
     def tensors(self) -> list[Tensor]:
-        """Normal numbers of about the size of deltas, in every shape."""
+        """Normal numbers of the magnitude of deltas, in every shape."""
         return [1e-2 * torch.randn(shape, generator=stream(0, "numbers", *shape)) for shape in _SHAPES]
 
     def packed(self, tensor: Tensor) -> bytes:
-        """What `pack` gives, as bytes of its own."""
+        """A copy of the bytes that `pack` returns."""
         return bytes(self.codec.pack(_NAME, tensor))
 
     def unpacked(self, data: bytes, shape: tuple[int, ...]) -> Tensor:
-        """What `unpack` makes of it."""
+        """The result of `unpack`."""
         return self.codec.unpack(_NAME, memoryview(data), shape)
 
     def decoded(self, tensor: Tensor) -> Tensor:
-        """There and back."""
+        """The tensor after `pack` and `unpack`."""
         return self.unpacked(self.packed(tensor), tuple(tensor.shape))
 
 
@@ -59,12 +59,12 @@ def what_comes_back_is_float32_of_the_same_shape(trial: CodecTrial) -> None:
     """Scalars and empty tensors too."""
     for tensor in trial.tensors:
         back = trial.decoded(tensor)
-        found, expected = (back.dtype, tuple(back.shape)), (torch.float32, tuple(tensor.shape))
-        require(found == expected, f"A tensor of the shape {expected[1]} comes back as {found}.")
+        kind, expected = (back.dtype, tuple(back.shape)), (torch.float32, tuple(tensor.shape))
+        require(kind == expected, f"A tensor of the shape {expected[1]} comes back as {kind}.")
 
 
 def what_is_lost_is_little_or_made_good(trial: CodecTrial) -> None:
-    """A 128th of a tensor's length; with `feeds_back` anything less than the tensor itself.
+    """The error is below 1/128 of a tensor's norm or, with `feeds_back`, below the norm itself.
 
     Karimireddy et al. 2019 (arXiv 1901.09847), assumption A: error feedback holds with |x - C(x)|^2 <= (1 - d) |x|^2.
     """
@@ -79,14 +79,14 @@ def what_is_lost_is_little_or_made_good(trial: CodecTrial) -> None:
 
 
 def zeros_stay_zeros(trial: CodecTrial) -> None:
-    """A client that did not move sends that it did not."""
+    """A zero delta must decode to zero."""
     for tensor in trial.tensors:
         back = trial.decoded(torch.zeros_like(tensor))
         require(not back.any(), f"Zeros of the shape {tuple(tensor.shape)} come back as {back.flatten()[:3].tolist()}.")
 
 
 def equal_tensors_give_equal_bytes(trial: CodecTrial) -> None:
-    """Whatever was packed before; no global generator is asked."""
+    """Independent of what was packed before; no global generator is used."""
     with no_global_draws():
         first = [trial.packed(tensor) for tensor in trial.tensors]
         again = [trial.packed(tensor) for tensor in reversed(trial.tensors)][::-1]
@@ -95,17 +95,17 @@ def equal_tensors_give_equal_bytes(trial: CodecTrial) -> None:
 
 
 def the_other_end_needs_nothing_but_the_bytes(trial: CodecTrial) -> None:
-    """A codec that was read from a configuration decodes what this one has written."""
-    other = reread(trial.codec)
+    """A codec read from a configuration decodes the bytes of this one."""
+    receiver = reread(trial.codec)
     for tensor in trial.tensors:
         data = trial.packed(tensor)
-        there = other.unpack(_NAME, memoryview(data), tuple(tensor.shape))
-        same = same_bits(there, trial.unpacked(data, tuple(tensor.shape)))
+        decoded = receiver.unpack(_NAME, memoryview(data), tuple(tensor.shape))
+        same = same_bits(decoded, trial.unpacked(data, tuple(tensor.shape)))
         require(same, f"Bytes of a tensor {tuple(tensor.shape)} mean something else at the other end.")
 
 
 def packing_does_not_change_the_tensor(trial: CodecTrial) -> None:
-    """The client still needs it."""
+    """The client still needs the tensor."""
     for tensor in trial.tensors:
         before = tensor.clone()
         trial.packed(tensor)
@@ -113,7 +113,7 @@ def packing_does_not_change_the_tensor(trial: CodecTrial) -> None:
 
 
 def the_layout_in_memory_does_not_matter(trial: CodecTrial) -> None:
-    """Transposed tensors are packed row by row, as any other."""
+    """Transposed tensors are packed row by row, like any other."""
     tensor = torch.randn((4, 6), generator=stream(0, "transposed")).T
     require(
         trial.packed(tensor) == trial.packed(tensor.contiguous()),
@@ -133,7 +133,7 @@ def numbers_that_are_not_finite_are_refused(trial: CodecTrial) -> None:
 
 
 def finite_numbers_come_back_finite_or_are_refused(trial: CodecTrial) -> None:
-    """From the least to the largest of float32."""
+    """From the smallest to the largest float32."""
     limits = torch.finfo(torch.float32)
     for value in (limits.max, -limits.max, limits.tiny, 2.0**-149, 65_504.0, 1e5):
         tensor = torch.tensor([[value, 1.0], [value / 2, 0.0]])
@@ -145,17 +145,17 @@ def finite_numbers_come_back_finite_or_are_refused(trial: CodecTrial) -> None:
 
 
 def bytes_of_another_length_are_refused(trial: CodecTrial) -> None:
-    """Cut off, or with more behind them."""
+    """Truncated bytes, and bytes with an extra end."""
     for tensor in trial.tensors:
         data = trial.packed(tensor)
-        others = {len(data) + 1: data + b"\0", len(data) // 2: data[: len(data) // 2], 0: b""}
-        for length, other in others.items():
+        wrong_lengths = {len(data) + 1: data + b"\0", len(data) // 2: data[: len(data) // 2], 0: b""}
+        for length, wrong in wrong_lengths.items():
             if length != len(data):
-                _require_refused(trial, other, tuple(tensor.shape), f"{length} bytes instead of {len(data)}")
+                _require_refused(trial, wrong, tuple(tensor.shape), f"{length} bytes instead of {len(data)}")
 
 
 def altered_bytes_give_a_tensor_or_an_error_of_ours(trial: CodecTrial) -> None:
-    """Whatever the bytes are, no other exception comes of them."""
+    """No bytes may cause another exception."""
     tensor = trial.tensors[3]
     data = trial.packed(tensor)
     for place in range(len(data)):
@@ -196,12 +196,12 @@ CHECKS: tuple[Callable[[CodecTrial], None], ...] = (
 
 
 def _tried(trial: CodecTrial, data: bytes, shape: tuple[int, ...], what: str) -> Tensor | None:
-    """What comes of bytes; None where they are refused."""
+    """The decoded tensor; None if the bytes are refused."""
     try:
         return trial.unpacked(data, shape)
     except PayloadError:
         return None
-    except Exception as error:  # whatever a codec may raise is what is looked for
+    except Exception as error:  # a codec may raise anything
         raise BreachError(
             f"{what} ends with {type(error).__name__}: {str(error)[:200]}, expected a PayloadError."
         ) from error

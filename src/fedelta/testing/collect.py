@@ -1,4 +1,4 @@
-"""The contracts of whatever a configuration can name: one by one, or all at once."""
+"""The contracts of a method or a plug-in file: one by one, or all at once."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from fedelta.settings.loading import load_file
 from fedelta.testing.contract import Contract, contracts_for, its_settings_are_read_back_as_they_were_written
 from fedelta.testing.kinds import CONTRACTS
 
-# One of images, one of texts, one with convolutions and batch norms.
+# A model for images, one for texts, and one with convolutions and batch norms.
 MODELS = ("vit", "bert", "small-resnet")
-# For classes of partitioners, which cannot be made without them.
+# Arguments that partitioners need.
 _NEEDED = {"num_clients": 5, "alpha": 0.5}
 
 
 def contracts(what: object, *, models: Sequence[str] = MODELS) -> list[Contract]:
-    """Every contract that a method has to keep, each to be called.
+    """All contracts of a method, as callables.
 
     Args:
-        what: a class of settings, or a value of one; or the path of a plug-in file, for all that it defines. A class is
-            tried with its defaults, and one of strategies with every mean that there is.
-        models: keys of `SMALL_MODELS`; a tuning method is tried on each of them that it does not refuse.
+        what: a class of settings, or a value of one, or the path of a plug-in file for all its classes. A class is
+            tried with its defaults, a strategy also with every mean.
+        models: keys of `SMALL_MODELS`; a tuning method is tried on each of them that it fits.
 
     Raises:
         PluginError: the file cannot be used as a plug-in.
-        InputError: no value can be made of a class, or it is of no kind that has contracts.
+        InputError: a class needs arguments, or is of a kind without contracts.
     """
     if isinstance(what, str | Path):
         return [contract for kind in _classes_in(what) for contract in contracts(kind, models=models)]
@@ -41,10 +41,10 @@ def contracts(what: object, *, models: Sequence[str] = MODELS) -> list[Contract]
 
 
 def check(what: object, *, models: Sequence[str] = MODELS) -> None:
-    """Tries all `contracts` of a method, or of everything that a plug-in file defines.
+    """Tries all `contracts` of a method, or of all classes of a plug-in file.
 
     Raises:
-        ContractError: some do not hold; names each of them, and says how.
+        ContractError: contracts are broken; lists each of them with the difference.
         InputError: see `contracts`.
     """
     broken: dict[str, list[str]] = {}
@@ -62,23 +62,23 @@ def check(what: object, *, models: Sequence[str] = MODELS) -> None:
 
 
 def _classes_in(path: str | Path) -> list[type]:
-    """The classes that a plug-in file provides, each once; those of kinds without contracts are left out."""
+    """The classes of a plug-in file, each once, without those of kinds that have no contracts."""
     provider = load_file(path, ALL)
     added = (entry for registry in CONTRACTS for entry in registry.added.values())
-    return list(dict.fromkeys(kind for kind, other in added if other == provider))
+    return list(dict.fromkeys(kind for kind, source in added if source == provider))
 
 
-def _values(kind: type) -> Iterator[Any]:  # Any: of a kind that is told later
-    """The values with which a class is tried."""
+def _values(kind: type) -> Iterator[Any]:  # Any: a value of any kind
+    """The values of a class to try."""
     if not issubclass(kind, Settings):
-        raise InputError(f"{kind.__name__} is no `fedelta.Settings`, and only these can stand in a configuration.")
+        raise InputError(f"{kind.__name__} is not derived from `fedelta.Settings`, so no configuration can name it.")
     fields = kind.model_fields
-    given = {name: value for name, value in _NEEDED.items() if name in fields and fields[name].is_required()}
+    arguments = {name: value for name, value in _NEEDED.items() if name in fields and fields[name].is_required()}
     try:
-        value: Any = kind(**given)
+        value: Any = kind(**arguments)
     except ValidationError as error:
         raise InputError(
-            f"{kind.__name__} cannot be made with its defaults: {error}", hint="give a value of it, with its fields."
+            f"{kind.__name__} cannot be made with its defaults: {error}", hint="pass a value of the class instead."
         ) from error
     yield value
     if "mean" in fields:

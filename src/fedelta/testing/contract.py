@@ -1,4 +1,4 @@
-"""A contract: one promise of a protocol, as a check with a sentence for a name."""
+"""A contract: one promise of a protocol, as a check whose name is a sentence."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ Method = TypeVar("Method")
 
 
 class BreachError(AssertionError):
-    """How a contract is broken: raised by its check, in words that follow its sentence."""
+    """The difference that breaks a contract, raised by its check; the message follows the contract's sentence."""
 
 
 @dataclass(frozen=True)
 class Contract:
-    """One promise, tried when it is called.
+    """One promise of a protocol; calling it tries it.
 
     Args:
-        subject: what is tried, such as `scale on vit`.
-        sentence: what has to hold.
-        check: returns where it holds, and raises `BreachError` where it does not.
+        subject: the tested method, such as `scale on vit`.
+        sentence: the promise.
+        check: raises `BreachError` if the promise is broken.
     """
 
     subject: str
@@ -48,7 +48,7 @@ class Contract:
         """Tries the contract.
 
         Raises:
-            ContractError: it does not hold; says how.
+            ContractError: it is broken; names the difference.
         """
         try:
             self.check()
@@ -59,12 +59,12 @@ class Contract:
 
 
 def sentence_of(check: Callable[..., None]) -> str:
-    """The name of a check in words."""
+    """The name of a check as a sentence."""
     return check.__name__.replace("_", " ")
 
 
 def contracts_for(subject: str, trial: Trial, checks: tuple[Callable[[Trial], None], ...]) -> list[Contract]:
-    """A contract for each check of one trial."""
+    """One contract per check, all on the same trial."""
 
     def bound(check: Callable[[Trial], None]) -> Callable[[], None]:
         return lambda: check(trial)
@@ -73,33 +73,33 @@ def contracts_for(subject: str, trial: Trial, checks: tuple[Callable[[Trial], No
 
 
 def require(holds: bool, problem: str) -> None:
-    """Raises `BreachError` with `problem` unless it holds."""
+    """Raises `BreachError` with `problem` unless `holds`."""
     if not holds:
         raise BreachError(problem)
 
 
-def require_same_bits(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], problem: str) -> None:
-    """Requires equal names in equal order, types, shapes and bits; `problem` says what it means if they differ."""
-    if list(found) != list(expected):
-        raise BreachError(f"{problem}: the names are {list(found)}, expected {list(expected)}.")
-    for name, tensor in found.items():
+def require_same_bits(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], problem: str) -> None:
+    """Raises `BreachError` with `problem` unless names, order, types, shapes and bits are equal."""
+    if list(tensors) != list(expected):
+        raise BreachError(f"{problem}: the names are {list(tensors)}, expected {list(expected)}.")
+    for name, tensor in tensors.items():
         if not same_bits(tensor, expected[name]):
             raise BreachError(f"{problem}: `{name}` differs.")
 
 
-def same_bits(left: Tensor, right: Tensor) -> bool:
-    """Whether two tensors have one type, one shape and the same values."""
-    return left.dtype == right.dtype and left.shape == right.shape and torch.equal(left, right)
+def same_bits(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors have the same type, shape and values."""
+    return first.dtype == second.dtype and first.shape == second.shape and torch.equal(first, second)
 
 
 def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies that later changes in place do not reach."""
+    """Copies of the tensors, which later changes in place do not affect."""
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
 @contextmanager
 def no_global_draws() -> Iterator[None]:
-    """Requires that the block leaves every global generator as it was."""
+    """Context manager that raises `BreachError` if the state of a global generator changes."""
     before = _global_states()
     yield
     drawn = [name for name, state in _global_states().items() if state != before[name]]
@@ -110,7 +110,7 @@ def no_global_draws() -> Iterator[None]:
 
 
 def _global_states() -> dict[str, bytes]:
-    numbers = np.random.get_state(legacy=False)  # noqa: NPY002  the global state is what is looked at
+    numbers = np.random.get_state(legacy=False)  # noqa: NPY002  to see that the global state does not change
     return {
         "torch": torch.get_rng_state().numpy().tobytes(),
         "numpy": repr(numbers["state"]["pos"]).encode() + numbers["state"]["key"].tobytes(),
@@ -119,24 +119,24 @@ def _global_states() -> dict[str, bytes]:
 
 
 def reread(method: Method) -> Method:
-    """The method as its settings make it anew from a file."""
+    """The method, written as JSON and read back."""
     if not isinstance(method, Settings):
-        raise BreachError(f"{type(method).__name__} is no `Settings`, so that no configuration can hold it.")
-    # `expand`: several tuning methods are written as "a+b".
+        raise BreachError(f"{type(method).__name__} is not derived from `Settings`, so no configuration can hold it.")
+    # Combined tuning methods are written as "a+b".
     return type(method).model_validate_json(json.dumps(expand(method.model_dump(mode="json"))))
 
 
 def its_settings_are_read_back_as_they_were_written(method: object) -> None:
-    """By way of JSON, as in the configuration of a run and in `fedelta.json`."""
+    """Through JSON, as in the configuration of a run and in `fedelta.json`."""
     try:
         again = reread(method)
-    except ValueError as error:  # that of pydantic is one
+    except ValueError as error:  # includes pydantic's error
         raise BreachError(f"What was written is refused when it is read: {error}") from error
     require(again == method, f"{method!r} comes back as {again!r}.")
 
 
 def _ended(error: Exception) -> str:
-    """The exception and the last line of code outside of this package that it went through."""
+    """A message with the exception and the last line outside of this package in its traceback."""
     places = [frame for frame in extract_tb(error.__traceback__) if not _is_ours(frame.filename)]
     place = f" ({Path(places[-1].filename).name}, line {places[-1].lineno})" if places else ""
     return f"It ends with {type(error).__name__}: {error}{place}."

@@ -1,4 +1,4 @@
-"""A whole federation on a small model: real clients, real bytes, a few rounds."""
+"""A complete federation on a small model, with real clients and payloads, for a few rounds."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ def played(
     channel: Channel = Channel(),  # noqa: B008  a frozen value
     rule: LocalRule = Plain(),  # noqa: B008  likewise
 ) -> tuple[Federation, Standing, list[RoundOutcome]]:
-    """A federation of four clients, where it began, and its rounds.
+    """A federation of four clients, its initial params, and its rounds.
 
     Args:
         strategy: of the run.
-        method: what is tuned.
+        method: the tuning method.
         family: a key of `SMALL_MODELS`.
-        channel: how tensors become bytes.
-        rule: correction of each gradient.
+        channel: the codecs of both directions.
+        rule: the local rule.
     """
     backbone, lanes = small_model(family), Lanes(min(3, method.max_lanes or 3))
     spec = method.apply(backbone, lanes, stream(0, "tuning"))
     client = ClientSettings(batch_size=4, lr=0.05, optimizer=Sgd(), local_steps=strategy.local_steps)
-    # At all exits, so that every head learns.
+    # All exits, so that every head is trained.
     engine = LaneEngine(
         backbone, spec, lanes, small_data(family), client=client, rule=rule, exits=ExitSettings(train="sum")
     )
@@ -69,7 +69,7 @@ def played(
 
 
 def real_clients_train_with_it(play: Callable[[], tuple[Federation, Standing, list[RoundOutcome]]]) -> None:
-    """Every reply is used, and every shared tensor moves and stays finite."""
+    """Every reply is accepted, and every shared tensor changes and stays finite."""
     federation, standing, outcomes = play()
     for outcome in outcomes:
         reasons = [rejection.reason for rejection in outcome.rejections]
@@ -78,6 +78,6 @@ def real_clients_train_with_it(play: Callable[[], tuple[Federation, Standing, li
     broken = [name for name, tensor in end.items() if not is_finite(tensor)]
     require(not broken, f"After {len(outcomes)} rounds {broken} are not finite.")
     still = [name for name in federation.spec.shared if torch.equal(standing.params[name], end[name])]
-    # The softmax takes out whatever a bias adds to all keys of a query: its gradient is zero.
+    # A softmax does not change if a bias is added to all keys of a query, so the gradient of this bias is zero.
     if stuck := [name for name in still if not ("k_proj" in name and name.endswith("bias"))]:
         raise BreachError(f"After {len(outcomes)} rounds {stuck} are where they were.")

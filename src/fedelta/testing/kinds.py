@@ -1,4 +1,4 @@
-"""Which contracts there are for a value of each kind: the checks of its own file, and runs in which it takes part."""
+"""The contracts of a value of each kind: the checks of its file, and short runs with it."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from fedelta.tuning.lora import Lora
 from fedelta.tuning.parallel import Parallel
 
 _LORA: tuple[TuningMethod, str] = (Lora(r=2), "vit")
-# Lanes, one lane in place, and running statistics.
+# A method with lanes, one with a single lane, and one with running statistics.
 _TUNED: tuple[tuple[TuningMethod, str], ...] = (_LORA, (Full(), "vit"), (Parallel(), "small-resnet"))
-# A short run: windows of two rounds end twice in it, and a robust mean has the three values that it needs.
+# A short run with two windows of two rounds, and with the three clients that a robust mean needs.
 _LONGEST = {"clients_per_round": 3, "num_rounds": 4}
 _AVERAGED = FedAvg(clients_per_round=3, num_rounds=4)
 
 
-# Of a subject in words, a value, and the small models of tuning methods. Any, here: the value satisfies the protocol of
-# its kind as far as the names of its members go; the contracts look at the rest.
+# From the subject for messages, a value and the names of small models to contracts. Any: the value has the members of
+# its protocol; the contracts check everything else.
 Contracts = Callable[[str, Any, Sequence[str]], list[Contract]]
 
 
 def _of_tuning(subject: str, method: Any, models: Sequence[str]) -> list[Contract]:
     trials = [TuningTrial(method, family) for family in models]
-    found = contracts_for(subject, trials, (tuning.it_fits_one_of_the_small_models,))
+    contracts = contracts_for(subject, trials, (tuning.it_fits_one_of_the_small_models,))
     for trial in trials:
         of_model = contracts_for(f"{subject} on {trial.family}", trial, tuning.CHECKS)
-        found += [replace(contract, check=partial(_if_it_fits, trial, contract.check)) for contract in of_model]
-    return found
+        contracts += [replace(contract, check=partial(_if_it_fits, trial, contract.check)) for contract in of_model]
+    return contracts
 
 
 def _if_it_fits(trial: TuningTrial, check: Callable[[], None]) -> None:
@@ -90,7 +90,7 @@ def _of_partitioner(subject: str, partition: Any, _models: Sequence[str]) -> lis
 
 
 def _run(subject: str, strategy: Strategy, tuned: tuple[TuningMethod, str], **others: Any) -> Contract:
-    """A federation in which the value takes part; `others` go to `played`."""
+    """The contract of a short federation; `others` are arguments of `played`."""
     return contracts_for(subject, partial(played, strategy, *tuned, **others), (real_clients_train_with_it,))[0]
 
 

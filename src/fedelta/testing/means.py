@@ -1,4 +1,4 @@
-"""Contracts of means, tried on the updates of five clients of which not every one sends every tensor."""
+"""Contracts of means, tried on the updates of five clients, one of which does not send every tensor."""
 
 from __future__ import annotations
 
@@ -30,42 +30,42 @@ class MeanTrial:
     """A mean and the updates that it is tried on.
 
     Args:
-        mean: what is tried.
+        mean: the mean to test.
     """
 
     mean: Aggregation
 
     @cached_property
     def updates(self) -> list[Update]:
-        """Of five clients, ascending."""
+        """The updates of five clients, by ascending client id."""
         return [
             Update(client, examples, drawn(SPEC, names, client), steps)
             for client, (examples, steps, names) in enumerate(zip(_EXAMPLES, _STEPS, _SENT, strict=True))
         ]
 
     def of(self, updates: Sequence[Update], mean: Aggregation | None = None) -> Params:
-        """What the mean makes of updates, each time with the same stream."""
+        """The mean of updates, always with the same random stream."""
         return combine(mean or self.mean, updates, SPEC, stream(0, "aggregation"))
 
 
 def drawn(spec: ParamSpec, names: Sequence[str], *path: str | int) -> Params:
-    """Normal numbers for `names`, of about the size of deltas."""
+    """Normal numbers for `names`, of the magnitude of deltas."""
     shapes = {name: spec.tensors[name].shape for name in names}
     return {name: 0.1 * torch.randn(shape, generator=stream(0, *path, name)) for name, shape in shapes.items()}
 
 
 def it_gives_float64_tensors_of_the_names_and_shapes_that_were_sent(trial: MeanTrial) -> None:
-    """All of them, and finite."""
+    """All tensors, and finite."""
     mean = trial.of(trial.updates)
     require(mean.keys() == set(SPEC.names), f"It gives {sorted(mean)}, and {sorted(SPEC.names)} were sent.")
     for name, tensor in mean.items():
-        found, expected = (tensor.dtype, tuple(tensor.shape)), (torch.float64, SPEC.tensors[name].shape)
-        require(found == expected, f"`{name}` is {found}, expected {expected}.")
+        kind, expected = (tensor.dtype, tuple(tensor.shape)), (torch.float64, SPEC.tensors[name].shape)
+        require(kind == expected, f"`{name}` is {kind}, expected {expected}.")
         require(is_finite(tensor), f"`{name}` is not finite.")
 
 
 def it_does_not_change_the_updates(trial: MeanTrial) -> None:
-    """A strategy that reads each looks at them afterwards."""
+    """A strategy that reads "each" uses them afterwards."""
     before = [copied(update.delta) for update in trial.updates]
     trial.of(trial.updates)
     for update, delta in zip(trial.updates, before, strict=True):
@@ -73,15 +73,15 @@ def it_does_not_change_the_updates(trial: MeanTrial) -> None:
 
 
 def it_does_not_matter_which_client_comes_first(trial: MeanTrial) -> None:
-    """But for rounding in float64: ids say nothing about clients."""
-    mean, other = trial.of(trial.updates), trial.of(list(reversed(trial.updates)))
+    """Up to rounding in float64."""
+    mean, reversed_mean = trial.of(trial.updates), trial.of(list(reversed(trial.updates)))
     for name, tensor in mean.items():
-        same = torch.allclose(tensor, other[name], rtol=1e-9, atol=1e-12)
+        same = torch.allclose(tensor, reversed_mean[name], rtol=1e-9, atol=1e-12)
         require(same, f"`{name}` is another when the same updates come in another order.")
 
 
 def each_round_begins_anew(trial: MeanTrial) -> None:
-    """The second round gives the bits of the first; nothing is drawn from a global generator."""
+    """Equal updates give equal bits in a later round; no global generator is used."""
     with no_global_draws():
         first = trial.of(trial.updates)
         trial.of([replace(update, delta=drawn(SPEC, SPEC.names, "other")) for update in trial.updates])
@@ -90,7 +90,7 @@ def each_round_begins_anew(trial: MeanTrial) -> None:
 
 
 def zeros_have_the_mean_zero(trial: MeanTrial) -> None:
-    """Where no client moves, neither does the server."""
+    """The server does not change if no client does."""
     still = [
         replace(update, delta={name: torch.zeros_like(tensor) for name, tensor in update.delta.items()})
         for update in trial.updates
@@ -100,7 +100,7 @@ def zeros_have_the_mean_zero(trial: MeanTrial) -> None:
 
 
 def it_points_where_all_clients_point(trial: MeanTrial) -> None:
-    """Equal deltas have a mean of the same direction that is no longer than they are."""
+    """The mean of equal deltas has their direction, and is not longer."""
     delta = drawn(SPEC, SPEC.names, "equal")
     mean = trial.of([replace(update, delta=copied(delta), effective_steps=1.0) for update in trial.updates])
     for name, tensor in mean.items():
@@ -110,7 +110,7 @@ def it_points_where_all_clients_point(trial: MeanTrial) -> None:
 
 
 def it_works_with_as_few_clients_as_it_says(trial: MeanTrial) -> None:
-    """`min_values` of them."""
+    """With `min_values` clients."""
     fewest = trial.mean.min_values
     require(fewest >= 1, f"`min_values` is {fewest}, expected 1 or more.")
     mean = trial.of(trial.updates[:fewest])
@@ -119,14 +119,14 @@ def it_works_with_as_few_clients_as_it_says(trial: MeanTrial) -> None:
 
 
 def what_it_needs_of_updates_is_one_of_two_words(trial: MeanTrial) -> None:
-    """`reads` is "sum" or "each", and who gives only sums reads no more."""
+    """`reads` is "sum" or "each", and "sum" if `only_sums` is set."""
     mean = trial.mean
     require(mean.reads in ("sum", "each"), f"`reads` is {mean.reads!r}, expected 'sum' or 'each'.")
     require(not (mean.only_sums and mean.reads == "each"), "`only_sums` is True, but it reads each update.")
 
 
 def statistics_have_a_mean_too(trial: MeanTrial) -> None:
-    """`of_statistics` lies between the least and the largest value: a variance must stay positive."""
+    """`of_statistics` gives a value between the smallest and the largest, because a variance must stay positive."""
     updates = [
         replace(update, delta={name: tensor.square() + 1 for name, tensor in update.delta.items()})
         for update in trial.updates

@@ -24,20 +24,20 @@ class PartitionTrial:
     """A partitioner and the rows that it is tried on.
 
     Args:
-        partition: what is tried.
+        partition: the partitioner to test.
     """
 
     partition: Partitioner
 
     @cached_property
     def labels(self) -> Tensor:
-        """29 rows of label 0 down to 11 of label 9, in mixed order."""
+        """From 29 rows of label 0 to 11 rows of label 9, shuffled."""
         order = torch.randperm(NUM_ROWS, generator=stream(0, "rows"))
         return torch.arange(NUM_LABELS).repeat_interleave(torch.arange(29, 10, -2))[order]
 
     @cached_property
     def rows(self) -> Mapping[int, Tensor]:
-        """The rows of each client with seed 3."""
+        """The rows of each client for seed 3."""
         return self.divided(3)
 
     def divided(self, seed: int, labels: Tensor | None = None) -> Mapping[int, Tensor]:
@@ -48,7 +48,7 @@ class PartitionTrial:
 
 
 def clients_are_numbered_from_zero_in_order(trial: PartitionTrial) -> None:
-    """0, 1, ..., and as many as `num_clients` says."""
+    """0, 1, ..., `num_clients` of them."""
     ids = list(trial.rows)
     require(ids == list(range(len(ids))), f"The clients are {ids}, expected {list(range(len(ids)))}.")
     number = trial.partition.num_clients
@@ -58,8 +58,8 @@ def clients_are_numbered_from_zero_in_order(trial: PartitionTrial) -> None:
 def rows_are_ascending_numbers_of_rows_that_there_are(trial: PartitionTrial) -> None:
     """int64, one axis."""
     for client, rows in trial.rows.items():
-        found = (rows.dtype, rows.dim()) if isinstance(rows, Tensor) else type(rows).__name__
-        require(found == (torch.int64, 1), f"The rows of client {client} are {found}, expected int64 of one axis.")
+        kind = (rows.dtype, rows.dim()) if isinstance(rows, Tensor) else type(rows).__name__
+        require(kind == (torch.int64, 1), f"The rows of client {client} are {kind}, expected int64 of one axis.")
         inside = bool(((rows >= 0) & (rows < NUM_ROWS)).all())
         require(inside, f"Client {client} has a row outside of the {NUM_ROWS} that there are.")
         require(bool((rows.diff() >= 0).all()), f"The rows of client {client} are not in ascending order.")
@@ -72,14 +72,14 @@ def no_client_is_empty(trial: PartitionTrial) -> None:
 
 
 def no_row_belongs_to_two_clients(trial: PartitionTrial) -> None:
-    """Nor twice to one."""
+    """And none twice to one client."""
     counts = torch.cat(list(trial.rows.values())).bincount(minlength=NUM_ROWS)
     twice = (counts > 1).nonzero().flatten().tolist()
     require(not twice, f"{len(twice)} rows are given twice, first row {(twice or [0])[0]}.")
 
 
 def the_seed_alone_decides(trial: PartitionTrial) -> None:
-    """Divided again it is the same, whatever was divided before; global generators are left alone."""
+    """The division does not depend on earlier ones, and no global generator is used."""
     with no_global_draws():
         first = {client: rows.clone() for client, rows in trial.divided(3).items()}
         trial.divided(4)
@@ -89,7 +89,7 @@ def the_seed_alone_decides(trial: PartitionTrial) -> None:
 
 
 def labels_are_not_changed(trial: PartitionTrial) -> None:
-    """They are those of the training set."""
+    """The training set still needs them."""
     before = trial.labels.clone()
     trial.divided(3)
     require(same_bits(trial.labels, before), "It changes the labels in place.")
@@ -103,12 +103,12 @@ def nothing_is_printed(trial: PartitionTrial) -> None:
 
 
 def what_cannot_be_divided_is_refused_with_an_error_of_ours(trial: PartitionTrial) -> None:
-    """A single row is either divided as any other, or refused with a `DataError`."""
+    """A single row is either divided, or refused with a `DataError`."""
     try:
         rows = trial.divided(3, torch.zeros(1, dtype=torch.int64))
     except DataError:
         return
-    except Exception as error:  # whatever a partitioner may raise is what is looked for
+    except Exception as error:  # a partitioner may raise anything
         raise BreachError(f"A single row ends with {type(error).__name__}: {error}, expected a DataError.") from error
     empty = [client for client, of_client in rows.items() if not len(of_client)]
     require(not empty, f"Of a single row, the clients {empty} get none; refuse that with a DataError.")

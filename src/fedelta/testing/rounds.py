@@ -1,4 +1,4 @@
-"""Rounds in which a strategy is tried: with clients that move as drawn, and no model."""
+"""Rounds for testing a strategy, with random deltas and without a model."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ SPEC = ParamSpec({
     "second.own": TensorSpec((2,), "second", shared=False),  # it stays with each client
     "third.scale": TensorSpec((), "third"),
 })  # fmt: skip
-# As a federation may number them: with gaps.
+# With gaps, as in a federation with held-out clients.
 CLIENTS = (2, 3, 5, 7, 11, 13)
 _EXAMPLES = {2: 10, 3: 30, 5: 5, 7: 20, 11: 1, 13: 8}
 
 
 @dataclass(frozen=True)
 class Played:
-    """A round that was played: what went in, and what came out.
+    """A finished round: its inputs and its results.
 
     Args:
         plan: of the round.
-        combined: what the replies came to.
+        combined: the combined updates.
         before: server params and state before the round.
-        after: those after it.
+        after: params and state after the round.
     """
 
     plan: RoundPlan
@@ -48,28 +48,28 @@ class Played:
 
 @dataclass(frozen=True)
 class StrategyTrial:
-    """A strategy and the federation in which it is tried.
+    """A strategy and a federation to test it in.
 
     Args:
-        strategy: what is tried.
+        strategy: the strategy to test.
     """
 
     strategy: Strategy
 
     @cached_property
     def wire(self) -> ParamSpec:
-        """Everything that can travel."""
+        """All tensors that can travel."""
         steering = self.strategy.steering
         return SPEC if steering is None else steering.extend(SPEC)
 
     @cached_property
     def params(self) -> Params:
-        """The server's tensors at the start."""
+        """The server's tensors before round 1."""
         return drawn(SPEC, SPEC.names, "server")
 
     @property
     def rounds(self) -> Iterator[Played]:
-        """The rounds of the run, with clients that move; each is played once, when it is first asked for."""
+        """The rounds of the run with random deltas; each is played on first use."""
         index = 0
         while True:
             if index == len(self._played):
@@ -102,28 +102,29 @@ class StrategyTrial:
         lost: Collection[int] = (),
         renamed: bool = False,
     ) -> Iterator[Played]:
-        """Plays the rounds from `first` to the last.
+        """Plays the rounds from `first` to the last, and yields them.
 
         Args:
-            strategy: another value than the trial's.
-            standing: params and state to go on from; those at the start by default.
+            strategy: another value of the trial's strategy.
+            standing: params and state to continue from; by default those before round 1.
             first: number of the first round.
-            still: no client moves.
-            lost: clients whose replies never come.
-            renamed: clients have other ids, and those of a cohort each other's data.
+            still: whether all deltas are zero.
+            lost: clients that never reply.
+            renamed: whether clients have other ids, and the clients of a cohort exchange their data.
         """
         strategy, clients = strategy or self.strategy, tuple(2 * client for client in CLIENTS) if renamed else CLIENTS
         params, state = standing or (copied(self.params), strategy.init(copied(self.params), SPEC))
         for round in range(first, strategy.num_rounds + 1):
             plan = strategy.plan(state, round, clients, SPEC, stream(0, "cohort", round))
-            updates = [each for each in self._updates(plan, still=still, renamed=renamed) if each.client_id not in lost]
+            updates = self._updates(plan, still=still, renamed=renamed)
+            updates = [update for update in updates if update.client_id not in lost]
             combined = _combined(strategy, updates, self.wire)
             before = (params, state)
             params, state = strategy.update(state, params, plan, combined, SPEC)
             yield Played(plan, combined, before, (params, state))
 
     def _updates(self, plan: RoundPlan, *, still: bool, renamed: bool) -> list[Update]:
-        """What the cohort sends; statistics are not among it, as in the round loop."""
+        """The updates of the cohort, without statistics, which the round loop combines."""
         cohort = plan.cohort
         sources = [client // 2 for client in reversed(cohort)] if renamed else list(cohort)
         updates = []

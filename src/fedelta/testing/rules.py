@@ -20,16 +20,16 @@ _LANES, _SCALARS = 3, 24
 
 @dataclass(frozen=True)
 class RuleTrial:
-    """A local rule and what it is tried on.
+    """A local rule and its inputs.
 
     Args:
-        rule: what is tried.
+        rule: the local rule to test.
     """
 
     rule: LocalRule
 
     def drawn(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients, values and anchors [K, P]; the same numbers each time."""
+        """Gradients, values and anchors [K, P]; always the same numbers."""
         grads, values, moves = (torch.randn(_LANES, _SCALARS, generator=stream(0, "rule", part)) for part in range(3))
         return grads, values, values - 0.1 * moves
 
@@ -41,7 +41,7 @@ class RuleTrial:
 
 
 def it_changes_gradients_in_place_and_nothing_else(trial: RuleTrial) -> None:
-    """It returns nothing, and leaves values and anchors as they are."""
+    """It returns nothing, and does not change values and anchors."""
     grads, values, anchors = trial.drawn()
     returned: object = trial.rule.correct(grads, values, anchors)  # type: ignore[func-returns-value]  # looked at
     if returned is not None:
@@ -53,7 +53,7 @@ def it_changes_gradients_in_place_and_nothing_else(trial: RuleTrial) -> None:
 
 
 def lanes_do_not_mix(trial: RuleTrial) -> None:
-    """Each client's correction is the one that it gets alone."""
+    """Each client's correction is the same as alone."""
     together = trial.corrected()
     for lane in range(_LANES):
         alone = trial.corrected(slice(lane, lane + 1))[0]
@@ -62,14 +62,14 @@ def lanes_do_not_mix(trial: RuleTrial) -> None:
 
 
 def equal_inputs_give_equal_bits(trial: RuleTrial) -> None:
-    """It remembers nothing, and draws nothing from a global generator."""
+    """It has no state, and uses no global generator."""
     with no_global_draws():
         first, again = trial.corrected(), trial.corrected()
     require(same_bits(first, again), "The second step gives another correction of the same gradients.")
 
 
 def a_part_of_the_lanes_may_be_in_use(trial: RuleTrial) -> None:
-    """Rows of a larger matrix are changed where they are."""
+    """Rows of a larger matrix are changed in place."""
     grads, values, anchors = trial.drawn()
     trial.rule.correct(grads[:2], values[:2], anchors[:2])
     require(

@@ -1,7 +1,7 @@
-"""Small models and data on which contracts are tried: they take milliseconds, and need no files.
+"""Small models and data for contracts; they take milliseconds and need no files.
 
-Every tensor of a small model is drawn, biases and scales too: with the zeros and ones that a fresh model starts from,
-an addition that was forgotten would not be seen.
+Every tensor of a small model is random, biases and scales too: the zeros and ones of a new model would hide a forgotten
+addition or factor.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ _TEXTS = ("bert", "roberta", "distilbert")
 
 @dataclass(frozen=True)
 class ReadyInputs:
-    """Inputs that need no transform: keyword tensors, rows first."""
+    """Inputs without a transform: keyword tensors, rows first."""
 
     tensors: Mapping[str, Tensor]
 
@@ -90,7 +90,7 @@ class ReadyInputs:
 
 
 def small_model(family: str, device: str = "cpu") -> Backbone:
-    """A classifier of three classes with two blocks or stages; the caller may edit it.
+    """A new classifier of three classes with two blocks or stages.
 
     Args:
         family: a key of `SMALL_MODELS`.
@@ -109,7 +109,7 @@ def _drawn(family: str, device: str) -> Backbone:
 
 
 def new_model(family: str, sizes: Mapping[str, object], num_outputs: int, device: str = "cpu") -> Backbone:
-    """A new model of `family`, in other `sizes` where some are given; it has no tokenizer."""
+    """A new model of `family`, with `sizes` if given; it has no tokenizer."""
     source = ModelSource(architecture=SMALL_MODELS[family] | dict(sizes))
     config = read_config(source)
     config.num_labels = num_outputs
@@ -121,9 +121,9 @@ def new_model(family: str, sizes: Mapping[str, object], num_outputs: int, device
 
 
 def draw(backbone: Backbone, family: str, seed: int = 0) -> None:
-    """Gives every parameter of a small model a value that is drawn, and batch norms other statistics."""
+    """Sets every parameter of a small model, and the statistics of its batch norms, to random values."""
     generator = stream(seed, "tiny", family)
-    spread = 0.1 if family == "resnet" else 0.2  # it is wider than the others, and would not stay finite
+    spread = 0.1 if family == "resnet" else 0.2  # it is wider than the others, and would overflow
     with torch.no_grad():
         for name, parameter in backbone.module.named_parameters():
             is_scale = parameter.dim() == 1 and name.endswith("weight")
@@ -134,10 +134,10 @@ def draw(backbone: Backbone, family: str, seed: int = 0) -> None:
 
 
 def small_inputs(family: str, num_rows: int, seed: int = 0) -> ReadyInputs:
-    """Random rows that a small model of `family` takes; texts differ in length."""
+    """Random inputs for a small model of `family`; texts differ in length."""
     generator = stream(seed, "inputs", family)
     if family not in _TEXTS:
-        size = 32 if family == "resnet" else 8  # its stem and its stages divide it by 8
+        size = 32 if family == "resnet" else 8  # its stem and stages divide the side by 8
         return ReadyInputs({"pixel_values": torch.randn(num_rows, 3, size, size, generator=generator)})
     lengths = torch.randint(3, 7, (num_rows, 1), generator=generator)
     mask = (torch.arange(6) < lengths).long()

@@ -18,7 +18,7 @@ from fedelta.testing.rounds import CLIENTS, SPEC, Played, StrategyTrial
 
 
 def a_plan_asks_as_many_distinct_clients_as_the_strategy_says(trial: StrategyTrial) -> None:
-    """Of those that there are; each gets something to start from, and each is asked for something or nothing."""
+    """All of them exist, and each has a download and an upload."""
     size = min(trial.strategy.clients_per_round, len(CLIENTS))
     for number, played in enumerate(trial.rounds, start=1):
         plan = played.plan
@@ -29,12 +29,12 @@ def a_plan_asks_as_many_distinct_clients_as_the_strategy_says(trial: StrategyTri
         one_sided = sorted(plan.upload.keys() ^ plan.download.keys())
         require(not one_sided, f"In round {number} the clients {one_sided} are in one direction only.")
         require(len(plan.cohort) == size, f"The cohort of round {number} is {plan.cohort}, expected {size} clients.")
-        found = (plan.round, plan.num_clients)
-        require(found == (number, len(CLIENTS)), f"The plan of round {number} says (round, num_clients) = {found}.")
+        counts = (plan.round, plan.num_clients)
+        require(counts == (number, len(CLIENTS)), f"The plan of round {number} says (round, num_clients) = {counts}.")
 
 
 def only_what_is_shared_travels_in_the_order_of_the_specification(trial: StrategyTrial) -> None:
-    """Both directions, and what the strategy sends beside the model."""
+    """In both directions, including the strategy's additional tensors."""
     for played in trial.rounds:
         for direction in (played.plan.download, played.plan.upload):
             for client, names in direction.items():
@@ -44,14 +44,14 @@ def only_what_is_shared_travels_in_the_order_of_the_specification(trial: Strateg
 
 
 def every_shared_tensor_comes_up_at_some_time(trial: StrategyTrial) -> None:
-    """In the whole run; a tensor that never does is not trained by anyone."""
+    """Within a run; the server would never change a tensor that is not uploaded."""
     sent = {name for played in trial.rounds for names in played.plan.upload.values() for name in names}
     missing = [name for name in SPEC.shared if name not in sent]
     require(not missing, f"In {trial.strategy.num_rounds} rounds no client is asked for {missing}.")
 
 
 def a_new_client_gets_all_that_it_needs_to_start(trial: StrategyTrial) -> None:
-    """A client that was not asked in the round before has nothing but its own tensors."""
+    """A client that was not in the previous cohort has only the tensors that never travel."""
     known: set[int] = set()
     for played in trial.rounds:
         for client in set(played.plan.cohort) - known:
@@ -61,7 +61,7 @@ def a_new_client_gets_all_that_it_needs_to_start(trial: StrategyTrial) -> None:
 
 
 def a_plan_follows_from_its_state_and_its_stream(trial: StrategyTrial) -> None:
-    """Planned twice it is the same, the state is as it was, and no global generator is asked."""
+    """Planning twice gives equal plans, the state does not change, and no global generator is used."""
     for played in trial.rounds:
         _, state = played.before
         before = copied(state)
@@ -77,7 +77,7 @@ def a_plan_follows_from_its_state_and_its_stream(trial: StrategyTrial) -> None:
 
 
 def update_changes_none_of_its_inputs(trial: StrategyTrial) -> None:
-    """State, params, the mean and the single updates are still needed."""
+    """State, params, the mean and the single updates."""
     for played in trial.rounds:
         params, state = (copied(tensors) for tensors in played.before)
         mean = copied(played.combined.mean)
@@ -98,14 +98,14 @@ def _once_more(strategy: Strategy, played: Played, params: Params, state: State)
 
 
 def update_keeps_names_shapes_and_types(trial: StrategyTrial) -> None:
-    """Of params, and from round to round the names of the state; all numbers stay finite."""
+    """For the params; the state keeps its names, and all numbers stay finite."""
     for played in trial.rounds:
         (params, state), (later, new_state) = played.before, played.after
         problem = f"After round {played.plan.round}"
         require(list(later) == list(params), f"{problem} the params are {list(later)}, expected {list(params)}.")
         for name, tensor in later.items():
-            found, expected = _kind(tensor), _kind(params[name])
-            require(found == expected, f"{problem} `{name}` is {found}, expected {expected}.")
+            kind, expected = _kind(tensor), _kind(params[name])
+            require(kind == expected, f"{problem} `{name}` is {kind}, expected {expected}.")
             require(is_finite(tensor), f"{problem} `{name}` is not finite.")
         gone = sorted(state.keys() ^ new_state.keys())
         require(not gone, f"{problem} the state has gained or lost {gone}.")
@@ -116,22 +116,22 @@ def _kind(tensor: Tensor) -> tuple[torch.dtype, tuple[int, ...]]:
 
 
 def statistics_and_what_stays_with_clients_are_left_alone(trial: StrategyTrial) -> None:
-    """The round loop takes the mean of statistics itself."""
+    """The round loop averages statistics itself."""
     for name in (*SPEC.statistics, *SPEC.kept):
-        found = trial.last.after[0].get(name)
-        same = found is not None and torch.equal(found, trial.params[name])
+        tensor = trial.last.after[0].get(name)
+        same = tensor is not None and torch.equal(tensor, trial.params[name])
         require(same, f"`{name}` was changed, which no update holds.")
 
 
 def clients_that_do_not_move_leave_the_server_where_it_is(trial: StrategyTrial) -> None:
-    """From the first round on, to the last bit."""
+    """Bit by bit, from the first round on."""
     for played in trial.play(still=True):
         problem = f"In round {played.plan.round} no client moves, and the server does"
         require_same_bits(played.after[0], played.before[0], problem)
 
 
 def the_server_moves_when_clients_do(trial: StrategyTrial) -> None:
-    """Every tensor that is trained and shared, in the course of the run."""
+    """Every trained and shared tensor changes during the run."""
     end = trial.last.after[0]
     trained = [name for name in SPEC.shared if SPEC.tensors[name].trained]
     still = [name for name in trained if torch.equal(end[name], trial.params[name])]
@@ -139,7 +139,7 @@ def the_server_moves_when_clients_do(trial: StrategyTrial) -> None:
 
 
 def ids_of_clients_do_not_matter(trial: StrategyTrial) -> None:
-    """But for rounding: where clients have other ids, and in a cohort each other's data, the params are the same."""
+    """Up to rounding, the params are the same if clients have other ids and exchange data within a cohort."""
     for played, renamed in zip(trial.rounds, trial.play(renamed=True), strict=True):
         for name, tensor in played.after[0].items():
             same = torch.allclose(tensor, renamed.after[0][name], rtol=1e-5, atol=1e-6)
@@ -147,24 +147,24 @@ def ids_of_clients_do_not_matter(trial: StrategyTrial) -> None:
 
 
 def a_state_survives_a_checkpoint(trial: StrategyTrial) -> None:
-    """A strategy that was read from a file goes on from a file with the same bits: it remembers nothing else."""
+    """A strategy and a state that were read from files continue with the same bits."""
     rounds = list(trial.rounds)
     middle = max(1, len(rounds) // 2)
     params, state = rounds[middle - 1].after
     saved = decode(encode(Checkpoint(middle, params, state, {}, "")))
     require_same_bits(saved.state, copied(state), "The state comes back from a checkpoint as another")
-    rest = list(trial.play(reread(trial.strategy), (saved.params, saved.state), first=middle + 1))
-    for played, resumed in zip(rounds[middle:], rest, strict=True):
+    later_rounds = list(trial.play(reread(trial.strategy), (saved.params, saved.state), first=middle + 1))
+    for played, resumed in zip(rounds[middle:], later_rounds, strict=True):
         require(
             resumed.plan == played.plan, f"Resumed after round {middle}, round {played.plan.round} has another plan."
         )
-        for found, expected in zip(resumed.after, played.after, strict=True):
+        for tensors, expected in zip(resumed.after, played.after, strict=True):
             problem = f"Resumed after round {middle}, round {played.plan.round} gives other bits"
-            require_same_bits(found, copied(expected), problem)
+            require_same_bits(tensors, copied(expected), problem)
 
 
 def the_state_has_names_of_its_own_and_holds_what_is_logged(trial: StrategyTrial) -> None:
-    """Tensors under names that no tensor of the model has; logged ones have a number for each group."""
+    """Its names differ from those of the model's tensors; logged tensors have one number per group."""
     _, state = trial.last.after
     for name, value in state.items():
         require(isinstance(value, Tensor), f"`{name}` of the state is {type(value).__name__}, expected a tensor.")
@@ -176,7 +176,7 @@ def the_state_has_names_of_its_own_and_holds_what_is_logged(trial: StrategyTrial
 
 
 def a_client_that_is_lost_is_no_error(trial: StrategyTrial) -> None:
-    """One of each cohort never replies, as far as the mean can do with that."""
+    """One client of each cohort never replies, if the mean allows it."""
     fewest = max(trial.strategy.min_replies, trial.strategy.mean.min_values)
     if trial.strategy.clients_per_round <= fewest:
         return
@@ -188,7 +188,7 @@ def a_client_that_is_lost_is_no_error(trial: StrategyTrial) -> None:
 
 
 def a_tensor_that_too_few_clients_sent_is_no_error(trial: StrategyTrial) -> None:
-    """It is missing in the mean, as with robust means and weak devices (`[exits]`)."""
+    """It is absent from the mean, as with robust means and weak devices (`[exits]`)."""
     for played in trial.rounds:
         (params, state), sent = played.before, list(played.combined.mean)
         if not sent:
@@ -200,7 +200,7 @@ def a_tensor_that_too_few_clients_sent_is_no_error(trial: StrategyTrial) -> None
 
 
 def what_clients_remember_fits_the_specification(trial: StrategyTrial) -> None:
-    """The client's side, where there is one (`Steering`)."""
+    """For strategies with a client's side (`Steering`)."""
     steering = trial.strategy.steering
     if steering is None:
         return
@@ -231,16 +231,16 @@ def _require_shapes(what: str, tensors: Mapping[str, Tensor], spec: ParamSpec, a
 
 
 def a_budget_gives_a_strategy_that_keeps_to_its_rounds(trial: StrategyTrial) -> None:
-    """`within` with more bytes than a run can take changes neither the length of the run nor its cohorts."""
+    """`within` with a generous budget changes neither the length of the run nor the size of cohorts."""
     planned = trial.strategy.within(1e12, SPEC, len(CLIENTS), lambda names: 100 + len(names))
-    found = (type(planned), planned.num_rounds, planned.clients_per_round)
+    lengths = (type(planned), planned.num_rounds, planned.clients_per_round)
     expected = (type(trial.strategy), trial.strategy.num_rounds, trial.strategy.clients_per_round)
-    if found != expected:
-        raise BreachError(f"`within` gives (type, num_rounds, clients_per_round) = {found}, expected {expected}.")
+    if lengths != expected:
+        raise BreachError(f"`within` gives (type, num_rounds, clients_per_round) = {lengths}, expected {expected}.")
 
 
 def nothing_that_comes_up_is_looked_at_unless_it_is_said(trial: StrategyTrial) -> None:
-    """`reads` is "sum" or "each"; with "sum" there are no single updates to look at."""
+    """`reads` is "sum" or "each"; with "sum" the strategy gets no single updates."""
     strategy = trial.strategy
     require(strategy.reads in ("sum", "each"), f"`reads` is {strategy.reads!r}, expected 'sum' or 'each'.")
     refused = strategy.reads == "each" and strategy.mean.only_sums

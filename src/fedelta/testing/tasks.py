@@ -1,4 +1,4 @@
-"""Contracts of tasks, tried on outputs that are drawn and on targets that the task reads from a column itself.
+"""Contracts of tasks, tried on random outputs and on targets that the task reads from a column.
 
 Shapes: R rows.
 """
@@ -28,7 +28,7 @@ from fedelta.testing.contract import (
 
 _NUM_ROWS = 12
 _CLASSES = [row % 3 for row in range(_NUM_ROWS)]
-# Columns that data sets have; a task reads one of these kinds at least.
+# Usual columns of data sets; a task has to read at least one of them.
 COLUMNS = {
     "class labels": TargetColumn("label", "training set", _CLASSES, ("a", "b", "c")),
     "texts": TargetColumn("label", "training set", ["abc"[number] for number in _CLASSES]),
@@ -41,17 +41,17 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class TaskTrial:
-    """A task and the data that it is tried on.
+    """A task and its test data.
 
     Args:
-        task: what is tried.
+        task: the task to test.
     """
 
     task: Task
 
     @cached_property
     def read(self) -> ReadTargets:
-        """The targets of the first kind of column that the task takes."""
+        """The targets from the first kind of column that the task accepts."""
         refused = {}
         for kind, column in COLUMNS.items():
             read = self.task.targets(column, None)
@@ -64,22 +64,22 @@ class TaskTrial:
 
     @cached_property
     def class_names(self) -> Sequence[str]:
-        """As the task has read them."""
+        """The class names, as read by the task."""
         return self.read.class_names
 
     @cached_property
     def targets(self) -> Tensor:
-        """[R, ...]."""
+        """The targets, [R, ...]."""
         return self.read.train.fetch(torch.arange(_NUM_ROWS))
 
     @cached_property
     def outputs(self) -> Tensor:
-        """[R, number of outputs], as a model gives them."""
+        """Random outputs of a model, [R, number of outputs]."""
         return torch.randn(_NUM_ROWS, self.task.num_outputs(self.class_names), generator=stream(0, "outputs"))
 
 
 def it_reads_a_column_of_a_kind_that_data_sets_have(trial: TaskTrial) -> None:
-    """As many targets as there are rows, which can be fetched and selected."""
+    """There is one target per row, and targets can be fetched and selected."""
     targets = trial.read.train
     require(len(targets) == _NUM_ROWS, f"Of {_NUM_ROWS} rows it reads {len(targets)} targets.")
     rows = torch.tensor([3, 0, 3])
@@ -92,7 +92,7 @@ def it_reads_a_column_of_a_kind_that_data_sets_have(trial: TaskTrial) -> None:
 
 
 def what_is_wrong_with_a_column_is_told_and_not_raised(trial: TaskTrial) -> None:
-    """Every kind of column, and one of gaps, ends in targets or in problems."""
+    """Every kind of column, including one of missing values, gives targets or problems."""
     gaps = TargetColumn("label", "training set", [None] * _NUM_ROWS)
     require(bool(trial.task.targets(gaps, None).problems), "A column without a single value has no problem.")
     for kind, column in COLUMNS.items():
@@ -101,17 +101,17 @@ def what_is_wrong_with_a_column_is_told_and_not_raised(trial: TaskTrial) -> None
 
 
 def the_number_of_outputs_is_at_least_one(trial: TaskTrial) -> None:
-    """Of the head that the model gets."""
+    """The head of the model has this number of outputs."""
     number = trial.task.num_outputs(trial.class_names)
     require(isinstance(number, int) and number >= 1, f"It is {number!r}.")
 
 
 def losses_are_one_finite_number_a_row(trial: TaskTrial) -> None:
-    """[R], with a gradient of the outputs."""
+    """Of shape [R], with a gradient."""
     outputs = trial.outputs.clone().requires_grad_()
     losses = trial.task.losses(outputs, trial.targets)
-    found = tuple(losses.shape)
-    require(found == (_NUM_ROWS,), f"For {_NUM_ROWS} rows they have the shape {found}, expected ({_NUM_ROWS},).")
+    shape = tuple(losses.shape)
+    require(shape == (_NUM_ROWS,), f"For {_NUM_ROWS} rows they have the shape {shape}, expected ({_NUM_ROWS},).")
     require(bool(losses.isfinite().all()), "A loss is not finite.")
     require(losses.requires_grad, "No gradient leads from them to the outputs.")
     (grads,) = torch.autograd.grad(losses.sum(), outputs)
@@ -119,7 +119,7 @@ def losses_are_one_finite_number_a_row(trial: TaskTrial) -> None:
 
 
 def the_loss_of_a_row_depends_on_that_row_alone(trial: TaskTrial) -> None:
-    """Rows of a batch are of many clients, and of padding."""
+    """The rows of a batch belong to several clients, or are padding."""
     losses = trial.task.losses(trial.outputs, trial.targets)
     for row in range(_NUM_ROWS):
         alone = trial.task.losses(trial.outputs[row : row + 1], trial.targets[row : row + 1])
@@ -140,20 +140,20 @@ def a_step_against_the_gradient_lowers_the_loss(trial: TaskTrial) -> None:
 
 
 def sums_of_batches_add_up_to_those_of_the_whole_set(trial: TaskTrial) -> None:
-    """So that measures do not depend on how rows are divided among batches, clients and sites."""
+    """Measures must not depend on how rows are divided among batches, clients and sites."""
     whole = trial.task.values(trial.task.sums(trial.outputs, trial.targets))
     for sizes in ([5, 4, 3], [1] * _NUM_ROWS, [1, 11]):
         sums = Sums()
         for outputs, targets in zip(trial.outputs.split(sizes), trial.targets.split(sizes), strict=True):
             sums += trial.task.sums(outputs, targets)
-        found = trial.task.values(sums)
+        measures = trial.task.values(sums)
         for name, value in whole.items():
-            same = math.isclose(found.get(name, math.nan), value, rel_tol=1e-5, abs_tol=1e-6)
-            require(same, f"In batches of {sizes} `{name}` is {found.get(name)}, of all rows at once {value}.")
+            same = math.isclose(measures.get(name, math.nan), value, rel_tol=1e-5, abs_tol=1e-6)
+            require(same, f"In batches of {sizes} `{name}` is {measures.get(name)}, of all rows at once {value}.")
 
 
 def measures_are_those_that_it_announces(trial: TaskTrial) -> None:
-    """The primary one first, the loss among them, all finite; the loss is the mean of `losses`."""
+    """The primary measure is first, the loss is included and is the mean of `losses`, and all values are finite."""
     task = trial.task
     values = task.values(task.sums(trial.outputs, trial.targets))
     require(
@@ -167,14 +167,12 @@ def measures_are_those_that_it_announces(trial: TaskTrial) -> None:
     require(not broken, f"{broken} are not finite.")
     require(not task.loss.higher_is_better, f"The loss {task.loss.name!r} is said to be better where it is higher.")
     mean = float(task.losses(trial.outputs, trial.targets).double().mean())
-    found = values.get(task.loss.name, math.nan)
-    require(
-        math.isclose(found, mean, rel_tol=1e-4, abs_tol=1e-6), f"`{task.loss.name}` is {found}, and `losses` {mean}."
-    )
+    loss = values.get(task.loss.name, math.nan)
+    require(math.isclose(loss, mean, rel_tol=1e-4, abs_tol=1e-6), f"`{task.loss.name}` is {loss}, and `losses` {mean}.")
 
 
 def details_hold_the_measures_of_an_evaluation(trial: TaskTrial) -> None:
-    """Of the whole set, and by client the number of its examples."""
+    """For the whole set; for each client they hold its number of examples."""
     batches = [
         Answered(rows, trial.outputs[rows], trial.targets[rows]) for rows in torch.arange(_NUM_ROWS).split([7, 5])
     ]
@@ -182,29 +180,31 @@ def details_hold_the_measures_of_an_evaluation(trial: TaskTrial) -> None:
     details = trial.task.details(iter(batches), trial.class_names, clients)
     values = trial.task.values(trial.task.sums(trial.outputs, trial.targets))
     for name, value in values.items():
-        found = details.measures.get(name, math.nan)
-        require(math.isclose(found, value, rel_tol=1e-4, abs_tol=1e-5), f"`{name}` is {found} there, expected {value}.")
+        detail = details.measures.get(name, math.nan)
+        same = math.isclose(detail, value, rel_tol=1e-4, abs_tol=1e-5)
+        require(same, f"`{name}` is {detail} there, expected {value}.")
     counts = {client: of_client.get("num_examples") for client, of_client in details.by_client.items()}
     require(counts == {0: 6, 1: 6}, f"By client the numbers of examples are {counts}, expected 6 each.")
 
 
 def divergences_are_zero_from_itself_and_positive_from_another(trial: TaskTrial) -> None:
-    """[R]; only the outputs get a gradient, not the teacher."""
+    """Of shape [R]; only the outputs get a gradient, not the teacher."""
     outputs, teacher = trial.outputs.clone().requires_grad_(), trial.outputs.flip(0).clone().requires_grad_()
-    same, other = (trial.task.divergences(outputs, each) for each in (trial.outputs, teacher))
-    same = same.detach()
-    shape = tuple(other.shape)
+    to_itself, to_teacher = (trial.task.divergences(outputs, reference) for reference in (trial.outputs, teacher))
+    to_itself = to_itself.detach()
+    shape = tuple(to_teacher.shape)
     require(shape == (_NUM_ROWS,), f"For {_NUM_ROWS} rows they have the shape {shape}, expected ({_NUM_ROWS},).")
-    require(float(same.abs().max()) < 1e-5, f"From equal outputs they are up to {float(same.abs().max()):.1e}.")
-    least = float(other.detach().min())
-    require(least > -1e-6 and float(other.detach().max()) > 0, f"From other outputs the least is {least:.1e}.")
-    towards, taught = torch.autograd.grad(other.sum(), (outputs, teacher), allow_unused=True)
+    largest = float(to_itself.abs().max())
+    require(largest < 1e-5, f"From equal outputs they are up to {largest:.1e}.")
+    least = float(to_teacher.detach().min())
+    require(least > -1e-6 and float(to_teacher.detach().max()) > 0, f"From other outputs the least is {least:.1e}.")
+    towards, taught = torch.autograd.grad(to_teacher.sum(), (outputs, teacher), allow_unused=True)
     require(towards is not None and bool(towards.any()), "No gradient leads to the outputs.")
     require(taught is None or not taught.any(), "The teacher gets a gradient; use `teacher.detach()`.")
 
 
 def there_is_an_answer_for_each_row(trial: TaskTrial) -> None:
-    """With its exit and its cells as text, and records as JSON holds them."""
+    """With its exit, cells as text, and records that JSON can hold."""
     answers = trial.task.answers(trial.outputs, trial.class_names, 2)
     require(len(answers) == _NUM_ROWS, f"For {_NUM_ROWS} rows there are {len(answers)} answers.")
     exits = {answer.exit for answer in answers}
@@ -218,7 +218,7 @@ def there_is_an_answer_for_each_row(trial: TaskTrial) -> None:
 
 
 def confidence_is_between_zero_and_one_or_refused(trial: TaskTrial) -> None:
-    """[R], or an `InputError` where outputs do not say."""
+    """Of shape [R], or an `InputError` if the task has no confidence."""
     try:
         confidence = trial.task.confidence(trial.outputs)
     except InputError:
@@ -230,7 +230,7 @@ def confidence_is_between_zero_and_one_or_refused(trial: TaskTrial) -> None:
 
 
 def equal_outputs_give_equal_bits(trial: TaskTrial) -> None:
-    """Inputs are not changed, and no global generator is asked."""
+    """Inputs are not changed, and no global generator is used."""
     outputs, targets = trial.outputs.clone(), trial.targets.clone()
     with no_global_draws():
         first, again = (trial.task.sums(trial.outputs, trial.targets) for _ in range(2))
@@ -241,7 +241,7 @@ def equal_outputs_give_equal_bits(trial: TaskTrial) -> None:
 
 
 def candidates_are_columns_that_there_are(trial: TaskTrial) -> None:
-    """For any table."""
+    """Whatever the columns of a table are."""
     tables: tuple[dict[str, str | None], ...] = (
         {"label": "classes", "text": "text"}, {"target": "float"}, {"image": None}, {},
     )  # fmt: skip
@@ -251,7 +251,7 @@ def candidates_are_columns_that_there_are(trial: TaskTrial) -> None:
 
 
 def there_is_a_kind_of_model_for_it(trial: TaskTrial) -> None:
-    """For images, texts or recordings; None for a modality that it knows nothing of."""
+    """For images, texts or recordings; None for an unknown modality."""
     loaders = [trial.task.loader(modality) for modality in ("image", "text", "audio")]
     require(any(loader is not None for loader in loaders), "`loader` gives None for images, texts and recordings.")
     require(trial.task.loader("no such modality") is None, "`loader` gives a model for a modality that does not exist.")

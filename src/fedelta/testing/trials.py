@@ -1,8 +1,8 @@
-"""What tuning methods are tried with: small models, engines, five clients, and a plain loop to compare with.
+"""Test objects for tuning methods: small models, engines, five clients, and a plain training loop as a reference.
 
-Clients are trained with SGD. With AdamW lanes and a plain loop may differ where a gradient is zero but for
-rounding, as that of every key bias is (adding a constant to all keys does not change a softmax): AdamW divides
-the rounding by its own size and makes a step of it.
+Clients are trained with SGD. AdamW would turn a gradient that is zero except for rounding, such as that of a key
+bias (a softmax does not change if a constant is added to all keys), into a full step, because it divides by the
+gradient's size.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from fedelta.tuning.base import TuningMethod
 from fedelta.tuning.lanes import Lanes
 
 NUM_LANES = 3
-# More clients than lanes, batches of 4 that do not come out even, a client with a single row.
+# More clients than lanes, ragged last batches, and a client with a single row.
 _SIZES = (5, 2, 9, 1, 4)
 _CLIENT = ClientSettings(local_epochs=2, batch_size=4, lr=0.05, optimizer=Sgd(momentum=0.9, weight_decay=0.01))
-CHANGED = 2  # the client whose data are exchanged
+CHANGED = 2  # the client with other rows if `changed` is set
 
 
 @dataclass(frozen=True)
 class Applied:
-    """A small model with the method in it.
+    """A small model with the method applied.
 
     Args:
         backbone: edited by the method.
         lanes: of its tuning modules.
-        spec: what `apply` returned.
+        spec: result of `apply`.
     """
 
     backbone: Backbone
@@ -53,10 +53,10 @@ class Applied:
 
 @dataclass(frozen=True)
 class TuningTrial:
-    """A tuning method on one small model; what several contracts need is computed once.
+    """A tuning method on one small model; results that several contracts need are computed once.
 
     Args:
-        method: what is tried.
+        method: the tuning method to test.
         family: a key of `SMALL_MODELS`.
     """
 
@@ -65,7 +65,7 @@ class TuningTrial:
 
     @cached_property
     def fits(self) -> bool:
-        """Whether the method takes the model, and does not refuse it."""
+        """Whether the method fits the model."""
         try:
             self.start  # noqa: B018  computed here
         except ModelError:
@@ -74,11 +74,11 @@ class TuningTrial:
 
     @cached_property
     def start(self) -> Applied:
-        """As `apply` leaves it; no contract changes it."""
+        """The model after `apply`; no contract changes it."""
         return self.applied()
 
     def applied(self, num_lanes: int = NUM_LANES, device: str = "cpu", seed: int = 0) -> Applied:
-        """A new model with the method in it, in as many lanes as it can have."""
+        """A new model with the method applied, with the maximum number of lanes."""
         backbone = small_model(self.family, device)
         lanes = Lanes(min(num_lanes, self.method.max_lanes or num_lanes))
         spec = self.method.apply(backbone, lanes, stream(seed, "tuning"))
@@ -86,35 +86,35 @@ class TuningTrial:
 
     @cached_property
     def data(self) -> Examples:
-        """24 rows."""
+        """24 training rows."""
         return small_data(self.family)
 
     @cached_property
     def model(self) -> Applied:
-        """The model in which clients train."""
+        """The model of `trainer`."""
         return self.applied()
 
     @cached_property
     def trainer(self) -> LaneEngine:
-        """The engine of that model, with as many lanes as the method can have."""
+        """The engine, with the maximum number of lanes."""
         return self.engine(self.model)
 
     @cached_property
     def deltas(self) -> dict[int, Params]:
-        """What the clients make of their jobs in the engine while it is new, by client."""
+        """Client id to its delta, from the new engine."""
         with no_global_draws():
             return self.trained(self.trainer)
 
     def trained(
         self, engine: LaneEngine, sizes: Sequence[int] = _SIZES, *, backward: bool = False, changed: bool = False
     ) -> dict[int, Params]:
-        """Client id to its delta.
+        """Client id to its delta after training in `engine`.
 
         Args:
             engine: of this trial.
             sizes: rows of each client.
-            backward: the last client enters a lane first.
-            changed: client 2 has other rows, as many.
+            backward: whether clients enter the lanes in reverse order.
+            changed: whether client 2 has other rows, of the same number.
         """
         values = values_of(self.start).items()
         anchor = {name: value.detach().reshape(-1, *self.start.spec.tensors[name].shape)[0] for name, value in values}
@@ -135,7 +135,7 @@ class TuningTrial:
 
 
 def _jobs(sizes: Sequence[int], anchor: Params, *, changed: bool = False) -> list[Job]:
-    """One job for each client; client i has the next `sizes[i]` rows."""
+    """One job per client; client i has the next `sizes[i]` rows."""
     rows = list(torch.arange(sum(sizes)).split(list(sizes)))
     if changed:
         rows[CHANGED] = torch.arange(24 - len(rows[CHANGED]), 24)
@@ -146,7 +146,7 @@ def _jobs(sizes: Sequence[int], anchor: Params, *, changed: bool = False) -> lis
 
 
 def trained_in_a_plain_loop(trial: TuningTrial) -> dict[int, Params]:
-    """One client after the other, with torch's optimizer on the parameters of a model with one lane."""
+    """Client id to its delta from a plain loop, with torch's optimizer on a model with one lane."""
     applied = trial.applied(num_lanes=1)
     start = copied(values_of(applied))
     return {job.client_id: _trained_alone(applied, start, job, trial.data) for job in _jobs(_SIZES, {})}
@@ -158,7 +158,7 @@ def _trained_alone(applied: Applied, start: Params, job: Job, data: Examples) ->
     moving = [parameter for parameter in parameters.values() if parameter.requires_grad]
     optimizer = torch.optim.SGD(moving, lr=_CLIENT.lr, momentum=0.9, weight_decay=0.01)
     for parameter in moving:
-        parameter.grad = torch.zeros_like(parameter)  # kept: what a loss does not reach decays all the same
+        parameter.grad = torch.zeros_like(parameter)  # kept, because tensors without a gradient decay too
     # Batches of 4: two epochs of n rows are 2 * ceil(n / 4) steps.
     for rows in batches(job.rows, 4, 2 * -(-len(job.rows) // 4), job.order):
         optimizer.zero_grad(set_to_none=False)
@@ -170,19 +170,19 @@ def _trained_alone(applied: Applied, start: Params, job: Job, data: Examples) ->
 
 
 def values_of(applied: Applied) -> Params:
-    """The parameters that the specification names, with their lanes."""
+    """The tuned parameters, with their lanes."""
     return {name: applied.backbone.module.get_parameter(name) for name in applied.spec}
 
 
 def drawn_values(applied: Applied) -> Params:
-    """The values of all tensors with noise added."""
+    """The values of all tuned tensors with noise added."""
     generator = stream(0, "noise")
     values = {name: value.detach() for name, value in values_of(applied).items()}
     return {name: value + 0.1 * torch.randn(value.shape, generator=generator) for name, value in values.items()}
 
 
 def put(applied: Applied, values: Params) -> None:
-    """Gives what is tuned these values."""
+    """Sets the tuned tensors to these values."""
     with torch.no_grad():
         for name, parameter in values_of(applied).items():
             parameter.copy_(values[name])

@@ -1,4 +1,4 @@
-"""Contracts of tuning methods, each tried on a small model that the method fits."""
+"""Contracts of tuning methods, tried on small models that the method fits."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from fedelta.testing.trials import (
     values_of,
 )
 
-_RTOL, _ATOL = 1e-4, 1e-6  # float32: about ten steps, each with sums in another order
+_RTOL, _ATOL = 1e-4, 1e-6  # float32: about ten steps, with sums in another order
 
 
 def apply_gives_a_specification_of_at_least_one_tensor(trial: TuningTrial) -> None:
-    """The value that `specification` makes."""
+    """A `ParamSpec`, as made by `specification`."""
     spec = trial.start.spec
     if not isinstance(spec, ParamSpec):
         raise BreachError(f"It gives {type(spec).__name__}; return what `specification` returns.")
@@ -36,7 +36,7 @@ def apply_gives_a_specification_of_at_least_one_tensor(trial: TuningTrial) -> No
 
 
 def every_tensor_of_the_specification_is_a_parameter_with_or_without_a_lane_axis(trial: TuningTrial) -> None:
-    """[lanes, *shape], or [*shape] with one lane in place."""
+    """Of shape [lanes, *shape], or [*shape] for the model's own tensors in one lane."""
     backbone, lanes, spec = trial.start.backbone, trial.start.lanes, trial.start.spec
     parameters = dict(backbone.module.named_parameters())
     for name, tensor in spec.tensors.items():
@@ -52,8 +52,8 @@ def every_tensor_of_the_specification_is_a_parameter_with_or_without_a_lane_axis
 
 
 def what_asks_for_a_gradient_is_what_the_specification_trains(trial: TuningTrial) -> None:
-    """Everything else is frozen."""
-    asking = {name for name, each in trial.start.backbone.module.named_parameters() if each.requires_grad}
+    """All other parameters are frozen."""
+    asking = {name for name, parameter in trial.start.backbone.module.named_parameters() if parameter.requires_grad}
     trained = {name for name, tensor in trial.start.spec.tensors.items() if tensor.trained}
     loose, frozen = sorted(asking - trained), sorted(trained - asking)
     require(not loose, f"{len(loose)} parameters are not frozen and not specified, first `{(loose or [''])[0]}`.")
@@ -61,7 +61,7 @@ def what_asks_for_a_gradient_is_what_the_specification_trains(trial: TuningTrial
 
 
 def names_come_in_the_order_of_the_model(trial: TuningTrial) -> None:
-    """Which is the order on the wire, and has to be the same everywhere."""
+    """It is the order on the wire, and has to be the same everywhere."""
     spec = trial.start.spec
     ordered = [name for name, _ in trial.start.backbone.module.named_parameters() if name in spec]
     require(list(spec) == ordered, f"They are {list(spec)}, expected {ordered}; `specification` sorts them.")
@@ -74,7 +74,7 @@ def a_group_is_named_after_the_layer_of_one_of_its_tensors(trial: TuningTrial) -
 
 
 def the_specification_does_not_depend_on_the_number_of_lanes(trial: TuningTrial) -> None:
-    """A site with one lane and a simulation with many speak of the same tensors."""
+    """A site with one lane and a simulation with many exchange the same tensors."""
     alone = trial.applied(num_lanes=1).spec
     require(alone.tensors == trial.start.spec.tensors, f"With one lane it is {_shown(alone)}.")
 
@@ -88,22 +88,22 @@ def a_model_without_memory_has_the_same_specification(trial: TuningTrial) -> Non
 
 
 def it_draws_from_the_generator_that_it_gets(trial: TuningTrial) -> None:
-    """Equal seeds give equal bits, and no global generator moves."""
+    """Equal seeds give equal bits, and no global generator is used."""
     with no_global_draws():
         again = trial.applied()
-    found, expected = (values_of(each) for each in (again, trial.start))
-    require_same_bits(found, expected, "Applied twice with the same generator, it starts with other values")
+    values, expected = (values_of(applied) for applied in (again, trial.start))
+    require_same_bits(values, expected, "Applied twice with the same generator, it starts with other values")
 
 
 def every_lane_starts_with_the_same_values(trial: TuningTrial) -> None:
-    """Clients start from the server's tensors, whatever lane they get."""
+    """Clients start from the server's tensors in any lane."""
     for name, value in values_of(trial.start).items():
         if value.shape != trial.start.spec.tensors[name].shape:
             require(bool((value == value[:1]).all()), f"The lanes of `{name}` start with different values.")
 
 
 def the_model_starts_with_the_answers_that_it_had(trial: TuningTrial) -> None:
-    """In every lane, where the method says `starts_as_base`."""
+    """In every lane, if the method has `starts_as_base`."""
     if not trial.method.starts_as_base:
         return
     inputs = small_inputs(trial.family, 2 * trial.start.lanes.num).tensors
@@ -114,12 +114,12 @@ def the_model_starts_with_the_answers_that_it_had(trial: TuningTrial) -> None:
 
 
 def clients_can_train_in_lanes_without_mixing(trial: TuningTrial) -> None:
-    """Outputs and gradients of each lane are those it gives alone; otherwise the engine trains client after client."""
+    """Otherwise the engine would train one client after the other."""
     require(not trial.trainer.notes, "; ".join(trial.trainer.notes))
 
 
 def lanes_give_what_a_plain_loop_gives_client_after_client(trial: TuningTrial) -> None:
-    """Torch's own SGD on a model with one lane is the measure."""
+    """The plain loop uses torch's SGD on a model with one lane."""
     plain = trained_in_a_plain_loop(trial)
     for client, delta in trial.deltas.items():
         for name, tensor in delta.items():
@@ -130,7 +130,7 @@ def lanes_give_what_a_plain_loop_gives_client_after_client(trial: TuningTrial) -
 
 
 def the_order_of_clients_does_not_matter(trial: TuningTrial) -> None:
-    """But for rounding: they share lanes with others."""
+    """Up to rounding, because they share lanes with other clients."""
     deltas, backward = trial.deltas, trial.trained(trial.trainer, backward=True)
     for client, delta in deltas.items():
         for name, tensor in delta.items():
@@ -139,7 +139,7 @@ def the_order_of_clients_does_not_matter(trial: TuningTrial) -> None:
 
 
 def a_used_engine_gives_the_same_bits_as_a_fresh_one(trial: TuningTrial) -> None:
-    """Nothing of an earlier round is left in the model."""
+    """Earlier rounds must leave nothing in the model."""
     expected = trial.deltas
     again = trial.trained(trial.trainer)
     for client, delta in expected.items():
@@ -147,7 +147,7 @@ def a_used_engine_gives_the_same_bits_as_a_fresh_one(trial: TuningTrial) -> None
 
 
 def the_data_of_one_client_leave_no_trace_in_another(trial: TuningTrial) -> None:
-    """All others get the same bits when one client has other data."""
+    """If one client has other data, all others get the same bits."""
     deltas = trial.deltas
     changed = trial.trained(trial.trainer, changed=True)
     for client, delta in deltas.items():
@@ -159,14 +159,14 @@ def the_data_of_one_client_leave_no_trace_in_another(trial: TuningTrial) -> None
 
 
 def training_changes_nothing_but_what_is_specified(trial: TuningTrial) -> None:
-    """Frozen parameters and buffers keep their bits."""
+    """Frozen parameters and buffers do not change."""
     trial.deltas  # noqa: B018  trained here
-    before, after = (_frozen(each) for each in (trial.start, trial.model))
+    before, after = (_frozen(applied) for applied in (trial.start, trial.model))
     require_same_bits(after, before, "Training changes what is not tuned")
 
 
 def in_half_precision_a_step_goes_nearly_the_same_way(trial: TuningTrial) -> None:
-    """One step of one client: its delta, seen as one vector, points where that in float32 points."""
+    """The delta of one step of one client has nearly the direction of that in float32."""
     steps = []
     for dtype in ("float32", "bfloat16"):
         client = ClientSettings(local_steps=1, batch_size=9, optimizer=Sgd(momentum=0.0))
@@ -180,7 +180,7 @@ def in_half_precision_a_step_goes_nearly_the_same_way(trial: TuningTrial) -> Non
 
 
 def the_merged_model_answers_as_lane_zero(trial: TuningTrial) -> None:
-    """And has its own names again exactly where the method says `merges`."""
+    """It has its original names again if, and only if, the method has `merges`."""
     applied, inputs = trial.applied(), small_inputs(trial.family, 4).tensors
     put(applied, drawn_values(applied))
     tuned = _answers(applied, inputs)
@@ -196,7 +196,7 @@ def the_merged_model_answers_as_lane_zero(trial: TuningTrial) -> None:
 
 
 def what_was_saved_gives_the_same_answers_when_it_is_loaded(trial: TuningTrial) -> None:
-    """Settings and tuned tensors are all that an adapter holds; whatever else was drawn must not matter."""
+    """An adapter holds only settings and tuned tensors, so no other random value may matter."""
     applied, inputs = trial.applied(num_lanes=1), small_inputs(trial.family, 4).tensors
     values = drawn_values(applied)
     put(applied, values)
@@ -207,7 +207,7 @@ def what_was_saved_gives_the_same_answers_when_it_is_loaded(trial: TuningTrial) 
     _require_close(_answers(again, inputs), _answers(applied, inputs), "The loaded model gives other answers")
 
 
-# In which nothing is trained, and in which clients are: most of the time goes into these.
+# Without and with training; training takes most of the time.
 UNTRAINED = (
     apply_gives_a_specification_of_at_least_one_tensor,
     every_tensor_of_the_specification_is_a_parameter_with_or_without_a_lane_axis,
@@ -235,20 +235,20 @@ CHECKS = (*UNTRAINED, *TRAINED)
 
 
 def it_fits_one_of_the_small_models(trials: Sequence[TuningTrial]) -> None:
-    """A method that refuses all of them is tried on none."""
+    """Otherwise no contract would be tried."""
     families = [trial.family for trial in trials]
     require(any(trial.fits for trial in trials), f"It refuses all of {families}; name a model that it is made for.")
 
 
 def _answers(applied: Applied, inputs: Mapping[str, Tensor]) -> Tensor:
-    """In lane 0."""
+    """The model's outputs in lane 0."""
     applied.lanes.active = 1
     with torch.no_grad():
         return applied.backbone.logits(dict(inputs))
 
 
 def _frozen(applied: Applied) -> Params:
-    """Not the state dictionary: there a module that blocks share has many names."""
+    """The frozen tensors by name; not from the state dictionary, in which a shared module has several names."""
     module = applied.backbone.module
     named = [*module.named_parameters(), *module.named_buffers()]
     return {name: tensor.detach() for name, tensor in named if name not in applied.spec}
@@ -262,9 +262,9 @@ def _shown(spec: ParamSpec) -> dict[str, tuple[int, ...]]:
     return {name: tensor.shape for name, tensor in spec.tensors.items()}
 
 
-def _require_close(found: Tensor, expected: Tensor, problem: str, *, rtol: float = _RTOL, atol: float = _ATOL) -> None:
-    if found.shape != expected.shape:
-        raise BreachError(f"{problem}: the shape is {tuple(found.shape)}, expected {tuple(expected.shape)}.")
-    if not torch.allclose(found, expected, rtol=rtol, atol=atol):
-        difference = float((found - expected).abs().max())
+def _require_close(values: Tensor, expected: Tensor, problem: str, *, rtol: float = _RTOL, atol: float = _ATOL) -> None:
+    if values.shape != expected.shape:
+        raise BreachError(f"{problem}: the shape is {tuple(values.shape)}, expected {tuple(expected.shape)}.")
+    if not torch.allclose(values, expected, rtol=rtol, atol=atol):
+        difference = float((values - expected).abs().max())
         raise BreachError(f"{problem}, by up to {difference:.1e} of {float(expected.abs().max()):.1e}.")

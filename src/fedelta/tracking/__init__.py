@@ -1,1 +1,1 @@
-"""Copies of a run's records in the tools that people compare runs with; nothing here contacts a network."""
+"""Copies the records of a run to experiment trackers; never contacts a network."""

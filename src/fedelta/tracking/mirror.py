@@ -51,7 +51,7 @@ class Mirror:
         if not self._trackers:
             return
         # Reading the whole file each time takes milliseconds, even for long runs.
-        timings = {timing["round"]: timing for timing in self._run.timings.readable()}  # some may be lost
+        timings = {timing["round"]: timing for timing in self._run.timings.readable()}  # some lines may be missing
         pairs = [(record, timings.get(record["round"], {})) for record in self._run.read_rounds()]
         for record, timing in pairs[self._rounds_done :]:
             values = round_values(record, timing, self._loss)
@@ -60,7 +60,7 @@ class Mirror:
         self._rounds_done = len(pairs)
 
     def finish(self, summary: Record) -> None:
-        """Logs the key figures and marks the run as finished."""
+        """Logs the key figures, and marks the run as finished."""
         numbers = {**summary, **summary.get("measures", {})}
         values = {f"summary/{key}": float(value) for key, value in numbers.items() if _is_number(value)}
         for name, tracker in list(self._trackers.items()):
@@ -68,13 +68,13 @@ class Mirror:
         self._trackers.clear()
 
     def close(self) -> None:
-        """Ends what `finish` has not."""
+        """Closes the trackers of an unfinished run."""
         for name, tracker in list(self._trackers.items()):
             self._guard(name, tracker.close)
         self._trackers.clear()
 
     def before(self, on_round: Callable[[RoundOutcome, Ledger], None] | None) -> Callable[[RoundOutcome, Ledger], None]:
-        """Updates the trackers after each round, and calls `on_round` then."""
+        """A callback that updates the trackers after each round, and then calls `on_round`."""
 
         def update(outcome: RoundOutcome, ledger: Ledger) -> None:
             self.update()
@@ -103,7 +103,7 @@ class Mirror:
 
 @contextmanager
 def mirrored(run: RunDirectory, config: Config) -> Iterator[Mirror]:
-    """A mirror that has all rounds so far; it is closed at the end, whatever happens."""
+    """Context manager with a mirror that has all rounds so far; always closes it."""
     mirror = Mirror(run, config)
     try:
         mirror.update()
@@ -135,7 +135,7 @@ def tracked_run(run: RunDirectory, config: Config) -> TrackedRun:
     """The description of a run for tools; the first call creates the id of the run."""
     folder = run.path.resolve() / _FOLDER
     directory = config.tracking.directory
-    # From its file: a run that is resumed has the same parameters then, whatever it started from.
+    # From its file, so that a resumed run has the same parameters.
     parameters = {key: value for key, value in read_table(run.config).items() if key != "tracking"}
     return TrackedRun(
         name=folder.parent.name,
@@ -147,7 +147,7 @@ def tracked_run(run: RunDirectory, config: Config) -> TrackedRun:
 
 
 def flatten(table: Mapping[str, object], prefix: str = "") -> dict[str, Parameter]:
-    """Nested values by their dotted keys; lists as JSON, and what is None left out.
+    """Nested values by dotted keys; lists become JSON, None is left out.
 
     >>> flatten({"seed": 7, "tuning": {"r": 8, "modules": ["q", "v"], "alpha": None}})
     {'seed': 7, 'tuning.r': 8, 'tuning.modules': '["q", "v"]'}
@@ -164,10 +164,10 @@ def flatten(table: Mapping[str, object], prefix: str = "") -> dict[str, Paramete
 
 
 def _identity(path: Path) -> str:
-    """The id in `path`, which is written when it is not there."""
+    """The id in the file `path`, which is created if it does not exist."""
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
-        # Not from the seed: two runs of one configuration are two runs. No result depends on it.
+        # Not from the seed, because two runs of one configuration need different ids. No result depends on it.
         write_atomic(path, secrets.token_hex(4))
     return path.read_text(encoding="ascii")
 

@@ -1,7 +1,7 @@
 """MLflow in a local SQLite file: `mlflow ui --backend-store-uri sqlite:///RUN/tracking/mlflow/mlflow.db`.
 
-MLflow 3 refuses to write its older store of plain files. Metrics can only be added there, so rounds that are in the
-store already are passed over.
+MLflow 3 no longer writes its older store of plain files. Metrics cannot be replaced, so rounds that are already in the
+store are skipped.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _TAG = "fedelta.id"
-_MAX_PARAMETERS = 100  # that one request may hold; from here on, MLflow's own limits
+_MAX_PARAMETERS = 100  # MLflow's limits for one request
 _MAX_VALUE_LENGTH = 6000
 _SUMMARY = "summary/"
 
 
 @dataclass(frozen=True)
 class Mlflow:
-    """A run in a store.
+    """A run in an MLflow store.
 
     Args:
         client: of the store.
-        run_id: MLflow's.
-        rounds: that are in the store; grows.
+        run_id: MLflow's id of the run.
+        rounds: the rounds in the store; changed.
     """
 
     client: MlflowClient
@@ -66,12 +66,12 @@ class Mlflow:
 
 
 def open_mlflow(run: TrackedRun) -> Mlflow:
-    """The run in `mlflow/mlflow.db`, found again by its id or made with its parameters."""
-    # Read when mlflow is imported: it reports its use to its makers otherwise.
+    """Opens the run with this id in `mlflow/mlflow.db`, or creates it with its parameters."""
+    # Switches telemetry off; read when mlflow is imported.
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     from mlflow import MlflowClient
 
-    # It tells about the tables that it makes, in the middle of a progress bar.
+    # Its messages about new tables would break the progress bar.
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     directory = run.directory / "mlflow"
     directory.mkdir(parents=True, exist_ok=True)
@@ -81,12 +81,12 @@ def open_mlflow(run: TrackedRun) -> Mlflow:
     with in_turn(lock):
         client = MlflowClient(tracking_uri=f"sqlite:///{directory / 'mlflow.db'}")
         experiment = experiment_id(client, run.project, directory / "artifacts")
-    found = client.search_runs([experiment], f"tags.`{_TAG}` = '{run.id}'")
-    if not found:
+    stored_runs = client.search_runs([experiment], f"tags.`{_TAG}` = '{run.id}'")
+    if not stored_runs:
         run_id = client.create_run(experiment, run_name=run.name, tags={_TAG: run.id}).info.run_id
         _log_parameters(client, run_id, run.parameters)
         return Mlflow(client, run_id, set())
-    [data] = found
+    [data] = stored_runs
     client.update_run(data.info.run_id, status="RUNNING")
     keys = [key for key in data.data.metrics if not key.startswith(_SUMMARY)]
     rounds = {metric.step for key in keys for metric in client.get_metric_history(data.info.run_id, key)}
@@ -94,7 +94,7 @@ def open_mlflow(run: TrackedRun) -> Mlflow:
 
 
 def experiment_id(client: MlflowClient, name: str, artifacts: Path) -> str:
-    """The experiment of this name, found or made; another process may make it at the same time."""
+    """The id of the experiment `name`, which is created if needed; other processes may do so at the same time."""
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
@@ -112,7 +112,7 @@ def experiment_id(client: MlflowClient, name: str, artifacts: Path) -> str:
 def _log_parameters(client: MlflowClient, run_id: str, parameters: Mapping[str, Parameter]) -> None:
     from mlflow.entities import Param
 
-    # MLflow's keys have fewer characters than the names of layers.
+    # Names of layers may contain characters that MLflow does not allow in keys.
     rows = [
         Param(re.sub(r"[^\w\-. /:]", "_", key), str(value)[:_MAX_VALUE_LENGTH]) for key, value in parameters.items()
     ]

@@ -1,4 +1,4 @@
-"""The tools: what each needs and how a run is opened in it."""
+"""The supported trackers: their packages, and the functions that open a run."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from fedelta.tracking.wandb import open_wandb
 
 @dataclass(frozen=True)
 class Tool:
-    """A tool.
+    """A supported tracker.
 
     Args:
         open: starts or continues a run.
-        modules: that have to be there, to the distribution of each.
+        modules: module to the distribution that has to be installed for it.
     """
 
     open: Callable[[TrackedRun], Tracker]
@@ -35,10 +35,10 @@ TOOLS = {
 
 
 def require(tracking: Tracking) -> None:
-    """Checks that the tools are installed, without importing them.
+    """Raises if a tool is not installed; imports none of them.
 
     Raises:
-        ConfigError: one or more are not; with the command that installs them.
+        ConfigError: tools are missing; gives the command that installs them.
     """
     missing = {
         tool: {module: where for module, where in TOOLS[tool].modules.items() if find_spec(module) is None}

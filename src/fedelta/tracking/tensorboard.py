@@ -1,6 +1,6 @@
 """TensorBoard event files: `tensorboard --logdir RUN`.
 
-A resumed run writes its file anew from the first round: a kill may have lost what was not flushed.
+A resumed run writes its file again from the first round, because a kill may have lost unflushed rounds.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TensorBoard:
-    """A run as one directory of event files.
+    """A run as a directory of event files.
 
     Args:
-        writer: of that directory.
-        parameters: of the run, for the table of runs that a finished one enters.
+        writer: of the directory.
+        parameters: of the run, for TensorBoard's table of finished runs.
     """
 
     writer: SummaryWriter
@@ -35,7 +35,7 @@ class TensorBoard:
 
     def finish(self, summary: Mapping[str, float]) -> None:
         """See `Tracker.finish`."""
-        # "." keeps it one run; by default the figures become a second run below it.
+        # "." adds the figures to this run; by default they become a second run below it.
         self.writer.add_hparams(dict(self.parameters), dict(summary), run_name=".")
         self.writer.close()
 
@@ -45,7 +45,7 @@ class TensorBoard:
 
 
 def open_tensorboard(run: TrackedRun) -> TensorBoard:
-    """The run in `tensorboard/NAME-ID`, empty but for its parameters."""
+    """Opens the run in `tensorboard/NAME-ID`, which then has only its parameters."""
     from torch.utils.tensorboard import SummaryWriter
 
     directory = run.directory / "tensorboard" / f"{run.name}-{run.id}"

@@ -1,6 +1,6 @@
 """Weights & Biases, offline; `wandb sync RUN/tracking/wandb/offline-run-*` uploads a run.
 
-An offline run cannot be continued, so a resumed run is written anew from the first round, under the same id.
+An offline run cannot be continued, so a resumed run is written again from the first round, under the same id.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Wandb:
     """An offline run.
 
     Args:
-        run: as `wandb.init` gives it.
+        run: result of `wandb.init`.
     """
 
     run: Run
@@ -42,16 +42,16 @@ class Wandb:
 
 
 def open_wandb(run: TrackedRun) -> Wandb:
-    """The run in `wandb/offline-run-TIME-ID`, empty but for its parameters."""
-    # Read when wandb starts: it reports its own errors to its makers otherwise, offline or not.
+    """Opens the run in `wandb/offline-run-TIME-ID`, which then has only its parameters."""
+    # Switches error reports off; read when wandb starts, even offline.
     os.environ["WANDB_ERROR_REPORTING"] = "false"
     import wandb
 
-    run.directory.mkdir(parents=True, exist_ok=True)  # wandb takes a temporary directory when this one is missing
+    run.directory.mkdir(parents=True, exist_ok=True)  # wandb uses a temporary directory if this one is missing
     for earlier in (run.directory / "wandb").glob(f"offline-run-*-{run.id}"):
         shutil.rmtree(earlier)
     settings = wandb.Settings(
-        console="off",  # the terminal is not its business, nor are code and machine
+        console="off",  # no copy of the terminal's output, code or machine data
         silent=True,
         disable_code=True,
         disable_git=True,

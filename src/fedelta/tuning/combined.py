@@ -1,8 +1,8 @@
-"""Several tuning methods at once: `tuning.name = "lora+bias"`, or a list of tables.
+"""Combines several tuning methods: `tuning.name = "lora+bias"`, or a list of tables.
 
-Each method puts its modules in as if it were alone and finds its layers through those of the others. They go in from
-the outside to the inside (blocks, then MLPs, then single layers, then biases), so that a tensor keeps its name when the
-next method comes; `merge` goes the other way.
+Each method edits the model as if it were alone, and finds its layers inside the wrappers of the others. Methods are
+applied from the outside to the inside (blocks, then MLPs, then single layers, then biases), so that later ones do not
+rename the tensors of earlier ones; `merge` goes in the opposite order.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from fedelta.tuning.lanes import Lanes
 
 
 class Combined(Settings):
-    """Trains what each of its methods trains.
+    """Trains everything that its methods train.
 
     Args:
-        methods: two or more different ones, in any order; `full` leaves nothing to combine with.
+        methods: two or more different methods, in any order; not `full`, which trains everything already.
     """
 
-    max_lanes: ClassVar[int | None] = None  # only `full` has a bound
+    max_lanes: ClassVar[int | None] = None  # only `full` has a limit
     name: Literal["combined"] = "combined"  # dumped as the names of its methods, "lora+bias"; `expand` reads it back
     methods: Annotated[tuple[Annotated[TuningMethod, Chosen(TUNING_METHODS)], ...], Field(strict=False)]
 
@@ -58,12 +58,12 @@ class Combined(Settings):
 
     @property
     def merges(self) -> bool:
-        """Whether all of them do."""
+        """Whether this holds for all its methods."""
         return all(method.merges for method in self.methods)
 
     @property
     def starts_as_base(self) -> bool:
-        """Whether all of them do."""
+        """Whether this holds for all its methods."""
         return all(method.starts_as_base for method in self.methods)
 
     def apply(self, backbone: Backbone, lanes: Lanes, generator: Generator) -> ParamSpec:
@@ -71,7 +71,7 @@ class Combined(Settings):
         tensors: dict[str, TensorSpec] = {}
         seed = generator.initial_seed()
         for method in self.methods:
-            # A stream each, so that a method starts with the same bits whatever it is combined with.
+            # One stream per method, so that it starts with the same bits in any combination.
             tensors |= method.apply(backbone, lanes, stream(seed, method.name)).tensors
         return specification(backbone, tensors)
 
@@ -82,16 +82,16 @@ class Combined(Settings):
 
 
 def expand(section: Any) -> Any:
-    """A section `[tuning]` in short form as `Combined` has it; another stays as it is. Any: not checked yet.
+    """A section `[tuning]` with its short form expanded to the fields of `Combined`; Any: unchecked values.
 
-    Short forms: `name = "a+b"`, a list of names or of tables. A field beside the name goes to every method that has it;
-    one that none has goes to the first, which refuses it.
+    Short forms are `name = "a+b"`, a list of names, and a list of tables. A field beside the name goes to every method
+    that has it; an unknown field goes to the first method, which refuses it.
 
     >>> expand({"name": "lora+bias", "r": 4})
     {'name': 'combined', 'methods': [{'name': 'lora', 'r': 4}, {'name': 'bias'}]}
     """
     if isinstance(section, list):
-        tables = [{"name": each} if isinstance(each, str) else each for each in section]
+        tables = [{"name": item} if isinstance(item, str) else item for item in section]
         return tables[0] if len(tables) == 1 else {"name": "combined", "methods": tables}
     if not isinstance(section, dict):
         return section
@@ -99,17 +99,17 @@ def expand(section: Any) -> Any:
     names = list(map(str, name)) if isinstance(name, list) else [part.strip() for part in str(name).split("+")]
     if len(names) < 2:
         return section
-    tables = section.get("methods") or [{"name": each} for each in names]
+    tables = section.get("methods") or [{"name": item} for item in names]
     fields = {key: value for key, value in section.items() if key not in ("name", "methods")}
     unknown = fields.keys() - fields_of(names)
     methods = []
     for index, table in enumerate(tables):
-        own = fields_of([table.get("name", "")]) | (unknown if index == 0 else set())
-        methods.append(table | {key: value for key, value in fields.items() if key in own})
+        names_of_fields = fields_of([table.get("name", "")]) | (unknown if index == 0 else set())
+        methods.append(table | {key: value for key, value in fields.items() if key in names_of_fields})
     return {"name": "combined", "methods": methods}
 
 
 def fields_of(names: Iterable[str]) -> set[str]:
-    """Fields of the methods that are called so; nothing for an unknown name."""
+    """The fields of the methods with these names; none for an unknown name."""
     methods = (TUNING_METHODS.get(name) for name in names)
     return {field for method in methods if method is not None for field in method.model_fields}

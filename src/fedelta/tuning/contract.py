@@ -1,4 +1,4 @@
-"""What is made sure of a tuning method when it is applied, so that a plug-in's mistake is named where it is made."""
+"""Checks the result of a tuning method's `apply`, so that errors name a plug-in."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _HINT = "end `apply` with `return specification(backbone, tensors)`, by the path
 
 
 def applied(method: TuningMethod, backbone: Backbone, lanes: Lanes, generator: Generator) -> ParamSpec:
-    """`method.apply`, and proof that its result describes tensors of the edited model.
+    """The result of `method.apply`, checked to describe tensors of the edited model.
 
     Raises:
         ModelError: the method does not fit the model.
-        PluginError: what it returns is no specification of the model's tensors.
+        PluginError: the result is not a specification of the model's tensors.
     """
     spec: object = method.apply(backbone, lanes, generator)
     if not isinstance(spec, ParamSpec):
