@@ -12,7 +12,7 @@ from pandas import DataFrame
 from fedelta.comparison.tables import Field, to_csv
 from fedelta.inference.card import render
 from fedelta.modalities.settings import Preparation
-from fedelta.record.neutral import cell, code, line, markdown, yaml
+from fedelta.record.neutral import cell, code, latex, line, markdown, yaml
 
 FORMULAS = (
     "=1+1",
@@ -92,3 +92,7 @@ def test_a_model_card_renders_no_name_of_a_class_a_model_or_a_client():
         assert tag not in prose
     assert "\n## title" not in body
     assert r"x\|y" in prose
+
+
+def test_no_character_that_pdflatex_lacks_comes_of_greek_or_of_what_cannot_be_printed():
+    assert latex("\u03b1 = 0.1, \u03bb\x1b") == r"$\alpha$ = 0.1, $\lambda$?"

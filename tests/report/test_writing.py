@@ -169,6 +169,11 @@ def test_an_unfinished_run_is_reported_as_far_as_it_came(tmp_path, num_finished)
     assert ("No round is finished yet." in text) is (num_finished == 0)
 
 
+def test_a_run_of_one_round_is_one_round_long(tmp_path):
+    run = make_run(tmp_path / "short", dataclasses.replace(SMALL, num_rounds=1, num_finished=1))
+    assert "1 round, 2 of 6 clients a round" in page_of(run.path).text
+
+
 def test_a_killed_run_without_model_and_partition_files_is_reported(tmp_path):
     run = make_run(tmp_path / "going", dataclasses.replace(SMALL, num_finished=2))
     (run.path / "model.json").unlink()

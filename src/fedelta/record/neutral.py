@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from unicodedata import name
 
 # A spreadsheet takes a text that begins with one of these for a formula; the wide forms only in some languages.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
@@ -14,6 +15,8 @@ _LINK = re.compile(r"(?<=[A-Za-z])(:)(?=//)|(?<=www)(\.)|(@)", re.IGNORECASE)
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\u200e\u200f\u061c\u202a-\u202e\u2066-\u2069]")
 _IN_PARAGRAPHS = re.compile(rf"(?![\n\t]){_UNPRINTABLE.pattern}")
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+# pdfLaTeX sets Greek in formulas only, and has no command for omicron and final sigma.
+_GREEK = [chr(code) for code in range(0x3B1, 0x3CA) if code not in (0x3BF, 0x3C2)]
 # After a line break, LaTeX takes `[` and `*` for arguments of the break.
 _LATEX = str.maketrans(
     {character: f"\\{character}" for character in "&%$#_{}"}
@@ -21,7 +24,8 @@ _LATEX = str.maketrans(
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''", "`": r"\textasciigrave{}"}
     | {"\N{EN DASH}": "--", "\N{PLUS-MINUS SIGN}": r"$\pm$", "\N{MULTIPLICATION SIGN}": r"$\times$"}
-    | {"\N{NARROW NO-BREAK SPACE}": r"\,", "\N{HORIZONTAL ELLIPSIS}": r"\dots{}"}
+    | {"\N{NARROW NO-BREAK SPACE}": r"\,", "\N{HORIZONTAL ELLIPSIS}": r"\dots{}", _REPLACEMENT: "?"}
+    | {letter: f"$\\{name(letter).split()[-1].lower().replace('lamda', 'lambda')}$" for letter in _GREEK}
 )
 
 

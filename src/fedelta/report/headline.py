@@ -100,7 +100,8 @@ def _progress(run: History) -> str:
     num_clients = len(run.partition.counts) if run.partition else None
     of_all = f" of {count(num_clients)}" if num_clients else ""
     clients = "client" if (num_clients or cohort_size) == 1 else "clients"
-    rounds = f"{len(run.rounds)} rounds, " if run.finished else ""
+    num_rounds = "1 round" if len(run.rounds) == 1 else f"{len(run.rounds)} rounds"
+    rounds = f"{num_rounds}, " if run.finished else ""
     return f"{rounds}{cohort_size}{of_all} {clients} a round, begun {_date(run)}"
 
 
