@@ -113,7 +113,7 @@ def test_an_axis_with_the_name_of_another_column_of_the_tables_is_refused(tmp_pa
     with pytest.raises(ConfigError, match="1 problem") as error:
         plan_of(tmp_path, {name: choices}, '{key = "client.lr", values = [0.1]}')
     assert error.value.problems == (
-        f"axis `{name}` has the name of another column of the tables; call it something else",
+        f"axis `{name}` has the name of another column of the tables; rename it",
     )
 
 
