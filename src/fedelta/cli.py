@@ -72,6 +72,10 @@ def main() -> None:
         _fail(error, 1)
     except OSError as error:
         _fail(FedeltaError(f"{error.strerror or error}: {error.filename or 'while writing'}"), 1)
+    except SystemExit as error:  # how every command ends, and a plug-in may not end one
+        if "fedelta.plugins" in sys.modules:
+            _fail_if_a_plugin_ended_it(error)
+        raise
     except Exception as error:  # noqa: BLE001 raised again unless a plug-in made it
         _fail(_blamed(error), 2)
 
@@ -311,9 +315,9 @@ def check(config: ConfigPath, overrides: Overrides = None, plugin: Plugins = Non
         raise InputError(f"{error.strerror or error}: {error.filename or config}") from error
     # Any error: a run would end with it too, only later.
     except Exception as error:
-        from fedelta.plugins import blame
+        from fedelta.plugins import suspect
 
-        if (blamed := blame(error)) is not None:
+        if (blamed := suspect(error)) is not None:
             raise blamed from error
         raise InputError(
             f"a run would fail with {type(error).__name__}: {error}",
@@ -360,12 +364,20 @@ def _conclude(result: Result, primary: Measure, quiet: bool) -> None:
 
 def _blamed(error: Exception) -> PluginError:
     """The error that names the plug-in at fault; any other error is raised again with its traceback."""
-    from fedelta.plugins import blame
+    from fedelta.plugins import suspect
 
-    blamed = blame(error)
+    blamed = suspect(error)
     if blamed is None:
         raise error
     return blamed
+
+
+def _fail_if_a_plugin_ended_it(error: SystemExit) -> None:
+    from fedelta.plugins import blame
+
+    blamed = blame(error)
+    if blamed is not None:
+        _fail(blamed, 2)
 
 
 @contextmanager

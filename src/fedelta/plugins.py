@@ -7,6 +7,8 @@ given again to read the run, because code that a run directory names is never ex
 
 from __future__ import annotations
 
+import sys
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +20,7 @@ from fedelta.settings.loading import load_file, take_in
 from fedelta.settings.registry import Provider, Registry
 
 Plugin = TypeVar("Plugin", bound=type[Any])
+T = TypeVar("T")
 Record = dict[str, Any]  # Any: JSON values, as in record/files.py
 
 
@@ -129,19 +132,69 @@ def changed_plugins(records: object) -> list[str]:
 
 def blame(error: BaseException) -> PluginError | None:
     """The error that names the plug-in in whose code `error` arose; None if it did not arise in a plug-in."""
-    files = {provider.file: provider for provider in loaded_files()}
+    labels = _sources()
     frames, trace = [], error.__traceback__
     while trace is not None:
         frames.append((trace.tb_frame.f_code.co_filename, trace.tb_frame.f_code.co_name, trace.tb_lineno))
         trace = trace.tb_next
-    inside = [frame for frame in frames if frame[0] in files]
+    inside = [frame for frame in frames if frame[0] in labels]
     if isinstance(error, FedeltaError) or not inside:
         return None
     file, function, line = inside[-1]
     return PluginError(
-        f"plug-in {files[file].label!r} failed in `{function}`, line {line}: {type(error).__name__}: {text_of(error)}",
+        f"plug-in {labels[file]!r} failed in `{function}`, line {line}: {type(error).__name__}: {text_of(error)}",
         hint="the error is most likely in that file.",
     )
+
+
+def suspect(error: BaseException, used: Iterable[Provider] | None = None) -> PluginError | None:
+    """The error to show for one that nothing explains, such as that of a wrong value which a plug-in returned earlier.
+
+    Args:
+        error: what was raised.
+        used: the plug-ins in use; None for all that are known.
+
+    Returns:
+        None without plug-ins: then the mistake is the package's, and its traceback is what counts.
+    """
+    if (blamed := blame(error)) is not None:
+        return blamed
+    labels = " and ".join(repr(provider.label) for provider in (_providers() if used is None else used))
+    if isinstance(error, FedeltaError) or not labels:
+        return None
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" in `{frames[-1].name}` of {Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
+    return PluginError(
+        f"a plug-in may have returned something wrong: {type(error).__name__}: {text_of(error)}{where}, with plug-in "
+        f"{labels} in use.",
+        hint="`fedelta.testing.check` with the file tells what it breaks; if it breaks nothing, please report this.",
+    )
+
+
+def returned(method: object, function: str, value: object, expected: type[T]) -> T:
+    """`value`, which `function` of `method` returned.
+
+    Raises:
+        PluginError: it is no `expected`.
+    """
+    if not isinstance(value, expected):
+        raise wrong_result(method, function, type(value).__name__, f"a `{expected.__name__}`")
+    return value
+
+
+def wrong_result(method: object, function: str, result: str, expected: str) -> PluginError:
+    """The error for a `function` of `method` that returned `result`, in words, and not what its protocol promises."""
+    return PluginError(
+        f"{called(method)}: `{function}` returned {result}, expected {expected}.",
+        hint="docs/plugins.md names the protocol, which says what each function returns.",
+    )
+
+
+def _sources() -> dict[str, str]:
+    """The file of each plug-in class that is known, to the label of its provider."""
+    added = [entry for registry in ALL for entry in registry.added.values()]
+    modules = ((sys.modules.get(plugin.__module__), provider) for plugin, provider in added)
+    return {str(getattr(module, "__file__", None)): provider.label for module, provider in modules}
 
 
 def _providers() -> list[Provider]:

@@ -21,14 +21,19 @@ from fedelta.codecs.cast import Cast
 from fedelta.config import parse_config, read_table
 from fedelta.data.division import divide
 from fedelta.data.partition import Iid
-from fedelta.errors import PluginError
+from fedelta.engine.optimizers import Constant
+from fedelta.engine.work import ClientSettings
+from fedelta.errors import FedeltaError, PluginError
 from fedelta.federation.base import Standing
+from fedelta.federation.contract import started
 from fedelta.federation.rounds import federate
 from fedelta.params import Params, ParamSpec, TensorSpec
+from fedelta.plugins import blame, suspect
 from fedelta.strategies.base import CombinedUpdates, RoundPlan, State
 from fedelta.strategies.fedavg import FedAvg
+from fedelta.tasks.base import Sums
 from fedelta.tasks.classification import Classification
-from fedelta.tasks.contract import losses_of
+from fedelta.tasks.contract import answers_of, losses_of, sums_of, targets_of, values_of
 from fedelta.tuning.contract import applied
 from fedelta.tuning.head import Head
 from fedelta.tuning.lanes import Lanes
@@ -208,6 +213,89 @@ def test_losses_of_another_shape_are_named(how: str, problem: str):
         losses_of(Loss(how=how), outputs, torch.tensor([0, 1, 0]))
 
 
+class Mute(Classification):
+    """Classification whose functions return what they are told."""
+
+    name: Literal["mute"] = "mute"
+    result: Any = None
+
+    def targets(self, train: Any, test: Any) -> Any:
+        return self.result
+
+    def sums(self, outputs: Tensor, targets: Tensor) -> Any:
+        return self.result
+
+    def values(self, sums: Sums) -> Any:
+        return self.result
+
+    def answers(self, outputs: Tensor, class_names: Sequence[str], exit: int | None) -> Any:
+        return self.result
+
+
+@pytest.mark.parametrize(
+    ("result", "call", "problem"),
+    [
+        (None, lambda task: targets_of(task, None, None), "`targets` returned NoneType, expected a `ReadTargets`"),
+        (
+            1.0,
+            lambda task: sums_of(task, torch.zeros(2, 2), torch.zeros(2)),
+            "`sums` returned float, expected a `Sums`",
+        ),
+        (None, lambda task: values_of(task, Sums()), "`values` returned None, expected numbers by name"),
+        ({"accuracy": 1.0}, lambda task: values_of(task, Sums()), "`accuracy` and `loss_nats` among them"),
+        ({"accuracy": "1", "loss_nats": 1.0}, lambda task: values_of(task, Sums()), "expected numbers by name"),
+        (
+            {"accuracy": 1.0, "loss_nats": 1.0, "luck": 1.0},
+            lambda task: values_of(task, Sums()),
+            "returned a measure 'luck', expected those in `measured`",
+        ),
+        (None, lambda task: answers_of(task, torch.zeros(2, 2), (), None), "`answers` returned NoneType"),
+        ([1], lambda task: answers_of(task, torch.zeros(2, 2), (), None), "returned 1 answers, expected a list"),
+    ],
+)
+def test_a_result_of_a_task_that_breaks_its_protocol_is_named(result: Any, call: Any, problem: str):
+    fedelta.register(Mute)
+    with pytest.raises(PluginError) as caught:
+        call(Mute(result=result))
+    assert caught.value.message.startswith("task 'mute' of plug-in ")
+    assert problem in caught.value.message
+
+
+class Wild(Constant):
+    """A schedule without numbers."""
+
+    name: Literal["wild"] = "wild"  # type: ignore[assignment]
+    value: Any = None
+
+    def factor(self, round: int, num_rounds: int) -> float:
+        return self.value  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("value", [None, "1", float("nan")])
+def test_a_factor_that_is_no_number_is_named(value: object):
+    fedelta.register(Wild)
+    client = ClientSettings(schedule=Wild.model_construct(value=value))
+    with pytest.raises(PluginError, match=r"schedule 'wild' of plug-in .*: `factor` returned .*, expected a finite"):
+        client.lr_in(1, 2)
+
+
+class Stateful(FedAvg):
+    """FedAvg with a state that is none."""
+
+    name: Literal["stateful"] = "stateful"  # type: ignore[assignment]
+    state: Any = None
+
+    def init(self, params: Params, spec: ParamSpec) -> State:
+        return self.state  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("state", "problem"), [(None, "NoneType"), ({"step": 1.0}, "float as 'step'")])
+def test_a_first_state_that_is_none_is_named(state: object, problem: str):
+    fedelta.register(Stateful)
+    with pytest.raises(PluginError, match=f"strategy 'stateful' of plug-in .*: `init` returned {problem}, expected"):
+        started(Stateful(state=state), {}, ParamSpec({}))
+
+
 class Texts(Cast):
     """A codec that writes and reads something else."""
 
@@ -252,6 +340,46 @@ def test_a_partitioner_that_makes_no_division_is_named(rows: dict[int, list[int]
         divide(Uneven(num_clients=1, rows=rows), torch.zeros(4, dtype=torch.int64), None, seed=0)
 
 
+class Listing(Iid):
+    """A partitioner that changes the labels and returns a list."""
+
+    name: Literal["listing"] = "listing"  # type: ignore[assignment]
+
+    def divide(self, labels: Tensor, client_ids: Any, seed: int) -> Any:
+        labels.zero_()
+        return list(torch.arange(len(labels)).tensor_split(self.num_clients))
+
+
+def test_a_partitioner_that_returns_a_list_is_named_and_cannot_change_the_labels():
+    fedelta.register(Listing)
+    labels = torch.tensor([1, 2])
+    with pytest.raises(PluginError, match="made no division: it is list, expected a dictionary"):
+        divide(Listing(num_clients=2), labels, None, seed=0)
+    assert labels.tolist() == [1, 2]
+
+
+def test_a_mistake_in_a_registered_class_is_blamed_on_it():
+    fedelta.register(Stateful)
+    blamed = None
+    try:
+        _ = {}[Stateful().name]
+    except KeyError as error:
+        blamed = blame(error)
+    assert blamed is not None
+    assert blamed.message.startswith(f"plug-in '{__name__}.Stateful' failed in `test_a_mistake_in_a_registered_")
+
+
+def test_an_error_that_nothing_explains_names_the_plugins_in_use():
+    error = AttributeError("'NoneType' object has no attribute 'add'")
+    assert suspect(error) is None  # without plug-ins the traceback is what counts
+    fedelta.load_plugin(STRANGER)
+    suspected = suspect(error)
+    assert suspected is not None
+    assert "AttributeError: 'NoneType' object has no attribute 'add'" in suspected.message
+    assert "with plug-in 'stranger.py' in use" in suspected.message
+    assert suspect(FedeltaError("known")) is None
+
+
 def test_a_mistake_in_the_code_of_a_plugin_is_an_error_with_its_line(fedelta: Any, tmp_path: Path):
     (tmp_path / "small.toml").write_text(SMALL)
     step = 'float(state["factor"])'
@@ -267,3 +395,14 @@ def test_a_mistake_in_the_code_of_a_plugin_is_an_error_with_its_line(fedelta: An
         assert code == 2
         assert f"error: plug-in 'mine.py' failed in `update`, line {line}: KeyError: 'faktor'" in err
         assert "Traceback" not in err
+
+
+def test_a_plugin_cannot_end_a_command(fedelta: Any, tmp_path: Path):
+    (tmp_path / "small.toml").write_text(SMALL)
+    content = STRANGER.read_text().replace('"""A step by the factor, which shrinks."""', "raise SystemExit(0)")
+    (tmp_path / "mine.py").write_text(content)
+    given = ("--plugin", tmp_path / "mine.py", "--set", "strategy.name=damped")
+    code, out, err = fedelta("run", tmp_path / "small.toml", "--out", tmp_path / "run", "--quiet", *given)
+    assert (code, out) == (2, "")
+    assert "error: plug-in 'mine.py' failed in `update`, line " in err
+    assert "SystemExit: 0" in err

@@ -11,6 +11,7 @@ from fedelta.config import Config
 from fedelta.data.clients import Clients
 from fedelta.errors import ConfigError
 from fedelta.federation.base import Federation, Runtime
+from fedelta.federation.contract import started
 from fedelta.federation.tiers import Tiers
 from fedelta.params import Params, ParamSpec, select
 from fedelta.plugins import provider_of
@@ -49,7 +50,7 @@ def build_server(
     _check_cohort(config, len(clients.numbers), num_held_out)
     budget = config.byte_budget_mib
     strategy = _strategy(config, spec, params, len(clients.numbers))
-    strategy.init(params, spec)  # raises if the strategy does not fit the groups
+    started(strategy, params, spec)  # raises if the strategy does not fit the groups
     federation = Federation(
         strategy=strategy,
         runtime=runtime,

@@ -24,6 +24,7 @@ from fedelta.federation.tiers import Tiers
 from fedelta.modalities.settings import Preparation
 from fedelta.models.hub import Backbone, build
 from fedelta.params import Params, select
+from fedelta.plugins import returned
 from fedelta.tasks.base import Evaluation, mean_of
 from fedelta.tasks.details import Answered, Details, mean_details
 
@@ -178,7 +179,8 @@ def details(
     parts = []
     for model in models:
         answered = engine.answers(model, test)
-        parts.append(engine.task.details(_watched(answered, watch), class_names, test.clients))
+        details = engine.task.details(_watched(answered, watch), class_names, test.clients)
+        parts.append(returned(engine.task, "details", details, Details))
     return mean_details(parts)
 
 

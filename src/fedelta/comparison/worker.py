@@ -18,7 +18,7 @@ from fedelta.config import Config, parse_config
 from fedelta.durable import write_atomic
 from fedelta.errors import FedeltaError
 from fedelta.experiment import Experiment
-from fedelta.plugins import load_same
+from fedelta.plugins import load_same, suspect
 from fedelta.record.rundir import CONFIG
 
 FAILED = 1
@@ -68,8 +68,10 @@ def _attempt(action: Callable[[], None], failure: Path) -> int:
     except FedeltaError as error:
         write_atomic(failure, f"{type(error).__name__}: {error}\n")
         return FAILED
-    except Exception as error:  # noqa: BLE001 one cell must not take the others with it
-        write_atomic(failure, f"{type(error).__name__}: {error}\n\n{traceback.format_exc()}")
+    # SystemExit too: a plug-in that calls `sys.exit(0)` has not finished the run.
+    except (Exception, SystemExit) as error:  # noqa: BLE001 one cell must not take the others with it
+        reason = suspect(error) or error
+        write_atomic(failure, f"{type(reason).__name__}: {reason}\n\n{traceback.format_exc()}")
         return FAILED
     return 0
 

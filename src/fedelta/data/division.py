@@ -63,14 +63,17 @@ def divide(partitioner: Partitioner, labels: Tensor, client_ids: ClientIds | Non
         DataError: the data cannot be divided this way.
         PluginError: the result is not a valid division.
     """
-    rows = partitioner.divide(labels, client_ids, seed)
+    # A copy, because these may be the targets themselves.
+    rows = partitioner.divide(labels.clone(), client_ids, seed)
     if problem := _problem(rows, len(labels)):
         raise PluginError(f"{called(partitioner)} made no division: {problem}.")
     return rows
 
 
-def _problem(rows: Mapping[int, Tensor], num_rows: int) -> str | None:
+def _problem(rows: object, num_rows: int) -> str | None:
     """The problem with a division of `num_rows` rows; None if it is valid."""
+    if not isinstance(rows, Mapping):
+        return f"it is {type(rows).__name__}, expected a dictionary of client number to rows"
     if not rows or list(rows) != list(range(len(rows))):
         return f"its clients are {list(rows)[:5]}, expected 0, 1, 2, ... in this order"
     for client, of_client in rows.items():

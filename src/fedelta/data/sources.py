@@ -33,6 +33,7 @@ from fedelta.settings import Context, Settings
 from fedelta.settings.paths import InFull, in_full_where_it_exists
 from fedelta.tasks.base import Task
 from fedelta.tasks.classification import Classification
+from fedelta.tasks.contract import targets_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -274,7 +275,7 @@ def read(source: DataSource, *, seed: int, task: Task = Classification()) -> Raw
     columns = find_columns(train, named, task, origin=origin)
     lacking = [] if test is None else missing_columns(test, columns)
     test_column = None if test is None or lacking else target_column(test, columns.label, "test set")
-    targets = task.targets(target_column(train, columns.label, "training set"), test_column)
+    targets = targets_of(task, target_column(train, columns.label, "training set"), test_column)
     refuse(origin, [*targets.problems, *lacking])
     for note in (*splits.notes, *targets.notes):
         logger.warning("%s", note)

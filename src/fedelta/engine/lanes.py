@@ -31,7 +31,7 @@ from fedelta.params import Params, ParamSpec
 from fedelta.strategies.base import LocalRule
 from fedelta.tasks.base import Evaluation, Sums, Task
 from fedelta.tasks.classification import Classification
-from fedelta.tasks.contract import losses_of
+from fedelta.tasks.contract import losses_of, sums_of, values_of
 from fedelta.tasks.details import Answered
 from fedelta.tuning.lanes import Lanes
 
@@ -181,8 +181,8 @@ class LaneEngine:
         exits = range(1, (depth or len(self._blocks)) + 1) if self._blocks else range(0)
         sums = [Sums()] * max(1, len(exits))
         for _, outputs, targets in self._passes(params, data, rows, exits):
-            sums = [total + self.task.sums(logits, targets) for total, logits in zip(sums, outputs, strict=True)]
-        measures = [self.task.values(total) for total in sums]
+            sums = [total + sums_of(self.task, logits, targets) for total, logits in zip(sums, outputs, strict=True)]
+        measures = [values_of(self.task, total) for total in sums]
         primary = self.task.primary.name
         by_exit = {primary: tuple(at_exit[primary] for at_exit in measures)} if self._blocks else {}
         return Evaluation(measures[-1], by_exit)

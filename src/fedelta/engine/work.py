@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -13,6 +14,7 @@ from torch import Generator, Tensor
 from fedelta.catalog import OPTIMIZERS, SCHEDULES
 from fedelta.engine.optimizers import Constant, Optimizer, Schedule, Sgd
 from fedelta.params import Params
+from fedelta.plugins import wrong_result
 from fedelta.settings import Context, Settings
 from fedelta.settings.registry import Chosen
 
@@ -80,7 +82,10 @@ class ClientSettings(Settings):
 
     def lr_in(self, round: int, num_rounds: int) -> float:
         """Learning rate of `round` (from 1) in a run of `num_rounds`."""
-        return self.lr * self.schedule.factor(round, num_rounds)
+        factor: object = self.schedule.factor(round, num_rounds)
+        if not isinstance(factor, int | float) or not math.isfinite(factor):
+            raise wrong_result(self.schedule, "factor", repr(factor), "a finite number")
+        return self.lr * factor
 
 
 @dataclass(frozen=True)

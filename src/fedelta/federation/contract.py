@@ -11,9 +11,24 @@ from torch import Tensor
 
 from fedelta.errors import PluginError
 from fedelta.federation.base import Federation
-from fedelta.params import Params, is_finite
-from fedelta.plugins import called
-from fedelta.strategies.base import CombinedUpdates, RoundPlan, State
+from fedelta.params import Params, ParamSpec, is_finite
+from fedelta.plugins import called, wrong_result
+from fedelta.strategies.base import CombinedUpdates, RoundPlan, State, Strategy
+
+
+def started(strategy: Strategy, params: Params, spec: ParamSpec) -> State:
+    """`Strategy.init`.
+
+    Raises:
+        PluginError: it gives something else than tensors by name.
+    """
+    state: object = strategy.init(params, spec)
+    if not isinstance(state, dict):
+        raise wrong_result(strategy, "init", type(state).__name__, "tensors by name, `{}` for none")
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise wrong_result(strategy, "init", f"{type(tensor).__name__} as {name!r}", "tensors by name")
+    return state
 
 
 def check_plan(federation: Federation, plan: object, state: State, round: int) -> None:
@@ -30,7 +45,7 @@ def check_plan(federation: Federation, plan: object, state: State, round: int) -
 
 
 def check_mean(federation: Federation, mean: object, round: int) -> None:
-    """Raises unless the result of a mean's `finish` is tensors with names and shapes of the specification.
+    """Raises unless the result of a mean's `finish` is finite tensors with names and shapes of the specification.
 
     Raises:
         PluginError: the result is invalid.
@@ -41,6 +56,9 @@ def check_mean(federation: Federation, mean: object, round: int) -> None:
         expected = federation.wire.tensors[name].shape if name in federation.wire else None
         if expected is None or not isinstance(tensor, Tensor) or tuple(tensor.shape) != expected:
             problem = f"has {_told(tensor)} as `{name}`, expected {expected or 'no tensor of that name'}"
+            raise _broken(federation.aggregation, round, "finish", [problem])
+        if not is_finite(tensor):
+            problem = f"holds NaN or infinity in `{name}`, although all deltas are finite"
             raise _broken(federation.aggregation, round, "finish", [problem])
 
 

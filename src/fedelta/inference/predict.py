@@ -41,6 +41,7 @@ from fedelta.seeds import stream
 from fedelta.tasks.base import Answer, Task
 from fedelta.tasks.class_names import order_of
 from fedelta.tasks.classification import Classification
+from fedelta.tasks.contract import answers_of
 from fedelta.tuning.exits import exit_blocks
 from fedelta.tuning.identity import identity, unlike
 from fedelta.tuning.lanes import Lanes
@@ -221,7 +222,7 @@ class Predictor:
         return self.backbone.modality.examples(inputs, size)
 
     def _answers(self, outputs: Tensor, number: int | None) -> list[Answer]:
-        return self.task.answers(outputs, self.class_names, number)
+        return answers_of(self.task, outputs, self.class_names, number)
 
 
 def _local_tensors(run: Path, client: Name | None) -> Params:

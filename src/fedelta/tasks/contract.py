@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from torch import Tensor
 
 from fedelta.errors import PluginError
-from fedelta.plugins import called
-from fedelta.tasks.base import Task
+from fedelta.plugins import called, returned, wrong_result
+from fedelta.tasks.base import Answer, Sums, Task
+from fedelta.tasks.targets import ReadTargets, TargetColumn
 
 
 def losses_of(task: Task, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -29,3 +32,44 @@ def losses_of(task: Task, outputs: Tensor, targets: Tensor) -> Tensor:
         f"{tuple(outputs.shape[:1])}, with gradients.",
         hint='losses of PyTorch return this with `reduction="none"`.',
     )
+
+
+def targets_of(task: Task, train: TargetColumn, test: TargetColumn | None) -> ReadTargets:
+    """`Task.targets`."""
+    return returned(task, "targets", task.targets(train, test), ReadTargets)
+
+
+def sums_of(task: Task, outputs: Tensor, targets: Tensor) -> Sums:
+    """`Task.sums`."""
+    return returned(task, "sums", task.sums(outputs, targets), Sums)
+
+
+def values_of(task: Task, sums: Sums) -> dict[str, float]:
+    """`Task.values`: numbers by name, with the primary measure and the loss.
+
+    Raises:
+        PluginError: it gives something else.
+    """
+    values: object = task.values(sums)
+    numbers = values if isinstance(values, Mapping) else {}
+    wrong = [name for name, value in numbers.items() if isinstance(value, bool) or not isinstance(value, int | float)]
+    needed = (task.primary.name, task.loss.name)
+    if wrong or any(name not in numbers for name in needed):
+        names = " and ".join(f"`{name}`" for name in dict.fromkeys(needed))
+        raise wrong_result(task, "values", repr(values)[:80], f"numbers by name, {names} among them")
+    if unknown := [name for name in numbers if name not in task.measured]:
+        raise wrong_result(task, "values", f"a measure {unknown[0]!r}", f"those in `measured`: {list(task.measured)}")
+    return dict(numbers)
+
+
+def answers_of(task: Task, outputs: Tensor, class_names: Sequence[str], exit: int | None) -> list[Answer]:
+    """`Task.answers`: one for each row.
+
+    Raises:
+        PluginError: it gives something else.
+    """
+    answers: object = task.answers(outputs, class_names, exit)
+    if not isinstance(answers, list) or len(answers) != len(outputs):
+        result = f"{len(answers)} answers" if isinstance(answers, list) else type(answers).__name__
+        raise wrong_result(task, "answers", result, f"a list with an answer for each of {len(outputs)} rows")
+    return answers
