@@ -21,7 +21,14 @@ from rich.table import Table
 
 from fedelta.errors import FedeltaError, InputError, PluginError
 from fedelta.imports import collector_paused
-from fedelta.terminal import MIB, client_bar, escape_unprintable, round_bar, table_of_personalization, table_of_run
+from fedelta.terminal import (
+    client_bar,
+    escape_unprintable,
+    round_bar,
+    table_of_personalization,
+    table_of_run,
+    table_of_sizes,
+)
 
 if TYPE_CHECKING:
     from fedelta.experiment import Result
@@ -186,24 +193,7 @@ def inspect(
     if as_json:
         print(json.dumps(sizes.as_dict(), indent=2))
         return
-    table = Table("group", "tuned parameters", title=f"{config}")
-    for group, count in sizes.groups.items():
-        table.add_row(group, f"{count:,}")
-    table.add_section()
-    table.add_row("tuned", f"{sizes.tuned_parameters:,} of {sizes.total_parameters:,} "
-                           f"({sizes.tuned_parameters / sizes.total_parameters:.2%})")  # fmt: skip
-    if sizes.running_statistics:
-        table.add_row("running statistics", f"{sizes.running_statistics:,}")
-    if sizes.download_bytes == sizes.payload_bytes:
-        table.add_row("per client and direction", f"{sizes.payload_bytes / MIB:.3f} MiB")
-    else:
-        table.add_row("per client, down", f"{sizes.download_bytes / MIB:.3f} MiB")
-        table.add_row("per client, up", f"{sizes.payload_bytes / MIB:.3f} MiB")
-    table.add_row("full model in float32", f"{sizes.full_model_bytes / MIB:.3f} MiB")
-    for tier in sizes.tiers:
-        row = f"{tier.tuned_parameters:,}, {tier.payload_bytes / MIB:.3f} MiB"
-        table.add_row(f"a client of depth {tier.depth}", row)
-    out_console.print(table)
+    out_console.print(table_of_sizes(str(config), sizes))
 
 
 @app.command()

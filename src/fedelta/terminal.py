@@ -19,6 +19,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from fedelta.config import Config
     from fedelta.experiment import OnRound, Result
+    from fedelta.inspection import Inspection
     from fedelta.personalization import OnResult
     from fedelta.record.files import Record
     from fedelta.tasks.base import Measure
@@ -111,6 +112,28 @@ def client_bar(console: Console, quiet: bool) -> Iterator[OnResult | None]:
             progress.update(task, total=total, advance=1, description=f"{result.called}, {result.scope}")
 
         yield on_result
+
+
+def table_of_sizes(title: str, sizes: Inspection) -> Table:
+    """What would be tuned and sent: by group, in all, and for clients of each depth."""
+    table = Table("group", "tuned parameters", title=title)
+    for group, count in sizes.groups.items():
+        table.add_row(group, f"{count:,}")
+    table.add_section()
+    share = sizes.tuned_parameters / sizes.total_parameters
+    table.add_row("tuned", f"{sizes.tuned_parameters:,} of {sizes.total_parameters:,} ({share:.2%})")
+    if sizes.running_statistics:
+        table.add_row("running statistics", f"{sizes.running_statistics:,}")
+    if sizes.download_bytes == sizes.payload_bytes:
+        table.add_row("per client and direction", f"{sizes.payload_bytes / MIB:.3f} MiB")
+    else:
+        table.add_row("per client, down", f"{sizes.download_bytes / MIB:.3f} MiB")
+        table.add_row("per client, up", f"{sizes.payload_bytes / MIB:.3f} MiB")
+    table.add_row("full model in float32", f"{sizes.full_model_bytes / MIB:.3f} MiB")
+    for tier in sizes.tiers:
+        row = f"{tier.tuned_parameters:,}, {tier.payload_bytes / MIB:.3f} MiB"
+        table.add_row(f"a client of depth {tier.depth}", row)
+    return table
 
 
 def table_of_run(result: Result, primary: Measure, report: Path) -> Table:
