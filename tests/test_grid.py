@@ -85,7 +85,7 @@ BAD = {
     ),
     "seeds in a choice": (
         problems(over={"setting": {"one": {"seed": 1}}}),
-        "axis `setting` sets `seed`, which is an axis of its own: `seed = [1, 2]`",
+        "axis `setting` sets `seed`, which has to be a separate axis: `seed = [1, 2]`",
     ),
     "an empty value from Python": (problems(over={"seed": [None]}), "axis `seed` holds an empty value"),
     "an unknown choice": (

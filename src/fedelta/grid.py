@@ -191,7 +191,7 @@ def _set_twice(axes: Iterable[Axis]) -> list[str]:
     for axis in axes:
         for key in axis.keys:
             if key == SEED and axis.name != SEED:
-                problems.append(f"axis `{axis.name}` sets `seed`, which is an axis of its own: `seed = [1, 2]`")
+                problems.append(f"axis `{axis.name}` sets `seed`, which has to be a separate axis: `seed = [1, 2]`")
             first_axis = next((name for set_key, name in setter.items() if _overlap(set_key, key)), None)
             if first_axis is not None:
                 problems.append(f"axes `{first_axis}` and `{axis.name}` both set `{key}`")
@@ -245,7 +245,7 @@ def _at(at: Mapping[str, object], by: Iterable[str], axes: Iterable[Axis], probl
     Args:
         at: axis name to a value or a label of the axis, or to a table with one new choice.
         by: axes of the search.
-        axes: those of the file and those that are compared; an axis may stand there twice, with other choices.
+        axes: those of the file and those that are compared; an axis may be in both, with other choices.
         problems: messages; changed.
     """
     choices: dict[str, dict[str, Choice]] = {}

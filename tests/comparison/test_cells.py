@@ -112,9 +112,7 @@ def test_an_axis_with_the_name_of_another_column_of_the_tables_is_refused(tmp_pa
     choices = {"few": {"strategy.clients_per_round": 2}, "all": {"strategy.clients_per_round": 6}}
     with pytest.raises(ConfigError, match="1 problem") as error:
         plan_of(tmp_path, {name: choices}, '{key = "client.lr", values = [0.1]}')
-    assert error.value.problems == (
-        f"axis `{name}` has the name of another column of the tables; call it something else",
-    )
+    assert error.value.problems == (f"axis `{name}` has the name of another column of the tables; rename it",)
 
 
 def test_trials_are_measured_on_validation_rows_at_the_first_seed_and_the_first_or_given_value(tmp_path):

@@ -112,7 +112,7 @@ NUMBERS = "rows are ascending numbers of rows that there are"
         (FromOne, NUMBERED, "The clients are [1, 2, 3, 4, 5], expected [0, 1, 2, 3, 4]"),
         (Fewer, NUMBERED, "`num_clients` is 5, and there are 1"),
         (Lists, NUMBERS, "The rows of client 0 are list, expected int64"),
-        (Beyond, NUMBERS, "has a row outside of the 200 that there are"),
+        (Beyond, NUMBERS, "has a row that does not exist: there are 200"),
         (Unsorted, NUMBERS, "are not in ascending order"),
         (Hungry, "no client is empty", "The clients [4] have no rows"),
         (Overlapping, "no row belongs to two clients", "3 rows are given twice"),

@@ -35,7 +35,7 @@ class Request:
     """
 
     name: str
-    table: Mapping[str, Any]  # Any: whatever TOML holds
+    table: Mapping[str, Any]  # Any: TOML values
     grid: Grid
 
     @property

@@ -66,7 +66,7 @@ class Settings(BaseModel):
 
 
 def as_settings(value: object) -> Settings:
-    """`value`, of which only the protocol is known, as the settings that it is: whatever a configuration chose is one.
+    """`value`, typed as its protocol, as the `Settings` that it is.
 
     Raises:
         TypeError: it is none.
@@ -128,7 +128,7 @@ def settings_in(value: object) -> Iterator[Settings]:
 
 
 def without_none(value: Any) -> Any:
-    """`value`, whatever JSON holds, without the keys that are null: TOML has no such value."""
+    """`value` (JSON values) without keys that are null, which TOML does not have."""
     if isinstance(value, Mapping):
         return {key: without_none(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):

@@ -61,7 +61,7 @@ def rows_are_ascending_numbers_of_rows_that_there_are(trial: PartitionTrial) -> 
         kind = (rows.dtype, rows.dim()) if isinstance(rows, Tensor) else type(rows).__name__
         require(kind == (torch.int64, 1), f"The rows of client {client} are {kind}, expected int64 of one axis.")
         inside = bool(((rows >= 0) & (rows < NUM_ROWS)).all())
-        require(inside, f"Client {client} has a row outside of the {NUM_ROWS} that there are.")
+        require(inside, f"Client {client} has a row that does not exist: there are {NUM_ROWS}.")
         require(bool((rows.diff() >= 0).all()), f"The rows of client {client} are not in ascending order.")
 
 

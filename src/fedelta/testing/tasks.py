@@ -241,7 +241,7 @@ def equal_outputs_give_equal_bits(trial: TaskTrial) -> None:
 
 
 def candidates_are_columns_that_there_are(trial: TaskTrial) -> None:
-    """Whatever the columns of a table are."""
+    """For tables with any columns."""
     tables: tuple[dict[str, str | None], ...] = (
         {"label": "classes", "text": "text"}, {"target": "float"}, {"image": None}, {},
     )  # fmt: skip
