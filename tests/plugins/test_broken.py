@@ -140,15 +140,20 @@ class Odd(Weighted):
     """A mean that comes to a tensor of another name."""
 
     name: Literal["odd"] = "odd"
+    is_empty: bool = False
 
     def start(self, spec: ParamSpec) -> Any:
-        return Total({"w": torch.zeros(1)})
+        return Total({} if self.is_empty else {"w": torch.zeros(1)})
 
 
-def test_a_mean_of_other_tensors_is_named(assembly: Assembly):
+@pytest.mark.parametrize(
+    ("is_empty", "problem"),
+    [(False, r"has float32 \(1,\) as `w`"), (True, r"lacks \d+ of \d+ tensors that clients sent, first `")],
+)
+def test_a_mean_of_other_tensors_is_named(assembly: Assembly, is_empty: bool, problem: str):
     fedelta.register(Odd)
-    with pytest.raises(PluginError, match=r"round 1, mean 'odd' of .* `finish` returned has float32 \(1,\) as `w`"):
-        one_round(assembly, FedAvg(mean=Odd(), clients_per_round=3))
+    with pytest.raises(PluginError, match=f"round 1, mean 'odd' of .* `finish` returned {problem}"):
+        one_round(assembly, FedAvg(mean=Odd(is_empty=is_empty), clients_per_round=3))
 
 
 class Part(Head):

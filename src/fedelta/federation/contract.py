@@ -44,8 +44,14 @@ def check_plan(federation: Federation, plan: object, state: State, round: int) -
         raise _broken(federation.strategy, round, "plan", problems)
 
 
-def check_mean(federation: Federation, mean: object, round: int) -> None:
+def check_mean(federation: Federation, mean: object, names: frozenset[str], round: int) -> None:
     """Raises unless the result of a mean's `finish` is finite tensors with names and shapes of the specification.
+
+    Args:
+        federation: with the mean.
+        mean: result of `finish`.
+        names: tensors that enough clients sent; each of them has a mean.
+        round: number of the round, for the message.
 
     Raises:
         PluginError: the result is invalid.
@@ -60,6 +66,9 @@ def check_mean(federation: Federation, mean: object, round: int) -> None:
         if not is_finite(tensor):
             problem = f"holds NaN or infinity in `{name}`, although all deltas are finite"
             raise _broken(federation.aggregation, round, "finish", [problem])
+    if missing := sorted(names - mean.keys()):
+        problem = f"lacks {len(missing)} of {len(names)} tensors that clients sent, first `{missing[0]}`"
+        raise _broken(federation.aggregation, round, "finish", [problem])
 
 
 def check_update(

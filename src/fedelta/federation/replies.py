@@ -101,7 +101,7 @@ class Intake:
         federation, round = self._federation, self._plan.round
         mean = self._trained.finish(stream(federation.seed, "aggregation", round))
         if federation.has_plugin:
-            check_mean(federation, mean, round)
+            check_mean(federation, mean, self.averaged - self._statistics, round)
         mean = select(mean, self._averageable(mean, federation.aggregation))
         combined = CombinedUpdates(mean, tuple(reply.client_id for reply in self.accepted), tuple(self._updates))
         result = federation.strategy.update(state, params, self._plan, combined, federation.spec)
