@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 
 # Before anything imports torch or transformers: they read these once.
@@ -24,10 +23,6 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-# torch, transformers and the tests are millions of objects that stay until the end. The search for reference cycles
-# passes over what is frozen, and looks for new cycles less often.
-gc.disable()
-
 # A file is on the disk for good after `fsync`, which takes 3 ms and matters when a machine loses its power. No test
 # does that; those of killed processes start processes of their own, in which it is as it is.
 os.fsync = os.fstat  # type: ignore[assignment]
@@ -38,18 +33,6 @@ SHARED = REPOSITORY.parent / "shared"
 # The same examples in every run, and no file left behind.
 hypothesis.settings.register_profile("fedelta", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("fedelta")
-
-
-def pytest_collection_finish() -> None:
-    """Starts the search for reference cycles, for what tests make."""
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
-    gc.enable()
-
-
-def pytest_unconfigure() -> None:
-    """Spares the last search, when the process ends."""
-    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
