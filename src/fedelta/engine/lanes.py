@@ -64,7 +64,6 @@ class LaneEngine:
         augmentation: random crops and flips of the images of `train`; None for none.
         exits: which exits clients train; ignored for a model without exits.
         task: gives the loss and the measures.
-
     """
 
     def __init__(
