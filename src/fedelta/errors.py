@@ -85,6 +85,10 @@ class RoundError(FedeltaError):
     """A round cannot be completed: too few usable replies, or a model that is no longer finite."""
 
 
+class LinkError(FedeltaError):
+    """The engine of a deployment cannot be reached, or does not take a message."""
+
+
 class ContractError(FedeltaError, AssertionError):
     """A method does not keep what its protocol promises (`fedelta.testing`)."""
 

@@ -1,0 +1,1 @@
+"""Deployed federations: what runs on the server and at each site, and the commands for both."""
