@@ -164,8 +164,9 @@ def assemble(
     all_tiers = tiers_of(config, model, data.clients)
     tiers = None if all_tiers is None else all_tiers.only(clients.numbers)
     with stage("lanes"):
-        site = build_site(config, model, data, tiers)
-    runtime = _runtime(config, model, site)
+        site = shared_out(config, build_site(config, model, data, tiers))
+    processes = _processes(config, site, is_from_config=is_from_config)
+    runtime = _runtime(config, model, site, processes)
     federation = build_server(
         config,
         model.spec,

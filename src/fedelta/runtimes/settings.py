@@ -88,7 +88,8 @@ class RuntimeSettings(Settings):
             return min(self.lanes, clients_per_round)
         least, most = (max(1, samples // batch_size) for samples in _SAMPLES_PER_STEP[self.torch_device()])
         even = most if places == 1 else -(-clients_per_round // (places * _PACKS_PER_PLACE))
-        return min(max(even, least), most, clients_per_round)
+        # A pack for each place goes before full steps.
+        return min(max(even, least), most, -(-clients_per_round // places))
 
 
 def _num_gpus() -> int:
