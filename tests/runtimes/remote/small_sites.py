@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from fedelta.federation.base import Federation, Runtime, Standing
 from fedelta.federation.client import Site
 from fedelta.federation.memory import Memories, Memory
 from fedelta.federation.tiers import Tiers
+from fedelta.models.hub import Backbone
 from fedelta.params import Params, ParamSpec, select
 from fedelta.runtimes.remote.messages import PROTOCOL, Message
 from fedelta.runtimes.remote.post import Post
@@ -33,6 +34,7 @@ from fedelta.strategies.local import Plain
 from fedelta.tasks.base import Evaluation
 from fedelta.testing.small import CLASS_NAMES, small_data, small_model
 from fedelta.tuning.base import TuningMethod
+from fedelta.tuning.exits import owned_at
 from fedelta.tuning.lanes import Lanes
 from fedelta.tuning.lora import Lora
 from tests.runtimes.remote.local_link import LocalLink, LocalSite
@@ -53,6 +55,7 @@ class Small:
         family: of the model.
         channel: the codecs.
         depths: of each client, in blocks.
+        batch_norm: whether norms travel.
     """
 
     strategy: Strategy
@@ -60,10 +63,15 @@ class Small:
     family: str = "vit"
     channel: Channel = Channel()  # noqa: RUF009 likewise
     depths: Mapping[int, int] | None = None
+    batch_norm: Literal["average", "local"] = "average"
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        return replace(small_model(self.family), batch_norm=self.batch_norm)
 
     @cached_property
     def engine(self) -> LaneEngine:
-        backbone, lanes = small_model(self.family), Lanes(1)
+        backbone, lanes = self.backbone, Lanes(1)
         spec = self.method.apply(backbone, lanes, stream(0, "tuning"))
         client = ClientSettings(batch_size=4, lr=0.05, optimizer=Sgd(), local_steps=self.strategy.local_steps)
         return LaneEngine(
@@ -87,9 +95,8 @@ class Small:
     def tiers(self) -> Tiers | None:
         if self.depths is None:
             return None
-        names = self.engine.spec.names
-        shallow = frozenset(name for name in names if "layers.1" not in name and "layer.1" not in name)
-        return Tiers(self.depths, {1: shallow, 2: frozenset(names)})
+        backbone, spec = self.backbone, self.engine.spec
+        return Tiers(self.depths, {depth: owned_at(backbone, spec, depth, range(1, depth + 1)) for depth in (1, 2)})
 
     def site(self, client_ids: Sequence[int]) -> Site:
         """A site with these clients."""
