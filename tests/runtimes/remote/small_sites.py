@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import torch
+from tests.runtimes.remote.local_link import LocalLink, LocalSite
 from torch import Tensor
 
 from fedelta.codecs.channel import Channel
@@ -37,7 +38,6 @@ from fedelta.tuning.base import TuningMethod
 from fedelta.tuning.exits import owned_at
 from fedelta.tuning.lanes import Lanes
 from fedelta.tuning.lora import Lora
-from tests.runtimes.remote.local_link import LocalLink, LocalSite
 
 ROWS = (5, 7, 4, 8)  # of each client
 AT = {"berlin": (0, 1), "hamburg": (2, 3)}
@@ -143,7 +143,7 @@ class SiteProgram:
     def __call__(self, message: Message) -> Message:
         match message.kind:
             case "describe":
-                clients = [{"key": id, "num_examples": ROWS[id]} for id in self.client_ids]
+                clients = [{"key": number, "num_examples": ROWS[number]} for number in self.client_ids]
                 usual: dict[str, Any] = {
                     "protocol": PROTOCOL, "version": INVITATION.version, "class_names": list(CLASS_NAMES),
                     "clients": clients, "is_natural": False, "num_test_examples": 2,
@@ -183,15 +183,16 @@ class SiteProgram:
         memories.commit(upload)
         answers: list[dict[str, Any]] = []
         for index, reply in enumerate(replies):
-            id, memory = reply.client_id, memories.of(reply.client_id)
+            number, memory = reply.client_id, memories.of(reply.client_id)
             if memory is not None:
-                self.versions.setdefault(id, {})[round] = memory
+                self.versions.setdefault(number, {})[round] = memory
             fault = None if reply.fault is None else {"reason": reply.fault.reason, "cause": reply.fault.cause}
             answers.append({
-                "id": id, "num_examples": reply.num_examples, "train_loss": reply.metrics.get("train_loss"),
+                "id": number, "num_examples": reply.num_examples, "train_loss": reply.metrics.get("train_loss"),
                 "blob": index, "version": 0 if memory is None else round, "fault": fault,
             })  # fmt: skip
-        answers += [{"id": id, "fault": {"reason": "nothing is there", "cause": "forgot"}} for id in forgetful]
+        fault = {"reason": "nothing is there", "cause": "forgot"}
+        answers += [{"id": number, "fault": fault} for number in forgetful]
         return Message("trained", {"round": round, "clients": answers}, tuple(reply.payload for reply in replies))
 
 

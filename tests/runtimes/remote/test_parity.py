@@ -16,7 +16,6 @@ from fedelta.codecs.quantize import Int8
 from fedelta.federation.base import Standing
 from fedelta.federation.records import RoundOutcome
 from fedelta.federation.rounds import federate
-from fedelta.strategies.base import Strategy
 from fedelta.strategies.fedavg import FedAvg, FedAvgM
 from fedelta.strategies.fedlama import FedLama
 from fedelta.strategies.fedlama_auto import FedLamaAuto
