@@ -31,7 +31,7 @@ LAYERS = (  # low to high
     ("runtimes", "record"),
     ("inference", "config", "tracking", "report"),
     ("assembly",),
-    ("choices", "evaluation", "experiment", "inspection", "personalization"),
+    ("choices", "evaluation", "experiment", "inspection", "personalization", "running"),
     ("comparison", "deployment", "runtimes.flower"),
     ("testing",),
     ("cli", "checking", "terminal", "__main__"),

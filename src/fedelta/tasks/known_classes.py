@@ -46,7 +46,7 @@ class KnownClasses:
         lacking = [name for number, name in enumerate(self.names) if number not in held]
         if is_training and lacking and not self.may_lack:
             problems.append(
-                f"label column {column.name!r} lacks {len(lacking)} of the {len(self.names)} classes of the federation: "
+                f"label column {column.name!r} lacks {len(lacking)} of the federation's {len(self.names)} classes: "
                 f"{listed(lacking)}; if that is right, set `allow_missing_classes = true` for this site"
             )
         values = [None if name is None else number_of.get(name, -1) for name in names]
