@@ -98,12 +98,13 @@ def summary(
         min_sites: number of sites that a deployment should have in every round; None for other runs.
 
     Returns:
-        First, of a deployment with fewer than `min_sites` sites in some rounds, a sentence that says so. Sizes in bytes,
-        times in seconds. `final_<measure>` is of the last evaluated round, for every measure, and `best_<measure>` of
-        the best one, for the primary measure; None when no round was evaluated. `<measure>_by_exit` is the primary
-        measure in the last evaluated round, lowest exit first, and `mean_exit_<measure>` its mean; None without exits.
-        `void_rounds` did not count, for too few replies. `full_model_bytes` is what the same payloads would have
-        weighed with the whole model in float32. `wall_seconds` is None where there are no `timings`.
+        First, of a deployment with fewer than `min_sites` sites in some rounds, a sentence that says so. Sizes in
+        bytes, times in seconds. `final_<measure>` is of the last evaluated round, for every measure, and
+        `best_<measure>` of the best one, for the primary measure; None when no round was evaluated.
+        `<measure>_by_exit` is the primary measure in the last evaluated round, lowest exit first, and
+        `mean_exit_<measure>` its mean; None without exits. `void_rounds` did not count, for too few replies.
+        `full_model_bytes` is what the same payloads would have weighed with the whole model in float32.
+        `wall_seconds` is None where there are no `timings`.
     """
     too_few = too_few_sites(records, min_sites)
     return {
