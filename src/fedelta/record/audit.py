@@ -110,7 +110,7 @@ def _by_summary(
         return []
     expected = runlog.summary(rounds, (), ledger, primary, sizes, min_sites=min_sites)
     wrong = [
-        f"`{key}` is {summary[key]!r} in `summary.json`, the records of the rounds make it {value!r}"
+        f"`{key}` is {summary.get(key)!r} in `summary.json`, the records of the rounds make it {value!r}"
         for key, value in expected.items()
         if (key in summary or key == TOO_FEW) and key not in _UNCHECKED and summary.get(key) != value
     ]

@@ -109,18 +109,23 @@ def too_few_sites(records: Sequence[Record], min_sites: int | None) -> str:
 
     >>> there, away = ({"site": name, "state": state} for name, state in (("kiel", "took part"), ("bonn", "away")))
     >>> too_few_sites([{"sites": [there]}, {"sites": [away, there]}], 2)
-    "2 of 2 rounds had fewer than 2 sites ('bonn' away in 1)."
+    "2 of 2 rounds had fewer than 2 sites: 'bonn' away in 1."
     """
     in_rounds = [record["sites"] for record in records if "sites" in record]
     few = [entries for entries in in_rounds if sum(entry["state"] in PRESENT for entry in entries) < (min_sites or 0)]
     if not few:
         return ""
-    absent = Counter(
-        (entry["site"], entry["state"]) for entries in few for entry in entries if entry["state"] not in PRESENT
-    )
-    reasons = ", ".join(f"{site!r} {state} in {number}" for (site, state), number in sorted(absent.items()))
-    said = f" ({reasons})" if reasons else ""
+    absent: dict[str, Counter[str]] = {}
+    for entry in (entry for entries in few for entry in entries if entry["state"] not in PRESENT):
+        absent.setdefault(entry["site"], Counter())[entry["state"]] += 1
+    reasons = "; ".join(f"{site!r} {_counted(states)}" for site, states in sorted(absent.items()))
+    said = f": {reasons}" if reasons else ""
     return f"{len(few)} of {len(in_rounds)} rounds had fewer than {min_sites} sites{said}."
+
+
+def _counted(states: Mapping[str, int]) -> str:
+    """States with the number of rounds of each, such as "away in 2, late in 1"."""
+    return ", ".join(f"{state} in {number}" for state, number in sorted(states.items()))
 
 
 def summary_of_sites(records: Sequence[Record]) -> Record:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fedelta.record.history import History
-from fedelta.record.numbers import TIMES, UNKNOWN, bare, capitalised, count, headed, mebibytes, size
-from fedelta.record.sites import PRESENT, SiteTotals, own_measures, totals_of_sites
+from fedelta.record.numbers import TIMES, bare, capitalised, count, headed, mebibytes, size
+from fedelta.record.sites import PRESENT, OwnMeasures, SiteTotals, own_measures, totals_of_sites
 from fedelta.report.elements import Picture, Table, picture
 from fedelta.report.site_plot import attendance
 
@@ -19,10 +19,11 @@ class SiteSection:
 
     Args:
         title: of the section.
-        warning: on rounds with too few sites; empty if there are none.
+        warning: on rounds with too few sites; empty if there are none, or if the top of the page says it.
         text: how many sites took part, and what travelled.
         strip: what each site did in each round.
-        sites: one row per site.
+        states: what each site did in the last round, and since when.
+        amounts: data, bytes and measures of each site.
     """
 
     template: ClassVar[str] = "site_section.html"
@@ -30,7 +31,8 @@ class SiteSection:
     warning: str
     text: str
     strip: Picture
-    sites: Table
+    states: Table
+    amounts: Table
 
 
 def section(run: History, prefix: str, *, titled: bool) -> SiteSection | None:
@@ -46,7 +48,8 @@ def section(run: History, prefix: str, *, titled: bool) -> SiteSection | None:
         return None
     strip = picture(attendance(run), prefix, "", says="What each site did, by round", is_wide=True)
     title = f"Sites of {run.name}" if titled else "Sites"
-    return SiteSection(title, run.too_few_sites, _text(run, totals), strip, _table(run, totals))
+    warning = run.too_few_sites if titled else ""
+    return SiteSection(title, warning, _text(run, totals), strip, _states(totals), _amounts(run, totals))
 
 
 def _text(run: History, totals: Sequence[SiteTotals]) -> str:
@@ -71,28 +74,35 @@ def _presence(site: SiteTotals, num_rounds: int) -> str:
     return f"{site.name} was there in {count(there)} of {count(num_rounds)} rounds{others}."
 
 
-def _table(run: History, totals: Sequence[SiteTotals]) -> Table:
+def _states(totals: Sequence[SiteTotals]) -> Table:
+    rows = [[site.name, _state(site), _since(site), count(site.rounds.get("took part", 0))] for site in totals]
+    note = "Rounds: those in which clients of the site were asked and it answered in time."
+    return Table(["Site", "In the last round", "Since", "Rounds"], rows, 3, note=note)
+
+
+def _amounts(run: History, totals: Sequence[SiteTotals]) -> Table:
     measures = own_measures(run.rounds, run.summary)
-    names = list(dict.fromkeys(name for own in measures.values() for name in own.values))
+    names = dict.fromkeys(name for own in measures.values() for name in own.values)
     known = [run.task.measured[name] for name in names if name in run.task.measured]
-    header = ["Site", "In the last round", "Since", "Rounds", "Clients", "Examples", "MiB down", "MiB up"]
-    header += [headed(capitalised(f"own {measure.label}"), measure) for measure in known]
-    header += ["Own test examples"] if known else []
+    header = ["Site", "Clients", "Examples", "MiB down", "MiB up"]
+    header += [headed(capitalised(measure.label), measure) for measure in known] + (["Test examples"] if known else [])
     rows = []
     for site in totals:
         of_site = {} if run.partition is None else run.partition.sites.get(site.name, {})
-        took_part = site.rounds.get("took part", 0)
-        row = [site.name, _state(site), _since(site), count(took_part), count(len(of_site) or None)]
-        row += [count(sum(of_site.values()) or None), mebibytes(site.downlink_bytes), mebibytes(site.uplink_bytes)]
-        if known:
-            own = measures.get(site.name)
-            row += [UNKNOWN if own is None else bare(own.values.get(measure.name), measure) for measure in known]
-            row.append(UNKNOWN if own is None else count(own.num_examples))
-        rows.append(row)
-    note = (
-        "Rounds: those in which clients of the site were asked and answered in time. MiB: messages as they travelled."
-    )
-    return Table(header, rows, 3, note=f"{note} Own: measured by the site on its own test examples." if known else note)
+        own = measures.get(site.name, OwnMeasures({}, None))
+        rows.append(
+            [
+                site.name,
+                count(len(of_site) or None),
+                count(sum(of_site.values()) or None),
+                mebibytes(site.downlink_bytes),
+                mebibytes(site.uplink_bytes),
+                *(bare(own.values.get(measure.name), measure) for measure in known),
+                *([count(own.num_examples)] if known else []),
+            ]
+        )
+    note = "Examples: for training. MiB: messages as they travelled."
+    return Table(header, rows, 1, note=f"{note} Each site measures on its own test examples." if known else note)
 
 
 def _state(site: SiteTotals) -> str:
