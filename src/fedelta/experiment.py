@@ -132,6 +132,11 @@ class Experiment:
                 f"the run {self.name!r} started from adapter {self._left_out!r}, without which it can only be resumed.",
                 hint="to start anew, give its `config.toml` to `fedelta run` or `Experiment.from_toml`.",
             )
+        if self.config.runtime.name == "flower":
+            raise InputError(
+                "`runtime.name` is 'flower': this experiment runs on sites.",
+                hint="start it with `fedelta deploy`, or set `runtime.name` to 'auto' to run it on this machine.",
+            )
         path = free_name(Path("runs"), self.name) if out is None else Path(out)
         refuse_taken(path)
         require(self.config.tracking)
