@@ -31,12 +31,8 @@ from fedelta.grid import parse_grid
 from fedelta.models.source import ModelSource
 from fedelta.plugins import refuse_missing
 from fedelta.record.rundir import CONFIG, RunDirectory
-<<<<<<< HEAD
 from fedelta.runtimes.remote.settings import Deployment
-from fedelta.runtimes.simulation import SimulationSettings
-=======
 from fedelta.runtimes.settings import RuntimeSettings
->>>>>>> house3
 from fedelta.runtimes.stability import Stability
 from fedelta.settings import Context, Settings
 from fedelta.settings.base import Table, as_settings, out_of_bounds, problems_of, without_none
