@@ -24,7 +24,9 @@ from fedelta.tasks.base import Evaluation
 from fedelta.tasks.details import Details
 from fedelta.tasks.known_classes import KnownClasses
 
-NO_TEST_SET = 'give the server a test set (`data.test_source`), or let the sites measure: `deployment.evaluate = "sites"`.'
+NO_TEST_SET = (
+    'give the server a test set (`data.test_source`), or let the sites measure: `deployment.evaluate = "sites"`.'
+)
 
 
 @dataclass(frozen=True)
