@@ -21,7 +21,7 @@ from types import FrameType
 
 from fedelta.deployment import certificates
 from fedelta.deployment.children import Child, Program
-from fedelta.deployment.deployments import Deployments
+from fedelta.deployment.submissions import Submissions
 from fedelta.deployment.hub import Hub, refuse_open_secrets
 from fedelta.deployment.queue import Queue
 from fedelta.deployment.registry import Registry
@@ -104,7 +104,7 @@ class _Server:
         ]
         control = Control.connect(address, files)
         self._registry = Registry(hub, control, self.say)
-        self._queue = Queue(Deployments(hub), control, self.say)
+        self._queue = Queue(Submissions(hub), control, self.say)
 
     def start(self) -> None:
         """Starts the SuperLink, registers the sites, and only then lets them in."""
