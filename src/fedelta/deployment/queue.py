@@ -77,9 +77,7 @@ class Queue:
         """Records how it ended, or runs it again if it died."""
         ending = self.submissions.ending(submission)
         if ending is not None:
-            state = "failed" if ending.reason else "finished"
-            end = (ending.reason, ending.hint, ending.is_input_error)
-            self._put(replace(submission, state=state, reason=end[0], hint=end[1], is_input_error=end[2]))
+            self._put(ending.of_submission(submission))
             return
         if not self._is_dead(submission):
             return

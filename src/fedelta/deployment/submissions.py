@@ -1,7 +1,7 @@
 """What was submitted to a server: a folder for each deployment, in `state/deployments/`.
 
-Each file in it has one writer. `record.json` is written by the command that asks for the deployment, then by the server;
-`stop` by the command that stops it; `ended.json` and `lock` belong to the process that runs the rounds.
+Each file in it has one writer. `record.json` is written by the command that asks for the deployment, then by the
+server; `stop` by the command that stops it; `ended.json` and `lock` belong to the process that runs the rounds.
 """
 
 from __future__ import annotations
@@ -76,6 +76,11 @@ class Ending:
         if isinstance(error, FedeltaError):
             return cls(number, error.message, error.hint, isinstance(error, InputError))
         return cls(number, f"{type(error).__name__}: {error}", "its log in the server's `state/logs/` has more.")
+
+    def of_submission(self, submission: Submission) -> Submission:
+        """The record of a deployment that has ended so."""
+        state: State = "failed" if self.reason else "finished"
+        return replace(submission, state=state, reason=self.reason, hint=self.hint, is_input_error=self.is_input_error)
 
 
 @dataclass(frozen=True)

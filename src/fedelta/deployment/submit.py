@@ -42,7 +42,9 @@ def submit(hub: Hub, recipe: Path, overrides: Iterable[str] = (), out: Path | No
             hint="give another name with --out.",
         )
     if (other := Submissions(hub).get(path.name)) is not None and Path(other.run) != path:
-        raise InputError(f"the server has a deployment {path.name!r} already, in {other.run!r}.", hint="choose another.")
+        raise InputError(
+            f"the server has a deployment {path.name!r} already, in {other.run!r}.", hint="choose another."
+        )
     path.mkdir(parents=True, exist_ok=True)
     (path / CONFIG).write_text(config.to_toml(), encoding="utf-8")
     submission = Submission(path.name, str(path), time.time())
