@@ -16,7 +16,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedelta.deployment.children import die_with_parent
 from fedelta.deployment.hub import Hub
 from fedelta.deployment.submissions import Ending, Submissions
-from fedelta.errors import InputError
+from fedelta.errors import InputError, LinkError
 from fedelta.runtimes.flower.link import GridLink
 
 DEPLOYMENT, HUB = "deployment", "FEDELTA_HUB"
@@ -39,6 +39,8 @@ def main(grid: Grid, context: Context) -> None:
         link = GridLink(grid, hub.sites, hub.settings().max_message_mib * 2**20)
         try:
             _conduct(Path(submission.run), link)
+        except LinkError:
+            raise  # as if it had been killed: when the SuperLink is back it is run again
         except Exception as error:
             traceback.print_exc()
             submissions.end(name, Ending.of(context.run_id, error))
