@@ -48,7 +48,7 @@ def demonstrate(recipe: Path, folder: Path) -> int:
             programs.enter_context(_running(folder / f"{name}.log", "site", "run", folder / name))
         command = ("deploy", recipe, "--server", hub, "--out", folder / "run")
         _say(shlex.join(["fedelta", *map(str, command)]))
-        code = subprocess.run(_command(command), check=False, preexec_fn=die_with_parent).returncode  # noqa: S603, PLW1509
+        code = subprocess.run(_command(command), check=False, preexec_fn=die_with_parent).returncode  # noqa: S603
     _say(f"everything is ended; what is left is in {folder}")
     return code
 
