@@ -105,7 +105,7 @@ def test_once_joined_the_site_tries_for_ever_with_pauses_that_grow(tmp_path):
         "the certificate has expired. Trying again.",
         "joined; waiting for messages",
     ]
-    assert life.pauses == [1, 2, 4, 8, 16, 30, 30, 30]
+    assert life.pauses == [1, 2, 4, 8, 10, 10, 10, 10]
 
 
 def test_a_server_that_is_away_is_said_once_and_so_is_that_it_is_back(tmp_path):

@@ -66,7 +66,6 @@ def run(folder: Folder) -> None:
     try:
         run_site(folder, _show)
     except KeyboardInterrupt:
-        _show("stopped; the site has left")
         sys.exit(130)
 
 
