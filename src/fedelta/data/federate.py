@@ -80,7 +80,7 @@ def divided(
     clients = Clients.of(rows, ids)
     held_out_rows = {client: rows.pop(client) for client in sorted(held_out(clients))}
     if numbered is not None:
-        number_of = numbered(clients)
+        number_of = numbered(clients.only(rows))
         rows = {number: rows[client] for client, number in sorted(number_of.items(), key=lambda pair: pair[1])}
         ids = {number: ids[client] for client, number in number_of.items() if client in ids}
         held_out_rows = {}
@@ -108,8 +108,8 @@ def federate(
         seed: of the run.
         held_out: gives the ids of the held-out clients among all clients. None of their rows become validation rows,
             and if the test set names clients, rows of held-out natural clients are left out of it.
-        numbered: gives the clients to keep, and the number of each among the clients of all sites; at a site that has
-            only some of the clients. None keeps all clients and their numbers.
+        numbered: for a site that has only some of a federation's clients: gives those to keep of the clients that are
+            not held out, with the number of each in the federation. None keeps all clients and their numbers.
 
     Raises:
         DataError: the data cannot be divided this way, an input is unreadable, the model takes another kind of input,

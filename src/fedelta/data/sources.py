@@ -25,7 +25,7 @@ from fedelta.data.naming import CLIENT, LABEL, SPLIT, Naming, expression, levels
 from fedelta.data.split_names import matching_splits, split_kind
 from fedelta.data.splits import Rows, hold_out, limit
 from fedelta.data.values import Ids, read_ids
-from fedelta.errors import DataError, listed, refuse
+from fedelta.errors import ClassesError, DataError, listed, refuse
 from fedelta.modalities.base import Modality
 from fedelta.modalities.settings import AudioSettings, Preparation, Resize
 from fedelta.seeds import stream
@@ -313,11 +313,15 @@ def _in_terms_of(
     known: KnownClasses, train: TargetColumn, test: TargetColumn | None, origin: str
 ) -> tuple[TargetColumn, TargetColumn | None]:
     """Both columns with the known classes."""
+    known = known.found_in(train, test)
+    if not known.names:
+        return train, test
     train, problems = known.applied(train)
     if test is not None:
         test, more = known.applied(test, is_training=False)
         problems = [*problems, *more]
-    refuse(origin, problems)
+    if problems:
+        raise ClassesError(f"{origin}: {'; '.join(problems)}.")
     return train, test
 
 

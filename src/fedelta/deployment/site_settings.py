@@ -112,7 +112,7 @@ class SiteSettings(Settings):
 
     name: str
     server: str = "127.0.0.1:9443"
-    ca: FilePath = "ca.pem"
+    ca: FilePath = "ca.crt"
     key: FilePath = "site.key"
     state: FilePath = "state"
     clients: Annotated[tuple[int, ...] | None, BeforeValidator(_client_numbers)] = None

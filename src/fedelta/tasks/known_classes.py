@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from fedelta.errors import listed
 from fedelta.tasks.class_names import loose
@@ -15,6 +16,7 @@ from fedelta.tasks.targets import TargetColumn
 
 _MANY = 20  # a column with more foreign values than this holds no classes, and its values may be private
 _LONG = 40
+OTHERS = "(the classes that this site lacks)"
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class KnownClasses:
     """The classes of a federation.
 
     Args:
-        names: in label order.
+        names: in label order; none if they are still to be found.
         may_lack: whether data may lack some of them.
     """
 
@@ -51,6 +53,17 @@ class KnownClasses:
             )
         values = [None if name is None else number_of.get(name, -1) for name in names]
         return replace(column, values=values, class_names=self.names), problems
+
+    def found_in(self, *columns: TargetColumn | None) -> KnownClasses:
+        """The classes of these columns, of which there may be a single one; itself if that is not for it to find."""
+        held: dict[str, Any] = {}
+        for column in map(unwrapped, filter(None, columns)):
+            held |= {_name(column, value): value for value in column.values if value is not None}
+        if self.names or not self.may_lack or not 1 <= len(held) <= _MANY:
+            return self
+        kinds = {type(value) for value in held.values()}
+        names = sorted(held, key=held.__getitem__) if kinds == {int} else sorted(held)
+        return replace(self, names=(*names, *([OTHERS] if len(names) == 1 else [])))
 
     def _numbers(self, names: Sequence[str | None]) -> dict[str, int]:
         """The number of each name that is a known class; without regard to case and spaces if that fits better."""
