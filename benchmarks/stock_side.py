@@ -10,10 +10,9 @@ import ipaddress
 import json
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import repeat
+from itertools import pairwise, repeat
 from pathlib import Path
 
 import numpy as np
@@ -137,14 +136,21 @@ class Stock:
         before = self.meter.total
         config = f'folder="{self.task}" num-rounds={num_rounds} num-sites={self.num_sites}'
         with Peaks([self.server, *self.nodes]) as peaks:
-            status, text = self._flwr("run", str(APP), "stock", "--run-config",
-                                      f"{config} fraction-evaluate={fraction_evaluate}", "--format", "json")
+            status, text = self._flwr(
+                "run",
+                str(APP),
+                "stock",
+                "--run-config",
+                f"{config} fraction-evaluate={fraction_evaluate}",
+                "--format",
+                "json",
+            )
             if status or '"success": true' not in text:
                 raise RuntimeError(text)
             until(final.exists, 60 + 40 * num_rounds, f"the app is done, see {self.server.log}", every=0.5)
         rounds = json.loads(ends.read_text())
         times = [entry["time_s"] for entry in rounds]
-        seconds = [after - earlier for earlier, after in zip(times[1:], times[2:], strict=False)]
+        seconds = [after - earlier for earlier, after in pairwise(times)]
         return Timed(seconds, self.meter.total - before, rounds[-1]["accuracy"], peaks.highest)
 
     def _superlink(self) -> list[str]:
@@ -159,12 +165,11 @@ class Stock:
         status, text = self._flwr("supernode", "register", str(self.folder / f"node{number}.pub"), "stock")
         if status:
             raise RuntimeError(text)
-        node = self.programs.start(f"node{number}", [
+        return self.programs.start(f"node{number}", [
             _program("flower-supernode"), "--superlink", f"127.0.0.1:{self.meter.port}",
             "--root-certificates", f"{self.folder / 'ca.crt'}", "--port", str(free_port()),
             "--auth-supernode-private-key", f"{self.folder / f'node{number}'}", "--node-config", f"site={number}",
         ], self._env)  # fmt: skip
-        return node
 
     def _flwr(self, *arguments: str) -> tuple[int, str]:
         return self.programs.run("flwr", [_program("flwr"), *arguments], self._env)

@@ -1,7 +1,7 @@
 """The site: trains those clients of the round's cohort that are its own, one after the other; replies their mean."""
 
 import torch
-from flwr.app import ArrayRecord, MetricRecord, Message, RecordDict
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from stock_task import accuracy, load_data, load_model, load_round, train

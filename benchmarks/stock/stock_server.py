@@ -27,8 +27,11 @@ def main(grid, context):
         (Path(folder) / "ends.json").write_text(json.dumps(ends))
         return MetricRecord({"accuracy": ends[-1]["accuracy"]})
 
-    strategy = FedAvg(fraction_evaluate=config["fraction-evaluate"], min_available_nodes=config["num-sites"],
-                      min_train_nodes=config["num-sites"])
+    strategy = FedAvg(
+        fraction_evaluate=config["fraction-evaluate"],
+        min_available_nodes=config["num-sites"],
+        min_train_nodes=config["num-sites"],
+    )
     start = ArrayRecord(get_peft_model_state_dict(model))
     result = strategy.start(grid, start, num_rounds=config["num-rounds"], evaluate_fn=evaluate)
     torch.save(result.arrays.to_torch_state_dict(), Path(folder) / "final.pt")

@@ -6,6 +6,7 @@ program has moved them to another session, and none outlives the test.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -132,10 +133,8 @@ class Program:
         """Ends it and all that it started, politely first."""
         if self.is_running:
             self.process.terminate()
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(8)
-            except subprocess.TimeoutExpired:
-                pass
         self.kill()
         self.process.wait(5)
 
@@ -232,7 +231,5 @@ def _command(process: psutil.Process) -> list[str]:
 
 
 def _signal(process: psutil.Process, number: int) -> None:
-    try:
+    with contextlib.suppress(psutil.NoSuchProcess):
         process.send_signal(number)
-    except psutil.NoSuchProcess:
-        pass

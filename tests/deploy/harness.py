@@ -1,0 +1,192 @@
+"""A deployed federation of real processes on one machine, started with the commands that people type."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.numpy import load_file
+from tests.deploy.processes import Program, Programs, fedelta, free_port, until
+
+# Words in the command lines of a federation's processes, by what they are.
+SERVER_PARTS = {"superlink": "flower-superlink", "superexec": "flower-superexec", "server app": "flwr-serverapp"}
+SITE_PARTS = {"supernode": "flower-supernode", "client app": "flwr-clientapp", "worker": "fedelta.deployment.worker"}
+
+
+@dataclass
+class SiteFolder:
+    """A site: its folder, and its program while it runs.
+
+    Args:
+        name: of the site.
+        path: of its folder.
+        programs: that start it.
+        env: added to its environment.
+        prefix: put before its command.
+    """
+
+    name: str
+    path: Path
+    programs: Programs
+    env: Mapping[str, str] = field(default_factory=dict)
+    prefix: Sequence[str] = ()
+    program: Program | None = None
+
+    @property
+    def public_key(self) -> Path:
+        """What the server's operator gets."""
+        return self.path / f"{self.name}.pub"
+
+    @property
+    def log(self) -> str:
+        """All that `fedelta site run` has printed so far."""
+        return "" if self.program is None else self.program.text
+
+    def run(self) -> Program:
+        """Starts `fedelta site run`."""
+        command = fedelta("site", "run", self.path)
+        self.program = self.programs.start(f"site-{self.name}", command, self.env, self.prefix)
+        return self.program
+
+    def part(self, name: str) -> list[Any]:
+        """Its processes of one kind (`SITE_PARTS`)."""
+        assert self.program is not None
+        return self.program.part(SITE_PARTS[name])
+
+
+@dataclass
+class Federation:
+    """A server and its sites.
+
+    Args:
+        folder: new; holds the server's folder, those of the sites, and logs.
+        host: address at which sites reach the server.
+        at_server: put before the commands on the server's machine.
+    """
+
+    folder: Path
+    host: str = "127.0.0.1"
+    at_server: Sequence[str] = ()
+    port: int = field(default_factory=free_port)
+    sites: dict[str, SiteFolder] = field(default_factory=dict)
+    server: Program | None = None
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.programs = Programs(self.folder)
+        self.hub = self.folder / "hub"
+
+    def __enter__(self) -> Federation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.programs.end()
+
+    def command(self, name: str, *arguments: str | Path, seconds: float = 60) -> str:
+        """Runs `fedelta ARGUMENTS` on the server's machine; fails unless it succeeds. Returns what it printed."""
+        program = self.programs.start(name, fedelta(*arguments), prefix=self.at_server)
+        status = program.wait(seconds)
+        assert status == 0, f"fedelta {arguments} ended with {status}:\n{program.text[-3000:]}"
+        return program.text
+
+    def start_server(self) -> Program:
+        """`fedelta server init`, the first time, and `fedelta server run`; returns when it is up."""
+        if not self.hub.exists():
+            self.command("server-init", "server", "init", self.hub, "--host", self.host, "--port", str(self.port))
+        self.server = self.programs.start("server", fedelta("server", "run", self.hub), prefix=self.at_server)
+        self.server.wait_for("serving sites", 60)
+        return self.server
+
+    def add_site(self, name: str, toml: str = "", **options: Any) -> SiteFolder:
+        """`fedelta site init`, with `toml` at the end of its settings, and its key registered at the server."""
+        path, authority = self.folder / name, self.hub / "tls" / "ca.crt"
+        address = f"{self.host}:{self.port}"
+        arguments = ("site", "init", path, "--name", name, "--server", address, "--ca", authority)
+        self.command(f"init-{name}", *arguments)
+        settings = path / "site.toml"
+        settings.write_text(_with(settings.read_text(), toml))
+        site = SiteFolder(name, path, self.programs, **options)
+        self.sites[name] = site
+        return site
+
+    def register(self, *names: str) -> None:
+        """Gives the keys of these sites to the server."""
+        for name in names:
+            key = self.sites[name].public_key
+            (self.hub / "sites" / key.name).write_bytes(key.read_bytes())
+
+    def deploy(self, recipe: str, name: str, *settings: str) -> Run:
+        """Starts `fedelta deploy` on the text of a recipe."""
+        path = self.folder / f"{name}.toml"
+        path.write_text(recipe)
+        overrides = [word for setting in settings for word in ("--set", setting)]
+        out = self.hub / "runs" / name
+        command = fedelta("deploy", path, "--server", self.hub, "--out", out, *overrides)
+        return Run(out, self.programs.start(f"deploy-{name}", command, prefix=self.at_server))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A deployed experiment.
+
+    Args:
+        path: its run directory.
+        program: `fedelta deploy`, which follows it.
+    """
+
+    path: Path
+    program: Program
+
+    @property
+    def rounds(self) -> list[dict[str, Any]]:
+        """The records of the rounds so far."""
+        path = self.path / "rounds.jsonl"
+        # The last line may be half written.
+        lines = path.read_text().split("\n")[:-1] if path.exists() else []
+        return [json.loads(line) for line in lines]
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """`summary.json` of the finished run."""
+        summary: dict[str, Any] = json.loads((self.path / "summary.json").read_text())
+        return summary
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The tuned tensors after the last round."""
+        tensors: dict[str, Any] = load_file(self.path / "adapter" / "adapter_model.safetensors")
+        return tensors
+
+    def sites_of(self, round: int) -> dict[str, dict[str, Any]]:
+        """What a round's record says about each site, by name."""
+        return {site["name"]: site for site in self.rounds[round - 1]["sites"]}
+
+    def wait_for_round(self, round: int, seconds: float = 120) -> None:
+        """Waits until a round is complete."""
+        until(lambda: len(self.rounds) >= round or not self.program.is_running, seconds, f"round {round} is complete")
+        assert len(self.rounds) >= round, f"the run ended before round {round}:\n{self.program.text[-3000:]}"
+
+    def wait(self, seconds: float = 180) -> Run:
+        """Waits for the end, and fails unless `fedelta deploy` says success."""
+        status = self.program.wait(seconds)
+        assert status == 0, f"fedelta deploy ended with {status}:\n{self.program.text[-3000:]}"
+        return self
+
+
+def tensor_bytes(path: Path) -> dict[tuple[int, int, str], int]:
+    """Tensor bytes in the ledger of a run, by round, client and direction."""
+    rows = map(json.loads, (path / "ledger.jsonl").read_text().splitlines())
+    return {(row["round"], row["client_id"], row["direction"]): row["tensor_bytes"] for row in rows if row["round"] > 0}
+
+
+def _with(text: str, changes: str) -> str:
+    """The settings of a site with the keys of `changes` instead of those that are there."""
+    lines: Iterable[str] = changes.strip().splitlines()
+    for line in lines:
+        key = re.escape(line.split("=")[0].strip())
+        text = re.sub(rf"(?m)^#?\s*{key}\s*=.*$", "", text)
+    return f"{changes.strip()}\n{text}"
