@@ -22,7 +22,7 @@ from fedelta.federation.rounds import Federation, Standing, federate
 from fedelta.models.bundles import bundled_names
 from fedelta.models.hub import Backbone, build
 from fedelta.models.source import ModelSource
-from fedelta.runtimes.simulation import SimulationSettings
+from fedelta.runtimes.settings import RuntimeSettings
 from fedelta.seeds import stream
 from fedelta.strategies.fedavg import FedAvg
 from fedelta.strategies.local import Plain
@@ -76,7 +76,7 @@ def bare_side(case: Case) -> Round:
 def fedelta_side(case: Case) -> Round:
     """One call is one round of fedelta: plan, encode, train, check, decode, combine; no evaluation."""
     pixels, labels, partition = data(case)
-    runtime = SimulationSettings(lanes=case.lanes)
+    runtime = RuntimeSettings(lanes=case.lanes)
     model = backbone(case)
     method = Lora(r=RANK, lora_alpha=LORA_ALPHA) if case.tuning == "lora" else TUNING_METHODS[case.tuning]()
     num_lanes = runtime.num_lanes(clients_per_round=len(case.sizes), batch_size=case.batch_size)

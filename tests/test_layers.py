@@ -22,7 +22,7 @@ PACKAGE = "fedelta"
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 
 LAYERS = (  # low to high
-    ("errors", "settings", "seeds", "params", "grid", "durable", "imports"),
+    ("errors", "settings", "seeds", "params", "grid", "durable", "imports", "machine"),
     ("catalog", "plugins"),
     ("models", "modalities", "tasks"),
     ("tuning", "strategies", "aggregation", "codecs", "data"),
@@ -31,7 +31,7 @@ LAYERS = (  # low to high
     ("runtimes", "record"),
     ("inference", "config", "tracking", "report"),
     ("assembly",),
-    ("choices", "evaluation", "experiment", "inspection", "personalization"),
+    ("choices", "evaluation", "experiment", "inspection", "personalization", "running"),
     ("comparison", "deployment", "runtimes.flower"),
     ("testing",),
     ("cli", "checking", "terminal", "__main__"),
@@ -110,7 +110,7 @@ def test_every_module_has_a_layer():
         ("fedelta.codecs.wire", "from fedelta.codecs import base", False),
         ("fedelta.codecs.wire", "from . import base", False),
         ("fedelta.codecs.wire", "from fedelta.strategies.base import Strategy", False),  # the same layer
-        ("fedelta.runtimes.simulation", "from fedelta.runtimes.flower import link", True),
+        ("fedelta.runtimes.processes", "from fedelta.runtimes.flower import link", True),
         ("fedelta.runtimes.flower.link", "from fedelta.deployment import conduct", False),
         ("fedelta.cli", "from fedelta import __version__", False),
         ("fedelta.cli", "import torch, fedelta.experiment", False),
@@ -124,7 +124,7 @@ def test_an_upward_import_is_found(module: str, source: str, found: bool):
 @pytest.mark.parametrize(
     ("module", "source", "found"),
     [
-        ("fedelta.runtimes.simulation", "from flwr.serverapp import Grid", True),
+        ("fedelta.runtimes.processes", "from flwr.serverapp import Grid", True),
         ("fedelta.tuning.lora", "def apply():\n    import transformers", True),
         ("fedelta.runtimes.flower", "from flwr.serverapp import Grid", False),
         ("fedelta.models.hub", "import transformers.utils", False),

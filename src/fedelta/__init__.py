@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from fedelta.plugins import load_plugin as load_plugin
     from fedelta.plugins import register as register
     from fedelta.report.writing import write_report as write_report
-    from fedelta.runtimes.simulation import SimulationSettings as SimulationSettings
+    from fedelta.runtimes.settings import RuntimeSettings as RuntimeSettings
     from fedelta.runtimes.stability import Stability as Stability
     from fedelta.settings.base import Settings as Settings
     from fedelta.strategies.base import LocalRule as LocalRule
@@ -134,7 +134,7 @@ _MODULES = {
     "personalization": ("personalize",),
     "plugins": ("load_plugin", "register"),
     "report.writing": ("write_report",),
-    "runtimes.simulation": ("SimulationSettings",),
+    "runtimes.settings": ("RuntimeSettings",),
     "runtimes.stability": ("Stability",),
     "settings.base": ("Settings",),
     "strategies.base": ("LocalRule", "Strategy"),

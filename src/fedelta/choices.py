@@ -8,6 +8,7 @@ from fedelta.catalog import ALL, COMBINATIONS, SCOPES
 from fedelta.models.anatomy import ANATOMIES
 from fedelta.models.bundles import bundled_names
 from fedelta.models.native import PRESETS
+from fedelta.runtimes.settings import RUNTIMES
 from fedelta.settings.registry import Registry
 from fedelta.tracking.settings import ToolName
 
@@ -23,7 +24,7 @@ def choices() -> dict[str, list[str]]:
         **named,
         "tuning.name": [*named["tuning.name"], "several joined by +"],
         "personalization.tune": [*SCOPES],
-        "runtime.name": ["simulation"],
+        "runtime.name": [*RUNTIMES],
         "tracking.tools": [*get_args(ToolName)],
     }
 

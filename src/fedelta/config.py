@@ -31,7 +31,7 @@ from fedelta.grid import parse_grid
 from fedelta.models.source import ModelSource
 from fedelta.plugins import refuse_missing
 from fedelta.record.rundir import CONFIG, RunDirectory
-from fedelta.runtimes.simulation import SimulationSettings
+from fedelta.runtimes.settings import RuntimeSettings
 from fedelta.runtimes.stability import Stability
 from fedelta.settings import Context, Settings
 from fedelta.settings.base import Table, as_settings, out_of_bounds, problems_of, without_none
@@ -80,7 +80,7 @@ class Config(Settings):
     local_rule: Annotated[LocalRule, Chosen(LOCAL_RULES)] = Plain()
     client: ClientSettings = ClientSettings()
     codec: Channel = Channel()
-    runtime: SimulationSettings = SimulationSettings()
+    runtime: RuntimeSettings = RuntimeSettings()
     stability: Stability = Stability()
     personalization: Personalization = Personalization()
     tracking: Tracking = Tracking()

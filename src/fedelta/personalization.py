@@ -126,7 +126,7 @@ def _bench(config: Config, num_held_out: int, backbone: Backbone | None, data: F
     )
     model = tuned_model(config, backbone, data.class_names, num_lanes=num_lanes, sample=few_rows(data))
     tiers = tiers_of(config, model, data.clients)
-    return _Bench(model, data, build_engine(config, model, data, client), tiers)
+    return _Bench(model, data, build_engine(config, model, data.train, client), tiers)
 
 
 def _record(bench: _Bench, checkpoint: Checkpoint, config: Config, on_result: OnResult | None) -> Record:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from fedelta.comparison import memory
 from fedelta.comparison.memory import UNSEEN_BYTES, fits
 
 GIB = 2**30
@@ -30,21 +27,3 @@ GIB = 2**30
 def test_a_further_cell_starts_if_what_the_running_ones_may_still_take_is_left(available, running, highest, expected):
     assert UNSEEN_BYTES == 4 * GIB
     assert fits(available, running, highest) is expected
-
-
-def test_the_limit_of_a_container_counts(tmp_path, monkeypatch):
-    (tmp_path / "memory.max").write_text("1000\n")
-    (tmp_path / "memory.current").write_text("700\n")
-    (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 50\n")
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
-    assert memory.available_bytes() == 350
-    (tmp_path / "memory.max").write_text("max\n")
-    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:   2 kB\n")
-    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
-    assert memory.available_bytes() == 2048
-
-
-def test_unknown_memory_sets_no_limit(monkeypatch):
-    monkeypatch.setattr(memory, "_CGROUP", Path("/absent"))
-    monkeypatch.setattr(memory, "_MEMINFO", Path("/absent"))
-    assert memory.available_bytes() is None

@@ -12,7 +12,7 @@ import torch
 from tests.report.pages import cells, fixed_colours, page_of, plain, shown, svgs, text_of
 from tests.report.synthetic import SMALL, history_of, make_run, rewrite
 
-from fedelta.cli import _conclude
+from fedelta.cli.base import conclude
 from fedelta.errors import RunError
 from fedelta.experiment import Result
 from fedelta.federation.records import Transfer
@@ -402,7 +402,7 @@ def test_no_fixed_colour_remains_in_the_figures_and_each_says_what_it_shows(tmp_
 def test_the_table_at_the_end_of_a_run_has_its_exits(tmp_path, capsys):
     def shown(path: Path, summary: dict[str, object]) -> list[str]:
         full = {**json.loads((path / "summary.json").read_text()), **summary}
-        _conclude(Result(path, None, {}, Ledger.read(path / "ledger.jsonl"), full), ACCURACY, quiet=False)
+        conclude(Result(path, None, {}, Ledger.read(path / "ledger.jsonl"), full), ACCURACY, quiet=False)
         return [re.sub(r"[│\s]+", " ", line).strip() for line in capsys.readouterr().out.splitlines()]
 
     with_exits = make_run(tmp_path / "run", WITH_EXITS).path

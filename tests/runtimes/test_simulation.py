@@ -25,7 +25,7 @@ from fedelta.federation.client import Site
 from fedelta.federation.records import Reply, RoundOutcome
 from fedelta.federation.rounds import federate
 from fedelta.params import Params
-from fedelta.runtimes.simulation import SimulationSettings
+from fedelta.runtimes.settings import RuntimeSettings
 from fedelta.seeds import stream
 from fedelta.strategies.base import RoundPlan
 from fedelta.strategies.fedavg import FedAvg
@@ -198,18 +198,18 @@ def test_a_diverging_run_ends_with_a_hint():
     ],
 )
 def test_lanes_fill_a_step_and_no_more(settings: dict[str, int], batch_size: int, expected: int):
-    chosen = SimulationSettings(device="cpu", **settings)
+    chosen = RuntimeSettings(device="cpu", **settings)
     assert chosen.num_lanes(clients_per_round=16, batch_size=batch_size) == expected
 
 
 def test_a_gpu_fills_larger_steps():
-    chosen = SimulationSettings(device="cuda")
+    chosen = RuntimeSettings(device="cuda")
     assert chosen.num_lanes(clients_per_round=100, batch_size=32) == 32
 
 
 def test_no_lane_is_refused():
     with pytest.raises(ValidationError, match="lanes"):
-        SimulationSettings(lanes=0)
+        RuntimeSettings(lanes=0)
 
 
 def test_the_task_of_these_tests_is_balanced():

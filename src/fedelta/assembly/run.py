@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
 
 from fedelta.assembly.model import TunedModel, tiers_of, tuned_model, work_of
+from fedelta.assembly.origin import origin_of
 from fedelta.assembly.server import build_server
 from fedelta.assembly.site import build_site, details, evaluate, few_rows, num_lanes, read_data
 from fedelta.codecs.wire import encode
 from fedelta.config import Config
 from fedelta.data.batches import FederatedData
+from fedelta.data.clients import Clients
 from fedelta.engine.lanes import LaneEngine
 from fedelta.errors import ConfigError
 from fedelta.federation.base import Federation
 from fedelta.federation.client import Site
+from fedelta.federation.records import RoundOutcome
 from fedelta.federation.tiers import Tiers
 from fedelta.models.hub import Backbone
 from fedelta.params import Params, ParamSpec, select
+from fedelta.record.files import Record
+from fedelta.record.origin import Origin
+from fedelta.record.partition import partition_record
 from fedelta.runtimes.stability import Stability, Unstable
 from fedelta.seeds import stream
 from fedelta.strategies.base import Strategy
@@ -75,6 +85,31 @@ class Assembly:
         """Names, shapes and groups of the tuned tensors."""
         return self.model.spec
 
+    @property
+    def clients(self) -> Clients:
+        """All clients, held-out ones included."""
+        return self.data.clients
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """In label order; empty if the task has no classes."""
+        return self.data.class_names
+
+    @cached_property
+    def origin(self) -> Origin:
+        """The settings and inputs that the run starts from."""
+        return origin_of(self.config, self.model, self.data, self.tiers)
+
+    @property
+    def partition(self) -> Record:
+        """The content of `partition.json`."""
+        return partition_record(self.data)
+
+    @property
+    def row(self) -> Mapping[str, Tensor] | None:
+        """Inputs of one test row; None if the backbone has a modality that makes an example."""
+        return None if self.backbone.modality else self.data.test.inputs.fetch(torch.tensor([0]))
+
     def starting_from(self, params: Params) -> Assembly:
         """A copy whose clients start with those tensors of `params` that never travel."""
         if not self.spec.kept:
@@ -93,6 +128,10 @@ class Assembly:
     def details(self, params: Params) -> Details:
         """All that the task measures of a finished model on the test set; see `site.details`."""
         return details(self.site, params, self.data.test, self.data.class_names)
+
+    def sites(self, outcome: RoundOutcome) -> Sequence[Record]:
+        """None: the clients are in this process."""
+        return ()
 
 
 def assemble(

@@ -59,13 +59,13 @@ def read_data(
     """
     personal = config.personalization
     if data is not None:
-        backbone = backbone or _built(config, data.class_names)
+        backbone = backbone or built(config, data.class_names)
         data = data.without(personal.held_out_ids(data.clients.only(data.partition), config.seed))
     else:
         raw = replace(read(config.data, seed=config.seed, task=config.task), at_a_glance=at_a_glance)
-        _check_num_classes(config, len(raw.class_names))
+        check_num_classes(config, len(raw.class_names))
         _check_modality(config, raw)
-        backbone = backbone or _built(config, raw.class_names)
+        backbone = backbone or built(config, raw.class_names)
         if backbone.modality is None:
             raise ModelError("a backbone without a modality cannot read raw data.", hint="give `data` as well.")
         if preparation.resize is not None:
@@ -86,25 +86,26 @@ def few_rows(data: FederatedData) -> dict[str, Tensor]:
     return data.train.inputs.fetch(torch.arange(min(2, len(data.train))))
 
 
-def _built(config: Config, class_names: tuple[str, ...]) -> Backbone:
+def built(config: Config, class_names: tuple[str, ...]) -> Backbone:
+    """Returns the base model with an output for each class."""
     logs_head = config.model.adapter is None
     return build(config.model, class_names, seed=config.seed, task=config.task, logs_head=logs_head)
 
 
-def build_engine(config: Config, model: TunedModel, data: FederatedData, client: ClientSettings) -> LaneEngine:
+def build_engine(config: Config, model: TunedModel, train: Examples, client: ClientSettings) -> LaneEngine:
     """Returns an engine for the training data; logs its notes.
 
     Args:
         config: of the run.
         model: to be trained; the engine takes over its tensors.
-        data: of the clients.
+        train: rows of all clients.
         client: settings of local training.
     """
     engine = LaneEngine(
         model.backbone,
         model.spec,
         model.lanes,
-        data.train,
+        train,
         client=client,
         rule=config.local_rule,
         cache_bytes=config.runtime.cache_mib * 2**20,
@@ -128,7 +129,7 @@ def build_site(config: Config, model: TunedModel, data: FederatedData, tiers: Ti
         tiers: depth of each client (`tiers_of`).
     """
     return Site(
-        build_engine(config, model, data, work_of(config)),
+        build_engine(config, model, data.train, work_of(config)),
         data.partition,
         config.codec,
         config.seed,
@@ -170,12 +171,19 @@ def details(
     Raises:
         InputError: `watch` is given, but clients have different models.
     """
-    models, engine = _models(site, params), site.engine
+    models = _models(site, params)
     if watch is not None and len(models) > 1:
         raise InputError(
             "there is no one model whose answers could be written: each client keeps its own norms.",
             hint="leave `--predictions` out, or use `fedelta predict --client`.",
         )
+    return details_of(site.engine, models, test, class_names, watch)
+
+
+def details_of(
+    engine: LaneEngine, models: Sequence[Params], test: Examples, class_names: Sequence[str], watch: Watch | None = None
+) -> Details:
+    """Returns all that the task measures of `models`, averaged; the arguments are as for `details`."""
     parts = []
     for model in models:
         answered = engine.answers(model, test)
@@ -198,7 +206,8 @@ def _watched(answered: Iterable[Answered], watch: Watch | None) -> Iterator[Answ
         yield batch
 
 
-def _check_num_classes(config: Config, num_classes: int) -> None:
+def check_num_classes(config: Config, num_classes: int) -> None:
+    """Raises if `model.num_classes` is not the number of classes of the data."""
     configured = config.model.num_classes
     if configured is not None and not config.task.has_classes:
         raise ConfigError(

@@ -8,13 +8,10 @@ that running cells have not taken yet is reserved for them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 # Our largest recipe, full fine-tuning of a ViT-B/16 on CIFAR-100, takes 3 to 4 GiB with its images.
 UNSEEN_BYTES = 4 * 2**30
 _MARGIN = 1.1
-_MEMINFO = Path("/proc/meminfo")
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 def fits(available_bytes: int | None, running_peaks: Sequence[int], highest_peak: int) -> bool:
@@ -33,29 +30,3 @@ def fits(available_bytes: int | None, running_peaks: Sequence[int], highest_peak
     need = highest_peak * _MARGIN if highest_peak else UNSEEN_BYTES
     reserved = sum(max(0.0, need - peak) for peak in running_peaks)
     return available_bytes - reserved >= need
-
-
-def available_bytes() -> int | None:
-    """Memory that processes can take without swapping, within the container's limit; None if unknown."""
-    return min((bound for bound in (_in_system(), _in_container()) if bound is not None), default=None)
-
-
-def _in_system() -> int | None:
-    try:
-        lines = _MEMINFO.read_text(encoding="ascii").splitlines()
-    except OSError:  # no Linux
-        return None
-    fields = dict(line.split(":", maxsplit=1) for line in lines)
-    return int(fields["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in fields else None
-
-
-def _in_container() -> int | None:
-    """Bytes left in the limit of control groups, version 2; None without a limit."""
-    try:
-        limit = (_CGROUP / "memory.max").read_text(encoding="ascii").strip()
-        used = int((_CGROUP / "memory.current").read_text(encoding="ascii"))
-        cached = dict(line.split() for line in (_CGROUP / "memory.stat").read_text(encoding="ascii").splitlines())
-    except (OSError, ValueError):
-        return None
-    # The kernel frees cached pages of files on demand.
-    return None if limit == "max" else int(limit) - used + int(cached.get("inactive_file", 0))

@@ -12,10 +12,10 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fedelta.comparison.cores import available_cores
 from fedelta.comparison.directory import CellRun
 from fedelta.comparison.launchers import Poll, launcher_for
-from fedelta.comparison.memory import available_bytes, fits
+from fedelta.comparison.memory import fits
+from fedelta.machine import available_bytes, available_cores
 from fedelta.record.files import Record
 from fedelta.record.rundir import RunDirectory
 

@@ -77,7 +77,7 @@ def federate(
         evaluated = Examples(inputs, targets, raw.train.numbers[validation_rows], owner[validation_rows])
     else:
         raw = raw.without_test_rows_of({ids_of[client] for client in held_out_rows if client in ids_of})
-        evaluated = _test_set(raw, modality, {ids_of[client]: client for client in rows if client in ids_of})
+        evaluated = evaluation_set(raw, modality, {ids_of[client]: client for client in rows if client in ids_of})
     return FederatedData(
         train=train,
         test=evaluated,
@@ -88,6 +88,28 @@ def federate(
         names=clients.names,
         shown=_shown(raw),
     )
+
+
+def evaluation_set(raw: RawData, modality: Modality, client_of: Mapping[Name, int]) -> Examples:
+    """The test set; its rows have client numbers if it has the column of client ids.
+
+    Args:
+        raw: what was read.
+        modality: of the model, as `adapted` to the data.
+        client_of: client id in the data to client number; empty if there are no ids.
+    """
+    origin = f"the test set of data source {(raw.source.test_source or raw.source.source)!r}"
+    column = StoredColumn.of(raw.test.dataset, raw.columns.input, origin=origin, numbers=raw.test.numbers)
+    ids = raw.test_ids if client_of else None
+    by_name = {str(name): client for name, client in client_of.items()}
+    clients = None if ids is None else torch.tensor([by_name.get(str(client_id), -1) for client_id in ids.names])
+    if clients is not None and not (clients >= 0).any():
+        logger.warning(
+            "column %r of the test set has no client that is trained with (%s): there are no measures by client.",
+            raw.columns.client,
+            listed(sorted(by_name)),
+        )
+    return Examples(_inputs(raw, column, modality), raw.test.targets, raw.test.numbers, clients)
 
 
 def natural_ids(raw: RawData, rows: Mapping[int, Tensor]) -> dict[int, Name]:
@@ -140,25 +162,3 @@ def _owners(rows: Mapping[int, Tensor], num_rows: int) -> Tensor:
     for client, of_client in rows.items():
         owner[of_client] = client
     return owner
-
-
-def _test_set(raw: RawData, modality: Modality, client_of: Mapping[Name, int]) -> Examples:
-    """The test set; its rows have client numbers if it has the column of client ids.
-
-    Args:
-        raw: what was read.
-        modality: of the model.
-        client_of: client id in the data to client number; empty if there are no ids.
-    """
-    origin = f"the test set of data source {(raw.source.test_source or raw.source.source)!r}"
-    column = StoredColumn.of(raw.test.dataset, raw.columns.input, origin=origin, numbers=raw.test.numbers)
-    ids = raw.test_ids if client_of else None
-    by_name = {str(name): client for name, client in client_of.items()}
-    clients = None if ids is None else torch.tensor([by_name.get(str(client_id), -1) for client_id in ids.names])
-    if clients is not None and not (clients >= 0).any():
-        logger.warning(
-            "column %r of the test set has no client that is trained with (%s): there are no measures by client.",
-            raw.columns.client,
-            listed(sorted(by_name)),
-        )
-    return Examples(_inputs(raw, column, modality), raw.test.targets, raw.test.numbers, clients)

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-EMBEDDED = "digits"  # the only data source that is a name and never a path
+# Data sources that are names and never paths: embedded data, and of a deployment what each site reads of its own.
+EMBEDDED = "digits"
+AT_THE_SITES = "sites"
 # Files that `Dataset.save_to_disk` and `DatasetDict.save_to_disk` write.
 _SAVED = ("state.json", "dataset_dict.json")
 
@@ -42,6 +44,11 @@ def load_splits(source: str, subset: str | None, naming: Naming | None = None) -
     Raises:
         DataError: the source does not exist, cannot be read, or `naming` does not apply to it.
     """
+    if source == AT_THE_SITES:
+        raise DataError(
+            f"data source {source!r} means that each site of a deployment reads its own data, so there is none here",
+            hint="run it with `fedelta deploy`, or name the data: `--set data.source=...`",
+        )
     with collector_paused():
         import_module("datasets")
     naming = naming or Naming()

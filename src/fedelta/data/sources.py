@@ -19,7 +19,7 @@ import torch
 from pydantic import Field, field_validator, model_validator
 
 from fedelta.data.columns import Columns, NamedColumns, find_columns, missing_columns, target_column
-from fedelta.data.files import EMBEDDED, load_splits, missing_path
+from fedelta.data.files import AT_THE_SITES, EMBEDDED, load_splits, missing_path
 from fedelta.data.folders import Splits
 from fedelta.data.naming import CLIENT, LABEL, SPLIT, Naming, expression, levels_in
 from fedelta.data.split_names import matching_splits, split_kind
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 def _in_full(source: str) -> str:
-    return source if source == EMBEDDED else in_full_where_it_exists(source)
+    return source if source in (AT_THE_SITES, EMBEDDED) else in_full_where_it_exists(source)
 
 
 logger = logging.getLogger("fedelta")
@@ -56,7 +56,8 @@ class DataSource(Settings):
             one sub-folder per class, also below `train/` and `test/` (see `folders`), or with a table `metadata.csv`
             or `.jsonl` that has a column `file_name`; a Parquet, CSV, JSON or JSON Lines file, or a folder of them (a
             column `split` may separate training from test rows); data written by `save_to_disk` of `datasets`; JSON in
-            LEAF's format, whose users become clients; the name of a data set on the hub.
+            LEAF's format, whose users become clients; the name of a data set on the hub. `sites`: the server of a
+            deployment has no training data, and each site reads its own.
         test_source: where the test set is, if not in `source`.
         subset: configuration of a data set on the hub.
         label_column: column of targets: integers, texts or class labels for classification, numbers with a decimal

@@ -23,8 +23,10 @@ from fedelta.record.numbers import UNKNOWN
 CLASS_NAMES = "class names"
 _NUM_SHOWN = 5
 # These do not change the result of a round: tracking may begin at any round, the initial adapter is in the checkpoint,
-# and of data and weights the content is compared instead of the path.
-_FREE = ("tracking.", "model.adapter", "model.source", "data.source", "data.test_source")
+# worker processes compute the same bits, and of data and weights the content is compared instead of the path.
+_FREE = (
+    "tracking.", "model.adapter", "model.source", "data.source", "data.test_source", "runtime.name", "runtime.workers",
+)  # fmt: skip
 _HELD_OUT = ("personalization.held_out_clients", "personalization.held_out")
 
 

@@ -24,6 +24,7 @@ def round_record(
     cumulative_bytes: int,
     loss: Measure,
     clients: Clients = Clients(),  # noqa: B008 frozen
+    sites: Sequence[Record] = (),
 ) -> Record:
     """One line of `rounds.jsonl`.
 
@@ -32,6 +33,7 @@ def round_record(
         cumulative_bytes: payload bytes of both directions from round 1 to this one.
         loss: the task's loss, whose name the training loss gets.
         clients: with their names, if they have any.
+        sites: what each site did in the round; empty where there are none.
     """
     uplink = sum(transfer.payload_bytes for transfer in outcome.transfers if transfer.direction == "up")
     downlink = sum(transfer.payload_bytes for transfer in outcome.transfers if transfer.direction == "down")
@@ -54,6 +56,7 @@ def round_record(
         "uplink_bytes": uplink,
         "downlink_bytes": downlink,
         "cumulative_bytes": cumulative_bytes,
+        **({"sites": list(sites)} if sites else {}),
         **outcome.logged,
     }
 

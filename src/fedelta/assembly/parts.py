@@ -1,0 +1,63 @@
+"""What the rounds and the records of a run need, wherever its clients are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol, Self
+
+from torch import Tensor
+
+from fedelta.assembly.model import TunedModel
+from fedelta.config import Config
+from fedelta.data.clients import Clients
+from fedelta.federation.base import Federation
+from fedelta.federation.records import RoundOutcome
+from fedelta.params import Params
+from fedelta.record.files import Record
+from fedelta.record.origin import Origin
+from fedelta.tasks.details import Details
+
+
+class Parts(Protocol):
+    """The objects of one run: those of a simulation (`Assembly`) or of a server whose clients are elsewhere."""
+
+    @property
+    def config(self) -> Config:
+        """As read from the file."""
+
+    @property
+    def model(self) -> TunedModel:
+        """The backbone, the tensors that are tuned and their initial values."""
+
+    @property
+    def federation(self) -> Federation:
+        """The server's objects, for `federate`."""
+
+    @property
+    def clients(self) -> Clients:
+        """All clients, held-out ones included."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """In label order; empty if the task has no classes."""
+
+    @property
+    def origin(self) -> Origin:
+        """The settings and inputs that the run starts from."""
+
+    @property
+    def partition(self) -> Record:
+        """The content of `partition.json`."""
+
+    @property
+    def row(self) -> Mapping[str, Tensor] | None:
+        """Inputs of one row, if the backbone has no modality that makes an example."""
+
+    def starting_from(self, params: Params) -> Self:
+        """A copy whose clients start with those tensors of `params` that never travel."""
+
+    def details(self, params: Params) -> Details:
+        """All that is measured of a finished model."""
+
+    def sites(self, outcome: RoundOutcome) -> Sequence[Record]:
+        """What each site did in the round that has ended; empty where there are no sites."""

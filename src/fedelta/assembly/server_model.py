@@ -1,0 +1,119 @@
+"""The model of a server that has no training data, and the test set that it may have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from fedelta.assembly.model import TunedModel, tuned_model, work_of
+from fedelta.assembly.site import build_engine, built, check_num_classes, details_of
+from fedelta.config import Config
+from fedelta.data.augmentation import Augmentation
+from fedelta.data.batches import Examples
+from fedelta.data.clients import Clients
+from fedelta.data.federate import adapted, evaluation_set
+from fedelta.data.files import AT_THE_SITES
+from fedelta.data.sources import RawData, read
+from fedelta.engine.lanes import LaneEngine
+from fedelta.errors import ConfigError
+from fedelta.modalities.settings import Preparation
+from fedelta.params import Params
+from fedelta.tasks.base import Evaluation
+from fedelta.tasks.details import Details
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measures a model on the server's test set.
+
+    Args:
+        engine: runs the model; it trains nothing.
+        test: examples to answer.
+        class_names: in label order.
+    """
+
+    engine: LaneEngine
+    test: Examples
+    class_names: tuple[str, ...]
+
+    def evaluate(self, params: Params) -> Evaluation:
+        """The measures of `params`."""
+        return self.engine.evaluate(params, self.test)
+
+    def details(self, params: Params) -> Details:
+        """All that the task measures of a finished model."""
+        return details_of(self.engine, [params], self.test, self.class_names)
+
+
+def read_test(config: Config) -> RawData:
+    """Reads the test set that the server has; the training examples of `[data]` are read with it, but not used.
+
+    If the training data are at the sites, the test set of `data.test_source` also says which classes there are.
+
+    Raises:
+        ConfigError: the server has no test set.
+        DataError: the test set is missing or unreadable.
+    """
+    source = config.data
+    hint = 'give the server a test set (`data.test_source`), or let the sites measure: `deployment.evaluate = "sites"`.'
+    if source.evaluate_on == "validation":
+        raise ConfigError(
+            ["`data.evaluate_on` is 'validation', but the clients' rows are not at the server"], hint=hint
+        )
+    if source.source == AT_THE_SITES:
+        if source.test_source is None:
+            raise ConfigError(
+                ["`data.source` is 'sites', so the server has nothing to measure the model on"], hint=hint
+            )
+        # The only data here stand for the training data, too: columns and classes are found in them.
+        update = {"source": source.test_source, "train_split": source.test_split, "test_files": None}
+        source = source.model_copy(update=update | {"max_train_examples": None})
+    return read(source, seed=config.seed, task=config.task)
+
+
+def server_model(
+    config: Config,
+    class_names: Sequence[str],
+    raw: RawData | None = None,
+    clients: Clients = Clients(),  # noqa: B008
+) -> tuple[TunedModel, Examples | None]:
+    """Returns the model and the test set of a server.
+
+    Args:
+        config: of the run.
+        class_names: in label order.
+        raw: what `read_test` returned; None for a server without a test set.
+        clients: all clients, whose names the test set may have.
+
+    Raises:
+        InputError: the model is missing, or does not fit the task or the test set.
+    """
+    check_num_classes(config, len(class_names))
+    backbone = built(config, tuple(class_names))
+    test = sample = None
+    if raw is not None and backbone.modality is not None:
+        backbone = replace(backbone, modality=adapted(backbone.modality, raw))
+        by_name = {name: number for number, name in clients.names.items()}
+        test = evaluation_set(raw, backbone.modality, by_name)
+        sample = test.inputs.fetch(torch.arange(min(2, len(test))))
+    elif backbone.modality is not None:
+        settings = Preparation(max_length=config.data.max_length, audio=config.data.audio, resize=config.data.resize)
+        backbone = replace(backbone, modality=backbone.modality.prepared(settings.only(backbone.modality.settings)))
+    return tuned_model(config, backbone, class_names, sample=sample), test
+
+
+def server_bench(config: Config, model: TunedModel, test: Examples, class_names: Sequence[str]) -> Bench:
+    """Returns what measures the model at the server.
+
+    Raises:
+        ConfigError: clients keep tensors that never travel, so that the server does not have a whole model.
+    """
+    if model.spec.kept:
+        raise ConfigError(
+            [f"`model.batch_norm` is {config.model.batch_norm!r}, so that only the clients have whole models"],
+            hint='let the sites measure: `deployment.evaluate = "sites"`.',
+        )
+    plain = config.model_copy(update={"augmentation": Augmentation()})  # test examples are never augmented
+    return Bench(build_engine(plain, model, test, work_of(config)), test, tuple(class_names))

@@ -1,0 +1,225 @@
+"""Runs the rounds of a run and writes its directory, wherever its clients are.
+
+A round counts once its checkpoint is written, which happens last. `begun` gives the files before round 1, `go_on`
+continues after the last complete round.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fedelta.assembly.origin import check_origin
+from fedelta.assembly.parts import Parts
+from fedelta.config import Config
+from fedelta.durable import write_atomic
+from fedelta.federation.base import Standing
+from fedelta.federation.records import RoundOutcome
+from fedelta.federation.rounds import federate
+from fedelta.inference.adapter import SavedAdapter, write_adapter
+from fedelta.inference.costs import costs_of
+from fedelta.modalities.settings import Preparation
+from fedelta.models.native import is_native
+from fedelta.models.source import checkpoint_bytes
+from fedelta.params import Params
+from fedelta.plugins import changed_plugins, used_by
+from fedelta.record import rundir
+from fedelta.record.checkpoint import Checkpoint, check_fit, encode, load, save
+from fedelta.record.citations import citations
+from fedelta.record.environment import environment, peak_memory_bytes
+from fedelta.record.files import Mark, Record, Seal, to_json
+from fedelta.record.ledger import Ledger, opening_row
+from fedelta.record.origin import refuse
+from fedelta.record.rundir import RunDirectory
+from fedelta.record.runlog import round_record, summary, timing_record
+from fedelta.settings.base import as_settings
+from fedelta.tracking.mirror import mirrored
+from fedelta.tuning.exits import exit_blocks
+
+OnRound = Callable[[RoundOutcome, Ledger], None]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a run has come to.
+
+    Args:
+        params: of the server after the last round.
+        ledger: the size of every payload.
+        summary: the content of `summary.json`.
+    """
+
+    params: Params
+    ledger: Ledger
+    summary: Record
+
+
+@dataclass(frozen=True)
+class _Logs:
+    """The files that grow with every round.
+
+    Args:
+        run: directory of the files.
+        ledger: the size of every payload so far.
+        seals: running digests of the logs, up to the current round.
+    """
+
+    run: RunDirectory
+    ledger: Ledger
+    seals: Mapping[str, Seal]
+
+
+def begun(parts: Parts) -> dict[str, str | bytes]:
+    """The files of a run directory before round 1: content by relative name."""
+    config, tuning, spec, strategy = parts.config, parts.model.tuning, parts.model.spec, parts.federation.strategy
+    state = strategy.init(parts.model.params, spec)
+    opening = opening_row(checkpoint_bytes(config.model))
+    files = {
+        rundir.PARTITION: to_json(parts.partition),
+        rundir.MODEL: to_json(
+            {
+                "tuned_parameters": spec.num_parameters,
+                "total_parameters": parts.model.total_parameters,
+                "groups": spec.sizes,
+                "strategy": as_settings(strategy).model_dump(mode="json"),
+            }
+        ),
+    }
+    origin = replace(parts.origin, files={name: Mark.of(text.encode()).digest for name, text in files.items()})
+    logs = {rundir.ROUNDS: Mark.of(b""), rundir.LEDGER: Mark.of(opening)}
+    return {
+        **described(config, tuning=tuning),
+        rundir.LEDGER: opening,
+        **files,
+        rundir.CHECKPOINT: encode(Checkpoint(0, parts.model.params, state, {}, "", logs, origin)),
+    }
+
+
+def described(config: Config, **instead: object) -> dict[str, str | bytes]:
+    """The files of a run directory that follow from the configuration.
+
+    Args:
+        config: of the run.
+        instead: settings that replace some sections, as the run changed them.
+    """
+    settings = {name: getattr(config, name) for name in Config.model_fields} | instead
+    return {
+        rundir.CONFIG: config.to_toml(instead),
+        rundir.ENVIRONMENT: to_json(environment(used_by(settings.values())), indent=2),
+        rundir.CITATIONS: citations(config.to_table(instead)),
+    }
+
+
+def go_on(run: RunDirectory, parts: Parts, on_round: OnRound | None = None) -> Finished:
+    """Continues a run after its last complete round, and writes its final files; the caller has the run's lock.
+
+    Raises:
+        CheckpointError: its checkpoint is damaged or belongs to another configuration.
+        RoundError: training failed; earlier rounds are kept.
+    """
+    run.read_rounds()  # raises for an older format, before anything is changed
+    refuse(f"run {str(run.path)!r}", changed_plugins(run.plugins))
+    checkpoint = load(run.checkpoint)
+    check_origin(run.path, checkpoint, parts.origin, parts.config)
+    check_fit(run.checkpoint, checkpoint, parts.model.spec)
+    seals = run.rewind(checkpoint)
+    run.sweep()
+    # The server has the initial values of tensors that never travel; clients start from them.
+    parts = parts.starting_from(checkpoint.params)
+    parts.federation.runtime.restore(run.clients, checkpoint.memory_mark)
+    ledger = Ledger.read(run.ledger)
+    with mirrored(run, parts.config) as mirror:
+        params = _rounds(parts, checkpoint, _Logs(run, ledger, seals), mirror.before(on_round))
+        record = _finish(run, parts, params, ledger)
+        mirror.finish(record)
+    return Finished(params, ledger, record)
+
+
+def _rounds(parts: Parts, checkpoint: Checkpoint, logs: _Logs, on_round: OnRound | None) -> Params:
+    """Runs the remaining rounds, records each before the next begins, and returns the last params."""
+    federation, params, run, ledger = parts.federation, checkpoint.params, logs.run, logs.ledger
+    standing = Standing(params, checkpoint.state, checkpoint.round, ledger.total_bytes, checkpoint.claimed)
+    started = time.perf_counter()
+    for outcome in federate(federation, standing):
+        params = outcome.params
+        ledger.append(outcome.transfers)
+        sites = parts.sites(outcome)
+        run.rounds.append([round_record(outcome, ledger.total_bytes, parts.config.task.loss, parts.clients, sites)])
+        # Written before the checkpoint, which refers to it; until then the previous snapshot is kept.
+        mark = federation.runtime.snapshot(run.clients, outcome.round)
+        seconds = time.perf_counter() - started
+        run.timings.append([timing_record(outcome.round, seconds, peak_memory_bytes())])
+        started = time.perf_counter()
+        save(
+            run.checkpoint,
+            replace(
+                checkpoint,
+                round=outcome.round,
+                params=params,
+                state=outcome.state,
+                claimed=outcome.claimed,
+                memory_mark=mark,
+                logs={name: seal.mark() for name, seal in logs.seals.items()},
+            ),
+        )
+        if on_round is not None:
+            on_round(outcome, ledger)
+    return params
+
+
+def _finish(run: RunDirectory, parts: Parts, params: Params, ledger: Ledger) -> Record:
+    """Writes the files of a finished run; returns the content of `summary.json`."""
+    details, clients = parts.details(params), parts.clients
+    by_client = {str(client): {**clients.entry(client), **values} for client, values in details.by_client.items()}
+    record = summary(
+        run.read_rounds(),
+        run.timings.readable(),
+        ledger,
+        parts.config.task.primary,
+        {"tuned_parameters": parts.model.spec.num_parameters, "total_parameters": parts.model.total_parameters},
+        details={**details.as_record(), "by_client": by_client},
+    )
+    if details.confusion is not None:
+        write_atomic(run.path / rundir.CONFUSION, to_json(details.confusion.as_record()) + "\n")
+    keep_adapter(run.adapter, parts, params, record)
+    if exit_blocks(parts.model.backbone.module):
+        # Measures the cost of an answer at each exit, unless the run was measured on this machine before.
+        parts.model.lanes.active = 1
+        costs_of(run.path, parts.model.backbone, parts.row)
+    run.write_summary(record)
+    return record
+
+
+def keep_adapter(directory: Path, parts: Parts, params: Params, record: Record) -> None:
+    """Writes the adapter in Hugging Face PEFT layout.
+
+    Args:
+        directory: to be written.
+        parts: of the run.
+        params: of the server.
+        record: the content of `summary.json`, for the model card.
+    """
+    config, backbone = parts.config, parts.model.backbone
+    modality = backbone.modality
+    adapter = SavedAdapter(
+        parts.model.tuning,
+        params,
+        base=config.model.source or "",
+        class_names=parts.class_names,
+        model=config.model,
+        seed=config.seed,
+        preparation=Preparation() if modality is None else modality.preparation,
+        task=config.task,
+        identity=parts.model.identity,
+    )
+    card = {
+        **record,
+        "num_clients": len(parts.federation.clients.numbers),
+        "modality": None if modality is None else modality.name,
+        "extra_inputs": dict(backbone.extra_inputs),
+        "is_native": is_native(backbone.module),
+        "config": config.to_table({"strategy": parts.federation.strategy}),
+    }
+    write_adapter(directory, adapter, backbone.anatomy, card)

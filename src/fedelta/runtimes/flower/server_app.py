@@ -1,0 +1,49 @@
+"""What Flower starts on the server for a deployment: the experiment over a link on Flower's grid.
+
+The run's configuration names the deployment; everything else is in the server's folder, whose path is in the
+environment: what is in a run's configuration is sent to every site.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedelta.deployment.children import die_with_parent
+from fedelta.deployment.deployments import Deployments, Ending
+from fedelta.deployment.hub import Hub
+from fedelta.errors import InputError
+from fedelta.runtimes.flower.link import GridLink
+
+DEPLOYMENT, HUB = "deployment", "FEDELTA_HUB"
+
+# Flower takes a plain assignment only.
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Runs a deployment, and records how it ended; if it is killed there is no such record, and it is run again."""
+    die_with_parent()
+    hub = Hub(Path(os.environ[HUB]))
+    deployments, name = Deployments(hub), str(context.run_config[DEPLOYMENT])
+    deployment = deployments.get(name)
+    if deployment is None:
+        raise InputError(f"this server has no deployment {name!r}.")
+    with deployments.running(name, context.run_id):
+        link = GridLink(grid, hub.sites, hub.settings().max_message_mib * 2**20)
+        try:
+            _conduct(Path(deployment.run), link)
+        except Exception as error:
+            deployments.end(name, Ending.of(context.run_id, error))
+            raise
+        deployments.end(name, Ending(context.run_id))
+
+
+def _conduct(run: Path, link: GridLink) -> None:
+    from fedelta.deployment.conduct import conduct
+
+    conduct(run, link)

@@ -1,0 +1,65 @@
+"""How many cores and how much memory this process may use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fedelta import machine
+from fedelta.comparison import pool
+
+
+@pytest.fixture(autouse=True)
+def sixteen(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "_in_affinity", lambda: 16)
+    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        ("200000 100000", 2),
+        ("250000 100000", 3),
+        ("10000 100000", 1),
+        ("max 100000", 16),
+        ("6400000 100000", 16),  # more than the affinity
+        ("nonsense", 16),
+        ("1 0", 16),
+    ],
+)
+def test_the_quota_of_a_container_counts_rounded_up(tmp_path, limit, expected):
+    (tmp_path / "cpu.max").write_text(f"{limit}\n")
+    assert machine.available_cores() == expected
+    assert pool.default_processes([]) == expected
+
+
+@pytest.mark.parametrize(("quota", "expected"), [("150000", 2), ("-1", 16)])
+def test_the_quota_of_an_older_container_counts_too(tmp_path, quota, expected):
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(f"{quota}\n")
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    assert machine.available_cores() == expected
+
+
+def test_a_system_without_control_groups_sets_no_quota(monkeypatch):
+    monkeypatch.setattr(machine, "_CGROUP", Path("/absent"))
+    assert machine.available_cores() == 16
+
+
+def test_the_limit_of_a_container_counts(tmp_path, monkeypatch):
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("700\n")
+    (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 50\n")
+    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
+    assert machine.available_bytes() == 350
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:   2 kB\n")
+    monkeypatch.setattr(machine, "_MEMINFO", tmp_path / "meminfo")
+    assert machine.available_bytes() == 2048
+
+
+def test_unknown_memory_sets_no_limit(monkeypatch):
+    monkeypatch.setattr(machine, "_CGROUP", Path("/absent"))
+    monkeypatch.setattr(machine, "_MEMINFO", Path("/absent"))
+    assert machine.available_bytes() is None
