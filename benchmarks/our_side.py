@@ -40,7 +40,7 @@ class Ours:
         share = NUM_CLIENTS // self.num_sites
         for number in range(self.num_sites):
             name, first = f"site{number}", number * share
-            self.federation.add_site(name, f'clients = "{first}-{first + share - 1}"')
+            self.federation.add_site(name, {"clients": f"{first}-{first + share - 1}", "data": {"source": "digits"}})
             self.federation.register(name)
             self.federation.sites[name].run()
         self.programs = [server, *(site.program for site in self.federation.sites.values() if site.program)]
@@ -61,7 +61,7 @@ class Ours:
         return Timed(
             seconds[1:],
             self.meter.total - before,
-            run.summary["measures"]["accuracy"],
+            run.summary["final_accuracy"],
             peaks.highest,
             run.summary["uplink_bytes"] + run.summary["downlink_bytes"],
         )

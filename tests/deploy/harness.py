@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
+import tomllib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors.numpy import load_file
+import tomli_w
+from safetensors.torch import load_file
 from tests.deploy.processes import Program, Programs, fedelta, free_port, until
 
 # Words in the command lines of a federation's processes, by what they are.
-SERVER_PARTS = {"superlink": "flower-superlink", "superexec": "flower-superexec", "server app": "flwr-serverapp"}
-SITE_PARTS = {"supernode": "flower-supernode", "client app": "flwr-clientapp", "worker": "fedelta.deployment.worker"}
+SUPERLINK, SUPEREXEC, SERVER_APP = "flower-superlink", "flower-superexec", "flwr-serverapp"
+PROXY, WORKER = "fedelta.deployment.proxy", "fedelta.deployment.worker"
 
 
 @dataclass
@@ -52,10 +53,15 @@ class SiteFolder:
         self.program = self.programs.start(f"site-{self.name}", command, self.env, self.prefix)
         return self.program
 
-    def part(self, name: str) -> list[Any]:
-        """Its processes of one kind (`SITE_PARTS`)."""
+    def wait_until_joined(self, seconds: float = 60) -> None:
+        """Waits until the server has accepted the site."""
         assert self.program is not None
-        return self.program.part(SITE_PARTS[name])
+        self.program.wait_for("joined", seconds)
+
+    @property
+    def workers(self) -> list[Any]:
+        """The processes that keep its model and data."""
+        return [] if self.program is None else self.program.part(WORKER)
 
 
 @dataclass
@@ -98,17 +104,17 @@ class Federation:
         if not self.hub.exists():
             self.command("server-init", "server", "init", self.hub, "--host", self.host, "--port", str(self.port))
         self.server = self.programs.start("server", fedelta("server", "run", self.hub), prefix=self.at_server)
-        self.server.wait_for("serving sites", 60)
+        self.server.wait_for("sites can connect", 60)
         return self.server
 
-    def add_site(self, name: str, toml: str = "", **options: Any) -> SiteFolder:
-        """`fedelta site init`, with `toml` at the end of its settings, and its key registered at the server."""
+    def add_site(self, name: str, settings: Mapping[str, Any], **options: Any) -> SiteFolder:
+        """`fedelta site init`, with `settings` over those of its file; its key is not registered yet."""
         path, authority = self.folder / name, self.hub / "tls" / "ca.crt"
         address = f"{self.host}:{self.port}"
         arguments = ("site", "init", path, "--name", name, "--server", address, "--ca", authority)
         self.command(f"init-{name}", *arguments)
-        settings = path / "site.toml"
-        settings.write_text(_with(settings.read_text(), toml))
+        file = path / "site.toml"
+        file.write_text(tomli_w.dumps(_merged(tomllib.loads(file.read_text()), settings)))
         site = SiteFolder(name, path, self.programs, **options)
         self.sites[name] = site
         return site
@@ -163,7 +169,7 @@ class Run:
 
     def sites_of(self, round: int) -> dict[str, dict[str, Any]]:
         """What a round's record says about each site, by name."""
-        return {site["name"]: site for site in self.rounds[round - 1]["sites"]}
+        return {site["site"]: site for site in self.rounds[round - 1]["sites"]}
 
     def wait_for_round(self, round: int, seconds: float = 120) -> None:
         """Waits until a round is complete."""
@@ -183,10 +189,9 @@ def tensor_bytes(path: Path) -> dict[tuple[int, int, str], int]:
     return {(row["round"], row["client_id"], row["direction"]): row["tensor_bytes"] for row in rows if row["round"] > 0}
 
 
-def _with(text: str, changes: str) -> str:
-    """The settings of a site with the keys of `changes` instead of those that are there."""
-    lines: Iterable[str] = changes.strip().splitlines()
-    for line in lines:
-        key = re.escape(line.split("=")[0].strip())
-        text = re.sub(rf"(?m)^#?\s*{key}\s*=.*$", "", text)
-    return f"{changes.strip()}\n{text}"
+def _merged(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A table with `changes` over it; a section is merged, too."""
+    merged = dict(table)
+    for key, value in changes.items():
+        merged[key] = _merged(merged.get(key, {}), value) if isinstance(value, Mapping) else value
+    return merged
