@@ -1,19 +1,19 @@
-"""`fedelta site run`: checks a site's data and connection, and serves it until it is ended."""
+"""`fedelta site run`: checks a site's connection and data, and serves it until it is ended."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
-from types import FrameType
+from typing import NoReturn
 
 from fedelta.deployment.diagnosis import clock_problem
 from fedelta.deployment.serving import Server, Show
-from fedelta.deployment.session import only_process
+from fedelta.deployment.session import Session, only_process
 from fedelta.deployment.site_check import Address, check
 from fedelta.deployment.site_folder import read_authority, read_key
-from fedelta.errors import InputError, LinkError
+from fedelta.errors import LinkError
 from fedelta.runtimes.flower.connection import Connection
 from fedelta.runtimes.flower.fleet import Fleet
 from fedelta.runtimes.flower.fleet import Server as Host
@@ -32,18 +32,61 @@ def run_site(folder: Path, show: Show) -> None:
     Raises:
         InputError: the site cannot join until somebody mends something.
     """
-    checks = check(folder)
-    address = next(checks)
-    assert isinstance(address, Address)  # noqa: S101 for the type checker: settings come first
-    connection = connect(address)
+    with closing(check(folder)) as lines:
+        for line in lines:
+            if isinstance(line, Address):
+                address = line
+                connection = connect(address)
+                look(connection, show)
+            else:
+                show(line)
     with only_process(Path(address.state)) as session, _ended_by_sigterm():
-        try:
-            _look(connection, show)
-            for line in checks:
-                show(str(line))
-            Server(connection, lambda message: ask(folder, message), session, show).serve()
-        finally:
-            checks.close()
-            stop(folder)
-            connection.leave()
-            session.end()
+        serve(folder, connection, session, show)
+
+
+def connect(address: Address) -> Connection:
+    """The connection of a site, which asks nothing yet.
+
+    Raises:
+        InputError: the key or the certificate is missing or cannot be used.
+    """
+    host = Host(address.server, read_authority(Path(address.ca)))
+    return Connection(Fleet(host, read_key(Path(address.key))), address.max_message_mib * MIB)
+
+
+def look(connection: Connection, show: Show) -> None:
+    """Shows what is wrong with the server at present or with this machine's clock.
+
+    Raises:
+        InputError: the server will not be reached until somebody mends something.
+    """
+    try:
+        connection.look()
+    except LinkError as error:
+        show(str(error))
+    if (problem := clock_problem(connection.clock_offset)) is not None:
+        show(problem)
+
+
+def serve(folder: Path, connection: Connection, session: Session, show: Show) -> None:
+    """Serves the site, and leaves in order however it ends."""
+    try:
+        Server(connection, lambda message: ask(folder, message), session, show).serve()
+    finally:
+        stop(folder)
+        connection.leave()
+        session.end()
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Lets SIGTERM, by which systemd and Compose end a service, end this process in order."""
+
+    def end(*_: object) -> NoReturn:
+        raise SystemExit(0)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

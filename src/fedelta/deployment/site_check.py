@@ -23,7 +23,7 @@ class Address:
 
     name: str
     server: str
-    ca: str | None
+    ca: str
     key: str
     state: str
     max_message_mib: int
@@ -36,7 +36,9 @@ def check(folder: Path) -> Iterator[Address | str]:
         InputError: something in its settings or data cannot be used.
     """
     command = [sys.executable, "-m", "fedelta.deployment.site_check", str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True) as process:
+    with subprocess.Popen(  # noqa: S603 ours
+        command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
+    ) as process:
         try:
             for line in process.stdout or ():
                 yield _read(json.loads(line))
@@ -51,8 +53,8 @@ def check(folder: Path) -> Iterator[Address | str]:
 
 def lines(folder: Path) -> Iterator[dict[str, Any]]:
     """What `check` reads, as JSON values."""
-    from fedelta.deployment.site_settings import load_site
     from fedelta.deployment.check_site import check_site
+    from fedelta.deployment.site_settings import load_site
 
     settings = load_site(folder)
     yield {

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import tomli_w
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, EllipticCurvePrivateKey, generate_private_key
@@ -42,13 +43,13 @@ class Draft:
     clients: str | None = None
 
 
-def create(folder: Path, draft: Draft, authority: Path | None) -> Path:
+def create(folder: Path, draft: Draft, authority: Path) -> Path:
     """Makes the folder of a site with a new key, and returns the public key to send to the server.
 
     Args:
         folder: to be made; may exist, if it has no settings and no key.
         draft: of the settings.
-        authority: the server's `ca.crt`; None for a connection without TLS, on loopback.
+        authority: the server's `ca.crt`.
 
     Raises:
         InputError: the name, the address or the certificate cannot be used, or there is a site already.
@@ -60,15 +61,14 @@ def create(folder: Path, draft: Draft, authority: Path | None) -> Path:
             raise InputError(
                 f"{str(path)!r} exists already.", hint="take another folder; or delete it, if that site is no more."
             )
-    certificate = None if authority is None else _certificate(authority)
+    certificate = read_authority(authority)
     make_private(folder)
     key = generate_private_key(SECP384R1())  # the curve that Flower's documentation names
     write_secret(folder / KEY, key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
     text = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
     write_atomic(public, text + f" {draft.name}\n".encode())
-    if certificate is not None:
-        write_atomic(folder / AUTHORITY, certificate)
-    write_atomic(folder / SETTINGS, _settings(draft, with_tls=certificate is not None))
+    write_atomic(folder / AUTHORITY, certificate)
+    write_atomic(folder / SETTINGS, _settings(draft))
     return public
 
 
@@ -99,10 +99,6 @@ def read_authority(path: Path) -> bytes:
     Raises:
         InputError: it is missing or no certificate.
     """
-    return _certificate(path)
-
-
-def _certificate(path: Path) -> bytes:
     advice = "it is `HUB/tls/ca.crt` where `fedelta server init HUB` ran; copy that file."
     try:
         text = path.read_bytes()
@@ -128,15 +124,14 @@ def _check(draft: Draft) -> None:
         )
 
 
-def _settings(draft: Draft, *, with_tls: bool) -> str:
-    clients = f'clients = "{draft.clients}"' if draft.clients is not None else '# clients = "0-31"'
-    source = "data" if draft.source is None else draft.source
-    authority = f'ca = "{AUTHORITY}"' if with_tls else "insecure = true"
+def _settings(draft: Draft) -> str:
+    clients = '# clients = "0-31"' if draft.clients is None else _line("clients", draft.clients)
+    source = _line("source", "data" if draft.source is None else draft.source)
     return f"""\
 # A site of a deployment. Relative paths are relative to this folder.
 name = "{draft.name}"
 server = "{draft.server}"
-{authority}
+ca = "{AUTHORITY}"           # vouches for the server's certificate
 key = "{KEY}"        # never leaves this machine
 state = "state"         # what clients remember, the log; as private as the data
 
@@ -150,7 +145,7 @@ state = "state"         # what clients remember, the log; as private as the data
 
 # What the site reads, whatever a recipe says: the keys are those of a recipe's section `[data]`.
 [data]
-source = "{source}"
+{source}
 # label_column = "diagnosis"
 
 # Weights that are on this machine; without it only models that come with fedelta are loaded.
@@ -160,3 +155,8 @@ source = "{source}"
 # [runtime]
 # device = "cuda"
 """
+
+
+def _line(key: str, value: str) -> str:
+    """One line of TOML; a path may have any letters."""
+    return tomli_w.dumps({key: value}).strip()

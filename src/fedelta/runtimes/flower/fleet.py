@@ -38,11 +38,11 @@ class Server:
 
     Args:
         address: host:port.
-        ca: certificate of the authority that vouches for it, as PEM; None for a connection without TLS, on loopback.
+        ca: certificate of the authority that vouches for it, as PEM.
     """
 
     address: str
-    ca: bytes | None
+    ca: bytes
 
 
 class Fleet:
@@ -59,9 +59,9 @@ class Fleet:
         self._ended = threading.Event()
         self.client = FleetHttpClient.from_server_address(
             server.address,
-            server.ca is None,
-            server.ca,
-            [RuntimeVersionHttpInterceptor(component_name="SuperNode"), self._signature],
+            insecure=False,
+            root_certificates=server.ca,
+            interceptors=[RuntimeVersionHttpInterceptor(component_name="SuperNode"), self._signature],
         )
 
     @property
@@ -81,9 +81,10 @@ class Fleet:
             LinkError: the server is not reached.
             InputError: it will not be reached until somebody mends something.
         """
-        scheme, verify = ("http", False) if self._server.ca is None else ("https", _trusting(self._server.ca))
         try:
-            response = httpx.get(f"{scheme}://{self._server.address}/", verify=verify, timeout=_LOOK_SECONDS)
+            response = httpx.get(
+                f"https://{self._server.address}/", verify=_trusting(self._server.ca), timeout=_LOOK_SECONDS
+            )
         except httpx.HTTPError as error:
             raise diagnosed(error, self._server.address) from error
         self._signature.offset = clock_offset(response.headers.get("date"), time.time())
