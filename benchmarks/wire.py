@@ -1,4 +1,4 @@
-"""Counts the bytes that two programs exchange over TCP: a relay between them that reads nothing of what it passes on."""
+"""Counts the bytes that two programs exchange over TCP: a relay between them that reads nothing of what passes."""
 
 from __future__ import annotations
 

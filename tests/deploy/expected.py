@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ class Expected:
     tensor_bytes: Mapping[tuple[int, int, str], int]
 
 
-def expected(recipe: Path, settings: Sequence[str] = (), lost: Lost = {}) -> Expected:
+def expected(recipe: Path, settings: Sequence[str] = (), lost: Lost = MappingProxyType({})) -> Expected:
     """The simulation of a recipe in which some clients do not answer.
 
     Args:
@@ -66,7 +67,9 @@ class Lossy:
 
     def run(self, plan: RoundPlan, payloads: Mapping[int, bytes]) -> Iterator[Reply]:
         lost = self.lost.get(plan.round, ())
-        yield from self.runtime.run(plan, {client: payload for client, payload in payloads.items() if client not in lost})
+        yield from self.runtime.run(
+            plan, {client: payload for client, payload in payloads.items() if client not in lost}
+        )
         for client in payloads.keys() & set(lost):
             yield Reply(client, 0, b"", fault=Fault("lost", "away", reached=False))
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import tomli_w
 from safetensors.torch import load_file
 from tests.deploy.processes import Program, Programs, fedelta, free_port, until
@@ -36,6 +38,8 @@ class SiteFolder:
     env: Mapping[str, str] = field(default_factory=dict)
     prefix: Sequence[str] = ()
     program: Program | None = None
+    begin: int = 0  # of what its log says about the present run
+    _joining: int = 0
 
     @property
     def public_key(self) -> Path:
@@ -43,25 +47,46 @@ class SiteFolder:
         return self.path / f"{self.name}.pub"
 
     @property
-    def log(self) -> str:
-        """All that `fedelta site run` has printed so far."""
-        return "" if self.program is None else self.program.text
+    def is_running(self) -> bool:
+        """Whether its program runs."""
+        return self.program is not None and self.program.is_running
+
+    @property
+    def said(self) -> str:
+        """What `fedelta site run` has printed since the last deployment began."""
+        return "" if self.program is None else self.program.text[self.begin :]
+
+    @property
+    def workers(self) -> list[psutil.Process]:
+        """The processes that keep its model and data."""
+        return [] if self.program is None else self.program.part(WORKER)
 
     def run(self) -> Program:
         """Starts `fedelta site run`."""
+        log = self.programs.folder / f"site-{self.name}.log"
+        self._joining = len(log.read_text(errors="replace")) if log.exists() else 0
         command = fedelta("site", "run", self.path)
         self.program = self.programs.start(f"site-{self.name}", command, self.env, self.prefix)
         return self.program
 
     def wait_until_joined(self, seconds: float = 60) -> None:
         """Waits until the server has accepted the site."""
-        assert self.program is not None
-        self.program.wait_for("joined", seconds)
+        self.wait_for("joined; waiting", seconds, self._joining)
 
-    @property
-    def workers(self) -> list[Any]:
-        """The processes that keep its model and data."""
-        return [] if self.program is None else self.program.part(WORKER)
+    def wait_until_training(self, round: int, seconds: float = 90) -> None:
+        """Waits until it is in the middle of its part of a round."""
+        self.wait_for(f"round {round}:", seconds)
+        time.sleep(0.7)
+
+    def wait_for(self, text: str, seconds: float = 60, after: int | None = None) -> None:
+        """Waits until it has said something, by default since the last deployment began."""
+        assert self.program is not None
+        self.program.wait_for(text, seconds, self.begin if after is None else after)
+
+    def kill(self, *words: str) -> int:
+        """Kills -9 those of its processes whose command has one of `words`, or all of them; returns how many."""
+        assert self.program is not None
+        return self.program.kill(*words)
 
 
 @dataclass
@@ -125,10 +150,30 @@ class Federation:
             key = self.sites[name].public_key
             (self.hub / "sites" / key.name).write_bytes(key.read_bytes())
 
+    def remove_site(self, name: str) -> None:
+        """Ends a site, and its access."""
+        site = self.sites.pop(name)
+        (self.hub / "sites" / site.public_key.name).unlink(missing_ok=True)
+        if site.program is not None:
+            site.program.end()
+
+    def recover(self, names: Collection[str]) -> None:
+        """Starts the server and these sites again where they have ended, and removes all other sites."""
+        if self.server is None or not self.server.is_running:
+            self.start_server()
+        for name in list(self.sites):
+            if name not in names:
+                self.remove_site(name)
+            elif not self.sites[name].is_running:
+                self.sites[name].run()
+                self.sites[name].wait_until_joined()
+
     def deploy(self, recipe: str, name: str, *settings: str) -> Run:
         """Starts `fedelta deploy` on the text of a recipe."""
         path = self.folder / f"{name}.toml"
         path.write_text(recipe)
+        for site in self.sites.values():
+            site.begin = 0 if site.program is None else len(site.program.text)
         overrides = [word for setting in settings for word in ("--set", setting)]
         out = self.hub / "runs" / name
         command = fedelta("deploy", path, "--server", self.hub, "--out", out, *overrides)

@@ -7,7 +7,6 @@ import time
 import pytest
 from tests.deploy.expected import assert_same_bits, expected
 from tests.deploy.harness import PROXY, SERVER_APP, SUPEREXEC, SUPERLINK, WORKER, Federation, Run, tensor_bytes
-from tests.deploy.processes import until
 from tests.deploy.recipes import LONG_STEPS, RECIPE
 
 pytestmark = [pytest.mark.deploy, pytest.mark.allow_hosts(["127.0.0.1"])]
