@@ -10,6 +10,7 @@ import sys
 import typer
 
 from fedelta.cli.base import err_console
+from fedelta.cli.deployment import attach, deploy, server_commands
 from fedelta.cli.looking import check, inspect, list_names
 from fedelta.cli.models import evaluate, export, personalize, predict
 from fedelta.cli.runs import compare, report, resume, run
@@ -25,6 +26,9 @@ app = typer.Typer(
 for command in (run, resume, report, compare, inspect, evaluate, personalize, predict, export, check):
     app.command()(command)
 app.command("list")(list_names)
+app.command()(deploy)
+app.command()(attach)
+app.add_typer(server_commands, name="server")
 
 
 def main() -> None:

@@ -23,14 +23,21 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 _WELL_SECONDS = 60.0
 _END_SECONDS = 5.0
 _PR_SET_PDEATHSIG = 1
-# Loaded before any fork: the new process may not load libraries between fork and exec.
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def die_with_parent() -> None:
     """Lets the kernel kill this process when its parent ends; on other systems than Linux does nothing."""
-    if _LIBC is not None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def bound(command: Sequence[str]) -> list[str]:
+    """The command that runs `command` until this process ends.
+
+    The new process binds itself before it becomes the program: code between fork and exec may block where there are
+    threads.
+    """
+    return [sys.executable, "-m", "fedelta.deployment.children", str(os.getpid()), *command]
 
 
 @dataclass(frozen=True)
@@ -91,14 +98,13 @@ class Child:
 
     def start(self) -> None:
         """Starts it in a session of its own, so that Ctrl-C reaches this process only."""
-        self._process = subprocess.Popen(
-            list(self.program.command),
+        self._process = subprocess.Popen(  # noqa: S603 the commands are ours
+            bound(self.program.command),
             env=dict(self.program.environment),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=die_with_parent,
         )
         self._started = self.clock()
         self.num_starts += 1
@@ -125,14 +131,31 @@ class Child:
             return ""
 
 
+class _Log(RotatingFileHandler):
+    """A log that says nothing when the disk is full."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 logging's name
+        """Loses the line."""
+
+
 def _copy(stream: IO[bytes] | None, path: Path) -> None:
-    """Writes what a program prints to its log, with the time of each line; loses lines rather than block it."""
+    """Writes what a program prints to its log, with the time of each line; where the disk is full lines are lost."""
     if stream is None:
         return
-    handler = RotatingFileHandler(path, maxBytes=_LOG_BYTES, backupCount=_NUM_LOGS, encoding="utf-8")
+    handler = _Log(path, maxBytes=_LOG_BYTES, backupCount=_NUM_LOGS, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    handler.handleError = lambda record: None  # type: ignore[method-assign] # a full disk may not end the program
     with contextlib.closing(handler), stream:
         for line in stream:
             text = line.decode("utf-8", "replace").rstrip()
             handler.emit(logging.LogRecord("", logging.INFO, "", 0, "%s", (text,), None))
+
+
+def _main(parent: str, *command: str) -> None:
+    """Becomes `command`, which ends with its parent."""
+    die_with_parent()
+    if os.getppid() == int(parent):  # else it has ended meanwhile
+        os.execvp(command[0], command)  # noqa: S606 the commands are ours
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

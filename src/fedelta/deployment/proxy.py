@@ -64,7 +64,7 @@ class Budget:
         return self._spent.get(key, 0) + num_bytes <= self.max_bytes
 
     def book(self, call: str, key: str, num_bytes: int) -> None:
-        """Counts a call that the SuperLink has taken, so only those of registered sites; a new answer begins at zero."""
+        """Counts a call that the SuperLink has taken, so one of a registered site; a new answer begins at zero."""
         if call == "push-messages":
             self._spent[key] = 0
         elif call == "push-object":

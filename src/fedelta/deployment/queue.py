@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from fedelta.deployment.deployments import Deployment, Deployments
+from fedelta.deployment.submissions import Submission, Submissions
 from fedelta.record.rundir import ROUNDS
 from fedelta.runtimes.flower.control import Control
 from fedelta.runtimes.flower.server_app import DEPLOYMENT
@@ -26,16 +26,16 @@ _STOP_SECONDS = 10.0
 
 @dataclass
 class Queue:
-    """Runs the deployments of a server.
+    """Runs the submissions of a server.
 
     Args:
-        deployments: their records.
+        submissions: their records.
         control: of the SuperLink.
         say: gets one line for each event.
         clock: monotonic seconds.
     """
 
-    deployments: Deployments
+    submissions: Submissions
     control: Control
     say: Callable[[str], None]
     clock: Callable[[], float] = time.monotonic
@@ -48,11 +48,11 @@ class Queue:
         Raises:
             LinkError: the SuperLink is not up.
         """
-        for deployment in self.deployments.all():
-            if deployment.state == "running" and self.deployments.ending(deployment) is None:
-                self.say(f"{deployment.name} goes on from its last checkpoint")
-                self._stop(deployment)
-                self._start(deployment)
+        for submission in self.submissions.all():
+            if submission.state == "running" and self.submissions.ending(submission) is None:
+                self.say(f"{submission.name} goes on from its last checkpoint")
+                self._stop(submission)
+                self._start(submission)
 
     def step(self) -> None:
         """Starts the next deployment, or looks after the one that runs.
@@ -60,71 +60,69 @@ class Queue:
         Raises:
             LinkError: the SuperLink is not up.
         """
-        unfinished = [deployment for deployment in self.deployments.all() if not deployment.is_over]
-        running = [deployment for deployment in unfinished if deployment.state == "running"]
-        for deployment in unfinished:
-            if self.deployments.is_asked_to_stop(deployment.name):
-                self._stop(deployment)
-                self._put(replace(deployment, state="stopped"))
+        unfinished = [submission for submission in self.submissions.all() if not submission.is_over]
+        running = [submission for submission in unfinished if submission.state == "running"]
+        for submission in unfinished:
+            if self.submissions.is_asked_to_stop(submission.name):
+                self._stop(submission)
+                self._put(replace(submission, state="stopped"))
                 return
-        for deployment in running:
-            self._look_after(deployment)
+        for submission in running:
+            self._look_after(submission)
         if unfinished and not running:
             self._deaths, self._progress = 0, -1
             self._start(unfinished[0])
 
-    def _look_after(self, deployment: Deployment) -> None:
+    def _look_after(self, submission: Submission) -> None:
         """Records how it ended, or runs it again if it died."""
-        ending = self.deployments.ending(deployment)
+        ending = self.submissions.ending(submission)
         if ending is not None:
-            state = "failed" if ending.reason else "finished"
-            end = (ending.reason, ending.hint, ending.is_input_error)
-            self._put(replace(deployment, state=state, reason=end[0], hint=end[1], is_input_error=end[2]))
+            self._put(ending.of_submission(submission))
             return
-        if not self._is_dead(deployment):
+        if not self._is_dead(submission):
             return
-        progress = _num_bytes(Path(deployment.run) / ROUNDS)
+        progress = _num_bytes(Path(submission.run) / ROUNDS)
         self._deaths = 1 if progress != self._progress else self._deaths + 1
         self._progress = progress
         if self._deaths >= MAX_DEATHS:
             reason = f"its process ended {MAX_DEATHS} times without finishing a round."
-            self._put(replace(deployment, state="failed", reason=reason, hint="the log `superexec.log` has more."))
+            self._put(replace(submission, state="failed", reason=reason, hint="its log in `state/logs/` has more."))
             return
-        self.say(f"the process of {deployment.name} is gone; it goes on from its last checkpoint")
-        self._stop(deployment)
-        self._start(deployment)
+        self.say(f"the process of {submission.name} is gone; it goes on from its last checkpoint")
+        self._stop(submission)
+        self._start(submission)
 
-    def _is_dead(self, deployment: Deployment) -> bool:
-        if self.deployments.has_died(deployment):
+    def _is_dead(self, submission: Submission) -> bool:
+        if self.submissions.has_died(submission):
             # It may have ended properly since.
-            return self.deployments.ending(deployment) is None
-        if self.deployments.process(deployment) is not None or deployment.number is None:
-            return deployment.number is None
-        run = self.control.run(deployment.number)
-        return (run is None or run.is_over) and self.deployments.ending(deployment) is None
+            return self.submissions.ending(submission) is None
+        if self.submissions.process(submission) is not None or submission.number is None:
+            return submission.number is None
+        run = self.control.run(submission.number)
+        return (run is None or run.is_over) and self.submissions.ending(submission) is None
 
-    def _start(self, deployment: Deployment) -> None:
-        number = self.control.start({DEPLOYMENT: deployment.name})
-        self._put(replace(deployment, state="running", number=number))
+    def _start(self, submission: Submission) -> None:
+        number = self.control.start({DEPLOYMENT: submission.name})
+        self._put(replace(submission, state="running", number=number))
 
-    def _stop(self, deployment: Deployment) -> None:
+    def _stop(self, submission: Submission) -> None:
         """Ends its run and its process."""
-        if deployment.number is None:
+        if submission.number is None:
             return
-        run = self.control.run(deployment.number)
+        run = self.control.run(submission.number)
         if run is not None and not run.is_over:
-            self.control.stop(deployment.number)
+            self.control.stop(submission.number)
         deadline = self.clock() + _STOP_SECONDS
-        while (pid := self.deployments.process(deployment)) is not None and self.clock() < deadline:
+        while (pid := self.submissions.process(submission)) is not None and self.clock() < deadline:
             time.sleep(0.1)
         if pid is not None:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
-    def _put(self, deployment: Deployment) -> None:
-        self.deployments.put(deployment)
-        reason = f": {deployment.reason}" if deployment.reason else ""
-        self.say(f"deployment {deployment.name} is {deployment.state}{reason}")
+    def _put(self, submission: Submission) -> None:
+        self.submissions.put(submission)
+        reason = f": {submission.reason}" if submission.reason else ""
+        self.say(f"deployment {submission.name} is {submission.state}{reason}")
 
 
 def _num_bytes(path: Path) -> int:

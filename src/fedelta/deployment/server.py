@@ -6,8 +6,6 @@ Nothing of it is lost when this process and all below it are killed: sites are i
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import signal
 import socket
@@ -16,15 +14,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import FrameType
 
 from fedelta.deployment import certificates
 from fedelta.deployment.children import Child, Program
-from fedelta.deployment.deployments import Deployments
 from fedelta.deployment.hub import Hub, refuse_open_secrets
 from fedelta.deployment.queue import Queue
 from fedelta.deployment.registry import Registry
+from fedelta.deployment.submissions import Submissions
 from fedelta.durable import write_atomic
 from fedelta.errors import FedeltaError, InputError, LinkError
 from fedelta.record.files import exclusive
@@ -37,6 +33,8 @@ Say = Callable[[str], None]
 _POLL_SECONDS = 0.3
 _START_SECONDS = 60.0
 _SOON_DAYS = 30
+# SQLite keeps what is not yet in a database `x.db` in x.db-wal, with x.db-shm.
+_BESIDE = ("-wal", "-shm")
 
 
 def run_server(hub: Hub, say: Say) -> None:
@@ -104,7 +102,7 @@ class _Server:
         ]
         control = Control.connect(address, files)
         self._registry = Registry(hub, control, self.say)
-        self._queue = Queue(Deployments(hub), control, self.say)
+        self._queue = Queue(Submissions(hub), control, self.say)
 
     def start(self) -> None:
         """Starts the SuperLink, registers the sites, and only then lets them in."""
@@ -165,8 +163,10 @@ def prepare_database(hub: Hub, version: str, say: Say) -> None:
                 hint=f"pip install 'flwr=={earlier}'; or remove that file: sites are registered again from their keys, "
                 "and deployments go on from their checkpoints.",
             )
-        copy = hub.database.with_name(f"{hub.database.name}.{earlier}")
-        shutil.copy2(hub.database, copy)
+        copy = hub.state / f"{hub.database.name}.{earlier}"
+        for ending in ("", *_BESIDE):
+            if (file := hub.state / f"{hub.database.name}{ending}").is_file():
+                shutil.copy2(file, f"{copy}{ending}")
         say(f"Flower {version} upgrades the database of {earlier}, of which a copy is kept in {copy}")
     write_atomic(record, version)
 
@@ -202,11 +202,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 @contextmanager
 def _until_ended() -> Iterator[None]:
     """Makes SIGTERM, by which service managers end a program, the same as Ctrl-C."""
-
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    earlier = signal.signal(signal.SIGTERM, interrupt)
+    earlier = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:

@@ -7,14 +7,15 @@ environment: what is in a run's configuration is sent to every site.
 from __future__ import annotations
 
 import os
+import traceback
 from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedelta.deployment.children import die_with_parent
-from fedelta.deployment.deployments import Deployments, Ending
 from fedelta.deployment.hub import Hub
+from fedelta.deployment.submissions import Ending, Submissions
 from fedelta.errors import InputError
 from fedelta.runtimes.flower.link import GridLink
 
@@ -29,18 +30,27 @@ def main(grid: Grid, context: Context) -> None:
     """Runs a deployment, and records how it ended; if it is killed there is no such record, and it is run again."""
     die_with_parent()
     hub = Hub(Path(os.environ[HUB]))
-    deployments, name = Deployments(hub), str(context.run_config[DEPLOYMENT])
-    deployment = deployments.get(name)
-    if deployment is None:
+    submissions, name = Submissions(hub), str(context.run_config[DEPLOYMENT])
+    _print_to(hub.logs / f"{name}.log")
+    submission = submissions.get(name)
+    if submission is None:
         raise InputError(f"this server has no deployment {name!r}.")
-    with deployments.running(name, context.run_id):
+    with submissions.running(name, context.run_id):
         link = GridLink(grid, hub.sites, hub.settings().max_message_mib * 2**20)
         try:
-            _conduct(Path(deployment.run), link)
+            _conduct(Path(submission.run), link)
         except Exception as error:
-            deployments.end(name, Ending.of(context.run_id, error))
+            traceback.print_exc()
+            submissions.end(name, Ending.of(context.run_id, error))
             raise
-        deployments.end(name, Ending(context.run_id))
+        submissions.end(name, Ending(context.run_id))
+
+
+def _print_to(log: Path) -> None:
+    """Sends what this process prints to a log; Flower gave it nowhere to print to."""
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
 
 
 def _conduct(run: Path, link: GridLink) -> None:

@@ -1,7 +1,7 @@
-"""The deployments of a server: one JSON record each, in `state/deployments/`.
+"""What was submitted to a server: a folder for each deployment, in `state/deployments/`.
 
-Each file has one writer. `NAME.json` is written by the command that asks for it, then by the server; `NAME.stop` by the
-command that stops it; `NAME.ended.json` and the lock `NAME.lock` belong to the process that runs the rounds.
+Each file in it has one writer. `record.json` is written by the command that asks for the deployment, then by the
+server; `stop` by the command that stops it; `ended.json` and `lock` belong to the process that runs the rounds.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from fedelta.deployment.files import write_secret
+from fedelta.deployment.files import make_private, write_secret
 from fedelta.deployment.hub import Hub
 from fedelta.errors import FedeltaError, InputError
 
 State = Literal["waiting", "running", "finished", "failed", "stopped"]
+_RECORD, _STOP, _ENDED, _LOCK = "record.json", "stop", "ended.json", "lock"
 OVER: tuple[State, ...] = ("finished", "failed", "stopped")
 
 
 @dataclass(frozen=True)
-class Deployment:
+class Submission:
     """A deployment as the server records it.
 
     Args:
@@ -74,11 +75,16 @@ class Ending:
         """The ending by an error."""
         if isinstance(error, FedeltaError):
             return cls(number, error.message, error.hint, isinstance(error, InputError))
-        return cls(number, f"{type(error).__name__}: {error}", "the server's log `superexec.log` has more.")
+        return cls(number, f"{type(error).__name__}: {error}", "its log in the server's `state/logs/` has more.")
+
+    def of_submission(self, submission: Submission) -> Submission:
+        """The record of a deployment that has ended so."""
+        state: State = "failed" if self.reason else "finished"
+        return replace(submission, state=state, reason=self.reason, hint=self.hint, is_input_error=self.is_input_error)
 
 
 @dataclass(frozen=True)
-class Deployments:
+class Submissions:
     """All deployments of a server.
 
     Args:
@@ -87,51 +93,51 @@ class Deployments:
 
     hub: Hub
 
-    def all(self) -> Sequence[Deployment]:
+    def all(self) -> Sequence[Submission]:
         """Every deployment, in the order in which they were submitted."""
-        paths = [path for path in self.hub.deployments.glob("*.json") if not path.name.endswith(".ended.json")]
-        return sorted((_read(path) for path in paths), key=lambda deployment: (deployment.asked, deployment.name))
+        paths = self.hub.deployments.glob(f"*/{_RECORD}")
+        return sorted((_read(path) for path in paths), key=lambda submission: (submission.asked, submission.name))
 
-    def get(self, name: str) -> Deployment | None:
+    def get(self, name: str) -> Submission | None:
         """The deployment of this name."""
-        path = self.hub.deployments / f"{name}.json"
+        path = self._path(name, _RECORD)
         return _read(path) if path.is_file() else None
 
-    def put(self, deployment: Deployment) -> None:
+    def put(self, submission: Submission) -> None:
         """Records a deployment."""
-        content = json.dumps(asdict(deployment), indent=2)
-        write_secret(self.hub.deployments / f"{deployment.name}.json", content.encode())
+        make_private(self.hub.deployments / submission.name)
+        write_secret(self._path(submission.name, _RECORD), json.dumps(asdict(submission), indent=2).encode())
 
-    def submit(self, deployment: Deployment) -> None:
+    def submit(self, submission: Submission) -> None:
         """Asks the server to run it, also again."""
-        self._path(deployment.name, "stop").unlink(missing_ok=True)
-        self._path(deployment.name, "ended.json").unlink(missing_ok=True)
-        self.put(replace(deployment, state="waiting", number=None, reason="", hint=None, is_input_error=False))
+        self._path(submission.name, _STOP).unlink(missing_ok=True)
+        self._path(submission.name, _ENDED).unlink(missing_ok=True)
+        self.put(replace(submission, state="waiting", number=None, reason="", hint=None, is_input_error=False))
 
     def ask_to_stop(self, name: str) -> None:
         """Asks the server to stop it at once; the rounds that it has finished are kept, and it can be continued."""
-        write_secret(self._path(name, "stop"), b"")
+        write_secret(self._path(name, _STOP), b"")
 
     def is_asked_to_stop(self, name: str) -> bool:
         """Whether `ask_to_stop` was called since it was submitted."""
-        return self._path(name, "stop").exists()
+        return self._path(name, _STOP).exists()
 
-    def ending(self, deployment: Deployment) -> Ending | None:
+    def ending(self, submission: Submission) -> Ending | None:
         """How its present run ended; None if it goes on or died."""
-        path = self._path(deployment.name, "ended.json")
+        path = self._path(submission.name, _ENDED)
         if not path.is_file():
             return None
         ending = Ending(**json.loads(path.read_text(encoding="utf-8")))
-        return ending if ending.number == deployment.number else None
+        return ending if ending.number == submission.number else None
 
     def end(self, name: str, ending: Ending) -> None:
         """Records how a run ended."""
-        write_secret(self._path(name, "ended.json"), json.dumps(asdict(ending)).encode())
+        write_secret(self._path(name, _ENDED), json.dumps(asdict(ending)).encode())
 
     @contextmanager
     def running(self, name: str, number: int) -> Iterator[None]:
         """Holds the lock that shows that this process runs a deployment; waits for one that is about to end."""
-        with self._path(name, "lock").open("a+") as file:
+        with self._path(name, _LOCK).open("a+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
             file.truncate()
@@ -139,20 +145,20 @@ class Deployments:
             file.flush()
             yield
 
-    def process(self, deployment: Deployment) -> int | None:
+    def process(self, submission: Submission) -> int | None:
         """The process of its present run, if it has begun and lives."""
-        number, pid, is_held = self._lock(deployment.name)
-        return pid if is_held and number == deployment.number else None
+        number, pid, is_held = self._lock(submission.name)
+        return pid if is_held and number == submission.number else None
 
-    def has_died(self, deployment: Deployment) -> bool:
+    def has_died(self, submission: Submission) -> bool:
         """Whether its present run had begun and its process is gone."""
-        number, _, is_held = self._lock(deployment.name)
-        return number == deployment.number and not is_held
+        number, _, is_held = self._lock(submission.name)
+        return number == submission.number and not is_held
 
     def _lock(self, name: str) -> tuple[int | None, int | None, bool]:
         """Number and process of who held the lock last, and whether it is held."""
         try:
-            file = self._path(name, "lock").open()
+            file = self._path(name, _LOCK).open()
         except FileNotFoundError:
             return None, None, False
         with file:
@@ -164,12 +170,14 @@ class Deployments:
             words = file.read().split()
         return (int(words[0]), int(words[1]), is_held) if len(words) == 2 else (None, None, is_held)
 
-    def _path(self, name: str, suffix: str) -> Path:
-        return self.hub.deployments / f"{name}.{suffix}"
+    def _path(self, name: str, file: str) -> Path:
+        return self.hub.deployments / name / file
 
 
-def _read(path: Path) -> Deployment:
+def _read(path: Path) -> Submission:
     try:
-        return Deployment(**json.loads(path.read_text(encoding="utf-8")))
+        return Submission(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"the record {str(path)!r} of a deployment cannot be read: {error}", hint="remove it.") from error
+        raise InputError(
+            f"the record {str(path)!r} of a deployment cannot be read: {error}", hint="remove its folder."
+        ) from error
