@@ -39,7 +39,6 @@ class SiteFolder:
     prefix: Sequence[str] = ()
     program: Program | None = None
     begin: int = 0  # of what its log says about the present run
-    _joining: int = 0
 
     @property
     def public_key(self) -> Path:
@@ -54,7 +53,7 @@ class SiteFolder:
     @property
     def said(self) -> str:
         """What `fedelta site run` has printed since the last deployment began."""
-        return "" if self.program is None else self.program.text[self.begin :]
+        return "" if self.program is None else self.program.log.read_bytes()[self.begin :].decode(errors="replace")
 
     @property
     def workers(self) -> list[psutil.Process]:
@@ -63,25 +62,24 @@ class SiteFolder:
 
     def run(self) -> Program:
         """Starts `fedelta site run`."""
-        log = self.programs.folder / f"site-{self.name}.log"
-        self._joining = len(log.read_text(errors="replace")) if log.exists() else 0
         command = fedelta("site", "run", self.path)
         self.program = self.programs.start(f"site-{self.name}", command, self.env, self.prefix)
         return self.program
 
     def wait_until_joined(self, seconds: float = 60) -> None:
         """Waits until the server has accepted the site."""
-        self.wait_for("joined; waiting", seconds, self._joining)
+        assert self.program is not None
+        self.program.wait_for("joined; waiting", seconds)
 
     def wait_until_training(self, round: int, seconds: float = 90) -> None:
         """Waits until it is in the middle of its part of a round."""
         self.wait_for(f"round {round}:", seconds)
         time.sleep(0.7)
 
-    def wait_for(self, text: str, seconds: float = 60, after: int | None = None) -> None:
-        """Waits until it has said something, by default since the last deployment began."""
+    def wait_for(self, text: str, seconds: float = 60) -> None:
+        """Waits until it has said something since the last deployment began."""
         assert self.program is not None
-        self.program.wait_for(text, seconds, self.begin if after is None else after)
+        self.program.wait_for(text, seconds, self.begin)
 
     def kill(self, *words: str) -> int:
         """Kills -9 those of its processes whose command has one of `words`, or all of them; returns how many."""
@@ -173,7 +171,7 @@ class Federation:
         path = self.folder / f"{name}.toml"
         path.write_text(recipe)
         for site in self.sites.values():
-            site.begin = 0 if site.program is None else len(site.program.text)
+            site.begin = 0 if site.program is None else site.program.log.stat().st_size
         overrides = [word for setting in settings for word in ("--set", setting)]
         out = self.hub / "runs" / name
         command = fedelta("deploy", path, "--server", self.hub, "--out", out, *overrides)

@@ -67,16 +67,18 @@ class Program:
         process: the program itself.
         log: its standard output and error.
         mark: in the environment of it and all that it started.
+        begin: bytes of the log that are from an earlier program.
     """
 
     process: subprocess.Popen[bytes]
     log: Path
     mark: str
+    begin: int = 0
 
     @property
     def text(self) -> str:
         """What it has printed so far."""
-        return self.log.read_text(errors="replace")
+        return self.log.read_bytes()[self.begin :].decode(errors="replace")
 
     @property
     def is_running(self) -> bool:
@@ -84,11 +86,12 @@ class Program:
         return self.process.poll() is None
 
     def wait_for(self, text: str, seconds: float = 60, after: int = 0) -> None:
-        """Waits until it has printed `text`, after the first `after` characters; fails at once if it ends before."""
+        """Waits until `text` is in its log, behind `after` bytes; fails at once if it ends before."""
+        begin = max(after, self.begin)
 
         def has_said() -> bool:
             is_running = self.is_running
-            if text in self.text[after:]:
+            if text in self.log.read_bytes()[begin:].decode(errors="replace"):
                 return True
             if not is_running:
                 raise AssertionError(f"{self.log.name} ended with {self.process.returncode}:\n{self.text[-3000:]}")
@@ -167,6 +170,7 @@ class Programs:
             **env,
         }
         with log.open("ab") as stream:
+            begin = stream.tell()
             process = subprocess.Popen(
                 [*prefix, *command],
                 cwd=self.folder,
@@ -176,18 +180,15 @@ class Programs:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self.started.append(Program(process, log, mark))
+        self.started.append(Program(process, log, mark, begin))
         return self.started[-1]
 
     def run(
         self, name: str, command: Sequence[str], env: Mapping[str, str] = {}, seconds: float = 120
     ) -> tuple[int, str]:
         """Runs a command to its end; returns its exit status and what it printed since it started."""
-        log = self.folder / f"{name}.log"
-        before = len(log.read_text(errors="replace")) if log.exists() else 0
         program = self.start(name, command, env)
-        status = program.wait(seconds)
-        return status, program.text[before:]
+        return program.wait(seconds), program.text
 
     def end(self) -> None:
         """Ends all of them, the last one first."""

@@ -1,4 +1,4 @@
-"""Sites that are late, dead or too few: nothing waits for ever, the mean is that of the others, and the record says so."""
+"""Sites that are late, dead or too few: nothing hangs, the mean is that of the others, and the record says so."""
 
 from __future__ import annotations
 
