@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
@@ -60,9 +61,11 @@ class SiteFolder:
         """The processes that keep its model and data."""
         return [] if self.program is None else self.program.part(WORKER)
 
-    def run(self) -> Program:
-        """Starts `fedelta site run`."""
+    def run(self, *deed: str, hostile: bool = False) -> Program:
+        """Starts `fedelta site run`, or a site that means it ill (hostile.py)."""
         command = fedelta("site", "run", self.path)
+        if hostile:
+            command = [sys.executable, "-m", "tests.deploy.hostile", str(self.path), *deed]
         self.program = self.programs.start(f"site-{self.name}", command, self.env, self.prefix)
         return self.program
 

@@ -1,18 +1,17 @@
-"""A site with a registered key that means it ill: `python -m tests.deploy.hostile FOLDER DEED`.
+"""A site with a registered key that means it ill: `python -m tests.deploy.hostile FOLDER [DEED]`.
 
-It is `fedelta site run`, but what its worker answers is changed before it is sent.
+It is `fedelta site run`, but what its worker answers is changed before it is sent: in the way of `DEED`, or when it
+trains in another way in each round (`BY_ROUND`).
 """
 
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
 
 from fedelta.deployment import site
 from fedelta.runtimes.flower import connection
@@ -20,19 +19,6 @@ from fedelta.runtimes.remote.messages import Message
 
 MIB = 2**20
 Deed = Callable[[Message], Message]
-
-
-def _in_training(change: Callable[[dict[str, Any], list[bytes]], None]) -> Deed:
-    """A deed that changes manifest and blobs of the answer to a message `train`."""
-
-    def deed(answer: Message) -> Message:
-        if answer.kind != "trained":
-            return answer
-        manifest, blobs = deepcopy(dict(answer.manifest)), [bytes(blob) for blob in answer.blobs]
-        change(manifest, blobs)
-        return replace(answer, manifest=manifest, blobs=tuple(blobs))
-
-    return deed
 
 
 def _corrupt(manifest: dict[str, Any], blobs: list[bytes]) -> None:
@@ -87,26 +73,22 @@ def _other_fingerprint(answer: Message) -> Message:
     return replace(answer, manifest={**answer.manifest, "fingerprint": "0" * 64})
 
 
-def _silent(answer: Message) -> Message:
-    """It takes the message to train and never answers."""
-    if answer.kind == "trained":
-        time.sleep(3600)
-    return answer
+def _honest(manifest: dict[str, Any], blobs: list[bytes]) -> None:
+    """As the worker has answered."""
 
 
-DEEDS: dict[str, Deed] = {
-    "corrupt": _in_training(_corrupt),
-    "cut": _in_training(_cut),
-    "oversized": _in_training(_oversized),
-    "for others": _in_training(_for_others),
-    "wrong types": _in_training(_wrong_types),
-    "claims": _in_training(_claims),
-    "not finite": _in_training(_not_finite),
-    "other version": _other_version,
-    "other fingerprint": _other_fingerprint,
-    "silent": _silent,
-    "false header": lambda answer: answer,
-}
+DEEDS: dict[str, Deed] = {"other version": _other_version, "other fingerprint": _other_fingerprint}
+# In round 8 it sends an array whose header is false (`_with_false_header`); from round 9 on it is honest.
+BY_ROUND = dict(enumerate((_corrupt, _cut, _oversized, _for_others, _wrong_types, _claims, _not_finite), 1))
+
+
+def changed(answer: Message) -> Message:
+    """The answer to a message `train` in the way of its round; any other answer as it is."""
+    if answer.kind != "trained":
+        return answer
+    manifest, blobs = deepcopy(dict(answer.manifest)), [bytes(blob) for blob in answer.blobs]
+    BY_ROUND.get(manifest["round"], _honest)(manifest, blobs)
+    return replace(answer, manifest=manifest, blobs=tuple(blobs))
 
 
 def _with_false_header() -> None:
@@ -115,7 +97,7 @@ def _with_false_header() -> None:
 
     def wrap(message: Message) -> Any:
         records = honest(message)
-        if message.kind == "trained":
+        if message.kind == "trained" and message.manifest["round"] == 8:
             array = records["blobs"]["blobs"]
             length = str(len(array.data) - 128).encode()
             padded = array.data[:128].replace(length + b",), }", length + b"000000,), }", 1)
@@ -126,13 +108,12 @@ def _with_false_header() -> None:
     connection.wrap = wrap
 
 
-def main(folder: str, name: str) -> None:
+def main(folder: str, name: str = "") -> None:
     """Serves the site in `folder`."""
-    deed, ask = DEEDS[name], site.ask
+    deed, ask = DEEDS.get(name, changed), site.ask
     site.ask = lambda folder, message: deed(ask(folder, message))
-    if name == "false header":
-        _with_false_header()
-    site.run_site(Path(folder), lambda line: print(line, flush=True))
+    _with_false_header()
+    site.run_site(Path(folder), lambda line: print(line, flush=True))  # noqa: T201
 
 
 if __name__ == "__main__":

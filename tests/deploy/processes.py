@@ -166,7 +166,7 @@ class Programs:
             **OFFLINE,
             MARK: mark,
             "PATH": os.pathsep.join([bin_folder, os.environ.get("PATH", "")]),
-            "PYTHONPATH": str(REPOSITORY / "src"),
+            "PYTHONPATH": os.pathsep.join([str(REPOSITORY / "src"), str(REPOSITORY)]),
             **env,
         }
         with log.open("ab") as stream:
