@@ -12,7 +12,7 @@ from fedelta.aggregation.base import Aggregation
 from fedelta.codecs.channel import Channel
 from fedelta.data.clients import Clients
 from fedelta.errors import ConfigError, RoundError
-from fedelta.federation.records import Rejection, Reply
+from fedelta.federation.records import Attendance, Rejection, Reply
 from fedelta.federation.tiers import Tiers
 from fedelta.params import Params, ParamSpec
 from fedelta.strategies.base import RoundPlan, State, Strategy
@@ -67,6 +67,7 @@ class Federation:
         tiers: which client holds which tensors; None if every client holds all of them.
         around: wraps the strategy's mean, for example to add noise; None for no wrapper.
         has_plugin: whether strategy or mean are from a plug-in, so that their results are checked (contract.py).
+        attendance: tells what each site did since the last call, by name; nothing if clients run on this machine.
 
     Raises:
         ConfigError: the strategy reads single updates, but the aggregation gives only sums.
@@ -85,6 +86,7 @@ class Federation:
     tiers: Tiers | None = None
     around: Callable[[Aggregation], Aggregation] | None = None
     has_plugin: bool = False
+    attendance: Callable[[], Sequence[Attendance]] = tuple
 
     def __post_init__(self) -> None:
         if self.strategy.reads == "each" and self.aggregation.only_sums:

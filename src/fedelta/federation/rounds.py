@@ -7,7 +7,8 @@ depends on their order of arrival.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from statistics import median
 
 from fedelta.codecs.wire import encode
@@ -49,7 +50,14 @@ def _round(federation: Federation, standing: Standing) -> RoundOutcome:
         plan = federation.tiers.restrict(plan)
     payloads, downloads = _send(federation, plan, {**state, **params})
     intake = Intake(federation, plan, standing.claimed)
-    intake.gather(federation.runtime, payloads)
+
+    def complete(client_ids: Collection[int]) -> tuple[RoundPlan, dict[int, bytes]]:
+        whole = _whole_download(federation, plan, client_ids)
+        again, more_downloads = _send(federation, whole, {**state, **params}, client_ids)
+        downloads.extend(more_downloads)
+        return whole, again
+
+    intake.gather(federation.runtime, payloads, complete)
     if counts := _counts(federation, plan, intake):
         params, state = intake.combine(params, state)
     _require_finite(round, {**state, **params})
@@ -75,15 +83,24 @@ def _round(federation: Federation, standing: Standing) -> RoundOutcome:
         logged={name: tuple(state[name].tolist()) for name in federation.strategy.logged},
         claims=tuple(intake.claims),
         claimed=intake.claimed if counts else standing.claimed,
+        sites=tuple(federation.attendance()),  # last: the sites may have taken part in the evaluation
     )
 
 
-def _send(federation: Federation, plan: RoundPlan, tensors: Params) -> tuple[dict[int, bytes], list[Transfer]]:
-    """Encodes the download of each client; clients that get the same tensors share one payload."""
+def _whole_download(federation: Federation, plan: RoundPlan, client_ids: Collection[int]) -> RoundPlan:
+    """`plan`, in which these clients get every tensor that they hold."""
+    whole = replace(plan, download={**plan.download, **dict.fromkeys(client_ids, federation.wire.shared)})
+    return whole if federation.tiers is None else federation.tiers.restrict(whole)
+
+
+def _send(
+    federation: Federation, plan: RoundPlan, tensors: Params, client_ids: Collection[int] | None = None
+) -> tuple[dict[int, bytes], list[Transfer]]:
+    """Encodes the download of each client (default: of the cohort); the same tensors are encoded once."""
     encoded: dict[tuple[str, ...], tuple[bytes, dict[str, int]]] = {}
     payloads: dict[int, bytes] = {}
     transfers = []
-    for client_id in plan.cohort:
+    for client_id in plan.cohort if client_ids is None else sorted(client_ids):
         names = plan.download[client_id]
         if names not in encoded:
             encoded[names] = _encode(plan.round, select(tensors, names), federation)

@@ -5,7 +5,7 @@ config.toml           the configuration as it was read, every default written ou
 environment.json      versions, machine, commit
 citations.bib         papers behind what the run used
 partition.json        class names, examples of each class by client, those of held-out clients apart, and
-                      what the clients are called
+                      what the clients are called; of a deployment the clients of each site instead of the classes
 model.json            parameter counts, of each group too, so that an unfinished run can be reported; and `[strategy]`
                       with what a byte budget made of it
 rounds.jsonl          one record a round, determined by seed and configuration
@@ -18,6 +18,7 @@ confusion.json        the confusion matrix, if the task has classes; written at 
 adapter/              the tuned tensors for deployment, written at the end
 exits.json            the cost of an answer at each exit, if the model has exits; written at the end
 personalization.json  measures of held-out clients before and after fine-tuning, written by `fedelta personalize`
+status.json           what a deployed run is doing, for those who follow it (status.py)
 """
 
 from __future__ import annotations
