@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedelta.assembly.run import Assembly, assemble
-from fedelta.config import load_config
+from fedelta.config import parse_config
 from fedelta.federation.base import Runtime
 from fedelta.federation.records import Fault, Reply
 from fedelta.federation.rounds import Standing, federate
@@ -20,6 +22,7 @@ from fedelta.inference.layout import to_layout
 from fedelta.strategies.base import RoundPlan
 
 Lost = Mapping[int, Collection[int]]
+TensorBytes = Mapping[tuple[int, int, str], Mapping[str, int]]
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,12 @@ class Expected:
     Args:
         params: the tuned tensors, by the names of the adapter.
         measures: of the last round.
-        tensor_bytes: by round, client and direction.
+        tensor_bytes: by group, for each round, client and direction.
     """
 
     params: Mapping[str, Tensor]
     measures: Mapping[str, float]
-    tensor_bytes: Mapping[tuple[int, int, str], int]
+    tensor_bytes: TensorBytes
 
 
 def expected(recipe: Path, settings: Sequence[str] = (), lost: Lost = MappingProxyType({})) -> Expected:
@@ -45,12 +48,20 @@ def expected(recipe: Path, settings: Sequence[str] = (), lost: Lost = MappingPro
         settings: overrides.
         lost: clients that no message reached, by round.
     """
-    assembly = assemble(load_config(recipe, [*settings, "runtime.name=simulation"]))
+    lost_in = tuple((round, tuple(sorted(clients))) for round, clients in sorted(lost.items()) if clients)
+    return _expected(recipe.read_text(), tuple(settings), lost_in)
+
+
+@cache
+def _expected(recipe: str, settings: tuple[str, ...], lost_in: tuple[tuple[int, tuple[int, ...]], ...]) -> Expected:
+    """`expected`; many tests run the same experiment."""
+    lost = dict(lost_in)
+    assembly = assemble(parse_config(tomllib.loads(recipe), [*settings, "runtime.name=simulation"]))
     federation = replace(assembly.federation, runtime=Lossy(assembly.federation.runtime, lost))
     start = Standing(assembly.params, assembly.strategy.init(assembly.params, assembly.spec))
     outcomes = list(federate(federation, start))
     tensor_bytes = {
-        (outcome.round, transfer.client_id, transfer.direction): transfer.tensor_bytes
+        (outcome.round, transfer.client_id, transfer.direction): dict(transfer.tensor_bytes)
         for outcome in outcomes
         for transfer in outcome.transfers
     }

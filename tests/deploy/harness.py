@@ -229,10 +229,10 @@ class Run:
         return self
 
 
-def tensor_bytes(path: Path) -> dict[tuple[int, int, str], int]:
-    """Tensor bytes in the ledger of a run, by round, client and direction."""
+def tensor_bytes(path: Path) -> dict[tuple[int, int, str], dict[str, int]]:
+    """Tensor bytes by group in the ledger of a run, for each round, client and direction."""
     rows = map(json.loads, (path / "ledger.jsonl").read_text().splitlines())
-    return {(row["round"], row["client_id"], row["direction"]): row["tensor_bytes"] for row in rows if row["round"] > 0}
+    return {(row["round"], row["client_id"], row["direction"]): row["groups"] for row in rows if row["round"] > 0}
 
 
 def _merged(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

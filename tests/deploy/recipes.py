@@ -14,7 +14,7 @@ RECIPE = f"""{SMALL[: SMALL.index("[strategy]")]}
 [strategy]
 name = "scaffold"
 clients_per_round = 4
-num_rounds = 4
+num_rounds = 3
 
 [client]
 local_steps = 30
@@ -39,4 +39,4 @@ round_seconds = 90.0
 min_grace_seconds = 20.0
 """
 # A site trains for some seconds in each round, so that it can be hit in the middle.
-LONG_STEPS = "client.local_steps=600"
+LONG_STEPS = "client.local_steps=300"
