@@ -49,6 +49,10 @@ class DataError(InputError):
     """The data set is missing, unreadable or does not fit the configuration."""
 
 
+class ClassesError(DataError):
+    """The classes of a data set are not those that are expected."""
+
+
 class ModelError(InputError):
     """The model is missing, unreadable or does not fit the tuning method or the data."""
 

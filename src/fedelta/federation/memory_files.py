@@ -65,7 +65,7 @@ class MemoryFiles:
             content = path.read_bytes()
             if _checksum(content) != entry.checksum:
                 raise _unreadable(path, "its content does not match its checksum")
-            return _unpacked(content)
+            return unpacked(content)
         except (OSError, SafetensorError) as error:
             raise _unreadable(path, str(error)) from error
 
@@ -90,7 +90,7 @@ class MemoryFiles:
                 replaced.append(self._path(client_id))
             entries.pop(client_id, None)
             if tensors is not None:
-                content = _packed(tensors)
+                content = packed(tensors)
                 write_file(self.folder / _name(client_id, round), content)
                 entries[client_id] = _Entry(round, _checksum(content))
         index_text = json.dumps({"clients": entries, "adrift": sorted(adrift)})
@@ -138,13 +138,15 @@ class MemoryFiles:
         return self.folder / _name(client_id, self._entries[client_id].round)
 
 
-def _packed(tensors: Params) -> bytes:
+def packed(tensors: Params) -> bytes:
+    """All tensors as the content of a safetensors file that keeps their order."""
     # safetensors sorts tensors by type and name; the metadata keep the original order.
     names = {"names": json.dumps(list(tensors))}
     return bytes(safetensors.save({name: tensor.contiguous() for name, tensor in tensors.items()}, names))
 
 
-def _unpacked(content: bytes) -> Params:
+def unpacked(content: bytes) -> Params:
+    """The inverse of `packed`."""
     length = int.from_bytes(content[:8], "little")
     names = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["names"])
     return select(safetensors.load(content), names)
