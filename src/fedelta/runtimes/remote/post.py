@@ -101,18 +101,17 @@ class Post:
 
     Args:
         link: carries messages.
-        book: what is known about each site; kept up to date here.
         settings: how long to wait.
         clock: how time passes.
 
     Attributes:
-        book: the argument.
+        book: what is known about each site.
         traffic: site to what travelled.
     """
 
-    def __init__(self, link: Link, book: Book, settings: Deployment, clock: Clock) -> None:
+    def __init__(self, link: Link, settings: Deployment, clock: Clock = Clock()) -> None:  # noqa: B008 a frozen value
         self._link, self._settings, self._clock = link, settings, clock
-        self.book = book
+        self.book = Book(settings, clock)
         self.traffic: dict[str, Traffic] = {}
         self._looked_at: float | None = None
         self._outage = 0.0  # seconds in which the engine could not be reached: no site's fault
