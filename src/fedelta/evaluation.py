@@ -84,7 +84,7 @@ def _checked(run: RunDirectory, config: Config, model: TunedModel, data: Federat
     refuse_other_settings(run.adapter / SETTINGS, checkpoint.origin)
     inputs = dict(model.identity) if config.model == original.model else {}
     same_data = all(getattr(config, key) == getattr(original, key) for key in ("seed", "data", "partition", "task"))
-    inputs |= evaluated(data) if same_data else {}
+    inputs |= evaluated(data.test, data.class_names) if same_data else {}
     settings = settings_of(original.to_table())
     check_origin(run.path, checkpoint, Origin(settings, inputs), config)
     return checkpoint

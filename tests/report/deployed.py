@@ -16,7 +16,7 @@ from fedelta.data.clients import Clients
 from fedelta.federation.records import Attendance, SiteState
 from fedelta.record.files import read_json, to_json
 from fedelta.record.ledger import Ledger
-from fedelta.record.partition import division_record
+from fedelta.record.partition import roster_record
 from fedelta.record.rundir import CONFIG, PARTITION, RunDirectory
 from fedelta.record.runlog import summary
 from fedelta.record.sites import AT_THE_END
@@ -40,10 +40,11 @@ def make_deployed(
     with (path / CONFIG).open("a") as file:
         file.write(f"\n[deployment]\nmin_sites = {min_sites}\n")
     site_of = {client: names[client % len(names)] for client in range(12)}
-    sizes = {
-        name: {client: NUM_EXAMPLES for client, site in site_of.items() if site == name} for name in names
-    }  # fmt: skip
-    (path / PARTITION).write_text(to_json(division_record(sizes, Clients.of(range(12)))))
+    sites = {
+        name: {"clients": [[client, client, NUM_EXAMPLES] for client, site in site_of.items() if site == name]}
+        for name in names
+    }
+    (path / PARTITION).write_text(to_json(roster_record(sites, Clients.of(range(12)))))
     records = run.rounds.read()
     for record in records:
         record["sites"] = [vars(_attendance(name, states[name], record, site_of)) for name in names]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,15 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from fedelta.cli.base import Overrides, err_console, loading, out_console
+from fedelta.cli.base import Overrides, err_console, flower_extra, loading, out_console
 from fedelta.errors import InputError
 
 if TYPE_CHECKING:
     from fedelta.deployment.hub import Hub
 
 server_commands = typer.Typer(help="The server of a federation.", no_args_is_help=True, add_completion=False)
-
-_EXTRA = ("cryptography", "flwr", "httpx", "starlette", "uvicorn")
 
 HubPath = Annotated[Path, typer.Argument(metavar="HUB", help="the server's folder")]
 
@@ -39,7 +35,7 @@ def init(
     ] = False,
 ) -> None:
     """Make the folder of a server: certificates, keys and settings."""
-    with _flower():
+    with flower_extra():
         from fedelta.deployment import hub as folders
 
     if renew:
@@ -57,7 +53,7 @@ def init(
 @server_commands.command("run")
 def run_server(hub: HubPath) -> None:
     """Run the server until Ctrl-C; unfinished deployments go on."""
-    with _flower():
+    with flower_extra():
         from fedelta.deployment.hub import Hub
         from fedelta.deployment.server import run_server as serve
 
@@ -70,7 +66,7 @@ def run_server(hub: HubPath) -> None:
 @server_commands.command()
 def sites(hub: HubPath, as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
     """List the registered sites, and what each is doing."""
-    with _flower():
+    with flower_extra():
         from fedelta.deployment.hub import Hub
         from fedelta.deployment.overview import overview
 
@@ -89,7 +85,7 @@ def sites(hub: HubPath, as_json: Annotated[bool, typer.Option("--json", help="pr
 @server_commands.command()
 def stop(run: Annotated[Path, typer.Argument(metavar="RUN|HUB", help="a deployment's run directory")]) -> None:
     """Stop a deployment; its finished rounds are kept, and `fedelta deploy RUN` goes on with it."""
-    with _flower():
+    with flower_extra():
         from fedelta.deployment import attach as attaching
 
     hub, name = attaching.find(run)
@@ -108,7 +104,7 @@ def deploy(  # noqa: PLR0917 the command line's, all options
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress and no table")] = False,
 ) -> None:
     """Run an experiment on the sites of a server."""
-    with _flower(), loading(None):
+    with flower_extra(), loading(None):
         from fedelta.deployment.hub import Hub
         from fedelta.deployment.submit import submit
 
@@ -130,7 +126,7 @@ def attach(
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress and no table")] = False,
 ) -> None:
     """Follow a deployment until it is over."""
-    with _flower():
+    with flower_extra():
         from fedelta.deployment.attach import find
 
     _follow(*find(run, server), quiet)
@@ -150,16 +146,3 @@ def _follow(hub: Hub, name: str, quiet: bool) -> None:
         sys.exit(130)
     if not quiet:
         out_console.print(submission.run, soft_wrap=True)
-
-
-@contextmanager
-def _flower() -> Iterator[None]:
-    """Imports in this context may need the extra with Flower; says how to get it."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in _EXTRA:
-            raise
-        raise InputError(
-            f"a deployment needs {error.name!r}, which is not installed.", hint="pip install 'fedelta[flower]'"
-        ) from error

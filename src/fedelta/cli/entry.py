@@ -14,7 +14,7 @@ from fedelta.cli.deployment import attach, deploy, server_commands
 from fedelta.cli.looking import check, inspect, list_names
 from fedelta.cli.models import evaluate, export, personalize, predict
 from fedelta.cli.runs import compare, report, resume, run
-from fedelta.cli.site import site
+from fedelta.cli.site import site_commands
 from fedelta.errors import FedeltaError, InputError, PluginError
 from fedelta.terminal import escape_unprintable
 
@@ -30,7 +30,7 @@ app.command("list")(list_names)
 app.command()(deploy)
 app.command()(attach)
 app.add_typer(server_commands, name="server")
-app.add_typer(site, name="site")
+app.add_typer(site_commands, name="site")
 
 
 def main() -> None:

@@ -9,14 +9,15 @@ from typing import Annotated
 
 import typer
 
-from fedelta.cli.base import err_console, out_console
-from fedelta.deployment.extra import require_extra
+from fedelta.cli.base import err_console, flower_extra, out_console
 
-site = typer.Typer(help="A site of a deployment: init makes its folder, run joins the server.", no_args_is_help=True)
+site_commands = typer.Typer(
+    help="A site of a deployment: init makes its folder, run joins the server.", no_args_is_help=True
+)
 Folder = Annotated[Path, typer.Argument(metavar="SITE", help="the folder of the site")]
 
 
-@site.command()
+@site_commands.command()
 def init(  # noqa: PLR0917 the command line's, all options
     folder: Folder,
     name: Annotated[str, typer.Option(help="of the site, as it is called in records and reports")],
@@ -28,8 +29,8 @@ def init(  # noqa: PLR0917 the command line's, all options
     ] = None,
 ) -> None:
     """Make a site's folder: a key, settings to complete, and the server's authority."""
-    require_extra()
-    from fedelta.deployment.site_folder import SETTINGS, Draft, create
+    with flower_extra():
+        from fedelta.deployment.site_folder import SETTINGS, Draft, create
 
     public = create(folder, Draft(name, server, data, clients), ca)
     out_console.print(f"{public}", soft_wrap=True)
@@ -41,28 +42,30 @@ def init(  # noqa: PLR0917 the command line's, all options
         err_console.print(line, soft_wrap=True)
 
 
-@site.command()
+@site_commands.command()
 def check(folder: Folder) -> None:
     """Check a site's settings and data; asks nobody."""
-    require_extra()
-    from fedelta.deployment.site_check import Address
-    from fedelta.deployment.site_check import check as lines
+    with flower_extra():
+        from fedelta.deployment.site_check import Address
+        from fedelta.deployment.site_check import check as lines
 
     for line in lines(folder):
         if not isinstance(line, Address):
             out_console.print(line, soft_wrap=True)
 
 
-@site.command()
+@site_commands.command()
 def run(folder: Folder) -> None:
     """Check a site's data, join the server, and answer it until Ctrl-C."""
-    require_extra()
-    from fedelta.deployment.site import run_site
+    with flower_extra():
+        from fedelta.deployment.site import run_site
+        from fedelta.runtimes.flower.programs import flower_version
+
+        flower_version()
 
     try:
         run_site(folder, _show)
     except KeyboardInterrupt:
-        _show("stopped; the site has left")
         sys.exit(130)
 
 

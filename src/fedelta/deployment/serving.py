@@ -18,7 +18,7 @@ from fedelta.runtimes.remote.messages import REFUSED, Message
 
 # Waiting for messages costs at most 5 % of the time that it takes, and three requests a second right after one.
 _SHARE, _LEAST, _MOST = 0.05, 0.3, 3.0
-_FIRST_PAUSE, _LAST_PAUSE = 1.0, 30.0
+_FIRST_PAUSE, _LAST_PAUSE = 1.0, 10.0
 _KEY_PAUSE = 10.0  # the server looks for new keys every few seconds; a dead session is forgotten after 40
 _REMINDER_SECONDS = 600.0
 
@@ -93,7 +93,7 @@ class Server:
             except (LinkError, InputError) as error:
                 if first and isinstance(error, InputError):
                     raise
-                said(f"{error} Trying again.")
+                said(_again(error))
                 self.sleep(pause)
                 pause = min(2 * pause, _LAST_PAUSE)
             else:
@@ -113,10 +113,10 @@ class Server:
                 self.show("the server does not accept this site's key any more")
                 return
             except PayloadError as error:
-                self.show(f"a message was refused: {error}")
+                self.show(f"a message was refused: {error.message}")
                 continue
             except (LinkError, InputError) as error:
-                said(f"{error} Trying again.")
+                said(_again(error))
                 self.sleep(pause)
                 pause = min(2 * pause, _LAST_PAUSE)
                 continue
@@ -141,7 +141,7 @@ class Server:
             if not self.door.answer(delivery, answer):
                 self.show("the server did not wait for this answer; the site takes part again in the next round")
         except (LinkError, InputError) as error:
-            self.show(f"the answer was not delivered: {error}")
+            self.show(f"the answer was not delivered: {error.message}")
 
 
 class _Notice:
@@ -208,6 +208,10 @@ def _clients(message: Message) -> list[dict[str, Any]]:
 def _count(message: Message) -> str:
     number = len(_clients(message))
     return "1 client" if number == 1 else f"{number} clients"
+
+
+def _again(error: FedeltaError) -> str:
+    return f"{error.message} Trying again." + (f" ({error.hint})" if error.hint else "")
 
 
 def _waiting(error: KeyRefusedError) -> str:

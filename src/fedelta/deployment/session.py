@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,13 +59,23 @@ def only_process(state: Path) -> Iterator[Session]:
     make_private(state)
     descriptor = os.open(state / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not _locked(descriptor):
             raise InputError(
                 f"another process serves this site already ({str(state)!r} is in use).",
                 hint="one `fedelta site run` for each site; end the other one first.",
-            ) from error
+            )
         yield Session(state / _NUMBER)
     finally:
         os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    """Locks a file; tries for a moment, since a worker that looks whether it is locked locks it for that."""
+    for pause in (0.05, 0.1, 0.2, 0):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(pause)
+        else:
+            return True
+    return False

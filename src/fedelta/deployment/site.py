@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
-from fedelta.deployment.diagnosis import clock_problem
 from fedelta.deployment.serving import Server, Show
 from fedelta.deployment.session import Session, only_process
 from fedelta.deployment.site_check import Address, check
@@ -37,7 +36,8 @@ def run_site(folder: Path, show: Show) -> None:
             if isinstance(line, Address):
                 address = line
                 connection = connect(address)
-                look(connection, show)
+                with suppress(LinkError):  # said where the site joins
+                    connection.look()
             else:
                 show(line)
     with only_process(Path(address.state)) as session, _ended_by_sigterm():
@@ -54,20 +54,6 @@ def connect(address: Address) -> Connection:
     return Connection(Fleet(host, read_key(Path(address.key))), address.max_message_mib * MIB)
 
 
-def look(connection: Connection, show: Show) -> None:
-    """Shows what is wrong with the server at present or with this machine's clock.
-
-    Raises:
-        InputError: the server will not be reached until somebody mends something.
-    """
-    try:
-        connection.look()
-    except LinkError as error:
-        show(str(error))
-    if (problem := clock_problem(connection.clock_offset)) is not None:
-        show(problem)
-
-
 def serve(folder: Path, connection: Connection, session: Session, show: Show) -> None:
     """Serves the site, and leaves in order however it ends."""
     try:
@@ -76,6 +62,7 @@ def serve(folder: Path, connection: Connection, session: Session, show: Show) ->
         stop(folder)
         connection.leave()
         session.end()
+        show("the site has left")
 
 
 @contextmanager

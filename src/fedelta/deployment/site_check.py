@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ class Address:
     max_message_mib: int
 
 
-def check(folder: Path) -> Iterator[Address | str]:
+def check(folder: Path) -> Generator[Address | str]:
     """The address of the site in `folder`, when its settings are read, and then lines about its data.
 
     Raises:

@@ -59,7 +59,8 @@ class Federation:
         spec: what is tuned; a strategy may send more (`wire`).
         clients: all clients that a cohort may be drawn from.
         seed: of the run; cohorts are streams of it.
-        evaluate: gives the measures of server params; None if the server does not evaluate.
+        evaluate: gives the measures of server params, or None if nobody can at present; None if the server does not
+            evaluate.
         effective_steps: number of examples of a client to `Update.effective_steps`. The server computes it, because a
             number from the client could not be checked.
         evaluate_every: number of rounds between evaluations; the last round is always evaluated.
@@ -79,7 +80,7 @@ class Federation:
     spec: ParamSpec
     clients: Clients
     seed: int
-    evaluate: Callable[[Params], Evaluation] | None
+    evaluate: Callable[[Params], Evaluation | None] | None
     effective_steps: Callable[[int], float]
     evaluate_every: int = 1
     byte_budget: int | None = None

@@ -155,7 +155,7 @@ def _evaluation(federation: Federation, params: Params, round: int, bytes_sent: 
     if federation.evaluate is None or not (is_last or round % federation.evaluate_every == 0):
         return None
     evaluation = federation.evaluate(params)
-    if name := evaluation.not_finite:
+    if evaluation is not None and (name := evaluation.not_finite):
         value = evaluation.measures[name]
         raise RoundError(f"round {round}: the evaluation's `{name}` is {value}.", hint=_DIVERGED_HINT)
     return evaluation

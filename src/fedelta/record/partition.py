@@ -61,21 +61,17 @@ def partition_record(data: FederatedData) -> Record:
     return record | _names(data.clients)
 
 
-def division_record(sites: Mapping[str, Mapping[int, int]], clients: Clients) -> Record:
+def roster_record(sites: Record, clients: Clients) -> Record:
     """The content of the file of a deployment: which site has which clients, and how many examples each has.
 
     How many of them are of which class is known at the sites only.
 
     Args:
-        sites: name of each site to its clients and their numbers of examples.
+        sites: name of each site to what it said about itself; `clients` are number, key and number of examples of each.
         clients: of all sites, with their names, if they have any.
     """
-    return {
-        "class_names": [],
-        "clients": {str(number): [] for number in clients.numbers},
-        "sites": {name: {str(number): size for number, size in sizes.items()} for name, sizes in sites.items()},
-        **_names(clients),
-    }
+    numbers = {str(number): list[int]() for number in clients.numbers}
+    return {"class_names": [], "clients": numbers, "sites": sites, **_names(clients)}
 
 
 def _names(clients: Clients) -> Record:
@@ -101,8 +97,8 @@ def read_partition(path: Path, kind: tuple[str, str] = ("class", "classes")) -> 
         held_out = frozenset(map(int, content.get("held_out", {})))
         names = {int(client): name for client, name in content.get("names", {}).items()}
         sites = {
-            name: {int(client): int(size) for client, size in sizes.items()}
-            for name, sizes in content.get("sites", {}).items()
+            name: {int(number): int(size) for number, _, size in site["clients"]}
+            for name, site in content.get("sites", {}).items()
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(f"{str(path)!r} does not hold class names and counts by client: {error!r}.") from error

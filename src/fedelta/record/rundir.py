@@ -37,7 +37,7 @@ from fedelta.durable import sync_directory, write_atomic
 from fedelta.errors import RunError
 from fedelta.plugins import refuse_missing
 from fedelta.record.checkpoint import OTHER_VERSION, Checkpoint
-from fedelta.record.files import JsonLines, Record, Seal, exclusive, to_json
+from fedelta.record.files import JsonLines, Record, Seal, exclusive, read_json, to_json
 
 CONFIG = "config.toml"
 ENVIRONMENT = "environment.json"
@@ -106,6 +106,20 @@ class RunDirectory:
         sync_directory(target.parent)
         return cls(out)
 
+    def complete(self, files: Mapping[str, str | bytes]) -> None:
+        """Writes the files of a run that has only its configuration; the checkpoint, which shows that it began, last.
+
+        Args:
+            files: as for `create`.
+        """
+        content = {ROUNDS: b"", TIMINGS: b"", **files}
+        for name in sorted(content, key=lambda name: name == CHECKPOINT):
+            path, text = self.path / name, content[name]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # The configuration is locked as long as the run is written to, and usually right.
+            if not path.is_file() or path.read_bytes() != (text.encode() if isinstance(text, str) else text):
+                write_atomic(path, text)
+
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
         """The run directory at `path`.
@@ -131,6 +145,12 @@ class RunDirectory:
         run = cls(path)
         refuse_missing(run.plugins, f"run {str(path)!r}")
         return run
+
+    @property
+    def is_deployed(self) -> bool:
+        """Whether its clients are at sites."""
+        partition = self.path / PARTITION
+        return partition.is_file() and "sites" in read_json(partition)
 
     @property
     def plugins(self) -> object:

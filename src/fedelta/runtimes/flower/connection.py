@@ -134,6 +134,8 @@ class Connection:
             refusal = Message(REFUSED, {"reason": error.message, "hint": ""})
             self.answer(Delivery(refusal, carrier, begin), refusal)
             raise
+        except RunEndedError:
+            return None
 
     def answer(self, delivery: Delivery, answer: Message) -> bool:
         """Sends the answer to a message; returns whether the server still wanted it.
