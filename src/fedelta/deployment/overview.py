@@ -47,25 +47,25 @@ class Overview:
 def overview(hub: Hub) -> Overview:
     """The sites of the server with this folder."""
     keys, is_running = read_keys(hub.sites), is_served(hub)
-    known = _presence(hub.presence) if is_running else {}
+    known, refused = _presence(hub.presence) if is_running else ({}, {})
     doing = _doing(hub)
     sites = [
         Site(name, *known.get(name, ("unknown" if not is_running else "never seen", "")), doing.get(name, ""))
         for name in keys.registered
     ]
-    notes = [f"{name} registers no site: {problem}" for name, problem in keys.problems.items()]
+    notes = [f"{name} registers no site: {problem}" for name, problem in {**keys.problems, **refused}.items()]
     if not is_running:
         notes.append(f"no server runs on {str(hub.path)!r}; start it: fedelta server run {hub.path}")
     return Overview(sites, notes)
 
 
-def _presence(path: Path) -> Mapping[str, tuple[str, str]]:
-    """State and time of each site, as the running server last wrote them."""
+def _presence(path: Path) -> tuple[Mapping[str, tuple[str, str]], Mapping[str, str]]:
+    """State and time of each site, and why files register none, as the running server last wrote them."""
     try:
-        sites = json.loads(path.read_text(encoding="utf-8"))["sites"]
+        record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}
-    return {site["name"]: (site["state"], site["since"]) for site in sites}
+        return {}, {}
+    return {site["name"]: (site["state"], site["since"]) for site in record["sites"]}, record["problems"]
 
 
 def _doing(hub: Hub) -> Mapping[str, str]:

@@ -13,9 +13,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from fedelta.deployment.submissions import Submission, Submissions
 from fedelta.record.rundir import ROUNDS
+from fedelta.record.status import Status, write_status
 from fedelta.runtimes.flower.control import Control
 from fedelta.runtimes.flower.server_app import DEPLOYMENT
 
@@ -65,7 +67,7 @@ class Queue:
         for submission in unfinished:
             if self.submissions.is_asked_to_stop(submission.name):
                 self._stop(submission)
-                self._put(replace(submission, state="stopped"))
+                self._end(replace(submission, state="stopped"))
                 return
         for submission in running:
             self._look_after(submission)
@@ -86,7 +88,7 @@ class Queue:
         self._progress = progress
         if self._deaths >= MAX_DEATHS:
             reason = f"its process ended {MAX_DEATHS} times without finishing a round."
-            self._put(replace(submission, state="failed", reason=reason, hint="its log in `state/logs/` has more."))
+            self._end(replace(submission, state="failed", reason=reason, hint="its log in `state/logs/` has more."))
             return
         self.say(f"the process of {submission.name} is gone; it goes on from its last checkpoint")
         self._stop(submission)
@@ -118,6 +120,13 @@ class Queue:
         if pid is not None:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+    def _end(self, submission: Submission) -> None:
+        """Records an end of which the process that ran the rounds could not tell."""
+        state: Literal["failed", "stopped"] = "stopped" if submission.state == "stopped" else "failed"
+        with suppress(OSError):  # the run directory may be gone
+            write_status(Path(submission.run), Status(state, submission.reason, submission.hint or ""))
+        self._put(submission)
 
     def _put(self, submission: Submission) -> None:
         self.submissions.put(submission)

@@ -8,12 +8,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 
 from fedelta.deployment.hub import Hub
-from fedelta.deployment.keys import read_keys
+from fedelta.deployment.keys import SUFFIX, read_keys
 from fedelta.durable import write_file
+from fedelta.errors import RefusedError
 from fedelta.runtimes.flower.control import Control, Node
 
 _SECONDS = 2.0
 _NEVER = "never seen"
+_USED = "Flower takes no key again that was once removed; the site needs a new one, in a new folder"
 
 
 @dataclass(frozen=True)
@@ -59,31 +61,40 @@ class Registry:
         if self.clock() < self._next:
             return
         keys = read_keys(self.hub.sites)
-        if keys.problems != self._problems:
-            for name, problem in keys.problems.items():
+        nodes, refused = self._update(keys.registered)
+        problems = {**keys.problems, **refused}
+        for name, problem in problems.items():
+            if self._problems.get(name) != problem:
                 self.say(f"{name} registers no site: {problem}")
-            self._problems = keys.problems
-        nodes = self._update(keys.registered)
+        self._problems = problems
         states = [_state(name, nodes[key]) for name, key in keys.registered.items() if key in nodes]
         for site in states:
             if self._states.get(site.name, _NEVER) != site.state:
                 self.say(f"site {site.name!r} is {site.state}")
             self._states[site.name] = site.state
-        record = {"sites": [asdict(site) for site in states], "problems": dict(keys.problems)}
-        write_file(self.hub.presence, json.dumps(record))
+        write_file(self.hub.presence, json.dumps({"sites": [asdict(site) for site in states], "problems": problems}))
         self._next = self.clock() + _SECONDS
 
-    def _update(self, registered: Mapping[str, bytes]) -> Mapping[bytes, Node]:
-        """Registers new keys, unregisters those that are gone; returns the nodes by key."""
+    def _update(self, registered: Mapping[str, bytes]) -> tuple[Mapping[bytes, Node], Mapping[str, str]]:
+        """Registers new keys, unregisters those that are gone.
+
+        Returns:
+            The nodes by key, and why a file could not be registered, by its name.
+        """
         nodes = {node.key: node for node in self.control.nodes()}
+        refused: dict[str, str] = {}
         for name, key in registered.items():
-            if key not in nodes:
+            if key in nodes:
+                continue
+            try:
                 self.control.register(name, key)
                 self.say(f"site {name!r} is registered")
+            except RefusedError:
+                refused[f"{name}{SUFFIX}"] = _USED
         for key in nodes.keys() - registered.values():
             self.control.unregister(nodes[key])
             self.say(f"site {nodes[key].name!r} is no longer registered")
-        return {node.key: node for node in self.control.nodes()}
+        return {node.key: node for node in self.control.nodes()}, refused
 
 
 def _state(name: str, node: Node) -> SiteState:

@@ -13,6 +13,7 @@ from fedelta.deployment.submissions import Submission, Submissions
 from fedelta.errors import InputError, RunError
 from fedelta.record.files import exclusive
 from fedelta.record.rundir import CONFIG, free_name, refuse_taken
+from fedelta.record.status import Status, write_status
 
 _RUNTIME = "runtime.name=flower"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -47,9 +48,7 @@ def submit(hub: Hub, recipe: Path, overrides: Iterable[str] = (), out: Path | No
         )
     path.mkdir(parents=True, exist_ok=True)
     (path / CONFIG).write_text(config.to_toml(), encoding="utf-8")
-    submission = Submission(path.name, str(path), time.time())
-    Submissions(hub).submit(submission)
-    return submission
+    return _submitted(hub, Submission(path.name, str(path), time.time()))
 
 
 def refuse_no_server(hub: Hub) -> None:
@@ -80,5 +79,10 @@ def _again(hub: Hub, directory: Path, overrides: Iterable[str], out: Path | None
         raise InputError(f"{str(directory)!r} goes on as it began; --set and --out do not go with it.")
     if not submission.is_over:
         raise InputError(f"{submission.name} is {submission.state}.", hint=f"fedelta attach {directory}")
+    return _submitted(hub, submission)
+
+
+def _submitted(hub: Hub, submission: Submission) -> Submission:
+    write_status(Path(submission.run), Status("submitted"))
     Submissions(hub).submit(submission)
     return submission

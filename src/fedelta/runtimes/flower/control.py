@@ -27,7 +27,7 @@ from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
 from fedelta.deployment.certificates import Certificates
-from fedelta.errors import LinkError
+from fedelta.errors import LinkError, RefusedError
 from fedelta.runtimes.flower.programs import bundle
 
 
@@ -152,6 +152,7 @@ def _mapped() -> Iterator[None]:
     try:
         yield
     except httpx.HTTPStatusError as error:
-        raise LinkError(f"Flower's SuperLink refuses: {error.response.text[:500] or error}") from error
+        kind = RefusedError if error.response.is_client_error else LinkError
+        raise kind(f"Flower's SuperLink refuses: {error.response.text[:500] or error}") from error
     except (httpx.HTTPError, ValueError) as error:
         raise LinkError(f"Flower's SuperLink cannot be reached: {error}") from error
