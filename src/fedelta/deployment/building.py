@@ -11,7 +11,7 @@ from fedelta.assembly.site import built
 from fedelta.config import Config
 from fedelta.data.sources import RawData
 from fedelta.deployment.measures import SiteMeasures
-from fedelta.deployment.parts import Deployed
+from fedelta.deployment.parts import ServerParts
 from fedelta.inference.adapter import read_adapter
 from fedelta.runtimes.remote.post import Post
 from fedelta.runtimes.remote.roster import Invitation, Roster, Watch
@@ -42,7 +42,7 @@ class Basis:
         return self.roster.class_names if self.raw is None else self.raw.class_names
 
 
-def build_parts(basis: Basis, post: Post, invitation: Invitation, watch: Watch) -> tuple[Deployed, Remote]:
+def build_parts(basis: Basis, post: Post, invitation: Invitation, watch: Watch) -> tuple[ServerParts, Remote]:
     """Returns the objects of a run, and its runtime.
 
     Args:
@@ -73,7 +73,7 @@ def build_parts(basis: Basis, post: Post, invitation: Invitation, watch: Watch) 
         tiers=tiers,
     )
     federation = replace(federation, attendance=remote.attendance)
-    return Deployed(config, model, federation, roster, class_names, sites, bench), remote
+    return ServerParts(config, model, federation, roster, class_names, sites, bench), remote
 
 
 def sent_to_sites(config: Config) -> Config:

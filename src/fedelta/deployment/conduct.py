@@ -18,7 +18,7 @@ from fedelta.config import WITHOUT_ADAPTER, Config, load_config
 from fedelta.data.files import AT_THE_SITES
 from fedelta.deployment.building import Basis, build_parts, sent_to_sites
 from fedelta.deployment.conflicts import refuse_conflicts
-from fedelta.deployment.parts import Deployed
+from fedelta.deployment.parts import ServerParts
 from fedelta.durable import write_atomic
 from fedelta.errors import FedeltaError
 from fedelta.federation.records import RoundOutcome
@@ -94,7 +94,7 @@ class _Conductor:
         remote.finish()
         return str(finished.summary.get("too_few_sites", ""))
 
-    def _parts(self, config: Config, roster: Roster | None) -> tuple[Deployed, Remote]:
+    def _parts(self, config: Config, roster: Roster | None) -> tuple[ServerParts, Remote]:
         """The objects of the run; waits for sites if there is no roster yet."""
         by_server, raw = config.deployment.evaluate == "server", None
         if by_server and config.data.source != AT_THE_SITES:

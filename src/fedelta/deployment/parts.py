@@ -24,7 +24,7 @@ from fedelta.tasks.details import Details
 
 
 @dataclass(frozen=True)
-class Deployed:
+class ServerParts:
     """The `Parts` of a run whose clients are at sites.
 
     Args:
@@ -71,7 +71,7 @@ class Deployed:
     def row(self) -> None:
         """None: the model's modality makes examples."""
 
-    def starting_from(self, params: Params) -> Deployed:
+    def starting_from(self, params: Params) -> ServerParts:
         """The same: sites begin with the tensors of their base model that never travel."""
         return self
 
