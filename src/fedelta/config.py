@@ -10,13 +10,12 @@ from __future__ import annotations
 import copy
 import tomllib
 from collections.abc import Iterable, Mapping
-from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated
 
 import tomli_w
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field
 
 from fedelta.catalog import COMBINATIONS, LOCAL_RULES, PARTITIONERS, STRATEGIES, TUNING_METHODS
 from fedelta.codecs.channel import Channel
@@ -31,12 +30,13 @@ from fedelta.grid import parse_grid
 from fedelta.models.source import ModelSource
 from fedelta.plugins import refuse_missing
 from fedelta.record.rundir import CONFIG, RunDirectory
+from fedelta.runtimes.remote.settings import Deployment
 from fedelta.runtimes.settings import RuntimeSettings
 from fedelta.runtimes.stability import Stability
 from fedelta.settings import Context, Settings
 from fedelta.settings.base import Table, as_settings, out_of_bounds, problems_of, without_none
-from fedelta.settings.explain import explain, unknown_key
 from fedelta.settings.override import override
+from fedelta.settings.reading import read_sections
 from fedelta.settings.registry import Chosen
 from fedelta.strategies.base import LocalRule, Strategy
 from fedelta.strategies.fedavg import FedAvg
@@ -62,7 +62,7 @@ class Config(Settings):
         byte_budget_mib: the run ends with the round in which its traffic reaches this many MiB.
         evaluate_every: rounds between evaluations on the test set; the last round is always evaluated.
         model, data, partition, augmentation, task, exits, tuning, strategy, local_rule, client, codec, runtime,
-            stability, personalization, tracking: the sections.
+            stability, deployment, personalization, tracking: the sections.
     """
 
     # Strict again: values outside of sections are validated separately, without the class's rules.
@@ -82,6 +82,7 @@ class Config(Settings):
     codec: Channel = Channel()
     runtime: RuntimeSettings = RuntimeSettings()
     stability: Stability = Stability()
+    deployment: Deployment = Deployment()
     personalization: Personalization = Personalization()
     tracking: Tracking = Tracking()
 
@@ -146,7 +147,7 @@ def parse_config(table: Table, overrides: Iterable[str] = (), *, origin: str = "
         strategy.setdefault("name", Config.model_fields["strategy"].default.name)
     if "tuning" in table:
         table["tuning"] = expand(table["tuning"])
-    sections, wrong = _read_sections(table)
+    sections, wrong = read_sections(table, Config)
     problems += wrong
     known = {
         key: sections.get(key, field.default)
@@ -172,26 +173,3 @@ def check_config(config: Config) -> None:
 def _refuse_out_of_bounds(table: Table, origin: str) -> None:
     if problems := out_of_bounds(table):
         raise ConfigError(problems, origin=origin)
-
-
-def _read_sections(table: Table) -> tuple[Table, list[str]]:
-    """The valid sections, and messages about the others."""
-    sections: Table = {}
-    problems: list[str] = []
-    for key, value in table.items():
-        if key not in Config.model_fields:
-            problems.append(unknown_key(key, "", Config))
-            continue
-        try:
-            sections[key] = _reader(key).validate_python(value)
-        except ValidationError as error:
-            problems += explain(error.errors(), key, value, Config)
-    missing = [key for key, field in Config.model_fields.items() if field.is_required() and key not in table]
-    return sections, problems + [f"section `[{key}]` is missing" for key in missing]
-
-
-@cache  # cached: a comparison reads hundreds of configurations, and making a section's reader takes longer than reading
-def _reader(section: str) -> TypeAdapter[Any]:
-    field = Config.model_fields[section]
-    checked: Any = Annotated[field.annotation, field]
-    return TypeAdapter(checked)

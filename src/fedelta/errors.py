@@ -49,6 +49,10 @@ class DataError(InputError):
     """The data set is missing, unreadable or does not fit the configuration."""
 
 
+class ClassesError(DataError):
+    """The classes of a data set are not those that are expected."""
+
+
 class ModelError(InputError):
     """The model is missing, unreadable or does not fit the tuning method or the data."""
 
@@ -87,6 +91,10 @@ class RoundError(FedeltaError):
 
 class LinkError(FedeltaError):
     """The engine of a deployment cannot be reached, or does not take a message."""
+
+
+class RefusedError(LinkError):
+    """The engine of a deployment does not take a call, and will not take it if it is repeated."""
 
 
 class ContractError(FedeltaError, AssertionError):

@@ -84,7 +84,7 @@ def test_test_labels_do_not_reach_a_run_that_is_measured_on_validation_rows(tmp_
     first = accuracy("first")
     original = site.read
 
-    def permuted(source: DataSource, *, seed: int, task: Task):
+    def permuted(source: DataSource, *, seed: int, task: Task, known: None = None):
         raw = original(source, seed=seed, task=task)
         raw.test.targets.values[:] = raw.test.targets.values.flip(0)
         return raw

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import logging
-import tomllib
 from dataclasses import replace
 from functools import partial
 
 import torch
 
-from fedelta.config import Config, parse_config
+from fedelta.config import Config
 from fedelta.engine.packs import num_packs
 from fedelta.federation.client import Site
-from fedelta.plugins import for_processes, load_same
 from fedelta.runtimes.processes import Processes, Workers
-from fedelta.runtimes.starting import can_copy, can_start, copies, new_processes
+from fedelta.runtimes.starting import Build, can_copy, can_start, copies, new_processes
 
 logger = logging.getLogger("fedelta")
 
@@ -32,13 +30,13 @@ def shared_out(config: Config, site: Site) -> Site:
     return replace(site, places=places, threads=max(1, torch.get_num_threads() // packs))
 
 
-def processes_of(config: Config, site: Site, *, has_own_objects: bool) -> Processes | None:
+def processes_of(config: Config, site: Site, build: Build | None) -> Processes | None:
     """Returns a runtime that may start workers for `site`; None if it trains alone.
 
     Args:
         config: of the run.
         site: with all clients.
-        has_own_objects: whether model or data are the caller's, which only a copy of this process has.
+        build: builds a worker's site from the configuration; None if model or data are the caller's.
     """
     runtime = config.runtime
     is_copied = can_copy(runtime.torch_device())
@@ -48,12 +46,12 @@ def processes_of(config: Config, site: Site, *, has_own_objects: bool) -> Proces
     most = min(packs, site.places, site.places if asked_for or not is_copied else torch.get_num_threads())
     if isinstance(runtime.workers, int):
         most = runtime.workers
-    problem = _problem(packs, is_copied=is_copied, has_own_objects=has_own_objects)
+    problem = _problem(packs, can_train=is_copied or build is not None)
     if asked_for and problem is not None:
         logger.warning("`runtime.name` is 'processes', but clients train in this process: %s.", problem)
     if problem is not None or runtime.name == "simulation" or (most < 2 and not asked_for):
         return None
-    start = partial(copies, site) if is_copied else partial(new_processes, partial(_site, config.to_toml(), _plugins()))
+    start = copies if is_copied or build is None else partial(new_processes, build)
     return Processes(site, Workers(most, start, _COPY_SECONDS if is_copied else _NEW_SECONDS, asked_for=asked_for))
 
 
@@ -63,26 +61,12 @@ def _packs_of_cohort(config: Config, site: Site, places: int) -> int:
     return 1 if places == 1 else num_packs(num_clients, site.engine.lanes.num, places)
 
 
-def _problem(packs: int, *, is_copied: bool, has_own_objects: bool) -> str | None:
+def _problem(packs: int, *, can_train: bool) -> str | None:
     """Why no worker can train, in words; None if one can."""
     if packs == 1:
         return "all clients of a round train together (`runtime.lanes`)"
     if not can_start():
         return "it is itself a process that may start none"
-    if has_own_objects and not is_copied:
+    if not can_train:
         return "only a copy of it has your model and data, and a copy can train on Linux without a GPU only"
     return None
-
-
-def _plugins() -> tuple[str, ...]:
-    return tuple(for_processes())
-
-
-def _site(config: str, plugins: tuple[str, ...], number: int) -> Site:
-    """The site of a worker that is a new process, on the GPU of its number if there are GPUs."""
-    from fedelta.assembly.run import assemble
-
-    load_same(plugins)
-    if torch.cuda.is_available():
-        torch.cuda.set_device(number)
-    return assemble(parse_config(tomllib.loads(config))).site

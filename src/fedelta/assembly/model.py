@@ -207,7 +207,17 @@ def tiers_of(config: Config, model: TunedModel, clients: Clients) -> Tiers | Non
         )
     if not num_blocks:
         return None
-    depths = config.exits.depths(clients, num_blocks, config.seed)
+    return tiers_at(config, model, config.exits.depths(clients, num_blocks, config.seed))
+
+
+def tiers_at(config: Config, model: TunedModel, depths: Mapping[int, int]) -> Tiers | None:
+    """Returns what clients of these depths hold; None if that is all for each of them.
+
+    Args:
+        config: of the run.
+        model: with exits.
+        depths: client id to a number of blocks that the model has.
+    """
     owned = {
         depth: owned_at(model.backbone, model.spec, depth, config.exits.answers(depth))
         for depth in set(depths.values())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol, Self
 
 from torch import Tensor
@@ -16,6 +17,9 @@ from fedelta.params import Params
 from fedelta.record.files import Record
 from fedelta.record.origin import Origin
 from fedelta.tasks.details import Details
+
+Peaks = Callable[[], Sequence[int]]
+"""Gives the highest resident memory of each worker process so far, in bytes."""
 
 
 class Parts(Protocol):
@@ -53,11 +57,26 @@ class Parts(Protocol):
     def row(self) -> Mapping[str, Tensor] | None:
         """Inputs of one row, if the backbone has no modality that makes an example."""
 
+    @property
+    def min_sites(self) -> int | None:
+        """Number of sites that every round should have; None where there are no sites."""
+
     def starting_from(self, params: Params) -> Self:
         """A copy whose clients start with those tensors of `params` that never travel."""
 
-    def details(self, params: Params) -> Details:
-        """All that is measured of a finished model."""
+    def at_work(self) -> AbstractContextManager[Peaks]:
+        """A context for the rounds, in which worker processes may be started; when it ends, they have ended."""
 
-    def sites(self, outcome: RoundOutcome) -> Sequence[Record]:
-        """What each site did in the round that has ended; empty where there are no sites."""
+    def details(self, params: Params) -> Details | None:
+        """All that is measured of a finished model; None if only the rounds' evaluations say how good it is."""
+
+    def at_sites(self, outcome: RoundOutcome) -> Mapping[str, Record]:
+        """Name of a site to what its own evaluation adds to its entry in the record of the round."""
+
+    def at_the_end(self, params: Params, last: Record) -> Record:
+        """What the summary has in addition.
+
+        Args:
+            params: of the server after the last round.
+            last: the record of that round.
+        """

@@ -21,12 +21,14 @@ from fedelta.engine.work import ClientSettings
 from fedelta.errors import ConfigError, InputError, ModelError
 from fedelta.federation.client import Site
 from fedelta.federation.tiers import Tiers
+from fedelta.modalities.base import Modality
 from fedelta.modalities.settings import Preparation
 from fedelta.models.hub import Backbone, build
 from fedelta.params import Params, select
 from fedelta.plugins import returned
 from fedelta.tasks.base import Evaluation, mean_of
 from fedelta.tasks.details import Answered, Details, mean_details
+from fedelta.tasks.known_classes import KnownClasses
 
 logger = logging.getLogger("fedelta")
 
@@ -62,23 +64,48 @@ def read_data(
         backbone = backbone or built(config, data.class_names)
         data = data.without(personal.held_out_ids(data.clients.only(data.partition), config.seed))
     else:
-        raw = replace(read(config.data, seed=config.seed, task=config.task), at_a_glance=at_a_glance)
-        check_num_classes(config, len(raw.class_names))
-        _check_modality(config, raw)
-        backbone = backbone or built(config, raw.class_names)
-        if backbone.modality is None:
-            raise ModelError("a backbone without a modality cannot read raw data.", hint="give `data` as well.")
+        raw = read_raw(config, at_a_glance=at_a_glance)
         if preparation.resize is not None:
             raw = replace(raw, source=raw.source.model_copy(update={"resize": preparation.resize}))
-        modality = adapted(backbone.modality.prepared(preparation.only(_OF_IMAGES)), raw)
-        for note in modality.notes:
-            logger.info(note)
-        backbone = replace(backbone, modality=modality)
+        backbone, modality = fitted(config, raw, backbone, preparation)
         held_out = partial(personal.held_out_ids, seed=config.seed)
         data = federate(raw, config.partition, modality, seed=config.seed, held_out=held_out)
     personal.check_sizes(data.held_out, data.clients)
-    _check_augmentation(config, data)
+    check_augmentation(config, data)
     return backbone, data
+
+
+def read_raw(config: Config, known: KnownClasses | None = None, *, at_a_glance: bool = False) -> RawData:
+    """Returns rows and targets of `config.data`, before a model is known.
+
+    Args:
+        config: of the run.
+        known: the classes, if they are known before.
+        at_a_glance: read examples only when they are fetched.
+
+    Raises:
+        InputError: the data are missing, unreadable, or do not fit the configuration.
+    """
+    raw = replace(read(config.data, seed=config.seed, task=config.task, known=known), at_a_glance=at_a_glance)
+    check_num_classes(config, len(raw.class_names))
+    _check_modality(config, raw)
+    return raw
+
+
+def fitted(
+    config: Config,
+    raw: RawData,
+    backbone: Backbone | None = None,
+    preparation: Preparation = Preparation(),  # noqa: B008 a frozen value
+) -> tuple[Backbone, Modality]:
+    """Returns the base model for the classes of the data, and its modality, fitted to them; see `read_data`."""
+    backbone = backbone or built(config, raw.class_names)
+    if backbone.modality is None:
+        raise ModelError("a backbone without a modality cannot read raw data.", hint="give `data` as well.")
+    modality = adapted(backbone.modality.prepared(preparation.only(_OF_IMAGES)), raw)
+    for note in modality.notes:
+        logger.info(note)
+    return replace(backbone, modality=modality), modality
 
 
 def few_rows(data: FederatedData) -> dict[str, Tensor]:
@@ -231,7 +258,8 @@ def _check_modality(config: Config, raw: RawData) -> None:
         )
 
 
-def _check_augmentation(config: Config, data: FederatedData) -> None:
+def check_augmentation(config: Config, data: FederatedData) -> None:
+    """Raises if the images cannot be augmented as the configuration says."""
     if not config.augmentation.is_on:
         return
     check_images(data.train.inputs.fetch(torch.arange(1)), config.augmentation)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -41,6 +42,54 @@ def adapted(modality: Modality, raw: RawData) -> Modality:
     return prepared.fitted(column.select(evenly_spaced(len(column), NUM_READ)) if raw.at_a_glance else column)
 
 
+@dataclass(frozen=True)
+class Division:
+    """How the training rows are divided, before any example is decoded.
+
+    Args:
+        rows: client number to its rows, int64.
+        held_out: the same for held-out clients.
+        ids: client number to the id of the client in the data; empty if clients are no natural ones.
+        validation: rows for evaluation, int64; None if a test set is evaluated.
+        owner: client of each row before validation rows were held back, int64; -1 for none.
+    """
+
+    rows: Mapping[int, Tensor]
+    held_out: Mapping[int, Tensor]
+    ids: Mapping[int, Name]
+    validation: Tensor | None
+    owner: Tensor
+
+    @property
+    def clients(self) -> Clients:
+        """All clients, including held-out ones."""
+        return Clients.of([*self.rows, *self.held_out], self.ids)
+
+
+def divided(
+    raw: RawData,
+    partitioner: Partitioner,
+    *,
+    seed: int,
+    held_out: Callable[[Clients], Collection[int]] = lambda _: (),
+    numbered: Callable[[Clients], Mapping[int, int]] | None = None,
+) -> Division:
+    """The rows of each client; arguments and errors as for `federate`."""
+    rows = _division(raw, partitioner, seed)
+    ids = natural_ids(raw, rows) if partitioner.goes_by_client else {}
+    clients = Clients.of(rows, ids)
+    held_out_rows = {client: rows.pop(client) for client in sorted(held_out(clients))}
+    if numbered is not None:
+        number_of = numbered(clients.only(rows))
+        rows = {number: rows[client] for client, number in sorted(number_of.items(), key=lambda pair: pair[1])}
+        ids = {number: ids[client] for client, number in number_of.items() if client in ids}
+        held_out_rows = {}
+    owner, validation = _owners(rows, len(raw.train)), None
+    if raw.source.evaluate_on == "validation":
+        rows, validation = hold_back(rows, raw.source.validation_fraction, seed=seed)
+    return Division(rows, held_out_rows, ids, validation, owner)
+
+
 def federate(
     raw: RawData,
     partitioner: Partitioner,
@@ -48,6 +97,7 @@ def federate(
     *,
     seed: int,
     held_out: Callable[[Clients], Collection[int]] = lambda _: (),
+    numbered: Callable[[Clients], Mapping[int, int]] | None = None,
 ) -> FederatedData:
     """The data of all clients, ready for a model.
 
@@ -58,6 +108,8 @@ def federate(
         seed: of the run.
         held_out: gives the ids of the held-out clients among all clients. None of their rows become validation rows,
             and if the test set names clients, rows of held-out natural clients are left out of it.
+        numbered: for a site that has only some of a federation's clients: gives those to keep of the clients that are
+            not held out, with the number of each in the federation. None keeps all clients and their numbers.
 
     Raises:
         DataError: the data cannot be divided this way, an input is unreadable, the model takes another kind of input,
@@ -65,27 +117,23 @@ def federate(
     """
     modality = adapted(modality, raw)
     # Before the inputs, because decoding takes a while and an impossible division should be found at once.
-    rows = _division(raw, partitioner, seed)
-    ids_of = natural_ids(raw, rows) if partitioner.goes_by_client else {}
-    clients = Clients.of(rows, ids_of)
-    held_out_rows = {client: rows.pop(client) for client in sorted(held_out(clients))}
+    division = divided(raw, partitioner, seed=seed, held_out=held_out, numbered=numbered)
+    ids_of, rows, validation = division.ids, division.rows, division.validation
     train = Examples(_inputs(raw, _column(raw), modality), raw.train.targets, raw.train.numbers)
-    if raw.source.evaluate_on == "validation":
-        owner = _owners(rows, len(train))
-        rows, validation_rows = hold_back(rows, raw.source.validation_fraction, seed=seed)
-        inputs, targets = RowsOf(train.inputs, validation_rows), train.targets.select(validation_rows)
-        evaluated = Examples(inputs, targets, raw.train.numbers[validation_rows], owner[validation_rows])
+    if validation is not None:
+        inputs, targets = RowsOf(train.inputs, validation), train.targets.select(validation)
+        evaluated = Examples(inputs, targets, raw.train.numbers[validation], division.owner[validation])
     else:
-        raw = raw.without_test_rows_of({ids_of[client] for client in held_out_rows if client in ids_of})
+        raw = raw.without_test_rows_of({ids_of[client] for client in division.held_out if client in ids_of})
         evaluated = evaluation_set(raw, modality, {ids_of[client]: client for client in rows if client in ids_of})
     return FederatedData(
         train=train,
         test=evaluated,
         class_names=raw.class_names,
         partition=rows,
-        held_out=held_out_rows,
+        held_out=division.held_out,
         strata_names=raw.strata_names,
-        names=clients.names,
+        names=division.clients.names,
         shown=_shown(raw),
     )
 

@@ -25,7 +25,7 @@ from fedelta.data.naming import CLIENT, LABEL, SPLIT, Naming, expression, levels
 from fedelta.data.split_names import matching_splits, split_kind
 from fedelta.data.splits import Rows, hold_out, limit
 from fedelta.data.values import Ids, read_ids
-from fedelta.errors import DataError, listed, refuse
+from fedelta.errors import ClassesError, DataError, listed, refuse
 from fedelta.modalities.base import Modality
 from fedelta.modalities.settings import AudioSettings, Preparation, Resize
 from fedelta.seeds import stream
@@ -34,6 +34,8 @@ from fedelta.settings.paths import InFull, in_full_where_it_exists
 from fedelta.tasks.base import Task
 from fedelta.tasks.classification import Classification
 from fedelta.tasks.contract import targets_of
+from fedelta.tasks.known_classes import KnownClasses
+from fedelta.tasks.targets import TargetColumn
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -257,7 +259,13 @@ class RawData:
         return replace(self, test=self.test.select((~torch.tensor(is_removed)).nonzero()[:, 0]))
 
 
-def read(source: DataSource, *, seed: int, task: Task = Classification()) -> RawData:  # noqa: B008 a frozen value
+def read(
+    source: DataSource,
+    *,
+    seed: int,
+    task: Task = Classification(),  # noqa: B008 a frozen value
+    known: KnownClasses | None = None,
+) -> RawData:
     """Reads the training and the test set of `source`.
 
     Args:
@@ -265,6 +273,7 @@ def read(source: DataSource, *, seed: int, task: Task = Classification()) -> Raw
         seed: of the run; determines which rows become test rows if there is no test split, and which rows remain if
             their number is limited.
         task: what is predicted.
+        known: the classes, if they are known before; by default they are those of the training set.
 
     Raises:
         DataError: the data are missing, unreadable or incomplete; lists all problems.
@@ -275,8 +284,11 @@ def read(source: DataSource, *, seed: int, task: Task = Classification()) -> Raw
     named = named if source.client is not None else replace(named, client=splits.client)
     columns = find_columns(train, named, task, origin=origin)
     lacking = [] if test is None else missing_columns(test, columns)
+    train_column = target_column(train, columns.label, "training set")
     test_column = None if test is None or lacking else target_column(test, columns.label, "test set")
-    targets = targets_of(task, target_column(train, columns.label, "training set"), test_column)
+    if known is not None and task.has_classes:
+        train_column, test_column = _in_terms_of(known, train_column, test_column, origin)
+    targets = targets_of(task, train_column, test_column)
     refuse(origin, [*targets.problems, *lacking])
     for note in (*splits.notes, *targets.notes):
         logger.warning("%s", note)
@@ -295,6 +307,22 @@ def read(source: DataSource, *, seed: int, task: Task = Classification()) -> Raw
         strata_names=targets.strata_names,
         columns=columns,
     )
+
+
+def _in_terms_of(
+    known: KnownClasses, train: TargetColumn, test: TargetColumn | None, origin: str
+) -> tuple[TargetColumn, TargetColumn | None]:
+    """Both columns with the known classes."""
+    known = known.found_in(train, test)
+    if not known.names:
+        return train, test
+    train, problems = known.applied(train)
+    if test is not None:
+        test, more = known.applied(test, is_training=False)
+        problems = [*problems, *more]
+    if problems:
+        raise ClassesError(f"{origin}: {'; '.join(problems)}.")
+    return train, test
 
 
 def class_names(source: DataSource, *, seed: int, task: Task) -> tuple[str, ...]:

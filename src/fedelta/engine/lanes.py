@@ -32,7 +32,7 @@ from fedelta.params import Params, ParamSpec
 from fedelta.strategies.base import LocalRule
 from fedelta.tasks.base import Evaluation, Sums, Task
 from fedelta.tasks.classification import Classification
-from fedelta.tasks.contract import losses_of, sums_of, values_of
+from fedelta.tasks.contract import evaluation_of, losses_of, sums_of
 from fedelta.tasks.details import Answered
 from fedelta.tuning.lanes import Lanes
 
@@ -183,14 +183,21 @@ class LaneEngine:
             rows: rows of `data`, int64; None for all.
             depth: number of blocks to run; None for all.
         """
+        return evaluation_of(self.task, self.sums(params, data, rows, depth), has_exits=self.has_exits)
+
+    @torch.no_grad()
+    def sums(self, params: Params, data: Examples, rows: Tensor | None = None, depth: int | None = None) -> list[Sums]:
+        """What `evaluate` computes its measures from: the sums at each exit, lowest first; one without exits."""
         exits = range(1, (depth or len(self._blocks)) + 1) if self._blocks else range(0)
         sums = [Sums()] * max(1, len(exits))
         for _, outputs, targets in self._passes(params, data, rows, exits):
             sums = [total + sums_of(self.task, logits, targets) for total, logits in zip(sums, outputs, strict=True)]
-        measures = [values_of(self.task, total) for total in sums]
-        primary = self.task.primary.name
-        by_exit = {primary: tuple(at_exit[primary] for at_exit in measures)} if self._blocks else {}
-        return Evaluation(measures[-1], by_exit)
+        return sums
+
+    @property
+    def has_exits(self) -> bool:
+        """Whether the model answers at several depths."""
+        return bool(self._blocks)
 
     @torch.no_grad()
     def answers(self, params: Params, data: Examples) -> Iterator[Answered]:

@@ -23,7 +23,7 @@ def arithmetic_threads(number: int) -> Iterator[None]:
 
 
 def computed_with(number: int | None, items: Iterable[T]) -> Iterator[T]:
-    """`items`, each computed with `number` threads, None for as many as there are; what happens between two of them has as many as before."""
+    """`items`, each computed with `number` threads (None: all); between two of them there are as many as before."""
     iterator = iter(items)
     while True:
         with arithmetic_threads(number or torch.get_num_threads()):

@@ -5,8 +5,8 @@ does not ask for a tensor, the client keeps the trained value and its anchor, wh
 later upload of the tensor then holds its change over all rounds since. A client that leaves the cohort drops these
 values.
 
-A cohort is trained pack by pack (engine/packs.py). `Site.train` needs nothing but a `Pack`, so packs may also be trained
-in other processes; what their clients keep stays here.
+A cohort is trained pack by pack (engine/packs.py). `Site.train` needs nothing but a `Pack`, so that packs may also be
+trained in other processes; what their clients keep stays here.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Site:
         self.memories.begin(plan.cohort)
         for part in self._parts(payloads):
             of_part = {client_id: payloads[client_id] for client_id in part}
-            memories = {client_id: memory for client_id in part if (memory := self.memories.of(client_id)) is not None}
+            memories = {client_id: self.memory_of(client_id) for client_id in part}
             upload = {client_id: plan.upload[client_id] for client_id in part}
             yield Pack(plan.round, upload, of_part, memories)
 
@@ -176,7 +176,7 @@ def _work(site: Site, pack: Pack, client_id: int, received: Params) -> _Work:
     Raises:
         PayloadError: a tensor is neither in the download nor in the client's memory.
     """
-    memory, held = pack.memories.get(client_id, site.blank), site.held(client_id)
+    memory, held = pack.memories[client_id], site.held(client_id)
     # A download replaces an older anchor.
     anchors = {name: drift.anchor for name, drift in memory.adrift.items()} | received | memory.local_only
     if lacking := [name for name in held if name not in anchors]:

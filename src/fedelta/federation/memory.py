@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from torch import Tensor
@@ -70,12 +71,16 @@ class Memory:
 
 
 class Memories:
-    """The memories of a site's clients. A client that has taken part in no round, or keeps nothing, has none."""
+    """The memories of a site's clients. A client that has taken part in no round, or keeps nothing, has none.
 
-    def __init__(self) -> None:
+    Args:
+        known: client id to what it keeps at the start.
+    """
+
+    def __init__(self, known: Mapping[int, Memory] = MappingProxyType({})) -> None:
         self._staged: dict[int, Memory] = {}
         # Committed since the last snapshot; None for a client that no longer keeps anything.
-        self._fresh: dict[int, Memory | None] = {}
+        self._fresh: dict[int, Memory | None] = dict(known)
         self._adrift: set[int] = set()
         self._files: MemoryFiles | None = None
 
@@ -96,6 +101,10 @@ class Memories:
     def stage(self, client_id: int, memory: Memory) -> None:
         """Sets the memory that the client has if its reply is accepted."""
         self._staged[client_id] = memory
+
+    def staged(self, client_id: int) -> Memory | None:
+        """The memory that the client has if its reply of this round is accepted; None if there is none."""
+        return self._staged.get(client_id)
 
     def commit(self, client_ids: Iterable[int]) -> None:
         """Puts the staged memories of these clients into effect, and discards those of all others."""

@@ -139,14 +139,14 @@ class MemoryFiles:
 
 
 def packed(tensors: Params) -> bytes:
-    """The tensors as bytes, in their order."""
+    """All tensors as the content of a safetensors file that keeps their order."""
     # safetensors sorts tensors by type and name; the metadata keep the original order.
     names = {"names": json.dumps(list(tensors))}
     return bytes(safetensors.save({name: tensor.contiguous() for name, tensor in tensors.items()}, names))
 
 
 def unpacked(content: bytes) -> Params:
-    """The inverse of `packed`; raises `SafetensorError` for anything else."""
+    """The inverse of `packed`."""
     length = int.from_bytes(content[:8], "little")
     names = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["names"])
     return select(safetensors.load(content), names)

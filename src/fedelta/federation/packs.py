@@ -17,7 +17,7 @@ class Pack:
         round: number of the round, from 1.
         upload: client id to the names of the tensors that it must send.
         payloads: client id to its download.
-        memories: client id to what it keeps, for clients that keep anything.
+        memories: client id to what it keeps.
     """
 
     round: int

@@ -1,7 +1,7 @@
 """Runs clients in worker processes of this machine, one arithmetic thread each where there are packs enough.
 
-The site is here: what clients keep, and the packs that a round is divided into (engine/packs.py). Workers get a pack and
-give its answers. A pack has the same bits in whatever process it is trained, so workers may start at any moment.
+The site is here: what clients keep, and the packs that a round is divided into (engine/packs.py). Workers get a pack
+and give its answers. A pack has the same bits in whatever process it is trained, so workers may start at any moment.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,13 +35,13 @@ class Workers:
 
     Args:
         most: largest number.
-        start: prepares for starting workers, and returns what starts one.
+        start: prepares a site for its workers, and returns what starts one.
         start_seconds: until a worker can train.
         asked_for: start them at once; otherwise only where they save time, and memory is there.
     """
 
     most: int
-    start: Callable[[], Start]
+    start: Callable[[Site], Start]
     start_seconds: float
     asked_for: bool
 
@@ -62,21 +62,23 @@ class Processes:
         self._pace = _Pace()
 
     @contextmanager
-    def at_work(self) -> Iterator[None]:
-        """A context in which workers may be started; when it ends, they have ended."""
+    def at_work(self) -> Iterator[Callable[[], Sequence[int]]]:
+        """A context in which workers may be started; when it ends, they have ended.
+
+        Its value gives the highest resident memory of each worker so far, in bytes.
+        """
         self._may_start = True
         try:
-            yield
+            yield lambda: () if self._pool is None else tuple(self._pool.peaks)
         finally:
             self._may_start = False
             if self._pool is not None:
                 self._pool.close()
             self._pool = None
 
-    @property
-    def peaks(self) -> tuple[int, ...]:
-        """Highest resident memory of each worker so far, in bytes; empty without workers."""
-        return () if self._pool is None else tuple(self._pool.peaks)
+    def serving(self, site: Site) -> Processes:
+        """The same for another site, before any worker has started."""
+        return Processes(site, self._workers)
 
     def run(self, plan: RoundPlan, payloads: Mapping[int, bytes]) -> Iterator[Reply]:
         """See `Runtime.run`."""
@@ -85,7 +87,7 @@ class Processes:
         decoded: dict[bytes, Params] = {}
         while packs:
             if (pool := self._pool_for(packs)) is not None:
-                yield from map(self.site.take, pool.train(packs))
+                yield from map(self.site.take, pool.train(list(packs)))
                 return
             yield from map(self.site.take, self._alone(packs.popleft(), decoded))
 
@@ -110,7 +112,7 @@ class Processes:
         if self._pool is None and self._may_start and len(packs) > 1:
             wanted = self._workers.most if self._workers.asked_for else self._worthwhile(packs)
             if wanted:
-                self._pool = Pool(self._workers.start(), wanted)
+                self._pool = Pool(self._workers.start(self.site), wanted)
         return self._pool
 
     def _worthwhile(self, packs: deque[Pack]) -> int:

@@ -48,11 +48,11 @@ def copies(site: Site) -> Start:
     return start
 
 
-def new_processes(build: Build) -> Start:
+def new_processes(build: Build, _site: Site) -> Start:
     """Starts new processes, which read model and data themselves: for GPUs, of which each gets one, and macOS."""
     context = multiprocessing.get_context("spawn")
 
-    def start(number: int, line: socket, inherited: Sequence[socket]) -> Process:
+    def start(number: int, line: socket, _inherited: Sequence[socket]) -> Process:
         process = context.Process(
             target=_built, args=(build, number, line, os.getpid()), daemon=True, name=f"fedelta-worker-{number}"
         )

@@ -16,7 +16,6 @@ import warnings
 from collections.abc import Callable
 from multiprocessing import parent_process
 from socket import socket
-from typing import TextIO
 
 from fedelta.federation.client import Site
 from fedelta.params import Params
@@ -98,10 +97,7 @@ def _report_to(heard: list[Values]) -> None:
         def emit(self, record: logging.LogRecord) -> None:
             heard.append({"logger": record.name, "level": record.levelno, "text": self.format(record)})
 
-    def show(
-        message: Warning | str, category: type[Warning], filename: str, lineno: int,
-        file: TextIO | None = None, line: str | None = None,
-    ) -> None:  # fmt: skip
+    def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
         heard.append({"warning": str(message), "category": category.__name__, "file": filename, "line": lineno})
 
     known = [logging.getLogger(name) for name in logging.root.manager.loggerDict]

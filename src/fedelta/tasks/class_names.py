@@ -19,7 +19,7 @@ def order_of(source: Sequence[str], target: Sequence[str]) -> tuple[int, ...] | 
     >>> order_of(["dog", "cat"], ["cat", "cow"]) is None
     True
     """
-    return _order(source, target) or _order([_loose(name) for name in source], [_loose(name) for name in target])
+    return _order(source, target) or _order([loose(name) for name in source], [loose(name) for name in target])
 
 
 def are_numbers(names: Sequence[str]) -> bool:
@@ -59,7 +59,12 @@ def _numbered(names: Sequence[str]) -> tuple[str | None, Sequence[int]]:
     return parts[0][0], places
 
 
-def _loose(name: str) -> str:
+def loose(name: str) -> str:
+    """The name without regard to case, spaces, hyphens and underscores.
+
+    >>> loose("Very_Good ")
+    'very good'
+    """
     return re.sub(r"[\s_-]+", " ", name.casefold()).strip()
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fedelta.errors import PluginError
 from fedelta.plugins import called, returned, wrong_result
-from fedelta.tasks.base import Answer, Sums, Task
+from fedelta.tasks.base import Answer, Evaluation, Sums, Task
 from fedelta.tasks.targets import ReadTargets, TargetColumn
 
 
@@ -60,6 +60,13 @@ def values_of(task: Task, sums: Sums) -> dict[str, float]:
     if unknown := [name for name in numbers if name not in task.measured]:
         raise wrong_result(task, "values", f"a measure {unknown[0]!r}", f"those in `measured`: {list(task.measured)}")
     return dict(numbers)
+
+
+def evaluation_of(task: Task, sums: Sequence[Sums], *, has_exits: bool) -> Evaluation:
+    """The measures of the sums at each exit, lowest exit first; of the only sums for a model without exits."""
+    measures = [values_of(task, total) for total in sums]
+    primary = task.primary.name
+    return Evaluation(measures[-1], {primary: tuple(at_exit[primary] for at_exit in measures)} if has_exits else {})
 
 
 def answers_of(task: Task, outputs: Tensor, class_names: Sequence[str], exit: int | None) -> list[Answer]:

@@ -57,7 +57,7 @@ def read_labels(train: TargetColumn, test: TargetColumn | None) -> ReadTargets:
     order and names. The classes of the test set are matched with those of the training set by name. A list with one
     label counts as that label, a one-hot list as the position of its 1.
     """
-    train, test = _unwrapped(train), None if test is None else _unwrapped(test)
+    train, test = unwrapped(train), None if test is None else unwrapped(test)
     classes, names, problem = _classes(train)
     if problem is not None:
         return ReadTargets(_NONE, None, (), (), (problem,))
@@ -71,7 +71,7 @@ def read_labels(train: TargetColumn, test: TargetColumn | None) -> ReadTargets:
     return ReadTargets(Labels(labels), test_labels, names, names, tuple(problems), notes)
 
 
-def _unwrapped(column: TargetColumn) -> TargetColumn:
+def unwrapped(column: TargetColumn) -> TargetColumn:
     """The column with lists of one label and one-hot lists replaced by labels, and empty texts and NaN by None."""
     values = [None if _is_empty(value) else value for value in column.values]
     floats = [value for value in values if isinstance(value, float)]

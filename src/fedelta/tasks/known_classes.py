@@ -1,0 +1,90 @@
+"""Classes that are known before the data are read: at a site, those of the whole federation.
+
+A site sees only its own labels. They are matched with the known classes by name, so that every site numbers them alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fedelta.errors import listed
+from fedelta.tasks.class_names import loose
+from fedelta.tasks.labels import unwrapped
+from fedelta.tasks.targets import TargetColumn
+
+_MANY = 20  # a column with more foreign values than this holds no classes, and its values may be private
+_LONG = 40
+OTHERS = "(the classes that this site lacks)"
+
+
+@dataclass(frozen=True)
+class KnownClasses:
+    """The classes of a federation.
+
+    Args:
+        names: in label order; none if they are still to be found.
+        may_lack: whether data may lack some of them.
+    """
+
+    names: tuple[str, ...]
+    may_lack: bool = False
+
+    def applied(self, column: TargetColumn, *, is_training: bool = True) -> tuple[TargetColumn, list[str]]:
+        """The column with the known classes in their order, and messages about what does not fit them.
+
+        Args:
+            column: as read; integers, texts, truth values or class labels.
+            is_training: whether every class has to be present.
+        """
+        column = unwrapped(column)
+        names = [None if value is None else _name(column, value) for value in column.values]
+        number_of = self._numbers(names)
+        present = set(names) - {None}
+        foreign = sorted(name for name in present if name is not None and name not in number_of)
+        problems = [self._foreign(column, foreign)] if foreign else []
+        held = {number_of[name] for name in present if name in number_of}
+        lacking = [name for number, name in enumerate(self.names) if number not in held]
+        if is_training and lacking and not self.may_lack:
+            problems.append(
+                f"label column {column.name!r} lacks {len(lacking)} of the federation's {len(self.names)} classes: "
+                f"{listed(lacking)}; if that is right, set `allow_missing_classes = true` for this site"
+            )
+        values = [None if name is None else number_of.get(name, -1) for name in names]
+        return replace(column, values=values, class_names=self.names), problems
+
+    def found_in(self, *columns: TargetColumn | None) -> KnownClasses:
+        """The classes of these columns, of which there may be a single one; itself if that is not for it to find."""
+        held: dict[str, Any] = {}
+        for column in map(unwrapped, filter(None, columns)):
+            held |= {_name(column, value): value for value in column.values if value is not None}
+        if self.names or not self.may_lack or not 1 <= len(held) <= _MANY:
+            return self
+        kinds = {type(value) for value in held.values()}
+        names = sorted(held, key=held.__getitem__) if kinds == {int} else sorted(held)
+        return replace(self, names=(*names, *([OTHERS] if len(names) == 1 else [])))
+
+    def _numbers(self, names: Sequence[str | None]) -> dict[str, int]:
+        """The number of each name that is a known class; without regard to case and spaces if that fits better."""
+        exact = {name: number for number, name in enumerate(self.names)}
+        alike = {loose(name): number for number, name in enumerate(self.names)}
+        present = {name for name in names if name is not None}
+        if present <= exact.keys() or len(alike) < len(exact) or len({loose(name) for name in present}) < len(present):
+            return exact
+        return {name: alike[loose(name)] for name in present if loose(name) in alike}
+
+    def _foreign(self, column: TargetColumn, foreign: Sequence[str]) -> str:
+        shown = "" if len(foreign) > _MANY else f": {listed([name[:_LONG] for name in foreign])}"
+        return (
+            f"label column {column.name!r} of the {column.what} has {len(foreign)} classes that the federation does "
+            f"not have{shown}; expected {listed(self.names)}; name them alike at all sites, or leave these rows out"
+        )
+
+
+def _name(column: TargetColumn, value: object) -> str:
+    """The name of a class."""
+    names = column.class_names
+    if names is not None and isinstance(value, int) and 0 <= value < len(names):
+        return names[value]
+    return str(value)
