@@ -88,11 +88,11 @@ def error_of(values: Values) -> BaseException:
     """The exception that `error_values` describes; one of another library becomes the built-in one that it is."""
     kind, message = values["kind"], values["message"]
     if kind in vars(errors):
-        error: BaseException = (known := vars(errors)[kind]).__new__(known)
-        FedeltaError.__init__(error, message, hint=values["hint"])
-        return error
+        ours: FedeltaError = vars(errors)[kind].__new__(vars(errors)[kind])  # its own arguments may be others
+        FedeltaError.__init__(ours, message, hint=values["hint"])
+        return ours
     try:
-        error = vars(builtins)[kind](message if kind == values["name"] else f"{values['name']}: {message}")
+        error: BaseException = vars(builtins)[kind](message if kind == values["name"] else f"{values['name']}: {message}")
     except TypeError:  # an exception that takes more than a text, such as `UnicodeDecodeError`
         error = RuntimeError(f"{values['name']}: {message}")
     error.add_note(f"In a worker process:\n{values['traceback']}")

@@ -1,4 +1,4 @@
-"""A pool of worker processes, each with the site of the run. One that dies is replaced, and asked for the same packs."""
+"""A pool of worker processes, each with the site of the run; one that dies is replaced by another with its packs."""
 
 from __future__ import annotations
 

@@ -97,11 +97,13 @@ def _report_to(heard: list[Values]) -> None:
         def emit(self, record: logging.LogRecord) -> None:
             heard.append({"logger": record.name, "level": record.levelno, "text": self.format(record)})
 
-    def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
+    def show(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, _to: object = None, _: object = None
+    ) -> None:
         heard.append({"warning": str(message), "category": category.__name__, "file": filename, "line": lineno})
 
     known = [logging.getLogger(name) for name in logging.root.manager.loggerDict]
     for logger in [logger for logger in known if logger.handlers]:
         logger.handlers, logger.propagate = [], True
     logging.root.handlers = [Listener()]
-    warnings.showwarning = show
+    warnings.showwarning = show  # type: ignore[assignment]  # it has names for what it does not use
