@@ -30,6 +30,7 @@ from fedelta.grid import parse_grid
 from fedelta.models.source import ModelSource
 from fedelta.plugins import refuse_missing
 from fedelta.record.rundir import CONFIG, RunDirectory
+from fedelta.runtimes.remote.settings import Deployment
 from fedelta.runtimes.settings import RuntimeSettings
 from fedelta.runtimes.stability import Stability
 from fedelta.settings import Context, Settings
@@ -61,7 +62,7 @@ class Config(Settings):
         byte_budget_mib: the run ends with the round in which its traffic reaches this many MiB.
         evaluate_every: rounds between evaluations on the test set; the last round is always evaluated.
         model, data, partition, augmentation, task, exits, tuning, strategy, local_rule, client, codec, runtime,
-            stability, personalization, tracking: the sections.
+            stability, deployment, personalization, tracking: the sections.
     """
 
     # Strict again: values outside of sections are validated separately, without the class's rules.
@@ -81,6 +82,7 @@ class Config(Settings):
     codec: Channel = Channel()
     runtime: RuntimeSettings = RuntimeSettings()
     stability: Stability = Stability()
+    deployment: Deployment = Deployment()
     personalization: Personalization = Personalization()
     tracking: Tracking = Tracking()
 

@@ -35,6 +35,7 @@ from fedelta.record.origin import refuse
 from fedelta.record.rundir import RunDirectory
 from fedelta.record.runlog import round_record, summary, timing_record
 from fedelta.settings.base import as_settings
+from fedelta.tasks.details import Details
 from fedelta.tracking.mirror import mirrored
 from fedelta.tuning.exits import exit_blocks
 
@@ -145,8 +146,8 @@ def _rounds(parts: Parts, checkpoint: Checkpoint, logs: _Logs, on_round: OnRound
     for outcome in federate(federation, standing):
         params = outcome.params
         ledger.append(outcome.transfers)
-        sites = parts.sites(outcome)
-        run.rounds.append([round_record(outcome, ledger.total_bytes, parts.config.task.loss, parts.clients, sites)])
+        loss, at_sites = parts.config.task.loss, parts.at_sites(outcome)
+        run.rounds.append([round_record(outcome, ledger.total_bytes, loss, parts.clients, at_sites)])
         # Written before the checkpoint, which refers to it; until then the previous snapshot is kept.
         mark = federation.runtime.snapshot(run.clients, outcome.round)
         seconds = time.perf_counter() - started
@@ -171,15 +172,17 @@ def _rounds(parts: Parts, checkpoint: Checkpoint, logs: _Logs, on_round: OnRound
 
 def _finish(run: RunDirectory, parts: Parts, params: Params, ledger: Ledger) -> Record:
     """Writes the files of a finished run; returns the content of `summary.json`."""
-    details, clients = parts.details(params), parts.clients
+    records, clients = run.read_rounds(), parts.clients
+    details = parts.details(params) or Details(records[-1]["measures"] or {})
     by_client = {str(client): {**clients.entry(client), **values} for client, values in details.by_client.items()}
     record = summary(
-        run.read_rounds(),
+        records,
         run.timings.readable(),
         ledger,
         parts.config.task.primary,
         {"tuned_parameters": parts.model.spec.num_parameters, "total_parameters": parts.model.total_parameters},
-        details={**details.as_record(), "by_client": by_client},
+        details={**details.as_record(), "by_client": by_client, **parts.at_the_end(params, records[-1])},
+        min_sites=parts.min_sites,
     )
     if details.confusion is not None:
         write_atomic(run.path / rundir.CONFUSION, to_json(details.confusion.as_record()) + "\n")

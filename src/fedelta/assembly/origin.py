@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from fedelta.assembly.model import TunedModel
 from fedelta.config import Config
-from fedelta.data.batches import FederatedData
+from fedelta.data.batches import Examples, FederatedData
 from fedelta.data.digests import digests_of
 from fedelta.federation.tiers import Tiers
 from fedelta.params import bytes_of
@@ -32,13 +33,13 @@ def origin_of(config: Config, model: TunedModel, data: FederatedData, tiers: Tie
         data: of all clients.
         tiers: of all clients; they may come from a file.
     """
-    inputs = {**model.identity, **evaluated(data), **trained_on(data, tiers)}
+    inputs = {**model.identity, **evaluated(data.test, data.class_names), **trained_on(data, tiers)}
     return Origin(settings_of(config.to_table({"tuning": model.tuning})), inputs)
 
 
-def evaluated(data: FederatedData) -> dict[str, str]:
-    """Digests of the test set and of the class names."""
-    return {CLASS_NAMES: digest_of_names(data.class_names), **digests_of(data.test, "test")}
+def evaluated(test: Examples | None, class_names: Sequence[str]) -> dict[str, str]:
+    """Digests of the class names and of the test set, if there is one."""
+    return {CLASS_NAMES: digest_of_names(class_names), **({} if test is None else digests_of(test, "test"))}
 
 
 def trained_on(data: FederatedData, tiers: Tiers | None) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Protocol, Self
 
 from torch import Tensor
@@ -53,11 +53,23 @@ class Parts(Protocol):
     def row(self) -> Mapping[str, Tensor] | None:
         """Inputs of one row, if the backbone has no modality that makes an example."""
 
+    @property
+    def min_sites(self) -> int | None:
+        """Number of sites that every round should have; None where there are no sites."""
+
     def starting_from(self, params: Params) -> Self:
         """A copy whose clients start with those tensors of `params` that never travel."""
 
-    def details(self, params: Params) -> Details:
-        """All that is measured of a finished model."""
+    def details(self, params: Params) -> Details | None:
+        """All that is measured of a finished model; None if only the rounds' evaluations say how good it is."""
 
-    def sites(self, outcome: RoundOutcome) -> Sequence[Record]:
-        """What each site did in the round that has ended; empty where there are no sites."""
+    def at_sites(self, outcome: RoundOutcome) -> Mapping[str, Record]:
+        """Name of a site to what its own evaluation adds to its entry in the record of the round."""
+
+    def at_the_end(self, params: Params, last: Record) -> Record:
+        """What the summary has in addition.
+
+        Args:
+            params: of the server after the last round.
+            last: the record of that round.
+        """

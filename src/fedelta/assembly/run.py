@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -110,6 +110,10 @@ class Assembly:
         """Inputs of one test row; None if the backbone has a modality that makes an example."""
         return None if self.backbone.modality else self.data.test.inputs.fetch(torch.tensor([0]))
 
+    @property
+    def min_sites(self) -> None:
+        """None: there are no sites."""
+
     def starting_from(self, params: Params) -> Assembly:
         """A copy whose clients start with those tensors of `params` that never travel."""
         if not self.spec.kept:
@@ -129,9 +133,13 @@ class Assembly:
         """All that the task measures of a finished model on the test set; see `site.details`."""
         return details(self.site, params, self.data.test, self.data.class_names)
 
-    def sites(self, outcome: RoundOutcome) -> Sequence[Record]:
-        """None: the clients are in this process."""
-        return ()
+    def at_sites(self, outcome: RoundOutcome) -> Mapping[str, Record]:
+        """Empty: there are no sites."""
+        return {}
+
+    def at_the_end(self, params: Params, last: Record) -> Record:
+        """Empty: the measures on the test set are all that there is."""
+        return {}
 
 
 def assemble(

@@ -28,7 +28,7 @@ def build_server(
     clients: Clients,
     *,
     runtime: Runtime,
-    evaluate: Callable[[Params], Evaluation] | None = None,
+    evaluate: Callable[[Params], Evaluation | None] | None = None,
     tiers: Tiers | None = None,
     num_held_out: int = 0,
 ) -> Federation:

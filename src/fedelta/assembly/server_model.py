@@ -8,20 +8,25 @@ from dataclasses import dataclass, replace
 import torch
 
 from fedelta.assembly.model import TunedModel, tuned_model, work_of
-from fedelta.assembly.site import build_engine, built, check_num_classes, details_of
+from fedelta.assembly.site import build_engine, built, check_num_classes, details_of, fitted, read_raw
 from fedelta.config import Config
 from fedelta.data.augmentation import Augmentation
 from fedelta.data.batches import Examples
 from fedelta.data.clients import Clients
-from fedelta.data.federate import adapted, evaluation_set
+from fedelta.data.federate import evaluation_set
 from fedelta.data.files import AT_THE_SITES
-from fedelta.data.sources import RawData, read
+from fedelta.data.sources import DataSource, RawData
 from fedelta.engine.lanes import LaneEngine
 from fedelta.errors import ConfigError
 from fedelta.modalities.settings import Preparation
 from fedelta.params import Params
 from fedelta.tasks.base import Evaluation
 from fedelta.tasks.details import Details
+from fedelta.tasks.known_classes import KnownClasses
+
+NO_TEST_SET = (
+    'give the server a test set (`data.test_source`), or let the sites measure: `deployment.evaluate = "sites"`.'
+)
 
 
 @dataclass(frozen=True)
@@ -47,37 +52,42 @@ class Bench:
         return details_of(self.engine, [params], self.test, self.class_names)
 
 
-def read_test(config: Config) -> RawData:
+def read_test(config: Config, class_names: Sequence[str] = ()) -> RawData:
     """Reads the test set that the server has; the training examples of `[data]` are read with it, but not used.
 
-    If the training data are at the sites, the test set of `data.test_source` also says which classes there are.
+    Args:
+        config: of the run.
+        class_names: of the sites; used if the training data are there, so that the server's labels mean the same.
 
     Raises:
         ConfigError: the server has no test set.
-        DataError: the test set is missing or unreadable.
+        DataError: the test set is missing or unreadable, or has other classes.
     """
     source = config.data
-    hint = 'give the server a test set (`data.test_source`), or let the sites measure: `deployment.evaluate = "sites"`.'
+    if problems := lacking_test(source):
+        raise ConfigError(problems, hint=NO_TEST_SET)
+    if source.source != AT_THE_SITES:
+        return read_raw(config)
+    # The only data here stand for the training data, too: columns are found in them.
+    update = {"source": source.test_source, "train_split": source.test_split, "test_files": None}
+    table = config.model_copy(update={"data": source.model_copy(update=update | {"max_train_examples": None})})
+    return read_raw(table, KnownClasses(tuple(class_names), may_lack=True))
+
+
+def lacking_test(source: DataSource) -> list[str]:
+    """Why the server has no test set; empty if it has one. Reads nothing."""
     if source.evaluate_on == "validation":
-        raise ConfigError(
-            ["`data.evaluate_on` is 'validation', but the clients' rows are not at the server"], hint=hint
-        )
-    if source.source == AT_THE_SITES:
-        if source.test_source is None:
-            raise ConfigError(
-                ["`data.source` is 'sites', so the server has nothing to measure the model on"], hint=hint
-            )
-        # The only data here stand for the training data, too: columns and classes are found in them.
-        update = {"source": source.test_source, "train_split": source.test_split, "test_files": None}
-        source = source.model_copy(update=update | {"max_train_examples": None})
-    return read(source, seed=config.seed, task=config.task)
+        return ["`data.evaluate_on` is 'validation', but the clients' rows are not at the server"]
+    if source.source == AT_THE_SITES and source.test_source is None:
+        return ["`data.source` is 'sites', so the server has no examples to measure the model on"]
+    return []
 
 
 def server_model(
     config: Config,
     class_names: Sequence[str],
     raw: RawData | None = None,
-    clients: Clients = Clients(),  # noqa: B008
+    clients: Clients = Clients(),  # noqa: B008 a frozen value
 ) -> tuple[TunedModel, Examples | None]:
     """Returns the model and the test set of a server.
 
@@ -90,17 +100,18 @@ def server_model(
     Raises:
         InputError: the model is missing, or does not fit the task or the test set.
     """
-    check_num_classes(config, len(class_names))
-    backbone = built(config, tuple(class_names))
-    test = sample = None
-    if raw is not None and backbone.modality is not None:
-        backbone = replace(backbone, modality=adapted(backbone.modality, raw))
-        by_name = {name: number for number, name in clients.names.items()}
-        test = evaluation_set(raw, backbone.modality, by_name)
-        sample = test.inputs.fetch(torch.arange(min(2, len(test))))
-    elif backbone.modality is not None:
-        settings = Preparation(max_length=config.data.max_length, audio=config.data.audio, resize=config.data.resize)
-        backbone = replace(backbone, modality=backbone.modality.prepared(settings.only(backbone.modality.settings)))
+    if raw is None:
+        check_num_classes(config, len(class_names))
+        backbone = built(config, tuple(class_names))
+        if backbone.modality is not None:
+            data, modality = config.data, backbone.modality
+            settings = Preparation(max_length=data.max_length, audio=data.audio, resize=data.resize)
+            backbone = replace(backbone, modality=modality.prepared(settings.only(modality.settings)))
+        return tuned_model(config, backbone, class_names), None
+    backbone, modality = fitted(config, raw)
+    by_name = {name: number for number, name in clients.names.items()}
+    test = evaluation_set(raw, modality, by_name)
+    sample = test.inputs.fetch(torch.arange(min(2, len(test))))
     return tuned_model(config, backbone, class_names, sample=sample), test
 
 

@@ -12,7 +12,7 @@ from fedelta.aggregation.base import Aggregation
 from fedelta.codecs.channel import Channel
 from fedelta.data.clients import Clients
 from fedelta.errors import ConfigError, RoundError
-from fedelta.federation.records import Rejection, Reply
+from fedelta.federation.records import Attendance, Rejection, Reply
 from fedelta.federation.tiers import Tiers
 from fedelta.params import Params, ParamSpec
 from fedelta.strategies.base import RoundPlan, State, Strategy
@@ -59,7 +59,8 @@ class Federation:
         spec: what is tuned; a strategy may send more (`wire`).
         clients: all clients that a cohort may be drawn from.
         seed: of the run; cohorts are streams of it.
-        evaluate: gives the measures of server params; None if the server does not evaluate.
+        evaluate: gives the measures of server params, or None if nobody can at present; None if the server does not
+            evaluate.
         effective_steps: number of examples of a client to `Update.effective_steps`. The server computes it, because a
             number from the client could not be checked.
         evaluate_every: number of rounds between evaluations; the last round is always evaluated.
@@ -67,6 +68,7 @@ class Federation:
         tiers: which client holds which tensors; None if every client holds all of them.
         around: wraps the strategy's mean, for example to add noise; None for no wrapper.
         has_plugin: whether strategy or mean are from a plug-in, so that their results are checked (contract.py).
+        attendance: tells what each site did since the last call, by name; nothing if clients run on this machine.
 
     Raises:
         ConfigError: the strategy reads single updates, but the aggregation gives only sums.
@@ -78,13 +80,14 @@ class Federation:
     spec: ParamSpec
     clients: Clients
     seed: int
-    evaluate: Callable[[Params], Evaluation] | None
+    evaluate: Callable[[Params], Evaluation | None] | None
     effective_steps: Callable[[int], float]
     evaluate_every: int = 1
     byte_budget: int | None = None
     tiers: Tiers | None = None
     around: Callable[[Aggregation], Aggregation] | None = None
     has_plugin: bool = False
+    attendance: Callable[[], Sequence[Attendance]] = tuple
 
     def __post_init__(self) -> None:
         if self.strategy.reads == "each" and self.aggregation.only_sums:

@@ -15,10 +15,19 @@ from fedelta.strategies.base import State
 from fedelta.tasks.base import Evaluation
 
 Direction = Literal["down", "up"]
-# Why a reply does not enter the mean.
-Cause = Literal["refused", "void round", "no reply", "dropped out", "vanished", "too late"]
+# Why a reply does not enter the mean. In a deployment, "away", "busy", "site refused" and "site failed" are said of all
+# clients of a site; a client "forgot" if its site no longer has what the client must keep between rounds.
+Cause = Literal[
+    "refused", "void round", "no reply", "dropped out", "vanished", "too late",
+    "away", "busy", "site refused", "site failed", "forgot",
+]  # fmt: skip
 # The client was lost, which is no sign of an error in the run.
-LOST: tuple[Cause, ...] = ("no reply", "dropped out", "vanished", "too late")
+LOST: tuple[Cause, ...] = (
+    "no reply", "dropped out", "vanished", "too late", "away", "busy", "site refused", "site failed", "forgot",
+)  # fmt: skip
+# What a site did in a round: it answered in time; had nothing to do; did not answer in time; was still at work for an
+# earlier round; was not connected; does not fit the run; crashed, or answered with what cannot be used.
+SiteState = Literal["took part", "not asked", "late", "busy", "away", "refused", "failed"]
 
 
 @dataclass(frozen=True)
@@ -103,6 +112,38 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class Attendance:
+    """What one site of a deployment did in a round.
+
+    Args:
+        site: its name.
+        state: what it did.
+        since: when this state began, ISO 8601 in UTC; "late" and "busy" are one state here, and so are "took part" and
+            "not asked".
+        since_round: number of the round in which it began.
+        reason: why the site did not take part, in words; empty if it did, or had nothing to do.
+        num_asked: number of its clients in the cohort.
+        num_accepted: number of its clients in the mean.
+        num_examples: examples of the clients in the mean.
+        downlink_bytes: of the messages to the site, as they travelled, manifests included.
+        uplink_bytes: of its answers.
+        seconds: from the message to the answer; None without an answer.
+    """
+
+    site: str
+    state: SiteState
+    since: str
+    since_round: int
+    reason: str = ""
+    num_asked: int = 0
+    num_accepted: int = 0
+    num_examples: int = 0
+    downlink_bytes: int = 0
+    uplink_bytes: int = 0
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
 class RoundOutcome:
     """The results of a finished round.
 
@@ -122,6 +163,7 @@ class RoundOutcome:
         logged: numbers by group that the strategy adds to the record (`Strategy.logged`).
         claims: numbers of examples that have changed or were limited.
         claimed: client id to the number of examples in its last accepted reply.
+        sites: what each site of a deployment did, by name; empty for other runtimes.
     """
 
     round: int
@@ -139,3 +181,4 @@ class RoundOutcome:
     logged: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     claims: tuple[Claim, ...] = ()
     claimed: Mapping[int, int] = field(default_factory=dict)
+    sites: tuple[Attendance, ...] = ()

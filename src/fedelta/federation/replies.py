@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from numbers import Integral
 from tempfile import SpooledTemporaryFile
@@ -33,6 +33,9 @@ _LARGEST_FLOAT32 = 3.4028234663852886e38
 MAX_REASON = 500  # characters; a reason may come from another program
 # Larger payloads wait in a file: a cohort of whole models may not fit into memory.
 _WAITING_BYTES = 256 * 2**20
+
+
+Complete = Callable[[Collection[int]], tuple[RoundPlan, Mapping[int, bytes]]]
 
 
 class Accepted(NamedTuple):
@@ -83,13 +86,21 @@ class Intake:
         """Names of the tensors that enough clients sent to average them."""
         return frozenset(self._averageable(self._num_senders, self._federation.aggregation))
 
-    def gather(self, runtime: Runtime, payloads: Mapping[int, bytes]) -> None:
-        """Runs the clients and takes all their replies."""
+    def gather(self, runtime: Runtime, payloads: Mapping[int, bytes], complete: Complete | None = None) -> None:
+        """Runs the clients and takes all their replies.
+
+        Args:
+            runtime: runs the clients.
+            payloads: client id to its download.
+            complete: gives the plan and the downloads for clients that have forgotten what they kept; they are asked
+                once more. None: their replies are rejected.
+        """
         with SpooledTemporaryFile(max_size=_WAITING_BYTES) as file:
             waiting = _Waiting(file)
-            for reply in runtime.run(self._plan, payloads):
-                self._receive(reply, waiting)
-                del reply  # frees its payload, perhaps a whole model, while the next reply is computed
+            self._run(runtime, self._plan, payloads, waiting)
+            if complete is not None and (forgetful := waiting.without_memory()):
+                waiting.discard(forgetful)
+                self._run(runtime, *complete(forgetful), waiting)
             self._take(waiting)
 
     def combine(self, params: Params, state: State) -> tuple[Params, State]:
@@ -113,6 +124,11 @@ class Intake:
         measured = self._measured.finish(stream(federation.seed, "statistics", round))
         names = self._averageable(measured, federation.aggregation.of_statistics)
         return add(params, select(measured, names)), state
+
+    def _run(self, runtime: Runtime, plan: RoundPlan, payloads: Mapping[int, bytes], waiting: _Waiting) -> None:
+        for reply in runtime.run(plan, payloads):
+            self._receive(reply, waiting)
+            del reply  # frees its payload, perhaps a whole model, while the next reply is computed
 
     def _receive(self, reply: object, waiting: _Waiting) -> None:
         """Puts a reply of a client of the cohort to `waiting`; notes everything else that a runtime gave."""
@@ -204,6 +220,16 @@ class _Waiting:
         if not of_client:  # a second reply is never read; only its length is counted
             self._file.write(reply.payload)
         of_client.append((replace(reply, payload=b""), start, len(reply.payload)))
+
+    def without_memory(self) -> list[int]:
+        """The clients whose only reply says that they have forgotten what they kept, ascending."""
+        only = {client_id: replies[0][0] for client_id, replies in self._replies.items() if len(replies) == 1}
+        return sorted(client_id for client_id, reply in only.items() if reply.fault and reply.fault.cause == "forgot")
+
+    def discard(self, client_ids: Iterable[int]) -> None:
+        """Drops the replies of these clients, which have no payload."""
+        for client_id in client_ids:
+            del self._replies[client_id]
 
     def lengths(self, client_id: int) -> list[int]:
         """The payload bytes of each reply of a client."""

@@ -7,7 +7,8 @@ depends on their order of arrival.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from statistics import median
 
 from fedelta.codecs.wire import encode
@@ -49,13 +50,22 @@ def _round(federation: Federation, standing: Standing) -> RoundOutcome:
         plan = federation.tiers.restrict(plan)
     payloads, downloads = _send(federation, plan, {**state, **params})
     intake = Intake(federation, plan, standing.claimed)
-    intake.gather(federation.runtime, payloads)
+
+    second: list[Transfer] = []  # downloads of clients that forgot what they kept
+
+    def complete(client_ids: Collection[int]) -> tuple[RoundPlan, dict[int, bytes]]:
+        whole = _whole_download(federation, plan, client_ids)
+        again, transfers = _send(federation, whole, {**state, **params}, client_ids)
+        second.extend(transfers)
+        return whole, again
+
+    intake.gather(federation.runtime, payloads, complete)
     if counts := _counts(federation, plan, intake):
         params, state = intake.combine(params, state)
     _require_finite(round, {**state, **params})
     accepted = intake.accepted if counts else []
     federation.runtime.accept(reply.client_id for reply in accepted)
-    transfers = [download for download in downloads if download.client_id not in intake.unreached] + intake.transfers
+    transfers = _arrived(downloads, second, intake.unreached) + intake.transfers
     rejections = intake.rejections
     if not counts:
         rejections += [Rejection(reply.client_id, "too few replies", "void round") for reply in intake.accepted]
@@ -75,21 +85,38 @@ def _round(federation: Federation, standing: Standing) -> RoundOutcome:
         logged={name: tuple(state[name].tolist()) for name in federation.strategy.logged},
         claims=tuple(intake.claims),
         claimed=intake.claimed if counts else standing.claimed,
+        sites=tuple(federation.attendance()),  # last: the sites may have taken part in the evaluation
     )
 
 
-def _send(federation: Federation, plan: RoundPlan, tensors: Params) -> tuple[dict[int, bytes], list[Transfer]]:
-    """Encodes the download of each client; clients that get the same tensors share one payload."""
+def _whole_download(federation: Federation, plan: RoundPlan, client_ids: Collection[int]) -> RoundPlan:
+    """`plan`, in which these clients get every tensor that they hold."""
+    whole = replace(plan, download={**plan.download, **dict.fromkeys(client_ids, federation.wire.shared)})
+    return whole if federation.tiers is None else federation.tiers.restrict(whole)
+
+
+def _send(
+    federation: Federation, plan: RoundPlan, tensors: Params, client_ids: Collection[int] | None = None
+) -> tuple[dict[int, bytes], list[Transfer]]:
+    """Encodes the download of each client (default: of the cohort); the same tensors are encoded once."""
     encoded: dict[tuple[str, ...], tuple[bytes, dict[str, int]]] = {}
     payloads: dict[int, bytes] = {}
     transfers = []
-    for client_id in plan.cohort:
+    for client_id in plan.cohort if client_ids is None else sorted(client_ids):
         names = plan.download[client_id]
         if names not in encoded:
             encoded[names] = _encode(plan.round, select(tensors, names), federation)
         payloads[client_id], groups = encoded[names]
         transfers.append(Transfer(plan.round, client_id, "down", len(payloads[client_id]), groups))
     return payloads, transfers
+
+
+def _arrived(first: Sequence[Transfer], second: Sequence[Transfer], unreached: Collection[int]) -> list[Transfer]:
+    """The downloads that reached their clients; of a client that was asked twice, the last may not have."""
+    asked_twice = {download.client_id for download in second}
+    arrived = [download for download in first if download.client_id not in set(unreached) - asked_twice]
+    arrived += [download for download in second if download.client_id not in unreached]
+    return sorted(arrived, key=lambda download: download.client_id)
 
 
 def _encode(round: int, tensors: Params, federation: Federation) -> tuple[bytes, dict[str, int]]:
@@ -138,7 +165,7 @@ def _evaluation(federation: Federation, params: Params, round: int, bytes_sent: 
     if federation.evaluate is None or not (is_last or round % federation.evaluate_every == 0):
         return None
     evaluation = federation.evaluate(params)
-    if name := evaluation.not_finite:
+    if evaluation is not None and (name := evaluation.not_finite):
         value = evaluation.measures[name]
         raise RoundError(f"round {round}: the evaluation's `{name}` is {value}.", hint=_DIVERGED_HINT)
     return evaluation

@@ -14,6 +14,7 @@ from fedelta.record.files import Record
 from fedelta.record.ledger import Ledger
 from fedelta.record.origin import changed_files, other_settings, settings_of
 from fedelta.record.rundir import RunDirectory
+from fedelta.record.sites import TOO_FEW, by_sites, min_sites_of
 from fedelta.tasks.base import Measure
 from fedelta.tasks.details import Details
 
@@ -60,7 +61,8 @@ def misfits(
     return (
         *_by_checkpoint(run, config, len(rounds), is_finished=bool(end.summary)),
         *_by_ledger(rounds, ledger),
-        *_by_summary(rounds, ledger, end.summary, primary),
+        *by_sites(rounds)[:_NUM_SHOWN],
+        *_by_summary(rounds, ledger, end.summary, primary, min_sites_of(config)),
         *by_confusion(end.details)[:_NUM_SHOWN],
         *by_clients(end.personalization, primary)[:_NUM_SHOWN],
     )
@@ -99,15 +101,17 @@ def _by_ledger(rounds: Sequence[Record], ledger: Ledger) -> list[str]:
     return problems[:_NUM_SHOWN]
 
 
-def _by_summary(rounds: Sequence[Record], ledger: Ledger, summary: Record, primary: Measure) -> list[str]:
+def _by_summary(
+    rounds: Sequence[Record], ledger: Ledger, summary: Record, primary: Measure, min_sites: int | None
+) -> list[str]:
     """Messages about figures of the summary that differ from the records."""
     sizes = {key: value for key, value in summary.items() if key in _SIZES}
     if len(sizes) < len(_SIZES):
         return []
-    expected = runlog.summary(rounds, (), ledger, primary, sizes)
+    expected = runlog.summary(rounds, (), ledger, primary, sizes, min_sites=min_sites)
     wrong = [
-        f"`{key}` is {summary[key]!r} in `summary.json`, the records of the rounds make it {value!r}"
+        f"`{key}` is {summary.get(key)!r} in `summary.json`, the records of the rounds make it {value!r}"
         for key, value in expected.items()
-        if key in summary and key not in _UNCHECKED and summary[key] != value
+        if (key in summary or key == TOO_FEW) and key not in _UNCHECKED and summary.get(key) != value
     ]
     return wrong[:_NUM_SHOWN]

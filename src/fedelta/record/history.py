@@ -32,6 +32,7 @@ from fedelta.record.rundir import (
     RunDirectory,
 )
 from fedelta.record.runlog import best_of, by_exit, full_model_bytes, relative_cost, wall_seconds
+from fedelta.record.sites import min_sites_of, too_few_sites
 from fedelta.tasks.base import Measure, Task
 from fedelta.tasks.choice import task_of
 from fedelta.tasks.details import Details
@@ -185,6 +186,11 @@ class History:
     def wall_seconds(self) -> float | None:
         """Seconds of all rounds so far; None if they were lost."""
         return wall_seconds(self.timings, len(self.rounds))
+
+    @cached_property
+    def too_few_sites(self) -> str:
+        """A sentence on rounds with fewer sites than the run should have; empty if there are none."""
+        return too_few_sites(self.rounds, min_sites_of(self.config))
 
     def client_label(self, client_id: int) -> str:
         """The number of a client and its name, if it has one, for pages."""

@@ -23,9 +23,11 @@ from fedelta.record.numbers import UNKNOWN
 CLASS_NAMES = "class names"
 _NUM_SHOWN = 5
 # These do not change the result of a round: tracking may begin at any round, the initial adapter is in the checkpoint,
-# worker processes compute the same bits, and of data and weights the content is compared instead of the path.
+# worker processes compute the same bits, how long a server waits for its sites may be changed, and of data and weights
+# the content is compared instead of the path.
 _FREE = (
-    "tracking.", "model.adapter", "model.source", "data.source", "data.test_source", "runtime.name", "runtime.workers",
+    "tracking.", "deployment.", "model.adapter", "model.source", "data.source", "data.test_source", "runtime.name",
+    "runtime.workers",
 )  # fmt: skip
 _HELD_OUT = ("personalization.held_out_clients", "personalization.held_out")
 

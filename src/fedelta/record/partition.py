@@ -1,4 +1,7 @@
-"""`partition.json`: numbers and names of the clients, and how many examples of each class they hold."""
+"""`partition.json`: numbers and names of the clients, and how many examples of each class they hold.
+
+The server of a deployment does not know the classes of its clients' examples, but where the clients are.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,7 @@ class Partition:
         held_out: ids of the held-out clients, which `counts` does not contain.
         clients: numbers and names of all clients.
         kind: singular and plural of the word for a class (`Task.stratum`).
+        sites: name of each site of a deployment to its clients and their numbers of examples; empty for other runs.
     """
 
     class_names: tuple[str, ...]
@@ -32,6 +36,7 @@ class Partition:
     held_out: frozenset[int] = frozenset()
     clients: Clients = field(default_factory=Clients)
     kind: tuple[str, str] = ("class", "classes")
+    sites: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
 
     def label(self, client_id: int) -> str:
         """The name of a client on pages: "3" or, with a name, "george (3)"."""
@@ -53,9 +58,24 @@ def partition_record(data: FederatedData) -> Record:
     record: Record = {"class_names": list(names), "clients": counts(data.partition)}
     if data.held_out:
         record["held_out"] = counts(data.held_out)
-    if names_of := data.clients.names:
-        record["names"] = {str(number): names_of[number] for number in data.clients.numbers}
-    return record
+    return record | _names(data.clients)
+
+
+def roster_record(sites: Record, clients: Clients) -> Record:
+    """The content of the file of a deployment: which site has which clients, and how many examples each has.
+
+    How many of them are of which class is known at the sites only.
+
+    Args:
+        sites: name of each site to what it said about itself; `clients` are number, key and number of examples of each.
+        clients: of all sites, with their names, if they have any.
+    """
+    numbers = {str(number): list[int]() for number in clients.numbers}
+    return {"class_names": [], "clients": numbers, "sites": sites, **_names(clients)}
+
+
+def _names(clients: Clients) -> Record:
+    return {"names": {str(number): clients.names[number] for number in clients.numbers}} if clients.names else {}
 
 
 def read_partition(path: Path, kind: tuple[str, str] = ("class", "classes")) -> Partition | None:
@@ -76,6 +96,10 @@ def read_partition(path: Path, kind: tuple[str, str] = ("class", "classes")) -> 
         counts = {int(client): tuple(map(int, row)) for client, row in content["clients"].items()}
         held_out = frozenset(map(int, content.get("held_out", {})))
         names = {int(client): name for client, name in content.get("names", {}).items()}
+        sites = {
+            name: {int(number): int(size) for number, _, size in site["clients"]}
+            for name, site in content.get("sites", {}).items()
+        }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(f"{str(path)!r} does not hold class names and counts by client: {error!r}.") from error
     if not counts or any(len(row) != len(class_names) for row in counts.values()):
@@ -84,7 +108,7 @@ def read_partition(path: Path, kind: tuple[str, str] = ("class", "classes")) -> 
         clients = Clients.of({*counts, *held_out}, names)
     except DataError as error:
         raise RunError(f"{str(path)!r} is not valid: {error.message}.") from error
-    return Partition(class_names, dict(sorted(counts.items())), held_out, clients, kind)
+    return Partition(class_names, dict(sorted(counts.items())), held_out, clients, kind, sites)
 
 
 def read_clients(path: Path) -> Clients:

@@ -8,6 +8,7 @@ from typing import TypeGuard
 from fedelta.errors import RunError
 from fedelta.record.files import Record
 from fedelta.record.rundir import MODEL, RunDirectory
+from fedelta.record.sites import site_problems
 from fedelta.tasks.base import Measure, Task
 
 _ROUND_FIELDS = frozenset({"round", "measures", "cohort", "rejections", "cumulative_bytes"})
@@ -33,6 +34,7 @@ def checked_rounds(run: RunDirectory, task: Task, num_groups: int) -> list[Recor
     for number, record in enumerate(records, start=1):
         missing = sorted(required - record.keys())
         problems = [f"lacks {', '.join(missing)}"] if missing else _measure_problems(record, task, num_exits)
+        problems += site_problems(record)
         for key in _BY_GROUP if in_windows and num_groups and not missing else ():
             if not _is_numbers(record[key], num_groups):
                 problems.append(f"`{key}` is not {num_groups} numbers, one for each of the `groups` in {MODEL}")

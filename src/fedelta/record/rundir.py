@@ -5,7 +5,7 @@ config.toml           the configuration as it was read, every default written ou
 environment.json      versions, machine, commit
 citations.bib         papers behind what the run used
 partition.json        class names, examples of each class by client, those of held-out clients apart, and
-                      what the clients are called
+                      what the clients are called; of a deployment the clients of each site instead of the classes
 model.json            parameter counts, of each group too, so that an unfinished run can be reported; and `[strategy]`
                       with what a byte budget made of it
 rounds.jsonl          one record a round, determined by seed and configuration
@@ -18,6 +18,7 @@ confusion.json        the confusion matrix, if the task has classes; written at 
 adapter/              the tuned tensors for deployment, written at the end
 exits.json            the cost of an answer at each exit, if the model has exits; written at the end
 personalization.json  measures of held-out clients before and after fine-tuning, written by `fedelta personalize`
+status.json           what a deployed run is doing, for those who follow it (status.py)
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from fedelta.durable import sync_directory, write_atomic
 from fedelta.errors import RunError
 from fedelta.plugins import refuse_missing
 from fedelta.record.checkpoint import OTHER_VERSION, Checkpoint
-from fedelta.record.files import JsonLines, Record, Seal, exclusive, to_json
+from fedelta.record.files import JsonLines, Record, Seal, exclusive, read_json, to_json
 
 CONFIG = "config.toml"
 ENVIRONMENT = "environment.json"
@@ -105,6 +106,20 @@ class RunDirectory:
         sync_directory(target.parent)
         return cls(out)
 
+    def complete(self, files: Mapping[str, str | bytes]) -> None:
+        """Writes the files of a run that has only its configuration; the checkpoint, which shows that it began, last.
+
+        Args:
+            files: as for `create`.
+        """
+        content = {ROUNDS: b"", TIMINGS: b"", **files}
+        for name in sorted(content, key=lambda name: name == CHECKPOINT):
+            path, text = self.path / name, content[name]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # The configuration is locked as long as the run is written to, and usually right.
+            if not path.is_file() or path.read_bytes() != (text.encode() if isinstance(text, str) else text):
+                write_atomic(path, text)
+
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
         """The run directory at `path`.
@@ -130,6 +145,12 @@ class RunDirectory:
         run = cls(path)
         refuse_missing(run.plugins, f"run {str(path)!r}")
         return run
+
+    @property
+    def is_deployed(self) -> bool:
+        """Whether its clients are at sites."""
+        partition = self.path / PARTITION
+        return partition.is_file() and "sites" in read_json(partition)
 
     @property
     def plugins(self) -> object:
@@ -306,6 +327,14 @@ def refuse_taken(out: Path) -> None:
             f"{str(out)!r} {kind}.",
             hint=f"continue it with `fedelta resume {out}`, or choose another `--out`.",
         )
+
+
+def at_their_sites(run: RunDirectory) -> RunError:
+    """The error where a client's model is needed that only its site has."""
+    return RunError(
+        f"run {str(run.path)!r} has one model per client, because clients keep their norms: these are at their sites.",
+        hint="its sites have measured them: see `summary.json` and the page of the run.",
+    )
 
 
 def free_name(parent: Path, stem: str) -> Path:

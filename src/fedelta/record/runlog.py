@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
+from types import MappingProxyType
 from typing import Any
 
 from fedelta.data.clients import Clients
 from fedelta.federation.records import RoundOutcome
 from fedelta.record.files import Record
 from fedelta.record.ledger import Ledger
+from fedelta.record.sites import TOO_FEW, summary_of_sites, too_few_sites
 from fedelta.tasks.base import Measure
 
 BYTES_PER_FLOAT32 = 4
@@ -24,7 +26,7 @@ def round_record(
     cumulative_bytes: int,
     loss: Measure,
     clients: Clients = Clients(),  # noqa: B008 frozen
-    sites: Sequence[Record] = (),
+    at_sites: Mapping[str, Record] = MappingProxyType({}),
 ) -> Record:
     """One line of `rounds.jsonl`.
 
@@ -33,12 +35,13 @@ def round_record(
         cumulative_bytes: payload bytes of both directions from round 1 to this one.
         loss: the task's loss, whose name the training loss gets.
         clients: with their names, if they have any.
-        sites: what each site did in the round; empty where there are none.
+        at_sites: name of a site to what its own evaluation adds to its entry.
     """
     uplink = sum(transfer.payload_bytes for transfer in outcome.transfers if transfer.direction == "up")
     downlink = sum(transfer.payload_bytes for transfer in outcome.transfers if transfer.direction == "down")
     evaluation = outcome.evaluation
     claims = [vars(claim) | clients.entry(claim.client_id) for claim in outcome.claims]
+    sites = [vars(site) | at_sites.get(site.site, {}) for site in outcome.sites]
     at_exits = {} if evaluation is None else {name: list(values) for name, values in evaluation.by_exit.items()}
     return {
         "round": outcome.round,
@@ -56,7 +59,7 @@ def round_record(
         "uplink_bytes": uplink,
         "downlink_bytes": downlink,
         "cumulative_bytes": cumulative_bytes,
-        **({"sites": list(sites)} if sites else {}),
+        **({"sites": sites} if sites else {}),
         **outcome.logged,
     }
 
@@ -80,6 +83,7 @@ def summary(
     sizes: Mapping[str, Any],
     *,
     details: Mapping[str, object] | None = None,
+    min_sites: int | None = None,
 ) -> Record:
     """The content of `summary.json`.
 
@@ -91,15 +95,20 @@ def summary(
         sizes: `tuned_parameters`, the number of scalars that travel, and `total_parameters`, that of the whole model.
         details: what is measured only at the end of a run: `measures`, a map as in the records; `by_class` and
             `by_client`, name to such a map.
+        min_sites: number of sites that a deployment should have in every round; None for other runs.
 
     Returns:
-        Sizes in bytes, times in seconds. `final_<measure>` is of the last evaluated round, for every measure, and
-        `best_<measure>` of the best one, for the primary measure; None when no round was evaluated. `<measure>_by_exit`
-        is the primary measure in the last evaluated round, lowest exit first, and `mean_exit_<measure>` its mean; None
-        without exits. `void_rounds` did not count, for too few replies. `full_model_bytes` is what the same payloads
-        would have weighed with the whole model in float32. `wall_seconds` is None where there are no `timings`.
+        First, of a deployment with fewer than `min_sites` sites in some rounds, a sentence that says so. Sizes in
+        bytes, times in seconds. `final_<measure>` is of the last evaluated round, for every measure, and
+        `best_<measure>` of the best one, for the primary measure; None when no round was evaluated.
+        `<measure>_by_exit` is the primary measure in the last evaluated round, lowest exit first, and
+        `mean_exit_<measure>` its mean; None without exits. `void_rounds` did not count, for too few replies.
+        `full_model_bytes` is what the same payloads would have weighed with the whole model in float32.
+        `wall_seconds` is None where there are no `timings`.
     """
+    too_few = too_few_sites(records, min_sites)
     return {
+        **({TOO_FEW: too_few} if too_few else {}),
         **_final(records, primary),
         **(details or {}),
         "rounds": len(records),
@@ -111,6 +120,7 @@ def summary(
         "uplink_tensor_bytes": ledger.uplink_tensor_bytes,
         "downlink_tensor_bytes": ledger.downlink_tensor_bytes,
         "full_model_bytes": full_model_bytes(sizes["total_parameters"], ledger.num_transfers),
+        **summary_of_sites(records),
         "wall_seconds": wall_seconds(timings, len(records)),
         "peak_memory_bytes": max((timing.get("peak_memory_bytes") or 0 for timing in timings), default=0),
     }

@@ -29,6 +29,7 @@ class Headline:
     Args:
         name: of the run.
         setting: model, methods and data.
+        warning: on rounds with too few sites; empty if there are none.
         unfinished: progress of an unfinished run; empty for a finished one.
         progress: rounds, clients and date.
         tiles: six or eight key figures.
@@ -37,6 +38,7 @@ class Headline:
     template: ClassVar[str] = "headline.html"
     name: str
     setting: Sequence[str]
+    warning: str
     unfinished: str
     progress: str
     tiles: Sequence[Tile]
@@ -56,7 +58,7 @@ def headline(run: History) -> Headline:
         Tile("Time", duration(run.wall_seconds), f"peak memory {size(run.peak_memory_bytes)}"),
     ]
     setting = [str(value) for path in _SETTING if (value := run.value(path)) is not None]
-    return Headline(run.name, setting, _unfinished(run), _progress(run), tiles)
+    return Headline(run.name, setting, run.too_few_sites, _unfinished(run), _progress(run), tiles)
 
 
 def saving(run: History) -> str:

@@ -44,7 +44,7 @@ def _row(run: History, *, has_costs: bool, has_exits: bool) -> list[str]:
     measure = run.primary
     return [
         run.name,
-        f"{len(run.rounds)}" if run.finished else f"{len(run.rounds)} (unfinished)",
+        _rounds(run),
         shown(run.final, measure),
         shown(run.best, measure),
         count(run.model.get("tuned_parameters")),
@@ -56,6 +56,12 @@ def _row(run: History, *, has_costs: bool, has_exits: bool) -> list[str]:
         *([percent(run.relative_cost)] if has_costs else []),
         *([shown(run.mean_over_exits, measure)] if has_exits else []),
     ]
+
+
+def _rounds(run: History) -> str:
+    """The number of rounds, and what there is to say about them."""
+    remarks = [*([] if run.finished else ["unfinished"]), *(["some on too few sites"] if run.too_few_sites else [])]
+    return f"{len(run.rounds)} ({', '.join(remarks)})" if remarks else f"{len(run.rounds)}"
 
 
 def _differences(runs: Sequence[History]) -> Table | None:

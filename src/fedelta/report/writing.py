@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from fedelta.durable import write_atomic
 from fedelta.record.history import History, read_histories
-from fedelta.report import exit_section, layer_section, measure_section, personal_section, plots
+from fedelta.report import exit_section, layer_section, measure_section, personal_section, plots, site_section
 from fedelta.report.clients import clients
 from fedelta.report.details import details
 from fedelta.report.headline import headline
@@ -73,6 +73,7 @@ def _sections(runs: Sequence[History]) -> Iterator[Section]:
         exit_section.section(runs),
         *(personal_section.section(run, titled=several) for run in runs),
         *(layer_section.section(run, f"g{index}", titled=several) for index, run in enumerate(runs)),
+        *(site_section.section(run, f"s{index}", titled=several) for index, run in enumerate(runs)),
         *clients(runs),
         *(participation(run, f"l{index}", titled=several) for index, run in enumerate(runs)),
         rejections(runs),

@@ -17,6 +17,8 @@ from fedelta.errors import PayloadError
 
 PROTOCOL = 1
 REFUSED = "refused"
+# Causes that a refusal may have: the site does not know the run (any more); it could not work, which may be over soon.
+UNPREPARED, FAILED = "unprepared", "site failed"
 MAX_MANIFEST_BYTES = 16 * 2**20
 
 
@@ -42,9 +44,17 @@ class Message:
 
 def pack(message: Message) -> tuple[str, bytes]:
     """The manifest as JSON text, and all blobs one after the other."""
+    return _text(message), b"".join(message.blobs)
+
+
+def packed_bytes(message: Message) -> int:
+    """The length of the message as `pack` gives it."""
+    return len(_text(message)) + message.num_bytes
+
+
+def _text(message: Message) -> str:
     lengths = [len(blob) for blob in message.blobs]
-    text = json.dumps({"kind": message.kind, "lengths": lengths, "manifest": message.manifest}, allow_nan=False)
-    return text, b"".join(message.blobs)
+    return json.dumps({"kind": message.kind, "lengths": lengths, "manifest": message.manifest}, allow_nan=False)
 
 
 def unpack(text: object, packed: bytes | memoryview, max_bytes: int) -> Message:

@@ -1,0 +1,133 @@
+"""The server's part of a deployed experiment: from a configuration in a run directory to a finished run.
+
+`conduct` can be killed at any time and called again: it goes on after the last complete round, with the same bits.
+Until the first files are complete (the checkpoint is written last), it begins anew. What the run is doing is in its
+`status.json`.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+from fedelta.assembly.server_model import read_test
+from fedelta.config import WITHOUT_ADAPTER, Config, load_config
+from fedelta.data.files import AT_THE_SITES
+from fedelta.deployment.building import Basis, build_parts, sent_to_sites
+from fedelta.deployment.conflicts import refuse_conflicts
+from fedelta.deployment.parts import ServerParts
+from fedelta.durable import write_atomic
+from fedelta.errors import FedeltaError
+from fedelta.federation.records import RoundOutcome
+from fedelta.record.files import read_json
+from fedelta.record.ledger import Ledger
+from fedelta.record.rundir import CHECKPOINT, PARTITION, RunDirectory
+from fedelta.record.sites import too_few_sites
+from fedelta.record.status import Status, write_status
+from fedelta.report.writing import write_report
+from fedelta.running import begun, go_on
+from fedelta.runtimes.remote.clock import Clock
+from fedelta.runtimes.remote.link import Link
+from fedelta.runtimes.remote.post import Post
+from fedelta.runtimes.remote.roster import Invitation, Roster, Waiting, gather
+from fedelta.runtimes.remote.runtime import Remote
+from fedelta.tracking.table import require
+
+RUN_ID = "run.id"
+REPORT = "report.html"
+
+
+def conduct(directory: Path, link: Link, *, clock: Clock = Clock()) -> None:  # noqa: B008 a frozen value
+    """Runs the experiment whose `config.toml` is in `directory`, over the sites that `link` reaches.
+
+    Args:
+        directory: of the run; holds its configuration, and of an earlier call all that this has done.
+        link: carries messages.
+        clock: for deadlines and dates.
+
+    Raises:
+        InputError: the configuration cannot be deployed, too few sites came, or a site does not fit the run.
+        RoundError: training failed; earlier rounds are kept.
+        LinkError: the engine could not be reached for too long.
+    """
+    run = RunDirectory(directory)
+    try:
+        with run.locked():
+            text = _Conductor(run, link, clock).conduct()
+    except Exception as error:
+        reason, hint = (error.message, error.hint) if isinstance(error, FedeltaError) else (repr(error), None)
+        write_status(directory, Status("failed", reason, hint or ""))
+        raise
+    write_status(directory, Status("finished", text))
+
+
+@dataclass(frozen=True)
+class _Conductor:
+    """The steps of `conduct`.
+
+    Args:
+        run: the directory.
+        link: carries messages.
+        clock: for deadlines and dates.
+    """
+
+    run: RunDirectory
+    link: Link
+    clock: Clock
+
+    def conduct(self) -> str:
+        """Runs the experiment; returns what is to be said about it when it is finished."""
+        has_begun = (self.run.path / CHECKPOINT).is_file()
+        config = load_config(self.run.config, WITHOUT_ADAPTER if has_begun else ())
+        refuse_conflicts(config)
+        require(config.tracking)
+        parts, remote = self._parts(config, self._roster() if has_begun else None)
+        if not has_begun:
+            remote.prepare()
+            self.run.complete(begun(parts))
+        self._say(Status("running"))
+        finished = go_on(RunDirectory.open(self.run.path), parts, self._on_round(config))
+        write_report([self.run.path], self.run.path / REPORT)
+        remote.finish()
+        return str(finished.summary.get("too_few_sites", ""))
+
+    def _parts(self, config: Config, roster: Roster | None) -> tuple[ServerParts, Remote]:
+        """The objects of the run; waits for sites if there is no roster yet."""
+        by_server, raw = config.deployment.evaluate == "server", None
+        if by_server and config.data.source != AT_THE_SITES:
+            raw = read_test(config)  # what can be refused without sites is refused before they are waited for
+        invitation = Invitation(self._run_id(), sent_to_sites(config).to_toml(), version("fedelta"))
+        post = Post(self.link, config.deployment, self.clock)
+        if roster is None:
+            roster = gather(post, config.deployment, invitation, self._waits)
+        if by_server and raw is None:
+            raw = read_test(config, roster.class_names)
+        return build_parts(Basis(config, roster, raw), post, invitation, self._waits)
+
+    def _roster(self) -> Roster:
+        """The sites and clients with which the run began."""
+        return Roster.from_record(read_json(self.run.path / PARTITION)["sites"])
+
+    def _run_id(self) -> str:
+        """What tells the sites this run from every other one, also from an earlier one of the same name."""
+        path = self.run.path / RUN_ID
+        if not path.exists():
+            write_atomic(path, secrets.token_hex(8))
+        return path.read_text(encoding="utf-8")
+
+    def _waits(self, waiting: Waiting) -> None:
+        sites = {**dict.fromkeys(waiting.present, "connected"), **dict.fromkeys(waiting.missing, "missing")}
+        self._say(Status("waiting", str(waiting), sites=sites))
+
+    def _on_round(self, config: Config) -> Callable[[RoundOutcome, Ledger], None]:
+        def say(outcome: RoundOutcome, _: Ledger) -> None:
+            text = too_few_sites(self.run.rounds.read(), config.deployment.min_sites)
+            self._say(Status("running", text, sites={site.site: site.state for site in outcome.sites}))
+
+        return say
+
+    def _say(self, status: Status) -> None:
+        write_status(self.run.path, replace(status, since=self.clock.now().isoformat(timespec="seconds")))

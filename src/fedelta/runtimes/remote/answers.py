@@ -1,0 +1,54 @@
+"""Values of an answer's manifest, checked: a site may send anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedelta.errors import PayloadError
+
+_LONGEST_TEXT = 1000  # characters: a reason of a site is shown to people
+_MOST = 2**53  # what any program that writes JSON can hold
+
+
+def whole(value: object, name: str, *, least: int) -> int:
+    """`value` as a whole number.
+
+    Raises:
+        PayloadError: it is none, or less than `least`.
+    """
+    if type(value) is not int or not least <= value <= _MOST:
+        raise PayloadError(f"`{name}` is {value!r:.40}, expected a whole number of {least} or more.")
+    return value
+
+
+def text(manifest: Mapping[str, Any], name: str) -> str:
+    """The text `name` of a manifest, cut to a length that can be shown.
+
+    Raises:
+        PayloadError: it is missing, or no text.
+    """
+    value = manifest.get(name)
+    if not isinstance(value, str):
+        raise PayloadError(f"`{name}` is {value!r:.40}, expected a text.")
+    return value[:_LONGEST_TEXT]
+
+
+def strings(manifest: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """The list of different texts `name` of a manifest.
+
+    Raises:
+        PayloadError: it is no such list.
+    """
+    values = manifest.get(name)
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise PayloadError(f"`{name}` is {values!r:.40}, expected a list of texts.")
+    if len(set(values)) < len(values):
+        raise PayloadError(f"`{name}` holds a text twice.")
+    return tuple(values)
+
+
+def one_line(manifest: Mapping[str, Any], *names: str) -> str:
+    """The texts of these names in one line, without line breaks; those that are no texts are left out."""
+    values = [manifest.get(name) for name in names]
+    return " ".join(" ".join(value.split())[:_LONGEST_TEXT] for value in values if isinstance(value, str))

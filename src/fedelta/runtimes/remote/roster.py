@@ -1,0 +1,386 @@
+"""Who takes part in a run: each site is asked what it has, and the clients of all sites get their numbers.
+
+Sites that serve parts of a partitioned data set name their clients by the numbers of the parts, which stay; so a
+deployment draws the same cohorts and batches as a simulation of the same configuration. Clients with names (those of a
+column, or a site that is one client) are numbered in ascending order of all names, as `data.partition.Natural` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+from fedelta.data.clients import Clients, Name
+from fedelta.errors import ConfigError, PayloadError
+from fedelta.runtimes.remote.answers import one_line, strings, whole
+from fedelta.runtimes.remote.messages import FAILED, PROTOCOL, REFUSED, Message
+from fedelta.runtimes.remote.post import MisfitError, Miss, Post, Talk
+from fedelta.runtimes.remote.settings import Deployment
+
+_BETWEEN_WORDS = 5.0  # seconds between two calls of `watch`
+_PAUSE = 0.5
+_LONGEST_NAME = 200  # characters
+
+
+@dataclass(frozen=True)
+class Invitation:
+    """What every site is told first.
+
+    Args:
+        run: id of the run.
+        config: its configuration as TOML.
+        version: of fedelta at the server.
+    """
+
+    run: str
+    config: str
+    version: str
+
+    @property
+    def message(self) -> Message:
+        """As a message."""
+        manifest = {"run": self.run, "protocol": PROTOCOL, "version": self.version, "config": self.config}
+        return Message("describe", manifest)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a site says about itself.
+
+    Args:
+        class_names: of its labels.
+        num_examples: key of each client (number of the part, or name) to its training examples.
+        is_natural: whether the keys are names.
+        num_test_examples: rows on which the site can measure.
+    """
+
+    class_names: tuple[str, ...]
+    num_examples: Mapping[Name, int]
+    is_natural: bool
+    num_test_examples: int
+
+
+@dataclass(frozen=True)
+class Roster:
+    """The sites of a run and their clients.
+
+    Args:
+        profiles: site to what it said.
+        numbers: site to the numbers of its clients, by key.
+    """
+
+    profiles: Mapping[str, Profile]
+    numbers: Mapping[str, Mapping[Name, int]]
+
+    @cached_property
+    def clients(self) -> Clients:
+        """All clients, with names if they have some."""
+        keys = {number: key for numbers in self.numbers.values() for key, number in numbers.items()}
+        named = any(profile.is_natural for profile in self.profiles.values())
+        return Clients.of(keys, keys if named else None)
+
+    @cached_property
+    def num_examples(self) -> dict[int, int]:
+        """Client number to its training examples, ascending."""
+        sizes = {
+            number: self.profiles[site].num_examples[key]
+            for site, numbers in self.numbers.items()
+            for key, number in numbers.items()
+        }
+        return dict(sorted(sizes.items()))
+
+    @cached_property
+    def site_of(self) -> dict[int, str]:
+        """Client number to its site."""
+        return {number: site for site, numbers in self.numbers.items() for number in numbers.values()}
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes of all sites: as all sites name them if they agree, else the union, sorted."""
+        lists = {profile.class_names for profile in self.profiles.values()}
+        if len(lists) == 1:
+            return next(iter(lists))
+        union = {name for names in lists for name in names}
+        # The order of a site that has all classes is that of its data set.
+        whole_lists = sorted(names for names in lists if set(names) == union)
+        return whole_lists[0] if len(whole_lists) == 1 else tuple(sorted(union))
+
+    def as_record(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            site: {
+                "clients": [
+                    [self.numbers[site][key], key, num_examples] for key, num_examples in profile.num_examples.items()
+                ],
+                "class_names": list(profile.class_names),
+                "is_natural": profile.is_natural,
+                "num_test_examples": profile.num_test_examples,
+            }
+            for site, profile in self.profiles.items()
+        }
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Roster:
+        """The inverse of `as_record`."""
+        profiles = {
+            site: Profile(
+                tuple(values["class_names"]),
+                {key: num_examples for _, key, num_examples in values["clients"]},
+                values["is_natural"],
+                values["num_test_examples"],
+            )
+            for site, values in record.items()
+        }
+        return cls(
+            profiles, {site: {key: number for number, key, _ in values["clients"]} for site, values in record.items()}
+        )
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A wait for sites.
+
+    Args:
+        present: the connected sites.
+        missing: registered sites that are not connected.
+        num_needed: the least number of sites.
+        seconds_left: until the wait ends.
+    """
+
+    present: tuple[str, ...]
+    missing: tuple[str, ...]
+    num_needed: int
+    seconds_left: float
+
+    def __str__(self) -> str:
+        """For people.
+
+        >>> print(Waiting(("berlin",), ("hamburg",), 2, 100.0))
+        waiting for sites: 1 of 2, missing: hamburg (100 s left)
+        """
+        missing = f", missing: {', '.join(self.missing)}" if self.missing else ""
+        needed = max(self.num_needed, len(self.present) + len(self.missing))
+        return f"waiting for sites: {len(self.present)} of {needed}{missing} ({self.seconds_left:.0f} s left)"
+
+
+Watch = Callable[[Waiting], None]
+
+
+def silent(waiting: Waiting) -> None:
+    """Does nothing."""
+
+
+def gather(post: Post, settings: Deployment, invitation: Invitation, watch: Watch = silent) -> Roster:
+    """Waits for sites, asks what they have, and numbers their clients.
+
+    All registered sites take part if they come in time, at least `min_sites` must.
+
+    Args:
+        post: exchanges messages.
+        settings: how many sites, and how long to wait.
+        invitation: what the sites are told.
+        watch: called while the server waits.
+
+    Raises:
+        ConfigError: too few sites came; or a site does not fit the run, which is then not begun: names the site.
+    """
+    sites = wait_for(post, settings.start_seconds, settings.min_sites, watch, for_all=True)
+    if len(sites) < settings.min_sites:
+        raise _too_few(post, settings, sites)
+    profiles: dict[str, Profile] = {}
+    misses: dict[str, Miss] = {}
+    for site, result in post.exchange({site: partial(describe, invitation) for site in sites}):
+        if isinstance(result, Miss):
+            misses[site] = result
+        else:
+            profiles[site] = result
+            post.book.described(site)
+    refuse_misfits({site: miss.reason for site, miss in misses.items() if miss.state == "refused"})
+    if len(profiles) < settings.min_sites:
+        problems = [f"site {site!r}: {miss.reason}" for site, miss in sorted(misses.items())]
+        raise ConfigError(
+            [f"{len(profiles)} sites can take part, `deployment.min_sites` is {settings.min_sites}", *problems],
+            origin="the sites",
+            hint="look into the log of each site.",
+        )
+    return numbered(dict(sorted(profiles.items())))
+
+
+def wait_for(
+    post: Post,
+    seconds: float,
+    num_needed: int,
+    watch: Watch,
+    *,
+    among: Collection[str] | None = None,
+    for_all: bool = False,
+) -> list[str]:
+    """Waits until enough sites are connected that fit the run, or `seconds` are over; returns these.
+
+    Args:
+        post: sees who is connected.
+        seconds: the longest wait.
+        num_needed: the least number of sites.
+        watch: called at once and then every five seconds while waiting.
+        among: the sites that count; None for all registered ones.
+        for_all: wait for all that count.
+    """
+    post.look(again=True)
+    began, told = post.now, -_BETWEEN_WORDS
+    while True:
+        names = post.book.names if among is None else sorted(among)
+        present = [site for site in post.book.available if site in names]
+        missing = tuple(sorted(set(names) - set(present)))
+        left = began + seconds - post.now
+        if left <= 0 or (len(present) >= num_needed and not (for_all and missing)):
+            return present
+        if post.now - began - told >= _BETWEEN_WORDS:
+            told = post.now - began
+            watch(Waiting(tuple(present), missing, num_needed, left))
+        post.pause(min(_PAUSE, left))
+        post.look()
+
+
+def describe(invitation: Invitation) -> Talk[Profile]:
+    """The talk that asks a site what it has.
+
+    Raises:
+        MisfitError: the site refuses, or has another version.
+        PayloadError: its answer cannot be used.
+    """
+    answer = yield invitation.message
+    manifest = expected(answer, "described")
+    for what, theirs, ours in (
+        ("fedelta", manifest.get("version"), invitation.version),
+        ("the protocol of messages", manifest.get("protocol"), PROTOCOL),
+    ):
+        if theirs != ours:
+            raise MisfitError(
+                f"the site has version {theirs!r:.40} of {what}, the server has {ours!r}; install the same version"
+            )
+    is_natural = manifest.get("is_natural")
+    if not isinstance(is_natural, bool):
+        raise PayloadError(f"`is_natural` is {is_natural!r:.40}, expected true or false.")
+    return Profile(
+        strings(manifest, "class_names"),
+        _sizes(manifest, is_natural=is_natural),
+        is_natural,
+        whole(manifest.get("num_test_examples"), "num_test_examples", least=0),
+    )
+
+
+def expected(answer: Message, kind: str) -> Mapping[str, Any]:
+    """The manifest of an answer.
+
+    Raises:
+        MisfitError: the site refuses; with its reason.
+        PayloadError: the site failed, or the answer is of another kind.
+    """
+    if answer.kind == REFUSED and answer.manifest.get("cause") == FAILED:
+        raise PayloadError(reason_of(answer))
+    if answer.kind == REFUSED:
+        raise MisfitError(reason_of(answer))
+    if answer.kind != kind:
+        raise PayloadError(f"the answer is of kind {answer.kind!r:.40}, expected {kind!r}.")
+    return answer.manifest
+
+
+def reason_of(answer: Message) -> str:
+    """Why a site refuses, with its hint, in one line."""
+    return one_line(answer.manifest, "reason", "hint") or "the site gives no reason"
+
+
+def _sizes(manifest: Mapping[str, Any], *, is_natural: bool) -> dict[Name, int]:
+    """The clients of a site: key to number of examples."""
+    clients = manifest.get("clients")
+    if not isinstance(clients, list) or not clients:
+        raise PayloadError("`clients` is no list with at least one client.")
+    sizes: dict[Name, int] = {}
+    for client in clients:
+        if not isinstance(client, dict):
+            raise PayloadError(f"a client is {client!r:.40}, expected `key` and `num_examples`.")
+        key = _key(client.get("key"), is_natural=is_natural)
+        if key in sizes:
+            raise PayloadError(f"two clients of the site are called {key!r}.")
+        sizes[key] = whole(client.get("num_examples"), "num_examples", least=1)
+    return sizes
+
+
+def _key(key: object, *, is_natural: bool) -> Name:
+    """A name of at most 200 characters or a whole number; without names the number of a part, 0 or more."""
+    if type(key) is int and abs(key) < 2**63 and (is_natural or key >= 0):
+        return key
+    if is_natural and isinstance(key, str) and 0 < len(key) <= _LONGEST_NAME:
+        return key
+    raise PayloadError(f"the key of a client is {key!r:.40}, expected a name or a number.")
+
+
+def numbered(profiles: Mapping[str, Profile]) -> Roster:
+    """The roster of sites that have described themselves.
+
+    Raises:
+        ConfigError: two sites have the same client, or some have names and some have numbers for their clients.
+    """
+    natural = [site for site, profile in profiles.items() if profile.is_natural]
+    if natural and len(natural) < len(profiles):
+        other = next(site for site in profiles if site not in natural)
+        problem = (
+            f"site {natural[0]!r} has clients of its own, and site {other!r} serves parts of a partitioned data set "
+            "(`clients` in its site.toml)"
+        )
+        raise ConfigError([problem], origin="the sites", hint="all sites must do the same.")
+    _refuse_shared_clients(profiles)
+    keys = [key for profile in profiles.values() for key in profile.num_examples]
+    if not natural:
+        return Roster(profiles, {site: {key: int(key) for key in p.num_examples} for site, p in profiles.items()})
+    number_of = {key: number for number, key in enumerate(_ascending(keys))}
+    return Roster(profiles, {site: {key: number_of[key] for key in p.num_examples} for site, p in profiles.items()})
+
+
+def _ascending(keys: Sequence[Name]) -> list[Name]:
+    """Whole numbers by value, texts alphabetically; where both occur, all as texts."""
+    numbers = [key for key in keys if isinstance(key, int)]
+    return [*sorted(numbers)] if len(numbers) == len(keys) else sorted(keys, key=str)
+
+
+def _refuse_shared_clients(profiles: Mapping[str, Profile]) -> None:
+    problems, site_of = [], dict[str, str]()
+    for site, profile in profiles.items():
+        for key in profile.num_examples:
+            first = site_of.setdefault(str(key), site)
+            if first != site:
+                problems.append(f"sites {first!r} and {site!r} both have a client {key!r}")
+    if problems:
+        more = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
+        raise ConfigError(
+            problems[:10] + more, origin="the sites", hint="give each client to one site: `clients` in site.toml."
+        )
+
+
+def refuse_misfits(reasons: Mapping[str, str]) -> None:
+    """Raises if there are reasons.
+
+    Raises:
+        ConfigError: names each site with its reason.
+    """
+    if reasons:
+        problems = [f"site {site!r}: {reason}" for site, reason in sorted(reasons.items())]
+        raise ConfigError(problems, origin="the sites", hint="correct it there and start the site again.")
+
+
+def _too_few(post: Post, settings: Deployment, present: Sequence[str]) -> ConfigError:
+    names = post.book.names
+    missing = sorted(set(names) - set(present))
+    registered = f"{len(names)} are registered" + (f", missing: {', '.join(missing)}" if missing else "")
+    problem = (
+        f"{len(present)} sites were connected after {settings.start_seconds:g} s, `deployment.min_sites` is "
+        f"{settings.min_sites}; {registered}"
+    )
+    return ConfigError(
+        [problem],
+        origin="the sites",
+        hint="start the missing sites (`fedelta site run`), raise `deployment.start_seconds`, or lower "
+        "`deployment.min_sites`.",
+    )
