@@ -52,9 +52,11 @@ def trained(deployed: Deployed, store: MemoryStore, request: Train, blobs: Blobs
         upload={client.id: tuple(request.uploads[client.upload]) for client in able},
         num_clients=request.num_clients,
     )
+    logger.info("round %d: %d of the site's clients train", request.round, len(able))
     site = replace(deployed.site, memories=Memories(memories))
     for reply in site.run(plan, {client.id: downloads[client.download] for client in able}):
         answers.add(reply, site.memories.staged(reply.client_id), store)
+    logger.info("round %d: %d uploads", request.round, len(answers.blobs))
     return Message("trained", {"round": request.round, "clients": answers.clients}, answers.blobs)
 
 
