@@ -14,15 +14,18 @@ SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint types unit coverage slow bench format clean distclean
+.PHONY: help install demo deploy-demo test lint types unit coverage slow bench format clean distclean
 
 help: ## Show this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## Make the environment in .venv
 
 demo: $(STAMP) ## Fine-tune the bundled model across simulated clients
 	$(BIN)/fedelta run recipes/demo.toml
+
+deploy-demo: $(STAMP) ## Run a server and two sites on this machine, and one experiment over them
+	$(BIN)/python -m fedelta.deployment.demo recipes/deploy-digits.toml
 
 test: $(STAMP) ## Run every check at the same time: format, lint, types, tests
 	@echo "format, lint, types and tests run at the same time, and each prints when it ends: the tests in some minutes"

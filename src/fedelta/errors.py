@@ -93,6 +93,10 @@ class LinkError(FedeltaError):
     """The engine of a deployment cannot be reached, or does not take a message."""
 
 
+class RefusedError(LinkError):
+    """The engine of a deployment does not take a call, and will not take it if it is repeated."""
+
+
 class ContractError(FedeltaError, AssertionError):
     """A method does not keep what its protocol promises (`fedelta.testing`)."""
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from fedelta.errors import FedeltaError
+from fedelta.errors import FedeltaError, InputError
 from fedelta.imports import collector_paused
 from fedelta.tables import table_of_run
 
@@ -35,6 +35,8 @@ Plugins = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bar and no table")]
 
+_EXTRA = ("cryptography", "flwr", "httpx", "starlette", "uvicorn")
+
 
 @contextmanager
 def loading(plugins: list[Path] | None) -> Iterator[None]:
@@ -46,6 +48,19 @@ def loading(plugins: list[Path] | None) -> Iterator[None]:
             for path in plugins:
                 load_plugin(path)
         yield
+
+
+@contextmanager
+def flower_extra() -> Iterator[None]:
+    """Imports in this context may need the extra with Flower; says how to get it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _EXTRA:
+            raise
+        raise InputError(
+            f"a deployment needs {error.name!r}, which is not installed.", hint="pip install 'fedelta[flower]'"
+        ) from error
 
 
 @contextmanager

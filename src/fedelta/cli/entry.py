@@ -10,9 +10,11 @@ import sys
 import typer
 
 from fedelta.cli.base import err_console
+from fedelta.cli.deployment import attach, deploy, server_commands
 from fedelta.cli.looking import check, inspect, list_names
 from fedelta.cli.models import evaluate, export, personalize, predict
 from fedelta.cli.runs import compare, report, resume, run
+from fedelta.cli.site import site_commands
 from fedelta.errors import FedeltaError, InputError, PluginError
 from fedelta.terminal import escape_unprintable
 
@@ -25,6 +27,10 @@ app = typer.Typer(
 for command in (run, resume, report, compare, inspect, evaluate, personalize, predict, export, check):
     app.command()(command)
 app.command("list")(list_names)
+app.command()(deploy)
+app.command()(attach)
+app.add_typer(server_commands, name="server")
+app.add_typer(site_commands, name="site")
 
 
 def main() -> None:

@@ -1,0 +1,150 @@
+"""The commands of a deployment's server: `fedelta server ...`, deploy and attach."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from fedelta.cli.base import Overrides, err_console, flower_extra, loading, out_console
+from fedelta.errors import InputError
+
+if TYPE_CHECKING:
+    from fedelta.deployment.hub import Hub
+
+server_commands = typer.Typer(help="The server of a federation.", no_args_is_help=True, add_completion=False)
+
+HubPath = Annotated[Path, typer.Argument(metavar="HUB", help="the server's folder")]
+
+
+@server_commands.command()
+def init(
+    hub: HubPath,
+    host: Annotated[
+        str | None,
+        typer.Option(help="the name or address by which sites reach this machine; goes into the certificate"),
+    ] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="the port that sites connect to")] = 9093,
+    renew: Annotated[
+        bool, typer.Option("--renew", help="only a new certificate, for the server that is there")
+    ] = False,
+) -> None:
+    """Make the folder of a server: certificates, keys and settings."""
+    with flower_extra():
+        from fedelta.deployment import hub as folders
+
+    if renew:
+        folders.renew(folders.Hub.open(hub))
+        out_console.print(f"new certificate; restart `fedelta server run {hub}`", soft_wrap=True)
+        return
+    if host is None:
+        raise InputError(
+            "`--host` is missing: the name or address by which sites reach this machine.",
+            hint=f"`fedelta server init {hub} --host 127.0.0.1` for sites on this machine only.",
+        )
+    out_console.print(folders.handout(folders.create(hub, host, port)), soft_wrap=True)
+
+
+@server_commands.command("run")
+def run_server(hub: HubPath) -> None:
+    """Run the server until Ctrl-C; unfinished deployments go on."""
+    with flower_extra():
+        from fedelta.deployment.hub import Hub
+        from fedelta.deployment.server import run_server as serve
+
+    try:
+        serve(Hub.open(hub), lambda line: err_console.print(line, soft_wrap=True, highlight=False))
+    except KeyboardInterrupt:
+        err_console.print(
+            "the server has ended; unfinished deployments go on with the next `fedelta server run`", soft_wrap=True
+        )
+
+
+@server_commands.command()
+def sites(hub: HubPath, as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
+    """List the registered sites, and what each is doing."""
+    with flower_extra():
+        from fedelta.deployment.hub import Hub
+        from fedelta.deployment.overview import overview
+
+    shown = overview(Hub.open(hub))
+    if as_json:
+        print(json.dumps(asdict(shown), indent=2))
+        return
+    table = Table("site", "connection", "since", "in the running deployment")
+    for site in shown.sites:
+        table.add_row(site.name, site.connection, site.since, site.doing)
+    out_console.print(table)
+    for note in shown.notes:
+        err_console.print(note, soft_wrap=True)
+
+
+@server_commands.command()
+def stop(run: Annotated[Path, typer.Argument(metavar="RUN|HUB", help="a deployment's run directory")]) -> None:
+    """Stop a deployment; its finished rounds are kept, and `fedelta deploy RUN` goes on with it."""
+    with flower_extra():
+        from fedelta.deployment import attach as attaching
+
+    hub, name = attaching.find(run)
+    attaching.stop(hub, name)
+    err_console.print(f"{name} is stopped", soft_wrap=True)
+
+
+def deploy(  # noqa: PLR0917 the command line's, all options
+    recipe: Annotated[
+        Path, typer.Argument(metavar="RECIPE|RUN", help="a TOML file; or a stopped deployment, to go on with it")
+    ],
+    server: Annotated[Path, typer.Option(metavar="HUB", help="the folder of the server, which has to be running")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="the run directory; default HUB/runs/<name of RECIPE>")] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="submit only, and print the run directory")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="no progress and no table")] = False,
+) -> None:
+    """Run an experiment on the sites of a server."""
+    with flower_extra(), loading(None):
+        from fedelta.deployment.hub import Hub
+        from fedelta.deployment.submit import submit
+
+    hub = Hub.open(server)
+    submission = submit(hub, recipe, overrides or (), out)
+    if detach:
+        print(submission.run)
+        return
+    _follow(hub, submission.name, quiet)
+
+
+def attach(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN|HUB", help="a deployment's run directory, or the server's folder")
+    ],
+    server: Annotated[
+        Path | None, typer.Option(metavar="HUB", help="the server's folder, if RUN is not in its `runs`")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="no progress and no table")] = False,
+) -> None:
+    """Follow a deployment until it is over."""
+    with flower_extra():
+        from fedelta.deployment.attach import find
+
+    _follow(*find(run, server), quiet)
+
+
+def _follow(hub: Hub, name: str, quiet: bool) -> None:
+    """Shows the progress of a deployment until it is over; Ctrl-C leaves it alone."""
+    from fedelta.deployment.attach import follow
+    from fedelta.deployment.progress import progress
+
+    run = hub.runs / name
+    try:
+        with progress(err_console, quiet) as on_look:
+            submission = follow(hub, name, on_look)
+    except KeyboardInterrupt:
+        err_console.print(f"\n{name} goes on without this terminal; see it again: fedelta attach {run}", soft_wrap=True)
+        sys.exit(130)
+    if not quiet:
+        out_console.print(submission.run, soft_wrap=True)
