@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from tests.runtimes.remote.local_link import LocalLink, LocalSite
 from torch import Tensor
 
 from fedelta.codecs.channel import Channel
@@ -20,6 +21,7 @@ from fedelta.federation.base import Federation, Runtime, Standing
 from fedelta.federation.client import Site
 from fedelta.federation.memory import Memories, Memory
 from fedelta.federation.tiers import Tiers
+from fedelta.models.hub import Backbone
 from fedelta.params import Params, ParamSpec, select
 from fedelta.runtimes.remote.messages import PROTOCOL, Message
 from fedelta.runtimes.remote.post import Post
@@ -33,9 +35,9 @@ from fedelta.strategies.local import Plain
 from fedelta.tasks.base import Evaluation
 from fedelta.testing.small import CLASS_NAMES, small_data, small_model
 from fedelta.tuning.base import TuningMethod
+from fedelta.tuning.exits import owned_at
 from fedelta.tuning.lanes import Lanes
 from fedelta.tuning.lora import Lora
-from tests.runtimes.remote.local_link import LocalLink, LocalSite
 
 ROWS = (5, 7, 4, 8)  # of each client
 AT = {"berlin": (0, 1), "hamburg": (2, 3)}
@@ -53,6 +55,7 @@ class Small:
         family: of the model.
         channel: the codecs.
         depths: of each client, in blocks.
+        batch_norm: whether norms travel.
     """
 
     strategy: Strategy
@@ -60,10 +63,15 @@ class Small:
     family: str = "vit"
     channel: Channel = Channel()  # noqa: RUF009 likewise
     depths: Mapping[int, int] | None = None
+    batch_norm: Literal["average", "local"] = "average"
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        return replace(small_model(self.family), batch_norm=self.batch_norm)
 
     @cached_property
     def engine(self) -> LaneEngine:
-        backbone, lanes = small_model(self.family), Lanes(1)
+        backbone, lanes = self.backbone, Lanes(1)
         spec = self.method.apply(backbone, lanes, stream(0, "tuning"))
         client = ClientSettings(batch_size=4, lr=0.05, optimizer=Sgd(), local_steps=self.strategy.local_steps)
         return LaneEngine(
@@ -87,9 +95,8 @@ class Small:
     def tiers(self) -> Tiers | None:
         if self.depths is None:
             return None
-        names = self.engine.spec.names
-        shallow = frozenset(name for name in names if "layers.1" not in name and "layer.1" not in name)
-        return Tiers(self.depths, {1: shallow, 2: frozenset(names)})
+        backbone, spec = self.backbone, self.engine.spec
+        return Tiers(self.depths, {depth: owned_at(backbone, spec, depth, range(1, depth + 1)) for depth in (1, 2)})
 
     def site(self, client_ids: Sequence[int]) -> Site:
         """A site with these clients."""
@@ -136,7 +143,7 @@ class SiteProgram:
     def __call__(self, message: Message) -> Message:
         match message.kind:
             case "describe":
-                clients = [{"key": id, "num_examples": ROWS[id]} for id in self.client_ids]
+                clients = [{"key": number, "num_examples": ROWS[number]} for number in self.client_ids]
                 usual: dict[str, Any] = {
                     "protocol": PROTOCOL, "version": INVITATION.version, "class_names": list(CLASS_NAMES),
                     "clients": clients, "is_natural": False, "num_test_examples": 2,
@@ -176,15 +183,16 @@ class SiteProgram:
         memories.commit(upload)
         answers: list[dict[str, Any]] = []
         for index, reply in enumerate(replies):
-            id, memory = reply.client_id, memories.of(reply.client_id)
+            number, memory = reply.client_id, memories.of(reply.client_id)
             if memory is not None:
-                self.versions.setdefault(id, {})[round] = memory
+                self.versions.setdefault(number, {})[round] = memory
             fault = None if reply.fault is None else {"reason": reply.fault.reason, "cause": reply.fault.cause}
             answers.append({
-                "id": id, "num_examples": reply.num_examples, "train_loss": reply.metrics.get("train_loss"),
+                "id": number, "num_examples": reply.num_examples, "train_loss": reply.metrics.get("train_loss"),
                 "blob": index, "version": 0 if memory is None else round, "fault": fault,
             })  # fmt: skip
-        answers += [{"id": id, "fault": {"reason": "nothing is there", "cause": "forgot"}} for id in forgetful]
+        fault = {"reason": "nothing is there", "cause": "forgot"}
+        answers += [{"id": number, "fault": fault} for number in forgetful]
         return Message("trained", {"round": round, "clients": answers}, tuple(reply.payload for reply in replies))
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from tests.runtimes.remote.small_sites import Small, link_of, remote_of
 
+from fedelta.aggregation.means import Clipped
+from fedelta.aggregation.robust import Median
+from fedelta.codecs.cast import Cast
 from fedelta.codecs.channel import Channel
 from fedelta.codecs.quantize import Int8
+from fedelta.federation.base import Standing
 from fedelta.federation.records import RoundOutcome
 from fedelta.federation.rounds import federate
-from fedelta.strategies.base import Strategy
 from fedelta.strategies.fedavg import FedAvg, FedAvgM
 from fedelta.strategies.fedlama import FedLama
 from fedelta.strategies.fedlama_auto import FedLamaAuto
@@ -20,8 +23,12 @@ from fedelta.strategies.fedluar import FedLuar
 from fedelta.strategies.fednova import FedNova
 from fedelta.strategies.fedopt import FedAdagrad, FedAdam, FedYogi
 from fedelta.strategies.scaffold import Scaffold
+from fedelta.tuning.accumulator import Accumulator
+from fedelta.tuning.full import Full
+from fedelta.tuning.parallel import Parallel
 
 SIZES = {"clients_per_round": 3, "num_rounds": 4}
+EXITS = {"num_heads": 2, "mlp_width": 24, "head_width": 12}
 STRATEGIES = {
     "fedavg": FedAvg(**SIZES),
     "fedavgm": FedAvgM(**SIZES),
@@ -69,3 +76,59 @@ def assert_same(deployment: list[RoundOutcome], simulation: list[RoundOutcome]) 
 def test_every_strategy_gives_the_bits_of_a_simulation(name: str):
     small = Small(STRATEGIES[name])
     assert_same(deployed(small), simulated(small))
+
+
+def resumed(small: Small, folder: Path, after: int) -> list[RoundOutcome]:
+    """A deployment whose server is killed after a round, and goes on from its checkpoint with the same sites."""
+    link = link_of(small)
+    remote = remote_of(small, link)
+    outcomes, mark = [], ""
+    for outcome in federate(small.federation(remote), small.standing):
+        outcomes.append(outcome)
+        if outcome.round == after:
+            mark = remote.snapshot(folder, outcome.round)
+        if outcome.round == after + 1:  # a round whose checkpoint was not written
+            break
+    again = remote_of(small, link)
+    again.restore(folder, mark)
+    last = outcomes[after - 1]
+    num_bytes = sum(transfer.payload_bytes for outcome in outcomes[:after] for transfer in outcome.transfers)
+    standing = Standing(last.params, last.state, last.round, num_bytes, last.claimed)
+    return [*outcomes[:after], *federate(small.federation(again), standing)]
+
+
+KINDS = {
+    "statistics of batch norms": Small(FedAvg(**SIZES), Parallel(), "small-resnet"),
+    "local batch norms": Small(FedAvg(**SIZES), Parallel(), "small-resnet", batch_norm="local"),
+    "full": Small(FedAvg(**SIZES), Full()),
+    "residuals": Small(FedAvg(**SIZES), channel=Channel(down=Cast(), up=Int8())),
+    "residuals and adrift": Small(STRATEGIES["fedlama-auto"], channel=Channel(down=Int8(), up=Int8())),
+    "tiers": Small(Scaffold(**SIZES), Accumulator(**EXITS), depths={0: 1, 1: 2, 2: 1, 3: 2}),
+    "tiers and windows": Small(STRATEGIES["fedlama"], Accumulator(**EXITS), depths={0: 1, 1: 2, 2: 1, 3: 2}),
+    "clipping": Small(FedAvg(**SIZES, mean=Clipped())),
+    "median": Small(FedAvg(**SIZES, mean=Median())),
+    "control variates in float16": Small(Scaffold(**SIZES), channel=Channel(down=Cast(name="float16"))),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whatever_clients_keep_or_send_gives_the_bits_of_a_simulation(kind: str):
+    small = KINDS[kind]
+    assert_same(deployed(small), simulated(small))
+
+
+@pytest.mark.parametrize("kind", ["local batch norms", "residuals and adrift", "tiers", "tiers and windows"])
+def test_a_server_that_goes_on_from_its_checkpoint_ends_in_the_same_bits(kind: str, tmp_path: Path):
+    small = KINDS[kind]
+    simulation = simulated(small)
+    for after in (1, 2):
+        assert_same(resumed(small, tmp_path, after), simulation)
+
+
+@pytest.mark.parametrize("name", ["scaffold", "fedlama", "fedavg"])
+def test_a_server_that_begins_anew_with_sites_that_know_more_ends_in_the_same_bits(name: str):
+    small = Small(STRATEGIES[name])
+    link = link_of(small)
+    for _ in range(2):  # the second server knows nothing of the first; the sites remember all its rounds
+        outcomes = list(federate(small.federation(remote_of(small, link)), small.standing))
+    assert_same(outcomes, simulated(small))

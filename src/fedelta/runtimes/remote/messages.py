@@ -17,6 +17,8 @@ from fedelta.errors import PayloadError
 
 PROTOCOL = 1
 REFUSED = "refused"
+# Causes that a refusal may have: the site does not know the run (any more); it could not work, which may be over soon.
+UNPREPARED, FAILED = "unprepared", "site failed"
 MAX_MANIFEST_BYTES = 16 * 2**20
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from fedelta.data.clients import Clients, Name
 from fedelta.errors import ConfigError, PayloadError
 from fedelta.runtimes.remote.answers import one_line, strings, whole
-from fedelta.runtimes.remote.messages import PROTOCOL, REFUSED, Message
+from fedelta.runtimes.remote.messages import FAILED, PROTOCOL, REFUSED, Message
 from fedelta.runtimes.remote.post import MisfitError, Miss, Post, Talk
 from fedelta.runtimes.remote.settings import Deployment
 
@@ -276,8 +276,10 @@ def expected(answer: Message, kind: str) -> Mapping[str, Any]:
 
     Raises:
         MisfitError: the site refuses; with its reason.
-        PayloadError: the answer is of another kind.
+        PayloadError: the site failed, or the answer is of another kind.
     """
+    if answer.kind == REFUSED and answer.manifest.get("cause") == FAILED:
+        raise PayloadError(reason_of(answer))
     if answer.kind == REFUSED:
         raise MisfitError(reason_of(answer))
     if answer.kind != kind:

@@ -26,7 +26,7 @@ from fedelta.errors import CheckpointError, ConfigError, PayloadError
 from fedelta.federation.records import Attendance, Cause, Fault, Reply
 from fedelta.params import Params, ParamSpec, select
 from fedelta.runtimes.remote.answers import one_line, whole
-from fedelta.runtimes.remote.messages import REFUSED, Message
+from fedelta.runtimes.remote.messages import FAILED, REFUSED, UNPREPARED, Message
 from fedelta.runtimes.remote.post import MisfitError, Miss, Post, Talk, Traffic
 from fedelta.runtimes.remote.roster import (
     Invitation,
@@ -43,9 +43,8 @@ from fedelta.runtimes.remote.settings import Deployment
 from fedelta.runtimes.remote.terms import Terms
 from fedelta.strategies.base import RoundPlan
 
-UNPREPARED = "unprepared"  # the cause with which a site refuses work for a run that it does not know (any more)
 # What a site may say about a client; everything else counts as a refused reply.
-_SITE_CAUSES: Mapping[object, Cause] = {"forgot": "forgot", "failed": "site failed"}
+_SITE_CAUSES: Mapping[object, Cause] = {"forgot": "forgot", FAILED: "site failed"}
 _CAUSES: Mapping[str, Cause] = {
     "late": "too late",
     "busy": "busy",

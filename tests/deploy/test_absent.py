@@ -1,0 +1,98 @@
+"""Sites that are late, dead or too few: nothing hangs, the mean is that of the others, and the record says so."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+
+import pytest
+from tests.deploy.expected import assert_same_bits, expected, lost_clients
+from tests.deploy.harness import Federation, Run
+from tests.deploy.recipes import LONG_STEPS, RECIPE, SITE
+
+pytestmark = [pytest.mark.deploy, pytest.mark.allow_hosts(["127.0.0.1"])]
+
+IMPATIENT = ["deployment.min_grace_seconds=3", "deployment.grace_factor=1.5", "deployment.wait_seconds=3"]
+
+
+def test_a_site_that_is_dead_for_good_costs_one_deadline_and_the_summary_begins_with_it(
+    federation: Federation,
+) -> None:
+    settings = [*IMPATIENT, "strategy.num_rounds=5", "strategy.clients_per_round=6"]
+    run = federation.deploy(RECIPE, "dead", *settings)
+    run.wait_for_round(2)
+    federation.sites["kiel"].kill()
+    begin = time.monotonic()
+    run.wait()
+    seconds = time.monotonic() - begin
+    states = [run.sites_of(round)["kiel"]["state"] for round in range(1, 6)]
+    assert states[:2] == ["took part"] * 2
+    assert set(states[2:]) <= {"took part", "late", "busy", "away"}
+    assert states[-1] == "away"
+    assert run.sites_of(5)["kiel"]["since_round"] <= 4
+    # One deadline of 3 s or so, not one in each round, and the start of the process beside.
+    assert seconds < 30
+    _assert_mean_of_the_others(federation, run, settings)
+    first, sentence = next(iter(run.summary.items()))
+    assert first == "too_few_sites"
+    assert "fewer than 2 sites" in sentence
+    assert "kiel" in sentence
+    assert "fewer than 2 sites" in run.program.text
+    page = federation.folder / "dead.html"
+    federation.command("report", "report", run.path, "--out", page)
+    assert "fewer than 2 sites" in page.read_text()
+
+
+def test_a_site_that_is_late_is_left_out_of_that_round_and_joins_the_next(federation: Federation) -> None:
+    settings = [*IMPATIENT, LONG_STEPS, "strategy.num_rounds=5", "strategy.clients_per_round=6"]
+    run = federation.deploy(RECIPE, "late", *settings)
+    site = federation.sites["kiel"]
+    site.wait_until_training(round=2)
+    (worker,) = site.workers
+    worker.send_signal(signal.SIGSTOP)
+    try:
+        run.wait_for_round(2)
+    finally:
+        worker.send_signal(signal.SIGCONT)
+    run.wait()
+    states = [run.sites_of(round)["kiel"]["state"] for round in range(1, 6)]
+    assert states[0] == "took part"
+    assert states[1] == "late"
+    assert states[-1] == "took part"
+    assert "late" in json.dumps(run.sites_of(2)["kiel"]["reason"]) or run.sites_of(2)["kiel"]["reason"]
+    _assert_mean_of_the_others(federation, run, settings)
+
+
+def test_a_run_waits_for_its_sites_and_says_which_are_missing(federation: Federation) -> None:
+    run = federation.deploy(RECIPE, "too-few", "deployment.min_sites=3", "deployment.start_seconds=4")
+    status = run.program.wait(60)
+    assert status != 0
+    assert "2 of 3" in run.program.text
+    assert "hint" in run.program.text
+
+
+def test_a_site_that_comes_later_makes_up_the_number(federation: Federation) -> None:
+    federation.add_site("bonn", {**SITE, "clients": "6-8"})
+    run = federation.deploy(RECIPE, "third", "deployment.min_sites=3", "partition.num_clients=9",
+                            "strategy.clients_per_round=6")  # fmt: skip
+    run.program.wait_for("2 of 3")
+    federation.register("bonn")
+    federation.sites["bonn"].run()
+    run.wait()
+    assert {site for round in range(1, 4) for site in run.sites_of(round)} == {"bonn", "hamburg", "kiel"}
+    simulated = expected(federation.folder / "third.toml", ["partition.num_clients=9", "strategy.clients_per_round=6"])
+    assert_same_bits(run.params, simulated.params)
+
+
+def _assert_mean_of_the_others(federation: Federation, run: Run, settings: list[str]) -> None:
+    """The run's result is that of a simulation in which exactly the clients that its record names are lost."""
+    lost = lost_clients(run.rounds)
+    assert any(lost.values())
+    simulated = expected(federation.folder / f"{run.path.name}.toml", settings, lost)
+    assert_same_bits(run.params, simulated.params)
+    assert run.summary["final_accuracy"] == simulated.measures["accuracy"]
+    uploads = {key: size for key, size in simulated.tensor_bytes.items() if key[2] == "up"}
+    from tests.deploy.harness import tensor_bytes
+
+    assert {key: size for key, size in tensor_bytes(run.path).items() if key[2] == "up"} == uploads
