@@ -14,9 +14,11 @@ from fedelta.deployment.measures import SiteMeasures
 from fedelta.deployment.parts import ServerParts
 from fedelta.inference.adapter import read_adapter
 from fedelta.runtimes.remote.post import Post
-from fedelta.runtimes.remote.roster import Invitation, Roster, Watch
+from fedelta.runtimes.remote.profiles import Invitation
+from fedelta.runtimes.remote.roster import Roster
 from fedelta.runtimes.remote.runtime import Remote
 from fedelta.runtimes.remote.terms import Terms
+from fedelta.runtimes.remote.waiting import Watch
 from fedelta.tuning.exits import exit_blocks
 
 

@@ -25,7 +25,8 @@ from fedelta.models.hub import Backbone
 from fedelta.params import Params, ParamSpec, select
 from fedelta.runtimes.remote.messages import PROTOCOL, Message
 from fedelta.runtimes.remote.post import Post
-from fedelta.runtimes.remote.roster import Invitation, gather
+from fedelta.runtimes.remote.profiles import Invitation
+from fedelta.runtimes.remote.roster import gather
 from fedelta.runtimes.remote.runtime import Remote
 from fedelta.runtimes.remote.settings import Deployment
 from fedelta.runtimes.remote.terms import Terms
