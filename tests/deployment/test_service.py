@@ -280,6 +280,19 @@ def test_a_client_whose_memory_is_lost_says_so_and_the_others_train(scaffolding)
     assert entry(scaffolding.ask(2, {2: 0}), 2)["fault"] is None
 
 
+def test_a_client_that_forgot_gets_back_what_it_remembered_for_the_strategy(scaffolding):
+    scaffolding.ask(1, dict.fromkeys(OURS, 0))
+    scaffolding.simulate(1)
+    remembered = scaffolding.assembly.site.memory_of(2).remembered
+    copy, _ = encode(remembered, scaffolding.assembly.federation.wire, Cast())
+    clients = [trainee(0, 1), trainee(2, remembered=1), trainee(3, 1)]
+    answer = train(scaffolding.site, 2, clients, scaffolding.names, [scaffolding.payload, copy])
+    assert entry(answer, 2)["payload"] == scaffolding.simulate(2)[2].payload
+    part, _ = encode(dict(list(remembered.items())[1:]), scaffolding.assembly.federation.wire, Cast())
+    answer = train(scaffolding.site, 2, [trainee(2, remembered=1)], scaffolding.names, [scaffolding.payload, part])
+    assert "tensors do not fit: lacks" in reason(answer)
+
+
 def test_a_full_disk_is_a_fault_of_the_clients_and_loses_nothing(scaffolding, monkeypatch):
     scaffolding.ask(1, dict.fromkeys(OURS, 0))
 
