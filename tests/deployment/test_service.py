@@ -435,6 +435,20 @@ def test_a_column_that_is_missing_is_refused_without_telling_what_the_data_hold(
     assert str(tmp_path) not in text
 
 
+def test_images_of_more_than_8_bits_need_a_range_that_all_sites_share(tmp_path):
+    rows = [{"image": [[0, 7 * index], [4000, 9]], "label": "cat"[index % 3]} for index in range(24)]
+    write_images(tmp_path / "rows.jsonl", rows)
+    site = service(tmp_path, data={"source": str(tmp_path / "rows.jsonl")})
+    describe(site, OWN)
+    answer = prepare(site, [[0, "hamburg"]], "cat")
+    assert "more than 8 bits, with values from 0 to 4000" in reason(answer)
+    assert "`data.value_range`" in answer.manifest["hint"]
+    describe(site, OWN.replace('source = "digits"', 'source = "digits"\nvalue_range = [0, 4095]'))
+    assert prepare(site, [[0, "hamburg"]], "cat").kind == "prepared"
+    range_here = site._kept["deployed"][1].model.backbone.modality.preparation.value_range
+    assert range_here == (0, 4095)
+
+
 def test_clients_that_the_partition_does_not_have_are_refused(tmp_path):
     answer = describe(service(tmp_path, clients="6-9"), SMALL)
     assert "none of this site's clients 6, 7, 8, 9; there are 6 clients, 0 to 5" in reason(answer)
