@@ -13,6 +13,7 @@ from rich.table import Table
 
 from fedelta.cli.base import Overrides, err_console, flower_extra, loading, out_console
 from fedelta.errors import InputError
+from fedelta.terminal import deployment_bar
 
 if TYPE_CHECKING:
     from fedelta.deployment.hub import Hub
@@ -135,16 +136,26 @@ def attach(
 
 
 def _follow(hub: Hub, name: str, quiet: bool) -> None:
-    """Shows the progress of a deployment until it is over; Ctrl-C leaves it alone."""
+    """Shows the progress of a deployment until it is over, and then its results; Ctrl-C leaves it alone."""
+    from fedelta.config import read_table
     from fedelta.deployment.attach import follow
-    from fedelta.deployment.progress import progress
+    from fedelta.deployment.submissions import Submission, Submissions
+    from fedelta.record.rundir import CONFIG
+    from fedelta.tables import Finished, table_of_run
+    from fedelta.tasks.choice import task_of
 
-    run = hub.runs / name
+    submission = Submissions(hub).get(name)
+    run = hub.runs / name if submission is None else Path(submission.run)
     try:
-        with progress(err_console, quiet) as on_look:
-            submission = follow(hub, name, on_look)
+        with deployment_bar(err_console, run, quiet) as look:
+
+            def show(submission: Submission) -> None:
+                look("the server runs another deployment first" if submission.state == "waiting" else "")
+
+            follow(hub, name, show)
     except KeyboardInterrupt:
         err_console.print(f"\n{name} goes on without this terminal; see it again: fedelta attach {run}", soft_wrap=True)
         sys.exit(130)
     if not quiet:
-        out_console.print(submission.run, soft_wrap=True)
+        primary = task_of(read_table(run / CONFIG)).primary
+        out_console.print(table_of_run(Finished.read(run), primary, run / "report.html"))
