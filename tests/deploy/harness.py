@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
 import sys
-import time
 import tomllib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,11 @@ class SiteFolder:
         return "" if self.program is None else self.program.log.read_bytes()[self.begin :].decode(errors="replace")
 
     @property
+    def log(self) -> str:
+        """All that `fedelta site run` has printed, however often it was started."""
+        return "" if self.program is None else self.program.log.read_bytes().decode(errors="replace")
+
+    @property
     def workers(self) -> list[psutil.Process]:
         """The processes that keep its model and data."""
         return [] if self.program is None else self.program.part(WORKER)
@@ -74,10 +80,11 @@ class SiteFolder:
         assert self.program is not None
         self.program.wait_for("joined; waiting", seconds)
 
-    def wait_until_training(self, round: int, seconds: float = 90) -> None:
-        """Waits until it is in the middle of its part of a round."""
-        self.wait_for(f"round {round}:", seconds)
-        time.sleep(0.7)
+    def wait_for_training(self, after: int, seconds: float = 90) -> int:
+        """Waits until it begins its part of a round, and returns the number of the round."""
+        begins = re.compile(r"round (\d+): \d+ clients? to train\n")
+        until(lambda: begins.search(self.said[after:]), seconds, f"site {self.name} trains:\n{self.said}", every=0.02)
+        return int(begins.findall(self.said[after:])[-1])
 
     def wait_for(self, text: str, seconds: float = 60) -> None:
         """Waits until it has said something since the last deployment began."""
@@ -213,9 +220,27 @@ class Run:
         tensors: dict[str, Any] = load_file(self.path / "adapter" / "adapter_model.safetensors")
         return tensors
 
-    def sites_of(self, round: int) -> dict[str, dict[str, Any]]:
-        """What a round's record says about each site, by name."""
-        return {site["site"]: site for site in self.rounds[round - 1]["sites"]}
+    def entries(self, site: str) -> list[dict[str, Any]]:
+        """What the records of the rounds so far say about a site."""
+        return [entry for record in self.rounds for entry in record["sites"] if entry["site"] == site]
+
+    def in_training(self, site: SiteFolder, deed: Callable[[], object]) -> int:
+        """Does something while `site` trains in a round that begins now; returns the number of the round.
+
+        The worker is held meanwhile, so that it cannot be done before.
+        """
+        while True:
+            before = len(site.said)
+            round = site.wait_for_training(before)
+            for worker in site.workers:
+                worker.send_signal(signal.SIGSTOP)
+            try:
+                if f"round {round}: trained" not in site.said[before:]:
+                    deed()
+                    return round
+            finally:
+                for worker in site.workers:
+                    worker.send_signal(signal.SIGCONT)
 
     def wait_for_round(self, round: int, seconds: float = 120) -> None:
         """Waits until a round is complete."""

@@ -36,7 +36,5 @@ lanes = 1
 min_sites = 2
 start_seconds = 60.0
 round_seconds = 90.0
-min_grace_seconds = 20.0
+min_grace_seconds = 60.0
 """
-# A site trains for some seconds in each round, so that it can be hit in the middle.
-LONG_STEPS = "client.local_steps=300"

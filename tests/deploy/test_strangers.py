@@ -6,31 +6,8 @@ import pytest
 from tests.deploy.expected import assert_same_bits, expected, lost_clients
 from tests.deploy.harness import Federation
 from tests.deploy.recipes import RECIPE, SITE
-from tests.deploy.troubles import wrong_clock
 
 pytestmark = [pytest.mark.deploy, pytest.mark.allow_hosts(["127.0.0.1"])]
-
-
-def test_a_site_whose_clock_is_wrong_by_an_hour_takes_part_and_says_so(federation: Federation) -> None:
-    federation.add_site("bonn", {**SITE, "clients": "6-8"}, env=wrong_clock(federation.folder, 3600))
-    federation.register("bonn")
-    federation.sites["bonn"].run()
-    federation.sites["bonn"].wait_until_joined()
-    assert "clock is 1 h 0 min ahead of the server's" in federation.sites["bonn"].said
-    settings = ["partition.num_clients=9", "strategy.clients_per_round=9", "deployment.min_sites=3"]
-    run = federation.deploy(RECIPE, "clock", *settings).wait()
-    assert [run.sites_of(round)["bonn"]["state"] for round in range(1, 4)] == ["took part"] * 3
-    assert_same_bits(run.params, expected(federation.folder / "clock.toml", settings).params)
-
-
-def test_a_site_with_an_unregistered_key_never_gets_a_message(federation: Federation) -> None:
-    federation.add_site("bonn", {**SITE, "clients": "6-8"})
-    federation.sites["bonn"].run()
-    federation.sites["bonn"].wait_for("does not accept this site's key")
-    run = federation.deploy(RECIPE, "unregistered", "strategy.num_rounds=1").wait()
-    assert set(run.sites_of(1)) == {"hamburg", "kiel"}
-    assert federation.sites["bonn"].is_running
-    assert "round" not in federation.sites["bonn"].said
 
 
 def test_whatever_a_hostile_site_sends_the_mean_is_that_of_the_others(federation: Federation) -> None:
