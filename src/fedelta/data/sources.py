@@ -199,9 +199,9 @@ class DataSource(Settings):
 
     @property
     def may_name_clients(self) -> bool:
-        """Whether the data may name clients themselves, as LEAF's format does; only reading them shows."""
+        """Whether the data may name clients themselves, as LEAF's format and sites do; only reading them shows."""
         path = Path(self.source)
-        return path.suffix.lower() == ".json" or any(True for _ in path.rglob("*.json"))
+        return self.source == AT_THE_SITES or path.suffix.lower() == ".json" or any(True for _ in path.rglob("*.json"))
 
 
 @dataclass(frozen=True)
