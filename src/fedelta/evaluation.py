@@ -18,7 +18,7 @@ from fedelta.inference.predictions import table_of
 from fedelta.modalities.settings import Preparation
 from fedelta.record.checkpoint import Checkpoint, load
 from fedelta.record.origin import Origin, refuse_other_adapter, settings_of
-from fedelta.record.rundir import RunDirectory
+from fedelta.record.rundir import RunDirectory, at_their_sites
 from fedelta.tasks.details import Details
 
 
@@ -65,7 +65,11 @@ def evaluate_adapter(
     )
     site = build_site(loaded, model, data)
     if source_run is not None:
-        site.restore(source_run.clients, _checked(source_run, loaded, model, data).memory_mark)
+        checkpoint = _checked(source_run, loaded, model, data)
+        if not source_run.is_deployed:
+            site.restore(source_run.clients, checkpoint.memory_mark)
+        elif model.spec.kept:
+            raise at_their_sites(source_run)
     if predictions is None:
         return details(site, model.params, data.test, data.class_names)
     with table_of(predictions, data, loaded.task) as write:

@@ -45,6 +45,7 @@ class Local:
     sites: dict[str, LocalSite] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.folder.mkdir(exist_ok=True)
         self.sites |= {name: LocalSite(self.service(name).answer) for name in self.at}
         self.run.mkdir(parents=True)
         recipe = self.folder / "recipe.toml"

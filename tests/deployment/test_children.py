@@ -64,7 +64,9 @@ def test_what_a_program_prints_is_in_its_log_with_the_time(start: Callable[..., 
 
 def test_a_program_that_does_not_end_when_asked_is_killed(start: Callable[..., Child], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("fedelta.deployment.children._END_SECONDS", 0.2)
-    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
+    code = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
+    )
     child = start(code)
     child.start()
     _until(lambda: "ready" in child.last_lines())

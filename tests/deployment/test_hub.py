@@ -85,7 +85,7 @@ def test_secrets_that_others_can_read_are_refused_by_name(tmp_path: Path):
     hub.secret.write_text("secret", encoding="utf-8")
     hub.state.chmod(0o700)
     hub.secret.chmod(0o640)
-    with pytest.raises(InputError, match="others on this machine can read .*superexec.secret") as caught:
+    with pytest.raises(InputError, match=r"others on this machine can read .*superexec.secret") as caught:
         refuse_open_secrets(hub)
     assert caught.value.hint == f"chmod go= {hub.secret}"
     hub.secret.chmod(0o600)

@@ -133,7 +133,9 @@ def test_with_the_next_answer_the_count_begins_anew():
 def test_a_stranger_cannot_use_up_what_a_site_may_send():
     # The SuperLink refuses who has not the key; what was refused does not count.
     superlink = SuperLink(status=401)
-    assert [answer.status_code for answer in ask(superlink, *[post(PUSH_OBJECT, bytes(90))] * 3, budget=100)] == [401] * 3
+    assert [answer.status_code for answer in ask(superlink, *[post(PUSH_OBJECT, bytes(90))] * 3, budget=100)] == [
+        401
+    ] * 3
 
 
 def test_one_site_does_not_use_up_what_another_may_send():

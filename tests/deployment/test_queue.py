@@ -108,7 +108,10 @@ def test_a_failure_is_recorded_with_its_hint_and_not_tried_again(trial: Trial):
 
 @pytest.mark.parametrize(
     ("error", "reason", "is_input_error"),
-    [(RoundError("diverged."), "diverged.", False), (ZeroDivisionError("by zero"), "ZeroDivisionError: by zero", False)],
+    [
+        (RoundError("diverged."), "diverged.", False),
+        (ZeroDivisionError("by zero"), "ZeroDivisionError: by zero", False),
+    ],
 )
 def test_an_ending_has_the_error_in_it(error: Exception, reason: str, is_input_error: bool):
     ending = Ending.of(1, error)

@@ -30,7 +30,7 @@ def test_a_port_in_use_is_told():
 
 
 def test_a_second_server_on_a_folder_is_refused(hub: Hub):
-    with exclusive(hub.lock, ""), pytest.raises(RunError, match="a server runs on .*hub' already"):
+    with exclusive(hub.lock, ""), pytest.raises(RunError, match=r"a server runs on .*hub' already"):
         run_server(hub, print)
 
 

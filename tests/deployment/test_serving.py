@@ -145,6 +145,18 @@ def test_an_error_becomes_a_refusal_with_its_reason(tmp_path):
     assert life.lines[-1] == "refused: the worker died three times. (see its log.)"
 
 
+def test_an_error_of_the_operating_system_becomes_a_refusal_too(tmp_path):
+    def ask(message: Message) -> Message:
+        raise OSError(12, "Cannot allocate memory")
+
+    life = live(tmp_path, Door([5], [Message("prepare"), None]), ask)
+    assert life.lines[-1] == "refused: the site cannot work: Cannot allocate memory (see the site's log.)"
+
+
+def test_a_full_disk_does_not_keep_a_site_from_joining(tmp_path):
+    assert live(tmp_path / "missing", Door([5])).lines == ["joined; waiting for messages"]
+
+
 def test_an_answer_that_came_too_late_is_said(tmp_path):
     life = live(tmp_path, Door([5], [Message("finish")], [False]))
     assert life.lines[-1] == "the server did not wait for this answer; the site takes part again in the next round"

@@ -41,13 +41,22 @@ def test_a_session_that_did_not_end_is_known_to_the_next_process(tmp_path):
         session.end()
 
 
+def test_a_copy_of_the_folder_leaves_the_session_of_the_original_alone(tmp_path):
+    original, copy = tmp_path / "a" / "session.json", tmp_path / "b" / "session.json"
+    for path in (original, copy):
+        path.parent.mkdir()
+    Session(original).begin(7)
+    copy.write_bytes(original.read_bytes())
+    assert Session(copy).lost() is None
+
+
 def test_a_session_of_another_machine_is_left_alone(tmp_path, monkeypatch):
     Session(tmp_path / "session.json").begin(7)
     monkeypatch.setattr("socket.gethostname", lambda: "elsewhere")
     assert Session(tmp_path / "session.json").lost() is None
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"number": null, "host": 1}'])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"number": null, "place": 1}'])
 def test_a_damaged_record_of_a_session_is_no_session(tmp_path, text):
     (tmp_path / "session.json").write_text(text)
     assert Session(tmp_path / "session.json").lost() is None

@@ -622,5 +622,67 @@ def test_a_strategy_that_looks_at_each_update_is_refused_where_only_sums_may_be_
     assert outcomes(replace(federation(), around=Hidden))[0].params["a"].item() == 3.0
 
 
+@dataclass
+class Forgetful:
+    """A runtime whose client 1 has forgotten what it kept, until it was sent everything."""
+
+    reached_again: bool = True
+    plans: list[RoundPlan] = field(default_factory=list)
+    sent: list[Mapping[int, bytes]] = field(default_factory=list)
+    accepted: list[tuple[int, ...]] = field(default_factory=list)
+
+    def run(self, plan: RoundPlan, payloads: Mapping[int, bytes]) -> Iterator[Reply]:
+        self.plans.append(plan)
+        self.sent.append(payloads)
+        for client_id in payloads:
+            if client_id != 1 or (len(self.sent) == 2 and self.reached_again):
+                yield reply(client_id, {"a": tensor(1.0)})
+            elif len(self.sent) == 1:
+                yield Reply(1, 0, b"", fault=Fault("nothing is there", "forgot"))
+            else:
+                yield Reply(1, 0, b"", fault=Fault("its site is gone", "away", reached=False))
+
+    def accept(self, client_ids: Iterable[int]) -> None:
+        self.accepted.append(tuple(client_ids))
+
+    def snapshot(self, folder: Path, round: int) -> str:
+        raise NotImplementedError
+
+    def restore(self, folder: Path, mark: str) -> None:
+        raise NotImplementedError
+
+
+class OnlyA(FedAvg):
+    """FedAvg in whose rounds only `a` travels."""
+
+    def plan(self, *arguments: Any) -> RoundPlan:
+        return RoundPlan(1, dict.fromkeys(range(3), ("a",)), dict.fromkeys(range(3), ("a",)), num_clients=3)
+
+
+def forgetful(reached_again: bool) -> tuple[Forgetful, RoundOutcome]:
+    runtime = Forgetful(reached_again)
+    running = replace(federation(), runtime=runtime, strategy=OnlyA(clients_per_round=3, num_rounds=1))
+    [outcome] = outcomes(running)
+    return runtime, outcome
+
+
+def test_a_client_that_forgot_what_it_kept_gets_everything_and_is_asked_once_more_in_the_same_round():
+    runtime, outcome = forgetful(reached_again=True)
+    assert runtime.accepted == [(0, 1, 2)]
+    assert list(runtime.sent[1]) == [1]
+    assert runtime.plans[1].download == {0: ("a",), 1: ("a", "b"), 2: ("a",)}
+    assert (runtime.plans[1].upload, runtime.plans[1].cohort) == (runtime.plans[0].upload, (0, 1, 2))
+    lengths = [len(runtime.sent[0][0]), len(runtime.sent[0][1]), len(runtime.sent[1][1]), len(runtime.sent[0][2])]
+    assert [t.payload_bytes for t in outcome.transfers if t.direction == "down"] == lengths
+    assert outcome.rejections == ()
+
+
+def test_a_client_that_is_lost_when_it_is_asked_again_has_had_its_first_download():
+    runtime, outcome = forgetful(reached_again=False)
+    assert runtime.accepted == [(0, 2)]
+    assert [t.client_id for t in outcome.transfers if t.direction == "down"] == [0, 1, 2]
+    assert outcome.rejections == (Rejection(1, "its site is gone", "away"),)
+
+
 def test_a_server_that_cannot_measure_leaves_the_measures_out():
     assert [outcome.evaluation for outcome in outcomes(replace(federation(num_rounds=2), evaluate=None))] == [None] * 2

@@ -60,7 +60,9 @@ def run_server(hub: HubPath) -> None:
     try:
         serve(Hub.open(hub), lambda line: err_console.print(line, soft_wrap=True, highlight=False))
     except KeyboardInterrupt:
-        err_console.print("the server has ended; unfinished deployments go on with the next `fedelta server run`")
+        err_console.print(
+            "the server has ended; unfinished deployments go on with the next `fedelta server run`", soft_wrap=True
+        )
 
 
 @server_commands.command()

@@ -13,17 +13,20 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from fedelta.deployment.children import die_with_parent
+from fedelta.deployment.hub import Hub
+from fedelta.deployment.submit import is_served
 from fedelta.errors import FedeltaError
 from fedelta.record.rundir import free_name
 
 # Name of each site, and which of the recipe's 64 clients it has.
 SITES = {"north": "0-31", "south": "32-63"}
-_END_SECONDS = 20.0
+_START_SECONDS, _END_SECONDS = 60.0, 20.0
 
 
 def demonstrate(recipe: Path, folder: Path) -> int:
@@ -44,6 +47,7 @@ def demonstrate(recipe: Path, folder: Path) -> int:
         _say(f"cp {folder / name / name}.pub {hub / 'sites'}")
     with ExitStack() as programs:
         programs.enter_context(_running(folder / "server.log", "server", "run", hub))
+        _wait_for_server(hub)
         for name in SITES:
             programs.enter_context(_running(folder / f"{name}.log", "site", "run", folder / name))
         command = ("deploy", recipe, "--server", hub, "--out", folder / "run")
@@ -86,6 +90,19 @@ def _run(*arguments: str | Path) -> None:
     _say(shlex.join(["fedelta", *map(str, arguments)]))
     if subprocess.run(_command(arguments), check=False).returncode:  # noqa: S603 ours
         raise FedeltaError(f"`fedelta {shlex.join(map(str, arguments))}` failed.")
+
+
+def _wait_for_server(hub: Path) -> None:
+    """Returns when the server takes deployments.
+
+    Raises:
+        FedeltaError: it did not start.
+    """
+    end = time.monotonic() + _START_SECONDS
+    while not is_served(Hub(hub)):
+        if time.monotonic() > end:
+            raise FedeltaError(f"the server did not start within {_START_SECONDS:g} s; its log says why.")
+        time.sleep(0.2)
 
 
 def _command(arguments: Sequence[str | Path]) -> list[str]:

@@ -10,23 +10,15 @@ import tomllib
 from collections.abc import Mapping
 
 from fedelta.config import Config, parse_config
-from fedelta.data.sources import DataSource
 from fedelta.deployment.site_settings import SiteSettings
 from fedelta.errors import ConfigError, InputError
 from fedelta.settings.base import Table
 
 # Keys of `[data]` that say how rows become examples and measures, not which rows are read: the site may set them, and
 # where it does not, they are the recipe's, so that all sites do the same.
-_HOW = (
-    "audio",
-    "evaluate_on",
-    "max_length",
-    "max_test_examples",
-    "max_train_examples",
-    "resize",
-    "test_fraction",
-    "validation_fraction",
-)
+_HOW = ("audio", "evaluate_on", "max_length", "resize", "test_fraction", "validation_fraction")
+# Of all data together; for data of the site's own they would say something else.
+_LIMITS = ("max_test_examples", "max_train_examples")
 # Sections that only the server needs.
 _SERVERS = ("tracking", "stability", "compare")
 _UNKNOWN_NUMBER = 2**31  # of clients in the whole federation, which a site with data of its own cannot know
@@ -45,9 +37,10 @@ def merged(text: str, site: SiteSettings) -> Config:
         InputError: the recipe's task is not the site's.
     """
     recipe = _table(text)
-    model = _with_weights(recipe.get("model"), site)
     table = {key: value for key, value in recipe.items() if key not in _SERVERS}
-    table |= {"model": model, "data": _data_table(recipe.get("data"), site.data)}
+    table["data"] = _data_table(recipe.get("data"), site)
+    if "model" in recipe:
+        table["model"] = _with_weights(recipe["model"], site)
     table["runtime"] = _table_in(recipe, "runtime", {"compute_dtype"}) | site.runtime.model_dump(mode="json")
     if exits := _table_in(recipe, "exits"):
         table["exits"] = {key: value for key, value in exits.items() if key != "tiers_file"}  # depths arrive as numbers
@@ -77,12 +70,12 @@ def _table_in(recipe: Mapping[str, object], section: str, keys: set[str] | None 
     return {key: value for key, value in table.items() if keys is None or key in keys}
 
 
-def _data_table(recipe: object, data: DataSource) -> Table:
+def _data_table(recipe: object, site: SiteSettings) -> Table:
     """The site's section `[data]`; keys that it does not set come from the recipe, if they say only how."""
     table = recipe if isinstance(recipe, dict) else {}
-    site = data.model_dump(mode="json", exclude_none=True)
-    how = {key: value for key, value in table.items() if key in _HOW and key not in data.model_fields_set}
-    return site | how
+    keys = {*_HOW, *(_LIMITS if site.is_partition else ())} - site.data.model_fields_set
+    how = {key: value for key, value in table.items() if key in keys}
+    return site.data.model_dump(mode="json", exclude_none=True) | how
 
 
 def _with_weights(recipe: object, site: SiteSettings) -> object:

@@ -62,7 +62,7 @@ class Service:
     def answer(self, message: Message) -> Message:
         """The answer to a message; `refused` if it cannot be followed. Raises nothing but what ends the process.
 
-        The same message has the same answer, and the last one is not worked out again.
+        The same message has the same answer, and the last training that succeeded is not done again.
         """
         digest = _digest(message)
         if self._last is not None and self._last[0] == digest:
@@ -78,7 +78,8 @@ class Service:
         except Exception as error:
             logger.exception("a message %r failed", message.kind)
             return _failed(message, f"of an error of the kind {type(error).__name__}")
-        self._last = (digest, answer)
+        if answer.kind == "trained" and all(entry["fault"] is None for entry in answer.manifest["clients"]):
+            self._last = (digest, answer)
         return answer
 
     def _answer(self, message: Message) -> Message:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -97,7 +98,8 @@ class Server:
                 self.sleep(pause)
                 pause = min(2 * pause, _LAST_PAUSE)
             else:
-                self.session.begin(number)
+                with suppress(OSError):  # a full disk costs the next process a wait, not this one its life
+                    self.session.begin(number)
                 if (problem := clock_problem(self.door.clock_offset)) is not None:
                     self.show(problem)
                 self.show("joined; waiting for messages")
@@ -136,6 +138,9 @@ class Server:
             answer = self.ask(request)
         except FedeltaError as error:
             answer = Message(REFUSED, {"reason": error.message, "hint": error.hint or ""})
+        except OSError as error:  # no memory for a process, no space for a file
+            reason = f"the site cannot work: {error.strerror or error}"
+            answer = Message(REFUSED, {"reason": reason, "hint": "see the site's log."})
         self.show(answered(request, answer, time.monotonic() - begin))
         try:
             if not self.door.answer(delivery, answer):

@@ -32,21 +32,25 @@ class Session:
     def lost(self) -> int | None:
         """The number that an earlier process on this machine was connected with when it died; None if it was not.
 
-        A copy of the folder on another machine must not end the connection of the original.
+        A copy of the folder must not end the connection of the original.
         """
         try:
             record = json.loads(self.path.read_text(encoding="utf-8"))
-            return int(record["number"]) if record["host"] == socket.gethostname() else None
+            return int(record["number"]) if record["place"] == self._place else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def begin(self, number: int) -> None:
         """Notes that the site is connected."""
-        write_atomic(self.path, json.dumps({"number": number, "host": socket.gethostname()}))
+        write_atomic(self.path, json.dumps({"number": number, "place": self._place}))
 
     def end(self) -> None:
         """Notes that it is not any more."""
         self.path.unlink(missing_ok=True)
+
+    @property
+    def _place(self) -> str:
+        return f"{socket.gethostname()}:{self.path.resolve()}"
 
 
 @contextmanager

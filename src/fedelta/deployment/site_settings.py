@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from fedelta.data.sources import DataSource
 from fedelta.errors import ConfigError, listed
@@ -37,6 +37,19 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _RANGE = re.compile(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?")
 
 
+def _site_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no name of letters, digits, dots and hyphens, 63 characters at most")
+    return name
+
+
+def _host_and_port(server: str) -> str:
+    host, colon, port = server.rpartition(":")
+    if not (host and colon and port.isascii() and port.isdecimal() and 0 < int(port) < 2**16):
+        raise ValueError(f'{server!r} is no host and port, such as "fl.example.org:9443"')
+    return server
+
+
 def _client_numbers(value: object) -> object:
     """Client numbers, ascending, from a list of them or from a text such as `0-31, 40`."""
     if isinstance(value, str):
@@ -49,9 +62,9 @@ def _client_numbers(value: object) -> object:
         if sum(last - first + 1 for first, last in bounds) > _MAX_CLIENTS:
             raise ValueError(f"{value!r} has more than {_MAX_CLIENTS} clients")
         value = [number for first, last in bounds for number in range(first, last + 1)]
-    if isinstance(value, list | tuple) and all(type(number) is int for number in value):
-        if not value or min(value) < 0:
-            raise ValueError("expected one client or more, numbered from 0")
+    if isinstance(value, list | tuple):
+        if not value or not all(type(number) is int and number >= 0 for number in value):
+            raise ValueError("expected one client or more, as whole numbers from 0")
         if repeated := [number for number, count in Counter(value).items() if count > 1]:
             raise ValueError(f"expected each client once, found {listed(repeated)} several times")
         return tuple(sorted(value))
@@ -110,8 +123,8 @@ class SiteSettings(Settings):
         model, runtime, worker: see there.
     """
 
-    name: str
-    server: str = "127.0.0.1:9443"
+    name: Annotated[str, AfterValidator(_site_name)]
+    server: Annotated[str, AfterValidator(_host_and_port)] = "127.0.0.1:9443"
     ca: FilePath = "ca.crt"
     key: FilePath = "site.key"
     state: FilePath = "state"
@@ -123,21 +136,6 @@ class SiteSettings(Settings):
     model: SiteModel = SiteModel()
     runtime: SiteRuntime = SiteRuntime()
     worker: WorkerSettings = WorkerSettings()
-
-    @field_validator("name")
-    @classmethod
-    def _short(cls, name: str) -> str:
-        if not _NAME.fullmatch(name):
-            raise ValueError(f"{name!r} is no name of letters, digits, dots and hyphens, 63 characters at most")
-        return name
-
-    @field_validator("server")
-    @classmethod
-    def _host_and_port(cls, server: str) -> str:
-        host, colon, port = server.rpartition(":")
-        if not (host and colon and port.isascii() and port.isdecimal() and 0 < int(port) < 2**16):
-            raise ValueError(f'{server!r} is no host and port, such as "fl.example.org:9443"')
-        return server
 
     @property
     def is_partition(self) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fedelta.config import load_config
+from fedelta.deployment.conflicts import refuse_conflicts
 from fedelta.deployment.hub import Hub
 from fedelta.deployment.submissions import Submission, Submissions
 from fedelta.errors import InputError, RunError
@@ -35,6 +36,7 @@ def submit(hub: Hub, recipe: Path, overrides: Iterable[str] = (), out: Path | No
     if recipe.is_dir():
         return _again(hub, recipe, overrides, out)
     config = load_config(recipe, [*overrides, _RUNTIME])
+    refuse_conflicts(config)
     path = (free_name(hub.runs, recipe.stem) if out is None else out).resolve()
     refuse_taken(path)
     if _NAME.fullmatch(path.name) is None:

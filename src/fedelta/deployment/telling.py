@@ -12,7 +12,7 @@ _LONGEST = 2000
 _HIDDEN = "…"
 # A quote after a letter is an apostrophe.
 _QUOTED = re.compile(r"""(?<!\w)(['"])(.*?)\1(?!\w)""", re.DOTALL)
-_PATH = re.compile(r"""(?<![\w.:/<])(?:~|\.{1,2})?/[^\s'"`,;)]+""")
+_PATH = re.compile(r"""(?<![\w.:/<])(?:~|\.{1,2})?/[^\s'"`,;:)]+""")
 
 
 def refusal(error: FedeltaError, known: Collection[str] = ()) -> Message:

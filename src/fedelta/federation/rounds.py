@@ -51,10 +51,12 @@ def _round(federation: Federation, standing: Standing) -> RoundOutcome:
     payloads, downloads = _send(federation, plan, {**state, **params})
     intake = Intake(federation, plan, standing.claimed)
 
+    second: list[Transfer] = []  # downloads of clients that forgot what they kept
+
     def complete(client_ids: Collection[int]) -> tuple[RoundPlan, dict[int, bytes]]:
         whole = _whole_download(federation, plan, client_ids)
-        again, more_downloads = _send(federation, whole, {**state, **params}, client_ids)
-        downloads.extend(more_downloads)
+        again, transfers = _send(federation, whole, {**state, **params}, client_ids)
+        second.extend(transfers)
         return whole, again
 
     intake.gather(federation.runtime, payloads, complete)
@@ -63,7 +65,7 @@ def _round(federation: Federation, standing: Standing) -> RoundOutcome:
     _require_finite(round, {**state, **params})
     accepted = intake.accepted if counts else []
     federation.runtime.accept(reply.client_id for reply in accepted)
-    transfers = [download for download in downloads if download.client_id not in intake.unreached] + intake.transfers
+    transfers = _arrived(downloads, second, intake.unreached) + intake.transfers
     rejections = intake.rejections
     if not counts:
         rejections += [Rejection(reply.client_id, "too few replies", "void round") for reply in intake.accepted]
@@ -107,6 +109,14 @@ def _send(
         payloads[client_id], groups = encoded[names]
         transfers.append(Transfer(plan.round, client_id, "down", len(payloads[client_id]), groups))
     return payloads, transfers
+
+
+def _arrived(first: Sequence[Transfer], second: Sequence[Transfer], unreached: Collection[int]) -> list[Transfer]:
+    """The downloads that reached their clients; of a client that was asked twice, the last may not have."""
+    asked_twice = {download.client_id for download in second}
+    arrived = [download for download in first if download.client_id not in set(unreached) - asked_twice]
+    arrived += [download for download in second if download.client_id not in unreached]
+    return sorted(arrived, key=lambda download: download.client_id)
 
 
 def _encode(round: int, tensors: Params, federation: Federation) -> tuple[bytes, dict[str, int]]:

@@ -230,6 +230,8 @@ def _local_tensors(run: Path, client: Name | None) -> Params:
     model = read_settings(run / rundir.ADAPTER / SETTINGS).model
     if client is None and (model is None or model.batch_norm != "local"):
         return {}  # without reading the memories of the clients
+    if (directory := rundir.RunDirectory(run)).is_deployed:
+        raise rundir.at_their_sites(directory)
     memories, clients = Memories(), read_clients(run / rundir.PARTITION)
     memories.restore(run / rundir.CLIENTS, load(run / rundir.CHECKPOINT).memory_mark)
     number = None if client is None else clients.number_of(client)

@@ -329,6 +329,14 @@ def refuse_taken(out: Path) -> None:
         )
 
 
+def at_their_sites(run: RunDirectory) -> RunError:
+    """The error where a client's model is needed that only its site has."""
+    return RunError(
+        f"run {str(run.path)!r} has one model per client, because clients keep their norms: these are at their sites.",
+        hint="its sites have measured them: see `summary.json` and the page of the run.",
+    )
+
+
 def free_name(parent: Path, stem: str) -> Path:
     """The first of `parent/stem`, `parent/stem-2`, `parent/stem-3`, ... that does not exist."""
     names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))

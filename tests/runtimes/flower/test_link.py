@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -64,8 +64,8 @@ def grid(tmp_path: Path) -> Grid:
 
 
 @pytest.fixture
-def link(grid: Grid, tmp_path: Path) -> Iterator[GridLink]:
-    yield GridLink(grid, tmp_path, max_bytes=1000)  # type: ignore[arg-type]
+def link(grid: Grid, tmp_path: Path) -> GridLink:
+    return GridLink(grid, tmp_path, max_bytes=1000)  # type: ignore[arg-type]
 
 
 def test_every_registered_site_is_known_by_name_whether_it_is_connected_or_not(link: GridLink):
@@ -116,7 +116,11 @@ def test_an_answer_to_a_message_that_was_not_asked_about_is_dropped(link: GridLi
 
 @pytest.mark.parametrize(
     ("code", "text"),
-    [(5, "the site is not connected: gone"), (8, "process died while it worked: gone"), (77, "Flower's error 77: gone")],
+    [
+        (5, "the site is not connected: gone"),
+        (8, "process died while it worked: gone"),
+        (77, "Flower's error 77: gone"),
+    ],
 )
 def test_an_error_in_place_of_an_answer_is_a_failure_of_the_site_that_was_asked(
     link: GridLink, grid: Grid, code: int, text: str

@@ -8,9 +8,12 @@ from functools import cached_property
 from typing import Any, Literal
 
 import torch
+from tests.runtimes.remote.local_link import LocalLink, LocalSite
 from torch import Tensor
 
+from fedelta.codecs.cast import Cast
 from fedelta.codecs.channel import Channel
+from fedelta.codecs.wire import decode
 from fedelta.data.clients import Clients
 from fedelta.engine.exits import ExitSettings
 from fedelta.engine.lanes import LaneEngine
@@ -24,10 +27,12 @@ from fedelta.models.hub import Backbone
 from fedelta.params import Params, ParamSpec, select
 from fedelta.runtimes.remote.messages import PROTOCOL, Message
 from fedelta.runtimes.remote.post import Post
-from fedelta.runtimes.remote.roster import Invitation, gather
+from fedelta.runtimes.remote.profiles import Invitation
+from fedelta.runtimes.remote.roster import gather
 from fedelta.runtimes.remote.runtime import Remote
 from fedelta.runtimes.remote.settings import Deployment
 from fedelta.runtimes.remote.terms import Terms
+from fedelta.runtimes.remote.versions import Copying
 from fedelta.seeds import stream
 from fedelta.strategies.base import RoundPlan, Strategy
 from fedelta.strategies.local import Plain
@@ -37,7 +42,6 @@ from fedelta.tuning.base import TuningMethod
 from fedelta.tuning.exits import owned_at
 from fedelta.tuning.lanes import Lanes
 from fedelta.tuning.lora import Lora
-from tests.runtimes.remote.local_link import LocalLink, LocalSite
 
 ROWS = (5, 7, 4, 8)  # of each client
 AT = {"berlin": (0, 1), "hamburg": (2, 3)}
@@ -91,6 +95,11 @@ class Small:
         steering = self.strategy.steering
         return self.engine.spec if steering is None else steering.extend(self.engine.spec)
 
+    @property
+    def copying(self) -> Copying | None:
+        steering = self.strategy.steering
+        return None if steering is None else Copying(steering, self.engine.spec, self.channel.up)
+
     @cached_property
     def tiers(self) -> Tiers | None:
         if self.depths is None:
@@ -143,7 +152,7 @@ class SiteProgram:
     def __call__(self, message: Message) -> Message:
         match message.kind:
             case "describe":
-                clients = [{"key": id, "num_examples": ROWS[id]} for id in self.client_ids]
+                clients = [{"key": number, "num_examples": ROWS[number]} for number in self.client_ids]
                 usual: dict[str, Any] = {
                     "protocol": PROTOCOL, "version": INVITATION.version, "class_names": list(CLASS_NAMES),
                     "clients": clients, "is_natural": False, "num_test_examples": 2,
@@ -172,6 +181,9 @@ class SiteProgram:
                     forgetful.append(entry["id"])
                     continue
                 memories.stage(entry["id"], memory if entry["keeps_adrift"] else replace(memory, adrift={}))
+            elif "remembered" in entry:
+                blob = bytes(message.blobs[entry["remembered"]])
+                memories.stage(entry["id"], Memory(remembered=decode(blob, self.small.wire, Cast())[0]))
         memories.commit([entry["id"] for entry in entries])
         ready = [entry for entry in entries if entry["id"] not in forgetful]
         uploads = message.manifest["uploads"]
@@ -183,15 +195,16 @@ class SiteProgram:
         memories.commit(upload)
         answers: list[dict[str, Any]] = []
         for index, reply in enumerate(replies):
-            id, memory = reply.client_id, memories.of(reply.client_id)
+            number, memory = reply.client_id, memories.of(reply.client_id)
             if memory is not None:
-                self.versions.setdefault(id, {})[round] = memory
+                self.versions.setdefault(number, {})[round] = memory
             fault = None if reply.fault is None else {"reason": reply.fault.reason, "cause": reply.fault.cause}
             answers.append({
-                "id": id, "num_examples": reply.num_examples, "train_loss": reply.metrics.get("train_loss"),
+                "id": number, "num_examples": reply.num_examples, "train_loss": reply.metrics.get("train_loss"),
                 "blob": index, "version": 0 if memory is None else round, "fault": fault,
             })  # fmt: skip
-        answers += [{"id": id, "fault": {"reason": "nothing is there", "cause": "forgot"}} for id in forgetful]
+        fault = {"reason": "nothing is there", "cause": "forgot"}
+        answers += [{"id": number, "fault": fault} for number in forgetful]
         return Message("trained", {"round": round, "clients": answers}, tuple(reply.payload for reply in replies))
 
 
@@ -205,6 +218,6 @@ def remote_of(small: Small, link: LocalLink, settings: Deployment = SETTINGS) ->
     post = Post(link, settings, link.clock)
     roster = gather(post, settings, INVITATION)
     terms = Terms("run-1", CLASS_NAMES, small.wire.fingerprint.hex(), {"base weights": "a1"}, "t", small.depths)
-    remote = Remote(post, settings, roster, invitation=INVITATION, terms=terms, wire=small.wire)
+    remote = Remote(post, settings, roster, invitation=INVITATION, terms=terms, wire=small.wire, copying=small.copying)
     remote.prepare()
     return remote

@@ -7,6 +7,7 @@ environment: what is in a run's configuration is sent to every site.
 from __future__ import annotations
 
 import os
+import tomllib
 import traceback
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from flwr.serverapp import Grid, ServerApp
 from fedelta.deployment.children import die_with_parent
 from fedelta.deployment.hub import Hub
 from fedelta.deployment.submissions import Ending, Submissions
-from fedelta.errors import InputError
+from fedelta.errors import InputError, LinkError
+from fedelta.record.rundir import CONFIG
 from fedelta.runtimes.flower.link import GridLink
 
 DEPLOYMENT, HUB = "deployment", "FEDELTA_HUB"
@@ -36,9 +38,11 @@ def main(grid: Grid, context: Context) -> None:
     if submission is None:
         raise InputError(f"this server has no deployment {name!r}.")
     with submissions.running(name, context.run_id):
-        link = GridLink(grid, hub.sites, hub.settings().max_message_mib * 2**20)
+        link = GridLink(grid, hub.sites, _max_bytes(hub, Path(submission.run)))
         try:
             _conduct(Path(submission.run), link)
+        except LinkError:
+            raise  # as if it had been killed: when the SuperLink is back it is run again
         except Exception as error:
             traceback.print_exc()
             submissions.end(name, Ending.of(context.run_id, error))
@@ -51,6 +55,12 @@ def _print_to(log: Path) -> None:
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+
+
+def _max_bytes(hub: Hub, run: Path) -> int:
+    """The longest answer that server and recipe allow; the configuration of a run has all defaults written out."""
+    recipe = tomllib.loads((run / CONFIG).read_text(encoding="utf-8"))["deployment"]["max_message_mib"]
+    return int(min(recipe, hub.settings().max_message_mib)) * 2**20
 
 
 def _conduct(run: Path, link: GridLink) -> None:
