@@ -34,7 +34,7 @@ LAYERS = (  # low to high
     ("choices", "evaluation", "experiment", "inspection", "personalization", "running"),
     ("comparison", "deployment", "runtimes.flower"),
     ("testing",),
-    ("cli", "checking", "terminal", "__main__"),
+    ("cli", "checking", "tables", "terminal", "__main__"),
 )
 LAYER_OF = {name: level for level, names in enumerate(LAYERS) for name in names}
 

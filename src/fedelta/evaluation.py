@@ -11,6 +11,7 @@ from fedelta.assembly.site import build_site, details, few_rows, num_lanes, read
 from fedelta.config import WITHOUT_ADAPTER, Config, load_config
 from fedelta.data.batches import FederatedData
 from fedelta.errors import ModelError
+from fedelta.federation.client import Site
 from fedelta.inference.adapter import read_adapter
 from fedelta.inference.adapter_settings import read_settings, refuse_other_settings
 from fedelta.inference.directory import SETTINGS
@@ -65,15 +66,23 @@ def evaluate_adapter(
     )
     site = build_site(loaded, model, data)
     if source_run is not None:
-        checkpoint = _checked(source_run, loaded, model, data)
-        if not source_run.is_deployed:
-            site.restore(source_run.clients, checkpoint.memory_mark)
-        elif model.spec.kept:
-            raise at_their_sites(source_run)
+        _restore(site, source_run, _checked(source_run, loaded, model, data))
     if predictions is None:
         return details(site, model.params, data.test, data.class_names)
     with table_of(predictions, data, loaded.task) as write:
         return details(site, model.params, data.test, data.class_names, write)
+
+
+def _restore(site: Site, run: RunDirectory, checkpoint: Checkpoint) -> None:
+    """Gives the site what the clients of the run keep.
+
+    Raises:
+        RunError: it is needed, but only at the sites of a deployment.
+    """
+    if not run.is_deployed:
+        site.restore(run.clients, checkpoint.memory_mark)
+    elif site.engine.spec.kept:
+        raise at_their_sites(run)
 
 
 def _checked(run: RunDirectory, config: Config, model: TunedModel, data: FederatedData) -> Checkpoint:

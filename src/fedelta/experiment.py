@@ -16,7 +16,7 @@ from fedelta.assembly.run import Assembly, assemble
 from fedelta.config import WITHOUT_ADAPTER, Config, check_config, load_config, read_table
 from fedelta.data.batches import FederatedData
 from fedelta.data.clients import Name
-from fedelta.errors import InputError
+from fedelta.errors import InputError, RunError
 from fedelta.inference.predict import Predictor, put_params
 from fedelta.models.hub import Backbone
 from fedelta.params import Params
@@ -151,6 +151,11 @@ class Experiment:
             CheckpointError: its checkpoint is damaged or belongs to another configuration.
         """
         run = RunDirectory.open(Path(directory))
+        if run.is_deployed:
+            raise RunError(
+                f"run {str(run.path)!r} was deployed: its clients are at sites.",
+                hint=f"continue it with `fedelta deploy {run.path} --server HUB`.",
+            )
         require(self.config.tracking)
         with run.locked():
             finished = go_on(run, self.assembly, on_round)

@@ -223,5 +223,5 @@ def test_while_the_superlink_is_away_a_deployment_waits(trial: Trial):
 def test_a_record_that_cannot_be_read_is_named(trial: Trial):
     trial.submit("trial")
     (trial.hub.deployments / "trial" / "record.json").write_text("{", encoding="utf-8")
-    with pytest.raises(InputError, match="record.json' of a deployment cannot be read"):
+    with pytest.raises(InputError, match=r"record.json' of a deployment cannot be read"):
         trial.submissions.all()

@@ -1,26 +1,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from tests.deployment.fakes import hub_at
 
 from fedelta.config import load_config
+from fedelta.deployment import attach as attaching
 from fedelta.deployment import submit as submitting
 from fedelta.deployment.attach import find, follow, stop
 from fedelta.deployment.hub import Hub
-from fedelta.deployment.submissions import Ending, Submissions
+from fedelta.deployment.submissions import Ending, Submission, Submissions
 from fedelta.deployment.submit import is_served, submit
 from fedelta.errors import ConfigError, FedeltaError, InputError, RunError
 from fedelta.record.files import exclusive
 from fedelta.record.status import read_status
 
 
+@dataclass
+class Switch:
+    """Whether a server seems to run."""
+
+    is_on: bool = True
+
+
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+def is_running(monkeypatch: pytest.MonkeyPatch) -> Switch:
+    switch = Switch()
+    for module in (submitting, attaching):
+        monkeypatch.setattr(module, "is_served", lambda hub: switch.is_on)
+    return switch
+
+
+@pytest.fixture
+def hub(tmp_path: Path, is_running: Switch) -> Hub:
     """A server's folder, on which a server seems to run."""
-    monkeypatch.setattr(submitting, "is_served", lambda hub: True)
     return hub_at(tmp_path / "hub")
 
 
@@ -69,8 +85,8 @@ def test_a_recipe_with_simulated_failures_is_refused(hub: Hub, recipe: Path):
     assert list(hub.runs.iterdir()) == []
 
 
-def test_without_a_running_server_nothing_is_submitted(tmp_path: Path, recipe: Path):
-    hub = hub_at(tmp_path / "hub")
+def test_without_a_running_server_nothing_is_submitted(hub: Hub, recipe: Path, is_running: Switch):
+    is_running.is_on = False
     with pytest.raises(InputError, match="no server runs on") as caught:
         submit(hub, recipe)
     assert caught.value.hint == f"fedelta server run {hub.path}"
@@ -106,38 +122,56 @@ def test_a_directory_that_is_no_deployment_is_refused(hub: Hub, tmp_path: Path):
 
 
 def test_following_ends_when_the_deployment_has_finished(hub: Hub, recipe: Path):
-    submission, seen = submit(hub, recipe), []
+    submission, num_looks = submit(hub, recipe), 0
 
-    def look(now: object) -> None:
-        seen.append(now)
-        if len(seen) == 3:
+    def look() -> None:
+        nonlocal num_looks
+        num_looks += 1
+        if num_looks == 3:
             Submissions(hub).put(Ending(1).of_submission(submission))
 
-    assert follow(hub, "demo", look, seconds=0).state == "finished"
-    assert len(seen) == 4
+    follow(hub, "demo", look, print, seconds=0)
+    assert num_looks == 4
+
+
+def test_who_follows_is_told_what_the_deployment_waits_for_once(hub: Hub, recipe: Path, is_running: Switch):
+    first, second, notes = submit(hub, recipe), submit(hub, recipe), []
+    Submissions(hub).put(replace(first, state="running"))
+    looks = iter([None, None, lambda: setattr(is_running, "is_on", False), None, _ended(hub, second), None])
+
+    def look() -> None:
+        if (change := next(looks)) is not None:
+            change()
+
+    follow(hub, "demo-2", look, notes.append, seconds=0)
+    gone = f"the server does not run; demo-2 goes on with: fedelta server run {hub.path}"
+    assert notes == ["demo-2 waits for demo, which runs", gone]
 
 
 @pytest.mark.parametrize(("is_input_error", "kind"), [(True, InputError), (False, FedeltaError)])
 def test_a_failure_is_raised_where_it_is_followed(hub: Hub, recipe: Path, is_input_error: bool, kind: type[Exception]):
     Submissions(hub).put(Ending(1, "too few sites.", "wait.", is_input_error).of_submission(submit(hub, recipe)))
     with pytest.raises(FedeltaError, match="too few sites") as caught:
-        follow(hub, "demo", lambda now: None)
+        follow(hub, "demo", lambda: None, print)
     assert (type(caught.value), caught.value.hint) == (kind, "wait.")
 
 
-def test_a_stopped_deployment_says_how_to_go_on(hub: Hub, recipe: Path, monkeypatch: pytest.MonkeyPatch):
-    submit(hub, recipe)
-    monkeypatch.setattr("fedelta.deployment.attach.is_served", lambda hub: False)
+def test_a_stopped_deployment_says_how_to_go_on(hub: Hub, recipe: Path, is_running: Switch):
+    submission, is_running.is_on = submit(hub, recipe), False
     stop(hub, "demo")
     assert Submissions(hub).is_asked_to_stop("demo")
-    with pytest.raises(InputError, match="is unknown, not running"):
-        stop(hub, "other")
+    Submissions(hub).put(replace(submission, state="stopped"))
+    with pytest.raises(FedeltaError, match="demo was stopped") as caught:
+        follow(hub, "demo", lambda: None, print)
+    assert caught.value.hint == f"to go on with it: fedelta deploy {submission.run} --server {hub.path}"
+    with pytest.raises(InputError, match="demo is stopped, not running"):
+        stop(hub, "demo")
 
 
 def test_an_unknown_deployment_is_told_with_those_that_there_are(hub: Hub, recipe: Path):
     submit(hub, recipe)
     with pytest.raises(InputError, match="has no deployment 'other'") as caught:
-        follow(hub, "other", lambda now: None)
+        follow(hub, "other", lambda: None, print)
     assert caught.value.hint == "it has demo."
 
 
@@ -147,13 +181,17 @@ def test_a_deployment_is_found_by_its_run_directory_or_as_the_one_that_runs(
 ):
     first, _ = submit(hub, recipe), submit(hub, recipe)
     Submissions(hub).put(Ending(1).of_submission(first))
-    served, name = find(path(hub))
-    assert (served.path.resolve(), name) == (hub.path.resolve(), "demo-2")
+    served, submission = find(path(hub))
+    assert (served.path.resolve(), submission.name) == (hub.path.resolve(), "demo-2")
 
 
 def test_a_server_without_deployments_has_none_to_attach_to(hub: Hub):
     with pytest.raises(InputError, match="has no deployments"):
         find(hub.path)
+
+
+def _ended(hub: Hub, submission: Submission) -> Callable[[], None]:
+    return lambda: Submissions(hub).put(Ending(1).of_submission(submission))
 
 
 def _state(hub: Hub, name: str) -> str:

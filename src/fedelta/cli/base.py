@@ -13,10 +13,10 @@ from rich.console import Console
 
 from fedelta.errors import FedeltaError, InputError
 from fedelta.imports import collector_paused
-from fedelta.terminal import table_of_run
+from fedelta.tables import table_of_run
 
 if TYPE_CHECKING:
-    from fedelta.experiment import Result
+    from fedelta.tables import HasResults
     from fedelta.tasks.base import Measure
 
 # Names come from anywhere: square brackets in them are no markup.
@@ -78,7 +78,7 @@ def resumable(path: Path, command: str) -> Iterator[None]:
         raise FedeltaError(reason, hint=hint) from error
 
 
-def conclude(result: Result, primary: Measure, quiet: bool) -> None:
+def conclude(result: HasResults, primary: Measure, quiet: bool) -> None:
     """Writes the report, and prints the table on standard output."""
     from fedelta.report.writing import write_report
 

@@ -16,10 +16,18 @@ from fedelta.errors import InputError
 
 if TYPE_CHECKING:
     from fedelta.deployment.hub import Hub
+    from fedelta.deployment.submissions import Submission
 
 server_commands = typer.Typer(help="The server of a federation.", no_args_is_help=True, add_completion=False)
 
 HubPath = Annotated[Path, typer.Argument(metavar="HUB", help="the server's folder")]
+
+Deployed = Annotated[
+    Path, typer.Argument(metavar="RUN|HUB", help="a deployment's run directory, or the server's folder")
+]
+HubOfRun = Annotated[
+    Path | None, typer.Option("--server", metavar="HUB", help="the server's folder, if RUN is not in its `runs`")
+]
 
 
 @server_commands.command()
@@ -85,14 +93,14 @@ def sites(hub: HubPath, as_json: Annotated[bool, typer.Option("--json", help="pr
 
 
 @server_commands.command()
-def stop(run: Annotated[Path, typer.Argument(metavar="RUN|HUB", help="a deployment's run directory")]) -> None:
+def stop(run: Deployed, server: HubOfRun = None) -> None:
     """Stop a deployment; its finished rounds are kept, and `fedelta deploy RUN` goes on with it."""
     with flower_extra():
         from fedelta.deployment import attach as attaching
 
-    hub, name = attaching.find(run)
-    attaching.stop(hub, name)
-    err_console.print(f"{name} is stopped", soft_wrap=True)
+    hub, submission = attaching.find(run, server)
+    attaching.stop(hub, submission.name)
+    err_console.print(f"{submission.name} is stopped", soft_wrap=True)
 
 
 def deploy(  # noqa: PLR0917 the command line's, all options
@@ -115,16 +123,12 @@ def deploy(  # noqa: PLR0917 the command line's, all options
     if detach:
         print(submission.run)
         return
-    _follow(hub, submission.name, quiet)
+    _follow(hub, submission, quiet)
 
 
 def attach(
-    run: Annotated[
-        Path, typer.Argument(metavar="RUN|HUB", help="a deployment's run directory, or the server's folder")
-    ],
-    server: Annotated[
-        Path | None, typer.Option(metavar="HUB", help="the server's folder, if RUN is not in its `runs`")
-    ] = None,
+    run: Deployed,
+    server: HubOfRun = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress and no table")] = False,
 ) -> None:
     """Follow a deployment until it is over."""
@@ -134,17 +138,24 @@ def attach(
     _follow(*find(run, server), quiet)
 
 
-def _follow(hub: Hub, name: str, quiet: bool) -> None:
-    """Shows the progress of a deployment until it is over; Ctrl-C leaves it alone."""
-    from fedelta.deployment.attach import follow
-    from fedelta.deployment.progress import progress
+def _follow(hub: Hub, submission: Submission, quiet: bool) -> None:
+    """Shows the progress of a deployment until it is over, and its results; Ctrl-C leaves it alone."""
+    with loading(None):
+        from fedelta.config import read_table
+        from fedelta.deployment.attach import follow
+        from fedelta.record.rundir import CONFIG
+        from fedelta.tables import Finished, table_of_run
+        from fedelta.tasks.choice import task_of
+        from fedelta.terminal import deployment_bar
 
-    run = hub.runs / name
+    run = Path(submission.run)
     try:
-        with progress(err_console, quiet) as on_look:
-            submission = follow(hub, name, on_look)
+        with deployment_bar(err_console, run, quiet) as look:
+            follow(hub, submission.name, look, lambda note: err_console.print(note, soft_wrap=True))
     except KeyboardInterrupt:
-        err_console.print(f"\n{name} goes on without this terminal; see it again: fedelta attach {run}", soft_wrap=True)
+        again = f"fedelta attach {run} --server {hub.path}"
+        err_console.print(f"\n{submission.name} goes on without this terminal; see it again: {again}", soft_wrap=True)
         sys.exit(130)
     if not quiet:
-        out_console.print(submission.run, soft_wrap=True)
+        primary = task_of(read_table(run / CONFIG)).primary
+        out_console.print(table_of_run(Finished.read(run), primary, run / "report.html"))

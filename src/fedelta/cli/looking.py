@@ -10,7 +10,7 @@ from rich.table import Table
 
 from fedelta.cli.base import ConfigPath, Overrides, Plugins, err_console, loading, out_console
 from fedelta.errors import FedeltaError, InputError
-from fedelta.terminal import table_of_sizes
+from fedelta.tables import table_of_sizes
 
 
 def inspect(

@@ -10,7 +10,8 @@ import typer
 
 from fedelta.cli.base import Overrides, Plugins, Quiet, RunPath, err_console, loading, out_console
 from fedelta.errors import InputError
-from fedelta.terminal import client_bar, table_of_personalization
+from fedelta.tables import table_of_personalization
+from fedelta.terminal import client_bar
 
 Client = Annotated[
     str | None, typer.Option(metavar="NAME", help="client whose model to use, if each keeps its own norms")

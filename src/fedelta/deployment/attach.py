@@ -14,32 +14,51 @@ from fedelta.errors import FedeltaError, InputError
 _SECONDS = 0.5
 
 
-def follow(hub: Hub, name: str, on_look: Callable[[Submission], None], seconds: float = _SECONDS) -> Submission:
-    """Waits until a deployment is over and returns its record.
+def follow(
+    hub: Hub,
+    name: str,
+    look: Callable[[], None],
+    say: Callable[[str], None],
+    *,
+    seconds: float = _SECONDS,
+) -> None:
+    """Waits until a deployment has finished.
 
     Args:
         hub: the server's folder.
         name: of the deployment.
-        on_look: called each time with the record, before it is looked whether it is over.
+        look: called each time before it is looked whether it is over.
+        say: gets what else is to be known, each text once.
         seconds: between two looks.
 
     Raises:
         InputError: there is no such deployment, or it failed for a reason that the user can mend.
         FedeltaError: it failed otherwise, or was stopped.
     """
+    said = ""
     while True:
-        submission = Submissions(hub).get(name)
-        if submission is None:
-            raise InputError(f"the server {str(hub.path)!r} has no deployment {name!r}.", hint=_known(hub))
-        on_look(submission)
-        if submission.state == "finished":
-            return submission
-        if submission.state == "stopped":
-            raise FedeltaError(f"{name} was stopped.", hint=f"fedelta deploy {submission.run} --server {hub.path}")
-        if submission.state == "failed":
-            kind = InputError if submission.is_input_error else FedeltaError
-            raise kind(submission.reason, hint=submission.hint)
+        submission = get(hub, name)
+        look()
+        if submission.is_over:
+            _refuse_failed(hub, submission)
+            return
+        note = _note(hub, submission)
+        if note and note != said:
+            say(note)
+        said = note
         time.sleep(seconds)
+
+
+def get(hub: Hub, name: str) -> Submission:
+    """The record of a deployment.
+
+    Raises:
+        InputError: there is none of this name.
+    """
+    submission = Submissions(hub).get(name)
+    if submission is None:
+        raise InputError(f"the server {str(hub.path)!r} has no deployment {name!r}.", hint=_known(hub))
+    return submission
 
 
 def stop(hub: Hub, name: str, seconds: float = _SECONDS) -> None:
@@ -48,16 +67,15 @@ def stop(hub: Hub, name: str, seconds: float = _SECONDS) -> None:
     Raises:
         InputError: it is over already.
     """
-    submissions = Submissions(hub)
-    submission = submissions.get(name)
-    if submission is None or submission.is_over:
-        raise InputError(f"{name} is {'unknown' if submission is None else submission.state}, not running.")
-    submissions.ask_to_stop(name)
-    while is_served(hub) and (now := submissions.get(name)) is not None and not now.is_over:
+    submission = get(hub, name)
+    if submission.is_over:
+        raise InputError(f"{name} is {submission.state}, not running.")
+    Submissions(hub).ask_to_stop(name)
+    while is_served(hub) and not get(hub, name).is_over:
         time.sleep(seconds)
 
 
-def find(path: Path, hub: Path | None = None) -> tuple[Hub, str]:
+def find(path: Path, hub: Path | None = None) -> tuple[Hub, Submission]:
     """The server's folder and the deployment that `path` means: a run directory, or the folder for its last one.
 
     Raises:
@@ -69,13 +87,30 @@ def find(path: Path, hub: Path | None = None) -> tuple[Hub, str]:
         if not submissions:
             raise InputError(f"the server {str(path)!r} has no deployments.", hint="`fedelta deploy` submits one.")
         active = [submission for submission in submissions if not submission.is_over]
-        return served, (active[0] if active else submissions[-1]).name
+        return served, (active or submissions[-1:])[0]
     run = path.resolve()
     served = Hub.open(run.parents[1] if hub is None else hub)
     submission = Submissions(served).get(run.name)
     if submission is None or Path(submission.run) != run:
         raise InputError(f"{str(path)!r} is no deployment of the server {str(served.path)!r}.", hint=_known(served))
-    return served, run.name
+    return served, submission
+
+
+def _refuse_failed(hub: Hub, submission: Submission) -> None:
+    again = f"fedelta deploy {submission.run} --server {hub.path}"
+    if submission.state == "stopped":
+        raise FedeltaError(f"{submission.name} was stopped.", hint=f"to go on with it: {again}")
+    if submission.state == "failed":
+        kind = InputError if submission.is_input_error else FedeltaError
+        raise kind(submission.reason, hint=submission.hint)
+
+
+def _note(hub: Hub, submission: Submission) -> str:
+    """What the run directory does not tell."""
+    if not is_served(hub):
+        return f"the server does not run; {submission.name} goes on with: fedelta server run {hub.path}"
+    others = [other.name for other in Submissions(hub).all() if other.state == "running"]
+    return f"{submission.name} waits for {others[0]}, which runs" if submission.state == "waiting" and others else ""
 
 
 def _known(hub: Hub) -> str:

@@ -14,9 +14,12 @@ from fedelta.deployment.measures import SiteMeasures
 from fedelta.deployment.parts import ServerParts
 from fedelta.inference.adapter import read_adapter
 from fedelta.runtimes.remote.post import Post
-from fedelta.runtimes.remote.roster import Invitation, Roster, Watch
+from fedelta.runtimes.remote.profiles import Invitation
+from fedelta.runtimes.remote.roster import Roster
 from fedelta.runtimes.remote.runtime import Remote
 from fedelta.runtimes.remote.terms import Terms
+from fedelta.runtimes.remote.versions import Copying
+from fedelta.runtimes.remote.waiting import Watch
 from fedelta.tuning.exits import exit_blocks
 
 
@@ -60,7 +63,10 @@ def build_parts(basis: Basis, post: Post, invitation: Invitation, watch: Watch) 
     wire = model.spec if steering is None else steering.extend(model.spec)
     depths = None if tiers is None else tiers.depths
     terms = Terms(invitation.run, class_names, wire.fingerprint.hex(), model.identity, config.task.name, depths)
-    remote = Remote(post, config.deployment, roster, invitation=invitation, terms=terms, wire=wire, watch=watch)
+    copying = None if steering is None else Copying(steering, model.spec, config.codec.up)
+    remote = Remote(
+        post, config.deployment, roster, invitation=invitation, terms=terms, wire=wire, copying=copying, watch=watch
+    )
     sites = SiteMeasures(remote, config.task, has_exits=bool(exit_blocks(model.backbone.module)))
     bench = None if test is None else server_bench(config, model, test, class_names)
     federation = build_server(

@@ -32,8 +32,10 @@ from fedelta.running import begun, go_on
 from fedelta.runtimes.remote.clock import Clock
 from fedelta.runtimes.remote.link import Link
 from fedelta.runtimes.remote.post import Post
-from fedelta.runtimes.remote.roster import Invitation, Roster, Waiting, gather
+from fedelta.runtimes.remote.profiles import Invitation
+from fedelta.runtimes.remote.roster import Roster, gather
 from fedelta.runtimes.remote.runtime import Remote
+from fedelta.runtimes.remote.waiting import Waiting
 from fedelta.tracking.table import require
 
 RUN_ID = "run.id"

@@ -90,6 +90,7 @@ class Trainee(BaseModel):
         upload: index of the names that it sends.
         version: of the memory that it must have (`MemoryStore`); 0 for none.
         keeps_adrift: whether it was in the cohort of every round since then.
+        remembered: index of the blob with what it remembers for the strategy, for a client that has lost its memory.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
@@ -98,6 +99,7 @@ class Trainee(BaseModel):
     upload: Whole
     version: Whole = 0
     keeps_adrift: bool = True
+    remembered: Whole | None = None
 
 
 class Train(Request):

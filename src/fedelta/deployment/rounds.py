@@ -39,7 +39,7 @@ def trained(deployed: Deployed, store: MemoryStore, request: Train, blobs: Blobs
     memories: dict[int, Memory] = {}
     answers = _Answers(deployed, request.round)
     for client in request.clients:
-        memory = _memory(deployed, store, client)
+        memory = _memory(deployed, store, client, downloads)
         if memory is None:
             answers.add_fault(client.id, _FORGOT)
             continue
@@ -52,9 +52,11 @@ def trained(deployed: Deployed, store: MemoryStore, request: Train, blobs: Blobs
         upload={client.id: tuple(request.uploads[client.upload]) for client in able},
         num_clients=request.num_clients,
     )
+    logger.info("round %d: %d of the site's clients train", request.round, len(able))
     site = replace(deployed.site, memories=Memories(memories))
     for reply in site.run(plan, {client.id: downloads[client.download] for client in able}):
         answers.add(reply, site.memories.staged(reply.client_id), store)
+    logger.info("round %d: %d uploads", request.round, len(answers.blobs))
     return Message("trained", {"round": request.round, "clients": answers.clients}, answers.blobs)
 
 
@@ -130,9 +132,16 @@ def evaluated(deployed: Deployed, store: MemoryStore, request: Evaluate, blobs: 
     return Message("evaluated", {"sums": totals, "num_examples": num_examples})
 
 
-def _memory(deployed: Deployed, store: MemoryStore, client: Standing | Trainee) -> Memory | None:
+def _memory(deployed: Deployed, store: MemoryStore, client: Trainee, blobs: Sequence[bytes]) -> Memory | None:
     """The memory that a client must have; None if it is lost."""
-    return deployed.site.blank if client.version == NOTHING else store.read(client.id, client.version)
+    if client.version != NOTHING:
+        return store.read(client.id, client.version)
+    if client.remembered is None:
+        return deployed.site.blank
+    remembered, _ = decode(blobs[client.remembered], deployed.site.wire, Cast())
+    if remembered.keys() != deployed.site.blank.remembered.keys():
+        raise PayloadError(f"what client {client.id} is to remember has other tensors than the strategy's.")
+    return replace(deployed.site.blank, remembered=remembered)
 
 
 def _check(deployed: Deployed, request: Train, blobs: Blobs) -> None:
@@ -147,6 +156,7 @@ def _check(deployed: Deployed, request: Train, blobs: Blobs) -> None:
         _check_client(deployed, client)
         indexed(blobs, client.download, "blob")
         indexed(request.uploads, client.upload, "upload")
+        indexed(blobs, client.remembered or 0, "blob")
         if client.version >= request.round:
             raise PayloadError(
                 f"a message of round {request.round} expects a memory from round {client.version}, which is later."

@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from fedelta.deployment import certificates
@@ -22,7 +22,7 @@ from fedelta.deployment.queue import Queue
 from fedelta.deployment.registry import Registry
 from fedelta.deployment.submissions import Submissions
 from fedelta.durable import write_atomic
-from fedelta.errors import FedeltaError, InputError, LinkError
+from fedelta.errors import FedeltaError, InputError, LinkError, RunError
 from fedelta.record.files import exclusive
 from fedelta.runtimes.flower import programs
 from fedelta.runtimes.flower.control import Control
@@ -31,6 +31,7 @@ from fedelta.runtimes.flower.server_app import HUB
 Say = Callable[[str], None]
 
 _POLL_SECONDS = 0.3
+_LOOK_SECONDS = 0.05
 _START_SECONDS = 60.0
 _SOON_DAYS = 30
 # SQLite keeps what is not yet in a database `x.db` in x.db-wal, with x.db-shm.
@@ -49,8 +50,7 @@ def run_server(hub: Hub, say: Say) -> None:
             database is of another version of Flower.
     """
     settings = hub.settings()
-    message = f"a server runs on {str(hub.path)!r} already."
-    with exclusive(hub.lock, message), _until_ended():
+    with _alone(hub), _until_ended():
         refuse_open_secrets(hub)
         left = certificates.check(hub.certificates, settings.host)
         if left.days < _SOON_DAYS:
@@ -197,6 +197,23 @@ def _free_port() -> int:
 
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".") if part.isdigit())
+
+
+@contextmanager
+def _alone(hub: Hub) -> Iterator[None]:
+    """Holds the lock of a running server; waits out a command that looks at it."""
+    message = f"a server runs on {str(hub.path)!r} already."
+    for is_last in (False, False, True):
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(exclusive(hub.lock, message))
+            except RunError:
+                if is_last:
+                    raise
+                time.sleep(_LOOK_SECONDS)
+                continue
+            yield
+            return
 
 
 @contextmanager

@@ -11,7 +11,9 @@ import torch
 from tests.runtimes.remote.local_link import LocalLink, LocalSite
 from torch import Tensor
 
+from fedelta.codecs.cast import Cast
 from fedelta.codecs.channel import Channel
+from fedelta.codecs.wire import decode
 from fedelta.data.clients import Clients
 from fedelta.engine.exits import ExitSettings
 from fedelta.engine.lanes import LaneEngine
@@ -25,10 +27,12 @@ from fedelta.models.hub import Backbone
 from fedelta.params import Params, ParamSpec, select
 from fedelta.runtimes.remote.messages import PROTOCOL, Message
 from fedelta.runtimes.remote.post import Post
-from fedelta.runtimes.remote.roster import Invitation, gather
+from fedelta.runtimes.remote.profiles import Invitation
+from fedelta.runtimes.remote.roster import gather
 from fedelta.runtimes.remote.runtime import Remote
 from fedelta.runtimes.remote.settings import Deployment
 from fedelta.runtimes.remote.terms import Terms
+from fedelta.runtimes.remote.versions import Copying
 from fedelta.seeds import stream
 from fedelta.strategies.base import RoundPlan, Strategy
 from fedelta.strategies.local import Plain
@@ -90,6 +94,11 @@ class Small:
     def wire(self) -> ParamSpec:
         steering = self.strategy.steering
         return self.engine.spec if steering is None else steering.extend(self.engine.spec)
+
+    @property
+    def copying(self) -> Copying | None:
+        steering = self.strategy.steering
+        return None if steering is None else Copying(steering, self.engine.spec, self.channel.up)
 
     @cached_property
     def tiers(self) -> Tiers | None:
@@ -172,6 +181,9 @@ class SiteProgram:
                     forgetful.append(entry["id"])
                     continue
                 memories.stage(entry["id"], memory if entry["keeps_adrift"] else replace(memory, adrift={}))
+            elif "remembered" in entry:
+                blob = bytes(message.blobs[entry["remembered"]])
+                memories.stage(entry["id"], Memory(remembered=decode(blob, self.small.wire, Cast())[0]))
         memories.commit([entry["id"] for entry in entries])
         ready = [entry for entry in entries if entry["id"] not in forgetful]
         uploads = message.manifest["uploads"]
@@ -206,6 +218,6 @@ def remote_of(small: Small, link: LocalLink, settings: Deployment = SETTINGS) ->
     post = Post(link, settings, link.clock)
     roster = gather(post, settings, INVITATION)
     terms = Terms("run-1", CLASS_NAMES, small.wire.fingerprint.hex(), {"base weights": "a1"}, "t", small.depths)
-    remote = Remote(post, settings, roster, invitation=INVITATION, terms=terms, wire=small.wire)
+    remote = Remote(post, settings, roster, invitation=INVITATION, terms=terms, wire=small.wire, copying=small.copying)
     remote.prepare()
     return remote

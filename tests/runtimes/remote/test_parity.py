@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from tests.runtimes.remote.small_sites import Small, link_of, remote_of
+from tests.runtimes.remote.small_sites import SiteProgram, Small, link_of, remote_of
 
 from fedelta.aggregation.means import Clipped
 from fedelta.aggregation.robust import Median
@@ -98,6 +99,7 @@ def resumed(small: Small, folder: Path, after: int) -> list[RoundOutcome]:
 
 
 KINDS = {
+    "control variates": Small(Scaffold(**SIZES)),
     "statistics of batch norms": Small(FedAvg(**SIZES), Parallel(), "small-resnet"),
     "local batch norms": Small(FedAvg(**SIZES), Parallel(), "small-resnet", batch_norm="local"),
     "full": Small(FedAvg(**SIZES), Full()),
@@ -132,3 +134,25 @@ def test_a_server_that_begins_anew_with_sites_that_know_more_ends_in_the_same_bi
     for _ in range(2):  # the second server knows nothing of the first; the sites remember all its rounds
         outcomes = list(federate(small.federation(remote_of(small, link)), small.standing))
     assert_same(outcomes, simulated(small))
+
+
+@pytest.mark.parametrize("kind", ["control variates", "tiers", "control variates in float16"])
+def test_control_variates_survive_the_loss_of_a_sites_disk(kind: str, tmp_path: Path):
+    small = KINDS[kind]
+    link = link_of(small)
+    remote = remote_of(small, link)
+    outcomes = []
+    for outcome in federate(small.federation(remote), small.standing):
+        outcomes.append(outcome)
+        if outcome.round == 2:
+            for site in link.sites.values():
+                assert isinstance(site.handler, SiteProgram)
+                assert site.handler.versions
+                site.handler.versions.clear()
+            # The server is killed at the same time: its copies are on its disk.
+            remote.restore(tmp_path, remote.snapshot(tmp_path, outcome.round))
+    simulation = simulated(small)
+    assert all(t in outcomes[2].transfers for t in simulation[2].transfers)
+    assert len(outcomes[2].transfers) > len(simulation[2].transfers)
+    outcomes[2] = replace(outcomes[2], transfers=simulation[2].transfers)
+    assert_same(outcomes, simulation)

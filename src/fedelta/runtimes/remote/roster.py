@@ -7,59 +7,17 @@ column, or a site that is one client) are numbered in ascending order of all nam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
 from fedelta.data.clients import Clients, Name
-from fedelta.errors import ConfigError, PayloadError
-from fedelta.runtimes.remote.answers import one_line, strings, whole
-from fedelta.runtimes.remote.messages import FAILED, PROTOCOL, REFUSED, Message
-from fedelta.runtimes.remote.post import MisfitError, Miss, Post, Talk
+from fedelta.errors import ConfigError
+from fedelta.runtimes.remote.post import Miss, Post
+from fedelta.runtimes.remote.profiles import Invitation, Profile, describe
 from fedelta.runtimes.remote.settings import Deployment
-
-_BETWEEN_WORDS = 5.0  # seconds between two calls of `watch`
-_PAUSE = 0.5
-_LONGEST_NAME = 200  # characters
-
-
-@dataclass(frozen=True)
-class Invitation:
-    """What every site is told first.
-
-    Args:
-        run: id of the run.
-        config: its configuration as TOML.
-        version: of fedelta at the server.
-    """
-
-    run: str
-    config: str
-    version: str
-
-    @property
-    def message(self) -> Message:
-        """As a message."""
-        manifest = {"run": self.run, "protocol": PROTOCOL, "version": self.version, "config": self.config}
-        return Message("describe", manifest)
-
-
-@dataclass(frozen=True)
-class Profile:
-    """What a site says about itself.
-
-    Args:
-        class_names: of its labels.
-        num_examples: key of each client (number of the part, or name) to its training examples.
-        is_natural: whether the keys are names.
-        num_test_examples: rows on which the site can measure.
-    """
-
-    class_names: tuple[str, ...]
-    num_examples: Mapping[Name, int]
-    is_natural: bool
-    num_test_examples: int
+from fedelta.runtimes.remote.waiting import Watch, silent, wait_for
 
 
 @dataclass(frozen=True)
@@ -138,40 +96,6 @@ class Roster:
         )
 
 
-@dataclass(frozen=True)
-class Waiting:
-    """A wait for sites.
-
-    Args:
-        present: the connected sites.
-        missing: registered sites that are not connected.
-        num_needed: the least number of sites.
-        seconds_left: until the wait ends.
-    """
-
-    present: tuple[str, ...]
-    missing: tuple[str, ...]
-    num_needed: int
-    seconds_left: float
-
-    def __str__(self) -> str:
-        """For people.
-
-        >>> print(Waiting(("berlin",), ("hamburg",), 2, 100.0))
-        waiting for sites: 1 of 2, missing: hamburg (100 s left)
-        """
-        missing = f", missing: {', '.join(self.missing)}" if self.missing else ""
-        needed = max(self.num_needed, len(self.present) + len(self.missing))
-        return f"waiting for sites: {len(self.present)} of {needed}{missing} ({self.seconds_left:.0f} s left)"
-
-
-Watch = Callable[[Waiting], None]
-
-
-def silent(waiting: Waiting) -> None:
-    """Does nothing."""
-
-
 def gather(post: Post, settings: Deployment, invitation: Invitation, watch: Watch = silent) -> Roster:
     """Waits for sites, asks what they have, and numbers their clients.
 
@@ -206,115 +130,6 @@ def gather(post: Post, settings: Deployment, invitation: Invitation, watch: Watc
             hint="look into the log of each site.",
         )
     return numbered(dict(sorted(profiles.items())))
-
-
-def wait_for(
-    post: Post,
-    seconds: float,
-    num_needed: int,
-    watch: Watch,
-    *,
-    among: Collection[str] | None = None,
-    for_all: bool = False,
-) -> list[str]:
-    """Waits until enough sites are connected that fit the run, or `seconds` are over; returns these.
-
-    Args:
-        post: sees who is connected.
-        seconds: the longest wait.
-        num_needed: the least number of sites.
-        watch: called at once and then every five seconds while waiting.
-        among: the sites that count; None for all registered ones.
-        for_all: wait for all that count.
-    """
-    post.look(again=True)
-    began, told = post.now, -_BETWEEN_WORDS
-    while True:
-        names = post.book.names if among is None else sorted(among)
-        present = [site for site in post.book.available if site in names]
-        missing = tuple(sorted(set(names) - set(present)))
-        left = began + seconds - post.now
-        if left <= 0 or (len(present) >= num_needed and not (for_all and missing)):
-            return present
-        if post.now - began - told >= _BETWEEN_WORDS:
-            told = post.now - began
-            watch(Waiting(tuple(present), missing, num_needed, left))
-        post.pause(min(_PAUSE, left))
-        post.look()
-
-
-def describe(invitation: Invitation) -> Talk[Profile]:
-    """The talk that asks a site what it has.
-
-    Raises:
-        MisfitError: the site refuses, or has another version.
-        PayloadError: its answer cannot be used.
-    """
-    answer = yield invitation.message
-    manifest = expected(answer, "described")
-    for what, theirs, ours in (
-        ("fedelta", manifest.get("version"), invitation.version),
-        ("the protocol of messages", manifest.get("protocol"), PROTOCOL),
-    ):
-        if theirs != ours:
-            raise MisfitError(
-                f"the site has version {theirs!r:.40} of {what}, the server has {ours!r}; install the same version"
-            )
-    is_natural = manifest.get("is_natural")
-    if not isinstance(is_natural, bool):
-        raise PayloadError(f"`is_natural` is {is_natural!r:.40}, expected true or false.")
-    return Profile(
-        strings(manifest, "class_names"),
-        _sizes(manifest, is_natural=is_natural),
-        is_natural,
-        whole(manifest.get("num_test_examples"), "num_test_examples", least=0),
-    )
-
-
-def expected(answer: Message, kind: str) -> Mapping[str, Any]:
-    """The manifest of an answer.
-
-    Raises:
-        MisfitError: the site refuses; with its reason.
-        PayloadError: the site failed, or the answer is of another kind.
-    """
-    if answer.kind == REFUSED and answer.manifest.get("cause") == FAILED:
-        raise PayloadError(reason_of(answer))
-    if answer.kind == REFUSED:
-        raise MisfitError(reason_of(answer))
-    if answer.kind != kind:
-        raise PayloadError(f"the answer is of kind {answer.kind!r:.40}, expected {kind!r}.")
-    return answer.manifest
-
-
-def reason_of(answer: Message) -> str:
-    """Why a site refuses, with its hint, in one line."""
-    return one_line(answer.manifest, "reason", "hint") or "the site gives no reason"
-
-
-def _sizes(manifest: Mapping[str, Any], *, is_natural: bool) -> dict[Name, int]:
-    """The clients of a site: key to number of examples."""
-    clients = manifest.get("clients")
-    if not isinstance(clients, list) or not clients:
-        raise PayloadError("`clients` is no list with at least one client.")
-    sizes: dict[Name, int] = {}
-    for client in clients:
-        if not isinstance(client, dict):
-            raise PayloadError(f"a client is {client!r:.40}, expected `key` and `num_examples`.")
-        key = _key(client.get("key"), is_natural=is_natural)
-        if key in sizes:
-            raise PayloadError(f"two clients of the site are called {key!r}.")
-        sizes[key] = whole(client.get("num_examples"), "num_examples", least=1)
-    return sizes
-
-
-def _key(key: object, *, is_natural: bool) -> Name:
-    """A name of at most 200 characters or a whole number; without names the number of a part, 0 or more."""
-    if type(key) is int and abs(key) < 2**63 and (is_natural or key >= 0):
-        return key
-    if is_natural and isinstance(key, str) and 0 < len(key) <= _LONGEST_NAME:
-        return key
-    raise PayloadError(f"the key of a client is {key!r:.40}, expected a name or a number.")
 
 
 def numbered(profiles: Mapping[str, Profile]) -> Roster:

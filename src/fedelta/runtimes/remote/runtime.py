@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,29 +22,23 @@ from typing import Any
 from fedelta.codecs.cast import Cast
 from fedelta.codecs.wire import encode
 from fedelta.durable import write_atomic
-from fedelta.errors import CheckpointError, ConfigError, PayloadError
+from fedelta.errors import CheckpointError, ConfigError
 from fedelta.federation.records import Attendance, Cause, Fault, Reply
 from fedelta.params import Params, ParamSpec, select
-from fedelta.runtimes.remote.answers import one_line, whole
-from fedelta.runtimes.remote.messages import FAILED, REFUSED, UNPREPARED, Message
-from fedelta.runtimes.remote.post import MisfitError, Miss, Post, Talk, Traffic
-from fedelta.runtimes.remote.roster import (
-    Invitation,
-    Roster,
-    Watch,
-    describe,
-    expected,
-    reason_of,
-    refuse_misfits,
-    silent,
-    wait_for,
-)
+from fedelta.runtimes.remote.answers import one_line
+from fedelta.runtimes.remote.attending import Sheet
+from fedelta.runtimes.remote.messages import REFUSED, UNPREPARED, Message
+from fedelta.runtimes.remote.post import MisfitError, Miss, Post, Talk
+from fedelta.runtimes.remote.profiles import Invitation, describe, expected
+from fedelta.runtimes.remote.roster import Roster, refuse_misfits
 from fedelta.runtimes.remote.settings import Deployment
 from fedelta.runtimes.remote.terms import Terms
+from fedelta.runtimes.remote.versions import NO_VERSIONS, Copying, Versions
+from fedelta.runtimes.remote.waiting import Watch, silent, wait_for
+from fedelta.runtimes.remote.work import Answered, Part, answered, usable, work
 from fedelta.strategies.base import RoundPlan
 
-# What a site may say about a client; everything else counts as a refused reply.
-_SITE_CAUSES: Mapping[object, Cause] = {"forgot": "forgot", FAILED: "site failed"}
+_COPIES = "copies"
 _CAUSES: Mapping[str, Cause] = {
     "late": "too late",
     "busy": "busy",
@@ -52,23 +46,6 @@ _CAUSES: Mapping[str, Cause] = {
     "refused": "site refused",
     "failed": "site failed",
 }
-
-
-@dataclass
-class _Page:
-    """What a round has brought so far, until it is asked for.
-
-    Args:
-        asked: site to its clients that were asked.
-        claimed: client to the number of examples in its reply.
-        accepted: clients in the mean.
-        noted: sites whose part in the round is in the book.
-    """
-
-    asked: dict[str, set[int]]
-    claimed: dict[int, int]
-    accepted: set[int]
-    noted: set[str]
 
 
 class Remote:
@@ -81,6 +58,7 @@ class Remote:
         invitation: what sites are told first; again when they come back.
         terms: what server and sites must agree on.
         wire: every tensor that can travel, as `Federation.wire`.
+        copying: how to work out what clients remember for the strategy; None if they remember nothing.
         watch: called while a round waits for sites.
     """
 
@@ -93,16 +71,15 @@ class Remote:
         invitation: Invitation,
         terms: Terms,
         wire: ParamSpec,
+        copying: Copying | None = None,
         watch: Watch = silent,
     ) -> None:
         self._post, self._book, self._settings, self._roster = post, post.book, settings, roster
         self._invitation, self._terms, self._wire, self._watch = invitation, terms, wire, watch
-        self._versions: dict[int, int] = {}  # of the clients that keep something
-        self._answered: dict[int, int] = {}  # client to the version that it has if its reply is accepted
-        self._unbroken: set[int] = set()  # accepted, and in every cohort since
+        self._versions = Versions(copying)
+        self._sheet = Sheet(post, roster)
         self._is_short = False  # whether a round has waited in vain for more sites
         self._round = 0
-        self._page = _Page({}, {}, set(), set())
 
     def prepare(self) -> None:
         """Prepares all sites for the run; for its beginning. Later each site is prepared when it comes back.
@@ -125,16 +102,18 @@ class Remote:
     def run(self, plan: RoundPlan, payloads: Mapping[int, bytes]) -> Iterator[Reply]:
         """See `Runtime.run`; a client whose site gives no answer has a reply with a fault."""
         self._round = plan.round
-        self._unbroken.intersection_update(plan.cohort)
+        self._versions.begin(plan)
         self._wait()
         clients: dict[str, list[int]] = {}
         for client_id in sorted(payloads):
             clients.setdefault(self._roster.site_of[client_id], []).append(client_id)
         for site, client_ids in clients.items():
-            self._page.asked.setdefault(site, set()).update(client_ids)
-        talks = {site: partial(self._training, site, plan, payloads, ids) for site, ids in sorted(clients.items())}
+            self._sheet.asked(site, client_ids)
+        talks = {
+            site: partial(self._training, site, Part(plan, payloads, client_ids))
+            for site, client_ids in sorted(clients.items())
+        }
         for site, result in self._post.exchange(talks):
-            self._page.noted.add(site)
             if isinstance(result, Miss):
                 self._book.note(site, result.state, plan.round, result.reason)
                 fault = Fault(f"site {site!r}: {result.reason}", _CAUSES[result.state], reached="train" in result.sent)
@@ -145,25 +124,14 @@ class Remote:
 
     def accept(self, client_ids: Iterable[int]) -> None:
         """See `Runtime.accept`."""
-        for client_id in client_ids:
-            version = self._answered.get(client_id, 0)
-            self._versions.pop(client_id, None)
-            if version:
-                self._versions[client_id] = version
-            self._unbroken.add(client_id)
-            self._page.accepted.add(client_id)
-        self._answered.clear()
+        accepted = list(client_ids)
+        self._versions.accept(accepted)
+        self._sheet.accepted(accepted)
 
     def attendance(self) -> list[Attendance]:
         """What each site did since the last call, by name."""
         self._post.look()
-        for site in self._book.names:
-            if site not in self._page.noted:
-                self._note_idle(site)
-        attendances = [self._attendance_of(site) for site in self._book.names]
-        self._page = _Page({}, {}, set(), set())
-        self._post.traffic.clear()
-        return attendances
+        return self._sheet.finished(self._round)
 
     def measure(self, params: Params) -> dict[str, Mapping[str, Any]]:
         """What each connected site measures of server params on its own test rows: the answers' manifests, by site.
@@ -186,9 +154,8 @@ class Remote:
     def snapshot(self, folder: Path, round: int) -> str:
         """See `Runtime.snapshot`: writes which versions the clients have, and what is known about the sites."""
         record = {
+            **self._versions.snapshot(folder / _COPIES, round),
             "round": round,
-            "versions": sorted(self._versions.items()),
-            "unbroken": sorted(self._unbroken),
             "sites": self._book.as_record(self._roster.profiles),
         }
         content = json.dumps(record)
@@ -203,9 +170,8 @@ class Remote:
 
     def restore(self, folder: Path, mark: str) -> None:
         """See `Runtime.restore`."""
-        self._versions, self._unbroken = {}, set()
-        self._answered.clear()
         if not mark:
+            self._versions.restore(folder / _COPIES, NO_VERSIONS)
             return
         path = _path(folder, mark)
         try:
@@ -215,8 +181,7 @@ class Remote:
         if _mark(content) != mark:
             raise _unreadable(path, "its content does not match its name")
         record = json.loads(content)
-        self._versions = dict(map(tuple, record["versions"]))
-        self._unbroken = set(record["unbroken"])
+        self._versions.restore(folder / _COPIES, record)
         self._round = record["round"]
         self._book.restore(record["sites"])
 
@@ -243,21 +208,30 @@ class Remote:
         self._book.ready(site)
         return one_line(manifest, "device")
 
-    def _training(
-        self, site: str, plan: RoundPlan, payloads: Mapping[int, bytes], client_ids: Sequence[int]
-    ) -> Talk[list[Reply]]:
+    def _training(self, site: str, part: Part) -> Talk[list[Reply]]:
         """The talk of a round: prepares the site if need be, and lets it train these clients."""
-        message = self._work(plan, payloads, client_ids)
+        message = work(self._invitation.run, part, self._versions, self._wire)
         answer = yield from self._asking(site, message)
-        return self._replies(plan, client_ids, answer)
+        return [self._reply(said) for said in answered(part, self._wire, answer)]
+
+    def _reply(self, said: Answered) -> Reply:
+        """The reply of a client; notes its version."""
+        reply = said.reply
+        if reply.fault is None:
+            self._versions.answer(reply.client_id, said.version, reply.payload)
+            self._sheet.claimed(reply.client_id, reply.num_examples)
+        elif reply.fault.cause == "forgot" and not self._versions.forget(reply.client_id):
+            # It was expected to keep nothing, so there is nothing that it can have forgotten.
+            return replace(reply, fault=replace(reply.fault, cause="site failed"))
+        return reply
 
     def _measuring(self, site: str, payload: bytes) -> Talk[Mapping[str, Any]]:
         """The talk that asks a site for its measures."""
         ids = sorted(self._roster.numbers[site].values())
-        clients = [{"id": client_id, "version": self._versions.get(client_id, 0)} for client_id in ids]
+        clients = [{"id": client_id, "version": self._versions.of(client_id)} for client_id in ids]
         manifest = {"run": self._invitation.run, "round": self._round, "clients": clients}
         answer = yield from self._asking(site, Message("evaluate", manifest, (payload,)))
-        return _usable(answer, "evaluated")
+        return usable(answer, "evaluated")
 
     def _parting(self) -> Talk[bool]:
         yield Message("finish", {"run": self._invitation.run})
@@ -273,145 +247,6 @@ class Remote:
             yield from self._greeting(site)
             answer = yield message
         return answer
-
-    def _work(self, plan: RoundPlan, payloads: Mapping[int, bytes], client_ids: Sequence[int]) -> Message:
-        """The message with the work of a site: each distinct download and each list of names once."""
-        downloads: dict[bytes, int] = {}
-        uploads: dict[tuple[str, ...], int] = {}
-        clients = [
-            {
-                "id": client_id,
-                "download": downloads.setdefault(payloads[client_id], len(downloads)),
-                "upload": uploads.setdefault(tuple(plan.upload[client_id]), len(uploads)),
-                "version": self._versions.get(client_id, 0),
-                "keeps_adrift": client_id in self._unbroken,
-            }
-            for client_id in client_ids
-        ]
-        manifest = {
-            "run": self._invitation.run,
-            "round": plan.round,
-            "num_clients": plan.num_clients,
-            "uploads": [list(names) for names in uploads],
-            "clients": clients,
-        }
-        return Message("train", manifest, tuple(downloads))
-
-    def _replies(self, plan: RoundPlan, client_ids: Collection[int], answer: Message) -> list[Reply]:
-        """The replies of a site's clients.
-
-        Raises:
-            PayloadError: the answer as a whole cannot be used, for example because it holds a client of another site.
-        """
-        manifest = _usable(answer, "trained")
-        entries = manifest.get("clients")
-        if manifest.get("round") != plan.round:
-            raise PayloadError(f"it answers for round {manifest.get('round')!r:.40}, expected {plan.round}")
-        if not isinstance(entries, list) or len(entries) > len(client_ids):
-            raise PayloadError(f"it answers with no list of at most {len(client_ids)} clients")
-        replies = [self._reply(plan, client_ids, entry, answer.blobs) for entry in entries]
-        missing = sorted(set(client_ids).difference(reply.client_id for reply in replies))
-        fault = Fault("its site has answered without this client", "site failed")
-        return [*replies, *(Reply(client_id, 0, b"", fault=fault) for client_id in missing)]
-
-    def _reply(
-        self, plan: RoundPlan, client_ids: Collection[int], entry: object, blobs: Sequence[bytes | memoryview]
-    ) -> Reply:
-        """The reply of one client; with a fault if its values cannot be used."""
-        if not isinstance(entry, dict) or type(entry.get("id")) is not int or entry["id"] not in client_ids:
-            raise PayloadError(f"it answers for {entry!r:.60}, which is none of the clients that it was asked for")
-        client_id: int = entry["id"]
-        try:
-            if entry.get("fault") is not None:
-                return Reply(client_id, 0, b"", fault=self._fault(client_id, entry["fault"]))
-            payload = self._payload(plan.upload[client_id], entry.get("blob"), blobs)
-            version = entry.get("version")
-            if type(version) is not int or version not in (0, plan.round):
-                raise PayloadError(f"`version` is {version!r:.40}, expected 0 or {plan.round}")
-        except PayloadError as error:
-            return Reply(client_id, 0, b"", fault=Fault(error.message, "site failed"))
-        num_examples, loss = entry.get("num_examples"), entry.get("train_loss")
-        if type(num_examples) is int:
-            self._page.claimed[client_id] = num_examples
-        self._answered[client_id] = version
-        # The round loop checks the types of both.
-        return Reply(client_id, num_examples, payload, {"train_loss": loss})  # type: ignore[arg-type, dict-item]
-
-    def _fault(self, client_id: int, fault: object) -> Fault:
-        """Why a client has no reply, as its site says."""
-        values = fault if isinstance(fault, dict) else {}
-        cause = _SITE_CAUSES.get(values.get("cause") if isinstance(values.get("cause"), str) else None, "refused")
-        reason = one_line(values, "reason") or "its site gives no reason"
-        if cause == "forgot" and self._versions.pop(client_id, None) is None:
-            cause = "site failed"  # it says so of a client that nothing was expected of
-        return Fault(reason, cause)
-
-    def _payload(self, names: Sequence[str], index: object, blobs: Sequence[bytes | memoryview]) -> bytes:
-        """The upload of a client.
-
-        Raises:
-            PayloadError: there is none, or it is longer than its tensors can be.
-        """
-        blob = blobs[whole(index, "blob", least=0)] if type(index) is int and index < len(blobs) else None
-        if blob is None:
-            raise PayloadError(f"`blob` is {index!r:.40}, expected the index of one of {len(blobs)} blobs")
-        limit = _most_bytes(self._wire, names)
-        if len(blob) > limit:
-            raise PayloadError(f"its payload has {len(blob)} bytes, more than the {limit} that its tensors can need")
-        return bytes(blob)
-
-    def _note_idle(self, site: str) -> None:
-        """Enters the state of a site that was asked for nothing in this round."""
-        entry = self._book.of(site)
-        if not entry.presence.is_online:
-            self._book.note(site, "away", self._round, "it is not connected")
-        elif site not in self._roster.profiles:
-            reason = "it was not there when the run began; it takes part from the next run on"
-            self._book.note(site, "refused", self._round, reason)
-        elif entry.is_refused:
-            self._book.note(site, "refused", self._round, entry.reason)
-        elif entry.debt is not None:
-            self._book.note(site, "busy", self._round, "it is at work for an earlier round")
-        else:
-            self._book.note(site, "not asked", self._round)
-
-    def _attendance_of(self, site: str) -> Attendance:
-        entry, page = self._book.of(site), self._page
-        traffic = self._post.traffic.get(site, Traffic())
-        asked = page.asked.get(site, set())
-        accepted = asked & page.accepted
-        return Attendance(
-            site,
-            entry.state,
-            entry.since,
-            entry.since_round,
-            entry.reason,
-            num_asked=len(asked),
-            num_accepted=len(accepted),
-            num_examples=sum(page.claimed.get(client_id, 0) for client_id in accepted),
-            downlink_bytes=traffic.downlink_bytes,
-            uplink_bytes=traffic.uplink_bytes,
-            seconds=traffic.seconds,
-        )
-
-
-def _usable(answer: Message, kind: str) -> Mapping[str, Any]:
-    """The manifest of an answer to work; a site that refuses work has failed, which need not be so in the next round.
-
-    Raises:
-        PayloadError: it refuses, or the answer is of another kind.
-    """
-    if answer.kind == REFUSED:
-        raise PayloadError(reason_of(answer))
-    return expected(answer, kind)
-
-
-def _most_bytes(wire: ParamSpec, names: Sequence[str]) -> int:
-    """Upper limit for the length of a payload with these tensors, whatever its codec.
-
-    A scalar takes 4 bytes as float32, and as much again for what a codec adds, such as the places of sparse values.
-    """
-    return 4096 + len(wire) + sum(8 * wire.tensors[name].numel + 64 for name in names)
 
 
 def _mark(content: str) -> str:

@@ -1,0 +1,171 @@
+"""Result tables of the command line.
+
+Slow imports are inside functions, so that `fedelta --help` starts quickly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from rich.table import Table
+
+from fedelta.errors import RunError
+
+if TYPE_CHECKING:
+    from fedelta.inspection import Inspection
+    from fedelta.record.files import Record
+    from fedelta.record.ledger import Ledger
+    from fedelta.tasks.base import Measure
+
+MIB = 2**20
+
+
+def table_of_sizes(title: str, sizes: Inspection) -> Table:
+    """What would be tuned and sent: by group, in all, and for clients of each depth."""
+    table = Table("group", "tuned parameters", title=title)
+    for group, count in sizes.groups.items():
+        table.add_row(group, f"{count:,}")
+    table.add_section()
+    share = sizes.tuned_parameters / sizes.total_parameters
+    table.add_row("tuned", f"{sizes.tuned_parameters:,} of {sizes.total_parameters:,} ({share:.2%})")
+    if sizes.running_statistics:
+        table.add_row("running statistics", f"{sizes.running_statistics:,}")
+    if sizes.download_bytes == sizes.payload_bytes:
+        table.add_row("per client and direction", f"{sizes.payload_bytes / MIB:.3f} MiB")
+    else:
+        table.add_row("per client, down", f"{sizes.download_bytes / MIB:.3f} MiB")
+        table.add_row("per client, up", f"{sizes.payload_bytes / MIB:.3f} MiB")
+    table.add_row("full model in float32", f"{sizes.full_model_bytes / MIB:.3f} MiB")
+    for tier in sizes.tiers:
+        row = f"{tier.tuned_parameters:,}, {tier.payload_bytes / MIB:.3f} MiB"
+        table.add_row(f"a client of depth {tier.depth}", row)
+    return table
+
+
+class HasResults(Protocol):
+    """What is left of a finished run: a `Result`, or a `Finished` of another process."""
+
+    @property
+    def path(self) -> Path:
+        """Of the run directory."""
+
+    @property
+    def ledger(self) -> Ledger:
+        """The size of every payload."""
+
+    @property
+    def summary(self) -> Record:
+        """The content of `summary.json`."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The results of a run that another process has finished."""
+
+    path: Path
+    ledger: Ledger
+    summary: Record
+
+    @classmethod
+    def read(cls, run: Path) -> Finished:
+        """The results in a run directory.
+
+        Raises:
+            RunError: the run is not finished, or its files cannot be read.
+        """
+        from fedelta.record.files import read_json
+        from fedelta.record.ledger import Ledger
+        from fedelta.record.rundir import RunDirectory
+
+        directory = RunDirectory.open(run)
+        if not directory.summary.is_file():
+            raise RunError(f"run {str(run)!r} is not finished.", hint=f"see what it is doing: `fedelta attach {run}`.")
+        return cls(run, Ledger.read(directory.ledger), read_json(directory.summary))
+
+
+def table_of_run(result: HasResults, primary: Measure, report: Path) -> Table:
+    """The results of a finished run: measures, sizes, bytes, time; first of all, whether sites were missing."""
+    from fedelta.record.sites import TOO_FEW
+
+    summary, ledger = result.summary, result.ledger
+    sent = ledger.total_bytes
+    table = Table(show_header=False, title=str(result.path))
+    if too_few := summary.get(TOO_FEW):
+        table.add_row("too few sites", too_few, style="bold red")
+    if void := summary["void_rounds"]:
+        table.add_row("rounds that did not count", f"{void} of {summary['rounds']}, for too few replies")
+    for row in _measured(summary, primary):
+        table.add_row(*row)
+    for row in _of_sites(summary, primary):
+        table.add_row(*row)
+    share = summary["tuned_parameters"] / summary["total_parameters"]
+    table.add_row(
+        "tuned parameters",
+        f"{summary['tuned_parameters']:,} of {summary['total_parameters']:,} ({share:.2%})",
+    )
+    per_payload = sent / ledger.num_transfers
+    table.add_row("sent per client, round and direction", f"{per_payload / MIB:.3f} MiB")
+    table.add_row("sent in all", f"{sent / MIB:.2f} MiB")
+    if (cost := summary["relative_cost"]) is not None and cost < 1:
+        table.add_row("layers averaged, against all in every round", f"{cost:.1%}")
+    full = summary["full_model_bytes"]
+    table.add_row("full fine-tuning would have sent", f"{full / MIB:.2f} MiB ({full / sent:.0f} times as much)")
+    if (seconds := summary["wall_seconds"]) is not None:
+        table.add_row("time", f"{seconds:.0f} s")
+    table.add_row("report", str(report))
+    return table
+
+
+def mean_over_clients(part: Record, primary: Measure) -> str:
+    """The mean over clients, and the deviation if there are several."""
+    from fedelta.record.numbers import shown
+
+    mean, deviation = part[f"mean_{primary.name}"], part[f"std_{primary.name}"]
+    return shown(mean, primary, 2) + ("" if deviation is None else f" ± {shown(deviation, primary, 2)}")
+
+
+def worst_client_of(part: Record, primary: Measure) -> str:
+    """The measure and the name of the worst client."""
+    from fedelta.record.numbers import shown
+    from fedelta.report.personal_section import worst_client
+
+    return f"{shown(part[f'worst_{primary.name}'], primary, 2)}, {worst_client(part)}"
+
+
+def _measured(summary: Record, primary: Measure) -> Iterator[tuple[str, str]]:
+    """Yields rows for the primary measure, over all and by exit."""
+    from fedelta.record.numbers import bare, shown, unit
+
+    name = primary.name
+    best = shown(summary[f"best_{name}"], primary, 2)
+    yield primary.label, f"{shown(summary[f'final_{name}'], primary, 2)} (best {best})"
+    if by_exit := summary[f"{name}_by_exit"]:
+        yield f"{primary.label} by exit", f"{', '.join(bare(value, primary) for value in by_exit)} {unit(primary)}"
+        yield "mean over exits", shown(summary[f"mean_exit_{name}"], primary, 2)
+
+
+def _of_sites(summary: Record, primary: Measure) -> Iterator[tuple[str, str]]:
+    """Yields a row for each site of a deployment: the rounds that it took part in, and its own measure."""
+    from fedelta.record.numbers import shown
+    from fedelta.record.sites import AT_THE_END, PRESENT
+
+    own = summary.get(AT_THE_END, {})
+    for name, site in summary.get("sites", {}).items():
+        there = sum(site["rounds"].get(state, 0) for state in PRESENT)
+        text = f"there in {there} of {summary['rounds']} rounds"
+        if name in own:
+            text += f", {primary.label} {shown(own[name]['measures'].get(primary.name), primary, 2)} on its own data"
+        yield f"site {name}", text
+
+
+def table_of_personalization(title: str, record: Record, primary: Measure) -> Table:
+    """The measures of the held-out clients before and after fine-tuning, by scope."""
+    table = Table("tuned", "scalars", "before", "after", "worst before", "worst after", title=title)
+    for scope, part in record["scopes"].items():
+        sides = [part["before"], part["after"]]
+        means, worst = ([tell(side, primary) for side in sides] for tell in (mean_over_clients, worst_client_of))
+        table.add_row(scope, f"{part['tuned_parameters']:,}", *means, *worst)
+    return table

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from tests.report.deployed import CUT, GOOD, make_deployed
+from tests.report.synthetic import SMALL, make_run
+
+from fedelta.errors import RunError
+from fedelta.record.rundir import CONFIG
+from fedelta.record.status import Status, write_status
+from fedelta.tables import Finished, table_of_run
+from fedelta.tasks.classification import ACCURACY
+from fedelta.terminal import deployment_bar
+
+
+def text_console(*, is_terminal: bool = False) -> Console:
+    return Console(file=io.StringIO(), width=200, markup=False, force_terminal=is_terminal)
+
+
+def written(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_the_table_of_a_run_on_too_few_sites_says_so_in_its_first_line(tmp_path: Path):
+    run = make_deployed(tmp_path / "run", {"berlin": GOOD, "hamburg": CUT}, own={"berlin": 0.912}).path
+    console = text_console()
+    console.print(table_of_run(Finished.read(run), ACCURACY, run / "report.html"))
+    title, _, first, *others = written(console).splitlines()
+    assert title.strip() == str(run)
+    assert "12 of 30 rounds had fewer than 2 sites: 'hamburg' away in 12." in first
+    sites = [line for line in others if "site " in line]
+    assert "there in 30 of 30 rounds, accuracy 91.20 % on its own data" in sites[0].replace("\u202f", " ")
+    assert "there in 18 of 30 rounds" in sites[1]
+
+
+def test_the_results_of_an_unfinished_run_are_refused(tmp_path: Path):
+    run = make_deployed(tmp_path / "run", {"berlin": GOOD[:3]}).path
+    (run / "summary.json").unlink()
+    with pytest.raises(RunError, match="is not finished"):
+        Finished.read(run)
+
+
+def test_a_deployment_that_waits_is_followed_before_it_has_begun(tmp_path: Path):
+    (tmp_path / CONFIG).write_text((make_run(tmp_path / "other", SMALL).path / CONFIG).read_text())
+    console = text_console()
+    with deployment_bar(console, tmp_path, quiet=False) as look:
+        look()
+        for seconds in (55, 50):
+            write_status(tmp_path, Status("waiting", f"waiting for sites: 1 of 2, missing: hamburg ({seconds} s left)"))
+            look()
+    told = "waiting for sites: 1 of 2, missing: hamburg (55 s left)"
+    assert [line for line in written(console).splitlines() if "waiting" in line and "round" not in line] == [told]
+
+
+def test_rounds_of_a_deployment_are_shown_as_those_of_a_run(tmp_path: Path):
+    run = make_deployed(tmp_path / "run", {"berlin": GOOD, "hamburg": CUT}).path
+    console = text_console(is_terminal=True)
+    with deployment_bar(console, run, quiet=False) as look:
+        look()
+    assert "30/30" in written(console)
+    assert "accuracy 92.5" in written(console)
+
+
+def test_a_quiet_deployment_shows_nothing(tmp_path: Path):
+    run = make_deployed(tmp_path / "run", {"berlin": GOOD[:3]}).path
+    console = text_console(is_terminal=True)
+    with deployment_bar(console, run, quiet=True) as look:
+        look()
+    assert written(console) == ""
