@@ -45,7 +45,7 @@ def test_a_site_that_is_dead_for_good_costs_one_deadline_and_the_summary_begins_
 
 
 def test_a_site_that_is_late_is_left_out_of_that_round_and_joins_the_next(federation: Federation) -> None:
-    settings = [*IMPATIENT, "client.local_steps=200", "strategy.num_rounds=5", "strategy.clients_per_round=6"]
+    settings = [*IMPATIENT, "client.local_steps=60", "strategy.num_rounds=5", "strategy.clients_per_round=6"]
     run = federation.deploy(RECIPE, "late", *settings)
     site = federation.sites["kiel"]
     run.wait_for_round(1)

@@ -14,7 +14,7 @@ from tests.deploy.troubles import fill, network, small_disk
 
 pytestmark = [pytest.mark.deploy, pytest.mark.allow_hosts(["127.0.0.1"])]
 
-STEPS = "client.local_steps=200"
+STEPS = "client.local_steps=60"
 
 
 def test_a_network_that_is_cut_for_half_a_minute_loses_nothing(tmp_path: Path) -> None:
