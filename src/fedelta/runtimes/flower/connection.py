@@ -52,6 +52,7 @@ from fedelta.runtimes.remote.messages import REFUSED, Message
 # site that is gone is known as such before Flower's own 60 s. Flower allows 10 s or more.
 HEARTBEAT_SECONDS = 20.0
 _MANIFEST_BYTES = 2**25  # and headers
+_NUM_PUSHES = 4
 
 
 @dataclass(frozen=True)
@@ -143,14 +144,16 @@ class Connection:
         Raises:
             LinkError: the server was not reached for minutes.
         """
-        reply = self._reply(delivery, answer)
+        reply, seconds = self._reply(delivery, answer), time.monotonic() - delivery.begin
         with no_object_id_recompute():
-            try:
-                return self._push(reply, time.monotonic() - delivery.begin)
-            except RunEndedError:
-                return False
-            except ObjectPushError as error:
-                raise LinkError(f"the server does not take the answer: {error}") from error
+            for attempt in range(_NUM_PUSHES):
+                try:
+                    return self._push(reply, seconds) or attempt > 0
+                except RunEndedError:
+                    return False
+                except ObjectPushError:  # the SuperLink forgets half an answer when it is started anew
+                    self._fleet.pause(attempt)
+        raise LinkError("the server does not take the parts of the answer.")
 
     def leave(self) -> None:
         """Ends the connection, and says so to the server if that is possible at once."""
