@@ -48,22 +48,19 @@ def test_a_deployment_that_waits_is_followed_before_it_has_begun(tmp_path: Path)
     (tmp_path / CONFIG).write_text((make_run(tmp_path / "other", SMALL).path / CONFIG).read_text())
     console = text_console()
     with deployment_bar(console, tmp_path, quiet=False) as look:
-        look("the server runs another deployment first")
+        look()
         for seconds in (55, 50):
             write_status(tmp_path, Status("waiting", f"waiting for sites: 1 of 2, missing: hamburg ({seconds} s left)"))
-            look("")
+            look()
     lines = [line for line in written(console).splitlines() if line and not line.startswith("round")]
-    assert lines == [
-        "the server runs another deployment first",
-        "waiting for sites: 1 of 2, missing: hamburg (55 s left)",
-    ]
+    assert lines == ["waiting for sites: 1 of 2, missing: hamburg (55 s left)"]
 
 
 def test_rounds_of_a_deployment_are_shown_as_those_of_a_run(tmp_path: Path):
     run = make_deployed(tmp_path / "run", {"berlin": GOOD, "hamburg": CUT}).path
     console = text_console(is_terminal=True)
     with deployment_bar(console, run, quiet=False) as look:
-        look("")
+        look()
     assert "30/30" in written(console)
     assert "accuracy 92.5" in written(console)
 
@@ -72,5 +69,5 @@ def test_a_quiet_deployment_shows_nothing(tmp_path: Path):
     run = make_deployed(tmp_path / "run", {"berlin": GOOD[:3]}).path
     console = text_console(is_terminal=True)
     with deployment_bar(console, run, quiet=True) as look:
-        look("")
+        look()
     assert written(console) == ""

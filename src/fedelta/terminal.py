@@ -131,10 +131,8 @@ def round_bar(console: Console, config: Config, quiet: bool) -> Iterator[OnRound
 
 
 @contextmanager
-def deployment_bar(console: Console, run: Path, quiet: bool) -> Iterator[Callable[[str], None]]:
+def deployment_bar(console: Console, run: Path, quiet: bool) -> Iterator[Callable[[], None]]:
     """Yields what shows how far a deployed run is, whenever it is called; the run is in another process.
-
-    Its argument is said as long as the run has nothing to say itself.
 
     Args:
         console: for the bar, and for who is waited for.
@@ -142,7 +140,7 @@ def deployment_bar(console: Console, run: Path, quiet: bool) -> Iterator[Callabl
         quiet: shows nothing.
     """
     if quiet:
-        yield lambda _: None
+        yield lambda: None
         return
     from fedelta.config import read_table
     from fedelta.record.rundir import RunDirectory
@@ -153,13 +151,13 @@ def deployment_bar(console: Console, run: Path, quiet: bool) -> Iterator[Callabl
     table = read_table(directory.config)
     with rounds_of(console, task_of(table).primary, table["strategy"].get("num_rounds")) as rounds:
 
-        def look(otherwise: str) -> None:
+        def look() -> None:
             nonlocal said
             if records := directory.rounds.read():
                 measured = next((record["measures"] for record in reversed(records) if record["measures"]), None)
                 rounds.show(records[-1]["round"], measured, records[-1]["cumulative_bytes"])
             status = read_status(run)
-            text = otherwise if status is None or status.state == "failed" else status.text
+            text = "" if status is None or status.state == "failed" else status.text
             # How long it will still wait changes all the time: said once where every text is a line of its own.
             gist = text.partition(" (")[0]
             if text != said if console.is_terminal else gist != said:

@@ -22,8 +22,10 @@ from fedelta.deployment.parts import ServerParts
 from fedelta.durable import write_atomic
 from fedelta.errors import FedeltaError
 from fedelta.federation.records import RoundOutcome
+from fedelta.record.checkpoint import load
 from fedelta.record.files import read_json
 from fedelta.record.ledger import Ledger
+from fedelta.record.origin import changed_files, refuse
 from fedelta.record.rundir import CHECKPOINT, PARTITION, RunDirectory
 from fedelta.record.sites import too_few_sites
 from fedelta.record.status import Status, write_status
@@ -110,7 +112,13 @@ class _Conductor:
         return build_parts(Basis(config, roster, raw), post, invitation, self._waits)
 
     def _roster(self) -> Roster:
-        """The sites and clients with which the run began."""
+        """The sites and clients with which the run began.
+
+        Raises:
+            CheckpointError: the file that says so, or another one that never changes, was changed.
+        """
+        changed = changed_files(self.run.path, load(self.run.checkpoint).origin)
+        refuse(f"run {str(self.run.path)!r}", changed)
         return Roster.from_record(read_json(self.run.path / PARTITION)["sites"])
 
     def _run_id(self) -> str:

@@ -33,7 +33,7 @@ from fedelta.deployment.runs import RunFolders, RunRecord
 from fedelta.deployment.site_settings import SiteSettings
 from fedelta.deployment.telling import refusal
 from fedelta.errors import FedeltaError, InputError, PayloadError, listed
-from fedelta.runtimes.remote.messages import PROTOCOL, REFUSED, Message, pack
+from fedelta.runtimes.remote.messages import FAILED, PROTOCOL, REFUSED, UNPREPARED, Message, pack
 from fedelta.runtimes.remote.store import MemoryStore
 from fedelta.tasks.known_classes import OTHERS, KnownClasses
 from fedelta.tasks.targets import strata_of
@@ -41,7 +41,6 @@ from fedelta.tasks.targets import strata_of
 logger = logging.getLogger("fedelta")
 T = TypeVar("T")
 InRun = TypeVar("InRun", Train, Evaluate)
-UNPREPARED = "unprepared"  # the cause of a refusal: send `describe` and `prepare` again
 
 
 class Service:
@@ -202,7 +201,7 @@ def _digest(message: Message) -> str:
 
 def _failed(message: Message, why: str) -> Message:
     reason = f"the site failed at a message {message.kind!r} because {why}"
-    return Message(REFUSED, {"reason": reason, "hint": "the site's log says more.", "cause": "site failed"})
+    return Message(REFUSED, {"reason": reason, "hint": "the site's log says more.", "cause": FAILED})
 
 
 def _unprepared(run: str) -> Message:
