@@ -107,6 +107,12 @@ def test_predict_and_evaluate_work_on_its_run_directory(finished: Local):
     assert Predictor.open(finished.run).class_names == tuple("0123456789")
 
 
+def test_the_card_of_the_model_which_may_be_published_names_no_site(finished: Local):
+    card = (finished.run / "adapter" / "README.md").read_text()
+    assert "accuracy" in card
+    assert not [name for name in AT if name in card]
+
+
 def test_the_sites_forget_what_the_run_needed_of_them(finished: Local):
     assert [kind for _, kind, _ in finished.link.log[-2:]] == ["finish", "finish"]
     assert read_status(finished.run).state == "finished"  # type: ignore[union-attr]
@@ -152,6 +158,7 @@ def test_a_run_on_too_few_sites_says_so_first_everywhere(tmp_path: Path):
     assert status is not None
     assert (status.state, status.text) == ("finished", told)
     assert told in text_of(local.run)
+    assert "\n2 of 3 rounds had fewer than 2 sites.\n" in (local.run / "adapter" / "README.md").read_text()
     second = rounds_of(local.run)[1]
     lost = {rejection["cause"] for rejection in second["rejections"]}
     assert lost == {"away"}
