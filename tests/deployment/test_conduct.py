@@ -190,6 +190,43 @@ def test_while_it_waits_the_status_names_the_missing_sites(tmp_path: Path, monke
     assert status.sites == {"berlin": "connected", "hamburg": "missing"}  # type: ignore[attr-defined]
 
 
+def test_a_round_that_has_waited_says_when_it_goes_on(tmp_path: Path):
+    local, told = Local(tmp_path, overrides=["strategy.num_rounds=2"]), list[object]()
+
+    def cut() -> None:
+        local.sites["hamburg"].is_online = False
+        now = local.link.seconds
+        local.link.at.append((now + 30, lambda: told.append(read_status(local.run))))
+        local.link.at.append((now + 31, local.sites["hamburg"].restart))
+
+    before(local, "train", 1, cut)
+    answer = local.sites["berlin"].handler
+
+    def watched(message: Message) -> Message:
+        if message.kind == "train" and message.manifest["round"] == 2:
+            told.append(read_status(local.run))
+        return answer(message)
+
+    local.sites["berlin"].handler = watched
+    local.conduct()
+    waiting, running = told
+    assert waiting.state == "waiting"  # type: ignore[attr-defined]
+    assert running.state == "running"  # type: ignore[attr-defined]
+    assert running.sites == {"berlin": "took part", "hamburg": "took part"}  # type: ignore[attr-defined]
+
+
+def test_a_second_process_for_the_same_run_is_refused_and_says_nothing(tmp_path: Path):
+    local = Local(tmp_path, overrides=["strategy.num_rounds=1"])
+
+    def again() -> None:
+        with pytest.raises(RunError, match="another process is running or resuming"):
+            local.conduct()
+
+    before(local, "train", 1, again)
+    local.conduct()
+    assert read_status(local.run).state == "finished"  # type: ignore[union-attr]
+
+
 def test_sites_that_measure_together_give_the_measures_of_the_run(finished: Local, tmp_path: Path):
     local = Local(tmp_path, overrides=["deployment.evaluate=sites", "data.source=sites", "strategy.num_rounds=2"])
     local.conduct()
