@@ -41,7 +41,9 @@ def merged(text: str, site: SiteSettings) -> Config:
     table["data"] = _data_table(recipe.get("data"), site)
     if "model" in recipe:
         table["model"] = _with_weights(recipe["model"], site)
-    table["runtime"] = _table_in(recipe, "runtime", {"compute_dtype"}) | site.runtime.model_dump(mode="json")
+    table["runtime"] = _table_in(recipe, "runtime", {"compute_dtype"}) | site.runtime.model_dump(
+        mode="json", exclude={"threads"}
+    )
     if exits := _table_in(recipe, "exits"):
         table["exits"] = {key: value for key, value in exits.items() if key != "tiers_file"}  # depths arrive as numbers
     if not site.is_partition:

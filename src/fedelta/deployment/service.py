@@ -33,7 +33,7 @@ from fedelta.deployment.runs import RunFolders, RunRecord
 from fedelta.deployment.site_settings import SiteSettings
 from fedelta.deployment.telling import refusal
 from fedelta.errors import FedeltaError, InputError, PayloadError, listed
-from fedelta.runtimes.remote.messages import FAILED, PROTOCOL, REFUSED, UNPREPARED, Message, pack
+from fedelta.runtimes.remote.messages import FAILED, PROTOCOL, REFUSED, UNPREPARED, Message
 from fedelta.runtimes.remote.store import MemoryStore
 from fedelta.tasks.known_classes import OTHERS, KnownClasses
 from fedelta.tasks.targets import strata_of
@@ -63,7 +63,7 @@ class Service:
 
         The same message has the same answer, and the last training that succeeded is not done again.
         """
-        digest = _digest(message)
+        digest = _digest(message) if message.kind == "train" else ""
         if self._last is not None and self._last[0] == digest:
             return self._last[1]
         try:
@@ -195,8 +195,10 @@ class Service:
 
 
 def _digest(message: Message) -> str:
-    text, packed = pack(message)
-    return hashlib.sha256(text.encode() + packed).hexdigest()
+    digest = hashlib.sha256(json.dumps(message.manifest).encode())
+    for blob in message.blobs:
+        digest.update(hashlib.sha256(blob).digest())
+    return digest.hexdigest()
 
 
 def _failed(message: Message, why: str) -> Message:

@@ -113,6 +113,8 @@ def main(folder: str) -> None:
 
 def _service(folder: str) -> tuple[Answer, SiteSettings | None]:
     """What answers messages, and the site's settings; without them if they are invalid, and everything is refused."""
+    import torch
+
     from fedelta.deployment.service import Service
     from fedelta.deployment.site_settings import load_site
     from fedelta.deployment.telling import refusal
@@ -126,6 +128,8 @@ def _service(folder: str) -> tuple[Answer, SiteSettings | None]:
         logger.error("%s", error)
         refused = refusal(error)
         return lambda _: refused, None
+    if settings.runtime.threads is not None:
+        torch.set_num_threads(settings.runtime.threads)
     return Service(settings).answer, settings
 
 
@@ -137,9 +141,10 @@ def _locked(path: Path) -> IO[str] | None:
     except BlockingIOError:
         file.close()
         return None
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
+    with suppress(OSError):  # a full disk, of which the answers tell more
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
     return file
 
 
