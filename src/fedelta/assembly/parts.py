@@ -54,7 +54,7 @@ class Parts(Protocol):
         """The content of `partition.json`."""
 
     @property
-    def row(self) -> Mapping[str, Tensor] | None:
+    def row(self) -> dict[str, Tensor] | None:
         """Inputs of one row, if the backbone has no modality that makes an example."""
 
     @property

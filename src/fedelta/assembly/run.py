@@ -113,7 +113,7 @@ class Assembly:
         return partition_record(self.data)
 
     @property
-    def row(self) -> Mapping[str, Tensor] | None:
+    def row(self) -> dict[str, Tensor] | None:
         """Inputs of one test row; None if the backbone has a modality that makes an example."""
         return None if self.backbone.modality else self.data.test.inputs.fetch(torch.tensor([0]))
 
