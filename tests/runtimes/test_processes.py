@@ -35,13 +35,15 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "full fine-tuning": (SMALL, (*FULL, "tuning.target_modules=")),
     "a head on cached features": (SMALL, ("tuning.name=head", "tuning.r=")),
     "int8 with its residual": (SMALL, ("codec.name=int8",)),
-    "dropout": (SMALL, ("tuning.name=prompt", "tuning.r=", "tuning.dropout=0.3",)),
+    "dropout": (SMALL, ("tuning.name=prompt", "tuning.r=", "tuning.dropout=0.3")),
     "adamw and a schedule": (SMALL, ("client.optimizer.name=adamw", "client.schedule.name=cosine")),
     "crops and flips": (SMALL, ("augmentation.crop_padding=1", "augmentation.flip=true", *STEPS)),
     "SCAFFOLD": (SMALL, ("strategy.name=scaffold", "client.optimizer.name=sgd", "client.optimizer.momentum=0.0")),
     "FedLAMA": (CONVOLUTIONAL, ("tuning.name=full", *WINDOWS)),
     "the median of FedLAMA": (SMALL, ("strategy.mean.name=median", *WINDOWS)),
-    "norms that stay": (CONVOLUTIONAL, ("model.batch_norm=local", "stability.dropout_fraction=0.3", "strategy.num_rounds=3")),
+    "norms that stay": (
+        CONVOLUTIONAL, ("model.batch_norm=local", "stability.dropout_fraction=0.3", "strategy.num_rounds=3"),
+    ),
     "two depths": (EXITS, ()),
     "random exits": (EXITS, ("exits.train=random",)),
     "FedProx and a deadline": (
