@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from fedelta.plugins import load_plugin as load_plugin
     from fedelta.plugins import register as register
     from fedelta.report.writing import write_report as write_report
+    from fedelta.runtimes.remote.settings import Deployment as Deployment
     from fedelta.runtimes.settings import RuntimeSettings as RuntimeSettings
     from fedelta.runtimes.stability import Stability as Stability
     from fedelta.settings.base import Settings as Settings
@@ -134,6 +135,7 @@ _MODULES = {
     "personalization": ("personalize",),
     "plugins": ("load_plugin", "register"),
     "report.writing": ("write_report",),
+    "runtimes.remote.settings": ("Deployment",),
     "runtimes.settings": ("RuntimeSettings",),
     "runtimes.stability": ("Stability",),
     "settings.base": ("Settings",),
