@@ -79,7 +79,7 @@ def fedelta_side(case: Case) -> Round:
     runtime = RuntimeSettings(lanes=case.lanes)
     model = backbone(case)
     method = Lora(r=RANK, lora_alpha=LORA_ALPHA) if case.tuning == "lora" else TUNING_METHODS[case.tuning]()
-    num_lanes = runtime.num_lanes(clients_per_round=len(case.sizes), batch_size=case.batch_size)
+    num_lanes = runtime.num_lanes(clients_per_round=len(case.sizes), batch_size=case.batch_size, places=1)
     lanes = Lanes(min(num_lanes, method.max_lanes or num_lanes))
     spec = method.apply(model, lanes, stream(SEED, "tuning"))
     client = ClientSettings(

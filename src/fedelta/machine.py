@@ -21,6 +21,15 @@ def available_bytes() -> int | None:
     return min((bound for bound in (_in_system(), _in_container()) if bound is not None), default=None)
 
 
+def resident_bytes() -> int | None:
+    """Memory of this process that is in RAM at the moment; None if unknown."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:  # no Linux
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 def _in_affinity() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

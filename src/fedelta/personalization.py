@@ -122,7 +122,7 @@ def _bench(config: Config, num_held_out: int, backbone: Backbone | None, data: F
     backbone, data = read_data(config, backbone, data)
     client = config.personalization.training(config.client)
     num_lanes = config.runtime.num_lanes(
-        clients_per_round=num_held_out * len(config.personalization.lrs), batch_size=client.batch_size
+        clients_per_round=num_held_out * len(config.personalization.lrs), batch_size=client.batch_size, places=1
     )
     model = tuned_model(config, backbone, data.class_names, num_lanes=num_lanes, sample=few_rows(data))
     tiers = tiers_of(config, model, data.clients)

@@ -143,30 +143,31 @@ def _rounds(parts: Parts, checkpoint: Checkpoint, logs: _Logs, on_round: OnRound
     federation, params, run, ledger = parts.federation, checkpoint.params, logs.run, logs.ledger
     standing = Standing(params, checkpoint.state, checkpoint.round, ledger.total_bytes, checkpoint.claimed)
     started = time.perf_counter()
-    for outcome in federate(federation, standing):
-        params = outcome.params
-        ledger.append(outcome.transfers)
-        loss, at_sites = parts.config.task.loss, parts.at_sites(outcome)
-        run.rounds.append([round_record(outcome, ledger.total_bytes, loss, parts.clients, at_sites)])
-        # Written before the checkpoint, which refers to it; until then the previous snapshot is kept.
-        mark = federation.runtime.snapshot(run.clients, outcome.round)
-        seconds = time.perf_counter() - started
-        run.timings.append([timing_record(outcome.round, seconds, peak_memory_bytes())])
-        started = time.perf_counter()
-        save(
-            run.checkpoint,
-            replace(
-                checkpoint,
-                round=outcome.round,
-                params=params,
-                state=outcome.state,
-                claimed=outcome.claimed,
-                memory_mark=mark,
-                logs={name: seal.mark() for name, seal in logs.seals.items()},
-            ),
-        )
-        if on_round is not None:
-            on_round(outcome, ledger)
+    with parts.at_work() as peaks:
+        for outcome in federate(federation, standing):
+            params = outcome.params
+            ledger.append(outcome.transfers)
+            loss, at_sites = parts.config.task.loss, parts.at_sites(outcome)
+            run.rounds.append([round_record(outcome, ledger.total_bytes, loss, parts.clients, at_sites)])
+            # Written before the checkpoint, which refers to it; until then the previous snapshot is kept.
+            mark = federation.runtime.snapshot(run.clients, outcome.round)
+            seconds = time.perf_counter() - started
+            run.timings.append([timing_record(outcome.round, seconds, peak_memory_bytes(), peaks())])
+            started = time.perf_counter()
+            save(
+                run.checkpoint,
+                replace(
+                    checkpoint,
+                    round=outcome.round,
+                    params=params,
+                    state=outcome.state,
+                    claimed=outcome.claimed,
+                    memory_mark=mark,
+                    logs={name: seal.mark() for name, seal in logs.seals.items()},
+                ),
+            )
+            if on_round is not None:
+                on_round(outcome, ledger)
     return params
 
 

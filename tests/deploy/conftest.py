@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
+from tests.deploy.apart import Happened, happen
 from tests.deploy.harness import Federation
 from tests.deploy.recipes import HAMBURG, KIEL
 
@@ -28,3 +30,21 @@ def federation(two_sites: Federation) -> Iterator[Federation]:
     """The shared federation; whatever a test has killed is started again, and what it has added is ended."""
     yield two_sites
     two_sites.recover(("hamburg", "kiel"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def under_way(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Future[Happened] | None]:
+    """What happens apart, from the first test on, if a test asks for it."""
+    if not any("happened" in getattr(item, "fixturenames", ()) for item in request.session.items):
+        yield None
+        return
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(happen, tmp_path_factory.mktemp("apart"))
+
+
+@pytest.fixture
+def happened(under_way: Future[Happened]) -> Happened:
+    """What has happened apart; waits for its end."""
+    return under_way.result(timeout=400)

@@ -14,9 +14,9 @@ from tests.deploy.recipes import RECIPE
 
 pytestmark = [pytest.mark.deploy, pytest.mark.allow_hosts(["127.0.0.1"])]
 
-# Two rounds for each of the tests below, and some for the last.
-NUM_ROUNDS = 13
-SETTINGS = [f"strategy.num_rounds={NUM_ROUNDS}", "client.local_steps=200"]
+# One for each test below, and some that a test may miss.
+NUM_ROUNDS = 10
+SETTINGS = [f"strategy.num_rounds={NUM_ROUNDS}", "client.local_steps=60"]
 
 
 @pytest.fixture(scope="module")

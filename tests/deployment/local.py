@@ -36,12 +36,14 @@ class Local:
         at: name of a site to its clients.
         text: the recipe.
         overrides: of the recipe.
+        own: settings of a site that differ from those of the others.
     """
 
     folder: Path
-    at: Mapping[str, str] = field(default_factory=lambda: AT)
+    at: Mapping[str, str | None] = field(default_factory=lambda: AT)
     text: str = SMALL
     overrides: Sequence[str] = ()
+    own: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     sites: dict[str, LocalSite] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -61,7 +63,8 @@ class Local:
     def service(self, name: str) -> Service:
         """A site's program, as it starts."""
         table = {"name": name, "state": str(self.folder / name), "clients": self.at[name], "data": DATA}
-        return Service(parse_site(table, self.folder))
+        table |= self.own.get(name, {})
+        return Service(parse_site({key: value for key, value in table.items() if value is not None}, self.folder))
 
     def restart(self, name: str) -> None:
         """Kills a site's program, and starts it again."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,12 @@ from typing import Any
 import pytest
 from PIL import Image
 from tests.builders import assert_close, assert_same_bits
-from tests.deployment.local import Local
+from tests.deployment.local import AT, Local
 from tests.report.pages import text_of
 from tests.report.synthetic import history_of
 from tests.small import CONVOLUTIONAL, SMALL, write_small
 
-from fedelta.errors import InputError
+from fedelta.errors import InputError, RunError
 from fedelta.evaluation import evaluate_adapter
 from fedelta.experiment import Experiment, Result
 from fedelta.inference.predict import Predictor
@@ -106,6 +107,12 @@ def test_predict_and_evaluate_work_on_its_run_directory(finished: Local):
     assert Predictor.open(finished.run).class_names == tuple("0123456789")
 
 
+def test_the_card_of_the_model_which_may_be_published_names_no_site(finished: Local):
+    card = (finished.run / "adapter" / "README.md").read_text()
+    assert "accuracy" in card
+    assert not [name for name in AT if name in card]
+
+
 def test_the_sites_forget_what_the_run_needed_of_them(finished: Local):
     assert [kind for _, kind, _ in finished.link.log[-2:]] == ["finish", "finish"]
     assert read_status(finished.run).state == "finished"  # type: ignore[union-attr]
@@ -151,6 +158,7 @@ def test_a_run_on_too_few_sites_says_so_first_everywhere(tmp_path: Path):
     assert status is not None
     assert (status.state, status.text) == ("finished", told)
     assert told in text_of(local.run)
+    assert "\n2 of 3 rounds had fewer than 2 sites.\n" in (local.run / "adapter" / "README.md").read_text()
     second = rounds_of(local.run)[1]
     lost = {rejection["cause"] for rejection in second["rejections"]}
     assert lost == {"away"}
@@ -167,6 +175,8 @@ def test_too_few_sites_at_the_start_are_told_with_what_to_do(tmp_path: Path):
     assert status.state == "failed"
     assert status.text == caught.value.message
     assert "start the missing sites" in status.hint
+    with pytest.raises(RunError, match=r"has no rounds yet \(failed: 1 problem in the sites"):
+        RunDirectory.open(local.run)
 
 
 def test_while_it_waits_the_status_names_the_missing_sites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -178,6 +188,43 @@ def test_while_it_waits_the_status_names_the_missing_sites(tmp_path: Path, monke
     [status] = told
     assert status.text == "waiting for sites: 1 of 2, missing: hamburg (55 s left)"  # type: ignore[attr-defined]
     assert status.sites == {"berlin": "connected", "hamburg": "missing"}  # type: ignore[attr-defined]
+
+
+def test_a_round_that_has_waited_says_when_it_goes_on(tmp_path: Path):
+    local, told = Local(tmp_path, overrides=["strategy.num_rounds=2"]), list[object]()
+
+    def cut() -> None:
+        local.sites["hamburg"].is_online = False
+        now = local.link.seconds
+        local.link.at.append((now + 30, lambda: told.append(read_status(local.run))))
+        local.link.at.append((now + 31, local.sites["hamburg"].restart))
+
+    before(local, "train", 1, cut)
+    answer = local.sites["berlin"].handler
+
+    def watched(message: Message) -> Message:
+        if message.kind == "train" and message.manifest["round"] == 2:
+            told.append(read_status(local.run))
+        return answer(message)
+
+    local.sites["berlin"].handler = watched
+    local.conduct()
+    waiting, running = told
+    assert waiting.state == "waiting"  # type: ignore[attr-defined]
+    assert running.state == "running"  # type: ignore[attr-defined]
+    assert running.sites == {"berlin": "took part", "hamburg": "took part"}  # type: ignore[attr-defined]
+
+
+def test_a_second_process_for_the_same_run_is_refused_and_says_nothing(tmp_path: Path):
+    local = Local(tmp_path, overrides=["strategy.num_rounds=1"])
+
+    def again() -> None:
+        with pytest.raises(RunError, match="another process is running or resuming"):
+            local.conduct()
+
+    before(local, "train", 1, again)
+    local.conduct()
+    assert read_status(local.run).state == "finished"  # type: ignore[union-attr]
 
 
 def test_sites_that_measure_together_give_the_measures_of_the_run(finished: Local, tmp_path: Path):
@@ -214,6 +261,52 @@ def test_a_server_may_have_a_test_set_only(tmp_path: Path):
     summary = summary_of(local.run)
     assert sum(values["num_examples"] for values in summary["by_class"].values()) == 20
     assert summary["measures_of_sites"]["berlin"]["num_test_examples"] == 60
+
+
+def test_a_run_can_start_from_an_adapter_that_only_the_server_has(finished: Local, tmp_path: Path):
+    adapter = tmp_path / "adapter"
+    shutil.copytree(finished.run / "adapter", adapter)
+    overrides = ["strategy.num_rounds=2", f"model.adapter={adapter}"]
+    local = Local(tmp_path / "deployed", overrides=overrides)
+    before(local, "train", 2, killed)
+    with pytest.raises(KeyboardInterrupt):
+        local.conduct()
+    result = Experiment.from_toml(write_small(tmp_path), overrides).run(tmp_path / "simulated")
+    shutil.rmtree(adapter)
+    local.conduct()
+    assert_close(load(local.run / CHECKPOINT).params, result.params, rtol=1e-5, atol=1e-6)
+
+
+def test_sites_with_data_of_their_own_are_clients_with_names(tmp_path: Path):
+    for number in range(40):
+        label = number % 10
+        path = tmp_path / ("berlin" if label < 6 else "hamburg") / f"class {label}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 6 * number).save(path)
+    own = {name: {"data": {"source": str(tmp_path / name)}, "allow_missing_classes": True} for name in AT}
+    overrides = ["data.source=sites", "deployment.evaluate=sites", "partition.name=natural"]
+    overrides += ["strategy.clients_per_round=2", "strategy.num_rounds=1"]
+    text = SMALL.replace('name = "dirichlet"\nnum_clients = 6\nalpha = 0.5\nmin_size = 4', 'name = "natural"')
+    local = Local(tmp_path / "deployed", at=dict.fromkeys(AT), text=text, overrides=overrides, own=own)
+    local.conduct()
+    [record] = rounds_of(local.run)
+    assert record["cohort_names"] == ["berlin", "hamburg"]
+    assert [site["num_asked"] for site in record["sites"]] == [1, 1]
+    settings = json.loads((local.run / "adapter" / "fedelta.json").read_text())
+    assert settings["class_names"] == [f"class {label}" for label in range(10)]
+    # Of 24 and 16 images, a fifth is for tests.
+    assert record["num_examples"] + sum(site["num_test_examples"] for site in record["sites"]) == 40
+
+
+def test_a_run_whose_roster_was_changed_does_not_go_on(tmp_path: Path):
+    local = Local(tmp_path)
+    before(local, "train", 2, killed)
+    with pytest.raises(KeyboardInterrupt):
+        local.conduct()
+    path = local.run / "partition.json"
+    path.write_text(path.read_text().replace("hamburg", "bremen"))
+    with pytest.raises(InputError, match=r"partition.json' is not as the run wrote it when it began"):
+        local.conduct()
 
 
 def test_models_that_only_the_sites_have_are_measured_there_and_nowhere_else(tmp_path: Path):

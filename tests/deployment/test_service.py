@@ -280,6 +280,19 @@ def test_a_client_whose_memory_is_lost_says_so_and_the_others_train(scaffolding)
     assert entry(scaffolding.ask(2, {2: 0}), 2)["fault"] is None
 
 
+def test_a_client_that_forgot_gets_back_what_it_remembered_for_the_strategy(scaffolding):
+    scaffolding.ask(1, dict.fromkeys(OURS, 0))
+    scaffolding.simulate(1)
+    remembered = scaffolding.assembly.site.memory_of(2).remembered
+    copy, _ = encode(remembered, scaffolding.assembly.federation.wire, Cast())
+    clients = [trainee(0, 1), trainee(2, remembered=1), trainee(3, 1)]
+    answer = train(scaffolding.site, 2, clients, scaffolding.names, [scaffolding.payload, copy])
+    assert entry(answer, 2)["payload"] == scaffolding.simulate(2)[2].payload
+    part, _ = encode(dict(list(remembered.items())[1:]), scaffolding.assembly.federation.wire, Cast())
+    answer = train(scaffolding.site, 2, [trainee(2, remembered=1)], scaffolding.names, [scaffolding.payload, part])
+    assert "tensors do not fit: lacks" in reason(answer)
+
+
 def test_a_full_disk_is_a_fault_of_the_clients_and_loses_nothing(scaffolding, monkeypatch):
     scaffolding.ask(1, dict.fromkeys(OURS, 0))
 
@@ -420,6 +433,20 @@ def test_a_column_that_is_missing_is_refused_without_telling_what_the_data_hold(
     assert "no column 'diagnosis' (`data.label_column`)" in text
     assert "ward" not in text
     assert str(tmp_path) not in text
+
+
+def test_images_of_more_than_8_bits_need_a_range_that_all_sites_share(tmp_path):
+    rows = [{"image": [[0, 7 * index], [4000, 9]], "label": "cat"[index % 3]} for index in range(24)]
+    write_images(tmp_path / "rows.jsonl", rows)
+    site = service(tmp_path, data={"source": str(tmp_path / "rows.jsonl")})
+    describe(site, OWN)
+    answer = prepare(site, [[0, "hamburg"]], "cat")
+    assert "more than 8 bits, with values from 0 to 4000" in reason(answer)
+    assert "`data.value_range`" in answer.manifest["hint"]
+    describe(site, OWN.replace('source = "digits"', 'source = "digits"\nvalue_range = [0, 4095]'))
+    assert prepare(site, [[0, "hamburg"]], "cat").kind == "prepared"
+    range_here = site._kept["deployed"][1].model.backbone.modality.preparation.value_range
+    assert range_here == (0, 4095)
 
 
 def test_clients_that_the_partition_does_not_have_are_refused(tmp_path):

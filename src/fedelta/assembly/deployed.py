@@ -22,9 +22,12 @@ from fedelta.data.validation import RowsOf
 from fedelta.errors import InputError, listed
 from fedelta.federation.client import Site
 from fedelta.federation.memory import Memory
+from fedelta.modalities.base import Modality
 from fedelta.params import Params
 from fedelta.tasks.base import Sums
 from fedelta.tuning.exits import exit_blocks
+
+_USUAL_RANGES = ((0.0, 1.0), (0.0, 255.0))
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,8 @@ def deploy(
         InputError: the site does not have a client, or data, model and recipe do not fit each other.
     """
     backbone, modality = fitted(config, raw)
+    if share.numbers is None:
+        _check_range(config, modality)
     data = federate(
         raw,
         _partitioner(config, raw, share),
@@ -185,6 +190,17 @@ def _numbered(local_of: Mapping[Name, int], numbers: Mapping[Name, int]) -> dict
     if absent := [key for key in numbers if key not in local_of]:
         raise InputError(f"this site does not have the clients {listed(absent)}; it has {listed(list(local_of))}.")
     return {local_of[key]: number for key, number in numbers.items()}
+
+
+def _check_range(config: Config, modality: Modality) -> None:
+    """Raises if the site would have to guess which values of its images are black and white for all sites."""
+    found = modality.preparation.value_range
+    if config.data.value_range is None and found not in (None, *_USUAL_RANGES):
+        raise InputError(
+            f"the images of this site have more than 8 bits, with values from {found[0]:g} to {found[1]:g}; those of "
+            "other sites may have others, so that the same value would mean different things.",
+            hint="say in the recipe what is black and what is white: `data.value_range`, such as [0, 4095].",
+        )
 
 
 def _check_depths(model: TunedModel, depths: Mapping[int, int]) -> None:

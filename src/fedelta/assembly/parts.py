@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol, Self
 
 from torch import Tensor
@@ -16,6 +17,9 @@ from fedelta.params import Params
 from fedelta.record.files import Record
 from fedelta.record.origin import Origin
 from fedelta.tasks.details import Details
+
+Peaks = Callable[[], Sequence[int]]
+"""Gives the highest resident memory of each worker process so far, in bytes."""
 
 
 class Parts(Protocol):
@@ -50,7 +54,7 @@ class Parts(Protocol):
         """The content of `partition.json`."""
 
     @property
-    def row(self) -> Mapping[str, Tensor] | None:
+    def row(self) -> dict[str, Tensor] | None:
         """Inputs of one row, if the backbone has no modality that makes an example."""
 
     @property
@@ -59,6 +63,9 @@ class Parts(Protocol):
 
     def starting_from(self, params: Params) -> Self:
         """A copy whose clients start with those tensors of `params` that never travel."""
+
+    def at_work(self) -> AbstractContextManager[Peaks]:
+        """A context for the rounds, in which worker processes may be started; when it ends, they have ended."""
 
     def details(self, params: Params) -> Details | None:
         """All that is measured of a finished model; None if only the rounds' evaluations say how good it is."""

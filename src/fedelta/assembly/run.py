@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
+from fedelta.assembly.local import processes_of, shared_out
 from fedelta.assembly.model import TunedModel, tiers_of, tuned_model, work_of
 from fedelta.assembly.origin import origin_of
+from fedelta.assembly.parts import Peaks
 from fedelta.assembly.server import build_server
 from fedelta.assembly.site import build_site, details, evaluate, few_rows, num_lanes, read_data
 from fedelta.codecs.wire import encode
-from fedelta.config import Config
+from fedelta.config import Config, parse_config
 from fedelta.data.batches import FederatedData
 from fedelta.data.clients import Clients
 from fedelta.engine.lanes import LaneEngine
 from fedelta.errors import ConfigError
-from fedelta.federation.base import Federation
+from fedelta.federation.base import Federation, Runtime
 from fedelta.federation.client import Site
 from fedelta.federation.records import RoundOutcome
 from fedelta.federation.tiers import Tiers
 from fedelta.models.hub import Backbone
 from fedelta.params import Params, ParamSpec, select
+from fedelta.plugins import for_processes, load_same
 from fedelta.record.files import Record
 from fedelta.record.origin import Origin
 from fedelta.record.partition import partition_record
+from fedelta.runtimes.processes import Processes
 from fedelta.runtimes.stability import Stability, Unstable
 from fedelta.seeds import stream
 from fedelta.strategies.base import Strategy
@@ -51,6 +56,7 @@ class Assembly:
         site: trains the clients, and holds their memories.
         federation: the server's objects, for `federate`.
         tiers: depth of each client, held-out clients included; None if all clients train the whole model.
+        processes: may train the clients in worker processes; None if they train in this one.
     """
 
     config: Config
@@ -59,6 +65,7 @@ class Assembly:
     site: Site
     federation: Federation
     tiers: Tiers | None = None
+    processes: Processes | None = None
 
     @property
     def backbone(self) -> Backbone:
@@ -106,7 +113,7 @@ class Assembly:
         return partition_record(self.data)
 
     @property
-    def row(self) -> Mapping[str, Tensor] | None:
+    def row(self) -> dict[str, Tensor] | None:
         """Inputs of one test row; None if the backbone has a modality that makes an example."""
         return None if self.backbone.modality else self.data.test.inputs.fetch(torch.tensor([0]))
 
@@ -119,11 +126,16 @@ class Assembly:
         if not self.spec.kept:
             return self
         site = replace(self.site, start=select(params, self.spec.kept))
-        runtime = _runtime(self.config, self.model, site)
+        processes = None if self.processes is None else self.processes.serving(site)
+        runtime = _runtime(self.config, self.model, site, processes)
         federation = replace(
             self.federation, runtime=runtime, evaluate=lambda params: evaluate(site, params, self.data.test)
         )
-        return replace(self, site=site, federation=federation)
+        return replace(self, site=site, federation=federation, processes=processes)
+
+    def at_work(self) -> AbstractContextManager[Peaks]:
+        """See `Parts.at_work`."""
+        return nullcontext(tuple) if self.processes is None else self.processes.at_work()
 
     def evaluate(self, params: Params) -> Evaluation:
         """The measures on the test set; see `site.evaluate`."""
@@ -162,6 +174,7 @@ def assemble(
     Raises:
         InputError: configuration, model or data cannot be used.
     """
+    is_from_config = backbone is None and data is None
     with stage("data and base model"):
         backbone, data = read_data(config, backbone, data, at_a_glance=at_a_glance)
     with stage("tuning method"):
@@ -172,8 +185,10 @@ def assemble(
     all_tiers = tiers_of(config, model, data.clients)
     tiers = None if all_tiers is None else all_tiers.only(clients.numbers)
     with stage("lanes"):
-        site = build_site(config, model, data, tiers)
-    runtime = _runtime(config, model, site)
+        site = shared_out(config, build_site(config, model, data, tiers))
+    build = partial(worker_site, config.to_toml(), tuple(for_processes())) if is_from_config else None
+    processes = processes_of(config, site, build)
+    runtime = _runtime(config, model, site, processes)
     federation = build_server(
         config,
         model.spec,
@@ -185,21 +200,36 @@ def assemble(
         num_held_out=len(data.held_out),
     )
     _check_deadline(config, federation, runtime, model.params)
-    return Assembly(config, model, data, site, federation, all_tiers)
+    return Assembly(config, model, data, site, federation, all_tiers, processes)
 
 
-def _runtime(config: Config, model: TunedModel, site: Site) -> Site | Unstable:
-    """The clients in this process; if `[stability]` is set, some of them drop out or reply late."""
+def worker_site(config: str, plugins: Sequence[str], number: int) -> Site:
+    """Builds the site of a worker that is a new process, on the GPU with its number if there are GPUs.
+
+    Args:
+        config: as TOML.
+        plugins: those that it needs, as `for_processes` gives them.
+        number: of the worker.
+    """
+    load_same(plugins)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(number)
+    return assemble(parse_config(tomllib.loads(config))).site
+
+
+def _runtime(config: Config, model: TunedModel, site: Site, processes: Processes | None) -> Runtime:
+    """The clients on this machine; if `[stability]` is set, some of them drop out or reply late."""
+    local = processes or site
     if config.stability == Stability():
-        return site
+        return local
     num_examples = {client_id: len(rows) for client_id, rows in site.partition.items()}
     depths = {} if site.tiers is None else site.tiers.depths
     num_blocks = len(exit_blocks(model.backbone.module))
     workloads = {client_id: depth / num_blocks for client_id, depth in depths.items()}
-    return Unstable(site, config.stability, work_of(config), num_examples, config.seed, workloads)
+    return Unstable(local, config.stability, work_of(config), num_examples, config.seed, workloads)
 
 
-def _check_deadline(config: Config, federation: Federation, runtime: Site | Unstable, params: Params) -> None:
+def _check_deadline(config: Config, federation: Federation, runtime: Runtime, params: Params) -> None:
     """Raises if too few clients can meet the deadline even without delays."""
     deadline = config.stability.deadline_seconds
     if deadline is None or not isinstance(runtime, Unstable):

@@ -18,7 +18,6 @@ from fedelta.data.files import AT_THE_SITES
 from fedelta.data.sources import DataSource, RawData
 from fedelta.engine.lanes import LaneEngine
 from fedelta.errors import ConfigError
-from fedelta.modalities.settings import Preparation
 from fedelta.params import Params
 from fedelta.tasks.base import Evaluation
 from fedelta.tasks.details import Details
@@ -104,9 +103,8 @@ def server_model(
         check_num_classes(config, len(class_names))
         backbone = built(config, tuple(class_names))
         if backbone.modality is not None:
-            data, modality = config.data, backbone.modality
-            settings = Preparation(max_length=data.max_length, audio=data.audio, resize=data.resize)
-            backbone = replace(backbone, modality=modality.prepared(settings.only(modality.settings)))
+            modality = backbone.modality
+            backbone = replace(backbone, modality=modality.prepared(config.data.preparation.only(modality.settings)))
         return tuned_model(config, backbone, class_names), None
     backbone, modality = fitted(config, raw)
     by_name = {name: number for number, name in clients.names.items()}

@@ -170,7 +170,9 @@ def build_site(config: Config, model: TunedModel, data: FederatedData, tiers: Ti
 def num_lanes(config: Config) -> int:
     """Number of lanes for the cohorts of the run."""
     return config.runtime.num_lanes(
-        clients_per_round=config.strategy.clients_per_round, batch_size=config.client.batch_size
+        clients_per_round=config.strategy.clients_per_round,
+        batch_size=config.client.batch_size,
+        places=config.runtime.places,
     )
 
 

@@ -66,6 +66,8 @@ class Quantity(Settings):
 class Natural(Settings):
     """One client for each value of `data.client_column`, in ascending order of the values.
 
+    In a deployment whose sites have data of their own, one for each client of a site.
+
     Args:
         num_clients: number of clients to draw at random; rows of the others are not used. None: all clients.
     """

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, FiniteFloat, field_validator, model_validator
 
 from fedelta.data.columns import Columns, NamedColumns, find_columns, missing_columns, target_column
 from fedelta.data.files import AT_THE_SITES, EMBEDDED, load_splits, missing_path
@@ -25,7 +25,7 @@ from fedelta.data.naming import CLIENT, LABEL, SPLIT, Naming, expression, levels
 from fedelta.data.split_names import matching_splits, split_kind
 from fedelta.data.splits import Rows, hold_out, limit
 from fedelta.data.values import Ids, read_ids
-from fedelta.errors import ClassesError, DataError, listed, refuse
+from fedelta.errors import DataError, listed, refuse
 from fedelta.modalities.base import Modality
 from fedelta.modalities.settings import AudioSettings, Preparation, Resize
 from fedelta.seeds import stream
@@ -35,7 +35,6 @@ from fedelta.tasks.base import Task
 from fedelta.tasks.classification import Classification
 from fedelta.tasks.contract import targets_of
 from fedelta.tasks.known_classes import KnownClasses
-from fedelta.tasks.targets import TargetColumn
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -81,6 +80,8 @@ class DataSource(Settings):
         resize: how images are resized to the model's input. "checkpoint": by the checkpoint's image processor (its
             resizing, cropping and filter, scaled if `model.image_size` differs). "stretch": bilinear to a square,
             without keeping the aspect ratio; also used if a checkpoint has no processor.
+        value_range: the values that become black and white in images of more than 8 bits; by default the smallest and
+            the largest one of the training data, which no site of a deployment sees as a whole.
         train_split: the split to train on; if there is no split of this name, synonyms such as `Train` or `training`
             are accepted.
         test_split: the split to evaluate on, with synonyms likewise. If there is no test split, the validation split
@@ -110,6 +111,7 @@ class DataSource(Settings):
     test_files: str | None = None
     audio: AudioSettings = AudioSettings()
     resize: Resize = "checkpoint"  # as in the checkpoint's training
+    value_range: Annotated[tuple[FiniteFloat, FiniteFloat], Field(strict=False)] | None = None
     train_split: str = "train"  # the hub's usual names
     test_split: str = "test"
     test_fraction: float = Field(default=0.2, gt=0, lt=1)  # 1,437 of the 1,797 digits remain for training
@@ -120,6 +122,13 @@ class DataSource(Settings):
     max_train_examples: int | None = Field(default=None, ge=2)  # all
     max_test_examples: int | None = Field(default=None, ge=1)  # all
     max_memory_mib: int = Field(default=2048, ge=0)  # a quarter of a small machine's 8 GiB
+
+    @field_validator("value_range")
+    @classmethod
+    def _ascending(cls, value_range: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value_range is not None and value_range[0] >= value_range[1]:
+            raise ValueError(f"expected a smaller number and a larger one, found {list(value_range)}")
+        return value_range
 
     @field_validator("file_pattern")
     @classmethod
@@ -165,6 +174,13 @@ class DataSource(Settings):
         return NamedColumns(self.label_column, self.client, inputs)
 
     @property
+    def preparation(self) -> Preparation:
+        """How examples of any modality become inputs."""
+        return Preparation(
+            max_length=self.max_length, audio=self.audio, resize=self.resize, value_range=self.value_range
+        )
+
+    @property
     def _input_columns(self) -> dict[str, str | None]:
         return {"image": self.image_column, "text": self.text_column, "audio": self.audio_column}
 
@@ -183,9 +199,9 @@ class DataSource(Settings):
 
     @property
     def may_name_clients(self) -> bool:
-        """Whether the data may name clients themselves, as LEAF's format does; only reading them shows."""
+        """Whether the data may name clients themselves, as LEAF's format and sites do; only reading them shows."""
         path = Path(self.source)
-        return path.suffix.lower() == ".json" or any(True for _ in path.rglob("*.json"))
+        return self.source == AT_THE_SITES or path.suffix.lower() == ".json" or any(True for _ in path.rglob("*.json"))
 
 
 @dataclass(frozen=True)
@@ -218,8 +234,7 @@ class RawData:
     @property
     def preparation(self) -> Preparation:
         """The settings in `[data]` for turning examples of this modality into inputs."""
-        preparation = Preparation(max_length=self.source.max_length, audio=self.source.audio, resize=self.source.resize)
-        return preparation.only(self.modality.settings)
+        return self.source.preparation.only(self.modality.settings)
 
     @cached_property
     def train_ids(self) -> Ids | None:
@@ -287,7 +302,7 @@ def read(
     train_column = target_column(train, columns.label, "training set")
     test_column = None if test is None or lacking else target_column(test, columns.label, "test set")
     if known is not None and task.has_classes:
-        train_column, test_column = _in_terms_of(known, train_column, test_column, origin)
+        train_column, test_column = known.of_data(train_column, test_column, origin)
     targets = targets_of(task, train_column, test_column)
     refuse(origin, [*targets.problems, *lacking])
     for note in (*splits.notes, *targets.notes):
@@ -307,22 +322,6 @@ def read(
         strata_names=targets.strata_names,
         columns=columns,
     )
-
-
-def _in_terms_of(
-    known: KnownClasses, train: TargetColumn, test: TargetColumn | None, origin: str
-) -> tuple[TargetColumn, TargetColumn | None]:
-    """Both columns with the known classes."""
-    known = known.found_in(train, test)
-    if not known.names:
-        return train, test
-    train, problems = known.applied(train)
-    if test is not None:
-        test, more = known.applied(test, is_training=False)
-        problems = [*problems, *more]
-    if problems:
-        raise ClassesError(f"{origin}: {'; '.join(problems)}.")
-    return train, test
 
 
 def class_names(source: DataSource, *, seed: int, task: Task) -> tuple[str, ...]:

@@ -67,7 +67,7 @@ def build_parts(basis: Basis, post: Post, invitation: Invitation, watch: Watch) 
     remote = Remote(
         post, config.deployment, roster, invitation=invitation, terms=terms, wire=wire, copying=copying, watch=watch
     )
-    sites = SiteMeasures(remote, config.task, has_exits=bool(exit_blocks(model.backbone.module)))
+    sites = SiteMeasures(remote, config.task, num_exits=len(exit_blocks(model.backbone.module)))
     bench = None if test is None else server_bench(config, model, test, class_names)
     federation = build_server(
         config,

@@ -19,7 +19,6 @@ from fedelta.tasks.contract import evaluation_of
 
 logger = logging.getLogger("fedelta")
 
-_MOST_EXITS = 1000
 _MOST_SUMS = 10_000
 
 
@@ -30,13 +29,13 @@ class SiteMeasures:
     Args:
         remote: reaches the sites.
         task: of the run.
-        has_exits: whether the model has exits.
+        num_exits: of the model; 0 for a model without exits.
         last: site to what it has measured when it was last asked.
     """
 
     remote: Remote
     task: Task
-    has_exits: bool = False
+    num_exits: int = 0
     last: Mapping[str, OwnMeasures] = field(default_factory=dict)
 
     def evaluate(self, params: Params) -> Evaluation | None:
@@ -66,8 +65,6 @@ class SiteMeasures:
             try:
                 sums, num_examples = read_sums(manifest)
                 evaluation = self._evaluation(sums)
-                if any(len(sums) != len(others) for others, _ in usable.values()):
-                    raise PayloadError("it has another number of exits than other sites")
             except PayloadError as error:
                 logger.warning("site %r: its measures cannot be used: %s", site, error.message)
                 continue
@@ -82,8 +79,10 @@ class SiteMeasures:
         Raises:
             PayloadError: sums are missing, or are not those of any answers.
         """
+        if len(sums) != (expected := max(1, self.num_exits)):
+            raise PayloadError(f"it has sums at {len(sums)} exits, expected {expected}")
         try:
-            evaluation = evaluation_of(self.task, sums, has_exits=self.has_exits)
+            evaluation = evaluation_of(self.task, sums, has_exits=self.num_exits > 0)
         except (KeyError, ZeroDivisionError, ValueError, OverflowError) as error:
             raise PayloadError(f"no measures follow from its sums: {error!r}") from error
         if evaluation.not_finite is not None:
@@ -101,7 +100,7 @@ def read_sums(manifest: Mapping[str, Any]) -> tuple[list[Sums], int]:
         PayloadError: it has another form.
     """
     by_exit = manifest.get("sums")
-    if not isinstance(by_exit, list) or not 0 < len(by_exit) <= _MOST_EXITS:
+    if not isinstance(by_exit, list) or not by_exit:
         raise PayloadError("`sums` is no list of sums at each exit")
     num_examples = whole(manifest.get("num_examples"), "num_examples", least=1)
     return [_sums(at_exit) for at_exit in by_exit], num_examples

@@ -16,7 +16,7 @@ from fedelta.settings.base import Table
 
 # Keys of `[data]` that say how rows become examples and measures, not which rows are read: the site may set them, and
 # where it does not, they are the recipe's, so that all sites do the same.
-_HOW = ("audio", "evaluate_on", "max_length", "resize", "test_fraction", "validation_fraction")
+_HOW = ("audio", "evaluate_on", "max_length", "resize", "test_fraction", "validation_fraction", "value_range")
 # Of all data together; for data of the site's own they would say something else.
 _LIMITS = ("max_test_examples", "max_train_examples")
 # Sections that only the server needs.
@@ -41,7 +41,9 @@ def merged(text: str, site: SiteSettings) -> Config:
     table["data"] = _data_table(recipe.get("data"), site)
     if "model" in recipe:
         table["model"] = _with_weights(recipe["model"], site)
-    table["runtime"] = _table_in(recipe, "runtime", {"compute_dtype"}) | site.runtime.model_dump(mode="json")
+    table["runtime"] = _table_in(recipe, "runtime", {"compute_dtype"}) | site.runtime.model_dump(
+        mode="json", exclude={"threads"}
+    )
     if exits := _table_in(recipe, "exits"):
         table["exits"] = {key: value for key, value in exits.items() if key != "tiers_file"}  # depths arrive as numbers
     if not site.is_partition:

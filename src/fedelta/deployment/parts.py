@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
 from fedelta.assembly.model import TunedModel
 from fedelta.assembly.origin import evaluated
+from fedelta.assembly.parts import Peaks
 from fedelta.assembly.server_model import Bench
 from fedelta.config import Config
 from fedelta.data.clients import Clients
@@ -78,6 +80,10 @@ class ServerParts:
     def details(self, params: Params) -> Details | None:
         """What the task measures on the server's test set; None without one."""
         return None if self.bench is None else self.bench.details(params)
+
+    def at_work(self) -> AbstractContextManager[Peaks]:
+        """See `Parts.at_work`; the workers of sites are not those of the server."""
+        return nullcontext(tuple)
 
     def at_sites(self, outcome: RoundOutcome) -> Mapping[str, Record]:
         """What the sites have measured in this round, if they were asked."""

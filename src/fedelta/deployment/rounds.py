@@ -19,7 +19,8 @@ from fedelta.deployment.requests import Evaluate, Standing, Train, Trainee, inde
 from fedelta.errors import PayloadError, RoundError
 from fedelta.federation.memory import Memories, Memory
 from fedelta.federation.records import Reply
-from fedelta.runtimes.remote.messages import Message
+from fedelta.params import select
+from fedelta.runtimes.remote.messages import FAILED, Message
 from fedelta.runtimes.remote.store import NOTHING, MemoryStore
 from fedelta.strategies.base import RoundPlan
 
@@ -90,7 +91,7 @@ class _Answers:
         except OSError as error:
             logger.warning("what client %d remembers cannot be written", reply.client_id, exc_info=error)
             reason = f"the site cannot write what the client remembers: {error.strerror or type(error).__name__}"
-            self.add_fault(reply.client_id, {"reason": reason, "cause": "site failed"})
+            self.add_fault(reply.client_id, {"reason": reason, "cause": FAILED})
             return
         entry = self._entry(reply.client_id) | {"train_loss": loss, "blob": len(self.blobs), "version": version}
         self.clients.append(entry)
@@ -117,7 +118,7 @@ def evaluated(deployed: Deployed, store: MemoryStore, request: Evaluate, blobs: 
     params, _ = decode(bytes(indexed(blobs, 0, "blob")), site.wire, Cast())
     if lacking := [name for name in site.engine.spec.shared if name not in params]:
         raise PayloadError(f"a model to be measured lacks {len(lacking)} tensors, first `{lacking[0]}`.")
-    params = {name: params[name] for name in site.engine.spec.shared}
+    params = select(params, site.engine.spec.shared)
     memories: dict[int, Memory] = {}
     if site.engine.spec.kept:
         for client in request.clients:
@@ -133,15 +134,20 @@ def evaluated(deployed: Deployed, store: MemoryStore, request: Evaluate, blobs: 
 
 
 def _memory(deployed: Deployed, store: MemoryStore, client: Trainee, blobs: Sequence[bytes]) -> Memory | None:
-    """The memory that a client must have; None if it is lost."""
+    """The memory that a client must have; None if it is lost.
+
+    Raises:
+        PayloadError: what the client remembered for the strategy, as the server has it, cannot be decoded.
+        SpecError: it holds other tensors.
+    """
+    blank, wire = deployed.site.blank, deployed.site.wire
     if client.version != NOTHING:
         return store.read(client.id, client.version)
     if client.remembered is None:
-        return deployed.site.blank
-    remembered, _ = decode(blobs[client.remembered], deployed.site.wire, Cast())
-    if remembered.keys() != deployed.site.blank.remembered.keys():
-        raise PayloadError(f"what client {client.id} is to remember has other tensors than the strategy's.")
-    return replace(deployed.site.blank, remembered=remembered)
+        return blank
+    remembered, _ = decode(blobs[client.remembered], wire, Cast())
+    wire.check(remembered, blank.remembered)
+    return replace(blank, remembered=select(remembered, blank.remembered))
 
 
 def _check(deployed: Deployed, request: Train, blobs: Blobs) -> None:

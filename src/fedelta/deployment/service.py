@@ -33,7 +33,7 @@ from fedelta.deployment.runs import RunFolders, RunRecord
 from fedelta.deployment.site_settings import SiteSettings
 from fedelta.deployment.telling import refusal
 from fedelta.errors import FedeltaError, InputError, PayloadError, listed
-from fedelta.runtimes.remote.messages import PROTOCOL, REFUSED, Message, pack
+from fedelta.runtimes.remote.messages import FAILED, PROTOCOL, REFUSED, UNPREPARED, Message
 from fedelta.runtimes.remote.store import MemoryStore
 from fedelta.tasks.known_classes import OTHERS, KnownClasses
 from fedelta.tasks.targets import strata_of
@@ -41,7 +41,6 @@ from fedelta.tasks.targets import strata_of
 logger = logging.getLogger("fedelta")
 T = TypeVar("T")
 InRun = TypeVar("InRun", Train, Evaluate)
-UNPREPARED = "unprepared"  # the cause of a refusal: send `describe` and `prepare` again
 
 
 class Service:
@@ -64,7 +63,7 @@ class Service:
 
         The same message has the same answer, and the last training that succeeded is not done again.
         """
-        digest = _digest(message)
+        digest = _digest(message) if message.kind == "train" else ""
         if self._last is not None and self._last[0] == digest:
             return self._last[1]
         try:
@@ -196,13 +195,15 @@ class Service:
 
 
 def _digest(message: Message) -> str:
-    text, packed = pack(message)
-    return hashlib.sha256(text.encode() + packed).hexdigest()
+    digest = hashlib.sha256(json.dumps(message.manifest).encode())
+    for blob in message.blobs:
+        digest.update(hashlib.sha256(blob).digest())
+    return digest.hexdigest()
 
 
 def _failed(message: Message, why: str) -> Message:
     reason = f"the site failed at a message {message.kind!r} because {why}"
-    return Message(REFUSED, {"reason": reason, "hint": "the site's log says more.", "cause": "site failed"})
+    return Message(REFUSED, {"reason": reason, "hint": "the site's log says more.", "cause": FAILED})
 
 
 def _unprepared(run: str) -> Message:

@@ -83,7 +83,14 @@ class SiteModel(Settings):
 
 
 class SiteRuntime(Settings):
-    """How this site's machine is used: section `[runtime]`; see section `[runtime]` of a recipe."""
+    """How this site's machine is used: section `[runtime]`; the other keys are those of a recipe.
+
+    Args:
+        threads: number of arithmetic threads; None for one on each core. Sites that share a machine should share its
+            cores: they wait for each other if they have more threads together than there are cores.
+    """
+
+    threads: int | None = Field(default=None, ge=1)
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     lanes: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"

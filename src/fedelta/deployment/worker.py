@@ -11,11 +11,11 @@ import fcntl
 import hmac
 import logging
 import os
-import select
 import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ logger = logging.getLogger("fedelta")
 _LOG_BYTES, _NUM_LOGS = 2**20, 3
 _CALLER_SECONDS = 30.0  # a caller on this machine sends without pauses; one that does not must not keep others waiting
 _ANSWER_SECONDS = 600.0
-_WATCH_SECONDS = 1.0
+_WATCH_SECONDS = 0.5
 _BACKLOG = 16
 
 Answer = Callable[[Message], Message]
@@ -113,6 +113,8 @@ def main(folder: str) -> None:
 
 def _service(folder: str) -> tuple[Answer, SiteSettings | None]:
     """What answers messages, and the site's settings; without them if they are invalid, and everything is refused."""
+    import torch
+
     from fedelta.deployment.service import Service
     from fedelta.deployment.site_settings import load_site
     from fedelta.deployment.telling import refusal
@@ -126,6 +128,8 @@ def _service(folder: str) -> tuple[Answer, SiteSettings | None]:
         logger.error("%s", error)
         refused = refusal(error)
         return lambda _: refused, None
+    if settings.runtime.threads is not None:
+        torch.set_num_threads(settings.runtime.threads)
     return Service(settings).answer, settings
 
 
@@ -137,9 +141,10 @@ def _locked(path: Path) -> IO[str] | None:
     except BlockingIOError:
         file.close()
         return None
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
+    with suppress(OSError):  # a full disk, of which the answers tell more
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
     return file
 
 
@@ -178,16 +183,9 @@ def _end_with_supervisor(lock: Path) -> None:
 
 
 def _wait_for_end(pid: int) -> None:
-    """Returns when a process, the parent of this one, has ended."""
-    if sys.platform == "linux":
-        with suppress(ProcessLookupError):
-            descriptor = os.pidfd_open(pid)
-            if os.getppid() == pid:  # it is no later process with the same number
-                select.select([descriptor], [], [])
-            os.close(descriptor)
-        return
+    """Returns when a process, the parent of this one, has ended: then another process becomes its parent."""
     while os.getppid() == pid:
-        threading.Event().wait(_WATCH_SECONDS)
+        time.sleep(_WATCH_SECONDS)
 
 
 if __name__ == "__main__":

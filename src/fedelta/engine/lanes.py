@@ -23,6 +23,7 @@ from fedelta.engine.bank import LaneBank
 from fedelta.engine.exits import ExitLoss, ExitSettings
 from fedelta.engine.model import SharedModel, prepare
 from fedelta.engine.optimizers import LearningRate
+from fedelta.engine.prefix import CachedInputs
 from fedelta.engine.proof import mixing
 from fedelta.engine.work import ClientSettings, Job, Trained, padded
 from fedelta.models.failures import model_errors
@@ -139,6 +140,11 @@ class LaneEngine:
             parameter = module.get_parameter(name)
             parameter.data = parameter.data[:1]
         self.bank = LaneBank(module, self.spec, 1)
+
+    def share(self) -> None:
+        """Puts the cached features of the training data where processes that are forked from now on find them."""
+        if isinstance(self._train.inputs, CachedInputs):
+            self._train.inputs.allocate()
 
     @property
     def is_augmented(self) -> bool:

@@ -8,7 +8,9 @@ prefix, and the model's own code does the rest. A prefix is used only if it give
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import mmap
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -87,21 +89,27 @@ class CachedInputs:
         self._prefix = prefix
         self._device = device
         self._features: dict[str, Tensor] = {}
-        self._ready = torch.zeros(len(inputs), dtype=torch.bool)
-        first_row = self._compute(torch.zeros(1, dtype=torch.int64))
-        self.num_bytes = len(inputs) * sum(tensor.numel() * tensor.element_size() for tensor in first_row.values())
+        self._ready = shared_empty((len(inputs),), torch.bool)
+        self._first_row = self._compute(torch.zeros(1, dtype=torch.int64))
+        self.num_bytes = len(inputs) * sum(row.numel() * row.element_size() for row in self._first_row.values())
 
     def __len__(self) -> int:
         return len(self._inputs)
 
+    def allocate(self) -> None:
+        """Allocates the features if that has not been done; on the CPU all processes forked after it share them."""
+        for name, row in self._first_row.items() if not self._features else ():
+            shape = (len(self), *row.shape[1:])
+            is_on_cpu = self._device.type == "cpu"
+            self._features[name] = shared_empty(shape, row.dtype) if is_on_cpu else row.new_empty(shape)
+
     def prepare(self, rows: Tensor) -> None:
         """Computes and stores the features of `rows` that are not stored yet, in chunks of a fixed size."""
+        self.allocate()
         for chunk in rows[~self._ready[rows]].split(_CHUNK):
             if len(chunk) == 0:
                 continue
             for name, tensor in self._compute(chunk).items():
-                if name not in self._features:
-                    self._features[name] = tensor.new_empty(len(self), *tensor.shape[1:])
                 self._features[name][chunk.to(self._device)] = tensor
             self._ready[chunk] = True
 
@@ -117,6 +125,17 @@ class CachedInputs:
         inputs = {name: tensor.to(self._device) for name, tensor in self._inputs.fetch(rows).items()}
         with torch.no_grad(), model_errors("the frozen part of the model", inputs):
             return self._prefix.features(inputs)
+
+
+def shared_empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """A tensor of zeros on the CPU, in memory that this process shares with those that it forks.
+
+    Pages are taken when they are first written, and go back to the system with the last process that has them.
+    """
+    num_bytes = math.prod(shape) * dtype.itemsize
+    if num_bytes == 0:
+        return torch.zeros(*shape, dtype=dtype)
+    return torch.frombuffer(mmap.mmap(-1, num_bytes), dtype=dtype).view(*shape)
 
 
 @dataclass(frozen=True)

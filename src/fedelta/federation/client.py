@@ -5,12 +5,13 @@ does not ask for a tensor, the client keeps the trained value and its anchor, wh
 later upload of the tensor then holds its change over all rounds since. A client that leaves the cohort drops these
 values.
 
-In a simulation one call serves a whole cohort through the lane engine; on a site it serves the site's clients.
+A cohort is trained pack by pack (engine/packs.py). `Site.train` needs nothing but a `Pack`, so that packs may also be
+trained in other processes; what their clients keep stays here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count, repeat
@@ -21,9 +22,12 @@ from torch import Generator, Tensor
 from fedelta.codecs.channel import Channel
 from fedelta.codecs.wire import decode, encode
 from fedelta.engine.lanes import LaneEngine
+from fedelta.engine.packs import packs_of
+from fedelta.engine.threads import computed_with
 from fedelta.engine.work import Job, Trained
 from fedelta.errors import PayloadError
 from fedelta.federation.memory import Drift, Memories, Memory
+from fedelta.federation.packs import Answer, Pack
 from fedelta.federation.records import Fault, Reply
 from fedelta.federation.tiers import Tiers
 from fedelta.params import Params, ParamSpec, is_finite, select
@@ -47,6 +51,8 @@ class Site:
         steering: the client's side of the strategy; None if it has none.
         tiers: the depth of each client; None if every client runs the whole model.
         memories: what clients keep between rounds.
+        places: how many packs this machine could train side by side; 1: a cohort is one pack.
+        threads: number of arithmetic threads for training, constant because the last bits depend on it; None: all.
     """
 
     engine: LaneEngine
@@ -58,6 +64,8 @@ class Site:
     steering: Steering | None = None
     tiers: Tiers | None = None
     memories: Memories = field(default_factory=Memories)
+    places: int = 1
+    threads: int | None = None
 
     @cached_property
     def wire(self) -> ParamSpec:
@@ -75,20 +83,59 @@ class Site:
 
     def run(self, plan: RoundPlan, payloads: Mapping[int, bytes]) -> Iterator[Reply]:
         """See `Runtime.run`; yields replies in the order in which clients finish."""
-        lr = self.engine.client.lr_in(plan.round, self.num_rounds)
+        decoded: dict[bytes, Params] = {}
+        for pack in self.packs(plan, payloads):
+            yield from map(self.take, self.train(pack, decoded))
+
+    def packs(self, plan: RoundPlan, payloads: Mapping[int, bytes]) -> Iterator[Pack]:
+        """Begins a round and yields its packs, that with the most work first."""
         self.memories.begin(plan.cohort)
-        decoded: dict[bytes, Params] = {}  # most strategies send all clients the same bytes
+        for part in self._parts(payloads):
+            of_part = {client_id: payloads[client_id] for client_id in part}
+            memories = {client_id: self.memory_of(client_id) for client_id in part}
+            upload = {client_id: plan.upload[client_id] for client_id in part}
+            yield Pack(plan.round, upload, of_part, memories)
+
+    def _parts(self, client_ids: Collection[int]) -> list[tuple[int, ...]]:
+        if self.places == 1:
+            return [tuple(sorted(client_ids))]
+        work = {client_id: self.work_of(client_id) for client_id in client_ids}
+        depths = None if self.tiers is None else self.tiers.depths
+        return packs_of(work, lanes=self.engine.lanes.num, places=self.places, depths=depths)
+
+    def work_of(self, client_id: int) -> float:
+        """A client's work in a round: processed examples times blocks."""
+        num_processed = self.engine.client.num_processed(len(self.partition[client_id]))
+        return num_processed * (1 if self.tiers is None else self.tiers.depths[client_id])
+
+    def train(self, pack: Pack, decoded: dict[bytes, Params]) -> Iterator[Answer]:
+        """Yields the answers of a pack's clients in the order in which they finish; changes no memory.
+
+        Args:
+            pack: of the plan's cohort.
+            decoded: the downloads of this round that are already decoded; most strategies send all clients the same.
+        """
+        return computed_with(self.threads, self._train(pack, decoded))
+
+    def _train(self, pack: Pack, decoded: dict[bytes, Params]) -> Iterator[Answer]:
+        lr = self.engine.client.lr_in(pack.round, self.num_rounds)
         under_way: dict[int, _Work] = {}
-        for client_id in sorted(payloads):
-            payload = payloads[client_id]
+        for client_id, payload in sorted(pack.payloads.items()):
             try:
                 if payload not in decoded:
                     decoded[payload], _ = decode(payload, self.wire, self.channel.down)
-                under_way[client_id] = _work(self, plan, client_id, decoded[payload])
+                under_way[client_id] = _work(self, pack, client_id, decoded[payload])
             except PayloadError as error:
-                yield Reply(client_id, 0, b"", fault=Fault(f"the client cannot use its download: {error.message}"))
-        for trained in self.engine.train([work.job for work in under_way.values()], lr, plan.round):
-            yield _reply(self, plan, under_way.pop(trained.client_id), trained, lr)
+                fault = Fault(f"the client cannot use its download: {error.message}")
+                yield Answer(Reply(client_id, 0, b"", fault=fault))
+        for trained in self.engine.train([work.job for work in under_way.values()], lr, pack.round):
+            yield _answer(self, pack, under_way.pop(trained.client_id), trained, lr)
+
+    def take(self, answer: Answer) -> Reply:
+        """The reply of an answer; stages the memory that the client has if its reply is accepted."""
+        if answer.memory is not None:
+            self.memories.stage(answer.reply.client_id, answer.memory)
+        return answer.reply
 
     def accept(self, client_ids: Iterable[int]) -> None:
         """See `Runtime.accept`."""
@@ -123,13 +170,13 @@ class _Work:
     memory: Memory
 
 
-def _work(site: Site, plan: RoundPlan, client_id: int, received: Params) -> _Work:
+def _work(site: Site, pack: Pack, client_id: int, received: Params) -> _Work:
     """The job of a client.
 
     Raises:
         PayloadError: a tensor is neither in the download nor in the client's memory.
     """
-    memory, held = site.memory_of(client_id), site.held(client_id)
+    memory, held = pack.memories[client_id], site.held(client_id)
     # A download replaces an older anchor.
     anchors = {name: drift.anchor for name, drift in memory.adrift.items()} | received | memory.local_only
     if lacking := [name for name in held if name not in anchors]:
@@ -138,12 +185,12 @@ def _work(site: Site, plan: RoundPlan, client_id: int, received: Params) -> _Wor
             f"first `{lacking[0]}`"
         )
     rows, client = site.partition[client_id], site.engine.client
-    steps_before = (plan.round - 1) * (client.local_steps or 0)
+    steps_before = (pack.round - 1) * (client.local_steps or 0)
     epoch, skip = divmod(steps_before, client.epoch_steps(len(rows)))
 
     def epochs(purpose: str) -> Iterator[Generator]:
         if client.local_steps is None:
-            return repeat(stream(site.seed, purpose, plan.round, client_id))
+            return repeat(stream(site.seed, purpose, pack.round, client_id))
         return (stream(site.seed, purpose, "epoch", number, client_id) for number in count(epoch + 1))
 
     job = Job(
@@ -151,39 +198,39 @@ def _work(site: Site, plan: RoundPlan, client_id: int, received: Params) -> _Wor
         rows,
         anchor=select(anchors, held),
         order=epochs("batches"),
-        noise=stream(site.seed, "dropout", plan.round, client_id),
+        noise=stream(site.seed, "dropout", pack.round, client_id),
         augmentation=epochs("augmentation"),
         skip=skip,
         local={name: memory.adrift[name].value for name in held if name in memory.adrift and name not in received},
-        kept=tuple(name for name in held if name not in plan.upload[client_id]),
+        kept=tuple(name for name in held if name not in pack.upload[client_id]),
         offset={} if site.steering is None else site.steering.offset(received, memory.remembered),
         depth=None if site.tiers is None else site.tiers.depths[client_id],
-        exits=stream(site.seed, "exits", plan.round, client_id),
+        exits=stream(site.seed, "exits", pack.round, client_id),
     )
     return _Work(job, received, memory)
 
 
-def _reply(site: Site, plan: RoundPlan, work: _Work, trained: Trained, lr: float) -> Reply:
-    """The reply of a client; stages the memory that it has if the reply is accepted."""
+def _answer(site: Site, pack: Pack, work: _Work, trained: Trained, lr: float) -> Answer:
+    """The reply of a client, and the memory that it has if the reply is accepted."""
     client_id, num_examples = trained.client_id, len(site.partition[trained.client_id])
     metrics = {"train_loss": trained.train_loss}
     delta = {name: tensor.cpu() for name, tensor in trained.delta.items()}
     if site.steering is not None:
         step_length = lr * site.engine.client.effective_steps(num_examples)
         delta |= site.steering.beside(work.received, delta, step_length)
-    sent = select(delta, plan.upload[client_id])
+    sent = select(delta, pack.upload[client_id])
     if site.channel.up.feeds_back:
         sent = _with_residual(sent, work.memory.residual)
     try:
         payload, _ = encode(sent, site.wire, site.channel.up)
     except PayloadError as error:
-        return Reply(client_id, num_examples, b"", metrics, fault=Fault(str(error)))
+        return Answer(Reply(client_id, num_examples, b"", metrics, fault=Fault(str(error))))
     unsent = {name: tensor.cpu() for name, tensor in trained.kept.items() if site.engine.spec.tensors[name].shared}
     if not all(map(is_finite, unsent.values())):
         fault = Fault("tensors that the client keeps for a later upload are NaN or infinite")
-        return Reply(client_id, num_examples, b"", metrics, fault)
-    site.memories.stage(client_id, _memory_after(site, work, trained, sent=sent, payload=payload, unsent=unsent))
-    return Reply(client_id, num_examples, payload, metrics)
+        return Answer(Reply(client_id, num_examples, b"", metrics, fault))
+    memory = _memory_after(site, work, trained, sent=sent, payload=payload, unsent=unsent)
+    return Answer(Reply(client_id, num_examples, payload, metrics), memory)
 
 
 def _memory_after(site: Site, work: _Work, trained: Trained, *, sent: Params, payload: bytes, unsent: Params) -> Memory:

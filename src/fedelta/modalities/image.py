@@ -73,7 +73,7 @@ class Images:
     columns: ClassVar = ColumnRule({"image": Certainty.SURE, "array": Certainty.LIKELY, "bytes": Certainty.LIKELY})
     suffixes: ClassVar = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
     is_augmented: ClassVar = True
-    settings: ClassVar[frozenset[str]] = frozenset({"resize"})
+    settings: ClassVar[frozenset[str]] = frozenset({"resize", "value_range"})
 
     @classmethod
     def for_model(cls, model: ModelFiles) -> Images:

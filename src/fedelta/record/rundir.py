@@ -38,6 +38,7 @@ from fedelta.errors import RunError
 from fedelta.plugins import refuse_missing
 from fedelta.record.checkpoint import OTHER_VERSION, Checkpoint
 from fedelta.record.files import JsonLines, Record, Seal, exclusive, read_json, to_json
+from fedelta.record.status import read_status
 
 CONFIG = "config.toml"
 ENVIRONMENT = "environment.json"
@@ -132,6 +133,9 @@ class RunDirectory:
             problem = "is not a directory" if path.exists() else "does not exist"
             raise RunError(f"run directory {str(path)!r} {problem}.")
         missing = [name for name in REQUIRED if not (path / name).is_file()]
+        if missing and (status := read_status(path)) is not None:
+            said = f" ({status.state}: {status.text})" if status.text else f" ({status.state})"
+            raise RunError(f"the deployment {str(path)!r} has no rounds yet{said}.", hint=status.hint or None)
         if missing:
             raise RunError(
                 f"{str(path)!r} is not a complete run directory: it lacks {', '.join(missing)}.",

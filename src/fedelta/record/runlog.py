@@ -7,6 +7,7 @@ bytes as an undisturbed one; wall-clock times and memory live in `timings.jsonl`
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from statistics import fmean
 from types import MappingProxyType
 from typing import Any
@@ -64,15 +65,17 @@ def round_record(
     }
 
 
-def timing_record(round: int, wall_seconds: float, peak_memory_bytes: int) -> Record:
+def timing_record(round: int, wall_seconds: float, peak_memory_bytes: int, worker_peaks: Sequence[int] = ()) -> Record:
     """One line of `timings.jsonl`.
 
     Args:
         round: number of the round, from 1.
         wall_seconds: time from the plan of this round to its checkpoint.
         peak_memory_bytes: highest resident memory of the process so far.
+        worker_peaks: that of each worker process; it includes what they share. Empty without workers.
     """
-    return {"round": round, "wall_seconds": wall_seconds, "peak_memory_bytes": peak_memory_bytes}
+    workers = {"worker_peak_memory_bytes": list(worker_peaks)} if worker_peaks else {}
+    return {"round": round, "wall_seconds": wall_seconds, "peak_memory_bytes": peak_memory_bytes, **workers}
 
 
 def summary(
@@ -123,7 +126,15 @@ def summary(
         **summary_of_sites(records),
         "wall_seconds": wall_seconds(timings, len(records)),
         "peak_memory_bytes": max((timing.get("peak_memory_bytes") or 0 for timing in timings), default=0),
+        **_workers(timings),
     }
+
+
+def _workers(timings: Sequence[Record]) -> Record:
+    """The highest memory of each worker process; nothing without workers."""
+    rounds = [timing["worker_peak_memory_bytes"] for timing in timings if timing.get("worker_peak_memory_bytes")]
+    peaks = [max(known) for known in zip_longest(*rounds, fillvalue=0)]
+    return {"worker_peak_memory_bytes": peaks} if peaks else {}
 
 
 def wall_seconds(timings: Sequence[Record], num_rounds: int) -> float | None:

@@ -174,7 +174,7 @@ def by_sites(records: Sequence[Record]) -> list[str]:
         entries = record.get("sites", [])
         expected = {"num_asked": len(record["cohort"])}
         if "claims" not in record:  # a claim may exceed what counts
-            expected["num_examples"] = record.get("num_examples")
+            expected["num_examples"] = record["num_examples"]
         for key, value in expected.items() if entries else ():
             if (total := sum(entry[key] for entry in entries)) != value:
                 problems.append(

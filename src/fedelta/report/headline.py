@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from fedelta.record.history import History
 from fedelta.record.numbers import TIMES, UNKNOWN, bare, capitalised, count, duration, percent, shown, size
+from fedelta.record.status import read_status
 from fedelta.report.exits import read_exits
 
 _SETTING = ("model.source", "tuning.name", "strategy.name", "data.source", "partition.name")
@@ -93,8 +94,11 @@ def _exit_tiles(run: History) -> list[Tile]:
 def _unfinished(run: History) -> str:
     if run.finished:
         return ""
-    planned = run.value("strategy.num_rounds")
-    return f"Unfinished: {len(run.rounds)} of {planned} rounds." if planned else "Unfinished."
+    planned, status = run.value("strategy.num_rounds"), read_status(run.path)
+    progress = f"Unfinished: {len(run.rounds)} of {planned} rounds." if planned else "Unfinished."
+    if status is None or status.state not in ("waiting", "failed"):
+        return progress
+    return f"{progress} {capitalised(status.state)}: {status.text}"
 
 
 def _progress(run: History) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain, repeat
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -104,7 +105,8 @@ def participation(run: History) -> Figure:
         figure = blank((2 * SIZE[0], 2.4))
         axes = figure.subplots()
         bottom = np.zeros(len(rounds))
-        for (label, heights), color in zip(layers.items(), (*SERIES, MUTED), strict=False):
+        # A deployment has more causes than there are colours: the last ones share one.
+        for (label, heights), color in zip(layers.items(), chain(SERIES, repeat(MUTED)), strict=False):
             edges = np.arange(len(rounds) + 1) + 0.5
             axes.stairs(bottom + heights, edges, baseline=bottom, fill=True, color=color, label=label)
             bottom = bottom + heights

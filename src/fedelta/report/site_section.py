@@ -56,6 +56,8 @@ def _text(run: History, totals: Sequence[SiteTotals]) -> str:
     """How often the sites were there, and the bytes of all messages beside those of the payloads."""
     num_rounds = sum("sites" in record for record in run.rounds)
     sentences = [_presence(site, num_rounds) for site in totals]
+    if run.value("deployment.evaluate") == "sites":
+        sentences.append("The measures of the run are over the test examples of all sites that answered.")
     on_the_wire = sum(site.downlink_bytes + site.uplink_bytes for site in totals)
     if payloads := run.ledger.total_bytes:
         ratio = f"{on_the_wire / payloads:.2f} {TIMES} the payloads"

@@ -9,9 +9,12 @@ from pydantic import Field
 from fedelta.machine import available_cores
 from fedelta.settings import Context, Settings
 
-# Samples per step with automatic lanes. 64: on 2 CPU cores eight lanes of batch 8 are faster than one, two or four, and
-# four lanes of batch 16 suit the demo (benchmarks/). 1,024 for a GPU is our guess, not measured.
-_SAMPLES_PER_STEP = {"cpu": 64, "cuda": 1024}
+# Samples per step with automatic lanes, least and most. 64: on 2 CPU cores eight lanes of batch 8 are faster than one,
+# two or four (benchmarks/lanes.py). 32: on one core four lanes of batch 8 take 2% longer than eight, with a head on
+# cached features 60%. Those for a GPU are our guess, not measured.
+_SAMPLES_PER_STEP = {"cpu": (32, 64), "cuda": (128, 1024)}
+# Automatic lanes leave twice as many packs as there are cores, so that a core that is slower gets fewer.
+_PACKS_PER_PLACE = 2
 _WITH_WORKERS = ("auto", "processes")
 RuntimeName = Literal["auto", "simulation", "processes", "flower"]
 RUNTIMES: tuple[RuntimeName, ...] = get_args(RuntimeName)
@@ -25,8 +28,8 @@ class RuntimeSettings(Settings):
             (`fedelta deploy`); "auto" starts worker processes where they save time. The results are the same to the
             last bit for all but `flower`.
         workers: number of worker processes; "auto": one for each core, or for each GPU.
-        lanes: number of clients that share a forward pass; "auto" fills a step with 64 samples on a CPU, 1,024 on a
-            GPU.
+        lanes: number of clients that share a forward pass; "auto" fills a step with 32 to 64 samples on a CPU, fewer
+            the more cores share the cohort, and with 1,024 on a GPU. So it depends on the machine, like `device`.
         device: "auto" uses a GPU if there is one.
         compute_dtype: `bfloat16` runs the frozen model in half precision; tuned tensors stay float32.
         cache_mib: upper limit for the memory of features of frozen modules, for training and for test data each; 0
@@ -55,16 +58,16 @@ class RuntimeSettings(Settings):
     def _worker_problems(self, workers: int) -> list[str]:
         if self.name not in _WITH_WORKERS:
             return [f"`runtime.workers` is {workers}, but runtime {self.name!r} has no workers; leave it out"]
-        if workers <= self.max_workers:
+        if workers <= self.places:
             return []
-        usable = f"{self.max_workers} {'cores' if self.torch_device() == 'cpu' else 'GPUs'}"
+        usable = f"{self.places} {'cores' if self.torch_device() == 'cpu' else 'GPUs'}"
         return [
             f"`runtime.workers` is {workers}, but this process may use {usable}; expected that many or fewer, or 'auto'"
         ]
 
     @property
-    def max_workers(self) -> int:
-        """How many workers can compute side by side: the number of cores, or that of GPUs."""
+    def places(self) -> int:
+        """How many packs of clients this machine can train side by side: the number of its cores, or of its GPUs."""
         return available_cores() if self.torch_device() == "cpu" else _num_gpus()
 
     def torch_device(self) -> str:
@@ -73,17 +76,20 @@ class RuntimeSettings(Settings):
             return self.device
         return "cuda" if _num_gpus() else "cpu"
 
-    def num_lanes(self, *, clients_per_round: int, batch_size: int) -> int:
-        """The number of lanes for cohorts of `clients_per_round`.
+    def num_lanes(self, *, clients_per_round: int, batch_size: int, places: int) -> int:
+        """The number of lanes for cohorts of `clients_per_round`, of which `places` packs are trained side by side.
 
-        >>> RuntimeSettings().num_lanes(clients_per_round=16, batch_size=8)
+        >>> RuntimeSettings().num_lanes(clients_per_round=16, batch_size=8, places=1)
         8
+        >>> RuntimeSettings().num_lanes(clients_per_round=16, batch_size=8, places=2)
+        4
         """
         if isinstance(self.lanes, int):
-            num_lanes = self.lanes
-        else:
-            num_lanes = max(1, _SAMPLES_PER_STEP[self.torch_device()] // batch_size)
-        return min(num_lanes, clients_per_round)
+            return min(self.lanes, clients_per_round)
+        least, most = (max(1, samples // batch_size) for samples in _SAMPLES_PER_STEP[self.torch_device()])
+        even = most if places == 1 else -(-clients_per_round // (places * _PACKS_PER_PLACE))
+        # A pack for each place goes before full steps.
+        return min(max(even, least), most, -(-clients_per_round // places))
 
 
 def _num_gpus() -> int:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fedelta.errors import listed
+from fedelta.errors import ClassesError, listed
 from fedelta.tasks.class_names import loose
 from fedelta.tasks.labels import unwrapped
 from fedelta.tasks.targets import TargetColumn
@@ -53,6 +53,25 @@ class KnownClasses:
             )
         values = [None if name is None else number_of.get(name, -1) for name in names]
         return replace(column, values=values, class_names=self.names), problems
+
+    def of_data(
+        self, train: TargetColumn, test: TargetColumn | None, origin: str
+    ) -> tuple[TargetColumn, TargetColumn | None]:
+        """`applied` to the columns of a training and a test set.
+
+        Raises:
+            ClassesError: a column does not fit the known classes.
+        """
+        known = self.found_in(train, test)
+        if not known.names:
+            return train, test
+        train, problems = known.applied(train)
+        if test is not None:
+            test, more = known.applied(test, is_training=False)
+            problems = [*problems, *more]
+        if problems:
+            raise ClassesError(f"{origin}: {'; '.join(problems)}.")
+        return train, test
 
     def found_in(self, *columns: TargetColumn | None) -> KnownClasses:
         """The classes of these columns, of which there may be a single one; itself if that is not for it to find."""

@@ -16,7 +16,7 @@ from socket import socket
 
 from fedelta.errors import LinkError, PayloadError
 from fedelta.runtimes.remote.frames import receive, send
-from fedelta.runtimes.remote.messages import REFUSED, Message
+from fedelta.runtimes.remote.messages import FAILED, REFUSED, Message
 from fedelta.runtimes.remote.worker_files import WorkerFiles, connected, is_locked, state_of
 
 _NUM_TRIES = 3
@@ -144,4 +144,4 @@ def _described(code: int) -> str:
 def _failed(message: Message, why: str) -> Message:
     reason = f"the site failed at a message {message.kind!r} because {why}"
     hint = "the site's `state/worker.log` and `state/worker.err` say more."
-    return Message(REFUSED, {"reason": reason, "hint": hint, "cause": "site failed"})
+    return Message(REFUSED, {"reason": reason, "hint": hint, "cause": FAILED})

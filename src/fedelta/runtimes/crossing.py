@@ -1,0 +1,105 @@
+"""Packs, answers and errors as JSON values and blobs, for a parcel."""
+
+from __future__ import annotations
+
+import builtins
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from fedelta import errors
+from fedelta.errors import FedeltaError, text_of
+from fedelta.federation.memory import Memory
+from fedelta.federation.memory_files import packed, unpacked
+from fedelta.federation.packs import Answer, Pack
+from fedelta.federation.records import Fault, Reply
+from fedelta.plugins import suspect
+
+Values = dict[str, Any]  # Any: JSON values
+
+
+def pack_values(pack: Pack, downloads: Mapping[bytes, int]) -> tuple[Values, list[bytes]]:
+    """A pack, without its downloads.
+
+    Args:
+        pack: to be sent.
+        downloads: payload to its number among the downloads of the round, which the other process has already.
+    """
+    uploads = list(dict.fromkeys(pack.upload.values()))
+    place_of = {names: place for place, names in enumerate(uploads)}
+    clients = [
+        [client_id, downloads[payload], place_of[pack.upload[client_id]]]
+        for client_id, payload in pack.payloads.items()
+    ]
+    values = {"round": pack.round, "clients": clients, "uploads": uploads, "remembering": list(pack.memories)}
+    return values, [packed(memory.flat()) for memory in pack.memories.values()]
+
+
+def pack_of(values: Values, blobs: Sequence[bytes], downloads: Sequence[bytes]) -> Pack:
+    """The inverse of `pack_values`."""
+    uploads = [tuple(names) for names in values["uploads"]]
+    return Pack(
+        values["round"],
+        upload={client_id: uploads[place] for client_id, _, place in values["clients"]},
+        payloads={client_id: downloads[number] for client_id, number, _ in values["clients"]},
+        memories=dict(zip(values["remembering"], map(_memory, blobs), strict=True)),
+    )
+
+
+def answer_values(answers: Sequence[Answer]) -> tuple[list[Values], list[bytes]]:
+    """The answers of a pack."""
+    values, blobs = [], []
+    for answer in answers:
+        blobs.append(answer.reply.payload)
+        if answer.memory is not None:
+            blobs.append(packed(answer.memory.flat()))
+        reply = asdict(replace(answer.reply, payload=b""))
+        values.append({**reply, "payload": None, "remembers": answer.memory is not None})
+    return values, blobs
+
+
+def answers_of(values: Sequence[Values], blobs: Sequence[bytes]) -> list[Answer]:
+    """The inverse of `answer_values`."""
+    answers, left = [], iter(blobs)
+    for value in values:
+        fault = value["fault"]
+        parts = {**value, "payload": next(left), "fault": None if fault is None else Fault(**fault)}
+        memory = _memory(next(left)) if parts.pop("remembers") else None
+        answers.append(Answer(Reply(**parts), memory))
+    return answers
+
+
+def error_values(error: BaseException) -> Values:
+    """What a worker process reports of an exception; one that arose in a plug-in is reported as that plug-in's."""
+    error = suspect(error) or error
+    is_ours = isinstance(error, FedeltaError)
+    known = next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ in ("builtins", errors.__name__))
+    return {
+        "kind": known,
+        "name": type(error).__name__,
+        "message": error.message if isinstance(error, FedeltaError) else text_of(error),
+        "hint": error.hint if isinstance(error, FedeltaError) else None,
+        "traceback": None if is_ours else "".join(traceback.format_exception(error)),
+    }
+
+
+def error_of(values: Values) -> BaseException:
+    """The exception that `error_values` describes; one of another library becomes the built-in one that it is."""
+    kind, message = values["kind"], values["message"]
+    if kind in vars(errors):
+        ours: FedeltaError = vars(errors)[kind].__new__(vars(errors)[kind])  # its own arguments may be others
+        FedeltaError.__init__(ours, message, hint=values["hint"])
+        return ours
+    try:
+        error: BaseException = vars(builtins)[kind](
+            message if kind == values["name"] else f"{values['name']}: {message}"
+        )
+    except TypeError:  # an exception that takes more than a text, such as `UnicodeDecodeError`
+        error = RuntimeError(f"{values['name']}: {message}")
+    error.add_note(f"In a worker process:\n{values['traceback']}")
+    return error
+
+
+def _memory(content: bytes) -> Memory:
+    return Memory.from_flat(unpacked(content))

@@ -1,0 +1,72 @@
+"""Starts worker processes: copies of this one where that is safe, else new ones that build their site themselves."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from socket import socket
+
+from fedelta.federation.client import Site
+from fedelta.runtimes.pool import Process, Start
+from fedelta.runtimes.worker import work
+
+Build = Callable[[int], Site]
+"""Builds the site of the worker with this number, in a new process; a function of a module, or a `partial` of one."""
+
+
+def can_start() -> bool:
+    """Whether this process may have worker processes; the workers of other pools may not."""
+    return not multiprocessing.current_process().daemon
+
+
+def can_copy(device: str) -> bool:
+    """Whether a copy of this process can train: on Linux, and without a GPU, which a copy cannot use."""
+    import torch
+
+    return sys.platform == "linux" and device == "cpu" and not torch.cuda.is_available()
+
+
+def copies(site: Site) -> Start:
+    """Starts copies of this process, which share the memory of model, data and cached features with it."""
+    site.engine.share()
+    context = multiprocessing.get_context("fork")
+
+    def start(number: int, line: socket, inherited: Sequence[socket]) -> Process:
+        process = context.Process(
+            target=_copied, args=(site, line, inherited, os.getpid()), daemon=True, name=f"fedelta-worker-{number}"
+        )
+        with warnings.catch_warnings():
+            # Python 3.12 warns of threads that a copy lacks; a worker starts its own (worker.py).
+            warnings.simplefilter("ignore", DeprecationWarning)
+            process.start()
+        return process
+
+    return start
+
+
+def new_processes(build: Build, _site: Site) -> Start:
+    """Starts new processes, which read model and data themselves: for GPUs, of which each gets one, and macOS."""
+    context = multiprocessing.get_context("spawn")
+
+    def start(number: int, line: socket, _inherited: Sequence[socket]) -> Process:
+        process = context.Process(
+            target=_built, args=(build, number, line, os.getpid()), daemon=True, name=f"fedelta-worker-{number}"
+        )
+        process.start()
+        return process
+
+    return start
+
+
+def _copied(site: Site, line: socket, inherited: Sequence[socket], parent: int) -> None:
+    for other in inherited:
+        other.close()
+    work(line, lambda: site, parent)
+
+
+def _built(build: Build, number: int, line: socket, parent: int) -> None:
+    work(line, partial(build, number), parent)
