@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import sys
 import tomllib
@@ -164,6 +165,7 @@ class Federation:
         (self.hub / "sites" / site.public_key.name).unlink(missing_ok=True)
         if site.program is not None:
             site.program.end()
+        shutil.rmtree(site.path)
 
     def recover(self, names: Collection[str]) -> None:
         """Starts the server and these sites again where they have ended, and removes all other sites."""

@@ -7,6 +7,7 @@ trains in another way in each round (`BY_ROUND`).
 from __future__ import annotations
 
 import sys
+import zlib
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
@@ -28,9 +29,9 @@ def _corrupt(manifest: dict[str, Any], blobs: list[bytes]) -> None:
         blobs[index] = blob[:2] + b"\xff\xff" + blob[4:middle] + bytes(255 - byte for byte in blob[middle:])
 
 
-def _cut(manifest: dict[str, Any], blobs: list[bytes]) -> None:
-    for index, blob in enumerate(blobs):
-        blobs[index] = blob[: len(blob) // 2]
+def _renamed(manifest: dict[str, Any], blobs: list[bytes]) -> None:
+    """Payloads in order, but of a tensor that nobody asked for."""
+    blobs[:] = [_sealed(blob.replace(b"classifier", b"klassifier")) for blob in blobs]
 
 
 def _oversized(manifest: dict[str, Any], blobs: list[bytes]) -> None:
@@ -56,9 +57,14 @@ def _claims(manifest: dict[str, Any], blobs: list[bytes]) -> None:
 
 
 def _not_finite(manifest: dict[str, Any], blobs: list[bytes]) -> None:
-    """Payloads whose numbers are all NaN or infinite, as far as bytes can be: all bits set."""
-    for index, blob in enumerate(blobs):
-        blobs[index] = blob[: -len(blob) // 2] + b"\xff" * (len(blob) - len(blob[: -len(blob) // 2]))
+    """Payloads in order, but for their last numbers: all bits are set, which is NaN as a float32."""
+    blobs[:] = [_sealed(blob[:-104] + b"\xff" * 100 + blob[-4:]) for blob in blobs]
+
+
+def _sealed(payload: bytes) -> bytes:
+    """A payload with the checksum that fits its content."""
+    content = payload[:-4]
+    return content + zlib.crc32(content).to_bytes(4, "little")
 
 
 def _other_version(answer: Message) -> Message:
@@ -79,7 +85,7 @@ def _honest(manifest: dict[str, Any], blobs: list[bytes]) -> None:
 
 DEEDS: dict[str, Deed] = {"other version": _other_version, "other fingerprint": _other_fingerprint}
 # In round 8 it sends an array whose header is false (`_with_false_header`); from round 9 on it is honest.
-BY_ROUND = dict(enumerate((_corrupt, _cut, _oversized, _for_others, _wrong_types, _claims, _not_finite), 1))
+BY_ROUND = dict(enumerate((_corrupt, _renamed, _oversized, _for_others, _wrong_types, _claims, _not_finite), 1))
 
 
 def changed(answer: Message) -> Message:

@@ -311,3 +311,18 @@ def test_a_web_server_that_is_no_fedelta_server_is_named(superlink, connection, 
     message = r"what answers at fl.example.org:9443 is no fedelta server \(HTTP status 404\)"
     with pytest.raises(InputError, match=message):
         connection.receive()
+
+
+def test_the_heart_beats_until_the_site_leaves_and_faster_while_the_server_is_away(superlink, connection, key):
+    superlink.register(key)
+    pauses: list[float] = []
+
+    def pause(seconds: float) -> bool:
+        pauses.append(seconds)
+        superlink.transport.failures = [httpx.ConnectError("refused")] if len(pauses) == 2 else []
+        return len(pauses) == 4
+
+    connection._fleet.pause = pause
+    connection.join()
+    connection._heart.join(10)
+    assert pauses == [2.5, 2.5, 1.0, 2.5]
