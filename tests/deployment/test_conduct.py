@@ -107,6 +107,12 @@ def test_predict_and_evaluate_work_on_its_run_directory(finished: Local):
     assert Predictor.open(finished.run).class_names == tuple("0123456789")
 
 
+def test_the_card_of_the_model_which_may_be_published_names_no_site(finished: Local):
+    card = (finished.run / "adapter" / "README.md").read_text()
+    assert "accuracy" in card
+    assert not [name for name in AT if name in card]
+
+
 def test_the_sites_forget_what_the_run_needed_of_them(finished: Local):
     assert [kind for _, kind, _ in finished.link.log[-2:]] == ["finish", "finish"]
     assert read_status(finished.run).state == "finished"  # type: ignore[union-attr]
@@ -152,6 +158,7 @@ def test_a_run_on_too_few_sites_says_so_first_everywhere(tmp_path: Path):
     assert status is not None
     assert (status.state, status.text) == ("finished", told)
     assert told in text_of(local.run)
+    assert "\n2 of 3 rounds had fewer than 2 sites.\n" in (local.run / "adapter" / "README.md").read_text()
     second = rounds_of(local.run)[1]
     lost = {rejection["cause"] for rejection in second["rejections"]}
     assert lost == {"away"}
@@ -181,6 +188,43 @@ def test_while_it_waits_the_status_names_the_missing_sites(tmp_path: Path, monke
     [status] = told
     assert status.text == "waiting for sites: 1 of 2, missing: hamburg (55 s left)"  # type: ignore[attr-defined]
     assert status.sites == {"berlin": "connected", "hamburg": "missing"}  # type: ignore[attr-defined]
+
+
+def test_a_round_that_has_waited_says_when_it_goes_on(tmp_path: Path):
+    local, told = Local(tmp_path, overrides=["strategy.num_rounds=2"]), list[object]()
+
+    def cut() -> None:
+        local.sites["hamburg"].is_online = False
+        now = local.link.seconds
+        local.link.at.append((now + 30, lambda: told.append(read_status(local.run))))
+        local.link.at.append((now + 31, local.sites["hamburg"].restart))
+
+    before(local, "train", 1, cut)
+    answer = local.sites["berlin"].handler
+
+    def watched(message: Message) -> Message:
+        if message.kind == "train" and message.manifest["round"] == 2:
+            told.append(read_status(local.run))
+        return answer(message)
+
+    local.sites["berlin"].handler = watched
+    local.conduct()
+    waiting, running = told
+    assert waiting.state == "waiting"  # type: ignore[attr-defined]
+    assert running.state == "running"  # type: ignore[attr-defined]
+    assert running.sites == {"berlin": "took part", "hamburg": "took part"}  # type: ignore[attr-defined]
+
+
+def test_a_second_process_for_the_same_run_is_refused_and_says_nothing(tmp_path: Path):
+    local = Local(tmp_path, overrides=["strategy.num_rounds=1"])
+
+    def again() -> None:
+        with pytest.raises(RunError, match="another process is running or resuming"):
+            local.conduct()
+
+    before(local, "train", 1, again)
+    local.conduct()
+    assert read_status(local.run).state == "finished"  # type: ignore[union-attr]
 
 
 def test_sites_that_measure_together_give_the_measures_of_the_run(finished: Local, tmp_path: Path):

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 from tests.deployment.fakes import hub_at
 
-from fedelta.deployment.hub import Hub, create, handout, refuse_open_secrets, renew
+from fedelta.deployment.hub import Hub, create, handout, refuse_open_secrets, renew, restore_state
 from fedelta.errors import ConfigError, InputError
 
 
@@ -80,12 +81,23 @@ def test_wrong_settings_are_explained(tmp_path: Path, text: str, message: str):
         hub.settings()
 
 
+def test_a_folder_that_has_lost_its_state_gets_a_new_one(tmp_path: Path):
+    hub = create(tmp_path / "hub", "127.0.0.1", 9443)
+    secret = hub.secret.read_bytes()
+    shutil.rmtree(hub.state)
+    restore_state(hub)
+    assert hub.lock.is_file()
+    assert len(hub.secret.read_bytes()) == len(secret)
+    assert hub.secret.read_bytes() != secret
+    refuse_open_secrets(hub)
+
+
 def test_secrets_that_others_can_read_are_refused_by_name(tmp_path: Path):
     hub = hub_at(tmp_path / "hub")
     hub.secret.write_text("secret", encoding="utf-8")
     hub.state.chmod(0o700)
     hub.secret.chmod(0o640)
-    with pytest.raises(InputError, match=r"others on this machine can read .*superexec.secret") as caught:
+    with pytest.raises(InputError, match=r"others on this machine can read .*state/secret") as caught:
         refuse_open_secrets(hub)
     assert caught.value.hint == f"chmod go= {hub.secret}"
     hub.secret.chmod(0o600)

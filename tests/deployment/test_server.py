@@ -39,7 +39,7 @@ def test_a_database_of_a_newer_flower_is_refused_with_what_to_do(hub: Hub):
     prepare_database(hub, "1.42.0", print)
     with pytest.raises(InputError, match=r"was made by Flower 1.42.0, and 1.41.0, which is installed") as caught:
         prepare_database(hub, "1.41.0", print)
-    assert "pip install 'flwr==1.42.0'; or remove that file" in str(caught.value.hint)
+    assert "pip install 'flwr==1.42.0'. Without superlink.db" in str(caught.value.hint)
     assert hub.database.read_bytes() == b"database"
 
 

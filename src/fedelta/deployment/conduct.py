@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from fedelta.assembly.server_model import read_test
 from fedelta.config import WITHOUT_ADAPTER, Config, load_config
 from fedelta.data.files import AT_THE_SITES
+from fedelta.deployment.announcing import Announced, Announcer
 from fedelta.deployment.building import Basis, build_parts, sent_to_sites
 from fedelta.deployment.conflicts import refuse_conflicts
 from fedelta.deployment.parts import ServerParts
 from fedelta.durable import write_atomic
-from fedelta.errors import FedeltaError
+from fedelta.errors import FedeltaError, LinkError
 from fedelta.federation.records import RoundOutcome
 from fedelta.record.checkpoint import load
 from fedelta.record.files import read_json
@@ -28,7 +30,7 @@ from fedelta.record.ledger import Ledger
 from fedelta.record.origin import changed_files, refuse
 from fedelta.record.rundir import CHECKPOINT, PARTITION, RunDirectory
 from fedelta.record.sites import too_few_sites
-from fedelta.record.status import Status, write_status
+from fedelta.record.status import Status
 from fedelta.report.writing import write_report
 from fedelta.running import begun, go_on
 from fedelta.runtimes.remote.clock import Clock
@@ -37,7 +39,6 @@ from fedelta.runtimes.remote.post import Post
 from fedelta.runtimes.remote.profiles import Invitation
 from fedelta.runtimes.remote.roster import Roster, gather
 from fedelta.runtimes.remote.runtime import Remote
-from fedelta.runtimes.remote.waiting import Waiting
 from fedelta.tracking.table import require
 
 RUN_ID = "run.id"
@@ -57,15 +58,15 @@ def conduct(directory: Path, link: Link, *, clock: Clock = Clock()) -> None:  # 
         RoundError: training failed; earlier rounds are kept.
         LinkError: the engine could not be reached for too long.
     """
-    run = RunDirectory(directory)
-    try:
-        with run.locked():
-            text = _Conductor(run, link, clock).conduct()
-    except Exception as error:
-        reason, hint = (error.message, error.hint) if isinstance(error, FedeltaError) else (repr(error), None)
-        write_status(directory, Status("failed", reason, hint or ""))
-        raise
-    write_status(directory, Status("finished", text))
+    run, announcer = RunDirectory(directory), Announcer(directory, clock)
+    with run.locked():
+        try:
+            text = _Conductor(run, link, clock, announcer).conduct()
+        except Exception as error:
+            reason, hint = (error.message, error.hint) if isinstance(error, FedeltaError) else (repr(error), None)
+            announcer.say(Status("failed", reason, hint or ""))
+            raise
+        announcer.say(Status("finished", text))
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,13 @@ class _Conductor:
         run: the directory.
         link: carries messages.
         clock: for deadlines and dates.
+        announcer: says what the run is doing.
     """
 
     run: RunDirectory
     link: Link
     clock: Clock
+    announcer: Announcer
 
     def conduct(self) -> str:
         """Runs the experiment; returns what is to be said about it when it is finished."""
@@ -92,10 +95,11 @@ class _Conductor:
         if not has_begun:
             remote.prepare()
             self.run.complete(begun(parts))
-        self._say(Status("running"))
+        self.announcer.say(Status("running", too_few_sites(self.run.rounds.read(), config.deployment.min_sites)))
         finished = go_on(RunDirectory.open(self.run.path), parts, self._on_round(config))
         write_report([self.run.path], self.run.path / REPORT)
-        remote.finish()
+        with suppress(LinkError):  # sites delete what is not used any more after some time
+            remote.finish()
         return str(finished.summary.get("too_few_sites", ""))
 
     def _parts(self, config: Config, roster: Roster | None) -> tuple[ServerParts, Remote]:
@@ -104,12 +108,12 @@ class _Conductor:
         if by_server and config.data.source != AT_THE_SITES:
             raw = read_test(config)  # what can be refused without sites is refused before they are waited for
         invitation = Invitation(self._run_id(), sent_to_sites(config).to_toml(), version("fedelta"))
-        post = Post(self.link, config.deployment, self.clock)
+        post = Post(Announced(self.link, self.announcer), config.deployment, self.clock)
         if roster is None:
-            roster = gather(post, config.deployment, invitation, self._waits)
+            roster = gather(post, config.deployment, invitation, self.announcer.waits)
         if by_server and raw is None:
             raw = read_test(config, roster.class_names)
-        return build_parts(Basis(config, roster, raw), post, invitation, self._waits)
+        return build_parts(Basis(config, roster, raw), post, invitation, self.announcer.waits)
 
     def _roster(self) -> Roster:
         """The sites and clients with which the run began.
@@ -128,16 +132,8 @@ class _Conductor:
             write_atomic(path, secrets.token_hex(8))
         return path.read_text(encoding="utf-8")
 
-    def _waits(self, waiting: Waiting) -> None:
-        sites = {**dict.fromkeys(waiting.present, "connected"), **dict.fromkeys(waiting.missing, "missing")}
-        self._say(Status("waiting", str(waiting), sites=sites))
-
     def _on_round(self, config: Config) -> Callable[[RoundOutcome, Ledger], None]:
         def say(outcome: RoundOutcome, _: Ledger) -> None:
-            text = too_few_sites(self.run.rounds.read(), config.deployment.min_sites)
-            self._say(Status("running", text, sites={site.site: site.state for site in outcome.sites}))
+            self.announcer.after_round(outcome, too_few_sites(self.run.rounds.read(), config.deployment.min_sites))
 
         return say
-
-    def _say(self, status: Status) -> None:
-        write_status(self.run.path, replace(status, since=self.clock.now().isoformat(timespec="seconds")))

@@ -104,8 +104,8 @@ class Hub:
 
     @property
     def secret(self) -> Path:
-        """Shared by Flower's programs on this machine."""
-        return self.state / "superexec.secret"
+        """Shared by this server and Flower's programs on this machine."""
+        return self.state / "secret"
 
     @property
     def flower_home(self) -> Path:
@@ -172,16 +172,23 @@ def create(path: Path, host: str, port: int) -> Hub:
     listen = host if _is_loopback(host) else ServerSettings.model_fields["listen"].default
     settings = _checked({"server": {"host": host, "port": port, "listen": listen}}, "the command line")
     hub = Hub(path)
-    for folder in (path, hub.certificates.folder, hub.state, hub.logs, hub.flower_home, hub.deployments):
-        make_private(folder)
-    for folder in (hub.sites, hub.runs):
+    for folder in (path, hub.certificates.folder, hub.sites, hub.runs):
         make_private(folder)
     certificates.create(hub.certificates, host)
-    write_secret(hub.secret, secrets.token_hex(32).encode())
-    write_secret(hub.lock, b"")
+    restore_state(hub)
     # Last: with it the folder is one.
     write_atomic(hub.settings_file, _TEMPLATE.format(**settings.model_dump()))
     return hub
+
+
+def restore_state(hub: Hub) -> None:
+    """Makes what is missing in the folder `state`; all of it can be lost but for the list of deployments."""
+    for folder in (hub.state, hub.logs, hub.flower_home, hub.deployments):
+        make_private(folder)
+    if not hub.secret.is_file():
+        write_secret(hub.secret, secrets.token_hex(32).encode())
+    if not hub.lock.is_file():
+        write_secret(hub.lock, b"")
 
 
 def renew(hub: Hub) -> None:

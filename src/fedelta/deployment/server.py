@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from fedelta.deployment import certificates
 from fedelta.deployment.children import Child, Program
-from fedelta.deployment.hub import Hub, refuse_open_secrets
+from fedelta.deployment.hub import Hub, refuse_open_secrets, restore_state
 from fedelta.deployment.queue import Queue
 from fedelta.deployment.registry import Registry
 from fedelta.deployment.submissions import Submissions
@@ -34,6 +34,10 @@ _POLL_SECONDS = 0.3
 _LOOK_SECONDS = 0.05
 _START_SECONDS = 60.0
 _SOON_DAYS = 30
+_ANEW = (
+    "Without superlink.db, superlink.db-wal and superlink.db-shm Flower begins a new one: sites are registered again "
+    "from their keys, and deployments go on from their checkpoints."
+)
 # SQLite keeps what is not yet in a database `x.db` in x.db-wal, with x.db-shm.
 _BESIDE = ("-wal", "-shm")
 
@@ -50,6 +54,7 @@ def run_server(hub: Hub, say: Say) -> None:
             database is of another version of Flower.
     """
     settings = hub.settings()
+    restore_state(hub)
     with _alone(hub), _until_ended():
         refuse_open_secrets(hub)
         left = certificates.check(hub.certificates, settings.host)
@@ -100,7 +105,7 @@ class _Server:
             child("superexec", programs.superexec(address, files, hub.secret)),
             child("proxy", proxy),
         ]
-        control = Control.connect(address, files)
+        control = Control.connect(address, files, hub.secret)
         self._registry = Registry(hub, control, self.say)
         self._queue = Queue(Submissions(hub), control, self.say)
 
@@ -112,7 +117,7 @@ class _Server:
             if self._superlink.pid is None or time.monotonic() > deadline:
                 raise FedeltaError(
                     f"Flower's SuperLink does not start:\n{self._superlink.last_lines()}",
-                    hint=f"its log is {self._superlink.program.log}.",
+                    hint=f"its log is {self._superlink.program.log}. {_ANEW}",
                 )
             time.sleep(0.1)
         for child in self._others:
@@ -160,8 +165,7 @@ def prepare_database(hub: Hub, version: str, say: Say) -> None:
             raise InputError(
                 f"the database {str(hub.database)!r} was made by Flower {earlier}, and {version}, which is installed, "
                 "cannot open it.",
-                hint=f"pip install 'flwr=={earlier}'; or remove that file: sites are registered again from their keys, "
-                "and deployments go on from their checkpoints.",
+                hint=f"pip install 'flwr=={earlier}'. {_ANEW}",
             )
         copy = hub.state / f"{hub.database.name}.{earlier}"
         for ending in ("", *_BESIDE):

@@ -65,6 +65,8 @@ def refuse_no_server(hub: Hub) -> None:
 
 def is_served(hub: Hub) -> bool:
     """Whether a server runs on this folder."""
+    if not hub.lock.is_file():
+        return False
     try:
         with exclusive(hub.lock, ""):
             return False

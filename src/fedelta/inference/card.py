@@ -13,7 +13,11 @@ from fedelta.tasks.base import Loader, Measure, Task
 from fedelta.tasks.choice import task_of
 
 # Keys of a card that appear in its text, or that do not interest readers.
-_UNLISTED = frozenset({"modality", "extra_inputs", "config", "is_native", "primary", "by_class", "by_client"})
+# A card may be published: who took part is in the run directory.
+_UNLISTED = frozenset({
+    "modality", "extra_inputs", "config", "is_native", "primary", "by_class", "by_client", "sites", "measures_of_sites",
+    "too_few_sites",
+})  # fmt: skip
 _NUM_NAMES = 20  # class names that are shown
 _OURS = (
     "With fedelta:\n",
@@ -151,7 +155,9 @@ def _entry(name: str, value: object, measures: Mapping[str, Measure]) -> str:
 def _warnings(card: Mapping[str, object]) -> list[str]:
     section = card.get("config")
     config: Mapping[str, object] = section if isinstance(section, Mapping) else {}
+    too_few, _, _ = str(card.get("too_few_sites", "")).partition(":")  # what follows names the sites
     return [
+        *([f"\n{too_few.removesuffix('.')}."] if too_few else []),
         *([_HEADLESS] if _section(config, "tuning").get("train_head") is False else []),
         *([_NORMS] if _section(config, "model").get("batch_norm") == "local" else []),
     ]

@@ -92,7 +92,9 @@ def error_of(values: Values) -> BaseException:
         FedeltaError.__init__(ours, message, hint=values["hint"])
         return ours
     try:
-        error: BaseException = vars(builtins)[kind](message if kind == values["name"] else f"{values['name']}: {message}")
+        error: BaseException = vars(builtins)[kind](
+            message if kind == values["name"] else f"{values['name']}: {message}"
+        )
     except TypeError:  # an exception that takes more than a text, such as `UnicodeDecodeError`
         error = RuntimeError(f"{values['name']}: {message}")
     error.add_note(f"In a worker process:\n{values['traceback']}")

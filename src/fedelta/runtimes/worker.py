@@ -98,7 +98,12 @@ def _report_to(heard: list[Values]) -> None:
             heard.append({"logger": record.name, "level": record.levelno, "text": self.format(record)})
 
     def show(
-        message: Warning | str, category: type[Warning], filename: str, lineno: int, _to: object = None, _: object = None
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        _to: object = None,
+        _: object = None,
     ) -> None:
         heard.append({"warning": str(message), "category": category.__name__, "file": filename, "line": lineno})
 

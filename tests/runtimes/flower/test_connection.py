@@ -196,6 +196,18 @@ def test_a_clock_that_is_wrong_by_an_hour_shuts_nobody_out(superlink, connection
     assert superlink.answers(ticket, run)[0].kind == "trained"
 
 
+def test_a_clock_that_is_set_in_mid_run_costs_nothing(superlink, connection, key):
+    superlink.register(key)
+    superlink.transport.date = time.time()
+    connection.join()
+    fleet_module.time = Clock(-3600)
+    try:
+        assert connection.receive() is None
+        assert connection.clock_offset == pytest.approx(3600, abs=5)
+    finally:
+        fleet_module.time = time
+
+
 @dataclass
 class Clock:
     """The module `time` of a machine whose clock is so many seconds ahead."""
@@ -267,8 +279,50 @@ def test_a_transfer_goes_on_when_the_server_is_back(superlink, connection, key, 
     assert superlink.answers(ticket, run)[0].kind == "trained"
 
 
+def test_an_answer_of_which_the_server_forgot_a_part_is_sent_again(superlink, connection, key, monkeypatch):
+    node, run = superlink.register(key), superlink.start_run()
+    connection.join()
+    ticket = superlink.send(node, wrap(TRAIN), run)
+    delivery = connection.receive()
+    store, num_calls = superlink.state.store_object, []
+
+    def forgetful(*arguments: object) -> bool:
+        num_calls.append(1)
+        return len(num_calls) != 2 and store(*arguments)
+
+    monkeypatch.setattr(superlink.state, "store_object", forgetful)
+    assert connection.answer(delivery, Message("trained", {}, (b"\x04" * 1000,)))
+    assert bytes(superlink.answers(ticket, run)[0].blobs[0]) == b"\x04" * 1000
+
+
+def test_a_server_that_never_takes_an_answer_is_a_link_error(superlink, connection, key, monkeypatch):
+    node, run = superlink.register(key), superlink.start_run()
+    connection.join()
+    superlink.send(node, wrap(TRAIN), run)
+    delivery = connection.receive()
+    monkeypatch.setattr(superlink.state, "store_object", lambda *arguments: False)
+    monkeypatch.setattr(connection._fleet, "pause", lambda seconds: False)
+    with pytest.raises(LinkError, match="does not take the parts of the answer"):
+        connection.answer(delivery, Message("trained"))
+
+
 def test_a_web_server_that_is_no_fedelta_server_is_named(superlink, connection, key):
     connection._fleet.client._base_url += "/elsewhere"
     message = r"what answers at fl.example.org:9443 is no fedelta server \(HTTP status 404\)"
     with pytest.raises(InputError, match=message):
         connection.receive()
+
+
+def test_the_heart_beats_until_the_site_leaves_and_faster_while_the_server_is_away(superlink, connection, key):
+    superlink.register(key)
+    pauses: list[float] = []
+
+    def pause(seconds: float) -> bool:
+        pauses.append(seconds)
+        superlink.transport.failures = [httpx.ConnectError("refused")] if len(pauses) == 2 else []
+        return len(pauses) == 4
+
+    connection._fleet.pause = pause
+    connection.join()
+    connection._heart.join(10)
+    assert pauses == [2.5, 2.5, 1.0, 2.5]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from tests.runtimes.remote.test_parity import assert_same, simulated
 
 from fedelta.federation.records import Attendance, RoundOutcome
 from fedelta.federation.rounds import federate
+from fedelta.runtimes.remote.link import Receipt
 from fedelta.runtimes.remote.messages import Message
 from fedelta.runtimes.remote.settings import Deployment
 from fedelta.strategies.fedavg import FedAvg
@@ -229,6 +230,24 @@ def test_an_engine_that_is_restarted_is_no_fault_of_any_site(link: LocalLink):
     link.at += [(link.seconds + 0.5, down(True)), (link.seconds + 300.0, down(False))]
     outcomes += rounds
     assert_same(outcomes, simulated(ALL))
+
+
+def test_a_call_of_the_engine_that_takes_long_is_no_fault_of_any_site(link: LocalLink):
+    rounds = rounds_of(ALL, link)
+    outcomes = [next(rounds)]
+    receive = link.receive
+
+    def slow(tickets: Collection[str]) -> list[Receipt]:
+        if not tickets:
+            return []
+        link.sleep(100.0)
+        link.receive = receive  # type: ignore[method-assign]
+        return []
+
+    link.sites["hamburg"].seconds = 110.0
+    link.receive = slow  # type: ignore[method-assign]
+    outcomes.append(next(rounds))
+    assert states(outcomes[-1])["hamburg"] == "took part"
 
 
 def test_a_program_that_dies_once_is_asked_again(link: LocalLink):

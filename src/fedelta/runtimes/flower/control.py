@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 import httpx
@@ -25,9 +26,11 @@ from flwr.proto.fab_pb2 import Fab
 from flwr.proto.transport_pb2 import Scalar
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 
 from fedelta.deployment.certificates import Certificates
 from fedelta.errors import LinkError, RefusedError
+from fedelta.runtimes.flower.guard import SECRET_HEADER
 from fedelta.runtimes.flower.programs import bundle
 
 
@@ -69,6 +72,18 @@ class Run:
 
 
 @dataclass(frozen=True)
+class _Secret:
+    """Puts the server's secret into every request."""
+
+    secret: str
+
+    def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
+        """See Flower's `ProtobufClientInterceptor`."""
+        context.request.headers[SECRET_HEADER] = self.secret
+        return call_next(context)
+
+
+@dataclass(frozen=True)
 class Control:
     """A connection to the SuperLink.
 
@@ -79,14 +94,17 @@ class Control:
     client: ControlHttpClient
 
     @classmethod
-    def connect(cls, address: str, certificates: Certificates) -> Self:
-        """A connection to `address`, which need not be up yet."""
+    def connect(cls, address: str, certificates: Certificates, secret: Path) -> Self:
+        """A connection to `address`, which need not be up yet, with the secret in a file."""
         return cls(
             ControlHttpClient.from_server_address(
                 address,
                 insecure=False,
                 root_certificates=certificates.authority.read_bytes(),
-                interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
+                interceptors=[
+                    RuntimeVersionHttpInterceptor(component_name="flwr CLI"),
+                    _Secret(secret.read_text(encoding="utf-8").strip()),
+                ],
             )
         )
 

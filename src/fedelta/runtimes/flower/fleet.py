@@ -98,14 +98,13 @@ class Fleet:
             LinkError: the server is not reached.
             InputError: it will not be reached until somebody mends something.
         """
+        offset = self.clock_offset
         try:
-            return method(request)
-        except httpx.HTTPStatusError as error:
-            raise self._refusal(error) from error
-        except httpx.HTTPError as error:
-            raise diagnosed(error, self._server.address) from error
-        except ValueError as error:  # Flower's, for an answer in another format
-            raise LinkError(f"the answer of the server {self._server.address} cannot be read: {error}") from error
+            return self._once(method, request)
+        except KeyRefusedError:
+            if self.clock_offset == offset:
+                raise
+            return self._once(method, request)  # this machine's clock was set meanwhile; the answer said by how much
 
     def patiently(self, method: Callable[[Request], Response], request: Request) -> Response:
         """Like `call`, again and again while the server is not reached."""
@@ -127,6 +126,16 @@ class Fleet:
     def end(self) -> None:
         """Ends all waiting."""
         self._ended.set()
+
+    def _once(self, method: Callable[[Request], Response], request: Request) -> Response:
+        try:
+            return method(request)
+        except httpx.HTTPStatusError as error:
+            raise self._refusal(error) from error
+        except httpx.HTTPError as error:
+            raise diagnosed(error, self._server.address) from error
+        except ValueError as error:  # Flower's, for an answer in another format
+            raise LinkError(f"the answer of the server {self._server.address} cannot be read: {error}") from error
 
     def _refusal(self, error: httpx.HTTPStatusError) -> FedeltaError:
         refusal = FlowerError.from_json(error.response.text)

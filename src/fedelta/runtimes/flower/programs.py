@@ -49,17 +49,23 @@ def environment(home: Path) -> dict[str, str]:
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        # 1 s otherwise, in which a message waits at a site.
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
         "PYTHONUNBUFFERED": "1",
     }
 
 
 def superlink(address: str, certificates: Certificates, database: Path, secret: Path) -> list[str]:
-    """The command of the SuperLink, which keeps everything in `database` and starts no ServerApp itself."""
+    """The command of the SuperLink, which keeps everything in `database` and starts no ServerApp itself.
+
+    Args:
+        address: on loopback.
+        certificates: of this server.
+        database: its file.
+        secret: file with what operators and the program that starts ServerApps have to know.
+    """
     host, port = split(address)
     return [
-        program("flower-superlink"),
+        *(sys.executable, "-m", "fedelta.runtimes.flower.superlink", str(secret)),
+        "flower-superlink",
         *("--host", host, "--port", str(port)),
         *("--ssl-ca-certfile", str(certificates.authority)),
         *("--ssl-certfile", str(certificates.server), "--ssl-keyfile", str(certificates.server_key)),

@@ -27,6 +27,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE, _GROWTH = 0.05, 0.5, 1.3  # seconds between looks 
 _BETWEEN_LOOKS = 1.0  # seconds: a look at who is connected reads the engine's database
 _MAX_FAILURES = 3  # a program that was killed once is started again; one that dies each time will do so again
 _RETRY_SECONDS = 1.0
+_LONG_CALL = 2.0  # seconds
 
 
 class MisfitError(FedeltaError):
@@ -312,7 +313,11 @@ class Post:
         return self.traffic.setdefault(site, Traffic())
 
     def _reach(self, call: Callable[[], T]) -> T | None:
-        """What `call` returns; None while the engine cannot be reached. The time of an outage counts for no site."""
+        """What `call` returns; None while the engine cannot be reached.
+
+        The time of an outage counts for no site, nor does that of a long call: it repeats itself while the engine is
+        restarted, or carries much.
+        """
         before = self._clock.seconds()
         if self._failed_at is not None:
             self._outage += before - self._failed_at
@@ -328,6 +333,8 @@ class Post:
                 raise
             return None
         self._failed_at = self._unreachable_since = None
+        if (taken := self._clock.seconds() - before) > _LONG_CALL:
+            self._outage += taken
         return result
 
 
