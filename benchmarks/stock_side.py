@@ -149,6 +149,8 @@ class Stock:
                 raise RuntimeError(text)
             until(final.exists, 60 + 40 * num_rounds, f"the app is done, see {self.server.log}", every=0.5)
         rounds = json.loads(ends.read_text())
+        if [entry["round"] for entry in rounds] != list(range(num_rounds + 1)):
+            raise RuntimeError(f"expected {num_rounds} rounds, saw {rounds}")
         times = [entry["time_s"] for entry in rounds]
         seconds = [after - earlier for earlier, after in pairwise(times)]
         return Timed(seconds, self.meter.total - before, rounds[-1]["accuracy"], peaks.highest)

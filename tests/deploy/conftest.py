@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 from tests.deploy.apart import Happened, happen
 from tests.deploy.harness import Federation
+from tests.deploy.inputs import write_weights
 from tests.deploy.recipes import HAMBURG, KIEL
 
 
@@ -16,8 +17,9 @@ def two_sites(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
     """A server and the sites hamburg (clients 0 to 2) and kiel (3 to 5), all up; tests leave them as they were."""
     with Federation(tmp_path_factory.mktemp("two-sites")) as federation:
         federation.start_server()
+        weights = write_weights(federation.folder / "weights", seed=0)
         for name, settings in (("hamburg", HAMBURG), ("kiel", KIEL)):
-            federation.add_site(name, settings)
+            federation.add_site(name, {**settings, "model": {"source": str(weights)}})
             federation.register(name)
             federation.sites[name].run()
         for site in federation.sites.values():

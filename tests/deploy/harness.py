@@ -48,6 +48,11 @@ class SiteFolder:
         """What the server's operator gets."""
         return self.path / f"{self.name}.pub"
 
+    def change(self, settings: Mapping[str, Any]) -> None:
+        """Replaces keys and sections of its settings."""
+        file = self.path / "site.toml"
+        file.write_text(tomli_w.dumps({**tomllib.loads(file.read_text()), **settings}))
+
     @property
     def is_running(self) -> bool:
         """Whether its program runs."""
@@ -142,14 +147,13 @@ class Federation:
         return self.server
 
     def add_site(self, name: str, settings: Mapping[str, Any], **options: Any) -> SiteFolder:
-        """`fedelta site init`, with `settings` over those of its file; its key is not registered yet."""
+        """`fedelta site init`, with `settings` instead of those of its file; its key is not registered yet."""
         path, authority = self.folder / name, self.hub / "tls" / "ca.crt"
         address = f"{self.host}:{self.port}"
         arguments = ("site", "init", path, "--name", name, "--server", address, "--ca", authority)
         self.command(f"init-{name}", *arguments)
-        file = path / "site.toml"
-        file.write_text(tomli_w.dumps(_merged(tomllib.loads(file.read_text()), settings)))
         site = SiteFolder(name, path, self.programs, **options)
+        site.change(settings)
         self.sites[name] = site
         return site
 
@@ -260,11 +264,3 @@ def tensor_bytes(path: Path) -> dict[tuple[int, int, str], dict[str, int]]:
     """Tensor bytes by group in the ledger of a run, for each round, client and direction."""
     rows = map(json.loads, (path / "ledger.jsonl").read_text().splitlines())
     return {(row["round"], row["client_id"], row["direction"]): row["groups"] for row in rows if row["round"] > 0}
-
-
-def _merged(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A table with `changes` over it; a section is merged, too."""
-    merged = dict(table)
-    for key, value in changes.items():
-        merged[key] = _merged(merged.get(key, {}), value) if isinstance(value, Mapping) else value
-    return merged

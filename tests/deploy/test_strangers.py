@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import pytest
 from tests.deploy.expected import assert_same_bits, expected, lost_clients
 from tests.deploy.harness import Federation
+from tests.deploy.inputs import write_digits, write_weights
 from tests.deploy.recipes import RECIPE, SITE
 
 pytestmark = [pytest.mark.deploy, pytest.mark.allow_hosts(["127.0.0.1"])]
@@ -43,3 +47,36 @@ def test_a_run_does_not_begin_with_a_site_that_does_not_fit(
     assert run.program.wait(60) == 2
     for text in ("site 'bonn'", *texts):
         assert text in run.program.text
+
+
+def test_a_run_does_not_begin_with_a_site_that_has_other_weights(federation: Federation) -> None:
+    weights = {name: write_weights(federation.folder / name, seed) for name, seed in (("weights", 0), ("others", 1))}
+    settings = {**SITE, "clients": "6-8", "model": {"source": str(weights["others"])}}
+    recipe = f'{RECIPE}\n[model]\nsource = "{weights["weights"]}"\n'
+    without_architecture = recipe[: recipe.index("[model.architecture]")] + recipe[recipe.index("[tuning]") :]
+    _assert_refused(federation, settings, without_architecture, ["weights"])
+
+
+def test_a_run_does_not_begin_with_a_site_whose_data_lack_a_class(federation: Federation) -> None:
+    data = {"source": str(write_digits(federation.folder / "images", "012345678"))}
+    _assert_refused(federation, {"clients": "6-8", "data": data}, RECIPE, ["'9'", "allow_missing_classes"])
+
+
+def test_a_site_whose_data_lack_a_column_does_not_join(federation: Federation) -> None:
+    data = {**SITE["data"], "label_column": "diagnosis"}
+    program = federation.add_site("bonn", {**SITE, "clients": "6-8", "data": data}).run()
+    assert program.wait(60) == 2
+    assert "diagnosis" in program.text
+
+
+def _assert_refused(federation: Federation, settings: Mapping[str, Any], recipe: str, texts: Sequence[str]) -> None:
+    """With bonn the run does not begin, and the message names it and says these texts."""
+    bonn = federation.add_site("bonn", settings)
+    federation.register("bonn")
+    bonn.run()
+    bonn.wait_until_joined()
+    run = federation.deploy(recipe, f"refused-{len(list(federation.folder.iterdir()))}", "partition.num_clients=9")
+    assert run.program.wait(90) == 2, run.program.text
+    for text in ("site 'bonn'", *texts):
+        assert text in run.program.text
+    assert "site 'hamburg'" not in run.program.text
