@@ -19,6 +19,7 @@ from flwr.serverapp import Grid
 from fedelta.deployment.keys import read_keys
 from fedelta.errors import LinkError, PayloadError
 from fedelta.runtimes.flower.envelope import travelled_bytes, unwrap, wrap
+from fedelta.runtimes.remote.answers import one_line
 from fedelta.runtimes.remote.link import Presence, Receipt
 from fedelta.runtimes.remote.messages import Message
 
@@ -78,23 +79,44 @@ class GridLink:
         return str(tickets[0])
 
     def receive(self, tickets: Collection[str]) -> Sequence[Receipt]:
-        """See `Link.receive`."""
-        if not tickets:
-            return []
-        answers = self._call(lambda: self.grid.pull_messages(sorted(tickets)))
-        return [receipt for answer in answers if (receipt := self._receipt(answer)).ticket in tickets]
+        """See `Link.receive`.
 
-    def _receipt(self, answer: FlowerMessage) -> Receipt:
-        """The answer, or why it is none. Of an error the sender is the SuperLink, so only the ticket names the site."""
-        ticket = answer.metadata.reply_to_message_id
+        Each ticket is asked for by itself, so that an answer that cannot even be read costs no other site its own.
+        """
+        receipts: list[Receipt] = []
+        for ticket in sorted(tickets):
+            try:
+                receipts += self._pull(ticket)
+            except LinkError:
+                if not receipts:
+                    raise
+                break  # what has come will not come again; the rest is asked for the next time
+        return receipts
+
+    def _pull(self, ticket: str) -> list[Receipt]:
+        """The receipt for a ticket, if there is one."""
+        try:
+            answers = list(self._call(lambda: self.grid.pull_messages([ticket])))
+        except LinkError:
+            raise
+        except Exception as error:  # noqa: BLE001 Flower builds objects from bytes that a site may have made up
+            reason = f"the site's answer cannot be read: an error of the kind {type(error).__name__}"
+            return [Receipt(ticket, None, reason)]
+        return [self._receipt(ticket, answer) for answer in answers[:1]]
+
+    def _receipt(self, ticket: str, answer: FlowerMessage) -> Receipt:
+        """The answer, or why it is none; the ticket that was asked for says whom it is from, not the answer."""
+        if answer.metadata.reply_to_message_id != ticket:
+            return Receipt(ticket, None, "the site's answer says that it is for another message")
         if answer.has_error():
             known = _FAILURES.get(answer.error.code, f"Flower's error {answer.error.code}")
-            reason = (answer.error.reason or "").strip()
+            reason = one_line({"reason": answer.error.reason or ""}, "reason")
             return Receipt(ticket, None, f"{known}: {reason}" if reason else known)
         try:
             message = unwrap(answer.content, self.max_bytes)
-        except PayloadError as error:
-            return Receipt(ticket, None, f"the site's answer cannot be used: {error.message}")
+        except (PayloadError, ValueError) as error:  # ValueError: no content
+            reason = error.message if isinstance(error, PayloadError) else str(error)
+            return Receipt(ticket, None, f"the site's answer cannot be used: {reason}")
         return Receipt(ticket, message, num_bytes=travelled_bytes(answer.content))
 
     def _call(self, call: Callable[[], T]) -> T:
