@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +17,10 @@ from flwr.app import Message as FlowerMessage
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedelta.errors import LinkError
+from fedelta.runtimes.flower import link as flower_link
 from fedelta.runtimes.flower.envelope import unwrap, wrap
 from fedelta.runtimes.flower.link import GridLink
-from fedelta.runtimes.remote.link import Presence
+from fedelta.runtimes.remote.link import Presence, Receipt
 from fedelta.runtimes.remote.messages import Message
 
 HAMBURG, KIEL = 11, 12
@@ -33,6 +35,7 @@ class Grid:
     takes: bool = True
     sent: list[FlowerMessage] = field(default_factory=list)
     answers: dict[str, FlowerMessage | Exception] = field(default_factory=dict)
+    unfinished: dict[str, threading.Event] = field(default_factory=dict)
 
     def get_nodes(self) -> list[SimpleNamespace]:
         if not self.is_up:
@@ -45,6 +48,9 @@ class Grid:
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[FlowerMessage]:
         """As Flower does, it gives nothing at all if one of the answers cannot be read."""
+        for ticket in message_ids:
+            if ticket in self.unfinished:
+                self.unfinished[ticket].wait(10)
         answers = [self.answers.pop(ticket) for ticket in message_ids if ticket in self.answers]
         for answer in answers:
             if isinstance(answer, Exception):
@@ -68,7 +74,8 @@ def grid(tmp_path: Path) -> Grid:
 
 
 @pytest.fixture
-def link(grid: Grid, tmp_path: Path) -> GridLink:
+def link(grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GridLink:
+    monkeypatch.setattr(flower_link, "_PULL_SECONDS", 0.1)
     return GridLink(grid, tmp_path, max_bytes=1000)  # type: ignore[arg-type]
 
 
@@ -130,6 +137,21 @@ def test_an_answer_that_flower_cannot_read_costs_no_other_site_its_own(link: Gri
     assert [receipt.ticket for receipt in receipts if receipt.answer is not None] == ["ticket-6", "ticket-8"]
     (unread,) = (receipt.failure for receipt in receipts if receipt.answer is None)
     assert unread == "the site's answer cannot be read: an error of the kind ValueError"
+
+
+def test_an_answer_that_has_come_in_part_only_keeps_no_other_site_waiting(link: GridLink, grid: Grid):
+    rest = threading.Event()
+    grid.answers["ticket-6"] = _answer("ticket-6", wrap(Message("trained", {"round": 6})))
+    grid.answers["ticket-7"] = _answer("ticket-7", wrap(Message("trained", {"round": 7})))
+    grid.unfinished["ticket-6"] = rest
+    assert [receipt.ticket for receipt in link.receive(["ticket-6", "ticket-7"])] == ["ticket-7"]
+    assert link.receive(["ticket-6"]) == []
+    rest.set()
+    receipts: list[Receipt] = []
+    while not receipts:
+        receipts += link.receive(["ticket-6"])
+    assert receipts[0].answer is not None
+    assert receipts[0].answer.manifest == {"round": 6}
 
 
 def test_answers_that_have_come_are_kept_when_the_superlink_goes_away(link: GridLink, grid: Grid):

@@ -7,7 +7,9 @@ While the SuperLink is away the grid repeats its calls until it is back.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -26,6 +28,7 @@ from fedelta.runtimes.remote.messages import Message
 MESSAGE_TYPE = "query"
 
 T = TypeVar("T")
+_PULL_SECONDS = 1.0  # for a look whether there is an answer, and for fetching a usual one
 
 # Flower's error codes (flwr/common/constant.py: ErrorCode) in our words.
 _FAILURES = {
@@ -53,6 +56,7 @@ class GridLink:
     sites: Path
     max_bytes: int
     _nodes: dict[str, int] = field(default_factory=dict, init=False)
+    _pulls: dict[str, Future[list[FlowerMessage]]] = field(default_factory=dict, init=False)  # under way, by ticket
 
     def presence(self) -> Mapping[str, Presence]:
         """See `Link.presence`."""
@@ -81,22 +85,29 @@ class GridLink:
     def receive(self, tickets: Collection[str]) -> Sequence[Receipt]:
         """See `Link.receive`.
 
-        Each ticket is asked for by itself, so that an answer that cannot even be read costs no other site its own.
+        Each ticket is asked for by itself, so that an answer that cannot even be read costs no other site its own; and
+        beside this thread, because Flower waits for the rest of an answer that has come in part, for minutes if its
+        site was killed meanwhile.
         """
+        fresh = sorted(set(tickets) - self._pulls.keys())
+        for ticket in fresh:
+            self._pulls[ticket] = _beside(lambda ticket=ticket: list(self.grid.pull_messages([ticket])))
+        wait([self._pulls[ticket] for ticket in fresh], _PULL_SECONDS)
         receipts: list[Receipt] = []
-        for ticket in sorted(tickets):
+        unreached: LinkError | None = None
+        for ticket in [ticket for ticket, pull in self._pulls.items() if pull.done()]:
             try:
-                receipts += self._pull(ticket)
-            except LinkError:
-                if not receipts:
-                    raise
-                break  # what has come will not come again; the rest is asked for the next time
-        return receipts
+                receipts += self._pulled(ticket, self._pulls.pop(ticket))
+            except LinkError as error:
+                unreached = error
+        if unreached is not None and not receipts:  # what has come will not come again
+            raise unreached
+        return [receipt for receipt in receipts if receipt.ticket in tickets]
 
-    def _pull(self, ticket: str) -> list[Receipt]:
-        """The receipt for a ticket, if there is one."""
+    def _pulled(self, ticket: str, pull: Future[list[FlowerMessage]]) -> list[Receipt]:
+        """The receipt for a ticket, if there is one, from a call that has ended."""
         try:
-            answers = list(self._call(lambda: self.grid.pull_messages([ticket])))
+            answers = self._call(pull.result)
         except LinkError:
             raise
         except Exception as error:  # noqa: BLE001 Flower builds objects from bytes that a site may have made up
@@ -124,3 +135,17 @@ class GridLink:
             return call()
         except httpx.HTTPError as error:
             raise LinkError(f"Flower's SuperLink does not take a call: {error}") from error
+
+
+def _beside(call: Callable[[], T]) -> Future[T]:
+    """The result of a call in a thread that does not keep this process alive."""
+    result: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(call())
+        except BaseException as error:  # noqa: BLE001 raised where the result is read
+            result.set_exception(error)
+
+    threading.Thread(target=run, name="pull", daemon=True).start()
+    return result
