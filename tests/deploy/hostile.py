@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedelta.deployment import site
+from fedelta.deployment.site import running as site
 from fedelta.runtimes.flower import connection
 from fedelta.runtimes.remote.messages import Message
 
