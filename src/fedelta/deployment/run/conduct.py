@@ -18,9 +18,8 @@ from fedelta.assembly.server_model import read_test
 from fedelta.config import WITHOUT_ADAPTER, Config, load_config
 from fedelta.data.files import AT_THE_SITES
 from fedelta.deployment.run.announcing import Announced, Announcer
-from fedelta.deployment.run.building import Basis, build_parts, sent_to_sites
 from fedelta.deployment.run.conflicts import refuse_conflicts
-from fedelta.deployment.run.parts import ServerParts
+from fedelta.deployment.run.parts import Basis, ServerParts, build_parts, sent_to_sites
 from fedelta.durable import write_atomic
 from fedelta.errors import FedeltaError, LinkError
 from fedelta.federation.records import RoundOutcome
