@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 import tomli_w
 from cryptography import x509
@@ -18,12 +18,12 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_private_key,
 )
 
+from fedelta.deployment.naming import client_numbers, host_and_port, site_name
 from fedelta.deployment.private_files import is_private, make_private, write_secret
 from fedelta.durable import write_atomic
 from fedelta.errors import InputError
 
 SETTINGS, KEY, AUTHORITY = "site.toml", "site.key", "ca.crt"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,9 @@ def read_key(path: Path) -> EllipticCurvePrivateKey:
     if not isinstance(key, EllipticCurvePrivateKey):
         raise InputError(f"the key {str(path)!r} is not one of a NIST curve, which Flower expects.", hint=advice)
     if not is_private(path):
-        raise InputError(f"others than its owner may read the site's key {str(path)!r}.", hint=f"`chmod 600 {path}`")
+        raise InputError(
+            f"others than its owner may read the site's key {str(path)!r}.", hint=f"chmod 600 {quote(str(path))}"
+        )
     return key
 
 
@@ -111,17 +113,13 @@ def read_authority(path: Path) -> bytes:
 
 
 def _check(draft: Draft) -> None:
-    if _NAME.fullmatch(draft.name) is None:
-        raise InputError(
-            f"the name {draft.name!r} cannot be used.",
-            hint="a name has letters, digits, `.`, `_` and `-` only, begins with one of the first two, and is no "
-            "longer than 63.",
-        )
-    host, colon, port = draft.server.rpartition(":")
-    if not (colon and host and port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
-        raise InputError(
-            f"the server {draft.server!r} is no host and port.", hint="`--server fl.example.org:9443`, say."
-        )
+    try:
+        site_name(draft.name)
+        host_and_port(draft.server)
+        if draft.clients is not None:
+            client_numbers(draft.clients)
+    except ValueError as error:
+        raise InputError(f"{error}.", hint="`fedelta site init --help` shows the options; nothing was made.") from error
 
 
 def _settings(draft: Draft) -> str:
