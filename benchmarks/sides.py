@@ -16,7 +16,9 @@ from fedelta.data.batches import Examples
 from fedelta.data.clients import Clients
 from fedelta.engine.lanes import LaneEngine
 from fedelta.engine.optimizers import Sgd
+from fedelta.engine.packs import num_packs
 from fedelta.engine.work import ClientSettings
+from fedelta.federation.base import Runtime
 from fedelta.federation.client import Site
 from fedelta.federation.rounds import Federation, Standing, federate
 from fedelta.models.bundles import bundled_names
@@ -73,13 +75,19 @@ def bare_side(case: Case) -> Round:
     ).round
 
 
-def fedelta_side(case: Case) -> Round:
-    """One call is one round of fedelta: plan, encode, train, check, decode, combine; no evaluation."""
+def fedelta_side(case: Case, places: int = 1, on: Callable[[Site], Runtime] = lambda site: site) -> Round:
+    """One call is one round of fedelta: plan, encode, train, check, decode, combine; no evaluation.
+
+    Args:
+        case: what is trained.
+        places: packs that are trained side by side; with one place the cohort is one pack.
+        on: gives the runtime for a site.
+    """
     pixels, labels, partition = data(case)
     runtime = RuntimeSettings(lanes=case.lanes)
     model = backbone(case)
     method = Lora(r=RANK, lora_alpha=LORA_ALPHA) if case.tuning == "lora" else TUNING_METHODS[case.tuning]()
-    num_lanes = runtime.num_lanes(clients_per_round=len(case.sizes), batch_size=case.batch_size, places=1)
+    num_lanes = runtime.num_lanes(clients_per_round=len(case.sizes), batch_size=case.batch_size, places=places)
     lanes = Lanes(min(num_lanes, method.max_lanes or num_lanes))
     spec = method.apply(model, lanes, stream(SEED, "tuning"))
     client = ClientSettings(
@@ -96,9 +104,12 @@ def fedelta_side(case: Case) -> Round:
     )
     channel = Channel(name=case.codec)
     strategy = FedAvg(clients_per_round=len(case.sizes), num_rounds=1_000_000)
+    packs = 1 if places == 1 else num_packs(len(case.sizes), engine.lanes.num, places)
+    threads = max(1, torch.get_num_threads() // packs)
+    site = Site(engine, partition, channel, SEED, strategy.num_rounds, places=places, threads=threads)
     federation = Federation(
         strategy=strategy,
-        runtime=Site(engine, partition, channel, SEED, strategy.num_rounds),
+        runtime=on(site),
         channel=channel,
         spec=spec,
         clients=Clients.of(sorted(partition)),

@@ -111,7 +111,8 @@ def table_of_run(result: HasResults, primary: Measure, report: Path) -> Table:
     table.add_row("sent in all", f"{sent / MIB:.2f} MiB")
     if "sites" in summary:
         on_the_wire = summary["wire_downlink_bytes"] + summary["wire_uplink_bytes"]
-        table.add_row("messages with sites", f"{on_the_wire / MIB:.2f} MiB ({on_the_wire / sent:.2f} times as much)")
+        ratio = f"{on_the_wire / sent:.2f} times the payloads"
+        table.add_row("messages with sites", f"{on_the_wire / MIB:.2f} MiB ({ratio})")
     if (cost := summary["relative_cost"]) is not None and cost < 1:
         table.add_row("layers averaged, against all in every round", f"{cost:.1%}")
     full = summary["full_model_bytes"]

@@ -237,6 +237,7 @@ def test_each_round_is_an_event(jobs, pretend):
 def test_a_gpu_is_for_one(jobs, monkeypatch):
     assert pool.default_processes(jobs) >= 1
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     assert pool.default_processes(jobs) == 1
 
 

@@ -140,7 +140,8 @@ def test_a_site_cannot_read_or_answer_the_messages_of_another_site(
 ):
     hub = Hub(federation.hub)
     control = Control.connect(_superlink(federation), hub.certificates, hub.secret)
-    numbers = {node.name: node.id for node in control.nodes()}
+    with control.client:
+        numbers = {node.name: node.id for node in control.nodes()}
     client = connect(FleetHttpClient)
     # Of its own messages it may ask: the calls are right, and only the number makes the difference.
     assert list(client.PullMessages(PullMessagesRequest(node=Node(node_id=numbers["hamburg"]))).messages_list) == []

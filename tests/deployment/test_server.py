@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -98,3 +100,8 @@ def test_the_submitted_app_names_the_installed_package_and_nothing_to_install():
         "serverapp": "fedelta.runtimes.flower.server_app:app",
         "clientapp": "fedelta.runtimes.flower.client_app:app",
     }
+
+
+def test_what_runs_all_the_time_on_a_server_does_without_torch():
+    code = "import sys, fedelta.deployment.server, fedelta.deployment.proxy; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -6,6 +6,7 @@ import errno
 import os
 import tomllib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,8 +30,9 @@ PART = [[number, number] for number in OURS]
 
 
 def simulated(text: str) -> Assembly:
-    """The same clients in one process."""
-    return assemble(parse_config(tomllib.loads(text)))
+    """The same clients in one process, trained together as those of a message to a site are."""
+    assembly = assemble(parse_config(tomllib.loads(f"{text}\n[runtime]\nlanes = {len(OURS)}\n")))
+    return replace(assembly, site=replace(assembly.site, places=1))
 
 
 def download(assembly: Assembly, params: Params | None = None) -> bytes:

@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from tests.inference.adapters import WORDS, write_tokenizer
@@ -142,12 +143,22 @@ def resumed(folder: Path) -> Result:
     raise AssertionError("the run was not stopped")
 
 
+def on_one_core(run: Callable[[Path], Result]) -> Callable[[Path], Result]:
+    """`run` as on a machine with one core: into how many packs a cohort is divided depends on their number."""
+
+    def alone(folder: Path) -> Result:
+        with patch("fedelta.runtimes.settings.available_cores", lambda: 1):
+            return run(folder)
+
+    return alone
+
+
 def _with(*overrides: str) -> Callable[[Path], Result]:
-    return lambda folder: _run(folder, SMALL, *overrides)
+    return on_one_core(lambda folder: _run(folder, SMALL, *overrides))
 
 
 RUNS: dict[str, Callable[[Path], Result]] = {
-    run.__name__: run
+    run.__name__: on_one_core(run)
     for run in (
         small, fedlama_batch_norm, local_batch_norm, scaffold, tiers, personalised, text, speech,
         natural_numbers, resumed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
 from tests.small import write_small
 
 from fedelta.choices import choices
@@ -11,6 +12,7 @@ from fedelta.errors import ConfigError, InputError
 from fedelta.experiment import Experiment
 from fedelta.record.origin import settings_of
 from fedelta.runtimes import settings
+from fedelta.runtimes.settings import RuntimeSettings
 
 
 @pytest.fixture(autouse=True)
@@ -49,3 +51,32 @@ def test_the_command_that_lists_names_knows_the_runtimes():
 
 def test_a_run_may_be_resumed_with_other_workers(tmp_path):
     assert not {"runtime.name", "runtime.workers"} & settings_of(load_config(write_small(tmp_path)).to_table()).keys()
+
+
+@pytest.mark.parametrize(
+    ("lanes", "batch_size", "places", "expected"),
+    [
+        ("auto", 8, 1, 8),  # one core: 64 samples a step
+        ("auto", 20, 1, 3),
+        ("auto", 200, 1, 1),
+        ("auto", 1, 1, 16),  # no more lanes than clients
+        ("auto", 8, 2, 4),  # two cores: 16 clients in four packs
+        ("auto", 4, 2, 8),  # 32 samples a step, which leaves one pack for each core
+        ("auto", 8, 16, 1),  # a pack for each core, however small
+        ("auto", 32, 2, 2),  # no more than 64 samples
+        (5, 200, 2, 5),
+        (50, 8, 2, 16),
+    ],
+)
+def test_lanes_fill_a_step_and_leave_packs_for_all_cores(lanes, batch_size: int, places: int, expected: int):
+    chosen = RuntimeSettings(device="cpu", lanes=lanes)
+    assert chosen.num_lanes(clients_per_round=16, batch_size=batch_size, places=places) == expected
+
+
+def test_a_gpu_fills_larger_steps():
+    assert RuntimeSettings(device="cuda").num_lanes(clients_per_round=100, batch_size=32, places=1) == 32
+
+
+def test_no_lane_is_refused():
+    with pytest.raises(ValidationError, match="lanes"):
+        RuntimeSettings(lanes=0)

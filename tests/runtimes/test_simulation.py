@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from pydantic import ValidationError
 from tests.builders import ReadyInputs, assert_close, assert_same_bits, start_of, tiny_engine
 from tests.contracts.test_tuning_methods import METHODS
 from torch import tensor
@@ -25,7 +24,6 @@ from fedelta.federation.client import Site
 from fedelta.federation.records import Reply, RoundOutcome
 from fedelta.federation.rounds import federate
 from fedelta.params import Params
-from fedelta.runtimes.settings import RuntimeSettings
 from fedelta.seeds import stream
 from fedelta.strategies.base import RoundPlan
 from fedelta.strategies.fedavg import FedAvg
@@ -184,32 +182,6 @@ def test_the_server_moves_by_exactly_the_mean_of_what_came_up(name: str):
 def test_a_diverging_run_ends_with_a_hint():
     with pytest.raises(RoundError, match=r"(?s)round 1: 0 of 4 replies are usable.*hint: .*lower `client.lr`"):
         run(*federation(lr=1e30))
-
-
-@pytest.mark.parametrize(
-    ("settings", "batch_size", "expected"),
-    [
-        ({}, 8, 8),  # 64 samples a step on a CPU
-        ({}, 20, 3),
-        ({}, 200, 1),
-        ({}, 1, 16),  # no more lanes than clients
-        ({"lanes": 5}, 200, 5),
-        ({"lanes": 50}, 8, 16),
-    ],
-)
-def test_lanes_fill_a_step_and_no_more(settings: dict[str, int], batch_size: int, expected: int):
-    chosen = RuntimeSettings(device="cpu", **settings)
-    assert chosen.num_lanes(clients_per_round=16, batch_size=batch_size) == expected
-
-
-def test_a_gpu_fills_larger_steps():
-    chosen = RuntimeSettings(device="cuda")
-    assert chosen.num_lanes(clients_per_round=100, batch_size=32) == 32
-
-
-def test_no_lane_is_refused():
-    with pytest.raises(ValidationError, match="lanes"):
-        RuntimeSettings(lanes=0)
 
 
 def test_the_task_of_these_tests_is_balanced():

@@ -78,7 +78,7 @@ def build_parts(basis: Basis, post: Post, invitation: Invitation, watch: Watch) 
         evaluate=sites.evaluate if bench is None else bench.evaluate,
         tiers=tiers,
     )
-    federation = replace(federation, attendance=remote.attendance)
+    federation = replace(federation, attendance=remote.attendance, site_of=roster.site_of)
     return ServerParts(config, model, federation, roster, class_names, sites, bench), remote
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import shlex
 import shutil
 import signal
@@ -43,6 +44,8 @@ def demonstrate(recipe: Path, folder: Path) -> int:
     for name, clients in SITES.items():
         options = ("--name", name, "--server", address, "--ca", hub / "tls" / "ca.crt")
         _run("site", "init", folder / name, *options, "--data", "digits", "--clients", clients)
+        with (folder / name / "site.toml").open("a", encoding="utf-8") as settings:
+            settings.write(f"[runtime]\nthreads = {max(1, (os.cpu_count() or 1) // len(SITES))}\n")
         shutil.copy(folder / name / f"{name}.pub", hub / "sites")
         _say(f"cp {folder / name / name}.pub {hub / 'sites'}")
     with ExitStack() as programs:

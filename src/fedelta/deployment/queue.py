@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Literal
 
 from fedelta.deployment.submissions import Submission, Submissions
-from fedelta.record.rundir import ROUNDS
 from fedelta.record.status import Status, write_status
 from fedelta.runtimes.flower.control import Control
-from fedelta.runtimes.flower.server_app import DEPLOYMENT
+from fedelta.runtimes.flower.programs import DEPLOYMENT
 
 # A process that dies so often without finishing one round will not finish the next one either.
 MAX_DEATHS = 5
@@ -83,7 +82,7 @@ class Queue:
             return
         if not self._is_dead(submission):
             return
-        progress = _num_bytes(Path(submission.run) / ROUNDS)
+        progress = _num_bytes(Path(submission.run))
         self._deaths = 1 if progress != self._progress else self._deaths + 1
         self._progress = progress
         if self._deaths >= MAX_DEATHS:
@@ -134,8 +133,11 @@ class Queue:
         self.say(f"deployment {submission.name} is {submission.state}{reason}")
 
 
-def _num_bytes(path: Path) -> int:
+def _num_bytes(run: Path) -> int:
+    """Of the records of finished rounds."""
+    from fedelta.record.rundir import ROUNDS  # torch comes with it
+
     try:
-        return path.stat().st_size
+        return (run / ROUNDS).stat().st_size
     except FileNotFoundError:
         return 0

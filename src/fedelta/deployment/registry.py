@@ -83,18 +83,19 @@ class Registry:
         """
         nodes = {node.key: node for node in self.control.nodes()}
         refused: dict[str, str] = {}
+        missing, gone = set(registered.values()) - nodes.keys(), nodes.keys() - registered.values()
         for name, key in registered.items():
-            if key in nodes:
+            if key not in missing:
                 continue
             try:
                 self.control.register(name, key)
                 self.say(f"site {name!r} is registered")
             except RefusedError:
                 refused[f"{name}{SUFFIX}"] = _USED
-        for key in nodes.keys() - registered.values():
+        for key in sorted(gone):
             self.control.unregister(nodes[key])
             self.say(f"site {nodes[key].name!r} is no longer registered")
-        return {node.key: node for node in self.control.nodes()}, refused
+        return ({node.key: node for node in self.control.nodes()} if missing or gone else nodes), refused
 
 
 def _state(name: str, node: Node) -> SiteState:

@@ -26,7 +26,6 @@ from fedelta.errors import FedeltaError, InputError, LinkError, RunError
 from fedelta.record.files import exclusive
 from fedelta.runtimes.flower import programs
 from fedelta.runtimes.flower.control import Control
-from fedelta.runtimes.flower.server_app import HUB
 
 Say = Callable[[str], None]
 
@@ -94,7 +93,7 @@ class _Server:
 
     def __post_init__(self) -> None:
         hub, address, files = self.hub, self.address, self.hub.certificates
-        environment = programs.environment(hub.flower_home) | {HUB: str(hub.path.resolve())}
+        environment = programs.environment(hub.flower_home) | {programs.HUB: str(hub.path.resolve())}
 
         def child(name: str, command: list[str]) -> Child:
             return Child(Program(name, command, environment, hub.logs / f"{name}.log"))

@@ -154,6 +154,7 @@ state = "state"         # what clients remember, the log; as private as the data
 
 # [runtime]
 # device = "cuda"
+# threads = 2            # for sites that share a machine: together no more than it has cores, or each slows the others
 """
 
 

@@ -37,6 +37,7 @@ _CALLER_SECONDS = 30.0  # a caller on this machine sends without pauses; one tha
 _ANSWER_SECONDS = 600.0
 _WATCH_SECONDS = 0.5
 _BACKLOG = 16
+_MOST_FILES = 65536
 
 Answer = Callable[[Message], Message]
 
@@ -189,4 +190,6 @@ def _wait_for_end(pid: int) -> None:
 
 
 if __name__ == "__main__":
+    # Files that the caller was given open by its own caller, perhaps with locks: they must not outlive it here.
+    os.closerange(3, _MOST_FILES)
     main(sys.argv[1])

@@ -69,6 +69,7 @@ class Federation:
         around: wraps the strategy's mean, for example to add noise; None for no wrapper.
         has_plugin: whether strategy or mean are from a plug-in, so that their results are checked (contract.py).
         attendance: tells what each site did since the last call, by name; nothing if clients run on this machine.
+        site_of: client id to its site; empty if clients run on this machine.
 
     Raises:
         ConfigError: the strategy reads single updates, but the aggregation gives only sums.
@@ -88,6 +89,7 @@ class Federation:
     around: Callable[[Aggregation], Aggregation] | None = None
     has_plugin: bool = False
     attendance: Callable[[], Sequence[Attendance]] = tuple
+    site_of: Mapping[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.strategy.reads == "each" and self.aggregation.only_sums:

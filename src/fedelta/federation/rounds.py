@@ -129,7 +129,8 @@ def _encode(round: int, tensors: Params, federation: Federation) -> tuple[bytes,
 def _counts(federation: Federation, plan: RoundPlan, intake: Intake) -> bool:
     """Whether the round has enough usable replies to count.
 
-    A round that lacks replies because clients were lost does not count, and the run goes on.
+    A round that lacks replies because clients were lost does not count, and the run goes on. So it does in a deployment
+    if another client's reply was usable, or if all that were not are from one site, which may be at fault.
 
     Raises:
         RoundError: the round lacks replies because they were unusable.
@@ -141,6 +142,9 @@ def _counts(federation: Federation, plan: RoundPlan, intake: Intake) -> bool:
     lost = {rejection.client_id for rejection in rejections if rejection.cause in LOST}
     lost = lost.intersection(plan.cohort).difference(reply.client_id for reply in accepted)
     if len(accepted) + len(lost) >= min_replies:
+        return False
+    sites = {federation.site_of.get(rejection.client_id) for rejection in rejections if rejection.cause not in LOST}
+    if federation.site_of and (accepted or len(sites) == 1):
         return False
     raise too_few(federation, plan, len(accepted), rejections)
 

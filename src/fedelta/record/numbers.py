@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from fedelta.tasks.base import Measure
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fedelta.tasks.base import Measure
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -27,6 +30,7 @@ def shown(value: float | None, measure: Measure, digits: int = 1) -> str:
         measure: fractions are shown in percent, others with their unit.
         digits: decimals of a percentage.
 
+    >>> from fedelta.tasks.base import Measure
     >>> shown(0.9312, Measure("recall", "recall", is_fraction=True)).split()
     ['93.1', '%']
     >>> shown(12.34, Measure("snr_db", "noise", unit="dB")).split(), shown(0.00123456, Measure("mae", "mean error"))
@@ -42,6 +46,7 @@ def shown(value: float | None, measure: Measure, digits: int = 1) -> str:
 def bare(value: float | None, measure: Measure, deviation: float | None = None) -> str:
     """Like `shown`, without the unit, which is in the heading (`headed`), but with the deviation, if given.
 
+    >>> from fedelta.tasks.base import Measure
     >>> fraction, other = Measure("recall", "recall", is_fraction=True), Measure("mae", "mean error")
     >>> bare(0.9713, fraction, 0.004), bare(0.9713, fraction), bare(1.5, other, 0.25)
     ('97.1 ± 0.4', '97.1', '1.50 ± 0.25')
@@ -74,6 +79,7 @@ def in_unit(value: float, measure: Measure) -> float:
 def headed(label: str, measure: Measure) -> str:
     """The heading of a column of values of `measure`.
 
+    >>> from fedelta.tasks.base import Measure
     >>> headed("mean over exits", Measure("recall", "recall", is_fraction=True)), headed("error", Measure("mae", ""))
     ('mean over exits, %', 'error')
     """
@@ -83,6 +89,7 @@ def headed(label: str, measure: Measure) -> str:
 def axis_title(label: str, measure: Measure) -> str:
     """The name of an axis of values of `measure`.
 
+    >>> from fedelta.tasks.base import Measure
     >>> axis_title("test loss", Measure("loss_nats", "loss", unit="nats per example"))
     'Test loss (nats per example)'
     """

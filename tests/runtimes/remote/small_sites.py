@@ -123,6 +123,7 @@ class Small:
             evaluate=lambda _: Evaluation({"accuracy": 0.0, "loss_nats": 0.0}),
             effective_steps=self.engine.client.effective_steps, tiers=self.tiers,
             attendance=runtime.attendance if isinstance(runtime, Remote) else tuple,
+            site_of={} if isinstance(runtime, Site) else {number: site for site in AT for number in AT[site]},
         )  # fmt: skip
 
     @property

@@ -11,6 +11,7 @@ from tests.runtimes.remote.local_link import Handler, LocalLink
 from tests.runtimes.remote.small_sites import AT, ROWS, SETTINGS, SiteProgram, Small, link_of, remote_of
 from tests.runtimes.remote.test_parity import assert_same, simulated
 
+from fedelta.errors import RoundError
 from fedelta.federation.records import Attendance, RoundOutcome
 from fedelta.federation.rounds import federate
 from fedelta.runtimes.remote.link import Receipt
@@ -241,11 +242,11 @@ def test_a_call_of_the_engine_that_takes_long_is_no_fault_of_any_site(link: Loca
         if not tickets:
             return []
         link.sleep(100.0)
-        link.receive = receive  # type: ignore[method-assign]
+        link.receive = receive
         return []
 
     link.sites["hamburg"].seconds = 110.0
-    link.receive = slow  # type: ignore[method-assign]
+    link.receive = slow
     outcomes.append(next(rounds))
     assert states(outcomes[-1])["hamburg"] == "took part"
 
@@ -337,6 +338,21 @@ def swell(manifest: dict[str, Any], blobs: list[bytes]) -> None:
     blobs[0] += bytes(10**6)
 
 
+def changed(honest: Handler, change: Change) -> Handler:
+    """A site whose answers to work are changed."""
+
+    def dishonest(message: Message) -> Message:
+        answer = honest(message)
+        if answer.kind != "trained":
+            return answer
+        manifest = {**answer.manifest, "clients": [dict(client) for client in answer.manifest["clients"]]}
+        blobs = [bytes(blob) for blob in answer.blobs]
+        change(manifest, blobs)
+        return Message(answer.kind, manifest, blobs)
+
+    return dishonest
+
+
 WHOLE = {2, 3}  # both clients of the site are lost
 ODD: dict[str, tuple[Change, set[int], str]] = {
     "a client of another site": (set_in_first(id=0), WHOLE, "none of the clients that it was asked for"),
@@ -363,23 +379,50 @@ def test_an_answer_that_cannot_be_used_costs_no_other_site_anything(link: LocalL
     rounds = rounds_of(ALL, link)
     next(rounds)
     honest = link.sites["hamburg"].handler
-
-    def dishonest(message: Message) -> Message:
-        answer = honest(message)
-        if answer.kind != "trained":
-            return answer
-        manifest, blobs = {**answer.manifest, "clients": [dict(c) for c in answer.manifest["clients"]]}, []
-        blobs += answer.blobs
-        change(manifest, blobs)
-        return Message(answer.kind, manifest, blobs)
-
-    link.sites["hamburg"].handler = dishonest
+    link.sites["hamburg"].handler = changed(honest, change)
     outcome = next(rounds)
     assert {rejection.client_id for rejection in outcome.rejections} == lost
     assert text in outcome.rejections[0].reason
     assert (of_site(outcome, "berlin").num_accepted, of_site(outcome, "hamburg").num_accepted) == (2, 2 - len(lost))
     link.sites["hamburg"].handler = honest
     assert not next(rounds).rejections
+
+
+def test_the_end_of_a_run_waits_for_no_site_that_hangs(link: LocalLink):
+    remote = remote_of(ALL, link)
+    link.sites["hamburg"].seconds = 10**6
+    began = link.seconds
+    remote.finish()
+    assert SETTINGS.min_grace_seconds <= link.seconds - began < SETTINGS.min_grace_seconds + 1
+    assert [len(link.asked(site, "finish")) for site in AT] == [1, 1]
+
+
+DEMANDING = Small(FedAvg(clients_per_round=4, num_rounds=3, min_replies=4))
+
+
+def test_what_one_site_sends_ends_no_run_that_needs_all_its_clients():
+    link = link_of(DEMANDING)
+    honest = link.sites["hamburg"].handler
+    link.sites["hamburg"].handler = changed(honest, damage)
+    rounds = rounds_of(DEMANDING, link)
+    first = next(rounds)
+    assert {rejection.cause for rejection in first.rejections} == {"refused", "void round"}
+    assert first.num_examples == 0
+    link.sites["hamburg"].handler = honest
+    assert next(rounds).num_examples == sum(ROWS)
+
+
+def test_a_run_in_which_nobody_at_no_site_can_train_any_more_ends():
+    link = link_of(DEMANDING)
+
+    def diverge(manifest: dict[str, Any], blobs: list[bytes]) -> None:
+        for client in manifest["clients"]:
+            client["fault"] = {"reason": "the loss is nan", "cause": "refused"}
+
+    for site in link.sites.values():
+        site.handler = changed(site.handler, diverge)
+    with pytest.raises(RoundError, match=r"round 1: 0 of 4 replies are usable, .*\n.*the loss is nan"):
+        next(rounds_of(DEMANDING, link))
 
 
 FORGETFUL = {

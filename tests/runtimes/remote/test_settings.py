@@ -28,7 +28,7 @@ def test_the_section_is_read_from_a_recipe():
 )  # fmt: skip
 def test_a_value_out_of_range_is_refused(values: dict[str, object]):
     with pytest.raises(ValidationError, match=next(iter(values))):
-        Deployment(**values)  # type: ignore[arg-type]
+        Deployment(**values)
 
 
 def test_a_grace_beyond_the_deadline_is_refused():

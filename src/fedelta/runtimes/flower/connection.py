@@ -48,8 +48,8 @@ from fedelta.runtimes.flower.envelope import unwrap, wrap
 from fedelta.runtimes.flower.fleet import Fleet
 from fedelta.runtimes.remote.messages import REFUSED, Message
 
-# The server takes a site for gone after two of these: 40 s, instead of Flower's 60 s. Beats are closer together, so that
-# the network may be cut for 30 s: a beat that got lost may be noticed after 5 s only.
+# The server takes a site for gone after two of these: 40 s, instead of Flower's 60 s. Beats are closer together, so
+# that the network may be cut for 30 s: a beat that got lost may be noticed after 5 s only.
 HEARTBEAT_SECONDS = 20.0
 _BEAT_SECONDS, _AGAIN_SECONDS = 2.5, 1.0
 _MANIFEST_BYTES = 2**25  # and headers

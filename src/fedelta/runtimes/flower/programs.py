@@ -17,6 +17,8 @@ from fedelta.errors import InputError
 
 # Tried with these; a later one may bring another transport, as 1.41 did.
 TESTED = ("1.41", "1.42")
+# Key of a run's configuration, and variable of the environment, in which a ServerApp finds what it is to run.
+DEPLOYMENT, HUB = "deployment", "FEDELTA_HUB"
 _INSTALL = "pip install 'fedelta[flower]'"
 
 

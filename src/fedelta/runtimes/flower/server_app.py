@@ -18,10 +18,8 @@ from fedelta.deployment.children import die_with_parent
 from fedelta.deployment.hub import Hub
 from fedelta.deployment.submissions import Ending, Submissions
 from fedelta.errors import InputError, LinkError
-from fedelta.record.rundir import CONFIG
 from fedelta.runtimes.flower.link import GridLink
-
-DEPLOYMENT, HUB = "deployment", "FEDELTA_HUB"
+from fedelta.runtimes.flower.programs import DEPLOYMENT, HUB
 
 # Flower takes a plain assignment only.
 app = ServerApp()
@@ -59,6 +57,8 @@ def _print_to(log: Path) -> None:
 
 def _max_bytes(hub: Hub, run: Path) -> int:
     """The longest answer that server and recipe allow; the configuration of a run has all defaults written out."""
+    from fedelta.record.rundir import CONFIG
+
     recipe = tomllib.loads((run / CONFIG).read_text(encoding="utf-8"))["deployment"]["max_message_mib"]
     return int(min(recipe, hub.settings().max_message_mib)) * 2**20
 

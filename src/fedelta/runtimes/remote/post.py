@@ -8,6 +8,7 @@ a `Miss`, if the site is away, late, at work for an earlier round, does not fit,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
@@ -71,6 +72,7 @@ class _Errand(Generic[T]):
     Args:
         start: begins the talk, also anew.
         began: when the errand began.
+        at_most: seconds after which it ends.
         session: of the site when its talk began.
         talk: the talk.
         message: to be answered next.
@@ -85,6 +87,7 @@ class _Errand(Generic[T]):
 
     start: Callable[[], Talk[T]]
     began: float
+    at_most: float
     session: str = ""
     talk: Talk[T] = field(init=False)
     message: Message = field(init=False)
@@ -141,11 +144,14 @@ class Post:
             self._looked_at = self.now
             self.book.observe(presence, self.now)
 
-    def exchange(self, talks: Mapping[str, Callable[[], Talk[T]]]) -> Iterator[tuple[str, T | Miss]]:
+    def exchange(
+        self, talks: Mapping[str, Callable[[], Talk[T]]], at_most: float = math.inf
+    ) -> Iterator[tuple[str, T | Miss]]:
         """Runs the talks of several sites, and yields each site's result when it is there.
 
         Args:
             talks: site to what begins its talk.
+            at_most: seconds after which no site is waited for any more, whatever patience it deserves.
         """
         self.look(again=True)
         errands: dict[str, _Errand[T]] = {}
@@ -153,7 +159,7 @@ class Post:
             if (miss := self._excuse(site)) is not None:
                 yield site, miss
                 continue
-            errands[site] = errand = _Errand(start, self.now)
+            errands[site] = errand = _Errand(start, self.now, at_most)
             if (result := self._begin(site, errand)) is not None:
                 yield site, _with_sent(result, errands.pop(site).sent)
         pause = _FIRST_PAUSE
@@ -285,6 +291,8 @@ class Post:
         """The miss of a site whose time is up; None if there is time left."""
         entry, settings, now = self.book.of(site), self._settings, self.now
         waited = now - errand.began
+        if waited >= errand.at_most:
+            return Miss("late", f"it has not answered within {waited:.0f} s")
         if entry.offline_since is not None:
             is_over = now >= entry.offline_since + settings.min_grace_seconds or waited >= settings.round_seconds
             return self._away(site, errand) if is_over else None

@@ -120,7 +120,7 @@ class Remote:
                 yield from (Reply(client_id, 0, b"", fault=fault) for client_id in clients[site])
             else:
                 self._book.note(site, "took part", plan.round)
-                yield from result
+                yield from map(self._reply, result)
 
     def accept(self, client_ids: Iterable[int]) -> None:
         """See `Runtime.accept`."""
@@ -148,7 +148,7 @@ class Remote:
     def finish(self) -> None:
         """Tells the connected sites that the run has ended, so that they forget what its clients keep."""
         present = [site for site in self._book.available if site in self._roster.profiles]
-        for _ in self._post.exchange(dict.fromkeys(present, self._parting)):
+        for _ in self._post.exchange(dict.fromkeys(present, self._parting), self._settings.min_grace_seconds):
             pass
 
     def snapshot(self, folder: Path, round: int) -> str:
@@ -208,15 +208,15 @@ class Remote:
         self._book.ready(site)
         return one_line(manifest, "device")
 
-    def _training(self, site: str, part: Part) -> Talk[list[Reply]]:
+    def _training(self, site: str, part: Part) -> Talk[list[Answered]]:
         """The talk of a round: prepares the site if need be, and lets it train these clients."""
         message = work(self._invitation.run, part, self._versions, self._wire)
         answer = yield from self._asking(site, message)
-        return [self._reply(said) for said in answered(part, self._wire, answer)]
+        return answered(part, self._wire, answer)
 
     def _reply(self, said: Answered) -> Reply:
         """The reply of a client; notes its version."""
-        reply = said.reply
+        reply = replace(said.reply, payload=bytes(said.payload))
         if reply.fault is None:
             self._versions.answer(reply.client_id, said.version, reply.payload)
             self._sheet.claimed(reply.client_id, reply.num_examples)

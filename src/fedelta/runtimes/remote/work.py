@@ -16,6 +16,7 @@ from fedelta.runtimes.remote.profiles import expected, reason_of
 from fedelta.runtimes.remote.versions import Versions
 from fedelta.strategies.base import RoundPlan
 
+Blobs = Sequence[bytes | memoryview]
 # What a site may say about a client; everything else counts as a refused reply.
 _CAUSES: Mapping[object, Cause] = {"forgot": "forgot", FAILED: "site failed"}
 
@@ -38,11 +39,13 @@ class Answered(NamedTuple):
     """What a site says of one client.
 
     Args:
-        reply: for the round loop, which checks numbers and payload.
+        reply: for the round loop, which checks its numbers; without the payload.
+        payload: of the reply; a view of the message, which is copied when it is needed.
         version: of the memory that the client has if the reply is accepted.
     """
 
     reply: Reply
+    payload: bytes | memoryview = b""
     version: int = 0
 
 
@@ -104,7 +107,7 @@ def usable(answer: Message, kind: str) -> Mapping[str, Any]:
     return expected(answer, kind)
 
 
-def _answered(part: Part, wire: ParamSpec, entry: Any, blobs: Sequence[bytes | memoryview]) -> Answered:  # Any: JSON
+def _answered(part: Part, wire: ParamSpec, entry: Any, blobs: Blobs) -> Answered:  # Any: JSON
     """What an entry says of its client; with a fault if its values cannot be used."""
     is_asked = isinstance(entry, dict) and type(entry.get("id")) is int and entry["id"] in part.client_ids
     if not is_asked:
@@ -120,7 +123,7 @@ def _answered(part: Part, wire: ParamSpec, entry: Any, blobs: Sequence[bytes | m
     except PayloadError as error:
         return Answered(Reply(client_id, 0, b"", fault=Fault(error.message, "site failed")))
     metrics = {"train_loss": entry.get("train_loss")}
-    return Answered(Reply(client_id, entry.get("num_examples"), payload, metrics), version)
+    return Answered(Reply(client_id, entry.get("num_examples"), b"", metrics), payload, version)
 
 
 def _fault(fault: object) -> Fault:
@@ -131,7 +134,7 @@ def _fault(fault: object) -> Fault:
     return Fault(reason, _CAUSES.get(cause, "refused") if isinstance(cause, str) else "refused")
 
 
-def _payload(wire: ParamSpec, names: Collection[str], index: object, blobs: Sequence[bytes | memoryview]) -> bytes:
+def _payload(wire: ParamSpec, names: Collection[str], index: object, blobs: Blobs) -> bytes | memoryview:
     """The upload of a client.
 
     Raises:
@@ -144,7 +147,7 @@ def _payload(wire: ParamSpec, names: Collection[str], index: object, blobs: Sequ
         raise PayloadError(
             f"its payload has {len(blobs[index])} bytes, more than the {limit} that its tensors can need"
         )
-    return bytes(blobs[index])
+    return blobs[index]
 
 
 def _most_bytes(wire: ParamSpec, names: Collection[str]) -> int:
