@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -91,7 +92,7 @@ class GridLink:
         """
         fresh = sorted(set(tickets) - self._pulls.keys())
         for ticket in fresh:
-            self._pulls[ticket] = _beside(lambda ticket=ticket: list(self.grid.pull_messages([ticket])))
+            self._pulls[ticket] = _beside(partial(self._pull, ticket))
         wait([self._pulls[ticket] for ticket in fresh], _PULL_SECONDS)
         receipts: list[Receipt] = []
         unreached: LinkError | None = None
@@ -114,6 +115,9 @@ class GridLink:
             reason = f"the site's answer cannot be read: an error of the kind {type(error).__name__}"
             return [Receipt(ticket, None, reason)]
         return [self._receipt(ticket, answer) for answer in answers[:1]]
+
+    def _pull(self, ticket: str) -> list[FlowerMessage]:
+        return list(self.grid.pull_messages([ticket]))
 
     def _receipt(self, ticket: str, answer: FlowerMessage) -> Receipt:
         """The answer, or why it is none; the ticket that was asked for says whom it is from, not the answer."""
