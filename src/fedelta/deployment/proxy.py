@@ -103,7 +103,7 @@ def serve(address: tuple[str, int], superlink: str, certificates: Certificates, 
         ssl_certfile=str(certificates.server),
         ssl_keyfile=str(certificates.server_key),
         server_header=False,
-        http=watched(Doorkeeper()),  # type: ignore[arg-type] a function that makes a protocol serves as its class
+        http=watched(Doorkeeper()),
         timeout_keep_alive=65,
         access_log=False,
         log_level="warning",
