@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import resource
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Protocol
@@ -60,7 +59,7 @@ class Doorkeeper:
             connection.close()
 
 
-def watched(doorkeeper: Doorkeeper) -> Callable[..., asyncio.Protocol]:
+def watched(doorkeeper: Doorkeeper) -> type[asyncio.Protocol]:
     """A class as uvicorn's for HTTP, which tells the doorkeeper of its connections."""
 
     class Watched(H11Protocol):

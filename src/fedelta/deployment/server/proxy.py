@@ -14,7 +14,6 @@ import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 
 import httpx
 import uvicorn
@@ -104,8 +103,7 @@ def serve(address: tuple[str, int], superlink: str, certificates: Certificates, 
         ssl_certfile=str(certificates.server),
         ssl_keyfile=str(certificates.server_key),
         server_header=False,
-        # A function that makes a protocol serves as its class.
-        http=cast(type[asyncio.Protocol], watched(Doorkeeper())),
+        http=watched(Doorkeeper()),
         timeout_keep_alive=65,
         access_log=False,
         log_level="warning",

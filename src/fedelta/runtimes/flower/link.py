@@ -8,7 +8,7 @@ While the SuperLink is away the grid repeats its calls until it is back.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from functools import partial
@@ -57,7 +57,7 @@ class GridLink:
     sites: Path
     max_bytes: int
     _nodes: dict[str, int] = field(default_factory=dict, init=False)
-    _pulls: dict[str, Future[list[FlowerMessage]]] = field(default_factory=dict, init=False)  # under way, by ticket
+    _pulls: dict[str, Future[Iterable[FlowerMessage]]] = field(default_factory=dict, init=False)  # under way, by ticket
 
     def presence(self) -> Mapping[str, Presence]:
         """See `Link.presence`."""
@@ -92,7 +92,7 @@ class GridLink:
         """
         fresh = sorted(set(tickets) - self._pulls.keys())
         for ticket in fresh:
-            self._pulls[ticket] = _beside(partial(self._pull, ticket))
+            self._pulls[ticket] = _beside(partial(self.grid.pull_messages, [ticket]))
         wait([self._pulls[ticket] for ticket in fresh], _PULL_SECONDS)
         receipts: list[Receipt] = []
         unreached: LinkError | None = None
@@ -105,19 +105,16 @@ class GridLink:
             raise unreached
         return [receipt for receipt in receipts if receipt.ticket in tickets]
 
-    def _pulled(self, ticket: str, pull: Future[list[FlowerMessage]]) -> list[Receipt]:
+    def _pulled(self, ticket: str, pull: Future[Iterable[FlowerMessage]]) -> list[Receipt]:
         """The receipt for a ticket, if there is one, from a call that has ended."""
         try:
-            answers = self._call(pull.result)
+            answers = list(self._call(pull.result))
         except LinkError:
             raise
         except Exception as error:  # noqa: BLE001 Flower builds objects from bytes that a site may have made up
             reason = f"the site's answer cannot be read: an error of the kind {type(error).__name__}"
             return [Receipt(ticket, None, reason)]
         return [self._receipt(ticket, answer) for answer in answers[:1]]
-
-    def _pull(self, ticket: str) -> list[FlowerMessage]:
-        return list(self.grid.pull_messages([ticket]))
 
     def _receipt(self, ticket: str, answer: FlowerMessage) -> Receipt:
         """The answer, or why it is none; the ticket that was asked for says whom it is from, not the answer."""
