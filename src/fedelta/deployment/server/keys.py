@@ -35,7 +35,8 @@ def read_keys(folder: Path) -> Keys:
     problems: dict[str, str] = {}
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         try:
-            keys[site_name(path.stem)] = read_key(path)
+            name = site_name(path.stem)
+            keys[name] = read_key(path)
         except (OSError, ValueError) as error:
             problems[path.name] = str(error)
     for name, key in keys.items():
