@@ -152,7 +152,7 @@ class Stock:
         if [entry["round"] for entry in rounds] != list(range(num_rounds + 1)):
             raise RuntimeError(f"expected {num_rounds} rounds, saw {rounds}")
         times = [entry["time_s"] for entry in rounds]
-        seconds = [after - earlier for earlier, after in pairwise(times)]
+        seconds = [after - earlier for earlier, after in pairwise(times[1:])]  # the first round is left out
         return Timed(seconds, self.meter.total - before, rounds[-1]["accuracy"], peaks.highest)
 
     def _superlink(self) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tests.deploy.expected import assert_same_bits, expected
 from tests.deploy.harness import Federation, tensor_bytes
 from tests.deploy.recipes import RECIPE
@@ -28,9 +29,16 @@ def test_five_rounds_deployed_end_where_the_simulation_does(federation: Federati
     assert next(iter(run.summary)) != "too_few_sites"
 
 
-def test_memory_of_clients_and_residuals_are_those_of_the_simulation_to_the_last_bit(federation: Federation) -> None:
+def test_memory_of_clients_is_that_of_the_simulation_to_the_last_bit_over_processes_and_deployed(
+    federation: Federation,
+) -> None:
     run = federation.deploy(RECIPE, "scaffold").wait()
     simulated = expected(federation.folder / "scaffold.toml")
     assert_same_bits(run.params, simulated.params)
     assert tensor_bytes(run.path) == simulated.tensor_bytes
     assert run.summary["final_accuracy"] == simulated.measures["accuracy"]
+    local = federation.folder / "local"
+    over = ["--set", "runtime.name=processes", "--set", "runtime.workers=2"]
+    federation.command("run-local", "run", federation.folder / "scaffold.toml", "--out", local, *over)
+    assert_same_bits(load_file(local / "adapter" / "adapter_model.safetensors"), simulated.params)
+    assert tensor_bytes(local) == simulated.tensor_bytes
