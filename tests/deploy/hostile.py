@@ -17,7 +17,7 @@ from typing import Any
 from flwr.app import Array, ConfigRecord
 from flwr.supercore.inflatable.inflatable_object import add_header_to_object_body
 
-from fedelta.deployment import site
+from fedelta.deployment.site import running as site
 from fedelta.runtimes.flower import connection
 from fedelta.runtimes.remote.messages import Message
 

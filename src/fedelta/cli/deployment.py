@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -15,8 +16,8 @@ from fedelta.cli.base import Overrides, err_console, flower_extra, loading, out_
 from fedelta.errors import InputError
 
 if TYPE_CHECKING:
-    from fedelta.deployment.hub import Hub
-    from fedelta.deployment.submissions import Submission
+    from fedelta.deployment.server.hub import Hub
+    from fedelta.deployment.server.submissions import Submission
 
 server_commands = typer.Typer(help="The server of a federation.", no_args_is_help=True, add_completion=False)
 
@@ -37,33 +38,40 @@ def init(
         str | None,
         typer.Option(help="the name or address by which sites reach this machine; goes into the certificate"),
     ] = None,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="the port that sites connect to")] = 9093,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="the port that sites connect to; default 9093")
+    ] = None,
     renew: Annotated[
         bool, typer.Option("--renew", help="only a new certificate, for the server that is there")
     ] = False,
 ) -> None:
     """Make the folder of a server: certificates, keys and settings."""
     with flower_extra():
-        from fedelta.deployment import hub as folders
+        from fedelta.deployment.server import hub as folders
 
     if renew:
+        if host is not None or port is not None:
+            raise InputError(
+                "`--renew` takes host and port from server.toml.",
+                hint=f"change {str(folders.Hub(hub).settings_file)!r} first, and leave `--host` and `--port` out.",
+            )
         folders.renew(folders.Hub.open(hub))
-        out_console.print(f"new certificate; restart `fedelta server run {hub}`", soft_wrap=True)
+        out_console.print(f"new certificate; restart `fedelta server run {shlex.quote(str(hub))}`", soft_wrap=True)
         return
     if host is None:
         raise InputError(
             "`--host` is missing: the name or address by which sites reach this machine.",
-            hint=f"`fedelta server init {hub} --host 127.0.0.1` for sites on this machine only.",
+            hint=f"`fedelta server init {shlex.quote(str(hub))} --host 127.0.0.1` for sites on this machine only.",
         )
-    out_console.print(folders.handout(folders.create(hub, host, port)), soft_wrap=True)
+    out_console.print(folders.handout(folders.create(hub, host, port or folders.DEFAULT_PORT)), soft_wrap=True)
 
 
 @server_commands.command("run")
 def run_server(hub: HubPath) -> None:
     """Run the server until Ctrl-C; unfinished deployments go on."""
     with flower_extra():
-        from fedelta.deployment.hub import Hub
-        from fedelta.deployment.server import run_server as serve
+        from fedelta.deployment.server.hub import Hub
+        from fedelta.deployment.server.running import run_server as serve
 
     try:
         serve(Hub.open(hub), lambda line: err_console.print(line, soft_wrap=True, highlight=False))
@@ -77,8 +85,8 @@ def run_server(hub: HubPath) -> None:
 def sites(hub: HubPath, as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
     """List the registered sites, and what each is doing."""
     with flower_extra():
-        from fedelta.deployment.hub import Hub
-        from fedelta.deployment.overview import overview
+        from fedelta.deployment.server.hub import Hub
+        from fedelta.deployment.server.overview import local_time, overview
 
     shown = overview(Hub.open(hub))
     if as_json:
@@ -86,7 +94,7 @@ def sites(hub: HubPath, as_json: Annotated[bool, typer.Option("--json", help="pr
         return
     table = Table("site", "connection", "since", "in the running deployment")
     for site in shown.sites:
-        table.add_row(site.name, site.connection, site.since, site.doing)
+        table.add_row(site.name, site.connection, local_time(site.since), site.doing)
     out_console.print(table)
     for note in shown.notes:
         err_console.print(note, soft_wrap=True)
@@ -96,7 +104,7 @@ def sites(hub: HubPath, as_json: Annotated[bool, typer.Option("--json", help="pr
 def stop(run: Deployed, server: HubOfRun = None) -> None:
     """Stop a deployment; its finished rounds are kept, and `fedelta deploy RUN` goes on with it."""
     with flower_extra():
-        from fedelta.deployment import attach as attaching
+        from fedelta.deployment.server import attach as attaching
 
     hub, submission = attaching.find(run, server)
     attaching.stop(hub, submission.name)
@@ -115,8 +123,8 @@ def deploy(  # noqa: PLR0917 the command line's, all options
 ) -> None:
     """Run an experiment on the sites of a server."""
     with flower_extra(), loading(None):
-        from fedelta.deployment.hub import Hub
-        from fedelta.deployment.submit import submit
+        from fedelta.deployment.server.hub import Hub
+        from fedelta.deployment.server.submit import submit
 
     hub = Hub.open(server)
     submission = submit(hub, recipe, overrides or (), out)
@@ -133,7 +141,7 @@ def attach(
 ) -> None:
     """Follow a deployment until it is over."""
     with flower_extra():
-        from fedelta.deployment.attach import find
+        from fedelta.deployment.server.attach import find
 
     _follow(*find(run, server), quiet)
 
@@ -142,7 +150,7 @@ def _follow(hub: Hub, submission: Submission, quiet: bool) -> None:
     """Shows the progress of a deployment until it is over, and its results; Ctrl-C leaves it alone."""
     with loading(None):
         from fedelta.config import read_table
-        from fedelta.deployment.attach import follow
+        from fedelta.deployment.server.attach import follow
         from fedelta.record.rundir import CONFIG
         from fedelta.tables import Finished, table_of_run
         from fedelta.tasks.choice import task_of
@@ -153,7 +161,7 @@ def _follow(hub: Hub, submission: Submission, quiet: bool) -> None:
         with deployment_bar(err_console, run, quiet) as look:
             follow(hub, submission.name, look, lambda note: err_console.print(note, soft_wrap=True))
     except KeyboardInterrupt:
-        again = f"fedelta attach {run} --server {hub.path}"
+        again = shlex.join(["fedelta", "attach", str(run), "--server", str(hub.path)])
         err_console.print(f"\n{submission.name} goes on without this terminal; see it again: {again}", soft_wrap=True)
         sys.exit(130)
     if not quiet:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -30,14 +31,15 @@ def init(  # noqa: PLR0917 the command line's, all options
 ) -> None:
     """Make a site's folder: a key, settings to complete, and the server's authority."""
     with flower_extra():
-        from fedelta.deployment.site_folder import SETTINGS, Draft, create
+        from fedelta.deployment.site.folder import SETTINGS, Draft, create
 
     public = create(folder, Draft(name, server, data, clients), ca)
     out_console.print(f"{public}", soft_wrap=True)
+    quoted = shlex.quote(str(folder))
     for line in (
-        f"Send {public} to whoever runs the server: copied to HUB/sites there, it registers this site.",
-        f"Complete {folder / SETTINGS}, and try it with: fedelta site check {folder}",
-        f"Then: fedelta site run {folder}",
+        f"Send {public} to the operator of the server, who copies it to HUB/sites; that registers this site.",
+        f"Complete {folder / SETTINGS}, and try it with: fedelta site check {quoted}",
+        f"Then: fedelta site run {quoted}",
     ):
         err_console.print(line, soft_wrap=True)
 
@@ -46,8 +48,8 @@ def init(  # noqa: PLR0917 the command line's, all options
 def check(folder: Folder) -> None:
     """Check a site's settings and data; asks nobody."""
     with flower_extra():
-        from fedelta.deployment.site_check import Address
-        from fedelta.deployment.site_check import check as lines
+        from fedelta.deployment.site.check import Address
+        from fedelta.deployment.site.check import check as lines
 
     for line in lines(folder):
         if not isinstance(line, Address):
@@ -58,7 +60,7 @@ def check(folder: Folder) -> None:
 def run(folder: Folder) -> None:
     """Check a site's data, join the server, and answer it until Ctrl-C."""
     with flower_extra():
-        from fedelta.deployment.site import run_site
+        from fedelta.deployment.site.running import run_site
         from fedelta.runtimes.flower.programs import flower_version
 
         flower_version()

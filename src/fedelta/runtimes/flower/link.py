@@ -19,7 +19,7 @@ import httpx
 from flwr.app import Message as FlowerMessage
 from flwr.serverapp import Grid
 
-from fedelta.deployment.keys import read_keys
+from fedelta.deployment.server.keys import read_keys
 from fedelta.errors import LinkError, PayloadError
 from fedelta.runtimes.flower.envelope import travelled_bytes, unwrap, wrap
 from fedelta.runtimes.remote.answers import one_line
