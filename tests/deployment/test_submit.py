@@ -63,8 +63,9 @@ def test_the_same_recipe_again_is_another_deployment(hub: Hub, recipe: Path):
 
 def test_a_run_directory_may_be_elsewhere_but_not_where_something_is(hub: Hub, recipe: Path, tmp_path: Path):
     assert submit(hub, recipe, out=tmp_path / "elsewhere").run == str(tmp_path / "elsewhere")
-    with pytest.raises(RunError, match="elsewhere"):
+    with pytest.raises(RunError, match="elsewhere' is a deployment already, which is waiting") as caught:
         submit(hub, recipe, out=tmp_path / "elsewhere")
+    assert f"fedelta deploy {tmp_path / 'elsewhere'} --server" in str(caught.value.hint)
 
 
 def test_two_deployments_of_one_server_have_different_names(hub: Hub, recipe: Path, tmp_path: Path):
