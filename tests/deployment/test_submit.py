@@ -74,6 +74,15 @@ def test_two_deployments_of_one_server_have_different_names(hub: Hub, recipe: Pa
         submit(hub, recipe, out=tmp_path / "demo")
 
 
+def test_a_server_whose_folder_was_moved_knows_its_deployments(hub: Hub, recipe: Path, tmp_path: Path):
+    submit(hub, recipe)
+    outside = submit(hub, recipe, out=tmp_path / "outside")
+    moved = Hub(hub.path.rename(tmp_path / "moved"))
+    assert Submissions(moved).all()[0].run == str(moved.runs / "demo")
+    assert Submissions(moved).get("outside") == outside
+    assert attaching.find(moved.runs / "demo")[1].name == "demo"
+
+
 def test_a_name_that_is_no_name_is_refused(hub: Hub, recipe: Path, tmp_path: Path):
     with pytest.raises(InputError, match="cannot be called 'a b'"):
         submit(hub, recipe, out=tmp_path / "a b")

@@ -54,7 +54,8 @@ def submit(hub: Hub, recipe: Path, overrides: Iterable[str] = (), out: Path | No
         )
     if other is not None and Path(other.run) != path:
         raise InputError(
-            f"the server has a deployment {path.name!r} already, in {other.run!r}.", hint="choose another."
+            f"the server has a deployment {path.name!r} already, in {other.run!r}.",
+            hint="give another name with --out.",
         )
     path.mkdir(parents=True, exist_ok=True)
     (path / CONFIG).write_text(config.to_toml(), encoding="utf-8")
