@@ -35,7 +35,7 @@ def init(  # noqa: PLR0917 the command line's, all options
     public = create(folder, Draft(name, server, data, clients), ca)
     out_console.print(f"{public}", soft_wrap=True)
     for line in (
-        f"Send {public} to whoever runs the server: copied to HUB/sites there, it registers this site.",
+        f"Send {public} to the server's operator: copied to HUB/sites there, it registers this site.",
         f"Complete {folder / SETTINGS}, and try it with: fedelta site check {folder}",
         f"Then: fedelta site run {folder}",
     ):
@@ -44,7 +44,7 @@ def init(  # noqa: PLR0917 the command line's, all options
 
 @site_commands.command()
 def check(folder: Folder) -> None:
-    """Check a site's settings and data; asks nobody."""
+    """Check a site's settings and data, without the server."""
     with flower_extra():
         from fedelta.deployment.site.check import Address
         from fedelta.deployment.site.check import check as lines

@@ -33,7 +33,7 @@ def test_a_file_registers_the_site_of_its_name(tmp_path: Path):
             "not one of a NIST curve",
         ),
         ("a b", b"nonsense", "letters, digits"),
-        ("x" * 65, b"nonsense", "64 at most"),
+        ("x" * 64, b"nonsense", "at most 63 characters"),
     ],
 )
 def test_a_file_that_cannot_be_used_registers_nobody_and_is_named(tmp_path: Path, name: str, content: bytes, text: str):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +10,9 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, SECP384R1, SECP521R1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
 
+from fedelta.deployment.names import SITE_NAME_RULE, is_site_name
+
 SUFFIX = ".pub"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _MAX_BYTES = 16 * 2**10  # a P-521 key has 300
 
 
@@ -30,12 +30,12 @@ class Keys:
 
 
 def read_keys(folder: Path) -> Keys:
-    """The keys in `folder`; a file that cannot be used and a key that two files have register nobody."""
+    """The keys in `folder`; a file that cannot be used registers no site, nor does a key that two files have."""
     keys: dict[str, bytes] = {}
     problems: dict[str, str] = {}
     for path in sorted(folder.glob(f"*{SUFFIX}")):
-        if _NAME.fullmatch(path.stem) is None:
-            problems[path.name] = "a site's name has letters, digits, `.`, `_` and `-` only, 64 at most"
+        if not is_site_name(path.stem):
+            problems[path.name] = f"a site's name has {SITE_NAME_RULE}"
             continue
         try:
             keys[path.stem] = read_key(path)

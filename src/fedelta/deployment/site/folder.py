@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +17,12 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_private_key,
 )
 
+from fedelta.deployment.names import SITE_NAME_RULE, is_host_and_port, is_site_name
 from fedelta.deployment.private_files import is_private, make_private, write_secret
 from fedelta.durable import write_atomic
 from fedelta.errors import InputError
 
 SETTINGS, KEY, AUTHORITY = "site.toml", "site.key", "ca.crt"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
 @dataclass(frozen=True)
@@ -111,14 +110,12 @@ def read_authority(path: Path) -> bytes:
 
 
 def _check(draft: Draft) -> None:
-    if _NAME.fullmatch(draft.name) is None:
+    if not is_site_name(draft.name):
         raise InputError(
             f"the name {draft.name!r} cannot be used.",
-            hint="a name has letters, digits, `.`, `_` and `-` only, begins with one of the first two, and is no "
-            "longer than 63.",
+            hint=f"a name has {SITE_NAME_RULE}.",
         )
-    host, colon, port = draft.server.rpartition(":")
-    if not (colon and host and port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
+    if not is_host_and_port(draft.server):
         raise InputError(
             f"the server {draft.server!r} is no host and port.", hint="`--server fl.example.org:9443`, say."
         )
@@ -143,7 +140,7 @@ state = "state"         # what clients remember, the log; as private as the data
 # A site whose data lack some of the classes is refused, since that is a mistake more often than not.
 # allow_missing_classes = true
 
-# What the site reads, whatever a recipe says: the keys are those of a recipe's section `[data]`.
+# What the site reads; a recipe cannot change it. The keys are those of a recipe's section `[data]`.
 [data]
 {source}
 # label_column = "diagnosis"

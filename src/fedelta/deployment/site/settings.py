@@ -1,4 +1,4 @@
-"""The settings of a site, `site.toml`: where its server is, and what it reads for whatever recipe arrives.
+"""The settings of a site, `site.toml`: where its server is, and what it reads for every recipe that arrives.
 
     name = "hamburg"
     server = "fl.example.org:9443"
@@ -23,6 +23,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from fedelta.data.sources import DataSource
+from fedelta.deployment.names import SITE_NAME_RULE, is_host_and_port, is_site_name
 from fedelta.errors import ConfigError, listed
 from fedelta.models.source import ModelSource
 from fedelta.settings import Context, Settings
@@ -33,19 +34,17 @@ from fedelta.tasks.choice import ChosenTask
 
 SITE_FILE = "site.toml"
 _MAX_CLIENTS = 1_000_000
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _RANGE = re.compile(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?")
 
 
 def _site_name(name: str) -> str:
-    if not _NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is no name of letters, digits, dots and hyphens, 63 characters at most")
+    if not is_site_name(name):
+        raise ValueError(f"{name!r} cannot be a name: expected {SITE_NAME_RULE}")
     return name
 
 
 def _host_and_port(server: str) -> str:
-    host, colon, port = server.rpartition(":")
-    if not (host and colon and port.isascii() and port.isdecimal() and 0 < int(port) < 2**16):
+    if not is_host_and_port(server):
         raise ValueError(f'{server!r} is no host and port, such as "fl.example.org:9443"')
     return server
 
@@ -125,7 +124,7 @@ class SiteSettings(Settings):
             (`data.client_column`, `data.file_pattern`, `data.folders`), or the site is one client.
         allow_missing_classes: whether the site may take part although its data lack classes of other sites.
         plugins: files of plug-ins that recipes may name; they are executed here.
-        data: what the site reads, whatever the recipe says.
+        data: what the site reads; a recipe cannot change it.
         task: if given, recipes with another task are refused.
         model, runtime, worker: see there.
     """
