@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -37,7 +38,9 @@ def init(
         str | None,
         typer.Option(help="the name or address by which sites reach this machine; goes into the certificate"),
     ] = None,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="the port that sites connect to")] = 9093,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="the port that sites connect to; default 9093")
+    ] = None,
     renew: Annotated[
         bool, typer.Option("--renew", help="only a new certificate, for the server that is there")
     ] = False,
@@ -47,15 +50,20 @@ def init(
         from fedelta.deployment.server import hub as folders
 
     if renew:
+        if host is not None or port is not None:
+            raise InputError(
+                "`--renew` takes host and port from server.toml.",
+                hint=f"change {str(folders.Hub(hub).settings_file)!r} first, and leave `--host` and `--port` out.",
+            )
         folders.renew(folders.Hub.open(hub))
-        out_console.print(f"new certificate; restart `fedelta server run {hub}`", soft_wrap=True)
+        out_console.print(f"new certificate; restart `fedelta server run {shlex.quote(str(hub))}`", soft_wrap=True)
         return
     if host is None:
         raise InputError(
             "`--host` is missing: the name or address by which sites reach this machine.",
-            hint=f"`fedelta server init {hub} --host 127.0.0.1` for sites on this machine only.",
+            hint=f"`fedelta server init {shlex.quote(str(hub))} --host 127.0.0.1` for sites on this machine only.",
         )
-    out_console.print(folders.handout(folders.create(hub, host, port)), soft_wrap=True)
+    out_console.print(folders.handout(folders.create(hub, host, port or folders.DEFAULT_PORT)), soft_wrap=True)
 
 
 @server_commands.command("run")
@@ -153,7 +161,7 @@ def _follow(hub: Hub, submission: Submission, quiet: bool) -> None:
         with deployment_bar(err_console, run, quiet) as look:
             follow(hub, submission.name, look, lambda note: err_console.print(note, soft_wrap=True))
     except KeyboardInterrupt:
-        again = f"fedelta attach {run} --server {hub.path}"
+        again = shlex.join(["fedelta", "attach", str(run), "--server", str(hub.path)])
         err_console.print(f"\n{submission.name} goes on without this terminal; see it again: {again}", soft_wrap=True)
         sys.exit(130)
     if not quiet:

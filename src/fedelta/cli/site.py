@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -34,17 +35,18 @@ def init(  # noqa: PLR0917 the command line's, all options
 
     public = create(folder, Draft(name, server, data, clients), ca)
     out_console.print(f"{public}", soft_wrap=True)
+    quoted = shlex.quote(str(folder))
     for line in (
-        f"Send {public} to the server's operator: copied to HUB/sites there, it registers this site.",
-        f"Complete {folder / SETTINGS}, and try it with: fedelta site check {folder}",
-        f"Then: fedelta site run {folder}",
+        f"Send {public} to the operator of the server, who copies it to HUB/sites; that registers this site.",
+        f"Complete {folder / SETTINGS}, and try it with: fedelta site check {quoted}",
+        f"Then: fedelta site run {quoted}",
     ):
         err_console.print(line, soft_wrap=True)
 
 
 @site_commands.command()
 def check(folder: Folder) -> None:
-    """Check a site's settings and data, without the server."""
+    """Check a site's settings and data; asks nobody."""
     with flower_extra():
         from fedelta.deployment.site.check import Address
         from fedelta.deployment.site.check import check as lines

@@ -52,6 +52,9 @@ def test_without_an_answer_there_are_no_measures():
         ({"sums": [{"accuracy": [True, 1]}], "num_examples": 1}, "`sums` has"),
         ({"sums": [{"accuracy": [1.0, -1]}], "num_examples": 1}, "`sums` has"),
         ({"sums": [{"accuracy": [float("inf"), 1]}], "num_examples": 1}, "`sums` has"),
+        ({"sums": [{"accuracy": [10**400, 1]}], "num_examples": 1}, "`sums` has"),
+        ({"sums": [{"accuracy": [1e308, 1]}], "num_examples": 1}, "`sums` has"),
+        ({"sums": [{"accuracy": [1.0, 10**400]}], "num_examples": 1}, "`sums` has"),
         ({"sums": [{}], "num_examples": 0}, "`num_examples` is 0, expected a whole number of 1 or more"),
     ],
 )

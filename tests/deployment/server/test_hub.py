@@ -44,6 +44,17 @@ def test_the_operator_is_told_what_each_site_needs(hub: Hub):
     assert f"copy its NAME.pub into {hub.sites}" in text
 
 
+@pytest.mark.parametrize("host", ["my host", "fl.example.org:9093", "klinik-münchen.de", "https://x"])
+def test_a_host_that_no_certificate_can_have_is_refused_before_anything_is_made(tmp_path: Path, host: str):
+    with pytest.raises(ConfigError, match="is no name or address of a machine"):
+        create(tmp_path / "hub", host, 9093)
+    assert not (tmp_path / "hub").exists()
+
+
+def test_an_address_with_colons_stands_in_brackets(tmp_path: Path):
+    assert "--server [::1]:9093 " in handout(create(tmp_path / "hub", "::1", 9093))
+
+
 def test_what_is_there_is_not_overwritten(hub: Hub):
     key = hub.certificates.authority_key.read_bytes()
     with pytest.raises(InputError, match="exists already; nothing was changed"):

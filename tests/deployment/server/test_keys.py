@@ -32,8 +32,8 @@ def test_a_file_registers_the_site_of_its_name(tmp_path: Path):
             .public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH),
             "not one of a NIST curve",
         ),
-        ("a b", b"nonsense", "letters, digits"),
-        ("x" * 64, b"nonsense", "at most 63 characters"),
+        ("a b", b"nonsense", "letters from a to z"),
+        ("x" * 65, b"nonsense", "63 characters at most"),
     ],
 )
 def test_a_file_that_cannot_be_used_registers_nobody_and_is_named(tmp_path: Path, name: str, content: bytes, text: str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 
 import pytest
@@ -11,6 +12,7 @@ from fedelta.config import Config, parse_config
 from fedelta.deployment.site.merging import merged
 from fedelta.deployment.site.settings import SiteSettings, parse_site
 from fedelta.errors import ConfigError, InputError
+from fedelta.models import bundles
 
 REST = SMALL[SMALL.index("[tuning]") :]
 
@@ -100,3 +102,13 @@ def test_a_recipe_that_this_version_does_not_know_is_refused(tmp_path, recipe, p
 def test_another_task_than_the_sites_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"the recipe's task is .*classification.* has .*regression"):
         merged(SMALL, site(tmp_path, task={"name": "regression"}))
+
+
+@pytest.mark.parametrize("up", [False, True], ids=["from the root", "upwards"])
+def test_no_name_of_a_bundled_model_leads_to_another_folder_of_the_site(tmp_path, up: bool):
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    (weights / "config.json").write_text("{}")
+    path = os.path.relpath(weights, bundles.__file__.replace("bundles.py", "bundled")) if up else str(weights)
+    with pytest.raises(ConfigError, match="there is no bundled backbone"):
+        merged(with_model(f'source = "bundled:{path}"'), site(tmp_path))

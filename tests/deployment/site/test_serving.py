@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fedelta.deployment.site import serving
 from fedelta.deployment.site.diagnosis import KeyRefusedError
 from fedelta.deployment.site.serving import SiteLoop, answer_line, request_line
 from fedelta.deployment.site.session import Session
@@ -160,6 +161,12 @@ def test_a_full_disk_does_not_keep_a_site_from_joining(tmp_path):
 def test_an_answer_that_came_too_late_is_said(tmp_path):
     life = live(tmp_path, Door([5], [Message("finish")], [False]))
     assert life.lines[-1] == "the server did not wait for this answer; the site takes part again in the next round"
+
+
+def test_an_answer_that_took_long_to_deliver_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(serving, "_SLOW_SECONDS", -1.0)
+    life = live(tmp_path, Door([5], [Message("finish")]))
+    assert life.lines[-1] == "the answer took 0 s to deliver"
 
 
 def test_an_answer_that_was_not_delivered_is_said_and_the_site_goes_on(tmp_path):

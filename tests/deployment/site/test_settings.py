@@ -48,7 +48,7 @@ def test_clients_are_numbers_and_ranges(tmp_path, value, expected):
         ({"clients": [1, 1]}, "`clients`: expected each client once, found 1 several times"),
         ({"clients": []}, "`clients`: expected one client or more"),
         ({"clients": [True]}, "`clients`: expected one client or more, as whole numbers"),
-        ({"name": "../a"}, "`name`: '../a' cannot be a name: expected letters"),
+        ({"name": "../a"}, "`name`: '../a' is no name of a site"),
         ({"server": "example.org"}, "`server`: 'example.org' is no host and port"),
         ({"server": "example.org:99999"}, "`server`: 'example.org:99999' is no host and port"),
         ({"data": {"source": "./absent.csv"}}, "`data.source`: './absent.csv' does not exist"),

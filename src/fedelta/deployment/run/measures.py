@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +19,7 @@ from fedelta.tasks.contract import evaluation_of
 logger = logging.getLogger("fedelta")
 
 _MOST_SUMS = 10_000
+_LARGEST_SUM = 1e100  # ours are losses of float32, at most 4e38, times rows
 
 
 @dataclass
@@ -116,4 +116,5 @@ def _sums(totals: object) -> Sums:
 
 
 def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is a number so small that the sums of all sites are finite."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST_SUM

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -97,7 +98,7 @@ def find(path: Path, hub: Path | None = None) -> tuple[Hub, Submission]:
 
 
 def _refuse_failed(hub: Hub, submission: Submission) -> None:
-    again = f"fedelta deploy {submission.run} --server {hub.path}"
+    again = shlex.join(["fedelta", "deploy", submission.run, "--server", str(hub.path)])
     if submission.state == "stopped":
         raise FedeltaError(f"{submission.name} was stopped.", hint=f"to go on with it: {again}")
     if submission.state == "failed":
@@ -108,7 +109,9 @@ def _refuse_failed(hub: Hub, submission: Submission) -> None:
 def _note(hub: Hub, submission: Submission) -> str:
     """What the run directory does not tell."""
     if not is_served(hub):
-        return f"the server does not run; {submission.name} goes on with: fedelta server run {hub.path}"
+        return (
+            f"the server does not run; {submission.name} goes on with: fedelta server run {shlex.quote(str(hub.path))}"
+        )
     others = [other.name for other in Submissions(hub).all() if other.state == "running"]
     return f"{submission.name} waits for {others[0]}, which runs" if submission.state == "waiting" and others else ""
 

@@ -15,9 +15,12 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
+from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
+from fedelta.deployment import naming
 from fedelta.deployment.private_files import is_private, make_private, write_secret
 from fedelta.deployment.server import certificates
 from fedelta.deployment.server.certificates import AUTHORITY_DAYS, SERVER_DAYS, Certificates
@@ -46,11 +49,16 @@ max_message_mib = {max_message_mib}
 class ServerSettings(Settings):
     """Section `[server]` of server.toml."""
 
-    host: str = Field(min_length=1, max_length=253)
+    host: Annotated[str, AfterValidator(naming.host)]
     port: int = Field(default=DEFAULT_PORT, ge=1, le=65535)
     listen: str = "0.0.0.0"  # noqa: S104 sites are on other machines; what they may ask is bounded by the proxy
     # A full model of 250 million parameters in float32; ours send far less.
     max_message_mib: int = Field(default=1024, ge=1, le=2**20)
+
+    @property
+    def address(self) -> str:
+        """Host and port, as sites write them."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 class _File(Settings):
@@ -138,7 +146,7 @@ class Hub:
         if not hub.settings_file.is_file():
             raise InputError(
                 f"{str(path)!r} is no server folder: it has no {hub.settings_file.name!r}.",
-                hint=f"`fedelta server init {path}` makes one.",
+                hint=f"`fedelta server init {quote(str(path))} --host NAME` makes one.",
             )
         return hub
 
@@ -167,7 +175,7 @@ def create(path: Path, host: str, port: int) -> Hub:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise InputError(
             f"{str(path)!r} exists already; nothing was changed.",
-            hint=f"`fedelta server init {path} --renew` makes a new certificate for the server that is there.",
+            hint=f"`fedelta server init {quote(str(path))} --renew` makes a new certificate for it.",
         )
     listen = host if _is_loopback(host) else ServerSettings.model_fields["listen"].default
     settings = _checked({"server": {"host": host, "port": port, "listen": listen}}, "the command line")
@@ -206,7 +214,8 @@ def refuse_open_secrets(hub: Hub) -> None:
     shared = [str(path) for path in secret_files if path.exists() and not is_private(path)]
     if shared:
         raise InputError(
-            f"others on this machine can read {', '.join(map(repr, shared))}.", hint=f"chmod go= {' '.join(shared)}"
+            f"others on this machine can read {', '.join(map(repr, shared))}.",
+            hint=f"chmod go= {' '.join(map(quote, shared))}",
         )
 
 
@@ -216,10 +225,10 @@ def handout(hub: Hub) -> str:
     return (
         f"server folder {hub.path}: certificate of {settings.host!r} for {SERVER_DAYS} days, authority for "
         f"{AUTHORITY_DAYS} days\n"
-        f"give every site:   {hub.certificates.authority}  and the address {settings.host}:{settings.port}\n"
-        f"each site runs:    fedelta site init DIR --name NAME --server {settings.host}:{settings.port} --ca ca.crt\n"
+        f"give every site:   {hub.certificates.authority}  and the address {settings.address}\n"
+        f"each site runs:    fedelta site init DIR --name NAME --server {settings.address} --ca ca.crt\n"
         f"register a site:   copy its NAME.pub into {hub.sites}\n"
-        f"start the server:  fedelta server run {hub.path}"
+        f"start the server:  fedelta server run {quote(str(hub.path))}"
     )
 
 

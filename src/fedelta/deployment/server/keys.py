@@ -10,7 +10,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, SECP384R1, SECP521R1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
 
-from fedelta.deployment.names import SITE_NAME_RULE, is_site_name
+from fedelta.deployment.naming import site_name
 
 SUFFIX = ".pub"
 _MAX_BYTES = 16 * 2**10  # a P-521 key has 300
@@ -34,11 +34,9 @@ def read_keys(folder: Path) -> Keys:
     keys: dict[str, bytes] = {}
     problems: dict[str, str] = {}
     for path in sorted(folder.glob(f"*{SUFFIX}")):
-        if not is_site_name(path.stem):
-            problems[path.name] = f"a site's name has {SITE_NAME_RULE}"
-            continue
         try:
-            keys[path.stem] = read_key(path)
+            name = site_name(path.stem)
+            keys[name] = read_key(path)
         except (OSError, ValueError) as error:
             problems[path.name] = str(error)
     for name, key in keys.items():

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from fedelta.deployment.server.hub import Hub
 from fedelta.deployment.server.keys import read_keys
@@ -55,7 +56,7 @@ def overview(hub: Hub) -> Overview:
     ]
     notes = [f"{name} registers no site: {problem}" for name, problem in {**keys.problems, **refused}.items()]
     if not is_running:
-        notes.append(f"no server runs on {str(hub.path)!r}; start it: fedelta server run {hub.path}")
+        notes.append(f"no server runs on {str(hub.path)!r}; start it: fedelta server run {quote(str(hub.path))}")
     return Overview(sites, notes)
 
 

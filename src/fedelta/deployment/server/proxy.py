@@ -7,6 +7,7 @@ never a path as it came, and bounds what a request and an answer may hold.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import ssl
 import sys
@@ -22,6 +23,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from fedelta.deployment.server.certificates import Certificates
+from fedelta.deployment.server.connections import Doorkeeper, allow_many_files, watched
 from fedelta.deployment.server.hub import Hub
 from fedelta.runtimes.remote.messages import MAX_MANIFEST_BYTES
 
@@ -42,8 +44,9 @@ FLEET = (
 _PREFIX = "/v1/fleet/"
 # Flower cuts arrays into objects of 5 MiB; a manifest is one object.
 MAX_REQUEST_BYTES = MAX_MANIFEST_BYTES + 2**20
-# Reading whole requests takes this often the memory of the largest one.
+# Passed on at the same time. Reading whole requests takes the memory of as many large ones as there are connections.
 _MAX_REQUESTS = 64
+_BODY_SECONDS = 120.0  # for the body of a request; no part of an answer is larger than 17 MiB
 _KEY = "flwr-public-key"
 _DROPPED = frozenset({"host", "connection", "keep-alive", "transfer-encoding", "content-length", "upgrade", "te"})
 
@@ -92,6 +95,7 @@ def serve(address: tuple[str, int], superlink: str, certificates: Certificates, 
         timeout=httpx.Timeout(60, pool=None),
         limits=httpx.Limits(max_connections=_MAX_REQUESTS),
     )
+    allow_many_files()
     uvicorn.run(
         proxy(client, Budget(max_message_bytes)),
         host=address[0],
@@ -99,7 +103,7 @@ def serve(address: tuple[str, int], superlink: str, certificates: Certificates, 
         ssl_certfile=str(certificates.server),
         ssl_keyfile=str(certificates.server_key),
         server_header=False,
-        limit_concurrency=4 * _MAX_REQUESTS,
+        http=watched(Doorkeeper()),
         timeout_keep_alive=65,
         access_log=False,
         log_level="warning",
@@ -120,9 +124,10 @@ def _endpoint(call: str, client: httpx.AsyncClient, budget: Budget) -> Callable[
 
     async def answer(request: Request) -> Response:
         try:
-            content = await _content(request)
-        except ClientDisconnect:
-            return Response(status_code=400)
+            async with asyncio.timeout(_BODY_SECONDS):
+                content = await _content(request)
+        except (ClientDisconnect, TimeoutError):
+            return Response(status_code=400, headers={"connection": "close"})
         key = request.headers.get(_KEY, "")[:4096]
         if content is None or (call == "push-object" and not budget.allows(key, len(content))):
             logger.warning("%s: a request of %s is too large", call, request.client and request.client.host)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from shlex import quote
 
 from fedelta.deployment.children import Child, Program
 from fedelta.deployment.server import certificates
@@ -58,13 +59,14 @@ def run_server(hub: Hub, say: Say) -> None:
         refuse_open_secrets(hub)
         left = certificates.check(hub.certificates, settings.host)
         if left.days < _SOON_DAYS:
-            say(f"the certificate expires in {left.days} days; make a new one: fedelta server init {hub.path} --renew")
+            renew = f"fedelta server init {quote(str(hub.path))} --renew"
+            say(f"the certificate expires in {left.days} days; make a new one: {renew}")
         prepare_database(hub, programs.flower_version(), say)
         refuse_port_in_use(settings.listen, settings.port)
         server = _Server(hub, say, f"127.0.0.1:{free_port()}")
         try:
             server.start()
-            say(f"sites can connect to {settings.host}:{settings.port}; Ctrl-C ends the server")
+            say(f"sites can connect to {settings.address}; Ctrl-C ends the server")
             while True:
                 server.step()
                 time.sleep(_POLL_SECONDS)

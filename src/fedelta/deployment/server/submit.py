@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from shlex import quote
 
 from fedelta.config import load_config
 from fedelta.deployment.run.conflicts import refuse_conflicts
@@ -60,7 +61,7 @@ def refuse_no_server(hub: Hub) -> None:
         InputError: none does.
     """
     if not is_served(hub):
-        raise InputError(f"no server runs on {str(hub.path)!r}.", hint=f"fedelta server run {hub.path}")
+        raise InputError(f"no server runs on {str(hub.path)!r}.", hint=f"fedelta server run {quote(str(hub.path))}")
 
 
 def is_served(hub: Hub) -> bool:
@@ -82,7 +83,7 @@ def _again(hub: Hub, directory: Path, overrides: Iterable[str], out: Path | None
     if list(overrides) or out is not None:
         raise InputError(f"{str(directory)!r} goes on as it began; --set and --out do not go with it.")
     if not submission.is_over:
-        raise InputError(f"{submission.name} is {submission.state}.", hint=f"fedelta attach {directory}")
+        raise InputError(f"{submission.name} is {submission.state}.", hint=f"fedelta attach {quote(str(directory))}")
     return _submitted(hub, submission)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 import tomli_w
 from cryptography import x509
@@ -17,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_private_key,
 )
 
-from fedelta.deployment.names import SITE_NAME_RULE, is_host_and_port, is_site_name
+from fedelta.deployment.naming import client_numbers, host_and_port, site_name
 from fedelta.deployment.private_files import is_private, make_private, write_secret
 from fedelta.durable import write_atomic
 from fedelta.errors import InputError
@@ -88,7 +89,9 @@ def read_key(path: Path) -> EllipticCurvePrivateKey:
     if not isinstance(key, EllipticCurvePrivateKey):
         raise InputError(f"the key {str(path)!r} is not one of a NIST curve, which Flower expects.", hint=advice)
     if not is_private(path):
-        raise InputError(f"others than its owner may read the site's key {str(path)!r}.", hint=f"`chmod 600 {path}`")
+        raise InputError(
+            f"others than its owner may read the site's key {str(path)!r}.", hint=f"chmod 600 {quote(str(path))}"
+        )
     return key
 
 
@@ -110,15 +113,13 @@ def read_authority(path: Path) -> bytes:
 
 
 def _check(draft: Draft) -> None:
-    if not is_site_name(draft.name):
-        raise InputError(
-            f"the name {draft.name!r} cannot be used.",
-            hint=f"a name has {SITE_NAME_RULE}.",
-        )
-    if not is_host_and_port(draft.server):
-        raise InputError(
-            f"the server {draft.server!r} is no host and port.", hint="`--server fl.example.org:9443`, say."
-        )
+    try:
+        site_name(draft.name)
+        host_and_port(draft.server)
+        if draft.clients is not None:
+            client_numbers(draft.clients)
+    except ValueError as error:
+        raise InputError(f"{error}.", hint="`fedelta site init --help` shows the options; nothing was made.") from error
 
 
 def _settings(draft: Draft) -> str:

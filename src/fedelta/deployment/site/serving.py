@@ -22,6 +22,7 @@ _SHARE, _LEAST, _MOST = 0.05, 0.3, 3.0
 _FIRST_PAUSE, _LAST_PAUSE = 1.0, 10.0
 _KEY_PAUSE = 10.0  # the server looks for new keys every few seconds; a dead session is forgotten after 40
 _REMINDER_SECONDS = 600.0
+_SLOW_SECONDS = 10.0  # longer, and the server was away or the line is slow
 
 Show = Callable[[str], None]
 Ask = Callable[[Message], Message]
@@ -142,9 +143,12 @@ class SiteLoop:
             reason = f"the site cannot work: {error.strerror or error}"
             answer = Message(REFUSED, {"reason": reason, "hint": "see the site's log."})
         self.show(answer_line(request, answer, time.monotonic() - begin))
+        begin = time.monotonic()
         try:
             if not self.door.answer(delivery, answer):
                 self.show("the server did not wait for this answer; the site takes part again in the next round")
+            elif (seconds := time.monotonic() - begin) > _SLOW_SECONDS:
+                self.show(f"the answer took {seconds:.0f} s to deliver")
         except (LinkError, InputError) as error:
             self.show(f"the answer was not delivered: {error.message}")
 

@@ -1,7 +1,7 @@
 """The settings of a site, `site.toml`: where its server is, and what it reads for every recipe that arrives.
 
     name = "hamburg"
-    server = "fl.example.org:9443"
+    server = "fl.example.org:9093"
     clients = "0-31"            # of the recipe's partition; leave it out if the data are the site's own
 
     [data]
@@ -13,7 +13,6 @@ Relative paths are relative to the folder of the file.
 from __future__ import annotations
 
 import contextlib
-import re
 import tomllib
 from collections import Counter
 from collections.abc import Iterable
@@ -23,7 +22,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from fedelta.data.sources import DataSource
-from fedelta.deployment.names import SITE_NAME_RULE, is_host_and_port, is_site_name
+from fedelta.deployment.naming import client_numbers, host_and_port, site_name
 from fedelta.errors import ConfigError, listed
 from fedelta.models.source import ModelSource
 from fedelta.settings import Context, Settings
@@ -33,34 +32,12 @@ from fedelta.settings.reading import read_sections
 from fedelta.tasks.choice import ChosenTask
 
 SITE_FILE = "site.toml"
-_MAX_CLIENTS = 1_000_000
-_RANGE = re.compile(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?")
-
-
-def _site_name(name: str) -> str:
-    if not is_site_name(name):
-        raise ValueError(f"{name!r} cannot be a name: expected {SITE_NAME_RULE}")
-    return name
-
-
-def _host_and_port(server: str) -> str:
-    if not is_host_and_port(server):
-        raise ValueError(f'{server!r} is no host and port, such as "fl.example.org:9443"')
-    return server
 
 
 def _client_numbers(value: object) -> object:
     """Client numbers, ascending, from a list of them or from a text such as `0-31, 40`."""
     if isinstance(value, str):
-        matches = [_RANGE.fullmatch(part) for part in value.split(",")]
-        if not all(matches):
-            raise ValueError(f'{value!r} is no list of numbers and ranges, such as "0-31, 40"')
-        bounds = [(int(match[1]), int(match[2] or match[1])) for match in matches if match is not None]
-        if any(first > last for first, last in bounds):
-            raise ValueError(f"{value!r} has a range that ends before it begins")
-        if sum(last - first + 1 for first, last in bounds) > _MAX_CLIENTS:
-            raise ValueError(f"{value!r} has more than {_MAX_CLIENTS} clients")
-        value = [number for first, last in bounds for number in range(first, last + 1)]
+        value = client_numbers(value)
     if isinstance(value, list | tuple):
         if not value or not all(type(number) is int and number >= 0 for number in value):
             raise ValueError("expected one client or more, as whole numbers from 0")
@@ -129,8 +106,8 @@ class SiteSettings(Settings):
         model, runtime, worker: see there.
     """
 
-    name: Annotated[str, AfterValidator(_site_name)]
-    server: Annotated[str, AfterValidator(_host_and_port)] = "127.0.0.1:9443"
+    name: Annotated[str, AfterValidator(site_name)]
+    server: Annotated[str, AfterValidator(host_and_port)] = "127.0.0.1:9093"
     ca: FilePath = "ca.crt"
     key: FilePath = "site.key"
     state: FilePath = "state"

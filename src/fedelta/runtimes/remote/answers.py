@@ -49,6 +49,13 @@ def strings(manifest: Mapping[str, Any], name: str) -> tuple[str, ...]:
 
 
 def one_line(manifest: Mapping[str, Any], *names: str) -> str:
-    """The texts of these names in one line, without line breaks; those that are no texts are left out."""
+    """The texts of these names in one line; those that are no texts are left out.
+
+    A character that is not printable becomes a question mark: a terminal would obey it, a file might not take it.
+    """
     values = [manifest.get(name) for name in names]
-    return " ".join(" ".join(value.split())[:_LONGEST_TEXT] for value in values if isinstance(value, str))
+    return " ".join(_printable(value)[:_LONGEST_TEXT] for value in values if isinstance(value, str))
+
+
+def _printable(value: str) -> str:
+    return "".join(char if char.isprintable() else "?" for char in " ".join(value.split()))
