@@ -86,7 +86,7 @@ def sites(hub: HubPath, as_json: Annotated[bool, typer.Option("--json", help="pr
     """List the registered sites, and what each is doing."""
     with flower_extra():
         from fedelta.deployment.server.hub import Hub
-        from fedelta.deployment.server.overview import overview
+        from fedelta.deployment.server.overview import local_time, overview
 
     shown = overview(Hub.open(hub))
     if as_json:
@@ -94,7 +94,7 @@ def sites(hub: HubPath, as_json: Annotated[bool, typer.Option("--json", help="pr
         return
     table = Table("site", "connection", "since", "in the running deployment")
     for site in shown.sites:
-        table.add_row(site.name, site.connection, site.since, site.doing)
+        table.add_row(site.name, site.connection, local_time(site.since), site.doing)
     out_console.print(table)
     for note in shown.notes:
         err_console.print(note, soft_wrap=True)

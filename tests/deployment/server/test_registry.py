@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 from tests.deployment.fakes import Clock, SuperLink, hub_at, put_key
 
 from fedelta.deployment.server.hub import Hub
-from fedelta.deployment.server.overview import SiteRow, overview
+from fedelta.deployment.server.overview import SiteRow, local_time, overview
 from fedelta.deployment.server.registry import SiteRegistry
 from fedelta.errors import LinkError
 
@@ -119,3 +120,14 @@ def test_the_overview_shows_what_the_running_server_knows(trial: Trial, monkeypa
     shown = overview(trial.hub)
     assert shown.sites == [SiteRow("hamburg", "never seen", "", ""), SiteRow("kiel", "online", "10:00", "")]
     assert [note.split(":")[0] for note in shown.notes] == ["ulm.pub registers no site"]
+
+
+def test_times_are_shown_to_the_second_on_the_clock_of_this_machine(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TZ", "Etc/GMT-2")  # two hours ahead of Greenwich
+    time.tzset()
+    try:
+        assert local_time("2026-11-28T23:19:44.040629+00:00") == "2026-11-29 01:19:44"
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert not local_time("")

@@ -117,10 +117,18 @@ def test_a_description_that_does_not_fit_is_refused_by_name(link: LocalLink, cha
         gathered(link)
 
 
-def test_what_a_site_refuses_is_told_with_its_hint(link: LocalLink):
-    link.sites["hamburg"].handler = lambda _: Message(REFUSED, {"reason": "the data lack\na column", "hint": "Add it."})
-    with pytest.raises(ConfigError, match=r"site 'hamburg': the data lack a column Add it\."):
+@pytest.mark.parametrize(
+    ("reason", "hint", "line"),
+    [
+        ("the data lack\na column", "Add it.", "the data lack a column (Add it.)"),
+        ("2 problems in x:\n  - a is b\n  - c is d", "", "2 problems in x: a is b; c is d"),
+    ],
+)
+def test_what_a_site_refuses_is_one_line_with_its_hint(link: LocalLink, reason: str, hint: str, line: str):
+    link.sites["hamburg"].handler = lambda _: Message(REFUSED, {"reason": reason, "hint": hint})
+    with pytest.raises(ConfigError) as caught:
         gathered(link)
+    assert caught.value.problems == (f"site 'hamburg': {line}",)
 
 
 @pytest.mark.parametrize(

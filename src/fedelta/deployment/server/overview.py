@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from shlex import quote
 
@@ -58,6 +59,11 @@ def overview(hub: Hub) -> Overview:
     if not is_running:
         notes.append(f"no server runs on {str(hub.path)!r}; start it: fedelta server run {quote(str(hub.path))}")
     return Overview(sites, notes)
+
+
+def local_time(text: str) -> str:
+    """A time in ISO form as this machine's clock shows it, to the second; empty if there is none."""
+    return datetime.fromisoformat(text).astimezone().strftime("%Y-%m-%d %H:%M:%S") if text else ""
 
 
 def _presence(path: Path) -> tuple[Mapping[str, tuple[str, str]], Mapping[str, str]]:

@@ -48,14 +48,17 @@ def strings(manifest: Mapping[str, Any], name: str) -> tuple[str, ...]:
     return tuple(values)
 
 
-def one_line(manifest: Mapping[str, Any], *names: str) -> str:
-    """The texts of these names in one line; those that are no texts are left out.
+def one_line(manifest: Mapping[str, Any], name: str, remark: str = "") -> str:
+    """The text of this name in one line, with that of the name `remark` in brackets; empty if there are no texts.
 
     A character that is not printable becomes a question mark: a terminal would obey it, a file might not take it.
     """
-    values = [manifest.get(name) for name in names]
-    return " ".join(_printable(value)[:_LONGEST_TEXT] for value in values if isinstance(value, str))
+    text, more = (_line(manifest.get(key)) for key in (name, remark))
+    return f"{text} ({more})" if text and more else text or more
 
 
-def _printable(value: str) -> str:
-    return "".join(char if char.isprintable() else "?" for char in " ".join(value.split()))
+def _line(value: object) -> str:
+    """A text without line breaks; the items of a list after semicolons."""
+    text = value if isinstance(value, str) else ""
+    line = " ".join(text.replace(":\n  - ", ": ").replace("\n  - ", "; ").split())
+    return "".join(char if char.isprintable() else "?" for char in line)[:_LONGEST_TEXT]

@@ -182,7 +182,11 @@ def refuse_misfits(reasons: Mapping[str, str]) -> None:
     """
     if reasons:
         problems = [f"site {site!r}: {reason}" for site, reason in sorted(reasons.items())]
-        raise ConfigError(problems, origin="the sites", hint="correct it there and start the site again.")
+        hint = (
+            "correct the recipe; or what the site reads, and start it again; or go without it: take its key out of the "
+            "server's folder `sites`."
+        )
+        raise ConfigError(problems, origin="the sites", hint=hint)
 
 
 def _too_few(post: Post, settings: Deployment, present: Sequence[str]) -> ConfigError:
