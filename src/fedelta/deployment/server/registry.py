@@ -38,7 +38,7 @@ class SiteState:
 
 
 @dataclass
-class Registry:
+class SiteRegistry:
     """Registers and unregisters sites.
 
     Args:
