@@ -38,7 +38,7 @@ def test_init_prints_the_public_key_and_says_what_to_do_with_it(tmp_path, ca):
     result = init(tmp_path / "kiel", ca)
     assert result.exit_code == 0
     assert result.stdout == f"{tmp_path / 'kiel' / 'kiel.pub'}\n"
-    assert "copied to HUB/sites there, it registers this site" in result.stderr
+    assert "who copies it to HUB/sites; that registers this site" in result.stderr
     assert f"fedelta site run {tmp_path / 'kiel'}" in result.stderr
 
 

@@ -156,12 +156,14 @@ def _of_sites(summary: Record, primary: Measure) -> Iterator[tuple[str, str]]:
     from fedelta.record.numbers import shown
     from fedelta.record.sites import AT_THE_END, PRESENT
 
-    own = summary.get(AT_THE_END, {})
+    measured = summary.get(AT_THE_END, {})
     for name, site in summary.get("sites", {}).items():
         there = sum(site["rounds"].get(state, 0) for state in PRESENT)
         text = f"there in {there} of {summary['rounds']} rounds"
-        if name in own:
-            text += f", {primary.label} {shown(own[name]['measures'].get(primary.name), primary, 2)} on its own data"
+        if name in measured:
+            text += (
+                f", {primary.label} {shown(measured[name]['measures'].get(primary.name), primary, 2)} on its own data"
+            )
         yield f"site {name}", text
 
 

@@ -198,10 +198,10 @@ def _numbered(local_of: Mapping[Name, int], numbers: Mapping[Name, int]) -> dict
 
 def _check_range(config: Config, modality: Modality) -> None:
     """Raises if the site would have to guess which values of its images are black and white for all sites."""
-    found = modality.preparation.value_range
-    if config.data.value_range is None and found not in (None, *_USUAL_RANGES):
+    measured = modality.preparation.value_range
+    if config.data.value_range is None and measured not in (None, *_USUAL_RANGES):
         raise InputError(
-            f"the images of this site have more than 8 bits, with values from {found[0]:g} to {found[1]:g}; those of "
+            f"the images of this site have more than 8 bits: values from {measured[0]:g} to {measured[1]:g}; those of "
             "other sites may have others, so that the same value would mean different things.",
             hint="say in the recipe what is black and what is white: `data.value_range`, such as [0, 4095].",
         )

@@ -46,7 +46,7 @@ def init(  # noqa: PLR0917 the command line's, all options
 
 @site_commands.command()
 def check(folder: Folder) -> None:
-    """Check a site's settings and data; asks nobody."""
+    """Check a site's settings and data, without the server."""
     with flower_extra():
         from fedelta.deployment.site.check import Address
         from fedelta.deployment.site.check import check as lines

@@ -1,4 +1,4 @@
-"""Programs that run as long as this process does: started again when they end, ended when it ends, whatever ends it."""
+"""Programs that are started again when they end, and end with this process, even if it is killed."""
 
 from __future__ import annotations
 

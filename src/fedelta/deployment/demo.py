@@ -11,7 +11,6 @@ import os
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 
 from fedelta.deployment.children import die_with_parent
 from fedelta.deployment.server.hub import Hub
+from fedelta.deployment.server.running import free_port
 from fedelta.deployment.server.submit import is_served
 from fedelta.errors import FedeltaError
 from fedelta.record.rundir import free_name
@@ -38,7 +38,7 @@ def demonstrate(recipe: Path, folder: Path) -> int:
         folder: to be made, for everything.
     """
     hub = folder / "hub"
-    address = f"127.0.0.1:{_free_port()}"
+    address = f"127.0.0.1:{free_port()}"
     host, port = address.split(":")
     _run("server", "init", hub, "--host", host, "--port", port)
     for name, clients in SITES.items():
@@ -110,13 +110,6 @@ def _wait_for_server(hub: Path) -> None:
 
 def _command(arguments: Sequence[str | Path]) -> list[str]:
     return [sys.executable, "-c", "from fedelta.cli import main; main()", *map(str, arguments)]
-
-
-def _free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port: int = server.getsockname()[1]
-        return port
 
 
 def _say(line: str) -> None:

@@ -32,5 +32,5 @@ def make_private(path: Path) -> Path:
 
 
 def is_private(path: Path) -> bool:
-    """Whether nobody but the owner may read or write it."""
+    """Whether only the owner may read or write it."""
     return path.stat().st_mode & 0o077 == 0

@@ -59,7 +59,7 @@ class Federation:
         spec: what is tuned; a strategy may send more (`wire`).
         clients: all clients that a cohort may be drawn from.
         seed: of the run; cohorts are streams of it.
-        evaluate: gives the measures of server params, or None if nobody can at present; None if the server does not
+        evaluate: gives the measures of server params, or None if there are none at present; None if the server does not
             evaluate.
         effective_steps: number of examples of a client to `Update.effective_steps`. The server computes it, because a
             number from the client could not be checked.

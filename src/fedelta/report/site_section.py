@@ -84,14 +84,14 @@ def _states(totals: Sequence[SiteTotals]) -> Table:
 
 def _amounts(run: History, totals: Sequence[SiteTotals]) -> Table:
     measures = own_measures(run.rounds, run.summary)
-    names = dict.fromkeys(name for own in measures.values() for name in own.values)
+    names = dict.fromkeys(name for measured in measures.values() for name in measured.values)
     known = [run.task.measured[name] for name in names if name in run.task.measured]
     header = ["Site", "Clients", "Examples", "MiB down", "MiB up"]
     header += [headed(capitalised(measure.label), measure) for measure in known] + (["Test examples"] if known else [])
     rows = []
     for site in totals:
         of_site = {} if run.partition is None else run.partition.sites.get(site.name, {})
-        own = measures.get(site.name, OwnMeasures({}, None))
+        measured = measures.get(site.name, OwnMeasures({}, None))
         rows.append(
             [
                 site.name,
@@ -99,8 +99,8 @@ def _amounts(run: History, totals: Sequence[SiteTotals]) -> Table:
                 count(sum(of_site.values()) or None),
                 mebibytes(site.downlink_bytes),
                 mebibytes(site.uplink_bytes),
-                *(bare(own.values.get(measure.name), measure) for measure in known),
-                *([count(own.num_examples)] if known else []),
+                *(bare(measured.values.get(measure.name), measure) for measure in known),
+                *([count(measured.num_examples)] if known else []),
             ]
         )
     note = "Examples: for training. MiB: messages as they travelled."

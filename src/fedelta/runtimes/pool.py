@@ -117,7 +117,7 @@ class Pool:
             yield from self._train(_Round(deque(packs), numbers, parcel))
         finally:
             parcel.close()
-            if any(worker.asked for worker in self._workers):  # an error, or nobody wants the rest
+            if any(worker.asked for worker in self._workers):  # an error, or the rest of the replies is not asked for
                 self.close()
 
     def _train(self, round: _Round) -> Iterator[Answer]:

@@ -133,10 +133,10 @@ class Processes:
         if available is None or self._pace.resident_bytes is None:
             return num_workers
         # As much as training has taken here, on top of what all processes share.
-        each = max(0, peak_memory_bytes() - self._pace.resident_bytes) + _OWN_BYTES
-        if (fitting := min(num_workers, available // each)) >= 2:
+        worker_bytes = max(0, peak_memory_bytes() - self._pace.resident_bytes) + _OWN_BYTES
+        if (fitting := min(num_workers, available // worker_bytes)) >= 2:
             return int(fitting)
-        logger.info("training stays in one process: two workers would take %d MiB.", 2 * each // 2**20)
+        logger.info("training stays in one process: two workers would take %d MiB.", 2 * worker_bytes // 2**20)
         self._workers = replace(self._workers, most=1)
         return 0
 

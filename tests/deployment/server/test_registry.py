@@ -8,8 +8,8 @@ import pytest
 from tests.deployment.fakes import Clock, SuperLink, hub_at, put_key
 
 from fedelta.deployment.server.hub import Hub
-from fedelta.deployment.server.overview import Site, local_time, overview
-from fedelta.deployment.server.registry import Registry
+from fedelta.deployment.server.overview import SiteRow, local_time, overview
+from fedelta.deployment.server.registry import SiteRegistry
 from fedelta.errors import LinkError
 
 
@@ -23,7 +23,7 @@ class Trial:
     said: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.registry = Registry(self.hub, self.superlink, self.said.append, self.clock)  # type: ignore[arg-type]
+        self.registry = SiteRegistry(self.hub, self.superlink, self.said.append, self.clock)  # type: ignore[arg-type]
 
     def step(self) -> list[str]:
         """What is said in the next step."""
@@ -77,6 +77,17 @@ def test_a_key_that_flower_does_not_take_again_is_named_and_the_others_are_regis
     assert trial.step() == []
 
 
+def test_a_key_that_a_second_file_has_too_is_not_lost(trial: Trial):
+    put_key(trial.hub, "hamburg")
+    trial.step()
+    twin = trial.hub.sites / "kiel.pub"
+    twin.write_bytes((trial.hub.sites / "hamburg.pub").read_bytes())
+    assert all("each site has its own" in line for line in trial.step())
+    twin.unlink()
+    assert trial.step() == []
+    assert [node.name for node in trial.superlink.known.values()] == ["hamburg"]
+
+
 def test_sites_that_come_and_go_are_told(trial: Trial):
     put_key(trial.hub, "hamburg")
     trial.step()
@@ -105,7 +116,7 @@ def test_while_the_superlink_is_away_nothing_changes(trial: Trial):
 def test_without_a_running_server_the_overview_says_so(trial: Trial):
     put_key(trial.hub, "hamburg")
     shown = overview(trial.hub)
-    assert shown.sites == [Site("hamburg", "unknown", "", "")]
+    assert shown.sites == [SiteRow("hamburg", "unknown", "", "")]
     assert shown.notes[-1].startswith("no server runs on")
 
 
@@ -118,7 +129,7 @@ def test_the_overview_shows_what_the_running_server_knows(trial: Trial, monkeypa
     trial.superlink.connect("kiel")
     trial.step()
     shown = overview(trial.hub)
-    assert shown.sites == [Site("hamburg", "never seen", "", ""), Site("kiel", "online", "10:00", "")]
+    assert shown.sites == [SiteRow("hamburg", "never seen", "", ""), SiteRow("kiel", "online", "10:00", "")]
     assert [note.split(":")[0] for note in shown.notes] == ["ulm.pub registers no site"]
 
 

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from fedelta.deployment.site.diagnosis import KeyRefusedError, clock_offset, clock_problem, diagnosed
 from fedelta.errors import FedeltaError, InputError, LinkError
-from fedelta.runtimes.flower.fleet import Fleet, Server
+from fedelta.runtimes.flower.fleet import Fleet, ServerAddress
 
 NOW = datetime.now(UTC)
 DAY = timedelta(days=1)
@@ -98,7 +98,7 @@ def serve() -> Iterator:
 
 def look(address: str, ca: bytes) -> FedeltaError | None:
     """What a site says that asks the server for its time."""
-    fleet = Fleet(Server(address, ca), generate_private_key(SECP256R1()))
+    fleet = Fleet(ServerAddress(address, ca), generate_private_key(SECP256R1()))
     try:
         fleet.look()
     except FedeltaError as error:

@@ -443,7 +443,7 @@ def test_images_of_more_than_8_bits_need_a_range_that_all_sites_share(tmp_path):
     site = service(tmp_path, data={"source": str(tmp_path / "rows.jsonl")})
     describe(site, OWN)
     answer = prepare(site, [[0, "hamburg"]], "cat")
-    assert "more than 8 bits, with values from 0 to 4000" in reason(answer)
+    assert "more than 8 bits: values from 0 to 4000" in reason(answer)
     assert "`data.value_range`" in answer.manifest["hint"]
     describe(site, OWN.replace('source = "digits"', 'source = "digits"\nvalue_range = [0, 4095]'))
     assert prepare(site, [[0, "hamburg"]], "cat").kind == "prepared"

@@ -10,7 +10,7 @@ import pytest
 
 from fedelta.deployment.site import serving
 from fedelta.deployment.site.diagnosis import KeyRefusedError
-from fedelta.deployment.site.serving import Server, answered, asked
+from fedelta.deployment.site.serving import SiteLoop, answer_line, request_line
 from fedelta.deployment.site.session import Session
 from fedelta.errors import FedeltaError, InputError, LinkError, PayloadError
 from fedelta.runtimes.remote.messages import REFUSED, Message
@@ -71,7 +71,7 @@ class Life:
 def live(folder: Path, door: Door, ask: Callable[[Message], Message] = lambda message: Message("answer")) -> Life:
     """Serves until the list of the test is used up."""
     life = Life([], [], door)
-    server = Server(door, ask, Session(folder / "session.json"), life.lines.append, life.pauses.append)
+    server = SiteLoop(door, ask, Session(folder / "session.json"), life.lines.append, life.pauses.append)
     with pytest.raises(EndError):
         server.serve()
     return life
@@ -92,7 +92,7 @@ def test_a_message_is_answered_and_each_step_is_a_line(tmp_path):
 
 
 def test_what_is_wrong_at_first_ends_the_site(tmp_path):
-    server = Server(Door([InputError("wrong certificate")]), Message, Session(tmp_path / "s"), print, lambda s: None)
+    server = SiteLoop(Door([InputError("wrong certificate")]), Message, Session(tmp_path / "s"), print, lambda s: None)
     with pytest.raises(InputError, match="wrong certificate"):
         server.serve()
 
@@ -123,7 +123,7 @@ def test_a_server_that_is_away_is_said_once_and_so_is_that_it_is_back(tmp_path):
 def test_an_unregistered_site_waits_and_says_what_to_do(tmp_path):
     life = live(tmp_path, Door([NO_KEY, NO_KEY, 5]))
     assert len(life.lines) == 2
-    assert "whoever runs the server copies this site's .pub file to HUB/sites" in life.lines[0]
+    assert "the server's operator copies this site's .pub file to HUB/sites" in life.lines[0]
     assert life.pauses == [10, 10]
 
 
@@ -196,12 +196,12 @@ def test_waiting_for_messages_starts_quickly(tmp_path):
     ],
 )
 def test_every_kind_of_message_has_its_line(request_, line):
-    assert asked(request_) == line
+    assert request_line(request_) == line
 
 
 def test_faults_of_clients_are_in_the_line_of_their_round():
     request = Message("train", {"round": 1})
     fault = {"id": 4, "num_examples": 9, "fault": {"reason": "no space left", "cause": "disk"}}
     answer = Message("trained", {"clients": [{"id": 3, "num_examples": 20, "fault": None}, fault]})
-    line = answered(request, answer, 2.0)
+    line = answer_line(request, answer, 2.0)
     assert line == "round 1: trained on 20 examples in 2.0 s, 0 bytes go back; client 4: no space left"

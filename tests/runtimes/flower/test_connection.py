@@ -28,7 +28,7 @@ from fedelta.runtimes.flower import connection as connection_module
 from fedelta.runtimes.flower import fleet as fleet_module
 from fedelta.runtimes.flower.connection import Connection
 from fedelta.runtimes.flower.envelope import unwrap, wrap
-from fedelta.runtimes.flower.fleet import Fleet, Server
+from fedelta.runtimes.flower.fleet import Fleet, ServerAddress
 from fedelta.runtimes.remote.messages import REFUSED, Message
 
 MAX_BYTES = 2**20
@@ -125,7 +125,7 @@ def connection(
     superlink: Superlink, key: EllipticCurvePrivateKey, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Connection]:
     monkeypatch.setattr(fleet_module.FleetHttpClient, "from_server_address", _without_tls)
-    fleet = Fleet(Server("fl.example.org:9443", b""), key)
+    fleet = Fleet(ServerAddress("fl.example.org:9443", b""), key)
     fleet.client._client = httpx.Client(transport=superlink.transport)
     connection = Connection(fleet, MAX_BYTES)
     yield connection

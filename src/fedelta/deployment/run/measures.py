@@ -55,12 +55,12 @@ class SiteMeasures:
     @property
     def records(self) -> dict[str, Record]:
         """Site to what its entry in the record gets, as it was last measured."""
-        return {site: own.as_record() for site, own in self.last.items()}
+        return {site: measures.as_record() for site, measures in self.last.items()}
 
     def _ask(self, params: Params) -> dict[str, tuple[list[Sums], int]]:
         """The sums at each exit and the number of examples of each site whose answer can be used."""
         usable: dict[str, tuple[list[Sums], int]] = {}
-        own: dict[str, OwnMeasures] = {}
+        measures: dict[str, OwnMeasures] = {}
         for site, manifest in sorted(self.remote.measure(params).items()):
             try:
                 sums, num_examples = read_sums(manifest)
@@ -69,8 +69,8 @@ class SiteMeasures:
                 logger.warning("site %r: its measures cannot be used: %s", site, error.message)
                 continue
             usable[site] = sums, num_examples
-            own[site] = OwnMeasures(evaluation.measures, num_examples)
-        self.last = own
+            measures[site] = OwnMeasures(evaluation.measures, num_examples)
+        self.last = measures
         return usable
 
     def _evaluation(self, sums: list[Sums]) -> Evaluation:

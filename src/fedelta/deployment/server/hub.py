@@ -41,7 +41,7 @@ port = {port}
 # The address of this machine to listen on: "0.0.0.0" for all of them.
 listen = "{listen}"
 
-# The largest answer of a site. A larger one is refused at the door, whatever a recipe says.
+# The largest answer of a site. A larger one is refused, even if a recipe allows it.
 max_message_mib = {max_message_mib}
 """
 

@@ -17,8 +17,8 @@ from fedelta.record.status import read_status
 
 
 @dataclass(frozen=True)
-class Site:
-    """A registered site.
+class SiteRow:
+    """A registered site, as a row of the table.
 
     Args:
         name: of the site.
@@ -42,7 +42,7 @@ class Overview:
         notes: what else the operator should know.
     """
 
-    sites: Sequence[Site]
+    sites: Sequence[SiteRow]
     notes: Sequence[str]
 
 
@@ -52,7 +52,7 @@ def overview(hub: Hub) -> Overview:
     known, refused = _presence(hub.presence) if is_running else ({}, {})
     doing = _doing(hub)
     sites = [
-        Site(name, *known.get(name, ("unknown" if not is_running else "never seen", "")), doing.get(name, ""))
+        SiteRow(name, *known.get(name, ("unknown" if not is_running else "never seen", "")), doing.get(name, ""))
         for name in keys.registered
     ]
     notes = [f"{name} registers no site: {problem}" for name, problem in {**keys.problems, **refused}.items()]

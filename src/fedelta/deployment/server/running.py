@@ -20,7 +20,7 @@ from fedelta.deployment.children import Child, Program
 from fedelta.deployment.server import certificates
 from fedelta.deployment.server.hub import Hub, refuse_open_secrets, restore_state
 from fedelta.deployment.server.queue import Queue
-from fedelta.deployment.server.registry import Registry
+from fedelta.deployment.server.registry import SiteRegistry
 from fedelta.deployment.server.submissions import Submissions
 from fedelta.durable import write_atomic
 from fedelta.errors import FedeltaError, InputError, LinkError, RunError
@@ -34,7 +34,7 @@ _POLL_SECONDS = 0.3
 _LOOK_SECONDS = 0.05
 _START_SECONDS = 60.0
 _SOON_DAYS = 30
-_ANEW = (
+_NEW_DATABASE = (
     "Without superlink.db, superlink.db-wal and superlink.db-shm Flower begins a new one: sites are registered again "
     "from their keys, and deployments go on from their checkpoints."
 )
@@ -63,7 +63,7 @@ def run_server(hub: Hub, say: Say) -> None:
             say(f"the certificate expires in {left.days} days; make a new one: {renew}")
         prepare_database(hub, programs.flower_version(), say)
         refuse_port_in_use(settings.listen, settings.port)
-        server = _Server(hub, say, f"127.0.0.1:{_free_port()}")
+        server = _Server(hub, say, f"127.0.0.1:{free_port()}")
         try:
             server.start()
             say(f"sites can connect to {settings.address}; Ctrl-C ends the server")
@@ -89,7 +89,7 @@ class _Server:
     address: str
     _superlink: Child = field(init=False)
     _others: list[Child] = field(init=False)
-    _registry: Registry = field(init=False)
+    _registry: SiteRegistry = field(init=False)
     _queue: Queue = field(init=False)
     _is_up: bool = field(default=True, init=False)
 
@@ -107,7 +107,7 @@ class _Server:
             child("proxy", proxy),
         ]
         control = Control.connect(address, files, hub.secret)
-        self._registry = Registry(hub, control, self.say)
+        self._registry = SiteRegistry(hub, control, self.say)
         self._queue = Queue(Submissions(hub), control, self.say)
 
     def start(self) -> None:
@@ -118,7 +118,7 @@ class _Server:
             if self._superlink.pid is None or time.monotonic() > deadline:
                 raise FedeltaError(
                     f"Flower's SuperLink does not start:\n{self._superlink.last_lines()}",
-                    hint=f"its log is {self._superlink.program.log}. {_ANEW}",
+                    hint=f"its log is {self._superlink.program.log}. {_NEW_DATABASE}",
                 )
             time.sleep(0.1)
         for child in self._others:
@@ -126,7 +126,7 @@ class _Server:
         self._queue.take_over()
 
     def step(self) -> None:
-        """Keeps everything as it should be."""
+        """Starts again what has ended, and does what sites and deployments need."""
         for child in (self._superlink, *self._others):
             if message := child.keep():
                 self.say(message)
@@ -166,7 +166,7 @@ def prepare_database(hub: Hub, version: str, say: Say) -> None:
             raise InputError(
                 f"the database {str(hub.database)!r} was made by Flower {earlier}, and {version}, which is installed, "
                 "cannot open it.",
-                hint=f"pip install 'flwr=={earlier}'. {_ANEW}",
+                hint=f"pip install 'flwr=={earlier}'. {_NEW_DATABASE}",
             )
         copy = hub.state / f"{hub.database.name}.{earlier}"
         for ending in ("", *_BESIDE):
@@ -194,7 +194,8 @@ def refuse_port_in_use(host: str, port: int) -> None:
         ) from error
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of loopback that no program listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,6 +1,6 @@
 """Why a site does not get through to its server, in words that say what to do.
 
-What may pass by itself is a `LinkError`: the site tries again. What somebody has to mend is an `InputError`.
+A `LinkError` may pass: the site tries again. An `InputError` stays until a person corrects something.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def _of_status(status: int, server: str) -> FedeltaError:
     if status == 413:
         return LinkError(
             f"the message is larger than the server {server} takes.",
-            hint="whoever runs the server sets `max_message_mib` in the recipe.",
+            hint="`max_message_mib` limits it, in the recipe's section `[deployment]` and in the server's server.toml.",
         )
     if status in {404, 405, 421}:
         return InputError(
@@ -130,7 +130,7 @@ def _of_certificate(error: ssl.SSLCertVerificationError, server: str) -> Fedelta
     return InputError(
         f"the certificate of the server {server} is not from the authority in this site's `ca` file "
         f"({error.verify_message}).",
-        hint="get `ca.crt` from whoever runs the server; if it is the right one, somebody else answers there.",
+        hint="get `ca.crt` from the server's operator; if it is the right one, another program answers there.",
     )
 
 

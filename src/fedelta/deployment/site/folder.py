@@ -141,7 +141,7 @@ state = "state"         # what clients remember, the log; as private as the data
 # A site whose data lack some of the classes is refused, since that is a mistake more often than not.
 # allow_missing_classes = true
 
-# What the site reads, whatever a recipe says: the keys are those of a recipe's section `[data]`.
+# What the site reads; a recipe cannot change it. The keys are those of a recipe's section `[data]`.
 [data]
 {source}
 # label_column = "diagnosis"

@@ -23,11 +23,11 @@ Text = Annotated[str, Field(max_length=1000)]
 Key = Annotated[int, Field(ge=-(2**63), lt=2**63)] | Text
 T = TypeVar("T")
 Pair = Annotated[tuple[Whole, T], Field(strict=False)]  # JSON has lists instead
-RequestT = TypeVar("RequestT", bound="Request")
+ManifestT = TypeVar("ManifestT", bound="Manifest")
 
 
-class Request(BaseModel):
-    """A manifest.
+class Manifest(BaseModel):
+    """A manifest, the JSON part of a message.
 
     Args:
         run: id of the run.
@@ -37,7 +37,7 @@ class Request(BaseModel):
     run: Annotated[str, Field(min_length=1, max_length=200)]
 
 
-class Describe(Request):
+class Describe(Manifest):
     """Asks for the site's clients and classes.
 
     Args:
@@ -51,7 +51,7 @@ class Describe(Request):
     config: Annotated[str, Field(max_length=2**20)]
 
 
-class Prepare(Request):
+class Prepare(Manifest):
     """Says what the site's part in the run is; the answer says whether it can take it.
 
     Args:
@@ -102,7 +102,7 @@ class Trainee(BaseModel):
     remembered: Whole | None = None
 
 
-class Train(Request):
+class Train(Manifest):
     """Asks clients to train.
 
     Args:
@@ -124,7 +124,7 @@ class Train(Request):
         return self
 
 
-class Standing(BaseModel):
+class ClientVersion(BaseModel):
     """A client, and the version of the memory that it must have."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
@@ -132,7 +132,7 @@ class Standing(BaseModel):
     version: Whole = 0
 
 
-class Evaluate(Request):
+class Evaluate(Manifest):
     """Asks for the sums of the task's measures over the site's test rows.
 
     Args:
@@ -141,14 +141,14 @@ class Evaluate(Request):
     """
 
     round: Whole
-    clients: Annotated[list[Standing], Field(max_length=_MAX_CLIENTS)] = []
+    clients: Annotated[list[ClientVersion], Field(max_length=_MAX_CLIENTS)] = []
 
 
-class Finish(Request):
+class Finish(Manifest):
     """Says that the run has ended."""
 
 
-def read(kind: type[RequestT], manifest: Mapping[str, Any]) -> RequestT:
+def read(kind: type[ManifestT], manifest: Mapping[str, Any]) -> ManifestT:
     """The manifest as a value whose types are right.
 
     Raises:

@@ -15,7 +15,7 @@ from typing import Any
 from fedelta.assembly.deployed import Deployed
 from fedelta.codecs.cast import Cast
 from fedelta.codecs.wire import decode
-from fedelta.deployment.site.requests import Evaluate, Standing, Train, Trainee, indexed
+from fedelta.deployment.site.requests import ClientVersion, Evaluate, Train, Trainee, indexed
 from fedelta.errors import PayloadError, RoundError
 from fedelta.federation.memory import Memories, Memory
 from fedelta.federation.records import Reply
@@ -169,6 +169,6 @@ def _check(deployed: Deployed, request: Train, blobs: Blobs) -> None:
             )
 
 
-def _check_client(deployed: Deployed, client: Standing | Trainee) -> None:
+def _check_client(deployed: Deployed, client: ClientVersion | Trainee) -> None:
     if client.id not in deployed.site.partition:
         raise PayloadError(f"client {client.id} is not one of this site's {len(deployed.site.partition)} clients.")

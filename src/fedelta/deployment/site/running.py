@@ -10,12 +10,11 @@ from typing import NoReturn
 
 from fedelta.deployment.site.check import Address, check
 from fedelta.deployment.site.folder import read_authority, read_key
-from fedelta.deployment.site.serving import Server, Show
+from fedelta.deployment.site.serving import Show, SiteLoop
 from fedelta.deployment.site.session import Session, only_process
 from fedelta.errors import LinkError
 from fedelta.runtimes.flower.connection import Connection
-from fedelta.runtimes.flower.fleet import Fleet
-from fedelta.runtimes.flower.fleet import Server as Host
+from fedelta.runtimes.flower.fleet import Fleet, ServerAddress
 from fedelta.runtimes.remote.caller import ask, stop
 
 MIB = 2**20
@@ -29,7 +28,7 @@ def run_site(folder: Path, show: Show) -> None:
         show: takes one line for each event.
 
     Raises:
-        InputError: the site cannot join until somebody mends something.
+        InputError: the site cannot join until a person corrects something.
     """
     with closing(check(folder)) as lines:
         for line in lines:
@@ -50,14 +49,14 @@ def connect(address: Address) -> Connection:
     Raises:
         InputError: the key or the certificate is missing or cannot be used.
     """
-    host = Host(address.server, read_authority(Path(address.ca)))
-    return Connection(Fleet(host, read_key(Path(address.key))), address.max_message_mib * MIB)
+    server = ServerAddress(address.server, read_authority(Path(address.ca)))
+    return Connection(Fleet(server, read_key(Path(address.key))), address.max_message_mib * MIB)
 
 
 def serve(folder: Path, connection: Connection, session: Session, show: Show) -> None:
     """Serves the site, and leaves in order however it ends."""
     try:
-        Server(connection, lambda message: ask(folder, message), session, show).serve()
+        SiteLoop(connection, lambda message: ask(folder, message), session, show).serve()
     finally:
         stop(folder)
         connection.leave()

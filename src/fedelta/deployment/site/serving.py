@@ -1,7 +1,7 @@
-"""The life of a site: joins, asks for messages, has them answered, and comes back after whatever goes wrong.
+"""The loop of a site: it joins, asks for messages, has them answered, and joins again after a failure.
 
-A site gives up only where somebody has to mend something before it can join for the first time. Once it was in, it
-tries for ever: the server may be away for a day.
+It ends only if it cannot join at first until a person corrects something. Once it has joined it tries for ever: the
+server may be away for a day.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Door(Protocol):
 
 
 @dataclass
-class Server:
+class SiteLoop:
     """Serves one site until it is interrupted.
 
     Args:
@@ -75,7 +75,7 @@ class Server:
         """Joins, and answers messages for ever.
 
         Raises:
-            InputError: the site cannot join until somebody mends something.
+            InputError: the site cannot join until a person corrects something.
         """
         first = True
         while True:
@@ -134,7 +134,7 @@ class Server:
 
     def _answer(self, delivery: Delivered) -> None:
         request, begin = delivery.message, time.monotonic()
-        self.show(asked(request))
+        self.show(request_line(request))
         try:
             answer = self.ask(request)
         except FedeltaError as error:
@@ -142,7 +142,7 @@ class Server:
         except OSError as error:  # no memory for a process, no space for a file
             reason = f"the site cannot work: {error.strerror or error}"
             answer = Message(REFUSED, {"reason": reason, "hint": "see the site's log."})
-        self.show(answered(request, answer, time.monotonic() - begin))
+        self.show(answer_line(request, answer, time.monotonic() - begin))
         begin = time.monotonic()
         try:
             if not self.door.answer(delivery, answer):
@@ -178,7 +178,7 @@ class _Notice:
         self._text = ""
 
 
-def asked(request: Message) -> str:
+def request_line(request: Message) -> str:
     """A line about a message that came."""
     return {
         "describe": "the server asks which clients are here",
@@ -189,7 +189,7 @@ def asked(request: Message) -> str:
     }.get(request.kind, f"the server asks for {request.kind!r}")
 
 
-def answered(request: Message, answer: Message, seconds: float) -> str:
+def answer_line(request: Message, answer: Message, seconds: float) -> str:
     """A line about the answer to a message."""
     if answer.kind == REFUSED:
         hint = answer.manifest.get("hint")
@@ -225,6 +225,6 @@ def _again(error: FedeltaError) -> str:
 
 def _waiting(error: KeyRefusedError) -> str:
     return (
-        f"{error.message} Either it is not registered there: whoever runs the server copies this site's .pub file to "
+        f"{error.message} Either it is not registered there: the server's operator copies this site's .pub file to "
         "HUB/sites. Or another process is connected with it, or was until a moment ago. The site waits."
     )

@@ -1,4 +1,4 @@
-"""Which process serves a site: one at a time, and whether the last one said good-bye to the server."""
+"""Lets one process at a time serve a site, and notes whether it is connected with the server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The settings of a site, `site.toml`: where its server is, and what it reads for whatever recipe arrives.
+"""The settings of a site, `site.toml`: where its server is, and what it reads for every recipe that arrives.
 
     name = "hamburg"
     server = "fl.example.org:9093"
@@ -101,7 +101,7 @@ class SiteSettings(Settings):
             (`data.client_column`, `data.file_pattern`, `data.folders`), or the site is one client.
         allow_missing_classes: whether the site may take part although its data lack classes of other sites.
         plugins: files of plug-ins that recipes may name; they are executed here.
-        data: what the site reads, whatever the recipe says.
+        data: what the site reads; a recipe cannot change it.
         task: if given, recipes with another task are refused.
         model, runtime, worker: see there.
     """

@@ -4,9 +4,9 @@ It does what `flower-supernode` does, with what that program is made of, but in 
 
 - a message is answered here, not by a new process, which would load Python and Flower each time;
 - messages are asked for as often as the site chooses, not every 3 s;
-- the code that a server may send along with a run is never fetched, let alone executed;
+- the code that a server may send along with a run is neither fetched nor executed;
 - nothing listens at a site;
-- requests are signed with the server's time, so that a site whose clock is wrong is not shut out;
+- requests are signed with the server's time, so that the server also accepts a site whose clock is wrong;
 - after a kill, the site's own earlier session is ended first; Flower would refuse its key for up to a minute.
 """
 
@@ -104,7 +104,7 @@ class Connection:
         Raises:
             KeyRefusedError: the key is not registered, or another process is connected with it.
             LinkError: the server is not reached.
-            InputError: it will not be reached until somebody mends something.
+            InputError: it cannot be reached until a person corrects something.
         """
         self._fleet.look()
         if previous is not None:
@@ -220,7 +220,7 @@ class Connection:
         return counted
 
     def _beat(self) -> None:
-        """Says that the site is there, until it leaves; whoever waits for messages notices when the server is away."""
+        """Says that the site is there, until it leaves. If the server is away, `receive` notices."""
         pause = _BEAT_SECONDS
         while not self._fleet.pause(pause):
             request = SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT_SECONDS)

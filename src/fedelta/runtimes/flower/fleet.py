@@ -33,7 +33,7 @@ Response = TypeVar("Response")
 
 
 @dataclass(frozen=True)
-class Server:
+class ServerAddress:
     """Where the server is, and how it is recognized.
 
     Args:
@@ -53,7 +53,7 @@ class Fleet:
         key: private key of the site.
     """
 
-    def __init__(self, server: Server, key: EllipticCurvePrivateKey) -> None:
+    def __init__(self, server: ServerAddress, key: EllipticCurvePrivateKey) -> None:
         self._server = server
         self._signature = _Signature(key)
         self._ended = threading.Event()
@@ -79,7 +79,7 @@ class Fleet:
 
         Raises:
             LinkError: the server is not reached.
-            InputError: it will not be reached until somebody mends something.
+            InputError: it cannot be reached until a person corrects something.
         """
         try:
             response = httpx.get(
@@ -96,7 +96,7 @@ class Fleet:
             KeyRefusedError: the key is not registered, or another process is connected with it.
             RunEndedError: the run that the request is about is over.
             LinkError: the server is not reached.
-            InputError: it will not be reached until somebody mends something.
+            InputError: it cannot be reached until a person corrects something.
         """
         offset = self.clock_offset
         try:

@@ -2,9 +2,9 @@
 
 A program: `python -m fedelta.runtimes.flower.superlink SECRET-FILE flower-superlink ARGUMENTS`.
 
-Flower takes orders from whoever reaches its port: on the server's machine every user could start a run, and so execute
-code as the server. Here only sites (by their keys) and Flower's own tasks (by their tokens) are let in without the
-secret.
+Flower lets every caller that reaches its port start a run, and a run executes code as the server: any user of the
+server's machine could do so. Here only sites (by their keys) and Flower's own tasks (by their tokens) are let in
+without the secret.
 """
 
 from __future__ import annotations

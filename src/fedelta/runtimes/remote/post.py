@@ -1,4 +1,4 @@
-"""Talks to many sites at the same time: sends, waits as long as each site deserves, sends again what was lost.
+"""Talks to many sites at the same time: sends, waits as long as each site may take, sends again what was lost.
 
 What is said to one site is a *talk*: a generator that yields the messages to send, gets each answer, and returns the
 result. `Post.exchange` runs the talks of several sites side by side. If a site begins a new session, what it was sent
@@ -151,7 +151,7 @@ class Post:
 
         Args:
             talks: site to what begins its talk.
-            at_most: seconds after which no site is waited for any more, whatever patience it deserves.
+            at_most: seconds after which no site is waited for any more, even if its patience is longer.
         """
         self.look(again=True)
         errands: dict[str, _Errand[T]] = {}
@@ -200,7 +200,7 @@ class Post:
         return Miss("busy", f"it has not answered a message for {self.now - debt.sent_at:.0f} s")
 
     def _begin(self, site: str, errand: _Errand[T]) -> T | Miss | None:
-        """Begins a talk, also anew: a new session may know nothing of what an earlier one was sent."""
+        """Begins a talk, also anew: a new session may not have what an earlier one was sent."""
         errand.talk, errand.session = errand.start(), self.book.of(site).presence.session
         return self._step(site, errand, errand.talk.__next__)
 

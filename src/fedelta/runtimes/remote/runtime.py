@@ -35,7 +35,7 @@ from fedelta.runtimes.remote.settings import Deployment
 from fedelta.runtimes.remote.terms import Terms
 from fedelta.runtimes.remote.versions import NO_VERSIONS, Copying, Versions
 from fedelta.runtimes.remote.waiting import Watch, silent, wait_for
-from fedelta.runtimes.remote.work import Answered, Part, answered, usable, work
+from fedelta.runtimes.remote.work import ClientAnswer, Part, client_answers, usable, work
 from fedelta.strategies.base import RoundPlan
 
 _COPIES = "copies"
@@ -208,13 +208,13 @@ class Remote:
         self._book.ready(site)
         return one_line(manifest, "device")
 
-    def _training(self, site: str, part: Part) -> Talk[list[Answered]]:
+    def _training(self, site: str, part: Part) -> Talk[list[ClientAnswer]]:
         """The talk of a round: prepares the site if need be, and lets it train these clients."""
         message = work(self._invitation.run, part, self._versions, self._wire)
         answer = yield from self._asking(site, message)
-        return answered(part, self._wire, answer)
+        return client_answers(part, self._wire, answer)
 
-    def _reply(self, said: Answered) -> Reply:
+    def _reply(self, said: ClientAnswer) -> Reply:
         """The reply of a client; notes its version."""
         reply = replace(said.reply, payload=bytes(said.payload))
         if reply.fault is None:

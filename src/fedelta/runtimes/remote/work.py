@@ -35,7 +35,7 @@ class Part(NamedTuple):
     client_ids: Sequence[int]
 
 
-class Answered(NamedTuple):
+class ClientAnswer(NamedTuple):
     """What a site says of one client.
 
     Args:
@@ -78,7 +78,7 @@ def work(run: str, part: Part, versions: Versions, wire: ParamSpec) -> Message:
     return Message("train", manifest, tuple(blobs))
 
 
-def answered(part: Part, wire: ParamSpec, answer: Message) -> list[Answered]:
+def client_answers(part: Part, wire: ParamSpec, answer: Message) -> list[ClientAnswer]:
     """What a site's answer says of each of its clients; of one that it leaves out, that it has failed.
 
     Raises:
@@ -90,10 +90,10 @@ def answered(part: Part, wire: ParamSpec, answer: Message) -> list[Answered]:
         raise PayloadError(f"it answers for round {manifest.get('round')!r:.40}, expected {round}")
     if not isinstance(entries, list) or len(entries) > len(part.client_ids):
         raise PayloadError(f"it answers with no list of at most {len(part.client_ids)} clients")
-    answers = [_answered(part, wire, entry, answer.blobs) for entry in entries]
+    answers = [_client_answer(part, wire, entry, answer.blobs) for entry in entries]
     missing = sorted(set(part.client_ids).difference(answer.reply.client_id for answer in answers))
     fault = Fault("its site has answered without this client", "site failed")
-    return [*answers, *(Answered(Reply(client_id, 0, b"", fault=fault)) for client_id in missing)]
+    return [*answers, *(ClientAnswer(Reply(client_id, 0, b"", fault=fault)) for client_id in missing)]
 
 
 def usable(answer: Message, kind: str) -> Mapping[str, Any]:
@@ -107,23 +107,23 @@ def usable(answer: Message, kind: str) -> Mapping[str, Any]:
     return expected(answer, kind)
 
 
-def _answered(part: Part, wire: ParamSpec, entry: Any, blobs: Blobs) -> Answered:  # Any: JSON
+def _client_answer(part: Part, wire: ParamSpec, entry: Any, blobs: Blobs) -> ClientAnswer:  # Any: JSON
     """What an entry says of its client; with a fault if its values cannot be used."""
     is_asked = isinstance(entry, dict) and type(entry.get("id")) is int and entry["id"] in part.client_ids
     if not is_asked:
         raise PayloadError(f"it answers for {entry!r:.60}, which is none of the clients that it was asked for")
     client_id: int = entry["id"]
     if (fault := entry.get("fault")) is not None:
-        return Answered(Reply(client_id, 0, b"", fault=_fault(fault)))
+        return ClientAnswer(Reply(client_id, 0, b"", fault=_fault(fault)))
     try:
         payload = _payload(wire, part.plan.upload[client_id], entry.get("blob"), blobs)
         version = entry.get("version")
         if type(version) is not int or version not in (0, part.plan.round):
             raise PayloadError(f"`version` is {version!r:.40}, expected 0 or {part.plan.round}")
     except PayloadError as error:
-        return Answered(Reply(client_id, 0, b"", fault=Fault(error.message, "site failed")))
+        return ClientAnswer(Reply(client_id, 0, b"", fault=Fault(error.message, "site failed")))
     metrics = {"train_loss": entry.get("train_loss")}
-    return Answered(Reply(client_id, entry.get("num_examples"), b"", metrics), payload, version)
+    return ClientAnswer(Reply(client_id, entry.get("num_examples"), b"", metrics), payload, version)
 
 
 def _fault(fault: object) -> Fault:
