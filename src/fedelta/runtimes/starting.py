@@ -8,7 +8,9 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from socket import socket
+from multiprocessing.reduction import DupFd
+from socket import AF_UNIX, SOCK_STREAM, socket
+from typing import Any  # DupFd has no type
 
 from fedelta.federation.client import Site
 from fedelta.runtimes.pool import Process, Start
@@ -54,7 +56,10 @@ def new_processes(build: Build, _site: Site) -> Start:
 
     def start(number: int, line: socket, _inherited: Sequence[socket]) -> Process:
         process = context.Process(
-            target=_built, args=(build, number, line, os.getpid()), daemon=True, name=f"fedelta-worker-{number}"
+            target=_built,
+            args=(build, number, _Passed(line), os.getpid()),
+            daemon=True,
+            name=f"fedelta-worker-{number}",
         )
         process.start()
         return process
@@ -70,3 +75,17 @@ def _copied(site: Site, line: socket, inherited: Sequence[socket], parent: int) 
 
 def _built(build: Build, number: int, line: socket, parent: int) -> None:
     work(line, partial(build, number), parent)
+
+
+class _Passed:
+    """A socket that becomes the same connection in a new process."""
+
+    def __init__(self, line: socket) -> None:
+        self._line = line
+
+    def __reduce__(self) -> tuple[Callable[[Any], socket], tuple[Any]]:
+        return _opened, (DupFd(self._line.fileno()),)
+
+
+def _opened(descriptor: Any) -> socket:
+    return socket(AF_UNIX, SOCK_STREAM, fileno=descriptor.detach())
