@@ -26,7 +26,6 @@ class Happened:
     Args:
         folder: of the federation.
         cut: a run in which kiel's network was cut for half a minute while it trained.
-        kiel: what the site kiel said meanwhile.
         dead: a run in which kiel was killed after round 2 and never came back.
         seconds: from that to the end of the run.
         page: of that run.
@@ -34,7 +33,6 @@ class Happened:
 
     folder: Path
     cut: Run
-    kiel: str
     dead: Run
     seconds: float
     page: str
@@ -56,7 +54,6 @@ def happen(folder: Path) -> Happened:
         time.sleep(CUT_SECONDS)
         wire.mend()
         cut.wait()
-        said = kiel.said
         dead = federation.deploy(RECIPE, "dead", *DEAD)
         dead.wait_for_round(2)
         kiel.kill()
@@ -64,4 +61,4 @@ def happen(folder: Path) -> Happened:
         dead.wait()
         seconds = time.monotonic() - begin
         federation.command("report", "report", dead.path, "--out", folder / "dead.html")
-        return Happened(folder, cut, said, dead, seconds, (folder / "dead.html").read_text())
+        return Happened(folder, cut, dead, seconds, (folder / "dead.html").read_text())

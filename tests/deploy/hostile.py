@@ -76,17 +76,11 @@ def _other_version(answer: Message) -> Message:
     return replace(answer, manifest={**answer.manifest, "version": "99.9.9"})
 
 
-def _other_fingerprint(answer: Message) -> Message:
-    if answer.kind != "prepared":
-        return answer
-    return replace(answer, manifest={**answer.manifest, "fingerprint": "0" * 64})
-
-
 def _honest(manifest: dict[str, Any], blobs: list[bytes]) -> None:
     """As the worker has answered."""
 
 
-DEEDS: dict[str, Deed] = {"other version": _other_version, "other fingerprint": _other_fingerprint}
+DEEDS: dict[str, Deed] = {"other version": _other_version}
 # In round 8 it sends an array whose header is false, in round 9 what Flower cannot read (`_change_records`); from round
 # 10 on it is honest.
 BY_ROUND = dict(enumerate((_corrupt, _other_tensors, _oversized, _for_others, _wrong_types, _claims, _not_finite), 1))
