@@ -80,7 +80,8 @@ def measure(name: str, repeats: int, before: Path | None) -> dict:
 
     one, two = fedelta_side(RUNS[name], WORKERS), fedelta_side(RUNS[name], WORKERS, on_workers)
     seconds: dict[str, list[float]] = {"one": [], "two": [], "before": []}
-    with made[0].at_work() as peaks, other_commit(name, before) as other:
+    # Workers are copies that hold the other side's input open: they have to end before it is waited for.
+    with other_commit(name, before) as other, made[0].at_work() as peaks:
         for repeat in range(repeats + 1):
             params = {side: timed(call, seconds[side]) for side, call in (("one", one), ("two", two))}
             assert all(map(torch.equal, params["one"].values(), params["two"].values())), "the bits differ"

@@ -49,4 +49,14 @@ def test_one_key_for_two_sites_registers_neither(tmp_path: Path):
         (tmp_path / f"{name}.pub").write_bytes(key)
     keys = read_keys(tmp_path)
     assert keys.registered == {}
+    assert len(keys.disputed) == 1
     assert "that of site 'kiel' too" in keys.problems["hamburg.pub"]
+
+
+def test_of_two_files_with_one_key_the_one_that_bears_the_name_in_the_key_registers_the_site(tmp_path: Path):
+    key = generate_private_key(SECP384R1()).public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+    for name in ("hamburg", "kiel"):
+        (tmp_path / f"{name}.pub").write_bytes(key + b" hamburg\n")
+    keys = read_keys(tmp_path)
+    assert list(keys.registered) == ["hamburg"]
+    assert list(keys.problems) == ["kiel.pub"]

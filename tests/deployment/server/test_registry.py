@@ -77,6 +77,17 @@ def test_a_key_that_flower_does_not_take_again_is_named_and_the_others_are_regis
     assert trial.step() == []
 
 
+def test_a_key_that_a_second_file_has_too_is_not_lost(trial: Trial):
+    put_key(trial.hub, "hamburg")
+    trial.step()
+    twin = trial.hub.sites / "kiel.pub"
+    twin.write_bytes((trial.hub.sites / "hamburg.pub").read_bytes())
+    assert all("each site has its own" in line for line in trial.step())
+    twin.unlink()
+    assert trial.step() == []
+    assert [node.name for node in trial.superlink.known.values()] == ["hamburg"]
+
+
 def test_sites_that_come_and_go_are_told(trial: Trial):
     put_key(trial.hub, "hamburg")
     trial.step()

@@ -63,14 +63,24 @@ def test_the_same_recipe_again_is_another_deployment(hub: Hub, recipe: Path):
 
 def test_a_run_directory_may_be_elsewhere_but_not_where_something_is(hub: Hub, recipe: Path, tmp_path: Path):
     assert submit(hub, recipe, out=tmp_path / "elsewhere").run == str(tmp_path / "elsewhere")
-    with pytest.raises(RunError, match="elsewhere"):
+    with pytest.raises(RunError, match="elsewhere' is a deployment already, which is waiting") as caught:
         submit(hub, recipe, out=tmp_path / "elsewhere")
+    assert f"fedelta deploy {tmp_path / 'elsewhere'} --server" in str(caught.value.hint)
 
 
 def test_two_deployments_of_one_server_have_different_names(hub: Hub, recipe: Path, tmp_path: Path):
     submit(hub, recipe)
     with pytest.raises(InputError, match="has a deployment 'demo' already"):
         submit(hub, recipe, out=tmp_path / "demo")
+
+
+def test_a_server_whose_folder_was_moved_knows_its_deployments(hub: Hub, recipe: Path, tmp_path: Path):
+    submit(hub, recipe)
+    outside = submit(hub, recipe, out=tmp_path / "outside")
+    moved = Hub(hub.path.rename(tmp_path / "moved"))
+    assert Submissions(moved).all()[0].run == str(moved.runs / "demo")
+    assert Submissions(moved).get("outside") == outside
+    assert attaching.find(moved.runs / "demo")[1].name == "demo"
 
 
 def test_a_name_that_is_no_name_is_refused(hub: Hub, recipe: Path, tmp_path: Path):

@@ -52,6 +52,13 @@ def test_clients_with_names_are_numbered_over_all_sites_in_ascending_order():
     assert roster.num_examples == {0: 2, 1: 3, 2: 1}
 
 
+def test_a_name_that_two_sites_use_has_to_be_changed_in_the_data():
+    link = LocalLink({"south": describing({"a": 1, "b": 2}), "north": describing({"b": 3})})
+    with pytest.raises(ConfigError, match="sites 'north' and 'south' both have a client 'b'") as caught:
+        gathered(link)
+    assert "rename them in the data" in str(caught.value.hint)
+
+
 def test_names_that_are_whole_numbers_are_in_numerical_order():
     link = LocalLink({
         "south": describing({10: 1}, is_natural=True), "north": describing({9: 3}, is_natural=True),

@@ -23,14 +23,19 @@ class Keys:
     Args:
         registered: key of each site by its name, as PEM; in the order of the names.
         problems: why a file does not register a site, by its name.
+        disputed: keys that several files have, so that none of them registers a site.
     """
 
     registered: Mapping[str, bytes] = field(default_factory=dict)
     problems: Mapping[str, str] = field(default_factory=dict)
+    disputed: frozenset[bytes] = frozenset()
 
 
 def read_keys(folder: Path) -> Keys:
-    """The keys in `folder`; a file that cannot be used registers no site, nor does a key that two files have."""
+    """The keys in `folder`; a file that cannot be used registers no site.
+
+    Of several files with one key, that counts whose name is also written behind the key, as `fedelta site init` does.
+    """
     keys: dict[str, bytes] = {}
     problems: dict[str, str] = {}
     for path in sorted(folder.glob(f"*{SUFFIX}")):
@@ -39,10 +44,23 @@ def read_keys(folder: Path) -> Keys:
             keys[name] = read_key(path)
         except (OSError, ValueError) as error:
             problems[path.name] = str(error)
+    names_of: dict[bytes, list[str]] = {}
     for name, key in keys.items():
-        if twins := [other for other in keys if other != name and keys[other] == key]:
-            problems[f"{name}{SUFFIX}"] = f"the key is that of site {twins[0]!r} too; each site has its own"
-    return Keys({name: key for name, key in keys.items() if f"{name}{SUFFIX}" not in problems}, problems)
+        names_of.setdefault(key, []).append(name)
+    disputed: set[bytes] = set()
+    for key, names in names_of.items():
+        owners = names if len(names) == 1 else [name for name in names if _is_named(folder / f"{name}{SUFFIX}", name)]
+        disputed |= set() if len(owners) == 1 else {key}
+        for name in names if key in disputed else [name for name in names if name not in owners]:
+            other = next(twin for twin in (*owners, *names) if twin != name)
+            problems[f"{name}{SUFFIX}"] = f"the key is that of site {other!r} too; each site has its own"
+    registered = {name: key for name, key in keys.items() if f"{name}{SUFFIX}" not in problems}
+    return Keys(registered, problems, frozenset(disputed))
+
+
+def _is_named(path: Path, name: str) -> bool:
+    """Whether the name is written behind the key."""
+    return name.encode() in path.read_bytes().split()[2:]
 
 
 def read_key(path: Path) -> bytes:

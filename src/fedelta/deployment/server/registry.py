@@ -8,14 +8,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 
 from fedelta.deployment.server.hub import Hub
-from fedelta.deployment.server.keys import SUFFIX, read_keys
+from fedelta.deployment.server.keys import SUFFIX, Keys, read_keys
 from fedelta.durable import write_file
 from fedelta.errors import RefusedError
 from fedelta.runtimes.flower.control import Control, Node
 
 _SECONDS = 2.0
 _NEVER = "never seen"
-_USED = "Flower takes no key again that was once removed; the site needs a new one, in a new folder"
+_USED = (
+    "Flower takes no key again that was once removed; the site needs a new one, in a new folder. Or end the server and "
+    "delete `superlink.db`, `superlink.db-wal` and `superlink.db-shm` in its folder `state`: all sites are registered "
+    "anew from their keys, and deployments go on"
+)
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class SiteRegistry:
         if self.clock() < self._next:
             return
         keys = read_keys(self.hub.sites)
-        nodes, refused = self._update(keys.registered)
+        nodes, refused = self._update(keys)
         problems = {**keys.problems, **refused}
         for name, problem in problems.items():
             if self._problems.get(name) != problem:
@@ -75,7 +79,7 @@ class SiteRegistry:
         write_file(self.hub.presence, json.dumps({"sites": [asdict(site) for site in states], "problems": problems}))
         self._next = self.clock() + _SECONDS
 
-    def _update(self, registered: Mapping[str, bytes]) -> tuple[Mapping[bytes, Node], Mapping[str, str]]:
+    def _update(self, keys: Keys) -> tuple[Mapping[bytes, Node], Mapping[str, str]]:
         """Registers new keys, unregisters those that are gone.
 
         Returns:
@@ -83,8 +87,10 @@ class SiteRegistry:
         """
         nodes = {node.key: node for node in self.control.nodes()}
         refused: dict[str, str] = {}
-        missing, gone = set(registered.values()) - nodes.keys(), nodes.keys() - registered.values()
-        for name, key in registered.items():
+        missing = set(keys.registered.values()) - nodes.keys()
+        # What Flower forgets it never takes again, so a key stays as long as any file has it.
+        gone = nodes.keys() - keys.registered.values() - keys.disputed
+        for name, key in keys.registered.items():
             if key not in missing:
                 continue
             try:

@@ -96,17 +96,19 @@ class Submissions:
     def all(self) -> Sequence[Submission]:
         """Every deployment, in the order in which they were submitted."""
         paths = self.hub.deployments.glob(f"*/{_RECORD}")
-        return sorted((_read(path) for path in paths), key=lambda submission: (submission.asked, submission.name))
+        return sorted((self._read(path) for path in paths), key=lambda submission: (submission.asked, submission.name))
 
     def get(self, name: str) -> Submission | None:
         """The deployment of this name."""
         path = self._path(name, _RECORD)
-        return _read(path) if path.is_file() else None
+        return self._read(path) if path.is_file() else None
 
     def put(self, submission: Submission) -> None:
-        """Records a deployment."""
+        """Records a deployment; its run directory relative to the server's folder if it is in there, as it may move."""
         make_private(self.hub.deployments / submission.name)
-        write_secret(self._path(submission.name, _RECORD), json.dumps(asdict(submission), indent=2).encode())
+        run, folder = Path(submission.run), self.hub.path.resolve()
+        record = asdict(submission) | {"run": str(run.relative_to(folder) if run.is_relative_to(folder) else run)}
+        write_secret(self._path(submission.name, _RECORD), json.dumps(record, indent=2).encode())
 
     def submit(self, submission: Submission) -> None:
         """Asks the server to run it, also again."""
@@ -170,14 +172,14 @@ class Submissions:
             words = file.read().split()
         return (int(words[0]), int(words[1]), is_held) if len(words) == 2 else (None, None, is_held)
 
+    def _read(self, path: Path) -> Submission:
+        try:
+            submission = Submission(**json.loads(path.read_text(encoding="utf-8")))
+            return replace(submission, run=str(self.hub.path.resolve() / submission.run))
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(
+                f"the record {str(path)!r} of a deployment cannot be read: {error}", hint="remove its folder."
+            ) from error
+
     def _path(self, name: str, file: str) -> Path:
         return self.hub.deployments / name / file
-
-
-def _read(path: Path) -> Submission:
-    try:
-        return Submission(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(
-            f"the record {str(path)!r} of a deployment cannot be read: {error}", hint="remove its folder."
-        ) from error

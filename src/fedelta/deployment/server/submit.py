@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
+import shlex
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from shlex import quote
 
 from fedelta.config import load_config
 from fedelta.deployment.run.conflicts import refuse_conflicts
@@ -39,15 +39,23 @@ def submit(hub: Hub, recipe: Path, overrides: Iterable[str] = (), out: Path | No
     config = load_config(recipe, [*overrides, _RUNTIME])
     refuse_conflicts(config)
     path = (free_name(hub.runs, recipe.stem) if out is None else out).resolve()
+    other = Submissions(hub).get(path.name)
+    if other is not None and Path(other.run) == path and path.exists():
+        again = shlex.join(["fedelta", "deploy", str(path), "--server", str(hub.path)])
+        raise RunError(
+            f"{str(path)!r} is a deployment already, which is {other.state}.",
+            hint=f"give another --out; or go on with that one, if it was stopped or failed: {again}",
+        )
     refuse_taken(path)
     if _NAME.fullmatch(path.name) is None:
         raise InputError(
             f"a deployment cannot be called {path.name!r}; expected letters, digits, `.`, `_` and `-`.",
             hint="give another name with --out.",
         )
-    if (other := Submissions(hub).get(path.name)) is not None and Path(other.run) != path:
+    if other is not None and Path(other.run) != path:
         raise InputError(
-            f"the server has a deployment {path.name!r} already, in {other.run!r}.", hint="choose another."
+            f"the server has a deployment {path.name!r} already, in {other.run!r}.",
+            hint="give another name with --out.",
         )
     path.mkdir(parents=True, exist_ok=True)
     (path / CONFIG).write_text(config.to_toml(), encoding="utf-8")
@@ -61,7 +69,9 @@ def refuse_no_server(hub: Hub) -> None:
         InputError: none does.
     """
     if not is_served(hub):
-        raise InputError(f"no server runs on {str(hub.path)!r}.", hint=f"fedelta server run {quote(str(hub.path))}")
+        raise InputError(
+            f"no server runs on {str(hub.path)!r}.", hint=f"fedelta server run {shlex.quote(str(hub.path))}"
+        )
 
 
 def is_served(hub: Hub) -> bool:
@@ -83,7 +93,9 @@ def _again(hub: Hub, directory: Path, overrides: Iterable[str], out: Path | None
     if list(overrides) or out is not None:
         raise InputError(f"{str(directory)!r} goes on as it began; --set and --out do not go with it.")
     if not submission.is_over:
-        raise InputError(f"{submission.name} is {submission.state}.", hint=f"fedelta attach {quote(str(directory))}")
+        raise InputError(
+            f"{submission.name} is {submission.state}.", hint=f"fedelta attach {shlex.quote(str(directory))}"
+        )
     return _submitted(hub, submission)
 
 

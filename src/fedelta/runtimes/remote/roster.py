@@ -169,9 +169,13 @@ def _refuse_shared_clients(profiles: Mapping[str, Profile]) -> None:
                 problems.append(f"sites {first!r} and {site!r} both have a client {key!r}")
     if problems:
         more = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
-        raise ConfigError(
-            problems[:10] + more, origin="the sites", hint="give each client to one site: `clients` in site.toml."
+        is_natural = any(profile.is_natural for profile in profiles.values())
+        hint = (
+            "clients are told apart by their names: rename them in the data of one of the sites."
+            if is_natural
+            else "give each client to one site: `clients` in site.toml."
         )
+        raise ConfigError(problems[:10] + more, origin="the sites", hint=hint)
 
 
 def refuse_misfits(reasons: Mapping[str, str]) -> None:
