@@ -22,14 +22,6 @@ def test_another_process_finds_what_one_has_written(tmp_path):
     assert RunFolders(tmp_path).read("run 2") is None
 
 
-def test_the_id_of_a_run_is_no_path(tmp_path):
-    folders = RunFolders(tmp_path / "runs")
-    folders.write("../../elsewhere", RunRecord(""))
-    assert names(tmp_path) == ["runs"]
-    folders.delete("../../elsewhere")
-    assert names(tmp_path / "runs") == []
-
-
 def test_a_damaged_record_is_none(tmp_path, caplog):
     folders = RunFolders(tmp_path)
     folders.write("run 1", RunRecord(""))
