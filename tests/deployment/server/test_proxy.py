@@ -56,6 +56,16 @@ def test_the_calls_of_sites_are_passed_on_with_their_signature():
     assert seen.headers["flwr-public-key"] == "a2V5"
 
 
+def test_headers_about_the_connection_of_a_site_are_not_passed_on():
+    superlink, request = SuperLink(), post("/v1/fleet/pull-messages")
+    request.headers.update({"te": "trailers", "upgrade": "websocket", "connection": "upgrade"})
+    ask(superlink, request)
+    (seen,) = superlink.seen
+    assert seen.headers["host"] == "superlink"
+    assert not {"te", "upgrade"} & set(seen.headers)
+    assert "upgrade" not in seen.headers.get("connection", "")
+
+
 def test_nothing_but_the_calls_of_sites_is_passed_on():
     # All that Flower serves on its port, and the two calls of sites that change who is registered.
     known = {path for _, path in PROTOBUF_REQUEST_TYPES} | {"/health", "/docs", "/openapi.json", "/"}

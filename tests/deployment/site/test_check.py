@@ -23,10 +23,10 @@ ADDRESS = {"name": "a", "server": "h:1", "ca": "ca", "key": "key", "state": "sta
 def program(tmp_path, monkeypatch):
     """Lets another program stand for Python: it prints the lines that it is given, and ends with an exit code."""
 
-    def install(*values: object, code: int = 0, forever: bool = False) -> None:
+    def install(*values: object, code: int = 0, then: str = "") -> None:
         script = tmp_path / "python"
         texts = "".join(f"echo {shlex.quote(json.dumps(value))}\n" for value in values)
-        script.write_text(f"#!/bin/sh\n{texts}{'exec sleep 60' if forever else ''}\nexit {code}\n")
+        script.write_text(f"#!/bin/sh\n{texts}{then}\nexit {code}\n")
         script.chmod(0o755)
         monkeypatch.setattr(sys, "executable", str(script))
 
@@ -52,8 +52,14 @@ def test_a_process_that_dies_is_told(program):
     assert raised.value.hint == "`fedelta site check x` says more."
 
 
-def test_whoever_reads_no_further_ends_the_process(program):
-    program({"address": ADDRESS}, forever=True)
+def test_a_process_that_the_system_kills_is_told(program):
+    program({"address": ADDRESS}, {"line": "data: digits"}, then="kill -9 $$")
+    with pytest.raises(InputError, match="was killed, perhaps for want of memory"):
+        list(check(Path("x")))
+
+
+def test_a_reader_that_stops_ends_the_process(program):
+    program({"address": ADDRESS}, then="exec sleep 60")
     reader = check(Path("x"))
     assert isinstance(next(reader), Address)
     reader.close()  # would wait for a minute otherwise

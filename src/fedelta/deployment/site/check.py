@@ -7,6 +7,7 @@ object a line: first the address, then lines for people, or an error.
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Generator, Iterator
@@ -42,9 +43,15 @@ def check(folder: Path) -> Generator[Address | str]:
         try:
             for line in process.stdout or ():
                 yield _read(json.loads(line))
+            process.wait()
         finally:
             process.kill()
-    if process.returncode not in {0, -9}:
+    if process.returncode == -signal.SIGKILL:
+        raise InputError(
+            "the process that reads the site's data was killed, perhaps for want of memory.",
+            hint="the system's log says why (`dmesg`); give the machine more memory or the site less data.",
+        )
+    if process.returncode:
         raise InputError(
             f"reading the site's data ended with exit code {process.returncode}.",
             hint=f"`fedelta site check {folder}` says more.",
