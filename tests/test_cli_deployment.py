@@ -10,7 +10,7 @@ from tests.deployment.fakes import hub_at, put_key
 from typer.testing import CliRunner
 
 from fedelta import cli
-from fedelta.deployment import server as serving
+from fedelta.deployment.server import running as serving
 from fedelta.errors import InputError
 
 runner = CliRunner()
@@ -88,7 +88,7 @@ def test_deploy_without_a_running_server_says_how_to_start_it(tmp_path: Path, re
 
 
 def test_deploy_with_detach_prints_the_run_directory(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("fedelta.deployment.submit.is_served", lambda hub: True)
+    monkeypatch.setattr("fedelta.deployment.server.submit.is_served", lambda hub: True)
     hub = hub_at(tmp_path / "hub")
     recipe = str(repository / "recipes" / "demo.toml")
     result = runner.invoke(cli.app, ["deploy", recipe, "--server", str(hub.path), "--detach"])
@@ -101,8 +101,8 @@ def test_ctrl_c_leaves_a_deployment_alone_and_says_how_to_see_it_again(
     def interrupt(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fedelta.deployment.submit.is_served", lambda hub: True)
-    monkeypatch.setattr("fedelta.deployment.attach.follow", interrupt)
+    monkeypatch.setattr("fedelta.deployment.server.submit.is_served", lambda hub: True)
+    monkeypatch.setattr("fedelta.deployment.server.attach.follow", interrupt)
     hub = hub_at(tmp_path / "hub")
     result = runner.invoke(cli.app, ["deploy", str(repository / "recipes" / "demo.toml"), "--server", str(hub.path)])
     assert result.exit_code == 130

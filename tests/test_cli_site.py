@@ -10,9 +10,11 @@ from typer.testing import CliRunner
 
 from fedelta import cli
 from fedelta.cli.base import flower_extra
-from fedelta.deployment import certificates, site, site_check
-from fedelta.deployment.certificates import Certificates
-from fedelta.deployment.site_check import Address
+from fedelta.deployment.server import certificates
+from fedelta.deployment.server.certificates import Certificates
+from fedelta.deployment.site import check as site_check
+from fedelta.deployment.site import running as site
+from fedelta.deployment.site.check import Address
 from fedelta.errors import InputError
 
 runner = CliRunner()

@@ -20,7 +20,7 @@ from tests.deploy.processes import Program, Programs, fedelta, free_port, until
 
 # Words in the command lines of a federation's processes, by what they are.
 SUPERLINK, SUPEREXEC, SERVER_APP = "flower-superlink", "flower-superexec", "flwr-serverapp"
-PROXY, WORKER = "fedelta.deployment.proxy", "fedelta.deployment.worker"
+PROXY, WORKER = "fedelta.deployment.server.proxy", "fedelta.deployment.site.worker"
 
 
 @dataclass

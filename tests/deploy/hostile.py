@@ -14,7 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedelta.deployment import site
+from flwr.app import Array, ConfigRecord
+from flwr.supercore.inflatable.inflatable_object import add_header_to_object_body
+
+from fedelta.deployment.site import running as site
 from fedelta.runtimes.flower import connection
 from fedelta.runtimes.remote.messages import Message
 
@@ -84,7 +87,8 @@ def _honest(manifest: dict[str, Any], blobs: list[bytes]) -> None:
 
 
 DEEDS: dict[str, Deed] = {"other version": _other_version, "other fingerprint": _other_fingerprint}
-# In round 8 it sends an array whose header is false (`_with_false_header`); from round 9 on it is honest.
+# In round 8 it sends an array whose header is false, in round 9 what Flower cannot read (`_change_records`); from round
+# 10 on it is honest.
 BY_ROUND = dict(enumerate((_corrupt, _renamed, _oversized, _for_others, _wrong_types, _claims, _not_finite), 1))
 
 
@@ -97,18 +101,34 @@ def changed(answer: Message) -> Message:
     return replace(answer, manifest=manifest, blobs=tuple(blobs))
 
 
-def _with_false_header() -> None:
-    """Arrays whose header claims a million times what they hold."""
+class _Unreadable(ConfigRecord):
+    """A record whose bytes are none of Flower's."""
+
+    __qualname__ = "ConfigRecord"  # Flower writes it into the bytes
+
+    def deflate(self) -> bytes:
+        return add_header_to_object_body(b"\xff" * 9, self)
+
+
+def _falsify_header(array: Array) -> None:
+    """The array's header claims a million times what it holds."""
+    length = str(len(array.data) - 128).encode()
+    padded = array.data[:128].replace(length + b",), }", length + b"000000,), }", 1)
+    array.data = padded[:127].replace(b"      \n", b"\n") + b"\n" + array.data[128:]
+    array.shape = [int(length) * 10**6]
+
+
+def _change_records() -> None:
+    """Changes the records of Flower that carry an answer, in rounds 8 and 9."""
     honest = connection.wrap
 
     def wrap(message: Message) -> Any:
         records = honest(message)
-        if message.kind == "trained" and message.manifest["round"] == 8:
-            array = records["blobs"]["blobs"]
-            length = str(len(array.data) - 128).encode()
-            padded = array.data[:128].replace(length + b",), }", length + b"000000,), }", 1)
-            array.data = padded[:127].replace(b"      \n", b"\n") + b"\n" + array.data[128:]
-            array.shape = [int(length) * 10**6]
+        round = message.manifest["round"] if message.kind == "trained" else 0
+        if round == 8:
+            _falsify_header(records["blobs"]["blobs"])
+        elif round == 9:
+            records["manifest"] = _Unreadable()
         return records
 
     connection.wrap = wrap
@@ -118,7 +138,7 @@ def main(folder: str, name: str = "") -> None:
     """Serves the site in `folder`."""
     deed, ask = DEEDS.get(name, changed), site.ask
     site.ask = lambda folder, message: deed(ask(folder, message))
-    _with_false_header()
+    _change_records()
     site.run_site(Path(folder), lambda line: print(line, flush=True))  # noqa: T201
 
 

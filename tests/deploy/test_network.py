@@ -22,7 +22,8 @@ def test_a_network_that_is_cut_for_half_a_minute_loses_nothing(happened: Happene
     assert max(entry["seconds"] for entry in run.entries("kiel")) > CUT_SECONDS
     assert_same_bits(run.params, simulated.params)
     assert tensor_bytes(run.path) == simulated.tensor_bytes
-    assert "the server is reached again" in happened.kiel
+    # What it says depends on whether it had finished training when the line was cut.
+    assert "the server is reached again" in happened.kiel or "s to deliver" in happened.kiel
     assert "too_few_sites" not in run.summary
 
 

@@ -44,7 +44,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from tests.deploy.harness import SUPEREXEC, Federation
 
-from fedelta.deployment.hub import Hub
+from fedelta.deployment.server.hub import Hub
 from fedelta.runtimes.flower.control import Control
 
 pytestmark = [pytest.mark.deploy, pytest.mark.allow_hosts(["127.0.0.1"])]

@@ -20,13 +20,13 @@ def test_whatever_a_hostile_site_sends_the_mean_is_that_of_the_others(federation
     bonn.run(hostile=True)
     bonn.wait_until_joined()
     settings = [
-        "partition.num_clients=9", "strategy.clients_per_round=9", "deployment.min_sites=3", "strategy.num_rounds=9",
+        "partition.num_clients=9", "strategy.clients_per_round=9", "deployment.min_sites=3", "strategy.num_rounds=10",
         "deployment.max_message_mib=16", "client.local_steps=3", "strategy.max_examples=1000",
     ]  # fmt: skip
     run = federation.deploy(RECIPE, "hostile", *settings).wait()
-    assert [len(record["rejections"]) for record in run.rounds] == [3] * 8 + [0]
-    assert {rejection["client_id"] for record in run.rounds[:8] for rejection in record["rejections"]} == {6, 7, 8}
-    reasons = [record["rejections"][0]["reason"] for record in run.rounds[:8]]
+    assert [len(record["rejections"]) for record in run.rounds] == [3] * 9 + [0]
+    assert {rejection["client_id"] for record in run.rounds[:9] for rejection in record["rejections"]} == {6, 7, 8}
+    reasons = [record["rejections"][0]["reason"] for record in run.rounds[:9]]
     assert all(reasons)
     simulated = expected(federation.folder / "hostile.toml", settings, lost_clients(run.rounds))
     assert_same_bits(run.params, simulated.params)

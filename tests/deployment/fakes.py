@@ -10,7 +10,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from fedelta.deployment.hub import Hub
+from fedelta.deployment.server.hub import Hub
 from fedelta.errors import LinkError, RefusedError
 from fedelta.runtimes.flower.control import Node, Run
 

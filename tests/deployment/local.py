@@ -10,9 +10,9 @@ from tests.runtimes.remote.local_link import LocalLink, LocalSite
 from tests.small import SMALL
 
 from fedelta.config import load_config
-from fedelta.deployment.conduct import conduct
-from fedelta.deployment.service import Service
-from fedelta.deployment.site_settings import parse_site
+from fedelta.deployment.run.conduct import conduct
+from fedelta.deployment.site.service import Service
+from fedelta.deployment.site.settings import parse_site
 from fedelta.record.rundir import CONFIG
 
 AT = {"berlin": "0-2", "hamburg": "3-5"}

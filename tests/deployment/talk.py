@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from fedelta import __version__
-from fedelta.deployment.service import Service
-from fedelta.deployment.site_settings import parse_site
+from fedelta.deployment.site.service import Service
+from fedelta.deployment.site.settings import parse_site
 from fedelta.runtimes.remote.messages import PROTOCOL, Message, pack, unpack
 from fedelta.seeds import stream
 

@@ -14,8 +14,8 @@ from tests.small import CONVOLUTIONAL, SMALL
 from fedelta import __version__
 from fedelta.assembly.run import Assembly, assemble
 from fedelta.config import Config, load_config
-from fedelta.deployment.service import Service
-from fedelta.deployment.site_settings import parse_site
+from fedelta.deployment.site.service import Service
+from fedelta.deployment.site.settings import parse_site
 from fedelta.federation.base import Standing
 from fedelta.federation.records import RoundOutcome
 from fedelta.federation.rounds import federate

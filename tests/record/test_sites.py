@@ -107,3 +107,13 @@ def test_records_with_other_entries_are_refused_by_line(tmp_path: Path, sites: o
     rewrite(run, records)
     with pytest.raises(RunError, match=f"line 2: {message}"):
         history_of(run.path)
+
+
+def test_a_site_whose_answers_are_not_in_the_mean_counts_for_none():
+    entries = [
+        {"site": "bonn", "state": "took part", "num_asked": 2, "num_accepted": 0},
+        {"site": "kiel", "state": "took part", "num_asked": 2, "num_accepted": 1},
+    ]
+    sentence = "1 of 1 rounds had fewer than 2 sites: 'bonn' not in the mean in 1."
+    assert too_few_sites([{"sites": entries}], 2) == sentence
+    assert too_few_sites([{"sites": entries}], 1) == ""

@@ -13,6 +13,7 @@ import pytest
 import torch
 from tests.builders import assert_same_bits
 from tests.golden.configurations import _EXITS as EXITS
+from tests.plugins.conftest import own_registries
 from tests.small import CONVOLUTIONAL, SMALL, stop_after, write_small
 
 from fedelta.assembly import local
@@ -67,8 +68,10 @@ class Failing(Settings):
 
 
 @pytest.fixture(autouse=True)
-def two_cores(monkeypatch: pytest.MonkeyPatch):
+def two_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(settings, "available_cores", lambda: 2)
+    with own_registries():
+        yield
 
 
 @pytest.fixture

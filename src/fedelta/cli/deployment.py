@@ -16,8 +16,8 @@ from fedelta.cli.base import Overrides, err_console, flower_extra, loading, out_
 from fedelta.errors import InputError
 
 if TYPE_CHECKING:
-    from fedelta.deployment.hub import Hub
-    from fedelta.deployment.submissions import Submission
+    from fedelta.deployment.server.hub import Hub
+    from fedelta.deployment.server.submissions import Submission
 
 server_commands = typer.Typer(help="The server of a federation.", no_args_is_help=True, add_completion=False)
 
@@ -47,7 +47,7 @@ def init(
 ) -> None:
     """Make the folder of a server: certificates, keys and settings."""
     with flower_extra():
-        from fedelta.deployment import hub as folders
+        from fedelta.deployment.server import hub as folders
 
     if renew:
         if host is not None or port is not None:
@@ -70,8 +70,8 @@ def init(
 def run_server(hub: HubPath) -> None:
     """Run the server until Ctrl-C; unfinished deployments go on."""
     with flower_extra():
-        from fedelta.deployment.hub import Hub
-        from fedelta.deployment.server import run_server as serve
+        from fedelta.deployment.server.hub import Hub
+        from fedelta.deployment.server.running import run_server as serve
 
     try:
         serve(Hub.open(hub), lambda line: err_console.print(line, soft_wrap=True, highlight=False))
@@ -85,8 +85,8 @@ def run_server(hub: HubPath) -> None:
 def sites(hub: HubPath, as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
     """List the registered sites, and what each is doing."""
     with flower_extra():
-        from fedelta.deployment.hub import Hub
-        from fedelta.deployment.overview import local_time, overview
+        from fedelta.deployment.server.hub import Hub
+        from fedelta.deployment.server.overview import local_time, overview
 
     shown = overview(Hub.open(hub))
     if as_json:
@@ -104,7 +104,7 @@ def sites(hub: HubPath, as_json: Annotated[bool, typer.Option("--json", help="pr
 def stop(run: Deployed, server: HubOfRun = None) -> None:
     """Stop a deployment; its finished rounds are kept, and `fedelta deploy RUN` goes on with it."""
     with flower_extra():
-        from fedelta.deployment import attach as attaching
+        from fedelta.deployment.server import attach as attaching
 
     hub, submission = attaching.find(run, server)
     attaching.stop(hub, submission.name)
@@ -123,8 +123,8 @@ def deploy(  # noqa: PLR0917 the command line's, all options
 ) -> None:
     """Run an experiment on the sites of a server."""
     with flower_extra(), loading(None):
-        from fedelta.deployment.hub import Hub
-        from fedelta.deployment.submit import submit
+        from fedelta.deployment.server.hub import Hub
+        from fedelta.deployment.server.submit import submit
 
     hub = Hub.open(server)
     submission = submit(hub, recipe, overrides or (), out)
@@ -141,7 +141,7 @@ def attach(
 ) -> None:
     """Follow a deployment until it is over."""
     with flower_extra():
-        from fedelta.deployment.attach import find
+        from fedelta.deployment.server.attach import find
 
     _follow(*find(run, server), quiet)
 
@@ -150,7 +150,7 @@ def _follow(hub: Hub, submission: Submission, quiet: bool) -> None:
     """Shows the progress of a deployment until it is over, and its results; Ctrl-C leaves it alone."""
     with loading(None):
         from fedelta.config import read_table
-        from fedelta.deployment.attach import follow
+        from fedelta.deployment.server.attach import follow
         from fedelta.record.rundir import CONFIG
         from fedelta.tables import Finished, table_of_run
         from fedelta.tasks.choice import task_of

@@ -31,7 +31,7 @@ def init(  # noqa: PLR0917 the command line's, all options
 ) -> None:
     """Make a site's folder: a key, settings to complete, and the server's authority."""
     with flower_extra():
-        from fedelta.deployment.site_folder import SETTINGS, Draft, create
+        from fedelta.deployment.site.folder import SETTINGS, Draft, create
 
     public = create(folder, Draft(name, server, data, clients), ca)
     out_console.print(f"{public}", soft_wrap=True)
@@ -48,8 +48,8 @@ def init(  # noqa: PLR0917 the command line's, all options
 def check(folder: Folder) -> None:
     """Check a site's settings and data; asks nobody."""
     with flower_extra():
-        from fedelta.deployment.site_check import Address
-        from fedelta.deployment.site_check import check as lines
+        from fedelta.deployment.site.check import Address
+        from fedelta.deployment.site.check import check as lines
 
     for line in lines(folder):
         if not isinstance(line, Address):
@@ -60,7 +60,7 @@ def check(folder: Folder) -> None:
 def run(folder: Folder) -> None:
     """Check a site's data, join the server, and answer it until Ctrl-C."""
     with flower_extra():
-        from fedelta.deployment.site import run_site
+        from fedelta.deployment.site.running import run_site
         from fedelta.runtimes.flower.programs import flower_version
 
         flower_version()

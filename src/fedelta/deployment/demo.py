@@ -20,8 +20,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from fedelta.deployment.children import die_with_parent
-from fedelta.deployment.hub import Hub
-from fedelta.deployment.submit import is_served
+from fedelta.deployment.server.hub import Hub
+from fedelta.deployment.server.submit import is_served
 from fedelta.errors import FedeltaError
 from fedelta.record.rundir import free_name
 

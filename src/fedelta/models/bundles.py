@@ -15,10 +15,9 @@ def bundled_path(name: str) -> Path:
     Raises:
         ModelError: there is no such backbone; the message names those there are.
     """
-    path = _BUNDLED / name
-    if not (path / "config.json").is_file():
+    if name not in bundled_names():  # a path, such as "../x" or "/x", is none
         raise ModelError(f"there is no bundled backbone {name!r}, expected one of {', '.join(bundled_names())}.")
-    return path
+    return _BUNDLED / name
 
 
 def bundled_names() -> list[str]:

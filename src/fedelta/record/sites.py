@@ -112,15 +112,21 @@ def too_few_sites(records: Sequence[Record], min_sites: int | None) -> str:
     "2 of 2 rounds had fewer than 2 sites: 'bonn' away in 1."
     """
     in_rounds = [record["sites"] for record in records if "sites" in record]
-    few = [entries for entries in in_rounds if sum(entry["state"] in PRESENT for entry in entries) < (min_sites or 0)]
+    few = [entries for entries in in_rounds if sum(map(_counts, entries)) < (min_sites or 0)]
     if not few:
         return ""
     absent: dict[str, Counter[str]] = {}
-    for entry in (entry for entries in few for entry in entries if entry["state"] not in PRESENT):
-        absent.setdefault(entry["site"], Counter())[entry["state"]] += 1
+    for entry in (entry for entries in few for entry in entries if not _counts(entry)):
+        state = "not in the mean" if entry["state"] in PRESENT else entry["state"]
+        absent.setdefault(entry["site"], Counter())[state] += 1
     reasons = "; ".join(f"{site!r} {_counted(states)}" for site, states in sorted(absent.items()))
     said = f": {reasons}" if reasons else ""
     return f"{len(few)} of {len(in_rounds)} rounds had fewer than {min_sites} sites{said}."
+
+
+def _counts(entry: Record) -> bool:
+    """Whether a site was there in a round, and, if its clients were asked, the mean holds an answer of one of them."""
+    return entry["state"] in PRESENT and not (entry.get("num_asked") and not entry.get("num_accepted"))
 
 
 def _counted(states: Mapping[str, int]) -> str:

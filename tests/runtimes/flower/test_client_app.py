@@ -76,6 +76,6 @@ def test_it_loads_neither_torch_nor_what_reads_data():
 
 
 def test_a_sites_process_loads_neither_torch_nor_what_reads_data():
-    program = "import sys, fedelta.deployment.site; print(*sys.modules)"
+    program = "import sys, fedelta.deployment.site.running; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "transformers", "datasets", "pandas", "pyarrow"} & set(loaded)

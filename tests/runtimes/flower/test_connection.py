@@ -22,7 +22,7 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.superlink.main import create_app
 
-from fedelta.deployment.diagnosis import KeyRefusedError
+from fedelta.deployment.site.diagnosis import KeyRefusedError
 from fedelta.errors import InputError, LinkError, PayloadError
 from fedelta.runtimes.flower import connection as connection_module
 from fedelta.runtimes.flower import fleet as fleet_module

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +17,10 @@ from flwr.app import Message as FlowerMessage
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedelta.errors import LinkError
+from fedelta.runtimes.flower import link as flower_link
 from fedelta.runtimes.flower.envelope import unwrap, wrap
 from fedelta.runtimes.flower.link import GridLink
-from fedelta.runtimes.remote.link import Presence
+from fedelta.runtimes.remote.link import Presence, Receipt
 from fedelta.runtimes.remote.messages import Message
 
 HAMBURG, KIEL = 11, 12
@@ -32,7 +34,8 @@ class Grid:
     is_up: bool = True
     takes: bool = True
     sent: list[FlowerMessage] = field(default_factory=list)
-    answers: list[FlowerMessage] = field(default_factory=list)
+    answers: dict[str, FlowerMessage | Exception] = field(default_factory=dict)
+    unfinished: dict[str, threading.Event] = field(default_factory=dict)
 
     def get_nodes(self) -> list[SimpleNamespace]:
         if not self.is_up:
@@ -44,8 +47,15 @@ class Grid:
         return [f"ticket-{len(self.sent)}" if self.takes else None]
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[FlowerMessage]:
-        answers, self.answers = self.answers, []
-        return answers
+        """As Flower does, it gives nothing at all if one of the answers cannot be read."""
+        for ticket in message_ids:
+            if ticket in self.unfinished:
+                self.unfinished[ticket].wait(10)
+        answers = [self.answers.pop(ticket) for ticket in message_ids if ticket in self.answers]
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        return [answer for answer in answers if not isinstance(answer, Exception)]
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +74,8 @@ def grid(tmp_path: Path) -> Grid:
 
 
 @pytest.fixture
-def link(grid: Grid, tmp_path: Path) -> GridLink:
+def link(grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GridLink:
+    monkeypatch.setattr(flower_link, "_PULL_SECONDS", 0.1)
     return GridLink(grid, tmp_path, max_bytes=1000)  # type: ignore[arg-type]
 
 
@@ -101,7 +112,7 @@ def test_a_site_that_was_registered_anew_is_found_under_its_new_number(link: Gri
 
 
 def test_an_answer_is_told_by_its_ticket(link: GridLink, grid: Grid):
-    grid.answers = [_answer("ticket-7", wrap(Message("trained", {"round": 2}, [b"xyz"])))]
+    grid.answers["ticket-7"] = _answer("ticket-7", wrap(Message("trained", {"round": 2}, [b"xyz"])))
     (receipt,) = link.receive(["ticket-7", "ticket-8"])
     assert (receipt.ticket, receipt.failure) == ("ticket-7", "")
     assert receipt.answer is not None
@@ -109,9 +120,54 @@ def test_an_answer_is_told_by_its_ticket(link: GridLink, grid: Grid):
     assert receipt.num_bytes > 128 + 3
 
 
-def test_an_answer_to_a_message_that_was_not_asked_about_is_dropped(link: GridLink, grid: Grid):
-    grid.answers = [_answer("ticket-9", wrap(Message("trained")))]
-    assert link.receive(["ticket-7"]) == []
+def test_an_answer_that_says_it_is_for_another_message_is_a_failure_of_the_site_that_was_asked(
+    link: GridLink, grid: Grid
+):
+    grid.answers["ticket-7"] = _answer("ticket-8", wrap(Message("trained")))
+    (receipt,) = link.receive(["ticket-7", "ticket-8"])
+    assert (receipt.ticket, receipt.answer) == ("ticket-7", None)
+    assert "is for another message" in receipt.failure
+
+
+def test_an_answer_that_flower_cannot_read_costs_no_other_site_its_own(link: GridLink, grid: Grid):
+    grid.answers["ticket-6"] = _answer("ticket-6", wrap(Message("trained")))
+    grid.answers["ticket-7"] = ValueError("Error parsing message")
+    grid.answers["ticket-8"] = _answer("ticket-8", wrap(Message("trained")))
+    receipts = link.receive(["ticket-6", "ticket-7", "ticket-8"])
+    assert [receipt.ticket for receipt in receipts if receipt.answer is not None] == ["ticket-6", "ticket-8"]
+    (unread,) = (receipt.failure for receipt in receipts if receipt.answer is None)
+    assert unread == "the site's answer cannot be read: an error of the kind ValueError"
+
+
+def test_an_answer_that_has_come_in_part_only_keeps_no_other_site_waiting(link: GridLink, grid: Grid):
+    rest = threading.Event()
+    grid.answers["ticket-6"] = _answer("ticket-6", wrap(Message("trained", {"round": 6})))
+    grid.answers["ticket-7"] = _answer("ticket-7", wrap(Message("trained", {"round": 7})))
+    grid.unfinished["ticket-6"] = rest
+    assert [receipt.ticket for receipt in link.receive(["ticket-6", "ticket-7"])] == ["ticket-7"]
+    assert link.receive(["ticket-6"]) == []
+    rest.set()
+    receipts: list[Receipt] = []
+    while not receipts:
+        receipts += link.receive(["ticket-6"])
+    assert receipts[0].answer is not None
+    assert receipts[0].answer.manifest == {"round": 6}
+
+
+def test_answers_that_have_come_are_kept_when_the_superlink_goes_away(link: GridLink, grid: Grid):
+    grid.answers["ticket-6"] = _answer("ticket-6", wrap(Message("trained")))
+    grid.answers["ticket-7"] = httpx.ConnectError("refused")
+    (receipt,) = link.receive(["ticket-6", "ticket-7"])
+    assert receipt.ticket == "ticket-6"
+    grid.answers["ticket-7"] = httpx.ConnectError("refused")
+    with pytest.raises(LinkError):
+        link.receive(["ticket-7"])
+
+
+def test_what_an_error_says_is_shown_in_one_line_without_commands_for_a_terminal(link: GridLink, grid: Grid):
+    grid.answers["ticket-7"] = _answer("ticket-7", Error(2, "gone\n\x1b[2Jaway"))
+    (receipt,) = link.receive(["ticket-7"])
+    assert receipt.failure.endswith(": gone ?[2Jaway")
 
 
 @pytest.mark.parametrize(
@@ -125,14 +181,14 @@ def test_an_answer_to_a_message_that_was_not_asked_about_is_dropped(link: GridLi
 def test_an_error_in_place_of_an_answer_is_a_failure_of_the_site_that_was_asked(
     link: GridLink, grid: Grid, code: int, text: str
 ):
-    grid.answers = [_answer("ticket-7", Error(code, "gone"))]
+    grid.answers["ticket-7"] = _answer("ticket-7", Error(code, "gone"))
     (receipt,) = link.receive(["ticket-7"])
     assert (receipt.ticket, receipt.answer) == ("ticket-7", None)
     assert text in receipt.failure
 
 
 def test_an_answer_that_is_too_large_is_a_failure(link: GridLink, grid: Grid):
-    grid.answers = [_answer("ticket-7", wrap(Message("trained", {}, [bytes(1001)])))]
+    grid.answers["ticket-7"] = _answer("ticket-7", wrap(Message("trained", {}, [bytes(1001)])))
     (receipt,) = link.receive(["ticket-7"])
     assert receipt.answer is None
     assert "the site's answer cannot be used: a message has 1129 bytes" in receipt.failure

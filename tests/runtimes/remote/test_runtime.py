@@ -330,6 +330,11 @@ def leave_one_out(manifest: dict[str, Any], blobs: list[bytes]) -> None:
     del manifest["clients"][0]
 
 
+def spoil_all(manifest: dict[str, Any], blobs: list[bytes]) -> None:
+    for client in manifest["clients"]:
+        client["num_examples"] = "many"
+
+
 def damage(manifest: dict[str, Any], blobs: list[bytes]) -> None:
     blobs[0] = blobs[0][:-1] + bytes([blobs[0][-1] ^ 1])
 
@@ -367,6 +372,7 @@ ODD: dict[str, tuple[Change, set[int], str]] = {
     "a version of the future": (set_in_first(version=9), {2}, "`version` is 9, expected 0 or 2"),
     "a damaged payload": (damage, {2}, "is truncated or damaged: its checksum is wrong"),
     "an oversized payload": (swell, {2}, "more than the"),
+    "claims of both that are no numbers": (spoil_all, WHOLE, "the client claims 'many' examples"),
     "a claim that is no number": (set_in_first(num_examples="many"), {2}, "the client claims 'many' examples"),
     "a loss that is a list": (set_in_first(train_loss=[1]), {2}, "the client's metric `train_loss` is [1]"),
     "a fault that is no table": (set_in_first(fault="ill"), {2}, "its site gives no reason"),
@@ -384,6 +390,8 @@ def test_an_answer_that_cannot_be_used_costs_no_other_site_anything(link: LocalL
     assert {rejection.client_id for rejection in outcome.rejections} == lost
     assert text in outcome.rejections[0].reason
     assert (of_site(outcome, "berlin").num_accepted, of_site(outcome, "hamburg").num_accepted) == (2, 2 - len(lost))
+    # The record must not say that a site took part of which nothing is in the mean.
+    assert states(outcome) == {"berlin": "took part", "hamburg": "failed" if lost == WHOLE else "took part"}
     link.sites["hamburg"].handler = honest
     assert not next(rounds).rejections
 

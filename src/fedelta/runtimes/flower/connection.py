@@ -42,7 +42,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
     push_objects,
 )
 
-from fedelta.deployment.diagnosis import RunEndedError
+from fedelta.deployment.site.diagnosis import RunEndedError
 from fedelta.errors import FedeltaError, LinkError, PayloadError
 from fedelta.runtimes.flower.envelope import unwrap, wrap
 from fedelta.runtimes.flower.fleet import Fleet

@@ -28,7 +28,7 @@ from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 
-from fedelta.deployment.certificates import Certificates
+from fedelta.deployment.server.certificates import Certificates
 from fedelta.errors import LinkError, RefusedError
 from fedelta.runtimes.flower.guard import SECRET_HEADER
 from fedelta.runtimes.flower.programs import bundle

@@ -21,7 +21,7 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_messa
 from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
-from fedelta.deployment.diagnosis import KeyRefusedError, RunEndedError, clock_offset, diagnosed
+from fedelta.deployment.site.diagnosis import KeyRefusedError, RunEndedError, clock_offset, diagnosed
 from fedelta.errors import FedeltaError, LinkError
 
 # How long a message that has begun to travel is tried again: a server that is started anew needs less.

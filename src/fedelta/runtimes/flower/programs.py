@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from fedelta.deployment.certificates import Certificates
+from fedelta.deployment.server.certificates import Certificates
 from fedelta.errors import InputError
 
 # Tried with these; a later one may bring another transport, as 1.41 did.

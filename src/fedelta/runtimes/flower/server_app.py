@@ -15,8 +15,8 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedelta.deployment.children import die_with_parent
-from fedelta.deployment.hub import Hub
-from fedelta.deployment.submissions import Ending, Submissions
+from fedelta.deployment.server.hub import Hub
+from fedelta.deployment.server.submissions import Ending, Submissions
 from fedelta.errors import InputError, LinkError
 from fedelta.runtimes.flower.link import GridLink
 from fedelta.runtimes.flower.programs import DEPLOYMENT, HUB
@@ -64,6 +64,6 @@ def _max_bytes(hub: Hub, run: Path) -> int:
 
 
 def _conduct(run: Path, link: GridLink) -> None:
-    from fedelta.deployment.conduct import conduct
+    from fedelta.deployment.run.conduct import conduct
 
     conduct(run, link)

@@ -49,7 +49,10 @@ def strings(manifest: Mapping[str, Any], name: str) -> tuple[str, ...]:
 
 
 def one_line(manifest: Mapping[str, Any], name: str, remark: str = "") -> str:
-    """The text of this name in one line, with that of the name `remark` in brackets; empty if there are no texts."""
+    """The text of this name in one line, with that of the name `remark` in brackets; empty if there are no texts.
+
+    A character that is not printable becomes a question mark: a terminal would obey it, a file might not take it.
+    """
     text, more = (_line(manifest.get(key)) for key in (name, remark))
     return f"{text} ({more})" if text and more else text or more
 
@@ -57,4 +60,5 @@ def one_line(manifest: Mapping[str, Any], name: str, remark: str = "") -> str:
 def _line(value: object) -> str:
     """A text without line breaks; the items of a list after semicolons."""
     text = value if isinstance(value, str) else ""
-    return " ".join(text.replace(":\n  - ", ": ").replace("\n  - ", "; ").split())[:_LONGEST_TEXT]
+    line = " ".join(text.replace(":\n  - ", ": ").replace("\n  - ", "; ").split())
+    return "".join(char if char.isprintable() else "?" for char in line)[:_LONGEST_TEXT]

@@ -9,6 +9,7 @@ from fedelta.runtimes.remote.post import Post, Traffic
 from fedelta.runtimes.remote.roster import Roster
 
 _NEWCOMER = "it was not there when the run began; it takes part from the next run on"
+_UNUSABLE = "none of its clients' answers could be used; `rejections` says why"
 
 
 class Sheet:
@@ -43,10 +44,18 @@ class Sheet:
         for site in self._book.names:
             if site not in self._asked:
                 self._note_idle(site, round)
+            elif self._is_useless(site):
+                self._book.note(site, "failed", round, _UNUSABLE)
         attendances = [self._of(site) for site in self._book.names]
         self._asked, self._claimed, self._accepted = {}, {}, set()
         self._post.traffic.clear()
         return attendances
+
+    def _is_useless(self, site: str) -> bool:
+        """Whether a site has answered in time, and the mean holds others' answers and none of its own."""
+        return (
+            self._book.of(site).state == "took part" and bool(self._accepted) and not self._asked[site] & self._accepted
+        )
 
     def _note_idle(self, site: str, round: int) -> None:
         """Enters the state of a site that was asked for nothing in this round."""

@@ -98,7 +98,7 @@ def _start(folder: Path, files: WorkerFiles) -> int:
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | fresh
     return os.posix_spawn(
         sys.executable,
-        [sys.executable, "-m", "fedelta.deployment.worker", str(folder)],
+        [sys.executable, "-m", "fedelta.deployment.site.worker", str(folder)],
         os.environ,
         file_actions=[
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),

@@ -8,6 +8,7 @@ starts anew for every message.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
@@ -20,6 +21,8 @@ REFUSED = "refused"
 # Causes that a refusal may have: the site does not know the run (any more); it could not work, which may be over soon.
 UNPREPARED, FAILED = "unprepared", "site failed"
 MAX_MANIFEST_BYTES = 16 * 2**20
+_MAX_DEPTH = 32  # ours have 5
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -71,11 +74,29 @@ def unpack(text: object, packed: bytes | memoryview, max_bytes: int) -> Message:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise PayloadError(f"a manifest is not JSON: {error}") from error
+    _check_values(content)
     kind, lengths, manifest = _parts(content)
     if sum(lengths) != len(packed):
         raise PayloadError(f"a message has {len(packed)} bytes, its manifest lists {sum(lengths)}.")
     view = memoryview(packed)
     return Message(kind, manifest, tuple(view[start:end] for start, end in pairwise(accumulate(lengths, initial=0))))
+
+
+def _check_values(content: object) -> None:
+    """Refuses texts that no file takes, and values too deep inside of each other to be printed."""
+    values = [content]
+    for _ in range(_MAX_DEPTH):
+        if any(isinstance(value, str) and _SURROGATE.search(value) for value in values):
+            raise PayloadError("a manifest has a text that is no Unicode: half of a pair of code units.")
+        values = [part for value in values if isinstance(value, dict | list) for part in _inside(value)]
+        if not values:
+            return
+    raise PayloadError(f"a manifest has values inside of each other, more than {_MAX_DEPTH} deep.")
+
+
+def _inside(value: dict[str, object] | list[object]) -> list[object]:
+    """The values of a list, or the keys and values of a dictionary."""
+    return [*value, *value.values()] if isinstance(value, dict) else value
 
 
 def _parts(content: object) -> tuple[str, list[int], dict[str, Any]]:

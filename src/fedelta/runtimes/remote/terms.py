@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fedelta.runtimes.remote.answers import one_line
 from fedelta.runtimes.remote.messages import Message
 from fedelta.runtimes.remote.roster import Roster
 from fedelta.tuning.identity import unlike
@@ -54,7 +55,7 @@ class Terms:
         identity = manifest.get("identity")
         theirs = identity if isinstance(identity, dict) else {}
         for part in unlike(self.identity, theirs):
-            digest = str(theirs.get(part, "missing"))[:_NUM_SHOWN]
+            digest = one_line({part: str(theirs.get(part, "missing"))}, part)[:_NUM_SHOWN]
             ours = self.identity[part][:_NUM_SHOWN]
             problems.append(f"its {part} are not those of the server: digest {digest}, the server's is {ours}")
         if not problems and manifest.get("fingerprint") != self.fingerprint:

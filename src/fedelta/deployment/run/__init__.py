@@ -1,0 +1,1 @@
+"""One deployed run at the server: from a configuration to a finished run directory."""

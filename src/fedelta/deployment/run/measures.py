@@ -1,0 +1,120 @@
+"""Federated evaluation: each site sends the sums of the task's measures over its own test rows, never a row."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedelta.errors import PayloadError
+from fedelta.params import Params
+from fedelta.record.files import Record
+from fedelta.record.sites import OwnMeasures
+from fedelta.runtimes.remote.answers import whole
+from fedelta.runtimes.remote.runtime import Remote
+from fedelta.tasks.base import Evaluation, Sums, Task
+from fedelta.tasks.contract import evaluation_of
+
+logger = logging.getLogger("fedelta")
+
+_MOST_SUMS = 10_000
+_LARGEST_SUM = 1e100  # ours are losses of float32, at most 4e38, times rows
+
+
+@dataclass
+class SiteMeasures:
+    """Asks the sites for their measures.
+
+    Args:
+        remote: reaches the sites.
+        task: of the run.
+        num_exits: of the model; 0 for a model without exits.
+        last: site to what it has measured when it was last asked.
+    """
+
+    remote: Remote
+    task: Task
+    num_exits: int = 0
+    last: Mapping[str, OwnMeasures] = field(default_factory=dict)
+
+    def evaluate(self, params: Params) -> Evaluation | None:
+        """The measures over the test rows of all sites that answer; None if none does."""
+        evaluations = self._ask(params)
+        if not evaluations:
+            return None
+        totals = [sums for sums, _ in evaluations.values()]
+        added = [sum(at_exit, Sums()) for at_exit in zip(*totals, strict=True)]
+        return self._evaluation(added)
+
+    def measure(self, params: Params) -> dict[str, Record]:
+        """Site to what its entry in the record gets, of the sites that answer."""
+        self._ask(params)
+        return self.records
+
+    @property
+    def records(self) -> dict[str, Record]:
+        """Site to what its entry in the record gets, as it was last measured."""
+        return {site: own.as_record() for site, own in self.last.items()}
+
+    def _ask(self, params: Params) -> dict[str, tuple[list[Sums], int]]:
+        """The sums at each exit and the number of examples of each site whose answer can be used."""
+        usable: dict[str, tuple[list[Sums], int]] = {}
+        own: dict[str, OwnMeasures] = {}
+        for site, manifest in sorted(self.remote.measure(params).items()):
+            try:
+                sums, num_examples = read_sums(manifest)
+                evaluation = self._evaluation(sums)
+            except PayloadError as error:
+                logger.warning("site %r: its measures cannot be used: %s", site, error.message)
+                continue
+            usable[site] = sums, num_examples
+            own[site] = OwnMeasures(evaluation.measures, num_examples)
+        self.last = own
+        return usable
+
+    def _evaluation(self, sums: list[Sums]) -> Evaluation:
+        """The measures of sums at each exit.
+
+        Raises:
+            PayloadError: sums are missing, or are not those of any answers.
+        """
+        if len(sums) != (expected := max(1, self.num_exits)):
+            raise PayloadError(f"it has sums at {len(sums)} exits, expected {expected}")
+        try:
+            evaluation = evaluation_of(self.task, sums, has_exits=self.num_exits > 0)
+        except (KeyError, ZeroDivisionError, ValueError, OverflowError) as error:
+            raise PayloadError(f"no measures follow from its sums: {error!r}") from error
+        if evaluation.not_finite is not None:
+            raise PayloadError(f"its `{evaluation.not_finite}` is not finite")
+        return evaluation
+
+
+def read_sums(manifest: Mapping[str, Any]) -> tuple[list[Sums], int]:
+    """The sums at each exit, lowest first (one list entry without exits), and the number of examples behind them.
+
+    Args:
+        manifest: of the answer of a site; Any: JSON values, none of which is trusted.
+
+    Raises:
+        PayloadError: it has another form.
+    """
+    by_exit = manifest.get("sums")
+    if not isinstance(by_exit, list) or not by_exit:
+        raise PayloadError("`sums` is no list of sums at each exit")
+    num_examples = whole(manifest.get("num_examples"), "num_examples", least=1)
+    return [_sums(at_exit) for at_exit in by_exit], num_examples
+
+
+def _sums(totals: object) -> Sums:
+    if not isinstance(totals, dict) or len(totals) > _MOST_SUMS:
+        raise PayloadError("`sums` do not map names to a sum and its weight")
+    for name, pair in totals.items():
+        if not isinstance(pair, list) or len(pair) != 2 or not all(map(_is_finite, pair)) or pair[1] < 0:
+            raise PayloadError(f"`sums` has {pair!r:.40} for {name!r:.40}, expected a sum and its weight")
+    return Sums({name: (float(pair[0]), float(pair[1])) for name, pair in totals.items()})
+
+
+def _is_finite(value: object) -> bool:
+    """Whether it is a number so small that the sums of all sites are finite."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST_SUM

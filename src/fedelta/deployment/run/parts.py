@@ -1,0 +1,181 @@
+"""The objects of a deployed run at its server, and how they are built."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from fedelta.assembly.model import TunedModel, adopted_tuning, tiers_of
+from fedelta.assembly.origin import evaluated
+from fedelta.assembly.parts import Peaks
+from fedelta.assembly.server import build_server
+from fedelta.assembly.server_model import Bench, server_bench, server_model
+from fedelta.assembly.site import built
+from fedelta.config import Config
+from fedelta.data.clients import Clients
+from fedelta.data.sources import RawData
+from fedelta.deployment.run.measures import SiteMeasures
+from fedelta.federation.base import Federation
+from fedelta.federation.records import RoundOutcome
+from fedelta.inference.adapter import read_adapter
+from fedelta.params import Params
+from fedelta.record.files import Record
+from fedelta.record.origin import Origin, settings_of
+from fedelta.record.partition import roster_record
+from fedelta.record.sites import AT_THE_END
+from fedelta.runtimes.remote.post import Post
+from fedelta.runtimes.remote.profiles import Invitation
+from fedelta.runtimes.remote.roster import Roster
+from fedelta.runtimes.remote.runtime import Remote
+from fedelta.runtimes.remote.terms import Terms
+from fedelta.runtimes.remote.versions import Copying
+from fedelta.runtimes.remote.waiting import Watch
+from fedelta.tasks.details import Details
+from fedelta.tuning.exits import exit_blocks
+
+
+@dataclass(frozen=True)
+class ServerParts:
+    """The `Parts` of a run whose clients are at sites.
+
+    Args:
+        config: of the run.
+        model: of the server.
+        federation: the arguments of `federate`.
+        roster: the sites and their clients.
+        class_names: in label order.
+        sites: asks the sites for their measures.
+        bench: measures the model at the server; None if the sites do.
+    """
+
+    config: Config
+    model: TunedModel
+    federation: Federation
+    roster: Roster
+    class_names: tuple[str, ...]
+    sites: SiteMeasures
+    bench: Bench | None = None
+
+    @property
+    def clients(self) -> Clients:
+        """All clients."""
+        return self.roster.clients
+
+    @property
+    def min_sites(self) -> int:
+        """Number of sites that every round should have."""
+        return self.config.deployment.min_sites
+
+    @cached_property
+    def origin(self) -> Origin:
+        """The settings, the base model and the test set; the roster is in `partition.json`, which may not change."""
+        known = evaluated(None if self.bench is None else self.bench.test, self.class_names)
+        settings = settings_of(self.config.to_table({"tuning": self.model.tuning}))
+        return Origin(settings, {**self.model.identity, **known})
+
+    @property
+    def partition(self) -> Record:
+        """The content of `partition.json`."""
+        return roster_record(self.roster.as_record(), self.clients)
+
+    @property
+    def row(self) -> None:
+        """None: the model's modality makes examples."""
+
+    def starting_from(self, params: Params) -> ServerParts:
+        """The same: sites begin with the tensors of their base model that never travel."""
+        return self
+
+    def details(self, params: Params) -> Details | None:
+        """What the task measures on the server's test set; None without one."""
+        return None if self.bench is None else self.bench.details(params)
+
+    def at_work(self) -> AbstractContextManager[Peaks]:
+        """See `Parts.at_work`; the workers of sites are not those of the server."""
+        return nullcontext(tuple)
+
+    def at_sites(self, outcome: RoundOutcome) -> Mapping[str, Record]:
+        """What the sites have measured in this round, if they were asked."""
+        every = self.config.deployment.site_measures
+        if self.bench is None:
+            return {} if outcome.evaluation is None else self.sites.records
+        return self.sites.measure(outcome.params) if isinstance(every, int) and outcome.round % every == 0 else {}
+
+    def at_the_end(self, params: Params, last: Record) -> Record:
+        """What the sites measure of the finished model, unless they have done so in the last round."""
+        is_known = self.bench is None or any("measures" in entry for entry in last.get("sites", ()))
+        if is_known or self.config.deployment.site_measures == "never":
+            return {}
+        measured = self.sites.measure(params)
+        return {AT_THE_END: measured} if measured else {}
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What a deployed run is built from.
+
+    Args:
+        config: of the run.
+        roster: the sites and their clients.
+        raw: the server's test set; None if the sites measure.
+    """
+
+    config: Config
+    roster: Roster
+    raw: RawData | None = None
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """In label order: those of the server's data if it has some, else those of the sites."""
+        if not self.config.task.has_classes:
+            return ()
+        return self.roster.class_names if self.raw is None else self.raw.class_names
+
+
+def build_parts(basis: Basis, post: Post, invitation: Invitation, watch: Watch) -> tuple[ServerParts, Remote]:
+    """Returns the objects of a run, and its runtime.
+
+    Args:
+        basis: configuration, sites and test set.
+        post: exchanges messages.
+        invitation: what sites are told when they come back.
+        watch: called while a round waits for sites.
+
+    Raises:
+        InputError: model, test set or configuration do not fit each other.
+    """
+    config, roster, class_names = basis.config, basis.roster, basis.class_names
+    model, test = server_model(config, class_names, basis.raw, roster.clients)
+    tiers, steering = tiers_of(config, model, roster.clients), config.strategy.steering
+    wire = model.spec if steering is None else steering.extend(model.spec)
+    depths = None if tiers is None else tiers.depths
+    terms = Terms(invitation.run, class_names, wire.fingerprint.hex(), model.identity, config.task.name, depths)
+    copying = None if steering is None else Copying(steering, model.spec, config.codec.up)
+    remote = Remote(
+        post, config.deployment, roster, invitation=invitation, terms=terms, wire=wire, copying=copying, watch=watch
+    )
+    sites = SiteMeasures(remote, config.task, num_exits=len(exit_blocks(model.backbone.module)))
+    bench = None if test is None else server_bench(config, model, test, class_names)
+    federation = build_server(
+        config,
+        model.spec,
+        model.params,
+        roster.clients,
+        runtime=remote,
+        evaluate=sites.evaluate if bench is None else bench.evaluate,
+        tiers=tiers,
+    )
+    federation = replace(federation, attendance=remote.attendance, site_of=roster.site_of)
+    return ServerParts(config, model, federation, roster, class_names, sites, bench), remote
+
+
+def sent_to_sites(config: Config) -> Config:
+    """The configuration as sites get it: without the adapter, of which they need only the tuning method."""
+    path = config.model.adapter
+    if path is None:
+        return config
+    backbone = built(config, ("0", "1"))  # its head is of no importance here
+    tuning = adopted_tuning(config, read_adapter(path, backbone.anatomy), backbone)
+    return config.model_copy(update={"tuning": tuning, "model": config.model.model_copy(update={"adapter": None})})

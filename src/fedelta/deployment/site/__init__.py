@@ -1,0 +1,1 @@
+"""A site of deployments: what it is, how it is connected, and what it answers."""

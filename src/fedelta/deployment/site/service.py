@@ -1,0 +1,215 @@
+"""What a site answers to the messages of a server. Nothing here knows how messages travel.
+
+    describe -> described    which clients and classes the site has
+    prepare  -> prepared     the site's part in a run, and whether model, task and tensors are those of the server
+    train    -> trained      uploads of the site's clients
+    evaluate -> evaluated    sums of the task's measures over the site's test rows
+    finish   -> finished     the run has ended
+
+Any of them may be answered with `refused`. A service keeps data and model loaded from message to message. It may end at
+any moment and start anew: what it needs for the next message is on the disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fedelta import __version__
+from fedelta.assembly.deployed import Deployed, Share, deploy, offer
+from fedelta.assembly.site import read_raw
+from fedelta.config import Config
+from fedelta.data.sources import RawData
+from fedelta.deployment.site.merging import merged
+from fedelta.deployment.site.refusals import refusal
+from fedelta.deployment.site.requests import Describe, Evaluate, Finish, Prepare, Train, read
+from fedelta.deployment.site.rounds import evaluated, trained
+from fedelta.deployment.site.run_folders import RunFolders, RunRecord
+from fedelta.deployment.site.settings import SiteSettings
+from fedelta.errors import FedeltaError, InputError, PayloadError, listed
+from fedelta.runtimes.remote.messages import FAILED, PROTOCOL, REFUSED, UNPREPARED, Message
+from fedelta.runtimes.remote.store import MemoryStore
+from fedelta.tasks.known_classes import OTHERS, KnownClasses
+from fedelta.tasks.targets import strata_of
+
+logger = logging.getLogger("fedelta")
+T = TypeVar("T")
+InRun = TypeVar("InRun", Train, Evaluate)
+
+
+class Service:
+    """Answers messages for a site.
+
+    Args:
+        settings: of the site.
+    """
+
+    def __init__(self, settings: SiteSettings) -> None:
+        self.settings = settings
+        self._share = Share(settings.name, settings.clients)
+        self._runs = RunFolders(Path(settings.state) / "runs")
+        # The last value of each kind and the key that it was made for: data, models and stores may be large.
+        self._kept: dict[str, tuple[str, Any]] = {}
+        self._last: tuple[str, Message] | None = None
+
+    def answer(self, message: Message) -> Message:
+        """The answer to a message; `refused` if it cannot be followed. Raises nothing but what ends the process.
+
+        The same message has the same answer, and the last training that succeeded is not done again.
+        """
+        digest = _digest(message) if message.kind == "train" else ""
+        if self._last is not None and self._last[0] == digest:
+            return self._last[1]
+        try:
+            answer = self._answer(message)
+        except FedeltaError as error:
+            logger.warning("refused a message %r: %s", message.kind, error)
+            return refusal(error, self._told_before())
+        except OSError as error:
+            logger.exception("a message %r failed", message.kind)
+            return _failed(message, f"of a file: {error.strerror or type(error).__name__}")
+        except Exception as error:
+            logger.exception("a message %r failed", message.kind)
+            return _failed(message, f"of an error of the kind {type(error).__name__}")
+        if answer.kind == "trained" and all(entry["fault"] is None for entry in answer.manifest["clients"]):
+            self._last = (digest, answer)
+        return answer
+
+    def _answer(self, message: Message) -> Message:
+        manifest, blobs = message.manifest, message.blobs
+        match message.kind:
+            case "describe":
+                return self._describe(read(Describe, manifest))
+            case "prepare":
+                return self._prepare(read(Prepare, manifest))
+            case "train":
+                return self._in_run(read(Train, manifest), partial(trained, blobs=blobs))
+            case "evaluate":
+                return self._in_run(read(Evaluate, manifest), partial(evaluated, blobs=blobs))
+            case "finish":
+                return self._finish(read(Finish, manifest))
+        raise PayloadError(f"a message of the kind {message.kind!r} is not known.")
+
+    def _describe(self, request: Describe) -> Message:
+        if (request.protocol, request.version) != (PROTOCOL, __version__):
+            raise InputError(
+                f"the server has fedelta {request.version} and messages of form {request.protocol}, this site has "
+                f"fedelta {__version__} and form {PROTOCOL}.",
+                hint="install the same version at the server and at all sites.",
+            )
+        self._runs.prune(self.settings.worker.keep_days)
+        config = merged(request.config, self.settings)
+        known = KnownClasses((), may_lack=True) if self.settings.allow_missing_classes else None
+        raw = self._raw(config, known)
+        offered = offer(config, raw, self._share)
+        self._runs.write(request.run, RunRecord(request.config))
+        manifest = {
+            "protocol": PROTOCOL,
+            "version": __version__,
+            "class_names": [name for name in raw.class_names if name != OTHERS],
+            "clients": [{"key": key, "num_examples": number} for key, number in offered.num_examples.items()],
+            "is_natural": not self.settings.is_partition,
+            "num_test_examples": offered.num_test_examples,
+        }
+        return Message("described", manifest)
+
+    def _prepare(self, request: Prepare) -> Message:
+        record = self._runs.read(request.run)
+        if record is None:
+            return _unprepared(request.run)
+        deployed = self._deployed(record.config, request)
+        keeps = bool(deployed.site.engine.spec.kept)
+        self._runs.write(request.run, replace(record, prepare=request.model_dump(mode="json"), keeps=keeps))
+        manifest = {
+            "fingerprint": deployed.site.wire.fingerprint.hex(),
+            "identity": dict(deployed.model.identity),
+            "task": deployed.config.task.name,
+            "device": deployed.config.runtime.torch_device(),
+        }
+        return Message("prepared", manifest)
+
+    def _in_run(self, request: InRun, act: Callable[[Deployed, MemoryStore, InRun], Message]) -> Message:
+        """The answer of `act` with the objects of the run, which are made again if this process has not got them."""
+        record = self._runs.read(request.run)
+        if record is None or record.prepare is None:
+            return _unprepared(request.run)
+        deployed = self._deployed(record.config, read(Prepare, record.prepare))
+        return act(deployed, self._store(request.run), request)
+
+    def _finish(self, request: Finish) -> Message:
+        """Forgets the run, unless its clients keep tensors of their own, which belong to the finished model."""
+        record = self._runs.read(request.run)
+        if record is None or not record.keeps:
+            self._kept.pop("store", None)
+            self._runs.delete(request.run)
+        return Message("finished")
+
+    def _deployed(self, text: str, request: Prepare) -> Deployed:
+        """The objects of the run, which serve every run with the same recipe and the same part in it."""
+        config = merged(text, self.settings)
+        part = request.model_dump(mode="json", exclude={"run"})
+
+        def make() -> Deployed:
+            self._kept.pop("deployed", None)  # two models may not fit into memory
+            depths = None if request.depths is None else dict(request.depths)
+            return deploy(config, self._raw_for(config, request), self._share, request.numbers, depths)
+
+        return self._keep("deployed", json.dumps([config.to_toml(), part]), make)
+
+    def _raw_for(self, config: Config, request: Prepare) -> RawData:
+        """The data with the classes of the federation."""
+        names = tuple(request.class_names)
+        if not config.task.has_classes:
+            if names:
+                raise InputError(f"the server has classes, {listed(names)}, but task {config.task.name!r} has none.")
+            return self._raw(config, None)
+        _, raw = self._kept.get("raw", ("", None))
+        if raw is not None and raw.class_names == names and len(strata_of(raw.train.targets).unique()) == len(names):
+            return self._raw(config, None)
+        return self._raw(config, KnownClasses(names, may_lack=self.settings.allow_missing_classes))
+
+    def _raw(self, config: Config, known: KnownClasses | None) -> RawData:
+        key = repr((config.data, config.task, config.seed, config.model.num_classes, config.augmentation, known))
+        return self._keep("raw", key, lambda: read_raw(config, known))
+
+    def _store(self, run: str) -> MemoryStore:
+        return self._keep("store", run, lambda: self._runs.memories(run))
+
+    def _keep(self, kind: str, key: str, make: Callable[[], T]) -> T:
+        """The value of this kind that was made for `key` before, or a new one in its place."""
+        if kind not in self._kept or self._kept[kind][0] != key:
+            self._kept[kind] = (key, make())
+        value: T = self._kept[kind][1]
+        return value
+
+    def _told_before(self) -> set[str]:
+        """Texts of the site's settings that are no data: names of columns."""
+        columns = self.settings.data.model_dump(mode="json")
+        return {value for key, value in columns.items() if key.endswith("_column") and value is not None}
+
+
+def _digest(message: Message) -> str:
+    digest = hashlib.sha256(json.dumps(message.manifest).encode())
+    for blob in message.blobs:
+        digest.update(hashlib.sha256(blob).digest())
+    return digest.hexdigest()
+
+
+def _failed(message: Message, why: str) -> Message:
+    reason = f"the site failed at a message {message.kind!r} because {why}"
+    return Message(REFUSED, {"reason": reason, "hint": "the site's log says more.", "cause": FAILED})
+
+
+def _unprepared(run: str) -> Message:
+    manifest: Mapping[str, str] = {
+        "reason": f"the site does not know the run {run[:40]!r}: its memory of it is lost, or it has not been prepared",
+        "hint": "the server asks again at the start of a run; start it again if it does not.",
+        "cause": UNPREPARED,
+    }
+    return Message(REFUSED, manifest)
