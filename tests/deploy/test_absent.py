@@ -1,4 +1,4 @@
-"""Sites that are late, too few or out of room: nothing hangs, the mean is that of the others, and the record says so."""
+"""Sites that are late, too few or out of room: nothing hangs, the mean is of the others, and the record says so."""
 
 from __future__ import annotations
 

@@ -58,7 +58,9 @@ def test_a_site_whose_data_lack_a_column_does_not_join(federation: Federation) -
     assert "diagnosis" in program.text
 
 
-def _assert_refused(federation: Federation, settings: Mapping[str, Any], recipe: str, texts: Sequence[str]) -> None:
+def _assert_refused(
+    federation: Federation, settings: Mapping[str, Any], recipe: str, texts: Sequence[str], *deed: str
+) -> None:
     """With bonn the run does not begin, and the message names it and says these texts."""
     bonn = federation.add_site("bonn", settings)
     federation.register("bonn")
