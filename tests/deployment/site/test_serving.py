@@ -169,10 +169,13 @@ def test_an_answer_that_took_long_to_deliver_is_said(tmp_path, monkeypatch):
     assert life.lines[-1] == "the answer took 0 s to deliver"
 
 
-def test_an_answer_that_was_not_delivered_is_said_and_the_site_goes_on(tmp_path):
-    life = live(tmp_path, Door([5], [Message("finish"), Message("finish")], [AWAY, True]))
-    assert "the answer was not delivered: the server cannot be reached: refused." in life.lines
-    assert len(life.door.sent) == 2
+def test_after_an_answer_that_was_not_delivered_the_site_joins_anew_so_that_it_is_asked_again(tmp_path):
+    life = live(tmp_path, Door([5, 5], [Message("finish"), None], [AWAY]))
+    assert life.lines[-2:] == [
+        "the answer was not delivered: the server cannot be reached: refused. Joining anew.",
+        "joined; waiting for messages",
+    ]
+    assert life.door.previous == [None, 5]
 
 
 def test_a_message_that_cannot_be_read_is_said_and_the_site_goes_on(tmp_path):

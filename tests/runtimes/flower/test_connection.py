@@ -326,3 +326,27 @@ def test_the_heart_beats_until_the_site_leaves_and_faster_while_the_server_is_aw
     connection.join()
     connection._heart.join(10)
     assert pauses == [2.5, 2.5, 1.0, 2.5]
+
+
+def test_an_answer_of_which_the_server_has_only_the_beginning_is_lost_not_unwanted(
+    superlink, connection, key, monkeypatch
+):
+    # The first request to store the answer arrives, but not the reply to it; the ServerApp then asks for the answer,
+    # whereupon the SuperLink forgets the message and takes no answer any more.
+    node, run = superlink.register(key), superlink.start_run()
+    connection.join()
+    ticket = superlink.send(node, wrap(TRAIN), run)
+    delivery = connection.receive()
+    handle = superlink.transport.handle_request
+
+    def lose_reply(request: httpx.Request) -> httpx.Response:
+        reply = handle(request)
+        if request.url.path.endswith("/push-messages"):
+            monkeypatch.setattr(superlink.transport, "handle_request", handle)
+            superlink.state.delete_messages({ticket})
+            raise httpx.ReadTimeout("timed out")
+        return reply
+
+    monkeypatch.setattr(superlink.transport, "handle_request", lose_reply)
+    with pytest.raises(LinkError, match="only the beginning of the answer"):
+        connection.answer(delivery, Message("trained"))

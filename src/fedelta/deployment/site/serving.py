@@ -107,7 +107,11 @@ class SiteLoop:
                 return
 
     def _answer_all(self) -> None:
-        """Answers messages until the server does not accept the site any more."""
+        """Answers messages until the server does not accept the site any more, or an answer was not delivered.
+
+        Of such an answer the server may have the beginning, and wait for the rest, which it does not take any more. A
+        site that has joined anew is asked again.
+        """
         said, pause, begin = _Notice(self.show), _FIRST_PAUSE, time.monotonic()
         while True:
             try:
@@ -129,10 +133,12 @@ class SiteLoop:
             if delivery is None:
                 self.sleep(min(_MOST, max(_LEAST, _SHARE * (time.monotonic() - begin))))
                 continue
-            self._answer(delivery)
+            if not self._answer(delivery):
+                return
             begin = time.monotonic()
 
-    def _answer(self, delivery: Delivered) -> None:
+    def _answer(self, delivery: Delivered) -> bool:
+        """Has a message answered; returns whether the server knows what has become of it."""
         request, begin = delivery.message, time.monotonic()
         self.show(request_line(request))
         try:
@@ -150,7 +156,9 @@ class SiteLoop:
             elif (seconds := time.monotonic() - begin) > _SLOW_SECONDS:
                 self.show(f"the answer took {seconds:.0f} s to deliver")
         except (LinkError, InputError) as error:
-            self.show(f"the answer was not delivered: {error.message}")
+            self.show(f"the answer was not delivered: {error.message} Joining anew.")
+            return False
+        return True
 
 
 class _Notice:

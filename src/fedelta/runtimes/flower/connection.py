@@ -21,7 +21,13 @@ from dataclasses import dataclass
 from flwr.app import Message as Carrier
 from flwr.app.message import remove_content_from_message
 from flwr.common.serde import message_from_proto, message_to_proto
-from flwr.proto.fleet_pb2 import ActivateNodeRequest, DeactivateNodeRequest, PullMessagesRequest, PushMessagesRequest
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    DeactivateNodeRequest,
+    PullMessagesRequest,
+    PushMessagesRequest,
+    PushMessagesResponse,
+)
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.node_pb2 import Node
@@ -191,8 +197,17 @@ class Connection:
             message_object_trees=[get_object_tree(reply)],
             clientapp_runtime_list=[seconds],
         )
-        response = self._fleet.patiently(self._client.PushMessages, request)
+        num_tries = 0
+
+        def store(request: PushMessagesRequest) -> PushMessagesResponse:
+            nonlocal num_tries
+            num_tries += 1
+            return self._client.PushMessages(request)
+
+        response = self._fleet.patiently(store, request)
         if not response.objects_to_push:  # the server says in no other way that it does not take an answer
+            if num_tries > 1:  # perhaps it took the first request, and what it replied was lost
+                raise LinkError("the server has perhaps only the beginning of the answer.")
             return False
         push = make_push_object_fn_protobuf(
             lambda part: self._fleet.patiently(self._client.PushObject, part),
