@@ -25,7 +25,7 @@ LAYERS = (  # low to high
     ("errors", "settings", "seeds", "params", "grid", "durable", "imports", "machine"),
     ("catalog", "plugins"),
     ("models", "modalities", "tasks"),
-    ("tuning", "strategies", "aggregation", "codecs", "data"),
+    ("tuning", "strategies", "aggregation", "codecs", "data", "privacy"),
     ("engine",),
     ("federation",),
     ("runtimes", "record"),

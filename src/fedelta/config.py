@@ -12,10 +12,10 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated
+from typing import Annotated, Any
 
 import tomli_w
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fedelta.catalog import COMBINATIONS, LOCAL_RULES, PARTITIONERS, STRATEGIES, TUNING_METHODS
 from fedelta.codecs.channel import Channel
@@ -29,6 +29,7 @@ from fedelta.federation.held_out import Personalization
 from fedelta.grid import parse_grid
 from fedelta.models.source import ModelSource
 from fedelta.plugins import refuse_missing
+from fedelta.privacy.settings import Privacy, adapted
 from fedelta.record.rundir import CONFIG, RunDirectory
 from fedelta.runtimes.remote.settings import Deployment
 from fedelta.runtimes.settings import RuntimeSettings
@@ -61,8 +62,8 @@ class Config(Settings):
         seed: of every random stream of the run.
         byte_budget_mib: the run ends with the round in which its traffic reaches this many MiB.
         evaluate_every: rounds between evaluations on the test set; the last round is always evaluated.
-        model, data, partition, augmentation, task, exits, tuning, strategy, local_rule, client, codec, runtime,
-            stability, deployment, personalization, tracking: the sections.
+        model, data, partition, augmentation, task, exits, tuning, strategy, local_rule, client, codec, privacy,
+            runtime, stability, deployment, personalization, tracking: the sections.
     """
 
     # Strict again: values outside of sections are validated separately, without the class's rules.
@@ -80,11 +81,17 @@ class Config(Settings):
     local_rule: Annotated[LocalRule, Chosen(LOCAL_RULES)] = Plain()
     client: ClientSettings = ClientSettings()
     codec: Channel = Channel()
+    privacy: Privacy = Privacy()
     runtime: RuntimeSettings = RuntimeSettings()
     stability: Stability = Stability()
     deployment: Deployment = Deployment()
     personalization: Personalization = Personalization()
     tracking: Tracking = Tracking()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _adapted(cls, sections: Mapping[str, Any]) -> dict[str, Any]:  # Any: sections
+        return adapted({"strategy": cls.model_fields["strategy"].default, **sections})
 
     def to_table(self, instead: Mapping[str, object] = MappingProxyType({})) -> Table:
         """The configuration as a TOML table, with all defaults.
@@ -154,7 +161,7 @@ def parse_config(table: Table, overrides: Iterable[str] = (), *, origin: str = "
         for key, field in Config.model_fields.items()
         if key in sections or not (key in table or field.is_required())
     }
-    problems += problems_of(Context(known))
+    problems += problems_of(Context(adapted(known)))
     if problems:
         raise ConfigError(problems, origin=origin, hint=_HINT)
     return Config(**sections)

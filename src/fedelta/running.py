@@ -141,7 +141,9 @@ def go_on(run: RunDirectory, parts: Parts, on_round: OnRound | None = None) -> F
 def _rounds(parts: Parts, checkpoint: Checkpoint, logs: _Logs, on_round: OnRound | None) -> Params:
     """Runs the remaining rounds, records each before the next begins, and returns the last params."""
     federation, params, run, ledger = parts.federation, checkpoint.params, logs.run, logs.ledger
-    standing = Standing(params, checkpoint.state, checkpoint.round, ledger.total_bytes, checkpoint.claimed)
+    standing = Standing(
+        params, checkpoint.state, checkpoint.round, ledger.total_bytes, checkpoint.claimed, checkpoint.privacy
+    )
     started = time.perf_counter()
     with parts.at_work() as peaks:
         for outcome in federate(federation, standing):
@@ -162,6 +164,7 @@ def _rounds(parts: Parts, checkpoint: Checkpoint, logs: _Logs, on_round: OnRound
                     params=params,
                     state=outcome.state,
                     claimed=outcome.claimed,
+                    privacy=outcome.privacy,
                     memory_mark=mark,
                     logs={name: seal.mark() for name, seal in logs.seals.items()},
                 ),

@@ -15,6 +15,8 @@ from fedelta.errors import ConfigError, RoundError
 from fedelta.federation.records import Attendance, Rejection, Reply
 from fedelta.federation.tiers import Tiers
 from fedelta.params import Params, ParamSpec
+from fedelta.privacy.guarantee import Guarantee
+from fedelta.privacy.state import PrivacyState
 from fedelta.strategies.base import RoundPlan, State, Strategy
 from fedelta.tasks.base import Evaluation
 
@@ -70,6 +72,7 @@ class Federation:
         has_plugin: whether strategy or mean are from a plug-in, so that their results are checked (contract.py).
         attendance: tells what each site did since the last call, by name; nothing if clients run on this machine.
         site_of: client id to its site; empty if clients run on this machine.
+        privacy: what is guaranteed, and how it is counted; None: nothing.
 
     Raises:
         ConfigError: the strategy reads single updates, but the aggregation gives only sums.
@@ -90,6 +93,7 @@ class Federation:
     has_plugin: bool = False
     attendance: Callable[[], Sequence[Attendance]] = tuple
     site_of: Mapping[int, str] = field(default_factory=dict)
+    privacy: Guarantee | None = None
 
     def __post_init__(self) -> None:
         if self.strategy.reads == "each" and self.aggregation.only_sums:
@@ -132,6 +136,7 @@ class Standing:
         rounds_done: number of finished rounds.
         bytes_sent: payload bytes of these rounds, both directions.
         claimed: client id to the number of examples in its last accepted reply.
+        privacy: what has been released.
     """
 
     params: Params
@@ -139,6 +144,7 @@ class Standing:
     rounds_done: int = 0
     bytes_sent: int = 0
     claimed: Mapping[int, int] = field(default_factory=dict)
+    privacy: PrivacyState = field(default_factory=PrivacyState)
 
 
 def too_few(federation: Federation, plan: RoundPlan, num_usable: int, rejections: Sequence[Rejection]) -> RoundError:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fedelta.params import Params
+from fedelta.privacy.accounting import Epsilons
+from fedelta.privacy.state import PrivacyState
 from fedelta.strategies.base import State
 from fedelta.tasks.base import Evaluation
 
@@ -164,6 +166,8 @@ class RoundOutcome:
         claims: numbers of examples that have changed or were limited.
         claimed: client id to the number of examples in its last accepted reply.
         sites: what each site of a deployment did, by name; empty for other runtimes.
+        privacy: what has been released by the end of the round.
+        epsilons: of all rounds so far; None without a guarantee.
     """
 
     round: int
@@ -182,3 +186,5 @@ class RoundOutcome:
     claims: tuple[Claim, ...] = ()
     claimed: Mapping[int, int] = field(default_factory=dict)
     sites: tuple[Attendance, ...] = ()
+    privacy: PrivacyState = field(default_factory=PrivacyState)
+    epsilons: Epsilons | None = None

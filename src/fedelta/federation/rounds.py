@@ -33,21 +33,35 @@ def federate(federation: Federation, standing: Standing) -> Iterator[RoundOutcom
     """
     num_rounds = federation.strategy.num_rounds
     while standing.rounds_done < num_rounds and not _spent(federation, standing.bytes_sent):
-        outcome = _round(federation, standing)
+        plan = _plan(federation, standing)
+        if not _may_begin(federation, standing, plan):
+            return
+        outcome = _round(federation, standing, plan)
         yield outcome
         bytes_sent = standing.bytes_sent + _total_bytes(outcome.transfers)
-        standing = Standing(outcome.params, outcome.state, outcome.round, bytes_sent, outcome.claimed)
+        standing = Standing(outcome.params, outcome.state, outcome.round, bytes_sent, outcome.claimed, outcome.privacy)
 
 
-def _round(federation: Federation, standing: Standing) -> RoundOutcome:
-    """Runs the round after `standing`."""
-    params, state, round = standing.params, standing.state, standing.rounds_done + 1
+def _plan(federation: Federation, standing: Standing) -> RoundPlan:
+    """The plan of the round after `standing`."""
+    state, round = standing.state, standing.rounds_done + 1
     cohort = stream(federation.seed, "cohort", round)
     plan = federation.strategy.plan(state, round, federation.clients.numbers, federation.spec, cohort)
     if federation.has_plugin:
         check_plan(federation, plan, state, round)
-    if federation.tiers is not None:
-        plan = federation.tiers.restrict(plan)
+    return plan if federation.tiers is None else federation.tiers.restrict(plan)
+
+
+def _may_begin(federation: Federation, standing: Standing, plan: RoundPlan) -> bool:
+    """Whether the round stays within the privacy budget, if there is one."""
+    if federation.privacy is None:
+        return True
+    return federation.privacy.allows(federation.privacy.after(standing.privacy, plan.round, plan.cohort).spent)
+
+
+def _round(federation: Federation, standing: Standing, plan: RoundPlan) -> RoundOutcome:
+    """Runs the round after `standing`."""
+    params, state, round = standing.params, standing.state, standing.rounds_done + 1
     payloads, downloads = _send(federation, plan, {**state, **params})
     intake = Intake(federation, plan, standing.claimed)
 
@@ -67,6 +81,9 @@ def _round(federation: Federation, standing: Standing) -> RoundOutcome:
     federation.runtime.accept(reply.client_id for reply in accepted)
     transfers = _arrived(downloads, second, intake.unreached) + intake.transfers
     rejections = intake.rejections
+    privacy, guarantee = standing.privacy, federation.privacy
+    if guarantee is not None:
+        privacy = guarantee.after(privacy, round, set(plan.cohort) - intake.unreached)
     if not counts:
         rejections += [Rejection(reply.client_id, "too few replies", "void round") for reply in intake.accepted]
     return RoundOutcome(
@@ -86,6 +103,8 @@ def _round(federation: Federation, standing: Standing) -> RoundOutcome:
         claims=tuple(intake.claims),
         claimed=intake.claimed if counts else standing.claimed,
         sites=tuple(federation.attendance()),  # last: the sites may have taken part in the evaluation
+        privacy=privacy,
+        epsilons=None if guarantee is None else guarantee.epsilons(privacy.spent),
     )
 
 

@@ -22,11 +22,12 @@ from torch import Tensor
 from fedelta.durable import write_atomic
 from fedelta.errors import CheckpointError, FormatError, SpecError
 from fedelta.params import Params, ParamSpec
+from fedelta.privacy.state import PrivacyState
 from fedelta.record.files import Mark
 from fedelta.record.origin import Origin
 from fedelta.strategies.base import State
 
-FORMAT = "fedelta-checkpoint-6"
+FORMAT = "fedelta-checkpoint-7"
 # Advice for a run directory of another version.
 OTHER_VERSION = "use the version that environment.json names, or run config.toml again with this one."
 
@@ -43,6 +44,7 @@ class Checkpoint:
         memory_mark: mark of the snapshot of the clients' memories in that round (`Runtime.snapshot`).
         logs: name of each log to its length and digest at that moment; without `timings.jsonl`, which may be lost.
         origin: the settings and inputs that the run started from.
+        privacy: what has been released by the end of that round.
     """
 
     round: int
@@ -52,6 +54,7 @@ class Checkpoint:
     memory_mark: str
     logs: Mapping[str, Mark] = field(default_factory=dict)
     origin: Origin = field(default_factory=Origin)
+    privacy: PrivacyState = field(default_factory=PrivacyState)
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
@@ -108,6 +111,7 @@ def encode(checkpoint: Checkpoint) -> bytes:
         "memory_mark": checkpoint.memory_mark,
         "logs": {name: vars(mark) for name, mark in checkpoint.logs.items()},
         "origin": vars(checkpoint.origin),
+        "privacy": checkpoint.privacy.as_record(),
     }
     described = json.dumps(facts)
     # One entry, because safetensors writes several in random order, and equal checkpoints must be equal files.
@@ -143,6 +147,7 @@ def decode(content: bytes) -> Checkpoint:
         memory_mark=facts["memory_mark"],
         logs={name: Mark(**mark) for name, mark in facts["logs"].items()},
         origin=Origin(**facts["origin"]),
+        privacy=PrivacyState.from_record(facts["privacy"]),
     )
 
 

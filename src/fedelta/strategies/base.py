@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Generator, Tensor
@@ -33,6 +33,8 @@ class RoundPlan:
         upload: client id to the names of the tensors that it must send; the keys are the cohort.
         num_clients: N, the number of clients from which the cohort is drawn.
         num_holders: name of a tensor to the number of clients that hold it; None: all clients hold all tensors.
+        due: names of the tensors that every client of the cohort must send as far as it holds them, also if the cohort
+            is empty; None: those in `upload`. Noise is added to all of them.
     """
 
     round: int
@@ -40,6 +42,7 @@ class RoundPlan:
     upload: Mapping[int, tuple[str, ...]]
     num_clients: int
     num_holders: Mapping[str, int] | None = None
+    due: tuple[str, ...] | None = None
 
     @property
     def cohort(self) -> tuple[int, ...]:
@@ -47,22 +50,43 @@ class RoundPlan:
         return tuple(sorted(self.upload))
 
 
+# How a cohort is drawn: "fixed", uniformly without replacement; "poisson", each client with the same probability,
+# independently of all others, so that cohorts differ in size and may be empty.
+Sampling = Literal["fixed", "poisson"]
+
+
 def uniform(
-    clients_per_round: int, round: int, client_ids: Sequence[int], spec: ParamSpec, generator: Generator
+    clients_per_round: int,
+    round: int,
+    client_ids: Sequence[int],
+    spec: ParamSpec,
+    generator: Generator,
+    *,
+    sampling: Sampling = "fixed",
 ) -> RoundPlan:
-    """A plan with a cohort drawn uniformly without replacement; every shared tensor travels both ways.
+    """A plan for a cohort drawn at random; every shared tensor travels both ways.
 
     Args:
-        clients_per_round: size of the cohort.
+        clients_per_round: size of the cohort, or with Poisson sampling its mean.
         round: number of the round, from 1.
         client_ids: clients to draw from.
         spec: what can travel.
         generator: draws the cohort.
+        sampling: how.
     """
-    order = torch.randperm(len(client_ids), generator=generator).tolist()
-    cohort = sorted(client_ids[index] for index in order[:clients_per_round])
+    cohort = drawn(clients_per_round, client_ids, generator, sampling)
     names_of = dict.fromkeys(cohort, spec.shared)
-    return RoundPlan(round, download=names_of, upload=names_of, num_clients=len(client_ids))
+    return RoundPlan(round, download=names_of, upload=names_of, num_clients=len(client_ids), due=spec.shared)
+
+
+def drawn(size: int, client_ids: Sequence[int], generator: Generator, sampling: Sampling) -> list[int]:
+    """A cohort of `size` clients, or of this size in the mean, ascending."""
+    if sampling == "poisson":
+        numbers = torch.rand(len(client_ids), generator=generator, dtype=torch.float64)
+        chosen = (numbers < size / len(client_ids)).tolist()
+        return sorted(client_id for client_id, is_chosen in zip(client_ids, chosen, strict=True) if is_chosen)
+    order = torch.randperm(len(client_ids), generator=generator).tolist()
+    return sorted(client_ids[index] for index in order[:size])
 
 
 @dataclass(frozen=True)
@@ -131,7 +155,15 @@ class Strategy(Protocol):
 
     @property
     def clients_per_round(self) -> int:
-        """Size of a cohort."""
+        """Size of a cohort, in the mean with Poisson sampling."""
+
+    @property
+    def sampling(self) -> Sampling:
+        """How cohorts are drawn."""
+
+    @property
+    def cohort_rounds(self) -> int:
+        """Number of rounds for which a cohort stays."""
 
     @property
     def min_replies(self) -> int:

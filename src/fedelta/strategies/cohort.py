@@ -13,7 +13,7 @@ from fedelta.catalog import MEANS
 from fedelta.params import Params, ParamSpec
 from fedelta.settings import Context, Settings
 from fedelta.settings.registry import Chosen
-from fedelta.strategies.base import State, Steering
+from fedelta.strategies.base import Sampling, State, Steering
 
 # The annotation of a strategy's `mean`.
 ChosenMean = Annotated[Aggregation, Chosen(MEANS)]
@@ -23,7 +23,9 @@ class Rounds(Settings):
     """The fields of every strategy, with defaults for the optional members of `Strategy`.
 
     Args:
-        clients_per_round: M, the size of the cohort, drawn uniformly without replacement.
+        clients_per_round: M, the size of the cohort, or with Poisson sampling its mean.
+        sampling: how the cohort is drawn: `fixed`, uniformly without replacement, or `poisson`, every client with
+            probability M / N.
         num_rounds: length of the run.
         min_replies: fewest usable replies with which a round counts.
         max_examples: upper limit of a client's weight in the mean. The server cannot check how many examples a client
@@ -31,6 +33,7 @@ class Rounds(Settings):
     """
 
     clients_per_round: int = Field(default=8, ge=1)  # FedPEFT's headline setting: 8 of 64
+    sampling: Sampling = "fixed"  # FedAvg
     num_rounds: int = Field(default=50, ge=1)  # FedPEFT
     min_replies: int = Field(default=1, ge=1)  # our choice: a round counts if one client answers
     max_examples: int = Field(default=1_000_000, ge=1)  # our choice: far more than a client of the papers has
@@ -38,6 +41,11 @@ class Rounds(Settings):
     reads: ClassVar[Reads] = "sum"
     steering: ClassVar[Steering | None] = None
     layerwise: ClassVar[bool] = False
+
+    @property
+    def cohort_rounds(self) -> int:
+        """1: a new cohort in every round."""
+        return 1
 
     @property
     def local_steps(self) -> int | None:

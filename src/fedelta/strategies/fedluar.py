@@ -70,7 +70,7 @@ class FedLuar(Rounds):
         self, state: State, round: int, client_ids: Sequence[int], spec: ParamSpec, generator: Generator
     ) -> RoundPlan:
         """A uniform cohort; downloads are complete, uploads lack the groups that are drawn."""
-        plan = uniform(self.clients_per_round, round, client_ids, spec, generator)
+        plan = uniform(self.clients_per_round, round, client_ids, spec, generator, sampling=self.sampling)
         # Clamped: a group that has not moved at all gets the largest weight and not an infinite one.
         weights = torch.where(state["score"] < 0, 0.0, 1 / state["score"].clamp(min=_MIN_SCORE))
         num_drawn = min(self.num_recycled, int((weights > 0).sum()))
@@ -78,7 +78,7 @@ class FedLuar(Rounds):
             return plan
         drawn = set(weights.multinomial(num_drawn, generator=generator).tolist())
         uploaded = spec.shared_of({group for index, group in enumerate(spec.sizes) if index not in drawn})
-        return replace(plan, upload=dict.fromkeys(plan.upload, uploaded))
+        return replace(plan, upload=dict.fromkeys(plan.upload, uploaded), due=uploaded)
 
     def update(
         self, state: State, params: Params, plan: RoundPlan, combined: CombinedUpdates, spec: ParamSpec

@@ -50,7 +50,7 @@ class FedNova(Rounds):
         self, state: State, round: int, client_ids: Sequence[int], spec: ParamSpec, generator: Generator
     ) -> RoundPlan:
         """A uniform cohort; every shared tensor travels both ways."""
-        return uniform(self.clients_per_round, round, client_ids, spec, generator)
+        return uniform(self.clients_per_round, round, client_ids, spec, generator, sampling=self.sampling)
 
     def update(
         self, state: State, params: Params, plan: RoundPlan, combined: CombinedUpdates, spec: ParamSpec

@@ -56,7 +56,7 @@ class FedAdagrad(Rounds):
         self, state: State, round: int, client_ids: Sequence[int], spec: ParamSpec, generator: Generator
     ) -> RoundPlan:
         """A uniform cohort; every shared tensor travels both ways."""
-        return uniform(self.clients_per_round, round, client_ids, spec, generator)
+        return uniform(self.clients_per_round, round, client_ids, spec, generator, sampling=self.sampling)
 
     def update(
         self, state: State, params: Params, plan: RoundPlan, combined: CombinedUpdates, spec: ParamSpec
@@ -94,7 +94,7 @@ class FedAdam(Rounds):
         self, state: State, round: int, client_ids: Sequence[int], spec: ParamSpec, generator: Generator
     ) -> RoundPlan:
         """A uniform cohort; every shared tensor travels both ways."""
-        return uniform(self.clients_per_round, round, client_ids, spec, generator)
+        return uniform(self.clients_per_round, round, client_ids, spec, generator, sampling=self.sampling)
 
     def update(
         self, state: State, params: Params, plan: RoundPlan, combined: CombinedUpdates, spec: ParamSpec
@@ -132,7 +132,7 @@ class FedYogi(Rounds):
         self, state: State, round: int, client_ids: Sequence[int], spec: ParamSpec, generator: Generator
     ) -> RoundPlan:
         """A uniform cohort; every shared tensor travels both ways."""
-        return uniform(self.clients_per_round, round, client_ids, spec, generator)
+        return uniform(self.clients_per_round, round, client_ids, spec, generator, sampling=self.sampling)
 
     def update(
         self, state: State, params: Params, plan: RoundPlan, combined: CombinedUpdates, spec: ParamSpec

@@ -38,7 +38,7 @@ from fedelta.aggregation.means import Weighted
 from fedelta.params import Params, ParamSpec, add
 from fedelta.seeds import stream
 from fedelta.settings import Context
-from fedelta.strategies.base import CombinedUpdates, RoundPlan, State, uniform
+from fedelta.strategies.base import CombinedUpdates, RoundPlan, State, drawn
 from fedelta.strategies.cohort import ChosenMean, Rounds, cohort_problems
 
 
@@ -62,6 +62,11 @@ class Windows(Rounds):
     def local_steps(self) -> int:
         """`tau`."""
         return self.tau
+
+    @property
+    def cohort_rounds(self) -> int:
+        """`phi`: a cohort stays for a window."""
+        return self.phi
 
     def problems(self, context: Context) -> list[str]:
         """Reports contradictions with other sections; see `window_problems`."""
@@ -147,13 +152,13 @@ def plan(
     if int(state["window"]) == window:
         accepted = dict(zip(state["cohort"].tolist(), state["accepted"].tolist(), strict=True))
     else:
-        accepted = dict.fromkeys(uniform(strategy.clients_per_round, round, client_ids, spec, generator).cohort, 0)
+        accepted = dict.fromkeys(drawn(strategy.clients_per_round, client_ids, generator, strategy.sampling), 0)
     download = {
         client_id: _names_of(spec, state["last_sync"] >= last_round) if last_round else spec.shared
         for client_id, last_round in accepted.items()
     }
-    upload = dict.fromkeys(accepted, _due(strategy, state, spec, round))
-    return RoundPlan(round, download, upload, num_clients=len(client_ids))
+    due = _due(strategy, state, spec, round)
+    return RoundPlan(round, download, dict.fromkeys(accepted, due), num_clients=len(client_ids), due=due)
 
 
 def update(

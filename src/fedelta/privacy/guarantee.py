@@ -1,0 +1,103 @@
+"""The privacy of a run as its server counts it: what each round releases about whom, and whether it may begin."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from fedelta.privacy.accounting import Epsilons, epsilons, joint
+from fedelta.privacy.settings import Privacy
+from fedelta.privacy.state import EVERYONE, PrivacyState, Release, Spent, grown
+
+
+class Work(NamedTuple):
+    """What a client does in one round of example-level privacy.
+
+    Args:
+        rate: probability with which each of its examples is in a batch.
+        num_steps: noisy steps in a round.
+    """
+
+    rate: float
+    num_steps: int
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """What is promised, and how it is counted.
+
+    | unit | one round releases |
+    |---|---|
+    | client | to everyone, on this round's sample of clients, a Gaussian of `noise_multiplier` |
+    | example | about each client of the cohort, `num_steps` Gaussians on samples of its examples |
+    | local | about each client of the cohort, a Gaussian of half `noise_multiplier`: two deltas differ by 2 C at most |
+
+    If a cohort stays for several rounds (FedLAMA), these are releases about one sample: they are joined before the
+    sampling amplifies them.
+
+    Args:
+        settings: section `[privacy]`.
+        noise_multiplier: given, or calculated for the target.
+        cohort_rate: probability with which a client is in a cohort; 1 if the sampling is not counted on.
+        cohort_rounds: number of rounds that a cohort stays.
+        work: client number to its work, for examples.
+    """
+
+    settings: Privacy
+    noise_multiplier: float
+    cohort_rate: float = 1.0
+    cohort_rounds: int = 1
+    work: Mapping[int, Work] = field(default_factory=dict)
+
+    @property
+    def limit(self) -> float | None:
+        """The epsilon that no round may exceed; None without a limit."""
+        settings = self.settings
+        return settings.target_epsilon if settings.max_epsilon is None else settings.max_epsilon
+
+    def after(self, state: PrivacyState, round: int, client_ids: Collection[int]) -> PrivacyState:
+        """What has been released when `round` is over.
+
+        Args:
+            state: before the round.
+            round: its number, from 1.
+            client_ids: clients whose uploads may have been seen.
+        """
+        if self.settings.unit == "client":
+            is_new = (round - 1) % self.cohort_rounds == 0
+            before = () if is_new else state.releases_of_draw
+            now = (*before, self.noise_multiplier)
+            spent = state.spent
+            if before:
+                spent = grown(spent, EVERYONE, Release(joint(*before), self.cohort_rate), -1)
+            spent = grown(spent, EVERYONE, Release(joint(*now), self.cohort_rate))
+            return replace(state, spent=spent, releases_of_draw=now)
+        spent = state.spent
+        for client_id in sorted(client_ids):
+            release, times = self._of(client_id)
+            spent = grown(spent, str(client_id), release, times)
+        return replace(state, spent=spent)
+
+    def epsilons(self, spent: Spent) -> Epsilons:
+        """The epsilon of whoever is protected least."""
+        results = [epsilons(releases, self.settings.target_delta) for releases in spent.values()]
+        return Epsilons(
+            max((result.pld for result in results), default=0.0), max((result.rdp for result in results), default=0.0)
+        )
+
+    def epsilon(self, spent: Spent) -> float:
+        """The epsilon that is reported and held against the limit; see `Privacy.accountant`."""
+        both = self.epsilons(spent)
+        return both.pld if self.settings.accountant == "pld" else both.rdp
+
+    def allows(self, spent: Spent) -> bool:
+        """Whether `spent` stays within the limit."""
+        return self.limit is None or self.epsilon(spent) <= self.limit
+
+    def _of(self, client_id: int) -> tuple[Release, int]:
+        """What one round releases about a client, and how often."""
+        if self.settings.unit == "local":
+            return Release(self.noise_multiplier / 2), 1
+        rate, num_steps = self.work[client_id]
+        return Release(self.noise_multiplier, rate), num_steps
