@@ -108,9 +108,8 @@ class Scaffold(Rounds):
         self, state: State, round: int, client_ids: Sequence[int], spec: ParamSpec, generator: Generator
     ) -> RoundPlan:
         """A uniform cohort; x and c go down, Delta y_i and Delta c_i come up."""
-        return uniform(
-            self.clients_per_round, round, client_ids, self.steering.extend(spec), generator, sampling=self.sampling
-        )
+        wire = self.steering.extend(spec)
+        return uniform(self.clients_per_round, round, client_ids, wire, generator, sampling=self.sampling)
 
     def update(
         self, state: State, params: Params, plan: RoundPlan, combined: CombinedUpdates, spec: ParamSpec
