@@ -20,6 +20,7 @@ from torch import Generator, Tensor
 from fedelta.data.augmentation import Augmentation, AugmentedInputs
 from fedelta.data.batches import Examples, batches
 from fedelta.engine.bank import LaneBank
+from fedelta.engine.dp_sgd import DpSgd
 from fedelta.engine.exits import ExitLoss, ExitSettings
 from fedelta.engine.model import SharedModel, prepare
 from fedelta.engine.optimizers import LearningRate
@@ -65,6 +66,7 @@ class LaneEngine:
         augmentation: random crops and flips of the images of `train`; None for none.
         exits: which exits clients train; ignored for a model without exits.
         task: gives the loss and the measures.
+        dp: makes the gradient of every step private; None for none. Every job then has `noise_of_step`.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class LaneEngine:
         augmentation: Augmentation | None = None,
         exits: ExitSettings = ExitSettings(),  # noqa: B008 a frozen value
         task: Task = Classification(),  # noqa: B008 likewise
+        dp: DpSgd | None = None,
     ) -> None:
         self.spec = spec
         self.lanes = lanes
@@ -89,6 +92,7 @@ class LaneEngine:
         self.exits = exits
         self.task = task
         self._rule = rule
+        self._dp = dp
         self._model = SharedModel(
             backbone, spec, lanes, train,
             device=self.bank.values_KP.device, cache_bytes=cache_bytes, autocast=compute_dtype == "bfloat16",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -107,6 +107,7 @@ class Job:
         exits: generator for the choice of exits; None if no exit is drawn.
         lr: learning rate that replaces the round's; None to use the round's.
         moving: names of the tensors that are trained, while the others stay at their anchors; None for all.
+        noise_of_step: gives the noise of DP-SGD for a step, counted from 0, and a number of scalars; None without it.
     """
 
     client_id: int
@@ -123,6 +124,7 @@ class Job:
     exits: Generator | None = None
     lr: float | None = None
     moving: frozenset[str] | None = None
+    noise_of_step: Callable[[int, int], Tensor] | None = None
 
 
 @dataclass(frozen=True)

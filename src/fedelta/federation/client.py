@@ -31,6 +31,7 @@ from fedelta.federation.packs import Answer, Pack
 from fedelta.federation.records import Fault, Reply
 from fedelta.federation.tiers import Tiers
 from fedelta.params import Params, ParamSpec, is_finite, select
+from fedelta.privacy.local import SitePrivacy
 from fedelta.seeds import stream
 from fedelta.strategies.base import RoundPlan, Steering
 
@@ -53,6 +54,7 @@ class Site:
         memories: what clients keep between rounds.
         places: how many packs this machine could train side by side; 1: a cohort is one pack.
         threads: number of arithmetic threads for training, constant because the last bits depend on it; None: all.
+        privacy: how what the clients send is made private; None without section `[privacy]`.
     """
 
     engine: LaneEngine
@@ -66,6 +68,7 @@ class Site:
     memories: Memories = field(default_factory=Memories)
     places: int = 1
     threads: int | None = None
+    privacy: SitePrivacy | None = None
 
     @cached_property
     def wire(self) -> ParamSpec:
