@@ -39,6 +39,9 @@ class Randomness(Protocol):
     def normal(self, num: int, *path: str | int) -> Tensor:
         """`num` independent standard normal numbers from the stream at `path`, float64 of shape [num], on the CPU."""
 
+    def below(self, *path: str | int) -> Randomness:
+        """Streams for one occasion of many, which is named by `path`."""
+
 
 @dataclass(frozen=True)
 class Seeded:
@@ -58,6 +61,10 @@ class Seeded:
     def normal(self, num: int, *path: str | int) -> Tensor:
         """See `Randomness.normal`."""
         return torch.randn(num, generator=stream(self.seed, *path), dtype=torch.float64)
+
+    def below(self, *path: str | int) -> Seeded:  # noqa: ARG002 the protocol's
+        """The same streams: those of a simulation, which knows no occasions."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,7 @@ class Secret:
         return True
 
     def below(self, *path: str | int) -> Secret:
-        """Streams of a key of their own, which follows from this one: for one run of many, for example."""
+        """Streams of a key of their own, which follows from this one and `path`."""
         return Secret(self._bytes(KEY_BYTES, "key", *path))
 
     def generator(self, *path: str | int) -> Generator:
