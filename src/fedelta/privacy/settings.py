@@ -18,6 +18,7 @@ from fedelta.aggregation.means import Uniform
 from fedelta.settings import Context, Settings
 
 Unit = Literal["none", "example", "client", "local"]
+Clipping = Literal["flat", "per-group", "adaptive"]
 # "fedpeft-code" and "fedpeft-text" are the noise of FedPEFT's authors, which guarantees nothing.
 Mechanism = Literal["gaussian", "fedpeft-code", "fedpeft-text"]
 
@@ -51,7 +52,7 @@ class Privacy(Settings):
     noise_multiplier: float | None = Field(default=None, gt=0)
     max_epsilon: float | None = Field(default=None, gt=0)
     clipping_norm: float = Field(default=1.0, gt=0)  # FedPEFT
-    clipping: Literal["flat", "per-group", "adaptive"] = "flat"
+    clipping: Clipping = "flat"
     target_quantile: float = Field(default=0.5, gt=0, lt=1)  # Andrew et al. 2021
     clipping_lr: float = Field(default=0.2, gt=0)  # Andrew et al. 2021
     count_noise: float | None = Field(default=None, gt=0)  # Andrew et al. 2021: clients_per_round / 20
