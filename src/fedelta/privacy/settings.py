@@ -65,6 +65,10 @@ class Privacy(Settings):
         """Whether something is protected."""
         return self.unit != "none"
 
+    def is_secure(self, *, is_deployed: bool) -> bool:
+        """Whether noise comes from the operating system; see `randomness`."""
+        return self.randomness == "secure" or (self.randomness == "auto" and is_deployed)
+
     @model_validator(mode="after")
     def _one_strength(self) -> Privacy:
         if self.target_epsilon is not None and self.noise_multiplier is not None:
