@@ -216,8 +216,9 @@ def _work(site: Site, pack: Pack, client_id: int, received: Params) -> _Work:
 def _answer(site: Site, pack: Pack, work: _Work, trained: Trained, lr: float) -> Answer:
     """The reply of a client, and the memory that it has if the reply is accepted."""
     client_id, num_examples = trained.client_id, len(site.partition[trained.client_id])
-    metrics = {"train_loss": trained.train_loss}
-    delta = {name: tensor.cpu() for name, tensor in trained.delta.items()}
+    # The loss would tell about the data what no noise covers.
+    metrics = {"train_loss": trained.train_loss} if site.privacy is None else {}
+    delta = _delta(site, pack, trained)
     if site.steering is not None:
         step_length = lr * site.engine.client.effective_steps(num_examples)
         delta |= site.steering.beside(work.received, delta, step_length)
@@ -229,11 +230,22 @@ def _answer(site: Site, pack: Pack, work: _Work, trained: Trained, lr: float) ->
     except PayloadError as error:
         return Answer(Reply(client_id, num_examples, b"", metrics, fault=Fault(str(error))))
     unsent = {name: tensor.cpu() for name, tensor in trained.kept.items() if site.engine.spec.tensors[name].shared}
+    if site.privacy is not None and site.privacy.is_local:  # a fault would tell about the data
+        unsent = {name: tensor if is_finite(tensor) else work.job.anchor[name] for name, tensor in unsent.items()}
     if not all(map(is_finite, unsent.values())):
         fault = Fault("tensors that the client keeps for a later upload are NaN or infinite")
         return Answer(Reply(client_id, num_examples, b"", metrics, fault))
     memory = _memory_after(site, work, trained, sent=sent, payload=payload, unsent=unsent)
     return Answer(Reply(client_id, num_examples, payload, metrics), memory)
+
+
+def _delta(site: Site, pack: Pack, trained: Trained) -> Params:
+    """What the client has changed; under `unit = "local"` only what it sends of that, with noise."""
+    delta = {name: tensor.cpu() for name, tensor in trained.delta.items()}
+    if site.privacy is None or not site.privacy.is_local:
+        return delta
+    sent = select(delta, (name for name in pack.upload[trained.client_id] if name in delta))
+    return site.privacy.randomised(sent, site.engine.spec, pack.round, trained.client_id)
 
 
 def _memory_after(site: Site, work: _Work, trained: Trained, *, sent: Params, payload: bytes, unsent: Params) -> Memory:
