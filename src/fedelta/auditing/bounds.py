@@ -10,7 +10,7 @@ of the trials; limits (Clopper-Pearson) and bounds come from the other half. All
 confidence (Bonferroni).
 
 There are two bounds. The first needs no assumption, but n trials can never show more than about ln(n). The second asks
-which noise, in a mechanism that is otherwise the one that was accounted for, can be reconciled with the trials: it holds
+which noise, in a mechanism that is otherwise the accounted one, can be reconciled with the trials: it holds
 the limits against the whole curve delta(epsilon) instead of one point.
 
 Source: Jagielski et al. 2020 (arXiv 2006.07709), Nasr et al. 2021 (arXiv 2101.04535) and 2023 (arXiv 2302.07956).

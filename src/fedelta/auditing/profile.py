@@ -12,7 +12,7 @@ from fedelta.privacy.accounting import composed
 from fedelta.privacy.state import Release
 
 _NORMAL = NormalDist()
-# Of the privacy loss. Coarser than where epsilon is reported: a curve is held against measured limits, which are coarser.
+# Of the privacy loss. Coarser than where epsilon is reported: measured limits are coarser still.
 _INTERVAL, _COARSE_INTERVAL = 1e-3, 1e-2
 
 
