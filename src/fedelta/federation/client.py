@@ -101,7 +101,7 @@ class Site:
 
     def _parts(self, client_ids: Collection[int]) -> list[tuple[int, ...]]:
         if self.places == 1:
-            return [tuple(sorted(client_ids))]
+            return [tuple(sorted(client_ids))] if client_ids else []
         work = {client_id: self.work_of(client_id) for client_id in client_ids}
         depths = None if self.tiers is None else self.tiers.depths
         return packs_of(work, lanes=self.engine.lanes.num, places=self.places, depths=depths)

@@ -8,7 +8,7 @@ corrects the gradient of a step, or a `Steering`, which also keeps and sends ten
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import torch
@@ -35,6 +35,7 @@ class RoundPlan:
         num_holders: name of a tensor to the number of clients that hold it; None: all clients hold all tensors.
         due: names of the tensors that every client of the cohort must send as far as it holds them, also if the cohort
             is empty; None: those in `upload`. Noise is added to all of them.
+        asks_squares: whether the strategy needs `Noised.squares` if the run has client-level privacy.
     """
 
     round: int
@@ -43,6 +44,7 @@ class RoundPlan:
     num_clients: int
     num_holders: Mapping[str, int] | None = None
     due: tuple[str, ...] | None = None
+    asks_squares: bool = False
 
     @property
     def cohort(self) -> tuple[int, ...]:
@@ -90,19 +92,36 @@ def drawn(size: int, client_ids: Sequence[int], generator: Generator, sampling: 
 
 
 @dataclass(frozen=True)
+class Noised:
+    """What client-level privacy tells a strategy about the noise of a round.
+
+    Args:
+        variances: tensor name to the variance of the noise in each element of `CombinedUpdates.mean`.
+        squares: group to the noisy mean over clients of the squared norm of their delta; empty unless the plan
+            `asks_squares`. It may be negative.
+    """
+
+    variances: Mapping[str, float]
+    squares: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class CombinedUpdates:
     """The accepted replies of a round, combined by the aggregation.
 
     Args:
         mean: combined deltas of the trained tensors, float64, each over the clients that sent it; a tensor that too few
-            clients sent is absent.
+            clients sent is absent. With client-level privacy noisy, of all tensors that are due, each over the number
+            of clients that were expected to send it.
         client_ids: ids of the accepted clients, ascending.
         updates: the single updates, by ascending client id, if the strategy reads "each"; else empty.
+        noised: what is known of the noise; None without client-level privacy, with which `updates` are empty.
     """
 
     mean: Params
     client_ids: tuple[int, ...]
     updates: tuple[Update, ...] = ()
+    noised: Noised | None = None
 
 
 class Steering(Protocol):
@@ -148,6 +167,14 @@ class Strategy(Protocol):
     @property
     def reads(self) -> Reads:
         """What `update` needs: "sum" for the mean only, "each" for the single updates too."""
+
+    @property
+    def private(self) -> bool:
+        """Whether it may be used with client-level privacy.
+
+        Then the params, and all that decides which tensors are due, must depend on clients through `combined.mean` and
+        `combined.noised` only: not on who is in a cohort, who replied, or on single updates.
+        """
 
     @property
     def num_rounds(self) -> int:

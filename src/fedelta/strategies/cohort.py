@@ -39,6 +39,7 @@ class Rounds(Settings):
     max_examples: int = Field(default=1_000_000, ge=1)  # our choice: far more than a client of the papers has
     logged: ClassVar[tuple[str, ...]] = ()
     reads: ClassVar[Reads] = "sum"
+    private: ClassVar[bool] = False
     steering: ClassVar[Steering | None] = None
     layerwise: ClassVar[bool] = False
 
