@@ -80,6 +80,11 @@ class Site:
         """The memory of a client before its first round."""
         return Memory(self.start, {} if self.steering is None else self.steering.start(self.engine.spec))
 
+    @property
+    def example_privacy(self) -> SitePrivacy | None:
+        """The privacy of single examples, which training itself provides; None without it."""
+        return self.privacy if self.privacy is not None and self.privacy.settings.unit == "example" else None
+
     def memory_of(self, client_id: int) -> Memory:
         """The memory of a client."""
         return self.memories.of(client_id) or self.blank
@@ -104,7 +109,7 @@ class Site:
             return [tuple(sorted(client_ids))] if client_ids else []
         work = {client_id: self.work_of(client_id) for client_id in client_ids}
         depths = None if self.tiers is None else self.tiers.depths
-        return packs_of(work, lanes=self.engine.lanes.num, places=self.places, depths=depths)
+        return packs_of(work, lanes=self.engine.clients_at_once, places=self.places, depths=depths)
 
     def work_of(self, client_id: int) -> float:
         """A client's work in a round: processed examples times blocks."""
@@ -187,11 +192,13 @@ def _work(site: Site, pack: Pack, client_id: int, received: Params) -> _Work:
             f"{len(lacking)} of {len(held)} tensors are neither in the download nor kept from an earlier round, "
             f"first `{lacking[0]}`"
         )
-    rows, client = site.partition[client_id], site.engine.client
+    rows, client, private = site.partition[client_id], site.engine.client, site.example_privacy
     steps_before = (pack.round - 1) * (client.local_steps or 0)
     epoch, skip = divmod(steps_before, client.epoch_steps(len(rows)))
 
     def epochs(purpose: str) -> Iterator[Generator]:
+        if private is not None:
+            return repeat(private.randomness.generator(purpose, pack.round, client_id))
         if client.local_steps is None:
             return repeat(stream(site.seed, purpose, pack.round, client_id))
         return (stream(site.seed, purpose, "epoch", number, client_id) for number in count(epoch + 1))
@@ -201,7 +208,7 @@ def _work(site: Site, pack: Pack, client_id: int, received: Params) -> _Work:
         rows,
         anchor=select(anchors, held),
         order=epochs("batches"),
-        noise=stream(site.seed, "dropout", pack.round, client_id),
+        noise=next(epochs("dropout")) if private else stream(site.seed, "dropout", pack.round, client_id),
         augmentation=epochs("augmentation"),
         skip=skip,
         local={name: memory.adrift[name].value for name in held if name in memory.adrift and name not in received},
@@ -209,6 +216,7 @@ def _work(site: Site, pack: Pack, client_id: int, received: Params) -> _Work:
         offset={} if site.steering is None else site.steering.offset(received, memory.remembered),
         depth=None if site.tiers is None else site.tiers.depths[client_id],
         exits=stream(site.seed, "exits", pack.round, client_id),
+        noise_of_step=None if private is None else private.step_noise(pack.round, client_id),
     )
     return _Work(job, received, memory)
 
