@@ -11,7 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fedelta.privacy.accounting import epsilons
 from fedelta.privacy.correlated import Correlated, binomial, fitted
+from fedelta.privacy.guarantee import Guarantee
+from fedelta.privacy.settings import Privacy
+from fedelta.privacy.state import EVERYONE, PrivacyState, Release
 from fedelta.seeds import stream
 from fedelta.strategies.base import turn
 
@@ -133,3 +137,26 @@ def test_the_fitted_noise_disturbs_the_params_far_less_than_independent_noise(
 
 def test_the_fitted_noise_is_independent_where_every_client_is_in_every_round():
     assert fitted(4, 50, 16, 16).weights == (1.0, 0.0, 0.0, 0.0)
+
+
+def test_all_rounds_together_are_one_release_that_grows_with_every_turn():
+    # Independent noise, 2 of 4 clients: everyone has had 1 turn after round 2, and somebody a second after round 3.
+    privacy = Privacy(unit="client", mechanism="banded", noise_multiplier=3.0, target_delta=1e-3)
+    guarantee = Guarantee(privacy, noise_multiplier=3.0, correlated=Correlated((1.0,), 4, 2))
+    state = PrivacyState()
+    for round, num_turns in ((1, 1), (2, 1), (3, 2), (4, 2), (5, 3)):
+        state = guarantee.after(state, round, [0, 1] if round % 2 else [2, 3])
+        [(release, times)] = state.spent[EVERYONE].items()
+        assert (release.noise_multiplier, release.rate, times) == (pytest.approx(3 / num_turns**0.5), 1.0, 1)
+    # as a turn in three rounds with independent noise
+    assert guarantee.epsilon(state.spent) == pytest.approx(epsilons({Release(3.0): 3}, 1e-3).pld, abs=1e-3)
+
+
+def test_a_round_may_not_begin_that_would_exceed_the_budget():
+    privacy = Privacy(unit="client", mechanism="banded", noise_multiplier=3.0, target_delta=1e-3, max_epsilon=1.3)
+    guarantee = Guarantee(privacy, noise_multiplier=3.0, correlated=fitted(4, 20, 4, 2))
+    spent = [guarantee.after(PrivacyState(), round, []).spent for round in range(1, 21)]
+    results = [guarantee.epsilon(of_round) for of_round in spent]
+    assert results == sorted(results)
+    assert [guarantee.allows(of_round) for of_round in spent] == [epsilon <= 1.3 for epsilon in results]
+    assert results[0] <= 1.3 < results[-1]
