@@ -103,7 +103,7 @@ class Central:
         if plan.asks_squares:
             beside.append(self.squares_multiplier)
         left = self.noise_multiplier**-2 - math.fsum(z**-2 for z in beside)
-        return left**-0.5 if beside else self.noise_multiplier
+        return 1 / math.sqrt(left) if beside else self.noise_multiplier
 
     @property
     def squares_multiplier(self) -> float:
