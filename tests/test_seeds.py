@@ -66,7 +66,9 @@ def test_streams_leave_the_global_generator_alone():
 def test_uniform_numbers_are_even_and_go_on_from_call_to_call():
     generator = stream(7, "cohort")
     numbers = torch.cat([uniform_numbers(generator, 1000) for _ in range(20)])
-    assert numbers.min() >= 0 and numbers.max() < 1 and len(numbers.unique()) == 20_000
+    assert numbers.min() >= 0
+    assert numbers.max() < 1
+    assert len(numbers.unique()) == 20_000
     # 20 cells of 1,000 numbers expected each: chi-square with 19 degrees of freedom, 0.1 % to either side.
     counts = numbers.histc(bins=20, min=0, max=1)
     assert 5.4 < ((counts - 1000) ** 2 / 1000).sum() < 43.8
