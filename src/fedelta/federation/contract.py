@@ -60,7 +60,7 @@ def check_private_plan(federation: Federation, plan: RoundPlan) -> None:
     if strategy.sampling == "poisson":
         first = round - (round - 1) % strategy.cohort_rounds
         numbers, draws = federation.clients.numbers, federation.draws(first)
-        expected = drawn(strategy.clients_per_round, numbers, draws, "poisson")
+        expected = drawn(strategy.clients_per_round, first, numbers, draws, "poisson")
         if list(plan.cohort) != expected:
             problem = f"asks the clients {list(plan.cohort)}, expected {expected}, the Poisson sample of `generator`"
             raise _broken(strategy, round, "plan", [problem])
