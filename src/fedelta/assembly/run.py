@@ -15,7 +15,7 @@ from fedelta.assembly.local import processes_of, shared_out
 from fedelta.assembly.model import TunedModel, tiers_of, tuned_model, work_of
 from fedelta.assembly.origin import origin_of
 from fedelta.assembly.parts import Peaks
-from fedelta.assembly.server import build_server
+from fedelta.assembly.server import build_server, protecting
 from fedelta.assembly.site import build_site, details, evaluate, few_rows, num_lanes, read_data
 from fedelta.codecs.wire import encode
 from fedelta.config import Config, parse_config
@@ -30,12 +30,13 @@ from fedelta.federation.tiers import Tiers
 from fedelta.models.hub import Backbone
 from fedelta.params import Params, ParamSpec, select
 from fedelta.plugins import for_processes, load_same
+from fedelta.privacy.guarantee import Guarantee
+from fedelta.privacy.randomness import Seeded
 from fedelta.record.files import Record
 from fedelta.record.origin import Origin
 from fedelta.record.partition import partition_record
 from fedelta.runtimes.processes import Processes
 from fedelta.runtimes.stability import Stability, Unstable
-from fedelta.seeds import stream
 from fedelta.strategies.base import Strategy
 from fedelta.tasks.base import Evaluation
 from fedelta.tasks.details import Details
@@ -199,6 +200,7 @@ def assemble(
         tiers=tiers,
         num_held_out=len(data.held_out),
     )
+    federation = protecting(federation, _guarantee(config, federation), Seeded(config.seed))
     _check_deadline(config, federation, runtime, model.params)
     return Assembly(config, model, data, site, federation, all_tiers, processes)
 
@@ -229,17 +231,24 @@ def _runtime(config: Config, model: TunedModel, site: Site, processes: Processes
     return Unstable(local, config.stability, work_of(config), num_examples, config.seed, workloads)
 
 
+def _guarantee(config: Config, federation: Federation) -> Guarantee | None:
+    strategy, privacy = federation.strategy, config.privacy
+    if privacy.unit != "client" or privacy.noise_multiplier is None:
+        return None
+    is_poisson, num_clients = strategy.sampling == "poisson", len(federation.clients.numbers)
+    rate = strategy.clients_per_round / num_clients if is_poisson else 1.0
+    return Guarantee(privacy, privacy.noise_multiplier, rate, strategy.cohort_rounds)
+
+
 def _check_deadline(config: Config, federation: Federation, runtime: Runtime, params: Params) -> None:
     """Raises if too few clients can meet the deadline even without delays."""
     deadline = config.stability.deadline_seconds
     if deadline is None or not isinstance(runtime, Unstable):
         return
     state = federation.strategy.init(params, federation.spec)
-    cohort = stream(config.seed, "cohort", 1)
-    plan = federation.strategy.plan(state, 1, federation.clients.numbers, federation.spec, cohort)
-    downloads = dict.fromkeys(federation.clients.numbers, plan.download[plan.cohort[0]])
+    downloads = dict.fromkeys(federation.clients.numbers, federation.wire.shared)
     if federation.tiers is not None:
-        downloads = dict(federation.tiers.restrict(replace(plan, download=downloads)).download)
+        downloads = federation.tiers.held(downloads)
     num_bytes = {
         names: len(encode(select({**state, **params}, names), federation.wire, config.codec.down)[0])
         for names in set(downloads.values())

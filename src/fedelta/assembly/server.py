@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 from fedelta.assembly.model import work_of
 from fedelta.codecs.wire import encode
@@ -15,6 +16,9 @@ from fedelta.federation.contract import started
 from fedelta.federation.tiers import Tiers
 from fedelta.params import Params, ParamSpec, select
 from fedelta.plugins import provider_of
+from fedelta.privacy.central import Central
+from fedelta.privacy.guarantee import Guarantee
+from fedelta.privacy.randomness import Randomness
 from fedelta.strategies.base import Strategy
 from fedelta.tasks.base import Evaluation
 
@@ -125,3 +129,26 @@ def _strategy(config: Config, spec: ParamSpec, params: Params, num_clients: int)
         return sum(len(encode(tensors, spec, codec)[0]) for codec in (config.codec.down, config.codec.up))
 
     return config.strategy.within(config.byte_budget_mib * 2**20, spec, num_clients, exchange_bytes)
+
+
+def protecting(federation: Federation, guarantee: Guarantee | None, randomness: Randomness) -> Federation:
+    """`federation` with what its server does for a guarantee: it counts, and for clients it adds the noise.
+
+    Args:
+        federation: without privacy.
+        guarantee: None: no privacy.
+        randomness: of the server; draws noise and cohorts for client-level privacy.
+
+    Raises:
+        ConfigError: strategy, mean or tensors do not fit client-level privacy.
+    """
+    if guarantee is None or guarantee.settings.unit != "client":
+        return replace(federation, privacy=guarantee)
+    central = Central(
+        guarantee.settings,
+        guarantee.noise_multiplier,
+        expected_clients=federation.strategy.clients_per_round,
+        num_clients=len(federation.clients.numbers),
+        randomness=randomness,
+    )
+    return replace(federation, privacy=guarantee, central=central)

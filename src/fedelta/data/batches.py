@@ -94,3 +94,21 @@ def batches(
     """
     epochs = (rows[torch.randperm(len(rows), generator=generator)].split(batch_size) for generator in generators)
     return itertools.islice(itertools.chain.from_iterable(epochs), skip, skip + num_steps)
+
+
+def poisson_batches(rows: Tensor, rate: float, num_steps: int, generator: Generator) -> Iterator[Tensor]:
+    """Yields `num_steps` samples of `rows`, each with every row at probability `rate`, independently; some are empty.
+
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> [batch.tolist() for batch in poisson_batches(torch.arange(5), 0.3, 4, generator)]
+    [[], [1, 4], [1], [2]]
+
+    Args:
+        rows: of one client, int64.
+        rate: above 0 and at most 1.
+        num_steps: number of samples.
+        generator: of the client; whoever knows it knows the samples.
+    """
+    for _ in range(num_steps):
+        # float64: the rate is counted on, and float32 would round it.
+        yield rows[torch.rand(len(rows), generator=generator, dtype=torch.float64) < rate]
