@@ -51,13 +51,12 @@ NOT_COVERED = {
 }
 
 
-def privacy_of_round(outcome: RoundOutcome, promise: Promise, clipping_norm: float | None) -> Record:
+def privacy_of_round(outcome: RoundOutcome, promise: Promise) -> Record:
     """What a record of `rounds.jsonl` says about privacy.
 
     Args:
         outcome: of the round.
         promise: of the run.
-        clipping_norm: C of the round; None before the first.
 
     Returns:
         `epsilon` of all rounds so far, by the accountant that the run goes by, `epsilon_rdp` and `clipping_norm`. An
@@ -67,7 +66,7 @@ def privacy_of_round(outcome: RoundOutcome, promise: Promise, clipping_norm: flo
     return {
         "epsilon": reported(outcome, promise),
         "epsilon_rdp": None if both is None else _finite(both.rdp),
-        "clipping_norm": promise.clipping_norm if clipping_norm is None else clipping_norm,
+        "clipping_norm": promise.clipping_norm if outcome.clipping_norm is None else outcome.clipping_norm,
     }
 
 
