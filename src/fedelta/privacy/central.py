@@ -113,7 +113,7 @@ class Central:
     def squares_multiplier(self) -> float:
         """The noise multiplier of squared norms."""
         left = self.noise_multiplier**-2 - ((2 * self.count_noise) ** -2 if self.is_adaptive else 0.0)
-        return (_SQUARES_SHARE * left) ** -0.5
+        return 1 / math.sqrt(_SQUARES_SHARE * left)
 
     def start(self, plan: RoundPlan, spec: ParamSpec, clipping_norm: float | None) -> Noising:
         """The mechanism of a round, before the first update.
