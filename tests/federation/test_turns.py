@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass, field, replace
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +27,9 @@ from fedelta.params import Params, ParamSpec
 from fedelta.privacy.central import Central
 from fedelta.privacy.correlated import Correlated, binomial, fitted
 from fedelta.privacy.guarantee import Guarantee
-from fedelta.privacy.randomness import Seeded
+from fedelta.privacy.randomness import Secret, Seeded
 from fedelta.privacy.settings import Privacy
-from fedelta.privacy.state import EVERYONE
+from fedelta.privacy.state import EVERYONE, PrivacyState
 from fedelta.strategies.base import RoundPlan, State, Strategy, uniform
 from fedelta.strategies.fedavg import FedAvg, FedAvgM
 from fedelta.strategies.fedluar import FedLuar
@@ -183,16 +184,52 @@ def test_one_band_is_independent_noise_to_the_last_bit():
         assert_same_bits(outcome.params, expected.params)
 
 
-def test_a_run_that_goes_on_after_a_kill_repeats_the_same_noise():
+@pytest.mark.parametrize("randomness", [Seeded(0), Secret(bytes(32))], ids=["seeded", "secret"])
+def test_a_run_that_goes_on_after_a_kill_repeats_the_same_noise(randomness):
     running = federation(
         strategy=FedAvgM(clients_per_round=CLIENTS_PER_ROUND, num_rounds=NUM_ROUNDS, sampling="cyclic", mean=Uniform())
     )
+    running = replace(running, central=replace(running.central, randomness=randomness))
     results = outcomes(running)
     third = results[2]
-    resumed = federate(running, Standing(third.params, third.state, third.round, privacy=third.privacy))
+    privacy = PrivacyState.from_record(json.loads(json.dumps(third.privacy.as_record())))
+    resumed = federate(running, Standing(third.params, third.state, third.round, privacy=privacy))
     for outcome, expected in zip(resumed, results[3:], strict=True):
         assert_same_bits(outcome.params, expected.params)
         assert outcome.privacy == expected.privacy
+
+
+def test_a_round_that_is_repeated_with_other_replies_has_other_secret_noise_and_later_rounds_take_back_the_right_one():
+    # Client by client nobody, or only one, replies in round 2; round 3 takes back what round 2 really had.
+    everyone = frozenset(range(NUM_CLIENTS))
+    quiet = federation(Drifting(everyone))
+    secret = replace(quiet.central, randomness=Secret(bytes(32)))
+    first, second = list(islice(federate(replace(quiet, central=secret), Standing(START, {})), 2))
+    one = Drifting(everyone - {second.cohort[0]})
+    again = next(
+        federate(
+            replace(quiet, central=secret, runtime=one),
+            Standing(first.params, first.state, first.round, privacy=first.privacy),
+        )
+    )
+    assert second.privacy.labels[0] != again.privacy.labels[0]
+    assert second.privacy.labels[1:] == again.privacy.labels[1:] == first.privacy.labels[:1]
+    # A clipped delta moves the sum by 1, and thus the params by 1/2; other noise by far more.
+    assert np.linalg.norm(flat(again.params) - flat(second.params)) > 0.6
+    third = next(federate(replace(quiet, central=secret), Standing(again.params, {}, 2, privacy=again.privacy)))
+    independent = [
+        np.concatenate(
+            [
+                secret.randomness.below("release", round, label)
+                .normal(SPEC.tensors[name].numel, "privacy", round, "delta", name)
+                .numpy()
+                for name in SPEC
+            ]
+        )
+        for round, label in ((3, third.privacy.labels[0]), (2, again.privacy.labels[0]), (1, first.privacy.labels[0]))
+    ]
+    expected = sum(weight * noise for weight, noise in zip(CORRELATED.weights, independent, strict=True))
+    np.testing.assert_allclose(flat(third.params) - flat(again.params), expected, atol=1e-5)  # z C / M = 1
 
 
 def test_the_epsilon_of_every_round_is_that_of_all_rounds_so_far():
