@@ -15,7 +15,8 @@ from fedelta.assembly.local import processes_of, shared_out
 from fedelta.assembly.model import TunedModel, tiers_of, tuned_model, work_of
 from fedelta.assembly.origin import origin_of
 from fedelta.assembly.parts import Peaks
-from fedelta.assembly.server import build_server
+from fedelta.assembly.privacy import guarantee_of
+from fedelta.assembly.server import build_server, check_cohort, strategy_of
 from fedelta.assembly.site import build_site, details, evaluate, few_rows, num_lanes, read_data
 from fedelta.codecs.wire import encode
 from fedelta.config import Config, parse_config
@@ -30,6 +31,7 @@ from fedelta.federation.tiers import Tiers
 from fedelta.models.hub import Backbone
 from fedelta.params import Params, ParamSpec, select
 from fedelta.plugins import for_processes, load_same
+from fedelta.privacy.guarantee import Guarantee
 from fedelta.record.files import Record
 from fedelta.record.origin import Origin
 from fedelta.record.partition import partition_record
@@ -184,6 +186,8 @@ def assemble(
     clients = data.clients.only(data.partition)
     all_tiers = tiers_of(config, model, data.clients)
     tiers = None if all_tiers is None else all_tiers.only(clients.numbers)
+    with stage("noise for privacy") if config.privacy.is_on else nullcontext():
+        guarantee = _guarantee(config, model, data)
     with stage("lanes"):
         site = shared_out(config, build_site(config, model, data, tiers))
     build = partial(worker_site, config.to_toml(), tuple(for_processes())) if is_from_config else None
@@ -198,6 +202,7 @@ def assemble(
         evaluate=lambda params: evaluate(site, params, data.test),
         tiers=tiers,
         num_held_out=len(data.held_out),
+        privacy=guarantee,
     )
     _check_deadline(config, federation, runtime, model.params)
     return Assembly(config, model, data, site, federation, all_tiers, processes)
@@ -215,6 +220,13 @@ def worker_site(config: str, plugins: Sequence[str], number: int) -> Site:
     if torch.cuda.is_available():
         torch.cuda.set_device(number)
     return assemble(parse_config(tomllib.loads(config))).site
+
+
+def _guarantee(config: Config, model: TunedModel, data: FederatedData) -> Guarantee | None:
+    """What is guaranteed to the clients of a simulation."""
+    check_cohort(config, len(data.partition), len(data.held_out))
+    strategy = strategy_of(config, model.spec, model.params, len(data.partition))
+    return guarantee_of(config, strategy, {client_id: len(rows) for client_id, rows in data.partition.items()})
 
 
 def _runtime(config: Config, model: TunedModel, site: Site, processes: Processes | None) -> Runtime:

@@ -15,6 +15,7 @@ from fedelta.federation.contract import started
 from fedelta.federation.tiers import Tiers
 from fedelta.params import Params, ParamSpec, select
 from fedelta.plugins import provider_of
+from fedelta.privacy.guarantee import Guarantee
 from fedelta.strategies.base import Strategy
 from fedelta.tasks.base import Evaluation
 
@@ -31,6 +32,7 @@ def build_server(
     evaluate: Callable[[Params], Evaluation | None] | None = None,
     tiers: Tiers | None = None,
     num_held_out: int = 0,
+    privacy: Guarantee | None = None,
 ) -> Federation:
     """Returns the arguments of `federate`; needs neither data nor the weights of the backbone.
 
@@ -43,13 +45,14 @@ def build_server(
         evaluate: measures params; None if the server cannot.
         tiers: depth of each client (`tiers_of`).
         num_held_out: number of further clients, which take part in no round.
+        privacy: what is guaranteed (`guarantee_of`).
 
     Raises:
         ConfigError: the strategy needs more clients or a larger byte budget, or does not fit the groups.
     """
-    _check_cohort(config, len(clients.numbers), num_held_out)
+    check_cohort(config, len(clients.numbers), num_held_out)
     budget = config.byte_budget_mib
-    strategy = _strategy(config, spec, params, len(clients.numbers))
+    strategy = strategy_of(config, spec, params, len(clients.numbers))
     started(strategy, params, spec)  # raises if the strategy does not fit the groups
     federation = Federation(
         strategy=strategy,
@@ -63,6 +66,7 @@ def build_server(
         evaluate_every=config.evaluate_every,
         byte_budget=None if budget is None else int(budget * 2**20),
         tiers=tiers,
+        privacy=privacy,
         has_plugin=any(provider_of(method) is not None for method in (strategy, strategy.mean)),
     )
     _warn_of_one_group(federation, config.tuning.name)
@@ -104,7 +108,7 @@ def _check_mean(federation: Federation) -> None:
         )
 
 
-def _check_cohort(config: Config, num_clients: int, num_held_out: int) -> None:
+def check_cohort(config: Config, num_clients: int, num_held_out: int) -> None:
     """Raises if a cohort is larger than the federation."""
     cohort = config.strategy.clients_per_round
     if cohort > num_clients:
@@ -115,7 +119,7 @@ def _check_cohort(config: Config, num_clients: int, num_held_out: int) -> None:
         )
 
 
-def _strategy(config: Config, spec: ParamSpec, params: Params, num_clients: int) -> Strategy:
+def strategy_of(config: Config, spec: ParamSpec, params: Params, num_clients: int) -> Strategy:
     """The strategy of the run, adapted to the byte budget if there is one."""
     if config.byte_budget_mib is None:
         return config.strategy

@@ -64,6 +64,11 @@ class Privacy(Settings):
         """Whether something is protected."""
         return self.unit != "none"
 
+    @property
+    def is_reproduction(self) -> bool:
+        """Whether the noise is FedPEFT's own, which guarantees nothing."""
+        return self.mechanism != "gaussian"
+
     @model_validator(mode="after")
     def _one_strength(self) -> Privacy:
         if self.target_epsilon is not None and self.noise_multiplier is not None:
