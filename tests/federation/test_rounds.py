@@ -530,10 +530,10 @@ class Counting:
 def test_a_mean_that_needs_sums_holds_one_decoded_update_and_a_median_all(mean: Aggregation, least: int, most: int):
     # Two tensors an update; the last one may not be collected before the next is decoded.
     codec = Counting([], [])
-    strategy = FedAvg(clients_per_round=10, num_rounds=1)
+    strategy = FedAvg(clients_per_round=10, num_rounds=1).model_copy(update={"mean": mean})
     running = replace(
         federation(lambda plan: [reply(client_id, codec=codec) for client_id in plan.cohort], codec=codec),
-        strategy=strategy, clients=Clients.of(range(10)), around=lambda _: mean,
+        strategy=strategy, clients=Clients.of(range(10)),
     )  # fmt: skip
     outcomes(running)
     assert least <= max(codec.most) <= most
@@ -611,7 +611,7 @@ def test_a_strategy_that_looks_at_each_update_is_refused_where_only_sums_may_be_
     windowed = FedLama(clients_per_round=3, num_rounds=1)
     assert replace(federation(), strategy=windowed).aggregation == windowed.mean
     with pytest.raises(ConfigError) as caught:
-        replace(federation(), strategy=windowed, around=Hidden)
+        replace(federation(), strategy=windowed.model_copy(update={"mean": Hidden(Weighted())}))
     [problem] = caught.value.problems
     assert problem.startswith(
         "`strategy.name` is 'fedlama', which reads the update of each client, but the aggregation"
@@ -619,7 +619,8 @@ def test_a_strategy_that_looks_at_each_update_is_refused_where_only_sums_may_be_
     assert problem.endswith("'hidden' gives only their sum")
     assert caught.value.hint is not None
     # FedAvg sees nothing but the sum.
-    assert outcomes(replace(federation(), around=Hidden))[0].params["a"].item() == 3.0
+    hidden = FedAvg(clients_per_round=3, num_rounds=1).model_copy(update={"mean": Hidden(Weighted())})
+    assert outcomes(replace(federation(), strategy=hidden))[0].params["a"].item() == 3.0
 
 
 @dataclass

@@ -58,7 +58,7 @@ def processes_of(config: Config, site: Site, build: Build | None) -> Processes |
 def _packs_of_cohort(config: Config, site: Site, places: int) -> int:
     """The number of packs of a full cohort of one depth."""
     num_clients = min(config.strategy.clients_per_round, len(site.partition))
-    return 1 if places == 1 else num_packs(num_clients, site.engine.lanes.num, places)
+    return 1 if places == 1 else num_packs(num_clients, site.engine.clients_at_once, places)
 
 
 def _problem(packs: int, *, can_train: bool) -> str | None:

@@ -16,7 +16,7 @@ from fedelta.assembly.model import TunedModel, tiers_of, tuned_model, work_of
 from fedelta.assembly.origin import origin_of
 from fedelta.assembly.parts import Peaks
 from fedelta.assembly.privacy import guarantee_of
-from fedelta.assembly.server import build_server, check_cohort, strategy_of
+from fedelta.assembly.server import build_server, check_cohort, protecting, strategy_of
 from fedelta.assembly.site import build_site, details, evaluate, few_rows, num_lanes, read_data
 from fedelta.codecs.wire import encode
 from fedelta.config import Config, parse_config
@@ -32,12 +32,12 @@ from fedelta.models.hub import Backbone
 from fedelta.params import Params, ParamSpec, select
 from fedelta.plugins import for_processes, load_same
 from fedelta.privacy.guarantee import Guarantee
+from fedelta.privacy.randomness import Seeded
 from fedelta.record.files import Record
 from fedelta.record.origin import Origin
 from fedelta.record.partition import partition_record
 from fedelta.runtimes.processes import Processes
 from fedelta.runtimes.stability import Stability, Unstable
-from fedelta.seeds import stream
 from fedelta.strategies.base import Strategy
 from fedelta.tasks.base import Evaluation
 from fedelta.tasks.details import Details
@@ -202,8 +202,8 @@ def assemble(
         evaluate=lambda params: evaluate(site, params, data.test),
         tiers=tiers,
         num_held_out=len(data.held_out),
-        privacy=guarantee,
     )
+    federation = protecting(federation, guarantee, Seeded(config.seed))
     _check_deadline(config, federation, runtime, model.params)
     return Assembly(config, model, data, site, federation, all_tiers, processes)
 
@@ -247,11 +247,9 @@ def _check_deadline(config: Config, federation: Federation, runtime: Runtime, pa
     if deadline is None or not isinstance(runtime, Unstable):
         return
     state = federation.strategy.init(params, federation.spec)
-    cohort = stream(config.seed, "cohort", 1)
-    plan = federation.strategy.plan(state, 1, federation.clients.numbers, federation.spec, cohort)
-    downloads = dict.fromkeys(federation.clients.numbers, plan.download[plan.cohort[0]])
+    downloads = dict.fromkeys(federation.clients.numbers, federation.wire.shared)
     if federation.tiers is not None:
-        downloads = dict(federation.tiers.restrict(replace(plan, download=downloads)).download)
+        downloads = federation.tiers.held(downloads)
     num_bytes = {
         names: len(encode(select({**state, **params}, names), federation.wire, config.codec.down)[0])
         for names in set(downloads.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 from fedelta.assembly.model import work_of
 from fedelta.codecs.wire import encode
@@ -15,7 +16,9 @@ from fedelta.federation.contract import started
 from fedelta.federation.tiers import Tiers
 from fedelta.params import Params, ParamSpec, select
 from fedelta.plugins import provider_of
+from fedelta.privacy.central import Central
 from fedelta.privacy.guarantee import Guarantee
+from fedelta.privacy.randomness import Randomness
 from fedelta.strategies.base import Strategy
 from fedelta.tasks.base import Evaluation
 
@@ -32,7 +35,6 @@ def build_server(
     evaluate: Callable[[Params], Evaluation | None] | None = None,
     tiers: Tiers | None = None,
     num_held_out: int = 0,
-    privacy: Guarantee | None = None,
 ) -> Federation:
     """Returns the arguments of `federate`; needs neither data nor the weights of the backbone.
 
@@ -45,7 +47,6 @@ def build_server(
         evaluate: measures params; None if the server cannot.
         tiers: depth of each client (`tiers_of`).
         num_held_out: number of further clients, which take part in no round.
-        privacy: what is guaranteed (`guarantee_of`).
 
     Raises:
         ConfigError: the strategy needs more clients or a larger byte budget, or does not fit the groups.
@@ -66,7 +67,6 @@ def build_server(
         evaluate_every=config.evaluate_every,
         byte_budget=None if budget is None else int(budget * 2**20),
         tiers=tiers,
-        privacy=privacy,
         has_plugin=any(provider_of(method) is not None for method in (strategy, strategy.mean)),
     )
     _warn_of_one_group(federation, config.tuning.name)
@@ -129,3 +129,27 @@ def strategy_of(config: Config, spec: ParamSpec, params: Params, num_clients: in
         return sum(len(encode(tensors, spec, codec)[0]) for codec in (config.codec.down, config.codec.up))
 
     return config.strategy.within(config.byte_budget_mib * 2**20, spec, num_clients, exchange_bytes)
+
+
+def protecting(federation: Federation, guarantee: Guarantee | None, randomness: Randomness) -> Federation:
+    """`federation` with what its server does for a guarantee: it counts, and for clients it adds the noise.
+
+    Args:
+        federation: without privacy.
+        guarantee: None: no privacy.
+        randomness: of the server; draws noise and cohorts for client-level privacy.
+
+    Raises:
+        ConfigError: strategy, mean or tensors do not fit client-level privacy.
+    """
+    if guarantee is None or guarantee.settings.unit != "client":
+        return replace(federation, privacy=guarantee)
+    central = Central(
+        guarantee.settings,
+        guarantee.noise_multiplier,
+        expected_clients=federation.strategy.clients_per_round,
+        num_clients=len(federation.clients.numbers),
+        randomness=randomness,
+        correlated=guarantee.correlated,
+    )
+    return replace(federation, privacy=guarantee, central=central)

@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 from fedelta.data.clients import Clients, Name
 from fedelta.data.glance import Shown
 from fedelta.modalities.base import Inputs
+from fedelta.seeds import uniform_numbers
 from fedelta.tasks.targets import Targets
 
 
@@ -94,3 +95,20 @@ def batches(
     """
     epochs = (rows[torch.randperm(len(rows), generator=generator)].split(batch_size) for generator in generators)
     return itertools.islice(itertools.chain.from_iterable(epochs), skip, skip + num_steps)
+
+
+def poisson_batches(rows: Tensor, rate: float, num_steps: int, generator: Generator) -> Iterator[Tensor]:
+    """Yields `num_steps` samples of `rows`, each with every row at probability `rate`, independently; some are empty.
+
+    >>> generator = torch.Generator().manual_seed(3)
+    >>> [batch.tolist() for batch in poisson_batches(torch.arange(5), 0.3, 4, generator)]
+    [[0, 2, 4], [0], [1, 2], []]
+
+    Args:
+        rows: of one client, int64.
+        rate: above 0 and at most 1.
+        num_steps: number of samples.
+        generator: of the client; whoever knows it knows the samples.
+    """
+    for _ in range(num_steps):
+        yield rows[uniform_numbers(generator, len(rows)) < rate]

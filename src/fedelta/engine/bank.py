@@ -27,6 +27,8 @@ class LaneBank:
         module: changed in place: its tuned tensors become views of the bank and keep their values.
         spec: names and shapes of the tuned tensors.
         num_lanes: K; with one lane the tensors may lack a lane axis.
+        shares_values: whether all lanes have the values and anchors of lane 0, as the examples of one client do; the
+            matrices of values and anchors then have one row, and only gradients differ.
 
     Attributes:
         values_KP: the trained part of every row [K, P], which optimizers and local rules change.
@@ -35,15 +37,16 @@ class LaneBank:
         offsets_KP: added to every gradient [K, P]; None until a strategy steers a lane.
     """
 
-    def __init__(self, module: nn.Module, spec: ParamSpec, num_lanes: int) -> None:
+    def __init__(self, module: nn.Module, spec: ParamSpec, num_lanes: int, *, shares_values: bool = False) -> None:
         self.spec = spec
+        self.num_lanes = num_lanes
         like = module.get_parameter(spec.names[0])
         self._places, num_trained, row_length = _lay_out(spec)
-        self._values = torch.zeros(num_lanes, row_length, device=like.device, dtype=like.dtype)
+        self._values = torch.zeros(1 if shares_values else num_lanes, row_length, device=like.device, dtype=like.dtype)
         self._anchors = torch.zeros_like(self._values)
         self.values_KP = self._values[:, :num_trained]
         self.anchors_KP = self._anchors[:, :num_trained]
-        self.grads_KP = torch.zeros_like(self.values_KP, memory_format=torch.contiguous_format)
+        self.grads_KP = self.values_KP.new_zeros(num_lanes, num_trained)
         # Allocated on first use: most strategies add no offset, and most clients train every tensor.
         self.offsets_KP: Tensor | None = None
         self._pinned: Tensor | None = None  # [K, P + S], True where a scalar stays at its anchor
@@ -69,7 +72,7 @@ class LaneBank:
         if self.offsets_KP is None:
             if not offset:
                 return
-            self.offsets_KP = torch.zeros_like(self.grads_KP)
+            self.offsets_KP = torch.zeros_like(self.values_KP, memory_format=torch.contiguous_format)
         self.offsets_KP[lane] = 0
         for name, tensor in offset.items():
             self.offsets_KP[lane, self._places[name]] = tensor.to(self.offsets_KP).reshape(-1)
@@ -141,14 +144,17 @@ class LaneBank:
 
     def _adopt(self, parameter: nn.Parameter, name: str) -> None:
         values = self._view(self._values, name)
-        has_lanes = parameter.shape == values.shape
-        view = values if has_lanes else values[0]
-        view.copy_(parameter.detach())
-        parameter.data = view
+        has_lanes = parameter.dim() == values.dim()
+        values.copy_(parameter.detach()[: len(values)] if has_lanes else parameter.detach())
+        parameter.data = values.expand(self.num_lanes, *values.shape[1:]) if has_lanes else values[0]
         if self.spec.tensors[name].trained:
             grads = self._view(self.grads_KP, name)
             self._parameters.append(parameter)
             self._grads.append(grads if has_lanes else grads[0])
+
+    def places(self, names: Collection[str]) -> list[slice]:
+        """The columns of these trained tensors in `grads_KP`."""
+        return [self._places[name] for name in names]
 
     def _view(self, matrix: Tensor, name: str) -> Tensor:
         """The columns of tensor `name` in a matrix [K, P + S] or [K, P], as [K, *shape]."""

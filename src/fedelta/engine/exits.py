@@ -22,7 +22,7 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Generator, Tensor
 
 from fedelta.data.clients import Clients
 from fedelta.errors import ConfigError, listed
@@ -169,3 +169,18 @@ class ExitLoss:
         teacher = teacher_ABX.expand_as(outputs_EABX).flatten(0, 2)
         divergences = self._task.divergences(outputs_EABX.flatten(0, 2), teacher)
         return (divergences.view(-1, *weights_AB.shape) * weights_AB).sum((0, 2))
+
+
+def draws(generator: Generator | None) -> Callable[[int], int]:
+    """A function that draws a number from 0 to n - 1 from `generator`.
+
+    Raises:
+        ValueError: when a number is drawn and there is no generator.
+    """
+
+    def draw(below: int) -> int:
+        if generator is None:
+            raise ValueError("random exits need a generator in `Job.exits`, but the job has none")
+        return int(torch.randint(below, (), generator=generator))
+
+    return draw

@@ -4,13 +4,16 @@ Lanes are refilled continuously: when a client has done its steps, the last lane
 the next client of the cohort takes the free lane, with zeroed optimizer state. Batches of unequal size are padded;
 padding has weight zero in the loss. A deployed client runs the same code with one lane.
 
+With DP-SGD (engine/dp_sgd.py) the lanes have the examples of one client instead, one in each, so that the gradient of a
+lane is that of an example. Clients are then trained one after the other.
+
 Shapes: A lanes in use, K lanes, B samples in the largest batch of a step, E exits, P trained scalars, X the task's axes
 of outputs or targets per sample.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,9 +21,10 @@ import torch
 from torch import Generator, Tensor
 
 from fedelta.data.augmentation import Augmentation, AugmentedInputs
-from fedelta.data.batches import Examples, batches
+from fedelta.data.batches import Examples, batches, poisson_batches
 from fedelta.engine.bank import LaneBank
-from fedelta.engine.exits import ExitLoss, ExitSettings
+from fedelta.engine.dp_sgd import DpSgd, add_fedpeft_noise, private_gradient, refuse_coupling
+from fedelta.engine.exits import ExitLoss, ExitSettings, draws
 from fedelta.engine.model import SharedModel, prepare
 from fedelta.engine.optimizers import LearningRate
 from fedelta.engine.prefix import CachedInputs
@@ -65,6 +69,7 @@ class LaneEngine:
         augmentation: random crops and flips of the images of `train`; None for none.
         exits: which exits clients train; ignored for a model without exits.
         task: gives the loss and the measures.
+        dp: makes the gradient of every step private; None for none. Every job then has `noise_of_step`.
     """
 
     def __init__(
@@ -81,10 +86,13 @@ class LaneEngine:
         augmentation: Augmentation | None = None,
         exits: ExitSettings = ExitSettings(),  # noqa: B008 a frozen value
         task: Task = Classification(),  # noqa: B008 likewise
+        dp: DpSgd | None = None,
     ) -> None:
         self.spec = spec
         self.lanes = lanes
-        self.bank = LaneBank(backbone.module, spec, lanes.num)
+        self._dp = dp
+        self._of_examples = dp is not None and dp.of_examples
+        self.bank = LaneBank(backbone.module, spec, lanes.num, shares_values=self._of_examples)
         self.client = client
         self.exits = exits
         self.task = task
@@ -102,6 +110,13 @@ class LaneEngine:
         self._evaluated: tuple[Examples, Examples] | None = None
         if lanes.num > 1:
             self._prove_lanes(train)
+        if self._of_examples:
+            refuse_coupling(self._model, lanes, exits, task, train)
+
+    @property
+    def clients_at_once(self) -> int:
+        """The largest number of clients that are trained together."""
+        return 1 if self._of_examples else self.lanes.num
 
     @property
     def notes(self) -> list[str]:
@@ -127,19 +142,22 @@ class LaneEngine:
         num_lanes, module, exits = self.lanes.num, self._model.backbone.module, range(1, len(self._blocks) + 1)
         # Without autocast: whether a model mixes lanes does not depend on precision, and bfloat16 would hide it.
         autocast, self._model.autocast = self._model.autocast, False
-        problem = mixing(lambda rows: self._model.outputs(train.inputs, rows, exits), self.bank, self.lanes, len(train))
+        problem = mixing(
+            lambda rows: self._model.outputs(train.inputs, rows, exits),
+            self.bank, self.lanes, len(train), of_examples=self._of_examples,
+        )  # fmt: skip
         self._model.autocast = autocast
         if problem is None:
             return
         self.notes.append(
-            f"clients train one after the other, in one lane instead of {num_lanes}: {type(module).__name__} with this "
-            f"tuning method would mix them; {problem}."
+            f"{'examples' if self._of_examples else 'clients'} train one after the other, in one lane instead of "
+            f"{num_lanes}: {type(module).__name__} with this tuning method would mix them; {problem}."
         )
         self.lanes.num = self.lanes.active = 1
         for name in self.spec:
             parameter = module.get_parameter(name)
             parameter.data = parameter.data[:1]
-        self.bank = LaneBank(module, self.spec, 1)
+        self.bank = LaneBank(module, self.spec, 1, shares_values=self._of_examples)
 
     def share(self) -> None:
         """Puts the cached features of the training data where processes that are forked from now on find them."""
@@ -161,11 +179,15 @@ class LaneEngine:
         self._state = self.client.optimizer.state(self.bank.values_KP)
         self._losses_K = torch.zeros(self.lanes.num, device=self._device, dtype=torch.float64)
         while True:
-            while len(slots) < self.lanes.num and (job := next(waiting, None)) is not None:
+            while len(slots) < self.clients_at_once and (job := next(waiting, None)) is not None:
                 slots.append(self._admit(len(slots), job))
             if not slots:
                 return
-            self._step(slots, lr)
+            if self._dp is not None and self._of_examples:
+                self._private_gradient(self._dp, slots[0])
+            else:
+                self._gradients(slots)
+            self._move(slots, lr)
             for lane in reversed(range(len(slots))):
                 if slots[lane].steps_left == 0:
                     yield self._result(lane, slots[lane], lr)
@@ -231,9 +253,13 @@ class LaneEngine:
             state[lane] = 0
         self._losses_K[lane] = 0
         num_steps = self.client.num_steps(len(job.rows))
-        order = batches(job.rows, self.client.batch_size, num_steps, job.order, job.skip)
+        epoch_steps = self.client.epoch_steps(len(job.rows))
+        if self._of_examples:
+            rate, epoch_steps = self.client.sampling_rate(len(job.rows)), 1
+            order = poisson_batches(job.rows, rate, num_steps, next(job.order))
+        else:
+            order = batches(job.rows, self.client.batch_size, num_steps, job.order, job.skip)
         if isinstance(self._train.inputs, AugmentedInputs):
-            epoch_steps = self.client.epoch_steps(len(job.rows))
             order = self._train.inputs.in_epochs(order, job.rows, epoch_steps, job.augmentation, job.skip)
         exit_losses = torch.full((self._depth(job),), torch.nan, device=self._device) if self._blocks else None
         return _Slot(job, order, num_steps, exit_losses=exit_losses)
@@ -250,42 +276,78 @@ class LaneEngine:
         slots.pop()
 
     def _result(self, lane: int, slot: _Slot, lr: float) -> Trained:
-        loss = float(self._losses_K[lane]) / slot.steps_done
+        loss = None if self._of_examples else float(self._losses_K[lane]) / slot.steps_done
         # Cloned, because a view would keep the copy of the whole row in memory.
         values = self.bank.read(lane) if slot.job.kept else {}
         kept = {name: values[name].clone() for name in slot.job.kept}
         return Trained(slot.job.client_id, self.bank.delta(lane), kept, loss, slot.job.lr or lr)
 
-    def _step(self, slots: list[_Slot], lr: float) -> None:
-        """One optimizer step in every lane in use."""
+    def _gradients(self, slots: list[_Slot]) -> None:
+        """Writes the gradient of a batch into every lane in use."""
         batches_A = [next(slot.batches) for slot in slots]
         rows_AB, weights_AB = padded(batches_A)
-        active = len(slots)
+        with self.lanes.training([len(batch) for batch in batches_A], [self._noise(slot.job) for slot in slots]):
+            self._losses_K[: len(slots)] += self._backward(slots, list(map(self._chosen, slots)), rows_AB, weights_AB)
+        if self._dp is not None:
+            for lane, slot in enumerate(slots):
+                add_fedpeft_noise(self._dp, self.bank, lane, slot.job, slot.steps_done)
+
+    def _private_gradient(self, dp: DpSgd, slot: _Slot) -> None:
+        """Writes the gradient of a client's Poisson sample into lane 0."""
+        batch, chosen, num_rows = next(slot.batches), self._chosen(slot), len(slot.job.rows)
+
+        def backward(rows_A: Tensor) -> None:
+            active = len(rows_A)
+            self._backward([slot] * active, [chosen] * active, rows_A.unsqueeze(1), torch.ones(active, 1))
+
+        total_P = private_gradient(
+            dp, self.bank, self.lanes, job=slot.job, batch=batch, step=slot.steps_done, backward=backward
+        )
+        self.bank.grads_KP[0] = total_P / (self.client.sampling_rate(num_rows) * num_rows)
+
+    def _backward(
+        self, slots: Sequence[_Slot], chosen: Sequence[tuple[int, ...]], rows_AB: Tensor, weights_AB: Tensor
+    ) -> Tensor:
+        """Writes the gradient of the loss of every lane in use; returns the losses that are reported [A].
+
+        Args:
+            slots: of each lane.
+            chosen: the exits of each lane; none for a model without exits.
+            rows_AB: of each lane.
+            weights_AB: of these rows.
+        """
         targets = self._train.targets.fetch(rows_AB.flatten()).to(self._device)
         weights_AB = weights_AB.to(self._device)
-        with self.lanes.training([len(batch) for batch in batches_A], [self._noise(slot.job) for slot in slots]):
-            if self._blocks:
-                minimised_A, losses_A = self._loss_at_exits(slots, rows_AB, targets, weights_AB)
-            else:
-                (outputs,) = self._model.outputs(self._train.inputs, rows_AB.flatten(), ())
-                with model_errors(f"the loss of {self._model.name}", {"outputs": outputs, "targets": targets}):
-                    losses_AB = losses_of(self.task, outputs, targets).view(rows_AB.shape)
-                minimised_A = losses_A = (losses_AB * weights_AB).sum(1)
+        if self._blocks:
+            minimised_A, losses_A = self._loss_at_exits(slots, chosen, rows_AB, targets, weights_AB)
+        else:
+            (outputs,) = self._model.outputs(self._train.inputs, rows_AB.flatten(), ())
+            with model_errors(f"the loss of {self._model.name}", {"outputs": outputs, "targets": targets}):
+                losses_AB = losses_of(self.task, outputs, targets).view(rows_AB.shape)
+            minimised_A = losses_A = (losses_AB * weights_AB).sum(1)
         with model_errors(f"the backward pass of {self._model.name}", {"rows": rows_AB}):
             # Lanes share no tuned tensor, so the gradient of the sum is the gradient of each lane's loss.
             self.bank.backward(minimised_A.sum())
-        self._losses_K[:active] += losses_A.detach()
+        return losses_A.detach()
+
+    @torch.no_grad()
+    def _move(self, slots: list[_Slot], lr: float) -> None:
+        """One optimizer step in every lane in use."""
+        active = len(slots)
         values_AP, grads_AP = self.bank.values_KP[:active], self.bank.grads_KP[:active]
-        with torch.no_grad():
-            if self.bank.offsets_KP is not None:
-                grads_AP += self.bank.offsets_KP[:active]
-            self._rule.correct(grads_AP, values_AP, self.bank.anchors_KP[:active])
-            state = {name: tensor[:active] for name, tensor in self._state.items()}
-            self.client.optimizer.step(values_AP, grads_AP, state, self._rates(slots, lr))
-            self.bank.reset_pinned(active)
+        if self.bank.offsets_KP is not None:
+            grads_AP += self.bank.offsets_KP[:active]
+        self._rule.correct(grads_AP, values_AP, self.bank.anchors_KP[:active])
+        state = {name: tensor[:active] for name, tensor in self._state.items()}
+        self.client.optimizer.step(values_AP, grads_AP, state, self._rates(slots, lr))
+        self.bank.reset_pinned(active)
         for slot in slots:
             slot.steps_left -= 1
             slot.steps_done += 1
+
+    def _chosen(self, slot: _Slot) -> tuple[int, ...]:
+        """The exits that a client trains in a step; none for a model without exits."""
+        return self._exit_loss.chosen(self._depth(slot.job), draws(slot.job.exits)) if self._blocks else ()
 
     def _rates(self, slots: list[_Slot], lr: float) -> LearningRate:
         """The learning rate of all lanes, or one per lane [A, 1] if a job sets its own."""
@@ -305,10 +367,14 @@ class LaneEngine:
         return Generator().manual_seed(int(torch.randint(2**62, (), generator=job.noise)))
 
     def _loss_at_exits(
-        self, slots: list[_Slot], rows_AB: Tensor, targets: Tensor, weights_AB: Tensor
+        self,
+        slots: Sequence[_Slot],
+        chosen: Sequence[tuple[int, ...]],
+        rows_AB: Tensor,
+        targets: Tensor,
+        weights_AB: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """The loss that each lane minimises [A], and the loss that is reported [A]; see `ExitLoss.of`."""
-        chosen = [self._exit_loss.chosen(self._depth(slot.job), _draws(slot.job.exits)) for slot in slots]
         exits = sorted(set().union(*chosen))
         outputs = self._model.outputs(self._train.inputs, rows_AB.flatten(), exits)
         chosen_EA = torch.tensor(
@@ -323,18 +389,3 @@ class LaneEngine:
             if slot.exit_losses is not None:
                 slot.exit_losses[indices] = running_E
         return losses
-
-
-def _draws(generator: Generator | None) -> Callable[[int], int]:
-    """A function that draws a number from 0 to n - 1 from `generator`.
-
-    Raises:
-        ValueError: when a number is drawn and there is no generator.
-    """
-
-    def draw(below: int) -> int:
-        if generator is None:
-            raise ValueError("random exits need a generator in `Job.exits`, but the job has none")
-        return int(torch.randint(below, (), generator=generator))
-
-    return draw

@@ -5,6 +5,9 @@ lane. A model may break this: it may project an embedding that all samples share
 statistics over the batch, or route the tokens of all samples through one expert. The check therefore fills the lanes
 with different values and compares each lane with a run of that lane alone: outputs, and the gradient of every tensor.
 
+Lanes that hold the examples of one client have the same values; then each lane has one row, and the check is that no
+example has a part in the gradient of another.
+
 There are two passes: one with all lanes and batches of equal length, and one with fewer lanes and batches of unequal
 length, which needs padding. Three lanes are compared; the others run the same code.
 """
@@ -55,7 +58,7 @@ class _LaneOutput:
     grads: Params
 
 
-def mixing(outputs: Outputs, bank: LaneBank, lanes: Lanes, num_rows: int) -> str | None:
+def mixing(outputs: Outputs, bank: LaneBank, lanes: Lanes, num_rows: int, *, of_examples: bool = False) -> str | None:
     """How lanes that run together differ from each lane alone, in words; None if they do not differ.
 
     Bank and lanes are restored.
@@ -65,19 +68,23 @@ def mixing(outputs: Outputs, bank: LaneBank, lanes: Lanes, num_rows: int) -> str
         bank: the tuned tensors of the model.
         lanes: two lanes or more.
         num_rows: number of rows of the training data.
+        of_examples: whether each lane has one example, and all have the same values.
 
     Raises:
         ModelError: the model fails with one lane.
     """
     # Rows of each lane. With many lanes one row is enough and saves memory; two lanes are both in the second pass too.
-    all_lanes = (2 if lanes.num <= _FEW_LANES else 1,) * lanes.num
-    fewer_lanes = (2, 1, 2)[: max(2, min(3, lanes.num - 1))]
+    all_lanes = (1 if of_examples or lanes.num > _FEW_LANES else 2,) * lanes.num
+    fewer_lanes = ((1, 1, 1) if of_examples else (2, 1, 2))[: max(2, min(3, lanes.num - 1))]
     active, start = lanes.active, bank.read(0)
     try:
         with exact(), bank.unchanged():
             for lengths in (all_lanes, fewer_lanes):
                 batches = [(torch.arange(length) + 2 * number) % num_rows for number, length in enumerate(lengths)]
-                inputs = [_LaneInput(number, rows, _values(bank, start, number)) for number, rows in enumerate(batches)]
+                inputs = [
+                    _LaneInput(number, rows, _values(bank, start, 0 if of_examples else number))
+                    for number, rows in enumerate(batches)
+                ]
                 if problem := _problem(inputs, lambda lane_inputs: _run(lane_inputs, outputs, bank, lanes)):
                     return f"with {len(inputs)} lanes {problem}"
     finally:
@@ -103,7 +110,7 @@ def _problem(inputs: Sequence[_LaneInput], run: Callable[[Sequence[_LaneInput]],
 
 def _run(inputs: Sequence[_LaneInput], outputs: Outputs, bank: LaneBank, lanes: Lanes) -> list[_LaneOutput]:
     """One forward and backward pass with a lane for each of `inputs`."""
-    for lane, lane_input in enumerate(inputs):
+    for lane, lane_input in enumerate(inputs[: len(bank.values_KP)]):
         bank.load(lane, lane_input.values)
     rows_AB, _ = padded([lane_input.rows for lane_input in inputs])
     lengths = [len(lane_input.rows) for lane_input in inputs]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -64,6 +64,14 @@ class ClientSettings(Settings):
         """Number of optimizer steps of one pass over `num_examples`; the last batch may be smaller."""
         return -(-num_examples // self.batch_size)
 
+    def sampling_rate(self, num_examples: int) -> float:
+        """The probability of each of `num_examples` to be in a batch, if batches are Poisson samples (DP-SGD).
+
+        >>> ClientSettings(batch_size=8).sampling_rate(32), ClientSettings(batch_size=8).sampling_rate(5)
+        (0.25, 1.0)
+        """
+        return min(1.0, self.batch_size / num_examples)
+
     def num_processed(self, num_examples: int) -> int:
         """Number of examples that a client with `num_examples` processes in round 1; repeated examples count again.
 
@@ -96,7 +104,7 @@ class Job:
         client_id: number of the client.
         rows: the client's rows of the training data, int64.
         anchor: the tensors as last downloaded.
-        order: generators for the order of batches, one per epoch.
+        order: generators for the order of batches, one per epoch; with DP-SGD the first one draws all samples.
         noise: generator for dropout.
         augmentation: generators for crops and flips, one per epoch; None without augmentation.
         skip: number of batches of the first epoch that belong to an earlier round.
@@ -107,6 +115,7 @@ class Job:
         exits: generator for the choice of exits; None if no exit is drawn.
         lr: learning rate that replaces the round's; None to use the round's.
         moving: names of the tensors that are trained, while the others stay at their anchors; None for all.
+        noise_of_step: gives the noise of DP-SGD for a step, counted from 0, and a number of scalars; None without it.
     """
 
     client_id: int
@@ -123,6 +132,7 @@ class Job:
     exits: Generator | None = None
     lr: float | None = None
     moving: frozenset[str] | None = None
+    noise_of_step: Callable[[int, int], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -133,14 +143,14 @@ class Trained:
         client_id: number of the client.
         delta: local minus anchor, by name.
         kept: trained values of the tensors in `Job.kept`.
-        train_loss: mean of the task's loss over the steps.
+        train_loss: mean of the task's loss over the steps; None with gradients of single examples.
         lr: learning rate of the job.
     """
 
     client_id: int
     delta: Params
     kept: Params
-    train_loss: float
+    train_loss: float | None
     lr: float
 
 

@@ -8,15 +8,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
+import torch
+from torch import Generator
+
 from fedelta.aggregation.base import Aggregation
+from fedelta.aggregation.means import Uniform, UniformDeltas
 from fedelta.codecs.channel import Channel
 from fedelta.data.clients import Clients
 from fedelta.errors import ConfigError, RoundError
 from fedelta.federation.records import Attendance, Rejection, Reply
 from fedelta.federation.tiers import Tiers
 from fedelta.params import Params, ParamSpec
+from fedelta.privacy.central import Central
 from fedelta.privacy.guarantee import Guarantee
 from fedelta.privacy.state import PrivacyState
+from fedelta.seeds import stream
 from fedelta.strategies.base import RoundPlan, State, Strategy
 from fedelta.tasks.base import Evaluation
 
@@ -68,14 +74,15 @@ class Federation:
         evaluate_every: number of rounds between evaluations; the last round is always evaluated.
         byte_budget: the run ends after the round in which its payloads reach this many bytes; None for no limit.
         tiers: which client holds which tensors; None if every client holds all of them.
-        around: wraps the strategy's mean, for example to add noise; None for no wrapper.
         has_plugin: whether strategy or mean are from a plug-in, so that their results are checked (contract.py).
         attendance: tells what each site did since the last call, by name; nothing if clients run on this machine.
         site_of: client id to its site; empty if clients run on this machine.
         privacy: what is guaranteed, and how it is counted; None: nothing.
+        central: adds the noise of client-level privacy; None: the server adds none.
 
     Raises:
-        ConfigError: the strategy reads single updates, but the aggregation gives only sums.
+        ConfigError: the strategy reads single updates, but the aggregation gives only sums; or client-level privacy
+            does not fit the strategy, its mean or the tensors.
     """
 
     strategy: Strategy
@@ -89,13 +96,15 @@ class Federation:
     evaluate_every: int = 1
     byte_budget: int | None = None
     tiers: Tiers | None = None
-    around: Callable[[Aggregation], Aggregation] | None = None
     has_plugin: bool = False
     attendance: Callable[[], Sequence[Attendance]] = tuple
     site_of: Mapping[int, str] = field(default_factory=dict)
     privacy: Guarantee | None = None
+    central: Central | None = None
 
     def __post_init__(self) -> None:
+        if self.central is not None and (problems := _not_private(self)):
+            raise ConfigError(problems, hint="change these, or choose another `privacy.unit`.")
         if self.strategy.reads == "each" and self.aggregation.only_sums:
             raise ConfigError(
                 [_sums_problem(self.strategy, self.aggregation)],
@@ -104,19 +113,61 @@ class Federation:
 
     @cached_property
     def aggregation(self) -> Aggregation:
-        """What combines the deltas of a round."""
-        return self.strategy.mean if self.around is None else self.around(self.strategy.mean)
+        """What combines the deltas of a round, if it is not `central`."""
+        return self.strategy.mean
 
     @cached_property
     def min_replies(self) -> int:
-        """Fewest usable replies with which a round counts: the larger of what the strategy and its mean need."""
-        return max(self.strategy.min_replies, self.aggregation.min_values)
+        """Fewest usable replies with which a round counts: the larger of what the strategy and its mean need.
+
+        0 with client-level privacy: a round that does not count would tell who was there.
+        """
+        return 0 if self.central is not None else max(self.strategy.min_replies, self.aggregation.min_values)
 
     @cached_property
     def wire(self) -> ParamSpec:
         """Every tensor that can travel: what is tuned, and what the strategy sends in addition."""
         steering = self.strategy.steering
         return self.spec if steering is None else steering.extend(self.spec)
+
+    @cached_property
+    def in_order(self) -> Sequence[int]:
+        """All clients as a strategy gets them: ascending, or in an order that is drawn once if they take turns."""
+        numbers = self.clients.numbers
+        return in_turns(self.seed, numbers) if self.strategy.sampling == "cyclic" else numbers
+
+    def draws(self, round: int) -> Generator:
+        """The stream from which the cohort of a round is drawn, at its start."""
+        if self.central is not None:
+            return self.central.randomness.generator("cohort", round)
+        return stream(self.seed, "cohort", round)
+
+
+def in_turns(seed: int, client_ids: Sequence[int]) -> Sequence[int]:
+    """The order in which clients take turns."""
+    places = torch.randperm(len(client_ids), generator=stream(seed, "turns"))
+    return tuple(client_ids[place] for place in places.tolist())
+
+
+def _not_private(federation: Federation) -> list[str]:
+    """Why the federation cannot have client-level privacy."""
+    strategy, problems = federation.strategy, []
+    if not strategy.private:
+        problems.append(
+            f"`strategy.name` is {strategy.name!r}, which does not say that it is private (`private`), but "
+            f"`privacy.unit` is 'client'"
+        )
+    if not isinstance(strategy.mean, Uniform | UniformDeltas):
+        problems.append(
+            f"`strategy.mean.name` is {strategy.mean.name!r}, expected 'uniform' with `privacy.unit = 'client'`: "
+            f"how much one client changes another mean has no limit"
+        )
+    if statistics := federation.spec.statistics:
+        problems.append(
+            f"{len(statistics)} running statistics of batch norms travel, first `{statistics[0]}`, which "
+            f"`privacy.unit = 'client'` cannot cover"
+        )
+    return problems
 
 
 def _sums_problem(strategy: Strategy, aggregation: Aggregation) -> str:

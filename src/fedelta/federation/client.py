@@ -31,6 +31,7 @@ from fedelta.federation.packs import Answer, Pack
 from fedelta.federation.records import Fault, Reply
 from fedelta.federation.tiers import Tiers
 from fedelta.params import Params, ParamSpec, is_finite, select
+from fedelta.privacy.local import SitePrivacy
 from fedelta.seeds import stream
 from fedelta.strategies.base import RoundPlan, Steering
 
@@ -53,6 +54,7 @@ class Site:
         memories: what clients keep between rounds.
         places: how many packs this machine could train side by side; 1: a cohort is one pack.
         threads: number of arithmetic threads for training, constant because the last bits depend on it; None: all.
+        privacy: how what the clients send is made private; None without section `[privacy]`.
     """
 
     engine: LaneEngine
@@ -66,6 +68,7 @@ class Site:
     memories: Memories = field(default_factory=Memories)
     places: int = 1
     threads: int | None = None
+    privacy: SitePrivacy | None = None
 
     @cached_property
     def wire(self) -> ParamSpec:
@@ -76,6 +79,11 @@ class Site:
     def blank(self) -> Memory:
         """The memory of a client before its first round."""
         return Memory(self.start, {} if self.steering is None else self.steering.start(self.engine.spec))
+
+    @property
+    def example_privacy(self) -> SitePrivacy | None:
+        """The privacy of single examples, which training itself provides; None without it."""
+        return self.privacy if self.privacy is not None and self.privacy.settings.unit == "example" else None
 
     def memory_of(self, client_id: int) -> Memory:
         """The memory of a client."""
@@ -98,10 +106,10 @@ class Site:
 
     def _parts(self, client_ids: Collection[int]) -> list[tuple[int, ...]]:
         if self.places == 1:
-            return [tuple(sorted(client_ids))]
+            return [tuple(sorted(client_ids))] if client_ids else []
         work = {client_id: self.work_of(client_id) for client_id in client_ids}
         depths = None if self.tiers is None else self.tiers.depths
-        return packs_of(work, lanes=self.engine.lanes.num, places=self.places, depths=depths)
+        return packs_of(work, lanes=self.engine.clients_at_once, places=self.places, depths=depths)
 
     def work_of(self, client_id: int) -> float:
         """A client's work in a round: processed examples times blocks."""
@@ -184,11 +192,13 @@ def _work(site: Site, pack: Pack, client_id: int, received: Params) -> _Work:
             f"{len(lacking)} of {len(held)} tensors are neither in the download nor kept from an earlier round, "
             f"first `{lacking[0]}`"
         )
-    rows, client = site.partition[client_id], site.engine.client
+    rows, client, private = site.partition[client_id], site.engine.client, site.example_privacy
     steps_before = (pack.round - 1) * (client.local_steps or 0)
     epoch, skip = divmod(steps_before, client.epoch_steps(len(rows)))
 
     def epochs(purpose: str) -> Iterator[Generator]:
+        if private is not None:
+            return repeat(private.streams(client_id).generator(purpose, pack.round, client_id))
         if client.local_steps is None:
             return repeat(stream(site.seed, purpose, pack.round, client_id))
         return (stream(site.seed, purpose, "epoch", number, client_id) for number in count(epoch + 1))
@@ -198,7 +208,7 @@ def _work(site: Site, pack: Pack, client_id: int, received: Params) -> _Work:
         rows,
         anchor=select(anchors, held),
         order=epochs("batches"),
-        noise=stream(site.seed, "dropout", pack.round, client_id),
+        noise=next(epochs("dropout")) if private else stream(site.seed, "dropout", pack.round, client_id),
         augmentation=epochs("augmentation"),
         skip=skip,
         local={name: memory.adrift[name].value for name in held if name in memory.adrift and name not in received},
@@ -206,6 +216,7 @@ def _work(site: Site, pack: Pack, client_id: int, received: Params) -> _Work:
         offset={} if site.steering is None else site.steering.offset(received, memory.remembered),
         depth=None if site.tiers is None else site.tiers.depths[client_id],
         exits=stream(site.seed, "exits", pack.round, client_id),
+        noise_of_step=None if private is None else private.step_noise(pack.round, client_id),
     )
     return _Work(job, received, memory)
 
@@ -213,8 +224,9 @@ def _work(site: Site, pack: Pack, client_id: int, received: Params) -> _Work:
 def _answer(site: Site, pack: Pack, work: _Work, trained: Trained, lr: float) -> Answer:
     """The reply of a client, and the memory that it has if the reply is accepted."""
     client_id, num_examples = trained.client_id, len(site.partition[trained.client_id])
-    metrics = {"train_loss": trained.train_loss}
-    delta = {name: tensor.cpu() for name, tensor in trained.delta.items()}
+    # The loss would tell about the data what no noise covers.
+    metrics = {} if site.privacy is not None or trained.train_loss is None else {"train_loss": trained.train_loss}
+    delta = _delta(site, pack, trained)
     if site.steering is not None:
         step_length = lr * site.engine.client.effective_steps(num_examples)
         delta |= site.steering.beside(work.received, delta, step_length)
@@ -226,11 +238,22 @@ def _answer(site: Site, pack: Pack, work: _Work, trained: Trained, lr: float) ->
     except PayloadError as error:
         return Answer(Reply(client_id, num_examples, b"", metrics, fault=Fault(str(error))))
     unsent = {name: tensor.cpu() for name, tensor in trained.kept.items() if site.engine.spec.tensors[name].shared}
+    if site.privacy is not None and site.privacy.is_local:  # a fault would tell about the data
+        unsent = {name: tensor if is_finite(tensor) else work.job.anchor[name] for name, tensor in unsent.items()}
     if not all(map(is_finite, unsent.values())):
         fault = Fault("tensors that the client keeps for a later upload are NaN or infinite")
         return Answer(Reply(client_id, num_examples, b"", metrics, fault))
     memory = _memory_after(site, work, trained, sent=sent, payload=payload, unsent=unsent)
     return Answer(Reply(client_id, num_examples, payload, metrics), memory)
+
+
+def _delta(site: Site, pack: Pack, trained: Trained) -> Params:
+    """What the client has changed; under `unit = "local"` only what it sends of that, with noise."""
+    delta = {name: tensor.cpu() for name, tensor in trained.delta.items()}
+    if site.privacy is None or not site.privacy.is_local:
+        return delta
+    sent = select(delta, (name for name in pack.upload[trained.client_id] if name in delta))
+    return site.privacy.randomised(sent, site.engine.spec, pack.round, trained.client_id)
 
 
 def _memory_after(site: Site, work: _Work, trained: Trained, *, sent: Params, payload: bytes, unsent: Params) -> Memory:

@@ -13,7 +13,7 @@ from fedelta.errors import PluginError
 from fedelta.federation.base import Federation
 from fedelta.params import Params, ParamSpec, is_finite
 from fedelta.plugins import called, wrong_result
-from fedelta.strategies.base import CombinedUpdates, RoundPlan, State, Strategy
+from fedelta.strategies.base import CombinedUpdates, RoundPlan, State, Strategy, drawn
 
 
 def started(strategy: Strategy, params: Params, spec: ParamSpec) -> State:
@@ -40,8 +40,32 @@ def check_plan(federation: Federation, plan: object, state: State, round: int) -
     if not isinstance(plan, RoundPlan):
         raise _broken(federation.strategy, round, "plan", [f"is {type(plan).__name__}, expected a `RoundPlan`"])
     known_names = {**dict.fromkeys(federation.wire), **state}
-    if problems := list(_plan_problems(plan, round, federation.clients.numbers, known_names)):
+    clients, may_be_empty = federation.clients.numbers, federation.strategy.sampling == "poisson"
+    if problems := list(_plan_problems(plan, round, clients, known_names, may_be_empty=may_be_empty)):
         raise _broken(federation.strategy, round, "plan", problems)
+
+
+def check_private_plan(federation: Federation, plan: RoundPlan) -> None:
+    """Raises unless a plan has what client-level privacy counts on: the cohort that was drawn, and what is due.
+
+    Raises:
+        PluginError: a strategy that says that it samples clients by "poisson", or that they take turns, asks others;
+            the plan does not say what is due; or a client is to send something else.
+    """
+    strategy, round = federation.strategy, plan.round
+    if plan.due is None:
+        raise _broken(strategy, round, "plan", ["lacks `due`, which `privacy.unit = 'client'` needs"])
+    if foreign := sorted({name for names in plan.upload.values() for name in names}.difference(plan.due)):
+        raise _broken(strategy, round, "plan", [f"asks for the tensor {foreign[0]!r}, which is not in `due`"])
+    if strategy.sampling == "fixed":
+        return
+    number = (round - 1) // strategy.cohort_rounds + 1
+    draws = federation.draws((number - 1) * strategy.cohort_rounds + 1)
+    expected = drawn(strategy.clients_per_round, number, federation.in_order, draws, strategy.sampling)
+    if list(plan.cohort) != expected:
+        of = "the Poisson sample of `generator`" if strategy.sampling == "poisson" else "whose turn it is (`turn`)"
+        problem = f"asks the clients {list(plan.cohort)}, expected {expected}, {of}"
+        raise _broken(strategy, round, "plan", [problem])
 
 
 def check_mean(federation: Federation, mean: object, names: frozenset[str], round: int) -> None:
@@ -104,14 +128,16 @@ def _broken(method: object, round: int, function: str, problems: Sequence[str]) 
     return PluginError(f"round {round}, {called(method)}: what `{function}` returned {problems[0]}{more}.")
 
 
-def _plan_problems(plan: RoundPlan, round: int, clients: Collection[int], known: Mapping[str, object]) -> Iterator[str]:
+def _plan_problems(
+    plan: RoundPlan, round: int, clients: Collection[int], known: Mapping[str, object], *, may_be_empty: bool
+) -> Iterator[str]:
     if plan.round != round:
         yield f"is for round {plan.round}, expected round {round}"
-    if not plan.upload or plan.upload.keys() != plan.download.keys():
+    if plan.upload.keys() != plan.download.keys() or not (plan.upload or may_be_empty):
         yield f"asks clients {sorted(plan.upload)} and sends to {sorted(plan.download)}, expected the same and not none"
     if foreign := sorted(plan.upload.keys() - set(clients)):
         yield f"asks client {foreign[0]}, expected clients of the federation"
-    for names in {*plan.upload.values(), *plan.download.values()}:
+    for names in {*plan.upload.values(), *plan.download.values(), plan.due or ()}:
         if unknown := [name for name in names if name not in known]:
             yield f"names the tensor {unknown[0]!r}, expected names of the specification or of the state"
 

@@ -156,10 +156,11 @@ class RoundOutcome:
         cohort: ids of the clients of the round, ascending.
         rejections: replies that are not in the mean, by ascending client id.
         transfers: all payloads: first down, then up, each by ascending client id.
-        num_examples: sum of the examples of the accepted clients; 0 for a round that does not count.
-        train_loss: mean local loss of the accepted clients, weighted by examples; None without any.
+        num_examples: sum of the examples of the accepted clients; 0 without any.
+        train_loss: mean local loss of the accepted clients, weighted by examples; None without any, and with privacy.
         evaluation: measures of the params; None if this round was not evaluated.
-        delta_norm: median Euclidean norm of the accepted clients' deltas; None without any.
+        delta_norm: median Euclidean norm of the accepted clients' deltas; None without any, and with client-level
+            privacy, which does not cover it.
         simulated_seconds: how long the round would have taken (`Stability`); None if time is not simulated.
         synced_fraction: share of the tuned scalars that were averaged, from 0 to 1.
         logged: numbers by group that the strategy adds to the record (`Strategy.logged`).
@@ -168,6 +169,9 @@ class RoundOutcome:
         sites: what each site of a deployment did, by name; empty for other runtimes.
         privacy: what has been released by the end of the round.
         epsilons: of all rounds so far; None without a guarantee.
+        clipping_norm: C of the round; None without client-level privacy.
+        counts: whether the round changed params and state. With client-level privacy every round does, also one
+            without replies.
     """
 
     round: int
@@ -188,3 +192,5 @@ class RoundOutcome:
     sites: tuple[Attendance, ...] = ()
     privacy: PrivacyState = field(default_factory=PrivacyState)
     epsilons: Epsilons | None = None
+    clipping_norm: float | None = None
+    counts: bool = True

@@ -22,7 +22,7 @@ import numpy as np
 from fedelta.aggregation.base import Aggregation, Update
 from fedelta.codecs.wire import decode
 from fedelta.errors import PayloadError, SpecError
-from fedelta.federation.base import Federation, Runtime
+from fedelta.federation.base import Federation, Runtime, Standing
 from fedelta.federation.contract import check_mean, check_update
 from fedelta.federation.records import Cause, Claim, Fault, Rejection, Reply, Transfer
 from fedelta.params import Params, add, norm, select
@@ -43,7 +43,7 @@ class Accepted(NamedTuple):
 
     client_id: int
     num_examples: int
-    train_loss: float
+    train_loss: float | None
     delta_norm: float
 
 
@@ -53,37 +53,51 @@ class Intake:
     Args:
         federation: what stays the same from round to round.
         plan: of the round.
-        claimed: client id to the number of examples in its last accepted reply.
+        standing: before the round.
 
     Attributes:
         accepted: replies in the mean, ascending.
         rejections: replies that do not count.
         transfers: uploads that travelled, ascending by client.
         claims: numbers of examples that need a note.
-        claimed: `claimed`, updated by the accepted replies.
+        claimed: client id to the number of examples in its last accepted reply.
         unreached: clients to which no download travelled.
         simulated_seconds: the longest simulated time of a reply; None without any.
+        next_norm: the clipping norm of the next round, once the replies are combined; None without client-level
+            privacy.
     """
 
-    def __init__(self, federation: Federation, plan: RoundPlan, claimed: Mapping[int, int]) -> None:
+    def __init__(self, federation: Federation, plan: RoundPlan, standing: Standing) -> None:
         self.accepted: list[Accepted] = []
         self.rejections: list[Rejection] = []
         self.transfers: list[Transfer] = []
         self.claims: list[Claim] = []
-        self.claimed = dict(claimed)
+        self.claimed = dict(standing.claimed)
         self.unreached: set[int] = set()
         self.simulated_seconds: float | None = None
+        self.next_norm: float | None = None
         self._federation, self._plan = federation, plan
         self._strays: list[str] = []  # values that cannot be assigned to a client, in words
         self._statistics = frozenset(federation.spec.statistics)
-        self._trained = federation.aggregation.start(federation.wire)
+        central = federation.central
+        self._noising = (
+            None if central is None else central.start(plan, federation.wire, standing.privacy.clipping_norm)
+        )
+        self._running = federation.aggregation.start(federation.wire)
         self._measured = federation.aggregation.of_statistics.start(federation.wire)
         self._num_senders: Counter[str] = Counter()  # tensor name to the number of accepted replies that hold it
         self._updates: list[Update] = []  # filled only if the strategy reads single updates
 
     @property
+    def clipping_norm(self) -> float | None:
+        """C of the round; None without client-level privacy."""
+        return None if self._noising is None else self._noising.clipping_norm
+
+    @property
     def averaged(self) -> frozenset[str]:
-        """Names of the tensors that enough clients sent to average them."""
+        """Names of the tensors that enough clients sent to average them; with client-level privacy, those due."""
+        if self._noising is not None:
+            return frozenset(self._noising.due)
         return frozenset(self._averageable(self._num_senders, self._federation.aggregation))
 
     def gather(self, runtime: Runtime, payloads: Mapping[int, bytes], complete: Complete | None = None) -> None:
@@ -110,11 +124,7 @@ class Intake:
         instead: a server optimizer could make a variance negative.
         """
         federation, round = self._federation, self._plan.round
-        mean = self._trained.finish(stream(federation.seed, "aggregation", round))
-        if federation.has_plugin:
-            check_mean(federation, mean, self.averaged - self._statistics, round)
-        mean = select(mean, self._averageable(mean, federation.aggregation))
-        combined = CombinedUpdates(mean, tuple(reply.client_id for reply in self.accepted), tuple(self._updates))
+        combined = self._combined()
         result = federation.strategy.update(state, params, self._plan, combined, federation.spec)
         if federation.has_plugin:
             check_update(federation, (state, params), result, combined, round)
@@ -124,6 +134,19 @@ class Intake:
         measured = self._measured.finish(stream(federation.seed, "statistics", round))
         names = self._averageable(measured, federation.aggregation.of_statistics)
         return add(params, select(measured, names)), state
+
+    def _combined(self) -> CombinedUpdates:
+        federation, round = self._federation, self._plan.round
+        client_ids = tuple(reply.client_id for reply in self.accepted)
+        if self._noising is not None:
+            released = self._noising.finish()
+            self.next_norm = released.clipping_norm
+            return CombinedUpdates(released.mean, client_ids, noised=released.noised)
+        mean = self._running.finish(stream(federation.seed, "aggregation", round))
+        if federation.has_plugin:
+            check_mean(federation, mean, self.averaged - self._statistics, round)
+        mean = select(mean, self._averageable(mean, federation.aggregation))
+        return CombinedUpdates(mean, client_ids, tuple(self._updates))
 
     def _run(self, runtime: Runtime, plan: RoundPlan, payloads: Mapping[int, bytes], waiting: _Waiting) -> None:
         for reply in runtime.run(plan, payloads):
@@ -139,7 +162,7 @@ class Intake:
         if client_id is None or abs(client_id) >= 2**63:
             self._strays.append(f"a reply with the client id {safe_repr(reply.client_id)}")
             return
-        reply = well_formed(reply, client_id)
+        reply = well_formed(reply, client_id, needs_loss=self._federation.privacy is None)
         if reply.simulated_seconds is not None:
             self.simulated_seconds = max(self.simulated_seconds or 0.0, reply.simulated_seconds)
         if client_id in self._plan.upload:
@@ -181,12 +204,13 @@ class Intake:
         self._num_senders.update(list(update.delta))
         trained = {name: tensor for name, tensor in update.delta.items() if name not in self._statistics}
         tuned = {name: tensor for name, tensor in trained.items() if name in self._federation.spec}
-        self.accepted.append(Accepted(update.client_id, update.num_examples, reply.metrics["train_loss"], norm(tuned)))
-        self._trained.add(replace(update, delta=trained))
+        loss = None if self._federation.privacy is not None else reply.metrics["train_loss"]
+        self.accepted.append(Accepted(update.client_id, update.num_examples, loss, norm(tuned)))
+        (self._noising or self._running).add(replace(update, delta=trained))
         if self._statistics:
             measured = {name: tensor for name, tensor in update.delta.items() if name in self._statistics}
             self._measured.add(replace(update, delta=measured))
-        if self._federation.strategy.reads == "each":
+        if self._federation.strategy.reads == "each" and self._noising is None:
             self._updates.append(replace(update, delta=trained))
 
     def _note_claim(self, reply: Reply, update: Update) -> None:
@@ -257,13 +281,16 @@ def _open(federation: Federation, plan: RoundPlan, reply: Reply) -> tuple[Update
     return Update(reply.client_id, num_examples, delta, federation.effective_steps(num_examples)), groups
 
 
-def well_formed(reply: Reply, client_id: int) -> Reply:
-    """`reply` with values of the types that `Reply` has; if its values have others, with a fault instead."""
+def well_formed(reply: Reply, client_id: int, *, needs_loss: bool = True) -> Reply:
+    """`reply` with values of the types that `Reply` has; if its values have others, with a fault instead.
+
+    Without `needs_loss`, as with privacy, its metrics are not read.
+    """
     is_bytes = isinstance(reply.payload, bytes | bytearray | memoryview)
     payload = bytes(reply.payload) if is_bytes else b""
     fault = reply.fault
     try:
-        problem = _type_problem(reply)
+        problem = _type_problem(reply, needs_loss=needs_loss)
     except Exception as error:  # noqa: BLE001 values from a runtime may raise anything when they are read
         problem = f"the client's reply cannot be read: {type(error).__name__}"
     if problem is None and fault is not None:
@@ -272,8 +299,8 @@ def well_formed(reply: Reply, client_id: int) -> Reply:
         fault = Fault(problem[:MAX_REASON])
     if fault is not None:
         return Reply(client_id, 0, payload, fault=fault, simulated_seconds=None if problem else _seconds(reply))
-    loss = float(reply.metrics["train_loss"])
-    return Reply(client_id, int(reply.num_examples), payload, {"train_loss": loss}, simulated_seconds=_seconds(reply))
+    metrics = {"train_loss": float(reply.metrics["train_loss"])} if needs_loss else {}
+    return Reply(client_id, int(reply.num_examples), payload, metrics, simulated_seconds=_seconds(reply))
 
 
 def _seconds(reply: Reply) -> float | None:
@@ -288,7 +315,7 @@ def safe_repr(value: object) -> str:
         return f"a value of type `{type(value).__name__}`"
 
 
-def _type_problem(reply: Reply) -> str | None:
+def _type_problem(reply: Reply, *, needs_loss: bool) -> str | None:
     """The first value of a reply that has the wrong type or range, in words; None if all are right."""
     fault: object = reply.fault
     seconds = reply.simulated_seconds
@@ -311,6 +338,8 @@ def _type_problem(reply: Reply) -> str | None:
         # Python refuses to print integers of more than 4,300 digits.
         claim = num_examples if abs(num_examples) < 2**63 else "a number beyond 64 bits of"
         return f"the client claims {claim} examples, expected at least 1"
+    if not needs_loss:
+        return None
     if not isinstance(metrics, Mapping):
         return f"the client's metrics are {safe_repr(metrics)}, expected numbers by name"
     loss = metrics.get("train_loss", math.nan)

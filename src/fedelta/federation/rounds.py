@@ -7,6 +7,7 @@ depends on their order of arrival.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from statistics import median
@@ -14,13 +15,16 @@ from statistics import median
 from fedelta.codecs.wire import encode
 from fedelta.errors import PayloadError, RoundError
 from fedelta.federation.base import Federation, Standing, too_few
-from fedelta.federation.contract import check_plan
+from fedelta.federation.contract import check_plan, check_private_plan
 from fedelta.federation.records import LOST, Rejection, RoundOutcome, Transfer
 from fedelta.federation.replies import Accepted, Intake
 from fedelta.params import Params, ParamSpec, is_finite, select
-from fedelta.seeds import stream
+from fedelta.privacy.guarantee import Guarantee
+from fedelta.privacy.state import Spent
 from fedelta.strategies.base import RoundPlan
 from fedelta.tasks.base import Evaluation
+
+logger = logging.getLogger("fedelta")
 
 _DIVERGED_HINT = "lower `client.lr` or `strategy.server_lr`."
 
@@ -31,39 +35,75 @@ def federate(federation: Federation, standing: Standing) -> Iterator[RoundOutcom
     Raises:
         RoundError: too few usable replies, or params that are no longer finite.
     """
-    num_rounds = federation.strategy.num_rounds
-    while standing.rounds_done < num_rounds and not _spent(federation, standing.bytes_sent):
-        plan = _plan(federation, standing)
-        if not _may_begin(federation, standing, plan):
-            return
-        outcome = _round(federation, standing, plan)
-        yield outcome
-        bytes_sent = standing.bytes_sent + _total_bytes(outcome.transfers)
-        standing = Standing(outcome.params, outcome.state, outcome.round, bytes_sent, outcome.claimed, outcome.privacy)
+    while _goes_on(federation, standing):
+        outcome = _round(federation, standing, _plan(federation, standing))
+        standing = _after(standing, outcome)
+        is_last = not _goes_on(federation, standing)
+        evaluation = _evaluation(federation, outcome.params, outcome.round, is_last=is_last)
+        # The sites may have taken part in the evaluation.
+        yield replace(outcome, evaluation=evaluation, sites=tuple(federation.attendance()))
+
+    if standing.rounds_done < federation.strategy.num_rounds and not _spent(federation, standing.bytes_sent):
+        _note_budget(federation, standing)
+
+
+def _after(standing: Standing, outcome: RoundOutcome) -> Standing:
+    bytes_sent = standing.bytes_sent + _total_bytes(outcome.transfers)
+    return Standing(outcome.params, outcome.state, outcome.round, bytes_sent, outcome.claimed, outcome.privacy)
+
+
+def _goes_on(federation: Federation, standing: Standing) -> bool:
+    """Whether another round begins after `standing`."""
+    if standing.rounds_done >= federation.strategy.num_rounds or _spent(federation, standing.bytes_sent):
+        return False
+    return _may_begin(federation, standing)
 
 
 def _plan(federation: Federation, standing: Standing) -> RoundPlan:
     """The plan of the round after `standing`."""
     state, round = standing.state, standing.rounds_done + 1
-    cohort = stream(federation.seed, "cohort", round)
-    plan = federation.strategy.plan(state, round, federation.clients.numbers, federation.spec, cohort)
+    plan = federation.strategy.plan(state, round, federation.in_order, federation.spec, federation.draws(round))
     if federation.has_plugin:
         check_plan(federation, plan, state, round)
+    if federation.central is not None:
+        check_private_plan(federation, plan)
     return plan if federation.tiers is None else federation.tiers.restrict(plan)
 
 
-def _may_begin(federation: Federation, standing: Standing, plan: RoundPlan) -> bool:
-    """Whether the round stays within the privacy budget, if there is one."""
-    if federation.privacy is None:
+def _may_begin(federation: Federation, standing: Standing) -> bool:
+    """Whether the next round stays within the privacy budget, if there is one."""
+    guarantee = federation.privacy
+    if guarantee is None or guarantee.limit is None:
         return True
-    return federation.privacy.allows(federation.privacy.after(standing.privacy, plan.round, plan.cohort).spent)
+    return guarantee.allows(_spent_with_next(federation, guarantee, standing))
+
+
+def _spent_with_next(federation: Federation, guarantee: Guarantee, standing: Standing) -> Spent:
+    """What will have been released if all clients of the next round reply."""
+    plan = _plan(federation, standing)
+    return guarantee.after(standing.privacy, plan.round, plan.cohort).spent
+
+
+def _note_budget(federation: Federation, standing: Standing) -> None:
+    """Logs that the privacy budget ends the run."""
+    if (guarantee := federation.privacy) is not None:
+        logger.warning(
+            "the privacy budget ends the run after round %d of %d: epsilon is %.4g of at most %g, and round %d would "
+            "make it %.4g.",
+            standing.rounds_done,
+            federation.strategy.num_rounds,
+            guarantee.epsilon(standing.privacy.spent),
+            guarantee.limit,
+            standing.rounds_done + 1,
+            guarantee.epsilon(_spent_with_next(federation, guarantee, standing)),
+        )
 
 
 def _round(federation: Federation, standing: Standing, plan: RoundPlan) -> RoundOutcome:
     """Runs the round after `standing`."""
     params, state, round = standing.params, standing.state, standing.rounds_done + 1
     payloads, downloads = _send(federation, plan, {**state, **params})
-    intake = Intake(federation, plan, standing.claimed)
+    intake = Intake(federation, plan, standing)
 
     second: list[Transfer] = []  # downloads of clients that forgot what they kept
 
@@ -84,6 +124,8 @@ def _round(federation: Federation, standing: Standing, plan: RoundPlan) -> Round
     privacy, guarantee = standing.privacy, federation.privacy
     if guarantee is not None:
         privacy = guarantee.after(privacy, round, set(plan.cohort) - intake.unreached)
+    if intake.next_norm is not None:
+        privacy = replace(privacy, clipping_norm=intake.next_norm)
     if not counts:
         rejections += [Rejection(reply.client_id, "too few replies", "void round") for reply in intake.accepted]
     return RoundOutcome(
@@ -95,16 +137,17 @@ def _round(federation: Federation, standing: Standing, plan: RoundPlan) -> Round
         transfers=tuple(transfers),
         num_examples=sum(reply.num_examples for reply in accepted),
         train_loss=_train_loss(accepted),
-        evaluation=_evaluation(federation, params, round, standing.bytes_sent + _total_bytes(transfers)),
-        delta_norm=median(reply.delta_norm for reply in accepted) if accepted else None,
+        evaluation=None,
+        delta_norm=median(reply.delta_norm for reply in accepted) if accepted and federation.central is None else None,
         simulated_seconds=intake.simulated_seconds,
         synced_fraction=_synced_fraction(federation.spec, intake.averaged if counts else frozenset()),
         logged={name: tuple(state[name].tolist()) for name in federation.strategy.logged},
         claims=tuple(intake.claims),
         claimed=intake.claimed if counts else standing.claimed,
-        sites=tuple(federation.attendance()),  # last: the sites may have taken part in the evaluation
         privacy=privacy,
         epsilons=None if guarantee is None else guarantee.epsilons(privacy.spent),
+        clipping_norm=intake.clipping_norm,
+        counts=counts,
     )
 
 
@@ -155,16 +198,19 @@ def _counts(federation: Federation, plan: RoundPlan, intake: Intake) -> bool:
         RoundError: the round lacks replies because they were unusable.
     """
     accepted, rejections = intake.accepted, intake.rejections
-    min_replies = federation.min_replies
+    # With client-level privacy every round counts, but a run in which no reply is usable ends as any other.
+    is_private, min_replies = federation.central is not None, max(1, federation.min_replies)
+    if not plan.cohort:
+        return is_private
     if len(accepted) >= min_replies:
         return True
     lost = {rejection.client_id for rejection in rejections if rejection.cause in LOST}
     lost = lost.intersection(plan.cohort).difference(reply.client_id for reply in accepted)
     if len(accepted) + len(lost) >= min_replies:
-        return False
+        return is_private
     sites = {federation.site_of.get(rejection.client_id) for rejection in rejections if rejection.cause not in LOST}
     if federation.site_of and (accepted or len(sites) == 1):
-        return False
+        return is_private
     raise too_few(federation, plan, len(accepted), rejections)
 
 
@@ -178,13 +224,12 @@ def _require_finite(round: int, tensors: Params) -> None:
         )
 
 
-def _evaluation(federation: Federation, params: Params, round: int, bytes_sent: int) -> Evaluation | None:
+def _evaluation(federation: Federation, params: Params, round: int, *, is_last: bool) -> Evaluation | None:
     """The measures of `params`, or None if this round is not evaluated.
 
     Raises:
         RoundError: a measure is not finite.
     """
-    is_last = round == federation.strategy.num_rounds or _spent(federation, bytes_sent)
     if federation.evaluate is None or not (is_last or round % federation.evaluate_every == 0):
         return None
     evaluation = federation.evaluate(params)
@@ -204,9 +249,9 @@ def _total_bytes(transfers: Sequence[Transfer]) -> int:
 
 
 def _train_loss(accepted: Sequence[Accepted]) -> float | None:
-    """Mean training loss of the accepted replies, weighted by examples; None without any."""
-    total = sum(reply.num_examples * reply.train_loss for reply in accepted)
-    return total / sum(reply.num_examples for reply in accepted) if accepted else None
+    """Mean training loss of the accepted replies, weighted by examples; None without any, and with privacy."""
+    losses = [reply.num_examples * reply.train_loss for reply in accepted if reply.train_loss is not None]
+    return sum(losses) / sum(reply.num_examples for reply in accepted) if losses else None
 
 
 def _synced_fraction(spec: ParamSpec, averaged: frozenset[str]) -> float:

@@ -41,12 +41,12 @@ class Tiers:
         """`plan` limited to the tensors that each client holds, with the number of holders of each tensor."""
         return replace(
             plan,
-            download=self._held(plan.download),
-            upload=self._held(plan.upload),
+            download=self.held(plan.download),
+            upload=self.held(plan.upload),
             num_holders=self._num_holders(plan),
         )
 
-    def _held(self, names_of: Mapping[int, tuple[str, ...]]) -> dict[int, tuple[str, ...]]:
+    def held(self, names_of: Mapping[int, tuple[str, ...]]) -> dict[int, tuple[str, ...]]:
         """Client id to those of its names that it holds."""
         # Computed once for all clients of one depth that were sent the same names: a cohort may be large.
         held: dict[tuple[int, tuple[str, ...]], tuple[str, ...]] = {}
@@ -60,6 +60,7 @@ class Tiers:
         """Tensor name to the number of all clients that hold it, for each tensor of the plan."""
         names = dict.fromkeys(name for download in plan.download.values() for name in download)
         names |= dict.fromkeys(name for upload in plan.upload.values() for name in upload)
+        names |= dict.fromkeys(plan.due or ())
         num_clients = Counter(self.depths.values())
         return {
             name: sum(num for depth, num in num_clients.items() if name.rpartition("/")[2] in self.owned[depth])

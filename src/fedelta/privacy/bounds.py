@@ -70,13 +70,23 @@ def pld_epsilon(releases: Releases, delta: float, coarseness: int = 1) -> float:
     rounding = _ROUNDING * sum(repeated) + _ROUNDING_OF_TWO * (len(releases) - 1)
     if delta <= rounding + _LOST * len(repeated):
         return math.inf
-    interval = coarseness * _interval(releases, delta)
-    composed: Any = None
+    losses = composed(releases, coarseness * _interval(releases, delta))
+    return float(losses.get_epsilon_for_delta(delta - rounding))
+
+
+def composed(releases: Releases, interval: float) -> Any:
+    """The privacy loss distribution of all releases, with `get_epsilon_for_delta` and `get_delta_for_epsilon`.
+
+    Args:
+        releases: at least one.
+        interval: of the grid, to which losses are rounded so that the bounds hold.
+    """
+    total: Any = None
     for release, times in releases:
         one = (_fine_loss if interval <= _FINEST else _coarse_loss)(release, interval)
         many = one if times == 1 else one.self_compose(times)
-        composed = many if composed is None else composed.compose(many)
-    return float(composed.get_epsilon_for_delta(delta - rounding))
+        total = many if total is None else total.compose(many)
+    return total
 
 
 def _interval(releases: Releases, delta: float) -> float:

@@ -8,7 +8,7 @@ corrects the gradient of a step, or a `Steering`, which also keeps and sends ten
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import torch
@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 
 from fedelta.aggregation.base import Aggregation, Reads, Update
 from fedelta.params import Params, ParamSpec
+from fedelta.seeds import uniform_numbers
 
 State = dict[str, Tensor]
 
@@ -35,6 +36,7 @@ class RoundPlan:
         num_holders: name of a tensor to the number of clients that hold it; None: all clients hold all tensors.
         due: names of the tensors that every client of the cohort must send as far as it holds them, also if the cohort
             is empty; None: those in `upload`. Noise is added to all of them.
+        asks_squares: whether the strategy needs `Noised.squares` if the run has client-level privacy.
     """
 
     round: int
@@ -43,6 +45,7 @@ class RoundPlan:
     num_clients: int
     num_holders: Mapping[str, int] | None = None
     due: tuple[str, ...] | None = None
+    asks_squares: bool = False
 
     @property
     def cohort(self) -> tuple[int, ...]:
@@ -51,8 +54,8 @@ class RoundPlan:
 
 
 # How a cohort is drawn: "fixed", uniformly without replacement; "poisson", each client with the same probability,
-# independently of all others, so that cohorts differ in size and may be empty.
-Sampling = Literal["fixed", "poisson"]
+# independently of all others, so that cohorts differ in size and may be empty; "cyclic": not drawn, see `turn`.
+Sampling = Literal["fixed", "poisson", "cyclic"]
 
 
 def uniform(
@@ -74,19 +77,52 @@ def uniform(
         generator: draws the cohort.
         sampling: how.
     """
-    cohort = drawn(clients_per_round, client_ids, generator, sampling)
+    cohort = drawn(clients_per_round, round, client_ids, generator, sampling)
     names_of = dict.fromkeys(cohort, spec.shared)
     return RoundPlan(round, download=names_of, upload=names_of, num_clients=len(client_ids), due=spec.shared)
 
 
-def drawn(size: int, client_ids: Sequence[int], generator: Generator, sampling: Sampling) -> list[int]:
-    """A cohort of `size` clients, or of this size in the mean, ascending."""
+def drawn(size: int, number: int, client_ids: Sequence[int], generator: Generator, sampling: Sampling) -> list[int]:
+    """A cohort of `size` clients, or of this size in the mean, ascending.
+
+    Args:
+        size: of the cohort.
+        number: of the cohort, from 1.
+        client_ids: clients to draw from, in the order of their turns.
+        generator: draws the cohort.
+        sampling: how.
+    """
+    if sampling == "cyclic":
+        return turn(size, number, client_ids)
     if sampling == "poisson":
-        numbers = torch.rand(len(client_ids), generator=generator, dtype=torch.float64)
-        chosen = (numbers < size / len(client_ids)).tolist()
+        chosen = (uniform_numbers(generator, len(client_ids)) < size / len(client_ids)).tolist()
         return sorted(client_id for client_id, is_chosen in zip(client_ids, chosen, strict=True) if is_chosen)
     order = torch.randperm(len(client_ids), generator=generator).tolist()
     return sorted(client_ids[index] for index in order[:size])
+
+
+def turn(size: int, number: int, client_ids: Sequence[int]) -> list[int]:
+    """Cohort `number` (from 1), ascending, if clients take turns in the order of `client_ids`, in a circle.
+
+    >>> [turn(2, number, [5, 6, 7, 8, 9]) for number in (1, 2, 3)]
+    [[5, 6], [7, 8], [5, 9]]
+    """
+    places = range((number - 1) * size, number * size)
+    return sorted(client_ids[place % len(client_ids)] for place in places)
+
+
+@dataclass(frozen=True)
+class Noised:
+    """What client-level privacy tells a strategy about the noise of a round.
+
+    Args:
+        variances: tensor name to the variance of the noise in each element of `CombinedUpdates.mean`.
+        squares: group to the noisy mean over clients of the squared norm of their delta; empty unless the plan
+            `asks_squares`. It may be negative.
+    """
+
+    variances: Mapping[str, float]
+    squares: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -95,14 +131,17 @@ class CombinedUpdates:
 
     Args:
         mean: combined deltas of the trained tensors, float64, each over the clients that sent it; a tensor that too few
-            clients sent is absent.
+            clients sent is absent. With client-level privacy noisy, of all tensors that are due, each over the number
+            of clients that were expected to send it.
         client_ids: ids of the accepted clients, ascending.
         updates: the single updates, by ascending client id, if the strategy reads "each"; else empty.
+        noised: what is known of the noise; None without client-level privacy, with which `updates` are empty.
     """
 
     mean: Params
     client_ids: tuple[int, ...]
     updates: tuple[Update, ...] = ()
+    noised: Noised | None = None
 
 
 class Steering(Protocol):
@@ -148,6 +187,14 @@ class Strategy(Protocol):
     @property
     def reads(self) -> Reads:
         """What `update` needs: "sum" for the mean only, "each" for the single updates too."""
+
+    @property
+    def private(self) -> bool:
+        """Whether it may be used with client-level privacy.
+
+        Then the params, and all that decides which tensors are due, must depend on clients through `combined.mean` and
+        `combined.noised` only: not on who is in a cohort, who replied, or on single updates.
+        """
 
     @property
     def num_rounds(self) -> int:

@@ -24,8 +24,8 @@ class Rounds(Settings):
 
     Args:
         clients_per_round: M, the size of the cohort, or with Poisson sampling its mean.
-        sampling: how the cohort is drawn: `fixed`, uniformly without replacement, or `poisson`, every client with
-            probability M / N.
+        sampling: how the cohort is drawn: `fixed`, uniformly without replacement; `poisson`, every client with
+            probability M / N; or `cyclic`, clients take turns in an order that is drawn once.
         num_rounds: length of the run.
         min_replies: fewest usable replies with which a round counts.
         max_examples: upper limit of a client's weight in the mean. The server cannot check how many examples a client
@@ -39,6 +39,7 @@ class Rounds(Settings):
     max_examples: int = Field(default=1_000_000, ge=1)  # our choice: far more than a client of the papers has
     logged: ClassVar[tuple[str, ...]] = ()
     reads: ClassVar[Reads] = "sum"
+    private: ClassVar[bool] = False
     steering: ClassVar[Steering | None] = None
     layerwise: ClassVar[bool] = False
 

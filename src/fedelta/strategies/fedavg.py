@@ -13,7 +13,7 @@ al. 2021 (arXiv 2003.00295), Algorithm 1; the momentum of Hsu et al. 2019 (arXiv
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Generator
@@ -33,6 +33,7 @@ class FedAvg(Rounds):
     """
 
     name: Literal["fedavg"] = "fedavg"
+    private: ClassVar[bool] = True
     mean: ChosenMean = Weighted()
     server_lr: float = Field(default=1.0, gt=0)  # McMahan et al.: the plain mean
 
@@ -63,6 +64,7 @@ class FedAvgM(Rounds):
     """
 
     name: Literal["fedavgm"] = "fedavgm"
+    private: ClassVar[bool] = True
     mean: ChosenMean = Weighted()
     server_lr: float = Field(default=1.0, gt=0)  # Hsu et al.
     momentum: float = Field(default=0.9, ge=0, lt=1)  # Hsu et al.: 0.9 and more; Reddi et al. 0.9

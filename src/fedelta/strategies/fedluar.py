@@ -49,6 +49,7 @@ class FedLuar(Rounds):
     mean: ChosenMean = Weighted()
     logged: ClassVar[tuple[str, ...]] = ("score",)
     layerwise: ClassVar[bool] = True
+    private: ClassVar[bool] = True
 
     def init(self, params: Params, spec: ParamSpec) -> State:
         """The state before round 1: updates of zero, and the score -1 for "unknown".
@@ -87,7 +88,7 @@ class FedLuar(Rounds):
         last_updates = {
             name.removeprefix(_PREFIX): tensor for name, tensor in state.items() if name.startswith(_PREFIX)
         }
-        recycled = _recycled(plan, last_updates)
+        recycled = _recycled(plan, last_updates, is_private=combined.noised is not None)
         applied = {name: update for name, update in last_updates.items() if name in recycled} | combined.mean
         scores = state["score"].clone()
         for index, group in enumerate(spec.sizes):
@@ -97,8 +98,10 @@ class FedLuar(Rounds):
         return add(params, applied), state | updates | {"score": scores}
 
 
-def _recycled(plan: RoundPlan, names: Collection[str]) -> set[str]:
-    """Those of `names` that the plan does not upload although a client of the cohort holds them."""
+def _recycled(plan: RoundPlan, names: Collection[str], *, is_private: bool) -> set[str]:
+    """Those of `names` that are not due although a client of the cohort, whom a private run ignores, holds them."""
+    if is_private:
+        return set(names).difference(plan.due or ())
     if plan.num_holders is None:
         return set(names).difference(*plan.upload.values())
     held = set().union(*plan.download.values())

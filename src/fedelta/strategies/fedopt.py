@@ -16,7 +16,7 @@ Source: Reddi et al. 2021 (Adaptive Federated Optimization, arXiv 2003.00295), A
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import Generator, Tensor
@@ -43,6 +43,7 @@ class FedAdagrad(Rounds):
     """
 
     name: Literal["fedadagrad"] = "fedadagrad"
+    private: ClassVar[bool] = True
     mean: ChosenMean = Weighted()
     server_lr: ServerLr = 0.01
     beta1: Beta = 0.0
@@ -80,6 +81,7 @@ class FedAdam(Rounds):
     """
 
     name: Literal["fedadam"] = "fedadam"
+    private: ClassVar[bool] = True
     mean: ChosenMean = Weighted()
     server_lr: ServerLr = 0.01
     beta1: Beta = 0.9
@@ -118,6 +120,7 @@ class FedYogi(Rounds):
     """
 
     name: Literal["fedyogi"] = "fedyogi"
+    private: ClassVar[bool] = True
     mean: ChosenMean = Weighted()
     server_lr: ServerLr = 0.01
     beta1: Beta = 0.9

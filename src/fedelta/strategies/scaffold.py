@@ -90,6 +90,7 @@ class Scaffold(Rounds):
     server_lr: float = Field(default=1.0, gt=0)  # the paper's experiments
     steering: ClassVar[Steering] = Controls()
     mean: ClassVar[Aggregation] = UniformDeltas()
+    private: ClassVar[bool] = True
 
     def problems(self, context: Context) -> list[str]:
         """Reports an impossible cohort, and an optimizer whose step is not proportional to the corrected gradient."""
@@ -115,7 +116,13 @@ class Scaffold(Rounds):
         self, state: State, params: Params, plan: RoundPlan, combined: CombinedUpdates, spec: ParamSpec
     ) -> tuple[Params, State]:
         """The server's equations of the module docstring."""
-        delta_c = {name: mean * _share(name, combined, plan) for name, mean in combined.mean.items() if name in state}
+        # The mean of private updates is already over the number of senders that were expected.
+        private_share = None if combined.noised is None else self.clients_per_round / plan.num_clients
+        delta_c = {
+            name: mean * (private_share or _share(name, combined, plan))
+            for name, mean in combined.mean.items()
+            if name in state
+        }
         delta_y = {name: mean for name, mean in combined.mean.items() if name not in delta_c}
         return add(params, delta_y, self.server_lr), add(state, delta_c)
 

@@ -38,7 +38,7 @@ from fedelta.aggregation.means import Weighted
 from fedelta.params import Params, ParamSpec, add
 from fedelta.seeds import stream
 from fedelta.settings import Context
-from fedelta.strategies.base import CombinedUpdates, RoundPlan, State, drawn
+from fedelta.strategies.base import CombinedUpdates, Noised, RoundPlan, State, drawn
 from fedelta.strategies.cohort import ChosenMean, Rounds, cohort_problems
 
 
@@ -57,6 +57,7 @@ class Windows(Rounds):
     logged: ClassVar[tuple[str, ...]] = ("interval_rounds", "unit_discrepancy")
     reads: ClassVar[Reads] = "each"  # Eq. 2 compares each client's value with the mean
     layerwise: ClassVar[bool] = True
+    private: ClassVar[bool] = True
 
     @property
     def local_steps(self) -> int:
@@ -148,17 +149,27 @@ def plan(
     strategy: Windows, state: State, round: int, client_ids: Sequence[int], *, spec: ParamSpec, generator: Generator
 ) -> RoundPlan:
     """The window's cohort; each client downloads what was averaged since its last reply and uploads what is due."""
-    window = place(strategy, round).window
-    if int(state["window"]) == window:
+    in_window = place(strategy, round)
+    if int(state["window"]) == in_window.window:
         accepted = dict(zip(state["cohort"].tolist(), state["accepted"].tolist(), strict=True))
     else:
-        accepted = dict.fromkeys(drawn(strategy.clients_per_round, client_ids, generator, strategy.sampling), 0)
+        cohort = drawn(strategy.clients_per_round, in_window.window, client_ids, generator, strategy.sampling)
+        accepted = dict.fromkeys(cohort, 0)
     download = {
         client_id: _names_of(spec, state["last_sync"] >= last_round) if last_round else spec.shared
         for client_id, last_round in accepted.items()
     }
     due = _due(strategy, state, spec, round)
-    return RoundPlan(round, download, dict.fromkeys(accepted, due), num_clients=len(client_ids), due=due)
+    # Only the last round of a window counts for the next intervals.
+    asks_squares = strategy.phi > 1 and in_window.is_last and round < strategy.num_rounds
+    return RoundPlan(
+        round,
+        download,
+        dict.fromkeys(accepted, due),
+        num_clients=len(client_ids),
+        due=due,
+        asks_squares=asks_squares,
+    )
 
 
 def update(
@@ -171,18 +182,24 @@ def update(
     All clients have the same anchor of a group, so u_l - x_l^i is the mean delta minus delta^i. The weights p_i are
     those of `mean.of_statistics`: n_i / n for the weighted mean, 1 / m for the uniform mean of m clients. A group that
     fewer than two clients sent keeps its previous value, because the distance of one client from itself is zero; so
-    does a group that too few clients sent for its mean.
+    does a group that too few clients sent for its mean. With client-level privacy every group that is due is averaged,
+    and measured in the last round of a window; see `_noisy_distances`.
     """
-    mean = combined.mean
+    mean, noised = combined.mean, combined.noised
     groups, sizes = list(spec.sizes), torch.tensor(list(spec.sizes.values()))
-    sent_groups = {spec.tensors[name].group for update in combined.updates for name in update.delta}
+    sent = mean if noised is not None else {name for update in combined.updates for name in update.delta}
+    sent_groups = {spec.tensors[name].group for name in sent}
     synced = torch.tensor([group in sent_groups for group in groups])
     in_window = place(strategy, plan.round)
     # tau_l: steps since the last upload. In a shorter last window that is less than the interval.
     rounds_since = in_window.position % state["interval_rounds"]
     steps = strategy.tau * torch.where(rounds_since == 0, state["interval_rounds"], rounds_since)
-    discrepancy = _squared_distances(strategy.mean, combined, spec) / (steps * sizes)
-    measured = synced & _sent_by_several(combined, spec)
+    if noised is None:
+        distances, measured = _squared_distances(strategy.mean, combined, spec), _sent_by_several(combined, spec)
+    else:
+        distances = _noisy_distances(mean, noised, spec)
+        measured = torch.tensor([group in noised.squares for group in groups])
+    discrepancy, measured = distances / (steps * sizes), synced & measured
     return add(params, mean), state | {
         "unit_discrepancy": torch.where(measured, discrepancy, state["unit_discrepancy"]),
         "num_measured": state["num_measured"] + measured,
@@ -228,6 +245,19 @@ def _squared_distances(aggregation: Aggregation, combined: CombinedUpdates, spec
     for name, distance in running.finish(stream(0)).items():
         totals[spec.tensors[name].group] += float(distance)
     return torch.tensor(list(totals.values()), dtype=torch.float64)
+
+
+def _noisy_distances(mean: Params, noised: Noised, spec: ParamSpec) -> Tensor:
+    """An estimate of sum_i p_i ||u_l - x_l^i||^2 of each group [G] from what is private, float64, at least zero.
+
+    sum_i p_i ||delta_i - mean||^2 = sum_i p_i ||delta_i||^2 - ||mean||^2. The noise in the mean adds its variance, once
+    for every element, to the expectation of ||mean||^2.
+    """
+    totals = dict.fromkeys(spec.sizes, 0.0) | dict(noised.squares)
+    for name, tensor in mean.items():
+        group = spec.tensors[name].group
+        totals[group] -= float(tensor.square().sum()) - tensor.numel() * noised.variances[name]
+    return torch.tensor([totals[group] for group in spec.sizes], dtype=torch.float64).clamp(min=0)
 
 
 def _sent_by_several(combined: CombinedUpdates, spec: ParamSpec) -> Tensor:
