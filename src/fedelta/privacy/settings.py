@@ -88,7 +88,31 @@ class Privacy(Settings):
 
     def problems(self, context: Context) -> list[str]:
         """Reports what contradicts the guarantee."""
-        return []
+        return _banded_problems(self, context) if self.is_on and self.mechanism == "banded" else []
+
+
+def _banded_problems(privacy: Privacy, context: Context) -> list[str]:
+    """What does not fit noise that takes back a part of earlier noise (correlated.py)."""
+    banded = "`privacy.mechanism` is 'banded'"
+    if privacy.unit != "client":
+        return [f"{banded}, the noise of a server, but `privacy.unit` is {privacy.unit!r}, expected 'client'"]
+    problems, sampling, phi = [], context.get("strategy.sampling"), context.get("strategy.cohort_rounds")
+    if sampling not in (None, "cyclic"):
+        problems.append(
+            f"{banded}, which counts on clients that take turns, but `strategy.sampling` is {sampling!r}, expected "
+            f"'cyclic' (the default with this mechanism)"
+        )
+    if phi is not None and phi > 1:
+        problems.append(
+            f"{banded}, but the cohorts of `strategy.name` = {context.get('strategy.name')!r} stay for {phi} rounds: "
+            f"what such turns release is not worked out; expected a strategy with a new cohort in every round"
+        )
+    if privacy.clipping == "adaptive":
+        problems.append(
+            f"{banded}, but `privacy.clipping` is 'adaptive': noise can only be taken back if its size stays; expected "
+            f"'flat' or 'per-group'"
+        )
+    return problems
 
 
 def adapted(sections: Mapping[str, Any]) -> dict[str, Any]:  # Any: sections of a configuration
