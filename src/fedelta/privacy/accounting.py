@@ -65,6 +65,21 @@ def _epsilons(releases: tuple[tuple[Release, int], ...], delta: float) -> Epsilo
     return Epsilons(float(pld.get_epsilon(delta)), float(rdp.get_epsilon(delta)))
 
 
+def composed(releases: Mapping[Release, int], interval: float) -> Any:  # Any: the library has no types
+    """The accountant by privacy loss distributions after `releases`, with `get_epsilon` and `get_delta`.
+
+    Args:
+        releases: each with how often it happened.
+        interval: of the privacy loss, by which it is rounded up.
+    """
+    from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
+
+    accountant = PLDAccountant(value_discretization_interval=interval)
+    for release, times in releases.items():
+        accountant.compose(_event(release), times)
+    return accountant
+
+
 def _event(release: Release) -> Any:  # Any: the library has no types
     from dp_accounting import dp_event
 
