@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedelta.config import Config
-from fedelta.deployment.private_files import is_private, write_secret
 from fedelta.deployment.site.account import Account, Due, Limit
 from fedelta.deployment.site.requests import Prepare, Train, Trainee
 from fedelta.deployment.site.settings import SiteSettings
+from fedelta.durable import is_private, write_secret
 from fedelta.errors import InputError
 from fedelta.federation.client import Site
 from fedelta.federation.memory import Memory
