@@ -22,6 +22,7 @@ from fedelta.models.hub import Backbone
 from fedelta.params import Params
 from fedelta.record.files import Record
 from fedelta.record.ledger import Ledger
+from fedelta.record.privacy import stopped_by
 from fedelta.record.rundir import RunDirectory, free_name, refuse_taken
 from fedelta.running import OnRound, begun, go_on, keep_adapter
 from fedelta.tracking.table import require
@@ -147,7 +148,7 @@ class Experiment:
         """Continues a run after its last complete round; for a finished run, only writes its final files again.
 
         Raises:
-            RunError: `directory` is no run.
+            RunError: `directory` is no run, or its privacy budget is spent.
             CheckpointError: its checkpoint is damaged or belongs to another configuration.
         """
         run = RunDirectory.open(Path(directory))
@@ -155,6 +156,11 @@ class Experiment:
             raise RunError(
                 f"run {str(run.path)!r} was deployed: its clients are at sites.",
                 hint=f"continue it with `fedelta deploy {run.path} --server HUB`.",
+            )
+        if stopped := stopped_by(run):
+            raise RunError(
+                f"run {str(run.path)!r} cannot go on. {stopped}",
+                hint="its results are complete; more rounds need a new run, with a larger epsilon or with more noise.",
             )
         require(self.config.tracking)
         with run.locked():

@@ -15,7 +15,7 @@ from fedelta.assembly.origin import check_origin
 from fedelta.assembly.parts import Parts
 from fedelta.config import Config
 from fedelta.durable import write_atomic
-from fedelta.federation.base import Standing
+from fedelta.federation.base import Federation, Standing
 from fedelta.federation.records import RoundOutcome
 from fedelta.federation.rounds import federate
 from fedelta.inference.adapter import SavedAdapter, write_adapter
@@ -32,6 +32,8 @@ from fedelta.record.environment import environment, peak_memory_bytes
 from fedelta.record.files import Mark, Record, Seal, to_json
 from fedelta.record.ledger import Ledger, opening_row
 from fedelta.record.origin import refuse
+from fedelta.record.privacy import STOPPED
+from fedelta.record.promise import Promise, read_promise
 from fedelta.record.rundir import RunDirectory
 from fedelta.record.runlog import round_record, summary, timing_record
 from fedelta.settings.base import as_settings
@@ -65,11 +67,13 @@ class _Logs:
         run: directory of the files.
         ledger: the size of every payload so far.
         seals: running digests of the logs, up to the current round.
+        promise: what the run guarantees; None without privacy.
     """
 
     run: RunDirectory
     ledger: Ledger
     seals: Mapping[str, Seal]
+    promise: Promise | None
 
 
 def begun(parts: Parts) -> dict[str, str | bytes]:
@@ -88,6 +92,8 @@ def begun(parts: Parts) -> dict[str, str | bytes]:
             }
         ),
     }
+    if (promise := _promise(parts)) is not None:
+        files[rundir.PRIVACY] = to_json(promise.as_record(), indent=2)
     origin = replace(parts.origin, files={name: Mark.of(text.encode()).digest for name, text in files.items()})
     logs = {rundir.ROUNDS: Mark.of(b""), rundir.LEDGER: Mark.of(opening)}
     return {
@@ -96,6 +102,16 @@ def begun(parts: Parts) -> dict[str, str | bytes]:
         **files,
         rundir.CHECKPOINT: encode(Checkpoint(0, parts.model.params, state, {}, "", logs, origin)),
     }
+
+
+def _promise(parts: Parts) -> Promise | None:
+    """What the run guarantees; None without privacy."""
+    guarantee = parts.federation.privacy
+    if guarantee is None:
+        return None
+    # Sites have a machine each, and their noise must be unknown to the others; a simulation has one machine.
+    is_secure = guarantee.settings.is_secure(is_deployed="sites" in parts.partition)
+    return Promise.of(guarantee, "secure" if is_secure else "seeded")
 
 
 def described(config: Config, **instead: object) -> dict[str, str | bytes]:
@@ -130,12 +146,12 @@ def go_on(run: RunDirectory, parts: Parts, on_round: OnRound | None = None) -> F
     # The server has the initial values of tensors that never travel; clients start from them.
     parts = parts.starting_from(checkpoint.params)
     parts.federation.runtime.restore(run.clients, checkpoint.memory_mark)
-    ledger = Ledger.read(run.ledger)
+    logs = _Logs(run, Ledger.read(run.ledger), seals, read_promise(run.path / rundir.PRIVACY))
     with mirrored(run, parts.config) as mirror:
-        params = _rounds(parts, checkpoint, _Logs(run, ledger, seals), mirror.before(on_round))
-        record = _finish(run, parts, params, ledger)
+        params = _rounds(parts, checkpoint, logs, mirror.before(on_round))
+        record = _finish(parts, params, logs)
         mirror.finish(record)
-    return Finished(params, ledger, record)
+    return Finished(params, logs.ledger, record)
 
 
 def _rounds(parts: Parts, checkpoint: Checkpoint, logs: _Logs, on_round: OnRound | None) -> Params:
@@ -150,7 +166,8 @@ def _rounds(parts: Parts, checkpoint: Checkpoint, logs: _Logs, on_round: OnRound
             params = outcome.params
             ledger.append(outcome.transfers)
             loss, at_sites = parts.config.task.loss, parts.at_sites(outcome)
-            run.rounds.append([round_record(outcome, ledger.total_bytes, loss, parts.clients, at_sites)])
+            record = round_record(outcome, ledger.total_bytes, loss, parts.clients, at_sites, promise=logs.promise)
+            run.rounds.append([record])
             # Written before the checkpoint, which refers to it; until then the previous snapshot is kept.
             mark = federation.runtime.snapshot(run.clients, outcome.round)
             seconds = time.perf_counter() - started
@@ -174,9 +191,11 @@ def _rounds(parts: Parts, checkpoint: Checkpoint, logs: _Logs, on_round: OnRound
     return params
 
 
-def _finish(run: RunDirectory, parts: Parts, params: Params, ledger: Ledger) -> Record:
+def _finish(parts: Parts, params: Params, logs: _Logs) -> Record:
     """Writes the files of a finished run; returns the content of `summary.json`."""
-    records, clients = run.read_rounds(), parts.clients
+    run, ledger, clients = logs.run, logs.ledger, parts.clients
+    records = run.read_rounds()
+    stopped = _stopped(parts.federation, len(records), ledger.total_bytes)
     details = parts.details(params) or Details(records[-1]["measures"] or {})
     by_client = {str(client): {**clients.entry(client), **values} for client, values in details.by_client.items()}
     record = summary(
@@ -185,8 +204,14 @@ def _finish(run: RunDirectory, parts: Parts, params: Params, ledger: Ledger) -> 
         ledger,
         parts.config.task.primary,
         {"tuned_parameters": parts.model.spec.num_parameters, "total_parameters": parts.model.total_parameters},
-        details={**details.as_record(), "by_client": by_client, **parts.at_the_end(params, records[-1])},
+        details={
+            **({STOPPED: stopped} if stopped else {}),
+            **details.as_record(),
+            "by_client": by_client,
+            **parts.at_the_end(params, records[-1]),
+        },
         min_sites=parts.min_sites,
+        promise=logs.promise,
     )
     if details.confusion is not None:
         write_atomic(run.path / rundir.CONFUSION, to_json(details.confusion.as_record()) + "\n")
@@ -197,6 +222,18 @@ def _finish(run: RunDirectory, parts: Parts, params: Params, ledger: Ledger) -> 
         costs_of(run.path, parts.model.backbone, parts.row)
     run.write_summary(record)
     return record
+
+
+def _stopped(federation: Federation, num_rounds: int, num_bytes: int) -> str:
+    """A sentence on the privacy budget if it has ended the run; empty if anything else has."""
+    planned, guarantee = federation.strategy.num_rounds, federation.privacy
+    is_by_bytes = federation.byte_budget is not None and num_bytes >= federation.byte_budget
+    if guarantee is None or guarantee.limit is None or num_rounds >= planned or is_by_bytes:
+        return ""
+    return (
+        f"The privacy budget is spent: the run ended after round {num_rounds} of {planned}, since one more round would "
+        f"exceed epsilon {guarantee.limit:g} at delta {guarantee.settings.target_delta:g}."
+    )
 
 
 def keep_adapter(directory: Path, parts: Parts, params: Params, record: Record) -> None:

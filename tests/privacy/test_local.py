@@ -19,10 +19,10 @@ from fedelta.seeds import stream
 
 SPEC = spec_of(a=(40, 50), b=(3,), c=())
 GROUPED = ParamSpec({"a": TensorSpec((4, 5), "low"), "b": TensorSpec((3,), "high"), "c": TensorSpec((), "high")})
-SECRET = Secret(bytes(KEY_BYTES))
+SEEDED, SECRET = Seeded(1), Secret(bytes(KEY_BYTES))
 
 
-def local(noise: float, randomness: Randomness = Seeded(1), clip: float = 1.0, **settings: object) -> SitePrivacy:
+def local(noise: float, randomness: Randomness = SEEDED, clip: float = 1.0, **settings: object) -> SitePrivacy:
     """Noise 0 is no setting that a configuration can have; it shows what noise is added to."""
     privacy = Privacy(unit="local", noise_multiplier=noise or 1.0, clipping_norm=clip, **settings)
     return SitePrivacy(privacy, noise, randomness)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from tests.strategies.hand import step
 from fedelta.aggregation.base import Update
 from fedelta.federation.records import Direction, Rejection, RoundOutcome, Transfer
 from fedelta.params import Params, ParamSpec, TensorSpec
+from fedelta.privacy.accounting import Epsilons
 from fedelta.record import history
 from fedelta.record.checkpoint import Checkpoint, encode
 from fedelta.record.citations import citations
@@ -28,6 +30,8 @@ from fedelta.record.environment import environment
 from fedelta.record.files import read_json, to_json
 from fedelta.record.history import History, read_histories
 from fedelta.record.ledger import Ledger, opening_row
+from fedelta.record.privacy import STOPPED
+from fedelta.record.promise import Promise
 from fedelta.record.rundir import (
     CHECKPOINT,
     CITATIONS,
@@ -38,6 +42,7 @@ from fedelta.record.rundir import (
     LEDGER,
     MODEL,
     PARTITION,
+    PRIVACY,
     RunDirectory,
 )
 from fedelta.record.runlog import round_record, summary, timing_record
@@ -54,7 +59,8 @@ from fedelta.tasks.details import Answered, Details
 class Shape:
     """What a synthetic run looks like; with a `strategy`, that decides what travels when; `exits` is a section.
 
-    With `num_tested` examples of a test set the measures of the finished model are there too.
+    With `num_tested` examples of a test set the measures of the finished model are there too. With a `promise` it was
+    private; `stopped` says that the budget has ended it.
     """
 
     tuning: str = "lora"
@@ -74,8 +80,22 @@ class Shape:
     num_exits: int = 0
     exits: Mapping[str, object] = field(default_factory=dict)
     num_tested: int = 0
+    promise: Promise | None = None
+    stopped: str = ""
 
 
+PROMISE = Promise(
+    unit="client",
+    mechanism="gaussian",
+    delta=1e-3,
+    noise_multiplier=0.8075,
+    clipping="flat",
+    clipping_norm=1.0,
+    limit=5.0,
+    accountant="pld",
+    cohort_rate=0.125,
+    randomness="seeded",
+)
 SMALL = Shape(num_rounds=3, num_finished=3, num_clients=6, clients_per_round=2)
 
 
@@ -101,6 +121,7 @@ def make_run(path: Path, shape: Shape = Shape()) -> RunDirectory:
             }
         ),
         LEDGER: opening,
+        **({PRIVACY: to_json(shape.promise.as_record())} if shape.promise else {}),
         CHECKPOINT: encode(Checkpoint(shape.num_finished, {"w": torch.zeros(2)}, {}, {}, "")),
     }
     run = RunDirectory.create(path, files)
@@ -108,14 +129,25 @@ def make_run(path: Path, shape: Shape = Shape()) -> RunDirectory:
     records, outcomes = [], _outcomes(shape, counts)
     for outcome in outcomes:
         ledger.append(outcome.transfers)
-        records.append(round_record(outcome, ledger.total_bytes, LOSS))
+        records.append(round_record(outcome, ledger.total_bytes, LOSS, promise=shape.promise))
     run.rounds.append(records)
     run.timings.append([timing_record(outcome.round, 1.7, 900 * 2**20 + outcome.round) for outcome in outcomes])
-    if shape.num_finished == shape.num_rounds:
+    if shape.num_finished == shape.num_rounds or shape.stopped:
         sizes = {"tuned_parameters": _tuned(shape), "total_parameters": shape.total_parameters}
         details = details_of(shape) if shape.num_tested else None
-        record = None if details is None else details.as_record()
-        run.write_summary(summary(run.rounds.read(), run.timings.read(), ledger, ACCURACY, sizes, details=record))
+        record = {STOPPED: shape.stopped} if shape.stopped else {}
+        record |= {} if details is None else details.as_record()
+        run.write_summary(
+            summary(
+                run.rounds.read(),
+                run.timings.read(),
+                ledger,
+                ACCURACY,
+                sizes,
+                details=record,
+                promise=shape.promise,
+            )
+        )
         if details is not None and details.confusion is not None:
             (path / CONFUSION).write_text(to_json(details.confusion.as_record()))
     return run
@@ -232,15 +264,25 @@ def _outcomes(shape: Shape, counts: dict[str, list[int]]) -> Sequence[RoundOutco
                     for groups in [travel[direction][client] if plan else tensor_bytes]
                 ),
                 num_examples=sum(sum(counts[str(client)]) for client in cohort),
-                train_loss=float(0.25 + 1.9 * np.exp(-round / 4) + abs(rng.normal(0, 0.04))),
+                train_loss=None if shape.promise else float(0.25 + 1.9 * np.exp(-round / 4) + abs(rng.normal(0, 0.04))),
                 evaluation=_evaluation(shape, round, accuracy) if evaluated else None,
                 synced_fraction=sum(dict(shape.groups)[name] for name in plan.upload[cohort[0]]) / _tuned(shape)
                 if plan
                 else 1.0,
                 logged=logged,
+                **_privacy(shape.promise, round),
             )
         )
     return outcomes
+
+
+def _privacy(promise: Promise | None, round: int) -> dict[str, Any]:  # Any: fields of `RoundOutcome`
+    """Invented: what 8 of 64 clients spend, and a clipping norm that shrinks where it is adaptive."""
+    if promise is None:
+        return {}
+    pld = 3.25 * (round / 30) ** 0.5 / promise.noise_multiplier
+    adaptive = promise.clipping_norm * (0.4 + 0.6 * 0.93**round) if promise.clipping == "adaptive" else None
+    return {"clipping_norm": adaptive, "epsilons": Epsilons(pld, 1.22 * pld)}
 
 
 def _evaluation(shape: Shape, round: int, accuracy: float) -> Evaluation:
@@ -318,6 +360,18 @@ def main(out: Path) -> None:
     write_report([tested[1], make_run(out / "again", Shape(num_tested=600, seed=5)).path], out / "two tested.html")
     write_report([runs[0], make_run(out / "few exits", Shape(num_exits=4, seed=2)).path, deep], out / "mixed.html")
     write_report(runs[:1], out / "one.html")
+    private = {
+        "client adaptive": Shape(promise=replace(PROMISE, clipping="adaptive")),
+        "example": Shape(promise=replace(PROMISE, unit="example", limit=None, randomness="secure"), seed=3),
+        "local": Shape(promise=replace(PROMISE, unit="local", noise_multiplier=0.3, limit=20.0), plateau=0.3, seed=4),
+        "reproduced": Shape(promise=replace(PROMISE, unit="example", mechanism="fedpeft-code"), seed=5),
+        "halted": Shape(promise=PROMISE, num_rounds=100, stopped="The privacy budget is spent: the run ended early."),
+        "private exits": Shape(promise=PROMISE, num_exits=4, exits={"tiers": [1, 2, 3, 4]}),
+    }
+    paths = [make_run(out / name, shape).path for name, shape in private.items()]
+    for path in paths:
+        write_report([path], out / f"{path.name}.html")
+    write_report([runs[0], *paths[:5]], out / "several private.html")
     write_report([*runs, unfinished], out / "many.html")
     write_report([unfinished], out / "unfinished.html")
     write_report([empty], out / "empty.html")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedelta.assembly.model import TunedModel, tiers_at, tuned_model
-from fedelta.assembly.site import build_site, check_augmentation, few_rows, fitted
+from fedelta.assembly.site import build_site, check_augmentation, few_rows, fitted, num_lanes
 from fedelta.config import Config
 from fedelta.data.batches import Examples
 from fedelta.data.clients import Clients, Name
@@ -152,11 +152,8 @@ def deploy(
         numbered=lambda clients: _numbered(_keys(share, clients), numbers),
     )
     check_augmentation(config, data)
-    lanes = config.runtime.num_lanes(
-        clients_per_round=min(config.strategy.clients_per_round, len(numbers)),
-        batch_size=config.client.batch_size,
-        places=1,  # the clients of a message train as one pack, in this process
-    )
+    # The clients of a message train as one pack, in this process.
+    lanes = num_lanes(config, len(numbers), places=1)
     model = tuned_model(config, backbone, data.class_names, num_lanes=lanes, sample=few_rows(data))
     tiers = None
     if depths is not None:

@@ -16,6 +16,7 @@ from fedelta.data.augmentation import check_images
 from fedelta.data.batches import Examples, FederatedData
 from fedelta.data.federate import adapted, federate
 from fedelta.data.sources import RawData, read
+from fedelta.engine.dp_sgd import DpSgd
 from fedelta.engine.lanes import LaneEngine
 from fedelta.engine.work import ClientSettings
 from fedelta.errors import ConfigError, InputError, ModelError
@@ -26,6 +27,7 @@ from fedelta.modalities.settings import Preparation
 from fedelta.models.hub import Backbone, build
 from fedelta.params import Params, select
 from fedelta.plugins import returned
+from fedelta.privacy.settings import Privacy
 from fedelta.tasks.base import Evaluation, mean_of
 from fedelta.tasks.details import Answered, Details, mean_details
 from fedelta.tasks.known_classes import KnownClasses
@@ -119,7 +121,9 @@ def built(config: Config, class_names: tuple[str, ...]) -> Backbone:
     return build(config.model, class_names, seed=config.seed, task=config.task, logs_head=logs_head)
 
 
-def build_engine(config: Config, model: TunedModel, train: Examples, client: ClientSettings) -> LaneEngine:
+def build_engine(
+    config: Config, model: TunedModel, train: Examples, client: ClientSettings, dp: DpSgd | None = None
+) -> LaneEngine:
     """Returns an engine for the training data; logs its notes.
 
     Args:
@@ -127,6 +131,7 @@ def build_engine(config: Config, model: TunedModel, train: Examples, client: Cli
         model: to be trained; the engine takes over its tensors.
         train: rows of all clients.
         client: settings of local training.
+        dp: makes the gradients private; None for none, as where nothing leaves the client.
     """
     engine = LaneEngine(
         model.backbone,
@@ -140,6 +145,7 @@ def build_engine(config: Config, model: TunedModel, train: Examples, client: Cli
         augmentation=config.augmentation,
         exits=config.exits,
         task=config.task,
+        dp=dp,
     )
     for note in engine.notes:
         logger.warning(note)
@@ -156,7 +162,7 @@ def build_site(config: Config, model: TunedModel, data: FederatedData, tiers: Ti
         tiers: depth of each client (`tiers_of`).
     """
     return Site(
-        build_engine(config, model, data.train, work_of(config)),
+        build_engine(config, model, data.train, work_of(config), dp_of(config.privacy)),
         data.partition,
         config.codec,
         config.seed,
@@ -167,12 +173,32 @@ def build_site(config: Config, model: TunedModel, data: FederatedData, tiers: Ti
     )
 
 
-def num_lanes(config: Config) -> int:
-    """Number of lanes for the cohorts of the run."""
+def dp_of(privacy: Privacy) -> DpSgd | None:
+    """How local training is made private; None unless it is the examples of clients that are protected."""
+    if privacy.unit != "example":
+        return None
+    return DpSgd(privacy.clipping_norm, privacy.clipping, privacy.mechanism)
+
+
+def num_lanes(config: Config, num_clients: int | None = None, places: int | None = None) -> int:
+    """Number of lanes for the cohorts of the run.
+
+    Args:
+        config: of the run.
+        num_clients: clients that may be in a cohort, if they are not all; a site has only some.
+        places: how many packs are trained side by side; None: as many as this machine can.
+    """
+    dp, batch_size, clients_per_round = (
+        dp_of(config.privacy),
+        config.client.batch_size,
+        config.strategy.clients_per_round,
+    )
+    if dp is not None and dp.of_examples:
+        return config.runtime.num_lanes_of_examples(batch_size)
     return config.runtime.num_lanes(
-        clients_per_round=config.strategy.clients_per_round,
-        batch_size=config.client.batch_size,
-        places=config.runtime.places,
+        clients_per_round=clients_per_round if num_clients is None else min(clients_per_round, num_clients),
+        batch_size=batch_size,
+        places=config.runtime.places if places is None else places,
     )
 
 

@@ -198,7 +198,7 @@ def _work(site: Site, pack: Pack, client_id: int, received: Params) -> _Work:
 
     def epochs(purpose: str) -> Iterator[Generator]:
         if private is not None:
-            return repeat(private.randomness.generator(purpose, pack.round, client_id))
+            return repeat(private.streams(client_id).generator(purpose, pack.round, client_id))
         if client.local_steps is None:
             return repeat(stream(site.seed, purpose, pack.round, client_id))
         return (stream(site.seed, purpose, "epoch", number, client_id) for number in count(epoch + 1))
@@ -225,7 +225,7 @@ def _answer(site: Site, pack: Pack, work: _Work, trained: Trained, lr: float) ->
     """The reply of a client, and the memory that it has if the reply is accepted."""
     client_id, num_examples = trained.client_id, len(site.partition[trained.client_id])
     # The loss would tell about the data what no noise covers.
-    metrics = {"train_loss": trained.train_loss} if site.privacy is None else {}
+    metrics = {} if site.privacy is not None or trained.train_loss is None else {"train_loss": trained.train_loss}
     delta = _delta(site, pack, trained)
     if site.steering is not None:
         step_length = lr * site.engine.client.effective_steps(num_examples)

@@ -62,8 +62,7 @@ def _goes_on(federation: Federation, standing: Standing) -> bool:
 def _plan(federation: Federation, standing: Standing) -> RoundPlan:
     """The plan of the round after `standing`."""
     state, round = standing.state, standing.rounds_done + 1
-    numbers = federation.clients.numbers
-    plan = federation.strategy.plan(state, round, numbers, federation.spec, federation.draws(round))
+    plan = federation.strategy.plan(state, round, federation.in_order, federation.spec, federation.draws(round))
     if federation.has_plugin:
         check_plan(federation, plan, state, round)
     if federation.central is not None:

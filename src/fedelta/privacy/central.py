@@ -37,11 +37,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from torch import Tensor
 
 from fedelta.aggregation.base import Update
 from fedelta.errors import ConfigError
 from fedelta.params import Params, ParamSpec, norm
 from fedelta.privacy.clipping import clipped, clipped_by_group
+from fedelta.privacy.correlated import Correlated
 from fedelta.privacy.randomness import Randomness
 from fedelta.privacy.settings import Privacy
 from fedelta.strategies.base import Noised, RoundPlan
@@ -60,6 +62,7 @@ class Central:
         expected_clients: number of clients in a cohort, or with Poisson sampling its mean.
         num_clients: N.
         randomness: draws noise and cohorts.
+        correlated: how the noise of the deltas is correlated over rounds; None: not at all.
 
     Raises:
         ConfigError: adaptive clipping, with so little noise in the count that the count alone releases more than z.
@@ -70,6 +73,7 @@ class Central:
     expected_clients: float
     num_clients: int
     randomness: Randomness
+    correlated: Correlated | None = None
 
     def __post_init__(self) -> None:
         if self.is_adaptive and 2 * self.count_noise <= self.noise_multiplier:
@@ -103,13 +107,13 @@ class Central:
         if plan.asks_squares:
             beside.append(self.squares_multiplier)
         left = self.noise_multiplier**-2 - math.fsum(z**-2 for z in beside)
-        return left**-0.5 if beside else self.noise_multiplier
+        return 1 / math.sqrt(left) if beside else self.noise_multiplier
 
     @property
     def squares_multiplier(self) -> float:
         """The noise multiplier of squared norms."""
         left = self.noise_multiplier**-2 - ((2 * self.count_noise) ** -2 if self.is_adaptive else 0.0)
-        return (_SQUARES_SHARE * left) ** -0.5
+        return 1 / math.sqrt(_SQUARES_SHARE * left)
 
     def start(self, plan: RoundPlan, spec: ParamSpec, clipping_norm: float | None) -> Noising:
         """The mechanism of a round, before the first update.
@@ -177,14 +181,24 @@ class Noising:
     def finish(self) -> Released:
         """Adds the noise and divides; called once, after the last `add`."""
         central, plan = self._central, self._plan
+        correlated = central.correlated
         deviation = central.multiplier(plan) * self.clipping_norm
         mean, variances = {}, {}
         for name, total in self._sum.items():
-            noise = central.randomness.normal(total.numel(), "privacy", plan.round, "delta", name)
-            expected = self._expected(name)
-            mean[name] = total.add_(noise.reshape(total.shape), alpha=deviation).div_(expected)
-            variances[name] = (deviation / expected) ** 2
+            noise, expected = self._noise(name), self._expected(name)
+            mean[name] = total.add_(noise, alpha=deviation).div_(expected)
+            variances[name] = (deviation / expected) ** 2 * (correlated.variance(plan.round) if correlated else 1.0)
         return Released(mean, Noised(variances, self._mean_squares()), self._next_norm())
+
+    def _noise(self, name: str) -> Tensor:
+        """The noise of a tensor's delta, before scaling."""
+        central, shape = self._central, self._sum[name].shape
+
+        def normal(round: int) -> Tensor:
+            return central.randomness.normal(shape.numel(), "privacy", round, "delta", name).reshape(shape)
+
+        round = self._plan.round
+        return normal(round) if central.correlated is None else central.correlated.noise(normal, round)
 
     def _expected(self, name: str) -> float:
         """m_l of the module docstring."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from fedelta.privacy.accounting import Epsilons, epsilons, joint
+from fedelta.privacy.correlated import Correlated
 from fedelta.privacy.settings import Privacy
 from fedelta.privacy.state import EVERYONE, PrivacyState, Release, Spent, grown
 
@@ -30,6 +31,7 @@ class Guarantee:
     | unit | one round releases |
     |---|---|
     | client | to everyone, on this round's sample of clients, a Gaussian of `noise_multiplier` |
+    | client, in turns | to everyone, together with all rounds before, one Gaussian: see `Correlated.sensitivity` |
     | example | about each client of the cohort, `num_steps` Gaussians on samples of its examples |
     | local | about each client of the cohort, a Gaussian of half `noise_multiplier`: two deltas differ by 2 C at most |
 
@@ -42,6 +44,7 @@ class Guarantee:
         cohort_rate: probability with which a client is in a cohort; 1 if the sampling is not counted on.
         cohort_rounds: number of rounds that a cohort stays.
         work: client number to its work, for examples.
+        correlated: the turns of clients, and how their noise is correlated; None if cohorts are drawn.
     """
 
     settings: Privacy
@@ -49,6 +52,7 @@ class Guarantee:
     cohort_rate: float = 1.0
     cohort_rounds: int = 1
     work: Mapping[int, Work] = field(default_factory=dict)
+    correlated: Correlated | None = None
 
     @property
     def limit(self) -> float | None:
@@ -64,6 +68,10 @@ class Guarantee:
             round: its number, from 1.
             client_ids: clients whose uploads may have been seen.
         """
+        if self.correlated is not None:
+            # It takes the place of the release of the rounds before, which is a part of it.
+            release = Release(self.noise_multiplier / self.correlated.sensitivity(round))
+            return replace(state, spent={EVERYONE: {release: 1}})
         if self.settings.unit == "client":
             is_new = (round - 1) % self.cohort_rounds == 0
             before = () if is_new else state.releases_of_draw

@@ -62,7 +62,7 @@ class Seeded:
         """See `Randomness.normal`."""
         return torch.randn(num, generator=stream(self.seed, *path), dtype=torch.float64)
 
-    def below(self, *path: str | int) -> Seeded:  # noqa: ARG002 the protocol's
+    def below(self, *path: str | int) -> Seeded:
         """The same streams: those of a simulation, which knows no occasions."""
         return self
 

@@ -20,7 +20,7 @@ from fedelta.settings import Context, Settings
 Unit = Literal["none", "example", "client", "local"]
 Clipping = Literal["flat", "per-group", "adaptive"]
 # "fedpeft-code" and "fedpeft-text" are the noise of FedPEFT's authors, which guarantees nothing.
-Mechanism = Literal["gaussian", "fedpeft-code", "fedpeft-text"]
+Mechanism = Literal["gaussian", "banded", "fedpeft-code", "fedpeft-text"]
 
 
 class Privacy(Settings):
@@ -40,7 +40,9 @@ class Privacy(Settings):
         target_quantile: share of the clients whose norm should be below C, for adaptive clipping.
         clipping_lr: how fast C moves, for adaptive clipping.
         count_noise: standard deviation of the noise in the number of clients below C; None: clients_per_round / 20.
-        mechanism: the noise that is accounted for, or FedPEFT's own, which is not.
+        mechanism: `gaussian`, independent noise in every round or step; `banded`, for clients that take turns, noise
+            that takes back a part of the noise of earlier rounds (DP-FTRL); or FedPEFT's own, which guarantees nothing.
+        bands: number of rounds whose noise is in a release, for banded noise.
         randomness: where noise comes from: `secure`, from the operating system; `seeded`, from the seed of the run, for
             tests and simulations; `auto`, secure in a deployment and seeded in a simulation.
         accountant: which bound `epsilon` is: `pld`, the tighter one, or `rdp`. Both are reported.
@@ -57,6 +59,7 @@ class Privacy(Settings):
     clipping_lr: float = Field(default=0.2, gt=0)  # Andrew et al. 2021
     count_noise: float | None = Field(default=None, gt=0)  # Andrew et al. 2021: clients_per_round / 20
     mechanism: Mechanism = "gaussian"
+    bands: int = Field(default=4, ge=1)  # our choice: within 4 % of the best number, and cheap; see docs/privacy.md
     randomness: Literal["auto", "seeded", "secure"] = "auto"
     accountant: Literal["pld", "rdp"] = "pld"
 
@@ -64,6 +67,10 @@ class Privacy(Settings):
     def is_on(self) -> bool:
         """Whether something is protected."""
         return self.unit != "none"
+
+    def is_secure(self, *, is_deployed: bool) -> bool:
+        """Whether noise comes from the operating system; see `randomness`."""
+        return self.randomness == "secure" or (self.randomness == "auto" and is_deployed)
 
     @model_validator(mode="after")
     def _one_strength(self) -> Privacy:
@@ -82,11 +89,13 @@ class Privacy(Settings):
 def adapted(sections: Mapping[str, Any]) -> dict[str, Any]:  # Any: sections of a configuration
     """`sections` in which the strategy samples and weights as client-level privacy needs, where it is not told how.
 
-    Amplification by sampling needs Poisson cohorts, and the sensitivity of a mean is only known for uniform weights.
+    Amplification by sampling needs Poisson cohorts, banded noise needs clients that take turns, and the sensitivity of
+    a mean is only known for uniform weights.
     """
     privacy, strategy = sections.get("privacy"), sections.get("strategy")
     if not isinstance(privacy, Privacy) or privacy.unit != "client" or not isinstance(strategy, Settings):
         return dict(sections)
-    told, wanted = strategy.model_fields_set, {"sampling": "poisson", "mean": Uniform()}
+    sampling = "cyclic" if privacy.mechanism == "banded" else "poisson"
+    told, wanted = strategy.model_fields_set, {"sampling": sampling, "mean": Uniform()}
     changed = {key: value for key, value in wanted.items() if key in type(strategy).model_fields and key not in told}
     return {**sections, "strategy": strategy.model_copy(update=changed)}

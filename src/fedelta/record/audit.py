@@ -13,6 +13,7 @@ from fedelta.record.crosscheck import by_clients, by_confusion
 from fedelta.record.files import Record
 from fedelta.record.ledger import Ledger
 from fedelta.record.origin import changed_files, other_settings, settings_of
+from fedelta.record.promise import Promise
 from fedelta.record.rundir import RunDirectory
 from fedelta.record.sites import TOO_FEW, by_sites, min_sites_of
 from fedelta.tasks.base import Measure
@@ -32,11 +33,13 @@ class End:
         summary: content of `summary.json`; empty while the run is unfinished.
         details: detailed measures of the finished model, if known.
         personalization: content of `personalization.json`; empty if it does not exist.
+        promise: content of `privacy.json`, which is written at the beginning; None without privacy.
     """
 
     summary: Record
     details: Details | None
     personalization: Record
+    promise: Promise | None = None
 
 
 def misfits(
@@ -62,7 +65,7 @@ def misfits(
         *_by_checkpoint(run, config, len(rounds), is_finished=bool(end.summary)),
         *_by_ledger(rounds, ledger),
         *by_sites(rounds)[:_NUM_SHOWN],
-        *_by_summary(rounds, ledger, end.summary, primary, min_sites_of(config)),
+        *_by_summary(rounds, ledger, end, primary, min_sites_of(config)),
         *by_confusion(end.details)[:_NUM_SHOWN],
         *by_clients(end.personalization, primary)[:_NUM_SHOWN],
     )
@@ -102,16 +105,17 @@ def _by_ledger(rounds: Sequence[Record], ledger: Ledger) -> list[str]:
 
 
 def _by_summary(
-    rounds: Sequence[Record], ledger: Ledger, summary: Record, primary: Measure, min_sites: int | None
+    rounds: Sequence[Record], ledger: Ledger, end: End, primary: Measure, min_sites: int | None
 ) -> list[str]:
     """Messages about figures of the summary that differ from the records."""
+    summary = end.summary
     sizes = {key: value for key, value in summary.items() if key in _SIZES}
     if len(sizes) < len(_SIZES):
         return []
-    expected = runlog.summary(rounds, (), ledger, primary, sizes, min_sites=min_sites)
+    expected = runlog.summary(rounds, (), ledger, primary, sizes, min_sites=min_sites, promise=end.promise)
     wrong = [
         f"`{key}` is {summary.get(key)!r} in `summary.json`, the records of the rounds make it {value!r}"
         for key, value in expected.items()
-        if (key in summary or key == TOO_FEW) and key not in _UNCHECKED and summary.get(key) != value
+        if (key in summary or key in {TOO_FEW, "epsilon"}) and key not in _UNCHECKED and summary.get(key) != value
     ]
     return wrong[:_NUM_SHOWN]

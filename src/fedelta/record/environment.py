@@ -28,6 +28,7 @@ PACKAGES = (
     "flwr-datasets",
     "flwr",
     "safetensors",
+    "dp-accounting",
     "huggingface_hub",
     "numpy",
     "scikit-learn",

@@ -17,6 +17,8 @@ from fedelta.record.details import read_details
 from fedelta.record.files import Record, read_json
 from fedelta.record.ledger import Ledger
 from fedelta.record.partition import Partition, read_partition
+from fedelta.record.privacy import STOPPED
+from fedelta.record.promise import Promise, read_promise
 from fedelta.record.rounds import checked_rounds
 from fedelta.record.rundir import (
     CITATIONS,
@@ -28,6 +30,7 @@ from fedelta.record.rundir import (
     MODEL,
     PARTITION,
     PERSONALIZATION,
+    PRIVACY,
     SUMMARY,
     RunDirectory,
 )
@@ -58,6 +61,7 @@ class History:
         personalization: content of `personalization.json`; empty if it does not exist.
         citations: BibTeX.
         misfits: one sentence per inconsistency in the directory (audit.py).
+        promise: what the run guarantees; None without privacy.
     """
 
     name: str
@@ -75,6 +79,7 @@ class History:
     personalization: Record
     citations: str
     misfits: tuple[str, ...] = ()
+    promise: Promise | None = None
 
     @property
     def finished(self) -> bool:
@@ -114,7 +119,7 @@ class History:
     @property
     def relative_cost(self) -> float | None:
         """See `runlog.relative_cost`."""
-        return relative_cost(self.rounds)
+        return relative_cost(self.rounds, self.promise)
 
     @cached_property
     def curve(self) -> list[tuple[int, float]]:
@@ -187,6 +192,16 @@ class History:
         """Seconds of all rounds so far; None if they were lost."""
         return wall_seconds(self.timings, len(self.rounds))
 
+    @property
+    def epsilon(self) -> float | None:
+        """Epsilon after the last round; None without privacy, or where nothing is guaranteed."""
+        return self.rounds[-1].get("epsilon") if self.rounds else None
+
+    @property
+    def stopped(self) -> str:
+        """The sentence with which the privacy budget ended the run; empty if it did not."""
+        return str(self.summary.get(STOPPED, ""))
+
     @cached_property
     def too_few_sites(self) -> str:
         """A sentence on rounds with fewer sites than the run should have; empty if there are none."""
@@ -244,13 +259,15 @@ def _read(path: Path, name: str) -> History:
     model = _sizes(path / MODEL) or summary
     config = _toml(path / CONFIG)
     task = _task(path / CONFIG, config)
-    rounds = checked_rounds(run, task, len(model.get("groups") or ()))
+    promise = read_promise(path / PRIVACY)
+    rounds = checked_rounds(run, task, len(model.get("groups") or ()), promise)
     num_exits = len(by_exit(rounds, task.primary) or ())
     ledger = Ledger.read(path / LEDGER)
     end = End(
         summary=summary,
         details=read_details(path / SUMMARY, summary, path / CONFUSION),
         personalization=_json_if_there(path / PERSONALIZATION),
+        promise=promise,
     )
     return History(
         name=name,
@@ -268,6 +285,7 @@ def _read(path: Path, name: str) -> History:
         personalization=end.personalization,
         citations=(path / CITATIONS).read_text(encoding="utf-8", errors="replace"),
         misfits=misfits(run, config, rounds, ledger, end=end, primary=task.primary),
+        promise=promise,
     )
 
 

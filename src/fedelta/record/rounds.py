@@ -7,6 +7,7 @@ from typing import TypeGuard
 
 from fedelta.errors import RunError
 from fedelta.record.files import Record
+from fedelta.record.promise import Promise
 from fedelta.record.rundir import MODEL, RunDirectory
 from fedelta.record.sites import site_problems
 from fedelta.tasks.base import Measure, Task
@@ -16,13 +17,14 @@ _BY_GROUP = ("interval_rounds", "unit_discrepancy")
 _WINDOW_FIELDS = frozenset({"num_examples", "synced_fraction", *_BY_GROUP})
 
 
-def checked_rounds(run: RunDirectory, task: Task, num_groups: int) -> list[Record]:
+def checked_rounds(run: RunDirectory, task: Task, num_groups: int, promise: Promise | None = None) -> list[Record]:
     """The records of all finished rounds, checked for everything that the report needs.
 
     Args:
         run: the directory.
         task: of the run.
         num_groups: number of groups of the model; 0 if unknown.
+        promise: what the run guarantees; None without privacy.
 
     Raises:
         RunError: a record lacks a value, or has one of another type; names the line.
@@ -35,6 +37,7 @@ def checked_rounds(run: RunDirectory, task: Task, num_groups: int) -> list[Recor
         missing = sorted(required - record.keys())
         problems = [f"lacks {', '.join(missing)}"] if missing else _measure_problems(record, task, num_exits)
         problems += site_problems(record)
+        problems += _privacy_problems(record) if promise is not None else []
         for key in _BY_GROUP if in_windows and num_groups and not missing else ():
             if not _is_numbers(record[key], num_groups):
                 problems.append(f"`{key}` is not {num_groups} numbers, one for each of the `groups` in {MODEL}")
@@ -61,6 +64,16 @@ def _measure_problems(record: Record, task: Task, num_exits: int) -> list[str]:
     return [f"`measures_by_exit` is {at_exits!r}, expected {expected}"]
 
 
+def _privacy_problems(record: Record) -> list[str]:
+    """Messages about the epsilons of a round under privacy, which may be unknown, and its clipping norm."""
+    epsilons = [record.get(key, "absent") for key in ("epsilon", "epsilon_rdp")]
+    if all(epsilon is None or (_is_number(epsilon) and epsilon >= 0) for epsilon in epsilons) and _is_number(
+        record.get("clipping_norm")
+    ):
+        return []
+    return ["`epsilon`, `epsilon_rdp` or `clipping_norm` are not as a run under privacy writes them"]
+
+
 def _num_exits(records: Sequence[Record], primary: Measure) -> int:
     """The number of exits in the last evaluated round; 0 without exits."""
     by_exit = (record.get("measures_by_exit") for record in reversed(records))
@@ -72,7 +85,7 @@ def _may_be(value: float, measure: Measure) -> bool:
     return not measure.is_fraction or 0 <= value <= 1
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float)
 
 

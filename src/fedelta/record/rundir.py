@@ -8,6 +8,7 @@ partition.json        class names, examples of each class by client, those of he
                       what the clients are called; of a deployment the clients of each site instead of the classes
 model.json            parameter counts, of each group too, so that an unfinished run can be reported; and `[strategy]`
                       with what a byte budget made of it
+privacy.json          what the run promises to whom, if it promises anything (privacy.py)
 rounds.jsonl          one record a round, determined by seed and configuration
 ledger.jsonl          one row per payload, after the row of the backbone
 timings.jsonl         wall-clock seconds and memory by round; may be missing
@@ -45,6 +46,7 @@ ENVIRONMENT = "environment.json"
 CITATIONS = "citations.bib"
 PARTITION = "partition.json"
 MODEL = "model.json"
+PRIVACY = "privacy.json"
 ROUNDS = "rounds.jsonl"
 LEDGER = "ledger.jsonl"
 TIMINGS = "timings.jsonl"
@@ -61,7 +63,7 @@ _UNFINISHED = re.compile(r"\..+\.(?P<pid>\d{1,10})\.partial")
 
 # The files that a run directory must have, for `create` and `open`.
 REQUIRED = (CONFIG, ENVIRONMENT, CITATIONS, LEDGER, CHECKPOINT)
-_FILES = (PARTITION, MODEL, ROUNDS, TIMINGS, SUMMARY, CONFUSION, EXITS, PERSONALIZATION)
+_FILES = (PARTITION, MODEL, PRIVACY, ROUNDS, TIMINGS, SUMMARY, CONFUSION, EXITS, PERSONALIZATION)
 
 
 @dataclass(frozen=True)
@@ -300,7 +302,7 @@ def _sweep_unfinished(parent: Path) -> None:
 
 
 def _holds_only_ours(folder: Path) -> bool:
-    expected = {name.partition("/")[0] for name in (*REQUIRED, PARTITION, MODEL, ROUNDS, TIMINGS)}
+    expected = {name.partition("/")[0] for name in (*REQUIRED, PARTITION, MODEL, PRIVACY, ROUNDS, TIMINGS)}
     return {entry.name.removeprefix(".").removesuffix(".partial") for entry in folder.iterdir()} <= expected
 
 

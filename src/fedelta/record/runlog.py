@@ -16,6 +16,8 @@ from fedelta.data.clients import Clients
 from fedelta.federation.records import RoundOutcome
 from fedelta.record.files import Record
 from fedelta.record.ledger import Ledger
+from fedelta.record.privacy import is_void, privacy_of_round, privacy_of_run
+from fedelta.record.promise import Promise
 from fedelta.record.sites import TOO_FEW, summary_of_sites, too_few_sites
 from fedelta.tasks.base import Measure
 
@@ -28,6 +30,8 @@ def round_record(
     loss: Measure,
     clients: Clients = Clients(),  # noqa: B008 frozen
     at_sites: Mapping[str, Record] = MappingProxyType({}),
+    *,
+    promise: Promise | None = None,
 ) -> Record:
     """One line of `rounds.jsonl`.
 
@@ -37,6 +41,7 @@ def round_record(
         loss: the task's loss, whose name the training loss gets.
         clients: with their names, if they have any.
         at_sites: name of a site to what its own evaluation adds to its entry.
+        promise: what the run guarantees; None without privacy.
     """
     uplink = sum(transfer.payload_bytes for transfer in outcome.transfers if transfer.direction == "up")
     downlink = sum(transfer.payload_bytes for transfer in outcome.transfers if transfer.direction == "down")
@@ -50,6 +55,7 @@ def round_record(
         **({"measures_by_exit": at_exits} if at_exits else {}),
         f"train_{loss.name}": outcome.train_loss,
         "delta_norm": outcome.delta_norm,
+        **({} if promise is None else privacy_of_round(outcome, promise)),
         "num_examples": outcome.num_examples,
         "synced_fraction": outcome.synced_fraction,
         "simulated_seconds": outcome.simulated_seconds,
@@ -87,6 +93,7 @@ def summary(
     *,
     details: Mapping[str, object] | None = None,
     min_sites: int | None = None,
+    promise: Promise | None = None,
 ) -> Record:
     """The content of `summary.json`.
 
@@ -99,6 +106,7 @@ def summary(
         details: what is measured only at the end of a run: `measures`, a map as in the records; `by_class` and
             `by_client`, name to such a map.
         min_sites: number of sites that a deployment should have in every round; None for other runs.
+        promise: what the run guarantees; None without privacy.
 
     Returns:
         First, of a deployment with fewer than `min_sites` sites in some rounds, a sentence that says so. Sizes in
@@ -113,10 +121,11 @@ def summary(
     return {
         **({TOO_FEW: too_few} if too_few else {}),
         **_final(records, primary),
+        **({} if promise is None else privacy_of_run(records, promise)),
         **(details or {}),
         "rounds": len(records),
-        "void_rounds": sum(record["num_examples"] == 0 for record in records),
-        "relative_cost": relative_cost(records),
+        "void_rounds": sum(is_void(record, promise) for record in records),
+        "relative_cost": relative_cost(records, promise),
         **sizes,
         "uplink_bytes": ledger.uplink_bytes,
         "downlink_bytes": ledger.downlink_bytes,
@@ -155,12 +164,12 @@ def by_exit(records: Sequence[Record], measure: Measure) -> list[float] | None:
     return at_exits[-1].get(measure.name) if at_exits else None
 
 
-def relative_cost(records: Sequence[Record]) -> float | None:
+def relative_cost(records: Sequence[Record], promise: Promise | None = None) -> float | None:
     """The cost of FedLAMA's Eq. 9, as a share of what it is when every group travels in every round.
 
     That is the mean `synced_fraction` of the rounds that count; None if no record has it.
     """
-    synced = [record.get("synced_fraction") for record in records if record.get("num_examples")]
+    synced = [record.get("synced_fraction") for record in records if not is_void(record, promise)]
     known = [fraction for fraction in synced if fraction is not None]
     return sum(known) / len(known) if known and len(known) == len(synced) else None
 

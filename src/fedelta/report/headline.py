@@ -7,7 +7,18 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fedelta.record.history import History
-from fedelta.record.numbers import TIMES, UNKNOWN, bare, capitalised, count, duration, percent, shown, size
+from fedelta.record.numbers import (
+    TIMES,
+    UNKNOWN,
+    bare,
+    capitalised,
+    count,
+    duration,
+    percent,
+    shown,
+    size,
+)
+from fedelta.record.privacy import NO_GUARANTEE, shown_epsilon, why_unknown
 from fedelta.record.status import read_status
 from fedelta.report.exits import read_exits
 
@@ -30,16 +41,16 @@ class Headline:
     Args:
         name: of the run.
         setting: model, methods and data.
-        warning: on rounds with too few sites; empty if there are none.
+        warnings: on rounds with too few sites, noise that guarantees nothing, and a spent privacy budget.
         unfinished: progress of an unfinished run; empty for a finished one.
         progress: rounds, clients and date.
-        tiles: six or eight key figures.
+        tiles: six to ten key figures.
     """
 
     template: ClassVar[str] = "headline.html"
     name: str
     setting: Sequence[str]
-    warning: str
+    warnings: Sequence[str]
     unfinished: str
     progress: str
     tiles: Sequence[Tile]
@@ -52,6 +63,7 @@ def headline(run: History) -> Headline:
     tiles = [
         Tile(name, shown(run.final, measure), f"best {shown(run.best, measure)}"),
         *_exit_tiles(run),
+        *_privacy_tiles(run),
         Tile("Tuned parameters", count(run.model.get("tuned_parameters")), _tuned_share(run)),
         Tile("Per client and round", size(run.bytes_per_client_round), "down and up together"),
         Tile("Sent in total", size(run.ledger.total_bytes), _directions(run)),
@@ -59,7 +71,9 @@ def headline(run: History) -> Headline:
         Tile("Time", duration(run.wall_seconds), f"peak memory {size(run.peak_memory_bytes)}"),
     ]
     setting = [str(value) for path in _SETTING if (value := run.value(path)) is not None]
-    return Headline(run.name, setting, run.too_few_sites, _unfinished(run), _progress(run), tiles)
+    without = "" if run.promise is None or run.promise.is_kept else why_unknown(run.promise)
+    warnings = [text for text in (run.too_few_sites, without, run.stopped) if text]
+    return Headline(run.name, setting, warnings, _unfinished(run), _progress(run), tiles)
 
 
 def saving(run: History) -> str:
@@ -88,6 +102,21 @@ def _exit_tiles(run: History) -> list[Tile]:
     return [
         Tile("Mean over exits", shown(run.mean_over_exits, measure), f"{exits_in_words}, {ends}"),
         Tile("Area over FLOPs", shown(exits.flops_area, measure), remark),
+    ]
+
+
+def _privacy_tiles(run: History) -> list[Tile]:
+    """Tiles with the epsilon so far and the noise; empty without privacy."""
+    promise = run.promise
+    if promise is None:
+        return []
+    epsilon = shown_epsilon(run.epsilon if run.rounds else 0.0) if promise.is_kept else "none"
+    protects = {"example": "for examples", "client": "for clients", "local": "for clients, local"}[promise.unit]
+    at_delta = f"{protects}, delta {promise.delta:g}" if promise.is_kept else NO_GUARANTEE
+    source = {"seeded": "from the seed: simulation only", "secure": "from secret keys"}[promise.randomness]
+    return [
+        Tile("Epsilon", epsilon, at_delta),
+        Tile("Noise multiplier", f"{promise.noise_multiplier:.4g}", source),
     ]
 
 

@@ -20,6 +20,7 @@ from fedelta.errors import RunError
 from fedelta.params import ParamSpec, TensorSpec
 from fedelta.record.files import Record
 from fedelta.record.history import History
+from fedelta.record.privacy import is_void
 from fedelta.strategies.fedlama import Curves, FedLama, curves
 from fedelta.strategies.fedlama_auto import FedLamaAuto
 from fedelta.strategies.windows import place as place_in_window
@@ -53,6 +54,7 @@ class Layers:
     Args:
         strategy: as configured.
         records: lines of `rounds.jsonl`.
+        counts: whether each round counted.
         sizes: group to the number of its scalars that are trained and travel; G groups in the order of the model.
         intervals: [R, G] int64, used in each round.
         unit_discrepancy: [R, G] float64, Eq. 2, from the last upload of the group; zero before the first.
@@ -60,6 +62,7 @@ class Layers:
 
     strategy: FedLama | FedLamaAuto
     records: Sequence[Record]
+    counts: Sequence[bool]
     sizes: Mapping[str, int]
     intervals: Tensor
     unit_discrepancy: Tensor
@@ -70,12 +73,12 @@ class Layers:
         places = [place_in_window(self.strategy, record["round"]) for record in self.records]
         positions = torch.tensor([[place.position] for place in places])
         came_up = (positions % self.intervals == 0) | torch.tensor([[place.is_last] for place in places])
-        return (came_up & torch.tensor([[bool(record["num_examples"])] for record in self.records])).sum(0)
+        return (came_up & torch.tensor(self.counts)[:, None]).sum(0)
 
     @property
     def num_counted(self) -> int:
         """Number of rounds that averaged any group."""
-        return sum(bool(record["num_examples"]) for record in self.records)
+        return sum(self.counts)
 
     @cached_property
     def choice(self) -> IntervalChoice | None:
@@ -83,7 +86,7 @@ class Layers:
         ends = [
             index
             for index, record in enumerate(self.records)
-            if record["num_examples"] and place_in_window(self.strategy, record["round"]).is_last
+            if self.counts[index] and place_in_window(self.strategy, record["round"]).is_last
         ]
         followed = [index for index in ends if self.records[index]["round"] < self.strategy.num_rounds]
         made = followed or (ends if isinstance(self.strategy, FedLama) else [])
@@ -123,4 +126,5 @@ def read_layers(run: History) -> Layers | None:
     before = strategy.init({}, spec)["interval_rounds"].tolist()
     after = [record["interval_rounds"] for record in run.rounds]
     discrepancy = torch.tensor([record["unit_discrepancy"] for record in run.rounds], dtype=torch.float64)
-    return Layers(strategy, run.rounds, sizes, torch.tensor([before, *after[:-1]]), discrepancy)
+    counts = [not is_void(record, run.promise) for record in run.rounds]
+    return Layers(strategy, run.rounds, counts, sizes, torch.tensor([before, *after[:-1]]), discrepancy)

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from fedelta.record.history import History
 from fedelta.record.numbers import count, duration
+from fedelta.record.privacy import is_void
 from fedelta.report import plots
 from fedelta.report.elements import Picture, Table, picture
 
@@ -75,7 +76,7 @@ def _asked(run: History, causes: Counter[str]) -> str:
 
 
 def _void(run: History) -> str:
-    number = sum(record.get("num_examples") == 0 for record in run.rounds)
+    number = sum(is_void(record, run.promise) for record in run.rounds)
     rounds = "1 round" if number == 1 else f"{count(number)} rounds"
     return f"{rounds} did not count, for too few replies." if number else ""
 

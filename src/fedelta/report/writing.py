@@ -16,7 +16,15 @@ from matplotlib.figure import Figure
 
 from fedelta.durable import write_atomic
 from fedelta.record.history import History, read_histories
-from fedelta.report import exit_section, layer_section, measure_section, personal_section, plots, site_section
+from fedelta.report import (
+    exit_section,
+    layer_section,
+    measure_section,
+    personal_section,
+    plots,
+    privacy_section,
+    site_section,
+)
 from fedelta.report.clients import clients
 from fedelta.report.details import details
 from fedelta.report.headline import headline
@@ -69,6 +77,7 @@ def _sections(runs: Sequence[History]) -> Iterator[Section]:
         side_by_side(runs) if several else headline(runs[0]),
         misfits(runs),
         results(runs),
+        privacy_section.section(runs),
         measure_section.section(runs),
         exit_section.section(runs),
         *(personal_section.section(run, titled=several) for run in runs),

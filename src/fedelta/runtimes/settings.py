@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field
@@ -28,8 +29,9 @@ class RuntimeSettings(Settings):
             (`fedelta deploy`); "auto" starts worker processes where they save time. The results are the same to the
             last bit for all but `flower`.
         workers: number of worker processes; "auto": one for each core, or for each GPU.
-        lanes: number of clients that share a forward pass; "auto" fills a step with 32 to 64 samples on a CPU, fewer
-            the more cores share the cohort, and with 1,024 on a GPU. So it depends on the machine, like `device`.
+        lanes: number of clients that share a forward pass, or for DP-SGD of examples of one client; "auto" fills a step
+            with 32 to 64 samples on a CPU, fewer the more cores share the cohort, and with 1,024 on a GPU. So it
+            depends on the machine, like `device`.
         device: "auto" uses a GPU if there is one.
         compute_dtype: `bfloat16` runs the frozen model in half precision; tuned tensors stay float32.
         cache_mib: upper limit for the memory of features of frozen modules, for training and for test data each; 0
@@ -90,6 +92,17 @@ class RuntimeSettings(Settings):
         even = most if places == 1 else -(-clients_per_round // (places * _PACKS_PER_PLACE))
         # A pack for each place goes before full steps.
         return min(max(even, least), most, -(-clients_per_round // places))
+
+    def num_lanes_of_examples(self, batch_size: int) -> int:
+        """The number of lanes where each has one example of a Poisson sample of `batch_size` on average (DP-SGD).
+
+        >>> RuntimeSettings().num_lanes_of_examples(32), RuntimeSettings(lanes=8).num_lanes_of_examples(32)
+        (49, 8)
+        """
+        if isinstance(self.lanes, int):
+            return self.lanes
+        # Three standard deviations above the mean: one sample of 400 is larger, and takes two passes.
+        return min(batch_size + 3 * math.isqrt(batch_size) + 2, _SAMPLES_PER_STEP[self.torch_device()][1])
 
 
 def _num_gpus() -> int:

@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 
 from fedelta.aggregation.base import Aggregation, Reads, Update
 from fedelta.params import Params, ParamSpec
+from fedelta.seeds import uniform_numbers
 
 State = dict[str, Tensor]
 
@@ -53,8 +54,8 @@ class RoundPlan:
 
 
 # How a cohort is drawn: "fixed", uniformly without replacement; "poisson", each client with the same probability,
-# independently of all others, so that cohorts differ in size and may be empty.
-Sampling = Literal["fixed", "poisson"]
+# independently of all others, so that cohorts differ in size and may be empty; "cyclic": not drawn, see `turn`.
+Sampling = Literal["fixed", "poisson", "cyclic"]
 
 
 def uniform(
@@ -76,19 +77,38 @@ def uniform(
         generator: draws the cohort.
         sampling: how.
     """
-    cohort = drawn(clients_per_round, client_ids, generator, sampling)
+    cohort = drawn(clients_per_round, round, client_ids, generator, sampling)
     names_of = dict.fromkeys(cohort, spec.shared)
     return RoundPlan(round, download=names_of, upload=names_of, num_clients=len(client_ids), due=spec.shared)
 
 
-def drawn(size: int, client_ids: Sequence[int], generator: Generator, sampling: Sampling) -> list[int]:
-    """A cohort of `size` clients, or of this size in the mean, ascending."""
+def drawn(size: int, number: int, client_ids: Sequence[int], generator: Generator, sampling: Sampling) -> list[int]:
+    """A cohort of `size` clients, or of this size in the mean, ascending.
+
+    Args:
+        size: of the cohort.
+        number: of the cohort, from 1.
+        client_ids: clients to draw from, in the order of their turns.
+        generator: draws the cohort.
+        sampling: how.
+    """
+    if sampling == "cyclic":
+        return turn(size, number, client_ids)
     if sampling == "poisson":
-        numbers = torch.rand(len(client_ids), generator=generator, dtype=torch.float64)
-        chosen = (numbers < size / len(client_ids)).tolist()
+        chosen = (uniform_numbers(generator, len(client_ids)) < size / len(client_ids)).tolist()
         return sorted(client_id for client_id, is_chosen in zip(client_ids, chosen, strict=True) if is_chosen)
     order = torch.randperm(len(client_ids), generator=generator).tolist()
     return sorted(client_ids[index] for index in order[:size])
+
+
+def turn(size: int, number: int, client_ids: Sequence[int]) -> list[int]:
+    """Cohort `number` (from 1), ascending, if clients take turns in the order of `client_ids`, in a circle.
+
+    >>> [turn(2, number, [5, 6, 7, 8, 9]) for number in (1, 2, 3)]
+    [[5, 6], [7, 8], [5, 9]]
+    """
+    places = range((number - 1) * size, number * size)
+    return sorted(client_ids[place % len(client_ids)] for place in places)
 
 
 @dataclass(frozen=True)

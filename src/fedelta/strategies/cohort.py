@@ -24,8 +24,8 @@ class Rounds(Settings):
 
     Args:
         clients_per_round: M, the size of the cohort, or with Poisson sampling its mean.
-        sampling: how the cohort is drawn: `fixed`, uniformly without replacement, or `poisson`, every client with
-            probability M / N.
+        sampling: how the cohort is drawn: `fixed`, uniformly without replacement; `poisson`, every client with
+            probability M / N; or `cyclic`, clients take turns in an order that is drawn once.
         num_rounds: length of the run.
         min_replies: fewest usable replies with which a round counts.
         max_examples: upper limit of a client's weight in the mean. The server cannot check how many examples a client

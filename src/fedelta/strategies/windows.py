@@ -153,7 +153,8 @@ def plan(
     if int(state["window"]) == in_window.window:
         accepted = dict(zip(state["cohort"].tolist(), state["accepted"].tolist(), strict=True))
     else:
-        accepted = dict.fromkeys(drawn(strategy.clients_per_round, client_ids, generator, strategy.sampling), 0)
+        cohort = drawn(strategy.clients_per_round, in_window.window, client_ids, generator, strategy.sampling)
+        accepted = dict.fromkeys(cohort, 0)
     download = {
         client_id: _names_of(spec, state["last_sync"] >= last_round) if last_round else spec.shared
         for client_id, last_round in accepted.items()
