@@ -20,6 +20,7 @@ import torch
 
 from fedelta.aggregation.means import Uniform
 from fedelta.auditing.bounds import Trials
+from fedelta.auditing.directions import direction, random_direction
 from fedelta.auditing.evidence import evidence, score
 from fedelta.auditing.streams import Streams
 from fedelta.codecs.base import Codec
@@ -30,7 +31,7 @@ from fedelta.federation.base import Federation, Standing
 from fedelta.federation.records import Fault, Reply, RoundOutcome
 from fedelta.federation.rounds import federate
 from fedelta.federation.tiers import Tiers
-from fedelta.params import Params, ParamSpec, norm, select
+from fedelta.params import Params, ParamSpec, select
 from fedelta.privacy.central import Central
 from fedelta.privacy.randomness import Randomness
 from fedelta.seeds import stream
@@ -74,21 +75,8 @@ class Canary:
         """What the server decodes of it, without the tensors that are zero, scaled to norm 1, equal in all groups."""
         if names not in self.directions:
             sent, _ = decode(self.payload(names), self.wire, self.codec)
-            self.directions[names] = _direction(sent, self.wire)
+            self.directions[names] = direction(sent, self.wire)
         return self.directions[names]
-
-
-def _direction(sent: Params, wire: ParamSpec) -> Params:
-    group_of = {name: wire.tensors[name].group for name in sent}
-    norms: dict[str, float] = {}
-    for name, tensor in sent.items():
-        norms[group_of[name]] = math.hypot(norms.get(group_of[name], 0.0), norm({name: tensor}))
-    num_groups = sum(length > 0 for length in norms.values())
-    return {
-        name: tensor.double() / (norms[group_of[name]] * math.sqrt(num_groups))
-        for name, tensor in sent.items()
-        if tensor.any()
-    }
 
 
 def canary(client_id: int, spec: ParamSpec, wire: ParamSpec, codec: Codec, *, length: float) -> Canary:
@@ -96,12 +84,8 @@ def canary(client_id: int, spec: ParamSpec, wire: ParamSpec, codec: Codec, *, le
 
     Tensors that travel beside those of `spec`, such as control variates, are zero.
     """
-    signs = {
-        name: torch.randint(0, 2, wire.tensors[name].shape, generator=stream(0, "canary", name)) * 2.0 - 1.0
-        for name in spec.shared
-    }
     delta = {name: torch.zeros(wire.tensors[name].shape) for name in wire.shared}
-    delta |= {name: (length * tensor).float() for name, tensor in _direction(signs, wire).items()}
+    delta |= {name: (length * axis).float() for name, axis in random_direction(spec, spec.shared).items()}
     return Canary(client_id, delta, wire, codec)
 
 
@@ -138,7 +122,7 @@ class Lonely:
 
 
 @dataclass(frozen=True)
-class Server:
+class ClientTrials:
     """The server of a run, for trials.
 
     Args:
@@ -212,8 +196,8 @@ class Server:
             raise ValueError("a round without a clipping norm has no client-level privacy")
         names = tuple(name for name in plan.due or () if self.tiers is None or self.tiers.owns(client_id, name))
         moved = 0.0
-        for name, direction in self.canary.direction(names).items():
-            mean = float(((outcome.params[name] - before[name]).double() * direction).sum())
+        for name, axis in self.canary.direction(names).items():
+            mean = float(((outcome.params[name] - before[name]).double() * axis).sum())
             moved += mean * self._expected(plan, name)
         total = evidence(moved / clipping_norm, self.central.multiplier(plan))
         return total + self._evidence_of_count(outcome, clipping_norm)

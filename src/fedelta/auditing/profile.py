@@ -8,7 +8,6 @@ from functools import cached_property
 from statistics import NormalDist
 from typing import Any
 
-from fedelta.privacy.accounting import composed
 from fedelta.privacy.state import Release
 
 _NORMAL = NormalDist()
@@ -55,8 +54,14 @@ class Profile:
 
     @cached_property
     def _accountant(self) -> Any:  # Any: the library has no types
-        smallest = min(release.noise_multiplier for release in self._releases)
-        return composed(self._releases, _INTERVAL if smallest > 0.5 else _COARSE_INTERVAL)
+        from dp_accounting.dp_event import GaussianDpEvent, PoissonSampledDpEvent
+        from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
+
+        is_noisy = min(release.noise_multiplier for release in self._releases) > 0.5
+        accountant = PLDAccountant(value_discretization_interval=_INTERVAL if is_noisy else _COARSE_INTERVAL)
+        for release, times in self._releases.items():
+            accountant.compose(PoissonSampledDpEvent(release.rate, GaussianDpEvent(release.noise_multiplier)), times)
+        return accountant
 
 
 def _gaussian(epsilon: float, mu: float) -> float:
