@@ -7,7 +7,7 @@ import hashlib
 import pytest
 import torch
 
-from fedelta.seeds import derive, stream
+from fedelta.seeds import derive, stream, uniform_numbers
 
 
 def draw(*path: str | int, seed: int = 7) -> torch.Tensor:
@@ -61,3 +61,23 @@ def test_streams_leave_the_global_generator_alone():
     state = torch.get_rng_state()
     draw("cohort", 1)
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_uniform_numbers_are_even_and_go_on_from_call_to_call():
+    generator = stream(7, "cohort")
+    numbers = torch.cat([uniform_numbers(generator, 1000) for _ in range(20)])
+    assert numbers.min() >= 0
+    assert numbers.max() < 1
+    assert len(numbers.unique()) == 20_000
+    # 20 cells of 1,000 numbers expected each: chi-square with 19 degrees of freedom, 0.1 % to either side.
+    counts = numbers.histc(bins=20, min=0, max=1)
+    assert 5.4 < ((counts - 1000) ** 2 / 1000).sum() < 43.8
+    assert torch.equal(numbers[:1000], uniform_numbers(stream(7, "cohort"), 1000))
+
+
+def test_uniform_numbers_are_not_those_of_torchs_generator_whose_state_they_would_tell():
+    expected = torch.rand(5000, generator=stream(7), dtype=torch.float64)
+    assert not torch.isin(uniform_numbers(stream(7), 1000), expected).any()
+    # one call does not tell the next: they come from different states
+    generator = stream(7)
+    assert not torch.isin(uniform_numbers(generator, 1000), uniform_numbers(generator, 1000)).any()

@@ -6,7 +6,6 @@ continues after the last complete round.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -41,8 +40,6 @@ from fedelta.settings.base import as_settings
 from fedelta.tasks.details import Details
 from fedelta.tracking.mirror import mirrored
 from fedelta.tuning.exits import exit_blocks
-
-logger = logging.getLogger("fedelta")
 
 OnRound = Callable[[RoundOutcome, Ledger], None]
 
@@ -163,27 +160,14 @@ def _rounds(parts: Parts, checkpoint: Checkpoint, logs: _Logs, on_round: OnRound
     standing = Standing(
         params, checkpoint.state, checkpoint.round, ledger.total_bytes, checkpoint.claimed, checkpoint.privacy
     )
-    clipping_norm = checkpoint.privacy.clipping_norm
     started = time.perf_counter()
     with parts.at_work() as peaks:
         for outcome in federate(federation, standing):
             params = outcome.params
             ledger.append(outcome.transfers)
             loss, at_sites = parts.config.task.loss, parts.at_sites(outcome)
-            run.rounds.append(
-                [
-                    round_record(
-                        outcome,
-                        ledger.total_bytes,
-                        loss,
-                        parts.clients,
-                        at_sites,
-                        promise=logs.promise,
-                        clipping_norm=clipping_norm,
-                    )
-                ]
-            )
-            clipping_norm = outcome.privacy.clipping_norm  # of the next round
+            record = round_record(outcome, ledger.total_bytes, loss, parts.clients, at_sites, promise=logs.promise)
+            run.rounds.append([record])
             # Written before the checkpoint, which refers to it; until then the previous snapshot is kept.
             mark = federation.runtime.snapshot(run.clients, outcome.round)
             seconds = time.perf_counter() - started
@@ -211,8 +195,7 @@ def _finish(parts: Parts, params: Params, logs: _Logs) -> Record:
     """Writes the files of a finished run; returns the content of `summary.json`."""
     run, ledger, clients = logs.run, logs.ledger, parts.clients
     records = run.read_rounds()
-    if stopped := _stopped(parts.federation, len(records), ledger.total_bytes):
-        logger.warning("%s", stopped)
+    stopped = _stopped(parts.federation, len(records), ledger.total_bytes)
     details = parts.details(params) or Details(records[-1]["measures"] or {})
     by_client = {str(client): {**clients.entry(client), **values} for client, values in details.by_client.items()}
     record = summary(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 
+import numpy as np
 import torch
 
 
@@ -27,3 +28,14 @@ def derive(seed: int, *path: str | int) -> int:
 def stream(seed: int, *path: str | int) -> torch.Generator:
     """A new CPU generator at the start of the stream at `path`."""
     return torch.Generator().manual_seed(derive(seed, *path))
+
+
+def uniform_numbers(generator: torch.Generator, num: int) -> torch.Tensor:
+    """`num` numbers in [0, 1) that tell nothing about each other, float64; moves `generator` on.
+
+    Whoever knows some numbers of torch's generator can work out the rest, as it is linear. These are from SHAKE-256 of
+    its state, so that they are secret as long as the state is, also if many of them become known.
+    """
+    digest = hashlib.shake_256(generator.get_state().numpy().tobytes()).digest(8 * num)
+    torch.rand(1, generator=generator)
+    return torch.from_numpy((np.frombuffer(digest, dtype="<u8") >> np.uint64(11)) * 2.0**-53)

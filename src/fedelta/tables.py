@@ -87,7 +87,8 @@ class Finished:
 
 
 def table_of_run(result: HasResults, primary: Measure, report: Path) -> Table:
-    """The results of a finished run: measures, sizes, bytes, time; first of all, whether sites were missing."""
+    """The results of a finished run: measures, privacy, sizes, bytes, time; first, whether sites were missing."""
+    from fedelta.record.privacy import STOPPED
     from fedelta.record.sites import TOO_FEW
 
     summary, ledger = result.summary, result.ledger
@@ -99,6 +100,10 @@ def table_of_run(result: HasResults, primary: Measure, report: Path) -> Table:
         table.add_row("rounds that did not count", f"{void} of {summary['rounds']}, for too few replies")
     for row in _measured(summary, primary):
         table.add_row(*row)
+    if privacy := summary.get("privacy"):
+        table.add_row("privacy", privacy)
+    if stopped := summary.get(STOPPED):
+        table.add_row("ended early", stopped, style="bold red")
     for row in _of_sites(summary, primary):
         table.add_row(*row)
     share = summary["tuned_parameters"] / summary["total_parameters"]

@@ -72,20 +72,26 @@ class Rounds:
 
     def __init__(self, progress: Progress, primary: Measure, num_rounds: int | None) -> None:
         self._progress, self._primary = progress, primary
-        measure = f"{primary.label} ..."
-        self._task = progress.add_task("round", total=num_rounds, measure=measure, sent="0 MiB", note="")
+        fields = {"measure": f"{primary.label} ...", "epsilon": "", "sent": "0 MiB", "note": ""}
+        self._task = progress.add_task("round", total=num_rounds, **fields)
 
-    def show(self, round: int, measures: Mapping[str, float] | None, num_bytes: int) -> None:
+    def show(
+        self, round: int, measures: Mapping[str, float] | None, num_bytes: int, epsilon: float | None = None
+    ) -> None:
         """Shows a finished round.
 
         Args:
             round: its number.
             measures: after it; None if it was not evaluated.
             num_bytes: sent so far.
+            epsilon: of all rounds so far; None without privacy.
         """
         from fedelta.record.numbers import shown
+        from fedelta.record.privacy import shown_epsilon
 
         self._progress.update(self._task, completed=round, sent=f"{num_bytes / MIB:.2f} MiB")
+        if epsilon is not None:
+            self._progress.update(self._task, epsilon=f"epsilon {shown_epsilon(epsilon)}")
         if measures is not None:
             value = shown(measures[self._primary.name], self._primary)
             self._progress.update(self._task, measure=f"{self._primary.label} {value}")
@@ -107,6 +113,7 @@ def rounds_of(console: Console, primary: Measure, num_rounds: int | None) -> Ite
         MofNCompleteColumn(),
         BarColumn(),
         TextColumn("{task.fields[measure]}", markup=False),
+        TextColumn("{task.fields[epsilon]}"),
         TextColumn("sent {task.fields[sent]}"),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),
@@ -121,11 +128,13 @@ def round_bar(console: Console, config: Config, quiet: bool) -> Iterator[OnRound
     if quiet:
         yield None
         return
+    from fedelta.record.privacy import reported
+
     with rounds_of(console, config.task.primary, config.strategy.num_rounds) as rounds:
 
         def on_round(outcome: RoundOutcome, ledger: Ledger) -> None:
             measures = None if outcome.evaluation is None else outcome.evaluation.measures
-            rounds.show(outcome.round, measures, ledger.total_bytes)
+            rounds.show(outcome.round, measures, ledger.total_bytes, reported(outcome, config.privacy))
 
         yield on_round
 
@@ -155,7 +164,8 @@ def deployment_bar(console: Console, run: Path, quiet: bool) -> Iterator[Callabl
             nonlocal said
             if records := directory.rounds.read():
                 measured = next((record["measures"] for record in reversed(records) if record["measures"]), None)
-                rounds.show(records[-1]["round"], measured, records[-1]["cumulative_bytes"])
+                last = records[-1]
+                rounds.show(last["round"], measured, last["cumulative_bytes"], last.get("epsilon"))
             status = read_status(run)
             text = "" if status is None or status.state == "failed" else status.text
             # How long it will still wait changes all the time: said once where every text is a line of its own.

@@ -23,7 +23,6 @@ from fedelta.aggregation.base import Update
 from fedelta.federation.records import Direction, Rejection, RoundOutcome, Transfer
 from fedelta.params import Params, ParamSpec, TensorSpec
 from fedelta.privacy.accounting import Epsilons
-from fedelta.privacy.state import PrivacyState
 from fedelta.record import history
 from fedelta.record.checkpoint import Checkpoint, encode
 from fedelta.record.citations import citations
@@ -130,10 +129,7 @@ def make_run(path: Path, shape: Shape = Shape()) -> RunDirectory:
     records, outcomes = [], _outcomes(shape, counts)
     for outcome in outcomes:
         ledger.append(outcome.transfers)
-        clipping_norm = outcome.privacy.clipping_norm
-        records.append(
-            round_record(outcome, ledger.total_bytes, LOSS, promise=shape.promise, clipping_norm=clipping_norm)
-        )
+        records.append(round_record(outcome, ledger.total_bytes, LOSS, promise=shape.promise))
     run.rounds.append(records)
     run.timings.append([timing_record(outcome.round, 1.7, 900 * 2**20 + outcome.round) for outcome in outcomes])
     if shape.num_finished == shape.num_rounds or shape.stopped:
@@ -268,7 +264,7 @@ def _outcomes(shape: Shape, counts: dict[str, list[int]]) -> Sequence[RoundOutco
                     for groups in [travel[direction][client] if plan else tensor_bytes]
                 ),
                 num_examples=sum(sum(counts[str(client)]) for client in cohort),
-                train_loss=float(0.25 + 1.9 * np.exp(-round / 4) + abs(rng.normal(0, 0.04))),
+                train_loss=None if shape.promise else float(0.25 + 1.9 * np.exp(-round / 4) + abs(rng.normal(0, 0.04))),
                 evaluation=_evaluation(shape, round, accuracy) if evaluated else None,
                 synced_fraction=sum(dict(shape.groups)[name] for name in plan.upload[cohort[0]]) / _tuned(shape)
                 if plan
@@ -286,7 +282,7 @@ def _privacy(promise: Promise | None, round: int) -> dict[str, Any]:  # Any: fie
         return {}
     pld = 3.25 * (round / 30) ** 0.5 / promise.noise_multiplier
     adaptive = promise.clipping_norm * (0.4 + 0.6 * 0.93**round) if promise.clipping == "adaptive" else None
-    return {"privacy": PrivacyState(clipping_norm=adaptive), "epsilons": Epsilons(pld, 1.22 * pld)}
+    return {"clipping_norm": adaptive, "epsilons": Epsilons(pld, 1.22 * pld)}
 
 
 def _evaluation(shape: Shape, round: int, accuracy: float) -> Evaluation:

@@ -150,5 +150,6 @@ def protecting(federation: Federation, guarantee: Guarantee | None, randomness: 
         expected_clients=federation.strategy.clients_per_round,
         num_clients=len(federation.clients.numbers),
         randomness=randomness,
+        correlated=guarantee.correlated,
     )
     return replace(federation, privacy=guarantee, central=central)

@@ -136,7 +136,7 @@ def add_fedpeft_noise(dp: DpSgd, bank: LaneBank, lane: int, job: Job, step: int)
     grad_P += _noise(job, step, len(grad_P)).to(grad_P)
 
 
-def refuse_coupling(model: SharedModel, exits: ExitSettings, task: Task, train: Examples) -> None:
+def refuse_coupling(model: SharedModel, lanes: Lanes, exits: ExitSettings, task: Task, train: Examples) -> None:
     """Raises if one example has a part in the gradient of another, so that clipping limits neither.
 
     That lanes do not mix in the model itself is checked in engine/proof.py.
@@ -157,7 +157,7 @@ def refuse_coupling(model: SharedModel, exits: ExitSettings, task: Task, train: 
             ['`exits.train` is "distill", which chooses the teacher by the loss of all examples of earlier batches'],
             hint='`privacy.unit = "example"` allows `exits.train` = "deepest", "random" or "sum".',
         )
-    rows = torch.arange(min(_FEW_ROWS, len(train)))
+    rows, lanes.active = torch.arange(min(_FEW_ROWS, len(train))), 1
     with torch.no_grad():
         outputs = model.outputs(train.inputs, rows, [len(model.blocks)] if model.blocks else ())[0]
     targets = train.targets.fetch(rows).to(outputs.device)

@@ -111,7 +111,7 @@ class LaneEngine:
         if lanes.num > 1:
             self._prove_lanes(train)
         if self._of_examples:
-            refuse_coupling(self._model, exits, task, train)
+            refuse_coupling(self._model, lanes, exits, task, train)
 
     @property
     def clients_at_once(self) -> int:

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from torch import Generator
 
 from fedelta.aggregation.base import Aggregation
@@ -128,6 +129,15 @@ class Federation:
         """Every tensor that can travel: what is tuned, and what the strategy sends in addition."""
         steering = self.strategy.steering
         return self.spec if steering is None else steering.extend(self.spec)
+
+    @cached_property
+    def in_order(self) -> Sequence[int]:
+        """All clients as a strategy gets them: ascending, or in an order that is drawn once if they take turns."""
+        numbers = self.clients.numbers
+        if self.strategy.sampling != "cyclic":
+            return numbers
+        places = torch.randperm(len(numbers), generator=stream(self.seed, "turns"))
+        return tuple(numbers[place] for place in places.tolist())
 
     def draws(self, round: int) -> Generator:
         """The stream from which the cohort of a round is drawn, at its start."""

@@ -49,21 +49,23 @@ def check_private_plan(federation: Federation, plan: RoundPlan) -> None:
     """Raises unless a plan has what client-level privacy counts on: the cohort that was drawn, and what is due.
 
     Raises:
-        PluginError: a strategy that says that it samples clients by "poisson" asks others; the plan does not say what
-            is due; or a client is to send something else.
+        PluginError: a strategy that says that it samples clients by "poisson", or that they take turns, asks others;
+            the plan does not say what is due; or a client is to send something else.
     """
     strategy, round = federation.strategy, plan.round
     if plan.due is None:
         raise _broken(strategy, round, "plan", ["lacks `due`, which `privacy.unit = 'client'` needs"])
     if foreign := sorted({name for names in plan.upload.values() for name in names}.difference(plan.due)):
         raise _broken(strategy, round, "plan", [f"asks for the tensor {foreign[0]!r}, which is not in `due`"])
-    if strategy.sampling == "poisson":
-        first = round - (round - 1) % strategy.cohort_rounds
-        numbers, draws = federation.clients.numbers, federation.draws(first)
-        expected = drawn(strategy.clients_per_round, first, numbers, draws, "poisson")
-        if list(plan.cohort) != expected:
-            problem = f"asks the clients {list(plan.cohort)}, expected {expected}, the Poisson sample of `generator`"
-            raise _broken(strategy, round, "plan", [problem])
+    if strategy.sampling == "fixed":
+        return
+    number = (round - 1) // strategy.cohort_rounds + 1
+    draws = federation.draws((number - 1) * strategy.cohort_rounds + 1)
+    expected = drawn(strategy.clients_per_round, number, federation.in_order, draws, strategy.sampling)
+    if list(plan.cohort) != expected:
+        of = "the Poisson sample of `generator`" if strategy.sampling == "poisson" else "whose turn it is (`turn`)"
+        problem = f"asks the clients {list(plan.cohort)}, expected {expected}, {of}"
+        raise _broken(strategy, round, "plan", [problem])
 
 
 def check_mean(federation: Federation, mean: object, names: frozenset[str], round: int) -> None:

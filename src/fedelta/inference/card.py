@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.metadata import version
 
 from fedelta.modalities.base import Modality
 from fedelta.modalities.settings import Preparation
 from fedelta.modalities.table import MODALITIES
 from fedelta.record import numbers
 from fedelta.record.neutral import code, markdown, yaml
+from fedelta.record.privacy import COVERED, NOT_COVERED
 from fedelta.tasks.base import Loader, Measure, Task
 from fedelta.tasks.choice import task_of
 
@@ -16,7 +18,13 @@ from fedelta.tasks.choice import task_of
 # A card may be published: who took part is in the run directory.
 _UNLISTED = frozenset({
     "modality", "extra_inputs", "config", "is_native", "primary", "by_class", "by_client", "sites", "measures_of_sites",
-    "too_few_sites",
+    "too_few_sites", "privacy", "epsilon_note", "stopped",
+})  # fmt: skip
+# Under privacy for clients, figures that tell how many took part, which no noise covers.
+_FROM_COHORTS = frozenset({
+    "uplink_bytes", "downlink_bytes", "uplink_tensor_bytes", "downlink_tensor_bytes", "full_model_bytes",
+    "wire_uplink_bytes", "wire_downlink_bytes", "relative_cost", "wall_seconds", "peak_memory_bytes",
+    "worker_peak_memory_bytes",
 })  # fmt: skip
 _NUM_NAMES = 20  # class names that are shown
 _OURS = (
@@ -66,6 +74,7 @@ def render(
         "## Federated training\n",
         *_figures(card),
         *_warnings(card),
+        *_privacy(card),
         *_preparation(card, preparation),
         "\n## Loading\n",
         *_loading(tuning_name, base, class_names, card, has_weights=has_weights, preparation=preparation),
@@ -95,7 +104,8 @@ def _shortened(names: tuple[str, ...]) -> str:
 
 
 def _figures(card: Mapping[str, object]) -> list[str]:
-    rows = {key: value for key, value in card.items() if key not in _UNLISTED and value is not None}
+    unlisted = _UNLISTED | (_FROM_COHORTS if card.get("privacy_unit") == "client" else frozenset())
+    rows = {key: value for key, value in card.items() if key not in unlisted and value is not None}
     config = card.get("config")
     if isinstance(config, Mapping):
         for section in ("data", "partition", "strategy", "client", "codec"):
@@ -161,6 +171,19 @@ def _warnings(card: Mapping[str, object]) -> list[str]:
         *([_HEADLESS] if _section(config, "tuning").get("train_head") is False else []),
         *([_NORMS] if _section(config, "model").get("batch_norm") == "local" else []),
     ]
+
+
+def _privacy(card: Mapping[str, object]) -> list[str]:
+    """What is promised, to whom and for what; nothing for a run without privacy."""
+    unit = card.get("privacy_unit")
+    if not isinstance(unit, str):
+        return []
+    lines = ["\n## Differential privacy\n", markdown(str(card.get("privacy", "")))]
+    if card.get("stopped"):
+        lines.append(markdown(str(card["stopped"])))
+    if card.get("epsilon") is not None:
+        lines += [f"\nCovered: {COVERED[unit]}.", f"\nNot covered: {NOT_COVERED[unit]}."]
+    return [*lines, f"\nAccounted by dp-accounting {version('dp-accounting')}."]
 
 
 def _section(config: Mapping[str, object], name: str) -> Mapping[str, object]:

@@ -37,11 +37,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from torch import Tensor
 
 from fedelta.aggregation.base import Update
 from fedelta.errors import ConfigError
 from fedelta.params import Params, ParamSpec, digest_of, norm
 from fedelta.privacy.clipping import clipped, clipped_by_group
+from fedelta.privacy.correlated import Correlated
 from fedelta.privacy.randomness import Randomness
 from fedelta.privacy.settings import Privacy
 from fedelta.strategies.base import Noised, RoundPlan
@@ -60,6 +62,7 @@ class Central:
         expected_clients: number of clients in a cohort, or with Poisson sampling its mean.
         num_clients: N.
         randomness: draws noise and cohorts.
+        correlated: how the noise of the deltas is correlated over rounds; None: not at all.
 
     Raises:
         ConfigError: adaptive clipping, with so little noise in the count that the count alone releases more than z.
@@ -70,6 +73,7 @@ class Central:
     expected_clients: float
     num_clients: int
     randomness: Randomness
+    correlated: Correlated | None = None
 
     def __post_init__(self) -> None:
         if self.is_adaptive and 2 * self.count_noise <= self.noise_multiplier:
@@ -110,6 +114,10 @@ class Central:
         """The noise multiplier of squared norms."""
         left = self.noise_multiplier**-2 - ((2 * self.count_noise) ** -2 if self.is_adaptive else 0.0)
         return 1 / math.sqrt(_SQUARES_SHARE * left)
+
+    def is_silent(self, plan: RoundPlan) -> bool:
+        """Whether a round of this plan releases nothing."""
+        return not plan.due and not self.is_adaptive
 
     def start(self, plan: RoundPlan, spec: ParamSpec, clipping_norm: float | None) -> Noising:
         """The mechanism of a round, before the first update.
@@ -166,7 +174,7 @@ class Noising:
         """Adds the clipped delta of a client; called in ascending client id."""
         limit = self.clipping_norm
         if self._central.settings.clipping == "per-group":
-            delta = clipped_by_group(update.delta, self._spec, limit / math.sqrt(self._num_groups))
+            delta = clipped_by_group(update.delta, self._spec, limit / math.sqrt(max(1, self._num_groups)))
         else:
             delta = clipped(update.delta, limit)
             self._above_half += 0.5 if norm(update.delta) <= limit else -0.5
@@ -181,19 +189,30 @@ class Noising:
         if streams.is_secure:
             # A round that is repeated after a kill may have other replies: two sums must not get the same secret noise.
             streams = streams.below("release", plan.round, self._digest())
+        correlated = central.correlated
         deviation = central.multiplier(plan) * self.clipping_norm
         mean, variances = {}, {}
         for name, total in self._sum.items():
-            noise = streams.normal(total.numel(), "privacy", plan.round, "delta", name)
-            expected = self._expected(name)
-            mean[name] = total.add_(noise.reshape(total.shape), alpha=deviation).div_(expected)
-            variances[name] = (deviation / expected) ** 2
+            noise, expected = self._noise(name, streams), self._expected(name)
+            mean[name] = total.add_(noise, alpha=deviation).div_(expected)
+            variances[name] = (deviation / expected) ** 2 * (correlated.variance(plan.round) if correlated else 1.0)
         return Released(mean, Noised(variances, self._mean_squares(streams)), self._next_norm(streams))
 
     def _digest(self) -> str:
         """Of all that noise is added to."""
         others = [self._above_half, *self._squares.values()]
         return digest_of({**self._sum, "": torch.tensor(others, dtype=torch.float64)})
+
+    def _noise(self, name: str, streams: Randomness) -> Tensor:
+        """The noise of a tensor's delta, before scaling; correlated noise is that of several rounds."""
+        central, round, shape = self._central, self._plan.round, self._sum[name].shape
+        if central.correlated is not None:
+            streams = central.randomness
+
+        def normal(round: int) -> Tensor:
+            return streams.normal(shape.numel(), "privacy", round, "delta", name).reshape(shape)
+
+        return normal(round) if central.correlated is None else central.correlated.noise(normal, round)
 
     def _expected(self, name: str) -> float:
         """m_l of the module docstring."""

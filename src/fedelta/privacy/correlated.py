@@ -33,6 +33,7 @@ end after p rounds, with gamma = 1/2. Other gammas as in arXiv 2605.18379; the s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -83,6 +84,10 @@ class Correlated:
         padded = np.zeros(num_rounds)
         padded[: len(self.weights)] = self.weights[:num_rounds]
         return float(np.sqrt(np.cumsum(np.cumsum(padded) ** 2).mean()))
+
+    def variance(self, round: int) -> float:
+        """The variance of the noise of `round` (from 1), for z = 1."""
+        return math.fsum(weight**2 for weight in self.weights[:round])
 
     def noise(self, normal: Callable[[int], Tensor], round: int) -> Tensor:
         """The noise of `round` (from 1), for z = 1.

@@ -11,6 +11,8 @@ from pathlib import Path
 
 ALWAYS = ("fedelta", "paszke2019pytorch", "wolf2020transformers", "lhoest2021datasets")
 
+_ACCOUNTING = ("mironov2017renyi", "koskela2020computing", "doroshenko2022connect")
+
 # Key and value in the configuration, and the papers they are based on. "*" is any value except false and 0.
 WORKS: dict[tuple[str, object], tuple[str, ...]] = {
     ("model.source", "bundled:vit-micro"): (
@@ -65,6 +67,12 @@ WORKS: dict[tuple[str, object], tuple[str, ...]] = {
     ("strategy.mean.name", "trimmed"): ("yin2018byzantine",),
     ("strategy.mean.name", "clipped"): ("sun2019can",),
     ("local_rule.name", "fedprox"): ("li2020federated",),
+    ("privacy.unit", "example"): (*_ACCOUNTING, "abadi2016deep"),
+    ("privacy.unit", "client"): (*_ACCOUNTING, "mcmahan2018learning"),
+    ("privacy.unit", "local"): (*_ACCOUNTING,),
+    ("privacy.clipping", "adaptive"): ("andrew2021differentially",),
+    ("privacy.mechanism", "fedpeft-code"): ("sun2022fedpeft",),
+    ("privacy.mechanism", "fedpeft-text"): ("sun2022fedpeft",),
     ("client.optimizer.name", "adamw"): ("loshchilov2019decoupled",),
     ("client.schedule.name", "cosine"): ("loshchilov2017sgdr",),
 }

@@ -10,8 +10,9 @@ import math
 from collections.abc import Sequence
 
 from fedelta.federation.records import RoundOutcome
+from fedelta.privacy.settings import Privacy
 from fedelta.record.files import Record, read_json
-from fedelta.record.promise import Promise
+from fedelta.record.promise import WITHOUT_GUARANTEE, Promise
 from fedelta.record.rundir import RunDirectory
 
 NO_GUARANTEE = "no guarantee"
@@ -50,13 +51,12 @@ NOT_COVERED = {
 }
 
 
-def privacy_of_round(outcome: RoundOutcome, promise: Promise, clipping_norm: float | None) -> Record:
+def privacy_of_round(outcome: RoundOutcome, promise: Promise) -> Record:
     """What a record of `rounds.jsonl` says about privacy.
 
     Args:
         outcome: of the round.
         promise: of the run.
-        clipping_norm: C of the round; None before the first.
 
     Returns:
         `epsilon` of all rounds so far, by the accountant that the run goes by, `epsilon_rdp` and `clipping_norm`. An
@@ -64,10 +64,18 @@ def privacy_of_round(outcome: RoundOutcome, promise: Promise, clipping_norm: flo
     """
     both = outcome.epsilons if promise.is_kept else None
     return {
-        "epsilon": None if both is None else _finite(both.pld if promise.accountant == "pld" else both.rdp),
+        "epsilon": reported(outcome, promise),
         "epsilon_rdp": None if both is None else _finite(both.rdp),
-        "clipping_norm": promise.clipping_norm if clipping_norm is None else clipping_norm,
+        "clipping_norm": promise.clipping_norm if outcome.clipping_norm is None else outcome.clipping_norm,
     }
+
+
+def reported(outcome: RoundOutcome, terms: Promise | Privacy) -> float | None:
+    """The epsilon that a round reports, by the accountant that the run goes by; None where there is none."""
+    both = outcome.epsilons
+    if both is None or terms.mechanism in WITHOUT_GUARANTEE:
+        return None
+    return _finite(both.pld if terms.accountant == "pld" else both.rdp)
 
 
 def privacy_of_run(records: Sequence[Record], promise: Promise) -> Record:

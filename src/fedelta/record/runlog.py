@@ -32,12 +32,8 @@ def round_record(
     at_sites: Mapping[str, Record] = MappingProxyType({}),
     *,
     promise: Promise | None = None,
-    clipping_norm: float | None = None,
 ) -> Record:
     """One line of `rounds.jsonl`.
-
-    Under privacy, no loss of local training is in it, which no noise covers; nor, where the server adds the noise, a
-    norm of the updates.
 
     Args:
         outcome: the finished round.
@@ -46,7 +42,6 @@ def round_record(
         clients: with their names, if they have any.
         at_sites: name of a site to what its own evaluation adds to its entry.
         promise: what the run guarantees; None without privacy.
-        clipping_norm: C of the round, if earlier rounds have changed it.
     """
     uplink = sum(transfer.payload_bytes for transfer in outcome.transfers if transfer.direction == "up")
     downlink = sum(transfer.payload_bytes for transfer in outcome.transfers if transfer.direction == "down")
@@ -58,9 +53,9 @@ def round_record(
         "round": outcome.round,
         "measures": None if evaluation is None else dict(evaluation.measures),
         **({"measures_by_exit": at_exits} if at_exits else {}),
-        f"train_{loss.name}": outcome.train_loss if promise is None else None,
-        "delta_norm": None if promise is not None and promise.unit == "client" else outcome.delta_norm,
-        **({} if promise is None else privacy_of_round(outcome, promise, clipping_norm)),
+        f"train_{loss.name}": outcome.train_loss,
+        "delta_norm": outcome.delta_norm,
+        **({} if promise is None else privacy_of_round(outcome, promise)),
         "num_examples": outcome.num_examples,
         "synced_fraction": outcome.synced_fraction,
         "simulated_seconds": outcome.simulated_seconds,

@@ -17,9 +17,8 @@ from fedelta.record.numbers import (
     percent,
     shown,
     size,
-    three_digits,
 )
-from fedelta.record.privacy import NO_GUARANTEE, shown_epsilon
+from fedelta.record.privacy import NO_GUARANTEE, shown_epsilon, why_unknown
 from fedelta.record.status import read_status
 from fedelta.report.exits import read_exits
 
@@ -42,7 +41,7 @@ class Headline:
     Args:
         name: of the run.
         setting: model, methods and data.
-        warnings: on rounds with too few sites, and on a privacy budget that has ended the run; empty without any.
+        warnings: on rounds with too few sites, noise that guarantees nothing, and a spent privacy budget.
         unfinished: progress of an unfinished run; empty for a finished one.
         progress: rounds, clients and date.
         tiles: six to ten key figures.
@@ -72,7 +71,8 @@ def headline(run: History) -> Headline:
         Tile("Time", duration(run.wall_seconds), f"peak memory {size(run.peak_memory_bytes)}"),
     ]
     setting = [str(value) for path in _SETTING if (value := run.value(path)) is not None]
-    warnings = [text for text in (run.too_few_sites, run.stopped) if text]
+    without = "" if run.promise is None or run.promise.is_kept else why_unknown(run.promise)
+    warnings = [text for text in (run.too_few_sites, without, run.stopped) if text]
     return Headline(run.name, setting, warnings, _unfinished(run), _progress(run), tiles)
 
 
@@ -116,7 +116,7 @@ def _privacy_tiles(run: History) -> list[Tile]:
     source = {"seeded": "from the seed: simulation only", "secure": "from secret keys"}[promise.randomness]
     return [
         Tile("Epsilon", epsilon, at_delta),
-        Tile("Noise multiplier", three_digits(promise.noise_multiplier), source),
+        Tile("Noise multiplier", f"{promise.noise_multiplier:.4g}", source),
     ]
 
 

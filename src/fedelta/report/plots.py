@@ -64,7 +64,8 @@ def loss_by_round(runs: Sequence[History]) -> Figure:
         axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axes.plot([], [], color=INK, label="test")
-        axes.plot([], [], color=INK, alpha=0.4, label="training")
+        if any(run.train_losses for run in runs):
+            axes.plot([], [], color=INK, alpha=0.4, label="training")
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize=8)
         return figure
 

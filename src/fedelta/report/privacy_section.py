@@ -23,7 +23,7 @@ class PrivacySection:
     """The content of privacy_section.html.
 
     Args:
-        warning: that nothing is guaranteed, or that the noise is known; empty if neither is so.
+        warning: which of several runs guarantee nothing; empty if none does, or if the top of the page says it.
         texts: what is promised, covered and not covered; of one run.
         runs: what each run promises; None for one run.
         lines: of the runs, if there are several.
@@ -46,7 +46,7 @@ def section(runs: Sequence[History]) -> PrivacySection | None:
     is_alone = len(runs) == 1
     known = {index for index, run in enumerate(runs) if points(run, "epsilon")}
     return PrivacySection(
-        warning=_warning(promises),
+        warning="" if is_alone else _warning(runs),
         texts=_texts(*promises[0]) if is_alone else (),
         runs=None if is_alone else Table(_HEADER, [_row(run, promise) for run, promise in promises], numbers_from=2),
         lines=[] if is_alone else legend([run.name for run in runs], known),
@@ -54,13 +54,10 @@ def section(runs: Sequence[History]) -> PrivacySection | None:
     )
 
 
-def _warning(promises: Sequence[tuple[History, Promise]]) -> str:
-    """A sentence on runs whose noise guarantees nothing."""
-    names = [run.name for run, promise in promises if not promise.is_kept]
-    if not names:
-        return ""
-    which = "This run" if len(promises) == 1 else ", ".join(names)
-    return f"{which}: {NO_GUARANTEE}, whatever epsilon was asked for."
+def _warning(runs: Sequence[History]) -> str:
+    """A sentence on runs, of several, whose noise guarantees nothing."""
+    names = [run.name for run in runs if run.promise is not None and not run.promise.is_kept]
+    return f"{', '.join(names)}: {NO_GUARANTEE}, whatever epsilon was asked for." if names else ""
 
 
 def _texts(run: History, promise: Promise) -> list[str]:
@@ -68,9 +65,9 @@ def _texts(run: History, promise: Promise) -> list[str]:
     texts = [sentence(promise, last.get("epsilon", 0.0), last.get("epsilon_rdp", 0.0))]
     if not promise.is_kept:
         return texts
-    noise = f"The noise has {three_digits(promise.noise_multiplier)} times the deviation of the clipping norm"
-    clipping = last.get("clipping_norm", promise.clipping_norm)
-    moved = f", which was {three_digits(clipping)} in the last round" if is_adaptive(run) else f" of {clipping:g}"
+    clipping = three_digits(last.get("clipping_norm", promise.clipping_norm))
+    noise = f"Noise multiplier {promise.noise_multiplier:.4g}, clipping norm {clipping}"
+    moved = " in the last round" if is_adaptive(run) and run.rounds else ""
     limit = f" No round may exceed epsilon {promise.limit:g}." if promise.limit is not None else ""
     return [
         *texts,
@@ -90,7 +87,7 @@ def _row(run: History, promise: Promise) -> list[str]:
         epsilon if promise.is_kept else NO_GUARANTEE,
         UNKNOWN if by_rdp is None else shown_epsilon(by_rdp),
         f"{promise.delta:g}",
-        three_digits(promise.noise_multiplier),
+        f"{promise.noise_multiplier:.4g}",
         three_digits(last.get("clipping_norm", promise.clipping_norm)),
         _SOURCES[promise.randomness],
     ]

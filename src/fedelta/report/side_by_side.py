@@ -63,9 +63,11 @@ def _row(run: History, *, is_private: bool, has_costs: bool, has_exits: bool) ->
 
 
 def _epsilon(run: History) -> str:
-    """Epsilon with the unit and delta; without a guarantee the word for it."""
+    """Epsilon with the unit and delta; what guarantees nothing says so."""
     promise = run.promise
-    if promise is None or not promise.is_kept:
+    if promise is None:
+        return UNKNOWN
+    if not promise.is_kept:
         return NO_GUARANTEE
     return f"{shown_epsilon(run.epsilon)} ({promise.unit}, delta {promise.delta:g})"
 

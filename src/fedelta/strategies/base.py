@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 
 from fedelta.aggregation.base import Aggregation, Reads, Update
 from fedelta.params import Params, ParamSpec
+from fedelta.seeds import uniform_numbers
 
 State = dict[str, Tensor]
 
@@ -94,8 +95,7 @@ def drawn(size: int, number: int, client_ids: Sequence[int], generator: Generato
     if sampling == "cyclic":
         return turn(size, number, client_ids)
     if sampling == "poisson":
-        numbers = torch.rand(len(client_ids), generator=generator, dtype=torch.float64)
-        chosen = (numbers < size / len(client_ids)).tolist()
+        chosen = (uniform_numbers(generator, len(client_ids)) < size / len(client_ids)).tolist()
         return sorted(client_id for client_id, is_chosen in zip(client_ids, chosen, strict=True) if is_chosen)
     order = torch.randperm(len(client_ids), generator=generator).tolist()
     return sorted(client_ids[index] for index in order[:size])

@@ -127,6 +127,7 @@ def round_values(record: Record, timing: Record, loss: Measure) -> dict[str, flo
     values = {f"test_{name}" if name == loss.name else name: value for name, value in measures.items()}
     values[f"train_{loss.name}"] = record[f"train_{loss.name}"]
     values |= {f"{name}_mib": record[f"{name}_bytes"] / _MIB for name in ("uplink", "downlink", "cumulative")}
+    values |= {key: record.get(key) for key in ("epsilon", "epsilon_rdp", "clipping_norm")}
     values |= {"num_rejections": len(record["rejections"]), "wall_seconds": timing.get("wall_seconds")}
     return {name: float(value) for name, value in values.items() if _is_number(value)}
 

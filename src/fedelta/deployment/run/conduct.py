@@ -27,8 +27,9 @@ from fedelta.record.checkpoint import load
 from fedelta.record.files import read_json
 from fedelta.record.ledger import Ledger
 from fedelta.record.origin import changed_files, refuse
+from fedelta.record.privacy import STOPPED
 from fedelta.record.rundir import CHECKPOINT, PARTITION, RunDirectory
-from fedelta.record.sites import too_few_sites
+from fedelta.record.sites import TOO_FEW, too_few_sites
 from fedelta.record.status import Status
 from fedelta.report.writing import write_report
 from fedelta.running import begun, go_on
@@ -99,7 +100,7 @@ class _Conductor:
         write_report([self.run.path], self.run.path / REPORT)
         with suppress(LinkError):  # sites delete what is not used any more after some time
             remote.finish()
-        return str(finished.summary.get("too_few_sites", ""))
+        return " ".join(str(finished.summary[key]) for key in (STOPPED, TOO_FEW) if key in finished.summary)
 
     def _parts(self, config: Config, roster: Roster | None) -> tuple[ServerParts, Remote]:
         """The objects of the run; waits for sites if there is no roster yet."""
