@@ -8,7 +8,7 @@ from functools import cached_property
 from statistics import NormalDist
 from typing import Any
 
-from fedelta.privacy.accounting import composed
+from fedelta.privacy.bounds import composed
 from fedelta.privacy.state import Release
 
 _NORMAL = NormalDist()
@@ -32,12 +32,12 @@ class Profile:
 
     def delta(self, epsilon: float) -> float:
         """The smallest delta at which the releases are (epsilon, delta)-private."""
-        return float(self._accountant.get_delta(epsilon)) if self._is_sampled else _gaussian(epsilon, self._mu)
+        return float(self._losses.get_delta_for_epsilon(epsilon)) if self._is_sampled else _gaussian(epsilon, self._mu)
 
     def epsilon(self, delta: float) -> float:
         """The smallest epsilon >= 0 at which they are (epsilon, delta)-private."""
         if self._is_sampled:
-            return float(self._accountant.get_epsilon(delta))
+            return float(self._losses.get_epsilon_for_delta(delta))
         low, high = 0.0, 1.0
         if self.delta(low) <= delta:
             return low
@@ -54,9 +54,9 @@ class Profile:
         return math.sqrt(math.fsum(times * release.noise_multiplier**-2 for release, times in self._releases.items()))
 
     @cached_property
-    def _accountant(self) -> Any:  # Any: the library has no types
+    def _losses(self) -> Any:  # Any: the library has no types
         smallest = min(release.noise_multiplier for release in self._releases)
-        return composed(self._releases, _INTERVAL if smallest > 0.5 else _COARSE_INTERVAL)
+        return composed(tuple(self._releases.items()), _INTERVAL if smallest > 0.5 else _COARSE_INTERVAL)
 
 
 def _gaussian(epsilon: float, mu: float) -> float:

@@ -186,7 +186,7 @@ class Noising:
         """Adds the noise and divides; called once, after the last `add`."""
         central, plan = self._central, self._plan
         streams = central.randomness
-        if streams.is_secure:
+        if streams.is_secure and central.correlated is None:
             # A round that is repeated after a kill may have other replies: two sums must not get the same secret noise.
             streams = streams.below("release", plan.round, self._digest())
         correlated = central.correlated
@@ -204,14 +204,13 @@ class Noising:
         return digest_of({**self._sum, "": torch.tensor(others, dtype=torch.float64)})
 
     def _noise(self, name: str, streams: Randomness) -> Tensor:
-        """The noise of a tensor's delta, before scaling; correlated noise is that of several rounds."""
-        central, round, shape = self._central, self._plan.round, self._sum[name].shape
-        if central.correlated is not None:
-            streams = central.randomness
+        """The noise of a tensor's delta, before scaling."""
+        central, shape = self._central, self._sum[name].shape
 
         def normal(round: int) -> Tensor:
             return streams.normal(shape.numel(), "privacy", round, "delta", name).reshape(shape)
 
+        round = self._plan.round
         return normal(round) if central.correlated is None else central.correlated.noise(normal, round)
 
     def _expected(self, name: str) -> float:
