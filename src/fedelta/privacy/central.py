@@ -115,6 +115,10 @@ class Central:
         left = self.noise_multiplier**-2 - ((2 * self.count_noise) ** -2 if self.is_adaptive else 0.0)
         return 1 / math.sqrt(_SQUARES_SHARE * left)
 
+    def is_silent(self, plan: RoundPlan) -> bool:
+        """Whether a round of this plan releases nothing."""
+        return not plan.due and not self.is_adaptive
+
     def start(self, plan: RoundPlan, spec: ParamSpec, clipping_norm: float | None) -> Noising:
         """The mechanism of a round, before the first update.
 
@@ -170,7 +174,7 @@ class Noising:
         """Adds the clipped delta of a client; called in ascending client id."""
         limit = self.clipping_norm
         if self._central.settings.clipping == "per-group":
-            delta = clipped_by_group(update.delta, self._spec, limit / math.sqrt(self._num_groups))
+            delta = clipped_by_group(update.delta, self._spec, limit / math.sqrt(max(1, self._num_groups)))
         else:
             delta = clipped(update.delta, limit)
             self._above_half += 0.5 if norm(update.delta) <= limit else -0.5
