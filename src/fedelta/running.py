@@ -34,7 +34,7 @@ from fedelta.record.keys import KEY, check_key
 from fedelta.record.ledger import Ledger, opening_row
 from fedelta.record.origin import refuse
 from fedelta.record.privacy import STOPPED
-from fedelta.record.promise import Promise, read_promise
+from fedelta.record.promise import Promise, other_promise, read_promise
 from fedelta.record.rundir import RunDirectory
 from fedelta.record.runlog import round_record, summary, timing_record
 from fedelta.settings.base import as_settings
@@ -152,7 +152,9 @@ def go_on(run: RunDirectory, parts: Parts, on_round: OnRound | None = None) -> F
     # The server has the initial values of tensors that never travel; clients start from them.
     parts = parts.starting_from(checkpoint.params)
     parts.federation.runtime.restore(run.clients, checkpoint.memory_mark)
-    logs = _Logs(run, Ledger.read(run.ledger), seals, read_promise(run.path / rundir.PRIVACY))
+    promise = read_promise(run.path / rundir.PRIVACY)
+    refuse(f"run {str(run.path)!r}", other_promise(promise, _promise(parts)))
+    logs = _Logs(run, Ledger.read(run.ledger), seals, promise)
     with mirrored(run, parts.config) as mirror:
         params = _rounds(parts, checkpoint, logs, mirror.before(on_round))
         record = _finish(parts, params, logs)
