@@ -33,7 +33,7 @@ LAYERS = (  # low to high
     ("assembly",),
     ("choices", "evaluation", "experiment", "inspection", "personalization", "running"),
     ("comparison", "deployment", "runtimes.flower"),
-    ("testing",),
+    ("testing", "auditing"),
     ("cli", "checking", "tables", "terminal", "__main__"),
 )
 LAYER_OF = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -146,8 +146,6 @@ def _round(federation: Federation, standing: Standing, plan: RoundPlan) -> Round
         claimed=intake.claimed if counts else standing.claimed,
         privacy=privacy,
         epsilons=None if guarantee is None else guarantee.epsilons(privacy.spent),
-        clipping_norm=intake.clipping_norm,
-        counts=counts,
     )
 
 

@@ -41,7 +41,7 @@ from torch import Tensor
 
 from fedelta.aggregation.base import Update
 from fedelta.errors import ConfigError
-from fedelta.params import Params, ParamSpec, norm
+from fedelta.params import Params, ParamSpec, digest_of, norm
 from fedelta.privacy.clipping import clipped, clipped_by_group
 from fedelta.privacy.correlated import Correlated
 from fedelta.privacy.randomness import Randomness
@@ -181,21 +181,30 @@ class Noising:
     def finish(self) -> Released:
         """Adds the noise and divides; called once, after the last `add`."""
         central, plan = self._central, self._plan
+        streams = central.randomness
+        if streams.is_secure and central.correlated is None:
+            # A round that is repeated after a kill may have other replies: two sums must not get the same secret noise.
+            streams = streams.below("release", plan.round, self._digest())
         correlated = central.correlated
         deviation = central.multiplier(plan) * self.clipping_norm
         mean, variances = {}, {}
         for name, total in self._sum.items():
-            noise, expected = self._noise(name), self._expected(name)
+            noise, expected = self._noise(name, streams), self._expected(name)
             mean[name] = total.add_(noise, alpha=deviation).div_(expected)
             variances[name] = (deviation / expected) ** 2 * (correlated.variance(plan.round) if correlated else 1.0)
-        return Released(mean, Noised(variances, self._mean_squares()), self._next_norm())
+        return Released(mean, Noised(variances, self._mean_squares(streams)), self._next_norm(streams))
 
-    def _noise(self, name: str) -> Tensor:
+    def _digest(self) -> str:
+        """Of all that noise is added to."""
+        others = [self._above_half, *self._squares.values()]
+        return digest_of({**self._sum, "": torch.tensor(others, dtype=torch.float64)})
+
+    def _noise(self, name: str, streams: Randomness) -> Tensor:
         """The noise of a tensor's delta, before scaling."""
         central, shape = self._central, self._sum[name].shape
 
         def normal(round: int) -> Tensor:
-            return central.randomness.normal(shape.numel(), "privacy", round, "delta", name).reshape(shape)
+            return streams.normal(shape.numel(), "privacy", round, "delta", name).reshape(shape)
 
         round = self._plan.round
         return normal(round) if central.correlated is None else central.correlated.noise(normal, round)
@@ -205,24 +214,24 @@ class Noising:
         holders, num_clients = self._plan.num_holders, self._central.num_clients
         return self._central.expected_clients * (1.0 if holders is None else holders[name] / num_clients)
 
-    def _mean_squares(self) -> Mapping[str, float]:
+    def _mean_squares(self, streams: Randomness) -> Mapping[str, float]:
         """Group to the mean squared norm of its deltas; empty if the plan does not ask."""
         if not self._plan.asks_squares:
             return {}
         groups = list(self._squares)
         deviation = self._central.squares_multiplier * self.clipping_norm**2
-        noise = self._central.randomness.normal(len(groups), "privacy", self._plan.round, "squares").tolist()
+        noise = streams.normal(len(groups), "privacy", self._plan.round, "squares").tolist()
         expected = {self._spec.tensors[name].group: self._expected(name) for name in self.due}
         return {
             group: (self._squares[group] + deviation * draw) / expected[group]
             for group, draw in zip(groups, noise, strict=True)
         }
 
-    def _next_norm(self) -> float:
+    def _next_norm(self, streams: Randomness) -> float:
         """C of the next round."""
         central, settings = self._central, self._central.settings
         if not central.is_adaptive:
             return self.clipping_norm
-        noise = float(central.randomness.normal(1, "privacy", self._plan.round, "count"))
+        noise = float(streams.normal(1, "privacy", self._plan.round, "count"))
         below = 0.5 + (self._above_half + central.count_noise * noise) / central.expected_clients
         return self.clipping_norm * math.exp(-settings.clipping_lr * (below - settings.target_quantile))
