@@ -74,8 +74,8 @@ class Privacy(Settings):
         return self.mechanism.startswith("fedpeft")
 
     def is_secure(self, *, is_deployed: bool) -> bool:
-        """Whether noise comes from the operating system; see `randomness`."""
-        return self.randomness == "secure" or (self.randomness == "auto" and is_deployed)
+        """Whether there is noise, and from the operating system; see `randomness`."""
+        return self.is_on and (self.randomness == "secure" or (self.randomness == "auto" and is_deployed))
 
     @model_validator(mode="after")
     def _one_strength(self) -> Privacy:
