@@ -32,6 +32,7 @@ from fedelta.models.hub import Backbone
 from fedelta.params import Params, ParamSpec, select
 from fedelta.plugins import for_processes, load_same
 from fedelta.privacy.guarantee import Guarantee
+from fedelta.privacy.local import SitePrivacy
 from fedelta.privacy.randomness import Seeded
 from fedelta.record.files import Record
 from fedelta.record.origin import Origin
@@ -189,7 +190,7 @@ def assemble(
     with stage("noise for privacy") if config.privacy.is_on else nullcontext():
         guarantee = _guarantee(config, model, data)
     with stage("lanes"):
-        site = shared_out(config, build_site(config, model, data, tiers))
+        site = shared_out(config, _protecting(build_site(config, model, data, tiers), guarantee))
     build = partial(worker_site, config.to_toml(), tuple(for_processes())) if is_from_config else None
     processes = processes_of(config, site, build)
     runtime = _runtime(config, model, site, processes)
@@ -222,8 +223,20 @@ def worker_site(config: str, plugins: Sequence[str], number: int) -> Site:
     return assemble(parse_config(tomllib.loads(config))).site
 
 
+def _protecting(site: Site, guarantee: Guarantee | None) -> Site:
+    """`site`, as it is under a guarantee."""
+    if guarantee is None:
+        return site
+    return replace(site, privacy=SitePrivacy(guarantee.settings, guarantee.noise_multiplier, Seeded(site.seed)))
+
+
 def _guarantee(config: Config, model: TunedModel, data: FederatedData) -> Guarantee | None:
     """What is guaranteed to the clients of a simulation."""
+    if config.privacy.randomness == "secure":
+        raise ConfigError(
+            ["`privacy.randomness` is 'secure', but the noise of a simulation comes from its seed"],
+            hint="`fedelta deploy` has secret noise; for a simulation leave the key out.",
+        )
     check_cohort(config, len(data.partition), len(data.held_out))
     strategy = strategy_of(config, model.spec, model.params, len(data.partition))
     return guarantee_of(config, strategy, {client_id: len(rows) for client_id, rows in data.partition.items()})
