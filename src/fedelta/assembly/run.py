@@ -15,7 +15,8 @@ from fedelta.assembly.local import processes_of, shared_out
 from fedelta.assembly.model import TunedModel, tiers_of, tuned_model, work_of
 from fedelta.assembly.origin import origin_of
 from fedelta.assembly.parts import Peaks
-from fedelta.assembly.server import build_server, protecting
+from fedelta.assembly.privacy import guarantee_of
+from fedelta.assembly.server import build_server, check_cohort, protecting, strategy_of
 from fedelta.assembly.site import build_site, details, evaluate, few_rows, num_lanes, read_data
 from fedelta.codecs.wire import encode
 from fedelta.config import Config, parse_config
@@ -185,6 +186,8 @@ def assemble(
     clients = data.clients.only(data.partition)
     all_tiers = tiers_of(config, model, data.clients)
     tiers = None if all_tiers is None else all_tiers.only(clients.numbers)
+    with stage("noise for privacy") if config.privacy.is_on else nullcontext():
+        guarantee = _guarantee(config, model, data)
     with stage("lanes"):
         site = shared_out(config, build_site(config, model, data, tiers))
     build = partial(worker_site, config.to_toml(), tuple(for_processes())) if is_from_config else None
@@ -200,7 +203,7 @@ def assemble(
         tiers=tiers,
         num_held_out=len(data.held_out),
     )
-    federation = protecting(federation, _guarantee(config, federation), Seeded(config.seed))
+    federation = protecting(federation, guarantee, Seeded(config.seed))
     _check_deadline(config, federation, runtime, model.params)
     return Assembly(config, model, data, site, federation, all_tiers, processes)
 
@@ -219,6 +222,13 @@ def worker_site(config: str, plugins: Sequence[str], number: int) -> Site:
     return assemble(parse_config(tomllib.loads(config))).site
 
 
+def _guarantee(config: Config, model: TunedModel, data: FederatedData) -> Guarantee | None:
+    """What is guaranteed to the clients of a simulation."""
+    check_cohort(config, len(data.partition), len(data.held_out))
+    strategy = strategy_of(config, model.spec, model.params, len(data.partition))
+    return guarantee_of(config, strategy, {client_id: len(rows) for client_id, rows in data.partition.items()})
+
+
 def _runtime(config: Config, model: TunedModel, site: Site, processes: Processes | None) -> Runtime:
     """The clients on this machine; if `[stability]` is set, some of them drop out or reply late."""
     local = processes or site
@@ -229,15 +239,6 @@ def _runtime(config: Config, model: TunedModel, site: Site, processes: Processes
     num_blocks = len(exit_blocks(model.backbone.module))
     workloads = {client_id: depth / num_blocks for client_id, depth in depths.items()}
     return Unstable(local, config.stability, work_of(config), num_examples, config.seed, workloads)
-
-
-def _guarantee(config: Config, federation: Federation) -> Guarantee | None:
-    strategy, privacy = federation.strategy, config.privacy
-    if privacy.unit != "client" or privacy.noise_multiplier is None:
-        return None
-    is_poisson, num_clients = strategy.sampling == "poisson", len(federation.clients.numbers)
-    rate = strategy.clients_per_round / num_clients if is_poisson else 1.0
-    return Guarantee(privacy, privacy.noise_multiplier, rate, strategy.cohort_rounds)
 
 
 def _check_deadline(config: Config, federation: Federation, runtime: Runtime, params: Params) -> None:

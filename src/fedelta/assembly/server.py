@@ -51,9 +51,9 @@ def build_server(
     Raises:
         ConfigError: the strategy needs more clients or a larger byte budget, or does not fit the groups.
     """
-    _check_cohort(config, len(clients.numbers), num_held_out)
+    check_cohort(config, len(clients.numbers), num_held_out)
     budget = config.byte_budget_mib
-    strategy = _strategy(config, spec, params, len(clients.numbers))
+    strategy = strategy_of(config, spec, params, len(clients.numbers))
     started(strategy, params, spec)  # raises if the strategy does not fit the groups
     federation = Federation(
         strategy=strategy,
@@ -108,7 +108,7 @@ def _check_mean(federation: Federation) -> None:
         )
 
 
-def _check_cohort(config: Config, num_clients: int, num_held_out: int) -> None:
+def check_cohort(config: Config, num_clients: int, num_held_out: int) -> None:
     """Raises if a cohort is larger than the federation."""
     cohort = config.strategy.clients_per_round
     if cohort > num_clients:
@@ -119,7 +119,7 @@ def _check_cohort(config: Config, num_clients: int, num_held_out: int) -> None:
         )
 
 
-def _strategy(config: Config, spec: ParamSpec, params: Params, num_clients: int) -> Strategy:
+def strategy_of(config: Config, spec: ParamSpec, params: Params, num_clients: int) -> Strategy:
     """The strategy of the run, adapted to the byte budget if there is one."""
     if config.byte_budget_mib is None:
         return config.strategy

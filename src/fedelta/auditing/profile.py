@@ -8,6 +8,7 @@ from functools import cached_property
 from statistics import NormalDist
 from typing import Any
 
+from fedelta.privacy.bounds import composed
 from fedelta.privacy.state import Release
 
 _NORMAL = NormalDist()
@@ -31,12 +32,12 @@ class Profile:
 
     def delta(self, epsilon: float) -> float:
         """The smallest delta at which the releases are (epsilon, delta)-private."""
-        return float(self._accountant.get_delta(epsilon)) if self._is_sampled else _gaussian(epsilon, self._mu)
+        return float(self._losses.get_delta_for_epsilon(epsilon)) if self._is_sampled else _gaussian(epsilon, self._mu)
 
     def epsilon(self, delta: float) -> float:
         """The smallest epsilon >= 0 at which they are (epsilon, delta)-private."""
         if self._is_sampled:
-            return float(self._accountant.get_epsilon(delta))
+            return float(self._losses.get_epsilon_for_delta(delta))
         low, high = 0.0, 1.0
         if self.delta(low) <= delta:
             return low
@@ -53,15 +54,9 @@ class Profile:
         return math.sqrt(math.fsum(times * release.noise_multiplier**-2 for release, times in self._releases.items()))
 
     @cached_property
-    def _accountant(self) -> Any:  # Any: the library has no types
-        from dp_accounting.dp_event import GaussianDpEvent, PoissonSampledDpEvent
-        from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
-
-        is_noisy = min(release.noise_multiplier for release in self._releases) > 0.5
-        accountant = PLDAccountant(value_discretization_interval=_INTERVAL if is_noisy else _COARSE_INTERVAL)
-        for release, times in self._releases.items():
-            accountant.compose(PoissonSampledDpEvent(release.rate, GaussianDpEvent(release.noise_multiplier)), times)
-        return accountant
+    def _losses(self) -> Any:  # Any: the library has no types
+        smallest = min(release.noise_multiplier for release in self._releases)
+        return composed(tuple(self._releases.items()), _INTERVAL if smallest > 0.5 else _COARSE_INTERVAL)
 
 
 def _gaussian(epsilon: float, mu: float) -> float:

@@ -134,16 +134,19 @@ class Federation:
     def in_order(self) -> Sequence[int]:
         """All clients as a strategy gets them: ascending, or in an order that is drawn once if they take turns."""
         numbers = self.clients.numbers
-        if self.strategy.sampling != "cyclic":
-            return numbers
-        places = torch.randperm(len(numbers), generator=stream(self.seed, "turns"))
-        return tuple(numbers[place] for place in places.tolist())
+        return in_turns(self.seed, numbers) if self.strategy.sampling == "cyclic" else numbers
 
     def draws(self, round: int) -> Generator:
         """The stream from which the cohort of a round is drawn, at its start."""
         if self.central is not None:
             return self.central.randomness.generator("cohort", round)
         return stream(self.seed, "cohort", round)
+
+
+def in_turns(seed: int, client_ids: Sequence[int]) -> Sequence[int]:
+    """The order in which clients take turns."""
+    places = torch.randperm(len(client_ids), generator=stream(seed, "turns"))
+    return tuple(client_ids[place] for place in places.tolist())
 
 
 def _not_private(federation: Federation) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from fedelta.privacy.accounting import Epsilons, epsilons, joint
+from fedelta.privacy.accounting import Epsilons, joint, worst
 from fedelta.privacy.correlated import Correlated
 from fedelta.privacy.settings import Privacy
 from fedelta.privacy.state import EVERYONE, PrivacyState, Release, Spent, grown
@@ -76,32 +76,35 @@ class Guarantee:
             is_new = (round - 1) % self.cohort_rounds == 0
             before = () if is_new else state.releases_of_draw
             now = (*before, self.noise_multiplier)
-            spent = state.spent
-            if before:
-                spent = grown(spent, EVERYONE, Release(joint(*before), self.cohort_rate), -1)
-            spent = grown(spent, EVERYONE, Release(joint(*now), self.cohort_rate))
+            spent = grown(state.spent, {EVERYONE: (self._of_draw(before), -1)}) if before else state.spent
+            spent = grown(spent, {EVERYONE: (self._of_draw(now), 1)})
             return replace(state, spent=spent, releases_of_draw=now)
-        spent = state.spent
-        for client_id in sorted(client_ids):
-            release, times = self._of(client_id)
-            spent = grown(spent, str(client_id), release, times)
-        return replace(state, spent=spent)
+        about = {str(client_id): self._of(client_id) for client_id in sorted(client_ids)}
+        return replace(state, spent=grown(state.spent, about))
 
-    def epsilons(self, spent: Spent) -> Epsilons:
-        """The epsilon of whoever is protected least."""
-        results = [epsilons(releases, self.settings.target_delta) for releases in spent.values()]
-        return Epsilons(
-            max((result.pld for result in results), default=0.0), max((result.rdp for result in results), default=0.0)
-        )
+    def epsilons(self, spent: Spent) -> Epsilons | None:
+        """The epsilon of whoever is protected least; None if the mechanism guarantees nothing."""
+        if self.settings.is_reproduction:
+            return None
+        return worst(spent.values(), self.settings.target_delta)
 
-    def epsilon(self, spent: Spent) -> float:
-        """The epsilon that is reported and held against the limit; see `Privacy.accountant`."""
+    def epsilon(self, spent: Spent) -> float | None:
+        """The epsilon that is reported and held against the limit (`Privacy.accountant`); None as for `epsilons`."""
         both = self.epsilons(spent)
+        if both is None:
+            return None
         return both.pld if self.settings.accountant == "pld" else both.rdp
 
     def allows(self, spent: Spent) -> bool:
         """Whether `spent` stays within the limit."""
-        return self.limit is None or self.epsilon(spent) <= self.limit
+        if self.limit is None:
+            return True
+        epsilon = self.epsilon(spent)
+        return epsilon is None or epsilon <= self.limit
+
+    def _of_draw(self, noise_multipliers: tuple[float, ...]) -> Release:
+        """What all rounds of one cohort release together."""
+        return Release(joint(*noise_multipliers), self.cohort_rate)
 
     def _of(self, client_id: int) -> tuple[Release, int]:
         """What one round releases about a client, and how often."""

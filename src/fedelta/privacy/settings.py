@@ -68,6 +68,11 @@ class Privacy(Settings):
         """Whether something is protected."""
         return self.unit != "none"
 
+    @property
+    def is_reproduction(self) -> bool:
+        """Whether the noise is FedPEFT's own, which guarantees nothing."""
+        return self.mechanism.startswith("fedpeft")
+
     def is_secure(self, *, is_deployed: bool) -> bool:
         """Whether noise comes from the operating system; see `randomness`."""
         return self.randomness == "secure" or (self.randomness == "auto" and is_deployed)

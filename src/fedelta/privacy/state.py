@@ -66,8 +66,16 @@ class PrivacyState:
         return cls(spent, record["clipping_norm"], tuple(record["releases_of_draw"]))
 
 
-def grown(spent: Spent, who: str, release: Release, times: int = 1) -> Spent:
-    """`spent` after `times` further releases about `who`; a negative number takes releases back."""
-    releases = dict(spent.get(who, {}))
-    releases[release] = releases.get(release, 0) + times
-    return {**spent, who: {key: number for key, number in releases.items() if number}}
+def grown(spent: Spent, about: Mapping[str, tuple[Release, int]]) -> Spent:
+    """`spent` after further releases.
+
+    Args:
+        spent: before.
+        about: who to a release, and how often it happened; a negative number takes it back.
+    """
+    after = dict(spent)
+    for who, (release, times) in about.items():
+        releases = dict(after.get(who, {}))
+        releases[release] = releases.get(release, 0) + times
+        after[who] = {key: number for key, number in releases.items() if number}
+    return after

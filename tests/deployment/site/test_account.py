@@ -94,7 +94,9 @@ def test_what_is_counted_is_on_the_disk_before_anything_is_admitted(tmp_path, mo
         account(tmp_path).admit("a", {"kiel": due("1")})
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"runs": {"a": {"kiel": {"releases": [[1]]}}}}', '{"runs": 3}', "\xff"])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"runs": {"a": {"kiel": {"releases": [[1]]}}}}', '{"runs": 3}', "\xff"]
+)
 def test_an_account_that_cannot_be_read_admits_nothing(tmp_path, content):
     (tmp_path / ACCOUNT).write_bytes(content.encode("latin-1"))
     with pytest.raises(InputError, match="account of what it has released cannot be read") as raised:
