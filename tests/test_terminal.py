@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 from tests.report.deployed import CUT, GOOD, make_deployed
-from tests.report.synthetic import SMALL, make_run
+from tests.report.synthetic import PROMISE, SMALL, make_run
 
 from fedelta.errors import RunError
 from fedelta.record.rundir import CONFIG
@@ -35,6 +36,25 @@ def test_the_table_of_a_run_on_too_few_sites_says_so_in_its_first_line(tmp_path:
     sites = [line for line in others if "site " in line]
     assert "there in 30 of 30 rounds, accuracy 91.20 % on its own data" in sites[0].replace("\u202f", " ")
     assert "there in 18 of 30 rounds" in sites[1]
+
+
+def test_the_table_of_a_private_run_says_what_is_promised_and_that_the_budget_ended_it(tmp_path: Path):
+    stopped = "The privacy budget is spent: the run ended after round 2 of 3."
+    run = make_run(tmp_path / "run", replace(SMALL, promise=PROMISE, num_finished=2, stopped=stopped)).path
+    console = text_console()
+    console.print(table_of_run(Finished.read(run), ACCURACY, run / "report.html"))
+    text = " ".join(written(console).replace("\u2502", " ").split())
+    # Invented: 3.25 * sqrt(2 / 30) / 0.8075 = 1.0392 after round 2.
+    assert "privacy Any one client could be added or removed, with all of its data: epsilon 1.04 at delta 0.001" in text
+    assert f"ended early {stopped}" in text
+
+
+def test_the_bar_of_a_private_run_shows_epsilon(tmp_path: Path):
+    run = make_run(tmp_path / "run", replace(SMALL, promise=PROMISE)).path
+    console = text_console(is_terminal=True)
+    with deployment_bar(console, run, quiet=False) as look:
+        look()
+    assert "epsilon 1.273" in written(console)
 
 
 def test_the_results_of_an_unfinished_run_are_refused(tmp_path: Path):

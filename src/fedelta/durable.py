@@ -1,9 +1,11 @@
-"""Atomic, durable writing of files: a reader sees either the old or the new content."""
+"""Atomic, durable writing of files: a reader sees either the old or the new content. And files for their owner only."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+_SECRET_MODE, _FOLDER_MODE = 0o600, 0o700
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -17,6 +19,34 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     """
     write_file(path, content)
     sync_directory(path.parent)
+
+
+def write_secret(path: Path, content: bytes) -> None:
+    """Like `write_atomic`, for a file that only its owner reads, at no moment otherwise."""
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.unlink(missing_ok=True)
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _SECRET_MODE)
+        try:
+            write_all(descriptor, content)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_directory(path.parent)
+
+
+def make_private(path: Path) -> Path:
+    """Makes a folder that only its owner may enter, unless it is there, and returns it."""
+    path.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
+    return path
+
+
+def is_private(path: Path) -> bool:
+    """Whether only the owner may read or write a file."""
+    return path.stat().st_mode & 0o077 == 0
 
 
 def write_file(path: Path, content: str | bytes) -> None:

@@ -30,10 +30,11 @@ from fedelta.record.checkpoint import Checkpoint, check_fit, encode, load, save
 from fedelta.record.citations import citations
 from fedelta.record.environment import environment, peak_memory_bytes
 from fedelta.record.files import Mark, Record, Seal, to_json
+from fedelta.record.keys import KEY, check_key
 from fedelta.record.ledger import Ledger, opening_row
 from fedelta.record.origin import refuse
 from fedelta.record.privacy import STOPPED
-from fedelta.record.promise import Promise, read_promise
+from fedelta.record.promise import Promise, other_promise, read_promise
 from fedelta.record.rundir import RunDirectory
 from fedelta.record.runlog import round_record, summary, timing_record
 from fedelta.settings.base import as_settings
@@ -81,7 +82,7 @@ def begun(parts: Parts) -> dict[str, str | bytes]:
     config, tuning, spec, strategy = parts.config, parts.model.tuning, parts.model.spec, parts.federation.strategy
     state = strategy.init(parts.model.params, spec)
     opening = opening_row(checkpoint_bytes(config.model))
-    files = {
+    files: dict[str, str | bytes] = {
         rundir.PARTITION: to_json(parts.partition),
         rundir.MODEL: to_json(
             {
@@ -94,7 +95,10 @@ def begun(parts: Parts) -> dict[str, str | bytes]:
     }
     if (promise := _promise(parts)) is not None:
         files[rundir.PRIVACY] = to_json(promise.as_record(), indent=2)
-    origin = replace(parts.origin, files={name: Mark.of(text.encode()).digest for name, text in files.items()})
+    if parts.key is not None:
+        files[KEY] = parts.key
+    digests = {name: Mark.of(text if isinstance(text, bytes) else text.encode()).digest for name, text in files.items()}
+    origin = replace(parts.origin, files=digests)
     logs = {rundir.ROUNDS: Mark.of(b""), rundir.LEDGER: Mark.of(opening)}
     return {
         **described(config, tuning=tuning),
@@ -140,13 +144,17 @@ def go_on(run: RunDirectory, parts: Parts, on_round: OnRound | None = None) -> F
     refuse(f"run {str(run.path)!r}", changed_plugins(run.plugins))
     checkpoint = load(run.checkpoint)
     check_origin(run.path, checkpoint, parts.origin, parts.config)
+    if parts.key is not None:
+        check_key(run.path, parts.key, checkpoint.origin)
     check_fit(run.checkpoint, checkpoint, parts.model.spec)
     seals = run.rewind(checkpoint)
     run.sweep()
     # The server has the initial values of tensors that never travel; clients start from them.
     parts = parts.starting_from(checkpoint.params)
     parts.federation.runtime.restore(run.clients, checkpoint.memory_mark)
-    logs = _Logs(run, Ledger.read(run.ledger), seals, read_promise(run.path / rundir.PRIVACY))
+    promise = read_promise(run.path / rundir.PRIVACY)
+    refuse(f"run {str(run.path)!r}", other_promise(promise, _promise(parts)))
+    logs = _Logs(run, Ledger.read(run.ledger), seals, promise)
     with mirrored(run, parts.config) as mirror:
         params = _rounds(parts, checkpoint, logs, mirror.before(on_round))
         record = _finish(parts, params, logs)

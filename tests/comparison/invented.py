@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
+from types import MappingProxyType
 
 from fedelta.comparison.columns import IS_BEST, REASON, RUN, STATE, Column, measures
 from fedelta.comparison.frames import FAILED, FINISHED, Row, cells_frame, curves_frame, trials_frame
@@ -68,24 +69,28 @@ def invented(
     searched: bool = True,
     points: float = 2,
     relative_cost: float | None = None,
+    epsilons: Mapping[str, float] = MappingProxyType({}),
     exits: bool = False,
     primary: Measure = ACCURACY,
 ) -> Comparison:
     """Each label of the first axis sends twice as much as the one before, and is 2 points better, or as many as said.
 
-    A label `useless` is as accurate as the first. With `exits` all but the first have them.
+    A label `useless` is as accurate as the first. With `exits` all but the first have them. `epsilons` by label; each
+    further seed spends 0.5 more.
     """
     rows, curves = [], []
     for number, labels in enumerate(product(*axes.values())):
         of_first = axes[next(iter(axes))].index(labels[0])
         gained = 0 if labels[0] == "useless" else points / 100 * of_first
         seed = number % 2
+        epsilon = next((epsilons[label] for label in labels if label in epsilons), None)
         figures = {
             primary.name: 0.5 + gained + 0.01 * seed,
             "tuned_parameters": 1000 * 2**of_first,
             "bytes_per_client_round": MIB * 2**of_first / 4,
             "total_bytes": MIB * 2**of_first,
             "relative_cost": relative_cost,
+            "epsilon": None if epsilon is None else epsilon + 0.5 * seed,
             "wall_seconds": 3.0,
             f"first_exit_{primary.name}": 0.2 + 0.02 * seed if exits and of_first else None,
             f"mean_exit_{primary.name}": 0.3 + 0.03 * seed if exits and of_first else None,

@@ -40,7 +40,7 @@ def test_the_cells_have_axes_figures_and_states_and_keep_their_types():
     frame = cells_frame(rows, ["tuning.name", "seed", "client.lr"], measures(ACCURACY)[:1])
     assert frame.columns.tolist() == [
         "tuning.name", "seed", "client.lr", "accuracy", "tuned_parameters", "bytes_per_client_round", "total_bytes",
-        "relative_cost", "wall_seconds", "state", "reason", "run",
+        "relative_cost", "epsilon", "wall_seconds", "state", "reason", "run",
     ]  # fmt: skip
     assert frame["tuning.name"].tolist() == ["01", "nan", "lora"]
     assert frame["seed"].tolist() == ["True", "", "2"]

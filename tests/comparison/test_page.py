@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from tests.comparison.invented import METHODS, invented
-from tests.report.pages import Page
+from tests.report.pages import Page, svgs
 
 from fedelta.comparison.page import render
 
@@ -31,6 +31,15 @@ def test_a_page_is_whole_and_has_its_figures(case):
     assert sum(tag == "svg" and name == "role" for tag, name, _ in page.attributes) == num_figures
     assert "invented <&> $x" in page.text
     assert not [value for _, name, value in page.attributes if name in ("src", "href") and not value.startswith("#")]
+
+
+def test_runs_with_an_epsilon_have_a_figure_of_it_with_those_that_guarantee_nothing_on_the_right():
+    axes = {"tuning.name": ["head", "lora"], "privacy.target_epsilon": ["1", "5", "none"]}
+    page = Page(render(invented(axes, epsilons={"1": 0.99, "5": 4.98})))
+    (svg,) = [text for text in svgs(page.content) if "against epsilon" in text]
+    assert [
+        label for label in ("0.99", "4.98", "none", "head", "lora") if f">{label}<" not in svg.replace("> ", ">")
+    ] == []
 
 
 def test_a_page_without_any_result_yet_says_so():

@@ -47,6 +47,19 @@ def test_the_relative_cost_is_shown_if_groups_travelled_less_often():
     assert "| relative cost" not in table_md(invented(METHODS, relative_cost=1.0))
 
 
+def test_epsilon_is_shown_where_a_run_has_one_and_is_the_largest_of_the_seeds():
+    # Seed 2 spends 0.5 more: 3.254 and 3.754.
+    private = invented(METHODS, epsilons={"lora": 3.253941})
+    assert [row["epsilon"] for row in rows(table_csv(private))] == ["", "3.753941"]
+    assert [row["epsilon"] for row in rows(cells_csv(private))] == ["", "", "3.253941", "3.753941"]
+    text = table_md(private)
+    assert "| MiB in total | epsilon | time |" in text
+    assert f"| 1.00 | {UNKNOWN} | 3.0 s |" in text
+    assert "| 2.00 | 3.754 | 3.0 s |" in text
+    assert "Runs on the same data, those of a search too, add up." in text
+    assert "psilon" not in table_md(invented(METHODS)) + table_csv(invented(METHODS)) + cells_csv(invented(METHODS))
+
+
 def test_exits_have_columns_where_some_run_has_them():
     comparison = invented(METHODS, exits=True)
     head, lora = rows(table_csv(comparison))

@@ -259,6 +259,15 @@ def test_noise_is_added_once_to_the_sum_before_it_is_divided():
     assert abs(float(noise.square().sum()) - num) < 4 * math.sqrt(2 * num)
 
 
+def test_the_noise_of_a_step_is_not_clipped_in_the_next():
+    watch = Watch()
+    engine = engine_of(Lora(r=2), dp=DpSgd(0.1), rule=watch, local_steps=2)
+    noise = SitePrivacy(Privacy(unit="example", noise_multiplier=1e6), 1e6, Seeded(2)).step_noise(1, 0)
+    list(engine.train([job_of(engine, noise=lambda step, num: noise(step, num) * (step == 0))], 1e-12))
+    quiet = gradient_after_clipping(Lora(r=2), "vit", list(range(NUM_ROWS)), DpSgd(0.1)) / NUM_ROWS
+    torch.testing.assert_close(watch.grads[1][0], quiet)
+
+
 def test_what_a_strategy_adds_to_a_gradient_is_not_clipped():
     engine = engine_of(Head(), dp=DpSgd(1e-9))
     offset = {name: torch.full(part.shape, 10.0) for name, part in start_of(engine).items()}

@@ -14,6 +14,7 @@ def test_the_environment_names_what_is_needed_to_repeat_a_run():
     assert result["python"] == platform.python_version()
     assert result["packages"]["torch"]
     assert result["packages"]["transformers"]
+    assert result["packages"]["dp-accounting"]
     assert result["cpu_count"] >= 1
     assert result["num_threads"] >= 1
     assert json.loads(json.dumps(result)) == result

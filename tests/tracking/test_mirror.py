@@ -221,6 +221,14 @@ def test_a_round_without_evaluation_and_a_loss_that_is_no_number_are_left_out():
     }
 
 
+def test_trackers_get_the_epsilon_of_a_private_round():
+    record = {"measures": None, "train_loss_nats": None, "rejections": []}
+    record |= {"uplink_bytes": 0, "downlink_bytes": 0, "cumulative_bytes": 0}
+    record |= {"epsilon": 2.5, "epsilon_rdp": 3.0, "clipping_norm": 0.5}
+    expected = {"epsilon": 2.5, "epsilon_rdp": 3.0, "clipping_norm": 0.5}
+    assert round_values(record, {}, LOSS).items() >= expected.items()
+
+
 def test_trackers_get_the_measures_of_any_task_and_the_loss_is_named_after_its_data():
     record = {"measures": {"mae": 0.5, "mse": 0.25}, "train_mse": 0.75, "rejections": []}
     record |= {"uplink_bytes": 0, "downlink_bytes": 0, "cumulative_bytes": 0}

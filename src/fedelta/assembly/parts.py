@@ -58,6 +58,10 @@ class Parts(Protocol):
         """Inputs of one row, if the backbone has no modality that makes an example."""
 
     @property
+    def key(self) -> bytes | None:
+        """Of the secret noise and cohorts that this machine draws; None if it draws none."""
+
+    @property
     def min_sites(self) -> int | None:
         """Number of sites that every round should have; None where there are no sites."""
 

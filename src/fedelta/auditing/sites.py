@@ -32,9 +32,7 @@ def uploads(site: Site, client_ids: Iterable[int], round: int, start: Params) ->
     return sent
 
 
-def scores(
-    site: Site, num_rounds: int, start: Params, evidence_of: Callable[[Params], float], rate: float
-) -> Scores:
+def scores(site: Site, num_rounds: int, start: Params, evidence_of: Callable[[Params], float], rate: float) -> Scores:
     """The score of every client of the site after so many rounds, in ascending order of their numbers.
 
     All rounds begin with the same params: what is released does not depend on what was released before.

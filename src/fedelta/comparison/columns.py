@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from fedelta.record.numbers import MIB, UNKNOWN, bare, count, duration, headed, in_unit, mebibytes
+from fedelta.record.privacy import shown_epsilon
 from fedelta.tasks.base import Measure
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ STATE, REASON, RUN = "state", "reason", "run"
 IS_BEST, ON_FRONT = "is_best", "on_pareto_front"
 NUM_SEEDS, NUM_CELLS = "num_seeds", "num_cells"
 ROUND = "round"
-TOTAL_BYTES, RELATIVE_COST = "total_bytes", "relative_cost"
+TOTAL_BYTES, RELATIVE_COST, EPSILON = "total_bytes", "relative_cost", "epsilon"
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class Column:
         factor: from the unit of the records to the unit in CSV files.
         mean: name of the mean over seeds in the frame of the groups; empty for `name`.
         deviation: name of the sample deviation over seeds there; None where no table shows it.
-        of_seeds: whether a group has the mean over its seeds, or the first seed's value because all are equal.
+        of_seeds: whether a group has the mean over its seeds, the largest value, which is true of all, or the first
+            seed's value because all are equal.
     """
 
     name: str
@@ -50,7 +52,7 @@ class Column:
     factor: float = 1
     mean: str = ""
     deviation: str | None = None
-    of_seeds: Literal["mean", "first"] = "mean"
+    of_seeds: Literal["mean", "largest", "first"] = "mean"
 
     @property
     def in_groups(self) -> tuple[str, ...]:
@@ -101,6 +103,14 @@ COSTS = (
         heading="relative cost, %",
         short="cost, %",
         text=lambda value, _: UNKNOWN if value is None else f"{100 * value:.1f}",
+    ),
+    Column(
+        name=EPSILON,
+        read=lambda run: run.epsilon,
+        heading="epsilon",
+        short="epsilon",
+        text=lambda value, _: UNKNOWN if value is None else shown_epsilon(value),
+        of_seeds="largest",
     ),
     Column(
         name="wall_seconds",

@@ -10,7 +10,7 @@ from typing import Literal
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
 from fedelta.record.numbers import MIB, axis_title, in_unit
@@ -48,6 +48,7 @@ class Mark:
         height: mean of the primary measure, in its unit: a fraction in percent.
         deviation: likewise; None with one seed.
         on_front: whether it belongs to the Pareto front.
+        epsilon: None for a group that guarantees nothing.
     """
 
     text: str
@@ -57,6 +58,7 @@ class Mark:
     height: float
     deviation: float | None
     on_front: bool
+    epsilon: float | None = None
 
 
 def measure_by_bytes(marks: Sequence[Mark], primary: Measure, *, wide: bool) -> Figure:
@@ -97,6 +99,51 @@ def measure_by_round(curves: Sequence[tuple[int, Sequence[tuple[int, float]]]], 
         axes.set(xlabel="Round", ylabel=axis_title(primary.label, primary))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         return figure
+
+
+def measure_by_epsilon(marks: Sequence[Mark], primary: Measure, *, wide: bool) -> Figure:
+    """The primary measure against epsilon, a line for each family; groups that guarantee nothing are on the right.
+
+    Args:
+        marks: of groups that learn the same task, some of them with an epsilon.
+        primary: the measure of their heights.
+        wide: whether the plot takes the width of the page.
+    """
+    known = sorted({mark.epsilon for mark in marks if mark.epsilon is not None})
+    # Behind the largest epsilon by as much as there is between the first two, if there are two.
+    beyond = known[-1] * max(2.0, known[1] / known[0] if len(known) > 1 else 2.0)
+    with style():
+        figure = blank((2 * SIZE[0], SIZE[1]) if wide else SIZE)
+        axes = figure.subplots()
+        for family, name in sorted({mark.family: mark.family_name for mark in marks}.items()):
+            members = [mark for mark in marks if mark.family == family]
+            points = sorted((mark.epsilon or beyond, mark.height, mark.deviation or 0.0) for mark in members)
+            axes.errorbar(
+                *([point[place] for point in points] for place in range(3)),
+                marker=MARKERS[family % len(MARKERS)],
+                color=SERIES[family % len(SERIES)],
+                markersize=5,
+                elinewidth=1.0,
+                capsize=2.5,
+                label=f" {name}",
+            )
+        axes.set_xscale("log")
+        is_open = any(mark.epsilon is None for mark in marks)
+        ticks = _apart(known) + ([beyond] if is_open else [])
+        axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks[: len(ticks) - is_open]] + ["none"] * is_open)
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set(xlabel="Epsilon", ylabel=axis_title(primary.label, primary))
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=6 if wide else 3, fontsize=8)
+        return figure
+
+
+def _apart(epsilons: Sequence[float]) -> list[float]:
+    """Those of the ascending `epsilons` whose labels do not touch: each at least a fifth above the one before."""
+    apart: list[float] = []
+    for epsilon in epsilons:
+        if not apart or epsilon >= 1.2 * apart[-1]:
+            apart.append(epsilon)
+    return apart
 
 
 def _draw_mark(axes: Axes, mark: Mark) -> None:

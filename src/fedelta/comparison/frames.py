@@ -94,7 +94,7 @@ def groups_frame(
     rows = [_group(members, keys, (*measures, *COSTS)) for members in split(cells, axes)]
     dtypes = dict.fromkeys(keys, "object") | dict.fromkeys(_names(measures), "float64")
     dtypes |= {NUM_SEEDS: "int64", NUM_CELLS: "int64"}
-    dtypes |= {column.name: "float64" if column.of_seeds == "mean" else column.dtype for column in COSTS}
+    dtypes |= {column.name: column.dtype if column.of_seeds == "first" else "float64" for column in COSTS}
     groups = _frame(rows, dtypes | dict.fromkeys((STATE, REASON), "object"))
     front = _on_front(groups, measures[0].in_groups[0], task_axes, higher_is_better=higher_is_better)
     groups.insert(groups.columns.tolist().index(STATE), ON_FRONT, front)
@@ -168,11 +168,11 @@ def _group(cells: DataFrame, keys: Sequence[str], columns: Sequence[Column]) -> 
 
 
 def _over_seeds(column: Column, values: list[float]) -> tuple[float | None, float | None]:
-    """The mean of the known values, or the first of them, and their deviation."""
+    """The mean of the known values, the largest or the first of them, and their deviation."""
     if not values:
         return None, None
-    mean = values[0] if column.of_seeds == "first" else statistics.fmean(values)
-    return mean, statistics.stdev(values) if len(values) > 1 else None
+    of_all = {"mean": statistics.fmean(values), "largest": max(values), "first": values[0]}[column.of_seeds]
+    return of_all, statistics.stdev(values) if len(values) > 1 else None
 
 
 def _on_front(groups: DataFrame, mean: str, task_axes: Sequence[str], *, higher_is_better: bool) -> Series[bool]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedelta.comparison.columns import IS_BEST, ON_FRONT, REASON, STATE, TOTAL_BYTES
-from fedelta.comparison.figures import MAX_NAMES, Mark, measure_by_bytes, measure_by_round
+from fedelta.comparison.columns import EPSILON, IS_BEST, ON_FRONT, REASON, STATE, TOTAL_BYTES
+from fedelta.comparison.figures import MAX_NAMES, Mark, measure_by_bytes, measure_by_epsilon, measure_by_round
 from fedelta.comparison.frames import FAILED, FINISHED, mean_curve, one_line, split
 from fedelta.comparison.result import Comparison, Record, pivot, records, short
 from fedelta.comparison.tables import group_table, note, primary_in_words
@@ -131,6 +131,9 @@ def _plots(comparison: Comparison) -> Plots | None:
             curves = [(names.index(_name(comparison, group)), _curve(comparison, group)) for group in members]
             drawn, says = measure_by_round(curves, primary), f"{measure} against rounds"
             pictures.append(picture(drawn, f"r{index}", f"{name} against rounds", says=says))
+        if any(mark.epsilon is not None for mark in marks):
+            drawn, says = measure_by_epsilon(marks, primary, wide=wide), f"{measure} against epsilon"
+            pictures.append(picture(drawn, f"e{index}", f"{name} against epsilon", says=says))
     title = f"{measure} against traffic" + ("" if wide else " and rounds")
     return Plots(title, [] if wide else legend(names), pictures, _plots_note(comparison, wide))
 
@@ -164,6 +167,7 @@ def _marks(comparison: Comparison, groups: Sequence[Record], places: Sequence[in
             height=in_unit(group[mean], primary),
             deviation=None if group[deviation] is None else in_unit(group[deviation], primary),
             on_front=group[ON_FRONT],
+            epsilon=group[EPSILON],
         )
         for place in places
         if (group := groups[place])[mean] is not None

@@ -11,6 +11,7 @@ from pandas import DataFrame
 
 from fedelta.comparison.columns import (
     COSTS,
+    EPSILON,
     IS_BEST,
     NUM_SEEDS,
     ON_FRONT,
@@ -32,6 +33,10 @@ _NOTE = (
     "rounds, with one arithmetic thread, and for orientation only: it is measured beside other cells, of which as many "
     "run side by side as the machine has cores, or one on a GPU, unless told otherwise. Front: no other row of the "
     "same task has as good a mean for fewer MiB in total, or a better one for as many."
+)
+_EPSILON_NOTE = (
+    "Epsilon is that of one run, by itself, after its last round; of several seeds the largest. A row without it "
+    "guarantees nothing. Runs on the same data, those of a search too, add up."
 )
 _PIVOT_NOTE = (
     "{measure} after the last round: mean ± sample standard deviation over the seeds. Bold: the best of its column."
@@ -78,11 +83,11 @@ _REASON = Field(REASON, REASON, one_line)
 
 
 def group_table(comparison: Comparison) -> GroupTable:
-    """The groups of a comparison with all figures; the relative cost only if it differs between groups."""
+    """The groups of a comparison with all figures; relative cost and epsilon only where they say something."""
     labels, groups = _labels(comparison), records(comparison.groups)
     key, (primary, *at_exits) = comparison.searched, comparison.measures
     cheaper = any((group[RELATIVE_COST] or 1) < 1 for group in groups)
-    costs = [column for column in COSTS if cheaper or column.name != RELATIVE_COST]
+    costs = [column for column in _costs(comparison.frame) if cheaper or column.name != RELATIVE_COST]
     figures = [primary, *at_exits, *costs]
     place = len(labels) + 1 + len(at_exits)
     header, short = (
@@ -110,13 +115,14 @@ def group_table(comparison: Comparison) -> GroupTable:
 
 def note(comparison: Comparison) -> str:
     """The note below the table of the groups."""
-    return _NOTE.format(measure=primary_in_words(comparison))
+    text = _NOTE.format(measure=primary_in_words(comparison))
+    return f"{text} {_EPSILON_NOTE}" if comparison.frame[EPSILON].notna().any() else text
 
 
 def table_csv(comparison: Comparison) -> str:
     """CSV with one row per group; plain numbers, empty for missing ones."""
     measures = [_figure(column, name) for column in comparison.measures for name in column.in_groups]
-    costs = [_figure(column, name) for column in COSTS for name in column.in_groups]
+    costs = [_figure(column, name) for column in _costs(comparison.frame) for name in column.in_groups]
     fields = [*_keys(comparison, comparison.axes), *measures, Field(NUM_SEEDS, NUM_SEEDS, str), *costs]
     return to_csv(
         comparison.groups,
@@ -126,7 +132,7 @@ def table_csv(comparison: Comparison) -> str:
 
 def cells_csv(comparison: Comparison) -> str:
     """CSV with one row per cell."""
-    figures = [_figure(column, column.name) for column in (*comparison.measures, *COSTS)]
+    figures = [_figure(column, column.name) for column in (*comparison.measures, *_costs(comparison.frame))]
     fields = [*_keys(comparison, comparison.cell_axes), *figures, _STATE, _REASON, Field(RUN, RUN, str)]
     return to_csv(comparison.frame, fields)
 
@@ -135,7 +141,7 @@ def search_csv(comparison: Comparison) -> str:
     """CSV with one row per trial of the search."""
     primary, *others = comparison.measures
     on_validation = replace(_figure(primary, primary.name), header=primary.file.format(f"validation_{primary.name}"))
-    figures = [on_validation, *(_figure(column, column.name) for column in (*others, *COSTS))]
+    figures = [on_validation, *(_figure(column, column.name) for column in (*others, *_costs(comparison.trials)))]
     fields = [*_keys(comparison, comparison.cell_axes), *figures, Field(IS_BEST, IS_BEST, _truth), _STATE, _REASON]
     return to_csv(comparison.trials, [*fields, Field(RUN, RUN, str)])
 
@@ -185,6 +191,11 @@ def primary_in_words(comparison: Comparison) -> str:
     """The primary measure with its unit, capitalised."""
     name, in_what = capitalised(comparison.primary.label), unit(comparison.primary)
     return f"{name} in {in_what}" if in_what else name
+
+
+def _costs(frame: DataFrame) -> list[Column]:
+    """The columns after the measures; epsilon only where some run has it."""
+    return [column for column in COSTS if column.name != EPSILON or frame[EPSILON].notna().any()]
 
 
 def _labels(comparison: Comparison) -> list[str]:

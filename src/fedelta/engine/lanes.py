@@ -183,11 +183,7 @@ class LaneEngine:
                 slots.append(self._admit(len(slots), job))
             if not slots:
                 return
-            if self._dp is not None and self._of_examples:
-                self._private_gradient(self._dp, slots[0])
-            else:
-                self._gradients(slots)
-            self._move(slots, lr)
+            self._move(slots, self._gradients(slots), lr)
             for lane in reversed(range(len(slots))):
                 if slots[lane].steps_left == 0:
                     yield self._result(lane, slots[lane], lr)
@@ -282,8 +278,10 @@ class LaneEngine:
         kept = {name: values[name].clone() for name in slot.job.kept}
         return Trained(slot.job.client_id, self.bank.delta(lane), kept, loss, slot.job.lr or lr)
 
-    def _gradients(self, slots: list[_Slot]) -> None:
-        """Writes the gradient of a batch into every lane in use."""
+    def _gradients(self, slots: list[_Slot]) -> Tensor:
+        """The gradient of each client's batch [A, P]."""
+        if self._dp is not None and self._of_examples:
+            return self._private_gradient(self._dp, slots[0])
         batches_A = [next(slot.batches) for slot in slots]
         rows_AB, weights_AB = padded(batches_A)
         with self.lanes.training([len(batch) for batch in batches_A], [self._noise(slot.job) for slot in slots]):
@@ -291,9 +289,10 @@ class LaneEngine:
         if self._dp is not None:
             for lane, slot in enumerate(slots):
                 add_fedpeft_noise(self._dp, self.bank, lane, slot.job, slot.steps_done)
+        return self.bank.grads_KP[: len(slots)]
 
-    def _private_gradient(self, dp: DpSgd, slot: _Slot) -> None:
-        """Writes the gradient of a client's Poisson sample into lane 0."""
+    def _private_gradient(self, dp: DpSgd, slot: _Slot) -> Tensor:
+        """The gradient of a client's Poisson sample [1, P]."""
         batch, chosen, num_rows = next(slot.batches), self._chosen(slot), len(slot.job.rows)
 
         def backward(rows_A: Tensor) -> None:
@@ -303,7 +302,9 @@ class LaneEngine:
         total_P = private_gradient(
             dp, self.bank, self.lanes, job=slot.job, batch=batch, step=slot.steps_done, backward=backward
         )
-        self.bank.grads_KP[0] = total_P / (self.client.sampling_rate(num_rows) * num_rows)
+        # Not in the bank: noise there, between the tensors, would be clipped with the next gradient.
+        mean_P = total_P.div_(self.client.sampling_rate(num_rows) * num_rows)
+        return mean_P.to(self.bank.grads_KP.dtype).unsqueeze(0)
 
     def _backward(
         self, slots: Sequence[_Slot], chosen: Sequence[tuple[int, ...]], rows_AB: Tensor, weights_AB: Tensor
@@ -331,10 +332,9 @@ class LaneEngine:
         return losses_A.detach()
 
     @torch.no_grad()
-    def _move(self, slots: list[_Slot], lr: float) -> None:
-        """One optimizer step in every lane in use."""
-        active = len(slots)
-        values_AP, grads_AP = self.bank.values_KP[:active], self.bank.grads_KP[:active]
+    def _move(self, slots: list[_Slot], grads_AP: Tensor, lr: float) -> None:
+        """One optimizer step in every lane in use; changes `grads_AP`."""
+        active, values_AP = len(slots), self.bank.values_KP[: len(slots)]
         if self.bank.offsets_KP is not None:
             grads_AP += self.bank.offsets_KP[:active]
         self._rule.correct(grads_AP, values_AP, self.bank.anchors_KP[:active])

@@ -167,6 +167,11 @@ def _not_private(federation: Federation) -> list[str]:
             f"{len(statistics)} running statistics of batch norms travel, first `{statistics[0]}`, which "
             f"`privacy.unit = 'client'` cannot cover"
         )
+    if federation.byte_budget is not None:
+        problems.append(
+            "`byte_budget_mib` ends a run when so many bytes have travelled, which tells how many clients were there; "
+            "`privacy.unit = 'client'` does not cover it"
+        )
     return problems
 
 

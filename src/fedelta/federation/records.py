@@ -169,9 +169,6 @@ class RoundOutcome:
         sites: what each site of a deployment did, by name; empty for other runtimes.
         privacy: what has been released by the end of the round.
         epsilons: of all rounds so far; None without a guarantee.
-        clipping_norm: C of the round; None without client-level privacy.
-        counts: whether the round changed params and state. With client-level privacy every round does, also one
-            without replies.
     """
 
     round: int
@@ -192,5 +189,3 @@ class RoundOutcome:
     sites: tuple[Attendance, ...] = ()
     privacy: PrivacyState = field(default_factory=PrivacyState)
     epsilons: Epsilons | None = None
-    clipping_norm: float | None = None
-    counts: bool = True

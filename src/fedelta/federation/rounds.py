@@ -125,7 +125,7 @@ def _round(federation: Federation, standing: Standing, plan: RoundPlan) -> Round
     if guarantee is not None:
         privacy = guarantee.after(privacy, round, set(plan.cohort) - intake.unreached)
     if intake.next_norm is not None:
-        privacy = replace(privacy, clipping_norm=intake.next_norm)
+        privacy = replace(privacy, clipping_norm=intake.next_norm, labels=intake.labels)
     if not counts:
         rejections += [Rejection(reply.client_id, "too few replies", "void round") for reply in intake.accepted]
     return RoundOutcome(
@@ -146,8 +146,6 @@ def _round(federation: Federation, standing: Standing, plan: RoundPlan) -> Round
         claimed=intake.claimed if counts else standing.claimed,
         privacy=privacy,
         epsilons=None if guarantee is None else guarantee.epsilons(privacy.spent),
-        clipping_norm=intake.clipping_norm,
-        counts=counts,
     )
 
 

@@ -32,7 +32,7 @@ Sources: McMahan et al. 2018 (DP-FedAvg, arXiv 1710.06963), fixed-denominator es
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -41,7 +41,7 @@ from torch import Tensor
 
 from fedelta.aggregation.base import Update
 from fedelta.errors import ConfigError
-from fedelta.params import Params, ParamSpec, norm
+from fedelta.params import Params, ParamSpec, digest_of, norm
 from fedelta.privacy.clipping import clipped, clipped_by_group
 from fedelta.privacy.correlated import Correlated
 from fedelta.privacy.randomness import Randomness
@@ -115,15 +115,24 @@ class Central:
         left = self.noise_multiplier**-2 - ((2 * self.count_noise) ** -2 if self.is_adaptive else 0.0)
         return 1 / math.sqrt(_SQUARES_SHARE * left)
 
-    def start(self, plan: RoundPlan, spec: ParamSpec, clipping_norm: float | None) -> Noising:
+    @property
+    def memory(self) -> int:
+        """Number of earlier rounds whose noise is a part of a round's noise."""
+        return 0 if self.correlated is None else len(self.correlated.weights) - 1
+
+    def start(
+        self, plan: RoundPlan, spec: ParamSpec, clipping_norm: float | None, labels: Sequence[str] = ()
+    ) -> Noising:
         """The mechanism of a round, before the first update.
 
         Args:
             plan: of the round.
             spec: all tensors that can travel.
             clipping_norm: C of the round; None in round 1.
+            labels: of the noise of earlier rounds, the last one first (`Released.labels`).
         """
-        return Noising(self, plan, spec, self.settings.clipping_norm if clipping_norm is None else clipping_norm)
+        norm = self.settings.clipping_norm if clipping_norm is None else clipping_norm
+        return Noising(self, plan, spec, norm, tuple(labels))
 
 
 @dataclass(frozen=True)
@@ -134,11 +143,13 @@ class Released:
         mean: tensors that are due, float64.
         noised: what a strategy must know of the noise.
         clipping_norm: C of the next round.
+        labels: what the next round needs to draw the noise of this and earlier rounds again, the last one first.
     """
 
     mean: Params
     noised: Noised
     clipping_norm: float
+    labels: tuple[str, ...]
 
 
 class Noising:
@@ -149,13 +160,16 @@ class Noising:
         plan: of the round; `due` is set.
         spec: all tensors that can travel.
         clipping_norm: C of the round.
+        earlier: labels of the noise of earlier rounds, the last one first.
 
     Attributes:
         clipping_norm: C of the round.
         due: names of the tensors that are released.
     """
 
-    def __init__(self, central: Central, plan: RoundPlan, spec: ParamSpec, clipping_norm: float) -> None:
+    def __init__(
+        self, central: Central, plan: RoundPlan, spec: ParamSpec, clipping_norm: float, earlier: tuple[str, ...]
+    ) -> None:
         self.clipping_norm = clipping_norm
         self._central, self._plan, self._spec = central, plan, spec
         holders = plan.num_holders
@@ -165,6 +179,7 @@ class Noising:
         self._sum = {name: torch.zeros(spec.tensors[name].shape, dtype=torch.float64) for name in self.due}
         self._squares = {spec.tensors[name].group: 0.0 for name in self.due}
         self._above_half = 0.0  # sum_i (b_i - 1/2)
+        self._earlier, self._label = earlier, ""
 
     def add(self, update: Update) -> None:
         """Adds the clipped delta of a client; called in ascending client id."""
@@ -181,48 +196,65 @@ class Noising:
     def finish(self) -> Released:
         """Adds the noise and divides; called once, after the last `add`."""
         central, plan = self._central, self._plan
-        correlated = central.correlated
+        self._label = central.randomness.label("release", plan.round, self._digest())
+        streams = self._streams(plan.round)
         deviation = central.multiplier(plan) * self.clipping_norm
         mean, variances = {}, {}
         for name, total in self._sum.items():
-            noise, expected = self._noise(name), self._expected(name)
-            mean[name] = total.add_(noise, alpha=deviation).div_(expected)
-            variances[name] = (deviation / expected) ** 2 * (correlated.variance(plan.round) if correlated else 1.0)
-        return Released(mean, Noised(variances, self._mean_squares()), self._next_norm())
+            expected = self._expected(name)
+            mean[name] = total.add_(self._noise(name), alpha=deviation).div_(expected)
+            variances[name] = (deviation / expected) ** 2
+            if central.correlated is not None:
+                variances[name] *= central.correlated.variance(plan.round)
+        noised, labels = Noised(variances, self._mean_squares(streams)), (self._label, *self._earlier)
+        return Released(mean, noised, self._next_norm(streams), labels[: central.memory])
+
+    def _digest(self) -> str:
+        """Of all that noise is added to."""
+        others = [self._above_half, *self._squares.values()]
+        return digest_of({**self._sum, "": torch.tensor(others, dtype=torch.float64)})
+
+    def _streams(self, round: int) -> Randomness:
+        """The noise of this round or of an earlier one.
+
+        A round that is repeated after a kill may have other replies: two sums must not get the same secret noise.
+        """
+        age = self._plan.round - round
+        return self._central.randomness.below("release", round, self._earlier[age - 1] if age else self._label)
 
     def _noise(self, name: str) -> Tensor:
         """The noise of a tensor's delta, before scaling."""
-        central, shape = self._central, self._sum[name].shape
+        correlated, shape = self._central.correlated, self._sum[name].shape
 
         def normal(round: int) -> Tensor:
-            return central.randomness.normal(shape.numel(), "privacy", round, "delta", name).reshape(shape)
+            return self._streams(round).normal(shape.numel(), "privacy", round, "delta", name).reshape(shape)
 
         round = self._plan.round
-        return normal(round) if central.correlated is None else central.correlated.noise(normal, round)
+        return normal(round) if correlated is None else correlated.noise(normal, round)
 
     def _expected(self, name: str) -> float:
         """m_l of the module docstring."""
         holders, num_clients = self._plan.num_holders, self._central.num_clients
         return self._central.expected_clients * (1.0 if holders is None else holders[name] / num_clients)
 
-    def _mean_squares(self) -> Mapping[str, float]:
+    def _mean_squares(self, streams: Randomness) -> Mapping[str, float]:
         """Group to the mean squared norm of its deltas; empty if the plan does not ask."""
         if not self._plan.asks_squares:
             return {}
         groups = list(self._squares)
         deviation = self._central.squares_multiplier * self.clipping_norm**2
-        noise = self._central.randomness.normal(len(groups), "privacy", self._plan.round, "squares").tolist()
+        noise = streams.normal(len(groups), "privacy", self._plan.round, "squares").tolist()
         expected = {self._spec.tensors[name].group: self._expected(name) for name in self.due}
         return {
             group: (self._squares[group] + deviation * draw) / expected[group]
             for group, draw in zip(groups, noise, strict=True)
         }
 
-    def _next_norm(self) -> float:
+    def _next_norm(self, streams: Randomness) -> float:
         """C of the next round."""
         central, settings = self._central, self._central.settings
         if not central.is_adaptive:
             return self.clipping_norm
-        noise = float(central.randomness.normal(1, "privacy", self._plan.round, "count"))
+        noise = float(streams.normal(1, "privacy", self._plan.round, "count"))
         below = 0.5 + (self._above_half + central.count_noise * noise) / central.expected_clients
         return self.clipping_norm * math.exp(-settings.clipping_lr * (below - settings.target_quantile))

@@ -18,6 +18,7 @@ from fedelta.record.files import FROM_A_COPY, Record, read_json
 Source = Literal["seeded", "secure"]
 # The noise of the FedPEFT authors, which bounds nothing.
 WITHOUT_GUARANTEE = ("fedpeft-code", "fedpeft-text")
+_NUM_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,18 @@ def read_promise(path: Path) -> Promise | None:
     ):
         raise RunError(f"{str(path)!r} does not hold what a run writes about its privacy.", hint=FROM_A_COPY)
     return Promise(**record)
+
+
+def other_promise(original: Promise | None, current: Promise | None) -> list[str]:
+    """A sentence if a run no longer promises what it did when it began: its file or the accounting has changed."""
+    if original == current:
+        return []
+    before, now = ({} if promise is None else promise.as_record() for promise in (original, current))
+    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    return [
+        f"`privacy.json` promises `{key}` = {before.get(key, 'absent')}, the settings make it {now.get(key, 'absent')}"
+        for key in keys[:_NUM_SHOWN]
+    ]
 
 
 def _is_positive(value: object) -> bool:

@@ -13,7 +13,8 @@ rounds.jsonl          one record a round, determined by seed and configuration
 ledger.jsonl          one row per payload, after the row of the backbone
 timings.jsonl         wall-clock seconds and memory by round; may be missing
 checkpoint/           the state after the last finished round, with digests of the logs up to it and of all that the run
-                      began with; in clients/ what each client keeps, a file for each
+                      began with; in clients/ what each client keeps, a file for each; privacy.key, with which the
+                      noise of a private run could be taken out again, for its owner only
 summary.json          written at the end
 confusion.json        the confusion matrix, if the task has classes; written at the end
 adapter/              the tuned tensors for deployment, written at the end
@@ -34,11 +35,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedelta.durable import sync_directory, write_atomic
+from fedelta.durable import sync_directory, write_atomic, write_secret
 from fedelta.errors import RunError
 from fedelta.plugins import refuse_missing
 from fedelta.record.checkpoint import OTHER_VERSION, Checkpoint
 from fedelta.record.files import JsonLines, Record, Seal, exclusive, read_json, to_json
+from fedelta.record.keys import KEY
 from fedelta.record.status import read_status
 
 CONFIG = "config.toml"
@@ -99,7 +101,7 @@ class RunDirectory:
         try:
             for name, content in {ROUNDS: b"", TIMINGS: b"", **files}.items():
                 (building / name).parent.mkdir(parents=True, exist_ok=True)
-                write_atomic(building / name, content)
+                _write(building / name, content)
             sync_directory(building)
             if target.is_dir():
                 target.rmdir()
@@ -121,7 +123,7 @@ class RunDirectory:
             path.parent.mkdir(parents=True, exist_ok=True)
             # The configuration is locked as long as the run is written to, and usually right.
             if not path.is_file() or path.read_bytes() != (text.encode() if isinstance(text, str) else text):
-                write_atomic(path, text)
+                _write(path, text)
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
@@ -290,6 +292,14 @@ class RunDirectory:
     def write_summary(self, summary: Record) -> None:
         """Writes `summary.json`, atomically; its presence marks the run as finished."""
         write_atomic(self.summary, to_json(summary, indent=2) + "\n")
+
+
+def _write(path: Path, content: str | bytes) -> None:
+    """Writes a file of a new run, the key for its owner only."""
+    if isinstance(content, bytes) and path.name == Path(KEY).name:
+        write_secret(path, content)
+    else:
+        write_atomic(path, content)
 
 
 def _sweep_unfinished(parent: Path) -> None:

@@ -8,9 +8,11 @@ import pytest
 from tests.deployment.talk import write_images
 from tests.small import SMALL
 
+from fedelta.deployment.site.account import Account, Due, Limit
 from fedelta.deployment.site.data_check import check_site
 from fedelta.deployment.site.settings import parse_site
 from fedelta.errors import ClassesError, DataError, InputError
+from fedelta.privacy.state import Release
 
 
 def said(folder: Path, recipe: str | None = None, **table: object) -> list[str]:
@@ -68,3 +70,16 @@ def test_a_plug_in_and_a_model_are_told(tmp_path):
     (tmp_path / "mine.py").write_text("raise SystemExit\n")
     with pytest.raises(InputError, match=r"plug-in 'mine.py' fails"):
         said(tmp_path, plugins=["mine.py"])
+
+
+def test_what_a_site_insists_on_and_has_spent_is_told(tmp_path):
+    insists = {"unit": "example", "max_epsilon": 6.0, "max_delta": 1e-5}
+    account = Account(tmp_path / "state", Limit(1e-5, is_shared=True))
+    (tmp_path / "state").mkdir()
+    account.admit("run", {"3": Due({Release(1.0): 1}, "x"), "0": Due({Release(2.0): 1}, "x")})
+    assert said(tmp_path, clients="0-3", privacy=insists)[-3:] == [
+        "privacy: only runs that protect 'example' or more, and at most epsilon 6 in all runs",
+        # Every recipe divides these data anew, so that client 0 may have had the rows of client 3.
+        "privacy: epsilon 4.38 is spent for client '0', at delta 1e-05",
+        "privacy: epsilon 4.38 is spent for client '3', at delta 1e-05",
+    ]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +15,11 @@ import pytest
 from fedelta.deployment.server import certificates
 from fedelta.deployment.server.certificates import Certificates
 from fedelta.deployment.site import running as site
+from fedelta.deployment.site.account import Account, Due, Limit
 from fedelta.deployment.site.check import Address
 from fedelta.deployment.site.folder import Draft, create
 from fedelta.errors import InputError, LinkError
+from fedelta.privacy.state import Release
 from fedelta.runtimes.remote.messages import Message
 
 
@@ -123,3 +127,31 @@ def test_the_connection_takes_key_and_certificate_of_the_settings(tmp_path):
     (folder / "site.key").chmod(0o640)
     with pytest.raises(InputError, match="others than its owner may read"):
         site.connect(address)
+
+
+def test_a_site_tells_what_a_recipe_protects_and_what_has_been_spent(tmp_path):
+    lines: list[str] = []
+    account = Account(tmp_path, Limit(1e-5, 6.0))
+
+    def ask(message: Message) -> Message:
+        if message.kind == "train":
+            account.admit("run", {"kiel": Due({Release(1.0): 1}, str(message.manifest["round"]))})
+        return Message("answer")
+
+    asked = site.telling(ask, tmp_path, lines.append)
+    for unit, more in (("none", ""), ("example", ""), ("client", ""), ("local", "randomness = 'seeded'")):
+        asked(Message("describe", {"config": f"[privacy]\nunit = {unit!r}\n{more}\n"}))
+    asked(Message("describe", {"config": "["}))
+    for round in (1, 1):  # what comes again costs nothing, so nothing is said
+        asked(Message("train", {"round": round}))
+    assert lines == [
+        "privacy: unit 'example', with noise of this site's own key",
+        "privacy: unit 'client', with noise of the server, which is trusted",
+        "privacy: unit 'local', BUT NOISE FROM THE RECIPE'S SEED: whoever has the recipe can take it out again",
+        "privacy: epsilon 4.38 of at most 6 is spent for this client in all runs, at delta 1e-05",
+    ]
+
+
+def test_serving_a_site_takes_no_torch():
+    code = "import sys; import fedelta.deployment.site.running; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -56,6 +56,11 @@ def test_clients_are_numbers_and_ranges(tmp_path, value, expected):
         ({"worker": {"idle_minutes": 0}}, "`worker.idle_minutes` is 0, expected: greater than 0"),
         ({"model": {"source": "/absent/model"}}, "`model.source`: model directory '/absent/model' does not exist"),
         ({"colour": 1}, "`colour` is unknown"),
+        ({"privacy": {"unit": "row"}}, "`privacy.unit` is 'row'"),
+        ({"privacy": {"unit": "local", "max_epsilon": 0}}, "`privacy.max_epsilon` is 0, expected: greater than 0"),
+        ({"privacy": {"unit": "local", "max_delta": 1}}, "`privacy.max_delta` is 1, expected: less than 1"),
+        ({"privacy": {"max_epsilon": 3.0}}, "`max_epsilon` is 3 and `unit` None: the site can only count what it"),
+        ({"privacy": {"unit": "client", "max_epsilon": 3.0}}, "`unit` 'client': the site can only count what it"),
     ],
 )
 def test_a_wrong_value_is_told_with_its_key(tmp_path, update, problem):

@@ -19,12 +19,14 @@ from fedelta.config import WITHOUT_ADAPTER, Config, load_config
 from fedelta.data.files import AT_THE_SITES
 from fedelta.deployment.run.announcing import Announced, Announcer
 from fedelta.deployment.run.conflicts import refuse_conflicts
-from fedelta.deployment.run.parts import Basis, ServerParts, build_parts, sent_to_sites
+from fedelta.deployment.run.parts import Basis, ServerParts, build_parts, needs_key, sent_to_sites
 from fedelta.durable import write_atomic
 from fedelta.errors import FedeltaError, LinkError
 from fedelta.federation.records import RoundOutcome
+from fedelta.privacy.randomness import new_key
 from fedelta.record.checkpoint import load
 from fedelta.record.files import read_json
+from fedelta.record.keys import read_key
 from fedelta.record.ledger import Ledger
 from fedelta.record.origin import changed_files, refuse
 from fedelta.record.privacy import STOPPED
@@ -105,6 +107,9 @@ class _Conductor:
     def _parts(self, config: Config, roster: Roster | None) -> tuple[ServerParts, Remote]:
         """The objects of the run; waits for sites if there is no roster yet."""
         by_server, raw = config.deployment.evaluate == "server", None
+        key = None
+        if needs_key(config):
+            key = new_key() if roster is None else read_key(self.run.path)
         if by_server and config.data.source != AT_THE_SITES:
             raw = read_test(config)  # what can be refused without sites is refused before they are waited for
         invitation = Invitation(self._run_id(), sent_to_sites(config).to_toml(), version("fedelta"))
@@ -113,7 +118,7 @@ class _Conductor:
             roster = gather(post, config.deployment, invitation, self.announcer.waits)
         if by_server and raw is None:
             raw = read_test(config, roster.class_names)
-        return build_parts(Basis(config, roster, raw), post, invitation, self.announcer.waits)
+        return build_parts(Basis(config, roster, raw, key), post, invitation, self.announcer.waits)
 
     def _roster(self) -> Roster:
         """The sites and clients with which the run began.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from fedelta.assembly.model import TunedModel, adopted_tuning, tiers_of
 from fedelta.assembly.origin import evaluated
 from fedelta.assembly.parts import Peaks
-from fedelta.assembly.server import build_server
+from fedelta.assembly.privacy import guarantee_of
+from fedelta.assembly.server import build_server, protecting, strategy_of
 from fedelta.assembly.server_model import Bench, server_bench, server_model
 from fedelta.assembly.site import built
 from fedelta.config import Config
@@ -21,6 +22,7 @@ from fedelta.federation.base import Federation
 from fedelta.federation.records import RoundOutcome
 from fedelta.inference.adapter import read_adapter
 from fedelta.params import Params
+from fedelta.privacy.randomness import Secret, Seeded
 from fedelta.record.files import Record
 from fedelta.record.origin import Origin, settings_of
 from fedelta.record.partition import roster_record
@@ -48,6 +50,7 @@ class ServerParts:
         class_names: in label order.
         sites: asks the sites for their measures.
         bench: measures the model at the server; None if the sites do.
+        key: of the server's secret noise and cohorts; None if it draws none.
     """
 
     config: Config
@@ -57,6 +60,7 @@ class ServerParts:
     class_names: tuple[str, ...]
     sites: SiteMeasures
     bench: Bench | None = None
+    key: bytes | None = field(default=None, repr=False)
 
     @property
     def clients(self) -> Clients:
@@ -120,11 +124,13 @@ class Basis:
         config: of the run.
         roster: the sites and their clients.
         raw: the server's test set; None if the sites measure.
+        key: of the server's secret noise and cohorts; None if it draws none (`needs_key`).
     """
 
     config: Config
     roster: Roster
     raw: RawData | None = None
+    key: bytes | None = field(default=None, repr=False)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -151,7 +157,12 @@ def build_parts(basis: Basis, post: Post, invitation: Invitation, watch: Watch) 
     tiers, steering = tiers_of(config, model, roster.clients), config.strategy.steering
     wire = model.spec if steering is None else steering.extend(model.spec)
     depths = None if tiers is None else tiers.depths
-    terms = Terms(invitation.run, class_names, wire.fingerprint.hex(), model.identity, config.task.name, depths)
+    strategy = strategy_of(config, model.spec, model.params, len(roster.clients.numbers))
+    guarantee = guarantee_of(config, strategy, roster.num_examples)
+    terms = Terms(
+        invitation.run, class_names, wire.fingerprint.hex(), model.identity, config.task.name, depths,
+        noise_multiplier=None if guarantee is None else guarantee.noise_multiplier,
+    )  # fmt: skip
     copying = None if steering is None else Copying(steering, model.spec, config.codec.up)
     remote = Remote(
         post, config.deployment, roster, invitation=invitation, terms=terms, wire=wire, copying=copying, watch=watch
@@ -167,8 +178,15 @@ def build_parts(basis: Basis, post: Post, invitation: Invitation, watch: Watch) 
         evaluate=sites.evaluate if bench is None else bench.evaluate,
         tiers=tiers,
     )
+    randomness = Seeded(config.seed) if basis.key is None else Secret(basis.key).below("server")
+    federation = protecting(federation, guarantee, randomness)
     federation = replace(federation, attendance=remote.attendance, site_of=roster.site_of)
-    return ServerParts(config, model, federation, roster, class_names, sites, bench), remote
+    return ServerParts(config, model, federation, roster, class_names, sites, bench, basis.key), remote
+
+
+def needs_key(config: Config) -> bool:
+    """Whether the server of a deployed run draws secret noise; for other units the sites draw it."""
+    return config.privacy.unit == "client" and config.privacy.is_secure(is_deployed=True)
 
 
 def sent_to_sites(config: Config) -> Config:

@@ -24,8 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from fedelta.deployment.private_files import write_secret
-from fedelta.durable import write_atomic
+from fedelta.durable import write_atomic, write_secret
 from fedelta.errors import InputError
 
 AUTHORITY_DAYS = 3650

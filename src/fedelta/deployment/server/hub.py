@@ -21,10 +21,9 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, ValidationError
 
 from fedelta.deployment import naming
-from fedelta.deployment.private_files import is_private, make_private, write_secret
 from fedelta.deployment.server import certificates
 from fedelta.deployment.server.certificates import AUTHORITY_DAYS, SERVER_DAYS, Certificates
-from fedelta.durable import write_atomic
+from fedelta.durable import is_private, make_private, write_atomic, write_secret
 from fedelta.errors import ConfigError, InputError
 from fedelta.settings.base import Settings
 from fedelta.settings.explain import explain

@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from fedelta.deployment.private_files import make_private, write_secret
 from fedelta.deployment.server.hub import Hub
+from fedelta.durable import make_private, write_secret
 from fedelta.errors import FedeltaError, InputError
 
 State = Literal["waiting", "running", "finished", "failed", "stopped"]

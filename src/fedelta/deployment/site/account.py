@@ -15,6 +15,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,18 @@ class Account:
         if not self.path.exists():
             write_atomic(self.path, json.dumps({"runs": {}}))
 
+    def forget_occasions(self) -> None:
+        """Lets every answer count from now on, also to messages that come again: their noise will be another.
+
+        Raises:
+            InputError: the account cannot be read.
+        """
+        record = self._read()
+        for clients in record["runs"].values():
+            for entry in clients.values():
+                entry["occasions"] = []
+        write_atomic(self.path, json.dumps(record))
+
     def _allows(self, releases: Counter[Release]) -> bool:
         return self.limit.epsilon is None or self._epsilon(releases) <= self.limit.epsilon
 
@@ -158,10 +171,14 @@ def _elsewhere(record: Mapping[str, Any], run: str | None, client: str, limit: L
         if other == run:
             continue
         if limit.is_shared:
-            total += max(map(_counter, clients.values()), key=lambda releases: epsilons(releases, limit.delta).rdp)
+            total += max((_counter(entry) for entry in clients.values()), key=partial(_rdp, delta=limit.delta))
         elif client in clients:
             total += _counter(clients[client])
     return total
+
+
+def _rdp(releases: Counter[Release], delta: float) -> float:
+    return epsilons(releases, delta).rdp
 
 
 def _counter(entry: Mapping[str, Any]) -> Counter[Release]:

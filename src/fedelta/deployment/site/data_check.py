@@ -10,6 +10,7 @@ from fedelta.assembly.site import read_raw
 from fedelta.config import Config
 from fedelta.data.sources import RawData, read
 from fedelta.deployment.site.merging import merged
+from fedelta.deployment.site.protection import account_of
 from fedelta.deployment.site.settings import SiteSettings
 from fedelta.errors import listed
 from fedelta.models.source import ModelSource, read_config
@@ -40,9 +41,22 @@ def check_site(settings: SiteSettings, recipe: str | None = None) -> Iterator[st
         names = [name for name in raw.class_names if name != OTHERS]
         yield f"classes: {len(names)}: {listed(names, _NUM_SHOWN)}"
     yield _clients(settings, config, raw)
+    yield from _privacy(settings)
     if settings.model.source is not None:
         family = read_config(ModelSource(source=settings.model.source)).model_type
         yield f"model: {settings.model.source}, of the family {family}"
+
+
+def _privacy(settings: SiteSettings) -> Iterator[str]:
+    """Lines about what the site insists on, and what it has released."""
+    insists, spent = settings.privacy, account_of(settings).spent()
+    if insists.unit is not None:
+        most = "" if insists.max_epsilon is None else f", and at most epsilon {insists.max_epsilon:g} in all runs"
+        yield f"privacy: only runs that protect {insists.unit!r} or more{most}"
+    for client, epsilon in sorted(spent.items(), key=lambda pair: -pair[1])[:_NUM_SHOWN]:
+        yield f"privacy: epsilon {epsilon:.3g} is spent for client {client!r}, at delta {insists.max_delta:g}"
+    if len(spent) > _NUM_SHOWN:
+        yield f"privacy: and less for {len(spent) - _NUM_SHOWN} more clients"
 
 
 def _read(settings: SiteSettings, config: Config | None, known: KnownClasses | None) -> RawData:

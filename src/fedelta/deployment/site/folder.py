@@ -19,8 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from fedelta.deployment.naming import client_numbers, host_and_port, site_name
-from fedelta.deployment.private_files import is_private, make_private, write_secret
-from fedelta.durable import write_atomic
+from fedelta.durable import is_private, make_private, write_atomic, write_secret
 from fedelta.errors import InputError
 
 SETTINGS, KEY, AUTHORITY = "site.toml", "site.key", "ca.crt"
@@ -145,6 +144,13 @@ state = "state"         # what clients remember, the log; as private as the data
 [data]
 {source}
 # label_column = "diagnosis"
+
+# What every recipe must protect: "example" (each row), "local" (all data of a client), or "client" (the same, but the
+# server is trusted to add the noise). The site counts what it releases in all runs, and stops before `max_epsilon`.
+# [privacy]
+# unit = "example"
+# max_epsilon = 10.0
+# max_delta = 1e-5
 
 # Weights that are on this machine; without it only models that come with fedelta are loaded.
 # [model]

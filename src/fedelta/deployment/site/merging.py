@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Mapping
 
 from fedelta.config import Config, parse_config
-from fedelta.deployment.site.settings import SiteSettings
+from fedelta.deployment.site.settings import Protection, SiteSettings
 from fedelta.errors import ConfigError, InputError
 from fedelta.settings.base import Table
 
@@ -21,6 +21,8 @@ _HOW = ("audio", "evaluate_on", "max_length", "resize", "test_fraction", "valida
 _LIMITS = ("max_test_examples", "max_train_examples")
 # Sections that only the server needs.
 _SERVERS = ("tracking", "stability", "compare")
+# What a site that insists on a unit accepts: "local" covers all data of a client, and trusts nobody.
+_ACCEPTED = {"example": ("example", "local"), "client": ("client", "local"), "local": ("local",)}
 _UNKNOWN_NUMBER = 2**31  # of clients in the whole federation, which a site with data of its own cannot know
 
 
@@ -34,7 +36,7 @@ def merged(text: str, site: SiteSettings) -> Config:
     Raises:
         ConfigError: the recipe has keys or values that this version of fedelta does not know, or asks for a model that
             the site does not have.
-        InputError: the recipe's task is not the site's.
+        InputError: the recipe's task is not the site's, or it protects less than the site insists on.
     """
     recipe = _table(text)
     table = {key: value for key, value in recipe.items() if key not in _SERVERS}
@@ -55,7 +57,29 @@ def merged(text: str, site: SiteSettings) -> Config:
             f"the recipe's task is {config.task!r}, but section `[task]` of the site's settings has {site.task!r}.",
             hint="change `[task]` in one of them.",
         )
+    refuse_weaker(config, site.privacy)
     return config
+
+
+def refuse_weaker(config: Config, insistence: Protection) -> None:
+    """Raises if a recipe protects less than the site insists on.
+
+    Raises:
+        InputError: says what the site expects.
+    """
+    privacy, unit = config.privacy, insistence.unit
+    if unit is None:
+        return
+    if privacy.unit not in _ACCEPTED[unit]:
+        accepted = " or ".join(map(repr, _ACCEPTED[unit]))
+        problem = f"the recipe has `privacy.unit` = {privacy.unit!r}, this site takes part only with {accepted}"
+    elif privacy.mechanism != "gaussian":
+        problem = f"the recipe has `privacy.mechanism` = {privacy.mechanism!r}, which guarantees nothing"
+    elif privacy.randomness == "seeded":
+        problem = "the recipe has `privacy.randomness` = 'seeded': whoever has the recipe can take the noise out again"
+    else:
+        return
+    raise InputError(f"{problem}.", hint="correct section `[privacy]` of the recipe.")
 
 
 def _table(text: str) -> Table:

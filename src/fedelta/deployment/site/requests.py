@@ -59,12 +59,14 @@ class Prepare(Manifest):
         clients: number in the federation and key of each of the site's clients.
         depths: number of a client and the blocks that it runs; None if all run the whole model.
         num_clients: of the whole federation.
+        noise_multiplier: of the section `[privacy]`, given or calculated for the target; None without that section.
     """
 
     class_names: list[Text]
     clients: Annotated[list[Pair[Key]], Field(min_length=1, max_length=_MAX_CLIENTS)]
     depths: Annotated[list[Pair[Whole]], Field(max_length=_MAX_CLIENTS)] | None = None
     num_clients: Round
+    noise_multiplier: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
     @property
     def numbers(self) -> dict[Name, int]:

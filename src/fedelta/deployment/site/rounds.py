@@ -15,6 +15,7 @@ from typing import Any
 from fedelta.assembly.deployed import Deployed
 from fedelta.codecs.cast import Cast
 from fedelta.codecs.wire import decode
+from fedelta.deployment.site.protection import Guard
 from fedelta.deployment.site.requests import ClientVersion, Evaluate, Train, Trainee, indexed
 from fedelta.errors import PayloadError, RoundError
 from fedelta.federation.memory import Memories, Memory
@@ -26,14 +27,16 @@ from fedelta.strategies.base import RoundPlan
 
 logger = logging.getLogger("fedelta")
 Blobs = Sequence[bytes | memoryview]
+_SPENT = {"reason": "the site releases no more about this client: its own limit would be exceeded", "cause": "refused"}
 _FORGOT = {"reason": "the site no longer has what the client remembers", "cause": "forgot"}
 
 
-def trained(deployed: Deployed, store: MemoryStore, request: Train, blobs: Blobs) -> Message:
+def trained(deployed: Deployed, guard: Guard | None, store: MemoryStore, request: Train, blobs: Blobs) -> Message:
     """The answer to `train`: an upload or a fault of each client.
 
     Raises:
         PayloadError: the message names clients, tensors or blobs that are not there.
+        InputError: the site cannot count what it releases.
     """
     _check(deployed, request, blobs)
     downloads = [bytes(blob) for blob in blobs]
@@ -46,7 +49,14 @@ def trained(deployed: Deployed, store: MemoryStore, request: Train, blobs: Blobs
             continue
         store.expect(client.id, client.version, request.round)
         memories[client.id] = memory if client.keeps_adrift else replace(memory, adrift={})
-    able = [client for client in request.clients if client.id in memories]
+    site = replace(deployed.site, memories=Memories(memories))
+    admitted = set(memories)
+    if guard is not None:
+        privacy, admitted = guard.admit(site, request, downloads, memories)
+        site = replace(site, privacy=privacy)
+    for client_id in sorted(memories.keys() - admitted):
+        answers.add_fault(client_id, _SPENT)
+    able = [client for client in request.clients if client.id in admitted]
     plan = RoundPlan(
         request.round,
         download={client.id: () for client in able},  # the payload itself says what it holds
@@ -54,7 +64,6 @@ def trained(deployed: Deployed, store: MemoryStore, request: Train, blobs: Blobs
         num_clients=request.num_clients,
     )
     logger.info("round %d: %d of the site's clients train", request.round, len(able))
-    site = replace(deployed.site, memories=Memories(memories))
     for reply in site.run(plan, {client.id: downloads[client.download] for client in able}):
         answers.add(reply, site.memories.staged(reply.client_id), store)
     logger.info("round %d: %d uploads", request.round, len(answers.blobs))
@@ -82,8 +91,8 @@ class _Answers:
         if reply.fault is not None:
             self.add_fault(reply.client_id, {"reason": reply.fault.reason, "cause": reply.fault.cause})
             return
-        loss = float(reply.metrics["train_loss"])
-        if not math.isfinite(loss):  # JSON has no such number
+        loss = reply.metrics.get("train_loss")  # none leaves a client whose updates are private
+        if loss is not None and not math.isfinite(loss):  # JSON has no such number
             self.add_fault(reply.client_id, {"reason": f"the client's training loss is {loss}", "cause": "refused"})
             return
         try:

@@ -16,7 +16,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,9 +27,10 @@ from fedelta.assembly.site import read_raw
 from fedelta.config import Config
 from fedelta.data.sources import RawData
 from fedelta.deployment.site.merging import merged
+from fedelta.deployment.site.protection import Guard, account_of, refuse_statistics, site_privacy
 from fedelta.deployment.site.refusals import refusal
 from fedelta.deployment.site.requests import Describe, Evaluate, Finish, Prepare, Train, read
-from fedelta.deployment.site.rounds import evaluated, trained
+from fedelta.deployment.site.rounds import Blobs, evaluated, trained
 from fedelta.deployment.site.run_folders import RunFolders, RunRecord
 from fedelta.deployment.site.settings import SiteSettings
 from fedelta.errors import FedeltaError, InputError, PayloadError, listed
@@ -40,7 +41,22 @@ from fedelta.tasks.targets import strata_of
 
 logger = logging.getLogger("fedelta")
 T = TypeVar("T")
-InRun = TypeVar("InRun", Train, Evaluate)
+RequestT = TypeVar("RequestT", Train, Evaluate)
+
+
+@dataclass(frozen=True)
+class _InRun:
+    """What answers a message in a run.
+
+    Args:
+        deployed: model, data and engine.
+        prepare: the site's part.
+        store: what its clients remember.
+    """
+
+    deployed: Deployed
+    prepare: Prepare
+    store: MemoryStore
 
 
 class Service:
@@ -89,9 +105,9 @@ class Service:
             case "prepare":
                 return self._prepare(read(Prepare, manifest))
             case "train":
-                return self._in_run(read(Train, manifest), partial(trained, blobs=blobs))
+                return self._in_run(read(Train, manifest), partial(self._train, blobs=blobs))
             case "evaluate":
-                return self._in_run(read(Evaluate, manifest), partial(evaluated, blobs=blobs))
+                return self._in_run(read(Evaluate, manifest), partial(self._evaluate, blobs=blobs))
             case "finish":
                 return self._finish(read(Finish, manifest))
         raise PayloadError(f"a message of the kind {message.kind!r} is not known.")
@@ -124,6 +140,7 @@ class Service:
         if record is None:
             return _unprepared(request.run)
         deployed = self._deployed(record.config, request)
+        site_privacy(deployed.config, request, self.settings)  # raises where it cannot be had
         keeps = bool(deployed.site.engine.spec.kept)
         self._runs.write(request.run, replace(record, prepare=request.model_dump(mode="json"), keeps=keeps))
         manifest = {
@@ -134,13 +151,29 @@ class Service:
         }
         return Message("prepared", manifest)
 
-    def _in_run(self, request: InRun, act: Callable[[Deployed, MemoryStore, InRun], Message]) -> Message:
+    def _in_run(self, request: RequestT, act: Callable[[_InRun, RequestT], Message]) -> Message:
         """The answer of `act` with the objects of the run, which are made again if this process has not got them."""
         record = self._runs.read(request.run)
         if record is None or record.prepare is None:
             return _unprepared(request.run)
-        deployed = self._deployed(record.config, read(Prepare, record.prepare))
-        return act(deployed, self._store(request.run), request)
+        prepare = read(Prepare, record.prepare)
+        deployed = self._deployed(record.config, prepare)
+        return act(_InRun(deployed, prepare, self._store(request.run)), request)
+
+    def _train(self, place: _InRun, request: Train, blobs: Blobs) -> Message:
+        config, guard = place.deployed.config, None
+        if (privacy := site_privacy(config, place.prepare, self.settings)) is not None:
+            guard = Guard(privacy, account_of(self.settings), place.prepare, config.to_toml())
+        return trained(place.deployed, guard, place.store, request, blobs)
+
+    def _evaluate(self, place: _InRun, request: Evaluate, blobs: Blobs) -> Message:
+        privacy = self.settings.privacy
+        if privacy.unit is not None and not privacy.allow_measures:
+            raise InputError(
+                "this site measures no models on its data: no noise covers such measures.",
+                hint="`allow_measures = true` in section `[privacy]` of its settings allows it.",
+            )
+        return evaluated(place.deployed, place.store, request, blobs)
 
     def _finish(self, request: Finish) -> Message:
         """Forgets the run, unless its clients keep tensors of their own, which belong to the finished model."""
@@ -158,7 +191,9 @@ class Service:
         def make() -> Deployed:
             self._kept.pop("deployed", None)  # two models may not fit into memory
             depths = None if request.depths is None else dict(request.depths)
-            return deploy(config, self._raw_for(config, request), self._share, request.numbers, depths)
+            deployed = deploy(config, self._raw_for(config, request), self._share, request.numbers, depths)
+            refuse_statistics(config, deployed.site.engine.spec)
+            return deployed
 
         return self._keep("deployed", json.dumps([config.to_toml(), part]), make)
 

@@ -12,8 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedelta.deployment.private_files import make_private
-from fedelta.durable import write_atomic
+from fedelta.durable import make_private, write_atomic
 from fedelta.errors import InputError
 
 _LOCK, _NUMBER = "site.lock", "session.json"

@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from fedelta.data.sources import DataSource
 from fedelta.deployment.naming import client_numbers, host_and_port, site_name
@@ -87,6 +87,34 @@ class WorkerSettings(Settings):
     keep_days: float = Field(default=30, gt=0)  # our choice
 
 
+class Protection(Settings):
+    """What the site insists on, whatever a recipe says: section `[privacy]`.
+
+    Args:
+        unit: what every run must protect; None: runs need protect nothing. A site that asks for "example" or "client"
+            also takes part in runs that protect "local", which is stricter. With "client" it trusts the server.
+        max_epsilon: most that may be released about a client, or about one of its examples, in all runs together; the
+            site counts it itself. None: no limit.
+        max_delta: with which that epsilon is calculated.
+        allow_measures: whether the site, although it has a `unit`, measures models on its test rows. No noise covers
+            such measures.
+    """
+
+    unit: Literal["example", "client", "local"] | None = None
+    max_epsilon: float | None = Field(default=None, gt=0)
+    max_delta: float = Field(default=1e-5, gt=0, lt=1)  # as in a recipe
+    allow_measures: bool = Field(default=False, strict=True)
+
+    @model_validator(mode="after")
+    def _limit_of_the_sites_own(self) -> Protection:
+        if self.max_epsilon is not None and self.unit not in ("example", "local"):
+            raise ValueError(
+                f"`max_epsilon` is {self.max_epsilon:g} and `unit` {self.unit!r}: the site can only count what it "
+                "releases itself, with `unit` 'example' or 'local'"
+            )
+        return self
+
+
 class SiteSettings(Settings):
     """The settings of a site: `site.toml`.
 
@@ -103,6 +131,7 @@ class SiteSettings(Settings):
         plugins: files of plug-ins that recipes may name; they are executed here.
         data: what the site reads; a recipe cannot change it.
         task: if given, recipes with another task are refused.
+        privacy: what the site insists on.
         model, runtime, worker: see there.
     """
 
@@ -116,6 +145,7 @@ class SiteSettings(Settings):
     plugins: Annotated[tuple[FilePath, ...], Field(strict=False)] = ()
     data: DataSource
     task: ChosenTask | None = None
+    privacy: Protection = Protection()
     model: SiteModel = SiteModel()
     runtime: SiteRuntime = SiteRuntime()
     worker: WorkerSettings = WorkerSettings()

@@ -25,6 +25,7 @@ class Terms:
         identity: digests of the base model (tuning/identity.py).
         task: name of the task.
         depths: client number to the number of blocks that it runs; None if all run the whole model.
+        noise_multiplier: of the section `[privacy]`, given or calculated for the target; None without that section.
     """
 
     run: str
@@ -33,6 +34,7 @@ class Terms:
     identity: Mapping[str, str]
     task: str
     depths: Mapping[int, int] | None = None
+    noise_multiplier: float | None = None
 
     def message(self, roster: Roster, site: str) -> Message:
         """What is sent to a site."""
@@ -44,6 +46,7 @@ class Terms:
             "clients": [[number, key] for key, number in numbers.items()],
             "depths": depths,
             "num_clients": len(roster.clients.numbers),
+            "noise_multiplier": self.noise_multiplier,
         }
         return Message("prepare", manifest)
 
