@@ -55,9 +55,9 @@ class Spied:
 def sums(plan: RoundPlan, combined: CombinedUpdates, expected: int) -> Tensor:
     """The sums over clients that were divided, as one vector."""
     holders = plan.num_holders or {}
-    return torch.cat([
-        mean.flatten() * expected * holders.get(name, NUM_CLIENTS) / NUM_CLIENTS for name, mean in combined.mean.items()
-    ])  # fmt: skip
+    shares = {name: holders.get(name, NUM_CLIENTS) / NUM_CLIENTS for name in combined.mean}
+    parts = [mean.flatten() * expected * shares[name] for name, mean in combined.mean.items()]
+    return torch.cat([torch.zeros(0, dtype=torch.float64), *parts])  # no group may be due
 
 
 def pairs(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import combinations, pairwise
 
 import numpy as np
@@ -184,26 +185,18 @@ def test_clients_take_turns_with_banded_noise_unless_told_otherwise():
 @pytest.mark.parametrize(
     ("strategy", "privacy", "expected"),
     [
-        (
-            {},
-            {"unit": "example"},
-            r"'banded', the noise of a server, but `privacy\.unit` is 'example', expected 'client'",
-        ),
+        ({}, {"unit": "example"}, "'banded', which is noise of the server: only for `privacy.unit` = 'client'"),
         (
             {"sampling": "poisson"},
             {},
-            r"counts on clients that take turns, but `strategy\.sampling` is 'poisson', expected 'cyclic'",
+            "is 'poisson', but the noise of `privacy.mechanism` = 'banded' is for clients that",
         ),
-        (
-            {"name": "fedlama", "phi": 4},
-            {},
-            r"cohorts of `strategy\.name` = 'fedlama' stay for 4 rounds: what such turns release is not worked out",
-        ),
-        ({}, {"clipping": "adaptive"}, r"`privacy\.clipping` is 'adaptive': noise can only be taken back if"),
+        ({"name": "fedlama", "phi": 4}, {}, "whose cohorts stay for 4 rounds, but the noise of"),
+        ({}, {"clipping": "adaptive"}, "the noise of `privacy.mechanism` = 'banded' is for one clipping norm"),
     ],
 )
 def test_what_banded_noise_cannot_be_combined_with_is_said_before_round_1(strategy, privacy, expected):
-    with pytest.raises(ConfigError, match=expected):
+    with pytest.raises(ConfigError, match=re.escape(expected)):
         parse_config(table(strategy, privacy))
 
 

@@ -169,6 +169,7 @@ class RoundOutcome:
         sites: what each site of a deployment did, by name; empty for other runtimes.
         privacy: what has been released by the end of the round.
         epsilons: of all rounds so far; None without a guarantee.
+        clipping_norm: C of the round; None without client-level privacy.
     """
 
     round: int
@@ -189,3 +190,4 @@ class RoundOutcome:
     sites: tuple[Attendance, ...] = ()
     privacy: PrivacyState = field(default_factory=PrivacyState)
     epsilons: Epsilons | None = None
+    clipping_norm: float | None = None

@@ -91,6 +91,11 @@ class Intake:
         self._updates: list[Update] = []  # filled only if the strategy reads single updates
 
     @property
+    def clipping_norm(self) -> float | None:
+        """C of the round; None without client-level privacy."""
+        return None if self._noising is None else self._noising.clipping_norm
+
+    @property
     def averaged(self) -> frozenset[str]:
         """Names of the tensors that enough clients sent to average them; with client-level privacy, those due."""
         if self._noising is not None:

@@ -81,7 +81,13 @@ def _may_begin(federation: Federation, standing: Standing) -> bool:
 def _spent_with_next(federation: Federation, guarantee: Guarantee, standing: Standing) -> Spent:
     """What will have been released if all clients of the next round reply."""
     plan = _plan(federation, standing)
-    return guarantee.after(standing.privacy, plan.round, plan.cohort).spent
+    is_silent = _is_silent(federation, plan)
+    return guarantee.after(standing.privacy, plan.round, plan.cohort, is_silent=is_silent).spent
+
+
+def _is_silent(federation: Federation, plan: RoundPlan) -> bool:
+    """Whether the server of client-level privacy releases nothing in the round."""
+    return federation.central is not None and federation.central.is_silent(plan)
 
 
 def _note_budget(federation: Federation, standing: Standing) -> None:
@@ -123,7 +129,8 @@ def _round(federation: Federation, standing: Standing, plan: RoundPlan) -> Round
     rejections = intake.rejections
     privacy, guarantee = standing.privacy, federation.privacy
     if guarantee is not None:
-        privacy = guarantee.after(privacy, round, set(plan.cohort) - intake.unreached)
+        client_ids = set(plan.cohort) - intake.unreached
+        privacy = guarantee.after(privacy, round, client_ids, is_silent=_is_silent(federation, plan))
     if intake.next_norm is not None:
         privacy = replace(privacy, clipping_norm=intake.next_norm, labels=intake.labels)
     if not counts:
@@ -146,6 +153,7 @@ def _round(federation: Federation, standing: Standing, plan: RoundPlan) -> Round
         claimed=intake.claimed if counts else standing.claimed,
         privacy=privacy,
         epsilons=None if guarantee is None else guarantee.epsilons(privacy.spent),
+        clipping_norm=intake.clipping_norm,
     )
 
 

@@ -120,6 +120,10 @@ class Central:
         """Number of earlier rounds whose noise is a part of a round's noise."""
         return 0 if self.correlated is None else len(self.correlated.weights) - 1
 
+    def is_silent(self, plan: RoundPlan) -> bool:
+        """Whether a round of this plan releases nothing."""
+        return not plan.due and not self.is_adaptive
+
     def start(
         self, plan: RoundPlan, spec: ParamSpec, clipping_norm: float | None, labels: Sequence[str] = ()
     ) -> Noising:
@@ -185,7 +189,7 @@ class Noising:
         """Adds the clipped delta of a client; called in ascending client id."""
         limit = self.clipping_norm
         if self._central.settings.clipping == "per-group":
-            delta = clipped_by_group(update.delta, self._spec, limit / math.sqrt(self._num_groups))
+            delta = clipped_by_group(update.delta, self._spec, limit / math.sqrt(max(1, self._num_groups)))
         else:
             delta = clipped(update.delta, limit)
             self._above_half += 0.5 if norm(update.delta) <= limit else -0.5

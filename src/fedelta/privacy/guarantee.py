@@ -45,6 +45,7 @@ class Guarantee:
         cohort_rounds: number of rounds that a cohort stays.
         work: client number to its work, for examples.
         correlated: the turns of clients, and how their noise is correlated; None if cohorts are drawn.
+        planned: what all rounds of the run will have released if no client is lost.
     """
 
     settings: Privacy
@@ -53,6 +54,7 @@ class Guarantee:
     cohort_rounds: int = 1
     work: Mapping[int, Work] = field(default_factory=dict)
     correlated: Correlated | None = None
+    planned: Spent = field(default_factory=dict)
 
     @property
     def limit(self) -> float | None:
@@ -60,13 +62,16 @@ class Guarantee:
         settings = self.settings
         return settings.target_epsilon if settings.max_epsilon is None else settings.max_epsilon
 
-    def after(self, state: PrivacyState, round: int, client_ids: Collection[int]) -> PrivacyState:
+    def after(
+        self, state: PrivacyState, round: int, client_ids: Collection[int], *, is_silent: bool = False
+    ) -> PrivacyState:
         """What has been released when `round` is over.
 
         Args:
             state: before the round.
             round: its number, from 1.
             client_ids: clients whose uploads may have been seen.
+            is_silent: whether a round of client-level privacy releases nothing: no tensor is due (FedLAMA).
         """
         if self.correlated is not None:
             # It takes the place of the release of the rounds before, which is a part of it.
@@ -75,6 +80,8 @@ class Guarantee:
         if self.settings.unit == "client":
             is_new = (round - 1) % self.cohort_rounds == 0
             before = () if is_new else state.releases_of_draw
+            if is_silent:
+                return replace(state, releases_of_draw=before)
             now = (*before, self.noise_multiplier)
             spent = grown(state.spent, {EVERYONE: (self._of_draw(before), -1)}) if before else state.spent
             spent = grown(spent, {EVERYONE: (self._of_draw(now), 1)})
