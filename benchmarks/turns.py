@@ -2,8 +2,8 @@
 
     .venv/bin/python benchmarks/turns.py
 
-Prints the root mean square of the noise in the server params over all rounds, in units of C / clients_per_round. Takes a
-minute.
+Prints the root mean square of the noise in the server params over all rounds, in units of C / clients_per_round, within
+a minute.
 """
 
 from __future__ import annotations
