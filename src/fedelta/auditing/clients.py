@@ -34,7 +34,6 @@ from fedelta.federation.tiers import Tiers
 from fedelta.params import Params, ParamSpec, select
 from fedelta.privacy.central import Central
 from fedelta.privacy.randomness import Randomness
-from fedelta.seeds import stream
 from fedelta.settings.base import as_settings
 from fedelta.strategies.base import RoundPlan, Strategy
 from fedelta.strategies.cohort import Rounds
