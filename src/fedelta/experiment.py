@@ -21,6 +21,7 @@ from fedelta.inference.predict import Predictor, put_params
 from fedelta.models.hub import Backbone
 from fedelta.params import Params
 from fedelta.record.files import Record
+from fedelta.record.keys import read_key
 from fedelta.record.ledger import Ledger
 from fedelta.record.privacy import stopped_by
 from fedelta.record.rundir import RunDirectory, free_name, refuse_taken
@@ -92,6 +93,7 @@ class Experiment:
         self.config = config
         self.name = name
         self._left_out: str | None = None
+        self._key: bytes | None = None
         self._backbone = backbone
         self._data = data
 
@@ -110,12 +112,14 @@ class Experiment:
         run = RunDirectory.open(Path(directory))
         experiment = cls(load_config(run.config, WITHOUT_ADAPTER), name=run.path.name)
         experiment._left_out = read_table(run.config)["model"].get("adapter")
+        if not run.is_deployed and experiment.config.privacy.is_secure(is_deployed=False):
+            experiment._key = read_key(run.path)
         return experiment
 
     @cached_property
     def assembly(self) -> Assembly:
         """The objects of this experiment, built on first use."""
-        return assemble(self.config, backbone=self._backbone, data=self._data)
+        return assemble(self.config, backbone=self._backbone, data=self._data, key=self._key)
 
     def run(self, out: str | Path | None = None, *, on_round: OnRound | None = None) -> Result:
         """Runs all rounds.

@@ -22,6 +22,8 @@ NOISY = ("privacy.noise_multiplier=8.0", "privacy.target_delta=0.01", "privacy.c
 CASES = {
     "client": ("privacy.unit=client", *NOISY),
     "client, adaptive": ("privacy.unit=client", "privacy.clipping=adaptive", "privacy.count_noise=6.0", *NOISY),
+    "example": ("privacy.unit=example", *NOISY),
+    "local": ("privacy.unit=local", *NOISY),
 }
 
 

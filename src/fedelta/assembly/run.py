@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 import torch
@@ -32,7 +32,8 @@ from fedelta.models.hub import Backbone
 from fedelta.params import Params, ParamSpec, select
 from fedelta.plugins import for_processes, load_same
 from fedelta.privacy.guarantee import Guarantee
-from fedelta.privacy.randomness import Seeded
+from fedelta.privacy.local import SitePrivacy
+from fedelta.privacy.randomness import Randomness, Secret, Seeded, new_key
 from fedelta.record.files import Record
 from fedelta.record.origin import Origin
 from fedelta.record.partition import partition_record
@@ -59,6 +60,7 @@ class Assembly:
         federation: the server's objects, for `federate`.
         tiers: depth of each client, held-out clients included; None if all clients train the whole model.
         processes: may train the clients in worker processes; None if they train in this one.
+        key: of secret noise and cohorts; None if the run has none.
     """
 
     config: Config
@@ -68,6 +70,7 @@ class Assembly:
     federation: Federation
     tiers: Tiers | None = None
     processes: Processes | None = None
+    key: bytes | None = field(default=None, repr=False)
 
     @property
     def backbone(self) -> Backbone:
@@ -162,6 +165,7 @@ def assemble(
     backbone: Backbone | None = None,
     data: FederatedData | None = None,
     at_a_glance: bool = False,
+    key: bytes | None = None,
     stage: Stage = nullcontext,
 ) -> Assembly:
     """Builds the objects that `config` describes; reads data and weights, but does not train.
@@ -171,6 +175,7 @@ def assemble(
         backbone: your model instead of `config.model`; edited in place.
         data: your data instead of `config.data` and `config.partition`.
         at_a_glance: read examples only when they are fetched, which is enough for a check.
+        key: of secret noise and cohorts, if the run goes on with one; None: a new one, if it needs one.
         stage: context that is entered with the name of each part of the work.
 
     Raises:
@@ -188,8 +193,11 @@ def assemble(
     tiers = None if all_tiers is None else all_tiers.only(clients.numbers)
     with stage("noise for privacy") if config.privacy.is_on else nullcontext():
         guarantee = _guarantee(config, model, data)
+    key = (key or new_key()) if config.privacy.is_secure(is_deployed=False) else None
+    randomness = Seeded(config.seed) if key is None else Secret(key)
     with stage("lanes"):
         site = shared_out(config, build_site(config, model, data, tiers))
+        site = replace(site, privacy=_site_privacy(guarantee, randomness.below("site")))
     build = partial(worker_site, config.to_toml(), tuple(for_processes())) if is_from_config else None
     processes = processes_of(config, site, build)
     runtime = _runtime(config, model, site, processes)
@@ -203,9 +211,9 @@ def assemble(
         tiers=tiers,
         num_held_out=len(data.held_out),
     )
-    federation = protecting(federation, guarantee, Seeded(config.seed))
+    federation = protecting(federation, guarantee, randomness.below("server"))
     _check_deadline(config, federation, runtime, model.params)
-    return Assembly(config, model, data, site, federation, all_tiers, processes)
+    return Assembly(config, model, data, site, federation, all_tiers, processes, key)
 
 
 def worker_site(config: str, plugins: Sequence[str], number: int) -> Site:
@@ -227,6 +235,10 @@ def _guarantee(config: Config, model: TunedModel, data: FederatedData) -> Guaran
     check_cohort(config, len(data.partition), len(data.held_out))
     strategy = strategy_of(config, model.spec, model.params, len(data.partition))
     return guarantee_of(config, strategy, {client_id: len(rows) for client_id, rows in data.partition.items()})
+
+
+def _site_privacy(guarantee: Guarantee | None, randomness: Randomness) -> SitePrivacy | None:
+    return None if guarantee is None else SitePrivacy(guarantee.settings, guarantee.noise_multiplier, randomness)
 
 
 def _runtime(config: Config, model: TunedModel, site: Site, processes: Processes | None) -> Runtime:

@@ -71,6 +71,7 @@ WORKS: dict[tuple[str, object], tuple[str, ...]] = {
     ("privacy.unit", "client"): (*_ACCOUNTING, "mcmahan2018learning"),
     ("privacy.unit", "local"): (*_ACCOUNTING,),
     ("privacy.clipping", "adaptive"): ("andrew2021differentially",),
+    ("privacy.mechanism", "banded"): ("kairouz2021practical", "choquette2023amplified"),
     ("privacy.mechanism", "fedpeft-code"): ("sun2022fedpeft",),
     ("privacy.mechanism", "fedpeft-text"): ("sun2022fedpeft",),
     ("client.optimizer.name", "adamw"): ("loshchilov2019decoupled",),

@@ -7,12 +7,14 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from multiprocessing.reduction import DupFd
 from socket import AF_UNIX, SOCK_STREAM, socket
 from typing import Any  # DupFd has no type
 
 from fedelta.federation.client import Site
+from fedelta.privacy.local import SitePrivacy
 from fedelta.runtimes.pool import Process, Start
 from fedelta.runtimes.worker import work
 
@@ -50,14 +52,17 @@ def copies(site: Site) -> Start:
     return start
 
 
-def new_processes(build: Build, _site: Site) -> Start:
-    """Starts new processes, which read model and data themselves: for GPUs, of which each gets one, and macOS."""
+def new_processes(build: Build, site: Site) -> Start:
+    """Starts new processes, which read model and data themselves: for GPUs, of which each gets one, and macOS.
+
+    The noise of private updates is that of `site`: its key is in no configuration.
+    """
     context = multiprocessing.get_context("spawn")
 
     def start(number: int, line: socket, _inherited: Sequence[socket]) -> Process:
         process = context.Process(
             target=_built,
-            args=(build, number, _Passed(line), os.getpid()),
+            args=(partial(_site_of, build, number, site.privacy), _Passed(line), os.getpid()),
             daemon=True,
             name=f"fedelta-worker-{number}",
         )
@@ -73,8 +78,12 @@ def _copied(site: Site, line: socket, inherited: Sequence[socket], parent: int) 
     work(line, lambda: site, parent)
 
 
-def _built(build: Build, number: int, line: socket, parent: int) -> None:
-    work(line, partial(build, number), parent)
+def _built(make: Callable[[], Site], line: socket, parent: int) -> None:
+    work(line, make, parent)
+
+
+def _site_of(build: Build, number: int, privacy: SitePrivacy | None) -> Site:
+    return replace(build(number), privacy=privacy)
 
 
 class _Passed:
