@@ -29,13 +29,16 @@ from fedelta.runtimes.remote.versions import Copying
 
 WINDOWS = ("strategy.name=fedlama", "strategy.phi=2", "strategy.tau=2", "client.local_epochs=", "strategy.num_rounds=4")
 TIERS = ("tuning.name=accumulator", "tuning.r=", "exits.tiers=[1, 2]", "tuning.num_heads=2", "tuning.mlp_width=16")
-PRIVATE = ("privacy.noise_multiplier=0.5", "privacy.randomness=seeded")
+PRIVATE = (
+    "privacy.noise_multiplier=0.5", "privacy.randomness=seeded", "client.local_epochs=", "client.local_steps=2",
+    "client.batch_size=4",
+)  # fmt: skip
 RECIPES: dict[str, tuple[str, tuple[str, ...]]] = {
     "windows": (SMALL, WINDOWS),
     "control variates, residuals": (SMALL, ("strategy.name=scaffold", "codec.name=int8")),
     "tiers": (SMALL, TIERS),
     "local norms": (CONVOLUTIONAL, ("model.batch_norm=local",)),
-    "private examples": (SMALL, (*PRIVATE, "privacy.unit=example", "codec.name=int8")),
+    "private examples": (SMALL, (*PRIVATE, "privacy.unit=example", "codec.name=int8", "strategy.num_rounds=2")),
     "private clients": (SMALL, (*PRIVATE, "privacy.unit=client")),
     "private clients with turns": (SMALL, (*PRIVATE, *WINDOWS, "privacy.unit=client")),
     "local noise": (SMALL, (*PRIVATE, "privacy.unit=local", "strategy.name=scaffold", "codec.name=int8")),

@@ -25,3 +25,6 @@ class Silent:
 
     def below(self, *path: str | int) -> Silent:
         return self
+
+    def label(self, *path: str | int) -> str:
+        return ""

@@ -30,6 +30,7 @@ from fedelta.runtimes import processes, settings
 FULL = ("tuning.name=full", "tuning.r=")
 STEPS = ("client.local_epochs=", "client.local_steps=2")
 WINDOWS = ("strategy.name=fedlama", "strategy.tau=2", "strategy.num_rounds=4", "client.local_epochs=")
+PRIVATE = ("privacy.noise_multiplier=0.5", *STEPS)
 CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "LoRA, float16": (SMALL, ("strategy.clients_per_round=5",)),
     "one lane": (SMALL, ("runtime.lanes=1",)),
@@ -47,6 +48,9 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "two depths": (EXITS, ()),
     "random exits": (EXITS, ("exits.train=random",)),
+    "private examples": (SMALL, (*PRIVATE, "privacy.unit=example", "runtime.lanes=4", "client.batch_size=4")),
+    "private clients": (SMALL, (*PRIVATE, "privacy.unit=client")),
+    "local noise": (SMALL, (*PRIVATE, "privacy.unit=local", "codec.name=int8")),
     "FedProx and a deadline": (
         SMALL, ("local_rule.name=fedprox", "stability.examples_per_second=4", "stability.deadline_seconds=20"),
     ),
@@ -251,6 +255,31 @@ def test_the_callers_objects_stay_in_this_process_where_it_cannot_be_copied(tmp_
     data = assembled(tmp_path, SMALL, "runtime.name=simulation").data
     assert assemble(config, data=data).processes is None
     assert "only a copy of it has your model and data" in caplog.text
+
+
+@pytest.mark.parametrize("unit", ["example", "local"])
+def test_secret_noise_is_the_same_in_workers_and_another_in_each_run(unit: str, tmp_path: Path):
+    settings = (*PRIVATE, f"privacy.unit={unit}", "privacy.randomness=secure", "strategy.num_rounds=1")
+    ends = {}
+    for number, (name, key) in enumerate((("simulation", b"k" * 32), ("processes", b"k" * 32), ("processes", None))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        config = load_config(write_small(folder), [*settings, f"runtime.name={name}"])
+        [ends[number]] = rounds(assemble(config, key=key))
+    assert_same_rounds([ends[1]], [ends[0]])
+    assert not torch.equal(ends[1].params["classifier.bias"], ends[2].params["classifier.bias"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("unit", ["example", "local"])
+def test_workers_that_build_their_site_themselves_have_the_secret_noise_of_the_run(unit: str, tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "can_copy", lambda device: False)
+    settings = (*PRIVATE, f"privacy.unit={unit}", "privacy.randomness=secure")
+    alone, shared = (
+        assemble(load_config(write_small(tmp_path), [*settings, f"runtime.name={name}"]), key=b"k" * 32)
+        for name in ("simulation", "processes")
+    )
+    assert_same_rounds(rounds(shared), rounds(alone))
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -11,15 +12,19 @@ from fedelta.config import Config
 from fedelta.errors import ConfigError
 from fedelta.federation.base import in_turns
 from fedelta.plugins import provider_of
-from fedelta.privacy.accounting import calibrated
+from fedelta.privacy.accounting import MOST_NOISE, calibrated, scaled
 from fedelta.privacy.correlated import Correlated, fitted
 from fedelta.privacy.fedpeft import deviation
 from fedelta.privacy.guarantee import Guarantee, Work
-from fedelta.privacy.state import PrivacyState
+from fedelta.privacy.settings import Privacy
+from fedelta.privacy.state import PrivacyState, Spent
 from fedelta.seeds import stream
 from fedelta.strategies.base import Strategy, drawn
 
-_UNREACHABLE = "`privacy.target_epsilon` is {:g}, which no noise reaches with `privacy.target_delta` = {:g}"
+logger = logging.getLogger("fedelta")
+
+# From here on the rounding errors of many rounds may be as large as delta.
+_SMALL_DELTA = 1e-9
 
 
 def guarantee_of(config: Config, strategy: Strategy, sizes: Mapping[int, int]) -> Guarantee | None:
@@ -33,25 +38,59 @@ def guarantee_of(config: Config, strategy: Strategy, sizes: Mapping[int, int]) -
         sizes: client number to its number of examples, for all clients that can be in a cohort.
 
     Raises:
-        ConfigError: no noise is strong enough.
+        ConfigError: no noise is strong enough, or delta is too small for the accountant.
     """
     settings = config.privacy
     if not settings.is_on:
         return None
     guarantee = _with_noise_one(config, strategy, sizes)
-    if settings.is_reproduction:
-        return replace(guarantee, noise_multiplier=deviation(settings) / settings.clipping_norm)
-    if settings.noise_multiplier is not None:
-        return replace(guarantee, noise_multiplier=settings.noise_multiplier)
     *_, planned = planned_states(guarantee, config, strategy, sorted(sizes))
-    target = settings.target_epsilon or math.inf
-    noise = calibrated(planned.spent.values(), settings.target_delta, target, settings.accountant)
-    if noise == math.inf:
-        raise ConfigError(
-            [_UNREACHABLE.format(target, settings.target_delta)],
-            hint="allow a larger epsilon or delta, or run fewer rounds.",
+    noise = _noise(settings, planned.spent)
+    spent = {who: scaled(releases, noise) for who, releases in planned.spent.items()}
+    guarantee = replace(guarantee, noise_multiplier=noise, planned=spent)
+    _check_delta(guarantee, sizes)
+    return guarantee
+
+
+def _noise(settings: Privacy, planned: Spent) -> float:
+    """The noise multiplier of a run that would release `planned` with a multiplier of 1."""
+    if settings.is_reproduction:
+        return deviation(settings) / settings.clipping_norm
+    if settings.noise_multiplier is not None:
+        return settings.noise_multiplier
+    target, delta = settings.target_epsilon or math.inf, settings.target_delta
+    noise = calibrated(planned.values(), delta, target, settings.accountant)
+    if noise < math.inf:
+        return noise
+    problem = (
+        f"`privacy.target_epsilon` is {target:g} at `privacy.target_delta` = {delta:g}, which no noise multiplier "
+        f"below {MOST_NOISE:g} reaches by `privacy.accountant` = {settings.accountant!r}"
+    )
+    raise ConfigError([problem], hint="allow a larger epsilon or delta, or run fewer rounds.")
+
+
+def _check_delta(guarantee: Guarantee, sizes: Mapping[int, int]) -> None:
+    """Raises if delta is too small for the accountant; warns if it is so large that it guarantees little."""
+    settings = guarantee.settings
+    if settings.target_delta < _SMALL_DELTA and guarantee.epsilon(guarantee.planned) == math.inf:
+        problem = (
+            f"`privacy.target_delta` is {settings.target_delta:g}, for which `privacy.accountant` = "
+            f"{settings.accountant!r} has no finite epsilon"
         )
-    return replace(guarantee, noise_multiplier=noise)
+        raise ConfigError([problem], hint='set `privacy.accountant` to "rdp", or allow a larger delta.')
+    if settings.is_reproduction:
+        return
+    population = min(sizes.values()) if settings.unit == "example" else len(sizes)
+    if settings.target_delta >= 1 / population:
+        of_what = "examples of the smallest client" if settings.unit == "example" else "clients"
+        logger.warning(
+            "`privacy.target_delta` is %g, not below 1 / %d, the number of %s: a mechanism that publishes all that one "
+            "of them has would satisfy it; set it to %g or less.",
+            settings.target_delta,
+            population,
+            of_what,
+            float(f"{0.1 / population:.0e}"),
+        )
 
 
 def planned_states(
@@ -90,9 +129,12 @@ def _with_noise_one(config: Config, strategy: Strategy, sizes: Mapping[int, int]
 
 
 def _correlated(config: Config, strategy: Strategy, num_clients: int) -> Correlated | None:
-    if config.privacy.mechanism != "banded":
+    """The turns of clients and their noise; None where the turns are not counted on."""
+    settings = config.privacy
+    if settings.unit != "client" or strategy.sampling != "cyclic" or strategy.cohort_rounds > 1:
         return None
-    return fitted(config.privacy.bands, strategy.num_rounds, num_clients, strategy.clients_per_round)
+    bands = settings.bands if settings.mechanism == "banded" else 1
+    return fitted(bands, strategy.num_rounds, num_clients, strategy.clients_per_round)
 
 
 def _cohorts(config: Config, strategy: Strategy, client_ids: Sequence[int]) -> Iterator[Sequence[int]]:

@@ -65,6 +65,7 @@ class Intake:
         simulated_seconds: the longest simulated time of a reply; None without any.
         next_norm: the clipping norm of the next round, once the replies are combined; None without client-level
             privacy.
+        labels: of the noise of this round and earlier ones, once the replies are combined (`Released.labels`).
     """
 
     def __init__(self, federation: Federation, plan: RoundPlan, standing: Standing) -> None:
@@ -76,12 +77,13 @@ class Intake:
         self.unreached: set[int] = set()
         self.simulated_seconds: float | None = None
         self.next_norm: float | None = None
+        self.labels: tuple[str, ...] = ()
         self._federation, self._plan = federation, plan
         self._strays: list[str] = []  # values that cannot be assigned to a client, in words
         self._statistics = frozenset(federation.spec.statistics)
-        central = federation.central
+        central, before = federation.central, standing.privacy
         self._noising = (
-            None if central is None else central.start(plan, federation.wire, standing.privacy.clipping_norm)
+            None if central is None else central.start(plan, federation.wire, before.clipping_norm, before.labels)
         )
         self._running = federation.aggregation.start(federation.wire)
         self._measured = federation.aggregation.of_statistics.start(federation.wire)
@@ -140,7 +142,7 @@ class Intake:
         client_ids = tuple(reply.client_id for reply in self.accepted)
         if self._noising is not None:
             released = self._noising.finish()
-            self.next_norm = released.clipping_norm
+            self.next_norm, self.labels = released.clipping_norm, released.labels
             return CombinedUpdates(released.mean, client_ids, noised=released.noised)
         mean = self._running.finish(stream(federation.seed, "aggregation", round))
         if federation.has_plugin:

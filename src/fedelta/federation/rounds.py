@@ -132,7 +132,7 @@ def _round(federation: Federation, standing: Standing, plan: RoundPlan) -> Round
         client_ids = set(plan.cohort) - intake.unreached
         privacy = guarantee.after(privacy, round, client_ids, is_silent=_is_silent(federation, plan))
     if intake.next_norm is not None:
-        privacy = replace(privacy, clipping_norm=intake.next_norm)
+        privacy = replace(privacy, clipping_norm=intake.next_norm, labels=intake.labels)
     if not counts:
         rejections += [Rejection(reply.client_id, "too few replies", "void round") for reply in intake.accepted]
     return RoundOutcome(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from heapq import heapify, heapreplace
 from typing import Literal, NamedTuple
@@ -90,8 +90,10 @@ def calibrated(
         ValueError: see `epsilons`.
     """
     planned = _candidates(everyone, delta)
-    if not planned:
-        return _LEAST_NOISE
+    return _rounded_up(_least_noise(planned, delta, target, accountant)) if planned else _LEAST_NOISE
+
+
+def _least_noise(planned: Sequence[Releases], delta: float, target: float, accountant: Accountant) -> float:
     largest = _largest_pld if accountant == "pld" else _largest_rdp
     noise, (epsilon, least_protected) = _LEAST_NOISE, _largest_rdp(planned, delta)
     # Noise for one, then for whoever needs more, because the epsilon of everyone takes long.
@@ -109,6 +111,18 @@ def calibrated(
 def scaled(releases: Mapping[Release, int], factor: float) -> dict[Release, int]:
     """The same releases with `factor` times the noise."""
     return {Release(release.noise_multiplier * factor, release.rate): times for release, times in releases.items()}
+
+
+def _rounded_up(noise: float) -> float:
+    """At most five digits, so that another machine gets the same noise.
+
+    >>> _rounded_up(0.807463257), _rounded_up(12.0)
+    (0.80747, 12.0)
+    """
+    if noise == math.inf:
+        return noise
+    digits = 4 - math.floor(math.log10(noise))
+    return round(math.ceil(round(noise * 10.0**digits, 3)) / 10.0**digits, digits)
 
 
 def _candidates(everyone: Iterable[Mapping[Release, int]], delta: float) -> list[Releases]:

@@ -32,7 +32,7 @@ Sources: McMahan et al. 2018 (DP-FedAvg, arXiv 1710.06963), fixed-denominator es
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -115,19 +115,28 @@ class Central:
         left = self.noise_multiplier**-2 - ((2 * self.count_noise) ** -2 if self.is_adaptive else 0.0)
         return 1 / math.sqrt(_SQUARES_SHARE * left)
 
+    @property
+    def memory(self) -> int:
+        """Number of earlier rounds whose noise is a part of a round's noise."""
+        return 0 if self.correlated is None else len(self.correlated.weights) - 1
+
     def is_silent(self, plan: RoundPlan) -> bool:
         """Whether a round of this plan releases nothing."""
         return not plan.due and not self.is_adaptive
 
-    def start(self, plan: RoundPlan, spec: ParamSpec, clipping_norm: float | None) -> Noising:
+    def start(
+        self, plan: RoundPlan, spec: ParamSpec, clipping_norm: float | None, labels: Sequence[str] = ()
+    ) -> Noising:
         """The mechanism of a round, before the first update.
 
         Args:
             plan: of the round.
             spec: all tensors that can travel.
             clipping_norm: C of the round; None in round 1.
+            labels: of the noise of earlier rounds, the last one first (`Released.labels`).
         """
-        return Noising(self, plan, spec, self.settings.clipping_norm if clipping_norm is None else clipping_norm)
+        norm = self.settings.clipping_norm if clipping_norm is None else clipping_norm
+        return Noising(self, plan, spec, norm, tuple(labels))
 
 
 @dataclass(frozen=True)
@@ -138,11 +147,13 @@ class Released:
         mean: tensors that are due, float64.
         noised: what a strategy must know of the noise.
         clipping_norm: C of the next round.
+        labels: what the next round needs to draw the noise of this and earlier rounds again, the last one first.
     """
 
     mean: Params
     noised: Noised
     clipping_norm: float
+    labels: tuple[str, ...]
 
 
 class Noising:
@@ -153,13 +164,16 @@ class Noising:
         plan: of the round; `due` is set.
         spec: all tensors that can travel.
         clipping_norm: C of the round.
+        earlier: labels of the noise of earlier rounds, the last one first.
 
     Attributes:
         clipping_norm: C of the round.
         due: names of the tensors that are released.
     """
 
-    def __init__(self, central: Central, plan: RoundPlan, spec: ParamSpec, clipping_norm: float) -> None:
+    def __init__(
+        self, central: Central, plan: RoundPlan, spec: ParamSpec, clipping_norm: float, earlier: tuple[str, ...]
+    ) -> None:
         self.clipping_norm = clipping_norm
         self._central, self._plan, self._spec = central, plan, spec
         holders = plan.num_holders
@@ -169,6 +183,7 @@ class Noising:
         self._sum = {name: torch.zeros(spec.tensors[name].shape, dtype=torch.float64) for name in self.due}
         self._squares = {spec.tensors[name].group: 0.0 for name in self.due}
         self._above_half = 0.0  # sum_i (b_i - 1/2)
+        self._earlier, self._label = earlier, ""
 
     def add(self, update: Update) -> None:
         """Adds the clipped delta of a client; called in ascending client id."""
@@ -185,33 +200,41 @@ class Noising:
     def finish(self) -> Released:
         """Adds the noise and divides; called once, after the last `add`."""
         central, plan = self._central, self._plan
-        streams = central.randomness
-        if streams.is_secure and central.correlated is None:
-            # A round that is repeated after a kill may have other replies: two sums must not get the same secret noise.
-            streams = streams.below("release", plan.round, self._digest())
-        correlated = central.correlated
+        self._label = central.randomness.label("release", plan.round, self._digest())
+        streams = self._streams(plan.round)
         deviation = central.multiplier(plan) * self.clipping_norm
         mean, variances = {}, {}
         for name, total in self._sum.items():
-            noise, expected = self._noise(name, streams), self._expected(name)
-            mean[name] = total.add_(noise, alpha=deviation).div_(expected)
-            variances[name] = (deviation / expected) ** 2 * (correlated.variance(plan.round) if correlated else 1.0)
-        return Released(mean, Noised(variances, self._mean_squares(streams)), self._next_norm(streams))
+            expected = self._expected(name)
+            mean[name] = total.add_(self._noise(name), alpha=deviation).div_(expected)
+            variances[name] = (deviation / expected) ** 2
+            if central.correlated is not None:
+                variances[name] *= central.correlated.variance(plan.round)
+        noised, labels = Noised(variances, self._mean_squares(streams)), (self._label, *self._earlier)
+        return Released(mean, noised, self._next_norm(streams), labels[: central.memory])
 
     def _digest(self) -> str:
         """Of all that noise is added to."""
         others = [self._above_half, *self._squares.values()]
         return digest_of({**self._sum, "": torch.tensor(others, dtype=torch.float64)})
 
-    def _noise(self, name: str, streams: Randomness) -> Tensor:
+    def _streams(self, round: int) -> Randomness:
+        """The noise of this round or of an earlier one.
+
+        A round that is repeated after a kill may have other replies: two sums must not get the same secret noise.
+        """
+        age = self._plan.round - round
+        return self._central.randomness.below("release", round, self._earlier[age - 1] if age else self._label)
+
+    def _noise(self, name: str) -> Tensor:
         """The noise of a tensor's delta, before scaling."""
-        central, shape = self._central, self._sum[name].shape
+        correlated, shape = self._central.correlated, self._sum[name].shape
 
         def normal(round: int) -> Tensor:
-            return streams.normal(shape.numel(), "privacy", round, "delta", name).reshape(shape)
+            return self._streams(round).normal(shape.numel(), "privacy", round, "delta", name).reshape(shape)
 
         round = self._plan.round
-        return normal(round) if central.correlated is None else central.correlated.noise(normal, round)
+        return normal(round) if correlated is None else correlated.noise(normal, round)
 
     def _expected(self, name: str) -> float:
         """m_l of the module docstring."""

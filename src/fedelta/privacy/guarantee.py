@@ -45,6 +45,7 @@ class Guarantee:
         cohort_rounds: number of rounds that a cohort stays.
         work: client number to its work, for examples.
         correlated: the turns of clients, and how their noise is correlated; None if cohorts are drawn.
+        planned: what all rounds of the run will have released if no client is lost.
     """
 
     settings: Privacy
@@ -53,6 +54,7 @@ class Guarantee:
     cohort_rounds: int = 1
     work: Mapping[int, Work] = field(default_factory=dict)
     correlated: Correlated | None = None
+    planned: Spent = field(default_factory=dict)
 
     @property
     def limit(self) -> float | None:

@@ -42,6 +42,9 @@ class Randomness(Protocol):
     def below(self, *path: str | int) -> Randomness:
         """Streams for one occasion of many, which is named by `path`."""
 
+    def label(self, *path: str | int) -> str:
+        """A text for an occasion, which tells nothing about `path`."""
+
 
 @dataclass(frozen=True)
 class Seeded:
@@ -65,6 +68,10 @@ class Seeded:
     def below(self, *path: str | int) -> Seeded:
         """The same streams: those of a simulation, which knows no occasions."""
         return self
+
+    def label(self, *path: str | int) -> str:
+        """Empty, since there are no occasions."""
+        return ""
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,10 @@ class Secret:
     def below(self, *path: str | int) -> Secret:
         """Streams of a key of their own, which follows from this one and `path`."""
         return Secret(self._bytes(KEY_BYTES, "key", *path))
+
+    def label(self, *path: str | int) -> str:
+        """See `Randomness.label`; equal paths have equal labels."""
+        return self._bytes(KEY_BYTES, "label", *path).hex()
 
     def generator(self, *path: str | int) -> Generator:
         """See `Randomness.generator`.

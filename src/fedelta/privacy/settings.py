@@ -9,12 +9,12 @@ Units of privacy, each with its neighbouring relation and the party that must be
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from fedelta.aggregation.means import Uniform
+from fedelta.aggregation.means import Uniform, UniformDeltas
 from fedelta.settings import Context, Settings
 
 Unit = Literal["none", "example", "client", "local"]
@@ -87,8 +87,12 @@ class Privacy(Settings):
         return self
 
     def problems(self, context: Context) -> list[str]:
-        """Reports what contradicts the guarantee."""
-        return []
+        """Reports keys that have no effect or exclude each other, and what the strategy may not do."""
+        if not self.is_on:
+            return [*_without_unit(self)]
+        strategy = context.get("strategy") if self.unit == "client" else None
+        of_clients = [] if strategy is None else [*_of_clients(strategy, context), *_of_turns(self, strategy)]
+        return [*_of_strength(self), *_of_clipping(self), *_of_mechanism(self), *of_clients]
 
 
 def adapted(sections: Mapping[str, Any]) -> dict[str, Any]:  # Any: sections of a configuration
@@ -104,3 +108,104 @@ def adapted(sections: Mapping[str, Any]) -> dict[str, Any]:  # Any: sections of 
     told, wanted = strategy.model_fields_set, {"sampling": sampling, "mean": Uniform()}
     changed = {key: value for key, value in wanted.items() if key in type(strategy).model_fields and key not in told}
     return {**sections, "strategy": strategy.model_copy(update=changed)}
+
+
+def _set_keys(privacy: Privacy, *keys: str) -> list[str]:
+    """Those of `keys` that do not have their default."""
+    return [key for key in keys if getattr(privacy, key) != Privacy.model_fields[key].default]
+
+
+def _without_unit(privacy: Privacy) -> Iterator[str]:
+    if keys := _set_keys(privacy, *Privacy.model_fields):
+        named = ", ".join(f"`privacy.{key}`" for key in keys)
+        yield (
+            f"{named} {'is' if len(keys) == 1 else 'are'} set, but `privacy.unit` is 'none', so that nothing is "
+            f"protected; set it to 'example', 'client' or 'local'"
+        )
+
+
+def _of_strength(privacy: Privacy) -> Iterator[str]:
+    if privacy.target_epsilon is None and privacy.noise_multiplier is None:
+        yield (
+            f"`privacy.unit` is {privacy.unit!r}, but neither `privacy.target_epsilon` nor `privacy.noise_multiplier` "
+            f"is set; give the epsilon that the run may reach, or its noise"
+        )
+    if privacy.target_epsilon is not None and privacy.max_epsilon is not None:
+        yield (
+            "`privacy.max_epsilon` and `privacy.target_epsilon` are both set, but the noise that is calculated for a "
+            "target keeps all rounds within it; remove `max_epsilon`, or replace the target by `noise_multiplier`"
+        )
+
+
+def _of_clipping(privacy: Privacy) -> Iterator[str]:
+    if privacy.clipping != "adaptive":
+        for key in _set_keys(privacy, "target_quantile", "clipping_lr", "count_noise"):
+            yield f"`privacy.{key}` is set, but only `privacy.clipping` = 'adaptive' uses it, not {privacy.clipping!r}"
+    elif privacy.unit != "client":
+        yield (
+            f"`privacy.clipping` is 'adaptive', which counts the clients of a round whose norm is below the clipping "
+            f"norm: only for `privacy.unit` = 'client', not {privacy.unit!r}; use 'flat' or 'per-group'"
+        )
+    elif privacy.mechanism == "banded":
+        yield (
+            "`privacy.clipping` is 'adaptive', but the noise of `privacy.mechanism` = 'banded' is for one clipping "
+            "norm in all rounds; use 'flat' or 'per-group'"
+        )
+
+
+def _of_mechanism(privacy: Privacy) -> Iterator[str]:
+    name = f"`privacy.mechanism` is {privacy.mechanism!r}"
+    if privacy.mechanism == "banded" and privacy.unit != "client":
+        yield f"{name}, which is noise of the server: only for `privacy.unit` = 'client', not {privacy.unit!r}"
+    if privacy.mechanism != "banded" and _set_keys(privacy, "bands"):
+        yield f"`privacy.bands` is set, but only `privacy.mechanism` = 'banded' uses it, not {privacy.mechanism!r}"
+    if not privacy.is_reproduction:
+        return
+    if privacy.unit != "example":
+        yield f"{name}, which is noise of local steps: only for `privacy.unit` = 'example', not {privacy.unit!r}"
+    if privacy.target_epsilon is None:
+        yield (
+            f"{name}, whose noise follows from `privacy.target_epsilon` and `privacy.target_delta`; give the target "
+            f"instead of `privacy.noise_multiplier`"
+        )
+    if privacy.clipping != "flat":
+        yield f"{name}, which has its own way to clip, but `privacy.clipping` is {privacy.clipping!r}; use 'flat'"
+
+
+def _of_clients(strategy: Any, context: Context) -> Iterator[str]:  # Any: any strategy
+    if not strategy.private:
+        yield (
+            f"`strategy.name` is {strategy.name!r}, for which no limit is known of how much one client changes the "
+            f"result, as `privacy.unit` = 'client' needs; 'fedavg' has one"
+        )
+    elif strategy.mean.name not in (Uniform().name, UniformDeltas().name):
+        yield (
+            f"`strategy.mean.name` is {strategy.mean.name!r}, but how much one client changes it has no limit, as "
+            f"`privacy.unit` = 'client' needs; use 'uniform', in which all clients count the same"
+        )
+    if strategy.min_replies > 1:
+        yield (
+            f"`strategy.min_replies` is {strategy.min_replies}, but with `privacy.unit` = 'client' every round counts, "
+            f"because a void one would tell who was there; remove the key"
+        )
+    if context.get("byte_budget_mib") is not None:
+        yield (
+            "`byte_budget_mib` is set, but with `privacy.unit` = 'client' the bytes of a round tell how many clients "
+            "were there; remove the key and set `strategy.num_rounds`"
+        )
+
+
+def _of_turns(privacy: Privacy, strategy: Any) -> Iterator[str]:  # Any: any strategy
+    if privacy.mechanism != "banded":
+        return
+    if strategy.sampling != "cyclic":
+        yield (
+            f"`strategy.sampling` is {strategy.sampling!r}, but the noise of `privacy.mechanism` = 'banded' is for "
+            f"clients that take turns; use 'cyclic'"
+        )
+    if strategy.cohort_rounds > 1:
+        yield (
+            f"`strategy.name` is {strategy.name!r}, whose cohorts stay for {strategy.cohort_rounds} rounds, but the "
+            f"noise of `privacy.mechanism` = 'banded' is for clients that wait from one round to their next; use "
+            f"'fedavg'"
+        )

@@ -38,11 +38,13 @@ class PrivacyState:
         spent: all releases so far.
         clipping_norm: C of the next round; None until round 1 has set it.
         releases_of_draw: releases about the current cohort, if it stays for several rounds.
+        labels: of the noise of the last rounds, which a part of the next noise takes back; the last one first.
     """
 
     spent: Spent = field(default_factory=dict)
     clipping_norm: float | None = None
     releases_of_draw: tuple[float, ...] = ()
+    labels: tuple[str, ...] = ()
 
     def as_record(self) -> dict[str, Any]:  # Any: JSON
         """JSON values; `from_record` reads back an equal state."""
@@ -54,6 +56,7 @@ class PrivacyState:
             "spent": spent,
             "clipping_norm": self.clipping_norm,
             "releases_of_draw": list(self.releases_of_draw),
+            "labels": list(self.labels),
         }
 
     @classmethod
@@ -63,7 +66,7 @@ class PrivacyState:
             who: {Release(noise_multiplier, rate): times for noise_multiplier, rate, times in releases}
             for who, releases in record["spent"].items()
         }
-        return cls(spent, record["clipping_norm"], tuple(record["releases_of_draw"]))
+        return cls(spent, record["clipping_norm"], tuple(record["releases_of_draw"]), tuple(record["labels"]))
 
 
 def grown(spent: Spent, about: Mapping[str, tuple[Release, int]]) -> Spent:
