@@ -185,28 +185,6 @@ def test_clients_take_turns_with_banded_noise_unless_told_otherwise():
 @pytest.mark.parametrize(
     ("strategy", "privacy", "expected"),
     [
-<<<<<<< HEAD
-        (
-            {},
-            {"unit": "example"},
-            r"'banded', which is noise of the server: only for `privacy\.unit` = 'client', not 'example'",
-        ),
-        (
-            {"sampling": "poisson"},
-            {},
-            r"`strategy\.sampling` is 'poisson', but the noise of .* is for clients that take turns; use 'cyclic'",
-        ),
-        (
-            {"name": "fedlama", "phi": 4},
-            {},
-            r"'fedlama', whose cohorts stay for 4 rounds, but the noise of .* is for clients that wait",
-        ),
-        (
-            {},
-            {"clipping": "adaptive"},
-            r"`privacy\.clipping` is 'adaptive', but the noise of .* is for one clipping norm",
-        ),
-=======
         ({}, {"unit": "example"}, "'banded', which is noise of the server: only for `privacy.unit` = 'client'"),
         (
             {"sampling": "poisson"},
@@ -215,7 +193,6 @@ def test_clients_take_turns_with_banded_noise_unless_told_otherwise():
         ),
         ({"name": "fedlama", "phi": 4}, {}, "whose cohorts stay for 4 rounds, but the noise of"),
         ({}, {"clipping": "adaptive"}, "the noise of `privacy.mechanism` = 'banded' is for one clipping norm"),
->>>>>>> ftrl
     ],
 )
 def test_what_banded_noise_cannot_be_combined_with_is_said_before_round_1(strategy, privacy, expected):
@@ -259,10 +236,5 @@ def test_with_the_same_epsilon_banded_noise_disturbs_less_than_noise_without_amp
     banded, turns = error("cyclic", "banded"), error("cyclic", "gaussian")
     assert banded < 0.51 * turns
     assert turns < 0.38 * error("fixed", "gaussian")  # sqrt(7 / 50) = 0.374
-<<<<<<< HEAD
-    # and, at this epsilon, about that of Poisson cohorts, whose amplification needs them to be secret
-    assert banded < 1.05 * error("poisson", "gaussian")
-=======
     # With little noise it is also less than that of Poisson cohorts, whose amplification needs them to be secret.
     assert error("cyclic", "banded", 10.0) < 0.85 * error("poisson", "gaussian", 10.0)
->>>>>>> ftrl
