@@ -40,8 +40,8 @@ CONTRADICTIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "a unit without strength": (
         ("privacy.unit=example",),
         (
-            "`privacy.unit` is 'example', but neither `privacy.target_epsilon` nor `privacy.noise_multiplier` is set; give "
-            "the epsilon that the run may reach, or its noise"
+            "`privacy.unit` is 'example', but neither `privacy.target_epsilon` nor `privacy.noise_multiplier` is "
+            "set; give the epsilon that the run may reach, or its noise"
         ),
     ),
     "an epsilon of zero": (
@@ -59,8 +59,8 @@ CONTRADICTIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "noise and a target": (
         ("privacy.unit=client", FIVE, "privacy.noise_multiplier=1.0"),
         (
-            "`privacy`: give `target_epsilon`, from which the noise is calculated, or `noise_multiplier`, not both; a run "
-            "with a given noise ends before an epsilon with `max_epsilon`"
+            "`privacy`: give `target_epsilon`, from which the noise is calculated, or `noise_multiplier`, not both; "
+            "a run with a given noise ends before an epsilon with `max_epsilon`"
         ),
     ),
     "two limits": (
@@ -73,8 +73,8 @@ CONTRADICTIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "adaptive clipping of examples": (
         ("privacy.unit=example", FIVE, "privacy.clipping=adaptive"),
         (
-            "`privacy.clipping` is 'adaptive', which counts the clients of a round whose norm is below the clipping norm: "
-            "only for `privacy.unit` = 'client', not 'example'; use 'flat' or 'per-group'"
+            "`privacy.clipping` is 'adaptive', which counts the clients of a round whose norm is below the clipping "
+            "norm: only for `privacy.unit` = 'client', not 'example'; use 'flat' or 'per-group'"
         ),
     ),
     "a quantile without adaptive clipping": (
@@ -99,15 +99,15 @@ CONTRADICTIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "banded noise with a moving norm": (
         ("privacy.unit=client", FIVE, "privacy.mechanism=banded", "privacy.clipping=adaptive"),
         (
-            "`privacy.clipping` is 'adaptive', but the noise of `privacy.mechanism` = 'banded' is for one clipping norm in "
-            "all rounds; use 'flat' or 'per-group'"
+            "`privacy.clipping` is 'adaptive', but the noise of `privacy.mechanism` = 'banded' is for one clipping "
+            "norm in all rounds; use 'flat' or 'per-group'"
         ),
     ),
     "banded noise for cohorts that are drawn": (
         ("privacy.unit=client", FIVE, "privacy.mechanism=banded", "strategy.sampling=poisson"),
         (
-            "`strategy.sampling` is 'poisson', but the noise of `privacy.mechanism` = 'banded' is for clients that take "
-            "turns; use 'cyclic'"
+            "`strategy.sampling` is 'poisson', but the noise of `privacy.mechanism` = 'banded' is for clients that "
+            "take turns; use 'cyclic'"
         ),
     ),
     "banded noise for cohorts that stay": (
@@ -120,8 +120,8 @@ CONTRADICTIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "FedPEFT's noise at the server": (
         ("privacy.unit=client", FIVE, "privacy.mechanism=fedpeft-code"),
         (
-            "`privacy.mechanism` is 'fedpeft-code', which is noise of local steps: only for `privacy.unit` = 'example', "
-            "not 'client'"
+            "`privacy.mechanism` is 'fedpeft-code', which is noise of local steps: only for `privacy.unit` = "
+            "'example', not 'client'"
         ),
     ),
     "FedPEFT's noise without its epsilon": (
@@ -134,8 +134,8 @@ CONTRADICTIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "FedPEFT's noise with our clipping": (
         ("privacy.unit=example", FIVE, "privacy.mechanism=fedpeft-code", "privacy.clipping=per-group"),
         (
-            "`privacy.mechanism` is 'fedpeft-code', which has its own way to clip, but `privacy.clipping` is 'per-group'; "
-            "use 'flat'"
+            "`privacy.mechanism` is 'fedpeft-code', which has its own way to clip, but `privacy.clipping` is "
+            "'per-group'; use 'flat'"
         ),
     ),
     "weights by examples": (
@@ -159,15 +159,15 @@ CONTRADICTIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "void rounds": (
         ("privacy.unit=client", FIVE, "strategy.min_replies=2"),
         (
-            "`strategy.min_replies` is 2, but with `privacy.unit` = 'client' every round counts, because a void one would "
-            "tell who was there; remove the key"
+            "`strategy.min_replies` is 2, but with `privacy.unit` = 'client' every round counts, because a void one "
+            "would tell who was there; remove the key"
         ),
     ),
     "an end by bytes": (
         ("privacy.unit=client", FIVE, "byte_budget_mib=3"),
         (
-            "`byte_budget_mib` is set, but with `privacy.unit` = 'client' the bytes of a round tell how many clients were "
-            "there; remove the key and set `strategy.num_rounds`"
+            "`byte_budget_mib` is set, but with `privacy.unit` = 'client' the bytes of a round tell how many "
+            "clients were there; remove the key and set `strategy.num_rounds`"
         ),
     ),
     "more clients in a cohort than there are": (
