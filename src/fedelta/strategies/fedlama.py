@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Generator, Tensor
@@ -46,6 +46,7 @@ class FedLama(Windows):
     """
 
     name: Literal["fedlama"] = "fedlama"
+    private: ClassVar[bool] = True
     # As in the authors' code. The paper's costs on FEMNIST are possible only so: there one layer is 97 % of the model.
     crossing: Literal["included", "excluded"] = "included"
 

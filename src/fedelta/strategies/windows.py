@@ -57,7 +57,6 @@ class Windows(Rounds):
     logged: ClassVar[tuple[str, ...]] = ("interval_rounds", "unit_discrepancy")
     reads: ClassVar[Reads] = "each"  # Eq. 2 compares each client's value with the mean
     layerwise: ClassVar[bool] = True
-    private: ClassVar[bool] = True
 
     @property
     def local_steps(self) -> int:
