@@ -10,28 +10,26 @@ A server's optimizer is left out: it computes from the noisy mean, so that what 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from fedelta.aggregation.means import Uniform
 from fedelta.auditing.bounds import Trials
-from fedelta.auditing.directions import direction, random_direction
+from fedelta.auditing.canary import Canary, Lonely, canary
 from fedelta.auditing.evidence import evidence, score
 from fedelta.auditing.streams import Streams
-from fedelta.codecs.base import Codec
 from fedelta.codecs.channel import Channel
-from fedelta.codecs.wire import decode, encode
 from fedelta.data.clients import Clients
 from fedelta.federation.base import Federation, Standing
-from fedelta.federation.records import Fault, Reply, RoundOutcome
+from fedelta.federation.records import RoundOutcome
 from fedelta.federation.rounds import federate
 from fedelta.federation.tiers import Tiers
-from fedelta.params import Params, ParamSpec, select
+from fedelta.params import Params, ParamSpec
 from fedelta.privacy.central import Central
 from fedelta.privacy.randomness import Randomness
 from fedelta.settings.base import as_settings
@@ -44,80 +42,31 @@ _ADD_THE_MEAN = ("fedavg", "scaffold", "fedlama", "fedlama-auto", "fedluar")
 _EXCESS = 32.0  # norm of the canary's delta, in units of C: far more than it may have
 
 
-@dataclass(frozen=True)
-class Canary:
-    """A client that always sends the same delta.
+def watched(strategy: Strategy, num_rounds: int) -> Strategy:
+    """The strategy of trials of `num_rounds` rounds, which adds the noisy mean to the params as it is."""
+    changed = {"num_rounds": num_rounds, "server_lr": 1.0}
+    if strategy.name not in _ADD_THE_MEAN:
+        same = {name: getattr(strategy, name) for name in Rounds.model_fields}
+        return FedAvg(**same | changed | {"mean": Uniform()})
+    settings = as_settings(strategy)
+    fields = type(settings).model_fields
+    return settings.model_copy(update={key: value for key, value in changed.items() if key in fields})
+
+
+class _Seen(NamedTuple):
+    """What the results of a round show.
 
     Args:
-        client_id: its number.
-        delta: of all tensors that can travel.
-        wire: their specification.
-        codec: of uploads.
-        payloads: names of the tensors that were asked for to the payload; grows.
-        directions: likewise to their direction.
+        seen: the sum of the deltas in the canary's direction, in units of C.
+        was_asked: whether the canary is in the cohort.
+        noise_multiplier: of the deltas.
+        count: the evidence of the next clipping norm.
     """
 
-    client_id: int
-    delta: Params
-    wire: ParamSpec
-    codec: Codec
-    payloads: dict[tuple[str, ...], bytes] = field(default_factory=dict)
-    directions: dict[tuple[str, ...], Params] = field(default_factory=dict)
-
-    def payload(self, names: tuple[str, ...]) -> bytes:
-        """What it sends if it is asked for these tensors."""
-        if names not in self.payloads:
-            self.payloads[names], _ = encode(select(self.delta, names), self.wire, self.codec)
-        return self.payloads[names]
-
-    def direction(self, names: tuple[str, ...]) -> Params:
-        """What the server decodes of it, without the tensors that are zero, scaled to norm 1, equal in all groups."""
-        if names not in self.directions:
-            sent, _ = decode(self.payload(names), self.wire, self.codec)
-            self.directions[names] = direction(sent, self.wire)
-        return self.directions[names]
-
-
-def canary(client_id: int, spec: ParamSpec, wire: ParamSpec, codec: Codec, *, length: float) -> Canary:
-    """A canary whose delta has the norm `length`, equal in all groups, in a random direction.
-
-    Tensors that travel beside those of `spec`, such as control variates, are zero.
-    """
-    delta = {name: torch.zeros(wire.tensors[name].shape) for name in wire.shared}
-    delta |= {name: (length * axis).float() for name, axis in random_direction(spec, spec.shared).items()}
-    return Canary(client_id, delta, wire, codec)
-
-
-@dataclass(frozen=True)
-class Lonely:
-    """A runtime in which at most one client answers.
-
-    Args:
-        canary: the client that answers; None: nobody does.
-        plans: of the rounds so far; grows.
-    """
-
-    canary: Canary | None
-    plans: list[RoundPlan] = field(default_factory=list)
-
-    def run(self, plan: RoundPlan, payloads: Mapping[int, bytes]) -> Iterator[Reply]:
-        """See `Runtime.run`."""
-        self.plans.append(plan)
-        for client_id in plan.cohort:
-            if self.canary is not None and client_id == self.canary.client_id:
-                yield Reply(client_id, 1, self.canary.payload(plan.upload[client_id]), {"train_loss": 0.0})
-            else:
-                yield Reply(client_id, 0, b"", fault=Fault("it is not there", "dropped out"))
-
-    def accept(self, client_ids: Iterable[int]) -> None:
-        """Nothing is kept."""
-
-    def snapshot(self, folder: Path, round: int) -> str:
-        """Nothing is kept."""
-        return ""
-
-    def restore(self, folder: Path, mark: str) -> None:
-        """Nothing is kept."""
+    seen: float
+    was_asked: bool
+    noise_multiplier: float
+    count: float
 
 
 @dataclass(frozen=True)
@@ -125,8 +74,7 @@ class ClientTrials:
     """The server of a run, for trials.
 
     Args:
-        strategy: of the run.
-        num_rounds: of a trial.
+        strategy: of the trials, see `watched`.
         channel: the codecs of both directions.
         spec: what is tuned.
         clients: all of them; the canary is the last.
@@ -136,7 +84,6 @@ class ClientTrials:
     """
 
     strategy: Strategy
-    num_rounds: int
     channel: Channel
     spec: ParamSpec
     clients: Clients
@@ -153,23 +100,12 @@ class ClientTrials:
         return Trials(absent, present)
 
     @cached_property
-    def watched(self) -> Strategy:
-        """The strategy of the trials."""
-        changed = {"num_rounds": self.num_rounds, "server_lr": 1.0}
-        if self.strategy.name not in _ADD_THE_MEAN:
-            same = {name: getattr(self.strategy, name) for name in Rounds.model_fields}
-            return FedAvg(**same | changed | {"mean": Uniform()})
-        settings = as_settings(self.strategy)
-        fields = type(settings).model_fields
-        return settings.model_copy(update={key: value for key, value in changed.items() if key in fields})
-
-    @cached_property
     def canary(self) -> Canary:
         """The client with the most tensors, as far as clients differ."""
         numbers = self.clients.numbers
         depths = {} if self.tiers is None else self.tiers.depths
         client_id = max(numbers, key=lambda number: (depths.get(number, 0), number))
-        wire = self.spec if self.watched.steering is None else self.watched.steering.extend(self.spec)
+        wire = self.spec if self.strategy.steering is None else self.strategy.steering.extend(self.spec)
         length = _EXCESS * self.central.settings.clipping_norm
         return canary(client_id, self.spec, wire, self.channel.up, length=length)
 
@@ -178,18 +114,17 @@ class ClientTrials:
         central = replace(self.central, randomness=randomness)
         params = {name: torch.zeros(self.spec.tensors[name].shape) for name in self.spec}
         federation = Federation(
-            self.watched, runtime, self.channel, self.spec, self.clients,
+            self.strategy, runtime, self.channel, self.spec, self.clients,
             seed=0, evaluate=None, effective_steps=float, tiers=self.tiers, central=central,
         )  # fmt: skip
-        draws: dict[int, list[float]] = {}
-        for outcome in federate(federation, Standing(params, self.watched.init(params, self.spec))):
-            draw = (outcome.round - 1) // self.watched.cohort_rounds
-            draws.setdefault(draw, []).append(self._evidence(outcome, params, runtime.plans[-1]))
+        rounds = []
+        for outcome in federate(federation, Standing(params, self.strategy.init(params, self.spec))):
+            rounds.append(self._look(outcome, params, runtime.plans[-1]))
             params = outcome.params
-        return score(draws.values(), self.rate)
+        return self._score_of(rounds)
 
-    def _evidence(self, outcome: RoundOutcome, before: Params, plan: RoundPlan) -> float:
-        """What the results of a round say."""
+    def _look(self, outcome: RoundOutcome, before: Params, plan: RoundPlan) -> _Seen:
+        """What the results of a round show."""
         clipping_norm, client_id = outcome.clipping_norm, self.canary.client_id
         if clipping_norm is None:
             raise ValueError("a round without a clipping norm has no client-level privacy")
@@ -198,8 +133,25 @@ class ClientTrials:
         for name, axis in self.canary.direction(names).items():
             mean = float(((outcome.params[name] - before[name]).double() * axis).sum())
             moved += mean * self._expected(plan, name)
-        total = evidence(moved / clipping_norm, self.central.multiplier(plan))
-        return total + self._evidence_of_count(outcome, clipping_norm)
+        count = self._evidence_of_count(outcome, clipping_norm)
+        return _Seen(moved / clipping_norm, client_id in plan.cohort, self.central.multiplier(plan), count)
+
+    def _score_of(self, rounds: Sequence[_Seen]) -> float:
+        """The score of a trial that showed `rounds`."""
+        if self.central.correlated is not None:
+            weights = self.central.correlated.weights
+            seen = _without_correlation([round.seen for round in rounds], weights)
+            shifts = _without_correlation([float(round.was_asked) for round in rounds], weights)
+            return math.fsum(map(evidence, seen, (round.noise_multiplier for round in rounds), shifts))
+        if self.rate == 1:  # who is in a cohort counts as known
+            return math.fsum(
+                evidence(round.seen, round.noise_multiplier) + round.count for round in rounds if round.was_asked
+            )
+        draws: dict[int, list[float]] = {}
+        for number, round in enumerate(rounds):
+            draw = draws.setdefault(number // self.strategy.cohort_rounds, [])
+            draw.append(evidence(round.seen, round.noise_multiplier) + round.count)
+        return score(draws.values(), self.rate)
 
     def _expected(self, plan: RoundPlan, name: str) -> float:
         """The number of clients by which the sum of a tensor was divided."""
@@ -214,3 +166,12 @@ class ClientTrials:
         moved = math.log(outcome.privacy.clipping_norm / clipping_norm)
         below = settings.target_quantile - moved / settings.clipping_lr
         return evidence(-2 * central.expected_clients * (below - 0.5), 2 * central.count_noise)
+
+
+def _without_correlation(values: Sequence[float], weights: Sequence[float]) -> list[float]:
+    """The values y with y_t + w_1 y_{t-1} + ... = `values`, whose noise is independent; see privacy/correlated.py."""
+    result: list[float] = []
+    for value in values:
+        earlier = zip(weights[1:], reversed(result), strict=False)
+        result.append(value - math.fsum(weight * before for weight, before in earlier))
+    return result

@@ -6,7 +6,7 @@ the ratio of the two probabilities is
     e = (shift x - shift^2 / 2) / z^2
 
 Rounds for which one sample was drawn add up; a sample has the canary with probability q, so that its ratio is
-(1 - q) + q exp(sum of e). No other score tells more (Neyman and Pearson 1933), if the mechanism is what it claims to be.
+(1 - q) + q exp(sum of e). No other score tells more (Neyman and Pearson 1933), if the mechanism is the claimed one.
 """
 
 from __future__ import annotations

@@ -9,11 +9,14 @@ from dataclasses import dataclass
 
 import torch
 
+from fedelta.data.clients import Clients
 from fedelta.engine.dp_sgd import DpSgd
+from fedelta.engine.exits import ExitSettings
 from fedelta.engine.lanes import LaneEngine
 from fedelta.engine.optimizers import Sgd
 from fedelta.engine.work import ClientSettings
 from fedelta.errors import ModelError
+from fedelta.federation.tiers import Tiers
 from fedelta.models.hub import Backbone
 from fedelta.params import Params, ParamSpec, TensorSpec
 from fedelta.seeds import stream
@@ -23,12 +26,14 @@ from fedelta.testing.small import small_data, small_model
 from fedelta.tuning.base import TuningMethod
 from fedelta.tuning.combined import Combined
 from fedelta.tuning.contract import applied
+from fedelta.tuning.exits import exit_blocks, owned_at
 from fedelta.tuning.lanes import Lanes
 from fedelta.tuning.lora import Lora
 
 NUM_ROWS = 24
 _FAMILIES = ("vit", "bert", "small-resnet", "resnet")
 _NUM_LANES = 4
+_ANY_DEPTH = 10**6
 _SPREAD = 0.2  # of the tuned tensors: a new LoRA has gradients of zero in half of its tensors
 
 
@@ -63,6 +68,23 @@ class SmallModel:
         }
         return ParamSpec(tensors)
 
+    def tiers(self, exits: ExitSettings, clients: Clients, seed: int) -> Tiers | None:
+        """Which client holds which tensors; the blocks of the run's model become the few of this one.
+
+        Raises:
+            ConfigError: the depths of the clients cannot be read.
+        """
+        backbone = small_model(self.family)
+        spec = _applied(self.tuning, backbone, Lanes(1))
+        num_blocks = len(exit_blocks(backbone.module))
+        if not num_blocks:
+            return None
+        depths = exits.depths(clients, _ANY_DEPTH, seed)
+        deepest = max(depths.values())
+        depths = {client_id: -(-depth * num_blocks // deepest) for client_id, depth in depths.items()}
+        owned = {depth: owned_at(backbone, spec, depth, exits.answers(depth)) for depth in set(depths.values())}
+        return None if all(len(names) == len(spec) for names in owned.values()) else Tiers(depths, owned)
+
     def engine(self, client: ClientSettings, dp: DpSgd) -> LaneEngine:
         """A new engine for the rows of the audit."""
         backbone, lanes = small_model(self.family), Lanes(min(_NUM_LANES, self.tuning.max_lanes or _NUM_LANES))
@@ -75,17 +97,17 @@ def client_settings(batch_size: int = 1) -> ClientSettings:
     return ClientSettings(local_steps=1, batch_size=batch_size, lr=1.0, optimizer=Sgd(momentum=0.0))
 
 
-def model_for(tuning: TuningMethod) -> tuple[SmallModel, str | None]:
-    """The small model for a run's tuning method, and a note if another method takes its place."""
+def model_for(tuning: TuningMethod) -> tuple[SmallModel, tuple[str, ...]]:
+    """The small model for a run's tuning method, and notes if another method takes its place."""
     plain = _without_dropout(tuning)
     for family in _FAMILIES:
         try:
-            return SmallModel(plain, family, _applied(plain, small_model(family), Lanes(1))), None
+            return SmallModel(plain, family, _applied(plain, small_model(family), Lanes(1))), ()
         except ModelError:
             continue
     note = f"tuning method {tuning.name!r} does not fit the small model of an audit; LoRA takes its place."
     lora = Lora()
-    return SmallModel(lora, "vit", _applied(lora, small_model("vit"), Lanes(1))), note
+    return SmallModel(lora, "vit", _applied(lora, small_model("vit"), Lanes(1))), (note,)
 
 
 def _applied(tuning: TuningMethod, backbone: Backbone, lanes: Lanes) -> ParamSpec:

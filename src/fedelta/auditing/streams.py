@@ -53,3 +53,7 @@ class Silent:
     def below(self, *path: str | int) -> Silent:
         """See `Randomness.below`."""
         return Silent(self.randomness.below(*path))
+
+    def label(self, *path: str | int) -> str:
+        """See `Randomness.label`."""
+        return self.randomness.label(*path)

@@ -9,6 +9,7 @@ import sys
 
 import typer
 
+from fedelta.cli.audit import audit
 from fedelta.cli.base import err_console
 from fedelta.cli.deployment import attach, deploy, server_commands
 from fedelta.cli.looking import check, inspect, list_names
@@ -29,6 +30,7 @@ for command in (run, resume, report, compare, inspect, evaluate, personalize, pr
 app.command("list")(list_names)
 app.command()(deploy)
 app.command()(attach)
+app.command()(audit)
 app.add_typer(server_commands, name="server")
 app.add_typer(site_commands, name="site")
 

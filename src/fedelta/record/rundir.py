@@ -20,6 +20,7 @@ confusion.json        the confusion matrix, if the task has classes; written at 
 adapter/              the tuned tensors for deployment, written at the end
 exits.json            the cost of an answer at each exit, if the model has exits; written at the end
 personalization.json  measures of held-out clients before and after fine-tuning, written by `fedelta personalize`
+audit.json            how much of epsilon trials have shown, written by `fedelta audit`
 status.json           what a deployed run is doing, for those who follow it (status.py)
 """
 
@@ -49,6 +50,7 @@ CITATIONS = "citations.bib"
 PARTITION = "partition.json"
 MODEL = "model.json"
 PRIVACY = "privacy.json"
+AUDIT = "audit.json"
 ROUNDS = "rounds.jsonl"
 LEDGER = "ledger.jsonl"
 TIMINGS = "timings.jsonl"
@@ -65,7 +67,7 @@ _UNFINISHED = re.compile(r"\..+\.(?P<pid>\d{1,10})\.partial")
 
 # The files that a run directory must have, for `create` and `open`.
 REQUIRED = (CONFIG, ENVIRONMENT, CITATIONS, LEDGER, CHECKPOINT)
-_FILES = (PARTITION, MODEL, PRIVACY, ROUNDS, TIMINGS, SUMMARY, CONFUSION, EXITS, PERSONALIZATION)
+_FILES = (PARTITION, MODEL, PRIVACY, ROUNDS, TIMINGS, SUMMARY, CONFUSION, EXITS, PERSONALIZATION, AUDIT)
 
 
 @dataclass(frozen=True)
