@@ -14,7 +14,7 @@ from fedelta.auditing.streams import Streams
 from fedelta.codecs.channel import Channel
 from fedelta.data.clients import Clients
 from fedelta.federation.tiers import Tiers
-from fedelta.params import Params, ParamSpec, TensorSpec
+from fedelta.params import Params, ParamSpec
 from fedelta.privacy.central import Central, Noising
 from fedelta.privacy.guarantee import Guarantee
 from fedelta.privacy.randomness import Seeded
