@@ -1,7 +1,7 @@
 """Rounds in windows, the common part of FedLAMA's strategies: one cohort per window, one interval per group.
 
 A window is phi rounds. A group with interval a is uploaded in every a-th round of the window, and every group in the
-last round of the window and of the run. (A byte budget may end a run earlier; some groups then have the value of an
+last round of the window and of the run. (A budget may end a run earlier; some groups then have the value of an
 earlier round.) Between uploads a client keeps training its local value (federation/client.py), with its last download
 as the anchor. At the end of a window no client has unsent tensors, and the next cohort downloads everything.
 
