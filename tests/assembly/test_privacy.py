@@ -15,7 +15,7 @@ from fedelta.errors import ConfigError
 from fedelta.federation.base import in_turns
 from fedelta.params import ParamSpec, TensorSpec
 from fedelta.privacy.guarantee import Guarantee, Work
-from fedelta.privacy.state import EVERYONE, Release
+from fedelta.privacy.state import EVERYONE
 from fedelta.seeds import stream
 from fedelta.strategies.base import CombinedUpdates
 
@@ -71,7 +71,10 @@ def test_a_fixed_number_of_clients_is_not_counted_on():
 
 
 def test_windows_of_fedlama_are_joined_and_the_last_one_may_be_shorter():
-    config = config_of("privacy.unit=client", "privacy.noise_multiplier=2.0", "strategy.name=fedlama", "strategy.phi=4")
+    config = config_of(
+        "privacy.unit=client", "privacy.noise_multiplier=2.0", "strategy.name=fedlama", "strategy.phi=4",
+        "client.local_epochs=",
+    )  # fmt: skip
     # 7 windows of 4 rounds, 2 / 4^1/2, and one of 2, 2 / 2^1/2.
     assert sorted(guaranteed(config).planned[EVERYONE].items()) == [
         (pytest.approx((1.0, 0.125)), 7),
