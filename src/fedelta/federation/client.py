@@ -196,13 +196,15 @@ def _work(site: Site, pack: Pack, client_id: int, received: Params) -> _Work:
     steps_before = (pack.round - 1) * (client.local_steps or 0)
     epoch, skip = divmod(steps_before, client.epoch_steps(len(rows)))
 
+    takes_samples = private is not None and not private.settings.is_reproduction
+
     def of_round(purpose: str) -> Generator:
-        if private is None or private.settings.is_reproduction:
-            return stream(site.seed, purpose, pack.round, client_id)
-        return private.streams(client_id).generator(purpose, pack.round, client_id)
+        if private is not None and takes_samples:
+            return private.streams(client_id).generator(purpose, pack.round, client_id)
+        return stream(site.seed, purpose, pack.round, client_id)
 
     def epochs(purpose: str) -> Iterator[Generator]:
-        if client.local_steps is None or site.engine.takes_samples:
+        if client.local_steps is None or takes_samples:
             return repeat(of_round(purpose))
         return (stream(site.seed, purpose, "epoch", number, client_id) for number in count(epoch + 1))
 
