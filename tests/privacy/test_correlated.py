@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import combinations, pairwise
 
 import numpy as np
@@ -11,6 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fedelta.assembly.privacy import guarantee_of
+from fedelta.config import parse_config
+from fedelta.errors import ConfigError
 from fedelta.privacy.accounting import epsilons
 from fedelta.privacy.correlated import Correlated, binomial, fitted
 from fedelta.privacy.guarantee import Guarantee
@@ -160,3 +164,77 @@ def test_a_round_may_not_begin_that_would_exceed_the_budget():
     assert results == sorted(results)
     assert [guarantee.allows(of_round) for of_round in spent] == [epsilon <= 1.3 for epsilon in results]
     assert results[0] <= 1.3 < results[-1]
+
+
+def table(strategy: dict[str, object], privacy: dict[str, object]) -> dict[str, object]:
+    return {
+        "model": {"architecture": {"model_type": "vit"}},
+        "data": {"source": "digits"},
+        "partition": {"name": "iid", "num_clients": 64},
+        "strategy": strategy,
+        "privacy": {"unit": "client", "target_epsilon": 5.0, "target_delta": 1e-3, "mechanism": "banded"} | privacy,
+    }
+
+
+def test_clients_take_turns_with_banded_noise_unless_told_otherwise():
+    config = parse_config(table({}, {}))
+    assert (config.strategy.sampling, config.strategy.mean.name) == ("cyclic", "uniform")
+    assert parse_config(config.to_table()) == config
+
+
+@pytest.mark.parametrize(
+    ("strategy", "privacy", "expected"),
+    [
+        ({}, {"unit": "example"}, "'banded', which is noise of the server: only for `privacy.unit` = 'client'"),
+        (
+            {"sampling": "poisson"},
+            {},
+            "is 'poisson', but the noise of `privacy.mechanism` = 'banded' is for clients that",
+        ),
+        ({"name": "fedlama", "phi": 4}, {}, "whose cohorts stay for 4 rounds, but the noise of"),
+        ({}, {"clipping": "adaptive"}, "the noise of `privacy.mechanism` = 'banded' is for one clipping norm"),
+    ],
+)
+def test_what_banded_noise_cannot_be_combined_with_is_said_before_round_1(strategy, privacy, expected):
+    with pytest.raises(ConfigError, match=re.escape(expected)):
+        parse_config(table(strategy, privacy))
+
+
+@pytest.mark.parametrize("name", ["fedavgm", "fedadam", "fedluar", "scaffold", "fedlama"])
+def test_banded_noise_goes_with_every_strategy_that_has_a_new_cohort_in_every_round(name):
+    strategy = {"name": name} | ({"phi": 1} if name == "fedlama" else {})
+    client = {"client": {"optimizer": {"name": "sgd"}}} if name == "scaffold" else {}
+    assert parse_config(table(strategy, {}) | client).strategy.sampling == "cyclic"
+
+
+def test_the_noise_for_an_epsilon_is_enough_for_all_planned_rounds_and_for_no_more():
+    config = parse_config(table({"clients_per_round": 8, "num_rounds": 50}, {}))
+    guarantee = guarantee_of(config, config.strategy, dict.fromkeys(range(64), 100))
+    last = guarantee.after(PrivacyState(), 50, [])
+    assert 4.99 < guarantee.epsilon(last.spent) <= 5.0
+    assert guarantee.allows(last.spent)
+    # A client has 7 turns in 50 rounds. One Gaussian needs 0.6898 for epsilon 5 and delta 1e-3 (Balle and Wang).
+    assert guarantee.noise_multiplier == pytest.approx(0.6898 * guarantee.correlated.sensitivity(50), rel=2e-3)
+
+
+def test_turns_are_counted_for_independent_noise_too():
+    config = parse_config(table({"sampling": "cyclic", "num_rounds": 50}, {"mechanism": "gaussian"}))
+    guarantee = guarantee_of(config, config.strategy, dict.fromkeys(range(64), 100))
+    assert guarantee.correlated == Correlated((1.0,), 64, 8)
+    assert guarantee.noise_multiplier == pytest.approx(0.6898 * 7**0.5, rel=2e-3)
+
+
+def test_with_the_same_epsilon_banded_noise_disturbs_less_than_noise_without_amplification():
+    # RMS of the noise in the sums of all rounds so far: fixed cohorts are counted as if everybody were in all of them.
+    def error(sampling: str, mechanism: str, epsilon: float = 5.0) -> float:
+        privacy = {"mechanism": mechanism, "target_epsilon": epsilon}
+        config = parse_config(table({"sampling": sampling, "num_rounds": 50}, privacy))
+        guarantee = guarantee_of(config, config.strategy, dict.fromkeys(range(64), 100))
+        correlated = guarantee.correlated or Correlated((1.0,), 64, 8)
+        return guarantee.noise_multiplier * correlated.error(50)
+
+    banded, turns = error("cyclic", "banded"), error("cyclic", "gaussian")
+    assert banded < 0.51 * turns
+    assert turns < 0.38 * error("fixed", "gaussian")  # sqrt(7 / 50) = 0.374
+    # With little noise it is also less than that of Poisson cohorts, whose amplification needs them to be secret.
+    assert error("cyclic", "banded", 10.0) < 0.85 * error("poisson", "gaussian", 10.0)

@@ -129,9 +129,12 @@ def _with_noise_one(config: Config, strategy: Strategy, sizes: Mapping[int, int]
 
 
 def _correlated(config: Config, strategy: Strategy, num_clients: int) -> Correlated | None:
-    if config.privacy.mechanism != "banded":
+    """The turns of clients and their noise; None where the turns are not counted on."""
+    settings = config.privacy
+    if settings.unit != "client" or strategy.sampling != "cyclic" or strategy.cohort_rounds > 1:
         return None
-    return fitted(config.privacy.bands, strategy.num_rounds, num_clients, strategy.clients_per_round)
+    bands = settings.bands if settings.mechanism == "banded" else 1
+    return fitted(bands, strategy.num_rounds, num_clients, strategy.clients_per_round)
 
 
 def _cohorts(config: Config, strategy: Strategy, client_ids: Sequence[int]) -> Iterator[Sequence[int]]:

@@ -91,8 +91,8 @@ class LaneEngine:
         self.spec = spec
         self.lanes = lanes
         self._dp = dp
-        self._of_examples = dp is not None and dp.of_examples
-        self.bank = LaneBank(backbone.module, spec, lanes.num, shares_values=self._of_examples)
+        self.takes_samples = dp is not None and dp.of_examples
+        self.bank = LaneBank(backbone.module, spec, lanes.num, shares_values=self.takes_samples)
         self.client = client
         self.exits = exits
         self.task = task
@@ -110,13 +110,13 @@ class LaneEngine:
         self._evaluated: tuple[Examples, Examples] | None = None
         if lanes.num > 1:
             self._prove_lanes(train)
-        if self._of_examples:
+        if self.takes_samples:
             refuse_coupling(self._model, lanes, exits, task, train)
 
     @property
     def clients_at_once(self) -> int:
         """The largest number of clients that are trained together."""
-        return 1 if self._of_examples else self.lanes.num
+        return 1 if self.takes_samples else self.lanes.num
 
     @property
     def notes(self) -> list[str]:
@@ -144,20 +144,20 @@ class LaneEngine:
         autocast, self._model.autocast = self._model.autocast, False
         problem = mixing(
             lambda rows: self._model.outputs(train.inputs, rows, exits),
-            self.bank, self.lanes, len(train), of_examples=self._of_examples,
+            self.bank, self.lanes, len(train), of_examples=self.takes_samples,
         )  # fmt: skip
         self._model.autocast = autocast
         if problem is None:
             return
         self.notes.append(
-            f"{'examples' if self._of_examples else 'clients'} train one after the other, in one lane instead of "
+            f"{'examples' if self.takes_samples else 'clients'} train one after the other, in one lane instead of "
             f"{num_lanes}: {type(module).__name__} with this tuning method would mix them; {problem}."
         )
         self.lanes.num = self.lanes.active = 1
         for name in self.spec:
             parameter = module.get_parameter(name)
             parameter.data = parameter.data[:1]
-        self.bank = LaneBank(module, self.spec, 1, shares_values=self._of_examples)
+        self.bank = LaneBank(module, self.spec, 1, shares_values=self.takes_samples)
 
     def share(self) -> None:
         """Puts the cached features of the training data where processes that are forked from now on find them."""
@@ -250,7 +250,7 @@ class LaneEngine:
         self._losses_K[lane] = 0
         num_steps = self.client.num_steps(len(job.rows))
         epoch_steps = self.client.epoch_steps(len(job.rows))
-        if self._of_examples:
+        if self.takes_samples:
             rate, epoch_steps = self.client.sampling_rate(len(job.rows)), 1
             order = poisson_batches(job.rows, rate, num_steps, next(job.order))
         else:
@@ -272,7 +272,7 @@ class LaneEngine:
         slots.pop()
 
     def _result(self, lane: int, slot: _Slot, lr: float) -> Trained:
-        loss = None if self._of_examples else float(self._losses_K[lane]) / slot.steps_done
+        loss = None if self.takes_samples else float(self._losses_K[lane]) / slot.steps_done
         # Cloned, because a view would keep the copy of the whole row in memory.
         values = self.bank.read(lane) if slot.job.kept else {}
         kept = {name: values[name].clone() for name in slot.job.kept}
@@ -280,7 +280,7 @@ class LaneEngine:
 
     def _gradients(self, slots: list[_Slot]) -> Tensor:
         """The gradient of each client's batch [A, P]."""
-        if self._dp is not None and self._of_examples:
+        if self._dp is not None and self.takes_samples:
             return self._private_gradient(self._dp, slots[0])
         batches_A = [next(slot.batches) for slot in slots]
         rows_AB, weights_AB = padded(batches_A)

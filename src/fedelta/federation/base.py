@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Protocol
 
@@ -23,7 +23,7 @@ from fedelta.privacy.central import Central
 from fedelta.privacy.guarantee import Guarantee
 from fedelta.privacy.state import PrivacyState
 from fedelta.seeds import stream
-from fedelta.strategies.base import RoundPlan, State, Strategy
+from fedelta.strategies.base import RoundPlan, State, Strategy, is_private
 from fedelta.tasks.base import Evaluation
 
 
@@ -136,11 +136,12 @@ class Federation:
         numbers = self.clients.numbers
         return in_turns(self.seed, numbers) if self.strategy.sampling == "cyclic" else numbers
 
-    def draws(self, round: int) -> Generator:
-        """The stream from which the cohort of a round is drawn, at its start."""
+    @cached_property
+    def draws(self) -> Callable[[int], Generator]:
+        """Gives the stream from which the cohort of a round is drawn, at its start."""
         if self.central is not None:
-            return self.central.randomness.generator("cohort", round)
-        return stream(self.seed, "cohort", round)
+            return partial(self.central.randomness.generator, "cohort")
+        return partial(stream, self.seed, "cohort")
 
 
 def in_turns(seed: int, client_ids: Sequence[int]) -> Sequence[int]:
@@ -152,7 +153,7 @@ def in_turns(seed: int, client_ids: Sequence[int]) -> Sequence[int]:
 def _not_private(federation: Federation) -> list[str]:
     """Why the federation cannot have client-level privacy."""
     strategy, problems = federation.strategy, []
-    if not strategy.private:
+    if not is_private(strategy):
         problems.append(
             f"`strategy.name` is {strategy.name!r}, which does not say that it is private (`private`), but "
             f"`privacy.unit` is 'client'"

@@ -196,11 +196,16 @@ def _work(site: Site, pack: Pack, client_id: int, received: Params) -> _Work:
     steps_before = (pack.round - 1) * (client.local_steps or 0)
     epoch, skip = divmod(steps_before, client.epoch_steps(len(rows)))
 
+    takes_samples = private is not None and not private.settings.is_reproduction
+
+    def of_round(purpose: str) -> Generator:
+        if private is not None and takes_samples:
+            return private.streams(client_id).generator(purpose, pack.round, client_id)
+        return stream(site.seed, purpose, pack.round, client_id)
+
     def epochs(purpose: str) -> Iterator[Generator]:
-        if private is not None:
-            return repeat(private.streams(client_id).generator(purpose, pack.round, client_id))
-        if client.local_steps is None:
-            return repeat(stream(site.seed, purpose, pack.round, client_id))
+        if client.local_steps is None or takes_samples:
+            return repeat(of_round(purpose))
         return (stream(site.seed, purpose, "epoch", number, client_id) for number in count(epoch + 1))
 
     job = Job(
@@ -208,7 +213,7 @@ def _work(site: Site, pack: Pack, client_id: int, received: Params) -> _Work:
         rows,
         anchor=select(anchors, held),
         order=epochs("batches"),
-        noise=next(epochs("dropout")) if private else stream(site.seed, "dropout", pack.round, client_id),
+        noise=of_round("dropout"),
         augmentation=epochs("augmentation"),
         skip=skip,
         local={name: memory.adrift[name].value for name in held if name in memory.adrift and name not in received},

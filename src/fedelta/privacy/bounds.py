@@ -66,12 +66,32 @@ def pld_epsilon(releases: Releases, delta: float, coarseness: int = 1) -> float:
         delta: of the guarantee.
         coarseness: 1, or a power of ten, which makes the bound looser and its computation as many times faster.
     """
+    (release, times), *others = releases
+    if release.rate == 1 and times == 1 and not others:
+        return _exact_epsilon(release.noise_multiplier, delta)
     repeated = [times for _, times in releases if times > 1]
     rounding = _ROUNDING * sum(repeated) + _ROUNDING_OF_TWO * (len(releases) - 1)
     if delta <= rounding + _LOST * len(repeated):
         return math.inf
     losses = composed(releases, coarseness * _interval(releases, delta))
     return float(losses.get_epsilon_for_delta(delta - rounding))
+
+
+def _exact_epsilon(noise_multiplier: float, delta: float) -> float:
+    """The epsilon of one Gaussian without sampling, which needs no grid: its delta has a formula.
+
+    Source: Balle and Wang 2018 (arXiv 1805.06530), Theorem 5.
+    """
+    from dp_accounting.pld.privacy_loss_mechanism import GaussianPrivacyLoss
+
+    loss = GaussianPrivacyLoss(noise_multiplier)
+    low, high = 0.0, 1.0
+    while loss.get_delta_for_epsilon(high) > delta:
+        low, high = high, 2 * high
+    while high - low > _ERROR**2 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if loss.get_delta_for_epsilon(middle) > delta else (low, middle)
+    return high if loss.get_delta_for_epsilon(0.0) > delta else 0.0
 
 
 def composed(releases: Releases, interval: float) -> Any:

@@ -111,7 +111,7 @@ def fitted(bands: int, num_rounds: int, num_clients: int, clients_per_round: int
         num_clients: N.
         clients_per_round: M.
     """
-    gammas = np.linspace(0.0, 1.0, _NUM_GAMMAS)
+    gammas = np.linspace(0.0, 1.0, _NUM_GAMMAS) if bands > 1 else np.zeros(1)
     choices = [Correlated(binomial(float(gamma), bands), num_clients, clients_per_round) for gamma in gammas]
     return min(choices, key=lambda choice: choice.error(num_rounds) * choice.sensitivity(num_rounds))
 
@@ -130,10 +130,8 @@ def binomial(gamma: float, num: int) -> tuple[float, ...]:
 
 def _column(weights: Sequence[float], num: int) -> NDArray[np.float64]:
     """c_0, ..., c_{num-1}, the first column of C: the coefficients of 1 / (w_0 + w_1 x + ...)."""
-    earlier = -np.asarray(weights[1:])
-    column = np.zeros(num)
-    column[0] = 1.0
-    for n in range(1, num):
-        before = column[max(0, n - len(earlier)) : n][::-1]
-        column[n] = earlier[: len(before)] @ before
-    return column
+    from scipy.signal import lfilter
+
+    impulse = np.zeros(num)
+    impulse[0] = 1.0
+    return np.asarray(lfilter([1.0], weights, impulse))

@@ -127,15 +127,22 @@ def summary(
         "void_rounds": sum(is_void(record, promise) for record in records),
         "relative_cost": relative_cost(records, promise),
         **sizes,
-        "uplink_bytes": ledger.uplink_bytes,
-        "downlink_bytes": ledger.downlink_bytes,
-        "uplink_tensor_bytes": ledger.uplink_tensor_bytes,
-        "downlink_tensor_bytes": ledger.downlink_tensor_bytes,
+        **_traffic(ledger),
         "full_model_bytes": full_model_bytes(sizes["total_parameters"], ledger.num_transfers),
         **summary_of_sites(records),
         "wall_seconds": wall_seconds(timings, len(records)),
         "peak_memory_bytes": max((timing.get("peak_memory_bytes") or 0 for timing in timings), default=0),
         **_workers(timings),
+    }
+
+
+def _traffic(ledger: Ledger) -> Record:
+    """Bytes of all payloads by direction, and of the tensors in them."""
+    return {
+        "uplink_bytes": ledger.uplink_bytes,
+        "downlink_bytes": ledger.downlink_bytes,
+        "uplink_tensor_bytes": ledger.uplink_tensor_bytes,
+        "downlink_tensor_bytes": ledger.downlink_tensor_bytes,
     }
 
 

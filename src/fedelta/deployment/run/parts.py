@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -36,6 +37,8 @@ from fedelta.runtimes.remote.versions import Copying
 from fedelta.runtimes.remote.waiting import Watch
 from fedelta.tasks.details import Details
 from fedelta.tuning.exits import exit_blocks
+
+logger = logging.getLogger("fedelta")
 
 
 @dataclass(frozen=True)
@@ -159,6 +162,8 @@ def build_parts(basis: Basis, post: Post, invitation: Invitation, watch: Watch) 
     depths = None if tiers is None else tiers.depths
     strategy = strategy_of(config, model.spec, model.params, len(roster.clients.numbers))
     guarantee = guarantee_of(config, strategy, roster.num_examples)
+    if guarantee is not None and not config.privacy.is_secure(is_deployed=True):
+        logger.warning("`privacy.randomness` is 'seeded': whoever has the recipe can take the noise out again.")
     terms = Terms(
         invitation.run, class_names, wire.fingerprint.hex(), model.identity, config.task.name, depths,
         noise_multiplier=None if guarantee is None else guarantee.noise_multiplier,

@@ -73,7 +73,7 @@ def refuse_weaker(config: Config, insistence: Protection) -> None:
     if privacy.unit not in _ACCEPTED[unit]:
         accepted = " or ".join(map(repr, _ACCEPTED[unit]))
         problem = f"the recipe has `privacy.unit` = {privacy.unit!r}, this site takes part only with {accepted}"
-    elif privacy.mechanism != "gaussian":
+    elif privacy.is_reproduction:
         problem = f"the recipe has `privacy.mechanism` = {privacy.mechanism!r}, which guarantees nothing"
     elif privacy.randomness == "seeded":
         problem = "the recipe has `privacy.randomness` = 'seeded': whoever has the recipe can take the noise out again"

@@ -48,7 +48,7 @@ def site_privacy(config: Config, request: Prepare, settings: SiteSettings) -> Si
             hint="the server and the site need the same version of fedelta.",
         )
     if privacy.randomness == "seeded":
-        logger.warning("`privacy.randomness` is 'seeded': everyone who has the recipe can take the noise out.")
+        logger.warning("`privacy.randomness` is 'seeded': whoever has the recipe can take the noise out again.")
         return SitePrivacy(privacy, noise, Seeded(config.seed))
     return SitePrivacy(privacy, noise, _secret(Path(settings.state), settings).below("run", request.run))
 
