@@ -16,7 +16,7 @@ from fedelta.codecs.channel import Channel
 from fedelta.codecs.quantize import Int8
 from fedelta.data.clients import Clients
 from fedelta.federation.tiers import Tiers
-from fedelta.params import Params, ParamSpec
+from fedelta.params import Params, ParamSpec, TensorSpec
 from fedelta.privacy.central import Central, Noising
 from fedelta.privacy.correlated import fitted
 from fedelta.privacy.guarantee import Guarantee
