@@ -97,6 +97,27 @@ def forecast(path: Path, overrides: Sequence[str], *, all_rounds: bool = False) 
     return _forecast(config, guarantee, sizes, all_rounds=all_rounds)
 
 
+def opening(guarantee: Guarantee, num_rounds: int, *, is_deployed: bool = False) -> str:
+    """What a run says of its privacy before round 1, in a few sentences.
+
+    Args:
+        guarantee: of the run.
+        num_rounds: that it plans.
+        is_deployed: whether its clients are at sites.
+    """
+    source = guarantee.settings.is_secure(is_deployed=is_deployed)
+    planned = Forecast(
+        Promise.of(guarantee, "secure" if source else "seeded"),
+        facts={},
+        num_rounds=num_rounds,
+        planned_rounds=num_rounds,
+        rounds={} if (both := guarantee.epsilons(guarantee.planned)) is None else {num_rounds: both},
+    )
+    limit = "" if guarantee.allows(guarantee.planned) else f", of which epsilon {guarantee.limit:g} will allow fewer"
+    noise = f"noise multiplier {guarantee.noise_multiplier:g}"
+    return f"privacy with {noise}, if all {num_rounds} rounds are run{limit}: {planned.sentence}"
+
+
 def _forecast(config: Config, guarantee: Guarantee, sizes: Mapping[int, int], *, all_rounds: bool) -> Forecast:
     planned_rounds = config.strategy.num_rounds
 
