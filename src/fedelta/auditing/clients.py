@@ -14,7 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -51,7 +51,8 @@ def watched(strategy: Strategy, num_rounds: int) -> Strategy:
         return FedAvg(**same | changed | {"mean": Uniform()})
     settings = as_settings(strategy)
     fields = type(settings).model_fields
-    return settings.model_copy(update={key: value for key, value in changed.items() if key in fields})
+    # A copy of a strategy is one.
+    return cast(Strategy, settings.model_copy(update={key: value for key, value in changed.items() if key in fields}))
 
 
 class _Seen(NamedTuple):
@@ -61,13 +62,13 @@ class _Seen(NamedTuple):
         seen: the sum of the deltas in the canary's direction, in units of C.
         was_asked: whether the canary is in the cohort.
         noise_multiplier: of the deltas.
-        count: the evidence of the next clipping norm.
+        of_count: the evidence of the next clipping norm.
     """
 
     seen: float
     was_asked: bool
     noise_multiplier: float
-    count: float
+    of_count: float
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ class ClientTrials:
         draws: dict[int, list[float]] = {}
         for number, round in enumerate(rounds):
             draw = draws.setdefault(number // self.strategy.cohort_rounds, [])
-            draw.append(evidence(round.seen, round.noise_multiplier) + round.count)
+            draw.append(evidence(round.seen, round.noise_multiplier) + round.of_count)
         return score(draws.values(), self.rate)
 
     def _expected(self, plan: RoundPlan, name: str) -> float:
