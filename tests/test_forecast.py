@@ -129,3 +129,10 @@ def test_the_command_prints_json(config: Path, of_clients: Forecast):
     assert record == of_clients.as_record()
     assert [entry["round"] for entry in record["rounds"]] == [1, 2, 3]
     assert (record["unit"], record["delta"], record["noise_multiplier"]) == ("client", 0.01, 8.0)
+
+
+def test_data_that_do_not_matter_are_not_read(config: Path, of_clients: Forecast):
+    elsewhere = ("data.source=somewhere/else", "data.max_train_examples=", "data.max_test_examples=")
+    assert forecast(config, (*CLIENT, *elsewhere)).as_record() == of_clients.as_record()
+    held_out = forecast(config, (*CLIENT, *elsewhere, "personalization.held_out_clients=2"))
+    assert held_out.facts["clients"] == "3 of 4 a round on average, by Poisson sampling of rate 0.75"
