@@ -41,6 +41,8 @@ RECIPES: dict[str, tuple[str, tuple[str, ...]]] = {
     "private examples": (SMALL, (*PRIVATE, "privacy.unit=example", "codec.name=int8", "strategy.num_rounds=2")),
     "private clients": (SMALL, (*PRIVATE, "privacy.unit=client")),
     "private clients with turns": (SMALL, (*PRIVATE, *WINDOWS, "privacy.unit=client")),
+    "local noise in windows": (SMALL, (*PRIVATE, *WINDOWS, "privacy.unit=local")),
+    "local noise with tiers": (SMALL, (*PRIVATE, *TIERS, "privacy.unit=local", "strategy.num_rounds=1")),
     "local noise": (SMALL, (*PRIVATE, "privacy.unit=local", "strategy.name=scaffold", "codec.name=int8")),
     "augmented": (SMALL, ("augmentation.crop_padding=2", "augmentation.flip=true")),
 }

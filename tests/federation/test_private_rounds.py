@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
+from typing import ClassVar
 
 import pytest
 import torch
@@ -23,15 +24,15 @@ from tests.federation.private import (
     strategy_of,
 )
 
-from fedelta.aggregation.means import Weighted
+from fedelta.aggregation.means import Uniform, Weighted
 from fedelta.aggregation.robust import Median
 from fedelta.errors import ConfigError, PluginError, RoundError
 from fedelta.federation.base import Federation
 from fedelta.federation.records import Reply
 from fedelta.federation.rounds import federate
-from fedelta.params import Params, ParamSpec, TensorSpec
+from fedelta.params import Params, ParamSpec, TensorSpec, add
 from fedelta.privacy.randomness import Randomness, Secret, Seeded
-from fedelta.strategies.base import RoundPlan, drawn
+from fedelta.strategies.base import CombinedUpdates, RoundPlan, State, drawn
 from fedelta.strategies.fedavg import FedAvg
 from fedelta.strategies.fednova import FedNova
 
@@ -244,7 +245,9 @@ def test_secret_cohorts_are_not_those_of_the_seed():
 
 
 def test_a_cohort_of_a_window_stays_and_is_joined_in_the_account():
-    federation = private(strategy_of("fedlama", num_rounds=4), randomness=SECRET, is_counted=True)
+    # At least one group stays at interval 1, so that every round releases something.
+    strategy = strategy_of("fedlama", num_rounds=4).model_copy(update={"crossing": "excluded"})
+    federation = private(strategy, randomness=SECRET, is_counted=True)
     outcomes = list(federate(federation, begun(federation)))
     first, second = outcomes[:2], outcomes[2:]
     assert first[0].cohort == first[1].cohort != second[0].cohort == second[1].cohort
@@ -252,9 +255,7 @@ def test_a_cohort_of_a_window_stays_and_is_joined_in_the_account():
     [(after_two, times)] = outcomes[1].privacy.spent[""].items()
     assert after_one.noise_multiplier == 1.0
     assert (after_two.noise_multiplier, times) == (pytest.approx(0.5**0.5), 1)
-    # No group was due in round 3, so that the second window has released once.
-    assert [bool(plan.due) for plan in federation.runtime.plans] == [True, True, False, True]
-    assert outcomes[3].privacy.spent[""] == {after_two: 1, after_one: 1}
+    assert outcomes[3].privacy.spent[""] == {after_two: 2}
 
 
 def test_a_round_in_which_no_tensor_is_due_costs_nothing():
@@ -272,6 +273,7 @@ class _Biased:
     """A plan with another cohort than the one that was drawn."""
 
     inner: FedAvg
+    private: ClassVar[bool] = True
     due: tuple[str, ...] | None = SPEC.shared
     cohort: tuple[int, ...] = (0, 1, 2, 3)
 
@@ -374,6 +376,22 @@ def test_means_other_than_the_uniform_one_are_refused(mean: object):
 def test_a_strategy_that_does_not_say_that_it_is_private_is_refused():
     problems = problems_of(private(strategy_of("fedavg")), strategy=FedNova())
     assert problems[0].startswith("`strategy.name` is 'fednova', which does not say that it is private (`private`)")
+
+
+def test_a_strategy_that_only_inherits_that_it_is_private_is_refused():
+    class Nosy(FedAvg):
+        def update(
+            self, state: State, params: Params, plan: RoundPlan, combined: CombinedUpdates, spec: ParamSpec
+        ) -> tuple[Params, State]:
+            return add(params, combined.mean, len(plan.cohort)), state
+
+    class Renamed(FedAvg):
+        """Has FedAvg's methods, and what FedAvg says of them."""
+
+    nosy, renamed = (kind(sampling="poisson", mean=Uniform()) for kind in (Nosy, Renamed))
+    [problem] = problems_of(private(strategy_of("fedavg")), strategy=nosy)
+    assert "does not say that it is private" in problem
+    assert replace(private(strategy_of("fedavg")), strategy=renamed).central is not None
 
 
 def test_statistics_that_travel_and_a_byte_budget_are_refused():

@@ -12,7 +12,7 @@ from tests.testing.broken import broken
 from torch import Generator
 
 from fedelta.params import Params, ParamSpec, add
-from fedelta.strategies.base import CombinedUpdates, RoundPlan, State, Steering, uniform
+from fedelta.strategies.base import CombinedUpdates, RoundPlan, Sampling, State, Steering, uniform
 from fedelta.strategies.fedavg import FedAvg
 from fedelta.strategies.scaffold import Controls, Scaffold
 from fedelta.testing import check
@@ -206,12 +206,49 @@ def steered(side: Steering) -> Scaffold:
     return Steered()
 
 
+class Nosy(Good):
+    """Takes a longer step if more clients are there."""
+
+    private: ClassVar[bool] = True
+
+    def update(
+        self, state: State, params: Params, plan: RoundPlan, combined: CombinedUpdates, spec: ParamSpec
+    ) -> tuple[Params, State]:
+        return add(params, combined.mean, 1 + len(plan.cohort)), {"rounds": state["rounds"] + 1}
+
+
+class Favouring(Good):
+    """Says that it draws a Poisson sample, and asks the same clients in every round."""
+
+    private: ClassVar[bool] = True
+    sampling: Sampling = "poisson"
+
+    def plan(
+        self, state: State, round: int, client_ids: Sequence[int], spec: ParamSpec, generator: Generator
+    ) -> RoundPlan:
+        names_of = dict.fromkeys(client_ids[:3], spec.shared)
+        return RoundPlan(round, names_of, names_of, len(client_ids), due=spec.shared)
+
+
+class Undue(Nosy):
+    """Does not say what is due."""
+
+    def plan(
+        self, state: State, round: int, client_ids: Sequence[int], spec: ParamSpec, generator: Generator
+    ) -> RoundPlan:
+        plan = uniform(self.clients_per_round, round, client_ids, spec, generator, sampling=self.sampling)
+        return replace(plan, due=None)
+
+    private: ClassVar[bool] = True
+
+
 COHORT = "a plan asks as many distinct clients as the strategy says"
 TRAVELS = "only what is shared travels in the order of the specification"
 FOLLOWS = "a plan follows from its state and its stream"
 INPUTS = "update changes none of its inputs"
 KEEPS = "update keeps names shapes and types"
 STATE = "the state has names of its own and holds what is logged"
+KNOWS = "a private strategy knows only the noisy mean"
 REMEMBER = "what clients remember fits the specification"
 
 
@@ -255,6 +292,9 @@ REMEMBER = "what clients remember fits the specification"
         (Named(), STATE, "`third.scale` of the state has the name of a tensor of the model"),
         (Numbers(), "a state survives a checkpoint", "AttributeError"),
         (Longer(), "a budget gives a strategy that keeps to its rounds", "expected (<class"),
+        (Nosy(), KNOWS, "In round 1 the params depend on who is in the cohort"),
+        (Undue(), KNOWS, "The plan of round 1 does not say what is `due`"),
+        (Favouring(), "a private strategy asks the clients that are drawn", "The cohort is (2, 3, 5), expected"),
         (steered(Misshapen()), REMEMBER, "`beside` gives `control/first.weight` the shape (12,), expected (3, 4)"),
         (steered(Drifting()), REMEMBER, "`remember` changes what it gets"),
     ],

@@ -109,7 +109,7 @@ def audit(
     run = RunDirectory.open(Path(directory))
     found = _read(run)
     tried = _tried(found)
-    streams = Streams(seed, is_secret=found.promise.randomness == "secure", is_silent=without_noise)
+    streams = Streams(seed, is_secret=found.promise.randomness == "secure", noise=0.0 if without_noise else 1.0)
     trials = tried.trials.trials(num_trials // 2, streams)
     record = _record(found, tried, trials, confidence) | {"seed": seed, "noise": "off" if without_noise else "on"}
     key = "without_noise" if without_noise else "with_noise"

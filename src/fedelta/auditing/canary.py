@@ -1,9 +1,10 @@
-"""A client that pushes as hard as it can, and a runtime in which nobody else answers."""
+"""A client that pushes as hard as it can, and a runtime in which one other client pushes back."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ class Canary:
         delta: of all tensors that can travel.
         wire: their specification.
         codec: of uploads.
+        held: names of the tensors that the client holds; None: all.
         payloads: names of the tensors that were asked for to the payload; grows.
         directions: likewise to their direction.
     """
@@ -33,8 +35,19 @@ class Canary:
     delta: Params
     wire: ParamSpec
     codec: Codec
+    held: frozenset[str] | None = None
     payloads: dict[tuple[str, ...], bytes] = field(default_factory=dict)
     directions: dict[tuple[str, ...], Params] = field(default_factory=dict)
+
+    @cached_property
+    def opponent(self) -> Canary:
+        """One that sends the opposite."""
+        return replace(self, delta={name: -tensor for name, tensor in self.delta.items()}, payloads={}, directions={})
+
+    def names(self, plan: RoundPlan) -> tuple[str, ...]:
+        """What a client that holds the same tensors must send in a round, if it is in the cohort."""
+        held = self.held
+        return tuple(name for name in plan.due or () if held is None or name.rpartition("/")[2] in held)
 
     def payload(self, names: tuple[str, ...]) -> bytes:
         """What it sends if it is asked for these tensors."""
@@ -50,34 +63,37 @@ class Canary:
         return self.directions[names]
 
 
-def canary(client_id: int, spec: ParamSpec, wire: ParamSpec, codec: Codec, *, length: float) -> Canary:
-    """A canary whose delta has the norm `length`, equal in all groups, in a random direction.
+def pushing(spec: ParamSpec, wire: ParamSpec, length: float) -> Params:
+    """A delta with the norm `length`, equal in all groups of `spec`, in a random direction.
 
     Tensors that travel beside those of `spec`, such as control variates, are zero.
     """
     delta = {name: torch.zeros(wire.tensors[name].shape) for name in wire.shared}
-    delta |= {name: (length * axis).float() for name, axis in random_direction(spec, spec.shared).items()}
-    return Canary(client_id, delta, wire, codec)
+    return delta | {name: (length * axis).float() for name, axis in random_direction(spec, spec.shared).items()}
 
 
 @dataclass(frozen=True)
-class Lonely:
-    """A runtime in which at most one client answers.
+class Duel:
+    """A runtime in which the canary answers, and of the other clients of a cohort the first one; all others are lost.
 
     Args:
-        canary: the client that answers; None: nobody does.
+        canary: of which the first other client sends the opposite.
+        is_there: whether the canary answers, if it is in a cohort.
         plans: of the rounds so far; grows.
     """
 
-    canary: Canary | None
+    canary: Canary
+    is_there: bool
     plans: list[RoundPlan] = field(default_factory=list)
 
     def run(self, plan: RoundPlan, payloads: Mapping[int, bytes]) -> Iterator[Reply]:
         """See `Runtime.run`."""
         self.plans.append(plan)
+        first = first_other(plan, self.canary)
         for client_id in plan.cohort:
-            if self.canary is not None and client_id == self.canary.client_id:
-                yield Reply(client_id, 1, self.canary.payload(plan.upload[client_id]), {"train_loss": 0.0})
+            if client_id == first or (self.is_there and client_id == self.canary.client_id):
+                sender = self.canary.opponent if client_id == first else self.canary
+                yield Reply(client_id, 1, sender.payload(plan.upload[client_id]), {"train_loss": 0.0})
             else:
                 yield Reply(client_id, 0, b"", fault=Fault("it is not there", "dropped out"))
 
@@ -90,3 +106,10 @@ class Lonely:
 
     def restore(self, folder: Path, mark: str) -> None:
         """Nothing is kept."""
+
+
+def first_other(plan: RoundPlan, canary: Canary) -> int | None:
+    """The first other client of the cohort that must send what the canary would; None if none must."""
+    wanted = set(canary.names(plan))
+    others = (number for number in plan.cohort if number != canary.client_id and set(plan.upload[number]) == wanted)
+    return next(others, None)

@@ -1,8 +1,9 @@
 """Trials of client-level privacy: the rounds of a server to which one client sends all that it can, or nothing.
 
-The canary sends the same long delta whenever it is in a cohort. All other clients are lost in every round, which is the
-worst case: whoever knows their deltas can subtract them. What is seen are the server's params after every round, and
-with adaptive clipping the clipping norms. Server, strategy, cohorts, codec, clipping and noise are those of the run.
+The canary sends the same long delta whenever it is in a cohort, and one other client of the cohort the opposite. All
+others are lost. Whoever tries to find out about the canary knows all that, as the guarantee allows, and subtracts it.
+What is seen are the server's params after every round, and with adaptive clipping the clipping norms. Server, strategy,
+cohorts, codec, clipping and noise are those of the run.
 
 A server's optimizer is left out: it computes from the noisy mean, so that what it computes tells no more.
 """
@@ -13,14 +14,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
 
 from fedelta.aggregation.means import Uniform
 from fedelta.auditing.bounds import Trials
-from fedelta.auditing.canary import Canary, Lonely, canary
+from fedelta.auditing.canary import Canary, Duel, first_other, pushing
 from fedelta.auditing.evidence import evidence, score
 from fedelta.auditing.streams import Streams
 from fedelta.codecs.channel import Channel
@@ -50,7 +51,8 @@ def watched(strategy: Strategy, num_rounds: int) -> Strategy:
         return FedAvg(**same | changed | {"mean": Uniform()})
     settings = as_settings(strategy)
     fields = type(settings).model_fields
-    return settings.model_copy(update={key: value for key, value in changed.items() if key in fields})
+    # A copy of a strategy is one.
+    return cast(Strategy, settings.model_copy(update={key: value for key, value in changed.items() if key in fields}))
 
 
 class _Seen(NamedTuple):
@@ -60,13 +62,13 @@ class _Seen(NamedTuple):
         seen: the sum of the deltas in the canary's direction, in units of C.
         was_asked: whether the canary is in the cohort.
         noise_multiplier: of the deltas.
-        count: the evidence of the next clipping norm.
+        of_count: the evidence of the next clipping norm.
     """
 
     seen: float
     was_asked: bool
     noise_multiplier: float
-    count: float
+    of_count: float
 
 
 @dataclass(frozen=True)
@@ -102,21 +104,32 @@ class ClientTrials:
     @cached_property
     def canary(self) -> Canary:
         """The client with the most tensors, as far as clients differ."""
-        numbers = self.clients.numbers
         depths = {} if self.tiers is None else self.tiers.depths
-        client_id = max(numbers, key=lambda number: (depths.get(number, 0), number))
+        client_id = max(self.clients.numbers, key=lambda number: (depths.get(number, 0), number))
+        held = None if self.tiers is None else self.tiers.owned[depths[client_id]]
         wire = self.spec if self.strategy.steering is None else self.strategy.steering.extend(self.spec)
-        length = _EXCESS * self.central.settings.clipping_norm
-        return canary(client_id, self.spec, wire, self.channel.up, length=length)
+        delta = pushing(self.spec, wire, _EXCESS * self.central.settings.clipping_norm)
+        return Canary(client_id, delta, wire, self.channel.up, held)
 
-    def _score(self, there: int, randomness: Randomness) -> float:
-        runtime = Lonely(self.canary if there else None)
-        central = replace(self.central, randomness=randomness)
+    def _score(self, is_there: int, randomness: Randomness) -> float:
+        numbers = self.clients.numbers
+        if not is_there and self.central.correlated is None:
+            # Where clients take turns, its turn stays and is lost, as turns are public.
+            numbers = tuple(number for number in numbers if number != self.canary.client_id)
+        runtime = Duel(self.canary, bool(is_there))
         params = {name: torch.zeros(self.spec.tensors[name].shape) for name in self.spec}
         federation = Federation(
-            self.strategy, runtime, self.channel, self.spec, self.clients,
-            seed=0, evaluate=None, effective_steps=float, tiers=self.tiers, central=central,
-        )  # fmt: skip
+            self.strategy,
+            runtime,
+            self.channel,
+            self.spec,
+            Clients.of(numbers),
+            seed=0,
+            evaluate=None,
+            effective_steps=float,
+            tiers=None if self.tiers is None else self.tiers.only(numbers),
+            central=replace(self.central, randomness=randomness),
+        )
         rounds = []
         for outcome in federate(federation, Standing(params, self.strategy.init(params, self.spec))):
             rounds.append(self._look(outcome, params, runtime.plans[-1]))
@@ -125,16 +138,17 @@ class ClientTrials:
 
     def _look(self, outcome: RoundOutcome, before: Params, plan: RoundPlan) -> _Seen:
         """What the results of a round show."""
-        clipping_norm, client_id = outcome.clipping_norm, self.canary.client_id
+        clipping_norm, canary = outcome.clipping_norm, self.canary
         if clipping_norm is None:
             raise ValueError("a round without a clipping norm has no client-level privacy")
-        names = tuple(name for name in plan.due or () if self.tiers is None or self.tiers.owns(client_id, name))
+        others = 0.0 if first_other(plan, canary) is None else 1.0
         moved = 0.0
-        for name, axis in self.canary.direction(names).items():
+        for name, axis in canary.direction(canary.names(plan)).items():
             mean = float(((outcome.params[name] - before[name]).double() * axis).sum())
             moved += mean * self._expected(plan, name)
-        count = self._evidence_of_count(outcome, clipping_norm)
-        return _Seen(moved / clipping_norm, client_id in plan.cohort, self.central.multiplier(plan), count)
+        was_asked = canary.client_id in plan.cohort
+        count = self._evidence_of_count(outcome, clipping_norm, others)
+        return _Seen(moved / clipping_norm + others, was_asked, self.central.multiplier(plan), count)
 
     def _score_of(self, rounds: Sequence[_Seen]) -> float:
         """The score of a trial that showed `rounds`."""
@@ -143,29 +157,25 @@ class ClientTrials:
             seen = _without_correlation([round.seen for round in rounds], weights)
             shifts = _without_correlation([float(round.was_asked) for round in rounds], weights)
             return math.fsum(map(evidence, seen, (round.noise_multiplier for round in rounds), shifts))
-        if self.rate == 1:  # who is in a cohort counts as known
-            return math.fsum(
-                evidence(round.seen, round.noise_multiplier) + round.count for round in rounds if round.was_asked
-            )
         draws: dict[int, list[float]] = {}
         for number, round in enumerate(rounds):
             draw = draws.setdefault(number // self.strategy.cohort_rounds, [])
-            draw.append(evidence(round.seen, round.noise_multiplier) + round.count)
+            draw.append(evidence(round.seen, round.noise_multiplier) + round.of_count)
         return score(draws.values(), self.rate)
 
     def _expected(self, plan: RoundPlan, name: str) -> float:
         """The number of clients by which the sum of a tensor was divided."""
-        share = 1.0 if plan.num_holders is None else plan.num_holders[name] / len(self.clients.numbers)
+        share = 1.0 if plan.num_holders is None else plan.num_holders[name] / self.central.num_clients
         return self.central.expected_clients * share
 
-    def _evidence_of_count(self, outcome: RoundOutcome, clipping_norm: float) -> float:
+    def _evidence_of_count(self, outcome: RoundOutcome, clipping_norm: float, others: float) -> float:
         """What the next clipping norm says: the canary is one client more above C, which counts as -1/2."""
         central, settings = self.central, self.central.settings
         if not central.is_adaptive or outcome.privacy.clipping_norm is None:
             return 0.0
         moved = math.log(outcome.privacy.clipping_norm / clipping_norm)
         below = settings.target_quantile - moved / settings.clipping_lr
-        return evidence(-2 * central.expected_clients * (below - 0.5), 2 * central.count_noise)
+        return evidence(-2 * central.expected_clients * (below - 0.5) - others, 2 * central.count_noise)
 
 
 def _without_correlation(values: Sequence[float], weights: Sequence[float]) -> list[float]:

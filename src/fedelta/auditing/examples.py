@@ -22,7 +22,7 @@ from fedelta.auditing.bounds import Trials
 from fedelta.auditing.evidence import evidence
 from fedelta.auditing.model import NUM_ROWS, SmallModel, client_settings
 from fedelta.auditing.sites import scores, uploads
-from fedelta.auditing.streams import Silent, Streams
+from fedelta.auditing.streams import Scaled, Streams
 from fedelta.codecs.channel import Channel
 from fedelta.engine.dp_sgd import DpSgd
 from fedelta.federation.client import Site
@@ -85,7 +85,7 @@ class ExampleTrials:
     def _gradients(self, settings: Privacy) -> dict[int, Tensor]:
         """Row to its clipped gradient, flat."""
         partition = {row: torch.tensor([row]) for row in range(NUM_ROWS)}
-        site = self._site(settings, partition, Silent(Seeded(0)))
+        site = self._site(settings, partition, Scaled(Seeded(0), 0.0))
         sent = uploads(site, partition, 1, self.model.start)
         return {row: -_flat(delta) for row, delta in sent.items()}
 
@@ -93,7 +93,7 @@ class ExampleTrials:
         """The canary's row, that of the copies, and the clipping norm."""
         unlimited = self.settings.model_copy(update={"clipping_norm": _UNLIMITED})
         partition = {row: torch.tensor([row]) for row in range(NUM_ROWS)}
-        deltas = uploads(self._site(unlimited, partition, Silent(Seeded(0))), partition, 1, self.model.start)
+        deltas = uploads(self._site(unlimited, partition, Scaled(Seeded(0), 0.0)), partition, 1, self.model.start)
         reach = {row: self._reach(delta) for row, delta in deltas.items()}
         canary = max(reach, key=lambda row: reach[row])
         clipping_norm = min(self.settings.clipping_norm, reach[canary] / _EXCESS)

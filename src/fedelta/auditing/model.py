@@ -6,6 +6,7 @@ An audit is about clipping, noise, sampling and counting, which know a model onl
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 
@@ -119,4 +120,6 @@ def _without_dropout(tuning: TuningMethod) -> TuningMethod:
     if isinstance(tuning, Combined):
         return tuning.model_copy(update={"methods": tuple(map(_without_dropout, tuning.methods))})
     settings = as_settings(tuning)
-    return settings.model_copy(update={"dropout": 0.0}) if "dropout" in type(settings).model_fields else tuning
+    if "dropout" not in type(settings).model_fields:
+        return tuning
+    return cast(TuningMethod, settings.model_copy(update={"dropout": 0.0}))  # a copy of a method is one

@@ -17,29 +17,35 @@ class Streams:
     Args:
         seed: of the audit.
         is_secret: whether numbers come from keys, as in a deployment, or from seeds, as in a simulation.
-        is_silent: whether there is no noise, so that the audit shows that it would notice.
+        noise: factor of all noise; 0 switches it off, so that the audit shows that it would notice.
     """
 
     seed: int
     is_secret: bool = False
-    is_silent: bool = False
+    noise: float = 1.0
 
     def of(self, *path: str | int) -> Randomness:
         """The randomness of the trial, or of the trials, at `path`."""
         digest = hashlib.shake_256(repr(("audit", self.seed, *path)).encode()).digest(KEY_BYTES)
         randomness = Secret(digest) if self.is_secret else Seeded(int.from_bytes(digest[:7], "big"))
-        return Silent(randomness) if self.is_silent else randomness
+        return randomness if self.noise == 1 else Scaled(randomness, self.noise)
 
 
 @dataclass(frozen=True)
-class Silent:
-    """Randomness without noise: samples are drawn, normal numbers are zero."""
+class Scaled:
+    """Randomness whose normal numbers are too small: samples are drawn as they should be.
+
+    Args:
+        randomness: in which they have the right size.
+        noise: their standard deviation.
+    """
 
     randomness: Randomness
+    noise: float
 
     @property
     def is_secure(self) -> bool:
-        """As it would be with noise."""
+        """See `Randomness.is_secure`."""
         return self.randomness.is_secure
 
     def generator(self, *path: str | int) -> Generator:
@@ -47,12 +53,12 @@ class Silent:
         return self.randomness.generator(*path)
 
     def normal(self, num: int, *path: str | int) -> Tensor:
-        """Zeros; see `Randomness.normal`."""
-        return self.randomness.normal(num, *path).zero_()
+        """See `Randomness.normal`."""
+        return self.randomness.normal(num, *path).mul_(self.noise)
 
-    def below(self, *path: str | int) -> Silent:
+    def below(self, *path: str | int) -> Scaled:
         """See `Randomness.below`."""
-        return Silent(self.randomness.below(*path))
+        return Scaled(self.randomness.below(*path), self.noise)
 
     def label(self, *path: str | int) -> str:
         """See `Randomness.label`."""

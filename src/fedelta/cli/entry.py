@@ -14,6 +14,7 @@ from fedelta.cli.base import err_console
 from fedelta.cli.deployment import attach, deploy, server_commands
 from fedelta.cli.looking import check, inspect, list_names
 from fedelta.cli.models import evaluate, export, personalize, predict
+from fedelta.cli.privacy import privacy
 from fedelta.cli.runs import compare, report, resume, run
 from fedelta.cli.site import site_commands
 from fedelta.errors import FedeltaError, InputError, PluginError
@@ -25,7 +26,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (run, resume, report, compare, inspect, evaluate, personalize, predict, export, check):
+for command in (run, resume, report, compare, inspect, evaluate, personalize, predict, export, check, privacy):
     app.command()(command)
 app.command("list")(list_names)
 app.command()(deploy)

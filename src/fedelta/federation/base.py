@@ -23,7 +23,7 @@ from fedelta.privacy.central import Central
 from fedelta.privacy.guarantee import Guarantee
 from fedelta.privacy.state import PrivacyState
 from fedelta.seeds import stream
-from fedelta.strategies.base import RoundPlan, State, Strategy
+from fedelta.strategies.base import RoundPlan, State, Strategy, is_private
 from fedelta.tasks.base import Evaluation
 
 
@@ -153,7 +153,7 @@ def in_turns(seed: int, client_ids: Sequence[int]) -> Sequence[int]:
 def _not_private(federation: Federation) -> list[str]:
     """Why the federation cannot have client-level privacy."""
     strategy, problems = federation.strategy, []
-    if not strategy.private:
+    if not is_private(strategy):
         problems.append(
             f"`strategy.name` is {strategy.name!r}, which does not say that it is private (`private`), but "
             f"`privacy.unit` is 'client'"

@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 
 from fedelta.aggregation.means import Uniform, UniformDeltas
 from fedelta.settings import Context, Settings
+from fedelta.strategies.base import is_private
 
 Unit = Literal["none", "example", "client", "local"]
 Clipping = Literal["flat", "per-group", "adaptive"]
@@ -173,7 +174,7 @@ def _of_mechanism(privacy: Privacy) -> Iterator[str]:
 
 
 def _of_clients(strategy: Any, context: Context) -> Iterator[str]:  # Any: any strategy
-    if not strategy.private:
+    if not is_private(strategy):
         yield (
             f"`strategy.name` is {strategy.name!r}, for which no limit is known of how much one client changes the "
             f"result, as `privacy.unit` = 'client' needs; 'fedavg' has one"

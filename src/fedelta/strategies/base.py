@@ -190,7 +190,7 @@ class Strategy(Protocol):
 
     @property
     def private(self) -> bool:
-        """Whether it may be used with client-level privacy.
+        """Whether it may be used with client-level privacy; see `is_private`.
 
         Then the params, and all that decides which tensors are due, must depend on clients through `combined.mean` and
         `combined.noised` only: not on who is in a cohort, who replied, or on single updates.
@@ -262,6 +262,19 @@ class Strategy(Protocol):
 
         `combined` holds no statistics of norms: the round loop averages them.
         """
+
+
+def is_private(strategy: Strategy) -> bool:
+    """Whether a strategy says of itself that it may be used with client-level privacy.
+
+    A class that inherits `private`, but has a `plan` or `update` of its own, has not said so.
+    """
+    for kind in type(strategy).__mro__:
+        if "private" in vars(kind):
+            return strategy.private
+        if "plan" in vars(kind) or "update" in vars(kind):
+            return False
+    return False
 
 
 class LocalRule(Protocol):

@@ -14,7 +14,7 @@ The cost of a run is sum_l dim(u_l) kappa_l, where kappa_l counts how often grou
 `relative_cost` in `summary.json` is its ratio to the cost of averaging every group in every round.
 
 With phi = 1 this is FedAvg, bit by bit. The discrepancy of a group is unknown until two clients have sent it in the
-same round; until then the group keeps its interval.
+same round; until then the group keeps its interval. With client-level privacy it is estimated from noisy sums.
 
 Differs from the authors' code: the weight of a client is its number of examples (`mean.name = "uniform"` for equal
 weights); biases, norms and their running statistics travel with the kernel before them; intervals are first chosen
@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Generator, Tensor
@@ -46,6 +46,7 @@ class FedLama(Windows):
     """
 
     name: Literal["fedlama"] = "fedlama"
+    private: ClassVar[bool] = True
     # As in the authors' code. The paper's costs on FEMNIST are possible only so: there one layer is 97 % of the model.
     crossing: Literal["included", "excluded"] = "included"
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise, takewhile
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -43,6 +43,7 @@ class FedLamaAuto(Windows):
     """
 
     name: Literal["fedlama-auto"] = "fedlama-auto"
+    private: ClassVar[bool] = True
     phi: int = Field(default=8, ge=1)  # the paper's longest interval
     share: float | None = Field(default=None, gt=0, le=1)
     tolerance: float | None = Field(default=None, ge=0)

@@ -18,6 +18,9 @@ this is FedAvg. The means are not weighted by examples, because c has to stay th
 For the same reason a robust mean is not possible, and a client replaces c_i only if its reply is accepted, with the
 value that the server decodes.
 
+With client-level privacy Delta y_i and Delta c_i are clipped together, and both means are over the number of clients
+that were expected; c is then no longer the mean of all c_i, which are not clipped.
+
 Differs from the paper: with momentum K is `Sgd.effective_steps`, so that c_i+ is still a mean of gradients. For a very
 small eta_l c_i+ is imprecise: x - y_i is a small difference of float32 numbers.
 

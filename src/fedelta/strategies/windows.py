@@ -1,7 +1,7 @@
 """Rounds in windows, the common part of FedLAMA's strategies: one cohort per window, one interval per group.
 
 A window is phi rounds. A group with interval a is uploaded in every a-th round of the window, and every group in the
-last round of the window and of the run. (A byte budget may end a run earlier; some groups then have the value of an
+last round of the window and of the run. (A budget may end a run earlier; some groups then have the value of an
 earlier round.) Between uploads a client keeps training its local value (federation/client.py), with its last download
 as the anchor. At the end of a window no client has unsent tensors, and the next cohort downloads everything.
 
@@ -57,7 +57,6 @@ class Windows(Rounds):
     logged: ClassVar[tuple[str, ...]] = ("interval_rounds", "unit_discrepancy")
     reads: ClassVar[Reads] = "each"  # Eq. 2 compares each client's value with the mean
     layerwise: ClassVar[bool] = True
-    private: ClassVar[bool] = True
 
     @property
     def local_steps(self) -> int:

@@ -11,7 +11,8 @@ from torch import Tensor
 from fedelta.params import Params, ParamSpec, is_finite
 from fedelta.record.checkpoint import Checkpoint, decode, encode
 from fedelta.seeds import stream
-from fedelta.strategies.base import State, Strategy
+from fedelta.strategies.base import Noised, State, Strategy, is_private
+from fedelta.strategies.base import drawn as cohort_of
 from fedelta.testing.contract import BreachError, copied, no_global_draws, require, require_same_bits, reread
 from fedelta.testing.means import drawn
 from fedelta.testing.rounds import CLIENTS, SPEC, Played, StrategyTrial
@@ -19,7 +20,7 @@ from fedelta.testing.rounds import CLIENTS, SPEC, Played, StrategyTrial
 
 def a_plan_asks_as_many_distinct_clients_as_the_strategy_says(trial: StrategyTrial) -> None:
     """All of them exist, and each has a download and an upload."""
-    size = min(trial.strategy.clients_per_round, len(CLIENTS))
+    is_poisson, size = trial.strategy.sampling == "poisson", min(trial.strategy.clients_per_round, len(CLIENTS))
     for number, played in enumerate(trial.rounds, start=1):
         plan = played.plan
         strangers = sorted({*plan.upload, *plan.download}.difference(CLIENTS))
@@ -28,7 +29,10 @@ def a_plan_asks_as_many_distinct_clients_as_the_strategy_says(trial: StrategyTri
         )
         one_sided = sorted(plan.upload.keys() ^ plan.download.keys())
         require(not one_sided, f"In round {number} the clients {one_sided} are in one direction only.")
-        require(len(plan.cohort) == size, f"The cohort of round {number} is {plan.cohort}, expected {size} clients.")
+        require(
+            is_poisson or len(plan.cohort) == size,
+            f"The cohort of round {number} is {plan.cohort}, expected {size} clients.",
+        )
         counts = (plan.round, plan.num_clients)
         require(counts == (number, len(CLIENTS)), f"The plan of round {number} says (round, num_clients) = {counts}.")
 
@@ -247,6 +251,43 @@ def nothing_that_comes_up_is_looked_at_unless_it_is_said(trial: StrategyTrial) -
     require(not refused, "It reads each update, and its own mean gives only sums.")
 
 
+def a_private_strategy_knows_only_the_noisy_mean(trial: StrategyTrial) -> None:
+    """If it says that it is `private`, params and what is due next do not depend on who was there or replied."""
+    strategy = trial.strategy
+    if not is_private(strategy):
+        return
+    for played in trial.rounds:
+        round, mean = played.plan.round, played.combined.mean
+        require(played.plan.due is not None, f"The plan of round {round} does not say what is `due`.")
+        groups = dict.fromkeys((SPEC.tensors[name].group for name in mean if name in SPEC), 1.0)
+        noised = Noised(dict.fromkeys(mean, 0.0), groups if played.plan.asks_squares else {})
+        of_some = replace(played.combined, updates=(), noised=noised)
+        of_nobody = replace(of_some, client_ids=())
+        empty = replace(played.plan, download={}, upload={})
+        (params, state), (others, other_state) = (
+            strategy.update(copied(played.before[1]), copied(played.before[0]), plan, combined, SPEC)
+            for plan, combined in ((played.plan, of_some), (empty, of_nobody))
+        )
+        require_same_bits(params, copied(others), f"In round {round} the params depend on who is in the cohort")
+        due, other_due = (
+            strategy.plan(later, round + 1, CLIENTS, SPEC, stream(0, "cohort", round + 1)).due
+            for later in (state, other_state)
+        )
+        require(due == other_due, f"What is due after round {round} depends on who is in the cohort.")
+
+
+def a_private_strategy_asks_the_clients_that_are_drawn(trial: StrategyTrial) -> None:
+    """With `sampling` = "poisson", those that `fedelta.strategies.base.drawn` gives for the generator of the plan."""
+    strategy = trial.strategy
+    if not is_private(strategy) or strategy.sampling != "poisson":
+        return
+    state = strategy.init(copied(trial.params), SPEC)
+    for number in range(5):
+        plan = strategy.plan(state, 1, CLIENTS, SPEC, stream(number))
+        expected = tuple(cohort_of(strategy.clients_per_round, 1, CLIENTS, stream(number), "poisson"))
+        require(plan.cohort == expected, f"The cohort is {plan.cohort}, expected {expected}, which `drawn` gives.")
+
+
 CHECKS: tuple[Callable[[StrategyTrial], None], ...] = (
     nothing_that_comes_up_is_looked_at_unless_it_is_said,
     a_plan_asks_as_many_distinct_clients_as_the_strategy_says,
@@ -266,4 +307,6 @@ CHECKS: tuple[Callable[[StrategyTrial], None], ...] = (
     a_tensor_that_too_few_clients_sent_is_no_error,
     what_clients_remember_fits_the_specification,
     a_budget_gives_a_strategy_that_keeps_to_its_rounds,
+    a_private_strategy_knows_only_the_noisy_mean,
+    a_private_strategy_asks_the_clients_that_are_drawn,
 )

@@ -21,7 +21,8 @@ from typing import Any
 
 from fedelta.durable import write_atomic
 from fedelta.errors import InputError
-from fedelta.privacy.accounting import epsilons
+from fedelta.privacy.accounting import worst
+from fedelta.privacy.bounds import rdp_epsilon
 from fedelta.privacy.state import Release
 
 ACCOUNT = "privacy.json"
@@ -124,19 +125,26 @@ class Account:
         write_atomic(self.path, json.dumps(record))
 
     def _allows(self, releases: Counter[Release]) -> bool:
-        return self.limit.epsilon is None or self._epsilon(releases) <= self.limit.epsilon
+        limit = self.limit
+        # The quick bound first: far from the limit it is enough.
+        return (
+            limit.epsilon is None
+            or _rdp(releases, limit.delta) <= limit.epsilon
+            or self._epsilon(releases) <= limit.epsilon
+        )
 
-    def _epsilon(self, releases: Mapping[Release, int]) -> float:
-        return min(epsilons(releases, self.limit.delta))
+    def _epsilon(self, *everyone: Mapping[Release, int]) -> float:
+        return min(worst(everyone, self.limit.delta))
 
     def _said(self, record: Mapping[str, Any], run: str, admitted: set[str]) -> str:
         totals = [
-            self._epsilon(_counter(record["runs"][run][client]) + _elsewhere(record, run, client, self.limit))
+            _counter(record["runs"][run][client]) + _elsewhere(record, run, client, self.limit)
             for client in sorted(admitted)
         ]
         most = "" if self.limit.epsilon is None else f" of at most {self.limit.epsilon:g}"
         who = "this client" if len(totals) == 1 else "the least protected of these clients"
-        return f"privacy: epsilon {max(totals):.3g}{most} is spent for {who} in all runs, at delta {self.limit.delta:g}"
+        epsilon, delta = self._epsilon(*totals), self.limit.delta
+        return f"privacy: epsilon {epsilon:.3g}{most} is spent for {who} in all runs, at delta {delta:g}"
 
     def _read(self) -> dict[str, Any]:  # Any: JSON
         try:
@@ -177,8 +185,8 @@ def _elsewhere(record: Mapping[str, Any], run: str | None, client: str, limit: L
     return total
 
 
-def _rdp(releases: Counter[Release], delta: float) -> float:
-    return epsilons(releases, delta).rdp
+def _rdp(releases: Mapping[Release, int], delta: float) -> float:
+    return rdp_epsilon(tuple(sorted(releases.items())), delta)
 
 
 def _counter(entry: Mapping[str, Any]) -> Counter[Release]:
