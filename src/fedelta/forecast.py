@@ -162,14 +162,14 @@ def _sampling(config: Config, guarantee: Guarantee, num_clients: int) -> str:
     strategy, num = config.strategy, config.strategy.clients_per_round
     stay = f"; a cohort stays for {strategy.cohort_rounds} rounds" if strategy.cohort_rounds > 1 else ""
     if guarantee.settings.unit != "client":
-        return f"{num} of {num_clients} a round{stay}; that others do not know who is not counted on"
+        return f"{num} of {num_clients} a round{stay}; who they are counts as known"
     if strategy.sampling == "poisson":
         return (
             f"{num} of {num_clients} a round on average, by Poisson sampling of rate {guarantee.cohort_rate:.4g}{stay}"
         )
     if strategy.sampling == "cyclic":
         return f"{num} of {num_clients} a round, in turns{stay}"
-    return f"{num} of {num_clients} a round, of fixed number, which is not counted on{stay}"
+    return f"{num} of {num_clients} a round, a fixed number: who they are counts as known{stay}"
 
 
 def _batches(config: Config, guarantee: Guarantee, sizes: Mapping[int, int]) -> dict[str, str]:

@@ -72,8 +72,8 @@ class Rounds:
 
     def __init__(self, progress: Progress, primary: Measure, num_rounds: int | None) -> None:
         self._progress, self._primary = progress, primary
-        fields = {"measure": f"{primary.label} ...", "epsilon": "", "sent": "0 MiB", "note": ""}
-        self._task = progress.add_task("round", total=num_rounds, **fields)
+        measure = f"{primary.label} ..."
+        self._task = progress.add_task("round", total=num_rounds, measure=measure, epsilon="", sent="0 MiB", note="")
 
     def show(
         self, round: int, measures: Mapping[str, float] | None, num_bytes: int, epsilon: float | None = None

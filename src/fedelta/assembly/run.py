@@ -188,9 +188,8 @@ def assemble(
         model = tuned_model(config, backbone, data.class_names, num_lanes=num_lanes(config), sample=few_rows(data))
     if data.held_out:
         config.personalization.scopes(scopes_of(backbone, model.spec), model.tuning.name)
-    clients = data.clients.only(data.partition)
     all_tiers = tiers_of(config, model, data.clients)
-    tiers = None if all_tiers is None else all_tiers.only(clients.numbers)
+    tiers = None if all_tiers is None else all_tiers.only(data.clients.only(data.partition).numbers)
     with stage("noise for privacy") if config.privacy.is_on else nullcontext():
         guarantee = _guarantee(config, model, data)
     key = (key or new_key()) if config.privacy.is_secure(is_deployed=False) else None
@@ -200,19 +199,9 @@ def assemble(
         site = replace(site, privacy=_site_privacy(guarantee, randomness.below("site")))
     build = partial(worker_site, config.to_toml(), tuple(for_processes())) if is_from_config else None
     processes = processes_of(config, site, build)
-    runtime = _runtime(config, model, site, processes)
-    federation = build_server(
-        config,
-        model.spec,
-        model.params,
-        clients,
-        runtime=runtime,
-        evaluate=lambda params: evaluate(site, params, data.test),
-        tiers=tiers,
-        num_held_out=len(data.held_out),
-    )
+    federation = _federation(config, model, data, site, processes=processes)
     federation = protecting(federation, guarantee, randomness.below("server"))
-    _check_deadline(config, federation, runtime, model.params)
+    _check_deadline(config, federation, model.params)
     return Assembly(config, model, data, site, federation, all_tiers, processes, key)
 
 
@@ -228,6 +217,22 @@ def worker_site(config: str, plugins: Sequence[str], number: int) -> Site:
     if torch.cuda.is_available():
         torch.cuda.set_device(number)
     return assemble(parse_config(tomllib.loads(config))).site
+
+
+def _federation(
+    config: Config, model: TunedModel, data: FederatedData, site: Site, *, processes: Processes | None
+) -> Federation:
+    """The server's objects, without what it does for privacy."""
+    return build_server(
+        config,
+        model.spec,
+        model.params,
+        data.clients.only(data.partition),
+        runtime=_runtime(config, model, site, processes),
+        evaluate=lambda params: evaluate(site, params, data.test),
+        tiers=site.tiers,
+        num_held_out=len(data.held_out),
+    )
 
 
 def _guarantee(config: Config, model: TunedModel, data: FederatedData) -> Guarantee | None:
@@ -253,9 +258,9 @@ def _runtime(config: Config, model: TunedModel, site: Site, processes: Processes
     return Unstable(local, config.stability, work_of(config), num_examples, config.seed, workloads)
 
 
-def _check_deadline(config: Config, federation: Federation, runtime: Runtime, params: Params) -> None:
+def _check_deadline(config: Config, federation: Federation, params: Params) -> None:
     """Raises if too few clients can meet the deadline even without delays."""
-    deadline = config.stability.deadline_seconds
+    deadline, runtime = config.stability.deadline_seconds, federation.runtime
     if deadline is None or not isinstance(runtime, Unstable):
         return
     state = federation.strategy.init(params, federation.spec)

@@ -119,7 +119,9 @@ def measure_by_epsilon(marks: Sequence[Mark], primary: Measure, *, wide: bool) -
             members = [mark for mark in marks if mark.family == family]
             points = sorted((mark.epsilon or beyond, mark.height, mark.deviation or 0.0) for mark in members)
             axes.errorbar(
-                *([point[place] for point in points] for place in range(3)),
+                [point[0] for point in points],
+                [point[1] for point in points],
+                yerr=[point[2] for point in points],
                 marker=MARKERS[family % len(MARKERS)],
                 color=SERIES[family % len(SERIES)],
                 markersize=5,

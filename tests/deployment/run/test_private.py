@@ -14,6 +14,7 @@ from tests.small import SMALL
 from fedelta.deployment.site.account import Account, Limit
 from fedelta.deployment.site.protection import KEY as SITE_KEY
 from fedelta.privacy.accounting import epsilons
+from fedelta.privacy.correlated import fitted
 from fedelta.privacy.state import Release
 from fedelta.record.checkpoint import load
 from fedelta.record.keys import KEY
@@ -155,6 +156,26 @@ def test_a_deployment_whose_noise_is_the_recipes_seed_says_so_everywhere(tmp_pat
     assert counted(local) == {}  # what protects nobody is no epsilon
     said = [record.message for record in caplog.records if "the recipe can take the noise out again" in record.message]
     assert len(said) >= 3  # the server and both sites
+
+
+def test_clients_of_a_deployment_take_turns_and_a_killed_server_still_has_the_labels_of_its_noise(tmp_path):
+    # 3 of 6 clients: everyone has 3 turns in 6 rounds. The server is killed in round 3 or 4, when it has forgotten
+    # the noise of the rounds before.
+    banded = (*CLIENT, "privacy.mechanism=banded", "privacy.bands=2", "strategy.num_rounds=6")
+    local = deployed(tmp_path / "deployed", *banded, unit="client")
+    before(local, "train", 5, killed)
+    with pytest.raises(KeyboardInterrupt):
+        local.conduct()
+    assert len(load(local.run / CHECKPOINT).privacy.labels) == 1
+    local.conduct()
+    cohorts = [record["cohort"] for record in rounds_of(local.run)]
+    assert cohorts[0::2] == [cohorts[0]] * 3
+    assert cohorts[1::2] == [cohorts[1]] * 3
+    assert sorted(cohorts[0] + cohorts[1]) == list(range(6))
+    correlated = fitted(2, 6, 6, 3)
+    assert correlated.weights[1] < -0.1
+    assert spent(local) == {"": {Release(2.0 / correlated.sensitivity(6)): 1}}
+    assert summary_of(local.run)["privacy_mechanism"] == "banded"
 
 
 def test_clients_whose_answer_is_late_are_counted_by_the_server_since_it_may_have_seen_them(tmp_path):
