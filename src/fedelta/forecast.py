@@ -226,6 +226,8 @@ def _deviation(config: Config, guarantee: Guarantee) -> str:
     if settings.is_reproduction:
         return f"{whole:.4g} in the gradient of a batch"
     if settings.unit == "client":
+        if guarantee.correlated is not None:  # with the noise that it takes back, from the round on that has all of it
+            whole *= math.sqrt(guarantee.correlated.variance(config.strategy.num_rounds))
         return f"{whole:.4g} in the sum of a round, {whole / num:.4g} in its mean"
     if settings.unit == "local":
         return f"{whole:.4g} in an upload, {whole / math.sqrt(num):.4g} in the mean of {num}"
