@@ -41,9 +41,9 @@ def test_the_section_says_what_is_promised_covered_and_not_covered(tmp_path: Pat
     # Invented: 3.25 * sqrt(3 / 30) / 0.8075 = 1.27274 after round 3, and 1.22 times as much by RDP.
     text = alone(private(tmp_path / "run")).plain
     for expected in (
-        "with all of its data: epsilon 1.273 at delta 0.001 (by RDP 1.553).",
-        "The server sees every update, and is trusted to clip it and to add the noise.",
-        "Noise from the seed of the run: for tests and simulations only.",
+        "with all of its data (added or removed), with epsilon 1.273 at delta 0.001 (1.553 by RDP).",
+        "The server sees every update and is trusted to clip it and to add the noise.",
+        "The noise comes from the seed of the run, for tests and simulations: whoever knows the seed can remove it",
         "Noise multiplier 0.8075, clipping norm 1.00. No round may exceed epsilon 5.",
         "Covered: the parameters of every round",
         "Not covered: the run directory",

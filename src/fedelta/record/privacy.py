@@ -19,19 +19,20 @@ NO_GUARANTEE = "no guarantee"
 # In `summary.json`: the sentence that a run ends with whose next round would have exceeded its epsilon.
 STOPPED = "stopped"
 _DIGITS = 4
-_CHANGES = {
-    "example": "Any one example of any one client could be added or removed",
-    "client": "Any one client could be added or removed, with all of its data",
-    "local": "All data of any one client could be replaced by any other data",
+_PROTECTED = {
+    "example": "any one example of any one client (added or removed)",
+    "client": "any one client with all of its data (added or removed)",
+    "local": "all data of any one client (replaced by any other data)",
 }
 _TRUST = {
-    "example": "Uploads are private before they are sent: nobody is trusted.",
-    "client": "The server sees every update, and is trusted to clip it and to add the noise.",
-    "local": "Uploads are private before they are sent: nobody is trusted.",
+    "example": "Clients add the noise before they send anything, so neither the server nor other clients are trusted.",
+    "client": "The server sees every update and is trusted to clip it and to add the noise.",
+    "local": "Clients add the noise before they send anything, so neither the server nor other clients are trusted.",
 }
 _NOISE = {
-    "seeded": "Noise from the seed of the run: for tests and simulations only.",
-    "secure": "Noise from secret keys.",
+    "seeded": "The noise comes from the seed of the run, for tests and simulations: whoever knows the seed can remove "
+    "it, and then nothing is protected.",
+    "secure": "The noise comes from secret keys.",
 }
 # Texts that do not depend on a run: what the guarantee holds for, and what it does not.
 COVERED = {
@@ -112,12 +113,12 @@ def sentence(promise: Promise, epsilon: float | None, epsilon_rdp: float | None)
         return f"{why_unknown(promise)} {_NOISE[promise.randomness]}"
     strength = f"epsilon {shown_epsilon(epsilon)} at delta {promise.delta:g}"
     beside = (
-        f" (by RDP {shown_epsilon(epsilon_rdp)})" if promise.accountant == "pld" and epsilon_rdp is not None else ""
+        f" ({shown_epsilon(epsilon_rdp)} by RDP)" if promise.accountant == "pld" and epsilon_rdp is not None else ""
     )
     known = (
         f"{strength}{beside}" if epsilon is not None else f"{why_unknown(promise).removesuffix('.').lower()}{beside}"
     )
-    return f"{_CHANGES[promise.unit]}: {known}. {_TRUST[promise.unit]} {_NOISE[promise.randomness]}"
+    return f"Protected: {_PROTECTED[promise.unit]}, with {known}. {_TRUST[promise.unit]} {_NOISE[promise.randomness]}"
 
 
 def why_unknown(promise: Promise) -> str:
