@@ -45,9 +45,9 @@ COVERED = {
 }
 NOT_COVERED = {
     "example": "how many examples a client has, which counts as public; in which rounds it took part; and "
-    "examples that belong together, such as many of one patient, as one",
-    "client": "the run directory and this page, which tell who was in which cohort, how many examples clients have and "
-    "how much they sent: they belong to the server; and single clients that act together, as one",
+    "several examples that belong together, such as all of one patient, as one",
+    "client": "the run directory with its report, which tells who was in which cohort, how many examples clients have "
+    "and how much they sent, and belongs to the server; and clients that belong together, as one",
     "local": "how many examples a client has and in which rounds it took part",
 }
 
