@@ -131,13 +131,13 @@ def _unfinished(run: History) -> str:
 
 
 def _progress(run: History) -> str:
-    cohort_size = len(run.rounds[0]["cohort"]) if run.rounds else run.value("strategy.clients_per_round")
+    cohort_size, about = run.cohort_size, "about " if run.draws_by_chance else ""
     num_clients = len(run.partition.counts) if run.partition else None
     of_all = f" of {count(num_clients)}" if num_clients else ""
     clients = "client" if (num_clients or cohort_size) == 1 else "clients"
     num_rounds = "1 round" if len(run.rounds) == 1 else f"{len(run.rounds)} rounds"
     rounds = f"{num_rounds}, " if run.finished else ""
-    return f"{rounds}{cohort_size}{of_all} {clients} a round, begun {_date(run)}"
+    return f"{rounds}{about}{cohort_size}{of_all} {clients} a round, begun {_date(run)}"
 
 
 def _date(run: History) -> str:
