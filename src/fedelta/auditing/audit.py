@@ -274,10 +274,13 @@ def _record(run: _Run, tried: _Tried, trials: Trials, confidence: float) -> Reco
 
 def verdict(result: Measured, accounted: float, num_trials: int, confidence: float) -> str:
     """What an audit has found, for people."""
-    proved = (
-        f"In {num_trials:,} trials somebody who sees all that is released proved an epsilon of at least "
-        f"{result.epsilon:.2f} (confidence {confidence:.0%})"
-    )
+    somebody = f"In {num_trials:,} trials somebody who sees all that is released"
+    if result.epsilon < 0.005:  # 0.00 in two digits
+        return (
+            f"{somebody} proved nothing (confidence {confidence:.0%}); epsilon {accounted:.2f} is accounted for. That "
+            "is no proof of privacy: more trials can prove more."
+        )
+    proved = f"{somebody} proved an epsilon of at least {result.epsilon:.2f} (confidence {confidence:.0%})"
     if result.exceeds:
         return f"{proved}, more than the {accounted:.2f} that is accounted for: the noise is not what is claimed."
     return (

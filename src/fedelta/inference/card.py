@@ -8,9 +8,10 @@ from importlib.metadata import version
 from fedelta.modalities.base import Modality
 from fedelta.modalities.settings import Preparation
 from fedelta.modalities.table import MODALITIES
+from fedelta.privacy.shown import shown_epsilon
 from fedelta.record import numbers
 from fedelta.record.neutral import code, markdown, yaml
-from fedelta.record.privacy import COVERED, NOT_COVERED, shown_epsilon
+from fedelta.record.privacy import COVERED, NOT_COVERED
 from fedelta.tasks.base import Loader, Measure, Task
 from fedelta.tasks.choice import task_of
 

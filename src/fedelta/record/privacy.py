@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from fedelta.federation.records import RoundOutcome
 from fedelta.privacy.settings import Privacy
+from fedelta.privacy.shown import shown_epsilon
 from fedelta.record.files import Record, read_json
 from fedelta.record.promise import WITHOUT_GUARANTEE, Promise
 from fedelta.record.rundir import RunDirectory
@@ -18,7 +19,6 @@ from fedelta.record.rundir import RunDirectory
 NO_GUARANTEE = "no guarantee"
 # In `summary.json`: the sentence that a run ends with whose next round would have exceeded its epsilon.
 STOPPED = "stopped"
-_DIGITS = 4
 _PROTECTED = {
     "example": "any one example of any one client (added or removed)",
     "client": "any one client with all of its data (added or removed)",
@@ -129,21 +129,6 @@ def why_unknown(promise: Promise) -> str:
             "bounds nothing."
         )
     return f"No finite epsilon at delta {promise.delta:g}."
-
-
-def shown_epsilon(epsilon: float | None) -> str:
-    """An epsilon with at most four digits, rounded up, since it is an upper bound.
-
-    >>> shown_epsilon(3.253941), shown_epsilon(31.1361), shown_epsilon(4.9999999), shown_epsilon(0.0)
-    ('3.254', '31.14', '5', '0')
-    """
-    if epsilon is None:
-        return "unknown"
-    if epsilon <= 0:
-        return "0"
-    step = 10.0 ** (math.floor(math.log10(epsilon)) - _DIGITS + 1)
-    # Guarded: 3.254 / 0.001 is slightly more than 3254.
-    return f"{math.ceil(round(epsilon / step, 6)) * step:.{_DIGITS}g}"
 
 
 def is_void(record: Record, promise: Promise | None) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from fedelta.privacy.shown import shown_epsilon
 from fedelta.record.history import History
 from fedelta.record.numbers import (
     TIMES,
@@ -18,7 +19,7 @@ from fedelta.record.numbers import (
     shown,
     size,
 )
-from fedelta.record.privacy import NO_GUARANTEE, shown_epsilon, why_unknown
+from fedelta.record.privacy import NO_GUARANTEE, why_unknown
 from fedelta.record.status import read_status
 from fedelta.report.exits import read_exits
 
