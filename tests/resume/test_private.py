@@ -123,3 +123,9 @@ def test_a_changed_promise_and_a_state_that_was_tampered_with_are_refused(tmp_pa
     state.write_bytes(content.replace(b"[[8.0, 0.5, 1]]", b"[[8.0, 0.1, 1]]"))
     with pytest.raises(CheckpointError, match="its content does not match its checksum"):
         Experiment.from_run(path).resume(path)
+
+
+def test_a_run_that_its_byte_budget_ends_does_not_say_that_its_privacy_budget_did(tmp_path: Path):
+    result = run_small(tmp_path, *CASES["local"], "privacy.max_epsilon=1e9", "byte_budget_mib=1e-6")
+    assert len(lines(result)) == 1
+    assert "stopped" not in result.summary
