@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 from fedelta.cli.entry import app
 from fedelta.errors import InputError
 from fedelta.experiment import Experiment
-from fedelta.forecast import Forecast, forecast
+from fedelta.forecast import Forecast, forecast, opening
 
 # 3 of 6 clients, 3 rounds.
-CLIENT = ("privacy.unit=client", "privacy.noise_multiplier=2.0", "privacy.target_delta=1e-2")
+CLIENT = ("privacy.unit=client", "privacy.noise_multiplier=8.0", "privacy.target_delta=1e-2")
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +44,8 @@ def test_the_forecast_says_what_it_follows_from(of_clients: Forecast):
         "rounds": "3",
         "clients": "3 of 6 a round on average, by Poisson sampling of rate 0.5",
         "clipping": "flat, norm 1",
-        "noise multiplier": "2",
-        "noise, standard deviation": "2 in the sum of a round, 0.6667 in its mean",
+        "noise multiplier": "8",
+        "noise, standard deviation": "8 in the sum of a round, 2.667 in its mean",
     }
     assert of_clients.sentence.startswith("Any one client could be added or removed, with all of its data: epsilon ")
     assert of_clients.median is None
@@ -74,7 +74,7 @@ def test_a_budget_below_the_first_round_leaves_none(config: Path):
 def test_long_runs_are_thinned_unless_all_rounds_are_asked_for(config: Path):
     long = (*CLIENT, "strategy.num_rounds=45", "privacy.accountant=rdp")
     assert [*forecast(config, long).rounds] == [1, *range(3, 46, 3)]
-    assert [*forecast(config, (*CLIENT, "strategy.num_rounds=25"), all_rounds=True).rounds] == [*range(1, 26)]
+    assert [*forecast(config, (*CLIENT, "strategy.num_rounds=21"), all_rounds=True).rounds] == [*range(1, 22)]
 
 
 def test_noise_that_guarantees_nothing_has_a_forecast_without_epsilon(config: Path):
@@ -84,9 +84,33 @@ def test_noise_that_guarantees_nothing_has_a_forecast_without_epsilon(config: Pa
 
 
 def test_a_run_without_privacy_has_none(config: Path):
-    with pytest.raises(InputError, match="`privacy.unit` is 'none': nothing is protected") as caught:
+    with pytest.raises(InputError, match=r"`privacy.unit` is 'none': nothing is protected") as caught:
         forecast(config, ())
     assert caught.value.hint == "for example `--set privacy.unit=client --set privacy.target_epsilon=5`."
+
+
+def test_a_run_says_what_it_promises_before_it_begins(config: Path, of_clients: Forecast, tmp_path: Path):
+    options = [option for override in CLIENT for option in ("--set", override)]
+    result = CliRunner().invoke(app, ["run", str(config), *options, "--out", str(tmp_path / "run")])
+    assert result.exit_code == 0, result.output
+    text = f"privacy with noise multiplier 8, if all 3 rounds are run: {of_clients.sentence}"
+    assert result.stderr.startswith(text)
+
+
+def test_a_run_says_that_its_budget_is_too_small_for_all_rounds(config: Path):
+    private = Experiment.from_toml(config, (*CLIENT, "privacy.max_epsilon=1e-3")).assembly.federation.privacy
+    assert private is not None
+    text = opening(private, 3)
+    assert text.startswith(
+        "privacy with noise multiplier 8, if all 3 rounds are run, of which epsilon 0.001 will allow"
+    )
+
+
+def test_the_check_of_a_configuration_says_what_is_promised(config: Path, of_clients: Forecast):
+    options = [option for override in CLIENT for option in ("--set", override)]
+    result = CliRunner().invoke(app, ["check", str(config), *options])
+    text = f"Privacy with noise multiplier 8, if all 3 rounds are run: {of_clients.sentence}"
+    assert text in result.stdout.splitlines()
 
 
 def test_the_command_prints_facts_and_rounds(config: Path):
@@ -95,7 +119,7 @@ def test_the_command_prints_facts_and_rounds(config: Path):
     assert result.exit_code == 0, result.output
     assert "of every client, at delta 0.01" in result.output
     assert "epsilon, PLD" in result.output
-    assert "0.6667 in its mean" in result.output
+    assert "2.667 in its mean" in result.output
 
 
 def test_the_command_prints_json(config: Path, of_clients: Forecast):
@@ -104,4 +128,11 @@ def test_the_command_prints_json(config: Path, of_clients: Forecast):
     record = json.loads(result.stdout)
     assert record == of_clients.as_record()
     assert [entry["round"] for entry in record["rounds"]] == [1, 2, 3]
-    assert (record["unit"], record["delta"], record["noise_multiplier"]) == ("client", 0.01, 2.0)
+    assert (record["unit"], record["delta"], record["noise_multiplier"]) == ("client", 0.01, 8.0)
+
+
+def test_data_that_do_not_matter_are_not_read(config: Path, of_clients: Forecast):
+    elsewhere = ("data.source=somewhere/else", "data.max_train_examples=", "data.max_test_examples=")
+    assert forecast(config, (*CLIENT, *elsewhere)).as_record() == of_clients.as_record()
+    held_out = forecast(config, (*CLIENT, *elsewhere, "personalization.held_out_clients=2"))
+    assert held_out.facts["clients"] == "3 of 4 a round on average, by Poisson sampling of rate 0.75"

@@ -14,13 +14,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {
-    "datasets", "flwr", "flwr_datasets", "huggingface_hub", "matplotlib", "numpy", "pandas", "peft",
+    "absl", "datasets", "dp_accounting", "flwr", "flwr_datasets", "huggingface_hub", "matplotlib", "numpy", "pandas", "peft",
     "pyarrow", "pydantic", "scipy", "sklearn", "torch", "transformers",
 }  # fmt: skip
 
 # What `fedelta inspect` and `fedelta check` do without, of a simulation with images and a published partitioner.
 NOT_NEEDED = (
-    "flwr", "flwr_datasets", "matplotlib", "mlflow", "onnx", "onnxruntime", "peft",
+    "dp_accounting", "flwr", "flwr_datasets", "matplotlib", "mlflow", "onnx", "onnxruntime", "peft",
     "scipy.optimize", "scipy.stats", "sklearn", "torch._dynamo", "torch._inductor", "torch.distributed.tensor",
     "torchvision", "wandb",
 )  # fmt: skip

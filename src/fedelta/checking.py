@@ -13,6 +13,7 @@ from fedelta.config import read_table
 from fedelta.data.describe import describe
 from fedelta.data.glance import NUM_READ
 from fedelta.experiment import Experiment
+from fedelta.forecast import opening
 from fedelta.terminal import Stages
 from fedelta.tracking.table import require
 
@@ -51,6 +52,10 @@ def check_configuration(config: Path, overrides: Sequence[str], console: Console
         f"{assembly.spec.num_parameters:,} of {assembly.model.total_parameters:,} parameters tuned, "
         f"{assembly.engine.lanes.num} lanes."
     )
+    if (guarantee := assembly.federation.privacy) is not None:
+        is_deployed = assembly.config.runtime.name == "flower"
+        text = opening(guarantee, assembly.strategy.num_rounds, is_deployed=is_deployed)
+        yield f"{text[0].upper()}{text[1:]}"
     modality = assembly.backbone.modality
     for note in () if modality is None else modality.notes:
         yield f"{note[0].upper()}{note[1:]}."

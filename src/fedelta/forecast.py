@@ -17,6 +17,7 @@ from fedelta.assembly.privacy import guarantee_of, planned_states
 from fedelta.assembly.server import check_cohort
 from fedelta.assembly.site import read_data
 from fedelta.config import Config, load_config
+from fedelta.data.clients import Clients
 from fedelta.errors import InputError
 from fedelta.privacy.accounting import Epsilons, epsilons
 from fedelta.privacy.bounds import merged, rdp_epsilon
@@ -75,7 +76,7 @@ class Forecast:
 
 
 def forecast(path: Path, overrides: Sequence[str], *, all_rounds: bool = False) -> Forecast:
-    """The forecast for a configuration; reads the data as far as needed to know how many examples each client has.
+    """The forecast for a configuration; the data are read only if it depends on the number of a client's examples.
 
     Args:
         path: a TOML file.
@@ -88,13 +89,46 @@ def forecast(path: Path, overrides: Sequence[str], *, all_rounds: bool = False) 
     config = load_config(path, overrides)
     if not config.privacy.is_on:
         raise InputError("`privacy.unit` is 'none': nothing is protected.", hint=_OFF_HINT)
-    _, data = read_data(config, at_a_glance=True)
-    check_cohort(config, len(data.partition), len(data.held_out))
-    sizes = {client_id: len(rows) for client_id, rows in data.partition.items()}
+    sizes = _sizes(config)
     guarantee = guarantee_of(config, config.strategy, sizes)
     if guarantee is None:
         raise ValueError("privacy is on, but there is no guarantee")
     return _forecast(config, guarantee, sizes, all_rounds=all_rounds)
+
+
+def _sizes(config: Config) -> dict[int, int]:
+    """Client to its number of examples, for clients that can be in a cohort; 1 where that does not matter."""
+    num_clients = config.partition.num_clients
+    needs_names = bool(config.personalization.held_out)
+    if config.privacy.unit == "example" or num_clients is None or needs_names:
+        _, data = read_data(config, at_a_glance=True)
+        sizes, num_held_out = {client: len(rows) for client, rows in data.partition.items()}, len(data.held_out)
+    else:
+        held_out = config.personalization.held_out_ids(Clients.of(range(num_clients), {}), config.seed)
+        sizes, num_held_out = {client: 1 for client in range(num_clients) if client not in held_out}, len(held_out)
+    check_cohort(config, len(sizes), num_held_out)
+    return sizes
+
+
+def opening(guarantee: Guarantee, num_rounds: int, *, is_deployed: bool = False) -> str:
+    """What a run says of its privacy before round 1, in a few sentences.
+
+    Args:
+        guarantee: of the run.
+        num_rounds: that it plans.
+        is_deployed: whether its clients are at sites.
+    """
+    source = guarantee.settings.is_secure(is_deployed=is_deployed)
+    planned = Forecast(
+        Promise.of(guarantee, "secure" if source else "seeded"),
+        facts={},
+        num_rounds=num_rounds,
+        planned_rounds=num_rounds,
+        rounds={} if (both := guarantee.epsilons(guarantee.planned)) is None else {num_rounds: both},
+    )
+    limit = "" if guarantee.allows(guarantee.planned) else f", of which epsilon {guarantee.limit:g} will allow fewer"
+    noise = f"noise multiplier {guarantee.noise_multiplier:g}"
+    return f"privacy with {noise}, if all {num_rounds} rounds are run{limit}: {planned.sentence}"
 
 
 def _forecast(config: Config, guarantee: Guarantee, sizes: Mapping[int, int], *, all_rounds: bool) -> Forecast:
@@ -192,6 +226,8 @@ def _deviation(config: Config, guarantee: Guarantee) -> str:
     if settings.is_reproduction:
         return f"{whole:.4g} in the gradient of a batch"
     if settings.unit == "client":
+        if guarantee.correlated is not None:  # with the noise that it takes back, from the round on that has all of it
+            whole *= math.sqrt(guarantee.correlated.variance(config.strategy.num_rounds))
         return f"{whole:.4g} in the sum of a round, {whole / num:.4g} in its mean"
     if settings.unit == "local":
         return f"{whole:.4g} in an upload, {whole / math.sqrt(num):.4g} in the mean of {num}"

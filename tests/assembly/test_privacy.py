@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
 import pytest
 import torch
 
 from fedelta.assembly.privacy import guarantee_of, planned_states
+from fedelta.assembly.server import build_server
 from fedelta.config import Config, parse_config
+from fedelta.data.clients import Clients
 from fedelta.errors import ConfigError
 from fedelta.federation.base import in_turns
+from fedelta.federation.records import Reply
 from fedelta.params import ParamSpec, TensorSpec
 from fedelta.privacy.guarantee import Guarantee, Work
 from fedelta.privacy.state import EVERYONE
 from fedelta.seeds import stream
-from fedelta.strategies.base import CombinedUpdates
+from fedelta.strategies.base import CombinedUpdates, RoundPlan
 
 SIZES = dict.fromkeys(range(64), 40) | {0: 8, 63: 400}
 SPEC = ParamSpec({"w": TensorSpec((2,), "g"), "v": TensorSpec((2,), "h")})
@@ -205,3 +210,32 @@ def test_planned_states_end_with_what_is_planned():
     guarantee = guaranteed(config)
     *_, last = planned_states(guarantee, config, config.strategy, sorted(SIZES))
     assert last.spent == guarantee.planned
+
+
+@pytest.mark.parametrize("unit", ["example", "client", "local"])
+def test_running_statistics_that_travel_are_refused_under_every_unit(unit: str):
+    tensors = {"w": TensorSpec((2,), "g"), "running_mean": TensorSpec((2,), "g", trained=False)}
+    params = {name: torch.zeros(2) for name in tensors}
+    config = config_of(f"privacy.unit={unit}", "privacy.noise_multiplier=1.0")
+    problem = f"`privacy.unit` is {unit!r}, but 1 running statistics of batch norms travel, first `running_mean`"
+    with pytest.raises(ConfigError, match=re.escape(problem)) as caught:
+        build_server(config, ParamSpec(tensors), params, Clients.of(SIZES, {}), runtime=NoClients())
+    assert caught.value.hint == (
+        'set `model.batch_norm` to "local" or "group", or choose a tuning method that trains no norm.'
+    )
+
+
+class NoClients:
+    """A runtime that is never asked to run."""
+
+    def run(self, plan: RoundPlan, payloads: Mapping[int, bytes]) -> Iterator[Reply]:
+        raise NotImplementedError
+
+    def accept(self, client_ids: Iterable[int]) -> None:
+        raise NotImplementedError
+
+    def snapshot(self, folder: Path, round: int) -> str:
+        raise NotImplementedError
+
+    def restore(self, folder: Path, mark: str) -> None:
+        raise NotImplementedError

@@ -72,7 +72,11 @@ KINDS = {
     "per group": {"clipping": "per-group", "spec": LAYERS},
     "adaptive": {"clipping": "adaptive", "count_noise": 8.0},
     "int8": {"channel": Channel(up=Int8())},
-    "windows": {"strategy": FedLama(phi=2, tau=1, mean=Uniform(), **TWO_OF_FOUR), "spec": LAYERS, "num_clients": 4},
+    "windows": {
+        "strategy": FedLama(phi=2, tau=1, mean=Uniform(), clients_per_round=3, sampling="poisson"),
+        "spec": LAYERS,
+        "num_clients": 4,
+    },
     "control variates": {"strategy": Scaffold(**TWO_OF_FOUR), "num_clients": 4},
     "recycled": {"strategy": FedLuar(num_recycled=1, mean=Uniform(), **TWO_OF_FOUR), "spec": LAYERS, "num_clients": 4},
     "server optimizer": {"strategy": FedAdam(mean=Uniform(), **TWO_OF_FOUR), "num_clients": 4},

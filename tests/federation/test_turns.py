@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice, pairwise
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -246,6 +247,8 @@ def test_a_strategy_whose_clients_do_not_take_turns_is_stopped():
 
 class OutOfTurn(FedAvg):
     """Says that clients take turns, but draws them."""
+
+    private: ClassVar[bool] = True
 
     def plan(
         self, state: State, round: int, client_ids: Sequence[int], spec: ParamSpec, generator: Generator

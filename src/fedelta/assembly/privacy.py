@@ -116,7 +116,7 @@ def _with_noise_one(config: Config, strategy: Strategy, sizes: Mapping[int, int]
     client, work = work_of(config), {}
     if settings.unit == "example":
         for number, size in sizes.items():
-            work[number] = Work(min(1.0, client.batch_size / size), client.num_steps(size))
+            work[number] = Work(client.sampling_rate(size), client.num_steps(size))
     is_amplified = settings.unit == "client" and strategy.sampling == "poisson"
     return Guarantee(
         settings,

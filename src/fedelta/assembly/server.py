@@ -52,6 +52,7 @@ def build_server(
         ConfigError: the strategy needs more clients or a larger byte budget, or does not fit the groups.
     """
     check_cohort(config, len(clients.numbers), num_held_out)
+    _check_statistics(config, spec)
     budget = config.byte_budget_mib
     strategy = strategy_of(config, spec, params, len(clients.numbers))
     started(strategy, params, spec)  # raises if the strategy does not fit the groups
@@ -106,6 +107,17 @@ def _check_mean(federation: Federation) -> None:
             federation.strategy.min_replies,
             ", and a tensor that fewer clients of a round hold stays as it is" if tiers else "",
         )
+
+
+def _check_statistics(config: Config, spec: ParamSpec) -> None:
+    """Raises if running statistics would travel in a private run: noise in them would make them useless."""
+    if config.privacy.is_on and (statistics := spec.statistics):
+        problem = (
+            f"`privacy.unit` is {config.privacy.unit!r}, but {len(statistics)} running statistics of batch norms "
+            f"travel, first `{statistics[0]}`: each tells about the data of its client, and no noise is made for them"
+        )
+        hint = 'set `model.batch_norm` to "local" or "group", or choose a tuning method that trains no norm.'
+        raise ConfigError([problem], hint=hint)
 
 
 def check_cohort(config: Config, num_clients: int, num_held_out: int) -> None:

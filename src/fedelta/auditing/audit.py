@@ -36,7 +36,7 @@ from fedelta.record.promise import Promise, read_promise
 from fedelta.record.rundir import AUDIT, PARTITION, PRIVACY, RunDirectory
 
 FEWEST_TRIALS = 80
-_MOST_ROUNDS, _MOST_STEPS, _MOST_UPLOADS = 20, 10, 4  # so that a trial takes about 30 ms
+_MOST_ROUNDS, _MOST_STEPS, _MOST_UPLOADS = 12, 10, 4  # so that a trial takes about 30 ms
 
 
 @dataclass(frozen=True)

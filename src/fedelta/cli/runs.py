@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,6 +23,9 @@ from fedelta.cli.base import (
 from fedelta.errors import InputError
 from fedelta.terminal import round_bar
 
+if TYPE_CHECKING:
+    from fedelta.experiment import Experiment
+
 
 def run(
     config: ConfigPath,
@@ -38,9 +41,22 @@ def run(
 
     experiment = Experiment.from_toml(config, overrides or ())
     path = out or free_name(Path("runs"), experiment.name)
+    if experiment.config.privacy.is_on and not quiet:
+        _say_privacy(experiment)
     with resumable(path, f"fedelta resume {path}"), round_bar(err_console, experiment.config, quiet) as on_round:
         result = experiment.run(path, on_round=on_round)
     conclude(result, experiment.config.task.primary, quiet)
+
+
+def _say_privacy(experiment: Experiment) -> None:
+    """Prints what a run on this machine promises, before it begins."""
+    from fedelta.forecast import opening
+
+    if experiment.config.runtime.name == "flower":  # refused with its own message
+        return
+    federation = experiment.assembly.federation
+    if federation.privacy is not None:
+        err_console.print(opening(federation.privacy, federation.strategy.num_rounds), markup=False, soft_wrap=True)
 
 
 def resume(directory: RunPath, plugin: Plugins = None, quiet: Quiet = False) -> None:

@@ -121,7 +121,7 @@ class Guard:
     def _releases(self, site: Site, number: int) -> Mapping[Release, int]:
         """What the training of a client releases about it."""
         client, size = site.engine.client, len(site.partition[number])
-        work = {number: Work(min(1.0, client.batch_size / size), client.num_steps(size))}
+        work = {number: Work(client.sampling_rate(size), client.num_steps(size))}
         guarantee = Guarantee(self.privacy.settings, self.privacy.noise_multiplier, work=work)
         return guarantee.after(PrivacyState(), 1, [number]).spent[str(number)]
 
