@@ -101,6 +101,13 @@ def test_a_plan_is_cut_to_what_each_client_holds():
     assert counts == {"a": 4, "control/a": 4, "b": 2, "control/b": 2}
 
 
+def test_holders_of_tensors_that_are_due_are_counted_also_for_a_cohort_without_clients():
+    # Client-level privacy adds noise to them all the same, and divides by the number of their holders.
+    tiers = Tiers({4: 1, 5: 2, 6: 2}, {1: frozenset({"a"}), 2: frozenset({"a", "b"})})
+    plan = tiers.restrict(RoundPlan(1, download={}, upload={}, num_clients=3, due=("a", "b")))
+    assert plan.num_holders == {"a": 3, "b": 2}
+
+
 # Whole federations.
 
 
