@@ -118,3 +118,13 @@ def test_clients_have_the_streams_of_their_occasion_which_only_secret_ones_know(
         assert torch.equal(first.streams(4).normal(5, "noise"), randomness.normal(5, "noise"))
         steps = [privacy.step_noise(1, 3)(0, 5) for privacy in (first, second)]
         assert torch.equal(*steps) is same
+
+
+@pytest.mark.parametrize("randomness", [SEEDED, SECRET])
+def test_every_step_of_every_client_has_its_own_noise(randomness):
+    # With the same noise twice, the difference of two gradients would have none.
+    privacy = SitePrivacy(Privacy(unit="example", noise_multiplier=2.0, clipping_norm=0.5), 2.0, randomness)
+    places = [(round, client, step) for round in (1, 2) for client in (0, 1) for step in (0, 1)]
+    draws = {place: privacy.step_noise(place[0], place[1])(place[2], 4) for place in places}
+    assert len({tuple(noise.tolist()) for noise in draws.values()}) == len(places)
+    torch.testing.assert_close(privacy.step_noise(2, 1)(1, 4), draws[2, 1, 1], rtol=0, atol=0)
