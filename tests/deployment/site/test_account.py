@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedelta.deployment.site.account import ACCOUNT, Account, Due, Limit, said
+from fedelta.deployment.site.account import ACCOUNT, Account, Answered, Due, Limit, said
 from fedelta.errors import InputError
 from fedelta.privacy.accounting import epsilons
 from fedelta.privacy.state import Release
@@ -39,6 +39,16 @@ def test_the_same_occasion_is_counted_once_also_after_a_restart(tmp_path):
     assert account(tmp_path).spent()["kiel"] == pytest.approx(4.377, abs=1e-3)
     account(tmp_path).admit("b", {"kiel": due("1")})  # another run has noise of its own
     assert account(tmp_path).spent()["kiel"] > 5
+
+
+def test_a_message_that_comes_again_gets_no_other_answer_also_after_a_restart(tmp_path):
+    # With the same batches and other noise, two answers would release more than the one that is counted.
+    account(tmp_path).admit("a", {"kiel": due("1"), "husum": due("1")})
+    both = {"kiel": Answered("1", "x"), "husum": Answered("1", "y")}
+    assert account(tmp_path).confirm("a", both) == {"kiel", "husum"}
+    assert account(tmp_path).confirm("a", both | {"husum": Answered("1", "z")}) == {"kiel"}
+    assert account(tmp_path).confirm("a", both) == {"kiel", "husum"}
+    assert account(tmp_path).confirm("a", {"kiel": Answered("2", "x")}) == set()  # nobody has counted it
 
 
 def test_an_occasion_that_is_forgotten_is_counted_again(tmp_path):

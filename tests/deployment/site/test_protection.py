@@ -15,9 +15,11 @@ from tests.deployment.talk import ask, describe, entry, prepare, service, train,
 from tests.small import CONVOLUTIONAL, SMALL
 
 from fedelta import __version__
+from fedelta.assembly.deployed import Deployed
 from fedelta.assembly.run import Assembly, assemble
 from fedelta.codecs.wire import decode, encode
 from fedelta.config import parse_config
+from fedelta.deployment.site import service as service_module
 from fedelta.deployment.site.account import ACCOUNT, Account, Limit
 from fedelta.deployment.site.protection import KEY
 from fedelta.deployment.site.service import Service
@@ -107,6 +109,28 @@ def test_the_same_message_has_the_same_answer_also_after_a_restart_and_is_counte
     assert [entry(again, number) for number in OURS] == [entry(first, number) for number in OURS]
     # z = 4 counts as a Gaussian mechanism with 2, because two deltas differ by 2 C.
     assert spent(site) == pytest.approx(dict.fromkeys("023", epsilons({Release(2.0): 1}, DELTA).pld))
+
+
+def test_a_message_that_comes_again_after_data_have_changed_in_place_is_not_answered_otherwise(
+    tmp_path, small, monkeypatch, caplog
+):
+    site = started(tmp_path)
+    trained(site, small)
+    deploy = service_module.deploy
+
+    def changed(*arguments: object) -> Deployed:
+        deployed = deploy(*arguments)
+        return replace(deployed, site=replace(deployed.site, seed=99))  # other batches, and so another delta
+
+    monkeypatch.setattr(service_module, "deploy", changed)
+    again = trained(Service(site.settings), small)
+    for number in OURS:
+        assert entry(again, number)["blob"] is None
+        assert "would answer otherwise now" in entry(again, number)["fault"]["reason"]
+    assert "client 2: its answer is another one than before, and is not sent" in caplog.text
+    assert spent(site)["2"] == pytest.approx(epsilons({Release(2.0): 1}, DELTA).pld)
+    later = trained(Service(site.settings), small, round=2)
+    assert all(entry(later, number)["fault"] is None for number in OURS)
 
 
 def test_a_server_that_asks_for_a_round_with_another_model_gets_other_noise_which_is_counted(tmp_path, small):

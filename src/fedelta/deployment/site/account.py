@@ -2,9 +2,11 @@
 
 The server counts for its run; a site that has a limit of its own does not rely on that. What an answer releases is on
 the disk before its clients train, so that no kill loses it. A message that comes again has the same answer, with the
-same noise, and is counted once: the *occasion* says what an answer starts from.
+same noise, and is counted once: the *occasion* says what an answer starts from. If the answer is another one, because
+data have changed in place, say, it is not sent: with the first one it would release more than was counted.
 
-    {"runs": {RUN: {CLIENT: {"releases": [[noise multiplier, rate, times], ...], "occasions": [...]}}}, "said": ...}
+    {"runs": {RUN: {CLIENT: {"releases": [[noise multiplier, rate, times], ...], "occasions": {OCCASION: digest of the
+    answer, or ""}}}}, "said": ...}
 
 Imports no torch: the process that serves a site shows what is said here.
 """
@@ -17,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fedelta.durable import write_atomic
 from fedelta.errors import InputError
@@ -40,6 +42,18 @@ class Due:
 
     releases: Mapping[Release, int]
     occasion: str
+
+
+class Answered(NamedTuple):
+    """An answer about a client, before it is sent.
+
+    Args:
+        occasion: as for `Due`.
+        digest: of all that is sent.
+    """
+
+    occasion: str
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -85,17 +99,40 @@ class Account:
         clients = record["runs"].setdefault(run, {})
         admitted = set()
         for client, due in sorted(dues.items()):
-            entry = clients.get(client, {"releases": [], "occasions": []})
+            entry = clients.get(client, {"releases": [], "occasions": {}})
             if due.occasion not in entry["occasions"]:
                 grown = _counter(entry) + Counter(due.releases)
                 if not self._allows(grown + _elsewhere(record, run, client, self.limit)):
                     continue
-                clients[client] = _entry(grown, [*entry["occasions"], due.occasion])
+                clients[client] = _entry(grown, entry["occasions"] | {due.occasion: ""})
             admitted.add(client)
         if admitted:
             record["said"] = self._said(record, run, admitted)
             write_atomic(self.path, json.dumps(record))
         return admitted
+
+    def confirm(self, run: str, answers: Mapping[str, Answered]) -> set[str]:
+        """The clients whose answer may be sent: it is the first one to its message, or the same as the first one.
+
+        Args:
+            run: id of the run.
+            answers: client to its answer, for clients that were admitted.
+
+        Raises:
+            InputError: the account cannot be read.
+            OSError: it cannot be written.
+        """
+        record, confirmed, is_new = self._read(), set(), False
+        for client, answer in answers.items():
+            occasions = record["runs"].get(run, {}).get(client, {"occasions": {}})["occasions"]
+            before = occasions.get(answer.occasion)
+            if before == "":
+                occasions[answer.occasion], is_new = answer.digest, True
+            if before in ("", answer.digest):
+                confirmed.add(client)
+        if is_new:
+            write_atomic(self.path, json.dumps(record))
+        return confirmed
 
     def spent(self) -> dict[str, float]:
         """Client to the epsilon of all that was released about it, in the order of their names.
@@ -121,7 +158,7 @@ class Account:
         record = self._read()
         for clients in record["runs"].values():
             for entry in clients.values():
-                entry["occasions"] = []
+                entry["occasions"] = {}
         write_atomic(self.path, json.dumps(record))
 
     def _allows(self, releases: Counter[Release]) -> bool:
@@ -152,7 +189,7 @@ class Account:
             for clients in record["runs"].values():
                 for entry in clients.values():
                     _counter(entry)
-                    if not isinstance(entry["occasions"], list):
+                    if not isinstance(entry["occasions"], dict):
                         raise TypeError
         except FileNotFoundError:
             return {"runs": {}}
@@ -193,6 +230,6 @@ def _counter(entry: Mapping[str, Any]) -> Counter[Release]:
     return Counter({Release(float(noise), float(rate)): int(times) for noise, rate, times in entry["releases"]})
 
 
-def _entry(releases: Mapping[Release, int], occasions: list[str]) -> dict[str, Any]:
+def _entry(releases: Mapping[Release, int], occasions: dict[str, str]) -> dict[str, Any]:
     triples = [[release.noise_multiplier, release.rate, times] for release, times in sorted(releases.items())]
-    return {"releases": triples, "occasions": occasions[-_NUM_OCCASIONS:]}
+    return {"releases": triples, "occasions": dict([*occasions.items()][-_NUM_OCCASIONS:])}
