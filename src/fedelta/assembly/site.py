@@ -36,6 +36,8 @@ logger = logging.getLogger("fedelta")
 
 Watch = Callable[[Answered], None]
 _OF_IMAGES = frozenset({"resize", "processor", "value_range"})
+USUAL_RANGES = ((0.0, 1.0), (0.0, 255.0))
+"""Ranges of values of images that say how they are stored, and nothing about a single one."""
 
 
 def read_data(
@@ -105,9 +107,23 @@ def fitted(
     if backbone.modality is None:
         raise ModelError("a backbone without a modality cannot read raw data.", hint="give `data` as well.")
     modality = adapted(backbone.modality.prepared(preparation.only(_OF_IMAGES)), raw)
+    if preparation.value_range is None:
+        _refuse_measured_range(config, modality)
     for note in modality.notes:
         logger.info(note)
     return replace(backbone, modality=modality), modality
+
+
+def _refuse_measured_range(config: Config, modality: Modality) -> None:
+    """Raises if a private run would publish the smallest and the largest value of its training images."""
+    measured = modality.preparation.value_range
+    if config.privacy.is_on and config.data.value_range is None and measured not in (None, *USUAL_RANGES):
+        # Without the values: the message may go to a server.
+        problem = (
+            f"`privacy.unit` is {config.privacy.unit!r}, but the images have more than 8 bits, and which of their "
+            f"values are black and white would be measured on the training data and published with the adapter"
+        )
+        raise ConfigError([problem], hint="set `data.value_range` to what the devices give, such as [0, 4095].")
 
 
 def few_rows(data: FederatedData) -> dict[str, Tensor]:
