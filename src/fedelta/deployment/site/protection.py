@@ -68,6 +68,22 @@ def refuse_statistics(config: Config, spec: ParamSpec) -> None:
         )
 
 
+def refuse_other_sizes(told: Mapping[str, int], site: Site, prepare: Prepare) -> None:
+    """Raises if clients have not as many examples as the server was told, from which it has calculated the noise.
+
+    Raises:
+        InputError: names the first.
+    """
+    for number, key in prepare.clients:
+        size, before = len(site.partition[number]), told.get(str(key))
+        if size != before:
+            raise InputError(
+                f"client {key!r} has {size} examples, but had {before} when the run began, and its epsilon is "
+                "calculated from that.",
+                hint="bring back the data, or start a new run.",
+            )
+
+
 def account_of(settings: SiteSettings) -> Account:
     """The site's account."""
     limit = Limit(settings.privacy.max_delta, settings.privacy.max_epsilon, is_shared=settings.is_partition)
