@@ -88,6 +88,15 @@ def test_clients_of_a_divided_data_set_may_have_had_each_others_rows_in_other_ru
     assert account(tmp_path, 6.0, is_shared=True).admit("b", {"1": due("1")}) == set()
 
 
+def test_clients_that_are_called_otherwise_may_have_the_rows_of_those_that_are_gone(tmp_path):
+    # The site was one client, "kiel", and names its wards in a later run.
+    limited = account(tmp_path, 6.0)
+    assert limited.admit("a", {"kiel": due("1")}) == {"kiel"}
+    assert limited.admit("b", {"north": due("1"), "south": due("1")}) == set()
+    # Beside a client that is still there a new one has rows of its own.
+    assert limited.admit("b", {"south": due("1")}, ["south", "kiel"]) == {"south"}
+
+
 def test_steps_on_samples_are_counted_as_such(tmp_path):
     # q = 8 of 64, z = 1, 30 steps at delta 1e-3: 3.254 (the reference table).
     sampled = Account(tmp_path, Limit(1e-3))

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -84,30 +84,31 @@ class Account:
         self.path = state / ACCOUNT
         self.limit = limit
 
-    def admit(self, run: str, dues: Mapping[str, Due]) -> set[str]:
+    def admit(self, run: str, dues: Mapping[str, Due], clients: Collection[str] = ()) -> set[str]:
         """The clients about which this may be released; for them it is counted, on the disk, when this returns.
 
         Args:
             run: id of the run.
             dues: client to what its answer releases.
+            clients: all that the site has in this run, if there are more than those in `dues`.
 
         Raises:
             InputError: the account cannot be read.
             OSError: it cannot be written.
         """
         record = self._read()
-        clients = record["runs"].setdefault(run, {})
+        entries, present = record["runs"].setdefault(run, {}), {*clients, *dues}
         admitted = set()
         for client, due in sorted(dues.items()):
-            entry = clients.get(client, {"releases": [], "occasions": {}})
+            entry = entries.get(client, {"releases": [], "occasions": {}})
             if due.occasion not in entry["occasions"]:
                 grown = _counter(entry) + Counter(due.releases)
-                if not self._allows(grown + _elsewhere(record, run, client, self.limit)):
+                if not self._allows(grown + _elsewhere(record, run, client, present, self.limit)):
                     continue
-                clients[client] = _entry(grown, entry["occasions"] | {due.occasion: ""})
+                entries[client] = _entry(grown, entry["occasions"] | {due.occasion: ""})
             admitted.add(client)
         if admitted:
-            record["said"] = self._said(record, run, admitted)
+            record["said"] = self._said(record, run, admitted, present)
             write_atomic(self.path, json.dumps(record))
         return admitted
 
@@ -142,7 +143,7 @@ class Account:
         """
         record = self._read()
         names = sorted({client for clients in record["runs"].values() for client in clients})
-        return {name: self._epsilon(_elsewhere(record, None, name, self.limit)) for name in names}
+        return {name: self._epsilon(_elsewhere(record, None, name, names, self.limit)) for name in names}
 
     def start(self) -> None:
         """Makes an empty account, unless there is one."""
@@ -173,9 +174,9 @@ class Account:
     def _epsilon(self, *everyone: Mapping[Release, int]) -> float:
         return min(worst(everyone, self.limit.delta))
 
-    def _said(self, record: Mapping[str, Any], run: str, admitted: set[str]) -> str:
+    def _said(self, record: Mapping[str, Any], run: str, admitted: set[str], present: Collection[str]) -> str:
         totals = [
-            _counter(record["runs"][run][client]) + _elsewhere(record, run, client, self.limit)
+            _counter(record["runs"][run][client]) + _elsewhere(record, run, client, present, self.limit)
             for client in sorted(admitted)
         ]
         most = "" if self.limit.epsilon is None else f" of at most {self.limit.epsilon:g}"
@@ -209,16 +210,24 @@ def said(state: Path) -> str:
         return ""
 
 
-def _elsewhere(record: Mapping[str, Any], run: str | None, client: str, limit: Limit) -> Counter[Release]:
-    """What was released in all other runs about a client, or about whichever client may have had its data."""
+def _elsewhere(
+    record: Mapping[str, Any], run: str | None, client: str, present: Collection[str], limit: Limit
+) -> Counter[Release]:
+    """What was released in all other runs about a client, or about whichever client may have had its data.
+
+    That is one that is not `present` any more, because the site's data now name clients otherwise, or any client if the
+    data are divided by recipes.
+    """
     total: Counter[Release] = Counter()
     for other, clients in record["runs"].items():
         if other == run:
             continue
-        if limit.is_shared:
-            total += max((_counter(entry) for entry in clients.values()), key=partial(_rdp, delta=limit.delta))
-        elif client in clients:
-            total += _counter(clients[client])
+        candidates = [
+            _counter(entry)
+            for name, entry in clients.items()
+            if limit.is_shared or name == client or name not in present
+        ]
+        total += max(candidates, key=partial(_rdp, delta=limit.delta), default=Counter())
     return total
 
 

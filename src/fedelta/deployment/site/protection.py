@@ -132,7 +132,7 @@ class Guard:
             return privacy, set(occasions)
         keys = {number: str(key) for number, key in self.prepare.clients}
         dues = {keys[number]: Due(self._releases(site, number), occasion) for number, occasion in occasions.items()}
-        admitted = self.account.admit(request.run, dues)
+        admitted = self.account.admit(request.run, dues, set(keys.values()))
         return privacy, {number for number in occasions if keys[number] in admitted}
 
     def confirmed(self, run: str, privacy: SitePrivacy, replies: Sequence[Reply]) -> set[int]:
