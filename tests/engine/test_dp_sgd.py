@@ -284,7 +284,7 @@ def test_the_correction_of_a_local_rule_comes_after_the_noise():
     assert all(torch.allclose(part, tensor(1.0)) for part in result.delta.values())
 
 
-def test_dropout_and_crops_of_an_example_do_not_depend_on_the_others():
+def test_dropout_of_an_example_does_not_depend_on_the_others():
     method = Prompt(num_virtual_tokens=2, dropout=0.5)
     alone = [gradient_after_clipping(method, "vit", [row], DpSgd(1e6)) for row in range(3)]
     together = gradient_after_clipping(method, "vit", [0, 1, 2], DpSgd(1e6))
