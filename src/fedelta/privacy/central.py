@@ -195,12 +195,14 @@ class Noising:
             self._above_half += 0.5 if norm(update.delta) <= limit else -0.5
         for name, tensor in delta.items():
             self._sum[name].add_(tensor)
-            self._squares[self._spec.tensors[name].group] += float(tensor.square().sum())
+            if self._plan.asks_squares:
+                self._squares[self._spec.tensors[name].group] += float(tensor.square().sum())
 
     def finish(self) -> Released:
         """Adds the noise and divides; called once, after the last `add`."""
         central, plan = self._central, self._plan
-        self._label = central.randomness.label("release", plan.round, self._digest())
+        digest = self._digest() if central.randomness.is_secure else ""
+        self._label = central.randomness.label("release", plan.round, digest)
         streams = self._streams(plan.round)
         deviation = central.multiplier(plan) * self.clipping_norm
         mean, variances = {}, {}
