@@ -176,7 +176,11 @@ def build_site(config: Config, model: TunedModel, data: FederatedData, tiers: Ti
         model: to be trained.
         data: of the clients.
         tiers: depth of each client (`tiers_of`).
+
+    Raises:
+        ConfigError: an example is to be protected that clients have several times.
     """
+    _refuse_repeated_rows(config, data)
     return Site(
         build_engine(config, model, data.train, work_of(config), dp_of(config.privacy)),
         data.partition,
@@ -187,6 +191,16 @@ def build_site(config: Config, model: TunedModel, data: FederatedData, tiers: Ti
         steering=config.strategy.steering,
         tiers=tiers,
     )
+
+
+def _refuse_repeated_rows(config: Config, data: FederatedData) -> None:
+    """Raises if an example would be counted once, although it is there several times."""
+    rows = torch.cat([*data.partition.values()])
+    if config.privacy.unit == "example" and (repeated := len(rows) - len(rows.unique())):
+        raise ConfigError(
+            [f"`privacy.unit` is 'example', but {repeated} rows of the clients are there before: each row counts once"],
+            hint="give every row to one client, once.",
+        )
 
 
 def dp_of(privacy: Privacy) -> DpSgd | None:

@@ -160,6 +160,8 @@ def _warnings(card: Mapping[str, object]) -> list[str]:
     section = card.get("config")
     config: Mapping[str, object] = section if isinstance(section, Mapping) else {}
     too_few, _, _ = str(card.get("too_few_sites", "")).partition(":")  # what follows names the sites
+    if card.get("privacy_unit") == "client":
+        too_few = ""  # it tells how often sites took part
     return [
         *([f"\n{too_few.removesuffix('.')}."] if too_few else []),
         *([_HEADLESS] if _section(config, "tuning").get("train_head") is False else []),

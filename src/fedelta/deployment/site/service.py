@@ -86,7 +86,7 @@ class Service:
             answer = self._answer(message)
         except FedeltaError as error:
             logger.warning("refused a message %r: %s", message.kind, error)
-            return refusal(error, self._told_before())
+            return refusal(error, self._told_before(), hides_numbers=self.settings.privacy.unit is not None)
         except OSError as error:
             logger.exception("a message %r failed", message.kind)
             return _failed(message, f"of a file: {error.strerror or type(error).__name__}")
