@@ -111,7 +111,7 @@ def warn_of_measures(config: Config, *, has_own_norms: bool = False, at_sites: b
     }
     for what, applies in uncovered.items():
         if applies:
-            logger.warning("%s: no noise covers these measures, whoever gets them; `privacy.unit` does not.", what)
+            logger.warning("%s: no noise covers these measures, whoever gets them.", what)
 
 
 def planned_states(
