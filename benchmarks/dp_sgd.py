@@ -13,12 +13,15 @@ on queries and values, a head, SGD with momentum, clipping to norm 1, noise mult
 
 Before anything is timed, one step without noise checks that private and opacus compute the same clipped mean. Opacus is
 no dependency: `pip install --no-deps opacus==1.6.0 opt_einsum` into a folder on PYTHONPATH, since its own requirements
-may change PyTorch. Without it its side is left out. Memory is the highest resident size of a process with one side.
+may change PyTorch. Without it its side is left out. Memory is what two steps add to the resident size of a process with
+one side, at its highest, after freed memory went back to the system (Linux only: it is read from /proc).
 """  # noqa: E501 a table
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import importlib.util
 import json
 import os
@@ -29,6 +32,7 @@ import time
 import warnings
 from collections.abc import Callable
 from itertools import repeat
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -48,7 +52,6 @@ from fedelta.params import Params
 from fedelta.privacy.local import SitePrivacy
 from fedelta.privacy.randomness import Seeded
 from fedelta.privacy.settings import Privacy
-from fedelta.record.environment import peak_memory_bytes
 from fedelta.runtimes.settings import RuntimeSettings
 from fedelta.seeds import stream
 from fedelta.strategies.local import Plain
@@ -153,6 +156,21 @@ def largest_difference(model: str) -> float:
     return max(float((step[name] - part).abs().max()) for name, part in expected.items()) / size
 
 
+def memory_of_steps(side: Side) -> int:
+    """Bytes that two steps add to the resident size at its highest."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the highest size so far is the present one
+    before = status_bytes("VmRSS")
+    side(2)
+    return status_bytes("VmHWM") - before
+
+
+def status_bytes(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+
+
 def compare(model: str, pairs: int, steps: int) -> dict[str, object]:
     runs = {side: make() for side, make in sides(model).items()}
     seconds: dict[str, list[float]] = {side: [] for side in runs}
@@ -164,13 +182,13 @@ def compare(model: str, pairs: int, steps: int) -> dict[str, object]:
                 seconds[side].append((time.perf_counter() - began) / steps)
     commands = {side: [sys.executable, __file__, "--memory", side, "--models", model] for side in runs}
     memory = {side: json.loads(subprocess.check_output(command)) for side, command in commands.items()}
-    return {"model": model, "seconds": seconds, "peak_memory_bytes": memory}
+    return {"model": model, "seconds": seconds, "memory_bytes": memory}
 
 
 def describe(row: dict[str, object]) -> str:
-    seconds, memory = row["seconds"], row["peak_memory_bytes"]
+    seconds, memory = row["seconds"], row["memory_bytes"]
     lines = [
-        f"{row['model']}: {side:8} {1000 * statistics.median(values):8.1f} ms a step, {memory[side] / 2**20:6.0f} MiB"
+        f"{row['model']}: {side:8} {1000 * statistics.median(values):8.1f} ms a step, {memory[side] / 2**20:6.1f} MiB"
         for side, values in seconds.items()
     ]
     for other in seconds.keys() - {"private"}:
@@ -189,8 +207,7 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore")  # hooks on modules whose inputs need no gradient
     if options.memory:
-        sides(options.models[0])[options.memory]()(2)
-        print(peak_memory_bytes())
+        print(memory_of_steps(sides(options.models[0])[options.memory]()))
         return
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     for model in options.models:

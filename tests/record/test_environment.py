@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
+import sys
 
 import pytest
 
@@ -40,3 +41,10 @@ def test_a_machine_without_git_has_no_commit(monkeypatch: pytest.MonkeyPatch):
 def test_peak_memory_is_that_of_this_process():
     # A Python process with torch takes more than 50 MiB and less than a TiB: catches a wrong unit.
     assert 50 * 2**20 < peak_memory_bytes() < 2**40
+
+
+def test_peak_memory_of_a_process_leaves_out_that_of_the_process_that_started_it():
+    large = bytearray(400 * 2**20)
+    code = "from fedelta.record.environment import peak_memory_bytes; print(peak_memory_bytes())"
+    peak = int(subprocess.check_output([sys.executable, "-c", code], text=True))
+    assert 5 * 2**20 < peak < len(large)

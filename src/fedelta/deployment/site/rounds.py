@@ -15,7 +15,7 @@ from typing import Any
 from fedelta.assembly.deployed import Deployed
 from fedelta.codecs.cast import Cast
 from fedelta.codecs.wire import decode
-from fedelta.deployment.site.protection import Guard
+from fedelta.deployment.site.protection import Protection
 from fedelta.deployment.site.requests import ClientVersion, Evaluate, Train, Trainee, indexed
 from fedelta.errors import PayloadError, RoundError
 from fedelta.federation.client import Site
@@ -37,7 +37,9 @@ _CHANGED = {
 _FORGOT = {"reason": "the site no longer has what the client remembers", "cause": "forgot"}
 
 
-def trained(deployed: Deployed, guard: Guard | None, store: MemoryStore, request: Train, blobs: Blobs) -> Message:
+def trained(
+    deployed: Deployed, protection: Protection | None, store: MemoryStore, request: Train, blobs: Blobs
+) -> Message:
     """The answer to `train`: an upload or a fault of each client.
 
     Raises:
@@ -57,8 +59,8 @@ def trained(deployed: Deployed, guard: Guard | None, store: MemoryStore, request
         memories[client.id] = memory if client.keeps_adrift else replace(memory, adrift={})
     site = replace(deployed.site, memories=Memories(memories))
     admitted = set(memories)
-    if guard is not None:
-        privacy, admitted = guard.admit(site, request, downloads, memories)
+    if protection is not None:
+        privacy, admitted = protection.admit(site, request, downloads, memories)
         site = replace(site, privacy=privacy)
     for client_id in sorted(memories.keys() - admitted):
         answers.add_fault(client_id, _SPENT)
@@ -71,20 +73,22 @@ def trained(deployed: Deployed, guard: Guard | None, store: MemoryStore, request
     )
     logger.info("round %d: %d of the site's clients train", request.round, len(able))
     replies = site.run(plan, {client.id: downloads[client.download] for client in able})
-    if guard is not None:
-        replies = _only_confirmed(guard, request.run, site, replies, answers)
+    if protection is not None:
+        replies = _only_confirmed(protection, request.run, site, replies, answers)
     for reply in replies:
         answers.add(reply, site.memories.staged(reply.client_id), store)
     logger.info("round %d: %d uploads", request.round, len(answers.blobs))
     return Message("trained", {"round": request.round, "clients": answers.clients}, answers.blobs)
 
 
-def _only_confirmed(guard: Guard, run: str, site: Site, replies: Iterable[Reply], answers: _Answers) -> Iterator[Reply]:
+def _only_confirmed(
+    protection: Protection, run: str, site: Site, replies: Iterable[Reply], answers: _Answers
+) -> Iterator[Reply]:
     """Those of `replies` that may be sent; the others become faults in `answers`."""
     if site.privacy is None:
-        raise ValueError("a guarded site has no privacy")
+        raise ValueError("a protected site has no privacy")
     all_replies = list(replies)
-    confirmed = guard.confirmed(run, site.privacy, all_replies)
+    confirmed = protection.confirmed(run, site.privacy, all_replies)
     for reply in all_replies:
         if reply.client_id in confirmed:
             yield reply
