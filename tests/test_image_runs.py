@@ -17,9 +17,10 @@ from tests.inference.adapters import CLASS_NAMES
 from tests.small import stop_after
 from typer.testing import CliRunner
 
+from fedelta.assembly.run import assemble
 from fedelta.cli import app
 from fedelta.data.sources import DataSource
-from fedelta.errors import ModelError
+from fedelta.errors import ConfigError, ModelError
 from fedelta.evaluation import evaluate_adapter
 from fedelta.experiment import Experiment, Result
 from fedelta.inference.export import export_onnx
@@ -186,6 +187,14 @@ def tomography(model, tmp_path_factory) -> Path:
     path = place / "config.toml"
     path.write_text(CONFIG.replace("MODEL", str(model)).replace("IMAGES", str(place / "images")))
     return path
+
+
+def test_a_private_run_measures_no_range_on_the_training_data(tomography, tmp_path):
+    private = ["privacy.unit=client", "privacy.noise_multiplier=1"]
+    with pytest.raises(ConfigError, match="would be measured on the training data") as raised:
+        assemble(Experiment.from_toml(tomography, private).config)
+    assert "3071" not in str(raised.value)
+    assemble(Experiment.from_toml(tomography, [*private, "data.value_range=[-1024, 3071]"]).config)
 
 
 def test_the_range_of_the_training_data_is_kept_with_the_run(tomography, tmp_path):

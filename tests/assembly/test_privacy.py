@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedelta.assembly.privacy import guarantee_of, planned_states
+from fedelta.assembly.privacy import guarantee_of, planned_states, warn_of_measures
 from fedelta.assembly.server import build_server
 from fedelta.config import Config, parse_config
 from fedelta.data.clients import Clients
@@ -26,6 +26,13 @@ from fedelta.strategies.base import CombinedUpdates, RoundPlan
 
 SIZES = dict.fromkeys(range(64), 40) | {0: 8, 63: 400}
 SPEC = ParamSpec({"w": TensorSpec((2,), "g"), "v": TensorSpec((2,), "h")})
+
+
+UNPROTECTED = {
+    "model": {"architecture": {"model_type": "vit"}},
+    "data": {"source": "digits"},
+    "partition": {"name": "iid", "num_clients": 16},
+}
 
 
 def config_of(*overrides: str, clients: int = 64) -> Config:
@@ -47,13 +54,7 @@ def guaranteed(config: Config, sizes: Mapping[int, int] = SIZES) -> Guarantee:
 
 
 def test_without_a_unit_nothing_is_guaranteed():
-    config = parse_config(
-        {
-            "model": {"architecture": {"model_type": "vit"}},
-            "data": {"source": "digits"},
-            "partition": {"name": "iid", "num_clients": 16},
-        }
-    )
+    config = parse_config(UNPROTECTED)
     assert guarantee_of(config, config.strategy, SIZES) is None
 
 
@@ -198,6 +199,21 @@ def test_a_delta_of_one_in_the_population_is_warned_of(
         f"`privacy.target_delta` is {delta:g}, not below {population}: a mechanism that publishes all that one of them "
         f"has would satisfy it; set it to {advice} or less."
     )
+
+
+def test_measures_that_no_noise_covers_are_warned_of(caplog: pytest.LogCaptureFixture):
+    private = config_of("privacy.unit=client", "privacy.noise_multiplier=1", "data.evaluate_on=validation")
+    warn_of_measures(private, has_own_norms=True, at_sites=True)
+    assert len(caplog.messages) == 3
+    for message, what in zip(
+        caplog.messages, ("'validation'", "norms that clients keep", "sites measure"), strict=True
+    ):
+        assert what in message
+        assert "no noise covers these measures" in message
+    caplog.clear()
+    warn_of_measures(config_of("privacy.unit=client", "privacy.noise_multiplier=1"))
+    warn_of_measures(parse_config({**UNPROTECTED, "data": {"source": "digits", "evaluate_on": "validation"}}))
+    assert not caplog.messages
 
 
 def test_a_smaller_delta_is_not_warned_of(caplog: pytest.LogCaptureFixture):

@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from tests.contracts.test_strategies import fitted
 from tests.contracts.test_tuning_methods import METHODS
-from tests.federation.private import PRIVATE, Uncounted, strategy_of
+from tests.federation.private import PRIVATE, SPEC, Uncounted, Wild, begun, strategy_of
+from tests.federation.private import private as private_federation
 from torch import Tensor
 
 from fedelta.codecs.channel import Channel
 from fedelta.federation.base import Federation, Standing
-from fedelta.federation.records import RoundOutcome
+from fedelta.federation.records import Reply, RoundOutcome
 from fedelta.federation.rounds import federate
 from fedelta.params import Params, norm
 from fedelta.privacy import central
 from fedelta.privacy.central import Central
 from fedelta.privacy.clipping import clipped
+from fedelta.privacy.guarantee import Guarantee
 from fedelta.privacy.randomness import Seeded
 from fedelta.privacy.settings import Privacy
+from fedelta.privacy.state import Release
 from fedelta.runtimes.stability import Stability, Unstable
+from fedelta.strategies.base import RoundPlan
 from fedelta.testing.federations import played
 
 C = 1e-3  # below the norm of every delta
@@ -115,3 +119,25 @@ def test_clients_that_drop_out_or_are_late_count_as_zero():
         # C / 4 for each element by noise, whoever was lost.
         deviation = float(delta.double().std())
         assert deviation == pytest.approx(C / 4 * math.sqrt(outcome.round), rel=0.15)
+
+
+@dataclass
+class Away(Wild):
+    """Clients of whom the lost ones get no download."""
+
+    def run(self, plan: RoundPlan, payloads: Mapping[int, bytes]) -> Iterator[Reply]:
+        for reply in super().run(plan, payloads):
+            yield replace(reply, fault=reply.fault and replace(reply.fault, cause="away", reached=False))
+
+
+def test_a_client_that_is_away_is_counted_in_the_round_in_which_a_killed_server_may_have_had_its_upload():
+    guarantee = Guarantee(Privacy(unit="local", noise_multiplier=2.0), 2.0)
+    settled = private_federation(strategy_of("fedavg", "cyclic", clients_per_round=8, num_rounds=3))
+    runtime = Away(SPEC, lost=frozenset({3}))
+    federation = replace(settled, central=None, privacy=guarantee, runtime=runtime)
+    [*_, simulated] = federate(federation, begun(federation))
+    assert "3" not in simulated.privacy.spent
+    at_sites = replace(federation, site_of=dict.fromkeys(range(8), "kiel"))
+    [first, *_, last] = federate(at_sites, begun(at_sites))
+    assert last.privacy.spent["3"] == first.privacy.spent["3"] == {Release(1.0): 1}
+    assert last.privacy.spent["4"] == {Release(1.0): 3}

@@ -174,7 +174,7 @@ def test_the_card_of_a_private_run_says_what_is_promised_and_not_how_many_took_p
         "noise_multiplier": 1.0,
         "privacy": "Any one client could be added or removed: epsilon 3.254.", "stopped": "The budget is spent.",
         "uplink_bytes": 3 * 2**20, "full_model_bytes": 2**30, "relative_cost": 1.0, "wall_seconds": 61.25,
-        "peak_memory_bytes": 2**30,
+        "peak_memory_bytes": 2**30, "too_few_sites": "3 of 30 rounds had fewer than 2 sites: kiel was away.",
     }  # fmt: skip
     write_adapter(tmp_path / "a", adapter, VIT, card)
     text = (tmp_path / "a/README.md").read_text()
@@ -186,7 +186,7 @@ def test_the_card_of_a_private_run_says_what_is_promised_and_not_how_many_took_p
         f"\nAccounted for by dp-accounting {version('dp-accounting')}.\n",
     ):  # fmt: skip
         assert expected in text
-    for absent in ("uplink", "full model", "relative cost", "wall", "peak memory"):
+    for absent in ("uplink", "full model", "relative cost", "wall", "peak memory", "3 of 30 rounds"):
         assert absent not in text
     # Where clients protect themselves, who takes part is no secret.
     write_adapter(tmp_path / "b", adapter, VIT, card | {"privacy_unit": "example"})

@@ -233,3 +233,10 @@ def test_epsilon_grows_with_rounds_and_rate_and_falls_with_noise(noise: float, r
         assert other.pld >= epsilon.pld - 1e-6
         assert other.rdp >= epsilon.rdp - 1e-6
     assert epsilon.pld <= epsilon.rdp + 1e-3
+
+
+@pytest.mark.parametrize("noise", [1e-300, 1e-8, 1e-3])
+@pytest.mark.parametrize("rate", [1.0, 0.5])
+def test_next_to_no_noise_has_a_huge_or_infinite_epsilon_and_is_no_error(noise: float, rate: float):
+    for releases in ({Release(noise, rate): 3}, {Release(noise, rate): 1, Release(1.0): 1}):
+        assert min(epsilons(releases, 1e-5)) > 1e5

@@ -110,13 +110,21 @@ def test_two_answers_for_the_same_round_have_different_secret_noise_if_they_are_
     assert abs(float(torch.corrcoef(torch.stack(noises))[0, 1])) < 0.1
 
 
+def test_a_step_that_is_repeated_with_other_data_has_other_secret_noise():
+    for randomness, same in ((Seeded(1), True), (SECRET, False)):
+        noise = SitePrivacy(Privacy(unit="example"), 1.0, randomness, {3: "x"}).step_noise(1, 3)
+        sums = [torch.ones(5), torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0 + 1e-6])]
+        assert torch.equal(noise(0, sums[0]), noise(0, sums[0]))
+        assert torch.equal(*(noise(0, exact) for exact in sums)) is same
+
+
 def test_clients_have_the_streams_of_their_occasion_which_only_secret_ones_know():
     for randomness, same in ((Seeded(1), True), (SECRET, False)):
         first, second = (SitePrivacy(Privacy(unit="local"), 1.0, randomness, {3: name}) for name in ("x", "y"))
         numbers = [privacy.streams(3).normal(5, "noise") for privacy in (first, second)]
         assert torch.equal(*numbers) is same
         assert torch.equal(first.streams(4).normal(5, "noise"), randomness.normal(5, "noise"))
-        steps = [privacy.step_noise(1, 3)(0, 5) for privacy in (first, second)]
+        steps = [privacy.step_noise(1, 3)(0, torch.ones(5)) for privacy in (first, second)]
         assert torch.equal(*steps) is same
 
 

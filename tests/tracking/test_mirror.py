@@ -229,6 +229,15 @@ def test_trackers_get_the_epsilon_of_a_private_round():
     assert round_values(record, {}, LOSS).items() >= expected.items()
 
 
+def test_trackers_learn_nothing_of_cohorts_if_clients_are_protected(memory, tmp_path):
+    private = ["privacy.unit=client", "privacy.noise_multiplier=1", "strategy.num_rounds=1"]
+    Experiment.from_toml(write_small(tmp_path), [*ON, *private]).run(tmp_path / "run")
+    [(_, values)], [summary] = memory.rounds, memory.ends
+    assert values.keys() == {"accuracy", "test_loss_nats", "epsilon", "epsilon_rdp", "clipping_norm"}
+    assert summary is not None
+    assert not [key for key in summary if "bytes" in key or "seconds" in key or "cost" in key]
+
+
 def test_trackers_get_the_measures_of_any_task_and_the_loss_is_named_after_its_data():
     record = {"measures": {"mae": 0.5, "mse": 0.25}, "train_mse": 0.75, "rejections": []}
     record |= {"uplink_bytes": 0, "downlink_bytes": 0, "cumulative_bytes": 0}

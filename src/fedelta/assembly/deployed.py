@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedelta.assembly.model import TunedModel, tiers_at, tuned_model
-from fedelta.assembly.site import build_site, check_augmentation, few_rows, fitted, num_lanes
+from fedelta.assembly.site import USUAL_RANGES, build_site, check_augmentation, few_rows, fitted, num_lanes
 from fedelta.config import Config
 from fedelta.data.batches import Examples
 from fedelta.data.clients import Clients, Name
@@ -26,8 +26,6 @@ from fedelta.modalities.base import Modality
 from fedelta.params import Params
 from fedelta.tasks.base import Sums
 from fedelta.tuning.exits import exit_blocks
-
-_USUAL_RANGES = ((0.0, 1.0), (0.0, 255.0))
 
 
 @dataclass(frozen=True)
@@ -196,7 +194,7 @@ def _numbered(local_of: Mapping[Name, int], numbers: Mapping[Name, int]) -> dict
 def _check_range(config: Config, modality: Modality) -> None:
     """Raises if the site would have to guess which values of its images are black and white for all sites."""
     measured = modality.preparation.value_range
-    if config.data.value_range is None and measured not in (None, *_USUAL_RANGES):
+    if config.data.value_range is None and measured not in (None, *USUAL_RANGES):
         raise InputError(
             f"the images of this site have more than 8 bits: values from {measured[0]:g} to {measured[1]:g}; those of "
             "other sites may have others, so that the same value would mean different things.",

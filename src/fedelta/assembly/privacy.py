@@ -93,6 +93,27 @@ def _check_delta(guarantee: Guarantee, sizes: Mapping[int, int]) -> None:
         )
 
 
+def warn_of_measures(config: Config, *, has_own_norms: bool = False, at_sites: bool = False) -> None:
+    """Warns of measures that no noise covers.
+
+    Args:
+        config: of the run.
+        has_own_norms: whether clients keep tensors that never travel, with which they are measured.
+        at_sites: whether sites measure on data of theirs.
+    """
+    if not config.privacy.is_on:
+        return
+    uncovered = {
+        "`data.evaluate_on` is 'validation', so that rows of clients are measured on": config.data.evaluate_on
+        == "validation",
+        "`model.batch_norm` is 'local', so that models are measured with norms that clients keep": has_own_norms,
+        "`[deployment]` lets sites measure on data of theirs": at_sites,
+    }
+    for what, applies in uncovered.items():
+        if applies:
+            logger.warning("%s: no noise covers these measures, whoever gets them.", what)
+
+
 def planned_states(
     guarantee: Guarantee, config: Config, strategy: Strategy, client_ids: Sequence[int]
 ) -> Iterator[PrivacyState]:

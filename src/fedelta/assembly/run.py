@@ -15,7 +15,7 @@ from fedelta.assembly.local import processes_of, shared_out
 from fedelta.assembly.model import TunedModel, tiers_of, tuned_model, work_of
 from fedelta.assembly.origin import origin_of
 from fedelta.assembly.parts import Peaks
-from fedelta.assembly.privacy import guarantee_of
+from fedelta.assembly.privacy import guarantee_of, warn_of_measures
 from fedelta.assembly.server import build_server, check_cohort, protecting, strategy_of
 from fedelta.assembly.site import build_site, details, evaluate, few_rows, num_lanes, read_data
 from fedelta.codecs.wire import encode
@@ -192,6 +192,7 @@ def assemble(
     tiers = None if all_tiers is None else all_tiers.only(data.clients.only(data.partition).numbers)
     with stage("noise for privacy") if config.privacy.is_on else nullcontext():
         guarantee = _guarantee(config, model, data)
+        warn_of_measures(config, has_own_norms=bool(model.spec.kept))
     key = (key or new_key()) if config.privacy.is_secure(is_deployed=False) else None
     randomness = Seeded(config.seed) if key is None else Secret(key)
     with stage("lanes"):

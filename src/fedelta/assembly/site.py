@@ -36,6 +36,8 @@ logger = logging.getLogger("fedelta")
 
 Watch = Callable[[Answered], None]
 _OF_IMAGES = frozenset({"resize", "processor", "value_range"})
+USUAL_RANGES = ((0.0, 1.0), (0.0, 255.0))
+"""Ranges of values of images that say how they are stored, and nothing about a single one."""
 
 
 def read_data(
@@ -105,9 +107,23 @@ def fitted(
     if backbone.modality is None:
         raise ModelError("a backbone without a modality cannot read raw data.", hint="give `data` as well.")
     modality = adapted(backbone.modality.prepared(preparation.only(_OF_IMAGES)), raw)
+    if preparation.value_range is None:
+        _refuse_measured_range(config, modality)
     for note in modality.notes:
         logger.info(note)
     return replace(backbone, modality=modality), modality
+
+
+def _refuse_measured_range(config: Config, modality: Modality) -> None:
+    """Raises if a private run would publish the smallest and the largest value of its training images."""
+    measured = modality.preparation.value_range
+    if config.privacy.is_on and config.data.value_range is None and measured not in (None, *USUAL_RANGES):
+        # Without the values: the message may go to a server.
+        problem = (
+            f"`privacy.unit` is {config.privacy.unit!r}, but the images have more than 8 bits, and which of their "
+            f"values are black and white would be measured on the training data and published with the adapter"
+        )
+        raise ConfigError([problem], hint="set `data.value_range` to what the devices give, such as [0, 4095].")
 
 
 def few_rows(data: FederatedData) -> dict[str, Tensor]:
@@ -160,7 +176,11 @@ def build_site(config: Config, model: TunedModel, data: FederatedData, tiers: Ti
         model: to be trained.
         data: of the clients.
         tiers: depth of each client (`tiers_of`).
+
+    Raises:
+        ConfigError: an example is to be protected that clients have several times.
     """
+    _refuse_repeated_rows(config, data)
     return Site(
         build_engine(config, model, data.train, work_of(config), dp_of(config.privacy)),
         data.partition,
@@ -171,6 +191,16 @@ def build_site(config: Config, model: TunedModel, data: FederatedData, tiers: Ti
         steering=config.strategy.steering,
         tiers=tiers,
     )
+
+
+def _refuse_repeated_rows(config: Config, data: FederatedData) -> None:
+    """Raises if an example would be counted once, although it is there several times."""
+    rows = torch.cat([*data.partition.values()])
+    if config.privacy.unit == "example" and (repeated := len(rows) - len(rows.unique())):
+        raise ConfigError(
+            [f"`privacy.unit` is 'example', but {repeated} rows of the clients are there before: each row counts once"],
+            hint="give every row to one client, once.",
+        )
 
 
 def dp_of(privacy: Privacy) -> DpSgd | None:

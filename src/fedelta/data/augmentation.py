@@ -25,6 +25,7 @@ from torch.nn.functional import grid_sample
 
 from fedelta.errors import ConfigError
 from fedelta.modalities.base import Inputs
+from fedelta.seeds import stream
 from fedelta.settings import Settings
 
 _PIXELS = "pixel_values"
@@ -132,6 +133,24 @@ class AugmentedInputs:
             if step == skip or step % epoch_steps == 0:
                 self._uniforms_ND[rows] = torch.rand(len(rows), _NUM_DRAWS, generator=next(generators))
             yield batch
+
+    def in_samples(self, samples: Iterator[Tensor], generators: Iterator[Generator] | None) -> Iterator[Tensor]:
+        """Yields Poisson samples of a client's rows, each with new numbers that depend on no other row.
+
+        Args:
+            samples: of the client, in order; each must be fetched before the next is requested.
+            generators: of this client, one per sample.
+
+        Raises:
+            ValueError: there are no generators.
+        """
+        if generators is None:
+            raise ValueError("the job has no `augmentation` generators, but the engine augments")
+        for sample in samples:
+            seed = int(torch.randint(2**62, (), generator=next(generators)))
+            for row in sample.tolist():
+                self._uniforms_ND[row] = torch.rand(_NUM_DRAWS, generator=stream(seed, row))
+            yield sample
 
 
 def crop_padded(pixels_BCSS: Tensor, starts_B2: Tensor, padding: int, black_C: Tensor) -> Tensor:

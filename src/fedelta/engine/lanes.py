@@ -249,14 +249,16 @@ class LaneEngine:
             state[lane] = 0
         self._losses_K[lane] = 0
         num_steps = self.client.num_steps(len(job.rows))
-        epoch_steps = self.client.epoch_steps(len(job.rows))
+        inputs = self._train.inputs
         if self.takes_samples:
-            rate, epoch_steps = self.client.sampling_rate(len(job.rows)), 1
-            order = poisson_batches(job.rows, rate, num_steps, next(job.order))
+            order = poisson_batches(job.rows, self.client.sampling_rate(len(job.rows)), num_steps, next(job.order))
+            if isinstance(inputs, AugmentedInputs):
+                order = inputs.in_samples(order, job.augmentation)
         else:
             order = batches(job.rows, self.client.batch_size, num_steps, job.order, job.skip)
-        if isinstance(self._train.inputs, AugmentedInputs):
-            order = self._train.inputs.in_epochs(order, job.rows, epoch_steps, job.augmentation, job.skip)
+            if isinstance(inputs, AugmentedInputs):
+                epoch_steps = self.client.epoch_steps(len(job.rows))
+                order = inputs.in_epochs(order, job.rows, epoch_steps, job.augmentation, job.skip)
         exit_losses = torch.full((self._depth(job),), torch.nan, device=self._device) if self._blocks else None
         return _Slot(job, order, num_steps, exit_losses=exit_losses)
 

@@ -115,7 +115,8 @@ class Job:
         exits: generator for the choice of exits; None if no exit is drawn.
         lr: learning rate that replaces the round's; None to use the round's.
         moving: names of the tensors that are trained, while the others stay at their anchors; None for all.
-        noise_of_step: gives the noise of DP-SGD for a step, counted from 0, and a number of scalars; None without it.
+        noise_of_step: gives the noise of DP-SGD for a step, counted from 0, and what it is added to; None without
+            it.
     """
 
     client_id: int
@@ -132,7 +133,7 @@ class Job:
     exits: Generator | None = None
     lr: float | None = None
     moving: frozenset[str] | None = None
-    noise_of_step: Callable[[int, int], Tensor] | None = None
+    noise_of_step: Callable[[int, Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)

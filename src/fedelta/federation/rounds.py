@@ -21,7 +21,7 @@ from fedelta.federation.replies import Accepted, Intake
 from fedelta.params import Params, ParamSpec, is_finite, select
 from fedelta.privacy.guarantee import Guarantee
 from fedelta.privacy.shown import shown_epsilon
-from fedelta.privacy.state import Spent
+from fedelta.privacy.state import PrivacyState, Spent
 from fedelta.strategies.base import RoundPlan
 from fedelta.tasks.base import Evaluation
 
@@ -36,8 +36,11 @@ def federate(federation: Federation, standing: Standing) -> Iterator[RoundOutcom
     Raises:
         RoundError: too few usable replies, or params that are no longer finite.
     """
+    # A server may have been killed in this round, with the uploads of clients that are not there any more.
+    may_repeat = bool(federation.site_of)
     while _goes_on(federation, standing):
-        outcome = _round(federation, standing, _plan(federation, standing))
+        outcome = _round(federation, standing, _plan(federation, standing), may_repeat=may_repeat)
+        may_repeat = False
         standing = _after(standing, outcome)
         is_last = not _goes_on(federation, standing)
         evaluation = _evaluation(federation, outcome.params, outcome.round, is_last=is_last)
@@ -111,8 +114,11 @@ def _shown(guarantee: Guarantee, spent: Spent) -> str:
     return shown_epsilon(guarantee.epsilon(spent))
 
 
-def _round(federation: Federation, standing: Standing, plan: RoundPlan) -> RoundOutcome:
-    """Runs the round after `standing`."""
+def _round(federation: Federation, standing: Standing, plan: RoundPlan, *, may_repeat: bool) -> RoundOutcome:
+    """Runs the round after `standing`.
+
+    `may_repeat`: whether clients that are away now may have sent an upload before the server was killed.
+    """
     params, state, round = standing.params, standing.state, standing.rounds_done + 1
     payloads, downloads = _send(federation, plan, {**state, **params})
     intake = Intake(federation, plan, standing)
@@ -133,12 +139,7 @@ def _round(federation: Federation, standing: Standing, plan: RoundPlan) -> Round
     federation.runtime.accept(reply.client_id for reply in accepted)
     transfers = _arrived(downloads, second, intake.unreached) + intake.transfers
     rejections = intake.rejections
-    privacy, guarantee = standing.privacy, federation.privacy
-    if guarantee is not None:
-        client_ids = set(plan.cohort) - intake.unreached
-        privacy = guarantee.after(privacy, round, client_ids, is_silent=_is_silent(federation, plan))
-    if intake.next_norm is not None:
-        privacy = replace(privacy, clipping_norm=intake.next_norm, labels=intake.labels)
+    privacy, guarantee = _released(federation, standing, plan, intake, may_repeat=may_repeat), federation.privacy
     if not counts:
         rejections += [Rejection(reply.client_id, "too few replies", "void round") for reply in intake.accepted]
     return RoundOutcome(
@@ -161,6 +162,19 @@ def _round(federation: Federation, standing: Standing, plan: RoundPlan) -> Round
         epsilons=None if guarantee is None else guarantee.epsilons(privacy.spent),
         clipping_norm=intake.clipping_norm,
     )
+
+
+def _released(
+    federation: Federation, standing: Standing, plan: RoundPlan, intake: Intake, *, may_repeat: bool
+) -> PrivacyState:
+    """What has been released when the round is over; arguments as for `_round`."""
+    privacy, guarantee = standing.privacy, federation.privacy
+    if guarantee is not None:
+        client_ids = set(plan.cohort) if may_repeat else set(plan.cohort) - intake.unreached
+        privacy = guarantee.after(privacy, plan.round, client_ids, is_silent=_is_silent(federation, plan))
+    if intake.next_norm is not None:
+        privacy = replace(privacy, clipping_norm=intake.next_norm, labels=intake.labels)
+    return privacy
 
 
 def _whole_download(federation: Federation, plan: RoundPlan, client_ids: Collection[int]) -> RoundPlan:

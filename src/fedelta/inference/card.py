@@ -11,7 +11,7 @@ from fedelta.modalities.table import MODALITIES
 from fedelta.privacy.shown import shown_epsilon
 from fedelta.record import numbers
 from fedelta.record.neutral import code, markdown, yaml
-from fedelta.record.privacy import COVERED, NOT_COVERED
+from fedelta.record.privacy import COVERED, FROM_COHORTS, NOT_COVERED
 from fedelta.tasks.base import Loader, Measure, Task
 from fedelta.tasks.choice import task_of
 
@@ -20,12 +20,6 @@ from fedelta.tasks.choice import task_of
 _UNLISTED = frozenset({
     "modality", "extra_inputs", "config", "is_native", "primary", "by_class", "by_client", "sites", "measures_of_sites",
     "too_few_sites", "privacy", "epsilon_note", "stopped",
-})  # fmt: skip
-# Under privacy for clients, figures that tell how many took part, which no noise covers.
-_FROM_COHORTS = frozenset({
-    "uplink_bytes", "downlink_bytes", "uplink_tensor_bytes", "downlink_tensor_bytes", "full_model_bytes",
-    "wire_uplink_bytes", "wire_downlink_bytes", "relative_cost", "wall_seconds", "peak_memory_bytes",
-    "worker_peak_memory_bytes",
 })  # fmt: skip
 _NUM_NAMES = 20  # class names that are shown
 _OURS = (
@@ -105,7 +99,7 @@ def _shortened(names: tuple[str, ...]) -> str:
 
 
 def _figures(card: Mapping[str, object]) -> list[str]:
-    unlisted = _UNLISTED | (_FROM_COHORTS if card.get("privacy_unit") == "client" else frozenset())
+    unlisted = _UNLISTED | (FROM_COHORTS if card.get("privacy_unit") == "client" else frozenset())
     rows = {key: value for key, value in card.items() if key not in unlisted and value is not None}
     config = card.get("config")
     if isinstance(config, Mapping):
@@ -169,6 +163,8 @@ def _warnings(card: Mapping[str, object]) -> list[str]:
     section = card.get("config")
     config: Mapping[str, object] = section if isinstance(section, Mapping) else {}
     too_few, _, _ = str(card.get("too_few_sites", "")).partition(":")  # what follows names the sites
+    if card.get("privacy_unit") == "client":
+        too_few = ""  # it tells how often sites took part
     return [
         *([f"\n{too_few.removesuffix('.')}."] if too_few else []),
         *([_HEADLESS] if _section(config, "tuning").get("train_head") is False else []),

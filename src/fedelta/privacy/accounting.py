@@ -40,7 +40,8 @@ def joint(*noise_multipliers: float) -> float:
     >>> joint(1.0, 1.0)
     0.7071067811865475
     """
-    return 1 / math.sqrt(math.fsum(z**-2 for z in noise_multipliers))
+    power = math.fsum(1 / z / z for z in noise_multipliers)
+    return 1 / math.sqrt(power) if power else math.inf
 
 
 def epsilons(releases: Mapping[Release, int], delta: float) -> Epsilons:

@@ -27,6 +27,8 @@ Releases = tuple[tuple[Release, int], ...]
 """Releases and how often each happened, ascending."""
 
 # Any, in this file: the library has no types.
+# What the library raises for a noise multiplier of 0.002 or less with sampling; the bound is then infinite here.
+_TOO_LITTLE_NOISE = (OverflowError, ZeroDivisionError)
 _FINEST = 1e-4  # of privacy loss; the intervals of the grid are this times a power of ten
 _ERROR = 1e-3  # of epsilon, allowed for the grid; it errs on the safe side
 # A release that is composed with itself loses this probability in the library, to an infinite loss.
@@ -42,8 +44,10 @@ def merged(releases: Releases) -> Releases:
     unsampled = [(release, times) for release, times in releases if release.rate == 1]
     if sum(times for _, times in unsampled) < 2:
         return releases
-    power = math.fsum(times * release.noise_multiplier**-2 for release, times in unsampled)
+    power = math.fsum(times / release.noise_multiplier / release.noise_multiplier for release, times in unsampled)
     sampled = [(release, times) for release, times in releases if release.rate < 1]
+    # Within what floating-point numbers can square; epsilon is huge or next to nothing beyond.
+    power = min(max(power, 1e-300), 1e300)
     return tuple(sorted([*sampled, (Release(power**-0.5), 1)]))
 
 
@@ -52,7 +56,10 @@ def rdp_epsilon(releases: Releases, delta: float) -> float:
     """The bound from Renyi differential privacy: 50 ms for a release that is new, microseconds after that."""
     from dp_accounting.rdp.rdp_privacy_accountant import RdpAccountant, compute_epsilon
 
-    rdp = sum(times * _curve(release) for release, times in releases)
+    try:
+        rdp = sum(times * _curve(release) for release, times in releases)
+    except _TOO_LITTLE_NOISE:
+        return math.inf
     # An order that is negative by a rounding error would give epsilon 0.
     return float(compute_epsilon(RdpAccountant().orders, np.where(rdp < 0, np.inf, rdp), delta)[0])
 
@@ -68,12 +75,18 @@ def pld_epsilon(releases: Releases, delta: float, coarseness: int = 1) -> float:
     """
     (release, times), *others = releases
     if release.rate == 1 and times == 1 and not others:
-        return _exact_epsilon(release.noise_multiplier, delta)
+        try:
+            return _exact_epsilon(release.noise_multiplier, delta)
+        except _TOO_LITTLE_NOISE:
+            return math.inf
     repeated = [times for _, times in releases if times > 1]
     rounding = _ROUNDING * sum(repeated) + _ROUNDING_OF_TWO * (len(releases) - 1)
     if delta <= rounding + _LOST * len(repeated):
         return math.inf
-    losses = composed(releases, coarseness * _interval(releases, delta))
+    try:
+        losses = composed(releases, coarseness * _interval(releases, delta))
+    except _TOO_LITTLE_NOISE:
+        return math.inf
     return float(losses.get_epsilon_for_delta(delta - rounding))
 
 

@@ -67,15 +67,16 @@ class SitePrivacy:
             return self.noise_multiplier * self.settings.clipping_norm
         return fedpeft.deviation(self.settings)
 
-    def step_noise(self, round: int, client_id: int) -> Callable[[int, int], Tensor]:
-        """The noise of a client's steps in `round`: a function of the step, from 0, and of how many numbers it needs.
+    def step_noise(self, round: int, client_id: int) -> Callable[[int, Tensor], Tensor]:
+        """The noise of a client's steps in `round`: a function of the step, from 0, and of what noise is added to.
 
         The numbers have the deviation `step_deviation`, float64 on the CPU.
         """
         streams = self.streams(client_id)
 
-        def noise(step: int, num: int) -> Tensor:
-            return streams.normal(num, "noise", round, client_id, step).mul_(self.step_deviation)
+        def noise(step: int, exact: Tensor) -> Tensor:
+            what = _secret_digest(streams, {"": exact})
+            return streams.normal(exact.numel(), "noise", round, client_id, step, *what).mul_(self.step_deviation)
 
         return noise
 
@@ -97,9 +98,17 @@ class SitePrivacy:
         else:
             limited = clipped(delta, limit)
         streams = self.streams(client_id)
-        # Two deltas must not get the same secret noise, whatever may have made them differ.
-        what = [digest_of(limited)] if streams.is_secure else []
+        what = _secret_digest(streams, limited)
         sizes = [tensor.numel() for tensor in limited.values()]
         noise = streams.normal(sum(sizes), "noise", round, client_id, *what).mul_(self.noise_multiplier * limit)
         parts = zip(limited.items(), noise.split(sizes), strict=True)
         return {name: (tensor + part.reshape(tensor.shape)).to(torch.float32) for (name, tensor), part in parts}
+
+
+def _secret_digest(streams: Randomness, exact: Params) -> list[str]:
+    """What names the secret noise of `exact` beside round and client; nothing for seeded noise.
+
+    Two values must not get the same secret noise, whatever may have made them differ: data that have changed in place,
+    or another machine.
+    """
+    return [digest_of(exact)] if streams.is_secure else []

@@ -34,6 +34,13 @@ _NOISE = {
     "it, and then nothing is protected.",
     "secure": "The noise comes from secret keys.",
 }
+# Figures of `summary.json` that tell how many clients took part, which no noise covers under privacy for clients: they
+# belong to the server, and are left out of what leaves it.
+FROM_COHORTS = frozenset({
+    "uplink_bytes", "downlink_bytes", "uplink_tensor_bytes", "downlink_tensor_bytes", "full_model_bytes",
+    "wire_uplink_bytes", "wire_downlink_bytes", "relative_cost", "wall_seconds", "peak_memory_bytes",
+    "worker_peak_memory_bytes",
+})  # fmt: skip
 # Texts that do not depend on a run: what the guarantee holds for, and what it does not.
 COVERED = {
     "example": "every upload of every client, and so the parameters of every round, the adapter and every measure of "
@@ -44,11 +51,14 @@ COVERED = {
     "them on the server's test data",
 }
 NOT_COVERED = {
-    "example": "how many examples a client has, which counts as public; in which rounds it took part; and "
-    "several examples that belong together, such as all of one patient, as one",
+    "example": "how many examples a client has, of each class in a simulation, which counts as public; in which rounds "
+    "it took part; measures on rows of clients, or with norms that clients keep; and several examples that belong "
+    "together, such as all of one patient, as one",
     "client": "the run directory with its report, which tells who was in which cohort, how many examples clients have "
-    "and how much they sent, and belongs to the server; and clients that belong together, as one",
-    "local": "how many examples a client has and in which rounds it took part",
+    "and how much they sent, and belongs to the server; measures on rows of clients, or with norms that clients keep; "
+    "and clients that belong together, as one",
+    "local": "how many examples a client has, of each class in a simulation; in which rounds it took part; and "
+    "measures on rows of clients, or with norms that clients keep",
 }
 
 

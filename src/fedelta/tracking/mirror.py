@@ -19,6 +19,7 @@ from fedelta.durable import write_atomic
 from fedelta.federation.records import RoundOutcome
 from fedelta.record.files import Record
 from fedelta.record.ledger import Ledger
+from fedelta.record.privacy import FROM_COHORTS
 from fedelta.record.rundir import RunDirectory
 from fedelta.tasks.base import Measure
 from fedelta.tracking.base import Parameter, TrackedRun, Tracker
@@ -40,7 +41,7 @@ class Mirror:
 
     def __init__(self, run: RunDirectory, config: Config) -> None:
         self._run = run
-        self._loss = config.task.loss
+        self._loss, self._tells_cohorts = config.task.loss, config.privacy.unit != "client"
         self._rounds_done = 0
         self._trackers: dict[str, Tracker] = {}
         for name in dict.fromkeys(config.tracking.tools):
@@ -54,14 +55,15 @@ class Mirror:
         timings = {timing["round"]: timing for timing in self._run.timings.readable()}  # some lines may be missing
         pairs = [(record, timings.get(record["round"], {})) for record in self._run.read_rounds()]
         for record, timing in pairs[self._rounds_done :]:
-            values = round_values(record, timing, self._loss)
+            values = round_values(record, timing, self._loss, tells_cohorts=self._tells_cohorts)
             for name, tracker in list(self._trackers.items()):
                 self._guard(name, tracker.log, record["round"], values)
         self._rounds_done = len(pairs)
 
     def finish(self, summary: Record) -> None:
         """Logs the key figures, and marks the run as finished."""
-        numbers = {**summary, **summary.get("measures", {})}
+        withheld = frozenset() if self._tells_cohorts else FROM_COHORTS
+        numbers = {key: value for key, value in summary.items() if key not in withheld} | summary.get("measures", {})
         values = {f"summary/{key}": float(value) for key, value in numbers.items() if _is_number(value)}
         for name, tracker in list(self._trackers.items()):
             self._guard(name, tracker.finish, values)
@@ -112,7 +114,7 @@ def mirrored(run: RunDirectory, config: Config) -> Iterator[Mirror]:
         mirror.close()
 
 
-def round_values(record: Record, timing: Record, loss: Measure) -> dict[str, float]:
+def round_values(record: Record, timing: Record, loss: Measure, *, tells_cohorts: bool = True) -> dict[str, float]:
     """The values of a round for trackers; missing values are left out.
 
     Names of the loss say where it was measured, such as `train_loss_nats` and `test_loss_nats`; other measures are from
@@ -122,13 +124,16 @@ def round_values(record: Record, timing: Record, loss: Measure) -> dict[str, flo
         record: a line of `rounds.jsonl`.
         timing: the line of `timings.jsonl` for the same round.
         loss: what the task minimises.
+        tells_cohorts: whether the values may tell how many clients took part: not if clients are protected, since a
+            tracker may be somebody else's.
     """
     measures = record["measures"] or {}
     values = {f"test_{name}" if name == loss.name else name: value for name, value in measures.items()}
     values[f"train_{loss.name}"] = record[f"train_{loss.name}"]
-    values |= {f"{name}_mib": record[f"{name}_bytes"] / _MIB for name in ("uplink", "downlink", "cumulative")}
+    if tells_cohorts:
+        values |= {f"{name}_mib": record[f"{name}_bytes"] / _MIB for name in ("uplink", "downlink", "cumulative")}
+        values |= {"num_rejections": len(record["rejections"]), "wall_seconds": timing.get("wall_seconds")}
     values |= {key: record.get(key) for key in ("epsilon", "epsilon_rdp", "clipping_norm")}
-    values |= {"num_rejections": len(record["rejections"]), "wall_seconds": timing.get("wall_seconds")}
     return {name: float(value) for name, value in values.items() if _is_number(value)}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedelta.deployment.site.account import ACCOUNT, Account, Due, Limit, said
+from fedelta.deployment.site.account import ACCOUNT, Account, Answered, Due, Limit, said
 from fedelta.errors import InputError
 from fedelta.privacy.accounting import epsilons
 from fedelta.privacy.state import Release
@@ -39,6 +39,16 @@ def test_the_same_occasion_is_counted_once_also_after_a_restart(tmp_path):
     assert account(tmp_path).spent()["kiel"] == pytest.approx(4.377, abs=1e-3)
     account(tmp_path).admit("b", {"kiel": due("1")})  # another run has noise of its own
     assert account(tmp_path).spent()["kiel"] > 5
+
+
+def test_a_message_that_comes_again_gets_no_other_answer_also_after_a_restart(tmp_path):
+    # With the same batches and other noise, two answers would release more than the one that is counted.
+    account(tmp_path).admit("a", {"kiel": due("1"), "husum": due("1")})
+    both = {"kiel": Answered("1", "x"), "husum": Answered("1", "y")}
+    assert account(tmp_path).confirm("a", both) == {"kiel", "husum"}
+    assert account(tmp_path).confirm("a", both | {"husum": Answered("1", "z")}) == {"kiel"}
+    assert account(tmp_path).confirm("a", both) == {"kiel", "husum"}
+    assert account(tmp_path).confirm("a", {"kiel": Answered("2", "x")}) == set()  # nobody has counted it
 
 
 def test_an_occasion_that_is_forgotten_is_counted_again(tmp_path):
@@ -76,6 +86,15 @@ def test_clients_of_a_divided_data_set_may_have_had_each_others_rows_in_other_ru
     assert shared.spent()["0"] == pytest.approx(epsilons({Release(1.0): 3}, DELTA).pld)
     assert account(tmp_path).spent()["0"] == pytest.approx(epsilons({Release(1.0): 2}, DELTA).pld)
     assert account(tmp_path, 6.0, is_shared=True).admit("b", {"1": due("1")}) == set()
+
+
+def test_clients_that_are_called_otherwise_may_have_the_rows_of_those_that_are_gone(tmp_path):
+    # The site was one client, "kiel", and names its wards in a later run.
+    limited = account(tmp_path, 6.0)
+    assert limited.admit("a", {"kiel": due("1")}) == {"kiel"}
+    assert limited.admit("b", {"north": due("1"), "south": due("1")}) == set()
+    # Beside a client that is still there a new one has rows of its own.
+    assert limited.admit("b", {"south": due("1")}, ["south", "kiel"]) == {"south"}
 
 
 def test_steps_on_samples_are_counted_as_such(tmp_path):

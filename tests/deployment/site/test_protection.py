@@ -15,12 +15,15 @@ from tests.deployment.talk import ask, describe, entry, prepare, service, train,
 from tests.small import CONVOLUTIONAL, SMALL
 
 from fedelta import __version__
+from fedelta.assembly.deployed import Deployed
 from fedelta.assembly.run import Assembly, assemble
 from fedelta.codecs.wire import decode, encode
 from fedelta.config import parse_config
+from fedelta.deployment.site import service as service_module
 from fedelta.deployment.site.account import ACCOUNT, Account, Limit
 from fedelta.deployment.site.protection import KEY
 from fedelta.deployment.site.service import Service
+from fedelta.errors import ModelError
 from fedelta.params import Params, norm, select
 from fedelta.privacy.accounting import epsilons
 from fedelta.privacy.local import SitePrivacy
@@ -109,6 +112,28 @@ def test_the_same_message_has_the_same_answer_also_after_a_restart_and_is_counte
     assert spent(site) == pytest.approx(dict.fromkeys("023", epsilons({Release(2.0): 1}, DELTA).pld))
 
 
+def test_a_message_that_comes_again_after_data_have_changed_in_place_is_not_answered_otherwise(
+    tmp_path, small, monkeypatch, caplog
+):
+    site = started(tmp_path)
+    trained(site, small)
+    deploy = service_module.deploy
+
+    def changed(*arguments: object) -> Deployed:
+        deployed = deploy(*arguments)
+        return replace(deployed, site=replace(deployed.site, seed=99))  # other batches, and so another delta
+
+    monkeypatch.setattr(service_module, "deploy", changed)
+    again = trained(Service(site.settings), small)
+    for number in OURS:
+        assert entry(again, number)["blob"] is None
+        assert "would answer otherwise now" in entry(again, number)["fault"]["reason"]
+    assert "client 2: its answer is another one than before, and is not sent" in caplog.text
+    assert spent(site)["2"] == pytest.approx(epsilons({Release(2.0): 1}, DELTA).pld)
+    later = trained(Service(site.settings), small, round=2)
+    assert all(entry(later, number)["fault"] is None for number in OURS)
+
+
 def test_a_server_that_asks_for_a_round_with_another_model_gets_other_noise_which_is_counted(tmp_path, small):
     site = started(tmp_path)
     first, other = (update(trained(site, small, scale=scale), small, 2) for scale in (1.0, 1.001))
@@ -140,6 +165,35 @@ def test_steps_on_examples_are_counted_with_the_rate_and_the_number_of_the_clien
         releases = {Release(4.0, min(1.0, 8 / size)): -(-size // 8)}  # batches of 8, one epoch
         expected[str(number)] = epsilons(releases, DELTA).pld
     assert spent(site) == pytest.approx(expected)
+
+
+def test_data_of_another_size_than_the_noise_was_calculated_for_are_refused(tmp_path, small, monkeypatch):
+    site = started(tmp_path, EXAMPLE)
+    deploy = service_module.deploy
+
+    def shrunk(*arguments: object) -> Deployed:
+        deployed = deploy(*arguments)
+        fewer = {number: rows[1:] for number, rows in deployed.site.partition.items()}
+        return replace(deployed, site=replace(deployed.site, partition=fewer))
+
+    monkeypatch.setattr(service_module, "deploy", shrunk)
+    again, names = Service(site.settings), small.spec.shared
+    size = len(small.site.partition[0])
+    answer = train(again, 1, [trainee(number) for number in OURS], names, [download(small)])
+    assert f"client 0 has {size - 1} examples, but had {size} when the run began" in answer.manifest["reason"]
+    assert not spent(site)
+
+
+def test_an_error_in_training_tells_the_server_nothing_about_rows(tmp_path, small, monkeypatch, caplog):
+    site = started(tmp_path, EXAMPLE)
+
+    def fail(*_: object) -> Message:
+        raise ModelError("target 17 of row 3 is out of bounds")
+
+    monkeypatch.setattr(service_module, "trained", fail)
+    answer = train(site, 1, [trainee(number) for number in OURS], small.spec.shared, [download(small)])
+    assert (answer.kind, answer.manifest["reason"]) == ("refused", "training failed at this site.")
+    assert "target 17 of row 3" in caplog.text
 
 
 def test_a_client_whose_limit_would_be_exceeded_does_not_train_and_the_server_learns_no_number(tmp_path, small):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fedelta.deployment.site.refusals import told
-from fedelta.errors import ClassesError, DataError, InputError, PayloadError
+from fedelta.errors import ClassesError, ConfigError, DataError, InputError, PayloadError
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,10 @@ def test_paths_and_values_stay_at_the_site(error, reason):
 def test_hints_are_told_alike_and_texts_are_cut():
     assert told(InputError("x", hint="look at /var/log"))[1] == "look at …"
     assert len(told(InputError("x" * 9999))[0]) == 2000
+
+
+def test_a_site_that_insists_on_privacy_tells_no_numbers_of_its_data():
+    error = DataError("row 17 has 3.5e4, -12 to 4,000 are expected in 8 columns of x2")
+    assert told(error, hides_numbers=True)[0] == "row … has …, … to … are expected in … columns of x2"
+    assert told(error)[0] == error.message
+    assert told(ConfigError(["`client.lr` is 17"]), hides_numbers=True)[0].endswith("is 17")

@@ -11,7 +11,7 @@ from functools import cached_property
 from fedelta.assembly.model import TunedModel, adopted_tuning, tiers_of
 from fedelta.assembly.origin import evaluated
 from fedelta.assembly.parts import Peaks
-from fedelta.assembly.privacy import guarantee_of
+from fedelta.assembly.privacy import guarantee_of, warn_of_measures
 from fedelta.assembly.server import build_server, protecting, strategy_of
 from fedelta.assembly.server_model import Bench, server_bench, server_model
 from fedelta.assembly.site import built
@@ -164,6 +164,8 @@ def build_parts(basis: Basis, post: Post, invitation: Invitation, watch: Watch) 
     guarantee = guarantee_of(config, strategy, roster.num_examples)
     if guarantee is not None and not config.privacy.is_secure(is_deployed=True):
         logger.warning("`privacy.randomness` is 'seeded': whoever has the recipe can take the noise out again.")
+    is_measured = basis.raw is None or config.deployment.site_measures != "never"
+    warn_of_measures(config, has_own_norms=bool(model.spec.kept), at_sites=is_measured)
     terms = Terms(
         invitation.run, class_names, wire.fingerprint.hex(), model.identity, config.task.name, depths,
         noise_multiplier=None if guarantee is None else guarantee.noise_multiplier,

@@ -9,18 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedelta.config import Config
-from fedelta.deployment.site.account import Account, Due, Limit
+from fedelta.deployment.site.account import Account, Answered, Due, Limit
 from fedelta.deployment.site.requests import Prepare, Train, Trainee
 from fedelta.deployment.site.settings import SiteSettings
 from fedelta.durable import only_owner_may_read, write_secret
 from fedelta.errors import InputError
 from fedelta.federation.client import Site
 from fedelta.federation.memory import Memory
+from fedelta.federation.records import Reply
 from fedelta.params import ParamSpec, bytes_of, digest_of
 from fedelta.privacy.guarantee import Guarantee, Work
 from fedelta.privacy.local import SitePrivacy
@@ -65,6 +66,22 @@ def refuse_statistics(config: Config, spec: ParamSpec) -> None:
             f"of batch norms would travel, first `{spec.statistics[0]}`.",
             hint="set `model.batch_norm` to 'local' or 'group'.",
         )
+
+
+def refuse_other_sizes(told: Mapping[str, int], site: Site, prepare: Prepare) -> None:
+    """Raises if clients have not as many examples as the server was told, from which it has calculated the noise.
+
+    Raises:
+        InputError: names the first.
+    """
+    for number, key in prepare.clients:
+        size, before = len(site.partition[number]), told.get(str(key))
+        if size != before:
+            raise InputError(
+                f"client {key!r} has {size} examples, but had {before} when the run began, and its epsilon is "
+                "calculated from that.",
+                hint="bring back the data, or start a new run.",
+            )
 
 
 def account_of(settings: SiteSettings) -> Account:
@@ -115,8 +132,25 @@ class Protection:
             return privacy, set(occasions)
         keys = {number: str(key) for number, key in self.prepare.clients}
         dues = {keys[number]: Due(self._releases(site, number), occasion) for number, occasion in occasions.items()}
-        admitted = self.account.admit(request.run, dues)
+        admitted = self.account.admit(request.run, dues, set(keys.values()))
         return privacy, {number for number in occasions if keys[number] in admitted}
+
+    def confirmed(self, run: str, privacy: SitePrivacy, replies: Sequence[Reply]) -> set[int]:
+        """The clients whose replies may be sent; see `Account.confirm`.
+
+        Args:
+            run: id of the run.
+            privacy: of the round, as `admit` gave it.
+            replies: of clients that were admitted.
+        """
+        keys = {number: str(key) for number, key in self.prepare.clients}
+        if not self.counts:
+            return {reply.client_id for reply in replies}
+        answers = {
+            keys[reply.client_id]: Answered(privacy.occasions[reply.client_id], _digest(reply)) for reply in replies
+        }
+        confirmed = self.account.confirm(run, answers)
+        return {reply.client_id for reply in replies if keys[reply.client_id] in confirmed}
 
     def _releases(self, site: Site, number: int) -> Mapping[Release, int]:
         """What the training of a client releases about it."""
@@ -134,6 +168,11 @@ class Protection:
         digest.update(bytes_of(site.partition[client.id]))
         digest.update(download)
         return digest.hexdigest()
+
+
+def _digest(reply: Reply) -> str:
+    fault = "" if reply.fault is None else reply.fault.reason
+    return hashlib.sha256(fault.encode() + b"\0" + reply.payload).hexdigest()
 
 
 def _secret(state: Path, settings: SiteSettings) -> Secret:

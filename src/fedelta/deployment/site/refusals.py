@@ -12,22 +12,26 @@ _LONGEST = 2000
 _HIDDEN = "…"
 # A quote after a letter is an apostrophe.
 _QUOTED = re.compile(r"""(?<!\w)(['"])(.*?)\1(?!\w)""", re.DOTALL)
+_NUMBER = re.compile(r"(?<!\w)-?\d[\d.,]*(?:e[+-]?\d+)?(?!\w)")
 _PATH = re.compile(r"""(?<![\w.:/<])(?:~|\.{1,2})?/[^\s'"`,;:)]+""")
 
 
-def refusal(error: FedeltaError, known: Collection[str] = ()) -> Message:
+def refusal(error: FedeltaError, known: Collection[str] = (), *, hides_numbers: bool = False) -> Message:
     """The answer for a message that cannot be followed.
 
     Args:
         error: why not; its full text belongs in the site's log.
         known: texts that the server knows, or that are no data, such as names of columns in the site's settings.
+        hides_numbers: whether numbers in errors of the data are left out too.
     """
-    reason, hint = told(error, known)
+    reason, hint = told(error, known, hides_numbers=hides_numbers)
     return Message(REFUSED, {"reason": reason, "hint": hint})
 
 
-def told(error: FedeltaError, known: Collection[str] = ()) -> tuple[str, str]:
+def told(error: FedeltaError, known: Collection[str] = (), *, hides_numbers: bool = False) -> tuple[str, str]:
     """Message and hint of an error without paths; for one in the data also without quoted texts that are not known.
+
+    With `hides_numbers` an error in the data has no numbers either.
 
     >>> told(DataError("no column 'age' in '/data/x.csv', the columns are 'label', 'name'"), ["age"])
     ("no column 'age' in '…', the columns are '…', '…'", '')
@@ -40,6 +44,7 @@ def told(error: FedeltaError, known: Collection[str] = ()) -> tuple[str, str]:
         return f"{quote}{_HIDDEN if hide else text}{quote}"
 
     def cleaned(text: str) -> str:
-        return _PATH.sub(_HIDDEN, _QUOTED.sub(shown, text))[:_LONGEST]
+        text = _PATH.sub(_HIDDEN, _QUOTED.sub(shown, text))
+        return (_NUMBER.sub(_HIDDEN, text) if is_private and hides_numbers else text)[:_LONGEST]
 
     return cleaned(error.message), cleaned(error.hint or "")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from fedelta.codecs.wire import decode
 from fedelta.deployment.site.protection import Protection
 from fedelta.deployment.site.requests import ClientVersion, Evaluate, Train, Trainee, indexed
 from fedelta.errors import PayloadError, RoundError
+from fedelta.federation.client import Site
 from fedelta.federation.memory import Memories, Memory
 from fedelta.federation.records import Reply
 from fedelta.params import select
@@ -28,6 +29,11 @@ from fedelta.strategies.base import RoundPlan
 logger = logging.getLogger("fedelta")
 Blobs = Sequence[bytes | memoryview]
 _SPENT = {"reason": "the site releases no more about this client: its own limit would be exceeded", "cause": "refused"}
+_CHANGED = {
+    "reason": "the site has answered this message before, and would answer otherwise now: its data or its machine have "
+    "changed",
+    "cause": "refused",
+}
 _FORGOT = {"reason": "the site no longer has what the client remembers", "cause": "forgot"}
 
 
@@ -66,10 +72,29 @@ def trained(
         num_clients=request.num_clients,
     )
     logger.info("round %d: %d of the site's clients train", request.round, len(able))
-    for reply in site.run(plan, {client.id: downloads[client.download] for client in able}):
+    replies = site.run(plan, {client.id: downloads[client.download] for client in able})
+    if protection is not None:
+        replies = _only_confirmed(protection, request.run, site, replies, answers)
+    for reply in replies:
         answers.add(reply, site.memories.staged(reply.client_id), store)
     logger.info("round %d: %d uploads", request.round, len(answers.blobs))
     return Message("trained", {"round": request.round, "clients": answers.clients}, answers.blobs)
+
+
+def _only_confirmed(
+    protection: Protection, run: str, site: Site, replies: Iterable[Reply], answers: _Answers
+) -> Iterator[Reply]:
+    """Those of `replies` that may be sent; the others become faults in `answers`."""
+    if site.privacy is None:
+        raise ValueError("a protected site has no privacy")
+    all_replies = list(replies)
+    confirmed = protection.confirmed(run, site.privacy, all_replies)
+    for reply in all_replies:
+        if reply.client_id in confirmed:
+            yield reply
+        else:
+            logger.warning("client %d: its answer is another one than before, and is not sent", reply.client_id)
+            answers.add_fault(reply.client_id, _CHANGED)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import logging
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,13 @@ class RunRecord:
         config: the recipe in TOML.
         prepare: manifest of the message that gave the site its clients; None before it came.
         keeps: whether clients have tensors of their own, which belong to the finished model.
+        sizes: key of each of the site's clients to the number of examples that the server was told.
     """
 
     config: str
     prepare: Mapping[str, Any] | None = None  # Any: JSON values
     keeps: bool = False
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class RunFolders:
         """What is known of a run; None if nothing."""
         try:
             content = json.loads((self._of(run) / _FILE).read_text(encoding="utf-8"))
-            return RunRecord(content["config"], content["prepare"], content["keeps"])
+            return RunRecord(content["config"], content["prepare"], content["keeps"], content["sizes"])
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -27,13 +27,19 @@ from fedelta.assembly.site import read_raw
 from fedelta.config import Config
 from fedelta.data.sources import RawData
 from fedelta.deployment.site.merging import merged
-from fedelta.deployment.site.protection import Protection, account_of, refuse_statistics, site_privacy
+from fedelta.deployment.site.protection import (
+    Protection,
+    account_of,
+    refuse_other_sizes,
+    refuse_statistics,
+    site_privacy,
+)
 from fedelta.deployment.site.refusals import refusal
 from fedelta.deployment.site.requests import Describe, Evaluate, Finish, Prepare, Train, read
 from fedelta.deployment.site.rounds import Blobs, evaluated, trained
 from fedelta.deployment.site.run_folders import RunFolders, RunRecord
 from fedelta.deployment.site.settings import SiteSettings
-from fedelta.errors import FedeltaError, InputError, PayloadError, listed
+from fedelta.errors import DataError, FedeltaError, InputError, ModelError, PayloadError, RoundError, listed
 from fedelta.runtimes.remote.messages import FAILED, PROTOCOL, REFUSED, UNPREPARED, Message
 from fedelta.runtimes.remote.store import MemoryStore
 from fedelta.tasks.known_classes import OTHERS, KnownClasses
@@ -86,7 +92,7 @@ class Service:
             answer = self._answer(message)
         except FedeltaError as error:
             logger.warning("refused a message %r: %s", message.kind, error)
-            return refusal(error, self._told_before())
+            return refusal(error, self._told_before(), hides_numbers=self.settings.privacy.unit is not None)
         except OSError as error:
             logger.exception("a message %r failed", message.kind)
             return _failed(message, f"of a file: {error.strerror or type(error).__name__}")
@@ -124,7 +130,8 @@ class Service:
         known = KnownClasses((), may_lack=True) if self.settings.allow_missing_classes else None
         raw = self._raw(config, known)
         offered = offer(config, raw, self._share)
-        self._runs.write(request.run, RunRecord(request.config))
+        sizes = {str(key): number for key, number in offered.num_examples.items()}
+        self._runs.write(request.run, RunRecord(request.config, sizes=sizes))
         manifest = {
             "protocol": PROTOCOL,
             "version": __version__,
@@ -139,7 +146,7 @@ class Service:
         record = self._runs.read(request.run)
         if record is None:
             return _unprepared(request.run)
-        deployed = self._deployed(record.config, request)
+        deployed = self._deployed(record, request)
         site_privacy(deployed.config, request, self.settings)  # raises where it cannot be had
         keeps = bool(deployed.site.engine.spec.kept)
         self._runs.write(request.run, replace(record, prepare=request.model_dump(mode="json"), keeps=keeps))
@@ -157,14 +164,21 @@ class Service:
         if record is None or record.prepare is None:
             return _unprepared(request.run)
         prepare = read(Prepare, record.prepare)
-        deployed = self._deployed(record.config, prepare)
+        deployed = self._deployed(record, prepare)
         return act(_InRun(deployed, prepare, self._store(request.run)), request)
 
     def _train(self, place: _InRun, request: Train, blobs: Blobs) -> Message:
         config, protection = place.deployed.config, None
         if (privacy := site_privacy(config, place.prepare, self.settings)) is not None:
             protection = Protection(privacy, account_of(self.settings), place.prepare, config.to_toml())
-        return trained(place.deployed, protection, place.store, request, blobs)
+        try:
+            return trained(place.deployed, protection, place.store, request, blobs)
+        except (DataError, ModelError) as error:
+            if protection is None:
+                raise
+            logger.warning("training failed: %s", error)
+            # What it says may be about single rows, and no noise covers it.
+            raise RoundError("training failed at this site.", hint="the site's log says why.") from error
 
     def _evaluate(self, place: _InRun, request: Evaluate, blobs: Blobs) -> Message:
         privacy = self.settings.privacy
@@ -183,9 +197,9 @@ class Service:
             self._runs.delete(request.run)
         return Message("finished")
 
-    def _deployed(self, text: str, request: Prepare) -> Deployed:
+    def _deployed(self, record: RunRecord, request: Prepare) -> Deployed:
         """The objects of the run, which serve every run with the same recipe and the same part in it."""
-        config = merged(text, self.settings)
+        config = merged(record.config, self.settings)
         part = request.model_dump(mode="json", exclude={"run"})
 
         def make() -> Deployed:
@@ -195,7 +209,10 @@ class Service:
             refuse_statistics(config, deployed.site.engine.spec)
             return deployed
 
-        return self._keep("deployed", json.dumps([config.to_toml(), part]), make)
+        deployed = self._keep("deployed", json.dumps([config.to_toml(), part]), make)
+        if config.privacy.unit == "example":
+            refuse_other_sizes(record.sizes, deployed.site, request)
+        return deployed
 
     def _raw_for(self, config: Config, request: Prepare) -> RawData:
         """The data with the classes of the federation."""
