@@ -47,7 +47,9 @@ def test_the_forecast_says_what_it_follows_from(of_clients: Forecast):
         "noise multiplier": "8",
         "noise, standard deviation": "8 in the sum of a round, 2.667 in its mean",
     }
-    assert of_clients.sentence.startswith("Any one client could be added or removed, with all of its data: epsilon ")
+    assert of_clients.sentence.startswith(
+        "Protected: any one client with all of its data (added or removed), with epsilon "
+    )
     assert of_clients.median is None
 
 
@@ -93,7 +95,7 @@ def test_a_run_says_what_it_promises_before_it_begins(config: Path, of_clients: 
     options = [option for override in CLIENT for option in ("--set", override)]
     result = CliRunner().invoke(app, ["run", str(config), *options, "--out", str(tmp_path / "run")])
     assert result.exit_code == 0, result.output
-    text = f"privacy with noise multiplier 8, if all 3 rounds are run: {of_clients.sentence}"
+    text = f"Privacy after all 3 rounds, with noise multiplier 8. {of_clients.sentence}"
     assert result.stderr.startswith(text)
 
 
@@ -101,15 +103,14 @@ def test_a_run_says_that_its_budget_is_too_small_for_all_rounds(config: Path):
     private = Experiment.from_toml(config, (*CLIENT, "privacy.max_epsilon=1e-3")).assembly.federation.privacy
     assert private is not None
     text = opening(private, 3)
-    assert text.startswith(
-        "privacy with noise multiplier 8, if all 3 rounds are run, of which epsilon 0.001 will allow"
-    )
+    limit = "the run will end before, because they would exceed epsilon 0.001"
+    assert text.startswith(f"Privacy after all 3 rounds ({limit}), with noise multiplier 8. ")
 
 
 def test_the_check_of_a_configuration_says_what_is_promised(config: Path, of_clients: Forecast):
     options = [option for override in CLIENT for option in ("--set", override)]
     result = CliRunner().invoke(app, ["check", str(config), *options])
-    text = f"Privacy with noise multiplier 8, if all 3 rounds are run: {of_clients.sentence}"
+    text = f"Privacy after all 3 rounds, with noise multiplier 8. {of_clients.sentence}"
     assert text in result.stdout.splitlines()
 
 

@@ -14,8 +14,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {
-    "absl", "datasets", "dp_accounting", "flwr", "flwr_datasets", "huggingface_hub", "matplotlib", "numpy", "pandas", "peft",
-    "pyarrow", "pydantic", "scipy", "sklearn", "torch", "transformers",
+    "absl", "datasets", "dp_accounting", "flwr", "flwr_datasets", "huggingface_hub", "matplotlib", "numpy", "pandas",
+    "peft", "pyarrow", "pydantic", "scipy", "sklearn", "torch", "transformers",
 }  # fmt: skip
 
 # What `fedelta inspect` and `fedelta check` do without, of a simulation with images and a published partitioner.

@@ -45,7 +45,7 @@ def test_the_table_of_a_private_run_says_what_is_promised_and_that_the_budget_en
     console.print(table_of_run(Finished.read(run), ACCURACY, run / "report.html"))
     text = " ".join(written(console).replace("\u2502", " ").split())
     # Invented: 3.25 * sqrt(2 / 30) / 0.8075 = 1.0392 after round 2.
-    assert "privacy Any one client could be added or removed, with all of its data: epsilon 1.04 at delta 0.001" in text
+    assert "privacy Protected: any one client with all of its data (added or removed), with epsilon 1.04 at" in text
     assert f"ended early {stopped}" in text
 
 

@@ -54,8 +54,7 @@ def check_configuration(config: Path, overrides: Sequence[str], console: Console
     )
     if (guarantee := assembly.federation.privacy) is not None:
         is_deployed = assembly.config.runtime.name == "flower"
-        text = opening(guarantee, assembly.strategy.num_rounds, is_deployed=is_deployed)
-        yield f"{text[0].upper()}{text[1:]}"
+        yield opening(guarantee, assembly.strategy.num_rounds, is_deployed=is_deployed)
     modality = assembly.backbone.modality
     for note in () if modality is None else modality.notes:
         yield f"{note[0].upper()}{note[1:]}."

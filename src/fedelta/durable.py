@@ -44,7 +44,7 @@ def make_private(path: Path) -> Path:
     return path
 
 
-def is_private(path: Path) -> bool:
+def only_owner_may_read(path: Path) -> bool:
     """Whether only the owner may read or write a file."""
     return path.stat().st_mode & 0o077 == 0
 

@@ -126,9 +126,10 @@ def opening(guarantee: Guarantee, num_rounds: int, *, is_deployed: bool = False)
         planned_rounds=num_rounds,
         rounds={} if (both := guarantee.epsilons(guarantee.planned)) is None else {num_rounds: both},
     )
-    limit = "" if guarantee.allows(guarantee.planned) else f", of which epsilon {guarantee.limit:g} will allow fewer"
-    noise = f"noise multiplier {guarantee.noise_multiplier:g}"
-    return f"privacy with {noise}, if all {num_rounds} rounds are run{limit}: {planned.sentence}"
+    is_within = guarantee.allows(guarantee.planned)
+    limit = "" if is_within else f" (the run will end before, because they would exceed epsilon {guarantee.limit:g})"
+    noise = f"with noise multiplier {guarantee.noise_multiplier:g}"
+    return f"Privacy after all {num_rounds} rounds{limit}, {noise}. {planned.sentence}"
 
 
 def _forecast(config: Config, guarantee: Guarantee, sizes: Mapping[int, int], *, all_rounds: bool) -> Forecast:

@@ -86,8 +86,8 @@ class Rounds:
             num_bytes: sent so far.
             epsilon: of all rounds so far; None without privacy.
         """
+        from fedelta.privacy.shown import shown_epsilon
         from fedelta.record.numbers import shown
-        from fedelta.record.privacy import shown_epsilon
 
         self._progress.update(self._task, completed=round, sent=f"{num_bytes / MIB:.2f} MiB")
         if epsilon is not None:

@@ -10,7 +10,8 @@ import pytest
 from tests.small import write_small
 from typer.testing import CliRunner
 
-from fedelta.auditing.audit import audit
+from fedelta.auditing.audit import audit, verdict
+from fedelta.auditing.bounds import Measured
 from fedelta.cli import app
 from fedelta.errors import FedeltaError, InputError, RunError
 from fedelta.experiment import Experiment
@@ -42,7 +43,7 @@ def test_an_audit_is_written_beside_the_run_and_changes_nothing_else(run: Path):
     assert not record["exceeds"]
     assert record["run_epsilon"] == json.loads((run / "summary.json").read_text())["epsilon"]
     assert record["measured"]["epsilon"] <= record["tried"]["epsilon"]
-    assert "no more than" in record["sentence"]
+    assert "proved nothing (confidence 95%); epsilon" in record["sentence"]  # 80 trials are few
 
 
 def test_the_same_seed_gives_the_same_audit_and_another_seed_another(run: Path):
@@ -66,7 +67,20 @@ def test_without_noise_the_command_ends_with_exit_code_1_and_keeps_what_was_foun
 def test_the_command_prints_what_it_found(run: Path):
     result = CliRunner().invoke(app, ["audit", str(run), "--trials", "80"])
     assert result.exit_code == 0
-    assert "In 80 trials somebody who sees all that is released proved an epsilon of at least" in result.output
+    assert "In 80 trials somebody who sees all that is released proved nothing" in result.output
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "accounted", "words"),
+    [
+        (0.0, 3.0, "proved nothing (confidence 95%); epsilon 3.00 is accounted for."),
+        (2.0, 3.0, "proved an epsilon of at least 2.00 (confidence 95%), no more than the 3.00"),
+        (4.0, 3.0, "proved an epsilon of at least 4.00 (confidence 95%), more than the 3.00"),
+    ],
+)
+def test_the_verdict_says_what_was_proved(epsilon: float, accounted: float, words: str):
+    result = Measured(epsilon, epsilon, epsilon, epsilon > accounted, (), 50)
+    assert words in verdict(result, accounted, 100, 0.95)
 
 
 @pytest.mark.parametrize("unit", ["example", "local"])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedelta.auditing.bounds import Limits, Trials, clopper_pearson, measured, refutes
-from fedelta.auditing.profile import Profile
+from fedelta.auditing.curve import DeltaCurve
 from fedelta.privacy.accounting import epsilons
 from fedelta.privacy.state import Release
 
@@ -46,28 +46,28 @@ def test_limits_hold_as_often_as_they_claim():
 @pytest.mark.parametrize("epsilon", [0.5, 4.377, 8.0])
 def test_the_curve_of_one_gaussian_is_the_analytic_one(epsilon: float):
     # dp-accounting answers 4.377 for sigma 1 and delta 1e-5.
-    by_accountant = Profile({Release(1.0, 1 - 1e-12): 1}).delta(epsilon)
-    assert Profile(ONE).delta(epsilon) == pytest.approx(by_accountant, rel=5e-3)
+    by_accountant = DeltaCurve({Release(1.0, 1 - 1e-12): 1}).delta(epsilon)
+    assert DeltaCurve(ONE).delta(epsilon) == pytest.approx(by_accountant, rel=5e-3)
 
 
 def test_the_curve_gives_the_epsilon_that_is_accounted():
-    assert Profile(ONE).epsilon(DELTA) == pytest.approx(4.377, abs=1e-3)
+    assert DeltaCurve(ONE).epsilon(DELTA) == pytest.approx(4.377, abs=1e-3)
     sampled = {Release(1.0, 0.125): 30}
-    assert Profile(sampled).epsilon(1e-3) == pytest.approx(3.2539, abs=2e-3)
-    assert Profile(ONE, 2.0).epsilon(DELTA) == pytest.approx(epsilons({Release(2.0): 1}, DELTA).pld, abs=1e-3)
+    assert DeltaCurve(sampled).epsilon(1e-3) == pytest.approx(3.2539, abs=2e-3)
+    assert DeltaCurve(ONE, 2.0).epsilon(DELTA) == pytest.approx(epsilons({Release(2.0): 1}, DELTA).pld, abs=1e-3)
 
 
 def test_four_equal_releases_are_one_with_half_the_noise():
-    assert Profile({Release(2.0): 4}).delta(1.0) == pytest.approx(Profile(ONE).delta(1.0), rel=1e-12)
+    assert DeltaCurve({Release(2.0): 4}).delta(1.0) == pytest.approx(DeltaCurve(ONE).delta(1.0), rel=1e-12)
 
 
 def test_limits_that_the_curve_allows_are_not_refuted():
     # One Gaussian, threshold 1.5: FPR 0.066807, TPR 0.308538.
-    assert not refutes((Limits(1.5, 0.3085, 0.0669),), Profile(ONE))
-    assert refutes((Limits(1.5, 0.3100, 0.0667),), Profile(ONE))
+    assert not refutes((Limits(1.5, 0.3085, 0.0669),), DeltaCurve(ONE))
+    assert refutes((Limits(1.5, 0.3100, 0.0667),), DeltaCurve(ONE))
     # The same from the other side: miss and false alarm change places.
-    assert not refutes((Limits(-0.5, 1 - 0.0669, 1 - 0.3085),), Profile(ONE))
-    assert refutes((Limits(-0.5, 1 - 0.0667, 1 - 0.3100),), Profile(ONE))
+    assert not refutes((Limits(-0.5, 1 - 0.0669, 1 - 0.3085),), DeltaCurve(ONE))
+    assert refutes((Limits(-0.5, 1 - 0.0667, 1 - 0.3100),), DeltaCurve(ONE))
 
 
 def test_the_measured_bound_stays_below_epsilon_in_as_many_audits_as_the_confidence_says():

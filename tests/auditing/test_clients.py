@@ -50,7 +50,7 @@ def server(
     return trials, Guarantee(privacy, noise, rate, strategy.cohort_rounds)
 
 
-def found(trials: ClientTrials, guarantee: Guarantee, num: int = 200, *, noise: float = 1.0) -> Measured:
+def bounds_of(trials: ClientTrials, guarantee: Guarantee, num: int = 200, *, noise: float = 1.0) -> Measured:
     """The result of an audit with so many trials of each kind."""
     state = PrivacyState()
     for round in range(1, trials.strategy.num_rounds + 1):
@@ -59,7 +59,7 @@ def found(trials: ClientTrials, guarantee: Guarantee, num: int = 200, *, noise: 
 
 
 def test_a_right_server_is_not_blamed_and_gives_away_less_than_is_accounted_for():
-    result = found(*server())
+    result = bounds_of(*server())
     assert not result.exceeds
     assert 1.0 < result.epsilon < 4.377  # one Gaussian at z = 1
 
@@ -87,8 +87,8 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_whatever_the_server_does_noise_covers_it_and_its_lack_is_noticed(kind: str):
     trials, guarantee = server(num_rounds=2, noise_multiplier=8.0, **KINDS[kind])
-    assert not found(trials, guarantee, 40).exceeds
-    assert found(trials, guarantee, 40, noise=0.0).exceeds
+    assert not bounds_of(trials, guarantee, 40).exceeds
+    assert bounds_of(trials, guarantee, 40, noise=0.0).exceeds
 
 
 def test_noise_that_is_correlated_over_rounds_is_taken_apart():
@@ -99,14 +99,14 @@ def test_noise_that_is_correlated_over_rounds_is_taken_apart():
     trials, guarantee = server(strategy, num_rounds=4, num_clients=4, noise_multiplier=2.0, mechanism="banded")
     trials = replace(trials, central=replace(trials.central, correlated=correlated), rate=1.0)
     guarantee = replace(guarantee, correlated=correlated, cohort_rate=1.0)
-    result = found(trials, guarantee, 100)
+    result = bounds_of(trials, guarantee, 100)
     assert not result.exceeds
-    assert found(trials, guarantee, 100, noise=0.4).exceeds
+    assert bounds_of(trials, guarantee, 100, noise=0.4).exceeds
 
 
 @pytest.mark.parametrize("noise", [0.5, 0.1, 0.0])
 def test_too_little_noise_is_noticed(noise: float):
-    assert found(*server(), noise=noise).exceeds
+    assert bounds_of(*server(), noise=noise).exceeds
 
 
 def test_a_server_that_does_not_clip_is_noticed(monkeypatch: pytest.MonkeyPatch):
@@ -114,7 +114,7 @@ def test_a_server_that_does_not_clip_is_noticed(monkeypatch: pytest.MonkeyPatch)
         return {name: tensor.double() for name, tensor in delta.items()}
 
     monkeypatch.setattr("fedelta.privacy.central.clipped", unlimited)
-    assert found(*server()).exceeds
+    assert bounds_of(*server()).exceeds
 
 
 def test_cohorts_that_are_not_drawn_as_claimed_are_noticed(monkeypatch: pytest.MonkeyPatch):
@@ -125,7 +125,7 @@ def test_cohorts_that_are_not_drawn_as_claimed_are_noticed(monkeypatch: pytest.M
 
     for module in ("strategies.base", "federation.contract"):
         monkeypatch.setattr(f"fedelta.{module}.drawn", everybody)
-    assert found(trials, guarantee).exceeds
+    assert bounds_of(trials, guarantee).exceeds
 
 
 def test_a_mean_over_those_who_answered_is_noticed(monkeypatch: pytest.MonkeyPatch):
@@ -138,4 +138,4 @@ def test_a_mean_over_those_who_answered_is_noticed(monkeypatch: pytest.MonkeyPat
     counts: dict[int, int] = {}
     monkeypatch.setattr(Noising, "add", counting)
     monkeypatch.setattr(Noising, "_expected", lambda self, name: counts.pop(id(self), 1))
-    assert found(*server(spec=spec_of(a=(2,))), 400).exceeds
+    assert bounds_of(*server(spec=spec_of(a=(2,))), 400).exceeds

@@ -17,7 +17,7 @@ from torch import Tensor, nn, tensor
 
 from fedelta.data.augmentation import Augmentation
 from fedelta.data.batches import Examples, poisson_batches
-from fedelta.engine.dp_sgd import DpSgd, clipped_sum, in_chunks
+from fedelta.engine.dp_sgd import DpSgd, clipped_sum, even_parts
 from fedelta.engine.exits import ExitSettings
 from fedelta.engine.lanes import LaneEngine
 from fedelta.engine.optimizers import AdamW, Optimizer, Sgd
@@ -140,8 +140,8 @@ def gradients_one_by_one(method: TuningMethod, family: str) -> list[Params]:
         with lanes.training([1], [stream(masks, int(row))]):
             logits = backbone.logits(data.inputs.fetch(row))
         loss = nn.functional.cross_entropy(logits, data.targets.fetch(row))
-        found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True, materialize_grads=True)
-        gradients.append({name: grad.flatten() for name, grad in zip(trained, found, strict=True)})
+        by_tensor = torch.autograd.grad(loss, list(trained.values()), allow_unused=True, materialize_grads=True)
+        gradients.append({name: grad.flatten() for name, grad in zip(trained, by_tensor, strict=True)})
     return gradients
 
 
@@ -346,7 +346,7 @@ def test_a_gradient_that_is_not_finite_counts_as_zero(bad: float):
 
 @given(num=st.integers(0, 50), most=st.integers(1, 9))
 def test_chunks_are_even_and_hold_every_row_once(num: int, most: int):
-    chunks = in_chunks(torch.arange(num), most)
+    chunks = even_parts(torch.arange(num), most)
     assert torch.equal(torch.cat([torch.arange(0), *chunks]), torch.arange(num))
     sizes = [len(chunk) for chunk in chunks]
     assert not sizes or (max(sizes) <= most and max(sizes) - min(sizes) <= 1 and len(sizes) == math.ceil(num / most))

@@ -32,6 +32,7 @@ from fedelta.federation.records import Reply
 from fedelta.federation.rounds import federate
 from fedelta.params import Params, ParamSpec, TensorSpec, add
 from fedelta.privacy.randomness import Randomness, Secret, Seeded
+from fedelta.privacy.shown import shown_epsilon
 from fedelta.strategies.base import CombinedUpdates, RoundPlan, State, drawn
 from fedelta.strategies.fedavg import FedAvg
 from fedelta.strategies.fednova import FedNova
@@ -343,8 +344,9 @@ def test_the_round_that_would_break_the_budget_is_not_begun_and_the_one_before_i
     assert [outcome.evaluation is not None for outcome in outcomes] == [False] * (last.round - 1) + [True]
     [message] = [record.getMessage() for record in caplog.records]
     assert message == (
-        f"the privacy budget ends the run after round {last.round} of 50: epsilon is {last.epsilons.pld:.4g} of at "
-        f"most 6, and round {last.round + 1} would make it {after:.4g}."
+        f"the privacy budget ends the run after round {last.round} of 50: epsilon is "
+        f"{shown_epsilon(last.epsilons.pld)} of at most 6, and round {last.round + 1} would make it "
+        f"{shown_epsilon(after)}."
     )
     # Nothing is left for a resumed run.
     assert list(federate(federation, next_of(last))) == []

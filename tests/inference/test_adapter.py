@@ -170,7 +170,8 @@ def test_the_card_describes_the_run_and_how_to_load(adapter, tmp_path):
 
 def test_the_card_of_a_private_run_says_what_is_promised_and_not_how_many_took_part(adapter, tmp_path):
     card = {
-        "rounds": 30, "privacy_unit": "client", "epsilon": 3.254, "delta": 1e-3, "noise_multiplier": 1.0,
+        "rounds": 30, "privacy_unit": "client", "epsilon": 3.2531, "epsilon_rdp": 4.9999, "delta": 1e-3,
+        "noise_multiplier": 1.0,
         "privacy": "Any one client could be added or removed: epsilon 3.254.", "stopped": "The budget is spent.",
         "uplink_bytes": 3 * 2**20, "full_model_bytes": 2**30, "relative_cost": 1.0, "wall_seconds": 61.25,
         "peak_memory_bytes": 2**30,
@@ -178,10 +179,11 @@ def test_the_card_of_a_private_run_says_what_is_promised_and_not_how_many_took_p
     write_adapter(tmp_path / "a", adapter, VIT, card)
     text = (tmp_path / "a/README.md").read_text()
     for expected in (
-        "| privacy unit | client |", "| epsilon | 3.254 |", "| delta | 0.001 |", "| noise multiplier | 1 |",
+        "| privacy unit | client |", "| epsilon | 3.254 |", "| epsilon rdp | 5 |",  # rounded up
+        "| delta | 0.001 |", "| noise multiplier | 1 |",
         "## Differential privacy\n\nAny one client could be added or removed: epsilon 3.254.\nThe budget is spent.\n",
         "\nCovered: the parameters of every round", "\nNot covered: the run directory",
-        f"\nAccounted by dp-accounting {version('dp-accounting')}.\n",
+        f"\nAccounted for by dp-accounting {version('dp-accounting')}.\n",
     ):  # fmt: skip
         assert expected in text
     for absent in ("uplink", "full model", "relative cost", "wall", "peak memory"):
@@ -197,6 +199,7 @@ def test_the_card_of_a_run_whose_noise_guarantees_nothing_covers_nothing(adapter
     text = (tmp_path / "a/README.md").read_text()
     assert "## Differential privacy\n\nNo guarantee.\n" in text
     assert "Covered" not in text
+    assert "Accounted for" not in text
     assert "| epsilon" not in text
 
 

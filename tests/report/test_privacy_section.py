@@ -14,6 +14,7 @@ from fedelta.errors import RunError
 from fedelta.record.numbers import UNKNOWN
 from fedelta.record.promise import Promise
 from fedelta.record.rundir import RunDirectory
+from fedelta.report import plots
 from fedelta.report.headline import Tile, headline
 from fedelta.report.privacy_section import section
 
@@ -41,9 +42,9 @@ def test_the_section_says_what_is_promised_covered_and_not_covered(tmp_path: Pat
     # Invented: 3.25 * sqrt(3 / 30) / 0.8075 = 1.27274 after round 3, and 1.22 times as much by RDP.
     text = alone(private(tmp_path / "run")).plain
     for expected in (
-        "with all of its data: epsilon 1.273 at delta 0.001 (by RDP 1.553).",
-        "The server sees every update, and is trusted to clip it and to add the noise.",
-        "Noise from the seed of the run: for tests and simulations only.",
+        "with all of its data (added or removed), with epsilon 1.273 at delta 0.001 (1.553 by RDP).",
+        "The server sees every update and is trusted to clip it and to add the noise.",
+        "The noise comes from the seed of the run, for tests and simulations: whoever knows the seed can remove it",
         "Noise multiplier 0.8075, clipping norm 1.00. No round may exceed epsilon 5.",
         "Covered: the parameters of every round",
         "Not covered: the run directory",
@@ -138,3 +139,15 @@ def test_every_unit_has_its_words(tmp_path: Path):
         promise: Promise = replace(PROMISE, unit=unit)
         text = text_of(make_run(tmp_path / unit, replace(SMALL, promise=promise)).path)
         assert f"{words}, delta 0.001" in text
+
+
+def test_cohorts_that_differ_in_size_are_counted_as_their_mean(tmp_path: Path):
+    run = history_of(private(tmp_path / "run"))
+    assert "3 rounds, 2 of 6 clients a round" in headline(run).progress
+    strategy = {**run.config["strategy"], "sampling": "poisson"}
+    empty = {**run.rounds[0], "cohort": [], "cumulative_bytes": 0}
+    run = replace(run, config={**run.config, "strategy": strategy}, rounds=[empty, *run.rounds[1:]])
+    assert "3 rounds, about 2 of 6 clients a round" in headline(run).progress
+    # Two clients, two directions, four bytes of each scalar.
+    assert run.full_round_bytes == 2 * 2 * 4 * run.model["total_parameters"]
+    plots.measure_by_traffic([run])

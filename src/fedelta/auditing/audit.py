@@ -107,11 +107,11 @@ def audit(
             "between 0 and 1."
         )
     run = RunDirectory.open(Path(directory))
-    found = _read(run)
-    tried = _tried(found)
-    streams = Streams(seed, is_secret=found.promise.randomness == "secure", noise=0.0 if without_noise else 1.0)
+    audited = _read(run)
+    tried = _tried(audited)
+    streams = Streams(seed, is_secret=audited.promise.randomness == "secure", noise=0.0 if without_noise else 1.0)
     trials = tried.trials.trials(num_trials // 2, streams)
-    record = _record(found, tried, trials, confidence) | {"seed": seed, "noise": "off" if without_noise else "on"}
+    record = _record(audited, tried, trials, confidence) | {"seed": seed, "noise": "off" if without_noise else "on"}
     key = "without_noise" if without_noise else "with_noise"
     with run.locked():
         before = read_json(run.path / AUDIT) if (run.path / AUDIT).exists() else {}
@@ -250,7 +250,7 @@ def _record(run: _Run, tried: _Tried, trials: Trials, confidence: float) -> Reco
     result = measured(trials, size.releases, delta, confidence)
     accounted = epsilons(size.releases, delta).pld
     return {
-        "sentence": sentence(result, accounted, 2 * len(trials.present), confidence),
+        "sentence": verdict(result, accounted, 2 * len(trials.present), confidence),
         "exceeds": result.exceeds,
         "privacy_unit": run.promise.unit,
         "delta": delta,
@@ -272,12 +272,15 @@ def _record(run: _Run, tried: _Tried, trials: Trials, confidence: float) -> Reco
     }
 
 
-def sentence(result: Measured, accounted: float, num_trials: int, confidence: float) -> str:
+def verdict(result: Measured, accounted: float, num_trials: int, confidence: float) -> str:
     """What an audit has found, for people."""
-    proved = (
-        f"In {num_trials:,} trials somebody who sees all that is released proved an epsilon of at least "
-        f"{result.epsilon:.2f} (confidence {confidence:.0%})"
-    )
+    somebody = f"In {num_trials:,} trials somebody who sees all that is released"
+    if result.epsilon < 0.005:  # 0.00 in two digits
+        return (
+            f"{somebody} proved nothing (confidence {confidence:.0%}); epsilon {accounted:.2f} is accounted for. That "
+            "is no proof of privacy: more trials can prove more."
+        )
+    proved = f"{somebody} proved an epsilon of at least {result.epsilon:.2f} (confidence {confidence:.0%})"
     if result.exceeds:
         return f"{proved}, more than the {accounted:.2f} that is accounted for: the noise is not what is claimed."
     return (

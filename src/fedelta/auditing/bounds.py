@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fedelta.auditing.profile import Profile
+from fedelta.auditing.curve import DeltaCurve
 from fedelta.privacy.state import Release
 
 Scores = NDArray[np.float64]
@@ -98,7 +98,7 @@ def measured(trials: Trials, releases: Mapping[Release, int], delta: float, conf
     limits = tuple(limits_at(second, threshold, chance) for threshold in _thresholds(first, delta, chance))
     any_mechanism = max(0.0, *(_epsilon(at, delta) for at in limits))
     scale = _scale(limits, releases)
-    kind = 0.0 if scale is None else Profile(releases, scale).epsilon(delta)
+    kind = 0.0 if scale is None else DeltaCurve(releases, scale).epsilon(delta)
     exceeds = scale is not None and scale <= 1
     return Measured(max(any_mechanism, kind), any_mechanism, kind, exceeds, limits, len(second.absent))
 
@@ -130,7 +130,7 @@ def limits_at(trials: Trials, threshold: float, chance: float) -> Limits:
     return Limits(threshold, float(true_positives[0]), float(false_positives[0]))
 
 
-def refutes(limits: tuple[Limits, ...], profile: Profile) -> bool:
+def refutes(limits: tuple[Limits, ...], curve: DeltaCurve) -> bool:
     """Whether no mechanism with this curve delta(epsilon) can have such limits."""
     for _, true_positives, false_positives in limits:
         for hit, false_alarm in ((true_positives, false_positives), (1 - false_positives, 1 - true_positives)):
@@ -138,7 +138,7 @@ def refutes(limits: tuple[Limits, ...], profile: Profile) -> bool:
                 continue
             # A curve can only be above the line hit - e^epsilon false_alarm where that is positive.
             for epsilon in np.linspace(0.0, math.log(hit / false_alarm), 24, endpoint=False):
-                if hit - math.exp(epsilon) * false_alarm > profile.delta(float(epsilon)):
+                if hit - math.exp(epsilon) * false_alarm > curve.delta(float(epsilon)):
                     return True
     return False
 
@@ -188,7 +188,7 @@ def _scale(limits: tuple[Limits, ...], releases: Mapping[Release, int]) -> float
     """
 
     def is_refuted(scale: float) -> bool:
-        return refutes(limits, Profile(releases, scale))
+        return refutes(limits, DeltaCurve(releases, scale))
 
     low, high = (_SMALLEST_SCALE, 1.0) if is_refuted(1.0) else (1.0, _LARGEST_SCALE)
     if high > 1 and not is_refuted(high):

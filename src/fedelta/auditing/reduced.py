@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from fedelta.auditing.profile import Profile
+from fedelta.auditing.curve import DeltaCurve
 from fedelta.privacy.state import Release
 
 Releases = Mapping[Release, int]
@@ -47,7 +47,7 @@ def reduced(
     """
 
     def epsilon() -> float:
-        return Profile(releases_of(num_units, times)).epsilon(delta)
+        return DeltaCurve(releases_of(num_units, times)).epsilon(delta)
 
     while times > 1 and epsilon() > _LARGEST:
         times //= 2

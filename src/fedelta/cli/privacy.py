@@ -48,18 +48,15 @@ def _table_of_facts(result: Forecast) -> Table:
 
 
 def _table_of_rounds(result: Forecast) -> Table:
-    from fedelta.record.privacy import shown_epsilon
-
-    def shown(epsilon: float) -> str:
-        return "infinite" if epsilon == float("inf") else shown_epsilon(epsilon)
+    from fedelta.privacy.shown import shown_epsilon
 
     who = "the least protected client" if result.median is not None else "every client"
     table = Table("after round", "epsilon, PLD", "epsilon, RDP", title=f"of {who}, at delta {result.promise.delta:g}")
     for column in table.columns:
         column.justify = "right"
     for round, both in result.rounds.items():
-        table.add_row(f"{round:,}", shown(both.pld), shown(both.rdp))
+        table.add_row(f"{round:,}", shown_epsilon(both.pld), shown_epsilon(both.rdp))
     if result.median is not None:
         table.add_section()
-        table.add_row(f"{result.num_rounds:,}, median client", shown(result.median.pld), shown(result.median.rdp))
+        table.add_row(f"{result.num_rounds:,}, median client", *map(shown_epsilon, result.median))
     return table

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from fedelta.privacy.shown import shown_epsilon
 from fedelta.record.numbers import MIB, UNKNOWN, bare, count, duration, headed, in_unit, mebibytes
-from fedelta.record.privacy import shown_epsilon
 from fedelta.tasks.base import Measure
 
 if TYPE_CHECKING:

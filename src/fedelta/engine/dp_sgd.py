@@ -78,7 +78,7 @@ def private_gradient(
     masks = int(torch.randint(2**62, (), generator=job.noise))
     num_scalars = bank.grads_KP.shape[1]
     total_P = bank.grads_KP.new_zeros(num_scalars, dtype=torch.float64)
-    for rows_A in in_chunks(batch, lanes.num):
+    for rows_A in even_parts(batch, lanes.num):
         # Dropout of an example must not depend on which others are in the batch.
         dropout = [stream(masks, row) for row in rows_A.tolist()]
         with lanes.training([1] * len(rows_A), dropout):
@@ -87,7 +87,7 @@ def private_gradient(
     return total_P.add_(_noise(job, step, num_scalars).to(total_P))
 
 
-def in_chunks(batch: Tensor, most: int) -> Sequence[Tensor]:
+def even_parts(batch: Tensor, most: int) -> Sequence[Tensor]:
     """`batch` in as few parts of at most `most` rows as possible, as even as possible; none if it is empty."""
     return batch.tensor_split(-(-len(batch) // most)) if len(batch) else ()
 

@@ -20,6 +20,7 @@ from fedelta.federation.records import LOST, Rejection, RoundOutcome, Transfer
 from fedelta.federation.replies import Accepted, Intake
 from fedelta.params import Params, ParamSpec, is_finite, select
 from fedelta.privacy.guarantee import Guarantee
+from fedelta.privacy.shown import shown_epsilon
 from fedelta.privacy.state import Spent
 from fedelta.strategies.base import RoundPlan
 from fedelta.tasks.base import Evaluation
@@ -94,15 +95,20 @@ def _note_budget(federation: Federation, standing: Standing) -> None:
     """Logs that the privacy budget ends the run."""
     if (guarantee := federation.privacy) is not None:
         logger.warning(
-            "the privacy budget ends the run after round %d of %d: epsilon is %.4g of at most %g, and round %d would "
-            "make it %.4g.",
+            "the privacy budget ends the run after round %d of %d: epsilon is %s of at most %g, and round %d would "
+            "make it %s.",
             standing.rounds_done,
             federation.strategy.num_rounds,
-            guarantee.epsilon(standing.privacy.spent),
+            _shown(guarantee, standing.privacy.spent),
             guarantee.limit,
             standing.rounds_done + 1,
-            guarantee.epsilon(_spent_with_next(federation, guarantee, standing)),
+            _shown(guarantee, _spent_with_next(federation, guarantee, standing)),
         )
+
+
+def _shown(guarantee: Guarantee, spent: Spent) -> str:
+    """The epsilon of `spent` in words."""
+    return shown_epsilon(guarantee.epsilon(spent))
 
 
 def _round(federation: Federation, standing: Standing, plan: RoundPlan) -> RoundOutcome:

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from fedelta.modalities.base import Modality
 from fedelta.modalities.settings import Preparation
 from fedelta.modalities.table import MODALITIES
+from fedelta.privacy.shown import shown_epsilon
 from fedelta.record import numbers
 from fedelta.record.neutral import code, markdown, yaml
 from fedelta.record.privacy import COVERED, NOT_COVERED
@@ -74,8 +75,8 @@ def render(
         "## Federated training\n",
         *_figures(card),
         *_warnings(card),
-        *_privacy(card),
         *_preparation(card, preparation),
+        *_privacy(card),
         "\n## Loading\n",
         *_loading(tuning_name, base, class_names, card, has_weights=has_weights, preparation=preparation),
         "",
@@ -147,6 +148,8 @@ def _text(key: str, value: object, measures: Mapping[str, Measure]) -> str:
         text = numbers.size(value)
     elif key.endswith("_seconds") and isinstance(value, int | float):
         text = numbers.duration(value)
+    elif key in ("epsilon", "epsilon_rdp") and isinstance(value, float):
+        text = shown_epsilon(value)
     elif isinstance(value, float):
         text = f"{value:g}"
     elif isinstance(value, int) and not isinstance(value, bool):
@@ -183,7 +186,8 @@ def _privacy(card: Mapping[str, object]) -> list[str]:
         lines.append(markdown(str(card["stopped"])))
     if card.get("epsilon") is not None:
         lines += [f"\nCovered: {COVERED[unit]}.", f"\nNot covered: {NOT_COVERED[unit]}."]
-    return [*lines, f"\nAccounted by dp-accounting {version('dp-accounting')}."]
+        lines.append(f"\nAccounted for by dp-accounting {version('dp-accounting')}.")
+    return lines
 
 
 def _section(config: Mapping[str, object], name: str) -> Mapping[str, object]:

@@ -170,9 +170,23 @@ class History:
 
     @property
     def full_round_bytes(self) -> int | None:
-        """Bytes of the first round with the whole model in float32, both directions."""
+        """Bytes of a round with the whole model in float32, both directions; None before the first."""
         total = self.model.get("total_parameters")
-        return full_model_bytes(total, 2 * len(self.rounds[0]["cohort"])) if total and self.rounds else None
+        size = self.cohort_size
+        return full_model_bytes(total, 2 * size) if total and size and self.rounds else None
+
+    @property
+    def draws_by_chance(self) -> bool:
+        """Whether cohorts are Poisson samples, which differ in size and may be empty."""
+        return bool(self.value("strategy.sampling") == "poisson")
+
+    @property
+    def cohort_size(self) -> int | None:
+        """Number of clients of the first round; the expected number where cohorts differ in size; None if unknown."""
+        if self.rounds and not self.draws_by_chance:
+            return len(self.rounds[0]["cohort"])
+        planned = self.value("strategy.clients_per_round")
+        return planned if isinstance(planned, int) else None
 
     @property
     def bytes_per_client_round(self) -> float | None:

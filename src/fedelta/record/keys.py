@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from fedelta.durable import is_private
+from fedelta.durable import only_owner_may_read
 from fedelta.errors import CheckpointError
 from fedelta.record.origin import Origin
 
@@ -24,7 +24,7 @@ def read_key(run: Path) -> bytes:
     """
     path = run / KEY
     try:
-        key, is_ours = path.read_bytes(), is_private(path)
+        key, is_ours = path.read_bytes(), only_owner_may_read(path)
     except OSError as error:
         raise CheckpointError(
             f"the key of the run's noise, {str(path)!r}, cannot be read: {error.strerror}.",

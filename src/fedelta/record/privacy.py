@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from fedelta.federation.records import RoundOutcome
 from fedelta.privacy.settings import Privacy
+from fedelta.privacy.shown import shown_epsilon
 from fedelta.record.files import Record, read_json
 from fedelta.record.promise import WITHOUT_GUARANTEE, Promise
 from fedelta.record.rundir import RunDirectory
@@ -18,20 +19,20 @@ from fedelta.record.rundir import RunDirectory
 NO_GUARANTEE = "no guarantee"
 # In `summary.json`: the sentence that a run ends with whose next round would have exceeded its epsilon.
 STOPPED = "stopped"
-_DIGITS = 4
-_CHANGES = {
-    "example": "Any one example of any one client could be added or removed",
-    "client": "Any one client could be added or removed, with all of its data",
-    "local": "All data of any one client could be replaced by any other data",
+_PROTECTED = {
+    "example": "any one example of any one client (added or removed)",
+    "client": "any one client with all of its data (added or removed)",
+    "local": "all data of any one client (replaced by any other data)",
 }
 _TRUST = {
-    "example": "Uploads are private before they are sent: nobody is trusted.",
-    "client": "The server sees every update, and is trusted to clip it and to add the noise.",
-    "local": "Uploads are private before they are sent: nobody is trusted.",
+    "example": "Clients add the noise before they send anything, so neither the server nor other clients are trusted.",
+    "client": "The server sees every update and is trusted to clip it and to add the noise.",
+    "local": "Clients add the noise before they send anything, so neither the server nor other clients are trusted.",
 }
 _NOISE = {
-    "seeded": "Noise from the seed of the run: for tests and simulations only.",
-    "secure": "Noise from secret keys.",
+    "seeded": "The noise comes from the seed of the run, for tests and simulations: whoever knows the seed can remove "
+    "it, and then nothing is protected.",
+    "secure": "The noise comes from secret keys.",
 }
 # Texts that do not depend on a run: what the guarantee holds for, and what it does not.
 COVERED = {
@@ -44,9 +45,9 @@ COVERED = {
 }
 NOT_COVERED = {
     "example": "how many examples a client has, which counts as public; in which rounds it took part; and "
-    "examples that belong together, such as many of one patient, as one",
-    "client": "the run directory and this page, which tell who was in which cohort, how many examples clients have and "
-    "how much they sent: they belong to the server; and single clients that act together, as one",
+    "several examples that belong together, such as all of one patient, as one",
+    "client": "the run directory with its report, which tells who was in which cohort, how many examples clients have "
+    "and how much they sent, and belongs to the server; and clients that belong together, as one",
     "local": "how many examples a client has and in which rounds it took part",
 }
 
@@ -112,12 +113,12 @@ def sentence(promise: Promise, epsilon: float | None, epsilon_rdp: float | None)
         return f"{why_unknown(promise)} {_NOISE[promise.randomness]}"
     strength = f"epsilon {shown_epsilon(epsilon)} at delta {promise.delta:g}"
     beside = (
-        f" (by RDP {shown_epsilon(epsilon_rdp)})" if promise.accountant == "pld" and epsilon_rdp is not None else ""
+        f" ({shown_epsilon(epsilon_rdp)} by RDP)" if promise.accountant == "pld" and epsilon_rdp is not None else ""
     )
     known = (
         f"{strength}{beside}" if epsilon is not None else f"{why_unknown(promise).removesuffix('.').lower()}{beside}"
     )
-    return f"{_CHANGES[promise.unit]}: {known}. {_TRUST[promise.unit]} {_NOISE[promise.randomness]}"
+    return f"Protected: {_PROTECTED[promise.unit]}, with {known}. {_TRUST[promise.unit]} {_NOISE[promise.randomness]}"
 
 
 def why_unknown(promise: Promise) -> str:
@@ -128,21 +129,6 @@ def why_unknown(promise: Promise) -> str:
             "bounds nothing."
         )
     return f"No finite epsilon at delta {promise.delta:g}."
-
-
-def shown_epsilon(epsilon: float | None) -> str:
-    """An epsilon with at most four digits, rounded up, since it is an upper bound.
-
-    >>> shown_epsilon(3.253941), shown_epsilon(31.1361), shown_epsilon(4.9999999), shown_epsilon(0.0)
-    ('3.254', '31.14', '5', '0')
-    """
-    if epsilon is None:
-        return "unknown"
-    if epsilon <= 0:
-        return "0"
-    step = 10.0 ** (math.floor(math.log10(epsilon)) - _DIGITS + 1)
-    # Guarded: 3.254 / 0.001 is slightly more than 3254.
-    return f"{math.ceil(round(epsilon / step, 6)) * step:.{_DIGITS}g}"
 
 
 def is_void(record: Record, promise: Promise | None) -> bool:

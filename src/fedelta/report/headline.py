@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from fedelta.privacy.shown import shown_epsilon
 from fedelta.record.history import History
 from fedelta.record.numbers import (
     TIMES,
@@ -18,7 +19,7 @@ from fedelta.record.numbers import (
     shown,
     size,
 )
-from fedelta.record.privacy import NO_GUARANTEE, shown_epsilon, why_unknown
+from fedelta.record.privacy import NO_GUARANTEE, why_unknown
 from fedelta.record.status import read_status
 from fedelta.report.exits import read_exits
 
@@ -131,13 +132,13 @@ def _unfinished(run: History) -> str:
 
 
 def _progress(run: History) -> str:
-    cohort_size = len(run.rounds[0]["cohort"]) if run.rounds else run.value("strategy.clients_per_round")
+    cohort_size, about = run.cohort_size, "about " if run.draws_by_chance else ""
     num_clients = len(run.partition.counts) if run.partition else None
     of_all = f" of {count(num_clients)}" if num_clients else ""
     clients = "client" if (num_clients or cohort_size) == 1 else "clients"
     num_rounds = "1 round" if len(run.rounds) == 1 else f"{len(run.rounds)} rounds"
     rounds = f"{num_rounds}, " if run.finished else ""
-    return f"{rounds}{cohort_size}{of_all} {clients} a round, begun {_date(run)}"
+    return f"{rounds}{about}{cohort_size}{of_all} {clients} a round, begun {_date(run)}"
 
 
 def _date(run: History) -> str:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from fedelta.privacy.shown import shown_epsilon
 from fedelta.record.history import History
 from fedelta.record.numbers import UNKNOWN, capitalised, three_digits
-from fedelta.record.privacy import COVERED, NO_GUARANTEE, NOT_COVERED, sentence, shown_epsilon
+from fedelta.record.privacy import COVERED, NO_GUARANTEE, NOT_COVERED, sentence
 from fedelta.record.promise import Promise
 from fedelta.report.elements import Line, Picture, Table, legend, picture
 from fedelta.report.privacy_plots import clipping_by_round, epsilon_by_round, is_adaptive, measure_by_epsilon, points

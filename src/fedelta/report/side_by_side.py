@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from fedelta.privacy.shown import shown_epsilon
 from fedelta.record.files import flatten
 from fedelta.record.history import History
 from fedelta.record.numbers import UNKNOWN, capitalised, count, duration, mebibytes, percent, shown
-from fedelta.record.privacy import NO_GUARANTEE, shown_epsilon
+from fedelta.record.privacy import NO_GUARANTEE
 from fedelta.report.elements import Table
 from fedelta.report.headline import is_cheaper, saving
 

@@ -52,7 +52,7 @@ def test_an_occasion_that_is_forgotten_is_counted_again(tmp_path):
 
 
 def test_a_client_whose_limit_would_be_exceeded_is_left_out_and_the_others_are_not(tmp_path):
-    # Gaussian 1 twice is epsilon 6.57 at delta 1e-5, so 6 admits one.
+    # Gaussian 1 twice is epsilon 6.573 at delta 1e-5, so 6 admits one.
     assert epsilons({Release(1.0): 2}, DELTA).pld > 6
     limited = account(tmp_path, 6.0)
     assert limited.admit("a", {"kiel": due("1")}) == {"kiel"}
@@ -107,9 +107,9 @@ def test_an_account_that_cannot_be_read_admits_nothing(tmp_path, content):
 def test_the_last_line_says_what_is_spent_of_what(tmp_path):
     assert said(tmp_path) == ""
     account(tmp_path, 6.0).admit("a", {"kiel": due("1")})
-    assert said(tmp_path) == "privacy: epsilon 4.38 of at most 6 is spent for this client in all runs, at delta 1e-05"
+    assert said(tmp_path) == "privacy: epsilon 4.378 of at most 6 is spent for this client in all runs, at delta 1e-05"
     account(tmp_path).admit("a", {"kiel": due("2"), "husum": due("1")})
-    assert said(tmp_path).startswith("privacy: epsilon 6.57 is spent for the least protected of these clients")
+    assert said(tmp_path).startswith("privacy: epsilon 6.573 is spent for the least protected of these clients")
 
 
 def test_an_empty_account_is_made_once(tmp_path):

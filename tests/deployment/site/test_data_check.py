@@ -80,6 +80,6 @@ def test_what_a_site_insists_on_and_has_spent_is_told(tmp_path):
     assert said(tmp_path, clients="0-3", privacy=insists)[-3:] == [
         "privacy: only runs that protect 'example' or more, and at most epsilon 6 in all runs",
         # Every recipe divides these data anew, so that client 0 may have had the rows of client 3.
-        "privacy: epsilon 4.38 is spent for client '0', at delta 1e-05",
-        "privacy: epsilon 4.38 is spent for client '3', at delta 1e-05",
+        "privacy: epsilon 4.378 is spent for client '0', at delta 1e-05",
+        "privacy: epsilon 4.378 is spent for client '3', at delta 1e-05",
     ]

@@ -148,7 +148,7 @@ def test_a_site_tells_what_a_recipe_protects_and_what_has_been_spent(tmp_path):
         "privacy: unit 'example', with noise of this site's own key",
         "privacy: unit 'client', with noise of the server, which is trusted",
         "privacy: unit 'local', BUT NOISE FROM THE RECIPE'S SEED: whoever has the recipe can take it out again",
-        "privacy: epsilon 4.38 of at most 6 is spent for this client in all runs, at delta 1e-05",
+        "privacy: epsilon 4.378 of at most 6 is spent for this client in all runs, at delta 1e-05",
     ]
 
 

@@ -23,7 +23,7 @@ from pydantic import AfterValidator, Field, ValidationError
 from fedelta.deployment import naming
 from fedelta.deployment.server import certificates
 from fedelta.deployment.server.certificates import AUTHORITY_DAYS, SERVER_DAYS, Certificates
-from fedelta.durable import is_private, make_private, write_atomic, write_secret
+from fedelta.durable import make_private, only_owner_may_read, write_atomic, write_secret
 from fedelta.errors import ConfigError, InputError
 from fedelta.settings.base import Settings
 from fedelta.settings.explain import explain
@@ -210,7 +210,7 @@ def refuse_open_secrets(hub: Hub) -> None:
         InputError: names all of them.
     """
     secret_files = (hub.certificates.server_key, hub.certificates.authority_key, hub.secret, hub.state)
-    shared = [str(path) for path in secret_files if path.exists() and not is_private(path)]
+    shared = [str(path) for path in secret_files if path.exists() and not only_owner_may_read(path)]
     if shared:
         raise InputError(
             f"others on this machine can read {', '.join(map(repr, shared))}.",

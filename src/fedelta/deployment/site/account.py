@@ -23,6 +23,7 @@ from fedelta.durable import write_atomic
 from fedelta.errors import InputError
 from fedelta.privacy.accounting import worst
 from fedelta.privacy.bounds import rdp_epsilon
+from fedelta.privacy.shown import shown_epsilon
 from fedelta.privacy.state import Release
 
 ACCOUNT = "privacy.json"
@@ -144,7 +145,7 @@ class Account:
         most = "" if self.limit.epsilon is None else f" of at most {self.limit.epsilon:g}"
         who = "this client" if len(totals) == 1 else "the least protected of these clients"
         epsilon, delta = self._epsilon(*totals), self.limit.delta
-        return f"privacy: epsilon {epsilon:.3g}{most} is spent for {who} in all runs, at delta {delta:g}"
+        return f"privacy: epsilon {shown_epsilon(epsilon)}{most} is spent for {who} in all runs, at delta {delta:g}"
 
     def _read(self) -> dict[str, Any]:  # Any: JSON
         try:

@@ -15,6 +15,7 @@ from fedelta.deployment.site.settings import SiteSettings
 from fedelta.errors import listed
 from fedelta.models.source import ModelSource, read_config
 from fedelta.plugins import load_plugin
+from fedelta.privacy.shown import shown_epsilon
 from fedelta.tasks.classification import Classification
 from fedelta.tasks.known_classes import OTHERS, KnownClasses
 
@@ -54,7 +55,8 @@ def _privacy(settings: SiteSettings) -> Iterator[str]:
         most = "" if insists.max_epsilon is None else f", and at most epsilon {insists.max_epsilon:g} in all runs"
         yield f"privacy: only runs that protect {insists.unit!r} or more{most}"
     for client, epsilon in sorted(spent.items(), key=lambda pair: -pair[1])[:_NUM_SHOWN]:
-        yield f"privacy: epsilon {epsilon:.3g} is spent for client {client!r}, at delta {insists.max_delta:g}"
+        strength = f"epsilon {shown_epsilon(epsilon)} is spent for client {client!r}, at delta {insists.max_delta:g}"
+        yield f"privacy: {strength}"
     if len(spent) > _NUM_SHOWN:
         yield f"privacy: and less for {len(spent) - _NUM_SHOWN} more clients"
 

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from fedelta.deployment.naming import client_numbers, host_and_port, site_name
-from fedelta.durable import is_private, make_private, write_atomic, write_secret
+from fedelta.durable import make_private, only_owner_may_read, write_atomic, write_secret
 from fedelta.errors import InputError
 
 SETTINGS, KEY, AUTHORITY = "site.toml", "site.key", "ca.crt"
@@ -87,7 +87,7 @@ def read_key(path: Path) -> EllipticCurvePrivateKey:
         raise InputError(f"{str(path)!r} is no private key in OpenSSH's format.", hint=advice) from error
     if not isinstance(key, EllipticCurvePrivateKey):
         raise InputError(f"the key {str(path)!r} is not one of a NIST curve, which Flower expects.", hint=advice)
-    if not is_private(path):
+    if not only_owner_may_read(path):
         raise InputError(
             f"others than its owner may read the site's key {str(path)!r}.", hint=f"chmod 600 {quote(str(path))}"
         )

@@ -17,7 +17,7 @@ from fedelta.config import Config
 from fedelta.deployment.site.account import Account, Due, Limit
 from fedelta.deployment.site.requests import Prepare, Train, Trainee
 from fedelta.deployment.site.settings import SiteSettings
-from fedelta.durable import is_private, write_secret
+from fedelta.durable import only_owner_may_read, write_secret
 from fedelta.errors import InputError
 from fedelta.federation.client import Site
 from fedelta.federation.memory import Memory
@@ -74,7 +74,7 @@ def account_of(settings: SiteSettings) -> Account:
 
 
 @dataclass(frozen=True)
-class Guard:
+class Protection:
     """Lets clients train as far as the site allows it.
 
     Args:
@@ -93,8 +93,8 @@ class Guard:
     def counts(self) -> bool:
         """Whether the site itself makes its clients' uploads private, so that there is something to count."""
         settings = self.privacy.settings
-        is_private = settings.unit in ("example", "local") and settings.mechanism == "gaussian"
-        return is_private and self.privacy.randomness.is_secure
+        is_by_site = settings.unit in ("example", "local") and settings.mechanism == "gaussian"
+        return is_by_site and self.privacy.randomness.is_secure
 
     def admit(
         self, site: Site, request: Train, downloads: list[bytes], memories: Mapping[int, Memory]
@@ -155,7 +155,7 @@ def _secret(state: Path, settings: SiteSettings) -> Secret:
             "the site's account of what it has released is lost, so that it can release nothing more.",
             hint=f"bring it back from a copy; if it may begin anew at 0, delete {KEY} in the state folder too.",
         )
-    if not is_private(path):
+    if not only_owner_may_read(path):
         raise InputError("others than its owner may read the site's key for noise.", hint=f"chmod 600 {KEY}")
     key = path.read_bytes()
     if len(key) != KEY_BYTES:

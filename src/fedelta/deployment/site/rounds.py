@@ -15,7 +15,7 @@ from typing import Any
 from fedelta.assembly.deployed import Deployed
 from fedelta.codecs.cast import Cast
 from fedelta.codecs.wire import decode
-from fedelta.deployment.site.protection import Guard
+from fedelta.deployment.site.protection import Protection
 from fedelta.deployment.site.requests import ClientVersion, Evaluate, Train, Trainee, indexed
 from fedelta.errors import PayloadError, RoundError
 from fedelta.federation.memory import Memories, Memory
@@ -31,7 +31,9 @@ _SPENT = {"reason": "the site releases no more about this client: its own limit 
 _FORGOT = {"reason": "the site no longer has what the client remembers", "cause": "forgot"}
 
 
-def trained(deployed: Deployed, guard: Guard | None, store: MemoryStore, request: Train, blobs: Blobs) -> Message:
+def trained(
+    deployed: Deployed, protection: Protection | None, store: MemoryStore, request: Train, blobs: Blobs
+) -> Message:
     """The answer to `train`: an upload or a fault of each client.
 
     Raises:
@@ -51,8 +53,8 @@ def trained(deployed: Deployed, guard: Guard | None, store: MemoryStore, request
         memories[client.id] = memory if client.keeps_adrift else replace(memory, adrift={})
     site = replace(deployed.site, memories=Memories(memories))
     admitted = set(memories)
-    if guard is not None:
-        privacy, admitted = guard.admit(site, request, downloads, memories)
+    if protection is not None:
+        privacy, admitted = protection.admit(site, request, downloads, memories)
         site = replace(site, privacy=privacy)
     for client_id in sorted(memories.keys() - admitted):
         answers.add_fault(client_id, _SPENT)

@@ -27,7 +27,7 @@ from fedelta.assembly.site import read_raw
 from fedelta.config import Config
 from fedelta.data.sources import RawData
 from fedelta.deployment.site.merging import merged
-from fedelta.deployment.site.protection import Guard, account_of, refuse_statistics, site_privacy
+from fedelta.deployment.site.protection import Protection, account_of, refuse_statistics, site_privacy
 from fedelta.deployment.site.refusals import refusal
 from fedelta.deployment.site.requests import Describe, Evaluate, Finish, Prepare, Train, read
 from fedelta.deployment.site.rounds import Blobs, evaluated, trained
@@ -161,10 +161,10 @@ class Service:
         return act(_InRun(deployed, prepare, self._store(request.run)), request)
 
     def _train(self, place: _InRun, request: Train, blobs: Blobs) -> Message:
-        config, guard = place.deployed.config, None
+        config, protection = place.deployed.config, None
         if (privacy := site_privacy(config, place.prepare, self.settings)) is not None:
-            guard = Guard(privacy, account_of(self.settings), place.prepare, config.to_toml())
-        return trained(place.deployed, guard, place.store, request, blobs)
+            protection = Protection(privacy, account_of(self.settings), place.prepare, config.to_toml())
+        return trained(place.deployed, protection, place.store, request, blobs)
 
     def _evaluate(self, place: _InRun, request: Evaluate, blobs: Blobs) -> Message:
         privacy = self.settings.privacy

@@ -16,7 +16,7 @@ _NORMAL = NormalDist()
 _INTERVAL, _COARSE_INTERVAL = 1e-3, 1e-2
 
 
-class Profile:
+class DeltaCurve:
     """The curve of releases whose noise multipliers are `scale` times those of `releases`.
 
     Args:
