@@ -171,13 +171,14 @@ def test_the_worst_client_has_the_largest_epsilon_of_all():
     assert worst(everyone, 1e-5) == Epsilons(max(e.pld for e in single), max(e.rdp for e in single))
 
 
+@pytest.mark.slow
 def test_calibration_gives_the_reference_noise():
     noise = calibrated([scaled(STANDARD, 1.0)], 1e-3, 5.0)
     assert noise == pytest.approx(0.8075, abs=1e-4)
     assert 5 * (1 - 2e-3) < epsilons(scaled(STANDARD, noise), 1e-3).pld <= 5
 
 
-@pytest.mark.parametrize("target", [0.05, 3.0])
+@pytest.mark.parametrize("target", [0.05, pytest.param(3.0, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("releases", [{Release(1.0, 0.02): 200}, {Release(0.5): 3}])
 def test_calibrated_noise_stays_within_its_target_and_wastes_little(releases: dict[Release, int], target: float):
     noise = calibrated([releases], 1e-5, target)
@@ -192,9 +193,9 @@ def test_calibration_by_rdp_holds_for_its_own_bound():
 
 def test_calibration_protects_whoever_needs_most():
     # By RDP the first has more epsilon at a noise of 1, by PLD the order may be another one.
-    everyone = [{Release(1.0, 0.5): 4}, {Release(1.0, 0.05): 400}, {Release(1.0, 0.01): 10}]
-    noise = calibrated(everyone, 1e-5, 0.5)
-    assert 0.5 * (1 - 2e-3) < worst([scaled(releases, noise) for releases in everyone], 1e-5).pld <= 0.5
+    everyone = [{Release(1.0, 0.5): 4}, {Release(1.0, 0.05): 100}, {Release(1.0, 0.01): 10}]
+    noise = calibrated(everyone, 1e-3, 0.2)
+    assert 0.2 * (1 - 2e-3) < worst([scaled(releases, noise) for releases in everyone], 1e-3).pld <= 0.2
 
 
 def test_calibration_says_when_no_noise_is_enough():
@@ -215,9 +216,9 @@ def test_what_the_library_says_of_orders_stays_out_of_the_output(caplog: pytest.
     assert not logging.getLogger("absl").disabled
 
 
-@settings(max_examples=4)
+@settings(max_examples=3)
 @given(
-    noise=st.floats(2, 20),
+    noise=st.floats(4, 20),
     rate=st.floats(0.001, 1),
     times=st.integers(1, 300),
     more=st.floats(1.01, 2),
