@@ -94,7 +94,7 @@ class Uncounted:
 
     limit: None = None
 
-    def after(self, state: PrivacyState, round: int, client_ids: object, *, is_silent: bool = False) -> PrivacyState:
+    def after(self, state: PrivacyState, round: int, client_ids: object) -> PrivacyState:
         return state
 
     def epsilons(self, spent: Spent) -> Epsilons:

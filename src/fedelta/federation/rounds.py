@@ -85,13 +85,7 @@ def _may_begin(federation: Federation, standing: Standing) -> bool:
 def _spent_with_next(federation: Federation, guarantee: Guarantee, standing: Standing) -> Spent:
     """What will have been released if all clients of the next round reply."""
     plan = _plan(federation, standing)
-    is_silent = _is_silent(federation, plan)
-    return guarantee.after(standing.privacy, plan.round, plan.cohort, is_silent=is_silent).spent
-
-
-def _is_silent(federation: Federation, plan: RoundPlan) -> bool:
-    """Whether the server of client-level privacy releases nothing in the round."""
-    return federation.central is not None and federation.central.is_silent(plan)
+    return guarantee.after(standing.privacy, plan.round, plan.cohort).spent
 
 
 def _note_budget(federation: Federation, standing: Standing) -> None:
@@ -171,7 +165,7 @@ def _released(
     privacy, guarantee = standing.privacy, federation.privacy
     if guarantee is not None:
         client_ids = set(plan.cohort) if may_repeat else set(plan.cohort) - intake.unreached
-        privacy = guarantee.after(privacy, plan.round, client_ids, is_silent=_is_silent(federation, plan))
+        privacy = guarantee.after(privacy, plan.round, client_ids)
     if intake.next_norm is not None:
         privacy = replace(privacy, clipping_norm=intake.next_norm, labels=intake.labels)
     return privacy

@@ -120,10 +120,6 @@ class Central:
         """Number of earlier rounds whose noise is a part of a round's noise."""
         return 0 if self.correlated is None else len(self.correlated.weights) - 1
 
-    def is_silent(self, plan: RoundPlan) -> bool:
-        """Whether a round of this plan releases nothing."""
-        return not plan.due and not self.is_adaptive
-
     def start(
         self, plan: RoundPlan, spec: ParamSpec, clipping_norm: float | None, labels: Sequence[str] = ()
     ) -> Noising:

@@ -62,16 +62,16 @@ class Guarantee:
         settings = self.settings
         return settings.target_epsilon if settings.max_epsilon is None else settings.max_epsilon
 
-    def after(
-        self, state: PrivacyState, round: int, client_ids: Collection[int], *, is_silent: bool = False
-    ) -> PrivacyState:
+    def after(self, state: PrivacyState, round: int, client_ids: Collection[int]) -> PrivacyState:
         """What has been released when `round` is over.
+
+        Every round of client-level privacy counts, also one in which no tensor is due (FedLAMA): when that is follows
+        from earlier results, and what is counted may not.
 
         Args:
             state: before the round.
             round: its number, from 1.
             client_ids: clients whose uploads may have been seen.
-            is_silent: whether a round of client-level privacy releases nothing: no tensor is due (FedLAMA).
         """
         if self.correlated is not None:
             # It takes the place of the release of the rounds before, which is a part of it.
@@ -80,8 +80,6 @@ class Guarantee:
         if self.settings.unit == "client":
             is_new = (round - 1) % self.cohort_rounds == 0
             before = () if is_new else state.releases_of_draw
-            if is_silent:
-                return replace(state, releases_of_draw=before)
             now = (*before, self.noise_multiplier)
             spent = grown(state.spent, {EVERYONE: (self._of_draw(before), -1)}) if before else state.spent
             spent = grown(spent, {EVERYONE: (self._of_draw(now), 1)})
