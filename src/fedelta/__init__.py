@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from fedelta.personalization import personalize as personalize
     from fedelta.plugins import load_plugin as load_plugin
     from fedelta.plugins import register as register
+    from fedelta.privacy.settings import Privacy as Privacy
     from fedelta.report.writing import write_report as write_report
     from fedelta.runtimes.remote.settings import Deployment as Deployment
     from fedelta.runtimes.settings import RuntimeSettings as RuntimeSettings
@@ -134,6 +135,7 @@ _MODULES = {
     "params": ("ParamSpec", "TensorSpec"),
     "personalization": ("personalize",),
     "plugins": ("load_plugin", "register"),
+    "privacy.settings": ("Privacy",),
     "report.writing": ("write_report",),
     "runtimes.remote.settings": ("Deployment",),
     "runtimes.settings": ("RuntimeSettings",),

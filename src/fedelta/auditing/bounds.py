@@ -171,7 +171,8 @@ def _thresholds(trials: Trials, delta: float, chance: float) -> list[float]:
             np.log(np.maximum(1 - high - delta, 0) / (1 - low)),
             ndtri(low) - ndtri(high),
         )
-    return [float(candidates[np.argmax(np.nan_to_num(value, nan=-np.inf))]) for value in values]
+    ranked = (np.argsort(-np.nan_to_num(value, nan=-np.inf), kind="stable") for value in values)
+    return [float(candidates[order[0]]) for order in ranked]
 
 
 def _epsilon(at: Limits, delta: float) -> float:
