@@ -224,6 +224,7 @@ def test_turns_are_counted_for_independent_noise_too():
     assert guarantee.noise_multiplier == pytest.approx(0.6898 * 7**0.5, rel=2e-3)
 
 
+@pytest.mark.slow
 def test_with_the_same_epsilon_banded_noise_disturbs_less_than_noise_without_amplification():
     # RMS of the noise in the sums of all rounds so far: fixed cohorts are counted as if everybody were in all of them.
     def error(sampling: str, mechanism: str, epsilon: float = 5.0) -> float:
