@@ -38,12 +38,13 @@ def federate(federation: Federation, standing: Standing) -> Iterator[RoundOutcom
     """
     # A server may have been killed in this round, with the uploads of clients that are not there any more.
     may_repeat = bool(federation.site_of)
-    while _goes_on(federation, standing):
+    goes_on = _goes_on(federation, standing)
+    while goes_on:
         outcome = _round(federation, standing, _plan(federation, standing), may_repeat=may_repeat)
         may_repeat = False
         standing = _after(standing, outcome)
-        is_last = not _goes_on(federation, standing)
-        evaluation = _evaluation(federation, outcome.params, outcome.round, is_last=is_last)
+        goes_on = _goes_on(federation, standing)
+        evaluation = _evaluation(federation, outcome.params, outcome.round, is_last=not goes_on)
         # The sites may have taken part in the evaluation.
         yield replace(outcome, evaluation=evaluation, sites=tuple(federation.attendance()))
 
