@@ -233,6 +233,7 @@ def _federation(
         evaluate=lambda params: evaluate(site, params, data.test),
         tiers=site.tiers,
         num_held_out=len(data.held_out),
+        replies_once=True,
     )
 
 

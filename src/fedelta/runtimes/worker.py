@@ -21,7 +21,7 @@ from fedelta.federation.client import Site
 from fedelta.params import Params
 from fedelta.record.environment import peak_memory_bytes
 from fedelta.runtimes.crossing import Values, answer_values, error_values, pack_of
-from fedelta.runtimes.parcels import Parcel, receive
+from fedelta.runtimes.parcels import Outbox, receive
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -51,6 +51,7 @@ def _serve(run: socket, make: Callable[[], Site]) -> None:
     site: Site | None = None
     downloads: list[bytes] = []
     decoded: dict[bytes, Params] = {}
+    outbox = Outbox()
     while True:
         try:
             values, blobs = receive(run)
@@ -66,13 +67,11 @@ def _serve(run: socket, make: Callable[[], Site]) -> None:
         except BaseException as error:  # noqa: BLE001 the run raises it
             result, blobs = {"error": error_values(error)}, []
         sys.stdout.flush()
-        parcel = Parcel({**result, "heard": heard, "peak_memory_bytes": peak_memory_bytes()}, blobs)
-        heard.clear()
         try:
-            parcel.send(run)
+            outbox.send(run, {**result, "heard": heard, "peak_memory_bytes": peak_memory_bytes()}, blobs)
         except OSError:
             return
-        parcel.close()
+        heard.clear()
 
 
 def _end_with(parent: int) -> None:
