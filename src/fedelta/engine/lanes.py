@@ -110,6 +110,7 @@ class LaneEngine:
         self._evaluated: tuple[Examples, Examples] | None = None
         if lanes.num > 1:
             self._prove_lanes(train)
+        self._model.read_out(self.bank, lanes, train, of_examples=self.takes_samples)
         if self.takes_samples:
             refuse_coupling(self._model, lanes, exits, task, train)
 
