@@ -199,7 +199,7 @@ class LoraConv(Wrapper):
         if lanes == 1 or not self.lanes.are_even:
             pairs = zip(parts, a_ARIMM, strict=True)
             return joined([conv2d(part, a, stride=self.stride, padding=self.padding) for part, a in pairs])
-        x_BGHW = torch.stack(list(parts), dim=1).flatten(1, 2)
+        x_BGHW = x.unflatten(0, (lanes, -1)).transpose(0, 1).flatten(1, 2)
         low = conv2d(x_BGHW, a_ARIMM.flatten(0, 1), stride=self.stride, padding=self.padding, groups=lanes)
         return low.view(-1, lanes, rank, *low.shape[2:]).transpose(0, 1).flatten(0, 1)
 

@@ -55,10 +55,10 @@ class LaneBatchNorm(LaneModule):
         parts, active = self.lanes.split(x), self.lanes.active
         # The views below would give a single row an unusual stride along the batch, for which PyTorch 2.13 computes
         # wrong gradients in later layers (seen in transformers' ResNet).
-        if active == 1 or not self.lanes.are_even or parts[0].numel() == x.shape[1]:
+        if active == 1 or not self.lanes.are_even or len(parts[0]) == 1:
             return joined([self._normalised(part, slice(lane, lane + 1)) for lane, part in enumerate(parts)])
         # Lanes of equal length need one call only, with the channels of all lanes as its channels.
-        y_BGHW = self._normalised(torch.stack(list(parts), dim=1).flatten(1, 2), slice(active))
+        y_BGHW = self._normalised(x.unflatten(0, (active, -1)).transpose(0, 1).flatten(1, 2), slice(active))
         return y_BGHW.view(-1, active, *x.shape[1:]).transpose(0, 1).flatten(0, 1)
 
     def _normalised(self, x_BGHW: Tensor, lanes: slice) -> Tensor:
