@@ -25,7 +25,7 @@ from fedelta.modalities.base import Inputs
 from fedelta.modalities.stores import evenly_spaced
 from fedelta.settings.base import changed
 
-_ROWS = 3  # per client: a batch of two and a shorter one, so that lanes are padded
+_ROWS = 3  # per client: a batch of two and a shorter one, so that lanes differ in length
 _STEPS = 2  # the second step runs on what the first has left in the model
 _CLIENTS = 16
 _EVALUATED = 8

@@ -1,14 +1,14 @@
 """The lane engine: trains many clients in one forward and backward pass of a shared model.
 
 Lanes are refilled continuously: when a client has done its steps, the last lane in use moves into its place and
-the next client of the cohort takes the free lane, with zeroed optimizer state. Batches of unequal size are padded;
-padding has weight zero in the loss. A deployed client runs the same code with one lane.
+the next client of the cohort takes the free lane, with zeroed optimizer state. Lanes may have batches of unequal size:
+the model gets the rows of all lanes without padding. A deployed client runs the same code with one lane.
 
 With DP-SGD (engine/dp_sgd.py) the lanes have the examples of one client instead, one in each, so that the gradient of a
 lane is that of an example. Clients are then trained one after the other.
 
-Shapes: A lanes in use, K lanes, B samples in the largest batch of a step, E exits, P trained scalars, X the task's axes
-of outputs or targets per sample.
+Shapes: A lanes in use, K lanes, N samples of all lanes in use, E exits, P trained scalars, X the task's axes of outputs
+or targets per sample.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from fedelta.engine.model import SharedModel, prepare
 from fedelta.engine.optimizers import LearningRate
 from fedelta.engine.prefix import CachedInputs
 from fedelta.engine.proof import mixing
-from fedelta.engine.work import ClientSettings, Job, Trained, padded
+from fedelta.engine.work import ClientSettings, Job, Trained, lane_means
 from fedelta.models.failures import model_errors
 from fedelta.models.hub import Backbone
 from fedelta.params import Params, ParamSpec
@@ -286,9 +286,8 @@ class LaneEngine:
         if self._dp is not None and self.takes_samples:
             return self._private_gradient(self._dp, slots[0])
         batches_A = [next(slot.batches) for slot in slots]
-        rows_AB, weights_AB = padded(batches_A)
-        with self.lanes.training([len(batch) for batch in batches_A], [self._noise(slot.job) for slot in slots]):
-            self._losses_K[: len(slots)] += self._backward(slots, list(map(self._chosen, slots)), rows_AB, weights_AB)
+        with self.lanes.training(list(map(len, batches_A)), [self._noise(slot.job) for slot in slots]):
+            self._losses_K[: len(slots)] += self._backward(slots, list(map(self._chosen, slots)), batches_A)
         if self._dp is not None:
             for lane, slot in enumerate(slots):
                 add_fedpeft_noise(self._dp, self.bank, lane, slot.job, slot.steps_done)
@@ -300,7 +299,7 @@ class LaneEngine:
 
         def backward(rows_A: Tensor) -> None:
             active = len(rows_A)
-            self._backward([slot] * active, [chosen] * active, rows_A.unsqueeze(1), torch.ones(active, 1))
+            self._backward([slot] * active, [chosen] * active, rows_A.split(1))
 
         total_P = private_gradient(
             dp, self.bank, self.lanes, job=slot.job, batch=batch, step=slot.steps_done, backward=backward
@@ -310,26 +309,24 @@ class LaneEngine:
         return mean_P.to(self.bank.grads_KP.dtype).unsqueeze(0)
 
     def _backward(
-        self, slots: Sequence[_Slot], chosen: Sequence[tuple[int, ...]], rows_AB: Tensor, weights_AB: Tensor
+        self, slots: Sequence[_Slot], chosen: Sequence[tuple[int, ...]], batches_A: Sequence[Tensor]
     ) -> Tensor:
         """Writes the gradient of the loss of every lane in use; returns the losses that are reported [A].
 
         Args:
             slots: of each lane.
             chosen: the exits of each lane; none for a model without exits.
-            rows_AB: of each lane.
-            weights_AB: of these rows.
+            batches_A: rows of each lane.
         """
-        targets = self._train.targets.fetch(rows_AB.flatten()).to(self._device)
-        weights_AB = weights_AB.to(self._device)
+        rows_N, lengths_A = torch.cat(list(batches_A)), list(map(len, batches_A))
+        targets = self._train.targets.fetch(rows_N).to(self._device)
         if self._blocks:
-            minimised_A, losses_A = self._loss_at_exits(slots, chosen, rows_AB, targets, weights_AB)
+            minimised_A, losses_A = self._loss_at_exits(slots, chosen, rows_N, targets, lengths_A)
         else:
-            (outputs,) = self._model.outputs(self._train.inputs, rows_AB.flatten(), ())
+            (outputs,) = self._model.outputs(self._train.inputs, rows_N, ())
             with model_errors(f"the loss of {self._model.name}", {"outputs": outputs, "targets": targets}):
-                losses_AB = losses_of(self.task, outputs, targets).view(rows_AB.shape)
-            minimised_A = losses_A = (losses_AB * weights_AB).sum(1)
-        with model_errors(f"the backward pass of {self._model.name}", {"rows": rows_AB}):
+                minimised_A = losses_A = lane_means(losses_of(self.task, outputs, targets), lengths_A)
+        with model_errors(f"the backward pass of {self._model.name}", {"rows": rows_N}):
             # Lanes share no tuned tensor, so the gradient of the sum is the gradient of each lane's loss.
             self.bank.backward(minimised_A.sum())
         return losses_A.detach()
@@ -373,21 +370,19 @@ class LaneEngine:
         self,
         slots: Sequence[_Slot],
         chosen: Sequence[tuple[int, ...]],
-        rows_AB: Tensor,
-        targets: Tensor,
-        weights_AB: Tensor,
+        rows_N: Tensor,
+        targets_NX: Tensor,
+        lengths_A: Sequence[int],
     ) -> tuple[Tensor, Tensor]:
         """The loss that each lane minimises [A], and the loss that is reported [A]; see `ExitLoss.of`."""
         exits = sorted(set().union(*chosen))
-        outputs = self._model.outputs(self._train.inputs, rows_AB.flatten(), exits)
+        outputs = self._model.outputs(self._train.inputs, rows_N, exits)
         chosen_EA = torch.tensor(
             [[float(number in lane_exits) for lane_exits in chosen] for number in exits], device=self._device
         )
         indices = torch.tensor(exits, device=self._device) - 1
         running_EA = torch.stack([slot.exit_losses[indices] for slot in slots if slot.exit_losses is not None], dim=1)
-        outputs_EABX = torch.stack(outputs).unflatten(1, rows_AB.shape)
-        targets_ABX = targets.unflatten(0, rows_AB.shape)
-        losses = self._exit_loss.of(outputs_EABX, targets_ABX, weights_AB, chosen_EA, running_EA)
+        losses = self._exit_loss.of(torch.stack(outputs), targets_NX, lengths_A, chosen_EA, running_EA)
         for slot, running_E in zip(slots, running_EA.unbind(1), strict=True):
             if slot.exit_losses is not None:
                 slot.exit_losses[indices] = running_E
