@@ -13,7 +13,7 @@ or targets per sample.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +24,7 @@ from fedelta.data.augmentation import Augmentation, AugmentedInputs
 from fedelta.data.batches import Examples, batches, poisson_batches
 from fedelta.engine.bank import LaneBank
 from fedelta.engine.dp_sgd import DpSgd, add_fedpeft_noise, private_gradient, refuse_coupling
+from fedelta.engine.evaluator import Evaluator
 from fedelta.engine.exits import ExitLoss, ExitSettings, draws
 from fedelta.engine.model import SharedModel, prepare
 from fedelta.engine.optimizers import LearningRate
@@ -32,15 +33,12 @@ from fedelta.engine.proof import mixing
 from fedelta.engine.work import ClientSettings, Job, Trained, lane_means
 from fedelta.models.failures import model_errors
 from fedelta.models.hub import Backbone
-from fedelta.params import Params, ParamSpec
+from fedelta.params import ParamSpec
 from fedelta.strategies.base import LocalRule
-from fedelta.tasks.base import Evaluation, Sums, Task
+from fedelta.tasks.base import Task
 from fedelta.tasks.classification import Classification
-from fedelta.tasks.contract import evaluation_of, losses_of, sums_of
-from fedelta.tasks.details import Answered
+from fedelta.tasks.contract import losses_of
 from fedelta.tuning.lanes import Lanes
-
-_EVALUATION_ROWS = 256  # rows of an evaluation batch; fixed, because another size changes the last bits of the measures
 
 
 @dataclass
@@ -55,7 +53,7 @@ class _Slot:
 
 
 class LaneEngine:
-    """Trains and evaluates clients on one instance of the model.
+    """Trains clients on one instance of the model, and evaluates it (`evaluator`).
 
     Args:
         backbone: the model with the tuning method applied, on its device.
@@ -106,13 +104,12 @@ class LaneEngine:
             self._train = self._model.augmented(train, augmentation)
         else:
             self._train = self._model.cached(train)
-        # The examples of the last evaluation, as given and behind the prefix cache.
-        self._evaluated: tuple[Examples, Examples] | None = None
         if lanes.num > 1:
             self._prove_lanes(train)
         self._model.read_out(self.bank, lanes, train, of_examples=self.takes_samples)
         if self.takes_samples:
             refuse_coupling(self._model, lanes, exits, task, train)
+        self.evaluator = Evaluator(self._model, self.bank, lanes, task)
 
     @property
     def clients_at_once(self) -> int:
@@ -160,10 +157,15 @@ class LaneEngine:
             parameter.data = parameter.data[:1]
         self.bank = LaneBank(module, self.spec, 1, shares_values=self.takes_samples)
 
-    def share(self) -> None:
-        """Puts the cached features of the training data where processes that are forked from now on find them."""
-        if isinstance(self._train.inputs, CachedInputs):
-            self._train.inputs.allocate()
+    def share(self, test: Examples | None = None) -> None:
+        """Puts cached features, also those computed later, where processes that are forked from now on find them.
+
+        Args:
+            test: the examples that will be evaluated; None for none. The training data are those of the engine.
+        """
+        for data in (self._train, *(() if test is None else (self.evaluator.cached(test),))):
+            if isinstance(data.inputs, CachedInputs):
+                data.inputs.allocate()
 
     @property
     def is_augmented(self) -> bool:
@@ -190,55 +192,10 @@ class LaneEngine:
                     yield self._result(lane, slots[lane], lr)
                     self._release(lane, slots)
 
-    @torch.no_grad()
-    def evaluate(
-        self, params: Params, data: Examples, rows: Tensor | None = None, depth: int | None = None
-    ) -> Evaluation:
-        """The measures of `params` on `data`; uses lane 0.
-
-        Args:
-            params: tuned tensors.
-            data: examples to evaluate on. Their cached features are kept until the next call with other examples.
-            rows: rows of `data`, int64; None for all.
-            depth: number of blocks to run; None for all.
-        """
-        return evaluation_of(self.task, self.sums(params, data, rows, depth), has_exits=self.has_exits)
-
-    @torch.no_grad()
-    def sums(self, params: Params, data: Examples, rows: Tensor | None = None, depth: int | None = None) -> list[Sums]:
-        """What `evaluate` computes its measures from: the sums at each exit, lowest first; one without exits."""
-        exits = range(1, (depth or len(self._blocks)) + 1) if self._blocks else range(0)
-        sums = [Sums()] * max(1, len(exits))
-        for _, outputs, targets in self._passes(params, data, rows, exits):
-            sums = [total + sums_of(self.task, logits, targets) for total, logits in zip(sums, outputs, strict=True)]
-        return sums
-
     @property
     def has_exits(self) -> bool:
         """Whether the model answers at several depths."""
         return bool(self._blocks)
-
-    @torch.no_grad()
-    def answers(self, params: Params, data: Examples) -> Iterator[Answered]:
-        """Outputs of the model with `params` for all of `data`, at the last exit if it has exits; uses lane 0."""
-        exits = [len(self._blocks)] if self._blocks else []
-        for rows, (outputs,), targets in self._passes(params, data, None, exits):
-            yield Answered(rows, outputs, targets)
-
-    def _passes(
-        self, params: Params, data: Examples, rows: Tensor | None, exits: Collection[int]
-    ) -> Iterator[tuple[Tensor, list[Tensor], Tensor]]:
-        """Batch by batch: rows, their outputs at each of `exits` (see `SharedModel.outputs`), and their targets."""
-        if self._evaluated is None or self._evaluated[0] is not data:
-            self._evaluated = (data, self._model.cached(data))
-        cached = self._evaluated[1]
-        self.lanes.active = 1
-        self.bank.load(0, params)
-        rows = torch.arange(len(data)) if rows is None else rows
-        for batch in rows.split(_EVALUATION_ROWS):
-            prepare(cached.inputs, batch)
-            targets = data.targets.fetch(batch).to(self._device)
-            yield batch, self._model.outputs(cached.inputs, batch, exits), targets
 
     def _admit(self, lane: int, job: Job) -> _Slot:
         """Loads the tensors of `job` into `lane`, with zeroed optimizer state."""
