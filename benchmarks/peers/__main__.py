@@ -40,7 +40,9 @@ def main() -> None:
         figures[name] = measure(work, plan, lambda text: tell(started, text))
         for side in present:
             one = figures[name][side]
-            print(f"  {side:10} {one.error or f'{one.median:8.3f} s  {one.peak_mib:6.0f} MiB  {one.seconds}'}", flush=True)
+            print(
+                f"  {side:10} {one.error or f'{one.median:8.3f} s  {one.peak_mib:6.0f} MiB  {one.seconds}'}", flush=True
+            )
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         records = {work: {side: one.as_record() for side, one in sides.items()} for work, sides in figures.items()}

@@ -201,5 +201,7 @@ def _environment(side: Side, home: str) -> dict[str, str]:
         "RAY_TMPDIR": home,
         "TMPDIR": home,
     }
-    threads = {} if side.threads is None else {"OMP_NUM_THREADS": str(side.threads), "MKL_NUM_THREADS": str(side.threads)}
+    threads = (
+        {} if side.threads is None else {"OMP_NUM_THREADS": str(side.threads), "MKL_NUM_THREADS": str(side.threads)}
+    )
     return environment | threads

@@ -99,4 +99,3 @@ def run(folder: Path, threads: int, talk: Talk | None) -> None:
         ),
         callbacks=[rounds],
     )
-
