@@ -2,14 +2,18 @@
 
     .venv/bin/python -m benchmarks.peers [--works W1 W2b] [--sides fedelta blazefl] [--repeats 7] [--quick]
 
-Environments are made first (environments.py). A side whose parameters differ from the bare loop's has no times.
+A side whose parameters differ from the bare loop's has no times. Works that are not measured keep what
+benchmarks/results/peers.json has of them; docs/results/peers.md is written from it. `--quick` takes 3 minutes, and writes
+to benchmarks/results/ only.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime as dt
 import json
 import os
+import platform
 import sys
 import time
 from pathlib import Path
@@ -18,35 +22,44 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from benchmarks.peers.measure import Plan, measure  # noqa: E402
-from benchmarks.peers.prepare import prepare  # noqa: E402
-from benchmarks.peers.side import ROOT, SIDES, interpreter  # noqa: E402
-from benchmarks.peers.works import WORKS  # noqa: E402
+import torch
+from benchmarks.peers.environments import REASONS, REQUIREMENTS
+from benchmarks.peers.measure import COMPARED_ROUNDS, Plan, measure
+from benchmarks.peers.page import PAGE, RESULTS, page
+from benchmarks.peers.prepare import prepare
+from benchmarks.peers.side import ROOT, SIDES, interpreter
+from benchmarks.peers.works import WORKS
+
+from fedelta.record.environment import machine
+
+QUICK = {"works": ["W1"], "sides": ["bare", "fedelta", "pfl", "flower", "blazefl"], "repeats": 2, "warm_up": 1}
+PACKAGES = ("pfl", "flwr", "ray", "blazefl", "transformers", "peft", "numpy")
 
 
 def main() -> None:
-    """Measures, and writes the results."""
+    """Measures, and writes results and page after each work."""
     options = parsed()
     started = time.monotonic()
-    present = [name for name in options.sides if interpreter(SIDES[name], options.cache).exists()]
+    missing = {name: "there is no environment" for name in options.sides if not _is_there(name, options.cache)}
+    sides = [name for name in options.sides if name not in missing]
     logs = options.cache / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    figures = {}
     for name in options.works:
-        work = WORKS[name]
-        tell(started, f"{name}: {work.title}")
-        folder = prepare(work, options.cache / "works")
-        plan = Plan(folder, options.cache, present, options.repeats, options.warm_up, logs, options.workers)
-        figures[name] = measure(work, plan, lambda text: tell(started, text))
-        for side in present:
-            one = figures[name][side]
-            print(
-                f"  {side:10} {one.error or f'{one.median:8.3f} s  {one.peak_mib:6.0f} MiB  {one.seconds}'}", flush=True
-            )
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        records = {work: {side: one.as_record() for side, one in sides.items()} for work, sides in figures.items()}
-        options.out.write_text(json.dumps({"command": " ".join(sys.argv), "works": records}, indent=1) + "\n")
+        tell(started, f"{name}: {WORKS[name].title}")
+        folder = prepare(WORKS[name], options.cache / "works")
+        plan = Plan(folder, options.cache, sides, options.repeats, options.warm_up, logs, options.workers)
+        figures = measure(WORKS[name], plan, lambda text: tell(started, text))
+        record = {
+            "title": WORKS[name].title,
+            "repeats": options.repeats,
+            "date": dt.date.today().isoformat(),
+            "sides": {side: one.as_record() for side, one in figures.items()},
+        }
+        results = merged(options.out, name, record, left_out(options.cache, missing))
+        options.page.write_text(page(results))
+        for side, one in figures.items():
+            print(f"  {side:8} {one.error or f'{one.median:8.3f} s {one.peak_mib:6.0f} MiB'}", flush=True)
+    tell(started, f"{options.page} is written")
 
 
 def parsed() -> argparse.Namespace:
@@ -57,9 +70,51 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5, help="timed rounds of each side")
     parser.add_argument("--warm-up", type=int, default=2, help="rounds before them")
     parser.add_argument("--workers", type=int, help="of fedelta, instead of 'auto'")
-    parser.add_argument("--cache", type=Path, default=Path(os.environ.get("PEERS", ROOT / ".peers")))
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "peers.json")
-    return parser.parse_args()
+    parser.add_argument("--quick", action="store_true", help="W1 with few rounds")
+    parser.add_argument("--cache", type=Path, default=ROOT / ".peers", help="environments and prepared works")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--page", type=Path, default=PAGE)
+    if "--quick" in sys.argv:
+        parser.set_defaults(**QUICK, out=RESULTS.with_stem("peers-quick"), page=RESULTS.with_name("peers-quick.md"))
+    options = parser.parse_args()
+    options.cache = options.cache.resolve()
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    return options
+
+
+def merged(path: Path, name: str, record: dict, reasons: dict[str, str]) -> dict:
+    """Writes and returns the results at `path` with those of one more work."""
+    works = json.loads(path.read_text())["works"] if path.exists() else {}
+    growth = json.loads(path.read_text()).get("growth", []) if path.exists() else []
+    results = {
+        "command": "make bench-peers" + (f' PEERS_ARGS="{" ".join(sys.argv[1:])}"' if sys.argv[1:] else ""),
+        "date": dt.date.today().isoformat(),
+        "machine": {**machine(torch.device("cpu")), "python": platform.python_version()},
+        "versions": versions(),
+        "left_out": reasons,
+        "compared_rounds": COMPARED_ROUNDS,
+        "works": {key: value for key, value in (works | {name: record}).items() if key in WORKS},
+        "growth": growth,
+    }
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    return results
+
+
+def left_out(cache: Path, missing: dict[str, str]) -> dict[str, str]:
+    """Sides that are not measured, with the reason: what was found when environments were made, if that was it."""
+    path = cache / REASONS
+    reasons = json.loads(path.read_text()) if path.exists() else {}
+    return {SIDES[name].title: reasons.get(SIDES[name].environment, reason) for name, reason in missing.items()}
+
+
+def versions() -> list[str]:
+    """Packages of the peers' environments, as pinned."""
+    pins = {pin for path in sorted(REQUIREMENTS.glob("*.txt")) for pin in path.read_text().split()}
+    return [" ".join(pin.split("==")) for pin in sorted(pins) if pin.partition("==")[0] in PACKAGES]
+
+
+def _is_there(name: str, cache: Path) -> bool:
+    return interpreter(SIDES[name], cache).exists()
 
 
 def tell(started: float, text: str) -> None:

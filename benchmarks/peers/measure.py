@@ -93,7 +93,7 @@ def measure(work: Work, plan: Plan, tell: Tell) -> dict[str, Figures]:
     for name in fit:
         tell(f"{name}: largest difference {figures[name].difference:.1e}, loss {figures[name].loss:.6f}")
     _time(plan, fit, figures, tell)
-    if any("first" in goal for goal in work.goals) and "fedelta" in fit:
+    if any(goal.what == "first" for goal in work.goals) and "fedelta" in fit:
         for _ in range(plan.repeats):
             with plan.running("fedelta") as side:
                 side.hear()

@@ -37,7 +37,11 @@ def config_of(work: Work, num_rounds: int, workers: int | str = "auto") -> Confi
             "data": {"source": "digits"},  # required; `Experiment(data=...)` replaces it
             "partition": {"name": "iid", "num_clients": work.num_clients},
             "tuning": {"name": work.tuning, **lora},
-            "strategy": {"name": "fedavg", "clients_per_round": work.num_clients, "num_rounds": num_rounds},
+            "strategy": {
+                "name": "fedavg",
+                "clients_per_round": work.cohort or work.num_clients,
+                "num_rounds": num_rounds,
+            },
             "client": {
                 "local_epochs": work.local_epochs,
                 "batch_size": work.batch_size,
@@ -69,9 +73,10 @@ def drawn(work: Work) -> tuple[Tensor, Tensor]:
     generator = stream(SEED, "peers", "data")
     num_rows = work.num_clients * work.num_rows
     labels = torch.randint(NUM_CLASSES, (num_rows,), generator=generator)
-    patterns = torch.randint(0, 128, (NUM_CLASSES, channels, side, side), generator=generator)
-    noise = torch.randint(0, 128, (num_rows, channels, side, side), generator=generator)
-    return (patterns[labels] + noise).to(torch.uint8), labels
+    shape = (channels, side, side)
+    patterns = torch.randint(0, 128, (NUM_CLASSES, *shape), dtype=torch.uint8, generator=generator)
+    noise = torch.randint(0, 128, (num_rows, *shape), dtype=torch.uint8, generator=generator)
+    return noise.add_(patterns[labels]), labels
 
 
 def orders_of(work: Work) -> Tensor:

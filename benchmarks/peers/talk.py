@@ -46,7 +46,8 @@ class Talk:
                 return True
             if command == "end":
                 return False
-            assert command == "params" and params is not None
+            assert command == "params"
+            assert params is not None
             _write(params(), Path(rest[0].strip()))
             self._say({"written": True})
         return False

@@ -8,9 +8,8 @@ from __future__ import annotations
 import os
 import socket
 from collections import OrderedDict
-from pathlib import Path
 
-from benchmarks.peers.talk import Talk, options
+from benchmarks.peers.talk import options
 
 MANY_ROUNDS = 1_000_000
 FOLDER, THREADS = "PEERS_FOLDER", "PEERS_THREADS"

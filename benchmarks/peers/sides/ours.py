@@ -9,11 +9,11 @@ from pathlib import Path
 # As the command line does.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import json  # noqa: E402
+import json
 
-from benchmarks.peers.prepare import experiment_of  # noqa: E402
-from benchmarks.peers.talk import options  # noqa: E402
-from benchmarks.peers.works import Work  # noqa: E402
+from benchmarks.peers.prepare import experiment_of
+from benchmarks.peers.talk import options
+from benchmarks.peers.works import Work
 
 MANY_ROUNDS = 1_000_000
 
