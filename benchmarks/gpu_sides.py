@@ -263,14 +263,21 @@ def pfl(task: Task) -> Round:
         clients = itertools.cycle(range(task.num_clients))
         data = FederatedDataset(dataset_of, lambda: next(clients))
         FederatedAveraging().run(
-            algorithm_params=NNAlgorithmParams(MANY, MANY, task.num_clients, 0),
+            algorithm_params=NNAlgorithmParams(
+                central_num_iterations=MANY,
+                evaluation_frequency=MANY,
+                train_cohort_size=task.num_clients,
+                val_cohort_size=0,
+            ),
             backend=SimulatedBackend(training_data=data, val_data=data),
             model=PyTorchModel(
                 Network(),
                 local_optimizer_create=partial(torch.optim.SGD, fused=True),
                 central_optimizer=torch.optim.SGD(peers.tuned.values(), lr=1.0),
             ),
-            model_train_params=NNTrainHyperParams(1, LR, task.batch_size),
+            model_train_params=NNTrainHyperParams(
+                local_num_epochs=1, local_learning_rate=LR, local_batch_size=task.batch_size
+            ),
             callbacks=[turns],
         )
 

@@ -151,10 +151,7 @@ class LaneEngine:
             f"{'examples' if self.takes_samples else 'clients'} train one after the other, in one lane instead of "
             f"{num_lanes}: {type(module).__name__} with this tuning method would mix them; {problem}."
         )
-        self.lanes.num = self.lanes.active = 1
-        for name in self.spec:
-            parameter = module.get_parameter(name)
-            parameter.data = parameter.data[:1]
+        self.lanes.limit(1, list(map(module.get_parameter, self.spec)))
         self.bank = LaneBank(module, self.spec, 1, shares_values=self.takes_samples)
 
     def share(self, test: Examples | None = None) -> None:
