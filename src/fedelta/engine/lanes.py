@@ -107,6 +107,7 @@ class LaneEngine:
         if lanes.num > 1:
             self._prove_lanes(train)
         self._model.read_out(self.bank, lanes, train, of_examples=self.takes_samples)
+        self._model.round_once(self.bank, lanes, train)
         if self.takes_samples:
             refuse_coupling(self._model, lanes, exits, task, train)
         self.evaluator = Evaluator(self._model, self.bank, lanes, task)
@@ -273,7 +274,7 @@ class LaneEngine:
             batches_A: rows of each lane.
         """
         rows_N, lengths_A = torch.cat(list(batches_A)), list(map(len, batches_A))
-        targets = self._train.targets.fetch(rows_N).to(self._device)
+        targets = self._train.targets.fetch(rows_N).to(self._device, non_blocking=True)
         if self._blocks:
             minimised_A, losses_A = self._loss_at_exits(slots, chosen, rows_N, targets, lengths_A)
         else:
