@@ -107,6 +107,7 @@ class LaneEngine:
         if lanes.num > 1:
             self._prove_lanes(train)
         self._model.read_out(self.bank, lanes, train, of_examples=self.takes_samples)
+        self._model.round_once(self.bank, lanes, train)
         if self.takes_samples:
             refuse_coupling(self._model, lanes, exits, task, train)
         self.evaluator = Evaluator(self._model, self.bank, lanes, task)
@@ -151,10 +152,7 @@ class LaneEngine:
             f"{'examples' if self.takes_samples else 'clients'} train one after the other, in one lane instead of "
             f"{num_lanes}: {type(module).__name__} with this tuning method would mix them; {problem}."
         )
-        self.lanes.num = self.lanes.active = 1
-        for name in self.spec:
-            parameter = module.get_parameter(name)
-            parameter.data = parameter.data[:1]
+        self.lanes.limit(1, list(map(module.get_parameter, self.spec)))
         self.bank = LaneBank(module, self.spec, 1, shares_values=self.takes_samples)
 
     def share(self, test: Examples | None = None) -> None:
@@ -276,7 +274,7 @@ class LaneEngine:
             batches_A: rows of each lane.
         """
         rows_N, lengths_A = torch.cat(list(batches_A)), list(map(len, batches_A))
-        targets = self._train.targets.fetch(rows_N).to(self._device)
+        targets = self._train.targets.fetch(rows_N).to(self._device, non_blocking=True)
         if self._blocks:
             minimised_A, losses_A = self._loss_at_exits(slots, chosen, rows_N, targets, lengths_A)
         else:
