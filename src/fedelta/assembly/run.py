@@ -134,7 +134,7 @@ class Assembly:
         processes = None if self.processes is None else self.processes.serving(site)
         runtime = _runtime(self.config, self.model, site, processes)
         federation = replace(
-            self.federation, runtime=runtime, evaluate=lambda params: evaluate(site, params, self.data.test)
+            self.federation, runtime=runtime, evaluate=lambda params: evaluate(site, params, processes)
         )
         return replace(self, site=site, federation=federation, processes=processes)
 
@@ -144,7 +144,7 @@ class Assembly:
 
     def evaluate(self, params: Params) -> Evaluation:
         """The measures on the test set; see `site.evaluate`."""
-        return evaluate(self.site, params, self.data.test)
+        return evaluate(self.site, params)
 
     def details(self, params: Params) -> Details:
         """All that the task measures of a finished model on the test set; see `site.details`."""
@@ -197,7 +197,7 @@ def assemble(
     randomness = Seeded(config.seed) if key is None else Secret(key)
     with stage("lanes"):
         site = shared_out(config, build_site(config, model, data, tiers))
-        site = replace(site, privacy=_site_privacy(guarantee, randomness.below("site")))
+        site = replace(site, test=data.test, privacy=_site_privacy(guarantee, randomness.below("site")))
     build = partial(worker_site, config.to_toml(), tuple(for_processes())) if is_from_config else None
     processes = processes_of(config, site, build)
     federation = _federation(config, model, data, site, processes=processes)
@@ -230,7 +230,7 @@ def _federation(
         model.params,
         data.clients.only(data.partition),
         runtime=_runtime(config, model, site, processes),
-        evaluate=lambda params: evaluate(site, params, data.test),
+        evaluate=lambda params: evaluate(site, params, processes),
         tiers=site.tiers,
         num_held_out=len(data.held_out),
     )
