@@ -261,7 +261,9 @@ def test_accuracy_and_loss_of_a_test_set_by_hand():
     # Losses: ln(1 + e^-1), ln(1 + e^2), ln(1 + e^-1), ln(1 + e^-3).
     engine = linear_engine([0.0], [0])
     data = Examples(ReadyInputs({"x": tensor([[1.0], [2.0], [-1.0], [-3.0]])}), Labels(tensor([0, 1, 1, 1])))
-    evaluation = engine.evaluate({"head.weight": tensor([[1.0], [0.0]]), "head.bias": tensor([0.0, 0.0])}, data)
+    evaluation = engine.evaluator.evaluate(
+        {"head.weight": tensor([[1.0], [0.0]]), "head.bias": tensor([0.0, 0.0])}, data
+    )
     assert evaluation.measures["accuracy"] == 0.75
     expected = sum(math.log(1 + math.exp(power)) for power in (-1, 2, -1, -3)) / 4
     assert evaluation.measures["loss_nats"] == pytest.approx(expected, rel=1e-6)
@@ -273,7 +275,9 @@ def test_evaluation_counts_the_last_batch_of_a_large_test_set():
     labels = torch.ones(600, dtype=torch.int64)
     labels[570:] = 0
     data = Examples(ReadyInputs({"x": torch.ones(600, 1)}), Labels(labels))
-    evaluation = engine.evaluate({"head.weight": tensor([[1.0], [0.0]]), "head.bias": tensor([0.0, 0.0])}, data)
+    evaluation = engine.evaluator.evaluate(
+        {"head.weight": tensor([[1.0], [0.0]]), "head.bias": tensor([0.0, 0.0])}, data
+    )
     assert evaluation.measures["accuracy"] == 0.05
 
 
@@ -282,7 +286,7 @@ def test_what_a_model_gives_for_a_set_comes_in_order_with_its_targets():
     features, labels = torch.arange(600.0).view(-1, 1), torch.arange(600) % 2
     data = Examples(ReadyInputs({"x": features}), Labels(labels))
     params = {"head.weight": tensor([[1.0], [0.0]]), "head.bias": tensor([0.5, 0.0])}
-    batches = list(engine.answers(params, data))
+    batches = list(engine.evaluator.answers(params, data))
     assert torch.cat([batch.rows for batch in batches]).equal(torch.arange(600))
     assert torch.cat([batch.targets for batch in batches]).equal(labels)
     outputs = torch.cat([batch.outputs for batch in batches])
@@ -295,7 +299,7 @@ def test_evaluating_between_rounds_changes_no_training():
     engine, _ = tiny_engine(Lora(r=2), data, lanes=2)
     anchor = start_of(engine)
     before = deltas_of(engine, jobs_for([5, 7], anchor))
-    engine.evaluate({name: tensor + 1 for name, tensor in anchor.items()}, data)
+    engine.evaluator.evaluate({name: tensor + 1 for name, tensor in anchor.items()}, data)
     after = deltas_of(engine, jobs_for([5, 7], anchor))
     for client_id, delta in before.items():
         assert_same_bits(delta, after[client_id])

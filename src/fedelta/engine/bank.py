@@ -162,8 +162,8 @@ class LaneBank:
             self._anchors.copy_(anchors)
 
     def delta(self, lane: int) -> Params:
-        """Values minus anchors of `lane`, as new tensors."""
-        return self._split(self._values[lane] - self._anchors[lane])
+        """Values minus anchors of `lane`, as new tensors on the CPU."""
+        return self._split((self._values[lane] - self._anchors[lane]).cpu())
 
     def move(self, source: int, target: int) -> None:
         """Copies the values, anchors, offset and pinned scalars of lane `source` to lane `target`."""
@@ -175,8 +175,13 @@ class LaneBank:
             self._pinned[target] = self._pinned[source]
 
     def _fill(self, lane: int, params: Mapping[str, Tensor]) -> None:
-        for name, tensor in params.items():
-            self._values[lane, self._places[name]] = tensor.to(self._values).reshape(-1)
+        if not params:
+            return
+        tensors = [tensor.to(self._values.dtype).reshape(-1) for tensor in params.values()]
+        if self._values.device.type != "cpu":  # in one transfer
+            sizes = list(map(len, tensors))
+            tensors = list(torch.cat(tensors).to(self._values.device).split(sizes))
+        torch._foreach_copy_([self._values[lane, self._places[name]] for name in params], tensors)
 
     def _adopt(self, parameter: nn.Parameter, name: str) -> None:
         values = self._view(self._values, name)
