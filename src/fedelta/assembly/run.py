@@ -233,7 +233,7 @@ def _federation(
     config: Config, model: TunedModel, data: FederatedData, site: Site, *, processes: Processes | None
 ) -> Federation:
     """The server's objects, without what it does for privacy."""
-    return build_server(
+    federation = build_server(
         config,
         model.spec,
         model.params,
@@ -242,8 +242,8 @@ def _federation(
         evaluate=lambda params: evaluate(site, params, processes),
         tiers=site.tiers,
         num_held_out=len(data.held_out),
-        replies_once=True,
     )
+    return replace(federation, replies_once=True)
 
 
 def _guarantee(config: Config, model: TunedModel, data: FederatedData) -> Guarantee | None:

@@ -35,7 +35,6 @@ def build_server(
     evaluate: Callable[[Params], Evaluation | None] | None = None,
     tiers: Tiers | None = None,
     num_held_out: int = 0,
-    replies_once: bool = False,
 ) -> Federation:
     """Returns the arguments of `federate`; needs neither data nor the weights of the backbone.
 
@@ -48,7 +47,6 @@ def build_server(
         evaluate: measures params; None if the server cannot.
         tiers: depth of each client (`tiers_of`).
         num_held_out: number of further clients, which take part in no round.
-        replies_once: whether `runtime` gives no client's reply twice.
 
     Raises:
         ConfigError: the strategy needs more clients or a larger byte budget, or does not fit the groups.
@@ -71,7 +69,6 @@ def build_server(
         byte_budget=None if budget is None else int(budget * 2**20),
         tiers=tiers,
         has_plugin=any(provider_of(method) is not None for method in (strategy, strategy.mean)),
-        replies_once=replies_once,
     )
     _warn_of_one_group(federation, config.tuning.name)
     _check_mean(federation)
