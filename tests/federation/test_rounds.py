@@ -540,7 +540,7 @@ def test_a_mean_that_needs_sums_holds_one_decoded_update_and_a_median_all(mean: 
 
 
 def test_replies_wait_as_bytes_until_all_have_come_in_memory_or_in_a_file(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("fedelta.federation.waiting._WAITING_BYTES", PAYLOAD_BYTES + 1)
+    monkeypatch.setattr("fedelta.federation.replies._WAITING_BYTES", PAYLOAD_BYTES + 1)
     codec = Counting([], [])
     num_decoded: list[int] = []
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from numbers import Integral
 from tempfile import TemporaryFile
-from typing import Any, NamedTuple, get_args
+from typing import IO, Any, NamedTuple, get_args
 
 import numpy as np
 
@@ -26,13 +26,14 @@ from fedelta.errors import PayloadError, RoundError, SpecError
 from fedelta.federation.base import Federation, Runtime, Standing
 from fedelta.federation.contract import check_mean, check_update
 from fedelta.federation.records import Cause, Claim, Fault, Rejection, Reply, Transfer
-from fedelta.federation.waiting import Waiting
 from fedelta.params import Params, add, norm, select
 from fedelta.seeds import stream
 from fedelta.strategies.base import CombinedUpdates, RoundPlan, State
 
 _LARGEST_FLOAT32 = 3.4028234663852886e38
 MAX_REASON = 500  # characters; a reason may come from another program
+# Payloads beyond it wait in a file: a cohort of whole models may not fit into memory.
+_WAITING_BYTES = 256 * 2**20
 
 
 Complete = Callable[[Collection[int]], tuple[RoundPlan, Mapping[int, bytes]]]
@@ -114,7 +115,7 @@ class Intake:
                 once more. None: their replies are rejected.
         """
         with TemporaryFile() as file:
-            waiting = Waiting(file)
+            waiting = _Waiting(file)
             self._run(runtime, self._plan, payloads, waiting)
             if complete is not None and (forgetful := waiting.without_memory()):
                 waiting.discard(forgetful)
@@ -154,12 +155,12 @@ class Intake:
         mean = select(mean, self._averageable(mean, federation.aggregation))
         return CombinedUpdates(mean, client_ids, tuple(self._updates))
 
-    def _run(self, runtime: Runtime, plan: RoundPlan, payloads: Mapping[int, bytes], waiting: Waiting) -> None:
+    def _run(self, runtime: Runtime, plan: RoundPlan, payloads: Mapping[int, bytes], waiting: _Waiting) -> None:
         for reply in runtime.run(plan, payloads):
             self._receive(reply, waiting)
             del reply  # frees its payload, perhaps a whole model, while the next reply is computed
 
-    def _receive(self, reply: object, waiting: Waiting) -> None:
+    def _receive(self, reply: object, waiting: _Waiting) -> None:
         """Puts a reply of a client of the cohort to `waiting`; notes everything else that a runtime gave."""
         if not isinstance(reply, Reply):
             self._strays.append(safe_repr(type(reply)))
@@ -178,7 +179,7 @@ class Intake:
         if self._federation.replies_once:
             self._take_in_turn(client_id, waiting)
 
-    def _take_in_turn(self, client_id: int, waiting: Waiting) -> None:
+    def _take_in_turn(self, client_id: int, waiting: _Waiting) -> None:
         """Takes what can be taken before the other replies come.
 
         Raises:
@@ -189,10 +190,10 @@ class Intake:
             raise RoundError(
                 f"round {self._plan.round}: the runtime gave two replies of client {client_id}, expected one at most."
             )
-        while self._turn < len(cohort) and waiting.has_answered(cohort[self._turn]):
+        while self._turn < len(cohort) and waiting.has_answer(cohort[self._turn]):
             self._take(waiting)
 
-    def _take(self, waiting: Waiting) -> None:
+    def _take(self, waiting: _Waiting) -> None:
         """Adds or rejects the reply of the next client of the cohort."""
         client_id = self._cohort[self._turn]
         self._turn += 1
@@ -252,6 +253,56 @@ class Intake:
     def _count_upload(self, client_id: int, num_bytes: int, groups: Mapping[str, int]) -> None:
         if num_bytes:
             self.transfers.append(Transfer(self._plan.round, client_id, "up", num_bytes, groups))
+
+
+class _Waiting:
+    """Replies by client, each with the length of its payload and its place in `file`, or None: it is in memory."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._in_memory = 0
+        self._replies: dict[int, list[tuple[Reply, int, int | None]]] = {}
+
+    def put(self, reply: Reply) -> None:
+        of_client, length = self._replies.setdefault(reply.client_id, []), len(reply.payload)
+        if not of_client and self._in_memory + length <= _WAITING_BYTES:
+            self._in_memory += length
+            of_client.append((reply, length, None))
+            return
+        start = self._file.seek(0, 2)
+        if not of_client:  # a second reply is never read; only its length is counted
+            self._file.write(reply.payload)
+        of_client.append((replace(reply, payload=b""), length, start))
+
+    def without_memory(self) -> list[int]:
+        """The clients whose only reply says that they have forgotten what they kept, ascending."""
+        return sorted(client_id for client_id in self._replies if self._forgot(client_id))
+
+    def has_answer(self, client_id: int) -> bool:
+        """Whether a client has replied, and not that it has forgotten what it kept."""
+        return client_id in self._replies and not self._forgot(client_id)
+
+    def discard(self, client_ids: Iterable[int]) -> None:
+        """Drops the replies of these clients, which have no payload."""
+        for client_id in client_ids:
+            del self._replies[client_id]
+
+    def lengths(self, client_id: int) -> list[int]:
+        """The payload bytes of each reply of a client."""
+        return [length for _, length, _ in self._replies.get(client_id, ())]
+
+    def pop(self, client_id: int) -> Reply:
+        """The reply of a client that has sent one; it waits no longer."""
+        [(reply, length, start)] = self._replies.pop(client_id)
+        if start is None:
+            self._in_memory -= length
+            return reply
+        self._file.seek(start)
+        return replace(reply, payload=self._file.read(length))
+
+    def _forgot(self, client_id: int) -> bool:
+        (reply, _, _), *others = self._replies[client_id]
+        return not others and reply.fault is not None and reply.fault.cause == "forgot"
 
 
 def _open(federation: Federation, plan: RoundPlan, reply: Reply) -> tuple[Update, dict[str, int]]:
