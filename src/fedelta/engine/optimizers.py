@@ -88,9 +88,10 @@ class Sgd(Settings):
     def step(self, values: Matrices, grads: Matrices, state: OptimizerState, lr: LearningRate) -> None:
         """Takes one step; changes `values` and `state` in place."""
         for rate, (rows, row_grads, *momentum) in _by_rate(lr, values, grads, *state.values()):
+            buffers: list[Tensor | None] = [*momentum[0]] if momentum else [None] * len(rows)
             sgd(
-                rows, row_grads, *(momentum or [[None] * len(rows)]), fused=True, lr=rate, momentum=self.momentum,
-                nesterov=self.nesterov, weight_decay=self.weight_decay, dampening=0.0, maximize=False,
+                rows, row_grads, buffers, fused=True, lr=rate, momentum=self.momentum, nesterov=self.nesterov,
+                weight_decay=self.weight_decay, dampening=0.0, maximize=False,
             )  # fmt: skip
 
     def effective_steps(self, num_steps: int) -> float:
