@@ -132,7 +132,9 @@ def lines(row: dict) -> list[str]:
     """The rows of a table: median and range in ms, ratios of fedelta in lanes, MiB."""
     medians = {name: statistics.median(seconds) for name, seconds in row["seconds"].items()}
     task = row["task"]
-    table = [f"batch {task['batch_size']}, {task['num_clients']} clients of {task['num_rows']} images, {task['dtype']}:"]
+    table = [
+        f"batch {task['batch_size']}, {task['num_clients']} clients of {task['num_rows']} images, {task['dtype']}:"
+    ]
     table += [f"  {row['agreement']}"]
     for name, seconds in row["seconds"].items():
         low, high, mib = 1e3 * min(seconds), 1e3 * max(seconds), row["memory_bytes"][name] / 2**20

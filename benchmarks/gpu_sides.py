@@ -170,9 +170,7 @@ def _peft_model(task: Task) -> nn.Module:
 
     ours = _backbone(task)
     spec = Lora(r=RANK, lora_alpha=ALPHA).apply(ours, Lanes(1), stream(SEED, "tuning"))
-    config = LoraConfig(
-        r=RANK, lora_alpha=ALPHA, target_modules=["q_proj", "v_proj"], modules_to_save=["classifier"]
-    )
+    config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=["q_proj", "v_proj"], modules_to_save=["classifier"])
     model = get_peft_model(_backbone(task).module, config).eval()
     with torch.no_grad():
         for name, parameter in _tuned(model).items():

@@ -87,7 +87,7 @@ def _parts(config: Config, model: TunedModel, train: Examples) -> dict[str, int]
     if device != "cpu":  # a step takes memory of the worker's GPU
         return parts
     step = _footprint(config, model, train).of_step(lanes, _lane_samples(config, train))
-    return {**parts, f"for a step of {lanes} lanes": step}
+    return {**parts, f"for a step of {lanes} lane{'s' * (lanes > 1)}": step}
 
 
 def _footprint(config: Config, model: TunedModel, train: Examples) -> Footprint:
@@ -110,4 +110,4 @@ def _free_bytes(model: TunedModel) -> int | None:
 
 
 def _mib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**20:,.0f}"
+    return f"{-(-num_bytes // 2**20):,}"
