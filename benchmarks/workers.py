@@ -2,8 +2,8 @@
 
     .venv/bin/python benchmarks/workers.py [--workers 1 2 4 8] [--cases W1 W2] [--repeats 5] [--out FILE]
 
-The cohort is divided into the same packs for every number of workers, and the params of a round are the same to the last
-bit, which is checked. Sides take turns. The last column is the speed divided by that of one worker and by their number.
+The cohort is divided into the same packs for every number of workers, and the params of a round have the same bits,
+which is checked. Sides take turns. The last column is the speed divided by that of one worker and by their number.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""  # workers are copies of this process, w
 sys.path.pop(0)  # the folder of this file, whose modules are in the package `benchmarks`
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.cases import CASES, CNN, Case  # noqa: E402
-from benchmarks.processes import timed  # noqa: E402
+from benchmarks.cases import CASES, CNN, Case
+from benchmarks.processes import timed
 
 CLIENTS_PER_PLACE = 4
 RUNS = {

@@ -57,8 +57,8 @@ def test_one_lane_is_left_where_none_fits(tmp_path, monkeypatch):
 
 def test_too_many_workers_are_refused_with_the_sum(tmp_path, monkeypatch):
     expected = (
-        r"`runtime.workers` is 4, but they would take about 913 MiB, 229 each \(128 for itself, 1 for replies, 100 for a "
-        r"step of 1 lane\), and 500 MiB are free; expected 2 or fewer, or 'auto'"
+        r"`runtime.workers` is 4, but they would take about 913 MiB, 229 each \(128 for itself, 1 for replies, 100 for "
+        r"a step of 1 lane\), and 500 MiB are free; expected 2 or fewer, or 'auto'"
     )
     with pytest.raises(ConfigError, match=expected):
         assembled(tmp_path, monkeypatch, 500, "runtime.workers=4", "runtime.lanes=1")

@@ -41,7 +41,7 @@ def test_what_is_kept_grows_with_the_samples():
 def test_a_lane_holds_its_tensors_and_the_state_of_the_optimizer(optimizer, copies: int):
     backbone, lanes = squares(), Lanes(1)
     spec = Full().apply(backbone, lanes, stream(0))
-    footprint = footprint_of(backbone, spec, lanes, {"x": torch.rand(3, 8)}, optimizer, "float32")
+    footprint = footprint_of(backbone, spec, lanes, {"x": torch.rand(3, 8)}, optimizer=optimizer, dtype="float32")
     # 18 parameters; AdamW has two averages and a count of 8 bytes.
     assert footprint.of_lane == copies * 18 * 4
 

@@ -97,7 +97,8 @@ def test_a_step_takes_about_the_memory_that_was_estimated(dtype: str):
     lanes = Lanes(1)
     spec = Lora().apply(backbone, lanes, stream(0))
     pixels = torch.rand(128, 3, 32, 32, device="cuda")
-    estimate = footprint_of(backbone, spec, lanes, {"pixel_values": pixels}, AdamW(), dtype).of_step(1, len(pixels))
+    footprint = footprint_of(backbone, spec, lanes, {"pixel_values": pixels}, optimizer=AdamW(), dtype=dtype)
+    estimate = footprint.of_step(1, len(pixels))
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     with torch.autocast("cuda", torch.bfloat16, enabled=dtype == "bfloat16"):

@@ -106,6 +106,6 @@ def test_an_unknown_device_is_refused_with_what_to_do(device: str, advice: str, 
 def test_a_gpu_that_is_not_there_is_refused(tmp_path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(settings, "_num_gpus", lambda: 0)
     with pytest.raises(
-        ConfigError, match="`runtime.device` is 'cuda', but torch finds no GPU; expected 'cpu' or 'auto'"
+        ConfigError, match=r"`runtime.device` is 'cuda', but torch finds no GPU; expected 'cpu' or 'auto'"
     ):
         load_config(write_small(tmp_path), ["runtime.device=cuda"])

@@ -67,13 +67,11 @@ def check_workers(config: Config, model: TunedModel, train: Examples) -> None:
     if workers * each <= available:
         return
     terms = ", ".join(f"{_mib(num_bytes)} {purpose}" for purpose, num_bytes in parts.items())
-    raise ConfigError(
-        [
-            f"`runtime.workers` is {workers}, but they would take about {_mib(workers * each)} MiB, {_mib(each)} each "
-            f"({terms}), and {_mib(available)} MiB are free; expected {max(1, available // each)} or fewer, or 'auto'"
-        ],
-        hint="a smaller `client.batch_size` or `runtime.lanes` lets more workers fit.",
+    problem = (
+        f"`runtime.workers` is {workers}, but they would take about {_mib(workers * each)} MiB, {_mib(each)} each "
+        f"({terms}), and {_mib(available)} MiB are free; expected {max(1, available // each)} or fewer, or 'auto'"
     )
+    raise ConfigError([problem], hint="a smaller `client.batch_size` or `runtime.lanes` lets more workers fit.")
 
 
 def _parts(config: Config, model: TunedModel, train: Examples) -> dict[str, int]:
@@ -93,8 +91,9 @@ def _parts(config: Config, model: TunedModel, train: Examples) -> dict[str, int]
 def _footprint(config: Config, model: TunedModel, train: Examples) -> Footprint:
     sample = train.inputs.fetch(torch.arange(min(_SAMPLE_ROWS, len(train))))
     return footprint_of(
-        model.backbone, model.spec, model.lanes, sample, config.client.optimizer, config.runtime.compute_dtype
-    )
+        model.backbone, model.spec, model.lanes, sample,
+        optimizer=config.client.optimizer, dtype=config.runtime.compute_dtype,
+    )  # fmt: skip
 
 
 def _lane_samples(config: Config, train: Examples) -> int:

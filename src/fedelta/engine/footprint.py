@@ -45,7 +45,13 @@ class Footprint:
 
 
 def footprint_of(
-    backbone: Backbone, spec: ParamSpec, lanes: Lanes, sample: Mapping[str, Tensor], optimizer: Optimizer, dtype: str
+    backbone: Backbone,
+    spec: ParamSpec,
+    lanes: Lanes,
+    sample: Mapping[str, Tensor],
+    *,
+    optimizer: Optimizer,
+    dtype: str,
 ) -> Footprint:
     """The footprint of a step, from passes of lane 0.
 

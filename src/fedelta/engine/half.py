@@ -1,8 +1,8 @@
 """Spares bfloat16 autocast what it would do again in every step to a frozen model.
 
 Autocast rounds the weights of a linear layer in every pass, unless they are trained, and the output of a norm once for
-every layer that reads it. Here frozen weights are rounded once, if outputs stay the same to the last bit, and the output
-of a frozen norm where it arises, if nothing else reads it than what rounds it. Both is tried on a few rows.
+every layer that reads it. Here frozen weights are rounded once, if the outputs keep their bits, and the output of a
+frozen norm where it arises, if nothing reads it but what rounds it. Both is tried on a few rows.
 """
 
 from __future__ import annotations
