@@ -37,12 +37,12 @@ def test_what_is_kept_grows_with_the_samples():
     assert five - one == 4 * (8 + 2 + 2 + 2) * 4
 
 
-@pytest.mark.parametrize(("optimizer", "copies"), [(Sgd(momentum=0.0), 4), (Sgd(), 5), (AdamW(), 8)])
+@pytest.mark.parametrize(("optimizer", "copies"), [(Sgd(momentum=0.0), 4), (Sgd(), 5), (AdamW(), 6)])
 def test_a_lane_holds_its_tensors_and_the_state_of_the_optimizer(optimizer, copies: int):
     backbone, lanes = squares(), Lanes(1)
     spec = Full().apply(backbone, lanes, stream(0))
     footprint = footprint_of(backbone, spec, lanes, {"x": torch.rand(3, 8)}, optimizer=optimizer, dtype="float32")
-    # 18 parameters; AdamW has two averages and a count of 8 bytes.
+    # 18 parameters; AdamW has two averages of each.
     assert footprint.of_lane == copies * 18 * 4
 
 

@@ -72,8 +72,9 @@ def footprint_of(
             of_sample = kept_bytes(backbone, two) - kept_bytes(backbone, one)
     finally:
         lanes.active = active
-    state = optimizer.state(torch.zeros(1, 1, device=device)).values()
-    copies = _COPIES + sum(tensor.numel() * tensor.element_size() for tensor in state) // _ELEMENT_BYTES
+    row = torch.zeros(1, spec.num_parameters, device=device)
+    state = [tensor for tensors in optimizer.state([row]).values() for tensor in tensors]
+    copies = _COPIES + sum(tensor.nbytes for tensor in state) // row.nbytes
     return Footprint(copies * spec.num_parameters * _ELEMENT_BYTES, max(1, int(_SLACK * of_sample)))
 
 
