@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -35,6 +37,14 @@ def test_what_is_kept_grows_with_the_samples():
     one, five = (kept_bytes(backbone, {"x": torch.rand(num, 8)}) for num in (1, 5))
     # Of each sample 8 features, 2 outputs before the square, 2 after it and 2 logarithms, all float32.
     assert five - one == 4 * (8 + 2 + 2 + 2) * 4
+
+
+def test_nothing_of_a_trial_pass_stays_in_memory():
+    backbone, x = squares(), torch.rand(1, 8, requires_grad=True)
+    address = weakref.ref(x)
+    kept_bytes(backbone, {"x": x})
+    del x
+    assert address() is None
 
 
 @pytest.mark.parametrize(("optimizer", "copies"), [(Sgd(momentum=0.0), 4), (Sgd(), 5), (AdamW(), 6)])

@@ -13,6 +13,7 @@ from fedelta.data.batches import Examples
 from fedelta.engine.footprint import Footprint, footprint_of
 from fedelta.errors import ConfigError
 from fedelta.machine import available_bytes, resident_bytes
+from fedelta.runtimes.processes import Processes
 from fedelta.runtimes.starting import can_copy
 
 logger = logging.getLogger("fedelta")
@@ -53,14 +54,14 @@ def fit_lanes(config: Config, model: TunedModel, train: Examples) -> None:
     model.lanes.limit(num_lanes, [model.backbone.module.get_parameter(name) for name in model.spec])
 
 
-def check_workers(config: Config, model: TunedModel, train: Examples) -> None:
+def check_workers(config: Config, model: TunedModel, train: Examples, processes: Processes | None) -> None:
     """Refuses more workers than there is memory for.
 
     Raises:
         ConfigError: `runtime.workers` is a number, and so many do not fit.
     """
     workers, available = config.runtime.workers, available_bytes()
-    if workers == "auto" or available is None:
+    if processes is None or workers == "auto" or available is None:
         return
     parts = _parts(config, model, train)
     each = sum(parts.values())

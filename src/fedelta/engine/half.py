@@ -38,10 +38,10 @@ class Half:
     @contextmanager
     def active(self) -> Iterator[None]:
         """A context in which the model computes with the rounded tensors."""
-        whole = [layer._parameters[name] for layer, name, _ in self.weights]
+        whole = [layer.get_parameter(name) for layer, name, _ in self.weights]
         handles = [norm.register_forward_hook(_rounded) for norm in self.norms]
-        for layer, name, weight in self.weights:
-            layer._parameters[name] = weight
+        for layer, name, rounded in self.weights:
+            layer._parameters[name] = rounded
         try:
             yield
         finally:
@@ -116,7 +116,7 @@ class _Readers(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.norms: set[nn.Module] = set()
         self.read_whole: set[nn.Module] = set()
         self._outputs: dict[int, tuple[nn.Module, Tensor]] = {}  # by address; kept, so that none is used again
