@@ -48,7 +48,7 @@ def test_a_norm_is_rounded_if_only_what_rounds_it_reads_it(adds: bool, num_round
 
 def test_a_model_with_norms_before_its_layers_has_all_of_them_rounded():
     half = half_of(engine_of())
-    assert {name for _, name, _ in half.weights} == {"weight", "bias"}
+    assert {weight.name for weight in half.weights} == {"weight", "bias"}
     assert len(half.norms) == 5  # two in each of two blocks, and the last
 
 

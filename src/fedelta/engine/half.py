@@ -24,29 +24,38 @@ from fedelta.tuning.proof import exact, perturbed
 
 
 @dataclass(frozen=True)
+class Rounded:
+    """A frozen tensor of a layer, as it is and rounded."""
+
+    layer: nn.Module
+    name: str
+    whole: nn.Parameter
+    rounded: nn.Parameter
+
+
+@dataclass(frozen=True)
 class Half:
-    """Frozen tensors that are rounded while it is active.
+    """What is rounded while it is active.
 
     Args:
-        weights: layers with the names of their tensors, and those rounded.
+        weights: frozen tensors.
         norms: whose outputs are rounded.
     """
 
-    weights: Sequence[tuple[nn.Module, str, nn.Parameter]]
+    weights: Sequence[Rounded]
     norms: Sequence[nn.Module]
 
     @contextmanager
     def active(self) -> Iterator[None]:
         """A context in which the model computes with the rounded tensors."""
-        whole = [layer.get_parameter(name) for layer, name, _ in self.weights]
         handles = [norm.register_forward_hook(_rounded) for norm in self.norms]
-        for layer, name, rounded in self.weights:
-            layer._parameters[name] = rounded
+        for weight in self.weights:
+            weight.layer._parameters[weight.name] = weight.rounded
         try:
             yield
         finally:
-            for (layer, name, _), weight in zip(self.weights, whole, strict=True):
-                layer._parameters[name] = weight
+            for weight in self.weights:
+                weight.layer._parameters[weight.name] = weight.whole
             for handle in handles:
                 handle.remove()
 
@@ -61,7 +70,7 @@ def find_half(module: nn.Module, bank: LaneBank, lanes: Lanes, outputs: Callable
         outputs: runs the model under autocast on a few rows.
     """
     weights = [
-        (layer, name, nn.Parameter(weight.detach().to(torch.bfloat16), requires_grad=False))
+        Rounded(layer, name, weight, nn.Parameter(weight.detach().to(torch.bfloat16), requires_grad=False))
         for layer in module.modules()
         if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d) or type(layer).__name__ == "Conv1D"
         for name, weight in layer.named_parameters(recurse=False)
