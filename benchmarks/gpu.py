@@ -1,6 +1,6 @@
 """LoRA on ViT-B/16 at 224 px, 8 clients on one GPU in bfloat16: fedelta in lanes beside one client after the other.
 
-    .venv/bin/python -m benchmarks.gpu [--batches 8 16 32 64] [--repeats 5] [--sides lanes one bare pfl blazefl] [--out FILE]
+    .venv/bin/python -m benchmarks.gpu [--batches 8 16 32 64] [--repeats 5] [--sides lanes one bare] [--out FILE]
 
 Every side has the same weights (random), images, steps and plain SGD, and all tensors of the data on the GPU from the
 start. The sides take turns, round by round, in one process. Before a time is printed they must have come to the same
@@ -132,7 +132,9 @@ def lines(row: dict) -> list[str]:
     """The rows of a table: median and range in ms, ratios of fedelta in lanes, MiB."""
     medians = {name: statistics.median(seconds) for name, seconds in row["seconds"].items()}
     task = row["task"]
-    table = [f"batch {task['batch_size']}, {task['num_clients']} clients of {task['num_rows']} images, {task['dtype']}:"]
+    table = [
+        f"batch {task['batch_size']}, {task['num_clients']} clients of {task['num_rows']} images, {task['dtype']}:"
+    ]
     table += [f"  {row['agreement']}"]
     for name, seconds in row["seconds"].items():
         low, high, mib = 1e3 * min(seconds), 1e3 * max(seconds), row["memory_bytes"][name] / 2**20

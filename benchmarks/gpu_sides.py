@@ -170,9 +170,7 @@ def _peft_model(task: Task) -> nn.Module:
 
     ours = _backbone(task)
     spec = Lora(r=RANK, lora_alpha=ALPHA).apply(ours, Lanes(1), stream(SEED, "tuning"))
-    config = LoraConfig(
-        r=RANK, lora_alpha=ALPHA, target_modules=["q_proj", "v_proj"], modules_to_save=["classifier"]
-    )
+    config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=["q_proj", "v_proj"], modules_to_save=["classifier"])
     model = get_peft_model(_backbone(task).module, config).eval()
     with torch.no_grad():
         for name, parameter in _tuned(model).items():
@@ -240,26 +238,22 @@ def pfl(task: Task) -> Round:
         def metrics(self, pixels: Tensor, labels: Tensor) -> dict[str, Weighted]:
             return {"loss": Weighted(peers.loss(pixels, labels).item() * len(labels), len(labels))}
 
-    class Turns(TrainingProcessCallback):
+    class Rounds(TrainingProcessCallback):
         number = 1
-        begin, end = queue.Queue(), queue.Queue()
 
-        def after_central_iteration(self, aggregate_metrics, model, *, central_iteration):  # noqa: ARG002 pfl's
+        def after_central_iteration(self, aggregate_metrics, model, *, central_iteration):
             self.number += 1
-            self.end.put(None)
-            self.begin.get()
+            turns.done()
             return False, Metrics()
 
-    turns = Turns()
+    turns, rounds = _Turns(), Rounds()
 
     def dataset_of(client: int) -> PyTorchTensorDataset:
-        rows = torch.cat(task.steps(turns.number, client))  # pfl goes through a data set in its order
+        rows = torch.cat(task.steps(rounds.number, client))  # pfl goes through a data set in its order
         return PyTorchTensorDataset((peers.pixels[rows], peers.labels[rows]), user_id=str(client))
 
     def run() -> None:
-        turns.begin.get()
-        np.random.seed(0)
-        asyncio.set_event_loop(asyncio.new_event_loop())
+        np.random.seed(0)  # noqa: NPY002 which pfl draws from
         clients = itertools.cycle(range(task.num_clients))
         data = FederatedDataset(dataset_of, lambda: next(clients))
         FederatedAveraging().run(
@@ -278,23 +272,42 @@ def pfl(task: Task) -> Round:
             model_train_params=NNTrainHyperParams(
                 local_num_epochs=1, local_learning_rate=LR, local_batch_size=task.batch_size
             ),
-            callbacks=[turns],
+            callbacks=[rounds],
         )
 
     def round() -> Mapping[str, Tensor]:
-        turns.begin.put(None)
-        if (problem := turns.end.get()) is not None:
-            raise problem
+        turns.next()
         return peers.tuned
 
-    def guarded() -> None:
+    turns.start(run)
+    return Round(peers.start, round)
+
+
+class _Turns:
+    """A program in a thread of its own, which goes on from one `done` to the next at every `next`."""
+
+    def __init__(self) -> None:
+        self._begin, self._end = queue.Queue(), queue.Queue()
+
+    def start(self, run: Callable[[], None]) -> None:
+        threading.Thread(target=self._guarded, args=(run,), daemon=True).start()
+
+    def next(self) -> None:
+        self._begin.put(None)
+        if (problem := self._end.get()) is not None:
+            raise problem
+
+    def done(self) -> None:
+        self._end.put(None)
+        self._begin.get()
+
+    def _guarded(self, run: Callable[[], None]) -> None:
+        asyncio.set_event_loop(asyncio.new_event_loop())
         try:
+            self._begin.get()
             run()
         except BaseException as error:  # noqa: BLE001 raised again by who waits
-            turns.end.put(error)
-
-    threading.Thread(target=guarded, daemon=True).start()
-    return Round(peers.start, round)
+            self._end.put(error)
 
 
 def blazefl(task: Task, num_threads: int = 2) -> Round:
@@ -313,7 +326,7 @@ def blazefl(task: Task, num_threads: int = 2) -> Round:
             self.num_parallels, self.device, self.device_count = num_threads, task.device, 1
             self.cache, self.round, self.stop_event = [], 0, threading.Event()
 
-        def worker(self, cid, device, payload, stop_event):  # noqa: ARG002 BlazeFL's
+        def worker(self, cid, device, payload, stop_event):
             model, tuned = models.get()
             part = nn.ParameterList(tuned.values())
             deserialize_model(part, payload.model_parameters)
@@ -327,7 +340,7 @@ def blazefl(task: Task, num_threads: int = 2) -> Round:
             return package
 
     class Selector:
-        def select_model(self, model_name: str) -> nn.Module:  # noqa: ARG002 BlazeFL's
+        def select_model(self, model_name: str) -> nn.Module:
             return nn.ParameterList(peers.tuned.values())
 
     trainer = Trainer()

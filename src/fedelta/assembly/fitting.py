@@ -13,6 +13,7 @@ from fedelta.data.batches import Examples
 from fedelta.engine.footprint import Footprint, footprint_of
 from fedelta.errors import ConfigError
 from fedelta.machine import available_bytes, resident_bytes
+from fedelta.runtimes.processes import Processes
 from fedelta.runtimes.starting import can_copy
 
 logger = logging.getLogger("fedelta")
@@ -53,27 +54,25 @@ def fit_lanes(config: Config, model: TunedModel, train: Examples) -> None:
     model.lanes.limit(num_lanes, [model.backbone.module.get_parameter(name) for name in model.spec])
 
 
-def check_workers(config: Config, model: TunedModel, train: Examples) -> None:
+def check_workers(config: Config, model: TunedModel, train: Examples, processes: Processes | None) -> None:
     """Refuses more workers than there is memory for.
 
     Raises:
         ConfigError: `runtime.workers` is a number, and so many do not fit.
     """
     workers, available = config.runtime.workers, available_bytes()
-    if workers == "auto" or available is None:
+    if processes is None or workers == "auto" or available is None:
         return
     parts = _parts(config, model, train)
     each = sum(parts.values())
     if workers * each <= available:
         return
     terms = ", ".join(f"{_mib(num_bytes)} {purpose}" for purpose, num_bytes in parts.items())
-    raise ConfigError(
-        [
-            f"`runtime.workers` is {workers}, but they would take about {_mib(workers * each)} MiB, {_mib(each)} each "
-            f"({terms}), and {_mib(available)} MiB are free; expected {max(1, available // each)} or fewer, or 'auto'"
-        ],
-        hint="a smaller `client.batch_size` or `runtime.lanes` lets more workers fit.",
+    problem = (
+        f"`runtime.workers` is {workers}, but they would take about {_mib(workers * each)} MiB, {_mib(each)} each "
+        f"({terms}), and {_mib(available)} MiB are free; expected {max(1, available // each)} or fewer, or 'auto'"
     )
+    raise ConfigError([problem], hint="a smaller `client.batch_size` or `runtime.lanes` lets more workers fit.")
 
 
 def _parts(config: Config, model: TunedModel, train: Examples) -> dict[str, int]:
@@ -87,14 +86,15 @@ def _parts(config: Config, model: TunedModel, train: Examples) -> dict[str, int]
     if device != "cpu":  # a step takes memory of the worker's GPU
         return parts
     step = _footprint(config, model, train).of_step(lanes, _lane_samples(config, train))
-    return {**parts, f"for a step of {lanes} lanes": step}
+    return {**parts, f"for a step of {lanes} lane{'s' * (lanes > 1)}": step}
 
 
 def _footprint(config: Config, model: TunedModel, train: Examples) -> Footprint:
     sample = train.inputs.fetch(torch.arange(min(_SAMPLE_ROWS, len(train))))
     return footprint_of(
-        model.backbone, model.spec, model.lanes, sample, config.client.optimizer, config.runtime.compute_dtype
-    )
+        model.backbone, model.spec, model.lanes, sample,
+        optimizer=config.client.optimizer, dtype=config.runtime.compute_dtype,
+    )  # fmt: skip
 
 
 def _lane_samples(config: Config, train: Examples) -> int:
@@ -110,4 +110,4 @@ def _free_bytes(model: TunedModel) -> int | None:
 
 
 def _mib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**20:,.0f}"
+    return f"{-(-num_bytes // 2**20):,}"

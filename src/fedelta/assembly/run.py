@@ -188,10 +188,7 @@ def assemble(
     with stage("data and base model"):
         backbone, data = read_data(config, backbone, data, at_a_glance=at_a_glance)
     with stage("tuning method"):
-        most = lanes or num_lanes(config)
-        model = tuned_model(config, backbone, data.class_names, num_lanes=most, sample=few_rows(data))
-        if lanes is None:
-            fit_lanes(config, model, data.train)
+        model = _model(config, backbone, data, lanes)
     if data.held_out:
         config.personalization.scopes(scopes_of(backbone, model.spec), model.tuning.name)
     all_tiers = tiers_of(config, model, data.clients)
@@ -206,12 +203,20 @@ def assemble(
         site = replace(site, test=data.test, privacy=_site_privacy(guarantee, randomness.below("site")))
     build = partial(worker_site, config.to_toml(), tuple(for_processes()), model.lanes.num) if is_from_config else None
     processes = processes_of(config, site, build)
-    if processes is not None:
-        check_workers(config, model, data.train)
+    check_workers(config, model, data.train, processes)
     federation = _federation(config, model, data, site, processes=processes)
     federation = protecting(federation, guarantee, randomness.below("server"))
     _check_deadline(config, federation, model.params)
     return Assembly(config, model, data, site, federation, all_tiers, processes, key)
+
+
+def _model(config: Config, backbone: Backbone, data: FederatedData, lanes: int | None) -> TunedModel:
+    """The model with the lanes of the run whose worker this is, or with as many as memory holds."""
+    num = num_lanes(config) if lanes is None else lanes
+    model = tuned_model(config, backbone, data.class_names, num_lanes=num, sample=few_rows(data))
+    if lanes is None:
+        fit_lanes(config, model, data.train)
+    return model
 
 
 def worker_site(config: str, plugins: Sequence[str], lanes: int, number: int) -> Site:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -46,7 +47,13 @@ class Footprint:
 
 
 def footprint_of(
-    backbone: Backbone, spec: ParamSpec, lanes: Lanes, sample: Mapping[str, Tensor], optimizer: Optimizer, dtype: str
+    backbone: Backbone,
+    spec: ParamSpec,
+    lanes: Lanes,
+    sample: Mapping[str, Tensor],
+    *,
+    optimizer: Optimizer,
+    dtype: str,
 ) -> Footprint:
     """The footprint of a step, from passes of lane 0.
 
@@ -77,12 +84,16 @@ def kept_bytes(backbone: Backbone, inputs: Mapping[str, Tensor]) -> int:
     """Bytes of memory that a forward pass keeps for the backward pass, each piece counted once, and of the outputs."""
     kept: dict[int, Tensor] = {}
 
-    def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
+    def keep(tensor: Tensor) -> None:
+        # Detached, because a result that keeps what it was computed from would never be freed.
+        kept[tensor.untyped_storage().data_ptr()] = tensor.detach()
 
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, _never):
         outputs = backbone.logits(dict(inputs)).float()
         loss = outputs.log_softmax(-1).sum() if outputs.dim() > 1 else outputs.sum()
     keep(outputs), keep(loss)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def _never(_kept: object) -> NoReturn:
+    raise AssertionError("there is no backward pass")

@@ -1,8 +1,8 @@
 """Spares bfloat16 autocast what it would do again in every step to a frozen model.
 
 Autocast rounds the weights of a linear layer in every pass, unless they are trained, and the output of a norm once for
-every layer that reads it. Here frozen weights are rounded once, if outputs stay the same to the last bit, and the output
-of a frozen norm where it arises, if nothing else reads it than what rounds it. Both is tried on a few rows.
+every layer that reads it. Here frozen weights are rounded once, if the outputs keep their bits, and the output of a
+frozen norm where it arises, if nothing reads it but what rounds it. Both is tried on a few rows.
 """
 
 from __future__ import annotations
@@ -24,29 +24,38 @@ from fedelta.tuning.proof import exact, perturbed
 
 
 @dataclass(frozen=True)
+class Rounded:
+    """A frozen tensor of a layer, as it is and rounded."""
+
+    layer: nn.Module
+    name: str
+    whole: nn.Parameter
+    rounded: nn.Parameter
+
+
+@dataclass(frozen=True)
 class Half:
-    """Frozen tensors that are rounded while it is active.
+    """What is rounded while it is active.
 
     Args:
-        weights: layers with the names of their tensors, and those rounded.
+        weights: frozen tensors.
         norms: whose outputs are rounded.
     """
 
-    weights: Sequence[tuple[nn.Module, str, nn.Parameter]]
+    weights: Sequence[Rounded]
     norms: Sequence[nn.Module]
 
     @contextmanager
     def active(self) -> Iterator[None]:
         """A context in which the model computes with the rounded tensors."""
-        whole = [layer._parameters[name] for layer, name, _ in self.weights]
         handles = [norm.register_forward_hook(_rounded) for norm in self.norms]
-        for layer, name, weight in self.weights:
-            layer._parameters[name] = weight
+        for weight in self.weights:
+            weight.layer._parameters[weight.name] = weight.rounded
         try:
             yield
         finally:
-            for (layer, name, _), weight in zip(self.weights, whole, strict=True):
-                layer._parameters[name] = weight
+            for weight in self.weights:
+                weight.layer._parameters[weight.name] = weight.whole
             for handle in handles:
                 handle.remove()
 
@@ -61,7 +70,7 @@ def find_half(module: nn.Module, bank: LaneBank, lanes: Lanes, outputs: Callable
         outputs: runs the model under autocast on a few rows.
     """
     weights = [
-        (layer, name, nn.Parameter(weight.detach().to(torch.bfloat16), requires_grad=False))
+        Rounded(layer, name, weight, nn.Parameter(weight.detach().to(torch.bfloat16), requires_grad=False))
         for layer in module.modules()
         if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d) or type(layer).__name__ == "Conv1D"
         for name, weight in layer.named_parameters(recurse=False)
@@ -116,7 +125,7 @@ class _Readers(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.norms: set[nn.Module] = set()
         self.read_whole: set[nn.Module] = set()
         self._outputs: dict[int, tuple[nn.Module, Tensor]] = {}  # by address; kept, so that none is used again

@@ -29,8 +29,8 @@ def slow_bfloat16(module: nn.Module) -> str | None:
         return None
     times = f"{ratio:.1f}" if ratio < 3 else f"{ratio:.0f}"
     return (
-        f"`runtime.compute_dtype` is 'bfloat16', which is about {times} times slower on this CPU (measured on a matrix of "
-        f"{out_features} x {in_features}); leave it at 'float32' here."
+        f"`runtime.compute_dtype` is 'bfloat16', which is about {times} times slower on this CPU (measured on a matrix "
+        f"of {out_features} x {in_features}); leave it at 'float32' here."
     )
 
 
