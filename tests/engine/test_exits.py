@@ -35,12 +35,13 @@ ACCUMULATOR = Accumulator(num_heads=2, mlp_width=24, head_width=12)
 # With logits (x, 0) and label 0 the cross-entropy is ln(1 + e^-x): x = ln 3 gives ln 4/3, x = 0 gives ln 2,
 # x = -ln 3 gives ln 4.
 LN3 = math.log(3)
+LABELS = torch.zeros(3, dtype=torch.int64)
 LOW, MIDDLE, HIGH = math.log(4 / 3), math.log(2), math.log(4)
 
 
 def logits_of(*exits: list[list[float]], grad: bool = False) -> Tensor:
-    """[E, A, B, 2] from x by exit, lane and sample."""
-    first = tensor(exits)
+    """[E, N, 2] from x by exit, lane and sample."""
+    first = tensor(exits).flatten(1)
     return torch.stack([first, torch.zeros_like(first)], dim=-1).requires_grad_(grad)
 
 
@@ -69,23 +70,19 @@ def test_the_exits_of_a_step_by_regime():
         assert ExitLoss(ExitSettings(train=train), 1, Classification()).chosen(3, zeros) == (1, 2, 3)
 
 
-def test_one_exit_gives_its_cross_entropy_with_padding_of_no_weight():
-    # Two samples and padding: (ln 4/3 + ln 4) / 2, whatever the padding says.
-    loss = ExitLoss(ExitSettings(), 1, Classification())
-    for padding in (0.0, 50.0):
-        minimised, reported = loss.of(
-            logits_of([[LN3, -LN3, padding]]), torch.zeros(1, 3, dtype=torch.int64), tensor([[0.5, 0.5, 0.0]]),
-            torch.ones(1, 1), no_loss_yet(1),
-        )  # fmt: skip
-        assert minimised.tolist() == pytest.approx([(LOW + HIGH) / 2])
-        assert reported.tolist() == pytest.approx([(LOW + HIGH) / 2])
+def test_one_exit_gives_the_mean_cross_entropy_of_each_lane():
+    # Lane 0 has two samples and lane 1 one.
+    minimised, reported = ExitLoss(ExitSettings(), 1, Classification()).of(
+        tensor([[[LN3, 0.0], [-LN3, 0.0], [0.0, 0.0]]]), LABELS[:3], [2, 1], torch.ones(1, 2), no_loss_yet(1, 2)
+    )
+    assert minimised.tolist() == pytest.approx([(LOW + HIGH) / 2, MIDDLE])
+    assert reported.tolist() == pytest.approx([(LOW + HIGH) / 2, MIDDLE])
 
 
 def test_the_sum_over_exits_is_minimised_and_their_mean_is_reported():
     minimised, reported = ExitLoss(ExitSettings(train="sum"), 1, Classification()).of(
-        logits_of([[LN3]], [[0.0]], [[-LN3]]), torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1),
-        torch.ones(3, 1), no_loss_yet(3),
-    )  # fmt: skip
+        logits_of([[LN3]], [[0.0]], [[-LN3]]), LABELS[:1], [1], torch.ones(3, 1), no_loss_yet(3)
+    )
     assert minimised.tolist() == pytest.approx([LOW + MIDDLE + HIGH])
     assert reported.tolist() == pytest.approx([(LOW + MIDDLE + HIGH) / 3])
 
@@ -94,17 +91,13 @@ def test_lanes_at_different_exits_learn_at_their_own_alone():
     # Lane 0 drew the first exit and lane 1 the second; the other logits get no gradient.
     logits = logits_of([[LN3], [9.0]], [[5.0], [0.0]], grad=True)
     minimised, reported = ExitLoss(ExitSettings(train="random"), 1, Classification()).of(
-        logits,
-        torch.zeros(2, 1, dtype=torch.int64),
-        torch.ones(2, 1),
-        tensor([[1.0, 0.0], [0.0, 1.0]]),
-        no_loss_yet(2, 2),
+        logits, LABELS[:2], [1, 1], tensor([[1.0, 0.0], [0.0, 1.0]]), no_loss_yet(2, 2)
     )
     assert minimised.tolist() == pytest.approx([LOW, MIDDLE])
     assert reported.tolist() == pytest.approx([LOW, MIDDLE])
     minimised.sum().backward()
     # The gradient of the right logit is p - 1: 3/4 - 1 and 1/2 - 1.
-    torch.testing.assert_close(logits.grad[:, :, 0, 0], tensor([[-0.25, 0.0], [0.0, -0.5]]))
+    torch.testing.assert_close(logits.grad[:, :, 0], tensor([[-0.25, 0.0], [0.0, -0.5]]))
 
 
 @pytest.mark.parametrize(
@@ -115,13 +108,13 @@ def test_every_exit_learns_from_the_best_with_a_weight_that_grows_to_one(round: 
     divergence = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
     logits = logits_of([[LN3]], [[0.0]], grad=True)
     minimised, reported = ExitLoss(ExitSettings(train="distill"), round, Classification()).of(
-        logits, torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1), torch.ones(2, 1), no_loss_yet(2)
+        logits, LABELS[:1], [1], torch.ones(2, 1), no_loss_yet(2)
     )
     assert minimised.tolist() == pytest.approx([LOW + MIDDLE + weight * divergence], rel=1e-5)
     assert reported.tolist() == pytest.approx([(LOW + MIDDLE) / 2])
     minimised.sum().backward()
     # The teacher has only the gradient of its cross-entropy, 3/4 - 1; the other one has q - p beside it, 1/2 - 3/4.
-    torch.testing.assert_close(logits.grad[:, 0, 0, 0], tensor([-0.25, -0.5 - 0.25 * weight]))
+    torch.testing.assert_close(logits.grad[:, 0, 0], tensor([-0.25, -0.5 - 0.25 * weight]))
 
 
 def test_the_teacher_is_the_exit_with_the_lowest_running_loss_of_its_lane():
@@ -130,7 +123,7 @@ def test_the_teacher_is_the_exit_with_the_lowest_running_loss_of_its_lane():
     running = tensor([[1.0, torch.nan], [0.1, torch.nan]])
     logits = logits_of([[LN3], [LN3]], [[0.0], [0.0]])
     minimised, _ = ExitLoss(ExitSettings(train="distill"), 300, Classification()).of(
-        logits, torch.zeros(2, 1, dtype=torch.int64), torch.ones(2, 1), torch.ones(2, 2), running
+        logits, LABELS[:2], [1, 1], torch.ones(2, 2), running
     )
     from_second = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)
     from_first = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
@@ -139,15 +132,14 @@ def test_the_teacher_is_the_exit_with_the_lowest_running_loss_of_its_lane():
     torch.testing.assert_close(running, tensor(expected))
 
 
-def test_padding_has_no_weight_in_the_distillation():
-    losses = [
-        ExitLoss(ExitSettings(train="distill"), 300, Classification()).of(
-            logits_of([[LN3, padding]], [[0.0, -padding]]), torch.zeros(1, 2, dtype=torch.int64), tensor([[1.0, 0.0]]),
-            torch.ones(2, 1), no_loss_yet(2),
-        )[0].item()
-        for padding in (0.0, 7.0)
-    ]  # fmt: skip
-    assert losses[0] == pytest.approx(losses[1])
+def test_the_distillation_is_the_mean_over_the_samples_of_each_lane():
+    # Lane 0 has two samples like the one of lane 1.
+    first, second = tensor([LN3, 0.0]).expand(3, 2), torch.zeros(3, 2)
+    minimised, _ = ExitLoss(ExitSettings(train="distill"), 300, Classification()).of(
+        torch.stack([first, second]), LABELS[:3], [2, 1], torch.ones(2, 2), no_loss_yet(2, 2)
+    )
+    from_first = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+    assert minimised.tolist() == pytest.approx([LOW + MIDDLE + from_first] * 2)
 
 
 # Through the engine: one step of one batch, by hand with autograd on a model of one lane.
@@ -230,7 +222,7 @@ def test_evaluation_by_hand_at_every_exit():
     data = tiny_data(num_rows=300)
     engine, backbone = tiny_engine(ACCUMULATOR, data, num_hidden_layers=3, lanes=2)
     params = randomise(start_of(engine), stream(0, "noise"), scale=0.3)
-    evaluation = engine.evaluate(params, data)
+    evaluation = engine.evaluator.evaluate(params, data)
     engine.bank.load(0, params)
     with torch.no_grad():
         engine.lanes.active = 1
@@ -246,7 +238,7 @@ def test_evaluation_by_hand_at_every_exit():
 
 def test_a_model_without_exits_has_no_accuracies_by_exit():
     engine, _ = tiny_engine(Head(), tiny_data())
-    assert engine.evaluate(start_of(engine), tiny_data()).by_exit == {}
+    assert engine.evaluator.evaluate(start_of(engine), tiny_data()).by_exit == {}
 
 
 @pytest.mark.parametrize("train", ["random", "sum"])
@@ -259,17 +251,17 @@ def test_cached_features_of_the_embeddings_give_the_same_training(train: str):
         assert not engine.notes
         jobs = [replace(job, exits=stream(0, "exits", job.client_id)) for job in jobs_for((5, 3), start_of(engine))]
         results.append({result.client_id: result.delta for result in engine.train(jobs, 0.05)})
-        by_exit = engine.evaluate(start_of(engine), tiny_data()).by_exit["accuracy"]
+        by_exit = engine.evaluator.evaluate(start_of(engine), tiny_data()).by_exit["accuracy"]
         results[-1]["evaluation"] = {"at": tensor(by_exit)}
     for key, delta in results[0].items():
         assert_close(delta, results[1][key], rtol=1e-4, atol=1e-6)
 
 
 def test_exits_of_another_task_learn_by_its_loss_and_its_distance():
-    # Two exits, one lane, two samples of weight 1/2: errors 1 and 2 at exit 1, 0 and 1 at exit 2.
-    outputs = tensor([[[[1.0], [4.0]]], [[[0.0], [3.0]]]])
+    # Two exits, one lane, two samples: errors 1 and 2 at exit 1, 0 and 1 at exit 2.
+    outputs = tensor([[[1.0], [4.0]], [[0.0], [3.0]]])
     total, mean = ExitLoss(ExitSettings(train="distill"), 300, Regression()).of(
-        outputs, tensor([[0.0, 2.0]]), tensor([[0.5, 0.5]]), torch.ones(2, 1), torch.full((2, 1), torch.nan)
+        outputs, tensor([0.0, 2.0]), [2], torch.ones(2, 1), torch.full((2, 1), torch.nan)
     )
     # Losses (1 + 4) / 2 and 1 / 2; exit 2 teaches, and exit 1 is 1 away from it at both samples.
     assert mean.tolist() == [1.5]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn, tensor
+from torch import Tensor, nn, tensor
 
 from fedelta.errors import ModelError
 from fedelta.seeds import stream
 from fedelta.tuning.bias import LaneBias
-from fedelta.tuning.lanes import LaneLinear, Lanes, Wrapper, lane_parameter, random_like
+from fedelta.tuning.lanes import LaneLayerNorm, LaneLinear, Lanes, Wrapper, lane_parameter, random_like
 from fedelta.tuning.lora import LoraConv, LoraLinear
 from fedelta.tuning.norms import LaneBatchNorm, LaneGroupNorm
 from fedelta.tuning.parallel import ParallelConv
@@ -116,37 +116,74 @@ LAYERS = {
     "pair of convolutions": (lambda lanes: LoraConv(lanes, nn.Conv2d(2, 2, 1), 1, 1.0, generator=stream(0)), (2, 4, 4)),
     "convolution": (lambda lanes: ParallelConv(lanes, nn.Conv2d(2, 2, 3, padding=1), torch.ones(2, 2)), (2, 4, 4)),
     "batch norm": (lambda lanes: LaneBatchNorm(lanes, nn.BatchNorm2d(2)), (2, 4, 4)),
+    "layer norm": (lambda lanes: LaneLayerNorm(lanes, 2, torch.ones(1)), (3, 2)),
     "group norm": (lambda lanes: LaneGroupNorm(lanes, nn.GroupNorm(1, 2)), (2, 4, 4)),
 }
 
 
 @pytest.mark.parametrize(("make", "inner"), LAYERS.values(), ids=LAYERS)
-@pytest.mark.parametrize("length", [1, 2, 4, 8])
+@pytest.mark.parametrize("length", [1, 2, 4, 6, 8])
 def test_an_input_whose_first_axis_is_not_that_of_the_samples_is_refused(make, inner: tuple[int, ...], length: int):
-    # Three lanes of two samples and one: with padding six.
+    # Three lanes of two samples and one: five.
     lanes = Lanes(4)
     layer, noise = make(lanes), [stream(0)] * 3
-    expected = rf"\[{length}, .*\], which 3 lanes cannot share: expected 6 samples, or a multiple, along its first axis"
+    expected = rf"\[{length}, .*\], which 3 lanes cannot share: expected 5 samples, or a multiple, along its first axis"
     with lanes.training([2, 1, 2], noise), pytest.raises(ModelError, match=expected):
         layer(torch.ones(length, *inner))
     with lanes.training([2, 1, 2], noise):
-        assert len(layer(torch.ones(6, *inner))) == 6
-        assert len(layer(torch.ones(12, *inner))) == 12  # two windows of each sample
+        assert len(layer(torch.ones(5, *inner))) == 5
+        assert len(layer(torch.ones(10, *inner))) == 10  # two windows of each sample
     with lanes.training([2], noise[:1]):
         assert len(layer(torch.ones(length, *inner))) == length  # with one lane there is nothing to mix
 
 
-def test_padding_of_several_entries_a_sample_takes_no_part_in_the_statistics():
-    # Two lanes of two frames a sample, of which the second lane has one sample: its frames 2 and 3 are padding.
-    lanes = Lanes(2)
-    x = torch.randn(8, 2, 3, 3, generator=stream(0))
-    normed = []
-    for frames in (x, torch.cat([x[:6], 100 + x[6:]])):
-        layer = LaneBatchNorm(lanes, nn.BatchNorm2d(2))
-        with lanes.training([2, 1], [stream(0)] * 2):
-            normed.append(layer(frames)[:6])
-    torch.testing.assert_close(normed[0], normed[1])
-    torch.testing.assert_close(normed[0][4:], nn.functional.batch_norm(x[4:6], None, None, training=True))
+@pytest.mark.parametrize("lengths", [(2, 1, 2), (3, 3, 3)], ids=str)
+@pytest.mark.parametrize("entries_per_sample", [1, 2])
+@pytest.mark.parametrize(("make", "inner"), LAYERS.values(), ids=LAYERS)
+def test_lanes_of_any_lengths_give_what_each_gives_alone(
+    make, inner: tuple[int, ...], entries_per_sample: int, lengths: tuple[int, ...]
+):
+    """Outputs, gradients of the tuned tensors and of the input, and the statistics of norms."""
+    lanes = Lanes(3)
+    parts = [torch.randn(length * entries_per_sample, *inner, generator=stream(1, length)) for length in lengths]
+
+    def drawn(lane: int | None) -> tuple[nn.Module, list[Tensor]]:
+        """A layer with other values in each lane, or those of `lane` in the first one."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            layer = make(lanes)
+        tensors = [parameter for parameter in layer.parameters() if len(parameter) == lanes.num]
+        for number, parameter in enumerate(tensors):
+            parameter.data = torch.rand(parameter.shape, generator=stream(2, number)) + 0.5
+            parameter.data[0] = parameter.data[lane or 0]
+        return layer, tensors
+
+    def passed(layer: nn.Module, tensors: list[Tensor], xs: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        x = torch.cat(xs).requires_grad_()
+        with lanes.training([len(part) // entries_per_sample for part in xs], [stream(0)] * len(xs)):
+            y = layer(x)
+        y.square().sum().backward()
+        return y.detach(), x.grad, [tensor.detach() if tensor.grad is None else tensor.grad for tensor in tensors]
+
+    y, grad, changed = passed(*drawn(None), parts)
+    for lane, part in enumerate(parts):
+        place = slice(sum(map(len, parts[:lane])), sum(map(len, parts[: lane + 1])))
+        y_alone, grad_alone, changed_alone = passed(*drawn(lane), [part])
+        torch.testing.assert_close(y[place], y_alone)
+        torch.testing.assert_close(grad[place], grad_alone)
+        for tensor_of_all, tensor_alone in zip(changed, changed_alone, strict=True):
+            torch.testing.assert_close(tensor_of_all[lane], tensor_alone[0])
+
+
+@pytest.mark.parametrize("others", [(1,), (4, 2)], ids=str)
+def test_what_a_lane_drops_does_not_depend_on_the_other_lanes(others: tuple[int, ...]):
+    lanes, ones = Lanes(3), torch.ones(20, 5)
+    with lanes.training([3], [stream(7)]):
+        alone = lanes.dropout(ones[:3], 0.5)
+    with lanes.training([*others, 3], [*map(stream, range(len(others))), stream(7)]):
+        together = lanes.dropout(ones[: sum(others) + 3], 0.5)
+    assert set(alone.unique().tolist()) == {0.0, 2.0}
+    assert torch.equal(together[-3:], alone)
 
 
 def attributes(layer: nn.Module) -> list[str]:

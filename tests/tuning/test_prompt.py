@@ -143,16 +143,6 @@ def test_dropout_is_drawn_per_lane_and_scales_what_is_left():
     assert lanes.dropout(ones, 0.25) is ones  # not training
 
 
-def test_padding_draws_nothing():
-    lanes, ones = Lanes(2), torch.ones(4, 3, 2)
-    with lanes.training([1, 2], [stream(1), stream(2)]):
-        padded = lanes.dropout(ones, 0.5)
-    with lanes.training([2, 2], [stream(1), stream(2)]):
-        full = lanes.dropout(ones, 0.5)
-    assert torch.equal(padded[0], full[0])
-    assert torch.equal(padded[2:], full[2:])
-
-
 def test_dropout_changes_training_and_not_evaluation():
     backbone, lanes, _ = applied(Prompt(num_virtual_tokens=5, dropout=0.5))
     inputs = tiny_inputs("vit", 2).tensors

@@ -25,7 +25,7 @@ from fedelta.modalities.base import Inputs
 from fedelta.modalities.stores import evenly_spaced
 from fedelta.settings.base import changed
 
-_ROWS = 3  # per client: a batch of two and a shorter one, so that lanes are padded
+_ROWS = 3  # per client: a batch of two and a shorter one, so that lanes differ in length
 _STEPS = 2  # the second step runs on what the first has left in the model
 _CLIENTS = 16
 _EVALUATED = 8
@@ -45,15 +45,15 @@ def rehearse(assembly: Assembly) -> RoundOutcome:
     )
     longest = _longest(assembly.data.train.inputs)
     partition = {client: torch.cat([longest, rows])[:_ROWS] for client, rows in site.partition.items()}
-    small_site = replace(site, engine=engine, partition=partition, memories=Memories())
     test, strategy = _first(assembly.data.test), assembly.strategy
+    small_site = replace(site, engine=engine, partition=partition, memories=Memories(), test=test)
     cohort = min(strategy.clients_per_round, max(_CLIENTS, strategy.min_replies, engine.lanes.num + 1))
     strategy = changed(strategy, {"clients_per_round": cohort})
     rehearsed = replace(
         federation,
         strategy=strategy,
         runtime=small_site,
-        evaluate=lambda params: evaluate(small_site, params, test),
+        evaluate=lambda params: evaluate(small_site, params),
         evaluate_every=1,
         byte_budget=None,
     )

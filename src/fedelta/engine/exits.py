@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -25,6 +25,7 @@ from pydantic import Field, model_validator
 from torch import Generator, Tensor
 
 from fedelta.data.clients import Clients
+from fedelta.engine.work import lane_means
 from fedelta.errors import ConfigError, listed
 from fedelta.seeds import stream
 from fedelta.settings import Settings
@@ -119,7 +120,7 @@ def _read_depths(path: str, clients: Clients, num_blocks: int) -> dict[int, int]
 class ExitLoss:
     """The loss of one step over the exits that each lane trains.
 
-    Shapes: E exits, A lanes, B samples per lane, X the task's axes of outputs or targets per sample.
+    Shapes: E exits, A lanes, N samples of all lanes, X the task's axes of outputs or targets per sample.
 
     Args:
         settings: which exits are trained, and with which loss.
@@ -139,36 +140,42 @@ class ExitLoss:
         return (exits[draw(depth)],) if self._settings.train == "random" else exits
 
     def of(
-        self, outputs_EABX: Tensor, targets_ABX: Tensor, weights_AB: Tensor, chosen_EA: Tensor, running_EA: Tensor
+        self,
+        outputs_ENX: Tensor,
+        targets_NX: Tensor,
+        lengths_A: Sequence[int],
+        chosen_EA: Tensor,
+        running_EA: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """The loss that each lane minimises [A], and its mean task loss over its exits [A], which is reported.
 
         Args:
-            outputs_EABX: outputs at the exits that at least one lane trains.
-            targets_ABX: targets of the samples.
-            weights_AB: weights of the samples; they sum to one in each lane.
+            outputs_ENX: outputs at the exits that at least one lane trains, lane after lane.
+            targets_NX: targets of the samples.
+            lengths_A: number of samples of each lane.
             chosen_EA: 1 where a lane trains an exit, 0 elsewhere.
             running_EA: running mean of the loss at each exit, NaN before the first step; changed in place.
         """
-        num_exits = len(outputs_EABX)
-        targets = targets_ABX.expand(num_exits, *targets_ABX.shape).flatten(0, 2)
-        losses_EAB = losses_of(self._task, outputs_EABX.flatten(0, 2), targets).view(num_exits, *weights_AB.shape)
-        losses_EA = (losses_EAB * weights_AB).sum(2)
+        num_exits = len(outputs_ENX)
+        targets = targets_NX.expand(num_exits, *targets_NX.shape).flatten(0, 1)
+        losses_EN = losses_of(self._task, outputs_ENX.flatten(0, 1), targets).unflatten(0, (num_exits, -1))
+        losses_EA = lane_means(losses_EN, lengths_A)
         # Not `chosen_EA * losses_EA`: 0 times the infinite loss of an exit that is not trained would be NaN.
         total_A = torch.where(chosen_EA > 0, losses_EA, 0.0).sum(0)
         mean_A = total_A.detach() / chosen_EA.sum(0)
         if self._settings.train == "distill" and num_exits > 1:
             latest = losses_EA.detach()
             running_EA.copy_(torch.where(running_EA.isnan(), latest, _DECAY * running_EA + (1 - _DECAY) * latest))
-            total_A = total_A + self._weight * self._divergence(outputs_EABX, weights_AB, running_EA.argmin(0))
+            total_A = total_A + self._weight * self._divergence(outputs_ENX, lengths_A, running_EA.argmin(0))
         return total_A, mean_A
 
-    def _divergence(self, outputs_EABX: Tensor, weights_AB: Tensor, best_A: Tensor) -> Tensor:
+    def _divergence(self, outputs_ENX: Tensor, lengths_A: Sequence[int], best_A: Tensor) -> Tensor:
         """sum_e D(b, e) of each lane [A]; the teacher gets no gradient."""
-        teacher_ABX = outputs_EABX[best_A, torch.arange(len(best_A), device=best_A.device)].detach()
-        teacher = teacher_ABX.expand_as(outputs_EABX).flatten(0, 2)
-        divergences = self._task.divergences(outputs_EABX.flatten(0, 2), teacher)
-        return (divergences.view(-1, *weights_AB.shape) * weights_AB).sum((0, 2))
+        best_N = best_A.repeat_interleave(torch.tensor(lengths_A, device=best_A.device))
+        teacher_NX = outputs_ENX.detach()[best_N, torch.arange(len(best_N), device=best_A.device)]
+        teacher = teacher_NX.expand_as(outputs_ENX).flatten(0, 1)
+        divergences_EN = self._task.divergences(outputs_ENX.flatten(0, 1), teacher).unflatten(0, outputs_ENX.shape[:2])
+        return lane_means(divergences_EN.sum(0), lengths_A)
 
 
 def draws(generator: Generator | None) -> Callable[[int], int]:

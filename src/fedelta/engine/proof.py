@@ -8,8 +8,8 @@ with different values and compares each lane with a run of that lane alone: outp
 Lanes that hold the examples of one client have the same values; then each lane has one row, and the check is that no
 example has a part in the gradient of another.
 
-There are two passes: one with all lanes and batches of equal length, and one with fewer lanes and batches of unequal
-length, which needs padding. Three lanes are compared; the others run the same code.
+There are two passes, because the tuned layers compute them differently: one with all lanes and batches of equal length,
+and one with fewer lanes and batches of unequal length. Three lanes are compared; the others run the same code.
 
 A way to compute less (readout.py) is compared with the whole model in the same manner.
 """
@@ -24,7 +24,6 @@ import torch
 from torch import Tensor
 
 from fedelta.engine.bank import LaneBank
-from fedelta.engine.work import padded
 from fedelta.errors import FedeltaError
 from fedelta.models.failures import model_errors
 from fedelta.params import Params
@@ -55,7 +54,7 @@ class _LaneInput:
 
 @dataclass(frozen=True)
 class _LaneOutput:
-    """The result of one lane: outputs [E, rows, ...] without padding, and gradients by name."""
+    """The result of one lane: outputs [E, rows, ...], and gradients by name."""
 
     outputs: Tensor
     grads: Params
@@ -159,12 +158,11 @@ def _run(inputs: Sequence[_LaneInput], outputs: Outputs, bank: LaneBank, lanes: 
     """One forward and backward pass with a lane for each of `inputs`."""
     for lane, lane_input in enumerate(inputs[: len(bank.values_KP)]):
         bank.load(lane, lane_input.values)
-    rows_AB, _ = padded([lane_input.rows for lane_input in inputs])
+    rows = torch.cat([lane_input.rows for lane_input in inputs])
     lengths = [len(lane_input.rows) for lane_input in inputs]
     noise = [stream(0, "proof", "noise", lane_input.number) for lane_input in inputs]
-    with lanes.training(lengths, noise), model_errors("the model in lanes", {"rows": rows_AB}):
-        outputs_EABX = torch.stack(outputs(rows_AB.flatten())).unflatten(1, rows_AB.shape)
-        by_lane = [outputs_EABX[:, lane, :length] for lane, length in enumerate(lengths)]
+    with lanes.training(lengths, noise), model_errors("the model in lanes", {"rows": rows}):
+        by_lane = torch.stack(outputs(rows)).split(lengths, dim=1)
         # A random direction instead of the task's loss, whose gradient may be so small that only rounding is left.
         direction = torch.randn(by_lane[0].shape[2:], generator=stream(0, "proof", "direction")).to(by_lane[0])
         bank.backward(torch.stack([(output * direction).sum() for output in by_lane]).sum())

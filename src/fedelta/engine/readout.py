@@ -191,7 +191,8 @@ class _OneQuery(nn.Module):
             TypeError: the attention is called with something else than tokens and a mask.
         """
         scores_BHT = _masked(self._scores(x_BTD), _mask_of([*args, *kwargs.values()]))
-        sums_BHD = torch.bmm(scores_BHT.softmax(-1).to(x_BTD.dtype), x_BTD)
+        weights_BHT = scores_BHT.softmax(-1, dtype=torch.float32).to(x_BTD.dtype)
+        sums_BHD = torch.bmm(weights_BHT, x_BTD)
         # Of the values of each head's sum, that head's own.
         values_BHHF = self.v(sums_BHD).unflatten(-1, (self.num_heads, -1))
         output_B1D = values_BHHF.diagonal(dim1=1, dim2=2).transpose(1, 2).flatten(1).unsqueeze(1)

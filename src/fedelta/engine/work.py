@@ -155,14 +155,13 @@ class Trained:
     lr: float
 
 
-def padded(batches: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Pads batches of row numbers to [A, B]; also gives weights [A, B] that average over each batch without padding."""
-    lengths_A1 = torch.tensor([[len(batch)] for batch in batches])
-    longest = int(lengths_A1.max())
-    weights_AB = (torch.arange(longest) < lengths_A1) / lengths_A1
-    # Padding repeats a row of the same client: 0 times the NaN of another client's row would be NaN.
-    filled = [
-        batch if len(batch) == longest else torch.cat([batch, batch[:1].expand(longest - len(batch))])
-        for batch in batches
-    ]
-    return torch.stack(filled), weights_AB
+def lane_means(values: Tensor, lengths: Sequence[int]) -> Tensor:
+    """The mean over the samples of each lane: [..., N] to [..., A].
+
+    >>> lane_means(torch.tensor([1.0, 3.0, 7.0]), [2, 1])
+    tensor([2., 7.])
+    """
+    if min(lengths) == max(lengths):
+        by_lane: Tensor = values.unflatten(-1, (len(lengths), -1))
+        return by_lane.mean(-1)
+    return torch.stack([part.mean(-1) for part in values.split(list(lengths), dim=-1)], dim=-1)

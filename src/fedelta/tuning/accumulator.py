@@ -16,7 +16,7 @@ standard normal. ReeFL (Lee et al. 2024) is `attention_width = 16, num_heads = 8
 
 Source: Liu et al. 2022 (Accumulator, arXiv 2212.04084), sizes of the authors' code; Lee et al. 2024 (ReeFL).
 
-Shapes: K lanes, N = A * B samples of the A lanes in use, D features, W features of all heads, S tokens of the history.
+Shapes: K lanes, N samples of all lanes in use, D features, W features of all heads, S tokens of the history.
 """
 
 from __future__ import annotations

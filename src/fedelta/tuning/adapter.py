@@ -13,7 +13,7 @@ zero, as in LoRA.
 Source: Sun et al. 2022 (FedPEFT, arXiv 2210.01708), prototype "Adapter", sizes of the authors' code; the bottleneck
 after Houlsby et al. 2019 (arXiv 1902.00751); parallel: Chen et al. 2022 (AdaptFormer, arXiv 2205.13535).
 
-Shapes: K lanes, D features of the block, R features of the bottleneck.
+Shapes: N samples of all lanes in use, T tokens, D features of the block, R features of the bottleneck.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class Bottleneck(LaneModule):
         self.non_linearity = non_linearity
 
     def forward(self, y: Tensor) -> Tensor:
-        """[active * B, T, D] to the same shape."""
+        """[N, T, D] to the same shape."""
         change: Tensor = self.up(_ACTIVATIONS[self.non_linearity](self.down(y)))
         return change
 
@@ -181,7 +181,7 @@ class Adapted(Wrapper):
         self.tap = tap
 
     def forward(self, x: Tensor) -> Tensor:
-        """[active * B, T, I] to [active * B, T, D]."""
+        """[N, T, I] to [N, T, D]."""
         y: Tensor = self.base(x)
         changed: Tensor = torch.add(y, self.adapter(y if self.tap is None else self.tap.take()), alpha=self.scale)
         return changed

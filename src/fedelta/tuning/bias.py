@@ -120,8 +120,8 @@ class LaneBias(Wrapper):
     def forward(self, x: Tensor) -> Tensor:
         """The output of the frozen layer plus the bias of each lane."""
         y: Tensor = self.base(x)
-        bias_KC, axes = self.lanes.used(self.bias), [1] * y.dim()
-        bias_shape = bias_KC.shape[1:]  # the bias of a layer norm over several axes has several axes
+        axes = [len(y), *[1] * (y.dim() - 1)]
+        bias_shape = self.bias.shape[1:]  # the bias of a layer norm over several axes has several axes
         start = self.channel_axis % y.dim() + 1 - len(bias_shape)
         axes[start : start + len(bias_shape)] = bias_shape
-        return (self.lanes.split(y) + bias_KC.view(self.lanes.active, *axes)).view(y.shape)
+        return y + self.lanes.repeat(self.bias, y).view(axes)

@@ -4,7 +4,7 @@ A tuning method that adds exits puts an `ExitBlock` around every block and a `La
 head, so that the whole model gives the logits of its last exit. `walk` runs the model block by block, so that the
 logits at exit d need nothing above block d.
 
-Shapes: A lanes in use, B samples of a lane, N = A * B, T tokens, D features, C classes.
+Shapes: N samples of all lanes in use, T tokens, D features, C classes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Classification heads with lanes, for the exits of a model.
 
-Shapes: A lanes in use, B samples of a lane, N = A * B, D features, C classes.
+Shapes: N samples of all lanes in use, D features, C classes.
 """
 
 from __future__ import annotations

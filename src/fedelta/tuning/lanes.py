@@ -1,10 +1,11 @@
 """Lanes: many clients in one forward pass of a shared frozen model.
 
-Every tuned tensor has a leading lane axis. The model gets `active * B` samples, lane after lane. The tuned tensors of
-lane k are applied only to the B samples of lane k, with batched matrix products. No tensor belongs to two clients, so
-the gradient of the summed loss holds in each lane the gradient of that client's loss.
+Every tuned tensor has a leading lane axis. The model gets the samples of all lanes in use, lane after lane and without
+padding, however many each lane has. The tuned tensors of lane k are applied only to the samples of lane k. No tensor
+belongs to two clients, so the gradient of the summed loss holds in each lane the gradient of that client's loss.
 
-Shapes: K lanes, A lanes in use, N rows of one lane (samples times tokens), I in features, O out features.
+Shapes: K lanes, A lanes in use, N samples of all lanes in use, or several entries for each of them, I in features,
+O out features.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Lanes:
 
     Attributes:
         active: number of lanes in use, the first ones; set by the code that runs the model.
-        lengths: inside `training`, the number of samples of each lane in use without padding; None outside.
+        lengths: inside `training`, the number of samples of each lane in use; None outside, where all have the same.
     """
 
     def __init__(self, num: int) -> None:
@@ -44,7 +45,7 @@ class Lanes:
         """A context for a training step, in which norms use batch statistics and dropout is on.
 
         Args:
-            lengths: number of samples of each lane in use; further samples of a lane are padding.
+            lengths: number of samples of each lane in use, at least one.
             noise: generator of each lane for dropout.
         """
         self.active, self.lengths, self._noise = len(lengths), lengths, noise
@@ -53,57 +54,98 @@ class Lanes:
         finally:
             self.lengths, self._noise = None, ()
 
+    def limit(self, num: int, tuned: Sequence[nn.Parameter]) -> None:
+        """Takes away all lanes but the first `num`, from these tuned tensors [num, ...] as well."""
+        self.num = self.active = num
+        for parameter in tuned:
+            parameter.data = parameter.data[:num]
+
     def used(self, tensor: Tensor) -> Tensor:
         """The lanes in use of a tuned tensor [num, ...]."""
         return tensor if self.active == self.num else tensor[: self.active]
 
-    def per_lane(self, x: Tensor) -> int:
-        """The number of entries of each lane along the first axis of `x`: its samples, or several entries per sample.
+    @property
+    def are_even(self) -> bool:
+        """Whether all lanes in use have the same number of samples."""
+        return self.lengths is None or min(self.lengths) == max(self.lengths)
+
+    def entries(self, x: Tensor) -> list[int]:
+        """The number of entries of each lane in use along the first axis of `x`: its samples, or several for each.
 
         Raises:
             ModelError: several lanes are in use and the first axis does not hold the samples, so that lanes would mix.
         """
-        samples = self.active * max(self.lengths or (1,))
-        if self.active > 1 and x.shape[0] % samples:
+        if self.active == 1:
+            return [x.shape[0]]
+        lengths = self.lengths or (1,) * self.active
+        entries_per_sample, num_left = divmod(x.shape[0], sum(lengths))
+        if num_left or not entries_per_sample:
             raise ModelError(
                 f"a tuned layer has an input or output of shape {list(x.shape)}, which {self.active} lanes cannot "
-                f"share: expected {samples} samples, or a multiple, along its first axis.",
+                f"share: expected {sum(lengths)} samples, or a multiple, along its first axis.",
                 hint="set `runtime.lanes = 1`.",
             )
-        return x.shape[0] // self.active
+        return [length * entries_per_sample for length in lengths]
 
-    def entries(self, per_lane: int) -> list[int]:
-        """How many of the `per_lane` entries of each lane are not padding; for use inside `training`."""
-        lengths = self.lengths or ()
-        return [length * (per_lane // max(lengths)) for length in lengths]
-
-    def fold(self, x: Tensor) -> Tensor:
-        """[active * B, ..., F] to [active, N, F]."""
-        self.per_lane(x)
-        return x.reshape(self.active, -1, x.shape[-1])
-
-    def split(self, x: Tensor) -> Tensor:
-        """[active * B, ...] to [active, B, ...]."""
-        return x.view(self.active, self.per_lane(x), *x.shape[1:])
+    def split(self, x: Tensor) -> Sequence[Tensor]:
+        """The entries of each lane in use of `x` [N, ...], as views."""
+        parts: Sequence[Tensor] = x.split(self.entries(x))
+        return parts
 
     def repeat(self, tensor: Tensor, x: Tensor) -> Tensor:
-        """A tuned tensor [num, ...] for every sample of `x` [active * B, ...]: [active * B, ...]."""
-        used = self.used(tensor)
-        return used.unsqueeze(1).expand(-1, self.per_lane(x), *used.shape[1:]).reshape(x.shape[0], *used.shape[1:])
+        """A tuned tensor [num, ...] for every entry of `x` [N, ...]: [N, ...]."""
+        entries, used = self.entries(x), self.used(tensor)
+        if self.are_even:
+            return used.unsqueeze(1).expand(-1, entries[0], *used.shape[1:]).reshape(x.shape[0], *used.shape[1:])
+        return torch.cat([value.expand(num, *value.shape) for value, num in zip(used, entries, strict=True)])
 
     def dropout(self, x: Tensor, probability: float) -> Tensor:
-        """`x` [active * B, ...] with elements set to zero at random in training; each lane has its own generator.
-
-        Nothing is drawn for padding, so that a client's noise does not depend on the other lanes.
-        """
+        """`x` [N, ...] with elements set to zero at random in training; each lane has its own generator."""
         if self.lengths is None or probability == 0:
             return x
-        per_lane = self.per_lane(x)
-        mask_AB = x.new_zeros(self.active, per_lane, *x.shape[1:])
-        for lane, (length, generator) in enumerate(zip(self.entries(per_lane), self._noise, strict=True)):
-            is_kept = torch.rand(length, *x.shape[1:], generator=generator) >= probability
-            mask_AB[lane, :length] = is_kept.to(x.device, x.dtype)
-        return x * mask_AB.view(x.shape) / (1 - probability)
+        is_kept = [
+            torch.rand(num, *x.shape[1:], generator=generator) >= probability
+            for num, generator in zip(self.entries(x), self._noise, strict=True)
+        ]
+        return x * torch.cat(is_kept).to(x.device, x.dtype) / (1 - probability)
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """A linear layer per lane: [N, ..., I] to [N, ..., O].
+
+        Args:
+            x: [N, ..., I].
+            weight: a tuned tensor [num, O, I].
+            bias: a tuned tensor [num, O].
+        """
+        parts, weight_AOI = self.split(x), self.used(weight)
+        biases = [None] * self.active if bias is None else self.used(bias).unbind()
+        if self.active == 1 or not self.are_even:
+            layers = zip(parts, weight_AOI, biases, strict=True)
+            return joined([functional.linear(part, *layer) for part, *layer in layers])
+        x_ANI, weight_AIO = x.reshape(self.active, -1, x.shape[-1]), weight_AOI.transpose(1, 2)
+        if bias is None:
+            y_ANO = torch.bmm(x_ANI, weight_AIO)
+        else:
+            y_ANO = torch.baddbmm(self.used(bias).unsqueeze(1), x_ANI, weight_AIO)
+        return y_ANO.view(*x.shape[:-1], -1)
+
+    def add_linear(self, y: Tensor, x: Tensor, weight: Tensor, scale: float) -> Tensor:
+        """`y` [N, ..., O] plus `scale` times a linear layer per lane of `x` [N, ..., I]; for `weight` see `linear`."""
+        weight_AIO = self.used(weight).transpose(1, 2)
+        if self.are_even:
+            self.entries(y), self.entries(x)
+            y_ANO, x_ANI = (tensor.reshape(self.active, -1, tensor.shape[-1]) for tensor in (y, x))
+            return torch.baddbmm(y_ANO, x_ANI, weight_AIO, alpha=scale).view(y.shape)
+        sums = [
+            torch.addmm(y_part.flatten(0, -2), x_part.flatten(0, -2), weight_IO, alpha=scale)
+            for y_part, x_part, weight_IO in zip(self.split(y), self.split(x), weight_AIO, strict=True)
+        ]
+        return joined(sums).view(y.shape)
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """The entries of all lanes along one axis, lane after lane; a single part is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 class LaneModule(nn.Module):
@@ -187,14 +229,8 @@ class LaneLinear(LaneModule):
         self.bias = None if bias_O is None else lane_parameter(lanes, bias_O)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[active * B, ..., I] to [active * B, ..., O]."""
-        x_KNI = self.lanes.fold(x)
-        weight_KIO = self.lanes.used(self.weight).transpose(1, 2)
-        if self.bias is None:
-            y_KNO = torch.bmm(x_KNI, weight_KIO)
-        else:
-            y_KNO = torch.baddbmm(self.lanes.used(self.bias).unsqueeze(1), x_KNI, weight_KIO)
-        return y_KNO.view(*x.shape[:-1], -1)
+        """[N, ..., I] to [N, ..., O]."""
+        return self.lanes.linear(x, self.weight, self.bias)
 
 
 class LaneLayerNorm(LaneModule):
@@ -212,26 +248,31 @@ class LaneLayerNorm(LaneModule):
         self.bias = lane_parameter(lanes, like.new_zeros(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[active * B, ..., D] to the same shape."""
-        normed_KND = self.lanes.fold(functional.layer_norm(x, self.weight.shape[-1:]))
-        weight_K1D, bias_K1D = (self.lanes.used(tensor).unsqueeze(1) for tensor in (self.weight, self.bias))
-        return torch.addcmul(bias_K1D, normed_KND, weight_K1D).view(x.shape)
+        """[N, ..., D] to the same shape."""
+        normed = functional.layer_norm(x, self.weight.shape[-1:])
+        return scaled(self.lanes, normed, self.weight, self.bias, axis=-1)
 
 
-def add_pointwise(lanes: Lanes, y: Tensor, x: Tensor, weight_KOI: Tensor, scale: float = 1.0) -> Tensor:
+def scaled(lanes: Lanes, x: Tensor, scale: Tensor, shift: Tensor, *, axis: int) -> Tensor:
+    """`scale * x + shift` with tuned tensors [num, C], for x [N, ...] with the C features along `axis`."""
+    shape = [len(x), *[1] * (x.dim() - 1)]
+    shape[axis] = scale.shape[1]
+    scale_N, shift_N = (lanes.repeat(tensor, x).view(shape) for tensor in (scale, shift))
+    return torch.addcmul(shift_N, x, scale_N)
+
+
+def add_pointwise(lanes: Lanes, y: Tensor, x: Tensor, weight: Tensor, scale: float = 1.0) -> Tensor:
     """Adds a 1x1 convolution per lane to `y`: y + scale * (weight x) at every pixel.
 
     Args:
         lanes: shared by all tuning modules of the model.
-        y: [active * B, O, H, W].
-        x: [active * B, I, H, W].
-        weight_KOI: a tuned tensor [num, O, I].
+        y: [N, O, H, W].
+        x: [N, I, H, W].
+        weight: a tuned tensor [num, O, I].
         scale: factor of the convolution.
 
     Returns:
-        [active * B, O, H, W] with channels last in memory, where pixels are the rows of a matrix product.
+        [N, O, H, W] with channels last in memory, where pixels are the rows of a matrix product.
     """
     x_NHWI, y_NHWO = x.permute(0, 2, 3, 1), y.permute(0, 2, 3, 1)
-    weight_KIO = lanes.used(weight_KOI).transpose(1, 2)
-    sum_KNO = torch.baddbmm(lanes.fold(y_NHWO), lanes.fold(x_NHWI), weight_KIO, alpha=scale)
-    return sum_KNO.view(y_NHWO.shape).permute(0, 3, 1, 2)
+    return lanes.add_linear(y_NHWO, x_NHWI, weight, scale).permute(0, 3, 1, 2)

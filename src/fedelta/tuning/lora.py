@@ -10,7 +10,7 @@ there can be loaded field by field (inference/adapter.py).
 
 Source: Hu et al. 2022 (LoRA, arXiv 2106.09685), section 4.1; convolutions as in PEFT and the LoRA authors' code.
 
-Shapes: K lanes, A lanes in use, B samples of a lane, N rows of a lane, I in, O out, R rank, M x M the kernel.
+Shapes: A lanes in use, N samples of all of them, B of one lane, I in, O out, R rank, M x M the kernel.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from fedelta.models.layers import is_linear, is_plain, is_transposed, matrix_sha
 from fedelta.params import ParamSpec, TensorSpec
 from fedelta.settings import Settings
 from fedelta.tuning.base import effective_layers, merge_head, replace, specification, tune_head, untouched
-from fedelta.tuning.lanes import Lanes, Wrapper, add_pointwise, lane_parameter, random_like
+from fedelta.tuning.lanes import Lanes, Wrapper, add_pointwise, joined, lane_parameter, random_like
 from fedelta.tuning.targets import (
     describe_choice,
     layers_of_kind,
@@ -168,12 +168,8 @@ class LoraLinear(Wrapper):
         self.lora_A, self.lora_B = _pair(lanes, base, rank, generator)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[active * B, ..., I] to [active * B, ..., O]."""
-        y: Tensor = self.base(x)
-        a_KRI, b_KOR = self.lanes.used(self.lora_A), self.lanes.used(self.lora_B)
-        low_KNR = torch.bmm(self.lanes.fold(x), a_KRI.transpose(1, 2))
-        y_KNO = torch.baddbmm(self.lanes.fold(y), low_KNR, b_KOR.transpose(1, 2), alpha=self.scale)
-        return y_KNO.view(y.shape)
+        """[N, ..., I] to [N, ..., O]."""
+        return self.lanes.add_linear(self.base(x), self.lanes.linear(x, self.lora_A), self.lora_B, self.scale)
 
     def merged(self) -> nn.Module:
         """The frozen layer, with the product of lane 0 added to its weight in place."""
@@ -192,17 +188,18 @@ class LoraConv(Wrapper):
         self.lora_A, self.lora_B = _pair(lanes, base, rank, generator)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[active * B, I, H, W] to [active * B, O, H', W']."""
+        """[N, I, H, W] to [N, O, H', W']."""
         b_KOR = self.lora_B.flatten(2)
         return add_pointwise(self.lanes, self.base(x), self._low(x), b_KOR, self.scale)
 
     def _low(self, x: Tensor) -> Tensor:
-        """A * x, [active * B, R, H', W'], with the lanes as the groups of one convolution."""
-        a_ARIMM = self.lanes.used(self.lora_A)
+        """A * x, [N, R, H', W']; if all lanes have as many samples, they are the groups of one convolution."""
+        parts, a_ARIMM = self.lanes.split(x), self.lanes.used(self.lora_A)
         lanes, rank = a_ARIMM.shape[:2]
-        if lanes == 1:
-            return conv2d(x, a_ARIMM[0], stride=self.stride, padding=self.padding)
-        x_BGHW = self.lanes.split(x).transpose(0, 1).flatten(1, 2)
+        if lanes == 1 or not self.lanes.are_even:
+            pairs = zip(parts, a_ARIMM, strict=True)
+            return joined([conv2d(part, a, stride=self.stride, padding=self.padding) for part, a in pairs])
+        x_BGHW = x.unflatten(0, (lanes, -1)).transpose(0, 1).flatten(1, 2)
         low = conv2d(x_BGHW, a_ARIMM.flatten(0, 1), stride=self.stride, padding=self.padding, groups=lanes)
         return low.view(-1, lanes, rank, *low.shape[2:]).transpose(0, 1).flatten(0, 1)
 

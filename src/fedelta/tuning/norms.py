@@ -6,7 +6,7 @@ batch norm by group norm (models/hub.py), which has no running statistics.
 
 Running statistics are tuned tensors without gradients; they change in the forward pass of a training step.
 
-Shapes: K lanes, A lanes in use, B samples of a lane, C channels.
+Shapes: K lanes, A lanes in use, N samples of all of them, B of one lane, C channels.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from fedelta.models.hub import Backbone
 from fedelta.models.layers import oddity
 from fedelta.params import TensorSpec
 from fedelta.tuning.base import replace, untouched
-from fedelta.tuning.lanes import LaneModule, Lanes, lane_parameter
+from fedelta.tuning.lanes import LaneModule, Lanes, joined, lane_parameter, scaled
 
 logger = logging.getLogger("fedelta")
 
 
 class LaneBatchNorm(LaneModule):
-    """Batch norm over the samples of each lane, without padding.
+    """Batch norm over the samples of each lane.
 
     In training it uses mean and variance of the batch and moves the running statistics towards them by `momentum`;
     otherwise it uses the running statistics.
@@ -47,26 +47,19 @@ class LaneBatchNorm(LaneModule):
         self.running_var = lane_parameter(lanes, layer.get_buffer("running_var")).requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[active * B, C, H, W] to the same shape."""
+        """[N, C, H, W] to the same shape."""
         if self.lanes.lengths is None:
             # The rounding error of a codec can make a variance slightly negative.
-            mean_AC, var_AC = self.lanes.used(self.running_mean), self.lanes.used(self.running_var).clamp_min(0)
-            scale_AC = self.lanes.used(self.weight) * torch.rsqrt(var_AC + self.eps)
-            return _affine(self.lanes, x, scale_AC, self.lanes.used(self.bias) - mean_AC * scale_AC)
-        num_rows, active = self.lanes.per_lane(x), self.lanes.active
+            scale_KC = self.weight * torch.rsqrt(self.running_var.clamp_min(0) + self.eps)
+            return scaled(self.lanes, x, scale_KC, self.bias - self.running_mean * scale_KC, axis=1).to(x.dtype)
+        parts, active = self.lanes.split(x), self.lanes.active
         # The views below would give a single row an unusual stride along the batch, for which PyTorch 2.13 computes
         # wrong gradients in later layers (seen in transformers' ResNet).
-        if active == 1:
-            return self._normalised(x, slice(1))
-        lengths = self.lanes.entries(num_rows)
-        if min(lengths) == num_rows and num_rows * x.shape[-2] * x.shape[-1] > 1:
-            # Without padding one call is enough, with the channels of all lanes as its channels.
-            x_BGHW = self.lanes.split(x).transpose(0, 1).flatten(1, 2)
-            y_BGHW = self._normalised(x_BGHW, slice(active))
-            return y_BGHW.view(-1, active, *x.shape[1:]).transpose(0, 1).flatten(0, 1)
-        unpadded = [rows[:length] for rows, length in zip(x.split(num_rows), lengths, strict=True)]
-        normed = [self._normalised(rows, slice(lane, lane + 1)) for lane, rows in enumerate(unpadded)]
-        return torch.cat([functional.pad(rows, (0, 0, 0, 0, 0, 0, 0, num_rows - len(rows))) for rows in normed])
+        if active == 1 or not self.lanes.are_even or len(parts[0]) == 1:
+            return joined([self._normalised(part, slice(lane, lane + 1)) for lane, part in enumerate(parts)])
+        # Lanes of equal length need one call only, with the channels of all lanes as its channels.
+        y_BGHW = self._normalised(x.unflatten(0, (active, -1)).transpose(0, 1).flatten(1, 2), slice(active))
+        return y_BGHW.view(-1, active, *x.shape[1:]).transpose(0, 1).flatten(0, 1)
 
     def _normalised(self, x_BGHW: Tensor, lanes: slice) -> Tensor:
         """`x_BGHW`, normalised by its statistics, which also update the running ones; G: the channels of `lanes`."""
@@ -99,9 +92,9 @@ class LaneGroupNorm(LaneModule):
         self.bias = lane_parameter(lanes, layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[active * B, C, ...] to the same shape."""
+        """[N, C, ...] to the same shape."""
         normed = functional.group_norm(x, self.num_groups, eps=self.eps)
-        return _affine(self.lanes, normed, self.lanes.used(self.weight), self.lanes.used(self.bias))
+        return scaled(self.lanes, normed, self.weight, self.bias, axis=1).to(x.dtype)
 
 
 def tune_norms(backbone: Backbone, lanes: Lanes) -> dict[str, TensorSpec]:
@@ -149,10 +142,3 @@ def merge_norms(backbone: Backbone) -> None:
             continue
         plain.load_state_dict({name: value[0] for name, value in layer.state_dict().items()}, strict=False)
         replace(backbone.module, path, plain.to(layer.weight).eval().requires_grad_(False))
-
-
-def _affine(lanes: Lanes, x: Tensor, scale_AC: Tensor, shift_AC: Tensor) -> Tensor:
-    """`scale * x + shift` per lane and channel, for x [A * B, C, ...]."""
-    x_ABC = lanes.split(x)
-    shift, scale = (values.view(len(values), 1, -1, *[1] * (x.dim() - 2)) for values in (shift_AC, scale_AC))
-    return torch.addcmul(shift, x_ABC, scale).to(x.dtype).view(x.shape)

@@ -9,7 +9,7 @@ Differs from Rebuffi et al.: there is no dropout before A, which in their code i
 
 Source: Elvebakken et al. 2023 (arXiv 2302.02949); Rebuffi et al. 2018 (arXiv 1803.10082), section 3.2 and their code.
 
-Shapes: A lanes in use, B samples of a lane, I and O channels in and out.
+Shapes: N samples of all lanes in use, I and O channels in and out.
 """
 
 from __future__ import annotations
@@ -92,5 +92,5 @@ class ParallelConv(Wrapper):
         self.rows, self.columns = base.stride
 
     def forward(self, x: Tensor) -> Tensor:
-        """[active * B, I, H, W] to [active * B, O, H / stride, W / stride]."""
+        """[N, I, H, W] to [N, O, H / stride, W / stride]."""
         return add_pointwise(self.lanes, self.base(x), x[:, :, :: self.rows, :: self.columns], self.parallel)

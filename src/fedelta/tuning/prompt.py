@@ -12,7 +12,7 @@ where text classifiers expect [CLS], and have position embeddings.
 Source: Jia et al. 2022 (VPT, arXiv 2203.12119), Eq. 4 to 7; Sun et al. 2022 (FedPEFT, arXiv 2210.01708), prototype
 "Prompt", sizes of the authors' code.
 
-Shapes: A lanes in use, B samples of a lane, T tokens, P prompts, D features.
+Shapes: N samples of all lanes in use, T tokens, P prompts, D features.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class Prompted(Wrapper):
     def forward(
         self, x: Tensor, attention_mask: Tensor | None = None, *args: object, **kwargs: object
     ) -> Tensor | tuple[Tensor, ...]:
-        """[active * B, T, D] to [active * B, T, D]; T includes prompts that come from, or go to, another block.
+        """[N, T, D] to [N, T, D]; T includes prompts that come from, or go to, another block.
 
         Further outputs of the block are passed on. `attention_mask` covers the tokens without prompts, and is extended.
         """
