@@ -8,13 +8,18 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 # Two processes, one arithmetic thread each (tests/conftest.py). `make unit WORKERS=0` runs in one process.
 WORKERS ?= 2
+# Environments of other frameworks for `make bench-peers`, and an interpreter for those that ask for Python 3.12.
+PEERS ?= .peers
+PYTHON312 ?=
+PEERS_ARGS ?=
+PROFILE_ARGS ?=
 PYTEST_ARGS ?=
 # What runs at the same time prints when it ends, each as one piece; make before 4.0 cannot do that and mixes it.
 SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo deploy-demo test lint types unit coverage slow bench format clean distclean
+.PHONY: help install demo deploy-demo test lint types unit coverage slow bench bench-peers profile format clean distclean
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +55,13 @@ slow: $(STAMP) ## Run the tests marked slow
 
 bench: $(STAMP) ## Run the benchmarks
 	$(BIN)/python benchmarks/bench.py
+
+bench-peers: $(STAMP) ## Run fedelta and other frameworks on the same work; PEERS_ARGS="--quick" takes 3 minutes
+	$(BIN)/python benchmarks/peers/environments.py $(PEERS) --python312 "$(PYTHON312)"
+	$(BIN)/python -m benchmarks.peers --cache $(PEERS) $(PEERS_ARGS)
+
+profile: $(STAMP) ## Profile a round; PROFILE_ARGS="W1" chooses another work
+	$(BIN)/python -m benchmarks.profile $(PROFILE_ARGS)
 
 format: $(STAMP) ## Format the code and apply safe lint fixes
 	$(BIN)/ruff format .

@@ -84,7 +84,8 @@ def test_local_norms_never_travel_and_differ_between_clients(local: Result):
 def test_the_accuracy_under_local_norms_is_the_mean_over_the_clients(local: Result):
     engine, test = local.assembly.engine, local.assembly.data.test
     accuracies = [
-        engine.evaluate(local.params | norms, test).measures["accuracy"] for norms in kept(local.assembly.site).values()
+        engine.evaluator.evaluate(local.params | norms, test).measures["accuracy"]
+        for norms in kept(local.assembly.site).values()
     ]
     assert local.measures["accuracy"] == pytest.approx(sum(accuracies) / len(accuracies))
     assert len(set(accuracies)) > 1

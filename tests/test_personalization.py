@@ -129,7 +129,7 @@ def test_it_starts_from_the_params_of_the_run(result, record):
             assembly.config.personalization, rows, assembly.data.train.targets.values[rows], client, seed
         ).evaluation
         depth = 1 + client % 2
-        evaluation = assembly.engine.evaluate(result.params, assembly.data.train, part, depth)
+        evaluation = assembly.engine.evaluator.evaluate(result.params, assembly.data.train, part, depth)
         assert before["accuracy_by_exit_before"] == list(evaluation.by_exit["accuracy"])
         assert before["loss_nats_before"] == pytest.approx(evaluation.measures["loss_nats"], rel=1e-5)
 

@@ -84,9 +84,9 @@ def test_the_cache_is_off_for_training_alone_and_a_note_says_so():
     assert [note.partition(":")[0] for note in engine.notes] == ["frozen-prefix cache off for the training data"]
     plain, _ = tiny_engine(Head(), tiny_data(), cache_bytes=2**20)
     test, anchor, calls = tiny_data(seed=1), start_of(engine), []
-    assert engine.evaluate(anchor, test) == plain.evaluate(anchor, test)
+    assert engine.evaluator.evaluate(anchor, test) == plain.evaluator.evaluate(anchor, test)
     engine._model.backbone.module.vit.register_forward_pre_hook(lambda *_: calls.append(1))
-    engine.evaluate(anchor, test)
+    engine.evaluator.evaluate(anchor, test)
     assert calls == []
     deltas_of(engine, jobs_for([4, 3], anchor))
     assert len(calls) == 2

@@ -222,7 +222,7 @@ def test_evaluation_by_hand_at_every_exit():
     data = tiny_data(num_rows=300)
     engine, backbone = tiny_engine(ACCUMULATOR, data, num_hidden_layers=3, lanes=2)
     params = randomise(start_of(engine), stream(0, "noise"), scale=0.3)
-    evaluation = engine.evaluate(params, data)
+    evaluation = engine.evaluator.evaluate(params, data)
     engine.bank.load(0, params)
     with torch.no_grad():
         engine.lanes.active = 1
@@ -238,7 +238,7 @@ def test_evaluation_by_hand_at_every_exit():
 
 def test_a_model_without_exits_has_no_accuracies_by_exit():
     engine, _ = tiny_engine(Head(), tiny_data())
-    assert engine.evaluate(start_of(engine), tiny_data()).by_exit == {}
+    assert engine.evaluator.evaluate(start_of(engine), tiny_data()).by_exit == {}
 
 
 @pytest.mark.parametrize("train", ["random", "sum"])
@@ -251,7 +251,7 @@ def test_cached_features_of_the_embeddings_give_the_same_training(train: str):
         assert not engine.notes
         jobs = [replace(job, exits=stream(0, "exits", job.client_id)) for job in jobs_for((5, 3), start_of(engine))]
         results.append({result.client_id: result.delta for result in engine.train(jobs, 0.05)})
-        by_exit = engine.evaluate(start_of(engine), tiny_data()).by_exit["accuracy"]
+        by_exit = engine.evaluator.evaluate(start_of(engine), tiny_data()).by_exit["accuracy"]
         results[-1]["evaluation"] = {"at": tensor(by_exit)}
     for key, delta in results[0].items():
         assert_close(delta, results[1][key], rtol=1e-4, atol=1e-6)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import repeat
 
 import pytest
@@ -30,7 +30,7 @@ from fedelta.models.hub import Backbone
 from fedelta.params import Params
 from fedelta.seeds import stream
 from fedelta.strategies.base import LocalRule
-from fedelta.strategies.local import Plain
+from fedelta.strategies.local import FedProx, Plain
 from fedelta.tasks.labels import Labels
 from fedelta.tuning.head import Head
 from fedelta.tuning.lanes import Lanes
@@ -182,6 +182,28 @@ def test_momentum_moves_with_a_client_that_changes_its_lane():
     assert train(engine, [1, 3])[1]["head.bias"].tolist() == [-4.25, -4.25]
 
 
+@pytest.mark.parametrize("optimizer", [Sgd(), AdamW()], ids=["sgd", "adamw"])
+def test_gradients_that_stay_with_autograd_train_as_those_in_rows(optimizer: Sgd | AdamW):
+    # FedProx with mu = 0 changes no gradient, but gets all of a lane in one row.
+    deltas = []
+    for rule in (Plain(), FedProx(mu=0.0)):
+        engine = linear_engine(
+            [1.0, -2.0, 0.5, 3.0], [0, 1, 1, 0], rule=rule, batch_size=2, local_epochs=3, optimizer=optimizer
+        )
+        assert engine.bank.by_tensor == isinstance(rule, Plain)
+        deltas.append(train(engine, [3, 1], lr=0.1))
+    for client_id, delta in deltas[0].items():
+        assert_close(delta, deltas[1][client_id], rtol=1e-5, atol=1e-6)
+
+
+def test_an_offset_reaches_gradients_that_stay_with_autograd():
+    # x = 0 and label 0: the gradient of the bias is (-1/2, 1/2); with the offset (1, 1) it is (1/2, 3/2).
+    engine = linear_engine([0.0], [0], local_steps=1)
+    job = replace(jobs_for([1], start_of(engine))[0], offset={"head.bias": tensor([1.0, 1.0])})
+    assert engine.bank.by_tensor
+    assert deltas_of(engine, [job], lr=1.0)[0]["head.bias"].tolist() == [-0.5, -1.5]
+
+
 @pytest.mark.parametrize("method", [Head(), Lora(r=2)], ids=["head", "lora"])
 def test_adamw_in_refilled_lanes_is_adamw_one_after_the_other(method: Head | Lora):
     # No tensor here has a gradient of zero (see contracts/): the bias correction of each lane counts its own steps.
@@ -239,7 +261,9 @@ def test_accuracy_and_loss_of_a_test_set_by_hand():
     # Losses: ln(1 + e^-1), ln(1 + e^2), ln(1 + e^-1), ln(1 + e^-3).
     engine = linear_engine([0.0], [0])
     data = Examples(ReadyInputs({"x": tensor([[1.0], [2.0], [-1.0], [-3.0]])}), Labels(tensor([0, 1, 1, 1])))
-    evaluation = engine.evaluate({"head.weight": tensor([[1.0], [0.0]]), "head.bias": tensor([0.0, 0.0])}, data)
+    evaluation = engine.evaluator.evaluate(
+        {"head.weight": tensor([[1.0], [0.0]]), "head.bias": tensor([0.0, 0.0])}, data
+    )
     assert evaluation.measures["accuracy"] == 0.75
     expected = sum(math.log(1 + math.exp(power)) for power in (-1, 2, -1, -3)) / 4
     assert evaluation.measures["loss_nats"] == pytest.approx(expected, rel=1e-6)
@@ -251,7 +275,9 @@ def test_evaluation_counts_the_last_batch_of_a_large_test_set():
     labels = torch.ones(600, dtype=torch.int64)
     labels[570:] = 0
     data = Examples(ReadyInputs({"x": torch.ones(600, 1)}), Labels(labels))
-    evaluation = engine.evaluate({"head.weight": tensor([[1.0], [0.0]]), "head.bias": tensor([0.0, 0.0])}, data)
+    evaluation = engine.evaluator.evaluate(
+        {"head.weight": tensor([[1.0], [0.0]]), "head.bias": tensor([0.0, 0.0])}, data
+    )
     assert evaluation.measures["accuracy"] == 0.05
 
 
@@ -260,7 +286,7 @@ def test_what_a_model_gives_for_a_set_comes_in_order_with_its_targets():
     features, labels = torch.arange(600.0).view(-1, 1), torch.arange(600) % 2
     data = Examples(ReadyInputs({"x": features}), Labels(labels))
     params = {"head.weight": tensor([[1.0], [0.0]]), "head.bias": tensor([0.5, 0.0])}
-    batches = list(engine.answers(params, data))
+    batches = list(engine.evaluator.answers(params, data))
     assert torch.cat([batch.rows for batch in batches]).equal(torch.arange(600))
     assert torch.cat([batch.targets for batch in batches]).equal(labels)
     outputs = torch.cat([batch.outputs for batch in batches])
@@ -273,7 +299,7 @@ def test_evaluating_between_rounds_changes_no_training():
     engine, _ = tiny_engine(Lora(r=2), data, lanes=2)
     anchor = start_of(engine)
     before = deltas_of(engine, jobs_for([5, 7], anchor))
-    engine.evaluate({name: tensor + 1 for name, tensor in anchor.items()}, data)
+    engine.evaluator.evaluate({name: tensor + 1 for name, tensor in anchor.items()}, data)
     after = deltas_of(engine, jobs_for([5, 7], anchor))
     for client_id, delta in before.items():
         assert_same_bits(delta, after[client_id])

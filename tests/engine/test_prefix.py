@@ -67,7 +67,7 @@ def test_training_and_evaluation_are_the_same_with_and_without_the_cache(method:
     for cache_bytes in (0, PLENTY):
         engine, _ = tiny_engine(method, data, family=family, lanes=2, cache_bytes=cache_bytes, **sizes)
         deltas.append(deltas_of(engine, jobs_for(SIZES, start_of(engine))))
-        evaluations.append(engine.evaluate(start_of(engine), data))
+        evaluations.append(engine.evaluator.evaluate(start_of(engine), data))
         assert engine.notes == []
     for client_id, delta in deltas[0].items():
         assert_close(delta, deltas[1][client_id], rtol=1e-3, atol=1e-6)
@@ -87,7 +87,7 @@ def test_no_sample_goes_through_the_prefix_twice(method: TuningMethod, below: st
     trained = data.inputs.tensors["pixel_values"][: sum(SIZES), 0, 0, 0].tolist()
     assert counts == Counter(trained)
     for _ in range(2):
-        engine.evaluate(anchor, test)
+        engine.evaluator.evaluate(anchor, test)
     tested = test.inputs.tensors["pixel_values"][:, 0, 0, 0].tolist()
     # The first test row goes through once more, to find out how large its features are.
     assert counts == Counter(trained) + Counter(tested) + Counter(tested[:1])

@@ -15,22 +15,33 @@ import pytest
 import torch
 
 from fedelta.errors import ConfigError, FedeltaError, PayloadError, RoundError
+from fedelta.federation.measuring import Portion
 from fedelta.federation.memory import Drift, Memory
 from fedelta.federation.packs import Answer, Pack
 from fedelta.federation.records import Fault, Reply
 from fedelta.params import Params
 from fedelta.runtimes.pool import Pool
 from fedelta.runtimes.starting import copies
+from fedelta.tasks.base import Sums
 
 DOWNLOAD = b"what all clients get" * 1000
 MEMORY = Memory({"own": torch.arange(3.0)}, {}, {"late": Drift(torch.ones(2, 2), torch.zeros(2, 2))}, {})
 
 
 class Engine:
-    """Has nothing to share."""
+    """Has nothing to share; evaluates rows one by one, to sums that name them."""
 
-    def share(self) -> None:
+    def __init__(self, look: Callable[[int], object] = int) -> None:
+        self._look = look
+        self.evaluator = self
+
+    def share(self, test: object) -> None:
         pass
+
+    def sums_of_batches(self, params: Params, data: object, rows: torch.Tensor) -> Iterator[list[Sums]]:
+        for row in rows.tolist():
+            self._look(row)
+            yield [Sums({"row": (row / 3, float(params["scale"]))}), Sums({"pid": (os.getpid(), 1)})]
 
 
 @dataclass
@@ -39,6 +50,8 @@ class Site:
 
     act: Callable[[int], object] = int
     engine: Engine = Engine()  # noqa: RUF009
+    test: str = "rows"
+    threads: int = 1
 
     def train(self, pack: Pack, decoded: dict[bytes, Params]) -> Iterator[Answer]:
         for client_id, payload in pack.payloads.items():
@@ -69,6 +82,14 @@ def made() -> Iterator[Callable[..., Pool]]:
     yield make
     for pool in pools:
         pool.close()
+
+
+def measuring(look: Callable[[int], object], num_workers: int = 2) -> Pool:
+    return Pool(copies(Site(engine=Engine(look))), num_workers)
+
+
+PORTIONS = [Portion(0, 0, 2), Portion(0, 2, 3), Portion(1, 0, 2), Portion(1, 2, 3)]
+MODELS = [{"scale": torch.tensor(2.5)}, {"scale": torch.tensor(0.1)}]
 
 
 def is_alive(process_id: int) -> bool:
@@ -111,6 +132,47 @@ def test_the_same_workers_stay_for_all_rounds(made):
     list(pool.train(packs((0,), (1,), (2,))))
     assert pool.process_ids == before
     assert len(set(before)) == 2
+
+
+def test_the_sums_of_portions_come_in_their_order_with_every_bit(made):
+    pool = made()
+    batches = [sums for of_portion in pool.measure(PORTIONS, MODELS) for sums in of_portion]
+    scales = [float(model["scale"]) for model in MODELS]  # 0.1 is not the float64 of that name
+    expected = [(row / 3, scale) for scale in scales for row in range(3)]
+    assert [first.totals["row"] for first, _ in batches] == expected
+    assert {second.totals["pid"][0] for _, second in batches} <= set(pool.process_ids)
+
+
+def test_workers_train_and_evaluate_in_turn(made):
+    pool = made()
+    for _ in range(2):
+        assert len(list(pool.train(packs((0,), (1,), (2,))))) == 3
+        assert len(pool.measure(PORTIONS, MODELS)) == 4
+    assert len(pool.process_ids) == 2
+
+
+def test_a_worker_that_dies_while_it_evaluates_is_replaced(tmp_path, caplog):
+    def look(row: int) -> None:
+        if row == 1:
+            once(tmp_path / "killed", lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+    pool = measuring(look)
+    try:
+        assert [len(batches) for batches in pool.measure(PORTIONS, MODELS)] == [2, 1, 2, 1]
+    finally:
+        pool.close()
+    [record] = caplog.records
+    assert record.message.startswith("evaluation: the worker process that evaluated rows 0 to 1 of the test data was")
+
+
+def test_an_error_in_an_evaluation_is_raised_and_ends_the_workers():
+    def look(row: int) -> None:
+        raise PayloadError("no such row.")
+
+    pool = measuring(look)
+    with pytest.raises(PayloadError, match="no such row"):
+        pool.measure(PORTIONS, MODELS)
+    assert pool.process_ids == []
 
 
 def test_packs_are_handed_out_to_whoever_is_free(made, tmp_path):

@@ -19,6 +19,7 @@ from tests.small import CONVOLUTIONAL, SMALL, stop_after, write_small
 from fedelta.assembly import local
 from fedelta.assembly.run import Assembly, assemble
 from fedelta.config import load_config
+from fedelta.engine import evaluator
 from fedelta.errors import PluginError
 from fedelta.experiment import Experiment
 from fedelta.federation.base import Standing
@@ -86,9 +87,7 @@ def two_threads() -> Iterator[None]:
 
 
 def assembled(folder: Path, text: str, *overrides: str) -> Assembly:
-    return assemble(
-        load_config(write_small(folder, text=text), ["strategy.num_rounds=2", "evaluate_every=9", *overrides])
-    )
+    return assemble(load_config(write_small(folder, text=text), ["strategy.num_rounds=2", *overrides]))
 
 
 def rounds(assembly: Assembly, at_round: Callable[[RoundOutcome], object] = id) -> list[RoundOutcome]:
@@ -169,6 +168,18 @@ def test_a_worker_that_is_killed_in_a_round_changes_no_bit(tmp_path: Path, caplo
     assembly.site.engine.train = train
     assert_same_rounds(rounds(assembly), expected)
     assert "SIGKILL" in caplog.text
+
+
+def test_workers_share_the_evaluation_and_its_cached_features(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(evaluator, "_BATCH_ROWS", {"cpu": 8})
+    overrides = ("tuning.name=head", "tuning.r=", "runtime.lanes=1")
+    expected = rounds(assembled(tmp_path, SMALL, "runtime.name=simulation", *overrides))
+    assembly = assembled(tmp_path, SMALL, "runtime.name=processes", *overrides)
+    monkeypatch.setattr(processes, "sums_of", None)  # not in this process
+    assert_same_rounds(rounds(assembly), expected)
+    assert expected[0].evaluation is not None
+    features = assembly.engine.evaluator.cached(assembly.data.test).inputs
+    assert features._ready.all()
 
 
 def test_a_run_says_how_many_workers_it_had_and_leaves_none(tmp_path: Path):

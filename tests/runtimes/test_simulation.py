@@ -100,7 +100,7 @@ def federation(
         spec=engine.spec,
         clients=Clients.of(range(NUM_CLIENTS)),
         seed=0,
-        evaluate=lambda params: engine.evaluate(params, test),
+        evaluate=lambda params: engine.evaluator.evaluate(params, test),
         effective_steps=float,
     ), start_of(engine)
 

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from fedelta.assembly.fitting import fit_lanes
 from fedelta.assembly.model import TunedModel, tiers_at, tuned_model
 from fedelta.assembly.site import USUAL_RANGES, build_site, check_augmentation, few_rows, fitted, num_lanes
 from fedelta.config import Config
@@ -82,18 +83,18 @@ class Deployed:
             params: the shared tensors.
             memories: client number to what it keeps; clients without a memory have not trained.
         """
-        engine, start = self.site.engine, self.site.start | params
+        evaluator, start = self.site.engine.evaluator, self.site.start | params
         if not len(self.test):
             return [], 0
         local = {number: memory.local_only for number, memory in sorted(memories.items()) if memory.local_only}
         if not local:
-            return engine.sums(start, self.test), len(self.test)
+            return evaluator.sums(start, self.test), len(self.test)
         total: list[Sums] = []
         num_examples = 0
         for number, tensors in local.items():
             rows = _rows_of(self.test, number)
             if len(rows):
-                sums = engine.sums(start | tensors, self.test, rows)
+                sums = evaluator.sums(start | tensors, self.test, rows)
                 total = [first + second for first, second in zip(total, sums, strict=True)] if total else sums
                 num_examples += len(rows)
         return total, num_examples
@@ -153,6 +154,7 @@ def deploy(
     # The clients of a message train as one pack, in this process.
     lanes = num_lanes(config, len(numbers), places=1)
     model = tuned_model(config, backbone, data.class_names, num_lanes=lanes, sample=few_rows(data))
+    fit_lanes(config, model, data.train)
     tiers = None
     if depths is not None:
         _check_depths(model, depths)

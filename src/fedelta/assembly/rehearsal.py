@@ -45,15 +45,15 @@ def rehearse(assembly: Assembly) -> RoundOutcome:
     )
     longest = _longest(assembly.data.train.inputs)
     partition = {client: torch.cat([longest, rows])[:_ROWS] for client, rows in site.partition.items()}
-    small_site = replace(site, engine=engine, partition=partition, memories=Memories())
     test, strategy = _first(assembly.data.test), assembly.strategy
+    small_site = replace(site, engine=engine, partition=partition, memories=Memories(), test=test)
     cohort = min(strategy.clients_per_round, max(_CLIENTS, strategy.min_replies, engine.lanes.num + 1))
     strategy = changed(strategy, {"clients_per_round": cohort})
     rehearsed = replace(
         federation,
         strategy=strategy,
         runtime=small_site,
-        evaluate=lambda params: evaluate(small_site, params, test),
+        evaluate=lambda params: evaluate(small_site, params),
         evaluate_every=1,
         byte_budget=None,
     )

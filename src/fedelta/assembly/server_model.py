@@ -44,7 +44,7 @@ class Bench:
 
     def evaluate(self, params: Params) -> Evaluation:
         """The measures of `params`."""
-        return self.engine.evaluate(params, self.test)
+        return self.engine.evaluator.evaluate(params, self.test)
 
     def details(self, params: Params) -> Details:
         """All that the task measures of a finished model."""

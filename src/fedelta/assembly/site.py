@@ -18,9 +18,12 @@ from fedelta.data.federate import adapted, federate
 from fedelta.data.sources import RawData, read
 from fedelta.engine.dp_sgd import DpSgd
 from fedelta.engine.lanes import LaneEngine
+from fedelta.engine.precision import slow_bfloat16
+from fedelta.engine.threads import arithmetic_threads
 from fedelta.engine.work import ClientSettings
 from fedelta.errors import ConfigError, InputError, ModelError
 from fedelta.federation.client import Site
+from fedelta.federation.measuring import sums_of
 from fedelta.federation.tiers import Tiers
 from fedelta.modalities.base import Modality
 from fedelta.modalities.settings import Preparation
@@ -28,7 +31,9 @@ from fedelta.models.hub import Backbone, build
 from fedelta.params import Params, select
 from fedelta.plugins import returned
 from fedelta.privacy.settings import Privacy
+from fedelta.runtimes.processes import Processes
 from fedelta.tasks.base import Evaluation, mean_of
+from fedelta.tasks.contract import evaluation_of
 from fedelta.tasks.details import Answered, Details, mean_details
 from fedelta.tasks.known_classes import KnownClasses
 
@@ -163,7 +168,8 @@ def build_engine(
         task=config.task,
         dp=dp,
     )
-    for note in engine.notes:
+    half = config.runtime.compute_dtype == "bfloat16" and slow_bfloat16(model.backbone.module)
+    for note in [*engine.notes, *([half] if half else [])]:
         logger.warning(note)
     return engine
 
@@ -232,13 +238,20 @@ def num_lanes(config: Config, num_clients: int | None = None, places: int | None
     )
 
 
-def evaluate(site: Site, params: Params, test: Examples) -> Evaluation:
-    """Returns the measures of `params` on `test`.
+def evaluate(site: Site, params: Params, processes: Processes | None = None) -> Evaluation:
+    """Returns the measures of `params` on the site's test data.
 
     If clients keep tensors that never travel, each client has a different model; then it is the mean over the clients
-    that have trained, each measured on the whole of `test`.
+    that have trained, each measured on all test data.
+
+    Args:
+        site: has the engine, the test data and the clients' memories.
+        params: of the server.
+        processes: may measure in worker processes, with the same result; None: this process does.
     """
-    return mean_of([site.engine.evaluate(model, test) for model in _models(site, params)])
+    models, engine = _models(site, params), site.engine
+    sums = sums_of(site, models) if processes is None else processes.sums_of(models)
+    return mean_of([evaluation_of(engine.task, of_model, has_exits=engine.has_exits) for of_model in sums])
 
 
 def details(
@@ -262,7 +275,8 @@ def details(
             "there is no one model whose answers could be written: each client keeps its own norms.",
             hint="leave `--predictions` out, or use `fedelta predict --client`.",
         )
-    return details_of(site.engine, models, test, class_names, watch)
+    with arithmetic_threads(site.threads or torch.get_num_threads()):  # the bits of the last round's evaluation
+        return details_of(site.engine, models, test, class_names, watch)
 
 
 def details_of(
@@ -271,7 +285,7 @@ def details_of(
     """Returns all that the task measures of `models`, averaged; the arguments are as for `details`."""
     parts = []
     for model in models:
-        answered = engine.answers(model, test)
+        answered = engine.evaluator.answers(model, test)
         details = engine.task.details(_watched(answered, watch), class_names, test.clients)
         parts.append(returned(engine.task, "details", details, Details))
     return mean_details(parts)

@@ -13,34 +13,35 @@ or targets per sample.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from typing import Literal
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from fedelta.data.augmentation import Augmentation, AugmentedInputs
 from fedelta.data.batches import Examples, batches, poisson_batches
 from fedelta.engine.bank import LaneBank
 from fedelta.engine.dp_sgd import DpSgd, add_fedpeft_noise, private_gradient, refuse_coupling
+from fedelta.engine.evaluator import Evaluator
 from fedelta.engine.exits import ExitLoss, ExitSettings, draws
 from fedelta.engine.model import SharedModel, prepare
-from fedelta.engine.optimizers import LearningRate
+from fedelta.engine.optimizers import LearningRate, OptimizerState
 from fedelta.engine.prefix import CachedInputs
 from fedelta.engine.proof import mixing
 from fedelta.engine.work import ClientSettings, Job, Trained, lane_means
 from fedelta.models.failures import model_errors
 from fedelta.models.hub import Backbone
-from fedelta.params import Params, ParamSpec
+from fedelta.params import ParamSpec
 from fedelta.strategies.base import LocalRule
-from fedelta.tasks.base import Evaluation, Sums, Task
+from fedelta.strategies.local import Plain
+from fedelta.tasks.base import Task
 from fedelta.tasks.classification import Classification
-from fedelta.tasks.contract import evaluation_of, losses_of, sums_of
-from fedelta.tasks.details import Answered
+from fedelta.tasks.contract import losses_of
 from fedelta.tuning.lanes import Lanes
-
-_EVALUATION_ROWS = 256  # rows of an evaluation batch; fixed, because another size changes the last bits of the measures
 
 
 @dataclass
@@ -55,7 +56,7 @@ class _Slot:
 
 
 class LaneEngine:
-    """Trains and evaluates clients on one instance of the model.
+    """Trains clients on one instance of the model, and evaluates it (`evaluator`).
 
     Args:
         backbone: the model with the tuning method applied, on its device.
@@ -92,11 +93,11 @@ class LaneEngine:
         self.lanes = lanes
         self._dp = dp
         self.takes_samples = dp is not None and dp.of_examples
-        self.bank = LaneBank(backbone.module, spec, lanes.num, shares_values=self.takes_samples)
+        self._rule = rule
+        self.bank = self._bank(backbone.module)
         self.client = client
         self.exits = exits
         self.task = task
-        self._rule = rule
         self._model = SharedModel(
             backbone, spec, lanes, train,
             device=self.bank.values_KP.device, cache_bytes=cache_bytes, autocast=compute_dtype == "bfloat16",
@@ -106,17 +107,23 @@ class LaneEngine:
             self._train = self._model.augmented(train, augmentation)
         else:
             self._train = self._model.cached(train)
-        # The examples of the last evaluation, as given and behind the prefix cache.
-        self._evaluated: tuple[Examples, Examples] | None = None
         if lanes.num > 1:
             self._prove_lanes(train)
+        self._model.read_out(self.bank, lanes, train, of_examples=self.takes_samples)
+        self._model.round_once(self.bank, lanes, train)
         if self.takes_samples:
             refuse_coupling(self._model, lanes, exits, task, train)
+        self.evaluator = Evaluator(self._model, self.bank, lanes, task)
 
     @property
     def clients_at_once(self) -> int:
         """The largest number of clients that are trained together."""
         return 1 if self.takes_samples else self.lanes.num
+
+    @cached_property
+    def _state(self) -> OptimizerState:
+        """Of the optimizer, for every lane; made by the first training."""
+        return self.client.optimizer.state(self.bank.matrices(self.bank.values_KP, self.lanes.num))
 
     @property
     def notes(self) -> list[str]:
@@ -153,16 +160,26 @@ class LaneEngine:
             f"{'examples' if self.takes_samples else 'clients'} train one after the other, in one lane instead of "
             f"{num_lanes}: {type(module).__name__} with this tuning method would mix them; {problem}."
         )
-        self.lanes.num = self.lanes.active = 1
-        for name in self.spec:
-            parameter = module.get_parameter(name)
-            parameter.data = parameter.data[:1]
-        self.bank = LaneBank(module, self.spec, 1, shares_values=self.takes_samples)
+        self.lanes.limit(1, list(map(module.get_parameter, self.spec)))
+        self.bank = self._bank(module)
 
-    def share(self) -> None:
-        """Puts the cached features of the training data where processes that are forked from now on find them."""
-        if isinstance(self._train.inputs, CachedInputs):
-            self._train.inputs.allocate()
+    def _bank(self, module: nn.Module) -> LaneBank:
+        # What changes gradients gets those of all tensors at once, in rows.
+        is_plain = isinstance(self._rule, Plain) and self._dp is None
+        return LaneBank(
+            module, self.spec, self.lanes.num,
+            shares_values=self.takes_samples, by_tensor=is_plain and self.lanes.num == 1,
+        )  # fmt: skip
+
+    def share(self, test: Examples | None = None) -> None:
+        """Puts cached features, also those computed later, where processes that are forked from now on find them.
+
+        Args:
+            test: the examples that will be evaluated; None for none. The training data are those of the engine.
+        """
+        for data in (self._train, *(() if test is None else (self.evaluator.cached(test),))):
+            if isinstance(data.inputs, CachedInputs):
+                data.inputs.allocate()
 
     @property
     def is_augmented(self) -> bool:
@@ -176,7 +193,6 @@ class LaneEngine:
     def _train_together(self, jobs: Sequence[Job], lr: float) -> Iterator[Trained]:
         waiting = iter(jobs)
         slots: list[_Slot] = []
-        self._state = self.client.optimizer.state(self.bank.values_KP)
         self._losses_K = torch.zeros(self.lanes.num, device=self._device, dtype=torch.float64)
         while True:
             while len(slots) < self.clients_at_once and (job := next(waiting, None)) is not None:
@@ -189,55 +205,10 @@ class LaneEngine:
                     yield self._result(lane, slots[lane], lr)
                     self._release(lane, slots)
 
-    @torch.no_grad()
-    def evaluate(
-        self, params: Params, data: Examples, rows: Tensor | None = None, depth: int | None = None
-    ) -> Evaluation:
-        """The measures of `params` on `data`; uses lane 0.
-
-        Args:
-            params: tuned tensors.
-            data: examples to evaluate on. Their cached features are kept until the next call with other examples.
-            rows: rows of `data`, int64; None for all.
-            depth: number of blocks to run; None for all.
-        """
-        return evaluation_of(self.task, self.sums(params, data, rows, depth), has_exits=self.has_exits)
-
-    @torch.no_grad()
-    def sums(self, params: Params, data: Examples, rows: Tensor | None = None, depth: int | None = None) -> list[Sums]:
-        """What `evaluate` computes its measures from: the sums at each exit, lowest first; one without exits."""
-        exits = range(1, (depth or len(self._blocks)) + 1) if self._blocks else range(0)
-        sums = [Sums()] * max(1, len(exits))
-        for _, outputs, targets in self._passes(params, data, rows, exits):
-            sums = [total + sums_of(self.task, logits, targets) for total, logits in zip(sums, outputs, strict=True)]
-        return sums
-
     @property
     def has_exits(self) -> bool:
         """Whether the model answers at several depths."""
         return bool(self._blocks)
-
-    @torch.no_grad()
-    def answers(self, params: Params, data: Examples) -> Iterator[Answered]:
-        """Outputs of the model with `params` for all of `data`, at the last exit if it has exits; uses lane 0."""
-        exits = [len(self._blocks)] if self._blocks else []
-        for rows, (outputs,), targets in self._passes(params, data, None, exits):
-            yield Answered(rows, outputs, targets)
-
-    def _passes(
-        self, params: Params, data: Examples, rows: Tensor | None, exits: Collection[int]
-    ) -> Iterator[tuple[Tensor, list[Tensor], Tensor]]:
-        """Batch by batch: rows, their outputs at each of `exits` (see `SharedModel.outputs`), and their targets."""
-        if self._evaluated is None or self._evaluated[0] is not data:
-            self._evaluated = (data, self._model.cached(data))
-        cached = self._evaluated[1]
-        self.lanes.active = 1
-        self.bank.load(0, params)
-        rows = torch.arange(len(data)) if rows is None else rows
-        for batch in rows.split(_EVALUATION_ROWS):
-            prepare(cached.inputs, batch)
-            targets = data.targets.fetch(batch).to(self._device)
-            yield batch, self._model.outputs(cached.inputs, batch, exits), targets
 
     def _admit(self, lane: int, job: Job) -> _Slot:
         """Loads the tensors of `job` into `lane`, with zeroed optimizer state."""
@@ -245,7 +216,7 @@ class LaneEngine:
         self.bank.load(lane, job.anchor, job.local)
         self.bank.steer(lane, job.offset)
         self.bank.confine(lane, job.moving)
-        for state in self._state.values():
+        for state in chain.from_iterable(self._state.values()):
             state[lane] = 0
         self._losses_K[lane] = 0
         num_steps = self.client.num_steps(len(job.rows))
@@ -267,7 +238,7 @@ class LaneEngine:
         final = len(slots) - 1
         if lane != final:
             self.bank.move(final, lane)
-            for state in self._state.values():
+            for state in chain.from_iterable(self._state.values()):
                 state[lane] = state[final]
             self._losses_K[lane] = self._losses_K[final]
             slots[lane] = slots[final]
@@ -280,17 +251,17 @@ class LaneEngine:
         kept = {name: values[name].clone() for name in slot.job.kept}
         return Trained(slot.job.client_id, self.bank.delta(lane), kept, loss, slot.job.lr or lr)
 
-    def _gradients(self, slots: list[_Slot]) -> Tensor:
-        """The gradient of each client's batch [A, P]."""
+    def _gradients(self, slots: list[_Slot]) -> list[Tensor]:
+        """The gradient of each client's batch, as matrices with a row for each."""
         if self._dp is not None and self.takes_samples:
-            return self._private_gradient(self._dp, slots[0])
+            return [self._private_gradient(self._dp, slots[0])]
         batches_A = [next(slot.batches) for slot in slots]
         with self.lanes.training(list(map(len, batches_A)), [self._noise(slot.job) for slot in slots]):
             self._losses_K[: len(slots)] += self._backward(slots, list(map(self._chosen, slots)), batches_A)
         if self._dp is not None:
             for lane, slot in enumerate(slots):
                 add_fedpeft_noise(self._dp, self.bank, lane, slot.job, slot.steps_done)
-        return self.bank.grads_KP[: len(slots)]
+        return self.bank.gradients(len(slots))
 
     def _private_gradient(self, dp: DpSgd, slot: _Slot) -> Tensor:
         """The gradient of a client's Poisson sample [1, P]."""
@@ -318,7 +289,7 @@ class LaneEngine:
             batches_A: rows of each lane.
         """
         rows_N, lengths_A = torch.cat(list(batches_A)), list(map(len, batches_A))
-        targets = self._train.targets.fetch(rows_N).to(self._device)
+        targets = self._train.targets.fetch(rows_N).to(self._device, non_blocking=True)
         if self._blocks:
             minimised_A, losses_A = self._loss_at_exits(slots, chosen, rows_N, targets, lengths_A)
         else:
@@ -331,14 +302,16 @@ class LaneEngine:
         return losses_A.detach()
 
     @torch.no_grad()
-    def _move(self, slots: list[_Slot], grads_AP: Tensor, lr: float) -> None:
-        """One optimizer step in every lane in use; changes `grads_AP`."""
-        active, values_AP = len(slots), self.bank.values_KP[: len(slots)]
-        if self.bank.offsets_KP is not None:
-            grads_AP += self.bank.offsets_KP[:active]
-        self._rule.correct(grads_AP, values_AP, self.bank.anchors_KP[:active])
-        state = {name: tensor[:active] for name, tensor in self._state.items()}
-        self.client.optimizer.step(values_AP, grads_AP, state, self._rates(slots, lr))
+    def _move(self, slots: list[_Slot], grads: list[Tensor], lr: float) -> None:
+        """One optimizer step in every lane in use."""
+        bank, active = self.bank, len(slots)
+        if bank.offsets_KP is not None:
+            grads = [grad + offset for grad, offset in zip(grads, bank.matrices(bank.offsets_KP, active), strict=True)]
+        values = bank.matrices(bank.values_KP, active)
+        if not bank.by_tensor:
+            self._rule.correct(grads[0], values[0], bank.anchors_KP[:active])
+        state = {name: [tensor[:active] for tensor in tensors] for name, tensors in self._state.items()}
+        self.client.optimizer.step(values, grads, state, self._rates(slots, lr))
         self.bank.reset_pinned(active)
         for slot in slots:
             slot.steps_left -= 1
@@ -349,11 +322,10 @@ class LaneEngine:
         return self._exit_loss.chosen(self._depth(slot.job), draws(slot.job.exits)) if self._blocks else ()
 
     def _rates(self, slots: list[_Slot], lr: float) -> LearningRate:
-        """The learning rate of all lanes, or one per lane [A, 1] if a job sets its own."""
+        """The learning rate of all lanes, or one per lane if a job sets its own."""
         if all(slot.job.lr is None for slot in slots):
             return lr
-        rates = [[lr if slot.job.lr is None else slot.job.lr] for slot in slots]
-        return torch.tensor(rates, device=self._device, dtype=self.bank.values_KP.dtype)
+        return [lr if slot.job.lr is None else slot.job.lr for slot in slots]
 
     def _noise(self, job: Job) -> Generator:
         """The generator for the dropout of one step.

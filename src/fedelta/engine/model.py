@@ -1,8 +1,9 @@
-"""The model that all lanes share: its outputs for rows of data, from cached features where there is a frozen prefix."""
+"""The model that all lanes share: its outputs for rows of data, with no more computed than these depend on."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -10,7 +11,11 @@ from torch import Tensor
 
 from fedelta.data.augmentation import Augmentation, AugmentedInputs
 from fedelta.data.batches import Examples
+from fedelta.engine.bank import LaneBank
+from fedelta.engine.half import Half, find_half
 from fedelta.engine.prefix import CachedInputs, find_prefix, only_head
+from fedelta.engine.proof import same
+from fedelta.engine.readout import HalfMasked, Readout, find_readout
 from fedelta.modalities.base import Inputs
 from fedelta.models.failures import model_errors
 from fedelta.models.hub import Backbone
@@ -55,6 +60,8 @@ class SharedModel:
         self.blocks = exit_blocks(backbone.module)
         self.notes: list[str] = []
         self._cache_bytes = cache_bytes
+        self._readout: Readout | None = None
+        self._half: Half | None = None
         self._prefix = None
         if cache_bytes:
             sample = train.inputs.fetch(torch.arange(min(2, len(train))))
@@ -71,6 +78,8 @@ class SharedModel:
         tensors = self._to_device(inputs.fetch(rows))
         model = inputs if isinstance(inputs, CachedInputs) else self.backbone
         with (
+            self._reading(),
+            self._rounding(),
             model_errors(self.name, tensors),
             torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast),
         ):
@@ -79,11 +88,51 @@ class SharedModel:
             by_exit = logits_at(self.blocks, lambda: model.logits(tensors), exits)
             return [logits.float() for logits in by_exit.values()]
 
+    def read_out(self, bank: LaneBank, lanes: Lanes, train: Examples, *, of_examples: bool) -> None:
+        """Computes from now on only what the outputs depend on, where a trial shows that this gives the same.
+
+        Args:
+            bank: the tuned tensors; they and the lanes are left as they are.
+            lanes: the lanes of the tuned modules.
+            train: training examples; the first ones are tried.
+            of_examples: whether each lane has one example.
+        """
+        readout = None if self.blocks else find_readout(self.backbone)
+        if readout is None:
+            return
+        inputs = HalfMasked(train.inputs)
+
+        def whole(rows: Tensor) -> list[Tensor]:
+            return self.outputs(inputs, rows, ())
+
+        def less(rows: Tensor) -> list[Tensor]:
+            with readout.active():
+                return whole(rows)
+
+        # Without autocast, whose rounding would hide a difference.
+        autocast, self.autocast = self.autocast, False
+        if same(whole, less, bank, lanes, len(train), of_examples=of_examples):
+            self._readout = readout
+        self.autocast = autocast
+
+    def round_once(self, bank: LaneBank, lanes: Lanes, train: Examples) -> None:
+        """Rounds frozen tensors once instead of in every pass, where autocast is on and a trial gives the same bits.
+
+        Args:
+            bank: the tuned tensors; they and the lanes are left as they are.
+            lanes: the lanes of the tuned modules.
+            train: training examples; the first ones are tried.
+        """
+        if self.autocast:
+            rows, exits = torch.arange(min(2, len(train))), range(1, len(self.blocks) + 1)
+            module = self.backbone.module
+            self._half = find_half(module, bank, lanes, lambda: self.outputs(train.inputs, rows, exits))
+
     def cached(self, data: Examples) -> Examples:
         """`data` with cached features of the frozen prefix, or `data` itself without a prefix or without the memory."""
         if self._prefix is None:
             return data
-        cached = CachedInputs(data.inputs, self._prefix, self.device)
+        cached = CachedInputs(data.inputs, self._prefix, self.device, self._reading)
         if cached.num_bytes > self._cache_bytes:
             self.notes.append(
                 f"frozen-prefix cache off: the features of {len(data):,} rows would take "
@@ -105,8 +154,16 @@ class SharedModel:
         black = (0.0,) if modality is None else modality.black
         return replace(data, inputs=AugmentedInputs(data.inputs, augmentation, black, self.device))
 
+    def _reading(self) -> AbstractContextManager[None]:
+        """A context in which the model computes only what its outputs depend on."""
+        return nullcontext() if self._readout is None else self._readout.active()
+
+    def _rounding(self) -> AbstractContextManager[None]:
+        """A context in which frozen tensors are in bfloat16, if they are rounded once."""
+        return nullcontext() if self._half is None or not self.autocast else self._half.active()
+
     def _to_device(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: tensor.to(self.device) for name, tensor in tensors.items()}
+        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in tensors.items()}
 
 
 def prepare(inputs: Inputs, rows: Tensor) -> None:

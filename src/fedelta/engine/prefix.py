@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NoReturn, Protocol
@@ -19,11 +19,11 @@ from typing import Any, NoReturn, Protocol
 import torch
 from torch import Tensor, nn
 
+from fedelta.engine.stand_ins import replaced
 from fedelta.modalities.base import Inputs
 from fedelta.models.failures import model_errors
 from fedelta.models.hub import Backbone
 from fedelta.params import ParamSpec
-from fedelta.tuning.base import replace
 from fedelta.tuning.lanes import Lanes
 
 # Rows that go through the prefix together. Fixed, because another size may change the last bits, and a resumed run
@@ -79,15 +79,23 @@ class CachedInputs:
         inputs: the original inputs.
         prefix: computes the features.
         device: where the prefix runs and the features are stored.
+        context: gives the context in which the prefix runs.
 
     Attributes:
         num_bytes: memory for the features of all rows; it is allocated by the first `prepare`.
     """
 
-    def __init__(self, inputs: Inputs, prefix: Prefix, device: torch.device) -> None:
+    def __init__(
+        self,
+        inputs: Inputs,
+        prefix: Prefix,
+        device: torch.device,
+        context: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self._inputs = inputs
         self._prefix = prefix
         self._device = device
+        self._context = context
         self._features: dict[str, Tensor] = {}
         self._ready = shared_empty((len(inputs),), torch.bool)
         self._first_row = self._compute(torch.zeros(1, dtype=torch.int64))
@@ -115,7 +123,8 @@ class CachedInputs:
 
     def fetch(self, rows: Tensor) -> dict[str, Tensor]:
         """The features of `rows`, which must have been prepared."""
-        return {name: tensor[rows.to(self._device)] for name, tensor in self._features.items()}
+        rows = rows.to(self._device, non_blocking=True)
+        return {name: tensor[rows] for name, tensor in self._features.items()}
 
     def logits(self, features: dict[str, Tensor]) -> Tensor:
         """The logits of the rest of the model on fetched features."""
@@ -123,7 +132,7 @@ class CachedInputs:
 
     def _compute(self, rows: Tensor) -> dict[str, Tensor]:
         inputs = {name: tensor.to(self._device) for name, tensor in self._inputs.fetch(rows).items()}
-        with torch.no_grad(), model_errors("the frozen part of the model", inputs):
+        with torch.no_grad(), self._context(), model_errors("the frozen part of the model", inputs):
             return self._prefix.features(inputs)
 
 
@@ -176,7 +185,7 @@ class _BelowHead:
         from fedelta.models.stand_in import base_output  # imports transformers, which `engine/` must not
 
         self._base.output = base_output(features["first_token"], features.get("pooled"))
-        with _stand_ins(self.backbone.module, {self.base_name: self._base}):
+        with replaced(self.backbone.module, {self.base_name: self._base}):
             return _logits_without_inputs(self.backbone, features["first_token"])
 
     @cached_property
@@ -196,7 +205,7 @@ class _BelowBlock:
 
     def logits(self, features: dict[str, Tensor]) -> Tensor:
         self._embeddings.output = features["hidden"]
-        with _stand_ins(self.backbone.module, {self.backbone.anatomy.embeddings: self._embeddings, **self._blocks}):
+        with replaced(self.backbone.module, {self.backbone.anatomy.embeddings: self._embeddings, **self._blocks}):
             return _logits_without_inputs(self.backbone, features["hidden"])
 
     @cached_property
@@ -252,19 +261,6 @@ class _PassThrough(nn.Module):
 
     def forward(self, hidden: Tensor, *args: object, **kwargs: object) -> Tensor:
         return hidden
-
-
-@contextmanager
-def _stand_ins(module: nn.Module, stand_ins: dict[str, nn.Module]) -> Iterator[None]:
-    """Replaces the submodules at these paths by `stand_ins` until the context ends."""
-    originals = {path: module.get_submodule(path) for path in stand_ins}
-    try:
-        for path, stand_in in stand_ins.items():
-            replace(module, path, stand_in)
-        yield
-    finally:
-        for path, original in originals.items():
-            replace(module, path, original)
 
 
 def _logits_without_inputs(backbone: Backbone, like: Tensor) -> Tensor:

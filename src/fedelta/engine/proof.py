@@ -1,4 +1,4 @@
-"""A check that lanes do not mix clients, on a few rows, when an engine is made.
+"""Checks on a few rows, when an engine is made: that lanes do not mix clients, and that less work gives the same.
 
 Lanes rely on the order of the samples: every tuned layer expects the samples on the first axis of its input, lane after
 lane. A model may break this: it may project an embedding that all samples share, put tokens before samples, compute
@@ -10,11 +10,14 @@ example has a part in the gradient of another.
 
 There are two passes, because the tuned layers compute them differently: one with all lanes and batches of equal length,
 and one with fewer lanes and batches of unequal length. Three lanes are compared; the others run the same code.
+
+A way to compute less (readout.py) is compared with the whole model in the same manner.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -74,25 +77,69 @@ def mixing(outputs: Outputs, bank: LaneBank, lanes: Lanes, num_rows: int, *, of_
     """
     # Rows of each lane. With many lanes one row is enough and saves memory; two lanes are both in the second pass too.
     all_lanes = (1 if of_examples or lanes.num > _FEW_LANES else 2,) * lanes.num
-    fewer_lanes = ((1, 1, 1) if of_examples else (2, 1, 2))[: max(2, min(3, lanes.num - 1))]
-    active, start = lanes.active, bank.read(0)
-    try:
-        with exact(), bank.unchanged():
-            for lengths in (all_lanes, fewer_lanes):
-                batches = [(torch.arange(length) + 2 * number) % num_rows for number, length in enumerate(lengths)]
-                inputs = [
-                    _LaneInput(number, rows, _values(bank, start, 0 if of_examples else number))
-                    for number, rows in enumerate(batches)
-                ]
-                if problem := _problem(inputs, lambda lane_inputs: _run(lane_inputs, outputs, bank, lanes)):
-                    return f"with {len(inputs)} lanes {problem}"
-    finally:
-        lanes.active = active
+    fewer_lanes = _unequal(max(2, min(3, lanes.num - 1)), of_examples)
+    with _trial(bank, lanes):
+        for lengths in (all_lanes, fewer_lanes):
+            inputs = _lane_inputs(lengths, bank, num_rows, of_examples)
+            if problem := _problem(inputs, lambda lane_inputs: _run(lane_inputs, outputs, bank, lanes)):
+                return f"with {len(inputs)} lanes {problem}"
     return None
 
 
-def _values(bank: LaneBank, start: Params, number: int) -> Params:
-    return perturbed(start, bank.spec, stream(0, "proof", number))
+def same(
+    whole: Outputs, less: Outputs, bank: LaneBank, lanes: Lanes, num_rows: int, *, of_examples: bool = False
+) -> bool:
+    """Whether a model gives the same outputs and gradients if it computes `less` than its `whole`.
+
+    The lanes in use have batches of unequal length. Bank and lanes are restored.
+
+    Args:
+        whole: gives the model's outputs for rows of the training data, as in `mixing`.
+        less: gives what should be the same.
+        bank: the tuned tensors of the model.
+        lanes: any number.
+        num_rows: number of rows of the training data.
+        of_examples: whether each lane has one example, and all have the same values.
+
+    Raises:
+        ModelError: the whole model fails.
+    """
+    with _trial(bank, lanes):
+        inputs = _lane_inputs(_unequal(min(3, lanes.num), of_examples), bank, num_rows, of_examples)
+        expected = _run(inputs, whole, bank, lanes)
+        try:
+            results = _run(inputs, less, bank, lanes)
+        except FedeltaError:
+            return False
+    # Without a finite output there is no evidence.
+    is_shown = any(bool(output.outputs.isfinite().any()) for output in expected)
+    return is_shown and not any(map(_difference, results, expected))
+
+
+@contextmanager
+def _trial(bank: LaneBank, lanes: Lanes) -> Iterator[None]:
+    """Restores bank, lanes and the global generator at the end."""
+    active = lanes.active
+    try:
+        with exact(), bank.unchanged():
+            yield
+    finally:
+        lanes.active = active
+
+
+def _unequal(num_lanes: int, of_examples: bool) -> tuple[int, ...]:
+    """The number of rows of each of up to three lanes: unequal, or one with an example in each lane."""
+    return ((1, 1, 1) if of_examples else (2, 1, 2))[:num_lanes]
+
+
+def _lane_inputs(lengths: Sequence[int], bank: LaneBank, num_rows: int, of_examples: bool) -> list[_LaneInput]:
+    """An input of each of these numbers of rows, all with different values unless lanes have examples."""
+    start = bank.read(0)
+    batches = [(torch.arange(length) + 2 * number) % num_rows for number, length in enumerate(lengths)]
+    return [
+        _LaneInput(number, rows, perturbed(start, bank.spec, stream(0, "proof", 0 if of_examples else number)))
+        for number, rows in enumerate(batches)
+    ]
 
 
 def _problem(inputs: Sequence[_LaneInput], run: Callable[[Sequence[_LaneInput]], list[_LaneOutput]]) -> str | None:

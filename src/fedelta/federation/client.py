@@ -21,6 +21,7 @@ from torch import Generator, Tensor
 
 from fedelta.codecs.channel import Channel
 from fedelta.codecs.wire import decode, encode
+from fedelta.data.batches import Examples
 from fedelta.engine.lanes import LaneEngine
 from fedelta.engine.packs import packs_of
 from fedelta.engine.threads import computed_with
@@ -55,6 +56,7 @@ class Site:
         places: how many packs this machine could train side by side; 1: a cohort is one pack.
         threads: number of arithmetic threads for training, constant because the last bits depend on it; None: all.
         privacy: how what the clients send is made private; None without section `[privacy]`.
+        test: what the run's models are evaluated on (measuring.py); None if that is done elsewhere.
     """
 
     engine: LaneEngine
@@ -69,6 +71,7 @@ class Site:
     places: int = 1
     threads: int | None = None
     privacy: SitePrivacy | None = None
+    test: Examples | None = None
 
     @cached_property
     def wire(self) -> ParamSpec:

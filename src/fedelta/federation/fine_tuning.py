@@ -257,7 +257,7 @@ class _FineTuning:
     def evaluate(self, client: int, params: Params, rows: Tensor) -> Evaluation:
         """The measures of `params` on `rows`, at the exits that the client has."""
         places = torch.searchsorted(self._rows, rows)
-        return self._held_out.engine.evaluate(params, self._data, places, self._depth(client))
+        return self._held_out.engine.evaluator.evaluate(params, self._data, places, self._depth(client))
 
     def _depth(self, client: int) -> int | None:
         return None if self._held_out.tiers is None else self._held_out.tiers.depths[client]

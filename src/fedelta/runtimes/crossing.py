@@ -1,4 +1,4 @@
-"""Packs, answers and errors as JSON values and blobs, for a parcel."""
+"""Packs, answers, sums and errors as JSON values and blobs, for a parcel."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from typing import Any
 
 from fedelta import errors
 from fedelta.errors import FedeltaError, text_of
+from fedelta.federation.measuring import BatchSums
 from fedelta.federation.memory import Memory
 from fedelta.federation.memory_files import packed, unpacked
 from fedelta.federation.packs import Answer, Pack
 from fedelta.federation.records import Fault, Reply
 from fedelta.plugins import suspect
+from fedelta.tasks.base import Sums
 
 Values = dict[str, Any]  # Any: JSON values
 
@@ -68,6 +70,19 @@ def answers_of(values: Sequence[Values], blobs: Sequence[bytes]) -> list[Answer]
         memory = _memory(next(left)) if parts.pop("remembers") else None
         answers.append(Answer(Reply(**parts), memory))
     return answers
+
+
+def sums_values(batches: BatchSums) -> list[list[Values]]:
+    """The sums of each batch at each exit; JSON keeps every bit of them."""
+    return [[dict(sums.totals) for sums in at_exits] for at_exits in batches]
+
+
+def sums_of(values: Sequence[Sequence[Values]]) -> BatchSums:
+    """The inverse of `sums_values`."""
+    return [
+        [Sums({name: (total, weight) for name, (total, weight) in totals.items()}) for totals in at_exits]
+        for at_exits in values
+    ]
 
 
 def error_values(error: BaseException) -> Values:

@@ -1,4 +1,4 @@
-"""A pool of worker processes, each with the site of the run; one that dies is replaced by another with its packs."""
+"""A pool of worker processes, each with the site of the run; one that dies is replaced by another with its orders."""
 
 from __future__ import annotations
 
@@ -7,21 +7,25 @@ import signal
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from multiprocessing.connection import wait
 from socket import AF_UNIX, SOCK_STREAM, socket, socketpair
 from typing import Any, Protocol
 
 from fedelta.errors import RoundError
+from fedelta.federation.measuring import BatchSums, Portion
+from fedelta.federation.memory_files import packed
 from fedelta.federation.packs import Answer, Pack
-from fedelta.runtimes.crossing import answers_of, error_of, pack_values
+from fedelta.params import Params
+from fedelta.runtimes.crossing import answers_of, error_of, pack_values, sums_of
 from fedelta.runtimes.hearing import Hearing
 from fedelta.runtimes.parcels import Parcel, receive
 
 logger = logging.getLogger("fedelta")
 
-_AHEAD = 2  # packs that a worker has at a time, so that it need not wait for the next
-_MOST_DEATHS = 3  # at one pack
+_AHEAD = 2  # orders that a worker has at a time, so that it need not wait for the next
+_MOST_DEATHS = 3  # at one order
 
 
 class Process(Protocol):
@@ -49,12 +53,27 @@ Args: its number; its end of the connection; the sockets of this process, which 
 """
 
 
+@dataclass(frozen=True)
+class _Order:
+    """What one worker is to do.
+
+    Args:
+        number: its place among the orders of the work.
+        deed: what the worker does, in the past tense, for messages.
+        parcel: makes what is sent to the worker.
+    """
+
+    number: int
+    deed: str
+    parcel: Callable[[], Parcel]
+
+
 @dataclass
 class _Worker:
     number: int
     process: Process
     line: socket
-    asked: deque[Pack] = field(default_factory=deque)
+    asked: deque[_Order] = field(default_factory=deque)
 
     def fileno(self) -> int:
         """For `multiprocessing.connection.wait`."""
@@ -62,20 +81,23 @@ class _Worker:
 
 
 @dataclass(frozen=True)
-class _Round:
-    """A round under way.
+class _Work:
+    """The part of a round that is under way: its packs, or its evaluation.
 
     Args:
-        packs: those that no worker has yet.
-        downloads: payload to its number.
-        parcel: all downloads.
-        deaths: how many workers have died at a pack, by its first client.
+        title: of the messages about it.
+        orders: those that no worker has yet.
+        parcel: what every worker needs for them.
+        deaths: how many workers have died at an order, by its number.
     """
 
-    packs: deque[Pack]
-    downloads: Mapping[bytes, int]
+    title: str
+    orders: deque[_Order]
     parcel: Parcel
     deaths: Counter[int] = field(default_factory=Counter)
+
+
+_Done = tuple[int, dict[str, Any], list[bytes]]  # number of an order, and the values and blobs of its answer
 
 
 class Pool:
@@ -111,101 +133,119 @@ class Pool:
             FedeltaError: what was raised in a worker.
         """
         downloads = list(dict.fromkeys(payload for pack in packs for payload in pack.payloads.values()))
-        parcel = Parcel({"kind": "downloads"}, downloads)
         numbers = {payload: number for number, payload in enumerate(downloads)}
+        orders = [_Order(place, _training(pack), partial(_pack, pack, numbers)) for place, pack in enumerate(packs)]
+        title = f"round {packs[0].round}" if packs else "training"
+        for _, values, blobs in self._done(title, orders, Parcel({"kind": "downloads"}, downloads)):
+            yield from answers_of(values["answers"], blobs)
+
+    def measure(self, portions: Sequence[Portion], models: Sequence[Params]) -> list[BatchSums]:
+        """The sums of every portion.
+
+        Args:
+            portions: of one evaluation.
+            models: tensors of the models that are evaluated.
+
+        Raises:
+            RoundError: workers die again and again at the same portion.
+            FedeltaError: what was raised in a worker.
+        """
+        orders = [_Order(place, _evaluation(it), partial(_portion, it)) for place, it in enumerate(portions)]
+        parcel = Parcel({"kind": "models"}, list(map(packed, models)))
+        sums = {place: sums_of(values["sums"]) for place, values, _ in self._done("evaluation", orders, parcel)}
+        return [sums[place] for place in range(len(portions))]
+
+    def _done(self, title: str, orders: Sequence[_Order], parcel: Parcel) -> Iterator[_Done]:
+        """The answers to all orders, as they arrive."""
         try:
-            yield from self._train(_Round(deque(packs), numbers, parcel))
+            yield from self._answers(_Work(title, deque(orders), parcel))
         finally:
             parcel.close()
-            if any(worker.asked for worker in self._workers):  # an error, or the rest of the replies is not asked for
+            if any(worker.asked for worker in self._workers):  # an error, or the rest of the answers is not asked for
                 self.close()
 
-    def _train(self, round: _Round) -> Iterator[Answer]:
+    def _answers(self, work: _Work) -> Iterator[_Done]:
         for number in range(len(self.peaks)):
             if number >= len(self._workers):
                 self._workers.append(self._hired(number))
-            self._tell(self._workers[number], round)
+            self._tell(self._workers[number], work)
         while True:
-            self._hand_out(round)
+            self._hand_out(work)
             busy = [worker for worker in self._workers if worker.asked]
             if not busy:
                 return
             # Any: typed as connections, but anything with a file descriptor can be waited for.
             ready: list[Any] = wait(busy)  # type: ignore[arg-type]
             for worker in ready:
-                yield from self._answers(worker, round)
+                yield from self._answer(worker, work)
 
-    def _answers(self, worker: _Worker, round: _Round) -> Iterator[Answer]:
-        """The answers of a worker that has sent something, or has died."""
+    def _answer(self, worker: _Worker, work: _Work) -> Iterator[_Done]:
+        """The answer of a worker that has sent something; none if it has died."""
         try:
             values, blobs = receive(worker.line)
         except (EOFError, OSError):
-            self._replace(worker, round)
+            self._replace(worker, work)
             return
         self._hearing.pass_on(worker.number, values["heard"])
         self.peaks[worker.number] = max(self.peaks[worker.number], values["peak_memory_bytes"])
         if "error" in values:
             raise error_of(values["error"])
-        worker.asked.popleft()
-        self._hand_out(round)  # before what is done with the answers, which takes time
-        yield from answers_of(values["answers"], blobs)
+        order = worker.asked.popleft()
+        self._hand_out(work)  # before what is done with the answer, which takes time
+        yield order.number, values, blobs
 
-    def _hand_out(self, round: _Round) -> None:
-        """Asks the workers that have the fewest packs, each for one pack ahead as long as there are many."""
-        while round.packs:
+    def _hand_out(self, work: _Work) -> None:
+        """Asks the workers that have the fewest orders, each for one order ahead as long as there are many."""
+        while work.orders:
             worker = min(self._workers, key=lambda worker: len(worker.asked))
-            if len(worker.asked) >= (_AHEAD if len(round.packs) > len(self._workers) else 1):
+            if len(worker.asked) >= (_AHEAD if len(work.orders) > len(self._workers) else 1):
                 return
-            worker.asked.append(round.packs.popleft())
-            self._ask(worker, worker.asked[-1], round)
+            worker.asked.append(work.orders.popleft())
+            self._ask(worker, worker.asked[-1])
 
-    def _tell(self, worker: _Worker, round: _Round) -> None:
+    def _tell(self, worker: _Worker, work: _Work) -> None:
         try:
-            round.parcel.send(worker.line)
+            work.parcel.send(worker.line)
         except OSError:
-            self._replace(worker, round)
+            self._replace(worker, work)
 
-    def _ask(self, worker: _Worker, pack: Pack, round: _Round) -> None:
-        values, blobs = pack_values(pack, round.downloads)
-        parcel = Parcel({"kind": "pack", "pack": values}, blobs)
+    def _ask(self, worker: _Worker, order: _Order) -> None:
+        parcel = order.parcel()
         # A worker that has died is replaced when its answer is awaited.
         with suppress(OSError):
             parcel.send(worker.line)
         parcel.close()
 
-    def _replace(self, worker: _Worker, round: _Round) -> None:
-        """Puts a new worker in the place of one that has died, with the same packs.
+    def _replace(self, worker: _Worker, work: _Work) -> None:
+        """Puts a new worker in the place of one that has died, with the same orders.
 
         Raises:
-            RoundError: as many have died at this pack.
+            RoundError: as many have died at this order.
         """
         worker.process.join()
         if worker.asked:
-            self._count_death(worker, round)
+            self._count_death(worker, work)
         worker.line.close()
         again = self._hired(worker.number)
         again.asked.extend(worker.asked)
         self._workers[worker.number] = again
-        self._tell(again, round)
-        for pack in again.asked:
-            self._ask(again, pack, round)
+        self._tell(again, work)
+        for order in again.asked:
+            self._ask(again, order)
 
-    def _count_death(self, worker: _Worker, round: _Round) -> None:
-        pack, cause = worker.asked[0], _cause(worker.process.exitcode or 0)
-        clients = sorted(pack.payloads)
-        round.deaths[clients[0]] += 1
-        which = f"client {clients[0]}" if len(clients) == 1 else f"clients {', '.join(map(str, clients))}"
-        if round.deaths[clients[0]] >= _MOST_DEATHS:
+    def _count_death(self, worker: _Worker, work: _Work) -> None:
+        order, cause = worker.asked[0], _cause(worker.process.exitcode or 0)
+        work.deaths[order.number] += 1
+        if work.deaths[order.number] >= _MOST_DEATHS:
             raise RoundError(
-                f"round {pack.round}: {_MOST_DEATHS} worker processes have died while they trained {which}; the last "
-                f"was ended by {cause}.",
+                f"{work.title}: {_MOST_DEATHS} worker processes have died while they {order.deed}; the last was ended "
+                f"by {cause}.",
                 hint="if memory ran out, set `runtime.workers` or `runtime.lanes` lower, or `runtime.name` to "
                 "'simulation'.",
             )
         logger.warning(
-            "round %d: the worker process that trained %s was ended by %s; another takes its place.",
-            pack.round, which, cause,
-        )  # fmt: skip
+            "%s: the worker process that %s was ended by %s; another takes its place.", work.title, order.deed, cause
+        )
 
     def _hired(self, number: int) -> _Worker:
         ours, theirs = socketpair(AF_UNIX, SOCK_STREAM)
@@ -221,6 +261,24 @@ class Pool:
             worker.process.join()
             worker.line.close()
         self._workers = []
+
+
+def _pack(pack: Pack, downloads: Mapping[bytes, int]) -> Parcel:
+    values, blobs = pack_values(pack, downloads)
+    return Parcel({"kind": "pack", "pack": values}, blobs)
+
+
+def _portion(portion: Portion) -> Parcel:
+    return Parcel({"kind": "portion", "portion": asdict(portion)})
+
+
+def _training(pack: Pack) -> str:
+    clients = sorted(pack.payloads)
+    return f"trained client {clients[0]}" if len(clients) == 1 else f"trained clients {', '.join(map(str, clients))}"
+
+
+def _evaluation(portion: Portion) -> str:
+    return f"evaluated rows {portion.start} to {portion.stop - 1} of the test data"
 
 
 def _cause(exit_code: int) -> str:

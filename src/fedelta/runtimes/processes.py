@@ -1,7 +1,8 @@
 """Runs clients in worker processes of this machine, one arithmetic thread each where there are packs enough.
 
 The site is here: what clients keep, and the packs that a round is divided into (engine/packs.py). Workers get a pack
-and give its answers. A pack has the same bits in whatever process it is trained, so workers may start at any moment.
+and give its answers; where there are workers, they also evaluate (federation/measuring.py). A pack has the same bits in
+whatever process it is trained, so workers may start at any moment.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedelta.federation.client import Site
+from fedelta.federation.measuring import portions_of, sums_of, totals
 from fedelta.federation.packs import Answer, Pack
 from fedelta.federation.records import Reply
 from fedelta.machine import available_bytes, resident_bytes
@@ -22,6 +24,7 @@ from fedelta.params import Params
 from fedelta.record.environment import peak_memory_bytes
 from fedelta.runtimes.pool import Pool, Start
 from fedelta.strategies.base import RoundPlan
+from fedelta.tasks.base import Sums
 
 logger = logging.getLogger("fedelta")
 
@@ -90,6 +93,13 @@ class Processes:
                 yield from map(self.site.take, pool.train(list(packs)))
                 return
             yield from map(self.site.take, self._alone(packs.popleft(), decoded))
+
+    def sums_of(self, models: Sequence[Params]) -> list[list[Sums]]:
+        """The sums of each model on the site's test data, at each exit; the workers share them, if there are any."""
+        if self._pool is None:
+            return sums_of(self.site, models)
+        portions = portions_of(self.site, len(models))
+        return totals(portions, self._pool.measure(portions, models))
 
     def accept(self, client_ids: Iterable[int]) -> None:
         """See `Runtime.accept`."""

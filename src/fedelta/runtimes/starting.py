@@ -36,7 +36,7 @@ def can_copy(device: str) -> bool:
 
 def copies(site: Site) -> Start:
     """Starts copies of this process, which share the memory of model, data and cached features with it."""
-    site.engine.share()
+    site.engine.share(site.test)
     context = multiprocessing.get_context("fork")
 
     def start(number: int, line: socket, inherited: Sequence[socket]) -> Process:

@@ -1,4 +1,4 @@
-"""A worker process: trains the packs that come through its socket, until the run or the socket ends.
+"""A worker process: trains and evaluates as its socket tells it, until the run or the socket ends.
 
 It is silent about everything but its answers: what it logs and warns of goes to the run, which shows it.
 """
@@ -18,10 +18,12 @@ from multiprocessing import parent_process
 from socket import socket
 
 from fedelta.federation.client import Site
+from fedelta.federation.measuring import Portion, measured
+from fedelta.federation.memory_files import unpacked
 from fedelta.params import Params
 from fedelta.record.environment import peak_memory_bytes
-from fedelta.runtimes.crossing import Values, answer_values, error_values, pack_of
-from fedelta.runtimes.parcels import Parcel, receive
+from fedelta.runtimes.crossing import Values, answer_values, error_values, pack_of, sums_values
+from fedelta.runtimes.parcels import Outbox, receive
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -48,31 +50,53 @@ def work(run: socket, site: Callable[[], Site], parent: int) -> None:
 def _serve(run: socket, make: Callable[[], Site]) -> None:
     heard: list[Values] = []
     _report_to(heard)
-    site: Site | None = None
-    downloads: list[bytes] = []
-    decoded: dict[bytes, Params] = {}
+    bench, outbox = _Bench(make), Outbox()
     while True:
         try:
             values, blobs = receive(run)
         except (EOFError, OSError):
             return
-        if values["kind"] == "downloads":
-            downloads, decoded = blobs, {}
+        if values["kind"] in ("downloads", "models"):
+            bench.lay_out(values["kind"], blobs)
             continue
         try:
-            site = site or make()
-            answers, blobs = answer_values(list(site.train(pack_of(values["pack"], blobs, downloads), decoded)))
-            result: Values = {"answers": answers}
+            result, blobs = bench.done(values, blobs)
         except BaseException as error:  # noqa: BLE001 the run raises it
             result, blobs = {"error": error_values(error)}, []
         sys.stdout.flush()
-        parcel = Parcel({**result, "heard": heard, "peak_memory_bytes": peak_memory_bytes()}, blobs)
-        heard.clear()
         try:
-            parcel.send(run)
+            outbox.send(run, {**result, "heard": heard, "peak_memory_bytes": peak_memory_bytes()}, blobs)
         except OSError:
             return
-        parcel.close()
+        heard.clear()
+
+
+class _Bench:
+    """What a worker has, and does with it."""
+
+    def __init__(self, make: Callable[[], Site]) -> None:
+        self._make = make
+        self._site: Site | None = None
+        self._downloads: list[bytes] = []
+        self._decoded: dict[bytes, Params] = {}
+        self._models: list[Params] = []
+
+    def lay_out(self, kind: str, blobs: list[bytes]) -> None:
+        """Takes what all orders that follow need."""
+        if kind == "downloads":
+            self._downloads, self._decoded, self._models = blobs, {}, []
+        else:
+            self._models = list(map(unpacked, blobs))
+
+    def done(self, order: Values, blobs: list[bytes]) -> tuple[Values, list[bytes]]:
+        """The values and blobs that answer an order."""
+        self._site = self._site or self._make()
+        if order["kind"] == "portion":
+            portion = Portion(**order["portion"])
+            return {"sums": sums_values(measured(self._site, portion, self._models[portion.model]))}, []
+        pack = pack_of(order["pack"], blobs, self._downloads)
+        answers, blobs = answer_values(list(self._site.train(pack, self._decoded)))
+        return {"answers": answers}, blobs
 
 
 def _end_with(parent: int) -> None:

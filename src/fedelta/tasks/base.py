@@ -97,6 +97,14 @@ class Sums:
         return total / weight
 
 
+def added(batches: Iterable[Sequence[Sums]]) -> list[Sums]:
+    """The sums at each exit over all batches, of which each has its sums at each exit; added in their order."""
+    total: list[Sums] = []
+    for batch in batches:
+        total = [before + sums for before, sums in zip(total, batch, strict=True)] if total else list(batch)
+    return total
+
+
 @dataclass(frozen=True)
 class Loader:
     """The Hugging Face names of the models that fit a task.

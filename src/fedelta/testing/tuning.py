@@ -173,7 +173,7 @@ def in_half_precision_a_step_goes_nearly_the_same_way(trial: TuningTrial) -> Non
         engine = trial.engine(trial.applied(num_lanes=1), client, dtype)
         delta = trial.trained(engine, (9,))[0]
         steps.append(torch.cat([tensor.flatten() for tensor in delta.values()]))
-        loss = engine.evaluate(engine.bank.read(0), trial.data).measures["loss_nats"]
+        loss = engine.evaluator.evaluate(engine.bank.read(0), trial.data).measures["loss_nats"]
         require(0 < loss < float("inf"), f"In {dtype} the loss of an evaluation is {loss}.")
     cosine = float(torch.nn.functional.cosine_similarity(steps[0], steps[1], dim=0))
     require(cosine > 0.98, f"Between float32 and bfloat16 autocast the cosine is {cosine:.3f}, expected above 0.98.")

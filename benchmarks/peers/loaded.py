@@ -1,0 +1,145 @@
+"""A work as every side but fedelta's has it: plain modules of transformers and PEFT, and tensors that lie in memory.
+
+What fedelta draws from its seed (weights, images, the order of batches) was written by prepare.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from benchmarks.peers.works import LORA_ALPHA, NUM_CLASSES, RANK, Work
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """One work.
+
+    Args:
+        work: what is done.
+        model: pixels to logits; its tuned parameters have the values before round 1.
+        tuned: those parameters, by fedelta's names.
+        pixels: float32 of shape [N, channels, side, side].
+        labels: int64 of shape [N].
+        orders: rows of each step, int64 of shape [rounds, clients, steps, batch].
+    """
+
+    work: Work
+    model: nn.Module
+    tuned: Mapping[str, nn.Parameter]
+    pixels: Tensor
+    labels: Tensor
+    orders: Tensor
+
+    def steps(self, number: int, client: int) -> Tensor:
+        """Rows of a client's steps in round `number` (from 1), [steps, batch]; rounds that were not drawn repeat."""
+        return self.orders[(number - 1) % len(self.orders), client]
+
+    def train(self, rows: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        """Takes a client's steps."""
+        for batch in rows:
+            loss = nn.functional.cross_entropy(self.model(self.pixels[batch]), self.labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    @torch.no_grad()
+    def put(self, params: Mapping[str, Tensor]) -> None:
+        """Copies these values into the model."""
+        for name, parameter in self.tuned.items():
+            parameter.copy_(params[name])
+
+    @torch.no_grad()
+    def loss(self, params: Mapping[str, Tensor]) -> float:
+        """The mean over all rows, in nats, of the model with these params."""
+        self.put(params)
+        parts = zip(self.pixels.split(256), self.labels.split(256), strict=True)
+        losses = (nn.functional.cross_entropy(self.model(pixels), labels, reduction="sum") for pixels, labels in parts)
+        return float(sum(losses)) / len(self.labels)
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """A new one for a client. Fused is the fastest of PyTorch's variants on a CPU."""
+        return torch.optim.SGD(self.tuned.values(), lr=self.work.lr, fused=True)
+
+
+def load(folder: Path) -> Loaded:
+    """The work in `folder`."""
+    work = Work(**json.loads((folder / "work.json").read_text()))
+    data = load_file(folder / "data.safetensors")
+    base, start = load_file(folder / "base.safetensors"), load_file(folder / "start.safetensors")
+    model = _network(work, base)
+    tuned = _tuned(model)
+    assert {name: tensor.shape for name, tensor in start.items()} == {name: p.shape for name, p in tuned.items()}
+    loaded = Loaded(work, model, tuned, data["pixels"], data["labels"], data["orders"])
+    loaded.put(start)
+    return loaded
+
+
+class LeafCnn(nn.Module):
+    """LEAF's network (Caldas et al. 2018): two convolutions and two linear layers."""
+
+    def __init__(self, side: int, channels: tuple[int, int], hidden: int) -> None:
+        super().__init__()
+        first, second = channels
+        self.conv1 = nn.Conv2d(1, first, 5, padding="same")
+        self.conv2 = nn.Conv2d(first, second, 5, padding="same")
+        self.hidden = nn.Linear(second * (side // 4) ** 2, hidden)
+        self.classifier = nn.Linear(hidden, NUM_CLASSES)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = nn.functional.max_pool2d(self.conv1(pixels).relu(), 2)
+        x = nn.functional.max_pool2d(self.conv2(x).relu(), 2)
+        return self.classifier(self.hidden(x.flatten(1)).relu())
+
+
+class Logits(nn.Module):
+    """A model of transformers that returns logits."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.model(pixel_values=pixels).logits
+
+
+def _network(work: Work, base: Mapping[str, Tensor]) -> nn.Module:
+    sizes = dict(work.architecture)
+    if sizes.pop("model_type") == "femnist-cnn":
+        network: nn.Module = LeafCnn(sizes["image_size"], tuple(sizes["channels"]), sizes["hidden"])
+        network.load_state_dict(base)
+        return network.eval()
+    from transformers import ViTConfig, ViTForImageClassification
+
+    network = ViTForImageClassification(ViTConfig(**sizes, num_labels=NUM_CLASSES))
+    network.load_state_dict(base)
+    return Logits(_tuning(work, network).eval())
+
+
+def _tuning(work: Work, network: nn.Module) -> nn.Module:
+    if work.tuning == "head":
+        network.requires_grad_(False)
+        network.classifier.requires_grad_(True)
+        return network
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=RANK, lora_alpha=LORA_ALPHA, target_modules=["q_proj", "v_proj"], modules_to_save=["classifier"]
+    )
+    return get_peft_model(network, config)
+
+
+def _tuned(model: nn.Module) -> dict[str, nn.Parameter]:
+    """PEFT's `base_model.model.vit.….lora_A.default.weight` is `vit.….lora_A` in fedelta."""
+    tuned = {}
+    for path, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            name = path.removeprefix("model.").removeprefix("base_model.model.")
+            name = name.replace(".modules_to_save.default", "").replace(".default.weight", "")
+            tuned[name] = parameter
+    return tuned

@@ -1,0 +1,120 @@
+"""fedelta's form of a work, and the files from which the other sides load it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from itertools import repeat
+from pathlib import Path
+
+import torch
+from benchmarks.peers.works import LORA_ALPHA, NUM_CLASSES, RANK, SEED, Work
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fedelta.config import Config, parse_config
+from fedelta.data.batches import Examples, FederatedData, batches
+from fedelta.experiment import Experiment
+from fedelta.modalities.stores import Stored
+from fedelta.models.hub import build
+from fedelta.seeds import stream
+from fedelta.tasks.labels import Labels
+
+CLASSES = tuple(map(str, range(NUM_CLASSES)))
+# Orders of batches that are drawn; later rounds repeat them.
+NUM_ORDERS = 3
+NUM_TEST_ROWS = 64
+
+
+def config_of(work: Work, num_rounds: int, workers: int | str = "auto") -> Config:
+    """What a user would write; it evaluates once, in its last round."""
+    lora = {"r": RANK, "lora_alpha": LORA_ALPHA} if work.tuning == "lora" else {}
+    return parse_config(
+        {
+            "seed": SEED,
+            "evaluate_every": num_rounds,
+            "model": {"architecture": dict(work.architecture)},
+            "data": {"source": "digits"},  # required; `Experiment(data=...)` replaces it
+            "partition": {"name": "iid", "num_clients": work.num_clients},
+            "tuning": {"name": work.tuning, **lora},
+            "strategy": {
+                "name": "fedavg",
+                "clients_per_round": work.cohort or work.num_clients,
+                "num_rounds": num_rounds,
+            },
+            "client": {
+                **({"local_steps": work.local_steps} if work.local_steps else {"local_epochs": work.local_epochs}),
+                "batch_size": work.batch_size,
+                "lr": work.lr,
+                "optimizer": {"name": "sgd", "momentum": 0.0},
+            },
+            "codec": {"name": "float32"},
+            "runtime": {"workers": workers},
+        }
+    )
+
+
+def experiment_of(work: Work, num_rounds: int, workers: int | str = "auto") -> Experiment:
+    """A run of fedelta, with images that lie in memory as a data set's do."""
+    config = config_of(work, num_rounds, workers)
+    modality = build(config.model, CLASSES, seed=SEED).modality
+    images, labels = drawn(work)
+    inputs = Stored(images, modality)
+    partition = dict(enumerate(torch.arange(len(images)).split(work.num_rows)))
+    test = Examples(Stored(images[:NUM_TEST_ROWS], modality), Labels(labels[:NUM_TEST_ROWS]))
+    data = FederatedData(Examples(inputs, Labels(labels)), test, CLASSES, partition)
+    return Experiment(config, data=data)
+
+
+def drawn(work: Work) -> tuple[Tensor, Tensor]:
+    """Images of all clients, uint8, and labels: noise with a class's own pattern, so that losses fall."""
+    side = int(work.architecture["image_size"])
+    channels = 3 if work.architecture["model_type"] == "vit" else 1
+    generator = stream(SEED, "peers", "data")
+    num_rows = work.num_clients * work.num_rows
+    labels = torch.randint(NUM_CLASSES, (num_rows,), generator=generator)
+    shape = (channels, side, side)
+    patterns = torch.randint(0, 128, (NUM_CLASSES, *shape), dtype=torch.uint8, generator=generator)
+    noise = torch.randint(0, 128, (num_rows, *shape), dtype=torch.uint8, generator=generator)
+    return noise.add_(patterns[labels]), labels
+
+
+def orders_of(work: Work) -> Tensor:
+    """Rows of every step as fedelta draws them, int64 of shape [rounds, clients, steps, batch]."""
+    rows = torch.arange(work.num_clients * work.num_rows).split(work.num_rows)
+    return torch.stack(
+        [
+            torch.stack(
+                [
+                    torch.stack(
+                        list(
+                            batches(
+                                rows[client], work.batch_size, work.steps,
+                                repeat(stream(SEED, "batches", number, client)),
+                            )
+                        )
+                    )
+                    for client in range(work.num_clients)
+                ]
+            )
+            for number in range(1, NUM_ORDERS + 1)
+        ]
+    )  # fmt: skip
+
+
+def prepare(work: Work, cache: Path) -> Path:
+    """The folder with the files of `work`, written unless it is there."""
+    text = json.dumps(work.as_record(), indent=1)
+    folder = cache / hashlib.sha256(text.encode()).hexdigest()[:12]
+    if (folder / "work.json").exists():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    experiment = experiment_of(work, 1)
+    network = build(experiment.config.model, CLASSES, seed=SEED)
+    images, labels = drawn(work)
+    pixels = network.modality.transform(images)["pixel_values"]
+    save_file({"pixels": pixels, "labels": labels, "orders": orders_of(work)}, folder / "data.safetensors")
+    save_file(dict(network.module.state_dict()), folder / "base.safetensors")
+    save_file(dict(experiment.assembly.params), folder / "start.safetensors")
+    (folder / "work.json").write_text(text)
+    return folder

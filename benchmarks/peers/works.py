@@ -1,0 +1,106 @@
+"""What is measured. Only the standard library is imported here: every side's interpreter reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+CNN = {"model_type": "femnist-cnn", "channels": [16, 32], "hidden": 1024, "image_size": 28}
+TINY = {"model_type": "femnist-cnn", "channels": [4, 8], "hidden": 64, "image_size": 8}
+VIT = {
+    "model_type": "vit",
+    "hidden_size": 192,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 3,
+    "intermediate_size": 768,
+    "image_size": 32,
+    "patch_size": 4,
+}
+NUM_CLASSES = 10
+RANK = 8
+LORA_ALPHA = 16
+SEED = 7
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What fedelta shall reach.
+
+    Args:
+        what: "round" (median seconds), "first" (seconds of the first round of a new run) or "memory" (peak).
+        against: sides, of which the one with the smallest value counts; seconds are those of their later rounds.
+        limit: largest ratio of fedelta's value to theirs.
+    """
+
+    what: str
+    against: tuple[str, ...]
+    limit: float
+
+
+PFL = ("pfl", "pfl2")
+PEERS = (*PFL, "flower", "blazefl")
+
+
+@dataclass(frozen=True)
+class Work:
+    """The same job for every side.
+
+    Args:
+        title: what the row is called.
+        architecture: of the network, whose weights are random.
+        tuning: `full`, `lora` (of rank 8, on q and v, with the head) or `head`.
+        num_clients: all take part in every round.
+        num_rows: examples of each client.
+        local_epochs: passes of a client over its data in a round.
+        batch_size: divides `num_rows`, so that no batch is ragged.
+        lr: of plain SGD.
+        local_steps: steps of a client in a round, instead of epochs.
+        cohort: clients of a round, drawn at random; None: all clients, as in everything that peers do too.
+        goals: what fedelta shall reach.
+        tolerance: largest difference of a parameter from the bare loop's after the compared rounds.
+    """
+
+    title: str
+    architecture: Mapping[str, object]
+    tuning: str
+    num_clients: int
+    num_rows: int
+    local_epochs: int
+    batch_size: int
+    lr: float
+    cohort: int | None = None
+    local_steps: int | None = None
+    goals: tuple[Goal, ...] = ()
+    tolerance: float = 1e-5
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of a client in a round."""
+        return self.local_steps or self.local_epochs * self.num_rows // self.batch_size
+
+    def as_record(self) -> dict[str, object]:
+        """For JSON: what is done."""
+        return {name: value for name, value in asdict(self).items() if name not in {"goals", "tolerance"}}
+
+
+_VIT = {"architecture": VIT, "num_clients": 8, "num_rows": 64, "local_epochs": 2}
+
+WORKS = {
+    "W1": Work(
+        "CNN of 1.63 M, full, 50 clients of 50 images, batch 10", CNN, "full", 50, 50, 1, 10, 0.05,
+        goals=(Goal("round", PEERS, 0.85), Goal("memory", ("blazefl",), 1.0)),
+    ),
+    "W2": Work(
+        "ViT d192 L6, LoRA r 8, 8 clients of 64 images, 2 epochs, batch 32",
+        **_VIT, tuning="lora", batch_size=32, lr=0.05, goals=(Goal("round", PEERS, 0.85),),
+    ),
+    "W2b": Work("as W2, batch 8", **_VIT, tuning="lora", batch_size=8, lr=0.05, goals=(Goal("round", PEERS, 0.70),)),
+    "W3": Work(
+        "as W2, head only, from round 2 on", **_VIT, tuning="head", batch_size=32, lr=0.05,
+        goals=(Goal("round", PFL, 0.01), Goal("first", PFL, 0.55)),
+    ),
+    "W5": Work(
+        "CNN of 3,674, full, 1,000 clients of 10 images, 1 step", TINY, "full", 1000, 10, 1, 10, 0.05,
+        goals=(Goal("round", PFL, 0.5),),
+    ),
+}  # fmt: skip
