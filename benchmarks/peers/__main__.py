@@ -3,8 +3,8 @@
     .venv/bin/python -m benchmarks.peers [--works W1 W2b] [--sides fedelta blazefl] [--repeats 7] [--quick]
 
 A side whose parameters differ from the bare loop's has no times. Works that are not measured keep what
-benchmarks/results/peers.json has of them; docs/results/peers.md is written from it. `--quick` takes 3 minutes, and writes
-to benchmarks/results/ only.
+benchmarks/results/peers.json has of them; docs/results/peers.md is written from it. W4 is the growth of fedelta alone.
+`--quick` takes 3 minutes, and writes to benchmarks/results/ only.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 
 # fedelta prepares the works in this process.
@@ -24,7 +26,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 from benchmarks.peers.environments import REASONS, REQUIREMENTS
-from benchmarks.peers.measure import COMPARED_ROUNDS, Plan, measure
+from benchmarks.peers.growth import grow
+from benchmarks.peers.measure import Plan, measure
 from benchmarks.peers.page import PAGE, RESULTS, page
 from benchmarks.peers.prepare import prepare
 from benchmarks.peers.side import ROOT, SIDES, interpreter
@@ -32,7 +35,14 @@ from benchmarks.peers.works import WORKS
 
 from fedelta.record.environment import machine
 
-QUICK = {"works": ["W1"], "sides": ["bare", "fedelta", "pfl", "flower", "blazefl"], "repeats": 2, "warm_up": 1}
+QUICK = {
+    "works": ["W1"],
+    "sides": ["bare", "fedelta", "pfl", "flower", "blazefl"],
+    "repeats": 2,
+    "warm_up": 1,
+    "compared": 1,
+}
+GROWTH = "W4"
 PACKAGES = ("pfl", "flwr", "ray", "blazefl", "transformers", "peft", "numpy")
 
 
@@ -41,34 +51,48 @@ def main() -> None:
     options = parsed()
     started = time.monotonic()
     missing = {name: "there is no environment" for name in options.sides if not _is_there(name, options.cache)}
-    sides = [name for name in options.sides if name not in missing]
-    logs = options.cache / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
+    (options.cache / "logs").mkdir(parents=True, exist_ok=True)
     for name in options.works:
-        tell(started, f"{name}: {WORKS[name].title}")
-        folder = prepare(WORKS[name], options.cache / "works")
-        plan = Plan(folder, options.cache, sides, options.repeats, options.warm_up, logs, options.workers)
-        figures = measure(WORKS[name], plan, lambda text: tell(started, text))
-        record = {
-            "title": WORKS[name].title,
-            "repeats": options.repeats,
-            "date": dt.date.today().isoformat(),
-            "sides": {side: one.as_record() for side, one in figures.items()},
-        }
-        results = merged(options.out, name, record, left_out(options.cache, missing))
+        record: dict[str, object]
+        if name == GROWTH:
+            tell(started, f"{GROWTH}: growth of fedelta")
+            record = {"growth": grow(options.cache, options.repeats, partial(tell, started))}
+        else:
+            record = {"works": {name: measured(name, options, missing, started)}}
+        results = merged(options, record, left_out(options.cache, missing))
         options.page.write_text(page(results))
-        for side, one in figures.items():
-            print(f"  {side:8} {one.error or f'{one.median:8.3f} s {one.peak_mib:6.0f} MiB'}", flush=True)
     tell(started, f"{options.page} is written")
+
+
+def measured(name: str, options: argparse.Namespace, missing: Collection[str], started: float) -> dict[str, object]:
+    """The results of one work."""
+    work = WORKS[name]
+    tell(started, f"{name}: {work.title}")
+    plan = Plan(
+        folder=prepare(work, options.cache / "works"),
+        environments=options.cache,
+        sides=[side for side in options.sides if side not in missing],
+        repeats=options.repeats,
+        warm_up=options.warm_up,
+        compared=options.compared,
+        logs=options.cache / "logs",
+        workers=options.workers,
+    )
+    figures = measure(work, plan, partial(tell, started))
+    for side, one in figures.items():
+        print(f"  {side:8} {one.error or f'{one.median:8.3f} s {one.peak_mib:6.0f} MiB'}", flush=True)
+    sides = {side: one.as_record() for side, one in figures.items()}
+    return {"title": work.title, "repeats": options.repeats, "date": _today(), "sides": sides}
 
 
 def parsed() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--works", nargs="+", choices=WORKS, default=list(WORKS))
+    parser.add_argument("--works", nargs="+", choices=[*WORKS, GROWTH], default=[*WORKS, GROWTH])
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--repeats", type=int, default=5, help="timed rounds of each side")
     parser.add_argument("--warm-up", type=int, default=2, help="rounds before them")
+    parser.add_argument("--compared", type=int, default=2, help="rounds after which params are compared")
     parser.add_argument("--workers", type=int, help="of fedelta, instead of 'auto'")
     parser.add_argument("--quick", action="store_true", help="W1 with few rounds")
     parser.add_argument("--cache", type=Path, default=ROOT / ".peers", help="environments and prepared works")
@@ -82,21 +106,22 @@ def parsed() -> argparse.Namespace:
     return options
 
 
-def merged(path: Path, name: str, record: dict, reasons: dict[str, str]) -> dict:
-    """Writes and returns the results at `path` with those of one more work."""
-    works = json.loads(path.read_text())["works"] if path.exists() else {}
-    growth = json.loads(path.read_text()).get("growth", []) if path.exists() else []
+def merged(options: argparse.Namespace, record: dict[str, object], reasons: dict[str, str]) -> dict[str, object]:
+    """Writes and returns the results with those of one more work."""
+    before = json.loads(options.out.read_text()) if options.out.exists() else {}
+    works = before.get("works", {}) | record.get("works", {})
+    arguments = " ".join(sys.argv[1:])
     results = {
-        "command": "make bench-peers" + (f' PEERS_ARGS="{" ".join(sys.argv[1:])}"' if sys.argv[1:] else ""),
-        "date": dt.date.today().isoformat(),
+        "command": "python -m benchmarks.peers" + (f" {arguments}" if arguments else ""),
+        "date": _today(),
         "machine": {**machine(torch.device("cpu")), "python": platform.python_version()},
         "versions": versions(),
         "left_out": reasons,
-        "compared_rounds": COMPARED_ROUNDS,
-        "works": {key: value for key, value in (works | {name: record}).items() if key in WORKS},
-        "growth": growth,
+        "compared_rounds": options.compared,
+        "works": {name: works[name] for name in WORKS if name in works},
+        "growth": record.get("growth", before.get("growth", [])),
     }
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    options.out.write_text(json.dumps(results, indent=1) + "\n")
     return results
 
 
@@ -115,6 +140,10 @@ def versions() -> list[str]:
 
 def _is_there(name: str, cache: Path) -> bool:
     return interpreter(SIDES[name], cache).exists()
+
+
+def _today() -> str:
+    return dt.datetime.now(dt.UTC).date().isoformat()
 
 
 def tell(started: float, text: str) -> None:

@@ -73,7 +73,7 @@ def load(folder: Path) -> Loaded:
     data = load_file(folder / "data.safetensors")
     base, start = load_file(folder / "base.safetensors"), load_file(folder / "start.safetensors")
     model = _network(work, base)
-    tuned = _tuned(work, model)
+    tuned = _tuned(model)
     assert {name: tensor.shape for name, tensor in start.items()} == {name: p.shape for name, p in tuned.items()}
     loaded = Loaded(work, model, tuned, data["pixels"], data["labels"], data["orders"])
     loaded.put(start)
@@ -134,7 +134,7 @@ def _tuning(work: Work, network: nn.Module) -> nn.Module:
     return get_peft_model(network, config)
 
 
-def _tuned(work: Work, model: nn.Module) -> dict[str, nn.Parameter]:
+def _tuned(model: nn.Module) -> dict[str, nn.Parameter]:
     """PEFT's `base_model.model.vit.….lora_A.default.weight` is `vit.….lora_A` in fedelta."""
     tuned = {}
     for path, parameter in model.named_parameters():

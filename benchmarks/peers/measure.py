@@ -16,7 +16,6 @@ from benchmarks.peers.works import Work
 from safetensors.torch import load_file
 
 Tell = Callable[[str], None]
-COMPARED_ROUNDS = 2
 REFERENCE = "bare"
 
 
@@ -60,6 +59,7 @@ class Plan:
         sides: names.
         repeats: timed rounds of each side.
         warm_up: rounds before them.
+        compared: rounds after which params are compared.
         logs: what sides print goes below it.
         workers: of fedelta, instead of what it finds right.
     """
@@ -69,6 +69,7 @@ class Plan:
     sides: Sequence[str]
     repeats: int
     warm_up: int
+    compared: int
     logs: Path
     workers: int | None = None
 
@@ -88,7 +89,7 @@ def measure(work: Work, plan: Plan, tell: Tell) -> dict[str, Figures]:
         except SideError as error:
             figures[name].error = str(error)
         tell(f"{name}: {figures[name].error or f'{figures[name].peak_mib:.0f} MiB'}")
-    _compare(work, plan.folder, params, figures)
+    _compare(work, plan, params, figures)
     fit = [name for name in plan.sides if not figures[name].error]
     for name in fit:
         tell(f"{name}: largest difference {figures[name].difference:.1e}, loss {figures[name].loss:.6f}")
@@ -107,16 +108,16 @@ def _alone(plan: Plan, name: str, figures: Figures) -> Mapping[str, torch.Tensor
     with plan.running(name) as side:
         with Watch(side.process.pid) as watch:
             side.hear()
-            for _ in range(COMPARED_ROUNDS):
+            for _ in range(plan.compared):
                 side.round()
         figures.peak_mib = watch.peak_bytes / MIB
         side.params(path)
     return load_file(path)
 
 
-def _compare(work: Work, folder: Path, params: Mapping[str, Mapping[str, torch.Tensor]], figures: Mapping) -> None:
+def _compare(work: Work, plan: Plan, params: Mapping[str, Mapping[str, torch.Tensor]], figures: Mapping) -> None:
     """Adds differences and losses, and an error where they are too large."""
-    loaded = load(folder)
+    loaded = load(plan.folder)
     expected = params.get(REFERENCE) or next(iter(params.values()))
     for name, tensors in params.items():
         if tensors.keys() != expected.keys():
@@ -126,7 +127,7 @@ def _compare(work: Work, folder: Path, params: Mapping[str, Mapping[str, torch.T
         figures[name].loss = loaded.loss(tensors)
         if not figures[name].difference <= work.tolerance:
             figures[name].error = (
-                f"parameters differ by {figures[name].difference:.1e} after {COMPARED_ROUNDS} rounds, "
+                f"parameters differ by {figures[name].difference:.1e} after {plan.compared} rounds, "
                 f"expected at most {work.tolerance:.0e}"
             )
 

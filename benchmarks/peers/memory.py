@@ -54,7 +54,7 @@ class Watch:
 
     def __exit__(self, *error: object) -> None:
         self._is_over.set()
-        self._thread.join()
+        self._thread.join(10)
 
     def _sample(self) -> None:
         while not self._is_over.wait(1 / HERTZ):

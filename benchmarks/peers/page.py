@@ -1,8 +1,8 @@
 """docs/results/peers.md, and the table of the README, from the results of the benchmark.
 
-    .venv/bin/python -m benchmarks.peers.page [--results FILE] [--page FILE] [--readme FILE]
+    .venv/bin/python -m benchmarks.peers.page [--results FILE] [--page FILE] [--readme README.md]
 
-The benchmark writes the page itself; this writes it again, and with `--readme` the table between the two comments there.
+The benchmark writes the page itself; this writes it again, with `--readme` also the table between two comments there.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def page(results: Results) -> str:
     """The whole page, in Markdown."""
     works = results["works"]
     parts = [_top(results), _behind(works), *(_section(name, works[name]) for name in WORKS if name in works)]
-    if results.get("growth"):
+    if results["growth"]:
         parts.append(_growth(results["growth"]))
     parts.append(_sides(results))
     return "\n\n".join(parts) + "\n"
@@ -89,12 +89,12 @@ def _top(results: Results) -> str:
 
     {results["command"]}
 
-The same network, weights, images, order of batches, optimizer (plain SGD) and steps on every side; all clients take part
-in every round, and nobody evaluates. Before anything is timed, the params of each side after {results["compared_rounds"]} rounds
-are compared with those of a bare PyTorch loop, and a side that differs has no times. Then all sides are started, and take
-turns, a round each, in an order that moves on; a round is from the word to begin to the word that all is done. Memory is
-the highest sum of the proportional set sizes (PSS) of all processes of a side, 20 samples a second, from its start to the
-end of the compared rounds, while no other side is there.
+The same network, weights, images, order of batches, optimizer (plain SGD) and steps on every side; all clients take
+part in every round, and nobody evaluates. Before anything is timed, the params of each side after
+{results["compared_rounds"]} rounds are compared with those of a bare PyTorch loop, and a side that differs has no
+times. Then all sides are started, and take turns, a round each, in an order that moves on; a round is from the word to
+begin to the word that all is done. Memory is the highest sum of the proportional set sizes (PSS) of all processes of a side, 20
+samples a second, from its start to the end of the compared rounds, while no other side is there.
 
 {machine["processor"]}, {machine["cpu_count"]} cores; torch {machine["torch"]}, Python {machine["python"]}; written
 {results["date"]}. *Ratio* is fedelta's median to that of the side; below 1 fedelta is faster."""
@@ -112,9 +112,7 @@ def _behind(works: Mapping[str, Results]) -> str:
             memory = sides[OURS]["peak_mib"] / sides[best]["peak_mib"]
             if memory > 1:
                 lines.append(f"- {name}: {memory:.2f} times the memory of {SIDES[best].title}, the fastest peer.")
-        for one in reached(WORKS[name], sides):
-            if not one.is_met:
-                lines.append(f"- {name}: goal missed: {_goal(one)}")
+        lines += [f"- {name}: {_goal(one)}" for one in reached(WORKS[name], sides) if not one.is_met]
         for side, figures in sides.items():
             if figures["error"]:
                 lines.append(f"- {name}: no times for {SIDES[side].title}: {figures['error']}.")

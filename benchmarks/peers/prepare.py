@@ -43,7 +43,7 @@ def config_of(work: Work, num_rounds: int, workers: int | str = "auto") -> Confi
                 "num_rounds": num_rounds,
             },
             "client": {
-                "local_epochs": work.local_epochs,
+                **({"local_steps": work.local_steps} if work.local_steps else {"local_epochs": work.local_epochs}),
                 "batch_size": work.batch_size,
                 "lr": work.lr,
                 "optimizer": {"name": "sgd", "momentum": 0.0},

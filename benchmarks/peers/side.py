@@ -51,7 +51,7 @@ class Side:
 SIDES = {
     "fedelta": Side(
         "fedelta", "ours", None, 0, None, is_peer=False,
-        does="`Experiment.run` with default settings of `[runtime]`: run directory, ledger, checkpoint, checks and all.",
+        does="`Experiment.run`, default settings of `[runtime]`; run directory, ledger, checkpoint, checks and all.",
     ),
     "bare": Side(
         "bare loop, one process", "bare", "bare", 1, CORES, is_peer=False,
@@ -75,8 +75,8 @@ SIDES = {
     ),
     "blazefl": Side(
         f"BlazeFL, {CORES} workers", "blazefl", "blazefl", CORES, 1,
-        does="FedAvg server of `blazefl.contrib`, `ProcessPoolClientTrainer` with shared memory; the model is built once, "
-        "before processes are copied.",
+        does="server of `blazefl.contrib`, `ProcessPoolClientTrainer` with shared memory; the model is built once, before "
+        "the processes of a round are copied.",
     ),
 }  # fmt: skip
 

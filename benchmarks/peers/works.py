@@ -54,6 +54,7 @@ class Work:
         local_epochs: passes of a client over its data in a round.
         batch_size: divides `num_rows`, so that no batch is ragged.
         lr: of plain SGD.
+        local_steps: steps of a client in a round, instead of epochs.
         cohort: clients of a round, drawn at random; None: all clients, as in everything that peers do too.
         goals: what fedelta shall reach.
         tolerance: largest difference of a parameter from the bare loop's after the compared rounds.
@@ -68,13 +69,14 @@ class Work:
     batch_size: int
     lr: float
     cohort: int | None = None
+    local_steps: int | None = None
     goals: tuple[Goal, ...] = ()
     tolerance: float = 1e-5
 
     @property
     def steps(self) -> int:
         """Optimizer steps of a client in a round."""
-        return self.local_epochs * self.num_rows // self.batch_size
+        return self.local_steps or self.local_epochs * self.num_rows // self.batch_size
 
     def as_record(self) -> dict[str, object]:
         """For JSON: what is done."""

@@ -5,6 +5,9 @@ Nothing is encoded, checked or written. The second process gets params and gives
 
 from __future__ import annotations
 
+import itertools
+from functools import partial
+
 import torch
 from benchmarks.peers.loaded import Loaded, load
 from benchmarks.peers.talk import options
@@ -16,14 +19,12 @@ def main() -> None:
     torch.set_num_threads(threads)
     loaded = load(folder)
     params = {name: parameter.detach().clone() for name, parameter in loaded.tuned.items()}
-    pool = _Pool(loaded, workers, threads, params) if workers > 1 else None
-    number = 0
-    while talk.wait(lambda: params):
-        number += 1
-        if pool is None:
-            params = total(loaded, number, params, range(loaded.work.num_clients))
-        else:
-            params = pool.round(number, params)
+    clients = range(loaded.work.num_clients)
+    pool = _Pool(loaded, workers, params) if workers > 1 else None
+    for number in itertools.count(1):
+        if not talk.wait(partial(dict, params)):
+            break
+        params = total(loaded, number, params, clients) if pool is None else pool.round(number, params)
     if pool is not None:
         pool.end()
 
@@ -40,9 +41,9 @@ def total(loaded: Loaded, number: int, params: dict[str, Tensor], clients: range
 
 
 class _Pool:
-    """Processes that train every second client each."""
+    """Processes with one thread each, among which clients are dealt out."""
 
-    def __init__(self, loaded: Loaded, workers: int, threads: int, params: dict[str, Tensor]) -> None:
+    def __init__(self, loaded: Loaded, workers: int, params: dict[str, Tensor]) -> None:
         context = torch.multiprocessing.get_context("fork")
         self.shared = {name: tensor.clone().share_memory_() for name, tensor in params.items()}
         self.sums = [{name: tensor.clone().share_memory_() for name, tensor in params.items()} for _ in range(workers)]
@@ -50,7 +51,7 @@ class _Pool:
         for rank in range(workers):
             here, there = context.Pipe()
             clients = range(rank, loaded.work.num_clients, workers)
-            arguments = (loaded, there, self.shared, self.sums[rank], clients, threads)
+            arguments = (loaded, there, self.shared, self.sums[rank], clients)
             process = context.Process(target=_work, args=arguments, daemon=True)
             process.start()
             self.pipes.append(here)
@@ -71,8 +72,8 @@ class _Pool:
             process.join()
 
 
-def _work(loaded: Loaded, pipe, shared, sums, clients: range, threads: int) -> None:
-    torch.set_num_threads(threads)
+def _work(loaded: Loaded, pipe, shared, sums, clients: range) -> None:
+    torch.set_num_threads(1)
     while number := pipe.recv():
         for name, tensor in total(loaded, number, shared, clients).items():
             sums[name].copy_(tensor)

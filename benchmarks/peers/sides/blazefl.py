@@ -1,8 +1,7 @@
 """BlazeFL 2: its FedAvg server, and a trainer on its process pool with results in shared memory.
 
-As in its contrib.fedavg, with what a careful user changes: only tuned tensors travel, batches are slices of tensors, and
-the model is built once, before the pool of a round copies the process. Of its two ways of exchange, shared memory is
-the faster one here.
+As in its contrib.fedavg, with what a careful user changes: only tuned tensors travel, batches are slices of tensors,
+and the model is built once, before the pool of a round copies the process.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import tempfile
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -22,15 +22,19 @@ from blazefl.contrib.fedavg import FedAvgDownlinkPackage, FedAvgProcessPoolUplin
 from blazefl.core import IPCMode, ProcessPoolClientTrainer, SHMHandle, deserialize_model, serialize_model
 from torch import nn
 
-# The pool of each round is forked, and finds the work here.
-LOADED: Loaded
-TUNED: nn.ParameterList
+
+@cache
+def held(folder: Path) -> tuple[Loaded, nn.ParameterList]:
+    """The work and its tuned tensors; processes of a round are forked, and find here what their parent has loaded."""
+    loaded = load(folder)
+    return loaded, nn.ParameterList(loaded.tuned.values())
 
 
 @dataclass
 class Config:
     """What a worker must know of a client."""
 
+    folder: Path
     cid: int
     round: int
     threads: int
@@ -39,7 +43,8 @@ class Config:
 class Trainer(ProcessPoolClientTrainer[FedAvgProcessPoolUplinkPackage, FedAvgDownlinkPackage, Config]):
     """Trains clients in a pool of processes."""
 
-    def __init__(self, num_parallels: int, threads: int, share_dir: Path) -> None:
+    def __init__(self, folder: Path, num_parallels: int, threads: int, share_dir: Path) -> None:
+        self.folder = folder
         self.num_parallels = num_parallels
         self.threads = threads
         self.share_dir = share_dir
@@ -49,10 +54,10 @@ class Trainer(ProcessPoolClientTrainer[FedAvgProcessPoolUplinkPackage, FedAvgDow
         self.manager = mp.Manager()
         self.stop_event = self.manager.Event()
         self.round = 0
-        self.buffer = serialize_model(TUNED)
+        self.buffer = serialize_model(held(folder)[1])
 
     def get_client_config(self, cid: int) -> Config:
-        return Config(cid, self.round, self.threads)
+        return Config(self.folder, cid, self.round, self.threads)
 
     def prepare_uplink_package_buffer(self) -> FedAvgProcessPoolUplinkPackage:
         return FedAvgProcessPoolUplinkPackage(cid=-1, model_parameters=self.buffer.clone(), data_size=0)
@@ -61,16 +66,17 @@ class Trainer(ProcessPoolClientTrainer[FedAvgProcessPoolUplinkPackage, FedAvgDow
     def worker(
         config: Config,
         payload: FedAvgDownlinkPackage,
-        device: str,
-        stop_event: threading.Event,
+        device: str,  # noqa: ARG004 of the protocol
+        stop_event: threading.Event,  # noqa: ARG004
         *,
         shm_buffer: FedAvgProcessPoolUplinkPackage | None = None,
     ) -> FedAvgProcessPoolUplinkPackage:
         torch.set_num_threads(config.threads)
-        deserialize_model(TUNED, payload.model_parameters)
-        LOADED.train(LOADED.steps(config.round, config.cid), LOADED.optimizer())
-        shm_buffer.model_parameters.copy_(serialize_model(TUNED))
-        return FedAvgProcessPoolUplinkPackage(config.cid, SHMHandle(), LOADED.work.num_rows)
+        loaded, tuned = held(config.folder)
+        deserialize_model(tuned, payload.model_parameters)
+        loaded.train(loaded.steps(config.round, config.cid), loaded.optimizer())
+        shm_buffer.model_parameters.copy_(serialize_model(tuned))
+        return FedAvgProcessPoolUplinkPackage(config.cid, SHMHandle(), loaded.work.num_rows)
 
     def uplink_package(self) -> Iterable[FedAvgProcessPoolUplinkPackage]:
         package, self.cache = self.cache, []
@@ -80,21 +86,22 @@ class Trainer(ProcessPoolClientTrainer[FedAvgProcessPoolUplinkPackage, FedAvgDow
 class Selector:
     """The tuned tensors of the one model, which is all that the server has to know."""
 
+    def __init__(self, tuned: nn.Module) -> None:
+        self.tuned = tuned
+
     def select_model(self, model_name: str) -> nn.Module:
-        return TUNED
+        return self.tuned
 
 
 def main() -> None:
-    global LOADED, TUNED
     folder, workers, threads, talk = options()
     torch.set_num_threads(threads)
-    LOADED = load(folder)
-    TUNED = nn.ParameterList(LOADED.tuned.values())
-    num_clients = LOADED.work.num_clients
-    handler = FedAvgBaseServerHandler(Selector(), "tuned", None, 10**9, num_clients, 1.0, "cpu", 1, seed=0)
+    loaded, tuned = held(folder)
+    num_clients = loaded.work.num_clients
+    handler = FedAvgBaseServerHandler(Selector(tuned), "tuned", None, 10**9, num_clients, 1.0, "cpu", 1, seed=0)
     with tempfile.TemporaryDirectory() as share_dir:
-        trainer = Trainer(workers, threads, Path(share_dir))
-        while talk.wait(lambda: LOADED.tuned):
+        trainer = Trainer(folder, workers, threads, Path(share_dir))
+        while talk.wait(lambda: loaded.tuned):
             trainer.round += 1
             trainer.local_process(handler.downlink_package(), handler.sample_clients())
             for package in trainer.uplink_package():

@@ -35,7 +35,7 @@ def main() -> None:
     work = loaded.work
 
     @server_app.main()
-    def serve(grid, context) -> None:
+    def serve(grid, _context) -> None:
         from flwr.app import ArrayRecord
 
         strategy = FedAvg(

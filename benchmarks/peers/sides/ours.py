@@ -1,9 +1,10 @@
-"""fedelta: `Experiment.run`, which is what `fedelta run` calls, with a run directory, checkpoints, ledger and records."""
+"""fedelta: `Experiment.run`, which `fedelta run` calls, with a run directory, checkpoints, ledger and records."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 # As the command line does.
@@ -30,15 +31,12 @@ def main() -> None:
     if not talk.wait():
         return
 
-    def on_round(outcome, ledger) -> None:
+    def on_round(outcome, _ledger) -> None:
         if not talk.wait(lambda: outcome.params):
             raise _EndError
 
-    with tempfile.TemporaryDirectory() as place:
-        try:
-            experiment.run(Path(place) / "run", on_round=on_round)
-        except _EndError:
-            pass
+    with tempfile.TemporaryDirectory() as place, suppress(_EndError):
+        experiment.run(Path(place) / "run", on_round=on_round)
 
 
 if __name__ == "__main__":
