@@ -22,6 +22,7 @@ from fedelta.federation.records import Reply
 from fedelta.machine import available_bytes, resident_bytes
 from fedelta.params import Params
 from fedelta.record.environment import peak_memory_bytes
+from fedelta.runtimes.bundles import bundled
 from fedelta.runtimes.pool import Pool, Start
 from fedelta.strategies.base import RoundPlan
 from fedelta.tasks.base import Sums
@@ -90,7 +91,8 @@ class Processes:
         decoded: dict[bytes, Params] = {}
         while packs:
             if (pool := self._pool_for(packs)) is not None:
-                yield from map(self.site.take, pool.train(list(packs)))
+                bundles = bundled(list(packs), self.site.work_of, self._workers.most)
+                yield from map(self.site.take, pool.train(bundles))
                 return
             yield from map(self.site.take, self._alone(packs.popleft(), decoded))
 
