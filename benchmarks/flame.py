@@ -3,7 +3,7 @@
     .venv/bin/python -m benchmarks.flame [W1 | W2 | W2b | W3 | W5 | demo] [--out build/profile]
 
 Runs four rounds in this process, without workers: two to warm up, one under pyinstrument, which writes a page to click
-through (its "Timeline" is the flame graph), and one under torch's profiler. Prints the seconds of each kind of
+through (its "Timeline" is a flame graph), and one under torch's profiler. Prints the seconds of each kind of
 operation and of each package of fedelta.
 """
 
@@ -59,7 +59,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     stacks, operations, seconds = profiled(experiment(options.work))
     path = options.out / f"{options.work}.html"
-    path.write_text(stacks.output_html(timeline=True))
+    path.write_text(stacks.output_html())
     print(table("operations", by_kind(operations, seconds[1])))
     print()
     print(table("package", by_package(stacks.last_session.root_frame(trim_stem=False))))
