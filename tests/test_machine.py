@@ -34,6 +34,13 @@ def test_the_quota_of_a_container_counts_rounded_up(tmp_path, limit, expected):
     assert pool.default_processes([]) == expected
 
 
+def test_a_process_is_limited_if_its_quota_is_below_its_cores(tmp_path):
+    (tmp_path / "cpu.max").write_text("200000 100000\n")
+    assert machine.is_limited()
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert not machine.is_limited()
+
+
 @pytest.mark.parametrize(("quota", "expected"), [("150000", 2), ("-1", 16)])
 def test_the_quota_of_an_older_container_counts_too(tmp_path, quota, expected):
     (tmp_path / "cpu").mkdir()

@@ -16,6 +16,11 @@ def available_cores() -> int:
     return max(1, min(bound for bound in bounds if bound is not None))
 
 
+def is_limited() -> bool:
+    """Whether a quota leaves this process fewer cores than it sees."""
+    return available_cores() < _in_affinity()
+
+
 def available_bytes() -> int | None:
     """Memory that processes can take without swapping, within the container's limit; None if unknown."""
     return min((bound for bound in (_in_system(), _in_container()) if bound is not None), default=None)

@@ -94,3 +94,21 @@ def test_tensors_without_a_lane_axis_are_one_row():
     bank.backward(layer(tensor([[1.0, 2.0]])).sum())
     assert tuned(bank.grads_KP) == [[1.0, 2.0, 1.0]]
     assert torch.equal(bank.read(0)["bias"], tensor([7.0]))
+
+
+def test_by_tensor_gradients_are_those_in_rows_and_are_given_away():
+    layer = nn.Linear(2, 1)
+    bank = LaneBank(layer, SPEC, 1, by_tensor=True)
+    bank.backward(layer(tensor([[1.0, 2.0]])).sum())
+    assert [grad.tolist() for grad in bank.gradients(1)] == [[[1.0, 2.0]], [[1.0]]]
+    assert bank.gradients(1) == []
+
+
+def test_a_gradient_that_autograd_only_expands_is_memory_of_its_own():
+    # d/dw of the sum of w is 1 everywhere, which autograd keeps as one number.
+    layer = nn.Linear(2, 1)
+    bank = LaneBank(layer, SPEC, 1, by_tensor=True)
+    bank.backward(layer.weight.sum())
+    weight, bias = bank.gradients(1)
+    assert (weight.tolist(), weight.stride()) == ([[1.0, 1.0]], (2, 1))
+    assert bias.tolist() == [[0.0]]

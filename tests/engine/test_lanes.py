@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import repeat
 
 import pytest
@@ -30,7 +30,7 @@ from fedelta.models.hub import Backbone
 from fedelta.params import Params
 from fedelta.seeds import stream
 from fedelta.strategies.base import LocalRule
-from fedelta.strategies.local import Plain
+from fedelta.strategies.local import FedProx, Plain
 from fedelta.tasks.labels import Labels
 from fedelta.tuning.head import Head
 from fedelta.tuning.lanes import Lanes
@@ -180,6 +180,28 @@ def test_momentum_moves_with_a_client_that_changes_its_lane():
         [0.0] * 4, [0] * 4, lanes=2, rule=OneEach(), batch_size=1, optimizer=Sgd(momentum=0.5)
     )  # fmt: skip
     assert train(engine, [1, 3])[1]["head.bias"].tolist() == [-4.25, -4.25]
+
+
+@pytest.mark.parametrize("optimizer", [Sgd(), AdamW()], ids=["sgd", "adamw"])
+def test_gradients_that_stay_with_autograd_train_as_those_in_rows(optimizer: Sgd | AdamW):
+    # FedProx with mu = 0 changes no gradient, but gets all of a lane in one row.
+    deltas = []
+    for rule in (Plain(), FedProx(mu=0.0)):
+        engine = linear_engine(
+            [1.0, -2.0, 0.5, 3.0], [0, 1, 1, 0], rule=rule, batch_size=2, local_epochs=3, optimizer=optimizer
+        )
+        assert engine.bank.by_tensor == isinstance(rule, Plain)
+        deltas.append(train(engine, [3, 1], lr=0.1))
+    for client_id, delta in deltas[0].items():
+        assert_close(delta, deltas[1][client_id], rtol=1e-5, atol=1e-6)
+
+
+def test_an_offset_reaches_gradients_that_stay_with_autograd():
+    # x = 0 and label 0: the gradient of the bias is (-1/2, 1/2); with the offset (1, 1) it is (1/2, 3/2).
+    engine = linear_engine([0.0], [0], local_steps=1)
+    job = replace(jobs_for([1], start_of(engine))[0], offset={"head.bias": tensor([1.0, 1.0])})
+    assert engine.bank.by_tensor
+    assert deltas_of(engine, [job], lr=1.0)[0]["head.bias"].tolist() == [-0.5, -1.5]
 
 
 @pytest.mark.parametrize("method", [Head(), Lora(r=2)], ids=["head", "lora"])

@@ -46,9 +46,9 @@ def torch_result(
 
 def lane_result(optimizer: Sgd | AdamW, start_KP: Tensor, grads_TKP: Tensor) -> Tensor:
     values_KP = start_KP.clone()
-    state = optimizer.state(values_KP)
+    state = optimizer.state([values_KP])
     for grads_KP in grads_TKP:
-        optimizer.step(values_KP, grads_KP.clone(), state, 0.05)
+        optimizer.step([values_KP], [grads_KP], state, 0.05)
     return values_KP
 
 
@@ -82,15 +82,39 @@ def test_every_lane_takes_the_steps_of_torchs_optimizer(
 def test_a_lane_that_is_refilled_starts_like_a_new_one_while_its_neighbour_goes_on(optimizer: Sgd | AdamW):
     start_KP, grads_TKP = draw(2, 5, dtype=torch.float64), draw(6, 2, 5, dtype=torch.float64)
     values_KP = start_KP.clone()
-    state = optimizer.state(values_KP)
+    state = optimizer.state([values_KP])
     for index, grads_KP in enumerate(grads_TKP):
         if index == 4:
             values_KP[1] = start_KP[1]
-            for tensor in state.values():
+            for [tensor] in state.values():
                 tensor[1] = 0
-        optimizer.step(values_KP, grads_KP.clone(), state, 0.05)
+        optimizer.step([values_KP], [grads_KP], state, 0.05)
     torch.testing.assert_close(values_KP[:1], lane_result(optimizer, start_KP[:1], grads_TKP[:, :1]))
     torch.testing.assert_close(values_KP[1:], lane_result(optimizer, start_KP[1:], grads_TKP[4:, 1:]))
+
+
+@pytest.mark.parametrize("optimizer", [Sgd(), Sgd(momentum=0.0, weight_decay=0.1), AdamW()], ids=str)
+def test_the_tensors_of_one_lane_may_also_come_one_by_one(optimizer: Sgd | AdamW):
+    start_KP, grads_TKP = draw(1, 9, dtype=torch.float64), draw(NUM_STEPS, 1, 9, dtype=torch.float64)
+    values = [part.clone() for part in start_KP.split([4, 5], dim=1)]
+    state = optimizer.state(values)
+    for grads_KP in grads_TKP:
+        optimizer.step(values, [part.contiguous() for part in grads_KP.split([4, 5], dim=1)], state, 0.05)
+    torch.testing.assert_close(torch.cat(values, dim=1), lane_result(optimizer, start_KP, grads_TKP))
+
+
+@pytest.mark.parametrize("optimizer", [Sgd(), Sgd(nesterov=True, weight_decay=0.1), AdamW()], ids=str)
+def test_every_lane_may_have_its_own_rate_and_no_gradient_is_changed(optimizer: Sgd | AdamW):
+    values_KP, grads_KP = draw(2, 5, dtype=torch.float64), draw(2, 5, dtype=torch.float64)
+    expected = []
+    for lane, rate in ((0, 0.1), (1, 0.2)):
+        alone = values_KP[lane : lane + 1].clone()
+        optimizer.step([alone], [grads_KP[lane : lane + 1]], optimizer.state([alone]), rate)
+        expected.append(alone)
+    before = grads_KP.clone()
+    optimizer.step([values_KP], [grads_KP], optimizer.state([values_KP]), [0.1, 0.2])
+    torch.testing.assert_close(values_KP, torch.cat(expected))
+    assert torch.equal(grads_KP, before)
 
 
 def test_sgd_by_hand():
@@ -98,9 +122,9 @@ def test_sgd_by_hand():
     # step 1: g = 1 + 0.5 * 2 = 2, m = 2, w = 2 - 0.2 = 1.8
     # step 2: g = 1 + 0.5 * 1.8 = 1.9, m = 0.5 * 2 + 1.9 = 2.9, w = 1.8 - 0.29 = 1.51
     values, optimizer = torch.tensor([[2.0]], dtype=torch.float64), Sgd(momentum=0.5, weight_decay=0.5)
-    state = optimizer.state(values)
+    state = optimizer.state([values])
     for expected in (1.8, 1.51):
-        optimizer.step(values, torch.ones(1, 1, dtype=torch.float64), state, 0.1)
+        optimizer.step([values], [torch.ones(1, 1, dtype=torch.float64)], state, 0.1)
         assert values.item() == pytest.approx(expected, rel=1e-14)
 
 
@@ -108,12 +132,12 @@ def test_the_first_step_of_adamw_without_decay_has_the_length_of_the_learning_ra
     # first / (1 - beta1) = g and sqrt(second / (1 - beta2)) = |g|, so the step is lr * sign(g) whatever g is.
     values = torch.zeros(1, 3, dtype=torch.float64)
     optimizer = AdamW(weight_decay=0.0, eps=1e-300)
-    optimizer.step(values, torch.tensor([[1e-6, -3.0, 1e6]], dtype=torch.float64), optimizer.state(values), 0.25)
+    optimizer.step([values], [torch.tensor([[1e-6, -3.0, 1e6]], dtype=torch.float64)], optimizer.state([values]), 0.25)
     torch.testing.assert_close(values, torch.tensor([[-0.25, 0.25, -0.25]], dtype=torch.float64))
 
 
 def test_sgd_without_momentum_keeps_no_state():
-    assert Sgd(momentum=0.0).state(torch.zeros(2, 3)) == {}
+    assert Sgd(momentum=0.0).state([torch.zeros(2, 3)]) == {}
 
 
 def test_constant_is_one():

@@ -347,6 +347,7 @@ def batches_of(
     noting = Noting(data.inputs)
     client = ClientSettings(local_steps=tau, batch_size=4)
     engine, _ = tiny_engine(Head(), Examples(noting, data.targets), client=client)
+    noting.fetched.clear()  # rows on which the engine has proved what it assumes
     strategy = FedLama(phi=2, num_rounds=num_rounds, clients_per_round=1, tau=tau)
     site = Site(engine, {0: ROWS}, Channel(), seed, num_rounds)
     params = engine.bank.read(0)

@@ -77,6 +77,35 @@ def test_a_gpu_fills_larger_steps():
     assert RuntimeSettings(device="cuda").num_lanes(clients_per_round=100, batch_size=32, places=1) == 32
 
 
-def test_no_lane_is_refused():
+@pytest.mark.parametrize("lanes", [0, -2, 2.5, "many"])
+def test_a_number_of_lanes_that_is_none_is_refused(lanes, tmp_path):
+    expected = f"`runtime.lanes` is {lanes!r}, expected: 'auto' or "
+    with pytest.raises(ConfigError, match=expected):
+        load_config(write_small(tmp_path), [f"runtime.lanes={lanes}"])
     with pytest.raises(ValidationError, match="lanes"):
-        RuntimeSettings(lanes=0)
+        RuntimeSettings(lanes=lanes)
+
+
+@pytest.mark.parametrize(
+    ("device", "advice"),
+    [
+        ("cuda:3", "to use this GPU, start with CUDA_VISIBLE_DEVICES=3 in the environment and 'cuda' here"),
+        ("mps", "'cuda' is a GPU of NVIDIA or AMD, and nothing else is supported"),
+        ("tpu", "'cuda' is a GPU of NVIDIA or AMD, and nothing else is supported"),
+        ("gpu", "'cuda' is a GPU of NVIDIA or AMD, and nothing else is supported"),
+    ],
+)
+def test_an_unknown_device_is_refused_with_what_to_do(device: str, advice: str, tmp_path):
+    expected = f"`runtime.device`: '{device}' is unknown, expected 'auto', 'cpu' or 'cuda'; {advice}"
+    with pytest.raises(ConfigError, match=expected):
+        load_config(write_small(tmp_path), [f"runtime.device={device}"])
+    with pytest.raises(ValidationError, match="device"):
+        RuntimeSettings(device=device)
+
+
+def test_a_gpu_that_is_not_there_is_refused(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(settings, "_num_gpus", lambda: 0)
+    with pytest.raises(
+        ConfigError, match=r"`runtime.device` is 'cuda', but torch finds no GPU; expected 'cpu' or 'auto'"
+    ):
+        load_config(write_small(tmp_path), ["runtime.device=cuda"])

@@ -72,7 +72,7 @@ def test_effective_steps_by_hand(optimizer: Sgd | AdamW, num_steps: int, expecte
 def test_effective_steps_are_what_the_optimizer_does_with_a_constant_gradient(nesterov: bool):
     optimizer = Sgd(momentum=0.9, nesterov=nesterov)
     values = tensor([[0.0]])
-    state = optimizer.state(values)
+    state = optimizer.state([values])
     for _ in range(6):
-        optimizer.step(values, tensor([[1.0]]), state, lr=1.0)
+        optimizer.step([values], [tensor([[1.0]])], state, lr=1.0)
     assert -values.item() == pytest.approx(optimizer.effective_steps(6))

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from fedelta.assembly.fitting import fit_lanes
 from fedelta.assembly.model import TunedModel, tiers_at, tuned_model
 from fedelta.assembly.site import USUAL_RANGES, build_site, check_augmentation, few_rows, fitted, num_lanes
 from fedelta.config import Config
@@ -153,6 +154,7 @@ def deploy(
     # The clients of a message train as one pack, in this process.
     lanes = num_lanes(config, len(numbers), places=1)
     model = tuned_model(config, backbone, data.class_names, num_lanes=lanes, sample=few_rows(data))
+    fit_lanes(config, model, data.train)
     tiers = None
     if depths is not None:
         _check_depths(model, depths)

@@ -11,6 +11,7 @@ import torch
 from fedelta.config import Config
 from fedelta.engine.packs import num_packs
 from fedelta.federation.client import Site
+from fedelta.machine import available_cores
 from fedelta.runtimes.processes import Processes, Workers
 from fedelta.runtimes.starting import Build, can_copy, can_start, copies, new_processes
 
@@ -27,7 +28,9 @@ def shared_out(config: Config, site: Site) -> Site:
     """
     places = config.runtime.places
     packs = _packs_of_cohort(config, site, places)
-    return replace(site, places=places, threads=max(1, torch.get_num_threads() // packs))
+    # PyTorch takes a thread for each core that it sees, also where a quota leaves fewer.
+    threads = min(torch.get_num_threads(), available_cores())
+    return replace(site, places=places, threads=max(1, threads // packs))
 
 
 def processes_of(config: Config, site: Site, build: Build | None) -> Processes | None:

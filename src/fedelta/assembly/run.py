@@ -11,6 +11,7 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
+from fedelta.assembly.fitting import check_workers, fit_lanes
 from fedelta.assembly.local import processes_of, shared_out
 from fedelta.assembly.model import TunedModel, tiers_of, tuned_model, work_of
 from fedelta.assembly.origin import origin_of
@@ -166,6 +167,7 @@ def assemble(
     data: FederatedData | None = None,
     at_a_glance: bool = False,
     key: bytes | None = None,
+    lanes: int | None = None,
     stage: Stage = nullcontext,
 ) -> Assembly:
     """Builds the objects that `config` describes; reads data and weights, but does not train.
@@ -176,6 +178,7 @@ def assemble(
         data: your data instead of `config.data` and `config.partition`.
         at_a_glance: read examples only when they are fetched, which is enough for a check.
         key: of secret noise and cohorts, if the run goes on with one; None: a new one, if it needs one.
+        lanes: of the run whose worker this is; None: as many as the configuration says, and memory holds.
         stage: context that is entered with the name of each part of the work.
 
     Raises:
@@ -185,7 +188,7 @@ def assemble(
     with stage("data and base model"):
         backbone, data = read_data(config, backbone, data, at_a_glance=at_a_glance)
     with stage("tuning method"):
-        model = tuned_model(config, backbone, data.class_names, num_lanes=num_lanes(config), sample=few_rows(data))
+        model = _model(config, backbone, data, lanes)
     if data.held_out:
         config.personalization.scopes(scopes_of(backbone, model.spec), model.tuning.name)
     all_tiers = tiers_of(config, model, data.clients)
@@ -198,33 +201,44 @@ def assemble(
     with stage("lanes"):
         site = shared_out(config, build_site(config, model, data, tiers))
         site = replace(site, test=data.test, privacy=_site_privacy(guarantee, randomness.below("site")))
-    build = partial(worker_site, config.to_toml(), tuple(for_processes())) if is_from_config else None
+    build = partial(worker_site, config.to_toml(), tuple(for_processes()), model.lanes.num) if is_from_config else None
     processes = processes_of(config, site, build)
+    check_workers(config, model, data.train, processes)
     federation = _federation(config, model, data, site, processes=processes)
     federation = protecting(federation, guarantee, randomness.below("server"))
     _check_deadline(config, federation, model.params)
     return Assembly(config, model, data, site, federation, all_tiers, processes, key)
 
 
-def worker_site(config: str, plugins: Sequence[str], number: int) -> Site:
+def _model(config: Config, backbone: Backbone, data: FederatedData, lanes: int | None) -> TunedModel:
+    """The model with the lanes of the run whose worker this is, or with as many as memory holds."""
+    num = num_lanes(config) if lanes is None else lanes
+    model = tuned_model(config, backbone, data.class_names, num_lanes=num, sample=few_rows(data))
+    if lanes is None:
+        fit_lanes(config, model, data.train)
+    return model
+
+
+def worker_site(config: str, plugins: Sequence[str], lanes: int, number: int) -> Site:
     """Builds the site of a worker that is a new process, on the GPU with its number if there are GPUs.
 
     Args:
         config: as TOML.
         plugins: those that it needs, as `for_processes` gives them.
+        lanes: of the run.
         number: of the worker.
     """
     load_same(plugins)
     if torch.cuda.is_available():
         torch.cuda.set_device(number)
-    return assemble(parse_config(tomllib.loads(config))).site
+    return assemble(parse_config(tomllib.loads(config)), lanes=lanes).site
 
 
 def _federation(
     config: Config, model: TunedModel, data: FederatedData, site: Site, *, processes: Processes | None
 ) -> Federation:
     """The server's objects, without what it does for privacy."""
-    return build_server(
+    federation = build_server(
         config,
         model.spec,
         model.params,
@@ -234,6 +248,7 @@ def _federation(
         tiers=site.tiers,
         num_held_out=len(data.held_out),
     )
+    return replace(federation, replies_once=True)
 
 
 def _guarantee(config: Config, model: TunedModel, data: FederatedData) -> Guarantee | None:

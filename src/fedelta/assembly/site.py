@@ -18,6 +18,7 @@ from fedelta.data.federate import adapted, federate
 from fedelta.data.sources import RawData, read
 from fedelta.engine.dp_sgd import DpSgd
 from fedelta.engine.lanes import LaneEngine
+from fedelta.engine.precision import slow_bfloat16
 from fedelta.engine.threads import arithmetic_threads
 from fedelta.engine.work import ClientSettings
 from fedelta.errors import ConfigError, InputError, ModelError
@@ -167,7 +168,8 @@ def build_engine(
         task=config.task,
         dp=dp,
     )
-    for note in engine.notes:
+    half = config.runtime.compute_dtype == "bfloat16" and slow_bfloat16(model.backbone.module)
+    for note in [*engine.notes, *([half] if half else [])]:
         logger.warning(note)
     return engine
 

@@ -18,6 +18,7 @@ from fedelta.cli.privacy import privacy
 from fedelta.cli.runs import compare, report, resume, run
 from fedelta.cli.site import site_commands
 from fedelta.errors import FedeltaError, InputError, PluginError
+from fedelta.machine import available_cores, is_limited
 from fedelta.terminal import escape_unprintable
 
 app = typer.Typer(
@@ -38,10 +39,12 @@ app.add_typer(site_commands, name="site")
 
 def main() -> None:
     """Entry point of the `fedelta` command."""
-    # Both are read once, when torch and the tokenizers are imported. Threads that spin while they wait are harmless on
+    # All are read once, when torch and the tokenizers are imported. Threads that spin while they wait are harmless on
     # an idle machine; on a busy one they occupy cores that other threads need, and a round takes ten times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if is_limited():  # OpenMP starts a thread for each core that it sees, which would all share the quota
+        os.environ.setdefault("OMP_NUM_THREADS", str(available_cores()))
     if "torch" not in sys.modules:  # this process, and those that it starts, run nothing but this command
         os.environ.setdefault("FEDELTA_LIGHT_IMPORTS", "1")  # see `models/light.py`
     # At exit the interpreter searches all objects for reference cycles, which takes a second and has no use here.

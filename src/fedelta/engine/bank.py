@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from types import MappingProxyType
 
 import torch
@@ -29,15 +30,23 @@ class LaneBank:
         num_lanes: K; with one lane the tensors may lack a lane axis.
         shares_values: whether all lanes have the values and anchors of lane 0, as the examples of one client do; the
             matrices of values and anchors then have one row, and only gradients differ.
+        by_tensor: with one lane, whether gradients stay where autograd writes them, a matrix for each tensor.
 
     Attributes:
         values_KP: the trained part of every row [K, P], which optimizers and local rules change.
         anchors_KP: the anchors of these scalars [K, P].
-        grads_KP: their gradients [K, P]; statistics have none.
         offsets_KP: added to every gradient [K, P]; None until a strategy steers a lane.
     """
 
-    def __init__(self, module: nn.Module, spec: ParamSpec, num_lanes: int, *, shares_values: bool = False) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        spec: ParamSpec,
+        num_lanes: int,
+        *,
+        shares_values: bool = False,
+        by_tensor: bool = False,
+    ) -> None:
         self.spec = spec
         self.num_lanes = num_lanes
         like = module.get_parameter(spec.names[0])
@@ -46,14 +55,35 @@ class LaneBank:
         self._anchors = torch.zeros_like(self._values)
         self.values_KP = self._values[:, :num_trained]
         self.anchors_KP = self._anchors[:, :num_trained]
-        self.grads_KP = self.values_KP.new_zeros(num_lanes, num_trained)
         # Allocated on first use: most strategies add no offset, and most clients train every tensor.
         self.offsets_KP: Tensor | None = None
         self._pinned: Tensor | None = None  # [K, P + S], True where a scalar stays at its anchor
+        self._trained = [name for name, tensor in spec.tensors.items() if tensor.trained]
         self._parameters: list[nn.Parameter] = []
-        self._grads: list[Tensor] = []
+        self.by_tensor = by_tensor
+        self._grads: list[Tensor] = []  # of the last loss, by tensor
         for name in spec:
             self._adopt(module.get_parameter(name), name)
+
+    @cached_property
+    def grads_KP(self) -> Tensor:  # noqa: N802  named like the other matrices
+        """The gradients [K, P] unless they stay with autograd; statistics have none."""
+        return self.values_KP.new_zeros(self.num_lanes, self.values_KP.shape[1])
+
+    @cached_property
+    def _grads_in_rows(self) -> list[Tensor]:
+        """`grads_KP` as views with the shapes of the parameters."""
+        views = (self._view(self.grads_KP, name) for name in self._trained)
+        return [
+            view if view.dim() == parameter.dim() else view[0]
+            for view, parameter in zip(views, self._parameters, strict=True)
+        ]
+
+    def matrices(self, of_all: Tensor, num_lanes: int) -> list[Tensor]:
+        """The first lanes of a matrix [K, P], as the optimizer gets them: as it is, or by tensor [1, n]."""
+        if not self.by_tensor:
+            return [of_all[:num_lanes]]
+        return [of_all[:, self._places[name]] for name in self._trained]
 
     def load(self, lane: int, params: Mapping[str, Tensor], local: Mapping[str, Tensor] = _NO_TENSORS) -> None:
         """Sets the values and anchors of `lane`; a tensor that `params` lacks keeps its value as its anchor.
@@ -97,23 +127,29 @@ class LaneBank:
             values.copy_(torch.where(self._pinned[:num_lanes], self._anchors[:num_lanes], values))
 
     def backward(self, loss: Tensor) -> None:
-        """Writes the gradient of the scalar `loss` into `grads_KP`, zeros for tensors that it does not depend on."""
+        """Computes the gradient of the scalar `loss`, zeros for tensors that it does not depend on."""
         # `loss.backward()` cannot accumulate into gradients that are rows of a larger matrix.
         grads = torch.autograd.grad(loss, self._parameters, allow_unused=True, materialize_grads=True)
-        torch._foreach_copy_(self._grads, list(grads))
+        if self.by_tensor:
+            self._grads = [grad.contiguous().view(1, -1) for grad in grads]
+        else:
+            torch._foreach_copy_(self._grads_in_rows, list(grads))
+
+    def gradients(self, num_lanes: int) -> list[Tensor]:
+        """The last gradients of the first lanes, as matrices; gives them away, so that their memory serves again."""
+        if not self.by_tensor:
+            return [self.grads_KP[:num_lanes]]
+        grads, self._grads = self._grads, []
+        return grads
 
     def read(self, lane: int) -> Params:
         """A copy of the values of `lane`."""
         return self._split(self._values[lane].clone())
 
     def gradient(self, lane: int) -> Params:
-        """A copy of the last gradient of the trained tensors of `lane`."""
+        """A copy of the last gradient of the trained tensors of `lane`, from `grads_KP`."""
         row_P = self.grads_KP[lane].clone()
-        return {
-            name: row_P[place].view(self.spec.tensors[name].shape)
-            for name, place in self._places.items()
-            if self.spec.tensors[name].trained
-        }
+        return {name: row_P[self._places[name]].view(self.spec.tensors[name].shape) for name in self._trained}
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
@@ -126,8 +162,8 @@ class LaneBank:
             self._anchors.copy_(anchors)
 
     def delta(self, lane: int) -> Params:
-        """Values minus anchors of `lane`, as new tensors."""
-        return self._split(self._values[lane] - self._anchors[lane])
+        """Values minus anchors of `lane`, as new tensors on the CPU."""
+        return self._split((self._values[lane] - self._anchors[lane]).cpu())
 
     def move(self, source: int, target: int) -> None:
         """Copies the values, anchors, offset and pinned scalars of lane `source` to lane `target`."""
@@ -139,8 +175,13 @@ class LaneBank:
             self._pinned[target] = self._pinned[source]
 
     def _fill(self, lane: int, params: Mapping[str, Tensor]) -> None:
-        for name, tensor in params.items():
-            self._values[lane, self._places[name]] = tensor.to(self._values).reshape(-1)
+        if not params:
+            return
+        tensors = [tensor.to(self._values.dtype).reshape(-1) for tensor in params.values()]
+        if self._values.device.type != "cpu":  # in one transfer
+            sizes = list(map(len, tensors))
+            tensors = list(torch.cat(tensors).to(self._values.device).split(sizes))
+        torch._foreach_copy_([self._values[lane, self._places[name]] for name in params], tensors)
 
     def _adopt(self, parameter: nn.Parameter, name: str) -> None:
         values = self._view(self._values, name)
@@ -148,9 +189,7 @@ class LaneBank:
         values.copy_(parameter.detach()[: len(values)] if has_lanes else parameter.detach())
         parameter.data = values.expand(self.num_lanes, *values.shape[1:]) if has_lanes else values[0]
         if self.spec.tensors[name].trained:
-            grads = self._view(self.grads_KP, name)
             self._parameters.append(parameter)
-            self._grads.append(grads if has_lanes else grads[0])
 
     def places(self, names: Collection[str]) -> list[slice]:
         """The columns of these trained tensors in `grads_KP`."""

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from typing import Literal
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from fedelta.data.augmentation import Augmentation, AugmentedInputs
 from fedelta.data.batches import Examples, batches, poisson_batches
@@ -27,7 +29,7 @@ from fedelta.engine.dp_sgd import DpSgd, add_fedpeft_noise, private_gradient, re
 from fedelta.engine.evaluator import Evaluator
 from fedelta.engine.exits import ExitLoss, ExitSettings, draws
 from fedelta.engine.model import SharedModel, prepare
-from fedelta.engine.optimizers import LearningRate
+from fedelta.engine.optimizers import LearningRate, OptimizerState
 from fedelta.engine.prefix import CachedInputs
 from fedelta.engine.proof import mixing
 from fedelta.engine.work import ClientSettings, Job, Trained, lane_means
@@ -35,6 +37,7 @@ from fedelta.models.failures import model_errors
 from fedelta.models.hub import Backbone
 from fedelta.params import ParamSpec
 from fedelta.strategies.base import LocalRule
+from fedelta.strategies.local import Plain
 from fedelta.tasks.base import Task
 from fedelta.tasks.classification import Classification
 from fedelta.tasks.contract import losses_of
@@ -90,11 +93,11 @@ class LaneEngine:
         self.lanes = lanes
         self._dp = dp
         self.takes_samples = dp is not None and dp.of_examples
-        self.bank = LaneBank(backbone.module, spec, lanes.num, shares_values=self.takes_samples)
+        self._rule = rule
+        self.bank = self._bank(backbone.module)
         self.client = client
         self.exits = exits
         self.task = task
-        self._rule = rule
         self._model = SharedModel(
             backbone, spec, lanes, train,
             device=self.bank.values_KP.device, cache_bytes=cache_bytes, autocast=compute_dtype == "bfloat16",
@@ -107,6 +110,7 @@ class LaneEngine:
         if lanes.num > 1:
             self._prove_lanes(train)
         self._model.read_out(self.bank, lanes, train, of_examples=self.takes_samples)
+        self._model.round_once(self.bank, lanes, train)
         if self.takes_samples:
             refuse_coupling(self._model, lanes, exits, task, train)
         self.evaluator = Evaluator(self._model, self.bank, lanes, task)
@@ -115,6 +119,11 @@ class LaneEngine:
     def clients_at_once(self) -> int:
         """The largest number of clients that are trained together."""
         return 1 if self.takes_samples else self.lanes.num
+
+    @cached_property
+    def _state(self) -> OptimizerState:
+        """Of the optimizer, for every lane; made by the first training."""
+        return self.client.optimizer.state(self.bank.matrices(self.bank.values_KP, self.lanes.num))
 
     @property
     def notes(self) -> list[str]:
@@ -151,11 +160,16 @@ class LaneEngine:
             f"{'examples' if self.takes_samples else 'clients'} train one after the other, in one lane instead of "
             f"{num_lanes}: {type(module).__name__} with this tuning method would mix them; {problem}."
         )
-        self.lanes.num = self.lanes.active = 1
-        for name in self.spec:
-            parameter = module.get_parameter(name)
-            parameter.data = parameter.data[:1]
-        self.bank = LaneBank(module, self.spec, 1, shares_values=self.takes_samples)
+        self.lanes.limit(1, list(map(module.get_parameter, self.spec)))
+        self.bank = self._bank(module)
+
+    def _bank(self, module: nn.Module) -> LaneBank:
+        # What changes gradients gets those of all tensors at once, in rows.
+        is_plain = isinstance(self._rule, Plain) and self._dp is None
+        return LaneBank(
+            module, self.spec, self.lanes.num,
+            shares_values=self.takes_samples, by_tensor=is_plain and self.lanes.num == 1,
+        )  # fmt: skip
 
     def share(self, test: Examples | None = None) -> None:
         """Puts cached features, also those computed later, where processes that are forked from now on find them.
@@ -179,7 +193,6 @@ class LaneEngine:
     def _train_together(self, jobs: Sequence[Job], lr: float) -> Iterator[Trained]:
         waiting = iter(jobs)
         slots: list[_Slot] = []
-        self._state = self.client.optimizer.state(self.bank.values_KP)
         self._losses_K = torch.zeros(self.lanes.num, device=self._device, dtype=torch.float64)
         while True:
             while len(slots) < self.clients_at_once and (job := next(waiting, None)) is not None:
@@ -203,7 +216,7 @@ class LaneEngine:
         self.bank.load(lane, job.anchor, job.local)
         self.bank.steer(lane, job.offset)
         self.bank.confine(lane, job.moving)
-        for state in self._state.values():
+        for state in chain.from_iterable(self._state.values()):
             state[lane] = 0
         self._losses_K[lane] = 0
         num_steps = self.client.num_steps(len(job.rows))
@@ -225,7 +238,7 @@ class LaneEngine:
         final = len(slots) - 1
         if lane != final:
             self.bank.move(final, lane)
-            for state in self._state.values():
+            for state in chain.from_iterable(self._state.values()):
                 state[lane] = state[final]
             self._losses_K[lane] = self._losses_K[final]
             slots[lane] = slots[final]
@@ -238,17 +251,17 @@ class LaneEngine:
         kept = {name: values[name].clone() for name in slot.job.kept}
         return Trained(slot.job.client_id, self.bank.delta(lane), kept, loss, slot.job.lr or lr)
 
-    def _gradients(self, slots: list[_Slot]) -> Tensor:
-        """The gradient of each client's batch [A, P]."""
+    def _gradients(self, slots: list[_Slot]) -> list[Tensor]:
+        """The gradient of each client's batch, as matrices with a row for each."""
         if self._dp is not None and self.takes_samples:
-            return self._private_gradient(self._dp, slots[0])
+            return [self._private_gradient(self._dp, slots[0])]
         batches_A = [next(slot.batches) for slot in slots]
         with self.lanes.training(list(map(len, batches_A)), [self._noise(slot.job) for slot in slots]):
             self._losses_K[: len(slots)] += self._backward(slots, list(map(self._chosen, slots)), batches_A)
         if self._dp is not None:
             for lane, slot in enumerate(slots):
                 add_fedpeft_noise(self._dp, self.bank, lane, slot.job, slot.steps_done)
-        return self.bank.grads_KP[: len(slots)]
+        return self.bank.gradients(len(slots))
 
     def _private_gradient(self, dp: DpSgd, slot: _Slot) -> Tensor:
         """The gradient of a client's Poisson sample [1, P]."""
@@ -276,7 +289,7 @@ class LaneEngine:
             batches_A: rows of each lane.
         """
         rows_N, lengths_A = torch.cat(list(batches_A)), list(map(len, batches_A))
-        targets = self._train.targets.fetch(rows_N).to(self._device)
+        targets = self._train.targets.fetch(rows_N).to(self._device, non_blocking=True)
         if self._blocks:
             minimised_A, losses_A = self._loss_at_exits(slots, chosen, rows_N, targets, lengths_A)
         else:
@@ -289,14 +302,16 @@ class LaneEngine:
         return losses_A.detach()
 
     @torch.no_grad()
-    def _move(self, slots: list[_Slot], grads_AP: Tensor, lr: float) -> None:
-        """One optimizer step in every lane in use; changes `grads_AP`."""
-        active, values_AP = len(slots), self.bank.values_KP[: len(slots)]
-        if self.bank.offsets_KP is not None:
-            grads_AP += self.bank.offsets_KP[:active]
-        self._rule.correct(grads_AP, values_AP, self.bank.anchors_KP[:active])
-        state = {name: tensor[:active] for name, tensor in self._state.items()}
-        self.client.optimizer.step(values_AP, grads_AP, state, self._rates(slots, lr))
+    def _move(self, slots: list[_Slot], grads: list[Tensor], lr: float) -> None:
+        """One optimizer step in every lane in use."""
+        bank, active = self.bank, len(slots)
+        if bank.offsets_KP is not None:
+            grads = [grad + offset for grad, offset in zip(grads, bank.matrices(bank.offsets_KP, active), strict=True)]
+        values = bank.matrices(bank.values_KP, active)
+        if not bank.by_tensor:
+            self._rule.correct(grads[0], values[0], bank.anchors_KP[:active])
+        state = {name: [tensor[:active] for tensor in tensors] for name, tensors in self._state.items()}
+        self.client.optimizer.step(values, grads, state, self._rates(slots, lr))
         self.bank.reset_pinned(active)
         for slot in slots:
             slot.steps_left -= 1
@@ -307,11 +322,10 @@ class LaneEngine:
         return self._exit_loss.chosen(self._depth(slot.job), draws(slot.job.exits)) if self._blocks else ()
 
     def _rates(self, slots: list[_Slot], lr: float) -> LearningRate:
-        """The learning rate of all lanes, or one per lane [A, 1] if a job sets its own."""
+        """The learning rate of all lanes, or one per lane if a job sets its own."""
         if all(slot.job.lr is None for slot in slots):
             return lr
-        rates = [[lr if slot.job.lr is None else slot.job.lr] for slot in slots]
-        return torch.tensor(rates, device=self._device, dtype=self.bank.values_KP.dtype)
+        return [lr if slot.job.lr is None else slot.job.lr for slot in slots]
 
     def _noise(self, job: Job) -> Generator:
         """The generator for the dropout of one step.

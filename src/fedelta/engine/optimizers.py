@@ -1,22 +1,29 @@
 """Optimizers on stacked lanes, and learning-rate schedules. Every lane has separate state and counts its own steps.
 
-Shapes: K lanes, P trained scalars. All trained tensors of a lane lie side by side in one row, so an update is a few
-operations on one matrix, whatever the number of tensors.
+The trained scalars come as matrices [K, n] with a row for each lane: with several lanes as one matrix, in which all
+tensors of a lane lie side by side; with one lane also as one matrix for each tensor, so that its gradient need not be
+copied. The steps are PyTorch's fused ones, which touch every number once.
+
+Shapes: K lanes, n scalars.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal, Protocol
 
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.optim.adamw import adamw
+from torch.optim.sgd import sgd
 
 from fedelta.settings import Context, Settings
 
-OptimizerState = dict[str, Tensor]
-LearningRate = float | Tensor  # one for all lanes, or one per lane [K, 1]
+Matrices = Sequence[Tensor]
+OptimizerState = dict[str, list[Tensor]]
+LearningRate = float | Sequence[float]  # one for all lanes, or one for each lane
 
 
 class Optimizer(Protocol):
@@ -26,11 +33,14 @@ class Optimizer(Protocol):
     def name(self) -> str:
         """Its name in configurations."""
 
-    def state(self, values_KP: Tensor) -> OptimizerState:
-        """The initial state of lanes with the values `values_KP`; tensors with a leading lane axis K."""
+    def state(self, values: Matrices) -> OptimizerState:
+        """The initial state of lanes with these values: by name, for each matrix a tensor with a leading lane axis.
 
-    def step(self, values_KP: Tensor, grads_KP: Tensor, state: OptimizerState, lr: LearningRate) -> None:
-        """One step of every lane; may change all of `values_KP`, `grads_KP` and `state` in place."""
+        A lane that a new client takes starts again from zeros.
+        """
+
+    def step(self, values: Matrices, grads: Matrices, state: OptimizerState, lr: LearningRate) -> None:
+        """One step of every lane; may change all of `values` and `state` in place, and nothing of `grads`."""
 
     def effective_steps(self, num_steps: int) -> float:
         """The sum of the weights of all gradients in the result of `num_steps` steps, in units of the learning rate."""
@@ -71,22 +81,17 @@ class Sgd(Settings):
             return ["`client.optimizer.nesterov` needs `client.optimizer.momentum` above 0"]
         return []
 
-    def state(self, values_KP: Tensor) -> OptimizerState:
-        """Zeroed optimizer state for the lanes of `values_KP`."""
-        return {"momentum": torch.zeros_like(values_KP)} if self.momentum else {}
+    def state(self, values: Matrices) -> OptimizerState:
+        """Zeroed optimizer state for the lanes of `values`."""
+        return {"momentum": list(map(torch.zeros_like, values))} if self.momentum else {}
 
-    def step(self, values_KP: Tensor, grads_KP: Tensor, state: OptimizerState, lr: LearningRate) -> None:
-        """Takes one step; changes `values_KP`, `grads_KP` and `state` in place."""
-        if self.weight_decay:
-            grads_KP.add_(values_KP, alpha=self.weight_decay)
-        if self.momentum:
-            momentum_KP = state["momentum"]
-            torch.add(grads_KP, momentum_KP, alpha=self.momentum, out=momentum_KP)
-            grads_KP = grads_KP.add_(momentum_KP, alpha=self.momentum) if self.nesterov else momentum_KP
-        if isinstance(lr, Tensor):
-            values_KP.addcmul_(grads_KP, lr, value=-1)
-        else:
-            values_KP.add_(grads_KP, alpha=-lr)
+    def step(self, values: Matrices, grads: Matrices, state: OptimizerState, lr: LearningRate) -> None:
+        """Takes one step; changes `values` and `state` in place."""
+        for rate, (rows, row_grads, *momentum) in _by_rate(lr, values, grads, *state.values()):
+            sgd(
+                rows, row_grads, *(momentum or [[None] * len(rows)]), fused=True, lr=rate, momentum=self.momentum,
+                nesterov=self.nesterov, weight_decay=self.weight_decay, dampening=0.0, maximize=False,
+            )  # fmt: skip
 
     def effective_steps(self, num_steps: int) -> float:
         """The sum of the weights of all gradients in the result of `num_steps` steps, in units of `lr`.
@@ -115,25 +120,21 @@ class AdamW(Settings):
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
 
-    def state(self, values_KP: Tensor) -> OptimizerState:
-        """Zeroed optimizer state for the lanes of `values_KP`."""
+    def state(self, values: Matrices) -> OptimizerState:
+        """Zeroed optimizer state for the lanes of `values`."""
         return {
-            "first": torch.zeros_like(values_KP),
-            "second": torch.zeros_like(values_KP),
-            # float64: in the first steps 1 - beta2^t has only five correct digits in float32.
-            "steps": values_KP.new_zeros(values_KP.shape[0], 1, dtype=torch.float64),
+            "first": list(map(torch.zeros_like, values)),
+            "second": list(map(torch.zeros_like, values)),
+            "steps": [matrix.new_zeros(len(matrix), dtype=torch.float32) for matrix in values],
         }
 
-    def step(self, values_KP: Tensor, grads_KP: Tensor, state: OptimizerState, lr: LearningRate) -> None:
-        """Takes one step; changes `values_KP` and `state` in place."""
-        first_KP, second_KP, steps_K1 = state["first"], state["second"], state["steps"].add_(1)
-        values_KP.mul_(1 - lr * self.weight_decay)
-        first_KP.lerp_(grads_KP, 1 - self.beta1)
-        second_KP.mul_(self.beta2).addcmul_(grads_KP, grads_KP, value=1 - self.beta2)
-        scale_K1 = (1 - self.beta2**steps_K1).sqrt().to(values_KP.dtype)
-        lr_K1 = (lr / (1 - self.beta1**steps_K1)).to(values_KP.dtype)
-        denominator_KP = second_KP.sqrt().div_(scale_K1).add_(self.eps)
-        values_KP.sub_(first_KP.div(denominator_KP).mul_(lr_K1))
+    def step(self, values: Matrices, grads: Matrices, state: OptimizerState, lr: LearningRate) -> None:
+        """Takes one step; changes `values` and `state` in place."""
+        for rate, (rows, row_grads, first, second, steps) in _by_rate(lr, values, grads, *state.values()):
+            adamw(
+                rows, row_grads, first, second, [], steps, fused=True, lr=rate, beta1=self.beta1, beta2=self.beta2,
+                eps=self.eps, weight_decay=self.weight_decay, amsgrad=False, maximize=False,
+            )  # fmt: skip
 
     def effective_steps(self, num_steps: int) -> float:
         """`num_steps`, because the length of an AdamW step hardly depends on the size of the gradient."""
@@ -185,6 +186,15 @@ class Step(Settings):
         """The factor of `client.lr` in `round` (from 1)."""
         passed = sum(round > boundary for boundary in self.after_rounds)
         return _warmup(round, self.warmup_rounds) * self.factor_per_step**passed
+
+
+def _by_rate(lr: LearningRate, *lists: Matrices) -> Iterator[tuple[float, list[list[Tensor]]]]:
+    """The rows of all lanes with the rate that they share, or lane by lane with the rate of each."""
+    if isinstance(lr, Sequence):
+        for lane, rate in enumerate(lr):
+            yield rate, [[matrix[lane] for matrix in matrices] for matrices in lists]
+    else:
+        yield lr, [[row for matrix in matrices for row in matrix] for matrices in lists]
 
 
 def _warmup(round: int, warmup_rounds: int) -> float:

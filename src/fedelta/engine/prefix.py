@@ -123,7 +123,8 @@ class CachedInputs:
 
     def fetch(self, rows: Tensor) -> dict[str, Tensor]:
         """The features of `rows`, which must have been prepared."""
-        return {name: tensor[rows.to(self._device)] for name, tensor in self._features.items()}
+        rows = rows.to(self._device, non_blocking=True)
+        return {name: tensor[rows] for name, tensor in self._features.items()}
 
     def logits(self, features: dict[str, Tensor]) -> Tensor:
         """The logits of the rest of the model on fetched features."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from fedelta.machine import available_cores
 from fedelta.settings import Context, Settings
@@ -19,6 +19,7 @@ _PACKS_PER_PLACE = 2
 _WITH_WORKERS = ("auto", "processes")
 RuntimeName = Literal["auto", "simulation", "processes", "flower"]
 RUNTIMES: tuple[RuntimeName, ...] = get_args(RuntimeName)
+Device = Literal["auto", "cpu", "cuda"]
 
 
 class RuntimeSettings(Settings):
@@ -41,9 +42,20 @@ class RuntimeSettings(Settings):
     name: RuntimeName = "auto"
     workers: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     lanes: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     cache_mib: int = Field(default=1024, ge=0)  # an eighth of a small machine's 8 GiB
+
+    @field_validator("device", mode="before")
+    @classmethod
+    def _known_device(cls, value: object) -> object:
+        if not isinstance(value, str) or value in get_args(Device):
+            return value
+        advice = "'cuda' is a GPU of NVIDIA or AMD, and nothing else is supported"
+        kind, _, number = value.partition(":")
+        if kind == "cuda" and number.isdecimal():
+            advice = f"to use this GPU, start with CUDA_VISIBLE_DEVICES={number} in the environment and 'cuda' here"
+        raise ValueError(f"{value!r} is unknown, expected 'auto', 'cpu' or 'cuda'; {advice}")
 
     def problems(self, context: Context) -> list[str]:
         """Reports more lanes than the tuning method allows, and a device or workers that this machine does not have."""

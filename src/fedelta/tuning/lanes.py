@@ -54,6 +54,12 @@ class Lanes:
         finally:
             self.lengths, self._noise = None, ()
 
+    def limit(self, num: int, tuned: Sequence[nn.Parameter]) -> None:
+        """Takes away all lanes but the first `num`, from these tuned tensors [num, ...] as well."""
+        self.num = self.active = num
+        for parameter in tuned:
+            parameter.data = parameter.data[:num]
+
     def used(self, tensor: Tensor) -> Tensor:
         """The lanes in use of a tuned tensor [num, ...]."""
         return tensor if self.active == self.num else tensor[: self.active]

@@ -1,0 +1,79 @@
+"""Lanes and workers that memory does not hold are refused with the sum, or fitted if they are automatic."""
+
+from __future__ import annotations
+
+import logging
+import re
+
+import pytest
+from tests.small import write_small
+
+from fedelta.assembly import fitting
+from fedelta.assembly.run import Assembly, assemble
+from fedelta.config import load_config
+from fedelta.engine.footprint import Footprint
+from fedelta.errors import ConfigError
+from fedelta.runtimes import settings
+
+MIB = 2**20
+
+
+@pytest.fixture(autouse=True)
+def a_step_of_one_lane_takes_100_mib(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(settings, "available_cores", lambda: 4)
+    monkeypatch.setattr(fitting, "_footprint", lambda config, model, train: Footprint(20 * MIB, 10 * MIB))
+
+
+def assembled(tmp_path, monkeypatch: pytest.MonkeyPatch, free_mib: int, *overrides: str) -> Assembly:
+    monkeypatch.setattr(fitting, "available_bytes", lambda: free_mib * MIB)
+    choices = ("client.batch_size=8", "strategy.clients_per_round=6", *overrides)
+    return assemble(load_config(write_small(tmp_path), choices))
+
+
+def test_lanes_that_fit_are_kept(tmp_path, monkeypatch):
+    assert assembled(tmp_path, monkeypatch, 500, "runtime.lanes=5").engine.lanes.num == 5
+
+
+def test_too_many_lanes_are_refused_with_the_largest_number_that_fits(tmp_path, monkeypatch):
+    expected = (
+        "`runtime.lanes` is 5, but a step of 5 lanes with 8 samples each takes about 500 MiB, and 399 MiB are free; "
+        "expected 3 or fewer, or 'auto'"
+    )
+    with pytest.raises(ConfigError, match=re.escape(expected)):
+        assembled(tmp_path, monkeypatch, 399, "runtime.lanes=5")
+
+
+def test_automatic_lanes_are_halved_until_they_fit(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(settings.RuntimeSettings, "num_lanes", lambda *args, **kwargs: 6)
+    with caplog.at_level(logging.WARNING):
+        assembly = assembled(tmp_path, monkeypatch, 350)
+    assert assembly.engine.lanes.num == 3
+    assert "3 lanes instead of 6: a step of 6 lanes with 8 samples each takes about 600 MiB, and 350" in caplog.text
+
+
+def test_one_lane_is_left_where_none_fits(tmp_path, monkeypatch):
+    assert assembled(tmp_path, monkeypatch, 5).engine.lanes.num == 1
+
+
+def test_too_many_workers_are_refused_with_the_sum(tmp_path, monkeypatch):
+    expected = (
+        r"`runtime.workers` is 4, but they would take about 913 MiB, 229 each \(128 for itself, 1 for replies, 100 for "
+        r"a step of 1 lane\), and 500 MiB are free; expected 2 or fewer, or 'auto'"
+    )
+    with pytest.raises(ConfigError, match=expected):
+        assembled(tmp_path, monkeypatch, 500, "runtime.workers=4", "runtime.lanes=1")
+
+
+def test_workers_that_fit_are_kept(tmp_path, monkeypatch):
+    processes = assembled(tmp_path, monkeypatch, 500, "runtime.workers=2", "runtime.lanes=1").processes
+    assert processes is not None
+    assert processes._workers.most == 2
+
+
+def test_automatic_workers_are_never_refused(tmp_path, monkeypatch):
+    assembled(tmp_path, monkeypatch, 5, "runtime.name=processes")
+
+
+def test_nothing_is_refused_where_free_memory_is_unknown(tmp_path, monkeypatch):
+    monkeypatch.setattr(fitting, "available_bytes", lambda: None)
+    assemble(load_config(write_small(tmp_path), ["runtime.workers=2", "runtime.lanes=2"]))
