@@ -117,6 +117,7 @@ def fedelta_side(case: Case, places: int = 1, on: Callable[[Site], Runtime] = la
         evaluate=lambda _: Evaluation({"accuracy": 0.0}),
         effective_steps=float,
         evaluate_every=strategy.num_rounds,
+        replies_once=True,
     )
     params = engine.bank.read(0)
     outcomes = federate(federation, Standing(params, strategy.init(params, spec)))

@@ -7,7 +7,6 @@ trains in another way in each round (`BY_ROUND`).
 from __future__ import annotations
 
 import sys
-import zlib
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
@@ -16,6 +15,7 @@ from typing import Any
 
 from flwr.app import Array, ConfigRecord
 from flwr.supercore.inflatable.inflatable_object import add_header_to_object_body
+from xxhash import xxh3_64_intdigest
 
 from fedelta.deployment.site import running as site
 from fedelta.runtimes.flower import connection
@@ -67,7 +67,7 @@ def _not_finite(manifest: dict[str, Any], blobs: list[bytes]) -> None:
 def _sealed(payload: bytes) -> bytes:
     """A payload with the checksum that fits its content."""
     content = payload[:-4]
-    return content + zlib.crc32(content).to_bytes(4, "little")
+    return content + (xxh3_64_intdigest(content) % 2**32).to_bytes(4, "little")
 
 
 def _other_version(answer: Message) -> Message:

@@ -555,6 +555,34 @@ def test_replies_wait_as_bytes_until_all_have_come_in_memory_or_in_a_file(monkey
     assert outcome.params["a"].item() == 2.0
 
 
+def test_where_no_client_replies_twice_a_reply_counts_as_soon_as_it_is_its_turn():
+    codec = Counting([], [])
+    num_accepted: list[int] = []
+
+    def unordered(plan: RoundPlan) -> Iterator[Reply]:
+        for client_id in (1, 0, 3, 2):
+            yield reply(client_id, {"a": tensor(float(client_id)), "b": torch.zeros(2)}, codec=codec)
+            num_accepted.append(len(codec.alive) // 2)
+
+    four = replace(
+        federation(unordered, codec=codec, clients_per_round=4), clients=Clients.of(range(4)), replies_once=True
+    )
+    [outcome] = outcomes(four)
+    assert num_accepted == [0, 2, 2, 4]
+    assert outcome.params["a"].item() == 1 + (0 + 1 + 2 + 3) / 4
+    # The same, bit by bit, where all replies wait.
+    [waited] = outcomes(replace(four, replies_once=False))
+    assert torch.equal(outcome.params["a"], waited.params["a"])
+    assert outcome.transfers == waited.transfers
+
+
+@pytest.mark.parametrize("order", [(0, 0, 1, 2), (1, 1, 0, 2), (0, 1, 2, 1)])
+def test_a_runtime_that_breaks_its_promise_of_one_reply_is_refused(order: tuple[int, ...]):
+    twice = replace(federation(lambda plan: [reply(client_id) for client_id in order]), replies_once=True)
+    with pytest.raises(RoundError, match=r"round 1: the runtime gave two replies of client \d, expected one at most"):
+        outcomes(twice)
+
+
 def test_what_a_client_claims_counts_up_to_a_limit_and_is_recorded():
     # 10 * 2 and 40 * 6 by 50, instead of nearly 6: client 1 claims a billion.
     def answer(plan: RoundPlan) -> list[Reply]:

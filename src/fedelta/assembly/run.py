@@ -238,7 +238,7 @@ def _federation(
     config: Config, model: TunedModel, data: FederatedData, site: Site, *, processes: Processes | None
 ) -> Federation:
     """The server's objects, without what it does for privacy."""
-    return build_server(
+    federation = build_server(
         config,
         model.spec,
         model.params,
@@ -248,6 +248,7 @@ def _federation(
         tiers=site.tiers,
         num_held_out=len(data.held_out),
     )
+    return replace(federation, replies_once=True)
 
 
 def _guarantee(config: Config, model: TunedModel, data: FederatedData) -> Guarantee | None:

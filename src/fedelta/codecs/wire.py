@@ -4,7 +4,8 @@ Both ends know the `ParamSpec`, so names and shapes do not travel; a fingerprint
 
     "FDLT" | version, 1 byte | fingerprint, 8 bytes | codec name, length byte + ASCII |
     presence, one bit per tensor in the order of the spec | length of each present tensor, LEB128 |
-    bytes of the tensors | CRC-32 of everything before it, 4 bytes little-endian
+    bytes of the tensors | checksum of everything before it, 4 bytes little-endian: the lower half of its 64-bit XXH3,
+    which a processor computes ten times as fast as it could copy the payload to another process
 
 A payload comes from an untrusted sender. Checksum, fingerprint, codec and all lengths are checked before a tensor is
 allocated, and nothing in it is executed.
@@ -12,20 +13,19 @@ allocated, and nothing in it is executed.
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Mapping
-from functools import reduce
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
+from xxhash import xxh3_64
 
 from fedelta.codecs.base import Codec, Packed
 from fedelta.errors import PayloadError, PluginError
 from fedelta.params import Params, ParamSpec
 from fedelta.plugins import called
 
-_MAGIC = b"FDLT\x01"
-_CRC_BYTES = 4
+_MAGIC = b"FDLT\x02"
+_CHECKSUM_BYTES = 4
 
 
 def encode(params: Mapping[str, Tensor], spec: ParamSpec, codec: Codec) -> tuple[bytes, dict[str, int]]:
@@ -55,8 +55,7 @@ def encode(params: Mapping[str, Tensor], spec: ParamSpec, codec: Codec) -> tuple
         ]
     )
     # Without an intermediate copy: a payload may be as large as the model.
-    crc = reduce(lambda crc, body: zlib.crc32(body, crc), bodies, zlib.crc32(header))
-    payload = b"".join([header, *bodies, crc.to_bytes(_CRC_BYTES, "little")])
+    payload = b"".join([header, *bodies, _checksum([header, *bodies])])
     return payload, _by_group(spec, present, lengths)
 
 
@@ -67,12 +66,12 @@ def decode(payload: bytes, spec: ParamSpec, codec: Codec) -> tuple[Params, dict[
         PayloadError: the payload is truncated, damaged, or made for another specification or by another codec.
     """
     # Memory views, which do not copy the payload.
-    message, crc = memoryview(payload)[:-_CRC_BYTES], payload[-_CRC_BYTES:]
+    message, checksum = memoryview(payload)[:-_CHECKSUM_BYTES], payload[-_CHECKSUM_BYTES:]
     if not payload.startswith(_MAGIC):
         raise PayloadError(
             f"{len(payload)} bytes are not a fedelta payload: they start with {payload[:5]!r}, expected {_MAGIC!r}."
         )
-    if zlib.crc32(message).to_bytes(_CRC_BYTES, "little") != crc:
+    if _checksum([message]) != checksum:
         raise PayloadError(f"a payload of {len(payload)} bytes is truncated or damaged: its checksum is wrong.")
     reader = _Reader(message, len(_MAGIC))
     if (fingerprint := reader.take(8)) != spec.fingerprint:
@@ -95,6 +94,13 @@ def decode(payload: bytes, spec: ParamSpec, codec: Codec) -> tuple[Params, dict[
         for name, length in zip(present, lengths, strict=True)
     }
     return params, _by_group(spec, present, lengths)
+
+
+def _checksum(parts: Iterable[Packed]) -> bytes:
+    hashed = xxh3_64()
+    for part in parts:
+        hashed.update(part)
+    return (hashed.intdigest() & 0xFFFFFFFF).to_bytes(_CHECKSUM_BYTES, "little")
 
 
 def _packed(codec: Codec, name: str, tensor: Tensor) -> Packed:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import NoReturn
 
 import torch
@@ -73,9 +74,9 @@ def footprint_of(
             of_sample = kept_bytes(backbone, two) - kept_bytes(backbone, one)
     finally:
         lanes.active = active
-    row = torch.zeros(1, spec.num_parameters, device=device)
-    state = [tensor for tensors in optimizer.state([row]).values() for tensor in tensors]
-    copies = _COPIES + sum(tensor.nbytes for tensor in state) // row.nbytes
+    values = torch.zeros(1, 64, device=device)  # long enough that what a lane has once does not count
+    state = chain.from_iterable(optimizer.state([values]).values())
+    copies = _COPIES + sum(tensor.nbytes for tensor in state) // values.nbytes
     return Footprint(copies * spec.num_parameters * _ELEMENT_BYTES, max(1, int(_SLACK * of_sample)))
 
 

@@ -79,6 +79,8 @@ class Federation:
         site_of: client id to its site; empty if clients run on this machine.
         privacy: what is guaranteed, and how it is counted; None: nothing.
         central: adds the noise of client-level privacy; None: the server adds none.
+        replies_once: whether the runtime gives no client's reply twice, as one on this machine does; a reply then
+            counts as soon as it is its turn.
 
     Raises:
         ConfigError: the strategy reads single updates, but the aggregation gives only sums; or client-level privacy
@@ -101,6 +103,7 @@ class Federation:
     site_of: Mapping[int, str] = field(default_factory=dict)
     privacy: Guarantee | None = None
     central: Central | None = None
+    replies_once: bool = False
 
     def __post_init__(self) -> None:
         if self.central is not None and (problems := _not_private(self)):

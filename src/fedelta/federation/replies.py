@@ -1,7 +1,8 @@
 """Replies of a round: checked, decoded and added up in ascending client id.
 
-Replies wait as bytes until all have come: only then is it known whether a client sent two, of which neither counts, and
-ascending client id makes the result independent of the order of arrival. One reply at a time is decoded.
+Ascending client id makes the result independent of the order of arrival: a reply waits as bytes until it is its turn.
+Where a client could send two replies, of which neither counts, all wait until all have come. One reply at a time is
+decoded.
 
 No value in a reply is trusted. A number may be a text, a container may be nested too deep to print, and an object may
 raise an error when it is read.
@@ -14,14 +15,14 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from numbers import Integral
-from tempfile import SpooledTemporaryFile
+from tempfile import TemporaryFile
 from typing import IO, Any, NamedTuple, get_args
 
 import numpy as np
 
 from fedelta.aggregation.base import Aggregation, Update
 from fedelta.codecs.wire import decode
-from fedelta.errors import PayloadError, SpecError
+from fedelta.errors import PayloadError, RoundError, SpecError
 from fedelta.federation.base import Federation, Runtime, Standing
 from fedelta.federation.contract import check_mean, check_update
 from fedelta.federation.records import Cause, Claim, Fault, Rejection, Reply, Transfer
@@ -31,7 +32,7 @@ from fedelta.strategies.base import CombinedUpdates, RoundPlan, State
 
 _LARGEST_FLOAT32 = 3.4028234663852886e38
 MAX_REASON = 500  # characters; a reason may come from another program
-# Larger payloads wait in a file: a cohort of whole models may not fit into memory.
+# Payloads beyond it wait in a file: a cohort of whole models may not fit into memory.
 _WAITING_BYTES = 256 * 2**20
 
 
@@ -79,6 +80,8 @@ class Intake:
         self.next_norm: float | None = None
         self.labels: tuple[str, ...] = ()
         self._federation, self._plan = federation, plan
+        self._cohort = plan.cohort  # ascending
+        self._turn = 0  # place in it of the next client whose reply is added
         self._strays: list[str] = []  # values that cannot be assigned to a client, in words
         self._statistics = frozenset(federation.spec.statistics)
         central, before = federation.central, standing.privacy
@@ -111,13 +114,15 @@ class Intake:
             complete: gives the plan and the downloads for clients that have forgotten what they kept; they are asked
                 once more. None: their replies are rejected.
         """
-        with SpooledTemporaryFile(max_size=_WAITING_BYTES) as file:
+        with TemporaryFile() as file:
             waiting = _Waiting(file)
             self._run(runtime, self._plan, payloads, waiting)
             if complete is not None and (forgetful := waiting.without_memory()):
                 waiting.discard(forgetful)
                 self._run(runtime, *complete(forgetful), waiting)
-            self._take(waiting)
+            while self._turn < len(self._cohort):
+                self._take(waiting)
+        self.transfers.sort(key=lambda transfer: transfer.client_id)
 
     def combine(self, params: Params, state: State) -> tuple[Params, State]:
         """The new server params and strategy state.
@@ -167,26 +172,43 @@ class Intake:
         reply = well_formed(reply, client_id, needs_loss=self._federation.privacy is None)
         if reply.simulated_seconds is not None:
             self.simulated_seconds = max(self.simulated_seconds or 0.0, reply.simulated_seconds)
-        if client_id in self._plan.upload:
-            waiting.put(reply)
-        else:
+        if client_id not in self._plan.upload:
             self._reject(reply, "a reply from a client outside of the cohort")
+            return
+        waiting.put(reply)
+        if self._federation.replies_once:
+            self._take_in_turn(client_id, waiting)
+
+    def _take_in_turn(self, client_id: int, waiting: _Waiting) -> None:
+        """Takes what can be taken before the other replies come.
+
+        Raises:
+            RoundError: the runtime has given two replies of this client.
+        """
+        cohort = self._cohort
+        if len(waiting.lengths(client_id)) > 1 or (self._turn and client_id <= cohort[self._turn - 1]):
+            raise RoundError(
+                f"round {self._plan.round}: the runtime gave two replies of client {client_id}, expected one at most."
+            )
+        while self._turn < len(cohort) and waiting.has_answer(cohort[self._turn]):
+            self._take(waiting)
 
     def _take(self, waiting: _Waiting) -> None:
-        """Adds or rejects the replies of all clients of the cohort, in ascending client id."""
-        strays = f"; received instead: {'; '.join(self._strays[:3])}" if self._strays else ""
-        for client_id in self._plan.cohort:
-            lengths = waiting.lengths(client_id)
-            if not lengths:
-                self.rejections.append(Rejection(client_id, f"no reply{strays}", "no reply"))
-            elif len(lengths) == 1:
-                self._add(waiting.first(client_id))
-            else:
-                reason = f"{len(lengths)} replies with this client id, expected 1; none of them is used"
-                self.rejections.append(Rejection(client_id, reason))
-                for length in lengths:
-                    self._count_upload(client_id, length, {})
-        self.transfers.sort(key=lambda transfer: transfer.client_id)
+        """Adds or rejects the reply of the next client of the cohort."""
+        client_id = self._cohort[self._turn]
+        self._turn += 1
+        lengths = waiting.lengths(client_id)
+        if len(lengths) == 1:
+            self._add(waiting.pop(client_id))
+            return
+        if not lengths:
+            strays = f"; received instead: {'; '.join(self._strays[:3])}" if self._strays else ""
+            self.rejections.append(Rejection(client_id, f"no reply{strays}", "no reply"))
+            return
+        reason = f"{len(lengths)} replies with this client id, expected 1; none of them is used"
+        self.rejections.append(Rejection(client_id, reason))
+        for length in lengths:
+            self._count_upload(client_id, length, {})
 
     def _averageable(self, names: Iterable[str], aggregation: Aggregation) -> list[str]:
         """Those of `names` that at least as many clients sent as the aggregation needs."""
@@ -234,23 +256,31 @@ class Intake:
 
 
 class _Waiting:
-    """Replies by client; their payloads lie one after the other in `file`."""
+    """Replies by client, each with the length of its payload and its place in `file`, or None: it is in memory."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self._replies: dict[int, list[tuple[Reply, int, int]]] = {}
+        self._in_memory = 0
+        self._replies: dict[int, list[tuple[Reply, int, int | None]]] = {}
 
     def put(self, reply: Reply) -> None:
+        of_client, length = self._replies.setdefault(reply.client_id, []), len(reply.payload)
+        if not of_client and self._in_memory + length <= _WAITING_BYTES:
+            self._in_memory += length
+            of_client.append((reply, length, None))
+            return
         start = self._file.seek(0, 2)
-        of_client = self._replies.setdefault(reply.client_id, [])
         if not of_client:  # a second reply is never read; only its length is counted
             self._file.write(reply.payload)
-        of_client.append((replace(reply, payload=b""), start, len(reply.payload)))
+        of_client.append((replace(reply, payload=b""), length, start))
 
     def without_memory(self) -> list[int]:
         """The clients whose only reply says that they have forgotten what they kept, ascending."""
-        only = {client_id: replies[0][0] for client_id, replies in self._replies.items() if len(replies) == 1}
-        return sorted(client_id for client_id, reply in only.items() if reply.fault and reply.fault.cause == "forgot")
+        return sorted(client_id for client_id in self._replies if self._forgot(client_id))
+
+    def has_answer(self, client_id: int) -> bool:
+        """Whether a client has replied, and not that it has forgotten what it kept."""
+        return client_id in self._replies and not self._forgot(client_id)
 
     def discard(self, client_ids: Iterable[int]) -> None:
         """Drops the replies of these clients, which have no payload."""
@@ -259,13 +289,20 @@ class _Waiting:
 
     def lengths(self, client_id: int) -> list[int]:
         """The payload bytes of each reply of a client."""
-        return [length for _, _, length in self._replies.get(client_id, ())]
+        return [length for _, length, _ in self._replies.get(client_id, ())]
 
-    def first(self, client_id: int) -> Reply:
-        """The first reply of a client that has sent one."""
-        reply, start, length = self._replies[client_id][0]
+    def pop(self, client_id: int) -> Reply:
+        """The reply of a client that has sent one; it waits no longer."""
+        [(reply, length, start)] = self._replies.pop(client_id)
+        if start is None:
+            self._in_memory -= length
+            return reply
         self._file.seek(start)
         return replace(reply, payload=self._file.read(length))
+
+    def _forgot(self, client_id: int) -> bool:
+        (reply, _, _), *others = self._replies[client_id]
+        return not others and reply.fault is not None and reply.fault.cause == "forgot"
 
 
 def _open(federation: Federation, plan: RoundPlan, reply: Reply) -> tuple[Update, dict[str, int]]:

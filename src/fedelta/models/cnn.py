@@ -58,8 +58,10 @@ class LeafCnn(PreTrainedModel):
 
     def forward(self, pixel_values: Tensor) -> ImageClassifierOutput:
         """Logits [B, C] in the hub's output object, for images [B, num_channels, image_size, image_size]."""
-        # ReLU after the pool is the same function, also of ties, on a quarter of the numbers.
-        x = max_pool2d(self.conv1(pixel_values), 2).relu()
+        # A processor pools several times faster where the channels of a pixel lie side by side. ReLU after the pool is
+        # the same function, also of ties, on a quarter of the numbers.
+        x = pixel_values.clone(memory_format=torch.channels_last)
+        x = max_pool2d(self.conv1(x), 2).relu()
         x = max_pool2d(self.conv2(x), 2).relu()
         return ImageClassifierOutput(logits=self.classifier(self.hidden(x.flatten(1)).relu()))
 

@@ -23,7 +23,7 @@ from fedelta.federation.memory_files import unpacked
 from fedelta.params import Params
 from fedelta.record.environment import peak_memory_bytes
 from fedelta.runtimes.crossing import Values, answer_values, error_values, pack_of, sums_values
-from fedelta.runtimes.parcels import Parcel, receive
+from fedelta.runtimes.parcels import Outbox, receive
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -50,7 +50,7 @@ def work(run: socket, site: Callable[[], Site], parent: int) -> None:
 def _serve(run: socket, make: Callable[[], Site]) -> None:
     heard: list[Values] = []
     _report_to(heard)
-    bench = _Bench(make)
+    bench, outbox = _Bench(make), Outbox()
     while True:
         try:
             values, blobs = receive(run)
@@ -64,13 +64,11 @@ def _serve(run: socket, make: Callable[[], Site]) -> None:
         except BaseException as error:  # noqa: BLE001 the run raises it
             result, blobs = {"error": error_values(error)}, []
         sys.stdout.flush()
-        parcel = Parcel({**result, "heard": heard, "peak_memory_bytes": peak_memory_bytes()}, blobs)
-        heard.clear()
         try:
-            parcel.send(run)
+            outbox.send(run, {**result, "heard": heard, "peak_memory_bytes": peak_memory_bytes()}, blobs)
         except OSError:
             return
-        parcel.close()
+        heard.clear()
 
 
 class _Bench:
