@@ -19,6 +19,7 @@ TINY = {
 TASK = Task(TINY, "cpu", num_clients=2, num_rows=6, batch_size=4, dtype="float32")
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # read by PEFT
 def test_lanes_one_lane_and_the_bare_loop_end_at_the_same_params():
     rounds = {name: SIDES[name](TASK) for name in ("lanes", "one", "bare")}
     assert "apart by lanes 0.0e+00, one" in agreement(rounds, TASK)
