@@ -15,7 +15,7 @@ from fedelta.data.batches import Examples
 from fedelta.engine.bank import LaneBank
 from fedelta.engine.half import Half, find_half
 from fedelta.engine.prefix import CachedInputs, find_prefix, only_head
-from fedelta.engine.proof import same
+from fedelta.engine.proof import first_same
 from fedelta.engine.readout import HalfMasked, Readout, find_readouts
 from fedelta.modalities.base import Inputs
 from fedelta.models.failures import model_errors
@@ -100,17 +100,17 @@ class SharedModel:
         """
         # Exits read tokens of every block.
         readouts = [] if self.blocks else find_readouts(self.backbone)
+        if not readouts:
+            return
         inputs = HalfMasked(train.inputs)
+        whole, *candidates = (partial(self._tried, readout, inputs) for readout in (None, *readouts))
         # Without autocast, whose rounding would hide a difference.
         autocast, self.autocast = self.autocast, False
-        for readout in readouts:
-            whole, less = partial(self._tried, None, inputs), partial(self._tried, readout, inputs)
-            is_same = same(whole, less, bank, lanes, len(train), of_examples=of_examples)
-            # Without tokens to leave out there is no evidence.
-            if is_same and readout.leaves_out:
-                self._readout = readout
-                break
+        number = first_same(whole, candidates, bank, lanes, len(train), of_examples=of_examples)
         self.autocast = autocast
+        # Without tokens to leave out there is no evidence.
+        if number is not None and readouts[number].leaves_out:
+            self._readout = readouts[number]
 
     def round_once(self, bank: LaneBank, lanes: Lanes, train: Examples) -> None:
         """Rounds frozen tensors once instead of in every pass, where autocast is on and a trial gives the same bits.
