@@ -61,7 +61,7 @@ bench-peers: $(STAMP) ## Run fedelta and other frameworks on the same work; PEER
 	$(BIN)/python -m benchmarks.peers --cache $(PEERS) $(PEERS_ARGS)
 
 profile: $(STAMP) ## Profile a round; PROFILE_ARGS="W1" chooses another work
-	$(BIN)/python -m benchmarks.profile $(PROFILE_ARGS)
+	$(BIN)/python -m benchmarks.flame $(PROFILE_ARGS)
 
 format: $(STAMP) ## Format the code and apply safe lint fixes
 	$(BIN)/ruff format .

@@ -26,8 +26,14 @@ NUM_ORDERS = 3
 NUM_TEST_ROWS = 64
 
 
-def config_of(work: Work, num_rounds: int, workers: int | str = "auto") -> Config:
-    """What a user would write; it evaluates once, in its last round."""
+def config_of(work: Work, num_rounds: int, workers: int | str | None = "auto") -> Config:
+    """What a user would write; it evaluates once, in its last round.
+
+    Args:
+        work: what is done.
+        num_rounds: of the run.
+        workers: processes that train; None: none.
+    """
     lora = {"r": RANK, "lora_alpha": LORA_ALPHA} if work.tuning == "lora" else {}
     return parse_config(
         {
@@ -49,12 +55,12 @@ def config_of(work: Work, num_rounds: int, workers: int | str = "auto") -> Confi
                 "optimizer": {"name": "sgd", "momentum": 0.0},
             },
             "codec": {"name": "float32"},
-            "runtime": {"workers": workers},
+            "runtime": {"name": "simulation"} if workers is None else {"workers": workers},
         }
     )
 
 
-def experiment_of(work: Work, num_rounds: int, workers: int | str = "auto") -> Experiment:
+def experiment_of(work: Work, num_rounds: int, workers: int | str | None = "auto") -> Experiment:
     """A run of fedelta, with images that lie in memory as a data set's do."""
     config = config_of(work, num_rounds, workers)
     modality = build(config.model, CLASSES, seed=SEED).modality

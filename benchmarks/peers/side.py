@@ -75,8 +75,8 @@ SIDES = {
     ),
     "blazefl": Side(
         f"BlazeFL, {CORES} workers", "blazefl", "blazefl", CORES, 1,
-        does="server of `blazefl.contrib`, `ProcessPoolClientTrainer` with shared memory; the model is built once, before "
-        "the processes of a round are copied.",
+        does="server of `blazefl.contrib`, `ProcessPoolClientTrainer` with shared memory; the model is built once, "
+        "before the processes of a round are copied.",
     ),
 }  # fmt: skip
 

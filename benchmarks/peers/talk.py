@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,13 +23,13 @@ class Talk:
     """The side's end.
 
     Args:
-        ask: file descriptor on which commands come.
-        answer: file descriptor on which answers go.
+        ask: where commands come from.
+        answer: where answers go.
     """
 
-    def __init__(self, ask: int, answer: int) -> None:
-        self._ask = os.fdopen(ask, "r")
-        self._answer = os.fdopen(answer, "w")
+    def __init__(self, ask: TextIO, answer: TextIO) -> None:
+        self._ask = ask
+        self._answer = answer
         self._said_ready = False
 
     def wait(self, params: Params | None = None) -> bool:
@@ -70,4 +70,5 @@ def options() -> tuple[Path, int, int, Talk]:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--pipes", type=int, nargs=2, required=True)
     given = parser.parse_args()
-    return given.folder, given.workers, given.threads, Talk(*given.pipes)
+    ask, answer = given.pipes
+    return given.folder, given.workers, given.threads, Talk(os.fdopen(ask), os.fdopen(answer, "w"))

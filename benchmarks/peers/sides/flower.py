@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import socket
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from benchmarks.peers.talk import options
 
@@ -21,8 +22,7 @@ class _EndError(Exception):
 
 def main() -> None:
     folder, workers, threads, talk = options()
-    if (names := [name for _, name in socket.if_nameindex()]) != ["lo"]:
-        raise SystemExit(f"Flower's simulation is only started where `lo` is the only interface, here: {names}")
+    refuse_networks([name for _, name in socket.if_nameindex()])
     # Ray's workers inherit these.
     os.environ.update({FOLDER: str(folder), THREADS: str(threads)})
     from benchmarks.peers.loaded import load
@@ -61,6 +61,12 @@ def main() -> None:
             "init_args": {"num_cpus": workers, "include_dashboard": False, "logging_level": "error"},
         },
     )
+
+
+def refuse_networks(interfaces: Sequence[str]) -> None:
+    """Raises `SystemExit` if there is more than loopback."""
+    if list(interfaces) != ["lo"]:
+        raise SystemExit(f"Flower's simulation is only started where `lo` is the only interface, here: {interfaces}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from fedelta.engine.bank import LaneBank
 from fedelta.engine.half import Half, find_half
 from fedelta.engine.prefix import CachedInputs, find_prefix, only_head
 from fedelta.engine.proof import same
-from fedelta.engine.readout import HalfMasked, Readout, find_readout
+from fedelta.engine.readout import HalfMasked, Readout, find_readouts
 from fedelta.modalities.base import Inputs
 from fedelta.models.failures import model_errors
 from fedelta.models.hub import Backbone
@@ -97,22 +98,18 @@ class SharedModel:
             train: training examples; the first ones are tried.
             of_examples: whether each lane has one example.
         """
-        readout = None if self.blocks else find_readout(self.backbone)
-        if readout is None:
-            return
+        # Exits read tokens of every block.
+        readouts = [] if self.blocks else find_readouts(self.backbone)
         inputs = HalfMasked(train.inputs)
-
-        def whole(rows: Tensor) -> list[Tensor]:
-            return self.outputs(inputs, rows, ())
-
-        def less(rows: Tensor) -> list[Tensor]:
-            with readout.active():
-                return whole(rows)
-
         # Without autocast, whose rounding would hide a difference.
         autocast, self.autocast = self.autocast, False
-        if same(whole, less, bank, lanes, len(train), of_examples=of_examples):
-            self._readout = readout
+        for readout in readouts:
+            whole, less = partial(self._tried, None, inputs), partial(self._tried, readout, inputs)
+            is_same = same(whole, less, bank, lanes, len(train), of_examples=of_examples)
+            # Without tokens to leave out there is no evidence.
+            if is_same and readout.leaves_out:
+                self._readout = readout
+                break
         self.autocast = autocast
 
     def round_once(self, bank: LaneBank, lanes: Lanes, train: Examples) -> None:
@@ -153,6 +150,10 @@ class SharedModel:
         # Without a modality the inputs are already transformed, so the value of black is unknown; 0 is the padding.
         black = (0.0,) if modality is None else modality.black
         return replace(data, inputs=AugmentedInputs(data.inputs, augmentation, black, self.device))
+
+    def _tried(self, readout: Readout | None, inputs: Inputs, rows: Tensor) -> list[Tensor]:
+        with nullcontext() if readout is None else readout.active():
+            return self.outputs(inputs, rows, ())
 
     def _reading(self) -> AbstractContextManager[None]:
         """A context in which the model computes only what its outputs depend on."""

@@ -80,6 +80,15 @@ class Processes:
                 self._pool.close()
             self._pool = None
 
+    @property
+    def most_workers(self) -> int:
+        """The largest number of workers."""
+        return self._workers.most
+
+    def limited(self, most: int) -> Processes:
+        """The same with at most so many workers, before any has started."""
+        return Processes(self.site, replace(self._workers, most=min(most, self._workers.most)))
+
     def serving(self, site: Site) -> Processes:
         """The same for another site, before any worker has started."""
         return Processes(site, self._workers)
