@@ -21,11 +21,12 @@ from benchmarks.peers.side import SIDES
 from benchmarks.peers.sides.bare import total
 from benchmarks.peers.sides.flower import refuse_networks
 from benchmarks.peers.talk import Talk
-from benchmarks.peers.works import TINY, VIT, WORKS, Work
+from benchmarks.peers.works import MLP, TINY, VIT, WORKS, Work
 from safetensors.torch import load_file
 
 SMALL_VIT = VIT | {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 SMALL_WORKS = {
+    "mlp": Work("", MLP, "full", 3, 20, 1, 10, 0.05),
     "full": Work("", TINY, "full", 3, 20, 1, 10, 0.05),
     "lora": Work("", SMALL_VIT, "lora", 2, 8, 2, 4, 0.05),
     "head": Work("", SMALL_VIT, "head", 2, 8, 1, 4, 0.05),
