@@ -80,8 +80,9 @@ def deltas(codec: str, num_tensors: int) -> tuple[float, float]:
         from fedelta.codecs.channel import Channel
         from fedelta.data.clients import Clients
 
+        at_once = {"replies_once": True} if "replies_once" in rounds.Federation.__dataclass_fields__ else {}
         federation = rounds.Federation(
-            **same, clients=Clients.of(range(NUM_DELTAS)), channel=Channel(name=codec), evaluate=None
+            **same, **at_once, clients=Clients.of(range(NUM_DELTAS)), channel=Channel(name=codec), evaluate=None
         )
         return measured(lambda: list(rounds.federate(federation, rounds.Standing(params, {}))))
     from fedelta.federation.training import Evaluation

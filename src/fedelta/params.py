@@ -23,6 +23,7 @@ Params = dict[str, Tensor]
 # Elements per block: a quarter of a megabyte as float64, which fits into a processor's cache. torch uses one thread up
 # to this number; for more it would wake other threads for very little work.
 _BLOCK = 2**15
+_SMALLEST, _LARGEST = 1e-12, 1e18  # norms between them are computed in float32
 
 
 @dataclass(frozen=True)
@@ -227,6 +228,18 @@ def norm(tensors: Mapping[str, Tensor]) -> float:
     """
     squares = (float(part.double().square().sum()) for tensor in tensors.values() for part in _blocks(tensor))
     return math.sqrt(sum(squares))
+
+
+def length(tensors: Mapping[str, Tensor]) -> float:
+    """The Euclidean norm to about six digits, for records: in a quarter of the time of `norm`.
+
+    >>> length({"a": torch.tensor([3.0]), "b": torch.tensor(4.0)})
+    5.0
+    """
+    parts = [part for tensor in tensors.values() for part in _blocks(tensor)]
+    total = math.hypot(*(float(part) for part in torch._foreach_norm(parts))) if parts else 0.0
+    # Squares of other numbers are beyond the range of float32.
+    return total if _SMALLEST < total < _LARGEST else norm(tensors)
 
 
 def _blocks(tensor: Tensor) -> tuple[Tensor, ...]:

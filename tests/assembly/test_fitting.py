@@ -67,11 +67,16 @@ def test_too_many_workers_are_refused_with_the_sum(tmp_path, monkeypatch):
 def test_workers_that_fit_are_kept(tmp_path, monkeypatch):
     processes = assembled(tmp_path, monkeypatch, 500, "runtime.workers=2", "runtime.lanes=1").processes
     assert processes is not None
-    assert processes._workers.most == 2
+    assert processes.most_workers == 2
 
 
-def test_automatic_workers_are_never_refused(tmp_path, monkeypatch):
-    assembled(tmp_path, monkeypatch, 5, "runtime.name=processes")
+@pytest.mark.parametrize(("free_mib", "expected"), [(500, 2), (5, 1)])
+def test_automatic_workers_are_as_many_as_fit(free_mib: int, expected: int, tmp_path, monkeypatch, caplog):
+    with caplog.at_level(logging.WARNING):
+        processes = assembled(tmp_path, monkeypatch, free_mib, "runtime.name=processes", "runtime.lanes=1").processes
+    assert processes is not None
+    assert processes.most_workers == expected
+    assert f"{expected} worker{'s' * (expected > 1)} instead of 4: they would take about 913 MiB" in caplog.text
 
 
 def test_nothing_is_refused_where_free_memory_is_unknown(tmp_path, monkeypatch):

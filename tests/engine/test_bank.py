@@ -100,6 +100,7 @@ def test_by_tensor_gradients_are_those_in_rows_and_are_given_away():
     layer = nn.Linear(2, 1)
     bank = LaneBank(layer, SPEC, 1, by_tensor=True)
     bank.backward(layer(tensor([[1.0, 2.0]])).sum())
+    assert {name: grad.tolist() for name, grad in bank.gradient(0).items()} == {"weight": [[1.0, 2.0]], "bias": [1.0]}
     assert [grad.tolist() for grad in bank.gradients(1)] == [[[1.0, 2.0]], [[1.0]]]
     assert bank.gradients(1) == []
 

@@ -6,6 +6,7 @@ import json
 import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -574,6 +575,13 @@ def test_where_no_client_replies_twice_a_reply_counts_as_soon_as_it_is_its_turn(
     [waited] = outcomes(replace(four, replies_once=False))
     assert torch.equal(outcome.params["a"], waited.params["a"])
     assert outcome.transfers == waited.transfers
+
+
+def test_a_reply_in_its_turn_goes_through_no_file_however_large(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("fedelta.federation.replies._WAITING_BYTES", 0)
+    monkeypatch.setattr("fedelta.federation.replies.TemporaryFile", nullcontext)  # None: every use of it would fail
+    [outcome] = outcomes(replace(federation(good), replies_once=True))
+    assert outcome.rejections == ()
 
 
 @pytest.mark.parametrize("order", [(0, 0, 1, 2), (1, 1, 0, 2), (0, 1, 2, 1)])

@@ -6,6 +6,7 @@ import sys
 from types import ModuleType
 
 import pytest
+import torch
 
 from fedelta.models import light
 
@@ -50,3 +51,46 @@ def test_the_stand_in_for_the_compiler_leaves_functions_as_they_are():
 
 def test_a_function_that_is_needed_later_is_imported_when_it_is_called():
     assert light._NeededLater("math").sqrt(4.0) == 2.0
+
+
+def test_a_bool_is_true_without_symbols(monkeypatch):
+    monkeypatch.setenv(light.LIGHT_IMPORTS, "1")
+    monkeypatch.delitem(sys.modules, light._SHAPES, raising=False)
+    monkeypatch.setattr(light, "import_module", pytest.fail)
+    with light.without_symbols():
+        torch._check(True)
+        with pytest.raises(RuntimeError, match="too small"):
+            torch._check(False, lambda: "too small")
+        assert torch.randn(3, device="meta").shape == (3,)
+    assert light._SHAPES not in sys.modules
+
+
+def test_symbols_are_imported_where_something_asks_for_more(monkeypatch):
+    monkeypatch.setenv(light.LIGHT_IMPORTS, "1")
+    monkeypatch.delitem(sys.modules, light._SHAPES, raising=False)
+    module = ModuleType(light._SHAPES)
+    module.guard_bool = module.expect_true = lambda value: f"asked {value}"  # not what it answers about numbers
+
+    def fetch(name: str) -> ModuleType:
+        assert name not in sys.modules
+        return sys.modules.setdefault(name, module)
+
+    monkeypatch.setattr(light, "import_module", fetch)
+    with light.without_symbols():
+        stand_in = sys.modules[light._SHAPES]
+        assert stand_in.guard_bool(1) == "asked 1"
+        assert sys.modules[light._SHAPES] is module
+    assert sys.modules[light._SHAPES] is module  # it stays
+    del sys.modules[light._SHAPES]
+    with light.without_symbols():
+        assert sys.modules[light._SHAPES].expect_true("s0 > 1") == "asked s0 > 1"
+
+
+@pytest.mark.parametrize("value", [None, "0"])
+def test_symbols_are_left_alone_in_other_processes(value, monkeypatch):
+    monkeypatch.delenv(light.LIGHT_IMPORTS, raising=False)
+    if value is not None:
+        monkeypatch.setenv(light.LIGHT_IMPORTS, value)
+    monkeypatch.delitem(sys.modules, light._SHAPES, raising=False)
+    with light.without_symbols():
+        assert light._SHAPES not in sys.modules

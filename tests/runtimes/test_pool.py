@@ -60,11 +60,13 @@ class Site:
             yield Answer(Reply(client_id, 7, payload[:4] + names, {"train_loss": 0.1}), pack.memories[client_id])
 
 
-def packs(*groups: tuple[int, ...]) -> list[Pack]:
-    return [
-        Pack(3, {i: (f"t{i}",) for i in ids}, dict.fromkeys(ids, DOWNLOAD), dict.fromkeys(ids, MEMORY))
-        for ids in groups
-    ]
+def pack(*ids: int) -> Pack:
+    return Pack(3, {i: (f"t{i}",) for i in ids}, dict.fromkeys(ids, DOWNLOAD), dict.fromkeys(ids, MEMORY))
+
+
+def packs(*groups: tuple[int, ...]) -> list[list[Pack]]:
+    """Bundles of one pack each."""
+    return [[pack(*ids)] for ids in groups]
 
 
 def pool_of(act: Callable[[int], object] = int, num_workers: int = 2) -> Pool:
@@ -123,6 +125,31 @@ def test_every_client_is_answered_once_and_keeps_what_it_kept(made):
     assert memory.local_only["own"].equal(MEMORY.local_only["own"])
     assert memory.adrift["late"].value.equal(torch.ones(2, 2))
     assert all(peak > 2**20 for peak in pool.peaks)
+
+
+def test_the_packs_of_a_bundle_are_trained_apart_and_answered_together(made):
+    bundles = [[pack(0, 1), pack(4)], [pack(2)]]
+    answers = {answer.reply.client_id: answer for answer in made(num_workers=1).train(bundles)}
+    assert list(answers) == [0, 1, 4, 2]
+    assert {client_id: answer.reply.payload for client_id, answer in answers.items()} == {
+        client_id: DOWNLOAD[:4] + f"t{client_id}".encode() for client_id in answers
+    }
+    assert answers[4].memory.local_only["own"].equal(MEMORY.local_only["own"])
+
+
+def test_a_memory_with_nothing_in_it_crosses(made):
+    ids = (0, 1)
+    blank = Pack(3, dict.fromkeys(ids, ("t",)), dict.fromkeys(ids, DOWNLOAD), {0: Memory(), 1: MEMORY})
+    first, second = made().train([[blank]])
+    assert first.memory == Memory()
+    assert second.memory.residual == {}
+    assert second.memory.local_only["own"].equal(MEMORY.local_only["own"])
+
+
+def test_a_message_about_many_clients_names_the_first(made):
+    ids = tuple(range(20))
+    with pytest.raises(RoundError, match=r"trained clients 0, 1, 2, 3, 4, 5, 6, 7 and 12 more; the last"):
+        list(made(lambda client_id: os._exit(1)).train([[pack(*ids[:9]), pack(*ids[9:])]]))
 
 
 def test_the_same_workers_stay_for_all_rounds(made):

@@ -54,25 +54,34 @@ def fit_lanes(config: Config, model: TunedModel, train: Examples) -> None:
     model.lanes.limit(num_lanes, [model.backbone.module.get_parameter(name) for name in model.spec])
 
 
-def check_workers(config: Config, model: TunedModel, train: Examples, processes: Processes | None) -> None:
-    """Refuses more workers than there is memory for.
+def fit_workers(config: Config, model: TunedModel, train: Examples, processes: Processes) -> Processes:
+    """Returns `processes` with no more workers than there is memory for, if they start at once.
+
+    Those that start when it is known that they save time are fitted then, to what training has taken.
 
     Raises:
         ConfigError: `runtime.workers` is a number, and so many do not fit.
     """
-    workers, available = config.runtime.workers, available_bytes()
-    if processes is None or workers == "auto" or available is None:
-        return
+    runtime, available = config.runtime, available_bytes()
+    if available is None or (runtime.workers == "auto" and runtime.name == "auto"):
+        return processes
     parts = _parts(config, model, train)
-    each = sum(parts.values())
-    if workers * each <= available:
-        return
+    workers, each = processes.most_workers, sum(parts.values())
+    most = max(1, available // each)
+    if workers <= most:
+        return processes
     terms = ", ".join(f"{_mib(num_bytes)} {purpose}" for purpose, num_bytes in parts.items())
-    problem = (
-        f"`runtime.workers` is {workers}, but they would take about {_mib(workers * each)} MiB, {_mib(each)} each "
-        f"({terms}), and {_mib(available)} MiB are free; expected {max(1, available // each)} or fewer, or 'auto'"
+    total = (
+        f"they would take about {_mib(workers * each)} MiB, {_mib(each)} each ({terms}), and {_mib(available)} MiB "
+        f"are free"
     )
-    raise ConfigError([problem], hint="a smaller `client.batch_size` or `runtime.lanes` lets more workers fit.")
+    if runtime.workers == "auto":
+        logger.warning("%d worker%s instead of %d: %s.", most, "s" * (most > 1), workers, total)
+        return processes.limited(most)
+    raise ConfigError(
+        [f"`runtime.workers` is {workers}, but {total}; expected {most} or fewer, or 'auto'"],
+        hint="a smaller `client.batch_size` or `runtime.lanes` lets more workers fit.",
+    )
 
 
 def _parts(config: Config, model: TunedModel, train: Examples) -> dict[str, int]:

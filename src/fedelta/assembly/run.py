@@ -11,7 +11,7 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-from fedelta.assembly.fitting import check_workers, fit_lanes
+from fedelta.assembly.fitting import fit_lanes, fit_workers
 from fedelta.assembly.local import processes_of, shared_out
 from fedelta.assembly.model import TunedModel, tiers_of, tuned_model, work_of
 from fedelta.assembly.origin import origin_of
@@ -203,7 +203,8 @@ def assemble(
         site = replace(site, test=data.test, privacy=_site_privacy(guarantee, randomness.below("site")))
     build = partial(worker_site, config.to_toml(), tuple(for_processes()), model.lanes.num) if is_from_config else None
     processes = processes_of(config, site, build)
-    check_workers(config, model, data.train, processes)
+    if processes is not None:
+        processes = fit_workers(config, model, data.train, processes)
     federation = _federation(config, model, data, site, processes=processes)
     federation = protecting(federation, guarantee, randomness.below("server"))
     _check_deadline(config, federation, model.params)

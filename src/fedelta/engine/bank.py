@@ -147,9 +147,14 @@ class LaneBank:
         return self._split(self._values[lane].clone())
 
     def gradient(self, lane: int) -> Params:
-        """A copy of the last gradient of the trained tensors of `lane`, from `grads_KP`."""
-        row_P = self.grads_KP[lane].clone()
-        return {name: row_P[self._places[name]].view(self.spec.tensors[name].shape) for name in self._trained}
+        """A copy of the last gradient of the trained tensors of `lane`."""
+        if self.by_tensor:
+            rows = [grad[lane] for grad in self._grads]
+        else:
+            rows = [self.grads_KP[lane, self._places[name]] for name in self._trained]
+        return {
+            name: row.clone().view(self.spec.tensors[name].shape) for name, row in zip(self._trained, rows, strict=True)
+        }
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fedelta.engine.optimizers import Optimizer
+from fedelta.models.failures import model_errors
 from fedelta.models.hub import Backbone
 from fedelta.params import ParamSpec
 from fedelta.tuning.lanes import Lanes
@@ -64,13 +65,20 @@ def footprint_of(
         sample: inputs of one row or more; the first is tried.
         optimizer: whose state a lane has.
         dtype: "bfloat16" for autocast.
+
+    Raises:
+        ModelError: the model fails.
     """
     device = backbone.module.get_parameter(spec.names[0]).device
     one = {name: tensor[:1].to(device) for name, tensor in sample.items()}
     two = {name: torch.cat([tensor, tensor]) for name, tensor in one.items()}
     active, lanes.active = lanes.active, 1
     try:
-        with torch.random.fork_rng(devices=[]), torch.autocast(device.type, torch.bfloat16, dtype == "bfloat16"):
+        with (
+            model_errors(type(backbone.module).__name__, two),
+            torch.random.fork_rng(devices=[]),
+            torch.autocast(device.type, torch.bfloat16, dtype == "bfloat16"),
+        ):
             of_sample = kept_bytes(backbone, two) - kept_bytes(backbone, one)
     finally:
         lanes.active = active
@@ -91,7 +99,8 @@ def kept_bytes(backbone: Backbone, inputs: Mapping[str, Tensor]) -> int:
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, _never):
         outputs = backbone.logits(dict(inputs)).float()
         loss = outputs.log_softmax(-1).sum() if outputs.dim() > 1 else outputs.sum()
-    keep(outputs), keep(loss)
+    for result in (outputs, loss):
+        keep(result)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 

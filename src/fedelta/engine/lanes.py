@@ -94,15 +94,16 @@ class LaneEngine:
         self._dp = dp
         self.takes_samples = dp is not None and dp.of_examples
         self._rule = rule
+        self._device = backbone.module.get_parameter(spec.names[0]).device
         self.bank = self._bank(backbone.module)
         self.client = client
         self.exits = exits
         self.task = task
         self._model = SharedModel(
             backbone, spec, lanes, train,
-            device=self.bank.values_KP.device, cache_bytes=cache_bytes, autocast=compute_dtype == "bfloat16",
+            device=self._device, cache_bytes=cache_bytes, autocast=compute_dtype == "bfloat16",
         )  # fmt: skip
-        self._blocks, self._device = self._model.blocks, self._model.device
+        self._blocks = self._model.blocks
         if augmentation is not None and augmentation.is_on:
             self._train = self._model.augmented(train, augmentation)
         else:
@@ -110,7 +111,6 @@ class LaneEngine:
         if lanes.num > 1:
             self._prove_lanes(train)
         self._model.read_out(self.bank, lanes, train, of_examples=self.takes_samples)
-        self._model.round_once(self.bank, lanes, train)
         if self.takes_samples:
             refuse_coupling(self._model, lanes, exits, task, train)
         self.evaluator = Evaluator(self._model, self.bank, lanes, task)
@@ -164,8 +164,9 @@ class LaneEngine:
         self.bank = self._bank(module)
 
     def _bank(self, module: nn.Module) -> LaneBank:
-        # What changes gradients gets those of all tensors at once, in rows.
-        is_plain = isinstance(self._rule, Plain) and self._dp is None
+        # What changes gradients gets those of all tensors at once, in rows; and a GPU steps faster on one row than on
+        # many tensors.
+        is_plain = isinstance(self._rule, Plain) and self._dp is None and self._device.type == "cpu"
         return LaneBank(
             module, self.spec, self.lanes.num,
             shares_values=self.takes_samples, by_tensor=is_plain and self.lanes.num == 1,

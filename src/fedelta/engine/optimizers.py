@@ -1,10 +1,10 @@
 """Optimizers on stacked lanes, and learning-rate schedules. Every lane has separate state and counts its own steps.
 
-The trained scalars come as matrices [K, n] with a row for each lane: with several lanes as one matrix, in which all
+The trained scalars come as matrices [K, N] with a row for each lane: with several lanes as one matrix, in which all
 tensors of a lane lie side by side; with one lane also as one matrix for each tensor, so that its gradient need not be
-copied. The steps are PyTorch's fused ones, which touch every number once.
+copied.
 
-Shapes: K lanes, n scalars.
+Shapes: K lanes, N scalars of a matrix.
 """
 
 from __future__ import annotations
@@ -87,11 +87,32 @@ class Sgd(Settings):
 
     def step(self, values: Matrices, grads: Matrices, state: OptimizerState, lr: LearningRate) -> None:
         """Takes one step; changes `values` and `state` in place."""
+        if len(values) > 1:  # of one lane
+            self._step_by_tensor(values, grads, state, lr)
+            return
+        for index, (values_KN, grads_KN) in enumerate(zip(values, map(self._decayed, values, grads), strict=True)):
+            move_KN = self._with_momentum(grads_KN, state["momentum"][index]) if self.momentum else grads_KN
+            if isinstance(lr, Sequence):
+                values_KN.addcmul_(move_KN, values_KN.new_tensor(lr).unsqueeze(1), value=-1)
+            else:
+                values_KN.add_(move_KN, alpha=-lr)
+
+    def _step_by_tensor(self, values: Matrices, grads: Matrices, state: OptimizerState, lr: LearningRate) -> None:
+        # PyTorch's fused step reads every number once, which counts where a lane is larger than a cache.
         for rate, (rows, row_grads, *momentum) in _by_rate(lr, values, grads, *state.values()):
+            buffers: list[Tensor | None] = [*momentum[0]] if momentum else [None] * len(rows)
             sgd(
-                rows, row_grads, *(momentum or [[None] * len(rows)]), fused=True, lr=rate, momentum=self.momentum,
-                nesterov=self.nesterov, weight_decay=self.weight_decay, dampening=0.0, maximize=False,
+                rows, row_grads, buffers, fused=True, lr=rate, momentum=self.momentum, nesterov=self.nesterov,
+                weight_decay=self.weight_decay, dampening=0.0, maximize=False,
             )  # fmt: skip
+
+    def _decayed(self, values_KN: Tensor, grads_KN: Tensor) -> Tensor:
+        return grads_KN.add(values_KN, alpha=self.weight_decay) if self.weight_decay else grads_KN
+
+    def _with_momentum(self, grads_KN: Tensor, momentum_KN: Tensor) -> Tensor:
+        """The step in units of the learning rate; changes `momentum_KN`."""
+        torch.add(grads_KN, momentum_KN, alpha=self.momentum, out=momentum_KN)
+        return grads_KN.add(momentum_KN, alpha=self.momentum) if self.nesterov else momentum_KN
 
     def effective_steps(self, num_steps: int) -> float:
         """The sum of the weights of all gradients in the result of `num_steps` steps, in units of `lr`.
@@ -129,7 +150,7 @@ class AdamW(Settings):
         }
 
     def step(self, values: Matrices, grads: Matrices, state: OptimizerState, lr: LearningRate) -> None:
-        """Takes one step; changes `values` and `state` in place."""
+        """Takes one step of PyTorch's fused AdamW, which touches every number once."""
         for rate, (rows, row_grads, first, second, steps) in _by_rate(lr, values, grads, *state.values()):
             adamw(
                 rows, row_grads, first, second, [], steps, fused=True, lr=rate, beta1=self.beta1, beta2=self.beta2,

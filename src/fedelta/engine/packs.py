@@ -7,6 +7,7 @@ number of lanes and what the machine could compute side by side, and not from ho
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from heapq import heappop, heappush
 
 
 def packs_of(
@@ -42,8 +43,12 @@ def num_packs(num_clients: int, lanes: int, places: int) -> int:
 def _dealt(clients: Sequence[int], work: Mapping[int, float], lanes: int, places: int) -> list[tuple[int, ...]]:
     """`clients`, the longest first, each dealt to the pack with the least work that has a lane left."""
     packs: list[list[int]] = [[] for _ in range(num_packs(len(clients), lanes, places))]
+    open_packs = [(0.0, number) for number in range(len(packs))]  # a heap
     for client_id in clients:
-        min((pack for pack in packs if len(pack) < lanes), key=lambda pack: _sum(pack, work)).append(client_id)
+        done, number = heappop(open_packs)
+        packs[number].append(client_id)
+        if len(packs[number]) < lanes:
+            heappush(open_packs, (done + work[client_id], number))
     return [tuple(sorted(pack)) for pack in packs]
 
 

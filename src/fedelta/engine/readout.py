@@ -8,7 +8,8 @@ MLP and most of its attention need not be computed for the others:
 
 q is computed for the first token, and k and v for no token at all: each head multiplies the tokens with one vector and
 sums them with one weight each. v may have been tuned; any affine layer will do. Where k has been tuned it is computed
-for every token. The model's own code runs the rest of the block on the first token.
+for every token. The model's own code runs the rest of the block on the first token. Attention of another kind, with
+relative positions for example, is computed for all tokens, and only what comes after it for the first one.
 
 Nothing of this is assumed of a model: `engine/proof.py` compares outputs and gradients with those of the whole block.
 
@@ -17,7 +18,7 @@ Shapes: B samples, T tokens, D features of a token, H heads, F features of a hea
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -39,134 +40,193 @@ class Readout:
 
     Args:
         module: the model.
-        stand_ins: current path to what takes the place of the block and its attention.
+        attention_path: current path of the attention of the last block.
+        block_path: current path of the last block.
+        first: what takes the place of the block.
     """
 
     module: nn.Module
-    stand_ins: Mapping[str, nn.Module]
+    attention_path: str
+    block_path: str
+    first: _FirstToken
 
     @contextmanager
     def active(self) -> Iterator[None]:
         """A context in which the model computes only what its head reads."""
-        with replaced(self.module, self.stand_ins):
+        with replaced(self.module, {self.attention_path: self.first.pausing, self.block_path: self.first}):
             yield
 
+    @property
+    def leaves_out(self) -> bool:
+        """Whether the last call had tokens to leave out."""
+        return self.first.num_tokens > 1
 
-def find_readout(backbone: Backbone) -> Readout | None:
-    """The readout of a model, to be proved; None if its last block does not have the parts of one.
+
+def find_readouts(backbone: Backbone) -> list[Readout]:
+    """What may take the place of the last block, the least work first; each has yet to be proved.
 
     Args:
         backbone: the model with the tuning method applied.
     """
     roles, blocks = backbone.anatomy.roles, block_paths(backbone)
-    inside = {roles[role].rpartition(".")[0] for role in "qkv" if role in roles}
-    if not blocks or len(inside) != 1 or not {"q", "k", "v", "o"} <= roles.keys():
-        return None
-    (place,) = inside
+    place = roles.get("q", "").rpartition(".")[0]
     layers = untouched(backbone.module)
+    if not blocks or not place or f"{blocks[-1]}.{place}" not in layers:
+        return []
     block_path, block = layers[blocks[-1]]
-    attention_path, attention = layers.get(f"{blocks[-1]}.{place}", ("", nn.Identity()))
-    num_heads = next((getattr(attention, name) for name in _NAMES_OF_HEADS if name in vars(attention)), None)
-    if not place or not isinstance(num_heads, int):
-        return None
-    q, k, v, o = (_outermost(attention, place, roles[role]) for role in "qkvo")
-    query = _OneQuery(q, k, v, o, num_heads)
+    attention_path, attention = layers[f"{blocks[-1]}.{place}"]
     is_wrapped = block_path != blocks[-1]
-    return Readout(backbone.module, {attention_path: query, block_path: _FirstToken(block, query, is_wrapped)})
+    attentions = filter(None, (_one_query(attention, place, roles), _AllQueries(attention)))
+    return [
+        Readout(backbone.module, attention_path, block_path, _FirstToken(block, _Pausing(attention), is_wrapped))
+        for attention in attentions
+    ]
 
 
-def _outermost(attention: nn.Module, place: str, path: str) -> nn.Module | None:
-    """The layer at `path` of a block with the modules of tuning methods around it; None outside of the attention."""
-    return attention.get_submodule(path.removeprefix(f"{place}.")) if path.startswith(f"{place}.") else None
+class _ReachedError(Exception):
+    """Stops a block at its attention, and carries what the attention is called with."""
 
-
-class _TokensError(Exception):
-    """Stops a block at its attention, and carries what the attention reads."""
-
-    def __init__(self, tokens_BTD: Tensor, mask: Tensor | None) -> None:
+    def __init__(self, args: Sequence[object], kwargs: Mapping[str, object]) -> None:
         super().__init__("the attention of the last block reached")
-        self.tokens_BTD = tokens_BTD
-        self.mask = mask
+        self.arguments = (args, kwargs)
+
+
+class _Pausing(nn.Module):
+    """An attention that stops its block when it is called, unless it has been told what to read.
+
+    Attributes:
+        arguments: positional and keyword arguments with which `attention` is called, whatever the call has.
+    """
+
+    def __init__(self, attention: nn.Module) -> None:
+        super().__init__()
+        self.attention = attention
+        self.arguments: tuple[Sequence[object], Mapping[str, object]] | None = None
+
+    def forward(self, *args: object, **kwargs: object) -> object:
+        if self.arguments is None:
+            raise _ReachedError(args, kwargs)
+        args, kwargs = self.arguments
+        return self.attention(*args, **kwargs)
+
+
+class _FirstToken(nn.Module):
+    """A block that computes the first token of its output only.
+
+    The block is run up to its attention with all tokens, and then anew with the first one.
+
+    Args:
+        block: the block, whose attention is `pausing`.
+        pausing: attention of the first token to all tokens.
+        is_wrapped: whether a tuning method has put something around the block, which then gets all tokens, each of them
+            the first one.
+
+    Attributes:
+        num_tokens: T of the last call.
+    """
+
+    def __init__(self, block: nn.Module, pausing: _Pausing, is_wrapped: bool) -> None:
+        super().__init__()
+        self.block = block
+        self.pausing = pausing
+        self.is_wrapped = is_wrapped
+        self.num_tokens = 0
+
+    def forward(self, hidden: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """[B, T, D] to [B, 1, D], or to [B, T, D] if the block is wrapped."""
+        self.num_tokens = hidden.shape[1]
+        try:
+            self.block(hidden, *args, **kwargs)
+            raise TypeError("the block does not call its attention")
+        except _ReachedError as reached:
+            self.pausing.arguments = reached.arguments
+        try:
+            first: Tensor = self.block(hidden[:, :1], *args, **kwargs)
+        finally:
+            self.pausing.arguments = None
+        return first.expand(hidden.shape) if self.is_wrapped else first
+
+
+class _AllQueries(nn.Module):
+    """An attention of any kind, of whose output the first token is kept."""
+
+    def __init__(self, attention: nn.Module) -> None:
+        super().__init__()
+        self.attention = attention
+
+    def forward(self, *args: object, **kwargs: object) -> tuple[object, ...]:
+        output, *others = self.attention(*args, **kwargs)
+        return (output[:, :1], *others)
+
+
+def _one_query(attention: nn.Module, place: str, roles: Mapping[str, str]) -> _OneQuery | None:
+    """Attention of the first token, if `attention`, at `place` in its block, has the parts for it."""
+    num_heads = next((getattr(attention, name) for name in _NAMES_OF_HEADS if name in vars(attention)), None)
+    names = {role: path.removeprefix(f"{place}.") for role, path in roles.items() if path.startswith(f"{place}.")}
+    if not {"q", "k", "v"} <= names.keys() or not isinstance(num_heads, int):
+        return None
+    # With what tuning methods have put around them.
+    q, k, v = (attention.get_submodule(names[role]) for role in "qkv")
+    return _OneQuery(q, k, v, attention.get_submodule(names["o"]) if "o" in names else None, num_heads)
 
 
 class _OneQuery(nn.Module):
     """Attention of the first token to all tokens.
 
     Args:
-        q, k, v: the projections of the attention, with what tuning methods have put around them.
+        q, k, v: the projections of the attention.
         o: its output projection; None if the block calls it after the attention.
         num_heads: H.
-
-    Attributes:
-        read: what the attention reads; without it a call stops the block.
     """
 
-    def __init__(
-        self, q: nn.Module | None, k: nn.Module | None, v: nn.Module | None, o: nn.Module | None, num_heads: int
-    ) -> None:
+    def __init__(self, q: nn.Module, k: nn.Module, v: nn.Module, o: nn.Module | None, num_heads: int) -> None:
         super().__init__()
         self.q, self.k, self.v, self.o = q, k, v, o
         self.num_heads = num_heads
-        self.read: _TokensError | None = None
 
-    def forward(self, hidden: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, None]:
-        """[B, 1, D]; `hidden` counts only where the block is stopped.
+    def forward(self, x_BTD: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, None]:
+        """[B, T, D] to [B, 1, D].
 
         Raises:
-            _TokensError: `read` is not set.
             TypeError: the attention is called with something else than tokens and a mask.
         """
-        if self.read is None:
-            raise _TokensError(hidden, _mask_of([*args, *kwargs.values()]))
-        x_BTD, mask = self.read.tokens_BTD, self.read.mask
-        scores_BHT = self._scores(x_BTD)
-        if mask is not None:
-            scores_BHT = _masked(scores_BHT, mask[:, :, 0])
-        sums_BHD = torch.bmm(scores_BHT.softmax(-1).to(x_BTD.dtype), x_BTD)
+        scores_BHT = _masked(self._scores(x_BTD), _mask_of([*args, *kwargs.values()]))
+        weights_BHT = scores_BHT.softmax(-1, dtype=torch.float32).to(x_BTD.dtype)
+        sums_BHD = torch.bmm(weights_BHT, x_BTD)
         # Of the values of each head's sum, that head's own.
-        heads_BHHF = self.v(sums_BHD).unflatten(-1, (self.num_heads, -1))
-        output = heads_BHHF.diagonal(dim1=1, dim2=2).transpose(1, 2).flatten(1).unsqueeze(1)
-        return (output if self.o is None else self.o(output)), None
+        values_BHHF = self.v(sums_BHD).unflatten(-1, (self.num_heads, -1))
+        output_B1D = values_BHHF.diagonal(dim1=1, dim2=2).transpose(1, 2).flatten(1).unsqueeze(1)
+        return (output_B1D if self.o is None else self.o(output_B1D)), None
 
     def _scores(self, x_BTD: Tensor) -> Tensor:
-        """s q . k(x_t), up to a constant for each head and sample."""
+        """The scores s q . k(x_t), up to a constant for each head and sample."""
         q_BHF = self.q(x_BTD[:, :1]).squeeze(1).unflatten(-1, (self.num_heads, -1))
         q_BHF = q_BHF * q_BHF.shape[-1] ** -0.5
         if is_plain(self.k, nn.Linear):
-            weight_HFD = self.k.weight.unflatten(0, (self.num_heads, -1))
+            weight_HFD = self.k.get_parameter("weight").unflatten(0, (self.num_heads, -1))
             reader_BHD = torch.bmm(q_BHF.transpose(0, 1), weight_HFD).transpose(0, 1)
             return torch.bmm(reader_BHD, x_BTD.transpose(1, 2))
         k_BTHF = self.k(x_BTD).unflatten(-1, (self.num_heads, -1))
         return (k_BTHF.permute(0, 2, 1, 3) @ q_BHF.unsqueeze(-1)).squeeze(-1)
 
 
-class _FirstToken(nn.Module):
-    """A block of which only the first token of the output is computed.
+def _mask_of(arguments: Sequence[object]) -> Tensor | None:
+    """The attention mask [B, 1 or H, T or 1, T] among the arguments of an attention; None without one."""
+    tensors = [value for value in arguments if isinstance(value, Tensor)]
+    others = [value for value in arguments if not isinstance(value, Tensor | bool | int | float | str | None)]
+    if others or len(tensors) > 1 or any(tensor.dim() != 4 for tensor in tensors):
+        raise TypeError("the attention reads more than tokens and a mask")
+    return tensors[0] if tensors else None
 
-    Args:
-        block: the block, whose attention is `query`.
-        query: the attention.
-        is_wrapped: whether a tuning method has put something around the block, which then gets all tokens, each of them
-            the first one.
-    """
 
-    def __init__(self, block: nn.Module, query: _OneQuery, is_wrapped: bool) -> None:
-        super().__init__()
-        self.block = block
-        self.query = query
-        self.is_wrapped = is_wrapped
-
-    def forward(self, hidden: Tensor, *args: object, **kwargs: object) -> Tensor:
-        """[B, T, D] to [B, 1, D], or to [B, T, D] if the block is wrapped."""
-        try:
-            self.block(hidden, *args, **kwargs)
-        except _TokensError as tokens:
-            self.query.read = tokens
-        try:
-            first: Tensor = self.block(hidden[:, :1], *args, **kwargs)
-        finally:
-            self.query.read = None
-        return first.expand(hidden.shape) if self.is_wrapped else first
+def _masked(scores_BHT: Tensor, mask: Tensor | None) -> Tensor:
+    """Scores with the first token's row of a mask that is added, or that is False where a token is not attended to."""
+    if mask is None:
+        return scores_BHT
+    mask_BHT = mask[:, :, 0]
+    if mask.dtype == torch.bool:
+        return scores_BHT.masked_fill(~mask_BHT, float("-inf"))
+    return scores_BHT + mask_BHT
 
 
 class HalfMasked:
@@ -189,19 +249,3 @@ class HalfMasked:
         mask = mask.clone()
         mask[0, (mask.shape[1] + 1) // 2 :] = 0
         return tensors | {"attention_mask": mask}
-
-
-def _mask_of(arguments: list[object]) -> Tensor | None:
-    """The attention mask [B, 1 or H, T or 1, T] among the arguments of an attention; None without one."""
-    tensors = [value for value in arguments if isinstance(value, Tensor)]
-    others = [value for value in arguments if not isinstance(value, Tensor | bool | int | float | str | None)]
-    if others or len(tensors) > 1 or any(tensor.dim() != 4 for tensor in tensors):
-        raise TypeError("the attention reads more than tokens and a mask")
-    return tensors[0] if tensors else None
-
-
-def _masked(scores_BHT: Tensor, mask_BHT: Tensor) -> Tensor:
-    """Scores with a mask that is added, or that is False where a token is not attended to."""
-    if mask_BHT.dtype == torch.bool:
-        return scores_BHT.masked_fill(~mask_BHT, float("-inf"))
-    return scores_BHT + mask_BHT

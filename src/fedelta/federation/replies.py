@@ -26,7 +26,7 @@ from fedelta.errors import PayloadError, RoundError, SpecError
 from fedelta.federation.base import Federation, Runtime, Standing
 from fedelta.federation.contract import check_mean, check_update
 from fedelta.federation.records import Cause, Claim, Fault, Rejection, Reply, Transfer
-from fedelta.params import Params, add, norm, select
+from fedelta.params import Params, add, length, select
 from fedelta.seeds import stream
 from fedelta.strategies.base import CombinedUpdates, RoundPlan, State
 
@@ -175,21 +175,19 @@ class Intake:
         if client_id not in self._plan.upload:
             self._reject(reply, "a reply from a client outside of the cohort")
             return
-        waiting.put(reply)
         if self._federation.replies_once:
-            self._take_in_turn(client_id, waiting)
+            self._take_in_turn(reply, waiting)
+        else:
+            waiting.put(reply)
 
-    def _take_in_turn(self, client_id: int, waiting: _Waiting) -> None:
-        """Takes what can be taken before the other replies come.
-
-        Raises:
-            RoundError: the runtime has given two replies of this client.
-        """
-        cohort = self._cohort
-        if len(waiting.lengths(client_id)) > 1 or (self._turn and client_id <= cohort[self._turn - 1]):
+    def _take_in_turn(self, reply: Reply, waiting: _Waiting) -> None:
+        """Takes what can be taken before other replies come."""
+        client_id, cohort = reply.client_id, self._cohort
+        if waiting.lengths(client_id) or (self._turn and client_id <= cohort[self._turn - 1]):
             raise RoundError(
                 f"round {self._plan.round}: the runtime gave two replies of client {client_id}, expected one at most."
             )
+        waiting.put(reply, in_memory=client_id == cohort[self._turn])
         while self._turn < len(cohort) and waiting.has_answer(cohort[self._turn]):
             self._take(waiting)
 
@@ -207,8 +205,8 @@ class Intake:
             return
         reason = f"{len(lengths)} replies with this client id, expected 1; none of them is used"
         self.rejections.append(Rejection(client_id, reason))
-        for length in lengths:
-            self._count_upload(client_id, length, {})
+        for num_bytes in lengths:
+            self._count_upload(client_id, num_bytes, {})
 
     def _averageable(self, names: Iterable[str], aggregation: Aggregation) -> list[str]:
         """Those of `names` that at least as many clients sent as the aggregation needs."""
@@ -229,7 +227,7 @@ class Intake:
         trained = {name: tensor for name, tensor in update.delta.items() if name not in self._statistics}
         tuned = {name: tensor for name, tensor in trained.items() if name in self._federation.spec}
         loss = None if self._federation.privacy is not None else reply.metrics["train_loss"]
-        self.accepted.append(Accepted(update.client_id, update.num_examples, loss, norm(tuned)))
+        self.accepted.append(Accepted(update.client_id, update.num_examples, loss, length(tuned)))
         (self._noising or self._running).add(replace(update, delta=trained))
         if self._statistics:
             measured = {name: tensor for name, tensor in update.delta.items() if name in self._statistics}
@@ -256,23 +254,23 @@ class Intake:
 
 
 class _Waiting:
-    """Replies by client, each with the length of its payload and its place in `file`, or None: it is in memory."""
+    """Replies by client, each with the length of its payload and its place in `file`; None: in memory."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self._in_memory = 0
+        self._num_in_memory = 0  # bytes
         self._replies: dict[int, list[tuple[Reply, int, int | None]]] = {}
 
-    def put(self, reply: Reply) -> None:
-        of_client, length = self._replies.setdefault(reply.client_id, []), len(reply.payload)
-        if not of_client and self._in_memory + length <= _WAITING_BYTES:
-            self._in_memory += length
-            of_client.append((reply, length, None))
+    def put(self, reply: Reply, *, in_memory: bool = False) -> None:
+        of_client, num_bytes = self._replies.setdefault(reply.client_id, []), len(reply.payload)
+        if not of_client and (in_memory or self._num_in_memory + num_bytes <= _WAITING_BYTES):
+            self._num_in_memory += num_bytes
+            of_client.append((reply, num_bytes, None))
             return
         start = self._file.seek(0, 2)
         if not of_client:  # a second reply is never read; only its length is counted
             self._file.write(reply.payload)
-        of_client.append((replace(reply, payload=b""), length, start))
+        of_client.append((replace(reply, payload=b""), num_bytes, start))
 
     def without_memory(self) -> list[int]:
         """The clients whose only reply says that they have forgotten what they kept, ascending."""
@@ -289,16 +287,16 @@ class _Waiting:
 
     def lengths(self, client_id: int) -> list[int]:
         """The payload bytes of each reply of a client."""
-        return [length for _, length, _ in self._replies.get(client_id, ())]
+        return [num_bytes for _, num_bytes, _ in self._replies.get(client_id, ())]
 
     def pop(self, client_id: int) -> Reply:
         """The reply of a client that has sent one; it waits no longer."""
-        [(reply, length, start)] = self._replies.pop(client_id)
+        [(reply, num_bytes, start)] = self._replies.pop(client_id)
         if start is None:
-            self._in_memory -= length
+            self._num_in_memory -= num_bytes
             return reply
         self._file.seek(start)
-        return replace(reply, payload=self._file.read(length))
+        return replace(reply, payload=self._file.read(num_bytes))
 
     def _forgot(self, client_id: int) -> bool:
         (reply, _, _), *others = self._replies[client_id]

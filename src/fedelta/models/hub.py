@@ -21,6 +21,7 @@ from fedelta.modalities.text import Texts
 from fedelta.models.anatomy import Anatomy, anatomy_of
 from fedelta.models.heads import HeadClasses, class_names_of
 from fedelta.models.layers import is_plain
+from fedelta.models.light import without_symbols
 from fedelta.models.native import FAMILIES
 from fedelta.models.sizes import check_patches, inputs_for, native_size
 from fedelta.models.source import ModelSource, locate, modality_of, read_config
@@ -98,7 +99,7 @@ def build(
     size = source.image_size or native or 224  # 224: the size that nearly all image classifiers were trained at
     if config.model_type in FAMILIES:
         config.image_size = size
-    with torch.random.fork_rng(devices=[]), quiet_transformers():
+    with torch.random.fork_rng(devices=[]), quiet_transformers(), without_symbols():
         # transformers initialises new weights from the global generator; the fork restores its state afterwards.
         torch.manual_seed(derive(seed, "model"))  # noqa: TID251
         loaded = load_network(source, config, device, task, head)

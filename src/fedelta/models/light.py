@@ -1,7 +1,8 @@
 """Imports transformers in half the time, without parts of PyTorch and SciPy that fedelta's commands never use.
 
-For any model, transformers imports PyTorch's compiler to mark a few functions for it, PyTorch's distributed tensors,
-and SciPy's solver of assignment problems for the loss of object detectors: 1,300 modules.
+For any model, transformers imports PyTorch's compiler to mark a few functions for it, its distributed tensors, and
+SciPy's solver of assignment problems for the loss of object detectors: 1,300 modules. While a model is built without
+memory for its weights, PyTorch imports SymPy to find out that `True` holds.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ logger = logging.getLogger("fedelta")
 LIGHT_IMPORTS = "FEDELTA_LIGHT_IMPORTS"
 
 _COMPILER = "torch._dynamo"
+_SHAPES = "torch.fx.experimental.symbolic_shapes"
+# What its functions answer about numbers, for those that building a model without memory calls.
+_OF_NUMBERS: dict[str, Callable[[int], Any]] = {"expect_true": bool, "is_nested_int": lambda _: False}
 # Modules from which transformers imports functions or classes that it needs only in some calls.
 _NEEDED_LATER = ("torch._dynamo._trace_wrapped_higher_order_op", "scipy.optimize")
 
@@ -49,6 +53,21 @@ def import_lightly() -> None:
             import_module("transformers.masking_utils")
     except Exception:  # transformers and what it imports may raise anything
         logger.debug("transformers cannot be imported in its light form", exc_info=True)
+
+
+@contextmanager
+def without_symbols() -> Iterator[None]:
+    """Context manager in which PyTorch checks sizes that are numbers without SymPy, if `LIGHT_IMPORTS` is "1"."""
+    if os.environ.get(LIGHT_IMPORTS) != "1" or _SHAPES in sys.modules:
+        yield
+        return
+    stand_in = _Shapes(_SHAPES)
+    sys.modules[_SHAPES] = stand_in
+    try:
+        yield
+    finally:
+        if sys.modules.get(_SHAPES) is stand_in:
+            del sys.modules[_SHAPES]
 
 
 @contextmanager
@@ -89,3 +108,25 @@ class _NeededLater(ModuleType):
             return getattr(import_module(self.__name__), name)(*args, **kwargs)
 
         return call
+
+
+class _Shapes(ModuleType):
+    """Stands in for PyTorch's symbolic shapes as long as sizes are numbers, and makes way for them at anything else."""
+
+    def __getattr__(self, name: str) -> Any:  # Any: what the module has
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if name not in _OF_NUMBERS:
+            return getattr(self._symbolic_shapes(), name)
+
+        def answer(value: Any, *args: Any) -> Any:  # Any: a number, or one of PyTorch's symbols
+            if isinstance(value, int):
+                return _OF_NUMBERS[name](value)
+            return getattr(self._symbolic_shapes(), name)(value, *args)
+
+        return answer
+
+    def _symbolic_shapes(self) -> Any:  # Any: attributes of a module
+        if sys.modules.get(_SHAPES) is self:
+            del sys.modules[_SHAPES]
+        return import_module(_SHAPES)

@@ -21,41 +21,49 @@ from fedelta.tasks.base import Sums
 Values = dict[str, Any]  # Any: JSON values
 
 
-def pack_values(pack: Pack, downloads: Mapping[bytes, int]) -> tuple[Values, list[bytes]]:
-    """A pack, without its downloads.
+def pack_values(packs: Sequence[Pack], downloads: Mapping[bytes, int]) -> tuple[Values, list[bytes]]:
+    """Packs of one round, without their downloads.
 
     Args:
-        pack: to be sent.
+        packs: to be sent.
         downloads: payload to its number among the downloads of the round, which the other process has already.
     """
-    uploads = list(dict.fromkeys(pack.upload.values()))
+    uploads = list(dict.fromkeys(names for pack in packs for names in pack.upload.values()))
     place_of = {names: place for place, names in enumerate(uploads)}
     clients = [
-        [client_id, downloads[payload], place_of[pack.upload[client_id]]]
-        for client_id, payload in pack.payloads.items()
+        [
+            [client_id, downloads[payload], place_of[pack.upload[client_id]]]
+            for client_id, payload in pack.payloads.items()
+        ]
+        for pack in packs
     ]
-    values = {"round": pack.round, "clients": clients, "uploads": uploads, "remembering": list(pack.memories)}
-    return values, [packed(memory.flat()) for memory in pack.memories.values()]
+    memories = [pack.memories[client_id] for pack in packs for client_id in pack.payloads]
+    values = {"round": packs[0].round, "packs": clients, "uploads": uploads}
+    return values, list(map(_content, memories))
 
 
-def pack_of(values: Values, blobs: Sequence[bytes], downloads: Sequence[bytes]) -> Pack:
+def packs_of(values: Values, blobs: Sequence[bytes], downloads: Sequence[bytes]) -> list[Pack]:
     """The inverse of `pack_values`."""
     uploads = [tuple(names) for names in values["uploads"]]
-    return Pack(
-        values["round"],
-        upload={client_id: uploads[place] for client_id, _, place in values["clients"]},
-        payloads={client_id: downloads[number] for client_id, number, _ in values["clients"]},
-        memories=dict(zip(values["remembering"], map(_memory, blobs), strict=True)),
-    )
+    memories = map(_memory, blobs)
+    return [
+        Pack(
+            values["round"],
+            upload={client_id: uploads[place] for client_id, _, place in clients},
+            payloads={client_id: downloads[number] for client_id, number, _ in clients},
+            memories={client_id: next(memories) for client_id, _, _ in clients},
+        )
+        for clients in values["packs"]
+    ]
 
 
 def answer_values(answers: Sequence[Answer]) -> tuple[list[Values], list[bytes]]:
-    """The answers of a pack."""
+    """The answers of packs."""
     values, blobs = [], []
     for answer in answers:
         blobs.append(answer.reply.payload)
         if answer.memory is not None:
-            blobs.append(packed(answer.memory.flat()))
+            blobs.append(_content(answer.memory))
         reply = asdict(replace(answer.reply, payload=b""))
         values.append({**reply, "payload": None, "remembers": answer.memory is not None})
     return values, blobs
@@ -116,5 +124,9 @@ def error_of(values: Values) -> BaseException:
     return error
 
 
+def _content(memory: Memory) -> bytes:
+    return b"" if memory.is_empty else packed(memory.flat())
+
+
 def _memory(content: bytes) -> Memory:
-    return Memory.from_flat(unpacked(content))
+    return Memory.from_flat(unpacked(content) if content else {})

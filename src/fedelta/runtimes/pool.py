@@ -26,6 +26,7 @@ logger = logging.getLogger("fedelta")
 
 _AHEAD = 2  # orders that a worker has at a time, so that it need not wait for the next
 _MOST_DEATHS = 3  # at one order
+_MOST_NAMED = 8  # clients in a message
 
 
 class Process(Protocol):
@@ -122,19 +123,20 @@ class Pool:
         """Ids of the processes that run."""
         return [worker.process.pid or 0 for worker in self._workers]
 
-    def train(self, packs: Sequence[Pack]) -> Iterator[Answer]:
-        """Yields the answers to all packs, which are handed out in their order, as soon as a pack is done.
+    def train(self, bundles: Sequence[Sequence[Pack]]) -> Iterator[Answer]:
+        """Yields the answers to all packs, as soon as a bundle of them is done.
 
         Args:
-            packs: of one round.
+            bundles: of packs of one round, in the order in which they are handed out.
 
         Raises:
-            RoundError: workers die again and again at the same pack.
+            RoundError: workers die again and again at the same bundle.
             FedeltaError: what was raised in a worker.
         """
+        packs = [pack for bundle in bundles for pack in bundle]
         downloads = list(dict.fromkeys(payload for pack in packs for payload in pack.payloads.values()))
         numbers = {payload: number for number, payload in enumerate(downloads)}
-        orders = [_Order(place, _training(pack), partial(_pack, pack, numbers)) for place, pack in enumerate(packs)]
+        orders = [_Order(place, _training(it), partial(_packs, it, numbers)) for place, it in enumerate(bundles)]
         title = f"round {packs[0].round}" if packs else "training"
         for _, values, blobs in self._done(title, orders, Parcel({"kind": "downloads"}, downloads)):
             yield from answers_of(values["answers"], blobs)
@@ -263,18 +265,20 @@ class Pool:
         self._workers = []
 
 
-def _pack(pack: Pack, downloads: Mapping[bytes, int]) -> Parcel:
-    values, blobs = pack_values(pack, downloads)
-    return Parcel({"kind": "pack", "pack": values}, blobs)
+def _packs(packs: Sequence[Pack], downloads: Mapping[bytes, int]) -> Parcel:
+    values, blobs = pack_values(packs, downloads)
+    return Parcel({"kind": "packs", "packs": values}, blobs)
 
 
 def _portion(portion: Portion) -> Parcel:
     return Parcel({"kind": "portion", "portion": asdict(portion)})
 
 
-def _training(pack: Pack) -> str:
-    clients = sorted(pack.payloads)
-    return f"trained client {clients[0]}" if len(clients) == 1 else f"trained clients {', '.join(map(str, clients))}"
+def _training(packs: Sequence[Pack]) -> str:
+    clients = sorted(client_id for pack in packs for client_id in pack.payloads)
+    names = ", ".join(map(str, clients[:_MOST_NAMED]))
+    more = f" and {len(clients) - _MOST_NAMED} more" if len(clients) > _MOST_NAMED else ""
+    return f"trained client {names}" if len(clients) == 1 else f"trained clients {names}{more}"
 
 
 def _evaluation(portion: Portion) -> str:

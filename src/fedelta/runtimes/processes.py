@@ -22,6 +22,7 @@ from fedelta.federation.records import Reply
 from fedelta.machine import available_bytes, resident_bytes
 from fedelta.params import Params
 from fedelta.record.environment import peak_memory_bytes
+from fedelta.runtimes.bundles import bundled
 from fedelta.runtimes.pool import Pool, Start
 from fedelta.strategies.base import RoundPlan
 from fedelta.tasks.base import Sums
@@ -79,6 +80,15 @@ class Processes:
                 self._pool.close()
             self._pool = None
 
+    @property
+    def most_workers(self) -> int:
+        """The largest number of workers."""
+        return self._workers.most
+
+    def limited(self, most: int) -> Processes:
+        """The same with at most so many workers, before any has started."""
+        return Processes(self.site, replace(self._workers, most=min(most, self._workers.most)))
+
     def serving(self, site: Site) -> Processes:
         """The same for another site, before any worker has started."""
         return Processes(site, self._workers)
@@ -90,7 +100,8 @@ class Processes:
         decoded: dict[bytes, Params] = {}
         while packs:
             if (pool := self._pool_for(packs)) is not None:
-                yield from map(self.site.take, pool.train(list(packs)))
+                bundles = bundled(list(packs), self.site.work_of, self._workers.most)
+                yield from map(self.site.take, pool.train(bundles))
                 return
             yield from map(self.site.take, self._alone(packs.popleft(), decoded))
 

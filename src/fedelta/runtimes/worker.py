@@ -22,7 +22,7 @@ from fedelta.federation.measuring import Portion, measured
 from fedelta.federation.memory_files import unpacked
 from fedelta.params import Params
 from fedelta.record.environment import peak_memory_bytes
-from fedelta.runtimes.crossing import Values, answer_values, error_values, pack_of, sums_values
+from fedelta.runtimes.crossing import Values, answer_values, error_values, packs_of, sums_values
 from fedelta.runtimes.parcels import Outbox, receive
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -94,8 +94,8 @@ class _Bench:
         if order["kind"] == "portion":
             portion = Portion(**order["portion"])
             return {"sums": sums_values(measured(self._site, portion, self._models[portion.model]))}, []
-        pack = pack_of(order["pack"], blobs, self._downloads)
-        answers, blobs = answer_values(list(self._site.train(pack, self._decoded)))
+        packs = packs_of(order["packs"], blobs, self._downloads)
+        answers, blobs = answer_values([answer for pack in packs for answer in self._site.train(pack, self._decoded)])
         return {"answers": answers}, blobs
 
 

@@ -33,6 +33,7 @@ from fedelta.params import ParamSpec, TensorSpec
 from fedelta.settings import Settings
 from fedelta.tuning.base import effective_layers, merge_head, replace, specification, tune_head, untouched
 from fedelta.tuning.lanes import Lanes, Wrapper, add_pointwise, joined, lane_parameter, random_like
+from fedelta.tuning.low_rank import low_rank_linear
 from fedelta.tuning.targets import (
     describe_choice,
     layers_of_kind,
@@ -169,7 +170,12 @@ class LoraLinear(Wrapper):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, ..., I] to [N, ..., O]."""
-        return self.lanes.add_linear(self.base(x), self.lanes.linear(x, self.lora_A), self.lora_B, self.scale)
+        if not is_linear(self.base):  # another method has wrapped it
+            return self.lanes.add_linear(self.base(x), self.lanes.linear(x, self.lora_A), self.lora_B, self.scale)
+        weight = self.base.get_parameter("weight")
+        frozen = weight.T if is_transposed(self.base) else weight, self.base.bias
+        pair = self.lanes.used(self.lora_A), self.lanes.used(self.lora_B)
+        return low_rank_linear(x, frozen, pair, scale=self.scale, entries=self.lanes.entries(x))
 
     def merged(self) -> nn.Module:
         """The frozen layer, with the product of lane 0 added to its weight in place."""
