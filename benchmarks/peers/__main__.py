@@ -86,7 +86,7 @@ def measured(name: str, options: argparse.Namespace, missing: Collection[str], s
         print(f"  {side:8} {one.error or f'{one.median:8.3f} s {one.peak_mib:6.0f} MiB'}", flush=True)
     sides = {side: one.as_record() for side, one in figures.items()}
     repeats = max((len(one.seconds) for one in figures.values()), default=0)
-    return {"title": work.title, "repeats": repeats, "date": _today(), "sides": sides}
+    return {"title": work.title, "command": command(), "repeats": repeats, "date": _today(), "sides": sides}
 
 
 def parsed() -> argparse.Namespace:
@@ -115,19 +115,20 @@ def merged(options: argparse.Namespace, record: dict[str, object], reasons: dict
     """Writes and returns the results with those of one more work."""
     before = json.loads(options.out.read_text()) if options.out.exists() else {}
     works = before.get("works", {}) | record.get("works", {})
-    arguments = " ".join(sys.argv[1:])
     results = {
-        "command": "python -m benchmarks.peers" + (f" {arguments}" if arguments else ""),
-        "date": _today(),
         "machine": {**machine(torch.device("cpu")), "python": platform.python_version()},
         "versions": versions(),
         "left_out": reasons,
-        "compared_rounds": options.compared,
         "works": {name: works[name] for name in WORKS if name in works},
         "growth": record.get("growth", before.get("growth", [])),
     }
     options.out.write_text(json.dumps(results, indent=1) + "\n")
     return results
+
+
+def command() -> str:
+    """What was called."""
+    return " ".join(["python -m benchmarks.peers", *sys.argv[1:]])
 
 
 def left_out(cache: Path, missing: dict[str, str]) -> dict[str, str]:
