@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from fedelta.data.batches import Examples
 from fedelta.engine.dp_sgd import DpSgd
 from fedelta.engine.lanes import LaneEngine
+from fedelta.engine.readout import _OneQuery
 from fedelta.engine.work import ClientSettings
 from fedelta.models.anatomy import Anatomy, anatomy_of
 from fedelta.models.hub import Backbone
@@ -246,3 +247,42 @@ def test_the_trial_leaves_no_trace():
     assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.module.state_dict().items())
     assert torch.equal(chance, torch.random.get_rng_state())
     assert (lanes.num, lanes.active, lanes.lengths) == (3, 3, None)
+
+
+def rolled(scores: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda *args: scores(*args).roll(1, 1)
+
+
+MISTAKES = {
+    "none": lambda scores: scores,
+    "scale": lambda scores: lambda *args: 1.5 * scores(*args),
+    "heads": rolled,
+    "no scores": lambda scores: lambda *args: 0 * scores(*args),
+}
+
+
+@pytest.mark.parametrize("method", [Lora(r=2), Head(), Full(), Prompt(num_virtual_tokens=2)], ids=lambda it: it.name)
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_wrong_attention_is_noticed_in_a_model_that_starts_from_small_random_values(
+    mistake: str, method: TuningMethod, monkeypatch: pytest.MonkeyPatch
+):
+    backbone, lanes, data = tiny_backbone(), Lanes(2), tiny_data()
+    with torch.no_grad():
+        for name, parameter in backbone.module.named_parameters():
+            parameter.mul_(1 if "norm" in name else 0.1)  # attention is then nearly uniform, and adds next to nothing
+    spec = method.apply(backbone, lanes, stream(0))
+    monkeypatch.setattr(_OneQuery, "_scores", MISTAKES[mistake](_OneQuery._scores))
+    engine = LaneEngine(backbone, spec, lanes, data, client=ClientSettings(batch_size=4), rule=Plain())
+    # Called by its own code only if attention is computed for all tokens.
+    calls: list[object] = []
+    backbone.module.get_submodule("vit.layers.1").get_submodule(
+        "base.attention" if method.name == "prompt" else "attention"
+    ).register_forward_hook(lambda *_: calls.append(_))
+    deltas_of(engine, jobs_for((5,), start_of(engine)))
+    assert bool(calls) == (mistake != "none")
+
+
+def test_a_trial_leaves_no_hook_behind():
+    engine, backbone = tiny_engine(Lora(r=2), tiny_data(), lanes=2)
+    assert not any(it._forward_hooks or it._forward_pre_hooks for it in backbone.module.modules())
+    assert engine.lanes.active == 2

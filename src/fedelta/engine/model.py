@@ -14,7 +14,7 @@ from fedelta.data.augmentation import Augmentation, AugmentedInputs
 from fedelta.data.batches import Examples
 from fedelta.engine.bank import LaneBank
 from fedelta.engine.prefix import CachedInputs, find_prefix, only_head
-from fedelta.engine.proof import first_same
+from fedelta.engine.proof import Outputs, first_same
 from fedelta.engine.readout import HalfMasked, Readout, find_readouts
 from fedelta.modalities.base import Inputs
 from fedelta.models.failures import model_errors
@@ -103,7 +103,8 @@ class SharedModel:
         whole, *candidates = (partial(self._tried, readout, inputs) for readout in (None, *readouts))
         # Without autocast, whose rounding would hide a difference.
         autocast, self.autocast = self.autocast, False
-        number = first_same(whole, candidates, bank, lanes, len(train), of_examples=of_examples)
+        with readouts[0].emphasised(partial(self._in_one_lane, lanes, whole, train)):
+            number = first_same(whole, candidates, bank, lanes, len(train), of_examples=of_examples)
         self.autocast = autocast
         # Without tokens to leave out there is no evidence.
         if number is not None and readouts[number].leaves_out:
@@ -134,6 +135,15 @@ class SharedModel:
         # Without a modality the inputs are already transformed, so the value of black is unknown; 0 is the padding.
         black = (0.0,) if modality is None else modality.black
         return replace(data, inputs=AugmentedInputs(data.inputs, augmentation, black, self.device))
+
+    @staticmethod
+    def _in_one_lane(lanes: Lanes, outputs: Outputs, data: Examples) -> None:
+        """Runs the model on the first rows."""
+        active, lanes.active = lanes.active, 1
+        try:
+            outputs(torch.arange(min(2, len(data))))
+        finally:
+            lanes.active = active
 
     def _tried(self, readout: Readout | None, inputs: Inputs, rows: Tensor) -> list[Tensor]:
         with nullcontext() if readout is None else readout.active():

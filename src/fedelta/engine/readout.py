@@ -12,19 +12,21 @@ for every token. The model's own code runs the rest of the block on the first to
 relative positions for example, is computed for all tokens, and only what comes after it for the first one.
 
 Nothing of this is assumed of a model: `engine/proof.py` compares outputs and gradients with those of the whole block.
+`engine/emphasis.py` makes them depend on every layer.
 
 Shapes: B samples, T tokens, D features of a token, H heads, F features of a head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from fedelta.engine.emphasis import emphasised
 from fedelta.engine.stand_ins import replaced
 from fedelta.modalities.base import Inputs
 from fedelta.models.hub import Backbone
@@ -55,6 +57,11 @@ class Readout:
         """A context in which the model computes only what its head reads."""
         with replaced(self.module, {self.attention_path: self.first.pausing, self.block_path: self.first}):
             yield
+
+    def emphasised(self, run: Callable[[], object]) -> AbstractContextManager[None]:
+        """A context in which outputs show what each layer computes; `run` runs the model once."""
+        attention = self.first.pausing.attention
+        return emphasised(self.module, (attention.q, attention.k) if isinstance(attention, _OneQuery) else None, run)
 
     @property
     def leaves_out(self) -> bool:
