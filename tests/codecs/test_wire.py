@@ -23,6 +23,7 @@ SPEC = ParamSpec(
     }
 )
 FIXED = 5 + 8 + 4  # magic and version, fingerprint, checksum
+REFUSED = r"not a fedelta payload|version \d+ of the format|truncated or damaged"
 
 
 def draw(spec: ParamSpec, seed: int = 0) -> Params:
@@ -131,7 +132,7 @@ def test_a_value_the_codec_cannot_hold_is_refused_with_the_name_of_its_tensor():
 def test_a_payload_cut_at_any_position_is_refused():
     payload, _ = encode(draw(SPEC), SPEC, Cast())
     for end in range(len(payload)):
-        with pytest.raises(PayloadError, match=r"not a fedelta payload|truncated or damaged"):
+        with pytest.raises(PayloadError, match=REFUSED):
             decode(payload[:end], SPEC, Cast())
 
 
@@ -140,13 +141,13 @@ def test_a_payload_with_any_byte_altered_is_refused():
     for position in range(len(payload)):
         altered = bytearray(payload)
         altered[position] ^= 0x40
-        with pytest.raises(PayloadError, match=r"not a fedelta payload|truncated or damaged"):
+        with pytest.raises(PayloadError, match=REFUSED):
             decode(bytes(altered), SPEC, Cast())
 
 
 @given(st.binary(max_size=200))
 def test_arbitrary_bytes_are_refused(data: bytes):
-    with pytest.raises(PayloadError, match=r"not a fedelta payload|truncated or damaged"):
+    with pytest.raises(PayloadError, match=REFUSED):
         decode(data, SPEC, Cast())
 
 
@@ -169,9 +170,9 @@ def test_bytes_that_are_no_payload_are_shown():
         decode(b"PK\x03\x04", SPEC, Cast())
 
 
-def test_a_later_version_is_refused():
-    with pytest.raises(PayloadError, match=r"not a fedelta payload: they start with b'FDLT\\x03'"):
-        decode(forged(magic=b"FDLT\x03"), spec_of(w=(2,)), Cast())
+def test_another_version_is_refused():
+    with pytest.raises(PayloadError, match=r"^the payload is written in version 1 of the format, expected version 2\."):
+        decode(forged(magic=b"FDLT\x01"), spec_of(w=(2,)), Cast())
 
 
 def test_a_payload_of_another_model_is_refused_with_both_fingerprints():

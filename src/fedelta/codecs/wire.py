@@ -24,7 +24,8 @@ from fedelta.errors import PayloadError, PluginError
 from fedelta.params import Params, ParamSpec
 from fedelta.plugins import called
 
-_MAGIC = b"FDLT\x02"
+_MAGIC = b"FDLT"
+_VERSION = 2
 _CHECKSUM_BYTES = 4
 
 
@@ -47,6 +48,7 @@ def encode(params: Mapping[str, Tensor], spec: ParamSpec, codec: Codec) -> tuple
     header = b"".join(
         [
             _MAGIC,
+            bytes([_VERSION]),
             spec.fingerprint,
             bytes([len(codec_name)]),
             codec_name,
@@ -67,13 +69,10 @@ def decode(payload: bytes, spec: ParamSpec, codec: Codec) -> tuple[Params, dict[
     """
     # Memory views, which do not copy the payload.
     message, checksum = memoryview(payload)[:-_CHECKSUM_BYTES], payload[-_CHECKSUM_BYTES:]
-    if not payload.startswith(_MAGIC):
-        raise PayloadError(
-            f"{len(payload)} bytes are not a fedelta payload: they start with {payload[:5]!r}, expected {_MAGIC!r}."
-        )
+    _check_start(payload)
     if _checksum([message]) != checksum:
         raise PayloadError(f"a payload of {len(payload)} bytes is truncated or damaged: its checksum is wrong.")
-    reader = _Reader(message, len(_MAGIC))
+    reader = _Reader(message, len(_MAGIC) + 1)
     if (fingerprint := reader.take(8)) != spec.fingerprint:
         raise PayloadError(
             f"the payload is for other tensors: fingerprint {fingerprint.hex()}, expected {spec.fingerprint.hex()}.",
@@ -94,6 +93,18 @@ def decode(payload: bytes, spec: ParamSpec, codec: Codec) -> tuple[Params, dict[
         for name, length in zip(present, lengths, strict=True)
     }
     return params, _by_group(spec, present, lengths)
+
+
+def _check_start(payload: bytes) -> None:
+    if not payload.startswith(_MAGIC):
+        raise PayloadError(
+            f"{len(payload)} bytes are not a fedelta payload: they start with {payload[:4]!r}, expected {_MAGIC!r}."
+        )
+    if (version := payload[len(_MAGIC) : len(_MAGIC) + 1]) and version[0] != _VERSION:
+        raise PayloadError(
+            f"the payload is written in version {version[0]} of the format, expected version {_VERSION}.",
+            hint="install the same version of fedelta at the server and at every client.",
+        )
 
 
 def _checksum(parts: Iterable[Packed]) -> bytes:
