@@ -246,6 +246,11 @@ class Mute(Classification):
             lambda task: sums_of(task, torch.zeros(2, 2), torch.zeros(2)),
             "`sums` returned float, expected a `Sums`",
         ),
+        (
+            Sums({"accuracy": (torch.zeros(2), 2)}),
+            lambda task: sums_of(task, torch.zeros(2, 2), torch.zeros(2)),
+            "expected a number and its weight by name",
+        ),
         (None, lambda task: values_of(task, Sums()), "`values` returned None, expected numbers by name"),
         ({"accuracy": 1.0}, lambda task: values_of(task, Sums()), "`accuracy` and `loss_nats` among them"),
         ({"accuracy": "1", "loss_nats": 1.0}, lambda task: values_of(task, Sums()), "expected numbers by name"),

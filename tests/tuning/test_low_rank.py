@@ -70,3 +70,11 @@ def test_under_autocast_it_computes_in_the_lower_precision_and_gives_gradients_o
     assert {grad.dtype for grad in grads} == {torch.float32}
     exact = in_separate_operations(x, frozen, tuple(pair), [3, 1])
     torch.testing.assert_close(y.float(), exact, rtol=0.05, atol=0.2)
+
+
+def test_no_rows_give_no_rows_and_gradients_of_zero():
+    # An expert to which no token is routed.
+    pair = drawn(3, 1, RANK, IN).requires_grad_(), drawn(4, 1, OUT, RANK).requires_grad_()
+    y = low_rank_linear(drawn(0, 0, IN), (drawn(1, OUT, IN), drawn(2, OUT)), pair, scale=SCALE, entries=[0])
+    assert y.shape == (0, OUT)
+    assert not any(grad.any() for grad in torch.autograd.grad(y.sum(), pair))

@@ -40,8 +40,16 @@ def targets_of(task: Task, train: TargetColumn, test: TargetColumn | None) -> Re
 
 
 def sums_of(task: Task, outputs: Tensor, targets: Tensor) -> Sums:
-    """`Task.sums`."""
-    return returned(task, "sums", task.sums(outputs, targets), Sums)
+    """`Task.sums`, as Python's numbers, which every process has alike.
+
+    Raises:
+        PluginError: it gives something else.
+    """
+    sums = returned(task, "sums", task.sums(outputs, targets), Sums)
+    try:
+        return Sums({str(name): (float(total), float(weight)) for name, (total, weight) in sums.totals.items()})
+    except (AttributeError, TypeError, ValueError, RuntimeError):
+        raise wrong_result(task, "sums", f"totals {sums.totals!r:.80}", "a number and its weight by name") from None
 
 
 def values_of(task: Task, sums: Sums) -> dict[str, float]:

@@ -43,11 +43,11 @@ def low_rank_linear(
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     x_NI = x.flatten(0, -2).to(dtype)
-    rows_per_entry = len(x_NI) // len(x)
+    rows_per_entry = x.shape[1:-1].numel()
     tensors = (None if tensor is None else tensor.to(dtype) for tensor in (*frozen, *pair))
     with torch.autocast(device, enabled=False):
         y_NO: Tensor = _LowRankLinear.apply(x_NI, *tensors, scale, [num * rows_per_entry for num in entries])
-    return y_NO.view(*x.shape[:-1], -1)
+    return y_NO.view(*x.shape[:-1], y_NO.shape[1])
 
 
 class _LowRankLinear(Function):
