@@ -14,6 +14,7 @@ import datetime as dt
 import json
 import os
 import platform
+import shutil
 import sys
 import time
 from collections.abc import Collection
@@ -50,7 +51,8 @@ def main() -> None:
     """Measures, and writes results and page after each work."""
     options = parsed()
     started = time.monotonic()
-    missing = {name: "there is no environment" for name in options.sides if not _is_there(name, options.cache)}
+    reasons = {name: why_not(name, options.cache) for name in options.sides}
+    missing = {name: reason for name, reason in reasons.items() if reason}
     (options.cache / "logs").mkdir(parents=True, exist_ok=True)
     for name in options.works:
         record: dict[str, object]
@@ -76,13 +78,15 @@ def measured(name: str, options: argparse.Namespace, missing: Collection[str], s
         warm_up=options.warm_up,
         compared=options.compared,
         logs=options.cache / "logs",
+        seconds=options.seconds,
         workers=options.workers,
     )
     figures = measure(work, plan, partial(tell, started))
     for side, one in figures.items():
         print(f"  {side:8} {one.error or f'{one.median:8.3f} s {one.peak_mib:6.0f} MiB'}", flush=True)
     sides = {side: one.as_record() for side, one in figures.items()}
-    return {"title": work.title, "repeats": options.repeats, "date": _today(), "sides": sides}
+    repeats = max((len(one.seconds) for one in figures.values()), default=0)
+    return {"title": work.title, "command": command(), "repeats": repeats, "date": _today(), "sides": sides}
 
 
 def parsed() -> argparse.Namespace:
@@ -92,6 +96,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--repeats", type=int, default=5, help="timed rounds of each side")
     parser.add_argument("--warm-up", type=int, default=2, help="rounds before them")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="of a work: no turn begins later")
     parser.add_argument("--compared", type=int, default=2, help="rounds after which params are compared")
     parser.add_argument("--workers", type=int, help="of fedelta, instead of 'auto'")
     parser.add_argument("--quick", action="store_true", help="W1 with few rounds")
@@ -110,19 +115,20 @@ def merged(options: argparse.Namespace, record: dict[str, object], reasons: dict
     """Writes and returns the results with those of one more work."""
     before = json.loads(options.out.read_text()) if options.out.exists() else {}
     works = before.get("works", {}) | record.get("works", {})
-    arguments = " ".join(sys.argv[1:])
     results = {
-        "command": "python -m benchmarks.peers" + (f" {arguments}" if arguments else ""),
-        "date": _today(),
         "machine": {**machine(torch.device("cpu")), "python": platform.python_version()},
         "versions": versions(),
         "left_out": reasons,
-        "compared_rounds": options.compared,
         "works": {name: works[name] for name in WORKS if name in works},
         "growth": record.get("growth", before.get("growth", [])),
     }
     options.out.write_text(json.dumps(results, indent=1) + "\n")
     return results
+
+
+def command() -> str:
+    """What was called."""
+    return " ".join(["python -m benchmarks.peers", *sys.argv[1:]])
 
 
 def left_out(cache: Path, missing: dict[str, str]) -> dict[str, str]:
@@ -138,8 +144,12 @@ def versions() -> list[str]:
     return [" ".join(pin.split("==")) for pin in sorted(pins) if pin.partition("==")[0] in PACKAGES]
 
 
-def _is_there(name: str, cache: Path) -> bool:
-    return interpreter(SIDES[name], cache).exists()
+def why_not(name: str, cache: Path) -> str:
+    """Why a side cannot be measured here; nothing if it can."""
+    side = SIDES[name]
+    if side.is_alone and (tools := [tool for tool in ("unshare", "ip") if shutil.which(tool) is None]):
+        return f"there is no {' and no '.join(map(repr, tools))} to start it without a network"
+    return "" if interpreter(side, cache).exists() else "there is no environment"
 
 
 def _today() -> str:

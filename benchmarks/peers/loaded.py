@@ -97,6 +97,18 @@ class LeafCnn(nn.Module):
         return self.classifier(self.hidden(x.flatten(1)).relu())
 
 
+class Mlp(nn.Module):
+    """Two linear layers."""
+
+    def __init__(self, side: int, hidden: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(side**2, hidden)
+        self.classifier = nn.Linear(hidden, NUM_CLASSES)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.classifier(self.hidden(pixel_values.flatten(1)).relu())
+
+
 class Logits(nn.Module):
     """A model of transformers that returns logits."""
 
@@ -110,8 +122,10 @@ class Logits(nn.Module):
 
 def _network(work: Work, base: Mapping[str, Tensor]) -> nn.Module:
     sizes = dict(work.architecture)
-    if sizes.pop("model_type") == "femnist-cnn":
-        network: nn.Module = LeafCnn(sizes["image_size"], tuple(sizes["channels"]), sizes["hidden"])
+    kind = sizes.pop("model_type")
+    if kind in {"femnist-cnn", "mlp"}:
+        side, hidden = sizes["image_size"], sizes["hidden"]
+        network: nn.Module = Mlp(side, hidden) if kind == "mlp" else LeafCnn(side, tuple(sizes["channels"]), hidden)
         network.load_state_dict(base)
         return network.eval()
     from transformers import ViTConfig, ViTForImageClassification

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, field
@@ -61,6 +62,7 @@ class Plan:
         warm_up: rounds before them.
         compared: rounds after which params are compared.
         logs: what sides print goes below it.
+        seconds: no turn begins later than this after the start, except for the first timed one.
         workers: of fedelta, instead of what it finds right.
     """
 
@@ -71,6 +73,7 @@ class Plan:
     warm_up: int
     compared: int
     logs: Path
+    seconds: float = float("inf")
     workers: int | None = None
 
     def running(self, name: str) -> AbstractContextManager[Running]:
@@ -81,6 +84,7 @@ class Plan:
 
 def measure(work: Work, plan: Plan, tell: Tell) -> dict[str, Figures]:
     """The figures of each side; a side that fails or disagrees has an error and no times."""
+    until = time.monotonic() + plan.seconds
     figures = {name: Figures() for name in plan.sides}
     params = {}
     for name in plan.sides:
@@ -93,7 +97,7 @@ def measure(work: Work, plan: Plan, tell: Tell) -> dict[str, Figures]:
     fit = [name for name in plan.sides if not figures[name].error]
     for name in fit:
         tell(f"{name}: largest difference {figures[name].difference:.1e}, loss {figures[name].loss:.6f}")
-    _time(plan, fit, figures, tell)
+    _time(plan, fit, figures, until, tell)
     if any(goal.what == "first" for goal in work.goals) and "fedelta" in fit:
         for _ in range(plan.repeats):
             with plan.running("fedelta") as side:
@@ -132,13 +136,15 @@ def _compare(work: Work, plan: Plan, params: Mapping[str, Mapping[str, torch.Ten
             )
 
 
-def _time(plan: Plan, names: Sequence[str], figures: Mapping[str, Figures], tell: Tell) -> None:
+def _time(plan: Plan, names: Sequence[str], figures: Mapping[str, Figures], until: float, tell: Tell) -> None:
     """Sides take turns, a round each, in an order that moves on."""
     with ExitStack() as stack:
         sides: dict[str, Running] = {name: stack.enter_context(plan.running(name)) for name in names}
         for side in sides.values():
             side.hear()
         for number in range(plan.warm_up + plan.repeats):
+            if number > plan.warm_up and time.monotonic() > until:
+                break
             turn = number % max(1, len(names))
             for name in [*names[turn:], *names[:turn]]:
                 seconds = sides[name].round()

@@ -87,17 +87,17 @@ def _top(results: Results) -> str:
     machine = results["machine"]
     return f"""# Speed: fedelta and other frameworks on the same work
 
-    {results["command"]}
+    make bench-peers
 
 The same network, weights, images, order of batches, optimizer (plain SGD) and steps on every side; all clients take
-part in every round, and nobody evaluates. Before anything is timed, the params of each side after
-{results["compared_rounds"]} rounds are compared with those of a bare PyTorch loop, and a side that differs has no
-times. Then all sides are started, and take turns, a round each, in an order that moves on; a round is from the word to
-begin to the word that all is done. Memory is the highest sum of the proportional set sizes (PSS) of all processes of a
-side, 20 samples a second, from its start to the end of the compared rounds, while no other side is there.
+part in every round, and nobody evaluates. Before anything is timed, the params of each side after one or two rounds are
+compared with those of a bare PyTorch loop, and a side that differs has no times. Then all sides are started, and take
+turns, a round each, in an order that moves on; a round is from the word to begin to the word that all is done. Memory
+is the highest sum of the proportional set sizes (PSS) of all processes of a side, 20 samples a second, from its start
+to the end of the compared rounds, while no other side is there.
 
-{machine["processor"]}, {machine["cpu_count"]} cores; torch {machine["torch"]}, Python {machine["python"]}; written
-{results["date"]}. *Ratio* is fedelta's median to that of the side; below 1 fedelta is faster."""
+{machine["processor"]}, {machine["cpu_count"]} cores; torch {machine["torch"]}, Python {machine["python"]}. *Ratio* is
+fedelta's median to that of the side; below 1 fedelta is faster."""
 
 
 def _behind(works: Mapping[str, Results]) -> str:
@@ -141,7 +141,11 @@ def _section(name: str, record: Results) -> str:
             f"| {figures['peak_mib']:,.0f} | {figures['difference']:.0e} | {figures['loss']:.4f} |"
         )
     goals = [f"- {_goal(one)}" for one in reached(WORKS[name], sides)]
-    return "\n".join([*lines, "", f"{record['repeats']} rounds of each side, {record['date']}.", "", *goals]).rstrip()
+    return "\n".join([*lines, "", _made(record), "", *goals]).rstrip()
+
+
+def _made(record: Results) -> str:
+    return f"{record['repeats']} rounds of each side, {record['date']}: `{record['command']}`."
 
 
 def _goal(one: Reached) -> str:

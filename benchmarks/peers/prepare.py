@@ -8,7 +8,8 @@ from itertools import repeat
 from pathlib import Path
 
 import torch
-from benchmarks.peers.works import LORA_ALPHA, NUM_CLASSES, RANK, SEED, Work
+from benchmarks.peers.loaded import Mlp
+from benchmarks.peers.works import LORA_ALPHA, NUM_CLASSES, RANK, SEED, TINY, Work
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -16,9 +17,11 @@ from fedelta.config import Config, parse_config
 from fedelta.data.batches import Examples, FederatedData, batches
 from fedelta.experiment import Experiment
 from fedelta.modalities.stores import Stored
-from fedelta.models.hub import build
+from fedelta.models.anatomy import Anatomy
+from fedelta.models.hub import Backbone, build
 from fedelta.seeds import stream
 from fedelta.tasks.labels import Labels
+from fedelta.testing.small import ReadyInputs
 
 CLASSES = tuple(map(str, range(NUM_CLASSES)))
 # Orders of batches that are drawn; later rounds repeat them.
@@ -39,7 +42,8 @@ def config_of(work: Work, num_rounds: int, workers: int | str | None = "auto") -
         {
             "seed": SEED,
             "evaluate_every": num_rounds,
-            "model": {"architecture": dict(work.architecture)},
+            # Replaced where the work has a network of its own.
+            "model": {"architecture": TINY if work.architecture["model_type"] == "mlp" else dict(work.architecture)},
             "data": {"source": "digits"},  # required; `Experiment(data=...)` replaces it
             "partition": {"name": "iid", "num_clients": work.num_clients},
             "tuning": {"name": work.tuning, **lora},
@@ -63,13 +67,31 @@ def config_of(work: Work, num_rounds: int, workers: int | str | None = "auto") -
 def experiment_of(work: Work, num_rounds: int, workers: int | str | None = "auto") -> Experiment:
     """A run of fedelta, with images that lie in memory as a data set's do."""
     config = config_of(work, num_rounds, workers)
-    modality = build(config.model, CLASSES, seed=SEED).modality
+    backbone = backbone_of(work, config)
     images, labels = drawn(work)
-    inputs = Stored(images, modality)
     partition = dict(enumerate(torch.arange(len(images)).split(work.num_rows)))
-    test = Examples(Stored(images[:NUM_TEST_ROWS], modality), Labels(labels[:NUM_TEST_ROWS]))
-    data = FederatedData(Examples(inputs, Labels(labels)), test, CLASSES, partition)
-    return Experiment(config, data=data)
+    train = Examples(_inputs(backbone, images), Labels(labels))
+    test = Examples(_inputs(backbone, images[:NUM_TEST_ROWS]), Labels(labels[:NUM_TEST_ROWS]))
+    given = backbone if work.architecture["model_type"] == "mlp" else None
+    return Experiment(config, backbone=given, data=FederatedData(train, test, CLASSES, partition))
+
+
+def backbone_of(work: Work, config: Config) -> Backbone:
+    """A new network of the work, always with the same weights."""
+    if work.architecture["model_type"] != "mlp":
+        return build(config.model, CLASSES, seed=SEED)
+    network = Mlp(int(work.architecture["image_size"]), int(work.architecture["hidden"]))
+    generator = stream(SEED, "peers", "mlp")
+    for tensor in network.parameters():
+        tensor.data.uniform_(-0.1, 0.1, generator=generator)
+    return Backbone(network.eval(), Anatomy(("classifier",)))
+
+
+def _inputs(backbone: Backbone, images: Tensor) -> Stored | ReadyInputs:
+    """As they lie in memory: images for a model that has a modality, floats for another."""
+    if backbone.modality is not None:
+        return Stored(images, backbone.modality)
+    return ReadyInputs({"pixel_values": images / 127.5 - 1})
 
 
 def drawn(work: Work) -> tuple[Tensor, Tensor]:
@@ -116,9 +138,9 @@ def prepare(work: Work, cache: Path) -> Path:
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     experiment = experiment_of(work, 1)
-    network = build(experiment.config.model, CLASSES, seed=SEED)
+    network = backbone_of(work, experiment.config)
     images, labels = drawn(work)
-    pixels = network.modality.transform(images)["pixel_values"]
+    pixels = _inputs(network, images).fetch(torch.arange(len(images)))["pixel_values"]
     save_file({"pixels": pixels, "labels": labels, "orders": orders_of(work)}, folder / "data.safetensors")
     save_file(dict(network.module.state_dict()), folder / "base.safetensors")
     save_file(dict(experiment.assembly.params), folder / "start.safetensors")

@@ -76,7 +76,7 @@ SIDES = {
     "blazefl": Side(
         f"BlazeFL, {CORES} workers", "blazefl", "blazefl", CORES, 1,
         does="server of `blazefl.contrib`, `ProcessPoolClientTrainer` with shared memory; the model is built once, "
-        "before the processes of a round are copied.",
+        "and takes a step, before the processes of a round are copied.",
     ),
 }  # fmt: skip
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 CNN = {"model_type": "femnist-cnn", "channels": [16, 32], "hidden": 1024, "image_size": 28}
+MLP = {"model_type": "mlp", "hidden": 48, "image_size": 8}
 TINY = {"model_type": "femnist-cnn", "channels": [4, 8], "hidden": 64, "image_size": 8}
 VIT = {
     "model_type": "vit",
@@ -100,7 +101,7 @@ WORKS = {
         goals=(Goal("round", PFL, 0.01), Goal("first", PFL, 0.55)),
     ),
     "W5": Work(
-        "CNN of 3,674, full, 1,000 clients of 10 images, 1 step", TINY, "full", 1000, 10, 1, 10, 0.05,
+        "MLP of 3,610, full, 1,000 clients of 10 images, 1 step", MLP, "full", 1000, 10, 1, 10, 0.05,
         goals=(Goal("round", PFL, 0.5),),
     ),
 }  # fmt: skip

@@ -21,11 +21,12 @@ from benchmarks.peers.side import SIDES
 from benchmarks.peers.sides.bare import total
 from benchmarks.peers.sides.flower import refuse_networks
 from benchmarks.peers.talk import Talk
-from benchmarks.peers.works import TINY, VIT, WORKS, Work
+from benchmarks.peers.works import MLP, TINY, VIT, WORKS, Work
 from safetensors.torch import load_file
 
 SMALL_VIT = VIT | {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 SMALL_WORKS = {
+    "mlp": Work("", MLP, "full", 3, 20, 1, 10, 0.05),
     "full": Work("", TINY, "full", 3, 20, 1, 10, 0.05),
     "lora": Work("", SMALL_VIT, "lora", 2, 8, 2, 4, 0.05),
     "head": Work("", SMALL_VIT, "head", 2, 8, 1, 4, 0.05),
@@ -131,12 +132,12 @@ def results() -> dict[str, object]:
     w1["flower"] = one([], 0.0, error="parameters differ")
     w3 = {"fedelta": one([1.0], 800.0, first_seconds=[3.0]), "pfl": one([10.0], 700.0)}
     works = {
-        name: {"title": f"the work {name}", "repeats": 3, "date": "2026-01-02", "sides": sides}
+        name: {"title": f"the work {name}", "repeats": 3, "date": "2026-01-02", "command": "it", "sides": sides}
         for name, sides in (("W1", w1), ("W3", w3))
     }
     growth = {"title": "clients", "clients": 100_000, "cohort": 10, "workers": "auto"}
     return {
-        "command": "python -m benchmarks.peers", "date": "2026-01-02", "compared_rounds": 2, "works": works,
+        "works": works,
         "machine": {"processor": "A CPU", "cpu_count": 2, "torch": "2.13.0", "python": "3.11.7"},
         "versions": ["pfl 0.6.0"], "left_out": {"BlazeFL, 2 workers": "there is no interpreter 'python3.12'"},
         "growth": [{**growth, "seconds": [0.5, 0.5], "peak_mib": 400.0}],

@@ -93,7 +93,7 @@ def test_clients_end_where_the_whole_model_ends(method: TuningMethod, family: st
     assert watched.num_tokens == {1}
     for client_id, delta in deltas.items():
         assert_close(delta, expected[client_id], rtol=1e-3, atol=1e-5)
-    measures, whole_measures = (each.evaluate(start_of(each), data).measures for each in (engine, whole))
+    measures, whole_measures = (each.evaluator.evaluate(start_of(each), data).measures for each in (engine, whole))
     assert watched.num_tokens == {1}
     assert measures == pytest.approx(whole_measures, rel=1e-4)
 
@@ -222,7 +222,7 @@ def test_rows_that_show_nothing_are_no_evidence():
     data.inputs.tensors["pixel_values"][:] = torch.nan
     engine, backbone = tiny_engine(Lora(r=2), data)
     watched = watch(backbone)
-    engine.evaluate(start_of(engine), data)
+    engine.evaluator.evaluate(start_of(engine), data)
     assert watched.num_tokens == {5}
 
 
@@ -233,7 +233,7 @@ def test_texts_of_one_token_are_no_evidence():
     )
     engine, backbone = tiny_engine(Lora(r=2), short, family="bert")
     watched = watch(backbone, "bert")
-    engine.evaluate(start_of(engine), tiny_data("bert"))
+    engine.evaluator.evaluate(start_of(engine), tiny_data("bert"))
     assert min(watched.num_tokens) > 1
 
 

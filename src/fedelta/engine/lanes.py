@@ -111,7 +111,6 @@ class LaneEngine:
         if lanes.num > 1:
             self._prove_lanes(train)
         self._model.read_out(self.bank, lanes, train, of_examples=self.takes_samples)
-        self._model.round_once(self.bank, lanes, train)
         if self.takes_samples:
             refuse_coupling(self._model, lanes, exits, task, train)
         self.evaluator = Evaluator(self._model, self.bank, lanes, task)

@@ -13,9 +13,8 @@ from torch import Tensor
 from fedelta.data.augmentation import Augmentation, AugmentedInputs
 from fedelta.data.batches import Examples
 from fedelta.engine.bank import LaneBank
-from fedelta.engine.half import Half, find_half
 from fedelta.engine.prefix import CachedInputs, find_prefix, only_head
-from fedelta.engine.proof import same
+from fedelta.engine.proof import first_same
 from fedelta.engine.readout import HalfMasked, Readout, find_readouts
 from fedelta.modalities.base import Inputs
 from fedelta.models.failures import model_errors
@@ -62,7 +61,6 @@ class SharedModel:
         self.notes: list[str] = []
         self._cache_bytes = cache_bytes
         self._readout: Readout | None = None
-        self._half: Half | None = None
         self._prefix = None
         if cache_bytes:
             sample = train.inputs.fetch(torch.arange(min(2, len(train))))
@@ -80,7 +78,6 @@ class SharedModel:
         model = inputs if isinstance(inputs, CachedInputs) else self.backbone
         with (
             self._reading(),
-            self._rounding(),
             model_errors(self.name, tensors),
             torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast),
         ):
@@ -100,30 +97,17 @@ class SharedModel:
         """
         # Exits read tokens of every block.
         readouts = [] if self.blocks else find_readouts(self.backbone)
+        if not readouts:
+            return
         inputs = HalfMasked(train.inputs)
+        whole, *candidates = (partial(self._tried, readout, inputs) for readout in (None, *readouts))
         # Without autocast, whose rounding would hide a difference.
         autocast, self.autocast = self.autocast, False
-        for readout in readouts:
-            whole, less = partial(self._tried, None, inputs), partial(self._tried, readout, inputs)
-            is_same = same(whole, less, bank, lanes, len(train), of_examples=of_examples)
-            # Without tokens to leave out there is no evidence.
-            if is_same and readout.leaves_out:
-                self._readout = readout
-                break
+        number = first_same(whole, candidates, bank, lanes, len(train), of_examples=of_examples)
         self.autocast = autocast
-
-    def round_once(self, bank: LaneBank, lanes: Lanes, train: Examples) -> None:
-        """Rounds frozen tensors once instead of in every pass, where autocast is on and a trial gives the same bits.
-
-        Args:
-            bank: the tuned tensors; they and the lanes are left as they are.
-            lanes: the lanes of the tuned modules.
-            train: training examples; the first ones are tried.
-        """
-        if self.autocast:
-            rows, exits = torch.arange(min(2, len(train))), range(1, len(self.blocks) + 1)
-            module = self.backbone.module
-            self._half = find_half(module, bank, lanes, lambda: self.outputs(train.inputs, rows, exits))
+        # Without tokens to leave out there is no evidence.
+        if number is not None and readouts[number].leaves_out:
+            self._readout = readouts[number]
 
     def cached(self, data: Examples) -> Examples:
         """`data` with cached features of the frozen prefix, or `data` itself without a prefix or without the memory."""
@@ -158,10 +142,6 @@ class SharedModel:
     def _reading(self) -> AbstractContextManager[None]:
         """A context in which the model computes only what its outputs depend on."""
         return nullcontext() if self._readout is None else self._readout.active()
-
-    def _rounding(self) -> AbstractContextManager[None]:
-        """A context in which frozen tensors are in bfloat16, if they are rounded once."""
-        return nullcontext() if self._half is None or not self.autocast else self._half.active()
 
     def _to_device(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in tensors.items()}

@@ -86,16 +86,22 @@ def mixing(outputs: Outputs, bank: LaneBank, lanes: Lanes, num_rows: int, *, of_
     return None
 
 
-def same(
-    whole: Outputs, less: Outputs, bank: LaneBank, lanes: Lanes, num_rows: int, *, of_examples: bool = False
-) -> bool:
-    """Whether a model gives the same outputs and gradients if it computes `less` than its `whole`.
+def first_same(
+    whole: Outputs,
+    candidates: Sequence[Outputs],
+    bank: LaneBank,
+    lanes: Lanes,
+    num_rows: int,
+    *,
+    of_examples: bool = False,
+) -> int | None:
+    """The number of the first candidate with the outputs and gradients of the `whole` model; None without one.
 
-    The lanes in use have batches of unequal length. Bank and lanes are restored.
+    Two lanes with batches of unequal length are tried, or one lane. Bank and lanes are restored.
 
     Args:
         whole: gives the model's outputs for rows of the training data, as in `mixing`.
-        less: gives what should be the same.
+        candidates: give what should be the same.
         bank: the tuned tensors of the model.
         lanes: any number.
         num_rows: number of rows of the training data.
@@ -105,15 +111,19 @@ def same(
         ModelError: the whole model fails.
     """
     with _trial(bank, lanes):
-        inputs = _lane_inputs(_unequal(min(3, lanes.num), of_examples), bank, num_rows, of_examples)
+        inputs = _lane_inputs(_unequal(min(2, lanes.num), of_examples), bank, num_rows, of_examples)
         expected = _run(inputs, whole, bank, lanes)
-        try:
-            results = _run(inputs, less, bank, lanes)
-        except FedeltaError:
-            return False
-    # Without a finite output there is no evidence.
-    is_shown = any(bool(output.outputs.isfinite().any()) for output in expected)
-    return is_shown and not any(map(_difference, results, expected))
+        # Without a finite output there is no evidence.
+        if not any(bool(output.outputs.isfinite().any()) for output in expected):
+            return None
+        for number, candidate in enumerate(candidates):
+            try:
+                results = _run(inputs, candidate, bank, lanes)
+            except FedeltaError:
+                continue
+            if not any(map(_difference, results, expected)):
+                return number
+    return None
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Imports transformers in half the time, without parts of PyTorch and SciPy that fedelta's commands never use.
 
-For any model, transformers imports PyTorch's compiler to mark a few functions for it, PyTorch's distributed tensors,
-and SciPy's solver of assignment problems for the loss of object detectors: 1,300 modules. While a model is built
-without memory for its weights, PyTorch imports SymPy to find out that `True` holds.
+For any model, transformers imports PyTorch's compiler to mark a few functions for it, its distributed tensors, and
+SciPy's solver of assignment problems for the loss of object detectors: 1,300 modules. While a model is built without
+memory for its weights, PyTorch imports SymPy to find out that `True` holds.
 """
 
 from __future__ import annotations
