@@ -53,9 +53,15 @@ def test_a_function_that_is_needed_later_is_imported_when_it_is_called():
     assert light._NeededLater("math").sqrt(4.0) == 2.0
 
 
+def leave_out(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes a module away until the test ends; then it is there again, or not, as before."""
+    monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.delitem(sys.modules, name)
+
+
 def test_a_bool_is_true_without_symbols(monkeypatch):
     monkeypatch.setenv(light.LIGHT_IMPORTS, "1")
-    monkeypatch.delitem(sys.modules, light._SHAPES, raising=False)
+    leave_out(light._SHAPES, monkeypatch)
     monkeypatch.setattr(light, "import_module", pytest.fail)
     with light.without_symbols():
         torch._check(True)
@@ -67,7 +73,7 @@ def test_a_bool_is_true_without_symbols(monkeypatch):
 
 def test_symbols_are_imported_where_something_asks_for_more(monkeypatch):
     monkeypatch.setenv(light.LIGHT_IMPORTS, "1")
-    monkeypatch.delitem(sys.modules, light._SHAPES, raising=False)
+    leave_out(light._SHAPES, monkeypatch)
     module = ModuleType(light._SHAPES)
     module.guard_bool = module.expect_true = lambda value: f"asked {value}"  # not what it answers about numbers
 
@@ -91,6 +97,6 @@ def test_symbols_are_left_alone_in_other_processes(value, monkeypatch):
     monkeypatch.delenv(light.LIGHT_IMPORTS, raising=False)
     if value is not None:
         monkeypatch.setenv(light.LIGHT_IMPORTS, value)
-    monkeypatch.delitem(sys.modules, light._SHAPES, raising=False)
+    leave_out(light._SHAPES, monkeypatch)
     with light.without_symbols():
         assert light._SHAPES not in sys.modules
