@@ -152,6 +152,23 @@ def test_a_model_with_exits_computes_every_token():
     assert watched.num_tokens == {5}
 
 
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
+def test_a_text_without_a_token_that_is_attended_to_trains_as_in_the_whole_model(
+    family: str, monkeypatch: pytest.MonkeyPatch
+):
+    tokens = torch.randint(2, 20, (12, 6), generator=stream(0))
+    mask = torch.ones_like(tokens)
+    mask[5] = 0
+    data = Examples(ReadyInputs({"input_ids": tokens, "attention_mask": mask}), Labels(tokens[:, 0] % 3))
+    deltas = []
+    for context in (lambda: without_readout(monkeypatch), monkeypatch.context):
+        with context():
+            engine, _ = tiny_engine(Lora(r=2, target_modules="all-linear"), data, family=family)
+        deltas.append(deltas_of(engine, jobs_for((8,), start_of(engine)))[0])
+    assert all(tensor.isfinite().all() for tensor in deltas[0].values())
+    assert_close(deltas[1], deltas[0], rtol=1e-3, atol=1e-5)
+
+
 class ReadsTokens(nn.Module):
     """A classifier in the form of transformers whose head reads the mean of all tokens."""
 

@@ -197,12 +197,17 @@ class _OneQuery(nn.Module):
         Raises:
             TypeError: the attention is called with something else than tokens and a mask.
         """
-        scores_BHT = _masked(self._scores(x_BTD), _mask_of([*args, *kwargs.values()]))
+        mask_BHT = _first_rows(_mask_of([*args, *kwargs.values()]))
+        scores_BHT = _masked(self._scores(x_BTD), mask_BHT)
         weights_BHT = scores_BHT.softmax(-1, dtype=torch.float32).to(x_BTD.dtype)
         sums_BHD = torch.bmm(weights_BHT, x_BTD)
         # Of the values of each head's sum, that head's own.
         values_BHHF = self.v(sums_BHD).unflatten(-1, (self.num_heads, -1))
-        output_B1D = values_BHHF.diagonal(dim1=1, dim2=2).transpose(1, 2).flatten(1).unsqueeze(1)
+        values_BHF = values_BHHF.diagonal(dim1=1, dim2=2).transpose(1, 2)
+        if mask_BHT is not None and mask_BHT.dtype == torch.bool:
+            # As in PyTorch, attention to no token at all is zero.
+            values_BHF = values_BHF.masked_fill(~mask_BHT.any(-1, keepdim=True), 0)
+        output_B1D = values_BHF.flatten(1).unsqueeze(1)
         return (output_B1D if self.o is None else self.o(output_B1D)), None
 
     def _scores(self, x_BTD: Tensor) -> Tensor:
@@ -226,13 +231,18 @@ def _mask_of(arguments: Sequence[object]) -> Tensor | None:
     return tensors[0] if tensors else None
 
 
-def _masked(scores_BHT: Tensor, mask: Tensor | None) -> Tensor:
-    """Scores with the first token's row of a mask that is added, or that is False where a token is not attended to."""
-    if mask is None:
+def _first_rows(mask: Tensor | None) -> Tensor | None:
+    """What a mask says of the first token: [B, 1 or H, T]."""
+    return None if mask is None else mask[:, :, 0]
+
+
+def _masked(scores_BHT: Tensor, mask_BHT: Tensor | None) -> Tensor:
+    """Scores with a mask that is added, or that is False where a token is not attended to."""
+    if mask_BHT is None:
         return scores_BHT
-    mask_BHT = mask[:, :, 0]
-    if mask.dtype == torch.bool:
-        return scores_BHT.masked_fill(~mask_BHT, float("-inf"))
+    if mask_BHT.dtype == torch.bool:
+        # Not minus infinity, which gives NaN where no token is attended to.
+        return scores_BHT.masked_fill(~mask_BHT, torch.finfo(scores_BHT.dtype).min)
     return scores_BHT + mask_BHT
 
 
