@@ -21,7 +21,7 @@ MIB = 2**20
 @pytest.fixture(autouse=True)
 def a_step_of_one_lane_takes_100_mib(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(settings, "available_cores", lambda: 4)
-    monkeypatch.setattr(fitting, "_footprint", lambda config, model, train: Footprint(20 * MIB, 10 * MIB))
+    monkeypatch.setattr(fitting, "_footprint", lambda config, model, data: Footprint(20 * MIB, 10 * MIB))
 
 
 def assembled(tmp_path, monkeypatch: pytest.MonkeyPatch, free_mib: int, *overrides: str) -> Assembly:
@@ -49,6 +49,14 @@ def test_automatic_lanes_are_halved_until_they_fit(tmp_path, monkeypatch, caplog
         assembly = assembled(tmp_path, monkeypatch, 350)
     assert assembly.engine.lanes.num == 3
     assert "3 lanes instead of 6: a step of 6 lanes with 8 samples each takes about 600 MiB, and 350" in caplog.text
+
+
+def test_a_batch_is_no_larger_than_the_largest_client(tmp_path, monkeypatch):
+    # 120 examples, 20 at each of 6 clients: 2 * (20 + 20 * 10) = 440 MiB, however large the batch may be.
+    choices = ("runtime.lanes=2", "client.batch_size=1000", "partition.name=iid")
+    assert assembled(tmp_path, monkeypatch, 440, *choices).engine.lanes.num == 2
+    with pytest.raises(ConfigError, match="2 lanes with 20 samples each takes about 440 MiB, and 439 MiB are free"):
+        assembled(tmp_path, monkeypatch, 439, *choices)
 
 
 def test_one_lane_is_left_where_none_fits(tmp_path, monkeypatch):
