@@ -160,7 +160,8 @@ def test_goals_compare_medians_with_the_best_side(results: dict) -> None:
 def test_the_page_says_where_fedelta_is_behind(results: dict) -> None:
     text = page(results)
     behind = text.split("## Where fedelta is behind")[1].split("\n## ")[0]
-    assert "- W3: 1.14 times the memory of pfl, one process, the fastest peer." in behind
+    assert "- W1: the peak of memory is 1.25 times that of pfl, one process." in behind
+    assert "- W3: the peak of memory is 1.14 times that of pfl, one process." in behind
     assert "- W3: seconds a round against pfl, one process: **0.1**, goal 0.01, not met." in behind
     assert f"no times for {SIDES['flower'].title}: parameters differ." in behind
     assert "W1: seconds" not in behind
@@ -169,8 +170,16 @@ def test_the_page_says_where_fedelta_is_behind(results: dict) -> None:
     assert "Left out: BlazeFL, 2 workers, there is no interpreter 'python3.12'." in text
 
 
+def test_the_page_names_every_side_that_is_faster_also_bare_loops(results: dict) -> None:
+    sides = results["works"]["W1"]["sides"]
+    sides["bare"], sides["pfl2"] = one([1.0], 900.0), one([1.6], 900.0)  # fedelta takes 2 s
+    expected = f"- W1: a round takes 2.00 times as long as with {SIDES['bare'].title}, 1.25 times as long as with pfl, "
+    assert expected in page(results)
+
+
 def test_the_page_says_so_if_fedelta_is_nowhere_behind(results: dict) -> None:
     del results["works"]["W3"], results["works"]["W1"]["sides"]["flower"]
+    results["works"]["W1"]["sides"]["pfl"]["peak_mib"] = 600.0
     assert "Nowhere in these works" in page(results)
 
 
