@@ -78,6 +78,7 @@ def measured(name: str, options: argparse.Namespace, missing: Collection[str], s
         warm_up=options.warm_up,
         compared=options.compared,
         logs=options.cache / "logs",
+        is_tiny=work.is_tiny,
         seconds=options.seconds,
         workers=options.workers,
     )

@@ -62,6 +62,7 @@ class Plan:
         warm_up: rounds before them.
         compared: rounds after which params are compared.
         logs: what sides print goes below it.
+        is_tiny: see `Work`.
         seconds: no turn begins later than this after the start, except for the first timed one.
         workers: of fedelta, instead of what it finds right.
     """
@@ -73,13 +74,14 @@ class Plan:
     warm_up: int
     compared: int
     logs: Path
+    is_tiny: bool = False
     seconds: float = float("inf")
     workers: int | None = None
 
     def running(self, name: str) -> AbstractContextManager[Running]:
         """A context in which the side is there."""
         workers = self.workers if name == "fedelta" else None
-        return running(name, self.folder, self.environments, self.logs / f"{name}.log", workers)
+        return running(name, self.folder, self.environments, self.logs / f"{name}.log", workers, is_tiny=self.is_tiny)
 
 
 def measure(work: Work, plan: Plan, tell: Tell) -> dict[str, Figures]:

@@ -73,6 +73,10 @@ SIDES = {
         f"Flower, {CORES} workers", "flower", "flower", CORES, 1, is_alone=True,
         does="`FedAvg.start`, simulation with Ray, one core for each client app; a worker builds its model once.",
     ),
+    "blazefl1": Side(
+        "BlazeFL, one process", "blazefl", "blazefl", 1, CORES,
+        does="the server of `blazefl.contrib`, and a trainer that takes one client after the other.",
+    ),
     "blazefl": Side(
         f"BlazeFL, {CORES} workers", "blazefl", "blazefl", CORES, 1,
         does="server of `blazefl.contrib`, `ProcessPoolClientTrainer` with shared memory; the model is built once, "
@@ -140,7 +144,9 @@ class Running:
 
 
 @contextmanager
-def running(name: str, folder: Path, environments: Path, log: Path, workers: int | None = None) -> Iterator[Running]:
+def running(
+    name: str, folder: Path, environments: Path, log: Path, workers: int | None = None, *, is_tiny: bool = False
+) -> Iterator[Running]:
     """The side on the work in `folder`, which has been loaded but not begun when `hear` gives the first answer.
 
     Args:
@@ -149,20 +155,22 @@ def running(name: str, folder: Path, environments: Path, log: Path, workers: int
         environments: the peers' environments are below it.
         log: what the side prints.
         workers: instead of the side's own number.
+        is_tiny: a second arithmetic thread would only slow it down, so it has none.
     """
     side = SIDES[name]
+    threads = 1 if is_tiny and side.threads else side.threads
     ask_end, ask = os.pipe()
     answer, answer_end = os.pipe()
     with tempfile.TemporaryDirectory(prefix="peers") as home, log.open("ab") as output:
         command = [
             *(_in_namespace() if side.is_alone else ()),
             str(interpreter(side, environments)), "-m", f"benchmarks.peers.sides.{side.module}", str(folder),
-            "--workers", str(side.workers if workers is None else workers), "--threads", str(side.threads or 1),
+            "--workers", str(side.workers if workers is None else workers), "--threads", str(threads or 1),
             "--pipes", str(ask_end), str(answer_end),
         ]  # fmt: skip
         process = subprocess.Popen(
-            command, cwd=home, env=_environment(side, home), pass_fds=(ask_end, answer_end), stdin=subprocess.DEVNULL,
-            stdout=output, stderr=output, start_new_session=True,
+            command, cwd=home, env=_environment(side, home, threads), pass_fds=(ask_end, answer_end),
+            stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
         )  # fmt: skip
         os.close(ask_end)
         os.close(answer_end)
@@ -185,7 +193,7 @@ def _in_namespace() -> list[str]:
     return [*alone, "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
 
 
-def _environment(side: Side, home: str) -> dict[str, str]:
+def _environment(side: Side, home: str, threads: int | None) -> dict[str, str]:
     """No telemetry, no network; threads are the side's own choice if it has one."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "MKL_"))}
     environment |= {
@@ -201,7 +209,5 @@ def _environment(side: Side, home: str) -> dict[str, str]:
         "RAY_TMPDIR": home,
         "TMPDIR": home,
     }
-    threads = (
-        {} if side.threads is None else {"OMP_NUM_THREADS": str(side.threads), "MKL_NUM_THREADS": str(side.threads)}
-    )
-    return environment | threads
+    numbers = {} if threads is None else {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    return environment | numbers

@@ -39,7 +39,8 @@ class Goal:
 
 
 PFL = ("pfl", "pfl2")
-PEERS = (*PFL, "flower", "blazefl")
+BLAZEFL = ("blazefl1", "blazefl")
+PEERS = (*PFL, "flower", *BLAZEFL)
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Work:
         lr: of plain SGD.
         local_steps: steps of a client in a round, instead of epochs.
         cohort: clients of a round, drawn at random; None: all clients, as in everything that peers do too.
+        is_tiny: a second arithmetic thread would only slow a process down, so nobody has one.
         goals: what fedelta shall reach.
         tolerance: largest difference of a parameter from the bare loop's after the compared rounds.
     """
@@ -71,6 +73,7 @@ class Work:
     lr: float
     cohort: int | None = None
     local_steps: int | None = None
+    is_tiny: bool = False
     goals: tuple[Goal, ...] = ()
     tolerance: float = 1e-5
 
@@ -81,7 +84,7 @@ class Work:
 
     def as_record(self) -> dict[str, object]:
         """For JSON: what is done."""
-        return {name: value for name, value in asdict(self).items() if name not in {"goals", "tolerance"}}
+        return {name: value for name, value in asdict(self).items() if name not in {"goals", "tolerance", "is_tiny"}}
 
 
 _VIT = {"architecture": VIT, "num_clients": 8, "num_rows": 64, "local_epochs": 2}
@@ -101,7 +104,7 @@ WORKS = {
         goals=(Goal("round", PFL, 0.01), Goal("first", PFL, 0.55)),
     ),
     "W5": Work(
-        "MLP of 3,610, full, 1,000 clients of 10 images, 1 step", MLP, "full", 1000, 10, 1, 10, 0.05,
+        "MLP of 3,610, full, 1,000 clients of 10 images, 1 step", MLP, "full", 1000, 10, 1, 10, 0.05, is_tiny=True,
         goals=(Goal("round", PFL, 0.5),),
     ),
 }  # fmt: skip

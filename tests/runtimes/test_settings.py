@@ -60,8 +60,8 @@ def test_a_run_may_be_resumed_with_other_workers(tmp_path):
         ("auto", 20, 1, 3),
         ("auto", 200, 1, 1),
         ("auto", 1, 1, 16),  # no more lanes than clients
-        ("auto", 8, 2, 4),  # two cores: 16 clients in four packs
-        ("auto", 4, 2, 8),  # 32 samples a step, which leaves one pack for each core
+        ("auto", 8, 2, 8),  # two cores: 16 clients in two packs
+        ("auto", 4, 2, 8),  # a pack for each core goes before 64 samples a step
         ("auto", 8, 16, 1),  # a pack for each core, however small
         ("auto", 32, 2, 2),  # no more than 64 samples
         (5, 200, 2, 5),

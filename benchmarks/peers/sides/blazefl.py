@@ -20,8 +20,15 @@ import torch.multiprocessing as mp
 from benchmarks.peers.loaded import Loaded, load
 from benchmarks.peers.talk import options
 from blazefl.contrib import FedAvgBaseServerHandler
-from blazefl.contrib.fedavg import FedAvgDownlinkPackage, FedAvgProcessPoolUplinkPackage
-from blazefl.core import IPCMode, ProcessPoolClientTrainer, SHMHandle, deserialize_model, serialize_model
+from blazefl.contrib.fedavg import FedAvgDownlinkPackage, FedAvgProcessPoolUplinkPackage, FedAvgUplinkPackage
+from blazefl.core import (
+    BaseClientTrainer,
+    IPCMode,
+    ProcessPoolClientTrainer,
+    SHMHandle,
+    deserialize_model,
+    serialize_model,
+)
 from torch import nn
 
 
@@ -85,6 +92,26 @@ class Trainer(ProcessPoolClientTrainer[FedAvgProcessPoolUplinkPackage, FedAvgDow
         return package
 
 
+class SerialTrainer(BaseClientTrainer[FedAvgUplinkPackage, FedAvgDownlinkPackage]):
+    """Trains one client after the other, in this process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.cache = []
+        self.round = 0
+
+    def local_process(self, payload: FedAvgDownlinkPackage, cid_list: list[int]) -> None:
+        loaded, tuned = held(self.folder)
+        for cid in cid_list:
+            deserialize_model(tuned, payload.model_parameters)
+            loaded.train(loaded.steps(self.round, cid), loaded.optimizer())
+            self.cache.append(FedAvgUplinkPackage(cid, serialize_model(tuned), loaded.work.num_rows))
+
+    def uplink_package(self) -> Iterable[FedAvgUplinkPackage]:
+        package, self.cache = self.cache, []
+        return package
+
+
 class Selector:
     """The tuned tensors of the one model, which is all that the server has to know."""
 
@@ -103,13 +130,14 @@ def main() -> None:
     num_clients = loaded.work.num_clients
     handler = FedAvgBaseServerHandler(Selector(tuned), "tuned", None, 10**9, num_clients, 1.0, "cpu", 1, seed=0)
     with tempfile.TemporaryDirectory() as share_dir:
-        trainer = Trainer(folder, workers, threads, Path(share_dir))
+        trainer = Trainer(folder, workers, threads, Path(share_dir)) if workers > 1 else SerialTrainer(folder)
         while talk.wait(lambda: loaded.tuned):
             trainer.round += 1
             trainer.local_process(handler.downlink_package(), handler.sample_clients())
             for package in trainer.uplink_package():
                 handler.load(package)
-        trainer.manager.shutdown()
+        if isinstance(trainer, Trainer):
+            trainer.manager.shutdown()
 
 
 def _take_a_step(loaded: Loaded) -> None:

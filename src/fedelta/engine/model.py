@@ -92,7 +92,7 @@ class SharedModel:
         Args:
             bank: the tuned tensors; they and the lanes are left as they are.
             lanes: the lanes of the tuned modules.
-            train: training examples; the first ones are tried.
+            train: training examples; a few are tried.
             of_examples: whether each lane has one example.
         """
         # Exits read tokens of every block.

@@ -80,7 +80,8 @@ def mixing(outputs: Outputs, bank: LaneBank, lanes: Lanes, num_rows: int, *, of_
     fewer_lanes = _unequal(max(2, min(3, lanes.num - 1)), of_examples)
     with _trial(bank, lanes):
         for lengths in (all_lanes, fewer_lanes):
-            inputs = _lane_inputs(lengths, bank, num_rows, of_examples)
+            batches = [(torch.arange(length) + 2 * number) % num_rows for number, length in enumerate(lengths)]
+            inputs = _lane_inputs(batches, bank, of_examples)
             if problem := _problem(inputs, lambda lane_inputs: _run(lane_inputs, outputs, bank, lanes)):
                 return f"with {len(inputs)} lanes {problem}"
     return None
@@ -111,7 +112,10 @@ def first_same(
         ModelError: the whole model fails.
     """
     with _trial(bank, lanes):
-        inputs = _lane_inputs(_unequal(min(2, lanes.num), of_examples), bank, num_rows, of_examples)
+        lengths = _unequal(min(2, lanes.num), of_examples)
+        # From all over the data: the rows of one client may be broken.
+        rows = torch.linspace(0, num_rows - 1, sum(lengths)).long()
+        inputs = _lane_inputs(rows.split(lengths), bank, of_examples)
         expected = _run(inputs, whole, bank, lanes)
         # Without a finite output there is no evidence.
         if not any(bool(output.outputs.isfinite().any()) for output in expected):
@@ -142,10 +146,9 @@ def _unequal(num_lanes: int, of_examples: bool) -> tuple[int, ...]:
     return ((1, 1, 1) if of_examples else (2, 1, 2))[:num_lanes]
 
 
-def _lane_inputs(lengths: Sequence[int], bank: LaneBank, num_rows: int, of_examples: bool) -> list[_LaneInput]:
-    """An input of each of these numbers of rows, all with different values unless lanes have examples."""
+def _lane_inputs(batches: Sequence[Tensor], bank: LaneBank, of_examples: bool) -> list[_LaneInput]:
+    """An input for each of `batches`, all with different values unless lanes have examples."""
     start = bank.read(0)
-    batches = [(torch.arange(length) + 2 * number) % num_rows for number, length in enumerate(lengths)]
     return [
         _LaneInput(number, rows, perturbed(start, bank.spec, stream(0, "proof", 0 if of_examples else number)))
         for number, rows in enumerate(batches)

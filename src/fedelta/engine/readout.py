@@ -106,8 +106,8 @@ class _Pausing(nn.Module):
     def forward(self, *args: object, **kwargs: object) -> object:
         if self.arguments is None:
             raise _ReachedError(args, kwargs)
-        args, kwargs = self.arguments
-        return self.attention(*args, **kwargs)
+        positional, by_name = self.arguments
+        return self.attention(*positional, **by_name)
 
 
 class _FirstToken(nn.Module):
@@ -200,13 +200,13 @@ class _OneQuery(nn.Module):
 
     def _scores(self, x_BTD: Tensor) -> Tensor:
         """The scores s q . k(x_t), up to a constant for each head and sample."""
-        q_BHF = self.q(x_BTD[:, :1]).squeeze(1).unflatten(-1, (self.num_heads, -1))
+        q_BHF: Tensor = self.q(x_BTD[:, :1]).squeeze(1).unflatten(-1, (self.num_heads, -1))
         q_BHF = q_BHF * q_BHF.shape[-1] ** -0.5
         if is_plain(self.k, nn.Linear):
             weight_HFD = self.k.get_parameter("weight").unflatten(0, (self.num_heads, -1))
             reader_BHD = torch.bmm(q_BHF.transpose(0, 1), weight_HFD).transpose(0, 1)
             return torch.bmm(reader_BHD, x_BTD.transpose(1, 2))
-        k_BTHF = self.k(x_BTD).unflatten(-1, (self.num_heads, -1))
+        k_BTHF: Tensor = self.k(x_BTD).unflatten(-1, (self.num_heads, -1))
         return (k_BTHF.permute(0, 2, 1, 3) @ q_BHF.unsqueeze(-1)).squeeze(-1)
 
 

@@ -10,12 +10,9 @@ from pydantic import Field, field_validator
 from fedelta.machine import available_cores
 from fedelta.settings import Context, Settings
 
-# Samples per step with automatic lanes, least and most. 64: on 2 CPU cores eight lanes of batch 8 are faster than one,
-# two or four (benchmarks/lanes.py). 32: on one core four lanes of batch 8 take 2% longer than eight, with a head on
-# cached features 60%. Those for a GPU are our guess, not measured.
-_SAMPLES_PER_STEP = {"cpu": (32, 64), "cuda": (128, 1024)}
-# Automatic lanes leave twice as many packs as there are cores, so that a core that is slower gets fewer.
-_PACKS_PER_PLACE = 2
+# Samples per step with automatic lanes. 64: with one thread 4 lanes of batch 16 take 5% less time a row than 2, 2 lanes of
+# batch 32 on a ViT as much as one (benchmarks/lanes.py). That for a GPU is our guess, not measured.
+_SAMPLES_PER_STEP = {"cpu": 64, "cuda": 1024}
 _WITH_WORKERS = ("auto", "processes")
 RuntimeName = Literal["auto", "simulation", "processes", "flower"]
 RUNTIMES: tuple[RuntimeName, ...] = get_args(RuntimeName)
@@ -31,7 +28,7 @@ class RuntimeSettings(Settings):
             last bit for all but `flower`.
         workers: number of worker processes; "auto": one for each core, or for each GPU.
         lanes: number of clients that share a forward pass, or for DP-SGD of examples of one client; "auto" fills a step
-            with 32 to 64 samples on a CPU, fewer the more cores share the cohort, and with 1,024 on a GPU. So it
+            with up to 64 samples on a CPU, fewer the more cores share the cohort, and with 1,024 on a GPU. So it
             depends on the machine, like `device`.
         device: "auto" uses a GPU if there is one.
         compute_dtype: `bfloat16` runs the frozen model in half precision; tuned tensors stay float32.
@@ -95,15 +92,13 @@ class RuntimeSettings(Settings):
 
         >>> RuntimeSettings().num_lanes(clients_per_round=16, batch_size=8, places=1)
         8
-        >>> RuntimeSettings().num_lanes(clients_per_round=16, batch_size=8, places=2)
+        >>> RuntimeSettings().num_lanes(clients_per_round=8, batch_size=8, places=2)
         4
         """
         if isinstance(self.lanes, int):
             return min(self.lanes, clients_per_round)
-        least, most = (max(1, samples // batch_size) for samples in _SAMPLES_PER_STEP[self.torch_device()])
-        even = most if places == 1 else -(-clients_per_round // (places * _PACKS_PER_PLACE))
         # A pack for each place goes before full steps.
-        return min(max(even, least), most, -(-clients_per_round // places))
+        return min(max(1, _SAMPLES_PER_STEP[self.torch_device()] // batch_size), -(-clients_per_round // places))
 
     def num_lanes_of_examples(self, batch_size: int) -> int:
         """The number of lanes where each has one example of a Poisson sample of `batch_size` on average (DP-SGD).
@@ -114,7 +109,7 @@ class RuntimeSettings(Settings):
         if isinstance(self.lanes, int):
             return self.lanes
         # Three standard deviations above the mean: one sample of 400 is larger, and takes two passes.
-        return min(batch_size + 3 * math.isqrt(batch_size) + 2, _SAMPLES_PER_STEP[self.torch_device()][1])
+        return min(batch_size + 3 * math.isqrt(batch_size) + 2, _SAMPLES_PER_STEP[self.torch_device()])
 
 
 def _num_gpus() -> int:

@@ -172,8 +172,9 @@ class LoraLinear(Wrapper):
         """[N, ..., I] to [N, ..., O]."""
         if not is_linear(self.base):  # another method has wrapped it
             return self.lanes.add_linear(self.base(x), self.lanes.linear(x, self.lora_A), self.lora_B, self.scale)
-        weight = self.base.get_parameter("weight")
-        frozen = weight.T if is_transposed(self.base) else weight, self.base.bias
+        parameters = dict(self.base.named_parameters(recurse=False))
+        weight = parameters["weight"]
+        frozen = weight.T if is_transposed(self.base) else weight, parameters.get("bias")
         pair = self.lanes.used(self.lora_A), self.lanes.used(self.lora_B)
         return low_rank_linear(x, frozen, pair, scale=self.scale, entries=self.lanes.entries(x))
 

@@ -46,7 +46,8 @@ def low_rank_linear(
     rows_per_entry = len(x_NI) // len(x)
     tensors = (None if tensor is None else tensor.to(dtype) for tensor in (*frozen, *pair))
     with torch.autocast(device, enabled=False):
-        y_NO: Tensor = _LowRankLinear.apply(x_NI, *tensors, scale, [num * rows_per_entry for num in entries])
+        rows = [num * rows_per_entry for num in entries]
+        y_NO: Tensor = _LowRankLinear.apply(x_NI, *tensors, scale, rows)  # type: ignore[no-untyped-call]  # PyTorch's
     return y_NO.view(*x.shape[:-1], -1)
 
 
@@ -62,7 +63,7 @@ class _LowRankLinear(Function):
         y_NO = functional.linear(x_NI, weight_OI, bias_O)
         up_ARO = b_AOR.transpose(1, 2).mul(scale).contiguous()
         lows = []
-        for lanes, x_AnI, y_AnO in _parts(rows, x_NI, y_NO):
+        for lanes, (x_AnI, y_AnO) in _parts(rows, x_NI, y_NO):
             low_ARn = torch.bmm(a_ARI[lanes], x_AnI.transpose(1, 2))
             y_AnO.baddbmm_(low_ARn.transpose(1, 2), up_ARO[lanes])
             lows.append(low_ARn)
@@ -78,7 +79,7 @@ class _LowRankLinear(Function):
         # The first tuned layer of a model needs no gradient of its input.
         of_x_NI = grad_NO @ weight_OI if ctx.needs_input_grad[0] else None
         parts = _parts(ctx.rows, x_NI, grad_NO, *([] if of_x_NI is None else [of_x_NI]))
-        for low_ARn, (lanes, x_AnI, grad_AnO, *of_x_AnI) in zip(lows, parts, strict=True):
+        for low_ARn, (lanes, (x_AnI, grad_AnO, *of_x_AnI)) in zip(lows, parts, strict=True):
             of_low_ARn = torch.bmm(up_ARO[lanes], grad_AnO.transpose(1, 2))
             torch.bmm(of_low_ARn, x_AnI, out=of_a_ARI[lanes])
             torch.bmm(low_ARn, grad_AnO, out=of_up_ARO[lanes])
@@ -87,10 +88,10 @@ class _LowRankLinear(Function):
         return of_x_NI, None, None, of_a_ARI, of_up_ARO.mul_(ctx.scale).transpose(1, 2), None, None
 
 
-def _parts(rows: Sequence[int], *tensors_NF: Tensor) -> Iterator[tuple[slice, *tuple[Tensor, ...]]]:
+def _parts(rows: Sequence[int], *tensors_NF: Tensor) -> Iterator[tuple[slice, list[Tensor]]]:
     """Lanes, and their rows of each of the tensors as [A, n, F]: all lanes if they have as many rows, or each alone."""
     if min(rows) == max(rows):
-        yield slice(len(rows)), *(tensor.view(len(rows), -1, tensor.shape[1]) for tensor in tensors_NF)
+        yield slice(len(rows)), [tensor.view(len(rows), -1, tensor.shape[1]) for tensor in tensors_NF]
         return
     for lane, of_lane in enumerate(zip(*(tensor.split(list(rows)) for tensor in tensors_NF), strict=True)):
-        yield slice(lane, lane + 1), *(tensor.unsqueeze(0) for tensor in of_lane)
+        yield slice(lane, lane + 1), [tensor.unsqueeze(0) for tensor in of_lane]
