@@ -13,14 +13,12 @@ from fedelta.data.batches import FederatedData
 from fedelta.engine.footprint import Footprint, footprint_of
 from fedelta.errors import ConfigError
 from fedelta.machine import available_bytes, resident_bytes
-from fedelta.runtimes.processes import Processes
+from fedelta.runtimes.processes import OWN_BYTES, Processes
 from fedelta.runtimes.starting import can_copy
 
 logger = logging.getLogger("fedelta")
 
 _SAMPLE_ROWS = 4  # texts are as long as the longest of these
-# Of a worker that has trained nothing yet: Python's objects, which a copy of this process takes as it uses them.
-_OWN_BYTES = 128 * 2**20
 _REPLY_COPIES = 2  # of the tuned tensors of each client of a pack: its delta, and that as a payload
 
 
@@ -89,7 +87,7 @@ def _parts(config: Config, model: TunedModel, data: FederatedData) -> dict[str, 
     lanes, device = model.lanes.num, config.runtime.torch_device()
     parts = {
         # A copy of this process shares model and data with it.
-        "for itself": _OWN_BYTES if can_copy(device) else max(_OWN_BYTES, resident_bytes() or 0),
+        "for itself": OWN_BYTES if can_copy(device) else max(OWN_BYTES, resident_bytes() or 0),
         "for replies": lanes * _REPLY_COPIES * 4 * model.spec.num_parameters,
     }
     if device != "cpu":  # a step takes memory of the worker's GPU
