@@ -43,6 +43,20 @@ def test_too_many_lanes_are_refused_with_the_largest_number_that_fits(tmp_path, 
         assembled(tmp_path, monkeypatch, 399, "runtime.lanes=5")
 
 
+def test_where_not_even_one_lane_fits_one_is_still_said_to_be_allowed(tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="and 5 MiB are free; expected 1 or fewer, or 'auto'"):
+        assembled(tmp_path, monkeypatch, 5, "runtime.lanes=2")
+
+
+def test_a_lane_of_dp_sgd_has_one_example(tmp_path, monkeypatch):
+    # 2 * (20 + 10) = 60 MiB
+    private = ("privacy.unit=example", "privacy.noise_multiplier=1.0", "privacy.target_delta=0.01")
+    choices = (*private, "privacy.clipping_norm=1.0", "runtime.lanes=2")
+    assert assembled(tmp_path, monkeypatch, 60, *choices).engine.lanes.num == 2
+    with pytest.raises(ConfigError, match="2 lanes with 1 sample each takes about 60 MiB, and 59 MiB are free"):
+        assembled(tmp_path, monkeypatch, 59, *choices)
+
+
 def test_automatic_lanes_are_halved_until_they_fit(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(settings.RuntimeSettings, "num_lanes", lambda *args, **kwargs: 6)
     with caplog.at_level(logging.WARNING):
@@ -76,6 +90,13 @@ def test_workers_that_fit_are_kept(tmp_path, monkeypatch):
     processes = assembled(tmp_path, monkeypatch, 500, "runtime.workers=2", "runtime.lanes=1").processes
     assert processes is not None
     assert processes.most_workers == 2
+
+
+def test_a_worker_that_is_no_copy_takes_as_much_as_this_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(fitting, "can_copy", lambda device: False)
+    monkeypatch.setattr(fitting, "resident_bytes", lambda: 700 * MIB)
+    with pytest.raises(ConfigError, match=r"801 each \(700 for itself, 1 for replies, 100 for a step of 1 lane\)"):
+        assembled(tmp_path, monkeypatch, 900, "runtime.workers=4", "runtime.lanes=1")
 
 
 @pytest.mark.parametrize(("free_mib", "expected"), [(500, 2), (5, 1)])

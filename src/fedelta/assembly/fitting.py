@@ -38,7 +38,7 @@ def fit_lanes(config: Config, model: TunedModel, data: FederatedData) -> None:
     if most >= num_lanes:
         return
     step = (
-        f"a step of {num_lanes} lanes with {batch_size} samples each takes about "
+        f"a step of {num_lanes} lanes with {batch_size} sample{'s' * (batch_size > 1)} each takes about "
         f"{_mib(footprint.of_step(num_lanes, batch_size))} MiB, and {_mib(free)} MiB are free"
     )
     if config.runtime.lanes != "auto":
