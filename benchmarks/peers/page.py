@@ -160,7 +160,8 @@ def _section(name: str, record: Results) -> str:
 
 
 def _made(record: Results) -> str:
-    return f"{record['repeats']} rounds of each side, {record['date']}: `{record['command']}`."
+    repeats = record["repeats"]
+    return f"{repeats} round{'s' * (repeats > 1)} of each side, {record['date']}: `{record['command']}`."
 
 
 def _goal(one: Reached) -> str:
