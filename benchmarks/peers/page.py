@@ -161,7 +161,8 @@ def _section(name: str, record: Results) -> str:
 
 def _made(record: Results) -> str:
     repeats = record["repeats"]
-    return f"{repeats} round{'s' * (repeats > 1)} of each side, {record['date']}: `{record['command']}`."
+    commit = f"commit {record['commit'][:10]}" if record.get("commit") else "commit unknown"
+    return f"{repeats} round{'s' * (repeats > 1)} of each side, {record['date']}, {commit}: `{record['command']}`."
 
 
 def _goal(one: Reached) -> str:
