@@ -28,10 +28,10 @@ def emphasised(
             and the keys are left as they are. None if there are no such layers.
         run: runs the model once.
     """
-    queries, keys = attention or (None, None)
+    keys = None if attention is None else attention[1]
     sizes = _sizes(list(_layers(module)), keys, run)
-    if queries in sizes and keys in sizes:
-        sizes[queries] *= sizes[keys]
+    if attention is not None and sizes.keys() >= set(attention):
+        sizes[attention[0]] *= sizes[attention[1]]
     with ExitStack() as hooks:
         for layer, size in sizes.items():
             if layer is not keys:
@@ -54,11 +54,11 @@ def _has_matrices(module: nn.Module) -> bool:
     return any(parameter.dim() > 1 for parameter in module.parameters(recurse=False))
 
 
-def _sizes(layers: list[nn.Module], keys: nn.Module | None, run: Callable[[], object]) -> dict[nn.Module | None, float]:
+def _sizes(layers: list[nn.Module], keys: nn.Module | None, run: Callable[[], object]) -> dict[nn.Module, float]:
     """The root mean square of the output of each layer that is called, if those before it are multiplied."""
-    sizes: dict[nn.Module | None, float] = {}
+    sizes: dict[nn.Module, float] = {}
 
-    def measure(layer: nn.Module, _args: object, output: object) -> object:
+    def measure(layer: nn.Module, _args: object, output: object) -> Tensor | None:
         if not isinstance(output, Tensor) or not output.is_floating_point():
             return None
         sizes[layer] = float(output.double().square().mean().sqrt())
@@ -76,6 +76,7 @@ def _factor(size: float) -> float:
 
 
 def _multiply(factor: float, _layer: nn.Module, args: tuple[object, ...]) -> tuple[object, ...]:
-    first, *others = args or (None,)
-    is_number = isinstance(first, Tensor) and first.is_floating_point()
-    return (first * factor, *others) if is_number else args
+    match args:
+        case (Tensor() as first, *others) if first.is_floating_point():
+            return (first * factor, *others)
+    return args
