@@ -144,7 +144,7 @@ def _probe(backbone: Backbone, rows: Rows, name: str) -> Cell:
     together = _deltas(wide, starts)
     for client, delta in _deltas(alone, starts).items():
         _same_params(f"lanes differ from one lane for client {client}", together[client], delta)
-    if not all(value == value for value in wide.evaluate(starts[0], _examples(rows)).measures.values()):
+    if not all(value == value for value in wide.evaluator.evaluate(starts[0], _examples(rows)).measures.values()):
         return Cell("fault", "an evaluation is not finite")
     if exit_blocks(wide._model.backbone.module):
         _check_walk(wide, inputs)

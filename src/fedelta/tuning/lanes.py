@@ -89,6 +89,8 @@ class Lanes:
 
     def split(self, x: Tensor) -> Sequence[Tensor]:
         """The entries of each lane in use of `x` [N, ...], as views."""
+        if self.active == 1:
+            return [x]
         parts: Sequence[Tensor] = x.split(self.entries(x))
         return parts
 
@@ -255,7 +257,7 @@ class LaneLayerNorm(LaneModule):
 
 def scaled(lanes: Lanes, x: Tensor, scale: Tensor, shift: Tensor, *, axis: int) -> Tensor:
     """`scale * x + shift` with tuned tensors [num, C], for x [N, ...] with the C features along `axis`."""
-    shape = [len(x), *[1] * (x.dim() - 1)]
+    shape = [x.shape[0], *[1] * (x.dim() - 1)]  # not `len(x)`: an exported model takes other numbers of samples
     shape[axis] = scale.shape[1]
     scale_N, shift_N = (lanes.repeat(tensor, x).view(shape) for tensor in (scale, shift))
     return torch.addcmul(shift_N, x, scale_N)
