@@ -24,8 +24,10 @@ from benchmarks.peers.prepare import experiment_of
 from benchmarks.peers.side import ROOT
 from benchmarks.peers.works import WORKS
 
+import fedelta
 from fedelta.experiment import Experiment
 
+PACKAGE = Path(fedelta.__file__).parent
 DEMO = "demo"
 MANY_ROUNDS = 1_000_000
 # The first kind of which a part is in the operation's name.
@@ -130,15 +132,15 @@ def by_package(frame, package: str = "outside of fedelta") -> Counter[str]:
 
 
 def package_of(path: str) -> str | None:
-    """The file's package below fedelta; None for a file of something else.
+    """The package of fedelta that the file belongs to; None for a file of something else.
 
-    >>> package_of("/src/fedelta/engine/lanes.py"), package_of("/src/fedelta/running.py"), package_of("/torch/nn.py")
-    ('fedelta/engine', 'fedelta', None)
+    >>> package_of(str(PACKAGE / "engine" / "lanes.py")), package_of(str(PACKAGE / "running.py"))
+    ('fedelta/engine', 'fedelta')
+    >>> package_of(str(ROOT / ".venv" / "torch" / "nn.py"))
     """
-    _, found, rest = path.partition("/fedelta/")
-    if not found or not rest.endswith(".py"):
+    if not Path(path).is_relative_to(PACKAGE):
         return None
-    return "/".join(["fedelta", *rest.split("/")[:-1]])
+    return str(Path(path).parent.relative_to(PACKAGE.parent))
 
 
 def table(what: str, times: Counter[str]) -> str:

@@ -34,7 +34,7 @@ from benchmarks.peers.prepare import prepare
 from benchmarks.peers.side import ROOT, SIDES, interpreter
 from benchmarks.peers.works import WORKS
 
-from fedelta.record.environment import machine
+from fedelta.record.environment import git_commit, machine
 
 QUICK = {
     "works": ["W1"],
@@ -87,7 +87,8 @@ def measured(name: str, options: argparse.Namespace, missing: Collection[str], s
         print(f"  {side:8} {one.error or f'{one.median:8.3f} s {one.peak_mib:6.0f} MiB'}", flush=True)
     sides = {side: one.as_record() for side, one in figures.items()}
     repeats = max((len(one.seconds) for one in figures.values()), default=0)
-    return {"title": work.title, "command": command(), "repeats": repeats, "date": _today(), "sides": sides}
+    record = {"title": work.title, "command": command(), "repeats": repeats, "date": _today(), "sides": sides}
+    return {**record, "commit": git_commit()}
 
 
 def parsed() -> argparse.Namespace:
@@ -113,11 +114,14 @@ def parsed() -> argparse.Namespace:
 
 
 def merged(options: argparse.Namespace, record: dict[str, object], reasons: dict[str, str]) -> dict[str, object]:
-    """Writes and returns the results with those of one more work."""
+    """Writes and returns the results with those of one more work; none of another machine stay."""
     before = json.loads(options.out.read_text()) if options.out.exists() else {}
+    here = {**machine(torch.device("cpu")), "python": platform.python_version()}
+    if any(before.get("machine", here)[key] != here[key] for key in ("processor", "cpu_count", "torch")):
+        before = {}
     works = before.get("works", {}) | record.get("works", {})
     results = {
-        "machine": {**machine(torch.device("cpu")), "python": platform.python_version()},
+        "machine": here,
         "versions": versions(),
         "left_out": reasons,
         "works": {name: works[name] for name in WORKS if name in works},

@@ -101,23 +101,38 @@ fedelta's median to that of the side; below 1 fedelta is faster."""
 
 
 def _behind(works: Mapping[str, Results]) -> str:
-    """Where fedelta is slower or larger than a peer, or misses a goal."""
+    """Where fedelta is slower or larger than another side, bare loops among them, or misses a goal."""
     lines = []
     for name, record in works.items():
-        sides, best = record["sides"], best_peer(record["sides"])
-        if best is not None and sides.get(OURS, {}).get("seconds"):
-            ratio = _median(sides[OURS]) / _median(sides[best])
-            if ratio > 1:
-                lines.append(f"- {name}: a round takes {ratio:.2f} times as long as with {SIDES[best].title}.")
-            memory = sides[OURS]["peak_mib"] / sides[best]["peak_mib"]
-            if memory > 1:
-                lines.append(f"- {name}: {memory:.2f} times the memory of {SIDES[best].title}, the fastest peer.")
+        sides = record["sides"]
+        lines += [f"- {name}: {text}." for text in (_slower(sides), _larger(sides)) if text]
         lines += [f"- {name}: {_goal(one)}" for one in reached(WORKS[name], sides) if not one.is_met]
         for side, figures in sides.items():
             if figures["error"]:
                 lines.append(f"- {name}: no times for {SIDES[side].title}: {figures['error']}.")
-    text = "\n".join(lines) if lines else "Nowhere in these works: it is the fastest, no larger, and meets all goals."
+    text = (
+        "\n".join(lines) if lines else "Nowhere in these works: it is the fastest, the smallest, and meets all goals."
+    )
     return f"## Where fedelta is behind\n\n{text}"
+
+
+def _slower(sides: Results) -> str:
+    """All sides that take less time than fedelta."""
+    seconds = {name: _median(figures) for name, figures in sides.items() if figures["seconds"]}
+    ratios = _above_one(seconds, "as long as with")
+    return f"a round takes {ratios}" if ratios else ""
+
+
+def _larger(sides: Results) -> str:
+    """All sides that take less memory than fedelta."""
+    ratios = _above_one({name: figures["peak_mib"] for name, figures in sides.items() if figures["seconds"]}, "that of")
+    return f"the peak of memory is {ratios}" if ratios else ""
+
+
+def _above_one(values: Mapping[str, float], phrase: str) -> str:
+    """How many times its value fedelta has, for each side with a smaller one, the smallest first."""
+    others = sorted((value, name) for name, value in values.items() if value < values.get(OURS, 0))
+    return ", ".join(f"{values[OURS] / value:.2f} times {phrase} {SIDES[name].title}" for value, name in others)
 
 
 def _section(name: str, record: Results) -> str:
@@ -145,7 +160,9 @@ def _section(name: str, record: Results) -> str:
 
 
 def _made(record: Results) -> str:
-    return f"{record['repeats']} rounds of each side, {record['date']}: `{record['command']}`."
+    repeats = record["repeats"]
+    commit = f"commit {record['commit'][:10]}" if record.get("commit") else "commit unknown"
+    return f"{repeats} round{'s' * (repeats > 1)} of each side, {record['date']}, {commit}: `{record['command']}`."
 
 
 def _goal(one: Reached) -> str:

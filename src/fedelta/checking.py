@@ -45,12 +45,13 @@ def check_configuration(config: Path, overrides: Sequence[str], console: Console
     held_out = f"{_clients(num_held_out)} held out, " if num_held_out else ""
     names = assembly.data.class_names
     classes = f"{len(names)} classes, " if names else ""
+    lanes = assembly.engine.lanes.num
     yield (
         f"{config}: good. {_clients(len(sizes))} with {min(sizes)} to {max(sizes)} examples, {held_out}"
         f"{len(assembly.data.test)} {assembly.config.data.evaluate_on} examples, "
         f"{classes}"
         f"{assembly.spec.num_parameters:,} of {assembly.model.total_parameters:,} parameters tuned, "
-        f"{assembly.engine.lanes.num} lanes."
+        f"{lanes} lane{'s' * (lanes > 1)}."
     )
     if (guarantee := assembly.federation.privacy) is not None:
         is_deployed = assembly.config.runtime.name == "flower"

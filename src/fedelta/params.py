@@ -230,10 +230,10 @@ def norm(tensors: Mapping[str, Tensor]) -> float:
     return math.sqrt(sum(squares))
 
 
-def length(tensors: Mapping[str, Tensor]) -> float:
+def rough_norm(tensors: Mapping[str, Tensor]) -> float:
     """The Euclidean norm to about six digits, for records: in a quarter of the time of `norm`.
 
-    >>> length({"a": torch.tensor([3.0]), "b": torch.tensor(4.0)})
+    >>> rough_norm({"a": torch.tensor([3.0]), "b": torch.tensor(4.0)})
     5.0
     """
     parts = [part for tensor in tensors.values() for part in _blocks(tensor)]

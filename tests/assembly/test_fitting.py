@@ -21,7 +21,7 @@ MIB = 2**20
 @pytest.fixture(autouse=True)
 def a_step_of_one_lane_takes_100_mib(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(settings, "available_cores", lambda: 4)
-    monkeypatch.setattr(fitting, "_footprint", lambda config, model, train: Footprint(20 * MIB, 10 * MIB))
+    monkeypatch.setattr(fitting, "_footprint", lambda config, model, data: Footprint(20 * MIB, 10 * MIB))
 
 
 def assembled(tmp_path, monkeypatch: pytest.MonkeyPatch, free_mib: int, *overrides: str) -> Assembly:
@@ -43,12 +43,34 @@ def test_too_many_lanes_are_refused_with_the_largest_number_that_fits(tmp_path, 
         assembled(tmp_path, monkeypatch, 399, "runtime.lanes=5")
 
 
+def test_where_not_even_one_lane_fits_one_is_still_said_to_be_allowed(tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="and 5 MiB are free; expected 1 or fewer, or 'auto'"):
+        assembled(tmp_path, monkeypatch, 5, "runtime.lanes=2")
+
+
+def test_a_lane_of_dp_sgd_has_one_example(tmp_path, monkeypatch):
+    # 2 * (20 + 10) = 60 MiB
+    private = ("privacy.unit=example", "privacy.noise_multiplier=1.0", "privacy.target_delta=0.01")
+    choices = (*private, "privacy.clipping_norm=1.0", "runtime.lanes=2")
+    assert assembled(tmp_path, monkeypatch, 60, *choices).engine.lanes.num == 2
+    with pytest.raises(ConfigError, match="2 lanes with 1 sample each takes about 60 MiB, and 59 MiB are free"):
+        assembled(tmp_path, monkeypatch, 59, *choices)
+
+
 def test_automatic_lanes_are_halved_until_they_fit(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(settings.RuntimeSettings, "num_lanes", lambda *args, **kwargs: 6)
     with caplog.at_level(logging.WARNING):
         assembly = assembled(tmp_path, monkeypatch, 350)
     assert assembly.engine.lanes.num == 3
     assert "3 lanes instead of 6: a step of 6 lanes with 8 samples each takes about 600 MiB, and 350" in caplog.text
+
+
+def test_a_batch_is_no_larger_than_the_largest_client(tmp_path, monkeypatch):
+    # 120 examples, 20 at each of 6 clients: 2 * (20 + 20 * 10) = 440 MiB, however large the batch may be.
+    choices = ("runtime.lanes=2", "client.batch_size=1000", "partition.name=iid")
+    assert assembled(tmp_path, monkeypatch, 440, *choices).engine.lanes.num == 2
+    with pytest.raises(ConfigError, match="2 lanes with 20 samples each takes about 440 MiB, and 439 MiB are free"):
+        assembled(tmp_path, monkeypatch, 439, *choices)
 
 
 def test_one_lane_is_left_where_none_fits(tmp_path, monkeypatch):
@@ -68,6 +90,13 @@ def test_workers_that_fit_are_kept(tmp_path, monkeypatch):
     processes = assembled(tmp_path, monkeypatch, 500, "runtime.workers=2", "runtime.lanes=1").processes
     assert processes is not None
     assert processes.most_workers == 2
+
+
+def test_a_worker_that_is_no_copy_takes_as_much_as_this_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(fitting, "can_copy", lambda device: False)
+    monkeypatch.setattr(fitting, "resident_bytes", lambda: 700 * MIB)
+    with pytest.raises(ConfigError, match=r"801 each \(700 for itself, 1 for replies, 100 for a step of 1 lane\)"):
+        assembled(tmp_path, monkeypatch, 900, "runtime.workers=4", "runtime.lanes=1")
 
 
 @pytest.mark.parametrize(("free_mib", "expected"), [(500, 2), (5, 1)])

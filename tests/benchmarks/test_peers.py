@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from benchmarks.peers import measure
+from benchmarks.peers.__main__ import merged
 from benchmarks.peers.environments import commands
 from benchmarks.peers.goals import best_peer, reached
 from benchmarks.peers.growth import points
@@ -132,7 +133,14 @@ def results() -> dict[str, object]:
     w1["flower"] = one([], 0.0, error="parameters differ")
     w3 = {"fedelta": one([1.0], 800.0, first_seconds=[3.0]), "pfl": one([10.0], 700.0)}
     works = {
-        name: {"title": f"the work {name}", "repeats": 3, "date": "2026-01-02", "command": "it", "sides": sides}
+        name: {
+            "title": f"the work {name}",
+            "repeats": 3,
+            "date": "2026-01-02",
+            "command": "it",
+            "sides": sides,
+            "commit": "0123456789abcdef",
+        }
         for name, sides in (("W1", w1), ("W3", w3))
     }
     growth = {"title": "clients", "clients": 100_000, "cohort": 10, "workers": "auto"}
@@ -160,7 +168,9 @@ def test_goals_compare_medians_with_the_best_side(results: dict) -> None:
 def test_the_page_says_where_fedelta_is_behind(results: dict) -> None:
     text = page(results)
     behind = text.split("## Where fedelta is behind")[1].split("\n## ")[0]
-    assert "- W3: 1.14 times the memory of pfl, one process, the fastest peer." in behind
+    assert "3 rounds of each side, 2026-01-02, commit 0123456789: `it`." in text
+    assert "- W1: the peak of memory is 1.25 times that of pfl, one process." in behind
+    assert "- W3: the peak of memory is 1.14 times that of pfl, one process." in behind
     assert "- W3: seconds a round against pfl, one process: **0.1**, goal 0.01, not met." in behind
     assert f"no times for {SIDES['flower'].title}: parameters differ." in behind
     assert "W1: seconds" not in behind
@@ -169,8 +179,24 @@ def test_the_page_says_where_fedelta_is_behind(results: dict) -> None:
     assert "Left out: BlazeFL, 2 workers, there is no interpreter 'python3.12'." in text
 
 
+def test_figures_of_another_machine_do_not_stay(results: dict, tmp_path: Path) -> None:
+    options, new = SimpleNamespace(out=tmp_path / "peers.json"), {"works": {"W5": results["works"]["W1"]}}
+    first = merged(options, {"works": results["works"]}, {})
+    assert merged(options, new, {})["works"].keys() == {"W1", "W3", "W5"}
+    options.out.write_text(json.dumps({**first, "machine": {**first["machine"], "processor": "another"}}))
+    assert merged(options, new, {})["works"].keys() == {"W5"}
+
+
+def test_the_page_names_every_side_that_is_faster_also_bare_loops(results: dict) -> None:
+    sides = results["works"]["W1"]["sides"]
+    sides["bare"], sides["pfl2"] = one([1.0], 900.0), one([1.6], 900.0)  # fedelta takes 2 s
+    expected = f"- W1: a round takes 2.00 times as long as with {SIDES['bare'].title}, 1.25 times as long as with pfl, "
+    assert expected in page(results)
+
+
 def test_the_page_says_so_if_fedelta_is_nowhere_behind(results: dict) -> None:
     del results["works"]["W3"], results["works"]["W1"]["sides"]["flower"]
+    results["works"]["W1"]["sides"]["pfl"]["peak_mib"] = 600.0
     assert "Nowhere in these works" in page(results)
 
 

@@ -56,6 +56,14 @@ def test_a_lane_holds_its_tensors_and_the_state_of_the_optimizer(optimizer, copi
     assert footprint.of_lane == copies * 18 * 4
 
 
+def test_the_lanes_in_use_are_as_before_a_trial():
+    backbone, lanes = squares(), Lanes(4)
+    spec = Full().apply(backbone, Lanes(1), stream(0))
+    lanes.active = 3
+    footprint_of(backbone, spec, lanes, {"x": torch.rand(3, 8)}, optimizer=Sgd(), dtype="float32")
+    assert lanes.active == 3
+
+
 def test_the_largest_number_of_lanes_follows_from_the_bytes_of_one():
     footprint = Footprint(of_lane=100, of_sample=10)
     assert footprint.of_step(3, 5) == 450

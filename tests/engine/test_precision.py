@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from fedelta.engine import precision
 from fedelta.engine.precision import slow_bfloat16
@@ -26,5 +28,23 @@ def test_nothing_is_said_where_it_is_as_fast(monkeypatch: pytest.MonkeyPatch):
     assert slow_bfloat16(model()) is None
 
 
+def test_nothing_is_said_of_a_model_that_is_not_on_the_cpu(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(precision, "slowdown", lambda *sizes: 18.2)
+    assert slow_bfloat16(model().to("meta")) is None
+
+
 def test_the_cost_is_measured():
     assert 0.01 < precision.slowdown(8, 8) < 1000
+
+
+def test_the_cost_is_the_time_of_half_precision_in_times_of_full(monkeypatch: pytest.MonkeyPatch):
+    seconds = 0.0
+
+    def product(x: Tensor, weight: Tensor) -> Tensor:
+        nonlocal seconds
+        seconds += 6.0 if torch.is_autocast_enabled("cpu") else 2.0
+        return linear(x, weight)
+
+    monkeypatch.setattr(precision, "linear", product)
+    monkeypatch.setattr(precision.time, "perf_counter", lambda: seconds)
+    assert precision.slowdown(8, 8) == 3.0

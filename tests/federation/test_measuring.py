@@ -6,13 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from tests.small import write_small
+from torch import Tensor
 
 from fedelta.assembly.run import Assembly, assemble
 from fedelta.config import load_config
 from fedelta.engine import evaluator
 from fedelta.federation.measuring import Portion, measured, portions_of, sums_of, totals
-from fedelta.tasks.base import Sums
+from fedelta.tasks.base import Sums, Task
 
 
 @pytest.fixture
@@ -38,6 +40,19 @@ def test_the_sums_do_not_depend_on_the_portions(places: int, assembly: Assembly)
     site = replace(assembly.site, places=places)
     assert sums_of(site, [assembly.params, other]) == expected
     assert expected[0] != expected[1]
+
+
+def test_portions_are_measured_with_the_threads_of_the_site(assembly: Assembly, monkeypatch: pytest.MonkeyPatch):
+    threads, sums_of_batch = [], evaluator.sums_of
+
+    def watched(task: Task, outputs: Tensor, targets: Tensor) -> Sums:
+        threads.append(torch.get_num_threads())
+        return sums_of_batch(task, outputs, targets)
+
+    monkeypatch.setattr(evaluator, "sums_of", watched)
+    measured(replace(assembly.site, threads=3), Portion(0, 0, 16), assembly.params)
+    assert threads == [3, 3]
+    assert torch.get_num_threads() != 3
 
 
 def test_the_sums_of_batches_are_added_in_the_order_of_rows():

@@ -154,7 +154,7 @@ def deploy(
     # The clients of a message train as one pack, in this process.
     lanes = num_lanes(config, len(numbers), places=1)
     model = tuned_model(config, backbone, data.class_names, num_lanes=lanes, sample=few_rows(data))
-    fit_lanes(config, model, data.train)
+    fit_lanes(config, model, data)
     tiers = None
     if depths is not None:
         _check_depths(model, depths)

@@ -9,22 +9,20 @@ import torch
 from fedelta.assembly.model import TunedModel
 from fedelta.assembly.site import dp_of
 from fedelta.config import Config
-from fedelta.data.batches import Examples
+from fedelta.data.batches import FederatedData
 from fedelta.engine.footprint import Footprint, footprint_of
 from fedelta.errors import ConfigError
 from fedelta.machine import available_bytes, resident_bytes
-from fedelta.runtimes.processes import Processes
+from fedelta.runtimes.processes import OWN_BYTES, Processes
 from fedelta.runtimes.starting import can_copy
 
 logger = logging.getLogger("fedelta")
 
 _SAMPLE_ROWS = 4  # texts are as long as the longest of these
-# Of a worker that has trained nothing yet: Python's objects, which a copy of this process takes as it uses them.
-_OWN_BYTES = 128 * 2**20
 _REPLY_COPIES = 2  # of the tuned tensors of each client of a pack: its delta, and that as a payload
 
 
-def fit_lanes(config: Config, model: TunedModel, train: Examples) -> None:
+def fit_lanes(config: Config, model: TunedModel, data: FederatedData) -> None:
     """Takes lanes away where a step of all of them would not fit into free memory; automatic lanes only.
 
     Halved until they fit, so that their number, on which the last bits depend, seldom changes with what is free.
@@ -35,12 +33,12 @@ def fit_lanes(config: Config, model: TunedModel, train: Examples) -> None:
     free, num_lanes = _free_bytes(model), model.lanes.num
     if free is None or num_lanes == 1:
         return
-    batch_size, footprint = _lane_samples(config, train), _footprint(config, model, train)
+    batch_size, footprint = _lane_samples(config, data), _footprint(config, model, data)
     most = footprint.most_lanes(free, batch_size)
     if most >= num_lanes:
         return
     step = (
-        f"a step of {num_lanes} lanes with {batch_size} samples each takes about "
+        f"a step of {num_lanes} lanes with {batch_size} sample{'s' * (batch_size > 1)} each takes about "
         f"{_mib(footprint.of_step(num_lanes, batch_size))} MiB, and {_mib(free)} MiB are free"
     )
     if config.runtime.lanes != "auto":
@@ -54,7 +52,7 @@ def fit_lanes(config: Config, model: TunedModel, train: Examples) -> None:
     model.lanes.limit(num_lanes, [model.backbone.module.get_parameter(name) for name in model.spec])
 
 
-def fit_workers(config: Config, model: TunedModel, train: Examples, processes: Processes) -> Processes:
+def fit_workers(config: Config, model: TunedModel, data: FederatedData, processes: Processes) -> Processes:
     """Returns `processes` with no more workers than there is memory for, if they start at once.
 
     Those that start when it is known that they save time are fitted then, to what training has taken.
@@ -65,7 +63,7 @@ def fit_workers(config: Config, model: TunedModel, train: Examples, processes: P
     runtime, available = config.runtime, available_bytes()
     if available is None or (runtime.workers == "auto" and runtime.name == "auto"):
         return processes
-    parts = _parts(config, model, train)
+    parts = _parts(config, model, data)
     workers, each = processes.most_workers, sum(parts.values())
     most = max(1, available // each)
     if workers <= most:
@@ -84,32 +82,35 @@ def fit_workers(config: Config, model: TunedModel, train: Examples, processes: P
     )
 
 
-def _parts(config: Config, model: TunedModel, train: Examples) -> dict[str, int]:
+def _parts(config: Config, model: TunedModel, data: FederatedData) -> dict[str, int]:
     """Bytes that a worker takes of this machine's memory, by what for."""
     lanes, device = model.lanes.num, config.runtime.torch_device()
     parts = {
         # A copy of this process shares model and data with it.
-        "for itself": _OWN_BYTES if can_copy(device) else max(_OWN_BYTES, resident_bytes() or 0),
+        "for itself": OWN_BYTES if can_copy(device) else max(OWN_BYTES, resident_bytes() or 0),
         "for replies": lanes * _REPLY_COPIES * 4 * model.spec.num_parameters,
     }
     if device != "cpu":  # a step takes memory of the worker's GPU
         return parts
-    step = _footprint(config, model, train).of_step(lanes, _lane_samples(config, train))
+    step = _footprint(config, model, data).of_step(lanes, _lane_samples(config, data))
     return {**parts, f"for a step of {lanes} lane{'s' * (lanes > 1)}": step}
 
 
-def _footprint(config: Config, model: TunedModel, train: Examples) -> Footprint:
-    sample = train.inputs.fetch(torch.arange(min(_SAMPLE_ROWS, len(train))))
+def _footprint(config: Config, model: TunedModel, data: FederatedData) -> Footprint:
+    sample = data.train.inputs.fetch(torch.arange(min(_SAMPLE_ROWS, len(data.train))))
     return footprint_of(
         model.backbone, model.spec, model.lanes, sample,
         optimizer=config.client.optimizer, dtype=config.runtime.compute_dtype,
     )  # fmt: skip
 
 
-def _lane_samples(config: Config, train: Examples) -> int:
+def _lane_samples(config: Config, data: FederatedData) -> int:
     """The largest number of samples of a lane in a step."""
     dp = dp_of(config.privacy)
-    return 1 if dp is not None and dp.of_examples else min(config.client.batch_size, len(train))
+    if dp is not None and dp.of_examples:
+        return 1
+    largest = max(map(len, [*data.partition.values(), *data.held_out.values()]))
+    return min(config.client.batch_size, largest)
 
 
 def _free_bytes(model: TunedModel) -> int | None:

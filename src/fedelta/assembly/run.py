@@ -204,7 +204,7 @@ def assemble(
     build = partial(worker_site, config.to_toml(), tuple(for_processes()), model.lanes.num) if is_from_config else None
     processes = processes_of(config, site, build)
     if processes is not None:
-        processes = fit_workers(config, model, data.train, processes)
+        processes = fit_workers(config, model, data, processes)
     federation = _federation(config, model, data, site, processes=processes)
     federation = protecting(federation, guarantee, randomness.below("server"))
     _check_deadline(config, federation, model.params)
@@ -216,7 +216,7 @@ def _model(config: Config, backbone: Backbone, data: FederatedData, lanes: int |
     num = num_lanes(config) if lanes is None else lanes
     model = tuned_model(config, backbone, data.class_names, num_lanes=num, sample=few_rows(data))
     if lanes is None:
-        fit_lanes(config, model, data.train)
+        fit_lanes(config, model, data)
     return model
 
 

@@ -4,8 +4,7 @@ Both ends know the `ParamSpec`, so names and shapes do not travel; a fingerprint
 
     "FDLT" | version, 1 byte | fingerprint, 8 bytes | codec name, length byte + ASCII |
     presence, one bit per tensor in the order of the spec | length of each present tensor, LEB128 |
-    bytes of the tensors | checksum of everything before it, 4 bytes little-endian: the lower half of its 64-bit XXH3,
-    which a processor computes ten times as fast as it could copy the payload to another process
+    bytes of the tensors | checksum of everything before it, 4 bytes little-endian: the lower half of its 64-bit XXH3
 
 A payload comes from an untrusted sender. Checksum, fingerprint, codec and all lengths are checked before a tensor is
 allocated, and nothing in it is executed.

@@ -26,7 +26,7 @@ from fedelta.errors import PayloadError, RoundError, SpecError
 from fedelta.federation.base import Federation, Runtime, Standing
 from fedelta.federation.contract import check_mean, check_update
 from fedelta.federation.records import Cause, Claim, Fault, Rejection, Reply, Transfer
-from fedelta.params import Params, add, length, select
+from fedelta.params import Params, add, rough_norm, select
 from fedelta.seeds import stream
 from fedelta.strategies.base import CombinedUpdates, RoundPlan, State
 
@@ -227,7 +227,7 @@ class Intake:
         trained = {name: tensor for name, tensor in update.delta.items() if name not in self._statistics}
         tuned = {name: tensor for name, tensor in trained.items() if name in self._federation.spec}
         loss = None if self._federation.privacy is not None else reply.metrics["train_loss"]
-        self.accepted.append(Accepted(update.client_id, update.num_examples, loss, length(tuned)))
+        self.accepted.append(Accepted(update.client_id, update.num_examples, loss, rough_norm(tuned)))
         (self._noising or self._running).add(replace(update, delta=trained))
         if self._statistics:
             measured = {name: tensor for name, tensor in update.delta.items() if name in self._statistics}

@@ -30,7 +30,7 @@ from fedelta.tasks.base import Sums
 logger = logging.getLogger("fedelta")
 
 _WORTH_SECONDS = 2.0  # our choice: what a run has to save by workers before they are started unasked
-_OWN_BYTES = 128 * 2**20  # of a worker that has trained nothing yet: Python's objects, which it copies as it uses them
+OWN_BYTES = 128 * 2**20  # of a worker that has trained nothing yet: Python's objects, which it copies as it uses them
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class Processes:
         if available is None or self._pace.resident_bytes is None:
             return num_workers
         # As much as training has taken here, on top of what all processes share.
-        worker_bytes = max(0, peak_memory_bytes() - self._pace.resident_bytes) + _OWN_BYTES
+        worker_bytes = max(0, peak_memory_bytes() - self._pace.resident_bytes) + OWN_BYTES
         if (fitting := min(num_workers, available // worker_bytes)) >= 2:
             return int(fitting)
         logger.info("training stays in one process: two workers would take %d MiB.", 2 * worker_bytes // 2**20)

@@ -133,7 +133,7 @@ class Lanes:
         """`y` [N, ..., O] plus `scale` times a linear layer per lane of `x` [N, ..., I]; for `weight` see `linear`."""
         weight_AIO = self.used(weight).transpose(1, 2)
         if self.are_even:
-            self.entries(y), self.entries(x)
+            self.entries(y), self.entries(x)  # an error where lanes cannot share them
             y_ANO, x_ANI = (tensor.reshape(self.active, -1, tensor.shape[-1]) for tensor in (y, x))
             return torch.baddbmm(y_ANO, x_ANI, weight_AIO, alpha=scale).view(y.shape)
         sums = [
