@@ -93,7 +93,9 @@ def test_a_lane_that_is_refilled_starts_like_a_new_one_while_its_neighbour_goes_
     torch.testing.assert_close(values_KP[1:], lane_result(optimizer, start_KP[1:], grads_TKP[4:, 1:]))
 
 
-@pytest.mark.parametrize("optimizer", [Sgd(), Sgd(momentum=0.0, weight_decay=0.1), AdamW()], ids=str)
+@pytest.mark.parametrize(
+    "optimizer", [Sgd(), Sgd(nesterov=True), Sgd(momentum=0.0, weight_decay=0.1), AdamW()], ids=str
+)
 def test_the_tensors_of_one_lane_may_also_come_one_by_one(optimizer: Sgd | AdamW):
     start_KP, grads_TKP = draw(1, 9, dtype=torch.float64), draw(NUM_STEPS, 1, 9, dtype=torch.float64)
     values = [part.clone() for part in start_KP.split([4, 5], dim=1)]
