@@ -133,7 +133,10 @@ def merged(options: argparse.Namespace, record: dict[str, object], reasons: dict
 
 def command() -> str:
     """What was called."""
-    return " ".join(["python -m benchmarks.peers", *sys.argv[1:]])
+    words = sys.argv[1:]
+    if "--cache" in words:  # a folder of whoever measures
+        del words[words.index("--cache") : words.index("--cache") + 2]
+    return " ".join(["python -m benchmarks.peers", *words])
 
 
 def left_out(cache: Path, missing: dict[str, str]) -> dict[str, str]:
