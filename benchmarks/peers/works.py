@@ -98,9 +98,13 @@ WORKS = {
         "ViT d192 L6, LoRA r 8, 8 clients of 64 images, 2 epochs, batch 32",
         **_VIT, tuning="lora", batch_size=32, lr=0.05, goals=(Goal("round", PEERS, 0.85),),
     ),
-    "W2b": Work("as W2, batch 8", **_VIT, tuning="lora", batch_size=8, lr=0.05, goals=(Goal("round", PEERS, 0.70),)),
+    "W2b": Work(
+        "ViT d192 L6, LoRA r 8, 8 clients of 64 images, 2 epochs, batch 8",
+        **_VIT, tuning="lora", batch_size=8, lr=0.05, goals=(Goal("round", PEERS, 0.70),),
+    ),
     "W3": Work(
-        "as W2, head only, from round 2 on", **_VIT, tuning="head", batch_size=32, lr=0.05,
+        "ViT d192 L6, head only, 8 clients of 64 images, 2 epochs, from round 2 on",
+        **_VIT, tuning="head", batch_size=32, lr=0.05,
         goals=(Goal("round", PFL, 0.01), Goal("first", PFL, 0.55)),
     ),
     "W5": Work(

@@ -85,7 +85,7 @@ def sums_values(batches: BatchSums) -> list[list[Values]]:
     return [[dict(sums.totals) for sums in at_exits] for at_exits in batches]
 
 
-def sums_of(values: Sequence[Sequence[Values]]) -> BatchSums:
+def batch_sums_of(values: Sequence[Sequence[Values]]) -> BatchSums:
     """The inverse of `sums_values`."""
     return [
         [Sums({name: (total, weight) for name, (total, weight) in totals.items()}) for totals in at_exits]

@@ -18,7 +18,7 @@ from fedelta.federation.measuring import BatchSums, Portion
 from fedelta.federation.memory_files import packed
 from fedelta.federation.packs import Answer, Pack
 from fedelta.params import Params
-from fedelta.runtimes.crossing import answers_of, error_of, pack_values, sums_of
+from fedelta.runtimes.crossing import answers_of, batch_sums_of, error_of, pack_values
 from fedelta.runtimes.hearing import Hearing
 from fedelta.runtimes.parcels import Parcel, receive
 
@@ -154,7 +154,7 @@ class Pool:
         """
         orders = [_Order(place, _evaluation(it), partial(_portion, it)) for place, it in enumerate(portions)]
         parcel = Parcel({"kind": "models"}, list(map(packed, models)))
-        sums = {place: sums_of(values["sums"]) for place, values, _ in self._done("evaluation", orders, parcel)}
+        sums = {place: batch_sums_of(values["sums"]) for place, values, _ in self._done("evaluation", orders, parcel)}
         return [sums[place] for place in range(len(portions))]
 
     def _done(self, title: str, orders: Sequence[_Order], parcel: Parcel) -> Iterator[_Done]:

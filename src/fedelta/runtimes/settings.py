@@ -10,8 +10,8 @@ from pydantic import Field, field_validator
 from fedelta.machine import available_cores
 from fedelta.settings import Context, Settings
 
-# Samples per step with automatic lanes. 64: with one thread 4 lanes of batch 16 take 5% less time a row than 2, and 2
-# lanes of batch 32 on a ViT as much as one (benchmarks/lanes.py). That for a GPU is our guess, not measured.
+# Samples per step with automatic lanes. 64: on the demo, with one thread and batch 16, 4 lanes took 3 to 10% less time
+# a row than 1 or 2. 8 lanes took less still, but were not measured on longer sequences. That for a GPU is our guess.
 _SAMPLES_PER_STEP = {"cpu": 64, "cuda": 1024}
 _WITH_WORKERS = ("auto", "processes")
 RuntimeName = Literal["auto", "simulation", "processes", "flower"]
