@@ -91,6 +91,7 @@ TASKS = Registry(
     {
         "classification": "fedelta.tasks.classification:Classification",
         "regression": "fedelta.tasks.regression:Regression",
+        "language": "fedelta.tasks.language:Language",
     },
     _find_more,
 )

@@ -47,16 +47,18 @@ class NamedColumns:
         label: column of the targets.
         client: column of the clients' ids.
         inputs: name of a modality to its column; at most one.
+        dialogue: part of a dialogue ("prompt", "response", "messages") to its column.
     """
 
     label: str | None = None
     client: str | None = None
     inputs: Mapping[str, str] = field(default_factory=dict)
+    dialogue: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def by_key(self) -> dict[str, str]:
         """Key in `[data]` to column, for the columns that are named."""
-        keys = {"label": self.label, "client": self.client, **self.inputs}
+        keys = {"label": self.label, "client": self.client, **self.inputs, **self.dialogue}
         return {f"{key}_column": name for key, name in keys.items() if name is not None}
 
 
@@ -76,6 +78,9 @@ def find_columns(dataset: Dataset, named: NamedColumns, task: Task, *, origin: s
         for key, name in named.by_key.items()
         if name not in names
     ]
+    if named.dialogue:
+        key = next(iter(named.dialogue))
+        problems.append(f"`data.{key}_column` is set, but task {task.name!r} reads no dialogues; leave it out")
     refuse(origin, problems)
     labels = [named.label] if named.label else task.candidates(_kinds(dataset))
     if len(labels) != 1:

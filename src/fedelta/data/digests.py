@@ -16,6 +16,7 @@ from torch import Tensor
 from fedelta.data.batches import Examples
 from fedelta.data.validation import RowsOf
 from fedelta.modalities.base import Inputs
+from fedelta.modalities.dialogues import StoredDialogues
 from fedelta.modalities.stores import Encoded, Stored
 from fedelta.modalities.text import StoredTexts
 from fedelta.params import bytes_of
@@ -54,6 +55,10 @@ def _parts(inputs: Inputs) -> Iterator[bytes | memoryview]:
     match inputs:
         case Stored():
             yield from _tensor(inputs.raw)
+        case StoredDialogues():
+            yield from _tensor(inputs.token_ids)
+            yield from _tensor(inputs.is_target)
+            yield from _tensor(inputs.ends)
         case StoredTexts():
             yield from _tensor(inputs.token_ids)
             yield from _tensor(inputs.ends)

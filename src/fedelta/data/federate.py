@@ -12,6 +12,7 @@ from torch import Tensor
 from fedelta.data.batches import Examples, FederatedData
 from fedelta.data.clients import Clients, Name
 from fedelta.data.columns import input_keys, target_column
+from fedelta.data.dialogues import counted
 from fedelta.data.division import Partitioner, divide
 from fedelta.data.glance import NUM_READ, Glance, Shown, shown
 from fedelta.data.sources import RawData
@@ -119,7 +120,8 @@ def federate(
     # Before the inputs, because decoding takes a while and an impossible division should be found at once.
     division = divided(raw, partitioner, seed=seed, held_out=held_out, numbered=numbered)
     ids_of, rows, validation = division.ids, division.rows, division.validation
-    train = Examples(_inputs(raw, _column(raw), modality), raw.train.targets, raw.train.numbers)
+    train_inputs = _inputs(raw, _column(raw), modality)
+    train = Examples(train_inputs, counted(train_inputs, raw.train.targets), raw.train.numbers)
     if validation is not None:
         inputs, targets = RowsOf(train.inputs, validation), train.targets.select(validation)
         evaluated = Examples(inputs, targets, raw.train.numbers[validation], division.owner[validation])
@@ -157,7 +159,8 @@ def evaluation_set(raw: RawData, modality: Modality, client_of: Mapping[Name, in
             raw.columns.client,
             listed(sorted(by_name)),
         )
-    return Examples(_inputs(raw, column, modality), raw.test.targets, raw.test.numbers, clients)
+    inputs = _inputs(raw, column, modality)
+    return Examples(inputs, counted(inputs, raw.test.targets), raw.test.numbers, clients)
 
 
 def natural_ids(raw: RawData, rows: Mapping[int, Tensor]) -> dict[int, Name]:

@@ -117,6 +117,10 @@ def shown(column: StoredColumn, targets: Sequence[object], rows: Tensor) -> tupl
 
 def _example(value: Any) -> str:
     """A short text for a value; Any: any type that a file can hold."""
+    if isinstance(value, dict) and "prompt" in value:
+        value = value["prompt"]
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        value = value[0].get("content")
     if isinstance(value, dict):
         content, path = value.get("bytes"), value.get("path")
         return repr("/".join(Path(path).parts[-3:])) if path else f"{len(content or b''):,} bytes"

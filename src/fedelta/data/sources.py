@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import torch
 from pydantic import Field, FiniteFloat, field_validator, model_validator
 
+from fedelta.data.chosen_splits import TEST_SPLIT, Places, load_chosen
 from fedelta.data.columns import Columns, NamedColumns, find_columns, missing_columns, target_column
-from fedelta.data.files import AT_THE_SITES, EMBEDDED, load_splits, missing_path
-from fedelta.data.folders import Splits
+from fedelta.data.dialogues import reads_dialogues, with_dialogues
+from fedelta.data.files import AT_THE_SITES, EMBEDDED, missing_path
 from fedelta.data.naming import CLIENT, LABEL, SPLIT, Naming, expression, levels_in
-from fedelta.data.split_names import matching_splits, split_kind
 from fedelta.data.splits import Rows, hold_out, limit
 from fedelta.data.values import Ids, read_ids
 from fedelta.errors import DataError, listed, refuse
@@ -35,10 +35,6 @@ from fedelta.tasks.base import Task
 from fedelta.tasks.classification import Classification
 from fedelta.tasks.contract import targets_of
 from fedelta.tasks.known_classes import KnownClasses
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-
 
 def _in_full(source: str) -> str:
     return source if source in (AT_THE_SITES, EMBEDDED) else in_full_where_it_exists(source)
@@ -67,6 +63,8 @@ class DataSource(Settings):
             is taken from the training data), or as file paths relative to the folder of the table.
         text_column: column of texts; at most one of the three input columns is set.
         audio_column: column of recordings: encoded, or as file paths relative to the folder of the table.
+        prompt_column, response_column: columns of a dialogue of two turns, for language models.
+        messages_column: column of longer dialogues, for language models: lists of messages with `role` and `content`.
         client_column: column with the id of each row's client.
         file_pattern: meaning of file names in a folder, without their suffix, such as `{label}_{client}_{index}`.
             `label` replaces the sub-folder, `client` is the client of the file (`client_column` is not needed), other
@@ -90,7 +88,7 @@ class DataSource(Settings):
         evaluate_on: "validation" holds back `validation_fraction` of each client's rows after the data were divided,
             and evaluates on them; the test set is not used (see validation.py).
         validation_fraction: share of each client's rows, rounded to the nearest number; each client keeps at least one.
-        max_length: maximum number of tokens of a text; longer texts are cut.
+        max_length: maximum number of tokens of a text; longer texts are cut, of dialogues the beginning of the prompt.
         max_train_examples: maximum number of training rows, drawn in equal shares of each class.
         max_test_examples: maximum number of test rows, drawn in equal shares of each class.
         max_memory_mib: decoded images, and spectrograms, are kept in memory up to this many MiB for each of training
@@ -105,6 +103,9 @@ class DataSource(Settings):
     image_column: str | None = None
     text_column: str | None = None
     audio_column: str | None = None
+    prompt_column: str | None = None
+    response_column: str | None = None
+    messages_column: str | None = None
     client_column: str | None = None
     file_pattern: str | None = None
     folders: str | None = None
@@ -113,7 +114,7 @@ class DataSource(Settings):
     resize: Resize = "checkpoint"  # as in the checkpoint's training
     value_range: Annotated[tuple[FiniteFloat, FiniteFloat], Field(strict=False)] | None = None
     train_split: str = "train"  # the hub's usual names
-    test_split: str = "test"
+    test_split: str = TEST_SPLIT
     test_fraction: float = Field(default=0.2, gt=0, lt=1)  # 1,437 of the 1,797 digits remain for training
     evaluate_on: Literal["test", "validation"] = "test"
     validation_fraction: float = Field(default=0.2, gt=0, lt=1)  # as `test_fraction`
@@ -171,7 +172,16 @@ class DataSource(Settings):
     def named_columns(self) -> NamedColumns:
         """The columns that the configuration names."""
         inputs = {name: column for name, column in self._input_columns.items() if column is not None}
-        return NamedColumns(self.label_column, self.client, inputs)
+        parts = {"prompt": self.prompt_column, "response": self.response_column, "messages": self.messages_column}
+        dialogue = {name: column for name, column in parts.items() if column is not None}
+        return NamedColumns(self.label_column, self.client, inputs, dialogue)
+
+    @property
+    def places(self) -> Places:
+        """Where the splits are, and their names."""
+        return Places(
+            self.source, self.test_source, self.subset, self.naming, self.train_split, self.test_split
+        )
 
     @property
     def preparation(self) -> Preparation:
@@ -294,10 +304,13 @@ def read(
         DataError: the data are missing, unreadable or incomplete; lists all problems.
     """
     origin = f"data source {source.source!r}"
-    train, test, splits = _load(source, origin)
+    train, test, splits = load_chosen(source.places, origin)
     named = source.named_columns
     named = named if source.client is not None else replace(named, client=splits.client)
-    columns = find_columns(train, named, task, origin=origin)
+    if reads_dialogues(task):
+        train, test, columns = with_dialogues(train, test, named, origin=origin)
+    else:
+        columns = find_columns(train, named, task, origin=origin)
     lacking = [] if test is None else missing_columns(test, columns)
     train_column = target_column(train, columns.label, "training set")
     test_column = None if test is None or lacking else target_column(test, columns.label, "test set")
@@ -333,63 +346,3 @@ def class_names(source: DataSource, *, seed: int, task: Task) -> tuple[str, ...]
     if source == DataSource(source=EMBEDDED) and task == Classification():
         return tuple("0123456789")
     return read(source, seed=seed, task=task).class_names
-
-
-def _load(source: DataSource, origin: str) -> tuple[Dataset, Dataset | None, Splits]:
-    """The training split, the test split if there is one, and all splits that were read."""
-    loaded = load_splits(source.source, source.subset, source.naming)
-    splits = loaded.rows
-    problems: list[str] = []
-    train = _split(splits, source.train_split, "data.train_split", problems)
-    if train is None:
-        problems.append(f"no split {source.train_split!r} (`data.train_split`), found {listed(sorted(splits))}")
-    elif len(splits[train]) < 2:
-        problems.append(f"the training set has {len(splits[train])} rows, expected 2 or more")
-    test: Dataset | None
-    notes: list[str] = []
-    if source.test_source is not None:
-        test = _test_source(source, source.test_source, problems)
-    else:
-        test = _test_split(splits, source, problems, notes)
-    if test is not None and len(test) == 0:
-        problems.append("the test set has no rows, expected 1 or more")
-    refuse(origin, list(dict.fromkeys(problems)))
-    used = {train, source.test_split, *([] if test is None else matching_splits(splits, source.test_split))}
-    if unused := [name for name in splits if name not in used and split_kind(name) != "validation"]:
-        notes.append(f"unused splits: {listed(unused)}; select splits with `data.train_split` and `data.test_split`")
-    return splits[train or ""], test, replace(loaded, notes=(*loaded.notes, *notes))
-
-
-def _test_source(source: DataSource, place: str, problems: list[str]) -> Dataset | None:
-    naming = replace(source.naming, test_files=None, train_split=source.test_split)
-    others = load_splits(place, source.subset, naming).rows
-    name = _split(others, source.test_split, "data.test_split", problems)
-    if name is None and len(others) > 1:
-        problems.append(f"no split {source.test_split!r} in `data.test_source`, found {listed(sorted(others))}")
-    # A single split is used under any name.
-    return others[name] if name is not None else next(iter(others.values())) if len(others) == 1 else None
-
-
-def _test_split(
-    splits: dict[str, Dataset], source: DataSource, problems: list[str], notes: list[str]
-) -> Dataset | None:
-    """The test set among `splits`; None if rows have to be held out."""
-    name = _split(splits, source.test_split, "data.test_split", problems)
-    if name is not None:
-        return splits[name]
-    if source.test_split != DataSource.model_fields["test_split"].default:
-        problems.append(f"no split {source.test_split!r} (`data.test_split`), found {listed(sorted(splits))}")
-        return None
-    name = _split(splits, "validation", "data.test_split", problems)
-    if name is None or split_kind(source.train_split) == "validation":
-        return None
-    notes.append(f"there is no test set, so {name!r} is used for evaluation; set `data.test_split` to change that")
-    return splits[name]
-
-
-def _split(splits: dict[str, Dataset], name: str, key: str, problems: list[str]) -> str | None:
-    """The split that `name` refers to; None if there is none, or (a problem) several."""
-    matches = matching_splits(splits, name)
-    if len(matches) > 1:
-        problems.append(f"{listed(matches)} may all be the {name!r} split, expected one: set `{key}` to one of them")
-    return matches[0] if len(matches) == 1 else None

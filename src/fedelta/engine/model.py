@@ -95,8 +95,8 @@ class SharedModel:
             train: training examples; a few are tried.
             of_examples: whether each lane has one example.
         """
-        # Exits read tokens of every block.
-        readouts = [] if self.blocks else find_readouts(self.backbone)
+        # Exits read tokens of every block, and a language model answers from every token.
+        readouts = [] if self.blocks or self.backbone.words is not None else find_readouts(self.backbone)
         if not readouts:
             return
         inputs = HalfMasked(train.inputs)

@@ -36,6 +36,19 @@ class AudioSettings(Settings):
     std: float = Field(default=4.5689974, gt=0)  # AST: of AudioSet
 
 
+class DialogueSettings(Settings):
+    """What a language model is trained on.
+
+    Args:
+        train_on: "response" for the tokens of the assistant's turns, "all" for every token.
+        template: a chat template in Jinja; "auto" for the tokenizer's own, or the plain one if it has none; "plain" for
+            the plain one.
+    """
+
+    train_on: Literal["response", "all"] = "response"
+    template: str = Field(default="auto", min_length=1)
+
+
 class Preparation(Settings):
     """How examples become inputs, where that differs from the model's default; None keeps the default.
 
@@ -45,6 +58,7 @@ class Preparation(Settings):
         resize: how images are resized to the model's input.
         processor: content of `preprocessor_config.json`; replaces the checkpoint's.
         value_range: values that become black and white in images of more than 8 bits.
+        template: the chat template that turns a dialogue into a text, in Jinja.
     """
 
     max_length: int | None = Field(default=None, ge=1)
@@ -52,6 +66,7 @@ class Preparation(Settings):
     resize: Resize | None = None
     processor: dict[str, Any] | None = None  # Any: JSON values
     value_range: tuple[FiniteFloat, FiniteFloat] | None = None
+    template: str | None = None
 
     def only(self, keys: Set[str]) -> Preparation:
         """A copy that keeps these keys and sets all others to None."""

@@ -73,24 +73,7 @@ class Texts:
         Raises:
             ModelError: there is no tokenizer, or it belongs to another model.
         """
-        from transformers import AutoTokenizer
-
-        place = model.place
-        if place is None:
-            raise ModelError("a text model needs a tokenizer: set `model.source`, not `model.architecture` alone.")
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
-        except KeyError as error:
-            problem = f"no tokenizer can be loaded from {place!r}: a tokenizer file lacks the key {error}."
-            raise ModelError(problem, hint=FILES) from error
-        except Exception as error:  # transformers raises many types of errors for damaged or foreign files
-            raise ModelError(f"no tokenizer can be loaded from {place!r}: {error}") from error
-        if len(tokenizer) <= len(tokenizer.all_special_tokens):
-            # Without files, transformers makes a tokenizer of special tokens alone: every word would be unknown.
-            raise ModelError(f"no tokenizer can be loaded from {place!r}: its vocabulary is empty.", hint=FILES)
-        config = model.config.get_text_config()
-        _set_padding(tokenizer, config)
-        _check_tokenizer(place, tokenizer, config)
+        tokenizer = tokenizer_of(model)
         return cls(tokenizer, num_positions=model.num_positions)
 
     @classmethod
@@ -247,6 +230,33 @@ class StoredTexts:
         ends = self.ends[rows].tolist()
         starts = self.ends[rows - 1].where(rows > 0, 0).tolist()
         return self.modality.transform([self.token_ids[a:b] for a, b in zip(starts, ends, strict=True)])
+
+
+def tokenizer_of(model: ModelFiles) -> PreTrainedTokenizerBase:
+    """The tokenizer beside a model, with a padding token if the model or the tokenizer has one that can serve.
+
+    Raises:
+        ModelError: there is none, or it belongs to another model.
+    """
+    from transformers import AutoTokenizer
+
+    place = model.place
+    if place is None:
+        raise ModelError("a text model needs a tokenizer: set `model.source`, not `model.architecture` alone.")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+    except KeyError as error:
+        problem = f"no tokenizer can be loaded from {place!r}: a tokenizer file lacks the key {error}."
+        raise ModelError(problem, hint=FILES) from error
+    except Exception as error:  # transformers raises many types of errors for damaged or foreign files
+        raise ModelError(f"no tokenizer can be loaded from {place!r}: {error}") from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        # Without files, transformers makes a tokenizer of special tokens alone: every word would be unknown.
+        raise ModelError(f"no tokenizer can be loaded from {place!r}: its vocabulary is empty.", hint=FILES)
+    config = model.config.get_text_config()
+    _set_padding(tokenizer, config)
+    _check_tokenizer(place, tokenizer, config)
+    return tokenizer
 
 
 def _set_padding(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:

@@ -16,18 +16,21 @@ from torch import Tensor, nn
 
 from fedelta.errors import ModelError
 from fedelta.modalities.base import Modality, ModelFiles
+from fedelta.modalities.dialogues import Dialogues
 from fedelta.modalities.image import Images
 from fedelta.modalities.text import Texts
 from fedelta.models.anatomy import Anatomy, anatomy_of
+from fedelta.models.decoders import decoder_of
 from fedelta.models.heads import HeadClasses, class_names_of
 from fedelta.models.layers import is_plain
 from fedelta.models.light import without_symbols
 from fedelta.models.native import FAMILIES
 from fedelta.models.sizes import check_patches, inputs_for, native_size
 from fedelta.models.source import ModelSource, locate, modality_of, read_config
-from fedelta.models.texts import num_positions, settle_padding
+from fedelta.models.texts import num_positions, settle_padding, with_context
 from fedelta.models.usable import check_family, check_inputs, disable_caches
 from fedelta.models.weights import load_network, quiet_transformers
+from fedelta.models.words import OutputWords, words_of
 from fedelta.seeds import derive
 from fedelta.tasks.base import Task
 from fedelta.tasks.classification import Classification
@@ -48,6 +51,7 @@ class Backbone:
         extra_inputs: constant keyword arguments of every call.
         batch_norm: treatment of tuned batch norms (`ModelSource`).
         lost_head: why the checkpoint's head is not used, if it has one; else None.
+        words: where a language model gives its words; None for any other model.
     """
 
     module: nn.Module
@@ -56,9 +60,15 @@ class Backbone:
     extra_inputs: dict[str, bool] = field(default_factory=dict)
     batch_norm: Literal["average", "local", "group"] = "average"
     lost_head: str | None = None
+    words: OutputWords | None = None
 
     def logits(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Outputs [B, ...] for a batch of inputs; of a classifier, logits [B, C]."""
+        """Outputs [B, ...] for a batch of inputs: logits [B, C] of a classifier.
+
+        A language model that gets `labels` gives the sum of the losses of each row, [B, 1].
+        """
+        if self.words is not None and "labels" in inputs:
+            return self.words.sums(self.module, inputs, self.extra_inputs)
         output = self.module(**inputs, **self.extra_inputs)
         return output if isinstance(output, Tensor) else output.logits
 
@@ -107,9 +117,13 @@ def build(
     _set_norms(module, source)
     module.eval()
     disable_caches(module)
-    anatomy = anatomy_of(module, config.model_type)
+    is_decoder = modality_of(config, task)[1].dialogue is not None
+    anatomy = (decoder_of if is_decoder else anatomy_of)(module, config.model_type)
     check_patches(size, config)
     backbone = Backbone(module, anatomy, batch_norm=source.batch_norm, lost_head=loaded.lost_head)
+    if is_decoder:
+        # Keys and values of earlier calls are only of use to generate.
+        backbone = replace(backbone, words=words_of(module), extra_inputs={"use_cache": False})
     # A model for counting needs no modality, whose files would have to be read or downloaded.
     return backbone if device == "meta" else _with_modality(backbone, source, config, size, task)
 
@@ -125,12 +139,15 @@ def _with_modality(
     backbone: Backbone, source: ModelSource, config: PretrainedConfig, size: int, task: Task
 ) -> Backbone:
     """The backbone with its modality, after a trial on one example."""
-    module, (kind, _) = backbone.module, modality_of(config, task)
+    module, (kind, loader) = backbone.module, modality_of(config, task)
     check_inputs(module, kind)
     place = None if source.source is None else locate(source.source)
     positions = num_positions(module) if kind is Texts else None
     is_size_known = source.image_size is not None or native_size(config) is not None
-    modality = kind.for_model(ModelFiles(config, place, size, is_size_known, positions))
+    files = ModelFiles(config, place, size, is_size_known, positions)
+    if loader.dialogue is not None:
+        return replace(backbone, modality=Dialogues.for_model(with_context(files), loader.dialogue))
+    modality = kind.for_model(files)
     if isinstance(modality, Texts):
         modality = settle_padding(module, modality)
     extra_inputs = inputs_for(module, config, size) if kind is Images else {}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fedelta.errors import ModelError
+from fedelta.modalities.base import ModelFiles
 from fedelta.modalities.text import FOREIGN, Texts
 
 if TYPE_CHECKING:
@@ -47,6 +48,16 @@ def num_positions(module: nn.Module) -> int | None:
     if configured is not None and (limits or config.model_type in _COMPUTED):
         limits.append(configured)
     return min(limits, default=None)
+
+
+def with_context(files: ModelFiles) -> ModelFiles:
+    """`files` with the context that a language model was trained for, if that is shorter than its table of positions.
+
+    Rotary positions go on beyond it without an error, but a model gives poor answers there.
+    """
+    context = getattr(files.config.get_text_config(), "max_position_embeddings", None)
+    limits = [limit for limit in (files.num_positions, context) if isinstance(limit, int)]
+    return replace(files, num_positions=min(limits, default=None))
 
 
 def _config_of(module: nn.Module) -> PretrainedConfig:

@@ -79,6 +79,9 @@ def load_network(source: ModelSource, config: PretrainedConfig, device: str, tas
     mismatched = {key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]}
     absent = {*info["missing_keys"], *mismatched}
     is_same = not absent and head.checkpoint == head.data
+    if loader.dialogue is not None:
+        _check_words(source.source, module, absent)
+        return Loaded(module)
     axes = {} if is_same or not task.has_classes else class_axes(module)
     _check_complete(source.source, module, absent - axes.keys())
     if not axes.keys().isdisjoint(mismatched):
@@ -102,6 +105,19 @@ def quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+
+
+def _check_words(source: str, module: PreTrainedModel, absent: set[str]) -> None:
+    """Refuses a checkpoint that lacks a tensor of a language model, such as one of a classifier.
+
+    Tied output embeddings are not in a checkpoint, and transformers does not report them as missing.
+    """
+    if missing := sorted(name for name in absent if not _SPARE.search(name)):
+        raise ModelError(
+            f"the checkpoint {source!r} lacks {len(missing)} tensors of {type(module).__name__}, first {missing[:3]}.",
+            hint="it was saved without its output embedding, as of a classifier, or belongs to another architecture; "
+            "use the checkpoint of the language model.",
+        )
 
 
 def _check_complete(source: str, module: PreTrainedModel, absent: set[str]) -> None:

@@ -15,6 +15,7 @@ from typing import ClassVar, Protocol
 
 from torch import Tensor
 
+from fedelta.modalities.settings import DialogueSettings
 from fedelta.tasks.details import Answered, Details
 from fedelta.tasks.targets import ReadTargets, TargetColumn
 
@@ -114,12 +115,14 @@ class Loader:
         auto_class: transformers class that loads them.
         pipeline_tag: tag for the model card; None if the hub has none for this task.
         peft_task: PEFT task type of a model with a head; None for PEFT's plain wrapper.
+        dialogue: what a language model is trained on; None for any other model.
     """
 
     families: str
     auto_class: str
     pipeline_tag: str | None = None
     peft_task: str | None = None
+    dialogue: DialogueSettings | None = None
 
 
 class Answer(Protocol):

@@ -122,6 +122,8 @@ def _untouched(module: nn.Module, path: str, current: str) -> Iterator[tuple[str
 
 def answers_at_exits(backbone: Backbone) -> bool:
     """Whether a tuning method has added exits (exits.py), so that the model's layers above its blocks are not used."""
+    if not backbone.anatomy.head:
+        return False
     head = backbone.module.get_submodule(backbone.anatomy.head[-1])
     return isinstance(head, LaneModule) and not isinstance(head, LaneLinear)
 
@@ -165,13 +167,14 @@ def replace(module: nn.Module, path: str, replacement: nn.Module) -> None:
 def tune_head(backbone: Backbone, lanes: Lanes) -> dict[str, TensorSpec]:
     """Gives every linear layer of the head lanes, unless another method has; returns the specification of the head.
 
-    Does nothing and returns an empty dictionary if the model has exits, whose heads replace the model's.
+    Does nothing and returns an empty dictionary if the model has exits, whose heads replace the model's, and for a
+    language model, whose output embedding is no head.
 
     Raises:
         ModelError: the head has no linear layer, or one that computes something else than its class says.
     """
     module = backbone.module
-    if answers_at_exits(backbone):
+    if answers_at_exits(backbone) or backbone.words is not None:
         return {}
     tensors: dict[str, TensorSpec] = {}
     for root in backbone.anatomy.head:

@@ -1,0 +1,156 @@
+"""Finds the columns of dialogues, and joins them into one.
+
+A dialogue is in two columns (a prompt and its response), in one of messages, or in one of plain texts. Columns that the
+configuration does not name are found by the names that instruction data sets give them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fedelta.data.columns import Columns, NamedColumns
+from fedelta.errors import listed, refuse
+from fedelta.modalities.base import Inputs
+from fedelta.modalities.dialogues import IGNORED, StoredDialogues
+from fedelta.modalities.text import Texts
+from fedelta.tasks.base import Task
+from fedelta.tasks.language import TokenCounts
+from fedelta.tasks.targets import Targets
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+DIALOGUE = "dialogue"  # the name of the joined column
+
+# Usual names of each part, in the order of preference.
+_PROMPTS = ("prompt", "instruction", "question", "input")
+_RESPONSES = ("response", "completion", "output", "answer")
+_MESSAGES = ("messages", "conversations", "conversation")
+_TEXTS = ("text", "content")
+_KEYS = {"prompt": _PROMPTS, "response": _RESPONSES, "messages": _MESSAGES, "text": _TEXTS}
+
+
+def reads_dialogues(task: Task) -> bool:
+    """Whether a task is one for language models, which read dialogues."""
+    loader = task.loader(Texts.name)
+    return loader is not None and loader.dialogue is not None
+
+
+def dialogue_columns(dataset: Dataset, named: NamedColumns, *, origin: str) -> tuple[str, ...]:
+    """The columns of dialogues: a prompt and a response, or one column of messages or texts.
+
+    Raises:
+        DataError: a column is missing, or several forms are possible.
+    """
+    names = dataset.column_names
+    keys = {**named.dialogue, **{name: column for name, column in named.inputs.items() if name == "text"}}
+    problems = [
+        f"no column {column!r} (`data.{key}_column`), the columns are {listed(names, 20)}"
+        for key, column in {**keys, **({"client": named.client} if named.client else {})}.items()
+        if column not in names
+    ]
+    if others := {**({"label": named.label} if named.label else {}), **{
+        name: column for name, column in named.inputs.items() if name != "text"
+    }}:  # fmt: skip
+        key = next(iter(others))
+        problems.append(f"`data.{key}_column` is {others[key]!r}, which a language model does not read; {_CHOICE}")
+    if keys.keys() not in (set(), {"prompt"}, {"response"}, {"prompt", "response"}, {"messages"}, {"text"}):
+        problems.append(f"`data.{'_column` and `data.'.join(keys)}_column` are set; {_CHOICE}")
+    refuse(origin, problems)
+    if "messages" in keys or "text" in keys:
+        return tuple(keys.values())
+    found = {key: next((name for name in usual if name in names), None) for key, usual in _KEYS.items()} | keys
+    pair = (found["prompt"], found["response"])
+    forms = [form for form in (pair, (found["messages"],), (found["text"],)) if all(form)]
+    # A table of prompts and responses often has their text or messages beside them; named columns decide.
+    if keys:
+        forms = forms[:1] if all(pair) else []
+    elif len(forms) > 1 and forms[-1] == (found["text"],):
+        forms = forms[:-1]
+    if len(forms) != 1:
+        what = f"several forms of dialogues ({listed([' and '.join(map(str, form)) for form in forms])})"
+        refuse(origin, [f"found {what if forms else 'no column of dialogues'} among {listed(names, 20)}; {_CHOICE}"])
+    return tuple(str(name) for name in forms[0])
+
+
+_CHOICE = "set `data.prompt_column` and `data.response_column`, or `data.messages_column`, or `data.text_column`"
+
+
+def joined(dataset: Dataset, columns: Sequence[str]) -> Dataset:
+    """The data set with its dialogues in one column, `DIALOGUE`; others are kept."""
+    import pyarrow as pa
+    from datasets import Dataset as Rows
+    from datasets import DatasetInfo, Features
+
+    table, features = dataset.with_format("arrow")[:], dataset.features
+    parts = [table.column(name).combine_chunks() for name in columns]
+    if len(columns) == 1:
+        dialogue, kind = parts[0], features[columns[0]]
+    else:
+        dialogue = pa.StructArray.from_arrays(parts, names=["prompt", "response"])
+        kind = dict(zip(("prompt", "response"), (features[name] for name in columns), strict=True))
+    others = [name for name in table.column_names if name not in {*columns, DIALOGUE}]
+    arrays = {DIALOGUE: dialogue, **{name: table.column(name) for name in others}}
+    return Rows(
+        pa.table(arrays), DatasetInfo(features=Features({DIALOGUE: kind, **{name: features[name] for name in others}}))
+    )
+
+
+@dataclass(frozen=True)
+class CountsAtAGlance:
+    """The number of tokens of each row that are trained on, counted when they are fetched.
+
+    Args:
+        inputs: of dialogues.
+        rows: of `inputs`, int64.
+    """
+
+    inputs: Inputs
+    rows: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def fetch(self, rows: Tensor) -> Tensor:
+        """The counts of `rows`."""
+        labels = self.inputs.fetch(self.rows[rows])["labels"]
+        return (labels[:, 1:] != IGNORED).sum(1).float()
+
+    def select(self, rows: Tensor) -> CountsAtAGlance:
+        """The counts of `rows` alone."""
+        return CountsAtAGlance(self.inputs, self.rows[rows])
+
+    @property
+    def strata(self) -> None:
+        """None: dialogues have no kinds."""
+        return None
+
+
+def counted(inputs: Inputs, targets: Targets) -> Targets:
+    """The targets of these inputs: of dialogues the number of their tokens, of all others `targets`."""
+    if isinstance(inputs, StoredDialogues):
+        return TokenCounts(inputs.num_targets.float())
+    if isinstance(targets, TokenCounts):
+        return CountsAtAGlance(inputs, torch.arange(len(inputs)))
+    return targets
+
+
+def with_dialogues(
+    train: Dataset, test: Dataset | None, named: NamedColumns, *, origin: str
+) -> tuple[Dataset, Dataset | None, Columns]:
+    """Both sets with their dialogues in one column, and the columns in use.
+
+    Raises:
+        DataError: there is no column of dialogues, or the test set lacks one.
+    """
+    columns = dialogue_columns(train, named, origin=origin)
+    if test is not None and (absent := [name for name in columns if name not in test.column_names]):
+        lacking = f"no column {absent[0]!r} as in the training set, found {listed(test.column_names, 20)}"
+        refuse(origin, [f"test set: {lacking}"])
+    used = Columns(DIALOGUE, DIALOGUE, named.client, Texts)
+    return joined(train, columns), None if test is None else joined(test, columns), used

@@ -1,0 +1,103 @@
+"""Where a language model gives its words: the output embedding, and whether logits are what it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedelta.errors import ModelError
+from fedelta.models.layers import is_plain
+from fedelta.models.token_losses import LossHead, next_tokens, sums_of_logits
+
+_TRIED = 30.0  # logits of a size at which a soft cap shows
+
+
+@dataclass(frozen=True)
+class OutputWords:
+    """The output embedding of a language model.
+
+    Args:
+        path: of the layer.
+        gives_logits: whether the model returns what this layer gives, unchanged.
+    """
+
+    path: str
+    gives_logits: bool
+
+    def sums(self, module: nn.Module, inputs: Mapping[str, Tensor], extra: Mapping[str, bool]) -> Tensor:
+        """The sum of the losses of each row, float32 of shape [B, 1].
+
+        Args:
+            module: the language model.
+            inputs: with `labels` [B, T], of which -100 is not trained on.
+            extra: further keyword arguments of the model.
+        """
+        others = {name: tensor for name, tensor in inputs.items() if name != "labels"}
+        targets_BT = next_tokens(inputs["labels"])
+        head = module.get_submodule(self.path)
+        if not (self.gives_logits and is_plain(head, nn.Linear)):
+            return sums_of_logits(module(**others, **extra).logits, targets_BT).unsqueeze(1)
+        stand_in = LossHead(head, targets_BT)
+        _call_with(module, self.path, stand_in, others, extra)
+        if stand_in.sums_B is None:
+            raise ModelError(f"{type(module).__name__} does not call its output embedding `{self.path}`.")
+        return stand_in.sums_B.unsqueeze(1)
+
+
+def words_of(module: nn.Module) -> OutputWords:
+    """The output embedding of `module`, after a trial of what the model does with its logits.
+
+    Raises:
+        ModelError: it has none.
+    """
+    # Any model of transformers for causal language modelling has the method.
+    layer = getattr(module, "get_output_embeddings", lambda: None)()
+    paths = [path for path, part in module.named_modules() if part is layer]
+    if not paths:
+        raise ModelError(
+            f"{type(module).__name__} has no output embedding, so it gives no words.",
+            hint="use a causal language model of transformers.",
+        )
+    return OutputWords(paths[0], is_plain(layer, nn.Linear) and _passes_on(module, paths[0]))
+
+
+class _Fixed(nn.Module):
+    """Gives the same logits whatever the hidden states are."""
+
+    def __init__(self, logits_BTV: Tensor) -> None:
+        super().__init__()
+        self.logits_BTV = logits_BTV
+
+    def forward(self, hidden_BTD: Tensor) -> Tensor:
+        """[B, T, D] to [B, T, V]."""
+        return self.logits_BTV.to(hidden_BTD.dtype)
+
+
+@torch.no_grad()
+def _passes_on(module: nn.Module, path: str) -> bool:
+    """Whether the model returns unchanged what its output embedding gives."""
+    weight = module.get_submodule(path).get_parameter("weight")
+    if weight.device.type == "meta":
+        return True  # a model for counting
+    logits = torch.linspace(-_TRIED, _TRIED, 2 * weight.shape[0], device=weight.device).view(1, 2, -1)
+    inputs = {"input_ids": torch.zeros(1, 2, dtype=torch.int64, device=weight.device)}
+    output = _call_with(module, path, _Fixed(logits), inputs, {"use_cache": False})
+    return torch.equal(output.logits, logits.to(output.logits.dtype))
+
+
+def _call_with(
+    module: nn.Module, path: str, stand_in: nn.Module, inputs: Mapping[str, Tensor], extra: Mapping[str, bool]
+) -> Any:  # the output object of a model of transformers
+    """The output of the model with `stand_in` in the place of the layer at `path`."""
+    parent, _, name = path.rpartition(".")
+    holder = module.get_submodule(parent)
+    layer = holder.get_submodule(name)
+    setattr(holder, name, stand_in)
+    try:
+        return module(**inputs, **extra)
+    finally:
+        setattr(holder, name, layer)
