@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from fedelta.assembly.answering import with_answers
 from fedelta.assembly.model import TunedModel, work_of
 from fedelta.config import Config
 from fedelta.data.augmentation import check_images
@@ -287,7 +288,8 @@ def details_of(
     for model in models:
         answered = engine.evaluator.answers(model, test)
         details = engine.task.details(_watched(answered, watch), class_names, test.clients)
-        parts.append(returned(engine.task, "details", details, Details))
+        details = returned(engine.task, "details", details, Details)
+        parts.append(with_answers(details, engine.backbone, engine.task, test))
     return mean_details(parts)
 
 

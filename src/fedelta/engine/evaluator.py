@@ -19,6 +19,8 @@ from fedelta.tuning.lanes import Lanes
 # Rows of a batch; fixed, because another size changes the last bits of the measures. On a CPU they are few enough that
 # several processes can share a small test set.
 _BATCH_ROWS = {"cpu": 64, "cuda": 256}
+# Tokens of a batch of a language model, at most: of rows as long as any may be.
+_BATCH_TOKENS = {"cpu": 8192, "cuda": 65536}
 
 
 class Evaluator:
@@ -39,7 +41,9 @@ class Evaluator:
     @property
     def batch_rows(self) -> int:
         """Number of rows that are evaluated together."""
-        return _BATCH_ROWS[self._model.device.type]
+        kind, longest = self._model.device.type, self._model.backbone.longest
+        rows = _BATCH_ROWS[kind]
+        return rows if longest is None else min(rows, max(1, _BATCH_TOKENS[kind] // longest))
 
     def cached(self, data: Examples) -> Examples:
         """`data` with cached features, which are kept until other examples are evaluated."""

@@ -126,6 +126,11 @@ class LaneEngine:
         return self.client.optimizer.state(self.bank.matrices(self.bank.values_KP, self.lanes.num))
 
     @property
+    def backbone(self) -> Backbone:
+        """The model."""
+        return self._model.backbone
+
+    @property
     def notes(self) -> list[str]:
         """What the engine has switched off and why, in sentences for the user."""
         return self._model.notes

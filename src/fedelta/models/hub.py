@@ -73,6 +73,11 @@ class Backbone:
         return output if isinstance(output, Tensor) else output.logits
 
     @property
+    def longest(self) -> int | None:
+        """The largest number of tokens of a row of a language model; None for any other model."""
+        return self.modality.limit if isinstance(self.modality, Dialogues) else None
+
+    @property
     def num_parameters(self) -> int:
         """Number of scalars in the module, including modules added by tuning."""
         return sum(parameter.numel() for parameter in self.module.parameters())

@@ -1,0 +1,137 @@
+"""Continues prompts with a language model, by the `generate` of transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from fedelta.errors import ModelError
+from fedelta.models.failures import model_errors
+from fedelta.settings import Settings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+from pydantic import Field
+
+
+class Sampling(Settings):
+    """How an answer is continued, token by token.
+
+    Args:
+        max_new_tokens: the answer ends after so many.
+        temperature: divides the logits before a token is drawn; 0 takes the most likely token.
+        top_p: a token is drawn from the smallest set whose probabilities sum to this.
+        stop: texts at which an answer ends, without them.
+        seed: of what is drawn.
+    """
+
+    max_new_tokens: int = Field(default=256, ge=1)
+    temperature: float = Field(default=0.0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    stop: tuple[str, ...] = ()
+    seed: int = Field(default=0, ge=0)
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """A language model with its tokenizer.
+
+    Args:
+        module: on its device, in evaluation mode.
+        tokenizer: of the model.
+        pad: the id that fills up shorter prompts, in front.
+    """
+
+    module: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    pad: int
+
+    def answers(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, on_text: Callable[[str], None] | None = None
+    ) -> list[str]:
+        """The continuation of each prompt as text, without special tokens.
+
+        Args:
+            prompts: the tokens of each; continued together.
+            sampling: how.
+            on_text: called with each piece of the text as it comes; with one prompt only.
+
+        Raises:
+            ModelError: the model fails, or cannot generate.
+        """
+        device = next(self.module.parameters()).device
+        inputs = {name: tensor.to(device) for name, tensor in self._padded(prompts).items()}
+        generate = getattr(self.module, "generate", None)
+        if generate is None:
+            raise ModelError(f"{type(self.module).__name__} cannot generate texts: it is no model of transformers.")
+        with torch.no_grad(), _seeded(sampling.seed), model_errors(type(self.module).__name__, inputs):
+            ids = generate(
+                **inputs,
+                generation_config=self._configuration(sampling),
+                tokenizer=self.tokenizer,
+                streamer=None if on_text is None else _streamer(self.tokenizer, on_text),
+            )
+        texts = self.tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        return [_until(text, sampling.stop) for text in texts]
+
+    def _padded(self, prompts: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        """Prompts filled up in front, so that each ends where its answer begins."""
+        longest = max(map(len, prompts))
+        ids = torch.tensor([[self.pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
+        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        return {"input_ids": ids, "attention_mask": mask}
+
+    def _configuration(self, sampling: Sampling) -> Any:  # Any: of transformers
+        """The configuration of `generate`: what `sampling` says, and the tokens that end an answer of the checkpoint."""
+        from transformers import GenerationConfig
+
+        own = getattr(self.module, "generation_config", None)
+        ends = getattr(own, "eos_token_id", None)
+        ends = ends if isinstance(ends, list) else [ends]
+        ends = sorted({end for end in (*ends, self.tokenizer.eos_token_id) if end is not None})
+        drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p} if sampling.temperature else {}
+        return GenerationConfig(
+            max_new_tokens=sampling.max_new_tokens,
+            do_sample=sampling.temperature > 0,
+            eos_token_id=ends or None,
+            pad_token_id=self.pad,
+            stop_strings=list(sampling.stop) or None,
+            use_cache=True,
+            **drawn,
+        )
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """A context with the global generators, which transformers draws from, at `seed`; restored at the end."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # noqa: TID251
+        yield
+
+
+def _until(text: str, stop: Sequence[str]) -> str:
+    """The text before the first of `stop`.
+
+    >>> _until("one. two; three", [";", "."])
+    'one'
+    """
+    places = [place for word in stop if (place := text.find(word)) >= 0]
+    return text[: min(places)] if places else text
+
+
+def _streamer(tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], None]) -> Any:  # Any: of transformers
+    from transformers import TextStreamer
+
+    class Pieces(TextStreamer):
+        """Hands on each piece of a text that no later token changes."""
+
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:  # noqa: ARG002 transformers' signature
+            on_text(text)
+
+    return Pieces(tokenizer, skip_prompt=True, skip_special_tokens=True)
