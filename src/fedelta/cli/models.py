@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,9 @@ from fedelta.cli.base import Overrides, Plugins, Quiet, RunPath, err_console, lo
 from fedelta.errors import InputError
 from fedelta.tables import table_of_personalization
 from fedelta.terminal import client_bar
+
+if TYPE_CHECKING:
+    from fedelta.inference.predict import Predictor
 
 Client = Annotated[
     str | None, typer.Option(metavar="NAME", help="client whose model to use, if each keeps its own norms")
@@ -55,8 +58,8 @@ def personalize(directory: RunPath, overrides: Overrides = None, plugin: Plugins
 def predict(  # noqa: PLR0917 the command line's, all options
     directory: RunPath,
     inputs: Annotated[
-        list[str], typer.Argument(metavar="INPUT...", help="image or sound files; texts for a text model")
-    ],
+        list[str] | None, typer.Argument(metavar="INPUT...", help="image or sound files; texts for a text model")
+    ] = None,
     client: Client = None,
     exit: Annotated[int | None, typer.Option(help="the exit that answers, from 1; of a model with exits")] = None,
     budget_ms: Annotated[
@@ -65,9 +68,15 @@ def predict(  # noqa: PLR0917 the command line's, all options
     confidence: Annotated[
         float | None, typer.Option(help="the first exit that gives a class this probability, above 0 and at most 1")
     ] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="what a language model answers; may be repeated")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="of an answer; default 256")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, help="0, the default, draws nothing")] = None,
+    top_p: Annotated[float | None, typer.Option(help="draw from the likeliest tokens with this probability")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="a text that ends an answer; may be repeated")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="of what is drawn; default 0")] = None,
     plugin: Plugins = None,
 ) -> None:
-    """Classify images, recordings or texts with the model of a run."""
+    """Classify images, recordings or texts with the model of a run, or let a language model answer."""
     with loading(plugin):
         from fedelta.inference.costs import costs_of
         from fedelta.inference.predict import Predictor
@@ -76,26 +85,69 @@ def predict(  # noqa: PLR0917 the command line's, all options
     options = [name for name, value in choices.items() if value is not None]
     if len(options) > 1:
         raise InputError(f"{' and '.join(options)} exclude each other.", hint="give one of them, or none.")
+    drawing = {"max_new_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "stop": stop, "seed": seed}
+    drawing = {name: value for name, value in drawing.items() if value is not None}
+    if prompt and (inputs or options):
+        raise InputError(f"{(options or ['INPUT'])[0]} and --prompt exclude each other.", hint="leave one out.")
+    if not prompt and not inputs:
+        raise InputError("there is nothing to predict.", hint="give files or texts, or `--prompt` to a language model.")
+    if drawing and not prompt:
+        raise InputError("how an answer is drawn was given, but no prompt.", hint="give it with `--prompt`.")
     predictor = Predictor.open(directory, client)
+    if prompt:
+        _answer(predictor, prompt, drawing)
+        return
     if budget_ms is not None:
         exit = costs_of(directory, predictor.backbone).deepest(budget_ms)
-    for name, answer in zip(inputs, predictor.predict(inputs, exit=exit, confidence=confidence), strict=True):
+    for name, answer in zip(inputs or [], predictor.predict(inputs or [], exit=exit, confidence=confidence), strict=True):
         print("\t".join([name, *answer.cells, *([] if answer.exit is None else [str(answer.exit)])]))
+
+
+def _answer(predictor: Predictor, prompts: list[str], drawing: dict[str, object]) -> None:
+    """Prints an answer to each prompt: as it comes if there is one, else each after its prompt, in a line."""
+    from pydantic import ValidationError
+
+    from fedelta.models.generation import Sampling
+
+    try:
+        sampling = Sampling(**{name: tuple(v) if isinstance(v, list) else v for name, v in drawing.items()})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise InputError(f"`--{str(problem['loc'][0]).replace('_', '-')}`: {problem['msg']}.") from error
+    if len(prompts) > 1:
+        for prompt, answer in zip(prompts, predictor.generate(prompts, sampling), strict=True):
+            print(json.dumps({"prompt": prompt, "answer": answer}, ensure_ascii=False))
+        return
+    if sampling.stop:  # a piece may be part of a text that ends the answer
+        print(predictor.generate(prompts, sampling)[0])
+        return
+    predictor.generate(prompts, sampling, on_text=lambda text: print(text, end="", flush=True))
+    print()
 
 
 def export(  # noqa: PLR0917 the command line's, all options
     directory: RunPath,
     onnx: Annotated[bool, typer.Option("--onnx", help="as ONNX, for onnxruntime and others")] = False,
-    out: Annotated[Path | None, typer.Option(help="the directory to write; default RUN/onnx")] = None,
+    merged: Annotated[bool, typer.Option("--merged", help="as a whole model of transformers")] = False,
+    out: Annotated[Path | None, typer.Option(help="the directory to write; default RUN/onnx or RUN/merged")] = None,
     exits: Annotated[
         str | None, typer.Option(metavar="2,4", help="the exits with a truncated model each; default all")
     ] = None,
     client: Client = None,
     plugin: Plugins = None,
 ) -> None:
-    """Write the model of a run for other programs, checked against PyTorch."""
-    if not onnx:
-        raise InputError("no format was given to export to.", hint=f"`fedelta export {directory} --onnx`")
+    """Write the model of a run for other programs; ONNX is checked against PyTorch."""
+    if onnx == merged:
+        problem = "--onnx and --merged exclude each other." if onnx else "no format was given to export to."
+        raise InputError(problem, hint=f"`fedelta export {directory} --onnx`, or `--merged`")
+    if merged:
+        if exits is not None or client is not None:
+            raise InputError(f"{'--exits' if exits else '--client'} does not go with --merged.", hint="leave it out.")
+        with loading(plugin):
+            from fedelta.inference.merged import write_merged
+
+        print(write_merged(directory, out or directory / "merged"))
+        return
     with loading(plugin):
         from fedelta.inference.export import export_onnx
         from fedelta.inference.predict import Predictor

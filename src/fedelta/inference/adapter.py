@@ -6,6 +6,7 @@ README.md                   the model card
 fedelta.json                class names, tuning section and base model; a separate file, because stock PEFT warns about
                             unknown keys
 preprocessor_config.json    how images were prepared, for `AutoImageProcessor` of transformers
+chat_template.jinja         how dialogues were written, for tokenizers of transformers
 
 Stock PEFT loads a LoRA directory onto the base model and computes the same logits.
 """
@@ -29,6 +30,7 @@ from fedelta.inference.directory import (
     CONFIG,
     PROCESSOR,
     SETTINGS,
+    TEMPLATE,
     WEIGHTS,
     read_object,
     read_tensors,
@@ -100,7 +102,7 @@ def write_adapter(directory: Path, adapter: SavedAdapter, anatomy: Anatomy, card
     tensors, config = to_layout(adapter.tuning, adapter.params, anatomy)
     # PEFT's wrapper for text classifiers requires a head; without one the plain wrapper is named.
     loader = (adapter.task or Classification()).loader(str(card.get("modality")))
-    has_head = config.get("modules_to_save") is not None
+    has_head = config.get("modules_to_save") is not None or (loader is not None and loader.dialogue is not None)
     config |= {
         "base_model_name_or_path": adapter.base or None,
         "task_type": loader.peft_task if loader is not None and has_head else None,
@@ -127,6 +129,8 @@ def write_adapter(directory: Path, adapter: SavedAdapter, anatomy: Anatomy, card
     }
     if adapter.preparation.processor is not None:
         contents[PROCESSOR] = to_json(adapter.preparation.processor, indent=2) + "\n"
+    if adapter.preparation.template is not None:
+        contents[TEMPLATE] = adapter.preparation.template
     replace_directory(target, contents)
 
 

@@ -29,6 +29,7 @@ _OURS = (
     'Predictor.from_adapter("path/of/this/directory").predict([...])',
     "```",
 )
+_OURS_WORDS = (*_OURS[:3], 'print(Predictor.from_adapter("path/of/this/directory").generate(["..."]))', "```")
 
 
 _HEADLESS = """
@@ -233,6 +234,8 @@ def _loading(
             "PEFT cannot load the same weights. `fedelta.json` holds the model and the seed, if the run knew them.\n",
             *_OURS,
         ]
+    if loader.dialogue is not None:
+        return [*_stock_words(loader.auto_class, base), *_OURS_WORDS]
     num_outputs = _task(card).num_outputs(class_names or ())
     labels = f", num_labels={num_outputs}" if num_outputs else ""
     lines = _stock(loader.auto_class, base, labels, card, has_processor=preparation.processor is not None)
@@ -244,6 +247,25 @@ def _loading(
             f"call it as `model(pixel_values, {arguments})`.\n",
         ]
     return [*lines, *_OURS]
+
+
+def _stock_words(auto: str, base: str) -> list[str]:
+    """Code that loads the adapter of a language model with stock PEFT."""
+    is_bundled = base.startswith("bundled:")
+    source = f"str(bundled_path({yaml(base.removeprefix('bundled:'))}))" if is_bundled else yaml(base)
+    return [
+        "With stock PEFT:\n",
+        "```python",
+        "from peft import PeftModel",
+        f"from transformers import {auto}, AutoTokenizer",
+        *(["from fedelta import bundled_path"] if is_bundled else []),
+        "",
+        f"base = {source}",
+        f'model = PeftModel.from_pretrained({auto}.from_pretrained(base, dtype="float32"), "path/of/this/directory")',
+        "tokenizer = AutoTokenizer.from_pretrained(base)",
+        'tokenizer.chat_template = open("path/of/this/directory/chat_template.jinja").read()',
+        "```\n",
+    ]
 
 
 def _stock(auto: str, base: str, labels: str, card: Mapping[str, object], *, has_processor: bool) -> list[str]:

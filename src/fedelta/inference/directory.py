@@ -18,12 +18,13 @@ from fedelta.record.files import Record
 
 WEIGHTS, CONFIG, CARD, SETTINGS = "adapter_model.safetensors", "adapter_config.json", "README.md", "fedelta.json"
 PROCESSOR = "preprocessor_config.json"  # of adapters for images
+TEMPLATE = "chat_template.jinja"  # of adapters for language models
 
 
 def refuse_foreign(directory: Path, target: Path) -> None:
     """Raises if a directory to be replaced holds files that do not belong to an adapter."""
     if target.is_dir():
-        foreign = sorted({entry.name for entry in target.iterdir()} - {WEIGHTS, CONFIG, CARD, SETTINGS, PROCESSOR})
+        foreign = sorted({entry.name for entry in target.iterdir()} - {WEIGHTS, CONFIG, CARD, SETTINGS, PROCESSOR, TEMPLATE})
     else:
         foreign = [target.name] if target.exists() else []
     if foreign:

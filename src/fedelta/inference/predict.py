@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from fedelta.data.clients import Name
-from fedelta.errors import AdapterError, FormatError, RunError, listed
+from fedelta.errors import AdapterError, FormatError, InputError, RunError, listed
+from fedelta.errors import refuse as refuse_data
 from fedelta.federation.memory import Memories
 from fedelta.inference.adapter import SavedAdapter, read_adapter
 from fedelta.inference.adapter_settings import read_settings, refuse_other_settings
@@ -27,7 +28,10 @@ from fedelta.inference.anytime import (
 from fedelta.inference.directory import SETTINGS
 from fedelta.inference.layout import is_pair
 from fedelta.inference.translate import placed
+from fedelta.modalities.dialogues import Dialogues
 from fedelta.modalities.settings import AudioSettings
+from fedelta.modalities.turns import Messages
+from fedelta.models.generation import Sampling, Speaker
 from fedelta.models.heads import class_names_of
 from fedelta.models.hub import Backbone, build
 from fedelta.models.source import ModelSource, read_config
@@ -169,8 +173,11 @@ class Predictor:
         Raises:
             DataError: examples cannot be read; lists all of them.
             ModelError: the model has no exits.
-            InputError: there is no such exit, `confidence` is out of range, or the task has no confidence.
+            InputError: there is no such exit, `confidence` is out of range, the task has no confidence, or the model is
+                a language model.
         """
+        if self.backbone.words is not None:
+            raise InputError("a language model gives no labels, but texts.", hint="use `generate`.")
         if exit is not None and confidence is not None:
             raise TypeError("`exit` and `confidence` exclude each other, found both")
         if exit is not None:
@@ -188,6 +195,35 @@ class Predictor:
                     self.backbone.logits(batch) if exit is None else at_exit(self.backbone, batch, exit), number
                 )
             ]
+
+    def generate(
+        self,
+        prompts: Sequence[str | Messages],
+        sampling: Sampling = Sampling(),  # noqa: B008 a frozen value
+        on_text: Callable[[str], None] | None = None,
+    ) -> list[str]:
+        """The answer of a language model to each prompt, in order.
+
+        Args:
+            prompts: texts, each a turn of the user, or lists of messages with `role` and `content`.
+            sampling: how answers are continued; by default without chance.
+            on_text: called with each piece of an answer as it comes; prompts are then answered one after the other.
+
+        Raises:
+            InputError: the model is no language model.
+            DataError: a prompt is empty.
+        """
+        modality = self.backbone.modality
+        if not isinstance(modality, Dialogues):
+            raise InputError("this model gives no texts: it is no language model.", hint="use `predict`.")
+        wrong = [f"prompt {number} is empty" for number, prompt in enumerate(prompts, start=1) if not _has_text(prompt)]
+        refuse_data("the prompts", wrong)
+        dialogues = [[{"role": "user", "content": text}] if isinstance(text, str) else text for text in prompts]
+        ids = [modality.prompt(dialogue, sampling.max_new_tokens) for dialogue in dialogues]
+        speaker = Speaker(self.backbone.module, modality.tokenizer, modality.pad)
+        size = BATCH_SIZE if on_text is None else 1
+        batches = (ids[start : start + size] for start in range(0, len(ids), size))
+        return [answer for batch in batches for answer in speaker.answers(batch, sampling, on_text)]
 
     def answers(self, example: Example) -> Iterator[Answer]:
         """Yields the answer of each exit, lowest first; each block runs when its answer is requested.
@@ -223,6 +259,10 @@ class Predictor:
 
     def _answers(self, outputs: Tensor, number: int | None) -> list[Answer]:
         return answers_of(self.task, outputs, self.class_names, number)
+
+
+def _has_text(prompt: str | Messages) -> bool:
+    return bool(prompt.strip()) if isinstance(prompt, str) else any(message["content"].strip() for message in prompt)
 
 
 def _local_tensors(run: Path, client: Name | None) -> Params:

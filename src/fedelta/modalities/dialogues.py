@@ -162,10 +162,14 @@ class Dialogues:
         """Unused: dialogues are not augmented."""
         return (0.0,)
 
-    def prompt(self, messages: Messages) -> list[int]:
-        """The tokens of a dialogue up to where the next answer begins; the last ones if there are too many."""
-        ids = self.tokenizer(self.template.prompt(messages), add_special_tokens=False)["input_ids"]
-        return _shortened(list(ids), [False] * len(ids), self.limit, self._num_fixed(ids)).ids
+    def prompt(self, messages: Messages, num_new: int) -> list[int]:
+        """The tokens of a dialogue up to where the next answer begins.
+
+        The beginning is left out where the model could not take it together with an answer of `num_new` tokens.
+        """
+        ids = list(self.tokenizer(self.template.prompt(messages), add_special_tokens=False)["input_ids"])
+        most = max(1, min(self.num_positions or len(ids) + num_new, self.tokenizer.model_max_length) - num_new)
+        return _shortened(ids, [False] * len(ids), most, self._num_fixed(ids)).ids
 
     def encode(self, values: Sequence[Any]) -> list[Encoded]:  # Any: any type that a file can hold
         """The tokens of dialogues without problems."""
@@ -272,7 +276,9 @@ def _shortened(ids: list[int], is_target: list[bool], limit: int, num_fixed: int
     if excess <= 0:
         return Encoded(ids, is_target)
     begin = _begin_of_last(is_target)
-    droppable = max(0, begin - num_fixed - max(1, limit // _KEPT))
+    # A prompt without an answer gives way as far as need be.
+    kept = max(1, limit // _KEPT) if begin < len(ids) else 0
+    droppable = max(0, begin - num_fixed - kept)
     num_dropped = min(excess, droppable)
     places = [*range(num_fixed), *range(num_fixed + num_dropped, len(ids))][:limit]
     return Encoded([ids[place] for place in places], [is_target[place] for place in places],

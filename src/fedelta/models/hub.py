@@ -108,7 +108,9 @@ def build(
     config = read_config(source)
     check_family(config.model_type)
     head = HeadClasses(class_names_of(config), class_names, logs_head)
-    _set_classes(config, class_names, task)
+    is_decoder = modality_of(config, task)[1].dialogue is not None
+    if not is_decoder:
+        _set_classes(config, class_names, task)
     config.return_dict = True  # outputs are read by name
     native = native_size(config)
     size = source.image_size or native or 224  # 224: the size that nearly all image classifiers were trained at
@@ -122,7 +124,6 @@ def build(
     _set_norms(module, source)
     module.eval()
     disable_caches(module)
-    is_decoder = modality_of(config, task)[1].dialogue is not None
     anatomy = (decoder_of if is_decoder else anatomy_of)(module, config.model_type)
     check_patches(size, config)
     backbone = Backbone(module, anatomy, batch_norm=source.batch_norm, lost_head=loaded.lost_head)
