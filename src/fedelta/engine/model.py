@@ -13,9 +13,11 @@ from torch import Tensor
 from fedelta.data.augmentation import Augmentation, AugmentedInputs
 from fedelta.data.batches import Examples
 from fedelta.engine.bank import LaneBank
+from fedelta.engine.emphasis import emphasised
 from fedelta.engine.prefix import CachedInputs, find_prefix, only_head
 from fedelta.engine.proof import Outputs, first_same
 from fedelta.engine.readout import HalfMasked, Readout, find_readouts
+from fedelta.engine.tokens import Unpadded, ways_without_padding
 from fedelta.modalities.base import Inputs
 from fedelta.models.failures import model_errors
 from fedelta.models.hub import Backbone
@@ -61,6 +63,7 @@ class SharedModel:
         self.notes: list[str] = []
         self._cache_bytes = cache_bytes
         self._readout: Readout | None = None
+        self._unpadded: Unpadded | None = None
         self._prefix = None
         if cache_bytes:
             sample = train.inputs.fetch(torch.arange(min(2, len(train))))
@@ -81,6 +84,8 @@ class SharedModel:
             model_errors(self.name, tensors),
             torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast),
         ):
+            if self._unpadded is not None:
+                return [self._unpadded.sums(tensors)]
             if not self.blocks:
                 return [model.logits(tensors).float()]
             by_exit = logits_at(self.blocks, lambda: model.logits(tensors), exits)
@@ -95,8 +100,11 @@ class SharedModel:
             train: training examples; a few are tried.
             of_examples: whether each lane has one example.
         """
-        # Exits read tokens of every block, and a language model answers from every token.
-        readouts = [] if self.blocks or self.backbone.words is not None else find_readouts(self.backbone)
+        if self.backbone.words is not None:
+            self._leave_out_padding(bank, lanes, train, of_examples=of_examples)
+            return
+        # Exits read tokens of every block.
+        readouts = [] if self.blocks else find_readouts(self.backbone)
         if not readouts:
             return
         inputs = HalfMasked(train.inputs)
@@ -109,6 +117,26 @@ class SharedModel:
         # Without tokens to leave out there is no evidence.
         if number is not None and readouts[number].leaves_out:
             self._readout = readouts[number]
+
+    def _leave_out_padding(self, bank: LaneBank, lanes: Lanes, train: Examples, *, of_examples: bool) -> None:
+        """Runs a language model from now on without padding, where a trial shows that this gives the same."""
+        ways = ways_without_padding(self.backbone, lanes)
+        if not ways:
+            return
+        whole, *candidates = (partial(self._tried_without_padding, way, train.inputs) for way in (None, *ways))
+        autocast, self.autocast = self.autocast, False
+        with emphasised(self.backbone.module, None, partial(self._in_one_lane, lanes, whole, train)):
+            number = first_same(whole, candidates, bank, lanes, len(train), of_examples=of_examples)
+        self.autocast = autocast
+        if number is not None:
+            self._unpadded = ways[number]
+
+    def _tried_without_padding(self, way: Unpadded | None, inputs: Inputs, rows: Tensor) -> list[Tensor]:
+        self._unpadded = way
+        try:
+            return self.outputs(inputs, rows, ())
+        finally:
+            self._unpadded = None
 
     def cached(self, data: Examples) -> Examples:
         """`data` with cached features of the frozen prefix, or `data` itself without a prefix or without the memory."""

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from fedelta.engine.emphasis import emphasised
+from fedelta.engine.pausing import Pausing, ReachedError
 from fedelta.engine.stand_ins import replaced
 from fedelta.modalities.base import Inputs
 from fedelta.models.hub import Backbone
@@ -85,36 +86,9 @@ def find_readouts(backbone: Backbone) -> list[Readout]:
     is_wrapped = block_path != blocks[-1]
     attentions = filter(None, (_one_query(attention, place, roles), _AllQueries(attention)))
     return [
-        Readout(backbone.module, attention_path, block_path, _FirstToken(block, _Pausing(attention), is_wrapped))
+        Readout(backbone.module, attention_path, block_path, _FirstToken(block, Pausing(attention), is_wrapped))
         for attention in attentions
     ]
-
-
-class _ReachedError(Exception):
-    """Stops a block at its attention, and carries what the attention is called with."""
-
-    def __init__(self, args: Sequence[object], kwargs: Mapping[str, object]) -> None:
-        super().__init__("the attention of the last block reached")
-        self.arguments = (args, kwargs)
-
-
-class _Pausing(nn.Module):
-    """An attention that stops its block when it is called, unless it has been told what to read.
-
-    Attributes:
-        arguments: positional and keyword arguments with which `attention` is called, whatever the call has.
-    """
-
-    def __init__(self, attention: nn.Module) -> None:
-        super().__init__()
-        self.attention = attention
-        self.arguments: tuple[Sequence[object], Mapping[str, object]] | None = None
-
-    def forward(self, *args: object, **kwargs: object) -> object:
-        if self.arguments is None:
-            raise _ReachedError(args, kwargs)
-        positional, by_name = self.arguments
-        return self.attention(*positional, **by_name)
 
 
 class _FirstToken(nn.Module):
@@ -132,7 +106,7 @@ class _FirstToken(nn.Module):
         num_tokens: T of the last call.
     """
 
-    def __init__(self, block: nn.Module, pausing: _Pausing, is_wrapped: bool) -> None:
+    def __init__(self, block: nn.Module, pausing: Pausing, is_wrapped: bool) -> None:
         super().__init__()
         self.block = block
         self.pausing = pausing
@@ -145,7 +119,7 @@ class _FirstToken(nn.Module):
         try:
             self.block(hidden, *args, **kwargs)
             raise TypeError("the block does not call its attention")
-        except _ReachedError as reached:
+        except ReachedError as reached:
             self.pausing.arguments = reached.arguments
         try:
             first: Tensor = self.block(hidden[:, :1], *args, **kwargs)

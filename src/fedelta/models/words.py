@@ -39,7 +39,7 @@ class OutputWords:
         others = {name: tensor for name, tensor in inputs.items() if name != "labels"}
         targets_BT = next_tokens(inputs["labels"])
         head = module.get_submodule(self.path)
-        if not (self.gives_logits and is_plain(head, nn.Linear)):
+        if not self.gives_logits:
             return sums_of_logits(module(**others, **extra).logits, targets_BT).unsqueeze(1)
         stand_in = LossHead(head, targets_BT)
         _call_with(module, self.path, stand_in, others, extra)

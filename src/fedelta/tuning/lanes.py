@@ -54,6 +54,17 @@ class Lanes:
         finally:
             self.lengths, self._noise = None, ()
 
+    @contextmanager
+    def counting(self, lengths: Sequence[int]) -> Iterator[None]:
+        """Inside `training`, a context in which lanes have other numbers of entries than samples, such as tokens."""
+        before = self.lengths
+        if before is not None:
+            self.lengths = lengths
+        try:
+            yield
+        finally:
+            self.lengths = before
+
     def limit(self, num: int, tuned: Sequence[nn.Parameter]) -> None:
         """Takes away all lanes but the first `num`, from these tuned tensors [num, ...] as well."""
         self.num = self.active = num
