@@ -73,7 +73,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     for name, default in {
         "hidden": 256, "layers": 6, "vocabulary": 4096, "clients": 8, "batch": 4, "steps": 4, "shortest": 64,
-        "longest": 128, "repeats": 5, "threads": 1,
+        "longest": 128, "repeats": 5, "threads": 1, "lanes": 8,
     }.items():  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--memory", action="store_true", help="also the peak of a new process for each side")
@@ -129,10 +129,11 @@ def side(name: str, options: argparse.Namespace, rows: list[Encoded]) -> Callabl
 def lanes(options: argparse.Namespace, rows: list[Encoded]) -> Callable[[], list[float]]:
     module, inputs = network(options), stored(options, rows)
     backbone = Backbone(module, decoder_of(module, "llama"), extra_inputs={"use_cache": False}, words=words_of(module))
-    shared = Lanes(options.clients)
+    shared = Lanes(options.lanes)
     method = Lora(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS)
     spec = method.apply(backbone, shared, stream(0, "tuning"))
     start = {name: module.get_parameter(name)[0].detach().clone() for name in spec}
+    draw_pairs({name: value for name, value in start.items() if "lora_A" in name})
     client = ClientSettings(local_steps=options.steps, batch_size=options.batch, lr=1e-3, optimizer=AdamW())
     engine = LaneEngine(
         backbone, spec, shared, Examples(inputs, TokenCounts(inputs.num_targets.float())),
@@ -158,10 +159,7 @@ def loop(options: argparse.Namespace, rows: list[Encoded]) -> Callable[[], list[
     inputs = stored(options, rows)
     model = get_peft_model(network(options), LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=MODULES))
     tuned = {name: value for name, value in model.named_parameters() if value.requires_grad}
-    # The pairs that fedelta's side starts from.
-    for number, name in enumerate(sorted(name for name in tuned if "lora_A" in name)):
-        bound = tuned[name].shape[1] ** -0.5
-        tuned[name].data.uniform_(-bound, bound, generator=stream(0, "pair", number))
+    draw_pairs({name: value.data for name, value in tuned.items() if "lora_A" in name})
     start = {name: value.detach().clone() for name, value in tuned.items()}
     order = [of_client for _, of_client in orders(options)]
 
@@ -182,6 +180,13 @@ def loop(options: argparse.Namespace, rows: list[Encoded]) -> Callable[[], list[
         return means
 
     return run
+
+
+def draw_pairs(down: dict[str, Tensor]) -> None:
+    """The same initial values on both sides."""
+    for number, name in enumerate(sorted(down)):
+        bound = down[name].shape[1] ** -0.5
+        down[name].uniform_(-bound, bound, generator=stream(0, "pair", number))
 
 
 def peak(name: str) -> float:

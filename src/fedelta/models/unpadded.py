@@ -26,32 +26,39 @@ class Layout:
 
     Args:
         places: of each token among all B x T, row after row, int64 of shape [N].
-        num_rows: B.
-        length: T.
+        lengths: number of tokens of each of the B rows.
     """
 
     places: Tensor
-    num_rows: int
-    length: int
+    lengths: list[int]
 
     @classmethod
     def of(cls, mask_BT: Tensor) -> Layout:
         """The layout of the tokens where the mask is not 0."""
-        length = int(mask_BT.sum(1).max())
-        return cls(mask_BT[:, :length].flatten().nonzero()[:, 0], len(mask_BT), length)
+        lengths = mask_BT.sum(1)
+        return cls(mask_BT[:, : int(lengths.max())].flatten().nonzero()[:, 0], lengths.tolist())
+
+    @property
+    def longest(self) -> int:
+        """T."""
+        return max(self.lengths)
 
     def rows(self, x: Tensor) -> Tensor:
         """Values of tokens [N, H, 1, F] in rows [B, H, T, F], with zeros as padding."""
         x_NHF = x.squeeze(2)
-        size = self.num_rows * self.length
+        size = len(self.lengths) * self.longest
         if len(x_NHF) < size:
             x_NHF = x_NHF.new_zeros(size, *x_NHF.shape[1:]).index_copy(0, self.places, x_NHF)
-        return x_NHF.unflatten(0, (self.num_rows, self.length)).transpose(1, 2)
+        return x_NHF.unflatten(0, (-1, self.longest)).transpose(1, 2)
 
     def tokens(self, x_BHTF: Tensor) -> Tensor:
         """Values in rows [B, H, T, F] by token: [N, 1, H, F]."""
         x = x_BHTF.transpose(1, 2).flatten(0, 1)
         return (x if len(x) == len(self.places) else x.index_select(0, self.places)).unsqueeze(1)
+
+    def each(self, x: Tensor) -> list[Tensor]:
+        """Values of tokens [N, H, 1, F] of each row alone: [1, H, its tokens, F]."""
+        return [row.transpose(0, 1).unsqueeze(0) for row in x.squeeze(2).split(self.lengths)]
 
 
 @contextmanager
@@ -95,14 +102,25 @@ def _attend(  # noqa: PLR0917 as transformers calls it
     odd = [name for name in ("softcap", "s_aux", "position_bias") if others.get(name) is not None]
     if layout is None or attention_mask is not None or dropout or odd:
         raise TypeError("the model's attention reads more than its tokens")
+    if (groups := query.shape[1] // key.shape[1]) > 1:
+        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    if query.device.type == "cpu":
+        # A call costs little here, and the square of padding much.
+        triples = zip(*(layout.each(x) for x in (query, key, value)), strict=True)
+        rows = [_within(*triple, scaling, sliding_window) for triple in triples]
+        return torch.cat([row.squeeze(0).transpose(0, 1) for row in rows]).unsqueeze(1), None
     q, k, v = (layout.rows(x) for x in (query, key, value))
-    if (groups := q.shape[1] // k.shape[1]) > 1:
-        k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
-    if sliding_window is None or layout.length <= sliding_window:
-        # Padding comes after the tokens of a row, which look back only.
-        rows = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
-    else:
-        places = torch.arange(layout.length, device=q.device)
-        ago = places.unsqueeze(1) - places
-        rows = scaled_dot_product_attention(q, k, v, (ago >= 0) & (ago < sliding_window), scale=scaling)
-    return layout.tokens(rows), None
+    return layout.tokens(_within(q, k, v, scaling, sliding_window)), None
+
+
+def _within(
+    q_BHTF: Tensor, k_BHTF: Tensor, v_BHTF: Tensor, scaling: float | None, sliding_window: int | None
+) -> Tensor:
+    """Causal attention within rows, whose padding comes after their tokens: [B, H, T, F]."""
+    length = q_BHTF.shape[2]
+    if sliding_window is None or length <= sliding_window:
+        return scaled_dot_product_attention(q_BHTF, k_BHTF, v_BHTF, is_causal=True, scale=scaling)
+    places = torch.arange(length, device=q_BHTF.device)
+    ago = places.unsqueeze(1) - places
+    mask = (ago >= 0) & (ago < sliding_window)
+    return scaled_dot_product_attention(q_BHTF, k_BHTF, v_BHTF, mask, scale=scaling)
