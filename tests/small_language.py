@@ -75,7 +75,10 @@ def small_network(family: str = "llama", seed: int = 0, **fields: Any) -> Any:
 
 def write_model(folder: Path, family: str = "llama", *, has_pad: bool = False, has_eos: bool = True, **fields: Any) -> Path:
     """A directory of transformers with a small model and its tokenizer."""
-    small_network(family, **fields).save_pretrained(folder)
+    from fedelta.models.weights import quiet_transformers
+
+    with quiet_transformers():
+        small_network(family, **fields).save_pretrained(folder)
     small_tokenizer(has_pad=has_pad, has_eos=has_eos).save_pretrained(folder)
     return folder
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from fedelta.errors import ModelError
+from fedelta.models.weights import quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,7 +35,8 @@ def save_model(
             f"{type(module).__name__} cannot be written as a directory of transformers: it is no network of it.",
             hint="save its `state_dict()` with safetensors.",
         )
-    module.save_pretrained(directory)
+    with quiet_transformers():
+        module.save_pretrained(directory)
     if tokenizer is not None:
         if template is not None:
             tokenizer.chat_template = template

@@ -222,6 +222,7 @@ def _problems(column: TargetColumn) -> list[str]:
         if (problem := problem_of(value)) is not None:
             rows_of.setdefault(problem, []).append(row)
     return [
-        f"{column.what}: {len(rows)} row{'s' * (len(rows) > 1)} {problem}, first row {rows[0]} (from 0)"
+        f"{column.what}, {len(rows)} dialogue{'s' * (len(rows) > 1)}: {problem}; "
+        f"{'first ' * (len(rows) > 1)}row {rows[0]} (from 0)"
         for problem, rows in rows_of.items()
     ]

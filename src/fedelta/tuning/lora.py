@@ -107,10 +107,12 @@ class Lora(Settings):
         Raises:
             ModelError: an entry of `target_modules` or of a pattern matches no layer; the message names the nearest.
         """
+        # Of a language model also the output embedding, which often is the input embedding too.
+        words = None if backbone.words is None else backbone.words.path
         candidates = {
             path: layer
             for path, (_, layer) in effective_layers(backbone).items()
-            if path.partition(".")[0] not in backbone.anatomy.head
+            if path.partition(".")[0] not in backbone.anatomy.head and path != words
         }
         paths = [path for path, layer in candidates.items() if takes_pair(layer)]
         if isinstance(self.target_modules, tuple):

@@ -1,0 +1,198 @@
+"""Whole runs of language models: trained, answered with, read by stock PEFT, and merged."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedelta.assembly.run import assemble
+from fedelta.config import parse_config
+from fedelta.errors import InputError, ModelError
+from fedelta.experiment import Experiment
+from fedelta.inference.merged import write_merged
+from fedelta.inference.predict import Predictor
+from fedelta.models.generation import Sampling
+from tests.small_language import dialogues, small_config, write_model, write_table
+
+
+def files(folder: Path, family: str = "llama", **fields) -> tuple[Path, Path]:
+    model = write_model(folder / family, family, **fields)
+    return model, write_table(folder / "rows.jsonl", dialogues(90))
+
+
+def experiment(folder: Path, family: str = "llama", more: str = "", *overrides: str) -> Experiment:
+    table = tomllib.loads(small_config(*files(folder, family), more))
+    return Experiment(parse_config(table, overrides))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("language")
+
+
+@pytest.fixture(scope="module")
+def result(folder: Path):
+    return experiment(folder).run(folder / "run")
+
+
+def test_a_run_measures_tokens_and_answers(result):
+    summary = json.loads((result.path / "summary.json").read_text())
+    measures = summary["measures"]
+    assert set(measures) == {"test_loss", "perplexity", "exact_match", "rouge_l"}
+    assert measures["perplexity"] == pytest.approx(2.718281828 ** measures["test_loss"])
+    assert {"test_loss", "perplexity"} <= set(next(iter(summary["by_client"].values())))
+    rounds = [json.loads(line) for line in (result.path / "rounds.jsonl").read_text().splitlines()]
+    assert rounds[-1]["measures"]["test_loss"] == measures["test_loss"]
+
+
+def test_padding_is_left_out_and_lanes_are_used(result):
+    engine = result.assembly.engine
+    assert engine.notes == []
+    assert engine.lanes.num > 1
+    assert engine._model._unpadded is not None and engine._model._unpadded.last is not None
+
+
+def test_training_lowers_the_loss(folder: Path):
+    losses = []
+    longer = ("strategy.num_rounds=6", "client.local_steps=4", "task.num_answers=0", "evaluate_every=3")
+    trained = experiment(folder, "llama", "", *longer)
+    trained.run(folder / "longer", on_round=lambda outcome, _: losses.append(outcome.evaluation))
+    measured = [evaluation.measures["test_loss"] for evaluation in losses if evaluation is not None]
+    assert measured[-1] < 0.9 * measured[0]
+
+
+def test_many_lanes_give_what_one_lane_gives(folder: Path):
+    params = []
+    for lanes in (1, 3):
+        params.append(experiment(folder, "llama", "", f"runtime.lanes={lanes}").run(folder / f"lanes-{lanes}").params)
+    for name, value in params[0].items():
+        torch.testing.assert_close(params[1][name], value, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft 0.21
+def test_stock_peft_computes_the_same_logits(result):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from fedelta.models.weights import quiet_transformers
+
+    base = result.assembly.config.model.source
+    inputs = {"input_ids": torch.tensor([[5, 6, 7, 8]]), "attention_mask": torch.ones(1, 4, dtype=torch.int64)}
+    with quiet_transformers():
+        stock = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), result.path / "adapter").eval()
+    assert stock.peft_config["default"].task_type == "CAUSAL_LM"
+    with torch.no_grad():
+        expected = stock(**inputs).logits
+        torch.testing.assert_close(Predictor.open(result.path).backbone.logits(inputs), expected)
+        torch.testing.assert_close(result.predictor().backbone.logits(inputs), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_template_lies_beside_the_adapter(result):
+    text = (result.path / "adapter" / "chat_template.jinja").read_text()
+    assert text == Predictor.open(result.path).backbone.modality.template.source
+    assert "AutoModelForCausalLM" in (result.path / "adapter" / "README.md").read_text()
+
+
+def test_the_merged_model_is_a_whole_directory(result, tmp_path: Path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from fedelta.models.weights import quiet_transformers
+
+    directory = write_merged(result.path, tmp_path / "merged")
+    with quiet_transformers():
+        model, tokenizer = AutoModelForCausalLM.from_pretrained(directory), AutoTokenizer.from_pretrained(directory)
+    ids = tokenizer.apply_chat_template([{"role": "user", "content": "What does the cow do?"}], return_tensors="pt")
+    with torch.no_grad():
+        expected = Predictor.open(result.path).backbone.logits({"input_ids": ids["input_ids"]})
+        torch.testing.assert_close(model(input_ids=ids["input_ids"]).logits, expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(InputError, match="holds files already"):
+        write_merged(result.path, directory)
+
+
+def test_answers_do_not_depend_on_the_other_prompts(result):
+    predictor = Predictor.open(result.path)
+    prompts = ["What does the cow do?", "What does the old old old fox do?"]
+    together = predictor.generate(prompts, Sampling(max_new_tokens=8))
+    assert together == [predictor.generate([prompt], Sampling(max_new_tokens=8))[0] for prompt in prompts]
+
+
+def test_an_answer_comes_in_pieces_and_ends_where_it_should(result):
+    predictor, pieces = Predictor.open(result.path), []
+    sampling = Sampling(max_new_tokens=8)
+    (answer,) = predictor.generate(["What does the cow do?"], sampling, on_text=pieces.append)
+    assert "".join(pieces).strip() == answer.strip()
+    stop = answer[2:4]
+    assert predictor.generate(["What does the cow do?"], Sampling(max_new_tokens=8, stop=(stop,))) == [
+        answer[: answer.index(stop)]
+    ]
+
+
+def test_what_is_drawn_follows_from_the_seed(result):
+    predictor = Predictor.open(result.path)
+    answers = {
+        seed: [
+            predictor.generate(["What?"], Sampling(max_new_tokens=8, temperature=2.0, top_p=0.95, seed=seed))[0]
+            for _ in range(2)
+        ]
+        for seed in (0, 1)
+    }
+    assert answers[0][0] == answers[0][1] != answers[1][0]
+
+
+def test_a_language_model_has_no_labels_to_predict(result):
+    with pytest.raises(InputError, match="a language model gives no labels, but texts"):
+        Predictor.open(result.path).predict(["Hi."])
+
+
+def test_an_empty_prompt_is_refused(result):
+    with pytest.raises(InputError, match="prompt 2 is empty"):
+        Predictor.open(result.path).generate(["Hi.", "  "])
+
+
+@pytest.mark.parametrize("family", ["gemma2", "bloom"])
+def test_families_that_keep_their_padding_run_too(folder: Path, family: str):
+    measures = experiment(folder, family, "", "task.num_answers=0").run(folder / f"run-{family}").measures
+    assert measures["test_loss"] > 0
+
+
+@pytest.mark.parametrize(
+    ("method", "fits"),
+    [
+        ("lora", True), ("adapter", True), ("full", True), ("bias", False), ("head", False), ("prompt", False),
+        ("accumulator", False), ("exit-heads", False), ("parallel", False),
+    ],
+)  # fmt: skip
+def test_methods_fit_or_are_refused_with_a_reason(folder: Path, method: str, fits: bool):
+    table = tomllib.loads(small_config(*files(folder)))
+    table["tuning"] = {"name": method}
+    if fits:
+        assert assemble(parse_config(table)).spec.num_parameters > 0
+        return
+    with pytest.raises(InputError) as error:
+        assemble(parse_config(table))
+    assert "LlamaForCausalLM" in str(error.value) or "language model" in str(error.value)
+
+
+def test_bias_fits_a_family_that_has_biases(folder: Path):
+    table = tomllib.loads(small_config(*files(folder, "gpt2")))
+    table["tuning"] = {"name": "bias"}
+    assert assemble(parse_config(table)).spec.num_parameters > 0
+
+
+def test_full_fine_tuning_trains_the_output_embedding_too(folder: Path):
+    assembly = experiment(folder, "llama", "", "tuning.name=full", "tuning.r=").assembly
+    assert any("lm_head" in name or "embed_tokens" in name for name in assembly.spec.names)
+
+
+def test_the_output_embedding_gets_no_pair(folder: Path):
+    with pytest.raises(ModelError, match="entry 'lm_head' matches no linear or convolutional layer"):
+        assert experiment(folder, "llama", "", 'tuning.target_modules=["lm_head"]').assembly
+
+
+def test_division_by_classes_is_refused(folder: Path):
+    with pytest.raises(InputError, match="which divides by classes, but the task has none"):
+        assert experiment(folder, "llama", "", "partition.name=dirichlet", "partition.num_clients=3", "partition.alpha=1.0").assembly
