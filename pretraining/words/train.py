@@ -28,8 +28,8 @@ NETWORK = {
     "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
     "intermediate_size": 344, "max_position_embeddings": 256, "tie_word_embeddings": True,
 }  # fmt: skip
-STEPS, ROWS, LENGTH, LR, WARMUP = 700, 48, 64, 3e-3, 50
-TEXTS = 30_000
+STEPS, ROWS, LENGTH, LR, WARMUP = 1600, 48, 64, 3e-3, 50
+TEXTS = 60_000
 
 
 def tokenizer() -> PreTrainedTokenizerFast:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -85,8 +86,8 @@ def predict(  # noqa: PLR0917 the command line's, all options
     options = [name for name, value in choices.items() if value is not None]
     if len(options) > 1:
         raise InputError(f"{' and '.join(options)} exclude each other.", hint="give one of them, or none.")
-    drawing = {"max_new_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "stop": stop, "seed": seed}
-    drawing = {name: value for name, value in drawing.items() if value is not None}
+    given = {"max_new_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "stop": stop, "seed": seed}
+    drawing = {name: value for name, value in given.items() if value is not None}
     if prompt and (inputs or options):
         raise InputError(f"{(options or ['INPUT'])[0]} and --prompt exclude each other.", hint="leave one out.")
     if not prompt and not inputs:
@@ -103,14 +104,16 @@ def predict(  # noqa: PLR0917 the command line's, all options
         print("\t".join([name, *answer.cells, *([] if answer.exit is None else [str(answer.exit)])]))
 
 
-def _answer(predictor: Predictor, prompts: list[str], drawing: dict[str, object]) -> None:
+def _answer(predictor: Predictor, prompts: list[str], drawing: Mapping[str, object]) -> None:
     """Prints an answer to each prompt: as it comes if there is one, else each after its prompt, in a line."""
     from pydantic import ValidationError
 
     from fedelta.models.generation import Sampling
 
     try:
-        sampling = Sampling(**{name: tuple(v) if isinstance(v, list) else v for name, v in drawing.items()})
+        sampling = Sampling.model_validate(
+            {name: tuple(value) if isinstance(value, list) else value for name, value in drawing.items()}
+        )
     except ValidationError as error:
         problem = error.errors()[0]
         raise InputError(f"`--{str(problem['loc'][0]).replace('_', '-')}`: {problem['msg']}.") from error

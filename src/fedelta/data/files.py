@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 
 # Data sources that are names and never paths: embedded data, and of a deployment what each site reads of its own.
 EMBEDDED = "digits"
+SMALL_WORLD = "small-world"
+NAMES = frozenset({EMBEDDED, SMALL_WORLD})
 AT_THE_SITES = "sites"
+_WORLD_ROWS = 200  # training rows of each of the eight clients of the small world
 # Files that `Dataset.save_to_disk` and `DatasetDict.save_to_disk` write.
 _SAVED = ("state.json", "dataset_dict.json")
 
@@ -37,7 +40,7 @@ def load_splits(source: str, subset: str | None, naming: Naming | None = None) -
     """All splits of a data set by name; data without splits are one split with the name of the training set.
 
     Args:
-        source: "digits", a file, a folder or a hub name (see `sources.DataSource`).
+        source: "digits", "small-world", a file, a folder or a hub name (see `sources.DataSource`).
         subset: configuration of a hub data set or of a folder in the hub's layout.
         naming: meaning of file and folder names; by default none.
 
@@ -53,13 +56,13 @@ def load_splits(source: str, subset: str | None, naming: Naming | None = None) -
         import_module("datasets")
     naming = naming or Naming()
     path = _expanded(source)
-    problem = None if source == EMBEDDED else missing_path(source) or unwritable(path)
+    problem = None if source in NAMES else missing_path(source) or unwritable(path)
     if problem is not None:
         raise DataError(
             f"data source {problem}", hint="use a file, a folder, the name of a data set on the hub, or `digits`"
         )
-    is_saved = source != EMBEDDED and any((path / name).is_file() for name in _SAVED)
-    tree = Tree.of(path) if source != EMBEDDED and path.is_dir() and not is_saved else None
+    is_saved = source not in NAMES and any((path / name).is_file() for name in _SAVED)
+    tree = Tree.of(path) if source not in NAMES and path.is_dir() and not is_saved else None
     modality = None if tree is None else modality_in(tree, TABLES.keys(), naming)
     if tree is not None and modality is not None:
         # Without a pattern, a table among the files is an error: its owner may expect it to be used.
@@ -73,6 +76,8 @@ def load_splits(source: str, subset: str | None, naming: Naming | None = None) -
         )
     if source == EMBEDDED:
         return Splits({naming.train_split: _digits()})
+    if source == SMALL_WORLD:
+        return Splits(_small_world())
     if is_saved:
         return _saved(path, naming)
     if tree is not None:
@@ -104,6 +109,16 @@ def _expanded(source: str) -> Path:
 
 
 @cache
+def _small_world() -> dict[str, Dataset]:
+    """Instructions about the small world: `prompt`, `response` and `client`, the kind of question."""
+    from datasets import Dataset
+
+    from fedelta.data.small_world import instructions  # needs torch
+
+    train, test = instructions(0, _WORLD_ROWS, _WORLD_ROWS // 4)
+    return {"train": Dataset.from_list(train), "test": Dataset.from_list(test)}
+
+
 def _digits() -> Dataset:
     """scikit-learn's handwritten digits: 1,797 images of 8x8 gray pixels, 0..16 there and 0..255 here."""
     from datasets import Array2D, ClassLabel, Dataset, Features

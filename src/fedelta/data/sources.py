@@ -21,7 +21,7 @@ from pydantic import Field, FiniteFloat, field_validator, model_validator
 from fedelta.data.chosen_splits import TEST_SPLIT, Places, load_chosen
 from fedelta.data.columns import Columns, NamedColumns, find_columns, missing_columns, target_column
 from fedelta.data.dialogues import reads_dialogues, with_dialogues
-from fedelta.data.files import AT_THE_SITES, EMBEDDED, missing_path
+from fedelta.data.files import AT_THE_SITES, EMBEDDED, NAMES, missing_path
 from fedelta.data.naming import CLIENT, LABEL, SPLIT, Naming, expression, levels_in
 from fedelta.data.splits import Rows, hold_out, limit
 from fedelta.data.values import Ids, read_ids
@@ -37,7 +37,7 @@ from fedelta.tasks.contract import targets_of
 from fedelta.tasks.known_classes import KnownClasses
 
 def _in_full(source: str) -> str:
-    return source if source in (AT_THE_SITES, EMBEDDED) else in_full_where_it_exists(source)
+    return source if source in {AT_THE_SITES, *NAMES} else in_full_where_it_exists(source)
 
 
 logger = logging.getLogger("fedelta")
@@ -49,7 +49,8 @@ class DataSource(Settings):
     """The data to train and evaluate on: section `[data]`.
 
     Args:
-        source: one of: `digits` (scikit-learn's, embedded); a folder of images or recordings (WAV, FLAC, OGG, MP3) with
+        source: one of: `digits` (scikit-learn's, embedded); `small-world` (instructions, made by this package, of eight
+            clients in the column `client`); a folder of images or recordings (WAV, FLAC, OGG, MP3) with
             one sub-folder per class, also below `train/` and `test/` (see `folders`), or with a table `metadata.csv`
             or `.jsonl` that has a column `file_name`; a Parquet, CSV, JSON or JSON Lines file, or a folder of them (a
             column `split` may separate training from test rows); data written by `save_to_disk` of `datasets`; JSON in

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -159,7 +160,8 @@ class _Block(nn.Module):
         super().__init__()
         self.block, self.pausing, self.lanes, self.read = block, pausing, lanes, read
 
-    def __getattr__(self, name: str) -> object:
+    # Any: an attribute of the block.
+    def __getattr__(self, name: str) -> Any:
         """What models read of their blocks, such as the kind of attention."""
         try:
             return super().__getattr__(name)

@@ -61,14 +61,14 @@ class Dialogues:
 
     Args:
         tokenizer: from transformers, with offsets.
-        settings: what is trained on, and the template.
+        dialogue: what is trained on, and the template.
         max_length: maximum number of tokens.
         num_positions: maximum number of tokens that the model can take; None if it sets no limit.
-        source: of the template that is used whatever `settings` say; None for theirs.
+        source: of the template that is used whatever `dialogue` says; None for its own.
     """
 
     tokenizer: PreTrainedTokenizerBase
-    settings: DialogueSettings = field(default_factory=DialogueSettings)
+    dialogue: DialogueSettings = field(default_factory=DialogueSettings)
     max_length: int = 128
     num_positions: int | None = None
     source: str | None = None
@@ -79,9 +79,10 @@ class Dialogues:
     columns: ClassVar = ColumnRule({"text": Certainty.FALLBACK})
     suffixes: ClassVar[frozenset[str]] = frozenset()
     is_augmented: ClassVar = False
+    settings: ClassVar = frozenset({"max_length"})
 
     @classmethod
-    def for_model(cls, model: ModelFiles, settings: DialogueSettings = DialogueSettings()) -> Dialogues:  # noqa: B008
+    def for_model(cls, model: ModelFiles, dialogue: DialogueSettings = DialogueSettings()) -> Dialogues:  # noqa: B008
         """Dialogues with the tokenizer beside the model.
 
         Raises:
@@ -94,7 +95,7 @@ class Dialogues:
                 "tokens of a response are unknown.",
                 hint="use a checkpoint with a `tokenizer.json`.",
             )
-        return cls(tokenizer, settings, num_positions=model.num_positions)
+        return cls(tokenizer, dialogue, num_positions=model.num_positions)
 
     @classmethod
     def card_note(cls, preparation: Preparation) -> str:
@@ -116,7 +117,7 @@ class Dialogues:
         Raises:
             ModelError: it cannot be used.
         """
-        return Template.of(self.tokenizer, self.source or self.settings.template)
+        return Template.of(self.tokenizer, self.source or self.dialogue.template)
 
     @property
     def limit(self) -> int:
@@ -190,7 +191,7 @@ class Dialogues:
         return _shortened(ids, is_target, self.limit, self._num_fixed(ids))
 
     def _is_target(self, place: tuple[int, int], answers: Sequence[tuple[int, int]]) -> bool:
-        if self.settings.train_on == "all":
+        if self.dialogue.train_on == "all":
             return True
         # A token across the border is the answer's: a model that continues the prompt has to give it.
         return any(place[1] > start and place[0] < end for start, end in answers)

@@ -85,8 +85,8 @@ def _content(message: Mapping[str, Any]) -> str | None:  # Any: as above
     """The text of a message, which may come in parts; None if it has no text."""
     content = message.get("content")
     if isinstance(content, list):
-        parts = [part.get("text") for part in content if isinstance(part, Mapping)]
-        return "".join(parts) if len(parts) == len(content) and all(isinstance(part, str) for part in parts) else None
+        parts = [part["text"] for part in content if isinstance(part, Mapping) and isinstance(part.get("text"), str)]
+        return "".join(parts) if len(parts) == len(content) else None
     return content if isinstance(content, str) else None
 
 

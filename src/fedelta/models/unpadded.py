@@ -49,7 +49,8 @@ class Layout:
         size = len(self.lengths) * self.longest
         if len(x_NHF) < size:
             x_NHF = x_NHF.new_zeros(size, *x_NHF.shape[1:]).index_copy(0, self.places, x_NHF)
-        return x_NHF.unflatten(0, (-1, self.longest)).transpose(1, 2)
+        x_BTHF: Tensor = x_NHF.unflatten(0, (-1, self.longest))
+        return x_BTHF.transpose(1, 2)
 
     def tokens(self, x_BHTF: Tensor) -> Tensor:
         """Values in rows [B, H, T, F] by token: [N, 1, H, F]."""
@@ -106,8 +107,8 @@ def _attend(  # noqa: PLR0917 as transformers calls it
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     if query.device.type == "cpu":
         # A call costs little here, and the square of padding much.
-        triples = zip(*(layout.each(x) for x in (query, key, value)), strict=True)
-        rows = [_within(*triple, scaling, sliding_window) for triple in triples]
+        triples = zip(layout.each(query), layout.each(key), layout.each(value), strict=True)
+        rows = [_within(q, k, v, scaling, sliding_window) for q, k, v in triples]
         return torch.cat([row.squeeze(0).transpose(0, 1) for row in rows]).unsqueeze(1), None
     q, k, v = (layout.rows(x) for x in (query, key, value))
     return layout.tokens(_within(q, k, v, scaling, sliding_window)), None

@@ -55,9 +55,9 @@ def words_of(module: nn.Module) -> OutputWords:
         ModelError: it has none.
     """
     # Any model of transformers for causal language modelling has the method.
-    layer = getattr(module, "get_output_embeddings", lambda: None)()
+    layer: nn.Module | None = getattr(module, "get_output_embeddings", lambda: None)()
     paths = [path for path, part in module.named_modules() if part is layer]
-    if not paths:
+    if layer is None or not paths:
         raise ModelError(
             f"{type(module).__name__} has no output embedding, so it gives no words.",
             hint="use a causal language model of transformers.",
