@@ -425,6 +425,20 @@ def test_a_loss_that_reads_other_rows_is_refused():
         engine_of(Head(), dp=DpSgd(1.0), task=Ranked())
 
 
+class Weighted(Classification):
+    def weights(self, targets: Tensor) -> Tensor | None:
+        return 1.0 + targets.float()
+
+
+def test_the_weight_of_an_example_does_not_scale_its_gradient():
+    watches = {}
+    for task in (Classification(), Weighted()):
+        watches[type(task)] = Watch()
+        engine = engine_of(Head(), dp=DpSgd(1e6), task=task, rule=watches[type(task)])
+        list(engine.train([job_of(engine)], 0.1))
+    torch.testing.assert_close(watches[Weighted].grads, watches[Classification].grads)
+
+
 def test_a_job_without_noise_is_a_mistake_of_the_caller():
     engine = engine_of(Head(), dp=DpSgd(1.0))
     with pytest.raises(ValueError, match="the engine adds noise, but the job has no `noise_of_step`"):

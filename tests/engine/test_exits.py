@@ -100,6 +100,18 @@ def test_lanes_at_different_exits_learn_at_their_own_alone():
     torch.testing.assert_close(logits.grad[:, :, 0], tensor([[-0.25, 0.0], [0.0, -0.5]]))
 
 
+class SecondCounts(Classification):
+    def weights(self, targets: Tensor) -> Tensor | None:
+        return tensor([0.0, 1.0])[: len(targets)]
+
+
+def test_weights_of_rows_hold_at_every_exit():
+    minimised, _ = ExitLoss(ExitSettings(train="sum"), 1, SecondCounts()).of(
+        logits_of([[LN3, 0.0]], [[0.0, -LN3]]), LABELS[:1].repeat(2), [2], torch.ones(2, 1), no_loss_yet(2)
+    )
+    assert minimised.tolist() == pytest.approx([MIDDLE + HIGH])
+
+
 @pytest.mark.parametrize(
     ("round", "weight"), [(1, math.exp(-5 * (299 / 300) ** 2)), (150, math.exp(-1.25)), (300, 1.0), (900, 1.0)]
 )

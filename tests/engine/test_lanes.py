@@ -31,6 +31,8 @@ from fedelta.params import Params
 from fedelta.seeds import stream
 from fedelta.strategies.base import LocalRule
 from fedelta.strategies.local import FedProx, Plain
+from fedelta.tasks.base import Task
+from fedelta.tasks.classification import Classification
 from fedelta.tasks.labels import Labels
 from fedelta.tuning.head import Head
 from fedelta.tuning.lanes import Lanes
@@ -64,13 +66,19 @@ class OneEach:
 
 
 def linear_engine(
-    features: list[float], labels: list[int], *, lanes: int = 1, rule: LocalRule | None = None, **client: object
+    features: list[float],
+    labels: list[int],
+    *,
+    lanes: int = 1,
+    rule: LocalRule | None = None,
+    task: Task = Classification(),  # noqa: B008 a frozen value
+    **client: object,
 ) -> LaneEngine:
     backbone, shared = Backbone(Linear(), Anatomy(("head",))), Lanes(lanes)
     spec = Head().apply(backbone, shared, stream(0))
     data = Examples(ReadyInputs({"x": tensor(features).view(-1, 1)}), Labels(tensor(labels)))
     settings = ClientSettings(**({"optimizer": PLAIN_SGD, "lr": 1.0} | client))
-    return LaneEngine(backbone, spec, shared, data, client=settings, rule=rule or Plain())
+    return LaneEngine(backbone, spec, shared, data, client=settings, rule=rule or Plain(), task=task)
 
 
 def train(engine: LaneEngine, sizes: list[int], lr: float = 1.0) -> dict[int, Params]:
@@ -94,6 +102,28 @@ def test_padding_of_a_shorter_batch_has_no_weight():
     torch.testing.assert_close(deltas[0]["head.bias"], tensor([1 / 6, -1 / 6]))
     torch.testing.assert_close(deltas[1]["head.bias"], tensor([0.5, -0.5]))
     torch.testing.assert_close(deltas[1]["head.weight"], tensor([[1.0], [-1.0]]))
+
+
+class ByClass(Classification):
+    """Rows of class 1 count three times, those of class 2 not at all."""
+
+    def weights(self, targets: Tensor) -> Tensor | None:
+        return tensor([1.0, 3.0, 0.0])[targets]
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        known = super().losses(outputs, targets.clamp(max=1))
+        return torch.where(targets == 2, torch.nan, known)
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 3])
+def test_each_client_minimises_the_weighted_mean_of_its_batch(lanes: int):
+    # Probabilities are 1/2, so the gradient of the bias of class 0 is -1/2 for label 0 and 1/2 for label 1.
+    # Client 0, labels 0, 1: (-1/2 + 3/2) / 4 = 1/4.   Client 1, labels 0, 2: -1/2.   Client 2, label 2: nothing.
+    engine = linear_engine([0.0] * 5, [0, 1, 0, 2, 2], lanes=lanes, task=ByClass(), batch_size=2)
+    results = {result.client_id: result for result in engine.train(jobs_for([2, 2, 1], start_of(engine)), 1.0)}
+    biases = [results[client].delta["head.bias"].tolist() for client in range(3)]
+    assert biases == [pytest.approx([-0.25, 0.25]), pytest.approx([0.5, -0.5]), [0.0, 0.0]]
+    assert [results[client].train_loss for client in range(3)] == pytest.approx([math.log(2), math.log(2), 0.0])
 
 
 def test_the_training_loss_is_the_mean_over_steps():

@@ -72,6 +72,37 @@ class Upward(Classification):
         return 10 - super().losses(outputs, targets)
 
 
+class OfBatches(Classification):
+    """As if a batch were a row."""
+
+    def weights(self, targets: Tensor) -> Tensor | None:
+        return torch.ones(1)
+
+
+class Owing(Classification):
+    def weights(self, targets: Tensor) -> Tensor | None:
+        return torch.where(targets == 0, -1.0, 1.0)
+
+
+class Learned(Classification):
+    def weights(self, targets: Tensor) -> Tensor | None:
+        return torch.ones(len(targets), requires_grad=True)
+
+
+class Shared(Classification):
+    """Weights that add up to 1 in each batch."""
+
+    def weights(self, targets: Tensor) -> Tensor | None:
+        return torch.full((len(targets),), 1 / len(targets))
+
+
+class Unweighted(Classification):
+    """Weights that its loss in an evaluation leaves out."""
+
+    def weights(self, targets: Tensor) -> Tensor | None:
+        return targets.float()
+
+
 class BatchMeans(Classification):
     """A mean as if it were a sum."""
 
@@ -150,6 +181,7 @@ class InPlace(Classification):
 
 
 LOSSES = "losses are one finite number a row"
+WEIGHTS = "weights are one number a row that depends on that row alone"
 MEASURES = "measures are those that it announces"
 ANSWERS = "there is an answer for each row"
 
@@ -167,6 +199,11 @@ ANSWERS = "there is an answer for each row"
         (Constant, LOSSES, "No gradient leads from them to the outputs"),
         (Relative, "the loss of a row depends on that row alone", "in a batch, and 1.0000 alone"),
         (Upward, "measures are those that it announces", "and `losses`"),
+        (OfBatches, WEIGHTS, "For 12 rows they have the shape (1,), expected (12,)."),
+        (Owing, WEIGHTS, "A weight is negative or not finite."),
+        (Learned, WEIGHTS, "They have a gradient."),
+        (Shared, WEIGHTS, "The weight of a row in a batch is not the one that it has alone."),
+        (Unweighted, MEASURES, "`loss_nats` is"),
         (BatchMeans, "sums of batches add up to those of the whole set", "of all rows at once"),
         (Backward, MEASURES, "They are ['loss_nats', 'accuracy'], expected 'accuracy' first"),
         (Unmeasured, MEASURES, "`measured` lacks ['loss_nats']"),

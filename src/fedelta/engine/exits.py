@@ -31,7 +31,7 @@ from fedelta.seeds import stream
 from fedelta.settings import Settings
 from fedelta.settings.paths import FilePath
 from fedelta.tasks.base import Task
-from fedelta.tasks.contract import losses_of
+from fedelta.tasks.contract import losses_of, weights_of
 
 _DISTILLATION_ROUNDS = 300  # ReeFL: w_t grows until this round
 _DECAY = 0.8  # ReeFL: weight of the old value in the running mean of an exit's loss
@@ -159,7 +159,8 @@ class ExitLoss:
         num_exits = len(outputs_ENX)
         targets = targets_NX.expand(num_exits, *targets_NX.shape).flatten(0, 1)
         losses_EN = losses_of(self._task, outputs_ENX.flatten(0, 1), targets).unflatten(0, (num_exits, -1))
-        losses_EA = lane_means(losses_EN, lengths_A)
+        weights_N = weights_of(self._task, targets_NX)
+        losses_EA = lane_means(losses_EN, lengths_A, weights_N)
         # Not `chosen_EA * losses_EA`: 0 times the infinite loss of an exit that is not trained would be NaN.
         total_A = torch.where(chosen_EA > 0, losses_EA, 0.0).sum(0)
         mean_A = total_A.detach() / chosen_EA.sum(0)

@@ -40,7 +40,7 @@ from fedelta.strategies.base import LocalRule
 from fedelta.strategies.local import Plain
 from fedelta.tasks.base import Task
 from fedelta.tasks.classification import Classification
-from fedelta.tasks.contract import losses_of
+from fedelta.tasks.contract import losses_of, weights_of
 from fedelta.tuning.lanes import Lanes
 
 
@@ -296,7 +296,9 @@ class LaneEngine:
         else:
             (outputs,) = self._model.outputs(self._train.inputs, rows_N, ())
             with model_errors(f"the loss of {self._model.name}", {"outputs": outputs, "targets": targets}):
-                minimised_A = losses_A = lane_means(losses_of(self.task, outputs, targets), lengths_A)
+                minimised_A = losses_A = lane_means(
+                    losses_of(self.task, outputs, targets), lengths_A, weights_of(self.task, targets)
+                )
         with model_errors(f"the backward pass of {self._model.name}", {"rows": rows_N}):
             # Lanes share no tuned tensor, so the gradient of the sum is the gradient of each lane's loss.
             self.bank.backward(minimised_A.sum())

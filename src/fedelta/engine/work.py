@@ -155,12 +155,25 @@ class Trained:
     lr: float
 
 
-def lane_means(values: Tensor, lengths: Sequence[int]) -> Tensor:
+def lane_means(values: Tensor, lengths: Sequence[int], weights: Tensor | None = None) -> Tensor:
     """The mean over the samples of each lane: [..., N] to [..., A].
+
+    Args:
+        values: of all samples, lane after lane.
+        lengths: number of samples of each lane.
+        weights: of each sample in the mean of its lane, [N]; None if all are alike. The mean of a lane whose weights
+            are all 0 is 0, whatever its values, and has no gradient.
 
     >>> lane_means(torch.tensor([1.0, 3.0, 7.0]), [2, 1])
     tensor([2., 7.])
+    >>> lane_means(torch.tensor([1.0, 3.0, 7.0]), [2, 1], torch.tensor([3.0, 1.0, 0.0]))
+    tensor([1.5000, 0.0000])
     """
+    if weights is not None:
+        # Not the product alone: 0 times a value that is not finite would be NaN.
+        weighted = torch.where(weights > 0, values * weights, 0.0).split(list(lengths), dim=-1)
+        totals = torch.stack([part.sum() for part in weights.split(list(lengths))])
+        return torch.stack([part.sum(-1) for part in weighted], dim=-1) / totals.masked_fill(totals == 0, 1.0)
     if min(lengths) == max(lengths):
         by_lane: Tensor = values.unflatten(-1, (len(lengths), -1))
         return by_lane.mean(-1)

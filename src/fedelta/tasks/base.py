@@ -142,7 +142,7 @@ class Task(Protocol):
 
     Class attributes:
         primary: measure by which runs are compared; `values` must return it.
-        loss: mean of `losses` over examples; `values` must return it too.
+        loss: mean of `losses` over examples, each with its weight if there are `weights`; `values` must return it too.
         measured: every measure that an evaluation or `details` may contain, by name.
         stratum: singular and plural of the word for a stratum (`Targets.strata`), such as `("class", "classes")`.
         has_classes: whether answers are classes, whose names come from the training data.
@@ -178,6 +178,13 @@ class Task(Protocol):
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The loss of each row, of shape [R], with gradients."""
+
+    def weights(self, targets: Tensor) -> Tensor | None:
+        """The weight of each row in the mean loss of its batch, float32 of shape [R], 0 or more; None if all are alike.
+
+        A batch whose weights are all 0 has the loss 0 and no gradient. Under DP-SGD all examples count alike, because
+        the gradient of each is clipped by itself.
+        """
 
     def divergences(self, outputs: Tensor, teacher: Tensor) -> Tensor:
         """The distance of each row's outputs to the teacher's, of shape [R]; 0 where equal; gradients in `outputs`."""

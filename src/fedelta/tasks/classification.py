@@ -88,6 +88,9 @@ class Classification(Settings):
         """The cross-entropy of each row, in nats."""
         return functional.cross_entropy(outputs, targets, reduction="none")
 
+    def weights(self, targets: Tensor) -> Tensor | None:
+        """None: all rows count alike."""
+
     def divergences(self, outputs: Tensor, teacher: Tensor) -> Tensor:
         """KL(p_teacher || p) of each row, in nats."""
         log_p_RC, log_teacher_RC = (functional.log_softmax(logits, dim=-1) for logits in (outputs, teacher.detach()))

@@ -34,6 +34,20 @@ def losses_of(task: Task, outputs: Tensor, targets: Tensor) -> Tensor:
     )
 
 
+def weights_of(task: Task, targets: Tensor) -> Tensor | None:
+    """`Task.weights`: one number for each row of `targets`, [R], or None.
+
+    Raises:
+        PluginError: the result is something else.
+    """
+    weights: object = task.weights(targets)
+    if weights is None or (isinstance(weights, Tensor) and weights.shape == targets.shape[:1]):
+        return weights
+    result = f"a tensor {tuple(weights.shape)}" if isinstance(weights, Tensor) else type(weights).__name__
+    expected = f"None, or a weight for each of {len(targets)} rows, {tuple(targets.shape[:1])}"
+    raise wrong_result(task, "weights", result, expected)
+
+
 def targets_of(task: Task, train: TargetColumn, test: TargetColumn | None) -> ReadTargets:
     """`Task.targets`."""
     return returned(task, "targets", task.targets(train, test), ReadTargets)

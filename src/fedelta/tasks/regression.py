@@ -128,6 +128,9 @@ class Regression(Settings):
         """The squared error of each row, scaled."""
         return (outputs.squeeze(1) - targets).square()
 
+    def weights(self, targets: Tensor) -> Tensor | None:
+        """None: all rows count alike."""
+
     def divergences(self, outputs: Tensor, teacher: Tensor) -> Tensor:
         """The squared distance of each row to the teacher's output, scaled."""
         return (outputs - teacher.detach()).squeeze(1).square()

@@ -14,6 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from fedelta.engine.work import lane_means
 from fedelta.errors import InputError
 from fedelta.seeds import stream
 from fedelta.tasks.base import Sums, Task
@@ -139,6 +140,19 @@ def a_step_against_the_gradient_lowers_the_loss(trial: TaskTrial) -> None:
     require(float(after) < float(before), f"It goes from {float(before):.6f} to {float(after):.6f}.")
 
 
+def weights_are_one_number_a_row_that_depends_on_that_row_alone(trial: TaskTrial) -> None:
+    """Of shape [R], finite and not negative, without a gradient; or None, for all rows alike."""
+    weights = trial.task.weights(trial.targets)
+    if weights is None:
+        return
+    shape = tuple(weights.shape)
+    require(shape == (_NUM_ROWS,), f"For {_NUM_ROWS} rows they have the shape {shape}, expected ({_NUM_ROWS},).")
+    require(bool((weights.isfinite() & (weights >= 0)).all()), "A weight is negative or not finite.")
+    require(not weights.requires_grad, "They have a gradient.")
+    alone = [weight for target in trial.targets.split(1) if (weight := trial.task.weights(target)) is not None]
+    require(same_bits(torch.cat(alone), weights), "The weight of a row in a batch is not the one that it has alone.")
+
+
 def sums_of_batches_add_up_to_those_of_the_whole_set(trial: TaskTrial) -> None:
     """Measures must not depend on how rows are divided among batches, clients and sites."""
     whole = trial.task.values(trial.task.sums(trial.outputs, trial.targets))
@@ -153,7 +167,7 @@ def sums_of_batches_add_up_to_those_of_the_whole_set(trial: TaskTrial) -> None:
 
 
 def measures_are_those_that_it_announces(trial: TaskTrial) -> None:
-    """The primary measure is first, the loss is included and is the mean of `losses`, and all values are finite."""
+    """The primary measure is first, the loss is the mean of `losses` by `weights`, and all values are finite."""
     task = trial.task
     values = task.values(task.sums(trial.outputs, trial.targets))
     require(
@@ -166,7 +180,8 @@ def measures_are_those_that_it_announces(trial: TaskTrial) -> None:
     broken = [name for name, value in values.items() if not math.isfinite(value)]
     require(not broken, f"{broken} are not finite.")
     require(not task.loss.higher_is_better, f"The loss {task.loss.name!r} is said to be better where it is higher.")
-    mean = float(task.losses(trial.outputs, trial.targets).double().mean())
+    losses, weights = task.losses(trial.outputs, trial.targets), task.weights(trial.targets)
+    mean = float(lane_means(losses.double(), [_NUM_ROWS], weights))
     loss = values.get(task.loss.name, math.nan)
     require(math.isclose(loss, mean, rel_tol=1e-4, abs_tol=1e-6), f"`{task.loss.name}` is {loss}, and `losses` {mean}.")
 
@@ -266,6 +281,7 @@ CHECKS: tuple[Callable[[TaskTrial], None], ...] = (
     losses_are_one_finite_number_a_row,
     the_loss_of_a_row_depends_on_that_row_alone,
     a_step_against_the_gradient_lowers_the_loss,
+    weights_are_one_number_a_row_that_depends_on_that_row_alone,
     sums_of_batches_add_up_to_those_of_the_whole_set,
     measures_are_those_that_it_announces,
     details_hold_the_measures_of_an_evaluation,
