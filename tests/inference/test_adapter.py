@@ -502,8 +502,8 @@ def test_an_adapter_that_lacks_a_tensor_is_refused(tuning, checkpoint):
 
 
 def test_an_adapter_of_another_task_is_refused_and_one_that_does_not_say_is_not():
-    adapter = SavedAdapter(Head(), {}, "some/base", (), task=Regression(scale=2.0))
-    check_task(adapter, Regression(scale=2.0))
+    adapter = SavedAdapter(Head(), {}, "some/base", (), task=Regression(offset=0.0, scale=2.0))
+    check_task(adapter, Regression(offset=0.0, scale=2.0))
     check_task(SavedAdapter(Head(), {}, "some/base", None), Regression())
     with pytest.raises(AdapterError) as caught:
         check_task(adapter, Classification())

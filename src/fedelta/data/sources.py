@@ -63,6 +63,8 @@ class DataSource(Settings):
         subset: configuration of a data set on the hub.
         label_column: column of targets: integers, texts or class labels for classification, numbers with a decimal
             point for regression.
+        label_columns: several columns of targets, for a task that takes several: 0 or 1 in each for `multi-label`, a
+            number in each for `regression`.
         image_column: column of images: encoded, as arrays (integers 0..255, floats 0..1, or other numbers, whose range
             is taken from the training data), or as file paths relative to the folder of the table.
         text_column: column of texts; at most one of the three input columns is set.
@@ -102,6 +104,7 @@ class DataSource(Settings):
     subset: str | None = None
     # None: found from the features (see columns.py); it is an error if several columns are possible.
     label_column: str | None = None
+    label_columns: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = None
     image_column: str | None = None
     text_column: str | None = None
     audio_column: str | None = None
@@ -151,7 +154,8 @@ class DataSource(Settings):
         if self.test_files is not None and SPLIT in (self.naming.levels or ()):
             raise ValueError("test_files is set and folders has 'split', expected only one of them")
         tests = {"test_files": self.test_files, "test_source": self.test_source}
-        for values in ({f"{name}_column": column for name, column in self._input_columns.items()}, tests):
+        labels = {"label_column": self.label_column, "label_columns": self.label_columns}
+        for values in ({f"{name}_column": column for name, column in self._input_columns.items()}, tests, labels):
             keys = [name for name, value in values.items() if value is not None]
             if len(keys) > 1:
                 raise ValueError(f"{' and '.join(keys)} are set, expected only one of them")
@@ -171,7 +175,8 @@ class DataSource(Settings):
     def named_columns(self) -> NamedColumns:
         """The columns that the configuration names."""
         inputs = {name: column for name, column in self._input_columns.items() if column is not None}
-        return NamedColumns(self.label_column, self.client, inputs)
+        labels = self.label_columns or (() if self.label_column is None else (self.label_column,))
+        return NamedColumns(labels, self.client, inputs)
 
     @property
     def preparation(self) -> Preparation:
@@ -212,7 +217,7 @@ class RawData:
         source: the section that was read.
         train: training rows, numbered as in the split that they come from.
         test: test rows likewise; rows split off from the training set keep their numbers in it.
-        class_names: in label order; empty if the task has no classes.
+        class_names: of the outputs (`ReadTargets`).
         strata_names: one per stratum (`Targets.strata`).
         columns: the columns in use.
         at_a_glance: whether examples are read lazily instead of all at once (see `glance.py`).
@@ -299,8 +304,8 @@ def read(
     named = named if source.client is not None else replace(named, client=splits.client)
     columns = find_columns(train, named, task, origin=origin)
     lacking = [] if test is None else missing_columns(test, columns)
-    train_column = target_column(train, columns.label, "training set")
-    test_column = None if test is None or lacking else target_column(test, columns.label, "test set")
+    train_column = target_column(train, columns.labels, "training set")
+    test_column = None if test is None or lacking else target_column(test, columns.labels, "test set")
     if known is not None and task.has_classes:
         train_column, test_column = known.of_data(train_column, test_column, origin)
     targets = targets_of(task, train_column, test_column)

@@ -65,7 +65,7 @@ def render(
         f"# {tuning_name} adapter" + (f" of {code(base)}\n" if base else "\n"),
         "Fine-tuned with [fedelta](https://pypi.org/project/fedelta/) across clients that kept their data: only the",
         "tensors in this directory were sent.\n",
-        *([f"{len(class_names)} classes: {_shortened(class_names)}\n"] if class_names else []),
+        *([f"{len(class_names)} {_task(card).output[1]}: {_shortened(class_names)}\n"] if class_names else []),
         "## Federated training\n",
         *_figures(card),
         *_warnings(card),

@@ -18,7 +18,7 @@ from fedelta.tasks.base import Answer, Loader, Measure, Sums
 from fedelta.tasks.details import Answered, Details, Values, by_client
 from fedelta.tasks.labels import read_labels
 from fedelta.tasks.scores import F1, PRECISION, RECALL, WHOLE_SET, by_class, confusion, over_set
-from fedelta.tasks.targets import ReadTargets, TargetColumn
+from fedelta.tasks.targets import ReadTargets, TargetColumn, Targets
 
 ACCURACY = Measure("accuracy", "accuracy", is_fraction=True)
 LOSS = Measure("loss_nats", "loss", higher_is_better=False, unit="nats per example")
@@ -64,6 +64,7 @@ class Classification(Settings):
         measure.name: measure for measure in (ACCURACY, LOSS, *WHOLE_SET, PRECISION, RECALL, F1)
     }
     stratum: ClassVar[tuple[str, str]] = ("class", "classes")
+    output: ClassVar[tuple[str, str]] = ("class", "classes")
     has_classes: ClassVar[bool] = True
     column: ClassVar[str] = "class labels, or one named 'label'"
 
@@ -79,6 +80,19 @@ class Classification(Settings):
         """The column of class labels if there is exactly one, else the column named `label`."""
         of_classes = [name for name, kind in columns.items() if kind == "classes"]
         return ["label"] if "label" in columns and len(of_classes) != 1 else of_classes
+
+    @property
+    def automatic(self) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    def statistics(self, targets: Targets, class_names: Sequence[str]) -> Sums:
+        """None."""
+        return Sums()
+
+    def settled(self, statistics: Sums, class_names: Sequence[str]) -> Classification:
+        """Itself."""
+        return self
 
     def targets(self, train: TargetColumn, test: TargetColumn | None) -> ReadTargets:
         """Labels in terms of the training set's classes; see `read_labels`."""
