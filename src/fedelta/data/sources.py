@@ -13,16 +13,15 @@ from collections.abc import Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, FiniteFloat, field_validator, model_validator
 
 from fedelta.data.columns import Columns, NamedColumns, find_columns, missing_columns, target_column
-from fedelta.data.files import AT_THE_SITES, EMBEDDED, load_splits, missing_path
-from fedelta.data.folders import Splits
+from fedelta.data.files import AT_THE_SITES, EMBEDDED, missing_path
 from fedelta.data.naming import CLIENT, LABEL, SPLIT, Naming, expression, levels_in
-from fedelta.data.split_names import matching_splits, split_kind
+from fedelta.data.sets import load_sets
 from fedelta.data.splits import Rows, hold_out, limit
 from fedelta.data.values import Ids, read_ids
 from fedelta.errors import DataError, listed, refuse
@@ -35,9 +34,6 @@ from fedelta.tasks.base import Task
 from fedelta.tasks.classification import Classification
 from fedelta.tasks.contract import targets_of
 from fedelta.tasks.known_classes import KnownClasses
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 
 def _in_full(source: str) -> str:
@@ -299,7 +295,7 @@ def read(
         DataError: the data are missing, unreadable or incomplete; lists all problems.
     """
     origin = f"data source {source.source!r}"
-    train, test, splits = _load(source, origin)
+    train, test, splits = load_sets(source, origin)
     named = source.named_columns
     named = named if source.client is not None else replace(named, client=splits.client)
     columns = find_columns(train, named, task, origin=origin)
@@ -307,7 +303,8 @@ def read(
     train_column = target_column(train, columns.labels, "training set")
     test_column = None if test is None or lacking else target_column(test, columns.labels, "test set")
     if known is not None and task.has_classes:
-        train_column, test_column = known.of_data(train_column, test_column, origin)
+        plain_test = None if test_column is None else task.plain(test_column)
+        train_column, test_column = known.of_data(task.plain(train_column), plain_test, origin)
     targets = targets_of(task, train_column, test_column)
     refuse(origin, [*targets.problems, *lacking])
     for note in (*splits.notes, *targets.notes):
@@ -338,63 +335,3 @@ def class_names(source: DataSource, *, seed: int, task: Task) -> tuple[str, ...]
     if source == DataSource(source=EMBEDDED) and task == Classification():
         return tuple("0123456789")
     return read(source, seed=seed, task=task).class_names
-
-
-def _load(source: DataSource, origin: str) -> tuple[Dataset, Dataset | None, Splits]:
-    """The training split, the test split if there is one, and all splits that were read."""
-    loaded = load_splits(source.source, source.subset, source.naming)
-    splits = loaded.rows
-    problems: list[str] = []
-    train = _split(splits, source.train_split, "data.train_split", problems)
-    if train is None:
-        problems.append(f"no split {source.train_split!r} (`data.train_split`), found {listed(sorted(splits))}")
-    elif len(splits[train]) < 2:
-        problems.append(f"the training set has {len(splits[train])} rows, expected 2 or more")
-    test: Dataset | None
-    notes: list[str] = []
-    if source.test_source is not None:
-        test = _test_source(source, source.test_source, problems)
-    else:
-        test = _test_split(splits, source, problems, notes)
-    if test is not None and len(test) == 0:
-        problems.append("the test set has no rows, expected 1 or more")
-    refuse(origin, list(dict.fromkeys(problems)))
-    used = {train, source.test_split, *([] if test is None else matching_splits(splits, source.test_split))}
-    if unused := [name for name in splits if name not in used and split_kind(name) != "validation"]:
-        notes.append(f"unused splits: {listed(unused)}; select splits with `data.train_split` and `data.test_split`")
-    return splits[train or ""], test, replace(loaded, notes=(*loaded.notes, *notes))
-
-
-def _test_source(source: DataSource, place: str, problems: list[str]) -> Dataset | None:
-    naming = replace(source.naming, test_files=None, train_split=source.test_split)
-    others = load_splits(place, source.subset, naming).rows
-    name = _split(others, source.test_split, "data.test_split", problems)
-    if name is None and len(others) > 1:
-        problems.append(f"no split {source.test_split!r} in `data.test_source`, found {listed(sorted(others))}")
-    # A single split is used under any name.
-    return others[name] if name is not None else next(iter(others.values())) if len(others) == 1 else None
-
-
-def _test_split(
-    splits: dict[str, Dataset], source: DataSource, problems: list[str], notes: list[str]
-) -> Dataset | None:
-    """The test set among `splits`; None if rows have to be held out."""
-    name = _split(splits, source.test_split, "data.test_split", problems)
-    if name is not None:
-        return splits[name]
-    if source.test_split != DataSource.model_fields["test_split"].default:
-        problems.append(f"no split {source.test_split!r} (`data.test_split`), found {listed(sorted(splits))}")
-        return None
-    name = _split(splits, "validation", "data.test_split", problems)
-    if name is None or split_kind(source.train_split) == "validation":
-        return None
-    notes.append(f"there is no test set, so {name!r} is used for evaluation; set `data.test_split` to change that")
-    return splits[name]
-
-
-def _split(splits: dict[str, Dataset], name: str, key: str, problems: list[str]) -> str | None:
-    """The split that `name` refers to; None if there is none, or (a problem) several."""
-    matches = matching_splits(splits, name)
-    if len(matches) > 1:
-        problems.append(f"{listed(matches)} may all be the {name!r} split, expected one: set `{key}` to one of them")
-    return matches[0] if len(matches) == 1 else None

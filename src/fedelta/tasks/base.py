@@ -180,6 +180,9 @@ class Task(Protocol):
                 classes" and likewise for the others, or None.
         """
 
+    def plain(self, column: TargetColumn) -> TargetColumn:
+        """The column with a label, or a list of labels, in each row, to match them with classes that are known."""
+
     @property
     def automatic(self) -> tuple[str, ...]:
         """Names of the settings that the configuration leaves to the training data; none for most tasks."""

@@ -115,6 +115,10 @@ class Regression(Settings):
         """The columns named `target` and `label`."""
         return [name for name in ("target", "label") if name in columns]
 
+    def plain(self, column: TargetColumn) -> TargetColumn:
+        """The column itself: numbers are no labels."""
+        return column
+
     @property
     def automatic(self) -> tuple[str, ...]:
         """Offset and scale, where they are not set."""

@@ -37,6 +37,9 @@ COLUMNS = {
     "whole numbers": TargetColumn("label", "training set", _CLASSES),
     "numbers with a point": TargetColumn("target", "training set", [0.25 * row for row in range(_NUM_ROWS)]),
     "lists of labels": TargetColumn("label", "training set", [[row % 2, row % 3 % 2, 1] for row in range(_NUM_ROWS)]),
+    "lists of labels of any length": TargetColumn(
+        "labels", "training set", [["abc"[number] for number in range(row % 4)] for row in range(_NUM_ROWS)]
+    ),
     "lists of texts": TargetColumn("label", "training set", [["abc"[row % 3], "d"] for row in range(_NUM_ROWS)]),
 }
 
