@@ -3,20 +3,49 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from fedelta.data.files import load_splits
 from fedelta.data.folders import Splits
+from fedelta.data.naming import Naming
 from fedelta.data.split_names import matching_splits, split_kind
 from fedelta.errors import listed, refuse
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from fedelta.data.sources import DataSource
+TEST = "test"  # the hub's usual name
 
 
-def load_sets(source: DataSource, origin: str) -> tuple[Dataset, Dataset | None, Splits]:
+class Place(Protocol):
+    """Where the sets are: fields of section `[data]` (`DataSource`)."""
+
+    @property
+    def source(self) -> str:
+        """Of the training set."""
+
+    @property
+    def test_source(self) -> str | None:
+        """Of the test set, if it is elsewhere."""
+
+    @property
+    def subset(self) -> str | None:
+        """Configuration of a data set on the hub."""
+
+    @property
+    def train_split(self) -> str:
+        """Name of the training split."""
+
+    @property
+    def test_split(self) -> str:
+        """Name of the test split."""
+
+    @property
+    def naming(self) -> Naming:
+        """The meaning of names of files, folders and splits."""
+
+
+def load_sets(source: Place, origin: str) -> tuple[Dataset, Dataset | None, Splits]:
     """The training split, the test split if there is one, and all splits that were read.
 
     Args:
@@ -49,7 +78,7 @@ def load_sets(source: DataSource, origin: str) -> tuple[Dataset, Dataset | None,
     return splits[train or ""], test, replace(loaded, notes=(*loaded.notes, *notes))
 
 
-def _test_source(source: DataSource, place: str, problems: list[str]) -> Dataset | None:
+def _test_source(source: Place, place: str, problems: list[str]) -> Dataset | None:
     naming = replace(source.naming, test_files=None, train_split=source.test_split)
     others = load_splits(place, source.subset, naming).rows
     name = _split(others, source.test_split, "data.test_split", problems)
@@ -59,14 +88,12 @@ def _test_source(source: DataSource, place: str, problems: list[str]) -> Dataset
     return others[name] if name is not None else next(iter(others.values())) if len(others) == 1 else None
 
 
-def _test_split(
-    splits: dict[str, Dataset], source: DataSource, problems: list[str], notes: list[str]
-) -> Dataset | None:
+def _test_split(splits: dict[str, Dataset], source: Place, problems: list[str], notes: list[str]) -> Dataset | None:
     """The test set among `splits`; None if rows have to be held out."""
     name = _split(splits, source.test_split, "data.test_split", problems)
     if name is not None:
         return splits[name]
-    if source.test_split != type(source).model_fields["test_split"].default:
+    if source.test_split != TEST:
         problems.append(f"no split {source.test_split!r} (`data.test_split`), found {listed(sorted(splits))}")
         return None
     name = _split(splits, "validation", "data.test_split", problems)

@@ -21,7 +21,7 @@ from pydantic import Field, FiniteFloat, field_validator, model_validator
 from fedelta.data.columns import Columns, NamedColumns, find_columns, missing_columns, target_column
 from fedelta.data.files import AT_THE_SITES, EMBEDDED, missing_path
 from fedelta.data.naming import CLIENT, LABEL, SPLIT, Naming, expression, levels_in
-from fedelta.data.sets import load_sets
+from fedelta.data.sets import TEST, load_sets
 from fedelta.data.splits import Rows, hold_out, limit
 from fedelta.data.values import Ids, read_ids
 from fedelta.errors import DataError, listed, refuse
@@ -112,7 +112,7 @@ class DataSource(Settings):
     resize: Resize = "checkpoint"  # as in the checkpoint's training
     value_range: Annotated[tuple[FiniteFloat, FiniteFloat], Field(strict=False)] | None = None
     train_split: str = "train"  # the hub's usual names
-    test_split: str = "test"
+    test_split: str = TEST
     test_fraction: float = Field(default=0.2, gt=0, lt=1)  # 1,437 of the 1,797 digits remain for training
     evaluate_on: Literal["test", "validation"] = "test"
     validation_fraction: float = Field(default=0.2, gt=0, lt=1)  # as `test_fraction`
