@@ -107,6 +107,52 @@ def test_a_model_learns_numbers(result):
     assert not (result.path / "confusion.json").exists()
 
 
+def test_offset_and_scale_are_found_from_the_clients_and_stay(folder, tmp_path):
+    """Mean and deviation of the 120 levels, also after a stop, in the adapter, and in a run that starts from it."""
+    config = configuration(folder, tmp_path)
+    automatic = ["task.offset=", "task.scale=", "strategy.num_rounds=2"]
+    with pytest.raises(KeyboardInterrupt):
+        Experiment.from_toml(config, automatic).run(tmp_path / "run", on_round=stop_after(1))
+    run = Experiment.from_run(tmp_path / "run").resume(tmp_path / "run")
+    levels = np.random.default_rng(0).integers(0, 200, 120) / 10
+    task = Predictor.open(run.path).task
+    assert (task.offset, task.scale) == pytest.approx((levels.mean(), levels.std()))
+    assert evaluate_adapter(run.path).measures == run.measures
+    assert evaluate_adapter(config, run.path / "adapter", automatic).measures == pytest.approx(run.measures, rel=1e-6)
+    again = Experiment.from_toml(
+        config, [*automatic, f"model.adapter={run.path / 'adapter'}", "data.max_train_examples=60"]
+    )
+    assert again.assembly.task == task
+
+
+def test_two_numbers_are_learned_together(folder, tmp_path):
+    from datasets import load_dataset
+
+    for name in ("train", "test"):
+        rows = load_dataset(
+            "parquet", data_files=str(folder / f"{name}.parquet"), split="train", cache_dir=tmp_path / "c"
+        )
+        rows = rows.add_column("darkness", [1000 - 50 * value for value in rows["target"][:]])
+        rows.to_parquet(tmp_path / f"{name}.parquet")
+    config = configuration(tmp_path, tmp_path)
+    named = ["data.label_columns=['target','darkness']", "task.offset=", "task.scale="]
+    run = Experiment.from_toml(config, named).run(tmp_path / "run")
+    darkness, target = (run.summary["by_class"][name] for name in ("darkness", "target"))
+    assert target["rmse"] < 2.5
+    assert darkness["rmse"] == pytest.approx(50 * target["rmse"], rel=0.2)
+    assert run.measures["rmse"] == pytest.approx((darkness["rmse"] + target["rmse"]) / 2)
+    (answer,) = Predictor.open(run.path).predict([torch.full((1, 8, 8), 125, dtype=torch.uint8)])
+    assert answer.values["target"] == pytest.approx(10, abs=3)
+    assert answer.values["darkness"] == pytest.approx(500, abs=150)
+    card = (run.path / "adapter" / "README.md").read_text()
+    assert "2 numbers: target, darkness" in card
+    write_report([run.path], run.path / "page.html")
+    assert "Numbers, worst first" in (run.path / "page.html").read_text()
+    said = CliRunner().invoke(app, ["check", str(config), *(f"--set={name}" for name in named)]).stdout
+    assert "2 numbers, " in said
+    assert "classes" not in said
+
+
 def test_a_run_that_stops_resumes_to_the_same_bits(result, folder, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         Experiment.from_toml(configuration(folder, tmp_path)).run(tmp_path / "run", on_round=stop_after(2))
@@ -201,7 +247,7 @@ def test_validation_has_nothing_to_say_of_classes(folder, tmp_path):
 
 @pytest.mark.parametrize(
     ("kind", "message"),
-    [("int64", "holds integers, which may be class numbers"), ("string", "holds 'str', expected numbers")],
+    [("bool", "holds 'bool', expected numbers"), ("string", "holds 'str', expected numbers")],
 )
 def test_columns_of_classes_are_refused(tmp_path, kind, message):
     write_images(tmp_path / "train.parquet", 12, seed=0, kind=kind)

@@ -90,6 +90,7 @@ TASKS = Registry(
     ("task.name",),
     {
         "classification": "fedelta.tasks.classification:Classification",
+        "multi-label": "fedelta.tasks.multi_label:MultiLabel",
         "regression": "fedelta.tasks.regression:Regression",
         "language": "fedelta.tasks.language:Language",
     },

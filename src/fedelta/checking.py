@@ -34,7 +34,7 @@ def check_configuration(config: Path, overrides: Sequence[str], console: Console
     assembly = assemble(experiment.config, stage=stages, at_a_glance=True)
     with stages("a round on a few rows"):
         rehearse(assembly)
-    yield from describe(assembly.data, assembly.config.data.evaluate_on)
+    yield from describe(assembly.data, assembly.config.data.evaluate_on, assembly.task.stratum[1])
     console.print(
         f"of images and recordings at most {NUM_READ} of each set were read; `fedelta run` reads all of them first",
         markup=False,
@@ -44,12 +44,12 @@ def check_configuration(config: Path, overrides: Sequence[str], console: Console
     num_held_out = len(assembly.data.held_out)
     held_out = f"{_clients(num_held_out)} held out, " if num_held_out else ""
     names = assembly.data.class_names
-    classes = f"{len(names)} classes, " if names else ""
+    outputs = f"{len(names)} {assembly.task.output[1]}, " if names else ""
     lanes = assembly.engine.lanes.num
     yield (
         f"{config}: good. {_clients(len(sizes))} with {min(sizes)} to {max(sizes)} examples, {held_out}"
         f"{len(assembly.data.test)} {assembly.config.data.evaluate_on} examples, "
-        f"{classes}"
+        f"{outputs}"
         f"{assembly.spec.num_parameters:,} of {assembly.model.total_parameters:,} parameters tuned, "
         f"{lanes} lane{'s' * (lanes > 1)}."
     )

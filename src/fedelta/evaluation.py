@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fedelta.assembly.model import TunedModel, tuned_model
 from fedelta.assembly.origin import check_origin, evaluated
+from fedelta.assembly.settling import adopting, settled
 from fedelta.assembly.site import build_site, details, few_rows, num_lanes, read_data
 from fedelta.config import WITHOUT_ADAPTER, Config, load_config
 from fedelta.data.batches import FederatedData
@@ -54,6 +55,7 @@ def evaluate_adapter(
     loaded = load_config(path, overrides)
     preparation = Preparation() if adapter is None else read_settings(Path(adapter) / SETTINGS).preparation
     backbone, data = read_data(loaded, preparation=preparation)
+    original, loaded = loaded, settled(adopting(loaded, adapter), data)
     # The adapter decides which tensors are tuned, whatever `[tuning]` says.
     start = None if adapter is None else read_adapter(adapter, backbone.anatomy)
     if start is None and backbone.lost_head is not None:
@@ -66,7 +68,7 @@ def evaluate_adapter(
     )
     site = build_site(loaded, model, data)
     if source_run is not None:
-        _restore(site, source_run, _checked(source_run, loaded, model, data))
+        _restore(site, source_run, _checked(source_run, original, model, data))
     if predictions is None:
         return details(site, model.params, data.test, data.class_names)
     with table_of(predictions, data, loaded.task) as write:

@@ -68,7 +68,7 @@ class Result:
         put_params(backbone, self.params | kept)
         lanes.active = 1
         self.assembly.model.tuning.merge(backbone)
-        return Predictor(backbone, self.assembly.data.class_names, self.assembly.config.task)
+        return Predictor(backbone, self.assembly.data.class_names, self.assembly.task)
 
 
 class Experiment:

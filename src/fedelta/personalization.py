@@ -13,6 +13,7 @@ from pathlib import Path
 
 from fedelta.assembly.model import TunedModel, tiers_of, tuned_model
 from fedelta.assembly.origin import check_origin, origin_of
+from fedelta.assembly.settling import settled
 from fedelta.assembly.site import build_engine, few_rows, read_data
 from fedelta.catalog import Scope
 from fedelta.config import Config, load_config
@@ -120,6 +121,7 @@ class _Bench:
 
 def _bench(config: Config, num_held_out: int, backbone: Backbone | None, data: FederatedData | None) -> _Bench:
     backbone, data = read_data(config, backbone, data)
+    config = settled(config, data)
     client = config.personalization.training(config.client)
     num_lanes = config.runtime.num_lanes(
         clients_per_round=num_held_out * len(config.personalization.lrs), batch_size=client.batch_size, places=1

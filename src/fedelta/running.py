@@ -263,7 +263,7 @@ def keep_adapter(directory: Path, parts: Parts, params: Params, record: Record) 
         model=config.model,
         seed=config.seed,
         preparation=Preparation() if modality is None else modality.preparation,
-        task=config.task,
+        task=parts.task,
         identity=parts.model.identity,
     )
     card = {

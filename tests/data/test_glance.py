@@ -77,7 +77,7 @@ def test_a_warning_about_images_is_given_once_however_often_they_are_fetched(pho
 
 def test_the_data_are_described(photos):
     data = federate(glance(photos), Natural(), MODEL, seed=0)
-    counts, classes, clients, *examples = describe(data, "test")
+    counts, classes, clients, *examples = describe(data, "test", "classes")
     assert counts == "examples: 72 training, 8 test"
     assert classes == "classes: 2, each with its training + test examples: 'cat' 36 + 4, 'dog' 36 + 4"
     sizes = [len(data.partition[client]) for client in (0, 1)]

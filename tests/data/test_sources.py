@@ -121,7 +121,7 @@ def write(path: Path, rows: dict[str, list[object]]) -> Path:
 def test_a_file_is_a_table(tmp_path, name):
     raw = load(write(tmp_path / name, ROWS), client_column="site")
     assert (raw.modality.name, raw.class_names) == ("text", ("a", "b", "c"))
-    assert (raw.columns.input, raw.columns.label, raw.columns.client) == ("text", "label", "site")
+    assert (raw.columns.input, raw.columns.labels, raw.columns.client) == ("text", ("label",), "site")
     names = [raw.class_names[label] for label in raw.train.targets.values]
     assert names == raw.train.dataset["label"][:]
 
@@ -156,7 +156,7 @@ def test_images_in_parquet_are_found_with_and_without_the_hubs_features(tmp_path
     hub.to_parquet(tmp_path / "hub.parquet")
     assert load(tmp_path / "plain.parquet").columns.input == "pixels"
     raw = load(tmp_path / "hub.parquet")
-    assert (raw.columns.input, raw.columns.label, raw.class_names) == ("img", "kind", ("x", "y"))
+    assert (raw.columns.input, raw.columns.labels, raw.class_names) == ("img", ("kind",), ("x", "y"))
 
 
 @pytest.mark.parametrize("form", ["bytes", "struct", "decoded"])

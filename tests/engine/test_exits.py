@@ -272,8 +272,8 @@ def test_cached_features_of_the_embeddings_give_the_same_training(train: str):
 def test_exits_of_another_task_learn_by_its_loss_and_its_distance():
     # Two exits, one lane, two samples: errors 1 and 2 at exit 1, 0 and 1 at exit 2.
     outputs = tensor([[[1.0], [4.0]], [[0.0], [3.0]]])
-    total, mean = ExitLoss(ExitSettings(train="distill"), 300, Regression()).of(
-        outputs, tensor([0.0, 2.0]), [2], torch.ones(2, 1), torch.full((2, 1), torch.nan)
+    total, mean = ExitLoss(ExitSettings(train="distill"), 300, Regression(offset=0.0, scale=1.0)).of(
+        outputs, tensor([[0.0], [2.0]]), [2], torch.ones(2, 1), torch.full((2, 1), torch.nan)
     )
     # Losses (1 + 4) / 2 and 1 / 2; exit 2 teaches, and exit 1 is 1 away from it at both samples.
     assert mean.tolist() == [1.5]

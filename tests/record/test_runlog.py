@@ -71,7 +71,7 @@ def test_a_summary_of_three_rounds_by_hand():
     ledger = Ledger(backbone_bytes=10_000)
     ledger.append(TRANSFERS)
     assert summary(records, timings, ledger, ACCURACY, {"tuned_parameters": 20, "total_parameters": 1000}) == {
-        "primary": "accuracy",
+        "primary_measure": "accuracy",
         "final_accuracy": 0.7,
         "final_loss_nats": 1.3,
         "best_accuracy": 0.8,
@@ -95,7 +95,7 @@ def test_a_summary_of_three_rounds_by_hand():
 def test_the_best_of_a_measure_that_should_be_low_is_the_lowest():
     records = [{"measures": {"mae": item}, "num_examples": 9} for item in (3.0, 1.5, 2.0)]
     result = summary(records, [], Ledger(), Measure("mae", "mean error", higher_is_better=False), SIZES)
-    assert (result["primary"], result["final_mae"], result["best_mae"]) == ("mae", 2.0, 1.5)
+    assert (result["primary_measure"], result["final_mae"], result["best_mae"]) == ("mae", 2.0, 1.5)
     assert result["mae_by_exit"] is result["mean_exit_mae"] is None
     assert not [key for key in result if "accuracy" in key]
 

@@ -5,12 +5,17 @@ from itertools import pairwise
 
 import pytest
 import torch
+from tests.small import write_small
 from torch import Tensor, tensor
 from torch.nn import functional
 
+from fedelta.config import load_config
+from fedelta.errors import ConfigError
 from fedelta.seeds import stream
+from fedelta.tasks.base import Sums
 from fedelta.tasks.classification import Classification, Prediction
 from fedelta.tasks.details import Answered, Confusion, Details
+from fedelta.tasks.labels import Labels
 
 TASK = Classification()
 # Six examples of three classes: 0 0 0 1 1 2 are taken for 0 0 1 1 1 0.
@@ -180,3 +185,33 @@ def test_every_modality_has_its_classifiers(modality, words):
 
 def test_an_unknown_modality_has_none():
     assert TASK.loader("smell") is None
+
+
+def test_the_loss_of_weighted_classes_is_that_of_pytorch():
+    from torch.nn import CrossEntropyLoss
+
+    generator = torch.Generator().manual_seed(0)
+    outputs, labels = torch.randn(10, 3, generator=generator), torch.randint(3, (10,), generator=generator)
+    weights = {"a": 0.5, "b": 1.0, "c": 4.0}
+    task = Classification(class_weights={"c": 4.0, "a": 0.5}).settled(Sums(), "abc")
+    assert task.class_weights == weights
+    expected = CrossEntropyLoss(weight=tensor(list(weights.values())))(outputs, labels).item()
+    measures = task.values(task.sums(outputs[:4], labels[:4]) + task.sums(outputs[4:], labels[4:]))
+    assert measures["loss_nats"] == pytest.approx(expected, rel=1e-5)
+    details = task.details([Answered(torch.arange(10), outputs, labels)], "abc", torch.zeros(10, dtype=torch.int64))
+    assert details.by_client[0]["loss_nats"] == pytest.approx(expected, rel=1e-5)
+    assert measures["accuracy"] == TASK.values(TASK.sums(outputs, labels))["accuracy"]
+
+
+def test_balanced_weights_follow_from_counts_over_clients():
+    task = Classification(class_weights="balanced")
+    counts = task.statistics(Labels(tensor([0, 0, 1])), "ab") + task.statistics(Labels(tensor([1, 1, 1])), "ab")
+    assert task.settled(counts, "ab").class_weights == pytest.approx({"a": 6 / 4, "b": 6 / 8})
+    with pytest.raises(ValueError, match="`class_weights` is not settled yet"):
+        task.weights(tensor([0]))
+
+
+def test_weights_have_no_effect_where_each_gradient_is_clipped(tmp_path):
+    private = ["privacy.unit=example", "privacy.noise_multiplier=1.0", "privacy.clipping_norm=1.0"]
+    with pytest.raises(ConfigError, match=r"`task.class_weights` has no effect with `privacy.unit` = 'example'"):
+        load_config(write_small(tmp_path), ["task.name=classification", "task.class_weights={'1'=2.0}", *private])

@@ -16,7 +16,7 @@ from fedelta.config import Config
 from fedelta.data.batches import Examples
 from fedelta.data.clients import Clients, Name
 from fedelta.data.division import Partitioner
-from fedelta.data.federate import divided, federate
+from fedelta.data.federate import Division, divided, federate
 from fedelta.data.partition import Iid, Natural
 from fedelta.data.sources import RawData
 from fedelta.data.validation import RowsOf
@@ -26,6 +26,7 @@ from fedelta.federation.memory import Memory
 from fedelta.modalities.base import Modality
 from fedelta.params import Params
 from fedelta.tasks.base import Sums
+from fedelta.tasks.contract import statistics_of
 from fedelta.tuning.exits import exit_blocks
 
 
@@ -51,10 +52,12 @@ class Offer:
         num_examples: key of a client to the number of its training examples. A key is a number of the recipe's
             partition, a name in the data, or the name of the site.
         num_test_examples: number of the site's rows for evaluation.
+        statistics: sums over the training targets of these clients, for a task that leaves settings to them.
     """
 
     num_examples: Mapping[Name, int]
     num_test_examples: int
+    statistics: Sums = Sums()  # noqa: RUF009 a frozen value
 
 
 @dataclass(frozen=True)
@@ -116,12 +119,20 @@ def offer(config: Config, raw: RawData, share: Share) -> Offer:
     partitioner = _partitioner(config, raw, share)
     division = divided(raw, partitioner, seed=config.seed, held_out=held_out, numbered=numbered)
     num_examples = {key: len(division.rows[local]) for key, local in keys.items()}
+    statistics = Sums()
+    if config.task.automatic:
+        rows = torch.cat([division.rows[local] for _, local in sorted(keys.items(), key=lambda pair: pair[1])])
+        statistics = statistics_of(config.task, raw.train.targets.select(rows), raw.class_names)
+    return Offer(num_examples, _num_test_examples(raw, share, division), statistics)
+
+
+def _num_test_examples(raw: RawData, share: Share, division: Division) -> int:
     if division.validation is not None:
-        return Offer(num_examples, len(division.validation))
+        return len(division.validation)
     if share.numbers is None or not division.ids or raw.test_ids is None:
-        return Offer(num_examples, len(raw.test))
+        return len(raw.test)
     names = set(map(str, division.ids.values()))
-    return Offer(num_examples, sum(str(name) in names for name in raw.test_ids.names))
+    return sum(str(name) in names for name in raw.test_ids.names)
 
 
 def deploy(

@@ -16,6 +16,7 @@ from fedelta.federation.records import RoundOutcome
 from fedelta.params import Params
 from fedelta.record.files import Record
 from fedelta.record.origin import Origin
+from fedelta.tasks.base import Task
 from fedelta.tasks.details import Details
 
 Peaks = Callable[[], Sequence[int]]
@@ -28,6 +29,10 @@ class Parts(Protocol):
     @property
     def config(self) -> Config:
         """As read from the file."""
+
+    @property
+    def task(self) -> Task:
+        """Of the configuration, with the settings that follow from the training data."""
 
     @property
     def model(self) -> TunedModel:

@@ -18,6 +18,7 @@ from fedelta.assembly.origin import origin_of
 from fedelta.assembly.parts import Peaks
 from fedelta.assembly.privacy import guarantee_of, warn_of_measures
 from fedelta.assembly.server import build_server, check_cohort, protecting, strategy_of
+from fedelta.assembly.settling import adopting, settled
 from fedelta.assembly.site import build_site, details, evaluate, few_rows, num_lanes, read_data
 from fedelta.codecs.wire import encode
 from fedelta.config import Config, parse_config
@@ -41,7 +42,7 @@ from fedelta.record.partition import partition_record
 from fedelta.runtimes.processes import Processes
 from fedelta.runtimes.stability import Stability, Unstable
 from fedelta.strategies.base import Strategy
-from fedelta.tasks.base import Evaluation
+from fedelta.tasks.base import Evaluation, Task
 from fedelta.tasks.details import Details
 from fedelta.tuning.exits import exit_blocks
 from fedelta.tuning.scopes import scopes_of
@@ -54,7 +55,8 @@ class Assembly:
     """The objects of one run.
 
     Args:
-        config: as read from the file.
+        config: as read from the file, with what the adapter settles that the run starts from.
+        task: of the configuration, with the settings that follow from the training data.
         model: the backbone, the tensors that are tuned and their initial values.
         data: of all clients, and the test set.
         site: trains the clients, and holds their memories.
@@ -65,6 +67,7 @@ class Assembly:
     """
 
     config: Config
+    task: Task
     model: TunedModel
     data: FederatedData
     site: Site
@@ -187,6 +190,7 @@ def assemble(
     is_from_config = backbone is None and data is None
     with stage("data and base model"):
         backbone, data = read_data(config, backbone, data, at_a_glance=at_a_glance)
+        config = settled(open_config := adopting(config), data)
     with stage("tuning method"):
         model = _model(config, backbone, data, lanes)
     if data.held_out:
@@ -195,20 +199,20 @@ def assemble(
     tiers = None if all_tiers is None else all_tiers.only(data.clients.only(data.partition).numbers)
     with stage("noise for privacy") if config.privacy.is_on else nullcontext():
         guarantee = _guarantee(config, model, data)
-        warn_of_measures(config, has_own_norms=bool(model.spec.kept))
     key = (key or new_key()) if config.privacy.is_secure(is_deployed=False) else None
     randomness = Seeded(config.seed) if key is None else Secret(key)
     with stage("lanes"):
         site = shared_out(config, build_site(config, model, data, tiers))
         site = replace(site, test=data.test, privacy=_site_privacy(guarantee, randomness.below("site")))
-    build = partial(worker_site, config.to_toml(), tuple(for_processes()), model.lanes.num) if is_from_config else None
-    processes = processes_of(config, site, build)
-    if processes is not None:
+    build = (
+        partial(worker_site, open_config.to_toml(), tuple(for_processes()), model.lanes.num) if is_from_config else None
+    )
+    if (processes := processes_of(config, site, build)) is not None:
         processes = fit_workers(config, model, data, processes)
     federation = _federation(config, model, data, site, processes=processes)
     federation = protecting(federation, guarantee, randomness.below("server"))
     _check_deadline(config, federation, model.params)
-    return Assembly(config, model, data, site, federation, all_tiers, processes, key)
+    return Assembly(open_config, config.task, model, data, site, federation, all_tiers, processes, key)
 
 
 def _model(config: Config, backbone: Backbone, data: FederatedData, lanes: int | None) -> TunedModel:
@@ -253,7 +257,8 @@ def _federation(
 
 
 def _guarantee(config: Config, model: TunedModel, data: FederatedData) -> Guarantee | None:
-    """What is guaranteed to the clients of a simulation."""
+    """What is guaranteed to the clients of a simulation; warns of what is not."""
+    warn_of_measures(config, has_own_norms=bool(model.spec.kept))
     check_cohort(config, len(data.partition), len(data.held_out))
     strategy = strategy_of(config, model.spec, model.params, len(data.partition))
     return guarantee_of(config, strategy, {client_id: len(rows) for client_id, rows in data.partition.items()})

@@ -201,9 +201,9 @@ def _difference(text: str, new_text: str, config: Config) -> str:
         return "its `config.toml` is damaged"
     new_values = dict(flatten(tomllib.loads(new_text)))
     keys = [key for key in dict.fromkeys([*old_values, *new_values]) if old_values.get(key) != new_values.get(key)]
-    # A run that starts from an adapter has the adapter's tuning method in its configuration.
+    # A run that starts from an adapter has the adapter's tuning method and task in its configuration.
     if config.model.adapter is not None:
-        keys = [key for key in keys if not key.startswith("tuning.")]
+        keys = [key for key in keys if not key.startswith(("tuning.", "task."))]
     shown = [
         f"`{key}` is {old_values.get(key, 'absent')} there, {new_values.get(key, 'absent')} now"
         for key in keys[:_NUM_SHOWN]

@@ -31,9 +31,16 @@ _TEXTS = frozenset({"string", "large_string", "string_view"})
 
 @dataclass(frozen=True)
 class Columns:
-    """The names of the columns in use, and the modality of the inputs."""
+    """The names of the columns in use, and the modality of the inputs.
 
-    label: str
+    Args:
+        labels: of the targets.
+        input: of the examples.
+        client: of the clients' ids; None without one.
+        modality: of the examples.
+    """
+
+    labels: tuple[str, ...]
     input: str
     client: str | None
     modality: type[Modality]
@@ -44,22 +51,26 @@ class NamedColumns:
     """The columns that the configuration names; None where a column has to be found.
 
     Args:
-        label: column of the targets.
+        labels: columns of the targets.
         client: column of the clients' ids.
         inputs: name of a modality to its column; at most one.
         dialogue: part of a dialogue ("prompt", "response", "messages") to its column.
     """
 
-    label: str | None = None
+    labels: tuple[str, ...] = ()
     client: str | None = None
     inputs: Mapping[str, str] = field(default_factory=dict)
     dialogue: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def by_key(self) -> dict[str, str]:
-        """Key in `[data]` to column, for the columns that are named."""
-        keys = {"label": self.label, "client": self.client, **self.inputs, **self.dialogue}
-        return {f"{key}_column": name for key, name in keys.items() if name is not None}
+    def with_keys(self) -> list[tuple[str, str]]:
+        """The columns that are named, each after its key in `[data]`."""
+        key = "label_column" if len(self.labels) == 1 else "label_columns"
+        others = {"client": self.client, **self.inputs, **self.dialogue}
+        return [
+            *((key, name) for name in self.labels),
+            *((f"{key}_column", name) for key, name in others.items() if name is not None),
+        ]
 
 
 def find_columns(dataset: Dataset, named: NamedColumns, task: Task, *, origin: str) -> Columns:
@@ -75,15 +86,15 @@ def find_columns(dataset: Dataset, named: NamedColumns, task: Task, *, origin: s
     names = dataset.column_names
     problems = [
         f"no column {name!r} (`data.{key}`), the columns are {listed(names, 20)}"
-        for key, name in named.by_key.items()
+        for key, name in named.with_keys
         if name not in names
     ]
     if named.dialogue:
         key = next(iter(named.dialogue))
         problems.append(f"`data.{key}_column` is set, but task {task.name!r} reads no dialogues; leave it out")
     refuse(origin, problems)
-    labels = [named.label] if named.label else task.candidates(_kinds(dataset))
-    if len(labels) != 1:
+    labels = list(named.labels) or task.candidates(_kinds(dataset))
+    if len(labels) != 1 and not named.labels:
         problems.append(_choice("label_column", task.column, labels, names))
     candidates = _input_candidates(dataset, named, {*labels, named.client})
     if len(candidates) != 1:
@@ -97,7 +108,7 @@ def find_columns(dataset: Dataset, named: NamedColumns, task: Task, *, origin: s
             problems.append(f"{column} is {dataset.features[name]}, expected {modality.plural}")
     refuse(origin, problems)
     ((name, modality),) = candidates.items()
-    return Columns(labels[0], name, named.client, modality)
+    return Columns(tuple(labels), name, named.client, modality)
 
 
 def input_keys() -> str:
@@ -173,33 +184,48 @@ def _choice(key: str, expected: str, candidates: Sequence[str], names: Sequence[
 
 def _kinds(dataset: Dataset) -> dict[str, str | None]:
     """Column to kind of content, for `Task.candidates`."""
-    from datasets import ClassLabel, Value
+    from datasets import LargeList, List
 
     kinds: dict[str, str | None] = {}
     for name, feature in dataset.features.items():
-        dtype = feature.dtype if isinstance(feature, Value) else ""
-        numeric = next((kind for prefix, kind in _NUMBERS.items() if dtype.startswith(prefix)), None)
-        kinds[name] = "classes" if isinstance(feature, ClassLabel) else numeric or _kind_of(feature)
+        if isinstance(feature, List | LargeList) and (item := _value_kind(feature.feature)) is not None:
+            kinds[name] = f"lists of {item}"
+        else:
+            kinds[name] = _value_kind(feature) or _kind_of(feature)
     return kinds
 
 
-def target_column(dataset: Dataset, column: str, what: str) -> TargetColumn:
-    """The target column, for a task to read.
+def _value_kind(feature: object) -> str | None:
+    """The kind of a single value: class labels, numbers or texts; None for anything else."""
+    from datasets import ClassLabel, Value
+
+    if isinstance(feature, ClassLabel):
+        return "classes"
+    dtype = feature.dtype if isinstance(feature, Value) else ""
+    numeric = next((kind for prefix, kind in _NUMBERS.items() if dtype.startswith(prefix)), None)
+    return numeric or ("text" if dtype in _TEXTS else None)
+
+
+def target_column(dataset: Dataset, columns: Sequence[str], what: str) -> TargetColumn:
+    """The target column, or several of them side by side, for a task to read.
 
     Args:
         dataset: N rows.
-        column: name of the column.
+        columns: names; several become one column of lists.
         what: name of the data set in messages, such as "test set".
     """
-    from datasets import ClassLabel
+    from datasets import ClassLabel, LargeList, List
 
-    feature = dataset.features[column]
-    names = tuple(feature.names) if isinstance(feature, ClassLabel) else None
-    return TargetColumn(column, what, values_of(dataset, column), names)
+    values = [values_of(dataset, column) for column in columns]
+    if len(columns) > 1:
+        return TargetColumn(", ".join(columns), what, list(map(list, zip(*values, strict=True))), parts=tuple(columns))
+    feature = dataset.features[columns[0]]
+    feature = feature.feature if isinstance(feature, List | LargeList) else feature
+    return TargetColumn(columns[0], what, values[0], tuple(feature.names) if isinstance(feature, ClassLabel) else None)
 
 
 def missing_columns(test: Dataset, columns: Columns) -> list[str]:
     """Messages about columns of the training set that the test set lacks."""
     names = test.column_names
-    absent = [name for name in (columns.label, columns.input) if name not in names]
+    absent = [name for name in (*columns.labels, columns.input) if name not in names]
     return [f"test set: no column {name!r} as in the training set, found {listed(names, 20)}" for name in absent]

@@ -13,22 +13,22 @@ from fedelta.tasks.targets import Targets, strata_of
 _NUM_SHOWN = 20
 
 
-def describe(data: FederatedData, evaluated: str) -> Iterator[str]:
+def describe(data: FederatedData, evaluated: str, kinds_word: str) -> Iterator[str]:
     """Yields lines of text about the data of a federation.
 
     Args:
         data: of all clients.
         evaluated: name of the evaluation rows, such as "test".
+        kinds_word: for several strata, such as "classes" (`Task.stratum`).
     """
     rows = {**data.partition, **data.held_out}
     num_used = sum(len(client_rows) for client_rows in rows.values())
     used = f", {num_used:,} of them the clients'" if num_used < len(data.train) else ""
     yield f"examples: {len(data.train):,} training{used}, {len(data.test):,} {evaluated}"
-    noun = "classes" if data.class_names else "ranges"
-    kinds = data.class_names or data.strata_names
+    kinds = data.strata_names or data.class_names
     counts = zip(kinds, _counts(data.train.targets, len(kinds)), _counts(data.test.targets, len(kinds)), strict=True)
     words = [f"{name!r} {training:,} + {held:,}" for name, training, held in counts]
-    yield f"{noun}: {len(kinds)}, each with its training + {evaluated} examples: {bounded(words, _NUM_SHOWN)}"
+    yield f"{kinds_word}: {len(kinds)}, each with its training + {evaluated} examples: {bounded(words, _NUM_SHOWN)}"
     yield from _clients(data, rows)
     client_of = {row: client for client, client_rows in rows.items() for row in client_rows.tolist()}
     for example in data.shown:

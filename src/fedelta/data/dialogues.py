@@ -54,7 +54,7 @@ def dialogue_columns(dataset: Dataset, named: NamedColumns, *, origin: str) -> t
         for key, column in {**keys, **({"client": named.client} if named.client else {})}.items()
         if column not in names
     ]
-    if others := {**({"label": named.label} if named.label else {}), **{
+    if others := {**({"label": named.labels[0]} if named.labels else {}), **{
         name: column for name, column in named.inputs.items() if name != "text"
     }}:  # fmt: skip
         key = next(iter(others))
@@ -152,5 +152,5 @@ def with_dialogues(
     if test is not None and (absent := [name for name in columns if name not in test.column_names]):
         lacking = f"no column {absent[0]!r} as in the training set, found {listed(test.column_names, 20)}"
         refuse(origin, [f"test set: {lacking}"])
-    used = Columns(DIALOGUE, DIALOGUE, named.client, Texts)
+    used = Columns((DIALOGUE,), DIALOGUE, named.client, Texts)
     return joined(train, columns), None if test is None else joined(test, columns), used

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -200,11 +200,18 @@ def _stored(column: StoredColumn, modality: Modality, max_memory_mib: int) -> In
 def _shown(raw: RawData) -> tuple[Shown, ...]:
     """Some training rows, from the first to the last."""
     rows = evenly_spaced(len(raw.train), _NUM_SHOWN)
-    labels = target_column(raw.train.dataset.select(rows.tolist()), raw.columns.label, "training set")
-    values = labels.values
-    if raw.class_names:
-        values = [raw.class_names[label] for label in raw.train.targets.fetch(rows).tolist()]
+    labels = target_column(raw.train.dataset.select(rows.tolist()), raw.columns.labels, "training set")
+    values = [_named(value, labels.class_names) for value in labels.values]
     return shown(_column(raw), values, rows)
+
+
+def _named(value: object, class_names: Sequence[str] | None) -> object:
+    """A target for display: class labels by their names, also in lists."""
+    if isinstance(value, list):
+        return [_named(item, class_names) for item in value]
+    if class_names is not None and isinstance(value, int) and 0 <= value < len(class_names):
+        return class_names[value]
+    return value
 
 
 def _owners(rows: Mapping[int, Tensor], num_rows: int) -> Tensor:

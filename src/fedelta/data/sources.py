@@ -13,16 +13,16 @@ from collections.abc import Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, FiniteFloat, field_validator, model_validator
 
-from fedelta.data.chosen_splits import TEST_SPLIT, Places, load_chosen
 from fedelta.data.columns import Columns, NamedColumns, find_columns, missing_columns, target_column
 from fedelta.data.dialogues import reads_dialogues, with_dialogues
 from fedelta.data.files import AT_THE_SITES, EMBEDDED, NAMES, missing_path
 from fedelta.data.naming import CLIENT, LABEL, SPLIT, Naming, expression, levels_in
+from fedelta.data.sets import TEST, load_sets
 from fedelta.data.splits import Rows, hold_out, limit
 from fedelta.data.values import Ids, read_ids
 from fedelta.errors import DataError, listed, refuse
@@ -35,6 +35,7 @@ from fedelta.tasks.base import Task
 from fedelta.tasks.classification import Classification
 from fedelta.tasks.contract import targets_of
 from fedelta.tasks.known_classes import KnownClasses
+
 
 def _in_full(source: str) -> str:
     return source if source in {AT_THE_SITES, *NAMES} else in_full_where_it_exists(source)
@@ -60,6 +61,8 @@ class DataSource(Settings):
         subset: configuration of a data set on the hub.
         label_column: column of targets: integers, texts or class labels for classification, numbers with a decimal
             point for regression.
+        label_columns: several columns of targets, for a task that takes several: 0 or 1 in each for `multi-label`, a
+            number in each for `regression`.
         image_column: column of images: encoded, as arrays (integers 0..255, floats 0..1, or other numbers, whose range
             is taken from the training data), or as file paths relative to the folder of the table.
         text_column: column of texts; at most one of the three input columns is set.
@@ -101,6 +104,7 @@ class DataSource(Settings):
     subset: str | None = None
     # None: found from the features (see columns.py); it is an error if several columns are possible.
     label_column: str | None = None
+    label_columns: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = None
     image_column: str | None = None
     text_column: str | None = None
     audio_column: str | None = None
@@ -115,7 +119,7 @@ class DataSource(Settings):
     resize: Resize = "checkpoint"  # as in the checkpoint's training
     value_range: Annotated[tuple[FiniteFloat, FiniteFloat], Field(strict=False)] | None = None
     train_split: str = "train"  # the hub's usual names
-    test_split: str = TEST_SPLIT
+    test_split: str = TEST
     test_fraction: float = Field(default=0.2, gt=0, lt=1)  # 1,437 of the 1,797 digits remain for training
     evaluate_on: Literal["test", "validation"] = "test"
     validation_fraction: float = Field(default=0.2, gt=0, lt=1)  # as `test_fraction`
@@ -153,7 +157,8 @@ class DataSource(Settings):
         if self.test_files is not None and SPLIT in (self.naming.levels or ()):
             raise ValueError("test_files is set and folders has 'split', expected only one of them")
         tests = {"test_files": self.test_files, "test_source": self.test_source}
-        for values in ({f"{name}_column": column for name, column in self._input_columns.items()}, tests):
+        labels = {"label_column": self.label_column, "label_columns": self.label_columns}
+        for values in ({f"{name}_column": column for name, column in self._input_columns.items()}, tests, labels):
             keys = [name for name, value in values.items() if value is not None]
             if len(keys) > 1:
                 raise ValueError(f"{' and '.join(keys)} are set, expected only one of them")
@@ -175,14 +180,8 @@ class DataSource(Settings):
         inputs = {name: column for name, column in self._input_columns.items() if column is not None}
         parts = {"prompt": self.prompt_column, "response": self.response_column, "messages": self.messages_column}
         dialogue = {name: column for name, column in parts.items() if column is not None}
-        return NamedColumns(self.label_column, self.client, inputs, dialogue)
-
-    @property
-    def places(self) -> Places:
-        """Where the splits are, and their names."""
-        return Places(
-            self.source, self.test_source, self.subset, self.naming, self.train_split, self.test_split
-        )
+        labels = self.label_columns or (() if self.label_column is None else (self.label_column,))
+        return NamedColumns(labels, self.client, inputs, dialogue)
 
     @property
     def preparation(self) -> Preparation:
@@ -223,7 +222,7 @@ class RawData:
         source: the section that was read.
         train: training rows, numbered as in the split that they come from.
         test: test rows likewise; rows split off from the training set keep their numbers in it.
-        class_names: in label order; empty if the task has no classes.
+        class_names: of the outputs (`ReadTargets`).
         strata_names: one per stratum (`Targets.strata`).
         columns: the columns in use.
         at_a_glance: whether examples are read lazily instead of all at once (see `glance.py`).
@@ -305,7 +304,7 @@ def read(
         DataError: the data are missing, unreadable or incomplete; lists all problems.
     """
     origin = f"data source {source.source!r}"
-    train, test, splits = load_chosen(source.places, origin)
+    train, test, splits = load_sets(source, origin)
     named = source.named_columns
     named = named if source.client is not None else replace(named, client=splits.client)
     if reads_dialogues(task):
@@ -313,10 +312,11 @@ def read(
     else:
         columns = find_columns(train, named, task, origin=origin)
     lacking = [] if test is None else missing_columns(test, columns)
-    train_column = target_column(train, columns.label, "training set")
-    test_column = None if test is None or lacking else target_column(test, columns.label, "test set")
+    train_column = target_column(train, columns.labels, "training set")
+    test_column = None if test is None or lacking else target_column(test, columns.labels, "test set")
     if known is not None and task.has_classes:
-        train_column, test_column = known.of_data(train_column, test_column, origin)
+        plain_test = None if test_column is None else task.plain(test_column)
+        train_column, test_column = known.of_data(task.plain(train_column), plain_test, origin)
     targets = targets_of(task, train_column, test_column)
     refuse(origin, [*targets.problems, *lacking])
     for note in (*splits.notes, *targets.notes):

@@ -18,8 +18,8 @@ from fedelta.tasks.choice import task_of
 # Keys of a card that appear in its text, or that do not interest readers.
 # A card may be published: who took part is in the run directory.
 _UNLISTED = frozenset({
-    "modality", "extra_inputs", "config", "is_native", "primary", "by_class", "by_client", "sites", "measures_of_sites",
-    "too_few_sites", "privacy", "epsilon_note", "stopped",
+    "modality", "extra_inputs", "config", "is_native", "primary_measure", "by_class", "by_client", "sites",
+    "measures_of_sites", "too_few_sites", "privacy", "epsilon_note", "stopped",
 })  # fmt: skip
 _NUM_NAMES = 20  # class names that are shown
 _OURS = (
@@ -66,7 +66,7 @@ def render(
         f"# {tuning_name} adapter" + (f" of {code(base)}\n" if base else "\n"),
         "Fine-tuned with [fedelta](https://pypi.org/project/fedelta/) across clients that kept their data: only the",
         "tensors in this directory were sent.\n",
-        *([f"{len(class_names)} classes: {_shortened(class_names)}\n"] if class_names else []),
+        *([f"{len(class_names)} {_task(card).output[1]}: {_shortened(class_names)}\n"] if class_names else []),
         "## Federated training\n",
         *_figures(card),
         *_warnings(card),

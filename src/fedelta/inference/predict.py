@@ -140,7 +140,7 @@ class Predictor:
             )
         task = adapter.task or Classification()
         new_names = tuple(class_names or ()) if task.has_classes else ()
-        names = adapter.class_names or new_names or _class_names(model) if task.has_classes else ()
+        names = adapter.class_names or (new_names or _class_names(model) if task.has_classes else ())
         _check_names(new_names, names)
         has_head = any(not is_pair(name) for name in adapter.params)
         backbone = build(model, names, seed=adapter.seed if seed is None else seed, task=task, logs_head=not has_head)

@@ -136,7 +136,7 @@ def build(
 
 def _set_classes(config: PretrainedConfig, class_names: tuple[str, ...], task: Task) -> None:
     config.num_labels = task.num_outputs(class_names)
-    if task.has_classes:
+    if class_names:
         config.id2label = dict(enumerate(class_names))
         config.label2id = {name: index for index, name in enumerate(class_names)}
 

@@ -4,7 +4,7 @@ A stand-in takes the place of the output embedding. It gets the hidden states [B
 next token is a target, and computes their cross-entropy in chunks, so that logits of a bounded number of tokens are in
 memory at once. The embedding is frozen, so the gradient of a loss by its hidden state is known in the forward pass:
 
-    loss = logsumexp(W h) - (W h)[target],    d loss / d h = (softmax(W h) - onehot(target)) W
+    loss = logsumexp(W h) - (W h)[target],    d loss / d h = (p - onehot(target)) W,  p = exp(W h - logsumexp(W h))
 
 Where a family changes the logits behind its output embedding (soft caps, scales), or the embedding is tuned itself, the
 model's own logits are used. Which it is, is tried when the model is built (`reads_head`).

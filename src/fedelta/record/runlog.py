@@ -192,7 +192,7 @@ def _final(records: Sequence[Record], primary: Measure) -> Record:
     last = evaluated[-1] if evaluated else {primary.name: None}
     at_exits = by_exit(records, primary)
     return {
-        "primary": primary.name,
+        "primary_measure": primary.name,
         **{f"final_{name}": value for name, value in last.items()},
         f"best_{primary.name}": best_of([measures[primary.name] for measures in evaluated], primary),
         f"{primary.name}_by_exit": at_exits,

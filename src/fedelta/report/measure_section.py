@@ -82,14 +82,15 @@ def _overall(runs: Sequence[History], details_of: Mapping[int, Details]) -> Tabl
 
 
 def _parts(run: History, details: Details, prefix: str, *, folded: bool) -> PartTables:
-    title = f"Classes and clients of {run.name}" if details.by_class else run.name
+    singular, plural = map(capitalised, run.task.output)
+    title = f"{plural} and clients of {run.name}" if details.by_class else run.name
     clients = {run.client_label(client): values for client, values in details.by_client.items()}
     note = f"Each on its own rows of the {run.measured_on} set."
     return PartTables(
         title=title if folded else "",
         matrix=None if details.confusion is None else _matrix(details.confusion, prefix),
         mistakes=None if details.confusion is None else _mistakes(details.confusion),
-        classes=_worst_first("Class", details.by_class, run, Table([], [], title="Classes, worst first")),
+        classes=_worst_first(singular, details.by_class, run, Table([], [], title=f"{plural}, worst first")),
         clients=_worst_first("Client", clients, run, Table([], [], title="Clients, worst first", note=note)),
     )
 

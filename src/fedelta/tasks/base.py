@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedelta.modalities.settings import DialogueSettings
 from fedelta.tasks.details import Answered, Details
-from fedelta.tasks.targets import ReadTargets, TargetColumn
+from fedelta.tasks.targets import ReadTargets, TargetColumn, Targets
 
 
 @dataclass(frozen=True)
@@ -143,11 +143,16 @@ class Task(Protocol):
     Outputs are the model's outputs for a batch, float32 of shape [R, ...] with one row per example. Targets are rows of
     a `Targets` on the same device.
 
+    A task may leave settings to the training data, such as the scale of a regression. They are settled once, before the
+    model is built, from sums that clients share (`automatic`, `statistics`, `settled`); all other methods but `loader`,
+    `num_outputs`, `candidates` and `targets` are called on a task that is settled.
+
     Class attributes:
         primary: measure by which runs are compared; `values` must return it.
         loss: mean of `losses` over examples, each with its weight if there are `weights`; `values` must return it too.
         measured: every measure that an evaluation or `details` may contain, by name.
         stratum: singular and plural of the word for a stratum (`Targets.strata`), such as `("class", "classes")`.
+        output: singular and plural of the word for an output, such as `("class", "classes")`.
         has_classes: whether answers are classes, whose names come from the training data.
         column: description of the column that holds targets by default, for messages.
     """
@@ -156,6 +161,7 @@ class Task(Protocol):
     loss: ClassVar[Measure]
     measured: ClassVar[Mapping[str, Measure]]
     stratum: ClassVar[tuple[str, str]]
+    output: ClassVar[tuple[str, str]]
     has_classes: ClassVar[bool]
     column: ClassVar[str]
 
@@ -167,13 +173,35 @@ class Task(Protocol):
         """The kind of model for this modality; None if there is none."""
 
     def num_outputs(self, class_names: Sequence[str]) -> int:
-        """Number of outputs per example."""
+        """Number of outputs per example, or per word."""
 
     def candidates(self, columns: Mapping[str, str | None]) -> list[str]:
         """The columns that may hold targets; unless there is exactly one, the configuration must name it.
 
         Args:
-            columns: column name to kind of content: "classes" (class labels), "text", "integer", "float", or None.
+            columns: column name to kind of content: "classes" (class labels), "text", "integer", "float", "lists of
+                classes" and likewise for the others, or None.
+        """
+
+    def plain(self, column: TargetColumn) -> TargetColumn:
+        """The column with a label, or a list of labels, in each row, to match them with classes that are known."""
+
+    @property
+    def automatic(self) -> tuple[str, ...]:
+        """Names of the settings that the configuration leaves to the training data; none for most tasks."""
+
+    def statistics(self, targets: Targets, class_names: Sequence[str]) -> Sums:
+        """The sums over a client's training targets that `settled` needs; empty if it needs none."""
+
+    def settled(self, statistics: Sums, class_names: Sequence[str]) -> Task:
+        """The task with its `automatic` settings.
+
+        Args:
+            statistics: of all clients, added.
+            class_names: of the outputs (`ReadTargets.class_names`).
+
+        Raises:
+            ConfigError: a setting does not fit the targets.
         """
 
     def targets(self, train: TargetColumn, test: TargetColumn | None) -> ReadTargets:

@@ -9,7 +9,7 @@ from torch import Tensor
 from fedelta.errors import PluginError
 from fedelta.plugins import called, returned, wrong_result
 from fedelta.tasks.base import Answer, Evaluation, Sums, Task
-from fedelta.tasks.targets import ReadTargets, TargetColumn
+from fedelta.tasks.targets import ReadTargets, TargetColumn, Targets
 
 
 def losses_of(task: Task, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -53,17 +53,38 @@ def targets_of(task: Task, train: TargetColumn, test: TargetColumn | None) -> Re
     return returned(task, "targets", task.targets(train, test), ReadTargets)
 
 
+def statistics_of(task: Task, targets: Targets, class_names: Sequence[str]) -> Sums:
+    """`Task.statistics`, as Python's numbers."""
+    statistics = returned(task, "statistics", task.statistics(targets, class_names), Sums)
+    return _in_numbers(task, "statistics", statistics)
+
+
+def settled_of(task: Task, statistics: Sums, class_names: Sequence[str]) -> Task:
+    """`Task.settled`: a task of the same class, with nothing left to settle.
+
+    Raises:
+        PluginError: it gives something else.
+    """
+    settled = returned(task, "settled", task.settled(statistics, class_names), type(task))
+    if settled.automatic:
+        raise wrong_result(task, "settled", f"a task that leaves {list(settled.automatic)} open", "a settled task")
+    return settled
+
+
 def sums_of(task: Task, outputs: Tensor, targets: Tensor) -> Sums:
     """`Task.sums`, as Python's numbers, which every process has alike.
 
     Raises:
         PluginError: it gives something else.
     """
-    sums = returned(task, "sums", task.sums(outputs, targets), Sums)
+    return _in_numbers(task, "sums", returned(task, "sums", task.sums(outputs, targets), Sums))
+
+
+def _in_numbers(task: Task, method: str, sums: Sums) -> Sums:
     try:
         return Sums({str(name): (float(total), float(weight)) for name, (total, weight) in sums.totals.items()})
     except (AttributeError, TypeError, ValueError, RuntimeError):
-        raise wrong_result(task, "sums", f"totals {sums.totals!r:.80}", "a number and its weight by name") from None
+        raise wrong_result(task, method, f"totals {sums.totals!r:.80}", "a number and its weight by name") from None
 
 
 def values_of(task: Task, sums: Sums) -> dict[str, float]:

@@ -5,13 +5,12 @@ A site sees only its own labels. They are matched with the known classes by name
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
 from fedelta.errors import ClassesError, listed
 from fedelta.tasks.class_names import loose
-from fedelta.tasks.labels import unwrapped
 from fedelta.tasks.targets import TargetColumn
 
 _MANY = 20  # a column with more foreign values than this holds no classes, and its values may be private
@@ -35,14 +34,13 @@ class KnownClasses:
         """The column with the known classes in their order, and messages about what does not fit them.
 
         Args:
-            column: as read; integers, texts, truth values or class labels.
+            column: with a label or a list of labels in each row: integers, texts, truth values or class labels.
             is_training: whether every class has to be present.
         """
-        column = unwrapped(column)
-        names = [None if value is None else _name(column, value) for value in column.values]
-        number_of = self._numbers(names)
-        present = set(names) - {None}
-        foreign = sorted(name for name in present if name is not None and name not in number_of)
+        names = [_names(column, value) for value in column.values]
+        present = {name for of_row in names for name in of_row}
+        number_of = self._numbers(present)
+        foreign = sorted(name for name in present if name not in number_of)
         problems = [self._foreign(column, foreign)] if foreign else []
         held = {number_of[name] for name in present if name in number_of}
         lacking = [name for number, name in enumerate(self.names) if number not in held]
@@ -51,7 +49,10 @@ class KnownClasses:
                 f"label column {column.name!r} lacks {len(lacking)} of the federation's {len(self.names)} classes: "
                 f"{listed(lacking)}; if that is right, set `allow_missing_classes = true` for this site"
             )
-        values = [None if name is None else number_of.get(name, -1) for name in names]
+        values = [
+            _like(value, [number_of.get(name, -1) for name in of_row])
+            for value, of_row in zip(column.values, names, strict=True)
+        ]
         return replace(column, values=values, class_names=self.names), problems
 
     def of_data(
@@ -76,19 +77,19 @@ class KnownClasses:
     def found_in(self, *columns: TargetColumn | None) -> KnownClasses:
         """The classes of these columns, of which there may be a single one; itself if that is not for it to find."""
         held: dict[str, Any] = {}
-        for column in map(unwrapped, filter(None, columns)):
-            held |= {_name(column, value): value for value in column.values if value is not None}
+        for column in filter(None, columns):
+            labels = (item for value in column.values for item in (value if isinstance(value, list) else [value]))
+            held |= {_name(column, label): label for label in labels if label is not None}
         if self.names or not self.may_lack or not 1 <= len(held) <= _MANY:
             return self
         kinds = {type(value) for value in held.values()}
         names = sorted(held, key=held.__getitem__) if kinds == {int} else sorted(held)
         return replace(self, names=(*names, *([OTHERS] if len(names) == 1 else [])))
 
-    def _numbers(self, names: Sequence[str | None]) -> dict[str, int]:
+    def _numbers(self, present: Set[str]) -> dict[str, int]:
         """The number of each name that is a known class; without regard to case and spaces if that fits better."""
         exact = {name: number for number, name in enumerate(self.names)}
         alike = {loose(name): number for number, name in enumerate(self.names)}
-        present = {name for name in names if name is not None}
         if present <= exact.keys() or len(alike) < len(exact) or len({loose(name) for name in present}) < len(present):
             return exact
         return {name: alike[loose(name)] for name in present if loose(name) in alike}
@@ -99,6 +100,19 @@ class KnownClasses:
             f"label column {column.name!r} of the {column.what} has {len(foreign)} classes that the federation does "
             f"not have{shown}; expected {listed(self.names)}; name them alike at all sites, or leave these rows out"
         )
+
+
+def _names(column: TargetColumn, value: object) -> list[str]:
+    """The names of the classes of a row: of one label, of any number in a list, none where it is missing."""
+    labels = value if isinstance(value, list) else [value]
+    return [_name(column, label) for label in labels if label is not None]
+
+
+def _like(value: object, numbers: Sequence[int]) -> object:
+    """The numbers of a row's classes: a list if the row has one."""
+    if isinstance(value, list):
+        return list(numbers)
+    return numbers[0] if numbers else None
 
 
 def _name(column: TargetColumn, value: object) -> str:

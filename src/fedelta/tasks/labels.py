@@ -120,7 +120,10 @@ def _advice(kinds: Sequence[str]) -> str:
             "decimal point"
         )
     if "list" in kinds:
-        return "; each row needs exactly one label: multi-label classification is not supported"
+        return (
+            '; each row needs exactly one label: if a list holds the labels of a row, set `task.name` = "multi-label"; '
+            'if it holds a tag for each word, "tokens"; if it holds several numbers, "regression"'
+        )
     if "str" in kinds:
         return "; values of several types cannot be sorted: write all of them as texts"
     return "; convert the column to one of these" if kinds else ""

@@ -32,7 +32,7 @@ from fedelta.modalities.turns import problem_of
 from fedelta.settings import Settings
 from fedelta.tasks.base import Answer, Loader, Measure, Sums
 from fedelta.tasks.details import Answered, Details, by_client
-from fedelta.tasks.targets import ReadTargets, TargetColumn
+from fedelta.tasks.targets import ReadTargets, TargetColumn, Targets
 
 LOSS = Measure("test_loss", "loss", higher_is_better=False, unit="nats per token")
 PERPLEXITY = Measure("perplexity", "perplexity", higher_is_better=False)
@@ -93,6 +93,7 @@ class Language(Settings):
     }
     stratum: ClassVar[tuple[str, str]] = ("kind", "kinds")
     has_classes: ClassVar[bool] = False
+    output: ClassVar[tuple[str, str]] = ("loss of a row", "losses of a row")
     column: ClassVar[str] = "responses"
 
     def loader(self, modality: str) -> Loader | None:
@@ -110,6 +111,23 @@ class Language(Settings):
     def candidates(self, columns: Mapping[str, str | None]) -> list[str]:
         """None: the columns of dialogues are found by their names (data/dialogues.py)."""
         return []
+
+    def plain(self, column: TargetColumn) -> TargetColumn:
+        """The column: dialogues have no classes."""
+        return column
+
+    @property
+    def automatic(self) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    def statistics(self, targets: Targets, class_names: Sequence[str]) -> Sums:
+        """None: nothing is left to the training data."""
+        return Sums()
+
+    def settled(self, statistics: Sums, class_names: Sequence[str]) -> Language:
+        """The task itself."""
+        return self
 
     def targets(self, train: TargetColumn, test: TargetColumn | None) -> ReadTargets:
         """One target per row, whose tokens are counted once the model is known."""

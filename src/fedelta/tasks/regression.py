@@ -1,8 +1,12 @@
-"""Regression to one number: squared error as the loss, its root in the unit of the targets as the primary measure.
+"""Regression to one number or to several: squared error as the loss, its root as the primary measure.
 
-    loss = (output - (target - offset) / scale)^2,    prediction = offset + scale * output
+    loss = mean over k of (output_k - (target_k - offset_k) / scale_k)^2
+    prediction_k = offset_k + scale_k * output_k
 
-Shapes: R rows.
+`offset` and `scale` are mean and standard deviation of all clients' training targets, unless they are set. For that
+clients share no row, but the sums of their targets and of the squares.
+
+Shapes: R rows, K numbers.
 """
 
 from __future__ import annotations
@@ -10,52 +14,29 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, FiniteFloat
 from torch import Tensor
 
-from fedelta.errors import InputError, listed
-from fedelta.settings import Settings
+from fedelta.errors import ConfigError, InputError, listed
+from fedelta.settings import Context, Settings
 from fedelta.tasks.base import Answer, Loader, Measure, Sums
 from fedelta.tasks.classification import LOADERS
-from fedelta.tasks.details import Answered, Details, by_client
-from fedelta.tasks.targets import ReadTargets, TargetColumn
+from fedelta.tasks.details import Answered, Details, Values, by_client
+from fedelta.tasks.numbers import read_numbers
+from fedelta.tasks.targets import ReadTargets, TargetColumn, Targets
 
 RMSE = Measure("rmse", "root mean squared error", higher_is_better=False)
 MAE = Measure("mae", "mean absolute error", higher_is_better=False)
 MSE = Measure("mse", "scaled squared error", higher_is_better=False)  # the loss: in units of `scale` squared
 R2 = Measure("r2", "coefficient of determination")
 
-_NUM_RANGES = 10  # strata of targets, with equally many rows of the training set
+_ROUNDING = 1e-9  # a sum of squares around the mean that is smaller than this share of the squares is rounding error
 
-
-@dataclass(frozen=True)
-class Numbers:
-    """The target number of each row.
-
-    Args:
-        values: (target - offset) / scale, float32 of shape [N].
-        strata: number of the range that the target is in, int64 of shape [N].
-    """
-
-    values: Tensor
-    strata: Tensor
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def fetch(self, rows: Tensor) -> Tensor:
-        """The scaled targets of `rows`."""
-        return self.values[rows]
-
-    def select(self, rows: Tensor) -> Numbers:
-        """The targets of `rows` alone."""
-        return Numbers(self.values[rows], self.strata[rows])
+OneOrMore = float | tuple[float, ...]
+Positive = Annotated[FiniteFloat, Field(gt=0)]
 
 
 @dataclass(frozen=True)
@@ -76,96 +57,150 @@ class Estimate:
         return (f"{self.value:.6g}",)
 
 
-class Regression(Settings):
-    """Regression to one number: section `[task]`.
+@dataclass(frozen=True)
+class Estimates:
+    """Several predicted numbers of one example.
 
     Args:
-        offset: roughly the mean of the targets.
-        scale: roughly their standard deviation. A new head starts with outputs near 0 and changes in small steps, so
-            unscaled targets are learned slowly.
+        values: name of a number to its value, in the unit of the targets.
+        exit: number of the exit that answered, from 1; None for a model without exits.
+    """
+
+    values: Mapping[str, float]
+    exit: int | None = None
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """Each number, after its name."""
+        return tuple(f"{name} {value:.6g}" for name, value in self.values.items())
+
+
+class Regression(Settings):
+    """Regression to one number or to several: section `[task]`.
+
+    Args:
+        offset: roughly the mean of the targets, one number for all or one for each; by default their mean.
+        scale: roughly their standard deviation, likewise; by default that. A new head starts with outputs near 0 and
+            changes in small steps, so unscaled targets are learned slowly.
     """
 
     name: Literal["regression"] = "regression"
-    offset: float = 0.0
-    scale: float = Field(default=1.0, gt=0)
+    offset: FiniteFloat | Annotated[tuple[FiniteFloat, ...], Field(strict=False, min_length=1)] | None = None
+    scale: Positive | Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)] | None = None
     primary: ClassVar[Measure] = RMSE
     loss: ClassVar[Measure] = MSE
     measured: ClassVar[Mapping[str, Measure]] = {measure.name: measure for measure in (RMSE, MAE, MSE, R2)}
     stratum: ClassVar[tuple[str, str]] = ("range", "ranges")
+    output: ClassVar[tuple[str, str]] = ("number", "numbers")
     has_classes: ClassVar[bool] = False
     column: ClassVar[str] = "numbers named 'target' or 'label'"
 
+    def problems(self, context: Context) -> list[str]:
+        """Reports statistics of the clients' targets that no noise would cover."""
+        if not context.get("privacy.is_on") or not self.automatic:
+            return []
+        names = " and ".join(f"`task.{name}`" for name in self.automatic)
+        return [f"{names} would follow from the clients' targets, which `[privacy]` protects; set them"]
+
     def loader(self, modality: str) -> Loader | None:
-        """A classifier with one output; the hub has no tag for regression."""
+        """A classifier with an output for each number; the hub has no tag for regression."""
         loader = LOADERS.get(modality)
         return None if loader is None else Loader(loader.families, loader.auto_class, None, loader.peft_task)
 
     def num_outputs(self, class_names: Sequence[str]) -> int:
-        """One."""
-        return 1
+        """One for each name; one without names."""
+        return max(1, len(class_names))
 
     def candidates(self, columns: Mapping[str, str | None]) -> list[str]:
         """The columns named `target` and `label`."""
         return [name for name in ("target", "label") if name in columns]
 
+    def plain(self, column: TargetColumn) -> TargetColumn:
+        """The column itself: numbers are no labels."""
+        return column
+
+    @property
+    def automatic(self) -> tuple[str, ...]:
+        """Offset and scale, where they are not set."""
+        return tuple(name for name in ("offset", "scale") if getattr(self, name) is None)
+
+    def statistics(self, targets: Targets, class_names: Sequence[str]) -> Sums:
+        """The sum of each number and that of its squares, with the number of rows."""
+        values = targets.fetch(torch.arange(len(targets))).double()
+        return Sums(_moments("target", values)) if self.automatic else Sums()
+
+    def settled(self, statistics: Sums, class_names: Sequence[str]) -> Regression:
+        """With an offset and a scale for each number."""
+        width = self.num_outputs(class_names)
+        wrong = [
+            f"`task.{name}` has {len(value)} numbers, but there are {width} targets"
+            for name in ("offset", "scale")
+            if isinstance(value := getattr(self, name), tuple) and len(value) != width
+        ]
+        if wrong:
+            raise ConfigError(wrong, hint="give one for each, or a single number for all.")
+        offset, scale = self.offset, self.scale
+        if self.automatic:
+            names = class_names or ("target",)
+            offset = _means(statistics, width) if offset is None else offset
+            scale = _deviations(statistics, names) if scale is None else scale
+        each = {"offset": _each(offset, width), "scale": _each(scale, width)}
+        return self.model_copy(update={key: value if width > 1 else value[0] for key, value in each.items()})
+
     def targets(self, train: TargetColumn, test: TargetColumn | None) -> ReadTargets:
-        """The scaled targets, in ranges that hold equally many rows of the training set."""
-        columns = [train] if test is None else [train, test]
-        problems = [problem for column in columns for problem in _problems(column)]
-        if not problems and len(set(train.values)) == 1:
-            problems.append(
-                f"target column {train.name!r} holds {train.values[0]!r} in every row, expected several values"
-            )
-        if problems:
-            empty = Numbers(torch.zeros(0), torch.zeros(0, dtype=torch.int64))
-            return ReadTargets(empty, None, (), (), tuple(problems))
-        train_values, *test_values = (np.array(column.values, dtype=np.float64) for column in columns)
-        edges = np.unique(np.quantile(train_values, np.arange(1, _NUM_RANGES) / _NUM_RANGES))
-        numbers = [self._numbers(values, edges) for values in (train_values, *test_values)]
-        return ReadTargets(numbers[0], numbers[1] if test_values else None, (), _range_names(edges))
+        """The numbers, in ranges of the first one that hold equally many rows of the training set."""
+        return read_numbers(train, test)
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The squared error of each row, scaled."""
-        return (outputs.squeeze(1) - targets).square()
+        """The squared error of each row, scaled; the mean over the numbers."""
+        return (outputs - self._scaled(targets).float()).square().mean(1)
 
     def weights(self, targets: Tensor) -> Tensor | None:
         """None: all rows count alike."""
 
     def divergences(self, outputs: Tensor, teacher: Tensor) -> Tensor:
         """The squared distance of each row to the teacher's output, scaled."""
-        return (outputs - teacher.detach()).squeeze(1).square()
+        return (outputs - teacher.detach()).square().mean(1)
 
     def sums(self, outputs: Tensor, targets: Tensor) -> Sums:
-        """Summed squared and absolute errors, scaled."""
-        errors_R = (outputs.squeeze(1) - targets).double()
-        totals = {MSE.name: errors_R.square(), MAE.name: errors_R.abs()}
-        return Sums({name: (float(values_R.sum()), len(targets)) for name, values_R in totals.items()})
+        """Of each number squared and absolute errors, the target and its square; all scaled."""
+        scaled = self._scaled(targets)
+        errors = outputs.double() - scaled
+        totals = {MSE.name: (float(errors.square().mean(1).sum()), float(len(targets)))}
+        return Sums(totals | _moments("error", errors) | _moments("target", scaled))
 
     def values(self, sums: Sums) -> dict[str, float]:
-        """Root mean squared and mean absolute error in the unit of the targets, and the scaled loss."""
-        mse = sums.mean(MSE.name)
-        return {RMSE.name: self.scale * math.sqrt(mse), MAE.name: self.scale * sums.mean(MAE.name), MSE.name: mse}
+        """Root mean squared and mean absolute error in the unit of the targets, the scaled loss, and R2.
+
+        The first two and the last are means over the numbers; R2 over those whose targets are not all equal.
+        """
+        of_numbers = [self._of_number(sums, number) for number in range(len(self._scales))]
+        names = (RMSE.name, MAE.name, R2.name)
+        defined = {name: [value for values in of_numbers if (value := values[name]) is not None] for name in names}
+        means = {name: math.fsum(values) / len(values) for name, values in defined.items() if values}
+        return {
+            RMSE.name: means[RMSE.name],
+            MAE.name: means[MAE.name],
+            MSE.name: sums.mean(MSE.name),
+            **({R2.name: means[R2.name]} if R2.name in means else {}),
+        }
 
     def details(
         self, answered: Iterable[Answered], class_names: Sequence[str], clients: Tensor | None = None
     ) -> Details:
-        """The measures of an evaluation, overall and by client, and R2 where the targets are not all equal."""
-        from sklearn.metrics import r2_score
-
+        """The measures of an evaluation overall, by client and, if there are several numbers, by number."""
         batches = [(batch.rows, batch.outputs.cpu(), batch.targets.cpu()) for batch in answered]
         rows, outputs, targets = (torch.cat(parts) for parts in zip(*batches, strict=True))
-
-        def over(places: NDArray[np.int64]) -> dict[str, float]:
-            predicted, truth = outputs[places], targets[places]
-            measures = self.values(self.sums(predicted, truth))
-            if len(truth.unique()) > 1:
-                measures[R2.name] = float(r2_score(truth.double().numpy(), predicted.squeeze(1).double().numpy()))
-            return measures
-
+        sums = self.sums(outputs, targets)
         of_clients = {
-            client: {**over(places), "num_examples": len(places)} for client, places in by_client(rows, clients)
+            client: {**self.values(self.sums(outputs[places], targets[places])), "num_examples": len(places)}
+            for client, places in by_client(rows, clients)
         }
-        return Details(over(np.arange(len(rows))), by_client=of_clients)
+        of_numbers: dict[str, Values] = {
+            name: {**self._of_number(sums, number), "num_examples": len(rows)}
+            for number, name in enumerate(class_names)
+        }
+        return Details(self.values(sums), of_numbers, of_clients)
 
     def confidence(self, outputs: Tensor) -> Tensor:
         """Not defined for regression.
@@ -179,53 +214,96 @@ class Regression(Settings):
         )
 
     def answers(self, outputs: Tensor, class_names: Sequence[str], exit: int | None) -> list[Answer]:
-        """The predicted number of each row, in the unit of the targets."""
-        return [Estimate(value, exit) for value in self._unscaled(outputs.squeeze(1))]
+        """The predicted numbers of each row, in the unit of the targets."""
+        rows = self._unscaled(outputs)
+        if not class_names:
+            return [Estimate(value, exit) for (value,) in rows]
+        return [Estimates(dict(zip(class_names, row, strict=True)), exit) for row in rows]
 
     def records(self, outputs: Tensor, targets: Tensor, class_names: Sequence[str]) -> list[dict[str, str | float]]:
-        """True and predicted number of each row, in the unit of the targets."""
-        pairs = zip(self._unscaled(targets), self._unscaled(outputs.squeeze(1)), strict=True)
-        return [{"target": target, "predicted": predicted} for target, predicted in pairs]
+        """True and predicted numbers of each row, in the unit of the targets."""
+        endings = [f" {name}" for name in class_names] or [""]
+        return [
+            {f"target{ending}": value for ending, value in zip(endings, truth, strict=True)}
+            | {f"predicted{ending}": value for ending, value in zip(endings, row, strict=True)}
+            for truth, row in zip(targets.tolist(), self._unscaled(outputs), strict=True)
+        ]
 
-    def _unscaled(self, values: Tensor) -> list[float]:
-        """Scaled values in the unit of the targets."""
-        numbers: list[float] = (self.offset + self.scale * values.double()).tolist()
+    @property
+    def _offsets(self) -> tuple[float, ...]:
+        return _each(self.offset, 1)
+
+    @property
+    def _scales(self) -> tuple[float, ...]:
+        return _each(self.scale, 1)
+
+    def _scaled(self, targets: Tensor) -> Tensor:
+        """(target - offset) / scale, float64."""
+        offset, scale = (
+            torch.tensor(each, dtype=torch.float64, device=targets.device) for each in (self._offsets, self._scales)
+        )
+        return (targets.double() - offset) / scale
+
+    def _unscaled(self, outputs: Tensor) -> list[list[float]]:
+        """Outputs in the unit of the targets."""
+        offset, scale = (torch.tensor(each, dtype=torch.float64) for each in (self._offsets, self._scales))
+        numbers: list[list[float]] = (offset + scale * outputs.cpu().double()).tolist()
         return numbers
 
-    def _numbers(self, values: NDArray[np.float64], edges: NDArray[np.float64]) -> Numbers:
-        scaled = torch.from_numpy((values - self.offset) / self.scale).float()
-        return Numbers(scaled, torch.from_numpy(np.digitize(values, edges)))
+    def _of_number(self, sums: Sums, number: int) -> dict[str, float | None]:
+        """The measures of one number; R2 is None if its targets are all equal."""
+        scale, squared_error = self._scales[number], sums.mean(f"squared error {number}")
+        error, around = sums.totals[f"squared error {number}"][0], _around_mean(sums, number)
+        return {
+            RMSE.name: scale * math.sqrt(squared_error),
+            MAE.name: scale * sums.mean(f"absolute error {number}"),
+            R2.name: None if around is None else 1 - error / around,
+        }
 
 
-def _problems(column: TargetColumn) -> list[str]:
-    kinds = sorted({type(value).__name__ for value in column.values if value is not None})
-    what = f"{column.what}: target column {column.name!r}"
-    classes = '; to predict classes, set `task.name` = "classification"'
-    if column.class_names is not None:
-        return [f"{what} holds class labels, expected numbers{classes}"]
-    if kinds == ["int"]:
-        advice = f"write amounts with a decimal point, such as 3.0{classes}"
-        return [f"{what} holds integers, which may be class numbers, expected floats: {advice}"]
-    words = {row: value for row, value in enumerate(column.values) if isinstance(value, str) and not _is_number(value)}
-    if kinds == ["str"] and 0 < 2 * len(words) < len(column.values):
-        example, rows = repr(next(iter(words.values()))), listed(list(words))
-        return [f"{what} holds text such as {example} in {len(words)} rows: rows {rows}; expected a number in each row"]
-    if kinds != ["float"]:
-        return [f"{what} holds {listed(kinds) or 'no values'}, expected numbers{classes}"]
-    missing = [row for row, value in enumerate(column.values) if value is None]
-    infinite = [row for row, value in enumerate(column.values) if isinstance(value, float) and not math.isfinite(value)]
-    broken = {"no number": missing, "NaN or infinity": infinite}
-    return [f"{what} holds {kind} in {len(rows)} rows: rows {listed(rows)}" for kind, rows in broken.items() if rows]
+def _moments(what: str, values: Tensor) -> dict[str, tuple[float, float]]:
+    """For each number the sum of its values, of their sizes and of their squares, with the number of rows."""
+    totals = {"": values.sum(0), "absolute ": values.abs().sum(0), "squared ": values.square().sum(0)}
+    return {
+        f"{kind}{what} {number}": (total, float(len(values)))
+        for kind, sums in totals.items()
+        for number, total in enumerate(sums.tolist())
+    }
 
 
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
+def _around_mean(sums: Sums, number: int) -> float | None:
+    """The sum of squared distances of a target to its mean; None if it is constant."""
+    (total, count), (squares, _) = (sums.totals[f"{kind}target {number}"] for kind in ("", "squared "))
+    around = squares - total * total / count
+    return around if around > _ROUNDING * squares else None
 
 
-def _range_names(edges: NDArray[np.float64]) -> tuple[str, ...]:
-    shown = [f"{edge:.4g}" for edge in edges]
-    between = (f"{low} to {high}" for low, high in pairwise(shown))
-    return (f"below {shown[0]}", *between, f"from {shown[-1]}")
+def _means(statistics: Sums, width: int) -> tuple[float, ...]:
+    return tuple(statistics.mean(f"target {number}") for number in range(width))
+
+
+def _deviations(statistics: Sums, names: Sequence[str]) -> tuple[float, ...]:
+    """The standard deviation of each number.
+
+    Raises:
+        ConfigError: a number hardly differs from row to row.
+    """
+    squares = [_around_mean(statistics, number) for number in range(len(names))]
+    if constant := [name for name, square in zip(names, squares, strict=True) if square is None]:
+        problem = (
+            f"the scale of {listed(constant)} cannot be calculated: the clients' targets are all the same, or nearly"
+        )
+        raise ConfigError([problem], hint="set `task.offset` and `task.scale`, or leave this number out.")
+    count = statistics.totals["target 0"][1]
+    return tuple(math.sqrt(square / count) for square in squares if square is not None)
+
+
+def _each(value: OneOrMore | None, width: int) -> tuple[float, ...]:
+    """A number for each of `width` targets.
+
+    Raises:
+        ValueError: the task is not settled.
+    """
+    if value is None:
+        raise ValueError("offset and scale are not settled yet: call `settled` first")
+    return value if isinstance(value, tuple) else (value,) * width

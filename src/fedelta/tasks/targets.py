@@ -29,19 +29,23 @@ class Targets(Protocol):
 
 @dataclass(frozen=True)
 class TargetColumn:
-    """A column of a data set, unchanged.
+    """A column of a data set, unchanged, or several columns side by side.
 
     Args:
-        name: of the column.
+        name: of the column; of several, their names with commas between them.
         what: name of the data set in messages, such as "test set".
-        values: one per row; None where the value is missing.
-        class_names: of a column of class labels, whose values are numbers; None for any other column.
+        values: one per row; None where the value is missing. Of several columns each value is a list with one entry per
+            column.
+        class_names: of a column of class labels, or of lists of them, whose values are numbers; None for any other
+            column.
+        parts: the names of several columns; empty for one column.
     """
 
     name: str
     what: str
     values: Sequence[object]
     class_names: tuple[str, ...] | None = None
+    parts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class ReadTargets:
     Args:
         train: of the training set; not to be used if there are problems.
         test: of the test set; None without one.
-        class_names: in label order; empty if the task has no classes.
+        class_names: of the outputs: classes in label order, or the names of several numbers; empty for one number.
         strata_names: in the order of the strata's numbers.
         problems: messages about everything that prevents the columns from being used.
         notes: messages about usable values that look like mistakes.

@@ -18,6 +18,7 @@ from fedelta.engine.work import lane_means
 from fedelta.errors import InputError
 from fedelta.seeds import stream
 from fedelta.tasks.base import Sums, Task
+from fedelta.tasks.contract import settled_of, statistics_of
 from fedelta.tasks.details import Answered
 from fedelta.tasks.targets import ReadTargets, TargetColumn
 from fedelta.testing.contract import (
@@ -36,6 +37,9 @@ COLUMNS = {
     "whole numbers": TargetColumn("label", "training set", _CLASSES),
     "numbers with a point": TargetColumn("target", "training set", [0.25 * row for row in range(_NUM_ROWS)]),
     "lists of labels": TargetColumn("label", "training set", [[row % 2, row % 3 % 2, 1] for row in range(_NUM_ROWS)]),
+    "lists of labels of any length": TargetColumn(
+        "labels", "training set", [["abc"[number] for number in range(row % 4)] for row in range(_NUM_ROWS)]
+    ),
     "lists of texts": TargetColumn("label", "training set", [["abc"[row % 3], "d"] for row in range(_NUM_ROWS)]),
 }
 
@@ -45,17 +49,23 @@ class TaskTrial:
     """A task and its test data.
 
     Args:
-        task: the task to test.
+        original: the task to test.
     """
 
-    task: Task
+    original: Task
+
+    @cached_property
+    def task(self) -> Task:
+        """The task, settled by the targets."""
+        statistics = statistics_of(self.original, self.read.train, self.read.class_names)
+        return settled_of(self.original, statistics, self.read.class_names)
 
     @cached_property
     def read(self) -> ReadTargets:
         """The targets from the first kind of column that the task accepts."""
         refused = {}
         for kind, column in COLUMNS.items():
-            read = self.task.targets(column, None)
+            read = self.original.targets(column, None)
             if not read.problems:
                 return read
             refused[kind] = read.problems[0]
@@ -99,6 +109,20 @@ def what_is_wrong_with_a_column_is_told_and_not_raised(trial: TaskTrial) -> None
     for kind, column in COLUMNS.items():
         read = trial.task.targets(column, column)
         require(bool(read.problems) or read.test is not None, f"The test set's {kind} are neither read nor refused.")
+
+
+def what_is_left_to_the_data_is_settled_by_sums_over_clients(trial: TaskTrial) -> None:
+    """Clients' sums add up to those of all rows; a settled task leaves nothing open and is settled to itself."""
+    task, names, targets = trial.original, trial.class_names, trial.read.train
+    parts = [targets.select(rows) for rows in torch.arange(_NUM_ROWS).split([5, 7])]
+    sums = statistics_of(task, parts[0], names) + statistics_of(task, parts[1], names)
+    whole = statistics_of(task, targets, names).totals
+    for name, (total, weight) in sums.totals.items():
+        same = math.isclose(total, whole.get(name, (math.nan, 0))[0], rel_tol=1e-9, abs_tol=1e-9)
+        require(same and weight == whole[name][1], f"`{name}` of two clients is not that of all rows.")
+    settled = settled_of(task, sums, names)
+    require(not statistics_of(settled, targets, names).totals, "A settled task still asks for statistics.")
+    require(settled_of(settled, Sums(), names) == settled, "A settled task is settled to another one.")
 
 
 def the_number_of_outputs_is_at_least_one(trial: TaskTrial) -> None:
@@ -277,6 +301,7 @@ CHECKS: tuple[Callable[[TaskTrial], None], ...] = (
     what_is_wrong_with_a_column_is_told_and_not_raised,
     candidates_are_columns_that_there_are,
     there_is_a_kind_of_model_for_it,
+    what_is_left_to_the_data_is_settled_by_sums_over_clients,
     the_number_of_outputs_is_at_least_one,
     losses_are_one_finite_number_a_row,
     the_loss_of_a_row_depends_on_that_row_alone,

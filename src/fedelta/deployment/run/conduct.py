@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from fedelta.assembly.server_model import read_test
+from fedelta.assembly.settling import adopting
 from fedelta.config import WITHOUT_ADAPTER, Config, load_config
 from fedelta.data.files import AT_THE_SITES
 from fedelta.deployment.run.announcing import Announced, Announcer
@@ -90,7 +91,7 @@ class _Conductor:
     def conduct(self) -> str:
         """Runs the experiment; returns what is to be said about it when it is finished."""
         has_begun = (self.run.path / CHECKPOINT).is_file()
-        config = load_config(self.run.config, WITHOUT_ADAPTER if has_begun else ())
+        config = adopting(load_config(self.run.config, WITHOUT_ADAPTER if has_begun else ()))
         refuse_conflicts(config)
         require(config.tracking)
         parts, remote = self._parts(config, self._roster() if has_begun else None)

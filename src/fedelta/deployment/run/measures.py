@@ -11,15 +11,12 @@ from fedelta.errors import PayloadError
 from fedelta.params import Params
 from fedelta.record.files import Record
 from fedelta.record.sites import OwnMeasures
-from fedelta.runtimes.remote.answers import whole
+from fedelta.runtimes.remote.answers import sums_in, whole
 from fedelta.runtimes.remote.runtime import Remote
 from fedelta.tasks.base import Evaluation, Sums, Task
 from fedelta.tasks.contract import evaluation_of
 
 logger = logging.getLogger("fedelta")
-
-_MOST_SUMS = 10_000
-_LARGEST_SUM = 1e100  # ours are losses of float32, at most 4e38, times rows
 
 
 @dataclass
@@ -103,18 +100,4 @@ def read_sums(manifest: Mapping[str, Any]) -> tuple[list[Sums], int]:
     if not isinstance(by_exit, list) or not by_exit:
         raise PayloadError("`sums` is no list of sums at each exit")
     num_examples = whole(manifest.get("num_examples"), "num_examples", least=1)
-    return [_sums(at_exit) for at_exit in by_exit], num_examples
-
-
-def _sums(totals: object) -> Sums:
-    if not isinstance(totals, dict) or len(totals) > _MOST_SUMS:
-        raise PayloadError("`sums` do not map names to a sum and its weight")
-    for name, pair in totals.items():
-        if not isinstance(pair, list) or len(pair) != 2 or not all(map(_is_finite, pair)) or pair[1] < 0:
-            raise PayloadError(f"`sums` has {pair!r:.40} for {name!r:.40}, expected a sum and its weight")
-    return Sums({name: (float(pair[0]), float(pair[1])) for name, pair in totals.items()})
-
-
-def _is_finite(value: object) -> bool:
-    """Whether it is a number so small that the sums of all sites are finite."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST_SUM
+    return [sums_in(at_exit, "sums") for at_exit in by_exit], num_examples

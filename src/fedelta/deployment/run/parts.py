@@ -14,6 +14,7 @@ from fedelta.assembly.parts import Peaks
 from fedelta.assembly.privacy import guarantee_of, warn_of_measures
 from fedelta.assembly.server import build_server, protecting, strategy_of
 from fedelta.assembly.server_model import Bench, server_bench, server_model
+from fedelta.assembly.settling import with_task
 from fedelta.assembly.site import built
 from fedelta.config import Config
 from fedelta.data.clients import Clients
@@ -35,6 +36,9 @@ from fedelta.runtimes.remote.runtime import Remote
 from fedelta.runtimes.remote.terms import Terms
 from fedelta.runtimes.remote.versions import Copying
 from fedelta.runtimes.remote.waiting import Watch
+from fedelta.settings.base import as_settings
+from fedelta.tasks.base import Sums, Task
+from fedelta.tasks.contract import settled_of
 from fedelta.tasks.details import Details
 from fedelta.tuning.exits import exit_blocks
 
@@ -47,6 +51,7 @@ class ServerParts:
 
     Args:
         config: of the run.
+        task: of the configuration, with the settings that follow from the data of all sites.
         model: of the server.
         federation: the arguments of `federate`.
         roster: the sites and their clients.
@@ -57,6 +62,7 @@ class ServerParts:
     """
 
     config: Config
+    task: Task
     model: TunedModel
     federation: Federation
     roster: Roster
@@ -137,10 +143,15 @@ class Basis:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """In label order: those of the server's data if it has some, else those of the sites."""
-        if not self.config.task.has_classes:
-            return ()
+        """Of the outputs: those of the server's data if it has some, else those of the sites."""
         return self.roster.class_names if self.raw is None else self.raw.class_names
+
+    @property
+    def settled(self) -> Config:
+        """The configuration, with the settings of the task that follow from the data of all sites."""
+        task = self.config.task
+        statistics = self.roster.statistics if task.automatic else Sums()
+        return with_task(self.config, settled_of(task, statistics, self.class_names))
 
 
 def build_parts(basis: Basis, post: Post, invitation: Invitation, watch: Watch) -> tuple[ServerParts, Remote]:
@@ -155,11 +166,10 @@ def build_parts(basis: Basis, post: Post, invitation: Invitation, watch: Watch) 
     Raises:
         InputError: model, test set or configuration do not fit each other.
     """
-    config, roster, class_names = basis.config, basis.roster, basis.class_names
+    roster, class_names, config = basis.roster, basis.class_names, basis.settled
     model, test = server_model(config, class_names, basis.raw, roster.clients)
     tiers, steering = tiers_of(config, model, roster.clients), config.strategy.steering
     wire = model.spec if steering is None else steering.extend(model.spec)
-    depths = None if tiers is None else tiers.depths
     strategy = strategy_of(config, model.spec, model.params, len(roster.clients.numbers))
     guarantee = guarantee_of(config, strategy, roster.num_examples)
     if guarantee is not None and not config.privacy.is_secure(is_deployed=True):
@@ -167,8 +177,10 @@ def build_parts(basis: Basis, post: Post, invitation: Invitation, watch: Watch) 
     is_measured = basis.raw is None or config.deployment.site_measures != "never"
     warn_of_measures(config, has_own_norms=bool(model.spec.kept), at_sites=is_measured)
     terms = Terms(
-        invitation.run, class_names, wire.fingerprint.hex(), model.identity, config.task.name, depths,
+        invitation.run, class_names, wire.fingerprint.hex(), model.identity, config.task.name,
+        None if tiers is None else tiers.depths,
         noise_multiplier=None if guarantee is None else guarantee.noise_multiplier,
+        settled=as_settings(config.task).model_dump(mode="json") if basis.config.task.automatic else {},
     )  # fmt: skip
     copying = None if steering is None else Copying(steering, model.spec, config.codec.up)
     remote = Remote(
@@ -188,7 +200,9 @@ def build_parts(basis: Basis, post: Post, invitation: Invitation, watch: Watch) 
     randomness = Seeded(config.seed) if basis.key is None else Secret(basis.key).below("server")
     federation = protecting(federation, guarantee, randomness)
     federation = replace(federation, attendance=remote.attendance, site_of=roster.site_of)
-    return ServerParts(config, model, federation, roster, class_names, sites, bench, basis.key), remote
+    return ServerParts(
+        basis.config, config.task, model, federation, roster, class_names, sites, bench, basis.key
+    ), remote
 
 
 def needs_key(config: Config) -> bool:

@@ -60,6 +60,7 @@ class Prepare(Manifest):
         depths: number of a client and the blocks that it runs; None if all run the whole model.
         num_clients: of the whole federation.
         noise_multiplier: of the section `[privacy]`, given or calculated for the target; None without that section.
+        task: section `[task]` with the settings that follow from the data of all sites; empty: as in the recipe.
     """
 
     class_names: list[Text]
@@ -67,6 +68,7 @@ class Prepare(Manifest):
     depths: Annotated[list[Pair[Whole]], Field(max_length=_MAX_CLIENTS)] | None = None
     num_clients: Round
     noise_multiplier: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    task: dict[str, Any] = Field(default_factory=dict)  # Any: JSON values
 
     @property
     def numbers(self) -> dict[Name, int]:

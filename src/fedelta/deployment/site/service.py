@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 from fedelta import __version__
 from fedelta.assembly.deployed import Deployed, Share, deploy, offer
+from fedelta.assembly.settling import with_task
 from fedelta.assembly.site import read_raw
 from fedelta.config import Config
 from fedelta.data.sources import RawData
@@ -42,6 +43,7 @@ from fedelta.deployment.site.settings import SiteSettings
 from fedelta.errors import DataError, FedeltaError, InputError, ModelError, PayloadError, RoundError, listed
 from fedelta.runtimes.remote.messages import FAILED, PROTOCOL, REFUSED, UNPREPARED, Message
 from fedelta.runtimes.remote.store import MemoryStore
+from fedelta.tasks.choice import task_of
 from fedelta.tasks.known_classes import OTHERS, KnownClasses
 from fedelta.tasks.targets import strata_of
 
@@ -139,6 +141,8 @@ class Service:
             "clients": [{"key": key, "num_examples": number} for key, number in offered.num_examples.items()],
             "is_natural": not self.settings.is_partition,
             "num_test_examples": offered.num_test_examples,
+            # No noise covers them, so a site that insists on privacy keeps them.
+            "statistics": {} if self.settings.privacy.unit is not None else offered.statistics.totals,
         }
         return Message("described", manifest)
 
@@ -199,7 +203,7 @@ class Service:
 
     def _deployed(self, record: RunRecord, request: Prepare) -> Deployed:
         """The objects of the run, which serve every run with the same recipe and the same part in it."""
-        config = merged(record.config, self.settings)
+        config = _with_settled(merged(record.config, self.settings), request.task)
         part = request.model_dump(mode="json", exclude={"run"})
 
         def make() -> Deployed:
@@ -218,9 +222,13 @@ class Service:
         """The data with the classes of the federation."""
         names = tuple(request.class_names)
         if not config.task.has_classes:
-            if names:
-                raise InputError(f"the server has classes, {listed(names)}, but task {config.task.name!r} has none.")
-            return self._raw(config, None)
+            raw = self._raw(config, None)
+            if raw.class_names != names:
+                words = config.task.output[1]
+                raise InputError(
+                    f"the server has the {words} {listed(names)}, this site has {listed(raw.class_names)}."
+                )
+            return raw
         _, raw = self._kept.get("raw", ("", None))
         if raw is not None and raw.class_names == names and len(strata_of(raw.train.targets).unique()) == len(names):
             return self._raw(config, None)
@@ -243,7 +251,8 @@ class Service:
     def _told_before(self) -> set[str]:
         """Texts of the site's settings that are no data: names of columns."""
         columns = self.settings.data.model_dump(mode="json")
-        return {value for key, value in columns.items() if key.endswith("_column") and value is not None}
+        names = {value for key, value in columns.items() if key.endswith("_column") and value is not None}
+        return names | set(columns["label_columns"] or ())
 
 
 def _digest(message: Message) -> str:
@@ -251,6 +260,19 @@ def _digest(message: Message) -> str:
     for blob in message.blobs:
         digest.update(hashlib.sha256(blob).digest())
     return digest.hexdigest()
+
+
+def _with_settled(config: Config, section: Mapping[str, Any]) -> Config:
+    """The configuration with the task as the server has settled it; Any: JSON values."""
+    if not section:
+        return config
+    try:
+        task = task_of({"task": section})
+    except ValueError as error:
+        raise PayloadError("a message `prepare` cannot be used: `task` is no valid section.") from error
+    if task.name != config.task.name:
+        raise InputError(f"the server's task is {task.name!r}, this site's is {config.task.name!r}.")
+    return with_task(config, task)
 
 
 def _failed(message: Message, why: str) -> Message:

@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedelta.errors import PayloadError
+from fedelta.tasks.base import Sums
 
 _LONGEST_TEXT = 1000  # characters: a reason of a site is shown to people
+_MOST_SUMS = 10_000
+_LARGEST_SUM = 1e100  # ours are losses of float32, at most 4e38, times rows
 _MOST = 2**53  # what any program that writes JSON can hold
 
 
@@ -46,6 +49,25 @@ def strings(manifest: Mapping[str, Any], name: str) -> tuple[str, ...]:
     if len(set(values)) < len(values):
         raise PayloadError(f"`{name}` holds a text twice.")
     return tuple(values)
+
+
+def sums_in(totals: object, name: str) -> Sums:
+    """Sums and their weights by name, none of them so large that those of all sites could not be added.
+
+    Raises:
+        PayloadError: `totals` has another form.
+    """
+    if not isinstance(totals, dict) or len(totals) > _MOST_SUMS:
+        raise PayloadError(f"`{name}` do not map names to a sum and its weight")
+    for key, pair in totals.items():
+        if not isinstance(pair, list) or len(pair) != 2 or not all(map(_is_finite, pair)) or pair[1] < 0:
+            raise PayloadError(f"`{name}` has {pair!r:.40} for {key!r:.40}, expected a sum and its weight")
+    return Sums({key: (float(pair[0]), float(pair[1])) for key, pair in totals.items()})
+
+
+def _is_finite(value: object) -> bool:
+    """Whether it is a number so small that the sums of all sites are finite."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST_SUM
 
 
 def one_line(manifest: Mapping[str, Any], name: str, remark: str = "") -> str:

@@ -8,9 +8,10 @@ from typing import Any
 
 from fedelta.data.clients import Name
 from fedelta.errors import PayloadError
-from fedelta.runtimes.remote.answers import one_line, strings, whole
+from fedelta.runtimes.remote.answers import one_line, strings, sums_in, whole
 from fedelta.runtimes.remote.messages import FAILED, PROTOCOL, REFUSED, Message
 from fedelta.runtimes.remote.post import MisfitError, Talk
+from fedelta.tasks.base import Sums
 
 _LONGEST_NAME = 200  # characters
 
@@ -45,12 +46,15 @@ class Profile:
         num_examples: key of each client (number of the part, or name) to its training examples.
         is_natural: whether the keys are names.
         num_test_examples: rows on which the site can measure.
+        statistics: sums over the targets of all its clients (`Task.statistics`); empty if the site shares none, or the
+            task needs none.
     """
 
     class_names: tuple[str, ...]
     num_examples: Mapping[Name, int]
     is_natural: bool
     num_test_examples: int
+    statistics: Sums = Sums()  # noqa: RUF009 a frozen value
 
 
 def describe(invitation: Invitation) -> Talk[Profile]:
@@ -78,6 +82,7 @@ def describe(invitation: Invitation) -> Talk[Profile]:
         _sizes(manifest, is_natural=is_natural),
         is_natural,
         whole(manifest.get("num_test_examples"), "num_test_examples", least=0),
+        sums_in(manifest.get("statistics", {}), "statistics"),
     )
 
 

@@ -13,11 +13,16 @@ from functools import cached_property, partial
 from typing import Any
 
 from fedelta.data.clients import Clients, Name
-from fedelta.errors import ConfigError
+from fedelta.errors import ConfigError, listed
+from fedelta.runtimes.remote.answers import sums_in
 from fedelta.runtimes.remote.post import Miss, Post
 from fedelta.runtimes.remote.profiles import Invitation, Profile, describe
 from fedelta.runtimes.remote.settings import Deployment
 from fedelta.runtimes.remote.waiting import Watch, silent, wait_for
+from fedelta.tasks.base import Sums
+
+_SILENT = "{} share no sums over their targets, from which settings of the task would follow"
+_SET_BY_HAND = "set in section `[task]` of the recipe what it leaves to the data."
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,18 @@ class Roster:
         whole_lists = sorted(names for names in lists if set(names) == union)
         return whole_lists[0] if len(whole_lists) == 1 else tuple(sorted(union))
 
+    @property
+    def statistics(self) -> Sums:
+        """The sums over the targets of all clients (`Task.statistics`).
+
+        Raises:
+            ConfigError: some sites share theirs, and some do not.
+        """
+        silent_sites = [site for site, profile in self.profiles.items() if not profile.statistics.totals]
+        if silent_sites and len(silent_sites) < len(self.profiles):
+            raise ConfigError([_SILENT.format(listed(silent_sites))], origin="the sites", hint=_SET_BY_HAND)
+        return sum((self.profiles[site].statistics for site in sorted(self.profiles)), Sums())
+
     def as_record(self) -> dict[str, Any]:
         """As JSON values."""
         return {
@@ -75,6 +92,7 @@ class Roster:
                 "class_names": list(profile.class_names),
                 "is_natural": profile.is_natural,
                 "num_test_examples": profile.num_test_examples,
+                **({"statistics": profile.statistics.totals} if profile.statistics.totals else {}),
             }
             for site, profile in self.profiles.items()
         }
@@ -88,6 +106,7 @@ class Roster:
                 {key: num_examples for _, key, num_examples in values["clients"]},
                 values["is_natural"],
                 values["num_test_examples"],
+                sums_in(values.get("statistics", {}), "statistics"),
             )
             for site, values in record.items()
         }

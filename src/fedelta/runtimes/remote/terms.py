@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fedelta.runtimes.remote.answers import one_line
@@ -26,6 +26,7 @@ class Terms:
         task: name of the task.
         depths: client number to the number of blocks that it runs; None if all run the whole model.
         noise_multiplier: of the section `[privacy]`, given or calculated for the target; None without that section.
+        settled: section `[task]` with the settings that follow from the data of all sites; empty: as in the recipe.
     """
 
     run: str
@@ -35,6 +36,7 @@ class Terms:
     task: str
     depths: Mapping[int, int] | None = None
     noise_multiplier: float | None = None
+    settled: Mapping[str, Any] = field(default_factory=dict)  # Any: JSON values
 
     def message(self, roster: Roster, site: str) -> Message:
         """What is sent to a site."""
@@ -47,6 +49,7 @@ class Terms:
             "depths": depths,
             "num_clients": len(roster.clients.numbers),
             "noise_multiplier": self.noise_multiplier,
+            "task": dict(self.settled),
         }
         return Message("prepare", manifest)
 

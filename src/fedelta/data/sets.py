@@ -1,9 +1,9 @@
-"""Chooses the training and the test split among those that were read."""
+"""Loads the training and the test set that section `[data]` names, among the splits of its source."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
 
 from fedelta.data.files import load_splits
 from fedelta.data.folders import Splits
@@ -14,26 +14,46 @@ from fedelta.errors import listed, refuse
 if TYPE_CHECKING:
     from datasets import Dataset
 
-TEST_SPLIT = "test"  # by default; the hub's usual name
+TEST = "test"  # the hub's usual name
 
 
-@dataclass(frozen=True)
-class Places:
-    """Where the splits are, and their names; the fields are those of `DataSource`."""
+class Place(Protocol):
+    """Where the sets are: fields of section `[data]` (`DataSource`)."""
 
-    source: str
-    test_source: str | None
-    subset: str | None
-    naming: Naming
-    train_split: str
-    test_split: str
+    @property
+    def source(self) -> str:
+        """Of the training set."""
+
+    @property
+    def test_source(self) -> str | None:
+        """Of the test set, if it is elsewhere."""
+
+    @property
+    def subset(self) -> str | None:
+        """Configuration of a data set on the hub."""
+
+    @property
+    def train_split(self) -> str:
+        """Name of the training split."""
+
+    @property
+    def test_split(self) -> str:
+        """Name of the test split."""
+
+    @property
+    def naming(self) -> Naming:
+        """The meaning of names of files, folders and splits."""
 
 
-def load_chosen(source: Places, origin: str) -> tuple[Dataset, Dataset | None, Splits]:
+def load_sets(source: Place, origin: str) -> tuple[Dataset, Dataset | None, Splits]:
     """The training split, the test split if there is one, and all splits that were read.
 
+    Args:
+        source: section `[data]`.
+        origin: name of the data in messages.
+
     Raises:
-        DataError: they cannot be read, or it is unclear which they are; lists all problems in `origin`.
+        DataError: the data are missing or unreadable, or it is unclear which split is which.
     """
     loaded = load_splits(source.source, source.subset, source.naming)
     splits = loaded.rows
@@ -58,7 +78,7 @@ def load_chosen(source: Places, origin: str) -> tuple[Dataset, Dataset | None, S
     return splits[train or ""], test, replace(loaded, notes=(*loaded.notes, *notes))
 
 
-def _test_source(source: Places, place: str, problems: list[str]) -> Dataset | None:
+def _test_source(source: Place, place: str, problems: list[str]) -> Dataset | None:
     naming = replace(source.naming, test_files=None, train_split=source.test_split)
     others = load_splits(place, source.subset, naming).rows
     name = _split(others, source.test_split, "data.test_split", problems)
@@ -68,14 +88,12 @@ def _test_source(source: Places, place: str, problems: list[str]) -> Dataset | N
     return others[name] if name is not None else next(iter(others.values())) if len(others) == 1 else None
 
 
-def _test_split(
-    splits: dict[str, Dataset], source: Places, problems: list[str], notes: list[str]
-) -> Dataset | None:
+def _test_split(splits: dict[str, Dataset], source: Place, problems: list[str], notes: list[str]) -> Dataset | None:
     """The test set among `splits`; None if rows have to be held out."""
     name = _split(splits, source.test_split, "data.test_split", problems)
     if name is not None:
         return splits[name]
-    if source.test_split != TEST_SPLIT:
+    if source.test_split != TEST:
         problems.append(f"no split {source.test_split!r} (`data.test_split`), found {listed(sorted(splits))}")
         return None
     name = _split(splits, "validation", "data.test_split", problems)
