@@ -27,8 +27,8 @@ from fedelta.engine.lanes import LaneEngine
 from fedelta.engine.optimizers import AdamW
 from fedelta.engine.work import ClientSettings, Job
 from fedelta.modalities.dialogues import Dialogues, Encoded, StoredDialogues
-from fedelta.models.hub import Backbone
 from fedelta.models.decoders import decoder_of
+from fedelta.models.hub import Backbone
 from fedelta.models.words import words_of
 from fedelta.seeds import stream
 from fedelta.strategies.local import Plain
@@ -95,7 +95,7 @@ def tokens(options: argparse.Namespace) -> list[Encoded]:
 def network(options: argparse.Namespace) -> torch.nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(0)  # noqa: TID251
+    torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=options.vocabulary, hidden_size=options.hidden, num_hidden_layers=options.layers,
         num_attention_heads=options.hidden // 32, num_key_value_heads=options.hidden // 32,

@@ -73,7 +73,9 @@ def small_network(family: str = "llama", seed: int = 0, **fields: Any) -> Any:
     return network.eval()
 
 
-def write_model(folder: Path, family: str = "llama", *, has_pad: bool = False, has_eos: bool = True, **fields: Any) -> Path:
+def write_model(
+    folder: Path, family: str = "llama", *, has_pad: bool = False, has_eos: bool = True, **fields: Any
+) -> Path:
     """A directory of transformers with a small model and its tokenizer."""
     from fedelta.models.weights import quiet_transformers
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.small_language import dialogues, small_config, write_model, write_table
 
 from fedelta.assembly.run import assemble
 from fedelta.config import parse_config
@@ -16,7 +17,6 @@ from fedelta.experiment import Experiment
 from fedelta.inference.merged import write_merged
 from fedelta.inference.predict import Predictor
 from fedelta.models.generation import Sampling
-from tests.small_language import dialogues, small_config, write_model, write_table
 
 
 def files(folder: Path, family: str = "llama", **fields) -> tuple[Path, Path]:
@@ -53,7 +53,8 @@ def test_padding_is_left_out_and_lanes_are_used(result):
     engine = result.assembly.engine
     assert engine.notes == []
     assert engine.lanes.num > 1
-    assert engine._model._unpadded is not None and engine._model._unpadded.last is not None
+    assert engine._model._unpadded is not None
+    assert engine._model._unpadded.last is not None
 
 
 def test_training_lowers_the_loss(folder: Path):
@@ -66,9 +67,10 @@ def test_training_lowers_the_loss(folder: Path):
 
 
 def test_many_lanes_give_what_one_lane_gives(folder: Path):
-    params = []
-    for lanes in (1, 3):
-        params.append(experiment(folder, "llama", "", f"runtime.lanes={lanes}").run(folder / f"lanes-{lanes}").params)
+    params = [
+        experiment(folder, "llama", "", f"runtime.lanes={lanes}").run(folder / f"lanes-{lanes}").params
+        for lanes in (1, 3)
+    ]
     for name, value in params[0].items():
         torch.testing.assert_close(params[1][name], value, rtol=1e-3, atol=1e-5)
 
@@ -195,4 +197,6 @@ def test_the_output_embedding_gets_no_pair(folder: Path):
 
 def test_division_by_classes_is_refused(folder: Path):
     with pytest.raises(InputError, match="which divides by classes, but the task has none"):
-        assert experiment(folder, "llama", "", "partition.name=dirichlet", "partition.num_clients=3", "partition.alpha=1.0").assembly
+        assert experiment(
+            folder, "llama", "", "partition.name=dirichlet", "partition.num_clients=3", "partition.alpha=1.0"
+        ).assembly

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.small_language import dialogues, write_table
 
 from fedelta.data.sources import DataSource, read
 from fedelta.errors import DataError
 from fedelta.tasks.classification import Classification
 from fedelta.tasks.language import Language
-from tests.small_language import dialogues, write_table
 
 CHAT = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]
 

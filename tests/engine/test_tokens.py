@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.small_language import small_network
 
 from fedelta.engine.tokens import ways_without_padding
-from fedelta.models.hub import Backbone
 from fedelta.models.decoders import decoder_of
+from fedelta.models.hub import Backbone
 from fedelta.models.token_losses import IGNORED
 from fedelta.models.words import words_of
 from fedelta.seeds import stream
 from fedelta.tuning.lanes import Lanes
 from fedelta.tuning.lora import Lora
-from tests.small_language import small_network
 
 TRIED = ("llama", "qwen3", "gemma3_text", "phi", "phi3", "gpt2", "gpt_neox", "opt")
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
+from tests.small_language import small_network, small_tokenizer, write_model
 
 from fedelta.data.stored import StoredColumn
 from fedelta.errors import DataError, ModelError
 from fedelta.modalities.base import ModelFiles
 from fedelta.modalities.dialogues import IGNORED, Dialogues, _shortened
 from fedelta.modalities.settings import DialogueSettings, Preparation
-from tests.small_language import small_network, small_tokenizer, write_model
 
 
 def modality(max_length: int = 48, train_on: str = "response", **changes) -> Dialogues:

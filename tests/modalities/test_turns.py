@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import pytest
+from tests.small_language import small_tokenizer
 
 from fedelta.errors import ModelError
 from fedelta.modalities.turns import Template, problem_of
-from tests.small_language import small_tokenizer
 
 CHAT = [
     {"role": "system", "content": "Be short."},

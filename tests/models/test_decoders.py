@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import pytest
+from tests.small_language import FAMILIES, small_network
 from torch import nn
 
 from fedelta.errors import ModelError
 from fedelta.models.decoders import DECODERS, decoder_of
 from fedelta.models.layers import is_linear, matrix_shape
-from tests.small_language import FAMILIES, small_network
 
 
 @pytest.mark.parametrize("family", sorted(DECODERS))

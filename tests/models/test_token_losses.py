@@ -10,7 +10,7 @@ from fedelta.models.token_losses import IGNORED, LossHead, next_tokens, row_sums
 
 
 def head(bias: bool = False) -> nn.Linear:
-    torch.manual_seed(0)  # noqa: TID251
+    torch.manual_seed(0)
     return nn.Linear(6, 11, bias=bias).requires_grad_(False)
 
 
@@ -52,7 +52,8 @@ def test_a_row_without_a_target_has_the_loss_zero_and_no_gradient():
     sums = row_sums(layer, hidden, targets)
     sums.sum().backward()
     assert float(sums.detach()[2]) == 0.0
-    assert hidden.grad is not None and not hidden.grad[2].any()
+    assert hidden.grad is not None
+    assert not hidden.grad[2].any()
 
 
 def test_a_tuned_output_embedding_gets_its_gradient():

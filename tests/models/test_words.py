@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.small_language import small_network
 from torch import nn
 
 from fedelta.errors import ModelError
 from fedelta.models.words import words_of
-from tests.small_language import small_network
 
 
 @pytest.mark.parametrize(

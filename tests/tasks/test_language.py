@@ -82,4 +82,5 @@ def test_there_is_no_confidence():
 def test_only_texts_have_language_models():
     assert TASK.loader("image") is None
     loader = TASK.loader("text")
-    assert loader is not None and (loader.auto_class, loader.peft_task) == ("AutoModelForCausalLM", "CAUSAL_LM")
+    assert loader is not None
+    assert (loader.auto_class, loader.peft_task) == ("AutoModelForCausalLM", "CAUSAL_LM")

@@ -100,7 +100,9 @@ def predict(  # noqa: PLR0917 the command line's, all options
         return
     if budget_ms is not None:
         exit = costs_of(directory, predictor.backbone).deepest(budget_ms)
-    for name, answer in zip(inputs or [], predictor.predict(inputs or [], exit=exit, confidence=confidence), strict=True):
+    for name, answer in zip(
+        inputs or [], predictor.predict(inputs or [], exit=exit, confidence=confidence), strict=True
+    ):
         print("\t".join([name, *answer.cells, *([] if answer.exit is None else [str(answer.exit)])]))
 
 

@@ -6,7 +6,7 @@ configuration does not name are found by the names that instruction data sets gi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 

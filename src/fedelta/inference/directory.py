@@ -24,7 +24,9 @@ TEMPLATE = "chat_template.jinja"  # of adapters for language models
 def refuse_foreign(directory: Path, target: Path) -> None:
     """Raises if a directory to be replaced holds files that do not belong to an adapter."""
     if target.is_dir():
-        foreign = sorted({entry.name for entry in target.iterdir()} - {WEIGHTS, CONFIG, CARD, SETTINGS, PROCESSOR, TEMPLATE})
+        foreign = sorted(
+            {entry.name for entry in target.iterdir()} - {WEIGHTS, CONFIG, CARD, SETTINGS, PROCESSOR, TEMPLATE}
+        )
     else:
         foreign = [target.name] if target.exists() else []
     if foreign:

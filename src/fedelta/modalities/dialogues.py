@@ -205,7 +205,7 @@ class Dialogues:
         stored = StoredDialogues.of(raw, self)
         return stored.fetch(torch.arange(len(raw)))
 
-    def store(self, column: Column, max_memory_mib: int) -> StoredDialogues:  # noqa: ARG002 part of the protocol
+    def store(self, column: Column, max_memory_mib: int) -> StoredDialogues:
         """The dialogues of a column, tokenised once and kept in memory.
 
         Raises:

@@ -131,7 +131,7 @@ def _streamer(tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], None]
     class Pieces(TextStreamer):
         """Hands on each piece of a text that no later token changes."""
 
-        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:  # noqa: ARG002 transformers' signature
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
             on_text(text)
 
     return Pieces(tokenizer, skip_prompt=True, skip_special_tokens=True)

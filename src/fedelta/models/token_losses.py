@@ -60,7 +60,9 @@ def row_sums(head: nn.Module, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
     is_target = targets_BT != IGNORED
     hidden_PD, targets_P = hidden_BTD[is_target], targets_BT[is_target]
     if weight.requires_grad:
-        losses_P = functional.cross_entropy(functional.linear(hidden_PD, weight, bias).float(), targets_P, reduction="none")
+        losses_P = functional.cross_entropy(
+            functional.linear(hidden_PD, weight, bias).float(), targets_P, reduction="none"
+        )
     else:
         losses_P = _TokenLosses.apply(hidden_PD, weight, bias, targets_P)  # type: ignore[no-untyped-call]  # PyTorch's
     row_of_P = is_target.nonzero()[:, 0]
