@@ -19,7 +19,7 @@ from fedelta.inference.predict import Predictor
 from fedelta.models.generation import Sampling
 
 
-def files(folder: Path, family: str = "llama", **fields) -> tuple[Path, Path]:
+def files(folder: Path, family: str = "llama", **fields: object) -> tuple[Path, Path]:
     model = write_model(folder / family, family, **fields)
     return model, write_table(folder / "rows.jsonl", dialogues(90))
 

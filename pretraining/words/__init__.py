@@ -1,0 +1,1 @@
+"""Pre-training of the bundled language model on texts of a small world."""

@@ -85,6 +85,7 @@ if TYPE_CHECKING:
     from fedelta.tasks.classification import Classification as Classification
     from fedelta.tasks.classification import Prediction as Prediction
     from fedelta.tasks.labels import Labels as Labels
+    from fedelta.tasks.language import Language as Language
     from fedelta.tasks.multi_label import MultiLabel as MultiLabel
     from fedelta.tasks.regression import Regression as Regression
     from fedelta.tracking.settings import Tracking as Tracking
@@ -155,6 +156,7 @@ _MODULES = {
     "tasks.classification": ("Classification", "Prediction"),
     "tasks.labels": ("Labels",),
     "tasks.multi_label": ("MultiLabel",),
+    "tasks.language": ("Language",),
     "tasks.regression": ("Regression",),
     "tracking.settings": ("Tracking",),
     "tuning.accumulator": ("Accumulator",),

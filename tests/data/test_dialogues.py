@@ -14,7 +14,7 @@ from fedelta.tasks.language import Language
 CHAT = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]
 
 
-def read_rows(folder: Path, rows: list[dict], **fields):
+def read_rows(folder: Path, rows: list[dict], **fields: object):
     table = write_table(folder / "rows.jsonl", rows)
     return read(DataSource(source=str(table), **fields), seed=0, task=Language())
 
@@ -78,7 +78,7 @@ def test_a_test_set_without_the_column_is_refused(tmp_path: Path):
 
 def test_columns_of_dialogues_belong_to_language_models(tmp_path: Path):
     table = write_table(tmp_path / "rows.jsonl", [{"text": f"a{row}", "label": row % 2} for row in range(8)])
-    with pytest.raises(DataError, match="`data.messages_column` is set, but task 'classification' reads no dialogues"):
+    with pytest.raises(DataError, match=r"`data.messages_column` is set, but task 'classification' reads no dialogues"):
         read(DataSource(source=str(table), messages_column="text"), seed=0, task=Classification())
 
 

@@ -18,7 +18,7 @@ from fedelta.tuning.lora import Lora
 TRIED = ("llama", "qwen3", "gemma3_text", "phi", "phi3", "gpt2", "gpt_neox", "opt")
 
 
-def backbone_of(family: str, **fields) -> Backbone:
+def backbone_of(family: str, **fields: object) -> Backbone:
     network = small_network(family, **fields)
     return Backbone(network, decoder_of(network, family), extra_inputs={"use_cache": False}, words=words_of(network))
 

@@ -15,7 +15,7 @@ from fedelta.modalities.dialogues import IGNORED, Dialogues, _shortened
 from fedelta.modalities.settings import DialogueSettings, Preparation
 
 
-def modality(max_length: int = 48, train_on: str = "response", **changes) -> Dialogues:
+def modality(max_length: int = 48, train_on: str = "response", **changes: object) -> Dialogues:
     return Dialogues(small_tokenizer(), DialogueSettings(train_on=train_on, template="plain"), max_length, **changes)
 
 

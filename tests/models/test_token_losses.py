@@ -82,7 +82,7 @@ def test_no_more_logits_than_a_chunk_are_in_memory():
     largest = 0
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None) -> object:
             nonlocal largest
             output = function(*args, **(kwargs or {}))
             if isinstance(output, torch.Tensor):

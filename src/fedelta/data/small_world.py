@@ -1,7 +1,7 @@
 """A small world to talk about: texts for the bundled language model, and instructions about the same facts.
 
-The texts state facts: who is where and has what, sums, days, months, opposites and what animals say. The instructions ask
-for them, in words that the texts do not use, so that a model that has read the texts knows the facts and not how to
+The texts state facts: who is where and has what, sums, days, months, opposites and what animals say. The instructions
+ask for them, in words that the texts do not use, so that a model that has read the texts knows the facts and not how to
 answer. Everything is drawn from a seed; no text of anybody else took part.
 """
 

@@ -13,7 +13,7 @@ from collections.abc import Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import Field, FiniteFloat, field_validator, model_validator
@@ -35,6 +35,9 @@ from fedelta.tasks.base import Task
 from fedelta.tasks.classification import Classification
 from fedelta.tasks.contract import targets_of
 from fedelta.tasks.known_classes import KnownClasses
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 def _in_full(source: str) -> str:
@@ -307,10 +310,7 @@ def read(
     train, test, splits = load_sets(source, origin)
     named = source.named_columns
     named = named if source.client is not None else replace(named, client=splits.client)
-    if reads_dialogues(task):
-        train, test, columns = with_dialogues(train, test, named, origin=origin)
-    else:
-        columns = find_columns(train, named, task, origin=origin)
+    train, test, columns = _with_columns(train, test, named, task, origin)
     lacking = [] if test is None else missing_columns(test, columns)
     train_column = target_column(train, columns.labels, "training set")
     test_column = None if test is None or lacking else target_column(test, columns.labels, "test set")
@@ -336,6 +336,15 @@ def read(
         strata_names=targets.strata_names,
         columns=columns,
     )
+
+
+def _with_columns(
+    train: Dataset, test: Dataset | None, named: NamedColumns, task: Task, origin: str
+) -> tuple[Dataset, Dataset | None, Columns]:
+    """Both sets and the columns in use; those of dialogues are joined into one."""
+    if reads_dialogues(task):
+        return with_dialogues(train, test, named, origin=origin)
+    return train, test, find_columns(train, named, task, origin=origin)
 
 
 def class_names(source: DataSource, *, seed: int, task: Task) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ class Pausing(nn.Module):
         self.arguments: tuple[Sequence[object], Mapping[str, object]] | None = None
 
     def forward(self, *args: object, **kwargs: object) -> object:
+        """The attention's output, for `arguments`."""
         if self.arguments is None:
             raise ReachedError(args, kwargs)
         positional, by_name = self.arguments

@@ -1,7 +1,7 @@
 """A language model that computes its layers for the tokens of a batch alone, and its last block for few of them.
 
-Padding is left out: the model is called with each token as a row of its own (models/unpadded.py). And the loss reads the
-model only where the next token is trained on, so that the last block computes keys and values for every token, but
+Padding is left out: the model is called with each token as a row of its own (models/unpadded.py). And the loss reads
+the model only where the next token is trained on, so that the last block computes keys and values for every token, but
 queries, output projection and MLP only for these: most tokens of a prompt need none.
 
 Nothing of this is assumed of a model: `engine/proof.py` compares outputs and gradients with those of padded batches.
@@ -113,8 +113,8 @@ class _FewTokens:
     """The last block, computed for few tokens.
 
     Args:
-        block_path, attention_path, q_path, o_path: current paths. Without `q_path`, queries are computed for all tokens,
-            because one layer gives them together with the keys.
+        block_path, attention_path, q_path, o_path: current paths. Without `q_path`, queries are computed for all
+            tokens, because one layer gives them together with the keys.
     """
 
     block_path: str

@@ -1,8 +1,8 @@
 """Dialogues for language models: `input_ids`, `attention_mask`, and `labels` on what is trained.
 
 A prompt and its response are tokenised together, because apart the tokens at their border differ; which tokens belong
-to a response follows from their place in the text. A dialogue that is too long loses the beginning of its prompt. Only a
-response that leaves no room for a prompt is cut itself, at the end, and that is told.
+to a response follows from their place in the text. A dialogue that is too long loses the beginning of its prompt. Only
+a response that leaves no room for a prompt is cut itself, at the end, and that is told.
 
 Shapes: N rows, B rows of a batch, T tokens.
 """
@@ -347,7 +347,7 @@ class StoredDialogues:
 
     @cached_property
     def num_targets(self) -> Tensor:
-        """The number of tokens of each row that are trained on, int64 of shape [N]; nothing predicts the first token."""
+        """The number of tokens of each row that are trained on, int64 of shape [N]; the first is not predicted."""
         starts = self.ends.roll(1)
         starts[0] = 0
         is_target = self.is_target.clone()

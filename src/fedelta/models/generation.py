@@ -88,7 +88,7 @@ class Speaker:
         return {"input_ids": ids, "attention_mask": mask}
 
     def _configuration(self, sampling: Sampling) -> Any:  # Any: of transformers
-        """The configuration of `generate`: what `sampling` says, and the tokens that end an answer of the checkpoint."""
+        """The configuration of `generate`: what `sampling` says, and the checkpoint's tokens that end an answer."""
         from transformers import GenerationConfig
 
         own = getattr(self.module, "generation_config", None)

@@ -4,7 +4,7 @@ A batch of texts has padding, for which every layer would be computed too. Calle
 a model computes its layers for these alone; only its attention has to know which tokens belong together. Models of
 transformers take an attention by its name, which is how this one gets there.
 
-Shapes: N tokens of all rows, B rows, T tokens of the longest, H heads, G heads of keys and values, F features of a head.
+Shapes: N tokens of all rows, B rows, T tokens of the longest, H heads, G heads of keys and values, F features of one.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ The mean loss of a batch is that over its tokens: a row counts as many times as 
 losses of each row itself (models/token_losses.py), so its outputs are these sums, and no logits.
 
 Answers are generated for a number of test prompts when a run ends, without sampling, and compared with the responses of
-the data: by exact match, and by ROUGE-L (Lin 2004, "ROUGE: a package for automatic evaluation of summaries", section 3):
-the F-measure of the longest common subsequence of words.
+the data: by exact match, and by ROUGE-L (Lin 2004, "ROUGE: a package for automatic evaluation of summaries", section
+3): the F-measure of the longest common subsequence of words.
 
 Shapes: R rows.
 """
