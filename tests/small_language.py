@@ -63,7 +63,7 @@ def small_network(family: str = "llama", seed: int = 0, **fields: Any) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.for_model(family, **COMMON, **FAMILIES[family], **fields)
+    config = AutoConfig.for_model(family, **(COMMON | FAMILIES[family] | fields))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = AutoModelForCausalLM.from_config(config)

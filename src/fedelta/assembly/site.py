@@ -164,6 +164,7 @@ def build_engine(
         rule=config.local_rule,
         cache_bytes=config.runtime.cache_mib * 2**20,
         compute_dtype=config.runtime.compute_dtype,
+        recomputes=config.runtime.gradient_checkpointing,
         augmentation=config.augmentation,
         exits=config.exits,
         task=config.task,

@@ -34,6 +34,7 @@ from fedelta.engine.prefix import CachedInputs
 from fedelta.engine.proof import mixing
 from fedelta.engine.work import ClientSettings, Job, Trained, lane_means
 from fedelta.models.failures import model_errors
+from fedelta.models.halves import in_float32
 from fedelta.models.hub import Backbone
 from fedelta.params import ParamSpec
 from fedelta.strategies.base import LocalRule
@@ -67,6 +68,7 @@ class LaneEngine:
         rule: the strategy's correction of each gradient.
         cache_bytes: upper limit for the memory that features of frozen modules take; 0 switches the cache off.
         compute_dtype: `bfloat16` runs the model under autocast; the tuned tensors stay float32.
+        recomputes: whether blocks are computed again for the backward pass (engine/recompute.py).
         augmentation: random crops and flips of the images of `train`; None for none.
         exits: which exits clients train; ignored for a model without exits.
         task: gives the loss and the measures.
@@ -84,6 +86,7 @@ class LaneEngine:
         rule: LocalRule,
         cache_bytes: int = 0,
         compute_dtype: Literal["float32", "bfloat16"] = "float32",
+        recomputes: bool = False,
         augmentation: Augmentation | None = None,
         exits: ExitSettings = ExitSettings(),  # noqa: B008 a frozen value
         task: Task = Classification(),  # noqa: B008 likewise
@@ -101,7 +104,7 @@ class LaneEngine:
         self.task = task
         self._model = SharedModel(
             backbone, spec, lanes, train,
-            device=self._device, cache_bytes=cache_bytes, autocast=compute_dtype == "bfloat16",
+            device=self._device, cache_bytes=cache_bytes, autocast=compute_dtype == "bfloat16", recomputes=recomputes,
         )  # fmt: skip
         self._blocks = self._model.blocks
         if augmentation is not None and augmentation.is_on:
@@ -154,10 +157,11 @@ class LaneEngine:
         num_lanes, module, exits = self.lanes.num, self._model.backbone.module, range(1, len(self._blocks) + 1)
         # Without autocast: whether a model mixes lanes does not depend on precision, and bfloat16 would hide it.
         autocast, self._model.autocast = self._model.autocast, False
-        problem = mixing(
-            lambda rows: self._model.outputs(train.inputs, rows, exits),
-            self.bank, self.lanes, len(train), of_examples=self.takes_samples,
-        )  # fmt: skip
+        with in_float32(module):
+            problem = mixing(
+                lambda rows: self._model.outputs(train.inputs, rows, exits),
+                self.bank, self.lanes, len(train), of_examples=self.takes_samples,
+            )  # fmt: skip
         self._model.autocast = autocast
         if problem is None:
             return

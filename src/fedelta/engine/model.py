@@ -17,10 +17,13 @@ from fedelta.engine.emphasis import emphasised
 from fedelta.engine.prefix import CachedInputs, find_prefix, only_head
 from fedelta.engine.proof import Outputs, first_same
 from fedelta.engine.readout import HalfMasked, Readout, find_readouts
+from fedelta.engine.recompute import recomputing
 from fedelta.engine.tokens import Unpadded, ways_without_padding
 from fedelta.modalities.base import Inputs
 from fedelta.models.failures import model_errors
+from fedelta.models.halves import in_float32
 from fedelta.models.hub import Backbone
+from fedelta.models.unpadded import attending_within_rows
 from fedelta.params import ParamSpec
 from fedelta.tuning.exits import exit_blocks, logits_at
 from fedelta.tuning.lanes import Lanes
@@ -37,6 +40,7 @@ class SharedModel:
         device: where the model runs.
         cache_bytes: upper limit for the memory that features of frozen modules take; 0 switches the cache off.
         autocast: whether the model runs under bfloat16 autocast.
+        recomputes: whether blocks are computed again for the backward pass.
 
     Attributes:
         name: class of the model, for messages.
@@ -54,10 +58,12 @@ class SharedModel:
         device: torch.device,
         cache_bytes: int,
         autocast: bool,
+        recomputes: bool = False,
     ) -> None:
         self.backbone = backbone
         self.device = device
         self.autocast = autocast
+        self._lanes, self._recomputes = lanes, recomputes
         self.name = type(backbone.module).__name__
         self.blocks = exit_blocks(backbone.module)
         self.notes: list[str] = []
@@ -81,6 +87,7 @@ class SharedModel:
         model = inputs if isinstance(inputs, CachedInputs) else self.backbone
         with (
             self._reading(),
+            self._recomputing(),
             model_errors(self.name, tensors),
             torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast),
         ):
@@ -125,7 +132,8 @@ class SharedModel:
             return
         whole, *candidates = (partial(self._tried_without_padding, way, train.inputs) for way in (None, *ways))
         autocast, self.autocast = self.autocast, False
-        with emphasised(self.backbone.module, None, partial(self._in_one_lane, lanes, whole, train)):
+        module = self.backbone.module
+        with in_float32(module), emphasised(module, None, partial(self._in_one_lane, lanes, whole, train)):
             number = first_same(whole, candidates, bank, lanes, len(train), of_examples=of_examples)
         self.autocast = autocast
         if number is not None:
@@ -180,6 +188,14 @@ class SharedModel:
     def _reading(self) -> AbstractContextManager[None]:
         """A context in which the model computes only what its outputs depend on."""
         return nullcontext() if self._readout is None else self._readout.active()
+
+    def _recomputing(self) -> AbstractContextManager[None]:
+        """A context in which blocks keep nothing for the backward pass, if that is asked for."""
+        if not self._recomputes:
+            return nullcontext()
+        module = self.backbone.module
+        again = nullcontext if self._unpadded is None else partial(attending_within_rows, module)
+        return recomputing(self.backbone, self._lanes, again)
 
     def _to_device(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in tensors.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from fedelta.inference.predict import Predictor
 from fedelta.modalities.dialogues import Dialogues
 from fedelta.models.saving import save_model
 from fedelta.record import rundir
+
+logger = logging.getLogger("fedelta")
 
 
 def write_merged(run: str | Path, directory: str | Path) -> Path:
@@ -28,7 +31,12 @@ def write_merged(run: str | Path, directory: str | Path) -> Path:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{str(target)!r} holds files already.", hint="give a new directory, with `--out`.")
     predictor = Predictor.open(run)
-    tuning = read_adapter(Path(run) / rundir.ADAPTER).tuning
+    adapter = read_adapter(Path(run) / rundir.ADAPTER)
+    tuning, model = adapter.tuning, adapter.model
+    if model is not None and model.quantization != "none":
+        logger.warning("the base is quantised (%s): the pairs are folded into its float32 weights.", model.quantization)
+        plain = model.model_copy(update={"quantization": "none"})
+        predictor = Predictor.from_adapter(Path(run) / rundir.ADAPTER, plain)
     if not tuning.merges:
         raise InputError(
             f"tuning method {tuning.name!r} stays beside the base model and cannot be folded into it.",

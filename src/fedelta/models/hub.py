@@ -25,6 +25,7 @@ from fedelta.models.heads import HeadClasses, class_names_of
 from fedelta.models.layers import is_plain
 from fedelta.models.light import without_symbols
 from fedelta.models.native import FAMILIES
+from fedelta.models.quantised import settle_layers
 from fedelta.models.sizes import check_patches, inputs_for, native_size
 from fedelta.models.source import ModelSource, locate, modality_of, read_config
 from fedelta.models.texts import num_positions, settle_padding, with_context
@@ -124,6 +125,7 @@ def build(
     _set_norms(module, source)
     module.eval()
     disable_caches(module)
+    settle_layers(module)
     anatomy = (decoder_of if is_decoder else anatomy_of)(module, config.model_type)
     check_patches(size, config)
     backbone = Backbone(module, anatomy, batch_norm=source.batch_norm, lost_head=loaded.lost_head)

@@ -14,6 +14,8 @@ from torch.nn.utils import parametrize
 _METHODS = ("forward", "_conv_forward", "__call__")
 # Linear layers of transformers that do not derive from `nn.Linear`, and whether their weight is transposed.
 _OTHER_LINEAR = {"FalconLinear": False, "Conv1D": True}
+# Packages whose tensors hold weights in fewer bits (quantised.py).
+_QUANTISERS = frozenset({"torchao", "bitsandbytes"})
 
 
 def oddity(layer: nn.Module, kind: type[nn.Module]) -> str | None:
@@ -40,8 +42,16 @@ def is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
     return isinstance(layer, kind) and oddity(layer, kind) is None
 
 
+def is_quantised(layer: nn.Module) -> bool:
+    """Whether `layer` is linear, with a weight that is stored in fewer bits."""
+    weight = layer._parameters.get("weight")
+    return weight is not None and type(weight).__module__.partition(".")[0] in _QUANTISERS
+
+
 def is_linear(layer: nn.Module) -> bool:
     """Whether `layer` computes `x W^T + b`, or `x W + b` (transformers' `Conv1D`)."""
+    if is_quantised(layer):
+        return True
     if _transformers_name(layer) in _OTHER_LINEAR:
         return oddity(layer, type(layer)) is None
     return is_plain(layer, nn.Linear)
@@ -54,6 +64,8 @@ def is_transposed(layer: nn.Module) -> bool:
 
 def matrix_shape(layer: nn.Module) -> tuple[int, ...]:
     """[O, I] of a linear layer of either orientation; [O, I, ...] of a convolution."""
+    if is_quantised(layer):
+        return int(vars(layer)["out_features"]), int(vars(layer)["in_features"])
     shape = tuple(layer.get_parameter("weight").shape)
     return shape[::-1] if is_transposed(layer) else shape
 

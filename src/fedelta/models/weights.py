@@ -18,6 +18,7 @@ from fedelta.errors import ModelError
 from fedelta.models.anatomy import anatomy_of
 from fedelta.models.files import check_weights, unreadable
 from fedelta.models.heads import HeadClasses, class_axes, discard_head, match_head
+from fedelta.models.quantised import quantiser
 from fedelta.models.source import ModelSource, locate, modality_of
 from fedelta.tasks.base import Task
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 # Tensors of the base model that many checkpoints lack because their pre-training did not use them.
 _SPARE = re.compile(r"\.pooler\.|(^|\.)(mask_token|position_ids)$")
+
+
+_DTYPES: dict[str, torch.dtype | str] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "checkpoint": "auto"}
 
 
 @dataclass(frozen=True)
@@ -69,11 +73,14 @@ def load_network(source: ModelSource, config: PretrainedConfig, device: str, tas
             raise ModelError(f"`model.architecture` cannot be built: {error}") from error
     place = locate(source.source)
     check_weights(source.source, place)
+    _refuse_quantised(source.source, config)
     try:
         module, info = auto.from_pretrained(
-            place, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True,
-            trust_remote_code=False, use_safetensors=True,
+            place, config=config, dtype=_DTYPES[source.dtype], ignore_mismatched_sizes=True, output_loading_info=True,
+            trust_remote_code=False, use_safetensors=True, quantization_config=quantiser(source.quantization),
         )  # fmt: skip
+    except ModelError:
+        raise
     except Exception as error:  # transformers raises many types of errors for damaged or foreign files
         raise unreadable(source.source, error) from error
     mismatched = {key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]}
@@ -89,6 +96,17 @@ def load_network(source: ModelSource, config: PretrainedConfig, device: str, tas
     if is_same or not axes or not axes.keys().isdisjoint(absent):
         return Loaded(module)
     return Loaded(module, match_head(module, head, axes))
+
+
+def _refuse_quantised(source: str, config: PretrainedConfig) -> None:
+    """Refuses a checkpoint whose weights are quantised."""
+    quantised = config.to_dict().get("quantization_config")
+    if quantised:
+        method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else "unknown"
+        raise ModelError(
+            f"the weights of {source!r} are quantised ({method}), expected floating-point numbers.",
+            hint='use the checkpoint that it was made from, with `model.quantization` "int8" or "nf4".',
+        )
 
 
 @contextmanager

@@ -32,6 +32,7 @@ class RuntimeSettings(Settings):
             depends on the machine, like `device`.
         device: "auto" uses a GPU if there is one.
         compute_dtype: `bfloat16` runs the frozen model in half precision; tuned tensors stay float32.
+        gradient_checkpointing: compute blocks again for the backward pass, which takes less memory and more time.
         cache_mib: upper limit for the memory of features of frozen modules, for training and for test data each; 0
             switches the cache off.
     """
@@ -41,6 +42,7 @@ class RuntimeSettings(Settings):
     lanes: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     device: Device = "auto"
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    gradient_checkpointing: bool = False
     cache_mib: int = Field(default=1024, ge=0)  # an eighth of a small machine's 8 GiB
 
     @field_validator("device", mode="before")

@@ -14,6 +14,8 @@ from pathlib import Path
 from torch import Tensor
 
 from fedelta.models.hub import Backbone
+from fedelta.models.layers import is_quantised
+from fedelta.models.quantised import plain_weight
 from fedelta.models.source import ModelSource, directory_of
 from fedelta.params import digest_of
 from fedelta.tuning.base import untouched
@@ -55,7 +57,8 @@ def _frozen(backbone: Backbone, tuned: Collection[str]) -> Iterator[tuple[str, T
     for path, (current, module) in untouched(backbone.module).items():
         for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
             if f"{current}.{name}".lstrip(".") in frozen_names and id(tensor) not in tuned_ids:
-                yield f"{path}.{name}", tensor
+                # What a quantised weight stands for, whatever its library stores.
+                yield f"{path}.{name}", plain_weight(module) if is_quantised(module) and name == "weight" else tensor
 
 
 def _digest_of_file(path: Path) -> str:

@@ -28,7 +28,7 @@ from torch.nn.functional import conv2d
 from fedelta.errors import ModelError
 from fedelta.models.anatomy import Anatomy
 from fedelta.models.hub import Backbone
-from fedelta.models.layers import is_linear, is_plain, is_transposed, matrix_shape
+from fedelta.models.layers import is_linear, is_plain, is_quantised, is_transposed, matrix_shape
 from fedelta.params import ParamSpec, TensorSpec
 from fedelta.settings import Settings
 from fedelta.tuning.base import effective_layers, merge_head, replace, specification, tune_head, untouched
@@ -173,8 +173,9 @@ class LoraLinear(Wrapper):
     def forward(self, x: Tensor) -> Tensor:
         """[N, ..., I] to [N, ..., O]."""
         # Another method has wrapped the layer; or an answer is wanted, which shall be the same for the same row.
-        if not is_linear(self.base) or not torch.is_grad_enabled():
-            return self.lanes.add_linear(self.base(x), self.lanes.linear(x, self.lora_A), self.lora_B, self.scale)
+        if not is_linear(self.base) or is_quantised(self.base) or not torch.is_grad_enabled():
+            a, b = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)
+            return self.lanes.add_linear(self.base(x), self.lanes.linear(x, a), b, self.scale)
         parameters = dict(self.base.named_parameters(recurse=False))
         weight = parameters["weight"]
         frozen = weight.T if is_transposed(self.base) else weight, parameters.get("bias")
@@ -182,7 +183,9 @@ class LoraLinear(Wrapper):
         return low_rank_linear(x, frozen, pair, scale=self.scale, entries=self.lanes.entries(x))
 
     def merged(self) -> nn.Module:
-        """The frozen layer, with the product of lane 0 added to its weight in place."""
+        """The frozen layer, with the product of lane 0 added to its weight in place; `self` if that is quantised."""
+        if is_quantised(self.base):
+            return self  # rounding to a few bits would take away as much as the pair has learned
         weight, product_OI = self.base.get_parameter("weight"), (self.lora_B[0] @ self.lora_A[0]).detach()
         weight.data += self.scale * (product_OI.T if is_transposed(self.base) else product_OI)
         return self.base
@@ -251,7 +254,8 @@ def _check_rank(rank: int, path: str, layer: nn.Module) -> None:
 
 def _pair(lanes: Lanes, base: nn.Module, rank: int, generator: Generator) -> tuple[nn.Parameter, nn.Parameter]:
     """A and B with their initial values, equal in all lanes."""
-    weight = base.get_parameter("weight")
+    # In float32 whatever the precision of the frozen weight.
+    weight = torch.empty(0, device=base.get_parameter("weight").device)
     a_shape, b_shape = pair_shapes(base, rank)
     bound = 1 / math.sqrt(math.prod(a_shape[1:]))  # Kaiming-uniform with a = sqrt 5 over the fan-in
     a = random_like(weight, a_shape, lambda tensor: tensor.uniform_(-bound, bound, generator=generator))

@@ -21,7 +21,9 @@ from torch import Generator, Tensor
 
 from fedelta.errors import ModelError, listed
 from fedelta.models.failures import model_errors
+from fedelta.models.halves import in_float32
 from fedelta.models.hub import Backbone
+from fedelta.models.layers import is_quantised
 from fedelta.params import Params, ParamSpec
 from fedelta.seeds import stream
 from fedelta.tuning.base import TuningMethod, without_fast_paths
@@ -56,14 +58,19 @@ def apply_proved(
     device = next(backbone.module.parameters()).device
     inputs = {name: tensor.to(device) for name, tensor in sample.items()}
     without_fast_paths(backbone.module)
-    with torch.no_grad(), exact(), model_errors(type(backbone.module).__name__, inputs):
+    with in_float32(backbone.module), torch.no_grad(), exact(), model_errors(type(backbone.module).__name__, inputs):
         base = _outputs(backbone, inputs)
         _check_repeats(method, backbone, inputs, base)
         _note_batch_effect(backbone, inputs, base)
     spec = applied(method, backbone, lanes, generator)
     active, lanes.active = lanes.active, 1
     try:
-        with torch.no_grad(), exact(), model_errors(type(backbone.module).__name__, inputs):
+        with (
+            in_float32(backbone.module),
+            torch.no_grad(),
+            exact(),
+            model_errors(type(backbone.module).__name__, inputs),
+        ):
             _prove(method, backbone, spec, inputs, base)
     finally:
         lanes.active = active
@@ -109,7 +116,7 @@ def _prove(method: TuningMethod, backbone: Backbone, spec: ParamSpec, inputs: di
             tensors[name].copy_(value)
         trained, without_gradient = _trained_outputs(method, backbone, spec, inputs)
         _compare(method, backbone, inputs, trained, "gives other outputs in evaluation than in training")
-        if method.merges:
+        if method.merges and not any(map(is_quantised, backbone.module.modules())):
             merged = _merged(method, backbone)
             _compare(method, merged, inputs, trained, "gives other outputs after the method is merged into it")
         _refuse_head_alone(method, backbone, spec, without_gradient)
