@@ -13,6 +13,7 @@ from fedelta.errors import ModelError
 from fedelta.inference.layout import is_pair
 from fedelta.models.heads import class_axes
 from fedelta.models.hub import Backbone
+from fedelta.models.layers import is_few_bits
 from fedelta.params import ParamSpec
 from fedelta.seeds import stream
 from fedelta.tuning.base import TuningMethod
@@ -115,5 +116,7 @@ def _skeleton(backbone: Backbone) -> Backbone:
 
 
 def _without_memory(tensor: Tensor) -> Tensor:
+    if is_few_bits(tensor):
+        return tensor  # its size is that of another matrix
     empty = torch.empty_like(tensor, device="meta")
     return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty

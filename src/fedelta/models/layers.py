@@ -7,7 +7,7 @@ weight norm and spectral norm.
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 # Methods that together determine what a layer computes.
@@ -45,7 +45,12 @@ def is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
 def is_quantised(layer: nn.Module) -> bool:
     """Whether `layer` is linear, with a weight that is stored in fewer bits."""
     weight = layer._parameters.get("weight")
-    return weight is not None and type(weight).__module__.partition(".")[0] in _QUANTISERS
+    return weight is not None and is_few_bits(weight)
+
+
+def is_few_bits(weight: Tensor) -> bool:
+    """Whether a tensor is one of a library for weights in fewer bits."""
+    return type(weight).__module__.partition(".")[0] in _QUANTISERS
 
 
 def is_linear(layer: nn.Module) -> bool:
