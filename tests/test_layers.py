@@ -48,10 +48,12 @@ HOMES = {  # library: the only modules, or packages, that may import it
     "mlflow": ("fedelta.tracking.mlflow",),
     "wandb": ("fedelta.tracking.wandb",),
     "onnxruntime": ("fedelta.inference.export",),
+    "rapidfuzz": ("fedelta.tasks.language",),
+    "torchao": ("fedelta.models.quantised",),
 }
 
 # Libraries of extras that the checks do without: import name to distribution.
-OPTIONAL = {"mlflow": "mlflow-skinny", "wandb": "wandb"}
+OPTIONAL = {"mlflow": "mlflow-skinny", "wandb": "wandb", "torchao": "torchao"}
 
 
 @dataclass(frozen=True)

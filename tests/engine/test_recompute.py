@@ -8,6 +8,8 @@ from functools import partial
 
 import pytest
 import torch
+from tests.engine.test_tokens import inputs
+from tests.small_language import small_network
 
 from fedelta.engine.footprint import kept_bytes
 from fedelta.engine.recompute import recomputing
@@ -19,8 +21,6 @@ from fedelta.models.words import words_of
 from fedelta.seeds import stream
 from fedelta.tuning.lanes import Lanes
 from fedelta.tuning.lora import Lora
-from tests.engine.test_tokens import inputs
-from tests.small_language import small_network
 
 
 def tuned(num_lanes: int = 2) -> tuple[Backbone, Lanes, list[torch.nn.Parameter]]:
@@ -67,5 +67,5 @@ def test_the_blocks_are_back_afterwards():
     before = list(backbone.module.model.layers)
     with recomputing(backbone, lanes):
         assert list(backbone.module.model.layers)[-1] is before[-1]
-        assert list(backbone.module.model.layers)[0] is not before[0]
+        assert next(iter(backbone.module.model.layers)) is not before[0]
     assert list(backbone.module.model.layers) == before

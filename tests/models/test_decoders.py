@@ -6,7 +6,10 @@ from torch import nn
 
 from fedelta.errors import ModelError
 from fedelta.models.decoders import DECODERS, decoder_of
+from fedelta.models.hub import build
 from fedelta.models.layers import is_linear, matrix_shape
+from fedelta.models.source import ModelSource
+from fedelta.tasks.language import Language
 
 
 @pytest.mark.parametrize("family", sorted(DECODERS))
@@ -43,3 +46,10 @@ def test_a_module_that_is_not_where_it_should_be_is_named():
 
 def test_the_small_networks_cover_the_table():
     assert DECODERS.keys() <= FAMILIES.keys()
+
+
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_a_sequence_to_sequence_family_is_refused(family: str):
+    source = ModelSource(architecture={"model_type": family})
+    with pytest.raises(ModelError, match=f"family '{family}' is sequence to sequence, expected causal language models"):
+        build(source, (), seed=0, task=Language(), device="meta")

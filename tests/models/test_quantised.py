@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.small_language import write_model
 from torch import nn
 
 from fedelta.errors import ModelError
@@ -21,7 +22,6 @@ from fedelta.tuning.adapter import Adapter
 from fedelta.tuning.lanes import Lanes
 from fedelta.tuning.lora import Lora, LoraLinear
 from fedelta.tuning.proof import apply_proved
-from tests.small_language import write_model
 
 
 class Few(nn.Parameter):
@@ -98,7 +98,7 @@ def test_a_pair_beside_it_computes_as_beside_a_plain_layer_and_is_not_merged():
 def test_an_absent_library_is_named(monkeypatch):
     monkeypatch.setattr("fedelta.models.quantised.find_spec", lambda _: None)
     with pytest.raises(
-        ModelError, match="`model.quantization` is 'nf4', which needs bitsandbytes; it is not installed"
+        ModelError, match=r"`model.quantization` is 'nf4', which needs bitsandbytes; it is not installed"
     ):
         quantiser("nf4")
 

@@ -14,6 +14,7 @@ from fedelta.models.anatomy import Anatomy
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import PretrainedConfig
 
 _NO_PROMPTS = "its attention only looks back and needs the position of every token"
 _NO_EXITS = "it answers from every token, and an exit reads only the first"
@@ -100,6 +101,19 @@ DECODERS: dict[str, Anatomy] = {
     "gpt_neox": _GPT_NEOX,
     "opt": _OPT,
 }
+
+
+def check_causal(config: PretrainedConfig) -> None:
+    """Refuses a family whose models read a text with an encoder: their causal form would lack half of the weights.
+
+    Raises:
+        ModelError: names the family.
+    """
+    if config.is_encoder_decoder:
+        raise ModelError(
+            f"family {config.model_type!r} is sequence to sequence, expected causal language models.",
+            hint="use a decoder, such as one of the families llama, qwen3, gpt2 or opt.",
+        )
 
 
 def decoder_of(module: nn.Module, family: str) -> Anatomy:

@@ -20,7 +20,7 @@ from fedelta.modalities.dialogues import Dialogues
 from fedelta.modalities.image import Images
 from fedelta.modalities.text import Texts
 from fedelta.models.anatomy import Anatomy, anatomy_of
-from fedelta.models.decoders import decoder_of
+from fedelta.models.decoders import check_causal, decoder_of
 from fedelta.models.heads import HeadClasses, class_names_of
 from fedelta.models.layers import is_plain
 from fedelta.models.light import without_symbols
@@ -109,6 +109,8 @@ def build(
     config = read_config(source)
     check_family(config.model_type)
     head = HeadClasses(class_names_of(config), class_names, logs_head)
+    if (text := task.loader(Texts.name)) is not None and text.dialogue is not None:
+        check_causal(config)
     is_decoder = modality_of(config, task)[1].dialogue is not None
     if not is_decoder:
         _set_classes(config, class_names, task)

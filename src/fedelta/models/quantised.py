@@ -42,7 +42,7 @@ def quantiser(choice: Quantisation) -> Any:  # Any: a configuration of transform
     if find_spec(library) is None:
         raise ModelError(
             f"`model.quantization` is {choice!r}, which needs {library}; it is not installed.",
-            hint=f"`pip install {library}`, or leave the key out.",
+            hint=f"`pip install 'fedelta[quantized]'` or `pip install {library}`, or leave the key out.",
         )
     import transformers
 

@@ -74,13 +74,12 @@ def load_network(source: ModelSource, config: PretrainedConfig, device: str, tas
     place = locate(source.source)
     check_weights(source.source, place)
     _refuse_quantised(source.source, config)
+    quantization = quantiser(source.quantization)
     try:
         module, info = auto.from_pretrained(
             place, config=config, dtype=_DTYPES[source.dtype], ignore_mismatched_sizes=True, output_loading_info=True,
-            trust_remote_code=False, use_safetensors=True, quantization_config=quantiser(source.quantization),
+            trust_remote_code=False, use_safetensors=True, quantization_config=quantization,
         )  # fmt: skip
-    except ModelError:
-        raise
     except Exception as error:  # transformers raises many types of errors for damaged or foreign files
         raise unreadable(source.source, error) from error
     mismatched = {key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]}
