@@ -90,7 +90,7 @@ def find_columns(dataset: Dataset, named: NamedColumns, task: Task, *, origin: s
     refuse(origin, problems)
     labels = list(named.labels) or task.candidates(_kinds(dataset))
     if len(labels) != 1 and not named.labels:
-        problems.append(_choice("label_column", task.column, labels, names))
+        problems.append(_choice("label_column", task.column, labels, names) + _other_task(task, names))
     candidates = _input_candidates(dataset, named, {*labels, named.client})
     if len(candidates) != 1:
         modalities = sorted({modality.name for modality in candidates.values()})
@@ -175,6 +175,18 @@ def _choice(key: str, expected: str, candidates: Sequence[str], names: Sequence[
     found = f"{len(candidates)} possible columns ({listed(candidates)})" if candidates else "no such column"
     advice = f"set `data.{key}` to one of {listed(names, 20)}"
     return f"expected exactly one column of {expected}, found {found}; {advice}"
+
+
+def _other_task(task: Task, names: Sequence[str]) -> str:
+    """The task that the names of the columns speak of, if it is another one."""
+    chats, words, tags = {"prompt", "response", "messages"}, {"tokens", "words"}, {"tags", "ner_tags", "pos_tags"}
+    if {"prompt", "response"} <= set(names) or "messages" in names:
+        other, what = "language", listed(sorted(chats & set(names)))
+    elif words & set(names) and tags & set(names):
+        other, what = "tokens", listed(sorted((words | tags) & set(names)))
+    else:
+        return ""
+    return "" if other == task.name else f'; for the columns {what}, set `task.name` = "{other}"'
 
 
 def _kinds(dataset: Dataset) -> dict[str, str | None]:
