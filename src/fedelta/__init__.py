@@ -87,6 +87,7 @@ if TYPE_CHECKING:
     from fedelta.tasks.labels import Labels as Labels
     from fedelta.tasks.multi_label import MultiLabel as MultiLabel
     from fedelta.tasks.regression import Regression as Regression
+    from fedelta.tasks.tokens import Tokens as Tokens
     from fedelta.tracking.settings import Tracking as Tracking
     from fedelta.tuning.accumulator import Accumulator as Accumulator
     from fedelta.tuning.adapter import Adapter as Adapter
@@ -156,6 +157,7 @@ _MODULES = {
     "tasks.labels": ("Labels",),
     "tasks.multi_label": ("MultiLabel",),
     "tasks.regression": ("Regression",),
+    "tasks.tokens": ("Tokens",),
     "tracking.settings": ("Tracking",),
     "tuning.accumulator": ("Accumulator",),
     "tuning.adapter": ("Adapter",),

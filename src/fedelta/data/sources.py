@@ -18,7 +18,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field, FiniteFloat, field_validator, model_validator
 
-from fedelta.data.columns import Columns, NamedColumns, find_columns, missing_columns, target_column
+from fedelta.data.columns import Columns, NamedColumns, find_columns, missing_columns, target_column, unequal_lengths
 from fedelta.data.files import AT_THE_SITES, EMBEDDED, missing_path
 from fedelta.data.naming import CLIENT, LABEL, SPLIT, Naming, expression, levels_in
 from fedelta.data.sets import TEST, load_sets
@@ -65,6 +65,7 @@ class DataSource(Settings):
             is taken from the training data), or as file paths relative to the folder of the table.
         text_column: column of texts; at most one of the three input columns is set.
         audio_column: column of recordings: encoded, or as file paths relative to the folder of the table.
+        words_column: column of texts that are given as lists of words, for tags.
         client_column: column with the id of each row's client.
         file_pattern: meaning of file names in a folder, without their suffix, such as `{label}_{client}_{index}`.
             `label` replaces the sub-folder, `client` is the client of the file (`client_column` is not needed), other
@@ -104,6 +105,7 @@ class DataSource(Settings):
     image_column: str | None = None
     text_column: str | None = None
     audio_column: str | None = None
+    words_column: str | None = None
     client_column: str | None = None
     file_pattern: str | None = None
     folders: str | None = None
@@ -183,7 +185,12 @@ class DataSource(Settings):
 
     @property
     def _input_columns(self) -> dict[str, str | None]:
-        return {"image": self.image_column, "text": self.text_column, "audio": self.audio_column}
+        return {
+            "image": self.image_column,
+            "text": self.text_column,
+            "audio": self.audio_column,
+            "words": self.words_column,
+        }
 
     @property
     def naming(self) -> Naming:
@@ -302,6 +309,12 @@ def read(
     lacking = [] if test is None else missing_columns(test, columns)
     train_column = target_column(train, columns.labels, "training set")
     test_column = None if test is None or lacking else target_column(test, columns.labels, "test set")
+    lacking += [
+        p
+        for rows, what in ((train, "training set"), (test, "test set"))
+        if rows
+        for p in unequal_lengths(rows, columns, what)
+    ]
     if known is not None and task.has_classes:
         plain_test = None if test_column is None else task.plain(test_column)
         train_column, test_column = known.of_data(task.plain(train_column), plain_test, origin)

@@ -18,6 +18,7 @@ from fedelta.errors import ModelError
 from fedelta.modalities.base import Modality, ModelFiles
 from fedelta.modalities.image import Images
 from fedelta.modalities.text import Texts
+from fedelta.modalities.words import WORD_STARTS, Words, at_words
 from fedelta.models.anatomy import Anatomy, anatomy_of
 from fedelta.models.heads import HeadClasses, class_names_of
 from fedelta.models.layers import is_plain
@@ -25,7 +26,7 @@ from fedelta.models.light import without_symbols
 from fedelta.models.native import FAMILIES
 from fedelta.models.sizes import check_patches, inputs_for, native_size
 from fedelta.models.source import ModelSource, locate, modality_of, read_config
-from fedelta.models.texts import num_positions, settle_padding
+from fedelta.models.texts import num_positions, settle_padding, settle_words
 from fedelta.models.usable import check_family, check_inputs, disable_caches
 from fedelta.models.weights import load_network, quiet_transformers
 from fedelta.seeds import derive
@@ -34,6 +35,9 @@ from fedelta.tasks.classification import Classification
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
+
+
+_NO_EXITS = "it answers for each word, and exits read the first token of a text"
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,15 @@ class Backbone:
     lost_head: str | None = None
 
     def logits(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Outputs [B, ...] for a batch of inputs; of a classifier, logits [B, C]."""
-        output = self.module(**inputs, **self.extra_inputs)
-        return output if isinstance(output, Tensor) else output.logits
+        """Outputs [B, ...] for a batch of inputs; of a classifier, logits [B, C].
+
+        Where inputs say where words start, the outputs are those of the words (`at_words`).
+        """
+        starts = inputs.get(WORD_STARTS)
+        read = inputs if starts is None else {name: value for name, value in inputs.items() if name != WORD_STARTS}
+        output = self.module(**read, **self.extra_inputs)
+        outputs: Tensor = output if isinstance(output, Tensor) else output.logits
+        return outputs if starts is None else at_words(outputs, starts)
 
     @property
     def num_parameters(self) -> int:
@@ -128,11 +138,14 @@ def _with_modality(
     module, (kind, _) = backbone.module, modality_of(config, task)
     check_inputs(module, kind)
     place = None if source.source is None else locate(source.source)
-    positions = num_positions(module) if kind is Texts else None
+    positions = num_positions(module) if kind in {Texts, Words} else None
     is_size_known = source.image_size is not None or native_size(config) is not None
     modality = kind.for_model(ModelFiles(config, place, size, is_size_known, positions))
     if isinstance(modality, Texts):
         modality = settle_padding(module, modality)
+    if isinstance(modality, Words):
+        modality = Words(settle_words(module, modality.texts))
+        backbone = replace(backbone, anatomy=replace(backbone.anatomy, no_exits=_NO_EXITS))
     extra_inputs = inputs_for(module, config, size) if kind is Images else {}
     return replace(backbone, modality=modality, extra_inputs=extra_inputs)
 
