@@ -29,7 +29,7 @@ from fedelta.engine.work import ClientSettings, Job
 from fedelta.modalities.dialogues import Dialogues, Encoded, StoredDialogues
 from fedelta.models.decoders import decoder_of
 from fedelta.models.hub import Backbone
-from fedelta.models.words import words_of
+from fedelta.models.vocabulary import vocabulary_of
 from fedelta.seeds import stream
 from fedelta.strategies.local import Plain
 from fedelta.tasks.language import Language, TokenCounts
@@ -128,7 +128,9 @@ def side(name: str, options: argparse.Namespace, rows: list[Encoded]) -> Callabl
 
 def lanes(options: argparse.Namespace, rows: list[Encoded]) -> Callable[[], list[float]]:
     module, inputs = network(options), stored(options, rows)
-    backbone = Backbone(module, decoder_of(module, "llama"), extra_inputs={"use_cache": False}, words=words_of(module))
+    backbone = Backbone(
+        module, decoder_of(module, "llama"), extra_inputs={"use_cache": False}, vocabulary=vocabulary_of(module)
+    )
     shared = Lanes(options.lanes)
     method = Lora(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS)
     spec = method.apply(backbone, shared, stream(0, "tuning"))

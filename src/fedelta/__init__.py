@@ -88,6 +88,7 @@ if TYPE_CHECKING:
     from fedelta.tasks.language import Language as Language
     from fedelta.tasks.multi_label import MultiLabel as MultiLabel
     from fedelta.tasks.regression import Regression as Regression
+    from fedelta.tasks.tokens import Tokens as Tokens
     from fedelta.tracking.settings import Tracking as Tracking
     from fedelta.tuning.accumulator import Accumulator as Accumulator
     from fedelta.tuning.adapter import Adapter as Adapter
@@ -158,6 +159,7 @@ _MODULES = {
     "tasks.multi_label": ("MultiLabel",),
     "tasks.language": ("Language",),
     "tasks.regression": ("Regression",),
+    "tasks.tokens": ("Tokens",),
     "tracking.settings": ("Tracking",),
     "tuning.accumulator": ("Accumulator",),
     "tuning.adapter": ("Adapter",),

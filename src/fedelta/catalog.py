@@ -92,6 +92,7 @@ TASKS = Registry(
         "classification": "fedelta.tasks.classification:Classification",
         "multi-label": "fedelta.tasks.multi_label:MultiLabel",
         "regression": "fedelta.tasks.regression:Regression",
+        "tokens": "fedelta.tasks.tokens:Tokens",
         "language": "fedelta.tasks.language:Language",
     },
     _find_more,

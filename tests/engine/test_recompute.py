@@ -17,7 +17,7 @@ from fedelta.engine.tokens import ways_without_padding
 from fedelta.models.decoders import decoder_of
 from fedelta.models.hub import Backbone
 from fedelta.models.unpadded import attending_within_rows
-from fedelta.models.words import words_of
+from fedelta.models.vocabulary import vocabulary_of
 from fedelta.seeds import stream
 from fedelta.tuning.lanes import Lanes
 from fedelta.tuning.lora import Lora
@@ -25,8 +25,8 @@ from fedelta.tuning.lora import Lora
 
 def tuned(num_lanes: int = 2) -> tuple[Backbone, Lanes, list[torch.nn.Parameter]]:
     network = small_network("llama", num_hidden_layers=4)
-    words = words_of(network)
-    backbone = Backbone(network, decoder_of(network, "llama"), extra_inputs={"use_cache": False}, words=words)
+    words = vocabulary_of(network)
+    backbone = Backbone(network, decoder_of(network, "llama"), extra_inputs={"use_cache": False}, vocabulary=words)
     lanes = Lanes(num_lanes)
     spec = Lora(r=2, target_modules="all-linear").apply(backbone, lanes, stream(1))
     parameters = [backbone.module.get_parameter(name) for name in spec]

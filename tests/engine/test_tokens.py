@@ -10,7 +10,7 @@ from fedelta.engine.tokens import ways_without_padding
 from fedelta.models.decoders import decoder_of
 from fedelta.models.hub import Backbone
 from fedelta.models.token_losses import IGNORED
-from fedelta.models.words import words_of
+from fedelta.models.vocabulary import vocabulary_of
 from fedelta.seeds import stream
 from fedelta.tuning.lanes import Lanes
 from fedelta.tuning.lora import Lora
@@ -20,7 +20,9 @@ TRIED = ("llama", "qwen3", "gemma3_text", "phi", "phi3", "gpt2", "gpt_neox", "op
 
 def backbone_of(family: str, **fields: object) -> Backbone:
     network = small_network(family, **fields)
-    return Backbone(network, decoder_of(network, family), extra_inputs={"use_cache": False}, words=words_of(network))
+    return Backbone(
+        network, decoder_of(network, family), extra_inputs={"use_cache": False}, vocabulary=vocabulary_of(network)
+    )
 
 
 def inputs() -> dict[str, torch.Tensor]:

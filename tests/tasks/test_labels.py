@@ -151,3 +151,33 @@ def test_labels_are_fetched_and_selected_by_row():
     labels = Labels(tensor([4, 5, 6]))
     assert (len(labels), labels.fetch(tensor([2, 0])).tolist()) == (3, [6, 4])
     assert labels.select(tensor([1, 2])).strata.tolist() == [5, 6]
+
+
+def test_texts_that_mostly_occur_once_are_no_classes():
+    # 30 answers occur 20 times each, 40 once: 70 values in 640 rows.
+    usual, single = [f"answer {number}" for number in range(30)] * 20, [f"text {number}" for number in range(40)]
+    (problem,) = read_labels(column(*usual, *single), None).problems
+    assert "has 70 different values, 40 of them once, in 640 rows: that looks like free text" in problem
+    assert '`task.name` = "language"' in problem
+    assert read_labels(column(*usual, *single[:30]), None).problems == ()
+
+
+def test_sentences_are_no_classes():
+    sentences = [f"{number} is what I have been asked to write down as my answer to you" for number in range(21)] * 5
+    (problem,) = read_labels(column(*sentences), None).problems
+    assert "has 21 different values in 105 rows: that looks like free text" in problem
+    assert read_labels(column(*sentences[:20], *sentences[:20]), None).problems == ()
+
+
+def test_many_numbers_with_gaps_may_be_amounts():
+    amounts = [7 * number for number in range(21)] * 3
+    (note,) = read_labels(column(*amounts), None).notes
+    assert "21 different whole numbers from 0 to 140, each of which counts as a class" in note
+    assert '`task.name` = "regression"' in note
+    assert read_labels(column(*[number + 1 for number in range(21)] * 3), None).notes == ()
+
+
+def test_one_hot_columns_are_classes_with_their_names():
+    sides = TargetColumn("cat, dog", "training set", [[0, 1], [1, 0]], parts=("cat", "dog"))
+    read = read_labels(sides, None)
+    assert (read.class_names, read.train.values.tolist()) == (("cat", "dog"), [1, 0])

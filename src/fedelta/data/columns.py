@@ -95,12 +95,12 @@ def find_columns(dataset: Dataset, named: NamedColumns, task: Task, *, origin: s
     refuse(origin, problems)
     labels = list(named.labels) or task.candidates(_kinds(dataset))
     if len(labels) != 1 and not named.labels:
-        problems.append(_choice("label_column", task.column, labels, names))
-    candidates = _input_candidates(dataset, named, {*labels, named.client})
+        problems.append(_choice("label_column", task.column, labels, names) + _other_task(task, names))
+    candidates = _input_candidates(dataset, named, {*labels, named.client}, task)
     if len(candidates) != 1:
         modalities = sorted({modality.name for modality in candidates.values()})
-        keys = input_keys() if len(modalities) != 1 else f"{modalities[0]}_column"
-        problems.append(_choice(keys, _expected(), list(candidates), names))
+        keys = input_keys(task) if len(modalities) != 1 else f"{modalities[0]}_column"
+        problems.append(_choice(keys, _expected(task), list(candidates), names))
     for name, modality in candidates.items():
         rule = modality.columns
         if rule.is_strict and _kind_of(dataset.features[name]) not in rule.kinds:
@@ -111,23 +111,32 @@ def find_columns(dataset: Dataset, named: NamedColumns, task: Task, *, origin: s
     return Columns(tuple(labels), name, named.client, modality)
 
 
-def input_keys() -> str:
-    """The keys of `[data]` that name a column of inputs, as part of a sentence in backticks.
+def input_keys(task: Task) -> str:
+    """The keys of `[data]` that name a column of inputs for a task, as part of a sentence in backticks.
 
-    >>> input_keys()
+    >>> from fedelta.tasks.classification import Classification
+    >>> input_keys(Classification())
     'image_column`, `data.audio_column` or `data.text_column'
     """
-    *keys, last = (f"{name}_column" for name in MODALITIES)
-    return f"{'`, `data.'.join(keys)}` or `data.{last}"
+    *keys, last = (f"{modality.name}_column" for modality in _read_by(task))
+    return f"{'`, `data.'.join(keys)}` or `data.{last}" if keys else last
 
 
-def _input_candidates(dataset: Dataset, named: NamedColumns, other: set[str | None]) -> dict[str, type[Modality]]:
+def _read_by(task: Task) -> list[type[Modality]]:
+    """The modalities for which there are models for `task`."""
+    return [modality for name, modality in MODALITIES.items() if task.loader(name) is not None]
+
+
+def _input_candidates(
+    dataset: Dataset, named: NamedColumns, other: set[str | None], task: Task
+) -> dict[str, type[Modality]]:
     """The columns that may be the inputs with the highest certainty, and their modality.
 
     Args:
         dataset: the training set.
         named: columns that the configuration names.
         other: columns of targets and clients.
+        task: what is predicted; its models read some modalities only.
     """
     if named.inputs:
         return {column: MODALITIES[name] for name, column in named.inputs.items()}
@@ -137,7 +146,7 @@ def _input_candidates(dataset: Dataset, named: NamedColumns, other: set[str | No
         if kind == "bytes" and is_recording(_first(dataset, name)):
             kind = "audio"
         if kind is not None:
-            kinds = ((modality.columns.kinds.get(kind), modality) for modality in MODALITIES.values())
+            kinds = ((modality.columns.kinds.get(kind), modality) for modality in _read_by(task))
             rated += [(certainty, name, modality) for certainty, modality in kinds if certainty is not None]
     surest = min((certainty for certainty, _, _ in rated), default=None)
     return {name: modality for certainty, name, modality in rated if certainty == surest}
@@ -150,7 +159,7 @@ def _first(dataset: Dataset, column: str) -> object:
 
 def _kind_of(feature: object) -> FeatureKind | None:
     """The kind of a column's content; None if no modality reads it, such as numbers."""
-    from datasets import Array2D, Array3D, Audio, Image, List, Value
+    from datasets import Array2D, Array3D, Audio, Image, LargeList, List, Value
 
     match feature:
         case Image():
@@ -163,23 +172,37 @@ def _kind_of(feature: object) -> FeatureKind | None:
             return "audio"
         case {"bytes": _}:
             return "bytes"
+        case List() | LargeList() if _value_kind(feature.feature) == "text":
+            return "words"
     if isinstance(feature, Value) and feature.dtype in _BYTES:
         return "bytes"
     return "text" if isinstance(feature, Value) and feature.dtype in _TEXTS else None
 
 
-def _expected() -> str:
+def _expected(task: Task) -> str:
     """A description of the possible input columns for messages, in order of preference."""
-    all_ranks = {modality.plural: modality.columns.kinds.values() for modality in MODALITIES.values()}
+    all_ranks = {modality.plural: modality.columns.kinds.values() for modality in _read_by(task)}
     first = [plural for plural, ranks in all_ranks.items() if Certainty.FALLBACK not in ranks]
     fallback = [plural for plural in all_ranks if plural not in first]
-    return f"{' or '.join(first)} or, failing that, of {' or '.join(fallback)}"
+    return f"{' or '.join(first)}{' or, failing that, of ' if first and fallback else ''}{' or '.join(fallback)}"
 
 
 def _choice(key: str, expected: str, candidates: Sequence[str], names: Sequence[str]) -> str:
     found = f"{len(candidates)} possible columns ({listed(candidates)})" if candidates else "no such column"
     advice = f"set `data.{key}` to one of {listed(names, 20)}"
     return f"expected exactly one column of {expected}, found {found}; {advice}"
+
+
+def _other_task(task: Task, names: Sequence[str]) -> str:
+    """The task that the names of the columns speak of, if it is another one."""
+    chats, words, tags = {"prompt", "response", "messages"}, {"tokens", "words"}, {"tags", "ner_tags", "pos_tags"}
+    if {"prompt", "response"} <= set(names) or "messages" in names:
+        other, what = "language", listed(sorted(chats & set(names)))
+    elif words & set(names) and tags & set(names):
+        other, what = "tokens", listed(sorted((words | tags) & set(names)))
+    else:
+        return ""
+    return "" if other == task.name else f'; for the columns {what}, set `task.name` = "{other}"'
 
 
 def _kinds(dataset: Dataset) -> dict[str, str | None]:
@@ -229,3 +252,21 @@ def missing_columns(test: Dataset, columns: Columns) -> list[str]:
     names = test.column_names
     absent = [name for name in (*columns.labels, columns.input) if name not in names]
     return [f"test set: no column {name!r} as in the training set, found {listed(names, 20)}" for name in absent]
+
+
+def unequal_lengths(dataset: Dataset, columns: Columns, what: str) -> list[str]:
+    """A message about rows whose lists of words and of targets have different lengths, if there are such rows."""
+    if columns.modality.name != "words" or any(name not in dataset.column_names for name in columns.labels):
+        return []
+    pairs = zip(values_of(dataset, columns.input), values_of(dataset, columns.labels[0]), strict=True)
+    wrong = [
+        row
+        for row, (words, tags) in enumerate(pairs)
+        if isinstance(words, list) and isinstance(tags, list) and len(words) != len(tags)
+    ]
+    if not wrong:
+        return []
+    names = f"{columns.input!r} and {columns.labels[0]!r}"
+    return [
+        f"{what}: columns {names} differ in length in {len(wrong)} rows: rows {listed(wrong)}; each word needs a tag"
+    ]

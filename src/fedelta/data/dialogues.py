@@ -18,7 +18,6 @@ from fedelta.errors import listed, refuse
 from fedelta.modalities.base import Inputs
 from fedelta.modalities.dialogues import IGNORED, StoredDialogues
 from fedelta.modalities.text import Texts
-from fedelta.tasks.base import Task
 from fedelta.tasks.language import TokenCounts
 from fedelta.tasks.targets import Targets
 
@@ -33,12 +32,6 @@ _RESPONSES = ("response", "completion", "output", "answer")
 _MESSAGES = ("messages", "conversations", "conversation")
 _TEXTS = ("text", "content")
 _KEYS = {"prompt": _PROMPTS, "response": _RESPONSES, "messages": _MESSAGES, "text": _TEXTS}
-
-
-def reads_dialogues(task: Task) -> bool:
-    """Whether a task is one for language models, which read dialogues."""
-    loader = task.loader(Texts.name)
-    return loader is not None and loader.dialogue is not None
 
 
 def dialogue_columns(dataset: Dataset, named: NamedColumns, *, origin: str) -> tuple[str, ...]:

@@ -16,9 +16,9 @@ from torch import Tensor
 from fedelta.data.batches import Examples
 from fedelta.data.validation import RowsOf
 from fedelta.modalities.base import Inputs
-from fedelta.modalities.dialogues import StoredDialogues
 from fedelta.modalities.stores import Encoded, Stored
 from fedelta.modalities.text import StoredTexts
+from fedelta.modalities.words import StoredWords
 from fedelta.params import bytes_of
 from fedelta.tasks.targets import Targets
 
@@ -55,13 +55,13 @@ def _parts(inputs: Inputs) -> Iterator[bytes | memoryview]:
     match inputs:
         case Stored():
             yield from _tensor(inputs.raw)
-        case StoredDialogues():
-            yield from _tensor(inputs.token_ids)
-            yield from _tensor(inputs.is_target)
-            yield from _tensor(inputs.ends)
         case StoredTexts():
             yield from _tensor(inputs.token_ids)
             yield from _tensor(inputs.ends)
+        case StoredWords():
+            for part in (inputs.tokens, inputs.starts):
+                yield from _tensor(part.values)
+                yield from _tensor(part.ends)
         case Encoded():
             for values in inputs.column.chunks():
                 yield from map(_stored, values)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedelta.data.batches import Examples, FederatedData
 from fedelta.data.clients import Clients, Name
-from fedelta.data.columns import input_keys, target_column
+from fedelta.data.columns import target_column
 from fedelta.data.dialogues import counted
 from fedelta.data.division import Partitioner, divide
 from fedelta.data.glance import NUM_READ, Glance, Shown, shown
@@ -37,7 +37,8 @@ def adapted(modality: Modality, raw: RawData) -> Modality:
     if prepared.name != raw.modality.name:
         raise DataError(
             f"column {raw.columns.input!r} holds {raw.modality.plural}, but the model takes {prepared.plural}",
-            hint=f"choose another `model.source` (recordings go to image classifiers), or set `data.{input_keys()}`",
+            hint="choose another `model.source` (recordings go to image classifiers), or set the column of its "
+            "inputs in `[data]`",
         )
     column = _column(raw)
     return prepared.fitted(column.select(evenly_spaced(len(column), NUM_READ)) if raw.at_a_glance else column)

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import torch
 from pydantic import Field, FiniteFloat, field_validator, model_validator
 
-from fedelta.data.columns import Columns, NamedColumns, find_columns, missing_columns, target_column
-from fedelta.data.dialogues import reads_dialogues, with_dialogues
+from fedelta.data.columns import Columns, NamedColumns, find_columns, missing_columns, target_column, unequal_lengths
+from fedelta.data.dialogues import with_dialogues
 from fedelta.data.files import AT_THE_SITES, EMBEDDED, NAMES, missing_path
 from fedelta.data.naming import CLIENT, LABEL, SPLIT, Naming, expression, levels_in
 from fedelta.data.sets import TEST, load_sets
@@ -31,7 +31,7 @@ from fedelta.modalities.settings import AudioSettings, Preparation, Resize
 from fedelta.seeds import stream
 from fedelta.settings import Context, Settings
 from fedelta.settings.paths import InFull, in_full_where_it_exists
-from fedelta.tasks.base import Task
+from fedelta.tasks.base import Task, reads_dialogues
 from fedelta.tasks.classification import Classification
 from fedelta.tasks.contract import targets_of
 from fedelta.tasks.known_classes import KnownClasses
@@ -70,6 +70,7 @@ class DataSource(Settings):
             is taken from the training data), or as file paths relative to the folder of the table.
         text_column: column of texts; at most one of the three input columns is set.
         audio_column: column of recordings: encoded, or as file paths relative to the folder of the table.
+        words_column: column of texts that are given as lists of words, for tags.
         prompt_column, response_column: columns of a dialogue of two turns, for language models.
         messages_column: column of longer dialogues, for language models: lists of messages with `role` and `content`.
         client_column: column with the id of each row's client.
@@ -111,6 +112,7 @@ class DataSource(Settings):
     image_column: str | None = None
     text_column: str | None = None
     audio_column: str | None = None
+    words_column: str | None = None
     prompt_column: str | None = None
     response_column: str | None = None
     messages_column: str | None = None
@@ -195,7 +197,12 @@ class DataSource(Settings):
 
     @property
     def _input_columns(self) -> dict[str, str | None]:
-        return {"image": self.image_column, "text": self.text_column, "audio": self.audio_column}
+        return {
+            "image": self.image_column,
+            "text": self.text_column,
+            "audio": self.audio_column,
+            "words": self.words_column,
+        }
 
     @property
     def naming(self) -> Naming:
@@ -314,6 +321,8 @@ def read(
     lacking = [] if test is None else missing_columns(test, columns)
     train_column = target_column(train, columns.labels, "training set")
     test_column = None if test is None or lacking else target_column(test, columns.labels, "test set")
+    for rows, what in ((train, "training set"), (test, "test set")):
+        lacking += unequal_lengths(rows, columns, what) if rows else []
     if known is not None and task.has_classes:
         plain_test = None if test_column is None else task.plain(test_column)
         train_column, test_column = known.of_data(task.plain(train_column), plain_test, origin)

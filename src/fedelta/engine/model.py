@@ -107,7 +107,7 @@ class SharedModel:
             train: training examples; a few are tried.
             of_examples: whether each lane has one example.
         """
-        if self.backbone.words is not None:
+        if self.backbone.vocabulary is not None:
             self._leave_out_padding(bank, lanes, train, of_examples=of_examples)
             return
         # Exits read tokens of every block.

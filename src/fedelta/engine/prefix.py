@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from fedelta.engine.stand_ins import replaced
 from fedelta.modalities.base import Inputs
+from fedelta.modalities.words import WORD_STARTS
 from fedelta.models.failures import model_errors
 from fedelta.models.hub import Backbone
 from fedelta.params import ParamSpec
@@ -50,6 +51,8 @@ def find_prefix(backbone: Backbone, spec: ParamSpec, lanes: Lanes, sample: dict[
         lanes: the lanes of the tuned modules.
         sample: inputs of a few rows, on which logits are compared.
     """
+    if WORD_STARTS in sample:
+        return None  # features of words: rows differ in their number, and cannot be kept in one tensor
     candidates: list[Prefix] = []
     prefix_name = getattr(backbone.module, "base_model_prefix", "")
     if only_head(backbone, spec):

@@ -175,7 +175,9 @@ def _run(inputs: Sequence[_LaneInput], outputs: Outputs, bank: LaneBank, lanes: 
     lengths = [len(lane_input.rows) for lane_input in inputs]
     noise = [stream(0, "proof", "noise", lane_input.number) for lane_input in inputs]
     with lanes.training(lengths, noise), model_errors("the model in lanes", {"rows": rows}):
-        by_lane = torch.stack(outputs(rows)).split(lengths, dim=1)
+        of_rows = torch.stack(outputs(rows))
+        # Of words, whose number depends on the other rows of a batch, only the sum: it is 0 for those of padding.
+        by_lane = (of_rows.sum(2) if of_rows.dim() > 3 else of_rows).split(lengths, dim=1)
         # A random direction instead of the task's loss, whose gradient may be so small that only rounding is left.
         direction = torch.randn(by_lane[0].shape[2:], generator=stream(0, "proof", "direction")).to(by_lane[0])
         bank.backward(torch.stack([(output * direction).sum() for output in by_lane]).sum())

@@ -48,7 +48,7 @@ class Unpadded:
         Raises:
             TypeError: the model cannot be called this way.
         """
-        if (words := self.backbone.words) is None:
+        if (words := self.backbone.vocabulary) is None:
             raise TypeError("no language model")
         module, mask_BT = self.backbone.module, inputs["attention_mask"]
         is_token_BT = mask_BT.bool()
@@ -92,7 +92,7 @@ def ways_without_padding(backbone: Backbone, lanes: Lanes) -> list[Unpadded]:
         backbone: the model with the tuning method applied.
         lanes: of the tuned modules.
     """
-    words = backbone.words
+    words = backbone.vocabulary
     if words is None or not words.gives_logits:
         return []
     last = _last_block(backbone)

@@ -176,7 +176,7 @@ class Predictor:
             InputError: there is no such exit, `confidence` is out of range, the task has no confidence, or the model is
                 a language model.
         """
-        if self.backbone.words is not None:
+        if self.backbone.vocabulary is not None:
             raise InputError("a language model gives no labels, but texts.", hint="use `generate`.")
         if exit is not None and confidence is not None:
             raise TypeError("`exit` and `confidence` exclude each other, found both")

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
     Example = str | Path | Image | Tensor | tuple[Tensor, int]
 
-# The content of a column, according to the features of its data set; `array`: numbers in two or more dimensions.
-FeatureKind = Literal["image", "audio", "bytes", "array", "text"]
+# The content of a column, according to the features of its data set; `array`: numbers in two or more dimensions,
+# `words`: lists of texts.
+FeatureKind = Literal["image", "audio", "bytes", "array", "text", "words"]
 
 
 class ExampleError(ValueError):

@@ -19,6 +19,7 @@ from fedelta.modalities.base import Modality, ModelFiles
 from fedelta.modalities.dialogues import Dialogues
 from fedelta.modalities.image import Images
 from fedelta.modalities.text import Texts
+from fedelta.modalities.words import WORD_STARTS, Words, at_words
 from fedelta.models.anatomy import Anatomy, anatomy_of
 from fedelta.models.decoders import check_causal, decoder_of
 from fedelta.models.heads import HeadClasses, class_names_of
@@ -28,16 +29,19 @@ from fedelta.models.native import FAMILIES
 from fedelta.models.quantised import settle_layers
 from fedelta.models.sizes import check_patches, inputs_for, native_size
 from fedelta.models.source import ModelSource, locate, modality_of, read_config
-from fedelta.models.texts import num_positions, settle_padding, with_context
+from fedelta.models.texts import num_positions, settle_padding, settle_words, with_context
 from fedelta.models.usable import check_family, check_inputs, disable_caches
+from fedelta.models.vocabulary import Vocabulary, vocabulary_of
 from fedelta.models.weights import load_network, quiet_transformers
-from fedelta.models.words import OutputWords, words_of
 from fedelta.seeds import derive
-from fedelta.tasks.base import Task
+from fedelta.tasks.base import Task, reads_dialogues
 from fedelta.tasks.classification import Classification
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
+
+
+_NO_EXITS = "it answers for each word, and exits read the first token of a text"
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Backbone:
         extra_inputs: constant keyword arguments of every call.
         batch_norm: treatment of tuned batch norms (`ModelSource`).
         lost_head: why the checkpoint's head is not used, if it has one; else None.
-        words: where a language model gives its words; None for any other model.
+        vocabulary: where a language model gives its words; None for any other model.
     """
 
     module: nn.Module
@@ -61,17 +65,21 @@ class Backbone:
     extra_inputs: dict[str, bool] = field(default_factory=dict)
     batch_norm: Literal["average", "local", "group"] = "average"
     lost_head: str | None = None
-    words: OutputWords | None = None
+    vocabulary: Vocabulary | None = None
 
     def logits(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Outputs [B, ...] for a batch of inputs: logits [B, C] of a classifier.
+        """Outputs [B, ...] for a batch of inputs; of a classifier, logits [B, C].
 
-        A language model that gets `labels` gives the sum of the losses of each row, [B, 1].
+        Where inputs say where words start, the outputs are those of the words (`at_words`). A language model that gets
+        `labels` gives the sum of the losses of each row, [B, 1].
         """
-        if self.words is not None and "labels" in inputs:
-            return self.words.sums(self.module, inputs, self.extra_inputs)
-        output = self.module(**inputs, **self.extra_inputs)
-        return output if isinstance(output, Tensor) else output.logits
+        if self.vocabulary is not None and "labels" in inputs:
+            return self.vocabulary.sums(self.module, inputs, self.extra_inputs)
+        starts = inputs.get(WORD_STARTS)
+        read = inputs if starts is None else {name: value for name, value in inputs.items() if name != WORD_STARTS}
+        output = self.module(**read, **self.extra_inputs)
+        outputs: Tensor = output if isinstance(output, Tensor) else output.logits
+        return outputs if starts is None else at_words(outputs, starts)
 
     @property
     def longest(self) -> int | None:
@@ -109,10 +117,10 @@ def build(
     config = read_config(source)
     check_family(config.model_type)
     head = HeadClasses(class_names_of(config), class_names, logs_head)
-    if (text := task.loader(Texts.name)) is not None and text.dialogue is not None:
+    is_decoder = reads_dialogues(task)
+    if is_decoder:
         check_causal(config)
-    is_decoder = modality_of(config, task)[1].dialogue is not None
-    if not is_decoder:
+    else:
         _set_classes(config, class_names, task)
     config.return_dict = True  # outputs are read by name
     native = native_size(config)
@@ -133,7 +141,7 @@ def build(
     backbone = Backbone(module, anatomy, batch_norm=source.batch_norm, lost_head=loaded.lost_head)
     if is_decoder:
         # Keys and values of earlier calls are only of use to generate.
-        backbone = replace(backbone, words=words_of(module), extra_inputs={"use_cache": False})
+        backbone = replace(backbone, vocabulary=vocabulary_of(module), extra_inputs={"use_cache": False})
     # A model for counting needs no modality, whose files would have to be read or downloaded.
     return backbone if device == "meta" else _with_modality(backbone, source, config, size, task)
 
@@ -152,7 +160,7 @@ def _with_modality(
     module, (kind, loader) = backbone.module, modality_of(config, task)
     check_inputs(module, kind)
     place = None if source.source is None else locate(source.source)
-    positions = num_positions(module) if kind is Texts else None
+    positions = num_positions(module) if kind in {Texts, Words} else None
     is_size_known = source.image_size is not None or native_size(config) is not None
     files = ModelFiles(config, place, size, is_size_known, positions)
     if loader.dialogue is not None:
@@ -160,6 +168,9 @@ def _with_modality(
     modality = kind.for_model(files)
     if isinstance(modality, Texts):
         modality = settle_padding(module, modality)
+    if isinstance(modality, Words):
+        modality = Words(settle_words(module, modality.texts))
+        backbone = replace(backbone, anatomy=replace(backbone.anatomy, no_exits=_NO_EXITS))
     extra_inputs = inputs_for(module, config, size) if kind is Images else {}
     return replace(backbone, modality=modality, extra_inputs=extra_inputs)
 

@@ -108,6 +108,34 @@ def settle_padding(module: nn.Module, texts: Texts) -> Texts:
     return texts
 
 
+@torch.no_grad()
+def settle_words(module: nn.Module, texts: Texts) -> Texts:
+    """`texts`, padded at the end, for a model that answers for each token; warns if a text's answers depend on padding.
+
+    Args:
+        module: in evaluation mode; its configuration gets the padding token if it lacks one.
+        texts: with the model's tokenizer.
+
+    Raises:
+        ModelError: the model fails on a text, or the tokenizer belongs to another model.
+    """
+    _share_padding(module, texts)
+    short, long = texts.encode([_SHORT, _LONG])
+    try:
+        together, alone = _outputs(module, texts, [short, long])[:1, : len(short)], _outputs(module, texts, [short])
+    except Exception as error:  # a network may raise any error
+        raise ModelError(f"{type(module).__name__} fails on a text of {len(short)} tokens: {error}") from error
+    difference = float((together - alone).abs().max() / alone.abs().max().clamp_min(1e-12))
+    if difference >= 1e-3:
+        logger.warning(
+            "outputs of %s depend on the length of the other texts in a batch (by %.0f %% in a trial): it attends to "
+            "padding.",
+            type(module).__name__,
+            100 * difference,
+        )
+    return texts
+
+
 def _share_padding(module: nn.Module, texts: Texts) -> None:
     config, tokenizer = _config_of(module), texts.tokenizer
     is_decoder = "score" in dict(module.named_children())  # transformers' name for a head that reads the last token

@@ -125,6 +125,12 @@ class Loader:
     dialogue: DialogueSettings | None = None
 
 
+def reads_dialogues(task: Task) -> bool:
+    """Whether a task is one for language models, which read dialogues."""
+    loader = task.loader("text")
+    return loader is not None and loader.dialogue is not None
+
+
 class Answer(Protocol):
     """A model's answer for one example."""
 

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 from typing import Any
 
 import torch
@@ -16,8 +17,10 @@ from fedelta.tasks.targets import ReadTargets, TargetColumn
 
 # Texts that programs write for a missing value. They may also be real names: NA is Namibia, Null is a surname.
 NULL_WORDS = frozenset({"na", "n/a", "#n/a", "<na>", "nan", "none", "null", "nil"})
-# A column with more classes than this, and more than one class per two rows, is taken not to hold classes.
+# A column with more classes than this is taken not to hold classes if it has more than one class per two rows or, of
+# texts, if more than half of them occur once, or half of them have so many words.
 _MANY_CLASSES = 20
+_MANY_WORDS = 12
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ def unwrapped(column: TargetColumn) -> TargetColumn:
         values = [value[0] if isinstance(value, list) else value for value in values]
     elif lists and len({len(value) for value in lists}) == 1 and all(_is_one_hot(value) for value in lists):
         values = [value.index(1) if isinstance(value, list) else value for value in values]
+        return replace(column, values=values, class_names=column.class_names or column.parts or None)
     return replace(column, values=values)
 
 
@@ -103,10 +107,10 @@ def _classes(column: TargetColumn) -> tuple[list[object], tuple[str, ...], str |
     what = f"label column {column.name!r}"
     if kinds not in (["int"], ["str"], ["bool"]):
         return [], (), f"{what} holds {listed(kinds) or 'no values'}, expected integers or texts{_advice(kinds)}"
-    values = set(present)
+    values = Counter(present)
     if column.class_names is None and (problem := _not_classes(what, values, len(present))):
         return [], (), problem
-    classes = list(range(len(column.class_names))) if column.class_names is not None else _sorted(values)
+    classes = list(range(len(column.class_names))) if column.class_names is not None else _sorted(set(values))
     names = column.class_names or tuple(str(value) for value in classes)
     if len(classes) < 2:
         return [], (), f"{what} has only one class, {names[0]!r}, expected 2 or more"
@@ -129,28 +133,34 @@ def _advice(kinds: Sequence[str]) -> str:
     return "; convert the column to one of these" if kinds else ""
 
 
-def _not_classes(what: str, values: set[Any], num_rows: int) -> str | None:
-    """Why the values cannot be classes, None if they can; Any: integers, truth values or texts, all of one type."""
+def _not_classes(what: str, values: Counter[Any], num_rows: int) -> str | None:
+    """Why the values, which occur so often, cannot be classes; None if they can; Any: of one type."""
     texts = all(isinstance(value, str) for value in values)
     if texts and any("." in value for value in values) and all(_is_decimal(value) for value in values):
         return (
             f"{what} holds decimal numbers as text, such as {min(values)!r}, expected integers or class names; to "
             'predict numbers, set `task.name` = "regression" and store the column as numbers'
         )
-    if len(values) <= _MANY_CLASSES or 2 * len(values) <= num_rows:
+    num_single = sum(count == 1 for count in values.values())
+    is_rare = 2 * len(values) > num_rows or (texts and 2 * num_single > len(values))
+    is_prose = texts and median(len(value.split()) for value in values) >= _MANY_WORDS
+    if len(values) <= _MANY_CLASSES or not (is_rare or is_prose):
         return None
     if texts:
         example = min(values, key=lambda text: (len(text), text))
         example = example if len(example) <= 40 else f"{example[:37]}..."
-        kind, advice = f"free text (such as {example!r})", "set `data.label_column` to the column of classes"
+        kind = f"free text (such as {example!r})"
+        advice = (
+            "set `data.label_column` to the column of classes or, to learn to write such texts, `task.name` = "
+            '"language"'
+        )
     else:
         kind = "row numbers or amounts"
-        advice = (
-            "set `data.label_column` to the column of classes or, to predict amounts, write them with a decimal point "
-            'and set `task.name` = "regression"'
-        )
+        advice = 'set `data.label_column` to the column of classes or, to predict amounts, `task.name` = "regression"'
+    single = f", {num_single} of them once," if 2 * len(values) <= num_rows and num_single else ""
     return (
-        f"{what} has {len(values)} different values in {num_rows} rows: that looks like {kind}, not classes; {advice}"
+        f"{what} has {len(values)} different values{single} in {num_rows} rows: that looks like {kind}, not classes; "
+        f"{advice}"
     )
 
 
@@ -249,6 +259,12 @@ def _notes(column: TargetColumn, names: Sequence[str], labels: Tensor) -> tuple[
         notes.append(
             f"label column {column.name!r}: {listed(similar)} count as different classes, but differ only in case or "
             "spaces"
+        )
+    numbers = [value for value in column.values if isinstance(value, int)] if column.class_names is None else []
+    if len(names) > _MANY_CLASSES and numbers and max(numbers) - min(numbers) >= len(names):
+        notes.append(
+            f"label column {column.name!r} has {len(names)} different whole numbers from {min(numbers)} to "
+            f'{max(numbers)}, each of which counts as a class; if they are amounts, set `task.name` = "regression"'
         )
     if len(names) > 2 and 2 * len(counts) > len(labels):
         notes.append(

@@ -85,8 +85,12 @@ class TaskTrial:
 
     @cached_property
     def outputs(self) -> Tensor:
-        """Random outputs of a model, [R, number of outputs]."""
-        return torch.randn(_NUM_ROWS, self.task.num_outputs(self.class_names), generator=stream(0, "outputs"))
+        """Random outputs of a model, [R, number of outputs]; of one that reads words also by word."""
+        number, generator = self.task.num_outputs(self.class_names), stream(0, "outputs")
+        if self.task.loader("words") is None:
+            return torch.randn(_NUM_ROWS, number, generator=generator)
+        by_word = torch.randn(*self.targets.shape, number, generator=generator)
+        return torch.cat([by_word, torch.ones(*self.targets.shape, 1)], dim=-1)
 
 
 def it_reads_a_column_of_a_kind_that_data_sets_have(trial: TaskTrial) -> None:
@@ -291,7 +295,7 @@ def candidates_are_columns_that_there_are(trial: TaskTrial) -> None:
 
 def there_is_a_kind_of_model_for_it(trial: TaskTrial) -> None:
     """For images, texts or recordings; None for an unknown modality."""
-    loaders = [trial.task.loader(modality) for modality in ("image", "text", "audio")]
+    loaders = [trial.task.loader(modality) for modality in ("image", "text", "audio", "words")]
     require(any(loader is not None for loader in loaders), "`loader` gives None for images, texts and recordings.")
     require(trial.task.loader("no such modality") is None, "`loader` gives a model for a modality that does not exist.")
 

@@ -174,7 +174,7 @@ def tune_head(backbone: Backbone, lanes: Lanes) -> dict[str, TensorSpec]:
         ModelError: the head has no linear layer, or one that computes something else than its class says.
     """
     module = backbone.module
-    if answers_at_exits(backbone) or backbone.words is not None:
+    if answers_at_exits(backbone) or backbone.vocabulary is not None:
         return {}
     tensors: dict[str, TensorSpec] = {}
     for root in backbone.anatomy.head:

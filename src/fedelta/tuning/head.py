@@ -27,7 +27,7 @@ class Head(Settings):
 
     def apply(self, backbone: Backbone, lanes: Lanes, generator: Generator) -> ParamSpec:
         """See `TuningMethod.apply`."""
-        if backbone.words is not None:
+        if backbone.vocabulary is not None:
             raise ModelError(
                 f"tuning method 'head' does not fit {type(backbone.module).__name__}: a language model has no head but "
                 "its output embedding, which is not tuned alone.",

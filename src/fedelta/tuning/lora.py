@@ -108,7 +108,7 @@ class Lora(Settings):
             ModelError: an entry of `target_modules` or of a pattern matches no layer; the message names the nearest.
         """
         # Of a language model also the output embedding, which often is the input embedding too.
-        words = None if backbone.words is None else backbone.words.path
+        words = None if backbone.vocabulary is None else backbone.vocabulary.path
         candidates = {
             path: layer
             for path, (_, layer) in effective_layers(backbone).items()

@@ -17,7 +17,7 @@ _TRIED = 30.0  # logits of a size at which a soft cap shows
 
 
 @dataclass(frozen=True)
-class OutputWords:
+class Vocabulary:
     """The output embedding of a language model.
 
     Args:
@@ -48,7 +48,7 @@ class OutputWords:
         return stand_in.sums_B.unsqueeze(1)
 
 
-def words_of(module: nn.Module) -> OutputWords:
+def vocabulary_of(module: nn.Module) -> Vocabulary:
     """The output embedding of `module`, after a trial of what the model does with its logits.
 
     Raises:
@@ -62,7 +62,7 @@ def words_of(module: nn.Module) -> OutputWords:
             f"{type(module).__name__} has no output embedding, so it gives no words.",
             hint="use a causal language model of transformers.",
         )
-    return OutputWords(paths[0], is_plain(layer, nn.Linear) and _passes_on(module, paths[0]))
+    return Vocabulary(paths[0], is_plain(layer, nn.Linear) and _passes_on(module, paths[0]))
 
 
 class _Fixed(nn.Module):

@@ -6,14 +6,14 @@ from tests.small_language import small_network
 from torch import nn
 
 from fedelta.errors import ModelError
-from fedelta.models.words import words_of
+from fedelta.models.vocabulary import vocabulary_of
 
 
 @pytest.mark.parametrize(
     ("family", "gives_logits"), [("llama", True), ("gpt2", True), ("opt", True), ("gemma2", False), ("cohere", False)]
 )
 def test_a_trial_shows_whether_logits_are_changed_behind_the_output_embedding(family: str, gives_logits: bool):
-    words = words_of(small_network(family))
+    words = vocabulary_of(small_network(family))
     assert (words.path, words.gives_logits) == ("lm_head", gives_logits)
 
 
@@ -23,7 +23,7 @@ def test_sums_are_those_of_transformers(family: str):
     ids = torch.randint(320, (2, 9), generator=torch.Generator().manual_seed(0))
     labels = ids.clone()
     labels[0, :4] = -100
-    sums = words_of(network).sums(network, {"input_ids": ids, "labels": labels}, {"use_cache": False})
+    sums = vocabulary_of(network).sums(network, {"input_ids": ids, "labels": labels}, {"use_cache": False})
     # The mean of transformers is over the 5 targets of the first row and the 8 of the second.
     expected = network(input_ids=ids, labels=labels).loss * (5 + 8)
     torch.testing.assert_close(sums.sum(), expected.detach(), rtol=1e-4, atol=1e-4)
@@ -33,10 +33,10 @@ def test_the_output_embedding_is_back_after_an_error():
     network = small_network()
     head = network.lm_head
     with pytest.raises(IndexError):
-        words_of(network).sums(network, {"input_ids": torch.tensor([[999]]), "labels": torch.tensor([[1]])}, {})
+        vocabulary_of(network).sums(network, {"input_ids": torch.tensor([[999]]), "labels": torch.tensor([[1]])}, {})
     assert network.lm_head is head
 
 
 def test_a_model_without_an_output_embedding_is_refused():
     with pytest.raises(ModelError, match="Linear has no output embedding, so it gives no words"):
-        words_of(nn.Linear(2, 2))
+        vocabulary_of(nn.Linear(2, 2))
