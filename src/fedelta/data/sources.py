@@ -316,7 +316,7 @@ def read(
     origin = f"data source {source.source!r}"
     train, test, splits = load_sets(source, origin)
     named = source.named_columns
-    named = named if source.client is not None else replace(named, client=splits.client)
+    named = named if named.client is not None else replace(named, client=splits.client)
     train, test, columns = _with_columns(train, test, named, task, origin)
     lacking = [] if test is None else missing_columns(test, columns)
     train_column = target_column(train, columns.labels, "training set")
@@ -328,8 +328,7 @@ def read(
         train_column, test_column = known.of_data(task.plain(train_column), plain_test, origin)
     targets = targets_of(task, train_column, test_column)
     refuse(origin, [*targets.problems, *lacking])
-    for note in (*splits.notes, *targets.notes):
-        logger.warning("%s", note)
+    _tell(*splits.notes, *targets.notes)
     train_rows = Rows(train, targets.train, torch.arange(len(train)))
     if test is None or targets.test is None:
         train_rows, test_rows = hold_out(train_rows, source.test_fraction, stream(seed, "data", "test"))
@@ -345,6 +344,11 @@ def read(
         strata_names=targets.strata_names,
         columns=columns,
     )
+
+
+def _tell(*notes: str) -> None:
+    for note in notes:
+        logger.warning("%s", note)
 
 
 def _with_columns(

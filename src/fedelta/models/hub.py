@@ -123,8 +123,8 @@ def build(
     else:
         _set_classes(config, class_names, task)
     config.return_dict = True  # outputs are read by name
-    native = native_size(config)
-    size = source.image_size or native or 224  # 224: the size that nearly all image classifiers were trained at
+    # 224: the size that nearly all image classifiers were trained at.
+    size = source.image_size or native_size(config) or 224
     if config.model_type in FAMILIES:
         config.image_size = size
     with torch.random.fork_rng(devices=[]), quiet_transformers(), without_symbols():
@@ -139,9 +139,7 @@ def build(
     anatomy = (decoder_of if is_decoder else anatomy_of)(module, config.model_type)
     check_patches(size, config)
     backbone = Backbone(module, anatomy, batch_norm=source.batch_norm, lost_head=loaded.lost_head)
-    if is_decoder:
-        # Keys and values of earlier calls are only of use to generate.
-        backbone = replace(backbone, vocabulary=vocabulary_of(module), extra_inputs={"use_cache": False})
+    backbone = _with_vocabulary(backbone) if is_decoder else backbone
     # A model for counting needs no modality, whose files would have to be read or downloaded.
     return backbone if device == "meta" else _with_modality(backbone, source, config, size, task)
 
@@ -151,6 +149,11 @@ def _set_classes(config: PretrainedConfig, class_names: tuple[str, ...], task: T
     if class_names:
         config.id2label = dict(enumerate(class_names))
         config.label2id = {name: index for index, name in enumerate(class_names)}
+
+
+def _with_vocabulary(backbone: Backbone) -> Backbone:
+    """A language model; keys and values of earlier calls are only of use to generate."""
+    return replace(backbone, vocabulary=vocabulary_of(backbone.module), extra_inputs={"use_cache": False})
 
 
 def _with_modality(
