@@ -11,7 +11,7 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-from fedelta.assembly.fitting import fit_lanes, fit_workers
+from fedelta.assembly.fitting import fit_lanes, fit_workers, with_tokens
 from fedelta.assembly.local import processes_of, shared_out
 from fedelta.assembly.model import TunedModel, tiers_of, tuned_model, work_of
 from fedelta.assembly.origin import origin_of
@@ -217,7 +217,7 @@ def assemble(
 
 def _model(config: Config, backbone: Backbone, data: FederatedData, lanes: int | None) -> TunedModel:
     """The model with the lanes of the run whose worker this is, or with as many as memory holds."""
-    num = num_lanes(config) if lanes is None else lanes
+    num = with_tokens(config, backbone, num_lanes(config)) if lanes is None else lanes
     model = tuned_model(config, backbone, data.class_names, num_lanes=num, sample=few_rows(data))
     if lanes is None:
         fit_lanes(config, model, data)
