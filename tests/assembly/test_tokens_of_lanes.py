@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from tests.pretraining.test_words import RECIPE
 
 from fedelta.assembly.fitting import with_tokens
 from fedelta.config import Config, load_config
 from fedelta.models.hub import Backbone, build
 from fedelta.tasks.language import Language
-from tests.pretraining.test_words import RECIPE
 
 
 @pytest.fixture(scope="module")
